@@ -1,0 +1,97 @@
+// Package cowcommon holds what all copy-on-write backends share: the Backend interface that makes a
+// filesystem usable, and the Driver that gives any Backend Docker's graphdriver API.
+package cowcommon
+
+import (
+	"context"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Backend keeps copy-on-write volumes on one filesystem.
+//
+// A volume is a directory tree with a name. It is writable until another volume is cloned from it;
+// then it is sealed: read-only for good, so that an image cannot change under its containers. A volume
+// that someone holds mounted when it is cloned is cloned as it is at that moment and stays writable.
+//
+// Methods are safe for concurrent use, and each that changes something is atomic: after a crash the
+// volume is either there and complete, or not there. What a method has acknowledged survives a power
+// cut, except that a removed volume may come back whole.
+//
+// Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound,
+// ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed),
+// ErrNotImplemented (this filesystem or kernel cannot).
+type Backend interface {
+	// Create makes an empty writable volume. Its root directory is 0755 and owned by opts.UID and GID.
+	Create(ctx context.Context, name string, opts VolumeOptions) error
+	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted.
+	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
+	// Remove destroys a volume and whatever was made inside it. Removing an absent one is not an error.
+	// ErrFailedPrecondition: a view of it is open, or something that is not Cowshed's depends on it.
+	Remove(ctx context.Context, name string) error
+
+	// Mount makes a volume's tree reachable and returns the absolute path of its root. Mounts are
+	// counted: each needs its Unmount. label is an SELinux mount label or "".
+	Mount(ctx context.Context, name, label string) (dir string, err error)
+	// Unmount releases one Mount. Without a matching Mount it does nothing.
+	Unmount(ctx context.Context, name string) error
+
+	// View opens the tree of a volume read-only, frozen at this moment. The caller closes it.
+	View(ctx context.Context, name string) (View, error)
+	// Hints says where two views of this backend may differ, top being the later one.
+	// ErrNoHints (a *treediff.NoHintsError with the reason): it cannot be said, walk both.
+	Hints(ctx context.Context, base, top View) (*treediff.Hints, error)
+
+	// Stat describes one volume.
+	Stat(ctx context.Context, name string) (Volume, error)
+	// Volumes lists all volumes in no particular order. Parents are given where they are known.
+	Volumes(ctx context.Context) iter.Seq2[Volume, error]
+	// Usage says what a volume holds. Its cost does not depend on what the volume holds.
+	// ErrNotImplemented: quotas are off, so the filesystem does not keep count.
+	Usage(ctx context.Context, name string) (quota.Usage, error)
+	// SetLimit replaces a volume's limit; the zero Limit removes it.
+	SetLimit(ctx context.Context, name string, limit quota.Limit) error
+	// Sync makes everything written to a volume so far survive a power cut.
+	Sync(ctx context.Context, name string) error
+
+	// Send writes the native stream of top, incremental from base unless base is nil.
+	Send(ctx context.Context, w io.Writer, base, top View) error
+	// Receive makes a volume from a native stream. source names the volume that an incremental stream
+	// builds on, or is "".
+	Receive(ctx context.Context, name, source string, r io.Reader) error
+
+	// Status describes the backend and its filesystem as they are now, for people.
+	Status(ctx context.Context) [][2]string
+	// Close releases what the backend holds. Volumes and the mounts of others stay.
+	Close() error
+}
+
+// View is a read-only tree that does not change while it is open.
+type View interface {
+	// Dir is the absolute path of the root of the tree.
+	Dir() string
+	// Close releases the view. Closing twice does nothing.
+	Close() error
+}
+
+// VolumeOptions says how a volume is made.
+type VolumeOptions struct {
+	UID, GID   int         // owner of an empty volume's root directory, as host ids
+	Limit      quota.Limit // the zero Limit: none
+	MountLabel string      // SELinux label of the tree, or ""
+}
+
+// Volume describes a volume.
+type Volume struct {
+	Name    string
+	Parent  string // the volume it was cloned from, "" if none or if it is gone
+	Sealed  bool
+	Limit   quota.Limit
+	Created time.Time
+	// Details are the backend's own facts by name, for people: subvolume id, dataset, path.
+	Details map[string]string
+}

@@ -1,0 +1,64 @@
+package treediff
+
+// Flags says what may differ at a hinted path.
+type Flags uint8
+
+const (
+	// Written marks a file whose bytes may differ although size and time of change agree.
+	Written Flags = 1 << iota
+	// Deep marks a directory that is to be compared in full below this point.
+	Deep
+)
+
+// Hints names the paths at which two trees may differ. A path is hinted if the name was added to,
+// removed from or given another inode in its directory, or if the inode it names was changed, in either
+// tree. The zero value says that the trees are equal. Hints is not safe for concurrent use.
+type Hints struct {
+	root node
+	n    int
+}
+
+type node struct {
+	children map[string]*node
+	hinted   bool
+	flags    Flags
+}
+
+// Add hints at path, slash-separated and relative to the root ("" or "/" is the root itself), with flags
+// added to those it has.
+func (h *Hints) Add(path string, flags Flags) {
+	n := &h.root
+	for len(path) > 0 {
+		var name string
+		name, path = cutPath(path)
+		if name == "" {
+			continue
+		}
+		next := n.children[name]
+		if next == nil {
+			if n.children == nil {
+				n.children = make(map[string]*node)
+			}
+			next = &node{}
+			n.children[name] = next
+		}
+		n = next
+	}
+	if !n.hinted {
+		n.hinted = true
+		h.n++
+	}
+	n.flags |= flags
+}
+
+// Len is the number of distinct paths hinted.
+func (h *Hints) Len() int { return h.n }
+
+func cutPath(path string) (name, rest string) {
+	for i := range len(path) {
+		if path[i] == '/' {
+			return path[:i], path[i+1:]
+		}
+	}
+	return path, ""
+}
