@@ -1,0 +1,42 @@
+package btrfsctl
+
+import (
+	"runtime"
+	"unsafe"
+)
+
+// SendNoFileData leaves file contents out of a stream: writes are reported by UPDATE_EXTENT commands.
+const SendNoFileData = 1 << 0
+
+// sendVersion asks for the stream version in version, capped by what the kernel has.
+const sendVersion = 1 << 3
+
+type sendArgs struct {
+	fd           int64
+	cloneCount   uint64
+	cloneSources unsafe.Pointer // *uint64
+	parentRoot   uint64
+	flags        uint64
+	version      uint32
+	_            [28]byte
+}
+
+// Send writes the send stream of the read-only subvolume whose root is open as subvol to the descriptor
+// out, incremental from the read-only subvolume with id parent unless that is 0. version 0 means 1.
+//
+// It needs CAP_SYS_ADMIN in the initial user namespace. EPERM: a subvolume involved is writable, or the
+// privilege is missing. EAGAIN: dedupe runs on one. EPIPE: the reader of out has gone.
+func Send(subvol, out int, parent uint64, flags uint64, version uint32) error {
+	args := &sendArgs{fd: int64(out), parentRoot: parent, flags: flags}
+	if version > 1 {
+		args.flags |= sendVersion
+		args.version = version
+	}
+	if parent != 0 {
+		args.cloneCount = 1
+		args.cloneSources = unsafe.Pointer(&args.parentRoot)
+	}
+	err := ioctl(subvol, iocSend, unsafe.Pointer(args))
+	runtime.KeepAlive(args)
+	return err
+}
