@@ -1,0 +1,312 @@
+package cowcommon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
+	"github.com/moby/go-archive"
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Options configures a Driver. The zero value limits nothing and maps no ids.
+type Options struct {
+	IDMap        user.IdentityMapping
+	DefaultLimit uint64      // bytes that a read-write layer without a size of its own may hold; 0: no limit
+	MinSize      uint64      // the least that a size may be, in bytes
+	Scope        quota.Scope // what every limit counts
+	Logger       *slog.Logger
+}
+
+// Driver gives a Backend Docker's graphdriver API. A layer is a volume; the layer's id is its name.
+//
+// It is safe for concurrent use. Changes, Diff, DiffSize and DiffGetter work on views, so they show one
+// moment of a layer even while a container writes to it.
+type Driver struct {
+	name    string
+	backend Backend
+	opts    Options
+	log     *slog.Logger
+	stats   compareStats
+}
+
+var _ graphdriver.DiffGetterDriver = (*Driver)(nil)
+
+// NewDriver makes a Driver called name over backend, which it closes in Cleanup.
+func NewDriver(name string, backend Backend, opts Options) *Driver {
+	log := opts.Logger
+	if log == nil {
+		log = slog.Default()
+	}
+	return &Driver{name: name, backend: backend, opts: opts, log: log.With("driver", name)}
+}
+
+// String is the driver's name.
+func (d *Driver) String() string { return d.name }
+
+// Backend is what the driver stands on.
+func (d *Driver) Backend() Backend { return d.backend }
+
+// Create makes a layer that is to hold an image layer's content. Without a parent it is empty. It has no
+// limit unless opts names a size. Errors are those of Backend.Create and Clone, and
+// errdefs.ErrInvalidArgument for an id or option that cannot be.
+func (d *Driver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
+	return d.create(id, parent, opts, 0)
+}
+
+// CreateReadWrite makes a layer for a container to write to. It differs from Create in having the
+// driver's default limit where opts names no size.
+func (d *Driver) CreateReadWrite(id, parent string, opts *graphdriver.CreateOpts) error {
+	return d.create(id, parent, opts, d.opts.DefaultLimit)
+}
+
+func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, size uint64) error {
+	if err := CheckID(id); err != nil {
+		return d.wrap("create layer", id, err)
+	}
+	volume := VolumeOptions{}
+	if opts != nil {
+		volume.MountLabel = opts.MountLabel
+		asked, err := quota.ParseStorageOpt(opts.StorageOpt)
+		if err != nil {
+			return d.wrap("create layer", id, err)
+		}
+		if asked != 0 {
+			size = asked
+		}
+		if asked != 0 && asked < d.opts.MinSize {
+			return d.wrap("create layer", id, fmt.Errorf("size %s is less than the driver's min_space of %s: %w",
+				units.BytesSize(float64(asked)), units.BytesSize(float64(d.opts.MinSize)), errdefs.ErrInvalidArgument))
+		}
+	}
+	if size != 0 {
+		volume.Limit = quota.Limit{Bytes: size, Scope: d.opts.Scope}
+	}
+
+	ctx := context.Background()
+	if parent == "" {
+		volume.UID, volume.GID = d.opts.IDMap.RootPair()
+		return d.wrap("create layer", id, d.backend.Create(ctx, id, volume))
+	}
+	if err := CheckID(parent); err != nil {
+		return d.wrap("create layer", id, fmt.Errorf("parent: %w", err))
+	}
+	return d.wrap("create layer", id, d.backend.Clone(ctx, id, parent, volume))
+}
+
+// Remove destroys a layer. Removing one that does not exist is not an error.
+func (d *Driver) Remove(id string) error {
+	if err := CheckID(id); err != nil {
+		return d.wrap("remove layer", id, err)
+	}
+	return d.wrap("remove layer", id, d.backend.Remove(context.Background(), id))
+}
+
+// Get makes a layer's tree reachable and returns its root. Each Get needs a Put.
+func (d *Driver) Get(id, mountLabel string) (string, error) {
+	if err := CheckID(id); err != nil {
+		return "", d.wrap("get layer", id, err)
+	}
+	dir, err := d.backend.Mount(context.Background(), id, mountLabel)
+	return dir, d.wrap("get layer", id, err)
+}
+
+// Put releases one Get. Without a Get it does nothing.
+func (d *Driver) Put(id string) error {
+	if err := CheckID(id); err != nil {
+		return d.wrap("put layer", id, err)
+	}
+	return d.wrap("put layer", id, d.backend.Unmount(context.Background(), id))
+}
+
+// Exists reports whether the layer is there.
+func (d *Driver) Exists(id string) bool {
+	if CheckID(id) != nil {
+		return false
+	}
+	_, err := d.backend.Stat(context.Background(), id)
+	return err == nil
+}
+
+// Status describes the driver and its filesystem as they are now.
+func (d *Driver) Status() [][2]string {
+	status := d.backend.Status(context.Background())
+	if d.opts.DefaultLimit != 0 {
+		status = append(status, [2]string{"Default Size", units.BytesSize(float64(d.opts.DefaultLimit))})
+	}
+	return append(status, [2]string{"Quota Scope", d.opts.Scope.String()})
+}
+
+// GetMetadata describes a layer: the backend's own facts about it, and Parent, Sealed, Limit and Usage
+// where they are known, the latter two in bytes.
+func (d *Driver) GetMetadata(id string) (map[string]string, error) {
+	if err := CheckID(id); err != nil {
+		return nil, d.wrap("describe layer", id, err)
+	}
+	ctx := context.Background()
+	v, err := d.backend.Stat(ctx, id)
+	if err != nil {
+		return nil, d.wrap("describe layer", id, err)
+	}
+	metadata := make(map[string]string, len(v.Details)+4)
+	for name, value := range v.Details {
+		metadata[name] = value
+	}
+	metadata["Sealed"] = strconv.FormatBool(v.Sealed)
+	if v.Parent != "" {
+		metadata["Parent"] = v.Parent
+	}
+	if v.Limit.Bytes != 0 {
+		metadata["Limit"] = strconv.FormatUint(v.Limit.Bytes, 10)
+		metadata["LimitScope"] = v.Limit.Scope.String()
+	}
+	switch usage, err := d.backend.Usage(ctx, id); {
+	case err == nil:
+		metadata["Usage"] = strconv.FormatUint(usage.Bytes, 10)
+	case !errdefs.IsNotImplemented(err):
+		return nil, d.wrap("describe layer", id, err)
+	}
+	return metadata, nil
+}
+
+// Cleanup releases what the driver holds. Layers stay.
+func (d *Driver) Cleanup() error {
+	if err := d.backend.Close(); err != nil {
+		return fmt.Errorf("%s: clean up: %w", d.name, err)
+	}
+	return nil
+}
+
+// ApplyDiff extracts an uncompressed layer tar into a layer and returns the sum of the sizes of its
+// files. When it returns without an error, all of it survives a power cut.
+//
+// parent is not looked at: the layer was cloned from it. An error leaves the layer part-filled and
+// removable.
+func (d *Driver) ApplyDiff(id, _ string, diff io.Reader) (int64, error) {
+	return d.Apply(context.Background(), id, diff)
+}
+
+// Apply is ApplyDiff with a context.
+func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int64, err error) {
+	if err := CheckID(id); err != nil {
+		return 0, d.wrap("apply to layer", id, err)
+	}
+	v, err := d.backend.Stat(ctx, id)
+	if err != nil {
+		return 0, d.wrap("apply to layer", id, err)
+	}
+	if v.Sealed {
+		return 0, d.wrap("apply to layer", id, fmt.Errorf("it is sealed, since other layers were made from it: %w", errdefs.ErrFailedPrecondition))
+	}
+	// Holding the layer keeps it from being sealed half-way.
+	dir, err := d.backend.Mount(ctx, id, "")
+	if err != nil {
+		return 0, d.wrap("apply to layer", id, err)
+	}
+	defer func() { err = errors.Join(err, d.wrap("apply to layer", id, d.backend.Unmount(ctx, id))) }()
+
+	size, err = layertar.Apply(ctx, dir, diff, layertar.ApplyOptions{IDMap: d.opts.IDMap})
+	if err != nil {
+		return 0, d.wrap("apply to layer", id, err)
+	}
+	return size, d.wrap("apply to layer", id, d.backend.Sync(ctx, id))
+}
+
+// Usage says what a layer holds: what the filesystem counts where quotas are on, else the sizes of the
+// files that the layer added or changed, whose cost follows the number of changes.
+func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
+	if err := CheckID(id); err != nil {
+		return quota.Usage{}, d.wrap("usage of layer", id, err)
+	}
+	usage, err := d.backend.Usage(ctx, id)
+	if err == nil || !errdefs.IsNotImplemented(err) {
+		return usage, d.wrap("usage of layer", id, err)
+	}
+	v, err := d.backend.Stat(ctx, id)
+	if err != nil {
+		return quota.Usage{}, d.wrap("usage of layer", id, err)
+	}
+	size, err := d.diffSize(ctx, id, v.Parent)
+	return quota.Usage{Bytes: uint64(size), Limit: v.Limit}, d.wrap("usage of layer", id, err)
+}
+
+// SetLimit replaces a layer's limit; 0 bytes removes it. What is counted is the driver's quota scope.
+func (d *Driver) SetLimit(ctx context.Context, id string, bytes uint64) error {
+	if err := CheckID(id); err != nil {
+		return d.wrap("limit layer", id, err)
+	}
+	limit := quota.Limit{}
+	if bytes != 0 {
+		limit = quota.Limit{Bytes: bytes, Scope: d.opts.Scope}
+	}
+	return d.wrap("limit layer", id, d.backend.SetLimit(ctx, id, limit))
+}
+
+func (d *Driver) diffSize(ctx context.Context, id, parent string) (int64, error) {
+	c, err := d.Compare(ctx, id, parent, Auto)
+	if err != nil {
+		return 0, err
+	}
+	size, err := treediff.Size(ctx, c.Dir(), c.Changes)
+	return size, errors.Join(err, c.Close())
+}
+
+// DiffSize is the sum of the sizes of the files that Diff would write, in bytes.
+func (d *Driver) DiffSize(id, parent string) (int64, error) {
+	size, err := d.diffSize(context.Background(), id, parent)
+	return size, d.wrap("size the diff of layer", id, err)
+}
+
+// Changes lists what a layer changed of parent, sorted by path. With parent "" everything is added.
+func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
+	c, err := d.Compare(context.Background(), id, parent, Auto)
+	if err != nil {
+		return nil, d.wrap("list changes of layer", id, err)
+	}
+	return c.Changes, d.wrap("list changes of layer", id, c.Close())
+}
+
+// Diff writes what a layer changed of parent as an uncompressed tar. Closing the reader early stops it.
+func (d *Driver) Diff(id, parent string) (io.ReadCloser, error) {
+	ctx := context.Background()
+	c, err := d.Compare(ctx, id, parent, Auto)
+	if err != nil {
+		return nil, d.wrap("diff layer", id, err)
+	}
+	return newTarReader(ctx, func(ctx context.Context, w io.Writer) error {
+		return d.wrap("diff layer", id, errors.Join(c.WriteTar(ctx, w, nil), c.Close()))
+	}), nil
+}
+
+// DiffGetter gives access to the files of a layer as they are now, by the names that Diff gives them.
+func (d *Driver) DiffGetter(id string) (graphdriver.FileGetCloser, error) {
+	if err := CheckID(id); err != nil {
+		return nil, d.wrap("read files of layer", id, err)
+	}
+	view, err := d.backend.View(context.Background(), id)
+	if err != nil {
+		return nil, d.wrap("read files of layer", id, err)
+	}
+	files, err := newFileGetter(view)
+	if err != nil {
+		return nil, d.wrap("read files of layer", id, errors.Join(err, view.Close()))
+	}
+	return files, nil
+}
+
+func (d *Driver) wrap(operation, id string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %s %s: %w", d.name, operation, strconv.Quote(id), err)
+}
