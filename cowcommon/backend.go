@@ -30,8 +30,12 @@ type Backend interface {
 	Create(ctx context.Context, name string, opts VolumeOptions) error
 	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted.
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
+	// Rename gives a volume that nobody holds another name. ErrAlreadyExists: the name is taken, and
+	// nothing was changed.
+	Rename(ctx context.Context, name, to string) error
 	// Remove destroys a volume and whatever was made inside it. Removing an absent one is not an error.
-	// ErrFailedPrecondition: a view of it is open, or something that is not Cowshed's depends on it.
+	// ErrFailedPrecondition: it is mounted, a view of it is open, or something that is not Cowshed's
+	// depends on it.
 	Remove(ctx context.Context, name string) error
 
 	// Mount makes a volume's tree reachable and returns the absolute path of its root. Mounts are

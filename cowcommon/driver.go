@@ -9,7 +9,6 @@ import (
 	"strconv"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/go-units"
 	"github.com/moby/go-archive"
 	"github.com/moby/sys/user"
 
@@ -21,11 +20,9 @@ import (
 
 // Options configures a Driver. The zero value limits nothing and maps no ids.
 type Options struct {
-	IDMap        user.IdentityMapping
-	DefaultLimit uint64      // bytes that a read-write layer without a size of its own may hold; 0: no limit
-	MinSize      uint64      // the least that a size may be, in bytes
-	Scope        quota.Scope // what every limit counts
-	Logger       *slog.Logger
+	IDMap  user.IdentityMapping
+	Quota  quota.Options // default and least size of layers, and what every limit counts
+	Logger *slog.Logger  // nil: slog.Default
 }
 
 // Driver gives a Backend Docker's graphdriver API. A layer is a volume; the layer's id is its name.
@@ -61,47 +58,38 @@ func (d *Driver) Backend() Backend { return d.backend }
 // limit unless opts names a size. Errors are those of Backend.Create and Clone, and
 // errdefs.ErrInvalidArgument for an id or option that cannot be.
 func (d *Driver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
-	return d.create(id, parent, opts, 0)
+	return d.create(id, parent, opts, false)
 }
 
 // CreateReadWrite makes a layer for a container to write to. It differs from Create in having the
 // driver's default limit where opts names no size.
 func (d *Driver) CreateReadWrite(id, parent string, opts *graphdriver.CreateOpts) error {
-	return d.create(id, parent, opts, d.opts.DefaultLimit)
+	return d.create(id, parent, opts, true)
 }
 
-func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, size uint64) error {
-	if err := CheckID(id); err != nil {
-		return d.wrap("create layer", id, err)
+func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWrite bool) (err error) {
+	if opts == nil {
+		opts = &graphdriver.CreateOpts{}
 	}
-	volume := VolumeOptions{}
-	if opts != nil {
-		volume.MountLabel = opts.MountLabel
-		asked, err := quota.ParseStorageOpt(opts.StorageOpt)
-		if err != nil {
-			return d.wrap("create layer", id, err)
-		}
-		if asked != 0 {
-			size = asked
-		}
-		if asked != 0 && asked < d.opts.MinSize {
-			return d.wrap("create layer", id, fmt.Errorf("size %s is less than the driver's min_space of %s: %w",
-				units.BytesSize(float64(asked)), units.BytesSize(float64(d.opts.MinSize)), errdefs.ErrInvalidArgument))
-		}
-	}
-	if size != 0 {
-		volume.Limit = quota.Limit{Bytes: size, Scope: d.opts.Scope}
-	}
+	defer func() { err = d.wrap("create layer", id, err) }()
 
+	if err := CheckID(id); err != nil {
+		return err
+	}
+	limit, err := d.opts.Quota.LayerLimit(opts.StorageOpt, readWrite)
+	if err != nil {
+		return err
+	}
+	volume := VolumeOptions{Limit: limit, MountLabel: opts.MountLabel}
 	ctx := context.Background()
 	if parent == "" {
 		volume.UID, volume.GID = d.opts.IDMap.RootPair()
-		return d.wrap("create layer", id, d.backend.Create(ctx, id, volume))
+		return d.backend.Create(ctx, id, volume)
 	}
 	if err := CheckID(parent); err != nil {
-		return d.wrap("create layer", id, fmt.Errorf("parent: %w", err))
+		return fmt.Errorf("parent: %w", err)
 	}
-	return d.wrap("create layer", id, d.backend.Clone(ctx, id, parent, volume))
+	return d.backend.Clone(ctx, id, parent, volume)
 }
 
 // Remove destroys a layer. Removing one that does not exist is not an error.
@@ -141,10 +129,10 @@ func (d *Driver) Exists(id string) bool {
 // Status describes the driver and its filesystem as they are now.
 func (d *Driver) Status() [][2]string {
 	status := d.backend.Status(context.Background())
-	if d.opts.DefaultLimit != 0 {
-		status = append(status, [2]string{"Default Size", units.BytesSize(float64(d.opts.DefaultLimit))})
+	if d.opts.Quota.Size != 0 {
+		status = append(status, [2]string{"Default Size", quota.FormatSize(d.opts.Quota.Size)})
 	}
-	return append(status, [2]string{"Quota Scope", d.opts.Scope.String()})
+	return append(status, [2]string{"Quota Scope", d.opts.Quota.Scope.String()})
 }
 
 // GetMetadata describes a layer: the backend's own facts about it, and Parent, Sealed, Limit and Usage
@@ -247,7 +235,7 @@ func (d *Driver) SetLimit(ctx context.Context, id string, bytes uint64) error {
 	}
 	limit := quota.Limit{}
 	if bytes != 0 {
-		limit = quota.Limit{Bytes: bytes, Scope: d.opts.Scope}
+		limit = quota.Limit{Bytes: bytes, Scope: d.opts.Quota.Scope}
 	}
 	return d.wrap("limit layer", id, d.backend.SetLimit(ctx, id, limit))
 }

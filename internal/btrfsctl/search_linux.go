@@ -131,12 +131,12 @@ type inoPathArgs struct {
 	fspath unsafe.Pointer
 }
 
-// inoPathsSize is the most that the kernel will fill in, and holds every path of an inode in the usual
-// case: one that has a few links. The ioctl says when it did not fit.
-const inoPathsSize = 64 << 10
+// inoPathsSize is the most that the kernel fills in, whatever it is offered (btrfs_ioctl_ino_to_path).
+const inoPathsSize = 4096
 
 // InoPaths lists every path of an inode within the subvolume that holds fd, relative to that subvolume's
-// root. EOVERFLOW: there are more than the kernel can list in one call. It needs CAP_DAC_READ_SEARCH.
+// root. EOVERFLOW: they do not fit into the
+// 4 KiB that the kernel can list. It needs CAP_DAC_READ_SEARCH.
 func InoPaths(fd int, inode uint64) ([]string, error) {
 	// struct btrfs_data_container: le32 bytes_left, bytes_missing, elem_cnt, elem_missed, then elem_cnt
 	// offsets of NUL-terminated strings, relative to the start of the offsets.

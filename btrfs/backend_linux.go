@@ -1,0 +1,164 @@
+package btrfs
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Options configures a Backend. The zero value is the default.
+type Options struct {
+	GID    int          // group that may pass through the layout's directories, besides root
+	Quota  quota.Policy // which quota mode may be used, and turned on at the first limit
+	Scope  quota.Scope  // what the limits count that moby's driver recorded
+	Logger *slog.Logger // nil: slog.Default
+}
+
+// Backend keeps volumes as the subvolumes of one directory. It implements cowcommon.Backend.
+//
+// Several may be open on the same home, in one process or several: what one holds mounted or in view, the
+// others do not seal or remove. Only the first to open cleans up what a crash has left.
+type Backend struct {
+	home   string
+	opts   Options
+	log    *slog.Logger
+	fs     *os.File // home, for calls that concern the whole filesystem
+	fsUUID btrfsctl.UUID
+	lock   *os.File
+	dirs   dirs
+	quotas *quota.Qgroups
+
+	mu    sync.Mutex
+	uses  map[string]*use    // volumes that are mounted, in view or being removed, by name
+	views map[*view]struct{} // open ones
+
+	noHintsMu sync.Mutex
+	noHints   error // why the last native diff was not possible, nil if it was
+}
+
+var _ cowcommon.Backend = (*Backend)(nil)
+
+// Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the
+// layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,
+// unless another process has the same home open.
+func Open(home string, opts Options) (_ *Backend, err error) {
+	b := &Backend{
+		opts:  opts,
+		log:   opts.Logger,
+		uses:  make(map[string]*use),
+		views: make(map[*view]struct{}),
+	}
+	if b.log == nil {
+		b.log = slog.Default()
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("btrfs: open %s: %w", home, err), b.closeFiles())
+		}
+	}()
+
+	if b.home, err = filepath.Abs(home); err != nil {
+		return nil, err
+	}
+	if err := makeHome(b.home, opts.GID); err != nil {
+		return nil, err
+	}
+	if b.fs, err = os.OpenFile(b.home, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+		return nil, err
+	}
+	if b.fsUUID, err = btrfsctl.FilesystemUUID(int(b.fs.Fd())); err != nil {
+		return nil, fmt.Errorf("filesystem UUID: %w", err)
+	}
+	if err := b.dirs.open(b.home, opts.GID); err != nil {
+		return nil, err
+	}
+	if b.quotas, err = quota.OpenQgroups(b.home, opts.Quota); err != nil {
+		return nil, err
+	}
+	alone, err := b.takeLock()
+	if err != nil {
+		return nil, err
+	}
+	if alone {
+		if err := b.recover(); err != nil {
+			return nil, fmt.Errorf("recover: %w", err)
+		}
+		if err := unix.Flock(int(b.lock.Fd()), unix.LOCK_SH); err != nil {
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+	}
+	return b, nil
+}
+
+// takeLock locks the home. Every open Backend holds the lock shared, so whoever gets it exclusively is
+// alone, and may take what is in staging, removing and views for left over.
+func (b *Backend) takeLock() (alone bool, err error) {
+	b.lock, err = os.OpenFile(filepath.Join(b.home, lockName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return false, err
+	}
+	err = unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		// It may be held exclusively by one that is recovering: wait for that to end.
+		return false, unix.Flock(int(b.lock.Fd()), unix.LOCK_SH)
+	}
+	return err == nil, err
+}
+
+// Close closes the views that are open, takes away the qgroups of removed volumes that can be by now, and
+// releases every descriptor. Volumes stay; those that were mounted are no longer protected.
+func (b *Backend) Close() error {
+	var errs []error
+	for _, v := range b.openViews() {
+		errs = append(errs, v.Close())
+	}
+	errs = append(errs, b.sweepQgroups())
+	return errors.Join(append(errs, b.closeFiles())...)
+}
+
+func (b *Backend) openViews() []*view {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	views := make([]*view, 0, len(b.views))
+	for v := range b.views {
+		views = append(views, v)
+	}
+	return views
+}
+
+func (b *Backend) closeFiles() error {
+	var errs []error
+	if b.quotas != nil {
+		errs = append(errs, b.quotas.Close())
+	}
+	b.mu.Lock()
+	for name, u := range b.uses {
+		errs = append(errs, u.dir.Close())
+		delete(b.uses, name)
+	}
+	b.mu.Unlock()
+	errs = append(errs, b.dirs.close())
+	for _, f := range []*os.File{b.lock, b.fs} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// commit makes what has been done so far durable.
+func (b *Backend) commit() error {
+	if err := btrfsctl.Commit(int(b.fs.Fd())); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}

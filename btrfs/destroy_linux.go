@@ -1,0 +1,151 @@
+package btrfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// errNotSubvolume says that a directory is not the root of a subvolume, so Cowshed did not make it.
+var errNotSubvolume = errors.New("not a subvolume")
+
+// openSubvolume opens the root of the subvolume name in dir.
+func openSubvolume(dir *os.File, name string) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir.Name() + "/" + name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), dir.Name()+"/"+name)
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if stat.Ino != btrfsctl.FirstFreeObjectID {
+		return nil, errors.Join(fmt.Errorf("%s: %w", f.Name(), errNotSubvolume), f.Close())
+	}
+	return f, nil
+}
+
+// destroy unlinks the subvolume name of dir with whatever subvolumes are nested inside. It is for what
+// nobody should find any more: a crash may leave some of the nested ones destroyed.
+func (b *Backend) destroy(dir *os.File, name string) error {
+	root, err := openSubvolume(dir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	info, err := btrfsctl.Info(int(root.Fd()))
+	if err != nil {
+		return fmt.Errorf("subvolume %s: %w", root.Name(), err)
+	}
+	if err := b.markQgroup(info.ID); err != nil {
+		return err
+	}
+	err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		if err := b.destroyNested(info.ID); err != nil {
+			return fmt.Errorf("subvolumes nested in %s: %w", root.Name(), err)
+		}
+		err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
+	}
+	if err != nil {
+		return fmt.Errorf("destroy subvolume %s: %w", root.Name(), err)
+	}
+	return nil
+}
+
+// destroyNested destroys all subvolumes inside the subvolume id, at any depth, and leaves it writable.
+//
+// Whoever may write to a layer may nest subvolumes in it, as deep and under such paths as they like. So
+// subvolumes are found and destroyed by id; no path of theirs is ever resolved.
+func (b *Backend) destroyNested(id uint64) error {
+	ids := []uint64{id} // every subvolume before those nested in it
+	for i := 0; i < len(ids); i++ {
+		nested, err := b.openForDestruction(ids[i])
+		if err != nil {
+			return err
+		}
+		for _, ref := range nested {
+			ids = append(ids, ref.ID)
+		}
+	}
+	for i := len(ids) - 1; i > 0; i-- {
+		if err := b.markQgroup(ids[i]); err != nil {
+			return err
+		}
+		if err := btrfsctl.DestroySubvolumeByID(int(b.fs.Fd()), ids[i]); err != nil {
+			return fmt.Errorf("destroy subvolume %d: %w", ids[i], err)
+		}
+	}
+	return nil
+}
+
+// openForDestruction makes a subvolume writable, without which nothing nested in it could be unlinked,
+// and lists what is nested.
+func (b *Backend) openForDestruction(id uint64) ([]btrfsctl.RootRef, error) {
+	fd, err := btrfsctl.OpenRoot(int(b.fs.Fd()), id)
+	if err != nil {
+		return nil, fmt.Errorf("open subvolume %d: %w", id, err)
+	}
+	defer unix.Close(fd)
+	if err := btrfsctl.SetReadOnly(fd, false); err != nil {
+		return nil, fmt.Errorf("make subvolume %d writable: %w", id, err)
+	}
+	nested, err := btrfsctl.Nested(fd)
+	if err != nil {
+		return nil, fmt.Errorf("list what is nested in subvolume %d: %w", id, err)
+	}
+	return nested, nil
+}
+
+// markQgroup notes that the qgroup of the subvolume id, which is about to be destroyed, has to go. It
+// cannot go before the kernel has dropped the subvolume, which may be long after; the mark outlives a
+// crash and says that the qgroup was Cowshed's.
+func (b *Backend) markQgroup(id uint64) error {
+	mode, err := b.quotas.Mode()
+	if err != nil || mode == quota.Off {
+		return err
+	}
+	fd, err := unix.Openat(int(b.dirs.removing.Fd()), qgroupMark+strconv.FormatUint(id, 10),
+		unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("mark qgroup of subvolume %d: %w", id, err)
+	}
+	return unix.Close(fd)
+}
+
+// sweepQgroups removes the marked qgroups that can be removed by now, and their marks. The others stay
+// for the next time.
+func (b *Backend) sweepQgroups() error {
+	entries, err := os.ReadDir(b.dirs.removing.Name())
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if !isQgroupMark(entry) {
+			continue
+		}
+		id, _ := markedQgroup(entry.Name())
+		err := b.quotas.Remove(id)
+		if errors.Is(err, quota.ErrNotYet) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := unix.Unlinkat(int(b.dirs.removing.Fd()), entry.Name(), 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("unmark qgroup of subvolume %d: %w", id, err)
+		}
+	}
+	return nil
+}

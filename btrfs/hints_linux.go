@@ -1,0 +1,172 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+)
+
+// maxAncestors bounds how far back from a layer its relation to another is looked for.
+const maxAncestors = 1024
+
+// Hints asks the kernel for a send stream of top without file data, incremental from base, and takes from
+// it the names that it speaks of.
+func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
+	hints, err := b.hints(ctx, base, top)
+	if err == nil || errors.Is(err, treediff.ErrNoHints) {
+		b.noHintsMu.Lock()
+		b.noHints = err
+		b.noHintsMu.Unlock()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("btrfs: hints: %w", err)
+	}
+	return hints, nil
+}
+
+func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
+	baseView, ok1 := base.(*view)
+	topView, ok2 := top.(*view)
+	if !ok1 || !ok2 || baseView.b.fsUUID != topView.b.fsUUID {
+		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("not two views of one btrfs filesystem")}
+	}
+	baseInfo, err := btrfsctl.Info(int(baseView.dir.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("base: %w", err)
+	}
+	topInfo, err := btrfsctl.Info(int(topView.dir.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("top: %w", err)
+	}
+	switch related, err := b.related(baseInfo, topInfo); {
+	case errors.Is(err, unix.EPERM):
+		return nil, &treediff.NoHintsError{Reason: "permission", Err: err}
+	case err != nil:
+		return nil, fmt.Errorf("find common ancestor: %w", err)
+	case !related:
+		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("the layers have no common ancestor")}
+	}
+
+	var replayed *replayed
+	err = b.send(ctx, topView, baseInfo.ID, btrfsctl.SendNoFileData, func(r io.Reader) error {
+		replayed, err = replay(r)
+		return err
+	})
+	if err != nil {
+		return nil, noHints(err)
+	}
+	if err := addLinks(topView.dir, replayed); err != nil {
+		return nil, err
+	}
+	return replayed.hints, nil
+}
+
+// noHints gives the reasons for which the kernel does not send that a walk has not.
+func noHints(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return &treediff.NoHintsError{Reason: "permission", Err: err}
+	case errors.Is(err, unix.EAGAIN):
+		return &treediff.NoHintsError{Reason: "dedupe", Err: err}
+	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+		return &treediff.NoHintsError{Reason: "kernel", Err: err}
+	}
+	return err
+}
+
+// related reports whether two subvolumes have a common ancestor, themselves included.
+func (b *Backend) related(base, top btrfsctl.Subvolume) (bool, error) {
+	line := make(map[btrfsctl.UUID]bool)
+	for uuid, err := range b.ancestors(top) {
+		if err != nil || uuid == base.UUID {
+			return err == nil, err
+		}
+		line[uuid] = true
+	}
+	for uuid, err := range b.ancestors(base) {
+		if err != nil || line[uuid] {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// ancestors yields the UUID of s, of what s was made from, and so on, as far back as subvolumes still
+// exist and once more.
+func (b *Backend) ancestors(s btrfsctl.Subvolume) iter.Seq2[btrfsctl.UUID, error] {
+	return func(yield func(btrfsctl.UUID, error) bool) {
+		uuid, parent := s.UUID, s.ParentUUID
+		for range maxAncestors {
+			if !yield(uuid, nil) || parent == (btrfsctl.UUID{}) {
+				return
+			}
+			uuid = parent
+			var err error
+			if parent, err = b.parentUUID(uuid); err != nil {
+				yield(uuid, err)
+				return
+			}
+		}
+	}
+}
+
+// parentUUID is that of what the subvolume with that UUID was made from; zero if either is gone.
+func (b *Backend) parentUUID(uuid btrfsctl.UUID) (btrfsctl.UUID, error) {
+	id, err := btrfsctl.IDByUUID(int(b.fs.Fd()), uuid)
+	if errors.Is(err, unix.ENOENT) {
+		return btrfsctl.UUID{}, nil
+	}
+	if err != nil {
+		return btrfsctl.UUID{}, err
+	}
+	fd, err := btrfsctl.OpenRoot(int(b.fs.Fd()), id)
+	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
+		return btrfsctl.UUID{}, nil
+	}
+	if err != nil {
+		return btrfsctl.UUID{}, err
+	}
+	defer unix.Close(fd)
+	info, err := btrfsctl.Info(fd)
+	return info.ParentUUID, err
+}
+
+// send hands consume the send stream of a view, incremental from the subvolume with id parent unless that
+// is 0. Neither the end of ctx nor a consume that returns early leaves anything running.
+func (b *Backend) send(ctx context.Context, v *view, parent, flags uint64, consume func(io.Reader) error) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
+	sent := make(chan error, 1)
+	out := int(w.Fd()) // puts w into blocking mode, without which the kernel would fail with EAGAIN
+	go func() {
+		err := btrfsctl.Send(int(v.dir.Fd()), out, parent, flags, 0)
+		sent <- errors.Join(err, w.Close())
+	}()
+	consumeErr := consume(r)
+	stop()
+	_ = r.Close() // the kernel gets EPIPE if it is still writing
+	sendErr := <-sent
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case sendErr != nil && !errors.Is(sendErr, unix.EPIPE):
+		return fmt.Errorf("send: %w", sendErr) // which is why the stream ended early
+	case consumeErr != nil:
+		return consumeErr
+	case sendErr != nil:
+		return fmt.Errorf("send: %w", sendErr)
+	}
+	return nil
+}

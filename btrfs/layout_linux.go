@@ -1,0 +1,157 @@
+package btrfs
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+)
+
+// Names below the home. docs/on-disk-format.md specifies them.
+const (
+	lockName       = "lock"
+	subvolumesName = "subvolumes"
+	stagingName    = "staging"
+	removingName   = "removing"
+	viewsName      = "views"
+	quotasName     = "quotas" // moby's
+)
+
+// qgroupMark starts the name of an empty file in removing that says: the qgroup of the subvolume with
+// the id that follows is to be removed.
+const qgroupMark = "qgroup-"
+
+// dirs are the directories of the layout, open for calls relative to them.
+type dirs struct {
+	subvolumes, staging, removing, views *os.File
+
+	subvolumesID  uint64 // the subvolume that holds the directory subvolumes
+	subvolumesIno uint64
+}
+
+// makeHome makes the directory home unless it is there, as a subvolume of its own: so a snapshot of the
+// filesystem around it neither copies nor pins layers.
+func makeHome(home string, gid int) error {
+	if _, err := os.Lstat(home); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := filepath.Dir(home)
+	if err := user.MkdirAllAndChown(parent, 0o711, os.Getuid(), os.Getgid(), user.WithOnlyNew); err != nil {
+		return err
+	}
+	dir, err := os.OpenFile(parent, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	err = btrfsctl.CreateSubvolume(int(dir.Fd()), filepath.Base(home), nil)
+	if err != nil && !errors.Is(err, unix.EEXIST) { // another process was quicker
+		return fmt.Errorf("create subvolume: %w", err)
+	}
+	return setAccess(home, 0o710, gid)
+}
+
+// setAccess gives a directory that Cowshed made its mode and group, whatever the umask is.
+func setAccess(dir string, mode fs.FileMode, gid int) error {
+	if err := os.Chown(dir, os.Getuid(), gid); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
+}
+
+func (d *dirs) open(home string, gid int) error {
+	for name, dir := range map[string]**os.File{
+		subvolumesName: &d.subvolumes,
+		stagingName:    &d.staging,
+		removingName:   &d.removing,
+		viewsName:      &d.views,
+	} {
+		path := filepath.Join(home, name)
+		err := os.Mkdir(path, 0o710)
+		if err == nil {
+			err = setAccess(path, 0o710, gid)
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if *dir, err = os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
+			return err
+		}
+	}
+	info, err := btrfsctl.Info(int(d.subvolumes.Fd()))
+	if err != nil {
+		return fmt.Errorf("subvolume of %s: %w", d.subvolumes.Name(), err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(d.subvolumes.Fd()), &stat); err != nil {
+		return err
+	}
+	d.subvolumesID, d.subvolumesIno = info.ID, stat.Ino
+	return nil
+}
+
+func (d *dirs) close() error {
+	var errs []error
+	for _, dir := range []*os.File{d.subvolumes, d.staging, d.removing, d.views} {
+		if dir != nil {
+			errs = append(errs, dir.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// temporaryName returns a new name for something that belongs to the volume name.
+func temporaryName(name string) string {
+	return name + "~" + rand.Text()[:12]
+}
+
+// recover destroys what a crash has left in staging, removing and views. Only Cowshed puts subvolumes
+// there; anything else is left alone and reported.
+func (b *Backend) recover() error {
+	for _, dir := range []*os.File{b.dirs.staging, b.dirs.removing, b.dirs.views} {
+		// The directory is read through a descriptor of its own, whose position nobody else moves.
+		entries, err := os.ReadDir(dir.Name())
+		if err != nil {
+			return err
+		}
+		for _, entry := range entries {
+			switch {
+			case dir == b.dirs.removing && isQgroupMark(entry):
+				continue
+			case !entry.IsDir():
+				b.log.Warn("btrfs: not made by Cowshed, left alone", "path", filepath.Join(dir.Name(), entry.Name()))
+			default:
+				err = b.destroy(dir, entry.Name())
+				if errors.Is(err, errNotSubvolume) {
+					b.log.Warn("btrfs: not a subvolume, left alone", "path", filepath.Join(dir.Name(), entry.Name()))
+				} else if err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return b.sweepQgroups()
+}
+
+func isQgroupMark(entry fs.DirEntry) bool {
+	_, ok := markedQgroup(entry.Name())
+	return ok && entry.Type().IsRegular()
+}
+
+func markedQgroup(name string) (id uint64, ok bool) {
+	digits, ok := strings.CutPrefix(name, qgroupMark)
+	if !ok {
+		return 0, false
+	}
+	id, err := strconv.ParseUint(digits, 10, 64)
+	return id, err == nil
+}

@@ -1,0 +1,90 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Usage reads the volume's qgroup.
+func (b *Backend) Usage(_ context.Context, name string) (quota.Usage, error) {
+	dir, err := b.openVolume(name)
+	if err != nil {
+		return quota.Usage{}, fmt.Errorf("btrfs: usage: %w", err)
+	}
+	defer dir.Close()
+	info, err := btrfsctl.Info(int(dir.Fd()))
+	if err != nil {
+		return quota.Usage{}, fmt.Errorf("btrfs: usage of %s: %w", name, err)
+	}
+	usage, err := b.quotas.Usage(info.ID)
+	if err != nil {
+		return quota.Usage{}, fmt.Errorf("btrfs: usage of %s: %w", name, err)
+	}
+	return usage, nil
+}
+
+// SetLimit sets the limit of the volume's qgroup, durably.
+func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
+	dir, err := b.openVolume(name)
+	if err != nil {
+		return fmt.Errorf("btrfs: limit: %w", err)
+	}
+	defer dir.Close()
+	err = b.setLimit(ctx, dir, limit)
+	if err == nil {
+		err = b.forgetRecordedLimit(name)
+	}
+	if err == nil {
+		err = b.commit()
+	}
+	if err != nil {
+		return fmt.Errorf("btrfs: limit %s: %w", name, err)
+	}
+	return nil
+}
+
+// applyRecordedLimit limits a volume as moby's driver recorded in quotas/<name>, which it did because it
+// set limits anew at every mount. A limit that the volume has goes before.
+func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *os.File) error {
+	path := filepath.Join(b.home, quotasName, name)
+	record, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	bytes, err := strconv.ParseUint(strings.TrimSpace(string(record)), 10, 63)
+	if err != nil || bytes == 0 {
+		b.log.Warn("btrfs: recorded limit cannot be read, so the layer has none", "path", path, "record", string(record))
+		return nil
+	}
+	info, err := btrfsctl.Info(int(dir.Fd()))
+	if err != nil {
+		return err
+	}
+	limit, err := b.quotas.Limit(info.ID)
+	if err != nil || limit.Bytes != 0 {
+		return err
+	}
+	return b.quotas.SetLimit(ctx, info.ID, quota.Limit{Bytes: bytes, Scope: b.opts.Scope})
+}
+
+// forgetRecordedLimit removes the record of moby's driver when it no longer holds, so that it is not
+// applied to this layer again, or to a later one of the same name.
+func (b *Backend) forgetRecordedLimit(name string) error {
+	err := os.Remove(filepath.Join(b.home, quotasName, name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,354 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Create makes an empty volume.
+func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
+	err := b.stage(ctx, name, 0, opts, func(staged string, limit *btrfsctl.QgroupLimit) error {
+		return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
+	}, func(dir *os.File) error {
+		if err := dir.Chown(opts.UID, opts.GID); err != nil {
+			return err
+		}
+		return dir.Chmod(0o755)
+	})
+	if err != nil {
+		return fmt.Errorf("btrfs: create %s: %w", name, err)
+	}
+	return nil
+}
+
+// Clone makes name a snapshot of source. Where the kernel takes the limit along, which it does with
+// simple quotas, that is the one call and the volume has its final name from the start.
+func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	if err := b.clone(ctx, name, source, opts); err != nil {
+		return fmt.Errorf("btrfs: clone %s from %s: %w", name, source, err)
+	}
+	return nil
+}
+
+func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	if err := cowcommon.CheckID(name); err != nil {
+		return err
+	}
+	if err := b.seal(ctx, source); err != nil {
+		return err
+	}
+	src, err := b.openVolume(source)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	info, err := btrfsctl.Info(int(src.Fd()))
+	if err != nil {
+		return fmt.Errorf("subvolume of %s: %w", source, err)
+	}
+
+	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, info.ID)
+	if err != nil {
+		return err
+	}
+	if !after && opts.MountLabel == "" {
+		return alreadyExists(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), name, int(src.Fd()), false, limit))
+	}
+	return b.stage(ctx, name, info.ID, opts, func(staged string, limit *btrfsctl.QgroupLimit) error {
+		return btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, int(src.Fd()), false, limit)
+	}, nil)
+}
+
+// stage makes a volume in several steps: under a name of its own in staging, with make and then finish,
+// its limit and its label; then it gets its real name in one. source is the id of the subvolume that make
+// snapshots, or 0.
+func (b *Backend) stage(ctx context.Context, name string, source uint64, opts cowcommon.VolumeOptions,
+	make func(staged string, limit *btrfsctl.QgroupLimit) error, finish func(dir *os.File) error,
+) (err error) {
+	if err := cowcommon.CheckID(name); err != nil {
+		return err
+	}
+	// The rename below is what decides, but most losers need not do the work.
+	if _, err := os.Lstat(filepath.Join(b.dirs.subvolumes.Name(), name)); err == nil {
+		return errdefs.ErrAlreadyExists
+	}
+	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, source)
+	if err != nil {
+		return err
+	}
+	staged := temporaryName(name)
+	if err := make(staged, limit); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.destroy(b.dirs.staging, staged))
+		}
+	}()
+	dir, err := openSubvolume(b.dirs.staging, staged)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if finish != nil {
+		if err := finish(dir); err != nil {
+			return err
+		}
+	}
+	if after {
+		if err := b.setLimit(ctx, dir, opts.Limit); err != nil {
+			return err
+		}
+	}
+	if opts.MountLabel != "" {
+		if err := label.Relabel(dir.Name(), opts.MountLabel, false); err != nil {
+			return fmt.Errorf("label %q: %w", opts.MountLabel, err)
+		}
+	}
+	err = unix.Renameat2(int(b.dirs.staging.Fd()), staged, int(b.dirs.subvolumes.Fd()), name, unix.RENAME_NOREPLACE)
+	if err != nil {
+		return alreadyExists(err)
+	}
+	return b.commit()
+}
+
+func alreadyExists(err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		return errdefs.ErrAlreadyExists
+	}
+	return err
+}
+
+// seal makes a volume read-only unless somebody uses it: a descriptor that is open for writing would go
+// on writing. What it returns is that the volume is not there, or cannot be sealed; not that it is in use.
+func (b *Backend) seal(ctx context.Context, name string) error {
+	dir, err := b.openVolume(name)
+	if err != nil {
+		return err
+	}
+	sealed, err := btrfsctl.ReadOnly(int(dir.Fd()))
+	if err := errors.Join(err, dir.Close()); err != nil || sealed {
+		return err
+	}
+	dir, done, err := b.claim(ctx, name)
+	if errors.Is(err, errdefs.ErrFailedPrecondition) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	mounted, err := mountedElsewhere(dir)
+	if err == nil && !mounted {
+		err = btrfsctl.SetReadOnly(int(dir.Fd()), true)
+	}
+	if err := errors.Join(err, done()); err != nil {
+		return fmt.Errorf("seal %s: %w", name, err)
+	}
+	return nil
+}
+
+// Rename gives a volume another name.
+func (b *Backend) Rename(ctx context.Context, name, to string) error {
+	if err := b.rename(ctx, name, to); err != nil {
+		return fmt.Errorf("btrfs: rename %s to %s: %w", name, to, err)
+	}
+	return nil
+}
+
+func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
+	if err := cowcommon.CheckID(to); err != nil {
+		return err
+	}
+	_, done, err := b.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	subvolumes := int(b.dirs.subvolumes.Fd())
+	if err := unix.Renameat2(subvolumes, name, subvolumes, to, unix.RENAME_NOREPLACE); err != nil {
+		return alreadyExists(err)
+	}
+	return b.commit()
+}
+
+// Remove destroys a volume. One without nested subvolumes goes in one call; one with them is first taken
+// away by a rename.
+func (b *Backend) Remove(ctx context.Context, name string) error {
+	if err := b.remove(ctx, name); err != nil {
+		return fmt.Errorf("btrfs: remove %s: %w", name, err)
+	}
+	return nil
+}
+
+func (b *Backend) remove(ctx context.Context, name string) (err error) {
+	dir, done, err := b.claim(ctx, name)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+
+	info, err := btrfsctl.Info(int(dir.Fd()))
+	if err != nil {
+		return err
+	}
+	if err := b.markQgroup(info.ID); err != nil {
+		return err
+	}
+	err = btrfsctl.DestroySubvolume(int(b.dirs.subvolumes.Fd()), name)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		err = b.removeWithNested(dir, name)
+	}
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("it is being sent, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
+	}
+	if err != nil {
+		return err
+	}
+	return b.forgetRecordedLimit(name)
+}
+
+func (b *Backend) removeWithNested(dir *os.File, name string) error {
+	// A read-only subvolume cannot be moved to another directory.
+	if err := btrfsctl.SetReadOnly(int(dir.Fd()), false); err != nil {
+		return fmt.Errorf("make writable: %w", err)
+	}
+	removing := temporaryName(name)
+	if err := unix.Renameat(int(b.dirs.subvolumes.Fd()), name, int(b.dirs.removing.Fd()), removing); err != nil {
+		return fmt.Errorf("take away: %w", err)
+	}
+	// Not before the name is gone for good may a part of what is inside go.
+	if err := b.commit(); err != nil {
+		return err
+	}
+	return b.destroy(b.dirs.removing, removing)
+}
+
+// Stat describes a volume.
+func (b *Backend) Stat(_ context.Context, name string) (cowcommon.Volume, error) {
+	dir, err := b.openVolume(name)
+	if err != nil {
+		return cowcommon.Volume{}, fmt.Errorf("btrfs: stat: %w", err)
+	}
+	defer dir.Close()
+	v, err := b.describe(name, dir)
+	if err != nil {
+		return cowcommon.Volume{}, fmt.Errorf("btrfs: stat %s: %w", name, err)
+	}
+	return v, nil
+}
+
+func (b *Backend) describe(name string, dir *os.File) (cowcommon.Volume, error) {
+	info, err := btrfsctl.Info(int(dir.Fd()))
+	if err != nil {
+		return cowcommon.Volume{}, err
+	}
+	limit, err := b.quotas.Limit(info.ID)
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return cowcommon.Volume{}, err
+	}
+	parent, err := b.parentName(info.ParentUUID)
+	if err != nil {
+		return cowcommon.Volume{}, fmt.Errorf("find parent: %w", err)
+	}
+	return cowcommon.Volume{
+		Name:    name,
+		Parent:  parent,
+		Sealed:  info.ReadOnly,
+		Limit:   limit,
+		Created: info.Created,
+		Details: map[string]string{
+			"Path":        dir.Name(),
+			"SubvolumeID": strconv.FormatUint(info.ID, 10),
+			"UUID":        info.UUID.String(),
+		},
+	}, nil
+}
+
+// parentName finds the volume with that UUID, "" if there is none.
+func (b *Backend) parentName(uuid btrfsctl.UUID) (string, error) {
+	if uuid == (btrfsctl.UUID{}) {
+		return "", nil
+	}
+	link, err := b.linkByUUID(uuid)
+	if errors.Is(err, unix.ENOENT) {
+		return "", nil
+	}
+	if err != nil || link.ParentID != b.dirs.subvolumesID || link.DirID != b.dirs.subvolumesIno {
+		return "", err
+	}
+	return link.Name, nil
+}
+
+func (b *Backend) linkByUUID(uuid btrfsctl.UUID) (btrfsctl.Link, error) {
+	id, err := btrfsctl.IDByUUID(int(b.fs.Fd()), uuid)
+	if err != nil {
+		return btrfsctl.Link{}, err
+	}
+	return btrfsctl.LinkByID(int(b.fs.Fd()), id)
+}
+
+// Volumes lists the volumes. What is not a subvolume, or has a name that no volume can have, is not one.
+func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
+	return func(yield func(cowcommon.Volume, error) bool) {
+		entries, err := os.ReadDir(b.dirs.subvolumes.Name())
+		if err != nil {
+			yield(cowcommon.Volume{}, fmt.Errorf("btrfs: list volumes: %w", err))
+			return
+		}
+		for _, entry := range entries {
+			if ctx.Err() != nil {
+				yield(cowcommon.Volume{}, fmt.Errorf("btrfs: list volumes: %w", context.Cause(ctx)))
+				return
+			}
+			if !entry.IsDir() || cowcommon.CheckID(entry.Name()) != nil {
+				continue
+			}
+			v, err := b.Stat(ctx, entry.Name())
+			if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errNotSubvolume) {
+				continue
+			}
+			if !yield(v, err) {
+				return
+			}
+		}
+	}
+}
+
+// Sync writes back what has been written to the volume, and commits it.
+func (b *Backend) Sync(_ context.Context, name string) error {
+	dir, err := b.openVolume(name)
+	if err != nil {
+		return fmt.Errorf("btrfs: sync: %w", err)
+	}
+	defer dir.Close()
+	// btrfs has no way to write back one subvolume only.
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("btrfs: sync %s: %w", name, err)
+	}
+	return nil
+}
+
+// setLimit limits the subvolume open as dir.
+func (b *Backend) setLimit(ctx context.Context, dir *os.File, limit quota.Limit) error {
+	info, err := btrfsctl.Info(int(dir.Fd()))
+	if err != nil {
+		return err
+	}
+	return b.quotas.SetLimit(ctx, info.ID, limit)
+}
