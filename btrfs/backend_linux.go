@@ -41,6 +41,9 @@ type Backend struct {
 	uses  map[string]*use    // volumes that are mounted, in view or being removed, by name
 	views map[*view]struct{} // open ones
 
+	closeOnce sync.Once
+	closeErr  error
+
 	noHintsMu sync.Mutex
 	noHints   error // why the last native diff was not possible, nil if it was
 }
@@ -115,8 +118,14 @@ func (b *Backend) takeLock() (alone bool, err error) {
 }
 
 // Close closes the views that are open, takes away the qgroups of removed volumes that can be by now, and
-// releases every descriptor. Volumes stay; those that were mounted are no longer protected.
+// releases every descriptor. Volumes stay; those that were mounted are no longer protected. Closing twice
+// does nothing.
 func (b *Backend) Close() error {
+	b.closeOnce.Do(func() { b.closeErr = b.close() })
+	return b.closeErr
+}
+
+func (b *Backend) close() error {
 	var errs []error
 	for _, v := range b.openViews() {
 		errs = append(errs, v.Close())

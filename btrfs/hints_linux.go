@@ -58,7 +58,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 
 	var replayed *replayed
 	err = b.send(ctx, topView, baseInfo.ID, btrfsctl.SendNoFileData, func(r io.Reader) error {
-		replayed, err = replay(r)
+		replayed, err = replayBetween(r, rootNamesOf(baseView), rootNamesOf(topView))
 		return err
 	})
 	if err != nil {
@@ -68,6 +68,13 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		return nil, err
 	}
 	return replayed.hints, nil
+}
+
+// rootNamesOf says which names a view has in its root directory.
+func rootNamesOf(v *view) rootNames {
+	return func(name string) bool {
+		return unix.Faccessat(int(v.dir.Fd()), name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
+	}
 }
 
 // noHints gives the reasons for which the kernel does not send that a walk has not.

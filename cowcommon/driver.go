@@ -225,7 +225,7 @@ func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 		return quota.Usage{}, d.wrap("usage of layer", id, err)
 	}
 	size, err := d.diffSize(ctx, id, v.Parent)
-	return quota.Usage{Bytes: uint64(size), Limit: v.Limit}, d.wrap("usage of layer", id, err)
+	return quota.Usage{Bytes: uint64(size)}, d.wrap("usage of layer", id, err)
 }
 
 // SetLimit replaces a layer's limit; 0 bytes removes it. What is counted is the driver's quota scope.

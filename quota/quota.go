@@ -1,6 +1,14 @@
-// Package quota says how much a volume may hold: it parses sizes and scopes, describes limits and usage,
-// and enforces limits with what the filesystem offers (btrfs qgroups, ZFS properties).
+// Package quota says how much a volume may hold: it parses sizes, scopes and the options that carry them,
+// describes limits and usage, and enforces limits with what the filesystem offers (btrfs qgroups, ZFS
+// properties).
 package quota
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
 
 // Scope says what counts against a limit.
 type Scope uint8
@@ -13,15 +21,50 @@ const (
 	ScopeTotal
 )
 
+// String returns the name that ParseScope reads.
+func (s Scope) String() string {
+	switch s {
+	case ScopeLayer:
+		return "layer"
+	case ScopeTotal:
+		return "total"
+	default:
+		return fmt.Sprintf("Scope(%d)", uint8(s))
+	}
+}
+
+// ParseScope reads "layer" or "total", in any case. Anything else is an errdefs.ErrInvalidArgument.
+func ParseScope(s string) (Scope, error) {
+	switch strings.ToLower(s) {
+	case "layer":
+		return ScopeLayer, nil
+	case "total":
+		return ScopeTotal, nil
+	default:
+		return 0, fmt.Errorf("%w: quota scope %q: must be layer (count what a layer adds) or total (count the image too)", errdefs.ErrInvalidArgument, s)
+	}
+}
+
 // Limit is the most that a volume may hold. The zero value means no limit.
 type Limit struct {
 	Bytes uint64 // 0: no limit
 	Scope Scope  // what is counted against Bytes
 }
 
+// String describes l for people: "none", "10GiB", "10GiB total".
+func (l Limit) String() string {
+	switch {
+	case l.Bytes == 0:
+		return "none"
+	case l.Scope == ScopeLayer:
+		return FormatSize(l.Bytes)
+	default:
+		return FormatSize(l.Bytes) + " " + l.Scope.String()
+	}
+}
+
 // Usage is what a volume holds now.
 type Usage struct {
 	Bytes uint64 // allocated by this volume since it was cloned or created
 	Total uint64 // everything reachable from it, the image included; 0 where the filesystem cannot say without a walk
-	Limit Limit
 }
