@@ -66,6 +66,14 @@ func (s *sender) destroy(name string) {
 // send returns the stream of the read-only subvolume at top, incremental from that at base unless it is "".
 func (s *sender) send(base, top string, flags uint64, version uint32) *os.File {
 	s.t.Helper()
+	stream, err := s.trySend(base, top, flags, version)
+	require.NoError(s.t, err)
+	return stream
+}
+
+// trySend is send where the kernel may fail.
+func (s *sender) trySend(base, top string, flags uint64, version uint32) (*os.File, error) {
+	s.t.Helper()
 	stream, err := os.CreateTemp(s.t.TempDir(), "stream")
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { stream.Close() })
@@ -76,10 +84,12 @@ func (s *sender) send(base, top string, flags uint64, version uint32) *os.File {
 	if base != "" {
 		parent = s.info(base).ID
 	}
-	require.NoError(s.t, btrfsctl.Send(fd, int(stream.Fd()), parent, flags, version))
+	if err := btrfsctl.Send(fd, int(stream.Fd()), parent, flags, version); err != nil {
+		return nil, fmt.Errorf("send: %w", err)
+	}
 	_, err = stream.Seek(0, io.SeekStart)
 	require.NoError(s.t, err)
-	return stream
+	return stream, nil
 }
 
 func (s *sender) info(subvolume string) btrfsctl.Subvolume {
@@ -164,7 +174,7 @@ func (m *mutator) change() (string, error) {
 	switch m.rand.IntN(26) {
 	case 0, 1, 2:
 		path := m.newPath()
-		return fmt.Sprintf("write %q", path), os.WriteFile(path, m.bytes(20000), 0o644)
+		return fmt.Sprintf("write %q", path), writeFile(path, m.bytes(20000))
 	case 3, 4:
 		path := m.newPath()
 		return fmt.Sprintf("mkdir %q", path), os.Mkdir(path, 0o755)
@@ -215,7 +225,7 @@ func (m *mutator) change() (string, error) {
 		if err := os.RemoveAll(path); err != nil || path == "" {
 			return "", err
 		}
-		return fmt.Sprintf("replace %q by a file", path), os.WriteFile(path, m.bytes(100), 0o600)
+		return fmt.Sprintf("replace %q by a file", path), writeFile(path, m.bytes(100))
 	case 24:
 		path := m.pick(isNotDir)
 		if err := os.Remove(path); err != nil {
@@ -228,13 +238,24 @@ func (m *mutator) change() (string, error) {
 	}
 }
 
+// writeFile is os.WriteFile that does not wait for the reader of a pipe.
+func writeFile(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.Write(b)
+	return err
+}
+
 func reflink(from, to string) error {
 	source, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer source.Close()
-	target, err := os.Create(to)
+	target, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK, 0o644)
 	if err != nil {
 		return err
 	}

@@ -39,6 +39,14 @@ type Comparison struct {
 // Dir is the root of the layer's frozen tree.
 func (c *Comparison) Dir() string { return c.top.Dir() }
 
+// BaseDir is the root of the parent's frozen tree, "" where there is no parent.
+func (c *Comparison) BaseDir() string {
+	if c.base == nil {
+		return ""
+	}
+	return c.base.Dir()
+}
+
 // WriteTar writes the changes as an uncompressed layer tar. epoch is SOURCE_DATE_EPOCH or nil.
 func (c *Comparison) WriteTar(ctx context.Context, w io.Writer, epoch *time.Time) error {
 	return layertar.Write(ctx, w, c.top.Dir(), c.Changes, layertar.WriteOptions{IDMap: c.idMap, Epoch: epoch})

@@ -1,0 +1,77 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/moby/sys/user"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	_ "github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// system is a driver on a filesystem in one state.
+type system struct {
+	name    string
+	driver  string
+	options []string
+	// root makes a filesystem for one test and returns a directory on it.
+	root func(t testing.TB) string
+}
+
+// systems are the systems under test: btrfs in every quota mode or, where a pool is given, ZFS.
+func systems() []system {
+	if pool := os.Getenv(testfs.ZpoolEnv); pool != "" && pool != testfs.ZpoolElsewhere {
+		return []system{
+			{"zfs", "zfs", nil, zfsRoot},
+			{"zfs-total", "zfs", []string{"zfs.quota_scope=total"}, zfsRoot},
+		}
+	}
+	return []system{
+		{"btrfs-simple", "btrfs", []string{"btrfs.quota=simple"}, btrfsRoot()},
+		{"btrfs-classic", "btrfs", []string{"btrfs.quota=classic"}, btrfsRoot(testfs.WithClassicQuota())},
+		{"btrfs-total", "btrfs", []string{"btrfs.quota=classic", "btrfs.quota_scope=total"}, btrfsRoot(testfs.WithClassicQuota())},
+		{"btrfs-off", "btrfs", []string{"btrfs.quota=off"}, btrfsRoot()},
+	}
+}
+
+func btrfsRoot(opts ...testfs.BtrfsOption) func(testing.TB) string {
+	return func(t testing.TB) string { return filepath.Join(testfs.Btrfs(t, opts...), "root") }
+}
+
+func zfsRoot(t testing.TB) string {
+	_, mountpoint := testfs.ZFS(t)
+	return mountpoint
+}
+
+func inEachSystem(t *testing.T, test func(t *testing.T, s system)) {
+	for _, s := range systems() {
+		t.Run(s.name, func(t *testing.T) { test(t, s) })
+	}
+}
+
+// open opens the driver on root and closes it at the end of the test.
+func (s system) open(t testing.TB, root string, idMap user.IdentityMapping) *cowcommon.Driver {
+	t.Helper()
+	d, err := s.tryOpen(root, idMap)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
+	return d
+}
+
+func (s system) tryOpen(root string, idMap user.IdentityMapping) (*cowcommon.Driver, error) {
+	d, err := graphdriver.New(s.driver, graphdriver.Options{Root: root, DriverOptions: s.options, IDMap: idMap})
+	if err != nil {
+		return nil, err
+	}
+	return d.(*cowcommon.Driver), nil
+}
+
+func (s system) limits() bool { return s.name != "btrfs-off" }
+
+func (s system) countsImage() bool { return s.name == "btrfs-total" || s.name == "zfs-total" }
