@@ -67,6 +67,12 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if err := addLinks(topView.dir, replayed); err != nil {
 		return nil, err
 	}
+	// A stream passes over nested subvolumes.
+	for _, v := range []*view{baseView, topView} {
+		for _, n := range v.nested {
+			replayed.hints.Add(n.path, treediff.Deep)
+		}
+	}
 	return replayed.hints, nil
 }
 
@@ -84,6 +90,9 @@ func noHints(err error) error {
 		return &treediff.NoHintsError{Reason: "permission", Err: err}
 	case errors.Is(err, unix.EAGAIN):
 		return &treediff.NoHintsError{Reason: "dedupe", Err: err}
+	case errors.Is(err, unix.ENAMETOOLONG):
+		// A stream names everything by its path from the root, of less than PATH_MAX bytes.
+		return &treediff.NoHintsError{Reason: "path-too-long", Err: err}
 	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
 		return &treediff.NoHintsError{Reason: "kernel", Err: err}
 	}

@@ -17,6 +17,7 @@ type view struct {
 	volume   string
 	snapshot string // name in the directory views; "" if the view is the volume itself
 	dir      *os.File
+	nested   []nestedSubvolume // which the volume has, and so the view
 
 	closeOnce sync.Once
 	closeErr  error
@@ -45,17 +46,26 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 }
 
 func (v *view) open() error {
-	sealed, err := btrfsctl.ReadOnly(int(v.dir.Fd()))
-	if err != nil || sealed {
+	info, err := btrfsctl.Info(int(v.dir.Fd()))
+	if err != nil {
+		return err
+	}
+	if v.nested, err = v.b.nestedIn(info.ID); err != nil || info.ReadOnly {
 		return err
 	}
 	snapshot := temporaryName(v.volume)
-	if err := btrfsctl.Snapshot(int(v.b.dirs.views.Fd()), snapshot, int(v.dir.Fd()), true, nil); err != nil {
+	shallow := len(v.nested) == 0
+	if err := btrfsctl.Snapshot(int(v.b.dirs.views.Fd()), snapshot, int(v.dir.Fd()), shallow, nil); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	dir, err := openSubvolume(v.b.dirs.views, snapshot)
 	if err != nil {
 		return errors.Join(err, v.b.destroy(v.b.dirs.views, snapshot))
+	}
+	if !shallow {
+		if err := v.b.snapshotNested(dir, v.nested); err != nil {
+			return errors.Join(err, dir.Close(), v.b.destroy(v.b.dirs.views, snapshot))
+		}
 	}
 	v.dir, v.snapshot = dir, snapshot
 	return nil

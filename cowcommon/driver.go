@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/stream"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -271,7 +272,7 @@ func (d *Driver) Diff(id, parent string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, d.wrap("diff layer", id, err)
 	}
-	return newTarReader(ctx, func(ctx context.Context, w io.Writer) error {
+	return stream.New(ctx, func(ctx context.Context, w io.Writer) error {
 		return d.wrap("diff layer", id, errors.Join(c.WriteTar(ctx, w, nil), c.Close()))
 	}), nil
 }

@@ -11,7 +11,7 @@ import (
 const maxIDLength = 200
 
 // CheckID reports whether id can name a layer on every backend: 1 to 200 letters, digits and any of
-// "_.:+-", the first being a letter or digit. So an id is never a path, an option or a hidden file.
+// "_.:-", the first being a letter or digit. So an id is never a path, an option or a hidden file.
 // The error is errdefs.ErrInvalidArgument.
 func CheckID(id string) error {
 	if id == "" {
@@ -22,7 +22,7 @@ func CheckID(id string) error {
 	}
 	for i := range len(id) {
 		if c := id[i]; !isAlphanumeric(c) && (i == 0 || !isPunctuation(c)) {
-			return fmt.Errorf("layer id %q: byte %d is not allowed; use letters, digits and _.:+- with a letter or digit first: %w",
+			return fmt.Errorf("layer id %q: byte %d is not allowed; use letters, digits and _.:- with a letter or digit first: %w",
 				id, i, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -35,7 +35,7 @@ func isAlphanumeric(c byte) bool {
 
 func isPunctuation(c byte) bool {
 	switch c {
-	case '_', '.', ':', '+', '-':
+	case '_', '.', ':', '-':
 		return true
 	}
 	return false

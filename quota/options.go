@@ -118,7 +118,7 @@ func (o Options) LayerLimit(storageOpt map[string]string, readWrite bool) (Limit
 	}
 	// Sorted, so that of several errors it is always the same that is reported.
 	for _, key := range slices.Sorted(maps.Keys(storageOpt)) {
-		if strings.ToLower(key) != "size" {
+		if name := strings.ToLower(key); name != "size" {
 			return Limit{}, fmt.Errorf("%w: unknown layer option %q: there is only size", errdefs.ErrInvalidArgument, key)
 		}
 		size, err := ParseSize(storageOpt[key])

@@ -80,9 +80,9 @@ func EnableQuota(fd int) error {
 
 // EnableSimpleQuota turns on simple quotas on the filesystem of fd: each extent is charged to the
 // subvolume that first allocated it, and those that exist already to none. It commits the transaction and
-// sets an incompatible feature bit: kernels before 6.7 cannot mount the filesystem any more. With quotas
-// on already it does nothing, in whichever mode they are. EINVAL: the kernel has no simple quotas. It
-// needs CAP_SYS_ADMIN.
+// sets an incompatible feature bit, for good: kernels before 6.7 cannot mount the filesystem any more, even
+// when quotas have been turned off again. With quotas on already it does nothing, in whichever mode they
+// are. EINVAL: the kernel has no simple quotas. It needs CAP_SYS_ADMIN.
 func EnableSimpleQuota(fd int) error {
 	return ioctl(fd, iocQuotaCtl, unsafe.Pointer(&quotaCtlArgs{cmd: quotaCtlEnableSimple}))
 }
@@ -198,10 +198,10 @@ func QgroupLimits(fd int, id uint64) (QgroupLimit, error) {
 	}, nil
 }
 
-// NextQgroup finds the first qgroup whose id is at least min. ENOENT: there is none, or quotas are off.
+// NextQgroup finds the first qgroup whose id is not below least. ENOENT: there is none, or quotas are off.
 // It needs CAP_SYS_ADMIN.
-func NextQgroup(fd int, min uint64) (uint64, error) {
-	id, _, err := searchOne(fd, quotaTreeObjectID, 0, qgroupInfoKey, min, ^uint64(0))
+func NextQgroup(fd int, least uint64) (uint64, error) {
+	id, _, err := searchOne(fd, quotaTreeObjectID, 0, qgroupInfoKey, least, ^uint64(0))
 	return id, err
 }
 

@@ -1,0 +1,331 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/btrfs/sendstream"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+)
+
+// received names the subvolume that a stream was sent from, as BTRFS_IOC_SET_RECEIVED_SUBVOL wants it.
+type received struct {
+	uuid     btrfsctl.UUID
+	ctransid uint64
+}
+
+// receive applies a send stream to the writable subvolume whose root is open as root: an empty one for a full
+// stream, for an incremental one a snapshot of source, the read-only subvolume that the stream builds on. It
+// ends where the stream does, and leaves to the caller to make the result durable, read-only and known as
+// received.
+//
+// Whatever the stream holds, nothing outside of root is changed, and nothing outside of root and source is
+// read. Nobody else may change the tree meanwhile. Memory is bounded by the stream's longest command.
+// The flags that chattr(1) sets are not applied, as by btrfs receive; everything else is.
+//
+// Errors say the command and where it is in the stream. errdefs.ErrInvalidArgument: the stream is not of the
+// kind that root and source are for, or makes no sense. errdefs.ErrFailedPrecondition: it builds on, or
+// clones from, another subvolume than source. errdefs.ErrNotImplemented: it needs what this kernel or program
+// cannot do. Others are a *sendstream.Error and what the filesystem and ctx say. ctx is looked at between
+// commands; a read from r is not interrupted.
+func receive(ctx context.Context, root, source *os.File, r io.Reader) (received, error) {
+	stream, err := sendstream.NewReader(r)
+	if err != nil {
+		return received{}, fmt.Errorf("receive: %w", err)
+	}
+	v := &receiver{tree: newReceiveTree(int(root.Fd()))}
+	defer v.tree.close()
+	defer v.decoder.close()
+	if source != nil {
+		if err := v.setSource(source); err != nil {
+			return received{}, fmt.Errorf("receive: source: %w", err)
+		}
+		defer v.source.close()
+	}
+	for stream.Next() {
+		if err := ctx.Err(); err != nil {
+			return received{}, context.Cause(ctx)
+		}
+		if err := v.apply(stream.Command()); err != nil {
+			return received{}, fmt.Errorf("receive: offset %d: %v: %w", stream.Offset(), stream.Command().Op(), err)
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return received{}, fmt.Errorf("receive: %w", err)
+	}
+	return v.received, nil
+}
+
+// receiver applies the commands of one stream.
+type receiver struct {
+	tree        *receiveTree
+	source      *receiveTree // or nil
+	sourceUUIDs [2]btrfsctl.UUID
+	begun       bool
+	received    received
+	decoder     extentDecoder
+}
+
+func (v *receiver) setSource(source *os.File) error {
+	info, err := btrfsctl.Info(int(source.Fd()))
+	if err != nil {
+		return err
+	}
+	v.source = newReceiveTree(int(source.Fd()))
+	v.sourceUUIDs = [2]btrfsctl.UUID{info.UUID, info.ReceivedUUID}
+	return nil
+}
+
+// isSource reports whether a stream means the source by that UUID: its own, or that of the subvolume that it
+// was received from.
+func (v *receiver) isSource(uuid btrfsctl.UUID) bool {
+	return v.source != nil && uuid != btrfsctl.UUID{} && (uuid == v.sourceUUIDs[0] || uuid == v.sourceUUIDs[1])
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
+}
+
+// apply applies one command.
+func (v *receiver) apply(command sendstream.Command) error {
+	switch c := command.(type) {
+	case *sendstream.Subvol:
+		if v.source != nil {
+			return invalid("the stream is a full one, and does not build on another subvolume")
+		}
+		return v.begin(c.UUID, c.Ctransid)
+	case *sendstream.Snapshot:
+		if v.source == nil {
+			return invalid("the stream is incremental from the subvolume %v (%q), and no source is given", c.CloneUUID, c.Path)
+		}
+		if !v.isSource(btrfsctl.UUID(c.CloneUUID)) {
+			return fmt.Errorf("the stream builds on the subvolume %v, which the source is not: %w", c.CloneUUID, errdefs.ErrFailedPrecondition)
+		}
+		return v.begin(c.UUID, c.Ctransid)
+	}
+	if !v.begun {
+		return invalid("the stream does not say what it is a stream of")
+	}
+	if handled, err := v.applyData(command); handled {
+		return err
+	}
+	// What follows may change what the path of an open file means.
+	v.tree.closeFile()
+	return v.applyName(command)
+}
+
+func (v *receiver) begin(uuid sendstream.UUID, ctransid uint64) error {
+	if v.begun {
+		return invalid("the stream is of more than one subvolume")
+	}
+	v.begun = true
+	v.received = received{uuid: btrfsctl.UUID(uuid), ctransid: ctransid}
+	return nil
+}
+
+// applyData applies a command that changes the data of a regular file.
+func (v *receiver) applyData(command sendstream.Command) (handled bool, err error) {
+	switch c := command.(type) {
+	case *sendstream.Write:
+		return true, v.write(c.Path, c.Offset, c.Data)
+	case *sendstream.EncodedWrite:
+		return true, v.encodedWrite(c)
+	case *sendstream.Clone:
+		return true, v.clone(c)
+	case *sendstream.Truncate:
+		return true, v.truncate(c)
+	case *sendstream.Fallocate:
+		return true, v.fallocate(c)
+	case *sendstream.UpdateExtent:
+		return true, invalid("the stream was made without file data")
+	}
+	return false, nil
+}
+
+// applyName applies a command that changes names or attributes.
+func (v *receiver) applyName(command sendstream.Command) error {
+	switch c := command.(type) {
+	case *sendstream.Mkfile:
+		return v.tree.makeFile(c.Path)
+	case *sendstream.Mkdir:
+		return v.tree.makeDir(c.Path)
+	case *sendstream.Mknod:
+		return v.mknod(c)
+	case *sendstream.Mkfifo:
+		return v.tree.makeNode(c.Path, unix.S_IFIFO, 0)
+	case *sendstream.Mksock:
+		return v.tree.makeNode(c.Path, unix.S_IFSOCK, 0)
+	case *sendstream.Symlink:
+		return v.tree.symlink(c.Path, c.Target)
+	case *sendstream.Rename:
+		return v.tree.rename(c.Path, c.To)
+	case *sendstream.Link:
+		return v.tree.link(c.Path, c.Target)
+	case *sendstream.Unlink:
+		return v.tree.remove(c.Path, 0)
+	case *sendstream.Rmdir:
+		return v.tree.remove(c.Path, unix.AT_REMOVEDIR)
+
+	case *sendstream.SetXattr:
+		return v.tree.setXattr(c.Path, c.Name, c.Data)
+	case *sendstream.RemoveXattr:
+		return v.tree.removeXattr(c.Path, c.Name)
+	case *sendstream.Chmod:
+		return v.tree.chmod(c.Path, uint32(c.Mode&0o7777))
+	case *sendstream.Chown:
+		return v.chown(c)
+	case *sendstream.Utimes:
+		return v.utimes(c)
+	case *sendstream.FileAttr:
+		// These are flags of btrfs's inodes. Some cannot be set on a file that has data, and some would keep
+		// the commands that follow from being applied.
+		return nil
+	case *sendstream.EnableVerity:
+		return v.enableVerity(c)
+
+	case *sendstream.End:
+		return nil
+	}
+	return fmt.Errorf("%w: %w", sendstream.ErrUnknownCommand, errdefs.ErrNotImplemented)
+}
+
+// fileRange checks that length bytes at offset are within what a file can have, and returns the offset.
+func fileRange(offset, length uint64) (int64, error) {
+	if offset > math.MaxInt64 || length > math.MaxInt64-offset {
+		return 0, invalid("%d bytes at offset %d are beyond what a file can have", length, offset)
+	}
+	return int64(offset), nil
+}
+
+func (v *receiver) write(path []byte, offset uint64, data []byte) error {
+	at, err := fileRange(offset, uint64(len(data)))
+	if err != nil {
+		return err
+	}
+	fd, err := v.tree.writable(path)
+	if err != nil {
+		return err
+	}
+	for len(data) > 0 {
+		n, err := unix.Pwrite(fd, data, at)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return pathError("write", path, err)
+		}
+		data, at = data[n:], at+int64(n)
+	}
+	return nil
+}
+
+func (v *receiver) truncate(c *sendstream.Truncate) error {
+	size, err := fileRange(c.Size, 0)
+	if err != nil {
+		return err
+	}
+	fd, err := v.tree.writable(c.Path)
+	if err != nil {
+		return err
+	}
+	return pathError("truncate", c.Path, ignoringEINTR(func() error { return unix.Ftruncate(fd, size) }))
+}
+
+func (v *receiver) fallocate(c *sendstream.Fallocate) error {
+	offset, err := fileRange(c.Offset, c.Size)
+	if err != nil {
+		return err
+	}
+	fd, err := v.tree.writable(c.Path)
+	if err != nil {
+		return err
+	}
+	return pathError("fallocate", c.Path, ignoringEINTR(func() error {
+		return unix.Fallocate(fd, c.Mode, offset, int64(c.Size))
+	}))
+}
+
+// clone shares a range of a file of this tree, or of the source, with another file.
+func (v *receiver) clone(c *sendstream.Clone) error {
+	if _, err := fileRange(c.Offset, c.Len); err != nil {
+		return err
+	}
+	if _, err := fileRange(c.CloneOffset, c.Len); err != nil {
+		return err
+	}
+	var from *receiveTree
+	switch uuid := btrfsctl.UUID(c.CloneUUID); {
+	case uuid == v.received.uuid:
+		from = v.tree
+	case v.isSource(uuid):
+		from = v.source
+	default:
+		return fmt.Errorf("it clones from %q of the subvolume %v, which is neither this one nor the source: %w",
+			c.ClonePath, c.CloneUUID, errdefs.ErrFailedPrecondition)
+	}
+	fd, err := v.tree.writable(c.Path)
+	if err != nil {
+		return err
+	}
+	source, err := from.openRegular(c.ClonePath, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(source)
+	return pathError("clone to", c.Path, ignoringEINTR(func() error {
+		return unix.IoctlFileCloneRange(fd, &unix.FileCloneRange{
+			Src_fd: int64(source), Src_offset: c.CloneOffset, Src_length: c.Len, Dest_offset: c.Offset,
+		})
+	}))
+}
+
+func (v *receiver) mknod(c *sendstream.Mknod) error {
+	kind := uint32(c.Mode & unix.S_IFMT)
+	if kind != unix.S_IFCHR && kind != unix.S_IFBLK {
+		return invalid("mode %o is not that of a device", c.Mode)
+	}
+	if c.Rdev > math.MaxUint32 {
+		return invalid("there is no device %#x", c.Rdev)
+	}
+	return v.tree.makeNode(c.Path, kind, int(c.Rdev))
+}
+
+func (v *receiver) chown(c *sendstream.Chown) error {
+	// The largest number means no change in chown(2).
+	if c.UID >= math.MaxUint32 || c.GID >= math.MaxUint32 {
+		return invalid("there is no owner %d:%d", c.UID, c.GID)
+	}
+	return v.tree.chown(c.Path, int(c.UID), int(c.GID))
+}
+
+func (v *receiver) utimes(c *sendstream.Utimes) error {
+	atime, err := unix.TimeToTimespec(c.Atime.Time())
+	if err != nil {
+		return invalid("access time %v", c.Atime.Time())
+	}
+	mtime, err := unix.TimeToTimespec(c.Mtime.Time())
+	if err != nil {
+		return invalid("modification time %v", c.Mtime.Time())
+	}
+	return v.tree.utimes(c.Path, atime, mtime)
+}
+
+func (v *receiver) enableVerity(c *sendstream.EnableVerity) error {
+	fd, err := v.tree.openRegular(c.Path, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	err = btrfsctl.EnableVerity(fd, c.Algorithm, c.BlockSize, c.Salt, c.Signature)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
+		err = fmt.Errorf("this kernel has no fs-verity: %w: %w", err, errdefs.ErrNotImplemented)
+	}
+	return pathError("enable verity of", c.Path, err)
+}

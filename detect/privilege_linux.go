@@ -1,0 +1,54 @@
+package detect
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// initialUserNamespace is what /proc/PID/ns/user of a process in the initial user namespace links to
+// (PROC_USER_INIT_INO of include/linux/proc_ns.h). A map of user ids would not tell: a nested namespace can
+// map all of them.
+const initialUserNamespace = "user:[4026531837]"
+
+// InitialUserNamespace reports whether this process is in the initial user namespace. In any other, its
+// capabilities do not count for what the kernel keeps to itself: btrfs send, qgroups, tree searches.
+func InitialUserNamespace() (bool, error) {
+	ns, err := os.Readlink("/proc/self/ns/user")
+	if err != nil {
+		return false, fmt.Errorf("detect: user namespace: %w", err)
+	}
+	return ns == initialUserNamespace, nil
+}
+
+// Capable reports whether the capability, a CAP_ constant of golang.org/x/sys/unix, is in the effective
+// set of this thread, which counts within its user namespace.
+func Capable(capability int) (bool, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // of 32 bits each
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false, fmt.Errorf("detect: capabilities: %w", err)
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) != 0, nil
+}
+
+// whyUnprivileged says why this process may not do what takes CAP_SYS_ADMIN in the initial user namespace, or
+// "" if nothing speaks against it.
+func whyUnprivileged() (why string, err error) {
+	initial, err := InitialUserNamespace()
+	if err != nil {
+		return "", err
+	}
+	if !initial {
+		return "this process is in a nested user namespace, where the kernel does not allow it: run it in the initial one", nil
+	}
+	capable, err := Capable(unix.CAP_SYS_ADMIN)
+	if err != nil {
+		return "", err
+	}
+	if !capable {
+		return "this process lacks CAP_SYS_ADMIN: run it as root, and in a container with that capability", nil
+	}
+	return "", nil
+}

@@ -1,0 +1,132 @@
+package graphdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/moby/go-archive"
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/stream"
+)
+
+// NaiveDiffDriver adds the methods of [DiffDriver] to a ProtoDriver by walking trees. It asks nothing of
+// the driver but Get and Put, and costs what the layers hold instead of what changed.
+//
+// It goes by what lstat shows, with the rule of Docker's change lists that two times of modification are
+// the same if their seconds agree and one of them has no fraction, as times that came out of a tar do not.
+// So there is one edit that it cannot see: one that leaves a file's size as it was, in the same second in
+// which the file had been modified in the parent, where the parent's time has been through a tar. Docker's
+// NaiveDiffDriver makes that rarer by sleeping at the end of each Diff until the second is over, so that a
+// container started from the new layer does not begin in it. This one does not sleep: it would delay
+// every commit, and still miss such an edit where the layer came by another way. Who cannot do with that
+// uses a driver that is told by its filesystem which files were written.
+//
+// A layer that is written to during a diff is read as it goes, see [DiffDriver].
+type NaiveDiffDriver struct {
+	ProtoDriver
+
+	// IDMap maps the ids in diffs to those of the files in the layers.
+	IDMap user.IdentityMapping
+
+	// BestEffortXattrs lets ApplyDiff succeed where extended attributes cannot be set because the
+	// filesystem does not have them or the caller may not set them. The layer then lacks them.
+	BestEffortXattrs bool
+}
+
+// NewNaiveDiffDriver makes a complete driver of one that keeps layers and does not compare them, by way
+// of a *NaiveDiffDriver.
+func NewNaiveDiffDriver(driver ProtoDriver, idMap user.IdentityMapping) Driver {
+	return &NaiveDiffDriver{ProtoDriver: driver, IDMap: idMap}
+}
+
+// Diff returns a tar of what the layer changed of parent. The layer stays held until the reader has
+// returned its last byte or is closed. See [DiffDriver].
+func (d *NaiveDiffDriver) Diff(id, parent string) (io.ReadCloser, error) {
+	dir, err := d.ProtoDriver.Get(id, "")
+	if err != nil {
+		return nil, fmt.Errorf("diff layer %q: %w", id, err)
+	}
+	changes, err := d.changes(context.Background(), dir, parent)
+	if err != nil {
+		return nil, fmt.Errorf("diff layer %q: %w", id, errors.Join(err, d.ProtoDriver.Put(id)))
+	}
+	return stream.New(context.Background(), func(ctx context.Context, w io.Writer) error {
+		err := layertar.Write(ctx, w, dir, changes, layertar.WriteOptions{IDMap: d.IDMap})
+		if err := errors.Join(err, d.ProtoDriver.Put(id)); err != nil {
+			return fmt.Errorf("diff layer %q: %w", id, err)
+		}
+		return nil
+	}), nil
+}
+
+// Changes lists what the layer changed of parent. See [DiffDriver].
+func (d *NaiveDiffDriver) Changes(id, parent string) ([]archive.Change, error) {
+	var changes []archive.Change
+	err := d.held(id, func(dir string) (err error) {
+		changes, err = d.changes(context.Background(), dir, parent)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list changes of layer %q: %w", id, err)
+	}
+	return changes, nil
+}
+
+// DiffSize is the size of what the layer changed of parent, in bytes. See [DiffDriver].
+func (d *NaiveDiffDriver) DiffSize(id, parent string) (size int64, err error) {
+	ctx := context.Background()
+	err = d.held(id, func(dir string) error {
+		changes, err := d.changes(ctx, dir, parent)
+		if err != nil {
+			return err
+		}
+		size, err = treediff.Size(ctx, dir, changes)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("size the diff of layer %q: %w", id, err)
+	}
+	return size, nil
+}
+
+// ApplyDiff extracts a layer tar into the layer by [ApplyUncompressedLayer] and returns its size in bytes.
+// parent is not looked at. See [DiffDriver].
+func (d *NaiveDiffDriver) ApplyDiff(id, _ string, diff io.Reader) (size int64, err error) {
+	err = d.held(id, func(dir string) (err error) {
+		size, err = ApplyUncompressedLayer(dir, diff, &archive.TarOptions{IDMap: d.IDMap, BestEffortXattrs: d.BestEffortXattrs})
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("apply to layer %q: %w", id, err)
+	}
+	return size, nil
+}
+
+// changes compares the tree at dir with the layer parent, or with an empty tree for "".
+func (d *NaiveDiffDriver) changes(ctx context.Context, dir, parent string) (changes []archive.Change, err error) {
+	if parent == "" {
+		return treediff.Compare(ctx, dir, "", nil)
+	}
+	err = d.held(parent, func(base string) (err error) {
+		changes, err = treediff.Compare(ctx, dir, base, nil)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("parent %q: %w", parent, err)
+	}
+	return changes, nil
+}
+
+// held calls f with the layer's directory between a Get and its Put.
+func (d *NaiveDiffDriver) held(id string, f func(dir string) error) error {
+	dir, err := d.ProtoDriver.Get(id, "")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(dir), d.ProtoDriver.Put(id))
+}

@@ -1,0 +1,158 @@
+package graphdriver
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/user"
+)
+
+// Options says where and how [New] opens a driver.
+type Options struct {
+	// Root is the directory of all drivers; each has a directory of its own name in it.
+	Root string
+
+	// DriverOptions are "key=value" options for the driver, such as "btrfs.size=10G".
+	DriverOptions []string
+
+	// IDMap maps the ids in the layers to those on the host. The zero value maps nothing.
+	IDMap user.IdentityMapping
+
+	// ExperimentalEnabled is kept for programs written for Docker's API. It has no effect.
+	ExperimentalEnabled bool
+
+	// Priority names the drivers that New tries first where it is given no name and there is no earlier
+	// state, in this order. Names that are not registered are passed over. nil stands for btrfs, zfs.
+	Priority []string
+
+	// Logger is told which driver was chosen and why. nil stands for slog.Default().
+	Logger *slog.Logger
+}
+
+// defaultPriority is tried in this order where Options.Priority is nil.
+var defaultPriority = []string{"btrfs", "zfs"}
+
+// New opens a driver on config.Root. It is recommended to name the driver: then that one is opened, and
+// no other is looked at.
+//
+// With driverName "" the driver is found. Earlier state decides first: a directory of a registered
+// driver's name in the root that is not empty means that there are layers of that driver. Layers of
+// several drivers are an *[AmbiguousError], returned before any driver is opened. Layers of one driver
+// select it, and if it cannot be opened its error is returned: to go on with another driver would make
+// images and containers seem to vanish.
+//
+// Where there is no earlier state, the drivers of config.Priority are tried in order, then the other
+// registered ones in the order of their names, until one can work there. A driver that fails for another
+// reason than being unsupported ends the search with its error. If none can work there, the error gives
+// the reason of each.
+//
+// Directories of Docker drivers that are not registered, such as overlay2, do not stand in the way, as
+// they do not in Docker: New logs a warning that names them, since what they hold will not be seen.
+//
+// IsDriverNotSupported is true for the error if there is no driver of that name, if the named driver or the
+// one whose layers are there cannot work in this place, or if none of all can.
+func New(driverName string, config Options) (Driver, error) {
+	log := config.Logger
+	if log == nil {
+		log = slog.Default()
+	}
+	if driverName != "" {
+		driver, err := open(driverName, config)
+		if err != nil {
+			return nil, fmt.Errorf("graphdriver: open %q: %w", driverName, err)
+		}
+		return driver, nil
+	}
+
+	prior, err := priorDrivers(config.Root, Drivers())
+	if err != nil {
+		return nil, fmt.Errorf("graphdriver: look for earlier layers: %w", err)
+	}
+	if unseen := unseenDrivers(config.Root); len(unseen) > 0 {
+		log.Warn("layers of storage drivers that this program does not have will not be seen",
+			"root", config.Root, "drivers", unseen)
+	}
+
+	switch len(prior) {
+	case 0:
+		return openFirst(config, log)
+	case 1:
+		name := prior[0]
+		driver, err := open(name, config)
+		if err != nil {
+			return nil, fmt.Errorf("graphdriver: %s holds layers of %s, which cannot be opened: %w", config.Root, name, err)
+		}
+		log.Info("using the storage driver that has layers here", "driver", name, "root", config.Root)
+		return driver, nil
+	default:
+		return nil, &AmbiguousError{Root: config.Root, Drivers: prior}
+	}
+}
+
+// openFirst opens the first driver that can work in config.Root.
+func openFirst(config Options, log *slog.Logger) (Driver, error) {
+	names := config.Priority
+	if names == nil {
+		names = defaultPriority
+	}
+	names = distinct(slices.Concat(names, Drivers()))
+
+	var reasons []error
+	for _, name := range names {
+		driver, err := open(name, config)
+		if err == nil {
+			log.Info("chose a storage driver", "driver", name, "root", config.Root)
+			return driver, nil
+		}
+		err = fmt.Errorf("%s: %w", name, err)
+		if !IsDriverNotSupported(err) {
+			return nil, fmt.Errorf("graphdriver: %w", err)
+		}
+		reasons = append(reasons, err)
+	}
+	if len(reasons) == 0 {
+		reasons = append(reasons, ErrNotSupported) // an empty priority list, and nothing registered
+	}
+	return nil, fmt.Errorf("graphdriver: no storage driver can work in %s:\n%w", config.Root, errors.Join(reasons...))
+}
+
+// open opens one driver by name.
+func open(name string, config Options) (Driver, error) {
+	initFunc, ok := lookup(name)
+	if !ok {
+		return nil, unknownDriver(name)
+	}
+	return initFunc(filepath.Join(config.Root, name), config.DriverOptions, config.IDMap)
+}
+
+// unknownDriver says why there is no driver of that name, and what to do.
+func unknownDriver(name string) error {
+	if slices.Contains(goneDrivers, name) {
+		return fmt.Errorf("%w: the %s storage driver was removed from Docker and its layers cannot be read here; "+
+			"with an engine that still has it, save images (docker save) and commit containers that are to be kept, "+
+			"then import them with a driver that is there (%s)", ErrNotSupported, name, known())
+	}
+	return fmt.Errorf("%w: no storage driver of that name in this program; it has %s", ErrNotSupported, known())
+}
+
+func known() string {
+	if names := Drivers(); len(names) > 0 {
+		return strings.Join(names, ", ")
+	}
+	return "none"
+}
+
+// distinct returns names without those that were there before, in order.
+func distinct(names []string) []string {
+	var kept []string
+	for _, name := range names {
+		if !slices.Contains(kept, name) {
+			kept = append(kept, name)
+		}
+	}
+	return kept
+}

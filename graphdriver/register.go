@@ -1,0 +1,66 @@
+package graphdriver
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
+)
+
+// InitFunc opens a driver whose files are kept under root, which it makes if need be. options are
+// "key=value" strings of which a driver refuses those that it does not know; idMap says which host ids
+// stand for the ids in the layers.
+//
+// If the driver cannot work there, the error is one for which [IsDriverNotSupported] is true, and
+// nothing was made.
+type InitFunc func(root string, options []string, idMap user.IdentityMapping) (Driver, error)
+
+var registry = struct {
+	sync.RWMutex
+	inits map[string]InitFunc
+}{inits: make(map[string]InitFunc)}
+
+// Register makes a driver known to [New]. The name is also that of the driver's directory in the root.
+//
+// Errors: errdefs.ErrAlreadyExists if the name is taken, errdefs.ErrInvalidArgument if it is not a plain
+// file name or initFunc is nil.
+func Register(name string, initFunc InitFunc) error {
+	if name == "" || name == "." || name != filepath.Base(name) || !filepath.IsLocal(name) {
+		return fmt.Errorf("graphdriver: register %q: name is not a file name: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if initFunc == nil {
+		return fmt.Errorf("graphdriver: register %q: no init function: %w", name, errdefs.ErrInvalidArgument)
+	}
+
+	registry.Lock()
+	defer registry.Unlock()
+	if _, taken := registry.inits[name]; taken {
+		return fmt.Errorf("graphdriver: register %q: name already registered: %w", name, errdefs.ErrAlreadyExists)
+	}
+	registry.inits[name] = initFunc
+	return nil
+}
+
+// IsRegistered says whether a driver of that name was registered.
+func IsRegistered(name string) bool {
+	_, ok := lookup(name)
+	return ok
+}
+
+// Drivers lists the names of the registered drivers, sorted.
+func Drivers() []string {
+	registry.RLock()
+	defer registry.RUnlock()
+	return slices.Sorted(maps.Keys(registry.inits))
+}
+
+func lookup(name string) (InitFunc, bool) {
+	registry.RLock()
+	defer registry.RUnlock()
+	initFunc, ok := registry.inits[name]
+	return initFunc, ok
+}

@@ -1,0 +1,123 @@
+package testfs
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Btrfs returns the mount point of a fresh btrfs on a loop device, mounted noatime and private for this test
+// alone. When the test ends, it is unmounted, detached and deleted, and the test fails if something still
+// held it. The test is skipped where there is no root, mkfs.btrfs, loop device or btrfs.
+func Btrfs(t testing.TB, opts ...BtrfsOption) string {
+	t.Helper()
+	c := btrfsConfig{size: defaultSize, quota: quotaOff}
+	for _, opt := range opts {
+		opt(&c)
+	}
+	Root(t)
+	mkfs, err := lookTool("mkfs.btrfs")
+	if err != nil {
+		Skip(t, "needs mkfs.btrfs (package btrfs-progs): %v", err)
+	}
+
+	dir := workDir(t)
+	image := filepath.Join(dir, "btrfs.img")
+	mnt := filepath.Join(dir, "btrfs")
+	if err := os.Mkdir(mnt, 0o755); err != nil {
+		t.Fatalf("testfs: %v", err)
+	}
+	if err := makeSparse(image, c.size); err != nil {
+		t.Fatalf("testfs: make image: %v", err)
+	}
+	if out, err := exec.Command(mkfs, "-q", "-f", image).CombinedOutput(); err != nil {
+		t.Fatalf("testfs: %s %s: %v: %s", mkfs, image, err, out)
+	}
+	mountLoop(t, image, mnt)
+
+	if err := enableQuota(mnt, c.quota); err != nil {
+		if errors.Is(err, errNoSimpleQuota) {
+			Skip(t, "%v", err)
+		}
+		t.Fatalf("testfs: %v", err)
+	}
+	return mnt
+}
+
+// mountLoop mounts the image on mnt until the test ends.
+func mountLoop(t testing.TB, image, mnt string) {
+	t.Helper()
+	loop, err := attachLoop(image)
+	if err != nil {
+		if errors.Is(err, errNoLoop) {
+			Skip(t, "%v", err)
+		}
+		t.Fatalf("testfs: %v", err)
+	}
+	// The device detaches itself when its last user is gone. From here on that is the mount.
+	defer loop.Close()
+
+	if err := unix.Mount(loop.Name(), mnt, "btrfs", unix.MS_NOATIME, ""); err != nil {
+		if errors.Is(err, unix.ENODEV) {
+			Skip(t, "needs a kernel with btrfs")
+		}
+		t.Fatalf("testfs: mount %s on %s: %v", loop.Name(), mnt, err)
+	}
+	t.Cleanup(func() {
+		if unmountAll(t, mnt) {
+			waitDetached(t, loop.Name(), image)
+		}
+	})
+	if err := unix.Mount("", mnt, "", unix.MS_PRIVATE, ""); err != nil {
+		t.Fatalf("testfs: make %s private: %v", mnt, err)
+	}
+}
+
+func makeSparse(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(size); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+// workDir makes a directory for the test under COWSHED_TEST_DIR, or takes the test's own.
+func workDir(t testing.TB) string {
+	t.Helper()
+	base := os.Getenv(DirEnv)
+	if base == "" {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(base, "cowshed-test-")
+	if err != nil {
+		t.Fatalf("testfs: %s: %v", DirEnv, err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("testfs: %v", err)
+		}
+	})
+	return dir
+}
+
+// lookTool finds an administrator's program, which is often not in the PATH of users.
+func lookTool(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", err
+}

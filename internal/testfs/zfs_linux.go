@@ -1,0 +1,104 @@
+package testfs
+
+import (
+	"bytes"
+	"crypto/rand"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Zpool returns the name of the ZFS pool that COWSHED_TEST_ZPOOL names. A test that needs ZFS, but no dataset
+// in that pool, calls it to be skipped where there is none.
+func Zpool(t testing.TB) string {
+	t.Helper()
+	Root(t)
+	pool := os.Getenv(ZpoolEnv)
+	switch pool {
+	case "":
+		Skip(t, "needs a ZFS pool, named by %s", ZpoolEnv)
+	case ZpoolElsewhere:
+		t.Skip(ElsewhereReason)
+	}
+	return pool
+}
+
+// ZFS returns a fresh dataset, and the path where it is mounted, in the pool that COWSHED_TEST_ZPOOL names.
+// When the test ends, the dataset is destroyed with all that was made in it, and the test fails if something
+// of it was still mounted elsewhere. The test is skipped where the variable is unset or ZFS is missing, and
+// also, required or not, where the variable says [ZpoolElsewhere].
+func ZFS(t testing.TB) (dataset, mountpoint string) {
+	t.Helper()
+	pool := Zpool(t)
+	zfs, err := lookTool("zfs")
+	if err != nil {
+		Skip(t, "needs the zfs command (package zfsutils-linux): %v", err)
+	}
+
+	dataset = pool + "/cowshed-test-" + strings.ToLower(rand.Text()[:12])
+	mountpoint = filepath.Join(workDir(t), "zfs")
+	if err := runZFS(zfs, "create", "-o", "mountpoint="+mountpoint, "-o", "com.sun:auto-snapshot=false", dataset); err != nil {
+		t.Fatalf("testfs: create %s: %v", dataset, err)
+	}
+	t.Cleanup(func() {
+		unmountDatasets(t, dataset, mountpoint)
+		var err error
+		// Unmounts by other processes of the test may still be under way in the kernel.
+		if !eventually(10*time.Second, func() bool {
+			err = runZFS(zfs, "destroy", "-R", "-f", dataset)
+			return err == nil
+		}) {
+			t.Errorf("testfs: destroy %s: %v", dataset, err)
+		}
+	})
+	return dataset, mountpoint
+}
+
+// unmountDatasets unmounts what the test left mounted of the datasets and snapshots below dataset. Mounts
+// below mountpoint are ZFS's own doing; others are leaks and fail the test.
+func unmountDatasets(t testing.TB, dataset, mountpoint string) {
+	t.Helper()
+	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
+		below := strings.HasPrefix(info.Source, dataset+"/") || strings.HasPrefix(info.Source, dataset+"@")
+		return info.FSType != "zfs" || !below, false
+	})
+	if err != nil {
+		t.Errorf("testfs: %v", err)
+		return
+	}
+	for _, info := range infos {
+		if !strings.HasPrefix(info.Mountpoint, mountpoint+"/") {
+			t.Errorf("testfs: the test left %s mounted on %s", info.Source, info.Mountpoint)
+		}
+		if err := unix.Unmount(info.Mountpoint, unix.MNT_DETACH); err != nil {
+			t.Errorf("testfs: unmount %s: %v", info.Mountpoint, err)
+		}
+	}
+}
+
+// zfsError is a failed zfs command with what it said.
+type zfsError struct {
+	args   []string
+	output string
+	err    error
+}
+
+func (e *zfsError) Error() string {
+	return "zfs " + strings.Join(e.args, " ") + ": " + e.err.Error() + ": " + e.output
+}
+
+func (e *zfsError) Unwrap() error { return e.err }
+
+func runZFS(zfs string, args ...string) error {
+	out, err := exec.Command(zfs, args...).CombinedOutput()
+	if err != nil {
+		return &zfsError{args: args, output: string(bytes.TrimSpace(out)), err: err}
+	}
+	return nil
+}

@@ -1,0 +1,413 @@
+package quota
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+)
+
+// ErrNotYet says that a qgroup cannot be removed yet: its subvolume exists, or is not yet dropped, or
+// extents that it is charged for are still referenced by other subvolumes. It is matched with errors.Is.
+var ErrNotYet = errors.New("still in use")
+
+// Qgroups enforces limits on the subvolumes of one btrfs filesystem. A subvolume is named by its id,
+// which is that of its qgroup of level 0.
+//
+// Changing anything needs CAP_SYS_ADMIN in the initial user namespace, and is an
+// errdefs.ErrPermissionDenied without it. Reading needs it too, unless the filesystem shows in
+// /sys/fs/btrfs. Methods are safe for concurrent use, but not with Close.
+type Qgroups struct {
+	dir    *os.File
+	sysfs  string // directory of the filesystem's qgroups in sysfs, which is there while quotas are on
+	policy Policy
+
+	// turnOn keeps two first limits from turning quotas on twice.
+	turnOn sync.Mutex
+}
+
+// OpenQgroups opens the enforcer of the btrfs filesystem that holds the directory dir. It changes nothing:
+// quotas are turned on by the first limit.
+func OpenQgroups(dir string, policy Policy) (*Qgroups, error) {
+	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("btrfs: open quotas: %w", err)
+	}
+	uuid, err := btrfsctl.FilesystemUUID(int(f.Fd()))
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("btrfs: open quotas: filesystem of %s: %w", dir, err)
+	}
+	return &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}, nil
+}
+
+// Close releases what q holds. Quotas and limits stay.
+func (q *Qgroups) Close() error { return q.dir.Close() }
+
+func (q *Qgroups) fd() int { return int(q.dir.Fd()) }
+
+// Policy returns what q was opened with.
+func (q *Qgroups) Policy() Policy { return q.policy }
+
+// Mode says how the filesystem keeps account now.
+func (q *Qgroups) Mode() (Mode, error) {
+	status, err := q.status()
+	return modeOf(status), err
+}
+
+// Consistent reports whether the filesystem's accounts can be trusted. Simple ones always can. Classic
+// ones cannot while a rescan runs, and not since the kernel has given up counting: then usage is out of
+// date and limits are not enforced. The next limit that is set repairs that, as Rescan does. With quotas
+// off it is true.
+func (q *Qgroups) Consistent() (bool, error) {
+	status, err := q.status()
+	return !status.Inconsistent && !status.Rescan, err
+}
+
+func modeOf(status btrfsctl.QuotaStatus) Mode {
+	switch {
+	case !status.On:
+		return Off
+	case status.Simple:
+		return Simple
+	default:
+		return Classic
+	}
+}
+
+// Enable makes the filesystem ready for limits of that scope and returns the mode that enforces them.
+// Where quotas are off it turns them on as the policy says, which is durable on return. In classic mode it
+// returns when the accounts are consistent, so it may take as long as a rescan of the filesystem; if ctx
+// ends before, the rescan goes on and Enable returns the error of ctx.
+//
+// An errdefs.ErrFailedPrecondition says why the policy and the mode that is on do not allow such limits,
+// and what to do. errdefs.ErrNotImplemented: the kernel does not have the mode that the policy asks for.
+func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
+	status, err := q.status()
+	if err != nil {
+		return Off, err
+	}
+	if err := q.allows(modeOf(status), scope); err != nil {
+		return Off, err
+	}
+	if !status.On {
+		if status, err = q.enable(scope); err != nil {
+			return Off, fmt.Errorf("btrfs: turn on quotas of %s: %w", q.dir.Name(), kindOf(err))
+		}
+		// Another process may have been quicker, and have turned on the other mode.
+		if err := q.allows(modeOf(status), scope); err != nil {
+			return Off, err
+		}
+	}
+	if status.Rescan || status.Inconsistent {
+		if err := q.Rescan(ctx); err != nil {
+			return Off, err
+		}
+	}
+	return modeOf(status), nil
+}
+
+// allows says whether limits of that scope may be set while the filesystem is in mode.
+func (q *Qgroups) allows(mode Mode, scope Scope) error {
+	const (
+		imageNotCounted = "simple quotas do not count the image, so they cannot enforce quota scope total: "
+		modeDiffers     = "quotas of %s are on in %s mode and btrfs.quota=%s asks for another: set btrfs.quota=%[2]s or auto, or turn them off with \"btrfs quota disable %[1]s\", which forgets all limits of that filesystem"
+	)
+	var reason string
+	switch {
+	case q.policy == PolicyOff:
+		reason = "limits are turned off by btrfs.quota=off: set btrfs.quota to auto, simple or classic to use them"
+	case q.policy == PolicySimple && scope == ScopeTotal:
+		reason = imageNotCounted + "set btrfs.quota=classic, or btrfs.quota_scope=layer"
+	case q.policy == PolicySimple && mode == Classic, q.policy == PolicyClassic && mode == Simple:
+		reason = fmt.Sprintf(modeDiffers, q.dir.Name(), mode, q.policy)
+	case mode == Simple && scope == ScopeTotal:
+		reason = imageNotCounted + "set btrfs.quota_scope=layer"
+	default:
+		return nil
+	}
+	return fmt.Errorf("btrfs: %w: %s", errdefs.ErrFailedPrecondition, reason)
+}
+
+// enable turns quotas on unless they are on by now, and returns their state then.
+func (q *Qgroups) enable(scope Scope) (btrfsctl.QuotaStatus, error) {
+	q.turnOn.Lock()
+	defer q.turnOn.Unlock()
+
+	// The kernel does nothing, and says nothing, if quotas are on already, in either mode.
+	var err error
+	if q.policy == PolicySimple || q.policy == PolicyAuto && scope == ScopeLayer {
+		err = btrfsctl.EnableSimpleQuota(q.fd())
+	} else {
+		err = btrfsctl.EnableQuota(q.fd())
+	}
+	if simpleUnsupported(err) && q.policy == PolicyAuto {
+		err = btrfsctl.EnableQuota(q.fd())
+	}
+	if simpleUnsupported(err) {
+		return btrfsctl.QuotaStatus{}, fmt.Errorf("%w: simple quotas need kernel 6.7, or set btrfs.quota=classic: %w", errdefs.ErrNotImplemented, err)
+	}
+	if err != nil {
+		return btrfsctl.QuotaStatus{}, err
+	}
+	return q.status()
+}
+
+func simpleUnsupported(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY)
+}
+
+// Rescan counts anew what each subvolume references and returns when that is done, or when ctx ends: the
+// rescan then goes on. One that runs already is waited for. In simple mode, and with quotas off, there is
+// nothing to count.
+func (q *Qgroups) Rescan(ctx context.Context) error {
+	status, err := q.status()
+	if err != nil || modeOf(status) != Classic {
+		return err
+	}
+	if err := btrfsctl.StartRescan(q.fd()); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return fmt.Errorf("btrfs: rescan quotas of %s: %w", q.dir.Name(), kindOf(err))
+	}
+	if err := q.waitRescan(ctx); err != nil {
+		return fmt.Errorf("btrfs: wait for the rescan of quotas of %s: %w", q.dir.Name(), kindOf(err))
+	}
+	return nil
+}
+
+// waitRescan returns when no rescan runs. It asks again and again, at intervals that grow with the time
+// that has passed, because the kernel's call that waits cannot be interrupted by a context.
+func (q *Qgroups) waitRescan(ctx context.Context) error {
+	const shortest, longest = time.Millisecond, time.Second / 4
+	for interval := shortest; ; interval = min(2*interval, longest) {
+		running, _, err := btrfsctl.RescanRunning(q.fd())
+		if err != nil || !running {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(interval):
+		}
+	}
+}
+
+// Inherit readies the filesystem for a subvolume that is about to be made, as Enable does if limit is not
+// zero, and says how limit reaches it: inherit is to be handed to btrfsctl.CreateSubvolume or
+// btrfsctl.Snapshot, and if after is true that alone does not do and SetLimit must follow before anyone
+// uses the subvolume. source is the id of the subvolume that a snapshot will be made of, or 0 for an
+// empty subvolume.
+//
+// In simple mode a snapshot has the limit that it is made with, or none. In classic mode a snapshot always
+// has its source's, whatever it is made with.
+func (q *Qgroups) Inherit(ctx context.Context, limit Limit, source uint64) (inherit *btrfsctl.QgroupLimit, after bool, err error) {
+	mode := Off
+	if limit.Bytes != 0 {
+		mode, err = q.Enable(ctx, limit.Scope)
+	} else if source != 0 {
+		mode, err = q.Mode()
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	switch {
+	case mode == Classic && source != 0 && limit.Bytes == 0:
+		inherited, err := q.Limit(source)
+		if errors.Is(err, errdefs.ErrNotFound) {
+			return nil, false, nil
+		}
+		return nil, inherited.Bytes != 0, err
+	case mode == Classic && source != 0:
+		return nil, true, nil
+	case limit.Bytes == 0:
+		return nil, false, nil
+	}
+	only := qgroupLimit(mode, limit)
+	if only.MaxRfer == btrfsctl.ClearLimit {
+		only.Flags, only.MaxRfer = btrfsctl.LimitMaxExcl, 0
+	} else {
+		only.Flags, only.MaxExcl = btrfsctl.LimitMaxRfer, 0
+	}
+	return &only, false, nil
+}
+
+// qgroupLimit says limit in terms of mode, in the form that replaces whatever limit there is.
+func qgroupLimit(mode Mode, limit Limit) btrfsctl.QgroupLimit {
+	l := btrfsctl.QgroupLimit{
+		Flags:   btrfsctl.LimitMaxRfer | btrfsctl.LimitMaxExcl,
+		MaxRfer: btrfsctl.ClearLimit,
+		MaxExcl: btrfsctl.ClearLimit,
+	}
+	switch {
+	case limit.Bytes == 0:
+	case mode == Classic && limit.Scope == ScopeLayer:
+		l.MaxExcl = limit.Bytes
+	default:
+		l.MaxRfer = limit.Bytes
+	}
+	return l
+}
+
+// SetLimit replaces the limit of the subvolume id; the zero Limit removes it. Quotas are turned on first
+// where that is needed and allowed, with the errors of Enable. The limit is in force at once, for data
+// that is written from then on, and durable with the next transaction commit (btrfsctl.Commit). A limit
+// below what the subvolume holds already can be set: it can then only delete.
+//
+// errdefs.ErrNotFound: there is no such subvolume.
+func (q *Qgroups) SetLimit(ctx context.Context, id uint64, limit Limit) error {
+	var mode Mode
+	var err error
+	if limit.Bytes != 0 {
+		mode, err = q.Enable(ctx, limit.Scope)
+	} else {
+		mode, err = q.Mode()
+	}
+	if err != nil {
+		return err
+	}
+	if mode == Off {
+		return nil
+	}
+	if err := btrfsctl.LimitQgroup(q.fd(), id, qgroupLimit(mode, limit)); err != nil {
+		return fmt.Errorf("btrfs: limit subvolume %d: %w", id, kindOf(err))
+	}
+	return nil
+}
+
+// Limit reads the limit of the subvolume id. With quotas off it is none. errdefs.ErrNotFound: quotas are
+// on and there is no such subvolume.
+func (q *Qgroups) Limit(id uint64) (Limit, error) {
+	mode, err := q.Mode()
+	if err != nil || mode == Off {
+		return Limit{}, err
+	}
+	limits, err := q.limits(id)
+	if err != nil {
+		return Limit{}, fmt.Errorf("btrfs: read limit of subvolume %d: %w", id, kindOf(err))
+	}
+	return limitOf(mode, limits), nil
+}
+
+// limitOf is the inverse of qgroupLimit.
+func limitOf(mode Mode, l btrfsctl.QgroupLimit) Limit {
+	switch {
+	case l.Flags&btrfsctl.LimitMaxExcl != 0:
+		return Limit{Bytes: l.MaxExcl, Scope: ScopeLayer}
+	case l.Flags&btrfsctl.LimitMaxRfer == 0:
+		return Limit{}
+	case mode == Classic:
+		return Limit{Bytes: l.MaxRfer, Scope: ScopeTotal}
+	default:
+		return Limit{Bytes: l.MaxRfer, Scope: ScopeLayer}
+	}
+}
+
+// Usage reads what the subvolume id holds: one value in simple mode, two in classic mode, at a cost that
+// does not depend on what it holds.
+//
+// Usage is as of the last transaction commit: what has been written since counts against the limit, but
+// does not show until it is written back and committed (unix.Syncfs does both, fsync neither; the kernel
+// does by itself in a minute or so).
+//
+// In simple mode Bytes is what the subvolume allocated and that is still referenced, by itself or by
+// snapshots made of it, extents older than the mode excepted; Total is not known. In classic mode Bytes is
+// what no other subvolume references: while a snapshot of the subvolume exists, Bytes shrinks to what
+// was changed since.
+//
+// errdefs.ErrNotImplemented: quotas are off. errdefs.ErrNotFound: there is no such subvolume.
+func (q *Qgroups) Usage(id uint64) (Usage, error) {
+	mode, err := q.Mode()
+	if err != nil {
+		return Usage{}, err
+	}
+	if mode == Off {
+		return Usage{}, fmt.Errorf("btrfs: usage of subvolume %d: %w: quotas are off", id, errdefs.ErrNotImplemented)
+	}
+	var usage Usage
+	if mode == Classic {
+		if usage.Total, err = q.referenced(id); err == nil {
+			usage.Bytes, err = q.exclusive(id)
+		}
+	} else {
+		usage.Bytes, err = q.referenced(id)
+	}
+	if err != nil {
+		return Usage{}, fmt.Errorf("btrfs: usage of subvolume %d: %w", id, kindOf(err))
+	}
+	return usage, nil
+}
+
+// Remove removes the qgroup that a destroyed subvolume has left. An absent one is not an error.
+//
+// Recent kernels (6.11) remove it by themselves when the subvolume has been dropped. What is left to
+// Remove are older kernels, and in simple mode those whose extents were still referenced by snapshots at
+// that time: they can be removed when these are gone. Until then the error is ErrNotYet. [Qgroups.Stale]
+// finds them again.
+func (q *Qgroups) Remove(id uint64) error {
+	// Older kernels would let the qgroup of a living subvolume go, and its accounts with it.
+	exists, err := btrfsctl.SubvolumeExists(q.fd(), id)
+	if err != nil {
+		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w", id, kindOf(err))
+	}
+	if exists {
+		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w: its subvolume is not dropped", id, ErrNotYet)
+	}
+	err = btrfsctl.RemoveQgroup(q.fd(), id)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTCONN):
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w: extents of it are referenced elsewhere", id, ErrNotYet)
+	default:
+		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w", id, kindOf(err))
+	}
+}
+
+// Stale lists the qgroups of subvolumes that are gone, whoever made them, in the order of their ids.
+// Subvolume ids are never used again, so nothing will need them; Remove takes those away that hold nothing.
+func (q *Qgroups) Stale() iter.Seq2[uint64, error] {
+	return func(yield func(uint64, error) bool) {
+		const firstHigherLevel = 1 << 48 // BTRFS_QGROUP_LEVEL_SHIFT
+		for next := uint64(btrfsctl.FirstFreeObjectID); ; {
+			id, err := btrfsctl.NextQgroup(q.fd(), next)
+			if errors.Is(err, unix.ENOENT) || err == nil && id >= firstHigherLevel {
+				return
+			}
+			var exists bool
+			if err == nil {
+				exists, err = btrfsctl.SubvolumeExists(q.fd(), id)
+			}
+			if err != nil {
+				yield(0, fmt.Errorf("btrfs: list qgroups of %s: %w", q.dir.Name(), kindOf(err)))
+				return
+			}
+			if !exists && !yield(id, nil) {
+				return
+			}
+			next = id + 1
+		}
+	}
+}
+
+// kindOf gives a kernel error the errdefs error that stands for its kind.
+func kindOf(err error) error {
+	var kind error
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		kind = errdefs.ErrNotFound
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		kind = errdefs.ErrPermissionDenied
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.ENOTCONN):
+		kind = errdefs.ErrFailedPrecondition
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}
