@@ -176,7 +176,9 @@ func (r *randomTree) directory() string {
 	return dir
 }
 
-func (r *randomTree) path() string { return filepath.Join(r.directory(), names[r.rng.IntN(len(names))]) }
+func (r *randomTree) path() string {
+	return filepath.Join(r.directory(), names[r.rng.IntN(len(names))])
+}
 
 // change does one random operation. Those that cannot be done, since a name is taken or missing, do
 // nothing; any other failure ends the test.

@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os/exec"
+	"runtime"
+	"slices"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// steps are the system calls that change what is on the disk, or stand between such.
+var steps = []uint64{
+	unix.SYS_IOCTL, unix.SYS_OPENAT, unix.SYS_MKDIRAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_UNLINKAT,
+	unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_SYNCFS, unix.SYS_MOUNT,
+	unix.SYS_UMOUNT2, unix.SYS_UTIMENSAT, unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_FTRUNCATE, unix.SYS_OPENAT2,
+	unix.SYS_CLOSE, unix.SYS_WAITID, unix.SYS_FLOCK,
+}
+
+// markStep is the system call by which a victim says where the calls that count begin and end: it asks for
+// the execution domain, which nothing else does.
+func markStep() { _, _, _ = unix.RawSyscall(unix.SYS_PERSONALITY, 0xffffffff, 0, 0) }
+
+// killAt runs cmd and kills it with SIGKILL as it enters its nth step, counted from 1 over all threads and
+// from its first mark. 0: never. It returns how many steps were entered before the second mark, and whether
+// cmd was killed.
+func killAt(cmd *exec.Cmd, n int) (counted int, killed bool, err error) {
+	runtime.LockOSThread() // a tracee has one thread as its tracer
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	if err := cmd.Start(); err != nil {
+		return 0, false, err
+	}
+	pid := cmd.Process.Pid
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil { // the stop at execve
+		return 0, false, err
+	}
+	const sysgood = 0x80
+	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
+		return 0, false, err
+	}
+	marks := 0
+	tid := pid
+	for {
+		signal := 0
+		if status.Stopped() {
+			if s := status.StopSignal(); s != unix.SIGTRAP && s != unix.SIGTRAP|sysgood && s != unix.SIGSTOP {
+				signal = int(s)
+			}
+		}
+		if err := unix.PtraceSyscall(tid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+			return counted, killed, fmt.Errorf("continue: %w", err)
+		}
+		// Threads of this process only: whatever else the test program has started is for others to wait for.
+		tid, err = unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return counted, killed, fmt.Errorf("wait: %w", err)
+		case tid == pid && (status.Exited() || status.Signaled()):
+			if status.Exited() && status.ExitStatus() != 0 {
+				err = fmt.Errorf("exit status %d", status.ExitStatus())
+			}
+			return counted, status.Signaled(), err
+		case !status.Stopped() || status.StopSignal() != unix.SIGTRAP|sysgood:
+			continue
+		}
+		call, entry := enteredCall(tid)
+		switch {
+		case !entry:
+		case call == unix.SYS_PERSONALITY:
+			marks++
+		case marks == 1 && slices.Contains(steps, call):
+			counted++
+			if counted == n {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					return counted, false, err
+				}
+			}
+		}
+	}
+}
+
+// enteredCall reads which call a stopped thread is about to make, by PTRACE_GET_SYSCALL_INFO.
+func enteredCall(tid int) (call uint64, entry bool) {
+	const getSyscallInfo, opEntry = 0x420e, 1
+	var info [88]byte
+	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, getSyscallInfo, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
+	return binary.NativeEndian.Uint64(info[24:]), errno == 0 && info[0] == opEntry
+}
