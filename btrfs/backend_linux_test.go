@@ -424,7 +424,7 @@ func TestRecovery(t *testing.T) {
 		require.NoError(t, b.Create(ctx, "keep", cowcommon.VolumeOptions{}))
 		for _, dir := range []*os.File{b.dirs.staging, b.dirs.removing, b.dirs.views} {
 			require.NoError(t, btrfsctl.CreateSubvolume(int(dir.Fd()), "left~over", nil))
-			left, err := openSubvolume(dir, "left~over")
+			left, err := b.openSubvolume(dir, "left~over")
 			require.NoError(t, err)
 			require.NoError(t, btrfsctl.CreateSubvolume(int(left.Fd()), "nested", nil))
 			require.NoError(t, btrfsctl.SetReadOnly(int(left.Fd()), true))
@@ -507,7 +507,7 @@ func TestMobyLayout(t *testing.T) {
 	require.NoError(t, err)
 	defer dir.Close()
 	require.NoError(t, btrfsctl.CreateSubvolume(int(dir.Fd()), "image", nil))
-	image, err := openSubvolume(dir, "image")
+	image, err := os.Open(filepath.Join(dir.Name(), "image"))
 	require.NoError(t, err)
 	require.NoError(t, btrfsctl.Snapshot(int(dir.Fd()), "container", int(image.Fd()), false, nil))
 	require.NoError(t, image.Close())

@@ -16,27 +16,34 @@ import (
 // errNotSubvolume says that a directory is not the root of a subvolume, so Cowshed did not make it.
 var errNotSubvolume = errors.New("not a subvolume")
 
-// openSubvolume opens the root of the subvolume name in dir.
-func openSubvolume(dir *os.File, name string) (*os.File, error) {
+// subvolume is the open root directory of a subvolume, and what the kernel says about it.
+type subvolume struct {
+	*os.File
+	info btrfsctl.Subvolume
+}
+
+func (s *subvolume) fd() int { return int(s.Fd()) }
+
+// openSubvolume opens the root of the subvolume name in dir, one of the layout's directories.
+func (b *Backend) openSubvolume(dir *os.File, name string) (*subvolume, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir.Name() + "/" + name, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), dir.Name()+"/"+name)
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
-		return nil, errors.Join(err, f.Close())
+	s := &subvolume{File: os.NewFile(uintptr(fd), dir.Name()+"/"+name)}
+	if s.info, err = btrfsctl.Info(fd); err != nil {
+		return nil, errors.Join(fmt.Errorf("subvolume %s: %w", s.Name(), err), s.Close())
 	}
-	if stat.Ino != btrfsctl.FirstFreeObjectID {
-		return nil, errors.Join(fmt.Errorf("%s: %w", f.Name(), errNotSubvolume), f.Close())
+	if s.info.ID == b.dirs.subvolumesID { // an ordinary directory of the subvolume that holds the layout
+		return nil, errors.Join(fmt.Errorf("%s: %w", s.Name(), errNotSubvolume), s.Close())
 	}
-	return f, nil
+	return s, nil
 }
 
 // destroy unlinks the subvolume name of dir with whatever subvolumes are nested inside. It is for what
 // nobody should find any more: a crash may leave some of the nested ones destroyed.
 func (b *Backend) destroy(dir *os.File, name string) error {
-	root, err := openSubvolume(dir, name)
+	root, err := b.openSubvolume(dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -44,16 +51,12 @@ func (b *Backend) destroy(dir *os.File, name string) error {
 		return err
 	}
 	defer root.Close()
-	info, err := btrfsctl.Info(int(root.Fd()))
-	if err != nil {
-		return fmt.Errorf("subvolume %s: %w", root.Name(), err)
-	}
-	if err := b.markQgroup(info.ID); err != nil {
+	if err := b.markQgroup(root.info.ID); err != nil {
 		return err
 	}
 	err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
 	if errors.Is(err, unix.ENOTEMPTY) {
-		if err := b.destroyNested(info.ID); err != nil {
+		if err := b.destroyNested(root.info.ID); err != nil {
 			return fmt.Errorf("subvolumes nested in %s: %w", root.Name(), err)
 		}
 		err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)

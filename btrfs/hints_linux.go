@@ -39,15 +39,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if !ok1 || !ok2 || baseView.b.fsUUID != topView.b.fsUUID {
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("not two views of one btrfs filesystem")}
 	}
-	baseInfo, err := btrfsctl.Info(int(baseView.dir.Fd()))
-	if err != nil {
-		return nil, fmt.Errorf("base: %w", err)
-	}
-	topInfo, err := btrfsctl.Info(int(topView.dir.Fd()))
-	if err != nil {
-		return nil, fmt.Errorf("top: %w", err)
-	}
-	switch related, err := b.related(baseInfo, topInfo); {
+	switch related, err := b.related(baseView.dir.info, topView.dir.info); {
 	case errors.Is(err, unix.EPERM):
 		return nil, &treediff.NoHintsError{Reason: "permission", Err: err}
 	case err != nil:
@@ -57,14 +49,15 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	}
 
 	var replayed *replayed
-	err = b.send(ctx, topView, baseInfo.ID, btrfsctl.SendNoFileData, func(r io.Reader) error {
+	err := b.send(ctx, topView, baseView.dir.info.ID, btrfsctl.SendNoFileData, func(r io.Reader) error {
+		var err error
 		replayed, err = replayBetween(r, rootNamesOf(baseView), rootNamesOf(topView))
 		return err
 	})
 	if err != nil {
 		return nil, noHints(err)
 	}
-	if err := addLinks(topView.dir, replayed); err != nil {
+	if err := addLinks(topView.dir.File, replayed); err != nil {
 		return nil, err
 	}
 	// A stream passes over nested subvolumes.
@@ -79,7 +72,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 // rootNamesOf says which names a view has in its root directory.
 func rootNamesOf(v *view) rootNames {
 	return func(name string) bool {
-		return unix.Faccessat(int(v.dir.Fd()), name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
+		return unix.Faccessat(v.dir.fd(), name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
 	}
 }
 
@@ -167,7 +160,7 @@ func (b *Backend) send(ctx context.Context, v *view, parent, flags uint64, consu
 	sent := make(chan error, 1)
 	out := int(w.Fd()) // puts w into blocking mode, without which the kernel would fail with EAGAIN
 	go func() {
-		err := btrfsctl.Send(int(v.dir.Fd()), out, parent, flags, 0)
+		err := btrfsctl.Send(v.dir.fd(), out, parent, flags, 0)
 		sent <- errors.Join(err, w.Close())
 	}()
 	consumeErr := consume(r)

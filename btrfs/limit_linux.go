@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -21,11 +20,7 @@ func (b *Backend) Usage(_ context.Context, name string) (quota.Usage, error) {
 		return quota.Usage{}, fmt.Errorf("btrfs: usage: %w", err)
 	}
 	defer dir.Close()
-	info, err := btrfsctl.Info(int(dir.Fd()))
-	if err != nil {
-		return quota.Usage{}, fmt.Errorf("btrfs: usage of %s: %w", name, err)
-	}
-	usage, err := b.quotas.Usage(info.ID)
+	usage, err := b.quotas.Usage(dir.info.ID)
 	if err != nil {
 		return quota.Usage{}, fmt.Errorf("btrfs: usage of %s: %w", name, err)
 	}
@@ -39,7 +34,7 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 		return fmt.Errorf("btrfs: limit: %w", err)
 	}
 	defer dir.Close()
-	err = b.setLimit(ctx, dir, limit)
+	err = b.quotas.SetLimit(ctx, dir.info.ID, limit)
 	if err == nil {
 		err = b.forgetRecordedLimit(name)
 	}
@@ -54,7 +49,7 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 
 // applyRecordedLimit limits a volume as moby's driver recorded in quotas/<name>, which it did because it
 // set limits anew at every mount. A limit that the volume has goes before.
-func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *os.File) error {
+func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subvolume) error {
 	path := filepath.Join(b.home, quotasName, name)
 	record, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -68,15 +63,11 @@ func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *os.F
 		b.log.Warn("btrfs: recorded limit cannot be read, so the layer has none", "path", path, "record", string(record))
 		return nil
 	}
-	info, err := btrfsctl.Info(int(dir.Fd()))
-	if err != nil {
-		return err
-	}
-	limit, err := b.quotas.Limit(info.ID)
+	limit, err := b.quotas.Limit(dir.info.ID)
 	if err != nil || limit.Bytes != 0 {
 		return err
 	}
-	return b.quotas.SetLimit(ctx, info.ID, quota.Limit{Bytes: bytes, Scope: b.opts.Scope})
+	return b.quotas.SetLimit(ctx, dir.info.ID, quota.Limit{Bytes: bytes, Scope: b.opts.Scope})
 }
 
 // forgetRecordedLimit removes the record of moby's driver when it no longer holds, so that it is not

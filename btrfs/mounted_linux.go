@@ -1,7 +1,6 @@
 package btrfs
 
 import (
-	"os"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -10,9 +9,9 @@ import (
 
 // mountedElsewhere reports whether the subvolume open as dir, or a directory of it, is mounted anywhere in
 // this mount namespace: by a bind mount, or by its own mount of the filesystem.
-func mountedElsewhere(dir *os.File) (bool, error) {
+func mountedElsewhere(dir *subvolume) (bool, error) {
 	var own unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &own); err != nil {
+	if err := unix.Fstat(dir.fd(), &own); err != nil {
 		return false, err
 	}
 	// Every subvolume has a device number of its own, which a stat of the mount point shows.

@@ -42,6 +42,9 @@ func receive(ctx context.Context, root, source *os.File, r io.Reader) (received,
 	}
 	v := &receiver{tree: newReceiveTree(int(root.Fd()))}
 	defer v.tree.close()
+	if v.rootTimes, err = times(root); err != nil {
+		return received{}, fmt.Errorf("receive: root: %w", err)
+	}
 	defer v.decoder.close()
 	if source != nil {
 		if err := v.setSource(source); err != nil {
@@ -70,7 +73,10 @@ type receiver struct {
 	sourceUUIDs [2]btrfsctl.UUID
 	begun       bool
 	received    received
-	decoder     extentDecoder
+	// rootTimes are the times of access and modification that the root is to have. The kernel does not say
+	// them if the root is the same on both sides, but what is made and moved there on its way changes them.
+	rootTimes [2]unix.Timespec
+	decoder   extentDecoder
 }
 
 func (v *receiver) setSource(source *os.File) error {
@@ -191,7 +197,7 @@ func (v *receiver) applyName(command sendstream.Command) error {
 		return v.enableVerity(c)
 
 	case *sendstream.End:
-		return nil
+		return v.tree.utimes(nil, v.rootTimes)
 	}
 	return fmt.Errorf("%w: %w", sendstream.ErrUnknownCommand, errdefs.ErrNotImplemented)
 }
@@ -314,7 +320,19 @@ func (v *receiver) utimes(c *sendstream.Utimes) error {
 	if err != nil {
 		return invalid("modification time %v", c.Mtime.Time())
 	}
-	return v.tree.utimes(c.Path, atime, mtime)
+	if len(c.Path) == 0 {
+		v.rootTimes = [2]unix.Timespec{atime, mtime}
+	}
+	return v.tree.utimes(c.Path, [2]unix.Timespec{atime, mtime})
+}
+
+// times returns the times of access and modification of an open file.
+func times(f *os.File) (times [2]unix.Timespec, err error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return times, err
+	}
+	return [2]unix.Timespec{stat.Atim, stat.Mtim}, nil
 }
 
 func (v *receiver) enableVerity(c *sendstream.EnableVerity) error {

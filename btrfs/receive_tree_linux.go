@@ -196,7 +196,7 @@ func (t *receiveTree) makeNode(path []byte, kind uint32, dev int) error {
 	if err := unix.Mknodat(dir, name, kind|newFileMode, dev); err != nil {
 		return pathError("mknod", path, err)
 	}
-	return t.dropInherited(path, dir, name)
+	return t.dropInherited(path, dir, name, kind)
 }
 
 func (t *receiveTree) makeDir(path []byte) error {
@@ -207,7 +207,7 @@ func (t *receiveTree) makeDir(path []byte) error {
 	if err := unix.Mkdirat(dir, name, newDirMode); err != nil {
 		return pathError("mkdir", path, err)
 	}
-	return t.dropInherited(path, dir, name)
+	return t.dropInherited(path, dir, name, unix.S_IFDIR)
 }
 
 func (t *receiveTree) symlink(path, target []byte) error {
@@ -227,14 +227,18 @@ const (
 )
 
 // dropInherited removes the attributes that something new has from the directory it was made in.
-func (t *receiveTree) dropInherited(path []byte, dir int, name string) error {
+func (t *receiveTree) dropInherited(path []byte, dir int, name string, kind uint32) error {
 	inherited, err := t.inheritedFrom(dir)
 	if err != nil {
 		return pathError("getxattr", path, err)
 	}
 	for _, attribute := range inherited {
+		if attribute == xattrDefaultACL && kind != unix.S_IFDIR ||
+			attribute == xattrCompression && kind != unix.S_IFDIR && kind != unix.S_IFREG {
+			continue // which cannot have it
+		}
 		err := unix.Lremovexattr(procPath(dir)+"/"+name, attribute)
-		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EACCES) {
+		if err != nil && !errors.Is(err, unix.ENODATA) {
 			return pathError("removexattr", path, err)
 		}
 	}
@@ -350,12 +354,12 @@ func chmodOpen(dir int, name string, mode uint32) error {
 	return unix.Chmod(procPath(fd), mode)
 }
 
-func (t *receiveTree) utimes(path []byte, atime, mtime unix.Timespec) error {
+func (t *receiveTree) utimes(path []byte, atimeMtime [2]unix.Timespec) error {
 	dir, name, err := t.at(path)
 	if err != nil {
 		return err
 	}
-	err = unix.UtimesNanoAt(dir, name, []unix.Timespec{atime, mtime}, unix.AT_SYMLINK_NOFOLLOW)
+	err = unix.UtimesNanoAt(dir, name, atimeMtime[:], unix.AT_SYMLINK_NOFOLLOW)
 	return pathError("utimes", path, err)
 }
 

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
@@ -23,11 +25,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		if !ok {
 			return fmt.Errorf("btrfs: send %s: base is not a view of this backend: %w", topView.volume, errdefs.ErrInvalidArgument)
 		}
-		info, err := btrfsctl.Info(int(baseView.dir.Fd()))
-		if err != nil {
-			return fmt.Errorf("btrfs: send %s: base: %w", topView.volume, err)
-		}
-		parent = info.ID
+		parent = baseView.dir.info.ID
 	}
 	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error {
 		_, err := io.Copy(w, r)
@@ -37,4 +35,49 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		return fmt.Errorf("btrfs: send %s: %w", topView.volume, err)
 	}
 	return nil
+}
+
+// Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental
+// stream needs the sealed volume that it builds on, which is found to be the right one by its UUID.
+func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
+	if err := b.receiveVolume(ctx, name, source, r); err != nil {
+		return fmt.Errorf("btrfs: receive %s: %w", name, err)
+	}
+	return nil
+}
+
+func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.Reader) error {
+	var src *subvolume
+	var srcFile *os.File
+	var srcID uint64
+	if source != "" {
+		var err error
+		if src, err = b.openVolume(source); err != nil {
+			return err
+		}
+		defer src.Close()
+		if !src.info.ReadOnly {
+			return fmt.Errorf("source %s is not sealed: %w", source, errdefs.ErrFailedPrecondition)
+		}
+		srcFile, srcID = src.File, src.info.ID
+	}
+	err := b.stage(ctx, name, srcID, cowcommon.VolumeOptions{}, func(staged string, limit *btrfsctl.QgroupLimit) error {
+		if src == nil {
+			return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
+		}
+		return btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit)
+	}, func(dir *subvolume) error {
+		from, err := receive(ctx, dir.File, srcFile, r)
+		if err != nil {
+			return err
+		}
+		if err := btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid); err != nil {
+			return fmt.Errorf("set received UUID: %w", err)
+		}
+		return unix.Syncfs(dir.fd())
+	})
+	if err != nil {
+		return err
+	}
+	return b.seal(ctx, name)
 }

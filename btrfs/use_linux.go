@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,14 +15,14 @@ import (
 // use says how a volume is used in this process. While it is used its root is held open and locked
 // shared, which tells other processes.
 type use struct {
-	dir     *os.File
+	dir     *subvolume
 	mounts  int
 	views   int
 	changed chan struct{} // while the volume is claimed: closed when that ends
 }
 
 // acquire counts one more use of the volume name, by calling count with its record.
-func (b *Backend) acquire(ctx context.Context, name string, count func(*use)) (*os.File, error) {
+func (b *Backend) acquire(ctx context.Context, name string, count func(*use)) (*subvolume, error) {
 	u, unlock, err := b.unclaimed(ctx, name)
 	if err != nil {
 		return nil, err
@@ -35,7 +34,7 @@ func (b *Backend) acquire(ctx context.Context, name string, count func(*use)) (*
 			return nil, err
 		}
 		// A process inside the layer can lock its root too. It only harms itself, so nothing is made of it.
-		_ = unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		_ = unix.Flock(dir.fd(), unix.LOCK_SH|unix.LOCK_NB)
 		u = &use{dir: dir}
 		b.uses[name] = u
 	}
@@ -62,7 +61,7 @@ func (b *Backend) release(name string, count func(*use)) error {
 // claim takes a volume that nobody uses for itself, so that it can be changed as a whole; whoever wants
 // to use it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or in another
 // process.
-func (b *Backend) claim(ctx context.Context, name string) (dir *os.File, done func() error, err error) {
+func (b *Backend) claim(ctx context.Context, name string) (dir *subvolume, done func() error, err error) {
 	u, unlock, err := b.unclaimed(ctx, name)
 	if err != nil {
 		return nil, nil, err
@@ -75,7 +74,7 @@ func (b *Backend) claim(ctx context.Context, name string) (dir *os.File, done fu
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = dir.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, nil, fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
@@ -112,11 +111,11 @@ func (b *Backend) unclaimed(ctx context.Context, name string) (u *use, unlock fu
 }
 
 // openVolume opens the root of a volume. errdefs.ErrNotFound: there is none of that name.
-func (b *Backend) openVolume(name string) (*os.File, error) {
+func (b *Backend) openVolume(name string) (*subvolume, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return nil, err
 	}
-	dir, err := openSubvolume(b.dirs.subvolumes, name)
+	dir, err := b.openSubvolume(b.dirs.subvolumes, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
 	}

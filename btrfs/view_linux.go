@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -16,7 +15,7 @@ type view struct {
 	b        *Backend
 	volume   string
 	snapshot string // name in the directory views; "" if the view is the volume itself
-	dir      *os.File
+	dir      *subvolume
 	nested   []nestedSubvolume // which the volume has, and so the view
 
 	closeOnce sync.Once
@@ -46,24 +45,25 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 }
 
 func (v *view) open() error {
-	info, err := btrfsctl.Info(int(v.dir.Fd()))
+	// Asked anew: it may have been sealed since it was opened.
+	sealed, err := btrfsctl.ReadOnly(v.dir.fd())
 	if err != nil {
 		return err
 	}
-	if v.nested, err = v.b.nestedIn(info.ID); err != nil || info.ReadOnly {
+	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil || sealed {
 		return err
 	}
 	snapshot := temporaryName(v.volume)
 	shallow := len(v.nested) == 0
-	if err := btrfsctl.Snapshot(int(v.b.dirs.views.Fd()), snapshot, int(v.dir.Fd()), shallow, nil); err != nil {
+	if err := btrfsctl.Snapshot(int(v.b.dirs.views.Fd()), snapshot, v.dir.fd(), shallow, nil); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
-	dir, err := openSubvolume(v.b.dirs.views, snapshot)
+	dir, err := v.b.openSubvolume(v.b.dirs.views, snapshot)
 	if err != nil {
 		return errors.Join(err, v.b.destroy(v.b.dirs.views, snapshot))
 	}
 	if !shallow {
-		if err := v.b.snapshotNested(dir, v.nested); err != nil {
+		if err := v.b.snapshotNested(dir.File, v.nested); err != nil {
 			return errors.Join(err, dir.Close(), v.b.destroy(v.b.dirs.views, snapshot))
 		}
 	}

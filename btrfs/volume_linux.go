@@ -15,14 +15,13 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
-	"github.com/cowshed/cowshed/quota"
 )
 
 // Create makes an empty volume.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
 	err := b.stage(ctx, name, 0, opts, func(staged string, limit *btrfsctl.QgroupLimit) error {
 		return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
-	}, func(dir *os.File) error {
+	}, func(dir *subvolume) error {
 		if err := dir.Chown(opts.UID, opts.GID); err != nil {
 			return err
 		}
@@ -47,28 +46,30 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
 	}
-	if err := b.seal(ctx, source); err != nil {
-		return err
-	}
 	src, err := b.openVolume(source)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
-	info, err := btrfsctl.Info(int(src.Fd()))
-	if err != nil {
-		return fmt.Errorf("subvolume of %s: %w", source, err)
+	if !src.info.ReadOnly {
+		// While it is open here it counts as in use.
+		if err := errors.Join(src.Close(), b.seal(ctx, source)); err != nil {
+			return err
+		}
+		if src, err = b.openVolume(source); err != nil {
+			return err
+		}
 	}
+	defer src.Close()
 
-	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, info.ID)
+	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, src.info.ID)
 	if err != nil {
 		return err
 	}
 	if !after && opts.MountLabel == "" {
-		return alreadyExists(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), name, int(src.Fd()), false, limit))
+		return alreadyExists(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), name, src.fd(), false, limit))
 	}
-	return b.stage(ctx, name, info.ID, opts, func(staged string, limit *btrfsctl.QgroupLimit) error {
-		return btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, int(src.Fd()), false, limit)
+	return b.stage(ctx, name, src.info.ID, opts, func(staged string, limit *btrfsctl.QgroupLimit) error {
+		return btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit)
 	}, nil)
 }
 
@@ -76,7 +77,7 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 // its limit and its label; then it gets its real name in one. source is the id of the subvolume that make
 // snapshots, or 0.
 func (b *Backend) stage(ctx context.Context, name string, source uint64, opts cowcommon.VolumeOptions,
-	make func(staged string, limit *btrfsctl.QgroupLimit) error, finish func(dir *os.File) error,
+	make func(staged string, limit *btrfsctl.QgroupLimit) error, finish func(dir *subvolume) error,
 ) (err error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
@@ -98,7 +99,7 @@ func (b *Backend) stage(ctx context.Context, name string, source uint64, opts co
 			err = errors.Join(err, b.destroy(b.dirs.staging, staged))
 		}
 	}()
-	dir, err := openSubvolume(b.dirs.staging, staged)
+	dir, err := b.openSubvolume(b.dirs.staging, staged)
 	if err != nil {
 		return err
 	}
@@ -109,7 +110,7 @@ func (b *Backend) stage(ctx context.Context, name string, source uint64, opts co
 		}
 	}
 	if after {
-		if err := b.setLimit(ctx, dir, opts.Limit); err != nil {
+		if err := b.quotas.SetLimit(ctx, dir.info.ID, opts.Limit); err != nil {
 			return err
 		}
 	}
@@ -135,14 +136,6 @@ func alreadyExists(err error) error {
 // seal makes a volume read-only unless somebody uses it: a descriptor that is open for writing would go
 // on writing. What it returns is that the volume is not there, or cannot be sealed; not that it is in use.
 func (b *Backend) seal(ctx context.Context, name string) error {
-	dir, err := b.openVolume(name)
-	if err != nil {
-		return err
-	}
-	sealed, err := btrfsctl.ReadOnly(int(dir.Fd()))
-	if err := errors.Join(err, dir.Close()); err != nil || sealed {
-		return err
-	}
 	dir, done, err := b.claim(ctx, name)
 	if errors.Is(err, errdefs.ErrFailedPrecondition) {
 		return nil
@@ -152,7 +145,7 @@ func (b *Backend) seal(ctx context.Context, name string) error {
 	}
 	mounted, err := mountedElsewhere(dir)
 	if err == nil && !mounted {
-		err = btrfsctl.SetReadOnly(int(dir.Fd()), true)
+		err = btrfsctl.SetReadOnly(dir.fd(), true)
 	}
 	if err := errors.Join(err, done()); err != nil {
 		return fmt.Errorf("seal %s: %w", name, err)
@@ -203,11 +196,7 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 	}
 	defer func() { err = errors.Join(err, done()) }()
 
-	info, err := btrfsctl.Info(int(dir.Fd()))
-	if err != nil {
-		return err
-	}
-	if err := b.markQgroup(info.ID); err != nil {
+	if err := b.markQgroup(dir.info.ID); err != nil {
 		return err
 	}
 	err = btrfsctl.DestroySubvolume(int(b.dirs.subvolumes.Fd()), name)
@@ -223,9 +212,9 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 	return b.forgetRecordedLimit(name)
 }
 
-func (b *Backend) removeWithNested(dir *os.File, name string) error {
+func (b *Backend) removeWithNested(dir *subvolume, name string) error {
 	// A read-only subvolume cannot be moved to another directory.
-	if err := btrfsctl.SetReadOnly(int(dir.Fd()), false); err != nil {
+	if err := btrfsctl.SetReadOnly(dir.fd(), false); err != nil {
 		return fmt.Errorf("make writable: %w", err)
 	}
 	removing := temporaryName(name)
@@ -253,11 +242,8 @@ func (b *Backend) Stat(_ context.Context, name string) (cowcommon.Volume, error)
 	return v, nil
 }
 
-func (b *Backend) describe(name string, dir *os.File) (cowcommon.Volume, error) {
-	info, err := btrfsctl.Info(int(dir.Fd()))
-	if err != nil {
-		return cowcommon.Volume{}, err
-	}
+func (b *Backend) describe(name string, dir *subvolume) (cowcommon.Volume, error) {
+	info := dir.info
 	limit, err := b.quotas.Limit(info.ID)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return cowcommon.Volume{}, err
@@ -342,13 +328,4 @@ func (b *Backend) Sync(_ context.Context, name string) error {
 		return fmt.Errorf("btrfs: sync %s: %w", name, err)
 	}
 	return nil
-}
-
-// setLimit limits the subvolume open as dir.
-func (b *Backend) setLimit(ctx context.Context, dir *os.File, limit quota.Limit) error {
-	info, err := btrfsctl.Info(int(dir.Fd()))
-	if err != nil {
-		return err
-	}
-	return b.quotas.SetLimit(ctx, info.ID, limit)
 }

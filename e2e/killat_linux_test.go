@@ -29,20 +29,33 @@ func markStep() { _, _, _ = unix.RawSyscall(unix.SYS_PERSONALITY, 0xffffffff, 0,
 // from its first mark. 0: never. It returns how many steps were entered before the second mark, and whether
 // cmd was killed.
 func killAt(cmd *exec.Cmd, n int) (counted int, killed bool, err error) {
+	killed, err = trace(cmd, func(call uint64) (kill bool) {
+		if !slices.Contains(steps, call) {
+			return false
+		}
+		counted++
+		return counted == n
+	})
+	return counted, killed, err
+}
+
+// trace runs cmd and calls enter with each system call that it is about to make between its marks. It kills
+// cmd with SIGKILL, before the call is made, when enter says so.
+func trace(cmd *exec.Cmd, enter func(call uint64) (kill bool)) (killed bool, err error) {
 	runtime.LockOSThread() // a tracee has one thread as its tracer
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
 	if err := cmd.Start(); err != nil {
-		return 0, false, err
+		return false, err
 	}
 	pid := cmd.Process.Pid
 	var status unix.WaitStatus
 	if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil { // the stop at execve
-		return 0, false, err
+		return false, err
 	}
 	const sysgood = 0x80
 	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
-		return 0, false, err
+		return false, err
 	}
 	marks := 0
 	tid := pid
@@ -54,7 +67,7 @@ func killAt(cmd *exec.Cmd, n int) (counted int, killed bool, err error) {
 			}
 		}
 		if err := unix.PtraceSyscall(tid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
-			return counted, killed, fmt.Errorf("continue: %w", err)
+			return false, fmt.Errorf("continue: %w", err)
 		}
 		// Threads of this process only: whatever else the test program has started is for others to wait for.
 		tid, err = unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
@@ -62,12 +75,12 @@ func killAt(cmd *exec.Cmd, n int) (counted int, killed bool, err error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return counted, killed, fmt.Errorf("wait: %w", err)
+			return false, fmt.Errorf("wait: %w", err)
 		case tid == pid && (status.Exited() || status.Signaled()):
 			if status.Exited() && status.ExitStatus() != 0 {
 				err = fmt.Errorf("exit status %d", status.ExitStatus())
 			}
-			return counted, status.Signaled(), err
+			return status.Signaled(), err
 		case !status.Stopped() || status.StopSignal() != unix.SIGTRAP|sysgood:
 			continue
 		}
@@ -76,12 +89,9 @@ func killAt(cmd *exec.Cmd, n int) (counted int, killed bool, err error) {
 		case !entry:
 		case call == unix.SYS_PERSONALITY:
 			marks++
-		case marks == 1 && slices.Contains(steps, call):
-			counted++
-			if counted == n {
-				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-					return counted, false, err
-				}
+		case marks == 1 && enter(call):
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				return false, err
 			}
 		}
 	}
