@@ -12,20 +12,24 @@ const (
 
 // Hints names the paths at which two trees may differ. A path is hinted if the name was added to,
 // removed from or given another inode in its directory, or if the inode it names was changed, in either
-// tree. The zero value says that the trees are equal. Hints is not safe for concurrent use.
+// tree. The zero value says that the trees are equal. Hints is not safe for concurrent use, except that
+// any number of comparisons may use it while nobody adds to it.
 type Hints struct {
 	root node
 	n    int
 }
 
+// node is one name in the tree of hinted names.
 type node struct {
 	children map[string]*node
-	hinted   bool
+	hinted   bool // this path itself, not only one below it
 	flags    Flags
 }
 
 // Add hints at path, slash-separated and relative to the root ("" or "/" is the root itself), with flags
-// added to those it has.
+// added to those it has. Names are bytes as the filesystem has them. What cannot exist is harmless: a path
+// in neither tree, one below a file, or one with a name that no file can have ("." and ".." name nothing
+// here and are not resolved).
 func (h *Hints) Add(path string, flags Flags) {
 	n := &h.root
 	for len(path) > 0 {
@@ -53,6 +57,17 @@ func (h *Hints) Add(path string, flags Flags) {
 
 // Len is the number of distinct paths hinted.
 func (h *Hints) Len() int { return h.n }
+
+// child returns the node of a name below n, which may be nil.
+func (n *node) child(name string) *node {
+	if n == nil {
+		return nil
+	}
+	return n.children[name]
+}
+
+// has reports whether n, which may be nil, carries a flag.
+func (n *node) has(f Flags) bool { return n != nil && n.flags&f != 0 }
 
 func cutPath(path string) (name, rest string) {
 	for i := range len(path) {

@@ -1,0 +1,172 @@
+package layertar
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
+)
+
+const (
+	// compressors bounds the goroutines of one stream, and with them its memory: one block of input and one
+	// of output each.
+	compressors = 8
+	// gzipBlock is the input of one goroutine. The output depends on it.
+	gzipBlock = 1 << 20
+	// zstdWindow is the distance of matches. A goroutine gets four times as much input. The output depends
+	// on it.
+	zstdWindow = 2 << 20
+	// maxWindow is the largest zstd window that is decompressed: what the zstd command allows too.
+	maxWindow = 128 << 20
+)
+
+// Compress returns a writer that compresses into w. level 0 is the format's default; otherwise it is 1 to 9
+// for Gzip, 1 to 22 for Zstd (mapped to the few levels that the encoder has), and Plain has none. A level or
+// format that does not exist is errdefs.ErrInvalidArgument.
+//
+// Compression runs in several goroutines. For the same version of Cowshed the output depends on the input,
+// format and level only, not on the number of processors or on how the input was cut into writes. Close
+// ends the stream and the goroutines; it must be called after an error as well. It does not close w.
+func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
+	highest := map[Format]int{Gzip: gzip.BestCompression, Zstd: 22}[format]
+	if format > Zstd || level < 0 || level > highest {
+		return nil, fmt.Errorf("layertar: %v has no level %d: %w", format, level, errdefs.ErrInvalidArgument)
+	}
+	switch format {
+	case Gzip:
+		if level == 0 {
+			level = gzip.DefaultCompression
+		}
+		zw, err := pgzip.NewWriterLevel(w, level)
+		if err != nil {
+			return nil, fmt.Errorf("layertar: gzip: %w", err)
+		}
+		if err := zw.SetConcurrency(gzipBlock, parallel()); err != nil {
+			return nil, fmt.Errorf("layertar: gzip: %w", err)
+		}
+		return zw, nil
+	case Zstd:
+		zlevel := zstd.SpeedDefault
+		if level > 0 {
+			zlevel = zstd.EncoderLevelFromZstd(level)
+		}
+		zw, err := zstd.NewWriter(w,
+			zstd.WithEncoderLevel(zlevel),
+			zstd.WithWindowSize(zstdWindow),
+			zstd.WithConcurrentBlocks(true),
+			// One goroutine would give other bytes than several.
+			zstd.WithEncoderConcurrency(max(2, parallel())))
+		if err != nil {
+			return nil, fmt.Errorf("layertar: zstd: %w", err)
+		}
+		return zw, nil
+	}
+	return nopWriteCloser{w}, nil
+}
+
+// parallel is the number of goroutines that work on one stream.
+func parallel() int { return min(compressors, runtime.GOMAXPROCS(0)) }
+
+type nopWriteCloser struct{ io.Writer }
+
+func (nopWriteCloser) Close() error { return nil }
+
+// Decompress returns what r holds without its compression, told by the first bytes: Gzip of any number of
+// members, Zstd of any number of frames, or else Plain. bzip2 and xz, which Docker once accepted, are
+// errdefs.ErrNotImplemented.
+//
+// Decompression runs ahead of the reader in its own goroutines. Memory is bounded: a zstd window of more
+// than 128 MiB is an error. Close ends the goroutines, waiting for a Read of r that is under way; it does
+// not close r. How much of r has been read by then is not defined.
+func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
+	br := bufio.NewReaderSize(r, 64<<10)
+	head, err := br.Peek(sniffLen)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, Plain, fmt.Errorf("layertar: decompress: %w", err)
+	}
+	format, err := sniff(head)
+	if err != nil {
+		return nil, Plain, err
+	}
+	switch format {
+	case Gzip:
+		zr, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, Gzip, fmt.Errorf("layertar: gzip: %w", err)
+		}
+		return ReadAhead(named{zr, Gzip}), Gzip, nil
+	case Zstd:
+		zr, err := zstd.NewReader(br,
+			zstd.WithDecoderMaxWindow(maxWindow),
+			zstd.WithDecoderConcurrency(min(4, max(2, runtime.GOMAXPROCS(0)))))
+		if err != nil {
+			return nil, Zstd, fmt.Errorf("layertar: zstd: %w", err)
+		}
+		return zstdReader{named{zr, Zstd}, zr}, Zstd, nil
+	}
+	return io.NopCloser(br), Plain, nil
+}
+
+// sniffLen is how much of a stream tells its format.
+const sniffLen = 512
+
+var (
+	gzipMagic  = []byte{0x1f, 0x8b, 0x08}
+	zstdMagic  = []byte{0x28, 0xb5, 0x2f, 0xfd}
+	xzMagic    = []byte{0xfd, '7', 'z', 'X', 'Z', 0}
+	bzip2Block = []byte("1AY&SY") // after "BZh" and the level
+	tarMagic   = []byte("ustar")  // at tarMagicAt, in every format but that of 1979
+)
+
+const tarMagicAt = 257
+
+// sniff tells the format of a stream by its first bytes.
+func sniff(head []byte) (Format, error) {
+	switch {
+	case len(head) >= tarMagicAt+len(tarMagic) && bytes.Equal(head[tarMagicAt:][:len(tarMagic)], tarMagic):
+		return Plain, nil // whatever the first entry's name looks like
+	case bytes.HasPrefix(head, gzipMagic):
+		return Gzip, nil
+	case bytes.HasPrefix(head, zstdMagic):
+		return Zstd, nil
+	case len(head) >= 8 && binary.LittleEndian.Uint32(head)&^0xf == 0x184d2a50: // skippable frame
+		return Zstd, nil
+	case bytes.HasPrefix(head, xzMagic):
+		return Plain, fmt.Errorf("layertar: xz compression: %w", errdefs.ErrNotImplemented)
+	case len(head) >= 10 && bytes.HasPrefix(head, []byte("BZh")) && bytes.Equal(head[4:10], bzip2Block):
+		return Plain, fmt.Errorf("layertar: bzip2 compression: %w", errdefs.ErrNotImplemented)
+	}
+	return Plain, nil
+}
+
+// named says in its errors which decompressor failed.
+type named struct {
+	io.Reader
+	format Format
+}
+
+func (n named) Read(p []byte) (int, error) {
+	c, err := n.Reader.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // io.EOF is never wrapped
+		err = fmt.Errorf("%v: %w", n.format, err)
+	}
+	return c, err
+}
+
+type zstdReader struct {
+	named
+	dec *zstd.Decoder
+}
+
+func (r zstdReader) Close() error {
+	r.dec.Close()
+	return nil
+}

@@ -1,0 +1,137 @@
+package layertar
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"path"
+	"path/filepath"
+	"strings"
+)
+
+const (
+	// maxHeader bounds what precedes the data of one entry. archive/tar bounds each extended header and
+	// each sparse map (1 MiB), but not how many follow each other.
+	maxHeader = 8 << 20
+	// maxName bounds names and link targets: far more than PATH_MAX, far less than a header can hold.
+	maxName = 64 << 10
+	// maxSparse bounds the size of a sparse file, which may be any number for a few bytes of input.
+	maxSparse = 2 << 40
+	// readBuffer is how much of the tar is read at once.
+	readBuffer = 256 << 10
+)
+
+// entries reads the entries of a tar.
+type entries struct {
+	src   budgetReader
+	tr    *tar.Reader
+	index int64  // of the entry that next returned last; -1: none
+	name  string // its name, as it stands in the header
+}
+
+func newEntries(ctx context.Context, r io.Reader) *entries {
+	es := &entries{index: -1}
+	es.src = budgetReader{ctx: ctx, r: bufio.NewReaderSize(r, readBuffer), left: math.MaxInt64}
+	es.tr = tar.NewReader(&es.src)
+	return es
+}
+
+// next returns the next header, PAX global headers left out, or io.EOF. Other errors are EntryErrors.
+func (es *entries) next() (*tar.Header, error) {
+	for {
+		// What is left of the data must not count as header.
+		_, err := io.Copy(io.Discard, es.tr)
+		if err != nil {
+			return nil, es.wrap(err)
+		}
+		es.src.left = maxHeader
+		hdr, err := es.tr.Next()
+		es.src.left = math.MaxInt64
+		if errors.Is(err, io.EOF) {
+			return nil, io.EOF
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
+			if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
+				err = fmt.Errorf("%w: %w", ErrMalformed, err)
+			}
+			return nil, &EntryError{Index: es.index + 1, After: es.name, Err: err}
+		}
+		es.index++
+		es.name = hdr.Name
+		if hdr.Typeflag != tar.TypeXGlobalHeader {
+			return hdr, nil
+		}
+	}
+}
+
+// wrap makes err an EntryError of the current entry.
+func (es *entries) wrap(err error) error {
+	var entry *EntryError
+	if errors.As(err, &entry) {
+		return err // of an earlier one
+	}
+	return &EntryError{Index: es.index, Name: es.name, Err: err}
+}
+
+// budgetReader reads until its context ends or its budget is spent.
+type budgetReader struct {
+	ctx  context.Context
+	r    io.Reader
+	left int64
+}
+
+var errLongHeader = fmt.Errorf("%w: a header of more than %d bytes", ErrMalformed, maxHeader)
+
+// Read implements io.Reader.
+func (b *budgetReader) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, context.Cause(b.ctx)
+	}
+	if int64(len(p)) > b.left {
+		return 0, errLongHeader
+	}
+	n, err := b.r.Read(p)
+	b.left -= int64(n)
+	return n, err
+}
+
+// cleanName returns the path of an entry relative to the root, "." for the root itself. A path that leads
+// above the root is an error.
+func cleanName(name string) (string, error) {
+	switch {
+	case len(name) > maxName:
+		return "", fmt.Errorf("%w: a name of %d bytes", ErrMalformed, len(name))
+	case strings.IndexByte(name, 0) >= 0:
+		return "", fmt.Errorf("%w: a name with a NUL byte", ErrMalformed)
+	}
+	clean := path.Clean(strings.TrimLeft(name, "/"))
+	if !filepath.IsLocal(clean) {
+		return "", fmt.Errorf("%w: the name leads out of the root", ErrMalformed)
+	}
+	return clean, nil
+}
+
+// splitName cuts a clean path that is not ".".
+func splitName(name string) (dir, base string) {
+	if i := strings.LastIndexByte(name, '/'); i >= 0 {
+		return name[:i], name[i+1:]
+	}
+	return ".", name
+}
+
+// isSparse says whether the data of an entry comes with a map of holes.
+func isSparse(hdr *tar.Header) bool {
+	if hdr.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,227 @@
+package layertar
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	paxXattr = "SCHILY.xattr." // prefix of the PAX records that hold extended attributes
+
+	permMask    = 0o777
+	modeMask    = 0o7777
+	specialBits = 0o7000
+	maxID       = 1<<32 - 2 // the highest is "do not change" (chown(2))
+	keepID      = -1
+
+	// maxXattrNames is how many bytes of names listxattr can return (XATTR_LIST_MAX).
+	maxXattrNames = 64 << 10
+)
+
+// meta is what a header says about a file besides its content.
+type meta struct {
+	uid, gid int    // keepID: as the kernel made it
+	mode     uint32 // the lower 12 bits
+	times    [2]unix.Timespec
+	xattrs   []xattr // sorted by name
+}
+
+type xattr struct{ name, value string }
+
+// lateMeta is what is set on a directory when nothing will be made in it any more.
+type lateMeta struct {
+	times      [2]unix.Timespec
+	defaultACL *string
+}
+
+// metaOf reads a header.
+func metaOf(hdr *tar.Header, ids user.IdentityMapping) (meta, error) {
+	uid, gid, err := ids.ToHost(hdr.Uid, hdr.Gid)
+	if err != nil {
+		return meta{}, err
+	}
+	if uid < 0 || uid > maxID || gid < 0 || gid > maxID {
+		return meta{}, fmt.Errorf("%w: owner %d:%d", ErrMalformed, uid, gid)
+	}
+	atime := hdr.AccessTime
+	if atime.Before(hdr.ModTime) {
+		atime = hdr.ModTime
+	}
+	m := meta{
+		uid: uid, gid: gid,
+		mode:  uint32(hdr.Mode & modeMask),
+		times: [2]unix.Timespec{timespec(atime), timespec(hdr.ModTime)},
+	}
+	m.xattrs, err = xattrsOf(hdr, ids)
+	return m, err
+}
+
+// xattrsOf returns the extended attributes of a header.
+func xattrsOf(hdr *tar.Header, ids user.IdentityMapping) ([]xattr, error) {
+	var xs []xattr
+	names := 0
+	for key, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(key, paxXattr)
+		if !ok {
+			continue
+		}
+		if names += len(name) + 1; names > maxXattrNames || strings.IndexByte(name, 0) >= 0 {
+			return nil, fmt.Errorf("%w: extended attributes that no file can have", ErrMalformed)
+		}
+		if !ids.Empty() && (name == aclAccess || name == aclDefault) {
+			var err error
+			if value, err = mapACL(value, ids, user.IdentityMapping.ToHost); err != nil {
+				return nil, err
+			}
+		}
+		xs = append(xs, xattr{name, value})
+	}
+	slices.SortFunc(xs, func(a, b xattr) int { return strings.Compare(a.name, b.name) })
+	return xs, nil
+}
+
+// latest is the last time that the peers set: the end of int64 nanoseconds.
+var latest = time.Unix(0, 1<<63-1)
+
+// timespec bounds a time as the peers do: what is out of bounds becomes 1970.
+func timespec(t time.Time) unix.Timespec {
+	if t.Unix() < 0 || t.After(latest) {
+		return unix.Timespec{}
+	}
+	return unix.NsecToTimespec(t.UnixNano())
+}
+
+// target is a file whose attributes are set: a name in a directory, and a descriptor if it is open.
+type target struct {
+	dirfd int
+	name  string
+	fd    int // -1: not open
+}
+
+// setter sets attributes, and keeps count of what could not be set and need not be.
+type setter struct {
+	bestEffort bool
+
+	mu      sync.Mutex
+	skipped int
+	first   error
+}
+
+// set gives a file that is not yet linked from elsewhere what m says, except times. st is how it is now.
+// What fits already is not set: each call would be a change to the inode that the filesystem has to record.
+func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
+	chowned := m.uid != keepID && int(st.Uid) != m.uid || m.gid != keepID && int(st.Gid) != m.gid
+	if chowned {
+		if err := t.chown(m.uid, m.gid); err != nil {
+			return fmt.Errorf("set owner to %d:%d: %w", m.uid, m.gid, err)
+		}
+	}
+	aclSet := false
+	for _, x := range m.xattrs {
+		err := t.setxattr(x.name, x.value)
+		switch {
+		case err == nil:
+			aclSet = aclSet || x.name == aclAccess
+		case errors.Is(err, unix.EPERM), s.bestEffort && errors.Is(err, unix.ENOTSUP):
+			s.skip(fmt.Errorf("%s: %w", x.name, err))
+		default:
+			return fmt.Errorf("set extended attribute %s: %w", quoteName(x.name), err)
+		}
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return nil // has no mode of its own
+	}
+	// A change of owner takes setuid and setgid away, an ACL comes with permission bits.
+	if st.Mode&modeMask != m.mode || (chowned && m.mode&specialBits != 0) || aclSet {
+		if err := t.chmod(m.mode); err != nil {
+			return fmt.Errorf("set mode to %#o: %w", m.mode, err)
+		}
+	}
+	return nil
+}
+
+func (s *setter) skip(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.skipped++
+	if s.first == nil {
+		s.first = err
+	}
+}
+
+// report logs what was passed over, once, however much it was.
+func (s *setter) report(log *slog.Logger) {
+	if s.skipped == 0 {
+		return
+	}
+	if log == nil {
+		log = slog.Default()
+	}
+	log.Warn("layertar: extended attributes of a layer were not set", "count", s.skipped, "first", s.first)
+}
+
+func (t target) chown(uid, gid int) error {
+	if t.fd >= 0 {
+		return unix.Fchown(t.fd, uid, gid)
+	}
+	return unix.Fchownat(t.dirfd, t.name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func (t target) chmod(mode uint32) error {
+	if t.fd >= 0 {
+		return unix.Fchmod(t.fd, mode)
+	}
+	return chmodat(t.dirfd, t.name, mode)
+}
+
+func (t target) setxattr(name, value string) error {
+	if t.fd >= 0 {
+		return unix.Fsetxattr(t.fd, name, []byte(value), 0)
+	}
+	return unix.Lsetxattr(procPath(t.dirfd, t.name), name, []byte(value), 0)
+}
+
+// aclState says whether what is made in a directory inherits an ACL.
+type aclState uint8
+
+const (
+	aclUnknown aclState = iota
+	aclNone
+	aclInherited
+)
+
+// handsDownACL says whether what is made in an open directory inherits an ACL from it.
+func (d *dir) handsDownACL(fd int) bool {
+	if d.acl == aclUnknown {
+		d.acl = aclNone
+		if n, err := unix.Getxattr(procPath(fd, ""), aclDefault, nil); err == nil && n > 0 {
+			d.acl = aclInherited
+		}
+	}
+	return d.acl == aclInherited
+}
+
+// dropACL takes the ACLs away that a file has inherited.
+func (t target) dropACL() error {
+	for _, name := range []string{aclAccess, aclDefault} {
+		var err error
+		if t.fd >= 0 {
+			err = unix.Fremovexattr(t.fd, name)
+		} else {
+			err = unix.Lremovexattr(procPath(t.dirfd, t.name), name)
+		}
+		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("remove inherited ACL: %w", err)
+		}
+	}
+	return nil
+}

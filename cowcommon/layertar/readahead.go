@@ -1,0 +1,105 @@
+package layertar
+
+import (
+	"io"
+	"sync"
+)
+
+const (
+	readAheadChunk  = 256 << 10
+	readAheadChunks = 4
+)
+
+// ReadAhead returns a reader of what r holds. r is read by a goroutine of its own, up to 1 MiB ahead, which
+// also writes all that it reads to each tee, such as the hash that makes a layer's DiffID. When the reader
+// has returned io.EOF the tees have seen everything. An error of a tee is an error of the reader.
+//
+// Close ends the goroutine, waiting for a Read of r that is under way. It does not close r.
+func ReadAhead(r io.Reader, tee ...io.Writer) io.ReadCloser {
+	a := &readAhead{
+		full: make(chan chunk, readAheadChunks),
+		free: make(chan []byte, readAheadChunks),
+		stop: make(chan struct{}),
+		done: make(chan struct{}),
+	}
+	for range readAheadChunks {
+		a.free <- nil
+	}
+	go a.run(r, tee)
+	return a
+}
+
+type readAhead struct {
+	full chan chunk    // to the reader; closed after the chunk with an error
+	free chan []byte   // from the reader; nil: to be allocated
+	stop chan struct{} // closed by Close
+	done chan struct{} // closed when the goroutine has ended
+
+	cur  chunk // what the reader is at
+	rest []byte
+	once sync.Once
+}
+
+// chunk is a piece of the stream, or its end.
+type chunk struct {
+	buf []byte
+	err error
+}
+
+func (a *readAhead) run(r io.Reader, tee []io.Writer) {
+	defer close(a.done)
+	defer close(a.full)
+	for {
+		var buf []byte
+		select {
+		case buf = <-a.free:
+		case <-a.stop:
+			return
+		}
+		if buf == nil {
+			buf = make([]byte, readAheadChunk)
+		}
+		n, err := r.Read(buf[:readAheadChunk])
+		for _, w := range tee {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				n, err = 0, werr
+				break
+			}
+		}
+		a.full <- chunk{buf[:n], err} // has room for every chunk there is
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Read implements io.Reader.
+func (a *readAhead) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for len(a.rest) == 0 {
+		if a.cur.err != nil {
+			return 0, a.cur.err
+		}
+		if a.cur.buf != nil {
+			a.free <- a.cur.buf // has room for every chunk there is
+			a.cur.buf = nil
+		}
+		c, ok := <-a.full
+		if !ok {
+			c.err = io.ErrClosedPipe
+		}
+		a.cur, a.rest = c, c.buf
+	}
+	n := copy(p, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+// Close implements io.Closer.
+func (a *readAhead) Close() error {
+	a.once.Do(func() { close(a.stop) })
+	<-a.done
+	return nil
+}

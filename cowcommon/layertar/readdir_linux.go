@@ -1,0 +1,39 @@
+package layertar
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
+
+// dirent is one name of a directory.
+type dirent struct {
+	name string
+	typ  uint8 // unix.DT_*; DT_UNKNOWN where the filesystem does not tell
+}
+
+// readDir reads some names of an open directory (struct linux_dirent64 of getdents64(2)), without "." and
+// "..". It returns none at the end.
+func readDir(fd int, buf []byte, names []dirent) ([]dirent, error) {
+	names = names[:0]
+	for len(names) == 0 {
+		var n int
+		err := retry(func() (err error) { n, err = unix.Getdents(fd, buf); return err })
+		if err != nil || n <= 0 {
+			return nil, err
+		}
+		for b := buf[:n]; len(b) > 19; {
+			size := binary.NativeEndian.Uint16(b[16:])
+			typ, name := b[18], b[19:size]
+			if i := bytes.IndexByte(name, 0); i >= 0 {
+				name = name[:i]
+			}
+			if s := string(name); s != "." && s != ".." {
+				names = append(names, dirent{s, typ})
+			}
+			b = b[size:]
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,92 @@
+package layertar
+
+import (
+	"errors"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// retry calls fn until it does not fail with EINTR, which Go's own signals can cause.
+func retry(fn func() error) error {
+	for {
+		if err := fn(); err != unix.EINTR { //nolint:errorlint // a bare errno, on a hot path
+			return err
+		}
+	}
+}
+
+func openat(dirfd int, name string, flags int, mode uint32) (int, error) {
+	for {
+		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, mode)
+		if err != unix.EINTR { //nolint:errorlint // a bare errno, on a hot path
+			return fd, err
+		}
+	}
+}
+
+// openDirAt opens a directory for use as the base of other calls, without following a symbolic link: ENOTDIR.
+func openDirAt(dirfd int, name string) (int, error) {
+	return openat(dirfd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+}
+
+// lstatat describes a name without following a symbolic link.
+func lstatat(dirfd int, name string, st *unix.Stat_t) error {
+	for {
+		err := unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW)
+		if err != unix.EINTR { //nolint:errorlint // a bare errno, on a hot path
+			return err
+		}
+	}
+}
+
+func readlinkat(dirfd int, name string) (string, error) {
+	// The kernel keeps no target longer than PATH_MAX.
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(dirfd, name, buf[:])
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
+
+// futimens sets the times of an open file.
+func futimens(fd int, ts *[2]unix.Timespec) error {
+	// golang.org/x/sys has only the form with a name; without one the descriptor itself is meant
+	// (utimensat(2), "C library/kernel ABI differences").
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(ts)), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// utimensat sets the times of a name without following a symbolic link.
+func utimensat(dirfd int, name string, ts *[2]unix.Timespec) error {
+	return unix.UtimesNanoAt(dirfd, name, ts[:], unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// chmodat sets the mode of a name that is not a symbolic link, and never that of what a link points to.
+func chmodat(dirfd int, name string, mode uint32) error {
+	err := unix.Fchmodat(dirfd, name, mode, unix.AT_SYMLINK_NOFOLLOW)
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	// Before fchmodat2 (Linux 6.6): through a descriptor that stands for the name itself.
+	fd, err := openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Chmod(procPath(fd, ""), mode)
+}
+
+// procPath names what an O_PATH descriptor stands for, or a name in it, for calls that take only paths.
+func procPath(fd int, name string) string {
+	p := "/proc/self/fd/" + strconv.Itoa(fd)
+	if name != "" {
+		p += "/" + name
+	}
+	return p
+}

@@ -1,0 +1,125 @@
+package layertar
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+)
+
+const capability = "security.capability"
+
+// The form of a file capability (struct vfs_cap_data and vfs_ns_cap_data of the kernel's
+// include/uapi/linux/capability.h): the revision is the highest byte of the first 32 bits, little-endian.
+const (
+	capRevisionAt = 3
+	capRevision2  = 2
+	capRevision3  = 3
+	capLen2       = 20 // revision 3 has the user id of the namespace's root after it
+)
+
+// exported says whether an extended attribute belongs to the content of a layer.
+func exported(name string) bool {
+	switch name {
+	case capability, aclAccess, aclDefault:
+		return true
+	}
+	for _, space := range []string{"user.", "trusted."} {
+		if rest, ok := strings.CutPrefix(name, space); ok {
+			// What overlay filesystems and Cowshed record about a directory would be taken for an instruction
+			// where the layer is applied.
+			return !strings.HasPrefix(rest, "overlay.") && !strings.HasPrefix(rest, "fuseoverlayfs.") &&
+				!strings.HasPrefix(rest, "cowshed.")
+		}
+	}
+	return false
+}
+
+// xattrReader reads extended attributes into buffers of its own.
+type xattrReader struct {
+	names, value []byte
+}
+
+// records returns the PAX records of a file's extended attributes, nil if it has none.
+func (x *xattrReader) records(t target, opts *WriteOptions) (map[string]string, error) {
+	if x.names == nil {
+		x.names, x.value = make([]byte, maxXattrNames), make([]byte, maxXattrValue)
+	}
+	n, err := t.listxattr(x.names)
+	if err != nil {
+		if errors.Is(err, unix.ENOTSUP) {
+			return nil, nil //nolint:nilnil // none
+		}
+		return nil, fmt.Errorf("list extended attributes: %w", err)
+	}
+	var records map[string]string
+	for names := x.names[:n]; len(names) > 0; {
+		i := bytes.IndexByte(names, 0)
+		if i < 0 {
+			break
+		}
+		name := string(names[:i])
+		names = names[i+1:]
+		if !exported(name) {
+			continue
+		}
+		if strings.Contains(name, "=") {
+			logger(opts.Logger).Warn("layertar: extended attribute cannot be written to a layer", "file", t.name, "attribute", name)
+			continue
+		}
+		value, err := x.get(t, name)
+		if err == nil && !opts.IDMap.Empty() && (name == aclAccess || name == aclDefault) {
+			value, err = mapACL(value, opts.IDMap, user.IdentityMapping.ToContainer)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("extended attribute %s: %w", quoteName(name), err)
+		}
+		if records == nil {
+			records = make(map[string]string)
+		}
+		records[paxXattr+name] = value
+	}
+	return records, nil
+}
+
+// maxXattrValue is the longest value of an extended attribute (XATTR_SIZE_MAX).
+const maxXattrValue = 64 << 10
+
+func (x *xattrReader) get(t target, name string) (string, error) {
+	n, err := t.getxattr(name, x.value)
+	if err != nil {
+		return "", err
+	}
+	value := x.value[:n]
+	if name == capability && n >= capLen2 && value[capRevisionAt] == capRevision3 {
+		// The user namespace that it holds in means nothing elsewhere.
+		value = value[:capLen2]
+		value[capRevisionAt] = capRevision2
+	}
+	return string(value), nil
+}
+
+func (t target) listxattr(buf []byte) (int, error) {
+	if t.fd >= 0 {
+		return unix.Flistxattr(t.fd, buf)
+	}
+	return unix.Llistxattr(procPath(t.dirfd, t.name), buf)
+}
+
+func (t target) getxattr(name string, buf []byte) (int, error) {
+	if t.fd >= 0 {
+		return unix.Fgetxattr(t.fd, name, buf)
+	}
+	return unix.Lgetxattr(procPath(t.dirfd, t.name), name, buf)
+}
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.Default()
+	}
+	return l
+}
