@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/loopstore"
+)
+
+// app is what the global flags say.
+type app struct {
+	root        string
+	driverName  string
+	storageOpts []string
+	logLevel    string
+	quiet       bool
+	log         *slog.Logger
+}
+
+// store is an open store.
+type store struct {
+	root   string // absolute
+	driver *cowcommon.Driver
+	images *image.Store
+	log    *slog.Logger
+	quiet  bool
+}
+
+// home is the driver's own directory.
+func (s *store) home() string { return filepath.Join(s.root, s.driver.String()) }
+
+// Names below the root, next to the drivers' directories.
+const (
+	imagesDir = "images"
+	mountsDir = "mnt" // where layers are mounted that are mounted nowhere else
+)
+
+// with opens the store that is there, does what is to be done, and closes it.
+func (a *app) with(do func(*store) error) (err error) {
+	s, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.driver.Cleanup()) }()
+	return do(s)
+}
+
+// open opens the store that is there. An embedded store is mounted first if need be.
+func (a *app) open() (*store, error) {
+	if err := a.mountEmbedded(); err != nil {
+		return nil, err
+	}
+	initialised, err := a.initialised()
+	if err != nil {
+		return nil, err
+	}
+	if !initialised {
+		return nil, failf(errdefs.ErrNotFound, "there is no store in %s; make one with: cowshed init", a.root)
+	}
+	return a.openOrMake()
+}
+
+// openOrMake opens the store, and makes what is missing of it.
+func (a *app) openOrMake() (*store, error) {
+	root, err := realPath(a.root)
+	if err != nil {
+		return nil, err
+	}
+	name := a.driverName
+	if name == "auto" {
+		name = ""
+	}
+	opened, err := graphdriver.New(name, graphdriver.Options{Root: root, DriverOptions: a.storageOpts, Logger: a.log})
+	if err != nil {
+		return nil, err
+	}
+	driver, ok := opened.(*cowcommon.Driver)
+	if !ok {
+		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
+	}
+	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log)
+	return &store{root: root, driver: driver, images: images, log: a.log, quiet: a.quiet}, nil
+}
+
+// realPath is path as the kernel lists it among the mounts, if it is there.
+func realPath(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real, nil
+	}
+	return path, nil
+}
+
+// mountEmbedded mounts the store that is kept in an image, if there is one and it is not mounted, as
+// after a start of the machine.
+func (a *app) mountEmbedded() error {
+	embedded, err := loopstore.At(a.root)
+	if err != nil {
+		return err
+	}
+	// A file next to the root that is not ours is of no concern here.
+	state, err := embedded.State()
+	if err != nil || state != loopstore.Detached {
+		return nil //nolint:nilerr // said above
+	}
+	mounted, err := embedded.Mount()
+	if mounted {
+		a.log.Info("mounted the embedded store", "image", embedded.Image, "root", embedded.Root)
+	}
+	return err
+}
+
+// initialised reports whether a driver has been at work in the root.
+func (a *app) initialised() (bool, error) {
+	names := graphdriver.Drivers()
+	if a.driverName != "auto" && a.driverName != "" {
+		names = []string{a.driverName}
+	}
+	for _, name := range names {
+		_, err := os.Stat(filepath.Join(a.root, name))
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// sourceDateEpoch is the time that SOURCE_DATE_EPOCH says, nil if it is not set.
+func sourceDateEpoch() (*time.Time, error) {
+	value := os.Getenv("SOURCE_DATE_EPOCH")
+	if value == "" {
+		return nil, nil
+	}
+	seconds, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || seconds < 0 {
+		return nil, usagef("SOURCE_DATE_EPOCH is %q: it has to be a number of seconds since 1970", value)
+	}
+	epoch := time.Unix(seconds, 0).UTC()
+	return &epoch, nil
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/image"
+)
+
+type createFlags struct {
+	parent     string
+	size       string
+	mountLabel string
+	readWrite  bool
+}
+
+func newCreateCommand(a *app) *cobra.Command {
+	f := createFlags{}
+	cmd := &cobra.Command{
+		Use:   "create [NAME]",
+		Short: "Make a layer",
+		Long: `Makes a layer and prints its name, which is made up if none is given. Without --parent the layer is
+empty; with it, it is a writable copy of that layer, or of that image's uppermost one. The parent is then
+sealed: it cannot be changed any more, unless it is mounted, in which case the copy is of this moment.
+
+A layer for a container to write to is made with --read-write. It has the limit that the driver's option
+size says (btrfs.size, zfs.size), unless --size says another.`,
+		Example: `  cowshed create web --parent debian:12 --size 10G --read-write`,
+		Args:    usageArgs(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := ""
+			if len(args) > 0 {
+				name = args[0]
+			}
+			return a.with(func(s *store) error { return s.create(cmd, name, f) })
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&f.parent, "parent", "p", "", "layer or image to copy")
+	flags.StringVar(&f.size, "size", "", "how much the layer may hold, such as 10G")
+	flags.StringVar(&f.mountLabel, "mount-label", "", "SELinux label of the layer's files")
+	flags.BoolVar(&f.readWrite, "read-write", false, "a layer for a container, with the driver's default limit")
+	must(cmd.RegisterFlagCompletionFunc("parent", completeLayers(a, -1, true)))
+	return cmd
+}
+
+func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
+	if name == "" {
+		name = randomName()
+	}
+	if image.IsLayerName(name) || image.IsPartial(name) {
+		return failf(errdefs.ErrInvalidArgument, "layer name %s is of the form that layers of images have; choose another", name)
+	}
+	parent := cowcommon.Volume{}
+	if f.parent != "" {
+		var err error
+		if parent, err = s.layer(cmd.Context(), f.parent); err != nil {
+			return fmt.Errorf("parent: %w", err)
+		}
+	}
+	opts := &graphdriver.CreateOpts{MountLabel: f.mountLabel}
+	if f.size != "" {
+		opts.StorageOpt = map[string]string{"size": f.size}
+	}
+	create := s.driver.Create
+	if f.readWrite {
+		create = s.driver.CreateReadWrite
+	}
+	if err := create(name, parent.Name, opts); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
+	return err
+}
+
+func randomName() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+)
+
+type diffFlags struct {
+	compareFlags
+	output   string
+	compress string
+	level    int
+}
+
+func newDiffCommand(a *app) *cobra.Command {
+	f := diffFlags{}
+	cmd := &cobra.Command{
+		Use:   "diff NAME [PARENT]",
+		Short: "Write what a layer changed as a tar",
+		Long: `Writes what a layer changed of the layer that it was made from, or of PARENT, as a layer tar (OCI image-spec,
+layer.md), to standard output or a file. The same changes give the same bytes. With SOURCE_DATE_EPOCH in the
+environment no time in the tar is later than that.`,
+		Example: "  cowshed diff web -o web.tar.zst --compress zstd\n  cowshed diff web | tar -t",
+		Args:    usageArgs(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(args); err != nil {
+				return err
+			}
+			if f.output == "" && isTerminal(cmd.OutOrStdout()) {
+				return usagef("a tar is not for the terminal: use -o FILE, or a pipe")
+			}
+			return a.with(func(s *store) error { return s.diff(cmd, args, f) })
+		},
+		ValidArgsFunction: completeLayers(a, 2, true),
+	}
+	f.compareFlags.add(cmd)
+	flags := cmd.Flags()
+	flags.StringVarP(&f.output, "output", "o", "", "file to write, which must not be there yet; - for standard output")
+	addCompression(cmd, &f.compress, &f.level, "none")
+	return cmd
+}
+
+// addCompression adds the flags that say how what is written is compressed.
+func addCompression(cmd *cobra.Command, format *string, level *int, value string) {
+	cmd.Flags().StringVar(format, "compress", value, "compression: none, gzip or zstd")
+	cmd.Flags().IntVar(level, "level", 0, "level of the compression, 1 to 9 for gzip, 1 to 22 for zstd; 0 is the usual one")
+	must(cmd.RegisterFlagCompletionFunc("compress", cobra.FixedCompletions([]string{"none", "gzip", "zstd"}, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+func (s *store) diff(cmd *cobra.Command, args []string, f diffFlags) (err error) {
+	format, err := layertar.ParseFormat(f.compress)
+	if err != nil {
+		return err
+	}
+	epoch, err := sourceDateEpoch()
+	if err != nil {
+		return err
+	}
+	c, err := s.compare(cmd, args, f.compareFlags)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+
+	return toOutput(cmd, f.output, func(w io.Writer) error {
+		compressor, err := layertar.Compress(w, format, f.level)
+		if err != nil {
+			return err
+		}
+		bars := s.progress(cmd)
+		defer bars.wait()
+		task := bars.Start(args[0], -1)
+		err = c.WriteTar(cmd.Context(), &taskWriter{compressor, task}, epoch)
+		task.End(outcome(err))
+		return errors.Join(err, compressor.Close())
+	})
+}
+
+// toOutput gives write the file to write, complete or not at all, or standard output.
+func toOutput(cmd *cobra.Command, path string, write func(io.Writer) error) (err error) {
+	if path == "" || path == "-" {
+		return write(cmd.OutOrStdout())
+	}
+	// The name is taken first, so that nothing that is there is written over.
+	placeholder, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return asExists(err)
+	}
+	if err := placeholder.Close(); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".cowshed-")
+	if err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()), os.Remove(path))
+	}
+	return nil
+}

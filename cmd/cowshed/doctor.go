@@ -1,0 +1,349 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/loopstore"
+)
+
+// verdict is what came of a check.
+type verdict string
+
+const (
+	ok   verdict = "ok"
+	warn verdict = "warn" // works, but not as well as it could, or something is left over
+	fail verdict = "fail" // something does not work
+)
+
+// finding is one line of what doctor prints.
+type finding struct {
+	Verdict verdict `json:"verdict"`
+	Check   string  `json:"check"`
+	Detail  string  `json:"detail"`
+	Advice  string  `json:"advice,omitempty"` // what to do
+}
+
+func newDoctorCommand(a *app) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check that everything works, and say what to do where it does not",
+		Long: `Checks privileges, the filesystem and what the kernel can do, the embedded store, quotas, whether the filesystem
+can say what changed, things in the store that Cowshed did not make, images, and who uses the store.
+
+Each line says ok, warn or fail. The exit code is 1 if a line says fail, else 0.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd, asJSON) },
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func (a *app) doctor(cmd *cobra.Command, asJSON bool) error {
+	d := &doctor{app: a}
+	d.run(cmd.Context())
+	if asJSON {
+		if err := printJSON(cmd, d.findings); err != nil {
+			return err
+		}
+	} else if err := d.print(cmd); err != nil {
+		return err
+	}
+	for _, f := range d.findings {
+		if f.Verdict == fail {
+			return errReported
+		}
+	}
+	return nil
+}
+
+type doctor struct {
+	app      *app
+	findings []finding
+}
+
+func (d *doctor) add(v verdict, check, advice, format string, args ...any) {
+	d.findings = append(d.findings, finding{v, check, fmt.Sprintf(format, args...), advice})
+}
+
+func (d *doctor) print(cmd *cobra.Command) error {
+	for _, f := range d.findings {
+		line := fmt.Sprintf("%-4s  %s: %s", f.Verdict, f.Check, f.Detail)
+		if f.Advice != "" {
+			line += "\n      " + f.Advice
+		}
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *doctor) run(ctx context.Context) {
+	d.privileges()
+	d.embedded()
+	d.filesystem()
+	d.features()
+
+	initialised, err := d.app.initialised()
+	switch {
+	case err != nil:
+		d.add(fail, "store", "", "%v", err)
+	case !initialised:
+		d.add(warn, "store", "make one with: cowshed init", "there is no store in %s", d.app.root)
+	default:
+		d.store(ctx)
+	}
+}
+
+// embedded looks at the store in an image file.
+func (d *doctor) embedded() {
+	embedded, err := loopstore.At(d.app.root)
+	if err != nil {
+		d.add(fail, "embedded store", "", "%v", err)
+		return
+	}
+	switch state, err := embedded.State(); {
+	case errdefs.IsFailedPrecondition(err):
+		d.add(warn, "embedded store", "if an embedded store is needed, choose another --root", "%v", err)
+	case err != nil:
+		d.add(fail, "embedded store", "", "%v", err)
+	case state == loopstore.Absent:
+		d.add(ok, "embedded store", "", "none is used")
+	case state == loopstore.Mounted:
+		d.add(ok, "embedded store", "", "%s is mounted on %s", embedded.Image, embedded.Root)
+	default:
+		if _, err := embedded.Mount(); err != nil {
+			d.add(fail, "embedded store", "", "%v", err)
+			return
+		}
+		d.add(ok, "embedded store", "", "%s was not mounted on %s, and is now", embedded.Image, embedded.Root)
+	}
+}
+
+func (d *doctor) filesystem() {
+	f, err := detect.Probe(d.app.root)
+	if err != nil {
+		d.add(fail, "filesystem", "", "%v", err)
+		return
+	}
+	if f.ReadOnly {
+		d.add(fail, "filesystem", "find out why with dmesg, then: mount -o remount,rw "+f.Mountpoint, "%s is on %s, which is read-only", d.app.root, f)
+		return
+	}
+	switch f.Type {
+	case "btrfs":
+		d.usable(f, detect.Btrfs(d.app.root))
+	case "zfs":
+		d.usable(f, detect.ZFS(d.app.root))
+	default:
+		d.add(fail, "filesystem", "make an embedded store with: cowshed init --loop SIZE", "%s is on %s, not on btrfs or ZFS", d.app.root, f)
+	}
+}
+
+func (d *doctor) usable(f detect.Filesystem, err error) {
+	if err != nil {
+		d.add(fail, "filesystem", "", "%v", err)
+		return
+	}
+	d.add(ok, "filesystem", "", "%s is on %s", d.app.root, f)
+}
+
+// features says what the kernel has.
+func (d *doctor) features() {
+	for _, feature := range []struct {
+		name, without string
+		check         func() error
+	}{
+		{"openat2", "paths are resolved in a slower way", detect.OpenAt2},
+		{"btrfs simple quotas", "limits on btrfs use classic quotas, which are slower with many layers", detect.SimpleQuota},
+	} {
+		switch err := feature.check(); {
+		case err == nil:
+			d.add(ok, "kernel", "", "it has %s", feature.name)
+		case errors.Is(err, graphdriver.ErrNotSupported):
+			d.add(warn, "kernel", feature.without, "%v", err)
+		default:
+			d.add(warn, "kernel", "", "cannot tell: %v", err)
+		}
+	}
+}
+
+// store looks at a store that is there.
+func (d *doctor) store(ctx context.Context) {
+	d.lockHolders()
+	// What the driver complains about while it opens is a finding too.
+	complaints := &complaints{}
+	log := slog.New(complaints)
+	previous := slog.Default()
+	slog.SetDefault(log)
+	s, err := d.app.openOrMake()
+	slog.SetDefault(previous)
+	for _, complaint := range complaints.all() {
+		d.add(warn, "layout", "", "%s", complaint)
+	}
+	if err != nil {
+		d.add(fail, "driver", "", "%v", err)
+		return
+	}
+	defer func() {
+		if err := s.driver.Cleanup(); err != nil {
+			d.add(warn, "driver", "", "%v", err)
+		}
+	}()
+	d.add(ok, "driver", "", "%s, in %s", s.driver, s.home())
+	d.quota(s)
+	d.layers(ctx, s)
+	d.nativeDiff(ctx, s)
+	d.images(ctx, s)
+}
+
+func (d *doctor) quota(s *store) {
+	for _, pair := range s.driver.Status() {
+		if pair[0] != "Quota Mode" {
+			continue
+		}
+		switch {
+		case strings.Contains(pair[1], "inconsistent"):
+			d.add(fail, "quota", "limits are not enforced; run: btrfs quota rescan -w "+s.home(), "%s", pair[1])
+		case strings.HasPrefix(pair[1], "unknown"):
+			d.add(warn, "quota", "", "%s", pair[1])
+		default:
+			d.add(ok, "quota", "", "%s", pair[1])
+		}
+	}
+}
+
+// layers counts layers, and looks for what is in their place and is none.
+func (d *doctor) layers(ctx context.Context, s *store) {
+	known := make(map[string]bool)
+	for v, err := range s.driver.Backend().Volumes(ctx) {
+		if err != nil {
+			d.add(fail, "layers", "", "%v", err)
+			return
+		}
+		known[v.Name] = true
+	}
+	d.add(ok, "layers", "", "there are %d", len(known))
+
+	dir := filepath.Join(s.home(), "subvolumes") // of the btrfs driver
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.add(warn, "layers", "", "%v", err)
+	}
+	for _, entry := range entries {
+		if !known[entry.Name()] {
+			d.add(warn, "layers", "Cowshed leaves it alone; if it is of no use, remove it by hand",
+				"%s is not a layer", quotePath(filepath.Join(dir, entry.Name())))
+		}
+	}
+}
+
+// nativeDiff asks the filesystem where a layer differs from its parent, if there is such a layer.
+func (d *doctor) nativeDiff(ctx context.Context, s *store) {
+	for v, err := range s.driver.Backend().Volumes(ctx) {
+		if err != nil || v.Parent == "" {
+			continue
+		}
+		switch err := tryHints(ctx, s.driver.Backend(), v); {
+		case err == nil:
+			d.add(ok, "native diff", "", "the filesystem says what changed (tried with layer %s)", shortName(v.Name))
+		case errors.Is(err, treediff.ErrNoHints):
+			d.add(warn, "native diff", "layers are compared by walking them, which is slow", "layer %s: %v", shortName(v.Name), err)
+		case errdefs.IsNotFound(err):
+			continue // removed meanwhile
+		default:
+			d.add(fail, "native diff", "", "layer %s: %v", shortName(v.Name), err)
+		}
+		return
+	}
+	for _, pair := range s.driver.Status() {
+		if pair[0] == "Native Diff" {
+			d.add(ok, "native diff", "", "%s (not tried: no layer was made from another)", pair[1])
+		}
+	}
+}
+
+func tryHints(ctx context.Context, backend cowcommon.Backend, v cowcommon.Volume) (err error) {
+	top, err := backend.View(ctx, v.Name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, top.Close()) }()
+	base, err := backend.View(ctx, v.Parent)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, base.Close()) }()
+	_, err = backend.Hints(ctx, base, top)
+	return err
+}
+
+func (d *doctor) images(ctx context.Context, s *store) {
+	problems, err := s.images.Check(ctx)
+	if err != nil {
+		d.add(fail, "images", "", "%v", err)
+		return
+	}
+	for _, p := range problems {
+		v := warn
+		if p.Severe {
+			v = fail
+		}
+		d.add(v, "images", p.Advice, "%s", p.What)
+	}
+	if len(problems) == 0 {
+		d.add(ok, "images", "", "records and layers agree")
+	}
+}
+
+// complaints is a slog.Handler that keeps warnings and errors.
+type complaints struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (c *complaints) all() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lines
+}
+
+// Enabled implements slog.Handler.
+func (c *complaints) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn
+}
+
+// Handle implements slog.Handler.
+func (c *complaints) Handle(_ context.Context, r slog.Record) error {
+	line := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		line += " " + a.String()
+		return true
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lines = append(c.lines, line)
+	return nil
+}
+
+// WithAttrs implements slog.Handler.
+func (c *complaints) WithAttrs([]slog.Attr) slog.Handler { return c }
+
+// WithGroup implements slog.Handler.
+func (c *complaints) WithGroup(string) slog.Handler { return c }

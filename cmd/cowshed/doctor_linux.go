@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/detect"
+)
+
+func (d *doctor) privileges() {
+	initial, err := detect.InitialUserNamespace()
+	if err != nil {
+		d.add(warn, "privileges", "", "%v", err)
+		return
+	}
+	capable, err := detect.Capable(unix.CAP_SYS_ADMIN)
+	switch {
+	case err != nil:
+		d.add(warn, "privileges", "", "%v", err)
+	case !initial:
+		d.add(fail, "privileges", "run it outside of the container or user namespace", "this process is in a nested user namespace")
+	case !capable:
+		d.add(fail, "privileges", "run it as root", "this process lacks CAP_SYS_ADMIN")
+	default:
+		d.add(ok, "privileges", "", "CAP_SYS_ADMIN in the initial user namespace")
+	}
+}
+
+// lockHolders says which other processes use the store.
+func (d *doctor) lockHolders() {
+	for _, pattern := range []string{"*/lock", imagesDir + "/.lock"} {
+		files, err := filepath.Glob(filepath.Join(d.app.root, pattern))
+		if err != nil {
+			continue // the root has brackets in its name
+		}
+		for _, file := range files {
+			holders, err := holdersOf(file)
+			if err != nil {
+				d.add(warn, "locks", "", "%v", err)
+			}
+			for _, holder := range holders {
+				d.add(ok, "locks", "", "%s is held by %s", file, holder)
+			}
+		}
+	}
+}
+
+// holdersOf lists the processes that hold a lock on a file, as /proc/locks has them (proc(5)).
+func holdersOf(file string) ([]string, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat(file, &stat); err != nil {
+		return nil, err
+	}
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var holders []string
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// 1: FLOCK  ADVISORY  READ 4242 00:2a:257 0 EOF, and with "->" after the number for one that waits.
+		// The device is that of the filesystem, which on btrfs is not the one that stat says.
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 6 || fields[1] != "FLOCK" || !strings.HasSuffix(fields[5], ":"+strconv.FormatUint(stat.Ino, 10)) {
+			continue
+		}
+		pid, err := strconv.Atoi(fields[4])
+		if err != nil || pid <= 0 || pid == os.Getpid() || !hasOpen(pid, stat) {
+			continue
+		}
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		holders = append(holders, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(name))))
+	}
+	return holders, lines.Err()
+}
+
+// hasOpen reports whether a process has a file open.
+func hasOpen(pid int, file unix.Stat_t) bool {
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		return false
+	}
+	for _, link := range links {
+		var stat unix.Stat_t
+		if unix.Stat(link, &stat) == nil && stat.Dev == file.Dev && stat.Ino == file.Ino {
+			return true
+		}
+	}
+	return false
+}

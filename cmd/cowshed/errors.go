@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/graphdriver"
+)
+
+// Exit codes. A script can tell by them what to do next.
+const (
+	exitOK           = 0
+	exitFailure      = 1
+	exitUsage        = 2
+	exitNotFound     = 3
+	exitExists       = 4
+	exitPrecondition = 5
+	exitUnsupported  = 6
+	exitSignal       = 128 // plus the number of the signal
+)
+
+const exitCodesHelp = `Exit codes of cowshed:
+
+    0  done
+    1  failed for another reason than those below, or cowshed doctor found something wrong
+    2  the command line is wrong, or a name, size or option in it cannot be
+    3  not found: a layer, image, file or store
+    4  there is already something of that name
+    5  not possible as things are: the layer is in use, sealed or part of an image
+    6  not supported here: by the filesystem, the kernel or this program
+  128+N  stopped by signal N, after cleaning up: 130 for Ctrl-C, 143 for SIGTERM, 141 when the reader of
+         the output went away`
+
+func newExitCodesTopic() *cobra.Command {
+	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp}
+}
+
+// usageError is a wrong command line.
+type usageError struct{ error }
+
+// Unwrap returns the reason.
+func (e usageError) Unwrap() error { return e.error }
+
+// usagef is a usageError with a message.
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// errReported ends a command that has said itself what is wrong.
+var errReported = errors.New("reported")
+
+// usageArgs makes what is wrong with arguments a usage error.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+}
+
+// exitCode is the code that tells what kind of error err is.
+func exitCode(err error) int {
+	var usage usageError
+	var signalled signalError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &signalled):
+		return exitSignal + int(signalled.signal)
+	case errors.Is(err, syscall.EPIPE):
+		return exitSignal + int(syscall.SIGPIPE)
+	case errors.As(err, &usage), errdefs.IsInvalidArgument(err):
+		return exitUsage
+	case errdefs.IsNotFound(err):
+		return exitNotFound
+	case errdefs.IsAlreadyExists(err):
+		return exitExists
+	case errdefs.IsFailedPrecondition(err):
+		return exitPrecondition
+	case errdefs.IsNotImplemented(err), graphdriver.IsDriverNotSupported(err):
+		return exitUnsupported
+	}
+	return exitFailure
+}
+
+// withCause is err, or the signal that brought it about.
+func withCause(ctx context.Context, err error) error {
+	var signalled signalError
+	if errors.As(context.Cause(ctx), &signalled) && !errors.As(err, &signalled) {
+		return fmt.Errorf("%w: %w", signalled, err)
+	}
+	return err
+}
+
+// errorMessage is what people are told, "" if that was done already.
+func errorMessage(err error) string {
+	var signalled signalError
+	switch {
+	case errors.Is(err, errReported), errors.Is(err, syscall.EPIPE):
+		return ""
+	case errors.As(err, &signalled) && errors.Is(err, context.Canceled):
+		return signalled.Error()
+	}
+	return err.Error()
+}
+
+// errorHint says what to do about an error, where that does not depend on the command.
+func errorHint(cmd *cobra.Command, err error) string {
+	var usage usageError
+	var ambiguous *graphdriver.AmbiguousError
+	switch {
+	case errors.As(err, &usage):
+		return fmt.Sprintf("Try: %s --help", cmd.CommandPath())
+	case errors.As(err, &ambiguous):
+		return "Try: --driver " + strings.Join(ambiguous.Drivers, " or --driver ")
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return "Most of what cowshed does needs root. Try: sudo cowshed, or cowshed doctor"
+	case errors.Is(err, syscall.EDQUOT):
+		return "The layer's limit is reached. See: cowshed usage; change it with: cowshed limit"
+	case errors.Is(err, syscall.ENOSPC):
+		return "The filesystem is full. See: cowshed status; an embedded store grows with: cowshed init --loop SIZE"
+	}
+	return ""
+}
+
+// failf is an error of a kind of errdefs, by which it has its exit code, with a message of its own.
+func failf(kind error, format string, args ...any) error {
+	return kindError{fmt.Errorf(format, args...), kind}
+}
+
+type kindError struct {
+	error
+	kind error
+}
+
+// Unwrap returns what the message was made from, and the kind.
+func (e kindError) Unwrap() []error { return []error{e.error, e.kind} }

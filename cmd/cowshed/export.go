@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/image"
+)
+
+type exportFlags struct {
+	compress string
+	level    int
+	name     string
+	force    bool
+	insecure bool
+	json     bool
+}
+
+func newExportCommand(a *app) *cobra.Command {
+	f := exportFlags{}
+	cmd := &cobra.Command{
+		Use:   "export IMAGE|LAYER DESTINATION",
+		Short: "Export an image, or a layer as an image",
+		Long: `Writes an image, or a layer as an image. An image that was imported keeps its layers' digests and its ID. A
+layer that was made from an image becomes that image with a layer more; one that was not becomes an image of
+its own. The same layers give the same bytes; with SOURCE_DATE_EPOCH in the environment no time in new layers
+is later than that.
+
+` + referencesHelp + `
+
+For FILE, - is standard output. Images that are in a layout already stay there.`,
+		Example: `  cowshed export web docker-archive:web.tar:web:1 && docker load < web.tar
+  cowshed export web docker://registry.example/team/web:1 --compress zstd`,
+		Args: usageArgs(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := image.ParseDestination(args[1])
+			if err != nil {
+				return usageError{err}
+			}
+			if ref.Path == image.Stdio && isTerminal(cmd.OutOrStdout()) {
+				return usagef("a tar is not for the terminal: use a file, or a pipe")
+			}
+			return a.with(func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
+		},
+		ValidArgsFunction: completeLayers(a, 1, true),
+	}
+	addCompression(cmd, &f.compress, &f.level, "")
+	flags := cmd.Flags()
+	flags.Lookup("compress").Usage += " (default none for docker-archive, else gzip)"
+	flags.StringVar(&f.name, "name", "", "name of the image in the layout or archive; as here if not given")
+	flags.BoolVarP(&f.force, "force", "f", false, "write over a file that is there")
+	flags.BoolVar(&f.insecure, "insecure", false, "talk to a registry without TLS, or without checking its certificate")
+	addJSON(cmd, &f.json)
+	return cmd
+}
+
+func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference, f exportFlags) error {
+	if f.compress == "" && ref.Transport != image.DockerArchive {
+		f.compress = layertar.Gzip.String()
+	}
+	format, err := layertar.ParseFormat(f.compress)
+	if err != nil {
+		return err
+	}
+	epoch, err := sourceDateEpoch()
+	if err != nil {
+		return err
+	}
+	// A layer may be named by the start of its name; an image only in full.
+	if _, err := s.images.Get(what); err != nil {
+		v, err := s.layer(cmd.Context(), what)
+		if err != nil {
+			return err
+		}
+		what = v.Name
+	}
+	bars := s.progress(cmd)
+	exported, err := s.images.Export(cmd.Context(), what, ref, image.ExportOptions{
+		Format: format, Level: f.level, Epoch: epoch, Name: f.name, Replace: f.force, Stdout: cmd.OutOrStdout(), Progress: bars,
+		Registries: image.RegistryOptions{Insecure: f.insecure},
+	})
+	bars.wait()
+	if errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("%w; use another, or --force", err)
+	}
+	if err != nil {
+		return err
+	}
+	if ref.Path == image.Stdio {
+		return nil // the output is the image
+	}
+	if f.json {
+		return printJSON(cmd, map[string]any{
+			"id": exported.Image, "manifest": exported.Manifest, "diffIDs": exported.Layers, "size": exported.Size,
+		})
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), exported.Manifest)
+	return err
+}

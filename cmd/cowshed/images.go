@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/internal/image"
+)
+
+// imageInfo is an image as images --json prints it.
+type imageInfo struct {
+	Name     string          `json:"name"`
+	ID       digest.Digest   `json:"id"`
+	Platform string          `json:"platform"`
+	Origin   string          `json:"origin,omitempty"`
+	Imported time.Time       `json:"imported"`
+	Layers   []string        `json:"layers"` // names, base first
+	DiffIDs  []digest.Digest `json:"diffIDs"`
+}
+
+func describeImage(img *image.Image) imageInfo {
+	return imageInfo{
+		Name: img.Name, ID: img.ID(), Platform: image.FormatPlatform(img.Platform()), Origin: img.Origin,
+		Imported: img.Imported, Layers: orEmpty(img.Layers()), DiffIDs: img.DiffIDs(),
+	}
+}
+
+func newImagesCommand(a *app) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "images",
+		Short: "List images",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(func(s *store) error { return s.listImages(cmd, asJSON) })
+		},
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func (s *store) listImages(cmd *cobra.Command, asJSON bool) error {
+	images, err := s.images.List()
+	if err != nil {
+		return err
+	}
+	infos := make([]imageInfo, 0, len(images))
+	for _, img := range images {
+		infos = append(infos, describeImage(img))
+	}
+	if asJSON {
+		return printJSON(cmd, infos)
+	}
+	rows := make([][]string, 0, len(infos))
+	for _, info := range infos {
+		rows = append(rows, []string{
+			info.Name, info.ID.Encoded()[:12], info.Platform, strconv.Itoa(len(info.Layers)), info.Imported.Local().Format(time.DateTime),
+		})
+	}
+	return table(cmd.OutOrStdout(), []string{"NAME", "ID", "PLATFORM", "LAYERS", "IMPORTED"}, rows)
+}
+
+func newRmiCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rmi IMAGE...",
+		Short: "Remove images and the layers that only they have",
+		Long: `Removes images, and those of their layers that no other image has and no other layer was made from. What
+stays because of such a layer can be removed later with cowshed rm.`,
+		Args: usageArgs(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(func(s *store) error { return s.rmi(cmd, args) })
+		},
+		ValidArgsFunction: completeImages(a, -1),
+	}
+}
+
+func (s *store) rmi(cmd *cobra.Command, names []string) error {
+	for _, name := range names {
+		img, err := s.images.Get(name)
+		if err != nil {
+			return err
+		}
+		for _, id := range img.Layers() {
+			v, err := s.driver.Backend().Stat(cmd.Context(), id)
+			if err != nil {
+				continue // gone already
+			}
+			if err := s.checkUnmounted(v); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range names {
+		removed, err := s.images.Remove(cmd.Context(), name)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), name); err != nil {
+			return err
+		}
+		if removed.Kept != "" {
+			s.log.Info("layers stay that are needed", "image", name, "uppermost", removed.Kept, "by", removed.Needed)
+		}
+	}
+	return nil
+}

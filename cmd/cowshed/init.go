@@ -1,0 +1,234 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/loopstore"
+	"github.com/cowshed/cowshed/quota"
+)
+
+func newInitCommand(a *app) *cobra.Command {
+	loop := ""
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Make a store",
+		Long: `Makes the store in the directory --root, on the filesystem that it is on, which has to be btrfs or ZFS. Where it
+is another one, --loop SIZE makes an embedded store: a btrfs in the sparse file <root>.img, mounted on <root>.
+An embedded store takes the space of what is in it, up to SIZE, and is mounted again by itself when it is first
+used after a start of the machine. Running init once more with a larger SIZE makes it larger.
+
+What is there already stays as it is: init can be run any number of times.`,
+		Example: "  cowshed init\n  cowshed init --loop 20G",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			size := uint64(0)
+			if loop != "" {
+				var err error
+				if size, err = quota.ParseSize(loop); err != nil {
+					return err
+				}
+			}
+			return a.init(cmd, size, asJSON)
+		},
+	}
+	cmd.Flags().StringVar(&loop, "loop", "", "size of the embedded store, where one is needed, such as 20G")
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+// initResult is what init --json prints.
+type initResult struct {
+	Root     string   `json:"root"`
+	Driver   string   `json:"driver"`
+	Embedded string   `json:"embedded,omitempty"` // the image file
+	Done     []string `json:"done"`               // what was made, for people
+}
+
+func (a *app) init(cmd *cobra.Command, size uint64, asJSON bool) (err error) {
+	result := &initResult{Done: []string{}}
+	s, err := a.initStore(cmd, size, result)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.driver.Cleanup()) }()
+	result.Root, result.Driver = s.root, s.driver.String()
+	if asJSON {
+		return printJSON(cmd, result)
+	}
+	for _, done := range append(result.Done, fmt.Sprintf("the store %s is ready, with the driver %s", s.root, s.driver)) {
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), done); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// initStore makes and opens the store. size is that of an embedded one, 0 if none may be made.
+func (a *app) initStore(cmd *cobra.Command, size uint64, result *initResult) (*store, error) {
+	embedded, err := loopstore.At(a.root)
+	if err != nil {
+		return nil, err
+	}
+	state, err := embedded.State()
+	if err != nil {
+		return nil, err
+	}
+	if state == loopstore.Absent {
+		initialised, err := a.initialised()
+		if err != nil {
+			return nil, err
+		}
+		s, err := a.openOrMake()
+		switch {
+		case err == nil:
+			a.sayMade(s, initialised, size, result)
+			return s, nil
+		case !graphdriver.IsDriverNotSupported(err):
+			return nil, err
+		case size == 0:
+			return nil, fmt.Errorf("%w\nAn embedded store needs no such filesystem: cowshed init --loop 20G", err)
+		}
+		result.Done = append(result.Done, fmt.Sprintf("%s is not on btrfs or ZFS, so an embedded store is needed", embedded.Root))
+	}
+
+	made, err := embedded.Make(cmd.Context(), size)
+	if err != nil {
+		return nil, err
+	}
+	result.Embedded = embedded.Image
+	result.sayEmbedded(embedded, made, size)
+	return a.openOrMake()
+}
+
+func (a *app) sayMade(s *store, initialised bool, size uint64, result *initResult) {
+	if !initialised {
+		result.Done = append(result.Done, fmt.Sprintf("made %s", s.home()))
+	}
+	if size != 0 {
+		result.Done = append(result.Done, fmt.Sprintf("%s is on %s, so no embedded store is needed and none was made", s.root, s.driver))
+	}
+}
+
+func (r *initResult) sayEmbedded(embedded loopstore.Store, made loopstore.Made, size uint64) {
+	if made.Image {
+		r.Done = append(r.Done, fmt.Sprintf("made %s, a btrfs of up to %s", embedded.Image, quota.FormatSize(size)))
+	}
+	if made.Grown {
+		r.Done = append(r.Done, fmt.Sprintf("made %s larger: up to %s", embedded.Image, quota.FormatSize(size)))
+	}
+	if made.Mount {
+		r.Done = append(r.Done, fmt.Sprintf("mounted %s on %s", embedded.Image, embedded.Root))
+	}
+}
+
+func newDeinitCommand(a *app) *cobra.Command {
+	yes := false
+	cmd := &cobra.Command{
+		Use:   "deinit",
+		Short: "Take a store away again",
+		Long: `Deletes what init has made. An embedded store goes with all that is in it: its image file, and the directory
+that it is mounted on. Another store has to be empty first, of layers and images; then its directories go.
+
+Nothing is deleted without --yes, and nothing that init did not make.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.deinit(cmd, yes) },
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "really delete it")
+	return cmd
+}
+
+func (a *app) deinit(cmd *cobra.Command, yes bool) error {
+	embedded, err := loopstore.At(a.root)
+	if err != nil {
+		return err
+	}
+	state, err := embedded.State()
+	if err != nil {
+		return err
+	}
+	if state == loopstore.Absent {
+		return a.deinitDirectories(cmd, yes)
+	}
+	if !yes {
+		return usagef("this deletes %s with all layers and images in it; to do so, add --yes", embedded.Image)
+	}
+	if err := embedded.Remove(); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "deleted %s\n", embedded.Image)
+	return err
+}
+
+// deinitDirectories takes away an empty store that is not embedded.
+func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
+	home, root := "", ""
+	err := a.with(func(s *store) error {
+		home, root = s.home(), s.root
+		layers, err := s.list(cmd.Context())
+		if err != nil {
+			return err
+		}
+		images, err := s.images.List()
+		if err != nil {
+			return err
+		}
+		if len(layers)+len(images) > 0 {
+			return failf(errdefs.ErrFailedPrecondition, "there are %d layers and %d images in %s; remove them first, with cowshed rmi and cowshed rm",
+				len(layers), len(images), s.root)
+		}
+		if !yes {
+			return usagef("this deletes the empty store in %s; to do so, add --yes", home)
+		}
+		return s.images.Delete(cmd.Context())
+	})
+	if err != nil {
+		return err
+	}
+	// Only what is empty goes.
+	if err := errors.Join(deleteHome(home), removeIfThere(filepath.Join(root, mountsDir))); err != nil {
+		return err
+	}
+	if err := os.Remove(root); err != nil {
+		a.log.Info("the directory stays", "path", root, "reason", err)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "deleted the store in %s\n", root)
+	return err
+}
+
+// deleteHome deletes the directories that a driver has made, which are empty, and its lock.
+func deleteHome(home string) error {
+	entries, err := os.ReadDir(home)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		path := filepath.Join(home, entry.Name())
+		if info, err := entry.Info(); err != nil || !entry.IsDir() && info.Size() > 0 {
+			return failf(errdefs.ErrFailedPrecondition, "%s was not made by init", path)
+		}
+		if err := removeIfThere(path); err != nil {
+			return err
+		}
+	}
+	return removeIfThere(home)
+}
+
+// removeIfThere deletes a file or an empty directory.
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/quota"
+)
+
+func newLimitCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "limit NAME SIZE|none",
+		Short: "Limit how much a layer may hold",
+		Long: `Sets or removes the limit of a layer. Over it, writing fails with "disk quota exceeded" and deleting still
+works. It counts what the layer adds to the one it was made from, or with the driver's option quota_scope=total
+all that it holds. On btrfs the first limit turns quotas on, in the mode that the option btrfs.quota says.`,
+		Example: "  cowshed limit web 20G\n  cowshed limit web none",
+		Args:    usageArgs(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			bytes := uint64(0)
+			if args[1] != "none" {
+				var err error
+				if bytes, err = quota.ParseSize(args[1]); err != nil {
+					return err
+				}
+			}
+			return a.with(func(s *store) error {
+				v, err := s.layer(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return s.driver.SetLimit(cmd.Context(), v.Name, bytes)
+			})
+		},
+		ValidArgsFunction: completeLayers(a, 1, false),
+	}
+}
+
+// usageInfo is what usage --json prints of a layer.
+type usageInfo struct {
+	Name  string `json:"name"`
+	Bytes uint64 `json:"bytes"`           // that the layer itself holds
+	Total uint64 `json:"total,omitempty"` // with all that it was made from; left out if that is not known
+	Limit uint64 `json:"limit,omitempty"`
+}
+
+func newUsageCommand(a *app) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "usage NAME...",
+		Short: "Say how much layers hold",
+		Long: `Says how much each layer holds itself, in addition to what it was made from. Where quotas are on, that is
+what the filesystem counts, at no cost; else it is the sum of the sizes of the files that were added or changed.`,
+		Args: usageArgs(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(func(s *store) error { return s.usage(cmd, args, asJSON) })
+		},
+		ValidArgsFunction: completeLayers(a, -1, true),
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func (s *store) usage(cmd *cobra.Command, names []string, asJSON bool) error {
+	infos := make([]usageInfo, 0, len(names))
+	for _, name := range names {
+		v, err := s.layer(cmd.Context(), name)
+		if err != nil {
+			return err
+		}
+		usage, err := s.driver.Usage(cmd.Context(), v.Name)
+		if err != nil {
+			return err
+		}
+		infos = append(infos, usageInfo{Name: v.Name, Bytes: usage.Bytes, Total: usage.Total, Limit: v.Limit.Bytes})
+	}
+	if asJSON {
+		return printJSON(cmd, infos)
+	}
+	rows := make([][]string, 0, len(infos))
+	for _, u := range infos {
+		rows = append(rows, []string{shortName(u.Name), quota.FormatSize(u.Bytes), sizeOrDash(u.Limit), percentOf(u)})
+	}
+	return table(cmd.OutOrStdout(), []string{"NAME", "USAGE", "LIMIT", "FULL"}, rows)
+}
+
+func sizeOrDash(bytes uint64) string {
+	if bytes == 0 {
+		return "-"
+	}
+	return quota.FormatSize(bytes)
+}
+
+func percentOf(u usageInfo) string {
+	if u.Limit == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f%%", 100*float64(u.Bytes)/float64(u.Limit))
+}

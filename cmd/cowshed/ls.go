@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// layerInfo is a layer as ls --json prints it.
+type layerInfo struct {
+	Name       string            `json:"name"`
+	Parent     string            `json:"parent,omitempty"`
+	Sealed     bool              `json:"sealed"`
+	Limit      uint64            `json:"limit,omitempty"`      // bytes
+	LimitScope string            `json:"limitScope,omitempty"` // what the limit counts: layer or total
+	Usage      *uint64           `json:"usage"`                // bytes; null where the filesystem does not keep count
+	Created    time.Time         `json:"created"`
+	Image      string            `json:"image,omitempty"` // that has it as its uppermost layer
+	Details    map[string]string `json:"details,omitempty"`
+}
+
+type lsFlags struct {
+	json      bool
+	namesOnly bool
+	noTrunc   bool
+}
+
+func newLsCommand(a *app) *cobra.Command {
+	f := lsFlags{}
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List layers",
+		Long: `Lists layers with the one each was made from, whether it is sealed, its limit, and what it holds itself,
+where the filesystem keeps count (quotas are on). Of the names of images' layers the first 12 digits are
+shown; other commands take these too.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(func(s *store) error { return s.ls(cmd, f) })
+		},
+	}
+	addJSON(cmd, &f.json)
+	cmd.Flags().BoolVarP(&f.namesOnly, "names", "n", false, "print names only")
+	cmd.Flags().BoolVar(&f.noTrunc, "no-trunc", false, "print names in full")
+	return cmd
+}
+
+func (s *store) ls(cmd *cobra.Command, f lsFlags) error {
+	layers, err := s.list(cmd.Context())
+	if err != nil {
+		return err
+	}
+	switch {
+	case f.json:
+		return printJSON(cmd, layers)
+	case f.namesOnly:
+		for _, l := range layers {
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), l.Name); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	shown := shortName
+	if f.noTrunc {
+		shown = func(name string) string { return name }
+	}
+	rows := make([][]string, 0, len(layers))
+	for _, l := range layers {
+		rows = append(rows, []string{
+			shown(l.Name), orDash(shown(l.Parent)), strconv.FormatBool(l.Sealed), limitText(l), usageText(l.Usage),
+			l.Created.Local().Format(time.DateTime),
+		})
+	}
+	return table(cmd.OutOrStdout(), []string{"NAME", "PARENT", "SEALED", "LIMIT", "USAGE", "CREATED"}, rows)
+}
+
+func limitText(l layerInfo) string {
+	switch l.LimitScope {
+	case "", quota.ScopeLayer.String():
+		if l.Limit == 0 {
+			return "-"
+		}
+		return quota.FormatSize(l.Limit)
+	}
+	return quota.FormatSize(l.Limit) + " " + l.LimitScope
+}
+
+func usageText(bytes *uint64) string {
+	if bytes == nil {
+		return "-"
+	}
+	return quota.FormatSize(*bytes)
+}
+
+// list describes all layers, sorted by name.
+func (s *store) list(ctx context.Context) ([]layerInfo, error) {
+	images, err := s.images.List()
+	if err != nil {
+		return nil, err
+	}
+	tops := make(map[string]string)
+	for _, img := range images {
+		tops[img.Top()] = img.Name
+	}
+	layers := []layerInfo{}
+	for v, err := range s.driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		l, err := s.describe(ctx, v)
+		if errdefs.IsNotFound(err) { // removed meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		l.Image = tops[v.Name]
+		layers = append(layers, l)
+	}
+	slices.SortFunc(layers, func(a, b layerInfo) int { return strings.Compare(a.Name, b.Name) })
+	return layers, nil
+}
+
+func (s *store) describe(ctx context.Context, v cowcommon.Volume) (layerInfo, error) {
+	l := layerInfo{
+		Name: v.Name, Parent: v.Parent, Sealed: v.Sealed, Limit: v.Limit.Bytes, Created: v.Created.UTC(), Details: v.Details,
+	}
+	if v.Limit.Bytes != 0 {
+		l.LimitScope = v.Limit.Scope.String()
+	}
+	usage, err := s.driver.Backend().Usage(ctx, v.Name)
+	switch {
+	case err == nil:
+		l.Usage = &usage.Bytes
+	case !errdefs.IsNotImplemented(err):
+		return l, err
+	}
+	return l, nil
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/bindmount"
+)
+
+func newMountCommand(a *app) *cobra.Command {
+	readOnly := false
+	cmd := &cobra.Command{
+		Use:   "mount NAME [TARGET]",
+		Short: "Show a layer's tree at a directory",
+		Long: `Mounts a layer on the directory TARGET, or on one that it makes for it, and prints the path. It stays
+mounted until cowshed unmount, or until the machine stops. While it is mounted, it is not removed, and not
+sealed when another layer is made from it.
+
+A sealed layer is mounted read-only, and so is one that an image has.`,
+		Example: `  dir=$(cowshed mount web) && chroot "$dir" sh`,
+		Args:    usageArgs(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target := ""
+			if len(args) > 1 {
+				target = args[1]
+			}
+			return a.with(func(s *store) error { return s.mount(cmd, args[0], target, readOnly) })
+		},
+		ValidArgsFunction: completeLayers(a, 1, true),
+	}
+	cmd.Flags().BoolVarP(&readOnly, "read-only", "r", false, "mount it so that nothing can be changed")
+	return cmd
+}
+
+func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (err error) {
+	v, err := s.layer(cmd.Context(), name)
+	if err != nil {
+		return err
+	}
+	users, err := s.images.Users()
+	if err != nil {
+		return err
+	}
+	if _, ofImage := users[v.Name]; ofImage || v.Sealed {
+		readOnly = true
+	}
+	made := false
+	if target == "" {
+		target, made, err = s.makeTarget(v)
+	} else {
+		target, err = filepath.Abs(target)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.bind(v, target, readOnly); err != nil {
+		if made {
+			_ = os.Remove(target)
+		}
+		return err
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), target)
+	return err
+}
+
+// makeTarget makes the directory that a layer is mounted on if no other is named.
+func (s *store) makeTarget(v cowcommon.Volume) (target string, made bool, err error) {
+	target = filepath.Join(s.root, mountsDir, v.Name)
+	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
+		return "", false, err
+	}
+	err = os.Mkdir(target, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		targets, err := s.targets(v.Name)
+		if err == nil && contains(targets, target) {
+			err = failf(errdefs.ErrAlreadyExists, "layer %s is mounted on %s already", shortName(v.Name), target)
+		}
+		return target, false, err
+	}
+	return target, err == nil, err
+}
+
+func (s *store) bind(v cowcommon.Volume, target string, readOnly bool) (err error) {
+	info, err := os.Stat(target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return failf(errdefs.ErrNotFound, "there is no directory %s to mount on", target)
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return failf(errdefs.ErrInvalidArgument, "%s is not a directory", target)
+	}
+	dir, err := s.driver.Get(v.Name, "")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.driver.Put(v.Name)) }()
+	return bindmount.Bind(dir, target, readOnly)
+}
+
+func contains(paths []string, path string) bool {
+	for _, p := range paths {
+		if p == path {
+			return true
+		}
+	}
+	return false
+}
+
+func newUnmountCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "unmount NAME|TARGET",
+		Aliases: []string{"umount"},
+		Short:   "Undo mount",
+		Long: `Unmounts a layer: from the directory TARGET, or from wherever it is mounted if it is named. A name that has
+a slash in it is a directory.`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(func(s *store) error { return s.unmount(cmd, args[0]) })
+		},
+		ValidArgsFunction: completeLayers(a, 1, false),
+	}
+}
+
+func (s *store) unmount(cmd *cobra.Command, what string) error {
+	targets, err := s.toUnmount(cmd, what)
+	if err != nil {
+		return err
+	}
+	for _, target := range targets {
+		if err := bindmount.Unmount(target); err != nil {
+			return err
+		}
+		if filepath.Dir(target) == filepath.Join(s.root, mountsDir) {
+			if err := os.Remove(target); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// toUnmount finds the mount points that are meant.
+func (s *store) toUnmount(cmd *cobra.Command, what string) ([]string, error) {
+	if !strings.Contains(what, "/") {
+		v, err := s.layer(cmd.Context(), what)
+		if err != nil {
+			return nil, err
+		}
+		targets, err := s.targets(v.Name)
+		if err == nil && len(targets) == 0 {
+			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", shortName(v.Name))
+		}
+		return targets, err
+	}
+
+	target, err := filepath.Abs(what)
+	if err != nil {
+		return nil, err
+	}
+	name, err := bindmount.Named(target, s.home())
+	if err != nil {
+		return nil, err
+	}
+	// Another filesystem may have something of the same name.
+	targets, err := s.targets(name)
+	if err != nil {
+		return nil, err
+	}
+	real, err := filepath.EvalSymlinks(target)
+	if err != nil {
+		return nil, err
+	}
+	if !contains(targets, real) {
+		return nil, failf(errdefs.ErrNotFound, "what is mounted on %s is no layer of this store", target)
+	}
+	return []string{real}, nil
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/cowshed/cowshed/internal/image"
+)
+
+func addJSON(cmd *cobra.Command, asJSON *bool) {
+	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON, for scripts")
+}
+
+func printJSON(cmd *cobra.Command, value any) error {
+	enc := json.NewEncoder(cmd.OutOrStdout())
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(value)
+}
+
+// table prints rows in columns.
+func table(w io.Writer, header []string, rows [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range append([][]string{header}, rows...) {
+		fmt.Fprintln(t, strings.Join(row, "\t"))
+	}
+	return t.Flush()
+}
+
+// isTerminal reports whether w is a terminal.
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// shortName is a layer's name as people are shown it: names of image layers have 64 digits.
+func shortName(name string) string {
+	if image.IsLayerName(name) {
+		return name[:12]
+	}
+	return name
+}
+
+// orDash is s, or a dash where there is nothing to say.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// quotePath makes a path safe to print: on one line, and without bytes that a terminal would act on. Most
+// paths stay as they are. Others are quoted as a Go string, or as JSON if they are UTF-8: \n, \", \x1b.
+func quotePath(path string) string {
+	if utf8.ValidString(path) && !strings.ContainsFunc(path, func(r rune) bool {
+		return r == '"' || r == '\\' || r != ' ' && !unicode.IsPrint(r)
+	}) {
+		return path
+	}
+	return strconv.Quote(path)
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/image"
+)
+
+// minPrefix is how much of the name of an image's layer has to be given at least.
+const minPrefix = 6
+
+// layer finds the layer that name stands for: one of that name, or the uppermost one of an image of that
+// name, or the only layer of an image whose name starts so.
+func (s *store) layer(ctx context.Context, name string) (cowcommon.Volume, error) {
+	v, err := s.driver.Backend().Stat(ctx, name)
+	if err == nil || !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
+		return v, err
+	}
+	if img, err := s.images.Get(name); err == nil {
+		if img.Top() == "" {
+			return v, failf(errdefs.ErrInvalidArgument, "image %s has no layers", name)
+		}
+		return s.driver.Backend().Stat(ctx, img.Top())
+	}
+	if checkErr := cowcommon.CheckID(name); checkErr != nil {
+		return v, checkErr
+	}
+	return s.layerByPrefix(ctx, name)
+}
+
+func (s *store) layerByPrefix(ctx context.Context, prefix string) (found cowcommon.Volume, err error) {
+	notFound := failf(errdefs.ErrNotFound, "no layer or image %s (cowshed ls lists layers, cowshed images lists images)", prefix)
+	if len(prefix) < minPrefix || strings.Trim(prefix, "0123456789abcdef") != "" {
+		return found, notFound
+	}
+	for v, err := range s.driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return found, err
+		}
+		if !image.IsLayerName(v.Name) || !strings.HasPrefix(v.Name, prefix) {
+			continue
+		}
+		if found.Name != "" {
+			return found, failf(errdefs.ErrInvalidArgument, "%s is the start of several layers' names", prefix)
+		}
+		found = v
+	}
+	if found.Name == "" {
+		return found, notFound
+	}
+	return found, nil
+}
+
+// parent finds what a layer is compared with: the one that is named, or else the one it was made from.
+// whole stands for an empty tree.
+func (s *store) parent(ctx context.Context, layer cowcommon.Volume, named string, whole bool) (string, error) {
+	if whole {
+		return "", nil
+	}
+	if named == "" {
+		return layer.Parent, nil
+	}
+	v, err := s.layer(ctx, named)
+	return v.Name, err
+}
+
+// completeLayers offers the names of layers, and of images if they are meant too, for the first n arguments.
+func completeLayers(a *app, n int, images bool) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if n >= 0 && len(args) >= n {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		names := a.names(cmd.Context(), true, images)
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeImages offers the names of images for the first n arguments.
+func completeImages(a *app, n int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if n >= 0 && len(args) >= n {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		return a.names(cmd.Context(), false, true), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// names lists names for completion, where an error means that there is nothing to offer.
+func (a *app) names(ctx context.Context, layers, images bool) []cobra.Completion {
+	if a.setUpQuiet(); ctx == nil {
+		ctx = context.Background()
+	}
+	var names []cobra.Completion
+	_ = a.with(func(s *store) error {
+		if images {
+			list, _ := s.images.List()
+			for _, img := range list {
+				names = append(names, img.Name)
+			}
+		}
+		if !layers {
+			return nil
+		}
+		for v, err := range s.driver.Backend().Volumes(ctx) {
+			if err != nil {
+				return err
+			}
+			if !image.IsPartial(v.Name) {
+				names = append(names, v.Name)
+			}
+		}
+		return nil
+	})
+	return names
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/bindmount"
+)
+
+func newRmCommand(a *app) *cobra.Command {
+	force := false
+	cmd := &cobra.Command{
+		Use:   "rm NAME...",
+		Short: "Remove layers",
+		Long: `Removes layers with all that is in them, in the order that their parents need. Before anything is removed
+it is made sure that all can be: a layer that is mounted, that other layers were made from or that an image
+has is not removed.
+
+With --force, layers that do not exist are passed over, and others may have been made from a layer: they
+stay complete, but cannot be compared with it any more.`,
+		Args: usageArgs(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(func(s *store) error { return s.rm(cmd, args, force) })
+		},
+		ValidArgsFunction: completeLayers(a, -1, false),
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "pass over layers that do not exist, and remove those that others were made from")
+	return cmd
+}
+
+func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
+	layers, err := s.removable(cmd, names, force)
+	if err != nil {
+		return err
+	}
+	for _, v := range layers {
+		if err := cmd.Context().Err(); err != nil {
+			return err
+		}
+		if err := s.driver.Backend().Remove(cmd.Context(), v.Name); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), v.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removable finds the layers to remove, children before parents, and makes sure that they can be.
+func (s *store) removable(cmd *cobra.Command, names []string, force bool) ([]cowcommon.Volume, error) {
+	var chosen []cowcommon.Volume
+	for _, name := range names {
+		v, err := s.driver.Backend().Stat(cmd.Context(), name)
+		if errdefs.IsNotFound(err) {
+			if v, err = s.layerByPrefix(cmd.Context(), name); errdefs.IsNotFound(err) && force {
+				continue
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(chosen, func(c cowcommon.Volume) bool { return c.Name == v.Name }) {
+			chosen = append(chosen, v)
+		}
+	}
+	users, err := s.images.Users()
+	if err != nil {
+		return nil, err
+	}
+	children, err := s.children(cmd)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range chosen {
+		if user, ok := users[v.Name]; ok {
+			return nil, failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s; remove that with cowshed rmi", shortName(v.Name), user)
+		}
+		if left := without(children[v.Name], chosen); len(left) > 0 && !force {
+			return nil, failf(errdefs.ErrFailedPrecondition, "layer %s is the parent of %s; remove these too, or use --force",
+				shortName(v.Name), strings.Join(left, ", "))
+		}
+		if err := s.checkUnmounted(v); err != nil {
+			return nil, err
+		}
+	}
+	sortChildrenFirst(chosen, children)
+	return chosen, nil
+}
+
+// children lists the layers that were made from each layer.
+func (s *store) children(cmd *cobra.Command) (map[string][]string, error) {
+	children := make(map[string][]string)
+	for v, err := range s.driver.Backend().Volumes(cmd.Context()) {
+		if err != nil {
+			return nil, err
+		}
+		if v.Parent != "" {
+			children[v.Parent] = append(children[v.Parent], v.Name)
+		}
+	}
+	return children, nil
+}
+
+func without(names []string, layers []cowcommon.Volume) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		return slices.ContainsFunc(layers, func(v cowcommon.Volume) bool { return v.Name == name })
+	})
+}
+
+func sortChildrenFirst(layers []cowcommon.Volume, children map[string][]string) {
+	var height func(name string) int
+	height = func(name string) int {
+		most := 0
+		for _, child := range children[name] {
+			most = max(most, 1+height(child))
+		}
+		return most
+	}
+	slices.SortStableFunc(layers, func(a, b cowcommon.Volume) int { return height(a.Name) - height(b.Name) })
+}
+
+// checkUnmounted reports where the layer is mounted as an error.
+func (s *store) checkUnmounted(v cowcommon.Volume) error {
+	targets, err := s.targets(v.Name)
+	if err != nil {
+		return err
+	}
+	if len(targets) > 0 {
+		return failf(errdefs.ErrFailedPrecondition, "layer %s is mounted on %s; unmount it with cowshed unmount %[1]s",
+			v.Name, strings.Join(targets, ", "))
+	}
+	return nil
+}
+
+// targets lists where a layer is mounted, the driver's own mount apart.
+func (s *store) targets(name string) (targets []string, err error) {
+	dir, err := s.driver.Get(name, "")
+	if err != nil {
+		return nil, err
+	}
+	targets, err = bindmount.Targets(dir, s.home())
+	if putErr := s.driver.Put(name); err == nil {
+		err = putErr
+	}
+	return targets, err
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/internal/loopstore"
+)
+
+func newStatusCommand(a *app) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Describe the store and its filesystem",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(func(s *store) error { return s.status(cmd, asJSON) })
+		},
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func (s *store) status(cmd *cobra.Command, asJSON bool) error {
+	layers := 0
+	for _, err := range s.driver.Backend().Volumes(cmd.Context()) {
+		if err != nil {
+			return err
+		}
+		layers++
+	}
+	images, err := s.images.List()
+	if err != nil {
+		return err
+	}
+	status := [][2]string{{"Root", s.root}, {"Driver", s.driver.String()}}
+	if embedded, err := loopstore.At(s.root); err == nil {
+		if state, err := embedded.State(); err == nil && state != loopstore.Absent {
+			status = append(status, [2]string{"Embedded Store", embedded.Image})
+		}
+	}
+	status = append(status, [2]string{"Layers", fmt.Sprint(layers)}, [2]string{"Images", fmt.Sprint(len(images))})
+	status = append(status, s.driver.Status()...)
+
+	if asJSON {
+		object := make(map[string]string, len(status))
+		for _, pair := range status {
+			object[pair[0]] = pair[1]
+		}
+		return printJSON(cmd, object)
+	}
+	for _, pair := range status {
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", pair[0], pair[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}

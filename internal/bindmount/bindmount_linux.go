@@ -1,0 +1,103 @@
+// Package bindmount shows the tree of a layer at other places, by bind mounts, and finds these again.
+package bindmount
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Bind mounts the directory dir on the directory target, privately. With readOnly nothing can be changed
+// through target.
+func Bind(dir, target string, readOnly bool) error {
+	if err := unix.Mount(dir, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind mount %s on %s: %w", dir, target, err)
+	}
+	err := unix.Mount("", target, "", unix.MS_PRIVATE, "")
+	if err == nil && readOnly {
+		err = unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("bind mount %s on %s: %w", dir, target, err), Unmount(target))
+	}
+	return nil
+}
+
+// Unmount unmounts target. errdefs.ErrFailedPrecondition: it is in use. errdefs.ErrNotFound: nothing is
+// mounted there.
+func Unmount(target string) error {
+	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		err = fmt.Errorf("it is in use (fuser -vm %s shows by whom): %w: %w", target, err, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		err = fmt.Errorf("nothing is mounted there: %w: %w", err, errdefs.ErrNotFound)
+	}
+	return fmt.Errorf("unmount %s: %w", target, err)
+}
+
+// Targets lists where in this mount namespace the directory dir is mounted: mount points outside of home,
+// the driver's own directory, whose root is dir.
+func Targets(dir, home string) ([]string, error) {
+	var own unix.Stat_t
+	if err := unix.Stat(dir, &own); err != nil {
+		return nil, fmt.Errorf("stat %s: %w", dir, err)
+	}
+	mounts, err := mountinfo.GetMounts(ofLayers(home))
+	if err != nil {
+		return nil, err
+	}
+	var targets []string
+	for _, m := range mounts {
+		var stat unix.Stat_t
+		if unix.Stat(m.Mountpoint, &stat) == nil && stat.Dev == own.Dev && stat.Ino == own.Ino {
+			targets = append(targets, m.Mountpoint)
+		}
+	}
+	return targets, nil
+}
+
+// Named returns the name that the layer mounted on target seems to have: that of its subvolume or
+// dataset. errdefs.ErrNotFound: nothing is mounted there that could be a layer.
+func Named(target, home string) (string, error) {
+	target, err := filepath.Abs(target)
+	if err != nil {
+		return "", err
+	}
+	if resolved, err := filepath.EvalSymlinks(target); err == nil {
+		target = resolved
+	}
+	mounts, err := mountinfo.GetMounts(ofLayers(home))
+	if err != nil {
+		return "", err
+	}
+	name := ""
+	for _, m := range mounts {
+		if m.Mountpoint != target {
+			continue
+		}
+		if name = filepath.Base(m.Root); m.Root == "/" { // a dataset of its own
+			name = filepath.Base(m.Source)
+		}
+	}
+	if name == "" {
+		return "", fmt.Errorf("no layer is mounted on %s: %w", target, errdefs.ErrNotFound)
+	}
+	return name, nil
+}
+
+// ofLayers passes mounts of filesystems that layers are kept on, at places outside of home. Others are not
+// even looked at: a network filesystem might not answer.
+func ofLayers(home string) mountinfo.FilterFunc {
+	return func(m *mountinfo.Info) (skip, stop bool) {
+		inHome := m.Mountpoint == home || strings.HasPrefix(m.Mountpoint, home+"/")
+		return m.FSType != "btrfs" && m.FSType != "zfs" || inHome, false
+	}
+}

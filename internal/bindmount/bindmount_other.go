@@ -1,0 +1,24 @@
+//go:build !linux
+
+// Package bindmount shows the tree of a layer at other places, by bind mounts, and finds these again.
+package bindmount
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+var errOtherSystem = fmt.Errorf("bind mounts: on Linux only: %w", errdefs.ErrNotImplemented)
+
+// Bind does not work on this system.
+func Bind(_, _ string, _ bool) error { return errOtherSystem }
+
+// Unmount does not work on this system.
+func Unmount(string) error { return errOtherSystem }
+
+// Targets lists nothing on this system.
+func Targets(_, _ string) ([]string, error) { return nil, nil }
+
+// Named does not work on this system.
+func Named(_, _ string) (string, error) { return "", errOtherSystem }

@@ -1,0 +1,113 @@
+package image
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// maxLayers is far more than the 127 that the kernel's overlay filesystem allowed images to have.
+const maxLayers = 1024
+
+// HostPlatform is the platform whose images run on this machine.
+func HostPlatform() ocispec.Platform {
+	return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+}
+
+// parseConfig reads an image's config and checks what is relied on later.
+func parseConfig(raw []byte) (*ocispec.Image, error) {
+	var config ocispec.Image
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return nil, fmt.Errorf("config: %w: %w", err, ErrMalformed)
+	}
+	if config.OS == "windows" {
+		return nil, fmt.Errorf("config: the image is for Windows: %w", errdefs.ErrNotImplemented)
+	}
+	if config.RootFS.Type != "layers" {
+		return nil, fmt.Errorf("config: rootfs.type is %q, not \"layers\": %w", clip(config.RootFS.Type), ErrMalformed)
+	}
+	if n := len(config.RootFS.DiffIDs); n > maxLayers {
+		return nil, fmt.Errorf("config: %d layers, more than %d: %w", n, maxLayers, ErrMalformed)
+	}
+	for i, id := range config.RootFS.DiffIDs {
+		if err := checkDigest(id); err != nil {
+			return nil, fmt.Errorf("config: rootfs.diff_ids[%d]: %w", i, err)
+		}
+	}
+	return &config, nil
+}
+
+// layerIDs returns the names of the layers that an image with these diff IDs has, base first: the
+// hexadecimal digits of their chain IDs.
+func layerIDs(diffIDs []digest.Digest) []string {
+	chain := identity.ChainIDs(append([]digest.Digest(nil), diffIDs...))
+	ids := make([]string, len(chain))
+	for i, id := range chain {
+		ids[i] = id.Encoded()
+	}
+	return ids
+}
+
+// newConfig makes the config of an image that has none.
+func newConfig(platform ocispec.Platform, created time.Time, history []ocispec.History, diffIDs []digest.Digest) ([]byte, error) {
+	return json.Marshal(ocispec.Image{
+		Created:  &created,
+		Platform: platform,
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
+		History:  history,
+	})
+}
+
+// amendConfig returns raw with other diff IDs, with history added, and with created as its time unless that
+// is zero. Whatever else the config says, members unknown here too, stays.
+func amendConfig(raw []byte, created time.Time, added []ocispec.History, diffIDs []digest.Digest) ([]byte, error) {
+	config := make(map[string]json.RawMessage)
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	rootfs := make(map[string]json.RawMessage)
+	if err := json.Unmarshal(config["rootfs"], &rootfs); err != nil {
+		return nil, fmt.Errorf("config: rootfs: %w", err)
+	}
+	var history []json.RawMessage
+	if h, ok := config["history"]; ok {
+		if err := json.Unmarshal(h, &history); err != nil {
+			return nil, fmt.Errorf("config: history: %w", err)
+		}
+	}
+	for _, h := range added {
+		entry, err := json.Marshal(h)
+		if err != nil {
+			return nil, err
+		}
+		history = append(history, entry)
+	}
+
+	set := func(object map[string]json.RawMessage, member string, value any) (err error) {
+		object[member], err = json.Marshal(value)
+		return err
+	}
+	if err := set(rootfs, "diff_ids", diffIDs); err != nil {
+		return nil, err
+	}
+	if err := set(config, "rootfs", rootfs); err != nil {
+		return nil, err
+	}
+	if history != nil {
+		if err := set(config, "history", history); err != nil {
+			return nil, err
+		}
+	}
+	if !created.IsZero() {
+		if err := set(config, "created", created); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(config)
+}

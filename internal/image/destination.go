@@ -1,0 +1,70 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/errdefs"
+)
+
+// destination opens the place that ref names for writing. Nothing is there before the image is complete,
+// save blobs in a layout, which are no image by themselves.
+func (s *Store) destination(ref Reference, opts ExportOptions) (destination, error) {
+	switch ref.Transport {
+	case OCILayout:
+		if ref.Path == Stdio {
+			return nil, fmt.Errorf("a directory cannot be written to standard output, use %s:-: %w", OCIArchive, errdefs.ErrInvalidArgument)
+		}
+		return newLayoutWriter(ref.Path)
+	case OCIArchive, DockerArchive:
+		return newArchiveWriter(ref, opts)
+	case Registry:
+		return &pusher{ref: ref, opts: opts.Registries}, nil
+	case RootFS:
+		return nil, fmt.Errorf("a root filesystem is not an image: write its tar with cowshed diff --whole: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil, fmt.Errorf("say what is to be written: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w", errdefs.ErrInvalidArgument)
+}
+
+var (
+	_ destination = (*layoutWriter)(nil)
+	_ destination = (*archiveWriter)(nil)
+	_ destination = (*pusher)(nil)
+)
+
+// spooled keeps blobs in temporary files until the image is complete.
+type spooled struct{ removers []func() error }
+
+func (s *spooled) newBlob() (*os.File, error) {
+	f, remove, err := newSpool()
+	if err == nil {
+		s.removers = append(s.removers, remove)
+	}
+	return f, err
+}
+
+func (s *spooled) close() error {
+	var errs []error
+	for _, remove := range s.removers {
+		errs = append(errs, remove())
+	}
+	s.removers = nil
+	return errors.Join(errs...)
+}
+
+// open reads a blob from its start. It can be open several times.
+func (b *blob) open() io.Reader { return io.NewSectionReader(b.file, 0, b.size) }
+
+// pusher writes to a registry.
+type pusher struct {
+	spooled
+	ref  Reference
+	opts RegistryOptions
+}
+
+func (p *pusher) finish(ctx context.Context, image *writtenImage) error {
+	return push(ctx, p.ref, image, p.opts)
+}

@@ -1,0 +1,339 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+)
+
+// ExportOptions says how an image is exported.
+type ExportOptions struct {
+	Format   layertar.Format // of the layers
+	Level    int             // of the compression; 0: the format's default
+	Epoch    *time.Time      // SOURCE_DATE_EPOCH: no time is later than that; nil: not set
+	Name     string          // of the image there; "" stands for the reference's, or else the image's own
+	Replace  bool            // a file may be overwritten
+	Stdout   io.Writer       // nil: os.Stdout
+	Progress Progress        // nil: no one is told
+
+	Registries RegistryOptions
+}
+
+// Exported says what was written.
+type Exported struct {
+	Image    digest.Digest   // of the config: the image's ID
+	Manifest digest.Digest   // of the manifest
+	Layers   []digest.Digest // diff IDs, base first
+	Size     int64           // of the layers as they were written, in bytes
+}
+
+// Export writes an image, or a layer as an image, to the place that ref names. A layer that was made from
+// an image becomes that image with one layer more for it and for each layer between. The same layers with
+// the same options give the same bytes.
+//
+// errdefs.ErrNotFound: there is no such image or layer. errdefs.ErrAlreadyExists: there is such a file.
+// errdefs.ErrInvalidArgument: the place cannot be written to in that way.
+func (s *Store) Export(ctx context.Context, what string, ref Reference, opts ExportOptions) (_ *Exported, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("export %s to %s: %w", what, ref, err)
+		}
+	}()
+	lock, _, err := s.lockShared(ctx)
+	if err == nil {
+		err = lock.shared(ctx) // another may export at the same time
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+
+	plan, err := s.plan(ctx, what)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Name == "" {
+		opts.Name = ref.Image
+	}
+	if opts.Name == "" {
+		opts.Name = plan.name
+	}
+	dest, err := s.destination(ref, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, dest.close()) }()
+	return s.export(ctx, plan, dest, opts)
+}
+
+// destination takes the parts of one image: blobs first, then the image once.
+type destination interface {
+	// newBlob makes a temporary file for a blob to be written to.
+	newBlob() (*os.File, error)
+	// finish writes the image.
+	finish(ctx context.Context, image *writtenImage) error
+	// close releases and removes what is temporary. The image stays if it was finished.
+	close() error
+}
+
+// blob is a layer tar as it is to be stored.
+type blob struct {
+	file   *os.File
+	digest digest.Digest
+	diffID digest.Digest
+	size   int64 // bytes
+	format layertar.Format
+}
+
+func (b *blob) descriptor() ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: b.format.MediaType(), Digest: b.digest, Size: b.size}
+}
+
+// writtenImage is an image that is ready to be stored.
+type writtenImage struct {
+	name     string
+	config   []byte
+	manifest []byte
+	platform ocispec.Platform
+	layers   []*blob
+}
+
+func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts ExportOptions) (*Exported, error) {
+	image := &writtenImage{name: opts.Name}
+	progress := orNoProgress(opts.Progress)
+	for _, layer := range plan.layers {
+		b, err := s.writeLayer(ctx, layer, dest, opts, progress)
+		if err != nil {
+			return nil, fmt.Errorf("layer %s: %w", layer.top, err)
+		}
+		image.layers = append(image.layers, b)
+	}
+	exported := &Exported{}
+	for _, b := range image.layers {
+		exported.Layers = append(exported.Layers, b.diffID)
+		exported.Size += b.size
+	}
+	var err error
+	if image.config, image.platform, err = plan.makeConfig(exported.Layers, opts.Epoch); err != nil {
+		return nil, err
+	}
+	if image.manifest, err = makeManifest(image); err != nil {
+		return nil, err
+	}
+	exported.Image, exported.Manifest = digest.FromBytes(image.config), digest.FromBytes(image.manifest)
+	return exported, dest.finish(ctx, image)
+}
+
+func makeManifest(image *writtenImage) ([]byte, error) {
+	manifest := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config: ocispec.Descriptor{
+			MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(image.config), Size: int64(len(image.config)),
+		},
+		Layers: []ocispec.Descriptor{},
+	}
+	for _, b := range image.layers {
+		manifest.Layers = append(manifest.Layers, b.descriptor())
+	}
+	return json.Marshal(manifest)
+}
+
+// writeLayer writes a layer's tar as a blob: that which it was imported from, or else its differences
+// from the layer below.
+func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destination, opts ExportOptions, progress Progress) (*blob, error) {
+	task := progress.Start(short(layer.top), -1)
+	if layer.diffID != "" {
+		b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
+		if err == nil && b.diffID != layer.diffID {
+			err = mismatch("the layer's tar", b.diffID, layer.diffID)
+		}
+		switch {
+		case err == nil:
+			task.End("done")
+			return b, nil
+		case ctx.Err() != nil:
+			task.End("failed")
+			return nil, err
+		case errors.Is(err, fs.ErrNotExist):
+			s.log.Info("what the layer was imported from is not known: its digest may differ", "layer", layer.top)
+		default:
+			s.log.Warn("the layer is not as it was imported: it is exported as it is now, with another digest", "layer", layer.top, "error", err)
+		}
+	}
+	b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.writeDiff(ctx, w, layer, opts.Epoch) })
+	if err != nil {
+		task.End("failed")
+		return nil, err
+	}
+	task.End("done")
+	return b, nil
+}
+
+func (s *Store) writeDiff(ctx context.Context, w io.Writer, layer planLayer, epoch *time.Time) error {
+	c, err := s.driver.Compare(ctx, layer.top, layer.base, cowcommon.Auto)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.WriteTar(ctx, w, epoch), c.Close())
+}
+
+// writeBlob compresses what write writes into a file of dest.
+func writeBlob(dest destination, opts ExportOptions, task Task, write func(io.Writer) error) (*blob, error) {
+	f, err := dest.newBlob()
+	if err != nil {
+		return nil, err
+	}
+	stored := &hashWriter{w: f, hash: digest.SHA256.Hash()}
+	compressor, err := layertar.Compress(stored, opts.Format, opts.Level)
+	if err != nil {
+		return nil, err
+	}
+	plain := &hashWriter{w: compressor, hash: digest.SHA256.Hash(), task: task}
+	if err := errors.Join(write(plain), compressor.Close()); err != nil {
+		return nil, err
+	}
+	return &blob{
+		file: f, size: stored.n, format: opts.Format,
+		digest: digest.NewDigest(digest.SHA256, stored.hash), diffID: digest.NewDigest(digest.SHA256, plain.hash),
+	}, nil
+}
+
+// plan is what an exported image is made of.
+type plan struct {
+	name   string
+	base   *Image // the image whose config it has; nil: none
+	layers []planLayer
+}
+
+// planLayer is a layer that becomes one of the image's layer tars.
+type planLayer struct {
+	top, base string
+	diffID    digest.Digest // that it was imported with; "": it was not
+	created   time.Time
+}
+
+// plan finds out which layers an image is made of.
+func (s *Store) plan(ctx context.Context, what string) (*plan, error) {
+	images, err := s.List()
+	if err != nil {
+		s.log.Warn("some image records cannot be read", "error", err)
+	}
+	for _, image := range images {
+		if image.Name == what {
+			return imagePlan(image, len(image.DiffIDs())), nil
+		}
+	}
+	var added []planLayer
+	for id := what; ; {
+		if base := findChain(images, id); base != nil {
+			p := base
+			p.name, p.layers = what, append(p.layers, added...)
+			return p, nil
+		}
+		v, err := s.driver.Backend().Stat(ctx, id)
+		if err != nil {
+			return nil, fmt.Errorf("no image or layer %s: %w", id, err)
+		}
+		added = append([]planLayer{{top: id, base: v.Parent, created: v.Created}}, added...)
+		if v.Parent == "" {
+			return &plan{name: what, layers: added}, nil
+		}
+		if len(added) > maxLayers {
+			return nil, fmt.Errorf("layer %s has more than %d layers below it: %w", what, maxLayers, errdefs.ErrInvalidArgument)
+		}
+		id = v.Parent
+	}
+}
+
+// findChain returns the plan of the image that has the layer on top, or else of the lower part of an image
+// up to that layer; nil if it is not part of an image.
+func findChain(images []*Image, layer string) *plan {
+	var part *plan
+	for _, image := range images {
+		for i, id := range image.Layers() {
+			if id != layer {
+				continue
+			}
+			p := imagePlan(image, i+1)
+			if p.base != nil {
+				return p
+			}
+			part = p
+		}
+	}
+	return part
+}
+
+// imagePlan is the plan of the first n layers of an image. Only all of them together have its config.
+func imagePlan(image *Image, n int) *plan {
+	p := &plan{name: image.Name}
+	if n == len(image.DiffIDs()) {
+		p.base = image
+	}
+	base := ""
+	for i, id := range image.Layers()[:n] {
+		p.layers = append(p.layers, planLayer{top: id, base: base, diffID: image.DiffIDs()[i], created: image.Imported})
+		base = id
+	}
+	return p
+}
+
+// makeConfig returns the config for layers with those diff IDs.
+func (p *plan) makeConfig(diffIDs []digest.Digest, epoch *time.Time) ([]byte, ocispec.Platform, error) {
+	inherited := 0
+	platform := HostPlatform()
+	if p.base != nil {
+		inherited, platform = len(p.base.DiffIDs()), p.base.Platform()
+	}
+	created := time.Time{}
+	var history []ocispec.History
+	for _, layer := range p.layers[inherited:] {
+		created = notAfter(layer.created.UTC(), epoch)
+		at := created
+		history = append(history, ocispec.History{Created: &at, CreatedBy: "cowshed export " + layer.top})
+	}
+
+	switch {
+	case p.base == nil:
+		config, err := newConfig(platform, created, history, diffIDs)
+		return config, platform, err
+	case len(history) == 0 && equalDigests(diffIDs, p.base.DiffIDs()):
+		return p.base.Config, platform, nil
+	}
+	config, err := amendConfig(p.base.Config, created, history, diffIDs)
+	return config, platform, err
+}
+
+func equalDigests(a, b []digest.Digest) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// notAfter is t, or the epoch if that is set and earlier (reproducible-builds.org, SOURCE_DATE_EPOCH).
+func notAfter(t time.Time, epoch *time.Time) time.Time {
+	if epoch != nil && t.After(*epoch) {
+		return epoch.UTC()
+	}
+	return t
+}

@@ -1,0 +1,352 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+)
+
+// ImportOptions says how an image is imported.
+type ImportOptions struct {
+	Name     string   // "" stands for the source's
+	Replace  bool     // an image of that name may be there
+	Progress Progress // nil: no one is told
+}
+
+// Imported says what an import did.
+type Imported struct {
+	Image  *Image
+	Made   []string // layers that were made, base first
+	Reused []string // layers that were there
+}
+
+// Import makes the layers of an image that are not there yet, and then its record. Either all of it is
+// done, or nothing: an import that fails removes the layers that it made, and what a crash leaves of a
+// layer has a name of its own until it is complete, and is removed by the next import.
+//
+// errdefs.ErrAlreadyExists: there is another image of that name. errdefs.ErrDataLoss: something has not
+// the digest that it should have. errdefs.ErrInvalidArgument: the name cannot be.
+func (s *Store) Import(ctx context.Context, src *Source, opts ImportOptions) (*Imported, error) {
+	name := opts.Name
+	if name == "" {
+		name = src.Name
+	}
+	if name == "" {
+		return nil, fmt.Errorf("import %s: the source does not name the image, so a name must be given: %w", src.Origin, errdefs.ErrInvalidArgument)
+	}
+	if err := CheckName(name); err != nil {
+		return nil, fmt.Errorf("import %s: give it another name: %w", src.Origin, err)
+	}
+	lock, alone, err := s.lockShared(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("import %s: %w", src.Origin, err)
+	}
+	im := &importer{store: s, src: src, name: name, opts: opts, progress: orNoProgress(opts.Progress)}
+	if alone {
+		err = errors.Join(s.sweep(ctx), lock.shared(ctx))
+	}
+	if err == nil {
+		err = im.run(ctx)
+	}
+	if err != nil {
+		err = errors.Join(err, im.undo(context.WithoutCancel(ctx), lock))
+	}
+	if err := errors.Join(err, lock.close()); err != nil {
+		return nil, fmt.Errorf("import %s: %w", src.Origin, err)
+	}
+	return &im.done, nil
+}
+
+type importer struct {
+	store    *Store
+	src      *Source
+	name     string
+	opts     ImportOptions
+	progress Progress
+	done     Imported
+}
+
+func (im *importer) run(ctx context.Context) error {
+	if im.src.config == nil {
+		return im.runUndescribed(ctx)
+	}
+	image, err := im.image(im.src.config)
+	if err != nil {
+		return err
+	}
+	if err := im.checkTaken(image); err != nil {
+		return err
+	}
+	parent := ""
+	for i, id := range image.Layers() {
+		if err := im.layer(ctx, i, id, parent, image.DiffIDs()[i]); err != nil {
+			return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(im.src.layers), image.DiffIDs()[i], err)
+		}
+		parent = id
+	}
+	return im.finish(image)
+}
+
+// runUndescribed imports an image of one layer whose digest is not known before it was read.
+func (im *importer) runUndescribed(ctx context.Context) error {
+	filled, err := im.fill(ctx, "rootfs", "", im.src.layers[0], "")
+	if err != nil {
+		return fmt.Errorf("root filesystem: %w", err)
+	}
+	config, err := im.src.describe([]digest.Digest{filled.diffID})
+	if err != nil {
+		return errors.Join(err, filled.discard(ctx))
+	}
+	image, err := im.image(config)
+	if err == nil {
+		err = im.checkTaken(image)
+	}
+	if err != nil {
+		return errors.Join(err, filled.discard(ctx))
+	}
+	if err := im.rename(ctx, filled, image.Top()); err != nil {
+		return err
+	}
+	return im.finish(image)
+}
+
+func (im *importer) image(config []byte) (*Image, error) {
+	parsed, err := parseConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Image{
+		Name: im.name, Origin: im.src.Origin, Imported: time.Now().UTC().Truncate(time.Second),
+		Config: config, parsed: parsed,
+	}, nil
+}
+
+// checkTaken refuses a name that stands for another image.
+func (im *importer) checkTaken(image *Image) error {
+	there, err := im.store.Get(im.name)
+	if errdefs.IsNotFound(err) || im.opts.Replace {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if there.ID() != image.ID() {
+		return fmt.Errorf("there is another image %s, with ID %s: %w", im.name, there.ID(), errdefs.ErrAlreadyExists)
+	}
+	return nil
+}
+
+// finish records the image, whose layers are all there.
+func (im *importer) finish(image *Image) error {
+	im.done.Image = image
+	return im.store.save(image)
+}
+
+// layer sees to it that the layer is there.
+func (im *importer) layer(ctx context.Context, i int, id, parent string, diffID digest.Digest) error {
+	exists, err := im.store.layerExists(ctx, id)
+	if err != nil {
+		return err
+	}
+	if exists {
+		im.progress.Start(short(id), 0).End("already there")
+		im.done.Reused = append(im.done.Reused, id)
+		return nil
+	}
+	filled, err := im.fill(ctx, id, parent, im.src.layers[i], diffID)
+	if err != nil {
+		return err
+	}
+	return im.rename(ctx, filled, id)
+}
+
+// filled is a complete layer that still has a provisional name.
+type filled struct {
+	store  *Store
+	name   string
+	diffID digest.Digest
+	split  *splitter
+}
+
+func (f *filled) discard(ctx context.Context) error {
+	f.split.discard()
+	return f.store.driver.Backend().Remove(context.WithoutCancel(ctx), f.name)
+}
+
+// fill makes a layer under a provisional name from a layer tar, and checks all digests: want is the diff
+// ID, or "" if that is not known.
+func (im *importer) fill(ctx context.Context, prefix, parent string, layer sourceLayer, want digest.Digest) (_ *filled, err error) {
+	f := &filled{store: im.store, name: partialName(prefix)}
+	if f.split, err = newSplitter(im.store.path(tarSplitDir)); err != nil {
+		return nil, err
+	}
+	if err := im.store.driver.Create(f.name, parent, nil); err != nil {
+		f.split.discard()
+		return nil, err
+	}
+	task := im.progress.Start(short(prefix), layer.size)
+	f.diffID, err = im.apply(ctx, f, layer, task)
+	if err == nil && want != "" && f.diffID != want {
+		err = mismatch("the layer tar", f.diffID, want)
+	}
+	if err != nil {
+		task.End("failed")
+		return nil, errors.Join(err, f.discard(ctx))
+	}
+	task.End("done")
+	return f, nil
+}
+
+// apply unpacks a layer tar and returns the digest of the uncompressed tar.
+func (im *importer) apply(ctx context.Context, f *filled, layer sourceLayer, task Task) (_ digest.Digest, err error) {
+	stored, err := layer.open(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, stored.Close()) }()
+	verified := newVerifier(&taskReader{&contextReader{ctx, stored}, task}, "the stored layer", layer.digest, layer.size)
+	tar, _, err := layertar.Decompress(verified)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, tar.Close()) }()
+
+	hash, end := digest.SHA256.Hash(), &endMark{}
+	tee := io.TeeReader(tar, io.MultiWriter(hash, f.split, end))
+	if _, err := im.store.driver.Apply(ctx, f.name, tee); err != nil {
+		return "", err
+	}
+	// What follows the end mark of the tar, and the end of the compressed data, belong to the digests.
+	if _, err := io.Copy(io.Discard, tee); err != nil {
+		return "", err
+	}
+	if _, err := io.Copy(io.Discard, verified); err != nil {
+		return "", err
+	}
+	if layer.unverified && !end.seen() {
+		return "", fmt.Errorf("the tar has no end mark: it was cut off: %w", io.ErrUnexpectedEOF)
+	}
+	return digest.NewDigest(digest.SHA256, hash), nil
+}
+
+// endMark looks for the two blocks of zeros that end a tar. Readers of tars do without, so that one which was
+// cut off between two files looks whole.
+type endMark struct{ zeros int }
+
+// Write implements io.Writer.
+func (e *endMark) Write(p []byte) (int, error) {
+	rest := bytes.TrimRight(p, "\x00")
+	if len(rest) > 0 {
+		e.zeros = 0
+	}
+	e.zeros += len(p) - len(rest)
+	return len(p), nil
+}
+
+func (e *endMark) seen() bool { return e.zeros >= 1024 }
+
+// rename gives a filled layer its name. Where another import was faster, that one's layer is used.
+func (im *importer) rename(ctx context.Context, f *filled, id string) error {
+	if err := f.split.keep(im.store.splitFile(id)); err != nil {
+		im.store.log.Warn("the layer will be exported with another digest than it was imported with", "layer", id, "error", err)
+	}
+	err := im.store.driver.Backend().Rename(ctx, f.name, id)
+	switch {
+	case err == nil:
+		im.done.Made = append(im.done.Made, id)
+		return nil
+	case errdefs.IsAlreadyExists(err):
+		im.done.Reused = append(im.done.Reused, id)
+		return im.store.driver.Backend().Remove(ctx, f.name)
+	}
+	return errors.Join(err, im.store.driver.Backend().Remove(context.WithoutCancel(ctx), f.name))
+}
+
+// undo removes the layers that a failed import made, unless another import may have built on them.
+func (im *importer) undo(ctx context.Context, l *lock) error {
+	if len(im.done.Made) == 0 {
+		return nil
+	}
+	if err := l.exclusive(); err != nil {
+		im.store.log.Warn("layers of the failed import stay, since others may be using them", "layers", im.done.Made, "reason", err)
+		return nil
+	}
+	_, err := im.store.removeUnused(ctx, im.done.Made)
+	return err
+}
+
+// removeLayer removes a layer and what is kept about its tar.
+func (s *Store) removeLayer(ctx context.Context, id string) error {
+	if err := s.driver.Backend().Remove(ctx, id); err != nil {
+		return err
+	}
+	if err := os.Remove(s.splitFile(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// A layer is filled under a provisional name, so that a layer with its own name is always complete.
+var partialLayer = regexp.MustCompile(`^([0-9a-f]{64}|rootfs)-partial-[0-9a-f]{16}$`)
+
+func partialName(prefix string) string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return prefix + "-partial-" + hex.EncodeToString(b[:])
+}
+
+// IsPartial reports whether a layer of that name is one that an import has not completed.
+func IsPartial(layer string) bool { return partialLayer.MatchString(layer) }
+
+var imageLayer = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// IsLayerName reports whether name is of the form that layers of images have.
+func IsLayerName(name string) bool { return imageLayer.MatchString(name) }
+
+// short is what of a layer's name is shown to people.
+func short(id string) string {
+	if IsLayerName(id) {
+		return id[:12]
+	}
+	return id
+}
+
+// sweep removes what imports that were cut off have left. The caller knows that there is no other import.
+func (s *Store) sweep(ctx context.Context) error {
+	var errs []error
+	layers := make(map[string]bool)
+	for v, err := range s.driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return err
+		}
+		layers[v.Name] = true
+		if IsPartial(v.Name) {
+			s.log.Info("removing what is left of an import that was cut off", "layer", v.Name)
+			errs = append(errs, s.driver.Backend().Remove(ctx, v.Name))
+		}
+	}
+	for _, dir := range []string{recordsDir, tarSplitDir} {
+		entries, err := os.ReadDir(s.path(dir))
+		errs = append(errs, err)
+		for _, e := range entries {
+			layer, isSplit := strings.CutSuffix(e.Name(), splitSuffix)
+			if strings.HasPrefix(e.Name(), temporaryPrefix) || dir == tarSplitDir && isSplit && !layers[layer] {
+				errs = append(errs, os.Remove(s.path(dir, e.Name())))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,146 @@
+package image
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"regexp"
+	"strings"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+)
+
+// peekSize is how much of a tar is looked at to say what it is.
+const peekSize = 64 << 10
+
+// input is a tar that is read once: a file or stream, compressed or not.
+type input struct {
+	file *os.File // nil: a stream
+	raw  *bufio.Reader
+	size int64 // bytes of the file; negative: not known
+
+	plain   *bufio.Reader // decompressed; nil before it is asked for
+	format  layertar.Format
+	closers []func() error
+}
+
+func openInput(path string, stdin io.Reader) (*input, error) {
+	if path == Stdio {
+		if stdin == nil {
+			stdin = os.Stdin
+		}
+		return &input{raw: bufio.NewReaderSize(stdin, peekSize), size: -1}, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	in := &input{raw: bufio.NewReaderSize(f, peekSize), size: -1, closers: []func() error{f.Close}}
+	if info.Mode().IsRegular() {
+		in.file, in.size = f, info.Size()
+	}
+	return in, nil
+}
+
+func (in *input) close() error {
+	var errs []error
+	for i := len(in.closers) - 1; i >= 0; i-- {
+		errs = append(errs, in.closers[i]())
+	}
+	in.closers = nil
+	return errors.Join(errs...)
+}
+
+// decompress makes in.plain readable.
+func (in *input) decompress() error {
+	if in.plain != nil {
+		return nil
+	}
+	r, format, err := layertar.Decompress(in.raw)
+	if err != nil {
+		return err
+	}
+	in.closers = append(in.closers, r.Close)
+	in.plain, in.format = bufio.NewReaderSize(r, peekSize), format
+	return nil
+}
+
+// imageEntry matches the names that the first entry of an image's archive can have: those of OCI layouts,
+// of docker save, and of go-containerregistry. No root filesystem has them.
+var imageEntry = regexp.MustCompile(`^(blobs(/.*)?|oci-layout|index\.json|manifest\.json|repositories|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz|/.*)?)$`)
+
+// holdsImage reports whether the tar is the archive of an image rather than a root filesystem.
+func (in *input) holdsImage() (bool, error) {
+	if err := in.decompress(); err != nil {
+		return false, err
+	}
+	head, err := in.plain.Peek(peekSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	tr := tar.NewReader(bytes.NewReader(head))
+	for {
+		h, err := tr.Next()
+		if err != nil {
+			return false, fmt.Errorf("not a tar: %w: %w", err, ErrMalformed)
+		}
+		if name := path.Clean(strings.TrimPrefix(h.Name, "/")); name != "." {
+			return imageEntry.MatchString(name), nil
+		}
+	}
+}
+
+// index makes the files in the tar readable at random. Unless the tar is a plain file, it is first copied
+// into a temporary one.
+func (in *input) index(ctx context.Context) (*tarFiles, error) {
+	if err := in.decompress(); err != nil {
+		return nil, err
+	}
+	if in.file != nil && in.format == layertar.Plain {
+		if _, err := in.file.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+		return indexTar(in.file, in.file, func() error { return nil })
+	}
+
+	spool, remove, err := newSpool()
+	if err != nil {
+		return nil, err
+	}
+	_, err = io.Copy(spool, &contextReader{ctx, in.plain})
+	if err == nil {
+		_, err = spool.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	t, err := indexTar(spool, spool, remove)
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	return t, nil
+}
+
+// contextReader ends with the context's error when that is done.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+// Read implements io.Reader.
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}

@@ -1,0 +1,143 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// layoutWriter adds an image to an OCI layout in a directory. What other images are there stays.
+type layoutWriter struct {
+	dir   string
+	blobs []*os.File // under temporary names, unless the image was finished
+}
+
+func newLayoutWriter(dir string) (*layoutWriter, error) {
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case len(entries) > 0 && !exists(filepath.Join(dir, ocispec.ImageLayoutFile)):
+		return nil, fmt.Errorf("directory %s has other things in it than an OCI layout: %w", dir, errdefs.ErrAlreadyExists)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, digest.SHA256.String()), 0o755); err != nil {
+		return nil, err
+	}
+	return &layoutWriter{dir: dir}, nil
+}
+
+func (l *layoutWriter) newBlob() (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Join(l.dir, ocispec.ImageBlobsDir), temporaryPrefix)
+	if err != nil {
+		return nil, err
+	}
+	l.blobs = append(l.blobs, f)
+	return f, f.Chmod(0o644)
+}
+
+func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
+	for _, b := range image.layers {
+		if err := b.file.Sync(); err != nil {
+			return err
+		}
+		if err := os.Rename(b.file.Name(), filepath.Join(l.dir, blobPath(b.digest))); err != nil {
+			return err
+		}
+	}
+	for _, document := range [][]byte{image.config, image.manifest} {
+		if err := l.replace(blobPath(digest.FromBytes(document)), document); err != nil {
+			return err
+		}
+	}
+	index, err := l.readIndex()
+	if err != nil {
+		return err
+	}
+	addToIndex(index, image)
+	if err := l.writeJSON(ocispec.ImageIndexFile, index); err != nil {
+		return err
+	}
+	return l.writeJSON(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+}
+
+func (l *layoutWriter) readIndex() (*ocispec.Index, error) {
+	dir, err := openDir(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	index := newIndex()
+	err = readJSON(dir, ocispec.ImageIndexFile, index)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return index, errors.Join(err, dir.close())
+}
+
+func (l *layoutWriter) writeJSON(name string, value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return l.replace(name, data)
+}
+
+// replace writes a file as one.
+func (l *layoutWriter) replace(name string, data []byte) error {
+	f, err := os.CreateTemp(l.dir, temporaryPrefix)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	return commitFile(f, filepath.Join(l.dir, name), err)
+}
+
+func (l *layoutWriter) close() error {
+	var errs []error
+	for _, f := range l.blobs {
+		errs = append(errs, f.Close())
+		if err := os.Remove(f.Name()); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	// Directories that were made for nothing go; those with something in them stay.
+	_ = os.Remove(filepath.Join(l.dir, ocispec.ImageBlobsDir, digest.SHA256.String()))
+	_ = os.Remove(filepath.Join(l.dir, ocispec.ImageBlobsDir))
+	_ = os.Remove(l.dir)
+	return errors.Join(errs...)
+}
+
+func newIndex() *ocispec.Index {
+	return &ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+}
+
+// addToIndex adds the image, in place of one of the same name.
+func addToIndex(index *ocispec.Index, image *writtenImage) {
+	tag := tagOf(image.name)
+	kept := index.Manifests[:0]
+	for _, d := range index.Manifests {
+		if d.Annotations[ocispec.AnnotationRefName] != tag {
+			kept = append(kept, d)
+		}
+	}
+	platform := image.platform
+	index.Manifests = append(kept, ocispec.Descriptor{
+		MediaType:   ocispec.MediaTypeImageManifest,
+		Digest:      digest.FromBytes(image.manifest),
+		Size:        int64(len(image.manifest)),
+		Platform:    &platform,
+		Annotations: map[string]string{ocispec.AnnotationRefName: tag},
+	})
+}

@@ -1,0 +1,70 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// lock is an advisory lock on a file (flock(2)), which the kernel releases with the process.
+type lock struct{ f *os.File }
+
+// errLocked says that someone else holds the lock.
+var errLocked = errors.New("locked")
+
+func openLock(path string) (*lock, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &lock{f}, nil
+}
+
+// shared waits until no one holds the lock exclusively. If ctx ends before, the lock is lost and closed.
+func (l *lock) shared(ctx context.Context) error {
+	err := unix.Flock(int(l.f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return l.wrap(err)
+	}
+	// flock cannot be interrupted. What waits for it ends when the other one lets go.
+	done := make(chan error, 1)
+	f := l.f
+	go func() {
+		done <- unix.Flock(int(f.Fd()), unix.LOCK_SH)
+	}()
+	select {
+	case err := <-done:
+		return l.wrap(err)
+	case <-ctx.Done():
+		l.f = nil
+		go func() { <-done; _ = f.Close() }()
+		return ctx.Err()
+	}
+}
+
+// exclusive takes the lock for its holder alone. errLocked: someone else has it.
+func (l *lock) exclusive() error {
+	err := unix.Flock(int(l.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errLocked
+	}
+	return l.wrap(err)
+}
+
+// close releases the lock.
+func (l *lock) close() error {
+	if l.f == nil {
+		return nil
+	}
+	return l.f.Close()
+}
+
+func (l *lock) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("lock %s: %w", l.f.Name(), err)
+}

@@ -1,0 +1,224 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Docker's media types, which OCI layouts may hold too (distribution, manifest-v2-2.md).
+const (
+	dockerIndexType    = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerManifestType = "application/vnd.docker.distribution.manifest.v2+json"
+	dockerConfigType   = "application/vnd.docker.container.image.v1+json"
+)
+
+// annotationImageName is how containerd and Docker record a full image name in an index.
+const annotationImageName = "io.containerd.image.name"
+
+// fromLayout finds the image in an OCI image layout.
+func (s *Source) fromLayout(_ context.Context, f files, ref Reference, opts OpenOptions) error {
+	var layout ocispec.ImageLayout
+	if err := readJSON(f, ocispec.ImageLayoutFile, &layout); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("not an OCI layout: it has no file %s: %w", ocispec.ImageLayoutFile, ErrMalformed)
+		}
+		return err
+	}
+	if layout.Version != ocispec.ImageLayoutVersion {
+		return fmt.Errorf("OCI layout of version %q, where %s is known: %w", clip(layout.Version), ocispec.ImageLayoutVersion, errdefs.ErrNotImplemented)
+	}
+	var index ocispec.Index
+	if err := readJSON(f, ocispec.ImageIndexFile, &index); err != nil {
+		return err
+	}
+	d, err := chooseImage(index.Manifests, ref.Image, opts.Platform)
+	if err != nil {
+		return err
+	}
+	s.Name = layoutImageName(d, ref)
+	return s.fromDescriptor(f, d, opts, 0)
+}
+
+// chooseImage returns the entry of an index.json whose name is image, or the only one.
+func chooseImage(entries []ocispec.Descriptor, image string, platform ocispec.Platform) (ocispec.Descriptor, error) {
+	var names []string
+	var found []ocispec.Descriptor
+	for _, d := range entries {
+		tag, full := d.Annotations[ocispec.AnnotationRefName], d.Annotations[annotationImageName]
+		if image == "" || tag == image || full == image || string(d.Digest) == image {
+			found = append(found, d)
+		}
+		if tag != "" {
+			names = append(names, clip(tag))
+		} else {
+			names = append(names, clip(string(d.Digest)))
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(entries) == 0:
+		return ocispec.Descriptor{}, fmt.Errorf("the layout has no images: %w", errdefs.ErrNotFound)
+	case len(found) == 0:
+		return ocispec.Descriptor{}, fmt.Errorf("no image %q in the layout; it has %s: %w", image, strings.Join(names, ", "), errdefs.ErrNotFound)
+	case samePlatformSet(found):
+		return choosePlatform(found, platform)
+	}
+	return ocispec.Descriptor{}, fmt.Errorf("the layout has several images: add :NAME to the reference, with one of %s: %w",
+		strings.Join(names, ", "), errdefs.ErrInvalidArgument)
+}
+
+// samePlatformSet reports whether the entries are one image for several platforms: all have the same name
+// and each a platform of its own.
+func samePlatformSet(entries []ocispec.Descriptor) bool {
+	seen := make(map[string]bool)
+	for _, d := range entries {
+		if d.Platform == nil || d.Annotations[ocispec.AnnotationRefName] != entries[0].Annotations[ocispec.AnnotationRefName] {
+			return false
+		}
+		p := FormatPlatform(*d.Platform)
+		if seen[p] {
+			return false
+		}
+		seen[p] = true
+	}
+	return true
+}
+
+// layoutImageName is a name for an image of a layout, where most have only a tag.
+func layoutImageName(d ocispec.Descriptor, ref Reference) string {
+	if full := d.Annotations[annotationImageName]; full != "" {
+		return full
+	}
+	tag := d.Annotations[ocispec.AnnotationRefName]
+	if strings.ContainsAny(tag, ":/") || ref.Path == Stdio {
+		return tag
+	}
+	base := fileBase(ref.Path)
+	if tag == "" {
+		return base
+	}
+	return base + ":" + tag
+}
+
+// fileBase is the last part of a path without what says how the file is packed.
+func fileBase(p string) string {
+	base := filepath.Base(filepath.Clean(p))
+	for _, suffix := range []string{".gz", ".zst", ".tgz", ".tar"} {
+		base = strings.TrimSuffix(base, suffix)
+	}
+	return base
+}
+
+// fromDescriptor takes the image that d describes, which may be an index of platforms.
+func (s *Source) fromDescriptor(f files, d ocispec.Descriptor, opts OpenOptions, depth int) error {
+	switch d.MediaType {
+	case ocispec.MediaTypeImageIndex, dockerIndexType:
+		if depth == maxIndexDepth {
+			return fmt.Errorf("index in index, %d deep: %w", depth, ErrMalformed)
+		}
+		var index ocispec.Index
+		if err := readBlobJSON(f, d, "index", &index); err != nil {
+			return err
+		}
+		chosen, err := choosePlatform(index.Manifests, opts.Platform)
+		if err != nil {
+			return err
+		}
+		return s.fromDescriptor(f, chosen, opts, depth+1)
+	case ocispec.MediaTypeImageManifest, dockerManifestType:
+		return s.fromManifest(f, d, opts)
+	}
+	return fmt.Errorf("media type %q is not that of an image: %w", clip(d.MediaType), errdefs.ErrNotImplemented)
+}
+
+func (s *Source) fromManifest(f files, d ocispec.Descriptor, opts OpenOptions) error {
+	var manifest ocispec.Manifest
+	if err := readBlobJSON(f, d, "manifest", &manifest); err != nil {
+		return err
+	}
+	for i, layer := range manifest.Layers {
+		if err := checkLayer(layer); err != nil {
+			return fmt.Errorf("layer %d: %w", i+1, err)
+		}
+		s.layers = append(s.layers, blobLayer(f, layer))
+	}
+	config, err := readBlob(f, manifest.Config, "config", maxConfigSize)
+	if err != nil {
+		return err
+	}
+	return s.setConfig(config, opts)
+}
+
+// checkLayer refuses layers that cannot be read.
+func checkLayer(d ocispec.Descriptor) error {
+	if strings.HasSuffix(d.MediaType, "+encrypted") {
+		return fmt.Errorf("the layer is encrypted: %w", errdefs.ErrNotImplemented)
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("size %d: %w", d.Size, ErrMalformed)
+	}
+	return checkDigest(d.Digest)
+}
+
+func blobLayer(f files, d ocispec.Descriptor) sourceLayer {
+	return sourceLayer{digest: d.Digest, size: d.Size, open: func(context.Context) (io.ReadCloser, error) {
+		r, _, err := f.open(blobPath(d.Digest))
+		return r, asMalformed(err)
+	}}
+}
+
+// blobPath is where an OCI layout keeps the blob with that digest.
+func blobPath(d digest.Digest) string {
+	return ocispec.ImageBlobsDir + "/" + d.Algorithm().String() + "/" + d.Encoded()
+}
+
+// readBlob reads a document and checks its size and digest.
+func readBlob(f files, d ocispec.Descriptor, what string, limit int64) ([]byte, error) {
+	if err := checkDigest(d.Digest); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if d.Size > limit {
+		return nil, fmt.Errorf("%s of %d bytes, more than %d: %w", what, d.Size, limit, errTooLarge)
+	}
+	r, _, err := f.open(blobPath(d.Digest))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, asMalformed(err))
+	}
+	data, err := readDocument(newVerifier(r, what, d.Digest, d.Size), limit)
+	return data, errors.Join(err, r.Close())
+}
+
+func readBlobJSON(f files, d ocispec.Descriptor, what string, into any) error {
+	data, err := readBlob(f, d, what, maxManifestSize)
+	if err != nil {
+		return err
+	}
+	return decodeJSON(data, what, into)
+}
+
+func readJSON(f files, name string, into any) error {
+	data, err := readFile(f, name, maxManifestSize)
+	if err != nil {
+		return err
+	}
+	return decodeJSON(data, name, into)
+}
+
+func decodeJSON(data []byte, what string, into any) error {
+	if err := json.NewDecoder(bytes.NewReader(data)).Decode(into); err != nil {
+		return fmt.Errorf("%s: %w: %w", what, err, ErrMalformed)
+	}
+	return nil
+}

@@ -1,0 +1,199 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Image is an image whose layers are in the driver.
+type Image struct {
+	Name     string
+	Origin   string    // where it was imported from
+	Imported time.Time // when
+	Config   []byte    // as it was imported: its digest is the image's ID
+
+	parsed *ocispec.Image
+}
+
+// ID is the digest of the config, as in Docker.
+func (i *Image) ID() digest.Digest { return digest.FromBytes(i.Config) }
+
+// Platform is what the image is for.
+func (i *Image) Platform() ocispec.Platform { return i.parsed.Platform }
+
+// DiffIDs are the digests of the image's layer tars, base first.
+func (i *Image) DiffIDs() []digest.Digest { return i.parsed.RootFS.DiffIDs }
+
+// Layers are the names of the layers in the driver, base first.
+func (i *Image) Layers() []string { return layerIDs(i.DiffIDs()) }
+
+// Top is the name of the uppermost layer, "" for an image that has none.
+func (i *Image) Top() string {
+	if layers := i.Layers(); len(layers) > 0 {
+		return layers[len(layers)-1]
+	}
+	return ""
+}
+
+// recordVersion is that of the format of record files.
+const recordVersion = 1
+
+// record is an image as it is kept in a file.
+type record struct {
+	Version  int       `json:"version"`
+	Name     string    `json:"name"`
+	Origin   string    `json:"origin,omitempty"`
+	Imported time.Time `json:"imported"`
+	Config   []byte    `json:"config"` // base64, since it must stay the same byte for byte
+}
+
+var imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$`)
+
+// CheckName reports whether name can name an image: letters, digits and any of "._/:@+-", the first being
+// a letter or digit, up to about 200 bytes. The error is errdefs.ErrInvalidArgument.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("image name is empty: %w", errdefs.ErrInvalidArgument)
+	case !imageName.MatchString(name):
+		return fmt.Errorf("image name %q: use letters, digits and ._/:@+- with a letter or digit first: %w", clip(name), errdefs.ErrInvalidArgument)
+	case len(recordFile(name)) > 240: // of the 255 that a file name may have, some for a temporary suffix
+		return fmt.Errorf("image name %q is too long: %w", clip(name), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// recordFile is the name of an image's record. No image name has a percent sign.
+func recordFile(name string) string { return strings.ReplaceAll(name, "/", "%2F") + ".json" }
+
+// Get returns the image of that name. errdefs.ErrNotFound: there is none.
+func (s *Store) Get(name string) (*Image, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	image, err := s.load(recordFile(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+	}
+	return image, err
+}
+
+// List returns all images, sorted by name. Records that cannot be read are left out and are part of the
+// error, which does not make the others less useful.
+func (s *Store) List() ([]*Image, error) {
+	entries, err := os.ReadDir(s.path(recordsDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var images []*Image
+	var errs []error
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".json") {
+			continue // a temporary file
+		}
+		image, err := s.load(e.Name())
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			images = append(images, image)
+		}
+	}
+	slices.SortFunc(images, func(a, b *Image) int { return strings.Compare(a.Name, b.Name) })
+	return images, errors.Join(errs...)
+}
+
+func (s *Store) load(file string) (*Image, error) {
+	path := s.path(recordsDir, file)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := readDocument(f, 2*maxConfigSize)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	image, err := decodeRecord(data)
+	if err == nil && recordFile(image.Name) != file {
+		err = fmt.Errorf("it is of image %q: %w", image.Name, errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image record %s: %w", path, err)
+	}
+	return image, nil
+}
+
+func decodeRecord(data []byte) (*Image, error) {
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, err
+	}
+	if r.Version != recordVersion {
+		return nil, fmt.Errorf("version %d, where %d is known: %w", r.Version, recordVersion, errdefs.ErrNotImplemented)
+	}
+	config, err := parseConfig(r.Config)
+	if err != nil {
+		return nil, err
+	}
+	return &Image{Name: r.Name, Origin: r.Origin, Imported: r.Imported, Config: r.Config, parsed: config}, nil
+}
+
+// save writes the image's record. It survives a power cut, and there is never a part of it.
+func (s *Store) save(image *Image) error {
+	data, err := json.MarshalIndent(record{
+		Version: recordVersion, Name: image.Name, Origin: image.Origin, Imported: image.Imported, Config: image.Config,
+	}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(s.path(recordsDir, recordFile(image.Name)), append(data, '\n'))
+}
+
+// writeFile replaces a file as one, durably.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), temporaryPrefix)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return commitFile(f, path, err)
+}
+
+// commitFile gives a temporary file its name, durably, or deletes it if writing it has failed with err.
+func commitFile(f *os.File, path string, err error) error {
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

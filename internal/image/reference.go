@@ -1,0 +1,142 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+// Transport says how images are kept in the place that a [Reference] names.
+type Transport string
+
+// The transports, by the names that stand before the colon in a reference.
+const (
+	Registry      Transport = "docker"         // a registry that speaks the OCI distribution protocol
+	OCILayout     Transport = "oci"            // an OCI image layout in a directory
+	OCIArchive    Transport = "oci-archive"    // an OCI image layout in a tar
+	DockerArchive Transport = "docker-archive" // the tar of docker save
+	RootFS        Transport = "rootfs"         // the tar of a root filesystem; becomes an image of one layer
+
+	guessed Transport = "" // a file or stream that is to be looked into
+)
+
+// Stdio is the path that stands for standard input or output.
+const Stdio = "-"
+
+// Reference names a place where images are.
+type Reference struct {
+	Transport Transport
+	Path      string // of a file or directory; [Stdio]; of a registry: the reference there
+	Image     string // which image in a layout or archive; "" the only one
+}
+
+// String is what ParseReference reads.
+func (r Reference) String() string {
+	switch {
+	case r.Transport == guessed:
+		return r.Path
+	case r.Transport == Registry:
+		return "docker://" + r.Path
+	case r.Image == "":
+		return string(r.Transport) + ":" + r.Path
+	}
+	return string(r.Transport) + ":" + r.Path + ":" + r.Image
+}
+
+// ParseReference reads a reference: docker://NAME, or TRANSPORT:PATH[:IMAGE] where the path has no colon,
+// or without a transport a path or [Stdio], or a name whose first part is the host of a registry. A path
+// that exists is always that, whatever else it looks like.
+// The error is errdefs.ErrInvalidArgument or ErrNotFound.
+func ParseReference(s string) (Reference, error) {
+	if s == "" {
+		return Reference{}, fmt.Errorf("reference is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	if rest, ok := strings.CutPrefix(s, "docker://"); ok {
+		return parseRegistry(rest)
+	}
+	transport, rest, ok := strings.Cut(s, ":")
+	switch t := Transport(transport); t {
+	case OCILayout, OCIArchive, DockerArchive, RootFS:
+		if ok {
+			return parsePath(t, rest)
+		}
+	}
+	return guessReference(s)
+}
+
+// ParseDestination reads a reference to a place that an image is to be written to, which therefore names
+// its transport. The error is errdefs.ErrInvalidArgument.
+func ParseDestination(s string) (Reference, error) {
+	if rest, ok := strings.CutPrefix(s, "docker://"); ok {
+		return parseRegistry(rest)
+	}
+	if transport, rest, ok := strings.Cut(s, ":"); ok {
+		switch t := Transport(transport); t {
+		case OCILayout, OCIArchive, DockerArchive:
+			return parsePath(t, rest)
+		}
+	}
+	return Reference{}, fmt.Errorf("destination %q: say what is to be written: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w",
+		clip(s), errdefs.ErrInvalidArgument)
+}
+
+func parseRegistry(s string) (Reference, error) {
+	if _, err := name.ParseReference(s); err != nil {
+		return Reference{}, fmt.Errorf("registry reference %q: %w: %w", s, err, errdefs.ErrInvalidArgument)
+	}
+	return Reference{Transport: Registry, Path: s}, nil
+}
+
+func parsePath(t Transport, s string) (Reference, error) {
+	path, image, _ := strings.Cut(s, ":")
+	if t == RootFS || exists(s) {
+		path, image = s, ""
+	}
+	if path == "" {
+		return Reference{}, fmt.Errorf("reference %s:%s has no path: %w", t, s, errdefs.ErrInvalidArgument)
+	}
+	return Reference{Transport: t, Path: path, Image: image}, nil
+}
+
+func guessReference(s string) (Reference, error) {
+	if s == Stdio {
+		return Reference{Path: s}, nil
+	}
+	info, err := os.Stat(s)
+	switch {
+	case err == nil && !info.IsDir():
+		return Reference{Path: s}, nil
+	case err == nil:
+		if exists(filepath.Join(s, "oci-layout")) {
+			return Reference{Transport: OCILayout, Path: s}, nil
+		}
+		return Reference{}, fmt.Errorf("directory %s is not an OCI layout (it has no oci-layout file); "+
+			"a root filesystem is imported as a tar of it: tar -C %[1]s -c . | cowshed import rootfs:-: %[2]w", s, errdefs.ErrInvalidArgument)
+	case !errors.Is(err, fs.ErrNotExist):
+		return Reference{}, err
+	case hasRegistryHost(s):
+		return parseRegistry(s)
+	}
+	return Reference{}, fmt.Errorf("there is no file %s (an image in a registry is written docker://NAME): %w", s, errdefs.ErrNotFound)
+}
+
+// hasRegistryHost reports whether s starts with what only a host can be, by the rule of Docker's
+// reference grammar: a dot, a port or "localhost" before the first slash.
+func hasRegistryHost(s string) bool {
+	host, _, ok := strings.Cut(s, "/")
+	if !ok || host == "" || host[0] == '.' {
+		return false
+	}
+	return host == "localhost" || strings.ContainsAny(host, ".:")
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

@@ -1,0 +1,111 @@
+package image
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// fromRegistry finds the image in a registry. Blobs are fetched when they are read.
+func (s *Source) fromRegistry(ctx context.Context, ref Reference, opts OpenOptions) error {
+	at, err := registryName(ref, opts.Registries)
+	if err != nil {
+		return err
+	}
+	platform := opts.Platform
+	if platform.Architecture == "" {
+		platform = HostPlatform()
+	}
+	options := append(remoteOptions(ctx, opts.Registries), remote.WithPlatform(v1.Platform{
+		OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant,
+	}))
+	img, err := remote.Image(at, options...)
+	if err != nil {
+		return registryError(err)
+	}
+	manifest, err := img.Manifest()
+	if err != nil {
+		return registryError(err)
+	}
+	for i, d := range manifest.Layers {
+		layer := ocispec.Descriptor{MediaType: string(d.MediaType), Digest: digest.Digest(d.Digest.String()), Size: d.Size}
+		if err := checkLayer(layer); err != nil {
+			return fmt.Errorf("layer %d: %w", i+1, err)
+		}
+		s.layers = append(s.layers, sourceLayer{digest: layer.Digest, size: layer.Size, open: func(ctx context.Context) (io.ReadCloser, error) {
+			return fetch(ctx, at.Context().Digest(d.Digest.String()), opts.Registries)
+		}})
+	}
+	if manifest.Config.Size > maxConfigSize {
+		return fmt.Errorf("config of %d bytes, more than %d: %w", manifest.Config.Size, maxConfigSize, errTooLarge)
+	}
+	config, err := img.RawConfigFile() // at most as long as the manifest says, and with the digest it says
+	if err != nil {
+		return registryError(err)
+	}
+	s.Name = ref.Path
+	return s.setConfig(config, opts)
+}
+
+// fetch opens a blob.
+func fetch(ctx context.Context, blob name.Digest, opts RegistryOptions) (io.ReadCloser, error) {
+	layer, err := remote.Layer(blob, remoteOptions(ctx, opts)...)
+	if err != nil {
+		return nil, registryError(err)
+	}
+	r, err := layer.Compressed()
+	return r, registryError(err)
+}
+
+func registryName(ref Reference, opts RegistryOptions) (name.Reference, error) {
+	var options []name.Option
+	if opts.Insecure {
+		options = append(options, name.Insecure)
+	}
+	at, err := name.ParseReference(ref.Path, options...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return at, nil
+}
+
+// remoteOptions has credentials taken from where docker login keeps them.
+func remoteOptions(ctx context.Context, opts RegistryOptions) []remote.Option {
+	options := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("cowshed")}
+	switch {
+	case opts.Transport != nil:
+		options = append(options, remote.WithTransport(opts.Transport))
+	case opts.Insecure:
+		insecure := remote.DefaultTransport.(*http.Transport).Clone()
+		insecure.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // what Insecure says
+		options = append(options, remote.WithTransport(insecure))
+	}
+	return options
+}
+
+// registryError gives what registries answer with the type that it has elsewhere.
+func registryError(err error) error {
+	var answer *transport.Error
+	if !errors.As(err, &answer) {
+		return err
+	}
+	switch answer.StatusCode {
+	case http.StatusNotFound:
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return fmt.Errorf("%w (credentials are taken from where docker login keeps them): %w", err, errdefs.ErrPermissionDenied)
+	}
+	return err
+}

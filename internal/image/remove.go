@@ -1,0 +1,190 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+
+	"github.com/containerd/errdefs"
+)
+
+// Removed says what Remove did.
+type Removed struct {
+	Layers []string // that were removed, top first
+	Kept   string   // the uppermost layer that stays, since something needs it; "" if none does
+	Needed string   // what needs it
+}
+
+// Remove removes an image, and those of its layers that no other image has and no other layer was made
+// from. errdefs.ErrNotFound: there is no such image. errdefs.ErrFailedPrecondition: another process is
+// importing or exporting.
+func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error) {
+	image, err := s.Get(name)
+	if err != nil {
+		return nil, fmt.Errorf("remove image: %w", err)
+	}
+	lock, err := s.lockExclusive()
+	if err != nil {
+		return nil, fmt.Errorf("remove image %s: %w", name, err)
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+
+	// The record goes first: an image has all of its layers, or it is gone.
+	if err := os.Remove(s.path(recordsDir, recordFile(name))); err != nil {
+		return nil, fmt.Errorf("remove image %s: %w", name, asNotFound(err))
+	}
+	if err := syncDir(s.path(recordsDir)); err != nil {
+		return nil, fmt.Errorf("remove image %s: %w", name, err)
+	}
+	removed, err := s.removeUnused(ctx, image.Layers())
+	if err != nil {
+		return nil, fmt.Errorf("remove layers of image %s: %w", name, err)
+	}
+	return removed, nil
+}
+
+// removeUnused removes layers, given base first, from the top down to the first that is needed.
+func (s *Store) removeUnused(ctx context.Context, layers []string) (*Removed, error) {
+	needed, err := s.needed(ctx, layers)
+	if err != nil {
+		return nil, err
+	}
+	removed := &Removed{}
+	for i := len(layers) - 1; i >= 0; i-- {
+		if by, ok := needed[layers[i]]; ok {
+			removed.Kept, removed.Needed = layers[i], by
+			break
+		}
+		if err := s.removeLayer(ctx, layers[i]); err != nil {
+			return nil, err
+		}
+		removed.Layers = append(removed.Layers, layers[i])
+	}
+	return removed, nil
+}
+
+// needed says which layers are part of an image, or the parent of a layer other than those given.
+func (s *Store) needed(ctx context.Context, except []string) (map[string]string, error) {
+	users, err := s.Users()
+	if err != nil {
+		return nil, err
+	}
+	needed := make(map[string]string)
+	skip := make(map[string]bool, len(except))
+	for _, id := range except {
+		skip[id] = true
+	}
+	for v, err := range s.driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if v.Parent != "" && !skip[v.Name] {
+			needed[v.Parent] = "layer " + v.Name
+		}
+	}
+	maps.Copy(needed, users)
+	return needed, nil
+}
+
+// Users says of each layer that is part of an image which image that is. An unreadable record is an error:
+// it might be of any image.
+func (s *Store) Users() (map[string]string, error) {
+	images, err := s.List()
+	if err != nil {
+		return nil, err
+	}
+	users := make(map[string]string)
+	for _, image := range images {
+		for _, id := range image.Layers() {
+			users[id] = "image " + image.Name
+		}
+	}
+	return users, nil
+}
+
+// Problem is something in a store that is not as it should be.
+type Problem struct {
+	What   string
+	Advice string // what to do about it
+	Severe bool   // an image cannot be used
+}
+
+// Check looks for records that cannot be read, images whose layers are gone, layers that no image has, and
+// what imports that were cut off have left.
+func (s *Store) Check(ctx context.Context) ([]Problem, error) {
+	var problems []Problem
+	images, err := s.List()
+	if err != nil {
+		problems = append(problems, Problem{What: err.Error(), Advice: "delete the record and import the image again", Severe: true})
+	}
+	volumes := make(map[string]bool)
+	for v, err := range s.driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return problems, err
+		}
+		volumes[v.Name] = true
+	}
+
+	used := make(map[string]bool)
+	for _, image := range images {
+		for _, id := range image.Layers() {
+			used[id] = true
+			if !volumes[id] {
+				problems = append(problems, Problem{
+					What:   fmt.Sprintf("image %s has no layer %s any more", image.Name, short(id)),
+					Advice: "import the image again with --replace, or remove it with cowshed rmi " + image.Name,
+					Severe: true,
+				})
+				break
+			}
+		}
+	}
+	partial := 0
+	for id := range volumes {
+		if IsPartial(id) {
+			partial++
+		}
+	}
+	if partial > 0 && s.idle() {
+		problems = append(problems, Problem{
+			What:   fmt.Sprintf("%d layers are left of imports that were cut off", partial),
+			Advice: "they are removed by the next cowshed import",
+		})
+	}
+	if err == nil {
+		problems = append(problems, s.unused(volumes, used)...)
+	}
+	return problems, nil
+}
+
+// unused reports layers that were imported and that no image has.
+func (s *Store) unused(volumes, used map[string]bool) []Problem {
+	var problems []Problem
+	for id := range volumes {
+		if !IsLayerName(id) || used[id] {
+			continue
+		}
+		if _, err := os.Stat(s.splitFile(id)); err != nil {
+			continue // not known to have been imported
+		}
+		problems = append(problems, Problem{
+			What:   fmt.Sprintf("layer %s was imported, and no image has it", short(id)),
+			Advice: "if nothing was made from it, remove it: cowshed rm " + id,
+		})
+	}
+	return problems
+}
+
+// idle reports whether no import, export or removal is under way.
+func (s *Store) idle() bool {
+	if _, err := os.Stat(s.dir); err != nil {
+		return true
+	}
+	l, err := s.lockExclusive()
+	if errdefs.IsFailedPrecondition(err) {
+		return false
+	}
+	return err == nil && l.close() == nil
+}

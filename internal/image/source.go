@@ -1,0 +1,156 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Source is an image that can be imported.
+type Source struct {
+	Name   string // what the place it comes from calls it; "" if it does not say
+	Origin string // the place
+
+	config []byte // nil: there is none, as for a plain root filesystem
+	layers []sourceLayer
+	// describe makes the config of an image that has none, once its diff IDs are known.
+	describe func(diffIDs []digest.Digest) ([]byte, error)
+	closers  []func() error
+}
+
+// sourceLayer is a layer tar, compressed or not.
+type sourceLayer struct {
+	digest digest.Digest // of the tar as it is stored; "": not known
+	size   int64         // bytes as it is stored; negative: not known
+	// unverified: no digest would tell that something of the tar is missing.
+	unverified bool
+	open       func(ctx context.Context) (io.ReadCloser, error)
+}
+
+// Close releases what the source holds.
+func (s *Source) Close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// OpenOptions says how a source is opened.
+type OpenOptions struct {
+	// Platform chooses from an image for several platforms, and an image for one must be for it. The zero
+	// value stands for the host's, and takes an image for one platform whichever that is.
+	Platform ocispec.Platform
+	// Stdin is read where the reference says so; nil stands for os.Stdin.
+	Stdin io.Reader
+	// Created is the time given to an image that has none; nil stands for the current time.
+	Created *time.Time
+	// Registries says how a registry is talked to.
+	Registries RegistryOptions
+}
+
+// RegistryOptions says how registries are talked to.
+type RegistryOptions struct {
+	Insecure  bool              // without TLS, or without checking the certificate
+	Transport http.RoundTripper // nil: the default one
+}
+
+// Open finds the image that ref names. The caller closes the result.
+//
+// errdefs.ErrNotFound: there is no such place, or no such image in it. ErrMalformed: what is there is not an
+// image. errdefs.ErrInvalidArgument: it is not said which of several is meant. errdefs.ErrNotImplemented: it
+// is an image of a kind that is not read here. errdefs.ErrDataLoss: something has not the digest that it
+// should have.
+func Open(ctx context.Context, ref Reference, opts OpenOptions) (_ *Source, err error) {
+	s := &Source{Origin: ref.String()}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open image %s: %w", ref, errors.Join(err, s.Close()))
+		}
+	}()
+
+	switch ref.Transport {
+	case Registry:
+		return s, s.fromRegistry(ctx, ref, opts)
+	case OCILayout:
+		dir, err := openDir(ref.Path)
+		if err != nil {
+			return nil, asNotFound(err)
+		}
+		s.closers = append(s.closers, dir.close)
+		return s, s.fromLayout(ctx, dir, ref, opts)
+	}
+
+	in, err := openInput(ref.Path, opts.Stdin)
+	if err != nil {
+		return nil, asNotFound(err)
+	}
+	s.closers = append(s.closers, in.close)
+	return s, s.fromInput(ctx, in, ref, opts)
+}
+
+// fromInput finds the image in a file or stream.
+func (s *Source) fromInput(ctx context.Context, in *input, ref Reference, opts OpenOptions) error {
+	transport := ref.Transport
+	if transport == guessed {
+		isArchive, err := in.holdsImage()
+		if err != nil {
+			return err
+		}
+		if !isArchive {
+			transport = RootFS
+		}
+	}
+	if transport == RootFS {
+		return s.fromRootFS(in, ref, opts)
+	}
+
+	archive, err := in.index(ctx)
+	if err != nil {
+		return fmt.Errorf("read archive: %w", err)
+	}
+	s.closers = append(s.closers, archive.close)
+	if transport == guessed {
+		transport = OCIArchive
+		if has(archive, dockerManifest) {
+			transport = DockerArchive
+		}
+	}
+	if transport == DockerArchive {
+		return s.fromDockerArchive(archive, ref, opts)
+	}
+	return s.fromLayout(ctx, archive, ref, opts)
+}
+
+// setConfig takes the config, and checks it against the layers that were found.
+func (s *Source) setConfig(raw []byte, opts OpenOptions) error {
+	config, err := parseConfig(raw)
+	if err != nil {
+		return err
+	}
+	if have, want := len(s.layers), len(config.RootFS.DiffIDs); have != want {
+		return fmt.Errorf("the manifest has %d layers and the config %d: %w", have, want, ErrMalformed)
+	}
+	if want := opts.Platform; want.Architecture != "" && !satisfies(config.Platform, want) {
+		return fmt.Errorf("the image is for %s, not %s: %w", FormatPlatform(config.Platform), FormatPlatform(want), errdefs.ErrNotFound)
+	}
+	s.config = raw
+	return nil
+}
+
+// asNotFound makes errors for files that are not there match errdefs.ErrNotFound.
+func asNotFound(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	}
+	return err
+}

@@ -1,0 +1,126 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// Store keeps images: their layers in a driver, and in a directory of its own the records of them.
+//
+// Several processes may work on a store at once. While one removes images, none can import or export.
+type Store struct {
+	driver *cowcommon.Driver
+	dir    string
+	log    *slog.Logger
+}
+
+// NewStore returns the store of the images whose layers driver has and whose records are in dir, which is
+// made when the first image is. A nil log stands for slog.Default().
+func NewStore(dir string, driver *cowcommon.Driver, log *slog.Logger) *Store {
+	if log == nil {
+		log = slog.Default()
+	}
+	return &Store{driver: driver, dir: dir, log: log}
+}
+
+// Files in a store's directory.
+const (
+	lockFile    = ".lock"
+	recordsDir  = "records"  // one file per image
+	tarSplitDir = "tarsplit" // one file per layer that was imported
+
+	splitSuffix     = ".json.zst"
+	temporaryPrefix = ".new-" // of files that are not complete yet
+)
+
+// lock opens the store's lock, which is not held yet.
+func (s *Store) lock() (*lock, error) {
+	for _, dir := range []string{s.dir, s.path(recordsDir), s.path(tarSplitDir)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return openLock(s.path(lockFile))
+}
+
+// lockShared keeps others from removing images until the lock is closed. alone is true if at the moment
+// of locking no one else was importing.
+func (s *Store) lockShared(ctx context.Context) (l *lock, alone bool, err error) {
+	if l, err = s.lock(); err != nil {
+		return nil, false, err
+	}
+	switch err := l.exclusive(); {
+	case err == nil:
+		return l, true, nil
+	case !errors.Is(err, errLocked):
+		return nil, false, errors.Join(err, l.close())
+	}
+	if err := l.shared(ctx); err != nil {
+		return nil, false, errors.Join(err, l.close())
+	}
+	return l, false, nil
+}
+
+// lockExclusive keeps everyone else from importing and exporting until the lock is closed.
+func (s *Store) lockExclusive() (*lock, error) {
+	l, err := s.lock()
+	if err != nil {
+		return nil, err
+	}
+	err = l.exclusive()
+	if errors.Is(err, errLocked) {
+		err = fmt.Errorf("another process is importing, exporting or removing images: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	return l, nil
+}
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+// layerExists reports whether the driver has that layer.
+func (s *Store) layerExists(ctx context.Context, id string) (bool, error) {
+	_, err := s.driver.Backend().Stat(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Delete deletes the directory of a store that has no images. What is in it that is not of the store stays,
+// and is an error. errdefs.ErrFailedPrecondition: there are images, or another process works on the store.
+func (s *Store) Delete(ctx context.Context) (err error) {
+	lock, err := s.lockExclusive()
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", s.dir, err)
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+	images, err := s.List()
+	if err == nil && len(images) > 0 {
+		err = fmt.Errorf("there are %d images: %w", len(images), errdefs.ErrFailedPrecondition)
+	}
+	if err == nil {
+		err = s.sweep(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", s.dir, err)
+	}
+	var errs []error
+	for _, name := range []string{recordsDir, tarSplitDir, lockFile, "."} {
+		if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

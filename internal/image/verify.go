@@ -1,0 +1,76 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// checkDigest reports whether d is a well-formed SHA-256 digest, the only algorithm that layers' chain IDs
+// and registries in use have.
+func checkDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %q: %w: %w", clip(string(d)), err, ErrMalformed)
+	}
+	if d.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("digest %s is not SHA-256: %w", d, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// clip shortens what an image says of itself so that it can be part of a message.
+func clip(s string) string {
+	const limit = 120
+	if len(s) > limit {
+		return s[:limit] + "…"
+	}
+	return s
+}
+
+// mismatch is the error for content that is not what its digest says.
+func mismatch(what string, got, want digest.Digest) error {
+	return fmt.Errorf("%s has digest %s, not %s: the image is damaged or was tampered with: %w", what, got, want, errdefs.ErrDataLoss)
+}
+
+// verifier passes on what it reads and ends with an error instead of io.EOF unless that had the size and
+// digest it should have.
+type verifier struct {
+	r    io.Reader
+	what string
+	want digest.Digest // "": not known
+	size int64         // bytes; negative: not known
+
+	hash hash.Hash
+	n    int64
+}
+
+func newVerifier(r io.Reader, what string, want digest.Digest, size int64) *verifier {
+	return &verifier{r: r, what: what, want: want, size: size, hash: digest.SHA256.Hash()}
+}
+
+// Read implements io.Reader.
+func (v *verifier) Read(p []byte) (int, error) {
+	n, err := v.r.Read(p)
+	v.n += int64(n)
+	_, _ = v.hash.Write(p[:n]) // never fails
+	if v.size >= 0 && v.n > v.size {
+		return 0, fmt.Errorf("%s has more than the %d bytes that it should have: %w", v.what, v.size, errdefs.ErrDataLoss)
+	}
+	if !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	if v.size >= 0 && v.n < v.size {
+		return n, fmt.Errorf("%s ends after %d of %d bytes: %w: %w", v.what, v.n, v.size, io.ErrUnexpectedEOF, errdefs.ErrDataLoss)
+	}
+	if got := v.digest(); v.want != "" && got != v.want {
+		return n, mismatch(v.what, got, v.want)
+	}
+	return n, err
+}
+
+// digest is that of what was read so far.
+func (v *verifier) digest() digest.Digest { return digest.NewDigest(digest.SHA256, v.hash) }

@@ -1,0 +1,142 @@
+package loopstore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// mounted reports whether the image is what one sees at the directory.
+func (s Store) mounted(image *os.File) (bool, error) {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != s.Root, false })
+	if err != nil || len(mounts) == 0 {
+		return false, err
+	}
+	top := mounts[len(mounts)-1] // of mounts on top of each other the last is the one that is seen
+	if top.FSType != "btrfs" {
+		return false, nil
+	}
+	device, err := attached(image, s.Image)
+	return device != "" && top.Source == device, err
+}
+
+// checkNotElsewhere makes sure that no part of the filesystem in the image is mounted at another place, where
+// it would live on after an unmount of the directory.
+func (s Store) checkNotElsewhere(image *os.File) error {
+	device, err := attached(image, s.Image)
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Source != device || m.FSType != "btrfs" || m.Mountpoint == s.Root, false
+	})
+	if err != nil {
+		return err
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("loopstore: something of %s is mounted on %s: unmount it first: %w", s.Root, mounts[0].Mountpoint, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// attached returns the loop device that has the image, "" if none has.
+func attached(image *os.File, path string) (string, error) {
+	var own unix.Stat_t
+	if err := unix.Fstat(int(image.Fd()), &own); err != nil {
+		return "", err
+	}
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return "", err
+	}
+	for _, file := range files {
+		name, err := os.ReadFile(file)
+		if err != nil || strings.TrimSuffix(string(name), "\n") != path {
+			continue // another one, or detached meanwhile
+		}
+		var stat unix.Stat_t
+		if unix.Stat(path, &stat) == nil && stat.Dev == own.Dev && stat.Ino == own.Ino {
+			return "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(file))), nil
+		}
+	}
+	return "", nil
+}
+
+// attach gives the image a loop device that detaches itself once its last user is gone, or finds the one
+// that it has, and returns that device open. The interface is that of linux/loop.h, Linux 5.8 or later.
+func attach(image *os.File, path string) (*os.File, error) {
+	device, err := attached(image, path)
+	if err != nil {
+		return nil, err
+	}
+	if device != "" {
+		return os.OpenFile(device, os.O_RDWR, 0)
+	}
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("there are no loop devices here: %w: %w", err, errdefs.ErrNotImplemented)
+	}
+	defer control.Close()
+
+	// Between asking for a free device and taking it another process may take it.
+	for range 256 {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("find a free loop device: %w", err)
+		}
+		loop, err := openLoop(n)
+		if err != nil {
+			return nil, err
+		}
+		config := unix.LoopConfig{Fd: uint32(image.Fd())}
+		// Direct I/O, where the image's filesystem has it, keeps data from being cached twice.
+		config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
+		copy(config.Info.File_name[:len(config.Info.File_name)-1], path)
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
+		if err == nil {
+			return loop, nil
+		}
+		loop.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("attach to %s: %w", loop.Name(), err)
+		}
+	}
+	return nil, errors.New("other processes took every loop device")
+}
+
+// openLoop opens loop device n. Where no one makes device nodes, as in some containers, it makes the node.
+func openLoop(n int) (*os.File, error) {
+	name := fmt.Sprintf("/dev/loop%d", n)
+	loop, err := os.OpenFile(name, os.O_RDWR, 0)
+	if !errors.Is(err, os.ErrNotExist) {
+		return loop, err
+	}
+	const loopMajor = 7 // LOOP_MAJOR in linux/major.h
+	if err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, &os.PathError{Op: "mknod", Path: name, Err: err}
+	}
+	return os.OpenFile(name, os.O_RDWR, 0)
+}
+
+// updateLoop tells the image's loop device that the image has become larger.
+func (s Store) updateLoop(image *os.File) error {
+	device, err := attached(image, s.Image)
+	if err != nil || device == "" {
+		return err
+	}
+	loop, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer loop.Close()
+	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("resize %s: %w", device, err)
+	}
+	return nil
+}

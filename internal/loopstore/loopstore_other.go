@@ -1,0 +1,24 @@
+//go:build !linux
+
+package loopstore
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+var errOtherSystem = fmt.Errorf("loopstore: works on Linux only: %w", errdefs.ErrNotImplemented)
+
+// State says that there is no store.
+func (s Store) State() (State, error) { return Absent, nil }
+
+// Make does not work on this system.
+func (s Store) Make(context.Context, uint64) (Made, error) { return Made{}, errOtherSystem }
+
+// Mount does not work on this system.
+func (s Store) Mount() (bool, error) { return false, errOtherSystem }
+
+// Remove does not work on this system.
+func (s Store) Remove() error { return errOtherSystem }

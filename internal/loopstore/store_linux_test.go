@@ -1,0 +1,237 @@
+package loopstore
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// newStore returns a store that is not there yet. Whatever is made of it goes with the test.
+func newStore(t *testing.T) Store {
+	t.Helper()
+	testfs.Root(t)
+	if _, err := lookTool("mkfs.btrfs"); err != nil {
+		testfs.Skip(t, "%v", err)
+	}
+	s, err := At(filepath.Join(t.TempDir(), "store"))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if state, err := s.State(); err == nil && state != Absent {
+			assert.NoError(t, s.Remove())
+		}
+	})
+	return s
+}
+
+func TestMakeMountRemove(t *testing.T) {
+	s := newStore(t)
+	made, err := s.Make(t.Context(), MinSize)
+	require.NoError(t, err)
+	assert.Equal(t, Made{Image: true, Mount: true}, made)
+	requireState(t, s, Mounted)
+
+	file := filepath.Join(s.Root, "file")
+	require.NoError(t, os.WriteFile(file, []byte("kept"), 0o644))
+	var fs unix.Statfs_t
+	require.NoError(t, unix.Statfs(s.Root, &fs))
+	assert.EqualValues(t, unix.BTRFS_SUPER_MAGIC, fs.Type)
+
+	again, err := s.Make(t.Context(), MinSize)
+	require.NoError(t, err, "making it again")
+	assert.Equal(t, Made{}, again, "does nothing")
+
+	require.NoError(t, unix.Unmount(s.Root, 0), "as after a start of the machine")
+	requireState(t, s, Detached)
+	mounted, err := s.Mount()
+	require.NoError(t, err)
+	assert.True(t, mounted)
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, "kept", string(data))
+	mounted, err = s.Mount()
+	require.NoError(t, err)
+	assert.False(t, mounted, "it is mounted")
+
+	require.NoError(t, s.Remove())
+	assert.NoFileExists(t, s.Image)
+	assert.NoDirExists(t, s.Root)
+	requireState(t, s, Absent)
+}
+
+func requireState(t *testing.T, s Store, want State) {
+	t.Helper()
+	got, err := s.State()
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+}
+
+func TestMakeGrows(t *testing.T) {
+	s := newStore(t)
+	_, err := s.Make(t.Context(), MinSize)
+	require.NoError(t, err)
+	made, err := s.Make(t.Context(), 2*MinSize)
+	require.NoError(t, err)
+	assert.Equal(t, Made{Grown: true}, made)
+	var fs unix.Statfs_t
+	require.NoError(t, unix.Statfs(s.Root, &fs))
+	assert.EqualValues(t, 2*MinSize, fs.Blocks*uint64(fs.Bsize))
+
+	made, err = s.Make(t.Context(), MinSize)
+	require.NoError(t, err)
+	assert.Equal(t, Made{}, made, "it is never made smaller")
+}
+
+func TestMakeTooSmall(t *testing.T) {
+	s := newStore(t)
+	_, err := s.Make(t.Context(), MinSize-1)
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	assert.NoFileExists(t, s.Image)
+	assert.NoDirExists(t, s.Root)
+}
+
+func TestMakeDoesNotHideFiles(t *testing.T) {
+	s := newStore(t)
+	require.NoError(t, os.Mkdir(s.Root, 0o755))
+	file := filepath.Join(s.Root, "precious")
+	require.NoError(t, os.WriteFile(file, nil, 0o644))
+	_, err := s.Make(t.Context(), MinSize)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	assert.FileExists(t, file)
+	assert.NoFileExists(t, s.Image)
+}
+
+func TestMakeStopped(t *testing.T) {
+	s := newStore(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := s.Make(ctx, MinSize)
+	require.ErrorIs(t, err, context.Canceled)
+	entries, err := os.ReadDir(filepath.Dir(s.Root))
+	require.NoError(t, err)
+	assert.Empty(t, entries, "nothing is left")
+}
+
+func TestMakeRemovesWhatACrashLeft(t *testing.T) {
+	s := newStore(t)
+	stale := s.Image + partialMark + "123"
+	require.NoError(t, os.WriteFile(stale, nil, 0o600))
+	kept := s.Image + ".partial"
+	require.NoError(t, os.WriteFile(kept, nil, 0o600))
+	_, err := s.Make(t.Context(), MinSize)
+	require.NoError(t, err)
+	assert.NoFileExists(t, stale)
+	assert.FileExists(t, kept, "not one of ours")
+}
+
+// A file that this package did not make is neither mounted nor deleted nor written to.
+func TestForeignImages(t *testing.T) {
+	for name, make := range map[string]func(t *testing.T, path string){
+		"text":      func(t *testing.T, path string) { require.NoError(t, os.WriteFile(path, []byte("text"), 0o644)) },
+		"empty":     func(t *testing.T, path string) { require.NoError(t, os.WriteFile(path, nil, 0o644)) },
+		"directory": func(t *testing.T, path string) { require.NoError(t, os.Mkdir(path, 0o755)) },
+		"fifo":      func(t *testing.T, path string) { require.NoError(t, unix.Mkfifo(path, 0o644)) },
+		"other btrfs": func(t *testing.T, path string) {
+			f, err := os.Create(path)
+			require.NoError(t, err)
+			require.NoError(t, f.Truncate(MinSize))
+			require.NoError(t, f.Close())
+			mkfs, err := lookTool("mkfs.btrfs")
+			require.NoError(t, err)
+			require.NoError(t, exec.Command(mkfs, "-q", "-L", "mine", path).Run())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			make(t, s.Image)
+			before, err := os.Lstat(s.Image)
+			require.NoError(t, err)
+
+			_, err = s.State()
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			_, err = s.Make(t.Context(), MinSize)
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			_, err = s.Mount()
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorIs(t, s.Remove(), errdefs.ErrFailedPrecondition)
+
+			after, err := os.Lstat(s.Image)
+			require.NoError(t, err)
+			assert.Equal(t, before.ModTime(), after.ModTime())
+			assert.Equal(t, before.Size(), after.Size())
+		})
+	}
+	t.Run("symbolic link", func(t *testing.T) {
+		s := newStore(t)
+		target := filepath.Join(t.TempDir(), "target")
+		require.NoError(t, os.WriteFile(target, []byte("text"), 0o644))
+		require.NoError(t, os.Symlink(target, s.Image))
+		_, err := s.Make(t.Context(), MinSize)
+		require.Error(t, err)
+		require.Error(t, s.Remove())
+		assert.FileExists(t, target)
+	})
+}
+
+func TestRemoveInUse(t *testing.T) {
+	s := newStore(t)
+	_, err := s.Make(t.Context(), MinSize)
+	require.NoError(t, err)
+
+	t.Run("a file is open", func(t *testing.T) {
+		f, err := os.Create(filepath.Join(s.Root, "file"))
+		require.NoError(t, err)
+		defer f.Close()
+		require.ErrorIs(t, s.Remove(), errdefs.ErrFailedPrecondition)
+		requireState(t, s, Mounted)
+	})
+	t.Run("mounted elsewhere too", func(t *testing.T) {
+		elsewhere := t.TempDir()
+		require.NoError(t, unix.Mount(s.Root, elsewhere, "", unix.MS_BIND, ""))
+		defer func() { assert.NoError(t, unix.Unmount(elsewhere, 0)) }()
+		require.ErrorIs(t, s.Remove(), errdefs.ErrFailedPrecondition)
+		requireState(t, s, Mounted)
+	})
+}
+
+func TestMountIsDoneOnce(t *testing.T) {
+	s := newStore(t)
+	_, err := s.Make(t.Context(), MinSize)
+	require.NoError(t, err)
+	require.NoError(t, unix.Unmount(s.Root, 0))
+
+	mounted := make([]bool, 4)
+	var group sync.WaitGroup
+	for i := range mounted {
+		group.Go(func() {
+			var err error
+			mounted[i], err = s.Mount()
+			assert.NoError(t, err)
+		})
+	}
+	group.Wait()
+	times := 0
+	for _, m := range mounted {
+		if m {
+			times++
+		}
+	}
+	assert.Equal(t, 1, times)
+}
+
+func TestMountNothing(t *testing.T) {
+	s := newStore(t)
+	_, err := s.Mount()
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.ErrorIs(t, s.Remove(), fs.ErrNotExist)
+}
