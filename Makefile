@@ -1,0 +1,80 @@
+# What can be done here; `make help` prints it. Each target installs what it needs by package name through
+# scripts/deps.sh, which says what it does.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+export COWSHED_CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache/cowshed,$(HOME)/.cache/cowshed)
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+DRIVER ?= btrfs
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := $(COWSHED_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+
+.PHONY: help build test test-unit test-zfs zfs-shell gates fuzz lint tidy bench demo clean FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Variables: PKG=./btrfs/... and RUN=TestName narrow the tests, FUZZTIME=1m sets the time per fuzz target,'
+	@echo 'DRIVER=btrfs|zfs chooses the filesystem of demo and bench, QUICK=1 makes a short bench,'
+	@echo 'COWSHED_CACHE (now $(COWSHED_CACHE)) is where tools and the ZFS test machine are kept.'
+
+build: bin/cowshed ## build bin/cowshed, static
+
+bin/cowshed: FORCE
+	@scripts/deps.sh build
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/cowshed
+
+test: ## run every test, as root; a test that is skipped fails
+	@scripts/deps.sh test bench
+	scripts/test.sh all
+
+test-unit: ## run the tests that need no root; others skip
+	scripts/test.sh unit
+
+test-zfs: ## run the tests that need ZFS, on this host or in the test machine
+	@scripts/deps.sh test
+	scripts/test-zfs.sh
+
+zfs-shell: ## get a shell in the ZFS test machine
+	scripts/zfs-machine/zfs-machine.sh build
+	scripts/zfs-machine/zfs-machine.sh shell --dir .
+
+gates: ## check formatting, go vet and that it builds for every platform
+	@scripts/deps.sh bench
+	scripts/test.sh gates
+
+fuzz: ## run each fuzz target for FUZZTIME
+	scripts/test.sh fuzz
+
+lint: $(GOLANGCI) ## run golangci-lint and shellcheck
+	@scripts/deps.sh lint bench
+	$(GOLANGCI) run ./...
+	cd bench && $(GOLANGCI) run ./...
+	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
+
+# Built from source, which takes minutes, and kept.
+$(GOLANGCI):
+	@echo "installing golangci-lint $(GOLANGCI_VERSION) in $(@D)"
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 GOBIN=$(@D) go install -trimpath github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+tidy: ## bring go.mod and go.sum of both modules up to date
+	go mod tidy
+	cd bench && go mod tidy
+
+bench: ## measure Cowshed beside moby, podman and containerd, and write docs/benchmarks.md
+	@scripts/deps.sh bench
+	scripts/bench.sh $(DRIVER)
+
+demo: build ## show the main job on a real Debian root filesystem
+	@scripts/deps.sh demo
+	scripts/demo.sh $(DRIVER)
+
+clean: ## remove what was built in the tree; caches stay
+	rm -rf bin bench/bin
+
+FORCE:

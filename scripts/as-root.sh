@@ -1,0 +1,8 @@
+#!/bin/sh
+# Runs a test binary as root: the -exec program of `go test`, which itself, and so the caches of the user, stays
+# the user's. The variables of the tests are passed on.
+set -eu
+if [ "$(id -u)" -eq 0 ]; then
+	exec "$@"
+fi
+exec sudo --non-interactive --preserve-env=PATH,HOME,CI,COWSHED_CACHE,COWSHED_TEST_REQUIRE,COWSHED_TEST_DIR,COWSHED_TEST_ZPOOL,GOCACHE,GOMODCACHE,GOPROXY,GOFLAGS "$@"

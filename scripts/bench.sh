@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+#
+# Measures Cowshed beside its peers. See usage below.
+
+set -euo pipefail
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
+
+usage() {
+	cat <<'END'
+Usage: bench.sh [btrfs|zfs] [-- OPTION...]
+
+Builds the program in bench/, makes a loopback image, measures Cowshed, moby, podman and containerd on it in one run,
+writes docs/benchmarks.md (docs/benchmarks-zfs.md) and plots, and deletes the image. OPTIONs are for the program; see
+bench/bin/bench -help.
+
+ZFS is measured on the host where it has it, else in the test machine, which is slow but is so for all.
+
+Environment:
+  QUICK=1            a small base and few rounds, in a minute or two; prints the table and writes nothing
+  COWSHED_BENCH_DIR  where the image is made, default /var/tmp; a tmpfs leaves the disk out of the figures
+  COWSHED_CACHE      where the ZFS test machine is kept, default /var/cache/cowshed
+
+Needs root or sudo, and 20 GiB of free space for the full run.
+Exit codes: 0 measured; 1 failed; 2 wrong usage.
+END
+}
+
+root=()
+[[ $(id -u) -eq 0 ]] || root=(sudo)
+
+# options FILESYSTEM: sets the options of the program.
+options() {
+	if [[ ${QUICK:-} == 1 ]]; then
+		options=(-files '2000,8000' -rounds 2 -repeat 200ms)
+	elif [[ $1 == zfs ]]; then
+		options=(-files 50000 -rounds 3)
+	else
+		options=()
+	fi
+	options+=(-driver "$1" -revision "$(git describe --tags --always --dirty 2>/dev/null || echo unknown)")
+}
+
+# on_loop FILESYSTEM OPTION...: runs the program on a new loopback image.
+on_loop() {
+	local filesystem=$1 dir
+	shift
+	dir=$("${root[@]}" mktemp -d "${COWSHED_BENCH_DIR:-/var/tmp}/cowshed-bench.XXXXXX")
+	image=$dir/bench.img
+	# shellcheck disable=SC2064 # the names are wanted as they are now
+	trap "cleanup '$dir'" EXIT
+	"${root[@]}" scripts/mkfs-loop.sh create --fs "$filesystem" "$image" 24G
+	"${root[@]}" scripts/mkfs-loop.sh mount "$image" "$dir/mnt"
+	"${root[@]}" mkdir "$dir/work"
+	"${root[@]}" env TMPDIR="$dir/work" bench/bin/bench -root "$dir/mnt" -work "$dir/work" \
+		-image "a loopback image on $(stat -f -c %T "$dir")" "$@"
+}
+
+cleanup() {
+	"${root[@]}" scripts/mkfs-loop.sh unmount "$1/bench.img" || true
+	"${root[@]}" scripts/mkfs-loop.sh delete "$1/bench.img" || true
+	"${root[@]}" rm -rf --one-file-system -- "$1"
+}
+
+# in_machine OPTION...: runs the program on the pool of the ZFS test machine.
+in_machine() {
+	local dir
+	dir=$(mktemp -d)
+	# shellcheck disable=SC2064
+	trap "rm -rf -- '$dir'" EXIT
+	mkdir "$dir/out" "$dir/docs"
+	cp bench/bin/bench "$dir"
+	scripts/zfs-machine/zfs-machine.sh build
+	scripts/zfs-machine/zfs-machine.sh run --dir "$dir" --out "$dir/out" --mem 6144 --disk 24G --timeout 7200 -- \
+		sh -c 'mkdir -p /out/docs && cd /out && /work/bench -root /tank -work /tmp "$@"' bench -image 'a virtual disk' "$@"
+	[[ ! -d $dir/out/docs ]] || cp "$dir"/out/docs/* docs/
+}
+
+main() {
+	local filesystem=btrfs output=docs/benchmarks.md
+	case ${1:-} in
+	btrfs | zfs)
+		filesystem=$1
+		shift
+		;;
+	-h | --help | help)
+		usage
+		exit
+		;;
+	'' | --) ;;
+	*)
+		usage >&2
+		exit 2
+		;;
+	esac
+	[[ ${1:-} != -- ]] || shift
+
+	(cd bench && go build -trimpath -o bin/bench .)
+	options "$filesystem"
+	[[ $filesystem == btrfs ]] || output=docs/benchmarks-$filesystem.md
+	[[ ${QUICK:-} == 1 ]] || options+=(-o "$output")
+	if [[ $filesystem == zfs && ! -c /dev/zfs ]]; then
+		in_machine "${options[@]}" "$@"
+	else
+		on_loop "$filesystem" "${options[@]}" "$@"
+	fi
+}
+
+main "$@"

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+#
+# Installs the Debian or Ubuntu packages that a task of the Makefile needs and that are missing, and says which.
+# See usage below.
+
+set -euo pipefail
+
+usage() {
+	cat <<'END'
+Usage: deps.sh TASK...
+
+Installs the packages that the tasks need, if they are missing, with apt-get; where it is not run by root, through
+sudo. On other systems than Debian and Ubuntu it only says what is needed.
+
+Tasks:
+  build  what `make build` needs: nothing but Go and git
+  test   what `make test` needs
+  lint   what `make lint` needs
+  demo   what `make demo` needs
+  bench  what `make bench` needs
+
+Exit codes: 0 all there; 1 installing failed; 2 wrong usage; 5 something is missing and cannot be installed here.
+END
+}
+
+# Go itself comes first: without it nothing can be done, and distributions have it in versions that are too old.
+check_go() {
+	command -v go >/dev/null || {
+		echo "deps.sh: go is not in PATH; install the version that go.mod names, or a later one" >&2
+		exit 5
+	}
+}
+
+# packages TASK: prints names of packages.
+packages() {
+	case $1 in
+	build) echo git ;;
+	# gcc and libc6-dev: the race detector. mount has losetup.
+	test) echo git gcc libc6-dev btrfs-progs mount util-linux attr ;;
+	lint) echo git shellcheck ;;
+	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
+	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
+	*)
+		usage >&2
+		exit 2
+		;;
+	esac
+}
+
+missing() {
+	for package in "$@"; do
+		dpkg-query --show --showformat='${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+			echo "$package"
+	done
+}
+
+main() {
+	case ${1:-} in
+	'' | -h | --help | help)
+		usage
+		[[ -n ${1:-} ]] || exit 2
+		exit
+		;;
+	esac
+	check_go
+
+	local wanted=() absent=() root=()
+	for task in "$@"; do
+		read -ra names <<<"$(packages "$task")"
+		wanted+=("${names[@]}")
+	done
+	if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+		echo "deps.sh: this is neither Debian nor Ubuntu; needed here, by Debian's names: ${wanted[*]}" >&2
+		return
+	fi
+
+	mapfile -t absent < <(missing "${wanted[@]}" | sort -u)
+	if [[ ${#absent[@]} -eq 0 ]]; then
+		return
+	fi
+	echo "deps.sh: installing for $*: ${absent[*]}"
+	if [[ $(id -u) -ne 0 ]]; then
+		command -v sudo >/dev/null || {
+			echo "deps.sh: needs root or sudo to install ${absent[*]}" >&2
+			exit 5
+		}
+		root=(sudo)
+	fi
+	"${root[@]}" apt-get -q update </dev/null
+	"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${absent[@]}" </dev/null
+}
+
+main "$@"

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// event is what test2json says (see `go doc test2json`), and the build events of `go help buildjson`.
+type event struct {
+	Action     string
+	Package    string
+	ImportPath string // of a build event
+	Test       string
+	Output     string
+}
+
+type testID struct{ pkg, test string }
+
+func (id testID) String() string { return strings.TrimSpace(id.pkg + " " + id.test) }
+
+// judge counts results and prints the output of what failed or was skipped, and the lines of packages.
+type judge struct {
+	out     io.Writer
+	allowed func(id testID, output string) bool
+
+	sum     counts
+	output  map[testID]*strings.Builder // of tests that have not ended
+	parents map[testID]bool             // tests that have subtests: only leaves are counted
+	skipped []string
+	failed  []string
+}
+
+func newJudge(out io.Writer, allowed func(testID, string) bool) *judge {
+	return &judge{
+		out:     out,
+		allowed: allowed,
+		output:  make(map[testID]*strings.Builder),
+		parents: make(map[testID]bool),
+	}
+}
+
+// read handles events until the end of r. Lines that are no events are printed as they are.
+func (j *judge) read(r io.Reader) error {
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadString('\n')
+		if line != "" {
+			var e event
+			if json.Unmarshal([]byte(line), &e) == nil && e.Action != "" {
+				j.handle(e)
+			} else {
+				fmt.Fprint(j.out, line)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (j *judge) handle(e event) {
+	id := testID{e.Package, e.Test}
+	switch e.Action {
+	case "build-output":
+		fmt.Fprint(j.out, e.Output)
+	case "build-fail":
+		j.fail(testID{e.ImportPath, "[build]"})
+	case "run":
+		if i := strings.LastIndexByte(e.Test, '/'); i >= 0 {
+			j.parents[testID{e.Package, e.Test[:i]}] = true
+		}
+	case "output":
+		if j.isProgress(e) {
+			fmt.Fprint(j.out, e.Output)
+			return
+		}
+		b := j.output[id]
+		if b == nil {
+			b = new(strings.Builder)
+			j.output[id] = b
+		}
+		b.WriteString(e.Output)
+	case "pass":
+		if e.Test != "" && !j.parents[id] {
+			j.sum.passed++
+		}
+		delete(j.output, id)
+	case "skip":
+		j.skip(id)
+	case "fail":
+		if e.Test == "" {
+			j.failPackage(e.Package)
+			return
+		}
+		j.flush(id)
+		if !j.parents[id] {
+			j.sum.failed++
+		}
+		j.failed = append(j.failed, id.String())
+	}
+}
+
+// isProgress tells output that is shown at once: how far a fuzz test is, and the result of a package.
+func (j *judge) isProgress(e event) bool {
+	if strings.HasPrefix(e.Output, "fuzz: ") {
+		return true
+	}
+	return e.Test == "" && (strings.HasPrefix(e.Output, "ok  \t") || strings.HasPrefix(e.Output, "FAIL\t"))
+}
+
+// skip judges a test or a package that was skipped. Only packages without tests are skipped as a whole.
+func (j *judge) skip(id testID) {
+	defer delete(j.output, id)
+	if id.test == "" {
+		return
+	}
+	var text string
+	if b := j.output[id]; b != nil {
+		text = b.String()
+	}
+	if j.allowed(id, text) {
+		j.sum.elsewhere++
+		return
+	}
+	j.flush(id)
+	j.sum.failed++
+	j.skipped = append(j.skipped, id.String())
+}
+
+// failPackage ends a package that failed. What its tests had printed is shown for those that did not end: a
+// panic or a timeout hits them all, and which one is at fault only their output says.
+func (j *judge) failPackage(pkg string) {
+	var unfinished []testID
+	for id := range j.output {
+		if id.pkg == pkg && id.test != "" {
+			unfinished = append(unfinished, id)
+		}
+	}
+	slices.SortFunc(unfinished, func(a, b testID) int { return strings.Compare(a.test, b.test) })
+	for _, id := range unfinished {
+		j.flush(id)
+		j.fail(testID{id.pkg, id.test + " [did not end]"})
+	}
+	j.flush(testID{pkg: pkg})
+	if !slices.ContainsFunc(j.failed, func(f string) bool { return strings.HasPrefix(f, pkg) }) {
+		j.fail(testID{pkg: pkg})
+	}
+}
+
+func (j *judge) fail(id testID) {
+	j.sum.failed++
+	j.failed = append(j.failed, id.String())
+}
+
+// flush prints what a test has printed.
+func (j *judge) flush(id testID) {
+	if b := j.output[id]; b != nil {
+		fmt.Fprint(j.out, b.String())
+		delete(j.output, id)
+	}
+}
+
+// finish prints what went wrong, if anything did, and returns the numbers.
+func (j *judge) finish() counts {
+	for _, f := range j.failed {
+		fmt.Fprintln(j.out, "failed:", f)
+	}
+	for _, s := range j.skipped {
+		fmt.Fprintln(j.out, "skipped, which counts as a failure:", s)
+	}
+	if j.sum.elsewhere > 0 {
+		fmt.Fprintln(j.out, "left out here, by the list of allowed skips:", j.sum.elsewhere)
+	}
+	return j.sum
+}

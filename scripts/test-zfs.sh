@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+#
+# Runs the tests that need ZFS. See usage below.
+
+set -euo pipefail
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
+
+usage() {
+	cat <<'END'
+Usage: test-zfs.sh [-counts FILE]
+
+Runs the tests that need ZFS: of package zfs and those below it all, of others the ones with ZFS in their name.
+Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
+not in the cache.
+
+  -counts FILE   add the numbers of passed and failed tests to FILE instead of printing them
+
+Environment:
+  PKG                 packages to test, default ./...
+  RUN                 tests to run, as -run of go test, default as said above
+  RACE                1: with the race detector, which is slow in the test machine
+  COWSHED_TEST_ZPOOL  use this pool of the host; without it one is made in a file and destroyed afterwards
+  COWSHED_CACHE       where the test machine is kept, default /var/cache/cowshed
+
+Exit codes: 0 everything passed; 1 something failed; 2 wrong usage.
+END
+}
+
+readonly machine=scripts/zfs-machine/zfs-machine.sh
+module=$(go list -m)
+read -ra packages <<<"${PKG:-./...}"
+
+# zfs_packages: prints the packages of which some test asks for ZFS.
+zfs_packages() {
+	go list -f '{{.ImportPath}} {{.Dir}}' "${packages[@]}" | while read -r path dir; do
+		compgen -G "$dir/*_test.go" >/dev/null || continue
+		if [[ $path == "$module"/zfs || $path == "$module"/zfs/* ]] || grep -qE 'testfs\.(ZFS|Zpool)\(|func Test.*ZFS' "$dir"/*_test.go; then
+			echo "$path"
+		fi
+	done
+}
+
+# build DIR: makes in DIR, in the shape of the tree, the test binaries and what they read, and the script run.sh
+# that runs them all and prints test2json events.
+build() {
+	local dir=$1 path rel run flags=()
+	[[ ${RACE:-} != 1 ]] || flags=(-race)
+	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
+	{
+		echo '#!/bin/bash'
+		# shellcheck disable=SC2016 # expanded when run.sh runs
+		echo 'cd "$(dirname "$0")"'
+		echo 'status=0'
+	} >"$dir/run.sh"
+	for path in $(zfs_packages); do
+		rel=${path#"$module"}
+		rel=.${rel:-/}
+		mkdir -p "$dir/$rel"
+		go test -c "${flags[@]}" -o "$dir/$rel/tests" "$path"
+		[[ ! -d $rel/testdata ]] || cp -r "$rel/testdata" "$dir/$rel/"
+		! compgen -G "$rel/*.sh" >/dev/null || cp "$rel"/*.sh "$dir/$rel/"
+		run=ZFS
+		[[ $rel != ./zfs* ]] || run=.
+		printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=20m -test.run=%q) || status=1\n' \
+			"$rel" "$(up "$rel")test2json" "$path" "${RUN:-$run}" >>"$dir/run.sh"
+	done
+	# shellcheck disable=SC2016
+	echo 'exit "$status"' >>"$dir/run.sh"
+	chmod +x "$dir/run.sh"
+}
+
+# up REL: prints the way from ./REL to the directory that it is in, ending in a slash.
+up() {
+	local slashes=${1//[^\/]/}
+	printf '%s' "./${slashes//\//..\/}"
+}
+
+# on_host DIR: runs DIR/run.sh here.
+on_host() {
+	local dir=$1 pool=${COWSHED_TEST_ZPOOL:-} status=0
+	export COWSHED_TEST_REQUIRE=1
+	if [[ -n $pool ]]; then
+		scripts/as-root.sh "$dir/run.sh"
+		return
+	fi
+	pool=cowshed-test-$$
+	truncate -s 4G "$dir/pool.img"
+	scripts/as-root.sh zpool create -o cachefile=none -m "$dir/tank" "$pool" "$dir/pool.img"
+	COWSHED_TEST_ZPOOL=$pool scripts/as-root.sh "$dir/run.sh" || status=1
+	scripts/as-root.sh zpool destroy -f "$pool" || status=1
+	return "$status"
+}
+
+# in_machine DIR: runs DIR/run.sh in the test machine.
+in_machine() {
+	"$machine" run --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
+		--append-env CI="${CI:-}" -- /work/run.sh
+}
+
+has_zfs() {
+	[[ -c /dev/zfs ]] && command -v zfs >/dev/null && command -v zpool >/dev/null
+}
+
+main() {
+	local counts=() dir
+	case ${1:-} in
+	'') ;;
+	-counts) counts=(-counts "${2:?-counts needs a file}") ;;
+	-h | --help | help)
+		usage
+		exit
+		;;
+	*)
+		usage >&2
+		exit 2
+		;;
+	esac
+
+	dir=$(mktemp -d)
+	# shellcheck disable=SC2064 # the directory's name is wanted now
+	trap "rm -rf -- '$dir'" EXIT
+	mkdir "$dir/work"
+	build "$dir/work"
+	go build -o "$dir/testsum" ./scripts/internal/testsum
+	local where=in_machine
+	if [[ -n ${COWSHED_TEST_ZPOOL:-} ]] || has_zfs; then
+		where=on_host
+	else
+		"$machine" build
+	fi
+	"$where" "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips
+}
+
+main "$@"

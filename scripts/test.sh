@@ -1,0 +1,168 @@
+#!/usr/bin/env bash
+#
+# Runs every test of the project. See usage below.
+
+set -euo pipefail
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
+
+usage() {
+	cat <<'END'
+Usage: test.sh STEP...
+
+Steps:
+  gates  gofmt, go vet, a build and go vet for each other platform, and the module of the benchmarks
+  unit   the tests that need no root; others skip
+  race   all tests, with the race detector, as root; a test that is skipped fails
+  fuzz   each fuzz target for FUZZTIME (default 10s, in CI 1m)
+  zfs    the tests that need ZFS, in the test machine or on this host
+  all    gates, race, fuzz and zfs
+
+Goes on after a step that fails, says at the end which did, and closes with "N passed, N failed".
+
+Environment:
+  FUZZTIME             time per fuzz target, as -fuzztime of go test
+  PKG                  packages to test, default ./...
+  RUN                  tests to run, as -run of go test
+  COWSHED_TEST_ZPOOL   a pool of this host for the step zfs, instead of the test machine
+  COWSHED_CACHE        where the test machine is kept, default /var/cache/cowshed
+
+Exit codes: 0 everything passed; 1 something failed; 2 wrong usage.
+END
+}
+
+readonly other_platforms=(windows darwin freebsd)
+read -ra packages <<<"${PKG:-./...}"
+failed=()
+
+# step NAME COMMAND...: runs it and remembers if it failed.
+step() {
+	local name=$1 begun=$SECONDS
+	shift
+	echo "== $name"
+	if ! "$@"; then
+		failed+=("$name")
+		echo "== $name FAILED"
+	fi
+	echo "== $name: $((SECONDS - begun)) s"
+}
+
+# judged [OPTION...] -- COMMAND...: runs go test -json through testsum.
+judged() {
+	"$testsum" -counts "$work/counts" -allow scripts/allowed-skips "$@"
+}
+
+formatted() {
+	local files
+	files=$(gofmt -l .)
+	[[ -z $files ]] || {
+		printf 'not formatted by gofmt: %s\n' "$files"
+		return 1
+	}
+}
+
+gates() {
+	step gofmt formatted
+	step 'go vet' go vet "${packages[@]}"
+	step 'go build without cgo' env CGO_ENABLED=0 go build "${packages[@]}"
+	for os in "${other_platforms[@]}"; do
+		step "go build and vet for $os" other_platform "$os"
+	done
+	step 'go vet and tests of bench' in_bench
+}
+
+other_platform() {
+	GOOS=$1 go build "${packages[@]}" && GOOS=$1 go vet "${packages[@]}"
+}
+
+unit() {
+	# Here a skip is allowed and only counted.
+	step 'unit tests' go test -count=1 ${RUN:+-run "$RUN"} "${packages[@]}"
+}
+
+# in_bench: the module of the benchmarks, with the peers, still builds. It measures nothing.
+in_bench() {
+	(
+		cd bench
+		go mod tidy -diff >/dev/null || {
+			echo 'bench/go.mod is not up to date with go.mod: run make tidy'
+			exit 1
+		}
+		go vet ./... && "$testsum" -counts "$work/counts" -- go test -json -count=1 ./...
+	)
+}
+
+race() {
+	# What needs a pool runs in the step zfs.
+	COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere step 'all tests, race detector' \
+		judged -elsewhere -- go test -json -race -count=1 -timeout 30m -exec "$PWD/scripts/as-root.sh" \
+		${RUN:+-run "$RUN"} "${packages[@]}"
+}
+
+# fuzz_packages: prints the packages that have fuzz targets.
+fuzz_packages() {
+	# shellcheck disable=SC2016 # the variables are those of Go's template
+	local format='{{$dir := .Dir}}{{$path := .ImportPath}}{{range .TestGoFiles}}{{$path}} {{$dir}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$path}} {{$dir}}/{{.}}{{"\n"}}{{end}}'
+	go list -f "$format" "${packages[@]}" | while read -r path file; do
+		[[ -z $file ]] || ! grep -q '^func Fuzz' "$file" || echo "$path"
+	done | sort -u
+}
+
+fuzz() {
+	local time=${FUZZTIME:-10s} found list package target targets
+	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=1m
+	found=$(fuzz_packages) || failed+=('list packages with fuzz targets')
+	[[ -n $found ]] || echo 'no fuzz targets'
+	for package in $found; do
+		list=$(go test -list '^Fuzz' "$package") || {
+			failed+=("list fuzz targets of $package")
+			continue
+		}
+		mapfile -t targets < <(grep '^Fuzz' <<<"$list")
+		for target in "${targets[@]}"; do
+			step "fuzz $target of $package for $time" judged -- go test -json -count=1 -parallel=2 -run='^$' \
+				-fuzz="^$target\$" -fuzztime="$time" -timeout 30m "$package"
+		done
+	done
+}
+
+zfs() {
+	step 'ZFS tests' scripts/test-zfs.sh -counts "$work/counts"
+}
+
+main() {
+	[[ $# -gt 0 ]] || {
+		usage >&2
+		exit 2
+	}
+	local steps=()
+	for name in "$@"; do
+		case $name in
+		gates | unit | race | fuzz | zfs) steps+=("$name") ;;
+		all) steps+=(gates race fuzz zfs) ;;
+		-h | --help | help)
+			usage
+			exit
+			;;
+		*)
+			usage >&2
+			exit 2
+			;;
+		esac
+	done
+
+	work=$(mktemp -d)
+	trap 'rm -rf -- "$work"' EXIT
+	testsum=$work/testsum
+	go build -o "$testsum" ./scripts/internal/testsum
+	for name in "${steps[@]}"; do
+		"$name"
+	done
+
+	[[ ${#failed[@]} -eq 0 ]] || printf 'failed: %s\n' "${failed[@]}"
+	if [[ -e $work/counts ]]; then
+		"$testsum" -total -counts "$work/counts" || failed+=(tests)
+	fi
+	[[ ${#failed[@]} -eq 0 ]]
+}
+
+main "$@"
