@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/diff/apply"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/rootfs"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/diff/walking"
+	"github.com/containerd/containerd/v2/plugins/snapshots/btrfs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// containerd is containerd's btrfs snapshotter with its walking differ, called directly: what its gRPC costs
+// is left out.
+type containerd struct {
+	ctx         context.Context
+	snapshotter snapshots.Snapshotter
+	store       content.Store
+	applier     diff.Applier
+	differ      diff.Comparer
+	blobs       map[string]ocispec.Descriptor // layers in the content store, by path
+}
+
+// newContainerd opens the snapshotter on root and a content store on work, which is on another filesystem as
+// the store is with containerd.
+func newContainerd(root, work string) (contender, error) {
+	snapshotter, err := btrfs.NewSnapshotter(filepath.Join(root, "btrfs"))
+	if err != nil {
+		return nil, err
+	}
+	store, err := local.NewLabeledStore(filepath.Join(work, "content"), make(labelStore))
+	if err != nil {
+		return nil, errors.Join(err, snapshotter.Close())
+	}
+	return &containerd{
+		ctx:         namespaces.WithNamespace(context.Background(), "bench"),
+		snapshotter: snapshotter,
+		store:       store,
+		applier:     apply.NewFileSystemApplier(store),
+		differ:      walking.NewWalkingDiff(store),
+		blobs:       make(map[string]ocispec.Descriptor),
+	}, nil
+}
+
+func (*containerd) name() string { return "containerd" }
+
+// prepare puts a layer into the content store, where a pull would have left it.
+func (c *containerd) prepare(layer *layer) error {
+	tar, err := layer.open()
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	blob := ocispec.Descriptor{
+		MediaType: ocispec.MediaTypeImageLayer,
+		Digest:    digest.FromBytes(layer.data),
+		Size:      int64(len(layer.data)),
+	}
+	c.blobs[layer.path] = blob
+	return content.WriteBlob(c.ctx, c.store, blob.Digest.String(), tar, blob)
+}
+
+func (c *containerd) apply(id string, layer *layer) error {
+	mounts, err := c.snapshotter.Prepare(c.ctx, id+"-unpack", "")
+	if err != nil {
+		return err
+	}
+	if _, err := c.applier.Apply(c.ctx, c.blobs[layer.path], mounts); err != nil {
+		return err
+	}
+	return c.snapshotter.Commit(c.ctx, id, id+"-unpack")
+}
+
+func (c *containerd) create(id, parent string, limit int64) error {
+	if limit != 0 {
+		return errNotOffered
+	}
+	_, err := c.snapshotter.Prepare(c.ctx, id, parent)
+	return err
+}
+
+func (c *containerd) edit(id string, f func(dir string) error) error {
+	mounts, err := c.snapshotter.Mounts(c.ctx, id)
+	if err != nil {
+		return err
+	}
+	return mount.WithTempMount(c.ctx, mounts, f)
+}
+
+func (*containerd) changes(string, string) (int, error) { return 0, errNotOffered }
+
+func (c *containerd) diff(id, _ string) (diffResult, error) {
+	start := time.Now()
+	blob, err := rootfs.CreateDiff(c.ctx, id, c.snapshotter, c.differ, diff.WithMediaType(ocispec.MediaTypeImageLayer))
+	if err != nil {
+		return diffResult{}, err
+	}
+	result := diffResult{bytes: blob.Size, files: -1, ready: time.Since(start)}
+	if countFiles {
+		r, err := c.store.ReaderAt(c.ctx, blob)
+		if err != nil {
+			return result, err
+		}
+		defer r.Close()
+		result, err = countDiff(content.NewReader(r))
+		if err != nil {
+			return result, err
+		}
+	}
+	return result, nil
+}
+
+func (c *containerd) usage(id, _ string) (int64, error) {
+	usage, err := c.snapshotter.Usage(c.ctx, id)
+	return usage.Size, err
+}
+
+func (c *containerd) remove(id string) error { return c.snapshotter.Remove(c.ctx, id) }
+
+// forget empties the content store of diffs, so that none is found to be there already.
+func (c *containerd) forget() error {
+	keep := make(map[digest.Digest]bool)
+	for _, blob := range c.blobs {
+		keep[blob.Digest] = true
+	}
+	return c.store.Walk(c.ctx, func(info content.Info) error {
+		if keep[info.Digest] {
+			return nil
+		}
+		return c.store.Delete(c.ctx, info.Digest)
+	})
+}
+
+func (c *containerd) close() error {
+	err := c.snapshotter.Close()
+	for path := range c.blobs {
+		delete(c.blobs, path)
+	}
+	if rmErr := c.forget(); !errors.Is(rmErr, os.ErrNotExist) {
+		err = errors.Join(err, rmErr)
+	}
+	return err
+}
+
+// labelStore keeps the labels of blobs in memory.
+type labelStore map[digest.Digest]map[string]string
+
+func (s labelStore) Get(d digest.Digest) (map[string]string, error) { return s[d], nil }
+
+func (s labelStore) Set(d digest.Digest, labels map[string]string) error {
+	s[d] = labels
+	return nil
+}
+
+func (s labelStore) Update(d digest.Digest, labels map[string]string) (map[string]string, error) {
+	if s[d] == nil {
+		s[d] = make(map[string]string)
+	}
+	for key, value := range labels {
+		s[d][key] = value
+		if value == "" {
+			delete(s[d], key)
+		}
+	}
+	return s[d], nil
+}

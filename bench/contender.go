@@ -1,0 +1,39 @@
+package main
+
+import (
+	"errors"
+	"time"
+)
+
+// errNotOffered says that a contender has no such operation.
+var errNotOffered = errors.New("not offered")
+
+// contender is one implementation of layers on the filesystem under test. All layers are on that one
+// filesystem; contenders see only their own.
+type contender interface {
+	// name is how the report calls it.
+	name() string
+	// apply adds an image layer: it makes a layer, fills it from the tar and makes it fit to be a parent.
+	apply(id string, layer *layer) error
+	// create makes a writable layer on parent, limited to limit bytes unless that is 0.
+	create(id, parent string, limit int64) error
+	// edit gives f the tree of a writable layer.
+	edit(id string, f func(dir string) error) error
+	// changes lists what differs between a layer and its parent and returns how many entries that are.
+	changes(id, parent string) (int, error)
+	// diff reads the tar of what differs between a layer and its parent, or of all of it if parent is "".
+	diff(id, parent string) (diffResult, error)
+	// usage says how much a writable layer holds beyond its parent, in bytes.
+	usage(id, parent string) (int64, error)
+	// remove removes a layer.
+	remove(id string) error
+	// close releases what the contender holds; its layers have been removed.
+	close() error
+}
+
+// diffResult describes a diff that has been read.
+type diffResult struct {
+	bytes int64         // length of the tar
+	files int           // regular files in it; -1 if they were not counted
+	ready time.Duration // until the last byte was read; the call may take longer than that
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	_ "github.com/cowshed/cowshed/btrfs" // registers the driver
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+)
+
+// cowshed is this project's driver through its graph driver API, as a program would use it.
+type cowshed struct{ driver graphdriver.Driver }
+
+func newCowshed(filesystem, root string) (contender, error) {
+	driver, err := graphdriver.New(filesystem, graphdriver.Options{Root: root})
+	if err != nil {
+		return nil, err
+	}
+	return &cowshed{driver}, nil
+}
+
+func (*cowshed) name() string { return "cowshed" }
+
+func (c *cowshed) apply(id string, layer *layer) error {
+	tar, err := layer.open()
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	if err := c.driver.Create(id, "", nil); err != nil {
+		return err
+	}
+	_, err = c.driver.ApplyDiff(id, "", tar)
+	return err
+}
+
+func (c *cowshed) create(id, parent string, limit int64) error {
+	return c.driver.CreateReadWrite(id, parent, &graphdriver.CreateOpts{StorageOpt: storageOpt(limit)})
+}
+
+func (c *cowshed) edit(id string, f func(dir string) error) error {
+	dir, err := c.driver.Get(id, "")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(dir), c.driver.Put(id))
+}
+
+func (c *cowshed) changes(id, parent string) (int, error) {
+	changes, err := c.driver.Changes(id, parent)
+	return len(changes), err
+}
+
+func (c *cowshed) diff(id, parent string) (diffResult, error) {
+	start := time.Now()
+	tar, err := c.driver.Diff(id, parent)
+	if err != nil {
+		return diffResult{}, err
+	}
+	result, err := readDiff(start, tar)
+	return result, errors.Join(err, tar.Close())
+}
+
+func (c *cowshed) usage(id, _ string) (int64, error) {
+	driver, ok := c.driver.(*cowcommon.Driver)
+	if !ok {
+		return 0, errNotOffered
+	}
+	usage, err := driver.Usage(context.Background(), id)
+	return int64(usage.Bytes), err
+}
+
+func (c *cowshed) remove(id string) error { return c.driver.Remove(id) }
+
+// close also checks that what was measured was the native comparison and not a silent walk.
+func (c *cowshed) close() error {
+	var walked error
+	if driver, ok := c.driver.(*cowcommon.Driver); ok {
+		if stats := driver.CompareStats(); len(stats.Walked) > 0 {
+			walked = fmt.Errorf("cowshed walked trees instead of comparing natively: %v", stats.Walked)
+		}
+	}
+	return errors.Join(walked, c.driver.Cleanup())
+}

@@ -1,0 +1,123 @@
+// Bench measures Cowshed beside the layer code of moby, podman and containerd, on the same filesystem in the
+// same run, and writes a table and plots. scripts/bench.sh makes the filesystem for it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	mobyreexec "github.com/moby/sys/reexec"
+	"github.com/sirupsen/logrus"
+	podmanreexec "go.podman.io/storage/pkg/reexec"
+)
+
+func main() {
+	// The peers start this program again to unpack in a changed root.
+	if mobyreexec.Init() || podmanreexec.Init() {
+		return
+	}
+	if err := runBench(os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func runBench(args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	c := config{log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	flags.StringVar(&c.filesystem, "driver", "btrfs", "filesystem and driver to measure: btrfs or zfs")
+	flags.StringVar(&c.root, "root", "", "empty `directory` on the filesystem to measure on")
+	flags.StringVar(&c.work, "work", os.TempDir(), "`directory` on another filesystem for the tars")
+	flags.IntVar(&c.rounds, "rounds", 3, "how often everything is measured")
+	flags.DurationVar(&c.repeat, "repeat", time.Second, "repeat cheap operations for so long in each round")
+	files := flags.String("files", "50000,200000", "numbers of files of the base, comma separated")
+	only := flags.String("only", "", "names of contenders, comma separated; default all")
+	output := flags.String("o", "", "write the report to this Markdown `file`, and plots beside it; default is to print it only")
+	image := flags.String("image", "a loopback image", "what the report says holds the filesystem")
+	quota := flags.Bool("quota", true, "turn simple quotas on first (btrfs)")
+	revision := flags.String("revision", "unknown", "what the report says was measured")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if c.root == "" || flags.NArg() > 0 {
+		return errors.New("needs -root and no arguments; see -help")
+	}
+	if *only != "" {
+		c.only = strings.Split(*only, ",")
+	}
+	silencePeers()
+	quotas := "quotas off"
+	if c.filesystem == "btrfs" && *quota {
+		if err := c.onRoot(btrfsctl.EnableSimpleQuota); err != nil {
+			return fmt.Errorf("turn simple quotas on: %w", err)
+		}
+		quotas = "simple quotas on"
+	}
+
+	r := &report{
+		filesystem: c.filesystem, quota: quotas, image: *image, revision: *revision, rounds: c.rounds,
+		date: time.Now().UTC().Format(time.DateOnly), machine: describeMachine(),
+	}
+	for field := range strings.SplitSeq(*files, ",") {
+		n, err := strconv.Atoi(field)
+		if err != nil || n < changedFiles {
+			return fmt.Errorf("%q is not a number of files", field)
+		}
+		result, err := c.measure(n)
+		if err != nil {
+			return err
+		}
+		r.results = append(r.results, result)
+		r.plots = append(r.plots, fmt.Sprintf("benchmarks-%s-%d.svg", c.filesystem, n))
+	}
+	if *output != "" {
+		if err := writeFiles(r, *output); err != nil {
+			return err
+		}
+	}
+	r.write(out)
+	return nil
+}
+
+// writeFiles writes the report and its plots.
+func writeFiles(r *report, name string) error {
+	for i, plot := range r.plots {
+		err := writeFile(filepath.Join(filepath.Dir(name), plot), func(w io.Writer) {
+			result := r.results[i]
+			title := fmt.Sprintf("Operations on a base of %s files on %s", thousands(result.layer.files), r.filesystem)
+			writePlot(w, title, r.columns(result), result)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return writeFile(name, r.write)
+}
+
+func writeFile(name string, write func(io.Writer)) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	write(f)
+	return f.Close()
+}
+
+// silencePeers turns off their logs, which would be among what is timed.
+func silencePeers() {
+	logrus.SetOutput(io.Discard)
+	log.L = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter), Level: logrus.PanicLevel})
+	log.G = func(context.Context) *log.Entry { return log.L }
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+}
