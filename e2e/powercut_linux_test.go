@@ -1,0 +1,32 @@
+package e2e
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/moby/sys/user"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// TestPowerCut cuts the power right after each operation has returned: what it acknowledged is there.
+func TestPowerCut(t *testing.T) {
+	inEachSystem(t, func(t *testing.T, s system) {
+		if s.driver != "btrfs" {
+			return // scripts/zfs-power-cut.sh stops the test machine instead
+		}
+		for _, op := range operations(s) {
+			t.Run(op.name, func(t *testing.T) {
+				root := s.root(t)
+				prepare(t, s, root)
+				d := s.open(t, root, user.IdentityMapping{})
+				require.NoError(t, op.run(d))
+				copied := testfs.PowerCut(t, filepath.Dir(root))
+				// A removed layer may come back, whole; everything else must be as acknowledged.
+				durable := op.name != "remove" && op.name != "remove nested"
+				assertRecovers(t, s, filepath.Join(copied, filepath.Base(root)), op, durable)
+			})
+		}
+	})
+}
