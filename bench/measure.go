@@ -78,10 +78,10 @@ func (c config) contenders() []opener {
 	all := []opener{
 		{"cowshed", func(root string) (contender, error) { return newCowshed(c.filesystem, root) }},
 		{"moby", func(root string) (contender, error) { return newMoby(c.filesystem, root) }},
-		{"podman", func(root string) (contender, error) { return newPodman(c.filesystem, root) }},
 	}
 	if c.filesystem == "btrfs" {
 		all = append(all,
+			opener{"podman", func(root string) (contender, error) { return newPodman(c.filesystem, root) }},
 			opener{"containerd", func(root string) (contender, error) { return newContainerd(root, c.work) }},
 			opener{"floor", newFloor},
 		)

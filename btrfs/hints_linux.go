@@ -76,20 +76,23 @@ func rootNamesOf(v *view) rootNames {
 	}
 }
 
-// noHints gives the reasons for which the kernel does not send that a walk has not.
+// noHints turns an error of the kernel's into the reason for which both trees are to be walked: whatever kept
+// it from comparing, ENOENT from a bug with siblings among it, does not keep a walk from it.
 func noHints(err error) error {
-	switch {
-	case errors.Is(err, unix.EPERM):
-		return &treediff.NoHintsError{Reason: "permission", Err: err}
-	case errors.Is(err, unix.EAGAIN):
-		return &treediff.NoHintsError{Reason: "dedupe", Err: err}
-	case errors.Is(err, unix.ENAMETOOLONG):
-		// A stream names everything by its path from the root, of less than PATH_MAX bytes.
-		return &treediff.NoHintsError{Reason: "path-too-long", Err: err}
-	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
-		return &treediff.NoHintsError{Reason: "kernel", Err: err}
+	errno := unix.Errno(0)
+	if !errors.As(err, &errno) {
+		return err
 	}
-	return err
+	reason := "kernel"
+	switch errno {
+	case unix.EPERM:
+		reason = "permission"
+	case unix.EAGAIN:
+		reason = "dedupe"
+	case unix.ENAMETOOLONG: // a stream names everything by its path from the root, of less than PATH_MAX bytes
+		reason = "path-too-long"
+	}
+	return &treediff.NoHintsError{Reason: reason, Err: err}
 }
 
 // related reports whether two subvolumes have a common ancestor, themselves included.

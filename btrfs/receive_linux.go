@@ -53,7 +53,7 @@ func receive(ctx context.Context, root, source *os.File, r io.Reader) (received,
 		defer v.source.close()
 	}
 	for stream.Next() {
-		if err := ctx.Err(); err != nil {
+		if ctx.Err() != nil {
 			return received{}, context.Cause(ctx)
 		}
 		if err := v.apply(stream.Command()); err != nil {

@@ -117,7 +117,7 @@ func TestReceiveOfScenarios(t *testing.T) {
 		name      string
 		base, top string // shell commands in the root of the tree
 	}{
-		{"kinds of files", "mkfifo p; mknod c c 1 3; mknod b b 259 1048575; ln -s /etc/passwd l; ln -s x/.. m; mkdir d; echo 1 >f",
+		{"kinds of files", "mkfifo p; mknod chr c 1 3; mknod blk b 259 1048575; ln -s /etc/passwd l; ln -s x/.. m; mkdir d; echo 1 >f",
 			"rm p; mknod p b 8 1; chown -h 3:4 l; touch -h -d @5 l"},
 		{"permissions and owners", "mkdir d; echo 1 >d/f; chown 1:2 d d/f; chmod 4755 d/f; chmod 3770 d; chmod 711 .; chown 7:8 .",
 			"chmod 0 d/f; chown 4000000000:0 d/f; chmod 1777 ."},
@@ -125,7 +125,7 @@ func TestReceiveOfScenarios(t *testing.T) {
 			"echo 2 >a/b/g; touch -d @3 a/b"},
 		{"attributes", "echo 1 >f; setfattr -n user.a -v b f; setfattr -n user.e f; setcap cap_net_admin+ep f; ln -s f l; setfattr -h -n trusted.x -v y l; setfattr -n user.r -v s .",
 			"setfattr -x user.a f; chown 1 f; setcap cap_chown+ep f; setfattr -n user.e -v now f"},
-		{"access control lists", "setfacl -m u:5:r-x,d:u:6:rwx,d:m:rwx .; mkdir d; echo 1 >f; mkdir plain; setfacl -b -k plain; echo 2 >g; setfacl -b g; mknod c c 1 3; setfacl -b c",
+		{"access control lists", "setfacl -m u:5:r-x,d:u:6:rwx,d:m:rwx .; mkdir d; echo 1 >f; mkdir plain; setfacl -b -k plain; echo 2 >g; setfacl -b g; mknod chr c 1 3; setfacl -b chr",
 			"setfacl -k .; echo 3 >h; mkdir d/e; mkdir e; setfacl -b d/e"},
 		{"no access control lists where the root has one", "mkdir d; echo 1 >d/f; setfacl -m d:u:6:rwx .; echo 2 >f", "mkdir d/e; echo 3 >d/g"},
 		{"compression", "setfattr -n btrfs.compression -v zlib .; head -c 300000 /dev/zero >z; mkdir zstd lzo; setfattr -n btrfs.compression -v zstd zstd; setfattr -n btrfs.compression -v lzo lzo; yes | head -c 1000001 >zstd/y; yes | head -c 1000001 >lzo/y; echo short >lzo/s; echo tiny >zstd/t; mkdir none; setfattr -x btrfs.compression none; yes | head -c 1000 >none/f",
@@ -510,6 +510,24 @@ func TestReceiveAppliesFallocate(t *testing.T) {
 	require.NoError(t, err)
 	want := strings.Repeat("x", 4096) + strings.Repeat("\x00", 8192) + strings.Repeat("x", 4096) + strings.Repeat("\x00", 100)
 	assert.Equal(t, want, string(got))
+}
+
+// TestChmodOpen covers kernels that change no modes without following links by themselves.
+func TestChmodOpen(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "f")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Symlink("f", filepath.Join(dir, "l")))
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+
+	require.NoError(t, chmodOpen(fd, "f", 0o751))
+	require.ErrorIs(t, chmodOpen(fd, "l", 0o777), unix.EOPNOTSUPP)
+	require.ErrorIs(t, chmodOpen(fd, "none", 0o777), unix.ENOENT)
+	info, err := os.Stat(file)
+	require.NoError(t, err)
+	assert.EqualValues(t, 0o751, info.Mode())
 }
 
 // TestReceiveKeepsNothingOpen counts descriptors.

@@ -1,6 +1,7 @@
 package sendstream_test
 
 import (
+	"bytes"
 	"fmt"
 	"log"
 	"os"
@@ -10,13 +11,11 @@ import (
 
 // What an incremental stream without file data says: which names and files have changed.
 func ExampleReader() {
-	f, err := os.Open("testdata/nodata-v1.stream")
+	b, err := os.ReadFile("testdata/nodata-v1.stream")
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer f.Close()
-
-	stream, err := sendstream.NewReader(f)
+	stream, err := sendstream.NewReader(bytes.NewReader(b))
 	if err != nil {
 		log.Fatal(err)
 	}
