@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -204,11 +205,28 @@ func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int
 	}
 	defer func() { err = errors.Join(err, d.wrap("apply to layer", id, d.backend.Unmount(ctx, id))) }()
 
-	size, err = layertar.Apply(ctx, dir, diff, layertar.ApplyOptions{IDMap: d.opts.IDMap})
+	empty, err := isEmpty(dir)
+	if err != nil {
+		return 0, d.wrap("apply to layer", id, err)
+	}
+	size, err = layertar.Apply(ctx, dir, diff, layertar.ApplyOptions{IDMap: d.opts.IDMap, Empty: empty, Logger: d.log})
 	if err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
 	return size, d.wrap("apply to layer", id, d.backend.Sync(ctx, id))
+}
+
+func isEmpty(dir string) (bool, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, err = f.Readdirnames(1)
+	if errors.Is(err, io.EOF) {
+		return true, nil
+	}
+	return false, err
 }
 
 // Usage says what a layer holds: what the filesystem counts where quotas are on, else the sizes of the

@@ -13,26 +13,16 @@ const chunkSize = 256 << 10
 // sameBytes reports whether a regular file has the same bytes in both sides of the directory d. It reads up
 // to the first difference, and no holes that both have. A file that is not what it was a moment ago differs.
 func (w *worker) sameBytes(d *dir, name string) (bool, error) {
-	var fd [2]int
-	for s := range fd {
-		var err error
-		if fd[s], err = openFile(d.fd[s], name); err != nil {
-			if noSuch(err) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-				return false, nil
-			}
-			return false, w.fail("open", side(s), name, err)
-		}
-		defer unix.Close(fd[s])
-		if err := statFd(fd[s], &w.st[s]); err != nil {
-			return false, w.fail("stat", side(s), name, err)
-		}
-		if kindOf(&w.st[s]) != unix.DT_REG {
-			return false, nil
-		}
-		if w.content[s] == nil {
-			w.content[s] = make([]byte, chunkSize)
-		}
+	a, err := w.openContent(d, top, name)
+	if a < 0 {
+		return false, err
 	}
+	defer unix.Close(a)
+	b, err := w.openContent(d, base, name)
+	if b < 0 {
+		return false, err
+	}
+	defer unix.Close(b)
 	if w.st[top].Size != w.st[base].Size {
 		return false, nil
 	}
@@ -42,14 +32,13 @@ func (w *worker) sameBytes(d *dir, name string) (bool, error) {
 		if w.stopped.Load() {
 			return false, errStopped
 		}
-		pos = min(nextData(fd[top], pos, end), nextData(fd[base], pos, end))
+		pos = min(nextData(a, pos, end), nextData(b, pos, end))
 		if pos >= end {
 			return true, nil
 		}
 		var n [2]int
-		for s := range fd {
-			var err error
-			if n[s], err = readAt(fd[s], w.content[s], pos); err != nil {
+		for s, fd := range [2]int{a, b} {
+			if n[s], err = readAt(fd, w.content[s], pos); err != nil {
 				return false, w.fail("read", side(s), name, err)
 			}
 		}
@@ -58,6 +47,30 @@ func (w *worker) sameBytes(d *dir, name string) (bool, error) {
 		}
 		pos += int64(n[top])
 	}
+}
+
+// openContent opens one side of a regular file for reading and describes it in w.st. The descriptor is
+// negative, also without an error, if there is no regular file of that name.
+func (w *worker) openContent(d *dir, s side, name string) (int, error) {
+	fd, err := openFile(d.fd[s], name)
+	if err != nil {
+		if noSuch(err) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+			return -1, nil
+		}
+		return -1, w.fail("open", s, name, err)
+	}
+	if err := statFd(fd, &w.st[s]); err != nil {
+		unix.Close(fd)
+		return -1, w.fail("stat", s, name, err)
+	}
+	if kindOf(&w.st[s]) != unix.DT_REG {
+		unix.Close(fd)
+		return -1, nil
+	}
+	if w.content[s] == nil {
+		w.content[s] = make([]byte, chunkSize)
+	}
+	return fd, nil
 }
 
 // nextData returns where data begin at or after pos, or end if there are none. Where the filesystem does

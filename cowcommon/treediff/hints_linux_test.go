@@ -63,12 +63,12 @@ func addNoise(f *forest, h *Hints) {
 	}
 }
 
-// clone makes a subvolume by make and clones it.
-func clone(t *testing.T, make func(f tree)) (top, base string) {
+// clone fills a subvolume and clones it.
+func clone(t *testing.T, fill func(f tree)) (top, base string) {
 	mnt := testfs.Btrfs(t)
 	base = filepath.Join(mnt, "base")
 	subvolume(t, "create", base)
-	make(tree{t, base})
+	fill(tree{t, base})
 	return snapshot(t, base, filepath.Join(mnt, "top")), base
 }
 

@@ -242,7 +242,7 @@ func TestErrors(t *testing.T) {
 		_, err := Compare(t.Context(), c.top, c.base, nil)
 		require.ErrorIs(t, err, c.want)
 		var pathErr *fs.PathError
-		require.True(t, errors.As(err, &pathErr))
+		require.ErrorAs(t, err, &pathErr)
 		assert.Equal(t, c.path, pathErr.Path)
 	}
 	_, err := Size(t.Context(), f.abs("none"), nil)

@@ -1,8 +1,11 @@
 package treediff
 
 import (
+	"context"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/moby/go-archive"
@@ -78,4 +81,30 @@ func TestSizeRandom(t *testing.T) {
 		}
 		require.Equal(t, archive.ChangesSize(root, notLinks), mustSize(t, root, changes), "seed %d", seed)
 	}
+}
+
+// FuzzSize asks for the size of whatever a change list may name. Only the files of the tree can count, each
+// once.
+func FuzzSize(f *testing.F) {
+	for _, seed := range []string{
+		"/file\n/dir/file", "/dir/../../outside/secret", "/link/secret", "//dir//file/", "/dir/file\x00/x", ".", "..",
+		"/" + strings.Repeat("n", 300) + "/x", strings.Repeat("/dir", 3000), "\xff\n/\xfe",
+	} {
+		f.Add(seed)
+	}
+	dir := f.TempDir()
+	top, outside := tree{f, filepath.Join(dir, "top")}, tree{f, filepath.Join(dir, "outside")}
+	top.file("file", "1")
+	top.file("dir/file", "22")
+	outside.file("secret", strings.Repeat("x", 1000))
+	top.symlink("../outside", "link")
+	f.Fuzz(func(t *testing.T, paths string) {
+		var changes []archive.Change
+		for path := range strings.SplitSeq(paths, "\n") {
+			changes = append(changes, archive.Change{Path: path, Kind: archive.ChangeAdd})
+		}
+		size, err := Size(context.Background(), top.root, changes)
+		require.NoError(t, err)
+		require.LessOrEqual(t, size, int64(3))
+	})
 }

@@ -323,7 +323,11 @@ func (f *forest) step(old, fresh string) {
 		}
 	case 13:
 		if !isLink && !isRoot {
-			require.NoError(f.t, unix.Chmod(old, []uint32{0o600, 0o644, 0o755, 0o4755, 0o1777}[f.IntN(5)]))
+			mode := []uint32{0o600, 0o644, 0o755, 0o4755, 0o1777}[f.IntN(5)]
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				mode |= 0o100 // for those who are not root
+			}
+			require.NoError(f.t, unix.Chmod(old, mode))
 		}
 	case 14:
 		if os.Geteuid() == 0 {
@@ -356,8 +360,8 @@ func (f *forest) inside(path string) bool {
 		return true
 	}
 	dir := filepath.Dir(path)
-	real, err := filepath.EvalSymlinks(dir)
-	if err != nil || real != dir {
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err != nil || resolved != dir {
 		return false
 	}
 	st, err := os.Lstat(dir)

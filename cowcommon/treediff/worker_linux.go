@@ -85,6 +85,8 @@ func (w *worker) run(d *dir) {
 	}
 }
 
+// walkTree looks at a directory, then at its children one after the other. A child goes to another worker if
+// one is idle and this one keeps something to do.
 func (w *worker) walkTree(d *dir) error {
 	w.path = d.appendPath(w.path[:0])
 	w.lowest = [2]int{}
