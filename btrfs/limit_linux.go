@@ -58,8 +58,8 @@ func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subv
 	if err != nil {
 		return err
 	}
-	bytes, err := strconv.ParseUint(strings.TrimSpace(string(record)), 10, 63)
-	if err != nil || bytes == 0 {
+	bytes, parseErr := strconv.ParseUint(strings.TrimSpace(string(record)), 10, 63)
+	if parseErr != nil || bytes == 0 {
 		b.log.Warn("btrfs: recorded limit cannot be read, so the layer has none", "path", path, "record", string(record))
 		return nil
 	}

@@ -48,6 +48,8 @@ func trace(cmd *exec.Cmd, enter func(call uint64) (kill bool)) (killed bool, err
 	if err := cmd.Start(); err != nil {
 		return false, err
 	}
+	// The process is waited for below; what is left to wait for is its output.
+	defer func() { _ = cmd.Wait() }()
 	pid := cmd.Process.Pid
 	var status unix.WaitStatus
 	if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil { // the stop at execve

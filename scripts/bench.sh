@@ -67,12 +67,12 @@ in_machine() {
 	dir=$(mktemp -d)
 	# shellcheck disable=SC2064
 	trap "rm -rf -- '$dir'" EXIT
-	mkdir "$dir/out" "$dir/docs"
+	mkdir "$dir/out"
 	cp bench/bin/bench "$dir"
 	scripts/zfs-machine/zfs-machine.sh build
 	scripts/zfs-machine/zfs-machine.sh run --dir "$dir" --out "$dir/out" --mem 6144 --disk 24G --timeout 7200 -- \
 		sh -c 'mkdir -p /out/docs && cd /out && /work/bench -root /tank -work /tmp "$@"' bench -image 'a virtual disk' "$@"
-	[[ ! -d $dir/out/docs ]] || cp "$dir"/out/docs/* docs/
+	! compgen -G "$dir/out/docs/*" >/dev/null || cp "$dir"/out/docs/* docs/
 }
 
 main() {

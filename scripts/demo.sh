@@ -106,6 +106,7 @@ prepare() {
 	note "making $base with mmdebstrap; this is done once and takes a minute or two"
 
 	local codename sources=() options=() setting
+	# shellcheck source=/dev/null
 	codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
 	# The sources and proxies of this machine, which are known to work here.
 	for setting in /etc/apt/sources.list.d/{debian,ubuntu}.sources /etc/apt/sources.list; do
@@ -122,6 +123,7 @@ prepare() {
 	mkdir -p "$cache/new/packages"
 	# shellcheck disable=SC2016 # $1 is for mmdebstrap's shell
 	mmdebstrap --quiet --variant=minbase --include=git,perl "${options[@]}" \
+		--customize-hook='chroot "$1" apt-get clean' \
 		--customize-hook='chroot "$1" apt-get --quiet --quiet --yes --download-only --no-install-recommends install python3' \
 		--customize-hook="sync-out /var/cache/apt/archives $cache/new/packages" \
 		"$codename" "$cache/new/base.tar" "${sources[@]}"
@@ -140,7 +142,8 @@ make_store() {
 		"$here/mkfs-loop.sh" mount "$work/pool.img" "$work/store" >/dev/null
 		cowshed init
 	else
-		cowshed init --loop 4G
+		# Also where TMPDIR is on btrfs: quotas are not to be turned on in a filesystem of someone else.
+		cowshed init --loop 4G --always
 	fi | sed 's/^/      /'
 }
 
@@ -230,15 +233,15 @@ main() {
 	dir=$(cowshed mount build)
 	mkdir "$dir/packages"
 	cp "$packages"/*.deb "$dir/packages"
-	inside "$dir" sh -c 'dpkg --install /packages/*.deb' >"$work/dpkg.log" 2>&1 || {
-		tail "$work/dpkg.log" >&2
-		die 'dpkg failed in the layer'
+	inside "$dir" sh -c 'apt-get --yes --no-install-recommends install /packages/*.deb' >"$work/apt.log" 2>&1 || {
+		cat "$work/apt.log" >&2
+		die 'apt-get failed in the layer'
 	}
 	rm -r "$dir/packages"
 	cowshed unmount build
 	cowshed export build "docker-archive:$work/image.tar:demo/app:1" --compress zstd >/dev/null
 	cowshed rm build >/dev/null
-	note "installed $(grep -c '^Setting up' "$work/dpkg.log") packages; the archive has $(($(stat -c %s "$work/image.tar") >> 20)) MiB"
+	note "installed $(grep -c '^Setting up' "$work/apt.log") packages; the archive has $(($(stat -c %s "$work/image.tar") >> 20)) MiB"
 
 	step 'Importing the archive makes the new layer only: the base is there already and is used again.'
 	cowshed import "docker-archive:$work/image.tar" --json >"$work/imported.json"

@@ -9,7 +9,8 @@ usage() {
 	cat <<'END'
 Usage: test-zfs.sh [-counts FILE]
 
-Runs the tests that need ZFS: of package zfs and those below it all, of others the ones with ZFS in their name.
+Runs the tests that need ZFS: all of package zfs, of those below it and of e2e, which tests ZFS where it is given a pool,
+and of other packages the ones with ZFS in their name.
 Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
 not in the cache.
 
@@ -30,10 +31,13 @@ readonly machine=scripts/zfs-machine/zfs-machine.sh
 module=$(go list -m)
 read -ra packages <<<"${PKG:-./...}"
 
-# zfs_packages: prints the packages of which some test asks for ZFS.
+# zfs_packages: prints the packages of which some test asks for ZFS. e2e is one of them once there is a driver.
 zfs_packages() {
+	local driver
+	driver=$(go list -f '{{.ImportPath}}' ./zfs/... 2>/dev/null)
 	go list -f '{{.ImportPath}} {{.Dir}}' "${packages[@]}" | while read -r path dir; do
 		compgen -G "$dir/*_test.go" >/dev/null || continue
+		[[ $path != "$module"/e2e || -n $driver ]] || continue
 		if [[ $path == "$module"/zfs || $path == "$module"/zfs/* ]] || grep -qE 'testfs\.(ZFS|Zpool)\(|func Test.*ZFS' "$dir"/*_test.go; then
 			echo "$path"
 		fi
@@ -60,8 +64,8 @@ build() {
 		[[ ! -d $rel/testdata ]] || cp -r "$rel/testdata" "$dir/$rel/"
 		! compgen -G "$rel/*.sh" >/dev/null || cp "$rel"/*.sh "$dir/$rel/"
 		run=ZFS
-		[[ $rel != ./zfs* ]] || run=.
-		printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=20m -test.run=%q) || status=1\n' \
+		[[ $rel != ./zfs && $rel != ./zfs/* && $rel != ./e2e ]] || run=.
+		printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=30m -test.run=%q) || status=1\n' \
 			"$rel" "$(up "$rel")test2json" "$path" "${RUN:-$run}" >>"$dir/run.sh"
 	done
 	# shellcheck disable=SC2016
@@ -93,7 +97,7 @@ on_host() {
 
 # in_machine DIR: runs DIR/run.sh in the test machine.
 in_machine() {
-	"$machine" run --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
+	"$machine" run --timeout 3600 --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
 		--append-env CI="${CI:-}" -- /work/run.sh
 }
 

@@ -30,7 +30,7 @@ type judge struct {
 
 	sum     counts
 	output  map[testID]*strings.Builder // of tests that have not ended
-	parents map[testID]bool             // tests that have subtests: only leaves are counted
+	parents map[testID]bool             // tests that have subtests, which are counted in their stead
 	skipped []string
 	failed  []string
 }
@@ -101,11 +101,17 @@ func (j *judge) handle(e event) {
 			return
 		}
 		j.flush(id)
-		if !j.parents[id] {
-			j.sum.failed++
+		// A test fails with its subtests; it is named only if the fault is its own.
+		if !j.parents[id] || !j.failedBelow(id) {
+			j.fail(id)
 		}
-		j.failed = append(j.failed, id.String())
 	}
+}
+
+// failedBelow tells whether a subtest of the test has failed, or was skipped.
+func (j *judge) failedBelow(id testID) bool {
+	below := func(other string) bool { return strings.HasPrefix(other, id.String()+"/") }
+	return slices.ContainsFunc(j.failed, below) || slices.ContainsFunc(j.skipped, below)
 }
 
 // isProgress tells output that is shown at once: how far a fuzz test is, and the result of a package.

@@ -34,6 +34,20 @@ func TestRealRuns(t *testing.T) {
 			says:  []string{"why it fails", "failed: example TestA"},
 		},
 		{
+			name:  "failure of a subtest is named once",
+			files: map[string]string{"a_test.go": `func TestA(t *testing.T) { t.Run("x", func(t *testing.T) { t.Fail() }); t.Run("y", func(*testing.T) {}) }`},
+			code:  1,
+			last:  "1 passed, 1 failed",
+			says:  []string{"failed: example TestA/x\n1 passed"},
+		},
+		{
+			name:  "failure of a test whose subtests pass",
+			files: map[string]string{"a_test.go": `func TestA(t *testing.T) { t.Run("x", func(t *testing.T) {}); t.Fail() }`},
+			code:  1,
+			last:  "1 passed, 1 failed",
+			says:  []string{"failed: example TestA\n"},
+		},
+		{
 			name:  "skip",
 			files: map[string]string{"a_test.go": `func TestA(t *testing.T) { t.Skip("no luck") }; func TestB(t *testing.T) {}`},
 			code:  1,
