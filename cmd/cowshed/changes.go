@@ -55,6 +55,9 @@ as they are and each line ends in a zero byte instead.`,
 			if err := f.check(args); err != nil {
 				return err
 			}
+			if f.json && f.zero {
+				return usagef("--json and --null do not go together")
+			}
 			return a.with(func(s *store) error { return s.changes(cmd, args, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 2, true),
@@ -62,7 +65,6 @@ as they are and each line ends in a zero byte instead.`,
 	f.add(cmd)
 	addJSON(cmd, &f.json)
 	cmd.Flags().BoolVarP(&f.zero, "null", "0", false, "end lines with a zero byte, and quote nothing")
-	cmd.MarkFlagsMutuallyExclusive("json", "null")
 	return cmd
 }
 

@@ -90,7 +90,7 @@ func toOutput(cmd *cobra.Command, path string, write func(io.Writer) error) (err
 	// The name is taken first, so that nothing that is there is written over.
 	placeholder, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
-		return asExists(err)
+		return asNotFound(asExists(err))
 	}
 	if err := placeholder.Close(); err != nil {
 		return err

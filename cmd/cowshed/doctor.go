@@ -98,7 +98,6 @@ func (d *doctor) run(ctx context.Context) {
 	d.privileges()
 	d.embedded()
 	d.filesystem()
-	d.features()
 
 	initialised, err := d.app.initialised()
 	switch {
@@ -162,17 +161,25 @@ func (d *doctor) usable(f detect.Filesystem, err error) {
 		return
 	}
 	d.add(ok, "filesystem", "", "%s is on %s", d.app.root, f)
+	d.features(f)
 }
 
-// features says what the kernel has.
-func (d *doctor) features() {
-	for _, feature := range []struct {
-		name, without string
-		check         func() error
-	}{
-		{"openat2", "paths are resolved in a slower way", detect.OpenAt2},
-		{"btrfs simple quotas", "limits on btrfs use classic quotas, which are slower with many layers", detect.SimpleQuota},
-	} {
+// kernelFeature is something that works better if the kernel has it.
+type kernelFeature struct {
+	name, without string
+	check         func() error
+}
+
+// features says what the kernel has that is of use on the filesystem.
+func (d *doctor) features(f detect.Filesystem) {
+	features := []kernelFeature{{"openat2", "paths are resolved in a slower way", detect.OpenAt2}}
+	if f.Type == "btrfs" {
+		features = append(features,
+			kernelFeature{"simple quotas", "limits use classic quotas, which are slower with many layers", detect.SimpleQuota},
+			kernelFeature{"waiting for removed subvolumes", "space and qgroups of removed layers come back later",
+				func() error { return detect.SubvolSyncWait(f.Path) }})
+	}
+	for _, feature := range features {
 		switch err := feature.check(); {
 		case err == nil:
 			d.add(ok, "kernel", "", "it has %s", feature.name)

@@ -15,33 +15,45 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
+// initFlags say what store is to be made.
+type initFlags struct {
+	loop   string
+	always bool
+	json   bool
+
+	size uint64 // of an embedded store in bytes; 0 if none may be made
+}
+
 func newInitCommand(a *app) *cobra.Command {
-	loop := ""
-	asJSON := false
+	f := initFlags{}
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a store",
 		Long: `Makes the store in the directory --root, on the filesystem that it is on, which has to be btrfs or ZFS. Where it
 is another one, --loop SIZE makes an embedded store: a btrfs in the sparse file <root>.img, mounted on <root>.
 An embedded store takes the space of what is in it, up to SIZE, and is mounted again by itself when it is first
-used after a start of the machine. Running init once more with a larger SIZE makes it larger.
+used after a start of the machine. Running init once more with a larger SIZE makes it larger. With --always an
+embedded store is made where the filesystem would do as well, so that quotas are turned on in it alone.
 
 What is there already stays as it is: init can be run any number of times.`,
 		Example: "  cowshed init\n  cowshed init --loop 20G",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			size := uint64(0)
-			if loop != "" {
+			if f.always && f.loop == "" {
+				return usagef("--always needs --loop SIZE")
+			}
+			if f.loop != "" {
 				var err error
-				if size, err = quota.ParseSize(loop); err != nil {
+				if f.size, err = quota.ParseSize(f.loop); err != nil {
 					return err
 				}
 			}
-			return a.init(cmd, size, asJSON)
+			return a.init(cmd, f)
 		},
 	}
-	cmd.Flags().StringVar(&loop, "loop", "", "size of the embedded store, where one is needed, such as 20G")
-	addJSON(cmd, &asJSON)
+	cmd.Flags().StringVar(&f.loop, "loop", "", "size of the embedded store, where one is needed, such as 20G")
+	cmd.Flags().BoolVar(&f.always, "always", false, "make the embedded store also where none is needed")
+	addJSON(cmd, &f.json)
 	return cmd
 }
 
@@ -53,15 +65,15 @@ type initResult struct {
 	Done     []string `json:"done"`               // what was made, for people
 }
 
-func (a *app) init(cmd *cobra.Command, size uint64, asJSON bool) (err error) {
+func (a *app) init(cmd *cobra.Command, f initFlags) (err error) {
 	result := &initResult{Done: []string{}}
-	s, err := a.initStore(cmd, size, result)
+	s, err := a.initStore(cmd, f, result)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.driver.Cleanup()) }()
 	result.Root, result.Driver = s.root, s.driver.String()
-	if asJSON {
+	if f.json {
 		return printJSON(cmd, result)
 	}
 	for _, done := range append(result.Done, fmt.Sprintf("the store %s is ready, with the driver %s", s.root, s.driver)) {
@@ -72,8 +84,8 @@ func (a *app) init(cmd *cobra.Command, size uint64, asJSON bool) (err error) {
 	return nil
 }
 
-// initStore makes and opens the store. size is that of an embedded one, 0 if none may be made.
-func (a *app) initStore(cmd *cobra.Command, size uint64, result *initResult) (*store, error) {
+// initStore makes and opens the store.
+func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*store, error) {
 	embedded, err := loopstore.At(a.root)
 	if err != nil {
 		return nil, err
@@ -82,38 +94,38 @@ func (a *app) initStore(cmd *cobra.Command, size uint64, result *initResult) (*s
 	if err != nil {
 		return nil, err
 	}
-	if state == loopstore.Absent {
-		initialised, err := a.initialised()
-		if err != nil {
-			return nil, err
-		}
+	initialised, err := a.initialised()
+	if err != nil {
+		return nil, err
+	}
+	if state == loopstore.Absent && (initialised || !f.always) {
 		s, err := a.openOrMake()
 		switch {
 		case err == nil:
-			a.sayMade(s, initialised, size, result)
+			a.sayMade(s, initialised, f, result)
 			return s, nil
 		case !graphdriver.IsDriverNotSupported(err):
 			return nil, err
-		case size == 0:
+		case f.size == 0:
 			return nil, fmt.Errorf("%w\nAn embedded store needs no such filesystem: cowshed init --loop 20G", err)
 		}
 		result.Done = append(result.Done, fmt.Sprintf("%s is not on btrfs or ZFS, so an embedded store is needed", embedded.Root))
 	}
 
-	made, err := embedded.Make(cmd.Context(), size)
+	made, err := embedded.Make(cmd.Context(), f.size)
 	if err != nil {
 		return nil, err
 	}
 	result.Embedded = embedded.Image
-	result.sayEmbedded(embedded, made, size)
+	result.sayEmbedded(embedded, made, f.size)
 	return a.openOrMake()
 }
 
-func (a *app) sayMade(s *store, initialised bool, size uint64, result *initResult) {
+func (a *app) sayMade(s *store, initialised bool, f initFlags, result *initResult) {
 	if !initialised {
 		result.Done = append(result.Done, fmt.Sprintf("made %s", s.home()))
 	}
-	if size != 0 {
+	if f.size != 0 {
 		result.Done = append(result.Done, fmt.Sprintf("%s is on %s, so no embedded store is needed and none was made", s.root, s.driver))
 	}
 }

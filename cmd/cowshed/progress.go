@@ -36,7 +36,11 @@ func (b *bars) Start(what string, total int64) image.Task {
 	}
 	t := &bar{}
 	done := decor.Any(func(decor.Statistics) string { return t.ended() })
-	t.bar = b.container.AddBar(max(total, 0),
+	style := mpb.BarFillerBuilder(mpb.BarStyle())
+	if total <= 0 {
+		style = mpb.SpinnerStyle().PositionLeft()
+	}
+	t.bar = b.container.New(max(total, 0), style,
 		mpb.PrependDecorators(decor.Name(what, decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(
 			decor.CurrentKibiByte("% .1f", decor.WCSyncSpace),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/bindmount"
+	"github.com/cowshed/cowshed/internal/image"
 )
 
 func newRmCommand(a *app) *cobra.Command {
@@ -42,7 +43,11 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 		if err := cmd.Context().Err(); err != nil {
 			return err
 		}
-		if err := s.driver.Backend().Remove(cmd.Context(), v.Name); err != nil {
+		remove := s.driver.Backend().Remove
+		if image.IsLayerName(v.Name) { // it may be one that was imported
+			remove = s.images.RemoveLayer
+		}
+		if err := remove(cmd.Context(), v.Name); err != nil {
 			return err
 		}
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), v.Name); err != nil {

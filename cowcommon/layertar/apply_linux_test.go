@@ -290,6 +290,20 @@ func TestApplyModes(t *testing.T) {
 	}
 }
 
+func TestChmodByFD(t *testing.T) {
+	dir := t.TempDir()
+	at, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(at)
+	must(t, unix.Mkfifo(filepath.Join(dir, "p"), 0o600))
+	must(t, os.Symlink("p", filepath.Join(dir, "s")))
+	require.NoError(t, chmodByFD(at, "p", 0o4750))
+	assert.EqualValues(t, 0o4750, stat(t, dir, "p").Mode&modeMask)
+	require.Error(t, chmodByFD(at, "s", 0o777))
+	require.Error(t, chmodat(at, "s", 0o777))
+	assert.EqualValues(t, 0o4750, stat(t, dir, "p").Mode&modeMask, "the link was not followed")
+}
+
 func TestApplyOwners(t *testing.T) {
 	testfs.Root(t)
 	dir := t.TempDir()

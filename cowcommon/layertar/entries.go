@@ -21,6 +21,8 @@ const (
 	maxName = 64 << 10
 	// maxSparse bounds the size of a sparse file, which may be any number for a few bytes of input.
 	maxSparse = 2 << 40
+	// paxXattr begins the keys of the PAX records that hold extended attributes, a convention of star.
+	paxXattr = "SCHILY.xattr."
 	// readBuffer is how much of the tar is read at once.
 	readBuffer = 256 << 10
 )

@@ -84,6 +84,7 @@ func octal(field []byte, n int64) bool {
 	if n < 0 {
 		return false
 	}
+	field[len(field)-1] = 0
 	for i := len(field) - 2; i >= 0; i-- {
 		field[i] = '0' + byte(n&7)
 		n >>= 3

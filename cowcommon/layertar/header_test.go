@@ -3,6 +3,7 @@ package layertar
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/hex"
 	"math"
 	"strings"
 	"testing"
@@ -24,7 +25,7 @@ func asArchiveTar(t *testing.T, hdr tar.Header) (plain bool) {
 		return false
 	}
 	require.NoError(t, err, "%+v", hdr)
-	require.Equal(t, want.Bytes(), got.Bytes(), "%+v", hdr)
+	require.True(t, bytes.Equal(want.Bytes(), got.Bytes()), "%+v\n%s\n%s", hdr, hex.Dump(want.Bytes()[:min(want.Len(), blockSize)]), hex.Dump(got.Bytes()[:min(got.Len(), blockSize)]))
 	return plainHeader(new([blockSize]byte), &hdr)
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -277,6 +278,8 @@ func (l *layers) layer(n int) []ent {
 		e = e.time(past.Add(time.Duration(l.rnd.IntN(1000)) * time.Second))
 		if os.Getuid() == 0 {
 			e = e.owner(1+l.rnd.IntN(3), 1+l.rnd.IntN(3))
+		} else {
+			e = e.mode(e.Mode | 0o700) // or nothing could be made below it
 		}
 		entries = append(entries, e)
 		made[strings.TrimSuffix(e.Name, "/")] = e.Typeflag
@@ -329,11 +332,9 @@ func (l *layers) layer(n int) []ent {
 				put(symlink(p, "nowhere/"+l.path()))
 			}
 		case 7:
-			for q, kind := range made {
-				if kind == tar.TypeReg && q != p && !taken(p) {
-					put(hardlink(p, q))
-					break
-				}
+			targets := slices.DeleteFunc(slices.Sorted(maps.Keys(made)), func(q string) bool { return made[q] != tar.TypeReg || q == p })
+			if len(targets) > 0 && !taken(p) {
+				put(hardlink(p, targets[l.rnd.IntN(len(targets))]))
 			}
 		case 8:
 			if !taken(p) {

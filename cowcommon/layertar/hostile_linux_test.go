@@ -85,7 +85,7 @@ func TestApplyHostile(t *testing.T) {
 		{name: "file through a relative link", layer: tarOf(t, file("evil/x", ""))},
 		{name: "file through an absolute link", layer: tarOf(t, file("evilabs/x", ""))},
 		{name: "overwrite through a link", layer: tarOf(t, file("evil/secret", "overwritten"), file("evilabs/secret", "overwritten"))},
-		{name: "directory over a link", layer: tarOf(t, folder("evil").mode(0), file("evil/x", ""))},
+		{name: "directory over a link", layer: tarOf(t, folder("evil").mode(0o700), file("evil/x", ""))},
 		{name: "file over a link", layer: tarOf(t, file("evil", "x").mode(0))},
 		{name: "whiteout through a link", layer: tarOf(t, file("evil/.wh.secret", ""), file("evilabs/.wh.secret", ""))},
 		{name: "whiteout of a link", layer: tarOf(t, file(".wh.evil", ""), file(".wh.evilabs", ""))},
@@ -327,11 +327,20 @@ func TestApplyLimit(t *testing.T) {
 	for i := range noise {
 		noise[i] = byte(i*i>>3) ^ byte(i)
 	}
-	var entries []ent
-	for i := range 400 {
-		entries = append(entries, file(fmt.Sprintf("f%d", i), string(noise)))
-	}
-	_, err := Apply(t.Context(), dir, bytes.NewReader(tarOf(t, entries...)), ApplyOptions{})
+	pr, pw := io.Pipe()
+	defer pr.Close()
+	go func() {
+		tw := tar.NewWriter(pw)
+		for i := 0; ; i++ {
+			if tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("f%d", i), Size: int64(len(noise))}) != nil {
+				return
+			}
+			if _, err := tw.Write(noise); err != nil {
+				return
+			}
+		}
+	}()
+	_, err := Apply(t.Context(), dir, pr, ApplyOptions{})
 	require.ErrorIs(t, err, unix.ENOSPC)
 	var entry *EntryError
 	require.ErrorAs(t, err, &entry)

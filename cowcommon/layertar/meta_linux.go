@@ -15,8 +15,6 @@ import (
 )
 
 const (
-	paxXattr = "SCHILY.xattr." // prefix of the PAX records that hold extended attributes
-
 	permMask    = 0o777
 	modeMask    = 0o7777
 	specialBits = 0o7000

@@ -70,10 +70,15 @@ func utimensat(dirfd int, name string, ts *[2]unix.Timespec) error {
 // chmodat sets the mode of a name that is not a symbolic link, and never that of what a link points to.
 func chmodat(dirfd int, name string, mode uint32) error {
 	err := unix.Fchmodat(dirfd, name, mode, unix.AT_SYMLINK_NOFOLLOW)
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
-		return err
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
+		// Before fchmodat2 (Linux 6.6), or where a seccomp filter does not know it.
+		return chmodByFD(dirfd, name, mode)
 	}
-	// Before fchmodat2 (Linux 6.6): through a descriptor that stands for the name itself.
+	return err
+}
+
+// chmodByFD is chmodat through a descriptor that stands for the name itself.
+func chmodByFD(dirfd int, name string, mode uint32) error {
 	fd, err := openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err

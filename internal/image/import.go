@@ -63,6 +63,8 @@ func (s *Store) Import(ctx context.Context, src *Source, opts ImportOptions) (*I
 	}
 	if err != nil {
 		err = errors.Join(err, im.undo(context.WithoutCancel(ctx), lock))
+	} else if im.replaced != nil {
+		err = im.removeReplaced(ctx, lock)
 	}
 	if err := errors.Join(err, lock.close()); err != nil {
 		return nil, fmt.Errorf("import %s: %w", src.Origin, err)
@@ -76,6 +78,7 @@ type importer struct {
 	name     string
 	opts     ImportOptions
 	progress Progress
+	replaced *Image // the image that had the name before; nil: none, or the same one
 	done     Imported
 }
 
@@ -137,16 +140,21 @@ func (im *importer) image(config []byte) (*Image, error) {
 // checkTaken refuses a name that stands for another image.
 func (im *importer) checkTaken(image *Image) error {
 	there, err := im.store.Get(im.name)
-	if errdefs.IsNotFound(err) || im.opts.Replace {
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil && im.opts.Replace:
+		im.store.log.Warn("replacing an image record that cannot be read", "error", err)
+		return nil
+	case err != nil:
+		return err
+	case there.ID() == image.ID():
+		return nil
+	case im.opts.Replace:
+		im.replaced = there
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if there.ID() != image.ID() {
-		return fmt.Errorf("there is another image %s, with ID %s: %w", im.name, there.ID(), errdefs.ErrAlreadyExists)
-	}
-	return nil
+	return fmt.Errorf("there is another image %s, with ID %s: %w", im.name, there.ID(), errdefs.ErrAlreadyExists)
 }
 
 // finish records the image, whose layers are all there.
@@ -273,6 +281,16 @@ func (im *importer) rename(ctx context.Context, f *filled, id string) error {
 		return im.store.driver.Backend().Remove(ctx, f.name)
 	}
 	return errors.Join(err, im.store.driver.Backend().Remove(context.WithoutCancel(ctx), f.name))
+}
+
+// removeReplaced removes those layers of the image that had the name before which nothing needs any more.
+func (im *importer) removeReplaced(ctx context.Context, l *lock) error {
+	if err := l.exclusive(); err != nil {
+		im.store.log.Warn("layers of the replaced image stay, since others may be using them", "reason", err)
+		return nil
+	}
+	_, err := im.store.removeUnused(ctx, im.replaced.Layers())
+	return err
 }
 
 // undo removes the layers that a failed import made, unless another import may have built on them.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -126,14 +127,11 @@ func newIndex() *ocispec.Index {
 // addToIndex adds the image, in place of one of the same name.
 func addToIndex(index *ocispec.Index, image *writtenImage) {
 	tag := tagOf(image.name)
-	kept := index.Manifests[:0]
-	for _, d := range index.Manifests {
-		if d.Annotations[ocispec.AnnotationRefName] != tag {
-			kept = append(kept, d)
-		}
-	}
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
+		return d.Annotations[ocispec.AnnotationRefName] == tag
+	})
 	platform := image.platform
-	index.Manifests = append(kept, ocispec.Descriptor{
+	index.Manifests = append(index.Manifests, ocispec.Descriptor{
 		MediaType:   ocispec.MediaTypeImageManifest,
 		Digest:      digest.FromBytes(image.manifest),
 		Size:        int64(len(image.manifest)),

@@ -40,7 +40,10 @@ func (l *lock) shared(ctx context.Context) error {
 		return l.wrap(err)
 	case <-ctx.Done():
 		l.f = nil
-		go func() { <-done; _ = f.Close() }()
+		go func() {
+			<-done //nolint:errcheck // the lock is of no use any more
+			_ = f.Close()
+		}()
 		return ctx.Err()
 	}
 }

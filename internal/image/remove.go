@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 
 	"github.com/containerd/errdefs"
 )
@@ -43,6 +44,24 @@ func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error)
 		return nil, fmt.Errorf("remove layers of image %s: %w", name, err)
 	}
 	return removed, nil
+}
+
+// RemoveLayer removes a layer that no image has any more, with what is kept about its tar.
+// errdefs.ErrFailedPrecondition: an image has it, or another process is importing or exporting.
+func (s *Store) RemoveLayer(ctx context.Context, id string) (err error) {
+	lock, err := s.lockExclusive()
+	if err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+	users, err := s.Users()
+	if err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	if user, ok := users[id]; ok {
+		return fmt.Errorf("remove layer %s: it is part of %s: %w", id, user, errdefs.ErrFailedPrecondition)
+	}
+	return s.removeLayer(ctx, id)
 }
 
 // removeUnused removes layers, given base first, from the top down to the first that is needed.
@@ -162,7 +181,7 @@ func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 // unused reports layers that were imported and that no image has.
 func (s *Store) unused(volumes, used map[string]bool) []Problem {
 	var problems []Problem
-	for id := range volumes {
+	for _, id := range slices.Sorted(maps.Keys(volumes)) {
 		if !IsLayerName(id) || used[id] {
 			continue
 		}

@@ -179,6 +179,7 @@ func TestImportTakenName(t *testing.T) {
 	})
 	second := s.mustImport(t, other, ImportOptions{Replace: true})
 	assert.NotEqual(t, first.Image.ID(), second.Image.ID())
+	assert.Equal(t, []string{second.Image.Top()}, s.layerNames(t), "what only the replaced image had is gone")
 	got, err := s.Get("app:1")
 	require.NoError(t, err)
 	assert.Equal(t, second.Image.ID(), got.ID())

@@ -64,8 +64,8 @@ func split(tar io.Reader, f io.Writer) error {
 	if err != nil {
 		return errors.Join(err, compressed.Close())
 	}
-	_, copyErr := io.Copy(io.Discard, rest)
-	err = errors.Join(<-done, copyErr, rest.Close())
+	_, _ = io.Copy(io.Discard, rest) // its error is the one that done tells
+	err = errors.Join(<-done, rest.Close())
 	return errors.Join(err, buffered.Flush(), compressed.Close())
 }
 
@@ -81,8 +81,8 @@ func (s *splitter) keep(path string) error {
 // discard forgets what was written.
 func (s *splitter) discard() {
 	_ = s.pipe.CloseWithError(errors.New("discarded")) // never fails
-	<-s.done
-	_ = s.file.Close() // its content is of no use
+	<-s.done                                           //nolint:errcheck // nothing is kept
+	_ = s.file.Close()                                 // its content is of no use
 	_ = os.Remove(s.file.Name())
 }
 

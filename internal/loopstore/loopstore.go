@@ -45,11 +45,11 @@ func At(root string) (Store, error) {
 type State int
 
 const (
-	// Absent: there is no image.
+	// Absent says that there is no image.
 	Absent State = iota
-	// Detached: there is an image, and it is not mounted on the directory.
+	// Detached says that there is an image, and it is not mounted on the directory.
 	Detached
-	// Mounted: the image is mounted on the directory.
+	// Mounted says that the image is mounted on the directory.
 	Mounted
 )
 
