@@ -167,10 +167,14 @@ func TestKilled(t *testing.T) {
 
 func killAtEachStep(t *testing.T, s system, op operation) {
 	root := s.root(t)
-	prepare(t, s, root)
-	total, _, err := killAt(victim(t, s, root, op), 0)
-	require.NoError(t, err)
-	require.Positive(t, total)
+	var total int
+	for range 2 { // the first limit turns quotas on, which takes steps of its own
+		prepare(t, s, root)
+		var err error
+		total, _, err = killAt(victim(t, s, root, op), 0)
+		require.NoError(t, err)
+		require.Positive(t, total)
+	}
 
 	// All of them may take too long: every one at the ends, where volumes come and go, and a random choice of
 	// the rest.
@@ -195,6 +199,7 @@ func killAtEachStep(t *testing.T, s system, op operation) {
 			cmd := victim(t, s, root, op)
 			var out bytes.Buffer
 			cmd.Stdout = &out
+			var err error
 			_, killed, err = killAt(cmd, step)
 			require.NoError(t, err)
 			if killed {
@@ -207,7 +212,7 @@ func killAtEachStep(t *testing.T, s system, op operation) {
 		}
 	}
 	t.Logf("%d steps; killed at %d of %d", total, kills, len(at))
-	assert.GreaterOrEqual(t, 10*kills, 7*len(at), "nearly all are to be killed")
+	assert.GreaterOrEqual(t, 10*kills, 9*len(at), "nearly all are to be killed")
 }
 
 // victim is a process of this program that does op and nothing else.
