@@ -58,8 +58,8 @@ func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subv
 	if err != nil {
 		return err
 	}
-	bytes, parseErr := strconv.ParseUint(strings.TrimSpace(string(record)), 10, 63)
-	if parseErr != nil || bytes == 0 {
+	bytes, ok := parseRecordedLimit(record)
+	if !ok {
 		b.log.Warn("btrfs: recorded limit cannot be read, so the layer has none", "path", path, "record", string(record))
 		return nil
 	}
@@ -68,6 +68,12 @@ func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subv
 		return err
 	}
 	return b.quotas.SetLimit(ctx, dir.info.ID, quota.Limit{Bytes: bytes, Scope: b.opts.Scope})
+}
+
+// parseRecordedLimit reads a number of bytes as moby's driver writes it.
+func parseRecordedLimit(record []byte) (bytes uint64, ok bool) {
+	bytes, err := strconv.ParseUint(strings.TrimSpace(string(record)), 10, 63)
+	return bytes, err == nil && bytes != 0
 }
 
 // forgetRecordedLimit removes the record of moby's driver when it no longer holds, so that it is not
