@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +41,8 @@ type Backend struct {
 	mu    sync.Mutex
 	uses  map[string]*use    // volumes that are mounted, in view or being removed, by name
 	views map[*view]struct{} // open ones
+
+	removals atomic.Uint64
 
 	closeOnce sync.Once
 	closeErr  error
@@ -151,8 +154,10 @@ func (b *Backend) closeFiles() error {
 	}
 	b.mu.Lock()
 	for name, u := range b.uses {
-		errs = append(errs, u.dir.Close())
-		delete(b.uses, name)
+		if u.changed == nil { // else whoever has claimed it closes it
+			errs = append(errs, u.dir.Close())
+			delete(b.uses, name)
+		}
 	}
 	b.mu.Unlock()
 	errs = append(errs, b.dirs.close())

@@ -7,14 +7,15 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
-// errNotSubvolume says that a directory is not the root of a subvolume, so Cowshed did not make it.
-var errNotSubvolume = errors.New("not a subvolume")
+// errNotSubvolume says that something is not the root of a subvolume, so Cowshed did not make it.
+var errNotSubvolume = fmt.Errorf("not a subvolume: %w", errdefs.ErrFailedPrecondition)
 
 // subvolume is the open root directory of a subvolume, and what the kernel says about it.
 type subvolume struct {
@@ -27,10 +28,14 @@ func (s *subvolume) fd() int { return int(s.Fd()) }
 // openSubvolume opens the root of the subvolume name in dir, one of the layout's directories.
 func (b *Backend) openSubvolume(dir *os.File, name string) (*subvolume, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: dir.Name() + "/" + name, Err: err}
+	path := dir.Name() + "/" + name
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%s: %w", path, errNotSubvolume)
 	}
-	s := &subvolume{File: os.NewFile(uintptr(fd), dir.Name()+"/"+name)}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	s := &subvolume{File: os.NewFile(uintptr(fd), path)}
 	if s.info, err = btrfsctl.Info(fd); err != nil {
 		return nil, errors.Join(fmt.Errorf("subvolume %s: %w", s.Name(), err), s.Close())
 	}
@@ -61,16 +66,25 @@ func (b *Backend) destroy(dir *os.File, name string) error {
 		}
 		err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
 	}
+	if errors.Is(err, unix.EPERM) && unprotect(root.fd()) == nil {
+		err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
+	}
 	if err != nil {
 		return fmt.Errorf("destroy subvolume %s: %w", root.Name(), err)
 	}
 	return nil
 }
 
+// unprotect makes the subvolume whose root is open as fd writable, and takes flags off its root that keep it
+// from being unlinked.
+func unprotect(fd int) error {
+	return errors.Join(btrfsctl.SetReadOnly(fd, false), btrfsctl.AllowUnlink(fd))
+}
+
 // destroyNested destroys all subvolumes inside the subvolume id, at any depth, and leaves it writable.
 //
-// Whoever may write to a layer may nest subvolumes in it, as deep and under such paths as they like. So
-// subvolumes are found and destroyed by id; no path of theirs is ever resolved.
+// Whoever may write to a layer may nest subvolumes in it, as deep and under such paths as they like, longer
+// than any path can be. So they are found and destroyed by ids and inode numbers; no path is ever resolved.
 func (b *Backend) destroyNested(id uint64) error {
 	ids := []uint64{id} // every subvolume before those nested in it
 	for i := 0; i < len(ids); i++ {
@@ -83,10 +97,7 @@ func (b *Backend) destroyNested(id uint64) error {
 		}
 	}
 	for i := len(ids) - 1; i > 0; i-- {
-		if err := b.markQgroup(ids[i]); err != nil {
-			return err
-		}
-		if err := btrfsctl.DestroySubvolumeByID(int(b.fs.Fd()), ids[i]); err != nil {
+		if err := b.destroyByID(ids[i]); err != nil {
 			return fmt.Errorf("destroy subvolume %d: %w", ids[i], err)
 		}
 	}
@@ -101,7 +112,7 @@ func (b *Backend) openForDestruction(id uint64) ([]btrfsctl.RootRef, error) {
 		return nil, fmt.Errorf("open subvolume %d: %w", id, err)
 	}
 	defer unix.Close(fd)
-	if err := btrfsctl.SetReadOnly(fd, false); err != nil {
+	if err := unprotect(fd); err != nil {
 		return nil, fmt.Errorf("make subvolume %d writable: %w", id, err)
 	}
 	nested, err := btrfsctl.Nested(fd)
@@ -109,6 +120,27 @@ func (b *Backend) openForDestruction(id uint64) ([]btrfsctl.RootRef, error) {
 		return nil, fmt.Errorf("list what is nested in subvolume %d: %w", id, err)
 	}
 	return nested, nil
+}
+
+// destroyByID unlinks the subvolume id, which has nothing nested inside, from wherever it is linked.
+func (b *Backend) destroyByID(id uint64) error {
+	link, err := btrfsctl.LinkByID(int(b.fs.Fd()), id)
+	if err != nil {
+		return err
+	}
+	dir, err := btrfsctl.OpenDir(int(b.fs.Fd()), link.ParentID, link.DirID)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if err := b.markQgroup(id); err != nil {
+		return err
+	}
+	err = btrfsctl.DestroySubvolume(dir, link.Name)
+	if errors.Is(err, unix.EPERM) && btrfsctl.AllowUnlink(dir) == nil {
+		err = btrfsctl.DestroySubvolume(dir, link.Name)
+	}
+	return err
 }
 
 // markQgroup notes that the qgroup of the subvolume id, which is about to be destroyed, has to go. It

@@ -63,6 +63,9 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	// A stream passes over nested subvolumes.
 	for _, v := range []*view{baseView, topView} {
 		for _, n := range v.nested {
+			if n.path == "" {
+				return nil, &treediff.NoHintsError{Reason: "path-too-long", Err: fmt.Errorf("of nested subvolume %d", n.id)}
+			}
 			replayed.hints.Add(n.path, treediff.Deep)
 		}
 	}

@@ -115,7 +115,8 @@ func temporaryName(name string) string {
 }
 
 // recover destroys what a crash has left in staging, removing and views. Only Cowshed puts subvolumes
-// there; anything else is left alone and reported.
+// there; anything else is left alone and reported. So is what cannot be destroyed: it is in nobody's way, and
+// the next time may be luckier.
 func (b *Backend) recover() error {
 	for _, dir := range []*os.File{b.dirs.staging, b.dirs.removing, b.dirs.views} {
 		// The directory is read through a descriptor of its own, whose position nobody else moves.
@@ -124,22 +125,18 @@ func (b *Backend) recover() error {
 			return err
 		}
 		for _, entry := range entries {
-			switch {
-			case dir == b.dirs.removing && isQgroupMark(entry):
+			if dir == b.dirs.removing && isQgroupMark(entry) {
 				continue
-			case !entry.IsDir():
-				b.log.Warn("btrfs: not made by Cowshed, left alone", "path", filepath.Join(dir.Name(), entry.Name()))
-			default:
-				err = b.destroy(dir, entry.Name())
-				if errors.Is(err, errNotSubvolume) {
-					b.log.Warn("btrfs: not a subvolume, left alone", "path", filepath.Join(dir.Name(), entry.Name()))
-				} else if err != nil {
-					return err
-				}
+			}
+			if err := b.destroy(dir, entry.Name()); err != nil {
+				b.log.Warn("btrfs: left over, and cannot be destroyed", "path", filepath.Join(dir.Name(), entry.Name()), "error", err)
 			}
 		}
 	}
-	return b.sweepQgroups()
+	if err := b.sweepQgroups(); err != nil {
+		b.log.Warn("btrfs: qgroups of removed layers are left over", "error", err)
+	}
+	return nil
 }
 
 func isQgroupMark(entry fs.DirEntry) bool {

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -64,10 +66,24 @@ func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subv
 		return nil
 	}
 	limit, err := b.quotas.Limit(dir.info.ID)
-	if err != nil || limit.Bytes != 0 {
+	if err == nil && limit.Bytes == 0 {
+		err = b.quotas.SetLimit(ctx, dir.info.ID, quota.Limit{Bytes: bytes, Scope: b.opts.Scope})
+	}
+	if errdefs.IsFailedPrecondition(err) || errdefs.IsNotImplemented(err) || errdefs.IsNotFound(err) {
+		// As the options and the filesystem are, there can be no such limit. The layer can be used all the same.
+		b.log.Warn("btrfs: recorded limit cannot be set, so the layer has none", "path", path, "error", err)
+		return nil
+	}
+	return err
+}
+
+// renameRecordedLimit keeps a record with its volume.
+func (b *Backend) renameRecordedLimit(name, to string) error {
+	err := os.Rename(filepath.Join(b.home, quotasName, name), filepath.Join(b.home, quotasName, to))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return b.quotas.SetLimit(ctx, dir.info.ID, quota.Limit{Bytes: bytes, Scope: b.opts.Scope})
+	return nil
 }
 
 // parseRecordedLimit reads a number of bytes as moby's driver writes it.

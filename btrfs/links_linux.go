@@ -17,10 +17,12 @@ func addLinks(top *os.File, r *replayed) error {
 	for _, inode := range r.changed {
 		var stat unix.Stat_t
 		err := unix.Fstatat(int(top.Fd()), inode.path, &stat, unix.AT_SYMLINK_NOFOLLOW)
-		if errors.Is(err, unix.ENAMETOOLONG) {
+		switch {
+		case errors.Is(err, unix.ENAMETOOLONG):
 			return &treediff.NoHintsError{Reason: "path-too-long", Err: err}
-		}
-		if err != nil {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+			return &treediff.NoHintsError{Reason: "inconsistent", Err: fmt.Errorf("the stream speaks of %q, which is not there: %w", inode.path, err)}
+		case err != nil:
 			return fmt.Errorf("changed inode: %w", &os.PathError{Op: "stat", Path: inode.path, Err: err})
 		}
 		if stat.Nlink < 2 || stat.Mode&unix.S_IFMT == unix.S_IFDIR {

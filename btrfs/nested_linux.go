@@ -3,7 +3,6 @@ package btrfs
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 
 	"golang.org/x/sys/unix"
@@ -13,25 +12,29 @@ import (
 
 // nestedSubvolume is a subvolume that somebody made inside a volume.
 type nestedSubvolume struct {
-	id   uint64
-	path string // relative to the volume's root
+	id    uint64
+	outer uint64 // the subvolume that it is linked in
+	dirID uint64 // inode number of the directory there
+	name  string // its name in that directory
+	path  string // relative to the volume's root; "" if it is longer than the kernel can tell
 }
+
+// emptySubvolDirInode is the inode number of the empty directory that stands in a snapshot for a subvolume
+// that is nested in its source (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
+const emptySubvolDirInode = 2
 
 // nestedIn lists the subvolumes inside the subvolume id, at any depth, each after the one it is nested in.
 func (b *Backend) nestedIn(id uint64) ([]nestedSubvolume, error) {
-	var all []nestedSubvolume
-	outer := nestedSubvolume{id: id}
-	for i := 0; ; i++ {
-		inner, err := b.nestedDirectlyIn(outer)
-		if err != nil {
-			return nil, fmt.Errorf("list what is nested in subvolume %d: %w", outer.id, err)
-		}
+	all, err := b.nestedDirectlyIn(nestedSubvolume{id: id, path: "."})
+	for i := 0; err == nil && i < len(all); i++ {
+		var inner []nestedSubvolume
+		inner, err = b.nestedDirectlyIn(all[i])
 		all = append(all, inner...)
-		if i == len(all) {
-			return all, nil
-		}
-		outer = all[i]
 	}
+	if err != nil {
+		return nil, fmt.Errorf("list what is nested in subvolume %d: %w", id, err)
+	}
+	return all, nil
 }
 
 // nestedDirectlyIn leaves out what is unlinked while it looks.
@@ -57,67 +60,94 @@ func (b *Backend) nestedDirectlyIn(outer nestedSubvolume) ([]nestedSubvolume, er
 		if err != nil {
 			return nil, err
 		}
+		n := nestedSubvolume{id: ref.ID, outer: outer.id, dirID: ref.DirID, name: link.Name}
 		dir, err := btrfsctl.DirPath(fd, outer.id, ref.DirID)
-		if errors.Is(err, unix.ENOENT) {
+		switch {
+		case errors.Is(err, unix.ENOENT):
 			continue
-		}
-		if err != nil {
+		case errors.Is(err, unix.ENAMETOOLONG):
+		case err != nil:
 			return nil, err
+		case outer.path != "":
+			n.path = path.Join(outer.path, dir, link.Name)
 		}
-		inner = append(inner, nestedSubvolume{ref.ID, path.Join(outer.path, dir, link.Name)})
+		inner = append(inner, n)
 	}
 	return inner, nil
 }
 
-// snapshotNested puts into the snapshot whose root is open as dir, in place of the empty directories that
-// stand there for nested subvolumes, snapshots of these; and makes all of it read-only.
-func (b *Backend) snapshotNested(dir *os.File, nested []nestedSubvolume) error {
-	made := []int{int(dir.Fd())}
-	defer func() {
-		for _, fd := range made[1:] {
-			_ = unix.Close(fd)
-		}
-	}()
+// snapshotNested puts into the snapshot dir of the subvolume id, in place of the empty directories that stand
+// there for nested subvolumes, snapshots of these; and makes all of it read-only.
+func (b *Backend) snapshotNested(dir *subvolume, id uint64, nested []nestedSubvolume) error {
+	snapshots := map[uint64]uint64{id: dir.info.ID} // ids, by that of what they are snapshots of
+	made := []uint64{dir.info.ID}
 	for _, n := range nested {
-		fd, err := b.snapshotInPlace(dir, n)
-		// Neither is an error: it came after the snapshot, or has gone since.
+		outer, ok := snapshots[n.outer]
+		if !ok {
+			continue // left out, and so is what is in it
+		}
+		snapshot, err := b.snapshotInPlace(outer, n)
+		// It came after the snapshot around it, or has gone since.
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("nested subvolume %q: %w", n.path, err)
+			return fmt.Errorf("nested subvolume %d, %q: %w", n.id, n.name, err)
 		}
-		made = append(made, fd)
+		snapshots[n.id] = snapshot
+		made = append(made, snapshot)
 	}
 	for i := len(made) - 1; i >= 0; i-- {
-		if err := btrfsctl.SetReadOnly(made[i], true); err != nil {
-			return fmt.Errorf("make read-only: %w", err)
+		if err := b.makeReadOnly(made[i]); err != nil {
+			return fmt.Errorf("make subvolume %d read-only: %w", made[i], err)
 		}
 	}
 	return nil
 }
 
-func (b *Backend) snapshotInPlace(dir *os.File, n nestedSubvolume) (int, error) {
+// snapshotInPlace makes a snapshot of n in the subvolume outer, a snapshot of the one that n is nested in,
+// and returns its id. Inode numbers are the same in both, so no path need be resolved.
+func (b *Backend) snapshotInPlace(outer uint64, n nestedSubvolume) (uint64, error) {
 	source, err := btrfsctl.OpenRoot(int(b.fs.Fd()), n.id)
 	if err != nil {
-		return -1, err
+		return 0, err
 	}
 	defer unix.Close(source)
-	how := &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-	}
-	parent, err := unix.Openat2(int(dir.Fd()), path.Dir(n.path), how)
+	dir, err := btrfsctl.OpenDir(int(b.fs.Fd()), outer, n.dirID)
 	if err != nil {
-		return -1, err
+		return 0, err
 	}
-	defer unix.Close(parent)
-	name := path.Base(n.path)
-	if err := unix.Unlinkat(parent, name, unix.AT_REMOVEDIR); err != nil {
-		return -1, err
+	defer unix.Close(dir)
+	var stat unix.Stat_t
+	if err := unix.Fstatat(dir, n.name, &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0, err
 	}
-	if err := btrfsctl.Snapshot(parent, name, source, false, nil); err != nil {
-		return -1, err
+	if stat.Ino != emptySubvolDirInode {
+		return 0, unix.ENOENT // the name stood for something else at the time of the snapshot
 	}
-	return unix.Openat2(parent, name, how)
+	if err := btrfsctl.AllowUnlink(dir); err != nil {
+		return 0, err
+	}
+	if err := unix.Unlinkat(dir, n.name, unix.AT_REMOVEDIR); err != nil {
+		return 0, err
+	}
+	if err := btrfsctl.Snapshot(dir, n.name, source, false, nil); err != nil {
+		return 0, err
+	}
+	fd, err := unix.Openat(dir, n.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	info, err := btrfsctl.Info(fd)
+	return info.ID, err
+}
+
+func (b *Backend) makeReadOnly(id uint64) error {
+	fd, err := btrfsctl.OpenRoot(int(b.fs.Fd()), id)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return btrfsctl.SetReadOnly(fd, true)
 }

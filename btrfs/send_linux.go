@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // Send writes the btrfs send stream of top, as "btrfs send" does, incremental from base unless that is nil.
@@ -61,23 +62,52 @@ func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.R
 		}
 		srcFile, srcID = src.File, src.info.ID
 	}
-	err := b.stage(ctx, name, srcID, cowcommon.VolumeOptions{}, func(staged string, limit *btrfsctl.QgroupLimit) error {
-		if src == nil {
-			return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
-		}
-		return btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit)
-	}, func(dir *subvolume) error {
-		from, err := receive(ctx, dir.File, srcFile, r)
-		if err != nil {
-			return err
-		}
-		if err := btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid); err != nil {
-			return fmt.Errorf("set received UUID: %w", err)
-		}
-		return unix.Syncfs(dir.fd())
-	})
+	limit, after, err := b.quotas.Inherit(ctx, quota.Limit{}, srcID)
 	if err != nil {
 		return err
 	}
-	return b.seal(ctx, name)
+	var from received
+	return b.stage(ctx, name, cowcommon.VolumeOptions{}, after, staging{
+		make: func(staged string) error {
+			if src == nil {
+				return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
+			}
+			return snapshotError(btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit))
+		},
+		finish: func(dir *subvolume) (err error) {
+			if from, err = receive(ctx, dir.File, srcFile, r); err != nil {
+				return err
+			}
+			return unix.Syncfs(dir.fd())
+		},
+		publish: func(rename func() error, dir *subvolume) error {
+			// Nobody can use the volume before it is sealed: in this process the name is claimed, and others
+			// wait for the lock. After a crash in between it is there, complete, and not known as received.
+			u, unlock, err := b.unclaimed(ctx, name)
+			if err != nil {
+				return err
+			}
+			if u != nil {
+				unlock()
+				return errdefs.ErrAlreadyExists
+			}
+			done := b.reserve(name)
+			unlock()
+			defer func() {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				done()
+			}()
+			if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+				return fmt.Errorf("lock: %w", err)
+			}
+			if err := rename(); err != nil {
+				return err
+			}
+			if err := btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid); err != nil {
+				return fmt.Errorf("set received UUID: %w", err)
+			}
+			return btrfsctl.SetReadOnly(dir.fd(), true)
+		},
+	})
 }

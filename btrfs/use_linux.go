@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -27,19 +28,36 @@ func (b *Backend) acquire(ctx context.Context, name string, count func(*use)) (*
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	if u == nil {
-		dir, err := b.openVolume(name)
-		if err != nil {
-			return nil, err
-		}
-		// A process inside the layer can lock its root too. It only harms itself, so nothing is made of it.
-		_ = unix.Flock(dir.fd(), unix.LOCK_SH|unix.LOCK_NB)
-		u = &use{dir: dir}
-		b.uses[name] = u
+	if u != nil {
+		defer unlock()
+		count(u)
+		return u.dir, nil
 	}
+	done := b.reserve(name)
+	unlock()
+
+	dir, err := b.lockVolume(ctx, name, unix.LOCK_SH)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	done()
+	if err != nil {
+		return nil, err
+	}
+	u = &use{dir: dir}
+	b.uses[name] = u
 	count(u)
-	return u.dir, nil
+	return dir, nil
+}
+
+// reserve claims the name, with b.mu locked, until the function that it returns is called, also with b.mu
+// locked.
+func (b *Backend) reserve(name string) (done func()) {
+	changed := make(chan struct{})
+	b.uses[name] = &use{changed: changed}
+	return func() {
+		delete(b.uses, name)
+		close(changed)
+	}
 }
 
 // release undoes one use, by calling count with the volume's record if there is one.
@@ -60,36 +78,100 @@ func (b *Backend) release(name string, count func(*use)) error {
 
 // claim takes a volume that nobody uses for itself, so that it can be changed as a whole; whoever wants
 // to use it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or in another
-// process.
+// process, or is mounted by other means.
 func (b *Backend) claim(ctx context.Context, name string) (dir *subvolume, done func() error, err error) {
 	u, unlock, err := b.unclaimed(ctx, name)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer unlock()
 	if u != nil {
+		defer unlock()
 		return nil, nil, fmt.Errorf("volume %s is in use (mounts: %d, views: %d): %w", name, u.mounts, u.views, errdefs.ErrFailedPrecondition)
 	}
-	dir, err = b.openVolume(name)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = dir.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, nil, fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
-		}
-		return nil, nil, fmt.Errorf("lock volume %s: %w", name, err)
-	}
-	changed := make(chan struct{})
-	b.uses[name] = &use{dir: dir, changed: changed}
-	return dir, func() error {
+	release := b.reserve(name)
+	unlock()
+
+	done = func() error {
 		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.uses, name)
-		close(changed)
+		release()
+		b.mu.Unlock()
+		if dir == nil {
+			return nil
+		}
 		return dir.Close()
-	}, nil
+	}
+	if dir, err = b.lockVolume(ctx, name, unix.LOCK_EX); err != nil {
+		return nil, nil, errors.Join(err, done())
+	}
+	mounted, err := mountedElsewhere(dir)
+	if err == nil && mounted {
+		err = fmt.Errorf("volume %s is mounted: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, done())
+	}
+	return dir, done, nil
+}
+
+// lockVolume opens a volume and locks it, shared to use it or exclusively to change it. The lock is on the
+// volume that has the name now, not on one that had it when it was opened.
+func (b *Backend) lockVolume(ctx context.Context, name string, how int) (*subvolume, error) {
+	for {
+		dir, err := b.openVolume(name)
+		if err != nil {
+			return nil, err
+		}
+		if how == unix.LOCK_SH {
+			err = b.lockShared(ctx, dir)
+		} else if err = unix.Flock(dir.fd(), how|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
+		}
+		if err != nil {
+			return nil, errors.Join(err, dir.Close())
+		}
+		same, err := b.hasName(dir, name)
+		if err == nil && same {
+			return dir, nil
+		}
+		if err := errors.Join(err, dir.Close()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// lockShared waits for another process to end what it changes. That takes milliseconds, so what lasts longer
+// is a process inside the layer that has locked its own root: that must not keep the layer from being used.
+func (b *Backend) lockShared(ctx context.Context, dir *subvolume) error {
+	const longest = 2 * time.Second
+	giveUp := time.After(longest)
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		err := unix.Flock(dir.fd(), unix.LOCK_SH|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-giveUp:
+			b.log.Warn("btrfs: somebody has locked the root of a layer, so other processes cannot see that it is in use", "path", dir.Name())
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// hasName reports whether the volume of that name is the one open as dir. Each subvolume has a device number
+// of its own.
+func (b *Backend) hasName(dir *subvolume, name string) (bool, error) {
+	var own, named unix.Stat_t
+	if err := unix.Fstat(dir.fd(), &own); err != nil {
+		return false, err
+	}
+	err := unix.Fstatat(int(b.dirs.subvolumes.Fd()), name, &named, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil // opening it anew will say so
+	}
+	return err == nil && own.Dev == named.Dev, err
 }
 
 // unclaimed waits until nobody has claimed the volume, and returns its record, nil if it is not in use,

@@ -56,14 +56,14 @@ func (v *view) open() error {
 	snapshot := temporaryName(v.volume)
 	shallow := len(v.nested) == 0
 	if err := btrfsctl.Snapshot(int(v.b.dirs.views.Fd()), snapshot, v.dir.fd(), shallow, nil); err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return fmt.Errorf("snapshot: %w", snapshotError(err))
 	}
 	dir, err := v.b.openSubvolume(v.b.dirs.views, snapshot)
 	if err != nil {
 		return errors.Join(err, v.b.destroy(v.b.dirs.views, snapshot))
 	}
 	if !shallow {
-		if err := v.b.snapshotNested(dir.File, v.nested); err != nil {
+		if err := v.b.snapshotNested(dir, v.dir.info.ID, v.nested); err != nil {
 			return errors.Join(err, dir.Close(), v.b.destroy(v.b.dirs.views, snapshot))
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -19,14 +18,17 @@ import (
 
 // Create makes an empty volume.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
-	err := b.stage(ctx, name, 0, opts, func(staged string, limit *btrfsctl.QgroupLimit) error {
-		return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
-	}, func(dir *subvolume) error {
-		if err := dir.Chown(opts.UID, opts.GID); err != nil {
-			return err
-		}
-		return dir.Chmod(0o755)
-	})
+	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, 0)
+	if err == nil {
+		err = b.stage(ctx, name, opts, after, staging{
+			make: func(staged string) error {
+				return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
+			},
+			finish: func(dir *subvolume) error {
+				return errors.Join(dir.Chown(opts.UID, opts.GID), dir.Chmod(0o755))
+			},
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("btrfs: create %s: %w", name, err)
 	}
@@ -42,60 +44,71 @@ func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon
 	return nil
 }
 
-func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	if err := cowcommon.CheckID(name); err != nil {
+func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) (err error) {
+	if err := b.checkFree(name); err != nil {
 		return err
 	}
 	src, err := b.openVolume(source)
 	if err != nil {
 		return err
 	}
-	if !src.info.ReadOnly {
-		// While it is open here it counts as in use.
-		if err := errors.Join(src.Close(), b.seal(ctx, source)); err != nil {
-			return err
-		}
-		if src, err = b.openVolume(source); err != nil {
-			return err
-		}
-	}
 	defer src.Close()
-
 	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, src.info.ID)
 	if err != nil {
 		return err
 	}
-	if !after && opts.MountLabel == "" {
-		return alreadyExists(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), name, src.fd(), false, limit))
+	if !src.info.ReadOnly {
+		settle, err := b.seal(ctx, source)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, settle(err == nil)) }()
 	}
-	return b.stage(ctx, name, src.info.ID, opts, func(staged string, limit *btrfsctl.QgroupLimit) error {
-		return btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit)
-	}, nil)
+	if !after && opts.MountLabel == "" {
+		return snapshotError(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), name, src.fd(), false, limit))
+	}
+	return b.stage(ctx, name, opts, after, staging{make: func(staged string) error {
+		return snapshotError(btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit))
+	}})
 }
 
-// stage makes a volume in several steps: under a name of its own in staging, with make and then finish,
-// its limit and its label; then it gets its real name in one. source is the id of the subvolume that make
-// snapshots, or 0.
-func (b *Backend) stage(ctx context.Context, name string, source uint64, opts cowcommon.VolumeOptions,
-	make func(staged string, limit *btrfsctl.QgroupLimit) error, finish func(dir *subvolume) error,
-) (err error) {
+// checkFree reports whether a volume could get that name. The call that gives it the name is what decides,
+// but until then nothing else should have been changed in vain.
+func (b *Backend) checkFree(name string) error {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
 	}
-	// The rename below is what decides, but most losers need not do the work.
-	if _, err := os.Lstat(filepath.Join(b.dirs.subvolumes.Name(), name)); err == nil {
+	err := unix.Faccessat(int(b.dirs.subvolumes.Fd()), name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil {
 		return errdefs.ErrAlreadyExists
 	}
-	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, source)
-	if err != nil {
+	if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	// What moby's driver recorded of an earlier layer of that name is not about this one.
+	return b.forgetRecordedLimit(name)
+}
+
+// staging is how a volume is made in several steps.
+type staging struct {
+	make    func(staged string) error                       // makes the subvolume, in the directory staging
+	finish  func(dir *subvolume) error                      // completes it; may be nil
+	publish func(rename func() error, dir *subvolume) error // does more around the rename; may be nil
+}
+
+// stage makes a volume under a name of its own in staging, completes it, sets its limit unless it was made
+// with it, and its label; then it gives it its real name in one step.
+func (b *Backend) stage(ctx context.Context, name string, opts cowcommon.VolumeOptions, setLimit bool, s staging) (err error) {
+	if err := b.checkFree(name); err != nil {
 		return err
 	}
 	staged := temporaryName(name)
-	if err := make(staged, limit); err != nil {
+	if err := s.make(staged); err != nil {
 		return err
 	}
+	renamed := false
 	defer func() {
-		if err != nil {
+		if err != nil && !renamed {
 			err = errors.Join(err, b.destroy(b.dirs.staging, staged))
 		}
 	}()
@@ -104,12 +117,12 @@ func (b *Backend) stage(ctx context.Context, name string, source uint64, opts co
 		return err
 	}
 	defer dir.Close()
-	if finish != nil {
-		if err := finish(dir); err != nil {
+	if s.finish != nil {
+		if err := s.finish(dir); err != nil {
 			return err
 		}
 	}
-	if after {
+	if setLimit {
 		if err := b.quotas.SetLimit(ctx, dir.info.ID, opts.Limit); err != nil {
 			return err
 		}
@@ -119,11 +132,31 @@ func (b *Backend) stage(ctx context.Context, name string, source uint64, opts co
 			return fmt.Errorf("label %q: %w", opts.MountLabel, err)
 		}
 	}
-	err = unix.Renameat2(int(b.dirs.staging.Fd()), staged, int(b.dirs.subvolumes.Fd()), name, unix.RENAME_NOREPLACE)
-	if err != nil {
+	rename := func() error {
+		err := unix.Renameat2(int(b.dirs.staging.Fd()), staged, int(b.dirs.subvolumes.Fd()), name, unix.RENAME_NOREPLACE)
+		renamed = err == nil
 		return alreadyExists(err)
 	}
+	if s.publish != nil {
+		err = s.publish(rename, dir)
+	} else {
+		err = rename()
+	}
+	if err != nil {
+		return err
+	}
 	return b.commit()
+}
+
+// snapshotError gives the kernel's answers to a snapshot the type that they have here.
+func snapshotError(err error) error {
+	switch {
+	case errors.Is(err, unix.ETXTBSY):
+		return fmt.Errorf("a swap file is active in it: %w: %w", errdefs.ErrFailedPrecondition, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESTALE):
+		return fmt.Errorf("it has just been removed: %w: %w", errdefs.ErrNotFound, err)
+	}
+	return alreadyExists(err)
 }
 
 func alreadyExists(err error) error {
@@ -134,23 +167,29 @@ func alreadyExists(err error) error {
 }
 
 // seal makes a volume read-only unless somebody uses it: a descriptor that is open for writing would go
-// on writing. What it returns is that the volume is not there, or cannot be sealed; not that it is in use.
-func (b *Backend) seal(ctx context.Context, name string) error {
+// on writing. The volume cannot be used until settle is called, with whether it is to stay sealed: it is not
+// if what it was sealed for failed.
+//
+// Its error is that the volume is not there, or cannot be sealed; not that it is in use.
+func (b *Backend) seal(ctx context.Context, name string) (settle func(keep bool) error, err error) {
 	dir, done, err := b.claim(ctx, name)
 	if errors.Is(err, errdefs.ErrFailedPrecondition) {
-		return nil
+		return func(bool) error { return nil }, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	mounted, err := mountedElsewhere(dir)
-	if err == nil && !mounted {
-		err = btrfsctl.SetReadOnly(dir.fd(), true)
+	settle = func(keep bool) error {
+		var err error
+		if !keep && !dir.info.ReadOnly {
+			err = btrfsctl.SetReadOnly(dir.fd(), false)
+		}
+		return errors.Join(err, done())
 	}
-	if err := errors.Join(err, done()); err != nil {
-		return fmt.Errorf("seal %s: %w", name, err)
+	if err := btrfsctl.SetReadOnly(dir.fd(), true); err != nil {
+		return nil, errors.Join(fmt.Errorf("seal %s: %w", name, err), settle(false))
 	}
-	return nil
+	return settle, nil
 }
 
 // Rename gives a volume another name.
@@ -162,7 +201,7 @@ func (b *Backend) Rename(ctx context.Context, name, to string) error {
 }
 
 func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
-	if err := cowcommon.CheckID(to); err != nil {
+	if err := b.checkFree(to); err != nil {
 		return err
 	}
 	_, done, err := b.claim(ctx, name)
@@ -173,6 +212,9 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	subvolumes := int(b.dirs.subvolumes.Fd())
 	if err := unix.Renameat2(subvolumes, name, subvolumes, to, unix.RENAME_NOREPLACE); err != nil {
 		return alreadyExists(err)
+	}
+	if err := b.renameRecordedLimit(name, to); err != nil {
+		return err
 	}
 	return b.commit()
 }
@@ -203,18 +245,29 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 	if errors.Is(err, unix.ENOTEMPTY) {
 		err = b.removeWithNested(dir, name)
 	}
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("it is being sent, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
+	if errors.Is(err, unix.EPERM) && unprotect(dir.fd()) == nil {
+		err = btrfsctl.DestroySubvolume(int(b.dirs.subvolumes.Fd()), name)
+	}
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) {
+		return fmt.Errorf("it is being sent, has an active swap file, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
 	}
 	if err != nil {
 		return err
 	}
+	if b.removals.Add(1)%sweepEvery == 0 {
+		if err := b.sweepQgroups(); err != nil {
+			b.log.Warn("btrfs: qgroups of removed layers are left over", "error", err)
+		}
+	}
 	return b.forgetRecordedLimit(name)
 }
 
+// sweepEvery is after how many removals the qgroups that removed volumes have left are looked at.
+const sweepEvery = 64
+
 func (b *Backend) removeWithNested(dir *subvolume, name string) error {
-	// A read-only subvolume cannot be moved to another directory.
-	if err := btrfsctl.SetReadOnly(dir.fd(), false); err != nil {
+	// A read-only or immutable subvolume cannot be moved to another directory.
+	if err := unprotect(dir.fd()); err != nil {
 		return fmt.Errorf("make writable: %w", err)
 	}
 	removing := temporaryName(name)

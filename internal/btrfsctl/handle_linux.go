@@ -12,12 +12,29 @@ const fileIDWithoutParent = 0x4d
 // OpenRoot opens the root directory of the subvolume id, wherever on the filesystem of fd it is linked,
 // without resolving a path. The caller closes the descriptor. ESTALE: there is none. It needs
 // CAP_DAC_READ_SEARCH.
-func OpenRoot(fd int, id uint64) (int, error) {
+func OpenRoot(fd int, id uint64) (int, error) { return OpenDir(fd, id, FirstFreeObjectID) }
+
+// OpenDir is OpenRoot for the directory with that inode number in the subvolume.
+func OpenDir(fd int, subvolume, inode uint64) (int, error) {
 	// struct btrfs_fid without its parent: le64 inode, le64 subvolume, le32 generation, of which 0 fits
 	// every inode (fs/btrfs/export.c).
 	var handle [20]byte
-	binary.NativeEndian.PutUint64(handle[:], FirstFreeObjectID)
-	binary.NativeEndian.PutUint64(handle[8:], id)
+	binary.NativeEndian.PutUint64(handle[:], inode)
+	binary.NativeEndian.PutUint64(handle[8:], subvolume)
 	return unix.OpenByHandleAt(fd, unix.NewFileHandle(fileIDWithoutParent, handle[:]),
 		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+}
+
+// AllowUnlink takes the flags off the directory open as fd that keep entries from being unlinked in it and
+// itself from being unlinked: immutable and append-only, see FS_IOC_SETFLAGS in ioctl_iflags(2).
+func AllowUnlink(fd int) error {
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return err
+	}
+	const protected = 0x10 | 0x20 // FS_IMMUTABLE_FL, FS_APPEND_FL of linux/fs.h
+	if flags&protected == 0 {
+		return nil
+	}
+	return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^protected)
 }
