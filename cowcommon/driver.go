@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
@@ -37,6 +38,8 @@ type Driver struct {
 	opts    Options
 	log     *slog.Logger
 	stats   compareStats
+
+	applying sync.Map // ids of layers that are being applied to
 }
 
 var _ graphdriver.DiffGetterDriver = (*Driver)(nil)
@@ -186,11 +189,16 @@ func (d *Driver) ApplyDiff(id, _ string, diff io.Reader) (int64, error) {
 	return d.Apply(context.Background(), id, diff)
 }
 
-// Apply is ApplyDiff with a context.
+// Apply is ApplyDiff with a context. errdefs.ErrFailedPrecondition: the layer is sealed, or another Apply of
+// this driver works on it.
 func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int64, err error) {
 	if err := CheckID(id); err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
+	if _, taken := d.applying.LoadOrStore(id, nil); taken {
+		return 0, d.wrap("apply to layer", id, fmt.Errorf("a diff is being applied to it already: %w", errdefs.ErrFailedPrecondition))
+	}
+	defer d.applying.Delete(id)
 	v, err := d.backend.Stat(ctx, id)
 	if err != nil {
 		return 0, d.wrap("apply to layer", id, err)
