@@ -34,7 +34,7 @@ const (
 //
 // Compression runs in several goroutines. For the same version of Cowshed the output depends on the input,
 // format and level only, not on the number of processors or on how the input was cut into writes. Close
-// ends the stream and the goroutines; it must be called after an error as well. It does not close w.
+// ends the stream and the goroutines, and must be called after an error as well; it does not close w.
 func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 	highest := map[Format]int{Gzip: gzip.BestCompression, Zstd: 22}[format]
 	if format > Zstd || level < 0 || level > highest {
@@ -52,7 +52,11 @@ func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 		if err := zw.SetConcurrency(gzipBlock, parallel()); err != nil {
 			return nil, fmt.Errorf("layertar: gzip: %w", err)
 		}
-		return zw, nil
+		return &compressor{zw, func() error {
+			err := zw.Close()
+			zw.Reset(io.Discard) // waits for the goroutines, which Close leaves behind after an error
+			return err
+		}}, nil
 	case Zstd:
 		zlevel := zstd.SpeedDefault
 		if level > 0 {
@@ -67,17 +71,29 @@ func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 		if err != nil {
 			return nil, fmt.Errorf("layertar: zstd: %w", err)
 		}
-		return zw, nil
+		return &compressor{zw, zw.Close}, nil
 	}
-	return nopWriteCloser{w}, nil
+	return &compressor{Writer: w}, nil
 }
 
 // parallel is the number of goroutines that work on one stream.
 func parallel() int { return min(compressors, runtime.GOMAXPROCS(0)) }
 
-type nopWriteCloser struct{ io.Writer }
+// compressor is a writer that is closed once.
+type compressor struct {
+	io.Writer
+	close func() error
+}
 
-func (nopWriteCloser) Close() error { return nil }
+// Close implements io.Closer. Closing twice does nothing.
+func (c *compressor) Close() error {
+	if c.close == nil {
+		return nil
+	}
+	err := c.close()
+	c.close = nil
+	return err
+}
 
 // Decompress returns what r holds without its compression, told by the first bytes: Gzip of any number of
 // members, Zstd of any number of frames, or else Plain. bzip2 and xz, which Docker once accepted, are

@@ -17,7 +17,6 @@ import (
 
 	"github.com/moby/go-archive"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 // past is the time of all that tests put into layers, so that it can be told from what was made just now.
@@ -368,23 +367,9 @@ func under(made kindOf, p string) bool {
 	return false
 }
 
-// mknod makes a device, which needs root.
-func mknod(t testing.TB, path string, mode uint32, major, minor uint32) {
-	t.Helper()
-	require.NoError(t, unix.Mknod(path, mode, int(unix.Mkdev(major, minor))))
-}
-
 func must(t testing.TB, err error) {
 	t.Helper()
 	require.NoError(t, err)
-}
-
-// openFDs counts the descriptors of the process.
-func openFDs(t testing.TB) int {
-	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
-	require.NoError(t, err)
-	return len(names)
 }
 
 func describe(entries []ent) string {

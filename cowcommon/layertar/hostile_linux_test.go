@@ -231,6 +231,33 @@ func TestApplyEndlessHeaders(t *testing.T) {
 	}
 }
 
+// TestApplyBomb applies what compressed to a thousandth, with a bound.
+func TestApplyBomb(t *testing.T) {
+	testfs.CheckLeaks(t)
+	for _, format := range []Format{Gzip, Zstd} {
+		var packed bytes.Buffer
+		zw, err := Compress(&packed, format, 0)
+		require.NoError(t, err)
+		_, err = zw.Write(rawHeader(tar.TypeReg, "fits", 0))
+		require.NoError(t, err)
+		_, err = zw.Write(rawHeader(tar.TypeReg, "bomb", 1<<40))
+		require.NoError(t, err)
+		for range 64 {
+			_, err = zw.Write(make([]byte, 1<<20))
+			require.NoError(t, err)
+		}
+		require.NoError(t, zw.Close())
+		assert.Less(t, packed.Len(), 1<<20)
+
+		r, _, err := Decompress(&packed)
+		require.NoError(t, err)
+		_, err = Apply(t.Context(), t.TempDir(), r, ApplyOptions{MaxBytes: 1 << 30})
+		require.ErrorIs(t, err, ErrTooLarge)
+		require.ErrorContains(t, err, `entry 1, "bomb"`)
+		require.NoError(t, r.Close())
+	}
+}
+
 // endless is a file that does not end, and cancels after some bytes.
 type endless struct {
 	header []byte

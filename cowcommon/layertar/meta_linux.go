@@ -47,7 +47,7 @@ func metaOf(hdr *tar.Header, ids user.IdentityMapping) (meta, error) {
 	if err != nil {
 		return meta{}, err
 	}
-	if uid < 0 || uid > maxID || gid < 0 || gid > maxID {
+	if uid < 0 || int64(uid) > maxID || gid < 0 || int64(gid) > maxID {
 		return meta{}, fmt.Errorf("%w: owner %d:%d", ErrMalformed, uid, gid)
 	}
 	atime := hdr.AccessTime

@@ -2,6 +2,7 @@ package layertar
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -105,10 +106,10 @@ func (r *remover) up() error {
 	}
 	err := unix.Unlinkat(parent, last.name, unix.AT_REMOVEDIR)
 	switch {
-	case err == unix.ENOTEMPTY && last.removed > 0: //nolint:errorlint // a bare errno
+	case err == unix.ENOTEMPTY && last.removed > 0:
 		// Reading a directory while removing from it may miss names.
 		return r.down(last.name)
-	case err != nil && err != unix.ENOENT: //nolint:errorlint // a bare errno
+	case err != nil && err != unix.ENOENT:
 		return fmt.Errorf("remove %s: %w", quoteName(last.name), err)
 	}
 	return nil
@@ -151,10 +152,10 @@ func removeOne(dirfd int, name string, typ uint8) error {
 	if err == unix.ENOTDIR { //nolint:errorlint // a bare errno
 		err = unix.Unlinkat(dirfd, name, 0)
 	}
-	switch err { //nolint:errorlint // a bare errno
-	case nil, unix.ENOENT:
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil
-	case unix.ENOTEMPTY, unix.EEXIST:
+	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
 		return unix.ENOTEMPTY
 	}
 	return fmt.Errorf("remove %s: %w", quoteName(name), err)

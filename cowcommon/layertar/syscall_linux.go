@@ -20,7 +20,7 @@ func retry(fn func() error) error {
 func openat(dirfd int, name string, flags int, mode uint32) (int, error) {
 	for {
 		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, mode)
-		if err != unix.EINTR { //nolint:errorlint // a bare errno, on a hot path
+		if err != unix.EINTR {
 			return fd, err
 		}
 	}
@@ -35,7 +35,7 @@ func openDirAt(dirfd int, name string) (int, error) {
 func lstatat(dirfd int, name string, st *unix.Stat_t) error {
 	for {
 		err := unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW)
-		if err != unix.EINTR { //nolint:errorlint // a bare errno, on a hot path
+		if err != unix.EINTR {
 			return err
 		}
 	}
