@@ -38,6 +38,8 @@ type Backend struct {
 	dirs   dirs
 	quotas *quota.Qgroups
 
+	records string // the directory in which moby's driver recorded limits, "" if there is none
+
 	mu    sync.Mutex
 	uses  map[string]*use    // volumes that are mounted, in view or being removed, by name
 	views map[*view]struct{} // open ones
@@ -90,6 +92,9 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 	if b.quotas, err = quota.OpenQgroups(b.home, opts.Quota); err != nil {
 		return nil, err
 	}
+	if records := filepath.Join(b.home, quotasName); isDirectory(records) {
+		b.records = records
+	}
 	alone, err := b.takeLock()
 	if err != nil {
 		return nil, err
@@ -103,6 +108,11 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 		}
 	}
 	return b, nil
+}
+
+func isDirectory(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.IsDir()
 }
 
 // takeLock locks the home. Every open Backend holds the lock shared, so whoever gets it exclusively is

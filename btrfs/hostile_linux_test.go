@@ -163,8 +163,8 @@ func TestRecordedLimits(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t, testfs.WithSimpleQuota())
 	records := filepath.Join(mnt, "home", quotasName)
+	require.NoError(t, os.MkdirAll(records, 0o700))
 	b := open(t, mnt, Options{})
-	require.NoError(t, os.Mkdir(records, 0o700))
 	record := func(name, bytes string) {
 		require.NoError(t, os.WriteFile(filepath.Join(records, name), []byte(bytes), 0o600))
 	}

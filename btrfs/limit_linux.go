@@ -52,7 +52,10 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 // applyRecordedLimit limits a volume as moby's driver recorded in quotas/<name>, which it did because it
 // set limits anew at every mount. A limit that the volume has goes before.
 func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subvolume) error {
-	path := filepath.Join(b.home, quotasName, name)
+	if b.records == "" {
+		return nil
+	}
+	path := filepath.Join(b.records, name)
 	record, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -79,7 +82,10 @@ func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subv
 
 // renameRecordedLimit keeps a record with its volume.
 func (b *Backend) renameRecordedLimit(name, to string) error {
-	err := os.Rename(filepath.Join(b.home, quotasName, name), filepath.Join(b.home, quotasName, to))
+	if b.records == "" {
+		return nil
+	}
+	err := os.Rename(filepath.Join(b.records, name), filepath.Join(b.records, to))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -95,7 +101,10 @@ func parseRecordedLimit(record []byte) (bytes uint64, ok bool) {
 // forgetRecordedLimit removes the record of moby's driver when it no longer holds, so that it is not
 // applied to this layer again, or to a later one of the same name.
 func (b *Backend) forgetRecordedLimit(name string) error {
-	err := os.Remove(filepath.Join(b.home, quotasName, name))
+	if b.records == "" {
+		return nil
+	}
+	err := os.Remove(filepath.Join(b.records, name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -57,6 +57,9 @@ func (a *app) with(do func(*store) error) (err error) {
 
 // open opens the store that is there. An embedded store is mounted first if need be.
 func (a *app) open() (*store, error) {
+	if err := a.checkDriver(); err != nil {
+		return nil, err
+	}
 	if err := a.mountEmbedded(); err != nil {
 		return nil, err
 	}
@@ -76,11 +79,7 @@ func (a *app) openOrMake() (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := a.driverName
-	if name == "auto" {
-		name = ""
-	}
-	opened, err := graphdriver.New(name, graphdriver.Options{Root: root, DriverOptions: a.storageOpts, Logger: a.log})
+	opened, err := graphdriver.New(a.namedDriver(), graphdriver.Options{Root: root, DriverOptions: a.storageOpts, Logger: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -90,6 +89,25 @@ func (a *app) openOrMake() (*store, error) {
 	}
 	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log)
 	return &store{root: root, driver: driver, images: images, log: a.log, quiet: a.quiet}, nil
+}
+
+// namedDriver is the driver that the command line names, "" if it is to be found.
+func (a *app) namedDriver() string {
+	if a.driverName == "auto" {
+		return ""
+	}
+	return a.driverName
+}
+
+// checkDriver says what is wrong with a driver's name that stands for none: with it there is no store to
+// look for, or to make.
+func (a *app) checkDriver() error {
+	name := a.namedDriver()
+	if name == "" || graphdriver.IsRegistered(name) {
+		return nil
+	}
+	_, err := graphdriver.New(name, graphdriver.Options{Root: a.root, Logger: a.log})
+	return err
 }
 
 // realPath is path as the kernel lists it among the mounts, if it is there.
@@ -126,8 +144,8 @@ func (a *app) mountEmbedded() error {
 // initialised reports whether a driver has been at work in the root.
 func (a *app) initialised() (bool, error) {
 	names := graphdriver.Drivers()
-	if a.driverName != "auto" && a.driverName != "" {
-		names = []string{a.driverName}
+	if name := a.namedDriver(); name != "" {
+		names = []string{name}
 	}
 	for _, name := range names {
 		_, err := os.Stat(filepath.Join(a.root, name))

@@ -129,6 +129,8 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"limit", "a"}, "accepts 2"},
 		{[]string{"limit", "a", "big"}, "big"},
 		{[]string{"limit", "a", "0"}, `"0"`},
+		{[]string{"limit", "a", "0"}, "use none"},
+		{[]string{"limit", "a", "0.0 GiB"}, "use none"},
 		{[]string{"limit", "a", "--", "-5G"}, "-5G"},
 		{[]string{"init", "--loop", "lots"}, "lots"},
 		{[]string{"init", "--loop", "1M"}, "too small"},
@@ -159,6 +161,34 @@ func TestNoStore(t *testing.T) {
 		assert.Contains(t, r.err, "cowshed init", "%v", args)
 		assert.NoDirExists(t, a.root, "%v", args)
 	}
+}
+
+// With a driver that is not there no store can be, whatever the command.
+func TestNoSuchDriver(t *testing.T) {
+	a := at{root: filepath.Join(t.TempDir(), "store")}
+	for driver, says := range map[string]string{"aufs": "was removed from Docker", "nonsense": "no storage driver of that name", "../btrfs": "no storage driver"} {
+		for _, args := range [][]string{{"ls"}, {"rm", "x"}, {"init"}, {"init", "--loop", "300M"}, {"deinit", "--yes"}} {
+			r := a.run(t, append([]string{"--driver", driver}, args...)...)
+			assert.Equal(t, exitUnsupported, r.code, "%v: %s", args, r.err)
+			assert.Contains(t, r.err, driver)
+			assert.Contains(t, r.err, says)
+			assert.NotContains(t, r.err, "cowshed init", "another store does not help")
+			assert.NoDirExists(t, a.root)
+			assert.NoFileExists(t, a.root+".img")
+		}
+		r := a.run(t, "--driver", driver, "doctor")
+		assert.Equal(t, exitFailure, r.code)
+		assert.Contains(t, r.out, says)
+		assert.NotContains(t, r.out, "there is no store")
+	}
+}
+
+func TestKeptText(t *testing.T) {
+	long := strings.Repeat("0123456789abcdef", 4)
+	assert.Equal(t, "kept of app:1: layer 0123456789ab, needed by layer web",
+		keptText("app:1", &image.Removed{Kept: []string{long}, Needed: []string{"layer web"}}))
+	assert.Equal(t, "kept of app:1: layer x, needed by image a, layer b, layer c and 2 more; below it: y, 0123456789ab",
+		keptText("app:1", &image.Removed{Kept: []string{"x", "y", long}, Needed: []string{"image a", "layer b", "layer c", "layer d", "layer e"}}))
 }
 
 func TestHelp(t *testing.T) {

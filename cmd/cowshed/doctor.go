@@ -100,6 +100,9 @@ func (d *doctor) run(ctx context.Context) {
 	d.filesystem()
 
 	initialised, err := d.app.initialised()
+	if driverErr := d.app.checkDriver(); driverErr != nil {
+		err = driverErr
+	}
 	switch {
 	case err != nil:
 		d.add(fail, "store", "", "%v", err)

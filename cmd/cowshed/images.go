@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -69,7 +72,7 @@ func newRmiCommand(a *app) *cobra.Command {
 		Use:   "rmi IMAGE...",
 		Short: "Remove images and the layers that only they have",
 		Long: `Removes images, and those of their layers that no other image has and no other layer was made from. What
-stays because of such a layer can be removed later with cowshed rm.`,
+stays because of such a layer is said, and can be removed later with cowshed rm.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(func(s *store) error { return s.rmi(cmd, args) })
@@ -80,7 +83,7 @@ stays because of such a layer can be removed later with cowshed rm.`,
 
 func (s *store) rmi(cmd *cobra.Command, names []string) error {
 	for _, name := range names {
-		img, err := s.images.Get(name)
+		img, err := s.image(cmd.Context(), name)
 		if err != nil {
 			return err
 		}
@@ -102,9 +105,40 @@ func (s *store) rmi(cmd *cobra.Command, names []string) error {
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), name); err != nil {
 			return err
 		}
-		if removed.Kept != "" {
-			s.log.Info("layers stay that are needed", "image", name, "uppermost", removed.Kept, "by", removed.Needed)
+		if len(removed.Kept) > 0 && !s.quiet {
+			fmt.Fprintln(cmd.ErrOrStderr(), keptText(name, removed))
 		}
 	}
 	return nil
+}
+
+// image finds the image of that name.
+func (s *store) image(ctx context.Context, name string) (*image.Image, error) {
+	img, err := s.images.Get(name)
+	if errdefs.IsNotFound(err) {
+		if v, layerErr := s.layerAlone(ctx, name); layerErr == nil {
+			err = failf(errdefs.ErrNotFound, "there is no image %s, but a layer; to remove that: cowshed rm %s", name, v.Name)
+		}
+	}
+	return img, err
+}
+
+// maxNeeded is how many of those that need a layer are named.
+const maxNeeded = 3
+
+// keptText says which layers of an image stay, and why.
+func keptText(name string, removed *image.Removed) string {
+	needed := strings.Join(removed.Needed, ", ")
+	if more := len(removed.Needed) - maxNeeded; more > 0 {
+		needed = fmt.Sprintf("%s and %d more", strings.Join(removed.Needed[:maxNeeded], ", "), more)
+	}
+	text := fmt.Sprintf("kept of %s: layer %s, needed by %s", name, shortName(removed.Kept[0]), needed)
+	if below := removed.Kept[1:]; len(below) > 0 {
+		short := make([]string, 0, len(below))
+		for _, layer := range below {
+			short = append(short, shortName(layer))
+		}
+		text += "; below it: " + strings.Join(short, ", ")
+	}
+	return text
 }

@@ -32,8 +32,8 @@ func newInitCommand(a *app) *cobra.Command {
 		Long: `Makes the store in the directory --root, on the filesystem that it is on, which has to be btrfs or ZFS. Where it
 is another one, --loop SIZE makes an embedded store: a btrfs in the sparse file <root>.img, mounted on <root>.
 An embedded store takes the space of what is in it, up to SIZE, and is mounted again by itself when it is first
-used after a start of the machine. Running init once more with a larger SIZE makes it larger. With --always an
-embedded store is made where the filesystem would do as well, so that quotas are turned on in it alone.
+used after a start of the machine. Running init once more with a larger SIZE makes it larger; it is never made smaller. With
+--always an embedded store is made where the filesystem would do as well, so that quotas are turned on in it alone.
 
 What is there already stays as it is: init can be run any number of times.`,
 		Example: "  cowshed init\n  cowshed init --loop 20G",
@@ -86,6 +86,9 @@ func (a *app) init(cmd *cobra.Command, f initFlags) (err error) {
 
 // initStore makes and opens the store.
 func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*store, error) {
+	if err := a.checkDriver(); err != nil {
+		return nil, err
+	}
 	embedded, err := loopstore.At(a.root)
 	if err != nil {
 		return nil, err
@@ -136,6 +139,10 @@ func (r *initResult) sayEmbedded(embedded loopstore.Store, made loopstore.Made, 
 	}
 	if made.Grown {
 		r.Done = append(r.Done, fmt.Sprintf("made %s larger: up to %s", embedded.Image, quota.FormatSize(size)))
+	}
+	if size != 0 && size < made.Size {
+		r.Done = append(r.Done, fmt.Sprintf("%s keeps its size of up to %s, since a store is never made smaller",
+			embedded.Image, quota.FormatSize(made.Size)))
 	}
 	if made.Mount {
 		r.Done = append(r.Done, fmt.Sprintf("mounted %s on %s", embedded.Image, embedded.Root))

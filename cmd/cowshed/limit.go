@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/quota"
@@ -14,27 +16,45 @@ func newLimitCommand(a *app) *cobra.Command {
 		Short: "Limit how much a layer may hold",
 		Long: `Sets or removes the limit of a layer. Over it, writing fails with "disk quota exceeded" and deleting still
 works. It counts what the layer adds to the one it was made from, or with the driver's option quota_scope=total
-all that it holds. On btrfs the first limit turns quotas on, in the mode that the option btrfs.quota says.`,
+all that it holds. A layer that an image has gets no limit, but layers made from it do. On btrfs the first limit turns quotas on, in the mode that the option btrfs.quota says.`,
 		Example: "  cowshed limit web 20G\n  cowshed limit web none",
 		Args:    usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bytes := uint64(0)
 			if args[1] != "none" {
 				var err error
-				if bytes, err = quota.ParseSize(args[1]); err != nil {
+				if bytes, err = parseLimit(args[1]); err != nil {
 					return err
 				}
 			}
-			return a.with(func(s *store) error {
-				v, err := s.layer(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				return s.driver.SetLimit(cmd.Context(), v.Name, bytes)
-			})
+			return a.with(func(s *store) error { return s.limit(cmd, args[0], bytes) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
+}
+
+func parseLimit(size string) (uint64, error) {
+	if bytes, err := units.RAMInBytes(size); err == nil && bytes == 0 {
+		return 0, usagef("size %q: a limit is more than 0; for no limit, use none", size)
+	}
+	return quota.ParseSize(size)
+}
+
+// limit sets the limit of a layer; 0 bytes removes it.
+func (s *store) limit(cmd *cobra.Command, name string, bytes uint64) error {
+	v, err := s.layer(cmd.Context(), name)
+	if err != nil {
+		return err
+	}
+	users, err := s.images.Users()
+	if err != nil {
+		return err
+	}
+	if user, ok := users[v.Name]; ok && bytes != 0 {
+		return failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s and is not written to any more; make a layer from it "+
+			"and limit that: cowshed create NAME --parent %s --size SIZE --read-write", shortName(v.Name), user, name)
+	}
+	return s.driver.SetLimit(cmd.Context(), v.Name, bytes)
 }
 
 // usageInfo is what usage --json prints of a layer.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -20,13 +21,14 @@ func newMountCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mount NAME [TARGET]",
 		Short: "Show a layer's tree at a directory",
-		Long: `Mounts a layer on the directory TARGET, or on one that it makes for it, and prints the path. It stays
-mounted until cowshed unmount, or until the machine stops. While it is mounted, it is not removed, and not
-sealed when another layer is made from it.
+		Long: `Mounts a layer on the directory TARGET, or on one of its own in the store, and prints the path. TARGET is
+made if only the directory that it is in is there. The layer stays mounted until cowshed unmount, or until the
+machine stops. While it is mounted, it is not removed, and not sealed when another layer is made from it.
 
 A sealed layer is mounted read-only, and so is one that an image has.`,
-		Example: `  dir=$(cowshed mount web) && chroot "$dir" sh`,
-		Args:    usageArgs(cobra.RangeArgs(1, 2)),
+		Example: `  cowshed mount web /mnt/web
+  dir=$(cowshed mount web) && chroot "$dir" sh`,
+		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			target := ""
 			if len(args) > 1 {
@@ -52,11 +54,11 @@ func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (e
 	if _, ofImage := users[v.Name]; ofImage || v.Sealed {
 		readOnly = true
 	}
-	made := false
+	var made bool
 	if target == "" {
-		target, made, err = s.makeTarget(v)
+		target, made, err = s.makeOwnTarget(v)
 	} else {
-		target, err = filepath.Abs(target)
+		target, made, err = makeTarget(target)
 	}
 	if err != nil {
 		return err
@@ -71,8 +73,36 @@ func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (e
 	return err
 }
 
-// makeTarget makes the directory that a layer is mounted on if no other is named.
-func (s *store) makeTarget(v cowcommon.Volume) (target string, made bool, err error) {
+// makeTarget makes the directory to mount on if it is not there, and returns its absolute path.
+func makeTarget(target string) (_ string, made bool, err error) {
+	target, err = filepath.Abs(target)
+	if err != nil {
+		return "", false, err
+	}
+	err = os.Mkdir(target, 0o755)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return target, false, checkTarget(target)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return "", false, failf(errdefs.ErrNotFound, "there is no directory %s to make %s in", filepath.Dir(target), filepath.Base(target))
+	}
+	return target, err == nil, err
+}
+
+// checkTarget makes sure that what is there is a directory.
+func checkTarget(target string) error {
+	info, err := os.Stat(target)
+	if err == nil && info.IsDir() {
+		return nil
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) { // or a link that leads nowhere
+		return failf(errdefs.ErrInvalidArgument, "%s is not a directory", target)
+	}
+	return err
+}
+
+// makeOwnTarget makes the directory that a layer is mounted on if no other is named.
+func (s *store) makeOwnTarget(v cowcommon.Volume) (target string, made bool, err error) {
 	target = filepath.Join(s.root, mountsDir, v.Name)
 	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
 		return "", false, err
@@ -83,22 +113,15 @@ func (s *store) makeTarget(v cowcommon.Volume) (target string, made bool, err er
 		if err == nil && contains(targets, target) {
 			err = failf(errdefs.ErrAlreadyExists, "layer %s is mounted on %s already", shortName(v.Name), target)
 		}
+		if err == nil {
+			err = checkTarget(target)
+		}
 		return target, false, err
 	}
 	return target, err == nil, err
 }
 
 func (s *store) bind(v cowcommon.Volume, target string, readOnly bool) (err error) {
-	info, err := os.Stat(target)
-	if errors.Is(err, fs.ErrNotExist) {
-		return failf(errdefs.ErrNotFound, "there is no directory %s to mount on", target)
-	}
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return failf(errdefs.ErrInvalidArgument, "%s is not a directory", target)
-	}
 	dir, err := s.driver.Get(v.Name, "")
 	if err != nil {
 		return err
@@ -122,7 +145,7 @@ func newUnmountCommand(a *app) *cobra.Command {
 		Aliases: []string{"umount"},
 		Short:   "Undo mount",
 		Long: `Unmounts a layer: from the directory TARGET, or from wherever it is mounted if it is named. A name that has
-a slash in it is a directory.`,
+a slash in it is a directory. The directory TARGET stays, also where cowshed mount has made it.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(func(s *store) error { return s.unmount(cmd, args[0]) })

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -48,7 +49,7 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 			remove = s.images.RemoveLayer
 		}
 		if err := remove(cmd.Context(), v.Name); err != nil {
-			return err
+			return s.whyKept(v, err)
 		}
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), v.Name); err != nil {
 			return err
@@ -61,11 +62,10 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 func (s *store) removable(cmd *cobra.Command, names []string, force bool) ([]cowcommon.Volume, error) {
 	var chosen []cowcommon.Volume
 	for _, name := range names {
-		v, err := s.driver.Backend().Stat(cmd.Context(), name)
-		if errdefs.IsNotFound(err) {
-			if v, err = s.layerByPrefix(cmd.Context(), name); errdefs.IsNotFound(err) && force {
-				continue
-			}
+		v, err := s.layerAlone(cmd.Context(), name)
+		if errdefs.IsNotFound(err) && force {
+			s.log.Info("passed over", "name", name, "reason", err)
+			continue
 		}
 		if err != nil {
 			return nil, err
@@ -98,6 +98,21 @@ func (s *store) removable(cmd *cobra.Command, names []string, force bool) ([]cow
 	return chosen, nil
 }
 
+// layerAlone finds the layer of that name, or the only layer of an image whose name starts so. The name of an
+// image stands for no layer here.
+func (s *store) layerAlone(ctx context.Context, name string) (cowcommon.Volume, error) {
+	v, err := s.driver.Backend().Stat(ctx, name)
+	if errdefs.IsNotFound(err) {
+		v, err = s.layerByPrefix(ctx, name)
+	}
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		if _, imageErr := s.images.Get(name); imageErr == nil {
+			err = failf(errdefs.ErrNotFound, "there is no layer %s, but an image; to remove that: cowshed rmi %[1]s", name)
+		}
+	}
+	return v, err
+}
+
 // children lists the layers that were made from each layer.
 func (s *store) children(cmd *cobra.Command) (map[string][]string, error) {
 	children := make(map[string][]string)
@@ -128,6 +143,17 @@ func sortChildrenFirst(layers []cowcommon.Volume, children map[string][]string) 
 		return most
 	}
 	slices.SortStableFunc(layers, func(a, b cowcommon.Volume) int { return height(a.Name) - height(b.Name) })
+}
+
+// whyKept is err, for which a layer could not be removed, or where it has been mounted since that was made
+// sure of.
+func (s *store) whyKept(v cowcommon.Volume, err error) error {
+	if errdefs.IsFailedPrecondition(err) {
+		if mounted := s.checkUnmounted(v); errdefs.IsFailedPrecondition(mounted) {
+			return mounted
+		}
+	}
+	return err
 }
 
 // checkUnmounted reports where the layer is mounted as an error.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
@@ -23,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/bindmount"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
@@ -293,18 +296,61 @@ func TestMount(t *testing.T) {
 		assert.ErrorIs(t, os.WriteFile(filepath.Join(target, "file"), nil, 0o644), syscall.EROFS)
 		a.ok(t, "unmount", target)
 	})
+	t.Run("the target is made", func(t *testing.T) {
+		made := filepath.Join(target, "made")
+		assert.Equal(t, made+"\n", a.ok(t, "mount", "web", made+"/"))
+		assert.FileExists(t, filepath.Join(made, "file"))
+		a.ok(t, "unmount", "web")
+		entries, err := os.ReadDir(made)
+		require.NoError(t, err, "it stays")
+		assert.Empty(t, entries)
+		a.ok(t, "mount", "web", made)
+		a.ok(t, "unmount", made)
+		require.NoError(t, os.Remove(made))
+	})
 	t.Run("no target, no layer", func(t *testing.T) {
 		none := filepath.Join(target, "none")
-		r := a.run(t, "mount", "web", none)
+		r := a.run(t, "mount", "web", filepath.Join(none, "deep"))
 		assert.Equal(t, exitNotFound, r.code)
 		assert.Contains(t, r.err, none)
-		assert.Equal(t, exitNotFound, a.run(t, "mount", "none", target).code)
+		assert.Equal(t, exitNotFound, a.run(t, "mount", "none", none).code)
+		assert.NoDirExists(t, none)
+		link := filepath.Join(target, "link")
+		require.NoError(t, os.Symlink("nowhere", link))
+		r = a.run(t, "mount", "web", link)
+		assert.Equal(t, exitUsage, r.code)
+		assert.Contains(t, r.err, link)
+		require.NoError(t, os.Remove(link))
 		assert.Equal(t, exitNotFound, a.run(t, "unmount", target).code)
 		assert.Equal(t, exitNotFound, a.run(t, "unmount", "/proc").code)
 		file := filepath.Join(target, "plain")
 		write(t, file, "")
 		assert.Equal(t, exitUsage, a.run(t, "mount", "web", file).code)
+		assert.Equal(t, exitNotFound, a.run(t, "mount", "web", filepath.Join(file, "below")).code)
 	})
+}
+
+// A layer that is mounted after rm has looked is not removed, and rm says where it is mounted.
+func TestMountedMeanwhile(t *testing.T) {
+	a := newStore(t)
+	a.ok(t, "create", "web")
+	target := t.TempDir()
+	a.ok(t, "mount", "web", target)
+	program := &app{root: a.root, driverName: "auto", log: slog.New(slog.DiscardHandler)}
+	require.NoError(t, program.with(func(s *store) error {
+		v, err := s.driver.Backend().Stat(t.Context(), "web")
+		require.NoError(t, err)
+		err = s.driver.Backend().Remove(t.Context(), "web")
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		why := s.whyKept(v, err)
+		require.ErrorIs(t, why, errdefs.ErrFailedPrecondition)
+		assert.Contains(t, why.Error(), target)
+		assert.Contains(t, why.Error(), "cowshed unmount web")
+		require.NoError(t, bindmount.Unmount(target))
+		assert.Equal(t, err, s.whyKept(v, err), "another reason stays as it is")
+		return nil
+	}))
+	a.ok(t, "rm", "web")
 }
 
 func TestImages(t *testing.T) {
@@ -365,10 +411,41 @@ func TestImages(t *testing.T) {
 		assert.Equal(t, exitPrecondition, a.run(t, "rmi", "app:1").code)
 		a.ok(t, "unmount", target)
 	})
+	t.Run("a limit is for layers made from it", func(t *testing.T) {
+		before := a.state(t)
+		for _, name := range []string{"app:1", top, images[0].Layers[0][:12]} {
+			r := a.run(t, "limit", name, "10M")
+			assert.Equal(t, exitPrecondition, r.code, r.err)
+			assert.Contains(t, r.err, "image app:1")
+			assert.Contains(t, r.err, "cowshed create NAME --parent "+name)
+		}
+		assert.Equal(t, before, a.state(t))
+		a.ok(t, "limit", "app:1", "none")
+		a.ok(t, "limit", "web", "10M")
+	})
+	t.Run("rm is for layers, rmi for images", func(t *testing.T) {
+		before := a.state(t)
+		a.ok(t, "import", path, "--name", "lib/app")
+		for _, name := range []string{"app:1", "lib/app"} {
+			r := a.run(t, "rm", name)
+			assert.Equal(t, exitNotFound, r.code, r.err)
+			assert.Contains(t, r.err, "cowshed rmi "+name)
+		}
+		assert.Empty(t, a.ok(t, "rm", "--force", "app:1"), "no layer of that name is there")
+		a.ok(t, "rmi", "lib/app")
+		for name, layer := range map[string]string{"web": "web", top[:12]: top} {
+			r := a.run(t, "rmi", name)
+			assert.Equal(t, exitNotFound, r.code, r.err)
+			assert.Contains(t, r.err, "cowshed rm "+layer)
+		}
+		assert.Equal(t, before, a.state(t))
+	})
 	t.Run("rmi", func(t *testing.T) {
-		r := a.run(t, "rmi", "app:1", "--log-level", "info")
+		r := a.run(t, "rmi", "app:1")
 		assert.Zero(t, r.code)
-		assert.Contains(t, r.err, "web", "what the layers are needed for")
+		assert.Equal(t, "app:1\n", r.out)
+		assert.Equal(t, fmt.Sprintf("kept of app:1: layer %s, needed by layer web; below it: %s, %s\n",
+			top[:12], images[0].Layers[1][:12], images[0].Layers[0][:12]), r.err)
 		a.ok(t, "rm", "web", top, images[0].Layers[0], images[0].Layers[1])
 		assert.Empty(t, a.ok(t, "ls", "--names"))
 	})
@@ -425,7 +502,7 @@ func TestBadInput(t *testing.T) {
 		{[]string{"create", "new", "--size", "99999999999T"}, exitUsage, "99999999999T"},
 		{[]string{"create", "new", "--storage-opt", "btrfs.nonsense=1"}, exitUsage, "nonsense"},
 		{[]string{"create", "new", "--storage-opt", "nonsense"}, exitUsage, "nonsense"},
-		{[]string{"ls", "--driver", "aufs"}, exitNotFound, "cowshed init"},
+		{[]string{"ls", "--driver", "aufs"}, exitUnsupported, "was removed from Docker"},
 		{[]string{"rm", "none"}, exitNotFound, "none"},
 		{[]string{"rm", "web", "none"}, exitNotFound, "none"},
 		{[]string{"rm", "../subvolumes/web"}, exitUsage, "../subvolumes/web"},
@@ -554,6 +631,9 @@ func TestInitEmbedded(t *testing.T) {
 	assert.Contains(t, a.ok(t, "doctor"), "is mounted on "+a.root)
 
 	assert.Contains(t, a.ok(t, "init", "--loop", "400M"), "larger")
+	assert.Contains(t, a.ok(t, "init", "--loop", "300M"), "keeps its size of up to 400MiB")
+	assert.NotContains(t, a.ok(t, "init", "--loop", "400M"), "keeps")
+	assert.NotContains(t, a.ok(t, "init"), "keeps")
 	r := a.run(t, "deinit")
 	assert.Equal(t, exitUsage, r.code)
 	assert.Contains(t, r.err, "--yes")

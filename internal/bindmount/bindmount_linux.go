@@ -13,19 +13,39 @@ import (
 )
 
 // Bind mounts the directory dir on the directory target, privately. With readOnly nothing can be changed
-// through target.
+// through target. What else the mount of dir forbids, such as nosuid, nodev and noexec, target forbids too.
 func Bind(dir, target string, readOnly bool) error {
 	if err := unix.Mount(dir, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind mount %s on %s: %w", dir, target, err)
 	}
 	err := unix.Mount("", target, "", unix.MS_PRIVATE, "")
 	if err == nil && readOnly {
-		err = unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		err = setReadOnly(target)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("bind mount %s on %s: %w", dir, target, err), Unmount(target))
 	}
 	return nil
+}
+
+// setReadOnly makes the mount on target read-only and leaves its other flags as they are.
+func setReadOnly(target string) error {
+	err := unix.MountSetattr(unix.AT_FDCWD, target, 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if errors.Is(err, unix.ENOSYS) { // before Linux 5.12
+		return remountReadOnly(target)
+	}
+	return err
+}
+
+// remountReadOnly is setReadOnly by mount(2), which clears those flags that it is not given, apart from
+// those about access times.
+func remountReadOnly(target string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(target, &fs); err != nil {
+		return err
+	}
+	kept := uintptr(fs.Flags) & (unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC) // the same bits as MS_*
+	return unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|kept, "")
 }
 
 // Unmount unmounts target. errdefs.ErrFailedPrecondition: it is in use. errdefs.ErrNotFound: nothing is

@@ -48,3 +48,42 @@ func TestBind(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, targets)
 }
+
+// What the store's mount forbids is forbidden where a layer is mounted read-only, by either system call.
+func TestReadOnlyKeepsFlags(t *testing.T) {
+	mnt := testfs.Btrfs(t)
+	const strict = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NODIRATIME
+	for name, test := range map[string]struct {
+		flags       uintptr
+		setReadOnly func(string) error
+	}{
+		"mount_setattr, strict": {strict, setReadOnly},
+		"remount, strict":       {strict, remountReadOnly},
+		"remount, some":         {unix.MS_NOSUID | unix.MS_NOATIME, remountReadOnly},
+		"mount_setattr, none":   {unix.MS_STRICTATIME, setReadOnly},
+		"remount, none":         {unix.MS_STRICTATIME, remountReadOnly},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_BIND|test.flags, ""))
+			target := t.TempDir()
+			require.NoError(t, Bind(mnt, target, false))
+			defer func() { assert.NoError(t, Unmount(target)) }()
+			before := mountFlags(t, target)
+			require.EqualValues(t, test.flags&^unix.MS_STRICTATIME, before&(strict|unix.ST_NOATIME))
+			require.NoError(t, test.setReadOnly(target))
+			assert.Equal(t, before|unix.ST_RDONLY, mountFlags(t, target))
+		})
+	}
+	require.NoError(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_BIND|strict, ""))
+	target := t.TempDir()
+	require.NoError(t, Bind(mnt, target, true))
+	assert.EqualValues(t, strict|unix.ST_RDONLY, mountFlags(t, target)&(strict|unix.ST_RDONLY))
+	require.NoError(t, Unmount(target))
+}
+
+func mountFlags(t *testing.T, path string) uintptr {
+	t.Helper()
+	var fs unix.Statfs_t
+	require.NoError(t, unix.Statfs(path, &fs))
+	return uintptr(fs.Flags)
+}

@@ -14,8 +14,8 @@ import (
 // Removed says what Remove did.
 type Removed struct {
 	Layers []string // that were removed, top first
-	Kept   string   // the uppermost layer that stays, since something needs it; "" if none does
-	Needed string   // what needs it
+	Kept   []string // that stay, top first: the uppermost since something needs it, the others as they are below it
+	Needed []string // what needs the uppermost of Kept, such as "image app:1" and "layer web"; sorted
 }
 
 // Remove removes an image, and those of its layers that no other image has and no other layer was made
@@ -73,7 +73,9 @@ func (s *Store) removeUnused(ctx context.Context, layers []string) (*Removed, er
 	removed := &Removed{}
 	for i := len(layers) - 1; i >= 0; i-- {
 		if by, ok := needed[layers[i]]; ok {
-			removed.Kept, removed.Needed = layers[i], by
+			slices.Sort(by)
+			removed.Kept, removed.Needed = slices.Clone(layers[:i+1]), by
+			slices.Reverse(removed.Kept)
 			break
 		}
 		if err := s.removeLayer(ctx, layers[i]); err != nil {
@@ -84,13 +86,14 @@ func (s *Store) removeUnused(ctx context.Context, layers []string) (*Removed, er
 	return removed, nil
 }
 
-// needed says which layers are part of an image, or the parent of a layer other than those given.
-func (s *Store) needed(ctx context.Context, except []string) (map[string]string, error) {
+// needed says of each layer that is part of an image, or the parent of a layer other than those given,
+// which these are.
+func (s *Store) needed(ctx context.Context, except []string) (map[string][]string, error) {
 	users, err := s.Users()
 	if err != nil {
 		return nil, err
 	}
-	needed := make(map[string]string)
+	needed := make(map[string][]string)
 	skip := make(map[string]bool, len(except))
 	for _, id := range except {
 		skip[id] = true
@@ -100,10 +103,12 @@ func (s *Store) needed(ctx context.Context, except []string) (map[string]string,
 			return nil, err
 		}
 		if v.Parent != "" && !skip[v.Name] {
-			needed[v.Parent] = "layer " + v.Name
+			needed[v.Parent] = append(needed[v.Parent], "layer "+short(v.Name))
 		}
 	}
-	maps.Copy(needed, users)
+	for id, user := range users {
+		needed[id] = append(needed[id], user)
+	}
 	return needed, nil
 }
 

@@ -160,7 +160,7 @@ func TestImportReusesLayers(t *testing.T) {
 	t.Run("removed while the other needs it", func(t *testing.T) {
 		removed, err := s.Remove(t.Context(), "one:1")
 		require.NoError(t, err)
-		assert.Equal(t, &Removed{Kept: one.Image.Top(), Needed: "image two:1"}, removed)
+		assert.Equal(t, &Removed{Kept: one.Image.Layers(), Needed: []string{"image two:1", "layer " + short(two.Image.Top())}}, removed)
 		removed, err = s.Remove(t.Context(), "two:1")
 		require.NoError(t, err)
 		assert.Equal(t, []string{two.Image.Top(), one.Image.Top()}, removed.Layers)

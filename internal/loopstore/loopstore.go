@@ -68,7 +68,8 @@ func (s State) String() string {
 
 // Made says what Make did.
 type Made struct {
-	Image bool // the image was made
-	Grown bool // it was there, and was made larger
-	Mount bool // it was mounted
+	Image bool   // the image was made
+	Grown bool   // it was there, and was made larger
+	Mount bool   // it was mounted
+	Size  uint64 // what size the image is now, in bytes
 }

@@ -97,7 +97,7 @@ func (s Store) Make(ctx context.Context, size uint64) (made Made, err error) {
 		if made.Mount, err = s.Mount(); err != nil {
 			return made, err
 		}
-		made.Grown, err = s.grow(ctx, size)
+		made.Size, made.Grown, err = s.grow(ctx, size)
 		return made, err
 	}
 
@@ -116,7 +116,7 @@ func (s Store) Make(ctx context.Context, size uint64) (made Made, err error) {
 	if err := s.makeImage(ctx, size); err != nil {
 		return made, fmt.Errorf("loopstore: make %s: %w", s.Image, err)
 	}
-	made.Image = true
+	made.Image, made.Size = true, size
 	if made.Mount, err = s.Mount(); err != nil {
 		return Made{}, errors.Join(err, os.Remove(s.Image))
 	}
@@ -213,16 +213,20 @@ func globEscape(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
 
-// grow makes the image, which is mounted, and the filesystem in it larger if they are smaller than size.
-func (s Store) grow(ctx context.Context, size uint64) (bool, error) {
+// grow makes the image, which is mounted, and the filesystem in it larger if they are smaller than size. It
+// returns the size that the image then has, in bytes.
+func (s Store) grow(ctx context.Context, size uint64) (now uint64, grown bool, err error) {
 	f, err := s.openImage(os.O_RDWR)
 	if err != nil {
-		return false, fmt.Errorf("loopstore: grow: %w", err)
+		return 0, false, fmt.Errorf("loopstore: grow: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil || uint64(info.Size()) >= size {
-		return false, err
+	if err != nil {
+		return 0, false, fmt.Errorf("loopstore: grow: %w", err)
+	}
+	if now = uint64(info.Size()); now >= size {
+		return now, false, nil
 	}
 	btrfs, err := lookTool("btrfs")
 	if err == nil {
@@ -235,9 +239,9 @@ func (s Store) grow(ctx context.Context, size uint64) (bool, error) {
 		err = run(ctx, btrfs, "filesystem", "resize", "max", s.Root)
 	}
 	if err != nil {
-		return false, fmt.Errorf("loopstore: grow %s: %w", s.Image, err)
+		return 0, false, fmt.Errorf("loopstore: grow %s: %w", s.Image, err)
 	}
-	return true, nil
+	return size, true, nil
 }
 
 // Mount mounts the image on the directory, if it is not mounted there. It reports whether it did so.

@@ -38,7 +38,7 @@ func TestMakeMountRemove(t *testing.T) {
 	s := newStore(t)
 	made, err := s.Make(t.Context(), MinSize)
 	require.NoError(t, err)
-	assert.Equal(t, Made{Image: true, Mount: true}, made)
+	assert.Equal(t, Made{Image: true, Mount: true, Size: MinSize}, made)
 	requireState(t, s, Mounted)
 
 	file := filepath.Join(s.Root, "file")
@@ -49,7 +49,7 @@ func TestMakeMountRemove(t *testing.T) {
 
 	again, err := s.Make(t.Context(), MinSize)
 	require.NoError(t, err, "making it again")
-	assert.Equal(t, Made{}, again, "does nothing")
+	assert.Equal(t, Made{Size: MinSize}, again, "does nothing")
 
 	require.NoError(t, unix.Unmount(s.Root, 0), "as after a start of the machine")
 	requireState(t, s, Detached)
@@ -82,14 +82,14 @@ func TestMakeGrows(t *testing.T) {
 	require.NoError(t, err)
 	made, err := s.Make(t.Context(), 2*MinSize)
 	require.NoError(t, err)
-	assert.Equal(t, Made{Grown: true}, made)
+	assert.Equal(t, Made{Grown: true, Size: 2 * MinSize}, made)
 	var fs unix.Statfs_t
 	require.NoError(t, unix.Statfs(s.Root, &fs))
 	assert.EqualValues(t, 2*MinSize, fs.Blocks*uint64(fs.Bsize))
 
 	made, err = s.Make(t.Context(), MinSize)
 	require.NoError(t, err)
-	assert.Equal(t, Made{}, made, "it is never made smaller")
+	assert.Equal(t, Made{Size: 2 * MinSize}, made, "it is never made smaller")
 }
 
 func TestMakeTooSmall(t *testing.T) {
