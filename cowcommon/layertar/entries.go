@@ -3,6 +3,7 @@ package layertar
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,11 +51,15 @@ func (es *entries) next() (*tar.Header, error) {
 		if err != nil {
 			return nil, es.wrap(err)
 		}
-		es.src.left = maxHeader
+		es.src.left, es.src.nonzero = maxHeader, false
 		hdr, err := es.tr.Next()
 		es.src.left = math.MaxInt64
 		if errors.Is(err, io.EOF) {
-			return nil, io.EOF
+			if !es.src.nonzero { // two blocks of zeros, or nothing at all
+				return nil, io.EOF
+			}
+			// archive/tar takes a tar that is cut off behind an extended header for one that ends there.
+			err = io.ErrUnexpectedEOF
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -81,9 +86,10 @@ func (es *entries) wrap(err error) error {
 
 // budgetReader reads until its context ends or its budget is spent.
 type budgetReader struct {
-	ctx  context.Context
-	r    io.Reader
-	left int64
+	ctx     context.Context
+	r       io.Reader
+	left    int64
+	nonzero bool // it has read something else than zeros
 }
 
 var errLongHeader = fmt.Errorf("%w: a header of more than %d bytes", ErrMalformed, maxHeader)
@@ -98,6 +104,7 @@ func (b *budgetReader) Read(p []byte) (int, error) {
 	}
 	n, err := b.r.Read(p)
 	b.left -= int64(n)
+	b.nonzero = b.nonzero || len(bytes.TrimLeft(p[:n], "\x00")) > 0
 	return n, err
 }
 
