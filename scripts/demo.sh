@@ -310,7 +310,7 @@ main() {
 
 	step 'Everything is taken away again.'
 	cowshed rm web copy >/dev/null
-	cowshed rmi demo/app:1 demo/base:1 >/dev/null
+	cowshed --quiet rmi demo/app:1 demo/base:1 >/dev/null
 	claim 'no layer is left' equal '' "$(cowshed ls --names)"
 	remove_store
 	claim 'nothing is mounted' equal '' "$(grep -F "$work" /proc/self/mountinfo || true)"
