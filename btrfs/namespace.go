@@ -127,6 +127,9 @@ func (s *namespace) parent(path []byte) (dir *inode, name []byte, err error) {
 		}
 		dir = e.inode
 		dir.isDir = true
+		if len(dir.names) > 1 {
+			return nil, nil, inconsistent("%q is a directory and has a hard link", name)
+		}
 		path = rest
 	}
 }
