@@ -3,6 +3,7 @@ package layertar
 import (
 	"archive/tar"
 	"io"
+	"strings"
 )
 
 // blockSize is the unit of a tar.
@@ -39,7 +40,7 @@ func writeHeader(w io.Writer, hdr *tar.Header) error {
 // plainHeader makes the block of a header that needs neither an extended header nor a prefix, and says
 // whether hdr is one.
 func plainHeader(b *[blockSize]byte, hdr *tar.Header) bool {
-	if len(hdr.PAXRecords) > 0 || !plainString(hdr.Name, nameLen) || !plainString(hdr.Linkname, linkLen) {
+	if len(hdr.PAXRecords) > 0 || !plainString(hdr.Name, nameLen) || !plainString(hdr.Linkname, linkLen) || !plainKind(hdr) {
 		return false
 	}
 	copy(b[nameAt:], hdr.Name)
@@ -64,6 +65,24 @@ func plainHeader(b *[blockSize]byte, hdr *tar.Header) bool {
 	}
 	octal(checksum[:checksumLen-1], total)
 	return true
+}
+
+// plainKind says whether a header has just what belongs to its type. Of others archive/tar has its own opinion.
+func plainKind(hdr *tar.Header) bool {
+	link, device, size := false, false, false
+	switch hdr.Typeflag {
+	case tar.TypeReg:
+		size = true
+	case tar.TypeDir, tar.TypeFifo:
+	case tar.TypeLink, tar.TypeSymlink:
+		link = true
+	case tar.TypeChar, tar.TypeBlock:
+		device = true
+	default:
+		return false
+	}
+	return hdr.Name != "" && strings.HasSuffix(hdr.Name, "/") == (hdr.Typeflag == tar.TypeDir) &&
+		(link || hdr.Linkname == "") && (size || hdr.Size == 0) && (device || hdr.Devmajor == 0 && hdr.Devminor == 0)
 }
 
 // plainString says whether a string fits into a field as it is.
