@@ -1,0 +1,322 @@
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/graphdriver"
+)
+
+// AdapterOptions says how an [Adapter] works. The zero value is usable.
+type AdapterOptions struct {
+	// StateFile is the path of a file in which the last Init is kept until Cleanup, so that the driver can be
+	// opened again after a restart of the plugin, of which the engine does not know. It belongs on a
+	// filesystem that does not outlive a boot, such as below /run. "" keeps nothing.
+	StateFile string
+
+	// Logger is told what no caller is. nil stands for slog.Default().
+	Logger *slog.Logger
+}
+
+// Adapter is a [Driver] that passes requests on to a graphdriver.Driver, which it opens when the engine says
+// where.
+//
+// Another Init closes the driver that is open and opens one anew, even for the same place: the engine that
+// held layers by Get is gone, or has forgotten them. What the earlier driver is working on is ended: streams
+// break, other calls are waited for.
+type Adapter struct {
+	open func(InitRequest) (graphdriver.Driver, error)
+	opts AdapterOptions
+	log  *slog.Logger
+
+	changing sync.Mutex // locked while a driver is opened or closed
+	closed   bool       // by Close; guarded by changing
+	mu       sync.Mutex // guards current
+	current  *session   // nil: none is open
+}
+
+var _ Driver = (*Adapter)(nil)
+
+// NewAdapter makes an Adapter that opens drivers by open. The error of open is what the engine's Init gets.
+func NewAdapter(open func(InitRequest) (graphdriver.Driver, error), opts AdapterOptions) *Adapter {
+	log := opts.Logger
+	if log == nil {
+		log = slog.Default()
+	}
+	return &Adapter{open: open, opts: opts, log: log}
+}
+
+// Init closes the driver that is open and opens one as the engine asks.
+func (a *Adapter) Init(home string, options []string, uidMaps, gidMaps []user.IDMap) error {
+	request := InitRequest{Home: home, Options: options, UIDMaps: uidMaps, GIDMaps: gidMaps}
+	if err := request.check(); err != nil {
+		return err
+	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	if a.closed {
+		return errPluginStopped
+	}
+	if err := a.end(errEngineRestarted); err != nil {
+		a.log.Warn("the driver that an earlier start of the engine used did not close well", "error", err)
+	}
+	if err := a.forgetState(); err != nil {
+		return err
+	}
+	if err := a.begin(request); err != nil {
+		return err
+	}
+	if err := a.saveState(request); err != nil {
+		return errors.Join(err, a.end(err))
+	}
+	return nil
+}
+
+// Resume opens the driver as the engine asked for it before the plugin was restarted, if one is not open.
+// Otherwise the first request does that. errdefs.ErrFailedPrecondition: the engine has not called Init, or has
+// called Cleanup since.
+func (a *Adapter) Resume() error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	if a.closed {
+		return errPluginStopped
+	}
+	if a.session() != nil {
+		return nil
+	}
+	request, err := a.loadState()
+	if err != nil {
+		return err
+	}
+	if err := a.begin(request); err != nil {
+		return fmt.Errorf("open the driver again after a restart of the plugin: %w", err)
+	}
+	return nil
+}
+
+// Cleanup closes the driver. The engine calls it when it stops.
+func (a *Adapter) Cleanup() error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	return errors.Join(a.forgetState(), a.end(errEngineStopped))
+}
+
+// Close closes the driver and keeps the state file, for when the plugin stops before the engine does. No
+// driver is opened any more. Closing twice does nothing.
+func (a *Adapter) Close() error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	a.closed = true
+	return a.end(errPluginStopped)
+}
+
+// begin opens a driver, with a.changing locked and none open.
+func (a *Adapter) begin(request InitRequest) error {
+	driver, err := a.open(request)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.current = newSession(driver)
+	return nil
+}
+
+// end closes the driver, if one is open, with a.changing locked. Streams that are under way get the cause.
+func (a *Adapter) end(cause error) error {
+	a.mu.Lock()
+	s := a.current
+	a.current = nil
+	a.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.close(cause)
+}
+
+func (a *Adapter) session() *session {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.current
+}
+
+// use returns the session that is open. Its driver stays open until the caller has called s.done.
+func (a *Adapter) use() (*session, error) {
+	for {
+		a.mu.Lock()
+		s := a.current
+		if s != nil {
+			s.users.Add(1)
+		}
+		a.mu.Unlock()
+		if s != nil {
+			return s, nil
+		}
+		if err := a.Resume(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Create implements Driver.
+func (a *Adapter) Create(id, parent, mountLabel string, storageOpt map[string]string) error {
+	s, err := a.use()
+	if err != nil {
+		return err
+	}
+	defer s.done()
+	return s.driver.Create(id, parent, &graphdriver.CreateOpts{MountLabel: mountLabel, StorageOpt: storageOpt})
+}
+
+// CreateReadWrite implements Driver.
+func (a *Adapter) CreateReadWrite(id, parent, mountLabel string, storageOpt map[string]string) error {
+	s, err := a.use()
+	if err != nil {
+		return err
+	}
+	defer s.done()
+	return s.driver.CreateReadWrite(id, parent, &graphdriver.CreateOpts{MountLabel: mountLabel, StorageOpt: storageOpt})
+}
+
+// Remove implements Driver. An engine that breaks a stream off, and removes the layer right away, may be
+// faster than this process in noticing: so Remove waits for streams of the layer to end, for ten seconds at
+// most, before it leaves it to the driver to refuse.
+func (a *Adapter) Remove(id string) error {
+	s, err := a.use()
+	if err != nil {
+		return err
+	}
+	defer s.done()
+	s.waitForStreams(id)
+	return s.driver.Remove(id)
+}
+
+// Get implements Driver.
+func (a *Adapter) Get(id, mountLabel string) (string, error) {
+	s, err := a.use()
+	if err != nil {
+		return "", err
+	}
+	defer s.done()
+	return s.driver.Get(id, mountLabel)
+}
+
+// Put implements Driver.
+func (a *Adapter) Put(id string) error {
+	s, err := a.use()
+	if err != nil {
+		return err
+	}
+	defer s.done()
+	return s.driver.Put(id)
+}
+
+// Exists implements Driver. Where no driver can be opened, it is false, and the log says why.
+func (a *Adapter) Exists(id string) bool {
+	s, err := a.use()
+	if err != nil {
+		a.log.Error("the engine was told that a layer does not exist, since there is no driver to ask", "layer", id, "error", err)
+		return false
+	}
+	defer s.done()
+	return s.driver.Exists(id)
+}
+
+// Status implements Driver. Where no driver can be opened, it says why.
+func (a *Adapter) Status() [][2]string {
+	s, err := a.use()
+	if err != nil {
+		return [][2]string{{"Error", err.Error()}}
+	}
+	defer s.done()
+	return s.driver.Status()
+}
+
+// GetMetadata implements Driver.
+func (a *Adapter) GetMetadata(id string) (map[string]string, error) {
+	s, err := a.use()
+	if err != nil {
+		return nil, err
+	}
+	defer s.done()
+	return s.driver.GetMetadata(id)
+}
+
+// Diff implements Driver.
+func (a *Adapter) Diff(id, parent string) io.ReadCloser {
+	s, err := a.use()
+	if err != nil {
+		return failedReader{err}
+	}
+	defer s.done()
+	end := s.stream(id, parent)
+	begun := false
+	defer func() {
+		if !begun {
+			end()
+		}
+	}()
+	r, err := s.driver.Diff(id, parent)
+	if err != nil {
+		return failedReader{err}
+	}
+	begun = true
+	return s.reader(r, end)
+}
+
+// Changes implements Driver.
+func (a *Adapter) Changes(id, parent string) ([]Change, error) {
+	s, err := a.use()
+	if err != nil {
+		return nil, err
+	}
+	defer s.done()
+	list, err := s.driver.Changes(id, parent)
+	if err != nil {
+		return nil, err
+	}
+	changes := make([]Change, 0, len(list))
+	for _, c := range list {
+		changes = append(changes, Change{Path: c.Path, Kind: ChangeKind(c.Kind)})
+	}
+	return changes, nil
+}
+
+// ApplyDiff implements Driver. Where the archive has a method Interrupt, that ends it when the driver is to
+// be closed.
+func (a *Adapter) ApplyDiff(id, parent string, archive io.Reader) (int64, error) {
+	s, err := a.use()
+	if err != nil {
+		return 0, err
+	}
+	defer s.done()
+	defer s.stream(id)()
+	defer s.interrupt(archive)()
+	return s.driver.ApplyDiff(id, parent, archive)
+}
+
+// DiffSize implements Driver.
+func (a *Adapter) DiffSize(id, parent string) (int64, error) {
+	s, err := a.use()
+	if err != nil {
+		return 0, err
+	}
+	defer s.done()
+	return s.driver.DiffSize(id, parent)
+}
+
+// Capabilities implements Driver: a diff has the same content as what was applied, but not the same bytes.
+func (a *Adapter) Capabilities() Capabilities { return Capabilities{ReproducesExactDiffs: false} }
+
+var (
+	errEngineRestarted = fmt.Errorf("the engine was started again: %w", errdefs.ErrAborted)
+	errEngineStopped   = fmt.Errorf("the engine has called Cleanup: %w", errdefs.ErrAborted)
+	errPluginStopped   = fmt.Errorf("the plugin is stopping: %w", errdefs.ErrAborted)
+	errNoInit          = fmt.Errorf("the engine has not called Init: %w", errdefs.ErrFailedPrecondition)
+)

@@ -1,0 +1,152 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Listen makes a socket at path, with its directory if need be, that only its owner (root) can connect to.
+// Closing the listener removes it.
+//
+// A socket that a process left behind is replaced. errdefs.ErrAlreadyExists: a process listens at it.
+// errdefs.ErrFailedPrecondition: there is something there that is not a socket.
+func Listen(path string) (net.Listener, error) {
+	l, err := listen(path)
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func listen(path string) (_ net.Listener, err error) {
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := checkUnused(path); err != nil {
+		return nil, err
+	}
+	return listenPrivately(path)
+}
+
+// listenPrivately makes the socket in a directory that only the owner can enter, so that there is no moment
+// at which others can connect, and moves it to its place, which replaces what was there.
+func listenPrivately(path string) (_ net.Listener, err error) {
+	private, err := os.MkdirTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(private)) }()
+	made := filepath.Join(private, "s")
+	unixListener, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	unixListener.SetUnlinkOnClose(false)
+	err = os.Chmod(made, 0o600)
+	var own os.FileInfo
+	if err == nil {
+		own, err = os.Lstat(made)
+	}
+	if err == nil {
+		err = os.Rename(made, path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unixListener.Close())
+	}
+	l := &listener{UnixListener: unixListener, path: path}
+	l.close = sync.OnceValue(func() error { return errors.Join(unixListener.Close(), removeSocket(path, own)) })
+	return l, nil
+}
+
+// listener removes its socket when it is closed.
+type listener struct {
+	*net.UnixListener
+	path  string
+	close func() error
+}
+
+func (l *listener) Close() error { return l.close() }
+
+func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
+// checkUnused reports whether a socket may be made at path.
+func checkUnused(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("it exists and is not a socket: %w", errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		return errors.Join(fmt.Errorf("a process listens there: %w", errdefs.ErrAlreadyExists), conn.Close())
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
+		return nil // no process has it open
+	default:
+		return fmt.Errorf("a process seems to listen there: %w: %w", errdefs.ErrAlreadyExists, err)
+	}
+}
+
+// removeSocket removes the socket at path if it is the given one and not another's since.
+func removeSocket(path string, own os.FileInfo) error {
+	unlock, err := lockDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	info, err := os.Lstat(path)
+	if err == nil && os.SameFile(info, own) {
+		err = os.Remove(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// lockDir keeps other processes that do the same from making and removing sockets in dir.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	return func() { f.Close() }, nil
+}
