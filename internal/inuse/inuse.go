@@ -1,0 +1,202 @@
+// Package inuse keeps count of who uses a named thing that is opened at its first use and closed after its
+// last, and lets one caller have a thing that nobody uses for itself.
+package inuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// Kind says how long a use may last.
+type Kind int
+
+const (
+	// Held is a use that lasts as long as its user likes. Claim fails because of it.
+	Held Kind = iota
+	// Brief is a use that ends by itself before long. Claim waits for it.
+	Brief
+	kinds
+)
+
+// Table holds what is in use, by name. The zero value is empty. It is safe for concurrent use, and holds no
+// lock while it opens or closes.
+type Table[R any] struct {
+	mu      sync.Mutex
+	entries map[string]*entry[R]
+}
+
+// entry is one thing that is in use, or is about to be or to be no longer.
+type entry[R any] struct {
+	resource R
+	uses     [kinds]int
+	// changed is closed when the entry is next worth a look for those who wait: when it is no longer
+	// claimed or changing, or a use has ended.
+	changed chan struct{}
+	busy    bool // being opened, closed or claimed: its other fields are not to be touched
+}
+
+// Acquire counts one more use of name, and opens it if it is the first. It waits while name is claimed.
+func (t *Table[R]) Acquire(ctx context.Context, name string, k Kind, open func() (R, error)) (R, error) {
+	e, err := t.lockIdle(ctx, name)
+	if err != nil {
+		return *new(R), err
+	}
+	if e != nil {
+		defer t.mu.Unlock()
+		e.uses[k]++
+		return e.resource, nil
+	}
+	e = t.reserve(name)
+	t.mu.Unlock()
+
+	resource, err := open()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		t.drop(name, e)
+		return *new(R), err
+	}
+	e.resource, e.busy = resource, false
+	e.uses[k]++
+	e.wake()
+	return resource, nil
+}
+
+// Release ends one use of name, and closes it if it was the last. Without such a use it does nothing.
+func (t *Table[R]) Release(name string, k Kind, close func(R) error) error {
+	e, err := t.lockIdle(context.Background(), name)
+	if err != nil {
+		return err
+	}
+	if e == nil || e.uses[k] == 0 {
+		t.mu.Unlock()
+		return nil
+	}
+	e.uses[k]--
+	if e.uses != [kinds]int{} {
+		e.wake()
+		t.mu.Unlock()
+		return nil
+	}
+	e.busy = true
+	t.mu.Unlock()
+
+	err = close(e.resource)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drop(name, e)
+	return err
+}
+
+// Claim takes name, which nobody uses, for the caller alone: until release is called, whoever wants to use
+// or claim it waits. errdefs.ErrFailedPrecondition: it is held.
+func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err error) {
+	for {
+		e, err := t.lockIdle(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if e == nil {
+			break
+		}
+		held, changed := e.uses[Held], e.changed
+		t.mu.Unlock()
+		if held > 0 {
+			return nil, fmt.Errorf("volume %s is in use (mounts: %d): %w", name, held, errdefs.ErrFailedPrecondition)
+		}
+		if err := wait(ctx, changed); err != nil {
+			return nil, err
+		}
+	}
+	e := t.reserve(name)
+	t.mu.Unlock()
+	return sync.OnceFunc(func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.drop(name, e)
+	}), nil
+}
+
+// Held is how many long uses name has.
+func (t *Table[R]) Held(name string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[name]; e != nil && !e.busy {
+		return e.uses[Held]
+	}
+	return 0
+}
+
+// CloseAll closes what is in use, whoever uses it. What is claimed or changing meanwhile is left to those who
+// do that.
+func (t *Table[R]) CloseAll(close func(name string, resource R) error) error {
+	t.mu.Lock()
+	idle := make(map[string]*entry[R])
+	for name, e := range t.entries {
+		if !e.busy {
+			e.busy = true
+			idle[name] = e
+		}
+	}
+	t.mu.Unlock()
+	var errs []error
+	for name, e := range idle {
+		errs = append(errs, close(name, e.resource))
+		t.mu.Lock()
+		t.drop(name, e)
+		t.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// lockIdle waits until name is neither claimed nor changing, and returns its entry, nil if it is not in use,
+// with t.mu locked.
+func (t *Table[R]) lockIdle(ctx context.Context, name string) (*entry[R], error) {
+	for {
+		t.mu.Lock()
+		e := t.entries[name]
+		if e == nil || !e.busy {
+			return e, nil
+		}
+		changed := e.changed
+		t.mu.Unlock()
+		if err := wait(ctx, changed); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func wait(ctx context.Context, changed <-chan struct{}) error {
+	select {
+	case <-changed:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// reserve makes a busy entry, with t.mu locked.
+func (t *Table[R]) reserve(name string) *entry[R] {
+	if t.entries == nil {
+		t.entries = make(map[string]*entry[R])
+	}
+	e := &entry[R]{changed: make(chan struct{}), busy: true}
+	t.entries[name] = e
+	return e
+}
+
+// drop removes an entry, with t.mu locked.
+func (t *Table[R]) drop(name string, e *entry[R]) {
+	delete(t.entries, name)
+	close(e.changed)
+}
+
+// wake lets those who wait look again, with t.mu locked.
+func (e *entry[R]) wake() {
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
