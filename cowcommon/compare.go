@@ -69,6 +69,11 @@ func (d *Driver) Compare(ctx context.Context, id, parent string, way Way) (_ *Co
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
+	if parent != "" {
+		if err := CheckID(parent); err != nil {
+			return nil, fmt.Errorf("parent: %w", err)
+		}
+	}
 	c := &Comparison{idMap: d.opts.IDMap}
 	defer func() {
 		if err != nil {
@@ -84,9 +89,6 @@ func (d *Driver) Compare(ctx context.Context, id, parent string, way Way) (_ *Co
 		return c, err
 	}
 
-	if err := CheckID(parent); err != nil {
-		return nil, fmt.Errorf("parent: %w", err)
-	}
 	if c.base, err = d.backend.View(ctx, parent); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
 	}
