@@ -30,6 +30,9 @@ type Backend interface {
 	Create(ctx context.Context, name string, opts VolumeOptions) error
 	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted.
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
+	// Seal makes a volume that nobody holds read-only for good, and what it holds survive a power cut. Sealing
+	// it twice does nothing. ErrFailedPrecondition: it is mounted, by whatever means, and was not changed.
+	Seal(ctx context.Context, name string) error
 	// Rename gives a volume that nobody holds another name. ErrAlreadyExists: the name is taken, and
 	// nothing was changed.
 	Rename(ctx context.Context, name, to string) error
@@ -43,6 +46,10 @@ type Backend interface {
 	Mount(ctx context.Context, name, label string) (dir string, err error)
 	// Unmount releases one Mount. Without a matching Mount it does nothing.
 	Unmount(ctx context.Context, name string) error
+
+	// MountSpec says how others can mount a volume, without this process's help. Such mounts are not counted, but
+	// keep the volume from being sealed and removed as any other.
+	MountSpec(ctx context.Context, name string, readOnly bool) (MountSpec, error)
 
 	// View opens the tree of a volume read-only, frozen at this moment. The caller closes it.
 	View(ctx context.Context, name string) (View, error)
@@ -80,6 +87,14 @@ type View interface {
 	Dir() string
 	// Close releases the view. Closing twice does nothing.
 	Close() error
+}
+
+// MountSpec is how a volume is mounted with mount(2). The last element of Source, up to an "@", or of an option
+// subvol= is the volume's name.
+type MountSpec struct {
+	Type    string
+	Source  string
+	Options []string // without "ro" and "rw"
 }
 
 // VolumeOptions says how a volume is made.

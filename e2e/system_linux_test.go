@@ -13,6 +13,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
+	_ "github.com/cowshed/cowshed/zfs"
 )
 
 // system is a driver on a filesystem in one state.

@@ -14,7 +14,8 @@ the two trees byte by byte, and cleans up. Each step says in one line what it sh
 says does not hold.
 
 The root filesystem is made with mmdebstrap from the package sources of this machine and kept in the cache. The
-store is an embedded one, in a temporary file; with zfs it is on a pool in such a file, and needs ZFS here.
+store is an embedded one, in a temporary file. With zfs it is on the pool that TMPDIR is on or else on one in such a
+file; where this host has no ZFS, all of the demo runs in the test machine (scripts/zfs-machine), which takes minutes.
 
 Environment:
   DRIVER         btrfs or zfs, if no argument says so
@@ -136,7 +137,10 @@ prepare() {
 # ---- The store -------------------------------------------------------------------------------------------------
 
 make_store() {
-	if [[ $driver == zfs ]]; then
+	if [[ $driver == zfs && $(stat -f -c %T "$work") == zfs ]]; then
+		mkdir "$work/store"
+		cowshed init
+	elif [[ $driver == zfs ]]; then
 		pool=cowshed-demo-$$
 		"$here/mkfs-loop.sh" create --fs zfs --pool "$pool" "$work/pool.img" 4G >/dev/null
 		"$here/mkfs-loop.sh" mount "$work/pool.img" "$work/store" >/dev/null
@@ -150,8 +154,10 @@ make_store() {
 remove_store() {
 	if [[ $driver == zfs ]]; then
 		cowshed deinit --yes
-		"$here/mkfs-loop.sh" unmount "$work/pool.img"
-		"$here/mkfs-loop.sh" delete "$work/pool.img"
+		if [[ -e $work/pool.img ]]; then
+			"$here/mkfs-loop.sh" unmount "$work/pool.img"
+			"$here/mkfs-loop.sh" delete "$work/pool.img"
+		fi
 	else
 		cowshed deinit --yes
 	fi | sed 's/^/      /'
@@ -170,14 +176,33 @@ clean_up() {
 			umount "$at" || status=1
 		done < <(awk -v work="$work/store/" 'index($5, work) == 1 { print $5 }' /proc/self/mountinfo | sort -r)
 		if [[ $driver == zfs ]]; then
-			"$here/mkfs-loop.sh" unmount "$work/pool.img" >&2 || status=1
-			"$here/mkfs-loop.sh" delete "$work/pool.img" >&2 || status=1
+			if [[ -e $work/pool.img ]]; then
+				"$here/mkfs-loop.sh" unmount "$work/pool.img" >&2 || status=1
+				"$here/mkfs-loop.sh" delete "$work/pool.img" >&2 || status=1
+			fi
 		else
 			cowshed deinit --yes >&2 || status=1
 		fi
 	fi
 	rm -rf --one-file-system "$work" || status=1
 	exit "$status"
+}
+
+# in_machine runs the demo in the ZFS test machine, with the root filesystem that is made here.
+in_machine() {
+	local machine=$here/zfs-machine/zfs-machine.sh
+	echo 'This host has no ZFS: the demo runs in the test machine.'
+	mkdir -p "$cache"
+	prepare
+	"$machine" build
+	work=$(mktemp -d "${TMPDIR:-/var/tmp}/cowshed-demo-XXXXXX")
+	trap 'rm -rf "$work"' EXIT
+	mkdir -p "$work/bin" "$work/scripts" "$work/cache/demo"
+	cp "$program" "$work/bin/cowshed"
+	cp "$here/demo.sh" "$here/mkfs-loop.sh" "$work/scripts"
+	cp -r "$base" "$packages" "$work/cache/demo"
+	"$machine" run --mem 3072 --disk 8G --dir "$work" --append-env COWSHED=/work/bin/cowshed \
+		--append-env COWSHED_CACHE=/work/cache --append-env TMPDIR=/tank -- /work/scripts/demo.sh zfs
 }
 
 # ---- In a layer ------------------------------------------------------------------------------------------------
@@ -212,6 +237,10 @@ over_limit() {
 
 main() {
 	[[ -x $program ]] || die "$program is missing: make build"
+	if [[ $driver == zfs && ! -c /dev/zfs ]]; then
+		in_machine
+		return
+	fi
 	work=$(mktemp -d "${TMPDIR:-/var/tmp}/cowshed-demo-XXXXXX")
 	trap clean_up EXIT
 	trap 'exit 130' INT

@@ -11,6 +11,7 @@ Usage: test-zfs.sh [-counts FILE]
 
 Runs the tests that need ZFS: all of package zfs, of those below it and of e2e, which tests ZFS where it is given a pool,
 and of other packages the ones with ZFS in their name.
+In the test machine the power is then cut three times in the middle of a workload (TestZFSWorkload of e2e).
 Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
 not in the cache.
 
@@ -101,6 +102,24 @@ in_machine() {
 		--append-env CI="${CI:-}" -- /work/run.sh
 }
 
+# power_cut DIR: cuts the power of the machine in the middle of a workload, starts it again with the same pool, and
+# prints the test2json events of the test that looks at what is there.
+power_cut() {
+	local dir=$1 pool after=$((20 + RANDOM % 60))
+	pool=$(dirname "$dir")/cut.img
+	echo "test-zfs: cutting the power after $after operations" >&2
+	rm -f "$pool"
+	"$machine" run --timeout 600 --dir "$dir" --pool-image "$pool" --kill-when "done $after " \
+		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_WORKLOAD=1 -- \
+		sh -c 'zfs create tank/cut && e2e/tests -test.run="^TestZFSWorkload$" -test.timeout=0' >"$dir/e2e/journal" || {
+		cat "$dir/e2e/journal" >&2
+		return 1
+	}
+	"$machine" run --timeout 600 --dir "$dir" --pool-image "$pool" --append-env COWSHED_TEST_REQUIRE=1 \
+		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_CUT_JOURNAL=journal -- \
+		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSAfterCut$'"
+}
+
 has_zfs() {
 	[[ -c /dev/zfs ]] && command -v zfs >/dev/null && command -v zpool >/dev/null
 }
@@ -133,6 +152,11 @@ main() {
 		"$machine" build
 	fi
 	"$where" "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips
+	if [[ $where == in_machine && -z ${RUN:-} && -x $dir/work/e2e/tests ]]; then
+		for _ in {1..3}; do
+			power_cut "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips
+		done
+	fi
 }
 
 main "$@"

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	_ "github.com/cowshed/cowshed/btrfs"
+	_ "github.com/cowshed/cowshed/zfs"
 )
 
 func main() {

@@ -131,7 +131,7 @@ func (w *walk) openRoots() (*dir, error) {
 	}
 	if w.hints != nil {
 		d.hint = &w.hints.root
-		d.byHint = w.size != nil || d.has[base] && !d.hint.has(Deep) && w.cloned(d.id[top], d.id[base])
+		d.byHint = w.size != nil || d.has[base] && !d.hint.has(Deep) && (w.cloned(d.id[top], d.id[base]) || d.id[top].btime == d.id[base].btime && d.id[top].btime != noTime)
 	}
 	// The walk closes what it has walked. The roots stay open, to begin again at when directories are moved
 	// while they are walked.

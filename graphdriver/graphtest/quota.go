@@ -73,7 +73,13 @@ func (w tree) exceeds(name string, size int) {
 	err := w.fill(name, size)
 	require.Error(w.t, err, "%d MiB do not fit", size/mib)
 	require.True(w.t, errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.ENOSPC), "%v is EDQUOT or ENOSPC", err)
-	// Where the limit is below what the parent holds, the file could not even be made.
+	w.deleteOverLimit(name)
+}
+
+// deleteOverLimit deletes what was written of a file until the limit was hit. Where nothing more fits at all, the
+// file could not even be made.
+func (w tree) deleteOverLimit(name string) {
+	w.t.Helper()
 	if err := os.Remove(w.path(name)); !errors.Is(err, os.ErrNotExist) {
 		require.NoError(w.t, err, "deleting works over the limit")
 	}
@@ -90,7 +96,7 @@ func (w tree) fitsSoon(name string, size int) {
 		}
 		require.True(w.t, errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.ENOSPC), "%v is EDQUOT or ENOSPC", err)
 		require.True(w.t, time.Now().Before(deadline), "%d MiB fit after as much was deleted: %v", size/mib, err)
-		require.NoError(w.t, os.Remove(w.path(name)), "deleting works over the limit")
+		w.deleteOverLimit(name)
 		time.Sleep(100 * time.Millisecond)
 	}
 }

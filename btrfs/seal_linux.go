@@ -1,0 +1,38 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+)
+
+// Seal makes a volume that nobody uses read-only for good, and what it holds survive a power cut. Sealing it
+// twice does nothing. errdefs.ErrFailedPrecondition: it is in use, and was not changed.
+func (b *Backend) Seal(ctx context.Context, name string) error {
+	if err := b.sealForGood(ctx, name); err != nil {
+		return fmt.Errorf("btrfs: seal %s: %w", name, err)
+	}
+	return nil
+}
+
+func (b *Backend) sealForGood(ctx context.Context, name string) (err error) {
+	dir, done, err := b.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	if dir.info.ReadOnly {
+		return nil
+	}
+	if err := btrfsctl.SetReadOnly(dir.fd(), true); err != nil {
+		return err
+	}
+	if err := unix.Syncfs(dir.fd()); err != nil {
+		return errors.Join(err, btrfsctl.SetReadOnly(dir.fd(), false))
+	}
+	return nil
+}

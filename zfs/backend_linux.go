@@ -1,0 +1,260 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/inuse"
+)
+
+// Options configures a Backend. The zero value is the default.
+type Options struct {
+	GID    int          // group that may pass through the layout's directories, besides root
+	Logger *slog.Logger // nil: slog.Default
+}
+
+// Backend keeps volumes as the datasets directly below one dataset. It implements cowcommon.Backend.
+//
+// Several may be open on the same home, in one process or several: what one holds mounted or in view, the
+// others do not seal or remove. Only the first to open cleans up what a crash has left.
+type Backend struct {
+	layout
+	root    string // the dataset that holds those of the volumes
+	log     *slog.Logger
+	zfs     *commands
+	volumes index
+	lock    *os.File
+
+	mounts inuse.Table[*os.File] // datasets that are mounted, by volume, with their locks
+
+	viewsMu   sync.Mutex
+	openViews map[*view]struct{}
+
+	closeOnce sync.Once
+	closeErr  error
+
+	noHintsMu sync.Mutex
+	noHints   error // why the last native diff was not possible, nil if it was
+}
+
+var _ cowcommon.Backend = (*Backend)(nil)
+
+// Open opens the dataset root as a Backend that keeps its mount points and locks below the directory home. It
+// makes home where it is missing. What a crash has left half-made or mounted is destroyed or unmounted, unless
+// another process has the same home open.
+//
+// It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.
+func Open(home, root string, opts Options) (_ *Backend, err error) {
+	b := &Backend{root: root, log: opts.Logger, openViews: make(map[*view]struct{})}
+	if b.log == nil {
+		b.log = slog.Default()
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("zfs: open %s on %s: %w", home, root, err), b.closeFiles())
+		}
+	}()
+
+	if home, err = filepath.Abs(home); err != nil {
+		return nil, err
+	}
+	pool, _, _ := strings.Cut(root, "/")
+	if b.zfs, err = newCommands(pool); err != nil {
+		return nil, err
+	}
+	if b.layout, err = makeLayout(home, opts.GID); err != nil {
+		return nil, err
+	}
+	counter, err := os.OpenFile(filepath.Join(home, counterName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	b.volumes = index{zfs: b.zfs, root: root, counter: counter}
+	alone, err := b.takeLock()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.keepPrivate(); err != nil {
+		return nil, err
+	}
+	datasets, err := b.volumes.all(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	if alone {
+		b.recover(datasets)
+		if err := unix.Flock(int(b.lock.Fd()), unix.LOCK_SH); err != nil {
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+	}
+	return b, nil
+}
+
+// takeLock locks the home. Every open Backend holds the lock shared, so whoever gets it exclusively is
+// alone, and may take temporary things for left over.
+func (b *Backend) takeLock() (alone bool, err error) {
+	b.lock, err = os.OpenFile(filepath.Join(b.home, lockName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return false, err
+	}
+	err = unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		// It may be held exclusively by one that is recovering: wait for that to end.
+		return false, unix.Flock(int(b.lock.Fd()), unix.LOCK_SH)
+	}
+	return err == nil, err
+}
+
+// recover unmounts and destroys what processes that are gone have left, while nobody else has the home open.
+// What cannot be is reported: it is in nobody's way, and the next time may be luckier.
+func (b *Backend) recover(datasets map[string]dataset) {
+	warn := func(what string, err error) {
+		b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
+	}
+	for _, dir := range []string{b.graph, b.views} {
+		if err := unmountBelow(dir); err != nil {
+			warn(dir, err)
+		}
+	}
+	if err := removeFiles(b.locks); err != nil {
+		warn(b.locks, err)
+	}
+
+	origins := make(map[string]bool)
+	for _, d := range datasets {
+		origins[d.origin] = true
+	}
+	ctx := context.Background()
+	for name, d := range datasets {
+		if strings.HasPrefix(name, stagingPrefix) {
+			if _, err := b.zfs.run(ctx, "destroy", "-r", b.datasetOf(name)); err != nil {
+				warn(b.datasetOf(name), err)
+			} else if err := b.volumes.drop(name); err != nil {
+				warn(b.datasetOf(name), err)
+			}
+			continue
+		}
+		for _, snapshot := range d.leaves {
+			if !d.own || origins[snapshot] {
+				continue
+			}
+			if _, err := b.zfs.run(ctx, "destroy", snapshot); err != nil {
+				warn(snapshot, err)
+			}
+		}
+	}
+}
+
+// unmountBelow unmounts what is mounted below dir and not busy, and removes the mount points.
+func unmountBelow(dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range mounts {
+		if m.Mountpoint == dir { // keepPrivate's own
+			continue
+		}
+		errs = append(errs, unmountPoint(m.Mountpoint, false))
+	}
+	return errors.Join(append(errs, removeFiles(dir))...)
+}
+
+// removeFiles removes the files and empty directories in dir that nothing is mounted on.
+func removeFiles(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		if err := os.Remove(filepath.Join(dir, entry.Name())); err != nil && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close closes the views that are open, unmounts what is mounted and not busy, and releases every descriptor.
+// Volumes stay. Closing twice does nothing.
+func (b *Backend) Close() error {
+	b.closeOnce.Do(func() { b.closeErr = b.close() })
+	return b.closeErr
+}
+
+func (b *Backend) close() error {
+	var errs []error
+	for _, v := range b.viewsThatAreOpen() {
+		errs = append(errs, v.Close())
+	}
+	errs = append(errs, b.mounts.CloseAll(func(name string, lock *os.File) error {
+		return b.unlock(lock, func() error {
+			err := unmountPoint(b.mountpoint(name), false)
+			if errors.Is(err, unix.EBUSY) {
+				return nil // by processes that live on
+			}
+			return err
+		})
+	}))
+	// Whoever is the last to close takes away the mounts that all share.
+	err := unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		err = b.release()
+	} else if errors.Is(err, unix.EWOULDBLOCK) {
+		err = nil
+	}
+	return errors.Join(append(errs, err, b.closeFiles())...)
+}
+
+func (b *Backend) viewsThatAreOpen() []*view {
+	b.viewsMu.Lock()
+	defer b.viewsMu.Unlock()
+	views := make([]*view, 0, len(b.openViews))
+	for v := range b.openViews {
+		views = append(views, v)
+	}
+	return views
+}
+
+func (b *Backend) closeFiles() error {
+	var errs []error
+	for _, f := range []*os.File{b.lock, b.volumes.counter} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// datasetOf is the full name of a volume's dataset.
+func (b *Backend) datasetOf(name string) string { return b.root + "/" + name }
+
+// mountpoint is where a volume's dataset is mounted.
+func (b *Backend) mountpoint(name string) string { return filepath.Join(b.graph, name) }
+
+// volume looks a volume up. errdefs.ErrNotFound: there is none of that name.
+func (b *Backend) volume(ctx context.Context, name string) (dataset, error) {
+	if err := cowcommon.CheckID(name); err != nil {
+		return dataset{}, err
+	}
+	d, ok, err := b.volumes.get(ctx, name)
+	if err != nil {
+		return dataset{}, err
+	}
+	if !ok || !d.own {
+		return dataset{}, fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
+	}
+	return d, nil
+}

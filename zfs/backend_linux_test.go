@@ -1,0 +1,594 @@
+package zfs
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// open opens a backend on a fresh dataset and closes it at the end of the test.
+func open(t *testing.T) *Backend {
+	t.Helper()
+	root, mountpoint := testfs.ZFS(t)
+	return openOn(t, root, mountpoint)
+}
+
+func openOn(t *testing.T, root, mountpoint string) *Backend {
+	t.Helper()
+	b, err := Open(filepath.Join(mountpoint, "home"), root, Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, b.Close()) })
+	return b
+}
+
+// zfs runs zfs, as an administrator would.
+func zfs(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("zfs", args...).CombinedOutput()
+	require.NoError(t, err, "zfs %q: %s", args, out)
+	return string(out)
+}
+
+// fill writes a file into a volume.
+func fill(t *testing.T, b *Backend, volume, name string, content []byte) {
+	t.Helper()
+	dir, err := b.Mount(t.Context(), volume, "")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), content, 0o644))
+	require.NoError(t, b.Unmount(t.Context(), volume))
+}
+
+func randomBytes(n int) []byte {
+	content := make([]byte, n)
+	_, _ = rand.Read(content)
+	return content
+}
+
+// TestProcesses holds each operation to the number of processes that it may take.
+func TestProcesses(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	d := cowcommon.NewDriver(Name, b, cowcommon.Options{})
+	takes := func(processes int, what string, operation func() error) {
+		t.Helper()
+		before := b.zfs.runs.Load()
+		require.NoError(t, operation(), what)
+		assert.LessOrEqual(t, int(b.zfs.runs.Load()-before), processes, what)
+	}
+	limited := cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 10 << 20}}
+
+	takes(1, "create", func() error { return d.Create("base", "", nil) })
+	takes(1, "create with limit", func() error { return b.Create(ctx, "limited", limited) })
+	takes(0, "get and put", func() error { _, err := d.Get("base", ""); return errors.Join(err, d.Put("base")) })
+	takes(0, "exists", func() error { assert.True(t, d.Exists("base")); assert.False(t, d.Exists("absent")); return nil })
+	takes(2, "first child, which seals", func() error { return d.CreateReadWrite("child", "base", nil) })
+	takes(1, "second child", func() error { return d.CreateReadWrite("second", "base", nil) })
+	takes(1, "child with limit", func() error { return b.Clone(ctx, "third", "base", limited) })
+	takes(0, "get and put of a child", func() error { _, err := d.Get("child", ""); return errors.Join(err, d.Put("child")) })
+	fill(t, b, "child", "file", []byte("x"))
+	takes(3, "changes", func() error {
+		changes, err := d.Changes("child", "base")
+		assert.Len(t, changes, 1)
+		return err
+	})
+	assert.EqualValues(t, 1, d.CompareStats().Native, "%v", d.CompareStats().Walked)
+	takes(1, "usage", func() error { _, err := b.Usage(ctx, "child"); return err })
+	takes(1, "set limit", func() error { return d.SetLimit(ctx, "child", 1<<30) })
+	takes(1, "remove", func() error { return d.Remove("child") })
+	takes(0, "remove what is not there", func() error { return d.Remove("child") })
+	takes(1, "remove the second", func() error { return d.Remove("second") })
+	takes(1, "remove one with a limit", func() error { return d.Remove("third") })
+	takes(1, "remove a sealed one", func() error { return d.Remove("base") })
+	takes(1, "list", func() error {
+		for _, err := range b.Volumes(ctx) {
+			require.NoError(t, err)
+		}
+		return nil
+	})
+}
+
+// TestForeign: what is not Cowshed's is neither shown nor destroyed, and what depends on a layer is named.
+func TestForeign(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	zfs(t, "create", b.root+"/other")
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	b.volumes.invalidate()
+
+	for v, err := range b.Volumes(ctx) {
+		require.NoError(t, err)
+		assert.Equal(t, "base", v.Name)
+	}
+	_, err := b.Stat(ctx, "other")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	_, err = b.Mount(ctx, "other", "")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.ErrorIs(t, b.Create(ctx, "other", cowcommon.VolumeOptions{}), errdefs.ErrAlreadyExists)
+	require.ErrorIs(t, b.Remove(ctx, "other"), errdefs.ErrFailedPrecondition)
+	zfs(t, "list", b.root+"/other")
+
+	for _, foreign := range []struct{ name, make string }{
+		{b.datasetOf("base") + "@autosnap_daily", "snapshot"},
+		{b.datasetOf("base") + "/child", "create"},
+	} {
+		zfs(t, foreign.make, foreign.name)
+		err := b.Remove(ctx, "base")
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, foreign.name)
+		zfs(t, "list", foreign.name)
+		zfs(t, "destroy", foreign.name)
+	}
+	require.NoError(t, b.Clone(ctx, "top", "base", cowcommon.VolumeOptions{}))
+	err = b.Remove(ctx, "base")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, b.datasetOf("top"))
+	v, err := b.Stat(ctx, "base")
+	require.NoError(t, err)
+	assert.True(t, v.Sealed)
+	require.NoError(t, b.Remove(ctx, "top"))
+	require.NoError(t, b.Remove(ctx, "base"))
+}
+
+// TestNamesOfOthers: a name that is taken behind the driver's back is an error of the right kind, and a layer
+// that goes behind it is gone.
+func TestNamesOfOthers(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	_, err := b.volumes.all(ctx)
+	require.NoError(t, err)
+	zfs(t, "create", b.datasetOf("taken"))
+	require.ErrorIs(t, b.Create(ctx, "taken", cowcommon.VolumeOptions{}), errdefs.ErrAlreadyExists)
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	require.ErrorIs(t, b.Rename(ctx, "base", "taken"), errdefs.ErrAlreadyExists)
+
+	zfs(t, "destroy", b.datasetOf("base"))
+	_, err = b.Mount(ctx, "base", "")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	zfs(t, "destroy", b.datasetOf("base"))
+	require.ErrorIs(t, b.Clone(ctx, "top", "base", cowcommon.VolumeOptions{}), errdefs.ErrNotFound)
+	require.NoError(t, b.Remove(ctx, "base"))
+	require.ErrorIs(t, b.Create(ctx, strings.Repeat("n", 200), cowcommon.VolumeOptions{}), errdefs.ErrInvalidArgument)
+}
+
+// TestMobyLayout opens what moby's driver has made.
+func TestMobyLayout(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	base, top := strings.Repeat("ab", 32), strings.Repeat("cd", 32)+"-init"
+	zfs(t, "create", "-o", "mountpoint=legacy", root+"/"+base)
+	zfs(t, "snapshot", root+"/"+base+"@123")
+	zfs(t, "clone", "-o", "mountpoint=legacy", "-o", "quota=50M", root+"/"+base+"@123", root+"/"+top)
+	zfs(t, "destroy", "-d", root+"/"+base+"@123")
+	zfs(t, "create", "-o", "mountpoint=legacy", root+"/not-an-id-of-mobys")
+
+	b := openOn(t, root, mountpoint)
+	ctx := t.Context()
+	var names []string
+	for v, err := range b.Volumes(ctx) {
+		require.NoError(t, err)
+		names = append(names, v.Name)
+	}
+	assert.ElementsMatch(t, []string{base, top}, names)
+	v, err := b.Stat(ctx, top)
+	require.NoError(t, err)
+	assert.Equal(t, base, v.Parent)
+	assert.Equal(t, quota.Limit{Bytes: 50 << 20}, v.Limit)
+	assert.False(t, v.Sealed)
+	fill(t, b, base, "f", []byte("base"))
+	require.NoError(t, b.Clone(ctx, "child", base, cowcommon.VolumeOptions{}))
+	for _, name := range []string{"child", top, base} {
+		require.NoError(t, b.Remove(ctx, name))
+	}
+	assert.NotContains(t, zfs(t, "list", "-r", "-t", "all", root), base)
+}
+
+// TestTwoAtOnce: what one process does, others see, and what one holds, others leave alone.
+func TestTwoAtOnce(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	a, b := openOn(t, root, mountpoint), openOn(t, root, mountpoint)
+	ctx := t.Context()
+	require.NoError(t, a.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	require.ErrorIs(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}), errdefs.ErrAlreadyExists)
+
+	dir, err := a.Mount(ctx, "base", "")
+	require.NoError(t, err)
+	same, err := b.Mount(ctx, "base", "")
+	require.NoError(t, err)
+	assert.Equal(t, dir, same)
+	require.NoError(t, os.WriteFile(dir+"/f", []byte("x"), 0o644))
+	require.NoError(t, a.Unmount(ctx, "base"))
+	assert.FileExists(t, same+"/f", "still mounted for the other")
+	require.ErrorIs(t, a.Remove(ctx, "base"), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, a.Rename(ctx, "base", "renamed"), errdefs.ErrFailedPrecondition)
+
+	// Cloned while the other has it mounted: not sealed.
+	require.NoError(t, a.Clone(ctx, "top", "base", cowcommon.VolumeOptions{}))
+	v, err := b.Stat(ctx, "base")
+	require.NoError(t, err)
+	assert.False(t, v.Sealed)
+	require.NoError(t, b.Unmount(ctx, "base"))
+	assert.NoDirExists(t, dir)
+
+	view, err := b.View(ctx, "top")
+	require.NoError(t, err)
+	assert.FileExists(t, view.Dir()+"/f")
+	require.ErrorIs(t, a.Remove(ctx, "top"), errdefs.ErrFailedPrecondition)
+	require.NoError(t, view.Close())
+	require.NoError(t, a.Remove(ctx, "top"))
+	_, err = b.Stat(ctx, "top")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.NoError(t, b.Remove(ctx, "base"), "the snapshot for the clone went with the clone")
+}
+
+// TestBusyNamesHolders: who keeps a dataset busy is named, whether it is mounted in another mount namespace or
+// was unmounted while a process was in it.
+func TestBusyNamesHolders(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	dir, err := b.Mount(ctx, "base", "")
+	require.NoError(t, err)
+
+	// A copy of the mount in another namespace goes with its mount point.
+	copied := exec.Command("sleep", "1000")
+	copied.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	require.NoError(t, copied.Start())
+	require.NoError(t, b.Unmount(ctx, "base"))
+	require.NoError(t, b.Remove(ctx, "base"))
+	stop(t, copied)
+
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	namespace := exec.Command("sh", "-c", `mount --make-rprivate / && mount -t zfs "$0" "$1" && echo mounted && exec sleep 1000`,
+		b.datasetOf("base"), t.TempDir())
+	namespace.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	out, err := namespace.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, namespace.Start())
+	_, err = io.ReadFull(out, make([]byte, len("mounted")))
+	require.NoError(t, err)
+	err = b.Remove(ctx, "base")
+	stop(t, namespace)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, fmt.Sprintf("mount namespace of process %d (sleep)", namespace.Process.Pid))
+
+	_, err = b.Mount(ctx, "base", "")
+	require.NoError(t, err)
+	inside := exec.Command("sleep", "1000")
+	inside.Dir = dir
+	require.NoError(t, inside.Start())
+	require.NoError(t, b.Unmount(ctx, "base"), "it vanishes from here")
+	assert.NoDirExists(t, dir)
+	err = b.Remove(ctx, "base")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, fmt.Sprintf("process %d (sleep)", inside.Process.Pid))
+	// Whoever is in there can write, so it is not sealed.
+	require.NoError(t, b.Clone(ctx, "top", "base", cowcommon.VolumeOptions{}))
+	v, err := b.Stat(ctx, "base")
+	require.NoError(t, err)
+	assert.False(t, v.Sealed)
+	stop(t, inside)
+	require.NoError(t, b.Remove(ctx, "top"))
+	require.NoError(t, b.Remove(ctx, "base"))
+}
+
+func stop(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	assert.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+}
+
+// TestRecovers: what processes that were killed have left is cleaned up, by the next Open or, while others have
+// the home open, by Remove.
+func TestRecovers(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	b := openOn(t, root, mountpoint)
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	leave := func() {
+		dead := b.datasetOf("base@" + viewPrefix + "dead")
+		zfs(t, "snapshot", dead)
+		dir := filepath.Join(b.views, "base@"+viewPrefix+"dead")
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		require.NoError(t, unix.Mount(dead, dir, "zfs", unix.MS_RDONLY, ""))
+		require.NoError(t, os.WriteFile(filepath.Join(b.locks, filepath.Base(dir)), nil, 0o600))
+		require.NoError(t, os.Mkdir(b.mountpoint("base"), 0o700))
+		require.NoError(t, unix.Mount(b.datasetOf("base"), b.mountpoint("base"), "zfs", 0, ""))
+	}
+	leave()
+	require.NoError(t, b.Remove(ctx, "base"))
+
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	leave()
+	zfs(t, "snapshot", b.datasetOf("base@"+clonePrefix+"dead"))
+	zfs(t, "create", b.datasetOf(stagingPrefix+"dead"))
+	require.NoError(t, b.Close())
+	b = openOn(t, root, mountpoint)
+	assert.Equal(t, root+"\n"+b.datasetOf("base")+"\n", zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root))
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	require.NoError(t, err)
+	assert.NotContains(t, string(mounts), b.datasetOf("base"))
+	require.NoError(t, b.Remove(ctx, "base"))
+}
+
+// TestSendReceive sends a layer and its parent to another dataset.
+func TestSendReceive(t *testing.T) {
+	from, to := open(t), open(t)
+	ctx := t.Context()
+	require.NoError(t, from.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	fill(t, from, "base", "f", randomBytes(1<<20))
+	require.NoError(t, from.Clone(ctx, "top", "base", cowcommon.VolumeOptions{}))
+	fill(t, from, "top", "g", []byte("top"))
+
+	base, err := from.View(ctx, "base")
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, base.Close()) }()
+	top, err := from.View(ctx, "top")
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, top.Close()) }()
+	var whole, increment bytes.Buffer
+	require.NoError(t, from.Send(ctx, &whole, nil, base))
+	require.NoError(t, from.Send(ctx, &increment, base, top))
+	assert.Less(t, increment.Len(), whole.Len()/2)
+
+	require.NoError(t, to.Receive(ctx, "base", "", bytes.NewReader(whole.Bytes())))
+	require.ErrorIs(t, to.Receive(ctx, "base", "", bytes.NewReader(whole.Bytes())), errdefs.ErrAlreadyExists)
+	require.NoError(t, to.Receive(ctx, "top", "base", &increment))
+	v, err := to.Stat(ctx, "top")
+	require.NoError(t, err)
+	assert.Equal(t, "base", v.Parent)
+	assert.True(t, v.Sealed)
+	dir, err := to.Mount(ctx, "top", "")
+	require.NoError(t, err)
+	assert.FileExists(t, dir+"/f")
+	assert.FileExists(t, dir+"/g")
+	require.NoError(t, to.Unmount(ctx, "top"))
+
+	for name, bad := range map[string]io.Reader{
+		"empty":     bytes.NewReader(nil),
+		"garbage":   bytes.NewReader(randomBytes(1 << 16)),
+		"truncated": bytes.NewReader(whole.Bytes()[:whole.Len()/2]),
+	} {
+		require.Error(t, to.Receive(ctx, "bad", "", bad), name)
+	}
+	require.ErrorIs(t, to.Receive(ctx, "bad", "absent", bytes.NewReader(whole.Bytes())), errdefs.ErrNotFound)
+	assert.Len(t, strings.Fields(zfs(t, "list", "-Hr", "-o", "name", to.root)), 3, "bad streams leave nothing")
+}
+
+// TestLimits: both scopes are enforced, and a limit that is exceeded already is refused.
+func TestLimits(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	fill(t, b, "base", "image", randomBytes(8<<20))
+	const size = 12 << 20
+	for scope, fits := range map[quota.Scope]int{quota.ScopeLayer: 10 << 20, quota.ScopeTotal: 2 << 20} {
+		name := scope.String()
+		limit := quota.Limit{Bytes: size, Scope: scope}
+		require.NoError(t, b.Clone(ctx, name, "base", cowcommon.VolumeOptions{Limit: limit}))
+		fill(t, b, name, "fits", randomBytes(fits))
+		dir, err := b.Mount(ctx, name, "")
+		require.NoError(t, err)
+		require.NoError(t, syncFilesystem(dir))
+		err = os.WriteFile(dir+"/too-much", randomBytes(16<<20), 0o644)
+		require.ErrorIs(t, err, unix.EDQUOT, name)
+		require.NoError(t, os.Remove(dir+"/too-much"), "deleting works")
+		require.NoError(t, b.Unmount(ctx, name))
+
+		err = b.SetLimit(ctx, name, quota.Limit{Bytes: 1 << 20, Scope: scope})
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "holds")
+		require.NoError(t, b.SetLimit(ctx, name, quota.Limit{}))
+		b.volumes.invalidate()
+		v, err := b.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Zero(t, v.Limit)
+		fill(t, b, name, "no-limit", randomBytes(16<<20))
+	}
+}
+
+// TestStatus has the keys of moby's driver.
+func TestStatus(t *testing.T) {
+	b := open(t)
+	status := map[string]string{}
+	for _, line := range b.Status(t.Context()) {
+		status[line[0]] = line[1]
+	}
+	pool, _, _ := strings.Cut(b.root, "/")
+	assert.Equal(t, pool, status["Zpool"])
+	assert.Equal(t, "ONLINE", status["Zpool Health"])
+	assert.Equal(t, b.root, status["Parent Dataset"])
+	assert.Equal(t, "no", status["Parent Quota"])
+	assert.Equal(t, "available", status["Native Diff"])
+	for _, key := range []string{"Space Used By Parent", "Space Available", "Compression"} {
+		assert.NotEmpty(t, status[key], key)
+	}
+	zfs(t, "set", "quota=1G", b.root)
+	assert.Contains(t, b.Status(t.Context()), [2]string{"Parent Quota", "1073741824"}, "read afresh")
+}
+
+// ownPool makes a pool in a file in a directory of size bytes, in which the file may outgrow its space.
+func ownPool(t *testing.T, size int) (pool, dir string) {
+	t.Helper()
+	testfs.Zpool(t) // is there ZFS at all
+	dir = t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)))
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, 0)) })
+	image := filepath.Join(dir, "pool")
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 256<<20))
+	pool = "cowshed" + temporaryName("")
+	run(t, "zpool", "create", "-f", "-o", "cachefile=none", "-O", "compression=off", "-m", "none", pool, image)
+	t.Cleanup(func() { run(t, "zpool", "destroy", "-f", pool) })
+	return pool, dir
+}
+
+func run(t *testing.T, command string, args ...string) {
+	t.Helper()
+	out, err := exec.Command(command, args...).CombinedOutput()
+	require.NoError(t, err, "%s %q: %s", command, args, out)
+}
+
+// TestPoolFull: on a full pool creating fails and changes nothing, and removing works.
+func TestPoolFull(t *testing.T) {
+	pool, _ := ownPool(t, 512<<20)
+	b, err := Open(t.TempDir()+"/home", pool, Options{})
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, b.Close()) }()
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	dir, err := b.Mount(ctx, "base", "")
+	require.NoError(t, err)
+	err = os.WriteFile(dir+"/all", randomBytes(300<<20), 0o644)
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.NoError(t, b.Unmount(ctx, "base"))
+
+	for i := 0; err != nil && i < 3; i++ {
+		if err = b.Create(ctx, fmt.Sprintf("more-%d", i), cowcommon.VolumeOptions{}); err != nil {
+			assert.ErrorContains(t, err, "space")
+			_, statErr := b.Stat(ctx, fmt.Sprintf("more-%d", i))
+			require.ErrorIs(t, statErr, errdefs.ErrNotFound)
+		}
+	}
+	require.NoError(t, b.Remove(ctx, "base"))
+	require.NoError(t, b.Create(ctx, "after", cowcommon.VolumeOptions{}))
+}
+
+// TestPoolSuspended: nothing hangs on a pool whose device fails, every error says what to do, and all works on
+// when it is back.
+func TestPoolSuspended(t *testing.T) {
+	pool, dir := ownPool(t, 96<<20)
+	b, err := Open(t.TempDir()+"/home", pool, Options{})
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, b.Close()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	at, err := b.Mount(ctx, "base", "")
+	require.NoError(t, err)
+	written := make(chan error, 1)
+	go func() { // hangs until the pool is back
+		written <- errors.Join(os.WriteFile(at+"/f", randomBytes(100<<20), 0o644), syncFilesystem(at))
+	}()
+	require.Eventually(t, func() bool { return b.zfs.checkPool() != nil }, 50*time.Second, 50*time.Millisecond, "the pool is suspended")
+
+	for what, err := range map[string]error{
+		"create": b.Create(ctx, "new", cowcommon.VolumeOptions{}),
+		"clone":  b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}),
+		"limit":  b.SetLimit(ctx, "base", quota.Limit{Bytes: 1 << 30}),
+	} {
+		require.ErrorIs(t, err, errdefs.ErrUnavailable, what)
+		require.ErrorContains(t, err, "zpool clear", what)
+	}
+	assert.Contains(t, fmt.Sprint(b.Status(ctx)), "suspended")
+
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%d", 512<<20)))
+	run(t, "zpool", "clear", pool)
+	require.NoError(t, <-written)
+	require.NoError(t, b.Unmount(ctx, "base"))
+	require.NoError(t, b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}))
+}
+
+// TestPoolExported: a pool that goes away gives errors that say so, and is used again when it is back.
+func TestPoolExported(t *testing.T) {
+	pool, dir := ownPool(t, 512<<20)
+	b, err := Open(t.TempDir()+"/home", pool, Options{})
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, b.Close()) }()
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	run(t, "zpool", "export", pool)
+	for what, err := range map[string]error{
+		"create": b.Create(ctx, "new", cowcommon.VolumeOptions{}),
+		"mount":  second(b.Mount(ctx, "base", "")),
+		"view":   second(b.View(ctx, "base")),
+		"remove": b.Remove(ctx, "base"),
+	} {
+		require.ErrorIs(t, err, errdefs.ErrUnavailable, what)
+		require.ErrorContains(t, err, "zpool import", what)
+	}
+	run(t, "zpool", "import", "-d", dir, "-o", "cachefile=none", pool)
+	fill(t, b, "base", "f", []byte("back"))
+	require.NoError(t, b.Remove(ctx, "base"))
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// TestHintsOfRelatives: grandchildren are compared natively, siblings are walked.
+func TestHintsOfRelatives(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "a", cowcommon.VolumeOptions{}))
+	fill(t, b, "a", "f", []byte("a"))
+	for _, step := range [][2]string{{"b", "a"}, {"c", "b"}, {"sibling", "a"}} {
+		require.NoError(t, b.Clone(ctx, step[0], step[1], cowcommon.VolumeOptions{}))
+		fill(t, b, step[0], step[0], []byte("x"))
+	}
+	d := cowcommon.NewDriver(Name, b, cowcommon.Options{})
+	for _, pair := range []struct {
+		top, base, want string
+		native          bool
+	}{
+		{"b", "a", "[{/b A}]", true},
+		{"c", "b", "[{/c A}]", true},
+		{"c", "a", "[{/b A} {/c A}]", true},
+		{"sibling", "b", "[{/b D} {/sibling A}]", false},
+		{"a", "a", "[]", true},
+	} {
+		c, err := d.Compare(ctx, pair.top, pair.base, cowcommon.Auto)
+		require.NoError(t, err)
+		assert.Equal(t, pair.want, fmt.Sprint(c.Changes))
+		assert.Equal(t, pair.native, c.Native, "%s against %s: %s", pair.top, pair.base, c.Reason)
+		require.NoError(t, c.Close())
+	}
+	assert.Equal(t, map[string]uint64{"unrelated": 1}, d.CompareStats().Walked)
+
+	v, err := b.View(ctx, "a")
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, v.Close()) }()
+	_, err = b.Hints(ctx, stranger{v}, v)
+	require.ErrorIs(t, err, treediff.ErrNoHints)
+}
+
+type stranger struct{ cowcommon.View }
+
+// TestParseListLine: what zfs list should never print is an error, not a layer.
+func TestParseListLine(t *testing.T) {
+	good := "tank/a\ttank/b@layer\t1795241419\t10\t0\t1\tlegacy"
+	l, err := parseListLine(good)
+	require.NoError(t, err)
+	assert.Equal(t, listLine{
+		name: "tank/a", origin: "tank/b@layer", created: time.Unix(1795241419, 0),
+		limit: quota.Limit{Bytes: 10}, marked: true, legacy: true,
+	}, l)
+	for i, bad := range map[int]string{2: "yesterday", 3: "none", 4: "-1"} {
+		fields := strings.Split(good, "\t")
+		fields[i] = bad
+		_, err := parseListLine(strings.Join(fields, "\t"))
+		require.Error(t, err, bad)
+	}
+	for _, bad := range []string{"", "tank/a", good + "\tmore", strings.Join(slices.Repeat([]string{""}, 7), "\t")} {
+		_, err := parseListLine(bad)
+		require.Error(t, err, bad)
+	}
+}

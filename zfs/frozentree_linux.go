@@ -1,0 +1,136 @@
+package zfs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+)
+
+// frozenTree is the mounted root of a snapshot, and reads it. Paths are relative to it, "" is the root.
+//
+// Paths come from what the tree's owner has named. They are resolved without following symbolic links and without
+// leaving the filesystem, so nothing outside is ever looked at.
+type frozenTree struct {
+	fd  int
+	dir string // for errors
+	buf []byte
+}
+
+func openFrozenTree(dir string) (*frozenTree, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return &frozenTree{fd: fd, dir: dir, buf: make([]byte, 64<<10)}, nil
+}
+
+func (t *frozenTree) close() { _ = unix.Close(t.fd) }
+
+// open opens what is at a path. A symbolic link itself is opened with O_PATH and O_NOFOLLOW.
+func (t *frozenTree) open(path string, flags uint64) (int, error) {
+	if path == "" {
+		path = "."
+	}
+	how := &unix.OpenHow{
+		Flags:   flags | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	for {
+		fd, err := unix.Openat2(t.fd, path, how)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+}
+
+// stat describes what is at a path; ok is false if there is nothing.
+func (t *frozenTree) stat(path string) (stat unix.Statx_t, ok bool, err error) {
+	fd, err := t.open(path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err == nil {
+		const mask = unix.STATX_TYPE | unix.STATX_NLINK | unix.STATX_INO | unix.STATX_CTIME | unix.STATX_BTIME
+		err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, mask, &stat)
+		_ = unix.Close(fd)
+	}
+	if isAbsent(err) {
+		return stat, false, nil
+	}
+	return stat, err == nil, t.fail("stat", path, err)
+}
+
+// isAbsent reports whether err says that a path leads nowhere: ELOOP, because of a symbolic link on the way.
+func isAbsent(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+}
+
+// fail says where err happened. What keeps paths from being looked up is a reason for a walk, which goes by
+// descriptors.
+func (t *frozenTree) fail(op, path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = &fs.PathError{Op: op, Path: t.dir + "/" + path, Err: err}
+	switch {
+	case errors.Is(err, unix.ENAMETOOLONG):
+		return &treediff.NoHintsError{Reason: "path-too-long", Err: err}
+	case errors.Is(err, unix.ENOSYS):
+		return &treediff.NoHintsError{Reason: "kernel", Err: err}
+	}
+	return err
+}
+
+// dirent is an entry of a directory.
+type dirent struct {
+	name string
+	ino  uint64
+	dir  bool
+}
+
+// list calls yield with the entries of a directory but "." and "..", until it returns false; there are none if there
+// is no such directory. The layout of struct linux_dirent64 (d_ino, d_off, d_reclen, d_type, d_name) is from
+// getdents(2); ZFS fills in d_type always. yield must not list.
+func (t *frozenTree) list(path string, yield func(dirent) bool) error {
+	fd, err := t.open(path, unix.O_RDONLY|unix.O_DIRECTORY)
+	if isAbsent(err) {
+		return nil
+	}
+	if err != nil {
+		return t.fail("open", path, err)
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.ReadDirent(fd, t.buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return t.fail("read directory", path, err)
+		}
+		if n <= 0 {
+			return nil
+		}
+		for b := t.buf[:n]; len(b) > 0; {
+			size := binary.NativeEndian.Uint16(b[16:])
+			name := b[19:size]
+			name = name[:bytes.IndexByte(name, 0)]
+			if string(name) != "." && string(name) != ".." {
+				if !yield(dirent{name: string(name), ino: binary.NativeEndian.Uint64(b), dir: b[18] == unix.DT_DIR}) {
+					return nil
+				}
+			}
+			b = b[size:]
+		}
+	}
+}
+
+// joinPath is the path of a name in a directory.
+func joinPath(dir, name string) string {
+	if dir == "" {
+		return name
+	}
+	return dir + "/" + name
+}

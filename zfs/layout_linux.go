@@ -1,0 +1,127 @@
+package zfs
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+)
+
+// Names below the home. docs/on-disk-format.md specifies them.
+const (
+	lockName    = "lock"
+	counterName = "changes"
+	graphName   = "graph" // where datasets are mounted, as moby's driver does
+	viewsName   = "views" // where snapshots are mounted
+	locksName   = "locks"
+)
+
+// layout is where the backend keeps what is not in the pool: mount points and locks.
+type layout struct {
+	home  string
+	graph string
+	views string
+	locks string
+}
+
+// makeLayout makes the home and the directories below it where they are missing.
+func makeLayout(home string, gid int) (layout, error) {
+	l := layout{
+		home:  home,
+		graph: filepath.Join(home, graphName),
+		views: filepath.Join(home, viewsName),
+		locks: filepath.Join(home, locksName),
+	}
+	if err := user.MkdirAllAndChown(filepath.Dir(home), 0o711, os.Getuid(), os.Getgid(), user.WithOnlyNew); err != nil {
+		return layout{}, err
+	}
+	for _, dir := range []string{l.home, l.graph, l.views, l.locks} {
+		err := os.Mkdir(dir, 0o710)
+		if err == nil {
+			err = errors.Join(os.Chown(dir, os.Getuid(), gid), os.Chmod(dir, 0o710))
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return layout{}, err
+		}
+	}
+	return l, nil
+}
+
+// keepPrivate keeps what is mounted below graph and views from being mounted in other mount namespaces as well,
+// where it would keep datasets busy. Each of the two is mounted on itself to that end.
+func (l layout) keepPrivate() error {
+	for _, dir := range []string{l.graph, l.views} {
+		mounted, err := mountinfo.Mounted(dir)
+		if err != nil {
+			return err
+		}
+		if mounted {
+			continue
+		}
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			return &os.PathError{Op: "bind mount", Path: dir, Err: err}
+		}
+		if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+			return &os.PathError{Op: "make private", Path: dir, Err: err}
+		}
+	}
+	return nil
+}
+
+// release undoes keepPrivate, unless something is mounted there still.
+func (l layout) release() error {
+	var errs []error
+	for _, dir := range []string{l.graph, l.views} {
+		own, err := isMountedOnItself(dir)
+		if own {
+			if err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); errors.Is(err, unix.EBUSY) {
+				err = nil
+			}
+		}
+		if err != nil {
+			errs = append(errs, &os.PathError{Op: "unmount", Path: dir, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isMountedOnItself reports whether what is mounted on dir is a directory of that name, and not a filesystem
+// that somebody keeps there.
+func isMountedOnItself(dir string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	return len(mounts) > 0 && filepath.Base(mounts[0].Root) == filepath.Base(dir), err
+}
+
+// temporaryName returns a new name with that prefix.
+func temporaryName(prefix string) string {
+	return prefix + strings.ToLower(rand.Text()[:12])
+}
+
+// unmountPoint unmounts whatever is mounted on dir and removes the directory. What is busy is unmounted too if
+// detach says so: it vanishes from here, and lives on until its last user is gone. Where other mount namespaces
+// have a copy of the mount, the kernel unmounts that when the directory goes.
+func unmountPoint(dir string, detach bool) error {
+	for {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		if detach && errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		}
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no longer mounted
+			break
+		}
+		if err != nil {
+			return &os.PathError{Op: "unmount", Path: dir, Err: err}
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("mount point: %w", err)
+	}
+	return nil
+}

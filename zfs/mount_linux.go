@@ -1,0 +1,197 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/inuse"
+)
+
+// Mount mounts a volume's dataset, read-only if the volume is sealed. It takes system calls only.
+func (b *Backend) Mount(ctx context.Context, name, mountLabel string) (string, error) {
+	if err := b.mount(ctx, name, mountLabel, inuse.Held); err != nil {
+		return "", fmt.Errorf("zfs: mount %s: %w", name, err)
+	}
+	return b.mountpoint(name), nil
+}
+
+// Unmount releases one Mount. After the last, the dataset is unmounted; what processes have open in it they
+// keep.
+func (b *Backend) Unmount(_ context.Context, name string) error {
+	if err := b.unmount(name, inuse.Held); err != nil {
+		return fmt.Errorf("zfs: unmount %s: %w", name, err)
+	}
+	return nil
+}
+
+// mount counts one use of a volume's mount. Its lock is held as long as it is mounted by this process.
+func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse.Kind) error {
+	if _, err := b.volume(ctx, name); err != nil {
+		return err
+	}
+	_, err := b.mounts.Acquire(ctx, name, kind, func() (*os.File, error) {
+		lock, err := b.lockShared(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if err := b.mountDataset(ctx, name, mountLabel); err != nil {
+			return nil, errors.Join(err, b.unlock(lock, func() error { return unmountPoint(b.mountpoint(name), false) }))
+		}
+		return lock, nil
+	})
+	return err
+}
+
+func (b *Backend) unmount(name string, kind inuse.Kind) error {
+	return b.mounts.Release(name, kind, func(lock *os.File) error {
+		// Another process may use the same mount.
+		return b.unlock(lock, func() error { return unmountPoint(b.mountpoint(name), true) })
+	})
+}
+
+func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) error {
+	// Looked up once more: while this waited for the lock it may have been sealed.
+	d, err := b.volume(ctx, name)
+	if err != nil {
+		return err
+	}
+	flags := uintptr(0)
+	if d.sealed {
+		flags = unix.MS_RDONLY
+	}
+	err = b.mountAt(b.datasetOf(name), b.mountpoint(name), flags, label.FormatMountLabel("", mountLabel))
+	if errors.Is(err, unix.EBUSY) {
+		mounted, infoErr := b.isMountedAt(name)
+		if mounted || infoErr != nil {
+			return infoErr // by another process, or by one that is gone
+		}
+		return b.busy(err, b.datasetOf(name))
+	}
+	if errors.Is(err, errdefs.ErrNotFound) {
+		b.volumes.invalidate()
+	}
+	return err
+}
+
+// mountAt mounts a dataset or snapshot on dir, which it makes.
+func (b *Backend) mountAt(source, dir string, flags uintptr, data string) error {
+	if err := b.zfs.checkPool(); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	err := unix.Mount(source, dir, "zfs", flags, data)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("dataset %s is gone: %w", source, errdefs.ErrNotFound)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("dataset %s: its key is not loaded, run \"zfs load-key\": %w: %w", source, errdefs.ErrFailedPrecondition, err)
+	case err != nil:
+		return fmt.Errorf("mount %s on %s: %w", source, dir, err)
+	}
+	return nil
+}
+
+// isMountedAt reports whether a volume's dataset is mounted where it belongs.
+func (b *Backend) isMountedAt(name string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(b.mountpoint(name)))
+	if err != nil {
+		return false, err
+	}
+	for _, m := range mounts {
+		if m.FSType == "zfs" && m.Source == b.datasetOf(name) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// claim takes a volume that nobody has mounted for this caller alone, so that it can be changed as a whole;
+// whoever wants to mount it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or
+// in another process.
+func (b *Backend) claim(ctx context.Context, name string) (done func() error, err error) {
+	release, err := b.mounts.Claim(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	lock, ok, err := b.tryLock(name)
+	if err == nil && !ok {
+		err = fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	done = func() error {
+		err := b.unlock(lock, nil)
+		release()
+		return err
+	}
+	// Nobody holds the lock, so whoever has mounted it is gone.
+	if err := unmountPoint(b.mountpoint(name), false); err != nil && !errors.Is(err, unix.EBUSY) {
+		return nil, errors.Join(err, done())
+	}
+	return done, nil
+}
+
+// isMounted reports whether a dataset is mounted anywhere: in any mount namespace, or still open after it was
+// unmounted. The kernel keeps statistics of such datasets only.
+func (b *Backend) isMounted(dataset string) (bool, error) {
+	dir := filepath.Join(kstats, b.zfs.pool)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), "objset-") {
+			continue
+		}
+		stats, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		for line := range strings.Lines(string(stats)) {
+			// A name may hold spaces: "dataset_name", a type, and the name to the end of the line.
+			fields := strings.Fields(line)
+			if len(fields) > 2 && fields[0] == "dataset_name" && strings.Join(fields[2:], " ") == dataset {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// Sync makes what has been written to the volume survive a power cut, by way of its intent log.
+func (b *Backend) Sync(ctx context.Context, name string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("zfs: sync %s: %w", name, err)
+		}
+	}()
+	if err := b.mount(ctx, name, "", inuse.Brief); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.unmount(name, inuse.Brief)) }()
+	return syncFilesystem(b.mountpoint(name))
+}
+
+func syncFilesystem(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}

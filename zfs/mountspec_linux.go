@@ -1,0 +1,22 @@
+package zfs
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// MountSpec says how others can mount a volume: by its dataset, or read-only, if it is sealed, by the snapshot that
+// seals it.
+func (b *Backend) MountSpec(ctx context.Context, name string, readOnly bool) (cowcommon.MountSpec, error) {
+	d, err := b.volume(ctx, name)
+	if err != nil {
+		return cowcommon.MountSpec{}, fmt.Errorf("zfs: how to mount: %w", err)
+	}
+	source := b.datasetOf(name)
+	if readOnly && d.sealed {
+		source += "@" + sealName
+	}
+	return cowcommon.MountSpec{Type: "zfs", Source: source}, nil
+}

@@ -1,0 +1,137 @@
+package zfs
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+)
+
+// nominate hints at all names of the inodes among changed that differ between two snapshots of which baseDir and
+// topDir are the mounted roots. It reads the directory entries of all of top, whose inode numbers lead from inodes to
+// names, and looks at no file but those among changed.
+//
+// That is enough. A name in one tree only, or of another inode in each, is in a directory that was changed or has no
+// counterpart; the entries of the former are compared, and the latter are compared in full whatever the hints. Any
+// other name is one in top of the same inode as in base.
+//
+// Errors are those of reading the trees, and *[treediff.NoHintsError] if a path is too long to be looked up.
+func nominate(ctx context.Context, changed objectSet, baseDir, topDir string) (*treediff.Hints, error) {
+	base, err := openFrozenTree(baseDir)
+	if err != nil {
+		return nil, err
+	}
+	defer base.close()
+	top, err := openFrozenTree(topDir)
+	if err != nil {
+		return nil, err
+	}
+	defer top.close()
+
+	n := &nominator{hints: &treediff.Hints{}, trees: [2]*frozenTree{inBase: base, inTop: top}}
+	var candidates []string
+	for pending := []string{""}; len(pending) > 0; {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		dir := pending[len(pending)-1]
+		pending = pending[:len(pending)-1]
+		candidates = candidates[:0]
+		if err := top.list(dir, func(e dirent) bool {
+			if e.dir {
+				pending = append(pending, joinPath(dir, e.name))
+			}
+			if changed.has(e.ino) {
+				candidates = append(candidates, joinPath(dir, e.name))
+			}
+			return true
+		}); err != nil {
+			return nil, err
+		}
+		if dir == "" {
+			candidates = append(candidates, "")
+		}
+		for _, path := range candidates {
+			if err := n.candidate(ctx, path); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return n.hints, nil
+}
+
+// The two trees, where there is something of each.
+const (
+	inBase = iota
+	inTop
+)
+
+// nominator gathers hints.
+type nominator struct {
+	hints *treediff.Hints
+	trees [2]*frozenTree
+}
+
+// candidate hints at a path of top if what is there is not what was there in base.
+func (n *nominator) candidate(ctx context.Context, path string) error {
+	var stat [2]unix.Statx_t
+	var ok [2]bool
+	var err error
+	for s, t := range n.trees {
+		if stat[s], ok[s], err = t.stat(path); err != nil {
+			return err
+		}
+	}
+	b, t := &stat[inBase], &stat[inTop]
+	sameInode := ok[inBase] && ok[inTop] && isSameInode(path, b, t)
+	if sameInode && b.Ctime == t.Ctime {
+		return nil // it shares a block with one that was changed
+	}
+	n.hints.Add(path, treediff.Written)
+	if sameInode && isDir(t) {
+		return n.compareEntries(ctx, path, func(name string) error {
+			n.hints.Add(name, 0)
+			return nil
+		})
+	}
+	return nil
+}
+
+// isSameInode reports whether two inodes at a path of both trees are the same file. The root of a mounted snapshot has an
+// inode number of the mount's own.
+func isSameInode(path string, b, t *unix.Statx_t) bool {
+	return (path == "" || b.Ino == t.Ino) && b.Btime == t.Btime
+}
+
+func isDir(stat *unix.Statx_t) bool { return stat.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+// compareEntries calls differs with each path in a directory of both trees that is another inode in each, or in one only.
+func (n *nominator) compareEntries(ctx context.Context, dir string, differs func(path string) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	differing := make(map[string]uint64) // names in base that top has not yet been seen to have, and their inodes
+	if err := n.trees[inBase].list(dir, func(e dirent) bool {
+		differing[e.name] = e.ino
+		return true
+	}); err != nil {
+		return err
+	}
+	if err := n.trees[inTop].list(dir, func(e dirent) bool {
+		if ino, ok := differing[e.name]; ok && ino == e.ino {
+			delete(differing, e.name)
+		} else {
+			differing[e.name] = 0
+		}
+		return true
+	}); err != nil {
+		return err
+	}
+	for name := range differing {
+		if err := differs(joinPath(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,44 @@
+package zfs
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	gozfs "github.com/mistifyio/go-zfs/v3"
+)
+
+// Status describes the pool and the dataset that holds the volumes, as they are now, under the names that
+// moby's driver uses; sizes are in bytes.
+func (b *Backend) Status(context.Context) [][2]string {
+	var pool, health, used, available, limit, compression string
+	if err := b.zfs.checkPool(); err != nil { // go-zfs would wait for a suspended pool
+		health = "unknown: " + err.Error()
+	} else if p, err := gozfs.GetZpool(b.zfs.pool); err != nil {
+		health = "unknown: " + err.Error()
+	} else {
+		health = p.Health
+		d, err := gozfs.GetDataset(b.root)
+		if err != nil {
+			used = "unknown: " + err.Error()
+		} else {
+			used, available = strconv.FormatUint(d.Used, 10), strconv.FormatUint(d.Avail, 10)
+			compression = d.Compression
+			limit = "no"
+			if d.Quota != 0 {
+				limit = strconv.FormatUint(d.Quota, 10)
+			}
+		}
+	}
+	pool, _, _ = strings.Cut(b.root, "/")
+	return [][2]string{
+		{"Zpool", pool},
+		{"Zpool Health", health},
+		{"Parent Dataset", b.root},
+		{"Space Used By Parent", used},
+		{"Space Available", available},
+		{"Parent Quota", limit},
+		{"Compression", compression},
+		{"Native Diff", b.nativeDiff()},
+	}
+}

@@ -1,0 +1,404 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// properties are those of every dataset that Cowshed makes, and the limit, as options of zfs create and zfs
+// clone.
+func properties(limit quota.Limit) []string {
+	options := []string{
+		"-o", "mountpoint=legacy",
+		"-o", "canmount=noauto",
+		"-o", "com.sun:auto-snapshot=false",
+		"-o", markProperty + "=" + markValue,
+	}
+	for _, property := range limit.DatasetProperties() {
+		options = append(options, "-o", property)
+	}
+	return options
+}
+
+// Create makes an empty volume: with one zfs create, and a second process where its root directory is to
+// belong to somebody else than root.
+func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
+	if err := b.create(ctx, name, opts); err != nil {
+		return fmt.Errorf("zfs: create %s: %w", name, err)
+	}
+	return nil
+}
+
+func (b *Backend) create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
+	if err := b.checkFree(ctx, name); err != nil {
+		return err
+	}
+	args := append([]string{"create"}, properties(opts.Limit)...)
+	if opts.UID == 0 && opts.GID == 0 { // as a new dataset is anyway, with mode 0755
+		if _, err := b.zfs.run(ctx, append(args, b.datasetOf(name))...); err != nil {
+			return b.explain(ctx, err, name, "")
+		}
+	} else if err := b.stage(ctx, name, args, func(dir string) error {
+		return os.Chown(dir, opts.UID, opts.GID)
+	}); err != nil {
+		return err
+	}
+	return b.volumes.set(name, dataset{limit: opts.Limit, created: time.Now(), own: true})
+}
+
+// stage makes a dataset with args under a name that no volume can have, mounts it for complete, and gives it its
+// real name.
+func (b *Backend) stage(ctx context.Context, name string, args []string, complete func(dir string) error) (err error) {
+	staged := b.datasetOf(temporaryName(stagingPrefix))
+	if _, err := b.zfs.run(ctx, append(args, staged)...); err != nil {
+		return b.explain(ctx, err, name, "")
+	}
+	renamed := false
+	defer func() {
+		if err != nil && !renamed {
+			_, destroyErr := b.zfs.run(context.WithoutCancel(ctx), "destroy", "-r", staged)
+			err = errors.Join(err, destroyErr)
+		}
+	}()
+	dir := filepath.Join(b.views, filepath.Base(staged))
+	if err := b.mountAt(staged, dir, 0, ""); err != nil {
+		return err
+	}
+	// Unmounting writes everything back.
+	if err := errors.Join(complete(dir), unmountPoint(dir, false)); err != nil {
+		return err
+	}
+	if _, err := b.zfs.run(ctx, "rename", staged, b.datasetOf(name)); err != nil {
+		return b.explain(ctx, err, name, "")
+	}
+	renamed = true
+	return nil
+}
+
+// checkFree reports whether a volume could get that name. zfs is what decides, but until then nothing else
+// should have been changed in vain.
+func (b *Backend) checkFree(ctx context.Context, name string) error {
+	if err := cowcommon.CheckID(name); err != nil {
+		return err
+	}
+	if most := maxSnapshotName - 1 - len(b.datasetOf("")) - len("@"+viewPrefix+temporaryName("")); len(name) > most {
+		return fmt.Errorf("layer id %.32q… has %d bytes, more than the %d for which names in %s leave room: %w", name, len(name), most, b.root, errdefs.ErrInvalidArgument)
+	}
+	d, taken, err := b.volumes.get(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case taken && !d.own:
+		return fmt.Errorf("dataset %s is there and was not made by Cowshed: %w", b.datasetOf(name), errdefs.ErrAlreadyExists)
+	case taken:
+		return errdefs.ErrAlreadyExists
+	}
+	return nil
+}
+
+// explain gives the failure of a command that was to make the volume name, from source unless that is "", the
+// type that it has here, by looking at what there is.
+func (b *Backend) explain(ctx context.Context, err error, name, source string) error {
+	if !isCommandError(err) {
+		return err
+	}
+	b.volumes.invalidate()
+	if freeErr := b.checkFree(ctx, name); errdefs.IsAlreadyExists(freeErr) {
+		return fmt.Errorf("%w: %w", freeErr, err)
+	}
+	if source != "" {
+		if _, sourceErr := b.volume(ctx, source); errdefs.IsNotFound(sourceErr) {
+			return fmt.Errorf("%w: %w", sourceErr, err)
+		}
+	}
+	return err
+}
+
+func isCommandError(err error) bool {
+	var failed *commandError
+	return errors.As(err, &failed)
+}
+
+// Clone makes name a clone of the snapshot that seals source: with one zfs clone, and a second process where
+// source has to be sealed first.
+func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	if err := b.clone(ctx, name, source, opts); err != nil {
+		return fmt.Errorf("zfs: clone %s from %s: %w", name, source, err)
+	}
+	return nil
+}
+
+func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) (err error) {
+	if err := b.checkFree(ctx, name); err != nil {
+		return err
+	}
+	origin, settle, err := b.originFor(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, settle(err == nil)) }()
+
+	args := append([]string{"clone"}, properties(opts.Limit)...)
+	if _, err := b.zfs.run(ctx, append(args, origin, b.datasetOf(name))...); err != nil {
+		return b.explain(ctx, err, name, source)
+	}
+	return b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), own: true})
+}
+
+// explainMissing gives the failure of a command on a volume the type that it has if the volume is gone.
+func (b *Backend) explainMissing(ctx context.Context, err error, name string) error {
+	if !isCommandError(err) {
+		return err
+	}
+	b.volumes.invalidate()
+	if _, missing := b.volume(ctx, name); errdefs.IsNotFound(missing) {
+		return fmt.Errorf("%w: %w", missing, err)
+	}
+	return err
+}
+
+// Rename gives a volume that nobody holds another name.
+func (b *Backend) Rename(ctx context.Context, name, to string) error {
+	if err := b.rename(ctx, name, to); err != nil {
+		return fmt.Errorf("zfs: rename %s to %s: %w", name, to, err)
+	}
+	return nil
+}
+
+func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
+	if _, err := b.volume(ctx, name); err != nil {
+		return err
+	}
+	if err := b.checkFree(ctx, to); err != nil {
+		return err
+	}
+	done, err := b.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	dead, err := b.endDeadViews(name)
+	if err != nil {
+		return err
+	}
+	for _, snapshot := range dead.snapshots {
+		if _, err := b.zfs.run(ctx, "destroy", snapshot); err != nil {
+			return fmt.Errorf("view that was left: %w", err)
+		}
+	}
+	if err := dead.forget(); err != nil {
+		return err
+	}
+	if _, err := b.zfs.run(ctx, "rename", b.datasetOf(name), b.datasetOf(to)); err != nil {
+		return b.explain(ctx, err, to, name)
+	}
+	return b.volumes.changed(func(datasets map[string]dataset) {
+		datasets[to] = datasets[name]
+		delete(datasets, name)
+		for other, d := range datasets {
+			if snapshot, ok := strings.CutPrefix(d.origin, b.datasetOf(name)+"@"); ok {
+				d.origin = b.datasetOf(to) + "@" + snapshot
+				datasets[other] = d
+			}
+		}
+	})
+}
+
+// Remove destroys a volume's dataset and the snapshots on it that are Cowshed's, in one step.
+// errdefs.ErrFailedPrecondition: it is in use, or datasets or snapshots that are not Cowshed's to destroy
+// depend on it, which the error names.
+func (b *Backend) Remove(ctx context.Context, name string) error {
+	if err := b.remove(ctx, name); err != nil {
+		return fmt.Errorf("zfs: remove %s: %w", name, err)
+	}
+	return nil
+}
+
+func (b *Backend) remove(ctx context.Context, name string) (err error) {
+	if err := cowcommon.CheckID(name); err != nil {
+		return err
+	}
+	d, ok, err := b.volumes.get(ctx, name)
+	if err != nil || !ok {
+		return err
+	}
+	if !d.own {
+		return fmt.Errorf("dataset %s was not made by Cowshed: %w", b.datasetOf(name), errdefs.ErrFailedPrecondition)
+	}
+	done, err := b.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	dead, err := b.endDeadViews(name)
+	if err != nil {
+		return err
+	}
+	origin := d.origin
+	if origin == "" {
+		origin = "-"
+	}
+	if err := b.destroy(ctx, b.datasetOf(name), origin, dead.snapshots); err != nil {
+		b.volumes.invalidate()
+		return err
+	}
+	return errors.Join(dead.forget(), b.volumes.drop(name))
+}
+
+// busyFor is for how long a dataset may be busy before that is an error: what other programs have mounted they
+// may be about to unmount, and the kernel ends unmounts in the background.
+const busyFor = 3 * time.Second
+
+// destroy destroys a volume's dataset, and waits a while for it if it is busy.
+func (b *Backend) destroy(ctx context.Context, dataset, origin string, dead []string) error {
+	giveUp := time.After(busyFor)
+	for pause := 20 * time.Millisecond; ; pause *= 2 {
+		result, err := b.zfs.destroy(ctx, dataset, origin, dead)
+		if err != nil {
+			return err
+		}
+		switch {
+		case result.Errno == 0, result.Errno == unix.ENOENT:
+			return nil
+		case result.Errno != unix.EBUSY:
+			return fmt.Errorf("destroy %s: %w", dataset, result.Errno)
+		case len(result.Blockers) > 0:
+			return fmt.Errorf("%s depend on it: remove them first: %w", result.names(), errdefs.ErrFailedPrecondition)
+		}
+		select {
+		case <-time.After(pause):
+		case <-giveUp:
+			return b.busy(result.Errno, result.Busy)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Stat describes a volume from memory.
+func (b *Backend) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
+	d, err := b.volume(ctx, name)
+	if err != nil {
+		return cowcommon.Volume{}, fmt.Errorf("zfs: stat: %w", err)
+	}
+	return b.describe(name, d), nil
+}
+
+func (b *Backend) describe(name string, d dataset) cowcommon.Volume {
+	return cowcommon.Volume{
+		Name:    name,
+		Parent:  b.parentOf(d),
+		Sealed:  d.sealed,
+		Limit:   d.limit,
+		Created: d.created,
+		Details: map[string]string{
+			"Dataset":    b.datasetOf(name),
+			"Mountpoint": b.mountpoint(name),
+			"Origin":     d.origin,
+		},
+	}
+}
+
+// parentOf is the volume that a dataset was cloned from, "" if there is none.
+func (b *Backend) parentOf(d dataset) string {
+	source, _, _ := strings.Cut(d.origin, "@")
+	parent, ok := strings.CutPrefix(source, b.root+"/")
+	if !ok || strings.Contains(parent, "/") {
+		return ""
+	}
+	return parent
+}
+
+// Volumes lists the volumes, by one zfs list.
+func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
+	return func(yield func(cowcommon.Volume, error) bool) {
+		b.volumes.invalidate() // what was changed by hand is to be seen here
+		datasets, err := b.volumes.all(ctx)
+		if err != nil {
+			yield(cowcommon.Volume{}, fmt.Errorf("zfs: list volumes: %w", err))
+			return
+		}
+		for name, d := range datasets {
+			if d.own && !yield(b.describe(name, d), nil) {
+				return
+			}
+		}
+	}
+}
+
+// Usage asks for what a dataset holds, which the pool keeps count of. The count lags behind what is written by
+// up to a transaction group, five seconds by default.
+func (b *Backend) Usage(ctx context.Context, name string) (quota.Usage, error) {
+	usage, err := b.usage(ctx, name)
+	if err != nil {
+		return quota.Usage{}, fmt.Errorf("zfs: usage of %s: %w", name, err)
+	}
+	return usage, nil
+}
+
+func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
+	if _, err := b.volume(ctx, name); err != nil {
+		return quota.Usage{}, err
+	}
+	out, err := b.zfs.run(ctx, "list", "-Hp", "-o", "used,referenced", b.datasetOf(name))
+	if err != nil {
+		return quota.Usage{}, b.explainMissing(ctx, err, name)
+	}
+	used, referenced, _ := strings.Cut(strings.TrimSuffix(string(out), "\n"), "\t")
+	var usage quota.Usage
+	if usage.Bytes, err = strconv.ParseUint(used, 10, 64); err == nil {
+		usage.Total, err = strconv.ParseUint(referenced, 10, 64)
+	}
+	if err != nil {
+		return quota.Usage{}, fmt.Errorf("zfs list: %q: %w", out, err)
+	}
+	return usage, nil
+}
+
+// SetLimit replaces a volume's limit. errdefs.ErrFailedPrecondition: the volume holds more than that already,
+// which ZFS does not allow.
+func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
+	if err := b.setLimit(ctx, name, limit); err != nil {
+		return fmt.Errorf("zfs: limit %s: %w", name, err)
+	}
+	return nil
+}
+
+func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {
+	if _, err := b.volume(ctx, name); err != nil {
+		return err
+	}
+	args := append([]string{"set"}, limit.DatasetReplacement()...)
+	if _, err := b.zfs.run(ctx, append(args, b.datasetOf(name))...); err != nil {
+		usage, usageErr := b.usage(ctx, name)
+		if usageErr != nil {
+			return errors.Join(err, usageErr)
+		}
+		if held := heldAgainst(usage, limit); held >= limit.Bytes {
+			return fmt.Errorf("the volume holds %s already, more than %s: %w: %w", quota.FormatSize(held), limit, errdefs.ErrFailedPrecondition, err)
+		}
+		return err
+	}
+	return b.volumes.update(name, func(d *dataset) { d.limit = limit })
+}
+
+// heldAgainst is the part of usage that counts against a limit.
+func heldAgainst(usage quota.Usage, limit quota.Limit) uint64 {
+	if limit.Scope == quota.ScopeTotal {
+		return usage.Total
+	}
+	return usage.Bytes
+}
