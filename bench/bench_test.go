@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -21,7 +22,7 @@ func TestLayerIsDeterministicAndOfTheSizeSaid(t *testing.T) {
 	require.NoError(t, writeLayer(&second, 2000))
 	assert.Equal(t, first.Bytes(), second.Bytes())
 
-	layer, err := makeLayer(filepath.Join(t.TempDir(), "layer.tar"), 2000)
+	layer, err := makeLayer(filepath.Join(t.TempDir(), "layer.tar"), func(w io.Writer) error { return writeLayer(w, 2000) })
 	require.NoError(t, err)
 	assert.Equal(t, 2000, layer.files)
 	assert.InEpsilon(t, 2000*meanFileSize, layer.bytes, 0.1)
@@ -47,6 +48,69 @@ func TestLayerIsDeterministicAndOfTheSizeSaid(t *testing.T) {
 		}
 	}
 	require.NoError(t, layer.remove())
+}
+
+func TestLargeLayer(t *testing.T) {
+	layer, err := makeLayer(filepath.Join(t.TempDir(), "layer.tar"), func(w io.Writer) error { return writeLarge(w, 3, 3<<20) })
+	require.NoError(t, err)
+	assert.Equal(t, 3, layer.files)
+	assert.Equal(t, int64(9<<20), layer.bytes)
+	last := layer.entries[2]
+	assert.Less(t, len(bytes.Trim(last.data, "\x00")), 2<<20, "most of it is a hole")
+	assert.NotZero(t, last.data[len(last.data)-1])
+
+	// The compressed forms are of the same tar.
+	for _, format := range layer.formats {
+		f, err := layer.open(format)
+		require.NoError(t, err)
+		r, got, err := layertar.Decompress(f)
+		require.NoError(t, err)
+		assert.Equal(t, format, got)
+		data, err := io.ReadAll(r)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(layer.data, data), format)
+		require.NoError(t, r.Close())
+		require.NoError(t, f.Close())
+	}
+	require.NoError(t, layer.remove())
+	assert.NoFileExists(t, layer.file(layertar.Gzip))
+}
+
+func TestChooseWorkloads(t *testing.T) {
+	all, err := chooseWorkloads("50000,200000", 256, 5000)
+	require.NoError(t, err)
+	var keys []string
+	for _, w := range all {
+		keys = append(keys, w.key)
+	}
+	assert.Equal(t, []string{"50000", "200000", "large", "layers"}, keys)
+	assert.Len(t, all[0].steps, len(all[1].steps)+1, "100 children only once")
+	assert.Equal(t, "remove", all[0].steps[len(all[0].steps)-1].name)
+
+	all, err = chooseWorkloads("", 0, 10)
+	require.NoError(t, err)
+	assert.Len(t, all, 1)
+	_, err = chooseWorkloads("5,many", 0, 0)
+	require.ErrorContains(t, err, "many")
+}
+
+func TestKeptReportNeedsRounds(t *testing.T) {
+	err := runBench([]string{"-root", t.TempDir(), "-rounds", "2", "-o", "x.md"}, io.Discard)
+	require.ErrorContains(t, err, "3 rounds")
+}
+
+func TestPeakMemory(t *testing.T) {
+	require.NoError(t, resetPeak())
+	before, err := peakMemory()
+	require.NoError(t, err)
+	b := make([]byte, 64<<20)
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+	}
+	after, err := peakMemory()
+	require.NoError(t, err)
+	assert.Greater(t, after, before+32<<20)
+	assert.Equal(t, byte(1), b[0])
 }
 
 func TestMedian(t *testing.T) {
@@ -79,26 +143,42 @@ func testReport() *report {
 	results := make([]*result, 0, 2)
 	for _, n := range []int{50_000, 200_000} {
 		results = append(results, &result{
+			title: "Base of " + thousands(n) + " files",
 			layer: layerFacts{files: n, bytes: 232 << 20},
 			samples: map[string]samples{
-				"cowshed": {opDiff: {4 * time.Millisecond, 5 * time.Millisecond, 6 * time.Millisecond}, opRemove: {time.Duration(n)}},
-				"moby":    {opDiff: {500 * time.Millisecond}, opRemove: {40 * time.Duration(n)}},
+				"cowshed": {
+					opDiff: {4 * time.Millisecond, 5 * time.Millisecond, 6 * time.Millisecond}, opRemove: {time.Duration(n)},
+					opApplyDurable: {12 * time.Second}, opExport: {time.Second},
+				},
+				"moby":   {opDiff: {500 * time.Millisecond}, opRemove: {40 * time.Duration(n)}, opApplyDurable: {24 * time.Second}, opExport: {3 * time.Second}},
+				"podman": {opApplyDurable: {18 * time.Second}, opExport: {1900 * time.Millisecond}},
+				"floor":  {opApplyDurable: {10 * time.Second}},
 			},
+			memory: map[string]memory{"cowshed": {apply: 20 << 20, export: 30<<20 + 600<<10}},
 		})
 	}
-	return &report{filesystem: "btrfs", quota: "quotas off", rounds: 3, results: results, plots: []string{"a.svg", "b.svg"}}
+	results = append(results, &result{
+		title: "With 5,000 layers", samples: map[string]samples{"cowshed": {opStart: {20 * time.Millisecond}}, "floor": {}},
+	})
+	return &report{filesystem: "btrfs", quota: "quotas off", rounds: 3, results: results, plots: []string{"a.svg", "b.svg", "c.svg"}}
 }
 
 func TestReport(t *testing.T) {
 	var out strings.Builder
 	testReport().write(&out)
 	for _, line := range []string{
-		"## Base of 50,000 files, 232 MiB",
+		"## Base of 50,000 files",
 		"| diff of 3 changes | 5.00 ms (4.00 ms – 6.00 ms) | 500 ms (500 ms – 500 ms) |",
 		"| diff of 3 changes | 100× |",
 		"| diff of 3 changes | 50× faster than moby | 100× | met |",
 		"| remove a child | 50× faster than moby | 40.0× | **not met** |",
 		"| remove a child | at most 1.3× slower on 200,000 files | 4.00× | **not met** |",
+		"| apply the base, durable | 1.3× faster than podman | 1.50× | met |",
+		"| apply the base, durable | 2× faster than moby | 2.00× | met |",
+		"| apply the base, durable | at most 1.15× the floor | 1.20× | **not met** |",
+		"| export the base | 2× faster than podman | 1.90× | **not met** |",
+		"| memory to export | 31 MiB | – | – | – |",
+		"| start, with 5,000 layers | less than 1 s | 20.0 ms | met |",
 		"(b.svg)",
 	} {
 		assert.Contains(t, out.String(), line)

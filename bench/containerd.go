@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,6 +18,8 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/containerd/v2/plugins/snapshots/btrfs"
+	"github.com/containerd/continuity/fs"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -29,7 +32,7 @@ type containerd struct {
 	store       content.Store
 	applier     diff.Applier
 	differ      diff.Comparer
-	blobs       map[string]ocispec.Descriptor // layers in the content store, by path
+	blobs       map[string]ocispec.Descriptor // layers in the content store, by path of their files
 }
 
 // newContainerd opens the snapshotter on root and a content store on work, which is on another filesystem as
@@ -57,26 +60,42 @@ func (*containerd) name() string { return "containerd" }
 
 // prepare puts a layer into the content store, where a pull would have left it.
 func (c *containerd) prepare(layer *layer) error {
-	tar, err := layer.open()
+	for _, format := range layer.formats {
+		if err := c.prepareBlob(layer, format); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *containerd) prepareBlob(layer *layer, format layertar.Format) error {
+	f, err := layer.open(format)
 	if err != nil {
 		return err
 	}
-	defer tar.Close()
-	blob := ocispec.Descriptor{
-		MediaType: ocispec.MediaTypeImageLayer,
-		Digest:    digest.FromBytes(layer.data),
-		Size:      int64(len(layer.data)),
+	defer f.Close()
+	sum, err := digest.FromReader(f)
+	if err != nil {
+		return err
 	}
-	c.blobs[layer.path] = blob
-	return content.WriteBlob(c.ctx, c.store, blob.Digest.String(), tar, blob)
+	size, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	blob := ocispec.Descriptor{MediaType: format.MediaType(), Digest: sum, Size: size}
+	c.blobs[layer.file(format)] = blob
+	return content.WriteBlob(c.ctx, c.store, blob.Digest.String(), f, blob)
 }
 
-func (c *containerd) apply(id string, layer *layer) error {
+func (c *containerd) apply(id string, layer *layer, format layertar.Format) error {
 	mounts, err := c.snapshotter.Prepare(c.ctx, id+"-unpack", "")
 	if err != nil {
 		return err
 	}
-	if _, err := c.applier.Apply(c.ctx, c.blobs[layer.path], mounts); err != nil {
+	if _, err := c.applier.Apply(c.ctx, c.blobs[layer.file(format)], mounts); err != nil {
 		return err
 	}
 	return c.snapshotter.Commit(c.ctx, id, id+"-unpack")
@@ -119,6 +138,35 @@ func (c *containerd) diff(id, _ string) (diffResult, error) {
 		}
 	}
 	return result, nil
+}
+
+func (c *containerd) export(id string, format layertar.Format) error {
+	_, err := rootfs.CreateDiff(c.ctx, id, c.snapshotter, c.differ, diff.WithMediaType(format.MediaType()))
+	return err
+}
+
+// walk is the comparison that the walking differ makes.
+func (c *containerd) walk(id, parent string) (n int, err error) {
+	lower, err := c.snapshotter.View(c.ctx, "walk-"+parent, parent)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.snapshotter.Remove(c.ctx, "walk-"+parent)) }()
+	upper, err := c.snapshotter.Mounts(c.ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	err = mount.WithTempMount(c.ctx, lower, func(lower string) error {
+		return mount.WithTempMount(c.ctx, upper, func(upper string) error {
+			return fs.Changes(c.ctx, lower, upper, func(kind fs.ChangeKind, _ string, _ os.FileInfo, err error) error {
+				if kind != fs.ChangeKindUnmodified {
+					n++
+				}
+				return err
+			})
+		})
+	})
+	return n, err
 }
 
 func (c *containerd) usage(id, _ string) (int64, error) {

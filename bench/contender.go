@@ -2,7 +2,10 @@ package main
 
 import (
 	"errors"
+	"io"
 	"time"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
 // errNotOffered says that a contender has no such operation.
@@ -13,8 +16,9 @@ var errNotOffered = errors.New("not offered")
 type contender interface {
 	// name is how the report calls it.
 	name() string
-	// apply adds an image layer: it makes a layer, fills it from the tar and makes it fit to be a parent.
-	apply(id string, layer *layer) error
+	// apply adds an image layer: it makes a layer, fills it from the layer's tar in a format and makes it fit to
+	// be a parent.
+	apply(id string, layer *layer, format layertar.Format) error
 	// create makes a writable layer on parent, limited to limit bytes unless that is 0.
 	create(id, parent string, limit int64) error
 	// edit gives f the tree of a writable layer.
@@ -23,6 +27,10 @@ type contender interface {
 	changes(id, parent string) (int, error)
 	// diff reads the tar of what differs between a layer and its parent, or of all of it if parent is "".
 	diff(id, parent string) (diffResult, error)
+	// export reads the tar of all of a layer, compressed with the default level of the contender.
+	export(id string, format layertar.Format) error
+	// walk compares the trees of a layer and its parent and returns how many changes there are.
+	walk(id, parent string) (int, error)
 	// usage says how much a writable layer holds beyond its parent, in bytes.
 	usage(id, parent string) (int64, error)
 	// remove removes a layer.
@@ -36,4 +44,14 @@ type diffResult struct {
 	bytes int64         // length of the tar
 	files int           // regular files in it; -1 if they were not counted
 	ready time.Duration // until the last byte was read; the call may take longer than that
+}
+
+// compressDiff reads a plain tar to its end through a compressor, as programs do that use a graph driver.
+func compressDiff(tar io.Reader, compressor func(w io.Writer) (io.WriteCloser, error)) error {
+	zw, err := compressor(io.Discard)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(zw, tar)
+	return errors.Join(err, zw.Close())
 }

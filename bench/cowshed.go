@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	_ "github.com/cowshed/cowshed/btrfs" // registers the driver
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
@@ -24,8 +27,13 @@ func newCowshed(filesystem, root string) (contender, error) {
 
 func (*cowshed) name() string { return "cowshed" }
 
-func (c *cowshed) apply(id string, layer *layer) error {
-	tar, err := layer.open()
+func (c *cowshed) apply(id string, layer *layer, format layertar.Format) error {
+	f, err := layer.open(format)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	tar, _, err := layertar.Decompress(f)
 	if err != nil {
 		return err
 	}
@@ -62,6 +70,30 @@ func (c *cowshed) diff(id, parent string) (diffResult, error) {
 	}
 	result, err := readDiff(start, tar)
 	return result, errors.Join(err, tar.Close())
+}
+
+func (c *cowshed) export(id string, format layertar.Format) error {
+	tar, err := c.driver.Diff(id, "")
+	if err != nil {
+		return err
+	}
+	err = compressDiff(tar, func(w io.Writer) (io.WriteCloser, error) { return layertar.Compress(w, format, 0) })
+	return errors.Join(err, tar.Close())
+}
+
+func (c *cowshed) walk(id, parent string) (n int, err error) {
+	top, err := c.driver.Get(id, "")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.driver.Put(id)) }()
+	base, err := c.driver.Get(parent, "")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.driver.Put(parent)) }()
+	changes, err := treediff.Compare(context.Background(), top, base, nil)
+	return len(changes), err
 }
 
 func (c *cowshed) usage(id, _ string) (int64, error) {

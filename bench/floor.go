@@ -9,6 +9,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +37,10 @@ func newFloor(root string) (contender, error) {
 func (*floor) name() string { return "floor" }
 
 // apply opens, writes, sets the time and closes. Nothing else.
-func (f *floor) apply(id string, layer *layer) error {
+func (f *floor) apply(id string, layer *layer, format layertar.Format) error {
+	if format != layertar.Plain {
+		return errNotOffered
+	}
 	if err := btrfsctl.CreateSubvolume(int(f.dir.Fd()), id, nil); err != nil {
 		return err
 	}
@@ -61,12 +65,16 @@ func (f *floor) apply(id string, layer *layer) error {
 			inDir = e.name
 			continue
 		}
-		fd, err := unix.Openat(dir, e.name[len(inDir)+1:], unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+		at, name := root, e.name
+		if inDir != "" {
+			at, name = dir, e.name[len(inDir)+1:]
+		}
+		fd, err := unix.Openat(at, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
 		if err != nil {
 			return fmt.Errorf("create %s: %w", e.name, err)
 		}
-		if _, err := unix.Write(fd, e.data); err != nil {
-			return fmt.Errorf("write %s: %w", e.name, err)
+		if n, err := unix.Write(fd, e.data); err != nil || n < len(e.data) {
+			return fmt.Errorf("write %s: %d bytes: %w", e.name, n, err)
 		}
 		if _, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0); errno != 0 {
 			return fmt.Errorf("set time of %s: %w", e.name, errno)
@@ -206,6 +214,63 @@ func (f *floor) readFile(fd int) (total int64, err error) {
 		}
 		total += int64(n)
 	}
+}
+
+func (f *floor) export(id string, format layertar.Format) error {
+	if format != layertar.Plain {
+		return errNotOffered
+	}
+	_, err := f.readTree(id)
+	return err
+}
+
+// walk reads and describes all names of both trees.
+func (f *floor) walk(id, parent string) (int, error) {
+	for _, name := range []string{id, parent} {
+		root, err := unix.Openat(int(f.dir.Fd()), name, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return 0, err
+		}
+		if err := f.statDir(root); err != nil {
+			return 0, err
+		}
+	}
+	return 0, nil
+}
+
+// statDir describes all names below the directory and closes it.
+func (f *floor) statDir(fd int) error {
+	defer unix.Close(fd)
+	var dirs []string
+	for {
+		n, err := unix.ReadDirent(fd, f.buf)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		_, _, names := unix.ParseDirent(f.buf[:n], -1, nil)
+		for _, name := range names {
+			var st unix.Stat_t
+			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return err
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				dirs = append(dirs, name)
+			}
+		}
+	}
+	for _, name := range dirs {
+		child, err := unix.Openat(fd, name, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		if err := f.statDir(child); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // usage reads one file in sysfs.

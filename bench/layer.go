@@ -4,18 +4,21 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"time"
 
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"golang.org/x/sys/unix"
 )
 
-// layer is an image layer as a tar file, and the list of what is in it.
+// layer is an image layer as a tar file, compressed and not, and the list of what is in it.
 type layer struct {
 	path    string // the tar file
+	formats []layertar.Format
 	data    []byte // the tar file, mapped
 	entries []entry
 	bytes   int64 // sum of the sizes of its files
@@ -35,14 +38,16 @@ const (
 	layerTime    = 1_700_000_000 // of all entries; whole seconds, as in image layers
 )
 
-// makeLayer writes a layer of n files to path. The same n gives the same layer.
-func makeLayer(path string, n int) (*layer, error) {
+var allFormats = []layertar.Format{layertar.Plain, layertar.Gzip, layertar.Zstd}
+
+// makeLayer has a layer written to path, and compresses it.
+func makeLayer(path string, write func(w io.Writer) error) (*layer, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return nil, err
 	}
 	w := bufio.NewWriterSize(f, 1<<20)
-	if err := writeLayer(w, n); err != nil {
+	if err := write(w); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -53,17 +58,82 @@ func makeLayer(path string, n int) (*layer, error) {
 	if err := f.Close(); err != nil {
 		return nil, err
 	}
-	return openLayer(path)
+	l, err := openLayer(path)
+	if err != nil {
+		return nil, err
+	}
+	l.formats = allFormats
+	for _, format := range l.formats[1:] {
+		if err := l.compress(format); err != nil {
+			return nil, fmt.Errorf("compress the layer with %v: %w", format, err)
+		}
+	}
+	return l, nil
 }
 
-func writeLayer(w io.Writer, n int) error {
-	random := rand.New(rand.NewPCG(1, uint64(n)))
-	// Words instead of noise, so that the layer compresses like text and programs do.
+// file returns the path of the layer in a format.
+func (l *layer) file(format layertar.Format) string {
+	if format == layertar.Plain {
+		return l.path
+	}
+	return l.path + "." + format.String()
+}
+
+func (l *layer) compress(format layertar.Format) error {
+	f, err := os.Create(l.file(format))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	zw, err := layertar.Compress(f, format, 0)
+	if err != nil {
+		return err
+	}
+	_, err = zw.Write(l.data)
+	return errors.Join(err, zw.Close(), f.Close())
+}
+
+// text returns a MiB of words instead of noise, so that a layer compresses like text and programs do.
+func text(random *rand.Rand) []byte {
 	var words bytes.Buffer
 	for words.Len() < 1<<20 {
 		fmt.Fprintf(&words, "%x ", random.Uint32()>>random.IntN(24))
 	}
-	text := words.Bytes()
+	return words.Bytes()
+}
+
+// writeLarge writes a layer of n files of size bytes each, the last of which is empty but for its end.
+func writeLarge(w io.Writer, n, size int) error {
+	random := rand.New(rand.NewPCG(1, uint64(n)))
+	tw := tar.NewWriter(w)
+	for i := range n {
+		header := &tar.Header{
+			Typeflag: tar.TypeReg, Name: fmt.Sprintf("large%d", i), Mode: 0o644, Size: int64(size),
+			ModTime: time.Unix(layerTime, 0), Format: tar.FormatPAX,
+		}
+		if err := tw.WriteHeader(header); err != nil {
+			return err
+		}
+		piece, zeros := text(random), make([]byte, 1<<20)
+		for left := size; left > 0; {
+			b := piece
+			if i == n-1 && left > len(zeros) {
+				b = zeros
+			}
+			m, err := tw.Write(b[:min(left, len(b))])
+			if err != nil {
+				return err
+			}
+			left -= m
+		}
+	}
+	return tw.Close()
+}
+
+// writeLayer writes a layer of n files. The same n gives the same layer.
+func writeLayer(w io.Writer, n int) error {
+	random := rand.New(rand.NewPCG(1, uint64(n)))
+	text := text(random)
 
 	tw := tar.NewWriter(w)
 	at := time.Unix(layerTime, 0)
@@ -136,15 +206,16 @@ func openLayer(path string) (*layer, error) {
 	}
 }
 
-// open returns a reader of the tar.
-func (l *layer) open() (*os.File, error) { return os.Open(l.path) }
+// open returns a reader of the layer in a format.
+func (l *layer) open(format layertar.Format) (*os.File, error) { return os.Open(l.file(format)) }
 
-// remove unmaps and deletes the tar.
+// remove unmaps and deletes the files.
 func (l *layer) remove() error {
-	if err := unix.Munmap(l.data); err != nil {
-		return err
+	err := unix.Munmap(l.data)
+	for _, format := range l.formats {
+		err = errors.Join(err, os.Remove(l.file(format)))
 	}
-	return os.Remove(l.path)
+	return err
 }
 
 // someFiles returns n names of files, evenly spread over the layer.

@@ -27,7 +27,11 @@ func main() {
 	if mobyreexec.Init() || podmanreexec.Init() {
 		return
 	}
-	if err := runBench(os.Args[1:], os.Stdout); err != nil {
+	run := func() error { return runBench(os.Args[1:], os.Stdout) }
+	if len(os.Args) > 1 && os.Args[1] == memoryCommand {
+		run = func() error { return runMemory(os.Args[2:]) }
+	}
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -42,6 +46,8 @@ func runBench(args []string, out io.Writer) error {
 	flags.IntVar(&c.rounds, "rounds", 3, "how often everything is measured")
 	flags.DurationVar(&c.repeat, "repeat", time.Second, "repeat cheap operations for so long in each round")
 	files := flags.String("files", "50000,200000", "numbers of files of the base, comma separated")
+	large := flags.Int("large", 256, "MiB of each of the four files of the base of large files; 0: no such base")
+	layers := flags.Int("layers", 5000, "layers that are there when a driver starts; 0: no such measurement")
 	only := flags.String("only", "", "names of contenders, comma separated; default all")
 	output := flags.String("o", "", "write the report to this Markdown `file`, and plots beside it; default is to print it only")
 	image := flags.String("image", "a loopback image", "what the report says holds the filesystem")
@@ -52,6 +58,9 @@ func runBench(args []string, out io.Writer) error {
 	}
 	if c.root == "" || flags.NArg() > 0 {
 		return errors.New("needs -root and no arguments; see -help")
+	}
+	if *output != "" && c.rounds < minRounds {
+		return fmt.Errorf("a report that is kept needs %d rounds", minRounds)
 	}
 	if *only != "" {
 		c.only = strings.Split(*only, ",")
@@ -69,17 +78,17 @@ func runBench(args []string, out io.Writer) error {
 		filesystem: c.filesystem, quota: quotas, image: *image, revision: *revision, rounds: c.rounds,
 		date: time.Now().UTC().Format(time.DateOnly), machine: describeMachine(),
 	}
-	for field := range strings.SplitSeq(*files, ",") {
-		n, err := strconv.Atoi(field)
-		if err != nil || n < changedFiles {
-			return fmt.Errorf("%q is not a number of files", field)
-		}
-		result, err := c.measure(n)
+	workloads, err := chooseWorkloads(*files, *large, *layers)
+	if err != nil {
+		return err
+	}
+	for _, w := range workloads {
+		result, err := c.measure(w)
 		if err != nil {
 			return err
 		}
 		r.results = append(r.results, result)
-		r.plots = append(r.plots, fmt.Sprintf("benchmarks-%s-%d.svg", c.filesystem, n))
+		r.plots = append(r.plots, fmt.Sprintf("benchmarks-%s-%s.svg", c.filesystem, w.key))
 	}
 	if *output != "" {
 		if err := writeFiles(r, *output); err != nil {
@@ -90,13 +99,37 @@ func runBench(args []string, out io.Writer) error {
 	return nil
 }
 
+// minRounds is how many rounds a report needs that is kept.
+const minRounds = 3
+
+// chooseWorkloads returns what the flags ask for.
+func chooseWorkloads(files string, large, layers int) ([]workload, error) {
+	var all []workload
+	for field := range strings.SplitSeq(files, ",") {
+		if field == "" {
+			continue
+		}
+		n, err := strconv.Atoi(field)
+		if err != nil || n < changedFiles {
+			return nil, fmt.Errorf("%q is not a number of files", field)
+		}
+		all = append(all, manyFiles(n, len(all) == 0))
+	}
+	if large > 0 {
+		all = append(all, largeFiles(4, large<<20))
+	}
+	if layers > 0 {
+		all = append(all, manyLayers(layers))
+	}
+	return all, nil
+}
+
 // writeFiles writes the report and its plots.
 func writeFiles(r *report, name string) error {
 	for i, plot := range r.plots {
 		err := writeFile(filepath.Join(filepath.Dir(name), plot), func(w io.Writer) {
 			result := r.results[i]
-			title := fmt.Sprintf("Operations on a base of %s files on %s", thousands(result.layer.files), r.filesystem)
-			writePlot(w, title, r.columns(result), result)
+			writePlot(w, result.title+", on "+r.filesystem, r.columns(result), result)
 		})
 		if err != nil {
 			return err

@@ -3,10 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -25,12 +27,20 @@ const (
 	opUsage         operation = "usage of a child"
 	opExport        operation = "export the base"
 	opRemove        operation = "remove a child"
+	opWalk          operation = "list 3 changes by walking both trees"
+	opHundred       operation = "create 100 children and remove them"
+	opApplyGzip     operation = "apply the base, gzip, durable"
+	opApplyZstd     operation = "apply the base, zstd, durable"
+	opExportGzip    operation = "export the base, gzip"
+	opExportZstd    operation = "export the base, zstd"
+	opStart         operation = "start"
+	opStartCreate   operation = "create a child after it"
 )
 
 // operations is the order of the report.
 var operations = []operation{
-	opChanges, opDiff, opDiffReturn, opUsage, opCreate, opCreateLimit, opCreateDurable, opRemove, opApply, opApplyDurable,
-	opExport,
+	opChanges, opWalk, opDiff, opDiffReturn, opUsage, opCreate, opCreateLimit, opCreateDurable, opRemove, opHundred,
+	opApply, opApplyDurable, opApplyGzip, opApplyZstd, opExport, opExportGzip, opExportZstd, opStart, opStartCreate,
 }
 
 // samples are the times of one contender, by operation.
@@ -55,12 +65,72 @@ const (
 	changedFiles = 3
 	// childrenPerRound is how many are made for the operations that take a fresh one each time.
 	childrenPerRound = 8
+	hundred          = 100 // children that are created and removed at once
 )
 
-// result is what was measured with one size of the base.
+// workload is a base and what is done with it.
+type workload struct {
+	title  string // of the section in the report
+	key    string // of its plot
+	write  func(w io.Writer) error
+	steps  []step
+	memory bool // measure that of applying and exporting
+}
+
+// step is a part of what is done in a round.
+type step struct {
+	name string
+	do   func(*run) error
+}
+
+var (
+	smallFileSteps = []step{
+		{"apply", (*run).apply}, {"create", (*run).create}, {"edit", (*run).edit}, {"check", (*run).check},
+		{"changes", (*run).changes}, {"walk", (*run).walk}, {"diff", (*run).diff}, {"usage", (*run).usage},
+		{"export", (*run).export}, {"remove", (*run).remove},
+	}
+	hundredStep    = step{"create and remove 100", (*run).hundred}
+	largeFileSteps = []step{{"apply", (*run).apply}, {"export", (*run).export}, {"remove", (*run).remove}}
+	startSteps     = []step{{"apply", (*run).applyTiny}, {"start", (*run).start}}
+)
+
+// manyFiles is a base of n small files. all is set for one such workload, which then has what does not depend on
+// the number of files, too.
+func manyFiles(n int, all bool) workload {
+	w := workload{
+		title: "Base of " + thousands(n) + " files", key: strconv.Itoa(n), memory: true,
+		write: func(w io.Writer) error { return writeLayer(w, n) }, steps: smallFileSteps,
+	}
+	if all {
+		last := len(w.steps) - 1
+		w.steps = append(slices.Clone(w.steps[:last]), hundredStep, w.steps[last])
+	}
+	return w
+}
+
+// largeFiles is a base of n files of size bytes.
+func largeFiles(n, size int) workload {
+	return workload{
+		title: fmt.Sprintf("Base of %d files of %d MiB, one of them sparse", n, size>>20), key: "large", memory: true,
+		write: func(w io.Writer) error { return writeLarge(w, n, size) }, steps: largeFileSteps,
+	}
+}
+
+// manyLayers is a start with n layers on a small base.
+func manyLayers(n int) workload {
+	return workload{
+		title: "With " + thousands(n) + " layers", key: "layers",
+		write: func(w io.Writer) error { return writeLayer(w, 10) },
+		steps: append(slices.Clone(startSteps[:1]), step{"create", func(r *run) error { return r.createMany(n) }}, startSteps[1]),
+	}
+}
+
+// result is what was measured with one workload.
 type result struct {
-	layer   layerFacts
-	samples map[string]samples // by contender
+	title, key string
+	layer      layerFacts
+	samples    map[string]samples // by contender
+	memory     map[string]memory  // by contender
 }
 
 type layerFacts struct {
@@ -91,9 +161,9 @@ func (c config) contenders() []opener {
 	})
 }
 
-// measure runs all contenders on a base of n files.
-func (c config) measure(n int) (*result, error) {
-	base, err := makeLayer(filepath.Join(c.work, fmt.Sprintf("layer-%d.tar", n)), n)
+// measure runs all contenders through a workload.
+func (c config) measure(w workload) (*result, error) {
+	base, err := makeLayer(filepath.Join(c.work, "layer-"+w.key+".tar"), w.write)
 	if err != nil {
 		return nil, fmt.Errorf("make the base layer: %w", err)
 	}
@@ -105,8 +175,10 @@ func (c config) measure(n int) (*result, error) {
 
 	contenders := c.contenders()
 	r := &result{
+		title: w.title, key: w.key,
 		layer:   layerFacts{files: base.files, entries: len(base.entries), bytes: base.bytes},
 		samples: make(map[string]samples),
+		memory:  make(map[string]memory),
 	}
 	for round := range c.rounds {
 		for i := range contenders {
@@ -115,18 +187,27 @@ func (c config) measure(n int) (*result, error) {
 				r.samples[o.name] = make(samples)
 			}
 			start := time.Now()
-			if err := c.runContender(o, base, r.samples[o.name], round == 0); err != nil {
+			if err := c.runContender(o, base, w.steps, r.samples[o.name], round == 0); err != nil {
 				return nil, fmt.Errorf("%s: %w", o.name, err)
 			}
-			c.log.Info("measured", "files", n, "round", round+1, "contender", o.name, "took", time.Since(start).Round(time.Second))
+			c.log.Info("measured", "workload", w.key, "round", round+1, "contender", o.name, "took", time.Since(start).Round(time.Second))
+		}
+	}
+	if w.memory {
+		for _, o := range contenders {
+			if o.name == "floor" {
+				continue
+			}
+			if r.memory[o.name], err = c.measureMemory(o.name, base); err != nil {
+				return nil, fmt.Errorf("%s: memory: %w", o.name, err)
+			}
 		}
 	}
 	return r, nil
 }
 
-// runContender measures every operation of one contender once, or several times where it is cheap. check
-// makes it look at the results of the operations, too.
-func (c config) runContender(o opener, base *layer, s samples, check bool) (err error) {
+// runContender takes one contender through the steps. check makes it look at the results of the operations, too.
+func (c config) runContender(o opener, base *layer, steps []step, s samples, check bool) (err error) {
 	root := filepath.Join(c.root, o.name)
 	if err := os.MkdirAll(filepath.Join(root, c.filesystem), 0o710); err != nil {
 		return err
@@ -146,31 +227,27 @@ func (c config) runContender(o opener, base *layer, s samples, check bool) (err 
 		}
 	}
 
-	run := run{config: c, driver: driver, base: base, samples: s}
-	for _, step := range []struct {
-		name string
-		do   func() error
-	}{
-		{"apply", run.apply},
-		{"create", run.create},
-		{"edit", run.edit},
-		{"check", func() error {
-			if check && o.name != "floor" {
-				return run.check()
-			}
-			return nil
-		}},
-		{"changes", run.changes},
-		{"diff", run.diff},
-		{"usage", run.usage},
-		{"export", run.export},
-		{"remove", run.remove},
-	} {
-		if err := step.do(); err != nil {
+	run := run{config: c, driver: driver, base: base, samples: s, checked: !check || o.name == "floor"}
+	run.reopen = func() error {
+		err := driver.close()
+		driver = nil
+		if err != nil {
+			return err
+		}
+		start := time.Now()
+		driver, err = o.open(root)
+		if err == nil {
+			s.add(opStart, time.Since(start))
+			run.driver = driver
+		}
+		return err
+	}
+	for _, step := range steps {
+		if err := step.do(&run); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
 	err = driver.close()
 	driver = nil // closed
-	return errors.Join(err, os.RemoveAll(root), c.settle())
+	return errors.Join(err, c.removeAll(root), c.settle())
 }

@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/moby/go-archive/compression"
 	"github.com/moby/moby/v2/daemon/graphdriver"
 	_ "github.com/moby/moby/v2/daemon/graphdriver/btrfs" // registers the driver
 	_ "github.com/moby/moby/v2/daemon/graphdriver/zfs"   // registers the driver
@@ -23,8 +26,13 @@ func newMoby(filesystem, root string) (contender, error) {
 
 func (*moby) name() string { return "moby" }
 
-func (m *moby) apply(id string, layer *layer) error {
-	tar, err := layer.open()
+func (m *moby) apply(id string, layer *layer, format layertar.Format) error {
+	f, err := layer.open(format)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	tar, err := compression.DecompressStream(f)
 	if err != nil {
 		return err
 	}
@@ -62,6 +70,26 @@ func (m *moby) diff(id, parent string) (diffResult, error) {
 	result, err := readDiff(start, tar)
 	return result, errors.Join(err, tar.Close())
 }
+
+func (m *moby) export(id string, format layertar.Format) error {
+	how := compression.None
+	switch format {
+	case layertar.Gzip:
+		how = compression.Gzip
+	case layertar.Zstd:
+		return errNotOffered
+	case layertar.Plain:
+	}
+	tar, err := m.driver.Diff(id, "")
+	if err != nil {
+		return err
+	}
+	err = compressDiff(tar, func(w io.Writer) (io.WriteCloser, error) { return compression.CompressStream(w, how) })
+	return errors.Join(err, tar.Close())
+}
+
+// walk is what listing changes does.
+func (m *moby) walk(id, parent string) (int, error) { return m.changes(id, parent) }
 
 func (m *moby) usage(id, parent string) (int64, error) { return m.driver.DiffSize(id, parent) }
 

@@ -2,11 +2,14 @@ package main
 
 import (
 	"errors"
+	"io"
 	"path/filepath"
 	"time"
 
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	graphdriver "go.podman.io/storage/drivers"
 	_ "go.podman.io/storage/drivers/btrfs" // registers the driver
+	"go.podman.io/storage/pkg/archive"
 )
 
 // podman is the graph driver of podman, buildah and CRI-O.
@@ -24,8 +27,13 @@ func newPodman(filesystem, root string) (contender, error) {
 
 func (*podman) name() string { return "podman" }
 
-func (p *podman) apply(id string, layer *layer) error {
-	tar, err := layer.open()
+func (p *podman) apply(id string, layer *layer, format layertar.Format) error {
+	f, err := layer.open(format)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	tar, err := archive.DecompressStream(f)
 	if err != nil {
 		return err
 	}
@@ -63,6 +71,21 @@ func (p *podman) diff(id, parent string) (diffResult, error) {
 	result, err := readDiff(start, tar)
 	return result, errors.Join(err, tar.Close())
 }
+
+func (p *podman) export(id string, format layertar.Format) error {
+	tar, err := p.driver.Diff(id, nil, "", nil, "")
+	if err != nil {
+		return err
+	}
+	how := map[layertar.Format]archive.Compression{
+		layertar.Plain: archive.Uncompressed, layertar.Gzip: archive.Gzip, layertar.Zstd: archive.Zstd,
+	}[format]
+	err = compressDiff(tar, func(w io.Writer) (io.WriteCloser, error) { return archive.CompressStream(w, how) })
+	return errors.Join(err, tar.Close())
+}
+
+// walk is what listing changes does.
+func (p *podman) walk(id, parent string) (int, error) { return p.changes(id, parent) }
 
 func (p *podman) usage(id, _ string) (int64, error) {
 	usage, err := p.driver.ReadWriteDiskUsage(id)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
 // run is one contender in one round.
@@ -15,6 +17,8 @@ type run struct {
 	base     *layer
 	samples  samples
 	children []string
+	checked  bool         // the results of the operations have been looked at, or need not be
+	reopen   func() error // closes the driver and opens it again, which is timed
 }
 
 const (
@@ -22,12 +26,37 @@ const (
 	childID = "child000"
 )
 
+// apply adds the base from its compressed tars and removes it again, and then adds it from the plain one.
 func (r *run) apply() error {
+	for _, c := range []struct {
+		format layertar.Format
+		op     operation
+	}{{layertar.Gzip, opApplyGzip}, {layertar.Zstd, opApplyZstd}} {
+		if err := r.settle(); err != nil {
+			return err
+		}
+		id := "base-" + c.format.String()
+		start := time.Now()
+		err := r.driver.apply(id, r.base, c.format)
+		if errors.Is(err, errNotOffered) {
+			continue
+		}
+		if err == nil {
+			err = r.sync()
+		}
+		if err != nil {
+			return err
+		}
+		r.samples.add(c.op, time.Since(start))
+		if err := r.driver.remove(id); err != nil {
+			return err
+		}
+	}
 	if err := r.settle(); err != nil {
 		return err
 	}
 	start := time.Now()
-	if err := r.driver.apply(baseID, r.base); err != nil {
+	if err := r.driver.apply(baseID, r.base, layertar.Plain); err != nil {
 		return err
 	}
 	r.samples.add(opApply, time.Since(start))
@@ -36,6 +65,53 @@ func (r *run) apply() error {
 	}
 	r.samples.add(opApplyDurable, time.Since(start))
 	return nil
+}
+
+// applyTiny adds a base that is not timed.
+func (r *run) applyTiny() error { return r.driver.apply(baseID, r.base, layertar.Plain) }
+
+// createMany makes n children that stay until everything is removed.
+func (r *run) createMany(n int) error {
+	for i := range n {
+		if err := r.driver.create(fmt.Sprintf("many%05d", i), baseID, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start opens the driver anew on the layers that are there, and makes some more.
+func (r *run) start() error {
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if err := r.reopen(); err != nil {
+		return err
+	}
+	for i := range childrenPerRound {
+		id := fmt.Sprintf("after%03d", i)
+		if err := r.timed(opStartCreate, func() error { return r.driver.create(id, baseID, 0) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hundred makes children and removes them again.
+func (r *run) hundred() error {
+	return r.timed(opHundred, func() error {
+		for i := range hundred {
+			if err := r.driver.create(fmt.Sprintf("hundred%03d", i), baseID, 0); err != nil {
+				return err
+			}
+		}
+		for i := range hundred {
+			if err := r.driver.remove(fmt.Sprintf("hundred%03d", i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // create makes children without a limit, and then some with one.
@@ -90,8 +166,12 @@ func (r *run) edit() error {
 	})
 }
 
-// check looks at what the operations return before they are timed.
+// check looks at what the operations return before they are timed, unless that has been done.
 func (r *run) check() error {
+	if r.checked {
+		return nil
+	}
+	r.checked = true
 	countFiles = true
 	defer func() { countFiles = false }()
 
@@ -132,6 +212,13 @@ func (r *run) changes() error {
 	})
 }
 
+func (r *run) walk() error {
+	return r.repeated(opWalk, func() error {
+		_, err := r.driver.walk(childID, baseID)
+		return err
+	})
+}
+
 func (r *run) diff() error {
 	if _, err := r.driver.diff(childID, baseID); err != nil { // warms the caches
 		return err
@@ -162,20 +249,29 @@ func (r *run) usage() error {
 }
 
 func (r *run) export() error {
-	if err := r.forget(); err != nil {
-		return err
+	for _, c := range []struct {
+		format layertar.Format
+		op     operation
+	}{{layertar.Plain, opExport}, {layertar.Gzip, opExportGzip}, {layertar.Zstd, opExportZstd}} {
+		if err := r.forget(); err != nil {
+			return err
+		}
+		err := r.timed(c.op, func() error { return r.driver.export(baseID, c.format) })
+		if err != nil && !errors.Is(err, errNotOffered) {
+			return err
+		}
 	}
-	return r.timed(opExport, func() error {
-		_, err := r.driver.diff(baseID, "")
-		return err
-	})
+	return nil
 }
 
 func (r *run) remove() error {
 	if err := r.settle(); err != nil {
 		return err
 	}
-	for i, id := range append(r.children, childID) {
+	if len(r.children) > 0 {
+		r.children = append(r.children, childID)
+	}
+	for i, id := range r.children {
 		start := time.Now()
 		if err := r.driver.remove(id); err != nil {
 			return err

@@ -2,8 +2,11 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"golang.org/x/sys/unix"
@@ -33,6 +36,46 @@ func waitCleaned(fd int) error {
 		return nil
 	}
 	return err
+}
+
+// removeAll removes what a contender has left on the filesystem under test, subvolumes included.
+func (c config) removeAll(root string) error {
+	if c.filesystem != "btrfs" {
+		return os.RemoveAll(root)
+	}
+	var subvolumes []string // a nested one after that which holds it
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		if st.Ino == btrfsctl.FirstFreeObjectID {
+			subvolumes = append(subvolumes, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, path := range slices.Backward(subvolumes) {
+		if err := destroy(path); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(root)
+}
+
+// destroy removes a subvolume.
+func destroy(path string) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return btrfsctl.DestroySubvolume(int(dir.Fd()), filepath.Base(path))
 }
 
 // sync writes out everything.

@@ -35,7 +35,7 @@ func writePlot(w io.Writer, title string, columns []string, result *result) {
 	}
 	height := legendSize + axisSize
 	least, most := time.Hour, time.Duration(0)
-	for _, op := range operations {
+	for _, op := range measured(result) {
 		height += len(shown(op))*barHeight + groupGap
 		for _, name := range shown(op) {
 			m := median(result.samples[name][op])
@@ -63,7 +63,7 @@ func writePlot(w io.Writer, title string, columns []string, result *result) {
 			decade(time.Duration(math.Round(math.Pow(10, power)*1e9))))
 	}
 	y := legendSize
-	for _, op := range operations {
+	for _, op := range measured(result) {
 		names := shown(op)
 		if len(names) == 0 {
 			continue

@@ -16,11 +16,16 @@ bench/bin/bench -help.
 ZFS is measured on the host where it has it, else in the test machine, which is slow but is so for all.
 
 Environment:
-  QUICK=1            a small base and few rounds, in a minute or two; prints the table and writes nothing
+  QUICK=1            small bases and few rounds, in a few minutes; prints the tables and writes nothing
+  FILES              numbers of files of the bases, default 50000,200000
+  LARGE              MiB of each of the four files of the base of large files, default 256; 0: none
+  LAYERS             layers that are there when a driver starts, default 5000; 0: not measured
+  ROUNDS             how often everything is measured, default 3; with less than 3 nothing is written
   COWSHED_BENCH_DIR  where the image is made, default /var/tmp; a tmpfs leaves the disk out of the figures
   COWSHED_CACHE      where the ZFS test machine is kept, default /var/cache/cowshed
 
-Needs root or sudo, and 20 GiB of free space for the full run.
+Needs root or sudo, and 24 GiB of free space for the full run, which takes more than an hour on two processors.
+For a short run of one size: FILES=50000 LARGE=0 LAYERS=0 ROUNDS=2 bench.sh
 Exit codes: 0 measured; 1 failed; 2 wrong usage.
 END
 }
@@ -28,15 +33,17 @@ END
 root=()
 [[ $(id -u) -eq 0 ]] || root=(sudo)
 
-# options FILESYSTEM: sets the options of the program.
+# options FILESYSTEM: sets the options of the program, and rounds.
 options() {
+	local files=50000,200000 large=256 layers=5000 repeat=1s
+	rounds=3
 	if [[ ${QUICK:-} == 1 ]]; then
-		options=(-files '2000,8000' -rounds 2 -repeat 200ms)
+		files=2000,8000 large=16 layers=200 repeat=200ms rounds=2
 	elif [[ $1 == zfs ]]; then
-		options=(-files 50000 -rounds 3)
-	else
-		options=()
+		files=50000 layers=0
 	fi
+	rounds=${ROUNDS:-$rounds}
+	options=(-files "${FILES-$files}" -large "${LARGE:-$large}" -layers "${LAYERS:-$layers}" -rounds "$rounds" -repeat "$repeat")
 	options+=(-driver "$1" -revision "$(git describe --tags --always --dirty 2>/dev/null || echo unknown)")
 }
 
@@ -97,7 +104,7 @@ main() {
 	(cd bench && go build -trimpath -o bin/bench .)
 	options "$filesystem"
 	[[ $filesystem == btrfs ]] || output=docs/benchmarks-$filesystem.md
-	[[ ${QUICK:-} == 1 ]] || options+=(-o "$output")
+	[[ ${QUICK:-} == 1 || $rounds -lt 3 ]] || options+=(-o "$output")
 	if [[ $filesystem == zfs && ! -c /dev/zfs ]]; then
 		in_machine "${options[@]}" "$@"
 	else

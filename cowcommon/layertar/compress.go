@@ -16,14 +16,13 @@ import (
 )
 
 const (
-	// compressors bounds the goroutines of one stream, and with them its memory: one block of input and one
+	// compressors bounds the goroutines of one gzip stream, and with them its memory: one block of input and one
 	// of output each.
 	compressors = 8
 	// gzipBlock is the input of one goroutine. The output depends on it.
 	gzipBlock = 1 << 20
-	// zstdWindow is the distance of matches. A goroutine gets four times as much input. The output depends
-	// on it.
-	zstdWindow = 2 << 20
+	// zstdGoroutines is the number of goroutines of one zstd stream. One would give other bytes than several.
+	zstdGoroutines = 2
 	// maxWindow is the largest zstd window that is decompressed: what the zstd command allows too.
 	maxWindow = 128 << 20
 )
@@ -62,12 +61,10 @@ func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 		if level > 0 {
 			zlevel = zstd.EncoderLevelFromZstd(level)
 		}
-		zw, err := zstd.NewWriter(w,
-			zstd.WithEncoderLevel(zlevel),
-			zstd.WithWindowSize(zstdWindow),
-			zstd.WithConcurrentBlocks(true),
-			// One goroutine would give other bytes than several.
-			zstd.WithEncoderConcurrency(max(2, parallel())))
+		// One goroutine finds matches and another encodes them. Several that find matches (WithConcurrentBlocks)
+		// need, for a Debian tree, half as much processor time again and hundreds of MiB, or a window so small
+		// that the layer is a seventh larger.
+		zw, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zlevel), zstd.WithEncoderConcurrency(zstdGoroutines))
 		if err != nil {
 			return nil, fmt.Errorf("layertar: zstd: %w", err)
 		}
@@ -76,7 +73,7 @@ func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 	return &compressor{Writer: w}, nil
 }
 
-// parallel is the number of goroutines that work on one stream.
+// parallel is the number of goroutines that work on one gzip stream.
 func parallel() int { return min(compressors, runtime.GOMAXPROCS(0)) }
 
 // compressor is a writer that is closed once.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -378,4 +379,11 @@ func describe(entries []ent) string {
 		fmt.Fprintf(&b, "%c %q %q (%d)\n", e.Typeflag, e.Name, e.Linkname, len(e.data))
 	}
 	return b.String()
+}
+
+// heapInUse returns how much memory the heap of the process takes, garbage included.
+func heapInUse() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse
 }

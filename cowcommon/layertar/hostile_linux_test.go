@@ -115,6 +115,8 @@ func TestApplyHostile(t *testing.T) {
 		{name: "device number, minor", layer: tarOf(t, device(1, 1<<20)), want: `"dev"`, is: ErrMalformed},
 		{name: "owner", layer: tarOf(t, file("f", "").owner(1<<32-1, 0)), want: `"f"`, is: ErrMalformed},
 		{name: "negative owner", layer: rawTar(rawPAX("uid", "-5"), rawHeader(tar.TypeReg, "f", 0)), want: `"f"`, is: ErrMalformed},
+		{name: "file over a fifo", layer: tarOf(t, fifo("p"), file("p", "x"), fifo("q"), hardlink("r", "q"), file("r", "x"))},
+		{name: "path through a fifo", layer: tarOf(t, fifo("p"), file("p/x", "")), want: `"p/x"`, is: unix.ENOTDIR},
 		{name: "long component", layer: tarOf(t, file("d/"+longName, "")), want: longName[:100], is: unix.ENAMETOOLONG},
 		{name: "long name", layer: tarOf(t, file(strings.Repeat("d/", 40_000)+"f", "")), want: "entry 0", is: ErrMalformed},
 		{name: "NUL in a name", layer: rawTar(rawPAX("path", "a\x00b"), rawHeader(tar.TypeReg, "f", 0)), want: "entry 0", is: ErrMalformed},

@@ -42,8 +42,8 @@
 //
 //   - An opaque marker keeps directories that hold something this layer wrote, also when they have no entry
 //     of their own. It does nothing else to them.
-//   - The whiteouts ".wh.", ".wh.." and ".wh...", which name the directory, its parent or nothing, are
-//     errors (go-archive removes the directory; containerd has the error).
+//   - The whiteouts ".wh.", ".wh.." and ".wh...", which name nothing, the directory or its parent, are
+//     errors (go-archive removes the directory for the first two; containerd has the error).
 //   - A directory that a later entry removed or replaced has no times to be set (go-archive fails).
 //   - PAX global headers are ignored entirely (peers remove a file that has the name of the header).
 //   - Old GNU sparse files (type S) are accepted. Holes of any sparse entry, and runs of zeros in a large
@@ -53,6 +53,8 @@
 //   - Extended attributes of a symbolic link are set on the link (go-archive: on what it points to).
 //   - Device numbers, ids, names and sizes that the kernel would cut short are errors.
 //   - A hard link to itself is an error before anything is removed.
+//   - A symbolic link that leads above the root stops there, also where a path through it leads to nothing
+//     and is made (go-archive refuses that).
 //
 // Nothing outside the root is touched, whatever the tar holds: the kernel is only ever asked for a single
 // name relative to a directory descriptor, without following symbolic links. Memory is bounded by the

@@ -59,7 +59,7 @@ func (a *readAhead) run(r io.Reader, tee []io.Writer) {
 		if buf == nil {
 			buf = make([]byte, readAheadChunk)
 		}
-		n, err := r.Read(buf[:readAheadChunk])
+		n, err := a.fill(r, buf[:readAheadChunk])
 		for _, w := range tee {
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				n, err = 0, werr
@@ -71,6 +71,22 @@ func (a *readAhead) run(r io.Reader, tee []io.Writer) {
 			return
 		}
 	}
+}
+
+// fill reads at least half of buf, unless r ends or the reader is closed: a decompressor returns little at a
+// time, and what is ahead is counted in chunks.
+func (a *readAhead) fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf)/2 && err == nil {
+		select {
+		case <-a.stop:
+			return n, nil
+		default:
+		}
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
 }
 
 // Read implements io.Reader.
