@@ -13,10 +13,10 @@ DRIVER ?= btrfs
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(COWSHED_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
-.PHONY: help build test test-unit test-zfs zfs-shell gates fuzz lint tidy bench demo clean FORCE
+.PHONY: help build test test-unit test-zfs test-daemons zfs-shell gates fuzz lint tidy bench demo clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: PKG=./btrfs/... and RUN=TestName narrow the tests, FUZZTIME=1m sets the time per fuzz target,'
 	@echo 'DRIVER=btrfs|zfs chooses the filesystem of demo and bench, QUICK=1 makes a short bench,'
@@ -29,7 +29,7 @@ bin/cowshed: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/cowshed
 
 test: ## run every test, as root; a test that is skipped fails
-	@scripts/deps.sh test bench
+	@scripts/deps.sh test bench daemons
 	scripts/test.sh all
 
 test-unit: ## run the tests that need no root; others skip
@@ -38,6 +38,10 @@ test-unit: ## run the tests that need no root; others skip
 test-zfs: ## run the tests that need ZFS, on this host or in the test machine
 	@scripts/deps.sh test
 	scripts/test-zfs.sh
+
+test-daemons: ## run the tests with a real containerd and dockerd
+	@scripts/deps.sh daemons
+	scripts/test.sh daemons
 
 zfs-shell: ## get a shell in the ZFS test machine
 	scripts/zfs-machine/zfs-machine.sh build
@@ -51,9 +55,10 @@ fuzz: ## run each fuzz target for FUZZTIME
 	scripts/test.sh fuzz
 
 lint: $(GOLANGCI) ## run golangci-lint and shellcheck
-	@scripts/deps.sh lint bench
+	@scripts/deps.sh lint bench daemons
 	$(GOLANGCI) run ./...
 	cd bench && $(GOLANGCI) run ./...
+	cd e2e/daemons && $(GOLANGCI) run ./...
 	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
 
 # Built from source, which takes minutes, and kept.
@@ -62,9 +67,10 @@ $(GOLANGCI):
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 GOBIN=$(@D) go install -trimpath github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
-tidy: ## bring go.mod and go.sum of both modules up to date
+tidy: ## bring go.mod and go.sum of all modules up to date
 	go mod tidy
 	cd bench && go mod tidy
+	cd e2e/daemons && go mod tidy
 
 bench: ## measure Cowshed beside moby, podman and containerd, and write docs/benchmarks.md
 	@scripts/deps.sh bench

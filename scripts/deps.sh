@@ -18,6 +18,7 @@ Tasks:
   lint   what `make lint` needs
   demo   what `make demo` needs
   bench  what `make bench` needs
+  daemons  what scripts/daemons.sh needs to build and run containerd and dockerd
 
 Exit codes: 0 all there; 1 installing failed; 2 wrong usage; 5 something is missing and cannot be installed here.
 END
@@ -40,6 +41,9 @@ packages() {
 	lint) echo git shellcheck ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
+	daemons)
+		echo git gcc libc6-dev pkg-config libseccomp-dev libseccomp2 libdevmapper1.02.1 libsystemd0 btrfs-progs mount util-linux
+		;;
 	*)
 		usage >&2
 		exit 2

@@ -15,7 +15,8 @@ Steps:
   race   all tests, with the race detector, as root; a test that is skipped fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 1m)
   zfs    the tests that need ZFS, in the test machine or on this host
-  all    gates, race, fuzz and zfs
+  daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
+  all    gates, race, fuzz, zfs and daemons
 
 Goes on after a step that fails, says at the end which did, and closes with "N passed, N failed".
 
@@ -30,6 +31,7 @@ Exit codes: 0 everything passed; 1 something failed; 2 wrong usage.
 END
 }
 
+readonly root=$PWD
 readonly other_platforms=(windows darwin freebsd)
 read -ra packages <<<"${PKG:-./...}"
 failed=()
@@ -67,7 +69,7 @@ gates() {
 	for os in "${other_platforms[@]}"; do
 		step "go build and vet for $os" other_platform "$os"
 	done
-	step 'go vet and tests of bench' in_bench
+	step 'go vet and tests of bench' in_module bench
 }
 
 other_platform() {
@@ -79,15 +81,17 @@ unit() {
 	step 'unit tests' go test -count=1 ${RUN:+-run "$RUN"} "${packages[@]}"
 }
 
-# in_bench: the module of the benchmarks, with the peers, still builds. It measures nothing.
-in_bench() {
+# in_module DIR: a module of its own, like that of the benchmarks with the peers, is up to date with go.mod, builds, and
+# its tests pass as root.
+in_module() {
 	(
-		cd bench
+		cd "$1"
 		go mod tidy -diff >/dev/null || {
-			echo 'bench/go.mod is not up to date with go.mod: run make tidy'
+			echo "$1/go.mod is not up to date with go.mod: run make tidy"
 			exit 1
 		}
-		go vet ./... && "$testsum" -counts "$work/counts" -- go test -json -count=1 ./...
+		go vet ./... && COWSHED_TEST_REQUIRE=1 "$testsum" -counts "$work/counts" -- \
+			go test -json -count=1 -timeout 20m -exec "$root/scripts/as-root.sh" ./...
 	)
 }
 
@@ -156,6 +160,11 @@ zfs() {
 	step 'ZFS tests' scripts/test-zfs.sh -counts "$work/counts"
 }
 
+daemons() {
+	step 'build containerd and dockerd' scripts/daemons.sh build
+	step 'tests with containerd and dockerd' in_module e2e/daemons
+}
+
 main() {
 	[[ $# -gt 0 ]] || {
 		usage >&2
@@ -164,8 +173,8 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs) steps+=("$name") ;;
-		all) steps+=(gates race fuzz zfs) ;;
+		gates | unit | race | fuzz | zfs | daemons) steps+=("$name") ;;
+		all) steps+=(gates race fuzz zfs daemons) ;;
 		-h | --help | help)
 			usage
 			exit

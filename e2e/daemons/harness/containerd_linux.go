@@ -1,0 +1,156 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+)
+
+// Proxy is a plugin of containerd that another program serves on a socket.
+type Proxy struct {
+	// Name is the plugin's, by which snapshotters and differs are chosen. Two proxies cannot have the same one.
+	Name string
+	// Type is "snapshot" or "diff".
+	Type string
+	// Address is the path of the socket.
+	Address string
+	// Capabilities and Root are what a snapshotter's entry may say of it, or empty.
+	Capabilities []string
+	Root         string
+}
+
+// Unpack names a snapshotter and the differ that applies layers to it.
+type Unpack struct{ Snapshotter, Differ string }
+
+// ContainerdOptions say what a containerd has besides the built-in plugins.
+type ContainerdOptions struct {
+	Proxies []Proxy
+	// Differs are asked in this order; none: containerd's own.
+	Differs []string
+	// Unpack are the pairs of snapshotter and differ that the transfer service unpacks images with.
+	Unpack []Unpack
+	// CRI turns the plugin for Kubernetes on. It uses Snapshotter.
+	CRI         bool
+	Snapshotter string
+}
+
+// Containerd is a containerd of a host.
+type Containerd struct {
+	*Daemon
+	// Address is the path of its socket.
+	Address string
+	// Root is where it keeps its data.
+	Root string
+}
+
+// StartContainerd runs containerd, of the module in go.mod, until the test ends. The name tells it from another
+// of the same host.
+func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd {
+	h.t.Helper()
+	state := h.dir(h.Dir, name)
+	c := &Containerd{Address: h.ContainerdAddress(name), Root: h.dir(h.Data, name)}
+	config := h.write(name+".toml", containerdConfig(c, state, opts))
+	c.Daemon = h.Start(Spec{
+		Name:    name,
+		Program: filepath.Join(h.Programs.Built, "containerd"),
+		Args:    []string{"--config", config},
+		Env:     []string{path(h.Programs.Built), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, name, "tmp")},
+		Ready:   c.serving,
+	})
+	return c
+}
+
+// ContainerdAddress is the path of the socket of the containerd with this name, which need not run yet: what it asks
+// may need to know where to ask back.
+func (h *Host) ContainerdAddress(name string) string { return filepath.Join(h.Dir, name, "c.sock") }
+
+// Client connects to containerd, with the given default namespace. It is closed when the test ends.
+func (c *Containerd) Client(namespace string) *client.Client {
+	t := c.host.t
+	t.Helper()
+	cl, err := client.New(c.Address, client.WithDefaultNamespace(namespace), client.WithTimeout(readyTimeout))
+	if err != nil {
+		t.Fatalf("harness: connect to containerd: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := cl.Close(); err != nil {
+			t.Errorf("harness: %v", err)
+		}
+	})
+	return cl
+}
+
+func (c *Containerd) serving(ctx context.Context) error {
+	cl, err := client.New(c.Address, client.WithTimeout(time.Second))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	serving, err := cl.IsServing(ctx)
+	if err == nil && !serving {
+		err = fmt.Errorf("containerd on %s does not serve yet", c.Address)
+	}
+	return err
+}
+
+// containerdConfig is a configuration that keeps off the system's directories.
+func containerdConfig(c *Containerd, state string, opts ContainerdOptions) string {
+	var b strings.Builder
+	disabled := []string{
+		"io.containerd.internal.v1.opt",
+		"io.containerd.image-verifier.v1.bindir",
+		"io.containerd.internal.v1.tracing",
+		"io.containerd.tracing.processor.v1.otlp",
+		"io.containerd.snapshotter.v1.blockfile",
+		"io.containerd.snapshotter.v1.erofs",
+		"io.containerd.differ.v1.erofs",
+	}
+	if !opts.CRI {
+		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime")
+	}
+	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\ntemp = %q\nimports = []\n", containerdConfigVersion,
+		c.Root, filepath.Join(state, "state"), filepath.Join(state, "tmp"))
+	fmt.Fprintf(&b, "disabled_plugins = %s\n\n", tomlStrings(disabled))
+	fmt.Fprintf(&b, "[debug]\n  level = 'debug'\n\n[plugins]\n")
+	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.grpc']\n    address = %q\n", c.Address)
+	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.ttrpc']\n    address = %q\n", c.Address+".ttrpc")
+	fmt.Fprintf(&b, "  [plugins.'io.containerd.nri.v1.nri']\n    disable = true\n")
+	fmt.Fprintf(&b, "  [plugins.'io.containerd.shim.v1.manager']\n    socket_dir = %q\n", filepath.Join(state, "s"))
+	if len(opts.Differs) > 0 {
+		fmt.Fprintf(&b, "  [plugins.'io.containerd.service.v1.diff-service']\n    default = %s\n", tomlStrings(opts.Differs))
+	}
+	if opts.CRI {
+		fmt.Fprintf(&b, "  [plugins.'io.containerd.cri.v1.images']\n    snapshotter = %q\n", opts.Snapshotter)
+	}
+	for _, u := range opts.Unpack {
+		fmt.Fprintf(&b, "  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n"+
+			"    platform = %q\n    snapshotter = %q\n    differ = %q\n", "linux/"+runtime.GOARCH, u.Snapshotter, u.Differ)
+	}
+	for _, p := range opts.Proxies {
+		key := fmt.Sprintf("proxy_plugins.'%s'", p.Name)
+		fmt.Fprintf(&b, "\n[%s]\n  type = %q\n  address = %q\n", key, p.Type, p.Address)
+		if len(p.Capabilities) > 0 {
+			fmt.Fprintf(&b, "  capabilities = %s\n", tomlStrings(p.Capabilities))
+		}
+		if p.Root != "" {
+			fmt.Fprintf(&b, "  [%s.exports]\n    root = %q\n", key, p.Root)
+		}
+	}
+	return b.String()
+}
+
+// containerdConfigVersion is that of the containerd in go.mod.
+const containerdConfigVersion = 4
+
+func tomlStrings(list []string) string {
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = fmt.Sprintf("%q", s)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}

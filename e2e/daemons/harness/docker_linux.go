@@ -1,0 +1,147 @@
+package harness
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+// Engine is a Docker Engine of a host.
+type Engine struct {
+	*Daemon
+	*client.Client
+	// Socket is the path of its API's socket.
+	Socket string
+	// Root is where it keeps its data.
+	Root string
+
+	driver string
+	// containerdPid is the file with the process id of the containerd that it runs itself.
+	containerdPid string
+}
+
+// EngineOptions say what an engine stores images and containers with.
+type EngineOptions struct {
+	// Driver is a snapshotter of Containerd, or a graph driver or plugin of Debian's engine.
+	Driver string
+	// Containerd is that of the engine of today. Debian's engine runs its own.
+	Containerd *Containerd
+	// StorageOpts are those of a graph driver.
+	StorageOpts []string
+}
+
+// StartDocker runs the Docker Engine of the module in go.mod, with the containerd image store, until the test ends.
+func (h *Host) StartDocker(opts EngineOptions) *Engine {
+	h.t.Helper()
+	return h.startEngine("docker", opts, Spec{
+		Program: filepath.Join(h.Programs.Built, "dockerd"),
+		Args:    []string{"--containerd", opts.Containerd.Address, "--feature", "containerd-snapshotter=true"},
+		Env:     []string{path(h.Programs.Built)},
+	})
+}
+
+// StartDebianDocker runs Debian's Docker Engine, with its own containerd and with graph driver plugins, until the
+// test ends.
+func (h *Host) StartDebianDocker(opts EngineOptions) *Engine {
+	h.t.Helper()
+	bin := filepath.Join(h.Programs.Debian, "usr/bin")
+	sbin := filepath.Join(h.Programs.Debian, "usr/sbin")
+	return h.startEngine("docker", opts, Spec{
+		Program: filepath.Join(sbin, "dockerd"),
+		Args:    []string{"--experimental"},
+		Env:     []string{path(sbin, bin)},
+	})
+}
+
+func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
+	h.t.Helper()
+	exec := h.dir(h.Dir, name)
+	e := &Engine{
+		Socket: filepath.Join(exec, "d.sock"), Root: h.dir(h.Data, name), driver: opts.Driver,
+		containerdPid: filepath.Join(exec, "exec", "containerd", "containerd.pid"),
+	}
+	var err error
+	e.Client, err = client.New(client.WithHost("unix://" + e.Socket))
+	if err != nil {
+		h.t.Fatalf("harness: %v", err)
+	}
+	h.t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			h.t.Errorf("harness: %v", err)
+		}
+	})
+
+	config := h.write(name+".json", "{}")
+	spec.Name = name
+	spec.Args = append(spec.Args,
+		"--debug",
+		"--config-file", config,
+		"--host", "unix://"+e.Socket,
+		"--group", "0",
+		"--data-root", e.Root,
+		"--exec-root", filepath.Join(exec, "exec"),
+		"--pidfile", filepath.Join(exec, "pid"),
+		"--storage-driver", opts.Driver,
+		// The network and the firewall of the machine are left alone.
+		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
+		"--userland-proxy=false",
+		// The same on machines with and without systemd.
+		"--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", "/"+h.Cgroup,
+	)
+	for _, opt := range opts.StorageOpts {
+		spec.Args = append(spec.Args, "--storage-opt", opt)
+	}
+	spec.Env = append(spec.Env, "HOME="+h.Dir, "TMPDIR="+h.dir(h.Dir, "tmp"), "DOCKER_TMPDIR="+h.dir(h.Dir, "tmp"))
+	spec.Ready = func(ctx context.Context) error {
+		if _, err := os.Stat(e.Socket); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err := e.Info(ctx, client.InfoOptions{})
+		return err
+	}
+	e.Daemon = h.Start(spec)
+	return e
+}
+
+// Kill ends the engine, with the containerd that it may run itself, with SIGKILL and waits until both are gone. The
+// bind mounts of its own directories that it makes at its start may stay.
+func (e *Engine) Kill() {
+	t := e.host.t
+	t.Helper()
+	containerd := readPid(e.containerdPid)
+	e.host.ownMounts = append(e.host.ownMounts, e.Root, filepath.Join(e.Root, e.driver))
+	e.Daemon.Kill()
+	if containerd == 0 {
+		return
+	}
+	// The kernel ends it with the engine. An engine that starts before it is gone would wait for its answer.
+	deadline := time.Now().Add(leftTimeout)
+	for unix.Kill(containerd, 0) == nil {
+		if time.Now().After(deadline) {
+			t.Fatalf("harness: containerd of the killed engine, process %d, is still there", containerd)
+		}
+		time.Sleep(pollInterval)
+	}
+}
+
+// readPid returns the process id in a file, or 0 if there is none.
+func readPid(file string) int {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
