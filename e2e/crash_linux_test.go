@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -161,6 +162,9 @@ func TestVictim(t *testing.T) {
 func TestKilled(t *testing.T) {
 	inEachSystem(t, func(t *testing.T, s system) {
 		for _, op := range operations(s) {
+			if s.asAnother && !slices.Contains([]string{"create", "clone", "set limit"}, op.name) {
+				continue
+			}
 			t.Run(op.name, func(t *testing.T) { killAtEachStep(t, s, op) })
 		}
 	})
@@ -233,7 +237,7 @@ func prepare(t *testing.T, s system, root string) {
 	t.Helper()
 	d, err := s.tryOpen(root, user.IdentityMapping{})
 	require.NoError(t, err)
-	for _, id := range layerIDs(t, d) {
+	for _, id := range childrenFirst(t, d) {
 		if id != "base" {
 			require.NoError(t, d.Remove(id))
 		}
@@ -266,6 +270,26 @@ func layerIDs(t *testing.T, d *cowcommon.Driver) []string {
 		ids = append(ids, v.Name)
 	}
 	slices.Sort(ids)
+	return ids
+}
+
+// childrenFirst returns the ids of all layers in an order in which each can be removed: on ZFS a layer that others
+// were made from cannot go before them.
+func childrenFirst(t *testing.T, d *cowcommon.Driver) []string {
+	t.Helper()
+	parents := make(map[string]string)
+	for v, err := range d.Backend().Volumes(t.Context()) {
+		require.NoError(t, err)
+		parents[v.Name] = v.Parent
+	}
+	depth := func(id string) (n int) {
+		for ; id != ""; id = parents[id] {
+			n++
+		}
+		return n
+	}
+	ids := slices.Collect(maps.Keys(parents))
+	slices.SortFunc(ids, func(a, b string) int { return depth(b) - depth(a) })
 	return ids
 }
 
@@ -317,16 +341,20 @@ func assertNothingLeft(t *testing.T, s system, root string, ids []string) {
 // TestKilledAtRandom kills a process that makes and removes layers as fast as it can, many times and at
 // any moment, and finds no qgroup without a subvolume in the end.
 func TestKilledAtRandom(t *testing.T) {
-	inEachSystem(t, func(t *testing.T, s system) {
+	inEachOwn(t, func(t *testing.T, s system) {
 		root := s.root(t)
 		seed := rand.Uint64()
 		t.Logf("seed %#x", seed)
 		rng := rand.New(rand.NewPCG(seed, 0))
-		for range 15 {
+		kills, longest := 15, 700*time.Millisecond
+		if s.driver == "zfs" {
+			kills, longest = 6, 3*time.Second // in the slow test machine
+		}
+		for range kills {
 			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChurn$")
 			cmd.Env = append(os.Environ(), victimSystemEnv+"="+s.name, victimRootEnv+"="+root)
 			require.NoError(t, cmd.Start())
-			time.Sleep(time.Duration(rng.IntN(700)) * time.Millisecond) // the moment is what is random here
+			time.Sleep(time.Duration(rng.Int64N(int64(longest)))) // the moment is what is random here
 			require.NoError(t, cmd.Process.Kill())
 			_ = cmd.Wait()
 
@@ -344,7 +372,7 @@ func TestKilledAtRandom(t *testing.T) {
 			require.NoError(t, d.Cleanup())
 		}
 		d := s.open(t, root, user.IdentityMapping{})
-		for _, id := range layerIDs(t, d) {
+		for _, id := range childrenFirst(t, d) {
 			require.NoError(t, d.Remove(id))
 		}
 		if s.driver == "btrfs" {

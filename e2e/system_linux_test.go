@@ -23,21 +23,23 @@ type system struct {
 	options []string
 	// root makes a filesystem for one test and returns a directory on it.
 	root func(t testing.TB) string
+	// asAnother: it is as another system but for what a limit counts, and tested for limits only.
+	asAnother bool
 }
 
 // systems are the systems under test: btrfs in every quota mode or, where a pool is given, ZFS.
 func systems() []system {
 	if pool := os.Getenv(testfs.ZpoolEnv); pool != "" && pool != testfs.ZpoolElsewhere {
 		return []system{
-			{"zfs", "zfs", nil, zfsRoot},
-			{"zfs-total", "zfs", []string{"zfs.quota_scope=total"}, zfsRoot},
+			{name: "zfs", driver: "zfs", root: zfsRoot},
+			{name: "zfs-total", driver: "zfs", options: []string{"zfs.quota_scope=total"}, root: zfsRoot, asAnother: true},
 		}
 	}
 	return []system{
-		{"btrfs-simple", "btrfs", []string{"btrfs.quota=simple"}, btrfsRoot()},
-		{"btrfs-classic", "btrfs", []string{"btrfs.quota=classic"}, btrfsRoot(testfs.WithClassicQuota())},
-		{"btrfs-total", "btrfs", []string{"btrfs.quota=classic", "btrfs.quota_scope=total"}, btrfsRoot(testfs.WithClassicQuota())},
-		{"btrfs-off", "btrfs", []string{"btrfs.quota=off"}, btrfsRoot()},
+		{name: "btrfs-simple", driver: "btrfs", options: []string{"btrfs.quota=simple"}, root: btrfsRoot()},
+		{name: "btrfs-classic", driver: "btrfs", options: []string{"btrfs.quota=classic"}, root: btrfsRoot(testfs.WithClassicQuota())},
+		{name: "btrfs-total", driver: "btrfs", options: []string{"btrfs.quota=classic", "btrfs.quota_scope=total"}, root: btrfsRoot(testfs.WithClassicQuota())},
+		{name: "btrfs-off", driver: "btrfs", options: []string{"btrfs.quota=off"}, root: btrfsRoot()},
 	}
 }
 
@@ -54,6 +56,15 @@ func inEachSystem(t *testing.T, test func(t *testing.T, s system)) {
 	for _, s := range systems() {
 		t.Run(s.name, func(t *testing.T) { test(t, s) })
 	}
+}
+
+// inEachOwn is inEachSystem without those that are as others but for limits.
+func inEachOwn(t *testing.T, test func(t *testing.T, s system)) {
+	inEachSystem(t, func(t *testing.T, s system) {
+		if !s.asAnother {
+			test(t, s)
+		}
+	})
 }
 
 // open opens the driver on root and closes it at the end of the test.

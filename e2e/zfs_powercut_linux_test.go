@@ -190,12 +190,8 @@ func TestZFSAfterCut(t *testing.T) {
 	assert.Positive(t, checked)
 	ids := layerIDs(t, d)
 	assertNothingLeft(t, s, root, ids)
-	for _, kind := range []string{"-top-", "-base-"} { // a layer goes before its parent
-		for _, id := range ids {
-			if strings.Contains(id, kind) {
-				assert.NoError(t, d.Remove(id))
-			}
-		}
+	for _, id := range childrenFirst(t, d) {
+		assert.NoError(t, d.Remove(id))
 	}
 	assertNothingLeft(t, s, root, nil)
 }
