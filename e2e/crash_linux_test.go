@@ -189,7 +189,7 @@ func killAtEachStep(t *testing.T, s system, op operation) {
 	// the rest.
 	most := 30
 	if s.driver == "zfs" {
-		most = 8 // each costs seconds in the test machine
+		most = 5 // each costs seconds in the test machine
 	}
 	var at []int
 	for i := range total {

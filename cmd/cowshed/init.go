@@ -223,7 +223,10 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	return err
 }
 
-// deleteHome deletes the directories that a driver has made, which are empty, and its lock.
+// largestOwnFile is how large, in bytes, the files that drivers keep in their homes are at most: locks, and a counter.
+const largestOwnFile = 8
+
+// deleteHome deletes the directories that a driver has made, which are empty, and its files.
 func deleteHome(home string) error {
 	entries, err := os.ReadDir(home)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -234,7 +237,7 @@ func deleteHome(home string) error {
 	}
 	for _, entry := range entries {
 		path := filepath.Join(home, entry.Name())
-		if info, err := entry.Info(); err != nil || !entry.IsDir() && info.Size() > 0 {
+		if info, err := entry.Info(); err != nil || !entry.IsDir() && info.Size() > largestOwnFile {
 			return failf(errdefs.ErrFailedPrecondition, "%s was not made by init", path)
 		}
 		if err := removeIfThere(path); err != nil {
