@@ -127,13 +127,26 @@ func (b *Backend) explain(ctx context.Context, err error, name, source string) e
 	return err
 }
 
+// explainLimit says so if it is for a limit that a volume could not be cloned from source: ZFS does not make a dataset
+// that exceeds its refquota from the start.
+func (b *Backend) explainLimit(ctx context.Context, err error, source string, limit quota.Limit) error {
+	if limit.Bytes == 0 || limit.Scope != quota.ScopeTotal || !isCommandError(err) {
+		return err
+	}
+	usage, usageErr := b.usage(ctx, source)
+	if usageErr != nil || usage.Total < limit.Bytes {
+		return err
+	}
+	return fmt.Errorf("the image holds %s, which leaves nothing of %s: %w: %w", quota.FormatSize(usage.Total), limit, errdefs.ErrInvalidArgument, err)
+}
+
 func isCommandError(err error) bool {
 	var failed *commandError
 	return errors.As(err, &failed)
 }
 
 // Clone makes name a clone of the snapshot that seals source: with one zfs clone, and a second process where
-// source has to be sealed first.
+// source has to be sealed first. errdefs.ErrInvalidArgument: what source holds exceeds a limit of scope total.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	if err := b.clone(ctx, name, source, opts); err != nil {
 		return fmt.Errorf("zfs: clone %s from %s: %w", name, source, err)
@@ -153,7 +166,7 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 
 	args := append([]string{"clone"}, properties(opts.Limit)...)
 	if _, err := b.zfs.run(ctx, append(args, origin, b.datasetOf(name))...); err != nil {
-		return b.explain(ctx, err, name, source)
+		return b.explainLimit(ctx, b.explain(ctx, err, name, source), source, opts.Limit)
 	}
 	return b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), own: true})
 }

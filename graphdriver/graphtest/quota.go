@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -144,20 +145,35 @@ func quotaAndParent(t testing.TB, c Config) {
 	}
 	l := c.open(t)
 	parent := l.filled("", func(w tree) { w.fits("large", 60*mib) })
-	l.edit(l.readWrite(parent, sizeOption("20M")), func(w tree) {
-		if c.QuotaTotal {
-			w.exceeds("f", 10*mib)
-			return
-		}
-		w.fits("f", 10*mib)
-		w.exceeds("too much", 30*mib)
-	})
+	if c.QuotaTotal {
+		limitBelowParent(l, parent)
+	} else {
+		l.edit(l.readWrite(parent, sizeOption("20M")), func(w tree) {
+			w.fits("f", 10*mib)
+			w.exceeds("too much", 30*mib)
+		})
+	}
 	l.edit(l.readWrite(parent, sizeOption("80M")), func(w tree) {
 		w.fits("f", 10*mib)
 		if c.QuotaTotal {
 			w.exceeds("too much", 30*mib)
 		}
 	})
+}
+
+// limitBelowParent: where the parent counts, a limit below what it holds leaves nothing to write, or is refused, as
+// the filesystem has it.
+func limitBelowParent(l layers, parent string) {
+	l.t.Helper()
+	id := newID()
+	err := l.CreateReadWrite(id, parent, &graphdriver.CreateOpts{StorageOpt: sizeOption("20M")})
+	if errdefs.IsInvalidArgument(err) {
+		assert.False(l.t, l.Exists(id))
+		return
+	}
+	require.NoError(l.t, err)
+	l.removeLater(id)
+	l.edit(id, func(w tree) { w.exceeds("f", 10*mib) })
 }
 
 func quotaOfSiblings(t testing.TB, c Config) {
