@@ -53,9 +53,9 @@ func (s objectSet) has(object uint64) bool {
 	return found
 }
 
-// changedObjects asks the kernel which objects of the snapshot top may be others than in base: all in those blocks of 32
-// that were written since base, from which top must have come. This is what zfs diff begins with (ZFS_IOC_DIFF). Nothing needs to be
-// mounted for it. *[treediff.NoHintsError]: the kernel does not say.
+// changedObjects asks the kernel which objects of the snapshot top may be others than in base: all in those blocks of
+// 32 that were written since base, from which top must have come. This is what zfs diff begins with (ZFS_IOC_DIFF).
+// Nothing needs to be mounted for it. *[treediff.NoHintsError]: the kernel does not say.
 func changedObjects(base, top string) (objectSet, error) {
 	version, err := os.ReadFile("/sys/module/zfs/version")
 	if err != nil || !strings.HasPrefix(string(version), "2.") {
@@ -64,6 +64,29 @@ func changedObjects(base, top string) (objectSet, error) {
 	if len(base) >= maxSnapshotName || len(top) >= maxSnapshotName {
 		return nil, fmt.Errorf("snapshots %s, %s: %w", base, top, unix.ENAMETOOLONG)
 	}
+	objects, err := diffSnapshots(base, top)
+	for errors.Is(err, unix.EINTR) { // by a signal of the Go runtime's
+		objects, err = diffSnapshots(base, top)
+	}
+	reason := "kernel"
+	switch {
+	case err == nil:
+		return objects, nil
+	case errors.Is(err, errMalformed):
+		reason = "malformed"
+	case errors.Is(err, unix.EXDEV): // top has not come from base
+		reason = "unrelated"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		reason = "permission"
+	}
+	return nil, &treediff.NoHintsError{Reason: reason, Err: fmt.Errorf("diff %s %s: %w", base, top, err)}
+}
+
+// errMalformed is what the kernel should not say.
+var errMalformed = errors.New("malformed records")
+
+// diffSnapshots runs ZFS_IOC_DIFF once.
+func diffSnapshots(base, top string) (objectSet, error) {
 	control, err := os.OpenFile("/dev/zfs", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -92,17 +115,11 @@ func changedObjects(base, top string) (objectSet, error) {
 	objects, readErr := readObjects(r)
 	_ = r.Close() // the kernel gets EPIPE if it is still writing
 	err = <-ended
-	switch {
-	case readErr != nil:
-		return nil, &treediff.NoHintsError{Reason: "malformed", Err: readErr}
-	case errors.Is(err, unix.EXDEV):
-		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: fmt.Errorf("%s has not come from %s", top, base)}
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return nil, &treediff.NoHintsError{Reason: "permission", Err: err}
-	case err != nil:
-		return nil, &treediff.NoHintsError{Reason: "kernel", Err: fmt.Errorf("diff %s %s: %w", base, top, err)}
+	// Of records that are malformed the kernel hears EPIPE; records that end early have the kernel's reason.
+	if readErr != nil && (err == nil || errors.Is(err, unix.EPIPE)) {
+		return nil, fmt.Errorf("%w: %w", errMalformed, readErr)
 	}
-	return objects, nil
+	return objects, err
 }
 
 // readObjects reads the records of ZFS_IOC_DIFF and returns the objects in use. The ranges of free ones are of no
