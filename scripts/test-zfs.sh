@@ -45,21 +45,25 @@ zfs_packages() {
 	done
 }
 
-# build DIR: makes in DIR, in the shape of the tree, the test binaries and what they read, and the script run.sh
-# that runs them all and prints test2json events.
+# The tests of e2e take about as long as all others together, and little more than one processor: they are a lane of
+# their own, run beside the other.
+readonly lanes=(packages e2e)
+
+# build DIR: makes in DIR, in the shape of the tree, the test binaries and what they read, and for each lane a script
+# LANE.sh that runs its tests and prints test2json events.
 build() {
-	local dir=$1 path rel run flags=()
+	local dir=$1 path rel run lane flags=()
 	[[ ${RACE:-} != 1 ]] || flags=(-race)
 	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
-	{
-		echo '#!/bin/bash'
-		# shellcheck disable=SC2016 # expanded when run.sh runs
-		echo 'cd "$(dirname "$0")"'
-		echo 'status=0'
-	} >"$dir/run.sh"
+	for lane in "${lanes[@]}"; do
+		# shellcheck disable=SC2016 # expanded when the script runs
+		printf '#!/bin/bash\ncd "$(dirname "$0")"\nstatus=0\n' >"$dir/$lane.sh"
+	done
 	for path in $(zfs_packages); do
 		rel=${path#"$module"}
 		rel=.${rel:-/}
+		lane=packages
+		[[ $rel != ./e2e || -n ${RUN:-} ]] || lane=e2e
 		mkdir -p "$dir/$rel"
 		go test -c "${flags[@]}" -o "$dir/$rel/tests" "$path"
 		[[ ! -d $rel/testdata ]] || cp -r "$rel/testdata" "$dir/$rel/"
@@ -67,11 +71,13 @@ build() {
 		run=ZFS
 		[[ $rel != ./zfs && $rel != ./zfs/* && $rel != ./e2e ]] || run=.
 		printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=30m -test.run=%q) || status=1\n' \
-			"$rel" "$(up "$rel")test2json" "$path" "${RUN:-$run}" >>"$dir/run.sh"
+			"$rel" "$(up "$rel")test2json" "$path" "${RUN:-$run}" >>"$dir/$lane.sh"
 	done
-	# shellcheck disable=SC2016
-	echo 'exit "$status"' >>"$dir/run.sh"
-	chmod +x "$dir/run.sh"
+	for lane in "${lanes[@]}"; do
+		# shellcheck disable=SC2016
+		echo 'exit "$status"' >>"$dir/$lane.sh"
+		chmod +x "$dir/$lane.sh"
+	done
 }
 
 # up REL: prints the way from ./REL to the directory that it is in, ending in a slash.
@@ -80,26 +86,26 @@ up() {
 	printf '%s' "./${slashes//\//..\/}"
 }
 
-# on_host DIR: runs DIR/run.sh here.
+# on_host DIR LANE: runs the lane here.
 on_host() {
-	local dir=$1 pool=${COWSHED_TEST_ZPOOL:-} status=0
+	local dir=$1 lane=$2 pool=${COWSHED_TEST_ZPOOL:-} status=0
 	export COWSHED_TEST_REQUIRE=1
 	if [[ -n $pool ]]; then
-		scripts/as-root.sh "$dir/run.sh"
+		scripts/as-root.sh "$dir/$lane.sh"
 		return
 	fi
-	pool=cowshed-test-$$
-	truncate -s 4G "$dir/pool.img"
-	scripts/as-root.sh zpool create -o cachefile=none -m "$dir/tank" "$pool" "$dir/pool.img"
-	COWSHED_TEST_ZPOOL=$pool scripts/as-root.sh "$dir/run.sh" || status=1
+	pool=cowshed-test-$$-$lane
+	truncate -s 4G "$dir/$lane.img"
+	scripts/as-root.sh zpool create -o cachefile=none -m "$dir/tank-$lane" "$pool" "$dir/$lane.img"
+	COWSHED_TEST_ZPOOL=$pool scripts/as-root.sh "$dir/$lane.sh" || status=1
 	scripts/as-root.sh zpool destroy -f "$pool" || status=1
 	return "$status"
 }
 
-# in_machine DIR: runs DIR/run.sh in the test machine.
+# in_machine DIR LANE: runs the lane in a test machine.
 in_machine() {
 	"$machine" run --timeout 3600 --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
-		--append-env CI="${CI:-}" -- /work/run.sh
+		--append-env CI="${CI:-}" -- "/work/$2.sh"
 }
 
 # power_cut DIR: cuts the power of the machine in the middle of a workload, starts it again with the same pool, and
@@ -151,12 +157,23 @@ main() {
 	else
 		"$machine" build
 	fi
-	"$where" "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips
+	local lane pids=() logs=() status=0 i
+	for lane in "${lanes[@]}"; do
+		grep -q '/tests ' "$dir/work/$lane.sh" || continue
+		logs+=("$dir/$lane.log")
+		"$where" "$dir/work" "$lane" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips >"$dir/$lane.log" 2>&1 &
+		pids+=($!)
+	done
+	for i in "${!pids[@]}"; do
+		wait "${pids[i]}" || status=1
+		cat "${logs[i]}"
+	done
 	if [[ $where == in_machine && -z ${RUN:-} && -x $dir/work/e2e/tests ]]; then
 		for _ in {1..3}; do
-			power_cut "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips
+			power_cut "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
 		done
 	fi
+	return "$status"
 }
 
 main "$@"
