@@ -26,9 +26,16 @@ func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (cowcommon.M
 	if err != nil {
 		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount of %s: %w", name, err)
 	}
-	rel, err := filepath.Rel(m.Mountpoint, dir.Name())
+	at, err := filepath.EvalSymlinks(dir.Name())
+	if err != nil {
+		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount %s: %w", name, err)
+	}
+	rel, err := filepath.Rel(m.Mountpoint, at)
 	if err != nil {
 		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount of %s: %w", name, err)
+	}
+	if strings.Contains(rel+m.Root, ",") {
+		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount %s: a path with a comma, %s, cannot be a mount option: %w", name, at, errdefs.ErrFailedPrecondition)
 	}
 	options := []string{"subvol=" + path.Join(m.Root, rel)}
 	if slices.Contains(strings.Split(m.Options, ","), "noatime") {

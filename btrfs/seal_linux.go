@@ -20,12 +20,19 @@ func (b *Backend) Seal(ctx context.Context, name string) error {
 }
 
 func (b *Backend) sealForGood(ctx context.Context, name string) (err error) {
+	opened, err := b.openVolume(name)
+	if err != nil {
+		return err
+	}
+	if err := opened.Close(); err != nil || opened.info.ReadOnly {
+		return err
+	}
 	dir, done, err := b.claim(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	if dir.info.ReadOnly {
+	if dir.info.ReadOnly { // by now
 		return nil
 	}
 	if err := btrfsctl.SetReadOnly(dir.fd(), true); err != nil {

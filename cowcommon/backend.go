@@ -30,15 +30,16 @@ type Backend interface {
 	Create(ctx context.Context, name string, opts VolumeOptions) error
 	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted.
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
-	// Seal makes a volume that nobody holds read-only for good, and what it holds survive a power cut. Sealing
-	// it twice does nothing. ErrFailedPrecondition: it is mounted, by whatever means, and was not changed.
+	// Seal makes a volume that nobody holds read-only for good, and what it holds survive a power cut. Of a sealed
+	// one it changes nothing, mounted or not. ErrFailedPrecondition: it is mounted, by whatever means, and was not
+	// changed.
 	Seal(ctx context.Context, name string) error
 	// Rename gives a volume that nobody holds another name. ErrAlreadyExists: the name is taken, and
 	// nothing was changed.
 	Rename(ctx context.Context, name, to string) error
 	// Remove destroys a volume and whatever was made inside it. Removing an absent one is not an error.
-	// ErrFailedPrecondition: it is mounted, a view of it is open, or something that is not Cowshed's
-	// depends on it.
+	// ErrFailedPrecondition: it is mounted, a view of it is open, or what depends on it has to go first: on ZFS
+	// its clones.
 	Remove(ctx context.Context, name string) error
 
 	// Mount makes a volume's tree reachable and returns the absolute path of its root. Mounts are

@@ -1,0 +1,131 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+)
+
+// Differ makes layers of the snapshots of a Snapshotter, and applies layers to them, without mounting anything:
+// it finds the volumes that mounts are of. It implements containerd's diff.Comparer and diff.Applier.
+//
+// It is safe for concurrent use. Mounts that are not of the Snapshotter, and media types that it does not know,
+// are errdefs.ErrNotImplemented: containerd's diff service then asks the next differ.
+type Differ struct {
+	snapshotter *Snapshotter
+	driver      *cowcommon.Driver
+	store       content.Store
+}
+
+var (
+	_ diff.Comparer = (*Differ)(nil)
+	_ diff.Applier  = (*Differ)(nil)
+)
+
+// DifferOption changes what NewDiffer makes.
+type DifferOption func(*Differ)
+
+// WithLeases makes Compare take a lease of its own where a request comes without one: containerd passes the namespace
+// of a request on to proxy plugins, and not the lease, so that a blob could be collected as garbage before the client
+// refers to it. The lease is left to expire.
+func WithLeases(manager leases.Manager) DifferOption {
+	return func(d *Differ) { d.store = leasedStore{d.store, manager} }
+}
+
+// NewDiffer makes a Differ that keeps blobs in store.
+func NewDiffer(s *Snapshotter, store content.Store, opts ...DifferOption) *Differ {
+	d := &Differ{
+		snapshotter: s,
+		driver:      cowcommon.NewDriver("differ", s.backend, cowcommon.Options{Logger: s.log}),
+		store:       store,
+	}
+	for _, opt := range opts {
+		opt(d)
+	}
+	return d
+}
+
+// CompareStats counts the comparisons since the Differ was made: those in which the filesystem said where to
+// look, and those for which both trees were walked, by reason. A snapshot without a parent is neither.
+func (d *Differ) CompareStats() cowcommon.CompareStats { return d.driver.CompareStats() }
+
+// layerFormats says how the layers of each media type are compressed that containerd knows. A layer with the
+// Docker media type of an uncompressed one may be compressed all the same.
+var layerFormats = map[string]layertar.Format{
+	ocispec.MediaTypeImageLayer:     layertar.Plain,
+	ocispec.MediaTypeImageLayerGzip: layertar.Gzip,
+	ocispec.MediaTypeImageLayerZstd: layertar.Zstd,
+
+	ocispec.MediaTypeImageLayerNonDistributable:     layertar.Plain, //nolint:staticcheck // deprecated, but images have them
+	ocispec.MediaTypeImageLayerNonDistributableGzip: layertar.Gzip,  //nolint:staticcheck // deprecated, but images have them
+	ocispec.MediaTypeImageLayerNonDistributableZstd: layertar.Zstd,  //nolint:staticcheck // deprecated, but images have them
+
+	images.MediaTypeDockerSchema2Layer:            layertar.Gzip,
+	images.MediaTypeDockerSchema2LayerForeign:     layertar.Gzip,
+	images.MediaTypeDockerSchema2LayerGzip:        layertar.Gzip,
+	images.MediaTypeDockerSchema2LayerForeignGzip: layertar.Gzip,
+	images.MediaTypeDockerSchema2LayerZstd:        layertar.Zstd,
+}
+
+func unknownMediaType(mediaType string) error {
+	return fmt.Errorf("media type %q: %w", mediaType, errdefs.ErrNotImplemented)
+}
+
+// toStore makes the namespace and lease that a gRPC request came with those of requests to the content store:
+// what is written there must belong to whoever asked for it.
+func toStore(ctx context.Context) context.Context {
+	if namespace, ok := namespaces.Namespace(ctx); ok {
+		ctx = namespaces.WithNamespace(ctx, namespace)
+	}
+	if lease, ok := leases.FromContext(ctx); ok {
+		ctx = leases.WithLease(ctx, lease)
+	}
+	return ctx
+}
+
+// leaseTime is how long an upload, and then the client until it refers to the blob, may take together. A blob that no
+// one wants stays for as long.
+const leaseTime = time.Hour
+
+// leasedStore is a content store whose uploads, and the blobs that they become, always belong to a lease.
+type leasedStore struct {
+	content.Store
+	manager leases.Manager
+}
+
+// Writer implements content.Ingester. ctx is that of all requests of the writer, also of its Commit.
+func (s leasedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	if _, ok := leases.FromContext(ctx); !ok {
+		lease, err := s.manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+		if err != nil {
+			return nil, fmt.Errorf("create lease: %w", err)
+		}
+		ctx = leases.WithLease(ctx, lease.ID)
+	}
+	return s.Store.Writer(ctx, opts...)
+}
+
+// typed gives errors of the kernel and of layers the type that clients understand.
+func typed(err error) error {
+	switch {
+	case errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.ENOSPC):
+		return fmt.Errorf("%w: %w", errdefs.ErrResourceExhausted, err)
+	case errors.Is(err, layertar.ErrMalformed), errors.Is(err, layertar.ErrReservedName), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	return err
+}

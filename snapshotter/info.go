@@ -1,0 +1,180 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/moby/go-archive"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+)
+
+// Stat describes a snapshot.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	r, err := s.read(ctx, key)
+	return r.info, wrap("stat", key, err)
+}
+
+// Volume returns the name of the volume that holds a snapshot's tree; for a view it is that of its parent.
+func (s *Snapshotter) Volume(ctx context.Context, key string) (string, error) {
+	r, err := s.read(ctx, key)
+	return r.tree(), wrap("volume of", key, err)
+}
+
+// Update replaces the labels of a snapshot: those that fieldpaths name, or all of them. A limit is not changed
+// by a label.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+	updated, err := s.update(ctx, info, fieldpaths)
+	return updated, wrap("update", info.Name, err)
+}
+
+func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpaths []string) (updated snapshots.Info, err error) {
+	if err := checkLabels(info.Labels); err != nil {
+		return snapshots.Info{}, err
+	}
+	if slices.Contains(fieldpaths, "labels."+VolumeLabel) {
+		return snapshots.Info{}, fmt.Errorf("label %s is not for clients: %w", VolumeLabel, errdefs.ErrInvalidArgument)
+	}
+	err = s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+		r, err := lookup(ctx, info.Name)
+		if err != nil {
+			return err
+		}
+		info.Labels = withVolume(info.Labels, r.volume)
+		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
+		return err
+	})
+	if err != nil {
+		return snapshots.Info{}, err
+	}
+	return visible(updated), nil
+}
+
+// Walk calls fn for each snapshot that matches one of the filters, in the state that all were in at one moment.
+// No transaction is open meanwhile: fn may call any method.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	infos, err := s.list(ctx, filters...)
+	if err != nil {
+		return fmt.Errorf("snapshotter: walk: %w", err)
+	}
+	for _, info := range infos {
+		if err := fn(ctx, visible(info)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list lists the snapshots, with the label that names their volume.
+func (s *Snapshotter) list(ctx context.Context, filters ...string) (infos []snapshots.Info, err error) {
+	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+			infos = append(infos, info)
+			return nil
+		}, filters...)
+	})
+	if errdefs.IsNotFound(err) { // the metadata has never held any
+		return nil, nil
+	}
+	return infos, err
+}
+
+// unmeasured is the usage, in the metadata, of a committed snapshot that the filesystem keeps no count of.
+var unmeasured = snapshots.Usage{Size: -1, Inodes: -1}
+
+// Usage says how many bytes a snapshot holds that its parent does not. A view holds none.
+//
+// The filesystem keeps count where quotas are on; of a committed snapshot it is the count at that time. Where
+// they are off the snapshot is compared with its parent, and its size is the sum of the sizes of the files that
+// it adds or changes; that of a committed snapshot is remembered. Inodes is 0, or with Options.CountInodes the
+// number of names that it adds or changes.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	usage, err := s.usage(ctx, key)
+	return usage, wrap("usage of", key, err)
+}
+
+func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	r, err := s.read(ctx, key)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	switch r.info.Kind {
+	case snapshots.KindView:
+		return snapshots.Usage{}, nil
+	case snapshots.KindCommitted:
+		return s.usageOfCommitted(ctx, r)
+	}
+	usage, err := s.measure(ctx, r.volume)
+	if errdefs.IsNotImplemented(err) {
+		return s.count(ctx, r)
+	}
+	if err == nil && s.opts.CountInodes {
+		var counted snapshots.Usage
+		counted, err = s.count(ctx, r)
+		usage.Inodes = counted.Inodes
+	}
+	return usage, err
+}
+
+func (s *Snapshotter) usageOfCommitted(ctx context.Context, r record) (snapshots.Usage, error) {
+	if r.usage != unmeasured && !s.opts.CountInodes {
+		return r.usage, nil
+	}
+	counted, ok := s.measured.Load(r.volume)
+	if !ok {
+		var err error
+		if counted, err = s.count(ctx, r); err != nil {
+			return snapshots.Usage{}, err
+		}
+		s.measured.Store(r.volume, counted)
+	}
+	usage, _ := counted.(snapshots.Usage)
+	if r.usage != unmeasured {
+		usage.Size = r.usage.Size
+	}
+	return usage, nil
+}
+
+// measure asks the filesystem what a volume holds. errdefs.ErrNotImplemented: it does not keep count.
+func (s *Snapshotter) measure(ctx context.Context, volume string) (snapshots.Usage, error) {
+	usage, err := s.backend.Usage(ctx, volume)
+	return snapshots.Usage{Size: int64(usage.Bytes)}, err
+}
+
+// measureOnce is measure for a snapshot that is being committed. Whatever keeps the filesystem from telling does
+// not keep the snapshot from being committed.
+func (s *Snapshotter) measureOnce(ctx context.Context, volume string) snapshots.Usage {
+	usage, err := s.measure(ctx, volume)
+	if err == nil {
+		return usage
+	}
+	if !errdefs.IsNotImplemented(err) {
+		s.log.Warn("snapshotter: usage cannot be read, and will be counted", "volume", volume, "error", err)
+	}
+	return unmeasured
+}
+
+// count compares a snapshot with its parent.
+func (s *Snapshotter) count(ctx context.Context, r record) (usage snapshots.Usage, err error) {
+	c, err := s.driver.Compare(ctx, r.volume, r.parentVolume, cowcommon.Auto)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	for _, change := range c.Changes {
+		if change.Kind != archive.ChangeDelete {
+			usage.Inodes++
+		}
+	}
+	usage.Size, err = treediff.Size(ctx, c.Dir(), c.Changes)
+	if !s.opts.CountInodes {
+		usage.Inodes = 0
+	}
+	return usage, err
+}

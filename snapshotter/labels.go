@@ -1,0 +1,143 @@
+package snapshotter
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/quota"
+)
+
+// maxKeyLength is the longest key that bolt takes, in bytes.
+const maxKeyLength = 32768
+
+// request is what a client asks for besides key and parent.
+type request struct {
+	info  snapshots.Info
+	limit quota.Limit // from the label; 0 bytes: none
+	ids   idMapping
+}
+
+// parseRequest checks the key and what the options of Prepare, View or Commit ask for.
+// errdefs.ErrInvalidArgument: something of it cannot be.
+func (s *Snapshotter) parseRequest(key string, opts []snapshots.Opt) (r request, err error) {
+	if err := checkKey(key); err != nil {
+		return request{}, err
+	}
+	for _, opt := range opts {
+		if err := opt(&r.info); err != nil {
+			return request{}, err
+		}
+	}
+	if err := checkLabels(r.info.Labels); err != nil {
+		return request{}, err
+	}
+	if r.limit, err = parseLimit(r.info.Labels, s.opts.Scope); err != nil {
+		return request{}, err
+	}
+	r.ids, err = parseIDMapping(r.info.Labels)
+	return r, err
+}
+
+func checkKey(key string) error {
+	switch {
+	case key == "":
+		return fmt.Errorf("a snapshot needs a key: %w", errdefs.ErrInvalidArgument)
+	case len(key) > maxKeyLength:
+		return fmt.Errorf("key of %d bytes is longer than %d: %w", len(key), maxKeyLength, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func checkLabels(labels map[string]string) error {
+	for name := range labels {
+		switch {
+		case name == "" || len(name) > maxKeyLength:
+			return fmt.Errorf("label name of %d bytes: %w", len(name), errdefs.ErrInvalidArgument)
+		case name == VolumeLabel:
+			return fmt.Errorf("label %s is not for clients: %w", VolumeLabel, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// parseLimit reads the label containerd.io/snapshot/max-size, a decimal number of bytes above 0.
+func parseLimit(labels map[string]string, scope quota.Scope) (quota.Limit, error) {
+	text, ok := labels[snapshots.LabelSnapshotMaxSize]
+	if !ok {
+		return quota.Limit{}, nil
+	}
+	bytes, err := strconv.ParseUint(text, 10, 63)
+	if err != nil || bytes == 0 {
+		return quota.Limit{}, fmt.Errorf("label %s=%q must be a number of bytes above 0: %w", snapshots.LabelSnapshotMaxSize, text, errdefs.ErrInvalidArgument)
+	}
+	return quota.Limit{Bytes: bytes, Scope: scope}, nil
+}
+
+// limitOf is the limit of a new active snapshot.
+func (s *Snapshotter) limitOf(r request, key string) quota.Limit {
+	if r.limit.Bytes != 0 || isUnpacking(r, key) {
+		return r.limit
+	}
+	return s.opts.DefaultLimit
+}
+
+// isUnpacking reports whether an image layer is to be unpacked into the snapshot: containerd's unpacker says so
+// by a label, and by a key that containerd puts its namespace and a number before.
+func isUnpacking(r request, key string) bool {
+	if r.info.Labels[snapshots.LabelSnapshotRef] != "" {
+		return true
+	}
+	return strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], snapshots.UnpackKeyPrefix+"-")
+}
+
+// idMapping is the id mapping of a mount in the form of the labels, "container:host:size" with commas between
+// several. The zero value maps nothing.
+type idMapping struct{ uids, gids string }
+
+// parseIDMapping reads the labels containerd.io/snapshot/uidmapping and gidmapping.
+func parseIDMapping(labels map[string]string) (idMapping, error) {
+	m := idMapping{labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]}
+	if (m.uids == "") != (m.gids == "") {
+		return idMapping{}, fmt.Errorf("labels %s and %s need each other: %w", snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping, errdefs.ErrInvalidArgument)
+	}
+	if m == (idMapping{}) {
+		return m, nil
+	}
+	for _, ranges := range []string{m.uids, m.gids} {
+		for r := range strings.SplitSeq(ranges, ",") {
+			if !isIDRange(r) {
+				return idMapping{}, fmt.Errorf("id mapping %q must have the form container:host:size: %w", ranges, errdefs.ErrInvalidArgument)
+			}
+		}
+	}
+	return m, nil
+}
+
+// isIDRange reports whether text is "container:host:size" and all ids of both ranges can be.
+func isIDRange(text string) bool {
+	const noID = 1<<32 - 1
+	fields := strings.Split(text, ":")
+	if len(fields) != 3 {
+		return false
+	}
+	var n [3]uint64
+	for i, field := range fields {
+		var err error
+		if n[i], err = strconv.ParseUint(field, 10, 32); err != nil {
+			return false
+		}
+	}
+	size := n[2]
+	return size > 0 && n[0]+size <= noID && n[1]+size <= noID
+}
+
+func (m idMapping) mountOptions() []string {
+	if m == (idMapping{}) {
+		return nil
+	}
+	return []string{uidMapOption + m.uids, gidMapOption + m.gids}
+}

@@ -1,0 +1,143 @@
+// Package snapshotter gives containerd the copy-on-write volumes of any cowcommon.Backend: a Snapshotter for
+// its snapshots, and a Differ that makes and applies layers natively.
+//
+// # Snapshots and volumes
+//
+// An active snapshot is a writable volume, cloned from the volume of its parent. Committing it seals that
+// volume in place: nothing is copied or walked. A view is no volume at all but a read-only mount of its
+// parent's sealed one; only a view without a parent is an empty volume.
+//
+// Keys, names and labels are containerd's, so they are kept in containerd's own MetaStore, the file
+// metadata.db. Which volume is whose stands there too, as the label [VolumeLabel] that no client gets to see.
+//
+// # Crashes
+//
+// A volume is made, and is durable, before the metadata names it; and the metadata forgets it, durably, before
+// it is destroyed. So at any moment a crash leaves at most volumes that the metadata does not name, and New
+// destroys them. It can tell them by their names, provided that the backend's home is the snapshotter's alone:
+// that home must not be shared with the graph driver or the command's store, nor with another snapshotter.
+// Volumes with other names are left alone and reported.
+//
+// Because of that order each operation takes one write transaction of the metadata, and no volume operation
+// runs inside it: clients that create and remove snapshots wait for each other only as long as bolt writes.
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	errbolt "go.etcd.io/bbolt/errors"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// metadataName is the file in the snapshotter's root that holds the metadata.
+const metadataName = "metadata.db"
+
+// lockTimeout is how long New waits for another process to release the metadata.
+const lockTimeout = time.Second
+
+// Options configures a Snapshotter. The zero value limits nothing.
+type Options struct {
+	// DefaultLimit limits active snapshots that have no label of their own, other than those that an image
+	// layer is unpacked into. 0 bytes: no limit.
+	DefaultLimit quota.Limit
+	// Scope is what limits from labels count.
+	Scope quota.Scope
+	// CountInodes makes Usage say how many inodes a snapshot adds. Neither btrfs nor the Backend keeps
+	// count of them, so that they come from a native diff, whose cost follows the number of changes, and
+	// which for a snapshot without a parent is a walk. Without it Usage.Inodes is 0.
+	CountInodes bool
+	// Logger is told what was repaired and what could not be. nil: slog.Default.
+	Logger *slog.Logger
+}
+
+// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner over a Backend.
+//
+// It is safe for concurrent use. Errors are matched with errors.Is against containerd/errdefs, as the
+// interface has them: ErrNotFound for a key, name or parent that does not exist; ErrAlreadyExists for one that
+// does; ErrInvalidArgument for a parent that is not committed, and for a label that cannot be read;
+// ErrFailedPrecondition for what the kind of the snapshot does not allow, or its children; ErrNotImplemented
+// for what this filesystem cannot do. An operation that fails changes nothing.
+type Snapshotter struct {
+	backend cowcommon.Backend
+	driver  *cowcommon.Driver // compares volumes where the filesystem does not keep count
+	meta    *storage.MetaStore
+	opts    Options
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	doomed []string // volumes that the metadata no longer names
+
+	measured sync.Map // snapshots.Usage of committed snapshots that had to be counted, by volume
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// New opens the snapshotter whose metadata is in the directory root, which it makes if need be, and brings
+// metadata and volumes into agreement. backend must be the snapshotter's alone; Close closes it.
+//
+// errdefs.ErrUnavailable: another process has the snapshotter open. errdefs.ErrFailedPrecondition: none of the
+// volumes that the metadata names is there, so that this is hardly the backend that belongs to it.
+func New(root string, backend cowcommon.Backend, opts Options) (_ *Snapshotter, err error) {
+	s := &Snapshotter{backend: backend, opts: opts, log: opts.Logger}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	s.driver = cowcommon.NewDriver("snapshotter", backend, cowcommon.Options{Logger: s.log})
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("snapshotter: open %s: %w", root, err)
+	}
+	s.meta, err = storage.NewMetaStore(filepath.Join(root, metadataName), withLockTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("snapshotter: open %s: %w", root, err)
+	}
+	if err := s.recover(context.Background()); err != nil {
+		if errors.Is(err, errbolt.ErrTimeout) {
+			err = fmt.Errorf("another process has it open: %w: %w", errdefs.ErrUnavailable, err)
+		}
+		return nil, errors.Join(fmt.Errorf("snapshotter: open %s: %w", root, err), s.meta.Close())
+	}
+	return s, nil
+}
+
+func withLockTimeout(o *bolt.Options) error {
+	o.Timeout = lockTimeout
+	return nil
+}
+
+// Close closes the metadata and the backend. Snapshots stay, and so do volumes of removed ones that Cleanup
+// has not destroyed yet: the next New does. Closing twice does nothing.
+func (s *Snapshotter) Close() error {
+	s.closeOnce.Do(func() {
+		if err := errors.Join(s.meta.Close(), s.backend.Close()); err != nil {
+			s.closeErr = fmt.Errorf("snapshotter: close: %w", err)
+		}
+	})
+	return s.closeErr
+}
+
+// wrap says which operation failed, on what.
+func wrap(operation, key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("snapshotter: %s %q: %w", operation, key, err)
+}
