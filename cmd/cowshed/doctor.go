@@ -40,23 +40,31 @@ type finding struct {
 
 func newDoctorCommand(a *app) *cobra.Command {
 	asJSON := false
+	var host *containerdFlags
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check that everything works, and say what to do where it does not",
 		Long: `Checks privileges, the filesystem and what the kernel can do, the embedded store, quotas, whether the filesystem
 can say what changed, things in the store that Cowshed did not make, images, and who uses the store.
 
+With --containerd it checks instead how cowshed serve, containerd and Docker are set up on this host.
+
 Each line says ok, warn or fail. The exit code is 1 if a line says fail, else 0.`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd, asJSON) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd, asJSON, host) },
 	}
 	addJSON(cmd, &asJSON)
+	host = addContainerdFlags(cmd)
 	return cmd
 }
 
-func (a *app) doctor(cmd *cobra.Command, asJSON bool) error {
+func (a *app) doctor(cmd *cobra.Command, asJSON bool, host *containerdFlags) error {
 	d := &doctor{app: a}
-	d.run(cmd.Context())
+	if host.check {
+		d.containerd(cmd.Context(), cmd, host)
+	} else {
+		d.run(cmd.Context())
+	}
 	if asJSON {
 		if err := printJSON(cmd, d.findings); err != nil {
 			return err

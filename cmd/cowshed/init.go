@@ -223,8 +223,8 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	return err
 }
 
-// largestOwnFile is how large, in bytes, the files that drivers keep in their homes are at most: locks, and a counter.
-const largestOwnFile = 8
+// counterFile is the one file in a driver's home that is not empty: the ZFS driver's count of changes.
+const counterFile = "changes"
 
 // deleteHome deletes the directories that a driver has made, which are empty, and its files.
 func deleteHome(home string) error {
@@ -237,7 +237,7 @@ func deleteHome(home string) error {
 	}
 	for _, entry := range entries {
 		path := filepath.Join(home, entry.Name())
-		if info, err := entry.Info(); err != nil || !entry.IsDir() && info.Size() > largestOwnFile {
+		if info, err := entry.Info(); err != nil || !entry.IsDir() && info.Size() > 0 && entry.Name() != counterFile {
 			return failf(errdefs.ErrFailedPrecondition, "%s was not made by init", path)
 		}
 		if err := removeIfThere(path); err != nil {

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package plugin
+package unixsocket
 
 import (
 	"errors"
@@ -8,8 +8,7 @@ import (
 	"net"
 )
 
-// Listen returns errors.ErrUnsupported: engines of this platform have no graph driver plugins that could be
-// served.
+// Listen returns errors.ErrUnsupported.
 func Listen(path string) (net.Listener, error) {
 	return nil, fmt.Errorf("listen at %s: %w", path, errors.ErrUnsupported)
 }

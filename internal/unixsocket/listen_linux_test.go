@@ -1,4 +1,4 @@
-package plugin
+package unixsocket
 
 import (
 	"io/fs"

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/cowshed/cowshed/internal/daemon"
+)
+
+// answerTimeout is how long doctor waits for a daemon.
+const answerTimeout = 5 * time.Second
+
+// containerdFlags say what doctor --containerd looks at.
+type containerdFlags struct {
+	check             bool
+	configFile        string // of the daemon
+	containerdConfig  string
+	containerdAddress string // "": what the daemon's configuration says
+	dockerConfig      string
+}
+
+func addContainerdFlags(cmd *cobra.Command) *containerdFlags {
+	f := &containerdFlags{}
+	flags := cmd.Flags()
+	flags.BoolVar(&f.check, "containerd", false, "check what containerd and Docker need, instead of the store")
+	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve")
+	flags.StringVar(&f.containerdConfig, "containerd-config", "/etc/containerd/config.toml", "configuration `FILE` of containerd")
+	flags.StringVar(&f.containerdAddress, "containerd-address", "", "`SOCKET` of containerd; by default what the configuration of cowshed serve says")
+	flags.StringVar(&f.dockerConfig, "docker-config", "/etc/docker/daemon.json", "configuration `FILE` of Docker, if there is one")
+	return f
+}
+
+// containerd checks the set-up of a host whose containerd is to use cowshed serve.
+func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containerdFlags) {
+	d.privileges()
+	c, err := daemon.ReadConfig(f.configFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config"):
+		c = daemon.Default()
+		d.add(ok, "configuration", "", "there is no %s, so defaults are used", f.configFile)
+	case err != nil:
+		d.add(fail, "configuration", "see packaging/cowshed.toml for what there is", "%v", err)
+		return
+	}
+	d.app.override(cmd.Flags(), &c)
+	if f.containerdAddress != "" {
+		c.ContainerdAddress = f.containerdAddress
+	}
+	if err := c.Validate(); err != nil {
+		d.add(fail, "configuration", "see packaging/cowshed.toml for what there is", "%v", err)
+		return
+	}
+	d.app.root = c.Root
+	d.filesystem()
+	d.daemonAnswers(ctx, c)
+	h := hostCheck{d, c, f}
+	config, err := readContainerdConfig(f.containerdConfig)
+	if err != nil {
+		d.add(fail, "containerd's configuration", "add what is in packaging/containerd.toml", "%v", err)
+		return
+	}
+	snapshotter := h.proxies(config)
+	h.addresses(config)
+	if snapshotter != "" {
+		h.containerdAnswers(ctx, snapshotter)
+	}
+	h.docker(snapshotter)
+}
+
+// daemonAnswers asks the daemon whether it is well.
+func (d *doctor) daemonAnswers(ctx context.Context, c daemon.Config) {
+	if _, err := os.Stat(c.Address); err != nil {
+		d.add(fail, "daemon", "start it with: systemctl enable --now cowshed.service", "%v", err)
+		return
+	}
+	err := ask(ctx, c.Address, func(ctx context.Context, conn *grpc.ClientConn) error {
+		answer, err := healthapi.NewHealthClient(conn).Check(ctx, &healthapi.HealthCheckRequest{})
+		if err == nil && answer.GetStatus() != healthapi.HealthCheckResponse_SERVING {
+			err = fmt.Errorf("it says %s", answer.GetStatus())
+		}
+		return err
+	})
+	if err != nil {
+		d.add(fail, "daemon", "see: journalctl -u cowshed", "%s: %v", c.Address, err)
+		return
+	}
+	d.add(ok, "daemon", "", "it answers on %s", c.Address)
+}
+
+// ask connects to a daemon on a socket and asks it something.
+func ask(ctx context.Context, socket string, question func(context.Context, *grpc.ClientConn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	return errors.Join(question(ctx, conn), conn.Close())
+}
+
+// hostCheck checks the configuration of those who use the daemon.
+type hostCheck struct {
+	*doctor
+	config daemon.Config
+	files  *containerdFlags
+}
+
+const (
+	containerdCheck = "containerd's configuration"
+	copyAdvice      = "see packaging/containerd.toml for what to add, then restart containerd"
+)
+
+// builtinSnapshotters are names that containerd has itself.
+var builtinSnapshotters = []string{"blockfile", "btrfs", "devmapper", "erofs", "native", "overlayfs", "zfs"}
+
+// proxies checks the proxy plugins, and returns the name that containerd has for the snapshotter, "" if none.
+func (h hostCheck) proxies(config *containerdConfig) string {
+	snapshotters := config.proxiesTo(h.config.Address, "snapshot")
+	if len(snapshotters) == 0 {
+		h.add(fail, containerdCheck, copyAdvice, "%s has no proxy plugin of the type snapshot with the address %s",
+			strings.Join(config.files, ", "), h.config.Address)
+		return ""
+	}
+	name := snapshotters[0]
+	if slices.Contains(builtinSnapshotters, name) {
+		h.add(fail, containerdCheck, "give the proxy plugin another name", "%s is a snapshotter of containerd itself", name)
+	}
+	h.add(ok, containerdCheck, "", "the snapshotter %s is served by %s", name, h.config.Address)
+	h.exports(name, config.proxies[name])
+
+	differs := config.proxiesTo(h.config.Address, "diff")
+	if len(differs) == 0 {
+		h.add(fail, containerdCheck, copyAdvice+"; its name must be another than that of the snapshotter",
+			"no proxy plugin of the type diff has the address %s, so that layers are made by walking", h.config.Address)
+		return name
+	}
+	h.diffOrder(config, differs)
+	h.unpack(config, name, differs)
+	switch config.criSnapshot {
+	case name:
+		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s", name)
+	case "":
+		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses containerd's own snapshotter; to change that see packaging/containerd.toml")
+	default:
+		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s, not %s", config.criSnapshot, name)
+	}
+	return name
+}
+
+// exports checks what containerd is told of the snapshotter.
+func (h hostCheck) exports(name string, p containerdProxy) {
+	dir := filepath.Join(h.config.Root, "containerd")
+	if real, err := filepath.EvalSymlinks(dir); err == nil && p.Exports["root"] == real {
+		dir = real
+	}
+	switch root := p.Exports["root"]; root {
+	case dir:
+		h.add(ok, containerdCheck, "", "imagefs statistics are those of %s", dir)
+	case "":
+		h.add(warn, containerdCheck, fmt.Sprintf("add to [proxy_plugins.%s.exports]: root = %q", name, dir),
+			"%s exports no root, which Kubernetes needs for imagefs statistics", name)
+	default:
+		h.add(warn, containerdCheck, fmt.Sprintf("say in [proxy_plugins.%s.exports]: root = %q", name, dir),
+			"%s exports the root %s, and its volumes are in %s", name, root, dir)
+	}
+	if !slices.Contains(p.Capabilities, "remap-ids") {
+		h.add(warn, containerdCheck, fmt.Sprintf("add to [proxy_plugins.%s]: capabilities = [\"remap-ids\"]", name),
+			"%s has not the capability remap-ids, so that each start of a container in a user namespace copies and changes its image", name)
+	}
+}
+
+// diffOrder checks that the differ is asked before containerd's own, which is asked as well.
+func (h hostCheck) diffOrder(config *containerdConfig, differs []string) {
+	own := slices.IndexFunc(config.diffOrder, func(name string) bool { return slices.Contains(differs, name) })
+	walking := slices.Index(config.diffOrder, "walking")
+	advice := fmt.Sprintf("say in [plugins.'io.containerd.service.v1.diff-service']: default = [%q, \"walking\"]", differs[0])
+	switch {
+	case own < 0:
+		h.add(fail, containerdCheck, advice, "the diff service does not ask %s, so that layers are made by walking", differs[0])
+	case walking >= 0 && walking < own:
+		h.add(fail, containerdCheck, advice, "the diff service asks walking before %s, so that layers are made by walking", config.diffOrder[own])
+	case walking < 0:
+		h.add(warn, containerdCheck, advice, "the diff service does not ask walking, which snapshots of other snapshotters need")
+	default:
+		h.add(ok, containerdCheck, "", "the diff service asks %s first", config.diffOrder[own])
+	}
+}
+
+// unpack checks that images are unpacked with the pair.
+func (h hostCheck) unpack(config *containerdConfig, snapshotter string, differs []string) {
+	advice := fmt.Sprintf("add [[plugins.'io.containerd.transfer.v1.local'.unpack_config]] with platform = \"linux\", snapshotter = %q, differ = %q", snapshotter, differs[0])
+	for _, entry := range config.unpack {
+		if entry.snapshotter != snapshotter {
+			continue
+		}
+		if slices.Contains(differs, entry.differ) {
+			h.add(ok, containerdCheck, "", "the transfer service unpacks images for %s with %s", snapshotter, entry.differ)
+		} else {
+			h.add(warn, containerdCheck, advice, "the transfer service unpacks images for %s with %q, which has to mount each layer", snapshotter, entry.differ)
+		}
+		return
+	}
+	if slices.Contains(config.disabled, "io.containerd.transfer.v1.local") {
+		return
+	}
+	h.add(fail, containerdCheck, advice, "the transfer service cannot unpack images for %s", snapshotter)
+}
+
+// addresses checks that the daemon reaches the containerd that it serves.
+func (h hostCheck) addresses(config *containerdConfig) {
+	address := config.grpcAddress
+	if address == "" || address == h.config.ContainerdAddress {
+		return
+	}
+	h.add(fail, containerdCheck, fmt.Sprintf("say in %s: containerd_address = %q", h.files.configFile, address),
+		"containerd listens on %s, and the differ looks for its content store on %s", address, h.config.ContainerdAddress)
+}
+
+// containerdAnswers asks containerd whether it has loaded the snapshotter.
+func (h hostCheck) containerdAnswers(ctx context.Context, snapshotter string) {
+	const check = "containerd"
+	var answer *introspectionapi.PluginsResponse
+	err := ask(ctx, h.config.ContainerdAddress, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+		answer, err = introspectionapi.NewIntrospectionClient(conn).Plugins(ctx, &introspectionapi.PluginsRequest{
+			Filters: []string{fmt.Sprintf("type==io.containerd.snapshotter.v1,id==%s", snapshotter)},
+		})
+		return err
+	})
+	if err != nil {
+		h.add(fail, check, "see: systemctl status containerd", "%s: %v", h.config.ContainerdAddress, err)
+		return
+	}
+	loaded := answer.GetPlugins()
+	if len(loaded) == 0 {
+		h.add(fail, check, "restart it: systemctl restart containerd", "it answers on %s, but has not loaded %s", h.config.ContainerdAddress, snapshotter)
+		return
+	}
+	if problem := loaded[0].GetInitErr(); problem != nil {
+		h.add(fail, check, "see: journalctl -u containerd", "it could not load %s: %s", snapshotter, problem.GetMessage())
+		return
+	}
+	h.add(ok, check, "", "it answers on %s and has loaded %s", h.config.ContainerdAddress, snapshotter)
+}
+
+// docker checks the configuration of a Docker Engine, if there is one. snapshotter is containerd's name for Cowshed.
+func (h hostCheck) docker(snapshotter string) {
+	const check = "Docker"
+	text, err := os.ReadFile(h.files.dockerConfig)
+	if errors.Is(err, fs.ErrNotExist) {
+		h.add(ok, check, "", "there is no %s", h.files.dockerConfig)
+		return
+	}
+	var config struct {
+		StorageDriver string          `json:"storage-driver"`
+		Experimental  bool            `json:"experimental"`
+		Features      map[string]bool `json:"features"`
+		Containerd    string          `json:"containerd"`
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &config)
+	}
+	file := h.files.dockerConfig
+	store := config.Features["containerd-snapshotter"]
+	switch {
+	case err != nil:
+		h.add(fail, check, "", "%s: %v", file, err)
+	case config.StorageDriver == "":
+		h.add(ok, check, "see packaging/daemon.json to change that", "%s names no storage driver, so Docker does not use Cowshed", file)
+	case store && config.StorageDriver == snapshotter:
+		h.add(ok, check, "", "it uses the snapshotter %s through the containerd image store", snapshotter)
+		if config.Containerd != "" && config.Containerd != h.config.ContainerdAddress {
+			h.add(fail, check, "", "%s says that its containerd is on %s, and Cowshed serves the one on %s", file, config.Containerd, h.config.ContainerdAddress)
+		}
+	case config.StorageDriver == h.config.DockerPlugin && !config.Experimental:
+		h.add(fail, check, fmt.Sprintf("say in %s: \"experimental\": true", file),
+			"graph driver plugins such as %s need an engine in experimental mode", config.StorageDriver)
+	case config.StorageDriver == h.config.DockerPlugin:
+		h.add(ok, check, "", "it uses the graph driver plugin %s", config.StorageDriver)
+	case config.StorageDriver == snapshotter:
+		h.add(fail, check, fmt.Sprintf("say in %s: \"features\": {\"containerd-snapshotter\": true}", file),
+			"it does not use the containerd image store, in which alone it can use the snapshotter %s", snapshotter)
+	default:
+		h.add(ok, check, "see packaging/daemon.json to change that", "it uses the storage driver %s, not Cowshed", config.StorageDriver)
+	}
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/cowshed/cowshed/internal/daemon"
+)
+
+// serveFlags are the flags of serve that override keys of the configuration.
+type serveFlags struct {
+	configFile string
+	config     daemon.Config // what the flags say
+	timeout    time.Duration
+}
+
+func newServeCommand(a *app) *cobra.Command {
+	f := &serveFlags{config: daemon.Default()}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve containerd as snapshotter and differ, and Docker as graph driver plugin",
+		Long: `Serves containerd, which uses Cowshed as proxy plugins of the types snapshot and diff, on a unix socket; and
+with --docker-plugin a Docker Engine that has graph driver plugins. It runs until SIGTERM or SIGINT, and then ends
+what is running.
+
+The configuration is read from ` + daemon.DefaultConfigFile + `, if it is there, or from --config. Flags override
+it. packaging/cowshed.toml describes each key; a flag has the name of its key with dashes.
+
+Volumes for containerd are kept below ROOT/containerd, apart from the layers of the other commands, which may be
+used meanwhile. A second daemon on the same root is refused.`,
+		Example: `  cowshed serve --root /srv/cowshed --default-limit 20G
+  cowshed serve --docker-plugin cowshed --metrics 127.0.0.1:9417`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd, f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE`")
+	flags.StringVar(&f.config.Address, "address", f.config.Address, "`SOCKET` that containerd is served on")
+	flags.StringVar(&f.config.State, "state", f.config.State, "`DIR` for what does not outlive a start of the machine")
+	flags.StringVar(&f.config.ContainerdAddress, "containerd-address", f.config.ContainerdAddress, "`SOCKET` of containerd, for its content store")
+	flags.StringVar(&f.config.DefaultLimit, "default-limit", "", "most that a container may write, as `SIZE` such as 20G; none by default")
+	flags.StringVar(&f.config.LimitScope, "limit-scope", f.config.LimitScope, "what limits count: layer or total")
+	flags.BoolVar(&f.config.CountInodes, "count-inodes", false, "count inodes when usage is asked for, by comparing layers")
+	flags.StringVar(&f.config.DockerPlugin, "docker-plugin", "", "serve Docker Engines that have graph driver plugins, under this `NAME`")
+	flags.StringVar(&f.config.DockerHome, "docker-home", "", "`DIR` for that driver's layers, instead of the engine's data root")
+	flags.StringVar(&f.config.DockerSocket, "docker-socket", "", "`SOCKET` of that plugin, if not in /run/docker/plugins")
+	flags.StringVar(&f.config.DockerSpecDir, "docker-spec-dir", f.config.DockerSpecDir, "`DIR` for the file that names --docker-socket to the engine")
+	flags.StringVar(&f.config.Metrics, "metrics", "", "serve Prometheus metrics on `ADDRESS`, HOST:PORT or unix:///PATH")
+	flags.StringVar(&f.config.LogFormat, "log-format", f.config.LogFormat, "text or json")
+	flags.DurationVar(&f.timeout, "stop-timeout", f.config.StopTimeout.Duration, "how long requests may go on after SIGTERM")
+	return cmd
+}
+
+func (a *app) serve(cmd *cobra.Command, f *serveFlags) error {
+	c, err := f.read(cmd.Flags())
+	if err != nil {
+		return err
+	}
+	a.override(cmd.Flags(), &c)
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	handler, err := c.Handler(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	a.log = slog.New(handler)
+	slog.SetDefault(a.log) // drivers log there
+	a.root = c.Root
+	if err := a.mountEmbedded(); err != nil {
+		return err
+	}
+	return daemon.Run(cmd.Context(), c, daemon.Options{Version: versionString(), Logger: a.log})
+}
+
+// read reads the configuration file. Only one that was asked for must be there.
+func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
+	c, err := daemon.ReadConfig(f.configFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		if flags.Changed("config") {
+			return daemon.Config{}, usageError{err}
+		}
+		c, err = daemon.Default(), nil
+	}
+	if err != nil {
+		return daemon.Config{}, err
+	}
+	f.config.StopTimeout = daemon.Duration{Duration: f.timeout}
+	for name, set := range map[string]func(){
+		"address":            func() { c.Address = f.config.Address },
+		"state":              func() { c.State = f.config.State },
+		"containerd-address": func() { c.ContainerdAddress = f.config.ContainerdAddress },
+		"default-limit":      func() { c.DefaultLimit = f.config.DefaultLimit },
+		"limit-scope":        func() { c.LimitScope = f.config.LimitScope },
+		"count-inodes":       func() { c.CountInodes = f.config.CountInodes },
+		"docker-plugin":      func() { c.DockerPlugin = f.config.DockerPlugin },
+		"docker-home":        func() { c.DockerHome = f.config.DockerHome },
+		"docker-socket":      func() { c.DockerSocket = f.config.DockerSocket },
+		"docker-spec-dir":    func() { c.DockerSpecDir = f.config.DockerSpecDir },
+		"metrics":            func() { c.Metrics = f.config.Metrics },
+		"log-format":         func() { c.LogFormat = f.config.LogFormat },
+		"stop-timeout":       func() { c.StopTimeout = f.config.StopTimeout },
+	} {
+		if flags.Changed(name) {
+			set()
+		}
+	}
+	return c, nil
+}
+
+// override puts what the flags of all commands, and their variables of the environment, say over the configuration.
+func (a *app) override(flags *pflag.FlagSet, c *daemon.Config) {
+	if flags.Changed("root") || os.Getenv(rootEnv) != "" {
+		c.Root = a.root
+	}
+	if flags.Changed("driver") || os.Getenv(driverEnv) != "" {
+		c.Driver = a.driverName
+	}
+	if flags.Changed("storage-opt") {
+		c.StorageOptions = append(c.StorageOptions, a.storageOpts...)
+	}
+	if flags.Changed("log-level") {
+		c.LogLevel = a.logLevel
+	}
+	if a.quiet {
+		c.LogLevel = fmt.Sprint(slog.LevelError)
+	}
+}

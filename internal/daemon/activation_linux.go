@@ -1,0 +1,45 @@
+package daemon
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/containerd/errdefs"
+	"github.com/coreos/go-systemd/v22/activation"
+)
+
+// Names that sockets which systemd passes on are told apart by (FileDescriptorName=, sd_listen_fds_with_names(3)).
+// Sockets of other names are for containerd.
+const (
+	dockerSocketName  = "docker"
+	metricsSocketName = "metrics"
+)
+
+// listeners are the sockets that requests come from.
+type listeners struct {
+	containerd      []net.Listener
+	docker, metrics net.Listener // nil: none
+}
+
+// activated returns the sockets that systemd has passed on to this process, none where it has not.
+func activated() (l listeners, err error) {
+	named, err := activation.ListenersWithNames()
+	if err != nil {
+		return listeners{}, fmt.Errorf("sockets of systemd: %w", err)
+	}
+	for name, list := range named {
+		for _, passed := range list {
+			switch {
+			case passed == nil:
+				return listeners{}, fmt.Errorf("systemd passed a socket %q that does not listen for streams: %w", name, errdefs.ErrInvalidArgument)
+			case name == dockerSocketName:
+				l.docker = passed
+			case name == metricsSocketName:
+				l.metrics = passed
+			default:
+				l.containerd = append(l.containerd, passed)
+			}
+		}
+	}
+	return l, nil
+}

@@ -1,0 +1,268 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/plugin"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// DefaultConfigFile is read where no other file is named, if it is there.
+const DefaultConfigFile = "/etc/cowshed/config.toml"
+
+// autoDriver is the Driver that stands for the one that has volumes in the root, or fits its filesystem.
+const autoDriver = "auto"
+
+// Config says how the daemon works. packaging/cowshed.toml describes each key.
+type Config struct {
+	Root           string   `toml:"root"`
+	State          string   `toml:"state"`
+	Driver         string   `toml:"driver"`
+	StorageOptions []string `toml:"storage_options"`
+
+	Address           string `toml:"address"`
+	ContainerdAddress string `toml:"containerd_address"`
+	DefaultLimit      string `toml:"default_limit"`
+	LimitScope        string `toml:"limit_scope"`
+	CountInodes       bool   `toml:"count_inodes"`
+
+	DockerPlugin  string `toml:"docker_plugin"`
+	DockerHome    string `toml:"docker_home"`
+	DockerSocket  string `toml:"docker_socket"`
+	DockerSpecDir string `toml:"docker_spec_dir"`
+
+	Metrics     string   `toml:"metrics"`
+	LogLevel    string   `toml:"log_level"`
+	LogFormat   string   `toml:"log_format"`
+	StopTimeout Duration `toml:"stop_timeout"`
+}
+
+// Duration is a time.Duration in the form "30s".
+type Duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	var err error
+	d.Duration, err = time.ParseDuration(string(text))
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// Default is the configuration without a file.
+func Default() Config {
+	return Config{
+		Root:              "/var/lib/cowshed",
+		State:             "/run/cowshed",
+		Driver:            autoDriver,
+		Address:           "/run/cowshed/cowshed.sock",
+		ContainerdAddress: "/run/containerd/containerd.sock",
+		LimitScope:        quota.ScopeLayer.String(),
+		DockerSpecDir:     plugin.SpecDir,
+		LogLevel:          "info",
+		LogFormat:         "text",
+		StopTimeout:       Duration{25 * time.Second},
+	}
+}
+
+// ReadConfig reads a file over the defaults. A key that there is not, or that comes twice, and a value of another
+// type are an errdefs.ErrInvalidArgument that names the line. fs.ErrNotExist: there is no such file. What the values
+// mean is checked by Validate.
+func ReadConfig(file string) (Config, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := parseConfig(text)
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w: %w", file, errdefs.ErrInvalidArgument, err)
+	}
+	return c, nil
+}
+
+func parseConfig(text []byte) (Config, error) {
+	c := Default()
+	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&c)
+	var unknown *toml.StrictMissingError
+	var malformed *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		var errs []error
+		for i := range unknown.Errors {
+			line, _ := unknown.Errors[i].Position()
+			errs = append(errs, fmt.Errorf("line %d: unknown key %q", line, strings.Join(unknown.Errors[i].Key(), ".")))
+		}
+		return Config{}, errors.Join(errs...)
+	case errors.As(err, &malformed):
+		line, column := malformed.Position()
+		return Config{}, fmt.Errorf("line %d, column %d: %w", line, column, err)
+	case err != nil:
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// Validate reports all that is wrong with the values, as errdefs.ErrInvalidArgument.
+func (c Config) Validate() error {
+	var errs []error
+	check := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	for _, dir := range []struct {
+		key, path string
+		optional  bool
+	}{
+		{"root", c.Root, false}, {"state", c.State, false}, {"address", c.Address, false},
+		{"containerd_address", c.ContainerdAddress, false}, {"docker_home", c.DockerHome, true},
+		{"docker_socket", c.DockerSocket, true}, {"docker_spec_dir", c.DockerSpecDir, false},
+	} {
+		if !dir.optional || dir.path != "" {
+			check(dir.key, checkAbsolute(dir.path))
+		}
+	}
+	_, err := c.limit()
+	check("default_limit", err)
+	_, err = quota.ParseScope(c.LimitScope)
+	check("limit_scope", err)
+	check("driver", c.checkDriver())
+	check("storage_options", c.checkStorageOptions())
+	if c.DockerPlugin != "" {
+		check("docker_plugin", plugin.CheckName(c.DockerPlugin))
+	}
+	_, _, err = metricsAddress(c.Metrics)
+	check("metrics", err)
+	_, err = c.Handler(nil)
+	check("log", err)
+	if c.StopTimeout.Duration <= 0 {
+		check("stop_timeout", fmt.Errorf("%s must be more than 0", c.StopTimeout.Duration))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("configuration: %w: %w", errdefs.ErrInvalidArgument, errors.Join(errs...))
+}
+
+func checkAbsolute(path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("%q must be an absolute path", path)
+	}
+	return nil
+}
+
+func (c Config) checkDriver() error {
+	if c.Driver != autoDriver && !graphdriver.IsRegistered(c.Driver) {
+		return fmt.Errorf("%q: say %s", c.Driver, strings.Join(append(graphdriver.Drivers(), autoDriver), ", "))
+	}
+	return nil
+}
+
+// checkStorageOptions checks the options of each driver, so that one that is misspelled is not taken for another
+// driver's.
+func (c Config) checkStorageOptions() error {
+	var drivers []string
+	for _, option := range c.StorageOptions {
+		driver, name := splitOption(option)
+		switch {
+		case name == "size":
+			return fmt.Errorf("%q: say default_limit", option)
+		case name == "quota_scope":
+			return fmt.Errorf("%q: say limit_scope", option)
+		case name == "fsname" && c.Driver != driver:
+			return fmt.Errorf("%q needs driver = %q", option, driver)
+		}
+		drivers = append(drivers, driver)
+	}
+	if c.Driver != autoDriver {
+		drivers = append(drivers, c.Driver)
+	}
+	for _, driver := range drivers {
+		if _, err := quota.ParseOptions(driver, c.driverOptions(driver)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// splitOption splits "driver.name=value" as quota.ParseOptions does.
+func splitOption(option string) (driver, name string) {
+	key, _, _ := strings.Cut(option, "=")
+	driver, name, _ = strings.Cut(strings.ToLower(strings.TrimSpace(key)), ".")
+	return driver, name
+}
+
+// limit is the default limit in bytes, 0 for none.
+func (c Config) limit() (uint64, error) {
+	if c.DefaultLimit == "" {
+		return 0, nil
+	}
+	return quota.ParseSize(c.DefaultLimit)
+}
+
+// driverOptions are the storage options with what the keys of the daemon say in their terms.
+func (c Config) driverOptions(driver string) []string {
+	var options []string
+	for _, option := range c.StorageOptions {
+		if of, _ := splitOption(option); of == driver {
+			options = append(options, option)
+		}
+	}
+	options = append(options, driver+".quota_scope="+c.LimitScope)
+	if c.DefaultLimit != "" {
+		options = append(options, driver+".size="+c.DefaultLimit)
+	}
+	return options
+}
+
+// dockerSocket is the path of the plugin's socket.
+func (c Config) dockerSocket() (string, error) {
+	if c.DockerSocket != "" {
+		return c.DockerSocket, nil
+	}
+	return plugin.SocketPath(c.DockerPlugin)
+}
+
+// metricsAddress splits an address into network and address. "" is none.
+func metricsAddress(address string) (network, addr string, err error) {
+	if address == "" {
+		return "", "", nil
+	}
+	if path, ok := strings.CutPrefix(address, "unix://"); ok {
+		return "unix", path, checkAbsolute(path)
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return "", "", fmt.Errorf("%q must be HOST:PORT or unix:///PATH: %w", address, err)
+	}
+	return "tcp", address, nil
+}
+
+// Handler makes the log that the configuration asks for, written to w.
+func (c Config) Handler(w io.Writer) (slog.Handler, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("log_level %q: say debug, info, warn or error", c.LogLevel)
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch c.LogFormat {
+	case "text":
+		return slog.NewTextHandler(w, opts), nil
+	case "json":
+		return slog.NewJSONHandler(w, opts), nil
+	}
+	return nil, fmt.Errorf("log_format %q: say text or json", c.LogFormat)
+}

@@ -1,0 +1,143 @@
+package daemon
+
+import (
+	"bytes"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	_ "github.com/cowshed/cowshed/btrfs" // the drivers that configurations name
+	_ "github.com/cowshed/cowshed/zfs"
+)
+
+const sampleFile = "../../packaging/cowshed.toml"
+
+// TestSample: the sample says what the defaults are, and names every key.
+func TestSample(t *testing.T) {
+	sample, err := ReadConfig(sampleFile)
+	require.NoError(t, err)
+	want := Default()
+	want.StorageOptions = []string{}
+	assert.Equal(t, want, sample)
+	require.NoError(t, sample.Validate())
+
+	text, err := os.ReadFile(sampleFile)
+	require.NoError(t, err)
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		key := field.Tag.Get("toml")
+		assert.Regexp(t, `(?m)^`+key+` = `, string(text), "key %s", key)
+	}
+}
+
+func writeConfig(t testing.TB, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.toml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	return file
+}
+
+func TestReadConfig(t *testing.T) {
+	c, err := ReadConfig(writeConfig(t, `
+root = "/srv"
+driver = "btrfs"
+storage_options = ["btrfs.quota=classic"]
+default_limit = "10G"
+docker_plugin = "cows"
+stop_timeout = "1m30s"
+`))
+	require.NoError(t, err)
+	require.NoError(t, c.Validate())
+	assert.Equal(t, "/srv", c.Root)
+	assert.Equal(t, Duration{90 * time.Second}, c.StopTimeout)
+	assert.Equal(t, Default().Address, c.Address, "what is not named has its default")
+	assert.Equal(t, []string{"btrfs.quota=classic", "btrfs.quota_scope=layer", "btrfs.size=10G"}, c.driverOptions("btrfs"))
+	assert.Equal(t, []string{"zfs.quota_scope=layer", "zfs.size=10G"}, c.driverOptions("zfs"))
+	socket, err := c.dockerSocket()
+	require.NoError(t, err)
+	assert.Equal(t, "/run/docker/plugins/cows.sock", socket)
+
+	_, err = ReadConfig(filepath.Join(t.TempDir(), "none"))
+	require.ErrorIs(t, err, fs.ErrNotExist)
+}
+
+func TestWrongFile(t *testing.T) {
+	for name, c := range map[string]struct{ text, says string }{
+		"unknown key":     {"root = '/srv'\n\nroots = '/srv'\n", `line 3: unknown key "roots"`},
+		"unknown table":   {"[containerd]\naddress = '/x'\n", `unknown key "containerd`},
+		"two unknown":     {"a = 1\nb = 2\n", "line 2: unknown key \"b\""},
+		"wrong type":      {"\nroot = 5\n", "line 2"},
+		"twice":           {"root = '/a'\nroot = '/b'\n", "line 2"},
+		"no TOML":         {"root /srv\n", "line 1"},
+		"no duration":     {"stop_timeout = 'soon'\n", "soon"},
+		"number for time": {"stop_timeout = 5\n", "missing unit"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ReadConfig(writeConfig(t, c.text))
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+			assert.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+func TestWrongValues(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Config)
+		says   string
+	}{
+		"relative root":      {func(c *Config) { c.Root = "srv" }, "root"},
+		"no root":            {func(c *Config) { c.Root = "" }, "root"},
+		"relative address":   {func(c *Config) { c.Address = "x.sock" }, "address"},
+		"containerd":         {func(c *Config) { c.ContainerdAddress = "" }, "containerd_address"},
+		"docker home":        {func(c *Config) { c.DockerHome = "x" }, "docker_home"},
+		"docker socket":      {func(c *Config) { c.DockerSocket = "x" }, "docker_socket"},
+		"docker name":        {func(c *Config) { c.DockerPlugin = "a/b" }, "docker_plugin"},
+		"docker's own":       {func(c *Config) { c.DockerPlugin = "overlay2" }, "overlay2"},
+		"limit":              {func(c *Config) { c.DefaultLimit = "many" }, "default_limit"},
+		"no limit":           {func(c *Config) { c.DefaultLimit = "0" }, "default_limit"},
+		"scope":              {func(c *Config) { c.LimitScope = "all" }, "limit_scope"},
+		"driver":             {func(c *Config) { c.Driver = "overlay2" }, "driver"},
+		"option":             {func(c *Config) { c.StorageOptions = []string{"btrfs.quoat=off"} }, "storage_options"},
+		"option of no one":   {func(c *Config) { c.StorageOptions = []string{"brtfs.quota=off"} }, "storage_options"},
+		"option, no value":   {func(c *Config) { c.StorageOptions = []string{"btrfs.quota"} }, "storage_options"},
+		"size as option":     {func(c *Config) { c.StorageOptions = []string{"btrfs.size=1G"} }, "default_limit"},
+		"scope as option":    {func(c *Config) { c.StorageOptions = []string{"btrfs.quota_scope=total"} }, "limit_scope"},
+		"dataset for any":    {func(c *Config) { c.StorageOptions = []string{"zfs.fsname=a/b"} }, "needs driver"},
+		"limit and no quota": {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=off"}; c.DefaultLimit = "1G" }, "exclude"},
+		"simple and total":   {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=simple"}; c.LimitScope = "total" }, "exclude"},
+		"metrics":            {func(c *Config) { c.Metrics = "9417" }, "metrics"},
+		"metrics socket":     {func(c *Config) { c.Metrics = "unix://x" }, "metrics"},
+		"level":              {func(c *Config) { c.LogLevel = "loud" }, "log_level"},
+		"format":             {func(c *Config) { c.LogFormat = "xml" }, "log_format"},
+		"timeout":            {func(c *Config) { c.StopTimeout.Duration = 0 }, "stop_timeout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := Default()
+			c.change(&config)
+			err := config.Validate()
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+			assert.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+func TestLogFormats(t *testing.T) {
+	for format, want := range map[string]string{"text": "level=WARN msg=well", "json": `"level":"WARN","msg":"well"`} {
+		var out bytes.Buffer
+		c := Default()
+		c.LogFormat, c.LogLevel = format, "warn"
+		handler, err := c.Handler(&out)
+		require.NoError(t, err)
+		slog.New(handler).Info("not")
+		slog.New(handler).Warn("well")
+		assert.Contains(t, out.String(), want)
+		assert.NotContains(t, out.String(), "not")
+	}
+}

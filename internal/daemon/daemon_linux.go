@@ -1,0 +1,296 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/defaults"
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/moby/sys/user"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/unixsocket"
+	"github.com/cowshed/cowshed/quota"
+	"github.com/cowshed/cowshed/snapshotter"
+)
+
+// containerdDir is the directory in the root for what containerd is served with.
+const containerdDir = "containerd"
+
+// Run serves until ctx is done, and then ends what is running: requests may go on for StopTimeout, then they are
+// cancelled and undone. It returns nil when that went well.
+//
+// errdefs.ErrInvalidArgument: the configuration cannot be. errdefs.ErrFailedPrecondition: another daemon uses the
+// root. errdefs.ErrAlreadyExists: another process listens at one of the sockets. Errors of the storage driver are
+// those of graphdriver.New.
+func Run(ctx context.Context, c Config, opts Options) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	d, err := open(c, opts)
+	if err != nil {
+		return err
+	}
+	err = d.serve(ctx)
+	return errors.Join(err, d.close())
+}
+
+// daemon is all that is open.
+type daemon struct {
+	config      Config
+	opts        Options
+	log         *slog.Logger
+	listeners   listeners
+	server      *grpc.Server
+	health      *health.Server
+	docker      *dockerPlugin // nil: none
+	metrics     *http.Server  // nil: none
+	closers     []func() error
+	snapshotter *snapshotter.Snapshotter
+}
+
+func open(c Config, opts Options) (_ *daemon, err error) {
+	d := &daemon{config: c, opts: opts, log: opts.Logger}
+	if d.log == nil {
+		d.log = slog.Default()
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	if d.listeners, err = activated(); err != nil {
+		return nil, err
+	}
+	d.closeLater(d.listeners.close)
+	if err := d.lock(); err != nil {
+		return nil, err
+	}
+	m := newMetrics(opts.Version)
+	sources, err := d.openServices(m)
+	if err != nil {
+		return nil, err
+	}
+	m.registry.MustRegister(&collector{sources: sources, root: c.Root, log: d.log, counted: make(map[string]volumeCount)})
+	if err := d.listen(); err != nil {
+		return nil, err
+	}
+	if d.listeners.metrics != nil {
+		mux := http.NewServeMux()
+		mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry}))
+		d.metrics = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	}
+	return d, nil
+}
+
+func (d *daemon) closeLater(f func() error) { d.closers = append(d.closers, f) }
+
+// close closes everything, the last first.
+func (d *daemon) close() error {
+	var errs []error
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		errs = append(errs, d.closers[i]())
+	}
+	d.closers = nil
+	return errors.Join(errs...)
+}
+
+// lock makes the directories and keeps other daemons out.
+func (d *daemon) lock() error {
+	if err := os.MkdirAll(d.config.Root, 0o711); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.config.State, 0o711); err != nil {
+		return err
+	}
+	lock, err := lockRoot(d.config.Root)
+	if err != nil {
+		return err
+	}
+	d.closeLater(lock.Close)
+	return nil
+}
+
+// openServices opens what answers requests.
+func (d *daemon) openServices(m *metrics) ([]source, error) {
+	s, differ, err := d.openContainerd()
+	if err != nil {
+		return nil, fmt.Errorf("containerd's volumes: %w", err)
+	}
+	d.health = health.NewServer()
+	d.server = grpc.NewServer(append(interceptors{m, d.log}.options(),
+		grpc.WaitForHandlers(true),
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))...)
+	d.closeLater(func() error { d.server.Stop(); return nil })
+	snapshotter.Register(d.server, d.snapshotter, measuredDiffer{differ, m})
+	healthapi.RegisterHealthServer(d.server, d.health)
+	sources := []source{s}
+
+	if d.config.DockerPlugin != "" {
+		d.docker = newDockerPlugin(d.config, m, d.log)
+		d.closeLater(d.docker.adapter.Close)
+		d.docker.resume()
+		sources = append(sources, d.docker.source())
+	}
+	return sources, nil
+}
+
+// openContainerd opens snapshotter and differ.
+func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
+	root, err := filepath.EvalSymlinks(d.config.Root)
+	if err != nil {
+		return source{}, nil, err
+	}
+	dir := filepath.Join(root, containerdDir)
+	driver, err := openDriver(dir, d.config.Driver, d.config.driverOptions, user.IdentityMapping{}, d.log)
+	if err != nil {
+		return source{}, nil, err
+	}
+	options, err := quota.ParseOptions(driver.String(), d.config.driverOptions(driver.String()))
+	if err != nil {
+		return source{}, nil, errors.Join(err, driver.Cleanup())
+	}
+	d.snapshotter, err = snapshotter.New(dir, driver.Backend(), snapshotter.Options{
+		DefaultLimit: quota.Limit{Bytes: options.Size, Scope: options.Scope},
+		Scope:        options.Scope,
+		CountInodes:  d.config.CountInodes,
+		Logger:       d.log,
+	})
+	if err != nil {
+		return source{}, nil, errors.Join(err, driver.Cleanup())
+	}
+	d.closeLater(d.snapshotter.Close)
+	conn, err := connectContainerd(d.config.ContainerdAddress)
+	if err != nil {
+		return source{}, nil, err
+	}
+	d.closeLater(conn.Close)
+	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn))
+	d.log.Info("opened the volumes for containerd", "driver", driver.String(), "dir", dir)
+	return source{
+		service:  snapshotsService,
+		compared: differ.CompareStats,
+		use:      func(f func(cowcommon.Backend)) { f(driver.Backend()) },
+	}, differ, nil
+}
+
+// listen makes the sockets that systemd has not passed on.
+func (d *daemon) listen() (err error) {
+	if len(d.listeners.containerd) == 0 {
+		l, err := unixsocket.Listen(d.config.Address)
+		if err != nil {
+			return err
+		}
+		d.listeners.containerd = []net.Listener{l}
+	}
+	if d.docker != nil && d.listeners.docker == nil {
+		if d.listeners.docker, err = d.docker.listen(); err != nil {
+			return err
+		}
+	}
+	network, address, err := metricsAddress(d.config.Metrics)
+	if err != nil || network == "" || d.listeners.metrics != nil {
+		return err
+	}
+	if network == "unix" {
+		d.listeners.metrics, err = unixsocket.Listen(address)
+		return err
+	}
+	d.listeners.metrics, err = net.Listen(network, address)
+	return err
+}
+
+func (l *listeners) close() error {
+	var errs []error
+	for _, listener := range append(l.containerd, l.docker, l.metrics) {
+		if listener == nil {
+			continue
+		}
+		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// serve answers requests until ctx is done, and then until they have ended.
+func (d *daemon) serve(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range d.listeners.containerd {
+		d.log.Info("serving containerd", "address", l.Addr().String())
+		group.Go(func() error { return d.server.Serve(l) })
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		d.stopRequests()
+		return nil
+	})
+	if d.docker != nil {
+		d.log.Info("serving Docker", "plugin", d.config.DockerPlugin, "address", d.listeners.docker.Addr().String())
+		group.Go(func() error { return d.docker.serve(ctx, d.listeners.docker) })
+	}
+	if d.metrics != nil {
+		d.log.Info("serving metrics", "address", d.listeners.metrics.Addr().String())
+		group.Go(func() error { return d.serveMetrics(ctx) })
+	}
+	d.notify(sd.SdNotifyReady)
+	if d.opts.Ready != nil {
+		d.opts.Ready()
+	}
+	return group.Wait()
+}
+
+// stopRequests lets the requests of containerd that are under way end, and after StopTimeout cancels them.
+func (d *daemon) stopRequests() {
+	d.notify(sd.SdNotifyStopping)
+	d.log.Info("stopping")
+	d.health.Shutdown()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		d.server.GracefulStop()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(d.config.StopTimeout.Duration):
+		d.log.Warn("cancelling requests that have not ended", "after", d.config.StopTimeout.Duration.String())
+		d.server.Stop()
+		<-ended
+	}
+}
+
+func (d *daemon) serveMetrics(ctx context.Context) error {
+	ended := make(chan error, 1)
+	go func() { ended <- d.metrics.Serve(d.listeners.metrics) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("metrics: %w", err)
+	case <-ctx.Done():
+		err := d.metrics.Close()
+		if served := <-ended; !errors.Is(served, http.ErrServerClosed) {
+			err = errors.Join(err, served)
+		}
+		return err
+	}
+}
+
+// notify tells systemd, where it has started this process, what state it is in (sd_notify(3)).
+func (d *daemon) notify(state string) {
+	if _, err := sd.SdNotify(false, state); err != nil {
+		d.log.Warn("systemd cannot be notified", "state", state, "error", err)
+	}
+}

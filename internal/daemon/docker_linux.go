@@ -1,0 +1,150 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/plugin"
+)
+
+// dockerPlugin serves a graph driver to an engine.
+type dockerPlugin struct {
+	config  Config
+	log     *slog.Logger
+	adapter *plugin.Adapter
+	handler *plugin.Handler
+
+	mu       sync.RWMutex
+	drivers  map[*dockerDriver]struct{} // open ones
+	compared cowcommon.CompareStats     // of those that were closed
+}
+
+func newDockerPlugin(c Config, m *metrics, log *slog.Logger) *dockerPlugin {
+	p := &dockerPlugin{config: c, log: log, drivers: make(map[*dockerDriver]struct{})}
+	p.adapter = plugin.NewAdapter(p.open, plugin.AdapterOptions{
+		StateFile: filepath.Join(c.State, "docker-"+c.DockerPlugin+".json"),
+		Logger:    log,
+	})
+	p.handler = plugin.NewHandler(measuredDocker{p.adapter, m})
+	p.handler.Logger = log
+	p.handler.Grace = c.StopTimeout.Duration
+	return p
+}
+
+// resume opens the driver again that was open when the daemon before this one ended.
+func (p *dockerPlugin) resume() {
+	if err := p.adapter.Resume(); err != nil && !errdefs.IsFailedPrecondition(err) {
+		p.log.Warn("the driver that the engine uses cannot be opened yet, and its next request tries again", "error", err)
+	}
+}
+
+// listen makes the socket where the engine looks for it, or the file that tells where the socket is.
+func (p *dockerPlugin) listen() (net.Listener, error) {
+	path, err := p.config.dockerSocket()
+	if err != nil {
+		return nil, err
+	}
+	l, err := plugin.Listen(path)
+	if err != nil || p.config.DockerSocket == "" {
+		return l, err
+	}
+	if _, err := plugin.WriteSpec(p.config.DockerSpecDir, p.config.DockerPlugin, path); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func (p *dockerPlugin) serve(ctx context.Context, l net.Listener) error {
+	if err := p.handler.ServeContext(ctx, l); err != nil {
+		return fmt.Errorf("docker plugin: %w", err)
+	}
+	return nil
+}
+
+// open opens a driver where the engine says, or where the configuration does.
+func (p *dockerPlugin) open(request plugin.InitRequest) (graphdriver.Driver, error) {
+	home := request.Home
+	if p.config.DockerHome != "" {
+		home = p.config.DockerHome
+	}
+	options := func(driver string) []string {
+		own := slices.DeleteFunc(p.config.driverOptions(driver), func(option string) bool {
+			_, name := splitOption(option)
+			return name == "fsname" // of the dataset that containerd's volumes are on
+		})
+		return append(own, request.Options...)
+	}
+	driver, err := openDriver(home, p.config.Driver, options, request.IDMap(), p.log)
+	if err != nil {
+		return nil, err
+	}
+	p.log.Info("opened a graph driver for the engine", "driver", driver.String(), "home", home)
+	opened := &dockerDriver{Driver: driver, plugin: p}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drivers[opened] = struct{}{}
+	return opened, nil
+}
+
+// source is what the metrics are told of.
+func (p *dockerPlugin) source() source {
+	return source{
+		service: dockerService,
+		compared: func() cowcommon.CompareStats {
+			p.mu.RLock()
+			defer p.mu.RUnlock()
+			stats := cowcommon.CompareStats{Native: p.compared.Native, Walked: maps.Clone(p.compared.Walked)}
+			for d := range p.drivers {
+				stats = sum(stats, d.CompareStats())
+			}
+			return stats
+		},
+		use: func(f func(cowcommon.Backend)) {
+			p.mu.RLock()
+			defer p.mu.RUnlock()
+			for d := range p.drivers {
+				f(d.Backend())
+				return
+			}
+		},
+	}
+}
+
+// dockerDriver is a driver that the engine has open.
+type dockerDriver struct {
+	*cowcommon.Driver
+	plugin *dockerPlugin
+}
+
+// Cleanup implements graphdriver.Driver.
+func (d *dockerDriver) Cleanup() error {
+	d.plugin.mu.Lock()
+	if _, ok := d.plugin.drivers[d]; ok {
+		delete(d.plugin.drivers, d)
+		d.plugin.compared = sum(d.plugin.compared, d.CompareStats())
+	}
+	d.plugin.mu.Unlock()
+	return d.Driver.Cleanup()
+}
+
+func sum(a, b cowcommon.CompareStats) cowcommon.CompareStats {
+	a.Native += b.Native
+	if a.Walked == nil {
+		a.Walked = make(map[string]uint64, len(b.Walked))
+	}
+	for reason, n := range b.Walked {
+		a.Walked[reason] += n
+	}
+	return a
+}

@@ -1,0 +1,133 @@
+package daemon
+
+import (
+	"errors"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Services, as metrics and the log name them.
+const (
+	snapshotsService = "snapshots"
+	diffService      = "diff"
+	dockerService    = "docker"
+)
+
+// Directions of layers.
+const (
+	layerApplied = "applied" // extracted into a volume
+	layerMade    = "made"    // written from what a volume changed
+)
+
+// metrics counts what the services do.
+type metrics struct {
+	registry   *prometheus.Registry
+	operations *prometheus.CounterVec
+	duration   *prometheus.HistogramVec
+	running    *prometheus.GaugeVec
+	layers     *prometheus.CounterVec
+	layerBytes *prometheus.CounterVec
+	limitHits  *prometheus.CounterVec
+}
+
+// durations are the bounds of the histogram, in seconds: from the cost of one system call to that of a large layer.
+var durations = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+
+func newMetrics(version string) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cowshed_operations_total",
+			Help: "Operations that have ended, by outcome: ok, or the kind of error.",
+		}, []string{"service", "operation", "outcome"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "cowshed_operation_duration_seconds",
+			Help:    "How long operations took.",
+			Buckets: durations,
+		}, []string{"service", "operation"}),
+		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "cowshed_operations_running",
+			Help: "Operations that are under way.",
+		}, []string{"service"}),
+		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cowshed_layers_total",
+			Help: "Layers that were applied to volumes, or made from what volumes changed.",
+		}, []string{"service", "direction"}),
+		layerBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cowshed_layer_bytes_total",
+			Help: "Bytes of those layers: as tar where they were applied, as stored or sent where they were made.",
+		}, []string{"service", "direction"}),
+		limitHits: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cowshed_limit_hits_total",
+			Help: "Operations of the daemon that failed because a volume was at its limit (quota), or the filesystem was full (space).",
+		}, []string{"service", "limit"}),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "cowshed_build_info",
+		Help:        "1, with the version of the daemon.",
+		ConstLabels: prometheus.Labels{"version": version},
+	})
+	build.Set(1)
+	m.registry.MustRegister(m.operations, m.duration, m.running, m.layers, m.layerBytes, m.limitHits, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, service := range []string{snapshotsService, diffService} {
+		m.running.WithLabelValues(service)
+	}
+	return m
+}
+
+// begin notes that an operation begins. The function that it returns is to be called with the operation's error.
+func (m *metrics) begin(service, operation string) (end func(error)) {
+	start := time.Now()
+	m.running.WithLabelValues(service).Inc()
+	return func(err error) {
+		m.running.WithLabelValues(service).Dec()
+		m.duration.WithLabelValues(service, operation).Observe(time.Since(start).Seconds())
+		m.operations.WithLabelValues(service, operation, outcome(err)).Inc()
+	}
+}
+
+// layer notes a layer that was applied or made, or why it was not.
+func (m *metrics) layer(service, direction string, bytes int64, err error) {
+	switch {
+	case err == nil:
+		m.layers.WithLabelValues(service, direction).Inc()
+		m.layerBytes.WithLabelValues(service, direction).Add(float64(bytes))
+	case errors.Is(err, syscall.EDQUOT):
+		m.limitHits.WithLabelValues(service, "quota").Inc()
+	case errors.Is(err, syscall.ENOSPC):
+		m.limitHits.WithLabelValues(service, "space").Inc()
+	}
+}
+
+// outcome names the kind of an error, of errdefs or gRPC, in the words of gRPC: not_found.
+func outcome(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	code := status.Code(err)
+	if code == codes.Unknown {
+		code = status.Code(errgrpc.ToGRPC(err))
+	}
+	return snakeCase(code.String())
+}
+
+// snakeCase makes ListStatuses list_statuses.
+func snakeCase(name string) string {
+	var b strings.Builder
+	for i, c := range name {
+		if unicode.IsUpper(c) && i > 0 {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(c))
+	}
+	return b.String()
+}

@@ -1,0 +1,10 @@
+package daemon
+
+import "log/slog"
+
+// Options says what is no matter of configuration.
+type Options struct {
+	Version string       // of this program
+	Logger  *slog.Logger // nil: slog.Default
+	Ready   func()       // called once, when requests are answered; nil: no one is told
+}

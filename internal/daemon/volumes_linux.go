@@ -1,0 +1,67 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/graphdriver"
+)
+
+// openDriver opens a storage driver in dir, in a directory of the driver's name. With the name "auto" it is the one
+// that has volumes there, else the one that fits the filesystem. options are those of a driver by its name.
+func openDriver(dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (*cowcommon.Driver, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	if err := checkDataset(dir, options("zfs")); err != nil {
+		return nil, err
+	}
+	if name == autoDriver {
+		found, err := graphdriver.New("", graphdriver.Options{Root: dir, IDMap: idMap, Logger: log})
+		if err != nil {
+			return nil, err
+		}
+		name = found.String()
+		if err := found.Cleanup(); err != nil {
+			return nil, err
+		}
+	}
+	opened, err := graphdriver.New(name, graphdriver.Options{Root: dir, DriverOptions: options(name), IDMap: idMap, Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	driver, ok := opened.(*cowcommon.Driver)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("storage driver %s: %w", opened, errdefs.ErrNotImplemented), opened.Cleanup())
+	}
+	return driver, nil
+}
+
+// checkDataset makes sure that dir, if it is on ZFS, is a dataset of its own: the volumes are the datasets directly
+// below that one, and each service, as well as the command, takes all of those for its own. An option that names the
+// dataset is believed.
+func checkDataset(dir string, options []string) error {
+	for _, option := range options {
+		if _, name := splitOption(option); name == "fsname" {
+			return nil
+		}
+	}
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	f, err := detect.Probe(dir)
+	if err != nil || f.Type != "zfs" || f.Mountpoint == dir {
+		return err
+	}
+	return fmt.Errorf("%s needs a dataset of its own, and is on %s: make one with: zfs create -o mountpoint=%s %s-%s: %w",
+		dir, f.Source, dir, f.Source, filepath.Base(dir), errdefs.ErrFailedPrecondition)
+}

@@ -1,0 +1,14 @@
+package plugin
+
+import (
+	"net"
+
+	"github.com/cowshed/cowshed/internal/unixsocket"
+)
+
+// Listen makes a socket at path, with its directory if need be, that only its owner (root) can connect to.
+// Closing the listener removes it. On platforms other than Linux it returns errors.ErrUnsupported.
+//
+// A socket that a process left behind is replaced. errdefs.ErrAlreadyExists: a process listens at it.
+// errdefs.ErrFailedPrecondition: there is something there that is not a socket.
+func Listen(path string) (net.Listener, error) { return unixsocket.Listen(path) }
