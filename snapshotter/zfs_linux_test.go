@@ -28,7 +28,7 @@ func TestZFS(t *testing.T) {
 	}
 }
 
-// checkSourceGoesLast: on ZFS the volume that that of the image was cloned from, which no snapshot names any more,
+// checkSourceGoesLast: on ZFS the volume from which the image's was cloned, which no snapshot names any more,
 // stays as long as that of the image, and goes with it.
 func checkSourceGoesLast(h *host) {
 	h.t.Helper()

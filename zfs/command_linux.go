@@ -66,9 +66,9 @@ func (c *commands) pipe(ctx context.Context, in io.Reader, out io.Writer, args .
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	err, ok := c.await(ctx, ended)
+	hasEnded, err := c.await(ctx, ended)
 	switch {
-	case !ok:
+	case !hasEnded:
 		return fmt.Errorf("zfs %s: does not end: %w", strings.Join(args, " "), err)
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -78,8 +78,9 @@ func (c *commands) pipe(ctx context.Context, in io.Reader, out io.Writer, args .
 	return nil
 }
 
-// await waits for a command to end. ok is false if that cannot be waited for, for the reason that err gives.
-func (c *commands) await(ctx context.Context, ended <-chan error) (err error, ok bool) {
+// await waits for a command to end, and returns its error. hasEnded is false if that cannot be waited for, for the
+// reason that err gives.
+func (c *commands) await(ctx context.Context, ended <-chan error) (hasEnded bool, err error) {
 	poll := time.NewTicker(time.Second)
 	defer poll.Stop()
 	cancelled := ctx.Done()
@@ -87,16 +88,16 @@ func (c *commands) await(ctx context.Context, ended <-chan error) (err error, ok
 	for {
 		select {
 		case err := <-ended:
-			return err, true
+			return true, err
 		case <-poll.C:
 			if err := c.checkPool(); err != nil {
-				return err, false
+				return false, err
 			}
 		case <-cancelled:
 			cancelled = nil
 			patience = time.After(2 * time.Second)
 		case <-patience:
-			return context.Cause(ctx), false
+			return false, context.Cause(ctx)
 		}
 	}
 }
