@@ -4,33 +4,166 @@ package stream
 import (
 	"context"
 	"io"
+	"sync"
 )
 
+// reader hands over what is written as it is, without a copy: each Write lends its bytes until the reader has
+// used them up. In an io.Pipe the writer wakes up for each Read, and io.Copy reads 8 or 32 KiB at a time.
 type reader struct {
-	*io.PipeReader
 	cancel context.CancelFunc
-	done   chan struct{}
+	lent   chan []byte   // from Write
+	used   chan int      // to Write: how many of the lent bytes were read
+	closed chan struct{} // closed by Close
+	once   sync.Once
+	done   chan struct{} // closed when the function has returned
+	err    error         // what it returned; to be read after done
+
+	mu   sync.Mutex // held by whoever uses the lent bytes
+	buf  []byte     // lent; nil: none
+	read int        // of them
 }
 
 // New runs write in a goroutine and returns what it writes. write releases all that it holds before it
 // returns; its error is what the reader gets in place of io.EOF. Closing the reader cancels the context of
 // write, if it is still at work, and waits until it has returned.
+//
+// The reader is an io.WriterTo too, which io.Copy uses: the destination is given the very pieces that write
+// writes. Close then waits for a Write to the destination that is under way.
 func New(ctx context.Context, write func(ctx context.Context, w io.Writer) error) io.ReadCloser {
 	ctx, cancel := context.WithCancel(ctx)
-	pr, pw := io.Pipe()
-	r := &reader{PipeReader: pr, cancel: cancel, done: make(chan struct{})}
+	r := &reader{
+		cancel: cancel,
+		lent:   make(chan []byte),
+		used:   make(chan int),
+		closed: make(chan struct{}),
+		done:   make(chan struct{}),
+	}
 	go func() {
 		defer close(r.done)
 		defer cancel()
-		_ = pw.CloseWithError(write(ctx, pw)) // always nil
+		r.err = write(ctx, writer{r})
 	}()
 	return r
+}
+
+// writer is what the function writes to.
+type writer struct{ r *reader }
+
+// Write implements io.Writer. It returns when p has been read, or with io.ErrClosedPipe.
+func (w writer) Write(p []byte) (int, error) {
+	r := w.r
+	if r.isClosed() {
+		return 0, io.ErrClosedPipe
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	select {
+	case r.lent <- p:
+	case <-r.closed:
+		return 0, io.ErrClosedPipe
+	case <-r.done:
+		return 0, io.ErrClosedPipe
+	}
+	n := <-r.used
+	if n < len(p) {
+		return n, io.ErrClosedPipe
+	}
+	return n, nil
+}
+
+func (r *reader) isClosed() bool {
+	select {
+	case <-r.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// rest returns what is left of the lent bytes, at least one.
+func (r *reader) rest() ([]byte, error) {
+	if r.isClosed() {
+		return nil, io.ErrClosedPipe
+	}
+	if r.buf == nil {
+		select {
+		case r.buf = <-r.lent:
+		case <-r.closed:
+			return nil, io.ErrClosedPipe
+		case <-r.done:
+			if r.err != nil {
+				return nil, r.err
+			}
+			return nil, io.EOF
+		}
+	}
+	return r.buf[r.read:], nil
+}
+
+// use counts n bytes as read, and gives them back after the last.
+func (r *reader) use(n int) {
+	r.read += n
+	if r.read == len(r.buf) {
+		r.giveBack()
+	}
+}
+
+func (r *reader) giveBack() {
+	if r.buf != nil {
+		n := r.read
+		r.buf, r.read = nil, 0
+		r.used <- n
+	}
+}
+
+// Read implements io.Reader.
+func (r *reader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rest, err := r.rest()
+	if err != nil {
+		return 0, err
+	}
+	n := copy(p, rest)
+	r.use(n)
+	return n, nil
+}
+
+// WriteTo implements io.WriterTo.
+func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		rest, err := r.rest()
+		if err == io.EOF { //nolint:errorlint // one that is wrapped is an error of the function
+			return written, nil
+		}
+		if err != nil {
+			return written, err
+		}
+		n, err := w.Write(rest)
+		r.use(n)
+		written += int64(n)
+		if err != nil {
+			return written, err
+		}
+		if n < len(rest) {
+			return written, io.ErrShortWrite
+		}
+	}
 }
 
 // Close stops the writer and waits for it.
 func (r *reader) Close() error {
 	r.cancel()
-	err := r.PipeReader.Close()
+	r.once.Do(func() { close(r.closed) })
+	r.mu.Lock()
+	r.giveBack()
+	r.mu.Unlock()
 	<-r.done
-	return err
+	return nil
 }

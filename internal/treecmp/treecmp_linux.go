@@ -145,7 +145,7 @@ func read(root string, opts Options) (map[string]*entry, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	r := reader{opts: opts, entries: make(map[string]*entry), inodes: make(map[[2]uint64][]string)}
+	r := &reader{opts: opts, entries: make(map[string]*entry), inodes: make(map[[2]uint64][]string)}
 	e := &entry{}
 	if err := unix.Fstat(int(dir.Fd()), &e.st); err != nil {
 		return nil, fmt.Errorf("%s: %w", root, err)
@@ -172,7 +172,14 @@ type reader struct {
 	opts    Options
 	entries map[string]*entry
 	inodes  map[[2]uint64][]string // names of inodes with several links
+
+	// Whatever is read of one file at a time: names of attributes or content, and a value.
+	buf, value [xattrMax]byte
 }
+
+// xattrMax is the largest list of attributes and the largest value that the kernel has, XATTR_LIST_MAX and
+// XATTR_SIZE_MAX.
+const xattrMax = 64 << 10
 
 func (r *reader) dir(prefix string, dir *os.File) error {
 	names, err := dir.Readdirnames(-1)
@@ -226,7 +233,8 @@ func (r *reader) entry(p, name string, dir *os.File) error {
 			return r.dir(p, f)
 		}
 		h := sha256.New()
-		if _, err := io.Copy(h, f); err != nil {
+		// Hidden behind an io.Reader, since io.Copy has the file allocate a buffer otherwise.
+		if _, err := io.CopyBuffer(h, struct{ io.Reader }{f}, r.buf[:]); err != nil {
 			return err
 		}
 		h.Sum(e.content[:0])
@@ -235,8 +243,7 @@ func (r *reader) entry(p, name string, dir *os.File) error {
 }
 
 func (r *reader) xattrs(p, file string) (map[string]string, error) {
-	buf := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(file, buf)
+	n, err := unix.Llistxattr(file, r.buf[:])
 	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
 		return nil, nil //nolint:nilnil // none
 	}
@@ -244,16 +251,15 @@ func (r *reader) xattrs(p, file string) (map[string]string, error) {
 		return nil, err
 	}
 	xs := make(map[string]string)
-	value := make([]byte, 64<<10)
-	for _, name := range bytes.Split(bytes.TrimSuffix(buf[:n], []byte{0}), []byte{0}) {
+	for _, name := range bytes.Split(bytes.TrimSuffix(r.buf[:n], []byte{0}), []byte{0}) {
 		if r.opts.SkipXattr != nil && r.opts.SkipXattr(p, string(name)) {
 			continue
 		}
-		n, err := unix.Lgetxattr(file, string(name), value)
+		n, err := unix.Lgetxattr(file, string(name), r.value[:])
 		if err != nil {
 			return nil, fmt.Errorf("xattr %s: %w", name, err)
 		}
-		xs[string(name)] = string(value[:n])
+		xs[string(name)] = string(r.value[:n])
 	}
 	return xs, nil
 }
