@@ -16,10 +16,15 @@ func openInRoot(root *os.Root, name string) (*os.File, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{
+	how := &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	}
+	fd, err := unix.Openat2(int(dir.Fd()), name, how)
+	// EAGAIN: a rename or mount, anywhere on the host, while the kernel followed a ".." (openat2(2)).
+	for errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		fd, err = unix.Openat2(int(dir.Fd()), name, how)
+	}
 	if errors.Is(err, unix.ENOSYS) {
 		return root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	}
