@@ -1,10 +1,16 @@
 package daemons
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/rootfs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -18,37 +24,101 @@ import (
 type snapshotter struct {
 	name string
 	// start runs what serves it, if it is not part of containerd, and says how containerd reaches it.
-	start func(t *testing.T, h *harness.Host) harness.ContainerdOptions
+	start func(t *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed)
 }
 
 // builtin is a snapshotter of containerd itself.
 func builtin(name string) snapshotter {
-	return snapshotter{name, func(*testing.T, *harness.Host) harness.ContainerdOptions { return harness.ContainerdOptions{} }}
+	return snapshotter{name, func(*testing.T, *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
+		return harness.ContainerdOptions{}, nil
+	}}
+}
+
+// cowshed is Cowshed's snapshotter, with its differ.
+func cowshed() snapshotter {
+	return snapshotter{harness.CowshedSnapshotter, func(_ *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
+		c := h.StartCowshed("containerd")
+		return c.Options(), c
+	}}
 }
 
 // snapshotters are those under test, each on btrfs. Containers of the first containerd of a host are on them, whose
 // name is "containerd".
 func snapshotters() []snapshotter {
-	return []snapshotter{builtin("btrfs"), proxied()}
+	return []snapshotter{builtin("btrfs"), cowshed()}
 }
 
-func inEachSnapshotter(t *testing.T, test func(t *testing.T, s snapshotter)) {
-	for _, s := range snapshotters() {
-		t.Run(s.name, func(t *testing.T) { test(t, s) })
+// containerdHost is a host with a containerd.
+type containerdHost struct {
+	*harness.Host
+	containerd *harness.Containerd
+	cowshed    *harness.Cowshed // nil: the snapshotter is another
+	store      *harness.Store   // on the snapshotter under test
+}
+
+// inEachSnapshotter runs the test with each snapshotter. When it is done, nothing stays of what it has made.
+func inEachSnapshotter(t *testing.T, list []snapshotter, test func(t *testing.T, ctx context.Context, h containerdHost)) {
+	for _, s := range list {
+		t.Run(s.name, func(t *testing.T) {
+			testfs.CheckLeaks(t)
+			h := containerdHost{Host: harness.NewHost(t, testfs.Btrfs(t))}
+			var opts harness.ContainerdOptions
+			opts, h.cowshed = s.start(t, h.Host)
+			h.containerd = h.StartContainerd("containerd", opts)
+			h.store = h.containerd.Store("e2e", s.name)
+			ctx := h.store.Context(testContext(t))
+
+			test(t, ctx, h)
+
+			if h.cowshed != nil {
+				require.NoError(t, h.store.CollectGarbage(ctx))
+				keys, err := h.store.Keys(ctx)
+				require.NoError(t, err)
+				volumes := volumes(t, h.Host)
+				assert.LessOrEqual(t, len(volumes), len(keys), "each volume is that of a snapshot: %q, %q", volumes, keys)
+			}
+			requireCleared(t, ctx, h.store)
+			if h.cowshed != nil {
+				assert.Empty(t, volumes(t, h.Host))
+				requireNoQgroups(t, h.Host, h.cowshed)
+			}
+		})
 	}
+}
+
+// volumes lists the subvolumes that storage drivers have made for layers.
+func volumes(t *testing.T, h *harness.Host) []string {
+	t.Helper()
+	return slices.DeleteFunc(testfs.Subvolumes(t, h.Data), func(path string) bool {
+		return filepath.Base(path) == "btrfs" // what Cowshed keeps the others in
+	})
+}
+
+// requireCleared removes all that is in the store.
+func requireCleared(t *testing.T, ctx context.Context, store *harness.Store) {
+	t.Helper()
+	require.NoError(t, store.Clear(ctx))
+	keys, err := store.Keys(ctx)
+	require.NoError(t, err)
+	require.Empty(t, keys)
+}
+
+// requireNoQgroups checks that no qgroup stays of volumes that are gone. A daemon that starts removes those that could
+// not go while the kernel was cleaning up.
+func requireNoQgroups(t *testing.T, h *harness.Host, c *harness.Cowshed) {
+	t.Helper()
+	testfs.WaitDeleted(t, h.Data)
+	c.Restart()
+	assert.Empty(t, testfs.StaleQgroups(t, h.Data))
 }
 
 // TestContainerd takes an image through the life it has in containerd: imported, run, changed, committed, pushed,
 // and pulled by another containerd.
 func TestContainerd(t *testing.T) {
-	inEachSnapshotter(t, func(t *testing.T, s snapshotter) {
-		testfs.CheckLeaks(t)
-		h := harness.NewHost(t, testfs.Btrfs(t))
+	inEachSnapshotter(t, snapshotters(), func(t *testing.T, ctx context.Context, h containerdHost) {
+		here := h.store
 		registry := h.StartRegistry()
-		here := h.StartContainerd("containerd", s.start(t, h)).Store("e2e", s.name)
-		ctx := here.Context(testContext(t))
-
-		img, err := here.ImportFile(ctx, h.SaveImage(sampleImage(t, h), "cowshed/sample:1"))
+		img, err := here.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
 		require.NoError(t, err)
 
 		result, err := here.Run(ctx, "one", img, changeScript)
@@ -63,6 +133,9 @@ func TestContainerd(t *testing.T) {
 				return nil
 			})
 		}))
+		if h.cowshed != nil {
+			requireNative(t, ctx, h.cowshed, "snapshots")
+		}
 
 		require.NoError(t, here.PushImage(ctx, committed, committed.Name()))
 		there := h.StartContainerd("there", harness.ContainerdOptions{}).Store("e2e", "overlayfs")
@@ -79,24 +152,32 @@ func TestContainerd(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 
-		for _, store := range []*harness.Store{here, there} {
-			require.NoError(t, store.Clear(ctx))
-			keys, err := store.Keys(ctx)
-			require.NoError(t, err)
-			assert.Empty(t, keys)
-		}
+		// What was pushed is unpacked again after all of it is gone here.
+		requireCleared(t, ctx, here)
+		pulled, err = here.PullImage(ctx, committed.Name())
+		require.NoError(t, err)
+		result, err = here.Run(ctx, "again", pulled, checkScript)
+		require.NoError(t, err)
+		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+		requireCleared(t, ctx, there)
 	})
 }
 
-// TestContainerdRestart kills containerd while a container runs, which goes on running, and whose changes can then
-// be committed.
+// requireNative checks that the daemon has compared volumes, and has never walked them.
+func requireNative(t *testing.T, ctx context.Context, c *harness.Cowshed, service string) {
+	t.Helper()
+	native, walked, err := c.Comparisons(ctx, service)
+	require.NoError(t, err)
+	assert.Positive(t, native)
+	assert.Zero(t, walked)
+}
+
+// TestContainerdRestart kills containerd, and what serves its snapshotter, while a container runs, which goes on
+// running, and whose changes can then be committed.
 func TestContainerdRestart(t *testing.T) {
-	inEachSnapshotter(t, func(t *testing.T, s snapshotter) {
-		h := harness.NewHost(t, testfs.Btrfs(t))
-		containerd := h.StartContainerd("containerd", s.start(t, h))
-		store := containerd.Store("e2e", s.name)
-		ctx := store.Context(testContext(t))
-		img, err := store.ImportFile(ctx, h.SaveImage(sampleImage(t, h), "cowshed/sample:1"))
+	inEachSnapshotter(t, snapshotters(), func(t *testing.T, ctx context.Context, h containerdHost) {
+		store := h.store
+		img, err := store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
 		require.NoError(t, err)
 		c, err := store.Create(ctx, "one", img, changeScript+"; exec sleep 600")
 		require.NoError(t, err)
@@ -104,33 +185,58 @@ func TestContainerdRestart(t *testing.T) {
 		require.NoError(t, store.StartTask(ctx, c, output))
 		require.NoError(t, harness.WaitText(ctx, output, "changed"))
 
-		containerd.Kill()
-		containerd.Start()
-
-		c, err = store.LoadContainer(ctx, "one")
-		require.NoError(t, err)
+		for _, restart := range restarts(h) {
+			restart()
+			c, err = store.LoadContainer(ctx, "one")
+			require.NoError(t, err)
+			assert.Contains(t, requireKeys(t, ctx, store), "one")
+		}
 		require.NoError(t, store.StopTask(ctx, c))
 		committed, err := store.Commit(ctx, "one", img, "cowshed/sample:2")
 		require.NoError(t, err)
 		result, err := store.Run(ctx, "two", committed, checkScript)
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
-
-		require.NoError(t, store.Clear(ctx))
-		keys, err := store.Keys(ctx)
-		require.NoError(t, err)
-		assert.Empty(t, keys)
 	})
+}
+
+// requireKeys lists the store's snapshots. containerd notices after a moment that what serves its snapshotter is back.
+func requireKeys(t *testing.T, ctx context.Context, store *harness.Store) (keys []string) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		var err error
+		keys, err = store.Keys(ctx)
+		require.NoError(c, err)
+	}, 20*time.Second, 50*time.Millisecond)
+	return keys
+}
+
+// restarts are the ways in which daemons are started again.
+func restarts(h containerdHost) []func() {
+	kill := func() {
+		h.containerd.Kill()
+		h.containerd.Start()
+	}
+	if h.cowshed == nil {
+		return []func(){kill}
+	}
+	return []func(){kill, h.cowshed.Restart, func() {
+		h.cowshed.Kill()
+		h.cowshed.Start()
+	}, func() {
+		h.cowshed.Kill()
+		h.containerd.Kill()
+		h.cowshed.Start()
+		h.containerd.Start()
+	}}
 }
 
 // TestContainerdAtOnce runs, commits and removes containers of one image at the same time.
 func TestContainerdAtOnce(t *testing.T) {
 	const containers = 10
-	inEachSnapshotter(t, func(t *testing.T, s snapshotter) {
-		h := harness.NewHost(t, testfs.Btrfs(t))
-		store := h.StartContainerd("containerd", s.start(t, h)).Store("e2e", s.name)
-		ctx := store.Context(testContext(t))
-		img, err := store.ImportFile(ctx, h.SaveImage(sampleImage(t, h), "cowshed/sample:1"))
+	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
+		store := h.store
+		img, err := store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
 		require.NoError(t, err)
 
 		var g errgroup.Group
@@ -153,10 +259,38 @@ func TestContainerdAtOnce(t *testing.T) {
 			})
 		}
 		require.NoError(t, g.Wait())
+	})
+}
 
-		require.NoError(t, store.Clear(ctx))
-		keys, err := store.Keys(ctx)
+// TestContainerdLimit writes to the limit of a container, which then can delete and write again.
+func TestContainerdLimit(t *testing.T) {
+	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
+		img, err := h.store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
 		require.NoError(t, err)
-		assert.Empty(t, keys)
+		result, err := h.store.Run(ctx, "one", img, limitScript,
+			snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.Itoa(32 << 20)}))
+		require.NoError(t, err)
+		assert.Contains(t, result.Output, "Disk quota exceeded")
+		assert.Contains(t, result.Output, "and then: again\n")
+		usage, err := h.store.Snapshots().Usage(ctx, "one")
+		require.NoError(t, err)
+		assert.Less(t, usage.Size, int64(32<<20))
+	})
+}
+
+// TestContainerdManyFiles commits three changes of an image of 50,000 files, which are found without a walk.
+func TestContainerdManyFiles(t *testing.T) {
+	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
+		img, err := h.store.ImportFile(ctx, h.SaveImage(manyImage(t, h.Host), "cowshed/many:1"))
+		require.NoError(t, err)
+		result, err := h.store.Run(ctx, "one", img, fewChangesScript)
+		require.NoError(t, err)
+		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
+		begun := time.Now()
+		layer, err := rootfs.CreateDiff(ctx, "one", h.store.Snapshots(), h.store.DiffService())
+		require.NoError(t, err)
+		t.Logf("Compare took %s, for a layer of %d bytes", time.Since(begun), layer.Size)
+		assert.Less(t, layer.Size, int64(4<<10))
+		requireNative(t, ctx, h.cowshed, "snapshots")
 	})
 }

@@ -1,9 +1,13 @@
 package daemons
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,79 +24,153 @@ import (
 // engine is a Docker Engine on the storage under test.
 type engine struct {
 	name string
-	// driver is what docker info calls the storage.
-	driver string
 	// size is a limit of containers that is less than what limitScript writes, or empty where there are none.
 	size string
-	// start runs the engine and what it needs. left lists what is stored when nothing should be.
-	start func(t *testing.T, h *harness.Host) (e *harness.Engine, left func() []string)
+	// start runs the engine and what it needs.
+	start func(t *testing.T, h *harness.Host) engineHost
 }
 
-// engines are those under test, each on btrfs. containerd's btrfs snapshotter is not among them: BuildKit mounts
-// again what it was given for a snapshot before that was committed, and that snapshotter then has another subvolume
-// in its place.
-func engines() []engine {
+// engineHost is a host with an engine.
+type engineHost struct {
+	*harness.Engine
+	host *harness.Host
+	// driver is what docker info calls the storage.
+	driver string
+	// containerd is nil where the engine runs its own, and cowshed where the storage is not its.
+	containerd *harness.Containerd
+	cowshed    *harness.Cowshed
+	// service is what Cowshed's metrics call what it does for the engine.
+	service string
+	// left lists what is stored when nothing should be.
+	left func() []string
+	// forget removes what the engine has lost track of because an operation of the storage failed, if that is not
+	// Cowshed's to do.
+	forget func()
+	// reconnect waits, after Cowshed was started again, until the engine reaches it.
+	reconnect func()
+}
+
+// onCowshed are the engines on Cowshed, each on btrfs: that of today, with the containerd image store, and Debian's,
+// with a graph driver plugin.
+func onCowshed() []engine {
 	return []engine{
-		{"docker-proxied", "proxied", "", onSnapshotter(proxied())},
-		{"debian-btrfs", "btrfs", "32m", onGraphDriver("btrfs")},
+		{"docker-cowshed", "", onSnapshotter(cowshed())},
+		{"debian-cowshed", "32m", onPlugin},
 	}
+}
+
+// engines are those on Cowshed, and Debian's on its own btrfs driver. containerd's btrfs snapshotter is not among them:
+// BuildKit mounts again what it was given for a snapshot before that was committed, and that snapshotter then has
+// another subvolume in its place.
+func engines() []engine {
+	return append(onCowshed(), engine{"debian-btrfs", "32m", onGraphDriver})
 }
 
 // onSnapshotter starts the engine of today on a containerd with the snapshotter.
-func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host) (*harness.Engine, func() []string) {
-	return func(t *testing.T, h *harness.Host) (*harness.Engine, func() []string) {
-		containerd := h.StartContainerd("containerd", s.start(t, h))
+func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host) engineHost {
+	return func(t *testing.T, h *harness.Host) engineHost {
+		opts, cowshed := s.start(t, h)
+		containerd := h.StartContainerd("containerd", opts)
 		store := containerd.Store("moby", s.name)
-		return h.StartDocker(harness.EngineOptions{Driver: s.name, Containerd: containerd}), func() []string {
-			ctx := store.Context(testContext(t))
-			require.NoError(t, store.CollectGarbage(ctx))
-			keys, err := store.Keys(ctx)
-			require.NoError(t, err)
-			return keys
+		return engineHost{
+			Engine: h.StartDocker(harness.EngineOptions{Driver: s.name, Containerd: containerd}),
+			host:   h, driver: s.name, containerd: containerd, cowshed: cowshed, service: "snapshots",
+			left: func() []string {
+				ctx := store.Context(testContext(t))
+				require.NoError(t, store.CollectGarbage(ctx))
+				keys, err := store.Keys(ctx)
+				require.NoError(t, err)
+				return append(keys, volumes(t, h)...)
+			},
+			forget:    func() { require.NoError(t, store.RemoveLeases(store.Context(testContext(t)))) },
+			reconnect: func() { requireKeys(t, store.Context(testContext(t)), store) },
 		}
 	}
 }
 
-// onGraphDriver starts Debian's engine on a graph driver.
-func onGraphDriver(driver string) func(*testing.T, *harness.Host) (*harness.Engine, func() []string) {
-	return func(t *testing.T, h *harness.Host) (*harness.Engine, func() []string) {
-		return h.StartDebianDocker(harness.EngineOptions{Driver: driver}), func() []string {
-			return testfs.Subvolumes(t, h.Data)
-		}
+// onPlugin starts Debian's engine on Cowshed.
+func onPlugin(t *testing.T, h *harness.Host) engineHost {
+	c := h.StartCowshed("containerd")
+	e := h.StartDebianDocker(harness.EngineOptions{Driver: c.Plugin})
+	return engineHost{
+		Engine: e, host: h, driver: c.Plugin, cowshed: c, service: "docker",
+		left: func() []string { return volumes(t, h) },
+		forget: func() {
+			for _, volume := range volumes(t, h) {
+				layer := filepath.Base(volume)
+				id, ok := strings.CutSuffix(layer, "-init")
+				if _, err := os.Stat(filepath.Join(e.Root, "image", c.Plugin, "layerdb", "mounts", id)); ok && errors.Is(err, os.ErrNotExist) {
+					t.Logf("the engine has lost track of %s", layer)
+					require.NoError(t, c.Command(testContext(t), "rm", "--root", filepath.Join(e.Root, c.Plugin), layer))
+				}
+			}
+		},
+		reconnect: func() {},
+	}
+}
+
+// onGraphDriver starts Debian's engine on its own btrfs driver.
+func onGraphDriver(t *testing.T, h *harness.Host) engineHost {
+	return engineHost{
+		Engine: h.StartDebianDocker(harness.EngineOptions{Driver: "btrfs"}),
+		host:   h, driver: "btrfs",
+		left: func() []string { return volumes(t, h) },
 	}
 }
 
 // inEach runs the test with an engine that has the sample image. When it is done, nothing stays of what it has made.
-func inEach(t *testing.T, list []engine, test func(t *testing.T, s engine, h *harness.Host, e *harness.Engine)) {
+func inEach(t *testing.T, list []engine, test func(t *testing.T, ctx context.Context, s engine, e engineHost)) {
 	for _, s := range list {
 		t.Run(s.name, func(t *testing.T) {
 			h := harness.NewHost(t, testfs.Btrfs(t))
-			e, left := s.start(t, h)
+			e := s.start(t, h)
 			ctx := testContext(t)
 			require.NoError(t, e.Load(ctx, h.SaveImage(sampleImage(t, h), "cowshed/sample:1")))
 
-			test(t, s, h, e)
+			test(t, ctx, s, e)
 
-			require.NoError(t, e.RemoveAllContainers(ctx))
-			// BuildKit lets go of what it used some time after it has answered; until then that is not pruned.
-			require.EventuallyWithT(t, func(c *assert.CollectT) {
-				require.NoError(c, e.Prune(ctx))
-				images, err := e.Images(ctx)
-				require.NoError(c, err)
-				assert.Empty(c, images)
-				assert.Empty(c, left())
-			}, 20*time.Second, 100*time.Millisecond)
+			requireImage(t, ctx, e)
+			requirePruned(t, ctx, e)
+			if e.cowshed != nil {
+				requireNoQgroups(t, h, e.cowshed)
+			}
 		})
 	}
 }
 
+// requireImage checks that the sample image, if the test has left it, still has all that it had.
+func requireImage(t *testing.T, ctx context.Context, e engineHost) {
+	t.Helper()
+	images, err := e.Images(ctx)
+	require.NoError(t, err)
+	if !slices.Contains(images, "cowshed/sample:1") {
+		return
+	}
+	result, err := e.RunContainer(ctx, "intact", "cowshed/sample:1", intactScript, nil)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "intact\n"}, result)
+}
+
+// requirePruned removes all that the engine has.
+func requirePruned(t *testing.T, ctx context.Context, e engineHost) {
+	t.Helper()
+	require.NoError(t, e.RemoveAllContainers(ctx))
+	// BuildKit lets go of what it used some time after it has answered; until then that is not pruned.
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		require.NoError(c, e.Prune(ctx))
+		images, err := e.Images(ctx)
+		require.NoError(c, err)
+		assert.Empty(c, images)
+		assert.Empty(c, e.left())
+	}, 20*time.Second, 100*time.Millisecond)
+}
+
 // TestDocker takes an image through the life it has in an engine.
 func TestDocker(t *testing.T) {
-	inEach(t, engines(), func(t *testing.T, s engine, h *harness.Host, e *harness.Engine) {
-		ctx := testContext(t)
+	inEach(t, engines(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		info, err := e.Info(ctx, client.InfoOptions{})
 		require.NoError(t, err)
-		assert.Equal(t, s.driver, info.Info.Driver)
+		assert.Equal(t, e.driver, info.Info.Driver)
 
 		result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
 		require.NoError(t, err)
@@ -106,7 +184,7 @@ func TestDocker(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 
-		require.NoError(t, e.CreateContainer(ctx, "three", "cowshed/sample:2", "exec sleep 600", nil))
+		require.NoError(t, e.CreateContainer(ctx, "three", "cowshed/sample:2", idleScript, nil))
 		require.NoError(t, e.StartContainer(ctx, "three"))
 		result, err = e.Exec(ctx, "three", "echo exec >/data/exec && cat /data/exec")
 		require.NoError(t, err)
@@ -116,10 +194,9 @@ func TestDocker(t *testing.T) {
 		assert.Equal(t, []string{"C /data", "A /data/exec"}, changes)
 
 		// What was saved is loaded again after all of it is gone.
-		saved := filepath.Join(h.Dir, "saved.tar")
+		saved := filepath.Join(e.host.Dir, "saved.tar")
 		require.NoError(t, e.Save(ctx, "cowshed/sample:2", saved))
-		require.NoError(t, e.RemoveAllContainers(ctx))
-		require.NoError(t, e.Prune(ctx))
+		requirePruned(t, ctx, e)
 		require.NoError(t, e.Load(ctx, saved))
 		result, err = e.RunContainer(ctx, "again", "cowshed/sample:2", checkScript, nil)
 		require.NoError(t, err)
@@ -145,21 +222,10 @@ RUN test "$(cat /copied)" = new && echo %d >/number
 // TestDockerBuild builds images with each builder, two at the same time, while containers run.
 func TestDockerBuild(t *testing.T) {
 	const runs = 10
-	inEach(t, engines(), func(t *testing.T, _ engine, _ *harness.Host, e *harness.Engine) {
-		ctx := testContext(t)
+	inEach(t, onCowshed(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		var g errgroup.Group
 		for n, builder := range []build.BuilderVersion{build.BuilderV1, build.BuilderBuildKit} {
-			g.Go(func() error {
-				image := fmt.Sprintf("cowshed/built:%d", n)
-				if err := e.Build(ctx, image, buildContext(n), builder); err != nil {
-					return err
-				}
-				result, err := e.RunContainer(ctx, fmt.Sprintf("built%d", n), image, "cat /number; "+checkScript, nil)
-				if want := fmt.Sprintf("%d\nas committed\n", n); err != nil || result.Output != want {
-					return fmt.Errorf("%s: %v: %w", image, result, err)
-				}
-				return nil
-			})
+			g.Go(func() error { return buildAndRun(ctx, e, n, builder) })
 		}
 		for n := range runs {
 			g.Go(func() error {
@@ -175,38 +241,201 @@ func TestDockerBuild(t *testing.T) {
 	})
 }
 
-// TestDockerRestart stops the engine, and then kills it, while a container exists.
+// buildAndRun builds the image of buildContext(n) and checks it in a container.
+func buildAndRun(ctx context.Context, e engineHost, n int, builder build.BuilderVersion) error {
+	image := fmt.Sprintf("cowshed/built:%d", n)
+	if err := e.Build(ctx, image, buildContext(n), builder); err != nil {
+		return err
+	}
+	result, err := e.RunContainer(ctx, fmt.Sprintf("built%d", n), image, "cat /number; "+checkScript, nil)
+	if want := fmt.Sprintf("%d\nas committed\n", n); err != nil || result.Output != want {
+		return fmt.Errorf("%s: %v: %w", image, result, err)
+	}
+	return nil
+}
+
+// TestDockerKillUnderBuild kills Cowshed while an image is built, at several moments. The build may fail; the next one
+// does not, and nothing stays of the failed one.
+func TestDockerKillUnderBuild(t *testing.T) {
+	const steps = 10
+	file := "FROM cowshed/sample:1\n"
+	for i := range steps {
+		file += fmt.Sprintf("RUN mkdir /step%d && cp -r /files /step%d\n", i, i)
+	}
+	inEach(t, onCowshed(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+		for n, builder := range []build.BuilderVersion{build.BuilderV1, build.BuilderBuildKit} {
+			ended := make(chan error, 1)
+			go func() {
+				ended <- e.Build(ctx, "cowshed/killed", []harness.File{{Path: "Dockerfile", Data: file}}, builder)
+			}()
+			time.Sleep(800*time.Millisecond + time.Duration(n)*400*time.Millisecond) // no moment is special
+			e.cowshed.Kill()
+			select {
+			case err := <-ended:
+				t.Errorf("the build had ended before: %v", err)
+				ended <- err
+			default:
+			}
+			e.cowshed.Start()
+			e.reconnect()
+			t.Logf("the build under which Cowshed was killed: %v", <-ended)
+			require.NoError(t, buildAndRun(ctx, e, n, builder))
+		}
+		// BuildKit keeps the leases of snapshots that it could not commit for good, and forgets them. Debian's engine
+		// forgets the layer below a container's if it cannot make that: as a request is sent again after a connection has
+		// broken, it is empty.
+		require.NoError(t, e.RemoveAllContainers(ctx))
+		require.NoError(t, e.Prune(ctx))
+		e.Stop()
+		e.forget()
+		e.Daemon.Start()
+	})
+}
+
+// TestDockerRestart stops and kills each daemon, and all together, while one container exists and another one runs.
 func TestDockerRestart(t *testing.T) {
-	inEach(t, engines(), func(t *testing.T, _ engine, _ *harness.Host, e *harness.Engine) {
-		ctx := testContext(t)
+	inEach(t, onCowshed(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
-		e.Restart()
-		changes, err := e.Diff(ctx, "one")
-		require.NoError(t, err)
-		assert.Equal(t, changedPaths, changes)
-		require.NoError(t, e.Commit(ctx, "one", "cowshed/sample:2"))
-		e.Kill()
-		e.Daemon.Start()
-		result, err = e.RunContainer(ctx, "two", "cowshed/sample:2", checkScript, nil)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+		require.NoError(t, e.CreateContainer(ctx, "running", "cowshed/sample:1", idleScript, nil))
+		for i, restart := range engineRestarts(e) {
+			require.NoError(t, e.StartContainer(ctx, "running"))
+			restart()
+			e.reconnect()
+			// An engine that was restarted has stopped its containers.
+			require.NoError(t, e.StartContainer(ctx, "running"))
+			result, err = e.Exec(ctx, "running", fmt.Sprintf("cat /data/change && echo %d >/number", i))
+			require.NoError(t, err)
+			assert.Equal(t, harness.Result{Output: "first\n"}, result)
+			changes, err := e.Diff(ctx, "one")
+			require.NoError(t, err)
+			assert.Equal(t, changedPaths, changes)
+			image := fmt.Sprintf("cowshed/restarted:%d", i)
+			require.NoError(t, e.Commit(ctx, "one", image))
+			result, err = e.RunContainer(ctx, fmt.Sprintf("check%d", i), image, checkScript, nil)
+			require.NoError(t, err)
+			assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+		}
 	})
+}
+
+// engineRestarts are the ways in which the daemons are started again.
+func engineRestarts(e engineHost) []func() {
+	restarts := []func(){
+		e.Restart,
+		e.cowshed.Restart,
+		func() { e.cowshed.Kill(); e.cowshed.Start() },
+		func() { e.Kill(); e.cowshed.Kill(); e.cowshed.Start(); e.Daemon.Start() },
+		func() { e.Stop(); e.cowshed.Restart(); e.Daemon.Start() },
+	}
+	if e.containerd != nil {
+		restarts = append(restarts, e.containerd.Restart)
+	}
+	return restarts
 }
 
 // TestDockerLimit writes to the limit of a container, which then can delete and write again.
 func TestDockerLimit(t *testing.T) {
 	// Nothing limits a container in the containerd image store.
 	limited := slices.DeleteFunc(engines(), func(s engine) bool { return s.size == "" })
-	inEach(t, limited, func(t *testing.T, s engine, _ *harness.Host, e *harness.Engine) {
-		ctx := testContext(t)
+	inEach(t, limited, func(t *testing.T, ctx context.Context, s engine, e engineHost) {
 		result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", limitScript, map[string]string{"size": s.size})
 		require.NoError(t, err)
 		assert.Contains(t, result.Output, "Disk quota exceeded")
 		assert.Contains(t, result.Output, "and then: again\n")
 	})
 }
+
+// TestDockerManyFiles asks for three changes of an image of 50,000 files, and commits them, for which Cowshed walks
+// nothing. The engine of today is only told to commit: for docker diff, it mounts both trees and walks them itself.
+func TestDockerManyFiles(t *testing.T) {
+	inEach(t, onCowshed(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+		require.NoError(t, e.Load(ctx, e.host.SaveImage(manyImage(t, e.host), "cowshed/many:1")))
+		result, err := e.RunContainer(ctx, "one", "cowshed/many:1", fewChangesScript, nil)
+		require.NoError(t, err)
+		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
+
+		if e.containerd == nil {
+			begun, native := time.Now(), comparisons(t, ctx, e)
+			changes, err := e.Diff(ctx, "one")
+			require.NoError(t, err)
+			t.Logf("diff took %s", time.Since(begun))
+			assert.Equal(t, fewChangedPaths, changes)
+			assert.Greater(t, comparisons(t, ctx, e), native)
+		}
+		begun, native := time.Now(), comparisons(t, ctx, e)
+		require.NoError(t, e.Commit(ctx, "one", "cowshed/many:2"))
+		t.Logf("commit took %s", time.Since(begun))
+		assert.Greater(t, comparisons(t, ctx, e), native)
+	})
+}
+
+// comparisons is how often Cowshed has found what the engine asked for without a walk. It never walks.
+func comparisons(t *testing.T, ctx context.Context, e engineHost) int {
+	t.Helper()
+	native, walked, err := e.cowshed.Comparisons(ctx, e.service)
+	require.NoError(t, err)
+	assert.Zero(t, walked)
+	return native
+}
+
+// TestDockerObserved compares what users see of Debian's engine on Cowshed with what they see of it on its own driver.
+func TestDockerObserved(t *testing.T) {
+	type observed struct {
+		Layers, History []string
+		ImageSize       int64
+		SizeRw          int64
+		SizeRootFs      int64
+		Changes         []string
+	}
+	var all []observed
+	inEach(t, []engine{{"cowshed", "", onPlugin}, {"btrfs", "", onGraphDriver}}, func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+		// The engine's own driver counts the length of a symbolic link's target.
+		_, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript+"; rm /data/new/soft", nil)
+		require.NoError(t, err)
+		image, err := e.ImageInspect(ctx, "cowshed/sample:1")
+		require.NoError(t, err)
+		history, err := e.ImageHistory(ctx, "cowshed/sample:1")
+		require.NoError(t, err)
+		one, err := e.ContainerInspect(ctx, "one", client.ContainerInspectOptions{Size: true})
+		require.NoError(t, err)
+		o := observed{
+			Layers: image.RootFS.Layers, ImageSize: image.Size,
+			SizeRw: *one.Container.SizeRw, SizeRootFs: *one.Container.SizeRootFs,
+		}
+		for _, item := range history.Items {
+			o.History = append(o.History, fmt.Sprint(item.CreatedBy, " ", item.Size))
+		}
+		o.Changes, err = e.Diff(ctx, "one")
+		require.NoError(t, err)
+		all = append(all, o)
+
+		info, err := e.Info(ctx, client.InfoOptions{})
+		require.NoError(t, err)
+		t.Logf("Status %q, data of the image %q, of the container %q", info.Info.DriverStatus, image.GraphDriver.Data, one.Container.GraphDriver.Data)
+		names := map[string]bool{}
+		for _, status := range info.Info.DriverStatus {
+			assert.NotEmpty(t, status[0])
+			assert.False(t, names[status[0]], "%s comes twice", status[0])
+			names[status[0]] = true
+		}
+		assert.NotEmpty(t, names)
+		assert.Equal(t, e.driver, image.GraphDriver.Name)
+		assert.Equal(t, e.driver, one.Container.GraphDriver.Name)
+		if e.cowshed != nil {
+			assert.Contains(t, info.Info.DriverStatus, [2]string{"Backing Filesystem", "btrfs"})
+			assert.Equal(t, "true", image.GraphDriver.Data["Sealed"])
+			assert.Equal(t, "false", one.Container.GraphDriver.Data["Sealed"])
+		}
+	})
+	if assert.Len(t, all, 2) {
+		assert.Equal(t, all[1], all[0])
+	}
+}
+
+// idleScript runs until the container is stopped.
+const idleScript = `trap "exit 0" TERM; sleep 600 & wait`
 
 // limitScript writes 64 MiB, deletes them and writes a little.
 const limitScript = `dd if=/dev/zero of=/big bs=1M count=64 conv=fsync

@@ -61,10 +61,37 @@ test "$(cat /data/moved/file)" = first
 test "$(cat /files/0001/000123)" = "file 123"
 echo as committed`
 
+// intactScript tells whether a container has what the sample image has, and nothing of changeScript.
+const intactScript = `set -e
+test "$(cat /data/change)" = first
+test "$(cat /data/lower)" = second
+test "$(cat /data/tree/file /data/move/file)" = "$(printf 'first\nfirst')"
+test ! -e /data/remove
+test "$(find /files -type f | wc -l)" -eq 300
+test "$(find /files -type f | sort | xargs cat | md5sum)" = "$(seq 0 299 | while read n; do echo "file $n"; done | md5sum)"
+echo intact`
+
 // changedPaths are the changes of changeScript as docker diff names them, sorted by path.
 var changedPaths = []string{
 	"A /changed", "C /data", "C /data/change", "D /data/move", "A /data/moved", "A /data/moved/file", "A /data/new",
 	"A /data/new/file", "A /data/new/hard", "A /data/new/soft", "A /data/same", "C /data/setuid", "D /data/tree",
+}
+
+// manyImage is an image of 50,000 files.
+func manyImage(t *testing.T, h *harness.Host) v1.Image {
+	t.Helper()
+	return harness.BusyboxImage(t, h.Programs, harness.ManyFiles(50_000))
+}
+
+// fewChangesScript makes three changes in a container of manyImage, fewChangedPaths as docker diff names them.
+const fewChangesScript = `set -e
+echo changed >/files/0100/010000
+rm /files/0200/020000
+echo new >/files/new
+echo changed`
+
+var fewChangedPaths = []string{
+	"C /files", "C /files/0100", "C /files/0100/010000", "C /files/0200", "D /files/0200/020000", "A /files/new",
 }
 
 // sameLayer compares trees as far as layers carry them.

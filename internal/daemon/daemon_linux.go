@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"time"
 
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
+	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/defaults"
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/moby/sys/user"
@@ -179,7 +181,8 @@ func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
 		return source{}, nil, err
 	}
 	d.closeLater(conn.Close)
-	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn))
+	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn),
+		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))))
 	d.log.Info("opened the volumes for containerd", "driver", driver.String(), "dir", dir)
 	return source{
 		service:  snapshotsService,

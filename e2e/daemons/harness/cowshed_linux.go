@@ -1,13 +1,17 @@
 package harness
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -43,21 +47,105 @@ func RemoveCowshed() error {
 	return os.RemoveAll(cowshedDir)
 }
 
-// StartCowshed builds cowshed from this tree and runs it with the given arguments until the test ends. It is ready
-// when it accepts connections on the unix socket.
-func (h *Host) StartCowshed(socket string, args ...string) *Daemon {
+// Cowshed is a `cowshed serve` of a host.
+type Cowshed struct {
+	*Daemon
+	// Address is the path of the socket that containerd reaches it on.
+	Address string
+	// Root is where it keeps what it stores for containerd.
+	Root string
+	// Plugin is the name of the graph driver plugin for Docker Engine. No other test's is the same.
+	Plugin string
+
+	metrics string // path of the socket
+	program string
+}
+
+// StartCowshed builds cowshed from this tree and serves with it, until the test ends: the containerd of the given name,
+// which may start later, and Docker Engines with graph driver plugins.
+func (h *Host) StartCowshed(containerd string) *Cowshed {
 	h.t.Helper()
 	program, err := buildCowshed()
 	if err != nil {
 		h.t.Fatalf("harness: %v", err)
 	}
-	return h.Start(Spec{
+	dir := h.dir(h.Dir, "cowshed")
+	c := &Cowshed{
+		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: "cowshed-" + filepath.Base(h.Dir),
+		metrics: filepath.Join(dir, "m.sock"), program: program,
+	}
+	config := h.write("cowshed.toml", fmt.Sprintf(`root = %q
+state = %q
+containerd_address = %q
+metrics = %q
+log_level = "debug"
+`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics))
+	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
+	h.t.Cleanup(func() {
+		// It is there if the daemon was killed.
+		if err := os.Remove(plugin); err != nil && !errors.Is(err, os.ErrNotExist) {
+			h.t.Errorf("harness: %v", err)
+		}
+	})
+	c.Daemon = h.Start(Spec{
 		Name:    "cowshed",
 		Program: program,
-		Args:    args,
+		Args:    []string{"serve", "--config", config, "--address", c.Address, "--docker-plugin", c.Plugin},
 		Env:     []string{path(), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, "tmp")},
-		Ready:   func(ctx context.Context) error { return accepts(ctx, socket) },
+		Ready: func(ctx context.Context) error {
+			return errors.Join(accepts(ctx, c.Address), accepts(ctx, plugin), accepts(ctx, c.metrics))
+		},
 	})
+	return c
+}
+
+// pluginSockets is where Docker Engine looks for plugins.
+const pluginSockets = "/run/docker/plugins"
+
+// Command runs another command of cowshed, beside the daemon.
+func (c *Cowshed) Command(ctx context.Context, args ...string) error {
+	if out, err := exec.CommandContext(ctx, c.program, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("cowshed %q: %w: %s", args, err, out)
+	}
+	return nil
+}
+
+// Options make containerd take its snapshotter and its first differ from Cowshed.
+func (c *Cowshed) Options() ContainerdOptions {
+	return ProxyOptions(c.Address, CowshedSnapshotter, CowshedDiffer, c.Root)
+}
+
+// Comparisons is what the metrics count of comparisons since the daemon was started, for "snapshots" or "docker".
+func (c *Cowshed) Comparisons(ctx context.Context, service string) (native, walked int, err error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", c.metrics)
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://cowshed/metrics", nil)
+	if err != nil {
+		return 0, 0, err
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer resp.Body.Close()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		series, value, _ := strings.Cut(lines.Text(), " ")
+		if !strings.HasPrefix(series, "cowshed_comparisons_total{") || !strings.Contains(series, fmt.Sprintf("service=%q", service)) {
+			continue
+		}
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return 0, 0, fmt.Errorf("metric %s: %w", series, err)
+		}
+		if strings.Contains(series, `way="native"`) {
+			native += n
+		} else {
+			walked += n
+		}
+	}
+	return native, walked, nil
 }
 
 // accepts tells whether a unix socket takes connections.

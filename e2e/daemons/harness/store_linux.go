@@ -347,6 +347,20 @@ func (s *Store) CollectGarbage(ctx context.Context) error {
 	return s.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
 }
 
+// RemoveLeases takes from clients what they hold without an image or container. It is for those that have lost track.
+func (s *Store) RemoveLeases(ctx context.Context) error {
+	list, err := s.LeasesService().List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, lease := range list {
+		if err := s.LeasesService().Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
+
 // plainResolver reaches registries on this machine, which have no TLS.
 func plainResolver() remotes.Resolver {
 	return docker.NewResolver(docker.ResolverOptions{
