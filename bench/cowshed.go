@@ -12,6 +12,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver"
+	_ "github.com/cowshed/cowshed/zfs" // registers the driver
 )
 
 // cowshed is this project's driver through its graph driver API, as a program would use it.

@@ -40,8 +40,8 @@ const (
 
 var allFormats = []layertar.Format{layertar.Plain, layertar.Gzip, layertar.Zstd}
 
-// makeLayer has a layer written to path, and compresses it.
-func makeLayer(path string, write func(w io.Writer) error) (*layer, error) {
+// makeLayer has a layer written to path, and compresses it into the formats but the first, which is the plain one.
+func makeLayer(path string, formats []layertar.Format, write func(w io.Writer) error) (*layer, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return nil, err
@@ -62,7 +62,7 @@ func makeLayer(path string, write func(w io.Writer) error) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.formats = allFormats
+	l.formats = formats
 	for _, format := range l.formats[1:] {
 		if err := l.compress(format); err != nil {
 			return nil, fmt.Errorf("compress the layer with %v: %w", format, err)

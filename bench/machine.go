@@ -41,6 +41,9 @@ func describeMachine() machine {
 	if unix.Uname(&uts) == nil {
 		m.kernel = unix.ByteSliceToString(uts.Sysname[:]) + " " + unix.ByteSliceToString(uts.Release[:])
 	}
+	if version, err := os.ReadFile("/sys/module/zfs/version"); err == nil {
+		m.kernel += ", OpenZFS " + strings.TrimSpace(string(version))
+	}
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
 		m.memory = info.Totalram * uint64(info.Unit)

@@ -19,17 +19,19 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	mobyreexec "github.com/moby/sys/reexec"
 	"github.com/sirupsen/logrus"
-	podmanreexec "go.podman.io/storage/pkg/reexec"
 )
 
 func main() {
 	// The peers start this program again to unpack in a changed root.
-	if mobyreexec.Init() || podmanreexec.Init() {
+	if mobyreexec.Init() || peerCommand() {
 		return
 	}
 	run := func() error { return runBench(os.Args[1:], os.Stdout) }
 	if len(os.Args) > 1 && os.Args[1] == memoryCommand {
 		run = func() error { return runMemory(os.Args[2:]) }
+	}
+	if isCounter(os.Args[0]) {
+		run = func() error { return countAndRun(os.Args) }
 	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -53,6 +55,7 @@ func runBench(args []string, out io.Writer) error {
 	image := flags.String("image", "a loopback image", "what the report says holds the filesystem")
 	quota := flags.Bool("quota", true, "turn simple quotas on first (btrfs)")
 	revision := flags.String("revision", "unknown", "what the report says was measured")
+	note := flags.String("note", "", "a paragraph about the machine for the report")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -66,7 +69,17 @@ func runBench(args []string, out io.Writer) error {
 		c.only = strings.Split(*only, ",")
 	}
 	silencePeers()
-	quotas := "quotas off"
+	var quotas string
+	switch c.filesystem {
+	case "btrfs":
+		quotas = "quotas off"
+	case "zfs":
+		dataset, err := datasetOf(c.root)
+		if err != nil {
+			return err
+		}
+		c.pool, _, _ = strings.Cut(dataset, "/")
+	}
 	if c.filesystem == "btrfs" && *quota {
 		if err := c.onRoot(btrfsctl.EnableSimpleQuota); err != nil {
 			return fmt.Errorf("turn simple quotas on: %w", err)
@@ -75,10 +88,10 @@ func runBench(args []string, out io.Writer) error {
 	}
 
 	r := &report{
-		filesystem: c.filesystem, quota: quotas, image: *image, revision: *revision, rounds: c.rounds,
+		filesystem: c.filesystem, quota: quotas, image: *image, note: *note, revision: *revision, rounds: c.rounds,
 		date: time.Now().UTC().Format(time.DateOnly), machine: describeMachine(),
 	}
-	workloads, err := chooseWorkloads(*files, *large, *layers)
+	workloads, err := chooseWorkloads(c.filesystem, *files, *large, *layers)
 	if err != nil {
 		return err
 	}
@@ -89,6 +102,11 @@ func runBench(args []string, out io.Writer) error {
 		}
 		r.results = append(r.results, result)
 		r.plots = append(r.plots, fmt.Sprintf("benchmarks-%s-%s.svg", c.filesystem, w.key))
+	}
+	if c.filesystem == "zfs" {
+		if r.processes, err = c.countProcesses(); err != nil {
+			return err
+		}
 	}
 	if *output != "" {
 		if err := writeFiles(r, *output); err != nil {
@@ -103,7 +121,7 @@ func runBench(args []string, out io.Writer) error {
 const minRounds = 3
 
 // chooseWorkloads returns what the flags ask for.
-func chooseWorkloads(files string, large, layers int) ([]workload, error) {
+func chooseWorkloads(filesystem, files string, large, layers int) ([]workload, error) {
 	var all []workload
 	for field := range strings.SplitSeq(files, ",") {
 		if field == "" {
@@ -113,12 +131,19 @@ func chooseWorkloads(files string, large, layers int) ([]workload, error) {
 		if err != nil || n < changedFiles {
 			return nil, fmt.Errorf("%q is not a number of files", field)
 		}
-		all = append(all, manyFiles(n, len(all) == 0))
+		if filesystem == "zfs" {
+			all = append(all, onZFS(n))
+		} else {
+			all = append(all, manyFiles(n, len(all) == 0))
+		}
 	}
 	if large > 0 {
 		all = append(all, largeFiles(4, large<<20))
 	}
-	if layers > 0 {
+	switch {
+	case layers > 0 && filesystem == "zfs":
+		all = append(all, manyLayersOnZFS(layers))
+	case layers > 0:
 		all = append(all, manyLayers(layers))
 	}
 	return all, nil

@@ -25,7 +25,7 @@ const memoryCommand = "memory"
 // the whole life of a process.
 func (c config) measureMemory(name string, base *layer) (m memory, err error) {
 	root := filepath.Join(c.root, name)
-	if err := os.MkdirAll(filepath.Join(root, c.filesystem), 0o710); err != nil {
+	if err := c.makeRoot(root); err != nil {
 		return m, err
 	}
 	defer func() { err = errors.Join(err, c.removeAll(root), c.settle()) }()

@@ -9,8 +9,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/moby/go-archive/compression"
 	"github.com/moby/moby/v2/daemon/graphdriver"
-	_ "github.com/moby/moby/v2/daemon/graphdriver/btrfs" // registers the driver
-	_ "github.com/moby/moby/v2/daemon/graphdriver/zfs"   // registers the driver
+	_ "github.com/moby/moby/v2/daemon/graphdriver/zfs" // registers the driver
 )
 
 // moby is the graph driver of Docker Engine.

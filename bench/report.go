@@ -14,11 +14,13 @@ type report struct {
 	filesystem string
 	quota      string
 	image      string // what holds the filesystem
+	note       string // about the machine
 	date       string
 	revision   string
 	rounds     int
 	machine    machine
 	results    []*result
+	processes  processes
 	plots      []string // paths relative to the report, one per result
 }
 
@@ -62,23 +64,37 @@ func (r *report) write(w io.Writer) {
 	r.writeMethod(w)
 	for i, result := range r.results {
 		fmt.Fprintf(w, "\n## %s\n\n", result.title)
-		if len(result.memory) > 0 {
+		if slices.Contains(measured(result), opApply) {
 			fmt.Fprintf(w, "%d MiB in %s files.\n\n", result.layer.bytes>>20, thousands(result.layer.files))
 		}
 		r.writeTimes(w, result)
 		fmt.Fprintf(w, "\n![%s: times of the operations, logarithmic](%s)\n", result.title, r.plots[i])
 		r.writeRatios(w, result)
 	}
+	r.writeProcesses(w)
 	r.writeFlatness(w)
-	r.writeBars(w)
+	if r.filesystem != "zfs" { // of which only ratios are known
+		r.writeBars(w)
+	}
 }
 
 func (r *report) writeMethod(w io.Writer) {
 	m := r.machine
 	fmt.Fprintf(w, "Machine: %s, %d CPUs, %d GiB of memory, %s, %s. ", m.cpu, m.cpus, (m.memory+1<<29)>>30, m.kernel, m.goVersion)
-	fmt.Fprintf(w, "Filesystem: %s on %s, %s.\n\n", r.filesystem, r.image, r.quota)
+	fmt.Fprintf(w, "Filesystem: %s on %s", r.filesystem, r.image)
+	if r.quota != "" {
+		fmt.Fprintf(w, ", %s", r.quota)
+	}
+	fmt.Fprint(w, ".\n\n")
+	if r.note != "" {
+		fmt.Fprintf(w, "%s\n\n", r.note)
+	}
 	for _, v := range m.versions {
 		fmt.Fprintf(w, "- %s\n", v)
+	}
+	if r.filesystem == "zfs" {
+		r.writeZFSMethod(w)
+		return
 	}
 	fmt.Fprintf(w, `
 All contenders run in one process on the same filesystem, one after the other, in an order that is rotated in each of
@@ -96,6 +112,39 @@ falls back to, and for containerd the walk of its differ, which compares content
 contender's own compressor with its default level, moby's has no zstd. *Memory* is the high-water mark of a process that
 does nothing else, or of the process that it has do it; measured once.
 `, r.rounds)
+}
+
+func (r *report) writeZFSMethod(w io.Writer) {
+	fmt.Fprintf(w, `
+Both run in one process on the same pool, each on a dataset of its own, one after the other, in an order that is rotated
+in each of %d rounds. Before an operation is timed, the pool is synced; caches are warm. A cell is the median, with the
+lowest and the highest time in brackets. All that an operation has done is durable when it returns, on both sides: zfs
+waits for that, and unmounting a dataset writes it out.
+
+What is measured: the base is one layer, applied from an uncompressed tar with whole-second times. Each child is a
+writable layer on it; in one of them, three files are appended to. *Until it returns* includes closing the stream, where
+moby's driver sleeps to the end of the second. *Start* opens the driver on a dataset with that many layers, the same for
+both: children of one base with the properties that Cowshed sets, cloned by the kernel's interface to be quick. A pool
+that moby's driver has filled has a snapshot more for each of them.
+`, r.rounds)
+}
+
+// writeProcesses says how many processes operations start.
+func (r *report) writeProcesses(w io.Writer) {
+	if len(r.processes) == 0 {
+		return
+	}
+	columns := slices.DeleteFunc(slices.Clone(order), func(name string) bool { return r.processes[name] == nil })
+	fmt.Fprintf(w, "\n## Processes\n\n")
+	fmt.Fprintf(w, "How many processes of zfs and zpool each operation starts, counted in a run of its own:\n\n")
+	fmt.Fprintf(w, "| operation | %s |\n|---|%s\n", strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
+	for _, op := range counted {
+		cells := []string{string(op)}
+		for _, name := range columns {
+			cells = append(cells, strconv.Itoa(r.processes[name][op]))
+		}
+		fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
+	}
 }
 
 func (r *report) columns(result *result) []string {
@@ -163,7 +212,11 @@ func (r *report) writeRatios(w io.Writer, result *result) {
 		return
 	}
 	others := slices.DeleteFunc(r.columns(result), func(name string) bool { return name == "cowshed" })
-	fmt.Fprintf(w, "\nHow many times as long as Cowshed each takes (the floor: what part of it):\n\n")
+	what := "\nHow many times as long as Cowshed each takes"
+	if result.samples["floor"] != nil {
+		what += " (the floor: what part of it)"
+	}
+	fmt.Fprintf(w, "%s:\n\n", what)
 	fmt.Fprintf(w, "| operation | %s |\n|---|%s\n", strings.Join(others, " | "), strings.Repeat("---|", len(others)))
 	for _, op := range measured(result) {
 		cells := []string{string(op)}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
@@ -13,9 +14,11 @@ import (
 // run is one contender in one round.
 type run struct {
 	config
+	root     string // the contender's directory
 	driver   contender
 	base     *layer
 	samples  samples
+	opened   time.Duration // how long it took to open the driver
 	children []string
 	checked  bool         // the results of the operations have been looked at, or need not be
 	reopen   func() error // closes the driver and opens it again, which is timed
@@ -32,6 +35,9 @@ func (r *run) apply() error {
 		format layertar.Format
 		op     operation
 	}{{layertar.Gzip, opApplyGzip}, {layertar.Zstd, opApplyZstd}} {
+		if !slices.Contains(r.base.formats, c.format) {
+			continue
+		}
 		if err := r.settle(); err != nil {
 			return err
 		}
@@ -60,6 +66,9 @@ func (r *run) apply() error {
 		return err
 	}
 	r.samples.add(opApply, time.Since(start))
+	if r.filesystem == "zfs" {
+		return nil // unmounting a dataset has made it durable
+	}
 	if err := r.sync(); err != nil {
 		return err
 	}
@@ -72,8 +81,18 @@ func (r *run) applyTiny() error { return r.driver.apply(baseID, r.base, layertar
 
 // createMany makes n children that stay until everything is removed.
 func (r *run) createMany(n int) error {
-	for i := range n {
-		if err := r.driver.create(fmt.Sprintf("many%05d", i), baseID, 0); err != nil {
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("many%05d", i)
+	}
+	if r.filesystem == "zfs" {
+		if err := r.driver.create(ids[0], baseID, 0); err != nil {
+			return err
+		}
+		return cloneLike(r.root, ids[0], ids[1:])
+	}
+	for _, id := range ids {
+		if err := r.driver.create(id, baseID, 0); err != nil {
 			return err
 		}
 	}
@@ -88,9 +107,25 @@ func (r *run) start() error {
 	if err := r.reopen(); err != nil {
 		return err
 	}
-	for i := range childrenPerRound {
+	return r.createAfter()
+}
+
+// started is for a driver that has been opened on layers that were there.
+func (r *run) started() error {
+	r.samples.add(opStart, r.opened)
+	return r.createAfter()
+}
+
+// createAfter makes some more layers than there are, and removes them.
+func (r *run) createAfter() error {
+	for i := range r.childrenPerRound() {
 		id := fmt.Sprintf("after%03d", i)
 		if err := r.timed(opStartCreate, func() error { return r.driver.create(id, baseID, 0) }); err != nil {
+			return err
+		}
+	}
+	for i := range r.childrenPerRound() {
+		if err := r.driver.remove(fmt.Sprintf("after%03d", i)); err != nil {
 			return err
 		}
 	}
@@ -114,16 +149,24 @@ func (r *run) hundred() error {
 	})
 }
 
+// childrenPerRound is how many children are made for the operations that take a fresh one each time.
+func (c config) childrenPerRound() int {
+	if c.filesystem == "zfs" {
+		return childrenPerRoundZFS
+	}
+	return childrenPerRound
+}
+
 // create makes children without a limit, and then some with one.
 func (r *run) create() error {
-	for i := range childrenPerRound {
+	for i := range r.childrenPerRound() {
 		id := fmt.Sprintf("plain%03d", i)
 		if err := r.timed(opCreate, func() error { return r.driver.create(id, baseID, 0) }); err != nil {
 			return err
 		}
 		r.children = append(r.children, id)
 	}
-	for i := range childrenPerRound {
+	for i := range r.childrenPerRound() {
 		id := fmt.Sprintf("limit%03d", i)
 		if err := r.settle(); err != nil {
 			return err
@@ -137,10 +180,12 @@ func (r *run) create() error {
 			return err
 		}
 		r.samples.add(opCreateLimit, time.Since(start))
-		if err := r.commit(); err != nil {
-			return err
+		if r.filesystem != "zfs" { // where every command waits until what it did is durable
+			if err := r.commit(); err != nil {
+				return err
+			}
+			r.samples.add(opCreateDurable, time.Since(start))
 		}
-		r.samples.add(opCreateDurable, time.Since(start))
 		r.children = append(r.children, id)
 	}
 	return nil
@@ -253,6 +298,9 @@ func (r *run) export() error {
 		format layertar.Format
 		op     operation
 	}{{layertar.Plain, opExport}, {layertar.Gzip, opExportGzip}, {layertar.Zstd, opExportZstd}} {
+		if !slices.Contains(r.base.formats, c.format) {
+			continue
+		}
 		if err := r.forget(); err != nil {
 			return err
 		}
@@ -276,7 +324,7 @@ func (r *run) remove() error {
 		if err := r.driver.remove(id); err != nil {
 			return err
 		}
-		if i < childrenPerRound { // the others have changes or limits
+		if i < r.childrenPerRound() { // the others have changes or limits
 			r.samples.add(opRemove, time.Since(start))
 		}
 	}

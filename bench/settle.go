@@ -38,10 +38,20 @@ func waitCleaned(fd int) error {
 	return err
 }
 
-// removeAll removes what a contender has left on the filesystem under test, subvolumes included.
+// makeRoot makes the directory of a contender, on ZFS as a dataset of its own.
+func (c config) makeRoot(root string) error {
+	if c.filesystem == "zfs" {
+		if err := createDataset(root); err != nil {
+			return err
+		}
+	}
+	return os.MkdirAll(filepath.Join(root, c.filesystem), 0o710)
+}
+
+// removeAll removes what a contender has left on the filesystem under test, subvolumes and datasets included.
 func (c config) removeAll(root string) error {
-	if c.filesystem != "btrfs" {
-		return os.RemoveAll(root)
+	if c.filesystem == "zfs" {
+		return destroyDatasets(root)
 	}
 	var subvolumes []string // a nested one after that which holds it
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -79,13 +89,15 @@ func destroy(path string) error {
 }
 
 // sync writes out everything.
-func (c config) sync() error { return c.onRoot(unix.Syncfs) }
+func (c config) sync() error {
+	if c.filesystem == "zfs" {
+		return syncPool(c.pool)
+	}
+	return c.onRoot(unix.Syncfs)
+}
 
 // commit makes what was done to subvolumes and qgroups durable, without writing out file data.
 func (c config) commit() error {
-	if c.filesystem != "btrfs" {
-		return c.sync()
-	}
 	return c.onRoot(btrfsctl.Commit)
 }
 

@@ -1,0 +1,21 @@
+//go:build cgo
+
+package main
+
+import (
+	_ "github.com/moby/moby/v2/daemon/graphdriver/btrfs" // registers the driver
+	podmanreexec "go.podman.io/storage/pkg/reexec"
+)
+
+// btrfsPeers are those beside Cowshed on btrfs, which need cgo.
+func (c config) btrfsPeers() []opener {
+	return []opener{
+		{"moby", func(root string) (contender, error) { return newMoby(c.filesystem, root) }},
+		{"podman", func(root string) (contender, error) { return newPodman(c.filesystem, root) }},
+		{"containerd", func(root string) (contender, error) { return newContainerd(root, c.work) }},
+		{"floor", newFloor},
+	}
+}
+
+// peerCommand does what podman's driver has started this program again for, and reports whether it has.
+func peerCommand() bool { return podmanreexec.Init() }

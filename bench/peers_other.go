@@ -1,0 +1,8 @@
+//go:build !cgo
+
+package main
+
+// btrfsPeers are none without cgo: such a program is for the ZFS test machine.
+func (config) btrfsPeers() []opener { return []opener{{"floor", newFloor}} }
+
+func peerCommand() bool { return false }
