@@ -101,6 +101,7 @@ func runBench(args []string, out io.Writer) error {
 			return err
 		}
 		r.results = append(r.results, result)
+		r.writeTimes(os.Stderr, result) // in a long run it is good to see
 		r.plots = append(r.plots, fmt.Sprintf("benchmarks-%s-%s.svg", c.filesystem, w.key))
 	}
 	if c.filesystem == "zfs" {

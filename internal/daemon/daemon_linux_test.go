@@ -19,6 +19,7 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -34,6 +35,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/plugin"
@@ -146,6 +149,7 @@ func startContent(t testing.TB, address string) *fakeContainerd {
 			return handle(s, stream)
 		}))
 	contentapi.RegisterContentServer(server, contentserver.New(store))
+	leasesapi.RegisterLeasesServer(server, leaseServer{})
 	l, err := net.Listen("unix", address)
 	require.NoError(t, err)
 	ended := make(chan error, 1)
@@ -155,6 +159,19 @@ func startContent(t testing.TB, address string) *fakeContainerd {
 		require.NoError(t, <-ended)
 	})
 	return f
+}
+
+// leaseServer gives leases on a store that nobody collects garbage in.
+type leaseServer struct {
+	leasesapi.UnimplementedLeasesServer
+}
+
+func (leaseServer) Create(_ context.Context, r *leasesapi.CreateRequest) (*leasesapi.CreateResponse, error) {
+	return &leasesapi.CreateResponse{Lease: &leasesapi.Lease{ID: r.ID, Labels: r.Labels, CreatedAt: timestamppb.Now()}}, nil
+}
+
+func (leaseServer) Delete(context.Context, *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
 }
 
 // labels keeps the labels of blobs.
