@@ -13,6 +13,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/homelock"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -95,7 +96,8 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 	if records := filepath.Join(b.home, quotasName); isDirectory(records) {
 		b.records = records
 	}
-	alone, err := b.takeLock()
+	lock, alone, err := homelock.Take(b.home)
+	b.lock = lock
 	if err != nil {
 		return nil, err
 	}
@@ -113,21 +115,6 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 func isDirectory(path string) bool {
 	info, err := os.Lstat(path)
 	return err == nil && info.IsDir()
-}
-
-// takeLock locks the home. Every open Backend holds the lock shared, so whoever gets it exclusively is
-// alone, and may take what is in staging, removing and views for left over.
-func (b *Backend) takeLock() (alone bool, err error) {
-	b.lock, err = os.OpenFile(filepath.Join(b.home, lockName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return false, err
-	}
-	err = unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		// It may be held exclusively by one that is recovering: wait for that to end.
-		return false, unix.Flock(int(b.lock.Fd()), unix.LOCK_SH)
-	}
-	return err == nil, err
 }
 
 // Close closes the views that are open, takes away the qgroups of removed volumes that can be by now, and

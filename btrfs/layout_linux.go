@@ -18,7 +18,6 @@ import (
 
 // Names below the home. docs/on-disk-format.md specifies them.
 const (
-	lockName       = "lock"
 	subvolumesName = "subvolumes"
 	stagingName    = "staging"
 	removingName   = "removing"

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/homelock"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
@@ -81,7 +82,8 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 		return nil, err
 	}
 	b.volumes = index{zfs: b.zfs, root: root, counter: counter}
-	alone, err := b.takeLock()
+	lock, alone, err := homelock.Take(b.home)
+	b.lock = lock
 	if err != nil {
 		return nil, err
 	}
@@ -99,21 +101,6 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 		}
 	}
 	return b, nil
-}
-
-// takeLock locks the home. Every open Backend holds the lock shared, so whoever gets it exclusively is
-// alone, and may take temporary things for left over.
-func (b *Backend) takeLock() (alone bool, err error) {
-	b.lock, err = os.OpenFile(filepath.Join(b.home, lockName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return false, err
-	}
-	err = unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		// It may be held exclusively by one that is recovering: wait for that to end.
-		return false, unix.Flock(int(b.lock.Fd()), unix.LOCK_SH)
-	}
-	return err == nil, err
 }
 
 // recover unmounts and destroys what processes that are gone have left, while nobody else has the home open.

@@ -16,7 +16,6 @@ import (
 
 // Names below the home. docs/on-disk-format.md specifies them.
 const (
-	lockName    = "lock"
 	counterName = "changes"
 	graphName   = "graph" // where datasets are mounted, as moby's driver does
 	viewsName   = "views" // where snapshots are mounted

@@ -1,0 +1,4 @@
+//go:build !linux
+
+// Package homelock works on Linux only.
+package homelock
