@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -46,7 +47,10 @@ func serveFake(t testing.TB, socket string, register func(*grpc.Server)) {
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() {
 		server.Stop()
-		require.NoError(t, <-ended)
+		// A test that asks for nothing may stop it before it has begun to serve.
+		if err := <-ended; !errors.Is(err, grpc.ErrServerStopped) {
+			require.NoError(t, err)
+		}
 	})
 }
 
