@@ -33,6 +33,7 @@ type judge struct {
 	parents map[testID]bool             // tests that have subtests, which are counted in their stead
 	skipped []string
 	failed  []string
+	fuzzed  string // how far a fuzz test was when it last said so
 }
 
 func newJudge(out io.Writer, allowed func(testID, string) bool) *judge {
@@ -78,8 +79,13 @@ func (j *judge) handle(e event) {
 			j.parents[testID{e.Package, e.Test[:i]}] = true
 		}
 	case "output":
-		if j.isProgress(e) {
-			fmt.Fprint(j.out, e.Output)
+		if strings.HasPrefix(e.Output, "fuzz: ") {
+			j.fuzzed = e.Output
+			return
+		}
+		if e.isResult() {
+			fmt.Fprint(j.out, j.fuzzed, e.Output)
+			j.fuzzed = ""
 			return
 		}
 		b := j.output[id]
@@ -114,11 +120,8 @@ func (j *judge) failedBelow(id testID) bool {
 	return slices.ContainsFunc(j.failed, below) || slices.ContainsFunc(j.skipped, below)
 }
 
-// isProgress tells output that is shown at once: how far a fuzz test is, and the result of a package.
-func (j *judge) isProgress(e event) bool {
-	if strings.HasPrefix(e.Output, "fuzz: ") {
-		return true
-	}
+// isResult tells the line that says how a package did, which is shown at once.
+func (e event) isResult() bool {
 	return e.Test == "" && (strings.HasPrefix(e.Output, "ok  \t") || strings.HasPrefix(e.Output, "FAIL\t"))
 }
 
