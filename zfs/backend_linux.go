@@ -37,10 +37,8 @@ type Backend struct {
 	volumes index
 	lock    *os.File
 
-	mounts inuse.Table[*os.File] // datasets that are mounted, by volume, with their locks
-
-	viewsMu   sync.Mutex
-	openViews map[*view]struct{}
+	mounts inuse.Table[*os.File]         // datasets that are mounted, by volume, with their locks
+	viewed inuse.Table[*mountedSnapshot] // snapshots that are mounted for views
 
 	closeOnce sync.Once
 	closeErr  error
@@ -57,7 +55,7 @@ var _ cowcommon.Backend = (*Backend)(nil)
 //
 // It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.
 func Open(home, root string, opts Options) (_ *Backend, err error) {
-	b := &Backend{root: root, log: opts.Logger, openViews: make(map[*view]struct{})}
+	b := &Backend{root: root, log: opts.Logger}
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -183,9 +181,7 @@ func (b *Backend) Close() error {
 
 func (b *Backend) close() error {
 	var errs []error
-	for _, v := range b.viewsThatAreOpen() {
-		errs = append(errs, v.Close())
-	}
+	errs = append(errs, b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) }))
 	errs = append(errs, b.mounts.CloseAll(func(name string, lock *os.File) error {
 		return b.unlock(lock, func() error {
 			err := unmountPoint(b.mountpoint(name), false)
@@ -203,16 +199,6 @@ func (b *Backend) close() error {
 		err = nil
 	}
 	return errors.Join(append(errs, err, b.closeFiles())...)
-}
-
-func (b *Backend) viewsThatAreOpen() []*view {
-	b.viewsMu.Lock()
-	defer b.viewsMu.Unlock()
-	views := make([]*view, 0, len(b.openViews))
-	for v := range b.openViews {
-		views = append(views, v)
-	}
-	return views
 }
 
 func (b *Backend) closeFiles() error {

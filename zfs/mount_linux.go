@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -68,18 +69,38 @@ func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) err
 	if d.sealed {
 		flags = unix.MS_RDONLY
 	}
-	err = b.mountAt(b.datasetOf(name), b.mountpoint(name), flags, label.FormatMountLabel("", mountLabel))
+	err = b.mountWaiting(ctx, b.datasetOf(name), b.mountpoint(name), flags, label.FormatMountLabel("", mountLabel))
 	if errors.Is(err, unix.EBUSY) {
-		mounted, infoErr := b.isMountedAt(name)
-		if mounted || infoErr != nil {
-			return infoErr // by another process, or by one that is gone
-		}
 		return b.busy(err, b.datasetOf(name))
 	}
 	if errors.Is(err, errdefs.ErrNotFound) {
 		b.volumes.invalidate()
 	}
 	return err
+}
+
+// mountWaiting mounts as mountAt does, and waits a while for what is busy: of two that mount at once what is not yet
+// mounted, OpenZFS answers one with EBUSY, as it does while an unmount ends in the background. It does nothing where
+// another process has mounted the source on dir already.
+func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags uintptr, data string) error {
+	giveUp := time.After(busyFor)
+	for pause := 5 * time.Millisecond; ; pause *= 2 {
+		err := b.mountAt(source, dir, flags, data)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		mounted, infoErr := isMountedAt(source, dir)
+		if mounted || infoErr != nil {
+			return infoErr
+		}
+		select {
+		case <-time.After(pause):
+		case <-giveUp:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // mountAt mounts a dataset or snapshot on dir, which it makes.
@@ -102,14 +123,14 @@ func (b *Backend) mountAt(source, dir string, flags uintptr, data string) error 
 	return nil
 }
 
-// isMountedAt reports whether a volume's dataset is mounted where it belongs.
-func (b *Backend) isMountedAt(name string) (bool, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(b.mountpoint(name)))
+// isMountedAt reports whether a dataset or snapshot is mounted on dir.
+func isMountedAt(source, dir string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
 	if err != nil {
 		return false, err
 	}
 	for _, m := range mounts {
-		if m.FSType == "zfs" && m.Source == b.datasetOf(name) {
+		if m.FSType == "zfs" && m.Source == source {
 			return true, nil
 		}
 	}

@@ -14,22 +14,31 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/inuse"
 )
 
-// view is a mounted snapshot: the one that seals a volume, or one taken for the view alone.
-//
-// Its lock file, the directory that it is mounted on and, if it was taken for the view, the snapshot have the
-// same name but for what comes before the "@". So whoever finds the lock free can take away all three.
+// view is one use of a mounted snapshot. Views of a sealed volume share the mount of the snapshot that seals it: OpenZFS
+// lets mounts and unmounts of one snapshot at once get in each other's way.
 type view struct {
-	b         *Backend
-	volume    string
-	snapshot  string // full name
-	temporary bool   // it was taken for this view
-	dir       string
-	lock      *os.File
+	b        *Backend
+	volume   string
+	snapshot string // full name
+	key      string // in Backend.viewed
+	dir      string
 
 	closeOnce sync.Once
 	closeErr  error
+}
+
+// mountedSnapshot is a snapshot mounted for views: the one that seals a volume, or one taken for one view alone.
+//
+// Its lock file, the directory that it is mounted on and, if it was taken for a view, the snapshot have the same name
+// but for what comes before the "@". So whoever finds the lock free can take away all three.
+type mountedSnapshot struct {
+	name      string // of the snapshot, in full
+	temporary bool   // it was taken for a view
+	dir       string
+	lock      *os.File
 }
 
 // View mounts the snapshot that seals a volume, or takes one of a volume that is not sealed and mounts that.
@@ -38,27 +47,55 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 	if err != nil {
 		return nil, fmt.Errorf("zfs: view %s: %w", name, err)
 	}
-	b.viewsMu.Lock()
-	defer b.viewsMu.Unlock()
-	b.openViews[v] = struct{}{}
 	return v, nil
 }
 
-func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
+func (b *Backend) view(ctx context.Context, name string) (*view, error) {
 	d, err := b.volume(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	v := &view{b: b, volume: name, temporary: !d.sealed}
-	var lockName string
-	if d.sealed {
-		v.snapshot = b.datasetOf(name) + "@" + sealName
-		lockName = temporaryName(name + "@" + sealName + "-")
-	} else {
-		lockName = temporaryName(name + "@" + viewPrefix)
-		v.snapshot = b.datasetOf(lockName)
+	key := name + "@" + sealName
+	if !d.sealed {
+		key = temporaryName(name + "@" + viewPrefix)
 	}
-	v.dir = filepath.Join(b.views, lockName)
+	m, err := b.viewed.Acquire(ctx, key, inuse.Held, func() (*mountedSnapshot, error) {
+		if d.sealed {
+			return b.mountSeal(ctx, name)
+		}
+		return b.mountTemporary(ctx, name, key)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &view{b: b, volume: name, snapshot: m.name, key: key, dir: m.dir}, nil
+}
+
+// mountSeal mounts the snapshot that seals a volume.
+func (b *Backend) mountSeal(ctx context.Context, name string) (*mountedSnapshot, error) {
+	m, err := b.lockSnapshot(temporaryName(name + "@" + sealName + "-"))
+	if err != nil {
+		return nil, err
+	}
+	m.name = b.datasetOf(name) + "@" + sealName
+	return m, b.mountSnapshot(ctx, m)
+}
+
+// mountTemporary takes a snapshot of a volume, as what lockName says, and mounts it.
+func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (*mountedSnapshot, error) {
+	m, err := b.lockSnapshot(lockName)
+	if err != nil {
+		return nil, err
+	}
+	m.name, m.temporary = b.datasetOf(lockName), true
+	if err := b.snapshot(ctx, volume, m.name); err != nil {
+		return nil, errors.Join(err, b.unlock(m.lock, nil))
+	}
+	return m, b.mountSnapshot(ctx, m)
+}
+
+// lockSnapshot takes the lock of a snapshot that is to be mounted.
+func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
 	lock, ok, err := b.tryLock(lockName)
 	if err != nil {
 		return nil, err
@@ -66,30 +103,29 @@ func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", lockName, errdefs.ErrAlreadyExists)
 	}
-	v.lock = lock
-
-	if v.temporary {
-		if err := b.snapshot(ctx, v); err != nil {
-			return nil, errors.Join(err, b.unlock(lock, nil))
-		}
-	}
-	if err := b.mountAt(v.snapshot, v.dir, unix.MS_RDONLY, ""); err != nil {
-		b.volumes.invalidate() // it should have been there
-		return nil, errors.Join(err, v.close())
-	}
-	return v, nil
+	return &mountedSnapshot{dir: filepath.Join(b.views, lockName), lock: lock}, nil
 }
 
-// snapshot takes the snapshot for a view.
-func (b *Backend) snapshot(ctx context.Context, v *view) error {
-	if b.mounts.Held(v.volume) > 0 {
+// mountSnapshot mounts a snapshot, or takes away what was made for it.
+func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
+	err := b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")
+	if err != nil {
+		b.volumes.invalidate() // it should have been there
+		err = errors.Join(err, b.unmountSnapshot(m))
+	}
+	return err
+}
+
+// snapshot takes the snapshot for a view of a volume.
+func (b *Backend) snapshot(ctx context.Context, volume, snapshot string) error {
+	if b.mounts.Held(volume) > 0 {
 		// What programs have written through memory maps.
-		if err := syncFilesystem(b.mountpoint(v.volume)); err != nil {
+		if err := syncFilesystem(b.mountpoint(volume)); err != nil {
 			return err
 		}
 	}
-	if _, err := b.zfs.run(ctx, "snapshot", v.snapshot); err != nil {
-		return b.explainMissing(ctx, err, v.volume)
+	if _, err := b.zfs.run(ctx, "snapshot", snapshot); err != nil {
+		return b.explainMissing(ctx, err, volume)
 	}
 	return nil
 }
@@ -97,33 +133,30 @@ func (b *Backend) snapshot(ctx context.Context, v *view) error {
 // Dir is the absolute path of the view's root.
 func (v *view) Dir() string { return v.dir }
 
-// Close unmounts the snapshot, and destroys it if it was taken for this view.
+// Close ends this use of the snapshot. After the last it is unmounted, and destroyed if it was taken for a view.
 func (v *view) Close() error {
 	v.closeOnce.Do(func() {
-		v.b.viewsMu.Lock()
-		delete(v.b.openViews, v)
-		v.b.viewsMu.Unlock()
-		if v.closeErr = v.close(); v.closeErr != nil {
+		if v.closeErr = v.b.viewed.Release(v.key, inuse.Held, v.b.unmountSnapshot); v.closeErr != nil {
 			v.closeErr = fmt.Errorf("zfs: close view of %s: %w", v.volume, v.closeErr)
 		}
 	})
 	return v.closeErr
 }
 
-func (v *view) close() error {
-	err := v.b.unlock(v.lock, func() error {
-		if err := unmountPoint(v.dir, true); err != nil {
+func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
+	err := b.unlock(m.lock, func() error {
+		if err := unmountPoint(m.dir, true); err != nil {
 			return err
 		}
-		if !v.temporary {
+		if !m.temporary {
 			return nil
 		}
-		return v.b.destroySnapshot(v.snapshot)
+		return b.destroySnapshot(m.name)
 	})
 	if isCommandError(err) {
 		// Files of it that are still open keep it busy. Its lock file stays, so that it goes later: with the volume,
 		// or when the home is next opened.
-		v.b.log.Debug("zfs: the snapshot of a view cannot go yet", "snapshot", v.snapshot, "error", err)
+		b.log.Debug("zfs: the snapshot of a view cannot go yet", "snapshot", m.name, "error", err)
 		return nil
 	}
 	return err
