@@ -1,0 +1,6 @@
+//go:build !linux
+
+package rootfs
+
+// DefaultInitializer returns what InitRootFS gives to containers, which on this system is nothing.
+func DefaultInitializer() Initializer { return Initializer{} }
