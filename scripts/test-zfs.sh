@@ -70,7 +70,7 @@ build() {
 		! compgen -G "$rel/*.sh" >/dev/null || cp "$rel"/*.sh "$dir/$rel/"
 		run=ZFS
 		[[ $rel != ./zfs && $rel != ./zfs/* && $rel != ./e2e ]] || run=.
-		printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=30m -test.run=%q) || status=1\n' \
+		printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=55m -test.run=%q) || status=1\n' \
 			"$rel" "$(up "$rel")test2json" "$path" "${RUN:-$run}" >>"$dir/$lane.sh"
 	done
 	for lane in "${lanes[@]}"; do
