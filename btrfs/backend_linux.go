@@ -14,6 +14,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/homelock"
+	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -41,17 +42,13 @@ type Backend struct {
 
 	records string // the directory in which moby's driver recorded limits, "" if there is none
 
-	mu    sync.Mutex
-	uses  map[string]*use    // volumes that are mounted, in view or being removed, by name
-	views map[*view]struct{} // open ones
+	uses      inuse.Table[*subvolume] // volumes that are mounted or in view, by name
+	snapshots inuse.Table[*subvolume] // those taken for one view each, by name in the directory views
 
 	removals atomic.Uint64
 
 	closeOnce sync.Once
 	closeErr  error
-
-	noHintsMu sync.Mutex
-	noHints   error // why the last native diff was not possible, nil if it was
 }
 
 var _ cowcommon.Backend = (*Backend)(nil)
@@ -60,12 +57,7 @@ var _ cowcommon.Backend = (*Backend)(nil)
 // layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,
 // unless another process has the same home open.
 func Open(home string, opts Options) (_ *Backend, err error) {
-	b := &Backend{
-		opts:  opts,
-		log:   opts.Logger,
-		uses:  make(map[string]*use),
-		views: make(map[*view]struct{}),
-	}
+	b := &Backend{opts: opts, log: opts.Logger}
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -126,22 +118,7 @@ func (b *Backend) Close() error {
 }
 
 func (b *Backend) close() error {
-	var errs []error
-	for _, v := range b.openViews() {
-		errs = append(errs, v.Close())
-	}
-	errs = append(errs, b.sweepQgroups())
-	return errors.Join(append(errs, b.closeFiles())...)
-}
-
-func (b *Backend) openViews() []*view {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	views := make([]*view, 0, len(b.views))
-	for v := range b.views {
-		views = append(views, v)
-	}
-	return views
+	return errors.Join(b.snapshots.CloseAll(b.closeSnapshot), b.sweepQgroups(), b.closeFiles())
 }
 
 func (b *Backend) closeFiles() error {
@@ -149,15 +126,9 @@ func (b *Backend) closeFiles() error {
 	if b.quotas != nil {
 		errs = append(errs, b.quotas.Close())
 	}
-	b.mu.Lock()
-	for name, u := range b.uses {
-		if u.changed == nil { // else whoever has claimed it closes it
-			errs = append(errs, u.dir.Close())
-			delete(b.uses, name)
-		}
-	}
-	b.mu.Unlock()
-	errs = append(errs, b.dirs.close())
+	errs = append(errs,
+		b.uses.CloseAll(func(_ string, dir *subvolume) error { return dir.Close() }),
+		b.dirs.close())
 	for _, f := range []*os.File{b.lock, b.fs} {
 		if f != nil {
 			errs = append(errs, f.Close())

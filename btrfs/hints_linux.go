@@ -22,11 +22,6 @@ const maxAncestors = 1024
 // it the names that it speaks of.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
-	if err == nil || errors.Is(err, treediff.ErrNoHints) {
-		b.noHintsMu.Lock()
-		b.noHints = err
-		b.noHintsMu.Unlock()
-	}
 	if err != nil {
 		return nil, fmt.Errorf("btrfs: hints: %w", err)
 	}

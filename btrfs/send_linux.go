@@ -83,21 +83,14 @@ func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.R
 		publish: func(rename func() error, dir *subvolume) error {
 			// Nobody can use the volume before it is sealed: in this process the name is claimed, and others
 			// wait for the lock. After a crash in between it is there, complete, and not known as received.
-			u, unlock, err := b.unclaimed(ctx, name)
+			release, err := b.uses.Claim(ctx, name)
+			if errdefs.IsFailedPrecondition(err) {
+				return errdefs.ErrAlreadyExists
+			}
 			if err != nil {
 				return err
 			}
-			if u != nil {
-				unlock()
-				return errdefs.ErrAlreadyExists
-			}
-			done := b.reserve(name)
-			unlock()
-			defer func() {
-				b.mu.Lock()
-				defer b.mu.Unlock()
-				done()
-			}()
+			defer release()
 			if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 				return fmt.Errorf("lock: %w", err)
 			}

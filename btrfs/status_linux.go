@@ -2,13 +2,9 @@ package btrfs
 
 import (
 	"context"
-	"errors"
 
-	"github.com/containerd/errdefs"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -29,9 +25,7 @@ func (b *Backend) Status(context.Context) [][2]string {
 			[2]string{"Space Used", quota.FormatSize((space.Blocks - space.Bfree) * block)},
 			[2]string{"Space Available", quota.FormatSize(space.Bavail * block)})
 	}
-	return append(status,
-		[2]string{"Quota Mode", orReason(b.quotaMode())},
-		[2]string{"Native Diff", b.nativeDiff()})
+	return append(status, [2]string{"Quota Mode", orReason(b.quotaMode())})
 }
 
 func orReason(value string, err error) string {
@@ -43,21 +37,11 @@ func orReason(value string, err error) string {
 
 // device is the source of the mount that holds the home.
 func (b *Backend) device() (string, error) {
-	// Of mounts on top of each other the last is the one that is seen.
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(b.home))
+	m, err := mountOf(b.home)
 	if err != nil {
 		return "", err
 	}
-	var device, at string
-	for _, m := range mounts {
-		if len(m.Mountpoint) >= len(at) {
-			device, at = m.Source, m.Mountpoint
-		}
-	}
-	if device == "" {
-		return "", errdefs.ErrNotFound
-	}
-	return device, nil
+	return m.Source, nil
 }
 
 func (b *Backend) quotaMode() (string, error) {
@@ -76,20 +60,4 @@ func (b *Backend) quotaMode() (string, error) {
 		return mode.String() + ", inconsistent: limits are not enforced until a rescan", nil
 	}
 	return mode.String() + ", consistent", nil
-}
-
-// nativeDiff says whether the kernel can be asked where layers differ, by what came of the last time and,
-// before the first, by the privilege that it takes.
-func (b *Backend) nativeDiff() string {
-	b.noHintsMu.Lock()
-	last := b.noHints
-	b.noHintsMu.Unlock()
-	if last != nil {
-		return "not used for the last diff: " + last.Error()
-	}
-	// The filesystem's UUID is that of no subvolume, but looking for it takes the same privilege.
-	if _, err := btrfsctl.IDByUUID(int(b.fs.Fd()), b.fsUUID); err != nil && !errors.Is(err, unix.ENOENT) {
-		return "not available: " + err.Error()
-	}
-	return "available"
 }

@@ -11,97 +11,36 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/inuse"
 )
 
-// use says how a volume is used in this process. While it is used its root is held open and locked
-// shared, which tells other processes.
-type use struct {
-	dir     *subvolume
-	mounts  int
-	views   int
-	changed chan struct{} // while the volume is claimed: closed when that ends
+// acquire counts one more use of a volume. While it is used its root is open and locked shared, which tells
+// other processes.
+func (b *Backend) acquire(ctx context.Context, name string, kind inuse.Kind) (*subvolume, error) {
+	return b.uses.Acquire(ctx, name, kind, func() (*subvolume, error) {
+		return b.lockVolume(ctx, name, unix.LOCK_SH)
+	})
 }
 
-// acquire counts one more use of the volume name, by calling count with its record.
-func (b *Backend) acquire(ctx context.Context, name string, count func(*use)) (*subvolume, error) {
-	u, unlock, err := b.unclaimed(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	if u != nil {
-		defer unlock()
-		count(u)
-		return u.dir, nil
-	}
-	done := b.reserve(name)
-	unlock()
-
-	dir, err := b.lockVolume(ctx, name, unix.LOCK_SH)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	done()
-	if err != nil {
-		return nil, err
-	}
-	u = &use{dir: dir}
-	b.uses[name] = u
-	count(u)
-	return dir, nil
-}
-
-// reserve claims the name, with b.mu locked, until the function that it returns is called, also with b.mu
-// locked.
-func (b *Backend) reserve(name string) (done func()) {
-	changed := make(chan struct{})
-	b.uses[name] = &use{changed: changed}
-	return func() {
-		delete(b.uses, name)
-		close(changed)
-	}
-}
-
-// release undoes one use, by calling count with the volume's record if there is one.
-func (b *Backend) release(name string, count func(*use)) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	u := b.uses[name]
-	if u == nil || u.changed != nil {
-		return nil
-	}
-	count(u)
-	if u.mounts > 0 || u.views > 0 {
-		return nil
-	}
-	delete(b.uses, name)
-	return u.dir.Close()
+func (b *Backend) release(name string, kind inuse.Kind) error {
+	return b.uses.Release(name, kind, (*subvolume).Close)
 }
 
 // claim takes a volume that nobody uses for itself, so that it can be changed as a whole; whoever wants
 // to use it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or in another
 // process, or is mounted by other means.
 func (b *Backend) claim(ctx context.Context, name string) (dir *subvolume, done func() error, err error) {
-	u, unlock, err := b.unclaimed(ctx, name)
+	release, err := b.uses.Claim(ctx, name)
 	if err != nil {
 		return nil, nil, err
 	}
-	if u != nil {
-		defer unlock()
-		return nil, nil, fmt.Errorf("volume %s is in use (mounts: %d, views: %d): %w", name, u.mounts, u.views, errdefs.ErrFailedPrecondition)
-	}
-	release := b.reserve(name)
-	unlock()
-
-	done = func() error {
-		b.mu.Lock()
-		release()
-		b.mu.Unlock()
-		if dir == nil {
-			return nil
-		}
-		return dir.Close()
-	}
 	if dir, err = b.lockVolume(ctx, name, unix.LOCK_EX); err != nil {
-		return nil, nil, errors.Join(err, done())
+		release()
+		return nil, nil, err
+	}
+	done = func() error {
+		defer release() // once the lock is free
+		return dir.Close()
 	}
 	mounted, err := mountedElsewhere(dir)
 	if err == nil && mounted {
@@ -174,24 +113,6 @@ func (b *Backend) hasName(dir *subvolume, name string) (bool, error) {
 	return err == nil && own.Dev == named.Dev, err
 }
 
-// unclaimed waits until nobody has claimed the volume, and returns its record, nil if it is not in use,
-// with b.mu locked.
-func (b *Backend) unclaimed(ctx context.Context, name string) (u *use, unlock func(), err error) {
-	for {
-		b.mu.Lock()
-		u := b.uses[name]
-		if u == nil || u.changed == nil {
-			return u, b.mu.Unlock, nil
-		}
-		b.mu.Unlock()
-		select {
-		case <-u.changed:
-		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
-		}
-	}
-}
-
 // openVolume opens the root of a volume. errdefs.ErrNotFound: there is none of that name.
 func (b *Backend) openVolume(name string) (*subvolume, error) {
 	if err := cowcommon.CheckID(name); err != nil {
@@ -207,7 +128,7 @@ func (b *Backend) openVolume(name string) (*subvolume, error) {
 // Mount returns the path of a volume's subvolume: on btrfs every volume is reachable as it is. The mount
 // counts as a use all the same. A label was given to the tree when it was made.
 func (b *Backend) Mount(ctx context.Context, name, _ string) (string, error) {
-	dir, err := b.acquire(ctx, name, func(u *use) { u.mounts++ })
+	dir, err := b.acquire(ctx, name, inuse.Held)
 	if err != nil {
 		return "", fmt.Errorf("btrfs: mount: %w", err)
 	}
@@ -219,8 +140,7 @@ func (b *Backend) Mount(ctx context.Context, name, _ string) (string, error) {
 
 // Unmount releases one Mount.
 func (b *Backend) Unmount(_ context.Context, name string) error {
-	err := b.release(name, func(u *use) { u.mounts = max(0, u.mounts-1) })
-	if err != nil {
+	if err := b.release(name, inuse.Held); err != nil {
 		return fmt.Errorf("btrfs: unmount %s: %w", name, err)
 	}
 	return nil

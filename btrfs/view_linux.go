@@ -8,6 +8,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/inuse"
 )
 
 // view is a read-only subvolume: that of a sealed volume itself, or a snapshot in the directory views.
@@ -25,26 +26,24 @@ type view struct {
 // View opens a sealed volume itself, or a read-only snapshot of a volume that is not sealed, which costs
 // about a millisecond and writes back what has been written to the volume so far.
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
-	dir, err := b.acquire(ctx, name, func(u *use) { u.views++ })
+	dir, err := b.acquire(ctx, name, inuse.Viewed)
 	if err != nil {
 		return nil, fmt.Errorf("btrfs: view: %w", err)
 	}
 	v := &view{b: b, volume: name, dir: dir}
-	if err := v.open(); err != nil {
-		return nil, fmt.Errorf("btrfs: view %s: %w", name, errors.Join(err, v.releaseVolume()))
+	if err := v.open(ctx); err != nil {
+		return nil, fmt.Errorf("btrfs: view %s: %w", name, errors.Join(err, b.release(name, inuse.Viewed)))
 	}
 	if v.snapshot != "" { // which stands by itself
-		if err := v.releaseVolume(); err != nil {
+		if err := b.release(name, inuse.Viewed); err != nil {
 			return nil, fmt.Errorf("btrfs: view %s: %w", name, errors.Join(err, v.close()))
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.views[v] = struct{}{}
 	return v, nil
 }
 
-func (v *view) open() error {
+// open leaves the view at the volume if that is sealed, and else takes a snapshot of it.
+func (v *view) open(ctx context.Context) error {
 	// Asked anew: it may have been sealed since it was opened.
 	sealed, err := btrfsctl.ReadOnly(v.dir.fd())
 	if err != nil {
@@ -54,25 +53,36 @@ func (v *view) open() error {
 		return err
 	}
 	snapshot := temporaryName(v.volume)
-	shallow := len(v.nested) == 0
-	if err := btrfsctl.Snapshot(int(v.b.dirs.views.Fd()), snapshot, v.dir.fd(), shallow, nil); err != nil {
-		return fmt.Errorf("snapshot: %w", snapshotError(err))
-	}
-	dir, err := v.b.openSubvolume(v.b.dirs.views, snapshot)
+	dir, err := v.b.snapshots.Acquire(ctx, snapshot, inuse.Viewed, func() (*subvolume, error) {
+		return v.b.snapshotVolume(snapshot, v.dir, v.nested)
+	})
 	if err != nil {
-		return errors.Join(err, v.b.destroy(v.b.dirs.views, snapshot))
-	}
-	if !shallow {
-		if err := v.b.snapshotNested(dir, v.dir.info.ID, v.nested); err != nil {
-			return errors.Join(err, dir.Close(), v.b.destroy(v.b.dirs.views, snapshot))
-		}
+		return err
 	}
 	v.dir, v.snapshot = dir, snapshot
 	return nil
 }
 
-func (v *view) releaseVolume() error {
-	return v.b.release(v.volume, func(u *use) { u.views-- })
+// snapshotVolume takes a snapshot of a volume, with the subvolumes nested in it, in the directory views.
+func (b *Backend) snapshotVolume(snapshot string, volume *subvolume, nested []nestedSubvolume) (*subvolume, error) {
+	shallow := len(nested) == 0
+	if err := btrfsctl.Snapshot(int(b.dirs.views.Fd()), snapshot, volume.fd(), shallow, nil); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", snapshotError(err))
+	}
+	dir, err := b.openSubvolume(b.dirs.views, snapshot)
+	if err != nil {
+		return nil, errors.Join(err, b.destroy(b.dirs.views, snapshot))
+	}
+	if !shallow {
+		if err := b.snapshotNested(dir, volume.info.ID, nested); err != nil {
+			return nil, errors.Join(err, b.closeSnapshot(snapshot, dir))
+		}
+	}
+	return dir, nil
+}
+
+func (b *Backend) closeSnapshot(name string, dir *subvolume) error {
+	return errors.Join(dir.Close(), b.destroy(b.dirs.views, name))
 }
 
 // Dir is the absolute path of the view's root.
@@ -81,9 +91,6 @@ func (v *view) Dir() string { return v.dir.Name() }
 // Close releases the volume, or destroys the snapshot.
 func (v *view) Close() error {
 	v.closeOnce.Do(func() {
-		v.b.mu.Lock()
-		delete(v.b.views, v)
-		v.b.mu.Unlock()
 		if v.closeErr = v.close(); v.closeErr != nil {
 			v.closeErr = fmt.Errorf("btrfs: close view of %s: %w", v.volume, v.closeErr)
 		}
@@ -93,10 +100,9 @@ func (v *view) Close() error {
 
 func (v *view) close() error {
 	if v.snapshot == "" {
-		return v.releaseVolume()
+		return v.b.release(v.volume, inuse.Viewed)
 	}
-	if err := v.dir.Close(); err != nil {
-		return err
-	}
-	return v.b.destroy(v.b.dirs.views, v.snapshot)
+	return v.b.snapshots.Release(v.snapshot, inuse.Viewed, func(dir *subvolume) error {
+		return v.b.closeSnapshot(v.snapshot, dir)
+	})
 }

@@ -166,32 +166,6 @@ func alreadyExists(err error) error {
 	return err
 }
 
-// seal makes a volume read-only unless somebody uses it: a descriptor that is open for writing would go
-// on writing. The volume cannot be used until settle is called, with whether it is to stay sealed: it is not
-// if what it was sealed for failed.
-//
-// Its error is that the volume is not there, or cannot be sealed; not that it is in use.
-func (b *Backend) seal(ctx context.Context, name string) (settle func(keep bool) error, err error) {
-	dir, done, err := b.claim(ctx, name)
-	if errors.Is(err, errdefs.ErrFailedPrecondition) {
-		return func(bool) error { return nil }, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	settle = func(keep bool) error {
-		var err error
-		if !keep && !dir.info.ReadOnly {
-			err = btrfsctl.SetReadOnly(dir.fd(), false)
-		}
-		return errors.Join(err, done())
-	}
-	if err := btrfsctl.SetReadOnly(dir.fd(), true); err != nil {
-		return nil, errors.Join(fmt.Errorf("seal %s: %w", name, err), settle(false))
-	}
-	return settle, nil
-}
-
 // Rename gives a volume another name.
 func (b *Backend) Rename(ctx context.Context, name, to string) error {
 	if err := b.rename(ctx, name, to); err != nil {

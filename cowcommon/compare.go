@@ -115,11 +115,12 @@ func (d *Driver) hints(ctx context.Context, c *Comparison, way Way) (*treediff.H
 	if !errors.Is(err, treediff.ErrNoHints) {
 		return nil, err
 	}
-	c.Reason = "unknown"
-	if why := (*treediff.NoHintsError)(nil); errors.As(err, &why) {
-		c.Reason = why.Reason
+	why := (*treediff.NoHintsError)(nil)
+	if !errors.As(err, &why) {
+		why = &treediff.NoHintsError{Reason: "unknown", Err: err}
 	}
-	if d.stats.walked(c.Reason) == 1 {
+	c.Reason = why.Reason
+	if d.stats.walked(why) == 1 {
 		d.log.Warn("native diff is not possible, walking both trees instead", "reason", c.Reason, "error", err)
 	}
 	return nil, nil
@@ -131,30 +132,45 @@ type CompareStats struct {
 	Walked map[string]uint64 // where it could not, by reason
 }
 
+// compareStats is what CompareStats says, and why the last comparison was not native.
 type compareStats struct {
-	mu    sync.Mutex
-	stats CompareStats
+	mu     sync.Mutex
+	counts CompareStats
+	last   *treediff.NoHintsError // nil if it was native
 }
 
 func (s *compareStats) native() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stats.Native++
+	s.counts.Native++
+	s.last = nil
 }
 
-func (s *compareStats) walked(reason string) uint64 {
+// walked returns how often it was for that reason.
+func (s *compareStats) walked(why *treediff.NoHintsError) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stats.Walked == nil {
-		s.stats.Walked = make(map[string]uint64)
+	if s.counts.Walked == nil {
+		s.counts.Walked = make(map[string]uint64)
 	}
-	s.stats.Walked[reason]++
-	return s.stats.Walked[reason]
+	s.counts.Walked[why.Reason]++
+	s.last = why
+	return s.counts.Walked[why.Reason]
+}
+
+// nativeDiff says whether the filesystem tells where layers differ, by what came of the last time.
+func (s *compareStats) nativeDiff() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last != nil {
+		return "not used for the last diff: " + s.last.Error()
+	}
+	return "available"
 }
 
 // CompareStats returns the counts so far.
 func (d *Driver) CompareStats() CompareStats {
 	d.stats.mu.Lock()
 	defer d.stats.mu.Unlock()
-	return CompareStats{Native: d.stats.stats.Native, Walked: maps.Clone(d.stats.stats.Walked)}
+	return CompareStats{Native: d.stats.counts.Native, Walked: maps.Clone(d.stats.counts.Walked)}
 }

@@ -133,7 +133,7 @@ func (d *Driver) Exists(id string) bool {
 
 // Status describes the driver and its filesystem as they are now.
 func (d *Driver) Status() [][2]string {
-	status := d.backend.Status(context.Background())
+	status := append(d.backend.Status(context.Background()), [2]string{"Native Diff", d.stats.nativeDiff()})
 	if d.opts.Quota.Size != 0 {
 		status = append(status, [2]string{"Default Size", quota.FormatSize(d.opts.Quota.Size)})
 	}

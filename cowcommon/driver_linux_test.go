@@ -114,6 +114,7 @@ func TestFallbackIsCountedAndGivesTheReason(t *testing.T) {
 		require.NoError(t, d.Create(id, "", nil))
 		write(t, d, id, id, 10)
 	}
+	assert.Contains(t, d.Status(), [2]string{"Native Diff", "available"})
 	c, err := d.Compare(t.Context(), "one", "other", cowcommon.Auto)
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, c.Close()) }()
@@ -121,4 +122,10 @@ func TestFallbackIsCountedAndGivesTheReason(t *testing.T) {
 	assert.Equal(t, "unrelated", c.Reason)
 	assert.Len(t, c.Changes, 2)
 	assert.Equal(t, cowcommon.CompareStats{Walked: map[string]uint64{"unrelated": 1}}, d.CompareStats())
+	assert.Contains(t, d.Status(), [2]string{"Native Diff", "not used for the last diff: no hints: unrelated: the layers have no common ancestor"})
+
+	require.NoError(t, d.Create("child", "one", nil))
+	_, err = d.Changes("child", "one")
+	require.NoError(t, err)
+	assert.Contains(t, d.Status(), [2]string{"Native Diff", "available"})
 }

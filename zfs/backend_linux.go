@@ -42,9 +42,6 @@ type Backend struct {
 
 	closeOnce sync.Once
 	closeErr  error
-
-	noHintsMu sync.Mutex
-	noHints   error // why the last native diff was not possible, nil if it was
 }
 
 var _ cowcommon.Backend = (*Backend)(nil)
@@ -180,9 +177,8 @@ func (b *Backend) Close() error {
 }
 
 func (b *Backend) close() error {
-	var errs []error
-	errs = append(errs, b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) }))
-	errs = append(errs, b.mounts.CloseAll(func(name string, lock *os.File) error {
+	viewsErr := b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) })
+	mountsErr := b.mounts.CloseAll(func(name string, lock *os.File) error {
 		return b.unlock(lock, func() error {
 			err := unmountPoint(b.mountpoint(name), false)
 			if errors.Is(err, unix.EBUSY) {
@@ -190,7 +186,7 @@ func (b *Backend) close() error {
 			}
 			return err
 		})
-	}))
+	})
 	// Whoever is the last to close takes away the mounts that all share.
 	err := unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
@@ -198,7 +194,7 @@ func (b *Backend) close() error {
 	} else if errors.Is(err, unix.EWOULDBLOCK) {
 		err = nil
 	}
-	return errors.Join(append(errs, err, b.closeFiles())...)
+	return errors.Join(viewsErr, mountsErr, err, b.closeFiles())
 }
 
 func (b *Backend) closeFiles() error {

@@ -419,7 +419,6 @@ func TestStatus(t *testing.T) {
 	assert.Equal(t, "ONLINE", status["Zpool Health"])
 	assert.Equal(t, b.root, status["Parent Dataset"])
 	assert.Equal(t, "no", status["Parent Quota"])
-	assert.Equal(t, "available", status["Native Diff"])
 	for _, key := range []string{"Space Used By Parent", "Space Available", "Compression"} {
 		assert.NotEmpty(t, status[key], key)
 	}

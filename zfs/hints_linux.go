@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -24,11 +23,6 @@ const maxAncestors = 1024
 // container can make, overruns the buffer in the kernel that it builds the path in.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
-	if err == nil || errors.Is(err, treediff.ErrNoHints) {
-		b.noHintsMu.Lock()
-		b.noHints = err
-		b.noHintsMu.Unlock()
-	}
 	if err != nil {
 		return nil, fmt.Errorf("zfs: hints: %w", err)
 	}
@@ -79,14 +73,4 @@ func (b *Backend) isAncestor(ctx context.Context, base, top *view) (bool, error)
 		snapshot = d.origin
 	}
 	return false, nil
-}
-
-// nativeDiff says whether the kernel can be asked where layers differ, by what came of the last time.
-func (b *Backend) nativeDiff() string {
-	b.noHintsMu.Lock()
-	defer b.noHintsMu.Unlock()
-	if b.noHints != nil {
-		return "not used for the last diff: " + strings.TrimSpace(b.noHints.Error())
-	}
-	return "available"
 }

@@ -54,8 +54,8 @@ func (b *Backend) seal(ctx context.Context, name string) (seal string, settle fu
 	if mounted {
 		return "", nil, fmt.Errorf("dataset %s is mounted: %w", b.datasetOf(name), errdefs.ErrFailedPrecondition)
 	}
-	if _, err := b.zfs.run(ctx, "snapshot", seal); err != nil {
-		return "", nil, b.explainMissing(ctx, err, name)
+	if err := b.snapshot(ctx, name, seal); err != nil {
+		return "", nil, err
 	}
 	if err := b.volumes.update(name, func(d *dataset) { d.sealed = true }); err != nil {
 		return "", nil, errors.Join(err, b.unseal(ctx, name))
@@ -93,14 +93,8 @@ func (b *Backend) originFor(ctx context.Context, source string) (origin string, 
 // snapshotInUse takes a snapshot of a volume that somebody has mounted, for one clone.
 func (b *Backend) snapshotInUse(ctx context.Context, source string) (origin string, settle func(cloned bool) error, err error) {
 	origin = b.datasetOf(source) + "@" + temporaryName(clonePrefix)
-	if b.mounts.Held(source) > 0 {
-		// What programs have written through memory maps.
-		if err := syncFilesystem(b.mountpoint(source)); err != nil {
-			return "", nil, err
-		}
-	}
-	if _, err := b.zfs.run(ctx, "snapshot", origin); err != nil {
-		return "", nil, b.explainMissing(ctx, err, source)
+	if err := b.snapshot(ctx, source, origin); err != nil {
+		return "", nil, err
 	}
 	return origin, func(cloned bool) error {
 		if cloned {

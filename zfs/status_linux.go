@@ -39,6 +39,5 @@ func (b *Backend) Status(context.Context) [][2]string {
 		{"Space Available", available},
 		{"Parent Quota", limit},
 		{"Compression", compression},
-		{"Native Diff", b.nativeDiff()},
 	}
 }

@@ -59,7 +59,7 @@ func (b *Backend) view(ctx context.Context, name string) (*view, error) {
 	if !d.sealed {
 		key = temporaryName(name + "@" + viewPrefix)
 	}
-	m, err := b.viewed.Acquire(ctx, key, inuse.Held, func() (*mountedSnapshot, error) {
+	m, err := b.viewed.Acquire(ctx, key, inuse.Viewed, func() (*mountedSnapshot, error) {
 		if d.sealed {
 			return b.mountSeal(ctx, name)
 		}
@@ -116,7 +116,7 @@ func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 	return err
 }
 
-// snapshot takes the snapshot for a view of a volume.
+// snapshot takes a snapshot of a volume as it is now.
 func (b *Backend) snapshot(ctx context.Context, volume, snapshot string) error {
 	if b.mounts.Held(volume) > 0 {
 		// What programs have written through memory maps.
@@ -136,7 +136,7 @@ func (v *view) Dir() string { return v.dir }
 // Close ends this use of the snapshot. After the last it is unmounted, and destroyed if it was taken for a view.
 func (v *view) Close() error {
 	v.closeOnce.Do(func() {
-		if v.closeErr = v.b.viewed.Release(v.key, inuse.Held, v.b.unmountSnapshot); v.closeErr != nil {
+		if v.closeErr = v.b.viewed.Release(v.key, inuse.Viewed, v.b.unmountSnapshot); v.closeErr != nil {
 			v.closeErr = fmt.Errorf("zfs: close view of %s: %w", v.volume, v.closeErr)
 		}
 	})

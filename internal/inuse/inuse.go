@@ -17,6 +17,8 @@ type Kind int
 const (
 	// Held is a use that lasts as long as its user likes. Claim fails because of it.
 	Held Kind = iota
+	// Viewed is the same, counted by itself: one Release of Held too many does not end it.
+	Viewed
 	// Brief is a use that ends by itself before long. Claim waits for it.
 	Brief
 	kinds
@@ -93,7 +95,7 @@ func (t *Table[R]) Release(name string, k Kind, close func(R) error) error {
 }
 
 // Claim takes name, which nobody uses, for the caller alone: until release is called, whoever wants to use
-// or claim it waits. errdefs.ErrFailedPrecondition: it is held.
+// or claim it waits. errdefs.ErrFailedPrecondition: it is held or viewed.
 func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err error) {
 	for {
 		e, err := t.lockIdle(ctx, name)
@@ -103,10 +105,13 @@ func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err 
 		if e == nil {
 			break
 		}
-		held, changed := e.uses[Held], e.changed
+		uses, changed := e.uses, e.changed
 		t.mu.Unlock()
-		if held > 0 {
-			return nil, fmt.Errorf("volume %s is in use (mounts: %d): %w", name, held, errdefs.ErrFailedPrecondition)
+		if uses[Viewed] > 0 {
+			return nil, fmt.Errorf("volume %s is in use (mounts: %d, views: %d): %w", name, uses[Held], uses[Viewed], errdefs.ErrFailedPrecondition)
+		}
+		if uses[Held] > 0 {
+			return nil, fmt.Errorf("volume %s is in use (mounts: %d): %w", name, uses[Held], errdefs.ErrFailedPrecondition)
 		}
 		if err := wait(ctx, changed); err != nil {
 			return nil, err
@@ -121,7 +126,7 @@ func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err 
 	}), nil
 }
 
-// Held is how many long uses name has.
+// Held is how many uses of that kind name has.
 func (t *Table[R]) Held(name string) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -59,6 +59,13 @@ func TestClaim(t *testing.T) {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 		require.NoError(t, table.Release("x", Held, end))
 
+		_, err = table.Acquire(t.Context(), "x", Viewed, open)
+		require.NoError(t, err)
+		require.NoError(t, table.Release("x", Held, end), "without such a use")
+		_, err = table.Claim(t.Context(), "x")
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.NoError(t, table.Release("x", Viewed, end))
+
 		// It waits for a brief use.
 		_, err = table.Acquire(t.Context(), "x", Brief, open)
 		require.NoError(t, err)
