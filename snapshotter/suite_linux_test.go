@@ -26,12 +26,12 @@ var modes = []struct {
 	{"off", nil},
 }
 
-// TestSnapshotterSuite runs containerd's own tests of snapshotters, directly and the way that containerd reaches a
-// snapshotter. They take long, and so each mode of quotas has its turn once.
+// TestSnapshotterSuite runs containerd's own tests of snapshotters the way that containerd reaches a snapshotter.
 func TestSnapshotterSuite(t *testing.T) {
-	t.Run("simple", func(t *testing.T) { runSuite(t, onBtrfs(testfs.WithSimpleQuota()), direct) })
-	t.Run("classic", func(t *testing.T) { runSuite(t, onBtrfs(testfs.WithClassicQuota()), direct) })
-	t.Run("by proxy", func(t *testing.T) { runSuite(t, onBtrfs(), byProxy) })
+	for _, mode := range modes {
+		t.Run(mode.name, func(t *testing.T) { runSuite(t, onBtrfs(mode.opts...), byProxy) })
+	}
+	t.Run("direct", func(t *testing.T) { runSuite(t, onBtrfs(), direct) })
 }
 
 // connectFunc makes what is tested of a snapshotter. root is a directory of its own.

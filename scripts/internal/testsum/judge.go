@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ type event struct {
 	ImportPath string // of a build event
 	Test       string
 	Output     string
+	Elapsed    float64 // in seconds, of a test that has ended
 }
 
 type testID struct{ pkg, test string }
@@ -34,7 +36,19 @@ type judge struct {
 	skipped []string
 	failed  []string
 	fuzzed  string // how far a fuzz test was when it last said so
+	slow    []timed
 }
+
+// timed is a test that took long.
+type timed struct {
+	id      testID
+	seconds float64
+}
+
+const (
+	slowSeconds = 10 // a test that takes as long is shown at the end
+	slowShown   = 8  // at most so many are
+)
 
 func newJudge(out io.Writer, allowed func(testID, string) bool) *judge {
 	return &judge{
@@ -97,6 +111,9 @@ func (j *judge) handle(e event) {
 	case "pass":
 		if e.Test != "" && !j.parents[id] {
 			j.sum.passed++
+			if e.Elapsed >= slowSeconds {
+				j.slow = append(j.slow, timed{id, e.Elapsed})
+			}
 		}
 		delete(j.output, id)
 	case "skip":
@@ -177,8 +194,12 @@ func (j *judge) flush(id testID) {
 	}
 }
 
-// finish prints what went wrong, if anything did, and returns the numbers.
+// finish prints what took long and what went wrong, if anything did, and returns the numbers.
 func (j *judge) finish() counts {
+	slices.SortStableFunc(j.slow, func(a, b timed) int { return cmp.Compare(b.seconds, a.seconds) })
+	for _, t := range j.slow[:min(slowShown, len(j.slow))] {
+		fmt.Fprintf(j.out, "took %.0f s: %s\n", t.seconds, t.id)
+	}
 	for _, f := range j.failed {
 		fmt.Fprintln(j.out, "failed:", f)
 	}

@@ -1,0 +1,29 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestSlowestTestsAreShown(t *testing.T) {
+	var events, out strings.Builder
+	end := func(test string, seconds float64) {
+		fmt.Fprintf(&events, `{"Action":"run","Package":"p","Test":%q}`+"\n", test)
+		fmt.Fprintf(&events, `{"Action":"pass","Package":"p","Test":%q,"Elapsed":%g}`+"\n", test, seconds)
+	}
+	end("TestQuick", slowSeconds-1)
+	for i := range slowShown + 1 {
+		end(fmt.Sprintf("TestSlow%d", i), slowSeconds+float64(i))
+	}
+	j := newJudge(&out, nil)
+	require.NoError(t, j.read(strings.NewReader(events.String())))
+	assert.Equal(t, counts{passed: slowShown + 2}, j.finish())
+	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+	require.Len(t, lines, slowShown)
+	assert.Equal(t, "took 18 s: p TestSlow8", lines[0])
+	assert.Equal(t, "took 11 s: p TestSlow1", lines[slowShown-1])
+}
