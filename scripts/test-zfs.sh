@@ -45,14 +45,14 @@ zfs_packages() {
 	done
 }
 
-# The tests of e2e take about as long as all others together, and little more than one processor: they are a lane of
-# their own, run beside the other.
-readonly lanes=(packages e2e)
+# Lanes are parts of the tests that take about as long each, and little more than one processor. As many as there are
+# processors run at once.
+readonly lanes=(graph e2e packages)
 
 # build DIR: makes in DIR, in the shape of the tree, the test binaries and what they read, and for each lane a script
 # LANE.sh that runs its tests and prints test2json events.
 build() {
-	local dir=$1 path rel run lane flags=()
+	local dir=$1 path rel lane flags=()
 	[[ ${RACE:-} != 1 ]] || flags=(-race)
 	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
 	for lane in "${lanes[@]}"; do
@@ -62,22 +62,32 @@ build() {
 	for path in $(zfs_packages); do
 		rel=${path#"$module"}
 		rel=.${rel:-/}
-		lane=packages
-		[[ $rel != ./e2e || -n ${RUN:-} ]] || lane=e2e
 		mkdir -p "$dir/$rel"
 		go test -c "${flags[@]}" -o "$dir/$rel/tests" "$path"
 		[[ ! -d $rel/testdata ]] || cp -r "$rel/testdata" "$dir/$rel/"
 		! compgen -G "$rel/*.sh" >/dev/null || cp "$rel"/*.sh "$dir/$rel/"
-		run=ZFS
-		[[ $rel != ./zfs && $rel != ./zfs/* && $rel != ./e2e ]] || run=.
-		printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=55m -test.run=%q) || status=1\n' \
-			"$rel" "$(up "$rel")test2json" "$path" "${RUN:-$run}" >>"$dir/$lane.sh"
+		if [[ -n ${RUN:-} ]]; then
+			add_tests packages "-test.run=$RUN"
+		elif [[ $rel == ./e2e ]]; then
+			add_tests graph '-test.run=^TestGraph$'
+			add_tests e2e '-test.skip=^TestGraph$'
+		elif [[ $rel == ./zfs || $rel == ./zfs/* ]]; then
+			add_tests packages -test.run=.
+		else
+			add_tests packages -test.run=ZFS
+		fi
 	done
 	for lane in "${lanes[@]}"; do
 		# shellcheck disable=SC2016
 		echo 'exit "$status"' >>"$dir/$lane.sh"
 		chmod +x "$dir/$lane.sh"
 	done
+}
+
+# add_tests LANE OPTION: has the lane run the tests of $path, which are in $rel, with an option of the test binary.
+add_tests() {
+	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=55m %q) || status=1\n' \
+		"$rel" "$(up "$rel")test2json" "$path" "$2" >>"$dir/$1.sh"
 }
 
 # up REL: prints the way from ./REL to the directory that it is in, ending in a slash.
@@ -157,17 +167,21 @@ main() {
 	else
 		"$machine" build
 	fi
-	local lane pids=() logs=() status=0 i
+	local lane logs=() status=0 started=0 ended=0
 	for lane in "${lanes[@]}"; do
 		grep -q '/tests ' "$dir/work/$lane.sh" || continue
+		if ((started - ended == $(nproc))); then
+			wait -n || status=1
+			((++ended))
+		fi
 		logs+=("$dir/$lane.log")
 		"$where" "$dir/work" "$lane" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips >"$dir/$lane.log" 2>&1 &
-		pids+=($!)
+		((++started))
 	done
-	for i in "${!pids[@]}"; do
-		wait "${pids[i]}" || status=1
-		cat "${logs[i]}"
+	for ((; ended < started; ended++)); do
+		wait -n || status=1
 	done
+	[[ $started -eq 0 ]] || cat "${logs[@]}"
 	if [[ $where == in_machine && -z ${RUN:-} && -x $dir/work/e2e/tests ]]; then
 		for _ in {1..3}; do
 			power_cut "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
