@@ -84,13 +84,25 @@ func TestChooseWorkloads(t *testing.T) {
 	for _, w := range all {
 		keys = append(keys, w.key)
 	}
-	assert.Equal(t, []string{"50000", "200000", "large", "layers"}, keys)
+	assert.Equal(t, []string{"50000", "200000", "large", "layers", "snapshotters", "snapshots"}, keys)
 	assert.Len(t, all[0].steps, len(all[1].steps)+1, "100 children only once")
 	assert.Equal(t, "remove", all[0].steps[len(all[0].steps)-1].name)
 
-	all, err = chooseWorkloads("btrfs", "", 0, 10)
+	assert.Equal(t, "Snapshotters of containerd on a base of 50,000 files", all[4].title)
+	assert.Equal(t, "Snapshotters of containerd with 10 other snapshots and with 2,000", all[5].title)
+
+	all, err = chooseWorkloads("btrfs", "", 0, 200)
 	require.NoError(t, err)
-	assert.Len(t, all, 1)
+	require.Len(t, all, 2)
+	assert.Equal(t, "With 200 layers", all[0].title)
+	assert.Equal(t, 200, all[1].others)
+	all, err = chooseWorkloads("btrfs", "", 0, fewSnapshots)
+	require.NoError(t, err)
+	assert.Len(t, all, 1, "no more others than at first")
+	all, err = chooseWorkloads("btrfs", "2000", 0, 0)
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	assert.Equal(t, "snapshotters", all[1].key)
 	_, err = chooseWorkloads("btrfs", "5,many", 0, 0)
 	require.ErrorContains(t, err, "many")
 }
@@ -162,6 +174,82 @@ func testReport() *report {
 		title: "With 5,000 layers", samples: map[string]samples{"cowshed": {opStart: {20 * time.Millisecond}}, "floor": {}},
 	})
 	return &report{filesystem: "btrfs", quota: "quotas off", rounds: 3, results: results, plots: []string{"a.svg", "b.svg", "c.svg"}}
+}
+
+// snapshotResults are those of the snapshotters.
+func snapshotResults() []*result {
+	alone := &result{
+		title: "Snapshotters",
+		layer: layerFacts{files: 50_000},
+		samples: map[string]samples{
+			"cowshed": {
+				opCompare: {4 * time.Millisecond}, opPrepare: {time.Millisecond}, opSnapshotUsage: {20 * time.Microsecond},
+				opSnapshotCommit: {10 * time.Millisecond}, opSnapshotRemove: {5 * time.Millisecond},
+			},
+			"containerd": {
+				opCompare: {4 * time.Second}, opPrepare: {2 * time.Millisecond}, opSnapshotUsage: {2 * time.Second},
+				opSnapshotCommit: {199 * time.Millisecond}, opSnapshotRemove: {time.Second},
+			},
+		},
+	}
+	beside := &result{
+		title: "Beside others", others: 2000,
+		samples: map[string]samples{
+			"cowshed": {
+				opPrepare + besideFew: {10}, opPrepare + besideMany: {13},
+				opSnapshotUsage + besideFew: {10}, opSnapshotUsage + besideMany: {9},
+				opSnapshotCommit + besideFew: {10}, opSnapshotCommit + besideMany: {14},
+				opSnapshotRemove + besideFew: {10}, opSnapshotRemove + besideMany: {11},
+			},
+			"containerd": {opPrepare + besideFew: {100}, opPrepare + besideMany: {250}},
+		},
+	}
+	return []*result{alone, beside}
+}
+
+func TestReportOfSnapshotters(t *testing.T) {
+	r := testReport()
+	r.results = append(r.results, snapshotResults()...)
+	r.plots = append(r.plots, "d.svg", "e.svg")
+	var out strings.Builder
+	r.write(&out)
+	assert.Contains(t, out.String(), `
+## Snapshotters
+
+| operation | cowshed | containerd |
+|---|---|---|
+| Compare, 3 changes | 4.00 ms (4.00 ms – 4.00 ms) | 4.00 s (4.00 s – 4.00 s) |
+`)
+	assert.Contains(t, out.String(), `
+## From 10 other snapshots to 2,000
+
+How many times as long each operation takes:
+
+| operation | cowshed | containerd |
+|---|---|---|
+| Prepare | 1.30× | 2.50× |
+| Usage, 3 changes | 0.90× | – |
+| Commit, 3 changes | 1.40× | – |
+| Remove and Cleanup, 3 changes | 1.10× | – |
+`)
+	assert.Contains(t, out.String(), `
+| Compare, 3 changes | 100× faster than containerd | 1000× | met |
+| Usage, 3 changes | 1000× faster than containerd | 100000× | met |
+| Remove and Cleanup, 3 changes | 200× faster than containerd | 200× | met |
+| Commit, 3 changes | 20× faster than containerd | 19.9× | **not met** |
+`)
+	assert.Contains(t, out.String(), `
+| Prepare | at most 1.3× slower beside 2,000 snapshots than beside 10 | 1.30× | met |
+| Usage, 3 changes | at most 1.3× slower beside 2,000 snapshots than beside 10 | 0.90× | met |
+| Commit, 3 changes | at most 1.3× slower beside 2,000 snapshots than beside 10 | 1.40× | **not met** |
+| Remove and Cleanup, 3 changes | at most 1.3× slower beside 2,000 snapshots than beside 10 | 1.10× | met |
+`)
+	assert.Contains(t, out.String(), "## From 50,000 files to 200,000\n", "they are of graph drivers")
+
+	r.results[3].layer.files = 2000
+	out.Reset()
+	r.write(&out)
+	assert.NotContains(t, out.String(), "100× faster than containerd", "the bars are for 50,000 files")
 }
 
 func TestReport(t *testing.T) {

@@ -26,8 +26,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// containerd is containerd's btrfs snapshotter with its walking differ, called directly: what its gRPC costs
-// is left out.
+// containerd is a snapshotter of containerd with a differ, called directly: what its gRPC costs is left out.
 type containerd struct {
 	ctx         context.Context
 	snapshotter snapshots.Snapshotter
@@ -37,25 +36,33 @@ type containerd struct {
 	blobs       map[string]ocispec.Descriptor // layers in the content store, by path of their files
 }
 
-// newContainerd opens the snapshotter on root and a content store on work, which is on another filesystem as
-// the store is with containerd.
+// newContainerd opens containerd's btrfs snapshotter on root, with its walking differ.
 func newContainerd(root, work string) (contender, error) {
+	store, err := openStore(work)
+	if err != nil {
+		return nil, err
+	}
 	snapshotter, err := btrfs.NewSnapshotter(filepath.Join(root, "btrfs"))
 	if err != nil {
 		return nil, err
 	}
-	store, err := local.NewLabeledStore(filepath.Join(work, "content"), make(labelStore))
-	if err != nil {
-		return nil, errors.Join(err, snapshotter.Close())
-	}
+	return containerdOf(snapshotter, store, apply.NewFileSystemApplier(store), walking.NewWalkingDiff(store)), nil
+}
+
+// openStore opens a content store on work, which is on another filesystem as the store is with containerd.
+func openStore(work string) (content.Store, error) {
+	return local.NewLabeledStore(filepath.Join(work, "content"), make(labelStore))
+}
+
+func containerdOf(s snapshots.Snapshotter, store content.Store, applier diff.Applier, differ diff.Comparer) *containerd {
 	return &containerd{
 		ctx:         namespaces.WithNamespace(context.Background(), "bench"),
-		snapshotter: snapshotter,
+		snapshotter: s,
 		store:       store,
-		applier:     apply.NewFileSystemApplier(store),
-		differ:      walking.NewWalkingDiff(store),
+		applier:     applier,
+		differ:      differ,
 		blobs:       make(map[string]ocispec.Descriptor),
-	}, nil
+	}
 }
 
 func (*containerd) name() string { return "containerd" }
@@ -149,34 +156,59 @@ func (c *containerd) export(id string, format layertar.Format) error {
 
 // walk is the comparison that the walking differ makes.
 func (c *containerd) walk(id, parent string) (n int, err error) {
-	lower, err := c.snapshotter.View(c.ctx, "walk-"+parent, parent)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, c.snapshotter.Remove(c.ctx, "walk-"+parent)) }()
-	upper, err := c.snapshotter.Mounts(c.ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	err = mount.WithTempMount(c.ctx, lower, func(lower string) error {
-		return mount.WithTempMount(c.ctx, upper, func(upper string) error {
-			return fs.Changes(c.ctx, lower, upper, func(kind fs.ChangeKind, _ string, _ os.FileInfo, err error) error {
-				if kind != fs.ChangeKindUnmodified {
-					n++
-				}
-				return err
+	err = c.withMounts(id, parent, func(lower, upper []mount.Mount) error {
+		return mount.WithTempMount(c.ctx, lower, func(lower string) error {
+			return mount.WithTempMount(c.ctx, upper, func(upper string) error {
+				return fs.Changes(c.ctx, lower, upper, func(kind fs.ChangeKind, _ string, _ os.FileInfo, err error) error {
+					if kind != fs.ChangeKindUnmodified {
+						n++
+					}
+					return err
+				})
 			})
 		})
 	})
 	return n, err
 }
 
+// withMounts calls f with mounts of a view of the parent and of the layer.
+func (c *containerd) withMounts(id, parent string, f func(lower, upper []mount.Mount) error) (err error) {
+	lower, err := c.snapshotter.View(c.ctx, "view-"+parent, parent)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.snapshotter.Remove(c.ctx, "view-"+parent)) }()
+	upper, err := c.snapshotter.Mounts(c.ctx, id)
+	if err != nil {
+		return err
+	}
+	return f(lower, upper)
+}
+
+func (c *containerd) comparing(id, parent string, f func(compare func() error) error) error {
+	return c.withMounts(id, parent, func(lower, upper []mount.Mount) error {
+		return f(func() error {
+			_, err := c.differ.Compare(c.ctx, lower, upper, diff.WithMediaType(ocispec.MediaTypeImageLayer))
+			return err
+		})
+	})
+}
+
+func (c *containerd) commit(name, id string) error { return c.snapshotter.Commit(c.ctx, name, id) }
+
 func (c *containerd) usage(id, _ string) (int64, error) {
 	usage, err := c.snapshotter.Usage(c.ctx, id)
 	return usage.Size, err
 }
 
-func (c *containerd) remove(id string) error { return c.snapshotter.Remove(c.ctx, id) }
+// remove also has a snapshotter destroy what it leaves for later, as containerd does in its garbage collection.
+func (c *containerd) remove(id string) error {
+	err := c.snapshotter.Remove(c.ctx, id)
+	if cleaner, ok := c.snapshotter.(snapshots.Cleaner); ok && err == nil {
+		err = cleaner.Cleanup(c.ctx)
+	}
+	return err
+}
 
 // forget empties the content store of diffs, so that none is found to be there already.
 func (c *containerd) forget() error {

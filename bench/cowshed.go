@@ -112,9 +112,14 @@ func (c *cowshed) remove(id string) error { return c.driver.Remove(id) }
 func (c *cowshed) close() error {
 	var walked error
 	if driver, ok := c.driver.(*cowcommon.Driver); ok {
-		if stats := driver.CompareStats(); len(stats.Walked) > 0 {
-			walked = fmt.Errorf("cowshed walked trees instead of comparing natively: %v", stats.Walked)
-		}
+		walked = checkNative(driver.CompareStats())
 	}
 	return errors.Join(walked, c.driver.Cleanup())
+}
+
+func checkNative(stats cowcommon.CompareStats) error {
+	if len(stats.Walked) > 0 {
+		return fmt.Errorf("cowshed walked trees instead of comparing natively: %v", stats.Walked)
+	}
+	return nil
 }

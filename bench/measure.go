@@ -36,10 +36,28 @@ const (
 	opStartCreate   operation = "create a child after it"
 )
 
+// What is done with a snapshot, alone and beside others.
+const (
+	opCompare        operation = "Compare, 3 changes"
+	opPrepare        operation = "Prepare"
+	opSnapshotUsage  operation = "Usage, 3 changes"
+	opSnapshotCommit operation = "Commit, 3 changes"
+	opSnapshotRemove operation = "Remove and Cleanup, 3 changes"
+
+	besideFew  = ", few others"
+	besideMany = ", many others"
+)
+
+// life are the operations that a snapshot goes through.
+var life = []operation{opPrepare, opSnapshotUsage, opSnapshotCommit, opSnapshotRemove}
+
 // operations is the order of the report.
 var operations = []operation{
 	opChanges, opWalk, opDiff, opDiffReturn, opUsage, opCreate, opCreateLimit, opCreateDurable, opRemove, opHundred,
 	opApply, opApplyDurable, opApplyGzip, opApplyZstd, opExport, opExportGzip, opExportZstd, opStart, opStartCreate,
+	opCompare, opPrepare, opSnapshotUsage, opSnapshotCommit, opSnapshotRemove,
+	opPrepare + besideFew, opPrepare + besideMany, opSnapshotUsage + besideFew, opSnapshotUsage + besideMany,
+	opSnapshotCommit + besideFew, opSnapshotCommit + besideMany, opSnapshotRemove + besideFew, opSnapshotRemove + besideMany,
 }
 
 // samples are the times of one contender, by operation.
@@ -67,6 +85,9 @@ const (
 	childrenPerRound    = 8
 	childrenPerRoundZFS = 4   // of processes that take long in the test machine
 	hundred             = 100 // children that are created and removed at once
+	// Snapshots that are there while another goes through its life: at first, and at most.
+	fewSnapshots  = 10
+	manySnapshots = 2000
 )
 
 // workload is a base and what is done with it.
@@ -77,6 +98,9 @@ type workload struct {
 	once   []step // what goes before all rounds, and makes what they have in common
 	steps  []step
 	memory bool // measure that of applying and exporting
+
+	snapshots bool // of containerd's snapshotters, instead of graph drivers
+	others    int  // snapshots that are there in the end, besides the one that is measured
 }
 
 // step is a part of what is done in a round.
@@ -99,7 +123,7 @@ var (
 	}
 	hundredStep    = step{"create and remove 100", (*run).hundred}
 	largeFileSteps = []step{{"apply", (*run).apply}, {"export", (*run).export}, {"remove", (*run).remove}}
-	startSteps     = []step{{"apply", (*run).applyTiny}, {"start", (*run).start}}
+	startSteps     = []step{{"apply", (*run).applyUntimed}, {"start", (*run).start}}
 )
 
 // manyFiles is a base of n small files. all is set for one such workload, which then has what does not depend on
@@ -149,9 +173,38 @@ func manyLayers(n int) workload {
 	}
 }
 
+// snapshotters is what containerd asks of a snapshotter and a differ, on a base of n small files.
+func snapshotters(n int) workload {
+	return workload{
+		title: "Snapshotters of containerd on a base of " + thousands(n) + " files", key: "snapshotters", snapshots: true,
+		write: func(w io.Writer) error { return writeLayer(w, n) },
+		steps: []step{
+			{"apply", (*run).applyUntimed}, {"edit", (*run).edit}, {"check", (*run).check}, {"compare", (*run).compare},
+			{"live", func(r *run) error { return r.live("") }},
+		},
+	}
+}
+
+// besideSnapshots is the life of a snapshot beside few others and beside n, on a small base.
+func besideSnapshots(n int) workload {
+	return workload{
+		title: fmt.Sprintf("Snapshotters of containerd with %d other snapshots and with %s", fewSnapshots, thousands(n)),
+		key:   "snapshots", snapshots: true, others: n,
+		write: func(w io.Writer) error { return writeLayer(w, 10) },
+		steps: []step{
+			{"apply", (*run).applyUntimed}, {"edit", (*run).edit}, {"check", (*run).check},
+			{"prepare few", func(r *run) error { return r.prepareOthers(0, fewSnapshots) }},
+			{"live beside few", func(r *run) error { return r.live(besideFew) }},
+			{"prepare many", func(r *run) error { return r.prepareOthers(fewSnapshots, n) }},
+			{"live beside many", func(r *run) error { return r.live(besideMany) }},
+		},
+	}
+}
+
 // result is what was measured with one workload.
 type result struct {
 	title, key string
+	others     int // of the workload
 	layer      layerFacts
 	samples    map[string]samples // by contender
 	memory     map[string]memory  // by contender
@@ -177,6 +230,19 @@ func (c config) contenders() []opener {
 	} else {
 		all = append(all, opener{"moby", func(root string) (contender, error) { return newMoby(c.filesystem, root) }})
 	}
+	return c.wanted(all)
+}
+
+// contendersOf are those that go through a workload.
+func (c config) contendersOf(w workload) []opener {
+	if w.snapshots {
+		return c.wanted(c.snapshotters())
+	}
+	return c.contenders()
+}
+
+// wanted are those that were asked for.
+func (c config) wanted(all []opener) []opener {
 	return slices.DeleteFunc(all, func(o opener) bool {
 		return len(c.only) > 0 && !slices.Contains(c.only, o.name)
 	})
@@ -198,9 +264,9 @@ func (c config) measure(w workload) (_ *result, err error) {
 		}
 	}()
 
-	contenders := c.contenders()
+	contenders := c.contendersOf(w)
 	r := &result{
-		title: w.title, key: w.key,
+		title: w.title, key: w.key, others: w.others,
 		layer:   layerFacts{files: base.files, entries: len(base.entries), bytes: base.bytes},
 		samples: make(map[string]samples),
 		memory:  make(map[string]memory),

@@ -17,5 +17,13 @@ func (c config) btrfsPeers() []opener {
 	}
 }
 
+// snapshotters are those for containerd.
+func (c config) snapshotters() []opener {
+	return []opener{
+		{"cowshed", func(root string) (contender, error) { return newCowshedSnapshotter(root, c.work) }},
+		{"containerd", func(root string) (contender, error) { return newContainerd(root, c.work) }},
+	}
+}
+
 // peerCommand does what podman's driver has started this program again for, and reports whether it has.
 func peerCommand() bool { return podmanreexec.Init() }

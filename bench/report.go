@@ -53,6 +53,10 @@ var bars = []bar{
 	{opExport, "", 2},
 	{opExportGzip, "", 2},
 	{opExportZstd, "", 2},
+	{opCompare, "containerd", 100},
+	{opSnapshotUsage, "containerd", 1000},
+	{opSnapshotRemove, "containerd", 200},
+	{opSnapshotCommit, "containerd", 20},
 }
 
 // floorBars are promises about the ratio to the floor.
@@ -73,6 +77,7 @@ func (r *report) write(w io.Writer) {
 	}
 	r.writeProcesses(w)
 	r.writeFlatness(w)
+	r.writeSnapshotFlatness(w)
 	if r.filesystem != "zfs" { // of which only ratios are known
 		r.writeBars(w)
 	}
@@ -111,6 +116,13 @@ applies and exports. *Walking both trees* is how moby's and podman's drivers lis
 falls back to, and for containerd the walk of its differ, which compares contents. Compressed exports use each
 contender's own compressor with its default level, moby's has no zstd. *Memory* is the high-water mark of a process that
 does nothing else, or of the process that it has do it; measured once.
+
+The sections on snapshotters are about containerd's btrfs snapshotter with its walking differ, and Cowshed's snapshotter
+with its native differ, both called directly; rows are named after the methods. Three files of each snapshot are appended
+to, except for *Prepare*. *Compare* is of the differ alone: the mounts of the snapshot and of a view of its parent are
+there, and an uncompressed layer lands in the content store. *Commit* comes right after the changes, which are not yet
+written out. Cowshed's *Remove* leaves the subvolume to *Cleanup*, which containerd calls in its garbage collection;
+containerd's own destroys it before it returns. So Cowshed's time is that of both calls, one after the other.
 `, r.rounds)
 }
 
@@ -246,6 +258,35 @@ func (r *report) writeFlatness(w io.Writer) {
 	}
 }
 
+// writeSnapshotFlatness says how times grow from few other snapshots to many.
+func (r *report) writeSnapshotFlatness(w io.Writer) {
+	result := r.first(opPrepare + besideMany)
+	if result == nil {
+		return
+	}
+	columns := r.columns(result)
+	fmt.Fprintf(w, "\n## From %d other snapshots to %s\n\n", fewSnapshots, thousands(result.others))
+	fmt.Fprintf(w, "How many times as long each operation takes:\n\n")
+	fmt.Fprintf(w, "| operation | %s |\n|---|%s\n", strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
+	for _, op := range life {
+		cells := []string{string(op)}
+		for _, name := range columns {
+			cells = append(cells, ratio(median(result.samples[name][op+besideMany]), median(result.samples[name][op+besideFew])))
+		}
+		fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
+	}
+}
+
+// first returns the first result with times of Cowshed for an operation; nil if there is none.
+func (r *report) first(op operation) *result {
+	for _, result := range r.results {
+		if len(result.samples["cowshed"][op]) > 0 {
+			return result
+		}
+	}
+	return nil
+}
+
 // sizes returns the results with the fewest and the most small files; nil if there are none, or only one.
 func (r *report) sizes() (small, large *result) {
 	for _, result := range r.results {
@@ -282,9 +323,13 @@ func (r *report) writeBars(w io.Writer) {
 	}
 	fmt.Fprintf(w, "\n## Against the bar\n\n| operation, %s files | bar | measured | |\n|---|---|---|---|\n", thousands(small.layer.files))
 	for _, b := range bars {
-		own := median(small.samples["cowshed"][b.op])
-		peer, other := b.best(small)
-		if own == 0 || other == 0 || small.layer.files < barFiles {
+		result := r.first(b.op)
+		if result == nil || result.layer.files < barFiles {
+			continue
+		}
+		own := median(result.samples["cowshed"][b.op])
+		peer, other := b.best(result)
+		if own == 0 || other == 0 {
 			continue
 		}
 		fmt.Fprintf(w, "| %s | %s× faster than %s | %s | %s |\n", b.op, factor(b.want), peer, ratio(other, own),
@@ -301,6 +346,13 @@ func (r *report) writeBars(w io.Writer) {
 	for _, result := range r.results {
 		if took := median(result.samples["cowshed"][opStart]); took > 0 {
 			fmt.Fprintf(w, "| %s, %s | less than 1 s | %s | %s |\n", opStart, strings.ToLower(result.title), short(took), verdict(took < time.Second))
+		}
+	}
+	if result := r.first(opPrepare + besideMany); result != nil {
+		for _, op := range life {
+			before, after := median(result.samples["cowshed"][op+besideFew]), median(result.samples["cowshed"][op+besideMany])
+			fmt.Fprintf(w, "| %s | at most 1.3× slower beside %s snapshots than beside %d | %s | %s |\n", op, thousands(result.others),
+				fewSnapshots, ratio(after, before), verdict(float64(after) <= 1.3*float64(before)))
 		}
 	}
 	if large == nil {

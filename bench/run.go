@@ -76,8 +76,8 @@ func (r *run) apply() error {
 	return nil
 }
 
-// applyTiny adds a base that is not timed.
-func (r *run) applyTiny() error { return r.driver.apply(baseID, r.base, layertar.Plain) }
+// applyUntimed adds a base that is not timed.
+func (r *run) applyUntimed() error { return r.driver.apply(baseID, r.base, layertar.Plain) }
 
 // createMany makes n children that stay until everything is removed.
 func (r *run) createMany(n int) error {
@@ -196,7 +196,12 @@ func (r *run) edit() error {
 	if err := r.driver.create(childID, baseID, 0); err != nil {
 		return err
 	}
-	return r.driver.edit(childID, func(dir string) error {
+	return r.change(childID)
+}
+
+// change changes files of a child.
+func (r *run) change(id string) error {
+	return r.driver.edit(id, func(dir string) error {
 		for _, name := range r.base.someFiles(changedFiles) {
 			f, err := os.OpenFile(filepath.Join(dir, name), os.O_APPEND|os.O_WRONLY, 0)
 			if err != nil {
@@ -283,11 +288,13 @@ func (r *run) diff() error {
 	})
 }
 
-func (r *run) usage() error {
+func (r *run) usage() error { return r.usageAs(opUsage) }
+
+func (r *run) usageAs(op operation) error {
 	if err := r.sync(); err != nil { // what was written is counted when it is allocated
 		return err
 	}
-	return r.repeated(opUsage, func() error {
+	return r.repeated(op, func() error {
 		_, err := r.driver.usage(childID, baseID)
 		return err
 	})
@@ -344,12 +351,19 @@ func (r *run) timed(op operation, do func() error) error {
 	if err := r.settle(); err != nil {
 		return err
 	}
+	_, err := r.clock(op, do)
+	return err
+}
+
+// clock measures an operation as things are.
+func (r *run) clock(op operation, do func() error) (took time.Duration, err error) {
 	start := time.Now()
 	if err := do(); err != nil {
-		return err
+		return 0, err
 	}
-	r.samples.add(op, time.Since(start))
-	return nil
+	took = time.Since(start)
+	r.samples.add(op, took)
+	return took, nil
 }
 
 // repeated measures an operation several times, after a run that warms the caches.
@@ -360,13 +374,7 @@ func (r *run) repeated(op operation, do func() error) error {
 		}
 		return err
 	}
-	return r.repeatedBy(func() (time.Duration, error) {
-		start := time.Now()
-		err := do()
-		took := time.Since(start)
-		r.samples.add(op, took)
-		return took, err
-	})
+	return r.repeatedBy(func() (time.Duration, error) { return r.clock(op, do) })
 }
 
 func (r *run) repeatedBy(do func() (time.Duration, error)) error {

@@ -19,7 +19,8 @@ Environment:
   QUICK=1            small bases and few rounds, in a few minutes; prints the tables and writes nothing
   FILES              numbers of files of the bases, default 50000,200000; on ZFS 5000
   LARGE              MiB of each of the four files of the base of large files, default 256, on ZFS 0; 0: none
-  LAYERS             layers that are there when a driver starts, default 5000, on ZFS 2000; 0: not measured
+  LAYERS             layers that are there when a driver starts, default 5000, on ZFS 2000; as many, but 2000 at most, are
+                     there while a snapshot of containerd is measured; 0: neither is measured
   ROUNDS             how often everything is measured, default 3; with less than 3 nothing is written
   COWSHED_BENCH_DIR  where the image is made, default /var/tmp; a tmpfs leaves the disk out of the figures
   COWSHED_CACHE      where the ZFS test machine is kept, default /var/cache/cowshed

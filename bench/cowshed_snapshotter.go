@@ -1,0 +1,41 @@
+//go:build cgo
+
+package main
+
+import (
+	"errors"
+	"path/filepath"
+
+	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/snapshotter"
+)
+
+// cowshedSnapshotter is this project's snapshotter with its native differ, called as containerd's are.
+type cowshedSnapshotter struct {
+	*containerd
+	differ *snapshotter.Differ
+}
+
+func newCowshedSnapshotter(root, work string) (contender, error) {
+	store, err := openStore(work)
+	if err != nil {
+		return nil, err
+	}
+	backend, err := btrfs.Open(filepath.Join(root, "btrfs"), btrfs.Options{})
+	if err != nil {
+		return nil, err
+	}
+	s, err := snapshotter.New(filepath.Join(root, "snapshotter"), backend, snapshotter.Options{})
+	if err != nil {
+		return nil, errors.Join(err, backend.Close())
+	}
+	differ := snapshotter.NewDiffer(s, store)
+	return &cowshedSnapshotter{containerdOf(s, store, differ, differ), differ}, nil
+}
+
+func (*cowshedSnapshotter) name() string { return "cowshed" }
+
+// close also checks that what was measured was the native comparison and not a silent walk.
+func (c *cowshedSnapshotter) close() error {
+	return errors.Join(checkNative(c.differ.CompareStats()), c.containerd.close())
+}
