@@ -28,4 +28,7 @@ func assertNothingLeftOnZFS(t *testing.T, root string, ids []string) {
 		require.NoError(t, err)
 		assert.NotContains(t, string(mounts), " "+filepath.Join(root, "zfs", dir)+"/")
 	}
+	intents, err := os.ReadDir(filepath.Join(root, "zfs", "intents"))
+	require.NoError(t, err)
+	assert.Empty(t, intents)
 }

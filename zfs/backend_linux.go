@@ -113,11 +113,12 @@ func (b *Backend) recover(datasets map[string]dataset) {
 		warn(b.locks, err)
 	}
 
+	ctx := context.Background()
+	b.destroyHalfMade(ctx, datasets, warn)
 	origins := make(map[string]bool)
 	for _, d := range datasets {
 		origins[d.origin] = true
 	}
-	ctx := context.Background()
 	for name, d := range datasets {
 		if strings.HasPrefix(name, stagingPrefix) {
 			if _, err := b.zfs.run(ctx, "destroy", "-r", b.datasetOf(name)); err != nil {

@@ -322,9 +322,26 @@ func TestRecovers(t *testing.T) {
 	leave()
 	zfs(t, "snapshot", b.datasetOf("base@"+clonePrefix+"dead"))
 	zfs(t, "create", b.datasetOf(stagingPrefix+"dead"))
+	intend := func(name string, at time.Time) {
+		_, err := b.intend(name)
+		require.NoError(t, err)
+		require.NoError(t, os.Chtimes(filepath.Join(b.intents, name), at, at))
+	}
+	intend("base", time.Now())
+	intend("never made", time.Now())
+	for name, intent := range map[string]time.Time{
+		"half": time.Now(), "older": time.Now().Add(time.Hour), "younger": time.Now().Add(-time.Hour),
+	} {
+		intend(name, intent)
+		zfs(t, "create", "-o", "mountpoint=legacy", b.datasetOf(name))
+	}
 	require.NoError(t, b.Close())
 	b = openOn(t, root, mountpoint)
-	assert.Equal(t, root+"\n"+b.datasetOf("base")+"\n", zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root))
+	assert.Equal(t, strings.Join([]string{root, b.datasetOf("base"), b.datasetOf("older"), b.datasetOf("younger"), ""}, "\n"),
+		zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root))
+	intents, err := os.ReadDir(b.intents)
+	require.NoError(t, err)
+	assert.Empty(t, intents)
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	require.NoError(t, err)
 	assert.NotContains(t, string(mounts), b.datasetOf("base"))

@@ -38,6 +38,7 @@ type dataset struct {
 	sealed  bool
 	limit   quota.Limit
 	created time.Time
+	marked  bool     // Cowshed made it, and completely
 	own     bool     // it is a layer: Cowshed's or moby's
 	leaves  []string // snapshots that Cowshed takes for a while, by their full names
 }
@@ -226,7 +227,7 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 		case !below || strings.Contains(name, "/"): // the root, its snapshots, and what others made below a layer
 		case !isSnapshot:
 			d := datasets[name]
-			d.origin, d.created, d.limit = line.origin, line.created, line.limit
+			d.origin, d.created, d.limit, d.marked = line.origin, line.created, line.limit, line.marked
 			d.own = cowcommon.CheckID(name) == nil && (line.marked || line.legacy && mobyID.MatchString(name))
 			datasets[name] = d
 		default:

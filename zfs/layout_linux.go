@@ -20,28 +20,31 @@ const (
 	graphName   = "graph" // where datasets are mounted, as moby's driver does
 	viewsName   = "views" // where snapshots are mounted
 	locksName   = "locks"
+	intentsName = "intents"
 )
 
-// layout is where the backend keeps what is not in the pool: mount points and locks.
+// layout is where the backend keeps what is not in the pool: mount points, locks and intents.
 type layout struct {
-	home  string
-	graph string
-	views string
-	locks string
+	home    string
+	graph   string
+	views   string
+	locks   string
+	intents string
 }
 
 // makeLayout makes the home and the directories below it where they are missing.
 func makeLayout(home string, gid int) (layout, error) {
 	l := layout{
-		home:  home,
-		graph: filepath.Join(home, graphName),
-		views: filepath.Join(home, viewsName),
-		locks: filepath.Join(home, locksName),
+		home:    home,
+		graph:   filepath.Join(home, graphName),
+		views:   filepath.Join(home, viewsName),
+		locks:   filepath.Join(home, locksName),
+		intents: filepath.Join(home, intentsName),
 	}
 	if err := user.MkdirAllAndChown(filepath.Dir(home), 0o711, os.Getuid(), os.Getgid(), user.WithOnlyNew); err != nil {
 		return layout{}, err
 	}
-	for _, dir := range []string{l.home, l.graph, l.views, l.locks} {
+	for _, dir := range []string{l.home, l.graph, l.views, l.locks, l.intents} {
 		err := os.Mkdir(dir, 0o710)
 		if err == nil {
 			err = errors.Join(os.Chown(dir, os.Getuid(), gid), os.Chmod(dir, 0o710))

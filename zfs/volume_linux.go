@@ -48,7 +48,7 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 	}
 	args := append([]string{"create"}, properties(opts.Limit)...)
 	if opts.UID == 0 && opts.GID == 0 { // as a new dataset is anyway, with mode 0755
-		if _, err := b.zfs.run(ctx, append(args, b.datasetOf(name))...); err != nil {
+		if err := b.make(ctx, name, append(args, b.datasetOf(name))); err != nil {
 			return b.explain(ctx, err, name, "")
 		}
 	} else if err := b.stage(ctx, name, args, func(dir string) error {
@@ -56,7 +56,18 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 	}); err != nil {
 		return err
 	}
-	return b.volumes.set(name, dataset{limit: opts.Limit, created: time.Now(), own: true})
+	return b.volumes.set(name, dataset{limit: opts.Limit, created: time.Now(), marked: true, own: true})
+}
+
+// make runs the zfs command that makes the dataset of a volume under its own name.
+func (b *Backend) make(ctx context.Context, name string, args []string) (err error) {
+	made, err := b.intend(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, made()) }()
+	_, err = b.zfs.run(ctx, args...)
+	return err
 }
 
 // stage makes a dataset with args under a name that no volume can have, mounts it for complete, and gives it its
@@ -165,10 +176,10 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 	defer func() { err = errors.Join(err, settle(err == nil)) }()
 
 	args := append([]string{"clone"}, properties(opts.Limit)...)
-	if _, err := b.zfs.run(ctx, append(args, origin, b.datasetOf(name))...); err != nil {
+	if err := b.make(ctx, name, append(args, origin, b.datasetOf(name))); err != nil {
 		return b.explainLimit(ctx, b.explain(ctx, err, name, source), source, opts.Limit)
 	}
-	return b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), own: true})
+	return b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
 }
 
 // explainMissing gives the failure of a command on a volume the type that it has if the volume is gone.
