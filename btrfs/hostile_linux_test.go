@@ -211,6 +211,33 @@ func TestLeftoversThatStayDoNotKeepTheHomeFromOpening(t *testing.T) {
 	require.NoError(t, b.Create(t.Context(), "v", cowcommon.VolumeOptions{}))
 }
 
+// TestRemoveSaysWhatNestedKeepsIt: the kernel refuses to destroy a nested subvolume, after the layer that it is in has
+// been taken away.
+func TestRemoveSaysWhatNestedKeepsIt(t *testing.T) {
+	ctx := t.Context()
+	mnt := testfs.Btrfs(t)
+	b, err := Open(filepath.Join(mnt, "home"), Options{})
+	require.NoError(t, err)
+	require.NoError(t, b.Create(ctx, "v", cowcommon.VolumeOptions{}))
+	nested := filepath.Join(b.dirs.subvolumes.Name(), "v", "nested")
+	setDefault := func(args ...string) {
+		out, err := exec.Command("btrfs", append([]string{"subvolume", "set-default"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	out, err := exec.Command("btrfs", "subvolume", "create", nested).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	setDefault(nested)
+
+	err = b.Remove(ctx, "v")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	assert.ErrorIs(t, err, unix.EPERM)
+	_, err = b.Stat(ctx, "v")
+	assert.ErrorIs(t, err, errdefs.ErrNotFound)
+	setDefault("5", mnt)
+	require.NoError(t, b.Close())
+	assertClean(t, open(t, mnt, Options{}))
+}
+
 // makeSwap makes a swap file and swaps to it for the duration of the test: the kernel then refuses to
 // snapshot and to destroy the subvolume.
 func makeSwap(t testing.TB, path string) {

@@ -216,11 +216,11 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 		return err
 	}
 	err = btrfsctl.DestroySubvolume(int(b.dirs.subvolumes.Fd()), name)
-	if errors.Is(err, unix.ENOTEMPTY) {
-		err = b.removeWithNested(dir, name)
-	}
 	if errors.Is(err, unix.EPERM) && unprotect(dir.fd()) == nil {
 		err = btrfsctl.DestroySubvolume(int(b.dirs.subvolumes.Fd()), name)
+	}
+	if errors.Is(err, unix.ENOTEMPTY) {
+		err = b.removeWithNested(dir, name)
 	}
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) {
 		return fmt.Errorf("it is being sent, has an active swap file, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
