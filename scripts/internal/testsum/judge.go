@@ -46,7 +46,7 @@ type timed struct {
 }
 
 const (
-	slowSeconds = 10 // a test that takes as long is shown at the end
+	slowSeconds = 15 // a test that takes as long is shown at the end
 	slowShown   = 8  // at most so many are
 )
 

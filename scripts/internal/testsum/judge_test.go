@@ -24,6 +24,6 @@ func TestSlowestTestsAreShown(t *testing.T) {
 	assert.Equal(t, counts{passed: slowShown + 2}, j.finish())
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 	require.Len(t, lines, slowShown)
-	assert.Equal(t, "took 18 s: p TestSlow8", lines[0])
-	assert.Equal(t, "took 11 s: p TestSlow1", lines[slowShown-1])
+	assert.Equal(t, "took 23 s: p TestSlow8", lines[0])
+	assert.Equal(t, "took 16 s: p TestSlow1", lines[slowShown-1])
 }
