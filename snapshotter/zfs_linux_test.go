@@ -42,10 +42,5 @@ func checkSourceGoesLast(h *host) {
 
 func TestSnapshotterSuiteZFS(t *testing.T) {
 	testfs.Zpool(t)
-	for name, connect := range map[string]connectFunc{"direct": direct, "by proxy": byProxy} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel() // most of the time one of them waits for a zfs process
-			runSuite(t, onZFS, connect)
-		})
-	}
+	runSuite(t, onZFS, byProxy)
 }
