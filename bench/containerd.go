@@ -17,11 +17,11 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/containerd/v2/plugins/snapshots/btrfs"
 	"github.com/containerd/continuity/fs"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -51,7 +51,7 @@ func newContainerd(root, work string) (contender, error) {
 
 // openStore opens a content store on work, which is on another filesystem as the store is with containerd.
 func openStore(work string) (content.Store, error) {
-	return local.NewLabeledStore(filepath.Join(work, "content"), make(labelStore))
+	return contentstore.Open(filepath.Join(work, "content"))
 }
 
 func containerdOf(s snapshots.Snapshotter, store content.Store, applier diff.Applier, differ diff.Comparer) *containerd {
@@ -233,27 +233,4 @@ func (c *containerd) close() error {
 		err = errors.Join(err, rmErr)
 	}
 	return err
-}
-
-// labelStore keeps the labels of blobs in memory.
-type labelStore map[digest.Digest]map[string]string
-
-func (s labelStore) Get(d digest.Digest) (map[string]string, error) { return s[d], nil }
-
-func (s labelStore) Set(d digest.Digest, labels map[string]string) error {
-	s[d] = labels
-	return nil
-}
-
-func (s labelStore) Update(d digest.Digest, labels map[string]string) (map[string]string, error) {
-	if s[d] == nil {
-		s[d] = make(map[string]string)
-	}
-	for key, value := range labels {
-		s[d][key] = value
-		if value == "" {
-			delete(s[d], key)
-		}
-	}
-	return s[d], nil
 }

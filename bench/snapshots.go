@@ -66,8 +66,8 @@ func (r *run) live(beside operation) error {
 	})
 }
 
-func (r *run) liveToCommit(driver snapshotContender, beside operation) (time.Duration, error) {
-	const id, image = "committed", "image"
+// prepared makes a snapshot, which is timed, and changes it.
+func (r *run) prepared(driver snapshotContender, id string, beside operation) (time.Duration, error) {
 	if err := r.settle(); err != nil {
 		return 0, err
 	}
@@ -75,7 +75,13 @@ func (r *run) liveToCommit(driver snapshotContender, beside operation) (time.Dur
 	if err != nil {
 		return 0, err
 	}
-	if err := r.change(id); err != nil {
+	return preparing, r.change(id)
+}
+
+func (r *run) liveToCommit(driver snapshotContender, beside operation) (time.Duration, error) {
+	const id, image = "committed", "image"
+	preparing, err := r.prepared(driver, id, beside)
+	if err != nil {
 		return 0, err
 	}
 	committing, err := r.clock(opSnapshotCommit+beside, func() error { return driver.commit(image, id) })
@@ -87,14 +93,8 @@ func (r *run) liveToCommit(driver snapshotContender, beside operation) (time.Dur
 
 func (r *run) liveToRemove(driver snapshotContender, beside operation) (time.Duration, error) {
 	const id = "removed"
-	if err := r.settle(); err != nil {
-		return 0, err
-	}
-	preparing, err := r.clock(opPrepare+beside, func() error { return driver.create(id, baseID, 0) })
+	preparing, err := r.prepared(driver, id, beside)
 	if err != nil {
-		return 0, err
-	}
-	if err := r.change(id); err != nil {
 		return 0, err
 	}
 	if err := r.settle(); err != nil {

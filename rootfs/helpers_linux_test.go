@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/snapshotter"
 )
@@ -46,7 +46,7 @@ type host struct {
 func newHost(t *testing.T) *host {
 	t.Helper()
 	// It leaves a descriptor to the garbage collector, so it comes before what looks for leaks.
-	store, err := local.NewLabeledStore(t.TempDir(), &memoryLabels{all: make(map[digest.Digest]map[string]string)})
+	store, err := contentstore.Open(t.TempDir())
 	require.NoError(t, err)
 	testfs.CheckLeaks(t)
 	mnt := testfs.Btrfs(t)
@@ -59,37 +59,6 @@ func newHost(t *testing.T) *host {
 		t: t, mnt: mnt, real: sn, differ: snapshotter.NewDiffer(sn, store), store: store,
 		sn: &client{Snapshotter: sn, t: t},
 	}
-}
-
-// memoryLabels keeps the labels of blobs, as containerd's metadata does.
-type memoryLabels struct {
-	mu  sync.Mutex
-	all map[digest.Digest]map[string]string
-}
-
-func (m *memoryLabels) Get(d digest.Digest) (map[string]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.all[d]), nil
-}
-
-func (m *memoryLabels) Set(d digest.Digest, l map[string]string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.all[d] = maps.Clone(l)
-	return nil
-}
-
-func (m *memoryLabels) Update(d digest.Digest, l map[string]string) (map[string]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	all := maps.Clone(m.all[d])
-	if all == nil {
-		all = make(map[string]string)
-	}
-	maps.Copy(all, l)
-	m.all[d] = all
-	return maps.Clone(all), nil
 }
 
 // client passes requests on as a remote snapshotter does: not those whose context has ended, and removals only if

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +21,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/epoch"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -32,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
 	"github.com/cowshed/cowshed/quota"
@@ -52,43 +51,10 @@ func newDifferHost(t *testing.T, opts Options, fsOpts ...testfs.BtrfsOption) *di
 func newDifferHostOn(t *testing.T, fs filesystem, opts Options) *differHost {
 	t.Helper()
 	// It leaves a descriptor to the garbage collector, so it comes before what looks for leaks.
-	store, err := local.NewLabeledStore(t.TempDir(), &memoryLabels{all: make(map[digest.Digest]map[string]string)})
+	store, err := contentstore.Open(t.TempDir())
 	require.NoError(t, err)
 	h := newHostOn(t, fs, opts)
 	return &differHost{host: h, differ: NewDiffer(h.Snapshotter, store), store: store}
-}
-
-// memoryLabels keeps the labels of blobs, as containerd's metadata does.
-type memoryLabels struct {
-	mu  sync.Mutex
-	all map[digest.Digest]map[string]string
-}
-
-func (m *memoryLabels) Get(d digest.Digest) (map[string]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.all[d]), nil
-}
-
-func (m *memoryLabels) Set(d digest.Digest, l map[string]string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.all[d] = maps.Clone(l)
-	return nil
-}
-
-func (m *memoryLabels) Update(d digest.Digest, l map[string]string) (map[string]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.all[d] == nil {
-		m.all[d] = make(map[string]string)
-	}
-	for name, value := range l {
-		if m.all[d][name] = value; value == "" {
-			delete(m.all[d], name)
-		}
-	}
-	return maps.Clone(m.all[d]), nil
 }
 
 // put stores a blob.

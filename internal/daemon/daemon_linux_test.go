@@ -26,10 +26,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
@@ -38,6 +36,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/plugin"
 	"github.com/cowshed/cowshed/snapshotter"
@@ -131,7 +130,7 @@ type fakeContainerd struct {
 func startContent(t testing.TB, address string) *fakeContainerd {
 	t.Helper()
 	f := &fakeContainerd{}
-	store, err := local.NewLabeledStore(t.TempDir(), &labels{all: make(map[digest.Digest]map[string]string)})
+	store, err := contentstore.Open(t.TempDir())
 	require.NoError(t, err)
 	note := func(ctx context.Context) {
 		namespace, _ := namespaces.Namespace(ctx)
@@ -172,29 +171,6 @@ func (leaseServer) Create(_ context.Context, r *leasesapi.CreateRequest) (*lease
 
 func (leaseServer) Delete(context.Context, *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, nil
-}
-
-// labels keeps the labels of blobs.
-type labels struct {
-	mu  sync.Mutex
-	all map[digest.Digest]map[string]string
-}
-
-func (l *labels) Get(d digest.Digest) (map[string]string, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.all[d], nil
-}
-
-func (l *labels) Set(d digest.Digest, labels map[string]string) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all[d] = labels
-	return nil
-}
-
-func (l *labels) Update(d digest.Digest, labels map[string]string) (map[string]string, error) {
-	return labels, l.Set(d, labels)
 }
 
 // in mounts what a snapshotter says and calls f with the directory.
