@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
 // An intent is an empty file with the name of a volume that is about to be made. The kernel makes a dataset first and
@@ -23,7 +25,7 @@ func (l layout) intend(name string) (made func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(f.Sync(), f.Close(), syncDirectory(l.intents)); err != nil {
+	if err := errors.Join(f.Sync(), f.Close(), syncdir.Sync(l.intents)); err != nil {
 		return nil, errors.Join(err, os.Remove(path))
 	}
 	return func() error {
@@ -33,14 +35,6 @@ func (l layout) intend(name string) (made func() error, err error) {
 		}
 		return err
 	}, nil
-}
-
-func syncDirectory(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // intentFor is how much later than its intent a dataset may have been created. What is younger or older, others made.

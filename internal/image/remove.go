@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
 // Removed says what Remove did.
@@ -36,7 +38,7 @@ func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error)
 	if err := os.Remove(s.path(recordsDir, recordFile(name))); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", name, asNotFound(err))
 	}
-	if err := syncDir(s.path(recordsDir)); err != nil {
+	if err := syncdir.Sync(s.path(recordsDir)); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", name, err)
 	}
 	removed, err := s.removeUnused(ctx, image.Layers())

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
 // State says how far the store is there. errdefs.ErrFailedPrecondition: there is a file in place of the
@@ -181,7 +183,7 @@ func (s Store) makeImage(ctx context.Context, size uint64) (err error) {
 	if err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, s.Image, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("rename %s to %s: %w", f.Name(), s.Image, err)
 	}
-	return syncDir(filepath.Dir(s.Image))
+	return syncdir.Sync(filepath.Dir(s.Image))
 }
 
 // partialMark stands in the names of images that are not complete.
@@ -322,15 +324,7 @@ func (s Store) Remove() error {
 	if err := os.Remove(s.Root); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("loopstore: %w", err)
 	}
-	return syncDir(filepath.Dir(s.Image))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return syncdir.Sync(filepath.Dir(s.Image))
 }
 
 // run runs a program, whose output becomes part of the error.

@@ -1,0 +1,16 @@
+// Package syncdir makes changes of a directory survive a power cut.
+package syncdir
+
+import (
+	"errors"
+	"os"
+)
+
+// Sync writes out what was made, renamed and removed in a directory, as fsync(2) does with a descriptor of it.
+func Sync(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
