@@ -335,6 +335,11 @@ func TestRecovers(t *testing.T) {
 		intend(name, intent)
 		zfs(t, "create", "-o", "mountpoint=legacy", b.datasetOf(name))
 	}
+	// The clone of a layer in use, half-made: with it goes the snapshot that was taken for it.
+	taken := b.datasetOf("base@" + clonePrefix + "cloning")
+	zfs(t, "snapshot", taken)
+	intend("half a clone", time.Now())
+	zfs(t, "clone", "-o", "mountpoint=legacy", taken, b.datasetOf("half a clone"))
 	require.NoError(t, b.Close())
 	b = openOn(t, root, mountpoint)
 	assert.Equal(t, strings.Join([]string{root, b.datasetOf("base"), b.datasetOf("older"), b.datasetOf("younger"), ""}, "\n"),

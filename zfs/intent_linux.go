@@ -47,7 +47,7 @@ func isHalfMade(d dataset, intent time.Time) bool {
 }
 
 // destroyHalfMade destroys the datasets without markProperty that were about to be made when a process or the machine
-// ended, and forgets all intents.
+// ended, takes them out of datasets, and forgets all intents.
 func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]dataset, warn func(what string, err error)) {
 	entries, err := os.ReadDir(b.intents)
 	if err != nil {
@@ -65,6 +65,7 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 				warn(b.datasetOf(name), err)
 				continue
 			}
+			delete(datasets, name)
 			if err := b.volumes.drop(name); err != nil {
 				warn(b.datasetOf(name), err)
 			}
