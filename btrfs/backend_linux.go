@@ -88,18 +88,8 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 	if records := filepath.Join(b.home, quotasName); isDirectory(records) {
 		b.records = records
 	}
-	lock, alone, err := homelock.Take(b.home)
-	b.lock = lock
-	if err != nil {
+	if b.lock, err = homelock.Take(b.home, b.recover); err != nil {
 		return nil, err
-	}
-	if alone {
-		if err := b.recover(); err != nil {
-			return nil, fmt.Errorf("recover: %w", err)
-		}
-		if err := unix.Flock(int(b.lock.Fd()), unix.LOCK_SH); err != nil {
-			return nil, fmt.Errorf("lock: %w", err)
-		}
 	}
 	return b, nil
 }

@@ -77,32 +77,40 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 		return nil, err
 	}
 	b.volumes = index{zfs: b.zfs, root: root, counter: counter}
-	lock, alone, err := homelock.Take(b.home)
-	b.lock = lock
-	if err != nil {
+	if b.zfs.running, err = b.openRunning(); err != nil {
 		return nil, err
 	}
-	if err := b.keepPrivate(); err != nil {
+	if b.lock, err = homelock.Take(b.home, b.recover); err != nil {
 		return nil, err
 	}
-	datasets, err := b.volumes.all(context.Background())
-	if err != nil {
+	if err := unix.Flock(int(b.zfs.running.Fd()), unix.LOCK_SH); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", b.zfs.running.Name(), err)
+	}
+	if err := b.keepPrivate(); err != nil { // who was alone may be in another mount namespace
 		return nil, err
 	}
-	if alone {
-		b.recover(datasets)
-		if err := unix.Flock(int(b.lock.Fd()), unix.LOCK_SH); err != nil {
-			return nil, fmt.Errorf("lock: %w", err)
-		}
+	if _, err := b.volumes.all(context.Background()); err != nil {
+		return nil, err
 	}
 	return b, nil
 }
 
 // recover unmounts and destroys what processes that are gone have left, while nobody else has the home open.
 // What cannot be is reported: it is in nobody's way, and the next time may be luckier.
-func (b *Backend) recover(datasets map[string]dataset) {
+func (b *Backend) recover() error {
+	if err := b.keepPrivate(); err != nil {
+		return err
+	}
 	warn := func(what string, err error) {
 		b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
+	}
+	ctx := context.Background()
+	if err := b.zfs.awaitOrphans(ctx); err != nil {
+		warn(b.root, err)
+	}
+	datasets, err := b.volumes.all(ctx)
+	if err != nil {
+		return err
 	}
 	for _, dir := range []string{b.graph, b.views} {
 		if err := unmountBelow(dir); err != nil {
@@ -113,7 +121,6 @@ func (b *Backend) recover(datasets map[string]dataset) {
 		warn(b.locks, err)
 	}
 
-	ctx := context.Background()
 	b.destroyHalfMade(ctx, datasets, warn)
 	origins := make(map[string]bool)
 	for _, d := range datasets {
@@ -137,6 +144,7 @@ func (b *Backend) recover(datasets map[string]dataset) {
 			}
 		}
 	}
+	return nil
 }
 
 // unmountBelow unmounts what is mounted below dir and not busy, and removes the mount points.
@@ -200,7 +208,11 @@ func (b *Backend) close() error {
 
 func (b *Backend) closeFiles() error {
 	var errs []error
-	for _, f := range []*os.File{b.lock, b.volumes.counter} {
+	files := []*os.File{b.lock, b.volumes.counter}
+	if b.zfs != nil {
+		files = append(files, b.zfs.running)
+	}
+	for _, f := range files {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}

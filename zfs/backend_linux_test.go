@@ -353,6 +353,29 @@ func TestRecovers(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "base"))
 }
 
+// TestWaitsForOrphans: what a zfs process makes whose parent was killed is judged when it has ended.
+func TestWaitsForOrphans(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	b := openOn(t, root, mountpoint)
+	_, err := b.intend("late")
+	require.NoError(t, err)
+	require.NoError(t, b.Close())
+
+	running, err := b.openRunning()
+	require.NoError(t, err)
+	require.NoError(t, unix.Flock(int(running.Fd()), unix.LOCK_SH))
+	orphan := exec.CommandContext(t.Context(), "sh", "-c", `sleep 1; exec zfs create -o mountpoint=legacy "$0"`, b.datasetOf("late"))
+	orphan.ExtraFiles = []*os.File{running}
+	require.NoError(t, orphan.Start())
+	require.NoError(t, running.Close())
+
+	b = openOn(t, root, mountpoint)
+	require.NoError(t, orphan.Wait())
+	assert.Equal(t, root+"\n", zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root), "half-made, and destroyed")
+	require.NoError(t, b.Create(t.Context(), "late", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Remove(t.Context(), "late"))
+}
+
 // TestSendReceive sends a layer and its parent to another dataset.
 func TestSendReceive(t *testing.T) {
 	from, to := open(t), open(t)

@@ -22,9 +22,10 @@ const kstats = "/proc/spl/kstat/zfs"
 // commands runs zfs, the only program that the package runs but for what Status asks. Its methods are safe for
 // concurrent use.
 type commands struct {
-	path string
-	pool string
-	runs atomic.Uint64 // how many processes were started
+	path    string
+	pool    string
+	running *os.File      // inherited by the processes; see awaitOrphans
+	runs    atomic.Uint64 // how many processes were started
 }
 
 func newCommands(pool string) (*commands, error) {
@@ -55,6 +56,7 @@ func (c *commands) pipe(ctx context.Context, in io.Reader, out io.Writer, args .
 	}
 	cmd := exec.CommandContext(ctx, c.path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.ExtraFiles = []*os.File{c.running}
 	cmd.Stdin = in
 	cmd.Stdout = out
 	var stderr bytes.Buffer

@@ -21,6 +21,7 @@ const (
 	viewsName   = "views" // where snapshots are mounted
 	locksName   = "locks"
 	intentsName = "intents"
+	runningName = "running"
 )
 
 // layout is where the backend keeps what is not in the pool: mount points, locks and intents.

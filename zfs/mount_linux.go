@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -83,24 +82,17 @@ func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) err
 // mounted, OpenZFS answers one with EBUSY, as it does while an unmount ends in the background. It does nothing where
 // another process has mounted the source on dir already.
 func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags uintptr, data string) error {
-	giveUp := time.After(busyFor)
-	for pause := 5 * time.Millisecond; ; pause *= 2 {
-		err := b.mountAt(source, dir, flags, data)
+	return whileBusy(ctx, busyFor, func() (busy bool, err error) {
+		err = b.mountAt(source, dir, flags, data)
 		if !errors.Is(err, unix.EBUSY) {
-			return err
+			return false, err
 		}
 		mounted, infoErr := isMountedAt(source, dir)
 		if mounted || infoErr != nil {
-			return infoErr
+			return false, infoErr
 		}
-		select {
-		case <-time.After(pause):
-		case <-giveUp:
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+		return true, err
+	})
 }
 
 // mountAt mounts a dataset or snapshot on dir, which it makes.

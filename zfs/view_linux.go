@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -162,24 +161,13 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 	return err
 }
 
-// snapshotBusyFor is for how long the snapshot of a view may be busy after it was unmounted, which the kernel may end
-// in the background.
-const snapshotBusyFor = 300 * time.Millisecond
-
 // destroySnapshot destroys the snapshot of a view, and waits a while for it if it is busy.
 func (b *Backend) destroySnapshot(snapshot string) error {
-	giveUp := time.After(snapshotBusyFor)
-	for {
-		_, err := b.zfs.run(context.Background(), "destroy", snapshot)
-		if !isCommandError(err) {
-			return err
-		}
-		select {
-		case <-time.After(snapshotBusyFor / 3):
-		case <-giveUp:
-			return err
-		}
-	}
+	ctx := context.Background()
+	return whileBusy(ctx, snapshotBusyFor, func() (busy bool, err error) {
+		_, err = b.zfs.run(ctx, "destroy", snapshot)
+		return isCommandError(err), err
+	})
 }
 
 // deadViews are views of a volume whose processes are gone, or which could not be taken away when they were closed.

@@ -282,34 +282,24 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 	return errors.Join(dead.forget(), b.volumes.drop(name))
 }
 
-// busyFor is for how long a dataset may be busy before that is an error: what other programs have mounted they
-// may be about to unmount, and the kernel ends unmounts in the background.
-const busyFor = 3 * time.Second
-
 // destroy destroys a volume's dataset, and waits a while for it if it is busy.
 func (b *Backend) destroy(ctx context.Context, dataset, origin string, dead []string) error {
-	giveUp := time.After(busyFor)
-	for pause := 20 * time.Millisecond; ; pause *= 2 {
-		result, err := b.zfs.destroy(ctx, dataset, origin, dead)
-		if err != nil {
-			return err
-		}
-		switch {
-		case result.Errno == 0, result.Errno == unix.ENOENT:
-			return nil
-		case result.Errno != unix.EBUSY:
-			return fmt.Errorf("destroy %s: %w", dataset, result.Errno)
-		case len(result.Blockers) > 0:
-			return fmt.Errorf("%s depend on it: remove them first: %w", result.names(), errdefs.ErrFailedPrecondition)
-		}
-		select {
-		case <-time.After(pause):
-		case <-giveUp:
-			return b.busy(result.Errno, result.Busy)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	var result destroyed
+	err := whileBusy(ctx, busyFor, func() (busy bool, err error) {
+		result, err = b.zfs.destroy(ctx, dataset, origin, dead)
+		return err == nil && result.Errno == unix.EBUSY && len(result.Blockers) == 0, err
+	})
+	switch {
+	case err != nil:
+		return err
+	case result.Errno == 0, result.Errno == unix.ENOENT:
+		return nil
+	case len(result.Blockers) > 0:
+		return fmt.Errorf("%s depend on it: remove them first: %w", result.names(), errdefs.ErrFailedPrecondition)
+	case result.Errno == unix.EBUSY:
+		return b.busy(result.Errno, result.Busy)
 	}
+	return fmt.Errorf("destroy %s: %w", dataset, result.Errno)
 }
 
 // Stat describes a volume from memory.

@@ -3,6 +3,7 @@ package homelock
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -12,18 +13,25 @@ import (
 // Name is the name of the lock file in the home.
 const Name = "lock"
 
-// Take locks a home. Whoever has a home open holds the lock shared, so one that gets it exclusively is alone, and may
-// take temporary things for left over; it then makes the lock shared. The caller closes the file, which may be there
-// with an error too.
-func Take(home string) (lock *os.File, alone bool, err error) {
+// Take locks a home, which whoever has it open holds shared. One that is alone calls alone first, which may take
+// temporary things for left over: others wait for its end. The caller closes the file, which may be there with an error
+// too.
+func Take(home string, alone func() error) (lock *os.File, err error) {
 	lock, err = os.OpenFile(filepath.Join(home, Name), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		// It may be held exclusively by one that is recovering: wait for that to end.
-		return lock, false, unix.Flock(int(lock.Fd()), unix.LOCK_SH)
+	if err == nil {
+		err = alone()
+	} else if errors.Is(err, unix.EWOULDBLOCK) {
+		err = nil
 	}
-	return lock, err == nil, err
+	if err != nil {
+		return lock, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH); err != nil {
+		return lock, fmt.Errorf("lock: %w", err)
+	}
+	return lock, nil
 }

@@ -32,6 +32,7 @@ Options of run and shell:
   --dir HOSTDIR       copy this directory into /work
   --out HOSTDIR       copy to this directory what is in the machine's /out at the end, even after a crash or a timeout
   --mem MB            memory (default 2048)
+  --cpus N            processors (default 2); emulated ones in excess of the host's make everything much slower
   --disk SIZE         size of a new pool's disk (default 4G, sparse)
   --pool-image FILE   keep the pool's disk in FILE: created if missing, otherwise the pool in it is imported
   --append-env K=V    set a variable for COMMAND; may be repeated
@@ -91,7 +92,7 @@ quote() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
 microseconds() { awk -v s="$1" 'BEGIN { printf "%.0f", s * 1e6 }'; }
 
 parse_options() {
-	timeout=1800 dir='' out='' mem=2048 disk=4G pool_image='' console='' variables=()
+	timeout=1800 dir='' out='' mem=2048 cpus=2 disk=4G pool_image='' console='' variables=()
 	kill_after='' kill_when='' power_cut=''
 	[[ $mode == run ]] || timeout=$((366 * 86400))
 	while [[ $# -gt 0 ]]; do
@@ -105,7 +106,7 @@ parse_options() {
 			shift
 			continue
 			;;
-		--timeout | --dir | --out | --mem | --disk | --pool-image | --append-env | --console | --kill-after | --kill-when)
+		--timeout | --dir | --out | --mem | --cpus | --disk | --pool-image | --append-env | --console | --kill-after | --kill-when)
 			[[ $# -gt 1 ]] || die "$1 needs a value"
 			;;
 		*) die "unknown option: $1 (see --help; COMMAND comes after --)" ;;
@@ -115,6 +116,7 @@ parse_options() {
 		--dir) dir=$2 ;;
 		--out) out=$2 ;;
 		--mem) mem=$2 ;;
+		--cpus) cpus=$2 ;;
 		--disk) disk=$2 ;;
 		--pool-image) pool_image=$2 ;;
 		--console) console=$2 ;;
@@ -133,6 +135,7 @@ parse_options() {
 	[[ $timeout =~ $seconds ]] || die "--timeout needs seconds, not $timeout"
 	[[ -z $kill_after || $kill_after =~ $seconds ]] || die "--kill-after needs seconds, not $kill_after"
 	[[ $mem =~ ^[0-9]+$ ]] || die "--mem needs megabytes, not $mem"
+	[[ $cpus =~ ^[1-9][0-9]*$ ]] || die "--cpus needs a number, not $cpus"
 	[[ -z $dir || -d $dir ]] || die "--dir: not a directory: $dir"
 	[[ $mode == shell || ${#command[@]} -gt 0 ]] || die 'run needs a command, after --'
 	[[ $mode == run || ${#command[@]} -eq 0 ]] || die 'shell takes no command'
@@ -207,7 +210,7 @@ start_qemu() {
 	# anew for each, which without hardware acceleration is most of what a short command costs.
 	# shellcheck disable=SC2054 # the commas are qemu's
 	qemu_args+=(-nodefaults -no-user-config -display none -no-reboot
-		-machine q35 -accel "$accel" -cpu max -smp 2 -m "$mem"
+		-machine q35 -accel "$accel" -cpu max -smp "$cpus" -m "$mem"
 		-kernel "$machine/vmlinuz"
 		-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/guest-init panic=-1 oops=panic loglevel=5 tsc=reliable clocksource=tsc norandmaps"
 		-drive "if=none,id=root,file=$machine/root.img,format=raw,snapshot=on,cache=unsafe"
