@@ -17,7 +17,8 @@ import (
 type AdapterOptions struct {
 	// StateFile is the path of a file in which the last Init is kept until Cleanup, so that the driver can be
 	// opened again after a restart of the plugin, of which the engine does not know. It belongs on a
-	// filesystem that does not outlive a boot, such as below /run. "" keeps nothing.
+	// filesystem that does not outlive a boot, such as below /run. "" keeps nothing. Which layers the engine has by
+	// Get is kept beside it, in a directory with that name and ".held".
 	StateFile string
 
 	// Logger is told what no caller is. nil stands for slog.Default().
@@ -34,6 +35,7 @@ type Adapter struct {
 	open func(InitRequest) (graphdriver.Driver, error)
 	opts AdapterOptions
 	log  *slog.Logger
+	held heldLayers
 
 	changing sync.Mutex // locked while a driver is opened or closed
 	closed   bool       // by Close; guarded by changing
@@ -49,7 +51,11 @@ func NewAdapter(open func(InitRequest) (graphdriver.Driver, error), opts Adapter
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Adapter{open: open, opts: opts, log: log}
+	a := &Adapter{open: open, opts: opts, log: log}
+	if opts.StateFile != "" {
+		a.held.dir = opts.StateFile + ".held"
+	}
+	return a
 }
 
 // Init closes the driver that is open and opens one as the engine asks.
@@ -66,10 +72,10 @@ func (a *Adapter) Init(home string, options []string, uidMaps, gidMaps []user.ID
 	if err := a.end(errEngineRestarted); err != nil {
 		a.log.Warn("the driver that an earlier start of the engine used did not close well", "error", err)
 	}
-	if err := a.forgetState(); err != nil {
+	if err := errors.Join(a.forgetState(), a.held.forget()); err != nil {
 		return err
 	}
-	if err := a.begin(request); err != nil {
+	if err := a.begin(request, nil); err != nil {
 		return err
 	}
 	if err := a.saveState(request); err != nil {
@@ -94,7 +100,12 @@ func (a *Adapter) Resume() error {
 	if err != nil {
 		return err
 	}
-	if err := a.begin(request); err != nil {
+	err = a.begin(request, func(driver graphdriver.Driver) {
+		if err := a.held.getAgain(driver); err != nil {
+			a.log.Error("not all layers are where the engine was told before the plugin was restarted", "error", err)
+		}
+	})
+	if err != nil {
 		return fmt.Errorf("open the driver again after a restart of the plugin: %w", err)
 	}
 	return nil
@@ -104,7 +115,7 @@ func (a *Adapter) Resume() error {
 func (a *Adapter) Cleanup() error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
-	return errors.Join(a.forgetState(), a.end(errEngineStopped))
+	return errors.Join(a.forgetState(), a.held.forget(), a.end(errEngineStopped))
 }
 
 // Close closes the driver and keeps the state file, for when the plugin stops before the engine does. No
@@ -116,11 +127,14 @@ func (a *Adapter) Close() error {
 	return a.end(errPluginStopped)
 }
 
-// begin opens a driver, with a.changing locked and none open.
-func (a *Adapter) begin(request InitRequest) error {
+// begin opens a driver, with a.changing locked and none open. prepare, if not nil, has it before all requests.
+func (a *Adapter) begin(request InitRequest, prepare func(graphdriver.Driver)) error {
 	driver, err := a.open(request)
 	if err != nil {
 		return err
+	}
+	if prepare != nil {
+		prepare(driver)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -194,7 +208,11 @@ func (a *Adapter) Remove(id string) error {
 	}
 	defer s.done()
 	s.waitForStreams(id)
-	return s.driver.Remove(id)
+	puts, err := a.held.giveUp(id)
+	for range puts {
+		err = errors.Join(err, s.driver.Put(id))
+	}
+	return errors.Join(err, s.driver.Remove(id))
 }
 
 // Get implements Driver.
@@ -204,7 +222,14 @@ func (a *Adapter) Get(id, mountLabel string) (string, error) {
 		return "", err
 	}
 	defer s.done()
-	return s.driver.Get(id, mountLabel)
+	dir, err := s.driver.Get(id, mountLabel)
+	if err != nil {
+		return "", err
+	}
+	if err := a.held.add(id, mountLabel, 1); err != nil {
+		return "", errors.Join(err, s.driver.Put(id))
+	}
+	return dir, nil
 }
 
 // Put implements Driver.
@@ -214,7 +239,10 @@ func (a *Adapter) Put(id string) error {
 		return err
 	}
 	defer s.done()
-	return s.driver.Put(id)
+	if err := s.driver.Put(id); err != nil {
+		return err
+	}
+	return a.held.add(id, "", -1)
 }
 
 // Exists implements Driver. Where no driver can be opened, it is false, and the log says why.
