@@ -36,7 +36,7 @@ test-unit: ## run the tests that need no root; others skip
 	scripts/test.sh unit
 
 test-zfs: ## run the tests that need ZFS, on this host or in the test machine
-	@scripts/deps.sh test
+	@scripts/deps.sh test daemons
 	scripts/test-zfs.sh
 
 test-daemons: ## run the tests with a real containerd and dockerd

@@ -10,7 +10,8 @@ usage() {
 Usage: test-zfs.sh [-counts FILE]
 
 Runs the tests that need ZFS: all of package zfs, of those below it and of e2e, which tests ZFS where it is given a pool,
-and of other packages the ones with ZFS in their name.
+and of other packages the ones with ZFS in their name; among them those of e2e/daemons, with a real Docker Engine, which
+scripts/daemons.sh gets.
 In the test machine the power is then cut three times in the middle of a workload (TestZFSWorkload of e2e).
 Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
 not in the cache.
@@ -18,7 +19,7 @@ not in the cache.
   -counts FILE   add the numbers of passed and failed tests to FILE instead of printing them
 
 Environment:
-  PKG                 packages to test, default ./...
+  PKG                 packages to test, default ./... ./e2e/daemons
   RUN                 tests to run, as -run of go test, default as said above
   RACE                1: with the race detector, which is slow in the test machine
   COWSHED_TEST_ZPOOL  use this pool of the host; without it one is made in a file and destroyed afterwards
@@ -30,11 +31,18 @@ END
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
 module=$(go list -m)
-read -ra packages <<<"${PKG:-./...}"
+# The tests with Docker Engine are in a module of their own.
+docker_module=e2e/daemons with_docker=
+read -ra packages <<<"${PKG:-./... ./$docker_module}"
+for i in "${!packages[@]}"; do
+	[[ ${packages[i]} != ./"$docker_module" ]] || { unset "packages[i]" && with_docker=1; }
+done
+readonly docker_module with_docker packages
 
 # zfs_packages: prints the packages of which some test asks for ZFS. e2e is one of them once there is a driver.
 zfs_packages() {
 	local driver
+	[[ ${#packages[@]} -gt 0 ]] || return 0
 	driver=$(go list -f '{{.ImportPath}}' ./zfs/... 2>/dev/null)
 	go list -f '{{.ImportPath}} {{.Dir}}' "${packages[@]}" | while read -r path dir; do
 		compgen -G "$dir/*_test.go" >/dev/null || continue
@@ -45,9 +53,16 @@ zfs_packages() {
 	done
 }
 
-# Lanes are parts of the tests that take about as long each, and little more than one processor. As many as there are
-# processors run at once.
-readonly lanes=(graph e2e packages)
+# docker_tests: prints the names of the tests with Docker Engine that are to run.
+docker_tests() {
+	[[ -n $with_docker ]] || return 0
+	sed -nE 's/^func (Test\w*ZFS\w*)\(.*/\1/p' "$docker_module"/*_test.go | grep -E -- "${RUN:+${RUN%%/*}}" || true
+}
+
+# Lanes are parts of the tests that take about as long each. As many as there are processors run at once, with one
+# processor each: two machines with two are more than twice as slow on two processors. What tests concurrency runs with
+# two, after the others.
+readonly lanes=(graph e2e packages) lane_of_two=concurrent
 
 # build DIR: makes in DIR, in the shape of the tree, the test binaries and what they read, and for each lane a script
 # LANE.sh that runs its tests and prints test2json events.
@@ -55,7 +70,7 @@ build() {
 	local dir=$1 path rel lane flags=()
 	[[ ${RACE:-} != 1 ]] || flags=(-race)
 	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
-	for lane in "${lanes[@]}"; do
+	for lane in "${lanes[@]}" "$lane_of_two"; do
 		# shellcheck disable=SC2016 # expanded when the script runs
 		printf '#!/bin/bash\ncd "$(dirname "$0")"\nstatus=0\n' >"$dir/$lane.sh"
 	done
@@ -69,7 +84,8 @@ build() {
 		if [[ -n ${RUN:-} ]]; then
 			add_tests packages "-test.run=$RUN"
 		elif [[ $rel == ./e2e ]]; then
-			add_tests graph '-test.run=^TestGraph$'
+			add_tests graph '-test.run=^TestGraph$' '-test.skip=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
+			add_tests "$lane_of_two" '-test.run=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
 			add_tests e2e '-test.skip=^TestGraph$'
 		elif [[ $rel == ./zfs || $rel == ./zfs/* ]]; then
 			add_tests packages -test.run=.
@@ -77,17 +93,41 @@ build() {
 			add_tests packages -test.run=ZFS
 		fi
 	done
-	for lane in "${lanes[@]}"; do
+	for lane in "${lanes[@]}" "$lane_of_two"; do
 		# shellcheck disable=SC2016
 		echo 'exit "$status"' >>"$dir/$lane.sh"
 		chmod +x "$dir/$lane.sh"
 	done
 }
 
-# add_tests LANE OPTION: has the lane run the tests of $path, which are in $rel, with an option of the test binary.
+# build_docker DIR: makes in DIR, which the other lanes need not copy, the same for the lane "docker": its tests, all
+# programs that they run, and the libraries of these, which the test machine lacks.
+build_docker() {
+	local dir=$1 path=$module/$docker_module rel=./$docker_module programs busybox
+	programs=$(scripts/daemons.sh build)/debian
+	mkdir -p "$dir/$rel" "$dir"/daemons/{bin,debian/bin,libraries}
+	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
+	CGO_ENABLED=0 go build -o "$dir/daemons/bin/cowshed" ./cmd/cowshed
+	CGO_ENABLED=0 go -C "$rel" test -c -o "$dir/$rel/tests" .
+	(cd "$programs" && cp -a --parents usr/bin/containerd{,-shim-runc-v2} usr/sbin/{dockerd,runc} "$dir/daemons/debian")
+	for busybox in "$programs"/{usr/bin,bin}/busybox; do
+		[[ ! -e $busybox ]] || cp "$busybox" "$dir/daemons/debian/bin/"
+	done
+	ldd "$programs"/usr/sbin/{dockerd,runc} | awk '$2 == "=>" { print $3 }' | sort -u | xargs cp -L -t "$dir/daemons/libraries"
+	# In /usr/lib, the loader finds only what is in none of the machine's other directories.
+	# shellcheck disable=SC2016 # expanded when the script runs
+	printf '%s\n' '#!/bin/bash' 'cd "$(dirname "$0")"' 'status=0' 'export COWSHED_TEST_DAEMONS=$PWD/daemons' \
+		'[[ ! -x /sbin/guest-init ]] || cp daemons/libraries/* /usr/lib/' >"$dir/docker.sh"
+	add_tests docker "-test.run=${RUN:-ZFS}"
+	# shellcheck disable=SC2016
+	echo 'exit "$status"' >>"$dir/docker.sh"
+	chmod +x "$dir/docker.sh"
+}
+
+# add_tests LANE OPTION...: has the lane run the tests of $path, which are in $rel, with options of the test binary.
 add_tests() {
-	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=55m %q) || status=1\n' \
-		"$rel" "$(up "$rel")test2json" "$path" "$2" >>"$dir/$1.sh"
+	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=55m%s) || status=1\n' \
+		"$rel" "$(up "$rel")test2json" "$path" "$(printf ' %q' "${@:2}")" >>"$dir/$1.sh"
 }
 
 # up REL: prints the way from ./REL to the directory that it is in, ending in a slash.
@@ -95,6 +135,9 @@ up() {
 	local slashes=${1//[^\/]/}
 	printf '%s' "./${slashes//\//..\/}"
 }
+
+# has_tests DIR LANE: says whether the lane has any.
+has_tests() { [[ -e $1/$2.sh ]] && grep -q '/tests ' "$1/$2.sh"; }
 
 # on_host DIR LANE: runs the lane here.
 on_host() {
@@ -114,7 +157,9 @@ on_host() {
 
 # in_machine DIR LANE: runs the lane in a test machine.
 in_machine() {
-	"$machine" run --timeout 3600 --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
+	local cpus=1
+	[[ $2 != "$lane_of_two" ]] || cpus=2
+	"$machine" run --timeout 3600 --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
 		--append-env CI="${CI:-}" -- "/work/$2.sh"
 }
 
@@ -160,6 +205,8 @@ main() {
 	trap "rm -rf -- '$dir'" EXIT
 	mkdir "$dir/work"
 	build "$dir/work"
+	mkdir "$dir/docker"
+	[[ -z $(docker_tests) ]] || build_docker "$dir/docker"
 	go build -o "$dir/testsum" ./scripts/internal/testsum
 	local where=in_machine
 	if [[ -n ${COWSHED_TEST_ZPOOL:-} ]] || has_zfs; then
@@ -167,21 +214,26 @@ main() {
 	else
 		"$machine" build
 	fi
-	local lane logs=() status=0 started=0 ended=0
-	for lane in "${lanes[@]}"; do
-		grep -q '/tests ' "$dir/work/$lane.sh" || continue
+	local lane work logs=() status=0 started=0 ended=0
+	for lane in docker "${lanes[@]}"; do
+		work=$dir/work
+		[[ $lane != docker ]] || work=$dir/docker
+		has_tests "$work" "$lane" || continue
 		if ((started - ended == $(nproc))); then
 			wait -n || status=1
 			((++ended))
 		fi
 		logs+=("$dir/$lane.log")
-		"$where" "$dir/work" "$lane" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips >"$dir/$lane.log" 2>&1 &
+		"$where" "$work" "$lane" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips >"$dir/$lane.log" 2>&1 &
 		((++started))
 	done
 	for ((; ended < started; ended++)); do
 		wait -n || status=1
 	done
 	[[ $started -eq 0 ]] || cat "${logs[@]}"
+	if has_tests "$dir/work" "$lane_of_two"; then
+		"$where" "$dir/work" "$lane_of_two" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
+	fi
 	if [[ $where == in_machine && -z ${RUN:-} && -x $dir/work/e2e/tests ]]; then
 		for _ in {1..3}; do
 			power_cut "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1

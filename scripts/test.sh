@@ -82,7 +82,7 @@ unit() {
 }
 
 # in_module DIR: a module of its own, like that of the benchmarks with the peers, is up to date with go.mod, builds, and
-# its tests pass as root.
+# its tests pass as root. Those that need a pool run in the step zfs.
 in_module() {
 	(
 		cd "$1"
@@ -90,7 +90,7 @@ in_module() {
 			echo "$1/go.mod is not up to date with go.mod: run make tidy"
 			exit 1
 		}
-		go vet ./... && COWSHED_TEST_REQUIRE=1 "$testsum" -counts "$work/counts" -- \
+		go vet ./... && COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere "$testsum" -counts "$work/counts" -elsewhere -- \
 			go test -json -count=1 -timeout 20m -exec "$root/scripts/as-root.sh" ./...
 	)
 }
@@ -111,8 +111,8 @@ fuzz_packages() {
 	done | sort -u
 }
 
-# fuzz_list: prints a line "package target time" for each fuzz target. What comes from outside as a stream, and
-# so from an attacker, gets the whole time; the rest a sixth of it.
+# fuzz_list: prints a line "package target time" for each fuzz target. What reads a stream from outside, and so from an
+# attacker, gets the whole time; the rest a sixth of it.
 fuzz_list() {
 	local time=${FUZZTIME:-10s} less package list target
 	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=1m
@@ -121,8 +121,9 @@ fuzz_list() {
 	for package in $(fuzz_packages); do
 		list=$(go test -list '^Fuzz' "$package") || return
 		while read -r target; do
-			case $package in
-			*/btrfs | */sendstream | */layertar | */zfs) echo "$package $target $time" ;;
+			case $package.$target in
+			*.FuzzWrite*) echo "$package $target $less" ;;
+			*/btrfs.* | */sendstream.* | */layertar.*) echo "$package $target $time" ;;
 			*) echo "$package $target $less" ;;
 			esac
 		done < <(grep '^Fuzz' <<<"$list")

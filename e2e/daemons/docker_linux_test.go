@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
-	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // engine is a Docker Engine on the storage under test.
@@ -26,7 +25,7 @@ type engine struct {
 	// size is a limit of containers that is less than what limitScript writes, or empty where there are none.
 	size string
 	// start runs the engine and what it needs.
-	start func(t *testing.T, h *harness.Host) engineHost
+	start func(t *testing.T, h *harness.Host, fs filesystem) engineHost
 }
 
 // engineHost is a host with an engine.
@@ -46,8 +45,8 @@ type engineHost struct {
 	reconnect func()
 }
 
-// onCowshed are the engines on Cowshed, each on btrfs: that of today, with the containerd image store, and Debian's,
-// with a graph driver plugin.
+// onCowshed are the engines on Cowshed: that of today, with the containerd image store, and Debian's, with a graph
+// driver plugin.
 func onCowshed() []engine {
 	return []engine{
 		{"docker-cowshed", "", onSnapshotter(cowshed())},
@@ -63,8 +62,8 @@ func engines() []engine {
 }
 
 // onSnapshotter starts the engine of today on a containerd with the snapshotter.
-func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host) engineHost {
-	return func(t *testing.T, h *harness.Host) engineHost {
+func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host, filesystem) engineHost {
+	return func(t *testing.T, h *harness.Host, fs filesystem) engineHost {
 		opts, cowshed := s.start(t, h)
 		containerd := h.StartContainerd("containerd", opts)
 		store := containerd.Store("moby", s.name)
@@ -76,7 +75,7 @@ func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host) engineHost {
 				require.NoError(t, store.CollectGarbage(ctx))
 				keys, err := store.Keys(ctx)
 				require.NoError(t, err)
-				return append(keys, volumes(t, h)...)
+				return append(keys, fs.volumes(t, h)...)
 			},
 			reconnect: func() { requireKeys(t, store.Context(testContext(t)), store) },
 		}
@@ -84,41 +83,52 @@ func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host) engineHost {
 }
 
 // onPlugin starts Debian's engine on Cowshed.
-func onPlugin(t *testing.T, h *harness.Host) engineHost {
+func onPlugin(t *testing.T, h *harness.Host, fs filesystem) engineHost {
 	c := h.StartCowshed("containerd")
 	e := h.StartDebianDocker(harness.EngineOptions{Driver: c.Plugin})
 	return engineHost{
 		Engine: e, host: h, driver: c.Plugin, cowshed: c, service: "docker",
-		left:      func() []string { return volumes(t, h) },
+		left:      func() []string { return fs.volumes(t, h) },
 		reconnect: func() {},
 	}
 }
 
 // onGraphDriver starts Debian's engine on its own btrfs driver.
-func onGraphDriver(t *testing.T, h *harness.Host) engineHost {
+func onGraphDriver(t *testing.T, h *harness.Host, fs filesystem) engineHost {
 	return engineHost{
 		Engine: h.StartDebianDocker(harness.EngineOptions{Driver: "btrfs"}),
 		host:   h, driver: "btrfs",
-		left: func() []string { return volumes(t, h) },
+		left: func() []string { return fs.volumes(t, h) },
 	}
 }
 
-// inEach runs the test with an engine that has the sample image. When it is done, nothing stays of what it has made.
-func inEach(t *testing.T, list []engine, test func(t *testing.T, ctx context.Context, s engine, e engineHost)) {
+// engineTest is a test with an engine that has the sample image.
+type engineTest func(t *testing.T, ctx context.Context, s engine, e engineHost)
+
+// inEach runs the test with each engine, on btrfs. When it is done, nothing stays of what it has made.
+func inEach(t *testing.T, list []engine, test engineTest) {
+	t.Helper()
+	inEachOn(t, onBtrfs(), list, test)
+}
+
+// inEachOn is inEach on another filesystem.
+func inEachOn(t *testing.T, fs filesystem, list []engine, test engineTest) {
+	t.Helper()
 	for _, s := range list {
 		t.Run(s.name, func(t *testing.T) {
-			h := harness.NewHost(t, testfs.Btrfs(t))
-			e := s.start(t, h)
-			ctx := testContext(t)
+			h := harness.NewHost(t, fs.fresh(t))
+			fs.prepare(t, h)
+			e := s.start(t, h, fs)
+			ctx := contextOf(t, fs.timeout)
 			require.NoError(t, e.Load(ctx, h.SaveImage(sampleImage(t, h), "cowshed/sample:1")))
 
 			test(t, ctx, s, e)
 
-			ctx = testContext(t)
+			ctx = contextOf(t, fs.timeout)
 			requireImage(t, ctx, e)
 			requirePruned(t, ctx, e)
 			if e.cowshed != nil {
-				requireNoQgroups(t, h, e.cowshed)
+				fs.requireTidy(t, h, e.cowshed)
 			}
 		})
 	}
@@ -153,41 +163,44 @@ func requirePruned(t *testing.T, ctx context.Context, e engineHost) {
 
 // TestDocker takes an image through the life it has in an engine.
 func TestDocker(t *testing.T) {
-	inEach(t, engines(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-		info, err := e.Info(ctx, client.InfoOptions{})
-		require.NoError(t, err)
-		assert.Equal(t, e.driver, info.Info.Driver)
+	inEach(t, engines(), liveInEngine)
+}
 
-		result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
-		changes, err := e.Diff(ctx, "one")
-		require.NoError(t, err)
-		assert.Equal(t, changedPaths, changes)
+// liveInEngine is TestDocker in one engine.
+func liveInEngine(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+	info, err := e.Info(ctx, client.InfoOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, e.driver, info.Info.Driver)
 
-		require.NoError(t, e.Commit(ctx, "one", "cowshed/sample:2"))
-		result, err = e.RunContainer(ctx, "two", "cowshed/sample:2", checkScript, nil)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+	result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "changed\n"}, result)
+	changes, err := e.Diff(ctx, "one")
+	require.NoError(t, err)
+	assert.Equal(t, changedPaths, changes)
 
-		require.NoError(t, e.CreateContainer(ctx, "three", "cowshed/sample:2", idleScript, nil))
-		require.NoError(t, e.StartContainer(ctx, "three"))
-		result, err = e.Exec(ctx, "three", "echo exec >/data/exec && cat /data/exec")
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "exec\n"}, result)
-		changes, err = e.Diff(ctx, "three")
-		require.NoError(t, err)
-		assert.Equal(t, []string{"C /data", "A /data/exec"}, changes)
+	require.NoError(t, e.Commit(ctx, "one", "cowshed/sample:2"))
+	result, err = e.RunContainer(ctx, "two", "cowshed/sample:2", checkScript, nil)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 
-		// What was saved is loaded again after all of it is gone.
-		saved := filepath.Join(e.host.Dir, "saved.tar")
-		require.NoError(t, e.Save(ctx, "cowshed/sample:2", saved))
-		requirePruned(t, ctx, e)
-		require.NoError(t, e.Load(ctx, saved))
-		result, err = e.RunContainer(ctx, "again", "cowshed/sample:2", checkScript, nil)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
-	})
+	require.NoError(t, e.CreateContainer(ctx, "three", "cowshed/sample:2", idleScript, nil))
+	require.NoError(t, e.StartContainer(ctx, "three"))
+	result, err = e.Exec(ctx, "three", "echo exec >/data/exec && cat /data/exec")
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "exec\n"}, result)
+	changes, err = e.Diff(ctx, "three")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"C /data", "A /data/exec"}, changes)
+
+	// What was saved is loaded again after all of it is gone.
+	saved := filepath.Join(e.host.Dir, "saved.tar")
+	require.NoError(t, e.Save(ctx, "cowshed/sample:2", saved))
+	requirePruned(t, ctx, e)
+	require.NoError(t, e.Load(ctx, saved))
+	result, err = e.RunContainer(ctx, "again", "cowshed/sample:2", checkScript, nil)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 }
 
 // buildContext is a context whose image has the number n and the changes of changeScript. No layer is the same as with
@@ -207,24 +220,27 @@ RUN test "$(cat /copied)" = new && echo %d >/number
 
 // TestDockerBuild builds images with each builder, two at the same time, while containers run.
 func TestDockerBuild(t *testing.T) {
+	inEach(t, onCowshed(), buildAtOnce)
+}
+
+// buildAtOnce is TestDockerBuild in one engine.
+func buildAtOnce(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	const runs = 10
-	inEach(t, onCowshed(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-		var g errgroup.Group
-		for n, builder := range []build.BuilderVersion{build.BuilderV1, build.BuilderBuildKit} {
-			g.Go(func() error { return buildAndRun(ctx, e, n, builder) })
-		}
-		for n := range runs {
-			g.Go(func() error {
-				name := fmt.Sprintf("run%d", n)
-				result, err := e.RunContainer(ctx, name, "cowshed/sample:1", changeScript, nil)
-				if err != nil || result.Output != "changed\n" {
-					return fmt.Errorf("%s: %v: %w", name, result, err)
-				}
-				return e.Remove(ctx, name)
-			})
-		}
-		require.NoError(t, g.Wait())
-	})
+	var g errgroup.Group
+	for n, builder := range []build.BuilderVersion{build.BuilderV1, build.BuilderBuildKit} {
+		g.Go(func() error { return buildAndRun(ctx, e, n, builder) })
+	}
+	for n := range runs {
+		g.Go(func() error {
+			name := fmt.Sprintf("run%d", n)
+			result, err := e.RunContainer(ctx, name, "cowshed/sample:1", changeScript, nil)
+			if err != nil || result.Output != "changed\n" {
+				return fmt.Errorf("%s: %v: %w", name, result, err)
+			}
+			return e.Remove(ctx, name)
+		})
+	}
+	require.NoError(t, g.Wait())
 }
 
 // buildAndRun builds the image of buildContext(n) and checks it in a container.
@@ -242,30 +258,33 @@ func buildAndRun(ctx context.Context, e engineHost, n int, builder build.Builder
 
 // TestDockerRestart stops and kills each daemon, and all together, while one container exists and another one runs.
 func TestDockerRestart(t *testing.T) {
-	inEach(t, onCowshed(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-		result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
+	inEach(t, onCowshed(), restartDaemons)
+}
+
+// restartDaemons is TestDockerRestart in one engine.
+func restartDaemons(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+	result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "changed\n"}, result)
+	require.NoError(t, e.CreateContainer(ctx, "running", "cowshed/sample:1", idleScript, nil))
+	for i, restart := range engineRestarts(e) {
+		require.NoError(t, e.StartContainer(ctx, "running"))
+		restart()
+		e.reconnect()
+		// An engine that was restarted has stopped its containers.
+		require.NoError(t, e.StartContainer(ctx, "running"))
+		result, err = e.Exec(ctx, "running", fmt.Sprintf("cat /data/change && echo %d >/number", i))
 		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
-		require.NoError(t, e.CreateContainer(ctx, "running", "cowshed/sample:1", idleScript, nil))
-		for i, restart := range engineRestarts(e) {
-			require.NoError(t, e.StartContainer(ctx, "running"))
-			restart()
-			e.reconnect()
-			// An engine that was restarted has stopped its containers.
-			require.NoError(t, e.StartContainer(ctx, "running"))
-			result, err = e.Exec(ctx, "running", fmt.Sprintf("cat /data/change && echo %d >/number", i))
-			require.NoError(t, err)
-			assert.Equal(t, harness.Result{Output: "first\n"}, result)
-			changes, err := e.Diff(ctx, "one")
-			require.NoError(t, err)
-			assert.Equal(t, changedPaths, changes)
-			image := fmt.Sprintf("cowshed/restarted:%d", i)
-			require.NoError(t, e.Commit(ctx, "one", image))
-			result, err = e.RunContainer(ctx, fmt.Sprintf("check%d", i), image, checkScript, nil)
-			require.NoError(t, err)
-			assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
-		}
-	})
+		assert.Equal(t, harness.Result{Output: "first\n"}, result)
+		changes, err := e.Diff(ctx, "one")
+		require.NoError(t, err)
+		assert.Equal(t, changedPaths, changes)
+		image := fmt.Sprintf("cowshed/restarted:%d", i)
+		require.NoError(t, e.Commit(ctx, "one", image))
+		result, err = e.RunContainer(ctx, fmt.Sprintf("check%d", i), image, checkScript, nil)
+		require.NoError(t, err)
+		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+	}
 }
 
 // engineRestarts are the ways in which the daemons are started again.
@@ -287,12 +306,15 @@ func engineRestarts(e engineHost) []func() {
 func TestDockerLimit(t *testing.T) {
 	// Nothing limits a container in the containerd image store.
 	limited := slices.DeleteFunc(engines(), func(s engine) bool { return s.size == "" })
-	inEach(t, limited, func(t *testing.T, ctx context.Context, s engine, e engineHost) {
-		result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", limitScript, map[string]string{"size": s.size})
-		require.NoError(t, err)
-		assert.Contains(t, result.Output, "Disk quota exceeded")
-		assert.Contains(t, result.Output, "and then: again\n")
-	})
+	inEach(t, limited, writeToLimit)
+}
+
+// writeToLimit is TestDockerLimit in one engine.
+func writeToLimit(t *testing.T, ctx context.Context, s engine, e engineHost) {
+	result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", limitScript, map[string]string{"size": s.size})
+	require.NoError(t, err)
+	assert.Contains(t, result.Output, "Disk quota exceeded")
+	assert.Contains(t, result.Output, "and then: again\n")
 }
 
 // TestDockerManyFiles asks for three changes of an image of 50,000 files, and commits them, for which Cowshed walks
@@ -423,8 +445,8 @@ func observe(t *testing.T, ctx context.Context, e engineHost, imageName, contain
 // idleScript runs until the container is stopped.
 const idleScript = `trap "exit 0" TERM; sleep 600 & wait`
 
-// limitScript writes 64 MiB, deletes them and writes a little.
-const limitScript = `dd if=/dev/zero of=/big bs=1M count=64 conv=fsync
+// limitScript writes 64 MiB that cannot be compressed, deletes them and writes a little.
+const limitScript = `dd if=/dev/urandom of=/big bs=1M count=64 conv=fsync
 rm /big
 sync
 echo again >/small && echo "and then: $(cat /small)"`

@@ -18,8 +18,12 @@ import (
 // cowshedDir is where buildCowshed put its program, or empty.
 var cowshedDir string
 
-// buildCowshed builds the daemon of this tree, once for all tests of a process.
+// buildCowshed builds the daemon of this tree, once for all tests of a process, or finds the one that was built for
+// them.
 var buildCowshed = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(ProgramsEnv); dir != "" {
+		return filepath.Join(programsIn(dir).Built, "cowshed"), nil
+	}
 	top, err := sourceTop()
 	if err != nil {
 		return "", err
@@ -61,6 +65,9 @@ type Cowshed struct {
 	program string
 }
 
+// PluginName is the name of the graph driver plugin that StartCowshed serves.
+func (h *Host) PluginName() string { return "cowshed-" + filepath.Base(h.Dir) }
+
 // StartCowshed builds cowshed from this tree and serves with it, until the test ends: the containerd of the given name,
 // which may start later, and Docker Engines with graph driver plugins.
 func (h *Host) StartCowshed(containerd string) *Cowshed {
@@ -71,7 +78,7 @@ func (h *Host) StartCowshed(containerd string) *Cowshed {
 	}
 	dir := h.dir(h.Dir, "cowshed")
 	c := &Cowshed{
-		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: "cowshed-" + filepath.Base(h.Dir),
+		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: h.PluginName(),
 		metrics: filepath.Join(dir, "m.sock"), program: program,
 	}
 	config := h.write("cowshed.toml", fmt.Sprintf(`root = %q

@@ -26,6 +26,9 @@ type Engine struct {
 	containerdPid string
 }
 
+// infoTimeout bounds one attempt to reach an engine that starts. In an emulated machine an answer can take a second.
+const infoTimeout = 10 * time.Second
+
 // EngineOptions say what an engine stores images and containers with.
 type EngineOptions struct {
 	// Driver is a snapshotter of Containerd, or a graph driver or plugin of Debian's engine.
@@ -103,7 +106,7 @@ func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 		if _, err := os.Stat(e.Socket); err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		ctx, cancel := context.WithTimeout(ctx, infoTimeout)
 		defer cancel()
 		_, err := e.Info(ctx, client.InfoOptions{})
 		return err

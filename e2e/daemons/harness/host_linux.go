@@ -21,6 +21,9 @@ type Host struct {
 	// Cgroup is the name of the cgroup that holds those of its containers.
 	Cgroup string
 
+	// DataMounts are the mount points below Data that the test has made and takes away itself.
+	DataMounts []string
+
 	t       testing.TB
 	daemons []*Daemon
 	// ownMounts are those that a daemon makes for itself and, because it was killed, may leave.

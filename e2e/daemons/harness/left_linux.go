@@ -129,7 +129,7 @@ func (h *Host) processes() []process {
 	return found
 }
 
-// mounts lists the mount points below the host's directories, the latest first.
+// mounts lists the mount points below the host's directories that are not the test's own, the latest first.
 func (h *Host) mounts() []string {
 	h.t.Helper()
 	var found []string
@@ -139,7 +139,7 @@ func (h *Host) mounts() []string {
 			h.t.Fatalf("harness: %v", err)
 		}
 		for _, info := range infos {
-			if info.Mountpoint != h.Data {
+			if info.Mountpoint != h.Data && !slices.Contains(h.DataMounts, info.Mountpoint) {
 				found = append(found, info.Mountpoint)
 			}
 		}

@@ -21,7 +21,14 @@ type Programs struct {
 	Debian string
 }
 
+// ProgramsEnv names a directory laid out as scripts/daemons.sh path says, which also has bin/cowshed. Where it is set,
+// as in the ZFS test machine, the tests need neither the source tree nor a Go toolchain.
+const ProgramsEnv = "COWSHED_TEST_DAEMONS"
+
 var findPrograms = sync.OnceValues(func() (Programs, error) {
+	if dir := os.Getenv(ProgramsEnv); dir != "" {
+		return programsIn(dir), nil
+	}
 	top, err := sourceTop()
 	if err != nil {
 		return Programs{}, err
@@ -31,9 +38,12 @@ var findPrograms = sync.OnceValues(func() (Programs, error) {
 	if err != nil {
 		return Programs{}, fmt.Errorf("scripts/daemons.sh path: %w: %s", err, stderrOf(err))
 	}
-	dir := strings.TrimSpace(string(out))
-	return Programs{Built: filepath.Join(dir, "bin"), Debian: filepath.Join(dir, "debian")}, nil
+	return programsIn(strings.TrimSpace(string(out))), nil
 })
+
+func programsIn(dir string) Programs {
+	return Programs{Built: filepath.Join(dir, "bin"), Debian: filepath.Join(dir, "debian")}
+}
 
 // FindPrograms returns where the daemons' programs are. The test is skipped where they have not been built.
 func FindPrograms(t testing.TB) Programs {
