@@ -71,8 +71,7 @@ build() {
 	[[ ${RACE:-} != 1 ]] || flags=(-race)
 	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
 	for lane in "${lanes[@]}" "$lane_of_two"; do
-		# shellcheck disable=SC2016 # expanded when the script runs
-		printf '#!/bin/bash\ncd "$(dirname "$0")"\nstatus=0\n' >"$dir/$lane.sh"
+		begin_lane "$dir/$lane.sh"
 	done
 	for path in $(zfs_packages); do
 		rel=${path#"$module"}
@@ -94,11 +93,15 @@ build() {
 		fi
 	done
 	for lane in "${lanes[@]}" "$lane_of_two"; do
-		# shellcheck disable=SC2016
-		echo 'exit "$status"' >>"$dir/$lane.sh"
-		chmod +x "$dir/$lane.sh"
+		end_lane "$dir/$lane.sh"
 	done
 }
+
+# begin_lane FILE, end_lane FILE: write what a lane's script has before and after its tests.
+# shellcheck disable=SC2016 # expanded when the script runs
+begin_lane() { printf '#!/bin/bash\ncd "$(dirname "$0")"\nstatus=0\n' >"$1"; }
+# shellcheck disable=SC2016
+end_lane() { echo 'exit "$status"' >>"$1" && chmod +x "$1"; }
 
 # build_docker DIR: makes in DIR, which the other lanes need not copy, the same for the lane "docker": its tests, all
 # programs that they run, and the libraries of these, which the test machine lacks.
@@ -114,14 +117,13 @@ build_docker() {
 		[[ ! -e $busybox ]] || cp "$busybox" "$dir/daemons/debian/bin/"
 	done
 	ldd "$programs"/usr/sbin/{dockerd,runc} | awk '$2 == "=>" { print $3 }' | sort -u | xargs cp -L -t "$dir/daemons/libraries"
+	begin_lane "$dir/docker.sh"
 	# In /usr/lib, the loader finds only what is in none of the machine's other directories.
 	# shellcheck disable=SC2016 # expanded when the script runs
-	printf '%s\n' '#!/bin/bash' 'cd "$(dirname "$0")"' 'status=0' 'export COWSHED_TEST_DAEMONS=$PWD/daemons' \
-		'[[ ! -x /sbin/guest-init ]] || cp daemons/libraries/* /usr/lib/' >"$dir/docker.sh"
+	printf '%s\n' 'export COWSHED_TEST_DAEMONS=$PWD/daemons' \
+		'[[ ! -x /sbin/guest-init ]] || cp daemons/libraries/* /usr/lib/' >>"$dir/docker.sh"
 	add_tests docker "-test.run=${RUN:-ZFS}"
-	# shellcheck disable=SC2016
-	echo 'exit "$status"' >>"$dir/docker.sh"
-	chmod +x "$dir/docker.sh"
+	end_lane "$dir/docker.sh"
 }
 
 # add_tests LANE OPTION...: has the lane run the tests of $path, which are in $rel, with options of the test binary.

@@ -146,9 +146,10 @@ fuzz_target() {
 	"$testsum" -counts "$work/counts" <"$events"
 }
 
-# fuzz_lane LANE: runs every second target of the list, from the given one on.
+# fuzz_lane LANE: runs every second target of the list, from the given one on. It fails if one of these does, whatever
+# has failed before.
 fuzz_lane() {
-	local n=0 package target time
+	local n=0 package target time failed=()
 	while read -r package target time; do
 		((n++ % fuzz_lanes == $1)) || continue
 		step "fuzz $target of $package for $time" fuzz_target "$package" "$target" "$time"
