@@ -61,7 +61,7 @@ func newApplier(ctx context.Context, dir string, opts ApplyOptions) (*applier, e
 	if workers <= 0 {
 		workers = min(maxApplyWorkers, max(1, runtime.GOMAXPROCS(0)/2))
 	}
-	a.pool = newPool(ctx, workers, a.makeFile)
+	a.pool = newPool(ctx, workers, stages{create: a.createFile, fill: a.fillFile})
 	var err error
 	a.dirs, err = openRoot(dir, opts.Empty)
 	if err != nil {
@@ -72,10 +72,10 @@ func newApplier(ctx context.Context, dir string, opts ApplyOptions) (*applier, e
 	return a, nil
 }
 
-// maxApplyWorkers bounds the workers, which all need the locks of one filesystem tree. Half of the
-// processors have none by default: reading the tar, and what the filesystem does in the background for each
-// file (on btrfs about half as much as in the foreground), take the others. On two processors a second
-// worker costs a little more than it gains.
+// maxApplyWorkers bounds the workers of each stage. Those that create files all need the locks of one
+// filesystem tree, those that fill them mostly do not, so that a pair of both gains where two that do both only
+// wait for each other. Half of the processors have no pair by default: reading the tar, and what the filesystem
+// does in the background for each file (on btrfs about half as much as in the foreground), take the others.
 const maxApplyWorkers = 4
 
 func (a *applier) close() {

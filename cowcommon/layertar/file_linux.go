@@ -93,8 +93,8 @@ func readError(err error) error {
 	return fmt.Errorf("read data: %w", err)
 }
 
-// makeFile makes a regular file. It is run by workers.
-func (a *applier) makeFile(ctx context.Context, j *job) error {
+// createFile makes an empty regular file and opens it, in the first stage of the pool.
+func (a *applier) createFile(j *job) error {
 	if j.replace {
 		if err := unix.Unlinkat(j.dir.fd, j.name, 0); err != nil {
 			return fmt.Errorf("replace: %w", err)
@@ -104,19 +104,26 @@ func (a *applier) makeFile(ctx context.Context, j *job) error {
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
-	err = a.fillFile(ctx, fd, j)
-	if cerr := unix.Close(fd); err == nil && cerr != nil {
+	j.fd = fd
+	return nil
+}
+
+// fillFile gives a new file its content and attributes and closes it, in the second stage.
+func (a *applier) fillFile(ctx context.Context, j *job) error {
+	err := a.writeFile(ctx, j)
+	if cerr := unix.Close(j.fd); err == nil && cerr != nil {
 		err = fmt.Errorf("close: %w", cerr)
 	}
+	j.fd = -1
 	return err
 }
 
-// fillFile gives a new file its content and attributes.
-func (a *applier) fillFile(ctx context.Context, fd int, j *job) error {
-	if err := a.writeData(ctx, fd, j); err != nil {
+// writeFile writes the content of an open file, and its attributes.
+func (a *applier) writeFile(ctx context.Context, j *job) error {
+	if err := a.writeData(ctx, j); err != nil {
 		return err
 	}
-	t := target{dirfd: j.dir.fd, name: j.name, fd: fd}
+	t := target{dirfd: j.dir.fd, name: j.name, fd: j.fd}
 	if j.dropACL {
 		if err := t.dropACL(); err != nil {
 			return err
@@ -124,13 +131,13 @@ func (a *applier) fillFile(ctx context.Context, fd int, j *job) error {
 	}
 	// What the kernel made of owner and mode depends on the umask, on setgid directories, on mount options.
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(j.fd, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
 	if err := a.setter.set(t, &st, &j.meta); err != nil {
 		return err
 	}
-	if err := futimens(fd, &j.meta.times); err != nil {
+	if err := futimens(j.fd, &j.meta.times); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	return nil
@@ -138,11 +145,11 @@ func (a *applier) fillFile(ctx context.Context, fd int, j *job) error {
 
 // writeData writes the content of a file. There is no preallocation: filesystems that allocate when they
 // write back see the whole file by then, and btrfs would not compress what was preallocated.
-func (a *applier) writeData(ctx context.Context, fd int, j *job) error {
+func (a *applier) writeData(ctx context.Context, j *job) error {
 	if j.size <= smallFile {
-		return writeFull(fd, j.data, 0)
+		return writeFull(j.fd, j.data, 0)
 	}
-	w := holeWriter{fd: fd}
+	w := holeWriter{fd: j.fd}
 	chunk := j.data
 	for chunk != nil {
 		err := w.write(chunk)

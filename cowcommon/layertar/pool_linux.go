@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -34,6 +36,7 @@ type job struct {
 	more    chan []byte // chunks of it, closed at the end
 	index   int64       // of the entry
 	entry   string      // its name
+	fd      int         // of the file, once it is created; else -1
 }
 
 // batch is some jobs, and the buffer that holds the data of the small ones.
@@ -43,14 +46,17 @@ type batch struct {
 	buf    []byte
 }
 
-// pool runs jobs in several goroutines. Jobs of one batch run in order, batches in any. It has one user,
-// which is told of the first error, in the order of entries, by the methods that can wait.
+// pool runs jobs in two stages, each in goroutines of its own: one creates the files of a batch, the other
+// fills them. Jobs of one batch run in order, batches in any. The pool has one user, which is told of the
+// first error, in the order of entries, by the methods that can wait.
 type pool struct {
-	ctx     context.Context // ends with the first error
-	cancel  context.CancelCauseFunc
-	run     func(context.Context, *job) error
-	batches chan *batch
-	workers sync.WaitGroup
+	ctx      context.Context // ends with the first error
+	cancel   context.CancelCauseFunc
+	stages   stages
+	batches  chan *batch // to be created
+	created  chan *batch // to be filled
+	creators sync.WaitGroup
+	fillers  sync.WaitGroup
 
 	cur  *batch // being filled
 	next ticket
@@ -64,14 +70,21 @@ type pool struct {
 	err     *EntryError
 }
 
+// stages are what is done for each job, about half of the time in each.
+type stages struct {
+	create func(*job) error                  // sets job.fd
+	fill   func(context.Context, *job) error // closes job.fd
+}
+
 // errStopped is what a job returns that gave up because the context has ended.
 var errStopped = errors.New("stopped")
 
-// newPool starts n workers.
-func newPool(ctx context.Context, n int, run func(context.Context, *job) error) *pool {
+// newPool starts n goroutines for each stage.
+func newPool(ctx context.Context, n int, stages stages) *pool {
 	p := &pool{
-		run:     run,
+		stages:  stages,
 		batches: make(chan *batch, n),
+		created: make(chan *batch, n),
 		pending: make(map[ticket]struct{}),
 		next:    1,
 	}
@@ -82,12 +95,13 @@ func newPool(ctx context.Context, n int, run func(context.Context, *job) error) 
 	}
 	p.chunks.New = func() any { return new([chunkBytes]byte) }
 	for range n {
-		p.workers.Go(p.work)
+		p.creators.Go(p.create)
+		p.fillers.Go(p.fill)
 	}
 	return p
 }
 
-// close ends the workers. Jobs that were not waited for may not be done.
+// close ends the goroutines. Jobs that were not waited for may not be done.
 func (p *pool) close() {
 	p.cancel(context.Canceled)
 	if p.cur != nil {
@@ -95,7 +109,9 @@ func (p *pool) close() {
 		p.cur = nil
 	}
 	close(p.batches)
-	p.workers.Wait()
+	p.creators.Wait()
+	close(p.created)
+	p.fillers.Wait()
 }
 
 // failure is the error that ended the pool, or nil.
@@ -133,6 +149,7 @@ func (p *pool) room(size int) ([]byte, error) {
 // add puts a job into the current batch. It never waits.
 func (p *pool) add(j job) ticket {
 	b := p.current()
+	j.fd = -1
 	b.jobs = append(b.jobs, j)
 	return b.ticket
 }
@@ -146,7 +163,7 @@ func (p *pool) current() *batch {
 	return p.cur
 }
 
-// flush hands the current batch over to the workers.
+// flush hands the current batch over.
 func (p *pool) flush() error {
 	b := p.cur
 	if b == nil {
@@ -201,26 +218,42 @@ func (p *pool) barrier() error {
 	return p.failure()
 }
 
-func (p *pool) work() {
+func (p *pool) create() {
 	for b := range p.batches {
-		for i := range b.jobs {
-			j := &b.jobs[i]
-			if p.ctx.Err() != nil {
-				break
-			}
-			if err := p.run(p.ctx, j); err != nil && !errors.Is(err, errStopped) {
-				p.fail(&EntryError{Index: j.index, Name: j.entry, Err: err})
-			}
-		}
+		p.each(b, p.stages.create)
+		p.created <- b
+	}
+}
+
+func (p *pool) fill() {
+	for b := range p.created {
+		p.each(b, func(j *job) error { return p.stages.fill(p.ctx, j) })
 		p.finish(b)
+	}
+}
+
+// each runs one stage of the jobs of a batch, until the pool ends.
+func (p *pool) each(b *batch, stage func(*job) error) {
+	for i := range b.jobs {
+		if p.ctx.Err() != nil {
+			return
+		}
+		j := &b.jobs[i]
+		if err := stage(j); err != nil && !errors.Is(err, errStopped) {
+			p.fail(&EntryError{Index: j.index, Name: j.entry, Err: err})
+		}
 	}
 }
 
 // finish lets go of what a batch holds.
 func (p *pool) finish(b *batch) {
 	for i := range b.jobs {
-		b.jobs[i].dir.release()
-		b.jobs[i] = job{}
+		j := &b.jobs[i]
+		if j.fd >= 0 { // created and not filled
+			_ = unix.Close(j.fd)
+		}
+		j.dir.release()
+		*j = job{}
 	}
 	p.mu.Lock()
 	delete(p.pending, b.ticket)
