@@ -43,7 +43,7 @@ type Backend struct {
 	records string // the directory in which moby's driver recorded limits, "" if there is none
 
 	uses      inuse.Table[*subvolume] // volumes that are mounted or in view, by name
-	snapshots inuse.Table[*subvolume] // those taken for one view each, by name in the directory views
+	snapshots inuse.Table[*snapshot]  // those taken for one view each, by name in the directory views
 
 	removals atomic.Uint64
 

@@ -25,6 +25,15 @@ type subvolume struct {
 
 func (s *subvolume) fd() int { return int(s.Fd()) }
 
+// reopen opens the root again, for use beyond the subvolume's Close.
+func (s *subvolume) reopen() (*os.File, error) {
+	fd, err := unix.Openat(s.fd(), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: s.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), s.Name()), nil
+}
+
 // openSubvolume opens the root of the subvolume name in dir, one of the layout's directories.
 func (b *Backend) openSubvolume(dir *os.File, name string) (*subvolume, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
@@ -15,7 +17,8 @@ import (
 type view struct {
 	b        *Backend
 	volume   string
-	snapshot string // name in the directory views; "" if the view is the volume itself
+	snapshot string         // name in the directory views; "" if the view is the volume itself
+	live     *layertar.Live // the volume's tree, of which the snapshot is; nil if there is none
 	dir      *subvolume
 	nested   []nestedSubvolume // which the volume has, and so the view
 
@@ -52,41 +55,54 @@ func (v *view) open(ctx context.Context) error {
 	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil || sealed {
 		return err
 	}
-	snapshot := temporaryName(v.volume)
-	dir, err := v.b.snapshots.Acquire(ctx, snapshot, inuse.Viewed, func() (*subvolume, error) {
-		return v.b.snapshotVolume(snapshot, v.dir, v.nested)
+	name := temporaryName(v.volume)
+	s, err := v.b.snapshots.Acquire(ctx, name, inuse.Viewed, func() (*snapshot, error) {
+		return v.b.snapshotVolume(name, v.dir, v.nested)
 	})
 	if err != nil {
 		return err
 	}
-	v.dir, v.snapshot = dir, snapshot
+	v.dir, v.snapshot, v.live = s.subvolume, name, &s.live
 	return nil
 }
 
-// snapshotVolume takes a snapshot of a volume, with the subvolumes nested in it, in the directory views.
-func (b *Backend) snapshotVolume(snapshot string, volume *subvolume, nested []nestedSubvolume) (*subvolume, error) {
-	shallow := len(nested) == 0
-	if err := btrfsctl.Snapshot(int(b.dirs.views.Fd()), snapshot, volume.fd(), shallow, nil); err != nil {
-		return nil, fmt.Errorf("snapshot: %w", snapshotError(err))
-	}
-	dir, err := b.openSubvolume(b.dirs.views, snapshot)
-	if err != nil {
-		return nil, errors.Join(err, b.destroy(b.dirs.views, snapshot))
-	}
-	if !shallow {
-		if err := b.snapshotNested(dir, volume.info.ID, nested); err != nil {
-			return nil, errors.Join(err, b.closeSnapshot(snapshot, dir))
-		}
-	}
-	return dir, nil
+// snapshot is a subvolume in the directory views, and the tree of which it was taken.
+type snapshot struct {
+	*subvolume
+	live layertar.Live
 }
 
-func (b *Backend) closeSnapshot(name string, dir *subvolume) error {
-	return errors.Join(dir.Close(), b.destroy(b.dirs.views, name))
+// snapshotVolume takes a snapshot of a volume, with the subvolumes nested in it, in the directory views.
+func (b *Backend) snapshotVolume(name string, volume *subvolume, nested []nestedSubvolume) (_ *snapshot, err error) {
+	root, err := volume.reopen()
+	if err != nil {
+		return nil, err
+	}
+	s := &snapshot{live: layertar.Live{Root: root, Snapshot: time.Now()}}
+	shallow := len(nested) == 0
+	if err := btrfsctl.Snapshot(int(b.dirs.views.Fd()), name, volume.fd(), shallow, nil); err != nil {
+		return nil, errors.Join(fmt.Errorf("snapshot: %w", snapshotError(err)), root.Close())
+	}
+	if s.subvolume, err = b.openSubvolume(b.dirs.views, name); err != nil {
+		return nil, errors.Join(err, root.Close(), b.destroy(b.dirs.views, name))
+	}
+	if !shallow {
+		if err := b.snapshotNested(s.subvolume, volume.info.ID, nested); err != nil {
+			return nil, errors.Join(err, b.closeSnapshot(name, s))
+		}
+	}
+	return s, nil
+}
+
+func (b *Backend) closeSnapshot(name string, s *snapshot) error {
+	return errors.Join(s.live.Root.Close(), s.Close(), b.destroy(b.dirs.views, name))
 }
 
 // Dir is the absolute path of the view's root.
 func (v *view) Dir() string { return v.dir.Name() }
+
+// Live is the volume's own tree if the view is a snapshot of it.
+func (v *view) Live() *layertar.Live { return v.live }
 
 // Close releases the volume, or destroys the snapshot.
 func (v *view) Close() error {
@@ -102,7 +118,7 @@ func (v *view) close() error {
 	if v.snapshot == "" {
 		return v.b.release(v.volume, inuse.Viewed)
 	}
-	return v.b.snapshots.Release(v.snapshot, inuse.Viewed, func(dir *subvolume) error {
-		return v.b.closeSnapshot(v.snapshot, dir)
+	return v.b.snapshots.Release(v.snapshot, inuse.Viewed, func(s *snapshot) error {
+		return v.b.closeSnapshot(v.snapshot, s)
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"time"
 
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -86,6 +87,8 @@ type Backend interface {
 type View interface {
 	// Dir is the absolute path of the root of the tree.
 	Dir() string
+	// Live is the volume's own tree, for faster reading of what has not changed since, or nil.
+	Live() *layertar.Live
 	// Close releases the view. Closing twice does nothing.
 	Close() error
 }

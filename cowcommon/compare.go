@@ -49,7 +49,8 @@ func (c *Comparison) BaseDir() string {
 
 // WriteTar writes the changes as an uncompressed layer tar. epoch is SOURCE_DATE_EPOCH or nil.
 func (c *Comparison) WriteTar(ctx context.Context, w io.Writer, epoch *time.Time) error {
-	return layertar.Write(ctx, w, c.top.Dir(), c.Changes, layertar.WriteOptions{IDMap: c.idMap, Epoch: epoch})
+	opts := layertar.WriteOptions{IDMap: c.idMap, Epoch: epoch, Live: c.top.Live()}
+	return layertar.Write(ctx, w, c.top.Dir(), c.Changes, opts)
 }
 
 // Close releases the views.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
@@ -131,6 +132,9 @@ func (b *Backend) snapshot(ctx context.Context, volume, snapshot string) error {
 
 // Dir is the absolute path of the view's root.
 func (v *view) Dir() string { return v.dir }
+
+// Live is nil: OpenZFS caches blocks, which a snapshot shares.
+func (v *view) Live() *layertar.Live { return nil }
 
 // Close ends this use of the snapshot. After the last it is unmounted, and destroyed if it was taken for a view.
 func (v *view) Close() error {

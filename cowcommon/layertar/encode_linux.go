@@ -18,6 +18,7 @@ type encoder struct {
 	ctx    context.Context
 	ex     *exporter
 	dirs   dirStack
+	live   *liveFiles // nil: there are none
 	xattrs xattrReader
 	hdr    tar.Header
 
@@ -26,10 +27,13 @@ type encoder struct {
 }
 
 func newEncoder(ctx context.Context, ex *exporter) *encoder {
-	return &encoder{ctx: ctx, ex: ex, dirs: dirStack{root: ex.root}}
+	return &encoder{ctx: ctx, ex: ex, dirs: dirStack{root: ex.root}, live: newLiveFiles(ex.opts.Live)}
 }
 
-func (e *encoder) close() { e.dirs.close() }
+func (e *encoder) close() {
+	e.dirs.close()
+	e.live.close()
+}
 
 // span encodes a span. After an error it ends early.
 func (e *encoder) span(s *span) {
@@ -214,7 +218,9 @@ func (e *encoder) entry(t target, st *unix.Stat_t) error {
 	if e.hdr.Size == 0 {
 		return nil
 	}
-	if err := e.data(t.fd, st); err != nil {
+	src := source{fd: t.fd, live: e.live.open("/"+e.hdr.Name, st), st: st, files: e.live}
+	defer src.close()
+	if err := e.data(&src); err != nil {
 		return err
 	}
 	return e.zeros(-e.hdr.Size & (blockSize - 1))
@@ -266,10 +272,11 @@ func (e *encoder) describe(name string, t target, st *unix.Stat_t) error {
 	return err
 }
 
-// data encodes the content of a file, whose size is st.Size. Holes are not read.
-func (e *encoder) data(fd int, st *unix.Stat_t) error {
+// data encodes the content of a file. Holes are not read.
+func (e *encoder) data(src *source) error {
+	fd, st := src.fd, src.st
 	if st.Blocks*blockSize >= st.Size || st.Size < holeUnit {
-		return e.read(fd, 0, st.Size)
+		return e.read(src, 0, st.Size)
 	}
 	for at := int64(0); at < st.Size; {
 		data, err := unix.Seek(fd, at, unix.SEEK_DATA)
@@ -277,7 +284,7 @@ func (e *encoder) data(fd int, st *unix.Stat_t) error {
 		case err == unix.ENXIO:
 			data = st.Size
 		case err == unix.EINVAL || err == unix.EOPNOTSUPP:
-			return e.read(fd, at, st.Size) // the filesystem does not tell
+			return e.read(src, at, st.Size) // the filesystem does not tell
 		case err != nil:
 			return fmt.Errorf("seek: %w", err)
 		}
@@ -292,7 +299,7 @@ func (e *encoder) data(fd int, st *unix.Stat_t) error {
 			return fmt.Errorf("seek: %w", err)
 		}
 		at = min(at, st.Size)
-		if err := e.read(fd, data, at); err != nil {
+		if err := e.read(src, data, at); err != nil {
 			return err
 		}
 	}
@@ -300,17 +307,15 @@ func (e *encoder) data(fd int, st *unix.Stat_t) error {
 }
 
 // read encodes the bytes of a file from one offset to another.
-func (e *encoder) read(fd int, from, to int64) error {
+func (e *encoder) read(src *source, from, to int64) error {
 	for from < to {
 		b, err := e.room()
 		if err != nil {
 			return err
 		}
 		b = b[:min(to-from, int64(len(b)))]
-		n, err := unix.Pread(fd, b, from)
+		n, err := src.pread(b, from)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // a bare errno
-			continue
 		case err != nil:
 			return fmt.Errorf("read: %w", err)
 		case n == 0:

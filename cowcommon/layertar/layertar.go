@@ -68,6 +68,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strconv"
 	"time"
 
@@ -91,10 +92,20 @@ type WriteOptions struct {
 	// Epoch is the value of SOURCE_DATE_EPOCH: the time of whiteouts, and an upper bound for the times of
 	// all other entries. nil: whiteouts are stamped 1970, times are not bounded.
 	Epoch *time.Time
+	// Live is the tree that the one to be written is a snapshot of, or nil.
+	Live *Live
 	// Workers is the number of goroutines that read ahead. 0: a number that suits the machine.
 	Workers int
 	// Logger receives a warning for each attribute that could not be written. nil: slog.Default().
 	Logger *slog.Logger
+}
+
+// Live is a tree of which a snapshot is written. Where a file there is, by its inode number, size and change time,
+// still the one in the snapshot, its data is read there: btrfs caches data by inode, so what was written or read in
+// the live tree would have to come from the device again for the snapshot. What is written does not depend on it.
+type Live struct {
+	Root     *os.File  // a directory, which stays the caller's
+	Snapshot time.Time // no later than when the snapshot was taken
 }
 
 // ApplyOptions says how a layer is applied. The zero value is usable.

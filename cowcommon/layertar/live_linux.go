@@ -1,0 +1,115 @@
+package layertar
+
+import (
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// liveAge is how long before the snapshot a file must have changed last for its change time to tell of any
+	// change after it: filesystems take the time from a clock that ticks every few milliseconds, and data that is
+	// written while a snapshot is taken may be left out of it though its time is not.
+	liveAge = time.Second
+	// liveBytes is the size up to which files are read from the snapshot: btrfs may keep them beside their inodes,
+	// which a snapshot shares.
+	liveBytes = 4096
+)
+
+// liveFiles opens files of a live tree in place of those of its snapshot.
+type liveFiles struct {
+	dirs  dirStack
+	dev   uint64        // others are of other filesystems, or of subvolumes with inode numbers of their own
+	until unix.Timespec // files that changed later are left alone
+}
+
+// newLiveFiles returns nil if there is no live tree to be read.
+func newLiveFiles(live *Live) *liveFiles {
+	if live == nil {
+		return nil
+	}
+	root := int(live.Root.Fd())
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		return nil
+	}
+	return &liveFiles{
+		dirs:  dirStack{root: root},
+		dev:   uint64(st.Dev), //nolint:unconvert // narrower on some platforms
+		until: unix.NsecToTimespec(live.Snapshot.Add(-liveAge).UnixNano()),
+	}
+}
+
+func (l *liveFiles) close() {
+	if l != nil {
+		l.dirs.close()
+	}
+}
+
+// open opens the file at an absolute, clean path if it is the one that st describes in the snapshot, as it was
+// there. Else, and after any error, it returns -1.
+func (l *liveFiles) open(path string, st *unix.Stat_t) int {
+	if l == nil || st.Size <= liveBytes || !earlier(st.Ctim, l.until) {
+		return -1
+	}
+	i := strings.LastIndexByte(path, '/')
+	dir, err := l.dirs.dir(path[:i])
+	if err != nil {
+		return -1
+	}
+	// Opening a device, which may be there by now, could do something.
+	place, err := openat(dir, path[i+1:], unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1
+	}
+	defer unix.Close(place)
+	if !l.same(place, st) {
+		return -1
+	}
+	fd, err := openat(unix.AT_FDCWD, procPath(place, ""), unix.O_RDONLY|unix.O_NOATIME, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
+}
+
+// same says whether an open file of the live tree is the one that st describes and has not changed since.
+func (l *liveFiles) same(fd int, st *unix.Stat_t) bool {
+	var now unix.Stat_t
+	err := unix.Fstat(fd, &now)
+	return err == nil && uint64(now.Dev) == l.dev && now.Ino == st.Ino && now.Ctim == st.Ctim && now.Size == st.Size //nolint:unconvert // narrower on some platforms
+}
+
+func earlier(a, b unix.Timespec) bool {
+	return a.Sec < b.Sec || a.Sec == b.Sec && a.Nsec < b.Nsec
+}
+
+// source is an open file, and the same file of the live tree, or -1.
+type source struct {
+	fd, live int
+	st       *unix.Stat_t
+	files    *liveFiles
+}
+
+// pread reads from the live file as long as that is unchanged: its change time is set before its data changes, so
+// what was read before the time was looked at is as it was in the snapshot.
+func (s *source) pread(b []byte, at int64) (n int, err error) {
+	if s.live >= 0 {
+		err = retry(func() error { n, err = unix.Pread(s.live, b, at); return err })
+		if err == nil && s.files.same(s.live, s.st) {
+			return n, nil
+		}
+		s.close()
+	}
+	err = retry(func() error { n, err = unix.Pread(s.fd, b, at); return err })
+	return n, err
+}
+
+// close closes the live file.
+func (s *source) close() {
+	if s.live >= 0 {
+		_ = unix.Close(s.live)
+		s.live = -1
+	}
+}
