@@ -11,10 +11,10 @@ const (
 	// liveAge is how long before the snapshot a file must have changed last for its change time to tell of any
 	// change after it: filesystems take the time from a clock that ticks every few milliseconds, and data that is
 	// written while a snapshot is taken may be left out of it though its time is not.
-	liveAge = time.Second
+	liveAge = 100 * time.Millisecond
 	// liveBytes is the size up to which files are read from the snapshot: btrfs may keep them beside their inodes,
 	// which a snapshot shares.
-	liveBytes = 4096
+	liveBytes = 2048
 )
 
 // liveFiles opens files of a live tree in place of those of its snapshot.
