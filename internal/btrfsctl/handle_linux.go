@@ -2,6 +2,7 @@ package btrfsctl
 
 import (
 	"encoding/binary"
+	"errors"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,11 +17,29 @@ func OpenRoot(fd int, id uint64) (int, error) { return OpenDir(fd, id, FirstFree
 
 // OpenDir is OpenRoot for the directory with that inode number in the subvolume.
 func OpenDir(fd int, subvolume, inode uint64) (int, error) {
-	// struct btrfs_fid without its parent: le64 inode, le64 subvolume, le32 generation, of which 0 fits
-	// every inode (fs/btrfs/export.c).
+	dir, err := openHandle(fd, subvolume, inode, 0)
+	if !errors.Is(err, unix.ESTALE) {
+		return dir, err
+	}
+	// Older kernels, 6.1 among them, want the generation of the inode.
+	generation, err := inodeGeneration(fd, subvolume, inode)
+	if errors.Is(err, unix.ENOENT) {
+		return -1, unix.ESTALE
+	}
+	if err != nil {
+		return -1, err
+	}
+	return openHandle(fd, subvolume, inode, generation)
+}
+
+// openHandle opens a directory by what the kernel would give as its file handle.
+func openHandle(fd int, subvolume, inode uint64, generation uint32) (int, error) {
+	// struct btrfs_fid without its parent: le64 inode, le64 subvolume, le32 generation, of which newer kernels
+	// take 0 for any (fs/btrfs/export.c).
 	var handle [20]byte
 	binary.NativeEndian.PutUint64(handle[:], inode)
 	binary.NativeEndian.PutUint64(handle[8:], subvolume)
+	binary.NativeEndian.PutUint32(handle[16:], generation)
 	return unix.OpenByHandleAt(fd, unix.NewFileHandle(fileIDWithoutParent, handle[:]),
 		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
 }

@@ -13,6 +13,7 @@ const (
 	rootTreeObjectID = 1
 	uuidTreeObjectID = 9
 
+	inodeItemKey   = 1
 	rootBackrefKey = 144
 	uuidSubvolKey  = 251
 )
@@ -79,6 +80,19 @@ func IDByUUID(fd int, uuid UUID) (uint64, error) {
 		return 0, unix.EIO
 	}
 	return binary.LittleEndian.Uint64(data), nil
+}
+
+// inodeGeneration is what is in the file handles of an inode to tell it from an earlier one of its number. ENOENT:
+// there is no such inode. It needs CAP_SYS_ADMIN.
+func inodeGeneration(fd int, subvolume, inode uint64) (uint32, error) {
+	_, data, err := searchOne(fd, subvolume, inode, inodeItemKey, 0, 0)
+	if err != nil {
+		return 0, err
+	}
+	if len(data) < 8 { // struct btrfs_inode_item begins with le64 generation
+		return 0, unix.EIO
+	}
+	return uint32(binary.LittleEndian.Uint64(data)), nil
 }
 
 // Link says where a subvolume is linked.
