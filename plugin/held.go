@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/cowshed/cowshed/graphdriver"
@@ -17,7 +18,9 @@ import (
 // container that runs then needs the path for docker exec.
 //
 // An engine does not put what it does not know that it has, because the plugin was killed before it could answer. So what was
-// had again never keeps a layer from being removed, which an engine asks for when it has no use for it.
+// had again never keeps a layer from being removed, which an engine asks for when it has no use for it. And a layer ID-init
+// is not kept: an engine has one for a moment while it makes the container ID, and never asks for its removal if that fails,
+// which would leave it held for good, out of reach of cowshed rm.
 type heldLayers struct {
 	dir   string // "" keeps nothing
 	mu    sync.Mutex
@@ -32,7 +35,7 @@ type heldLayer struct {
 
 // add counts n more Gets, or fewer if n is negative, of a layer that the driver has accepted the id of.
 func (h *heldLayers) add(id, mountLabel string, n int) error {
-	if h.dir == "" {
+	if h.dir == "" || strings.HasSuffix(id, "-init") {
 		return nil
 	}
 	h.mu.Lock()

@@ -51,7 +51,7 @@ func TestHeldLayers(t *testing.T) {
 	open, latest := openHolders()
 	adapter := NewAdapter(open, options)
 	require.NoError(t, adapter.Init("/home", nil, nil, nil))
-	for _, id := range []string{"once", "twice", "twice", "back", "more"} {
+	for _, id := range []string{"once", "twice", "twice", "back", "more", "once-init"} {
 		_, err := adapter.Get(id, "label of "+id)
 		require.NoError(t, err)
 	}
