@@ -20,8 +20,8 @@ const (
 // liveFiles opens files of a live tree in place of those of its snapshot.
 type liveFiles struct {
 	dirs  dirStack
-	dev   uint64        // others are of other filesystems, or of subvolumes with inode numbers of their own
-	until unix.Timespec // files that changed later are left alone
+	root  unix.Stat_t // files of other devices are of other filesystems, or of subvolumes with their own inode numbers
+	until time.Time   // files that changed later are left alone
 }
 
 // newLiveFiles returns nil if there is no live tree to be read.
@@ -29,16 +29,12 @@ func newLiveFiles(live *Live) *liveFiles {
 	if live == nil {
 		return nil
 	}
-	root := int(live.Root.Fd())
-	var st unix.Stat_t
-	if err := unix.Fstat(root, &st); err != nil {
+	fd := int(live.Root.Fd())
+	l := &liveFiles{dirs: dirStack{root: fd}, until: live.Snapshot.Add(-liveAge)}
+	if err := unix.Fstat(fd, &l.root); err != nil {
 		return nil
 	}
-	return &liveFiles{
-		dirs:  dirStack{root: root},
-		dev:   uint64(st.Dev), //nolint:unconvert // narrower on some platforms
-		until: unix.NsecToTimespec(live.Snapshot.Add(-liveAge).UnixNano()),
-	}
+	return l
 }
 
 func (l *liveFiles) close() {
@@ -50,7 +46,7 @@ func (l *liveFiles) close() {
 // open opens the file at an absolute, clean path if it is the one that st describes in the snapshot, as it was
 // there. Else, and after any error, it returns -1.
 func (l *liveFiles) open(path string, st *unix.Stat_t) int {
-	if l == nil || st.Size <= liveBytes || !earlier(st.Ctim, l.until) {
+	if l == nil || st.Size <= liveBytes || !time.Unix(st.Ctim.Unix()).Before(l.until) {
 		return -1
 	}
 	i := strings.LastIndexByte(path, '/')
@@ -78,11 +74,7 @@ func (l *liveFiles) open(path string, st *unix.Stat_t) int {
 func (l *liveFiles) same(fd int, st *unix.Stat_t) bool {
 	var now unix.Stat_t
 	err := unix.Fstat(fd, &now)
-	return err == nil && uint64(now.Dev) == l.dev && now.Ino == st.Ino && now.Ctim == st.Ctim && now.Size == st.Size //nolint:unconvert // narrower on some platforms
-}
-
-func earlier(a, b unix.Timespec) bool {
-	return a.Sec < b.Sec || a.Sec == b.Sec && a.Nsec < b.Nsec
+	return err == nil && now.Dev == l.root.Dev && now.Ino == st.Ino && now.Ctim == st.Ctim && now.Size == st.Size
 }
 
 // source is an open file, and the same file of the live tree, or -1.

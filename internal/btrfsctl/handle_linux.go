@@ -12,7 +12,7 @@ const fileIDWithoutParent = 0x4d
 
 // OpenRoot opens the root directory of the subvolume id, wherever on the filesystem of fd it is linked,
 // without resolving a path. The caller closes the descriptor. ESTALE: there is none. It needs
-// CAP_DAC_READ_SEARCH.
+// CAP_DAC_READ_SEARCH and, on older kernels, CAP_SYS_ADMIN.
 func OpenRoot(fd int, id uint64) (int, error) { return OpenDir(fd, id, FirstFreeObjectID) }
 
 // OpenDir is OpenRoot for the directory with that inode number in the subvolume.
