@@ -37,7 +37,7 @@ packages() {
 	case $1 in
 	build) echo git ;;
 	# gcc and libc6-dev: the race detector. mount has losetup.
-	test) echo git gcc libc6-dev btrfs-progs mount util-linux attr ;;
+	test) echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux attr ;;
 	lint) echo git shellcheck ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
