@@ -49,7 +49,7 @@ func TestLimits(t *testing.T) {
 func testLimits(t *testing.T, fs filesystem) {
 	h := newHostOn(t, fs, Options{DefaultLimit: quota.Limit{Bytes: 8 * mib}})
 	h.image("image")
-	unpack := "default/12/" + snapshots.UnpackKeyPrefix + "-123 sha256:abc"
+	unpack := "default/12/" + snapshots.UnpackKeyPrefix + "-123-Abc_ sha256:abc"
 	for _, c := range []struct {
 		key    string
 		opt    snapshots.Opt
