@@ -105,9 +105,19 @@ var (
 // New opens the snapshotter whose metadata is in the directory root, which it makes if need be, and brings
 // metadata and volumes into agreement. backend must be the snapshotter's alone; Close closes it.
 //
-// errdefs.ErrUnavailable: another process has the snapshotter open. errdefs.ErrFailedPrecondition: none of the
+// errdefs.ErrUnavailable: another process has the snapshotter open. errdefs.ErrDataLoss: the metadata is damaged, see
+// Repair. errdefs.ErrFailedPrecondition: none of the
 // volumes that the metadata names is there, so that this is hardly the backend that belongs to it.
 func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
+	s := newSnapshotter(root, backend, opts)
+	if err := s.openAll(context.Background()); err != nil {
+		return nil, openError(root, err)
+	}
+	return s, nil
+}
+
+// newSnapshotter makes one whose metadata is not open.
+func newSnapshotter(root string, backend cowcommon.Backend, opts Options) *Snapshotter {
 	s := &Snapshotter{
 		root: root, backend: backend, opts: opts, log: opts.Logger,
 		reserve: spaceReserve{path: filepath.Join(root, reserveName)},
@@ -119,13 +129,17 @@ func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, er
 		s.log = slog.Default()
 	}
 	s.driver = cowcommon.NewDriver("snapshotter", backend, cowcommon.Options{Logger: s.log})
-	if err := s.openAll(context.Background()); err != nil {
-		if errors.Is(err, errbolt.ErrTimeout) {
-			err = fmt.Errorf("another process has it open: %w: %w", errdefs.ErrUnavailable, err)
-		}
-		return nil, fmt.Errorf("snapshotter: open %s: %w", root, err)
+	return s
+}
+
+func openError(root string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return s, nil
+	if errors.Is(err, errbolt.ErrTimeout) {
+		err = fmt.Errorf("another process has it open: %w: %w", errdefs.ErrUnavailable, err)
+	}
+	return fmt.Errorf("snapshotter: open %s: %w", root, typed(err))
 }
 
 func (s *Snapshotter) openAll(ctx context.Context) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -396,6 +397,7 @@ func TestUsage(t *testing.T) {
 
 func TestIDMapping(t *testing.T) {
 	h := newHost(t, Options{})
+	t.Cleanup(runtime.GC) // mount.All leaves a descriptor of its child process to it
 	h.image("image")
 	mapping := snapshots.WithLabels(map[string]string{
 		snapshots.LabelSnapshotUIDMapping: "0:100000:65536",

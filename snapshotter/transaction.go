@@ -95,11 +95,7 @@ func (s *Snapshotter) transact(ctx context.Context, write bool, do func(ctx cont
 
 // damaged says what can be done about damage.
 func (s *Snapshotter) damaged(err error) error {
-	return damagedIn(s.root, err)
-}
-
-func damagedIn(root string, err error) error {
-	return fmt.Errorf("%s: %w; stop cowshed serve and run: cowshed doctor --containerd --repair", filepath.Join(root, metadataName), err)
+	return fmt.Errorf("%s: %w; stop cowshed serve and run: cowshed doctor --containerd --repair", filepath.Join(s.root, metadataName), err)
 }
 
 // stale is what the ledgers need not hold any more. It is taken out with the next change, since nothing depends on it.

@@ -3,6 +3,7 @@ package boltfile
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime/debug"
 	"time"
@@ -15,56 +16,37 @@ import (
 // ErrDamaged is the error of a file that bolt cannot make sense of. It is an errdefs.ErrDataLoss.
 var ErrDamaged = fmt.Errorf("the file is damaged: %w", errdefs.ErrDataLoss)
 
-// Ready makes the file, if need be, looks at all of it, and makes sure that there is room in it. It waits for another
-// process that has it open, as long as timeout; then the error is bolt's ErrTimeout. ErrDamaged: bolt would panic, or
-// worse, at what is there.
+// leastSize is that of a file with pages of 1 KiB, the smallest that bolt makes, and nothing in it.
+const leastSize = 4 << 10
+
+// Ready makes the file, if need be, and looks at all of it. It waits for another process that has it open, as long as
+// timeout; then the error is bolt's ErrTimeout. ErrDamaged: bolt would panic, or worse, at what is there.
 func Ready(path string, timeout time.Duration) error {
 	if err := makeReady(path); err != nil {
 		return err
 	}
-	return open(path, bolt.Options{Timeout: timeout, NoStatistics: true}, func(db *bolt.DB, space *Space) error {
-		if err := db.View(check); err != nil {
-			return err
-		}
-		tx, err := db.Begin(true)
-		if err != nil {
-			return err
-		}
-		_ = space.Keep(tx) // for want of space, it tries again with each change
-		return tx.Rollback()
+	info, err := os.Stat(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err != nil || info.Size() == 0 {
+		return nil // bolt fills it
+	}
+	if info.Size() < leastSize {
+		return fmt.Errorf("%w: it has %d bytes only", ErrDamaged, info.Size())
+	}
+	var db *bolt.DB
+	err = Guard(func() error {
+		db, err = bolt.Open(path, 0, &bolt.Options{Timeout: timeout, NoStatistics: true, ReadOnly: true})
+		return err
 	})
-}
-
-// Read calls f with a file that nobody has open, as far as bolt can read it. A panic in f does not close it.
-func Read(path string, timeout time.Duration, f func(tx *bolt.Tx) error) error {
-	return open(path, bolt.Options{Timeout: timeout, NoStatistics: true, ReadOnly: true}, func(db *bolt.DB, _ *Space) error {
-		return db.View(f)
-	})
-}
-
-func open(path string, opts bolt.Options, f func(*bolt.DB, *Space) error) error {
-	var space Space
-	_ = space.Options(&opts) // never fails
-	opened := false
-	err := Guard(func() error {
-		db, err := bolt.Open(path, 0o600, &opts)
-		if err != nil {
-			return err
-		}
-		opened = true
-		err = Guard(func() error { return f(db, &space) })
-		if errors.Is(err, ErrDamaged) {
-			return err // a transaction may be left open, and bolt would wait for it
-		}
-		return errors.Join(err, db.Close())
-	})
-	switch {
-	case errors.Is(err, ErrDamaged):
-		return errors.Join(err, space.abandon())
-	case !opened && isInvalid(err):
+	if isInvalid(err) {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return errors.Join(Guard(func() error { return db.View(check) }), db.Close())
 }
 
 func isInvalid(err error) bool {

@@ -60,16 +60,6 @@ func (s *Space) Keep(tx *bolt.Tx) error {
 	return nil
 }
 
-// abandon closes the file of a bolt that has panicked.
-func (s *Space) abandon() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.file == nil {
-		return nil
-	}
-	return s.file.Close()
-}
-
 // writeZeros makes the file longer by what takes up space, durably.
 func writeZeros(f *os.File, from, to int64) error {
 	zeros := make([]byte, 1<<20)
