@@ -9,12 +9,14 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/btrfs/sendstream"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
-// Send writes the btrfs send stream of top, as "btrfs send" does, incremental from base unless that is nil.
+// Send writes the btrfs send stream of top, as "btrfs send" does, incremental from base unless that is nil. Without
+// an error, what it has written is one whole stream.
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
@@ -28,10 +30,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		}
 		parent = baseView.dir.info.ID
 	}
-	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error {
-		_, err := io.Copy(w, r)
-		return err
-	})
+	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error { return sendstream.Copy(w, r) })
 	if err != nil {
 		return fmt.Errorf("btrfs: send %s: %w", topView.volume, err)
 	}

@@ -36,8 +36,8 @@ check_go() {
 packages() {
 	case $1 in
 	build) echo git ;;
-	# gcc and libc6-dev: the race detector. mount has losetup.
-	test) echo git gcc libc6-dev btrfs-progs mount util-linux attr ;;
+	# gcc and libc6-dev: the race detector. mount has losetup, qemu-system-common qemu-storage-daemon.
+	test) echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux attr qemu-system-common ;;
 	lint) echo git shellcheck ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;

@@ -22,6 +22,7 @@ const (
 	locksName   = "locks"
 	intentsName = "intents"
 	runningName = "running"
+	claimsName  = "claims"
 )
 
 // layout is where the backend keeps what is not in the pool: mount points, locks and intents.
