@@ -58,9 +58,9 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 		return err
 	}
 	if !src.info.ReadOnly {
-		settle, err := b.seal(ctx, source)
-		if err != nil {
-			return err
+		settle, sealErr := b.seal(ctx, source)
+		if sealErr != nil {
+			return sealErr
 		}
 		defer func() { err = errors.Join(err, settle(err == nil)) }()
 	}
