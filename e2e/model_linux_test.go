@@ -251,6 +251,7 @@ var modelOperations = []struct {
 	{3, (*modelClient).create},
 	{12, (*modelClient).clone},
 	{12, (*modelClient).cloneTaken},
+	{5, (*modelClient).cloneContested},
 	{4, (*modelClient).cloneCancelled},
 	{4, (*modelClient).cloneLimited},
 	{6, (*modelClient).seal},
@@ -290,17 +291,21 @@ func (c *modelClient) create() {
 	c.count("create")
 }
 
+// add has the model know a volume, if there is one.
 func (c *modelClient) add(v *modelVolume) {
+	if v == nil {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.volumes[v.name] = v
 }
 
-// cloneAs clones a volume and has the model know what came of it.
-func (c *modelClient) cloneAs(what string, ctx context.Context, name string, opts cowcommon.VolumeOptions, reasons ...error) {
+// cloneAs clones a volume and returns the clone, nil if there is none, which the caller adds to the model.
+func (c *modelClient) cloneAs(what string, ctx context.Context, name string, opts cowcommon.VolumeOptions, reasons ...error) *modelVolume {
 	source := c.pick()
 	if source == nil {
-		return
+		return nil
 	}
 	c.mu.Lock()
 	from, use := source.name, source.use()
@@ -308,18 +313,40 @@ func (c *modelClient) cloneAs(what string, ctx context.Context, name string, opt
 	err := c.backend.Clone(ctx, name, from, opts)
 	c.mu.Lock()
 	inUse := use.any(source)
+	var clone *modelVolume
 	if err == nil {
 		now := source.now()
 		now.mayBe = true
 		now.mustBe = now.mustBe || !inUse
-		c.volumes[name] = &modelVolume{name: name, cloneOf: source, asItWas: !now.mustBe}
+		clone = &modelVolume{name: name, cloneOf: source, asItWas: !now.mustBe}
 	}
 	c.mu.Unlock()
 	c.expect(what, source, err, reasons...)
+	return clone
+}
+
+// cloneContested makes several clones of one name at once. All but one fail, when they have sealed their sources.
+func (c *modelClient) cloneContested() {
+	name := c.newName()
+	var wg sync.WaitGroup
+	var clones [3]*modelVolume
+	for i := range clones {
+		wg.Go(func() {
+			clones[i] = c.cloneAs("contested clone", c.t.Context(), name, cowcommon.VolumeOptions{}, errdefs.ErrAlreadyExists)
+		})
+	}
+	wg.Wait()
+	made := slices.DeleteFunc(clones[:], func(v *modelVolume) bool { return v == nil })
+	if len(made) > 1 {
+		c.failf("%d clones got the name %s", len(made), name)
+	}
+	for _, v := range made {
+		c.add(v)
+	}
 }
 
 func (c *modelClient) clone() {
-	c.cloneAs("clone", c.t.Context(), c.newName(), cowcommon.VolumeOptions{})
+	c.add(c.cloneAs("clone", c.t.Context(), c.newName(), cowcommon.VolumeOptions{}))
 }
 
 // cloneTaken fails, and must leave everything as it is.
@@ -342,7 +369,7 @@ func (c *modelClient) cloneTaken() {
 func (c *modelClient) cloneCancelled() {
 	ctx, cancel := c.cancelled()
 	defer cancel()
-	c.cloneAs("cancelled clone", ctx, c.newName(), cowcommon.VolumeOptions{}, context.Canceled)
+	c.add(c.cloneAs("cancelled clone", ctx, c.newName(), cowcommon.VolumeOptions{}, context.Canceled))
 }
 
 // cancelled returns a context that ends before long.
@@ -360,8 +387,8 @@ func (c *modelClient) cancelled() (context.Context, context.CancelFunc) {
 // limit that the image exceeds already.
 func (c *modelClient) cloneLimited() {
 	limit := quota.Limit{Bytes: 1, Scope: quota.ScopeTotal}
-	c.cloneAs("clone with a limit", c.t.Context(), c.newName(), cowcommon.VolumeOptions{Limit: limit},
-		errdefs.ErrFailedPrecondition, errdefs.ErrInvalidArgument)
+	c.add(c.cloneAs("clone with a limit", c.t.Context(), c.newName(), cowcommon.VolumeOptions{Limit: limit},
+		errdefs.ErrFailedPrecondition, errdefs.ErrInvalidArgument))
 }
 
 func (c *modelClient) seal() {
