@@ -27,16 +27,13 @@ import (
 // modelClients is how many goroutines work at once on what a model describes.
 const modelClients = 8
 
-// modelRound is how many steps each takes before all stop, and what is there is compared with the model.
-const modelRound = 125
-
 // TestModelOfStates has clients interleave all operations of a Backend, and holds the outcomes to a model of the states
 // that docs/architecture.md draws. COWSHED_TEST_SEED repeats the choices of a run, though not their interleaving.
 func TestModelOfStates(t *testing.T) {
 	s := systems()[0]
-	steps := 100_000
+	steps, round := 100_000, 125 // a round is how many steps each takes before what is there is compared
 	if s.driver == "zfs" && !testfs.Long() {
-		steps = 4_000 // an operation takes tens of milliseconds in the test machine
+		steps, round = 1_000, 25 // an operation takes tens of milliseconds in the test machine
 	}
 	seed := uint64(time.Now().UnixNano())
 	if given := os.Getenv("COWSHED_TEST_SEED"); given != "" {
@@ -53,11 +50,11 @@ func TestModelOfStates(t *testing.T) {
 	for i := range clients {
 		clients[i] = &modelClient{model: m, id: i, rand: rand.New(rand.NewPCG(seed, uint64(i)))}
 	}
-	for taken := 0; taken < steps && !t.Failed(); taken += modelClients * modelRound {
+	for taken := 0; taken < steps && !t.Failed(); taken += modelClients * round {
 		var wg sync.WaitGroup
 		for _, c := range clients {
 			wg.Go(func() {
-				for range modelRound {
+				for range round {
 					c.step()
 				}
 			})
