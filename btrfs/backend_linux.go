@@ -114,7 +114,7 @@ func (b *Backend) Close() error {
 
 func (b *Backend) close() error {
 	err := b.snapshots.CloseAll(b.closeSnapshot)
-	b.sweepQgroups()
+	b.leaveQgroups()
 	return errors.Join(err, b.closeFiles())
 }
 
