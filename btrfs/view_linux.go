@@ -47,12 +47,8 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 
 // open leaves the view at the volume if that is sealed, and else takes a snapshot of it.
 func (v *view) open(ctx context.Context) error {
-	// Asked anew: it may have been sealed since it was opened.
-	sealed, err := btrfsctl.ReadOnly(v.dir.fd())
-	if err != nil {
-		return err
-	}
-	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil || sealed {
+	var err error
+	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil || v.dir.info.ReadOnly {
 		return err
 	}
 	name := temporaryName(v.volume)
@@ -95,6 +91,7 @@ func (b *Backend) snapshotVolume(name string, volume *subvolume, nested []nested
 }
 
 func (b *Backend) closeSnapshot(name string, s *snapshot) error {
+	defer b.sweepSometimes()
 	return errors.Join(s.live.Root.Close(), s.Close(), b.destroy(b.dirs.views, name))
 }
 

@@ -24,7 +24,7 @@ const maxAncestors = 1024
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: hints: %w", err)
+		return nil, fmt.Errorf("zfs: hints: %w", treediff.WithoutHints(ctx, "kernel", err))
 	}
 	return hints, nil
 }

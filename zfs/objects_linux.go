@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/sigmask"
 )
 
 // Of sys/fs/zfs.h and sys/zfs_ioctl.h, alike in OpenZFS 2.0 to 2.3.
@@ -65,7 +66,7 @@ func changedObjects(base, top string) (objectSet, error) {
 		return nil, fmt.Errorf("snapshots %s, %s: %w", base, top, unix.ENAMETOOLONG)
 	}
 	objects, err := diffSnapshots(base, top)
-	for errors.Is(err, unix.EINTR) { // by a signal of the Go runtime's
+	for errors.Is(err, unix.EINTR) { // the process was stopped or frozen
 		objects, err = diffSnapshots(base, top)
 	}
 	reason := "kernel"
@@ -85,7 +86,8 @@ func changedObjects(base, top string) (objectSet, error) {
 // errMalformed is what the kernel should not say.
 var errMalformed = errors.New("malformed records")
 
-// diffSnapshots runs ZFS_IOC_DIFF once.
+// diffSnapshots runs ZFS_IOC_DIFF once, away from signals: at one the kernel would fail, or begin anew and write all
+// records a second time, which are malformed then.
 func diffSnapshots(base, top string) (objectSet, error) {
 	control, err := os.OpenFile("/dev/zfs", os.O_RDWR, 0)
 	if err != nil {
@@ -104,13 +106,15 @@ func diffSnapshots(base, top string) (objectSet, error) {
 	binary.NativeEndian.PutUint64(cmd[cmdCookie:], uint64(w.Fd())) // which puts w into blocking mode
 	ended := make(chan error, 1)
 	go func() {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), zfsIocDiff, uintptr(unsafe.Pointer(&cmd[0])))
-		runtime.KeepAlive(cmd)
-		if closeErr := w.Close(); errno == 0 {
-			ended <- closeErr
-			return
-		}
-		ended <- errno
+		err := sigmask.Do(func() error {
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), zfsIocDiff, uintptr(unsafe.Pointer(&cmd[0])))
+			runtime.KeepAlive(cmd)
+			if errno != 0 {
+				return errno
+			}
+			return nil
+		})
+		ended <- errors.Join(err, w.Close())
 	}()
 	objects, readErr := readObjects(r)
 	_ = r.Close() // the kernel gets EPIPE if it is still writing
