@@ -617,6 +617,14 @@ func TestHintsOfRelatives(t *testing.T) {
 	defer func() { assert.NoError(t, v.Close()) }()
 	_, err = b.Hints(ctx, stranger{v}, v)
 	require.ErrorIs(t, err, treediff.ErrNoHints)
+
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	_, err = changedObjects(cancelled, b.sealOf("a"), b.sealOf("b"))
+	require.ErrorIs(t, err, context.Canceled)
+	objects, err := changedObjects(ctx, b.sealOf("a"), b.sealOf("b"))
+	require.NoError(t, err)
+	assert.NotEmpty(t, objects)
 }
 
 type stranger struct{ cowcommon.View }

@@ -183,7 +183,9 @@ func (f *full) tryAll(t *testing.T, level string) {
 				require.NoError(t, err, "%s at %s", try.what, level)
 			}
 		}
-		f.assertTold(t, try.what+" at "+level)
+		if try.undo != nil {
+			f.assertTold(t, try.what+" at "+level)
+		}
 		for _, dir := range []string{f.locks, f.views, f.graph, f.intents} {
 			entries, err := os.ReadDir(dir)
 			require.NoError(t, err)
