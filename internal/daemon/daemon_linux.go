@@ -189,7 +189,7 @@ func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
 	if d.snapshotter, err = newSnapshotter(d.config, dir, driver, d.log); err != nil {
 		return source{}, nil, err
 	}
-	scrapes := newScrapes(driver.Backend())
+	scrapes := newScrapes(driver.Backend(), d.config.StopTimeout.Duration)
 	d.closeLater(func() error { return scrapes.close(d.snapshotter.Close) })
 	d.reportLost()
 	conn, err := connectContainerd(d.config.ContainerdAddress)

@@ -34,6 +34,7 @@ func newDockerPlugin(c Config, m *metrics, log *slog.Logger) *dockerPlugin {
 	p := &dockerPlugin{config: c, log: log, drivers: make(map[*dockerDriver]struct{})}
 	p.adapter = plugin.NewAdapter(p.open, plugin.AdapterOptions{
 		StateFile: filepath.Join(c.State, "docker-"+c.DockerPlugin+".json"),
+		Patience:  c.StopTimeout.Duration,
 		Logger:    log,
 	})
 	p.handler = plugin.NewHandler(measuredDocker{p.adapter, m})
@@ -90,7 +91,7 @@ func (p *dockerPlugin) open(request plugin.InitRequest) (graphdriver.Driver, err
 		return nil, err
 	}
 	p.log.Info("opened a graph driver for the engine", "driver", driver.String(), "home", home)
-	opened := &dockerDriver{Driver: driver, plugin: p, scrapes: newScrapes(driver.Backend())}
+	opened := &dockerDriver{Driver: driver, plugin: p, scrapes: newScrapes(driver.Backend(), p.config.StopTimeout.Duration)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drivers[opened] = struct{}{}

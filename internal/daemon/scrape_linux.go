@@ -11,23 +11,21 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// closePatience is how long the end of a backend waits for metrics that are being counted, which are told to stop.
-const closePatience = 10 * time.Second
-
 // scrapes lets metrics be counted on a backend, and knows when they have been.
 type scrapes struct {
-	backend cowcommon.Backend
-	ctx     context.Context // done when the backend is to be closed
-	cancel  context.CancelFunc
+	backend  cowcommon.Backend
+	patience time.Duration   // how long the end of the backend waits
+	ctx      context.Context // done when the backend is to be closed
+	cancel   context.CancelFunc
 
 	mu     sync.Mutex
 	ended  bool
 	active sync.WaitGroup
 }
 
-func newScrapes(b cowcommon.Backend) *scrapes {
+func newScrapes(b cowcommon.Backend, patience time.Duration) *scrapes {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &scrapes{backend: b, ctx: ctx, cancel: cancel}
+	return &scrapes{backend: b, patience: patience, ctx: ctx, cancel: cancel}
 }
 
 // do calls f, unless the backend is to be closed. It stays open until f returns.
@@ -58,7 +56,7 @@ func (s *scrapes) close(closeBackend func() error) error {
 	select {
 	case err := <-closed:
 		return err
-	case <-time.After(closePatience):
+	case <-time.After(s.patience):
 		return fmt.Errorf("the filesystem does not answer, so the volumes are closed later: %w", errdefs.ErrUnavailable)
 	}
 }
