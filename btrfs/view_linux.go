@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,11 +47,14 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 	return v, nil
 }
 
-// open leaves the view at the volume if that is sealed, and else takes a snapshot of it.
+// open leaves the view at the volume if that is sealed or nobody can write to it, and else takes a snapshot of it.
 func (v *view) open(ctx context.Context) error {
 	var err error
 	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil || v.dir.info.ReadOnly {
 		return err
+	}
+	if v.b.readOnly {
+		return v.b.checkFrozen()
 	}
 	name := temporaryName(v.volume)
 	s, err := v.b.snapshots.Acquire(ctx, name, inuse.Viewed, func() (*snapshot, error) {
@@ -60,6 +65,19 @@ func (v *view) open(ctx context.Context) error {
 	}
 	v.dir, v.snapshot, v.live = s.subvolume, name, &s.live
 	return nil
+}
+
+// checkFrozen reports whether nobody can write to the filesystem. A mount that is read-only does not suffice: another
+// one of the same filesystem need not be.
+func (b *Backend) checkFrozen() error {
+	m, err := mountOf(b.home)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(strings.Split(m.VFSOptions, ","), "ro") {
+		return nil
+	}
+	return fmt.Errorf("%w: it is not sealed and others may write to it, so it would take a snapshot", cowcommon.ErrReadOnly)
 }
 
 // snapshot is a subvolume in the directory views, and the tree of which it was taken.
