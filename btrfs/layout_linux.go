@@ -14,15 +14,6 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
-// Names below the home. docs/on-disk-format.md specifies them.
-const (
-	subvolumesName = "subvolumes"
-	stagingName    = "staging"
-	removingName   = "removing"
-	viewsName      = "views"
-	quotasName     = "quotas" // moby's
-)
-
 // dirs are the directories of the layout, open for calls relative to them.
 type dirs struct {
 	subvolumes, staging, removing, views *os.File

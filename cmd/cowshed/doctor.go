@@ -277,6 +277,9 @@ func (d *doctor) quota(s *store) {
 		switch {
 		case strings.Contains(pair[1], "inconsistent"):
 			d.add(fail, "quota", "limits are not enforced; run: btrfs quota rescan -w "+s.home(), "%s", pair[1])
+		case strings.Contains(pair[1], "limits are lost"):
+			d.add(fail, "quota", "set them anew with cowshed limit, which turns quotas on again; if none is wanted, remove "+
+				filepath.Join(s.home(), quota.LimitedName), "quotas are %s", pair[1])
 		case strings.HasPrefix(pair[1], "unknown"):
 			d.add(warn, "quota", "", "%s", pair[1])
 		default:
