@@ -9,15 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
 )
-
-// kstats is where the kernel module shows what it does, a directory per pool.
-const kstats = "/proc/spl/kstat/zfs"
 
 // patience is for how long a command that should end is waited for.
 const patience = 2 * time.Second
@@ -27,6 +25,7 @@ const patience = 2 * time.Second
 type commands struct {
 	path     string
 	pool     string
+	kstats   string // where the kernel module shows what it does, a directory per pool
 	patience time.Duration
 	running  *os.File      // inherited by the processes; see awaitOrphans
 	runs     atomic.Uint64 // how many processes were started
@@ -40,7 +39,7 @@ func newCommands(pool string) (*commands, error) {
 		}
 		path, err = exec.LookPath(filepath.Join(dir, "zfs"))
 	}
-	return &commands{path: path, pool: pool, patience: patience}, err
+	return &commands{path: path, pool: pool, kstats: "/proc/spl/kstat/zfs", patience: patience}, err
 }
 
 // process is one run of zfs.
@@ -114,7 +113,7 @@ func (c *commands) run(ctx context.Context, p process) error {
 	}()
 	hasEnded, err := c.await(ctx, cmd.Process, p.kill, waited)
 	if !hasEnded {
-		out.left.Store(true)
+		out.leave()
 		return &lostError{args: p.args, err: err, left: true, ended: ended}
 	}
 	select {
@@ -161,22 +160,31 @@ func feed(cmd *exec.Cmd, in io.Reader) (<-chan error, error) {
 	return failed, nil
 }
 
-// leavableWriter writes to w until that was left. err, for when the process has ended, is what w has failed with.
+// leavableWriter writes to w until that was left, and then nowhere.
 type leavableWriter struct {
-	w    io.Writer
-	err  error
-	left atomic.Bool
+	mu  sync.Mutex
+	w   io.Writer // nil: left
+	err error     // what w has failed with
 }
 
 func (l *leavableWriter) Write(b []byte) (int, error) {
-	if l.left.Load() {
-		return 0, io.ErrClosedPipe
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.w == nil {
+		return len(b), nil
 	}
 	n, err := l.w.Write(b)
 	if l.err == nil {
 		l.err = err
 	}
 	return n, err
+}
+
+// leave returns when nothing writes to w any more.
+func (l *leavableWriter) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.w = nil
 }
 
 // await waits for a command to end, and returns its error. hasEnded is false if that cannot be waited for, for the
@@ -209,7 +217,7 @@ func (c *commands) await(ctx context.Context, process *os.Process, kill bool, wa
 // checkPool reports, without running anything, whether the pool is there and takes writes.
 // errdefs.ErrUnavailable: it is not there or does not.
 func (c *commands) checkPool() error {
-	state, err := os.ReadFile(filepath.Join(kstats, c.pool, "state"))
+	state, err := os.ReadFile(filepath.Join(c.kstats, c.pool, "state"))
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("the pool %s is not imported: run \"zpool import %[1]s\": %w", c.pool, errdefs.ErrUnavailable)

@@ -136,7 +136,7 @@ func isMountedAt(source, dir string) (bool, error) {
 // isMounted reports whether a dataset is mounted anywhere: in any mount namespace, or still open after it was
 // unmounted. The kernel keeps statistics of such datasets only.
 func (b *Backend) isMounted(dataset string) (bool, error) {
-	dir := filepath.Join(kstats, b.zfs.pool)
+	dir := filepath.Join(b.zfs.kstats, b.zfs.pool)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return false, err

@@ -132,8 +132,8 @@ func (b *Backend) originFor(ctx context.Context, source string) (origin string, 
 }
 
 // snapshotInUse takes a snapshot of a volume that somebody has mounted, for one clone.
-func (b *Backend) snapshotInUse(ctx context.Context, source string) (origin string, settle func(error) error, err error) {
-	origin = b.datasetOf(source) + "@" + temporaryName(clonePrefix)
+func (b *Backend) snapshotInUse(ctx context.Context, source string) (_ string, settle func(error) error, err error) {
+	origin := b.datasetOf(source) + "@" + temporaryName(clonePrefix)
 	discard := func(ctx context.Context) error { return b.discard(ctx, origin) }
 	if err := b.snapshot(ctx, source, origin, nil, discard); err != nil {
 		return "", nil, err
