@@ -38,7 +38,7 @@ packages() {
 	case $1 in
 	build) echo git ;;
 	# gcc and libc6-dev: the race detector. mount has losetup.
-	test) echo git gcc libc6-dev btrfs-progs mount util-linux acl attr ;;
+	test) echo git gcc libc6-dev btrfs-progs mount util-linux acl attr libcap2-bin ;;
 	lint) echo git shellcheck ;;
 	fresh) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
