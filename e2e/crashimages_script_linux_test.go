@@ -186,19 +186,22 @@ func layerSteps(s system, round int) []step {
 			after: received(true), between: []func(kept){received(false)},
 		}
 	}
+	inner := first.with(tree{innerVolume + "/": "", innerVolume + "/file": random(id("nest"), 3000)})
 	nested := []step{
 		clone(id("nest"), base, 0, first),
 		{
-			name: "make a volume in " + id("nest"),
+			name: "make a volume in " + id("nest"), commits: true,
 			run: func(ctx context.Context, h *host) error {
-				return errors.Join(h.in(ctx, h.d.Backend(), id("nest"), makeInnerVolume), h.d.Backend().Sync(ctx, id("nest")))
+				err := h.in(ctx, h.d.Backend(), id("nest"), func(dir string) error {
+					return errors.Join(makeVolume(dir, innerVolume), writeTree(dir, tree{innerVolume + "/file": inner[innerVolume+"/file"]}))
+				})
+				return errors.Join(err, h.d.Backend().Sync(ctx, id("nest")))
 			},
-			after:   func(k kept) { k.change(id("nest"), func(v *keptVolume) { v.files = nil }) },
+			after:   func(k kept) { k.change(id("nest"), func(v *keptVolume) { v.files = inner }) },
 			between: []func(kept){func(k kept) { k.change(id("nest"), func(v *keptVolume) { v.files = nil }) }},
 		},
 		remove(id("nest")),
 	}
-	nested[2].commits = true
 
 	steps := []step{create(base), apply(base, first, first), clone(top, base, limit, first), apply(top, second, topFiles)}
 	if s.limits() {
@@ -367,12 +370,13 @@ func (h *host) copyVolume(ctx context.Context, from, to, source, name string) (e
 	return b.Receive(ctx, name, source, &stream)
 }
 
-func makeInnerVolume(dir string) error {
+// makeVolume makes a subvolume in a layer.
+func makeVolume(dir, name string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(btrfsctl.CreateSubvolume(int(f.Fd()), innerVolume, nil), f.Close())
+	return errors.Join(btrfsctl.CreateSubvolume(int(f.Fd()), name, nil), f.Close())
 }
 
 func writeTree(dir string, files tree) error {
