@@ -40,6 +40,8 @@ type step struct {
 	// between are what a power cut in the middle of run may leave, besides what there was before and what there is
 	// after it. Each changes a copy of what was kept before.
 	between []func(k kept)
+	// partial: in the middle of it there are partial layers of an image.
+	partial bool
 	// commits: what was removed before can no longer come back.
 	commits bool
 }
@@ -236,7 +238,7 @@ func imageSteps(round int) []step {
 	done := func(k kept) { imported(2, true)(k); k.images[name] = struct{}{} }
 	return []step{
 		{
-			name: "import " + name, commits: true, after: done,
+			name: "import " + name, commits: true, partial: true, after: done,
 			between: []func(kept){imported(1, false), imported(1, true), imported(2, true)},
 			run: func(ctx context.Context, h *host) error {
 				src, err := image.Open(ctx, image.Reference{Transport: image.DockerArchive, Path: "-"}, image.OpenOptions{Stdin: bytes.NewReader(archive)})
