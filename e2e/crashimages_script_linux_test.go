@@ -40,6 +40,8 @@ type step struct {
 	// between are what a power cut in the middle of run may leave, besides what there was before and what there is
 	// after it. Each changes a copy of what was kept before.
 	between []func(k kept)
+	// partial: in the middle of it there are partial layers of an image.
+	partial bool
 	// commits: what was removed before can no longer come back.
 	commits bool
 }
@@ -186,19 +188,22 @@ func layerSteps(s system, round int) []step {
 			after: received(true), between: []func(kept){received(false)},
 		}
 	}
+	inner := first.with(tree{innerVolume + "/": "", innerVolume + "/file": random(id("nest"), 3000)})
 	nested := []step{
 		clone(id("nest"), base, 0, first),
 		{
-			name: "make a volume in " + id("nest"),
+			name: "make a volume in " + id("nest"), commits: true,
 			run: func(ctx context.Context, h *host) error {
-				return errors.Join(h.in(ctx, h.d.Backend(), id("nest"), makeInnerVolume), h.d.Backend().Sync(ctx, id("nest")))
+				err := h.in(ctx, h.d.Backend(), id("nest"), func(dir string) error {
+					return errors.Join(makeVolume(dir, innerVolume), writeTree(dir, tree{innerVolume + "/file": inner[innerVolume+"/file"]}))
+				})
+				return errors.Join(err, h.d.Backend().Sync(ctx, id("nest")))
 			},
-			after:   func(k kept) { k.change(id("nest"), func(v *keptVolume) { v.files = nil }) },
+			after:   func(k kept) { k.change(id("nest"), func(v *keptVolume) { v.files = inner }) },
 			between: []func(kept){func(k kept) { k.change(id("nest"), func(v *keptVolume) { v.files = nil }) }},
 		},
 		remove(id("nest")),
 	}
-	nested[2].commits = true
 
 	steps := []step{create(base), apply(base, first, first), clone(top, base, limit, first), apply(top, second, topFiles)}
 	if s.limits() {
@@ -233,7 +238,7 @@ func imageSteps(round int) []step {
 	done := func(k kept) { imported(2, true)(k); k.images[name] = struct{}{} }
 	return []step{
 		{
-			name: "import " + name, commits: true, after: done,
+			name: "import " + name, commits: true, partial: true, after: done,
 			between: []func(kept){imported(1, false), imported(1, true), imported(2, true)},
 			run: func(ctx context.Context, h *host) error {
 				src, err := image.Open(ctx, image.Reference{Transport: image.DockerArchive, Path: "-"}, image.OpenOptions{Stdin: bytes.NewReader(archive)})
@@ -367,12 +372,13 @@ func (h *host) copyVolume(ctx context.Context, from, to, source, name string) (e
 	return b.Receive(ctx, name, source, &stream)
 }
 
-func makeInnerVolume(dir string) error {
+// makeVolume makes a subvolume in a layer.
+func makeVolume(dir, name string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(btrfsctl.CreateSubvolume(int(f.Fd()), innerVolume, nil), f.Close())
+	return errors.Join(btrfsctl.CreateSubvolume(int(f.Fd()), name, nil), f.Close())
 }
 
 func writeTree(dir string, files tree) error {

@@ -24,7 +24,7 @@ func logOf(entries ...[]byte) []byte {
 	le.PutUint64(super[8:], version)
 	le.PutUint64(super[16:], uint64(len(entries)))
 	le.PutUint32(super[24:], sector)
-	return append(super, bytes.Join(entries, nil)...)
+	return bytes.Join(append([][]byte{super}, entries...), nil)
 }
 
 func entry(first, count uint64, flags Flags, data string) []byte {
