@@ -255,12 +255,17 @@ func (b *Backend) destroyByID(id uint64) error {
 	}
 	defer unix.Close(dir)
 	b.expectQgroup(id)
-	err = b.unlink(dir, link.Name)
+	err = btrfsctl.DestroySubvolume(dir, link.Name)
 	if errors.Is(err, unix.EDQUOT) {
-		// With classic quotas the subvolume around it is charged for what unlinking reserves. It goes too.
-		if limitErr := b.quotas.SetLimit(context.Background(), link.ParentID, quota.Limit{}); limitErr != nil {
+		// The subvolume around it, which goes too, is charged for what unlinking reserves, and is at its limit.
+		limitErr := b.insist(func() error {
+			return b.quotas.SetLimit(context.Background(), link.ParentID, quota.Limit{})
+		})
+		if limitErr != nil {
 			return errors.Join(err, limitErr)
 		}
+	}
+	if isFull(err) {
 		err = b.unlink(dir, link.Name)
 	}
 	if errors.Is(err, unix.EPERM) && btrfsctl.AllowUnlink(dir) == nil {
