@@ -145,6 +145,28 @@ func TestInterruptedRemovalOnAFullFilesystem(t *testing.T) {
 	}
 }
 
+// A sealed volume with subvolumes nested inside is sealed until it is gone: after a power cut at any moment of its
+// removal it is back whole and sealed, or gone.
+func TestSealedVolumeIsSealedUntilItIsGone(t *testing.T) {
+	ctx := t.Context()
+	mnt := testfs.Btrfs(t)
+	b := open(t, mnt, Options{})
+	nestIn(t, create(t, b, "volume"), "nested")
+	require.NoError(t, b.Clone(ctx, "child", "volume", cowcommon.VolumeOptions{}))
+	v, err := b.claim(ctx, "volume")
+	require.NoError(t, err)
+	as, err := v.takeAway()
+	require.NoError(t, err)
+	info, err := btrfsctl.Info(v.fd())
+	require.NoError(t, err)
+	assert.True(t, info.ReadOnly)
+	after := open(t, testfs.PowerCut(t, mnt), Options{})
+	assertClean(t, after, "child")
+	require.NoError(t, b.destroy(b.dirs.subvolumes, as))
+	require.NoError(t, v.done())
+	assertClean(t, b, "child")
+}
+
 // Views come and go, and leave nothing.
 func TestClosedViewsLeaveNothing(t *testing.T) {
 	for _, mode := range []string{"simple", "classic"} {
