@@ -13,7 +13,7 @@ DRIVER ?= btrfs
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(COWSHED_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
-.PHONY: help build test test-unit test-zfs test-daemons zfs-shell gates fuzz lint tidy bench demo clean FORCE
+.PHONY: help build test test-long test-unit test-zfs test-daemons zfs-shell gates fuzz lint tidy bench demo clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,12 @@ bin/cowshed: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/cowshed
 
 test: ## run every test, as root; a test that is skipped fails
-	@scripts/deps.sh test bench daemons
+	@scripts/deps.sh test bench daemons gates
 	scripts/test.sh all
+
+test-long: ## run the long variants of the tests, which take hours: soak, crash images, fresh machine
+	@scripts/deps.sh test bench daemons fresh
+	scripts/test.sh long
 
 test-unit: ## run the tests that need no root; others skip
 	scripts/test.sh unit
@@ -47,8 +51,8 @@ zfs-shell: ## get a shell in the ZFS test machine
 	scripts/zfs-machine/zfs-machine.sh build
 	scripts/zfs-machine/zfs-machine.sh shell --dir .
 
-gates: ## check formatting, go vet and that it builds for every platform
-	@scripts/deps.sh bench
+gates: ## check formatting, go vet, builds for every platform, and that deps.sh brings what is run
+	@scripts/deps.sh bench gates
 	scripts/test.sh gates
 
 fuzz: ## run each fuzz target for FUZZTIME
@@ -59,6 +63,7 @@ lint: $(GOLANGCI) ## run golangci-lint and shellcheck
 	$(GOLANGCI) run ./...
 	cd bench && $(GOLANGCI) run ./...
 	cd e2e/daemons && $(GOLANGCI) run ./...
+	cd scripts/internal/commandcheck && $(GOLANGCI) run ./...
 	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
 
 # Built from source, which takes minutes, and kept.
@@ -71,6 +76,7 @@ tidy: ## bring go.mod and go.sum of all modules up to date
 	go mod tidy
 	cd bench && go mod tidy
 	cd e2e/daemons && go mod tidy
+	cd scripts/internal/commandcheck && go mod tidy
 
 bench: ## measure Cowshed beside moby, podman and containerd, and write docs/benchmarks.md
 	@scripts/deps.sh bench

@@ -7,27 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
-
-// Names below the home. docs/on-disk-format.md specifies them.
-const (
-	subvolumesName = "subvolumes"
-	stagingName    = "staging"
-	removingName   = "removing"
-	viewsName      = "views"
-	quotasName     = "quotas" // moby's
-)
-
-// qgroupMark starts the name of an empty file in removing that says: the qgroup of the subvolume with
-// the id that follows is to be removed.
-const qgroupMark = "qgroup-"
 
 // dirs are the directories of the layout, open for calls relative to them.
 type dirs struct {
@@ -67,7 +52,9 @@ func setAccess(dir string, mode fs.FileMode, gid int) error {
 	return os.Chmod(dir, mode)
 }
 
-func (d *dirs) open(home string, gid int) error {
+// open opens the directories, and makes those that are missing unless readOnly says that nothing is to be made: then
+// only subvolumes has to be there.
+func (d *dirs) open(home string, gid int, readOnly bool) error {
 	for name, dir := range map[string]**os.File{
 		subvolumesName: &d.subvolumes,
 		stagingName:    &d.staging,
@@ -75,18 +62,24 @@ func (d *dirs) open(home string, gid int) error {
 		viewsName:      &d.views,
 	} {
 		path := filepath.Join(home, name)
-		err := os.Mkdir(path, 0o710)
-		if err == nil {
-			err = setAccess(path, 0o710, gid)
+		if !readOnly {
+			if err := makeDir(path, gid); err != nil {
+				return err
+			}
 		}
-		if err != nil && !errors.Is(err, fs.ErrExist) {
+		f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if readOnly && name != subvolumesName && errors.Is(err, fs.ErrNotExist) {
+			continue // as in a home that only moby's driver has had open
+		}
+		if err != nil {
 			return err
 		}
-		if *dir, err = os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
-			return err
-		}
+		*dir = f
 	}
 	info, err := btrfsctl.Info(int(d.subvolumes.Fd()))
+	if errors.Is(err, unix.ENOTTY) {
+		return stubError(d.subvolumes)
+	}
 	if err != nil {
 		return fmt.Errorf("subvolume of %s: %w", d.subvolumes.Name(), err)
 	}
@@ -96,6 +89,17 @@ func (d *dirs) open(home string, gid int) error {
 	}
 	d.subvolumesID, d.subvolumesIno = info.ID, stat.Ino
 	return nil
+}
+
+func makeDir(path string, gid int) error {
+	err := os.Mkdir(path, 0o710)
+	if err == nil {
+		err = setAccess(path, 0o710, gid)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 func (d *dirs) close() error {
@@ -127,27 +131,42 @@ func (b *Backend) recover() error {
 			if dir == b.dirs.removing && isQgroupMark(entry) {
 				continue
 			}
-			if err := b.destroy(dir, entry.Name()); err != nil {
+			err := b.destroy(dir, entry.Name())
+			if errors.Is(err, errStub) { // of something temporary, in a snapshot of the home
+				err = unix.Unlinkat(int(dir.Fd()), entry.Name(), unix.AT_REMOVEDIR)
+			}
+			if err != nil {
 				b.log.Warn("btrfs: left over, and cannot be destroyed", "path", filepath.Join(dir.Name(), entry.Name()), "error", err)
 			}
 		}
 	}
-	if err := b.sweepQgroups(); err != nil {
-		b.log.Warn("btrfs: qgroups of removed layers are left over", "error", err)
+	if err := b.recoverDoomed(); err != nil {
+		b.log.Warn("btrfs: removed layers are left over", "error", err)
 	}
+	b.sweepQgroups()
 	return nil
 }
 
-func isQgroupMark(entry fs.DirEntry) bool {
-	_, ok := markedQgroup(entry.Name())
-	return ok && entry.Type().IsRegular()
-}
-
-func markedQgroup(name string) (id uint64, ok bool) {
-	digits, ok := strings.CutPrefix(name, qgroupMark)
-	if !ok {
-		return 0, false
+// recoverDoomed destroys the volumes that are marked as doomed, if there can be any.
+func (b *Backend) recoverDoomed() error {
+	info, err := b.dirs.removing.Stat()
+	if err != nil || info.Mode()&fs.ModeSticky == 0 {
+		return err
 	}
-	id, err := strconv.ParseUint(digits, 10, 64)
-	return id, err == nil
+	entries, err := os.ReadDir(b.dirs.subvolumes.Name())
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		dir, err := b.openVolume(entry.Name())
+		if err == nil {
+			err = dir.Close()
+		}
+		if errors.Is(err, errDoomed) {
+			if err := b.destroy(b.dirs.subvolumes, entry.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710)
 }

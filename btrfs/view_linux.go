@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,30 +31,39 @@ type view struct {
 // View opens a sealed volume itself, or a read-only snapshot of a volume that is not sealed, which costs
 // about a millisecond and writes back what has been written to the volume so far.
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
-	dir, err := b.acquire(ctx, name, inuse.Viewed)
+	dir, err := b.acquire(ctx, name, inuse.Brief)
 	if err != nil {
 		return nil, fmt.Errorf("btrfs: view: %w", err)
 	}
 	v := &view{b: b, volume: name, dir: dir}
-	if err := v.open(ctx); err != nil {
-		return nil, fmt.Errorf("btrfs: view %s: %w", name, errors.Join(err, b.release(name, inuse.Viewed)))
-	}
-	if v.snapshot != "" { // which stands by itself
-		if err := b.release(name, inuse.Viewed); err != nil {
-			return nil, fmt.Errorf("btrfs: view %s: %w", name, errors.Join(err, v.close()))
+	err = v.open(ctx)
+	if endErr := b.release(name, inuse.Brief); endErr != nil {
+		if err == nil {
+			endErr = errors.Join(endErr, v.close())
 		}
+		err = errors.Join(err, endErr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("btrfs: view %s: %w", name, err)
 	}
 	return v, nil
 }
 
-// open leaves the view at the volume if that is sealed, and else takes a snapshot of it.
+// open leaves the view at the volume if that is sealed or nobody can write to it, and else takes a snapshot of it, which
+// stands by itself.
 func (v *view) open(ctx context.Context) error {
-	// Asked anew: it may have been sealed since it was opened.
-	sealed, err := btrfsctl.ReadOnly(v.dir.fd())
-	if err != nil {
+	var err error
+	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil {
 		return err
 	}
-	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil || sealed {
+	sealed := v.dir.info.ReadOnly
+	if v.b.readOnly && !sealed {
+		if err := v.b.checkFrozen(); err != nil {
+			return err
+		}
+	}
+	if sealed || v.b.readOnly {
+		v.dir, err = v.b.acquire(ctx, v.volume, inuse.Viewed)
 		return err
 	}
 	name := temporaryName(v.volume)
@@ -64,6 +75,19 @@ func (v *view) open(ctx context.Context) error {
 	}
 	v.dir, v.snapshot, v.live = s.subvolume, name, &s.live
 	return nil
+}
+
+// checkFrozen reports whether nobody can write to the filesystem. A mount that is read-only does not suffice: another
+// one of the same filesystem need not be.
+func (b *Backend) checkFrozen() error {
+	m, err := mountOf(b.home)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(strings.Split(m.VFSOptions, ","), "ro") {
+		return nil
+	}
+	return fmt.Errorf("%w: it is not sealed and others may write to it, so it would take a snapshot", cowcommon.ErrReadOnly)
 }
 
 // snapshot is a subvolume in the directory views, and the tree of which it was taken.
@@ -95,6 +119,7 @@ func (b *Backend) snapshotVolume(name string, volume *subvolume, nested []nested
 }
 
 func (b *Backend) closeSnapshot(name string, s *snapshot) error {
+	defer b.sweepSometimes()
 	return errors.Join(s.live.Root.Close(), s.Close(), b.destroy(b.dirs.views, name))
 }
 

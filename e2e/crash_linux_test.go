@@ -331,8 +331,14 @@ func assertNothingLeft(t *testing.T, s system, root string, ids []string) {
 		}
 	}
 	assert.ElementsMatch(t, want, testfs.Subvolumes(t, filepath.Dir(root)))
+	assertEmpty(t, filepath.Join(root, "btrfs"))
+}
+
+// assertEmpty asserts that a home on btrfs has nothing that is being made, and no view.
+func assertEmpty(t *testing.T, home string) {
+	t.Helper()
 	for _, dir := range []string{"staging", "views"} {
-		entries, err := os.ReadDir(filepath.Join(root, "btrfs", dir))
+		entries, err := os.ReadDir(filepath.Join(home, dir))
 		require.NoError(t, err)
 		assert.Empty(t, entries, dir)
 	}

@@ -12,16 +12,20 @@ import (
 )
 
 // assertNothingLeftOnZFS asserts that below the dataset mounted at root there are no datasets but those of
-// the layers, and no snapshots but those that seal them, and that nothing is mounted.
+// the layers, no snapshots but those that seal them or that another was cloned from, and that nothing is mounted.
 func assertNothingLeftOnZFS(t *testing.T, root string, ids []string) {
 	t.Helper()
-	out, err := exec.Command("zfs", "list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", "-d", "2", root).Output()
+	out, err := exec.Command("zfs", "list", "-H", "-o", "name,clones", "-t", "filesystem,snapshot", "-r", "-d", "2", root).Output()
 	require.NoError(t, err)
-	names := strings.Fields(string(out))
-	require.NotEmpty(t, names)
-	for _, name := range names[1:] {
-		name = strings.TrimPrefix(name, names[0]+"/")
-		assert.Contains(t, ids, strings.TrimSuffix(name, "@layer"), name)
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	dataset, _, _ := strings.Cut(lines[0], "\t")
+	require.NotEmpty(t, dataset)
+	for _, line := range lines[1:] {
+		name, clones, _ := strings.Cut(strings.TrimPrefix(line, dataset+"/"), "\t")
+		id, snapshot, _ := strings.Cut(name, "@")
+		assert.Contains(t, ids, id, name)
+		inUse := strings.HasPrefix(snapshot, "cowshed-clone-") && clones != ""
+		assert.True(t, snapshot == "" || snapshot == "layer" || inUse, name)
 	}
 	for _, dir := range []string{"graph", "views"} {
 		mounts, err := os.ReadFile("/proc/self/mounts")

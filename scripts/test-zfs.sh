@@ -12,7 +12,8 @@ Usage: test-zfs.sh [-counts FILE]
 Runs the tests that need ZFS: all of package zfs, of those below it and of e2e, which tests ZFS where it is given a pool,
 and of other packages the ones with ZFS in their name; among them those of e2e/daemons, with a real Docker Engine, which
 scripts/daemons.sh gets.
-In the test machine the power is then cut three times in the middle of a workload (TestZFSWorkload of e2e).
+In the test machine the power is then cut three times in the middle of a workload (TestZFSWorkload of e2e), and what
+the pool's disk held after each flush is recovered from (TestZFSCrashImages).
 Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
 not in the cache.
 
@@ -20,8 +21,10 @@ not in the cache.
 
 Environment:
   PKG                 packages to test, default ./... ./e2e/daemons
-  RUN                 tests to run, as -run of go test, default as said above
+  RUN                 tests to run, as -run of go test, default as said above; the power is cut only by default, and
+                      TestZFSCrashImages is complete by this name too
   RACE                1: with the race detector, which is slow in the test machine
+  COWSHED_TEST_LONG   1: the long variants of the tests, with twelve hours of time
   COWSHED_TEST_ZPOOL  use this pool of the host; without it one is made in a file and destroyed afterwards
   COWSHED_CACHE       where the test machine is kept, default /var/cache/cowshed
 
@@ -30,6 +33,10 @@ END
 }
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
+# How long a package may take, and a lane in the test machine, in seconds.
+test_timeout=55m machine_timeout=3600
+[[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200; }
+readonly test_timeout machine_timeout
 module=$(go list -m)
 # The tests with Docker Engine are in a module of their own.
 docker_module=e2e/daemons with_docker=
@@ -128,8 +135,8 @@ build_docker() {
 
 # add_tests LANE OPTION...: has the lane run the tests of $path, which are in $rel, with options of the test binary.
 add_tests() {
-	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=55m%s) || status=1\n' \
-		"$rel" "$(up "$rel")test2json" "$path" "$(printf ' %q' "${@:2}")" >>"$dir/$1.sh"
+	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=%s%s) || status=1\n' \
+		"$rel" "$(up "$rel")test2json" "$path" "$test_timeout" "$(printf ' %q' "${@:2}")" >>"$dir/$1.sh"
 }
 
 # up REL: prints the way from ./REL to the directory that it is in, ending in a slash.
@@ -161,8 +168,8 @@ on_host() {
 in_machine() {
 	local cpus=1
 	[[ $2 != "$lane_of_two" ]] || cpus=2
-	"$machine" run --timeout 3600 --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
-		--append-env CI="${CI:-}" -- "/work/$2.sh"
+	"$machine" run --timeout "$machine_timeout" --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
+		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" -- "/work/$2.sh"
 }
 
 # power_cut DIR: cuts the power of the machine in the middle of a workload, starts it again with the same pool, and
@@ -181,6 +188,31 @@ power_cut() {
 	"$machine" run --timeout 600 --dir "$dir" --pool-image "$pool" --append-env COWSHED_TEST_REQUIRE=1 \
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_CUT_JOURNAL=journal -- \
 		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSAfterCut$'"
+}
+
+# crash_images DIR: runs a script of operations in a machine that logs what it writes to the disk of its pool, and prints
+# the test2json events of the test that recovers from what the disk held after each flush, in as many machines as there
+# are processors.
+crash_images() {
+	local dir=$1 part parts run running=() status=0
+	parts=$(nproc)
+	run=("$machine" run --timeout 3600 --cpus 1 --disk 256M --dir "$dir" --append-env COWSHED_TEST_REQUIRE=1
+		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}")
+	"${run[@]}" --write-log "$dir/../writes" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- \
+		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSCrashScript$'" || return
+	mv "$dir/../writes" "$dir/e2e/writes"
+	for ((part = 1; part <= parts; part++)); do
+		"${run[@]}" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$part/$parts" -- \
+			sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=55m -test.run='^TestZFSCrashImages$'" \
+			>"$dir/../crash-images.$part" &
+		running+=($!)
+	done
+	for part in "${!running[@]}"; do
+		wait "${running[part]}" || status=1
+		cat "$dir/../crash-images.$((part + 1))"
+	done
+	rm "$dir/e2e/writes"
+	return "$status"
 }
 
 has_zfs() {
@@ -236,10 +268,14 @@ main() {
 	if has_tests "$dir/work" "$lane_of_two"; then
 		"$where" "$dir/work" "$lane_of_two" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
 	fi
-	if [[ $where == in_machine && -z ${RUN:-} && -x $dir/work/e2e/tests ]]; then
+	[[ $where == in_machine && -x $dir/work/e2e/tests ]] || return "$status"
+	if [[ -z ${RUN:-} ]]; then
 		for _ in {1..3}; do
 			power_cut "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
 		done
+	fi
+	if [[ -z ${RUN:-} || $RUN == TestZFSCrashImages ]]; then
+		crash_images "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
 	fi
 	return "$status"
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,16 +17,8 @@ import (
 // held it. The test is skipped where there is no root, mkfs.btrfs, loop device or btrfs.
 func Btrfs(t testing.TB, opts ...BtrfsOption) string {
 	t.Helper()
-	c := btrfsConfig{size: defaultSize, quota: quotaOff}
-	for _, opt := range opts {
-		opt(&c)
-	}
+	c := newBtrfsConfig(opts)
 	Root(t)
-	mkfs, err := lookTool("mkfs.btrfs")
-	if err != nil {
-		Skip(t, "needs mkfs.btrfs (package btrfs-progs): %v", err)
-	}
-
 	dir := workDir(t)
 	image := filepath.Join(dir, "btrfs.img")
 	mnt := filepath.Join(dir, "btrfs")
@@ -34,22 +28,39 @@ func Btrfs(t testing.TB, opts ...BtrfsOption) string {
 	if err := makeSparse(image, c.size); err != nil {
 		t.Fatalf("testfs: make image: %v", err)
 	}
-	if out, err := exec.Command(mkfs, "-q", "-f", image).CombinedOutput(); err != nil {
-		t.Fatalf("testfs: %s %s: %v: %s", mkfs, image, err, out)
-	}
+	makeBtrfs(t, image, c)
 	mountLoop(t, image, mnt)
-
-	if err := enableQuota(mnt, c.quota); err != nil {
-		if errors.Is(err, errNoSimpleQuota) {
-			Skip(t, "%v", err)
-		}
-		t.Fatalf("testfs: %v", err)
-	}
+	turnQuotaOn(t, mnt, c)
 	return mnt
 }
 
-// mountLoop mounts the image on mnt until the test ends.
-func mountLoop(t testing.TB, image, mnt string) {
+// makeBtrfs makes a filesystem of the size of c on a file or device, which may be larger.
+func makeBtrfs(t testing.TB, image string, c btrfsConfig) {
+	t.Helper()
+	mkfs, err := lookTool("mkfs.btrfs")
+	if err != nil {
+		Skip(t, "needs mkfs.btrfs (package btrfs-progs): %v", err)
+	}
+	size := strconv.FormatInt(c.size, 10)
+	if out, err := exec.Command(mkfs, "-q", "-f", "-b", size, image).CombinedOutput(); err != nil {
+		t.Fatalf("testfs: %s %s: %v: %s", mkfs, image, err, out)
+	}
+}
+
+// turnQuotaOn turns on the quota mode of c.
+func turnQuotaOn(t testing.TB, mnt string, c btrfsConfig) {
+	t.Helper()
+	err := enableQuota(mnt, c.quota)
+	if errors.Is(err, errNoSimpleQuota) {
+		Skip(t, "%v", err)
+	}
+	if err != nil {
+		t.Fatalf("testfs: %v", err)
+	}
+}
+
+// mountLoop mounts the image on mnt until the test ends or unmount is called.
+func mountLoop(t testing.TB, image, mnt string) (unmount func()) {
 	t.Helper()
 	loop, err := attachLoop(image)
 	if err != nil {
@@ -67,14 +78,16 @@ func mountLoop(t testing.TB, image, mnt string) {
 		}
 		t.Fatalf("testfs: mount %s on %s: %v", loop.Name(), mnt, err)
 	}
-	t.Cleanup(func() {
+	unmount = sync.OnceFunc(func() {
 		if unmountAll(t, mnt) {
 			waitDetached(t, loop.Name(), image)
 		}
 	})
+	t.Cleanup(unmount)
 	if err := unix.Mount("", mnt, "", unix.MS_PRIVATE, ""); err != nil {
 		t.Fatalf("testfs: make %s private: %v", mnt, err)
 	}
+	return unmount
 }
 
 func makeSparse(path string, size int64) error {

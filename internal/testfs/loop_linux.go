@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +14,26 @@ import (
 )
 
 var errNoLoop = errors.New("needs loop devices (/dev/loop-control)")
+
+// Loop attaches the image to a loop device, until the test ends or detach is called.
+func Loop(t testing.TB, image string) (device string, detach func()) {
+	t.Helper()
+	loop, err := attachLoop(image)
+	if errors.Is(err, errNoLoop) {
+		Skip(t, "%v", err)
+	}
+	if err != nil {
+		t.Fatalf("testfs: %v", err)
+	}
+	detach = sync.OnceFunc(func() {
+		if err := loop.Close(); err != nil {
+			t.Errorf("testfs: %v", err)
+		}
+		waitDetached(t, loop.Name(), image)
+	})
+	t.Cleanup(detach)
+	return loop.Name(), detach
+}
 
 // attachLoop attaches the image to a free loop device that detaches itself once its last user is gone, and
 // returns that device open. The interface is that of linux/loop.h, Linux 5.8 or later.

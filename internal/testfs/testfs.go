@@ -7,6 +7,7 @@
 //
 //	COWSHED_TEST_REQUIRE  1: whatever would skip a test fails it
 //	COWSHED_TEST_DIR      where images and mount points are made; default is the test's own t.TempDir
+//	COWSHED_TEST_LONG     set: the long variants of tests run; see [Long]
 //	COWSHED_TEST_ZPOOL    name of the ZFS pool that [ZFS] makes datasets in, or [ZpoolElsewhere]
 //
 // All functions may be used by parallel tests, except [CheckLeaks].
@@ -69,6 +70,14 @@ const (
 type btrfsConfig struct {
 	size  int64 // bytes
 	quota quotaMode
+}
+
+func newBtrfsConfig(opts []BtrfsOption) btrfsConfig {
+	c := btrfsConfig{size: defaultSize, quota: quotaOff}
+	for _, opt := range opts {
+		opt(&c)
+	}
+	return c
 }
 
 // WithSize sets the size of the filesystem in bytes, 2 GiB by default. mkfs.btrfs refuses less than about

@@ -35,6 +35,7 @@ Options of run and shell:
   --cpus N            processors (default 2); emulated ones in excess of the host's make everything much slower
   --disk SIZE         size of a new pool's disk (default 4G, sparse)
   --pool-image FILE   keep the pool's disk in FILE: created if missing, otherwise the pool in it is imported
+  --write-log FILE    log what is written to the pool's disk in FILE, in the format of dm-log-writes
   --append-env K=V    set a variable for COMMAND; may be repeated
   --console FILE      keep the kernel's messages in FILE (they are shown if the machine fails)
 Options of run for power-cut tests, best with --pool-image. qemu is killed with SIGKILL: what the machine has written
@@ -92,7 +93,7 @@ quote() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
 microseconds() { awk -v s="$1" 'BEGIN { printf "%.0f", s * 1e6 }'; }
 
 parse_options() {
-	timeout=1800 dir='' out='' mem=2048 cpus=2 disk=4G pool_image='' console='' variables=()
+	timeout=1800 dir='' out='' mem=2048 cpus=2 disk=4G pool_image='' write_log='' console='' variables=()
 	kill_after='' kill_when='' power_cut=''
 	[[ $mode == run ]] || timeout=$((366 * 86400))
 	while [[ $# -gt 0 ]]; do
@@ -106,7 +107,7 @@ parse_options() {
 			shift
 			continue
 			;;
-		--timeout | --dir | --out | --mem | --cpus | --disk | --pool-image | --append-env | --console | --kill-after | --kill-when)
+		--timeout | --dir | --out | --mem | --cpus | --disk | --pool-image | --write-log | --append-env | --console | --kill-after | --kill-when)
 			[[ $# -gt 1 ]] || die "$1 needs a value"
 			;;
 		*) die "unknown option: $1 (see --help; COMMAND comes after --)" ;;
@@ -119,6 +120,7 @@ parse_options() {
 		--cpus) cpus=$2 ;;
 		--disk) disk=$2 ;;
 		--pool-image) pool_image=$2 ;;
+		--write-log) write_log=$2 ;;
 		--console) console=$2 ;;
 		--kill-after) kill_after=$2 ;;
 		--kill-when) kill_when=$2 ;;
@@ -152,6 +154,13 @@ add_disk() {
 		-device "virtio-blk-pci,drive=$1,serial=$1")
 }
 
+# add_logged_disk NAME FILE LOG: one whose flushes are in the log too. Commands to write zeros confuse the log of QEMU 7.2.
+add_logged_disk() {
+	: >"$3" || die "cannot write $3"
+	qemu_args+=(-blockdev "driver=blklogwrites,node-name=$1,log-sector-size=512,file.driver=file,file.filename=${2//,/,,},file.discard=unmap,file.cache.no-flush=on,log.driver=file,log.filename=${3//,/,,},log.cache.no-flush=on"
+		-device "virtio-blk-pci,drive=$1,serial=$1,write-zeroes=off")
+}
+
 # make_ext4 FILE MEGABYTES [MKE2FS-OPTION...]
 make_ext4() {
 	mke2fs -q -t ext4 -b 4096 -O ^has_journal -m 0 -E root_owner=0:0 "${@:3}" "$1" "$2M" >"$tmp/mke2fs.log" 2>&1 ||
@@ -167,7 +176,11 @@ prepare_disks() {
 	fi
 	# What the machine has written is in the host's page cache, which outlives qemu: to pass on flushes to the host's
 	# disk would only cost time.
-	add_disk pool "$pool_file" cache=unsafe,discard=unmap
+	if [[ -n $write_log ]]; then
+		add_logged_disk pool "$pool_file" "$write_log"
+	else
+		add_disk pool "$pool_file" cache=unsafe,discard=unmap
+	fi
 
 	if [[ -n $dir ]]; then
 		local files size
