@@ -137,7 +137,7 @@ func (b *Backend) Close() error {
 func (b *Backend) close() error {
 	err := b.snapshots.CloseAll(b.closeSnapshot)
 	if !b.readOnly {
-		b.sweepQgroups()
+		b.leaveQgroups()
 	}
 	return errors.Join(err, b.closeFiles())
 }

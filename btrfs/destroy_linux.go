@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,15 +17,16 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// insist repeats an operation that the kernel refuses for want of space, after a commit: that gives back what was
-// only reserved, and lets the cleaner free what has been destroyed.
+// insist repeats an operation that the kernel refuses for want of space, after a commit and a while: the one gives back
+// what was only reserved, in the other the cleaner frees what has been destroyed.
 func (b *Backend) insist(operation func() error) error {
-	const tries = 4
+	const longest = 300 * time.Millisecond
 	err := operation()
-	for n := 1; n < tries && isFull(err); n++ {
+	for pause := 10 * time.Millisecond; isFull(err) && pause < longest; pause *= 3 {
 		if wake := btrfsctl.WakeCleaner(int(b.fs.Fd())); wake != nil {
 			return errors.Join(err, wake)
 		}
+		time.Sleep(pause)
 		err = operation()
 	}
 	return err
@@ -100,14 +102,13 @@ func (b *Backend) hide(c *claimed, as string) error {
 // sticky on the directory removing says that volumes may be marked as doomed.
 const sticky = 0o1000
 
-// markDoomed hides a volume under its own name, where there is no room for another. It overwrites what is there
-// already, a number in the subvolume's root item and the mode of a directory, which needs nothing new.
+// markDoomed hides a volume under its own name, where there is no room for another: its root gets an owner that says so.
+// The owner of a file and the mode of a directory are overwritten in place, which needs nothing new.
 func (b *Backend) markDoomed(c *claimed) error {
 	err := b.insist(func() error { return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710|sticky) })
 	if err == nil {
-		err = b.insist(func() error {
-			return btrfsctl.SetReceived(c.fd(), c.info.ReceivedUUID, doomedTransid(c.info.UUID))
-		})
+		uid, gid := doomedOwner(c.info.UUID)
+		err = b.insist(func() error { return unix.Fchown(c.fd(), int(uid), int(gid)) })
 	}
 	if err != nil {
 		return fmt.Errorf("mark as removed: %w", err)
@@ -115,18 +116,28 @@ func (b *Backend) markDoomed(c *claimed) error {
 	return b.commit()
 }
 
-// doomedTransid is what a doomed subvolume has for the transaction in which it was sent. It follows from the
-// subvolume's own UUID, so no other has it, and no snapshot inherits it.
-func doomedTransid(uuid btrfsctl.UUID) uint64 {
+// doomedOwner is the owner of the root of a doomed subvolume. It follows from the subvolume's own UUID, so no other has
+// it, and no snapshot inherits its meaning.
+func doomedOwner(uuid btrfsctl.UUID) (uid, gid uint32) {
 	sum := sha256.Sum256(append([]byte("cowshed doomed "), uuid[:]...))
-	return binary.LittleEndian.Uint64(sum[:]) | 1<<63
+	return binary.LittleEndian.Uint32(sum[:])&^1 | highID, binary.LittleEndian.Uint32(sum[4:])&^1 | highID
 }
+
+// highID is set in the ids of doomed owners, and in few others. The last bit is not: the highest id means none.
+const highID = 1 << 31
 
 // errDoomed says that a volume has been removed, if not all of it is destroyed.
 var errDoomed = fmt.Errorf("its removal has not ended: %w", errdefs.ErrNotFound)
 
 func (s *subvolume) checkNotDoomed() error {
-	if s.info.SendTransid != 0 && s.info.SendTransid == doomedTransid(s.info.UUID) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(s.fd(), &stat); err != nil {
+		return &fs.PathError{Op: "stat", Path: s.Name(), Err: err}
+	}
+	if stat.Uid&highID == 0 || stat.Gid&highID == 0 {
+		return nil
+	}
+	if uid, gid := doomedOwner(s.info.UUID); stat.Uid == uid && stat.Gid == gid {
 		return fmt.Errorf("%s: %w", s.Name(), errDoomed)
 	}
 	return nil

@@ -32,9 +32,12 @@ const sweepEvery = 64
 // markQgroup is expectQgroup for a volume, whose qgroup stays for as long as others reference what it wrote: a mark
 // outlives this process. Where there is no room for one, the qgroup is left over if the process dies.
 func (b *Backend) markQgroup(id uint64) {
-	if !b.expectQgroup(id) {
-		return
+	if b.expectQgroup(id) {
+		b.writeMark(id)
 	}
+}
+
+func (b *Backend) writeMark(id uint64) {
 	fd, err := unix.Openat(int(b.dirs.removing.Fd()), qgroupMark+strconv.FormatUint(id, 10),
 		unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err == nil {
@@ -96,6 +99,16 @@ func (b *Backend) sweepQgroups() {
 	}
 }
 
+// leaveQgroups sweeps for the last time, and marks what cannot be removed yet for whoever opens the home next.
+func (b *Backend) leaveQgroups() {
+	b.sweepQgroups()
+	b.leftovers.mu.Lock()
+	defer b.leftovers.mu.Unlock()
+	for id := range b.leftovers.expected {
+		b.writeMark(id)
+	}
+}
+
 func (b *Backend) sweepExpected() error {
 	b.leftovers.mu.Lock()
 	var ids []uint64
@@ -135,10 +148,10 @@ func (b *Backend) sweepMarked() error {
 	return errors.Join(errs...)
 }
 
-// removeQgroup reports whether the qgroup is gone. That it cannot be removed yet is no error.
+// removeQgroup reports whether the qgroup is gone. That it cannot be removed yet, or for want of space, is no error.
 func (b *Backend) removeQgroup(id uint64) (gone bool, err error) {
 	err = b.quotas.Remove(id)
-	if errors.Is(err, quota.ErrNotYet) {
+	if errors.Is(err, quota.ErrNotYet) || isFull(err) {
 		return false, nil
 	}
 	return err == nil, err

@@ -104,12 +104,10 @@ func ownKey(key string) string {
 	return parts[2]
 }
 
-// isUnpackKey reports whether a key has the form of snapshots.UnpackKeyFormat, with a chain id at the end.
+// isUnpackKey reports whether a key has the form of snapshots.UnpackKeyFormat. No name of a container has a space.
 func isUnpackKey(key string) bool {
 	unique, chain, ok := strings.Cut(key, " ")
-	algorithm, sum, isDigest := strings.Cut(chain, ":")
-	return ok && strings.HasPrefix(unique, snapshots.UnpackKeyPrefix+"-") && isDigest &&
-		algorithm != "" && sum != "" && !strings.ContainsAny(chain, " /")
+	return ok && chain != "" && strings.HasPrefix(unique, snapshots.UnpackKeyPrefix+"-") && !strings.Contains(unique, "/")
 }
 
 // idMapping is the id mapping of a mount in the form of the labels, "container:host:size" with commas between

@@ -81,8 +81,11 @@ type Snapshotter struct {
 	meta    *storage.MetaStore
 	space   boltfile.Space
 	reserve spaceReserve
-	opts    Options
-	log     *slog.Logger
+
+	commitTx func(*bolt.Tx) error // (*bolt.Tx).Commit, or in tests one that fails
+
+	opts Options
+	log  *slog.Logger
 
 	mu     sync.Mutex
 	doomed []string            // volumes that are to be destroyed; the metadata says so too
@@ -120,10 +123,11 @@ func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, er
 func newSnapshotter(root string, backend cowcommon.Backend, opts Options) *Snapshotter {
 	s := &Snapshotter{
 		root: root, backend: backend, opts: opts, log: opts.Logger,
-		reserve: spaceReserve{path: filepath.Join(root, reserveName)},
-		busy:    make(map[string]struct{}),
-		frozen:  make(map[string]struct{}),
-		lost:    make(map[string]Lost),
+		reserve:  spaceReserve{path: filepath.Join(root, reserveName)},
+		commitTx: (*bolt.Tx).Commit,
+		busy:     make(map[string]struct{}),
+		frozen:   make(map[string]struct{}),
+		lost:     make(map[string]Lost),
 	}
 	if s.log == nil {
 		s.log = slog.Default()

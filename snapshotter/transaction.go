@@ -76,7 +76,7 @@ func (s *Snapshotter) transact(ctx context.Context, write bool, do func(ctx cont
 		}
 		_ = s.space.Keep(tx) // for want of space: what there is may do
 		ended = true
-		if err := tx.Commit(); err != nil {
+		if err := s.commitTx(tx); err != nil {
 			return &commitError{fmt.Errorf("write %s: %w", metadataName, err)}
 		}
 		return nil

@@ -32,6 +32,7 @@ type Options struct {
 type Backend struct {
 	layout
 	root    string // the dataset that holds those of the volumes
+	gid     int
 	log     *slog.Logger
 	zfs     *commands
 	volumes index
@@ -54,7 +55,7 @@ var _ cowcommon.Backend = (*Backend)(nil)
 //
 // It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.
 func Open(home, root string, opts Options) (_ *Backend, err error) {
-	b := &Backend{root: root, log: opts.Logger}
+	b := &Backend{root: root, gid: opts.GID, log: opts.Logger}
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -88,7 +89,7 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 	if err := unix.Flock(int(b.zfs.running.Fd()), unix.LOCK_SH); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", b.zfs.running.Name(), err)
 	}
-	if err := b.keepPrivate(); err != nil { // who was alone may be in another mount namespace
+	if err := b.keepPrivate(b.gid); err != nil { // who was alone may be in another mount namespace
 		return nil, err
 	}
 	if _, err := b.volumes.all(context.Background()); err != nil {
@@ -100,7 +101,7 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 // recover unmounts and destroys what processes that are gone have left, while nobody else has the home open.
 // What cannot be is reported: it is in nobody's way, and the next time may be luckier.
 func (b *Backend) recover() error {
-	if err := b.keepPrivate(); err != nil {
+	if err := b.keepPrivate(b.gid); err != nil {
 		return err
 	}
 	warn := func(what string, err error) {
@@ -157,7 +158,7 @@ func unmountBelow(dir string) error {
 	}
 	var errs []error
 	for _, m := range mounts {
-		if m.Mountpoint == dir { // keepPrivate's own
+		if m.Mountpoint == dir { // keepPrivate's
 			continue
 		}
 		errs = append(errs, unmountPoint(m.Mountpoint, false))

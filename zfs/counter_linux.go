@@ -61,8 +61,16 @@ func (c counter) add() (before, now count, err error) {
 		return before, now, nil
 	}
 	if isFull(err) && before.size > 8 {
-		now = count{before.changes, before.size - 1}
-		err = c.file.Truncate(now.size)
+		err = c.file.Truncate(before.size - 1)
+		if isFull(err) { // for the time of it, which ZFS sets in a second step
+			err = nil
+		}
+		if err == nil {
+			now, err = c.read()
+		}
+		if err == nil && now == before {
+			err = unix.ENOSPC
+		}
 	}
 	if err != nil {
 		return before, now, fmt.Errorf("write change counter: %w", err)

@@ -25,16 +25,16 @@ import (
 // TestFull does every operation while a pool fills up, and while a quota of the dataset that holds the volumes does. The
 // home is on what is full. What fails says ENOSPC or EDQUOT and leaves nothing; a home can be opened, and emptied.
 func TestFull(t *testing.T) {
-	levels := []int{98, 100}
+	levels := []int{100}
 	if testfs.Long() {
 		levels = []int{95, 96, 97, 98, 99, 100}
 	}
 	for name, properties := range map[string][]string{
 		"pool":  {},
-		"quota": {"-o", "quota=48M"},
+		"quota": {"-o", "quota=16M"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pool, _ := ownPool(t, 512<<20)
+			pool, _ := ownPoolOf(t, 96<<20, 128<<20)
 			mountpoint := t.TempDir() + "/root"
 			root := pool + "/root"
 			zfs(t, append(append([]string{"create", "-o", "mountpoint=" + mountpoint}, properties...), root)...)
@@ -131,6 +131,7 @@ func (f *full) tryAll(t *testing.T, level string) {
 	ctx := t.Context()
 	d := cowcommon.NewDriver(Name, f.Backend, cowcommon.Options{})
 	remove := func() error { return f.Remove(ctx, "new") }
+	needsNoSpace := map[string]bool{"view of sealed": true, "usage": true, "mount": true}
 	for _, try := range []struct {
 		what     string
 		do, undo func() error
@@ -173,6 +174,7 @@ func (f *full) tryAll(t *testing.T, level string) {
 			require.Error(t, err)
 			assert.Equal(t, before, f.state(t), "%s at %s", try.what, level)
 		case err != nil:
+			assert.False(t, needsNoSpace[try.what], "%s at %s: %v", try.what, level, err)
 			t.Logf("%s at %s: %v", try.what, level, err)
 			require.True(t, isFull(err), "%s at %s: %v", try.what, level, err)
 			assert.Equal(t, before, f.state(t), "%s at %s: %v", try.what, level, err)
@@ -181,7 +183,9 @@ func (f *full) tryAll(t *testing.T, level string) {
 				require.NoError(t, err, "%s at %s", try.what, level)
 			}
 		}
-		f.assertTold(t, try.what+" at "+level)
+		if try.undo != nil {
+			f.assertTold(t, try.what+" at "+level)
+		}
 		for _, dir := range []string{f.locks, f.views, f.graph, f.intents} {
 			entries, err := os.ReadDir(dir)
 			require.NoError(t, err)

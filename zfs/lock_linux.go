@@ -123,8 +123,14 @@ func (l layout) tryLockView(name string) (_ *os.File, ok bool, err error) {
 	}
 }
 
-// unlockView gives up the lock of a view. gone is called first; the file goes unless that fails.
+// unlockView gives up the lock of a view, nil if it has none. gone is called first; the file goes unless that fails.
 func (l layout) unlockView(f *os.File, gone func() error) (err error) {
+	if f == nil && gone == nil {
+		return nil
+	}
+	if f == nil {
+		return gone()
+	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if gone != nil {
 		if err := gone(); err != nil {

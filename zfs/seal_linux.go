@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// state is what a volume is for those who would use it. docs/on-disk-format.md, "The states of a volume", draws them.
+// state is what a volume is for those who would use it. docs/architecture.md, "The states of a volume", draws them.
 // While a claim moves a volume from one state to another it is sealing, thawing or doomed, and nobody can use it.
 type state int
 

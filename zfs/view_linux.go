@@ -33,12 +33,13 @@ type view struct {
 // mountedSnapshot is a snapshot mounted for views: the one that seals a volume, or one taken for one view alone.
 //
 // Its lock file, the directory that it is mounted on and, if it was taken for a view, the snapshot have the same name
-// but for what comes before the "@". So whoever finds the lock free can take away all three.
+// but for what comes before the "@". So whoever finds the lock free can take away all three. Without a lock they go, if
+// the process is killed, when the home is next opened.
 type mountedSnapshot struct {
 	name      string // of the snapshot, in full
 	temporary bool   // it was taken for a view
 	dir       string
-	lock      *os.File
+	lock      *os.File // nil: there was no space for it
 }
 
 // View mounts the snapshot that seals a volume, or takes one of a volume that is not sealed and mounts that.
@@ -97,15 +98,22 @@ func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (
 	}
 	m.name, m.temporary = b.datasetOf(lockName), true
 	discard := func(ctx context.Context) error { return b.discard(ctx, m.name) }
-	if err := b.snapshot(ctx, volume, m.name, []*os.File{m.lock}, discard); err != nil {
+	var inherits []*os.File
+	if m.lock != nil {
+		inherits = []*os.File{m.lock}
+	}
+	if err := b.snapshot(ctx, volume, m.name, inherits, discard); err != nil {
 		return nil, errors.Join(err, b.after(err, func() error { return b.unlockView(m.lock, nil) }))
 	}
 	return m, b.mountSnapshot(ctx, m)
 }
 
-// lockSnapshot takes the lock of a snapshot that is to be mounted.
+// lockSnapshot takes the lock of a snapshot that is to be mounted, if there is space for it.
 func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
 	lock, ok, err := b.tryLockView(lockName)
+	if isFull(err) {
+		err, ok = nil, true
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -166,7 +166,6 @@ type Subvolume struct {
 	ReceivedUUID UUID
 	Generation   uint64
 	OGeneration  uint64 // generation in which it was made
-	SendTransid  uint64 // what SetReceived was given
 	ReadOnly     bool
 	Created      time.Time
 }
@@ -214,7 +213,6 @@ func Info(fd int) (Subvolume, error) {
 		ReceivedUUID: args.receivedUUID,
 		Generation:   args.generation,
 		OGeneration:  args.otransid,
-		SendTransid:  args.stransid,
 		ReadOnly:     args.flags&1 != 0, // BTRFS_ROOT_SUBVOL_RDONLY, unlike the flag of the ioctls
 		Created:      time.Unix(int64(args.otime.sec), int64(args.otime.nsec)),
 	}, nil
@@ -264,8 +262,7 @@ type receivedSubvolArgs struct {
 }
 
 // SetReceived marks the subvolume whose root is open as fd as received from the one with that UUID and
-// transaction id, as btrfs receive does. With the UUID that the subvolume has already, this only overwrites what is
-// there, and so works on a full filesystem. EROFS: it is read-only.
+// transaction id, as btrfs receive does.
 func SetReceived(fd int, uuid UUID, transid uint64) error {
 	return ioctl(fd, iocSetReceivedSubvol, unsafe.Pointer(&receivedSubvolArgs{uuid: uuid, stransid: transid}))
 }
