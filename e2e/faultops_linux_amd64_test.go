@@ -127,6 +127,7 @@ func faultOperations(s system) []faultOperation {
 				return err
 			},
 			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			broken: []string{"left: graph/child"},
 		},
 		{
 			name: "changes",
