@@ -16,8 +16,7 @@ Tasks:
   build  what `make build` needs: nothing but Go and git
   test   what `make test` needs
   lint   what `make lint` needs
-  gates  what `make gates` needs besides bench
-  fresh  what scripts/fresh-machine.sh needs
+  gates  what `make gates` needs besides bench, and scripts/fresh-machine.sh
   demo   what `make demo` needs
   bench  what `make bench` needs
   daemons  what scripts/daemons.sh needs to build and run containerd and dockerd
@@ -41,7 +40,7 @@ packages() {
 	# gcc and libc6-dev: the race detector. mount has losetup.
 	test) echo git gcc libc6-dev btrfs-progs mount util-linux acl attr libcap2-bin ;;
 	lint) echo git shellcheck ;;
-	gates | fresh) echo git mount util-linux mmdebstrap ca-certificates ;;
+	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
 	daemons)

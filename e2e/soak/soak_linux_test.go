@@ -3,7 +3,6 @@ package soak
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -107,6 +106,11 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	t.Logf("events: %v", s.counts)
+	for _, kind := range []string{"kill", "term", "signal", "space", "foreign"} {
+		if s.chaos[kind] {
+			assert.Positive(t, s.counts[kind], "%s happened", kind)
+		}
+	}
 	s.checkGrowth(sizes)
 	s.end()
 }
@@ -225,6 +229,7 @@ func (s *soak) round(rng *rand.Rand, length time.Duration, kills bool) {
 	if !assert.NoError(s.t, err) {
 		return
 	}
+	rest := time.Now()
 	s.waitIdle()
 	for _, w := range workers {
 		assert.NoError(s.t, w.checkAll())
@@ -235,8 +240,8 @@ func (s *soak) round(rng *rand.Rand, length time.Duration, kills bool) {
 	for _, w := range workers {
 		assert.NoError(s.t, w.removeAll())
 	}
-	s.t.Logf("%d operations, kills: %v", operations(), kills)
 	s.checkEmpty()
+	s.t.Logf("%d operations, kills: %v; looked at and removed in %s", operations(), kills, time.Since(rest).Round(time.Millisecond))
 }
 
 // waitIdle waits until the daemon works on no request: one that was cancelled may go on for a moment.
@@ -364,5 +369,4 @@ func (s *soak) end() {
 	for _, word := range []string{"DATA RACE", "panic:", "fatal error:"} {
 		assert.NotContains(s.t, string(log), word)
 	}
-	s.t.Logf("events: %v", maps.Clone(s.counts))
 }
