@@ -70,9 +70,10 @@ main() {
 	esac
 	check_go
 
-	local wanted=() absent=() root=()
+	local wanted=() absent=() root=() names
 	for task in "$@"; do
-		read -ra names <<<"$(packages "$task")"
+		names=$(packages "$task") # ends the script if there is no such task
+		read -ra names <<<"$names"
 		wanted+=("${names[@]}")
 	done
 	if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then

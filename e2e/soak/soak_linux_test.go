@@ -41,12 +41,13 @@ const (
 
 // soak is a run on one filesystem.
 type soak struct {
-	t      *testing.T
-	mnt    string // the filesystem
-	dir    string // sockets, logs and mount points
-	daemon *daemon
-	chaos  map[string]bool
-	base   tree
+	t       *testing.T
+	mnt     string // the filesystem
+	dir     string // sockets, logs, mount points and programs
+	program string // the command
+	daemon  *daemon
+	chaos   map[string]bool
+	base    tree
 
 	foreignMade int
 
@@ -138,7 +139,8 @@ func newSoak(t *testing.T) *soak {
 	if mode == "off" {
 		s.chaos["limit"] = false
 	}
-	s.daemon = &daemon{program: buildProgram(t, s.dir), root: filepath.Join(s.mnt, "root"), dir: s.dir, quota: mode, failed: s.fail}
+	s.program = buildProgram(t, filepath.Join(s.dir, "cowshed"))
+	s.daemon = &daemon{program: buildDaemon(t, s.dir), root: filepath.Join(s.mnt, "root"), dir: s.dir, quota: mode, failed: s.fail}
 	serveContent(t, s.daemon.socket("containerd"))
 	require.NoError(t, s.daemon.start(), "%s", s.log())
 	t.Cleanup(func() {
@@ -231,17 +233,22 @@ func (s *soak) round(rng *rand.Rand, length time.Duration, kills bool) {
 	}
 	rest := time.Now()
 	s.waitIdle()
-	for _, w := range workers {
-		assert.NoError(s.t, w.checkAll())
-	}
-	if s.t.Failed() {
+	if s.each(workers, worker.checkAll); s.t.Failed() {
 		return
 	}
-	for _, w := range workers {
-		assert.NoError(s.t, w.removeAll())
-	}
+	s.each(workers, worker.removeAll)
 	s.checkEmpty()
 	s.t.Logf("%d operations, kills: %v; looked at and removed in %s", operations(), kills, time.Since(rest).Round(time.Millisecond))
+}
+
+// each has all workers do something at once.
+func (s *soak) each(workers []worker, do func(w worker) error) {
+	s.t.Helper()
+	var group errgroup.Group
+	for _, w := range workers {
+		group.Go(func() error { return do(w) })
+	}
+	assert.NoError(s.t, group.Wait())
 }
 
 // waitIdle waits until the daemon works on no request: one that was cancelled may go on for a moment.
