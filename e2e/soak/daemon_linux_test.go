@@ -173,6 +173,18 @@ func (d *daemon) endLocked(by syscall.Signal) error {
 	return nil
 }
 
+// running says whether the process has not ended.
+func (d *daemon) running() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case <-d.ended:
+		return false
+	default:
+		return true
+	}
+}
+
 // signal sends a signal that means nothing to the daemon.
 func (d *daemon) signal(s syscall.Signal) error {
 	d.mu.Lock()
