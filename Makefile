@@ -13,7 +13,7 @@ DRIVER ?= btrfs
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(COWSHED_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
-.PHONY: help build test test-unit test-zfs test-daemons zfs-shell gates fuzz lint tidy bench demo clean FORCE
+.PHONY: help build test test-long test-unit test-zfs test-daemons zfs-shell gates fuzz lint tidy bench demo clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ bin/cowshed: FORCE
 test: ## run every test, as root; a test that is skipped fails
 	@scripts/deps.sh test bench daemons
 	scripts/test.sh all
+
+test-long: ## run the long variants of the tests, which take hours: soak, crash images, fresh machine
+	@scripts/deps.sh test bench daemons fresh
+	scripts/test.sh long
 
 test-unit: ## run the tests that need no root; others skip
 	scripts/test.sh unit

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +44,7 @@ type Backend struct {
 	uses      inuse.Table[*subvolume] // volumes that are mounted or in view, by name
 	snapshots inuse.Table[*snapshot]  // those taken for one view each, by name in the directory views
 
-	removals atomic.Uint64
+	leftovers leftovers
 
 	closeOnce sync.Once
 	closeErr  error
@@ -74,6 +73,12 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 		return nil, err
 	}
 	if b.fs, err = os.OpenFile(b.home, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+		return nil, err
+	}
+	if stub, err := isStub(b.fs); err != nil || stub {
+		if err == nil {
+			err = stubError(b.fs)
+		}
 		return nil, err
 	}
 	if b.fsUUID, err = btrfsctl.FilesystemUUID(int(b.fs.Fd())); err != nil {
@@ -108,7 +113,9 @@ func (b *Backend) Close() error {
 }
 
 func (b *Backend) close() error {
-	return errors.Join(b.snapshots.CloseAll(b.closeSnapshot), b.sweepQgroups(), b.closeFiles())
+	err := b.snapshots.CloseAll(b.closeSnapshot)
+	b.leaveQgroups()
+	return errors.Join(err, b.closeFiles())
 }
 
 func (b *Backend) closeFiles() error {

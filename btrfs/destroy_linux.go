@@ -1,11 +1,14 @@
 package btrfs
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -14,44 +17,149 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// errNotSubvolume says that something is not the root of a subvolume, so Cowshed did not make it.
-var errNotSubvolume = fmt.Errorf("not a subvolume: %w", errdefs.ErrFailedPrecondition)
-
-// subvolume is the open root directory of a subvolume, and what the kernel says about it.
-type subvolume struct {
-	*os.File
-	info btrfsctl.Subvolume
+// insist repeats an operation that the kernel refuses for want of space, after a commit and a while: the one gives back
+// what was only reserved, in the other the cleaner frees what has been destroyed.
+func (b *Backend) insist(operation func() error) error {
+	const longest = 300 * time.Millisecond
+	err := operation()
+	for pause := 10 * time.Millisecond; isFull(err) && pause < longest; pause *= 3 {
+		if wake := btrfsctl.WakeCleaner(int(b.fs.Fd())); wake != nil {
+			return errors.Join(err, wake)
+		}
+		time.Sleep(pause)
+		err = operation()
+	}
+	return err
 }
 
-func (s *subvolume) fd() int { return int(s.Fd()) }
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
-// reopen opens the root again, for use beyond the subvolume's Close.
-func (s *subvolume) reopen() (*os.File, error) {
-	fd, err := unix.Openat(s.fd(), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: s.Name(), Err: err}
-	}
-	return os.NewFile(uintptr(fd), s.Name()), nil
+// unlink unlinks the subvolume name, which has nothing nested inside, from the directory dir.
+func (b *Backend) unlink(dir int, name string) error {
+	return b.insist(func() error { return btrfsctl.DestroySubvolume(dir, name) })
 }
 
-// openSubvolume opens the root of the subvolume name in dir, one of the layout's directories.
-func (b *Backend) openSubvolume(dir *os.File, name string) (*subvolume, error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	path := dir.Name() + "/" + name
-	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil, fmt.Errorf("%s: %w", path, errNotSubvolume)
+// doom takes the volume away for good. If that fails, the volume is as it was, unless the error is about what is left
+// of it where nobody finds it.
+func (c *claimed) doom() error {
+	c.b.markQgroup(c.info.ID)
+	hidden, as, err := c.takeAway()
+	if err != nil {
+		c.b.unmarkQgroup(c.info.ID)
+		return err
+	}
+	if hidden == nil {
+		return nil
+	}
+	return c.b.destroy(hidden, as)
+}
+
+// takeAway destroys the volume with one call or, if something is nested inside, hides it in a directory under a name or
+// mark of what is to be destroyed.
+func (c *claimed) takeAway() (hidden *os.File, as string, err error) {
+	unlink := func() error { return c.b.unlink(int(c.b.dirs.subvolumes.Fd()), c.name) }
+	err = unlink()
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOTEMPTY) {
+		return nil, "", err
+	}
+	protection, readErr := btrfsctl.ProtectionOf(c.fd())
+	if readErr != nil {
+		return nil, "", errors.Join(err, readErr)
+	}
+	if errors.Is(err, unix.EPERM) && protection == 0 {
+		return nil, "", err // for a reason that cannot be taken away
+	}
+	before := c.state()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, btrfsctl.Protect(c.fd(), protection), c.move(before))
+		}
+	}()
+	if err := c.b.unprotect(c.fd()); err != nil {
+		return nil, "", err
+	}
+	if err := unlink(); !errors.Is(err, unix.ENOTEMPTY) {
+		return nil, "", err
+	}
+	as = temporaryName(c.name)
+	if err = c.b.hide(c, as); isFull(err) {
+		return c.b.dirs.subvolumes, c.name, c.b.markDoomed(c)
+	}
+	return c.b.dirs.removing, as, err
+}
+
+// hide renames a volume away. Not before the name is gone for good may a part of what is inside go.
+func (b *Backend) hide(c *claimed, as string) error {
+	err := b.insist(func() error {
+		return unix.Renameat(int(b.dirs.subvolumes.Fd()), c.name, int(b.dirs.removing.Fd()), as)
+	})
+	if err != nil {
+		return fmt.Errorf("take away: %w", err)
+	}
+	return b.commit()
+}
+
+// sticky on the directory removing says that volumes may be marked as doomed.
+const sticky = 0o1000
+
+// markDoomed hides a volume under its own name, where there is no room for another: its root gets an owner that says so.
+// The owner of a file and the mode of a directory are overwritten in place, which needs nothing new.
+func (b *Backend) markDoomed(c *claimed) error {
+	err := b.insist(func() error { return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710|sticky) })
+	if err == nil {
+		uid, gid := doomedOwner(c.info.UUID)
+		err = b.insist(func() error { return unix.Fchown(c.fd(), int(uid), int(gid)) })
 	}
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		return fmt.Errorf("mark as removed: %w", err)
 	}
-	s := &subvolume{File: os.NewFile(uintptr(fd), path)}
-	if s.info, err = btrfsctl.Info(fd); err != nil {
-		return nil, errors.Join(fmt.Errorf("subvolume %s: %w", s.Name(), err), s.Close())
+	return b.commit()
+}
+
+// doomedOwner is the owner of the root of a doomed subvolume. It follows from the subvolume's own UUID, so no other has
+// it, and no snapshot inherits its meaning.
+func doomedOwner(uuid btrfsctl.UUID) (uid, gid uint32) {
+	sum := sha256.Sum256(append([]byte("cowshed doomed "), uuid[:]...))
+	return binary.LittleEndian.Uint32(sum[:])&^1 | highID, binary.LittleEndian.Uint32(sum[4:])&^1 | highID
+}
+
+// highID is set in the ids of doomed owners, and in few others. The last bit is not: the highest id means none.
+const highID = 1 << 31
+
+// errDoomed says that a volume has been removed, if not all of it is destroyed.
+var errDoomed = fmt.Errorf("its removal has not ended: %w", errdefs.ErrNotFound)
+
+func (s *subvolume) checkNotDoomed() error {
+	var stat unix.Stat_t
+	if err := unix.Fstat(s.fd(), &stat); err != nil {
+		return &fs.PathError{Op: "stat", Path: s.Name(), Err: err}
 	}
-	if s.info.ID == b.dirs.subvolumesID { // an ordinary directory of the subvolume that holds the layout
-		return nil, errors.Join(fmt.Errorf("%s: %w", s.Name(), errNotSubvolume), s.Close())
+	if stat.Uid&highID == 0 || stat.Gid&highID == 0 {
+		return nil
 	}
-	return s, nil
+	if uid, gid := doomedOwner(s.info.UUID); stat.Uid == uid && stat.Gid == gid {
+		return fmt.Errorf("%s: %w", s.Name(), errDoomed)
+	}
+	return nil
+}
+
+// destroyDoomed goes on with the removal of a volume that a process has died of, unless another is at it.
+func (b *Backend) destroyDoomed(name string) error {
+	dir, err := b.openSubvolume(b.dirs.subvolumes, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	}
+	if !errors.Is(dir.checkNotDoomed(), errDoomed) {
+		return nil // another volume by now
+	}
+	return b.destroy(b.dirs.subvolumes, name)
 }
 
 // destroy unlinks the subvolume name of dir with whatever subvolumes are nested inside. It is for what
@@ -65,18 +173,16 @@ func (b *Backend) destroy(dir *os.File, name string) error {
 		return err
 	}
 	defer root.Close()
-	if err := b.markQgroup(root.info.ID); err != nil {
-		return err
-	}
-	err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
+	b.expectQgroup(root.info.ID)
+	err = b.unlink(int(dir.Fd()), name)
 	if errors.Is(err, unix.ENOTEMPTY) {
 		if err := b.destroyNested(root.info.ID); err != nil {
 			return fmt.Errorf("subvolumes nested in %s: %w", root.Name(), err)
 		}
-		err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
+		err = b.unlink(int(dir.Fd()), name)
 	}
-	if errors.Is(err, unix.EPERM) && unprotect(root.fd()) == nil {
-		err = btrfsctl.DestroySubvolume(int(dir.Fd()), name)
+	if errors.Is(err, unix.EPERM) && b.unprotect(root.fd()) == nil {
+		err = b.unlink(int(dir.Fd()), name)
 	}
 	if err != nil {
 		return fmt.Errorf("destroy subvolume %s: %w", root.Name(), err)
@@ -86,8 +192,14 @@ func (b *Backend) destroy(dir *os.File, name string) error {
 
 // unprotect makes the subvolume whose root is open as fd writable, and takes flags off its root that keep it
 // from being unlinked.
-func unprotect(fd int) error {
-	return errors.Join(btrfsctl.SetReadOnly(fd, false), btrfsctl.AllowUnlink(fd))
+func (b *Backend) unprotect(fd int) error {
+	err := b.insist(func() error {
+		return errors.Join(btrfsctl.SetReadOnly(fd, false), btrfsctl.AllowUnlink(fd))
+	})
+	if err != nil {
+		return fmt.Errorf("make writable: %w", err)
+	}
+	return nil
 }
 
 // destroyNested destroys all subvolumes inside the subvolume id, at any depth, and leaves it writable.
@@ -121,8 +233,8 @@ func (b *Backend) openForDestruction(id uint64) ([]btrfsctl.RootRef, error) {
 		return nil, fmt.Errorf("open subvolume %d: %w", id, err)
 	}
 	defer unix.Close(fd)
-	if err := unprotect(fd); err != nil {
-		return nil, fmt.Errorf("make subvolume %d writable: %w", id, err)
+	if err := b.unprotect(fd); err != nil {
+		return nil, fmt.Errorf("subvolume %d: %w", id, err)
 	}
 	nested, err := btrfsctl.Nested(fd)
 	if err != nil {
@@ -142,54 +254,17 @@ func (b *Backend) destroyByID(id uint64) error {
 		return err
 	}
 	defer unix.Close(dir)
-	if err := b.markQgroup(id); err != nil {
-		return err
+	b.expectQgroup(id)
+	err = b.unlink(dir, link.Name)
+	if errors.Is(err, unix.EDQUOT) {
+		// With classic quotas the subvolume around it is charged for what unlinking reserves. It goes too.
+		if limitErr := b.quotas.SetLimit(context.Background(), link.ParentID, quota.Limit{}); limitErr != nil {
+			return errors.Join(err, limitErr)
+		}
+		err = b.unlink(dir, link.Name)
 	}
-	err = btrfsctl.DestroySubvolume(dir, link.Name)
 	if errors.Is(err, unix.EPERM) && btrfsctl.AllowUnlink(dir) == nil {
-		err = btrfsctl.DestroySubvolume(dir, link.Name)
+		err = b.unlink(dir, link.Name)
 	}
 	return err
-}
-
-// markQgroup notes that the qgroup of the subvolume id, which is about to be destroyed, has to go. It
-// cannot go before the kernel has dropped the subvolume, which may be long after; the mark outlives a
-// crash and says that the qgroup was Cowshed's.
-func (b *Backend) markQgroup(id uint64) error {
-	mode, err := b.quotas.Mode()
-	if err != nil || mode == quota.Off {
-		return err
-	}
-	fd, err := unix.Openat(int(b.dirs.removing.Fd()), qgroupMark+strconv.FormatUint(id, 10),
-		unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fmt.Errorf("mark qgroup of subvolume %d: %w", id, err)
-	}
-	return unix.Close(fd)
-}
-
-// sweepQgroups removes the marked qgroups that can be removed by now, and their marks. The others stay
-// for the next time.
-func (b *Backend) sweepQgroups() error {
-	entries, err := os.ReadDir(b.dirs.removing.Name())
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		if !isQgroupMark(entry) {
-			continue
-		}
-		id, _ := markedQgroup(entry.Name())
-		err := b.quotas.Remove(id)
-		if errors.Is(err, quota.ErrNotYet) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := unix.Unlinkat(int(b.dirs.removing.Fd()), entry.Name(), 0); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("unmark qgroup of subvolume %d: %w", id, err)
-		}
-	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/btrfs/sendstream"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
@@ -23,7 +24,7 @@ const maxAncestors = 1024
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
-		return nil, fmt.Errorf("btrfs: hints: %w", err)
+		return nil, fmt.Errorf("btrfs: hints: %w", treediff.WithoutHints(ctx, reasonOf(err), err))
 	}
 	return hints, nil
 }
@@ -35,8 +36,6 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("not two views of one btrfs filesystem")}
 	}
 	switch related, err := b.related(baseView.dir.info, topView.dir.info); {
-	case errors.Is(err, unix.EPERM):
-		return nil, &treediff.NoHintsError{Reason: "permission", Err: err}
 	case err != nil:
 		return nil, fmt.Errorf("find common ancestor: %w", err)
 	case !related:
@@ -50,7 +49,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		return err
 	})
 	if err != nil {
-		return nil, noHints(err)
+		return nil, err
 	}
 	if err := addLinks(topView.dir.File, replayed); err != nil {
 		return nil, err
@@ -74,23 +73,21 @@ func rootNamesOf(v *view) rootNames {
 	}
 }
 
-// noHints turns an error of the kernel's into the reason for which both trees are to be walked: whatever kept
-// it from comparing, ENOENT from a bug with siblings among it, does not keep a walk from it.
-func noHints(err error) error {
-	errno := unix.Errno(0)
-	if !errors.As(err, &errno) {
-		return err
+// reasonOf names what kept hints from being had: of the kernel's errors, ENOENT from a bug with siblings among them,
+// none keeps a walk from succeeding.
+func reasonOf(err error) string {
+	broken := (*sendstream.Error)(nil)
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return "permission"
+	case errors.Is(err, unix.EAGAIN):
+		return "dedupe"
+	case errors.Is(err, unix.ENAMETOOLONG): // a stream names everything by its path from the root, of less than PATH_MAX bytes
+		return "path-too-long"
+	case errors.As(err, &broken): // of a process that was stopped meanwhile, see btrfsctl.Send
+		return "malformed"
 	}
-	reason := "kernel"
-	switch errno {
-	case unix.EPERM:
-		reason = "permission"
-	case unix.EAGAIN:
-		reason = "dedupe"
-	case unix.ENAMETOOLONG: // a stream names everything by its path from the root, of less than PATH_MAX bytes
-		reason = "path-too-long"
-	}
-	return &treediff.NoHintsError{Reason: reason, Err: err}
+	return "kernel"
 }
 
 // related reports whether two subvolumes have a common ancestor, themselves included.

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
@@ -24,10 +22,6 @@ const (
 	viewsName      = "views"
 	quotasName     = "quotas" // moby's
 )
-
-// qgroupMark starts the name of an empty file in removing that says: the qgroup of the subvolume with
-// the id that follows is to be removed.
-const qgroupMark = "qgroup-"
 
 // dirs are the directories of the layout, open for calls relative to them.
 type dirs struct {
@@ -87,6 +81,9 @@ func (d *dirs) open(home string, gid int) error {
 		}
 	}
 	info, err := btrfsctl.Info(int(d.subvolumes.Fd()))
+	if errors.Is(err, unix.ENOTTY) {
+		return stubError(d.subvolumes)
+	}
 	if err != nil {
 		return fmt.Errorf("subvolume of %s: %w", d.subvolumes.Name(), err)
 	}
@@ -127,27 +124,42 @@ func (b *Backend) recover() error {
 			if dir == b.dirs.removing && isQgroupMark(entry) {
 				continue
 			}
-			if err := b.destroy(dir, entry.Name()); err != nil {
+			err := b.destroy(dir, entry.Name())
+			if errors.Is(err, errStub) { // of something temporary, in a snapshot of the home
+				err = unix.Unlinkat(int(dir.Fd()), entry.Name(), unix.AT_REMOVEDIR)
+			}
+			if err != nil {
 				b.log.Warn("btrfs: left over, and cannot be destroyed", "path", filepath.Join(dir.Name(), entry.Name()), "error", err)
 			}
 		}
 	}
-	if err := b.sweepQgroups(); err != nil {
-		b.log.Warn("btrfs: qgroups of removed layers are left over", "error", err)
+	if err := b.recoverDoomed(); err != nil {
+		b.log.Warn("btrfs: removed layers are left over", "error", err)
 	}
+	b.sweepQgroups()
 	return nil
 }
 
-func isQgroupMark(entry fs.DirEntry) bool {
-	_, ok := markedQgroup(entry.Name())
-	return ok && entry.Type().IsRegular()
-}
-
-func markedQgroup(name string) (id uint64, ok bool) {
-	digits, ok := strings.CutPrefix(name, qgroupMark)
-	if !ok {
-		return 0, false
+// recoverDoomed destroys the volumes that are marked as doomed, if there can be any.
+func (b *Backend) recoverDoomed() error {
+	info, err := b.dirs.removing.Stat()
+	if err != nil || info.Mode()&fs.ModeSticky == 0 {
+		return err
 	}
-	id, err := strconv.ParseUint(digits, 10, 64)
-	return id, err == nil
+	entries, err := os.ReadDir(b.dirs.subvolumes.Name())
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		dir, err := b.openVolume(entry.Name())
+		if err == nil {
+			err = dir.Close()
+		}
+		if errors.Is(err, errDoomed) {
+			if err := b.destroy(b.dirs.subvolumes, entry.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710)
 }

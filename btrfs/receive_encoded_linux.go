@@ -39,15 +39,13 @@ func (v *receiver) encodedWrite(c *sendstream.EncodedWrite) error {
 		if err != nil {
 			return err
 		}
-		err = ignoringEINTR(func() error {
-			return btrfsctl.EncodedWrite(fd, btrfsctl.EncodedIO{
-				Offset:          offset,
-				Len:             c.UnencodedFileLen,
-				UnencodedLen:    c.UnencodedLen,
-				UnencodedOffset: c.UnencodedOffset,
-				Compression:     uint32(c.Compression),
-			}, c.Data)
-		})
+		err = btrfsctl.EncodedWrite(fd, btrfsctl.EncodedIO{
+			Offset:          offset,
+			Len:             c.UnencodedFileLen,
+			UnencodedLen:    c.UnencodedLen,
+			UnencodedOffset: c.UnencodedOffset,
+			Compression:     uint32(c.Compression),
+		}, c.Data)
 		if !cannotEncode(err) {
 			return pathError("write", c.Path, err)
 		}

@@ -9,64 +9,111 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/inuse"
 )
+
+// state is what can be done with a volume that nobody uses. docs/architecture.md draws the states.
+type state uint8
+
+const (
+	writable state = iota
+	sealed
+	doomed // hidden from everybody, and about to be destroyed
+)
+
+// claimed is a volume that the caller has for itself until it calls done, and the only way to change its state.
+type claimed struct {
+	*subvolume
+	b       *Backend
+	name    string
+	release func()
+}
+
+func (c *claimed) done() error {
+	defer c.release() // once the lock is free
+	return c.Close()
+}
+
+// state is the volume's state, which nobody else can change.
+func (c *claimed) state() state {
+	if c.info.ReadOnly {
+		return sealed
+	}
+	return writable
+}
+
+// move brings the volume into another state. A doomed one stays that.
+func (c *claimed) move(to state) error {
+	if to == doomed {
+		return c.doom()
+	}
+	readOnly := to == sealed
+	if err := c.b.insist(func() error { return btrfsctl.SetReadOnly(c.fd(), readOnly) }); err != nil {
+		return fmt.Errorf("set read-only=%t: %w", readOnly, err)
+	}
+	c.info.ReadOnly = readOnly
+	return nil
+}
 
 // Seal makes a volume that nobody uses read-only for good, and what it holds survive a power cut. Sealing it
 // twice does nothing. errdefs.ErrFailedPrecondition: it is in use, and was not changed.
 func (b *Backend) Seal(ctx context.Context, name string) error {
-	if err := b.sealForGood(ctx, name); err != nil {
+	err := b.withSealed(ctx, name, func(v *subvolume, before state) error {
+		if before == sealed {
+			return nil
+		}
+		return unix.Syncfs(v.fd())
+	})
+	if err != nil {
 		return fmt.Errorf("btrfs: seal %s: %w", name, err)
 	}
 	return nil
 }
 
-func (b *Backend) sealForGood(ctx context.Context, name string) (err error) {
-	opened, err := b.openVolume(name)
+// withSealed calls rely with a volume that is sealed, and was in the state before. Nobody can undo the seal until rely
+// returns. A seal that was set for it is undone if it fails.
+//
+// errdefs.ErrFailedPrecondition: the volume is writable and in use, a descriptor that is open for writing would go on
+// writing. rely has not been called.
+func (b *Backend) withSealed(ctx context.Context, name string, rely func(v *subvolume, before state) error) error {
+	used, err := b.acquire(ctx, name, inuse.Brief)
 	if err != nil {
 		return err
 	}
-	if err := opened.Close(); err != nil || opened.info.ReadOnly {
+	if used.info.ReadOnly {
+		return errors.Join(rely(used, sealed), b.release(name, inuse.Brief))
+	}
+	if err := b.release(name, inuse.Brief); err != nil {
 		return err
 	}
-	dir, done, err := b.claim(ctx, name)
+	v, err := b.claim(ctx, name)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, done()) }()
-	if dir.info.ReadOnly { // by now
-		return nil
+	before := v.state() // another may have sealed it by now
+	if err = v.move(sealed); err == nil {
+		err = rely(v.subvolume, before)
 	}
-	if err := btrfsctl.SetReadOnly(dir.fd(), true); err != nil {
-		return err
+	if err != nil {
+		err = errors.Join(err, v.move(before))
 	}
-	if err := unix.Syncfs(dir.fd()); err != nil {
-		return errors.Join(err, btrfsctl.SetReadOnly(dir.fd(), false))
-	}
-	return nil
+	return errors.Join(err, v.done())
 }
 
-// seal makes a volume read-only unless somebody uses it: a descriptor that is open for writing would go
-// on writing. The volume cannot be used until settle is called, with whether it is to stay sealed: it is not
-// if what it was sealed for failed.
-//
-// Its error is that the volume is not there, or cannot be sealed; not that it is in use.
-func (b *Backend) seal(ctx context.Context, name string) (settle func(keep bool) error, err error) {
-	dir, done, err := b.claim(ctx, name)
-	if errors.Is(err, errdefs.ErrFailedPrecondition) {
-		return func(bool) error { return nil }, nil
+// withSource calls use with a volume that is to be cloned: sealed, as withSealed has it, or if somebody uses it as it
+// is.
+func (b *Backend) withSource(ctx context.Context, name string, use func(v *subvolume) error) error {
+	called := false
+	err := b.withSealed(ctx, name, func(v *subvolume, _ state) error {
+		called = true
+		return use(v)
+	})
+	if called || !errdefs.IsFailedPrecondition(err) {
+		return err
 	}
+	used, err := b.acquire(ctx, name, inuse.Brief)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	settle = func(keep bool) error {
-		var err error
-		if !keep && !dir.info.ReadOnly {
-			err = btrfsctl.SetReadOnly(dir.fd(), false)
-		}
-		return errors.Join(err, done())
-	}
-	if err := btrfsctl.SetReadOnly(dir.fd(), true); err != nil {
-		return nil, errors.Join(fmt.Errorf("seal %s: %w", name, err), settle(false))
-	}
-	return settle, nil
+	return errors.Join(use(used), b.release(name, inuse.Brief))
 }

@@ -2,6 +2,7 @@ package btrfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,12 +10,15 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/btrfs/sendstream"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/quota"
 )
 
-// Send writes the btrfs send stream of top, as "btrfs send" does, incremental from base unless that is nil.
+// Send writes the btrfs send stream of top, as "btrfs send" does, incremental from base unless that is nil. Without
+// an error, what it has written is one whole stream.
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
@@ -28,10 +32,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		}
 		parent = baseView.dir.info.ID
 	}
-	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error {
-		_, err := io.Copy(w, r)
-		return err
-	})
+	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error { return sendstream.Copy(w, r) })
 	if err != nil {
 		return fmt.Errorf("btrfs: send %s: %w", topView.volume, err)
 	}
@@ -48,18 +49,27 @@ func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader)
 }
 
 func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.Reader) error {
-	var src *subvolume
+	if source == "" {
+		return b.receiveFrom(ctx, name, nil, r)
+	}
+	// It may take long, and keeps the source from being removed for as long.
+	src, err := b.acquire(ctx, source, inuse.Viewed)
+	if err != nil {
+		return err
+	}
+	if src.info.ReadOnly {
+		err = b.receiveFrom(ctx, name, src, r)
+	} else {
+		err = fmt.Errorf("source %s is not sealed: %w", source, errdefs.ErrFailedPrecondition)
+	}
+	return errors.Join(err, b.release(source, inuse.Viewed))
+}
+
+// receiveFrom receives a volume that builds on src, or on nothing if that is nil.
+func (b *Backend) receiveFrom(ctx context.Context, name string, src *subvolume, r io.Reader) error {
 	var srcFile *os.File
 	var srcID uint64
-	if source != "" {
-		var err error
-		if src, err = b.openVolume(source); err != nil {
-			return err
-		}
-		defer src.Close()
-		if !src.info.ReadOnly {
-			return fmt.Errorf("source %s is not sealed: %w", source, errdefs.ErrFailedPrecondition)
-		}
+	if src != nil {
 		srcFile, srcID = src.File, src.info.ID
 	}
 	limit, after, err := b.quotas.Inherit(ctx, quota.Limit{}, srcID)
@@ -81,26 +91,39 @@ func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.R
 			return unix.Syncfs(dir.fd())
 		},
 		publish: func(rename func() error, dir *subvolume) error {
-			// Nobody can use the volume before it is sealed: in this process the name is claimed, and others
-			// wait for the lock. After a crash in between it is there, complete, and not known as received.
-			release, err := b.uses.Claim(ctx, name)
-			if errdefs.IsFailedPrecondition(err) {
-				return errdefs.ErrAlreadyExists
-			}
-			if err != nil {
-				return err
-			}
-			defer release()
-			if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-				return fmt.Errorf("lock: %w", err)
-			}
-			if err := rename(); err != nil {
-				return err
-			}
-			if err := btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid); err != nil {
-				return fmt.Errorf("set received UUID: %w", err)
-			}
-			return btrfsctl.SetReadOnly(dir.fd(), true)
+			return b.publishReceived(ctx, name, dir, from, rename)
 		},
 	})
+}
+
+// publishReceived gives a received volume its name and seals it. Nobody can use it before it is sealed: in this process
+// the name is claimed, and others wait for the lock. After a crash in between it is there, complete, and not known as
+// received.
+func (b *Backend) publishReceived(ctx context.Context, name string, dir *subvolume, from received, rename func() error) error {
+	release, err := b.uses.Claim(ctx, name)
+	if errdefs.IsFailedPrecondition(err) {
+		return errdefs.ErrAlreadyExists
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("lock: %w", err)
+	}
+	if err := rename(); err != nil {
+		return err
+	}
+	// The one who calls closes the root, and so gives the lock back.
+	c := &claimed{subvolume: dir, b: b, name: name, release: release}
+	err = btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid)
+	if err != nil {
+		err = fmt.Errorf("set received UUID: %w", err)
+	} else {
+		err = c.move(sealed)
+	}
+	if err != nil {
+		return errors.Join(err, c.move(doomed))
+	}
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -29,50 +30,61 @@ func (b *Backend) release(name string, kind inuse.Kind) error {
 // claim takes a volume that nobody uses for itself, so that it can be changed as a whole; whoever wants
 // to use it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or in another
 // process, or is mounted by other means.
-func (b *Backend) claim(ctx context.Context, name string) (dir *subvolume, done func() error, err error) {
+func (b *Backend) claim(ctx context.Context, name string) (*claimed, error) {
 	release, err := b.uses.Claim(ctx, name)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if dir, err = b.lockVolume(ctx, name, unix.LOCK_EX); err != nil {
+	dir, err := b.lockVolume(ctx, name, unix.LOCK_EX)
+	if err != nil {
 		release()
-		return nil, nil, err
+		return nil, err
 	}
-	done = func() error {
-		defer release() // once the lock is free
-		return dir.Close()
-	}
+	c := &claimed{subvolume: dir, b: b, name: name, release: release}
 	mounted, err := mountedElsewhere(dir)
 	if err == nil && mounted {
 		err = fmt.Errorf("volume %s is mounted: %w", name, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return nil, nil, errors.Join(err, done())
+		return nil, errors.Join(err, c.done())
 	}
-	return dir, done, nil
+	return c, nil
 }
 
 // lockVolume opens a volume and locks it, shared to use it or exclusively to change it. The lock is on the
-// volume that has the name now, not on one that had it when it was opened.
+// volume that has the name now, not on one that had it when it was opened, and what is said about the volume holds
+// as long as the lock.
 func (b *Backend) lockVolume(ctx context.Context, name string, how int) (*subvolume, error) {
+	if err := cowcommon.CheckID(name); err != nil {
+		return nil, err
+	}
 	for {
-		dir, err := b.openVolume(name)
+		file, err := openRoot(b.dirs.subvolumes, name)
 		if err != nil {
-			return nil, err
+			return nil, volumeError(name, err)
 		}
 		if how == unix.LOCK_SH {
-			err = b.lockShared(ctx, dir)
-		} else if err = unix.Flock(dir.fd(), how|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+			err = b.lockShared(ctx, file)
+		} else if err = unix.Flock(int(file.Fd()), how|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
 		}
 		if err != nil {
-			return nil, errors.Join(err, dir.Close())
+			return nil, errors.Join(err, file.Close())
 		}
-		same, err := b.hasName(dir, name)
-		if err == nil && same {
+		dir, err := b.examine(file)
+		if errors.Is(err, unix.ENOENT) {
+			continue // it has been removed meanwhile
+		}
+		if err != nil {
+			return nil, volumeError(name, err)
+		}
+		if dir.info.ParentID == b.dirs.subvolumesID && dir.info.DirID == b.dirs.subvolumesIno && dir.info.Name == name {
+			if err := dir.checkNotDoomed(); err != nil {
+				return nil, errors.Join(err, dir.Close())
+			}
 			return dir, nil
 		}
-		if err := errors.Join(err, dir.Close()); err != nil {
+		if err := dir.Close(); err != nil {
 			return nil, err
 		}
 	}
@@ -80,11 +92,11 @@ func (b *Backend) lockVolume(ctx context.Context, name string, how int) (*subvol
 
 // lockShared waits for another process to end what it changes. That takes milliseconds, so what lasts longer
 // is a process inside the layer that has locked its own root: that must not keep the layer from being used.
-func (b *Backend) lockShared(ctx context.Context, dir *subvolume) error {
+func (b *Backend) lockShared(ctx context.Context, dir *os.File) error {
 	const longest = 2 * time.Second
 	giveUp := time.After(longest)
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		err := unix.Flock(dir.fd(), unix.LOCK_SH|unix.LOCK_NB)
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
 			return err
 		}
@@ -99,30 +111,27 @@ func (b *Backend) lockShared(ctx context.Context, dir *subvolume) error {
 	}
 }
 
-// hasName reports whether the volume of that name is the one open as dir. Each subvolume has a device number
-// of its own.
-func (b *Backend) hasName(dir *subvolume, name string) (bool, error) {
-	var own, named unix.Stat_t
-	if err := unix.Fstat(dir.fd(), &own); err != nil {
-		return false, err
-	}
-	err := unix.Fstatat(int(b.dirs.subvolumes.Fd()), name, &named, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil // opening it anew will say so
-	}
-	return err == nil && own.Dev == named.Dev, err
-}
-
-// openVolume opens the root of a volume. errdefs.ErrNotFound: there is none of that name.
+// openVolume opens the root of a volume, whatever is being done with it. errdefs.ErrNotFound: there is none of that
+// name.
 func (b *Backend) openVolume(name string) (*subvolume, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return nil, err
 	}
 	dir, err := b.openSubvolume(b.dirs.subvolumes, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
+	if err != nil {
+		return nil, volumeError(name, err)
 	}
-	return dir, err
+	if err := dir.checkNotDoomed(); err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	return dir, nil
+}
+
+func volumeError(name string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
+	}
+	return err
 }
 
 // Mount returns the path of a volume's subvolume: on btrfs every volume is reachable as it is. The mount

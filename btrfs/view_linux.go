@@ -29,30 +29,32 @@ type view struct {
 // View opens a sealed volume itself, or a read-only snapshot of a volume that is not sealed, which costs
 // about a millisecond and writes back what has been written to the volume so far.
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
-	dir, err := b.acquire(ctx, name, inuse.Viewed)
+	dir, err := b.acquire(ctx, name, inuse.Brief)
 	if err != nil {
 		return nil, fmt.Errorf("btrfs: view: %w", err)
 	}
 	v := &view{b: b, volume: name, dir: dir}
-	if err := v.open(ctx); err != nil {
-		return nil, fmt.Errorf("btrfs: view %s: %w", name, errors.Join(err, b.release(name, inuse.Viewed)))
-	}
-	if v.snapshot != "" { // which stands by itself
-		if err := b.release(name, inuse.Viewed); err != nil {
-			return nil, fmt.Errorf("btrfs: view %s: %w", name, errors.Join(err, v.close()))
+	err = v.open(ctx)
+	if endErr := b.release(name, inuse.Brief); endErr != nil {
+		if err == nil {
+			endErr = errors.Join(endErr, v.close())
 		}
+		err = errors.Join(err, endErr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("btrfs: view %s: %w", name, err)
 	}
 	return v, nil
 }
 
-// open leaves the view at the volume if that is sealed, and else takes a snapshot of it.
+// open leaves the view at the volume if that is sealed, and else takes a snapshot of it, which stands by itself.
 func (v *view) open(ctx context.Context) error {
-	// Asked anew: it may have been sealed since it was opened.
-	sealed, err := btrfsctl.ReadOnly(v.dir.fd())
-	if err != nil {
+	var err error
+	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil {
 		return err
 	}
-	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil || sealed {
+	if v.dir.info.ReadOnly {
+		v.dir, err = v.b.acquire(ctx, v.volume, inuse.Viewed)
 		return err
 	}
 	name := temporaryName(v.volume)
@@ -95,6 +97,7 @@ func (b *Backend) snapshotVolume(name string, volume *subvolume, nested []nested
 }
 
 func (b *Backend) closeSnapshot(name string, s *snapshot) error {
+	defer b.sweepSometimes()
 	return errors.Join(s.live.Root.Close(), s.Close(), b.destroy(b.dirs.views, name))
 }
 

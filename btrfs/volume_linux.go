@@ -44,25 +44,23 @@ func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon
 	return nil
 }
 
-func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) (err error) {
+func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	if err := b.checkFree(name); err != nil {
 		return err
 	}
-	src, err := b.openVolume(source)
-	if err != nil {
-		return err
+	if opts.Limit.Bytes != 0 {
+		// Before others have to wait: turning quotas on takes as long as counting does.
+		if _, err := b.quotas.Enable(ctx, opts.Limit.Scope); err != nil {
+			return err
+		}
 	}
-	defer src.Close()
+	return b.withSource(ctx, source, func(src *subvolume) error { return b.cloneFrom(ctx, name, src, opts) })
+}
+
+func (b *Backend) cloneFrom(ctx context.Context, name string, src *subvolume, opts cowcommon.VolumeOptions) error {
 	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, src.info.ID)
 	if err != nil {
 		return err
-	}
-	if !src.info.ReadOnly {
-		settle, err := b.seal(ctx, source)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, settle(err == nil)) }()
 	}
 	if !after && opts.MountLabel == "" {
 		return snapshotError(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), name, src.fd(), false, limit))
@@ -178,23 +176,23 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	if err := b.checkFree(to); err != nil {
 		return err
 	}
-	_, done, err := b.claim(ctx, name)
+	v, err := b.claim(ctx, name)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, done()) }()
+	defer func() { err = errors.Join(err, v.done()) }()
 	subvolumes := int(b.dirs.subvolumes.Fd())
 	if err := unix.Renameat2(subvolumes, name, subvolumes, to, unix.RENAME_NOREPLACE); err != nil {
 		return alreadyExists(err)
 	}
 	if err := b.renameRecordedLimit(name, to); err != nil {
-		return err
+		return errors.Join(err, unix.Renameat2(subvolumes, to, subvolumes, name, unix.RENAME_NOREPLACE))
 	}
 	return b.commit()
 }
 
 // Remove destroys a volume. One without nested subvolumes goes in one call; one with them is first taken
-// away by a rename.
+// away by a rename, or where there is no room for that by a mark.
 func (b *Backend) Remove(ctx context.Context, name string) error {
 	if err := b.remove(ctx, name); err != nil {
 		return fmt.Errorf("btrfs: remove %s: %w", name, err)
@@ -203,56 +201,25 @@ func (b *Backend) Remove(ctx context.Context, name string) error {
 }
 
 func (b *Backend) remove(ctx context.Context, name string) (err error) {
-	dir, done, err := b.claim(ctx, name)
+	v, err := b.claim(ctx, name)
+	if errors.Is(err, errDoomed) {
+		return b.destroyDoomed(name)
+	}
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, done()) }()
-
-	if err := b.markQgroup(dir.info.ID); err != nil {
-		return err
-	}
-	err = btrfsctl.DestroySubvolume(int(b.dirs.subvolumes.Fd()), name)
-	if errors.Is(err, unix.EPERM) && unprotect(dir.fd()) == nil {
-		err = btrfsctl.DestroySubvolume(int(b.dirs.subvolumes.Fd()), name)
-	}
-	if errors.Is(err, unix.ENOTEMPTY) {
-		err = b.removeWithNested(dir, name)
-	}
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) {
-		return fmt.Errorf("it is being sent, has an active swap file, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
-	}
-	if err != nil {
-		return err
-	}
-	if b.removals.Add(1)%sweepEvery == 0 {
-		if err := b.sweepQgroups(); err != nil {
-			b.log.Warn("btrfs: qgroups of removed layers are left over", "error", err)
+	defer func() { err = errors.Join(err, v.done()) }()
+	if err := v.move(doomed); err != nil {
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) {
+			err = fmt.Errorf("it is being sent, has an active swap file, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
 		}
-	}
-	return b.forgetRecordedLimit(name)
-}
-
-// sweepEvery is after how many removals the qgroups that removed volumes have left are looked at.
-const sweepEvery = 64
-
-func (b *Backend) removeWithNested(dir *subvolume, name string) error {
-	// A read-only or immutable subvolume cannot be moved to another directory.
-	if err := unprotect(dir.fd()); err != nil {
-		return fmt.Errorf("make writable: %w", err)
-	}
-	removing := temporaryName(name)
-	if err := unix.Renameat(int(b.dirs.subvolumes.Fd()), name, int(b.dirs.removing.Fd()), removing); err != nil {
-		return fmt.Errorf("take away: %w", err)
-	}
-	// Not before the name is gone for good may a part of what is inside go.
-	if err := b.commit(); err != nil {
 		return err
 	}
-	return b.destroy(b.dirs.removing, removing)
+	b.sweepSometimes()
+	return b.forgetRecordedLimit(name)
 }
 
 // Stat describes a volume.
@@ -333,6 +300,9 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 				continue
 			}
 			v, err := b.Stat(ctx, entry.Name())
+			if errors.Is(err, errStub) {
+				b.log.Warn("btrfs: not a layer", "error", err)
+			}
 			if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errNotSubvolume) {
 				continue
 			}

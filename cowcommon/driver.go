@@ -37,9 +37,11 @@ type Driver struct {
 	backend Backend
 	opts    Options
 	log     *slog.Logger
-	stats   compareStats
+	ctx     context.Context // of the calls that take none; see WithContext
 
-	applying sync.Map // ids of layers that are being applied to
+	// Shared by the drivers that WithContext makes.
+	stats    *compareStats
+	applying *sync.Map // ids of layers that are being applied to
 }
 
 var _ graphdriver.DiffGetterDriver = (*Driver)(nil)
@@ -50,7 +52,18 @@ func NewDriver(name string, backend Backend, opts Options) *Driver {
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Driver{name: name, backend: backend, opts: opts, log: log.With("driver", name)}
+	return &Driver{
+		name: name, backend: backend, opts: opts, log: log.With("driver", name), ctx: context.Background(),
+		stats: &compareStats{}, applying: &sync.Map{},
+	}
+}
+
+// WithContext returns the same driver with a context for the methods that take none, which are those of graphdriver's
+// API: they end with ctx, and so does reading a Diff. Put and Cleanup, which give back what is held, do not.
+func (d *Driver) WithContext(ctx context.Context) *Driver {
+	other := *d
+	other.ctx = ctx
+	return &other
 }
 
 // String is the driver's name.
@@ -86,15 +99,14 @@ func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWri
 		return err
 	}
 	volume := VolumeOptions{Limit: limit, MountLabel: opts.MountLabel}
-	ctx := context.Background()
 	if parent == "" {
 		volume.UID, volume.GID = d.opts.IDMap.RootPair()
-		return d.backend.Create(ctx, id, volume)
+		return d.backend.Create(d.ctx, id, volume)
 	}
 	if err := CheckID(parent); err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
-	return d.backend.Clone(ctx, id, parent, volume)
+	return d.backend.Clone(d.ctx, id, parent, volume)
 }
 
 // Remove destroys a layer. Removing one that does not exist is not an error.
@@ -102,7 +114,7 @@ func (d *Driver) Remove(id string) error {
 	if err := CheckID(id); err != nil {
 		return d.wrap("remove layer", id, err)
 	}
-	return d.wrap("remove layer", id, d.backend.Remove(context.Background(), id))
+	return d.wrap("remove layer", id, d.backend.Remove(d.ctx, id))
 }
 
 // Get makes a layer's tree reachable and returns its root. Each Get needs a Put.
@@ -110,7 +122,7 @@ func (d *Driver) Get(id, mountLabel string) (string, error) {
 	if err := CheckID(id); err != nil {
 		return "", d.wrap("get layer", id, err)
 	}
-	dir, err := d.backend.Mount(context.Background(), id, mountLabel)
+	dir, err := d.backend.Mount(d.ctx, id, mountLabel)
 	return dir, d.wrap("get layer", id, err)
 }
 
@@ -119,7 +131,7 @@ func (d *Driver) Put(id string) error {
 	if err := CheckID(id); err != nil {
 		return d.wrap("put layer", id, err)
 	}
-	return d.wrap("put layer", id, d.backend.Unmount(context.Background(), id))
+	return d.wrap("put layer", id, d.backend.Unmount(context.WithoutCancel(d.ctx), id))
 }
 
 // Exists reports whether the layer is there.
@@ -127,13 +139,13 @@ func (d *Driver) Exists(id string) bool {
 	if CheckID(id) != nil {
 		return false
 	}
-	_, err := d.backend.Stat(context.Background(), id)
+	_, err := d.backend.Stat(d.ctx, id)
 	return err == nil
 }
 
 // Status describes the driver and its filesystem as they are now.
 func (d *Driver) Status() [][2]string {
-	status := append(d.backend.Status(context.Background()), [2]string{"Native Diff", d.stats.nativeDiff()})
+	status := append(d.backend.Status(d.ctx), [2]string{"Native Diff", d.stats.nativeDiff()})
 	if d.opts.Quota.Size != 0 {
 		status = append(status, [2]string{"Default Size", quota.FormatSize(d.opts.Quota.Size)})
 	}
@@ -146,8 +158,7 @@ func (d *Driver) GetMetadata(id string) (map[string]string, error) {
 	if err := CheckID(id); err != nil {
 		return nil, d.wrap("describe layer", id, err)
 	}
-	ctx := context.Background()
-	v, err := d.backend.Stat(ctx, id)
+	v, err := d.backend.Stat(d.ctx, id)
 	if err != nil {
 		return nil, d.wrap("describe layer", id, err)
 	}
@@ -163,7 +174,7 @@ func (d *Driver) GetMetadata(id string) (map[string]string, error) {
 		metadata["Limit"] = strconv.FormatUint(v.Limit.Bytes, 10)
 		metadata["LimitScope"] = v.Limit.Scope.String()
 	}
-	switch usage, err := d.backend.Usage(ctx, id); {
+	switch usage, err := d.backend.Usage(d.ctx, id); {
 	case err == nil:
 		metadata["Usage"] = strconv.FormatUint(usage.Bytes, 10)
 	case !errdefs.IsNotImplemented(err):
@@ -186,7 +197,7 @@ func (d *Driver) Cleanup() error {
 // parent is not looked at: the layer was cloned from it. An error leaves the layer part-filled and
 // removable.
 func (d *Driver) ApplyDiff(id, _ string, diff io.Reader) (int64, error) {
-	return d.Apply(context.Background(), id, diff)
+	return d.Apply(d.ctx, id, diff)
 }
 
 // Apply is ApplyDiff with a context. errdefs.ErrFailedPrecondition: the layer is sealed, or another Apply of
@@ -211,7 +222,9 @@ func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int
 	if err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
-	defer func() { err = errors.Join(err, d.wrap("apply to layer", id, d.backend.Unmount(ctx, id))) }()
+	defer func() {
+		err = errors.Join(err, d.wrap("apply to layer", id, d.backend.Unmount(context.WithoutCancel(ctx), id)))
+	}()
 
 	empty, err := isEmpty(dir)
 	if err != nil {
@@ -278,29 +291,29 @@ func (d *Driver) diffSize(ctx context.Context, id, parent string) (int64, error)
 
 // DiffSize is the sum of the sizes of the files that Diff would write, in bytes.
 func (d *Driver) DiffSize(id, parent string) (int64, error) {
-	size, err := d.diffSize(context.Background(), id, parent)
+	size, err := d.diffSize(d.ctx, id, parent)
 	return size, d.wrap("size the diff of layer", id, err)
 }
 
 // Changes lists what a layer changed of parent, sorted by path. With parent "" everything is added.
 func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
-	c, err := d.Compare(context.Background(), id, parent, Auto)
+	c, err := d.Compare(d.ctx, id, parent, Auto)
 	if err != nil {
 		return nil, d.wrap("list changes of layer", id, err)
 	}
 	return c.Changes, d.wrap("list changes of layer", id, c.Close())
 }
 
-// Diff writes what a layer changed of parent as an uncompressed tar. Closing the reader early stops it.
+// Diff writes what a layer changed of parent as an uncompressed tar. Closing the reader early stops it. What went
+// wrong, the release of the layer included, is an error of reading or, if the reader has not come to it, of Close.
 func (d *Driver) Diff(id, parent string) (io.ReadCloser, error) {
-	ctx := context.Background()
-	c, err := d.Compare(ctx, id, parent, Auto)
+	c, err := d.Compare(d.ctx, id, parent, Auto)
 	if err != nil {
 		return nil, d.wrap("diff layer", id, err)
 	}
-	return stream.New(ctx, func(ctx context.Context, w io.Writer) error {
-		return d.wrap("diff layer", id, errors.Join(c.WriteTar(ctx, w, nil), c.Close()))
-	}), nil
+	return stream.New(d.ctx, func(ctx context.Context, w io.Writer) error {
+		return d.wrap("diff layer", id, c.WriteTar(ctx, w, nil))
+	}, func() error { return d.wrap("diff layer", id, c.Close()) }), nil
 }
 
 // DiffGetter gives access to the files of a layer as they are now, by the names that Diff gives them.
@@ -308,7 +321,7 @@ func (d *Driver) DiffGetter(id string) (graphdriver.FileGetCloser, error) {
 	if err := CheckID(id); err != nil {
 		return nil, d.wrap("read files of layer", id, err)
 	}
-	view, err := d.backend.View(context.Background(), id)
+	view, err := d.backend.View(d.ctx, id)
 	if err != nil {
 		return nil, d.wrap("read files of layer", id, err)
 	}

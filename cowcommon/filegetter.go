@@ -1,6 +1,7 @@
 package cowcommon
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -46,10 +47,7 @@ func (g *fileGetter) Get(name string) (io.ReadCloser, error) {
 // Close releases the view. Files that are open stay open.
 func (g *fileGetter) Close() error {
 	g.closeOnce.Do(func() {
-		g.closeErr = g.root.Close()
-		if err := g.view.Close(); err != nil {
-			g.closeErr = err
-		}
+		g.closeErr = errors.Join(g.root.Close(), g.view.Close())
 	})
 	return g.closeErr
 }

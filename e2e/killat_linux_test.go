@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,12 @@ var steps = []uint64{
 // markStep is the system call by which a victim says where the calls that count begin and end: it asks for
 // the execution domain, which nothing else does.
 func markStep() { _, _, _ = unix.RawSyscall(unix.SYS_PERSONALITY, 0xffffffff, 0, 0) }
+
+const noSuchCall = 4095
+
+// acknowledge is the system call by which a victim says that it has done what a signal asked for: one that the kernel
+// does not have.
+func acknowledge() { _, _, _ = unix.RawSyscall(noSuchCall, 0, 0, 0) }
 
 // killAt runs cmd and kills it with SIGKILL as it enters its nth step, counted from 1 over all threads and
 // from its first mark. 0: never. It returns how many steps were entered before the second mark, and whether
@@ -42,6 +49,25 @@ func killAt(cmd *exec.Cmd, n int) (counted int, killed bool, err error) {
 // trace runs cmd and calls enter with each system call that it is about to make between its marks. It kills
 // cmd with SIGKILL, before the call is made, when enter says so.
 func trace(cmd *exec.Cmd, enter func(call uint64) (kill bool)) (killed bool, err error) {
+	return traceStops(cmd, func(s *callStop) (hold bool, err error) {
+		if s.entry && enter(s.call) {
+			return false, unix.Kill(s.pid, unix.SIGKILL)
+		}
+		return false, nil
+	})
+}
+
+// callStop is a thread of a traced process that is stopped as it enters a system call or leaves it.
+type callStop struct {
+	pid, tid int
+	entry    bool
+	call     uint64    // at the entry
+	args     [6]uint64 // at the entry
+}
+
+// traceStops runs cmd and calls at with each stop between its marks. What is on hold stays stopped until the process
+// acknowledges. killed: the process was ended by a signal.
+func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (killed bool, err error) {
 	runtime.LockOSThread() // a tracee has one thread as its tracer
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
@@ -51,6 +77,13 @@ func trace(cmd *exec.Cmd, enter func(call uint64) (kill bool)) (killed bool, err
 	// The process is waited for below; what is left to wait for is its output.
 	defer func() { _ = cmd.Wait() }()
 	pid := cmd.Process.Pid
+	const longest = time.Minute // the processes in question need a second
+	watchdog := time.AfterFunc(longest, func() { _ = unix.Kill(pid, unix.SIGKILL) })
+	defer func() {
+		if !watchdog.Stop() && err == nil {
+			err = fmt.Errorf("not through within %v", longest)
+		}
+	}()
 	var status unix.WaitStatus
 	if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil { // the stop at execve
 		return false, err
@@ -59,7 +92,7 @@ func trace(cmd *exec.Cmd, enter func(call uint64) (kill bool)) (killed bool, err
 	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
 		return false, err
 	}
-	marks := 0
+	marks, held := 0, 0
 	tid := pid
 	for {
 		signal := 0
@@ -68,8 +101,10 @@ func trace(cmd *exec.Cmd, enter func(call uint64) (kill bool)) (killed bool, err
 				signal = int(s)
 			}
 		}
-		if err := unix.PtraceSyscall(tid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
-			return false, fmt.Errorf("continue: %w", err)
+		if tid != held {
+			if err := unix.PtraceSyscall(tid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+				return false, fmt.Errorf("continue: %w", err)
+			}
 		}
 		// Threads of this process only: whatever else the test program has started is for others to wait for.
 		tid, err = unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
@@ -86,23 +121,43 @@ func trace(cmd *exec.Cmd, enter func(call uint64) (kill bool)) (killed bool, err
 		case !status.Stopped() || status.StopSignal() != unix.SIGTRAP|sysgood:
 			continue
 		}
-		call, entry := enteredCall(tid)
+		s, ok := stopOf(pid, tid)
 		switch {
-		case !entry:
-		case call == unix.SYS_PERSONALITY:
+		case !ok:
+		case s.entry && s.call == unix.SYS_PERSONALITY:
 			marks++
-		case marks == 1 && enter(call):
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		case s.entry && s.call == noSuchCall && held != 0:
+			if err := unix.PtraceSyscall(held, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+				return false, fmt.Errorf("continue: %w", err)
+			}
+			held = 0
+		case marks == 1:
+			hold, err := at(&s)
+			if err != nil {
 				return false, err
+			}
+			if hold {
+				held = tid
 			}
 		}
 	}
 }
 
-// enteredCall reads which call a stopped thread is about to make, by PTRACE_GET_SYSCALL_INFO.
-func enteredCall(tid int) (call uint64, entry bool) {
-	const getSyscallInfo, opEntry = 0x420e, 1
+// stopOf reads what a stopped thread is about to do or has done, by PTRACE_GET_SYSCALL_INFO (struct
+// ptrace_syscall_info).
+func stopOf(pid, tid int) (s callStop, ok bool) {
+	const getSyscallInfo, opEntry, opExit = 0x420e, 1, 2
 	var info [88]byte
 	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, getSyscallInfo, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
-	return binary.NativeEndian.Uint64(info[24:]), errno == 0 && info[0] == opEntry
+	if errno != 0 || info[0] != opEntry && info[0] != opExit {
+		return callStop{}, false
+	}
+	s = callStop{pid: pid, tid: tid, entry: info[0] == opEntry}
+	if s.entry {
+		s.call = binary.NativeEndian.Uint64(info[24:])
+		for i := range s.args {
+			s.args[i] = binary.NativeEndian.Uint64(info[32+8*i:])
+		}
+	}
+	return s, true
 }

@@ -56,8 +56,12 @@ func (d *NaiveDiffDriver) Diff(id, parent string) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("diff layer %q: %w", id, errors.Join(err, d.ProtoDriver.Put(id)))
 	}
 	return stream.New(context.Background(), func(ctx context.Context, w io.Writer) error {
-		err := layertar.Write(ctx, w, dir, changes, layertar.WriteOptions{IDMap: d.IDMap})
-		if err := errors.Join(err, d.ProtoDriver.Put(id)); err != nil {
+		if err := layertar.Write(ctx, w, dir, changes, layertar.WriteOptions{IDMap: d.IDMap}); err != nil {
+			return fmt.Errorf("diff layer %q: %w", id, err)
+		}
+		return nil
+	}, func() error {
+		if err := d.ProtoDriver.Put(id); err != nil {
 			return fmt.Errorf("diff layer %q: %w", id, err)
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
@@ -21,6 +22,10 @@ type AdapterOptions struct {
 	// Get is kept beside it, in a directory with that name and ".held".
 	StateFile string
 
+	// Patience is how long Init, Cleanup and Close wait for calls that use the driver, after which it is closed
+	// later. 0 stands for ten seconds.
+	Patience time.Duration
+
 	// Logger is told what no caller is. nil stands for slog.Default().
 	Logger *slog.Logger
 }
@@ -30,7 +35,7 @@ type AdapterOptions struct {
 //
 // Another Init closes the driver that is open and opens one anew, even for the same place: the engine that
 // held layers by Get is gone, or has forgotten them. What the earlier driver is working on is ended: streams
-// break, other calls are waited for.
+// break, other calls are waited for, as long as AdapterOptions.Patience.
 type Adapter struct {
 	open func(InitRequest) (graphdriver.Driver, error)
 	opts AdapterOptions
@@ -151,7 +156,11 @@ func (a *Adapter) end(cause error) error {
 	if s == nil {
 		return nil
 	}
-	return s.close(cause)
+	patience := a.opts.Patience
+	if patience == 0 {
+		patience = defaultGrace
+	}
+	return s.close(cause, patience, a.log)
 }
 
 func (a *Adapter) session() *session {

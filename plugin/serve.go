@@ -3,17 +3,21 @@ package plugin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // defaultGrace stands for a Handler.Grace of 0.
 const defaultGrace = 10 * time.Second
 
 // ServeContext answers requests that arrive at l until ctx is done. Then it closes l, gives the requests that
-// are under way the time of Grace to end, cuts the connections, and returns nil once no request is under way.
-// It returns earlier only if l fails, with that error, and after the same.
+// are under way the time of Grace to end, cuts the connections, and returns nil once no request is under way, or
+// an error if some have not ended after that time once more. It returns earlier only if l fails, with that error, and
+// after the same.
 func (h *Handler) ServeContext(ctx context.Context, l net.Listener) error {
 	connections := &connections{Listener: l, open: make(map[*connection]struct{})}
 	defer context.AfterFunc(ctx, func() { _ = connections.Close() })()
@@ -30,13 +34,21 @@ func (h *Handler) ServeContext(ctx context.Context, l net.Listener) error {
 		h.log().Warn("cutting the connections of requests that have not ended", "after", grace)
 	}
 	connections.cut()
-	<-idle
-	<-h.requests.idle() // one may have begun just before the cut
 	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
 		err = nil
 	}
+	giveUp := time.After(grace)
+	for _, idle := range []<-chan struct{}{idle, h.requests.idle()} { // one may have begun just before the cut
+		select {
+		case <-idle:
+		case <-giveUp:
+			return errors.Join(err, errNotEnded, connections.Close())
+		}
+	}
 	return errors.Join(err, connections.Close())
 }
+
+var errNotEnded = fmt.Errorf("requests of the engine do not end: %w", errdefs.ErrUnavailable)
 
 // counter counts what is under way. Unlike a sync.WaitGroup it can be waited for while more begins.
 type counter struct {

@@ -2,9 +2,13 @@ package plugin
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/graphdriver"
 )
@@ -29,11 +33,27 @@ func newSession(driver graphdriver.Driver) *session {
 // done ends one use.
 func (s *session) done() { s.users.Done() }
 
-// close breaks the streams, waits for all uses to end, and closes the driver. No further use may begin.
-func (s *session) close(cause error) error {
+// close breaks the streams, waits for all uses to end, and closes the driver. No further use may begin. If that takes
+// longer than patience it goes on by itself, log is told how it ends, and the error is errdefs.ErrUnavailable.
+func (s *session) close(cause error, patience time.Duration, log *slog.Logger) error {
 	s.cancel(cause)
-	s.users.Wait()
-	return s.driver.Cleanup()
+	closed, late := make(chan error), make(chan struct{})
+	go func() {
+		s.users.Wait()
+		err := s.driver.Cleanup()
+		select {
+		case closed <- err:
+		case <-late:
+			log.Info("a driver that was still in use is closed", "error", err)
+		}
+	}()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(patience):
+		close(late)
+		return fmt.Errorf("requests that use the driver have not ended after %s; it is closed when they have: %w", patience, errdefs.ErrUnavailable)
+	}
 }
 
 // interrupt calls archive's Interrupt, if it has one, when the driver is to be closed before stop is called.

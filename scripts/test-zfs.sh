@@ -24,7 +24,7 @@ Environment:
   RUN                 tests to run, as -run of go test, default as said above; the power is cut only by default, and
                       TestZFSCrashImages is complete by this name too
   RACE                1: with the race detector, which is slow in the test machine
-  COWSHED_TEST_LONG   set: the long variants of tests too
+  COWSHED_TEST_LONG   1: the long variants of the tests, with twelve hours of time
   COWSHED_TEST_ZPOOL  use this pool of the host; without it one is made in a file and destroyed afterwards
   COWSHED_CACHE       where the test machine is kept, default /var/cache/cowshed
 
@@ -33,6 +33,10 @@ END
 }
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
+# How long a package may take, and a lane in the test machine, in seconds.
+test_timeout=55m machine_timeout=3600
+[[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200; }
+readonly test_timeout machine_timeout
 module=$(go list -m)
 # The tests with Docker Engine are in a module of their own.
 docker_module=e2e/daemons with_docker=
@@ -131,8 +135,8 @@ build_docker() {
 
 # add_tests LANE OPTION...: has the lane run the tests of $path, which are in $rel, with options of the test binary.
 add_tests() {
-	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=55m%s) || status=1\n' \
-		"$rel" "$(up "$rel")test2json" "$path" "$(printf ' %q' "${@:2}")" >>"$dir/$1.sh"
+	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=%s%s) || status=1\n' \
+		"$rel" "$(up "$rel")test2json" "$path" "$test_timeout" "$(printf ' %q' "${@:2}")" >>"$dir/$1.sh"
 }
 
 # up REL: prints the way from ./REL to the directory that it is in, ending in a slash.
@@ -164,8 +168,8 @@ on_host() {
 in_machine() {
 	local cpus=1
 	[[ $2 != "$lane_of_two" ]] || cpus=2
-	"$machine" run --timeout 3600 --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
-		--append-env CI="${CI:-}" -- "/work/$2.sh"
+	"$machine" run --timeout "$machine_timeout" --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
+		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" -- "/work/$2.sh"
 }
 
 # power_cut DIR: cuts the power of the machine in the middle of a workload, starts it again with the same pool, and
@@ -192,14 +196,14 @@ power_cut() {
 crash_images() {
 	local dir=$1 part parts run running=() status=0
 	parts=$(nproc)
-	run=("$machine" run --timeout 3600 --cpus 1 --disk 256M --dir "$dir" --append-env COWSHED_TEST_REQUIRE=1
+	run=("$machine" run --timeout "$machine_timeout" --cpus 1 --disk 256M --dir "$dir" --append-env COWSHED_TEST_REQUIRE=1
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}")
 	"${run[@]}" --write-log "$dir/../writes" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- \
 		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSCrashScript$'" || return
 	mv "$dir/../writes" "$dir/e2e/writes"
 	for ((part = 1; part <= parts; part++)); do
 		"${run[@]}" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$part/$parts" -- \
-			sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=55m -test.run='^TestZFSCrashImages$'" \
+			sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=$test_timeout -test.run='^TestZFSCrashImages$'" \
 			>"$dir/../crash-images.$part" &
 		running+=($!)
 	done

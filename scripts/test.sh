@@ -16,7 +16,10 @@ Steps:
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 1m)
   zfs    the tests that need ZFS, in the test machine or on this host
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
+  fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
+  long   race and zfs with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash images of all
+         states, long random runs; then fresh. This takes hours
 
 Goes on after a step that fails, says at the end which did, and closes with "N passed, N failed".
 
@@ -24,6 +27,7 @@ Environment:
   FUZZTIME             time per fuzz target, as -fuzztime of go test
   PKG                  packages to test, default ./...
   RUN                  tests to run, as -run of go test
+  COWSHED_TEST_LONG    1: the long variants of the tests, which the step long sets
   COWSHED_TEST_ZPOOL   a pool of this host for the step zfs, instead of the test machine
   COWSHED_CACHE        where the test machine is kept, default /var/cache/cowshed
 
@@ -32,6 +36,8 @@ END
 }
 
 readonly root=$PWD
+# How long a package of tests may take.
+test_timeout=30m
 readonly other_platforms=(windows darwin freebsd)
 read -ra packages <<<"${PKG:-./...}"
 failed=()
@@ -98,7 +104,7 @@ in_module() {
 race() {
 	# What needs a pool runs in the step zfs.
 	COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere step 'all tests, race detector' \
-		judged -elsewhere -- go test -json -race -count=1 -timeout 30m -exec "$PWD/scripts/as-root.sh" \
+		judged -elsewhere -- go test -json -race -count=1 -timeout "$test_timeout" -exec "$PWD/scripts/as-root.sh" \
 		${RUN:+-run "$RUN"} "${packages[@]}"
 }
 
@@ -181,6 +187,11 @@ daemons() {
 	step 'tests with containerd and dockerd' in_module e2e/daemons
 }
 
+fresh() {
+	# A run of its own, which has its own caches and tests nothing twice.
+	step 'make test on a fresh machine' env -u COWSHED_TEST_LONG -u PKG -u RUN scripts/fresh-machine.sh
+}
+
 main() {
 	[[ $# -gt 0 ]] || {
 		usage >&2
@@ -189,8 +200,13 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | daemons) steps+=("$name") ;;
+		gates | unit | race | fuzz | zfs | daemons | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
+		long)
+			export COWSHED_TEST_LONG=1
+			test_timeout=11h
+			steps+=(race zfs fresh)
+			;;
 		-h | --help | help)
 			usage
 			exit

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
@@ -31,12 +32,14 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
-	sealed, usage, err := s.seal(ctx, active.volume)
+	copied := newVolumeName(snapshotPrefix, name) // if it has to be a copy
+	defer s.busyWith(copied)()
+	sealed, usage, err := s.seal(ctx, active.volume, copied)
 	if err == nil {
 		err = s.recordCommit(ctx, name, key, active.volume, sealed, usage, r.info.Labels)
 	}
 	if err != nil {
-		return errors.Join(err, s.unseal(context.WithoutCancel(ctx), key, active.volume, sealed))
+		return errors.Join(err, s.uncommit(context.WithoutCancel(ctx), key, active.volume, copied))
 	}
 	if sealed != active.volume {
 		s.doom(active.volume)
@@ -46,7 +49,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 
 // checkCommit finds out, before anything is sealed, whether the snapshot can be committed.
 func (s *Snapshotter) checkCommit(ctx context.Context, name, key, parent string) (active record, err error) {
-	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+	err = s.look(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		if active, err = lookup(ctx, key); err != nil {
 			return err
 		}
@@ -64,36 +67,51 @@ func (s *Snapshotter) checkCommit(ctx context.Context, name, key, parent string)
 	return active, err
 }
 
-// seal seals a volume and measures it. It returns the volume that is sealed: a clone, if the volume is in use.
-func (s *Snapshotter) seal(ctx context.Context, volume string) (sealed string, usage snapshots.Usage, err error) {
+// seal seals a volume and measures it. It returns the volume that is sealed: the copy, if the volume is in use.
+func (s *Snapshotter) seal(ctx context.Context, volume, copied string) (sealed string, usage snapshots.Usage, err error) {
 	err = s.backend.Seal(ctx, volume)
 	if err == nil {
 		return volume, s.measureOnce(ctx, volume), nil
 	}
 	if !errdefs.IsFailedPrecondition(err) {
-		return volume, snapshots.Usage{}, err
+		return "", snapshots.Usage{}, err
+	}
+	if err := s.recordCopy(ctx, copied); err != nil {
+		return "", snapshots.Usage{}, err
 	}
 	// What is not written back yet is not counted, and no longer counted for the volume alone once it is cloned.
 	if err := s.backend.Sync(ctx, volume); err != nil {
-		return volume, snapshots.Usage{}, err
+		return "", snapshots.Usage{}, err
 	}
 	usage = s.measureOnce(ctx, volume)
-	clone := newVolumeName(snapshotPrefix)
-	err = s.backend.Clone(ctx, clone, volume, cowcommon.VolumeOptions{})
-	if err == nil {
-		err = s.backend.Seal(ctx, clone)
+	if err := s.backend.Clone(ctx, copied, volume, cowcommon.VolumeOptions{}); err != nil {
+		return "", snapshots.Usage{}, err
 	}
+	v, err := s.backend.Stat(ctx, volume)
 	if err != nil {
-		s.doom(clone) // in case that it is there all the same
-		return volume, snapshots.Usage{}, err
+		return "", snapshots.Usage{}, err
 	}
-	return clone, usage, nil
+	if v.Sealed { // whoever used it has ended in time for Clone to seal it
+		return volume, usage, s.discardCopy(ctx, copied)
+	}
+	return copied, usage, s.backend.Seal(ctx, copied)
+}
+
+// recordCopy writes down that a volume is about to be made that no snapshot names yet.
+func (s *Snapshotter) recordCopy(ctx context.Context, volume string) error {
+	return s.change(ctx, func(_ context.Context, tx *bolt.Tx) error { return copies.put(tx, volume, "") })
 }
 
 // recordCommit makes the snapshot committed in the metadata, unless it has become another one meanwhile.
 func (s *Snapshotter) recordCommit(ctx context.Context, name, key, volume, sealed string, usage snapshots.Usage, labels map[string]string) error {
-	return s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+	committed := false
+	return s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
 		r, err := lookup(ctx, key)
+		if committed && errdefs.IsNotFound(err) {
+			if r, err := lookup(ctx, name); err == nil && r.volume == sealed {
+				return nil // by the transaction before this one
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -102,51 +120,44 @@ func (s *Snapshotter) recordCommit(ctx context.Context, name, key, volume, seale
 		}
 		_, err = storage.CommitActive(ctx, key, name, usage,
 			snapshots.WithLabels(withVolume(labels, sealed)), snapshots.WithParent(r.info.Parent))
-		return err
-	})
-}
-
-// unseal undoes seal, after the commit has failed.
-func (s *Snapshotter) unseal(ctx context.Context, key, volume, sealed string) error {
-	if sealed != volume {
-		s.doom(sealed)
-		return nil
-	}
-	v, err := s.backend.Stat(ctx, volume)
-	if errdefs.IsNotFound(err) || err == nil && !v.Sealed {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return s.thaw(ctx, key, v)
-}
-
-// thaw gives an active snapshot whose volume has been sealed a writable clone of it, with the same limit.
-func (s *Snapshotter) thaw(ctx context.Context, key string, sealed cowcommon.Volume) error {
-	clone := newVolumeName(snapshotPrefix)
-	if err := s.backend.Clone(ctx, clone, sealed.Name, cowcommon.VolumeOptions{Limit: sealed.Limit}); err != nil {
-		s.doom(clone)
-		return fmt.Errorf("make it writable again: %w", err)
-	}
-	taken := false
-	err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
-		r, err := lookup(ctx, key)
-		if errdefs.IsNotFound(err) || err == nil && (r.volume != sealed.Name || r.info.Kind != snapshots.KindActive) {
-			return nil // it has been committed or removed by another
-		}
 		if err != nil {
 			return err
 		}
-		info := snapshots.Info{Name: key, Labels: withVolume(nil, clone)}
-		_, err = storage.UpdateInfo(ctx, info, "labels."+VolumeLabel)
-		taken = err == nil
-		return err
+		committed = true
+		if sealed == volume {
+			return making.del(tx, volume)
+		}
+		return errors.Join(copies.del(tx, sealed), making.del(tx, volume), doomed.put(tx, volume, ""))
 	})
-	if err != nil || !taken {
-		s.doom(clone)
+}
+
+// uncommit leaves an active snapshot writable, and no copy of it, after its commit has failed.
+func (s *Snapshotter) uncommit(ctx context.Context, key, volume, copied string) error {
+	begun := false
+	err := s.look(ctx, func(ctx context.Context, tx *bolt.Tx) error {
+		_, begun = copies.all(tx)[copied]
+		return nil
+	})
+	if err == nil && begun {
+		err = s.discardCopy(ctx, copied)
+	}
+	v, statErr := s.backend.Stat(ctx, volume)
+	if errdefs.IsNotFound(statErr) || statErr == nil && !v.Sealed {
 		return err
 	}
-	s.doom(sealed.Name)
-	return nil
+	if statErr != nil {
+		return errors.Join(err, statErr)
+	}
+	return errors.Join(err, s.thaw(ctx, key, v))
+}
+
+// discardCopy destroys a copy that no snapshot has come to name.
+func (s *Snapshotter) discardCopy(ctx context.Context, copied string) error {
+	err := s.change(ctx, func(_ context.Context, tx *bolt.Tx) error {
+		return errors.Join(copies.del(tx, copied), doomed.put(tx, copied, ""))
+	})
+	if err == nil {
+		s.destroy(ctx, copied)
+	}
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
@@ -29,92 +30,147 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 	return mounts, wrap("view", key, err)
 }
 
-func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
+func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
 	r, err := s.parseRequest(key, opts)
 	if err != nil {
 		return nil, err
 	}
-	parentVolume, err := s.checkCreate(ctx, key, parent)
+	volume := volumeNameFor(kind, key, parent)
+	defer s.busyWith(volume)()
+	made, err := s.recordCreate(ctx, kind, key, parent, volume, r.info.Labels)
+	var mounts []mount.Mount
+	if err == nil {
+		mounts, err = s.fulfill(ctx, kind, key, made, r)
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.undoCreate(context.WithoutCancel(ctx), key, made))
 	}
-	volume := volumeNameFor(kind, parent)
-	defer func() {
-		if err != nil && volume != "" {
-			s.doomAndDestroy(context.WithoutCancel(ctx), volume)
-		}
-	}()
-	if volume != "" {
-		if err := s.createVolume(ctx, kind, key, volume, parentVolume, r); err != nil {
-			return nil, err
-		}
-	}
-	tree := volume
-	if tree == "" {
-		tree = parentVolume
-	}
-	if err := s.checkIDMapping(ctx, tree, r.ids); err != nil {
-		return nil, err
-	}
-	mounts, err := s.mounts(ctx, kind, tree, r.ids)
-	if err != nil {
-		return nil, err
-	}
-	return mounts, s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
-		if err := checkParentVolume(ctx, parent, parentVolume); err != nil {
-			return err
-		}
-		_, err := storage.CreateSnapshot(ctx, kind, key, parent, snapshots.WithLabels(withVolume(r.info.Labels, volume)))
-		return err
-	})
-}
-
-// checkCreate finds out, before anything is made, whether the snapshot can be, and what its parent's volume is.
-func (s *Snapshotter) checkCreate(ctx context.Context, key, parent string) (parentVolume string, err error) {
-	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
-		if err := checkAbsent(ctx, key); err != nil || parent == "" {
-			return err
-		}
-		r, err := parentRecord(ctx, parent)
-		parentVolume = r.volume
-		return err
-	})
-	return parentVolume, err
+	return mounts, nil
 }
 
 // volumeNameFor names the volume of a new snapshot, "" if it has none.
-func volumeNameFor(kind snapshots.Kind, parent string) string {
+func volumeNameFor(kind snapshots.Kind, key, parent string) string {
 	switch {
 	case kind == snapshots.KindActive:
-		return newVolumeName(snapshotPrefix)
+		return newVolumeName(snapshotPrefix, key)
 	case parent == "":
-		return newVolumeName(emptyViewPrefix)
+		return newVolumeName(emptyViewPrefix, key)
 	}
 	return ""
 }
 
-func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key, volume, parentVolume string, r request) error {
+// recordCreate writes down the snapshot, before its volume is there: should this process end, it is known whose the
+// volume is. After an error the record has the id that the snapshot has if it was written down all the same.
+func (s *Snapshotter) recordCreate(ctx context.Context, kind snapshots.Kind, key, parent, volume string, labels map[string]string) (record, error) {
+	made := record{volume: volume}
+	err := s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
+		if isMade, err := isRecord(ctx, key, made); isMade || err != nil {
+			return err // the transaction before this one was written
+		}
+		if err := checkAbsent(ctx, key); err != nil {
+			return err
+		}
+		if parent != "" {
+			r, err := parentRecord(ctx, parent)
+			if err != nil {
+				return err
+			}
+			made.parentVolume = r.volume
+		}
+		created, err := storage.CreateSnapshot(ctx, kind, key, parent, snapshots.WithLabels(withVolume(labels, volume)))
+		if err != nil {
+			return err
+		}
+		made.id = created.ID
+		if volume == "" {
+			return nil
+		}
+		return making.put(tx, volume, "")
+	})
+	return made, err
+}
+
+// isRecord reports whether a key is still that of a record. ctx carries a transaction.
+func isRecord(ctx context.Context, key string, made record) (bool, error) {
+	r, err := lookup(ctx, key)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil && r.id == made.id && r.volume == made.volume, err
+}
+
+// fulfill makes the volume of a snapshot that is written down, and returns its mounts.
+func (s *Snapshotter) fulfill(ctx context.Context, kind snapshots.Kind, key string, made record, r request) ([]mount.Mount, error) {
+	if made.volume != "" {
+		if err := s.createVolume(ctx, kind, key, made, r); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.checkIDMapping(ctx, made.tree(), r.ids); err != nil {
+		return nil, err
+	}
+	mounts, err := s.mounts(ctx, kind, made.tree(), r.ids)
+	if err != nil || made.volume == "" {
+		return mounts, err
+	}
+	return mounts, s.checkFulfilled(ctx, key, made)
+}
+
+func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key string, made record, r request) error {
 	var opts cowcommon.VolumeOptions
 	if kind == snapshots.KindActive {
 		opts.Limit = s.limitOf(r, key)
 	}
-	if parentVolume == "" {
-		return s.backend.Create(ctx, volume, opts)
+	if made.parentVolume == "" {
+		return s.backend.Create(ctx, made.volume, opts)
 	}
-	return s.backend.Clone(ctx, volume, parentVolume, opts)
+	return s.backend.Clone(ctx, made.volume, made.parentVolume, opts)
 }
 
-// checkParentVolume makes sure that a parent still is what was cloned: it may have been removed, and its name
-// given to another. ctx carries a transaction.
-func checkParentVolume(ctx context.Context, parent, volume string) error {
-	if parent == "" {
-		return nil
-	}
-	r, err := parentRecord(ctx, parent)
-	if err == nil && r.volume != volume {
-		err = fmt.Errorf("parent %q has been replaced: %w", parent, errdefs.ErrAborted)
+// checkFulfilled makes sure that the snapshot is still the one that the volume was made for: another client may have
+// removed it meanwhile.
+func (s *Snapshotter) checkFulfilled(ctx context.Context, key string, made record) error {
+	err := s.look(ctx, func(ctx context.Context, _ *bolt.Tx) error {
+		same, err := isRecord(ctx, key, made)
+		if err == nil && !same {
+			err = fmt.Errorf("it was removed or committed while it was made: %w", errdefs.ErrAborted)
+		}
+		return err
+	})
+	if err == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.stale.made = append(s.stale.made, made.volume)
 	}
 	return err
+}
+
+// undoCreate removes what create has written down, if it has, and destroys what it has made.
+func (s *Snapshotter) undoCreate(ctx context.Context, key string, made record) error {
+	if made.id == "" {
+		return nil
+	}
+	undone := false
+	err := s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
+		if isMade, err := isRecord(ctx, key, made); !isMade || err != nil {
+			return err // it was never written, or is another client's by now
+		}
+		if _, _, err := storage.Remove(ctx, key); err != nil {
+			return err
+		}
+		undone = true
+		if made.volume == "" {
+			return nil
+		}
+		return errors.Join(making.del(tx, made.volume), doomed.put(tx, made.volume, ""))
+	})
+	if err != nil {
+		return fmt.Errorf("undo it: %w", err)
+	}
+	if undone && made.volume != "" {
+		s.destroy(ctx, made.volume)
+	}
+	return nil
 }
 
 // checkIDMapping finds out whether the kernel can mount the volume with mapped ids, by trying.

@@ -382,7 +382,7 @@ func TestCompareErrors(t *testing.T) {
 		"by its path":             {lower, bind(h.path(volume)), nil, errdefs.ErrNotImplemented},
 		"other home":              {lower, subvolume(func(string) string { return "/other/" + volume }), nil, errdefs.ErrNotImplemented},
 		"unknown volume": {lower, subvolume(func(path string) string {
-			return filepath.Join(filepath.Dir(path), newVolumeName(snapshotPrefix))
+			return filepath.Join(filepath.Dir(path), newVolumeName(snapshotPrefix, "key"))
 		}), nil, errdefs.ErrNotImplemented},
 		"below a volume":        {lower, subvolume(func(path string) string { return path + "/etc" }), nil, errdefs.ErrNotImplemented},
 		"above a volume":        {lower, subvolume(filepath.Dir), nil, errdefs.ErrNotImplemented},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
@@ -105,6 +107,25 @@ func (h *host) restart(meanwhile func(b cowcommon.Backend)) error {
 		require.NoError(h.t, backend.Close())
 	}
 	return h.open()
+}
+
+// crash opens the snapshotter again as after the end of its process: nothing that it would do when it is closed is done.
+func (h *host) crash() error {
+	h.t.Helper()
+	require.NoError(h.t, h.meta.Close())
+	require.NoError(h.t, h.backend.Close())
+	return h.open()
+}
+
+// ledger lists the volumes of a ledger.
+func (h *host) ledger(l ledger) []string {
+	h.t.Helper()
+	var volumes []string
+	require.NoError(h.t, h.look(h.t.Context(), func(_ context.Context, tx *bolt.Tx) error {
+		volumes = slices.Sorted(maps.Keys(l.all(tx)))
+		return nil
+	}))
+	return volumes
 }
 
 // in calls do with the directory of a snapshot's tree, which is reachable as long as do runs.

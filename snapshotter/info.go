@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
@@ -41,7 +42,7 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 	if slices.Contains(fieldpaths, "labels."+VolumeLabel) {
 		return snapshots.Info{}, fmt.Errorf("label %s is not for clients: %w", VolumeLabel, errdefs.ErrInvalidArgument)
 	}
-	err = s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err = s.change(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		r, err := lookup(ctx, info.Name)
 		if err != nil {
 			return err
@@ -61,7 +62,7 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	infos, err := s.list(ctx, filters...)
 	if err != nil {
-		return fmt.Errorf("snapshotter: walk: %w", err)
+		return fmt.Errorf("snapshotter: walk: %w", typed(err))
 	}
 	for _, info := range infos {
 		if err := fn(ctx, visible(info)); err != nil {
@@ -73,7 +74,8 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 
 // list lists the snapshots, with the label that names their volume.
 func (s *Snapshotter) list(ctx context.Context, filters ...string) (infos []snapshots.Info, err error) {
-	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+	err = s.look(ctx, func(ctx context.Context, _ *bolt.Tx) error {
+		infos = nil
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			infos = append(infos, info)
 			return nil

@@ -85,13 +85,29 @@ func (s *Snapshotter) limitOf(r request, key string) quota.Limit {
 	return s.opts.DefaultLimit
 }
 
-// isUnpacking reports whether an image layer is to be unpacked into the snapshot: containerd's unpacker says so
-// by a label, and by a key that containerd puts its namespace and a number before.
+// isUnpacking reports whether an image layer is to be unpacked into the snapshot: containerd's unpackers say so
+// by a label or by the key.
 func isUnpacking(r request, key string) bool {
-	if r.info.Labels[snapshots.LabelSnapshotRef] != "" {
-		return true
+	return r.info.Labels[snapshots.LabelSnapshotRef] != "" || isUnpackKey(ownKey(key))
+}
+
+// ownKey is the key that a client of containerd has chosen. containerd puts its namespace, a number and slashes
+// before it.
+func ownKey(key string) string {
+	parts := strings.SplitN(key, "/", 3)
+	if len(parts) < 3 || parts[0] == "" {
+		return key
 	}
-	return strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], snapshots.UnpackKeyPrefix+"-")
+	if _, err := strconv.ParseUint(parts[1], 10, 64); err != nil {
+		return key
+	}
+	return parts[2]
+}
+
+// isUnpackKey reports whether a key has the form of snapshots.UnpackKeyFormat. No name of a container has a space.
+func isUnpackKey(key string) bool {
+	unique, chain, ok := strings.Cut(key, " ")
+	return ok && chain != "" && strings.HasPrefix(unique, snapshots.UnpackKeyPrefix+"-") && !strings.Contains(unique, "/")
 }
 
 // idMapping is the id mapping of a mount in the form of the labels, "container:host:size" with commas between

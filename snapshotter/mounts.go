@@ -38,6 +38,14 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 	if err != nil {
 		return nil, err
 	}
+	if s.isFrozen(key) {
+		if err := s.thawFrozen(ctx, key, r.volume); err != nil {
+			return nil, err
+		}
+		if r, err = s.read(ctx, key); err != nil {
+			return nil, err
+		}
+	}
 	return s.mounts(ctx, r.info.Kind, r.tree(), ids)
 }
 

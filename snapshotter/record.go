@@ -5,11 +5,13 @@ import (
 	"crypto/rand"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 )
 
 // VolumeLabel is the label that names the volume of a snapshot, in metadata.db only: clients neither see nor
@@ -25,7 +27,8 @@ const (
 // randomLength is the number of characters of rand.Text in a volume name.
 const randomLength = 26
 
-func newVolumeName(prefix string) string { return prefix + rand.Text() }
+// newVolumeName makes a name that no volume has had, and that says whose the volume is.
+func newVolumeName(prefix, key string) string { return prefix + rand.Text() + "." + encodeKey(key) }
 
 // isVolumeName reports whether newVolumeName could have made the name.
 func isVolumeName(name string) bool {
@@ -33,7 +36,63 @@ func isVolumeName(name string) bool {
 	if !ok {
 		random, ok = strings.CutPrefix(name, emptyViewPrefix)
 	}
+	random, _, _ = strings.Cut(random, ".")
 	return ok && len(random) == randomLength && strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
+
+// keyOfVolume is the key in a volume's name: that with which the snapshot was prepared, or the name to which one was
+// committed that was in use. Otherwise the key is cut off, or not known.
+func keyOfVolume(volume string) (key string, whole bool) {
+	_, encoded, ok := strings.Cut(volume, ".")
+	if !ok {
+		return "", false
+	}
+	return decodeKey(encoded)
+}
+
+// maxEncodedKey keeps names of volumes short enough for datasets. The keys of containerd's containers fit.
+const maxEncodedKey = 88
+
+// encodeKey makes a key part of a volume's name. What cannot be in one is "_" and two hexadecimal digits; a "_" at the
+// end says that the key goes on.
+func encodeKey(key string) string {
+	var b strings.Builder
+	for i := range len(key) {
+		next := key[i : i+1]
+		if c := key[i]; !strings.ContainsRune(plainInNames, rune(c)) {
+			next = fmt.Sprintf("_%02x", c)
+		}
+		if b.Len()+len(next) > maxEncodedKey {
+			return b.String() + "_"
+		}
+		b.WriteString(next)
+	}
+	return b.String()
+}
+
+const plainInNames = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-:."
+
+// decodeKey is the reverse of encodeKey. whole is false if the key goes on, or if this is none.
+func decodeKey(encoded string) (key string, whole bool) {
+	encoded, goesOn := strings.CutSuffix(encoded, "_")
+	var b strings.Builder
+	for rest := encoded; rest != ""; {
+		if rest[0] != '_' {
+			b.WriteByte(rest[0])
+			rest = rest[1:]
+			continue
+		}
+		if len(rest) < 3 {
+			return b.String(), false
+		}
+		c, err := strconv.ParseUint(rest[1:3], 16, 8)
+		if err != nil {
+			return b.String(), false
+		}
+		b.WriteByte(byte(c))
+		rest = rest[3:]
+	}
+	return b.String(), !goesOn && b.Len() > 0
 }
 
 // record is what the metadata says of a snapshot.
@@ -56,7 +115,7 @@ func (r *record) tree() string {
 
 // read looks up a snapshot, in a transaction of its own.
 func (s *Snapshotter) read(ctx context.Context, key string) (r record, err error) {
-	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+	err = s.look(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		r, err = lookup(ctx, key)
 		return err
 	})

@@ -7,47 +7,42 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// recover brings metadata and volumes into agreement, after a crash or after somebody has removed volumes.
+// inventory is all that is known at a start.
+type inventory struct {
+	infos   []snapshots.Info // with the label that names their volume
+	owners  map[string]snapshots.Info
+	volumes map[string]cowcommon.Volume // all that are there and have the name of one of the snapshotter's
+
+	making, copies, thawing, doomed, gone map[string]string
+}
+
+// recover brings metadata and volumes into agreement, after a crash or after somebody has removed volumes. It destroys
+// what the metadata says may go, and nothing else.
 func (s *Snapshotter) recover(ctx context.Context) error {
-	infos, err := s.list(ctx)
+	known, err := s.takeInventory(ctx)
 	if err != nil {
-		return fmt.Errorf("read metadata: %w", err)
-	}
-	owners := make(map[string]snapshots.Info, len(infos)) // by volume
-	for _, info := range infos {
-		if volume := info.Labels[VolumeLabel]; volume != "" {
-			owners[volume] = info
-		}
-	}
-	found := make(map[string]cowcommon.Volume, len(owners))
-	for v, err := range s.backend.Volumes(ctx) {
-		if err != nil {
-			return err
-		}
-		switch _, owned := owners[v.Name]; {
-		case owned:
-			found[v.Name] = v
-		case isVolumeName(v.Name):
-			s.doom(v.Name)
-		default:
-			s.log.Warn("snapshotter: volume is not one of the snapshotter's, and is left alone", "volume", v.Name)
-		}
-	}
-	if len(owners) > 1 && len(found) == 0 {
-		return fmt.Errorf("none of the %d volumes that the metadata names is there, is the right filesystem mounted? %w", len(owners), errdefs.ErrFailedPrecondition)
-	}
-	if err := s.removeLost(ctx, infos, found); err != nil {
 		return err
 	}
-	for _, v := range found {
-		if owner := owners[v.Name]; v.Sealed && owner.Kind == snapshots.KindActive {
-			// It was about to be committed.
-			if err := s.thaw(ctx, owner.Name, v); err != nil {
-				return fmt.Errorf("snapshot %q: %w", owner.Name, err)
+	if err := known.check(); err != nil {
+		return err
+	}
+	if err := s.finishThaws(ctx, known); err != nil {
+		return err
+	}
+	s.sort(known)
+	if err := s.removeLost(ctx, known); err != nil {
+		return err
+	}
+	for name, owner := range known.owners {
+		if v, ok := known.volumes[name]; ok && v.Sealed && owner.Kind == snapshots.KindActive {
+			// It was about to be committed. Without space for a clone it can still be committed and removed.
+			if err := s.thawFound(ctx, owner.Name, v, known); err != nil {
+				s.log.Error("snapshotter: active snapshot cannot be written to", "key", owner.Name, "error", err)
 			}
 		}
 	}
@@ -57,44 +52,214 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	return nil
 }
 
-// removeLost removes snapshots whose volume is not there any more from the metadata. No crash leaves such ones,
-// but somebody may have destroyed volumes by hand. One that others were made from stays, as their parent: they
-// are complete without it.
-func (s *Snapshotter) removeLost(ctx context.Context, infos []snapshots.Info, found map[string]cowcommon.Volume) error {
-	lost := make(map[string]string) // volumes by key
+func (s *Snapshotter) takeInventory(ctx context.Context) (*inventory, error) {
+	infos, err := s.list(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read metadata: %w", err)
+	}
+	known := &inventory{infos: infos, owners: make(map[string]snapshots.Info), volumes: make(map[string]cowcommon.Volume)}
 	for _, info := range infos {
-		volume := info.Labels[VolumeLabel]
-		if _, ok := found[volume]; !ok && volume != "" {
-			lost[info.Name] = volume
+		if volume := info.Labels[VolumeLabel]; volume != "" {
+			known.owners[volume] = info
 		}
 	}
-	for _, info := range infos {
-		if volume, ok := lost[info.Parent]; ok && info.Labels[VolumeLabel] == "" {
-			lost[info.Name] = volume // a view, which shows its parent's volume
+	err = s.look(ctx, func(_ context.Context, tx *bolt.Tx) error {
+		known.making, known.copies, known.thawing = making.all(tx), copies.all(tx), thawing.all(tx)
+		known.doomed, known.gone = doomed.all(tx), gone.all(tx)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read metadata: %w", err)
+	}
+	for v, err := range s.backend.Volumes(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if _, owned := known.owners[v.Name]; owned || isVolumeName(v.Name) {
+			known.volumes[v.Name] = v
+		} else {
+			s.log.Warn("snapshotter: volume is not one of the snapshotter's, and is left alone", "volume", v.Name)
 		}
 	}
-	if len(lost) == 0 {
+	return known, nil
+}
+
+// check makes sure that this is not the metadata of another home.
+func (k *inventory) check() error {
+	made := 0 // for certain
+	for name := range k.owners {
+		if _, ok := k.volumes[name]; ok {
+			return nil
+		}
+		if _, ok := k.making[name]; !ok {
+			made++
+		}
+	}
+	if made > 0 && len(k.owners) > 1 {
+		return fmt.Errorf("none of the %d volumes that the metadata names is there, but %d others, is the right filesystem mounted? %w",
+			len(k.owners), len(k.volumes), errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// finishThaws ends what thaw has begun.
+func (s *Snapshotter) finishThaws(ctx context.Context, known *inventory) error {
+	for clone, sealed := range known.thawing {
+		owner, owned := known.owners[clone]
+		_, cloned := known.volumes[clone]
+		var err error
+		switch _, isThere := known.volumes[sealed]; {
+		case owned && cloned && known.hasChildren(sealed, clone):
+			err = s.endThawKeeping(ctx, sealed, clone)
+		case owned && cloned:
+			err = s.endThaw(ctx, sealed, clone)
+			delete(known.volumes, sealed)
+		case owned && isThere:
+			err = s.undoThaw(ctx, owner.Name, sealed, clone)
+			delete(known.owners, clone)
+			owner.Labels = withVolume(owner.Labels, sealed)
+			known.owners[sealed] = owner
+			for i := range known.infos {
+				if known.infos[i].Name == owner.Name {
+					known.infos[i] = owner
+				}
+			}
+		default:
+			err = s.change(ctx, func(_ context.Context, tx *bolt.Tx) error { return thawing.del(tx, clone) })
+		}
+		if err != nil {
+			return fmt.Errorf("snapshot %q: %w", owner.Name, err)
+		}
+	}
+	return nil
+}
+
+// thawFound thaws an active snapshot whose volume is sealed. If others were cloned from the volume it was committed, and
+// the metadata is older than that: then the volume is lost.
+func (s *Snapshotter) thawFound(ctx context.Context, key string, v cowcommon.Volume, known *inventory) error {
+	if !known.hasChildren(v.Name, "") {
+		return s.thaw(ctx, key, v)
+	}
+	err := s.thawTo(ctx, key, v, s.endThawKeeping)
+	if err == nil {
+		s.setLost(v, known.gone[v.Name])
+	}
+	return err
+}
+
+// hasChildren reports whether a volume was cloned from another, one apart.
+func (k *inventory) hasChildren(volume, apart string) bool {
+	for name, v := range k.volumes {
+		if v.Parent == volume && name != apart {
+			return true
+		}
+	}
+	return false
+}
+
+// sort decides about each volume. What the ledgers need not say any more is taken out with the next change.
+func (s *Snapshotter) sort(known *inventory) {
+	for name, v := range known.volumes {
+		if _, owned := known.owners[name]; owned {
+			continue
+		}
+		_, isDoomed := known.doomed[name]
+		if _, isCopy := known.copies[name]; isDoomed || isCopy && !v.Sealed {
+			s.doom(name)
+			continue
+		}
+		s.setLost(v, known.gone[name])
+	}
+	for name := range known.doomed {
+		if _, ok := known.volumes[name]; !ok {
+			s.stale.destroyed = append(s.stale.destroyed, name)
+		}
+	}
+	for name := range known.making {
+		s.stale.made = append(s.stale.made, name)
+	}
+	for name := range known.copies {
+		if v, ok := known.volumes[name]; !ok || v.Sealed {
+			s.stale.destroyed = append(s.stale.destroyed, name)
+		}
+	}
+	if n := len(s.lost); n > 0 {
+		s.log.Error("snapshotter: volumes that the metadata does not know are kept, and no client sees them; see cowshed lost", "volumes", n)
+	}
+}
+
+// removeLost removes snapshots whose volume is not there from the metadata. Those of a Prepare that a crash has cut off
+// never had one. Of others somebody has destroyed the volume, or it is in a home that is older than the metadata: what
+// the metadata said of them is kept beside it. One that others were made from stays, as their parent: they are complete
+// without it.
+func (s *Snapshotter) removeLost(ctx context.Context, known *inventory) error {
+	missing := known.missing()
+	if len(missing) == 0 {
 		return nil
 	}
-	return s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+	return s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
+		left := make(map[string]snapshots.Info, len(missing))
+		for _, info := range missing {
+			left[info.Name] = info
+		}
 		for removed := true; removed; { // each round removes those that have no children any more
 			removed = false
-			for key, volume := range lost {
-				_, _, err := storage.Remove(ctx, key)
-				if errdefs.IsFailedPrecondition(err) {
-					continue
-				}
+			for key, info := range left {
+				done, err := s.removeMissing(ctx, tx, info, known)
 				if err != nil {
 					return fmt.Errorf("remove lost snapshot %q: %w", key, err)
 				}
-				s.log.Warn("snapshotter: snapshot is removed, since its volume is gone", "key", key, "volume", volume)
-				delete(lost, key)
-				removed = true
+				if done {
+					delete(left, key)
+					removed = true
+				}
 			}
 		}
-		for key, volume := range lost {
-			s.log.Error("snapshotter: volume is gone of a snapshot that others were made from", "key", key, "volume", volume)
+		for key, info := range left {
+			s.log.Error("snapshotter: volume is gone of a snapshot that others were made from", "key", key, "volume", info.Labels[VolumeLabel])
 		}
 		return nil
 	})
+}
+
+// missing lists the snapshots whose tree is not there.
+func (k *inventory) missing() []snapshots.Info {
+	var missing []snapshots.Info
+	keys := make(map[string]struct{})
+	for _, info := range k.infos {
+		volume := info.Labels[VolumeLabel]
+		if _, ok := k.volumes[volume]; !ok && volume != "" {
+			missing = append(missing, info)
+			keys[info.Name] = struct{}{}
+		}
+	}
+	for _, info := range k.infos { // a view shows its parent's volume
+		if _, ok := keys[info.Parent]; ok && info.Labels[VolumeLabel] == "" {
+			missing = append(missing, info)
+		}
+	}
+	return missing
+}
+
+func (s *Snapshotter) removeMissing(ctx context.Context, tx *bolt.Tx, info snapshots.Info, known *inventory) (removed bool, err error) {
+	_, _, usage, err := storage.GetInfo(ctx, info.Name)
+	if errdefs.IsNotFound(err) {
+		return true, nil // by the transaction before this one
+	}
+	if err != nil {
+		return false, err
+	}
+	_, _, err = storage.Remove(ctx, info.Name)
+	if errdefs.IsFailedPrecondition(err) {
+		return false, nil
+	}
+	volume := info.Labels[VolumeLabel]
+	if _, never := known.making[volume]; never || err != nil {
+		return err == nil, err
+	}
+	s.log.Warn("snapshotter: snapshot is removed, since its volume is gone", "key", info.Name, "volume", volume)
+	if volume == "" {
+		return true, nil
+	}
+	return true, putGone(tx, volume, info, usage)
 }

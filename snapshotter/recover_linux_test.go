@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -14,29 +15,103 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// A volume that was made before a crash, and never named, is destroyed. What the snapshotter did not make is not.
-func TestRecoverUnnamedVolumes(t *testing.T) {
+// What the snapshotter did not make is left alone.
+func TestRecoverForeignVolumes(t *testing.T) {
 	h := newHost(t, Options{})
-	h.image("image")
-	h.prepare("active", "image")
-	before := h.state()
-	volume := h.volume("image")
-
 	foreign := []string{"layer", "s-short", "s-" + "abcdefghijklmnopqrstuvwxyz", "x-ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 	require.NoError(t, h.restart(func(b cowcommon.Backend) {
-		require.NoError(t, b.Create(t.Context(), newVolumeName(snapshotPrefix), cowcommon.VolumeOptions{}))
-		require.NoError(t, b.Create(t.Context(), newVolumeName(emptyViewPrefix), cowcommon.VolumeOptions{}))
-		require.NoError(t, b.Clone(t.Context(), newVolumeName(snapshotPrefix), volume, cowcommon.VolumeOptions{}))
 		for _, name := range foreign {
 			require.NoError(t, b.Create(t.Context(), name, cowcommon.VolumeOptions{}))
 		}
 	}))
+	assert.Empty(t, h.Lost())
 	for _, name := range foreign {
 		assert.Contains(t, h.volumes(), name)
 		assert.Contains(t, h.log.String(), name)
-		require.NoError(t, h.backend.Remove(t.Context(), name))
 	}
-	assert.Equal(t, before, h.state())
+}
+
+// A crash leaves what the process was doing in any state. Each test stops the snapshotter there, and starts it again.
+func TestRecoverUnfinished(t *testing.T) {
+	ctx := t.Context()
+	h := newHost(t, Options{})
+	h.image("image")
+	h.prepare("active", "image")
+	before := h.state()
+	prepared := func(key string) record {
+		made, err := h.recordCreate(ctx, snapshots.KindActive, key, "image", newVolumeName(snapshotPrefix, key), nil)
+		require.NoError(t, err)
+		return made
+	}
+	for name, crash := range map[string]func(t *testing.T){
+		"prepare, before the volume is made": func(*testing.T) { prepared("new"); prepared("new2") },
+		"copy for a commit, not made": func(t *testing.T) {
+			require.NoError(t, h.recordCopy(ctx, newVolumeName(snapshotPrefix, "new")))
+		},
+		"copy for a commit, made": func(t *testing.T) {
+			copied := newVolumeName(snapshotPrefix, "new")
+			require.NoError(t, h.recordCopy(ctx, copied))
+			require.NoError(t, h.backend.Clone(ctx, copied, h.volume("image"), cowcommon.VolumeOptions{}))
+		},
+		"removed, not destroyed": func(t *testing.T) {
+			h.prepare("new", "image")
+			require.NoError(t, h.Remove(ctx, "new"))
+		},
+		"removed, destroyed": func(t *testing.T) {
+			h.prepare("new", "image")
+			require.NoError(t, h.Remove(ctx, "new"))
+			require.NoError(t, h.Cleanup(ctx))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			crash(t)
+			require.NoError(t, h.crash())
+			assert.Equal(t, before, h.state())
+			assert.Empty(t, h.Lost())
+			assert.Empty(t, h.ledger(gone))
+		})
+	}
+
+	t.Run("prepare, volume made", func(t *testing.T) {
+		made := prepared("new")
+		require.NoError(t, h.backend.Clone(ctx, made.volume, made.parentVolume, cowcommon.VolumeOptions{}))
+		require.NoError(t, h.crash())
+		h.write("new", "file", nil) // whole and writable
+		require.NoError(t, h.Remove(ctx, "new"))
+		require.NoError(t, h.Cleanup(ctx))
+		assert.Equal(t, before, h.state())
+	})
+	for name, crash := range map[string]func(t *testing.T, key, volume string){
+		"thaw, not begun": func(*testing.T, string, string) {},
+		"thaw, before the clone": func(t *testing.T, key, volume string) {
+			_, err := h.beginThaw(ctx, key, volume, newVolumeName(snapshotPrefix, key))
+			require.NoError(t, err)
+		},
+		"thaw, after the clone": func(t *testing.T, key, volume string) {
+			clone := newVolumeName(snapshotPrefix, key)
+			_, err := h.beginThaw(ctx, key, volume, clone)
+			require.NoError(t, err)
+			require.NoError(t, h.backend.Clone(ctx, clone, volume, cowcommon.VolumeOptions{}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h.prepare("frozen", "image")
+			h.write("frozen", "content", []byte("text"))
+			require.NoError(t, h.backend.Seal(ctx, h.volume("frozen")))
+			crash(t, "frozen", h.volume("frozen"))
+			require.NoError(t, h.crash())
+			assert.Equal(t, "text", h.content("frozen", "content"))
+			h.write("frozen", "content", nil)
+			assert.Len(t, h.volumes(), 3)
+			require.NoError(t, h.Remove(ctx, "frozen"))
+			require.NoError(t, h.Cleanup(ctx))
+			assert.Equal(t, before, h.state())
+			require.NoError(t, h.restart(nil))
+			for _, l := range []ledger{making, copies, thawing, doomed} {
+				assert.Empty(t, h.ledger(l), l)
+			}
+		})
+	}
 }
 
 // A crash while a snapshot was being committed leaves it active, and it can be written to again.

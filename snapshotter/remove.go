@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 )
 
 // Remove removes a snapshot from the metadata. Its key can be used again at once; its volume is destroyed by
@@ -16,14 +17,24 @@ import (
 // errdefs.ErrNotFound: there is no such snapshot. errdefs.ErrFailedPrecondition: others were made from it.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	var volume string
-	err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+	removed := false
+	err := s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
 		_, info, _, err := storage.GetInfo(ctx, key)
+		if removed && errdefs.IsNotFound(err) {
+			return nil // by the transaction before this one
+		}
 		if err != nil {
 			return err
 		}
 		volume = info.Labels[VolumeLabel]
-		_, _, err = storage.Remove(ctx, key)
-		return err
+		if _, _, err := storage.Remove(ctx, key); err != nil {
+			return err
+		}
+		removed = true
+		if volume == "" {
+			return nil
+		}
+		return errors.Join(making.del(tx, volume), doomed.put(tx, volume, ""))
 	})
 	if err != nil {
 		return wrap("remove", key, err)
@@ -34,19 +45,47 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	return nil
 }
 
-// doom notes that a volume, which the metadata does not name, is to be destroyed.
-func (s *Snapshotter) doom(volume string) {
+// doom has Cleanup destroy volumes. The metadata does not name them any more, and says that they are doomed.
+func (s *Snapshotter) doom(volumes ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.doomed = append(s.doomed, volume)
+	s.doomed = append(s.doomed, volumes...)
 }
 
-// doomAndDestroy destroys a volume that the metadata does not name, if it can be already.
-func (s *Snapshotter) doomAndDestroy(ctx context.Context, volume string) {
+// destroy destroys a volume that is doomed, if it can be already.
+func (s *Snapshotter) destroy(ctx context.Context, volume string) {
 	if err := s.backend.Remove(ctx, volume); err != nil {
 		s.log.Warn("snapshotter: volume cannot be destroyed yet", "volume", volume, "error", err)
 		s.doom(volume)
+		return
 	}
+	s.noteDestroyed(volume)
+}
+
+func (s *Snapshotter) noteDestroyed(volume string) {
+	s.measured.Delete(volume)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stale.destroyed = append(s.stale.destroyed, volume)
+}
+
+// busyWith keeps Cleanup from taking a volume for destroyed that an operation is about to make, until end is called.
+func (s *Snapshotter) busyWith(volume string) (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy[volume] = struct{}{}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.busy, volume)
+	}
+}
+
+func (s *Snapshotter) isBusyWith(volume string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.busy[volume]
+	return ok
 }
 
 // Cleanup destroys the volumes of snapshots that were removed. One that is still in use, mounted for example,
@@ -66,8 +105,9 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	s.mu.Lock()
 	s.doomed = slices.Concat(left, s.doomed)
 	s.mu.Unlock()
+	s.reserve.keep()
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("snapshotter: clean up: %w", err)
+		return fmt.Errorf("snapshotter: clean up: %w", typed(err))
 	}
 	return nil
 }
@@ -79,9 +119,13 @@ func (s *Snapshotter) destroyAll(ctx context.Context, doomed []string) (left []s
 		if ctx.Err() != nil {
 			return append(left, doomed[i:]...), append(errs, context.Cause(ctx))
 		}
+		if s.isBusyWith(volume) {
+			left = append(left, volume)
+			continue
+		}
 		err := s.backend.Remove(ctx, volume)
 		if err == nil {
-			s.measured.Delete(volume)
+			s.noteDestroyed(volume)
 			continue
 		}
 		left = append(left, volume)

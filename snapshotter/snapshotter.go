@@ -12,14 +12,17 @@
 //
 // # Crashes
 //
-// A volume is made, and is durable, before the metadata names it; and the metadata forgets it, durably, before
-// it is destroyed. So at any moment a crash leaves at most volumes that the metadata does not name, and New
-// destroys them. It can tell them by their names, provided that the backend's home is the snapshotter's alone:
-// that home must not be shared with the graph driver or the command's store, nor with another snapshotter.
-// Volumes with other names are left alone and reported.
+// The metadata names a volume before it is made, and says that a volume is doomed, durably, before it is destroyed. So
+// at any moment it is known of each volume whose it is, or why it may go; and New does what a crash has left undone.
+// A volume of which the metadata says neither is kept, whatever the reason: metadata.db is lost, older than the
+// volumes, or of another home. It is [Lost]: no client sees it, and Restore or Discard decide about it.
 //
-// Because of that order each operation takes one write transaction of the metadata, and no volume operation
-// runs inside it: clients that create and remove snapshots wait for each other only as long as bolt writes.
+// Volumes are the snapshotter's by their names, provided that the backend's home is the snapshotter's alone: that home
+// must not be shared with the graph driver or the command's store, nor with another snapshotter. Volumes with other
+// names are left alone and reported.
+//
+// Each operation takes one write transaction of the metadata, or a few where something is unusual, and no volume
+// operation runs inside one: clients that create and remove snapshots wait for each other only as long as bolt writes.
 package snapshotter
 
 import (
@@ -39,6 +42,7 @@ import (
 	errbolt "go.etcd.io/bbolt/errors"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/boltfile"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -71,14 +75,24 @@ type Options struct {
 // ErrFailedPrecondition for what the kind of the snapshot does not allow, or its children; ErrNotImplemented
 // for what this filesystem cannot do. An operation that fails changes nothing.
 type Snapshotter struct {
+	root    string
 	backend cowcommon.Backend
 	driver  *cowcommon.Driver // compares volumes where the filesystem does not keep count
 	meta    *storage.MetaStore
-	opts    Options
-	log     *slog.Logger
+	space   boltfile.Space
+	reserve spaceReserve
+
+	commitTx func(*bolt.Tx) error // (*bolt.Tx).Commit, or in tests one that fails
+
+	opts Options
+	log  *slog.Logger
 
 	mu     sync.Mutex
-	doomed []string // volumes that the metadata no longer names
+	doomed []string            // volumes that are to be destroyed; the metadata says so too
+	busy   map[string]struct{} // volumes that an operation is about to make
+	stale  stale
+	frozen map[string]struct{} // keys of active snapshots that have a sealed volume
+	lost   map[string]Lost     // by volume
 
 	measured sync.Map // snapshots.Usage of committed snapshots that had to be counted, by volume
 
@@ -94,28 +108,56 @@ var (
 // New opens the snapshotter whose metadata is in the directory root, which it makes if need be, and brings
 // metadata and volumes into agreement. backend must be the snapshotter's alone; Close closes it.
 //
-// errdefs.ErrUnavailable: another process has the snapshotter open. errdefs.ErrFailedPrecondition: none of the
+// errdefs.ErrUnavailable: another process has the snapshotter open. errdefs.ErrDataLoss: the metadata is damaged, see
+// Repair. errdefs.ErrFailedPrecondition: none of the
 // volumes that the metadata names is there, so that this is hardly the backend that belongs to it.
-func New(root string, backend cowcommon.Backend, opts Options) (_ *Snapshotter, err error) {
-	s := &Snapshotter{backend: backend, opts: opts, log: opts.Logger}
+func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
+	s := newSnapshotter(root, backend, opts)
+	if err := s.openAll(context.Background()); err != nil {
+		return nil, openError(root, err)
+	}
+	return s, nil
+}
+
+// newSnapshotter makes one whose metadata is not open.
+func newSnapshotter(root string, backend cowcommon.Backend, opts Options) *Snapshotter {
+	s := &Snapshotter{
+		root: root, backend: backend, opts: opts, log: opts.Logger,
+		reserve:  spaceReserve{path: filepath.Join(root, reserveName)},
+		commitTx: (*bolt.Tx).Commit,
+		busy:     make(map[string]struct{}),
+		frozen:   make(map[string]struct{}),
+		lost:     make(map[string]Lost),
+	}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
 	s.driver = cowcommon.NewDriver("snapshotter", backend, cowcommon.Options{Logger: s.log})
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, fmt.Errorf("snapshotter: open %s: %w", root, err)
+	return s
+}
+
+func openError(root string, err error) error {
+	if err == nil {
+		return nil
 	}
-	s.meta, err = storage.NewMetaStore(filepath.Join(root, metadataName), withLockTimeout)
-	if err != nil {
-		return nil, fmt.Errorf("snapshotter: open %s: %w", root, err)
+	if errors.Is(err, errbolt.ErrTimeout) {
+		err = fmt.Errorf("another process has it open: %w: %w", errdefs.ErrUnavailable, err)
 	}
-	if err := s.recover(context.Background()); err != nil {
-		if errors.Is(err, errbolt.ErrTimeout) {
-			err = fmt.Errorf("another process has it open: %w: %w", errdefs.ErrUnavailable, err)
-		}
-		return nil, errors.Join(fmt.Errorf("snapshotter: open %s: %w", root, err), s.meta.Close())
+	return fmt.Errorf("snapshotter: open %s: %w", root, typed(err))
+}
+
+func (s *Snapshotter) openAll(ctx context.Context) error {
+	if err := os.MkdirAll(s.root, 0o700); err != nil {
+		return err
 	}
-	return s, nil
+	if err := s.openMeta(); err != nil {
+		return err
+	}
+	s.reserve.keep()
+	if err := s.recover(ctx); err != nil {
+		return errors.Join(err, s.meta.Close())
+	}
+	return nil
 }
 
 func withLockTimeout(o *bolt.Options) error {
@@ -127,6 +169,9 @@ func withLockTimeout(o *bolt.Options) error {
 // has not destroyed yet: the next New does. Closing twice does nothing.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
+		if err := s.forgetStale(); err != nil {
+			s.log.Warn("snapshotter: metadata could not be written", "error", err)
+		}
 		if err := errors.Join(s.meta.Close(), s.backend.Close()); err != nil {
 			s.closeErr = fmt.Errorf("snapshotter: close: %w", err)
 		}
@@ -139,5 +184,5 @@ func wrap(operation, key string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("snapshotter: %s %q: %w", operation, key, err)
+	return fmt.Errorf("snapshotter: %s %q: %w", operation, key, typed(err))
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -49,7 +50,7 @@ func TestLimits(t *testing.T) {
 func testLimits(t *testing.T, fs filesystem) {
 	h := newHostOn(t, fs, Options{DefaultLimit: quota.Limit{Bytes: 8 * mib}})
 	h.image("image")
-	unpack := "default/12/" + snapshots.UnpackKeyPrefix + "-123 sha256:abc"
+	unpack := "default/12/" + snapshots.UnpackKeyPrefix + "-123-Abc_ sha256:abc"
 	for _, c := range []struct {
 		key    string
 		opt    snapshots.Opt
@@ -396,6 +397,7 @@ func TestUsage(t *testing.T) {
 
 func TestIDMapping(t *testing.T) {
 	h := newHost(t, Options{})
+	t.Cleanup(runtime.GC) // mount.All leaves a descriptor of its child process to it
 	h.image("image")
 	mapping := snapshots.WithLabels(map[string]string{
 		snapshots.LabelSnapshotUIDMapping: "0:100000:65536",

@@ -1,8 +1,14 @@
 package snapshotter
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -43,4 +49,41 @@ func checkSourceGoesLast(h *host) {
 func TestSnapshotterSuiteZFS(t *testing.T) {
 	testfs.Zpool(t)
 	runSuite(t, onZFS, byProxy)
+}
+
+// TestFullZFS: where the quota of the dataset that holds all is reached, snapshots can be removed, which makes room.
+func TestFullZFS(t *testing.T) {
+	testfs.Zpool(t)
+	var dataset string
+	h := newHostOn(t, func(t *testing.T) (string, openFunc) {
+		mnt, open := onZFS(t)
+		out, err := exec.Command("zfs", "list", "-Ho", "name", mnt).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		dataset = strings.TrimSpace(string(out))
+		return mnt, open
+	}, Options{})
+	h.image("image")
+	h.prepare("small", "image")
+	h.prepare("large", "image")
+	h.in("large", func(dir string) { require.NoError(t, fill(filepath.Join(dir, "large"), 8*mib)) })
+	out, err := exec.Command("zfs", "set", "quota=64M", dataset).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	testfs.Fill(t, h.mnt, testfs.Data, 100)
+
+	if _, err := h.Prepare(t.Context(), "new", "image"); err == nil {
+		require.NoError(t, h.Remove(t.Context(), "new"))
+	} else {
+		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+		assert.NotContains(t, h.keys(), "new")
+	}
+	require.NoError(t, h.restart(nil))
+	require.NoError(t, h.Remove(t.Context(), "large"))
+	require.NoError(t, h.Remove(t.Context(), "small"))
+	require.NoError(t, h.Cleanup(t.Context()))
+	require.NoError(t, os.RemoveAll(filepath.Join(h.mnt, "filler")))
+	require.Eventually(t, func() bool {
+		_, err := h.Prepare(t.Context(), "again", "image")
+		return err == nil
+	}, time.Minute, time.Second)
+	assert.Empty(t, h.Lost())
 }

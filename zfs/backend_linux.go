@@ -32,12 +32,15 @@ type Options struct {
 type Backend struct {
 	layout
 	root    string // the dataset that holds those of the volumes
+	gid     int
 	log     *slog.Logger
 	zfs     *commands
 	volumes index
 	lock    *os.File
 
-	mounts inuse.Table[*os.File]         // datasets that are mounted, by volume, with their locks
+	mounts inuse.Table[volumeLock]       // datasets that are mounted, by volume, with their locks
+	relied inuse.Table[volumeLock]       // volumes that are used for one step
+	limits inuse.Table[struct{}]         // volumes whose limit is being set
 	viewed inuse.Table[*mountedSnapshot] // snapshots that are mounted for views
 
 	closeOnce sync.Once
@@ -52,7 +55,7 @@ var _ cowcommon.Backend = (*Backend)(nil)
 //
 // It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.
 func Open(home, root string, opts Options) (_ *Backend, err error) {
-	b := &Backend{root: root, log: opts.Logger}
+	b := &Backend{root: root, gid: opts.GID, log: opts.Logger}
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -72,11 +75,11 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 	if b.layout, err = makeLayout(home, opts.GID); err != nil {
 		return nil, err
 	}
-	counter, err := os.OpenFile(filepath.Join(home, counterName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	file, err := os.OpenFile(filepath.Join(home, counterName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	b.volumes = index{zfs: b.zfs, root: root, counter: counter}
+	b.volumes = index{zfs: b.zfs, root: root, counter: counter{file}, log: b.log}
 	if b.zfs.running, err = b.openRunning(); err != nil {
 		return nil, err
 	}
@@ -86,7 +89,7 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 	if err := unix.Flock(int(b.zfs.running.Fd()), unix.LOCK_SH); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", b.zfs.running.Name(), err)
 	}
-	if err := b.keepPrivate(); err != nil { // who was alone may be in another mount namespace
+	if err := b.keepPrivate(b.gid); err != nil { // who was alone may be in another mount namespace
 		return nil, err
 	}
 	if _, err := b.volumes.all(context.Background()); err != nil {
@@ -98,7 +101,7 @@ func Open(home, root string, opts Options) (_ *Backend, err error) {
 // recover unmounts and destroys what processes that are gone have left, while nobody else has the home open.
 // What cannot be is reported: it is in nobody's way, and the next time may be luckier.
 func (b *Backend) recover() error {
-	if err := b.keepPrivate(); err != nil {
+	if err := b.keepPrivate(b.gid); err != nil {
 		return err
 	}
 	warn := func(what string, err error) {
@@ -128,10 +131,10 @@ func (b *Backend) recover() error {
 	}
 	for name, d := range datasets {
 		if strings.HasPrefix(name, stagingPrefix) {
-			if _, err := b.zfs.run(ctx, "destroy", "-r", b.datasetOf(name)); err != nil {
+			if err := b.discard(ctx, b.datasetOf(name), "-r"); err != nil {
 				warn(b.datasetOf(name), err)
-			} else if err := b.volumes.drop(name); err != nil {
-				warn(b.datasetOf(name), err)
+			} else {
+				b.volumes.drop(name)
 			}
 			continue
 		}
@@ -139,7 +142,7 @@ func (b *Backend) recover() error {
 			if !d.own || origins[snapshot] {
 				continue
 			}
-			if _, err := b.zfs.run(ctx, "destroy", snapshot); err != nil {
+			if err := b.discard(ctx, snapshot); err != nil {
 				warn(snapshot, err)
 			}
 		}
@@ -155,7 +158,7 @@ func unmountBelow(dir string) error {
 	}
 	var errs []error
 	for _, m := range mounts {
-		if m.Mountpoint == dir { // keepPrivate's own
+		if m.Mountpoint == dir { // keepPrivate's
 			continue
 		}
 		errs = append(errs, unmountPoint(m.Mountpoint, false))
@@ -187,8 +190,8 @@ func (b *Backend) Close() error {
 
 func (b *Backend) close() error {
 	viewsErr := b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) })
-	mountsErr := b.mounts.CloseAll(func(name string, lock *os.File) error {
-		return b.unlock(lock, func() error {
+	mountsErr := b.mounts.CloseAll(func(name string, lock volumeLock) error {
+		return lock.unlock(func() error {
 			err := unmountPoint(b.mountpoint(name), false)
 			if errors.Is(err, unix.EBUSY) {
 				return nil // by processes that live on
@@ -208,7 +211,7 @@ func (b *Backend) close() error {
 
 func (b *Backend) closeFiles() error {
 	var errs []error
-	files := []*os.File{b.lock, b.volumes.counter}
+	files := []*os.File{b.lock, b.volumes.counter.file}
 	if b.zfs != nil {
 		files = append(files, b.zfs.running)
 	}
@@ -231,7 +234,7 @@ func (b *Backend) volume(ctx context.Context, name string) (dataset, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return dataset{}, err
 	}
-	d, ok, err := b.volumes.get(ctx, name)
+	d, ok, err := b.look(ctx, name)
 	if err != nil {
 		return dataset{}, err
 	}
@@ -239,4 +242,19 @@ func (b *Backend) volume(ctx context.Context, name string) (dataset, error) {
 		return dataset{}, fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
 	}
 	return d, nil
+}
+
+// look looks a dataset up. That there is none it believes the kernel only: who has made one may have been killed before
+// others were told.
+func (b *Backend) look(ctx context.Context, name string) (d dataset, ok bool, err error) {
+	d, ok, err = b.volumes.get(ctx, name)
+	if ok || err != nil {
+		return d, ok, err
+	}
+	there, err := b.zfs.exists(b.datasetOf(name))
+	if err != nil || !there {
+		return dataset{}, false, err
+	}
+	b.volumes.invalidate()
+	return b.volumes.get(ctx, name)
 }

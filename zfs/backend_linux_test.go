@@ -471,8 +471,13 @@ func TestStatus(t *testing.T) {
 	assert.Contains(t, b.Status(t.Context()), [2]string{"Parent Quota", "1073741824"}, "read afresh")
 }
 
-// ownPool makes a pool in a file in a directory of size bytes, in which the file may outgrow its space.
+// ownPool makes a pool of 256 MiB in a file in a directory of size bytes, in which the file may outgrow its space.
 func ownPool(t *testing.T, size int) (pool, dir string) {
+	t.Helper()
+	return ownPoolOf(t, 256<<20, size)
+}
+
+func ownPoolOf(t *testing.T, poolSize int64, size int) (pool, dir string) {
 	t.Helper()
 	testfs.Zpool(t) // is there ZFS at all
 	dir = t.TempDir()
@@ -480,7 +485,7 @@ func ownPool(t *testing.T, size int) (pool, dir string) {
 	t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, 0)) })
 	image := filepath.Join(dir, "pool")
 	require.NoError(t, os.WriteFile(image, nil, 0o600))
-	require.NoError(t, os.Truncate(image, 256<<20))
+	require.NoError(t, os.Truncate(image, poolSize))
 	pool = "cowshed" + temporaryName("")
 	run(t, "zpool", "create", "-f", "-o", "cachefile=none", "-O", "compression=off", "-m", "none", pool, image)
 	t.Cleanup(func() { run(t, "zpool", "destroy", "-f", pool) })
@@ -612,6 +617,14 @@ func TestHintsOfRelatives(t *testing.T) {
 	defer func() { assert.NoError(t, v.Close()) }()
 	_, err = b.Hints(ctx, stranger{v}, v)
 	require.ErrorIs(t, err, treediff.ErrNoHints)
+
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	_, err = changedObjects(cancelled, b.sealOf("a"), b.sealOf("b"))
+	require.ErrorIs(t, err, context.Canceled)
+	objects, err := changedObjects(ctx, b.sealOf("a"), b.sealOf("b"))
+	require.NoError(t, err)
+	assert.NotEmpty(t, objects)
 }
 
 type stranger struct{ cowcommon.View }

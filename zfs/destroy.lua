@@ -35,18 +35,23 @@ if #blockers > 0 then
 	return {errno = 16, blockers = blockers} -- EBUSY
 end
 
--- The seal goes last, so that whatever is mounted leaves the dataset sealed.
 if was_sealed then table.insert(own, sealed) end
+
+-- What is mounted is busy, maybe where Cowshed cannot see it. Nothing is destroyed then. A dataset that has snapshots
+-- cannot be checked for its own destruction; rolling it back needs the same.
+for _, snapshot in ipairs(own) do
+	local errno = zfs.check.destroy(snapshot)
+	if errno ~= 0 then return {errno = errno, blockers = {}, busy = snapshot} end
+end
+if #own > 0 and zfs.check.rollback(dataset) == 16 then
+	return {errno = 16, blockers = {}, busy = dataset}
+end
 for _, snapshot in ipairs(own) do
 	local errno = zfs.sync.destroy(snapshot)
 	if errno ~= 0 then return {errno = errno, blockers = {}, busy = snapshot} end
 end
 local errno = zfs.sync.destroy(dataset)
-if errno ~= 0 then
-	-- It is mounted, maybe where Cowshed cannot see it.
-	if was_sealed then zfs.sync.snapshot(sealed) end
-	return {errno = errno, blockers = {}, busy = dataset}
-end
+if errno ~= 0 then return {errno = errno, blockers = {}, busy = dataset} end
 
 -- The snapshot that was taken for this clone alone, whose dataset lives on.
 if string.match(origin, "@cowshed%-clone%-") and zfs.exists(origin) then

@@ -24,7 +24,7 @@ const maxAncestors = 1024
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: hints: %w", err)
+		return nil, fmt.Errorf("zfs: hints: %w", treediff.WithoutHints(ctx, "kernel", err))
 	}
 	return hints, nil
 }
@@ -46,7 +46,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: fmt.Errorf("%s was not cloned from %s", topView.volume, baseView.snapshot)}
 	}
 
-	changed, err := changedObjects(baseView.snapshot, topView.snapshot)
+	changed, err := changedObjects(ctx, baseView.snapshot, topView.snapshot)
 	if err != nil {
 		return nil, err
 	}

@@ -3,20 +3,15 @@ package zfs
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"iter"
+	"log/slog"
 	"maps"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/quota"
@@ -46,18 +41,23 @@ type dataset struct {
 // index answers from memory which layers there are. It is loaded by one zfs list, and again after another
 // process has changed something or a command has not done what was expected.
 //
-// Each process that changes something says so in a file with a counter. What someone changes by hand is
+// Each process that changes something says so in a counter in a file. What someone changes by hand is
 // noticed when a command fails because of it.
 type index struct {
 	zfs     *commands
-	root    string   // the dataset that holds those of the layers
-	counter *os.File // 8 bytes, little-endian
+	root    string // the dataset that holds those of the layers
+	counter counter
+	log     *slog.Logger
 
 	mu       sync.Mutex
 	datasets map[string]dataset         // by name without root
-	seen     uint64                     // the counter for which datasets is right, or will be when it is loaded
+	seen     count                      // the counter for which datasets is right, or will be when it is loaded
 	valid    bool                       // datasets can be relied on while the counter stays
 	doubted  bool                       // something has happened since the load under way began that makes it useless
+	left     int                        // how many zfs processes do not end and may change something at any time
+	untold   bool                       // something was changed that the counter could not say
+	begun    uint64                     // how many loads have begun
+	loaded   uint64                     // which of them datasets is from
 	loading  chan struct{}              // closed when the load under way has ended, nil if there is none
 	since    []func(map[string]dataset) // own changes since that load has begun
 }
@@ -77,11 +77,14 @@ func (x *index) all(ctx context.Context) (all map[string]dataset, err error) {
 	return all, err
 }
 
-// with calls look with the datasets as they are now.
+// with calls look with the datasets as they were at some time since it was called.
 func (x *index) with(ctx context.Context, look func(map[string]dataset)) error {
+	x.mu.Lock()
+	asked := x.begun
+	x.mu.Unlock()
 	for {
-		fresh, loading, err := x.tryLook(look)
-		if err != nil || fresh {
+		done, loading, err := x.tryLook(asked, look)
+		if err != nil || done {
 			return err
 		}
 		if loading == nil {
@@ -98,16 +101,19 @@ func (x *index) with(ctx context.Context, look func(map[string]dataset)) error {
 	}
 }
 
-// tryLook calls look if the datasets are known as they are now. Else it returns the load to wait for, or nil if
-// the caller is to load.
-func (x *index) tryLook(look func(map[string]dataset)) (fresh bool, loading <-chan struct{}, err error) {
+// tryLook calls look if the datasets are known as they are now, or from a load that began after asked others had: other
+// processes may change something all the time. Else it returns the load to wait for, or nil if the caller is to load.
+func (x *index) tryLook(asked uint64, look func(map[string]dataset)) (done bool, loading <-chan struct{}, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	count, err := x.readCounter()
+	if x.untold {
+		x.tell()
+	}
+	now, err := x.counter.read()
 	if err != nil {
 		return false, nil, err
 	}
-	if x.valid && x.seen == count {
+	if x.valid && x.left == 0 && x.seen == now || x.loaded > asked {
 		look(x.datasets)
 		return true, nil, nil
 	}
@@ -115,7 +121,8 @@ func (x *index) tryLook(look func(map[string]dataset)) (fresh bool, loading <-ch
 		return false, x.loading, nil
 	}
 	x.loading = make(chan struct{})
-	x.since, x.doubted, x.seen = nil, false, count
+	x.begun++
+	x.since, x.doubted, x.seen = nil, false, now
 	return false, nil, nil
 }
 
@@ -132,7 +139,7 @@ func (x *index) load(ctx context.Context) error {
 	for _, change := range x.since {
 		change(datasets)
 	}
-	x.datasets, x.valid = datasets, !x.doubted
+	x.datasets, x.valid, x.loaded = datasets, !x.doubted, x.begun
 	x.since = nil
 	return nil
 }
@@ -144,38 +151,65 @@ func (x *index) invalidate() {
 	x.valid, x.doubted = false, true
 }
 
-// changed records what this process has just changed, and tells others that something has.
-func (x *index) changed(change func(map[string]dataset)) error {
+// doubt makes the next look read everything anew, in all processes: something may have changed.
+func (x *index) doubt() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	count, err := x.addToCounter()
-	if err != nil {
-		x.valid, x.doubted = false, true
-		return err
+	x.valid, x.doubted = false, true
+	x.tell()
+}
+
+// doubtWhile doubts the datasets for as long as a process may change them at any time.
+func (x *index) doubtWhile(left bool) {
+	x.doubt()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if left {
+		x.left++
+	} else {
+		x.left--
 	}
-	if count == x.seen { // else another process has changed something too
-		x.seen++
-	}
-	switch {
-	case x.loading != nil:
+}
+
+// changed records what this process has just changed, and tells others that something has. It cannot fail: the change
+// has happened.
+func (x *index) changed(change func(map[string]dataset)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.tell()
+	if x.loading != nil {
 		x.since = append(x.since, change)
-	case x.valid:
+	}
+	if x.datasets != nil {
 		change(x.datasets)
 	}
-	return nil
 }
 
-func (x *index) set(name string, d dataset) error {
-	return x.changed(func(m map[string]dataset) { m[name] = d })
+// tell tells other processes that something has changed, or keeps in mind that they are still to be told.
+func (x *index) tell() {
+	before, now, err := x.counter.add()
+	x.untold = err != nil
+	if err != nil {
+		x.valid, x.doubted = false, true
+		x.log.Warn("zfs: other processes that have the home open cannot be told of a change", "error", err)
+		return
+	}
+	if before == x.seen { // else another process has changed something too
+		x.seen = now
+	}
 }
 
-func (x *index) drop(name string) error {
-	return x.changed(func(m map[string]dataset) { delete(m, name) })
+func (x *index) set(name string, d dataset) {
+	x.changed(func(m map[string]dataset) { m[name] = d })
+}
+
+func (x *index) drop(name string) {
+	x.changed(func(m map[string]dataset) { delete(m, name) })
 }
 
 // update changes what is known about a dataset, if something is.
-func (x *index) update(name string, change func(*dataset)) error {
-	return x.changed(func(m map[string]dataset) {
+func (x *index) update(name string, change func(*dataset)) {
+	x.changed(func(m map[string]dataset) {
 		if d, ok := m[name]; ok {
 			change(&d)
 			m[name] = d
@@ -183,35 +217,9 @@ func (x *index) update(name string, change func(*dataset)) error {
 	})
 }
 
-func (x *index) readCounter() (uint64, error) {
-	var buf [8]byte
-	_, err := x.counter.ReadAt(buf[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return 0, fmt.Errorf("read change counter: %w", err)
-	}
-	return binary.LittleEndian.Uint64(buf[:]), nil
-}
-
-// addToCounter adds one and returns what it was before.
-func (x *index) addToCounter() (count uint64, err error) {
-	// Others hold this lock for as long as two system calls take.
-	if err := unix.Flock(int(x.counter.Fd()), unix.LOCK_EX); err != nil {
-		return 0, fmt.Errorf("lock change counter: %w", err)
-	}
-	defer func() { err = errors.Join(err, unix.Flock(int(x.counter.Fd()), unix.LOCK_UN)) }()
-	if count, err = x.readCounter(); err != nil {
-		return 0, err
-	}
-	buf := binary.LittleEndian.AppendUint64(nil, count+1)
-	if _, err := x.counter.WriteAt(buf, 0); err != nil {
-		return 0, fmt.Errorf("write change counter: %w", err)
-	}
-	return count, nil
-}
-
 // read asks zfs for all datasets and snapshots.
 func (x *index) read(ctx context.Context) (map[string]dataset, error) {
-	out, err := x.zfs.run(ctx, "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,volume,snapshot",
+	out, err := x.zfs.read(ctx, "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,volume,snapshot",
 		"-o", "name,origin,creation,quota,refquota,"+markProperty+",mountpoint", x.root)
 	if err != nil {
 		return nil, err

@@ -61,14 +61,12 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 			continue
 		}
 		if d, ok := datasets[name]; ok && isHalfMade(d, info.ModTime()) {
-			if _, err := b.zfs.run(ctx, "destroy", b.datasetOf(name)); err != nil {
+			if err := b.discard(ctx, b.datasetOf(name)); err != nil {
 				warn(b.datasetOf(name), err)
 				continue
 			}
 			delete(datasets, name)
-			if err := b.volumes.drop(name); err != nil {
-				warn(b.datasetOf(name), err)
-			}
+			b.volumes.drop(name)
 		}
 		if err := os.Remove(path); err != nil {
 			warn(path, err)

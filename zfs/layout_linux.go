@@ -22,6 +22,7 @@ const (
 	locksName   = "locks"
 	intentsName = "intents"
 	runningName = "running"
+	claimsName  = "claims"
 )
 
 // layout is where the backend keeps what is not in the pool: mount points, locks and intents.
@@ -57,9 +58,12 @@ func makeLayout(home string, gid int) (layout, error) {
 	return l, nil
 }
 
-// keepPrivate keeps what is mounted below graph and views from being mounted in other mount namespaces as well,
-// where it would keep datasets busy. Each of the two is mounted on itself to that end.
-func (l layout) keepPrivate() error {
+// mountPoints is the source of the filesystems in memory that hold the mount points.
+const mountPoints = "cowshed-mount-points"
+
+// keepPrivate mounts a filesystem in memory on graph and on views, privately. So what is mounted below is not mounted in
+// other mount namespaces as well, where it would keep datasets busy, and mount points need no space.
+func (l layout) keepPrivate(gid int) error {
 	for _, dir := range []string{l.graph, l.views} {
 		mounted, err := mountinfo.Mounted(dir)
 		if err != nil {
@@ -68,8 +72,9 @@ func (l layout) keepPrivate() error {
 		if mounted {
 			continue
 		}
-		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-			return &os.PathError{Op: "bind mount", Path: dir, Err: err}
+		data := fmt.Sprintf("mode=0710,uid=%d,gid=%d", os.Getuid(), gid)
+		if err := unix.Mount(mountPoints, dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, data); err != nil {
+			return &os.PathError{Op: "mount tmpfs", Path: dir, Err: err}
 		}
 		if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
 			return &os.PathError{Op: "make private", Path: dir, Err: err}
@@ -82,8 +87,8 @@ func (l layout) keepPrivate() error {
 func (l layout) release() error {
 	var errs []error
 	for _, dir := range []string{l.graph, l.views} {
-		own, err := isMountedOnItself(dir)
-		if own {
+		mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+		if len(mounts) > 0 && mounts[0].Source == mountPoints { // and not what somebody else keeps there
 			if err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); errors.Is(err, unix.EBUSY) {
 				err = nil
 			}
@@ -93,13 +98,6 @@ func (l layout) release() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// isMountedOnItself reports whether what is mounted on dir is a directory of that name, and not a filesystem
-// that somebody keeps there.
-func isMountedOnItself(dir string) (bool, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
-	return len(mounts) > 0 && filepath.Base(mounts[0].Root) == filepath.Base(dir), err
 }
 
 // temporaryName returns a new name with that prefix.

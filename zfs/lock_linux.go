@@ -2,6 +2,8 @@ package zfs
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -11,14 +13,99 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A lock is a file in the directory locks. Whoever uses a layer's dataset, or a view, holds its lock shared;
-// whoever changes it as a whole holds it exclusively. The kernel releases what a process held that is gone.
-// Who finds that nobody else holds a lock removes its file.
+// A volume's lock is one byte of the empty file claims, so that it needs no space. Whoever uses the volume's dataset
+// holds it shared; whoever changes the volume as a whole, or makes it, holds it exclusively. The kernel releases what a
+// process held that is gone, once the zfs processes are gone too that have inherited it.
 
-// tryLock locks exclusively. ok is false if somebody holds the lock.
-func (l layout) tryLock(name string) (_ *os.File, ok bool, err error) {
+// volumeLock is the lock of a volume, held as long as the file is open.
+type volumeLock struct {
+	*os.File
+	at int64 // the byte
+}
+
+// openVolumeLock opens the lock of a volume, not yet locked. Locks of one open file do not exclude each other, so each
+// has a file of its own.
+func (l layout) openVolumeLock(name string) (volumeLock, error) {
+	f, err := os.OpenFile(filepath.Join(l.home, claimsName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	sum := sha256.Sum256([]byte(name))
+	return volumeLock{f, int64(binary.LittleEndian.Uint64(sum[:8]) >> 2)}, err
+}
+
+// try locks, converts or unlocks. ok is false if somebody holds the lock.
+func (l volumeLock) try(how int16) (ok bool, err error) {
 	for {
-		f, err := l.openLock(name)
+		lock := unix.Flock_t{Type: how, Start: l.at, Len: 1}
+		err = unix.FcntlFlock(l.Fd(), unix.F_OFD_SETLK, &lock)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+			return false, nil
+		case err != nil:
+			return false, &os.PathError{Op: "lock", Path: l.Name(), Err: err}
+		}
+		return true, nil
+	}
+}
+
+// tryLockVolume locks a volume exclusively. ok is false if somebody holds the lock.
+func (l layout) tryLockVolume(name string) (_ volumeLock, ok bool, err error) {
+	lock, err := l.openVolumeLock(name)
+	if err != nil {
+		return volumeLock{}, false, err
+	}
+	if ok, err = lock.try(unix.F_WRLCK); !ok {
+		return volumeLock{}, false, errors.Join(err, lock.Close())
+	}
+	return lock, true, nil
+}
+
+// lockShared locks a volume shared. It waits for others to end what they change, which takes milliseconds.
+func (l layout) lockShared(ctx context.Context, name string) (volumeLock, error) {
+	lock, err := l.openVolumeLock(name)
+	if err != nil {
+		return volumeLock{}, err
+	}
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		ok, err := lock.try(unix.F_RDLCK)
+		if ok {
+			return lock, nil
+		}
+		if err == nil {
+			select {
+			case <-time.After(pause):
+				continue
+			case <-ctx.Done():
+				err = fmt.Errorf("another process changes it: %w", context.Cause(ctx))
+			}
+		}
+		return volumeLock{}, errors.Join(err, lock.Close())
+	}
+}
+
+// unlock gives up a lock. If nobody else holds it, alone is called, while nobody can.
+func (l volumeLock) unlock(alone func() error) (err error) {
+	defer func() { err = errors.Join(err, l.Close()) }()
+	if alone == nil {
+		return nil
+	}
+	// Given up first: of two who do this at once, one must find itself alone.
+	if _, err := l.try(unix.F_UNLCK); err != nil {
+		return err
+	}
+	if ok, err := l.try(unix.F_WRLCK); !ok {
+		return err
+	}
+	return alone()
+}
+
+// A view's lock is a file of its own in the directory locks, with which it is known after the view's process has gone.
+// Who finds that nobody else holds it removes it.
+
+// tryLockView locks exclusively. ok is false if somebody holds the lock.
+func (l layout) tryLockView(name string) (_ *os.File, ok bool, err error) {
+	for {
+		f, err := os.OpenFile(filepath.Join(l.locks, name), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, false, err
 		}
@@ -26,7 +113,7 @@ func (l layout) tryLock(name string) (_ *os.File, ok bool, err error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, false, f.Close()
 		}
-		current, err := l.isCurrent(f, err)
+		current, err := isCurrent(f, err)
 		if current {
 			return f, true, nil
 		}
@@ -36,71 +123,26 @@ func (l layout) tryLock(name string) (_ *os.File, ok bool, err error) {
 	}
 }
 
-// lockShared locks shared. It waits for others to end what they change, which takes milliseconds.
-func (l layout) lockShared(ctx context.Context, name string) (*os.File, error) {
-	for pause := time.Millisecond; ; {
-		f, err := l.openLock(name)
-		if err != nil {
-			return nil, err
-		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-		busy := errors.Is(err, unix.EWOULDBLOCK)
-		if busy {
-			err = nil
-		}
-		current := false
-		if !busy {
-			current, err = l.isCurrent(f, err)
-		}
-		if current {
-			return f, nil
-		}
-		if err := errors.Join(err, f.Close()); err != nil {
-			return nil, err
-		}
-		if !busy {
-			continue
-		}
-		select {
-		case <-time.After(pause):
-			pause = min(2*pause, 50*time.Millisecond)
-		case <-ctx.Done():
-			return nil, fmt.Errorf("another process changes it: %w", context.Cause(ctx))
-		}
-	}
-}
-
-// unlock gives up a lock. If nobody else holds it, alone is called, while nobody can, and the file goes unless alone
-// fails.
-func (l layout) unlock(f *os.File, alone func() error) (err error) {
-	defer func() { err = errors.Join(err, f.Close()) }()
-	// Given up first: of two who do this at once, one must find itself alone.
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_UN); err != nil {
-		return err
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+// unlockView gives up the lock of a view, nil if it has none. gone is called first; the file goes unless that fails.
+func (l layout) unlockView(f *os.File, gone func() error) (err error) {
+	if f == nil && gone == nil {
 		return nil
 	}
-	current, err := l.isCurrent(f, err)
-	if !current {
-		return err
+	if f == nil {
+		return gone()
 	}
-	if alone != nil {
-		if err := alone(); err != nil {
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if gone != nil {
+		if err := gone(); err != nil {
 			return err
 		}
 	}
 	return os.Remove(f.Name())
 }
 
-func (l layout) openLock(name string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(l.locks, name), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
-}
-
 // isCurrent reports whether f, just locked unless err says otherwise, is still the file of its name: who had
 // it before may have removed it.
-func (l layout) isCurrent(f *os.File, err error) (bool, error) {
+func isCurrent(f *os.File, err error) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}

@@ -38,13 +38,17 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 	if _, err := b.volume(ctx, name); err != nil {
 		return err
 	}
-	_, err := b.mounts.Acquire(ctx, name, kind, func() (*os.File, error) {
+	if err := b.zfs.checkPool(); err != nil { // who changes it may not get on
+		return err
+	}
+	_, err := b.mounts.Acquire(ctx, name, kind, func() (volumeLock, error) {
 		lock, err := b.lockShared(ctx, name)
 		if err != nil {
-			return nil, err
+			return volumeLock{}, err
 		}
 		if err := b.mountDataset(ctx, name, mountLabel); err != nil {
-			return nil, errors.Join(err, b.unlock(lock, func() error { return unmountPoint(b.mountpoint(name), false) }))
+			unmount := func() error { return unmountPoint(b.mountpoint(name), false) }
+			return volumeLock{}, errors.Join(err, lock.unlock(unmount))
 		}
 		return lock, nil
 	})
@@ -52,20 +56,20 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 }
 
 func (b *Backend) unmount(name string, kind inuse.Kind) error {
-	return b.mounts.Release(name, kind, func(lock *os.File) error {
+	return b.mounts.Release(name, kind, func(lock volumeLock) error {
 		// Another process may use the same mount.
-		return b.unlock(lock, func() error { return unmountPoint(b.mountpoint(name), true) })
+		return lock.unlock(func() error { return unmountPoint(b.mountpoint(name), true) })
 	})
 }
 
 func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) error {
-	// Looked up once more: while this waited for the lock it may have been sealed.
-	d, err := b.volume(ctx, name)
+	// While this waited for the lock it may have been sealed, by one that was killed before others were told.
+	isSealed, err := b.isSealed(name)
 	if err != nil {
 		return err
 	}
 	flags := uintptr(0)
-	if d.sealed {
+	if isSealed {
 		flags = unix.MS_RDONLY
 	}
 	err = b.mountWaiting(ctx, b.datasetOf(name), b.mountpoint(name), flags, label.FormatMountLabel("", mountLabel))
@@ -129,38 +133,10 @@ func isMountedAt(source, dir string) (bool, error) {
 	return false, nil
 }
 
-// claim takes a volume that nobody has mounted for this caller alone, so that it can be changed as a whole;
-// whoever wants to mount it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or
-// in another process.
-func (b *Backend) claim(ctx context.Context, name string) (done func() error, err error) {
-	release, err := b.mounts.Claim(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	lock, ok, err := b.tryLock(name)
-	if err == nil && !ok {
-		err = fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		release()
-		return nil, err
-	}
-	done = func() error {
-		err := b.unlock(lock, nil)
-		release()
-		return err
-	}
-	// Nobody holds the lock, so whoever has mounted it is gone.
-	if err := unmountPoint(b.mountpoint(name), false); err != nil && !errors.Is(err, unix.EBUSY) {
-		return nil, errors.Join(err, done())
-	}
-	return done, nil
-}
-
 // isMounted reports whether a dataset is mounted anywhere: in any mount namespace, or still open after it was
 // unmounted. The kernel keeps statistics of such datasets only.
 func (b *Backend) isMounted(dataset string) (bool, error) {
-	dir := filepath.Join(kstats, b.zfs.pool)
+	dir := filepath.Join(b.zfs.kstats, b.zfs.pool)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return false, err

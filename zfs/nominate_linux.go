@@ -75,6 +75,9 @@ type nominator struct {
 
 // candidate hints at a path of top if what is there is not what was there in base.
 func (n *nominator) candidate(ctx context.Context, path string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	var stat [2]unix.Statx_t
 	var ok [2]bool
 	var err error

@@ -89,7 +89,7 @@ func (l *lineage) freeze(from int) pair {
 // hintsOf is what the kernel and the directories say.
 func hintsOf(t testing.TB, p pair) (*treediff.Hints, error) {
 	t.Helper()
-	changed, err := changedObjects(p.base, p.top)
+	changed, err := changedObjects(t.Context(), p.base, p.top)
 	require.NoError(t, err)
 	return nominate(t.Context(), changed, p.baseDir, p.topDir)
 }
@@ -295,11 +295,11 @@ func TestNominateUnrelated(t *testing.T) {
 	p := l.freeze(0)
 	zfs(t, "create", "-o", "mountpoint=legacy", l.dataset+"/other")
 	zfs(t, "snapshot", l.dataset+"/other@layer")
-	_, err := changedObjects(l.dataset+"/other@layer", p.top)
+	_, err := changedObjects(t.Context(), l.dataset+"/other@layer", p.top)
 	var noHints *treediff.NoHintsError
 	require.ErrorAs(t, err, &noHints)
 	assert.Equal(t, "unrelated", noHints.Reason)
-	_, err = changedObjects(l.dataset+"/none@layer", p.top)
+	_, err = changedObjects(t.Context(), l.dataset+"/none@layer", p.top)
 	require.ErrorIs(t, err, unix.ENOENT)
 }
 

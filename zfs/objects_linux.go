@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/sigmask"
 )
 
 // Of sys/fs/zfs.h and sys/zfs_ioctl.h, alike in OpenZFS 2.0 to 2.3.
@@ -56,7 +58,7 @@ func (s objectSet) has(object uint64) bool {
 // changedObjects asks the kernel which objects of the snapshot top may be others than in base: all in those blocks of
 // 32 that were written since base, from which top must have come. This is what zfs diff begins with (ZFS_IOC_DIFF).
 // Nothing needs to be mounted for it. *[treediff.NoHintsError]: the kernel does not say.
-func changedObjects(base, top string) (objectSet, error) {
+func changedObjects(ctx context.Context, base, top string) (objectSet, error) {
 	version, err := os.ReadFile("/sys/module/zfs/version")
 	if err != nil || !strings.HasPrefix(string(version), "2.") {
 		return nil, &treediff.NoHintsError{Reason: "version", Err: errors.Join(fmt.Errorf("OpenZFS %q is not known to the driver", version), err)}
@@ -64,14 +66,16 @@ func changedObjects(base, top string) (objectSet, error) {
 	if len(base) >= maxSnapshotName || len(top) >= maxSnapshotName {
 		return nil, fmt.Errorf("snapshots %s, %s: %w", base, top, unix.ENAMETOOLONG)
 	}
-	objects, err := diffSnapshots(base, top)
-	for errors.Is(err, unix.EINTR) { // by a signal of the Go runtime's
-		objects, err = diffSnapshots(base, top)
+	objects, err := diffSnapshots(ctx, base, top)
+	for errors.Is(err, unix.EINTR) { // the process was stopped or frozen
+		objects, err = diffSnapshots(ctx, base, top)
 	}
 	reason := "kernel"
 	switch {
 	case err == nil:
 		return objects, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
 	case errors.Is(err, errMalformed):
 		reason = "malformed"
 	case errors.Is(err, unix.EXDEV): // top has not come from base
@@ -85,8 +89,9 @@ func changedObjects(base, top string) (objectSet, error) {
 // errMalformed is what the kernel should not say.
 var errMalformed = errors.New("malformed records")
 
-// diffSnapshots runs ZFS_IOC_DIFF once.
-func diffSnapshots(base, top string) (objectSet, error) {
+// diffSnapshots runs ZFS_IOC_DIFF once, away from signals: at one the kernel would fail, or begin anew and write all
+// records a second time, which are malformed then.
+func diffSnapshots(ctx context.Context, base, top string) (objectSet, error) {
 	control, err := os.OpenFile("/dev/zfs", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -104,15 +109,19 @@ func diffSnapshots(base, top string) (objectSet, error) {
 	binary.NativeEndian.PutUint64(cmd[cmdCookie:], uint64(w.Fd())) // which puts w into blocking mode
 	ended := make(chan error, 1)
 	go func() {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), zfsIocDiff, uintptr(unsafe.Pointer(&cmd[0])))
-		runtime.KeepAlive(cmd)
-		if closeErr := w.Close(); errno == 0 {
-			ended <- closeErr
-			return
-		}
-		ended <- errno
+		err := sigmask.Do(func() error {
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), zfsIocDiff, uintptr(unsafe.Pointer(&cmd[0])))
+			runtime.KeepAlive(cmd)
+			if errno != 0 {
+				return errno
+			}
+			return nil
+		})
+		ended <- errors.Join(err, w.Close())
 	}()
+	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
 	objects, readErr := readObjects(r)
+	stop()
 	_ = r.Close() // the kernel gets EPIPE if it is still writing
 	err = <-ended
 	// Of records that are malformed the kernel hears EPIPE; records that end early have the kernel's reason.

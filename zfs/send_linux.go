@@ -28,7 +28,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		}
 		args = append(args, "-i", baseView.snapshot)
 	}
-	if err := b.zfs.pipe(ctx, nil, w, append(args, topView.snapshot)...); err != nil {
+	if err := b.zfs.run(ctx, process{args: append(args, topView.snapshot), out: w, kill: true}); err != nil {
 		return fmt.Errorf("zfs: send %s: %w", topView.volume, err)
 	}
 	return nil
@@ -44,52 +44,62 @@ func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader)
 }
 
 func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader) (err error) {
-	if err := b.checkFree(ctx, name); err != nil {
+	c, err := b.claimNew(ctx, name)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, c.done(err)) }()
 	args := append([]string{"receive", "-u"}, properties(quota.Limit{})...)
 	if source != "" {
-		d, err := b.volume(ctx, source)
+		if _, err := b.volume(ctx, source); err != nil {
+			return err
+		}
+		done, err := b.rely(ctx, source)
 		if err != nil {
 			return err
 		}
-		if !d.sealed {
+		defer func() { err = errors.Join(err, b.after(err, done)) }()
+		isSealed, err := b.isSealed(source)
+		if err != nil {
+			return err
+		}
+		if !isSealed {
 			return fmt.Errorf("source %s is not sealed: %w", source, errdefs.ErrFailedPrecondition)
 		}
-		args = append(args, "-o", "origin="+b.datasetOf(source)+"@"+sealName)
+		args = append(args, "-o", "origin="+b.sealOf(source))
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	staged := b.datasetOf(temporaryName(stagingPrefix))
-	renamed := false
+	discard := func(ctx context.Context) error { return b.discard(ctx, staged, "-r") }
 	defer func() {
-		if renamed {
-			return
-		}
-		exists, existsErr := b.exists(ctx, staged)
-		err = errors.Join(err, existsErr)
-		if exists {
-			_, destroyErr := b.zfs.run(context.WithoutCancel(ctx), "destroy", "-r", staged)
-			err = errors.Join(err, destroyErr)
+		if err != nil {
+			err = errors.Join(err, b.after(err, func() error { return discard(ctx) }))
 		}
 	}()
-	if err := b.zfs.pipe(ctx, r, nil, append(args, staged+"@"+sealName)...); err != nil {
-		return err
+	err = b.zfs.run(ctx, process{args: append(args, staged+"@"+sealName), in: r, kill: true})
+	if err != nil {
+		var lost *lostError
+		if errors.As(err, &lost) { // it does not end: others that are killed are no more
+			b.settleLater(lost, step{args: args, happened: b.isThere(staged), undo: discard})
+		}
+		return b.explainSpace(ctx, err)
 	}
 	if err := b.checkReceived(ctx, staged); err != nil {
 		return err
 	}
-	if _, err := b.zfs.run(ctx, "rename", staged, b.datasetOf(name)); err != nil {
+	if err := b.unstage(ctx, c, staged); err != nil {
 		return b.explain(ctx, err, name, source)
 	}
-	renamed = true
-	// When it was created, and what of it counts, zfs knows best.
-	b.volumes.invalidate()
-	return b.volumes.changed(func(map[string]dataset) {})
+	b.volumes.doubt() // when it was created, and what of it counts, zfs knows best
+	return nil
 }
 
 // checkReceived finds out whether a stream has made what it should: one filesystem with one snapshot. A
 // stream of several datasets (zfs send -R) makes more.
 func (b *Backend) checkReceived(ctx context.Context, staged string) error {
-	out, err := b.zfs.run(context.WithoutCancel(ctx), "list", "-H", "-r", "-t", "all", "-o", "name,type", staged)
+	out, err := b.zfs.read(context.WithoutCancel(ctx), "list", "-H", "-r", "-t", "all", "-o", "name,type", staged)
 	if err != nil {
 		return err
 	}
@@ -98,13 +108,4 @@ func (b *Backend) checkReceived(ctx context.Context, staged string) error {
 		return fmt.Errorf("the stream does not hold one snapshot of one filesystem, but %q: %w", strings.ReplaceAll(string(out), staged, ""), errdefs.ErrInvalidArgument)
 	}
 	return nil
-}
-
-// exists asks whether a dataset is there that the index does not know.
-func (b *Backend) exists(ctx context.Context, dataset string) (bool, error) {
-	_, err := b.zfs.run(context.WithoutCancel(ctx), "list", "-H", "-o", "name", dataset)
-	if isCommandError(err) {
-		return false, nil
-	}
-	return err == nil, err
 }

@@ -33,12 +33,13 @@ type view struct {
 // mountedSnapshot is a snapshot mounted for views: the one that seals a volume, or one taken for one view alone.
 //
 // Its lock file, the directory that it is mounted on and, if it was taken for a view, the snapshot have the same name
-// but for what comes before the "@". So whoever finds the lock free can take away all three.
+// but for what comes before the "@". So whoever finds the lock free can take away all three. Without a lock they go, if
+// the process is killed, when the home is next opened.
 type mountedSnapshot struct {
 	name      string // of the snapshot, in full
 	temporary bool   // it was taken for a view
 	dir       string
-	lock      *os.File
+	lock      *os.File // nil: there was no space for it
 }
 
 // View mounts the snapshot that seals a volume, or takes one of a volume that is not sealed and mounts that.
@@ -50,17 +51,25 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 	return v, nil
 }
 
-func (b *Backend) view(ctx context.Context, name string) (*view, error) {
-	d, err := b.volume(ctx, name)
+func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
+	if _, err := b.volume(ctx, name); err != nil {
+		return nil, err
+	}
+	done, err := b.rely(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.after(err, done)) }()
+	isSealed, err := b.isSealed(name)
 	if err != nil {
 		return nil, err
 	}
 	key := name + "@" + sealName
-	if !d.sealed {
+	if !isSealed {
 		key = temporaryName(name + "@" + viewPrefix)
 	}
 	m, err := b.viewed.Acquire(ctx, key, inuse.Viewed, func() (*mountedSnapshot, error) {
-		if d.sealed {
+		if isSealed {
 			return b.mountSeal(ctx, name)
 		}
 		return b.mountTemporary(ctx, name, key)
@@ -77,7 +86,7 @@ func (b *Backend) mountSeal(ctx context.Context, name string) (*mountedSnapshot,
 	if err != nil {
 		return nil, err
 	}
-	m.name = b.datasetOf(name) + "@" + sealName
+	m.name = b.sealOf(name)
 	return m, b.mountSnapshot(ctx, m)
 }
 
@@ -88,15 +97,23 @@ func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (
 		return nil, err
 	}
 	m.name, m.temporary = b.datasetOf(lockName), true
-	if err := b.snapshot(ctx, volume, m.name); err != nil {
-		return nil, errors.Join(err, b.unlock(m.lock, nil))
+	discard := func(ctx context.Context) error { return b.discard(ctx, m.name) }
+	var inherits []*os.File
+	if m.lock != nil {
+		inherits = []*os.File{m.lock}
+	}
+	if err := b.snapshot(ctx, volume, m.name, inherits, discard); err != nil {
+		return nil, errors.Join(err, b.after(err, func() error { return b.unlockView(m.lock, nil) }))
 	}
 	return m, b.mountSnapshot(ctx, m)
 }
 
-// lockSnapshot takes the lock of a snapshot that is to be mounted.
+// lockSnapshot takes the lock of a snapshot that is to be mounted, if there is space for it.
 func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
-	lock, ok, err := b.tryLock(lockName)
+	lock, ok, err := b.tryLockView(lockName)
+	if isFull(err) {
+		err, ok = nil, true
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -116,18 +133,21 @@ func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 	return err
 }
 
-// snapshot takes a snapshot of a volume as it is now.
-func (b *Backend) snapshot(ctx context.Context, volume, snapshot string) error {
+// snapshot takes a snapshot of a volume as it is now. undo takes back one that was taken later.
+func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, inherits []*os.File, undo func(context.Context) error) error {
 	if b.mounts.Held(volume) > 0 {
 		// What programs have written through memory maps.
 		if err := syncFilesystem(b.mountpoint(volume)); err != nil {
 			return err
 		}
 	}
-	if _, err := b.zfs.run(ctx, "snapshot", snapshot); err != nil {
-		return b.explainMissing(ctx, err, volume)
-	}
-	return nil
+	_, err := b.act(ctx, step{
+		args:     []string{"snapshot", snapshot},
+		inherits: inherits,
+		happened: b.isThere(snapshot),
+		undo:     undo,
+	})
+	return b.explainMissing(ctx, err, volume)
 }
 
 // Dir is the absolute path of the view's root.
@@ -147,7 +167,7 @@ func (v *view) Close() error {
 }
 
 func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
-	err := b.unlock(m.lock, func() error {
+	err := b.unlockView(m.lock, func() error {
 		if err := unmountPoint(m.dir, true); err != nil {
 			return err
 		}
@@ -169,7 +189,7 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 func (b *Backend) destroySnapshot(snapshot string) error {
 	ctx := context.Background()
 	return whileBusy(ctx, snapshotBusyFor, func() (busy bool, err error) {
-		_, err = b.zfs.run(ctx, "destroy", snapshot)
+		err = b.discard(ctx, snapshot)
 		return isCommandError(err), err
 	})
 }
@@ -191,7 +211,7 @@ func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
 		if !ok {
 			continue
 		}
-		lock, ok, err := b.tryLock(entry.Name())
+		lock, ok, err := b.tryLockView(entry.Name())
 		if err != nil {
 			return deadViews{}, err
 		}

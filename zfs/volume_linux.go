@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/quota"
@@ -42,48 +41,84 @@ func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.Volume
 	return nil
 }
 
-func (b *Backend) create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
-	if err := b.checkFree(ctx, name); err != nil {
-		return err
-	}
-	args := append([]string{"create"}, properties(opts.Limit)...)
-	if opts.UID == 0 && opts.GID == 0 { // as a new dataset is anyway, with mode 0755
-		if err := b.make(ctx, name, append(args, b.datasetOf(name))); err != nil {
-			return b.explain(ctx, err, name, "")
-		}
-	} else if err := b.stage(ctx, name, args, func(dir string) error {
-		return os.Chown(dir, opts.UID, opts.GID)
-	}); err != nil {
-		return err
-	}
-	return b.volumes.set(name, dataset{limit: opts.Limit, created: time.Now(), marked: true, own: true})
-}
-
-// make runs the zfs command that makes the dataset of a volume under its own name.
-func (b *Backend) make(ctx context.Context, name string, args []string) (err error) {
-	made, err := b.intend(name)
+func (b *Backend) create(ctx context.Context, name string, opts cowcommon.VolumeOptions) (err error) {
+	c, err := b.claimNew(ctx, name)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, made()) }()
-	_, err = b.zfs.run(ctx, args...)
-	return err
+	defer func() { err = errors.Join(err, c.done(err)) }()
+	args := append([]string{"create"}, properties(opts.Limit)...)
+	if opts.UID == 0 && opts.GID == 0 { // as a new dataset is anyway, with mode 0755
+		err = b.make(ctx, c, append(args, b.datasetOf(name)))
+	} else {
+		err = b.stage(ctx, c, args, func(dir string) error { return os.Chown(dir, opts.UID, opts.GID) })
+	}
+	if err != nil {
+		return b.explain(ctx, err, name, "")
+	}
+	b.volumes.set(name, dataset{limit: opts.Limit, created: time.Now(), marked: true, own: true})
+	return nil
+}
+
+// make runs the zfs command that makes the dataset of a volume under its own name.
+func (b *Backend) make(ctx context.Context, c *claim, args []string) (err error) {
+	intended := time.Now()
+	made, err := b.intend(c.name)
+	if err != nil {
+		return err
+	}
+	known := true
+	_, err = b.act(ctx, step{
+		args:     args,
+		inherits: c.file(),
+		happened: func(ctx context.Context) (happened bool, err error) {
+			happened, err = b.isMade(ctx, c.name, intended)
+			known = err == nil
+			return happened, err
+		},
+		undo: func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name)) },
+	})
+	return errors.Join(err, b.after(err, func() error {
+		if !known { // the intent says what to do with it
+			return nil
+		}
+		return made()
+	}))
+}
+
+// isMade looks whether a claimed volume was made, and completely. What is half-made it destroys.
+func (b *Backend) isMade(ctx context.Context, name string, intended time.Time) (bool, error) {
+	there, err := b.zfs.exists(b.datasetOf(name))
+	if err != nil || !there {
+		return false, err
+	}
+	b.volumes.doubt()
+	d, ok, err := b.volumes.get(ctx, name)
+	if err != nil || !ok || !isHalfMade(d, intended) {
+		return ok && d.marked, err
+	}
+	err = b.discard(ctx, b.datasetOf(name))
+	b.volumes.doubt()
+	return false, err
 }
 
 // stage makes a dataset with args under a name that no volume can have, mounts it for complete, and gives it its
 // real name.
-func (b *Backend) stage(ctx context.Context, name string, args []string, complete func(dir string) error) (err error) {
+func (b *Backend) stage(ctx context.Context, c *claim, args []string, complete func(dir string) error) (err error) {
 	staged := b.datasetOf(temporaryName(stagingPrefix))
-	if _, err := b.zfs.run(ctx, append(args, staged)...); err != nil {
-		return b.explain(ctx, err, name, "")
-	}
-	renamed := false
+	discard := func(ctx context.Context) error { return b.discard(ctx, staged, "-r") }
 	defer func() {
-		if err != nil && !renamed {
-			_, destroyErr := b.zfs.run(context.WithoutCancel(ctx), "destroy", "-r", staged)
-			err = errors.Join(err, destroyErr)
+		if err != nil {
+			err = errors.Join(err, b.after(err, func() error { return discard(ctx) }))
 		}
 	}()
+	if _, err := b.act(ctx, step{
+		args:     append(args, staged),
+		happened: func(context.Context) (bool, error) { return false, nil }, // and if so, perhaps without its properties
+		undo:     discard,
+	}); err != nil {
+		return err
+	}
 	dir := filepath.Join(b.views, filepath.Base(staged))
 	if err := b.mountAt(staged, dir, 0, ""); err != nil {
 		return err
@@ -92,11 +127,18 @@ func (b *Backend) stage(ctx context.Context, name string, args []string, complet
 	if err := errors.Join(complete(dir), unmountPoint(dir, false)); err != nil {
 		return err
 	}
-	if _, err := b.zfs.run(ctx, "rename", staged, b.datasetOf(name)); err != nil {
-		return b.explain(ctx, err, name, "")
-	}
-	renamed = true
-	return nil
+	return b.unstage(ctx, c, staged)
+}
+
+// unstage gives a dataset that is complete the name that was claimed for it.
+func (b *Backend) unstage(ctx context.Context, c *claim, staged string) error {
+	_, err := b.act(ctx, step{
+		args:     []string{"rename", staged, b.datasetOf(c.name)},
+		inherits: c.file(),
+		happened: b.isGone(staged), // it has no other way to go
+		undo:     func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name), "-r") },
+	})
+	return err
 }
 
 // checkFree reports whether a volume could get that name. zfs is what decides, but until then nothing else
@@ -109,6 +151,11 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 		return fmt.Errorf("layer id %.32q… has %d bytes, more than the %d for which names in %s leave room: %w", name, len(name), most, b.root, errdefs.ErrInvalidArgument)
 	}
 	d, taken, err := b.volumes.get(ctx, name)
+	if taken { // who has removed it may have been killed before others were told
+		if taken, err = b.zfs.exists(b.datasetOf(name)); !taken {
+			b.volumes.invalidate()
+		}
+	}
 	switch {
 	case err != nil:
 		return err
@@ -135,7 +182,7 @@ func (b *Backend) explain(ctx context.Context, err error, name, source string) e
 			return fmt.Errorf("%w: %w", sourceErr, err)
 		}
 	}
-	return err
+	return b.explainSpace(ctx, err)
 }
 
 // explainLimit says so if it is for a limit that a volume could not be cloned from source: ZFS does not make a dataset
@@ -166,20 +213,23 @@ func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon
 }
 
 func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) (err error) {
-	if err := b.checkFree(ctx, name); err != nil {
+	c, err := b.claimNew(ctx, name)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, c.done(err)) }()
 	origin, settle, err := b.originFor(ctx, source)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, settle(err == nil)) }()
+	defer func() { err = errors.Join(err, settle(err)) }()
 
 	args := append([]string{"clone"}, properties(opts.Limit)...)
-	if err := b.make(ctx, name, append(args, origin, b.datasetOf(name))); err != nil {
+	if err := b.make(ctx, c, append(args, origin, b.datasetOf(name))); err != nil {
 		return b.explainLimit(ctx, b.explain(ctx, err, name, source), source, opts.Limit)
 	}
-	return b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
+	b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
+	return nil
 }
 
 // explainMissing gives the failure of a command on a volume the type that it has if the volume is gone.
@@ -191,7 +241,7 @@ func (b *Backend) explainMissing(ctx context.Context, err error, name string) er
 	if _, missing := b.volume(ctx, name); errdefs.IsNotFound(missing) {
 		return fmt.Errorf("%w: %w", missing, err)
 	}
-	return err
+	return b.explainSpace(ctx, err)
 }
 
 // Rename gives a volume that nobody holds another name.
@@ -206,32 +256,46 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	if _, err := b.volume(ctx, name); err != nil {
 		return err
 	}
-	if err := b.checkFree(ctx, to); err != nil {
-		return err
-	}
-	done, err := b.claim(ctx, name)
+	target, err := b.claimNew(ctx, to)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, done()) }()
+	defer func() { err = errors.Join(err, target.done(err)) }()
+	c, err := b.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.done(err)) }()
 	dead, err := b.endDeadViews(name)
 	if err != nil {
 		return err
 	}
 	for _, snapshot := range dead.snapshots {
-		if _, err := b.zfs.run(ctx, "destroy", snapshot); err != nil {
+		if err := b.discard(ctx, snapshot); err != nil {
 			return fmt.Errorf("view that was left: %w", err)
 		}
 	}
 	if err := dead.forget(); err != nil {
 		return err
 	}
-	if _, err := b.zfs.run(ctx, "rename", b.datasetOf(name), b.datasetOf(to)); err != nil {
+	if _, err := b.act(ctx, step{
+		args:     []string{"rename", b.datasetOf(name), b.datasetOf(to)},
+		inherits: append(c.file(), target.file()...),
+		happened: func(ctx context.Context) (bool, error) {
+			gone, err := b.isGone(b.datasetOf(name))(ctx)
+			if err != nil || !gone {
+				return false, err
+			}
+			return b.zfs.exists(b.datasetOf(to))
+		},
+	}); err != nil {
 		return b.explain(ctx, err, to, name)
 	}
-	return b.volumes.changed(func(datasets map[string]dataset) {
-		datasets[to] = datasets[name]
-		delete(datasets, name)
+	b.volumes.changed(func(datasets map[string]dataset) {
+		if d, ok := datasets[name]; ok {
+			datasets[to] = d
+			delete(datasets, name)
+		}
 		for other, d := range datasets {
 			if snapshot, ok := strings.CutPrefix(d.origin, b.datasetOf(name)+"@"); ok {
 				d.origin = b.datasetOf(to) + "@" + snapshot
@@ -239,6 +303,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 			}
 		}
 	})
+	return nil
 }
 
 // Remove destroys a volume's dataset and the snapshots on it that are Cowshed's, in one step.
@@ -255,51 +320,20 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
 	}
-	d, ok, err := b.volumes.get(ctx, name)
+	d, ok, err := b.look(ctx, name)
 	if err != nil || !ok {
 		return err
 	}
 	if !d.own {
 		return fmt.Errorf("dataset %s was not made by Cowshed: %w", b.datasetOf(name), errdefs.ErrFailedPrecondition)
 	}
-	done, err := b.claim(ctx, name)
+	c, err := b.claim(ctx, name)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, done()) }()
-	dead, err := b.endDeadViews(name)
-	if err != nil {
-		return err
-	}
-	origin := d.origin
-	if origin == "" {
-		origin = "-"
-	}
-	if err := b.destroy(ctx, b.datasetOf(name), origin, dead.snapshots); err != nil {
-		b.volumes.invalidate()
-		return err
-	}
-	return errors.Join(dead.forget(), b.volumes.drop(name))
-}
-
-// destroy destroys a volume's dataset, and waits a while for it if it is busy.
-func (b *Backend) destroy(ctx context.Context, dataset, origin string, dead []string) error {
-	var result destroyed
-	err := whileBusy(ctx, busyFor, func() (busy bool, err error) {
-		result, err = b.zfs.destroy(ctx, dataset, origin, dead)
-		return err == nil && result.Errno == unix.EBUSY && len(result.Blockers) == 0, err
-	})
-	switch {
-	case err != nil:
-		return err
-	case result.Errno == 0, result.Errno == unix.ENOENT:
-		return nil
-	case len(result.Blockers) > 0:
-		return fmt.Errorf("%s depend on it: remove them first: %w", result.names(), errdefs.ErrFailedPrecondition)
-	case result.Errno == unix.EBUSY:
-		return b.busy(result.Errno, result.Busy)
-	}
-	return fmt.Errorf("destroy %s: %w", dataset, result.Errno)
+	defer func() { err = errors.Join(err, c.done(err)) }()
+	_, err = b.move(ctx, c, gone)
+	return err
 }
 
 // Stat describes a volume from memory.
@@ -367,7 +401,7 @@ func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
 	if _, err := b.volume(ctx, name); err != nil {
 		return quota.Usage{}, err
 	}
-	out, err := b.zfs.run(ctx, "list", "-Hp", "-o", "used,referenced", b.datasetOf(name))
+	out, err := b.zfs.read(ctx, "list", "-Hp", "-o", "used,referenced", b.datasetOf(name))
 	if err != nil {
 		return quota.Usage{}, b.explainMissing(ctx, err, name)
 	}
@@ -392,21 +426,57 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 }
 
 func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {
-	if _, err := b.volume(ctx, name); err != nil {
+	release, err := b.limits.Claim(ctx, name) // the last to set it is the last to tell
+	if err != nil {
 		return err
 	}
-	args := append([]string{"set"}, limit.DatasetReplacement()...)
-	if _, err := b.zfs.run(ctx, append(args, b.datasetOf(name))...); err != nil {
-		usage, usageErr := b.usage(ctx, name)
-		if usageErr != nil {
-			return errors.Join(err, usageErr)
-		}
-		if held := heldAgainst(usage, limit); held >= limit.Bytes {
-			return fmt.Errorf("the volume holds %s already, more than %s: %w: %w", quota.FormatSize(held), limit, errdefs.ErrFailedPrecondition, err)
-		}
+	d, err := b.volume(ctx, name)
+	if err != nil {
+		release()
 		return err
 	}
-	return b.volumes.update(name, func(d *dataset) { d.limit = limit })
+	set := func(limit quota.Limit) step {
+		return step{
+			args: append(append([]string{"set"}, limit.DatasetReplacement()...), b.datasetOf(name)),
+			happened: func(ctx context.Context) (bool, error) {
+				b.volumes.doubt()
+				d, ok, err := b.volumes.get(ctx, name)
+				return ok && d.limit == limit, err
+			},
+		}
+	}
+	_, err = b.act(ctx, set(limit))
+	if err == nil {
+		b.volumes.update(name, func(d *dataset) { d.limit = limit })
+	}
+	return errors.Join(b.explainHeld(ctx, err, name, limit), b.after(err, func() error {
+		defer release()
+		if !isCommandError(err) && !isLost(err) {
+			return nil
+		}
+		// Of two properties, one may have been set.
+		b.volumes.doubt()
+		there, err := b.zfs.exists(b.datasetOf(name))
+		if there {
+			_, err = b.act(context.WithoutCancel(ctx), set(d.limit))
+		}
+		return err
+	}))
+}
+
+// explainHeld says so if it is for what a volume holds already that its limit could not be set.
+func (b *Backend) explainHeld(ctx context.Context, err error, name string, limit quota.Limit) error {
+	if !isCommandError(err) {
+		return err
+	}
+	usage, usageErr := b.usage(ctx, name)
+	if usageErr != nil {
+		return errors.Join(err, usageErr)
+	}
+	if held := heldAgainst(usage, limit); held >= limit.Bytes {
+		return fmt.Errorf("the volume holds %s already, more than %s: %w: %w", quota.FormatSize(held), limit, errdefs.ErrFailedPrecondition, err)
+	}
+	return b.explainSpace(ctx, err)
 }
 
 // heldAgainst is the part of usage that counts against a limit.

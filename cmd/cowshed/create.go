@@ -69,9 +69,10 @@ func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 	if f.size != "" {
 		opts.StorageOpt = map[string]string{"size": f.size}
 	}
-	create := s.driver.Create
+	driver := s.driver.WithContext(cmd.Context())
+	create := driver.Create
 	if f.readWrite {
-		create = s.driver.CreateReadWrite
+		create = driver.CreateReadWrite
 	}
 	if err := create(name, parent.Name, opts); err != nil {
 		return err

@@ -27,6 +27,7 @@ const answerTimeout = 5 * time.Second
 // containerdFlags say what doctor --containerd looks at.
 type containerdFlags struct {
 	check             bool
+	repair            bool
 	configFile        string // of the daemon
 	containerdConfig  string
 	containerdAddress string // "": what the daemon's configuration says
@@ -37,6 +38,7 @@ func addContainerdFlags(cmd *cobra.Command) *containerdFlags {
 	f := &containerdFlags{}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.check, "containerd", false, "check what containerd and Docker need, instead of the store")
+	flags.BoolVar(&f.repair, "repair", false, "with --containerd and while cowshed serve does not run: make its metadata anew if it is damaged")
 	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve")
 	flags.StringVar(&f.containerdConfig, "containerd-config", "/etc/containerd/config.toml", "configuration `FILE` of containerd")
 	flags.StringVar(&f.containerdAddress, "containerd-address", "", "`SOCKET` of containerd; by default what the configuration of cowshed serve says")
@@ -66,8 +68,13 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	}
 	d.app.root = c.Root
 	d.filesystem()
-	d.daemonAnswers(ctx, c)
 	h := hostCheck{d, c, f}
+	if f.repair {
+		h.repairMetadata(cmd)
+		return
+	}
+	d.daemonAnswers(ctx, c)
+	h.lost()
 	config, err := readContainerdConfig(f.containerdConfig)
 	if err != nil {
 		d.add(fail, "containerd's configuration", "add what is in packaging/containerd.toml", "%v", err)

@@ -92,7 +92,7 @@ func (s *store) rmi(cmd *cobra.Command, names []string) error {
 			if err != nil {
 				continue // gone already
 			}
-			if err := s.checkUnmounted(v); err != nil {
+			if err := s.checkUnmounted(cmd.Context(), v); err != nil {
 				return err
 			}
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,14 +57,14 @@ func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (e
 	}
 	var made bool
 	if target == "" {
-		target, made, err = s.makeOwnTarget(v)
+		target, made, err = s.makeOwnTarget(cmd.Context(), v)
 	} else {
 		target, made, err = makeTarget(target)
 	}
 	if err != nil {
 		return err
 	}
-	if err := s.bind(v, target, readOnly); err != nil {
+	if err := s.bind(cmd.Context(), v, target, readOnly); err != nil {
 		if made {
 			_ = os.Remove(target)
 		}
@@ -102,14 +103,14 @@ func checkTarget(target string) error {
 }
 
 // makeOwnTarget makes the directory that a layer is mounted on if no other is named.
-func (s *store) makeOwnTarget(v cowcommon.Volume) (target string, made bool, err error) {
+func (s *store) makeOwnTarget(ctx context.Context, v cowcommon.Volume) (target string, made bool, err error) {
 	target = filepath.Join(s.root, mountsDir, v.Name)
 	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
 		return "", false, err
 	}
 	err = os.Mkdir(target, 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		targets, err := s.targets(v.Name)
+		targets, err := s.targets(ctx, v.Name)
 		if err == nil && contains(targets, target) {
 			err = failf(errdefs.ErrAlreadyExists, "layer %s is mounted on %s already", shortName(v.Name), target)
 		}
@@ -121,8 +122,8 @@ func (s *store) makeOwnTarget(v cowcommon.Volume) (target string, made bool, err
 	return target, err == nil, err
 }
 
-func (s *store) bind(v cowcommon.Volume, target string, readOnly bool) (err error) {
-	dir, err := s.driver.Get(v.Name, "")
+func (s *store) bind(ctx context.Context, v cowcommon.Volume, target string, readOnly bool) (err error) {
+	dir, err := s.driver.WithContext(ctx).Get(v.Name, "")
 	if err != nil {
 		return err
 	}
@@ -179,7 +180,7 @@ func (s *store) toUnmount(cmd *cobra.Command, what string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		targets, err := s.targets(v.Name)
+		targets, err := s.targets(cmd.Context(), v.Name)
 		if err == nil && len(targets) == 0 {
 			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", shortName(v.Name))
 		}
@@ -195,7 +196,7 @@ func (s *store) toUnmount(cmd *cobra.Command, what string) ([]string, error) {
 		return nil, err
 	}
 	// Another filesystem may have something of the same name.
-	targets, err := s.targets(name)
+	targets, err := s.targets(cmd.Context(), name)
 	if err != nil {
 		return nil, err
 	}

@@ -49,7 +49,7 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 			remove = s.images.RemoveLayer
 		}
 		if err := remove(cmd.Context(), v.Name); err != nil {
-			return s.whyKept(v, err)
+			return s.whyKept(cmd.Context(), v, err)
 		}
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), v.Name); err != nil {
 			return err
@@ -90,7 +90,7 @@ func (s *store) removable(cmd *cobra.Command, names []string, force bool) ([]cow
 			return nil, failf(errdefs.ErrFailedPrecondition, "layer %s is the parent of %s; remove these too, or use --force",
 				shortName(v.Name), strings.Join(left, ", "))
 		}
-		if err := s.checkUnmounted(v); err != nil {
+		if err := s.checkUnmounted(cmd.Context(), v); err != nil {
 			return nil, err
 		}
 	}
@@ -147,9 +147,9 @@ func sortChildrenFirst(layers []cowcommon.Volume, children map[string][]string) 
 
 // whyKept is err, for which a layer could not be removed, or where it has been mounted since that was made
 // sure of.
-func (s *store) whyKept(v cowcommon.Volume, err error) error {
+func (s *store) whyKept(ctx context.Context, v cowcommon.Volume, err error) error {
 	if errdefs.IsFailedPrecondition(err) {
-		if mounted := s.checkUnmounted(v); errdefs.IsFailedPrecondition(mounted) {
+		if mounted := s.checkUnmounted(ctx, v); errdefs.IsFailedPrecondition(mounted) {
 			return mounted
 		}
 	}
@@ -157,8 +157,8 @@ func (s *store) whyKept(v cowcommon.Volume, err error) error {
 }
 
 // checkUnmounted reports where the layer is mounted as an error.
-func (s *store) checkUnmounted(v cowcommon.Volume) error {
-	targets, err := s.targets(v.Name)
+func (s *store) checkUnmounted(ctx context.Context, v cowcommon.Volume) error {
+	targets, err := s.targets(ctx, v.Name)
 	if err != nil {
 		return err
 	}
@@ -170,8 +170,8 @@ func (s *store) checkUnmounted(v cowcommon.Volume) error {
 }
 
 // targets lists where a layer is mounted, the driver's own mount apart.
-func (s *store) targets(name string) (targets []string, err error) {
-	dir, err := s.driver.Get(name, "")
+func (s *store) targets(ctx context.Context, name string) (targets []string, err error) {
+	dir, err := s.driver.WithContext(ctx).Get(name, "")
 	if err != nil {
 		return nil, err
 	}

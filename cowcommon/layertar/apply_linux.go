@@ -250,5 +250,5 @@ func (a *applier) finishDir(d *dir) error {
 			return err
 		}
 	}
-	return setTimes(fd, d.name, &d.late.times)
+	return a.setter.setTimes(target{dirfd: fd, name: d.name, fd: -1}, &d.late.times)
 }

@@ -137,10 +137,7 @@ func (a *applier) writeFile(ctx context.Context, j *job) error {
 	if err := a.setter.set(t, &st, &j.meta); err != nil {
 		return err
 	}
-	if err := futimens(j.fd, &j.meta.times); err != nil {
-		return fmt.Errorf("set times: %w", err)
-	}
-	return nil
+	return a.setter.setTimes(t, &j.meta.times)
 }
 
 // writeData writes the content of a file. There is no preallocation: filesystems that allocate when they

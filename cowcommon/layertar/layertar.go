@@ -21,7 +21,8 @@
 //     something about the host or its filesystem are left out: everything else in security.* and system.*,
 //     btrfs.*, and what overlay filesystems and Cowshed record for themselves. An attribute whose name
 //     holds "=", which a PAX record cannot express, is left out and logged.
-//   - An error is an error. Nothing that changed or vanished is passed over.
+//   - An error is an error. Nothing that changed or vanished is passed over, and no part of a file's extended
+//     attributes: with more names of them than the kernel lists, it is [ErrManyXattrs].
 //   - A file whose name begins with ".wh." cannot be told from a whiteout. Docker exports it as it is, and
 //     the image then lacks whatever the name happens to hide. Here it is [ErrReservedName]. The removal of
 //     such a file is left out: it was never part of a layer.
@@ -36,7 +37,8 @@
 // last; ".wh..wh." names at the root other than the opaque marker are skipped, except that files below
 // ".wh..wh.plnk" can be the target of a hard link, which is then a copy; access times are the later of the
 // access and modification times; times before 1970 and after 2262 become 1970; EPERM on an extended
-// attribute is tolerated. Hard links need a target that exists before them.
+// attribute is tolerated. Both are logged, and so are times that the filesystem cannot hold, in whose place the
+// kernel sets the nearest. Hard links need a target that exists before them.
 //
 // It differs on purpose in these points:
 //
@@ -81,6 +83,9 @@ var ErrReservedName = errors.New("a name that begins with .wh. stands for a whit
 // ErrTooLarge says that a layer holds more than ApplyOptions.MaxBytes.
 var ErrTooLarge = errors.New("layer is larger than allowed")
 
+// ErrManyXattrs says that the names of a file's extended attributes fill more than the 64 KiB that the kernel lists.
+var ErrManyXattrs = errors.New("more than 64 KiB of names of extended attributes, which the kernel does not list: remove some")
+
 // ErrMalformed says that a tar breaks its own format or asks for what no filesystem could keep.
 var ErrMalformed = errors.New("malformed layer")
 
@@ -122,7 +127,8 @@ type ApplyOptions struct {
 	Workers int
 	// MaxBytes bounds the sum of the sizes in the headers (ErrTooLarge). 0: no bound.
 	MaxBytes int64
-	// Logger receives one warning for all attributes that were passed over. nil: slog.Default().
+	// Logger receives one warning for all attributes that were passed over, and one for all times that were
+	// replaced. nil: slog.Default().
 	Logger *slog.Logger
 }
 

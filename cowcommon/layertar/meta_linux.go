@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
@@ -30,6 +29,7 @@ type meta struct {
 	uid, gid int    // keepID: as the kernel made it
 	mode     uint32 // the lower 12 bits
 	times    [2]unix.Timespec
+	moved    bool    // the times are not those of the header
 	xattrs   []xattr // sorted by name
 }
 
@@ -58,6 +58,7 @@ func metaOf(hdr *tar.Header, ids user.IdentityMapping) (meta, error) {
 		uid: uid, gid: gid,
 		mode:  uint32(hdr.Mode & modeMask),
 		times: [2]unix.Timespec{timespec(atime), timespec(hdr.ModTime)},
+		moved: outOfBounds(hdr.ModTime) || outOfBounds(atime),
 	}
 	m.xattrs, err = xattrsOf(hdr, ids)
 	return m, err
@@ -87,17 +88,6 @@ func xattrsOf(hdr *tar.Header, ids user.IdentityMapping) ([]xattr, error) {
 	return xs, nil
 }
 
-// latest is the last time that the peers set: the end of int64 nanoseconds.
-var latest = time.Unix(0, 1<<63-1)
-
-// timespec bounds a time as the peers do: what is out of bounds becomes 1970.
-func timespec(t time.Time) unix.Timespec {
-	if t.Unix() < 0 || t.After(latest) {
-		return unix.Timespec{}
-	}
-	return unix.NsecToTimespec(t.UnixNano())
-}
-
 // target is a file whose attributes are set: a name in a directory, and a descriptor if it is open.
 type target struct {
 	dirfd int
@@ -112,6 +102,7 @@ type setter struct {
 	mu      sync.Mutex
 	skipped int
 	first   error
+	moved   movedTimes
 }
 
 // set gives a file that is not yet linked from elsewhere what m says, except times. st is how it is now.
@@ -158,11 +149,12 @@ func (s *setter) skip(err error) {
 
 // report logs what was passed over, once, however much it was.
 func (s *setter) report(log *slog.Logger) {
-	if s.skipped == 0 {
-		return
-	}
 	if log == nil {
 		log = slog.Default()
+	}
+	s.moved.report(log)
+	if s.skipped == 0 {
+		return
 	}
 	log.Warn("layertar: extended attributes of a layer were not set", "count", s.skipped, "first", s.first)
 }

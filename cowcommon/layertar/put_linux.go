@@ -76,6 +76,9 @@ func (a *applier) put(d *dir, name string, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
+	if m.moved {
+		a.setter.move(hdr.Name)
+	}
 	st, err := a.lookup(d, name)
 	if err != nil {
 		return err
@@ -103,7 +106,7 @@ func (a *applier) put(d *dir, name string, hdr *tar.Header) error {
 	if err := a.dress(d, fd, name, &m); err != nil {
 		return err
 	}
-	return setTimes(fd, name, &m.times)
+	return a.setter.setTimes(target{dirfd: fd, name: name, fd: -1}, &m.times)
 }
 
 // makeNode makes a symbolic link, device or fifo. Devices that a user namespace may not make are left out,
@@ -218,12 +221,5 @@ func (a *applier) putLink(d *dir, name string, st *unix.Stat_t, m *meta, link st
 	if now.Mode&unix.S_IFMT == unix.S_IFLNK || (now.Atim == m.times[0] && now.Mtim == m.times[1]) {
 		return nil
 	}
-	return setTimes(to.fd, name, &m.times)
-}
-
-func setTimes(fd int, name string, times *[2]unix.Timespec) error {
-	if err := utimensat(fd, name, times); err != nil {
-		return fmt.Errorf("set times: %w", err)
-	}
-	return nil
+	return a.setter.setTimes(target{dirfd: to.fd, name: name, fd: -1}, &m.times)
 }

@@ -382,3 +382,18 @@ func TestWriteDeterministic(t *testing.T) {
 		assert.True(t, bytes.Equal(want, write(t, dir, changes, WriteOptions{Workers: workers})), "%d workers", workers)
 	}
 }
+
+// TestWriteManyXattrs: btrfs keeps more extended attributes of a file than the kernel can list.
+func TestWriteManyXattrs(t *testing.T) {
+	dir := testfs.Btrfs(t)
+	apply(t, dir, tarOf(t, file("a", "1"), file("many", "2")), ApplyOptions{})
+	for i := range 300 {
+		name := fmt.Sprintf("user.%03d.%s", i, strings.Repeat("x", 240))
+		require.NoError(t, unix.Setxattr(filepath.Join(dir, "many"), name, []byte("value"), 0))
+	}
+	err := Write(t.Context(), io.Discard, dir, all(t, dir), WriteOptions{})
+	require.ErrorIs(t, err, ErrManyXattrs)
+	assert.ErrorContains(t, err, "many")
+	require.NoError(t, os.Remove(filepath.Join(dir, "many")))
+	require.NoError(t, Write(t.Context(), io.Discard, dir, all(t, dir), WriteOptions{}))
+}

@@ -50,10 +50,13 @@ func (x *xattrReader) records(t target, opts *WriteOptions) (map[string]string, 
 		x.names, x.value = make([]byte, maxXattrNames), make([]byte, maxXattrValue)
 	}
 	n, err := t.listxattr(x.names)
-	if err != nil {
-		if errors.Is(err, unix.ENOTSUP) {
-			return nil, nil //nolint:nilnil // none
-		}
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.ENOTSUP):
+		return nil, nil //nolint:nilnil // none
+	case errors.Is(err, unix.E2BIG):
+		return nil, fmt.Errorf("%w: %w", ErrManyXattrs, err)
+	default:
 		return nil, fmt.Errorf("list extended attributes: %w", err)
 	}
 	var records map[string]string

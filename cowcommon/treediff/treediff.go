@@ -106,3 +106,12 @@ func (e *NoHintsError) Is(target error) bool { return target == ErrNoHints }
 
 // Unwrap returns the detail.
 func (e *NoHintsError) Unwrap() error { return e.Err }
+
+// WithoutHints gives what kept hints from being had the type [*NoHintsError], with that reason unless it has one
+// already. What was cancelled with ctx stays as it is, since nobody waits for a walk then.
+func WithoutHints(ctx context.Context, reason string, err error) error {
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrNoHints) {
+		return err
+	}
+	return &NoHintsError{Reason: reason, Err: err}
+}

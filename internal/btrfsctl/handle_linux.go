@@ -44,16 +44,26 @@ func openHandle(fd int, subvolume, inode uint64, generation uint32) (int, error)
 		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
 }
 
-// AllowUnlink takes the flags off the directory open as fd that keep entries from being unlinked in it and
-// itself from being unlinked: immutable and append-only, see FS_IOC_SETFLAGS in ioctl_iflags(2).
-func AllowUnlink(fd int) error {
+// Protection is the flags of a directory that keep entries from being unlinked in it and itself from being unlinked:
+// immutable and append-only, see FS_IOC_SETFLAGS in ioctl_iflags(2).
+type Protection int
+
+const protected = 0x10 | 0x20 // FS_IMMUTABLE_FL, FS_APPEND_FL of linux/fs.h
+
+// ProtectionOf reads the protection of the directory open as fd.
+func ProtectionOf(fd int) (Protection, error) {
 	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
-	if err != nil {
+	return Protection(flags & protected), err
+}
+
+// Protect gives the directory open as fd that protection, and takes away another.
+func Protect(fd int, p Protection) error {
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil || Protection(flags&protected) == p {
 		return err
 	}
-	const protected = 0x10 | 0x20 // FS_IMMUTABLE_FL, FS_APPEND_FL of linux/fs.h
-	if flags&protected == 0 {
-		return nil
-	}
-	return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^protected)
+	return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^protected|int(p))
 }
+
+// AllowUnlink takes its protection off the directory open as fd.
+func AllowUnlink(fd int) error { return Protect(fd, 0) }

@@ -29,19 +29,24 @@ const (
 	iocSetReceivedSubvol = 0xC0C89425
 )
 
-// ioctl issues one request and retries it when a signal interrupts it. arg must point to memory that
+// ioctl issues one request and retries it when a signal interrupts it. That is right for all requests but
+// iocSend: they wait for something, or have not begun when the kernel says EINTR. arg must point to memory that
 // holds no Go pointers the kernel writes through; buffers it refers to are kept alive by the callers.
 func ioctl(fd int, req uint, arg unsafe.Pointer) error {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(req), uintptr(arg))
-		runtime.KeepAlive(arg)
-		switch {
-		case errno == 0:
-			return nil
-		case errors.Is(errno, unix.EINTR):
-			continue
-		default:
-			return errno
+		err := ioctlOnce(fd, req, arg)
+		if !errors.Is(err, unix.EINTR) {
+			return err
 		}
 	}
+}
+
+// ioctlOnce issues one request once.
+func ioctlOnce(fd int, req uint, arg unsafe.Pointer) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(req), uintptr(arg))
+	runtime.KeepAlive(arg)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

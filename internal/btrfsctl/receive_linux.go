@@ -55,11 +55,7 @@ func EncodedWrite(fd int, io EncodedIO, data []byte) error {
 	pinner.Pin(iov)
 	pinner.Pin(iov.Base)
 	defer pinner.Unpin()
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), iocEncodedWrite, uintptr(unsafe.Pointer(args)))
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return ioctl(fd, iocEncodedWrite, unsafe.Pointer(args))
 }
 
 // EnableVerity makes a file read-only and verified by fs-verity (FS_IOC_ENABLE_VERITY, which is not an ioctl

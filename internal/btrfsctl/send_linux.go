@@ -3,6 +3,8 @@ package btrfsctl
 import (
 	"runtime"
 	"unsafe"
+
+	"github.com/cowshed/cowshed/internal/sigmask"
 )
 
 // SendNoFileData leaves file contents out of a stream: writes are reported by UPDATE_EXTENT commands.
@@ -24,6 +26,10 @@ type sendArgs struct {
 // Send writes the send stream of the read-only subvolume whose root is open as subvol to the descriptor
 // out, incremental from the read-only subvolume with id parent unless that is 0. version 0 means 1.
 //
+// Signals do not reach the thread meanwhile: at a signal the kernel would begin the call anew, and write the stream
+// from its start after the part that has been written. It does so all the same after the process was stopped or
+// frozen, so a reader verifies the checksums in the stream. What ends the call early is that out has no reader.
+//
 // It needs CAP_SYS_ADMIN in the initial user namespace. EPERM: a subvolume involved is writable, or the
 // privilege is missing. EAGAIN: dedupe runs on one. EPIPE: the reader of out has gone.
 func Send(subvol, out int, parent uint64, flags uint64, version uint32) error {
@@ -36,7 +42,7 @@ func Send(subvol, out int, parent uint64, flags uint64, version uint32) error {
 		args.cloneCount = 1
 		args.cloneSources = unsafe.Pointer(&args.parentRoot)
 	}
-	err := ioctl(subvol, iocSend, unsafe.Pointer(args))
+	err := sigmask.Do(func() error { return ioctlOnce(subvol, iocSend, unsafe.Pointer(args)) })
 	runtime.KeepAlive(args)
 	return err
 }

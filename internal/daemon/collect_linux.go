@@ -25,8 +25,11 @@ type source struct {
 	service string
 	// compared are the comparisons so far.
 	compared func() cowcommon.CompareStats
-	// use calls f with the backend that is open, if one is, and keeps it open until f returns.
-	use func(f func(b cowcommon.Backend))
+	// use calls f with the backend that is open, if one is, and keeps it open until f returns. No lock is held
+	// meanwhile: who closes the backend has ctx end, and waits for f.
+	use func(f func(ctx context.Context, b cowcommon.Backend))
+	// lost is how many volumes are lost; nil where none can be.
+	lost func() int
 }
 
 // collector tells metrics that others keep count of: comparisons and volumes.
@@ -35,8 +38,13 @@ type collector struct {
 	root    string
 	log     *slog.Logger
 
-	mu      sync.Mutex
-	counted map[string]volumeCount // by service
+	mu       sync.Mutex             // never held while volumes are counted
+	counted  map[string]volumeCount // by service
+	counting map[string]bool        // services whose volumes are being counted
+}
+
+func newCollector(sources []source, root string, log *slog.Logger) *collector {
+	return &collector{sources: sources, root: root, log: log, counted: make(map[string]volumeCount), counting: make(map[string]bool)}
 }
 
 // volumeCount is what there was at one time.
@@ -59,13 +67,15 @@ var (
 		"Sum of the limits of volumes.", []string{"service"}, nil)
 	fullDesc = prometheus.NewDesc("cowshed_volumes_full",
 		"Volumes within one percent of their limit. Missing where the filesystem is slow to tell.", []string{"service"}, nil)
+	lostDesc = prometheus.NewDesc("cowshed_volumes_lost",
+		"Volumes that the metadata does not know, and that are kept until someone decides: see cowshed lost.", []string{"service"}, nil)
 	filesystemDesc = prometheus.NewDesc("cowshed_filesystem_bytes",
 		"Space of the filesystem that holds the root.", []string{"state"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, filesystemDesc} {
+	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, lostDesc, filesystemDesc} {
 		descs <- desc
 	}
 }
@@ -82,25 +92,31 @@ func (c *collector) Collect(found chan<- prometheus.Metric) {
 			count(n, "walked", reason)
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, s := range c.sources {
-		s.use(func(b cowcommon.Backend) { c.collectVolumes(found, s.service, b) })
+		s.use(func(ctx context.Context, b cowcommon.Backend) { c.collectVolumes(ctx, found, s.service, b) })
+		if s.lost != nil {
+			found <- prometheus.MustNewConstMetric(lostDesc, prometheus.GaugeValue, float64(s.lost()), s.service)
+		}
 	}
 	for state, bytes := range filesystemSpace(c.root) {
 		found <- prometheus.MustNewConstMetric(filesystemDesc, prometheus.GaugeValue, float64(bytes), state)
 	}
 }
 
-func (c *collector) collectVolumes(found chan<- prometheus.Metric, service string, b cowcommon.Backend) {
-	count, ok := c.counted[service]
-	if !ok || time.Since(count.at) > volumesFresh {
-		var err error
-		if count, err = countVolumes(b); err != nil {
+func (c *collector) collectVolumes(ctx context.Context, found chan<- prometheus.Metric, service string, b cowcommon.Backend) {
+	if c.begin(service) {
+		count, err := countVolumes(ctx, b)
+		c.end(service, count, err)
+		if err != nil {
 			c.log.Warn("volumes cannot be counted for the metrics", "service", service, "error", err)
 			return
 		}
-		c.counted[service] = count
+	}
+	c.mu.Lock()
+	count, ok := c.counted[service]
+	c.mu.Unlock()
+	if !ok {
+		return // another scrape is the first to count
 	}
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		found <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{service}, labels...)...)
@@ -114,8 +130,28 @@ func (c *collector) collectVolumes(found chan<- prometheus.Metric, service strin
 	}
 }
 
-func countVolumes(b cowcommon.Backend) (volumeCount, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), volumesFresh)
+// begin reports whether the caller has to count volumes, and to call end then: nobody else does, or has just done so.
+func (c *collector) begin(service string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.counting[service] || time.Since(c.counted[service].at) < volumesFresh {
+		return false
+	}
+	c.counting[service] = true
+	return true
+}
+
+func (c *collector) end(service string, count volumeCount, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.counting, service)
+	if err == nil {
+		c.counted[service] = count
+	}
+}
+
+func countVolumes(ctx context.Context, b cowcommon.Backend) (volumeCount, error) {
+	ctx, cancel := context.WithTimeout(ctx, volumesFresh)
 	defer cancel()
 	count := volumeCount{at: time.Now()}
 	var limited []cowcommon.Volume

@@ -86,7 +86,7 @@ func open(c Config, opts Options) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m.registry.MustRegister(&collector{sources: sources, root: c.Root, log: d.log, counted: make(map[string]volumeCount)})
+	m.registry.MustRegister(newCollector(sources, c.Root, d.log))
 	if err := d.listen(); err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))...)
 	d.closeLater(func() error { d.server.Stop(); return nil })
-	snapshotter.Register(d.server, d.snapshotter, measuredDiffer{differ, m})
+	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m}, measuredDiffer{differ, m})
 	healthapi.RegisterHealthServer(d.server, d.health)
 	sources := []source{s}
 
@@ -151,31 +151,47 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 	return sources, nil
 }
 
-// openContainerd opens snapshotter and differ.
-func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
-	root, err := filepath.EvalSymlinks(d.config.Root)
+// openContainerdDriver opens the driver of what containerd is served with.
+func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowcommon.Driver, err error) {
+	root, err := filepath.EvalSymlinks(c.Root)
 	if err != nil {
-		return source{}, nil, err
+		return "", nil, err
 	}
-	dir := filepath.Join(root, containerdDir)
-	driver, err := openDriver(dir, d.config.Driver, d.config.driverOptions, user.IdentityMapping{}, d.log)
+	dir = filepath.Join(root, containerdDir)
+	driver, err = openDriver(dir, c.Driver, c.driverOptions, user.IdentityMapping{}, log)
+	return dir, driver, err
+}
+
+// newSnapshotter makes the snapshotter of a driver, which it closes if that fails.
+func newSnapshotter(c Config, dir string, driver *cowcommon.Driver, log *slog.Logger) (*snapshotter.Snapshotter, error) {
+	options, err := quota.ParseOptions(driver.String(), c.driverOptions(driver.String()))
 	if err != nil {
-		return source{}, nil, err
+		return nil, errors.Join(err, driver.Cleanup())
 	}
-	options, err := quota.ParseOptions(driver.String(), d.config.driverOptions(driver.String()))
-	if err != nil {
-		return source{}, nil, errors.Join(err, driver.Cleanup())
-	}
-	d.snapshotter, err = snapshotter.New(dir, driver.Backend(), snapshotter.Options{
+	s, err := snapshotter.New(dir, driver.Backend(), snapshotter.Options{
 		DefaultLimit: quota.Limit{Bytes: options.Size, Scope: options.Scope},
 		Scope:        options.Scope,
-		CountInodes:  d.config.CountInodes,
-		Logger:       d.log,
+		CountInodes:  c.CountInodes,
+		Logger:       log,
 	})
 	if err != nil {
-		return source{}, nil, errors.Join(err, driver.Cleanup())
+		return nil, errors.Join(err, driver.Cleanup())
 	}
-	d.closeLater(d.snapshotter.Close)
+	return s, nil
+}
+
+// openContainerd opens snapshotter and differ.
+func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
+	dir, driver, err := openContainerdDriver(d.config, d.log)
+	if err != nil {
+		return source{}, nil, err
+	}
+	if d.snapshotter, err = newSnapshotter(d.config, dir, driver, d.log); err != nil {
+		return source{}, nil, err
+	}
+	scrapes := newScrapes(driver.Backend(), d.config.StopTimeout.Duration)
+	d.closeLater(func() error { return scrapes.close(d.snapshotter.Close) })
+	d.reportLost()
 	conn, err := connectContainerd(d.config.ContainerdAddress)
 	if err != nil {
 		return source{}, nil, err
@@ -187,7 +203,8 @@ func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
 	return source{
 		service:  snapshotsService,
 		compared: differ.CompareStats,
-		use:      func(f func(cowcommon.Backend)) { f(driver.Backend()) },
+		use:      scrapes.do,
+		lost:     func() int { return len(d.snapshotter.Lost()) },
 	}, differ, nil
 }
 

@@ -208,10 +208,10 @@ func TestServe(t *testing.T) {
 	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "cowshed")
 	differ, ok := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(snapshotter.DiffService)
 	require.True(t, ok)
-	mounts, err := s.Prepare(ctx, "extract-1", "")
+	mounts, err := s.Prepare(ctx, "extract-1-Ab_- sha256:abc", "")
 	require.NoError(t, err)
 	in(t, mounts, func(dir string) { write(t, dir, "big", strings.Repeat("x", 16<<20)) }) // unpacking is not limited
-	require.NoError(t, s.Commit(ctx, "image", "extract-1"))
+	require.NoError(t, s.Commit(ctx, "image", "extract-1-Ab_- sha256:abc"))
 	upper, err := s.Prepare(ctx, "container", "image")
 	require.NoError(t, err)
 	in(t, upper, func(dir string) {
@@ -225,7 +225,7 @@ func TestServe(t *testing.T) {
 	require.NoError(t, err)
 	layer, err := differ.Compare(ctx, lower, upper)
 	require.NoError(t, err)
-	copied, err := s.Prepare(ctx, "extract-copy", "image")
+	copied, err := s.Prepare(ctx, "extract-2-Ab_- sha256:abc", "image")
 	require.NoError(t, err)
 	_, err = differ.Apply(ctx, layer, copied)
 	require.NoError(t, err)
@@ -239,7 +239,7 @@ func TestServe(t *testing.T) {
 
 	_, err = s.Stat(ctx, "none")
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
-	for _, key := range []string{"lower", "extract-copy"} {
+	for _, key := range []string{"lower", "extract-2-Ab_- sha256:abc"} {
 		require.NoError(t, s.Remove(ctx, key))
 	}
 

@@ -34,6 +34,7 @@ func newDockerPlugin(c Config, m *metrics, log *slog.Logger) *dockerPlugin {
 	p := &dockerPlugin{config: c, log: log, drivers: make(map[*dockerDriver]struct{})}
 	p.adapter = plugin.NewAdapter(p.open, plugin.AdapterOptions{
 		StateFile: filepath.Join(c.State, "docker-"+c.DockerPlugin+".json"),
+		Patience:  c.StopTimeout.Duration,
 		Logger:    log,
 	})
 	p.handler = plugin.NewHandler(measuredDocker{p.adapter, m})
@@ -90,7 +91,7 @@ func (p *dockerPlugin) open(request plugin.InitRequest) (graphdriver.Driver, err
 		return nil, err
 	}
 	p.log.Info("opened a graph driver for the engine", "driver", driver.String(), "home", home)
-	opened := &dockerDriver{Driver: driver, plugin: p}
+	opened := &dockerDriver{Driver: driver, plugin: p, scrapes: newScrapes(driver.Backend(), p.config.StopTimeout.Duration)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drivers[opened] = struct{}{}
@@ -110,21 +111,29 @@ func (p *dockerPlugin) source() source {
 			}
 			return stats
 		},
-		use: func(f func(cowcommon.Backend)) {
-			p.mu.RLock()
-			defer p.mu.RUnlock()
-			for d := range p.drivers {
-				f(d.Backend())
-				return
+		use: func(f func(context.Context, cowcommon.Backend)) {
+			if d := p.anyDriver(); d != nil {
+				d.scrapes.do(f)
 			}
 		},
 	}
 }
 
+// anyDriver is the driver that is open, nil if none is.
+func (p *dockerPlugin) anyDriver() *dockerDriver {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for d := range p.drivers {
+		return d
+	}
+	return nil
+}
+
 // dockerDriver is a driver that the engine has open.
 type dockerDriver struct {
 	*cowcommon.Driver
-	plugin *dockerPlugin
+	plugin  *dockerPlugin
+	scrapes *scrapes
 }
 
 // Cleanup implements graphdriver.Driver.
@@ -135,7 +144,7 @@ func (d *dockerDriver) Cleanup() error {
 		d.plugin.compared = sum(d.plugin.compared, d.CompareStats())
 	}
 	d.plugin.mu.Unlock()
-	return d.Driver.Cleanup()
+	return d.scrapes.close(d.Driver.Cleanup)
 }
 
 func sum(a, b cowcommon.CompareStats) cowcommon.CompareStats {

@@ -13,13 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockName is the file in the root that the daemon holds a lock on. The command does not look at it.
+// lockName is the file in the root that says which process has it, for people. What counts is the lock on the root
+// itself, which needs no file. The command does not look at either.
 const lockName = "serve.lock"
 
 // lockRoot makes sure that this is the only daemon of the root. Closing the file ends that, as does the end of the
 // process. errdefs.ErrFailedPrecondition: another daemon has the root.
 func lockRoot(root string) (_ *os.File, err error) {
-	f, err := os.OpenFile(filepath.Join(root, lockName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	f, err := os.Open(root)
 	if err != nil {
 		return nil, err
 	}
@@ -28,23 +29,38 @@ func lockRoot(root string) (_ *os.File, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
+	name := filepath.Join(root, lockName)
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, fmt.Errorf("another daemon%s uses %s: %w", holderOf(f), root, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("another daemon%s uses %s: %w", holderIn(name), root, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("lock %s: %w", root, err)
 	}
-	// The number is for people; what counts is the lock.
-	if err := f.Truncate(0); err != nil {
-		return nil, err
-	}
-	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return f, err
+	_ = noteHolder(name) // it needs space, which there may be none of
+	return f, nil
 }
 
-// holderOf is what the lock file says of the process that holds it, "" if it says nothing.
-func holderOf(f *os.File) string {
+// noteHolder writes down which process this is.
+func noteHolder(name string) error {
+	f, err := os.OpenFile(name, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// holderIn is what the file says of the process that holds the lock, "" if it says nothing.
+func holderIn(name string) string {
+	f, err := os.OpenFile(name, unix.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, 32))
 	pid, parseErr := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || parseErr != nil {

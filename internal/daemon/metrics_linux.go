@@ -84,7 +84,8 @@ func newMetrics(version string) *metrics {
 	return m
 }
 
-// begin notes that an operation begins. The function that it returns is to be called with the operation's error.
+// begin notes that an operation begins. The function that it returns is to be called with the operation's error, of
+// which a limit that it ran into is counted too. Errors of gRPC do not tell: see limitHit.
 func (m *metrics) begin(service, operation string) (end func(error)) {
 	start := time.Now()
 	m.running.WithLabelValues(service).Inc()
@@ -92,15 +93,21 @@ func (m *metrics) begin(service, operation string) (end func(error)) {
 		m.running.WithLabelValues(service).Dec()
 		m.duration.WithLabelValues(service, operation).Observe(time.Since(start).Seconds())
 		m.operations.WithLabelValues(service, operation, outcome(err)).Inc()
+		m.limitHit(service, err)
 	}
 }
 
-// layer notes a layer that was applied or made, or why it was not.
+// layer notes a layer that was applied or made, unless that has failed.
 func (m *metrics) layer(service, direction string, bytes int64, err error) {
-	switch {
-	case err == nil:
+	if err == nil {
 		m.layers.WithLabelValues(service, direction).Inc()
 		m.layerBytes.WithLabelValues(service, direction).Add(float64(bytes))
+	}
+}
+
+// limitHit counts the error of an operation that has failed at a limit.
+func (m *metrics) limitHit(service string, err error) {
+	switch {
 	case errors.Is(err, syscall.EDQUOT):
 		m.limitHits.WithLabelValues(service, "quota").Inc()
 	case errors.Is(err, syscall.ENOSPC):

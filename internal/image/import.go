@@ -201,7 +201,7 @@ func (im *importer) fill(ctx context.Context, prefix, parent string, layer sourc
 	if f.split, err = newSplitter(im.store.path(tarSplitDir)); err != nil {
 		return nil, err
 	}
-	if err := im.store.driver.Create(f.name, parent, nil); err != nil {
+	if err := im.store.driver.WithContext(ctx).Create(f.name, parent, nil); err != nil {
 		f.split.discard()
 		return nil, err
 	}

@@ -112,7 +112,7 @@ func (s *Store) reassemble(ctx context.Context, w io.Writer, layer string) (err 
 		return fmt.Errorf("%s: %w", filepath.Base(f.Name()), err)
 	}
 	defer func() { err = errors.Join(err, rest.Close()) }()
-	files, err := s.driver.DiffGetter(layer)
+	files, err := s.driver.WithContext(ctx).DiffGetter(layer)
 	if err != nil {
 		return err
 	}

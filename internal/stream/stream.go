@@ -3,6 +3,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 )
@@ -10,29 +11,32 @@ import (
 // reader hands over what is written as it is, without a copy: each Write lends its bytes until the reader has
 // used them up. In an io.Pipe the writer wakes up for each Read, and io.Copy reads 8 or 32 KiB at a time.
 type reader struct {
-	cancel context.CancelFunc
+	cancel func()
 	lent   chan []byte   // from Write
 	used   chan int      // to Write: how many of the lent bytes were read
 	closed chan struct{} // closed by Close
 	once   sync.Once
-	done   chan struct{} // closed when the function has returned
-	err    error         // what it returned; to be read after done
+	done   chan struct{} // closed when both functions have returned
+
+	writeErr, releaseErr error // what they returned; to be read after done
 
 	mu   sync.Mutex // held by whoever uses the lent bytes
 	buf  []byte     // lent; nil: none
 	read int        // of them
+	told bool       // the errors have been returned to the reader
 }
 
-// New runs write in a goroutine and returns what it writes. write releases all that it holds before it
-// returns; its error is what the reader gets in place of io.EOF. Closing the reader cancels the context of
-// write, if it is still at work, and waits until it has returned.
+// New runs write in a goroutine and returns what it writes, and runs release when write has returned. The errors of
+// both are what the reader gets in place of io.EOF. Closing the reader cancels the context of write, if it is still
+// at work, and waits for both; it returns their errors unless the reader has had them. That write was stopped by
+// Close is none.
 //
 // The reader is an io.WriterTo too, which io.Copy uses: the destination is given the very pieces that write
 // writes. Close then waits for a Write to the destination that is under way.
-func New(ctx context.Context, write func(ctx context.Context, w io.Writer) error) io.ReadCloser {
-	ctx, cancel := context.WithCancel(ctx)
+func New(ctx context.Context, write func(ctx context.Context, w io.Writer) error, release func() error) io.ReadCloser {
+	ctx, cancel := context.WithCancelCause(ctx)
 	r := &reader{
-		cancel: cancel,
+		cancel: func() { cancel(errClosed) },
 		lent:   make(chan []byte),
 		used:   make(chan int),
 		closed: make(chan struct{}),
@@ -40,10 +44,38 @@ func New(ctx context.Context, write func(ctx context.Context, w io.Writer) error
 	}
 	go func() {
 		defer close(r.done)
-		defer cancel()
-		r.err = write(ctx, writer{r})
+		defer cancel(nil)
+		r.writeErr = write(ctx, writer{r})
+		if r.writeErr != nil && stoppedByClose(ctx, r.writeErr) {
+			r.writeErr = nil
+		}
+		r.releaseErr = release()
 	}()
 	return r
+}
+
+// errClosed is why the context of a writer ends when its reader is closed.
+var errClosed = errors.New("the reader is closed")
+
+// stoppedByClose reports whether it is for the closing of the reader that the writer returned err.
+func stoppedByClose(ctx context.Context, err error) bool {
+	return context.Cause(ctx) == errClosed && //nolint:errorlint // the cause itself
+		(errors.Is(err, io.ErrClosedPipe) || errors.Is(err, context.Canceled) || errors.Is(err, errClosed))
+}
+
+// end returns the errors of both functions, once. The caller holds mu, and they have returned.
+func (r *reader) end() error {
+	if r.told {
+		return nil
+	}
+	r.told = true
+	switch {
+	case r.releaseErr == nil: // an error alone is returned as it is
+		return r.writeErr
+	case r.writeErr == nil:
+		return r.releaseErr
+	}
+	return errors.Join(r.writeErr, r.releaseErr)
 }
 
 // writer is what the function writes to.
@@ -92,8 +124,8 @@ func (r *reader) rest() ([]byte, error) {
 		case <-r.closed:
 			return nil, io.ErrClosedPipe
 		case <-r.done:
-			if r.err != nil {
-				return nil, r.err
+			if err := r.end(); err != nil {
+				return nil, err
 			}
 			return nil, io.EOF
 		}
@@ -165,5 +197,7 @@ func (r *reader) Close() error {
 	r.giveBack()
 	r.mu.Unlock()
 	<-r.done
-	return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.end()
 }

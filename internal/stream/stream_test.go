@@ -11,12 +11,52 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func nothing() error { return nil }
+
+// TestCloseReturnsWhatTheReaderHasNotSeen closes readers early and late, of writers and releases that fail.
+func TestCloseReturnsWhatTheReaderHasNotSeen(t *testing.T) {
+	broken, held := errors.New("broken"), errors.New("still held")
+	release := func() error { return held }
+	endless := func(_ context.Context, w io.Writer) error {
+		for {
+			if _, err := w.Write([]byte("more")); err != nil {
+				return err
+			}
+		}
+	}
+
+	r := New(t.Context(), endless, release)
+	_, err := io.ReadFull(r, make([]byte, 3))
+	require.NoError(t, err)
+	assert.Equal(t, held, r.Close(), "and not that the writer was stopped")
+	assert.NoError(t, r.Close())
+
+	failed := make(chan struct{})
+	r = New(t.Context(), func(context.Context, io.Writer) error { defer close(failed); return broken }, release)
+	<-failed
+	err = r.Close()
+	require.ErrorIs(t, err, broken)
+	require.ErrorIs(t, err, held)
+
+	r = New(t.Context(), pieces("some"), release)
+	content, err := io.ReadAll(r)
+	assert.Equal(t, "some", string(content))
+	assert.ErrorIs(t, err, held)
+	assert.NoError(t, r.Close(), "it has been told")
+
+	cause := errors.New("somebody else's context")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	r = New(ctx, func(ctx context.Context, _ io.Writer) error { <-ctx.Done(); return ctx.Err() }, nothing)
+	cancel(cause)
+	assert.ErrorIs(t, r.Close(), context.Canceled, "it was not Close that stopped the writer")
+}
+
 func TestWriterErrorReachesTheReader(t *testing.T) {
 	broken := errors.New("broken")
 	r := New(t.Context(), func(_ context.Context, w io.Writer) error {
 		_, err := io.WriteString(w, "some")
 		return errors.Join(err, broken)
-	})
+	}, nothing)
 	content, err := io.ReadAll(r)
 	assert.Equal(t, "some", string(content))
 	assert.ErrorIs(t, err, broken)
@@ -31,7 +71,7 @@ func TestCloseStopsTheWriterAndWaits(t *testing.T) {
 		}
 		stopped = errors.Join(stopped, ctx.Err())
 		return stopped
-	})
+	}, nothing)
 	_, err := io.ReadFull(r, make([]byte, 3))
 	require.NoError(t, err)
 	require.NoError(t, r.Close())
@@ -68,7 +108,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 }
 
 func TestCopyHandsOverThePieces(t *testing.T) {
-	r := New(t.Context(), pieces("one", "", "two", "three"))
+	r := New(t.Context(), pieces("one", "", "two", "three"), nothing)
 	head := make([]byte, 2)
 	_, err := io.ReadFull(r, head)
 	require.NoError(t, err)
@@ -86,14 +126,14 @@ func TestCopyHandsOverThePieces(t *testing.T) {
 
 func TestWrappedEOFIsAnError(t *testing.T) {
 	broken := fmt.Errorf("the file ended: %w", io.EOF)
-	r := New(t.Context(), func(context.Context, io.Writer) error { return broken })
+	r := New(t.Context(), func(context.Context, io.Writer) error { return broken }, nothing)
 	_, err := io.Copy(io.Discard, r)
 	assert.Equal(t, broken, err)
 	require.NoError(t, r.Close())
 }
 
 func TestDestinationThatFails(t *testing.T) {
-	r := New(t.Context(), pieces("one", "two"))
+	r := New(t.Context(), pieces("one", "two"), nothing)
 	n, err := io.Copy(&recorder{fail: 2}, r)
 	require.ErrorIs(t, err, errFull)
 	assert.Equal(t, int64(4), n)
@@ -112,7 +152,7 @@ func TestCloseWakesTheReader(t *testing.T) {
 			r := New(t.Context(), func(ctx context.Context, _ io.Writer) error {
 				<-ctx.Done()
 				return ctx.Err()
-			})
+			}, nothing)
 			woken := make(chan error)
 			go func() { woken <- read(r) }()
 			require.NoError(t, r.Close())
@@ -134,7 +174,7 @@ func TestCloseTakesNothingAway(t *testing.T) {
 				}
 				clear(piece) // the race detector sees a reader that is not done
 			}
-		})
+		}, nothing)
 		woken := make(chan error)
 		go func() {
 			_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{r}, make([]byte, 100))
@@ -152,7 +192,7 @@ func TestLateWrite(t *testing.T) {
 	r := New(t.Context(), func(_ context.Context, w io.Writer) error {
 		kept = w
 		return nil
-	})
+	}, nothing)
 	_, err := io.ReadAll(r)
 	require.NoError(t, err)
 	_, err = kept.Write([]byte("late"))
@@ -180,7 +220,7 @@ func BenchmarkStream(b *testing.B) {
 						}
 					}
 					return nil
-				})
+				}, nothing)
 				_, err := io.Copy(io.Discard, open(r))
 				require.NoError(b, err)
 				require.NoError(b, r.Close())

@@ -1,0 +1,334 @@
+package btrfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// levels are how full, in percent, a filesystem is for what is tested on it.
+var levels = []int{95, 96, 97, 98, 99, 100}
+
+// fillings are the ways in which a filesystem can be full.
+var fillings = map[string]func(t *testing.T, mnt string, percent int){
+	"data": func(t *testing.T, mnt string, percent int) { testfs.Fill(t, mnt, testfs.Data, percent) },
+	"metadata": func(t *testing.T, mnt string, percent int) {
+		testfs.Fill(t, mnt, testfs.Data, 100)
+		testfs.Fill(t, mnt, testfs.Metadata, percent)
+	},
+}
+
+// TestFullFilesystem runs every operation on filesystems that are more and more full.
+func TestFullFilesystem(t *testing.T) {
+	for mode, opts := range modes {
+		for filling, fill := range fillings {
+			t.Run(mode+"/"+filling, func(t *testing.T) {
+				t.Parallel()
+				f := newFull(t, filling, opts)
+				for _, level := range levels {
+					fill(t, f.mnt, level)
+					f.level = level
+					f.tryEverything()
+				}
+				f.empty()
+			})
+		}
+	}
+}
+
+// fullHome is a home on a filesystem that is becoming full.
+type fullHome struct {
+	t       *testing.T
+	mnt     string
+	filling string
+	driver  *cowcommon.Driver
+	level   int
+	stream  []byte
+	names   []string // of the volumes that there are
+}
+
+// victims are volumes of which one per level is made, to be removed there.
+var victims = map[string]func(f *fullHome, name string){
+	"plain": func(f *fullHome, name string) { f.create(name) },
+	"sealed": func(f *fullHome, name string) {
+		f.create(name)
+		require.NoError(f.t, f.backend().Seal(f.t.Context(), name))
+	},
+	"parent": func(f *fullHome, name string) {
+		f.create(name)
+		f.names = append(f.names, name+"-child")
+		require.NoError(f.t, f.backend().Clone(f.t.Context(), name+"-child", name, cowcommon.VolumeOptions{}))
+	},
+	"nested":        func(f *fullHome, name string) { f.nest(f.create(name)) },
+	"source":        func(f *fullHome, name string) { f.create(name) },
+	"source-nested": func(f *fullHome, name string) { f.nest(f.create(name)) },
+	"nested-sealed": func(f *fullHome, name string) {
+		f.nest(f.create(name))
+		require.NoError(f.t, f.backend().Seal(f.t.Context(), name))
+	},
+}
+
+func newFull(t *testing.T, filling string, opts []testfs.BtrfsOption) *fullHome {
+	f := &fullHome{t: t, filling: filling, mnt: testfs.Btrfs(t, append(slices.Clone(opts), testfs.WithSize(256<<20))...)}
+	f.open()
+	t.Cleanup(func() { assert.NoError(t, f.driver.Cleanup()) })
+	for _, level := range levels {
+		for victim, make := range victims {
+			make(f, fmt.Sprintf("%s-%d", victim, level))
+		}
+	}
+	f.create("writable")
+	f.nest(f.create("writable-nested"))
+	f.create("base")
+	f.names = append(f.names, "top")
+	require.NoError(t, f.backend().Clone(t.Context(), "top", "base", cowcommon.VolumeOptions{}))
+	require.NoError(t, os.WriteFile(f.path("top")+"/changed", make([]byte, 100<<10), 0o600))
+	require.NoError(t, f.backend().Seal(t.Context(), "top"))
+	f.stream = f.send("base", "top")
+	f.ballast("ballast")
+	return f
+}
+
+func (f *fullHome) open() {
+	b, err := Open(filepath.Join(f.mnt, "home"), Options{})
+	require.NoError(f.t, err, f.level)
+	f.driver = cowcommon.NewDriver(Name, b, cowcommon.Options{})
+}
+
+func (f *fullHome) backend() *Backend { return f.driver.Backend().(*Backend) }
+
+func (f *fullHome) path(name string) string {
+	return filepath.Join(f.mnt, "home", subvolumesName, name)
+}
+
+// create makes a volume with some content and returns its path.
+func (f *fullHome) create(name string) string {
+	require.NoError(f.t, f.backend().Create(f.t.Context(), name, cowcommon.VolumeOptions{}))
+	f.names = append(f.names, name)
+	require.NoError(f.t, os.WriteFile(f.path(name)+"/file", make([]byte, 64<<10), 0o600))
+	return f.path(name)
+}
+
+// nest makes subvolumes inside the one at path, one of them read-only.
+func (f *fullHome) nest(path string) {
+	for _, at := range []string{path, path + "/nested"} {
+		dir, err := os.Open(at)
+		require.NoError(f.t, err)
+		require.NoError(f.t, btrfsctl.CreateSubvolume(int(dir.Fd()), "nested", nil))
+		require.NoError(f.t, dir.Close())
+	}
+	dir, err := os.Open(path + "/nested")
+	require.NoError(f.t, err)
+	defer dir.Close()
+	require.NoError(f.t, btrfsctl.SetReadOnly(int(dir.Fd()), true))
+}
+
+// ballast makes a volume that holds enough of everything that without it there is room again.
+func (f *fullHome) ballast(name string) {
+	path := f.create(name)
+	require.NoError(f.t, os.WriteFile(path+"/data", make([]byte, 16<<20), 0o600))
+	for i := range 400 {
+		file := fmt.Sprintf("%s/%d", path, i)
+		require.NoError(f.t, os.WriteFile(file, nil, 0o600))
+		require.NoError(f.t, unix.Setxattr(file, "user.ballast", make([]byte, 14<<10), 0))
+	}
+	require.NoError(f.t, f.backend().Sync(f.t.Context(), name))
+}
+
+func (f *fullHome) send(base, top string) []byte {
+	b, ctx := f.backend(), f.t.Context()
+	from, err := b.View(ctx, base)
+	require.NoError(f.t, err)
+	to, err := b.View(ctx, top)
+	require.NoError(f.t, err)
+	var stream bytes.Buffer
+	require.NoError(f.t, b.Send(ctx, &stream, from, to))
+	require.NoError(f.t, errors.Join(from.Close(), to.Close()))
+	return stream.Bytes()
+}
+
+// must asserts that something works, whatever is full.
+func (f *fullHome) must(what string, err error) {
+	assert.NoError(f.t, err, "%s at %d %%", what, f.level)
+	f.assertClean(what)
+}
+
+// may asserts that something works or fails for want of space, and reports which.
+func (f *fullHome) may(what string, err error) bool {
+	if err != nil {
+		assert.True(f.t, errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT), "%s at %d %%: %v", what, f.level, err)
+	}
+	f.assertClean(what)
+	return err == nil
+}
+
+// assertClean asserts that there are the volumes that there are to be, and nothing else.
+func (f *fullHome) assertClean(after string) {
+	assert.ElementsMatch(f.t, f.names, volumes(f.t, f.backend()), "after %s at %d %%", after, f.level)
+	for _, dir := range []string{stagingName, viewsName, removingName} {
+		entries, err := os.ReadDir(filepath.Join(f.mnt, "home", dir))
+		require.NoError(f.t, err)
+		for _, entry := range entries {
+			assert.True(f.t, isQgroupMark(entry), "%s/%s after %s at %d %%", dir, entry.Name(), after, f.level)
+		}
+	}
+}
+
+func (f *fullHome) forget(name string) {
+	f.names = slices.DeleteFunc(f.names, func(n string) bool { return n == name })
+}
+
+// tryEverything runs every operation once. What it makes it removes again.
+func (f *fullHome) tryEverything() {
+	f.tryReading()
+	f.tryMaking()
+	f.tryChanging()
+	assert.NoError(f.t, f.driver.Cleanup())
+	f.open()
+	f.assertClean("close and open")
+	for victim := range victims {
+		name := fmt.Sprintf("%s-%d", victim, f.level)
+		f.forget(name)
+		f.must("remove "+name, f.driver.Remove(name))
+	}
+}
+
+func (f *fullHome) tryReading() {
+	b, ctx := f.backend(), f.t.Context()
+	_, err := b.Stat(ctx, "top")
+	f.must("stat", err)
+	assert.NotEmpty(f.t, b.Status(ctx))
+	_, err = b.Mount(ctx, "writable", "")
+	f.must("mount", err)
+	f.must("unmount", b.Unmount(ctx, "writable"))
+	_, err = b.MountSpec(ctx, "writable", true)
+	f.must("mount spec", err)
+
+	for _, name := range []string{"top", "writable", "writable-nested"} {
+		parent := map[string]string{"top": "base"}[name]
+		_, err = f.driver.Changes(name, parent)
+		f.may("changes of "+name, err)
+		diff, err := f.driver.Diff(name, parent)
+		if err == nil {
+			_, err = io.Copy(io.Discard, diff)
+			err = errors.Join(err, diff.Close())
+		}
+		f.may("diff of "+name, err)
+		_, err = f.driver.DiffSize(name, parent)
+		f.may("diff size of "+name, err)
+		_, err = f.driver.Usage(ctx, name)
+		f.may("usage of "+name, err)
+		files, err := f.driver.DiffGetter(name)
+		if err == nil {
+			err = files.Close()
+		}
+		f.may("diff getter of "+name, err)
+	}
+	assert.NotEmpty(f.t, f.send("base", "top"))
+	f.assertClean("send")
+}
+
+func (f *fullHome) tryMaking() {
+	b, ctx := f.backend(), f.t.Context()
+	sources := map[string]string{
+		"clone of writable": fmt.Sprintf("source-%d", f.level),
+		"clone with nested": fmt.Sprintf("source-nested-%d", f.level),
+	}
+	for what, create := range map[string]func(name string) error{
+		"create":             func(name string) error { return f.driver.CreateReadWrite(name, "", nil) },
+		"clone of sealed":    func(name string) error { return f.driver.CreateReadWrite(name, "base", nil) },
+		"clone of writable":  func(name string) error { return f.driver.Create(name, sources["clone of writable"], nil) },
+		"clone with nested":  func(name string) error { return f.driver.Create(name, sources["clone with nested"], nil) },
+		"receive":            func(name string) error { return b.Receive(ctx, name, "base", bytes.NewReader(f.stream)) },
+		"clone with a limit": func(name string) error { return f.cloneLimited(name) },
+	} {
+		err := create("new")
+		if err == nil {
+			f.names = append(f.names, "new")
+		}
+		f.may(what, err)
+		if source := sources[what]; source != "" {
+			v, statErr := b.Stat(ctx, source)
+			require.NoError(f.t, statErr)
+			assert.Equal(f.t, err == nil, v.Sealed, "%s at %d %%: %v", what, f.level, err)
+			assert.Equal(f.t, v.Sealed, !f.canWrite(source))
+		}
+		f.forget("new")
+		f.must("remove what came of "+what, b.Remove(ctx, "new"))
+	}
+}
+
+// cloneLimited asks for a limit where limits are on: the first would turn quotas on.
+func (f *fullHome) cloneLimited(name string) error {
+	mode, err := f.backend().quotas.Mode()
+	require.NoError(f.t, err)
+	var opts *graphdriver.CreateOpts
+	if mode != quota.Off {
+		opts = &graphdriver.CreateOpts{StorageOpt: map[string]string{"size": "10M"}}
+	}
+	return f.driver.CreateReadWrite(name, "base", opts)
+}
+
+// canWrite reports whether a volume is not read-only. Overwriting the mode of a file needs no space.
+func (f *fullHome) canWrite(name string) bool {
+	err := os.Chmod(f.path(name)+"/file", 0o640)
+	if !errors.Is(err, unix.EROFS) {
+		require.NoError(f.t, err)
+	}
+	return err == nil
+}
+
+func (f *fullHome) tryChanging() {
+	b, ctx := f.backend(), f.t.Context()
+	plain := fmt.Sprintf("plain-%d", f.level)
+	if err := b.Rename(ctx, plain, "renamed"); err == nil {
+		f.forget(plain)
+		f.names = append(f.names, "renamed")
+		f.may("rename", nil)
+		f.forget("renamed")
+		f.must("remove renamed", b.Remove(ctx, "renamed"))
+	} else {
+		f.may("rename", err)
+	}
+	mode, err := b.quotas.Mode()
+	require.NoError(f.t, err)
+	if mode != quota.Off {
+		f.may("limit", b.SetLimit(ctx, "writable", quota.Limit{Bytes: 10 << 20}))
+	}
+	f.must("sync", b.Sync(ctx, "writable"))
+	_, err = f.driver.ApplyDiff("writable", "", bytes.NewReader(nil))
+	f.may("apply of nothing", err)
+}
+
+// empty removes every volume, and shows that there is room then.
+func (f *fullHome) empty() {
+	b := f.backend()
+	for _, name := range slices.Clone(f.names) {
+		f.forget(name)
+		f.must("remove "+name, f.driver.Remove(name))
+	}
+	assert.Equal(f.t, []string{"home"}, testfs.Subvolumes(f.t, f.mnt))
+	testfs.WaitDeleted(f.t, f.mnt)
+	f.create("again")
+	assert.NoError(f.t, b.Close())
+	f.open()
+	if f.filling != "metadata" { // where some that earlier processes left could not be marked
+		assert.Empty(f.t, testfs.StaleQgroups(f.t, f.mnt))
+	}
+	f.assertClean("everything")
+}

@@ -1,0 +1,75 @@
+package layertar
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// latest is the last time that the peers set: the end of int64 nanoseconds.
+var latest = time.Unix(0, 1<<63-1)
+
+func outOfBounds(t time.Time) bool { return t.Unix() < 0 || t.After(latest) }
+
+// timespec bounds a time as the peers do: what is out of bounds becomes 1970.
+func timespec(t time.Time) unix.Timespec {
+	if outOfBounds(t) {
+		return unix.Timespec{}
+	}
+	return unix.NsecToTimespec(t.UnixNano())
+}
+
+// movedTimes counts the entries that got other times than the layer says.
+type movedTimes struct {
+	count int
+	first string // its name
+}
+
+// move counts an entry whose times are moved.
+func (s *setter) move(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.moved.count == 0 {
+		s.moved.first = quoteName(name)
+	}
+	s.moved.count++
+}
+
+func (m *movedTimes) report(log *slog.Logger) {
+	if m.count > 0 {
+		log.Warn("layertar: times of a layer are before 1970, or later than can be set here, and were replaced", "count", m.count, "first", m.first)
+	}
+}
+
+// setTimes sets the times of a file. In place of one that the filesystem cannot hold the kernel sets the nearest that
+// it can, and says nothing.
+func (s *setter) setTimes(t target, times *[2]unix.Timespec) error {
+	var err error
+	if t.fd >= 0 {
+		err = futimens(t.fd, times)
+	} else {
+		err = utimensat(t.dirfd, t.name, times)
+	}
+	if err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	if times[1].Sec <= math.MaxInt32 { // 2038, which every filesystem can hold
+		return nil
+	}
+	var st unix.Stat_t
+	if t.fd >= 0 {
+		err = unix.Fstat(t.fd, &st)
+	} else {
+		err = lstatat(t.dirfd, t.name, &st)
+	}
+	if err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if st.Mtim.Sec != times[1].Sec {
+		s.move(t.name)
+	}
+	return nil
+}

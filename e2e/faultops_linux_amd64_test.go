@@ -1,0 +1,296 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+)
+
+// lister is what lists volumes.
+type lister interface {
+	Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error]
+}
+
+// faultOperation is one that things go wrong in. It starts from the layers of prepare.
+type faultOperation struct {
+	name    string
+	prepare func(ctx context.Context, d *cowcommon.Driver) error // may be nil
+	run     func(ctx context.Context, d *cowcommon.Driver) error
+	again   func(ctx context.Context, d *cowcommon.Driver) error // after a failure; nil: run
+	verify  func(ctx context.Context, d *cowcommon.Driver) error // that it is done, as a whole
+	broken  []string                                             // begin differences that remain where a step fails
+}
+
+// viewLeft begin the differences that remain where a step of closing a view fails.
+var viewLeft = []string{"left: views/child", "left: mount on ", "left: dataset "}
+
+// cancelledBySignal returns a context that SIGUSR1 ends, which is then acknowledged.
+func cancelledBySignal(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGUSR1)
+	go func() {
+		<-signals
+		cancel()
+		acknowledge()
+	}()
+	return ctx
+}
+
+func faultOperations(s system) []faultOperation {
+	sized, limit := &graphdriver.CreateOpts{}, uint64(0)
+	if s.limits() {
+		sized.StorageOpt, limit = map[string]string{"size": "64M"}, limitBytes
+	}
+	var stream bytes.Buffer
+	operations := []faultOperation{
+		{
+			name: "create",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				return d.WithContext(ctx).Create("new", "", sized)
+			},
+			verify: func(ctx context.Context, d *cowcommon.Driver) error { return isThere(ctx, d, "new", "", false, limit) },
+		},
+		{
+			name: "clone",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				return d.WithContext(ctx).CreateReadWrite("new", "base", sized)
+			},
+			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+				return isThere(ctx, d, "new", "base", false, limit)
+			},
+		},
+		{
+			name: "clone and seal",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				return d.WithContext(ctx).CreateReadWrite("new", "child", nil)
+			},
+			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+				return errors.Join(isThere(ctx, d, "new", "child", false, 0), isThere(ctx, d, "child", "base", true, 0), hasContent(d, "new"))
+			},
+		},
+		{
+			name: "seal",
+			run:  func(ctx context.Context, d *cowcommon.Driver) error { return d.Backend().Seal(ctx, "child") },
+			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+				return errors.Join(isThere(ctx, d, "child", "base", true, 0), hasContent(d, "child"))
+			},
+		},
+		{
+			name: "rename",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				return d.Backend().Rename(ctx, "child", "renamed")
+			},
+			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+				return errors.Join(isGone(ctx, d, "child"), isThere(ctx, d, "renamed", "base", false, 0), hasContent(d, "renamed"))
+			},
+		},
+		{
+			name:   "remove",
+			run:    func(ctx context.Context, d *cowcommon.Driver) error { return d.WithContext(ctx).Remove("child") },
+			verify: func(ctx context.Context, d *cowcommon.Driver) error { return isGone(ctx, d, "child") },
+			broken: []string{"left: removing/qgroup-"},
+		},
+		{
+			name:   "remove nested",
+			run:    func(ctx context.Context, d *cowcommon.Driver) error { return d.WithContext(ctx).Remove("nested") },
+			verify: func(ctx context.Context, d *cowcommon.Driver) error { return isGone(ctx, d, "nested") },
+			broken: []string{"left: removing/", "lost: volume nested "},
+		},
+		{
+			name: "mount",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				dir, err := d.Backend().Mount(ctx, "child", "")
+				if err != nil {
+					return err
+				}
+				err = contentIn(dir)
+				if unmountErr := d.Backend().Unmount(ctx, "child"); unmountErr != nil {
+					// What could not be given back can be given back again.
+					return errors.Join(err, unmountErr, d.Backend().Unmount(context.WithoutCancel(ctx), "child"))
+				}
+				return err
+			},
+			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+		},
+		{
+			name: "changes",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				changes, err := d.WithContext(ctx).Changes("child", "base")
+				if err == nil && (len(changes) != 1 || changes[0].Path != "/change") {
+					return fmt.Errorf("success, and the changes are %v", changes)
+				}
+				return err
+			},
+			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			broken: viewLeft,
+		},
+		{
+			name: "diff",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				diff, err := d.WithContext(ctx).Diff("child", "base")
+				if err != nil {
+					return err
+				}
+				layer, err := io.ReadAll(diff)
+				if err := errors.Join(err, diff.Close()); err != nil {
+					return err
+				}
+				return isDiff(layer)
+			},
+			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			broken: viewLeft,
+		},
+		{
+			name:    "apply",
+			prepare: func(_ context.Context, d *cowcommon.Driver) error { return d.Create("new", "base", nil) },
+			run:     applyChange,
+			again: func(ctx context.Context, d *cowcommon.Driver) error {
+				// It may be part-filled.
+				if err := errors.Join(d.Remove("new"), d.Create("new", "base", nil)); err != nil {
+					return err
+				}
+				return applyChange(ctx, d)
+			},
+			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "new") },
+		},
+		{
+			name: "send",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				view, err := d.Backend().View(ctx, "child")
+				if err != nil {
+					return err
+				}
+				var out bytes.Buffer
+				return errors.Join(d.Backend().Send(ctx, &out, nil, view), view.Close())
+			},
+			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			broken: viewLeft,
+		},
+		{
+			name: "receive",
+			prepare: func(ctx context.Context, d *cowcommon.Driver) error {
+				view, err := d.Backend().View(ctx, "child")
+				if err != nil {
+					return err
+				}
+				return errors.Join(d.Backend().Send(ctx, &stream, nil, view), view.Close())
+			},
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				return d.Backend().Receive(ctx, "new", "", bytes.NewReader(stream.Bytes()))
+			},
+			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+				return errors.Join(isThere(ctx, d, "new", "", true, 0), hasContent(d, "new"))
+			},
+		},
+	}
+	if s.limits() {
+		operations = append(operations, faultOperation{
+			name: "set limit",
+			run:  func(ctx context.Context, d *cowcommon.Driver) error { return d.SetLimit(ctx, "child", limitBytes) },
+			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+				return isThere(ctx, d, "child", "base", false, limitBytes)
+			},
+		}, faultOperation{
+			name: "usage",
+			run: func(ctx context.Context, d *cowcommon.Driver) error {
+				_, err := d.Usage(ctx, "child")
+				return err
+			},
+			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+		})
+	}
+	return operations
+}
+
+func isThere(ctx context.Context, d *cowcommon.Driver, id, parent string, sealed bool, limit uint64) error {
+	v, err := d.Backend().Stat(ctx, id)
+	if err != nil {
+		return err
+	}
+	if v.Parent != parent || v.Sealed != sealed || v.Limit.Bytes != limit {
+		return fmt.Errorf("layer %s has parent %q, sealed %v, limit %v", id, v.Parent, v.Sealed, v.Limit)
+	}
+	return nil
+}
+
+func isGone(ctx context.Context, d *cowcommon.Driver, id string) error {
+	_, err := d.Backend().Stat(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("layer %s is there: %w", id, err)
+}
+
+// hasContent reports whether a layer holds what base and child hold.
+func hasContent(d *cowcommon.Driver, id string) error {
+	dir, err := d.Get(id, "")
+	if err != nil {
+		return err
+	}
+	return errors.Join(contentIn(dir), d.Put(id))
+}
+
+func contentIn(dir string) error {
+	for name, word := range map[string]string{"file": "base", "change": "diff"} {
+		content, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(bytes.Repeat([]byte(word), fileSize/4), content) {
+			return fmt.Errorf("%s/%s holds something else", dir, name)
+		}
+	}
+	return nil
+}
+
+// changeLayer is the diff of child.
+func changeLayer() []byte {
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	content := bytes.Repeat([]byte("diff"), fileSize/4)
+	_ = w.WriteHeader(&tar.Header{Name: "change", Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(content))})
+	_, _ = w.Write(content)
+	_ = w.Close() // in memory nothing fails
+	return layer.Bytes()
+}
+
+func applyChange(ctx context.Context, d *cowcommon.Driver) error {
+	_, err := d.Apply(ctx, "new", bytes.NewReader(changeLayer()))
+	return err
+}
+
+// isDiff reports whether a layer tar holds the diff of child.
+func isDiff(layer []byte) error {
+	r := tar.NewReader(bytes.NewReader(layer))
+	hdr, err := r.Next()
+	if err != nil {
+		return err
+	}
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if hdr.Name != "change" || !bytes.Equal(content, bytes.Repeat([]byte("diff"), fileSize/4)) {
+		return fmt.Errorf("success, and the diff begins with %s of %d bytes", hdr.Name, len(content))
+	}
+	if _, err := r.Next(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("success, and the diff goes on: %w", err)
+	}
+	return nil
+}

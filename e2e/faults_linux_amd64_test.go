@@ -1,0 +1,398 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/user"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// fault is what happens to an operation at its nth step.
+type fault struct {
+	kind faultKind
+	step int // from 1
+	// errno is what a failing step says.
+	errno unix.Errno
+	// signal is a harmless one.
+	signal unix.Signal
+}
+
+type faultKind string
+
+const (
+	cancelDuring faultKind = "cancelled during" // the context ends when the step has been asked for, and is not yet done
+	cancelAfter  faultKind = "cancelled after"  // the context ends when the step is done, and its result is not yet known
+	signalled    faultKind = "signalled during" // a harmless signal arrives when the step has just begun
+	fails        faultKind = "fails"            // the step is not done, and says so
+	none         faultKind = "nothing happens"  // to count steps
+)
+
+func (f fault) String() string {
+	switch f.kind {
+	case fails:
+		return fmt.Sprintf("step %d fails: %v", f.step, f.errno)
+	case signalled:
+		return fmt.Sprintf("step %d %s by %v", f.step, f.kind, f.signal)
+	}
+	return fmt.Sprintf("step %d %s", f.step, f.kind)
+}
+
+// injected is what a run has come to.
+type injected struct {
+	steps int      // between the marks
+	at    callStop // where the fault was injected; zero if the operation was through before
+	done  bool
+}
+
+// inject runs cmd and has the fault happen.
+func inject(cmd *exec.Cmd, f fault) (injected, error) {
+	var r injected
+	failing, leaving := 0, 0 // threads in the step
+	_, err := traceStops(cmd, func(s *callStop) (hold bool, err error) {
+		if !s.entry {
+			switch s.tid {
+			case failing:
+				failing = 0
+				return false, setResult(s.tid, f.errno)
+			case leaving:
+				leaving = 0
+				return true, unix.Kill(s.pid, unix.SIGUSR1)
+			}
+			return false, nil
+		}
+		if !slices.Contains(steps, s.call) || f.kind == fails && !mayFail(s) {
+			return false, nil
+		}
+		if r.steps++; r.steps != f.step {
+			return false, nil
+		}
+		r.at, r.done = *s, true
+		switch f.kind {
+		case cancelDuring:
+			return true, unix.Kill(s.pid, unix.SIGUSR1)
+		case cancelAfter:
+			leaving = s.tid
+		case signalled:
+			return false, unix.Tgkill(s.pid, s.tid, f.signal)
+		case fails:
+			failing = s.tid
+			return false, skipCall(s.tid)
+		}
+		return false, nil
+	})
+	return r, err
+}
+
+// The commit of a btrfs transaction (BTRFS_IOC_START_SYNC, BTRFS_IOC_WAIT_SYNC).
+const (
+	iocStartSync = 0x80089418
+	iocWaitSync  = 0x40089416
+)
+
+// mayFail reports whether a call can be made to fail by itself. A commit cannot: if it fails, the filesystem has aborted,
+// is read-only, and has lost what was to be committed. Nor can what never fails.
+func mayFail(s *callStop) bool {
+	switch s.call {
+	case unix.SYS_CLOSE, unix.SYS_WAITID:
+		return false
+	case unix.SYS_IOCTL:
+		return s.args[1] != iocStartSync && s.args[1] != iocWaitSync
+	case unix.SYS_WRITE: // by which the Go runtime wakes its poller
+		target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", s.pid, s.args[0]))
+		return !strings.HasPrefix(target, "anon_inode:")
+	}
+	return true
+}
+
+// skipCall makes the call that a thread is about to make one that does nothing.
+func skipCall(tid int) error {
+	var regs unix.PtraceRegs
+	if err := unix.PtraceGetRegs(tid, &regs); err != nil {
+		return err
+	}
+	regs.Orig_rax = ^uint64(0)
+	return unix.PtraceSetRegs(tid, &regs)
+}
+
+// setResult makes the call that a thread has made return an error.
+func setResult(tid int, errno unix.Errno) error {
+	var regs unix.PtraceRegs
+	if err := unix.PtraceGetRegs(tid, &regs); err != nil {
+		return err
+	}
+	regs.Rax = -uint64(errno)
+	return unix.PtraceSetRegs(tid, &regs)
+}
+
+// TestFaults has a step of an operation fail, the context end around it, and signals arrive in it; and compares
+// what the operation answers with what is there then: after success all of it, after a failure what was there before,
+// and in either case nothing besides. What has failed can be done again in the same process. Where a step fails that
+// takes something away, docs/on-disk-format.md says what is left until the home is next opened.
+//
+// Long, every step of every operation. Else a choice of them; the seed is printed, and COWSHED_FAULTS_SEED sets it.
+func TestFaults(t *testing.T) {
+	seed := rand.Uint64()
+	if s := os.Getenv("COWSHED_FAULTS_SEED"); s != "" {
+		_, err := fmt.Sscanf(s, "%v", &seed)
+		require.NoError(t, err)
+	}
+	t.Logf("seed %#x", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	inEachOwn(t, func(t *testing.T, s system) {
+		if s.name == "btrfs-total" {
+			return // as btrfs-classic, but for what a limit counts
+		}
+		root := s.root(t)
+		operations := faultOperations(s)
+		// The first limit turns quotas on, which takes steps of its own.
+		prepare(t, s, root)
+		runFaulty(t, s, root, operations[0], fault{kind: none})
+		if s.driver == "zfs" && !testfs.Long() { // each run costs seconds in the test machine
+			rng.Shuffle(len(operations), func(i, j int) { operations[i], operations[j] = operations[j], operations[i] })
+			operations = operations[:4]
+		}
+		for _, op := range operations {
+			t.Run(op.name, func(t *testing.T) { faultsOf(t, s, root, op, rng) })
+		}
+	})
+}
+
+func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.Rand) {
+	run := func(f fault) (injected, faultResult) {
+		prepare(t, s, root)
+		return runFaulty(t, s, root, op, f)
+	}
+	quiet, result := run(fault{kind: none})
+	require.Empty(t, result.Error)
+	require.Positive(t, quiet.steps)
+
+	var faults []fault
+	for step := 1; step <= quiet.steps; step++ {
+		faults = append(faults, fault{kind: cancelDuring, step: step}, fault{kind: cancelAfter, step: step},
+			fault{kind: signalled, step: step, signal: unix.SIGURG}, fault{kind: signalled, step: step, signal: unix.SIGWINCH})
+		for _, errno := range []unix.Errno{unix.EIO, unix.ENOSPC, unix.EINTR} {
+			faults = append(faults, fault{kind: fails, step: step, errno: errno})
+		}
+	}
+	if !testfs.Long() {
+		most := 4
+		if s.driver == "zfs" {
+			most = 2
+		}
+		rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
+		faults = faults[:min(most, len(faults))]
+	}
+	happened := 0
+	for _, f := range faults {
+		r, result := run(f)
+		if r.done {
+			happened++
+		}
+		if f.kind == signalled && result.Error != "" {
+			result.Problems = append(result.Problems, "a harmless signal made it fail")
+		}
+		if f.kind == fails && result.Error != "" {
+			result.Problems = without(result.Problems, op.broken)
+		}
+		if len(result.Problems) > 0 {
+			t.Errorf("%v (of %d, call %d with %#x): answer %q:\n\t%s", f, quiet.steps, r.at.call, r.at.args, result.Error, strings.Join(result.Problems, "\n\t"))
+		}
+	}
+	t.Logf("%d steps; %d of %d faults happened", quiet.steps, happened, len(faults))
+}
+
+// runFaulty runs the operation in a process of its own with a fault, and looks at what it leaves.
+func runFaulty(t *testing.T, s system, root string, op faultOperation, f fault) (injected, faultResult) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFaultyVictim$", "-test.count=1")
+	cmd.Env = append(os.Environ(), victimSystemEnv+"="+s.name, victimRootEnv+"="+root, victimOperationEnv+"="+op.name)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	r, err := inject(cmd, f)
+	require.NoError(t, err, "%v: %s", f, out.String())
+	var result faultResult
+	_, line, found := strings.Cut(out.String(), resultMark)
+	require.True(t, found, "%v: %s", f, out.String())
+	require.NoError(t, json.NewDecoder(strings.NewReader(line)).Decode(&result))
+
+	d, err := s.tryOpen(root, user.IdentityMapping{})
+	require.NoError(t, err)
+	assertNothingLeft(t, s, root, layerIDs(t, d))
+	require.NoError(t, d.Cleanup())
+	return r, result
+}
+
+const resultMark = "result: "
+
+// faultResult is what a victim says.
+type faultResult struct {
+	Error    string   // of the operation; "" if it says that it was successful
+	Problems []string // how what is there is not as it should be after that answer
+}
+
+// homeState is what there is of a store, in lines that say what is wrong if there is one more or less.
+type homeState struct{ volumes, left []string }
+
+func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
+	t.Helper()
+	var ids []string // of volumes, on btrfs
+	for v, err := range d.Volumes(t.Context()) {
+		require.NoError(t, err)
+		ids = append(ids, v.Details["SubvolumeID"])
+		state.volumes = append(state.volumes, fmt.Sprintf("volume %s of %q, sealed %v, limit %v", v.Name, v.Parent, v.Sealed, v.Limit))
+	}
+	home := filepath.Join(root, s.driver)
+	for _, dir := range []string{"staging", "views", "removing", "intents", "graph"} {
+		entries, err := os.ReadDir(filepath.Join(home, dir))
+		if !errors.Is(err, fs.ErrNotExist) {
+			require.NoError(t, err)
+		}
+		for _, entry := range entries {
+			// The mark of a qgroup stays until the kernel has dropped what was destroyed.
+			mark, isMark := strings.CutPrefix(entry.Name(), "qgroup-")
+			if !isMark || slices.Contains(ids, mark) {
+				state.left = append(state.left, dir+"/"+withoutRandom(entry.Name()))
+			}
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(mounts)) {
+		if point := strings.Fields(line)[4]; strings.HasPrefix(point, root+"/") {
+			state.left = append(state.left, "mount on "+point)
+		}
+	}
+	if s.driver == "zfs" {
+		out, err := exec.Command("zfs", "list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", root).Output()
+		require.NoError(t, err)
+		for name := range strings.FieldsSeq(string(out)) {
+			if !strings.HasSuffix(name, "@layer") && strings.ContainsAny(name, "@ ") {
+				state.left = append(state.left, "dataset "+withoutRandom(name))
+			}
+		}
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, fd := range fds {
+		target, err := os.Readlink("/proc/self/fd/" + fd.Name())
+		// The one that reads this directory is gone, and those of the runtime do not count.
+		if err == nil && !strings.HasPrefix(target, "anon_inode:") && !strings.HasPrefix(target, "/proc/") {
+			state.left = append(state.left, "descriptor of "+withoutRandom(target))
+		}
+	}
+	slices.Sort(state.volumes)
+	slices.Sort(state.left)
+	return state
+}
+
+// withoutRandom cuts off what makes a temporary name unique.
+func withoutRandom(name string) string {
+	name, _, _ = strings.Cut(name, "~")
+	return name
+}
+
+// differences lists the lines that only one of the states has.
+func differences(before, after []string) (all []string) {
+	after = slices.Clone(after)
+	for _, line := range before {
+		if i := slices.Index(after, line); i >= 0 {
+			after = slices.Delete(after, i, i+1)
+		} else {
+			all = append(all, "lost: "+line)
+		}
+	}
+	for _, line := range after {
+		all = append(all, "left: "+line)
+	}
+	return all
+}
+
+// without leaves out the lines that begin like one of these.
+func without(lines, beginnings []string) []string {
+	return slices.DeleteFunc(lines, func(line string) bool {
+		return slices.ContainsFunc(beginnings, func(b string) bool { return strings.HasPrefix(line, b) })
+	})
+}
+
+// settled returns the first state that wanted says nothing against, or the last after a while: what was cancelled may
+// need a moment to end.
+func settled(look func() homeState, wanted func(homeState) []string) (state homeState, problems []string) {
+	for range 20 {
+		state = look()
+		if problems = wanted(state); len(problems) == 0 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return state, problems
+}
+
+// TestFaultyVictim is not a test: it is the process that TestFaults runs.
+func TestFaultyVictim(t *testing.T) {
+	name := os.Getenv(victimOperationEnv)
+	if name == "" {
+		return
+	}
+	s := systems()[slices.IndexFunc(systems(), func(s system) bool { return s.name == os.Getenv(victimSystemEnv) })]
+	root := os.Getenv(victimRootEnv)
+	d, err := s.tryOpen(root, user.IdentityMapping{})
+	require.NoError(t, err)
+	all := faultOperations(s)
+	op := all[slices.IndexFunc(all, func(o faultOperation) bool { return o.name == name })]
+	if op.prepare != nil {
+		require.NoError(t, op.prepare(t.Context(), d))
+	}
+	look := func() homeState { return stateOf(t, s, d.Backend(), root) }
+	before := look()
+	ctx := cancelledBySignal(t)
+
+	markStep()
+	err = op.run(ctx, d)
+	markStep()
+
+	var result faultResult
+	if err != nil {
+		result.Error = err.Error()
+		_, result.Problems = settled(look, func(after homeState) []string {
+			return append(differences(before.volumes, after.volumes), differences(before.left, after.left)...)
+		})
+		if op.again != nil {
+			err = op.again(t.Context(), d)
+		} else {
+			err = op.run(t.Context(), d)
+		}
+		if err != nil {
+			result.Problems = append(result.Problems, "cannot be repeated: "+err.Error())
+		}
+	} else {
+		_, result.Problems = settled(look, func(after homeState) []string {
+			return differences(before.left, after.left)
+		})
+	}
+	if err == nil {
+		if err := op.verify(t.Context(), d); err != nil {
+			result.Problems = append(result.Problems, "is not done: "+err.Error())
+		}
+	}
+	if err := d.Cleanup(); err != nil {
+		result.Problems = append(result.Problems, "closing: "+err.Error())
+	}
+	line, err := json.Marshal(result)
+	require.NoError(t, err)
+	fmt.Println("\n" + resultMark + string(line))
+}

@@ -1,0 +1,81 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/cowshed/cowshed/snapshotter"
+)
+
+// reportLost writes down what is lost, for cowshed doctor and cowshed lost, which cannot open the metadata meanwhile.
+func (d *daemon) reportLost() {
+	text, err := json.Marshal(d.snapshotter.Lost())
+	if err == nil {
+		err = replaceFile(filepath.Join(d.config.State, lostName), text)
+	}
+	if err != nil {
+		d.log.Warn("what is lost cannot be written down for cowshed doctor", "error", err)
+	}
+}
+
+func replaceFile(name string, text []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}
+
+// WithSnapshotter calls f with the snapshotter of a daemon that does not run, which New brings into order first.
+// errdefs.ErrFailedPrecondition: the daemon runs.
+func WithSnapshotter(c Config, log *slog.Logger, f func(*snapshotter.Snapshotter) error) (err error) {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	lock, err := lockRoot(c.Root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	dir, driver, err := openContainerdDriver(c, log)
+	if err != nil {
+		return err
+	}
+	s, err := newSnapshotter(c, dir, driver, log)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(s), s.Close())
+}
+
+// Repair makes the metadata of a daemon that does not run anew, if it is damaged; see snapshotter.Repair.
+// errdefs.ErrFailedPrecondition: the daemon runs.
+func Repair(ctx context.Context, c Config, log *slog.Logger) (_ *snapshotter.Repaired, err error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	lock, err := lockRoot(c.Root)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	dir, driver, err := openContainerdDriver(c, log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, driver.Cleanup()) }()
+	return snapshotter.Repair(ctx, dir, driver.Backend(), log)
+}

@@ -1,0 +1,22 @@
+//go:build !linux
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/snapshotter"
+)
+
+// WithSnapshotter says that this platform has none.
+func WithSnapshotter(Config, *slog.Logger, func(*snapshotter.Snapshotter) error) error {
+	return fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
+}
+
+// Repair says that this platform has no daemon.
+func Repair(context.Context, Config, *slog.Logger) (*snapshotter.Repaired, error) {
+	return nil, fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
+}

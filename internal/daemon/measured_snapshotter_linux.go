@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"context"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/cowshed/cowshed/snapshotter"
+)
+
+// measuredSnapshotter counts the limits that a snapshotter runs into. The rest is counted by interceptors, which see
+// only what gRPC makes of an error.
+type measuredSnapshotter struct {
+	*snapshotter.Snapshotter
+	metrics *metrics
+}
+
+var (
+	_ snapshots.Snapshotter = measuredSnapshotter{}
+	_ snapshots.Cleaner     = measuredSnapshotter{}
+)
+
+func (s measuredSnapshotter) noted(err error) error {
+	s.metrics.limitHit(snapshotsService, err)
+	return err
+}
+
+// Prepare implements snapshots.Snapshotter.
+func (s measuredSnapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	mounts, err := s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	return mounts, s.noted(err)
+}
+
+// View implements snapshots.Snapshotter.
+func (s measuredSnapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	mounts, err := s.Snapshotter.View(ctx, key, parent, opts...)
+	return mounts, s.noted(err)
+}
+
+// Mounts implements snapshots.Snapshotter.
+func (s measuredSnapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	mounts, err := s.Snapshotter.Mounts(ctx, key)
+	return mounts, s.noted(err)
+}
+
+// Commit implements snapshots.Snapshotter.
+func (s measuredSnapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	return s.noted(s.Snapshotter.Commit(ctx, name, key, opts...))
+}
+
+// Remove implements snapshots.Snapshotter.
+func (s measuredSnapshotter) Remove(ctx context.Context, key string) error {
+	return s.noted(s.Snapshotter.Remove(ctx, key))
+}
+
+// Update implements snapshots.Snapshotter.
+func (s measuredSnapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+	updated, err := s.Snapshotter.Update(ctx, info, fieldpaths...)
+	return updated, s.noted(err)
+}
+
+// Usage implements snapshots.Snapshotter.
+func (s measuredSnapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	usage, err := s.Snapshotter.Usage(ctx, key)
+	return usage, s.noted(err)
+}
+
+// Cleanup implements snapshots.Cleaner.
+func (s measuredSnapshotter) Cleanup(ctx context.Context) error {
+	return s.noted(s.Snapshotter.Cleanup(ctx))
+}

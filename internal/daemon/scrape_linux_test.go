@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/plugin"
+)
+
+// TestScrapeThatDoesNotEnd: while metrics are counted on a filesystem that does not answer, drivers are opened and
+// closed, and other scrapes answer.
+func TestScrapeThatDoesNotEnd(t *testing.T) {
+	testfs.CheckLeaks(t)
+	c := testConfig(t)
+	c.DockerPlugin = "cowshed-test"
+	c.StopTimeout.Duration = 100 * time.Millisecond
+	p := newDockerPlugin(c, newMetrics("test"), slog.New(slog.DiscardHandler))
+	open := func(home string) graphdriver.Driver {
+		driver, err := p.open(plugin.InitRequest{Home: filepath.Join(filepath.Dir(c.Root), home)})
+		require.NoError(t, err)
+		return driver
+	}
+	first := open("first")
+	counting, release, counted := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(counted)
+		p.source().use(func(ctx context.Context, b cowcommon.Backend) {
+			close(counting)
+			<-release
+			assert.Error(t, ctx.Err(), "it is told to stop")
+			for _, err := range b.Volumes(context.Background()) {
+				assert.NoError(t, err, "the backend is open as long as it is used")
+			}
+		})
+	}()
+	<-counting
+
+	within(t, func() {
+		second := open("second")
+		p.source().compared()
+		require.NoError(t, second.Cleanup())
+		require.ErrorIs(t, first.Cleanup(), errdefs.ErrUnavailable)
+		p.source().use(func(context.Context, cowcommon.Backend) { t.Error("no driver is open") })
+	})
+	close(release)
+	<-counted
+}
+
+func within(t *testing.T, do func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); do() }()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Error("something waits")
+	}
+}

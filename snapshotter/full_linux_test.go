@@ -1,0 +1,112 @@
+package snapshotter
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// TestFullFilesystem: with data and metadata exhausted, what there is can be read and removed, over and over, also
+// after a start; and removing makes room.
+func TestFullFilesystem(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.name, func(t *testing.T) {
+			testFull(t, onBtrfs(append(mode.opts, testfs.WithSize(256*mib))...))
+		})
+	}
+}
+
+func testFull(t *testing.T, fs filesystem) {
+	h := newHostOn(t, fs, Options{})
+	ctx := t.Context()
+	h.image("image")
+	const many = 60
+	for i := range many {
+		h.prepare(fmt.Sprintf("active-%02d", i), "image")
+	}
+	h.write("active-00", "large", make([]byte, 8*mib))
+	h.prepare("unfinished", "image")
+	testfs.Fill(t, h.mnt, testfs.Data, 100)
+	testfs.Fill(t, h.mnt, testfs.Metadata, 100)
+	before := h.state()
+
+	_, err := h.Prepare(ctx, "new", "image")
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	assert.Equal(t, before, h.state(), "what has failed has left nothing")
+	require.NoError(t, h.restart(nil), "it starts")
+	require.NoError(t, h.crash())
+	assert.Equal(t, before, h.state())
+	assert.NotEmpty(t, h.mountsOfAll("active-00"))
+	if _, err := h.Usage(ctx, "active-00"); err != nil {
+		assert.ErrorIs(t, err, unix.ENOSPC)
+	}
+	if err := h.Commit(ctx, "committed", "unfinished"); err != nil {
+		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+		assert.Equal(t, before, h.state())
+	} else {
+		require.NoError(t, h.Remove(ctx, "committed"))
+	}
+	for i := range many {
+		key := fmt.Sprintf("active-%02d", i)
+		require.NoError(t, h.Remove(ctx, key), key)
+		if i%10 == 0 {
+			require.NoError(t, h.Cleanup(ctx))
+			_, err := h.Prepare(ctx, "new", "image") // may work by now; if not it leaves nothing
+			if err == nil {
+				require.NoError(t, h.Remove(ctx, "new"))
+			} else {
+				require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+			}
+		}
+	}
+	require.NoError(t, h.restart(nil))
+	require.NoError(t, os.RemoveAll(filepath.Join(h.mnt, "filler")))
+	require.NoError(t, h.Cleanup(ctx))
+	h.prepare("new", "image")
+	h.write("new", "file", nil)
+	assert.Empty(t, h.Lost())
+}
+
+func (h *host) mountsOfAll(key string) string {
+	h.t.Helper()
+	mounts, err := h.Mounts(h.t.Context(), key)
+	require.NoError(h.t, err)
+	return mounts[0].Type
+}
+
+// TestMigrateMetadata: metadata of a version that did not keep it in place is copied once, if there is space.
+func TestMigrateMetadata(t *testing.T) {
+	h := newHost(t, Options{})
+	h.image("image")
+	before := h.state()
+	require.NoError(t, h.restart(func(cowcommon.Backend) {
+		old := h.copyMetadata()
+		require.NoError(t, os.Remove(h.metadata()))
+		h.rollBack(old)
+		require.False(t, isInPlace(t, h.metadata()))
+	}))
+	assert.Equal(t, before, h.state())
+	assert.True(t, isInPlace(t, h.metadata()))
+	assert.NoFileExists(t, h.metadata()+".copy")
+}
+
+func isInPlace(t *testing.T, path string) bool {
+	t.Helper()
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	require.NoError(t, err)
+	const noCOW = 0x00800000
+	return flags&noCOW != 0
+}

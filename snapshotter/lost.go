@@ -1,0 +1,214 @@
+package snapshotter
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// Lost is a volume that the metadata did not know at the start, and of which it did not say that it may go. It may be
+// somebody's only copy, so it is kept until someone decides.
+type Lost struct {
+	Volume string `json:"volume"`
+	// Key is that of the snapshot it was, as far as it can be known. It is "" for a committed one of which only the
+	// volume is left.
+	Key     string    `json:"key,omitempty"`
+	Made    string    `json:"made_for,omitempty"` // the key that it was prepared with, as far as its name has it
+	Sealed  bool      `json:"sealed"`
+	Parent  string    `json:"parent_volume,omitempty"`
+	Created time.Time `json:"created"`
+
+	was *wasSnapshot
+}
+
+// wasSnapshot is what the metadata said of a snapshot whose volume was gone, or says in a file that is damaged.
+type wasSnapshot struct {
+	Key    string            `json:"key"`
+	Kind   snapshots.Kind    `json:"kind"`
+	Parent string            `json:"parent,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Usage  snapshots.Usage   `json:"usage"`
+}
+
+func putGone(tx *bolt.Tx, volume string, info snapshots.Info, usage snapshots.Usage) error {
+	text, err := json.Marshal(wasSnapshot{info.Name, info.Kind, info.Parent, visible(info).Labels, usage})
+	if err != nil {
+		return err
+	}
+	return gone.put(tx, volume, string(text))
+}
+
+// setLost notes a lost volume. was is what the ledger says of it, "" if nothing.
+func (s *Snapshotter) setLost(v cowcommon.Volume, was string) {
+	made, whole := keyOfVolume(v.Name)
+	l := Lost{Volume: v.Name, Made: made, Sealed: v.Sealed, Parent: v.Parent, Created: v.Created}
+	if whole && !v.Sealed {
+		l.Key = made
+	}
+	if was != "" {
+		l.was = new(wasSnapshot)
+		if err := json.Unmarshal([]byte(was), l.was); err != nil {
+			l.was = nil
+			s.log.Warn("snapshotter: what the metadata says of a lost volume cannot be read", "volume", v.Name, "error", err)
+		} else {
+			l.Key = l.was.Key
+		}
+	}
+	s.log.Warn("snapshotter: volume is lost: the metadata does not know it", "volume", l.Volume, "key", l.Key, "made for", l.Made, "sealed", l.Sealed)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost[v.Name] = l
+}
+
+// Lost lists the volumes that are lost, by their names.
+func (s *Snapshotter) Lost() []Lost {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Lost, 0, len(s.lost))
+	for _, l := range s.lost {
+		all = append(all, l)
+	}
+	slices.SortFunc(all, func(a, b Lost) int { return cmp.Compare(a.Volume, b.Volume) })
+	return all
+}
+
+// Restore makes a lost volume a snapshot again: a committed one if it is sealed, otherwise an active one. Its parent is
+// the snapshot that the volume was cloned from, if that is not lost too. key "" stands for the one that is known.
+//
+// errdefs.ErrNotFound: no such volume is lost. errdefs.ErrInvalidArgument: a key has to be given.
+// errdefs.ErrAlreadyExists: another snapshot has the key.
+func (s *Snapshotter) Restore(ctx context.Context, volume, key string) error {
+	return wrap("restore", volume, s.restore(ctx, volume, key))
+}
+
+func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
+	l, err := s.lostVolume(volume)
+	if err != nil {
+		return err
+	}
+	if key == "" {
+		key = l.Key
+	}
+	if key == "" {
+		return fmt.Errorf("the key that it had is not known, so one has to be given: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	v, err := s.backend.Stat(ctx, volume)
+	if err != nil {
+		return err
+	}
+	was := l.was
+	if was == nil {
+		was = &wasSnapshot{Kind: snapshots.KindActive, Usage: unmeasured}
+		if v.Sealed {
+			was.Kind = snapshots.KindCommitted
+		}
+	}
+	err = s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
+		if r, err := lookup(ctx, key); err == nil && r.volume == volume {
+			return nil // by the transaction before this one
+		}
+		parent, err := parentOf(ctx, v, was.Parent)
+		if err != nil {
+			return err
+		}
+		return errors.Join(insert(ctx, key, parent, volume, was), gone.del(tx, volume))
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.lost, volume)
+	s.mu.Unlock()
+	if v.Sealed && was.Kind == snapshots.KindActive {
+		return s.thaw(ctx, key, v)
+	}
+	return nil
+}
+
+// parentOf finds the committed snapshot that a volume was cloned from, "" if there is none. ctx carries a transaction.
+func parentOf(ctx context.Context, v cowcommon.Volume, named string) (parent string, err error) {
+	if named != "" {
+		if r, err := lookup(ctx, named); err == nil && r.info.Kind == snapshots.KindCommitted {
+			return named, nil
+		}
+	}
+	if v.Parent == "" {
+		return "", nil
+	}
+	err = storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindCommitted && info.Labels[VolumeLabel] == v.Parent {
+			parent = info.Name
+		}
+		return nil
+	})
+	if errdefs.IsNotFound(err) { // the metadata has never held any
+		err = nil
+	}
+	return parent, err
+}
+
+// insert makes a snapshot of a volume that is there. ctx carries a transaction.
+func insert(ctx context.Context, key, parent, volume string, was *wasSnapshot) error {
+	if err := checkAbsent(ctx, key); err != nil {
+		return err
+	}
+	labels := snapshots.WithLabels(withVolume(was.Labels, volume))
+	if was.Kind != snapshots.KindCommitted {
+		_, err := storage.CreateSnapshot(ctx, was.Kind, key, parent, labels)
+		return err
+	}
+	active := "cowshed-restore-" + rand.Text()
+	if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, active, parent, labels); err != nil {
+		return err
+	}
+	_, err := storage.CommitActive(ctx, active, key, was.Usage, labels, snapshots.WithParent(parent))
+	return err
+}
+
+// Discard destroys a lost volume. errdefs.ErrNotFound: no such volume is lost. errdefs.ErrFailedPrecondition: it is in
+// use, and Cleanup destroys it later.
+func (s *Snapshotter) Discard(ctx context.Context, volume string) error {
+	if _, err := s.lostVolume(volume); err != nil {
+		return wrap("discard", volume, err)
+	}
+	err := s.change(ctx, func(_ context.Context, tx *bolt.Tx) error {
+		return errors.Join(gone.del(tx, volume), doomed.put(tx, volume, ""))
+	})
+	if err != nil {
+		return wrap("discard", volume, err)
+	}
+	s.mu.Lock()
+	delete(s.lost, volume)
+	s.mu.Unlock()
+	if err := s.backend.Remove(ctx, volume); err != nil {
+		s.doom(volume)
+		return wrap("discard", volume, err)
+	}
+	s.noteDestroyed(volume)
+	return nil
+}
+
+func (s *Snapshotter) lostVolume(volume string) (Lost, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l, ok := s.lost[volume]
+	if !ok {
+		return Lost{}, fmt.Errorf("no such volume is lost: %w", errdefs.ErrNotFound)
+	}
+	return l, nil
+}

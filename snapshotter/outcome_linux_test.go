@@ -1,0 +1,193 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// hookedBackend does something before it clones.
+type hookedBackend struct {
+	cowcommon.Backend
+	beforeClone func()
+}
+
+func (b *hookedBackend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	if b.beforeClone != nil {
+		b.beforeClone()
+	}
+	return b.Backend.Clone(ctx, name, source, opts)
+}
+
+// TestMountVanishesDuringCommit: Commit finds a volume in use, and when it has it cloned, which seals it, it is not
+// in use any more. Whether Commit then succeeds or fails, nothing is left in between.
+func TestMountVanishesDuringCommit(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		t.Run(fmt.Sprintf("fails %t", fails), func(t *testing.T) {
+			var hooked *hookedBackend
+			h := newHostOn(t, func(t *testing.T) (string, openFunc) {
+				mnt, open := onBtrfs(testfs.WithSimpleQuota())(t)
+				return mnt, func(home string) (cowcommon.Backend, error) {
+					b, err := open(home)
+					hooked = &hookedBackend{Backend: b}
+					return hooked, err
+				}
+			}, Options{DefaultLimit: quota.Limit{Bytes: 16 * mib}})
+			h.image("image")
+			_, unmount := h.mountAt(h.prepare("active", "image"))
+			h.write("active", "file", []byte("text"))
+			hooked.beforeClone = func() {
+				hooked.beforeClone = nil
+				unmount()
+				if fails {
+					h.prepare("committed", "image") // by another client
+				}
+			}
+			err := h.Commit(t.Context(), "committed", "active")
+			if fails {
+				require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+				h.write("active", "more", nil)
+				require.NoError(t, h.Remove(t.Context(), "committed"))
+				h.commit("committed", "active")
+			} else {
+				require.NoError(t, err)
+			}
+			require.NoError(t, h.Cleanup(t.Context()))
+			assert.Equal(t, []string{"committed", "image"}, h.keys())
+			assert.Len(t, h.volumes(), 2)
+			assert.Equal(t, "text", h.content("committed", "file"))
+			require.NoError(t, h.restart(nil))
+			assert.Empty(t, h.Lost())
+			assert.Len(t, h.volumes(), 2)
+		})
+	}
+}
+
+// TestOutcomeUnknown has each transaction of each operation fail, before or after it was written, once or twice. What
+// the metadata names is there afterwards, and what it does not name is not; and what failed can be done again.
+func TestOutcomeUnknown(t *testing.T) {
+	h := newHost(t, Options{})
+	ctx := t.Context()
+	h.image("image")
+	for name, do := range map[string]func() error{
+		"prepare": func() error { _, err := h.Prepare(ctx, "new", "image"); return err },
+		"view":    func() error { _, err := h.View(ctx, "new", "image"); return err },
+		"commit":  func() error { return h.Commit(ctx, "new", "active") },
+		"commit mounted": func() error {
+			mounts, err := h.Mounts(ctx, "active")
+			if errdefs.IsNotFound(err) {
+				return h.Commit(ctx, "new", "active")
+			}
+			require.NoError(t, err)
+			_, unmount := h.mountAt(mounts)
+			defer unmount()
+			return h.Commit(ctx, "new", "active")
+		},
+		"remove": func() error { return h.Remove(ctx, "active") },
+	} {
+		for _, written := range []bool{false, true} {
+			for _, times := range []int{1, 2} {
+				t.Run(fmt.Sprintf("%s, written %t, %d times", name, written, times), func(t *testing.T) {
+					for nth := 1; ; nth++ {
+						require.Less(t, nth, 10)
+						h.prepare("active", "image")
+						came := h.failCommits(nth, times, unix.EIO, written)
+						err := do()
+						h.commitTx = (*bolt.Tx).Commit
+						if times == 1 {
+							assert.NoError(t, err, "the second try tells")
+						}
+						if err != nil {
+							assert.ErrorIs(t, err, unix.EIO)
+							if err = do(); err != nil { // it has been done, as it turns out
+								assert.True(t, errdefs.IsAlreadyExists(err) || errdefs.IsNotFound(err), "%v", err)
+							}
+						}
+						require.NoError(t, h.Cleanup(ctx))
+						require.NoError(t, h.crash())
+						checkAgreement(t, h)
+						assert.Empty(t, h.Lost())
+						removeAll(t, h, "image")
+						require.NoError(t, h.Cleanup(ctx))
+						assert.Len(t, h.volumes(), 1)
+						if !came() {
+							return
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// failCommits makes transactions fail from the nth of those that come. written says whether they are written all the
+// same. came reports whether there were as many.
+func (h *host) failCommits(nth, times int, fault error, written bool) (came func() bool) {
+	n := 0
+	h.commitTx = func(tx *bolt.Tx) error {
+		if n++; n < nth || n >= nth+times {
+			return tx.Commit()
+		}
+		if written {
+			return errors.Join(tx.Commit(), fault)
+		}
+		return errors.Join(tx.Rollback(), fault)
+	}
+	return func() bool { return n >= nth }
+}
+
+// TestReserve: where metadata cannot be written in place, what is reserved is given up, once it is needed.
+func TestReserve(t *testing.T) {
+	h := newHost(t, Options{})
+	h.image("image")
+	h.prepare("active", "image")
+	require.FileExists(t, h.reserve.path)
+	h.failCommits(1, 1, unix.ENOSPC, false)
+	require.NoError(t, h.Remove(t.Context(), "active"))
+	h.commitTx = (*bolt.Tx).Commit
+	require.NoFileExists(t, h.reserve.path)
+	require.NoError(t, h.Cleanup(t.Context()))
+	require.FileExists(t, h.reserve.path)
+}
+
+// TestCancelledPrepare: whenever the context ends, Prepare has either succeeded or left nothing.
+func TestCancelledPrepare(t *testing.T) {
+	var hooked *hookedBackend
+	h := newHostOn(t, func(t *testing.T) (string, openFunc) {
+		mnt, open := onBtrfs()(t)
+		return mnt, func(home string) (cowcommon.Backend, error) {
+			b, err := open(home)
+			hooked = &hookedBackend{Backend: b}
+			return hooked, err
+		}
+	}, Options{})
+	h.image("image")
+	before := h.state()
+	ctx, cancel := context.WithCancel(t.Context())
+	hooked.beforeClone = cancel
+	_, err := h.Prepare(ctx, "new", "image")
+	if err != nil {
+		assert.ErrorIs(t, err, context.Canceled)
+		assert.Equal(t, before, h.state())
+	} else {
+		h.write("new", "file", nil)
+	}
+	hooked.beforeClone = nil
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	before = h.state()
+	if _, err = h.Prepare(ended, "other", "image"); err != nil {
+		assert.Equal(t, before, h.state())
+	}
+}

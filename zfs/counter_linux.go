@@ -1,0 +1,84 @@
+package zfs
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// counter says in a file, to all processes that have the home open, that something has changed.
+//
+// ZFS needs space to overwrite 8 bytes, and none to cut a file off. So where there is none the file gets shorter, down
+// from counterSize.
+type counter struct{ file *os.File }
+
+// counterSize is the size of the file while there is space. What comes after the first 8 bytes is a hole.
+const counterSize = 4096
+
+// count is what the counter says. It is never again what it has been.
+type count struct {
+	changes uint64 // the first 8 bytes, little-endian
+	size    int64
+}
+
+func (c counter) read() (count, error) {
+	var buf [8]byte
+	_, err := c.file.ReadAt(buf[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return count{}, fmt.Errorf("read change counter: %w", err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(c.file.Fd()), &stat); err != nil {
+		return count{}, fmt.Errorf("read change counter: %w", err)
+	}
+	return count{binary.LittleEndian.Uint64(buf[:]), stat.Size}, nil
+}
+
+// add makes it another, and returns what it was before and what it is now.
+func (c counter) add() (before, now count, err error) {
+	// Others hold this lock for as long as some system calls take.
+	if err := unix.Flock(int(c.file.Fd()), unix.LOCK_EX); err != nil {
+		return count{}, count{}, fmt.Errorf("lock change counter: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Flock(int(c.file.Fd()), unix.LOCK_UN)) }()
+	if before, err = c.read(); err != nil {
+		return count{}, count{}, err
+	}
+	now = count{before.changes + 1, counterSize}
+	_, err = c.file.WriteAt(binary.LittleEndian.AppendUint64(nil, now.changes), 0)
+	if err == nil {
+		if before.size == counterSize {
+			return before, now, nil
+		}
+		if err = c.file.Truncate(counterSize); err == nil || !isFull(err) {
+			return before, now, err
+		}
+		now.size = before.size
+		return before, now, nil
+	}
+	if isFull(err) && before.size > 8 {
+		err = c.file.Truncate(before.size - 1)
+		if isFull(err) { // for the time of it, which ZFS sets in a second step
+			err = nil
+		}
+		if err == nil {
+			now, err = c.read()
+		}
+		if err == nil && now == before {
+			err = unix.ENOSPC
+		}
+	}
+	if err != nil {
+		return before, now, fmt.Errorf("write change counter: %w", err)
+	}
+	return before, now, nil
+}
+
+// isFull reports whether err says that there is no space, or no more for the dataset that this is on.
+func isFull(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}

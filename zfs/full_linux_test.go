@@ -1,0 +1,259 @@
+package zfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// TestFull does every operation while a pool fills up, and while a quota of the dataset that holds the volumes does. The
+// home is on what is full. What fails says ENOSPC or EDQUOT and leaves nothing; a home can be opened, and emptied.
+func TestFull(t *testing.T) {
+	levels := []int{100}
+	if testfs.Long() {
+		levels = []int{95, 96, 97, 98, 99, 100}
+	}
+	for name, properties := range map[string][]string{
+		"pool":  {},
+		"quota": {"-o", "quota=16M"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pool, _ := ownPoolOf(t, 96<<20, 128<<20)
+			mountpoint := t.TempDir() + "/root"
+			root := pool + "/root"
+			zfs(t, append(append([]string{"create", "-o", "mountpoint=" + mountpoint}, properties...), root)...)
+			f := &full{faulty{Backend: openOn(t, root, mountpoint), beside: openOn(t, root, mountpoint)}, mountpoint}
+			f.prepare(t)
+			for _, level := range levels {
+				f.fillTo(t, level)
+				f.tryAll(t, fmt.Sprintf("%d %%", level))
+			}
+			f.empty(t)
+		})
+	}
+}
+
+type full struct {
+	faulty
+	mountpoint string
+}
+
+// prepare makes the volumes "image", sealed, "top", cloned from it, "base", and "ballast", which is to be filled.
+func (f *full) prepare(t *testing.T) {
+	ctx := t.Context()
+	for _, name := range []string{"image", "base", "ballast"} {
+		require.NoError(t, f.Create(ctx, name, cowcommon.VolumeOptions{}))
+		fill(t, f.Backend, name, "file", randomBytes(1<<20))
+	}
+	require.NoError(t, f.Clone(ctx, "top", "image", cowcommon.VolumeOptions{}))
+	fill(t, f.Backend, "top", "added", randomBytes(1<<10))
+}
+
+// fillTo fills the dataset until that many percent of it are in use; to the last byte and the last entry with 100.
+func (f *full) fillTo(t *testing.T, percent int) {
+	t.Helper()
+	dir, err := f.Mount(t.Context(), "ballast", "")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, f.Unmount(t.Context(), "ballast")) }()
+	for {
+		zpoolSync(t, f.zfs.pool)
+		used, available := f.space(t)
+		write := available - (used+available)*(100-percent)/100
+		if write < 1<<20 {
+			break
+		}
+		file, err := os.CreateTemp(dir, "")
+		require.NoError(t, err)
+		_, err = file.Write(randomBytes(write))
+		require.NoError(t, file.Close())
+		if err != nil {
+			require.True(t, isFull(err), err)
+			break
+		}
+	}
+	if percent < 100 {
+		return
+	}
+	for size := 1 << 20; size >= 0; {
+		zpoolSync(t, f.zfs.pool)
+		file, err := os.CreateTemp(dir, "")
+		if err == nil {
+			_, err = file.Write(randomBytes(size))
+			err = errors.Join(err, file.Close())
+		}
+		switch {
+		case isFull(err) && size == 0:
+			return
+		case isFull(err):
+			size /= 16
+		default:
+			require.NoError(t, err)
+		}
+	}
+}
+
+func zpoolSync(t *testing.T, pool string) {
+	t.Helper()
+	run(t, "zpool", "sync", pool)
+}
+
+// space is what is in use and what is available, in bytes.
+func (f *full) space(t *testing.T) (used, available int) {
+	t.Helper()
+	out := strings.Fields(zfs(t, "list", "-Hpo", "used,available", f.root))
+	require.Len(t, out, 2)
+	used, err := strconv.Atoi(out[0])
+	require.NoError(t, err)
+	available, err = strconv.Atoi(out[1])
+	require.NoError(t, err)
+	return used, available
+}
+
+// tryAll tries all operations. Each succeeds, and is undone, or says that there is no space, and has left nothing.
+func (f *full) tryAll(t *testing.T, level string) {
+	t.Helper()
+	ctx := t.Context()
+	d := cowcommon.NewDriver(Name, f.Backend, cowcommon.Options{})
+	remove := func() error { return f.Remove(ctx, "new") }
+	needsNoSpace := map[string]bool{"view of sealed": true, "usage": true, "mount": true}
+	for _, try := range []struct {
+		what     string
+		do, undo func() error
+	}{
+		{"create", func() error { return f.Create(ctx, "new", cowcommon.VolumeOptions{}) }, remove},
+		{"create owned", func() error { return f.Create(ctx, "new", cowcommon.VolumeOptions{UID: 1, GID: 1}) }, remove},
+		{"clone", func() error { return f.Clone(ctx, "new", "image", cowcommon.VolumeOptions{}) }, remove},
+		{"clone and seal", func() error { return f.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}) }, func() error {
+			return errors.Join(remove(), f.Remove(ctx, "base"), f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+		}},
+		{"view", func() error { return closeView(f.View(ctx, "base")) }, nil},
+		{"view of sealed", func() error { return closeView(f.View(ctx, "image")) }, nil},
+		{"changes", func() error {
+			changes, err := d.Changes("top", "image")
+			if err == nil {
+				assert.Len(t, changes, 1)
+			}
+			return err
+		}, nil},
+		{"diff", func() error {
+			diff, err := d.Diff("top", "image")
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, diff)
+			return errors.Join(err, diff.Close())
+		}, nil},
+		{"usage", func() error { _, err := f.Usage(ctx, "base"); return err }, nil},
+		{"limit", func() error { return f.SetLimit(ctx, "base", quota.Limit{Bytes: 8 << 20}) }, func() error {
+			return f.SetLimit(ctx, "base", quota.Limit{})
+		}},
+		{"rename", func() error { return f.Rename(ctx, "base", "new") }, func() error { return f.Rename(ctx, "new", "base") }},
+		{"mount", func() error { return errors.Join(second(f.Mount(ctx, "base", "")), f.Unmount(ctx, "base")) }, nil},
+		{"receive", func() error { return f.Receive(ctx, "new", "", bytes.NewReader(nil)) }, nil},
+	} {
+		before := f.state(t)
+		err := try.do()
+		switch {
+		case try.what == "receive": // of nothing, which fails whatever there is
+			require.Error(t, err)
+			assert.Equal(t, before, f.state(t), "%s at %s", try.what, level)
+		case err != nil:
+			assert.False(t, needsNoSpace[try.what], "%s at %s: %v", try.what, level, err)
+			t.Logf("%s at %s: %v", try.what, level, err)
+			require.True(t, isFull(err), "%s at %s: %v", try.what, level, err)
+			assert.Equal(t, before, f.state(t), "%s at %s: %v", try.what, level, err)
+		case try.undo != nil:
+			if err := try.undo(); !isFull(err) {
+				require.NoError(t, err, "%s at %s", try.what, level)
+			}
+		}
+		if try.undo != nil {
+			f.assertTold(t, try.what+" at "+level)
+		}
+		for _, dir := range []string{f.locks, f.views, f.graph, f.intents} {
+			entries, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			assert.Empty(t, entries, "%s at %s", try.what, level)
+		}
+	}
+}
+
+func closeView(v cowcommon.View, err error) error {
+	if err != nil {
+		return err
+	}
+	return v.Close()
+}
+
+// empty opens the home once more, by a process that is alone, and removes everything with it.
+func (f *full) empty(t *testing.T) {
+	t.Helper()
+	ctx := context.Background()
+	require.NoError(t, f.Backend.Close())
+	require.NoError(t, f.beside.Close())
+	f.Backend, f.beside = openOn(t, f.root, f.mountpoint), openOn(t, f.root, f.mountpoint)
+	for v, err := range f.beside.Volumes(ctx) {
+		require.NoError(t, err)
+		if v.Name != "image" {
+			require.NoError(t, f.Remove(ctx, v.Name))
+			f.assertTold(t, "removed "+v.Name)
+		}
+	}
+	require.NoError(t, f.Remove(ctx, "image"))
+	require.NoError(t, f.Remove(ctx, "image"))
+	require.Eventually(t, func() bool {
+		used, available := f.space(t)
+		return available > used
+	}, 30*time.Second, 100*time.Millisecond, "the space is free")
+	require.NoError(t, f.Create(ctx, "after", cowcommon.VolumeOptions{}))
+	fill(t, f.Backend, "after", "file", randomBytes(1<<20))
+	require.NoError(t, f.Remove(ctx, "after"))
+}
+
+// TestCounterWithoutSpace: where nothing can be written the counter still counts, and is never what it was.
+func TestCounterWithoutSpace(t *testing.T) {
+	testfs.Root(t)
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16k"))
+	defer func() { assert.NoError(t, unix.Unmount(dir, 0)) }()
+	file, err := os.Create(filepath.Join(dir, counterName))
+	require.NoError(t, err)
+	defer file.Close()
+	require.NoError(t, file.Truncate(counterSize)) // a hole, which needs space to be written
+	c := counter{file}
+	seen := map[count]bool{}
+	add := func() {
+		before, now, err := c.add()
+		require.NoError(t, err)
+		read, readErr := c.read()
+		require.NoError(t, readErr)
+		assert.Equal(t, now, read)
+		assert.NotEqual(t, before, now)
+		assert.False(t, seen[now], now)
+		seen[now] = true
+	}
+	require.ErrorIs(t, os.WriteFile(dir+"/all", make([]byte, 1<<20), 0o600), unix.ENOSPC)
+	add()
+	add()
+	assert.Equal(t, map[count]bool{{0, counterSize - 1}: true, {0, counterSize - 2}: true}, seen)
+	require.NoError(t, os.Remove(dir+"/all"))
+	add()
+	assert.True(t, seen[count{1, counterSize}])
+	add()
+}

@@ -1,0 +1,419 @@
+package zfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// faultyZFS runs the real zfs, and does to one run of it what the file fault says: "COMMAND FAULT". It says in the file
+// hit that the fault is there.
+const faultyZFS = `#!/bin/sh
+dir=%q zfs=%q
+read -r command fault <"$dir/fault" 2>/dev/null
+[ "$1" = "$command" ] || exec "$zfs" "$@"
+rm "$dir/fault"
+case $fault in
+killed-before) touch "$dir/hit"; kill -9 $$ ;;
+killed-after) "$zfs" "$@"; touch "$dir/hit"; kill -9 $$ ;;
+killed-half) # the dataset is there, its properties are not
+	while [ $# -gt 2 ]; do case $2 in -o) shift 2 ;; *) break ;; esac; done
+	shift
+	case $command in create) "$zfs" create -o mountpoint=legacy "$1" ;; *) "$zfs" clone -o mountpoint=legacy "$1" "$2" ;; esac
+	touch "$dir/hit"; kill -9 $$ ;;
+cancelled-before) touch "$dir/hit"; sleep 0.2; exec "$zfs" "$@" ;;
+cancelled-after) "$zfs" "$@"; status=$?; touch "$dir/hit"; sleep 0.2; exit $status ;;
+stuck-before) touch "$dir/hit"; sleep 2; exec "$zfs" "$@" ;;
+stuck-after) "$zfs" "$@"; status=$?; touch "$dir/hit"; sleep 2; exit $status ;;
+esac
+`
+
+// faults of which the context has nothing to do with the outcome, and those of a process that does not end in time.
+var (
+	faults      = []string{"killed-before", "killed-after", "cancelled-before", "cancelled-after"}
+	stuckFaults = []string{"stuck-before", "stuck-after"}
+)
+
+// faulty is a backend whose zfs has faults, and one beside it that is told of changes only.
+type faulty struct {
+	*Backend
+	beside *Backend
+	dir    string
+}
+
+func openFaulty(t *testing.T) faulty {
+	root, mountpoint := testfs.ZFS(t)
+	f := faulty{Backend: openOn(t, root, mountpoint), beside: openOn(t, root, mountpoint), dir: t.TempDir()}
+	require.NoError(t, os.WriteFile(f.dir+"/zfs", fmt.Appendf(nil, faultyZFS, f.dir, f.zfs.path), 0o700))
+	f.zfs.path = f.dir + "/zfs"
+	return f
+}
+
+// with does an operation with a fault in a run of zfs, and cancels its context when the fault is there.
+func (f faulty) with(t *testing.T, command, fault string, operation func(context.Context) error) error {
+	t.Helper()
+	require.NoError(t, os.RemoveAll(f.dir+"/hit"))
+	require.NoError(t, os.WriteFile(f.dir+"/fault", []byte(command+" "+fault+"\n"), 0o600))
+	err := operation(cancelledAt(t, f.dir+"/hit"))
+	require.FileExists(t, f.dir+"/hit", "zfs %s was run", command)
+	require.NoFileExists(t, f.dir+"/fault")
+	return err
+}
+
+// state is all that is in the pool of the backend.
+func (f faulty) state(t *testing.T) []string {
+	return strings.Split(zfs(t, "list", "-Hpr", "-t", "all", "-o", "name,origin,quota,refquota,"+markProperty, f.root), "\n")
+}
+
+// assertTold asserts that both backends know what is in the pool.
+func (f faulty) assertTold(t *testing.T, what string) {
+	t.Helper()
+	want, err := f.volumes.read(t.Context())
+	require.NoError(t, err)
+	for _, b := range []*Backend{f.Backend, f.beside} {
+		got, err := b.volumes.all(t.Context())
+		require.NoError(t, err)
+		for _, datasets := range []map[string]dataset{want, got} {
+			for name, d := range datasets {
+				d.created, d.leaves = time.Time{}, nil
+				datasets[name] = d
+			}
+		}
+		assert.Equal(t, want, got, what)
+	}
+}
+
+// interruption is an operation, one of the zfs commands that it runs, and what there is in the pool once it has happened.
+type interruption struct {
+	name, command string
+	prepare       func(t *testing.T, f faulty)
+	operation     func(ctx context.Context, f faulty) error
+	there, absent string // ends of lines of the state, once it has happened
+}
+
+// interruptions are one for each zfs command of each operation. Volumes: "base" writable, "image" sealed.
+func interruptions(stream []byte) []interruption {
+	limit := quota.Limit{Bytes: 64 << 20}
+	return []interruption{
+		{name: "create", command: "create", there: "/new", operation: func(ctx context.Context, f faulty) error {
+			return f.Create(ctx, "new", cowcommon.VolumeOptions{Limit: limit})
+		}},
+		{name: "create owned", command: "create", there: "/new", operation: createOwned},
+		{name: "create owned", command: "rename", there: "/new", operation: createOwned},
+		{name: "clone", command: "clone", there: "/new", operation: cloneOf("image")},
+		{name: "clone and seal", command: "snapshot", there: "/base@layer", operation: cloneOf("base")},
+		{name: "clone and seal", command: "clone", there: "/base@layer", operation: cloneOf("base")},
+		{name: "clone in use", command: "snapshot", there: "/new", prepare: mountBase, operation: cloneOf("base")},
+		{name: "clone in use", command: "clone", there: "/new", prepare: mountBase, operation: cloneOf("base")},
+		{name: "seal", command: "snapshot", there: "/base@layer", operation: func(ctx context.Context, f faulty) error {
+			return f.Seal(ctx, "base")
+		}},
+		{name: "rename", command: "rename", there: "/new", absent: "/base", operation: func(ctx context.Context, f faulty) error {
+			return f.Rename(ctx, "base", "new")
+		}},
+		{name: "set limit", command: "set", there: fmt.Sprint(limit.Bytes), operation: func(ctx context.Context, f faulty) error {
+			return f.SetLimit(ctx, "base", limit)
+		}},
+		{name: "remove", command: "program", absent: "/base", operation: func(ctx context.Context, f faulty) error {
+			return f.Remove(ctx, "base")
+		}},
+		{name: "remove sealed", command: "program", absent: "/image", operation: func(ctx context.Context, f faulty) error {
+			return f.Remove(ctx, "image")
+		}},
+		{name: "receive", command: "receive", there: "/new@layer", operation: receive(stream)},
+		{name: "receive", command: "rename", there: "/new@layer", operation: receive(stream)},
+	}
+}
+
+func createOwned(ctx context.Context, f faulty) error {
+	return f.Create(ctx, "new", cowcommon.VolumeOptions{UID: 1000, GID: 1000})
+}
+
+func cloneOf(source string) func(context.Context, faulty) error {
+	return func(ctx context.Context, f faulty) error {
+		return f.Clone(ctx, "new", source, cowcommon.VolumeOptions{})
+	}
+}
+
+func receive(stream []byte) func(context.Context, faulty) error {
+	return func(ctx context.Context, f faulty) error { return f.Receive(ctx, "new", "", bytes.NewReader(stream)) }
+}
+
+func mountBase(t *testing.T, f faulty) {
+	_, err := f.Mount(t.Context(), "base", "")
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, f.Unmount(context.Background(), "base")) })
+}
+
+// TestInterrupted does each operation with each fault of each of its commands. What it answers is what has happened,
+// wholly or not at all, and everybody is told.
+func TestInterrupted(t *testing.T) {
+	f := openFaulty(t)
+	ctx := t.Context()
+	require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	require.NoError(t, f.Create(ctx, "image", cowcommon.VolumeOptions{}))
+	require.NoError(t, f.Seal(ctx, "image"))
+	view, err := f.View(ctx, "image")
+	require.NoError(t, err)
+	var stream bytes.Buffer
+	require.NoError(t, f.Send(ctx, &stream, nil, view))
+	require.NoError(t, view.Close())
+
+	for n, i := range interruptions(stream.Bytes()) {
+		tried := faults
+		if !testfs.Long() {
+			tried = faults[n%len(faults):][:1]
+		}
+		if i.command == "create" || i.command == "clone" {
+			tried = append(slices.Clone(tried), "killed-half")
+		}
+		for _, fault := range tried {
+			t.Run(i.name+"/"+i.command+" "+fault, func(t *testing.T) {
+				if i.prepare != nil {
+					i.prepare(t, f)
+				}
+				before := f.state(t)
+				err := f.with(t, i.command, fault, func(ctx context.Context) error { return i.operation(ctx, f) })
+				i.check(t, f, before, err)
+				if err != nil {
+					return
+				}
+				// As before, for the next.
+				if f.mounts.Held("base") > 0 {
+					require.NoError(t, f.Unmount(ctx, "base"))
+				}
+				require.NoError(t, f.Remove(ctx, "new"))
+				for _, name := range []string{"base", "image"} {
+					require.NoError(t, f.Remove(ctx, name))
+					require.NoError(t, f.Create(ctx, name, cowcommon.VolumeOptions{}))
+				}
+				require.NoError(t, f.Seal(ctx, "image"))
+			})
+		}
+	}
+	intents, err := os.ReadDir(f.intents)
+	require.NoError(t, err)
+	assert.Empty(t, intents)
+}
+
+// check asserts that what is in the pool is what an operation has answered.
+func (i interruption) check(t *testing.T, f faulty, before []string, err error) {
+	t.Helper()
+	after := f.state(t)
+	if err != nil {
+		t.Log(err)
+		assert.Equal(t, before, after, "it has failed with: %v", err)
+	} else {
+		assert.True(t, i.there == "" || hasEnd(after, i.there), "%v has %s", after, i.there)
+		assert.False(t, i.absent != "" && hasEnd(after, i.absent), "%v has not %s", after, i.absent)
+		assert.NotContains(t, strings.Join(after, "\n"), stagingPrefix)
+	}
+	f.assertTold(t, fmt.Sprintf("it has ended with: %v", err))
+}
+
+// hasEnd reports whether some name or property in state ends so.
+func hasEnd(state []string, end string) bool {
+	return slices.ContainsFunc(state, func(line string) bool {
+		return slices.ContainsFunc(strings.Split(line, "\t"), func(s string) bool { return strings.HasSuffix(s, end) })
+	})
+}
+
+// TestStuck does operations of which a zfs process does not end in time. They fail, and what it does later is undone or,
+// where that cannot be, told.
+func TestStuck(t *testing.T) {
+	f := openFaulty(t)
+	f.zfs.patience = 50 * time.Millisecond
+	ctx := t.Context()
+	for _, i := range interruptions(nil) {
+		if i.name == "receive" || i.name == "remove sealed" {
+			continue
+		}
+		tried := stuckFaults
+		if !testfs.Long() {
+			tried = map[string][]string{
+				"create": stuckFaults[:1], "clone and seal": stuckFaults[1:], "rename": stuckFaults[1:], "remove": stuckFaults[:1],
+			}[i.name]
+		}
+		for _, fault := range tried {
+			t.Run(i.name+"/"+i.command+" "+fault, func(t *testing.T) {
+				require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+				require.NoError(t, f.Create(ctx, "image", cowcommon.VolumeOptions{}))
+				require.NoError(t, f.Seal(ctx, "image"))
+				if i.prepare != nil {
+					i.prepare(t, f)
+				}
+				before := f.state(t)
+				err := f.with(t, i.command, fault, func(ctx context.Context) error { return i.operation(ctx, f) })
+				require.ErrorIs(t, err, errdefs.ErrUnavailable)
+				require.ErrorIs(t, err, context.Canceled)
+				if fault == "stuck-after" {
+					f.assertTold(t, "while it is stuck")
+				}
+				// Whoever wants the volume next waits for it, and finds one or the other.
+				require.Eventually(t, func() bool { return !f.isDoubted() }, 20*time.Second, 10*time.Millisecond)
+				switch i.name {
+				case "rename", "set limit", "seal", "remove":
+				default:
+					require.Eventually(t, func() bool { return slices.Equal(before, f.state(t)) }, 20*time.Second, 100*time.Millisecond,
+						"before: %v", before)
+				}
+				f.assertTold(t, "afterwards")
+				for _, name := range []string{"new", "base", "image"} {
+					if name == "base" && i.prepare != nil {
+						require.NoError(t, f.Unmount(ctx, "base"))
+					}
+					require.NoError(t, f.Remove(ctx, name))
+				}
+				assert.Len(t, f.state(t), 2, "only the root")
+			})
+		}
+	}
+}
+
+func (f faulty) isDoubted() bool {
+	f.volumes.mu.Lock()
+	defer f.volumes.mu.Unlock()
+	return f.volumes.left > 0
+}
+
+// TestWrittenAfterSealing: what is written to a volume after a sealing that was interrupted is in its clones.
+func TestWrittenAfterSealing(t *testing.T) {
+	f := openFaulty(t)
+	ctx := t.Context()
+	require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	tried := faults
+	if !testfs.Long() {
+		tried = []string{"killed-after", "cancelled-after"}
+	}
+	for _, fault := range tried {
+		_ = f.with(t, "snapshot", fault, func(ctx context.Context) error {
+			return f.Clone(ctx, "lost", "base", cowcommon.VolumeOptions{})
+		})
+		for _, b := range []*Backend{f.Backend, f.beside} {
+			dir, err := b.Mount(ctx, "base", "")
+			require.NoError(t, err)
+			content := fault + b.home
+			if err := os.WriteFile(dir+"/file", []byte(content), 0o644); err == nil {
+				require.NoError(t, b.Unmount(ctx, "base"))
+				require.NoError(t, b.Clone(ctx, "child", "base", cowcommon.VolumeOptions{}))
+				dir, err := b.Mount(ctx, "child", "")
+				require.NoError(t, err)
+				got, err := os.ReadFile(dir + "/file")
+				require.NoError(t, err)
+				assert.Equal(t, content, string(got), fault)
+				require.NoError(t, b.Unmount(ctx, "child"))
+				require.NoError(t, b.Remove(ctx, "child"))
+			} else {
+				require.NoError(t, b.Unmount(ctx, "base"))
+			}
+			require.NoError(t, b.Remove(ctx, "lost"))
+			require.NoError(t, b.Remove(ctx, "base"))
+			require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+		}
+	}
+}
+
+// TestKilledBesides: a volume that a process has made, sealed or removed that was killed before it could tell others is
+// seen for what it is.
+func TestKilledBesides(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	_, err := b.volumes.all(ctx)
+	require.NoError(t, err)
+	args := append([]string{"create"}, properties(quota.Limit{})...)
+	zfs(t, append(args, b.datasetOf("made"))...)
+	v, err := b.Stat(ctx, "made")
+	require.NoError(t, err)
+	assert.False(t, v.Sealed)
+
+	zfs(t, "snapshot", b.sealOf("made"))
+	dir, err := b.Mount(ctx, "made", "")
+	require.NoError(t, err)
+	require.ErrorContains(t, os.WriteFile(dir+"/f", nil, 0o644), "read-only")
+	require.NoError(t, b.Unmount(ctx, "made"))
+	require.NoError(t, b.Clone(ctx, "clone", "made", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Remove(ctx, "clone"))
+
+	zfs(t, "destroy", "-r", b.datasetOf("made"))
+	require.NoError(t, b.Create(ctx, "made", cowcommon.VolumeOptions{}))
+	zfs(t, "destroy", "-r", b.datasetOf("made"))
+	require.NoError(t, b.Remove(ctx, "made"))
+	zfs(t, append(args, b.datasetOf("made"))...)
+	require.NoError(t, b.Remove(ctx, "made"), "the index knows of none")
+	assert.NotContains(t, zfs(t, "list", "-Hr", "-o", "name", b.root), "made")
+}
+
+// TestFailedRemoveChangesNothing: a sealed volume that is mounted by others stays sealed.
+func TestFailedRemoveChangesNothing(t *testing.T) {
+	b := open(t)
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Seal(ctx, "base"))
+	guid := zfs(t, "get", "-Hpo", "value", "guid", b.sealOf("base"))
+	for _, source := range []string{b.datasetOf("base"), b.sealOf("base")} {
+		dir := t.TempDir()
+		run(t, "mount", "-t", "zfs", "-o", "ro", source, dir)
+		err := b.Remove(ctx, "base")
+		run(t, "umount", dir)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, source)
+		assert.Equal(t, guid, zfs(t, "get", "-Hpo", "value", "guid", b.sealOf("base")), source)
+	}
+	require.NoError(t, b.Remove(ctx, "base"))
+}
+
+// TestFailedCloneUnsealsUnderNobody: many clones of one source, of which some fail. As soon as one has succeeded, or a
+// Seal, the source is sealed and stays so.
+func TestFailedCloneUnsealsUnderNobody(t *testing.T) {
+	f := openFaulty(t)
+	ctx := t.Context()
+	rounds := 2
+	if testfs.Long() {
+		rounds = 20
+	}
+	for round := range rounds {
+		base := fmt.Sprintf("base-%d", round)
+		require.NoError(t, f.Create(ctx, base, cowcommon.VolumeOptions{}))
+		require.NoError(t, os.WriteFile(f.dir+"/fault", []byte("clone killed-before\n"), 0o600))
+		results := make(chan error)
+		for i := range 3 {
+			go func() { results <- f.Clone(ctx, fmt.Sprintf("%s-clone-%d", base, i), base, cowcommon.VolumeOptions{}) }()
+		}
+		go func() { results <- f.beside.Seal(ctx, base) }()
+		succeeded, failed := 0, 0
+		for range 4 {
+			err := <-results
+			if err == nil {
+				succeeded++
+				continue
+			}
+			failed++
+			if !errors.Is(err, errdefs.ErrFailedPrecondition) {
+				assert.True(t, isLost(err), err)
+			}
+		}
+		assert.Positive(t, failed)
+		assert.Positive(t, succeeded)
+		there, err := f.isSealed(base)
+		require.NoError(t, err)
+		assert.True(t, there)
+		for _, b := range []*Backend{f.Backend, f.beside} {
+			v, err := b.Stat(ctx, base)
+			require.NoError(t, err)
+			assert.True(t, v.Sealed)
+		}
+	}
+}
