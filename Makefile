@@ -29,7 +29,7 @@ bin/cowshed: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/cowshed
 
 test: ## run every test, as root; a test that is skipped fails
-	@scripts/deps.sh test bench daemons
+	@scripts/deps.sh test bench daemons gates
 	scripts/test.sh all
 
 test-long: ## run the long variants of the tests, which take hours: soak, crash images, fresh machine
@@ -51,8 +51,8 @@ zfs-shell: ## get a shell in the ZFS test machine
 	scripts/zfs-machine/zfs-machine.sh build
 	scripts/zfs-machine/zfs-machine.sh shell --dir .
 
-gates: ## check formatting, go vet and that it builds for every platform
-	@scripts/deps.sh bench
+gates: ## check formatting, go vet, builds for every platform, and that deps.sh brings what is run
+	@scripts/deps.sh bench gates
 	scripts/test.sh gates
 
 fuzz: ## run each fuzz target for FUZZTIME
@@ -63,6 +63,7 @@ lint: $(GOLANGCI) ## run golangci-lint and shellcheck
 	$(GOLANGCI) run ./...
 	cd bench && $(GOLANGCI) run ./...
 	cd e2e/daemons && $(GOLANGCI) run ./...
+	cd scripts/internal/commandcheck && $(GOLANGCI) run ./...
 	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
 
 # Built from source, which takes minutes, and kept.
@@ -75,6 +76,7 @@ tidy: ## bring go.mod and go.sum of all modules up to date
 	go mod tidy
 	cd bench && go mod tidy
 	cd e2e/daemons && go mod tidy
+	cd scripts/internal/commandcheck && go mod tidy
 
 bench: ## measure Cowshed beside moby, podman and containerd, and write docs/benchmarks.md
 	@scripts/deps.sh bench

@@ -30,9 +30,11 @@ type Options struct {
 // Several may be open on the same home, in one process or several: what one holds mounted or in view, the
 // others do not seal or remove. Only the first to open cleans up what a crash has left.
 type Backend struct {
-	home   string
-	opts   Options
-	log    *slog.Logger
+	home     string
+	opts     Options
+	readOnly bool // it was opened for reading alone
+	log      *slog.Logger
+
 	fs     *os.File // home, for calls that concern the whole filesystem
 	fsUUID btrfsctl.UUID
 	lock   *os.File
@@ -55,8 +57,21 @@ var _ cowcommon.Backend = (*Backend)(nil)
 // Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the
 // layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,
 // unless another process has the same home open.
-func Open(home string, opts Options) (_ *Backend, err error) {
-	b := &Backend{opts: opts, log: opts.Logger}
+func Open(home string, opts Options) (*Backend, error) { return openHome(home, opts, false) }
+
+// OpenReadOnly opens the directory home, which is there, for reading alone, as on a filesystem that is read-only for
+// the reason that why gives. It makes, cleans up and writes nothing. Methods that would change something return
+// cowcommon.ErrReadOnly, and so does View of a volume that is not sealed where others can write to the filesystem.
+func OpenReadOnly(home string, opts Options, why error) (cowcommon.Backend, error) {
+	b, err := openHome(home, opts, true)
+	if err != nil {
+		return nil, err
+	}
+	return cowcommon.ReadOnly(b, why), nil
+}
+
+func openHome(home string, opts Options, readOnly bool) (_ *Backend, err error) {
+	b := &Backend{opts: opts, readOnly: readOnly, log: opts.Logger}
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -69,8 +84,10 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 	if b.home, err = filepath.Abs(home); err != nil {
 		return nil, err
 	}
-	if err := makeHome(b.home, opts.GID); err != nil {
-		return nil, err
+	if !readOnly {
+		if err := makeHome(b.home, opts.GID); err != nil {
+			return nil, err
+		}
 	}
 	if b.fs, err = os.OpenFile(b.home, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
@@ -84,7 +101,7 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 	if b.fsUUID, err = btrfsctl.FilesystemUUID(int(b.fs.Fd())); err != nil {
 		return nil, fmt.Errorf("filesystem UUID: %w", err)
 	}
-	if err := b.dirs.open(b.home, opts.GID); err != nil {
+	if err := b.dirs.open(b.home, opts.GID, readOnly); err != nil {
 		return nil, err
 	}
 	if b.quotas, err = quota.OpenQgroups(b.home, opts.Quota); err != nil {
@@ -93,7 +110,12 @@ func Open(home string, opts Options) (_ *Backend, err error) {
 	if records := filepath.Join(b.home, quotasName); isDirectory(records) {
 		b.records = records
 	}
-	if b.lock, err = homelock.Take(b.home, b.recover); err != nil {
+	if readOnly {
+		b.lock, err = homelock.Share(b.home)
+	} else {
+		b.lock, err = homelock.Take(b.home, b.recover)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -114,7 +136,9 @@ func (b *Backend) Close() error {
 
 func (b *Backend) close() error {
 	err := b.snapshots.CloseAll(b.closeSnapshot)
-	b.leaveQgroups()
+	if !b.readOnly {
+		b.leaveQgroups()
+	}
 	return errors.Join(err, b.closeFiles())
 }
 

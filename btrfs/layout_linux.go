@@ -14,15 +14,6 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
-// Names below the home. docs/on-disk-format.md specifies them.
-const (
-	subvolumesName = "subvolumes"
-	stagingName    = "staging"
-	removingName   = "removing"
-	viewsName      = "views"
-	quotasName     = "quotas" // moby's
-)
-
 // dirs are the directories of the layout, open for calls relative to them.
 type dirs struct {
 	subvolumes, staging, removing, views *os.File
@@ -61,7 +52,9 @@ func setAccess(dir string, mode fs.FileMode, gid int) error {
 	return os.Chmod(dir, mode)
 }
 
-func (d *dirs) open(home string, gid int) error {
+// open opens the directories, and makes those that are missing unless readOnly says that nothing is to be made: then
+// only subvolumes has to be there.
+func (d *dirs) open(home string, gid int, readOnly bool) error {
 	for name, dir := range map[string]**os.File{
 		subvolumesName: &d.subvolumes,
 		stagingName:    &d.staging,
@@ -69,16 +62,19 @@ func (d *dirs) open(home string, gid int) error {
 		viewsName:      &d.views,
 	} {
 		path := filepath.Join(home, name)
-		err := os.Mkdir(path, 0o710)
-		if err == nil {
-			err = setAccess(path, 0o710, gid)
+		if !readOnly {
+			if err := makeDir(path, gid); err != nil {
+				return err
+			}
 		}
-		if err != nil && !errors.Is(err, fs.ErrExist) {
+		f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if readOnly && name != subvolumesName && errors.Is(err, fs.ErrNotExist) {
+			continue // as in a home that only moby's driver has had open
+		}
+		if err != nil {
 			return err
 		}
-		if *dir, err = os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
-			return err
-		}
+		*dir = f
 	}
 	info, err := btrfsctl.Info(int(d.subvolumes.Fd()))
 	if errors.Is(err, unix.ENOTTY) {
@@ -93,6 +89,17 @@ func (d *dirs) open(home string, gid int) error {
 	}
 	d.subvolumesID, d.subvolumesIno = info.ID, stat.Ino
 	return nil
+}
+
+func makeDir(path string, gid int) error {
+	err := os.Mkdir(path, 0o710)
+	if err == nil {
+		err = setAccess(path, 0o710, gid)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 func (d *dirs) close() error {

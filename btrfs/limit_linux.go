@@ -52,7 +52,7 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 // applyRecordedLimit limits a volume as moby's driver recorded in quotas/<name>, which it did because it
 // set limits anew at every mount. A limit that the volume has goes before.
 func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subvolume) error {
-	if b.records == "" {
+	if b.records == "" || b.readOnly {
 		return nil
 	}
 	path := filepath.Join(b.records, name)

@@ -50,7 +50,11 @@ func (b *Backend) quotaMode() (string, error) {
 		return "", err
 	}
 	if mode == quota.Off {
-		return mode.String() + " (policy " + b.quotas.Policy().String() + ")", nil
+		lost, err := b.quotas.Lost()
+		if lost {
+			return mode.String() + ", limits are lost: somebody has turned quotas off", err
+		}
+		return mode.String() + " (policy " + b.quotas.Policy().String() + ")", err
 	}
 	consistent, err := b.quotas.Consistent()
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,13 +49,20 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 	return v, nil
 }
 
-// open leaves the view at the volume if that is sealed, and else takes a snapshot of it, which stands by itself.
+// open leaves the view at the volume if that is sealed or nobody can write to it, and else takes a snapshot of it, which
+// stands by itself.
 func (v *view) open(ctx context.Context) error {
 	var err error
 	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil {
 		return err
 	}
-	if v.dir.info.ReadOnly {
+	sealed := v.dir.info.ReadOnly
+	if v.b.readOnly && !sealed {
+		if err := v.b.checkFrozen(); err != nil {
+			return err
+		}
+	}
+	if sealed || v.b.readOnly {
 		v.dir, err = v.b.acquire(ctx, v.volume, inuse.Viewed)
 		return err
 	}
@@ -66,6 +75,19 @@ func (v *view) open(ctx context.Context) error {
 	}
 	v.dir, v.snapshot, v.live = s.subvolume, name, &s.live
 	return nil
+}
+
+// checkFrozen reports whether nobody can write to the filesystem. A mount that is read-only does not suffice: another
+// one of the same filesystem need not be.
+func (b *Backend) checkFrozen() error {
+	m, err := mountOf(b.home)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(strings.Split(m.VFSOptions, ","), "ro") {
+		return nil
+	}
+	return fmt.Errorf("%w: it is not sealed and others may write to it, so it would take a snapshot", cowcommon.ErrReadOnly)
 }
 
 // snapshot is a subvolume in the directory views, and the tree of which it was taken.

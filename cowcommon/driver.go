@@ -336,5 +336,5 @@ func (d *Driver) wrap(operation, id string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %s %s: %w", d.name, operation, strconv.Quote(id), err)
+	return fmt.Errorf("%s: %s %s: %w", d.name, operation, strconv.Quote(id), asReadOnly(err))
 }

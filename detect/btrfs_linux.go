@@ -24,8 +24,7 @@ func Btrfs(path string) error {
 			graphdriver.ErrPrerequisites, path, f, missingFilesystem("btrfs"))
 	}
 	if f.ReadOnly {
-		return fmt.Errorf("%w: %s is mounted read-only: if the kernel has not made it so after an error (see dmesg), run \"mount -o remount,rw %s\"",
-			graphdriver.ErrIncompatibleFS, f, f.Mountpoint)
+		return readOnlyBtrfs(f)
 	}
 	return btrfsUsable(f)
 }
@@ -46,8 +45,10 @@ func btrfsUsable(f Filesystem) error {
 		return fmt.Errorf("detect: subvolume of %s: %w", f.Path, err)
 	}
 	if subvolume.ReadOnly {
-		return fmt.Errorf("%w: %s is in a read-only subvolume: choose another directory, or make it writable with \"btrfs property set -ts SUBVOLUME ro false\"",
-			graphdriver.ErrIncompatibleFS, f.Path)
+		return &ReadOnlyError{
+			What: f.Path, Cause: "it is in a read-only subvolume",
+			Advice: "choose another directory, or make it writable with \"btrfs property set -ts SUBVOLUME ro false\"",
+		}
 	}
 
 	// Searching a tree takes the privilege that destroying subvolumes, limits and sending take.

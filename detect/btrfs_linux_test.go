@@ -47,11 +47,13 @@ func TestBtrfsReadOnly(t *testing.T) {
 
 	err = Btrfs(filepath.Join(sub, "home/absent"))
 	require.ErrorIs(t, err, graphdriver.ErrIncompatibleFS)
-	assert.ErrorContains(t, err, filepath.Join(sub, "home")+" is in a read-only subvolume")
+	require.ErrorIs(t, err, unix.EROFS)
+	assert.ErrorContains(t, err, filepath.Join(sub, "home")+" is read-only: it is in a read-only subvolume")
 
 	require.NoError(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	err = Btrfs(dir)
 	require.ErrorIs(t, err, graphdriver.ErrIncompatibleFS)
+	require.ErrorIs(t, err, unix.EROFS)
 	assert.ErrorContains(t, err, "mounted read-only")
 	assert.ErrorContains(t, err, "mount -o remount,rw "+resolved(t, dir))
 }

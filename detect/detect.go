@@ -10,6 +10,8 @@
 //	                               not mounted, its pool is unwell, or the operations needed are not permitted
 //	graphdriver.ErrNotSupported    this platform has no such driver
 //
+// Of the second kind, a *[ReadOnlyError] says that what is there can be read.
+//
 // Any other error says that the question could not be answered.
 //
 // Features of the kernel are found by trying them, not by comparing versions. Each such function has three
@@ -27,6 +29,8 @@ type Filesystem struct {
 	Root       string // directory of the filesystem that is mounted there
 	Options    string // of the mount and of the filesystem, separated by commas
 	ReadOnly   bool   // the mount or the filesystem is
+
+	forcedReadOnly bool // the filesystem is, behind the back of a mount that is not
 }
 
 // String describes f for people: "ext4 (/dev/vda1, mounted on /)".

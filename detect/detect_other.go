@@ -19,6 +19,9 @@ func Probe(string) (Filesystem, error) { return Filesystem{}, notOnThisPlatform(
 // Btrfs answers with graphdriver.ErrNotSupported on this platform.
 func Btrfs(string) error { return notOnThisPlatform() }
 
+// BtrfsDeviceErrors answers with graphdriver.ErrNotSupported on this platform.
+func BtrfsDeviceErrors(string) ([]string, error) { return nil, notOnThisPlatform() }
+
 // ZFS answers with graphdriver.ErrNotSupported on this platform.
 func ZFS(string) error { return notOnThisPlatform() }
 

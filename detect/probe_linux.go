@@ -99,6 +99,7 @@ func probe(place *os.File) (Filesystem, error) {
 		f.Source = mount.Source
 		f.Root = mount.Root
 		f.Options = joinOptions(mount.Options, mount.VFSOptions)
+		f.forcedReadOnly = hasOption(mount.Options, "rw") && hasOption(mount.VFSOptions, "ro")
 		if f.Type == "" || magic == magicExt {
 			f.Type = mount.FSType
 		}

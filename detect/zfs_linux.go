@@ -38,7 +38,7 @@ func ZFS(path string) error {
 		return err
 	}
 	if f.ReadOnly {
-		return fmt.Errorf("%w: %s is mounted read-only: run \"mount -o remount,rw %s\"", graphdriver.ErrIncompatibleFS, f, f.Mountpoint)
+		return &ReadOnlyError{What: f.String(), Cause: "it is mounted read-only", Advice: fmt.Sprintf("run \"mount -o remount,rw %s\"", f.Mountpoint)}
 	}
 	return nil
 }
@@ -80,6 +80,12 @@ func (h zfsHost) check(dataset string) error {
 	if reason := state.unusable(pool); reason != "" {
 		return fmt.Errorf("%w: %s", graphdriver.ErrIncompatibleFS, reason)
 	}
+	if state.readOnly {
+		return &ReadOnlyError{
+			What: "the pool " + pool, Cause: "it is imported read-only",
+			Advice: fmt.Sprintf("run \"zpool export %s\" and \"zpool import %[1]s\"", pool),
+		}
+	}
 
 	out, err = h.run("zfs", "get", "-Hp", "-o", "property,value", "type,mounted,readonly,keystatus,zoned", dataset)
 	if err != nil {
@@ -91,6 +97,11 @@ func (h zfsHost) check(dataset string) error {
 	}
 	if reason := properties.unusable(dataset); reason != "" {
 		return fmt.Errorf("%w: %s", graphdriver.ErrIncompatibleFS, reason)
+	}
+	if properties.readOnly {
+		return &ReadOnlyError{
+			What: dataset, Cause: "its property readonly is on", Advice: fmt.Sprintf("run \"zfs set readonly=off %s\"", dataset),
+		}
 	}
 
 	privilege, err := h.privilege()

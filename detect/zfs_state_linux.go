@@ -42,8 +42,6 @@ func (p pool) unusable(name string) string {
 		return fmt.Sprintf("the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", name)
 	case p.health != "ONLINE" && p.health != "DEGRADED":
 		return fmt.Sprintf("the pool %s is %s: \"zpool status %[1]s\" says what its devices need", name, p.health)
-	case p.readOnly:
-		return fmt.Sprintf("the pool %s is imported read-only: run \"zpool export %[1]s\" and \"zpool import %[1]s\"", name)
 	default:
 		return ""
 	}
@@ -79,8 +77,6 @@ func (d dataset) unusable(name string) string {
 		return fmt.Sprintf("%s is encrypted and its key is not loaded: run \"zfs load-key %[1]s\" and \"zfs mount %[1]s\"", name)
 	case !d.mounted:
 		return fmt.Sprintf("%s is not mounted: run \"zfs mount %[1]s\", after \"zfs set mountpoint=DIR %[1]s\" if it has no mount point", name)
-	case d.readOnly:
-		return fmt.Sprintf("%s is read-only: run \"zfs set readonly=off %[1]s\"", name)
 	default:
 		return ""
 	}

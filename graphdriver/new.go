@@ -22,6 +22,10 @@ type Options struct {
 	// IDMap maps the ids in the layers to those on the host. The zero value maps nothing.
 	IDMap user.IdentityMapping
 
+	// ReadOnly opens the layers that are there for reading alone, which works on a read-only filesystem too. It is
+	// given to the driver as its option read_only=true, which a driver that cannot do so refuses.
+	ReadOnly bool
+
 	// ExperimentalEnabled is kept for programs written for Docker's API. It has no effect.
 	ExperimentalEnabled bool
 
@@ -126,7 +130,11 @@ func open(name string, config Options) (Driver, error) {
 	if !ok {
 		return nil, unknownDriver(name)
 	}
-	return initFunc(filepath.Join(config.Root, name), config.DriverOptions, config.IDMap)
+	options := config.DriverOptions
+	if config.ReadOnly {
+		options = append(slices.Clone(options), name+".read_only=true")
+	}
+	return initFunc(filepath.Join(config.Root, name), options, config.IDMap)
 }
 
 // unknownDriver says why there is no driver of that name, and what to do.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -16,6 +17,7 @@ type Options struct {
 	MinSpace uint64 // least size that a layer may be given, in bytes; 0: any. btrfs only
 	Policy   Policy // btrfs only
 	FSName   string // dataset that holds the layers' datasets; "": find it. ZFS only
+	ReadOnly bool   // open what is there for reading alone, and write nothing
 }
 
 // optionSetters are the options of each driver, by key without the driver's prefix.
@@ -25,11 +27,13 @@ var optionSetters = map[string]map[string]func(o *Options, value string) error{
 		"min_space":   setMinSpace,
 		"quota":       setPolicy,
 		"quota_scope": setScope,
+		"read_only":   setReadOnly,
 	},
 	"zfs": {
 		"size":        setSize,
 		"quota_scope": setScope,
 		"fsname":      setFSName,
+		"read_only":   setReadOnly,
 	},
 }
 
@@ -40,6 +44,13 @@ func setMinSpace(o *Options, value string) (err error) {
 }
 func setPolicy(o *Options, value string) (err error) { o.Policy, err = ParsePolicy(value); return err }
 func setScope(o *Options, value string) (err error)  { o.Scope, err = ParseScope(value); return err }
+
+func setReadOnly(o *Options, value string) (err error) {
+	if o.ReadOnly, err = strconv.ParseBool(value); err != nil {
+		return fmt.Errorf("%w: %q: must be true or false", errdefs.ErrInvalidArgument, value)
+	}
+	return nil
+}
 
 func setFSName(o *Options, value string) error {
 	if value == "" || strings.HasPrefix(value, "/") {

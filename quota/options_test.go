@@ -78,11 +78,11 @@ func TestParseOptionsErrors(t *testing.T) {
 	}{
 		"no value":          {"btrfs", []string{"btrfs.size"}, `option "btrfs.size": must have the form key=value`},
 		"empty":             {"btrfs", []string{""}, `option ""`},
-		"unknown":           {"btrfs", []string{"btrfs.sise=1G"}, `unknown option "btrfs.sise": driver btrfs has btrfs.min_space, btrfs.quota, btrfs.quota_scope, btrfs.size`},
+		"unknown":           {"btrfs", []string{"btrfs.sise=1G"}, `unknown option "btrfs.sise": driver btrfs has btrfs.min_space, btrfs.quota, btrfs.quota_scope, btrfs.read_only, btrfs.size`},
 		"no prefix":         {"btrfs", []string{"size=1G"}, `unknown option "size"`},
 		"only prefix":       {"btrfs", []string{"btrfs.=1G"}, `unknown option "btrfs."`},
 		"of another driver": {"btrfs", []string{"zfs.size=1G"}, `unknown option "zfs.size"`},
-		"not of zfs":        {"zfs", []string{"zfs.quota=auto"}, "driver zfs has zfs.fsname, zfs.quota_scope, zfs.size"},
+		"not of zfs":        {"zfs", []string{"zfs.quota=auto"}, "driver zfs has zfs.fsname, zfs.quota_scope, zfs.read_only, zfs.size"},
 		"size":              {"btrfs", []string{"btrfs.size=0"}, `option btrfs.size: invalid argument: size "0": must be`},
 		"min_space":         {"btrfs", []string{"btrfs.min_space=x"}, `option btrfs.min_space: invalid argument: size "x"`},
 		"scope":             {"btrfs", []string{"btrfs.quota_scope=x"}, `option btrfs.quota_scope: invalid argument: quota scope "x"`},

@@ -37,6 +37,10 @@ func (m Mode) String() string {
 	}
 }
 
+// LimitedName is the name of an empty file that says: there have been limits in this directory. Limits go with the
+// quotas when somebody turns these off, and nothing else would tell that there were any.
+const LimitedName = "limits-set"
+
 // Policy says which mode may be used, and turned on at the first limit: the option btrfs.quota.
 type Policy uint8
 

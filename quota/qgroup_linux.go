@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,6 +33,8 @@ type Qgroups struct {
 
 	// turnOn keeps two first limits from turning quotas on twice.
 	turnOn sync.Mutex
+
+	remembered atomic.Bool // that there are limits
 }
 
 // OpenQgroups opens the enforcer of the btrfs filesystem that holds the directory dir. It changes nothing:
@@ -112,6 +115,7 @@ func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
 			return Off, err
 		}
 	}
+	q.remember()
 	return modeOf(status), nil
 }
 

@@ -98,7 +98,7 @@ enter() {
 		[[ -z ${!name:-} ]] || values+=("$name=${!name}")
 	done
 	values+=(PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8)
-	unshare --mount --pid --fork --kill-child --propagation private \
+	unshare --mount --pid --fork --kill-child --propagation=private \
 		"${BASH_SOURCE[0]}" inside "$dir" "${options[@]}" -- env -i "${values[@]}" "$@"
 }
 

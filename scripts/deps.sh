@@ -16,6 +16,7 @@ Tasks:
   build  what `make build` needs: nothing but Go and git
   test   what `make test` needs
   lint   what `make lint` needs
+  gates  what `make gates` needs besides bench
   fresh  what scripts/fresh-machine.sh needs
   demo   what `make demo` needs
   bench  what `make bench` needs
@@ -38,9 +39,11 @@ packages() {
 	case $1 in
 	build) echo git ;;
 	# gcc and libc6-dev: the race detector. mount has losetup, qemu-system-common qemu-storage-daemon.
-	test) echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr qemu-system-common ;;
+	test)
+		echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr libcap2-bin qemu-system-common
+		;;
 	lint) echo git shellcheck ;;
-	fresh) echo git mount util-linux mmdebstrap ca-certificates ;;
+	gates | fresh) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
 	daemons)

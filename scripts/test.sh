@@ -10,7 +10,8 @@ usage() {
 Usage: test.sh STEP...
 
 Steps:
-  gates  gofmt, go vet, a build and go vet for each other platform, and the module of the benchmarks
+  gates  gofmt, go vet, a build and go vet for each other platform, the modules of the benchmarks and of commandcheck,
+         and whether scripts/deps.sh brings the commands that the tree runs (scripts/check-commands.sh)
   unit   the tests that need no root; others skip
   race   all tests, with the race detector, as root; a test that is skipped fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 1m)
@@ -76,6 +77,8 @@ gates() {
 		step "go build and vet for $os" other_platform "$os"
 	done
 	step 'go vet and tests of bench' in_module bench
+	step 'go vet and tests of commandcheck' in_module scripts/internal/commandcheck
+	step 'commands that deps.sh brings' scripts/check-commands.sh
 }
 
 other_platform() {

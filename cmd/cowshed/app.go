@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/loopstore"
@@ -34,6 +35,8 @@ type store struct {
 	images *image.Store
 	log    *slog.Logger
 	quiet  bool
+
+	readOnly bool // nothing can be changed
 }
 
 // home is the driver's own directory.
@@ -55,7 +58,8 @@ func (a *app) with(do func(*store) error) (err error) {
 	return do(s)
 }
 
-// open opens the store that is there. An embedded store is mounted first if need be.
+// open opens the store that is there, for reading alone where nothing can be written. An embedded store is mounted first
+// if need be.
 func (a *app) open() (*store, error) {
 	if err := a.checkDriver(); err != nil {
 		return nil, err
@@ -70,16 +74,31 @@ func (a *app) open() (*store, error) {
 	if !initialised {
 		return nil, failf(errdefs.ErrNotFound, "there is no store in %s; make one with: cowshed init", a.root)
 	}
-	return a.openOrMake()
+	return a.openThere()
+}
+
+// openThere opens the store that is there, for reading alone where nothing can be written.
+func (a *app) openThere() (*store, error) {
+	s, err := a.openOrMake()
+	var cannotWrite *detect.ReadOnlyError
+	if !errors.As(err, &cannotWrite) {
+		return s, err
+	}
+	a.log.Info("opened for reading alone", "reason", cannotWrite)
+	return a.openDriver(true)
 }
 
 // openOrMake opens the store, and makes what is missing of it.
-func (a *app) openOrMake() (*store, error) {
+func (a *app) openOrMake() (*store, error) { return a.openDriver(false) }
+
+func (a *app) openDriver(readOnly bool) (*store, error) {
 	root, err := realPath(a.root)
 	if err != nil {
 		return nil, err
 	}
-	opened, err := graphdriver.New(a.namedDriver(), graphdriver.Options{Root: root, DriverOptions: a.storageOpts, Logger: a.log})
+	opened, err := graphdriver.New(a.namedDriver(), graphdriver.Options{
+		Root: root, DriverOptions: a.storageOpts, ReadOnly: readOnly, Logger: a.log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +107,7 @@ func (a *app) openOrMake() (*store, error) {
 		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
 	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log)
-	return &store{root: root, driver: driver, images: images, log: a.log, quiet: a.quiet}, nil
+	return &store{root: root, driver: driver, images: images, log: a.log, quiet: a.quiet, readOnly: readOnly}, nil
 }
 
 // namedDriver is the driver that the command line names, "" if it is to be found.

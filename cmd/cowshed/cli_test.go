@@ -15,6 +15,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/image"
 )
@@ -35,6 +37,11 @@ func TestExitCode(t *testing.T) {
 		{errdefs.ErrAlreadyExists, 4},
 		{errdefs.ErrFailedPrecondition, 5},
 		{failf(errdefs.ErrFailedPrecondition, "in use"), 5},
+		{cowcommon.ErrReadOnly, 5},
+		{&fs.PathError{Op: "mkdir", Err: syscall.EROFS}, 5},
+		{&detect.ReadOnlyError{}, 5},
+		{&fs.PathError{Op: "write", Err: syscall.ENOSPC}, 7},
+		{&fs.PathError{Op: "write", Err: syscall.EDQUOT}, 7},
 		{errdefs.ErrNotImplemented, 6},
 		{graphdriver.ErrNotSupported, 6},
 		{graphdriver.ErrPrerequisites, 6},
@@ -63,7 +70,8 @@ func TestErrorHint(t *testing.T) {
 	for want, err := range map[string]error{
 		"cmd --help":      usagef("x"),
 		"--driver a":      &graphdriver.AmbiguousError{Drivers: []string{"a", "b"}},
-		"root":            syscall.EPERM,
+		"doctor":          syscall.EPERM,
+		"can be listed":   fmt.Errorf("x: %w", cowcommon.ErrReadOnly),
 		"cowshed limit":   syscall.EDQUOT,
 		"init --loop":     syscall.ENOSPC,
 		"cowshed doctor":  syscall.EACCES,
@@ -73,6 +81,8 @@ func TestErrorHint(t *testing.T) {
 		assert.Contains(t, errorHint(cmd, err), want)
 	}
 	assert.Empty(t, errorHint(cmd, errors.New("x")))
+	assert.Contains(t, refusedHint(1000), "sudo")
+	assert.NotContains(t, refusedHint(0), "sudo", "root need not become root")
 }
 
 func TestWithCause(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/loopstore"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // verdict is what came of a check.
@@ -137,12 +138,34 @@ func (d *doctor) embedded() {
 		d.add(ok, "embedded store", "", "none is used")
 	case state == loopstore.Mounted:
 		d.add(ok, "embedded store", "", "%s is mounted on %s", embedded.Image, embedded.Root)
+		d.room(embedded)
 	default:
 		if _, err := embedded.Mount(); err != nil {
 			d.add(fail, "embedded store", "", "%v", err)
 			return
 		}
 		d.add(ok, "embedded store", "", "%s was not mounted on %s, and is now", embedded.Image, embedded.Root)
+		d.room(embedded)
+	}
+}
+
+// leastFree is how many bytes a filesystem has left that is as good as full.
+const leastFree = 1 << 20
+
+// room looks whether an embedded store can take what it may take.
+func (d *doctor) room(embedded loopstore.Store) {
+	room, err := embedded.Room()
+	host := filepath.Dir(embedded.Image)
+	switch {
+	case err != nil:
+		d.add(warn, "embedded store", "", "%v", err)
+	case room.MayTake <= room.Free:
+	case room.Free < leastFree:
+		d.add(fail, "embedded store", fmt.Sprintf("make room in %s; if %s has become read-only, unmount it then, and run cowshed doctor again", host, embedded.Root),
+			"the filesystem of %s is full, so what is written to the store is lost and the kernel makes it read-only", embedded.Image)
+	default:
+		d.add(warn, "embedded store", fmt.Sprintf("make room in %s before the store becomes read-only", host),
+			"%s may still take %s, and its filesystem has %s left", embedded.Image, quota.FormatSize(room.MayTake), quota.FormatSize(room.Free))
 	}
 }
 
@@ -150,10 +173,6 @@ func (d *doctor) filesystem() {
 	f, err := detect.Probe(d.app.root)
 	if err != nil {
 		d.add(fail, "filesystem", "", "%v", err)
-		return
-	}
-	if f.ReadOnly {
-		d.add(fail, "filesystem", "find out why with dmesg, then: mount -o remount,rw "+f.Mountpoint, "%s is on %s, which is read-only", d.app.root, f)
 		return
 	}
 	switch f.Type {
@@ -167,12 +186,31 @@ func (d *doctor) filesystem() {
 }
 
 func (d *doctor) usable(f detect.Filesystem, err error) {
+	if f.Type == "btrfs" {
+		d.deviceErrors(f)
+	}
+	var readOnly *detect.ReadOnlyError
+	if errors.As(err, &readOnly) {
+		d.add(fail, "filesystem", readOnly.Advice, "%s is on %s, which can only be read: %s", d.app.root, f, readOnly.Cause)
+		return
+	}
 	if err != nil {
 		d.add(fail, "filesystem", "", "%v", err)
 		return
 	}
 	d.add(ok, "filesystem", "", "%s is on %s", d.app.root, f)
 	d.features(f)
+}
+
+// deviceErrors says what errors the kernel has counted of a btrfs's devices.
+func (d *doctor) deviceErrors(f detect.Filesystem) {
+	counted, err := detect.BtrfsDeviceErrors(f.Path)
+	if err != nil {
+		d.add(warn, "devices", "", "cannot tell whether there were errors: %v", err)
+	}
+	for _, device := range counted {
+		d.add(warn, "devices", "see dmesg and: btrfs device stats "+f.Mountpoint, "%s", device)
+	}
 }
 
 // kernelFeature is something that works better if the kernel has it.
@@ -210,7 +248,7 @@ func (d *doctor) store(ctx context.Context) {
 	log := slog.New(complaints)
 	previous := slog.Default()
 	slog.SetDefault(log)
-	s, err := d.app.openOrMake()
+	s, err := d.app.openThere()
 	slog.SetDefault(previous)
 	for _, complaint := range complaints.all() {
 		d.add(warn, "layout", "", "%s", complaint)
@@ -239,6 +277,9 @@ func (d *doctor) quota(s *store) {
 		switch {
 		case strings.Contains(pair[1], "inconsistent"):
 			d.add(fail, "quota", "limits are not enforced; run: btrfs quota rescan -w "+s.home(), "%s", pair[1])
+		case strings.Contains(pair[1], "limits are lost"):
+			d.add(fail, "quota", "set them anew with cowshed limit, which turns quotas on again; if none is wanted, remove "+
+				filepath.Join(s.home(), quota.LimitedName), "quotas are %s", pair[1])
 		case strings.HasPrefix(pair[1], "unknown"):
 			d.add(warn, "quota", "", "%s", pair[1])
 		default:

@@ -72,7 +72,7 @@ func holdersOf(file string) ([]string, error) {
 			continue
 		}
 		pid, err := strconv.Atoi(fields[4])
-		if err != nil || pid <= 0 || pid == os.Getpid() || !hasOpen(pid, stat) {
+		if err != nil || pid <= 0 || pid == os.Getpid() || !hasOpen(pid, file) {
 			continue
 		}
 		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
@@ -81,15 +81,17 @@ func holdersOf(file string) ([]string, error) {
 	return holders, lines.Err()
 }
 
-// hasOpen reports whether a process has a file open.
-func hasOpen(pid int, file unix.Stat_t) bool {
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+// hasOpen reports whether a process has a file of that name open. It looks at names alone, in whatever mount namespace
+// they are: to look at the files could hang on a mount whose server is gone.
+func hasOpen(pid int, file string) bool {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return false
 	}
-	for _, link := range links {
-		var stat unix.Stat_t
-		if unix.Stat(link, &stat) == nil && stat.Dev == file.Dev && stat.Ino == file.Ino {
+	for _, entry := range entries {
+		name, err := os.Readlink(filepath.Join(dir, entry.Name()))
+		if err == nil && filepath.Base(name) == filepath.Base(file) {
 			return true
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 
@@ -22,6 +23,7 @@ const (
 	exitExists       = 4
 	exitPrecondition = 5
 	exitUnsupported  = 6
+	exitFull         = 7
 	exitSignal       = 128 // plus the number of the signal
 )
 
@@ -32,8 +34,10 @@ const exitCodesHelp = `Exit codes of cowshed:
     2  the command line is wrong, or a name, size or option in it cannot be
     3  not found: a layer, image, file or store
     4  there is already something of that name
-    5  not possible as things are: the layer is in use, sealed or part of an image
+    5  not possible as things are: the layer is in use, sealed or part of an image, or the filesystem is
+       read-only
     6  not supported here: by the filesystem, the kernel or this program
+    7  no space: the filesystem is full, or a limit is reached
   128+N  stopped by signal N, after cleaning up: 130 for Ctrl-C, 143 for SIGTERM, 141 when the reader of
          the output went away`
 
@@ -80,7 +84,9 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errdefs.IsAlreadyExists(err):
 		return exitExists
-	case errdefs.IsFailedPrecondition(err):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return exitFull
+	case errdefs.IsFailedPrecondition(err), errors.Is(err, syscall.EROFS):
 		return exitPrecondition
 	case errdefs.IsNotImplemented(err), graphdriver.IsDriverNotSupported(err):
 		return exitUnsupported
@@ -119,13 +125,23 @@ func errorHint(cmd *cobra.Command, err error) string {
 	case errors.As(err, &ambiguous):
 		return "Try: --driver " + strings.Join(ambiguous.Drivers, " or --driver ")
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
-		return "Most of what cowshed does needs root. Try: sudo cowshed, or cowshed doctor"
+		return refusedHint(os.Geteuid())
+	case errors.Is(err, syscall.EROFS):
+		return "The filesystem is read-only: what is there can be listed, compared, mounted and exported. For what to do, see: cowshed doctor"
 	case errors.Is(err, syscall.EDQUOT):
 		return "The layer's limit is reached. See: cowshed usage; change it with: cowshed limit"
 	case errors.Is(err, syscall.ENOSPC):
-		return "The filesystem is full. See: cowshed status; an embedded store grows with: cowshed init --loop SIZE"
+		return "A filesystem is full. See: cowshed status; make room with: cowshed rm, cowshed rmi; an embedded store grows with: cowshed init --loop SIZE"
 	}
 	return ""
+}
+
+// refusedHint says what to do where the kernel refuses something to a user.
+func refusedHint(uid int) string {
+	if uid == 0 {
+		return "The kernel refuses this even to root. To see why, try: cowshed doctor"
+	}
+	return "Most of what cowshed does needs root. Try: sudo cowshed, or cowshed doctor"
 }
 
 // failf is an error of a kind of errdefs, by which it has its exit code, with a message of its own.

@@ -19,6 +19,7 @@ import (
 type initFlags struct {
 	loop   string
 	always bool
+	force  bool
 	json   bool
 
 	size uint64 // of an embedded store in bytes; 0 if none may be made
@@ -35,12 +36,15 @@ An embedded store takes the space of what is in it, up to SIZE, and is mounted a
 used after a start of the machine. Running init once more with a larger SIZE makes it larger; it is never made smaller. With
 --always an embedded store is made where the filesystem would do as well, so that quotas are turned on in it alone.
 
+The filesystem of <root>.img has to have room for all of SIZE: if it is full before the store is, the store becomes
+read-only. With --force it need not.
+
 What is there already stays as it is: init can be run any number of times.`,
 		Example: "  cowshed init\n  cowshed init --loop 20G",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.always && f.loop == "" {
-				return usagef("--always needs --loop SIZE")
+			if (f.always || f.force) && f.loop == "" {
+				return usagef("--always and --force need --loop SIZE")
 			}
 			if f.loop != "" {
 				var err error
@@ -53,6 +57,7 @@ What is there already stays as it is: init can be run any number of times.`,
 	}
 	cmd.Flags().StringVar(&f.loop, "loop", "", "size of the embedded store, where one is needed, such as 20G")
 	cmd.Flags().BoolVar(&f.always, "always", false, "make the embedded store also where none is needed")
+	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "let SIZE be more than what there is room for")
 	addJSON(cmd, &f.json)
 	return cmd
 }
@@ -115,7 +120,10 @@ func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*s
 		result.Done = append(result.Done, fmt.Sprintf("%s is not on btrfs or ZFS, so an embedded store is needed", embedded.Root))
 	}
 
-	made, err := embedded.Make(cmd.Context(), f.size)
+	made, err := embedded.Make(cmd.Context(), f.size, f.force)
+	if errors.Is(err, loopstore.ErrNoRoom) {
+		err = fmt.Errorf("%w; choose a smaller SIZE, or add --force", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +146,7 @@ func (r *initResult) sayEmbedded(embedded loopstore.Store, made loopstore.Made, 
 		r.Done = append(r.Done, fmt.Sprintf("made %s, a btrfs of up to %s", embedded.Image, quota.FormatSize(size)))
 	}
 	if made.Grown {
-		r.Done = append(r.Done, fmt.Sprintf("made %s larger: up to %s", embedded.Image, quota.FormatSize(size)))
+		r.Done = append(r.Done, fmt.Sprintf("made %s larger: up to %s", embedded.Image, quota.FormatSize(made.Size)))
 	}
 	if size != 0 && size < made.Size {
 		r.Done = append(r.Done, fmt.Sprintf("%s keeps its size of up to %s, since a store is never made smaller",

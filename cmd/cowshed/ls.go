@@ -104,8 +104,8 @@ func usageText(bytes *uint64) string {
 // list describes all layers, sorted by name.
 func (s *store) list(ctx context.Context) ([]layerInfo, error) {
 	images, err := s.images.List()
-	if err != nil {
-		return nil, err
+	if err != nil { // the layers are there all the same
+		s.log.Warn("image records cannot be read", "error", err)
 	}
 	tops := make(map[string]string)
 	for _, img := range images {

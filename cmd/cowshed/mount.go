@@ -55,6 +55,10 @@ func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (e
 	if _, ofImage := users[v.Name]; ofImage || v.Sealed {
 		readOnly = true
 	}
+	if s.readOnly && !readOnly {
+		return failf(cowcommon.ErrReadOnly, "layer %s cannot be mounted to be written to, since the filesystem is read-only (see cowshed doctor); "+
+			"add --read-only", shortName(v.Name))
+	}
 	var made bool
 	if target == "" {
 		target, made, err = s.makeOwnTarget(cmd.Context(), v)
@@ -105,10 +109,13 @@ func checkTarget(target string) error {
 // makeOwnTarget makes the directory that a layer is mounted on if no other is named.
 func (s *store) makeOwnTarget(ctx context.Context, v cowcommon.Volume) (target string, made bool, err error) {
 	target = filepath.Join(s.root, mountsDir, v.Name)
-	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
-		return "", false, err
+	if err = os.MkdirAll(filepath.Dir(target), 0o711); err == nil {
+		err = os.Mkdir(target, 0o700)
 	}
-	err = os.Mkdir(target, 0o700)
+	if errors.Is(err, syscall.EROFS) {
+		return "", false, failf(cowcommon.ErrReadOnly, "no mount point can be made in %s, since the filesystem is read-only (see cowshed doctor); "+
+			"name a TARGET elsewhere", filepath.Dir(target))
+	}
 	if errors.Is(err, fs.ErrExist) {
 		targets, err := s.targets(ctx, v.Name)
 		if err == nil && contains(targets, target) {
@@ -165,7 +172,7 @@ func (s *store) unmount(cmd *cobra.Command, what string) error {
 			return err
 		}
 		if filepath.Dir(target) == filepath.Join(s.root, mountsDir) {
-			if err := os.Remove(target); err != nil {
+			if err := os.Remove(target); err != nil && !errors.Is(err, syscall.EROFS) {
 				return err
 			}
 		}

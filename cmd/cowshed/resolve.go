@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/zfs"
 )
 
 // minPrefix is how much of the name of an image's layer has to be given at least.
@@ -90,31 +93,35 @@ func completeImages(a *app, n int) cobra.CompletionFunc {
 	}
 }
 
-// names lists names for completion, where an error means that there is nothing to offer.
+// names lists names for completion, where an error means that there is nothing to offer. It opens no driver, which
+// would clean up, and mounts nothing.
 func (a *app) names(ctx context.Context, layers, images bool) []cobra.Completion {
 	if a.setUpQuiet(); ctx == nil {
 		ctx = context.Background()
 	}
 	var names []cobra.Completion
-	_ = a.with(func(s *store) error {
-		if images {
-			list, _ := s.images.List()
-			for _, img := range list {
-				names = append(names, img.Name)
+	if images {
+		list, _ := image.NewStore(filepath.Join(a.root, imagesDir), nil, a.log).List()
+		for _, img := range list {
+			names = append(names, img.Name)
+		}
+	}
+	if !layers {
+		return names
+	}
+	for _, driver := range []struct {
+		name string
+		list func(ctx context.Context, home string, options []string) ([]string, error)
+	}{{btrfs.Name, btrfs.Names}, {zfs.Name, zfs.Names}} {
+		if named := a.namedDriver(); named != "" && named != driver.name {
+			continue
+		}
+		list, _ := driver.list(ctx, filepath.Join(a.root, driver.name), a.storageOpts)
+		for _, name := range list {
+			if !image.IsPartial(name) {
+				names = append(names, name)
 			}
 		}
-		if !layers {
-			return nil
-		}
-		for v, err := range s.driver.Backend().Volumes(ctx) {
-			if err != nil {
-				return err
-			}
-			if !image.IsPartial(v.Name) {
-				names = append(names, v.Name)
-			}
-		}
-		return nil
-	})
+	}
 	return names
 }

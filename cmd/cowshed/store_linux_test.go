@@ -718,6 +718,18 @@ func TestDoctor(t *testing.T) {
 		require.NoError(t, os.Remove(foreign))
 		require.NoError(t, os.Remove(staged))
 	})
+	t.Run("limits that are lost", func(t *testing.T) {
+		a.ok(t, "create", "limited", "--size", "1G", "--read-write")
+		assert.Equal(t, ok, findings(t)["quota"].Verdict)
+		require.NoError(t, exec.Command("btrfs", "quota", "disable", a.root).Run())
+		got := findings(t)["quota"]
+		assert.Equal(t, fail, got.Verdict)
+		assert.Contains(t, got.Detail, "limits are lost")
+		assert.Contains(t, got.Advice, "cowshed limit")
+		assert.Contains(t, a.ok(t, "status"), "limits are lost")
+		a.ok(t, "limit", "limited", "1G")
+		assert.Equal(t, ok, findings(t)["quota"].Verdict)
+	})
 	t.Run("an image without its layer", func(t *testing.T) {
 		path, _ := writeImage(t, "app:1", 1)
 		a.ok(t, "import", path)
@@ -833,6 +845,28 @@ func TestCompletion(t *testing.T) {
 	assert.Contains(t, complete("create", "--parent", ""), "app:1")
 	assert.Contains(t, complete("rmi", ""), "app:1")
 	assert.Contains(t, complete("diff", "web", "--compress", ""), "zstd")
+
+	t.Run("nothing is cleaned up", func(t *testing.T) {
+		left := filepath.Join(a.root, "btrfs/staging/left~over")
+		require.NoError(t, exec.Command("btrfs", "subvolume", "create", left).Run())
+		assert.Contains(t, complete("rm", ""), "web")
+		assert.DirExists(t, left)
+		a.ok(t, "ls")
+		assert.NoDirExists(t, left, "as other commands do")
+	})
+	t.Run("nothing is mounted", func(t *testing.T) {
+		embedded := at{root: filepath.Join(t.TempDir(), "store")}
+		embedded.ok(t, "init", "--loop", "300M", "--always")
+		t.Cleanup(func() { embedded.ok(t, "deinit", "--yes") })
+		embedded.ok(t, "create", "hidden")
+		require.NoError(t, unix.Unmount(embedded.root, 0))
+		var out, errOut bytes.Buffer
+		require.Zero(t, run(t.Context(), []string{"__complete", "--root", embedded.root, "rm", ""}, strings.NewReader(""), &out, &errOut))
+		assert.NotContains(t, out.String(), "hidden")
+		entries, err := os.ReadDir(embedded.root)
+		require.NoError(t, err)
+		assert.Empty(t, entries)
+	})
 }
 
 // openTerminal returns both ends of a pseudo terminal.

@@ -4,6 +4,7 @@ package homelock
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -30,8 +31,25 @@ func Take(home string, alone func() error) (lock *os.File, err error) {
 	if err != nil {
 		return lock, err
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH); err != nil {
-		return lock, fmt.Errorf("lock: %w", err)
+	return lock, share(lock)
+}
+
+// Share locks a home that is only read, so that nobody takes what is in use there for left over. Where there is no lock
+// file, as nobody but another program has ever had the home open, and none is made: the file is nil.
+func Share(home string) (lock *os.File, err error) {
+	lock, err = os.OpenFile(filepath.Join(home, Name), unix.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	return lock, nil
+	if err != nil {
+		return nil, err
+	}
+	return lock, share(lock)
+}
+
+func share(lock *os.File) error {
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH); err != nil {
+		return fmt.Errorf("lock: %w", err)
+	}
+	return nil
 }

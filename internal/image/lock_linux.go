@@ -9,14 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock is an advisory lock on a file (flock(2)), which the kernel releases with the process.
+// lock is an advisory lock on a file (flock(2)), which the kernel releases with the process. Without a file it is held
+// by everyone who asks.
 type lock struct{ f *os.File }
 
 // errLocked says that someone else holds the lock.
 var errLocked = errors.New("locked")
 
-func openLock(path string) (*lock, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+func openLock(path string, flag int) (*lock, error) {
+	f, err := os.OpenFile(path, flag, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -25,6 +26,9 @@ func openLock(path string) (*lock, error) {
 
 // shared waits until no one holds the lock exclusively. If ctx ends before, the lock is lost and closed.
 func (l *lock) shared(ctx context.Context) error {
+	if l.f == nil {
+		return nil
+	}
 	err := unix.Flock(int(l.f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	if !errors.Is(err, unix.EWOULDBLOCK) {
 		return l.wrap(err)
@@ -50,6 +54,9 @@ func (l *lock) shared(ctx context.Context) error {
 
 // exclusive takes the lock for its holder alone. errLocked: someone else has it.
 func (l *lock) exclusive() error {
+	if l.f == nil {
+		return nil
+	}
 	err := unix.Flock(int(l.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return errLocked

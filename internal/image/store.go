@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 
@@ -41,14 +43,27 @@ const (
 	temporaryPrefix = ".new-" // of files that are not complete yet
 )
 
-// lock opens the store's lock, which is not held yet.
+// lock opens the store's lock, which is not held yet. On a read-only filesystem it locks what is there, and nothing
+// where there is no lock file.
 func (s *Store) lock() (*lock, error) {
+	l, err := s.makeLock()
+	if !errors.Is(err, syscall.EROFS) {
+		return l, err
+	}
+	l, err = openLock(s.path(lockFile), os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &lock{}, nil
+	}
+	return l, err
+}
+
+func (s *Store) makeLock() (*lock, error) {
 	for _, dir := range []string{s.dir, s.path(recordsDir), s.path(tarSplitDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 	}
-	return openLock(s.path(lockFile))
+	return openLock(s.path(lockFile), os.O_CREATE|os.O_RDWR)
 }
 
 // lockShared keeps others from removing images until the lock is closed. alone is true if at the moment

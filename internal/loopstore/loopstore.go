@@ -9,6 +9,8 @@ package loopstore
 import (
 	"fmt"
 	"path/filepath"
+
+	"github.com/containerd/errdefs"
 )
 
 // Label is the filesystem label of the images that this package makes.
@@ -64,6 +66,16 @@ func (s State) String() string {
 		return "mounted"
 	}
 	return fmt.Sprintf("State(%d)", int(s))
+}
+
+// ErrNoRoom says that an image would be larger than what the filesystem that it is on has room for. When that is full
+// before the image is, writes in the image fail, and the kernel makes the btrfs in it read-only.
+var ErrNoRoom = fmt.Errorf("the store could not be filled: %w", errdefs.ErrFailedPrecondition)
+
+// Room compares what a store may still take with what there is, in bytes.
+type Room struct {
+	MayTake uint64 // of the image that is not allocated
+	Free    uint64 // in the filesystem that the image is on
 }
 
 // Made says what Make did.

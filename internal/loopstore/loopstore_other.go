@@ -15,7 +15,10 @@ var errOtherSystem = fmt.Errorf("loopstore: works on Linux only: %w", errdefs.Er
 func (s Store) State() (State, error) { return Absent, nil }
 
 // Make does not work on this system.
-func (s Store) Make(context.Context, uint64) (Made, error) { return Made{}, errOtherSystem }
+func (s Store) Make(context.Context, uint64, bool) (Made, error) { return Made{}, errOtherSystem }
+
+// Room does not work on this system.
+func (s Store) Room() (Room, error) { return Room{}, errOtherSystem }
 
 // Mount does not work on this system.
 func (s Store) Mount() (bool, error) { return false, errOtherSystem }

@@ -27,11 +27,12 @@ func TestReadSuperblock(t *testing.T) {
 	block := image[superblockOffset:]
 	copy(block[magicOffset:], magic)
 	binary.LittleEndian.PutUint64(block[totalBytesOffset:], 1<<30)
+	binary.LittleEndian.PutUint32(block[sectorSizeOffset:], 4096)
 	copy(block[labelOffset:], Label)
 
 	sb, err := readSuperblock(bytes.NewReader(image))
 	require.NoError(t, err)
-	assert.Equal(t, superblock{label: Label, totalBytes: 1 << 30}, sb)
+	assert.Equal(t, superblock{label: Label, totalBytes: 1 << 30, sectorSize: 4096}, sb)
 
 	t.Run("a label without end", func(t *testing.T) {
 		long := bytes.Clone(image)
@@ -64,4 +65,11 @@ func TestStateOfNothing(t *testing.T) {
 	assert.Equal(t, Absent, state)
 	_, err = os.Stat(s.Root)
 	require.ErrorIs(t, err, os.ErrNotExist, "looking makes nothing")
+}
+
+func TestFills(t *testing.T) {
+	sb := superblock{totalBytes: 1 << 30, sectorSize: 4096}
+	assert.True(t, sb.fills(1<<30))
+	assert.True(t, sb.fills(1<<30+4095), "a part of a sector is of no use")
+	assert.False(t, sb.fills(1<<30+4096))
 }

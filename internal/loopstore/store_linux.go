@@ -85,44 +85,86 @@ func checkOurs(f *os.File) error {
 }
 
 // Make sees to it that there is an image of at least size bytes and that it is mounted. What is there
-// already stays as it is; a smaller image is made larger.
+// already stays as it is; a smaller image is made larger, and one whose growth was interrupted is made as large inside
+// as it is outside. With force the image may become larger than what its filesystem has room for.
 //
-// errdefs.ErrInvalidArgument: the size is too small. errdefs.ErrFailedPrecondition: the directory has
-// something in it, or there is another file in place of the image. errdefs.ErrNotImplemented: there is no
-// mkfs.btrfs, no loop device, or no btrfs in the kernel.
-func (s Store) Make(ctx context.Context, size uint64) (made Made, err error) {
+// errdefs.ErrInvalidArgument: the size is too small. ErrNoRoom: it is larger than what the filesystem has room for.
+// errdefs.ErrFailedPrecondition: the directory has something in it, or there is another file in place of the image.
+// errdefs.ErrNotImplemented: there is no mkfs.btrfs, no loop device, or no btrfs in the kernel.
+func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, err error) {
 	state, err := s.State()
 	if err != nil {
 		return made, err
 	}
-	if state != Absent {
-		if made.Mount, err = s.Mount(); err != nil {
-			return made, err
+	madeRoot := false
+	if state == Absent {
+		if size < MinSize {
+			return made, fmt.Errorf("loopstore: a store of %d bytes is too small, it needs at least %d: %w", size, uint64(MinSize), errdefs.ErrInvalidArgument)
 		}
-		made.Size, made.Grown, err = s.grow(ctx, size)
-		return made, err
+		if madeRoot, err = s.makeRoot(); err != nil {
+			return made, fmt.Errorf("loopstore: %w", err)
+		}
+		if !force {
+			err = s.checkRoom(size, 0)
+		}
+		if err == nil {
+			made.Image, err = s.makeImage(ctx, size)
+		}
+		if err != nil {
+			if madeRoot {
+				_ = os.Remove(s.Root) // unless another process uses it by now
+			}
+			return Made{}, fmt.Errorf("loopstore: make %s: %w", s.Image, err)
+		}
 	}
-
-	if size < MinSize {
-		return made, fmt.Errorf("loopstore: a store of %d bytes is too small, it needs at least %d: %w", size, uint64(MinSize), errdefs.ErrInvalidArgument)
-	}
-	madeRoot, err := s.makeRoot()
+	image, err := s.openLocked()
 	if err != nil {
-		return made, fmt.Errorf("loopstore: %w", err)
+		return Made{}, fmt.Errorf("loopstore: %w", err)
 	}
-	defer func() {
-		if err != nil && madeRoot {
+	defer func() { err = errors.Join(err, image.Close()) }()
+	if made.Mount, err = s.mountLocked(image); err != nil {
+		if made.Image { // nobody else can have mounted it
+			err = errors.Join(err, os.Remove(s.Image))
+		}
+		if madeRoot {
 			_ = os.Remove(s.Root)
 		}
-	}()
-	if err := s.makeImage(ctx, size); err != nil {
-		return made, fmt.Errorf("loopstore: make %s: %w", s.Image, err)
+		return Made{}, err
 	}
-	made.Image, made.Size = true, size
-	if made.Mount, err = s.Mount(); err != nil {
-		return Made{}, errors.Join(err, os.Remove(s.Image))
+	made.Size, made.Grown, err = s.grow(ctx, image, size, force)
+	return made, err
+}
+
+// openLocked opens the image and locks it, so that it is attached, made larger and deleted by one process at a time.
+// Closing the file unlocks it. The lock is on the image that has the name, not on one that had it when it was opened.
+func (s Store) openLocked() (*os.File, error) {
+	for {
+		f, err := s.openImage(os.O_RDWR)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", s.Image, err), f.Close())
+		}
+		same, err := s.isCurrent(f)
+		if err == nil && same {
+			return f, nil
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
 	}
-	return made, nil
+}
+
+// isCurrent reports whether the image is still the file of its name.
+func (s Store) isCurrent(image *os.File) (bool, error) {
+	own, err := image.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Lstat(s.Image)
+	return err == nil && os.SameFile(own, named), err
 }
 
 // makeRoot makes the directory unless it is there, in which case it must be empty.
@@ -149,41 +191,46 @@ func (s Store) checkEmpty() error {
 	return nil
 }
 
-// makeImage makes the image under a temporary name, complete, and then gives it its own.
-func (s Store) makeImage(ctx context.Context, size uint64) (err error) {
+// makeImage makes the image under a temporary name, complete, and then gives it its own. It returns false if another
+// process was quicker.
+func (s Store) makeImage(ctx context.Context, size uint64) (made bool, err error) {
 	mkfs, err := lookTool("mkfs.btrfs")
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := s.removeStale(); err != nil {
-		return err
+		return false, err
 	}
 	f, err := os.CreateTemp(filepath.Dir(s.Image), filepath.Base(s.Image)+partialMark)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() {
 		err = errors.Join(err, f.Close())
-		if err != nil {
+		if !made {
 			_ = os.Remove(f.Name())
 		}
 	}()
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("lock %s: %w", f.Name(), err)
+		return false, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	if err := f.Truncate(int64(size)); err != nil {
-		return err
+		return false, err
 	}
 	if err := run(ctx, mkfs, "-q", "-L", Label, f.Name()); err != nil {
-		return err
+		return false, err
 	}
 	if err := f.Sync(); err != nil {
-		return err
+		return false, err
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, s.Image, unix.RENAME_NOREPLACE); err != nil {
-		return fmt.Errorf("rename %s to %s: %w", f.Name(), s.Image, err)
+	err = unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, s.Image, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		return false, nil
 	}
-	return syncdir.Sync(filepath.Dir(s.Image))
+	if err != nil {
+		return false, fmt.Errorf("rename %s to %s: %w", f.Name(), s.Image, err)
+	}
+	return true, syncdir.Sync(filepath.Dir(s.Image))
 }
 
 // partialMark stands in the names of images that are not complete.
@@ -215,64 +262,84 @@ func globEscape(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
 
-// grow makes the image, which is mounted, and the filesystem in it larger if they are smaller than size. It
-// returns the size that the image then has, in bytes.
-func (s Store) grow(ctx context.Context, size uint64) (now uint64, grown bool, err error) {
-	f, err := s.openImage(os.O_RDWR)
+// grow makes the image, which is mounted and locked, and the filesystem in it larger if they are smaller than size, and
+// the filesystem as large as the image if it is smaller. It returns the size that the image then has, in bytes.
+func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool) (now uint64, grown bool, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("loopstore: grow %s: %w", s.Image, err)
+		}
+	}()
+	info, err := image.Stat()
 	if err != nil {
-		return 0, false, fmt.Errorf("loopstore: grow: %w", err)
+		return 0, false, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
+	sb, err := readSuperblock(image)
 	if err != nil {
-		return 0, false, fmt.Errorf("loopstore: grow: %w", err)
+		return 0, false, err
 	}
-	if now = uint64(info.Size()); now >= size {
+	now = uint64(info.Size())
+	if now >= size && sb.fills(now) {
 		return now, false, nil
 	}
 	btrfs, err := lookTool("btrfs")
-	if err == nil {
-		err = f.Truncate(int64(size))
-	}
-	if err == nil {
-		err = s.updateLoop(f)
-	}
-	if err == nil {
-		err = run(ctx, btrfs, "filesystem", "resize", "max", s.Root)
-	}
 	if err != nil {
-		return 0, false, fmt.Errorf("loopstore: grow %s: %w", s.Image, err)
+		return 0, false, err
 	}
-	return size, true, nil
+	if now < size {
+		if !force {
+			if err := s.checkRoom(size, allocated(info)); err != nil {
+				return 0, false, err
+			}
+		}
+		if err := image.Truncate(int64(size)); err != nil {
+			return 0, false, err
+		}
+		now = size
+	}
+	if err := s.updateLoop(image); err != nil {
+		return 0, false, err
+	}
+	if err := run(ctx, btrfs, "filesystem", "resize", "max", s.Root); err != nil {
+		return 0, false, err
+	}
+	return now, true, nil
 }
 
 // Mount mounts the image on the directory, if it is not mounted there. It reports whether it did so.
 // fs.ErrNotExist: there is no image.
 func (s Store) Mount() (mounted bool, err error) {
-	f, err := s.openImage(os.O_RDWR)
+	image, err := s.openLocked()
 	if err != nil {
 		return false, fmt.Errorf("loopstore: mount: %w", err)
 	}
-	// Two processes must not attach the image twice. The loop device keeps the file open that it is given,
-	// and with it the lock, which therefore does not end with the descriptor.
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return false, errors.Join(fmt.Errorf("loopstore: lock %s: %w", s.Image, err), f.Close())
-	}
-	defer func() { err = errors.Join(err, unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close()) }()
-	state, err := s.state(f)
+	defer func() { err = errors.Join(err, image.Close()) }()
+	return s.mountLocked(image)
+}
+
+// mountLocked mounts the image, which is locked, if it is not mounted.
+func (s Store) mountLocked(image *os.File) (mounted bool, err error) {
+	state, err := s.state(image)
 	if err != nil || state == Mounted {
 		return false, err
 	}
-	if err := s.mount(f); err != nil {
+	if err := s.mount(); err != nil {
 		return false, fmt.Errorf("loopstore: mount %s on %s: %w", s.Image, s.Root, err)
 	}
 	return true, nil
 }
 
-func (s Store) mount(f *os.File) error {
+func (s Store) mount() error {
 	if _, err := s.makeRoot(); err != nil {
 		return err
 	}
+	// The loop device keeps the file open that it is given. One that is locked would stay locked as long as the device is
+	// there, even when this process is killed.
+	f, err := s.openImage(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	loop, err := attach(f, s.Image)
 	if err != nil {
 		return err
@@ -290,14 +357,11 @@ func (s Store) mount(f *os.File) error {
 // empty. errdefs.ErrFailedPrecondition: something uses the store, or the image is not ours.
 // fs.ErrNotExist: there is no image.
 func (s Store) Remove() error {
-	f, err := s.openImage(os.O_RDWR)
+	f, err := s.openLocked()
 	if err != nil {
 		return fmt.Errorf("loopstore: remove: %w", err)
 	}
 	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("loopstore: lock %s: %w", s.Image, err)
-	}
 	state, err := s.state(f)
 	if err != nil {
 		return err

@@ -36,7 +36,7 @@ func newStore(t *testing.T) Store {
 
 func TestMakeMountRemove(t *testing.T) {
 	s := newStore(t)
-	made, err := s.Make(t.Context(), MinSize)
+	made, err := s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err)
 	assert.Equal(t, Made{Image: true, Mount: true, Size: MinSize}, made)
 	requireState(t, s, Mounted)
@@ -47,7 +47,7 @@ func TestMakeMountRemove(t *testing.T) {
 	require.NoError(t, unix.Statfs(s.Root, &fs))
 	assert.EqualValues(t, unix.BTRFS_SUPER_MAGIC, fs.Type)
 
-	again, err := s.Make(t.Context(), MinSize)
+	again, err := s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err, "making it again")
 	assert.Equal(t, Made{Size: MinSize}, again, "does nothing")
 
@@ -78,23 +78,23 @@ func requireState(t *testing.T, s Store, want State) {
 
 func TestMakeGrows(t *testing.T) {
 	s := newStore(t)
-	_, err := s.Make(t.Context(), MinSize)
+	_, err := s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err)
-	made, err := s.Make(t.Context(), 2*MinSize)
+	made, err := s.Make(t.Context(), 2*MinSize, false)
 	require.NoError(t, err)
 	assert.Equal(t, Made{Grown: true, Size: 2 * MinSize}, made)
 	var fs unix.Statfs_t
 	require.NoError(t, unix.Statfs(s.Root, &fs))
 	assert.EqualValues(t, 2*MinSize, fs.Blocks*uint64(fs.Bsize))
 
-	made, err = s.Make(t.Context(), MinSize)
+	made, err = s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err)
 	assert.Equal(t, Made{Size: 2 * MinSize}, made, "it is never made smaller")
 }
 
 func TestMakeTooSmall(t *testing.T) {
 	s := newStore(t)
-	_, err := s.Make(t.Context(), MinSize-1)
+	_, err := s.Make(t.Context(), MinSize-1, false)
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	assert.NoFileExists(t, s.Image)
 	assert.NoDirExists(t, s.Root)
@@ -105,7 +105,7 @@ func TestMakeDoesNotHideFiles(t *testing.T) {
 	require.NoError(t, os.Mkdir(s.Root, 0o755))
 	file := filepath.Join(s.Root, "precious")
 	require.NoError(t, os.WriteFile(file, nil, 0o644))
-	_, err := s.Make(t.Context(), MinSize)
+	_, err := s.Make(t.Context(), MinSize, false)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	assert.FileExists(t, file)
 	assert.NoFileExists(t, s.Image)
@@ -115,7 +115,7 @@ func TestMakeStopped(t *testing.T) {
 	s := newStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := s.Make(ctx, MinSize)
+	_, err := s.Make(ctx, MinSize, false)
 	require.ErrorIs(t, err, context.Canceled)
 	entries, err := os.ReadDir(filepath.Dir(s.Root))
 	require.NoError(t, err)
@@ -128,7 +128,7 @@ func TestMakeRemovesWhatACrashLeft(t *testing.T) {
 	require.NoError(t, os.WriteFile(stale, nil, 0o600))
 	kept := s.Image + ".partial"
 	require.NoError(t, os.WriteFile(kept, nil, 0o600))
-	_, err := s.Make(t.Context(), MinSize)
+	_, err := s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err)
 	assert.NoFileExists(t, stale)
 	assert.FileExists(t, kept, "not one of ours")
@@ -159,7 +159,7 @@ func TestForeignImages(t *testing.T) {
 
 			_, err = s.State()
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-			_, err = s.Make(t.Context(), MinSize)
+			_, err = s.Make(t.Context(), MinSize, false)
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 			_, err = s.Mount()
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -176,7 +176,7 @@ func TestForeignImages(t *testing.T) {
 		target := filepath.Join(t.TempDir(), "target")
 		require.NoError(t, os.WriteFile(target, []byte("text"), 0o644))
 		require.NoError(t, os.Symlink(target, s.Image))
-		_, err := s.Make(t.Context(), MinSize)
+		_, err := s.Make(t.Context(), MinSize, false)
 		require.Error(t, err)
 		require.Error(t, s.Remove())
 		assert.FileExists(t, target)
@@ -185,7 +185,7 @@ func TestForeignImages(t *testing.T) {
 
 func TestRemoveInUse(t *testing.T) {
 	s := newStore(t)
-	_, err := s.Make(t.Context(), MinSize)
+	_, err := s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err)
 
 	t.Run("a file is open", func(t *testing.T) {
@@ -206,7 +206,7 @@ func TestRemoveInUse(t *testing.T) {
 
 func TestMountIsDoneOnce(t *testing.T) {
 	s := newStore(t)
-	_, err := s.Make(t.Context(), MinSize)
+	_, err := s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err)
 	require.NoError(t, unix.Unmount(s.Root, 0))
 

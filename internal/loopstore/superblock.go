@@ -14,6 +14,7 @@ const (
 
 	magicOffset      = 0x40
 	totalBytesOffset = 0x70
+	sectorSizeOffset = 0x90
 	labelOffset      = 0x12b
 	labelSize        = 256
 )
@@ -27,6 +28,12 @@ var errNoBtrfs = errors.New("it does not hold a btrfs")
 type superblock struct {
 	label      string
 	totalBytes uint64
+	sectorSize uint32
+}
+
+// fills reports whether the filesystem takes all of a device of that size, which it counts in sectors.
+func (sb superblock) fills(size uint64) bool {
+	return sb.totalBytes+uint64(sb.sectorSize) > size
 }
 
 func readSuperblock(r io.ReaderAt) (superblock, error) {
@@ -41,5 +48,9 @@ func readSuperblock(r io.ReaderAt) (superblock, error) {
 		return superblock{}, errNoBtrfs
 	}
 	label, _, _ := bytes.Cut(block[labelOffset:][:labelSize], []byte{0})
-	return superblock{label: string(label), totalBytes: binary.LittleEndian.Uint64(block[totalBytesOffset:])}, nil
+	return superblock{
+		label:      string(label),
+		totalBytes: binary.LittleEndian.Uint64(block[totalBytesOffset:]),
+		sectorSize: binary.LittleEndian.Uint32(block[sectorSizeOffset:]),
+	}, nil
 }

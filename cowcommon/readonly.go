@@ -1,0 +1,75 @@
+package cowcommon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/quota"
+)
+
+// ErrReadOnly says that a filesystem cannot be written to, so that only what reads works there. It is matched with
+// errors.Is, as errdefs.ErrFailedPrecondition and syscall.EROFS are in its place.
+var ErrReadOnly error = readOnlyError{}
+
+type readOnlyError struct{}
+
+func (readOnlyError) Error() string { return "the filesystem is read-only" }
+
+// Unwrap returns the kinds of error that it is.
+func (readOnlyError) Unwrap() []error { return []error{errdefs.ErrFailedPrecondition, syscall.EROFS} }
+
+// asReadOnly gives the kernel's answer that a filesystem is read-only the type that it has here.
+func asReadOnly(err error) error {
+	if errors.Is(err, syscall.EROFS) && !errors.Is(err, ErrReadOnly) {
+		return fmt.Errorf("%w: %w", ErrReadOnly, err)
+	}
+	return err
+}
+
+// ReadOnly returns backend for reading alone: each method that changes something returns ErrReadOnly, with the reason
+// that why gives.
+func ReadOnly(backend Backend, why error) Backend {
+	return &readOnlyBackend{Backend: backend, err: fmt.Errorf("%w: %v", ErrReadOnly, why)} //nolint:errorlint // why it is so is not what it is
+}
+
+type readOnlyBackend struct {
+	Backend
+	err error
+}
+
+func (b *readOnlyBackend) refuse(operation, name string) error {
+	return fmt.Errorf("%s %s: %w", operation, name, b.err)
+}
+
+func (b *readOnlyBackend) Create(_ context.Context, name string, _ VolumeOptions) error {
+	return b.refuse("create", name)
+}
+
+func (b *readOnlyBackend) Clone(_ context.Context, name, source string, _ VolumeOptions) error {
+	return b.refuse("clone", name+" from "+source)
+}
+
+func (b *readOnlyBackend) Seal(_ context.Context, name string) error { return b.refuse("seal", name) }
+
+func (b *readOnlyBackend) Rename(_ context.Context, name, to string) error {
+	return b.refuse("rename", name+" to "+to)
+}
+
+func (b *readOnlyBackend) Remove(_ context.Context, name string) error {
+	return b.refuse("remove", name)
+}
+
+func (b *readOnlyBackend) SetLimit(_ context.Context, name string, _ quota.Limit) error {
+	return b.refuse("limit", name)
+}
+
+func (b *readOnlyBackend) Sync(_ context.Context, name string) error { return b.refuse("sync", name) }
+
+func (b *readOnlyBackend) Receive(_ context.Context, name, _ string, _ io.Reader) error {
+	return b.refuse("receive", name)
+}

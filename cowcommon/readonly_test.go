@@ -1,0 +1,46 @@
+package cowcommon
+
+import (
+	"errors"
+	"io/fs"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/quota"
+)
+
+func TestReadOnly(t *testing.T) {
+	b := ReadOnly(nil, errors.New("the disk is worn out"))
+	for name, err := range map[string]error{
+		"create":  b.Create(t.Context(), "a", VolumeOptions{}),
+		"clone":   b.Clone(t.Context(), "a", "b", VolumeOptions{}),
+		"seal":    b.Seal(t.Context(), "a"),
+		"rename":  b.Rename(t.Context(), "a", "b"),
+		"remove":  b.Remove(t.Context(), "a"),
+		"limit":   b.SetLimit(t.Context(), "a", quota.Limit{}),
+		"sync":    b.Sync(t.Context(), "a"),
+		"receive": b.Receive(t.Context(), "a", "", nil),
+	} {
+		require.ErrorIs(t, err, ErrReadOnly)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorIs(t, err, syscall.EROFS)
+		assert.ErrorContains(t, err, name+" a")
+		assert.ErrorContains(t, err, "the disk is worn out")
+	}
+}
+
+// What the kernel refuses because it made the filesystem read-only meanwhile has the type too.
+func TestAsReadOnly(t *testing.T) {
+	cause := &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EROFS}
+	err := asReadOnly(cause)
+	require.ErrorIs(t, err, ErrReadOnly)
+	require.ErrorIs(t, err, cause)
+	assert.Equal(t, ErrReadOnly, asReadOnly(ErrReadOnly))
+	other := errors.New("other")
+	assert.Equal(t, other, asReadOnly(other))
+	assert.NoError(t, asReadOnly(nil))
+}

@@ -1,0 +1,37 @@
+package quota
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+func (q *Qgroups) limited() string { return filepath.Join(q.dir.Name(), LimitedName) }
+
+// remember makes the file that says that there are limits, unless it is there. A filesystem that has no room for it
+// loses a warning, and no limit.
+func (q *Qgroups) remember() {
+	if q.remembered.Swap(true) {
+		return
+	}
+	f, err := os.OpenFile(q.limited(), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err == nil {
+		_ = f.Close() // nothing was written
+	}
+}
+
+// Lost reports whether there have been limits that are gone because somebody has turned quotas off.
+func (q *Qgroups) Lost() (bool, error) {
+	mode, err := q.Mode()
+	if err != nil || mode != Off {
+		return false, err
+	}
+	_, err = os.Lstat(q.limited())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,13 @@
+module github.com/cowshed/cowshed/scripts/internal/commandcheck
+
+go 1.26.0
+
+require (
+	golang.org/x/tools v0.52.0
+	mvdan.cc/sh/v3 v3.14.1
+)
+
+require (
+	golang.org/x/mod v0.42.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+)

@@ -1,0 +1,40 @@
+package main
+
+import "strings"
+
+// taskRules say under which tasks of deps.sh the files of the tree are run: those of the first prefix that fits.
+var taskRules = []struct {
+	prefix string
+	tasks  []string
+}{
+	{".ci/", []string{"ci"}},
+	{"Makefile", []string{"lint"}}, // the one of its recipes that runs more than what is everywhere
+	{"bench/", []string{"bench"}},
+	{"e2e/daemons/", []string{"daemons"}},
+	{"cmd/", []string{"test", "demo"}},
+	{"scripts/as-root.sh", []string{"test", "bench", "daemons"}},
+	{"scripts/bench.sh", []string{"bench"}},
+	{"scripts/check-commands.sh", []string{"gates"}},
+	{"scripts/internal/commandcheck/", []string{"gates"}},
+	{"scripts/daemons.sh", []string{"daemons"}},
+	{"scripts/debian-root.sh", []string{"fresh", "gates"}},
+	{"scripts/demo.sh", []string{"demo"}},
+	{"scripts/deps.sh", []string{"ci"}},
+	{"scripts/fresh-machine.sh", []string{"fresh"}},
+	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench"}},
+	{"scripts/test-zfs.sh", []string{"test"}},
+	{"scripts/test.sh", []string{"bench", "daemons", "gates"}},
+	// zfs-machine.sh installs what it needs itself; what runs in the machine is in the machine.
+	{"scripts/zfs-machine/guest-init", nil},
+	{"scripts/zfs-machine/power-cut", nil},
+	{"", []string{"test"}},
+}
+
+func tasksOf(file string) []string {
+	for _, rule := range taskRules {
+		if strings.HasPrefix(file, rule.prefix) {
+			return rule.tasks
+		}
+	}
+	return nil
+}

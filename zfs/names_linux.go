@@ -1,0 +1,47 @@
+package zfs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Names lists the layers of the driver that Init would open on home, with these options, for programs that help people
+// to type them. It opens, locks, mounts and cleans up nothing. It runs zfs once.
+func Names(ctx context.Context, home string, options []string) ([]string, error) {
+	opts, err := quota.ParseOptions(Name, options)
+	if err != nil {
+		return nil, fmt.Errorf("zfs: %w", err)
+	}
+	root := opts.FSName
+	if root == "" {
+		if _, err := os.Stat(home); err != nil {
+			return nil, err
+		}
+		found, err := detect.Probe(home)
+		if err != nil || found.Type != Name {
+			return nil, err
+		}
+		root = found.Source
+	}
+	pool, _, _ := strings.Cut(root, "/")
+	zfs, err := newCommands(pool)
+	if err != nil {
+		return nil, err
+	}
+	datasets, err := (&index{zfs: zfs, root: root}).read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("zfs: %w", err)
+	}
+	var names []string
+	for name, d := range datasets {
+		if d.own {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
