@@ -94,15 +94,25 @@ func (b *Backend) hide(name, as string) error {
 	return b.commit()
 }
 
-// sticky on the directory removing says that volumes may be marked as doomed.
-const sticky = 0o1000
+// setSticky sets the sticky bit of the directory removing, which says that volumes may be marked as doomed.
+func (b *Backend) setSticky(on bool) error {
+	info, err := b.dirs.removing.Stat()
+	if err != nil {
+		return err
+	}
+	mode := info.Mode() &^ fs.ModeSticky
+	if on {
+		mode |= fs.ModeSticky
+	}
+	return b.dirs.removing.Chmod(mode)
+}
 
 // markDoomed hides a volume under its own name, where there is no room for another: its root gets an owner that says so.
 // The owner of a file and the mode of a directory are overwritten in place, which needs nothing new.
 func (b *Backend) markDoomed(c *claimed) error {
 	err := b.unprotect(c.fd())
 	if err == nil {
-		err = b.insist(func() error { return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710|sticky) })
+		err = b.insist(func() error { return b.setSticky(true) })
 	}
 	if err == nil {
 		uid, gid := doomedOwner(c.info.UUID)

@@ -169,7 +169,7 @@ func (b *Backend) recoverDoomed() error {
 	if err := errors.Join(errs...); err != nil || !marked {
 		return err
 	}
-	return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710)
+	return b.setSticky(false)
 }
 
 func (b *Backend) isDoomed(name string) bool {
