@@ -231,6 +231,26 @@ func TestInUseAfterRenameAbove(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "volume"))
 }
 
+// TestOpenFileOutlivesVolume: an open file does not keep a volume from being removed, and can be read and written
+// after that.
+func TestOpenFileOutlivesVolume(t *testing.T) {
+	ctx := t.Context()
+	b := open(t, testfs.Btrfs(t), Options{})
+	require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))
+	f, err := os.Create(filepath.Join(b.home, subvolumesName, "volume", "file"))
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.WriteString("kept")
+	require.NoError(t, err)
+	require.NoError(t, b.Remove(ctx, "volume"))
+	_, err = f.WriteString(" and more")
+	require.NoError(t, err)
+	require.NoError(t, unix.Syncfs(int(b.fs.Fd())))
+	content := make([]byte, 100)
+	n, _ := f.ReadAt(content, 0)
+	assert.Equal(t, "kept and more", string(content[:n]))
+}
+
 // BenchmarkRemoveBesideMounts removes volumes beside many mounts, a third of them of this filesystem, and processes,
 // some of which have a mount namespace each with the mounts of all.
 func BenchmarkRemoveBesideMounts(b *testing.B) {
