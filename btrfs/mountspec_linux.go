@@ -22,26 +22,45 @@ func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (cowcommon.M
 		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount: %w", err)
 	}
 	defer dir.Close()
-	m, err := mountOf(b.home)
-	if err != nil {
-		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount of %s: %w", name, err)
-	}
-	at, err := filepath.EvalSymlinks(dir.Name())
+	m, subvol, err := b.subvolPath(dir.Name())
 	if err != nil {
 		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount %s: %w", name, err)
 	}
-	rel, err := filepath.Rel(m.Mountpoint, at)
-	if err != nil {
-		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount of %s: %w", name, err)
-	}
-	if strings.Contains(rel+m.Root, ",") {
-		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount %s: a path with a comma, %s, cannot be a mount option: %w", name, at, errdefs.ErrFailedPrecondition)
-	}
-	options := []string{"subvol=" + path.Join(m.Root, rel)}
+	options := []string{"subvol=" + subvol}
 	if slices.Contains(strings.Split(m.Options, ","), "noatime") {
 		options = append(options, "noatime")
 	}
 	return cowcommon.MountSpec{Type: "btrfs", Source: m.Source, Options: options}, nil
+}
+
+// CheckMountSpec reports whether there can be a MountSpec of volumes in this home, as far as its path is concerned.
+func (b *Backend) CheckMountSpec() error {
+	if _, _, err := b.subvolPath(b.dirs.subvolumes.Name()); err != nil {
+		return fmt.Errorf("btrfs: how to mount volumes in %s: %w", b.home, err)
+	}
+	return nil
+}
+
+// subvolPath is the path of something in the home from the top of the filesystem, fit to be a mount option, and the
+// mount that holds the home.
+func (b *Backend) subvolPath(file string) (*mountinfo.Info, string, error) {
+	m, err := mountOf(b.home)
+	if err != nil {
+		return nil, "", err
+	}
+	at, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return nil, "", err
+	}
+	rel, err := filepath.Rel(m.Mountpoint, at)
+	if err != nil {
+		return nil, "", err
+	}
+	subvol := path.Join(m.Root, rel)
+	if strings.Contains(subvol, ",") {
+		return nil, "", fmt.Errorf("its path in the filesystem, %s, has a comma and so cannot be a mount option: choose another root: %w", subvol, errdefs.ErrFailedPrecondition)
+	}
+	return m, subvol, nil
 }
 
 // mountOf finds the mount that holds the directory dir.

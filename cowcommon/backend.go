@@ -19,6 +19,11 @@ import (
 // then it is sealed: read-only for good, so that an image cannot change under its containers. A volume
 // that someone holds mounted when it is cloned is cloned as it is at that moment and stays writable.
 //
+// A volume is in use while any process holds it, and while it, a directory of it or an overlay that has it as a layer is
+// mounted, in whatever mount namespace and whatever covers the mount. On ZFS it also is while something in it is open;
+// on btrfs who has something open keeps that, as of a deleted file. What is in use is not sealed, renamed or removed.
+// The error names who uses it where the kernel tells.
+//
 // Methods are safe for concurrent use, and each that changes something is atomic: after a crash the
 // volume is either there and complete, or not there. What a method has acknowledged survives a power
 // cut, except that a removed volume may come back whole. What fails for want of space has unix.ENOSPC or unix.EDQUOT in
@@ -33,17 +38,16 @@ type Backend interface {
 	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted. If it fails, source
 	// is as it was, unless another call came to depend on the seal meanwhile.
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
-	// Seal makes a volume that nobody holds read-only for good, and what it holds survive a power cut. Of a sealed
-	// one it changes nothing, mounted or not. ErrFailedPrecondition: it is mounted, by whatever means, and was not
-	// changed.
+	// Seal makes a volume that is not in use read-only for good, and what it holds survive a power cut. Of a sealed
+	// one it changes nothing, mounted or not. ErrFailedPrecondition: it is in use, and was not changed.
 	Seal(ctx context.Context, name string) error
-	// Rename gives a volume that nobody holds another name. ErrAlreadyExists: the name is taken, and
+	// Rename gives a volume that is neither in use nor in view another name. ErrAlreadyExists: the name is taken, and
 	// nothing was changed.
 	Rename(ctx context.Context, name, to string) error
 	// Remove destroys a volume and whatever was made inside it, on a full filesystem too. Removing an absent one is not
 	// an error. If it fails, the volume is as it was, or it is gone and the error is about what is left of it where
 	// nobody finds it.
-	// ErrFailedPrecondition: it is mounted, a view of it is open, or what depends on it has to go first: on ZFS
+	// ErrFailedPrecondition: it is in use, a view of it is open, or what depends on it has to go first: on ZFS
 	// its clones.
 	Remove(ctx context.Context, name string) error
 
@@ -103,6 +107,12 @@ type MountSpec struct {
 	Type    string
 	Source  string
 	Options []string // without "ro" and "rw"
+}
+
+// MountSpecChecker is a Backend whose home may have a path that no MountSpec can express.
+type MountSpecChecker interface {
+	// CheckMountSpec reports whether there can be a MountSpec of volumes in this home. ErrFailedPrecondition: no.
+	CheckMountSpec() error
 }
 
 // VolumeOptions says how a volume is made.

@@ -112,6 +112,11 @@ var (
 // Repair. errdefs.ErrFailedPrecondition: none of the
 // volumes that the metadata names is there, so that this is hardly the backend that belongs to it.
 func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
+	if c, ok := backend.(cowcommon.MountSpecChecker); ok { // who cannot tell how to mount can serve nobody
+		if err := c.CheckMountSpec(); err != nil {
+			return nil, openError(root, err)
+		}
+	}
 	s := newSnapshotter(root, backend, opts)
 	if err := s.openAll(context.Background()); err != nil {
 		return nil, openError(root, err)

@@ -5,14 +5,44 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/mounttable"
 )
+
+// errMounted says that a dataset is mounted.
+var errMounted = fmt.Errorf("it is mounted: %w", errdefs.ErrFailedPrecondition)
+
+// checkNotMounted reports whether nobody has a volume's dataset mounted, whichever mount namespace that is in, has it
+// as a layer of an overlay, or has something open in it since. errMounted: somebody has.
+func (b *Backend) checkNotMounted(name string) error {
+	mounted, err := b.isMounted(b.datasetOf(name))
+	if err == nil && mounted {
+		err = fmt.Errorf("dataset %s: %w", b.datasetOf(name), errMounted)
+	}
+	return err
+}
+
+// nameHolders adds to an errMounted who has the volume's dataset mounted. Clones, which do not need to know, are spared
+// the search.
+func (b *Backend) nameHolders(err error, name string) error {
+	if errors.Is(err, errMounted) {
+		return b.busy(err, b.datasetOf(name))
+	}
+	return err
+}
+
+// checkSnapshotsNotMounted is the same for the snapshots of a volume, which the kernel keeps no statistics of.
+func (b *Backend) checkSnapshotsNotMounted(name string) error {
+	uses, err := mountsOf(b.datasetOf(name) + "@")
+	if err != nil {
+		return err
+	}
+	return mounttable.InUse("a snapshot of volume "+name, uses)
+}
 
 // busy turns the fact that a dataset or snapshot is busy into an errdefs.ErrFailedPrecondition that says who
 // keeps it so.
@@ -22,17 +52,17 @@ func (b *Backend) busy(err error, dataset string) error {
 	case scanErr != nil:
 		return fmt.Errorf("%s is busy, and who uses it cannot be found: %w: %w: %w", dataset, scanErr, errdefs.ErrFailedPrecondition, err)
 	case len(holders) == 0:
-		return fmt.Errorf("%s is busy: %w: %w", dataset, errdefs.ErrFailedPrecondition, err)
+		return fmt.Errorf("%s is busy, by an overlay or a mount namespace without processes: %w: %w", dataset, errdefs.ErrFailedPrecondition, err)
 	}
-	return fmt.Errorf("%s is in use by %s: %w: %w", dataset, strings.Join(holders, ", "), errdefs.ErrFailedPrecondition, err)
+	return fmt.Errorf("%s is in use: %s: %w: %w", dataset, strings.Join(holders, ", "), errdefs.ErrFailedPrecondition, err)
 }
 
 // maxHolders is how many holders an error names.
 const maxHolders = 10
 
-// holders finds in /proc the mount namespaces that have a dataset, or a snapshot of it, mounted, each with one of
-// its processes, and the processes that have something open in it.
-func (b *Backend) holders(dataset string) ([]string, error) {
+// holders finds the mounts of a dataset, or of a snapshot of it, in all mount namespaces, and the processes that have
+// something open in it.
+func (b *Backend) holders(dataset string) (holders []string, err error) {
 	// A dataset that was unmounted while in use is in no mount namespace. Mounted again, it is the same
 	// filesystem, by whose device number those can be told who still use it.
 	dir := filepath.Join(b.views, temporaryName("holders-"))
@@ -40,37 +70,31 @@ func (b *Backend) holders(dataset string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	processes, err := os.ReadDir("/proc")
+	uses, err := mountsOf(dataset)
 	if err != nil {
 		return nil, err
 	}
-	own := namespaceOf("self")
-	seen := map[string]bool{own: true}
-	var holders []string
-	for _, process := range processes {
-		pid, err := strconv.Atoi(process.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		if device != 0 && hasOpen(pid, device) {
-			holders = append(holders, describeProcess(pid))
-		}
-		namespace := namespaceOf(process.Name())
-		if namespace == "" || seen[namespace] {
-			continue
-		}
-		seen[namespace] = true
-		if at := mountedIn(pid, dataset); at != "" {
-			holders = append(holders, fmt.Sprintf("the mount namespace of %s, on %s", describeProcess(pid), at))
-		}
+	for _, use := range uses {
+		holders = append(holders, use.String())
 	}
-	if at := mountedIn(os.Getpid(), dataset); at != "" {
-		holders = append(holders, "the mount on "+at)
+	if device != 0 {
+		for _, pid := range mounttable.Holders(mounttable.File{Device: device}) {
+			if pid != os.Getpid() {
+				holders = append(holders, "open in "+mounttable.DescribeProcess(pid))
+			}
+		}
 	}
 	if len(holders) > maxHolders {
-		holders = append(holders[:maxHolders], fmt.Sprintf("and %d others", len(holders)-maxHolders))
+		holders = append(holders[:maxHolders:maxHolders], fmt.Sprintf("and %d others", len(holders)-maxHolders))
 	}
-	return slices.Clip(holders), nil
+	return holders, nil
+}
+
+// mountsOf lists the mounts of a dataset and of its snapshots, or with "@" at the end of its snapshots alone.
+func mountsOf(dataset string) ([]mounttable.Use, error) {
+	return mounttable.UsesOfSource("zfs", func(source string) bool {
+		return source == dataset || strings.HasPrefix(source, strings.TrimSuffix(dataset, "@")+"@")
+	})
 }
 
 // deviceOf is the device number of a mounted dataset, 0 if it cannot be mounted once more to be asked.
@@ -85,51 +109,4 @@ func (b *Backend) deviceOf(dataset, dir string) (device uint64, err error) {
 		device = stat.Dev
 	}
 	return device, errors.Join(err, unmountPoint(dir, true))
-}
-
-func namespaceOf(process string) string {
-	namespace, err := os.Readlink(filepath.Join("/proc", process, "ns/mnt"))
-	if err != nil {
-		return "" // it is gone, or a kernel thread
-	}
-	return namespace
-}
-
-// mountedIn returns where a process sees the dataset, or a snapshot of it, mounted, or "".
-func mountedIn(pid int, dataset string) string {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	mounts, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != "zfs" || m.Source != dataset && !strings.HasPrefix(m.Source, dataset+"@"), false
-	})
-	if err != nil || len(mounts) == 0 {
-		return ""
-	}
-	return mounts[0].Mountpoint
-}
-
-// hasOpen reports whether a process has a file on that device open, or is in one of its directories.
-func hasOpen(pid int, device uint64) bool {
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	links := []string{dir + "/cwd", dir + "/root", dir + "/exe"}
-	if descriptors, err := os.ReadDir(dir + "/fd"); err == nil {
-		for _, d := range descriptors {
-			links = append(links, dir+"/fd/"+d.Name())
-		}
-	}
-	return slices.ContainsFunc(links, func(link string) bool {
-		var stat unix.Stat_t
-		return unix.Stat(link, &stat) == nil && stat.Dev == device
-	})
-}
-
-func describeProcess(pid int) string {
-	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil {
-		return fmt.Sprintf("process %d", pid)
-	}
-	return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(name)))
 }

@@ -46,14 +46,10 @@ func (b *Backend) move(ctx context.Context, c *claim, to state) (moved bool, err
 
 // freeze takes the snapshot that seals a claimed volume.
 func (b *Backend) freeze(ctx context.Context, c *claim) error {
-	mounted, err := b.isMounted(b.datasetOf(c.name))
-	if err != nil {
+	if err := b.checkNotMounted(c.name); err != nil {
 		return err
 	}
-	if mounted {
-		return fmt.Errorf("dataset %s is mounted: %w", b.datasetOf(c.name), errdefs.ErrFailedPrecondition)
-	}
-	err = b.snapshot(ctx, c.name, b.sealOf(c.name), c.file(), func(ctx context.Context) error { return b.thaw(ctx, c) })
+	err := b.snapshot(ctx, c.name, b.sealOf(c.name), c.file(), func(ctx context.Context) error { return b.thaw(ctx, c) })
 	if err == nil {
 		b.volumes.update(c.name, func(d *dataset) { d.sealed = true })
 	}
@@ -78,7 +74,7 @@ func (b *Backend) Seal(ctx context.Context, name string) error {
 		err = settle(nil)
 	}
 	if err != nil {
-		return fmt.Errorf("zfs: seal %s: %w", name, err)
+		return fmt.Errorf("zfs: seal %s: %w", name, b.nameHolders(err, name))
 	}
 	return nil
 }

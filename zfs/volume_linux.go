@@ -266,8 +266,15 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
+	// The kernel renames under mounts without asking.
+	if err := b.checkNotMounted(name); err != nil {
+		return b.nameHolders(err, name)
+	}
 	dead, err := b.endDeadViews(name)
 	if err != nil {
+		return err
+	}
+	if err := b.checkSnapshotsNotMounted(name); err != nil {
 		return err
 	}
 	for _, snapshot := range dead.snapshots {

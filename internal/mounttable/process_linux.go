@@ -45,6 +45,16 @@ type File struct {
 	Inode  uint64
 }
 
+// Holders lists the processes that have a file open, run it, or have it as their root or working directory.
+func Holders(file File) (pids []int) {
+	for pid := range processes() {
+		if HasOpen(pid, file) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // HasOpen reports whether a process has a file open, runs it, or has it as its root or working directory.
 func HasOpen(pid int, file File) bool {
 	dir := fmt.Sprintf("/proc/%d/", pid)

@@ -1,0 +1,37 @@
+package testfs
+
+import (
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// DeadServer mounts a filesystem on dir whose server does not answer: whoever asks it for something, as stat(2) does,
+// waits until end is called or the test ends.
+func DeadServer(t testing.TB, dir string) (end func()) {
+	t.Helper()
+	Root(t)
+	server, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		Skip(t, "needs /dev/fuse: %v", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)
+	if err := unix.Mount("dead-server", dir, "fuse", 0, options); err != nil {
+		unix.Close(server)
+		t.Fatalf("testfs: mount fuse on %s: %v", dir, err)
+	}
+	ended := false
+	end = func() {
+		if ended {
+			return
+		}
+		ended = true
+		unix.Close(server) // who waits gets ENOTCONN
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("testfs: unmount %s: %v", dir, err)
+		}
+	}
+	t.Cleanup(end)
+	return end
+}

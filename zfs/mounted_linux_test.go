@@ -1,0 +1,122 @@
+package zfs
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// holder runs a script in a mount namespace of its own until end is called.
+func holder(t *testing.T, script string, args ...string) (pid int, end func()) {
+	t.Helper()
+	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation=private", "--", "sh", "-ec",
+		"cd /; " + script + "\necho ready; read wait"}, args...)...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "ready\n", line)
+	return cmd.Process.Pid, func() { _ = in.Close(); _ = cmd.Wait() }
+}
+
+// TestInUse: what is mounted, wherever and however covered, is neither removed, sealed nor renamed, and is cloned as it
+// is. Once it is unmounted all of that can be done.
+func TestInUse(t *testing.T) {
+	b := open(t)
+	inNamespace := func(script string) func(t *testing.T) func() {
+		return func(t *testing.T) func() {
+			_, end := holder(t, script, b.datasetOf("volume"), t.TempDir())
+			return end
+		}
+	}
+	mounted := func(t *testing.T) (at string, end func()) {
+		at = filepath.Join(t.TempDir(), "at")
+		require.NoError(t, os.Mkdir(at, 0o700))
+		require.NoError(t, unix.Mount(b.datasetOf("volume"), at, "zfs", 0, ""))
+		return at, func() { assert.NoError(t, unix.Unmount(at, 0)) }
+	}
+	for name, s := range map[string]struct {
+		mount func(t *testing.T) (end func())
+		says  string
+	}{
+		"mounted": {func(t *testing.T) func() { _, end := mounted(t); return end }, "mounted on /"},
+		"covered on its mount point": {func(t *testing.T) func() {
+			at, end := mounted(t)
+			require.NoError(t, unix.Mount("cover", at, "tmpfs", 0, ""))
+			return func() { assert.NoError(t, unix.Unmount(at, 0)); end() }
+		}, "mounted on /"},
+		"covered above": {func(t *testing.T) func() {
+			at, end := mounted(t)
+			require.NoError(t, unix.Mount("cover", filepath.Dir(at), "tmpfs", 0, ""))
+			return func() { assert.NoError(t, unix.Unmount(filepath.Dir(at), 0)); end() }
+		}, "mounted on /"},
+		"another mount namespace": {inNamespace(`mount -t zfs "$0" "$1"`), "in the mount namespace of process"},
+		"covered in another mount namespace": {inNamespace(`mount -t zfs "$0" "$1"; mount -t tmpfs cover "$1"`),
+			"in the mount namespace of process"},
+		"namespace without processes": {func(t *testing.T) func() {
+			pid, end := holder(t, `mount -t zfs "$0" "$1"`, b.datasetOf("volume"), t.TempDir())
+			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+			require.NoError(t, err)
+			end()
+			return func() { assert.NoError(t, ns.Close()) }
+		}, "without processes"},
+		"lower of an overlay alone": {func(t *testing.T) func() {
+			lower, end := mounted(t)
+			at := t.TempDir()
+			require.NoError(t, unix.Mount("overlay", at, "overlay", 0, "lowerdir="+lower+":"+t.TempDir()))
+			end()
+			return func() { assert.NoError(t, unix.Unmount(at, 0)) }
+		}, "overlay"},
+	} {
+		t.Run(name, func(t *testing.T) { testInUse(t, b, s.mount, s.says) })
+	}
+}
+
+func testInUse(t *testing.T, b *Backend, mount func(t *testing.T) (end func()), says string) {
+	ctx := t.Context()
+	require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))
+	end := mount(t)
+	for what, operation := range map[string]func() error{
+		"remove": func() error { return b.Remove(ctx, "volume") },
+		"seal":   func() error { return b.Seal(ctx, "volume") },
+		"rename": func() error { return b.Rename(ctx, "volume", "renamed") },
+	} {
+		err := operation()
+		if assert.ErrorIs(t, err, errdefs.ErrFailedPrecondition, what) {
+			assert.Contains(t, err.Error(), says, what)
+		}
+		_, err = b.Stat(ctx, "volume")
+		require.NoError(t, err, what)
+	}
+	assert.NoError(t, b.Clone(ctx, "clone", "volume", cowcommon.VolumeOptions{}))
+	v, err := b.Stat(ctx, "volume")
+	require.NoError(t, err)
+	assert.False(t, v.Sealed, "cloned as it is")
+
+	end()
+	require.NoError(t, b.Rename(ctx, "volume", "renamed"))
+	require.NoError(t, b.Remove(ctx, "clone"))
+	require.NoError(t, b.Seal(ctx, "renamed"))
+
+	// What is sealed is mounted by its snapshot.
+	at := t.TempDir()
+	require.NoError(t, unix.Mount(b.sealOf("renamed"), at, "zfs", unix.MS_RDONLY, ""))
+	assert.ErrorIs(t, b.Rename(ctx, "renamed", "volume"), errdefs.ErrFailedPrecondition)
+	assert.ErrorIs(t, b.Remove(ctx, "renamed"), errdefs.ErrFailedPrecondition)
+	require.NoError(t, unix.Unmount(at, 0))
+	require.NoError(t, b.Remove(ctx, "renamed"))
+}
