@@ -172,7 +172,7 @@ func (s *Snapshotter) sort(known *inventory) {
 	}
 	for name := range known.doomed {
 		if _, ok := known.volumes[name]; !ok {
-			s.stale.destroyed = append(s.stale.destroyed, name)
+			s.unsettled = append(s.unsettled, name)
 		}
 	}
 	for name := range known.making {
@@ -180,7 +180,7 @@ func (s *Snapshotter) sort(known *inventory) {
 	}
 	for name := range known.copies {
 		if v, ok := known.volumes[name]; !ok || v.Sealed {
-			s.stale.destroyed = append(s.stale.destroyed, name)
+			s.unsettled = append(s.unsettled, name)
 		}
 	}
 	if n := len(s.lost); n > 0 {

@@ -107,7 +107,7 @@ func TestRecoverUnfinished(t *testing.T) {
 			require.NoError(t, h.Cleanup(ctx))
 			assert.Equal(t, before, h.state())
 			require.NoError(t, h.restart(nil))
-			for _, l := range []ledger{making, copies, thawing, doomed} {
+			for _, l := range []ledger{making, copies, thawing} {
 				assert.Empty(t, h.ledger(l), l)
 			}
 		})
@@ -188,4 +188,29 @@ func TestOpenTwice(t *testing.T) {
 	assert.ErrorIs(t, h.open(), errdefs.ErrUnavailable)
 	assert.Same(t, first, h.Snapshotter)
 	h.prepare("active", "")
+}
+
+// A power cut may bring back a volume that was destroyed. It is destroyed again, until it is certain that none does.
+func TestDestroyedComesBack(t *testing.T) {
+	h := newHost(t, Options{})
+	ctx := t.Context()
+	h.image("image")
+	h.prepare("removed", "image")
+	volume, hidden := h.volume("removed"), "hidden"
+	require.NoError(t, h.restart(func(b cowcommon.Backend) {
+		require.NoError(t, b.Clone(ctx, hidden, volume, cowcommon.VolumeOptions{}))
+	}))
+	require.NoError(t, h.Remove(ctx, "removed"))
+	require.NoError(t, h.Cleanup(ctx))
+	_, err := h.Update(ctx, snapshots.Info{Name: "image", Labels: map[string]string{"any": "change"}})
+	require.NoError(t, err)
+	require.NoError(t, h.crash())
+	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, b.Rename(ctx, hidden, volume)) }))
+	assert.Empty(t, h.Lost())
+	assert.NotContains(t, h.volumes(), volume)
+
+	h.prepare("new", "image") // what was destroyed before is destroyed for good
+	_, err = h.Update(ctx, snapshots.Info{Name: "image"})
+	require.NoError(t, err)
+	assert.Empty(t, h.ledger(doomed))
 }

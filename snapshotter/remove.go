@@ -62,11 +62,30 @@ func (s *Snapshotter) destroy(ctx context.Context, volume string) {
 	s.noteDestroyed(volume)
 }
 
+// noteDestroyed notes that a volume is destroyed, which a power cut may undo: until that is settled it stays doomed.
 func (s *Snapshotter) noteDestroyed(volume string) {
 	s.measured.Delete(volume)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stale.destroyed = append(s.stale.destroyed, volume)
+	s.unsettled = append(s.unsettled, volume)
+}
+
+// settling calls create, which makes a volume. Making one commits what the filesystem has done before, so what was
+// destroyed before does not come back then, and the metadata need not say any more that it is doomed.
+func (s *Snapshotter) settling(create func() error) error {
+	s.mu.Lock()
+	destroyed := s.unsettled
+	s.unsettled = nil
+	s.mu.Unlock()
+	err := create()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.stale.destroyed = append(s.stale.destroyed, destroyed...)
+	} else {
+		s.unsettled = append(destroyed, s.unsettled...)
+	}
+	return err
 }
 
 // busyWith keeps Cleanup from taking a volume for destroyed that an operation is about to make, until end is called.
