@@ -306,9 +306,12 @@ func (d *doctor) layers(ctx context.Context, s *store) {
 		d.add(warn, "layers", "", "%v", err)
 	}
 	for _, entry := range entries {
-		if !known[entry.Name()] {
+		if known[entry.Name()] {
+			continue
+		}
+		if _, err := s.driver.Backend().Stat(ctx, entry.Name()); err != nil { // else it has just been made
 			d.add(warn, "layers", "Cowshed leaves it alone; if it is of no use, remove it by hand",
-				"%s is not a layer", quotePath(filepath.Join(dir, entry.Name())))
+				"%s is not a layer: %v", quotePath(filepath.Join(dir, entry.Name())), err)
 		}
 	}
 }

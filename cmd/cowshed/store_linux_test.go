@@ -718,6 +718,17 @@ func TestDoctor(t *testing.T) {
 		require.NoError(t, os.Remove(foreign))
 		require.NoError(t, os.Remove(staged))
 	})
+	t.Run("a copy of the store", func(t *testing.T) {
+		copied := at{root: filepath.Join(filepath.Dir(a.root), "copied")}
+		require.NoError(t, os.Mkdir(copied.root, 0o755))
+		require.NoError(t, exec.Command("btrfs", "subvolume", "snapshot", filepath.Join(a.root, "btrfs"), filepath.Join(copied.root, "btrfs")).Run())
+		out := copied.run(t, "doctor").out
+		assert.Contains(t, out, "subvolumes/web is not a layer")
+		assert.Contains(t, out, `"store/btrfs/subvolumes/web"`, "what it stands for")
+		copied.ok(t, "create", "new")
+		assert.Equal(t, "new\n", copied.ok(t, "ls", "--names"))
+		copied.ok(t, "rm", "new")
+	})
 	t.Run("limits that are lost", func(t *testing.T) {
 		a.ok(t, "create", "limited", "--size", "1G", "--read-write")
 		assert.Equal(t, ok, findings(t)["quota"].Verdict)

@@ -70,13 +70,17 @@ func attached(image *os.File, path string) (string, error) {
 
 // attach gives the image a loop device that detaches itself once its last user is gone, or finds the one
 // that it has, and returns that device open. The interface is that of linux/loop.h, Linux 5.8 or later.
-func attach(image *os.File, path string) (*os.File, error) {
+func attach(image *os.File, path string, readOnly bool) (*os.File, error) {
+	flag, loopFlags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
+	if readOnly {
+		flag, loopFlags = os.O_RDONLY, loopFlags|unix.LO_FLAGS_READ_ONLY
+	}
 	device, err := attached(image, path)
 	if err != nil {
 		return nil, err
 	}
 	if device != "" {
-		return os.OpenFile(device, os.O_RDWR, 0)
+		return os.OpenFile(device, flag, 0)
 	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -90,13 +94,13 @@ func attach(image *os.File, path string) (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find a free loop device: %w", err)
 		}
-		loop, err := openLoop(n)
+		loop, err := openLoop(n, flag)
 		if err != nil {
 			return nil, err
 		}
 		config := unix.LoopConfig{Fd: uint32(image.Fd())}
 		// Direct I/O, where the image's filesystem has it, keeps data from being cached twice.
-		config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
+		config.Info.Flags = loopFlags | unix.LO_FLAGS_DIRECT_IO
 		copy(config.Info.File_name[:len(config.Info.File_name)-1], path)
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
 		if err == nil {
@@ -111,9 +115,9 @@ func attach(image *os.File, path string) (*os.File, error) {
 }
 
 // openLoop opens loop device n. Where no one makes device nodes, as in some containers, it makes the node.
-func openLoop(n int) (*os.File, error) {
+func openLoop(n, flag int) (*os.File, error) {
 	name := fmt.Sprintf("/dev/loop%d", n)
-	loop, err := os.OpenFile(name, os.O_RDWR, 0)
+	loop, err := os.OpenFile(name, flag, 0)
 	if !errors.Is(err, os.ErrNotExist) {
 		return loop, err
 	}
@@ -121,7 +125,7 @@ func openLoop(n int) (*os.File, error) {
 	if err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, &os.PathError{Op: "mknod", Path: name, Err: err}
 	}
-	return os.OpenFile(name, os.O_RDWR, 0)
+	return os.OpenFile(name, flag, 0)
 }
 
 // updateLoop tells the image's loop device that the image has become larger.

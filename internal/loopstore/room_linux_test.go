@@ -130,3 +130,27 @@ func TestLockEndsWithItsHolder(t *testing.T) {
 	defer other.Close()
 	assert.NoError(t, unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB))
 }
+
+// An image on a filesystem that is read-only can be mounted, and so read.
+func TestMountReadOnly(t *testing.T) {
+	s := newStoreOn(t, "64M")
+	_, err := s.Make(t.Context(), MinSize, true)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(s.Root, "file"), []byte("kept"), 0o644))
+	require.NoError(t, unix.Unmount(s.Root, 0))
+	host := filepath.Dir(s.Image)
+	require.NoError(t, unix.Mount("", host, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	t.Cleanup(func() { assert.NoError(t, unix.Mount("", host, "", unix.MS_REMOUNT, "")) })
+
+	mounted, err := s.Mount()
+	require.NoError(t, err)
+	assert.True(t, mounted)
+	requireState(t, s, Mounted)
+	data, err := os.ReadFile(filepath.Join(s.Root, "file"))
+	require.NoError(t, err)
+	assert.Equal(t, "kept", string(data))
+	require.ErrorIs(t, os.WriteFile(filepath.Join(s.Root, "new"), nil, 0o644), unix.EROFS)
+	_, err = s.Make(t.Context(), 2*MinSize, true)
+	require.Error(t, err, "it cannot grow")
+	require.NoError(t, unix.Unmount(s.Root, 0))
+}

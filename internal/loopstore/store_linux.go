@@ -60,6 +60,16 @@ func (s Store) openImage(flag int) (*os.File, error) {
 	return f, nil
 }
 
+// openImageToUse opens the image to be written to, or read-only where its filesystem is.
+func (s Store) openImageToUse() (_ *os.File, readOnly bool, err error) {
+	f, err := s.openImage(os.O_RDWR)
+	if errors.Is(err, unix.EROFS) {
+		readOnly = true
+		f, err = s.openImage(os.O_RDONLY)
+	}
+	return f, readOnly, err
+}
+
 var errNotRegular = errors.New("it is not a regular file")
 
 func (s Store) notOurs(why error) error {
@@ -139,7 +149,7 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 // Closing the file unlocks it. The lock is on the image that has the name, not on one that had it when it was opened.
 func (s Store) openLocked() (*os.File, error) {
 	for {
-		f, err := s.openImage(os.O_RDWR)
+		f, _, err := s.openImageToUse()
 		if err != nil {
 			return nil, err
 		}
@@ -147,7 +157,7 @@ func (s Store) openLocked() (*os.File, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", s.Image, err), f.Close())
 		}
-		same, err := s.isCurrent(f)
+		same, err := isCurrent(f, s.Image)
 		if err == nil && same {
 			return f, nil
 		}
@@ -157,13 +167,13 @@ func (s Store) openLocked() (*os.File, error) {
 	}
 }
 
-// isCurrent reports whether the image is still the file of its name.
-func (s Store) isCurrent(image *os.File) (bool, error) {
-	own, err := image.Stat()
+// isCurrent reports whether a file is still the one of that name.
+func isCurrent(f *os.File, name string) (bool, error) {
+	own, err := f.Stat()
 	if err != nil {
 		return false, err
 	}
-	named, err := os.Lstat(s.Image)
+	named, err := os.Lstat(name)
 	return err == nil && os.SameFile(own, named), err
 }
 
@@ -201,7 +211,7 @@ func (s Store) makeImage(ctx context.Context, size uint64) (made bool, err error
 	if err := s.removeStale(); err != nil {
 		return false, err
 	}
-	f, err := os.CreateTemp(filepath.Dir(s.Image), filepath.Base(s.Image)+partialMark)
+	f, err := s.createPartial()
 	if err != nil {
 		return false, err
 	}
@@ -211,13 +221,10 @@ func (s Store) makeImage(ctx context.Context, size uint64) (made bool, err error
 			_ = os.Remove(f.Name())
 		}
 	}()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return false, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
 	if err := f.Truncate(int64(size)); err != nil {
 		return false, err
 	}
-	if err := run(ctx, mkfs, "-q", "-L", Label, f.Name()); err != nil {
+	if err := runMkfs(ctx, mkfs, f.Name()); err != nil {
 		return false, err
 	}
 	if err := f.Sync(); err != nil {
@@ -236,6 +243,46 @@ func (s Store) makeImage(ctx context.Context, size uint64) (made bool, err error
 // partialMark stands in the names of images that are not complete.
 const partialMark = ".partial-"
 
+// runMkfs makes a btrfs in a file that is nobody else's. mkfs.btrfs looks whether the file is mounted by asking each
+// loop device that is, and fails if one is detached meanwhile. So it is run again.
+func runMkfs(ctx context.Context, mkfs, file string) (err error) {
+	for range 5 {
+		if err = run(ctx, mkfs, "-q", "-f", "-L", Label, file); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// createPartial makes the file for an image that is not complete, and locks it. Before it is locked, another process may
+// take it for one that is left over.
+func (s Store) createPartial() (*os.File, error) {
+	for {
+		f, err := os.CreateTemp(filepath.Dir(s.Image), filepath.Base(s.Image)+partialMark)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		same := false
+		if err == nil {
+			same, err = isCurrent(f, f.Name())
+		}
+		if same {
+			return f, nil
+		}
+		if err := errors.Join(ignoreNotExist(err), f.Close()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // removeStale removes what a Make that was cut off has left. Those at work hold a lock.
 func (s Store) removeStale() error {
 	names, err := filepath.Glob(globEscape(s.Image+partialMark) + "[0-9]*")
@@ -248,7 +295,7 @@ func (s Store) removeStale() error {
 			continue // gone meanwhile, or not a file of ours
 		}
 		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			err = os.Remove(name)
+			err = ignoreNotExist(os.Remove(name)) // another process may do the same
 		}
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err
@@ -306,7 +353,8 @@ func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool
 	return now, true, nil
 }
 
-// Mount mounts the image on the directory, if it is not mounted there. It reports whether it did so.
+// Mount mounts the image on the directory, if it is not mounted there, read-only where the image can only be read. It
+// reports whether it did so.
 // fs.ErrNotExist: there is no image.
 func (s Store) Mount() (mounted bool, err error) {
 	image, err := s.openLocked()
@@ -335,18 +383,22 @@ func (s Store) mount() error {
 	}
 	// The loop device keeps the file open that it is given. One that is locked would stay locked as long as the device is
 	// there, even when this process is killed.
-	f, err := s.openImage(os.O_RDWR)
+	f, readOnly, err := s.openImageToUse()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	loop, err := attach(f, s.Image)
+	loop, err := attach(f, s.Image, readOnly)
 	if err != nil {
 		return err
 	}
 	// The device detaches itself with its last user, which from here on is the mount.
 	defer loop.Close()
-	err = unix.Mount(loop.Name(), s.Root, "btrfs", unix.MS_NOATIME, "")
+	flags := uintptr(unix.MS_NOATIME)
+	if readOnly {
+		flags |= unix.MS_RDONLY
+	}
+	err = unix.Mount(loop.Name(), s.Root, "btrfs", flags, "")
 	if errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("the kernel has no btrfs: %w: %w", err, errdefs.ErrNotImplemented)
 	}
