@@ -14,6 +14,7 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/homelock"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -40,6 +41,7 @@ type Backend struct {
 	lock   *os.File
 	dirs   dirs
 	quotas *quota.Qgroups
+	mounts *mounttable.Filesystem
 
 	records string // the directory in which moby's driver recorded limits, "" if there is none
 
@@ -96,6 +98,9 @@ func openHome(home string, opts Options, readOnly bool) (_ *Backend, err error) 
 		if err == nil {
 			err = stubError(b.fs)
 		}
+		return nil, err
+	}
+	if b.mounts, err = mounttable.New(int(b.fs.Fd())); err != nil {
 		return nil, err
 	}
 	if b.fsUUID, err = btrfsctl.FilesystemUUID(int(b.fs.Fd())); err != nil {

@@ -78,6 +78,9 @@ func assertClean(t testing.TB, b *Backend, names ...string) {
 	for _, entry := range entries {
 		assert.True(t, isQgroupMark(entry), entry.Name())
 	}
+	removed, err := filepath.Glob(filepath.Join(b.home, subvolumesName, removedPrefix+"*"))
+	require.NoError(t, err)
+	assert.Empty(t, removed)
 }
 
 func TestCreateCloneRemove(t *testing.T) {
@@ -422,9 +425,12 @@ func TestRecovery(t *testing.T) {
 		b, err := Open(filepath.Join(mnt, "home"), Options{})
 		require.NoError(t, err)
 		require.NoError(t, b.Create(ctx, "keep", cowcommon.VolumeOptions{}))
-		for _, dir := range []*os.File{b.dirs.staging, b.dirs.removing, b.dirs.views} {
-			require.NoError(t, btrfsctl.CreateSubvolume(int(dir.Fd()), "left~over", nil))
-			left, err := b.openSubvolume(dir, "left~over")
+		for dir, name := range map[*os.File]string{
+			b.dirs.staging: "left~over", b.dirs.removing: "left~over", b.dirs.views: "left~over",
+			b.dirs.subvolumes: removedPrefix + "left~over",
+		} {
+			require.NoError(t, btrfsctl.CreateSubvolume(int(dir.Fd()), name, nil))
+			left, err := b.openSubvolume(dir, name)
 			require.NoError(t, err)
 			require.NoError(t, btrfsctl.CreateSubvolume(int(left.Fd()), "nested", nil))
 			require.NoError(t, btrfsctl.SetReadOnly(int(left.Fd()), true))

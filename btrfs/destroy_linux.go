@@ -43,57 +43,52 @@ func (b *Backend) unlink(dir int, name string) error {
 // of it where nobody finds it.
 func (c *claimed) doom() error {
 	c.b.markQgroup(c.info.ID)
-	hidden, as, err := c.takeAway()
+	as, err := c.takeAway()
 	if err != nil {
 		c.b.unmarkQgroup(c.info.ID)
 		return err
 	}
-	if hidden == nil {
+	if as == "" {
 		return nil
 	}
-	return c.b.destroy(hidden, as)
+	return c.b.destroy(c.b.dirs.subvolumes, as)
 }
 
-// takeAway destroys the volume with one call or, if something is nested inside, hides it in a directory under a name or
-// mark of what is to be destroyed.
-func (c *claimed) takeAway() (hidden *os.File, as string, err error) {
+// takeAway destroys the volume with one call or, if something is nested inside, hides it under a name or mark of what is
+// to be destroyed, and returns its name then.
+func (c *claimed) takeAway() (as string, err error) {
 	unlink := func() error { return c.b.unlink(int(c.b.dirs.subvolumes.Fd()), c.name) }
 	err = unlink()
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOTEMPTY) {
-		return nil, "", err
+		return "", err
 	}
 	protection, readErr := btrfsctl.ProtectionOf(c.fd())
 	if readErr != nil {
-		return nil, "", errors.Join(err, readErr)
-	}
-	if errors.Is(err, unix.EPERM) && protection == 0 {
-		return nil, "", err // for a reason that cannot be taken away
+		return "", errors.Join(err, readErr)
 	}
 	before := c.state()
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, btrfsctl.Protect(c.fd(), protection), c.move(before))
+	if errors.Is(err, unix.EPERM) && protection != 0 {
+		if err = c.b.unprotect(c.fd()); err == nil {
+			err = unlink()
 		}
-	}()
-	if err := c.b.unprotect(c.fd()); err != nil {
-		return nil, "", err
 	}
-	if err := unlink(); !errors.Is(err, unix.ENOTEMPTY) {
-		return nil, "", err
+	if errors.Is(err, unix.ENOTEMPTY) {
+		as = removedPrefix + temporaryName(c.name)
+		if err = c.b.hide(c.name, as); isFull(err) {
+			as, err = c.name, c.b.markDoomed(c)
+		}
 	}
-	as = temporaryName(c.name)
-	if err = c.b.hide(c, as); isFull(err) {
-		return c.b.dirs.subvolumes, c.name, c.b.markDoomed(c)
+	if err != nil {
+		err = errors.Join(err, btrfsctl.Protect(c.fd(), protection), c.move(before))
 	}
-	return c.b.dirs.removing, as, err
+	return as, err
 }
 
-// hide renames a volume away. Not before the name is gone for good may a part of what is inside go.
-func (b *Backend) hide(c *claimed, as string) error {
-	err := b.insist(func() error {
-		return unix.Renameat(int(b.dirs.subvolumes.Fd()), c.name, int(b.dirs.removing.Fd()), as)
-	})
-	if err != nil {
+// hide renames a volume away, within its directory: a read-only one cannot be moved to another, and is not to be made
+// writable before it is gone. Not before it is gone for good may a part of what is inside go.
+func (b *Backend) hide(name, as string) error {
+	dir := int(b.dirs.subvolumes.Fd())
+	if err := b.insist(func() error { return unix.Renameat(dir, name, dir, as) }); err != nil {
 		return fmt.Errorf("take away: %w", err)
 	}
 	return b.commit()
@@ -105,7 +100,10 @@ const sticky = 0o1000
 // markDoomed hides a volume under its own name, where there is no room for another: its root gets an owner that says so.
 // The owner of a file and the mode of a directory are overwritten in place, which needs nothing new.
 func (b *Backend) markDoomed(c *claimed) error {
-	err := b.insist(func() error { return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710|sticky) })
+	err := b.unprotect(c.fd())
+	if err == nil {
+		err = b.insist(func() error { return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710|sticky) })
+	}
 	if err == nil {
 		uid, gid := doomedOwner(c.info.UUID)
 		err = b.insist(func() error { return unix.Fchown(c.fd(), int(uid), int(gid)) })
@@ -255,12 +253,17 @@ func (b *Backend) destroyByID(id uint64) error {
 	}
 	defer unix.Close(dir)
 	b.expectQgroup(id)
-	err = b.unlink(dir, link.Name)
+	err = btrfsctl.DestroySubvolume(dir, link.Name)
 	if errors.Is(err, unix.EDQUOT) {
-		// With classic quotas the subvolume around it is charged for what unlinking reserves. It goes too.
-		if limitErr := b.quotas.SetLimit(context.Background(), link.ParentID, quota.Limit{}); limitErr != nil {
+		// The subvolume around it, which goes too, is charged for what unlinking reserves, and is at its limit.
+		limitErr := b.insist(func() error {
+			return b.quotas.SetLimit(context.Background(), link.ParentID, quota.Limit{})
+		})
+		if limitErr != nil {
 			return errors.Join(err, limitErr)
 		}
+	}
+	if isFull(err) {
 		err = b.unlink(dir, link.Name)
 	}
 	if errors.Is(err, unix.EPERM) && btrfsctl.AllowUnlink(dir) == nil {

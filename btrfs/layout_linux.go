@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
@@ -147,26 +148,35 @@ func (b *Backend) recover() error {
 	return nil
 }
 
-// recoverDoomed destroys the volumes that are marked as doomed, if there can be any.
+// recoverDoomed destroys the volumes whose removal has not ended: those that are renamed away, and those that are marked
+// as doomed if there can be any.
 func (b *Backend) recoverDoomed() error {
 	info, err := b.dirs.removing.Stat()
-	if err != nil || info.Mode()&fs.ModeSticky == 0 {
+	if err != nil {
 		return err
 	}
+	marked := info.Mode()&fs.ModeSticky != 0
 	entries, err := os.ReadDir(b.dirs.subvolumes.Name())
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, entry := range entries {
-		dir, err := b.openVolume(entry.Name())
-		if err == nil {
-			err = dir.Close()
-		}
-		if errors.Is(err, errDoomed) {
-			if err := b.destroy(b.dirs.subvolumes, entry.Name()); err != nil {
-				return err
-			}
+		if strings.HasPrefix(entry.Name(), removedPrefix) || marked && b.isDoomed(entry.Name()) {
+			errs = append(errs, b.destroy(b.dirs.subvolumes, entry.Name()))
 		}
 	}
+	if err := errors.Join(errs...); err != nil || !marked {
+		return err
+	}
 	return unix.Fchmod(int(b.dirs.removing.Fd()), 0o710)
+}
+
+func (b *Backend) isDoomed(name string) bool {
+	dir, err := b.openVolume(name)
+	if err != nil {
+		return errors.Is(err, errDoomed)
+	}
+	dir.Close()
+	return false
 }

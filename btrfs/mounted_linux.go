@@ -1,29 +1,41 @@
 package btrfs
 
 import (
-	"strings"
+	"fmt"
+	"path"
 
-	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
-// mountedElsewhere reports whether the subvolume open as dir, or a directory of it, is mounted anywhere in
-// this mount namespace: by a bind mount, or by its own mount of the filesystem.
-func mountedElsewhere(dir *subvolume) (bool, error) {
-	var own unix.Stat_t
-	if err := unix.Fstat(dir.fd(), &own); err != nil {
-		return false, err
+// checkNotMounted reports whether a volume can be changed as a whole. The kernel does not ask: it would destroy a
+// subvolume under its mounts. errdefs.ErrFailedPrecondition: the volume, or a directory of it, is mounted in some
+// mount namespace, or is a layer of a mounted overlay. The error says where.
+func (b *Backend) checkNotMounted(name string) error {
+	at, err := b.pathFromTop()
+	if err != nil {
+		return fmt.Errorf("path of the home from the top of the filesystem: %w", err)
 	}
-	// Every subvolume has a device number of its own, which a stat of the mount point shows.
-	mounts, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		if info.FSType != "btrfs" || !strings.HasPrefix(info.Mountpoint, "/") {
-			return true, false
+	uses, err := b.mounts.UsesOf(path.Join(at, name))
+	if err != nil {
+		return fmt.Errorf("find the mounts of volume %s: %w", name, err)
+	}
+	return mounttable.InUse("volume "+name, uses)
+}
+
+// pathFromTop is the path of the directory that holds the volumes, from the top of the filesystem, as it is now:
+// whoever renames a directory above changes it.
+func (b *Backend) pathFromTop() (string, error) {
+	fd := int(b.fs.Fd())
+	at, err := btrfsctl.DirPath(fd, b.dirs.subvolumesID, b.dirs.subvolumesIno)
+	for id := b.dirs.subvolumesID; err == nil && id != btrfsctl.FSTreeObjectID; {
+		var link btrfsctl.Link
+		if link, err = btrfsctl.LinkByID(fd, id); err != nil {
+			break
 		}
-		var stat unix.Stat_t
-		if err := unix.Stat(info.Mountpoint, &stat); err != nil || stat.Dev != own.Dev {
-			return true, false
-		}
-		return false, true
-	})
-	return len(mounts) > 0, err
+		var dir string
+		dir, err = btrfsctl.DirPath(fd, link.ParentID, link.DirID)
+		at, id = path.Join(dir, link.Name, at), link.ParentID
+	}
+	return path.Join("/", at), err
 }

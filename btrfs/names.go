@@ -17,6 +17,10 @@ const (
 	quotasName     = "quotas" // moby's
 )
 
+// removedPrefix starts the name in subvolumes of a volume that is being removed and has subvolumes nested in it. No
+// volume has such a name.
+const removedPrefix = ".removed-"
+
 // Names lists what seems to be layers in the directory home, for programs that help people to type them. It opens,
 // locks and cleans up nothing, and does not look whether each is a subvolume. The options are those of Init, of which it
 // needs none.

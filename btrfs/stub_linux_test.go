@@ -6,10 +6,12 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
@@ -73,5 +75,8 @@ func TestHomeThatIsAStandIn(t *testing.T) {
 	snapshotOf(t, mnt, filepath.Join(mnt, "snapshot"))
 	_, err := Open(filepath.Join(mnt, "snapshot", "home"), Options{})
 	require.ErrorIs(t, err, errStub)
+	assert.ErrorContains(t, err, `"home" from the top of the filesystem`)
+	_, err = Init(filepath.Join(mnt, "snapshot", "home"), nil, user.IdentityMapping{})
+	require.ErrorIs(t, err, graphdriver.ErrIncompatibleFS)
 	assert.ErrorContains(t, err, `"home" from the top of the filesystem`)
 }

@@ -41,11 +41,7 @@ func (b *Backend) claim(ctx context.Context, name string) (*claimed, error) {
 		return nil, err
 	}
 	c := &claimed{subvolume: dir, b: b, name: name, release: release}
-	mounted, err := mountedElsewhere(dir)
-	if err == nil && mounted {
-		err = fmt.Errorf("volume %s is mounted: %w", name, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
+	if err := b.checkNotMounted(name); err != nil {
 		return nil, errors.Join(err, c.done())
 	}
 	return c, nil

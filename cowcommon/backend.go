@@ -21,7 +21,8 @@ import (
 //
 // Methods are safe for concurrent use, and each that changes something is atomic: after a crash the
 // volume is either there and complete, or not there. What a method has acknowledged survives a power
-// cut, except that a removed volume may come back whole.
+// cut, except that a removed volume may come back whole. What fails for want of space has unix.ENOSPC or unix.EDQUOT in
+// its error, and leaves nothing.
 //
 // Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound,
 // ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed),
@@ -29,7 +30,8 @@ import (
 type Backend interface {
 	// Create makes an empty writable volume. Its root directory is 0755 and owned by opts.UID and GID.
 	Create(ctx context.Context, name string, opts VolumeOptions) error
-	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted.
+	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted. If it fails, source
+	// is as it was, unless another call came to depend on the seal meanwhile.
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
 	// Seal makes a volume that nobody holds read-only for good, and what it holds survive a power cut. Of a sealed
 	// one it changes nothing, mounted or not. ErrFailedPrecondition: it is mounted, by whatever means, and was not
@@ -38,7 +40,9 @@ type Backend interface {
 	// Rename gives a volume that nobody holds another name. ErrAlreadyExists: the name is taken, and
 	// nothing was changed.
 	Rename(ctx context.Context, name, to string) error
-	// Remove destroys a volume and whatever was made inside it. Removing an absent one is not an error.
+	// Remove destroys a volume and whatever was made inside it, on a full filesystem too. Removing an absent one is not
+	// an error. If it fails, the volume is as it was, or it is gone and the error is about what is left of it where
+	// nobody finds it.
 	// ErrFailedPrecondition: it is mounted, a view of it is open, or what depends on it has to go first: on ZFS
 	// its clones.
 	Remove(ctx context.Context, name string) error
@@ -74,7 +78,7 @@ type Backend interface {
 	// Send writes the native stream of top, incremental from base unless base is nil.
 	Send(ctx context.Context, w io.Writer, base, top View) error
 	// Receive makes a volume from a native stream. source names the volume that an incremental stream
-	// builds on, or is "".
+	// builds on, which is in use for as long, or is "".
 	Receive(ctx context.Context, name, source string, r io.Reader) error
 
 	// Status describes the backend and its filesystem as they are now, for people.

@@ -41,6 +41,14 @@ func btrfsUsable(f Filesystem) error {
 	defer dir.Close()
 
 	subvolume, err := btrfsctl.Info(int(dir.Fd()))
+	if errors.Is(err, unix.ENOTTY) {
+		original, err := btrfsctl.StandsFor(f.Path)
+		if err != nil {
+			original = "that cannot be found (" + err.Error() + ")"
+		}
+		return fmt.Errorf("%w: %s is the empty directory that a snapshot has in the place of subvolume %s: use that one, or choose another directory",
+			graphdriver.ErrIncompatibleFS, f.Path, original)
+	}
 	if err != nil {
 		return fmt.Errorf("detect: subvolume of %s: %w", f.Path, err)
 	}

@@ -30,7 +30,14 @@ const modelClients = 8
 // TestModelOfStates has clients interleave all operations of a Backend, and holds the outcomes to a model of the states
 // that docs/architecture.md draws. COWSHED_TEST_SEED repeats the choices of a run, though not their interleaving.
 func TestModelOfStates(t *testing.T) {
-	s := systems()[0]
+	if testfs.Long() {
+		inEachOwn(t, testModelOfStates)
+	} else {
+		testModelOfStates(t, systems()[0])
+	}
+}
+
+func testModelOfStates(t *testing.T, s system) {
 	steps, round := 100_000, 125 // a round is how many steps each takes before what is there is compared
 	if s.driver == "zfs" && !testfs.Long() {
 		steps, round = 1_000, 25 // an operation takes tens of milliseconds in the test machine

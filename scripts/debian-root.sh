@@ -55,7 +55,7 @@ sources() {
 # make_root DIR: see usage.
 make_root() {
 	local dir=$1 list setting keyring options=()
-	command -v mmdebstrap >/dev/null || die 'mmdebstrap is missing: scripts/deps.sh fresh'
+	command -v mmdebstrap >/dev/null || die 'mmdebstrap is missing: scripts/deps.sh gates'
 	list=$(sources)
 	[[ -n $list ]] || die 'apt is configured with no archive of Debian or Ubuntu'
 	while read -r setting; do

@@ -16,8 +16,7 @@ Tasks:
   build  what `make build` needs: nothing but Go and git
   test   what `make test` needs
   lint   what `make lint` needs
-  gates  what `make gates` needs besides bench
-  fresh  what scripts/fresh-machine.sh needs
+  gates  what `make gates` needs besides bench, and scripts/fresh-machine.sh
   demo   what `make demo` needs
   bench  what `make bench` needs
   daemons  what scripts/daemons.sh needs to build and run containerd and dockerd
@@ -43,7 +42,7 @@ packages() {
 		echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr libcap2-bin qemu-system-common
 		;;
 	lint) echo git shellcheck ;;
-	gates | fresh) echo git mount util-linux mmdebstrap ca-certificates ;;
+	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
 	daemons)
@@ -73,9 +72,10 @@ main() {
 	esac
 	check_go
 
-	local wanted=() absent=() root=()
+	local wanted=() absent=() root=() names
 	for task in "$@"; do
-		read -ra names <<<"$(packages "$task")"
+		names=$(packages "$task") # ends the script if there is no such task
+		read -ra names <<<"$names"
 		wanted+=("${names[@]}")
 	done
 	if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then

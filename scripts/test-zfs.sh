@@ -196,14 +196,14 @@ power_cut() {
 crash_images() {
 	local dir=$1 part parts run running=() status=0
 	parts=$(nproc)
-	run=("$machine" run --timeout 3600 --cpus 1 --disk 256M --dir "$dir" --append-env COWSHED_TEST_REQUIRE=1
+	run=("$machine" run --timeout "$machine_timeout" --cpus 1 --disk 256M --dir "$dir" --append-env COWSHED_TEST_REQUIRE=1
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}")
 	"${run[@]}" --write-log "$dir/../writes" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- \
 		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSCrashScript$'" || return
 	mv "$dir/../writes" "$dir/e2e/writes"
 	for ((part = 1; part <= parts; part++)); do
 		"${run[@]}" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$part/$parts" -- \
-			sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=55m -test.run='^TestZFSCrashImages$'" \
+			sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=$test_timeout -test.run='^TestZFSCrashImages$'" \
 			>"$dir/../crash-images.$part" &
 		running+=($!)
 	done

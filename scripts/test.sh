@@ -22,7 +22,8 @@ Steps:
   long   race and zfs with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash images of all
          states, long random runs; then fresh. This takes hours
 
-Goes on after a step that fails, says at the end which did, and closes with "N passed, N failed".
+Goes on after a step that fails, says at the end how long each took and which failed, and closes with "N passed, N
+failed".
 
 Environment:
   FUZZTIME             time per fuzz target, as -fuzztime of go test
@@ -225,9 +226,13 @@ main() {
 	trap 'rm -rf -- "$work"' EXIT
 	testsum=$work/testsum
 	go build -o "$testsum" ./scripts/internal/testsum
+	local times=() begun
 	for name in "${steps[@]}"; do
+		begun=$SECONDS
 		"$name"
+		times+=("$name $((SECONDS - begun)) s,")
 	done
+	echo "time: ${times[*]} all $SECONDS s"
 
 	[[ ${#failed[@]} -eq 0 ]] || printf 'failed: %s\n' "${failed[@]}"
 	if [[ -e $work/counts ]]; then

@@ -33,6 +33,7 @@ type Backend struct {
 	layout
 	root    string // the dataset that holds those of the volumes
 	gid     int
+	frozen  bool // it was opened for reading alone
 	log     *slog.Logger
 	zfs     *commands
 	volumes index
@@ -54,8 +55,30 @@ var _ cowcommon.Backend = (*Backend)(nil)
 // another process has the same home open.
 //
 // It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.
-func Open(home, root string, opts Options) (_ *Backend, err error) {
-	b := &Backend{root: root, gid: opts.GID, log: opts.Logger}
+func Open(home, root string, opts Options) (*Backend, error) {
+	return openHome(home, root, opts, false)
+}
+
+// OpenReadOnly opens the dataset root for reading alone, as in a pool that is read-only for the reason that why gives.
+// It cleans up and writes nothing in the pool. Methods that would change something return cowcommon.ErrReadOnly. The
+// home, which may be in the pool, is not used: mount points and locks are below RunDir.
+//
+// A view of a volume that is not sealed is its dataset, mounted read-only, which OpenZFS does unless it is mounted to be
+// written to.
+func OpenReadOnly(home, root string, opts Options, why error) (cowcommon.Backend, error) {
+	home, err := filepath.Abs(home)
+	if err != nil {
+		return nil, err
+	}
+	b, err := openHome(runHome(home), root, opts, true)
+	if err != nil {
+		return nil, err
+	}
+	return cowcommon.ReadOnly(b, why), nil
+}
+
+func openHome(home, root string, opts Options, frozen bool) (_ *Backend, err error) {
+	b := &Backend{root: root, gid: opts.GID, frozen: frozen, log: opts.Logger}
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -115,13 +138,9 @@ func (b *Backend) recover() error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{b.graph, b.views} {
-		if err := unmountBelow(dir); err != nil {
-			warn(dir, err)
-		}
-	}
-	if err := removeFiles(b.locks); err != nil {
-		warn(b.locks, err)
+	b.unmountLeft(warn)
+	if b.frozen {
+		return nil
 	}
 
 	b.destroyHalfMade(ctx, datasets, warn)
@@ -148,6 +167,18 @@ func (b *Backend) recover() error {
 		}
 	}
 	return nil
+}
+
+// unmountLeft unmounts what is left in graph and views, and forgets who had it.
+func (b *Backend) unmountLeft(warn func(what string, err error)) {
+	for _, dir := range []string{b.graph, b.views} {
+		if err := unmountBelow(dir); err != nil {
+			warn(dir, err)
+		}
+	}
+	if err := removeFiles(b.locks); err != nil {
+		warn(b.locks, err)
+	}
 }
 
 // unmountBelow unmounts what is mounted below dir and not busy, and removes the mount points.

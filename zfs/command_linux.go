@@ -18,7 +18,7 @@ import (
 )
 
 // patience is for how long a command that should end is waited for.
-const patience = 2 * time.Second
+const patience = 10 * time.Second
 
 // commands runs zfs, the only program that the package runs but for what Status asks. Its methods are safe for
 // concurrent use.

@@ -35,6 +35,9 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if !ok1 || !ok2 || baseView.b.root != topView.b.root {
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("not two views of volumes below one dataset")}
 	}
+	if baseView.snapshot == "" || topView.snapshot == "" {
+		return nil, &treediff.NoHintsError{Reason: "read-only", Err: errors.New("a layer that is not sealed has no snapshot, and none can be taken")}
+	}
 	if baseView.snapshot == topView.snapshot {
 		return &treediff.Hints{}, nil
 	}

@@ -2,6 +2,8 @@ package zfs
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,6 +26,15 @@ const (
 	runningName = "running"
 	claimsName  = "claims"
 )
+
+// RunDir is where the mount points and locks are of what is opened for reading alone. They go when the machine stops.
+const RunDir = "/run/cowshed/read-only"
+
+// runHome is the directory below RunDir that stands for a home.
+func runHome(home string) string {
+	sum := sha256.Sum256([]byte(home))
+	return filepath.Join(RunDir, hex.EncodeToString(sum[:8]))
+}
 
 // layout is where the backend keeps what is not in the pool: mount points, locks and intents.
 type layout struct {

@@ -69,7 +69,7 @@ func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) err
 		return err
 	}
 	flags := uintptr(0)
-	if isSealed {
+	if isSealed || b.frozen {
 		flags = unix.MS_RDONLY
 	}
 	err = b.mountWaiting(ctx, b.datasetOf(name), b.mountpoint(name), flags, label.FormatMountLabel("", mountLabel))

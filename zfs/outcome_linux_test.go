@@ -60,6 +60,7 @@ func openFaulty(t *testing.T) faulty {
 	f := faulty{Backend: openOn(t, root, mountpoint), beside: openOn(t, root, mountpoint), dir: t.TempDir()}
 	require.NoError(t, os.WriteFile(f.dir+"/zfs", fmt.Appendf(nil, faultyZFS, f.dir, f.zfs.path), 0o700))
 	f.zfs.path = f.dir + "/zfs"
+	f.zfs.patience = time.Minute // the test machine may be slow
 	return f
 }
 
@@ -264,11 +265,11 @@ func TestStuck(t *testing.T) {
 					f.assertTold(t, "while it is stuck")
 				}
 				// Whoever wants the volume next waits for it, and finds one or the other.
-				require.Eventually(t, func() bool { return !f.isDoubted() }, 20*time.Second, 10*time.Millisecond)
+				require.Eventually(t, func() bool { return !f.isDoubted() }, 2*time.Minute, 10*time.Millisecond)
 				switch i.name {
 				case "rename", "set limit", "seal", "remove":
 				default:
-					require.Eventually(t, func() bool { return slices.Equal(before, f.state(t)) }, 20*time.Second, 100*time.Millisecond,
+					require.Eventually(t, func() bool { return slices.Equal(before, f.state(t)) }, 2*time.Minute, 100*time.Millisecond,
 						"before: %v", before)
 				}
 				f.assertTold(t, "afterwards")

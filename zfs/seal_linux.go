@@ -165,7 +165,10 @@ func (b *Backend) destroyClaimed(ctx context.Context, c *claim) error {
 		return err
 	}
 	b.volumes.drop(c.name)
-	return dead.forget()
+	if err := dead.forget(); err != nil { // the volume is gone all the same
+		b.log.Warn("zfs: locks of views are left over", "volume", c.name, "error", err)
+	}
+	return nil
 }
 
 // destroy destroys a claimed volume's dataset, and waits a while for it if it is busy.

@@ -22,8 +22,8 @@ import (
 type view struct {
 	b        *Backend
 	volume   string
-	snapshot string // full name
-	key      string // in Backend.viewed
+	snapshot string // full name; "" if it is the dataset itself that nobody writes to
+	key      string // in Backend.viewed; "" likewise
 	dir      string
 
 	closeOnce sync.Once
@@ -65,7 +65,11 @@ func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
 		return nil, err
 	}
 	key := name + "@" + sealName
-	if !isSealed {
+	switch {
+	case isSealed:
+	case b.frozen:
+		return b.viewFrozen(ctx, name)
+	default:
 		key = temporaryName(name + "@" + viewPrefix)
 	}
 	m, err := b.viewed.Acquire(ctx, key, inuse.Viewed, func() (*mountedSnapshot, error) {
@@ -78,6 +82,14 @@ func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
 		return nil, err
 	}
 	return &view{b: b, volume: name, snapshot: m.name, key: key, dir: m.dir}, nil
+}
+
+// viewFrozen views a volume that nobody writes to: its dataset itself.
+func (b *Backend) viewFrozen(ctx context.Context, name string) (*view, error) {
+	if err := b.mount(ctx, name, "", inuse.Viewed); err != nil {
+		return nil, err
+	}
+	return &view{b: b, volume: name, dir: b.mountpoint(name)}, nil
 }
 
 // mountSeal mounts the snapshot that seals a volume.
@@ -159,7 +171,12 @@ func (v *view) Live() *layertar.Live { return nil }
 // Close ends this use of the snapshot. After the last it is unmounted, and destroyed if it was taken for a view.
 func (v *view) Close() error {
 	v.closeOnce.Do(func() {
-		if v.closeErr = v.b.viewed.Release(v.key, inuse.Viewed, v.b.unmountSnapshot); v.closeErr != nil {
+		if v.key == "" {
+			v.closeErr = v.b.unmount(v.volume, inuse.Viewed)
+		} else {
+			v.closeErr = v.b.viewed.Release(v.key, inuse.Viewed, v.b.unmountSnapshot)
+		}
+		if v.closeErr != nil {
 			v.closeErr = fmt.Errorf("zfs: close view of %s: %w", v.volume, v.closeErr)
 		}
 	})

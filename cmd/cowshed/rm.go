@@ -176,6 +176,7 @@ func (s *store) targets(ctx context.Context, name string) (targets []string, err
 		return nil, err
 	}
 	targets, err = bindmount.Targets(dir, s.home())
+	targets = slices.DeleteFunc(targets, func(target string) bool { return target == dir })
 	if putErr := s.driver.Put(name); err == nil {
 		err = putErr
 	}

@@ -38,8 +38,8 @@ func (s *soak) setFull(full bool) {
 	s.now = space{full: full, changed: s.now.changed + 1}
 }
 
-// disturb runs the kinds of chaos until ctx is done, and takes back what it did. kills says whether the daemon may be
-// killed and stopped.
+// disturb runs the kinds of chaos in turn until ctx is done, and takes back what it did. kills says whether the daemon may
+// be killed and stopped.
 func (s *soak) disturb(ctx context.Context, rng *rand.Rand, kills bool) error {
 	type event struct {
 		kind string
@@ -49,14 +49,18 @@ func (s *soak) disturb(ctx context.Context, rng *rand.Rand, kills bool) error {
 	for _, e := range []event{
 		{"kill", func(context.Context, *rand.Rand) error { return s.daemon.restart(syscall.SIGKILL) }},
 		{"term", func(context.Context, *rand.Rand) error { return s.daemon.restart(syscall.SIGTERM) }},
-		{"signal", s.sendSignals}, {"space", s.fill}, {"foreign", s.snapshotForeign},
+		{"signal", s.sendSignals}, {"foreign", s.snapshotForeign},
+		{"space", func(ctx context.Context, rng *rand.Rand) error { return s.fill(ctx, rng, kills && s.chaos["kill"]) }},
 	} {
 		if s.chaos[e.kind] && (kills || e.kind != "kill" && e.kind != "term") {
 			events = append(events, e)
 		}
 	}
-	for len(events) > 0 && sleep(ctx, time.Duration(rng.Int64N(int64(1500*time.Millisecond)))) {
-		e := events[rng.IntN(len(events))]
+	for i := 0; len(events) > 0 && sleep(ctx, time.Duration(rng.Int64N(int64(time.Second)))); i++ {
+		if i %= len(events); i == 0 {
+			rng.Shuffle(len(events), func(i, j int) { events[i], events[j] = events[j], events[i] })
+		}
+		e := events[i]
 		s.count(e.kind)
 		if err := e.run(ctx, rng); err != nil {
 			return fmt.Errorf("%s: %w", e.kind, err)
@@ -75,10 +79,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// sendSignals sends signals that mean nothing for a second.
+// sendSignals sends signals that mean nothing for half a second.
 func (s *soak) sendSignals(ctx context.Context, _ *rand.Rand) error {
 	for i := range 500 {
-		if !sleep(ctx, 2*time.Millisecond) {
+		if !sleep(ctx, time.Millisecond) {
 			return nil
 		}
 		if err := s.daemon.signal([]syscall.Signal{syscall.SIGURG, syscall.SIGWINCH}[i%2]); err != nil {
@@ -88,8 +92,8 @@ func (s *soak) sendSignals(ctx context.Context, _ *rand.Rand) error {
 	return nil
 }
 
-// fill takes all space that the filesystem has for a while. Meanwhile the daemon is killed now and then.
-func (s *soak) fill(ctx context.Context, rng *rand.Rand) (err error) {
+// fill takes all space that the filesystem has for a while, and if kill is set kills the daemon meanwhile.
+func (s *soak) fill(ctx context.Context, rng *rand.Rand, kill bool) (err error) {
 	s.setFull(true)
 	name := filepath.Join(s.mnt, "filler")
 	defer func() {
@@ -114,7 +118,12 @@ func (s *soak) fill(ctx context.Context, rng *rand.Rand) (err error) {
 			return fmt.Errorf("fallocate: %w", err)
 		}
 	}
-	sleep(ctx, time.Duration(rng.Int64N(int64(3*time.Second))))
+	if sleep(ctx, time.Duration(rng.Int64N(int64(2*time.Second)))) && kill {
+		if err := s.daemon.restart(syscall.SIGKILL); err != nil {
+			return err
+		}
+		sleep(ctx, time.Second)
+	}
 	return nil
 }
 

@@ -19,7 +19,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
@@ -111,8 +110,6 @@ func (c *client) run(ctx context.Context) error {
 
 // ---- Requests --------------------------------------------------------------------------------------------------
 
-func base() context.Context { return namespaces.WithNamespace(context.Background(), "soak") }
-
 // unclear says that a request ended without an answer.
 func unclear(err error) bool {
 	if err == nil {
@@ -130,7 +127,7 @@ func (c *client) once(f func(ctx context.Context) error) error {
 	if c.soak.chaos["cancel"] && c.rng.IntN(8) == 0 {
 		timeout = time.Duration(c.rng.Int64N(int64(20 * time.Millisecond)))
 	}
-	ctx, cancel := context.WithTimeout(base(), timeout)
+	ctx, cancel := context.WithTimeout(c.soak.ctx, timeout)
 	defer cancel()
 	return f(ctx)
 }
@@ -139,6 +136,9 @@ func (c *client) once(f func(ctx context.Context) error) error {
 func (c *client) settle(f func(ctx context.Context) error) (again bool, err error) {
 	for range 100 {
 		err = c.once(f)
+		if c.soak.ctx.Err() != nil {
+			return again, context.Cause(c.soak.ctx)
+		}
 		if unclear(err) {
 			again = true
 			continue
@@ -550,8 +550,8 @@ func (c *client) checkAll() error {
 		case err != nil || s.lost || s.files == nil:
 		case s.kind == snapshots.KindCommitted:
 			view := "look-at-" + key
-			if _, err = c.s.View(base(), view, key); err == nil {
-				err = errors.Join(c.in(view, s.files.check), c.s.Remove(base(), view))
+			if _, err = c.s.View(c.soak.ctx, view, key); err == nil {
+				err = errors.Join(c.in(view, s.files.check), c.s.Remove(c.soak.ctx, view))
 			}
 		default:
 			err = c.in(key, s.files.check)
@@ -571,7 +571,7 @@ func (c *client) removeAll() error {
 		}
 	}
 	for _, key := range c.unknown {
-		if err := c.s.Remove(base(), key); err != nil && !errdefs.IsNotFound(err) {
+		if err := c.s.Remove(c.soak.ctx, key); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("%s: remove %q: %w", c.name, key, err)
 		}
 	}

@@ -51,7 +51,7 @@ func (c *commander) cowshed(args ...string) (string, error) { return c.start(fal
 // start runs the command under signals that mean nothing to it, and if stop is set now and then under one that
 // stops it, which is errStopped.
 func (c *commander) start(stop bool, args ...string) (string, error) {
-	cmd := exec.Command(c.soak.daemon.program, append([]string{"--root", c.soak.commandRoot(), "--driver", "btrfs",
+	cmd := exec.Command(c.soak.program, append([]string{"--root", c.soak.commandRoot(), "--driver", "btrfs",
 		"--storage-opt", "btrfs.quota=" + c.soak.daemon.quota}, args...)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

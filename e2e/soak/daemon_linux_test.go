@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,17 +28,22 @@ import (
 // startTimeout is how long the daemon may take until it answers.
 const startTimeout = time.Minute
 
-// buildProgram builds the command cowshed in dir, with the race detector if the test has it.
-func buildProgram(t testing.TB, dir string) string {
+// buildProgram builds the command cowshed, with options of go build.
+func buildProgram(t testing.TB, program string, options ...string) string {
 	t.Helper()
-	program := filepath.Join(dir, "cowshed")
-	args := []string{"build", "-o", program}
-	if raced() {
-		args = append(args, "-race")
-	}
-	out, err := exec.Command("go", append(args, "github.com/cowshed/cowshed/cmd/cowshed")...).CombinedOutput()
+	args := slices.Concat([]string{"build", "-o", program}, options, []string{"github.com/cowshed/cowshed/cmd/cowshed"})
+	out, err := exec.Command("go", args...).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return program
+}
+
+// buildDaemon builds the program that the daemon runs: with the race detector if the test has it.
+func buildDaemon(t testing.TB, dir string) string {
+	t.Helper()
+	if raced() {
+		return buildProgram(t, filepath.Join(dir, "daemon"), "-race")
+	}
+	return buildProgram(t, filepath.Join(dir, "daemon"))
 }
 
 // raced says whether the test has the race detector.
@@ -165,6 +171,18 @@ func (d *daemon) endLocked(by syscall.Signal) error {
 		return fmt.Errorf("stopped by %v the daemon exits with %d", by, code)
 	}
 	return nil
+}
+
+// running says whether the process has not ended.
+func (d *daemon) running() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case <-d.ended:
+		return false
+	default:
+		return true
+	}
 }
 
 // signal sends a signal that means nothing to the daemon.

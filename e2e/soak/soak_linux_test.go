@@ -3,7 +3,6 @@ package soak
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -42,19 +42,22 @@ const (
 
 // soak is a run on one filesystem.
 type soak struct {
-	t      *testing.T
-	mnt    string // the filesystem
-	dir    string // sockets, logs and mount points
-	daemon *daemon
-	chaos  map[string]bool
-	base   tree
+	t       *testing.T
+	mnt     string // the filesystem
+	dir     string // sockets, logs, mount points and programs
+	program string // the command
+	daemon  *daemon
+	chaos   map[string]bool
+	base    tree
+
+	ctx  context.Context // of all requests; ends when the daemon has failed
+	fail context.CancelCauseFunc
 
 	foreignMade int
 
 	mu     sync.Mutex
 	now    space
 	counts map[string]int // of events by kind
-	err    error          // of the daemon
 }
 
 func (s *soak) commandRoot() string { return filepath.Join(s.mnt, "commands") }
@@ -107,6 +110,11 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	t.Logf("events: %v", s.counts)
+	for _, kind := range []string{"kill", "term", "signal", "space", "foreign"} {
+		if s.chaos[kind] {
+			assert.Positive(t, s.counts[kind], "%s happened", kind)
+		}
+	}
 	s.checkGrowth(sizes)
 	s.end()
 }
@@ -121,6 +129,8 @@ func newSoak(t *testing.T) *soak {
 		opts = append(opts, testfs.WithClassicQuota())
 	}
 	s := &soak{t: t, mnt: testfs.Btrfs(t, opts...), dir: t.TempDir(), chaos: make(map[string]bool), counts: make(map[string]int)}
+	s.ctx, s.fail = context.WithCancelCause(namespaces.WithNamespace(context.Background(), "soak"))
+	t.Cleanup(func() { s.fail(nil) })
 	kinds := chaosKinds
 	if text := os.Getenv(chaosEnv); text != "" {
 		kinds = strings.Split(text, ",")
@@ -134,14 +144,15 @@ func newSoak(t *testing.T) *soak {
 	if mode == "off" {
 		s.chaos["limit"] = false
 	}
-	s.daemon = &daemon{program: buildProgram(t, s.dir), root: filepath.Join(s.mnt, "root"), dir: s.dir, quota: mode, failed: s.fail}
+	s.program = buildProgram(t, filepath.Join(s.dir, "cowshed"))
+	s.daemon = &daemon{program: buildDaemon(t, s.dir), root: filepath.Join(s.mnt, "root"), dir: s.dir, quota: mode, failed: s.fail}
 	serveContent(t, s.daemon.socket("containerd"))
 	require.NoError(t, s.daemon.start(), "%s", s.log())
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the daemon's log ends:\n%s", s.log())
 		}
-		if s.daemon.cmd.ProcessState == nil {
+		if s.daemon.running() {
 			assert.NoError(t, s.daemon.stop())
 		}
 	})
@@ -149,13 +160,6 @@ func newSoak(t *testing.T) *soak {
 	_, err := newCommander(s, "first", 0).cowshed("init")
 	require.NoError(t, err)
 	return s
-}
-
-// fail notes that the daemon failed.
-func (s *soak) fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.err = err
 }
 
 // log returns the end of the daemon's log.
@@ -172,11 +176,11 @@ func (s *soak) makeBase() {
 	c, err := newClient(s, "base", 0)
 	require.NoError(s.t, err)
 	defer c.conn.Close()
-	_, err = c.s.Prepare(base(), "base-active", "")
+	_, err = c.s.Prepare(s.ctx, "base-active", "")
 	require.NoError(s.t, err)
 	s.base = make(tree)
 	require.NoError(s.t, c.in("base-active", func(dir string) error { return s.base.edit(c.rng, dir) }))
-	require.NoError(s.t, c.s.Commit(base(), baseKey, "base-active"))
+	require.NoError(s.t, c.s.Commit(s.ctx, baseKey, "base-active"))
 }
 
 // worker is a client of either kind.
@@ -219,24 +223,28 @@ func (s *soak) round(rng *rand.Rand, length time.Duration, kills bool) {
 	chaos := rand.New(rand.NewPCG(rng.Uint64(), 3))
 	group.Go(func() error { return s.disturb(ctx, chaos, kills) })
 	err := group.Wait()
-	s.mu.Lock()
-	assert.NoError(s.t, s.err)
-	s.mu.Unlock()
+	assert.NoError(s.t, context.Cause(s.ctx))
 	if !assert.NoError(s.t, err) {
 		return
 	}
+	rest := time.Now()
 	s.waitIdle()
-	for _, w := range workers {
-		assert.NoError(s.t, w.checkAll())
-	}
-	if s.t.Failed() {
+	if s.each(workers, worker.checkAll); s.t.Failed() {
 		return
 	}
-	for _, w := range workers {
-		assert.NoError(s.t, w.removeAll())
-	}
-	s.t.Logf("%d operations, kills: %v", operations(), kills)
+	s.each(workers, worker.removeAll)
 	s.checkEmpty()
+	s.t.Logf("%d operations, kills: %v; looked at and removed in %s", operations(), kills, time.Since(rest).Round(time.Millisecond))
+}
+
+// each has all workers do something at once.
+func (s *soak) each(workers []worker, do func(w worker) error) {
+	s.t.Helper()
+	var group errgroup.Group
+	for _, w := range workers {
+		group.Go(func() error { return do(w) })
+	}
+	assert.NoError(s.t, group.Wait())
 }
 
 // waitIdle waits until the daemon works on no request: one that was cancelled may go on for a moment.
@@ -262,7 +270,7 @@ func (s *soak) checkEmpty() {
 	defer c.conn.Close()
 	require.NoError(s.t, c.cleanup())
 	var keys []string
-	require.NoError(s.t, c.s.Walk(base(), func(_ context.Context, info snapshots.Info) error {
+	require.NoError(s.t, c.s.Walk(s.ctx, func(_ context.Context, info snapshots.Info) error {
 		keys = append(keys, info.Name)
 		return nil
 	}))
@@ -342,9 +350,9 @@ func (s *soak) end() {
 	c, err := newClient(s, "last", 0)
 	require.NoError(s.t, err)
 	defer c.conn.Close()
-	require.NoError(s.t, c.s.Remove(base(), baseKey))
+	require.NoError(s.t, c.s.Remove(s.ctx, baseKey))
 	require.NoError(s.t, c.cleanup())
-	_, err = c.s.Stat(base(), baseKey)
+	_, err = c.s.Stat(s.ctx, baseKey)
 	require.ErrorIs(s.t, err, errdefs.ErrNotFound)
 	testfs.WaitDeleted(s.t, s.mnt)
 	// A start works through the marks of qgroups that could not go when their volumes did.
@@ -364,5 +372,4 @@ func (s *soak) end() {
 	for _, word := range []string{"DATA RACE", "panic:", "fatal error:"} {
 		assert.NotContains(s.t, string(log), word)
 	}
-	s.t.Logf("events: %v", maps.Clone(s.counts))
 }

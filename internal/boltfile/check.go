@@ -26,13 +26,14 @@ func Ready(path string, timeout time.Duration) error {
 		return err
 	}
 	info, err := os.Stat(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // bolt makes it
+	case err != nil:
 		return err
-	}
-	if err != nil || info.Size() == 0 {
+	case info.Size() == 0:
 		return nil // bolt fills it
-	}
-	if info.Size() < leastSize {
+	case info.Size() < leastSize:
 		return fmt.Errorf("%w: it has %d bytes only", ErrDamaged, info.Size())
 	}
 	var db *bolt.DB

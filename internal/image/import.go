@@ -289,7 +289,7 @@ func (im *importer) removeReplaced(ctx context.Context, l *lock) error {
 		im.store.log.Warn("layers of the replaced image stay, since others may be using them", "reason", err)
 		return nil
 	}
-	_, err := im.store.removeUnused(ctx, im.replaced.Layers())
+	_, err := im.store.removeUnused(ctx, im.replaced.Layers(), "")
 	return err
 }
 
@@ -302,7 +302,7 @@ func (im *importer) undo(ctx context.Context, l *lock) error {
 		im.store.log.Warn("layers of the failed import stay, since others may be using them", "layers", im.done.Made, "reason", err)
 		return nil
 	}
-	_, err := im.store.removeUnused(ctx, im.done.Made)
+	_, err := im.store.removeUnused(ctx, im.done.Made, "")
 	return err
 }
 

@@ -21,8 +21,9 @@ type Removed struct {
 }
 
 // Remove removes an image, and those of its layers that no other image has and no other layer was made
-// from. errdefs.ErrNotFound: there is no such image. errdefs.ErrFailedPrecondition: another process is
-// importing or exporting.
+// from. It needs no space. What fails or is stopped half-way leaves the image listed, though perhaps without its upper
+// layers, and it can be removed again. errdefs.ErrNotFound: there is no such image. errdefs.ErrFailedPrecondition: a
+// layer is in use, or another process is importing or exporting.
 func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error) {
 	image, err := s.Get(name)
 	if err != nil {
@@ -34,16 +35,16 @@ func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error)
 	}
 	defer func() { err = errors.Join(err, lock.close()) }()
 
-	// The record goes first: an image has all of its layers, or it is gone.
+	// The record goes last: without it nobody would find the layers that are left.
+	removed, err := s.removeUnused(ctx, image.Layers(), name)
+	if err != nil {
+		return nil, fmt.Errorf("remove layers of image %s: %w", name, err)
+	}
 	if err := os.Remove(s.path(recordsDir, recordFile(name))); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", name, asNotFound(err))
 	}
 	if err := syncdir.Sync(s.path(recordsDir)); err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", name, err)
-	}
-	removed, err := s.removeUnused(ctx, image.Layers())
-	if err != nil {
-		return nil, fmt.Errorf("remove layers of image %s: %w", name, err)
 	}
 	return removed, nil
 }
@@ -66,14 +67,18 @@ func (s *Store) RemoveLayer(ctx context.Context, id string) (err error) {
 	return s.removeLayer(ctx, id)
 }
 
-// removeUnused removes layers, given base first, from the top down to the first that is needed.
-func (s *Store) removeUnused(ctx context.Context, layers []string) (*Removed, error) {
-	needed, err := s.needed(ctx, layers)
+// removeUnused removes layers, given base first, from the top down to the first that is needed by others than the
+// image of that name, which may be "".
+func (s *Store) removeUnused(ctx context.Context, layers []string, image string) (*Removed, error) {
+	needed, err := s.needed(ctx, layers, image)
 	if err != nil {
 		return nil, err
 	}
 	removed := &Removed{}
 	for i := len(layers) - 1; i >= 0; i-- {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		if by, ok := needed[layers[i]]; ok {
 			slices.Sort(by)
 			removed.Kept, removed.Needed = slices.Clone(layers[:i+1]), by
@@ -88,10 +93,10 @@ func (s *Store) removeUnused(ctx context.Context, layers []string) (*Removed, er
 	return removed, nil
 }
 
-// needed says of each layer that is part of an image, or the parent of a layer other than those given,
-// which these are.
-func (s *Store) needed(ctx context.Context, except []string) (map[string][]string, error) {
-	users, err := s.Users()
+// needed says of each layer that is part of an image other than that of the name given, or the parent of a layer other
+// than those given, which these are.
+func (s *Store) needed(ctx context.Context, except []string, exceptImage string) (map[string][]string, error) {
+	users, err := s.users(exceptImage)
 	if err != nil {
 		return nil, err
 	}
@@ -116,13 +121,18 @@ func (s *Store) needed(ctx context.Context, except []string) (map[string][]strin
 
 // Users says of each layer that is part of an image which image that is. An unreadable record is an error:
 // it might be of any image.
-func (s *Store) Users() (map[string]string, error) {
+func (s *Store) Users() (map[string]string, error) { return s.users("") }
+
+func (s *Store) users(except string) (map[string]string, error) {
 	images, err := s.List()
 	if err != nil {
 		return nil, err
 	}
 	users := make(map[string]string)
 	for _, image := range images {
+		if image.Name == except {
+			continue
+		}
 		for _, id := range image.Layers() {
 			users[id] = "image " + image.Name
 		}

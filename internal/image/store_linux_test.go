@@ -39,7 +39,11 @@ import (
 // newTestStore returns an empty store on a btrfs of its own.
 func newTestStore(t *testing.T) *Store {
 	t.Helper()
-	root := testfs.Btrfs(t)
+	return newTestStoreOn(t, testfs.Btrfs(t))
+}
+
+func newTestStoreOn(t *testing.T, root string) *Store {
+	t.Helper()
 	opened, err := btrfs.Init(filepath.Join(root, "btrfs"), nil, user.IdentityMapping{})
 	require.NoError(t, err)
 	driver, ok := opened.(*cowcommon.Driver)

@@ -1,0 +1,283 @@
+package btrfs
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// holder runs a script in a mount namespace of its own until the test ends, or end is called, and returns the id of
+// its shell once the script has done all but wait.
+func holder(t testing.TB, script string, args ...string) (pid int, end func()) {
+	t.Helper()
+	// The shell has nothing open but its pipes, so that it holds what it mounts and no more.
+	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation=private", "--", "sh", "-ec",
+		"cd /; " + script + "\necho ready; read wait"}, args...)...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	ended := false
+	end = func() {
+		if !ended {
+			ended = true
+			_ = in.Close()
+			_ = cmd.Wait() // read fails at the end of its input
+		}
+	}
+	t.Cleanup(end)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "ready\n", line)
+	return cmd.Process.Pid, end
+}
+
+// situation mounts the volume "volume", whose subvolume is dir, and says where; end undoes it.
+type situation struct {
+	mount func(t *testing.T, mnt, dir string) (end func())
+	says  string // a part of the error
+
+	listedOnly bool // /proc does not tell
+}
+
+func situations() map[string]situation {
+	bind := func(t *testing.T, from string) (at string, end func()) {
+		return mountAt(t, from, "", unix.MS_BIND, "")
+	}
+	tmpfsOn := func(t *testing.T, at string) (end func()) {
+		t.Helper()
+		require.NoError(t, unix.Mount("cover", at, "tmpfs", 0, ""))
+		return func() { assert.NoError(t, unix.Unmount(at, 0)) }
+	}
+	inNamespace := func(script string) func(t *testing.T, mnt, dir string) func() {
+		return func(t *testing.T, mnt, dir string) func() {
+			_, end := holder(t, script, dir, t.TempDir(), mnt)
+			return end
+		}
+	}
+	return map[string]situation{
+		"bind mount": {func(t *testing.T, _, dir string) func() {
+			_, end := bind(t, dir)
+			return end
+		}, "mounted on /", false},
+		"bind mount of a directory inside": {func(t *testing.T, _, dir string) func() {
+			_, end := bind(t, dir+"/inside")
+			return end
+		}, "mounted on /", false},
+		"bind mount of a file inside": {func(t *testing.T, _, dir string) func() {
+			at := filepath.Join(t.TempDir(), "file")
+			require.NoError(t, os.WriteFile(at, nil, 0o600))
+			require.NoError(t, unix.Mount(dir+"/inside/file", at, "", unix.MS_BIND, ""))
+			return func() { assert.NoError(t, unix.Unmount(at, 0)) }
+		}, "mounted on /", false},
+		"covered on its mount point": {func(t *testing.T, _, dir string) func() {
+			at, end := bind(t, dir)
+			uncover := tmpfsOn(t, at)
+			return func() { uncover(); end() }
+		}, "mounted on /", false},
+		"covered above": {func(t *testing.T, _, dir string) func() {
+			above := t.TempDir()
+			at := filepath.Join(above, "at")
+			require.NoError(t, os.Mkdir(at, 0o700))
+			require.NoError(t, unix.Mount(dir, at, "", unix.MS_BIND, ""))
+			uncover := tmpfsOn(t, above)
+			return func() { uncover(); assert.NoError(t, unix.Unmount(at, 0)) }
+		}, "mounted on /", false},
+		"another mount namespace": {inNamespace(`mount --bind "$0" "$1"`), "in the mount namespace of process", false},
+		"by subvolid in another mount namespace": {inNamespace(
+			`mount -o "subvolid=$(btrfs inspect-internal rootid "$0")" "$(findmnt -nro SOURCE "$2" | sed 's/\[.*//')" "$1"`),
+			"in the mount namespace of process", false},
+		"covered in another mount namespace": {inNamespace(`mount --bind "$0" "$1"; mount -t tmpfs cover "$1"`),
+			"in the mount namespace of process", false},
+		"root covered in another mount namespace": {inNamespace(`mount --bind "$0" "$1"; mount -t tmpfs cover /`),
+			"in the mount namespace of process", false},
+		"only processes with another root in its namespace": {inNamespace(`mount --bind "$0" "$1"
+			mkdir -p /dev/shm/root; mount -t tmpfs root /dev/shm/root; mkdir /dev/shm/root/bin /dev/shm/root/lib /dev/shm/root/lib64 /dev/shm/root/usr
+			for d in bin lib lib64 usr; do [ ! -d /$d ] || mount --rbind /$d /dev/shm/root/$d; done
+			exec chroot /dev/shm/root sh -ec 'echo ready; read wait'`), "in the mount namespace of process", false},
+		"namespace without processes": {func(t *testing.T, _, dir string) func() {
+			pid, end := holder(t, `mount --bind "$0" "$1"`, dir, t.TempDir())
+			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+			require.NoError(t, err)
+			end()
+			return func() { assert.NoError(t, ns.Close()) }
+		}, "in a mount namespace without processes", true},
+		"lower of an overlay": {func(t *testing.T, _, dir string) func() {
+			return mountOn(t, "overlay", "overlay", 0, "lowerdir="+dir+":"+t.TempDir())
+		}, "of the overlay mounted on /", false},
+		"directory inside is the lower of an overlay": {func(t *testing.T, _, dir string) func() {
+			return mountOn(t, "overlay", "overlay", 0, "lowerdir="+t.TempDir()+":"+dir+"/inside")
+		}, "of the overlay mounted on /", false},
+		"lower of an overlay by another path": {inNamespace(`mount --bind "${0%/*}" "$1"
+			mkdir /dev/shm/lower /dev/shm/at 2>&- || :
+			mount -t overlay -o "lowerdir=$1/volume:/dev/shm/lower" overlay /dev/shm/at`), "of the overlay mounted on /dev/shm/at", false},
+		"upper of an overlay": {func(t *testing.T, _, dir string) func() {
+			return mountOn(t, "overlay", "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s/inside,workdir=%s/work", t.TempDir(), dir, dir))
+		}, "of the overlay mounted on /", false},
+	}
+}
+
+// TestInUse: what is mounted, wherever and however covered, is neither removed, sealed nor renamed, and is cloned
+// as it is. Who has it is said. Once it is unmounted all of that can be done.
+func TestInUse(t *testing.T) {
+	mnt := testfs.Btrfs(t)
+	b := open(t, mnt, Options{})
+	bySystem(t, b, func(t *testing.T, proc bool) {
+		for name, s := range situations() {
+			if !proc || !s.listedOnly {
+				t.Run(name, func(t *testing.T) { testInUse(t, b, mnt, s) })
+			}
+		}
+	})
+}
+
+func testInUse(t *testing.T, b *Backend, mnt string, s situation) {
+	ctx := context.Background()
+	require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))
+	dir := filepath.Join(b.home, subvolumesName, "volume")
+	require.NoError(t, os.MkdirAll(dir+"/inside", 0o755))
+	require.NoError(t, os.Mkdir(dir+"/work", 0o755))
+	require.NoError(t, os.WriteFile(dir+"/inside/file", []byte("kept"), 0o600))
+	end := s.mount(t, mnt, dir)
+	for what, operation := range map[string]func() error{
+		"remove": func() error { return b.Remove(ctx, "volume") },
+		"seal":   func() error { return b.Seal(ctx, "volume") },
+		"rename": func() error { return b.Rename(ctx, "volume", "renamed") },
+	} {
+		err := operation()
+		if assert.ErrorIs(t, err, errdefs.ErrFailedPrecondition, what) {
+			assert.Contains(t, err.Error(), s.says, what)
+		}
+		require.DirExists(t, dir, what)
+	}
+	assert.NoError(t, b.Clone(ctx, "clone", "volume", cowcommon.VolumeOptions{}))
+	v, err := b.Stat(ctx, "volume")
+	require.NoError(t, err)
+	assert.False(t, v.Sealed, "cloned as it is")
+	content, err := os.ReadFile(dir + "/inside/file")
+	require.NoError(t, err)
+	assert.Equal(t, "kept", string(content))
+
+	end()
+	require.NoError(t, b.Rename(ctx, "volume", "renamed"))
+	require.NoError(t, b.Seal(ctx, "renamed"))
+	require.NoError(t, b.Remove(ctx, "renamed"))
+	require.NoError(t, b.Remove(ctx, "clone"))
+}
+
+// TestNotInUse: mounts of something else, by the same names too, keep no volume from being removed.
+func TestNotInUse(t *testing.T) {
+	ctx := t.Context()
+	mnt := testfs.Btrfs(t)
+	b := open(t, mnt, Options{})
+	other := open(t, testfs.Btrfs(t), Options{})
+	for _, name := range []string{"volume", "volume2", "vol"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+		require.NoError(t, other.Create(ctx, name, cowcommon.VolumeOptions{}))
+	}
+	path := func(b *Backend, name string) string { return filepath.Join(b.home, subvolumesName, name) }
+	mountOn(t, mnt, "", unix.MS_BIND, "")
+	mountOn(t, b.home, "", unix.MS_BIND, "")
+	mountOn(t, path(b, ""), "", unix.MS_BIND, "")
+	mountOn(t, path(b, "volume2"), "", unix.MS_BIND, "")
+	mountOn(t, path(b, "vol"), "", unix.MS_BIND, "")
+	mountOn(t, path(other, "volume"), "", unix.MS_BIND, "")
+	mountOn(t, "overlay", "overlay", 0, "lowerdir="+path(b, "volume2")+":"+t.TempDir())
+	mountOn(t, "overlay", "overlay", 0, "lowerdir="+path(b, "vol")+":"+t.TempDir())
+
+	bySystem(t, b, func(t *testing.T, _ bool) {
+		require.NoError(t, b.Rename(ctx, "volume", "renamed"))
+		require.NoError(t, b.Seal(ctx, "renamed"))
+		require.NoError(t, b.Remove(ctx, "renamed"))
+		require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))
+	})
+}
+
+// TestInUseAfterRenameAbove: a mount is told by where the volume is, not by where it was when the home was opened.
+func TestInUseAfterRenameAbove(t *testing.T) {
+	ctx := t.Context()
+	mnt := testfs.Btrfs(t)
+	require.NoError(t, os.MkdirAll(mnt+"/a/b", 0o755))
+	b, err := Open(mnt+"/a/b/home", Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, b.Close()) })
+	require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))
+	end := mountOn(t, mnt+"/a/b/home/subvolumes/volume", "", unix.MS_BIND, "")
+	require.NoError(t, os.Rename(mnt+"/a", mnt+"/moved"))
+	bySystem(t, b, func(t *testing.T, _ bool) {
+		assert.ErrorIs(t, b.Remove(ctx, "volume"), errdefs.ErrFailedPrecondition)
+	})
+	end()
+	require.NoError(t, b.Remove(ctx, "volume"))
+}
+
+// BenchmarkRemoveBesideMounts removes volumes beside many mounts, a third of them of this filesystem, and processes,
+// some of which have a mount namespace each with the mounts of all.
+func BenchmarkRemoveBesideMounts(b *testing.B) {
+	for _, c := range []struct{ mounts, processes, namespaces int }{{0, 0, 0}, {2000, 300, 0}, {200, 300, 9}, {2000, 300, 9}} {
+		b.Run(fmt.Sprintf("mounts=%d/processes=%d/namespaces=%d", c.mounts, c.processes, c.namespaces), func(b *testing.B) {
+			ctx := b.Context()
+			backend := open(b, testfs.Btrfs(b), Options{})
+			require.NoError(b, backend.Create(ctx, "mounted", cowcommon.VolumeOptions{}))
+			root := b.TempDir()
+			require.NoError(b, unix.Mount("root", root, "tmpfs", 0, ""))
+			b.Cleanup(func() { assert.NoError(b, unix.Unmount(root, unix.MNT_DETACH)) })
+			require.NoError(b, unix.Mount("", root, "", unix.MS_PRIVATE, ""))
+			for i := range c.mounts {
+				at := fmt.Sprintf("%s/%d", root, i)
+				require.NoError(b, os.Mkdir(at, 0o700))
+				from := root
+				if i%3 == 0 {
+					from = filepath.Join(backend.home, subvolumesName, "mounted")
+				}
+				require.NoError(b, unix.Mount(from, at, "", unix.MS_BIND, ""))
+			}
+			for range c.namespaces {
+				holder(b, "")
+			}
+			for range c.processes {
+				sleep := exec.Command("sleep", "1000")
+				require.NoError(b, sleep.Start())
+				b.Cleanup(func() { _ = sleep.Process.Kill(); _ = sleep.Wait() })
+			}
+			bySystem(b, backend, func(b *testing.B, _ bool) {
+				for b.Loop() {
+					b.StopTimer()
+					require.NoError(b, backend.Create(ctx, "volume", cowcommon.VolumeOptions{}))
+					b.StartTimer()
+					require.NoError(b, backend.Remove(ctx, "volume"))
+				}
+			})
+		})
+	}
+}
+
+// bySystem runs a test by each of the ways in which the mounts can be found: by the kernel's list, where there is one,
+// and by /proc alone.
+func bySystem[T interface {
+	testing.TB
+	Run(name string, f func(T)) bool
+}](t T, b *Backend, test func(t T, proc bool)) {
+	t.Helper()
+	t.Run("listed", func(t T) { test(t, false) })
+	t.Run("proc", func(t T) {
+		listed := b.mounts
+		b.mounts = listed.ByProc()
+		defer func() { b.mounts = listed }()
+		test(t, true)
+	})
+}

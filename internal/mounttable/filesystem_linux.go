@@ -1,0 +1,205 @@
+package mounttable
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Filesystem is one whose mounts are looked for. It is safe for concurrent use.
+type Filesystem struct {
+	device uint64 // of the superblock, as statmount(2) and mountinfo have it; 0: any
+
+	// others are the mounts that were of something else, overlays with their layers, by unique id. A mount stays what
+	// it is, and its id is not used again. The map is replaced, never changed.
+	others atomic.Pointer[map[uint64]*overlay]
+	old    atomic.Bool // the kernel cannot list mounts (before Linux 6.12, or without privilege)
+}
+
+// New returns the filesystem that the file open as fd is on. Where its mount cannot be seen from here, it stands
+// for all filesystems.
+func New(fd int) (*Filesystem, error) {
+	device, err := deviceOf(fd)
+	if err != nil {
+		return nil, fmt.Errorf("device of a filesystem: %w", err)
+	}
+	return &Filesystem{device: device}, nil
+}
+
+// ByProc returns the same filesystem, whose mounts are then found by /proc alone, as on kernels before 6.12.
+func (f *Filesystem) ByProc() *Filesystem {
+	proc := &Filesystem{device: f.device}
+	proc.old.Store(true)
+	return proc
+}
+
+// UsesOf lists the mounts of a directory, of whatever is below it, and of overlays that it is a layer of, in all mount
+// namespaces. dir is its path from the top of the filesystem.
+//
+// The kernel does not tell the layers of an overlay, only by which paths they were given. They are compared with where
+// the filesystem is mounted in the same namespace, and with the end of dir. Mounts that are in no namespace, such as
+// those below one that was detached, cannot be found.
+func (f *Filesystem) UsesOf(dir string) ([]Use, error) {
+	if !f.old.Load() {
+		uses, err := f.listed(dir)
+		if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EPERM) &&
+			!errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EACCES) {
+			return uses, err
+		}
+		f.old.Store(true)
+	}
+	return f.inProc(dir)
+}
+
+// listed is UsesOf by the kernel's list of mounts. It asks about mounts of other filesystems only once.
+func (f *Filesystem) listed(dir string) ([]Use, error) {
+	namespaces, err := namespaces()
+	if err != nil {
+		return nil, err
+	}
+	known := map[uint64]*overlay{}
+	if others := f.others.Load(); others != nil {
+		known = *others
+	}
+	found := map[uint64]*overlay{} // that were not known
+	total := 0
+	var uses []Use
+	var ids []uint64
+	buffer := newStatmountBuffer()
+	for _, n := range namespaces {
+		if ids, err = n.all(ids); err != nil {
+			if errors.Is(err, unix.ENOENT) { // the namespace is gone
+				continue
+			}
+			return nil, err
+		}
+		total += len(ids)
+		s := seen{namespace: n.inode}
+		for _, id := range ids {
+			if o, ok := known[id]; ok {
+				s.addOverlay(o)
+				continue
+			}
+			if buffer, err = n.stat(id, statmountSuperblock|statmountRoot|statmountPoint, buffer); err != nil {
+				if errors.Is(err, unix.ENOENT) { // it was unmounted
+					continue
+				}
+				return nil, err
+			}
+			switch {
+			case buffer.magic() == unix.OVERLAYFS_SUPER_MAGIC:
+				o := &overlay{point: buffer.point()}
+				if buffer, err = n.stat(id, statmountOptions, buffer); err != nil {
+					if errors.Is(err, unix.ENOENT) {
+						continue
+					}
+					return nil, err
+				}
+				if !buffer.has(statmountOptions) {
+					return nil, unix.ENOSYS
+				}
+				o.layers = layersOf(buffer.options())
+				found[id] = o
+				s.addOverlay(o)
+			case f.is(buffer.device()):
+				s.mounts = append(s.mounts, mount{root: buffer.root(), point: buffer.point()})
+			default:
+				found[id] = nil
+			}
+		}
+		uses = append(uses, s.usesOf(dir)...)
+	}
+	if len(found) > 0 {
+		f.remember(known, found, total)
+	}
+	return uses, nil
+}
+
+// remember keeps what was found, and forgets what was known before once most of that is gone.
+func (f *Filesystem) remember(known, found map[uint64]*overlay, total int) {
+	if len(known) < 2*total+1024 {
+		merged := maps.Clone(known)
+		maps.Copy(merged, found)
+		found = merged
+	}
+	f.others.Store(&found)
+}
+
+func (f *Filesystem) is(device uint64) bool { return f.device == 0 || f.device == device }
+
+// mount is a mount of the filesystem.
+type mount struct {
+	root  string // the path of what is mounted from the top of the filesystem
+	point string
+}
+
+// overlay is a mount of an overlay.
+type overlay struct {
+	point  string
+	layers []string // their paths, as they were given
+}
+
+// seen is what there is in one mount namespace.
+type seen struct {
+	namespace uint64
+	mounts    []mount
+	overlays  []*overlay
+}
+
+func (s *seen) addOverlay(o *overlay) {
+	if o != nil {
+		s.overlays = append(s.overlays, o)
+	}
+}
+
+func (s *seen) usesOf(dir string) (uses []Use) {
+	for _, m := range s.mounts {
+		if within(m.root, dir) {
+			uses = append(uses, Use{Mountpoint: m.point, namespace: s.namespace})
+		}
+	}
+	for _, o := range s.overlays {
+		for _, layer := range o.layers {
+			if s.isWithin(layer, dir) {
+				uses = append(uses, Use{Mountpoint: o.point, Layer: layer, namespace: s.namespace})
+				break
+			}
+		}
+	}
+	return uses
+}
+
+// isWithin reports whether a layer of an overlay can be dir or something below it.
+func (s *seen) isWithin(layer, dir string) bool {
+	for _, m := range s.mounts {
+		if within(layer, m.point) && within(join(m.root, layer[len(m.point):]), dir) {
+			return true
+		}
+	}
+	return looksWithin(layer, dir)
+}
+
+// looksWithin reports whether a path that may be meant in another namespace, or relative to a directory that nobody
+// knows, names dir or something below it: by its last two names, or a relative one by its last alone.
+func looksWithin(path, dir string) bool {
+	parent, name := dir[:strings.LastIndexByte(dir, '/')], dir[strings.LastIndexByte(dir, '/'):]
+	end := parent[strings.LastIndexByte(parent, '/')+1:] + name
+	if !strings.HasPrefix(path, "/") && (path == name[1:] || strings.HasPrefix(path, name[1:]+"/")) {
+		return true
+	}
+	return strings.Contains("/"+path+"/", "/"+strings.TrimPrefix(end, "/")+"/")
+}
+
+// within reports whether a path is dir or below it.
+func within(path, dir string) bool {
+	rest, ok := strings.CutPrefix(path, dir)
+	return ok && (rest == "" || rest[0] == '/' || dir == "/")
+}
+
+func join(root, rest string) string {
+	return strings.TrimSuffix(root, "/") + "/" + strings.TrimPrefix(rest, "/")
+}

@@ -1,0 +1,225 @@
+package mounttable
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// inProc is UsesOf by what /proc shows. Mount namespaces without processes are not in there.
+func (f *Filesystem) inProc(dir string) (uses []Use, err error) {
+	err = eachNamespace(func(namespace uint64, lines *bufio.Scanner) error {
+		s := seen{namespace: namespace}
+		for lines.Scan() {
+			line, ok := parseLine(lines.Bytes())
+			if !ok {
+				continue
+			}
+			if string(line.fsType) == "overlay" {
+				s.addOverlay(&overlay{point: unescape(string(line.point)), layers: layersOf(string(line.options))})
+			} else if f.is(line.device) {
+				s.mounts = append(s.mounts, mount{root: unescape(string(line.root)), point: unescape(string(line.point))})
+			}
+		}
+		uses = append(uses, s.usesOf(dir)...)
+		return lines.Err()
+	})
+	return uses, err
+}
+
+// UsesOfSource lists the mounts of a filesystem that has a source of its own, as ZFS datasets do, in all mount
+// namespaces that have processes.
+func UsesOfSource(fsType string, is func(source string) bool) (uses []Use, err error) {
+	err = eachNamespace(func(namespace uint64, lines *bufio.Scanner) error {
+		for lines.Scan() {
+			line, ok := parseLine(lines.Bytes())
+			if ok && string(line.fsType) == fsType && is(unescape(string(line.source))) {
+				uses = append(uses, Use{Mountpoint: unescape(string(line.point)), namespace: namespace})
+			}
+		}
+		return lines.Err()
+	})
+	return uses, err
+}
+
+// eachNamespace calls visit with the mounts of each mount namespace, as they are in mountinfo (proc(5)).
+func eachNamespace(visit func(namespace uint64, lines *bufio.Scanner) error) error {
+	visited := map[uint64]bool{}
+	chrooted := map[uint64]int{} // a process, for namespaces that none was found in that can see all of them
+	for pid := range processes() {
+		process := strconv.Itoa(pid)
+		namespace, err := namespaceOf(process)
+		if err != nil || visited[namespace] { // it is gone, or a kernel thread
+			continue
+		}
+		// Its mountinfo has what is below its root.
+		if root, err := os.Readlink("/proc/" + process + "/root"); err != nil || root != "/" {
+			chrooted[namespace] = pid
+			continue
+		}
+		mounts, err := os.Open("/proc/" + process + "/mountinfo")
+		if err != nil {
+			continue
+		}
+		if visited[namespace], err = visitMounts(mounts, namespace, visit); err != nil {
+			return fmt.Errorf("mounts of process %d: %w", pid, err)
+		}
+	}
+	for namespace, pid := range chrooted {
+		if visited[namespace] {
+			continue
+		}
+		if err := visitFromWithin(pid, namespace, visit); err != nil {
+			return fmt.Errorf("mounts in the namespace of process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// visitMounts calls visit with the mounts in a file, and closes it. It reports whether they were all there: the file's
+// process may have ended.
+func visitMounts(file *os.File, namespace uint64, visit func(uint64, *bufio.Scanner) error) (bool, error) {
+	defer file.Close()
+	lines := bufio.NewScanner(file)
+	lines.Buffer(make([]byte, 64<<10), 1<<20)
+	err := visit(namespace, lines)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// visitFromWithin calls visit with the mounts of the namespace of a process whose own root hides some of them. It reads
+// them as a thread that is in the namespace, and takes what the process sees where it may not enter.
+func visitFromWithin(pid int, namespace uint64, visit func(uint64, *bufio.Scanner) error) error {
+	result := make(chan error)
+	go onOtherThread(func() {
+		mounts, err := openFromWithin(pid)
+		if err != nil {
+			if mounts, err = os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid)); err != nil {
+				result <- nil // the process has ended
+				return
+			}
+		}
+		_, err = visitMounts(mounts, namespace, visit)
+		result <- err
+	})
+	return <-result
+}
+
+// onOtherThread calls f on a thread that ends with it, and so not on the first of the process.
+func onOtherThread(f func()) {
+	runtime.LockOSThread() // and not unlocked: a thread ends with the goroutine that has it locked
+	if unix.Gettid() != os.Getpid() {
+		f()
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onOtherThread(f)
+	}()
+	<-done
+}
+
+// openFromWithin moves this thread into the mount namespace of a process, and opens the list of all mounts in there.
+func openFromWithin(pid int) (*os.File, error) {
+	proc, err := os.Open("/proc") // there may be none within
+	if err != nil {
+		return nil, err
+	}
+	defer proc.Close()
+	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer namespace.Close()
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return nil, err
+	}
+	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Openat(int(proc.Fd()), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "mountinfo"), nil
+}
+
+// mountLine is a line of mountinfo. Its texts are escaped.
+type mountLine struct {
+	id                                   []byte
+	device                               uint64
+	root, point, fsType, source, options []byte
+}
+
+func parseLine(line []byte) (m mountLine, ok bool) {
+	// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+	before, after, ok := bytes.Cut(line, []byte(" - "))
+	if !ok {
+		return m, false
+	}
+	fields := bytes.SplitN(before, []byte(" "), 6)
+	more := bytes.SplitN(after, []byte(" "), 3)
+	if len(fields) < 6 || len(more) < 3 {
+		return m, false
+	}
+	major, minor, ok := bytes.Cut(fields[2], []byte(":"))
+	if !ok {
+		return m, false
+	}
+	a, err := strconv.ParseUint(string(major), 10, 32)
+	if err != nil {
+		return m, false
+	}
+	b, err := strconv.ParseUint(string(minor), 10, 32)
+	if err != nil {
+		return m, false
+	}
+	return mountLine{
+		id: fields[0], device: unix.Mkdev(uint32(a), uint32(b)), root: fields[3], point: fields[4],
+		fsType: more[0], source: more[1], options: more[2],
+	}, true
+}
+
+// deviceOf is the device number of the filesystem of an open file, which on btrfs is not the one that stat says. It is
+// 0 if the file's mount is not one of those that this process sees.
+func deviceOf(fd int) (uint64, error) {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return 0, err
+	}
+	id := ""
+	for line := range strings.Lines(string(info)) {
+		if value, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			id = strings.TrimSpace(value)
+		}
+	}
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return 0, err
+	}
+	defer mounts.Close()
+	for lines := bufio.NewReader(mounts); ; {
+		line, err := lines.ReadBytes('\n')
+		if m, ok := parseLine(bytes.TrimSuffix(line, []byte("\n"))); ok && string(m.id) == id {
+			return m.device, nil
+		}
+		if errors.Is(err, io.EOF) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}

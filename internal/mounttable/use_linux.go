@@ -1,0 +1,70 @@
+package mounttable
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Use is a mount that keeps something in use.
+type Use struct {
+	Mountpoint string // as the processes of its mount namespace see it
+	Layer      string // the path by which it is a layer of an overlay that is mounted there, "" if it is mounted itself
+	namespace  uint64 // inode number of the mount namespace
+}
+
+// String says where something is mounted, and in whose mount namespace. It looks for a process of that namespace.
+func (u Use) String() string {
+	place := "mounted on " + u.Mountpoint
+	if u.Layer != "" {
+		place = fmt.Sprintf("a layer (%s) of the overlay mounted on %s", u.Layer, u.Mountpoint)
+	}
+	if own, err := namespaceOf("self"); err == nil && own == u.namespace {
+		return place
+	}
+	pid := processIn(u.namespace)
+	if pid == 0 {
+		return place + " in a mount namespace without processes"
+	}
+	return fmt.Sprintf("%s in the mount namespace of %s", place, DescribeProcess(pid))
+}
+
+// namespaceOf is the inode number of the mount namespace of a process, which identifies it.
+func namespaceOf(process string) (uint64, error) {
+	link, err := os.Readlink("/proc/" + process + "/ns/mnt") // mnt:[4026531841]
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, "mnt:["), "]"), 10, 64)
+}
+
+// processIn finds a process in that mount namespace, 0 if there is none.
+func processIn(namespace uint64) int {
+	for pid := range processes() {
+		if ns, err := namespaceOf(strconv.Itoa(pid)); err == nil && ns == namespace {
+			return pid
+		}
+	}
+	return 0
+}
+
+// maxNamed is how many uses an error names.
+const maxNamed = 3
+
+// InUse is an errdefs.ErrFailedPrecondition that says who uses what, nil if there are no uses.
+func InUse(what string, uses []Use) error {
+	if len(uses) == 0 {
+		return nil
+	}
+	var places []string
+	for _, u := range uses[:min(len(uses), maxNamed)] {
+		places = append(places, u.String())
+	}
+	if more := len(uses) - len(places); more > 0 {
+		places = append(places, fmt.Sprintf("and %d times more", more))
+	}
+	return fmt.Errorf("%s is %s: unmount it there: %w", what, strings.Join(places, ", "), errdefs.ErrFailedPrecondition)
+}
