@@ -89,7 +89,7 @@ func TestSendUnderSignals(t *testing.T) {
 	require.NoError(t, err)
 
 	storm(t)
-	for range 20 {
+	for range 10 {
 		var loud slow
 		require.NoError(t, b.Send(t.Context(), &loud, base, top))
 		require.Equal(t, quiet.Len(), loud.Len())
@@ -112,7 +112,7 @@ func TestSendOfStoppedProcess(t *testing.T) {
 
 	stopping(t)
 	failed := 0
-	for range 20 {
+	for range 10 {
 		var loud slow
 		if err := b.Send(t.Context(), &loud, base, top); err != nil {
 			failed++
@@ -126,7 +126,7 @@ func TestSendOfStoppedProcess(t *testing.T) {
 		}
 		require.Equal(t, hints.Len(), again.Len())
 	}
-	t.Logf("Send failed %d times of 20", failed)
+	t.Logf("Send failed %d times of 10", failed)
 }
 
 // stopping stops the process and lets it go on, again and again until the test ends. It is another process that does,

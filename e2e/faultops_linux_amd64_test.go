@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -199,6 +201,27 @@ func faultOperations(s system) []faultOperation {
 				return errors.Join(isThere(ctx, d, "new", "", true, 0), hasContent(d, "new"))
 			},
 		},
+	}
+	if s.driver == "btrfs" {
+		operations = append(operations, faultOperation{
+			name: "open",
+			run: func(_ context.Context, d *cowcommon.Driver) error {
+				// The home that d has open.
+				dir, err := d.Get("child", "")
+				if err != nil {
+					return err
+				}
+				if err := d.Put("child"); err != nil {
+					return err
+				}
+				other, err := s.tryOpen(strings.TrimSuffix(dir, "/btrfs/subvolumes/child"), user.IdentityMapping{})
+				if err != nil {
+					return err
+				}
+				return other.Cleanup()
+			},
+			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+		})
 	}
 	if s.limits() {
 		operations = append(operations, faultOperation{

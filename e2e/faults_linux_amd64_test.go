@@ -164,7 +164,7 @@ func TestFaults(t *testing.T) {
 		runFaulty(t, s, root, operations[0], fault{kind: none})
 		if s.driver == "zfs" && !testfs.Long() { // each run costs seconds in the test machine
 			rng.Shuffle(len(operations), func(i, j int) { operations[i], operations[j] = operations[j], operations[i] })
-			operations = operations[:4]
+			operations = operations[:3]
 		}
 		for _, op := range operations {
 			t.Run(op.name, func(t *testing.T) { faultsOf(t, s, root, op, rng) })
