@@ -214,6 +214,7 @@ func (s *soak) round(rng *rand.Rand, length time.Duration, kills bool) {
 		workers = append(workers, newCommander(s, fmt.Sprintf("commander%d", i), rng.Uint64()))
 	}
 
+	begun := time.Now()
 	ctx, cancel := context.WithTimeout(s.t.Context(), length)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
@@ -234,7 +235,8 @@ func (s *soak) round(rng *rand.Rand, length time.Duration, kills bool) {
 	}
 	s.each(workers, worker.removeAll)
 	s.checkEmpty()
-	s.t.Logf("%d operations, kills: %v; looked at and removed in %s", operations(), kills, time.Since(rest).Round(time.Millisecond))
+	s.t.Logf("kills %v: %d operations in %.1f s, looked at and removed in %.1f s", kills, operations(),
+		rest.Sub(begun).Seconds(), time.Since(rest).Seconds())
 }
 
 // each has all workers do something at once.
