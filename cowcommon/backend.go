@@ -21,7 +21,7 @@ import (
 //
 // Methods are safe for concurrent use, and each that changes something is atomic: after a crash the
 // volume is either there and complete, or not there. What a method has acknowledged survives a power
-// cut, except that a removed volume may come back whole.
+// cut, except that a removed volume may come back whole, until a later Create or Clone has returned.
 //
 // Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound,
 // ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed),

@@ -121,10 +121,12 @@ func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key
 	if kind == snapshots.KindActive {
 		opts.Limit = s.limitOf(r, key)
 	}
-	if made.parentVolume == "" {
-		return s.backend.Create(ctx, made.volume, opts)
-	}
-	return s.backend.Clone(ctx, made.volume, made.parentVolume, opts)
+	return s.settle(func() error {
+		if made.parentVolume == "" {
+			return s.backend.Create(ctx, made.volume, opts)
+		}
+		return s.backend.Clone(ctx, made.volume, made.parentVolume, opts)
+	})
 }
 
 // checkFulfilled makes sure that the snapshot is still the one that the volume was made for: another client may have

@@ -157,7 +157,7 @@ func (k *inventory) hasChildren(volume, apart string) bool {
 	return false
 }
 
-// sort decides about each volume. What the ledgers need not say any more is taken out with the next change.
+// sort decides about each volume. What the ledgers need not say any more is taken out with a later change.
 func (s *Snapshotter) sort(known *inventory) {
 	for name, v := range known.volumes {
 		if _, owned := known.owners[name]; owned {
@@ -172,7 +172,7 @@ func (s *Snapshotter) sort(known *inventory) {
 	}
 	for name := range known.doomed {
 		if _, ok := known.volumes[name]; !ok {
-			s.stale.destroyed = append(s.stale.destroyed, name)
+			s.destroyed = append(s.destroyed, name)
 		}
 	}
 	for name := range known.making {
@@ -180,7 +180,7 @@ func (s *Snapshotter) sort(known *inventory) {
 	}
 	for name := range known.copies {
 		if v, ok := known.volumes[name]; !ok || v.Sealed {
-			s.stale.destroyed = append(s.stale.destroyed, name)
+			s.destroyed = append(s.destroyed, name)
 		}
 	}
 	if n := len(s.lost); n > 0 {

@@ -107,9 +107,13 @@ func TestRecoverUnfinished(t *testing.T) {
 			require.NoError(t, h.Cleanup(ctx))
 			assert.Equal(t, before, h.state())
 			require.NoError(t, h.restart(nil))
+			h.prepare("later", "image") // from here on a power cut cannot bring back what was destroyed
+			require.NoError(t, h.restart(nil))
 			for _, l := range []ledger{making, copies, thawing, doomed} {
 				assert.Empty(t, h.ledger(l), l)
 			}
+			require.NoError(t, h.Remove(ctx, "later"))
+			require.NoError(t, h.Cleanup(ctx))
 		})
 	}
 }

@@ -66,7 +66,7 @@ func (s *Snapshotter) noteDestroyed(volume string) {
 	s.measured.Delete(volume)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stale.destroyed = append(s.stale.destroyed, volume)
+	s.destroyed = append(s.destroyed, volume)
 }
 
 // busyWith keeps Cleanup from taking a volume for destroyed that an operation is about to make, until end is called.

@@ -87,12 +87,13 @@ type Snapshotter struct {
 	opts Options
 	log  *slog.Logger
 
-	mu     sync.Mutex
-	doomed []string            // volumes that are to be destroyed; the metadata says so too
-	busy   map[string]struct{} // volumes that an operation is about to make
-	stale  stale
-	frozen map[string]struct{} // keys of active snapshots that have a sealed volume
-	lost   map[string]Lost     // by volume
+	mu        sync.Mutex
+	doomed    []string            // volumes that are to be destroyed; the metadata says so too
+	destroyed []string            // volumes that are, and that a power cut may bring back
+	busy      map[string]struct{} // volumes that an operation is about to make
+	stale     stale
+	frozen    map[string]struct{} // keys of active snapshots that have a sealed volume
+	lost      map[string]Lost     // by volume
 
 	measured sync.Map // snapshots.Usage of committed snapshots that had to be counted, by volume
 

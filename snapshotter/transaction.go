@@ -99,6 +99,9 @@ func (s *Snapshotter) damaged(err error) error {
 }
 
 // stale is what the ledgers need not hold any more. It is taken out with the next change, since nothing depends on it.
+//
+// A volume that was destroyed may come back with a power cut, until one that was made after that is durable. So what is
+// destroyed is noted before it is stale.
 type stale struct{ made, destroyed []string }
 
 func (s *Snapshotter) takeStale() stale {
@@ -107,6 +110,23 @@ func (s *Snapshotter) takeStale() stale {
 	taken := s.stale
 	s.stale = stale{}
 	return taken
+}
+
+// settle calls make, which makes a volume. If it succeeds, what was destroyed before it is gone for good.
+func (s *Snapshotter) settle(make func() error) error {
+	s.mu.Lock()
+	destroyed := s.destroyed
+	s.destroyed = nil
+	s.mu.Unlock()
+	err := make()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.destroyed = append(s.destroyed, destroyed...)
+		return err
+	}
+	s.stale.destroyed = append(s.stale.destroyed, destroyed...)
+	return nil
 }
 
 func (s *Snapshotter) putBackStale(old stale) {
