@@ -61,7 +61,7 @@ func TestLostMetadata(t *testing.T) {
 			lost := h.lostVolumes()
 			assert.Equal(t, container, lost[active].Key)
 			assert.Equal(t, image, lost[active].Parent)
-			assert.Equal(t, "", lost[image].Key, "the name to which it was committed is in no volume")
+			assert.Empty(t, lost[image].Key, "the name to which it was committed is in no volume")
 			assert.Equal(t, "image-unpack", lost[image].Made)
 			assert.True(t, lost[image].Sealed)
 
