@@ -26,8 +26,8 @@ import (
 //
 // Methods are safe for concurrent use, and each that changes something is atomic: after a crash the
 // volume is either there and complete, or not there. What a method has acknowledged survives a power
-// cut, except that a removed volume may come back whole. What fails for want of space has unix.ENOSPC or unix.EDQUOT in
-// its error, and leaves nothing.
+// cut, except that a removed volume may come back whole, until a later Create or Clone has returned. What fails for
+// want of space has unix.ENOSPC or unix.EDQUOT in its error, and leaves nothing.
 //
 // Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound,
 // ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed),

@@ -157,7 +157,7 @@ func (k *inventory) hasChildren(volume, apart string) bool {
 	return false
 }
 
-// sort decides about each volume. What the ledgers need not say any more is taken out with the next change.
+// sort decides about each volume. What the ledgers need not say any more is taken out with a later change.
 func (s *Snapshotter) sort(known *inventory) {
 	for name, v := range known.volumes {
 		if _, owned := known.owners[name]; owned {

@@ -92,7 +92,7 @@ func openLoop(n int) (*os.File, error) {
 // users closes it: an udev that looks at new devices may take a moment.
 func waitDetached(t testing.TB, device, image string) {
 	t.Helper()
-	ok := eventually(10*time.Second, func() bool {
+	ok := eventually(time.Minute, func() bool {
 		data, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
 		return err != nil || strings.TrimSuffix(strings.TrimSpace(string(data)), " (deleted)") != image
 	})
