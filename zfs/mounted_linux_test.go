@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // holder runs a script in a mount namespace of its own until end is called.
@@ -52,36 +53,40 @@ func TestInUse(t *testing.T) {
 	for name, s := range map[string]struct {
 		mount func(t *testing.T) (end func())
 		says  string
+		long  bool // in the long variant only: Remove waits three seconds each time
 	}{
-		"mounted": {func(t *testing.T) func() { _, end := mounted(t); return end }, "mounted on /"},
+		"mounted": {func(t *testing.T) func() { _, end := mounted(t); return end }, "mounted on /", true},
 		"covered on its mount point": {func(t *testing.T) func() {
 			at, end := mounted(t)
 			require.NoError(t, unix.Mount("cover", at, "tmpfs", 0, ""))
 			return func() { assert.NoError(t, unix.Unmount(at, 0)); end() }
-		}, "mounted on /"},
+		}, "mounted on /", false},
 		"covered above": {func(t *testing.T) func() {
 			at, end := mounted(t)
 			require.NoError(t, unix.Mount("cover", filepath.Dir(at), "tmpfs", 0, ""))
 			return func() { assert.NoError(t, unix.Unmount(filepath.Dir(at), 0)); end() }
-		}, "mounted on /"},
-		"another mount namespace": {inNamespace(`mount -t zfs "$0" "$1"`), "in the mount namespace of process"},
+		}, "mounted on /", true},
+		"another mount namespace": {inNamespace(`mount -t zfs "$0" "$1"`), "in the mount namespace of process", true},
 		"covered in another mount namespace": {inNamespace(`mount -t zfs "$0" "$1"; mount -t tmpfs cover "$1"`),
-			"in the mount namespace of process"},
+			"in the mount namespace of process", false},
 		"namespace without processes": {func(t *testing.T) func() {
 			pid, end := holder(t, `mount -t zfs "$0" "$1"`, b.datasetOf("volume"), t.TempDir())
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 			require.NoError(t, err)
 			end()
 			return func() { assert.NoError(t, ns.Close()) }
-		}, "without processes"},
+		}, "without processes", false},
 		"lower of an overlay alone": {func(t *testing.T) func() {
 			lower, end := mounted(t)
 			at := t.TempDir()
 			require.NoError(t, unix.Mount("overlay", at, "overlay", 0, "lowerdir="+lower+":"+t.TempDir()))
 			end()
 			return func() { assert.NoError(t, unix.Unmount(at, 0)) }
-		}, "overlay"},
+		}, "overlay", false},
 	} {
+		if s.long && !testfs.Long() {
+			continue
+		}
 		t.Run(name, func(t *testing.T) { testInUse(t, b, s.mount, s.says) })
 	}
 }

@@ -16,9 +16,14 @@ import (
 
 // inProc is UsesOf by what /proc shows. Mount namespaces without processes are not in there.
 func (f *Filesystem) inProc(dir string) (uses []Use, err error) {
+	device := fmt.Appendf(nil, " %d:%d ", unix.Major(f.device), unix.Minor(f.device))
+	overlays := []byte(" - overlay ")
 	err = eachNamespace(func(namespace uint64, lines *bufio.Scanner) error {
 		s := seen{namespace: namespace}
 		for lines.Scan() {
+			if f.device != 0 && !bytes.Contains(lines.Bytes(), device) && !bytes.Contains(lines.Bytes(), overlays) {
+				continue // most are of something else, and are not worth being taken apart
+			}
 			line, ok := parseLine(lines.Bytes())
 			if !ok {
 				continue
