@@ -34,7 +34,7 @@ type Qgroups struct {
 	// turnOn keeps two first limits from turning quotas on twice.
 	turnOn sync.Mutex
 
-	remembered atomic.Bool // that there are limits
+	remembered atomic.Bool // that there are limits, in the file LimitedName
 }
 
 // OpenQgroups opens the enforcer of the btrfs filesystem that holds the directory dir. It changes nothing:
@@ -49,7 +49,10 @@ func OpenQgroups(dir string, policy Policy) (*Qgroups, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("btrfs: open quotas: filesystem of %s: %w", dir, err)
 	}
-	return &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}, nil
+	q := &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}
+	_, err = os.Lstat(q.limited())
+	q.remembered.Store(err == nil)
+	return q, nil
 }
 
 // Close releases what q holds. Quotas and limits stay.
