@@ -34,7 +34,7 @@ type Qgroups struct {
 	// turnOn keeps two first limits from turning quotas on twice.
 	turnOn sync.Mutex
 
-	remembered atomic.Bool // that there are limits, in the file LimitedName
+	remembered atomic.Bool // that there are limits
 }
 
 // OpenQgroups opens the enforcer of the btrfs filesystem that holds the directory dir. It changes nothing:
@@ -49,10 +49,7 @@ func OpenQgroups(dir string, policy Policy) (*Qgroups, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("btrfs: open quotas: filesystem of %s: %w", dir, err)
 	}
-	q := &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}
-	_, err = os.Lstat(q.limited())
-	q.remembered.Store(err == nil)
-	return q, nil
+	return &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}, nil
 }
 
 // Close releases what q holds. Quotas and limits stay.
@@ -108,6 +105,7 @@ func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
 		if status, err = q.enable(scope); err != nil {
 			return Off, fmt.Errorf("btrfs: turn on quotas of %s: %w", q.dir.Name(), kindOf(err))
 		}
+		q.remember()
 		// Another process may have been quicker, and have turned on the other mode.
 		if err := q.allows(modeOf(status), scope); err != nil {
 			return Off, err
@@ -118,7 +116,6 @@ func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
 			return Off, err
 		}
 	}
-	q.remember()
 	return modeOf(status), nil
 }
 
@@ -284,6 +281,9 @@ func (q *Qgroups) SetLimit(ctx context.Context, id uint64, limit Limit) error {
 	}
 	if err := btrfsctl.LimitQgroup(q.fd(), id, qgroupLimit(mode, limit)); err != nil {
 		return fmt.Errorf("btrfs: limit subvolume %d: %w", id, kindOf(err))
+	}
+	if limit.Bytes != 0 {
+		q.remember()
 	}
 	return nil
 }
