@@ -11,8 +11,9 @@ import (
 
 func (q *Qgroups) limited() string { return filepath.Join(q.dir.Name(), LimitedName) }
 
-// remember makes the file that says that there are limits, unless it is there. A filesystem that has no room for it
-// loses a warning, and no limit.
+// remember makes the file that says that there are limits, unless it is there. That is when quotas are turned on for a
+// limit or a limit is set by itself, and not when a subvolume is made with one, which takes no longer for it. A
+// filesystem that has no room for the file loses a warning, and no limit.
 func (q *Qgroups) remember() {
 	if q.remembered.Swap(true) {
 		return

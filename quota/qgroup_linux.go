@@ -105,6 +105,7 @@ func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
 		if status, err = q.enable(scope); err != nil {
 			return Off, fmt.Errorf("btrfs: turn on quotas of %s: %w", q.dir.Name(), kindOf(err))
 		}
+		q.remember()
 		// Another process may have been quicker, and have turned on the other mode.
 		if err := q.allows(modeOf(status), scope); err != nil {
 			return Off, err
@@ -115,7 +116,6 @@ func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
 			return Off, err
 		}
 	}
-	q.remember()
 	return modeOf(status), nil
 }
 
@@ -281,6 +281,9 @@ func (q *Qgroups) SetLimit(ctx context.Context, id uint64, limit Limit) error {
 	}
 	if err := btrfsctl.LimitQgroup(q.fd(), id, qgroupLimit(mode, limit)); err != nil {
 		return fmt.Errorf("btrfs: limit subvolume %d: %w", id, kindOf(err))
+	}
+	if limit.Bytes != 0 {
+		q.remember()
 	}
 	return nil
 }

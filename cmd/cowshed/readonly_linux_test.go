@@ -202,3 +202,28 @@ func randomBytes(n int) []byte {
 	_, _ = rand.Read(b) // never fails
 	return b
 }
+
+// On a full filesystem commands say what is full and what to do, and what takes space away works.
+func TestFullFilesystem(t *testing.T) {
+	mnt := testfs.Btrfs(t, testfs.WithSize(256<<20))
+	a := at{root: filepath.Join(mnt, "store")}
+	a.ok(t, "init")
+	makeLayersToRead(t, a)
+	image, _ := writeImage(t, "other:1", 1)
+	before := a.state(t)
+	testfs.Fill(t, mnt, testfs.Data, 100)
+	testfs.Fill(t, mnt, testfs.Metadata, 100)
+	for _, args := range [][]string{{"create", "new"}, {"import", image}} {
+		r := a.run(t, args...)
+		assert.Equal(t, exitFull, r.code, "%v: %s", args, r.err)
+		assert.Contains(t, r.err, "cowshed rm", args)
+	}
+	assert.Equal(t, before, a.state(t), "what fails leaves nothing")
+	assert.Contains(t, a.ok(t, "changes", "mid"), "A /mid")
+	for _, f := range doctorFindings(t, a) {
+		assert.NotEqual(t, fail, f.Verdict, "%s: %s", f.Check, f.Detail)
+	}
+	a.ok(t, "rm", "web")
+	a.ok(t, "rmi", "app:1")
+	assert.Equal(t, "base\nmid\n", a.ok(t, "ls", "--names"))
+}
