@@ -257,12 +257,15 @@ func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 		state.volumes = append(state.volumes, fmt.Sprintf("volume %s of %q, sealed %v, limit %v", v.Name, v.Parent, v.Sealed, v.Limit))
 	}
 	home := filepath.Join(root, s.driver)
-	for _, dir := range []string{"staging", "views", "removing", "intents", "graph"} {
+	for _, dir := range []string{"subvolumes", "staging", "views", "removing", "intents", "graph"} {
 		entries, err := os.ReadDir(filepath.Join(home, dir))
 		if !errors.Is(err, fs.ErrNotExist) {
 			require.NoError(t, err)
 		}
 		for _, entry := range entries {
+			if dir == "subvolumes" && !strings.HasPrefix(entry.Name(), ".") {
+				continue // a volume
+			}
 			// The mark of a qgroup stays until the kernel has dropped what was destroyed.
 			mark, isMark := strings.CutPrefix(entry.Name(), "qgroup-")
 			if !isMark || slices.Contains(ids, mark) {
