@@ -66,8 +66,12 @@ func complaintIn(lines []string, fsType, device string) string {
 		if !ok || !found || !strings.HasPrefix(strings.ToLower(line), fsType) {
 			continue
 		}
-		if name, _, _ := strings.Cut(place, " "); name != device {
+		name, state, _ := strings.Cut(place, " state ")
+		if name != device {
 			continue
+		}
+		if strings.ContainsAny(state, "AE") { // aborted, error: the kernel leaves out lines where there are many
+			forced = true
 		}
 		switch {
 		case strings.Contains(message, "mount of filesystem"):
