@@ -157,8 +157,8 @@ func (c *client) short(before space, err error) bool {
 	return errdefs.IsResourceExhausted(err) && (before.full || c.soak.space() != before)
 }
 
-// create makes a request for a new snapshot, and says whether it is there. A key whose request is not answered is not used
-// again before all requests have ended: until then the snapshot may come or go.
+// create makes a request for a new snapshot, and says whether it is there. A key whose request is not answered is not
+// used again before all requests have ended: until then the snapshot may come or go.
 func (c *client) create(key, parent string, f func(ctx context.Context) error) (made bool, err error) {
 	before := c.soak.space()
 	err = c.once(f)
