@@ -28,6 +28,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
+	if err := s.awaitMade(ctx, key); err != nil {
+		return err
+	}
 	active, err := s.checkCommit(ctx, name, key, r.info.Parent)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/inuse"
 )
 
 // Prepare makes an active snapshot. Its limit is that of the label containerd.io/snapshot/max-size, a decimal
@@ -35,8 +36,12 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, err
 	}
+	end, err := s.beingMade.Claim(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	volume := volumeNameFor(kind, key, parent)
-	defer s.busyWith(volume)()
 	made, err := s.recordCreate(ctx, kind, key, parent, volume, r.info.Labels)
 	var mounts []mount.Mount
 	if err == nil {
@@ -46,6 +51,16 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, errors.Join(err, s.undoCreate(context.WithoutCancel(ctx), key, made))
 	}
 	return mounts, nil
+}
+
+// awaitMade waits while the snapshot of a key is being made, or undone since it could not be. Until then it is written
+// down and not whole, and no client may rely on it.
+func (s *Snapshotter) awaitMade(ctx context.Context, key string) error {
+	none := func() (struct{}, error) { return struct{}{}, nil }
+	if _, err := s.beingMade.Acquire(ctx, key, inuse.Brief, none); err != nil {
+		return err
+	}
+	return s.beingMade.Release(key, inuse.Brief, func(struct{}) error { return nil })
 }
 
 // volumeNameFor names the volume of a new snapshot, "" if it has none.
@@ -110,10 +125,10 @@ func (s *Snapshotter) fulfill(ctx context.Context, kind snapshots.Kind, key stri
 		return nil, err
 	}
 	mounts, err := s.mounts(ctx, kind, made.tree(), r.ids)
-	if err != nil || made.volume == "" {
-		return mounts, err
+	if err == nil && made.volume != "" {
+		s.noteMade(made.volume)
 	}
-	return mounts, s.checkFulfilled(ctx, key, made)
+	return mounts, err
 }
 
 func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key string, made record, r request) error {
@@ -129,22 +144,11 @@ func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key
 	})
 }
 
-// checkFulfilled makes sure that the snapshot is still the one that the volume was made for: another client may have
-// removed it meanwhile.
-func (s *Snapshotter) checkFulfilled(ctx context.Context, key string, made record) error {
-	err := s.look(ctx, func(ctx context.Context, _ *bolt.Tx) error {
-		same, err := isRecord(ctx, key, made)
-		if err == nil && !same {
-			err = fmt.Errorf("it was removed or committed while it was made: %w", errdefs.ErrAborted)
-		}
-		return err
-	})
-	if err == nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.stale.made = append(s.stale.made, made.volume)
-	}
-	return err
+// noteMade notes that the volume of a snapshot is there, which the metadata need not doubt any more.
+func (s *Snapshotter) noteMade(volume string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stale.made = append(s.stale.made, volume)
 }
 
 // undoCreate removes what create has written down, if it has, and destroys what it has made.

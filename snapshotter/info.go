@@ -42,6 +42,9 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 	if slices.Contains(fieldpaths, "labels."+VolumeLabel) {
 		return snapshots.Info{}, fmt.Errorf("label %s is not for clients: %w", VolumeLabel, errdefs.ErrInvalidArgument)
 	}
+	if err := s.awaitMade(ctx, info.Name); err != nil {
+		return snapshots.Info{}, err
+	}
 	err = s.change(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		r, err := lookup(ctx, info.Name)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -28,6 +29,54 @@ func (b *hookedBackend) Clone(ctx context.Context, name, source string, opts cow
 		b.beforeClone()
 	}
 	return b.Backend.Clone(ctx, name, source, opts)
+}
+
+// TestSnapshotBeingMade: what a client hears of a snapshot, it hears when that is whole. Whoever asks while it is being
+// made waits, for as long as its own context lets it.
+func TestSnapshotBeingMade(t *testing.T) {
+	var hooked *hookedBackend
+	h := newHostOn(t, func(t *testing.T) (string, openFunc) {
+		mnt, open := onBtrfs(testfs.WithSimpleQuota())(t)
+		return mnt, func(home string) (cowcommon.Backend, error) {
+			b, err := open(home)
+			hooked = &hookedBackend{Backend: b}
+			return hooked, err
+		}
+	}, Options{})
+	h.image("image")
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	hooked.beforeClone = func() { close(begun); <-goOn }
+	made := make(chan error, 1)
+	go func() {
+		_, err := h.Prepare(context.WithoutCancel(t.Context()), "active", "image")
+		made <- err
+	}()
+	<-begun
+	hooked.beforeClone = nil
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, ask := range map[string]func(ctx context.Context) error{
+		"prepare": func(ctx context.Context) error { _, err := h.Prepare(ctx, "active", "image"); return err },
+		"view":    func(ctx context.Context) error { _, err := h.View(ctx, "active", "image"); return err },
+		"stat":    func(ctx context.Context) error { _, err := h.Stat(ctx, "active"); return err },
+		"mounts":  func(ctx context.Context) error { _, err := h.Mounts(ctx, "active"); return err },
+		"usage":   func(ctx context.Context) error { _, err := h.Usage(ctx, "active"); return err },
+		"update":  func(ctx context.Context) error { _, err := h.Update(ctx, snapshots.Info{Name: "active"}); return err },
+		"commit":  func(ctx context.Context) error { return h.Commit(ctx, "committed", "active") },
+		"remove":  func(ctx context.Context) error { return h.Remove(ctx, "active") },
+	} {
+		require.ErrorIs(t, ask(ended), context.Canceled, name)
+	}
+	second := make(chan error, 1)
+	go func() {
+		_, err := h.Prepare(t.Context(), "active", "image")
+		second <- err
+	}()
+	close(goOn)
+	require.NoError(t, <-made)
+	require.ErrorIs(t, <-second, errdefs.ErrAlreadyExists)
+	h.write("active", "file", []byte("text"))
 }
 
 // TestMountVanishesDuringCommit: Commit finds a volume in use, and when it has it cloned, which seals it, it is not

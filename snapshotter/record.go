@@ -113,8 +113,11 @@ func (r *record) tree() string {
 	return r.volume
 }
 
-// read looks up a snapshot, in a transaction of its own.
+// read looks up a snapshot, in a transaction of its own, once it has been made.
 func (s *Snapshotter) read(ctx context.Context, key string) (r record, err error) {
+	if err := s.awaitMade(ctx, key); err != nil {
+		return record{}, err
+	}
 	err = s.look(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		r, err = lookup(ctx, key)
 		return err

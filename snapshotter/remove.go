@@ -16,6 +16,9 @@ import (
 //
 // errdefs.ErrNotFound: there is no such snapshot. errdefs.ErrFailedPrecondition: others were made from it.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	if err := s.awaitMade(ctx, key); err != nil {
+		return wrap("remove", key, err)
+	}
 	var volume string
 	removed := false
 	err := s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {

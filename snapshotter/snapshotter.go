@@ -43,6 +43,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/boltfile"
+	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -87,6 +88,8 @@ type Snapshotter struct {
 	opts Options
 	log  *slog.Logger
 
+	beingMade inuse.Table[struct{}] // keys of snapshots that are written down, and are made or undone
+
 	mu        sync.Mutex
 	doomed    []string            // volumes that are to be destroyed; the metadata says so too
 	busy      map[string]struct{} // volumes that an operation is about to make
@@ -110,8 +113,8 @@ var (
 // metadata and volumes into agreement. backend must be the snapshotter's alone; Close closes it.
 //
 // errdefs.ErrUnavailable: another process has the snapshotter open. errdefs.ErrDataLoss: the metadata is damaged, see
-// Repair. errdefs.ErrFailedPrecondition: none of the
-// volumes that the metadata names is there, so that this is hardly the backend that belongs to it.
+// Repair. errdefs.ErrFailedPrecondition: none of the volumes that the metadata names is there, so that this is hardly
+// the backend that belongs to it.
 func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
 	if c, ok := backend.(cowcommon.MountSpecChecker); ok { // who cannot tell how to mount can serve nobody
 		if err := c.CheckMountSpec(); err != nil {
