@@ -50,9 +50,9 @@ type client struct {
 	differ  snapshotter.DiffService
 	made    int
 	have    map[string]*snapshot
-	removed []string          // the latest keys that must not be there
-	unknown map[string]string // parents by keys whose request was given up
-	done    int               // operations
+	removed []string // the latest keys that must not be there
+	unknown []string // keys whose request was given up
+	done    int      // operations
 }
 
 const (
@@ -73,7 +73,7 @@ func newClient(s *soak, name string, seed uint64) (*client, error) {
 	return &client{
 		name: name, soak: s, rng: rand.New(rand.NewPCG(seed, 0)), conn: conn,
 		s: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "cowshed"), differ: differ,
-		have: make(map[string]*snapshot), unknown: make(map[string]string),
+		have: make(map[string]*snapshot),
 	}, nil
 }
 
@@ -157,24 +157,6 @@ func (c *client) short(before space, err error) bool {
 	return errdefs.IsResourceExhausted(err) && (before.full || c.soak.space() != before)
 }
 
-// create makes a request for a new snapshot, and says whether it is there. A key whose request is not answered is not
-// used again before all requests have ended: until then the snapshot may come or go.
-func (c *client) create(key, parent string, f func(ctx context.Context) error) (made bool, err error) {
-	before := c.soak.space()
-	err = c.once(f)
-	switch {
-	case c.soak.ctx.Err() != nil:
-		return false, context.Cause(c.soak.ctx)
-	case unclear(err):
-		c.unknown[key] = parent
-		return false, nil
-	case c.short(before, err):
-		c.gone(key)
-		return false, nil
-	}
-	return err == nil, err
-}
-
 func (c *client) key(kind string) string {
 	c.made++
 	return fmt.Sprintf("%s-%s-%d", c.name, kind, c.made)
@@ -219,7 +201,7 @@ func (c *client) prepare() error {
 	return err
 }
 
-// prepareWith prepares a snapshot. "": there is none.
+// prepareWith prepares a snapshot. "": there is no space for one.
 func (c *client) prepareWith(limit int) (string, error) {
 	parent, files := c.parentKey()
 	return c.prepareFrom(parent, files, limit)
@@ -231,11 +213,23 @@ func (c *client) prepareFrom(parent string, files tree, limit int) (string, erro
 	if limit > 0 {
 		opts = append(opts, snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.Itoa(limit)}))
 	}
-	made, err := c.create(key, parent, func(ctx context.Context) error {
+	before := c.soak.space()
+	again, err := c.settle(func(ctx context.Context) error {
 		_, err := c.s.Prepare(ctx, key, parent, opts...)
 		return err
 	})
-	if err != nil || !made {
+	if again && errdefs.IsAlreadyExists(err) {
+		err = nil
+	}
+	if c.short(before, err) {
+		if again {
+			c.unknown = append(c.unknown, key)
+		} else {
+			c.gone(key)
+		}
+		return "", nil
+	}
+	if err != nil {
 		return "", err
 	}
 	c.have[key] = &snapshot{kind: snapshots.KindActive, parent: parent, files: maps.Clone(files), limit: limit}
@@ -386,8 +380,16 @@ func (c *client) stat() error {
 func (c *client) view() error {
 	parent, files := c.parentKey()
 	key := c.key("view")
-	made, err := c.create(key, parent, func(ctx context.Context) error { _, err := c.s.View(ctx, key, parent); return err })
-	if err != nil || !made {
+	before := c.soak.space()
+	again, err := c.settle(func(ctx context.Context) error { _, err := c.s.View(ctx, key, parent); return err })
+	if again && errdefs.IsAlreadyExists(err) {
+		err = nil
+	}
+	if c.short(before, err) {
+		c.unknown = append(c.unknown, key)
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	c.have[key] = &snapshot{kind: snapshots.KindView, parent: parent, files: files}
@@ -401,11 +403,9 @@ func (c *client) view() error {
 }
 
 func (c *client) remove() error {
-	parents := slices.Collect(maps.Values(c.unknown))
-	for _, s := range c.have {
-		parents = append(parents, s.parent)
-	}
-	key := c.pick(func(key string, _ *snapshot) bool { return !slices.Contains(parents, key) })
+	key := c.pick(func(key string, _ *snapshot) bool {
+		return !slices.ContainsFunc(slices.Collect(maps.Values(c.have)), func(s *snapshot) bool { return s.parent == key })
+	})
 	if key == "" {
 		return nil
 	}
@@ -478,11 +478,18 @@ func (c *client) compare() error {
 	before := c.soak.space()
 	lowerKey := c.key("lower")
 	var lower []mount.Mount
-	made, err := c.create(lowerKey, s.parent, func(ctx context.Context) (err error) {
+	again, err := c.settle(func(ctx context.Context) (err error) {
 		lower, err = c.s.View(ctx, lowerKey, s.parent)
 		return err
 	})
-	if err != nil || !made {
+	if again && errdefs.IsAlreadyExists(err) {
+		lower, err = c.mounts(lowerKey)
+	}
+	if c.short(before, err) {
+		c.unknown = append(c.unknown, lowerKey)
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	c.have[lowerKey] = &snapshot{kind: snapshots.KindView, parent: s.parent}
@@ -558,16 +565,16 @@ func (c *client) checkAll() error {
 
 // removeAll removes all that the client has, children first.
 func (c *client) removeAll() error {
-	for key := range c.unknown {
-		if err := c.s.Remove(c.soak.ctx, key); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("%s: remove %q: %w", c.name, key, err)
-		}
-	}
-	clear(c.unknown)
 	for len(c.have) > 0 {
 		if err := c.remove(); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
+	for _, key := range c.unknown {
+		if err := c.s.Remove(c.soak.ctx, key); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("%s: remove %q: %w", c.name, key, err)
+		}
+	}
+	c.unknown = nil
 	return nil
 }
