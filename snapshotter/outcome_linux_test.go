@@ -31,18 +31,23 @@ func (b *hookedBackend) Clone(ctx context.Context, name, source string, opts cow
 	return b.Backend.Clone(ctx, name, source, opts)
 }
 
+// newHookedHost makes a host on a hooked backend.
+func newHookedHost(t *testing.T, fs filesystem, opts Options) (*host, *hookedBackend) {
+	hooked := &hookedBackend{}
+	h := newHostOn(t, func(t *testing.T) (string, openFunc) {
+		mnt, open := fs(t)
+		return mnt, func(home string) (_ cowcommon.Backend, err error) {
+			hooked.Backend, err = open(home)
+			return hooked, err
+		}
+	}, opts)
+	return h, hooked
+}
+
 // TestSnapshotBeingMade: what a client hears of a snapshot, it hears when that is whole. Whoever asks while it is being
 // made waits, for as long as its own context lets it.
 func TestSnapshotBeingMade(t *testing.T) {
-	var hooked *hookedBackend
-	h := newHostOn(t, func(t *testing.T) (string, openFunc) {
-		mnt, open := onBtrfs(testfs.WithSimpleQuota())(t)
-		return mnt, func(home string) (cowcommon.Backend, error) {
-			b, err := open(home)
-			hooked = &hookedBackend{Backend: b}
-			return hooked, err
-		}
-	}, Options{})
+	h, hooked := newHookedHost(t, onBtrfs(testfs.WithSimpleQuota()), Options{})
 	h.image("image")
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	hooked.beforeClone = func() { close(begun); <-goOn }
@@ -84,15 +89,7 @@ func TestSnapshotBeingMade(t *testing.T) {
 func TestMountVanishesDuringCommit(t *testing.T) {
 	for _, fails := range []bool{false, true} {
 		t.Run(fmt.Sprintf("fails %t", fails), func(t *testing.T) {
-			var hooked *hookedBackend
-			h := newHostOn(t, func(t *testing.T) (string, openFunc) {
-				mnt, open := onBtrfs(testfs.WithSimpleQuota())(t)
-				return mnt, func(home string) (cowcommon.Backend, error) {
-					b, err := open(home)
-					hooked = &hookedBackend{Backend: b}
-					return hooked, err
-				}
-			}, Options{DefaultLimit: quota.Limit{Bytes: 16 * mib}})
+			h, hooked := newHookedHost(t, onBtrfs(testfs.WithSimpleQuota()), Options{DefaultLimit: quota.Limit{Bytes: 16 * mib}})
 			h.image("image")
 			_, unmount := h.mountAt(h.prepare("active", "image"))
 			h.write("active", "file", []byte("text"))
@@ -212,15 +209,7 @@ func TestReserve(t *testing.T) {
 
 // TestCancelledPrepare: whenever the context ends, Prepare has either succeeded or left nothing.
 func TestCancelledPrepare(t *testing.T) {
-	var hooked *hookedBackend
-	h := newHostOn(t, func(t *testing.T) (string, openFunc) {
-		mnt, open := onBtrfs()(t)
-		return mnt, func(home string) (cowcommon.Backend, error) {
-			b, err := open(home)
-			hooked = &hookedBackend{Backend: b}
-			return hooked, err
-		}
-	}, Options{})
+	h, hooked := newHookedHost(t, onBtrfs(), Options{})
 	h.image("image")
 	before := h.state()
 	ctx, cancel := context.WithCancel(t.Context())
