@@ -221,11 +221,12 @@ start_qemu() {
 	mkfifo "$tmp/control" "$tmp/monitor.in" "$tmp/monitor.out"
 	# norandmaps: where every process has its libraries at the same addresses, qemu need not translate their code
 	# anew for each, which without hardware acceleration is most of what a short command costs.
+	# no_timer_check: on a busy host the timer may come too late for the kernel's check of it, which then panics.
 	# shellcheck disable=SC2054 # the commas are qemu's
 	qemu_args+=(-nodefaults -no-user-config -display none -no-reboot
 		-machine q35 -accel "$accel" -cpu max -smp "$cpus" -m "$mem"
 		-kernel "$machine/vmlinuz"
-		-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/guest-init panic=-1 oops=panic loglevel=5 tsc=reliable clocksource=tsc norandmaps"
+		-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/guest-init panic=-1 oops=panic loglevel=5 no_timer_check tsc=reliable clocksource=tsc norandmaps"
 		-drive "if=none,id=root,file=$machine/root.img,format=raw,snapshot=on,cache=unsafe"
 		-device nvme,drive=root,serial=root
 		-fw_cfg "name=opt/cowshed/job,file=$tmp/job"
