@@ -137,7 +137,9 @@ const highID = 1 << 31
 // errDoomed says that a volume has been removed, if not all of it is destroyed.
 var errDoomed = fmt.Errorf("its removal has not ended: %w", errdefs.ErrNotFound)
 
-func (s *subvolume) checkNotDoomed() error {
+// checkNotDoomed looks at a volume's owner, and believes it only if the sticky bit says that there may be doomed volumes:
+// a process in a layer, which may know the layer's UUID, can give its root any owner.
+func (b *Backend) checkNotDoomed(s *subvolume) error {
 	var stat unix.Stat_t
 	if err := unix.Fstat(s.fd(), &stat); err != nil {
 		return &fs.PathError{Op: "stat", Path: s.Name(), Err: err}
@@ -145,10 +147,23 @@ func (s *subvolume) checkNotDoomed() error {
 	if stat.Uid&highID == 0 || stat.Gid&highID == 0 {
 		return nil
 	}
-	if uid, gid := doomedOwner(s.info.UUID); stat.Uid == uid && stat.Gid == gid {
-		return fmt.Errorf("%s: %w", s.Name(), errDoomed)
+	if uid, gid := doomedOwner(s.info.UUID); stat.Uid != uid || stat.Gid != gid {
+		return nil
 	}
-	return nil
+	marked, err := b.mayBeDoomed()
+	if err == nil && marked {
+		err = fmt.Errorf("%s: %w", s.Name(), errDoomed)
+	}
+	return err
+}
+
+// mayBeDoomed reports whether there may be doomed volumes.
+func (b *Backend) mayBeDoomed() (bool, error) {
+	if b.dirs.removing == nil { // a home of moby's driver that is only read
+		return false, nil
+	}
+	info, err := b.dirs.removing.Stat()
+	return err == nil && info.Mode()&fs.ModeSticky != 0, err
 }
 
 // destroyDoomed goes on with the removal of a volume that a process has died of, unless another is at it.
@@ -164,7 +179,7 @@ func (b *Backend) destroyDoomed(name string) error {
 	if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
 	}
-	if !errors.Is(dir.checkNotDoomed(), errDoomed) {
+	if !errors.Is(b.checkNotDoomed(dir), errDoomed) {
 		return nil // another volume by now
 	}
 	return b.destroy(b.dirs.subvolumes, name)

@@ -151,11 +151,10 @@ func (b *Backend) recover() error {
 // recoverDoomed destroys the volumes whose removal has not ended: those that are renamed away, and those that are marked
 // as doomed if there can be any.
 func (b *Backend) recoverDoomed() error {
-	info, err := b.dirs.removing.Stat()
+	marked, err := b.mayBeDoomed()
 	if err != nil {
 		return err
 	}
-	marked := info.Mode()&fs.ModeSticky != 0
 	entries, err := os.ReadDir(b.dirs.subvolumes.Name())
 	if err != nil {
 		return err

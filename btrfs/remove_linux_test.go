@@ -145,6 +145,20 @@ func TestInterruptedRemovalOnAFullFilesystem(t *testing.T) {
 	}
 }
 
+// A process in a layer cannot hide the layer by giving its root the owner that doomed ones have.
+func TestOwnerDoomsNothing(t *testing.T) {
+	b := open(t, testfs.Btrfs(t), Options{})
+	root := create(t, b, "volume")
+	dir, err := b.openVolume("volume")
+	require.NoError(t, err)
+	uid, gid := doomedOwner(dir.info.UUID)
+	require.NoError(t, dir.Close())
+	require.NoError(t, unix.Lchown(root, int(uid), int(gid)))
+	assert.Equal(t, []string{"volume"}, volumes(t, b))
+	require.NoError(t, b.Remove(t.Context(), "volume"))
+	assert.NoDirExists(t, root)
+}
+
 // A sealed volume with subvolumes nested inside is sealed until it is gone: after a power cut at any moment of its
 // removal it is back whole and sealed, or gone.
 func TestSealedVolumeIsSealedUntilItIsGone(t *testing.T) {

@@ -75,7 +75,7 @@ func (b *Backend) lockVolume(ctx context.Context, name string, how int) (*subvol
 			return nil, volumeError(name, err)
 		}
 		if dir.info.ParentID == b.dirs.subvolumesID && dir.info.DirID == b.dirs.subvolumesIno && dir.info.Name == name {
-			if err := dir.checkNotDoomed(); err != nil {
+			if err := b.checkNotDoomed(dir); err != nil {
 				return nil, errors.Join(err, dir.Close())
 			}
 			return dir, nil
@@ -117,7 +117,7 @@ func (b *Backend) openVolume(name string) (*subvolume, error) {
 	if err != nil {
 		return nil, volumeError(name, err)
 	}
-	if err := dir.checkNotDoomed(); err != nil {
+	if err := b.checkNotDoomed(dir); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
 	return dir, nil
