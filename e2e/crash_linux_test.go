@@ -160,6 +160,7 @@ func TestVictim(t *testing.T) {
 // TestKilled kills a process with SIGKILL before one system call after another of every operation, opens
 // the root again, and finds nothing half-made and nothing leaked.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	inEachSystem(t, func(t *testing.T, s system) {
 		for _, op := range operations(s) {
 			if s.asAnother && !slices.Contains([]string{"create", "clone", "set limit"}, op.name) {

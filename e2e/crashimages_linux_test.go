@@ -18,6 +18,7 @@ const (
 // TestCrashImages runs a script of all operations on a disk that logs what is written to it, and recovers from what the
 // disk held after each flush: everything that was acknowledged by then is there, and nothing else.
 func TestCrashImages(t *testing.T) {
+	t.Parallel()
 	inEachSystem(t, func(t *testing.T, s system) {
 		if s.driver != "btrfs" || s.countsImage() {
 			return // ZFS: TestZFSCrashImages. The scope of limits does not matter here.

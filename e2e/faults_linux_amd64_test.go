@@ -146,6 +146,7 @@ func setResult(tid int, errno unix.Errno) error {
 //
 // Long, every step of every operation. Else a choice of them; the seed is printed, and COWSHED_FAULTS_SEED sets it.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	if s := os.Getenv("COWSHED_FAULTS_SEED"); s != "" {
 		_, err := fmt.Sscanf(s, "%v", &seed)

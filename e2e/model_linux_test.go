@@ -30,6 +30,7 @@ const modelClients = 8
 // TestModelOfStates has clients interleave all operations of a Backend, and holds the outcomes to a model of the states
 // that docs/architecture.md draws. COWSHED_TEST_SEED repeats the choices of a run, though not their interleaving.
 func TestModelOfStates(t *testing.T) {
+	t.Parallel()
 	if testfs.Long() {
 		inEachOwn(t, testModelOfStates)
 	} else {

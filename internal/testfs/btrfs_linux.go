@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +43,13 @@ func makeBtrfs(t testing.TB, image string, c btrfsConfig) {
 		Skip(t, "needs mkfs.btrfs (package btrfs-progs): %v", err)
 	}
 	size := strconv.FormatInt(c.size, 10)
-	if out, err := exec.Command(mkfs, "-q", "-f", "-b", size, image).CombinedOutput(); err != nil {
+	var out []byte
+	made := eventually(time.Second, func() bool {
+		// It looks whether the image is mounted by asking each loop device, and fails if one is detached meanwhile.
+		out, err = exec.Command(mkfs, "-q", "-f", "-b", size, image).CombinedOutput()
+		return err == nil
+	})
+	if !made {
 		t.Fatalf("testfs: %s %s: %v: %s", mkfs, image, err, out)
 	}
 }
