@@ -214,7 +214,8 @@ func (f found) diff(t *testing.T, want kept, partial bool) (diffs []string) {
 	diffs = append(diffs, missing("image that should not be there", want.images, f.images)...)
 	for name, layers := range f.images {
 		for _, layer := range layers {
-			if _, ok := f.layers[layer]; !ok {
+			_, there := f.layers[layer]
+			if _, removed := want.removed[layer]; !there && !removed {
 				diffs = append(diffs, fmt.Sprintf("image %s: layer %s is gone", name, layer))
 			}
 		}

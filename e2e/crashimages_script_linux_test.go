@@ -257,9 +257,9 @@ func imageSteps(round int) []step {
 				k.remove(layers[0])
 				k.remove(layers[1])
 			},
-			between: []func(kept){
-				func(k kept) { delete(k.images, name) },
-				func(k kept) { delete(k.images, name); k.remove(layers[1]) },
+			between: []func(kept){ // the record goes last
+				func(k kept) { k.remove(layers[1]) },
+				func(k kept) { k.remove(layers[1]); k.remove(layers[0]) },
 			},
 		},
 	}
