@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
 func (d *doctor) privileges() {
@@ -75,8 +76,7 @@ func holdersOf(file string) ([]string, error) {
 		if err != nil || pid <= 0 || pid == os.Getpid() || !hasOpen(pid, file) {
 			continue
 		}
-		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-		holders = append(holders, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(name))))
+		holders = append(holders, mounttable.DescribeProcess(pid))
 	}
 	return holders, lines.Err()
 }

@@ -16,30 +16,12 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// mountDead mounts a filesystem whose server never answers, as that of a network filesystem that is gone, and returns a
-// descriptor of its root.
-func mountDead(t *testing.T) *os.File {
-	t.Helper()
-	testfs.Root(t)
-	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		testfs.Skip(t, "needs FUSE: %v", err)
-	}
-	dir := t.TempDir()
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server.Fd())
-	require.NoError(t, unix.Mount("dead", dir, "fuse", 0, options))
-	t.Cleanup(func() {
-		assert.NoError(t, server.Close()) // which ends what waits for it
-		assert.NoError(t, unix.Unmount(dir, unix.MNT_DETACH))
-	})
-	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = root.Close() })
-	return root
-}
-
 func TestHoldersBesideADeadMount(t *testing.T) {
-	dead := mountDead(t)
+	dir := t.TempDir()
+	testfs.DeadServer(t, dir)
+	dead, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = dead.Close() })
 	file := filepath.Join(t.TempDir(), "lock")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	holder := exec.Command("flock", "--shared", file, "sleep", "60")
