@@ -126,13 +126,6 @@ func DestroySubvolumeByID(fd int, id uint64) error {
 	return ioctl(fd, iocSnapDestroyV2, unsafe.Pointer(args))
 }
 
-// ReadOnly reports whether the subvolume open as fd is read-only.
-func ReadOnly(fd int) (bool, error) {
-	var flags uint64
-	err := ioctl(fd, iocSubvolGetFlags, unsafe.Pointer(&flags))
-	return flags&subvolReadOnly != 0, err
-}
-
 // SetReadOnly makes the subvolume open as fd read-only or writable. Descriptors that are open for
 // writing go on writing. It becomes durable with the next transaction commit.
 func SetReadOnly(fd int, readOnly bool) error {
