@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"bufio"
 	"context"
 	_ "crypto/sha256" // digests of blobs
 	_ "crypto/sha512"
@@ -71,8 +72,9 @@ func verify(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor)
 		return fmt.Errorf("blob has %d bytes and not %d: %w", blob.Size(), desc.Size, errdefs.ErrFailedPrecondition)
 	}
 	verifier := desc.Digest.Verifier()
-	n, err := io.Copy(verifier, wholeOf(ctx, blob))
-	if err != nil {
+	whole := wholeOf(ctx, blob)
+	n, err := io.Copy(verifier, whole)
+	if err := errors.Join(err, whole.Close()); err != nil {
 		return fmt.Errorf("read blob: %w", err)
 	}
 	if n != desc.Size || !verifier.Verified() {
@@ -82,7 +84,9 @@ func verify(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor)
 }
 
 func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, mediaType, volume string, progress func(int64)) (_ ocispec.Descriptor, err error) {
-	compressed := wholeOf(ctx, blob)
+	whole := wholeOf(ctx, blob)
+	defer func() { err = errors.Join(err, whole.Close()) }()
+	compressed := io.Reader(whole)
 	if progress != nil {
 		progress(0)
 		compressed = &progressReader{r: compressed, report: progress}
@@ -118,9 +122,14 @@ func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 	return plain, err
 }
 
-// wholeOf reads a blob from its beginning; content.NewReader goes on where another reader has stopped.
-func wholeOf(ctx context.Context, blob content.ReaderAt) io.Reader {
-	return &contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}
+// pieceSize is how many bytes of a blob are read or written at once: each time is a request to the content store.
+const pieceSize = 1 << 20
+
+// wholeOf reads a blob from its beginning, ahead of its use; content.NewReader goes on where another reader has
+// stopped. Whoever closes the blob closes this reader first.
+func wholeOf(ctx context.Context, blob content.ReaderAt) io.ReadCloser {
+	whole := &contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}
+	return layertar.ReadAhead(bufio.NewReaderSize(whole, pieceSize))
 }
 
 // contextReader stops reading when the context ends.

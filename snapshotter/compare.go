@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -147,13 +148,17 @@ func abort(ctx context.Context, store content.Store, ref string) error {
 
 // writeLayer writes the compressed tar, and returns the digest of the uncompressed one.
 func writeLayer(ctx context.Context, w io.Writer, c *cowcommon.Comparison, config diff.Config) (_ digest.Digest, err error) {
-	compressed, err := config.Compressor(w, config.MediaType)
+	pieces := bufio.NewWriterSize(w, pieceSize)
+	compressed, err := config.Compressor(pieces, config.MediaType)
 	if err != nil {
 		return "", err
 	}
 	digester := digest.Canonical.Digester()
 	err = c.WriteTar(ctx, io.MultiWriter(compressed, digester.Hash()), config.SourceDateEpoch)
-	return digester.Digest(), errors.Join(err, compressed.Close())
+	if err := errors.Join(err, compressed.Close()); err != nil {
+		return "", err
+	}
+	return digester.Digest(), pieces.Flush()
 }
 
 // complete describes a blob, and gives it the label of its uncompressed digest if it was there before without.

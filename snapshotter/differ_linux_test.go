@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -583,6 +585,67 @@ type rotten struct {
 }
 
 func (r rotten) Size() int64 { return r.Reader.Size() }
+
+// countingStore counts what is one request each where the store is another process.
+type countingStore struct {
+	content.Store
+	requests *atomic.Int64
+}
+
+func (s countingStore) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	ra, err := s.Store.ReaderAt(ctx, desc)
+	return countingReader{ra, s.requests}, err
+}
+
+func (s countingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := s.Store.Writer(ctx, opts...)
+	return countingWriter{w, s.requests}, err
+}
+
+type countingReader struct {
+	content.ReaderAt
+	requests *atomic.Int64
+}
+
+func (r countingReader) ReadAt(p []byte, off int64) (int, error) {
+	r.requests.Add(1)
+	return r.ReaderAt.ReadAt(p, off)
+}
+
+type countingWriter struct {
+	content.Writer
+	requests *atomic.Int64
+}
+
+func (w countingWriter) Write(p []byte) (int, error) {
+	w.requests.Add(1)
+	return w.Writer.Write(p)
+}
+
+// TestRequests: a blob is read and written in large pieces.
+func TestRequests(t *testing.T) {
+	h := newDifferHost(t, Options{})
+	size := 8 * mib
+	noise := make([]byte, size) // so that what is compressed is as large
+	_, err := rand.NewChaCha8([32]byte{}).Read(noise)
+	require.NoError(t, err)
+	var requests atomic.Int64
+	differ := NewDiffer(h.Snapshotter, countingStore{h.store, &requests})
+	h.prepare("noise", "")
+	h.write("noise", "file", noise)
+	for _, mediaType := range []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd} {
+		requests.Store(0)
+		desc, err := differ.Compare(t.Context(), nil, h.mounts("noise"), diff.WithMediaType(mediaType))
+		require.NoError(t, err)
+		assert.LessOrEqual(t, requests.Load(), desc.Size/pieceSize+2, "writing %s", mediaType)
+
+		requests.Store(0)
+		_, err = differ.Apply(t.Context(), desc, h.prepare(mediaType, ""))
+		require.NoError(t, err)
+		assert.LessOrEqual(t, requests.Load(), 2*(desc.Size/pieceSize+2), "checking and applying %s", mediaType)
+		assert.True(t, string(noise) == h.content(mediaType, "file"), "the content of %s", mediaType)
+	}
+}
 
 func TestApplyMalformed(t *testing.T) {
 	h := newDifferHost(t, Options{})
