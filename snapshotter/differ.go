@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"syscall"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -38,13 +37,6 @@ var (
 
 // DifferOption changes what NewDiffer makes.
 type DifferOption func(*Differ)
-
-// WithLeases makes Compare take a lease of its own where a request comes without one: containerd passes the namespace
-// of a request on to proxy plugins, and not the lease, so that a blob could be collected as garbage before the client
-// refers to it. The lease is left to expire.
-func WithLeases(manager leases.Manager) DifferOption {
-	return func(d *Differ) { d.store = leasedStore{d.store, manager} }
-}
 
 // NewDiffer makes a Differ that keeps blobs in store.
 func NewDiffer(s *Snapshotter, store content.Store, opts ...DifferOption) *Differ {
@@ -95,28 +87,6 @@ func toStore(ctx context.Context) context.Context {
 		ctx = leases.WithLease(ctx, lease)
 	}
 	return ctx
-}
-
-// leaseTime is how long an upload, and then the client until it refers to the blob, may take together. A blob that no
-// one wants stays for as long.
-const leaseTime = time.Hour
-
-// leasedStore is a content store whose uploads, and the blobs that they become, always belong to a lease.
-type leasedStore struct {
-	content.Store
-	manager leases.Manager
-}
-
-// Writer implements content.Ingester. ctx is that of all requests of the writer, also of its Commit.
-func (s leasedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
-	if _, ok := leases.FromContext(ctx); !ok {
-		lease, err := s.manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
-		if err != nil {
-			return nil, fmt.Errorf("create lease: %w", err)
-		}
-		ctx = leases.WithLease(ctx, lease.ID)
-	}
-	return s.Store.Writer(ctx, opts...)
 }
 
 // typed gives errors of the kernel and of layers the type that clients understand.

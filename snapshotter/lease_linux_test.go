@@ -1,22 +1,28 @@
 package snapshotter
 
 import (
+	"context"
+	"io"
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -35,43 +41,70 @@ func TestCompareLease(t *testing.T) {
 	upper := h.prepare("upper", "")
 	h.write("upper", "file", []byte("text"))
 
-	compare := func(t *testing.T, namespace, lease string, opts ...DifferOption) (collected bool, all []leases.Lease) {
-		ctx := namespaces.WithNamespace(t.Context(), namespace)
-		request := ctx
-		if lease != "" {
-			l, err := manager.Create(ctx, leases.WithID(lease))
-			require.NoError(t, err)
-			request = leases.WithLease(ctx, l.ID)
-		}
-		desc, err := NewDiffer(h.Snapshotter, store, opts...).Compare(request, nil, upper)
+	isThere := func(t *testing.T, ctx context.Context, blob digest.Digest) bool {
+		_, err := db.GarbageCollect(ctx)
 		require.NoError(t, err)
-		_, err = db.GarbageCollect(ctx)
-		require.NoError(t, err)
-		all, err = manager.List(ctx)
-		require.NoError(t, err)
-		_, err = db.ContentStore().Info(ctx, desc.Digest)
+		_, err = db.ContentStore().Info(ctx, blob)
 		if !errdefs.IsNotFound(err) {
 			require.NoError(t, err)
 		}
-		return err != nil, all
+		return err == nil
+	}
+	held := func(t *testing.T, ctx context.Context) []leases.Lease {
+		all, err := manager.List(ctx)
+		require.NoError(t, err)
+		return all
 	}
 
 	t.Run("without", func(t *testing.T) {
-		collected, all := compare(t, "none", "")
-		assert.True(t, collected)
-		assert.Empty(t, all)
+		ctx := namespaces.WithNamespace(t.Context(), "none")
+		desc, err := NewDiffer(h.Snapshotter, store).Compare(ctx, nil, upper)
+		require.NoError(t, err)
+		assert.False(t, isThere(t, ctx, desc.Digest))
+		assert.Empty(t, held(t, ctx))
 	})
 	t.Run("own", func(t *testing.T) {
-		collected, all := compare(t, "own", "", WithLeases(manager))
-		assert.False(t, collected)
-		require.Len(t, all, 1)
-		assert.Contains(t, all[0].Labels, "containerd.io/gc.expire")
+		ctx := namespaces.WithNamespace(t.Context(), "own")
+		differ := NewDiffer(h.Snapshotter, store, WithLeases(manager))
+		hold := 3 * time.Second
+		differ.store = leasedStore{store, manager, hold, h.Snapshotter.log}
+		for times := range 2 {
+			begun := time.Now()
+			desc, err := differ.Compare(ctx, nil, upper)
+			require.NoError(t, err)
+			for range times { // makes a blob that is there
+				again, err := differ.Compare(ctx, nil, upper)
+				require.NoError(t, err)
+				require.Equal(t, desc.Digest, again.Digest)
+			}
+			there, all := isThere(t, ctx, desc.Digest), held(t, ctx)
+			if time.Since(begun) < hold-time.Second { // else this process had no time
+				assert.True(t, there)
+				assert.Len(t, all, 1+times)
+			}
+			require.Eventually(t, func() bool { return len(held(t, ctx)) == 0 }, time.Minute, 10*time.Millisecond)
+			assert.False(t, isThere(t, ctx, desc.Digest))
+		}
+	})
+	t.Run("failed", func(t *testing.T) {
+		ctx := namespaces.WithNamespace(t.Context(), "failed")
+		failing := func(io.Writer, string) (io.WriteCloser, error) { return errWriter{unix.EIO}, nil }
+		_, err := NewDiffer(h.Snapshotter, store, WithLeases(manager)).Compare(ctx, nil, upper, diff.WithCompressor(failing), diff.WithMediaType("a/b"))
+		require.ErrorIs(t, err, unix.EIO)
+		assert.Empty(t, held(t, ctx))
 	})
 	t.Run("of the caller", func(t *testing.T) {
-		collected, all := compare(t, "callers", "given", WithLeases(manager))
-		assert.False(t, collected)
+		ctx := namespaces.WithNamespace(t.Context(), "callers")
+		given, err := manager.Create(ctx, leases.WithID("given"))
+		require.NoError(t, err)
+		desc, err := NewDiffer(h.Snapshotter, store, WithLeases(manager)).Compare(leases.WithLease(ctx, given.ID), nil, upper)
+		require.NoError(t, err)
+		assert.True(t, isThere(t, ctx, desc.Digest))
+		all := held(t, ctx)
 		require.Len(t, all, 1)
 		assert.Equal(t, "given", all[0].ID)
+		require.NoError(t, manager.Delete(ctx, given))
+		assert.False(t, isThere(t, ctx, desc.Digest))
 	})
 }
 
