@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -146,7 +147,11 @@ func newSoak(t *testing.T) *soak {
 	}
 	s.program = buildProgram(t, filepath.Join(s.dir, "cowshed"))
 	s.daemon = &daemon{program: buildDaemon(t, s.dir), root: filepath.Join(s.mnt, "root"), dir: s.dir, quota: mode, failed: s.fail}
-	serveContent(t, s.daemon.socket("containerd"))
+	store, err := contentstore.Open(t.TempDir())
+	require.NoError(t, err)
+	stop, err := contentstore.Serve(store, s.daemon.socket("containerd"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, stop()) })
 	require.NoError(t, s.daemon.start(), "%s", s.log())
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -157,7 +162,7 @@ func newSoak(t *testing.T) *soak {
 		}
 	})
 	s.makeBase()
-	_, err := newCommander(s, "first", 0).cowshed("init")
+	_, err = newCommander(s, "first", 0).cowshed("init")
 	require.NoError(t, err)
 	return s
 }

@@ -151,7 +151,7 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 	return sources, nil
 }
 
-// openContainerdDriver opens the driver of what containerd is served with.
+// openContainerdDriver opens the driver of what containerd is served with. The caller has locked the root.
 func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowcommon.Driver, err error) {
 	root, err := filepath.EvalSymlinks(c.Root)
 	if err != nil {
@@ -159,7 +159,11 @@ func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowco
 	}
 	dir = filepath.Join(root, containerdDir)
 	driver, err = openDriver(dir, c.Driver, c.driverOptions, user.IdentityMapping{}, log)
-	return dir, driver, err
+	if err != nil {
+		return "", nil, err // and nothing is in the root that was not there
+	}
+	_ = noteHolder(root) // it needs space, which there may be none of
+	return dir, driver, nil
 }
 
 // newSnapshotter makes the snapshotter of a driver, which it closes if that fails.

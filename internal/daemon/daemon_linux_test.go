@@ -17,24 +17,19 @@ import (
 	"testing"
 	"time"
 
-	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
-	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/protobuf/types/known/emptypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -138,7 +133,7 @@ func startContent(t testing.TB, address string) *fakeContainerd {
 		defer f.mu.Unlock()
 		f.namespaces = append(f.namespaces, namespace)
 	}
-	server := grpc.NewServer(
+	stop, err := contentstore.Serve(store, address,
 		grpc.UnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 			note(ctx)
 			return handle(ctx, request)
@@ -147,30 +142,9 @@ func startContent(t testing.TB, address string) *fakeContainerd {
 			note(stream.Context())
 			return handle(s, stream)
 		}))
-	contentapi.RegisterContentServer(server, contentserver.New(store))
-	leasesapi.RegisterLeasesServer(server, leaseServer{})
-	l, err := net.Listen("unix", address)
 	require.NoError(t, err)
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(l) }()
-	t.Cleanup(func() {
-		server.Stop()
-		require.NoError(t, <-ended)
-	})
+	t.Cleanup(func() { require.NoError(t, stop()) })
 	return f
-}
-
-// leaseServer gives leases on a store that nobody collects garbage in.
-type leaseServer struct {
-	leasesapi.UnimplementedLeasesServer
-}
-
-func (leaseServer) Create(_ context.Context, r *leasesapi.CreateRequest) (*leasesapi.CreateResponse, error) {
-	return &leasesapi.CreateResponse{Lease: &leasesapi.Lease{ID: r.ID, Labels: r.Labels, CreatedAt: timestamppb.Now()}}, nil
-}
-
-func (leaseServer) Delete(context.Context, *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, nil
 }
 
 // in mounts what a snapshotter says and calls f with the directory.
@@ -324,6 +298,9 @@ func TestWhereNothingCanBe(t *testing.T) {
 	require.Error(t, Run(t.Context(), c, Options{Logger: slog.New(slog.DiscardHandler)}))
 	c.Driver = "none"
 	require.ErrorIs(t, Run(t.Context(), c, Options{Logger: slog.New(slog.DiscardHandler)}), errdefs.ErrInvalidArgument)
+	left, err := os.ReadDir(c.Root)
+	require.NoError(t, err)
+	assert.Empty(t, left, "an embedded store can be made there")
 }
 
 // TestStopWaits: a request that is under way may end, and one that does not is cancelled.

@@ -37,12 +37,12 @@ func lockRoot(root string) (_ *os.File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", root, err)
 	}
-	_ = noteHolder(name) // it needs space, which there may be none of
 	return f, nil
 }
 
 // noteHolder writes down which process this is.
-func noteHolder(name string) error {
+func noteHolder(root string) error {
+	name := filepath.Join(root, lockName)
 	f, err := os.OpenFile(name, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,10 +18,16 @@ import (
 
 // openDriver opens a storage driver in dir, in a directory of the driver's name. With the name "auto" it is the one
 // that has volumes there, else the one that fits the filesystem. options are those of a driver by its name.
-func openDriver(dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (*cowcommon.Driver, error) {
+func openDriver(dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (_ *cowcommon.Driver, err error) {
+	_, statErr := os.Lstat(dir)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil && errors.Is(statErr, fs.ErrNotExist) {
+			_ = os.Remove(dir) // "cowshed init --loop", which may be the way out, wants an empty root
+		}
+	}()
 	if err := checkDataset(dir, options("zfs")); err != nil {
 		return nil, err
 	}

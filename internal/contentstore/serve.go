@@ -1,42 +1,40 @@
-package soak
+package contentstore
 
 import (
 	"context"
+	"errors"
 	"net"
-	"testing"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
-	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
-
-	"github.com/cowshed/cowshed/internal/contentstore"
 )
 
-// serveContent serves a content store on a socket, as containerd does for the differ, until the test ends.
-func serveContent(t testing.TB, socket string) content.Store {
-	t.Helper()
-	store, err := contentstore.Open(t.TempDir())
-	require.NoError(t, err)
-	server := grpc.NewServer()
+// Serve serves a store on a socket, as containerd does for a differ, until stop is called. It gives leases, which have no
+// meaning: nobody collects garbage.
+func Serve(store content.Store, socket string, opts ...grpc.ServerOption) (stop func() error, err error) {
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	server := grpc.NewServer(opts...)
 	contentapi.RegisterContentServer(server, contentserver.New(store))
 	leasesapi.RegisterLeasesServer(server, leases{})
-	l, err := net.Listen("unix", socket)
-	require.NoError(t, err)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
-	t.Cleanup(func() {
+	return func() error {
 		server.Stop()
-		require.NoError(t, <-ended)
-	})
-	return store
+		if err := <-ended; !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	}, nil
 }
 
-// leases gives leases on a store that nobody collects garbage in.
 type leases struct {
 	leasesapi.UnimplementedLeasesServer
 }
@@ -46,5 +44,9 @@ func (leases) Create(_ context.Context, r *leasesapi.CreateRequest) (*leasesapi.
 }
 
 func (leases) Delete(context.Context, *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
+}
+
+func (leases) AddResource(context.Context, *leasesapi.AddResourceRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, nil
 }
