@@ -172,47 +172,78 @@ in_machine() {
 		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" -- "/work/$2.sh"
 }
 
-# power_cut DIR: cuts the power of the machine in the middle of a workload, starts it again with the same pool, and
-# prints the test2json events of the test that looks at what is there.
+# power_cut DIR NAME: cuts the power of the machine in the middle of a workload, starts it again with the same pool, and
+# prints the test2json events of the test that looks at what is there. NAME names the files of this cut.
 power_cut() {
-	local dir=$1 pool after=$((20 + RANDOM % 60))
-	pool=$(dirname "$dir")/cut.img
+	local dir=$1 name=$2 pool after=$((20 + RANDOM % 60))
+	pool=$(dirname "$dir")/$name.img
 	echo "test-zfs: cutting the power after $after operations" >&2
-	rm -f "$pool"
-	"$machine" run --timeout 600 --dir "$dir" --pool-image "$pool" --kill-when "done $after " \
+	"$machine" run --timeout 600 --cpus 1 --dir "$dir" --pool-image "$pool" --kill-when "done $after " \
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_WORKLOAD=1 -- \
-		sh -c 'zfs create tank/cut && e2e/tests -test.run="^TestZFSWorkload$" -test.timeout=0' >"$dir/e2e/journal" || {
-		cat "$dir/e2e/journal" >&2
+		sh -c 'zfs create tank/cut && e2e/tests -test.run="^TestZFSWorkload$" -test.timeout=0' >"$dir/e2e/journal-$name" || {
+		cat "$dir/e2e/journal-$name" >&2
 		return 1
 	}
-	"$machine" run --timeout 600 --dir "$dir" --pool-image "$pool" --append-env COWSHED_TEST_REQUIRE=1 \
-		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_CUT_JOURNAL=journal -- \
+	"$machine" run --timeout 600 --cpus 1 --dir "$dir" --pool-image "$pool" --append-env COWSHED_TEST_REQUIRE=1 \
+		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_CUT_JOURNAL="journal-$name" -- \
 		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSAfterCut$'"
 }
 
-# crash_images DIR: runs a script of operations in a machine that logs what it writes to the disk of its pool, and prints
-# the test2json events of the test that recovers from what the disk held after each flush, in as many machines as there
-# are processors.
+# crash_script DIR: runs a script of operations in a machine that logs what it writes to the disk of its pool. If it
+# succeeds, the log is DIR/../writes.
+crash_script() {
+	crash_machine "$1" --write-log "$1/../unfinished" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- "$(crash_test TestZFSCrashScript)" &&
+		mv "$1/../unfinished" "$1/../writes"
+}
+
+# crash_images DIR PART: prints the test2json events of the test that recovers from what the disk held after each flush
+# of DIR/e2e/writes, or of a part of them, as 1/2.
 crash_images() {
-	local dir=$1 part parts run running=() status=0
-	parts=$(nproc)
-	run=("$machine" run --timeout "$machine_timeout" --cpus 1 --disk 256M --dir "$dir" --append-env COWSHED_TEST_REQUIRE=1
-		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}")
-	"${run[@]}" --write-log "$dir/../writes" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- \
-		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSCrashScript$'" || return
-	mv "$dir/../writes" "$dir/e2e/writes"
-	for ((part = 1; part <= parts; part++)); do
-		"${run[@]}" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$part/$parts" -- \
-			sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=$test_timeout -test.run='^TestZFSCrashImages$'" \
-			>"$dir/../crash-images.$part" &
-		running+=($!)
+	crash_machine "$1" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$2" -- "$(crash_test TestZFSCrashImages)"
+}
+
+# crash_machine DIR OPTION... -- SCRIPT: runs the script in a machine with a small disk.
+crash_machine() {
+	local dir=$1 options=("${@:2:$#-2}")
+	"$machine" run --timeout "$machine_timeout" --cpus 1 --disk 256M --dir "$dir" --append-env COWSHED_TEST_REQUIRE=1 \
+		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" "${options[@]}" sh -c "${*: -1}"
+}
+
+# crash_test NAME: prints a script that runs a test of e2e.
+crash_test() {
+	echo "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=$test_timeout -test.run='^$1\$'"
+}
+
+# job NAME COMMAND...: starts a command that prints test2json events, as soon as fewer jobs run than there are
+# processors, and judges it in NAME.log.
+job() {
+	local name=$1 begun code=0
+	((running < $(nproc))) || wait_for_job
+	jobs+=("$name")
+	((++running))
+	{
+		begun=$SECONDS
+		"${@:2}" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || code=1
+		echo "== ZFS tests, $name: $((SECONDS - begun)) s"
+		exit "$code"
+	} >"$dir/$name.log" 2>&1 &
+}
+
+wait_for_job() {
+	wait -n || status=1
+	((running--)) || true
+}
+
+# finish_jobs: waits for the jobs and prints what they said, in their order.
+finish_jobs() {
+	local name
+	while ((running > 0)); do
+		wait_for_job
 	done
-	for part in "${!running[@]}"; do
-		wait "${running[part]}" || status=1
-		cat "$dir/../crash-images.$((part + 1))"
+	for name in "${jobs[@]}"; do
+		cat "$dir/$name.log"
 	done
-	rm "$dir/e2e/writes"
-	return "$status"
+	jobs=()
 }
 
 has_zfs() {
@@ -248,34 +279,34 @@ main() {
 	else
 		"$machine" build
 	fi
-	local lane work logs=() status=0 started=0 ended=0
+	local lane work name part status=0 jobs=() running=0
 	for lane in docker "${lanes[@]}"; do
 		work=$dir/work
 		[[ $lane != docker ]] || work=$dir/docker
-		has_tests "$work" "$lane" || continue
-		if ((started - ended == $(nproc))); then
-			wait -n || status=1
-			((++ended))
+		! has_tests "$work" "$lane" || job "$lane" "$where" "$work" "$lane"
+	done
+	if [[ $where == in_machine && -x $dir/work/e2e/tests ]]; then
+		if [[ -z ${RUN:-} ]]; then
+			for name in cut-{1..3}; do
+				job "$name" power_cut "$dir/work" "$name"
+			done
 		fi
-		logs+=("$dir/$lane.log")
-		"$where" "$work" "$lane" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips >"$dir/$lane.log" 2>&1 &
-		((++started))
-	done
-	for ((; ended < started; ended++)); do
-		wait -n || status=1
-	done
-	[[ $started -eq 0 ]] || cat "${logs[@]}"
-	if has_tests "$dir/work" "$lane_of_two"; then
-		"$where" "$dir/work" "$lane_of_two" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
+		if [[ -z ${RUN:-} || $RUN == TestZFSCrashImages ]]; then
+			job crash-script crash_script "$dir/work"
+		fi
 	fi
-	[[ $where == in_machine && -x $dir/work/e2e/tests ]] || return "$status"
-	if [[ -z ${RUN:-} ]]; then
-		for _ in {1..3}; do
-			power_cut "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
+	finish_jobs
+	if [[ -e $dir/writes ]]; then
+		mv "$dir/writes" "$dir/work/e2e/writes"
+		for ((part = 1; part <= $(nproc); part++)); do
+			job "crash-images-$part" crash_images "$dir/work" "$part/$(nproc)"
 		done
+		finish_jobs
+		rm "$dir/work/e2e/writes"
 	fi
-	if [[ -z ${RUN:-} || $RUN == TestZFSCrashImages ]]; then
-		crash_images "$dir/work" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || status=1
+	if has_tests "$dir/work" "$lane_of_two"; then
+		job "$lane_of_two" "$where" "$dir/work" "$lane_of_two"
+		finish_jobs
 	fi
 	return "$status"
 }
