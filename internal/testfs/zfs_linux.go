@@ -3,6 +3,7 @@ package testfs
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,6 +49,7 @@ func ZFS(t testing.TB) (dataset, mountpoint string) {
 	}
 	t.Cleanup(func() {
 		unmountDatasets(t, dataset, mountpoint)
+		unmountBelow(t, mountpoint)
 		var err error
 		// Unmounts by other processes of the test may still be under way in the kernel.
 		if !eventually(10*time.Second, func() bool {
@@ -77,6 +79,26 @@ func unmountDatasets(t testing.TB, dataset, mountpoint string) {
 			t.Errorf("testfs: the test left %s mounted on %s", info.Source, info.Mountpoint)
 		}
 		if err := unix.Unmount(info.Mountpoint, unix.MNT_DETACH); err != nil {
+			t.Errorf("testfs: unmount %s: %v", info.Mountpoint, err)
+		}
+	}
+}
+
+// unmountBelow unmounts what is mounted below mountpoint that is no dataset, such as what a backend leaves mounted where
+// a process that lives on has a volume busy.
+func unmountBelow(t testing.TB, mountpoint string) {
+	t.Helper()
+	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(info.Mountpoint, mountpoint+"/"), false
+	})
+	if err != nil {
+		t.Errorf("testfs: %v", err)
+		return
+	}
+	for _, info := range infos {
+		t.Logf("testfs: %s is still mounted on %s", info.FSType, info.Mountpoint)
+		// With one that holds it, as it is listed after that, it is gone.
+		if err := unix.Unmount(info.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			t.Errorf("testfs: unmount %s: %v", info.Mountpoint, err)
 		}
 	}
