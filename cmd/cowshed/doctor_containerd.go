@@ -77,7 +77,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	h.lost()
 	config, err := readContainerdConfig(f.containerdConfig)
 	if err != nil {
-		d.add(fail, "containerd's configuration", "add what is in packaging/containerd.toml", "%v", err)
+		d.add(fail, "containerd's configuration", "import packaging/containerd.toml from it, as docs/operator-guide.md says", "%v", err)
 		return
 	}
 	snapshotter := h.proxies(config)
@@ -128,7 +128,7 @@ type hostCheck struct {
 
 const (
 	containerdCheck = "containerd's configuration"
-	copyAdvice      = "see packaging/containerd.toml for what to add, then restart containerd"
+	copyAdvice      = "import packaging/containerd.toml, as docs/operator-guide.md says, then restart containerd"
 )
 
 // builtinSnapshotters are names that containerd has itself.
