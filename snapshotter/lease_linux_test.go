@@ -3,12 +3,10 @@ package snapshotter
 import (
 	"context"
 	"io"
-	"net"
 	"path/filepath"
 	"testing"
 	"time"
 
-	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -16,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
-	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/assert"
@@ -25,6 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cowshed/cowshed/internal/contentstore"
 )
 
 // TestCompareLease has containerd's garbage collection run when a blob has been made that nothing refers to yet.
@@ -112,18 +111,11 @@ func TestCompareLease(t *testing.T) {
 func dialContent(t *testing.T, store content.Store) content.Store {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "c.sock")
-	listener, err := net.Listen("unix", socket)
+	stop, err := contentstore.Serve(store, socket)
 	require.NoError(t, err)
-	server := grpc.NewServer()
-	contentapi.RegisterContentServer(server, contentserver.New(store))
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(listener) }()
+	t.Cleanup(func() { require.NoError(t, stop()) })
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
-	t.Cleanup(func() {
-		require.NoError(t, conn.Close())
-		server.Stop()
-		require.NoError(t, <-ended)
-	})
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
 	return contentproxy.NewContentStore(conn)
 }
