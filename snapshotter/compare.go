@@ -138,12 +138,17 @@ func (d *Differ) writeBlob(ctx context.Context, c *cowcommon.Comparison, config 
 
 // abort gives up an upload, also when the request has been cancelled.
 func abort(ctx context.Context, store content.Store, ref string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ctx, cancel := toGiveUp(ctx)
 	defer cancel()
 	if err := store.Abort(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("give up upload: %w", err)
 	}
 	return nil
+}
+
+// toGiveUp gives the requests that end an upload a time of their own: that of the client may be over.
+func toGiveUp(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 }
 
 // writeLayer writes the compressed tar, and returns the digest of the uncompressed one.

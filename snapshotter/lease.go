@@ -54,7 +54,7 @@ func (s leasedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (con
 
 // release deletes a lease, also when the request has been cancelled. Where that fails, it says so: the lease expires.
 func (s leasedStore) release(ctx context.Context, lease leases.Lease) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ctx, cancel := toGiveUp(ctx)
 	defer cancel()
 	if err := s.manager.Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
 		s.log.Warn("snapshotter: a lease of a layer that was made is left to expire", "lease", lease.ID, "error", err)
@@ -86,14 +86,14 @@ type leasedWriter struct {
 
 // Commit implements content.Writer.
 func (w *leasedWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	err := w.Writer.Commit(ctx, size, expected, opts...)
-	if err != nil && !errdefs.IsAlreadyExists(err) {
-		return err
+	committed := w.Writer.Commit(ctx, size, expected, opts...)
+	if committed != nil && !errdefs.IsAlreadyExists(committed) {
+		return committed
 	}
 	if err := w.store.holdBlob(w.ctx, expected); err != nil {
 		return err
 	}
-	return err
+	return committed // the blob may have been there
 }
 
 // Close implements content.Writer.
