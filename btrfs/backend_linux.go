@@ -12,6 +12,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/homelock"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/mounttable"
@@ -155,10 +156,11 @@ func (b *Backend) closeFiles() error {
 	errs = append(errs,
 		b.uses.CloseAll(func(_ string, dir *subvolume) error { return dir.Close() }),
 		b.dirs.close())
-	for _, f := range []*os.File{b.lock, b.fs} {
-		if f != nil {
-			errs = append(errs, f.Close())
-		}
+	if b.lock != nil {
+		errs = append(errs, flock.Release(b.lock))
+	}
+	if b.fs != nil {
+		errs = append(errs, b.fs.Close())
 	}
 	return errors.Join(errs...)
 }

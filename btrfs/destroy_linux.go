@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -176,8 +177,8 @@ func (b *Backend) destroyDoomed(name string) error {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return nil
+	if ok, err := flock.TryExclusive(dir.File); !ok {
+		return err
 	}
 	if !errors.Is(b.checkNotDoomed(dir), errDoomed) {
 		return nil // another volume by now

@@ -108,8 +108,8 @@ func (b *Backend) publishReceived(ctx context.Context, name string, dir *subvolu
 		return err
 	}
 	defer release()
-	if err := unix.Flock(dir.fd(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("lock: %w", err)
+	if err := lockAlone(ctx, dir.File); err != nil {
+		return err
 	}
 	if err := rename(); err != nil {
 		return err

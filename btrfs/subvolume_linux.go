@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // errNotSubvolume says that something is not the root of a subvolume, so Cowshed did not make it.
@@ -20,6 +21,9 @@ type subvolume struct {
 	*os.File
 	info btrfsctl.Subvolume
 }
+
+// Close closes the root, which is no longer locked then.
+func (s *subvolume) Close() error { return flock.Release(s.File) }
 
 func (s *subvolume) fd() int { return int(s.Fd()) }
 

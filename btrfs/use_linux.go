@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
@@ -19,7 +21,7 @@ import (
 // other processes.
 func (b *Backend) acquire(ctx context.Context, name string, kind inuse.Kind) (*subvolume, error) {
 	return b.uses.Acquire(ctx, name, kind, func() (*subvolume, error) {
-		return b.lockVolume(ctx, name, unix.LOCK_SH)
+		return b.lockVolume(ctx, name, b.lockShared)
 	})
 }
 
@@ -35,7 +37,7 @@ func (b *Backend) claim(ctx context.Context, name string) (*claimed, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := b.lockVolume(ctx, name, unix.LOCK_EX)
+	dir, err := b.lockVolume(ctx, name, lockAlone)
 	if err != nil {
 		release()
 		return nil, err
@@ -47,10 +49,10 @@ func (b *Backend) claim(ctx context.Context, name string) (*claimed, error) {
 	return c, nil
 }
 
-// lockVolume opens a volume and locks it, shared to use it or exclusively to change it. The lock is on the
+// lockVolume opens a volume and locks it: with lockShared to use it, or with lockAlone to change it. The lock is on the
 // volume that has the name now, not on one that had it when it was opened, and what is said about the volume holds
 // as long as the lock.
-func (b *Backend) lockVolume(ctx context.Context, name string, how int) (*subvolume, error) {
+func (b *Backend) lockVolume(ctx context.Context, name string, lock func(context.Context, *os.File) error) (*subvolume, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return nil, err
 	}
@@ -59,12 +61,7 @@ func (b *Backend) lockVolume(ctx context.Context, name string, how int) (*subvol
 		if err != nil {
 			return nil, volumeError(name, err)
 		}
-		if how == unix.LOCK_SH {
-			err = b.lockShared(ctx, file)
-		} else if err = unix.Flock(int(file.Fd()), how|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-			err = fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
-		}
-		if err != nil {
+		if err := lock(ctx, file); err != nil {
 			return nil, errors.Join(err, file.Close())
 		}
 		dir, err := b.examine(file)
@@ -86,14 +83,23 @@ func (b *Backend) lockVolume(ctx context.Context, name string, how int) (*subvol
 	}
 }
 
+// lockAlone locks exclusively. errdefs.ErrFailedPrecondition: another process uses the volume.
+func lockAlone(_ context.Context, dir *os.File) error {
+	ok, err := flock.TryExclusive(dir)
+	if err == nil && !ok {
+		err = fmt.Errorf("volume %s is in use by another process: %w", filepath.Base(dir.Name()), errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
 // lockShared waits for another process to end what it changes. That takes milliseconds, so what lasts longer
 // is a process inside the layer that has locked its own root: that must not keep the layer from being used.
 func (b *Backend) lockShared(ctx context.Context, dir *os.File) error {
 	const longest = 2 * time.Second
 	giveUp := time.After(longest)
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		err := unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+		ok, err := flock.TryShared(dir)
+		if ok || err != nil {
 			return err
 		}
 		select {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/homelock"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
@@ -109,8 +110,8 @@ func openHome(home, root string, opts Options, frozen bool) (_ *Backend, err err
 	if b.lock, err = homelock.Take(b.home, b.recover); err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(b.zfs.running.Fd()), unix.LOCK_SH); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", b.zfs.running.Name(), err)
+	if err := flock.Shared(b.zfs.running); err != nil {
+		return nil, err
 	}
 	if err := b.keepPrivate(b.gid); err != nil { // who was alone may be in another mount namespace
 		return nil, err
@@ -231,19 +232,20 @@ func (b *Backend) close() error {
 		})
 	})
 	// Whoever is the last to close takes away the mounts that all share.
-	err := unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
+	alone, err := flock.TryExclusive(b.lock)
+	if alone {
 		err = b.release()
-	} else if errors.Is(err, unix.EWOULDBLOCK) {
-		err = nil
 	}
 	return errors.Join(viewsErr, mountsErr, err, b.closeFiles())
 }
 
 func (b *Backend) closeFiles() error {
 	var errs []error
-	files := []*os.File{b.lock, b.volumes.counter.file}
-	if b.zfs != nil {
+	if b.lock != nil {
+		errs = append(errs, flock.Release(b.lock))
+	}
+	files := []*os.File{b.volumes.counter.file}
+	if b.zfs != nil { // whose lock zfs processes keep that live on
 		files = append(files, b.zfs.running)
 	}
 	for _, f := range files {

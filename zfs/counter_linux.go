@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // counter says in a file, to all processes that have the home open, that something has changed.
@@ -41,10 +43,10 @@ func (c counter) read() (count, error) {
 // add makes it another, and returns what it was before and what it is now.
 func (c counter) add() (before, now count, err error) {
 	// Others hold this lock for as long as some system calls take.
-	if err := unix.Flock(int(c.file.Fd()), unix.LOCK_EX); err != nil {
-		return count{}, count{}, fmt.Errorf("lock change counter: %w", err)
+	if err := flock.Exclusive(c.file); err != nil {
+		return count{}, count{}, fmt.Errorf("change counter: %w", err)
 	}
-	defer func() { err = errors.Join(err, unix.Flock(int(c.file.Fd()), unix.LOCK_UN)) }()
+	defer func() { err = errors.Join(err, flock.Unlock(c.file)) }()
 	if before, err = c.read(); err != nil {
 		return count{}, count{}, err
 	}

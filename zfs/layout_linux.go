@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/moby/sys/user"
@@ -100,7 +101,7 @@ func (l layout) release() error {
 	for _, dir := range []string{l.graph, l.views} {
 		mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
 		if len(mounts) > 0 && mounts[0].Source == mountPoints { // and not what somebody else keeps there
-			if err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); errors.Is(err, unix.EBUSY) {
+			if err = unmount(dir); errors.Is(err, unix.EBUSY) {
 				err = nil
 			}
 		}
@@ -109,6 +110,18 @@ func (l layout) release() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unmount is unmount(2), which a child that is being forked does not get in the way of: until it executes its program it
+// has open what this process had.
+func unmount(dir string) error {
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		syscall.ForkLock.RLock()
+		syscall.ForkLock.RUnlock() //nolint:staticcheck // to wait for it is all that is wanted
+		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	}
+	return err
 }
 
 // temporaryName returns a new name with that prefix.
@@ -121,7 +134,7 @@ func temporaryName(prefix string) string {
 // have a copy of the mount, the kernel unmounts that when the directory goes.
 func unmountPoint(dir string, detach bool) error {
 	for {
-		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		err := unmount(dir)
 		if detach && errors.Is(err, unix.EBUSY) {
 			err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}

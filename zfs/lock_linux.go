@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // A volume's lock is one byte of the empty file claims, so that it needs no space. Whoever uses the volume's dataset
@@ -83,20 +85,20 @@ func (l layout) lockShared(ctx context.Context, name string) (volumeLock, error)
 	}
 }
 
-// unlock gives up a lock. If nobody else holds it, alone is called, while nobody can.
+// unlock gives up a lock. If nobody else holds it, alone is called, while nobody can. Closing the file is not enough: a
+// child that is being forked may have it open.
 func (l volumeLock) unlock(alone func() error) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
-	if alone == nil {
-		return nil
-	}
 	// Given up first: of two who do this at once, one must find itself alone.
-	if _, err := l.try(unix.F_UNLCK); err != nil {
+	if _, err := l.try(unix.F_UNLCK); err != nil || alone == nil {
 		return err
 	}
 	if ok, err := l.try(unix.F_WRLCK); !ok {
 		return err
 	}
-	return alone()
+	err = alone()
+	_, unlockErr := l.try(unix.F_UNLCK)
+	return errors.Join(err, unlockErr)
 }
 
 // A view's lock is a file of its own in the directory locks, with which it is known after the view's process has gone.
@@ -109,15 +111,15 @@ func (l layout) tryLockView(name string) (_ *os.File, ok bool, err error) {
 		if err != nil {
 			return nil, false, err
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		free, err := flock.TryExclusive(f)
+		if err == nil && !free {
 			return nil, false, f.Close()
 		}
 		current, err := isCurrent(f, err)
 		if current {
 			return f, true, nil
 		}
-		if err := errors.Join(err, f.Close()); err != nil {
+		if err := errors.Join(err, flock.Release(f)); err != nil {
 			return nil, false, err
 		}
 	}
@@ -131,7 +133,7 @@ func (l layout) unlockView(f *os.File, gone func() error) (err error) {
 	if f == nil {
 		return gone()
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer func() { err = errors.Join(err, flock.Release(f)) }()
 	if gone != nil {
 		if err := gone(); err != nil {
 			return err

@@ -2,13 +2,14 @@ package zfs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // A zfs process lives on when the process that has run it is killed, and changes things still. Each inherits the file
@@ -24,8 +25,8 @@ func (l layout) openRunning() (*os.File, error) {
 // awaitOrphans waits, while nobody else has the home open, for the zfs processes of those who had.
 func (c *commands) awaitOrphans(ctx context.Context) error {
 	err := whileBusy(ctx, orphansFor, func() (busy bool, err error) {
-		err = unix.Flock(int(c.running.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		return errors.Is(err, unix.EWOULDBLOCK), err
+		alone, err := flock.TryExclusive(c.running)
+		return !alone, err
 	})
 	if err != nil {
 		return fmt.Errorf("zfs processes of one that has ended: %w", err)

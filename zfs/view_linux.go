@@ -14,6 +14,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
@@ -239,7 +240,7 @@ func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
 		if strings.HasPrefix(snapshot, viewPrefix) {
 			dead.snapshots = append(dead.snapshots, b.datasetOf(entry.Name()))
 		}
-		if err := errors.Join(unmountPoint(filepath.Join(b.views, entry.Name()), true), lock.Close()); err != nil {
+		if err := errors.Join(unmountPoint(filepath.Join(b.views, entry.Name()), true), flock.Release(lock)); err != nil {
 			return deadViews{}, err
 		}
 	}

@@ -2,6 +2,7 @@ package layertar
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/treecmp"
 )
@@ -55,6 +57,9 @@ func TestApplyAsGoArchive(t *testing.T) {
 			wantSize, wantErr := archive.UnpackLayer(theirs, bytes.NewReader(layer), &archive.TarOptions{})
 			opts := ApplyOptions{Workers: 1 + int(seed%3), Empty: depth == 0}
 			size, err := Apply(t.Context(), ours, bytes.NewReader(layer), opts)
+			if err == nil && isTimesOfReplaced(wantErr) {
+				return
+			}
 			if wantErr != nil || err != nil {
 				refused++
 				if wantErr == nil || err == nil {
@@ -74,6 +79,14 @@ func TestApplyAsGoArchive(t *testing.T) {
 	})
 	t.Logf("%d layers applied, %d refused by both", applied, refused)
 	assert.Greater(t, applied, refused, "too few layers make sense")
+}
+
+// isTimesOfReplaced reports whether go-archive has applied a whole layer, and refused it in the end for the times of a
+// directory that a later entry has replaced. It resolves the name anew then.
+func isTimesOfReplaced(err error) bool {
+	var pathErr *os.PathError
+	gone := errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP)
+	return gone && errors.As(err, &pathErr) && pathErr.Op == "chtimesat"
 }
 
 func snapshot(t *testing.T, dir string) []string {

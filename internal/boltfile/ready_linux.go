@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
@@ -49,9 +50,10 @@ func create(path string) error {
 
 // replace puts a copy in the place of a file, with bolt's lock on it, so that nobody changes it meanwhile.
 func replace(path string, f *os.File) (err error) {
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil // bolt says so when it opens it
+	if ok, err := flock.TryExclusive(f); !ok {
+		return err // bolt says that it is locked when it opens it
 	}
+	defer func() { err = errors.Join(err, flock.Unlock(f)) }()
 	to, err := os.OpenFile(path+".copy", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/unixsocket"
 	"github.com/cowshed/cowshed/quota"
 	"github.com/cowshed/cowshed/snapshotter"
@@ -122,7 +123,7 @@ func (d *daemon) lock() error {
 	if err != nil {
 		return err
 	}
-	d.closeLater(lock.Close)
+	d.closeLater(func() error { return flock.Release(lock) })
 	return nil
 }
 

@@ -11,13 +11,15 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // lockName is the file in the root that says which process has it, for people. What counts is the lock on the root
 // itself, which needs no file. The command does not look at either.
 const lockName = "serve.lock"
 
-// lockRoot makes sure that this is the only daemon of the root. Closing the file ends that, as does the end of the
+// lockRoot makes sure that this is the only daemon of the root. Releasing the file with flock.Release ends that, as does the end of the
 // process. errdefs.ErrFailedPrecondition: another daemon has the root.
 func lockRoot(root string) (_ *os.File, err error) {
 	f, err := os.Open(root)
@@ -30,14 +32,11 @@ func lockRoot(root string) (_ *os.File, err error) {
 		}
 	}()
 	name := filepath.Join(root, lockName)
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, fmt.Errorf("another daemon%s uses %s: %w", holderIn(name), root, errdefs.ErrFailedPrecondition)
+	ok, err := flock.TryExclusive(f)
+	if err == nil && !ok {
+		err = fmt.Errorf("another daemon%s uses %s: %w", holderIn(name), root, errdefs.ErrFailedPrecondition)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", root, err)
-	}
-	return f, nil
+	return f, err
 }
 
 // noteHolder writes down which process this is.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -49,7 +50,7 @@ func WithSnapshotter(c Config, log *slog.Logger, f func(*snapshotter.Snapshotter
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
+	defer func() { err = errors.Join(err, flock.Release(lock)) }()
 	dir, driver, err := openContainerdDriver(c, log)
 	if err != nil {
 		return err
@@ -71,7 +72,7 @@ func Repair(ctx context.Context, c Config, log *slog.Logger) (_ *snapshotter.Rep
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
+	defer func() { err = errors.Join(err, flock.Release(lock)) }()
 	dir, driver, err := openContainerdDriver(c, log)
 	if err != nil {
 		return nil, err

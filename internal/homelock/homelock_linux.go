@@ -3,35 +3,34 @@ package homelock
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // Name is the name of the lock file in the home.
 const Name = "lock"
 
 // Take locks a home, which whoever has it open holds shared. One that is alone calls alone first, which may take
-// temporary things for left over: others wait for its end. The caller closes the file, which may be there with an error
-// too.
+// temporary things for left over: others wait for its end. The caller releases the file with flock.Release;
+// it may be there with an error too.
 func Take(home string, alone func() error) (lock *os.File, err error) {
 	lock, err = os.OpenFile(filepath.Join(home, Name), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
+	isAlone, err := flock.TryExclusive(lock)
+	if isAlone {
 		err = alone()
-	} else if errors.Is(err, unix.EWOULDBLOCK) {
-		err = nil
 	}
 	if err != nil {
 		return lock, err
 	}
-	return lock, share(lock)
+	return lock, flock.Shared(lock)
 }
 
 // Share locks a home that is only read, so that nobody takes what is in use there for left over. Where there is no lock
@@ -44,12 +43,5 @@ func Share(home string) (lock *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return lock, share(lock)
-}
-
-func share(lock *os.File) error {
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH); err != nil {
-		return fmt.Errorf("lock: %w", err)
-	}
-	return nil
+	return lock, flock.Shared(lock)
 }

@@ -3,10 +3,9 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // lock is an advisory lock on a file (flock(2)), which the kernel releases with the process. Without a file it is held
@@ -29,24 +28,23 @@ func (l *lock) shared(ctx context.Context) error {
 	if l.f == nil {
 		return nil
 	}
-	err := unix.Flock(int(l.f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return l.wrap(err)
+	if ok, err := flock.TryShared(l.f); ok || err != nil {
+		return err
 	}
 	// flock cannot be interrupted. What waits for it ends when the other one lets go.
 	done := make(chan error, 1)
 	f := l.f
 	go func() {
-		done <- unix.Flock(int(f.Fd()), unix.LOCK_SH)
+		done <- flock.Shared(f)
 	}()
 	select {
 	case err := <-done:
-		return l.wrap(err)
+		return err
 	case <-ctx.Done():
 		l.f = nil
 		go func() {
 			<-done //nolint:errcheck // the lock is of no use any more
-			_ = f.Close()
+			_ = flock.Release(f)
 		}()
 		return ctx.Err()
 	}
@@ -57,11 +55,11 @@ func (l *lock) exclusive() error {
 	if l.f == nil {
 		return nil
 	}
-	err := unix.Flock(int(l.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return errLocked
+	ok, err := flock.TryExclusive(l.f)
+	if err == nil && !ok {
+		err = errLocked
 	}
-	return l.wrap(err)
+	return err
 }
 
 // close releases the lock.
@@ -69,12 +67,5 @@ func (l *lock) close() error {
 	if l.f == nil {
 		return nil
 	}
-	return l.f.Close()
-}
-
-func (l *lock) wrap(err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("lock %s: %w", l.f.Name(), err)
+	return flock.Release(l.f)
 }

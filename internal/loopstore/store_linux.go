@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
@@ -131,7 +132,7 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 	if err != nil {
 		return Made{}, fmt.Errorf("loopstore: %w", err)
 	}
-	defer func() { err = errors.Join(err, image.Close()) }()
+	defer func() { err = errors.Join(err, flock.Release(image)) }()
 	if made.Mount, err = s.mountLocked(image); err != nil {
 		if made.Image { // nobody else can have mounted it
 			err = errors.Join(err, os.Remove(s.Image))
@@ -146,22 +147,21 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 }
 
 // openLocked opens the image and locks it, so that it is attached, made larger and deleted by one process at a time.
-// Closing the file unlocks it. The lock is on the image that has the name, not on one that had it when it was opened.
+// The caller releases it with flock.Release. The lock is on the image that has the name, not on one that had it when it was opened.
 func (s Store) openLocked() (*os.File, error) {
 	for {
 		f, _, err := s.openImageToUse()
 		if err != nil {
 			return nil, err
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", s.Image, err), f.Close())
+		if err := flock.Exclusive(f); err != nil {
+			return nil, errors.Join(err, f.Close())
 		}
 		same, err := isCurrent(f, s.Image)
 		if err == nil && same {
 			return f, nil
 		}
-		if err := errors.Join(err, f.Close()); err != nil {
+		if err := errors.Join(err, flock.Release(f)); err != nil {
 			return nil, err
 		}
 	}
@@ -216,7 +216,7 @@ func (s Store) makeImage(ctx context.Context, size uint64) (made bool, err error
 		return false, err
 	}
 	defer func() {
-		err = errors.Join(err, f.Close())
+		err = errors.Join(err, flock.Release(f))
 		if !made {
 			_ = os.Remove(f.Name())
 		}
@@ -262,7 +262,7 @@ func (s Store) createPartial() (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		err = flock.Exclusive(f)
 		same := false
 		if err == nil {
 			same, err = isCurrent(f, f.Name())
@@ -270,7 +270,7 @@ func (s Store) createPartial() (*os.File, error) {
 		if same {
 			return f, nil
 		}
-		if err := errors.Join(ignoreNotExist(err), f.Close()); err != nil {
+		if err := errors.Join(ignoreNotExist(err), flock.Release(f)); err != nil {
 			return nil, err
 		}
 	}
@@ -294,10 +294,11 @@ func (s Store) removeStale() error {
 		if err != nil {
 			continue // gone meanwhile, or not a file of ours
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		stale, err := flock.TryExclusive(f)
+		if stale {
 			err = ignoreNotExist(os.Remove(name)) // another process may do the same
 		}
-		if err := errors.Join(err, f.Close()); err != nil {
+		if err := errors.Join(err, flock.Release(f)); err != nil {
 			return err
 		}
 	}
@@ -361,7 +362,7 @@ func (s Store) Mount() (mounted bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("loopstore: mount: %w", err)
 	}
-	defer func() { err = errors.Join(err, image.Close()) }()
+	defer func() { err = errors.Join(err, flock.Release(image)) }()
 	return s.mountLocked(image)
 }
 
@@ -413,7 +414,7 @@ func (s Store) Remove() error {
 	if err != nil {
 		return fmt.Errorf("loopstore: remove: %w", err)
 	}
-	defer f.Close()
+	defer flock.Release(f)
 	state, err := s.state(f)
 	if err != nil {
 		return err

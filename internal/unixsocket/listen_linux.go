@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // Listen makes a socket at path, with its directory if need be, that only its owner (root) can connect to.
@@ -139,14 +141,8 @@ func lockDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
+	if err := flock.Exclusive(f); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
-	}
-	return func() { f.Close() }, nil
+	return func() { flock.Release(f) }, nil
 }

@@ -1,0 +1,54 @@
+// Package flock locks whole files, as flock(2) does.
+//
+// Such a lock belongs to the open file. A child that this process forks has the file open as well until it executes its
+// program, so closing the file may leave it locked for that long. Release does not.
+package flock
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Shared locks a file together with others who lock it shared. It waits while someone has it locked exclusively.
+func Shared(f *os.File) error { return wrap(f, flock(f, unix.LOCK_SH)) }
+
+// Exclusive locks a file for its caller alone. It waits while someone else has it locked.
+func Exclusive(f *os.File) error { return wrap(f, flock(f, unix.LOCK_EX)) }
+
+// TryShared is Shared without waiting: ok is false if someone has the file locked exclusively.
+func TryShared(f *os.File) (ok bool, err error) { return try(f, unix.LOCK_SH) }
+
+// TryExclusive is Exclusive without waiting: ok is false if someone else has the file locked. What lock the caller had
+// may be lost then.
+func TryExclusive(f *os.File) (ok bool, err error) { return try(f, unix.LOCK_EX) }
+
+// Unlock unlocks a file, which stays open.
+func Unlock(f *os.File) error { return wrap(f, flock(f, unix.LOCK_UN)) }
+
+// Release unlocks a file and closes it.
+func Release(f *os.File) error { return errors.Join(Unlock(f), f.Close()) }
+
+func try(f *os.File, how int) (ok bool, err error) {
+	err = flock(f, how|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
+	return err == nil, wrap(f, err)
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func wrap(f *os.File, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &os.PathError{Op: "flock", Path: f.Name(), Err: err}
+}

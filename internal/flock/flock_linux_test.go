@@ -1,0 +1,87 @@
+package flock
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func open(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func assertTry(t *testing.T, want bool, try func(*os.File) (bool, error), f *os.File) {
+	t.Helper()
+	ok, err := try(f)
+	require.NoError(t, err)
+	assert.Equal(t, want, ok)
+}
+
+func TestTry(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	one, other := open(t, path), open(t, path)
+	assertTry(t, true, TryShared, one)
+	assertTry(t, true, TryShared, other)
+	assertTry(t, false, TryExclusive, one)
+	require.NoError(t, Unlock(other))
+	assertTry(t, true, TryExclusive, one)
+	assertTry(t, false, TryShared, other)
+	assertTry(t, false, TryExclusive, other)
+}
+
+// TestWaits has one who waits for a lock get it when it is given up, and not before.
+func TestWaits(t *testing.T) {
+	for name, lock := range map[string]func(*os.File) error{"shared": Shared, "exclusive": Exclusive} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "file")
+			one, other := open(t, path), open(t, path)
+			require.NoError(t, Exclusive(one))
+			got := make(chan error, 1)
+			go func() { got <- lock(other) }()
+			select {
+			case err := <-got:
+				t.Fatalf("locked beside an exclusive lock: %v", err)
+			case <-time.After(50 * time.Millisecond):
+			}
+			require.NoError(t, Unlock(one))
+			assert.NoError(t, <-got)
+		})
+	}
+}
+
+// TestReleaseBesideFork releases a lock while the open file lives on elsewhere, as it does in a child that has been
+// forked and has not executed its program yet.
+func TestReleaseBesideFork(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	one, other := open(t, path), open(t, path)
+	require.NoError(t, Exclusive(one))
+	forked, err := unix.Dup(int(one.Fd()))
+	require.NoError(t, err)
+	defer unix.Close(forked)
+	require.NoError(t, Release(one))
+	assertTry(t, true, TryExclusive, other)
+}
+
+func TestErrors(t *testing.T) {
+	f := open(t, filepath.Join(t.TempDir(), "file"))
+	require.NoError(t, f.Close())
+	for _, lock := range []func(*os.File) error{Shared, Exclusive, Unlock, Release} {
+		err := lock(f)
+		assert.ErrorIs(t, err, unix.EBADF)
+		assert.ErrorContains(t, err, f.Name())
+	}
+	for _, try := range []func(*os.File) (bool, error){TryShared, TryExclusive} {
+		ok, err := try(f)
+		assert.False(t, ok)
+		assert.ErrorIs(t, err, unix.EBADF)
+	}
+}
