@@ -115,6 +115,13 @@ type MountSpecChecker interface {
 	CheckMountSpec() error
 }
 
+// ChangeTeller is a Backend on which a volume that was cloned and not touched since is told from others without a look at
+// its tree.
+type ChangeTeller interface {
+	// Unchanged reports whether a volume is as its Clone has made it. false: perhaps not.
+	Unchanged(ctx context.Context, name string) (bool, error)
+}
+
 // VolumeOptions says how a volume is made.
 type VolumeOptions struct {
 	UID, GID   int         // owner of an empty volume's root directory, as host ids
