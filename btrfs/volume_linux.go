@@ -313,33 +313,6 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 	}
 }
 
-// Unchanged implements cowcommon.ChangeTeller. A snapshot has the generation of the transaction that made it, until
-// another transaction changes something in it.
-func (b *Backend) Unchanged(_ context.Context, name string) (bool, error) {
-	unchanged, err := b.unchanged(name)
-	if err != nil {
-		return false, fmt.Errorf("btrfs: look for changes of %s: %w", name, err)
-	}
-	return unchanged, nil
-}
-
-func (b *Backend) unchanged(name string) (bool, error) {
-	dir, err := b.openVolume(name)
-	if err != nil {
-		return false, err
-	}
-	defer dir.Close()
-	if dir.info.Generation != dir.info.OGeneration {
-		return false, nil
-	}
-	// What the transaction changes that is under way has no part in the generation yet.
-	if err := btrfsctl.Commit(int(dir.Fd())); err != nil {
-		return false, err
-	}
-	info, err := btrfsctl.Info(int(dir.Fd()))
-	return err == nil && info.Generation == info.OGeneration, err
-}
-
 // Sync writes back what has been written to the volume, and commits it.
 func (b *Backend) Sync(_ context.Context, name string) error {
 	dir, err := b.openVolume(name)

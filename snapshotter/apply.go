@@ -23,13 +23,12 @@ import (
 // digest and size of the uncompressed layer. What it wrote survives a power cut. Id mappings of the mount have no
 // effect: a volume keeps the ids of the layer.
 //
-// The blob is read once: its digest is computed while it is extracted, and where that fails or the digest turns out to be
-// another, the snapshot gets its volume back as it was before. That can be done if nobody has written to the snapshot
-// since it was prepared. Otherwise the blob is read a first time to check its digest.
+// The blob is read once: its digest is computed while it is extracted. Where that fails, or the digest turns out to be
+// another, the snapshot is made again what it was. Where the backend cannot do that, the blob is read a first time to
+// check its digest, and what fails later leaves a part of the layer in the snapshot.
 //
 // errdefs.ErrFailedPrecondition: the blob has not the digest or size that desc says, or the snapshot cannot be
-// written to; nothing was changed. errdefs.ErrInvalidArgument: the layer is malformed; like every other error
-// that comes while it is being extracted it leaves a part of the layer in a snapshot that was written to before.
+// written to. errdefs.ErrInvalidArgument: the layer is malformed.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	applied, err := d.apply(toStore(ctx), desc, mounts, opts)
 	if err != nil {
@@ -64,8 +63,8 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer func() { err = f.end(ctx, err) }()
-	if !f.untouched {
+	defer func() { err = f.end(err) }()
+	if f.before == nil {
 		if err := checkDigest(ctx, blob, desc); err != nil {
 			return ocispec.Descriptor{}, err
 		}
