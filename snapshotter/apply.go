@@ -1,7 +1,6 @@
 package snapshotter
 
 import (
-	"bufio"
 	"context"
 	_ "crypto/sha256" // digests of blobs
 	_ "crypto/sha512"
@@ -130,42 +129,58 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 
 // extractFrom extracts a layer and describes what it is without its compression.
 func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc ocispec.Descriptor, volume string) (_ ocispec.Descriptor, err error) {
-	plain, err := decompress(compressed, desc.MediaType)
+	plain, format, err := decompress(compressed, desc.MediaType)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	defer func() { err = errors.Join(err, plain.Close()) }()
+	applied := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer}
+	if format == layertar.Plain && desc.Digest.Algorithm() == digest.Canonical {
+		// The blob is the layer, and its digest is computed already.
+		applied.Size, applied.Digest = desc.Size, desc.Digest
+		return applied, d.applyAll(ctx, volume, plain)
+	}
 	var size counter
 	digester := digest.Canonical.Digester()
-	layer := layertar.ReadAhead(plain, &size, digester.Hash())
-	defer func() { err = errors.Join(err, layer.Close(), plain.Close()) }()
+	layer := layertar.ReadAhead(plain, plainPiece, &size, digester.Hash())
+	err = errors.Join(d.applyAll(ctx, volume, layer), layer.Close())
+	applied.Size, applied.Digest = int64(size), digester.Digest()
+	return applied, err
+}
 
+// applyAll applies a layer and reads what comes after the end of the tar, which belongs to the layer too, and to its
+// digest.
+func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) error {
 	if _, err := d.driver.Apply(ctx, volume, layer); err != nil {
-		return ocispec.Descriptor{}, err
+		return err
 	}
-	// What comes after the end of the tar belongs to the layer too, and to its digest.
 	if _, err := io.Copy(io.Discard, layer); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("read to the end: %w", err)
+		return fmt.Errorf("read to the end: %w", err)
 	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: int64(size), Digest: digester.Digest()}, nil
+	return nil
 }
 
 // decompress returns the tar. What is said to be compressed is decompressed as it is, in whichever format.
-func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
+func decompress(r io.Reader, mediaType string) (io.ReadCloser, layertar.Format, error) {
 	if layerFormats[mediaType] == layertar.Plain {
-		return io.NopCloser(r), nil
+		return io.NopCloser(r), layertar.Plain, nil
 	}
-	plain, _, err := layertar.Decompress(r)
-	return plain, err
+	return layertar.Decompress(r)
 }
 
-// pieceSize is how many bytes of a blob are read or written at once: each time is a request to the content store.
-const pieceSize = 1 << 20
+const (
+	// readPiece is how many bytes of a blob are read at once, and writePiece how many are written: each time is a request
+	// to the content store. A layer has four pieces of what is read in memory.
+	readPiece  = 2 << 20
+	writePiece = 1 << 20
+	// plainPiece is how much of a decompressed layer is digested at once.
+	plainPiece = 256 << 10
+)
 
 // readWhole reads a blob from its beginning, ahead of its use, and writes it to tee; content.NewReader goes on where
 // another reader has stopped. Whoever closes the blob closes this reader first.
 func readWhole(ctx context.Context, blob content.ReaderAt, tee io.Writer) io.ReadCloser {
-	whole := &contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}
-	return layertar.ReadAhead(bufio.NewReaderSize(whole, pieceSize), tee)
+	return layertar.ReadAhead(&contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}, readPiece, tee)
 }
 
 // contextReader stops reading when the context ends.

@@ -108,7 +108,7 @@ func TestCompareLease(t *testing.T) {
 }
 
 // dialContent serves a content store, as containerd does, and connects to it.
-func dialContent(t *testing.T, store content.Store) content.Store {
+func dialContent(t testing.TB, store content.Store) content.Store {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "c.sock")
 	stop, err := contentstore.Serve(store, socket)
