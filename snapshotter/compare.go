@@ -99,7 +99,11 @@ func (d *Differ) writeBlob(ctx context.Context, c *cowcommon.Comparison, config 
 	}
 	w, err := d.store.Writer(ctx, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{MediaType: config.MediaType}))
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("open upload: %w", err)
+		err = fmt.Errorf("open upload: %w", err)
+		if own && ctx.Err() != nil { // it may have been opened all the same
+			err = errors.Join(err, abort(ctx, d.store, ref))
+		}
+		return ocispec.Descriptor{}, err
 	}
 	committed := false
 	defer func() {
