@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	grpcmeta "google.golang.org/grpc/metadata"
 
 	"github.com/cowshed/cowshed/internal/contentstore"
 )
@@ -150,7 +151,9 @@ func TestCompareLease(t *testing.T) {
 		ctx := namespaces.WithNamespace(t.Context(), "callers")
 		given, err := h.manager.Create(ctx, leases.WithID("given"))
 		require.NoError(t, err)
-		desc, err := NewDiffer(h.Snapshotter, h.store, WithLeases(h.manager)).Compare(leases.WithLease(ctx, given.ID), nil, h.upper)
+		request := grpcmeta.NewIncomingContext(t.Context(), grpcmeta.Pairs(
+			namespaces.GRPCHeader, "callers", leases.GRPCHeader, given.ID))
+		desc, err := NewDiffer(h.Snapshotter, h.store, WithLeases(h.manager)).Compare(request, nil, h.upper)
 		require.NoError(t, err)
 		assert.True(t, h.isThere(ctx, desc.Digest))
 		all := h.leases(ctx)
