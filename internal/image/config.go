@@ -3,7 +3,6 @@ package image
 import (
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -14,11 +13,6 @@ import (
 
 // maxLayers is far more than the 127 that the kernel's overlay filesystem allowed images to have.
 const maxLayers = 1024
-
-// HostPlatform is the platform whose images run on this machine.
-func HostPlatform() ocispec.Platform {
-	return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
-}
 
 // parseConfig reads an image's config and checks what is relied on later.
 func parseConfig(raw []byte) (*ocispec.Image, error) {

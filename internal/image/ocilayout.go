@@ -147,6 +147,7 @@ func (s *Source) fromDescriptor(f files, d ocispec.Descriptor, opts OpenOptions,
 }
 
 func (s *Source) fromManifest(f files, d ocispec.Descriptor, opts OpenOptions) error {
+	s.platform = d.Platform
 	var manifest ocispec.Manifest
 	if err := readBlobJSON(f, d, "manifest", &manifest); err != nil {
 		return err

@@ -99,15 +99,3 @@ func TestCheckName(t *testing.T) {
 		assert.ErrorIs(t, CheckName(name), errdefs.ErrInvalidArgument, name)
 	}
 }
-
-func TestPlatform(t *testing.T) {
-	for _, s := range []string{"linux/amd64", "linux/arm/v7"} {
-		p, err := ParsePlatform(s)
-		require.NoError(t, err)
-		assert.Equal(t, s, FormatPlatform(p))
-	}
-	for _, s := range []string{"", "linux", "linux/", "/amd64", "a/b/c/d"} {
-		_, err := ParsePlatform(s)
-		assert.ErrorIs(t, err, errdefs.ErrInvalidArgument, s)
-	}
-}

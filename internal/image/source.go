@@ -21,9 +21,10 @@ type Source struct {
 	// Kind is what the place was taken for.
 	Kind Transport
 
-	guessed bool   // whether Kind was found out by looking
-	config  []byte // nil: there is none, as for a plain root filesystem
-	layers  []sourceLayer
+	guessed  bool              // whether Kind was found out by looking
+	platform *ocispec.Platform // what an index says of the image; nil: nothing
+	config   []byte            // nil: there is none, as for a plain root filesystem
+	layers   []sourceLayer
 	// describe makes the config of an image that has none, once its diff IDs are known.
 	describe func(diffIDs []digest.Digest) ([]byte, error)
 	closers  []func() error
@@ -146,7 +147,7 @@ func (s *Source) fromArchive(ctx context.Context, archive *tarFiles, ref Referen
 	}
 	var errs []error
 	for _, kind := range kinds {
-		s.Name, s.layers, s.Kind, ref.Transport = "", nil, kind, kind
+		s.Name, s.layers, s.platform, s.Kind, ref.Transport = "", nil, nil, kind, kind
 		var err error
 		if kind == DockerArchive {
 			err = s.fromDockerArchive(archive, ref, opts)
@@ -170,8 +171,13 @@ func (s *Source) setConfig(raw []byte, opts OpenOptions) error {
 	if have, want := len(s.layers), len(config.RootFS.DiffIDs); have != want {
 		return fmt.Errorf("the manifest has %d layers and the config %d: %w", have, want, ErrMalformed)
 	}
-	if want := opts.Platform; want.Architecture != "" && !satisfies(config.Platform, want) {
-		return fmt.Errorf("the image is for %s, not %s: %w", FormatPlatform(config.Platform), FormatPlatform(want), errdefs.ErrNotFound)
+	// An index that has chosen the image knows its variant, which many configs do not say.
+	is := config.Platform
+	if s.platform != nil && normal(*s.platform).Architecture == normal(is).Architecture {
+		is = *s.platform
+	}
+	if asked := opts.Platform; asked.Architecture != "" && !want(asked).matches(is) {
+		return fmt.Errorf("the image is for %s, not %s: %w", FormatPlatform(is), FormatPlatform(asked), errdefs.ErrNotFound)
 	}
 	s.config = raw
 	return nil
