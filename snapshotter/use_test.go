@@ -33,13 +33,17 @@ func TestRecordedKeys(t *testing.T) {
 
 func TestUseOf(t *testing.T) {
 	const layer = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-	id := strings.TrimPrefix(layer, "sha256:")
+	id := strings.TrimPrefix(layer, "sha256:") // as of a container
 	for key, want := range map[string]Use{
 		"extract-123456789-AbCd sha256:abc":            UseUnpack, // of a client of the snapshotter itself
 		"default/12/extract-SOMETHING name of a layer": UseUnpack, // package rootfs
 		"zo2wm3h5dsw5v1yoo4iiplkfu":                    UseBuild,
 		"buildkit/12/anything":                         UseBuild,
 		"buildkit/12/extract-1-AbCd " + layer:          UseUnpack,
+		// From the sources of BuildKit 0.34.2 (stargz) and moby 2.0.0-beta.24 (migration; commit with userns-remap).
+		"buildkit/12/tmp-zo2wm3h5dsw5v1yoo4iiplkfu " + layer:        UseUnpack,
+		"moby/12/migration-" + layer:                                UseUnpack,
+		"moby-1.1/12/" + id + "-100000-100000-123456789-A_-d-remap": UseUnpack,
 		// Ids that somebody may give a container.
 		"default/12/extract-layer":                 UseContainer,
 		"default/12/extract-1":                     UseContainer,
