@@ -185,7 +185,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 	if layer.diffID != "" {
 		b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
 		if err == nil && b.diffID != layer.diffID {
-			err = mismatch("the layer's tar", b.diffID, layer.diffID)
+			err = fmt.Errorf("put together again, its tar has digest %s, not %s: %w", b.diffID, layer.diffID, errdefs.ErrDataLoss)
 		}
 		switch {
 		case err == nil:

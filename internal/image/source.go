@@ -145,6 +145,10 @@ func (s *Source) fromArchive(ctx context.Context, archive *tarFiles, ref Referen
 	case !isDocker:
 		kinds = kinds[:1]
 	}
+	if !isLayout && !isDocker && has(archive, dockerRepositories) {
+		return fmt.Errorf("an archive of docker save before 1.10, with %s and no %s, is not read; load it into Docker 1.10 to 24 and save it again: %w",
+			dockerRepositories, dockerManifest, errdefs.ErrNotImplemented)
+	}
 	var errs []error
 	for _, kind := range kinds {
 		s.Name, s.layers, s.platform, s.Kind, ref.Transport = "", nil, nil, kind, kind
