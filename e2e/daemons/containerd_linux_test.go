@@ -135,6 +135,7 @@ func TestContainerd(t *testing.T) {
 		}))
 		if h.cowshed != nil {
 			requireNative(t, ctx, h.cowshed, "snapshots")
+			assert.NotContains(t, h.cowshed.Log(), "a blob is read by requests", "layers are read in containerd's files")
 		}
 
 		require.NoError(t, here.PushImage(ctx, committed, committed.Name()))
