@@ -85,8 +85,8 @@ func (h *Host) StartCowshed(containerd string) *Cowshed {
 state = %q
 containerd_address = %q
 metrics = %q
-log_level = "debug"
-`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics))
+log_level = %q
+`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics, h.LogLevel))
 	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
 	h.t.Cleanup(func() {
 		// It is there if the daemon was killed.
