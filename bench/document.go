@@ -30,6 +30,9 @@ func updateDocument(name, title, part string, write func(w io.Writer)) error {
 	var text strings.Builder
 	write(&text)
 	parts := splitDocument(string(old))
+	if len(old) > 0 && len(parts) == 0 {
+		return fmt.Errorf("%s has no parts of a report, so it is something else: remove it, or name another file", name)
+	}
 	parts[part] = text.String()
 	return writeFile(name, func(w io.Writer) {
 		fmt.Fprint(w, title)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -77,9 +78,11 @@ func (i *engineImage) make(dir, registry string, busybox []harness.File) (err er
 			}
 		}
 	}()
+	formats := slices.DeleteFunc(slices.Clone(i.formats), func(f layertar.Format) bool { return f == layertar.Plain })
+	formats = slices.Insert(formats, 0, layertar.Plain) // of which the others are made
 	var names []string
 	for n := range layers {
-		layers[n], err = makeLayer(filepath.Join(dir, fmt.Sprintf("%s-layer%d.tar", i.key, n)), i.formats, func(w io.Writer) error {
+		layers[n], err = makeLayer(filepath.Join(dir, fmt.Sprintf("%s-layer%d.tar", i.key, n)), formats, func(w io.Writer) error {
 			tw := tar.NewWriter(w)
 			if n == 0 {
 				if err := harness.WriteFiles(tw, busybox); err != nil {
@@ -111,7 +114,9 @@ func (i *engineImage) make(dir, registry string, busybox []harness.File) (err er
 }
 
 // counts tells whether a file is one of those that make the image large.
-func counts(name string) bool { return strings.HasPrefix(name, "usr") || strings.HasPrefix(name, "large") }
+func counts(name string) bool {
+	return strings.HasPrefix(name, "usr") || strings.HasPrefix(name, "large")
+}
 
 // remove deletes the archives.
 func (i *engineImage) remove() (err error) {

@@ -75,9 +75,11 @@ nothing is found to be there already.
 - *Diff* writes what that changed to the content store as a layer. *Commit* makes an image of it with an added layer, which
   is unpacked too. The two are of different containers.
 - *Remove* deletes the container and its snapshot, *prune* the image; both wait for containerd's collection of garbage, and
-  until the last volume's name is gone. Subvolumes, Cowshed's and btrfs', give their space back afterwards, and to wait for
-  that is a row of its own.
-`, r.rounds)
+  until the last volume's name is gone. Subvolumes, Cowshed's and btrfs', give their space back afterwards. To wait for that
+  is a row of its own, in which the kernel, asked to begin at once, says only once a second that it is done.
+
+*native* copies an image for each layer and each container. Where that would be more than %s files it is left out.
+`, r.rounds, thousands(copiedFiles))
 	for _, result := range r.results {
 		fmt.Fprintf(w, "\n### %s\n\n%d MiB in %s files.\n\n", upperFirst(result.title), result.layer.bytes>>20, thousands(result.layer.files))
 		r.writeResult(w, result)

@@ -40,8 +40,9 @@ func of(op operation, format layertar.Format) operation {
 // engine is a snapshotter of the containerd under test, with the differ that containerd has for it. It is a namespace of
 // its own.
 type engine struct {
-	name  string
-	store *harness.Store
+	name   string
+	store  *harness.Store
+	copies bool // each snapshot is a copy of its parent
 	// volumes are the directories that hold an entry for each of its snapshots.
 	volumes []string
 }

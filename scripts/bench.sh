@@ -24,7 +24,7 @@ Environment:
   LARGE              MiB of each of the four files of the base of large files, default 256, on ZFS 0, of engines 64; 0: none
   LAYERS             layers that are there when a driver starts, default 5000, on ZFS 2000; as many, but 2000 at most, are
                      there while a snapshot of containerd is measured; 0: neither is measured. Of engines: numbers of layers
-                     of images, default 10,60
+                     of images, default 10,60; 0: no such images
   ROUNDS             how often everything is measured, default 3, of engines 5; with less nothing is written
   COWSHED_BENCH_DIR  where the image is made, default /var/tmp; a tmpfs leaves the disk out of the figures
   COWSHED_CACHE      where the ZFS test machine is kept, default /var/cache/cowshed
@@ -48,12 +48,12 @@ options() {
 		[[ ${QUICK:-} != 1 ]] || files=500 layers=200 repeat=200ms rounds=2
 	elif [[ $1 == engines ]]; then
 		files=50000,10000 large=64 layers=10,60 rounds=5
-		[[ ${QUICK:-} != 1 ]] || files=2000 large=4 layers=10 rounds=1
+		[[ ${QUICK:-} != 1 ]] || files=1000 large=4 layers=5 rounds=1
 	elif [[ ${QUICK:-} == 1 ]]; then
 		files=2000,8000 large=16 layers=200 repeat=200ms rounds=2
 	fi
 	rounds=${ROUNDS:-$rounds}
-	options=(-files "${FILES-$files}" -large "${LARGE:-$large}" -layers "${LAYERS-$layers}" -rounds "$rounds")
+	options=(-files "${FILES-$files}" -large "${LARGE:-$large}" -layers "${LAYERS:-$layers}" -rounds "$rounds")
 	options+=(-revision "$(git describe --tags --always --dirty 2>/dev/null || echo unknown)")
 	[[ $1 == engines ]] || options+=(-repeat "$repeat" -driver "$1")
 }
