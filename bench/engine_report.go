@@ -73,7 +73,8 @@ nothing is found to be there already.
 - *Load* imports an OCI archive and unpacks it; *pull* fetches the image from a registry on this machine.
 - *Run* makes the container, whose shell appends to three files, and waits until its task is deleted.
 - *Diff* writes what that changed to the content store as a layer. *Commit* makes an image of it with an added layer, which
-  is unpacked too. The two are of different containers.
+  is unpacked too. The two are of different containers. The view of the image that a diff is made with is collected later,
+  which is not counted.
 - *Remove* deletes the container and its snapshot, *prune* the image; both wait for containerd's collection of garbage, and
   until the last volume's name is gone. Subvolumes, Cowshed's and btrfs', give their space back afterwards. To wait for that
   is a row of its own, in which the kernel, asked to begin at once, says only once a second that it is done.

@@ -59,38 +59,33 @@ type turn struct {
 
 // load imports the archive, and prunes the image.
 func (t *turn) load(format layertar.Format) error {
-	img, err := t.loaded(of(opLoad, format), format)
-	if err != nil {
-		return err
-	}
-	return t.prune(img)
-}
-
-func (t *turn) loaded(op operation, format layertar.Format) (img client.Image, err error) {
-	err = t.timed(op, func(ctx context.Context) error {
-		img, err = t.store.ImportFile(ctx, t.image.archives[format])
-		return err
+	return t.unpack(of(opLoad, format), func(ctx context.Context) (client.Image, error) {
+		return t.store.ImportFile(ctx, t.image.archives[format])
 	})
-	if err == nil && t.check {
-		err = t.checkImage(img)
-	}
-	return img, err
 }
 
 // pull pulls the image from the registry, and prunes it.
 func (t *turn) pull(format layertar.Format) error {
-	var img client.Image
-	err := t.timed(of(opPull, format), func(ctx context.Context) (err error) {
-		img, err = t.store.PullImage(ctx, t.image.name(t.registry, format))
-		return err
+	return t.unpack(of(opPull, format), func(ctx context.Context) (client.Image, error) {
+		return t.store.PullImage(ctx, t.image.name(t.registry, format))
 	})
-	if err == nil && t.check {
-		err = t.checkImage(img)
-	}
-	if err != nil {
+}
+
+func (t *turn) unpack(op operation, get func(ctx context.Context) (client.Image, error)) error {
+	ctx := t.store.Context(t.ctx)
+	var img client.Image
+	if err := t.timed(ctx, op, func(ctx context.Context) (err error) {
+		img, err = get(ctx)
+		return err
+	}); err != nil {
 		return err
 	}
-	return t.prune(img)
+	if t.check {
+		if err := t.checkImage(ctx, img); err != nil {
+			return err
+		}
+	}
+	return t.prune(ctx, img)
 }
 
 // live has containers of the image change files. One is diffed, another is committed, and both are removed.
@@ -101,7 +96,7 @@ func (t *turn) live() error {
 		return err
 	}
 	for _, id := range []string{"diffed", "committed"} {
-		if err := t.timed(opRun, func(ctx context.Context) error { return t.run(ctx, id, img) }); err != nil {
+		if err := t.timed(ctx, opRun, func(ctx context.Context) error { return t.run(ctx, id, img) }); err != nil {
 			return err
 		}
 	}
@@ -109,22 +104,25 @@ func (t *turn) live() error {
 		return err
 	}
 	var committed client.Image
-	if err := t.timed(opCommit, func(ctx context.Context) (err error) {
+	if err := t.timed(ctx, opCommit, func(ctx context.Context) (err error) {
 		committed, err = t.store.Commit(ctx, "committed", img, "committed")
 		return err
 	}); err != nil {
 		return err
 	}
 	keep := t.image.layers + 1 // of both images
+	if err := t.collect(ctx, keep+2); err != nil {
+		return err
+	}
 	for _, c := range []struct {
 		id     string
 		others int
 	}{{"diffed", 1}, {"committed", 0}} {
-		if err := t.timed(opContainerGone, func(ctx context.Context) error {
+		if err := t.timed(ctx, opContainerGone, func(ctx context.Context) error {
 			if err := t.store.RemoveContainer(ctx, c.id); err != nil {
 				return err
 			}
-			return errors.Join(t.store.CollectGarbage(ctx), t.waitGone(ctx, keep+c.others))
+			return t.collect(ctx, keep+c.others)
 		}); err != nil {
 			return err
 		}
@@ -153,7 +151,7 @@ func (t *turn) diff(id string) (err error) {
 	}
 	defer func() { err = errors.Join(err, done(context.WithoutCancel(ctx))) }()
 	var layer ocispec.Descriptor
-	if err := t.timedIn(ctx, opContainerDiff, func(ctx context.Context) error {
+	if err := t.timed(ctx, opContainerDiff, func(ctx context.Context) error {
 		layer, err = rootfs.CreateDiff(ctx, id, t.store.Snapshots(), t.store.DiffService())
 		return err
 	}); err != nil || !t.check {
@@ -184,9 +182,12 @@ func (t *turn) delete(ctx context.Context, img client.Image, keep int) error {
 }
 
 // prune deletes an image that is the only one.
-func (t *turn) prune(img client.Image) error {
-	start, err := t.clocked(t.store.Context(t.ctx), opPrune, func(ctx context.Context) error { return t.delete(ctx, img, 0) })
-	if err != nil {
+func (t *turn) prune(ctx context.Context, img client.Image) error {
+	var start time.Time
+	if err := t.timed(ctx, opPrune, func(ctx context.Context) error {
+		start = time.Now()
+		return t.delete(ctx, img, 0)
+	}); err != nil {
 		return err
 	}
 	if err := t.onRoot(waitCleaned); err != nil {
@@ -196,9 +197,17 @@ func (t *turn) prune(img client.Image) error {
 	return nil
 }
 
+// collect has containerd collect garbage, such as the views that snapshots were compared with. So many volumes stay.
+func (t *turn) collect(ctx context.Context, keep int) error {
+	if err := t.store.CollectGarbage(ctx); err != nil {
+		return err
+	}
+	return t.waitGone(ctx, keep)
+}
+
 // checkImage compares the number of files in the image with that which it was made of.
-func (t *turn) checkImage(img client.Image) error {
-	return t.store.ImageTree(t.store.Context(t.ctx), img, func(dir string) error {
+func (t *turn) checkImage(ctx context.Context, img client.Image) error {
+	err := t.store.ImageTree(ctx, img, func(dir string) error {
 		files := 0
 		if err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err != nil {
@@ -217,10 +226,19 @@ func (t *turn) checkImage(img client.Image) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return t.collect(ctx, t.image.layers)
 }
+
+// goneTimeout is how long what has been collected may take to go.
+const goneTimeout = time.Minute
 
 // waitGone waits until no volumes are there but so many.
 func (t *turn) waitGone(ctx context.Context, keep int) error {
+	ctx, cancel := context.WithTimeout(ctx, goneTimeout)
+	defer cancel()
 	for {
 		n, err := t.countVolumes()
 		if err != nil || n <= keep {
@@ -246,34 +264,25 @@ func (t *turn) countVolumes() (n int, err error) {
 }
 
 // timed measures an operation until all that it did is on disk.
-func (t *turn) timed(op operation, do func(ctx context.Context) error) error {
-	return t.timedIn(t.store.Context(t.ctx), op, do)
-}
-
-func (t *turn) timedIn(ctx context.Context, op operation, do func(ctx context.Context) error) error {
-	_, err := t.clocked(ctx, op, do)
-	return err
-}
-
-func (t *turn) clocked(ctx context.Context, op operation, do func(ctx context.Context) error) (start time.Time, err error) {
+func (t *turn) timed(ctx context.Context, op operation, do func(ctx context.Context) error) error {
 	if err := t.settle(); err != nil {
-		return start, err
+		return err
 	}
 	before, err := t.cpuTime()
 	if err != nil {
-		return start, err
+		return err
 	}
-	start = time.Now()
+	start := time.Now()
 	if err := errors.Join(do(ctx), t.sync()); err != nil {
-		return start, fmt.Errorf("%s: %w", op, err)
+		return fmt.Errorf("%s: %w", op, err)
 	}
 	t.samples.add(op, time.Since(start))
 	after, err := t.cpuTime()
 	if err != nil {
-		return start, err
+		return err
 	}
 	t.cpu.add(op, after-before)
-	return start, nil
+	return nil
 }
 
 // cpuTime is what the daemons have used of processors so far.
