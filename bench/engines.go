@@ -207,7 +207,7 @@ type engineStep struct {
 }
 
 // copiedFiles is the most that an engine has to copy in a step, or else it is left out: it would take most of the time.
-const copiedFiles = 50_000
+const copiedFiles = 20_000
 
 func (i *engineImage) steps() []engineStep {
 	unpacking := 0 // each layer has copies of those below it
