@@ -57,6 +57,7 @@ func (r *engineReport) write(w io.Writer) {
 			fmt.Fprintf(w, "- %s\n", v)
 		}
 	}
+	r.writeSummary(w)
 	fmt.Fprintf(w, `
 What users see: one containerd with all its data on one btrfs, whose snapshotters are Cowshed's and containerd's own *btrfs*,
 *overlayfs* and *native*. A Go client asks it for the same as nerdctl does. The differ is the one that containerd has for
@@ -88,9 +89,31 @@ nothing is found to be there already.
 	r.writeBars(w)
 }
 
+// writeSummary writes the medians of the first image, for those who read no further.
+func (r *engineReport) writeSummary(w io.Writer) {
+	if len(r.results) == 0 {
+		return
+	}
+	result := r.results[0]
+	columns := result.columns()
+	fmt.Fprintf(w, "\n| image of %s | %s |\n|---|%s\n", result.title, strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
+	for _, op := range measured(&result.result) {
+		cells := []string{string(op)}
+		for _, name := range columns {
+			cells = append(cells, short(median(result.samples[name][op])))
+		}
+		fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
+	}
+}
+
+// columns are the engines in the order of the report.
+func (r *engineResult) columns() []string {
+	return slices.DeleteFunc(slices.Clone(order), func(name string) bool { return r.samples[name] == nil })
+}
+
 // writeResult writes the times and their ratios, and what the daemons used of processors.
 func (r *engineReport) writeResult(w io.Writer, result *engineResult) {
-	columns := slices.DeleteFunc(slices.Clone(order), func(name string) bool { return result.samples[name] == nil })
+	columns := result.columns()
 	head := slices.Clone(columns)
 	for _, peer := range enginePeers {
 		head = append(head, peer+" / cowshed")
