@@ -54,7 +54,7 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 	h.t.Helper()
 	state := h.dir(h.Dir, name)
 	c := &Containerd{Address: h.ContainerdAddress(name), Root: h.dir(h.Data, name)}
-	config := h.write(name+".toml", containerdConfig(c, state, opts))
+	config := h.write(name+".toml", containerdConfig(c, state, h.LogLevel, opts))
 	c.Daemon = h.Start(Spec{
 		Name:    name,
 		Program: filepath.Join(h.Programs.Built, "containerd"),
@@ -99,7 +99,7 @@ func (c *Containerd) serving(ctx context.Context) error {
 }
 
 // containerdConfig is a configuration that keeps off the system's directories.
-func containerdConfig(c *Containerd, state string, opts ContainerdOptions) string {
+func containerdConfig(c *Containerd, state, logLevel string, opts ContainerdOptions) string {
 	var b strings.Builder
 	disabled := []string{
 		"io.containerd.internal.v1.opt",
@@ -116,7 +116,7 @@ func containerdConfig(c *Containerd, state string, opts ContainerdOptions) strin
 	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\ntemp = %q\nimports = []\n", containerdConfigVersion,
 		c.Root, filepath.Join(state, "state"), filepath.Join(state, "tmp"))
 	fmt.Fprintf(&b, "disabled_plugins = %s\n\n", tomlStrings(disabled))
-	fmt.Fprintf(&b, "[debug]\n  level = 'debug'\n\n[plugins]\n")
+	fmt.Fprintf(&b, "[debug]\n  level = %q\n\n[plugins]\n", logLevel)
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.grpc']\n    address = %q\n", c.Address)
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.ttrpc']\n    address = %q\n", c.Address+".ttrpc")
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.nri.v1.nri']\n    disable = true\n")

@@ -85,9 +85,10 @@ func (h *Host) StartCowshed(containerd string, settings ...string) *Cowshed {
 state = %q
 containerd_address = %q
 metrics = %q
-log_level = "debug"
+log_level = %q
 %s
-`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics, strings.Join(settings, "\n")))
+`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics, h.LogLevel,
+		strings.Join(settings, "\n")))
 	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
 	h.t.Cleanup(func() {
 		// It is there if the daemon was killed.
