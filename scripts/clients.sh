@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+#
+# Gets the programs that use containerd, and their test suites, which the tests in e2e/daemons/clients run. See usage
+# below.
+
+set -euo pipefail
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
+
+usage() {
+	cat <<'END'
+Usage: clients.sh build [SET...]|path SET
+
+  build  builds the sets, by default all, that are not in the cache yet
+  path   prints the directory of the programs of a set, or fails if it has not been built
+
+Sets, each from the sources of modules, with the versions that these pin themselves:
+  buildkit    buildkitd, buildctl and buildkit-client.test, the suite of BuildKit's client
+  cri         critest, the suite for what Kubernetes asks of containerd
+  cni         the network plugins that pods need
+  nerdctl     nerdctl
+  docker      docker, the command line
+  compose     docker-compose, its plugin
+
+Environment:
+  COWSHED_CACHE  where the programs are kept, default /var/cache/cowshed
+
+Exit codes: 0 done; 1 failed, or not built; 2 wrong usage.
+END
+}
+
+readonly sets=(buildkit cri cni nerdctl docker compose)
+readonly unused_days=14
+cache=${COWSHED_CACHE:-/var/cache/cowshed}/clients
+
+say() { echo "clients.sh: $*" >&2; }
+
+# module SET: prints the module that the set is built from. The checksum database vouches for what is downloaded.
+module() {
+	case $1 in
+	buildkit) echo github.com/moby/buildkit@v0.34.2 ;;
+	cri) echo sigs.k8s.io/cri-tools@v1.37.0 ;;
+	cni) echo github.com/containernetworking/plugins@v1.9.1 ;;
+	nerdctl) echo github.com/containerd/nerdctl/v2@v2.2.1 ;;
+	docker) echo github.com/docker/cli@v29.9.3+incompatible ;;
+	compose) echo github.com/docker/compose/v5@v5.6.0 ;;
+	*)
+		usage >&2
+		exit 2
+		;;
+	esac
+}
+
+# compile SET DIR: builds the programs of the set into DIR, in the source of its module.
+compile() {
+	case $1 in
+	buildkit)
+		go build -ldflags '-s -w' -o "$2/" ./cmd/buildkitd ./cmd/buildctl
+		go test -c -ldflags '-s -w' -o "$2/buildkit-client.test" ./client
+		;;
+	cri) go test -c -ldflags '-s -w' -o "$2/critest" ./cmd/critest ;;
+	cni) go build -ldflags '-s -w' -o "$2/" ./plugins/main/bridge ./plugins/main/loopback ./plugins/ipam/host-local ;;
+	nerdctl) go build -ldflags '-s -w' -o "$2/" ./cmd/nerdctl ;;
+	docker)
+		# It is no module, and has what it needs beside it.
+		mv vendor.mod go.mod
+		mv vendor.sum go.sum
+		go build -mod=vendor -ldflags '-s -w' -o "$2/" ./cmd/docker
+		;;
+	compose) go build -ldflags '-s -w' -o "$2/docker-compose" ./cmd ;;
+	esac
+}
+
+# directory SET: prints where the programs of the set are kept. Made from something else, they are elsewhere.
+directory() {
+	local key
+	key=$({
+		module "$1"
+		declare -f compile
+		go env GOVERSION GOOS GOARCH
+	} | sha256sum | cut -c 1-16)
+	echo "$cache/$1-$key"
+}
+
+# build SET: makes the directory of the set, whole or not at all.
+build() {
+	local begun=$SECONDS name dir source
+	name=$(module "$1")
+	dir=$(directory "$1")
+	if [[ -d $dir ]]; then
+		touch -c "$dir" # in use
+		return
+	fi
+	say "building $name from source; this is done once and takes some minutes"
+	new=$(mktemp -d "$cache/new.XXXXXX")
+	chmod 0755 "$new"
+	mkdir "$new/bin"
+	# Outside of the tree, whose go.mod would be in effect.
+	source=$(cd "$new" && go mod download -json "$name" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+	cp -r "$source" "$new/source"
+	chmod -R u+w "$new/source"
+	(
+		cd "$new/source"
+		export CGO_ENABLED=0 GOFLAGS=-buildvcs=false GOWORK=off
+		compile "$1" "$new/bin"
+	)
+	rm -r "$new/source"
+	mv -T "$new" "$dir"
+	say "$1 is done in $((SECONDS - begun)) s"
+}
+
+main() {
+	local command=${1:-} set dir
+	[[ $# -eq 0 ]] || shift
+	case $command in
+	build)
+		[[ $# -gt 0 ]] || set -- "${sets[@]}"
+		mkdir -p "$cache"
+		exec 9>"$cache/lock"
+		flock 9
+		new=
+		trap '[[ -z $new ]] || rm -rf -- "$new"' EXIT
+		for set in "$@"; do
+			build "$set"
+		done
+		# Only the holder of the lock makes such names, so others are left from a process that was killed.
+		find "$cache" -mindepth 1 -maxdepth 1 -type d \( -name 'new.*' -o -mtime "+$unused_days" \) -exec rm -rf -- {} +
+		;;
+	path)
+		[[ $# -eq 1 ]] || {
+			usage >&2
+			exit 2
+		}
+		dir=$(directory "$1")
+		[[ -d $dir ]] || {
+			say "$1 is not built yet: run scripts/clients.sh build $1"
+			exit 1
+		}
+		echo "$dir/bin"
+		;;
+	-h | --help | help) usage ;;
+	*)
+		usage >&2
+		exit 2
+		;;
+	esac
+}
+
+main "$@"
