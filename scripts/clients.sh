@@ -17,8 +17,10 @@ Sets, each from the sources of modules, with the versions that these pin themsel
   buildkit    buildkitd, buildctl and buildkit-client.test, the suite of BuildKit's client
   cri         critest, the suite for what Kubernetes asks of containerd
   cni         the network plugins that pods need
+  containerd  containerd-client.test, the suite of containerd's client
   nerdctl     nerdctl
   docker      docker, the command line
+  buildx      docker-buildx, its plugin
   compose     docker-compose, its plugin
 
 Environment:
@@ -28,7 +30,7 @@ Exit codes: 0 done; 1 failed, or not built; 2 wrong usage.
 END
 }
 
-readonly sets=(buildkit cri cni nerdctl docker compose)
+readonly sets=(buildkit cri cni containerd nerdctl docker buildx compose)
 readonly unused_days=14
 cache=${COWSHED_CACHE:-/var/cache/cowshed}/clients
 
@@ -40,8 +42,11 @@ module() {
 	buildkit) echo github.com/moby/buildkit@v0.34.2 ;;
 	cri) echo sigs.k8s.io/cri-tools@v1.37.0 ;;
 	cni) echo github.com/containernetworking/plugins@v1.9.1 ;;
+	# The suite is that of the containerd which is tested with.
+	containerd) go -C e2e/daemons list -m -f '{{.Path}}@{{.Version}}' github.com/containerd/containerd/v2 ;;
 	nerdctl) echo github.com/containerd/nerdctl/v2@v2.2.1 ;;
-	docker) echo github.com/docker/cli@v29.9.3+incompatible ;;
+	docker) echo github.com/docker/cli@v29.9.2+incompatible ;;
+	buildx) echo github.com/docker/buildx@v0.38.2 ;;
 	compose) echo github.com/docker/compose/v5@v5.6.0 ;;
 	*)
 		usage >&2
@@ -50,24 +55,49 @@ module() {
 	esac
 }
 
-# compile SET DIR: builds the programs of the set into DIR, in the source of its module.
-compile() {
-	case $1 in
-	buildkit)
-		go build -ldflags '-s -w' -o "$2/" ./cmd/buildkitd ./cmd/buildctl
-		go test -c -ldflags '-s -w' -o "$2/buildkit-client.test" ./client
-		;;
-	cri) go test -c -ldflags '-s -w' -o "$2/critest" ./cmd/critest ;;
-	cni) go build -ldflags '-s -w' -o "$2/" ./plugins/main/bridge ./plugins/main/loopback ./plugins/ipam/host-local ;;
-	nerdctl) go build -ldflags '-s -w' -o "$2/" ./cmd/nerdctl ;;
-	docker)
-		# It is no module, and has what it needs beside it.
-		mv vendor.mod go.mod
-		mv vendor.sum go.sum
-		go build -mod=vendor -ldflags '-s -w' -o "$2/" ./cmd/docker
-		;;
-	compose) go build -ldflags '-s -w' -o "$2/docker-compose" ./cmd ;;
-	esac
+# compile_SET DIR: builds the programs of the set into DIR, in the source of its module.
+
+compile_buildkit() {
+	go build -ldflags '-s -w' -o "$1/" ./cmd/buildkitd ./cmd/buildctl
+	go test -c -ldflags '-s -w' -o "$1/buildkit-client.test" ./client
+}
+
+compile_cri() {
+	go test -c -ldflags '-s -w' -o "$1/critest" ./cmd/critest
+}
+
+compile_cni() {
+	go build -ldflags '-s -w' -o "$1/" ./plugins/main/bridge ./plugins/main/loopback ./plugins/ipam/host-local
+}
+
+compile_containerd() {
+	# The flag -image-list is read before it is set.
+	sed -i 's/initImages(\*imageListFile)/initImages(os.Getenv("IMAGE_LIST"))/' integration/images/image_list.go
+	go test -c -ldflags '-s -w' -o "$1/containerd-client.test" ./integration/client
+}
+
+compile_nerdctl() {
+	# What its own tests share needs a module that is not published.
+	rm cmd/nerdctl/helpers/testing*.go
+	mkdir -p mod/tigron
+	echo 'module github.com/containerd/nerdctl/mod/tigron' >mod/tigron/go.mod
+	go build -ldflags '-s -w' -o "$1/" ./cmd/nerdctl
+}
+
+compile_docker() {
+	# It is no module, and names what it needs in files of its own.
+	rm -r vendor
+	mv vendor.mod go.mod
+	mv vendor.sum go.sum
+	go build -ldflags '-s -w' -o "$1/" ./cmd/docker
+}
+
+compile_buildx() {
+	go build -ldflags '-s -w' -o "$1/docker-buildx" ./cmd/buildx
+}
+
+compile_compose() {
+	go build -ldflags '-s -w' -o "$1/docker-compose" ./cmd
 }
 
 # directory SET: prints where the programs of the set are kept. Made from something else, they are elsewhere.
@@ -75,7 +105,7 @@ directory() {
 	local key
 	key=$({
 		module "$1"
-		declare -f compile
+		declare -f "compile_$1"
 		go env GOVERSION GOOS GOARCH
 	} | sha256sum | cut -c 1-16)
 	echo "$cache/$1-$key"
@@ -101,7 +131,7 @@ build() {
 	(
 		cd "$new/source"
 		export CGO_ENABLED=0 GOFLAGS=-buildvcs=false GOWORK=off
-		compile "$1" "$new/bin"
+		"compile_$1" "$new/bin"
 	)
 	rm -r "$new/source"
 	mv -T "$new" "$dir"

@@ -190,7 +190,7 @@ zfs() {
 
 daemons() {
 	step 'build containerd and dockerd' scripts/daemons.sh build
-	step 'build the clients' scripts/clients.sh build buildkit
+	step 'build the clients' scripts/clients.sh build buildkit nerdctl
 	step 'tests with containerd and dockerd' in_module e2e/daemons
 }
 

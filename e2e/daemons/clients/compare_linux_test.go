@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // outcome is how a test of a suite ended.
@@ -39,30 +41,47 @@ const (
 // outEnv names a directory for the tables, and for what the suites print.
 const outEnv = "COWSHED_CLIENTS_OUT"
 
-// inBoth runs a suite with each snapshotter and compares. At least so many tests have to pass with both: a suite that
-// cannot run here must not look like one that finds nothing.
-func inBoth(t *testing.T, suite string, least int, runWith func(t *testing.T, snapshotter string) run) {
-	t.Helper()
+// suite is one of a client's.
+type suite struct {
+	name string
+	// long suites are not among those of each day.
+	long bool
+	// least is how many tests have to pass with both snapshotters: a suite that cannot run here must not look like one
+	// that finds nothing.
+	least int
+	run   func(t *testing.T, snapshotter string) run
+}
+
+// TestClients runs each suite with each snapshotter and compares.
+func TestClients(t *testing.T) {
+	for _, s := range []suite{nerdctl(), buildKitClient(), critest(), docker(), containerdClient()} {
+		if !s.long || testfs.Long() {
+			t.Run(s.name, s.inBoth)
+		}
+	}
+}
+
+func (s suite) inBoth(t *testing.T) {
 	runs := make(map[string]run)
 	for _, snapshotter := range []string{overlay, cowshed} {
-		t.Run(snapshotter, func(t *testing.T) { runs[snapshotter] = runWith(t, snapshotter) })
+		t.Run(snapshotter, func(t *testing.T) { runs[snapshotter] = s.run(t, snapshotter) })
 		require.NotEmpty(t, runs[snapshotter].outcomes, "outcomes with %s", snapshotter)
 	}
-	known := knownFailures(t, suite)
+	known := knownFailures(t, s.name)
 	table := tabulate(runs[overlay].outcomes, runs[cowshed].outcomes)
-	writeOut(t, suite+".md", table.markdown(suite, known))
+	writeOut(t, s.name+".md", table.markdown(s.name, known))
 
 	for _, name := range table.onlyCowshed {
 		if known[name] == "" {
-			t.Errorf("%s: %s failed with Cowshed, not with overlayfs:\n%s", suite, name, runs[cowshed].output[name])
+			t.Errorf("%s: %s failed with Cowshed, not with overlayfs:\n%s", s.name, name, runs[cowshed].output[name])
 		}
 	}
 	for name := range known {
 		if runs[cowshed].outcomes[name] == passed {
-			t.Errorf("%s: %s passed: take it out of %s", suite, name, knownFile)
+			t.Errorf("%s: %s passed: take it out of %s", s.name, name, knownFile)
 		}
 	}
-	assert.GreaterOrEqual(t, len(table.passed), least, "tests that passed with both:\n%s", table.markdown(suite, known))
+	assert.GreaterOrEqual(t, len(table.passed), s.least, "tests that passed with both:\n%s", table.markdown(s.name, known))
 }
 
 // table sorts the tests of a suite by their outcomes.

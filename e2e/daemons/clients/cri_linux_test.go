@@ -20,13 +20,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestCRI runs critest, the suite for what Kubernetes asks of containerd.
-func TestCRI(t *testing.T) {
-	if !testfs.Long() {
-		return // it waits a lot, for pods to end
-	}
-	inBoth(t, "cri", 80, runCRI)
-}
+// critest is the suite for what Kubernetes asks of containerd.
+func critest() suite { return suite{name: "cri", long: true, least: 80, run: runCRI} }
 
 // criTimeout bounds a run of the suite.
 const criTimeout = time.Hour
@@ -120,7 +115,7 @@ func pushCRIImages(t *testing.T, h *harness.Host, registry string) {
 			harness.File{Path: "usr/share/"}, harness.File{Path: "usr/share/nginx/"}, harness.File{Path: "usr/share/nginx/html/"},
 			harness.File{Path: "usr/share/nginx/html/index.html", Data: "<h1>Welcome to nginx!</h1>\n"},
 		)
-		return configured(t, img, func(c *v1.Config) { c.Cmd = []string{"/usr/sbin/nginx"} })
+		return configured(t, img, func(c *v1.Config) { c.Cmd = []string{"/usr/sbin/nginx", "master process"} })
 	}
 	pause := configured(t, plain, func(c *v1.Config) { c.Entrypoint, c.Cmd = []string{"/bin/sleep", "1000000"}, nil })
 

@@ -22,7 +22,7 @@ type flow struct{ name, script string }
 // flows are for nerdctl and docker. SAMPLE is an archive with the image sample:1, REGISTRY a registry.
 var flows = []flow{
 	{"load", `x load -i "$SAMPLE"
-test -n "$(x images -q sample)"`},
+test -n "$(x images -q sample:1)"`},
 	{"run", `test "$(x run --rm --net none sample:1 cat /data/change)" = first`},
 	{"exit code", `x run --rm --net none sample:1 sh -c 'exit 7' || test $? = 7`},
 	{"user", `test "$(x run --rm --net none --user 1000 sample:1 id -u)" = 1000`},
@@ -122,4 +122,18 @@ func runFlows(t *testing.T, h *harness.Host, suite, registry, command string, li
 		fmt.Fprintf(log, "==== %s: %v\n%s", f.name, err, out)
 	}
 	return result
+}
+
+// checkEmpty adds to the outcomes whether something is left in a store when all images and containers are removed.
+func (r run) checkEmpty(t *testing.T, store *harness.Store) {
+	t.Helper()
+	ctx := store.Context(t.Context())
+	require.NoError(t, store.CollectGarbage(ctx))
+	keys, err := store.Keys(ctx)
+	require.NoError(t, err)
+	const name = "no snapshot is left"
+	r.outcomes[name], r.output[name] = passed, fmt.Sprintf("%q", keys)
+	if len(keys) > 0 {
+		r.outcomes[name] = failed
+	}
 }

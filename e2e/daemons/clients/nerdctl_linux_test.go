@@ -5,15 +5,13 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestNerdctl does with nerdctl, and with BuildKit through it, what its users do.
-func TestNerdctl(t *testing.T) {
-	inBoth(t, "nerdctl", len(flows), func(t *testing.T, snapshotter string) run {
+// nerdctl does with nerdctl, and with BuildKit through it, what its users do.
+func nerdctl() suite {
+	return suite{name: "nerdctl", least: len(flows), run: func(t *testing.T, snapshotter string) run {
 		h := harness.NewHost(t, testfs.Btrfs(t))
 		registry := h.StartRegistry()
 		opts := harness.ContainerdOptions{}
@@ -28,18 +26,7 @@ func TestNerdctl(t *testing.T) {
 			buildKit.address, h.Programs.Built, filepath.Dir(buildKit.buildctl), filepath.Join(programs(t, "nerdctl"), "nerdctl"),
 			containerd.Address, snapshotter, filepath.Join(h.Data, "nerdctl"), h.Dir, filepath.Join(h.Dir, "netconf"))
 		result := runFlows(t, h, "nerdctl-"+snapshotter, registry, command, flows)
-
-		// The flows have removed all images and containers.
-		store := containerd.Store("default", snapshotter)
-		ctx := store.Context(t.Context())
-		require.NoError(t, store.CollectGarbage(ctx))
-		keys, err := store.Keys(ctx)
-		require.NoError(t, err)
-		const left = "no snapshot is left"
-		result.outcomes[left], result.output[left] = passed, fmt.Sprintf("%q", keys)
-		if len(keys) > 0 {
-			result.outcomes[left] = failed
-		}
+		result.checkEmpty(t, containerd.Store("default", snapshotter))
 		return result
-	})
+	}}
 }

@@ -32,6 +32,14 @@ func programs(t testing.TB, set string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// wrap makes a script of testdata the program of the given name in a directory.
+func wrap(t *testing.T, bin, program, script string) {
+	t.Helper()
+	script, err := filepath.Abs(filepath.Join("testdata", script))
+	require.NoError(t, err)
+	require.NoError(t, os.Symlink(script, filepath.Join(bin, program)))
+}
+
 // goTest runs a test binary and returns the outcomes of its tests, but for those that consist of others. name makes
 // the name of a test from that which it has in the binary.
 func goTest(ctx context.Context, t *testing.T, suite string, cmd *exec.Cmd, name func(string) string) run {
