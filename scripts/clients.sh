@@ -93,7 +93,10 @@ compile_docker() {
 }
 
 compile_buildx() {
-	go build -ldflags '-s -w' -o "$1/docker-buildx" ./cmd/buildx
+	# Compose asks for its version, and builds with no other than a released one.
+	local version
+	version=$(module buildx)
+	go build -ldflags "-s -w -X github.com/docker/buildx/version.Version=${version#*@}" -o "$1/docker-buildx" ./cmd/buildx
 }
 
 compile_compose() {
