@@ -41,7 +41,7 @@ func runContainerd(t *testing.T, snapshotter string) run {
 	bin := filepath.Join(h.Dir, "bin")
 	require.NoError(t, os.Mkdir(bin, 0o755))
 	cmd := exec.CommandContext(ctx, filepath.Join(programs(t, "containerd"), "containerd-client.test"), "-test.v=test2json",
-		"-test.timeout=0", "-no-criu")
+		"-test.timeout=0", "-test.root", "-no-criu")
 	cmd.Dir = h.Dir
 	cmd.Env = append(os.Environ(),
 		"PATH="+strings.Join([]string{bin, h.Programs.Built, os.Getenv("PATH")}, ":"), "TMPDIR="+h.Dir,
