@@ -17,7 +17,7 @@ Sets, each from the sources of modules, with the versions that these pin themsel
   buildkit    buildkitd, buildctl and buildkit-client.test, the suite of BuildKit's client
   cri         critest, the suite for what Kubernetes asks of containerd
   cni         the network plugins that pods need
-  containerd  containerd-client.test, the suite of containerd's client
+  containerd  containerd-client.test, the suite of containerd's client, and runc-fp, which it needs
   nerdctl     nerdctl
   docker      docker, the command line
   buildx      docker-buildx, its plugin
@@ -74,6 +74,7 @@ compile_containerd() {
 	# The flag -image-list is read before it is set.
 	sed -i 's/initImages(\*imageListFile)/initImages(os.Getenv("IMAGE_LIST"))/' integration/images/image_list.go
 	go test -c -ldflags '-s -w' -o "$1/containerd-client.test" ./integration/client
+	go build -ldflags '-s -w' -o "$1/" ./integration/failpoint/cmd/runc-fp
 }
 
 compile_nerdctl() {

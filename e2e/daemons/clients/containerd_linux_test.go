@@ -2,6 +2,7 @@ package clients
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -40,11 +42,12 @@ func runContainerd(t *testing.T, snapshotter string) run {
 	}
 	bin := filepath.Join(h.Dir, "bin")
 	require.NoError(t, os.Mkdir(bin, 0o755))
-	cmd := exec.CommandContext(ctx, filepath.Join(programs(t, "containerd"), "containerd-client.test"), "-test.v=test2json",
+	built := programs(t, "containerd")
+	cmd := exec.CommandContext(ctx, filepath.Join(built, "containerd-client.test"), "-test.v=test2json",
 		"-test.timeout=0", "-test.root", "-no-criu")
 	cmd.Dir = h.Dir
 	cmd.Env = append(os.Environ(),
-		"PATH="+strings.Join([]string{bin, h.Programs.Built, os.Getenv("PATH")}, ":"), "TMPDIR="+h.Dir,
+		"PATH="+strings.Join([]string{bin, h.Programs.Built, built, os.Getenv("PATH")}, ":"), "TMPDIR="+h.Dir,
 		"TEST_SNAPSHOTTER="+snapshotter, "IMAGE_LIST="+imageList(t, h))
 	if snapshotter == cowshed {
 		// Cowshed asks back at the socket of the suite's containerd.
@@ -52,7 +55,7 @@ func runContainerd(t *testing.T, snapshotter string) run {
 		require.NoError(t, os.Mkdir(filepath.Dir(address), 0o711))
 		require.NoError(t, os.Symlink(filepath.Join(suiteState, "containerd.sock"), address))
 		cmd.Env = append(cmd.Env, "COWSHED_SOCKET="+h.StartCowshed("suite").Address,
-			"CONTAINERD="+filepath.Join(h.Programs.Built, "containerd"))
+			"SUITE_ROOT="+suiteRoot, "CONTAINERD="+filepath.Join(h.Programs.Built, "containerd"))
 		wrap(t, bin, "containerd", "client-containerd.sh")
 	}
 	return goTest(ctx, t, "containerd-"+snapshotter, cmd, func(test string) string { return test })
@@ -63,11 +66,16 @@ func bindData(t *testing.T, h *harness.Host, dir string) {
 	t.Helper()
 	data := filepath.Join(h.Data, filepath.Base(filepath.Dir(dir)))
 	require.NoError(t, os.Mkdir(data, 0o711))
-	require.NoError(t, os.Mkdir(dir, 0o711))
+	made := os.Mkdir(dir, 0o711)
+	if !errors.Is(made, os.ErrExist) {
+		require.NoError(t, made)
+	}
 	require.NoError(t, unix.Mount(data, dir, "", unix.MS_BIND, ""))
 	t.Cleanup(func() {
-		require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH))
-		require.NoError(t, os.Remove(dir))
+		assert.NoError(t, unix.Unmount(dir, unix.MNT_DETACH))
+		if made == nil {
+			assert.NoError(t, os.Remove(dir))
+		}
 	})
 }
 
@@ -75,18 +83,20 @@ func bindData(t *testing.T, h *harness.Host, dir string) {
 func imageList(t *testing.T, h *harness.Host) string {
 	t.Helper()
 	registry := h.StartRegistry()
-	plain := busybox(t, h.Programs)
-	digest, err := plain.Digest()
-	require.NoError(t, err)
-	push(t, plain, registry+"/busybox:1")
-	push(t, harness.SampleImage(t, h.Programs), registry+"/layers:1")
+	layers := harness.SampleImage(t, h.Programs)
+	plain := busybox(t, h.Programs,
+		// Where the root is read-only, or not of the container's root, runc cannot make them.
+		harness.File{Path: "proc/"}, harness.File{Path: "sys/"}, harness.File{Path: "run/"},
+		harness.File{Path: "bin/bash", Data: "#!/bin/sh\nexec sh \"$@\"\n", Mode: 0o755})
+	digest := pushIndex(t, plain, layers, registry+"/busybox:1")
+	push(t, layers, registry+"/layers:1")
 	file := filepath.Join(h.Dir, "images.toml")
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `BusyBox = "%[1]s/busybox:1"
 Alpine = "%[1]s/busybox:1"
 Pause = "%[1]s/busybox:1"
 BusyBoxByDigest = "%[1]s/busybox@%[2]s"
 VolumeCopyUp = "%[1]s/layers:1"
-VolumeOwnership = "%[1]s/layers:1"
+VolumeOwnership = "%[1]s/busybox:1"
 `, registry, digest), 0o644))
 	return file
 }

@@ -3,13 +3,16 @@ package clients
 import (
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
@@ -65,4 +68,28 @@ func configured(t testing.TB, img v1.Image, change func(*v1.Config)) v1.Image {
 	img, err = mutate.Config(img, config)
 	require.NoError(t, err)
 	return img
+}
+
+// pushIndex puts an index into a registry that has an image for this platform and another for another, and returns its
+// digest.
+func pushIndex(t testing.TB, img, other v1.Image, reference string) v1.Hash {
+	t.Helper()
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	for architecture, img := range map[string]v1.Image{runtime.GOARCH: img, "s390x": other} {
+		file, err := img.ConfigFile()
+		require.NoError(t, err)
+		file = file.DeepCopy()
+		file.Architecture = architecture
+		img, err = mutate.ConfigFile(img, file)
+		require.NoError(t, err)
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{
+			Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: architecture}},
+		})
+	}
+	ref, err := name.ParseReference(reference, name.Insecure)
+	require.NoError(t, err)
+	require.NoError(t, remote.WriteIndex(ref, index, remote.WithContext(t.Context())))
+	digest, err := index.Digest()
+	require.NoError(t, err)
+	return digest
 }

@@ -1,8 +1,12 @@
 #!/bin/sh
-# Runs containerd as the suite of its client calls it, with --config FILE among its flags. It uses the cowshed that
-# serves on COWSHED_SOCKET. CONTAINERD is the program.
+# Runs containerd as the suite of its client calls it. The one that has its root in SUITE_ROOT, which the most tests share,
+# uses the cowshed that serves on COWSHED_SOCKET. CONTAINERD is the program.
 set -eu
 
+case " $* " in
+*" --root $SUITE_ROOT "*) ;;
+*) exec "$CONTAINERD" "$@" ;;
+esac
 flags=$*
 while [ "$1" != --config ]; do
 	shift
