@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/cowshed/cowshed/internal/containerdconf"
 	"github.com/cowshed/cowshed/internal/daemon"
 )
 
@@ -40,7 +41,7 @@ func addContainerdFlags(cmd *cobra.Command) *containerdFlags {
 	flags.BoolVar(&f.check, "containerd", false, "check what containerd and Docker need, instead of the store")
 	flags.BoolVar(&f.repair, "repair", false, "with --containerd and while cowshed serve does not run: make its metadata anew if it is damaged")
 	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve")
-	flags.StringVar(&f.containerdConfig, "containerd-config", "/etc/containerd/config.toml", "configuration `FILE` of containerd")
+	flags.StringVar(&f.containerdConfig, "containerd-config", containerdconf.DefaultFile, "configuration `FILE` of containerd")
 	flags.StringVar(&f.containerdAddress, "containerd-address", "", "`SOCKET` of containerd; by default what the configuration of cowshed serve says")
 	flags.StringVar(&f.dockerConfig, "docker-config", "/etc/docker/daemon.json", "configuration `FILE` of Docker, if there is one")
 	return f
@@ -75,7 +76,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	}
 	d.daemonAnswers(ctx, c)
 	h.lost()
-	config, err := readContainerdConfig(f.containerdConfig)
+	config, err := containerdconf.Read(f.containerdConfig, nil)
 	if err != nil {
 		d.add(fail, "containerd's configuration", "import packaging/containerd.toml from it, as docs/operator-guide.md says", "%v", err)
 		return
@@ -131,25 +132,22 @@ const (
 	copyAdvice      = "import packaging/containerd.toml, as docs/operator-guide.md says, then restart containerd"
 )
 
-// builtinSnapshotters are names that containerd has itself.
-var builtinSnapshotters = []string{"blockfile", "btrfs", "devmapper", "erofs", "native", "overlayfs", "zfs"}
-
 // proxies checks the proxy plugins, and returns the name that containerd has for the snapshotter, "" if none.
-func (h hostCheck) proxies(config *containerdConfig) string {
-	snapshotters := config.proxiesTo(h.config.Address, "snapshot")
+func (h hostCheck) proxies(config *containerdconf.Config) string {
+	snapshotters := config.ProxiesTo(h.config.Address, "snapshot")
 	if len(snapshotters) == 0 {
 		h.add(fail, containerdCheck, copyAdvice, "%s has no proxy plugin of the type snapshot with the address %s",
-			strings.Join(config.files, ", "), h.config.Address)
+			strings.Join(config.Files, ", "), h.config.Address)
 		return ""
 	}
 	name := snapshotters[0]
-	if slices.Contains(builtinSnapshotters, name) {
+	if slices.Contains(containerdconf.BuiltinSnapshotters, name) {
 		h.add(fail, containerdCheck, "give the proxy plugin another name", "%s is a snapshotter of containerd itself", name)
 	}
 	h.add(ok, containerdCheck, "", "the snapshotter %s is served by %s", name, h.config.Address)
-	h.exports(name, config.proxies[name])
+	h.exports(name, config.Proxies[name])
 
-	differs := config.proxiesTo(h.config.Address, "diff")
+	differs := config.ProxiesTo(h.config.Address, "diff")
 	if len(differs) == 0 {
 		h.add(fail, containerdCheck, copyAdvice+"; its name must be another than that of the snapshotter",
 			"no proxy plugin of the type diff has the address %s, so that layers are made by walking", h.config.Address)
@@ -157,19 +155,19 @@ func (h hostCheck) proxies(config *containerdConfig) string {
 	}
 	h.diffOrder(config, differs)
 	h.unpack(config, name, differs)
-	switch config.criSnapshot {
+	switch config.CRISnapshotter {
 	case name:
 		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s", name)
 	case "":
 		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses containerd's own snapshotter; to change that see packaging/containerd.toml")
 	default:
-		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s, not %s", config.criSnapshot, name)
+		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s, not %s", config.CRISnapshotter, name)
 	}
 	return name
 }
 
 // exports checks what containerd is told of the snapshotter.
-func (h hostCheck) exports(name string, p containerdProxy) {
+func (h hostCheck) exports(name string, p containerdconf.Proxy) {
 	dir := filepath.Join(h.config.Root, "containerd")
 	if real, err := filepath.EvalSymlinks(dir); err == nil && p.Exports["root"] == real {
 		dir = real
@@ -191,45 +189,37 @@ func (h hostCheck) exports(name string, p containerdProxy) {
 }
 
 // diffOrder checks that the differ is asked before containerd's own, which is asked as well.
-func (h hostCheck) diffOrder(config *containerdConfig, differs []string) {
-	own := slices.IndexFunc(config.diffOrder, func(name string) bool { return slices.Contains(differs, name) })
-	walking := slices.Index(config.diffOrder, "walking")
+func (h hostCheck) diffOrder(config *containerdconf.Config, differs []string) {
+	own, walking := config.Asks(differs)
 	advice := fmt.Sprintf("say in [plugins.'io.containerd.service.v1.diff-service']: default = [%q, \"walking\"]", differs[0])
 	switch {
 	case own < 0:
 		h.add(fail, containerdCheck, advice, "the diff service does not ask %s, so that layers are made by walking", differs[0])
 	case walking >= 0 && walking < own:
-		h.add(fail, containerdCheck, advice, "the diff service asks walking before %s, so that layers are made by walking", config.diffOrder[own])
+		h.add(fail, containerdCheck, advice, "the diff service asks walking before %s, so that layers are made by walking", config.DiffOrder[own])
 	case walking < 0:
 		h.add(warn, containerdCheck, advice, "the diff service does not ask walking, which snapshots of other snapshotters need")
 	default:
-		h.add(ok, containerdCheck, "", "the diff service asks %s first", config.diffOrder[own])
+		h.add(ok, containerdCheck, "", "the diff service asks %s first", config.DiffOrder[own])
 	}
 }
 
 // unpack checks that images are unpacked with the pair.
-func (h hostCheck) unpack(config *containerdConfig, snapshotter string, differs []string) {
+func (h hostCheck) unpack(config *containerdconf.Config, snapshotter string, differs []string) {
 	advice := fmt.Sprintf("add [[plugins.'io.containerd.transfer.v1.local'.unpack_config]] with platform = \"linux\", snapshotter = %q, differ = %q", snapshotter, differs[0])
-	for _, entry := range config.unpack {
-		if entry.snapshotter != snapshotter {
-			continue
-		}
-		if slices.Contains(differs, entry.differ) {
-			h.add(ok, containerdCheck, "", "the transfer service unpacks images for %s with %s", snapshotter, entry.differ)
-		} else {
-			h.add(warn, containerdCheck, advice, "the transfer service unpacks images for %s with %q, which has to mount each layer", snapshotter, entry.differ)
-		}
-		return
+	switch differ, unpacks := config.UnpacksWith(snapshotter); {
+	case unpacks && slices.Contains(differs, differ):
+		h.add(ok, containerdCheck, "", "the transfer service unpacks images for %s with %s", snapshotter, differ)
+	case unpacks:
+		h.add(warn, containerdCheck, advice, "the transfer service unpacks images for %s with %q, which has to mount each layer", snapshotter, differ)
+	case !config.Disables("io.containerd.transfer.v1.local"):
+		h.add(fail, containerdCheck, advice, "the transfer service cannot unpack images for %s", snapshotter)
 	}
-	if slices.Contains(config.disabled, "io.containerd.transfer.v1.local") {
-		return
-	}
-	h.add(fail, containerdCheck, advice, "the transfer service cannot unpack images for %s", snapshotter)
 }
 
 // addresses checks that the daemon reaches the containerd that it serves.
-func (h hostCheck) addresses(config *containerdConfig) {
-	address := config.grpcAddress
+func (h hostCheck) addresses(config *containerdconf.Config) {
+	address := config.GRPCAddress
 	if address == "" || address == h.config.ContainerdAddress {
 		return
 	}
