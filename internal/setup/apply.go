@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -13,15 +15,18 @@ import (
 
 // Apply does what the plan says, all of it or nothing. It returns an errdefs.ErrAborted if a file is no longer what it
 // was when the plan was made.
-func (p *Plan) Apply() (err error) {
-	if len(p.Changes) == 0 {
+func (p *Plan) Apply() error {
+	if len(p.Changes)+len(p.sweep) == 0 {
 		return nil
 	}
 	unlock, err := lock(existingDir(p.lockDir))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, unlock()) }()
+	defer unlock()
+	for _, file := range p.sweep {
+		removeTemporary(file)
+	}
 	for _, c := range p.Changes {
 		_, current, err := readConfig(c.real)
 		if err != nil {
@@ -31,9 +36,19 @@ func (p *Plan) Apply() (err error) {
 			return fmt.Errorf("%w: %s has just been changed; try again", errdefs.ErrAborted, c.File)
 		}
 	}
-	for i, c := range p.Changes {
-		if err := p.do(c); err != nil {
-			return errors.Join(cannotWrite(c.File, err), p.takeBack(p.Changes[:i]))
+	var begun []*saved
+	for _, c := range p.Changes {
+		was, err := save(c)
+		if err == nil {
+			begun = append(begun, was)
+			err = p.do(c)
+		}
+		if err != nil {
+			errs := []error{cannotWrite(c.File, err)}
+			for _, was := range slices.Backward(begun) {
+				errs = append(errs, was.putBack())
+			}
+			return errors.Join(errs...)
 		}
 	}
 	return nil
@@ -55,15 +70,13 @@ func cannotWrite(file string, err error) error {
 }
 
 // change writes the record of a file, then the file.
-func (p *Plan) change(c Change) (err error) {
+func (p *Plan) change(c Change) error {
 	made, err := makeDirs(filepath.Dir(c.real))
 	if err != nil {
-		removeDirs(made)
 		return err
 	}
 	old, err := readRecord(c.real)
 	if err != nil {
-		removeDirs(made)
 		return err
 	}
 	next := &record{Target: p.Target, After: []string{string(c.After)}, Made: made}
@@ -78,18 +91,9 @@ func (p *Plan) change(c Change) (err error) {
 		next.Made = append(slices.Clone(old.Made), made...)
 	}
 	if err := next.write(c.real); err != nil {
-		removeDirs(made)
 		return err
 	}
-	if err := replaceFile(c.real, c.After, 0o644); err != nil {
-		if old != nil {
-			return errors.Join(err, old.write(c.real))
-		}
-		err = errors.Join(err, removeFile(c.real+recordSuffix))
-		removeDirs(made)
-		return err
-	}
-	return nil
+	return replaceFile(c.real, c.After, newMode)
 }
 
 // restore puts a file back, then removes its record.
@@ -101,12 +105,11 @@ func restore(c Change) error {
 	if c.After == nil {
 		err = removeFile(c.real)
 	} else if !bytes.Equal(c.Before, c.After) || c.Before == nil {
-		err = replaceFile(c.real, c.After, 0o644)
+		err = replaceFile(c.real, c.After, newMode)
 	}
 	if err != nil {
 		return err
 	}
-	removeTemporary(c.real)
 	if err := removeFile(c.real + recordSuffix); err != nil {
 		return err
 	}
@@ -114,29 +117,41 @@ func restore(c Change) error {
 	return nil
 }
 
-// takeBack undoes changes that were made before another one failed.
-func (p *Plan) takeBack(done []Change) error {
-	var errs []error
-	for _, c := range slices.Backward(done) {
-		if c.restores {
-			// What was undone is set up again, as it was.
-			c.Before, c.After, c.restores = c.After, c.Before, false
-			errs = append(errs, p.change(c))
-			continue
-		}
-		r, err := readRecord(c.real)
-		switch {
-		case err != nil || r == nil:
-			errs = append(errs, err)
-		case len(r.After) > 1: // it was set up before
-			r.After = r.After[:len(r.After)-1]
-			errs = append(errs, replaceFile(c.real, c.Before, 0o644), r.write(c.real))
-		default:
-			c.Before, c.After = c.After, c.Before
-			errs = append(errs, restore(c))
-		}
+// saved is what there was before a change that may fail.
+type saved struct {
+	file         string
+	text, record []byte   // nil: it was not there
+	missing      []string // directories
+}
+
+func save(c Change) (*saved, error) {
+	s := &saved{file: c.real, text: c.Before, missing: missingDirs(filepath.Dir(c.real))}
+	record, err := os.ReadFile(c.real + recordSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
 	}
-	return errors.Join(errs...)
+	s.record = record
+	return s, err
+}
+
+// putBack undoes a change, wherever it has failed.
+func (s *saved) putBack() error {
+	err := errors.Join(putBack(s.file, s.text, newMode), putBack(s.file+recordSuffix, s.record, recordMode))
+	removeDirs(s.missing)
+	return err
+}
+
+func putBack(file string, text []byte, mode fs.FileMode) error {
+	current, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && text == nil:
+		return nil
+	case err == nil && text != nil && bytes.Equal(current, text):
+		return nil
+	case text == nil:
+		return removeFile(file)
+	}
+	return replaceFile(file, text, mode)
 }
 
 // Undo returns what takes back what a set-up of the target has changed. There are no changes if it was not set up.
@@ -152,6 +167,7 @@ func Undo(target Target, h Host) (*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
+		p.sweep = append(p.sweep, real)
 		r, err := readRecord(real)
 		if err != nil {
 			return nil, err

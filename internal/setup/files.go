@@ -64,41 +64,46 @@ func resolve(file string) (string, error) {
 	return filepath.Join(dir, filepath.Base(file)), err
 }
 
-// replaceFile gives a file a content, all at once, with the mode and owner that it has. A new one gets mode.
-func replaceFile(file string, content []byte, mode fs.FileMode) (err error) {
-	dir := filepath.Dir(file)
+// Modes of files that are made.
+const (
+	newMode    fs.FileMode = 0o644
+	recordMode fs.FileMode = 0o600 // a configuration may have passwords
+)
+
+// replaceFile gives a file a content, all at once, with the mode and owner that it has. A new one gets mode. If it fails
+// the file has the one content or the other.
+func replaceFile(file string, content []byte, mode fs.FileMode) error {
 	removeTemporary(file)
-	f, err := os.CreateTemp(dir, temporaryPattern(file))
+	f, err := os.CreateTemp(filepath.Dir(file), temporaryPattern(file))
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), removeIfThere(f.Name()))
-		}
-	}()
-	switch info, err := os.Lstat(file); {
+	err = errors.Join(fill(f, file, content, mode), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(err, removeIfThere(f.Name()))
+	}
+	return syncdir.Sync(filepath.Dir(file))
+}
+
+// fill makes f what is to replace a file.
+func fill(f *os.File, file string, content []byte, mode fs.FileMode) error {
+	info, err := os.Lstat(file)
+	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := f.Chmod(mode); err != nil {
-			return err
-		}
-	case err != nil:
+		err = f.Chmod(mode)
+	case err == nil:
+		err = copyAttributes(f, file, info)
+	}
+	if err != nil {
 		return err
-	default:
-		if err := copyAttributes(f, file, info); err != nil {
-			return err
-		}
 	}
 	if _, err := f.Write(content); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), file); err != nil {
-		return err
-	}
-	return errors.Join(syncdir.Sync(dir), f.Close())
+	return f.Sync()
 }
 
 // temporaryPattern has no name that a pattern like *.toml matches.
@@ -135,19 +140,32 @@ func removeIfThere(file string) error {
 	return nil
 }
 
+// missingDirs lists a directory and those above it that are not there, the lowest last.
+func missingDirs(dir string) []string {
+	var missing []string
+	for dir != filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		missing = append(missing, dir)
+		dir = filepath.Dir(dir)
+	}
+	slices.Reverse(missing)
+	return missing
+}
+
 // makeDirs makes a directory with those above it, and returns what it has made, the lowest last.
 func makeDirs(dir string) (made []string, err error) {
-	if _, err := os.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	for _, missing := range missingDirs(dir) {
+		if err := os.Mkdir(missing, 0o755); err != nil {
+			return made, err
+		}
+		made = append(made, missing)
+		if err := syncdir.Sync(filepath.Dir(missing)); err != nil {
+			return made, err
+		}
 	}
-	made, err = makeDirs(filepath.Dir(dir))
-	if err != nil {
-		return made, err
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return made, err
-	}
-	return append(made, dir), syncdir.Sync(filepath.Dir(dir))
+	return made, nil
 }
 
 // removeDirs removes directories that makeDirs has made, if they are empty.

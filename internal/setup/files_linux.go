@@ -14,7 +14,7 @@ import (
 )
 
 // lock keeps others from setting up what has its configuration in a directory.
-func lock(dir string) (unlock func() error, err error) {
+func lock(dir string) (unlock func(), err error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -22,7 +22,7 @@ func lock(dir string) (unlock func() error, err error) {
 	if err := flock.Exclusive(d); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	return func() error { return flock.Release(d) }, nil
+	return func() { _ = flock.Release(d) }, nil // all is done, and the lock ends with the process at the latest
 }
 
 // copyAttributes gives a new file the owner, mode and extended attributes of the one that it will replace.

@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-func lock(string) (func() error, error) {
+func lock(string) (func(), error) {
 	return nil, fmt.Errorf("set-up of a host: %w: it needs Linux", errdefs.ErrNotImplemented)
 }
 

@@ -43,7 +43,7 @@ func (r *record) write(real string) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(real+recordSuffix, append(text, '\n'), 0o600)
+	return replaceFile(real+recordSuffix, append(text, '\n'), recordMode)
 }
 
 func (r *record) before() []byte {

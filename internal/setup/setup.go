@@ -79,6 +79,7 @@ type Plan struct {
 	Units []string
 
 	lockDir string
+	sweep   []string // files beside which an interrupted set-up may have left others
 }
 
 // Refusal says why a file is not changed.
