@@ -90,11 +90,7 @@ func ownedBySetup(file string, current []byte) (bool, error) {
 
 // checkContainerd checks that containerd will see what the plan puts there.
 func (h Host) checkContainerd(p *Plan, imported string, wanted []byte) error {
-	planned := make(map[string][]byte)
-	for _, c := range p.Changes {
-		planned[c.File] = c.After
-	}
-	config, err := containerdconf.Read(h.ContainerdConfig, planned)
+	config, err := containerdconf.Read(h.ContainerdConfig, p.planned())
 	if err != nil {
 		return &Refusal{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
 	}
@@ -103,6 +99,19 @@ func (h Host) checkContainerd(p *Plan, imported string, wanted []byte) error {
 			strings.Join(missing, ", "), strings.Join(config.Files, ", "))}
 	}
 	return nil
+}
+
+// planned is what containerd reads after the plan. Records and directories are no TOML, which an import must not match.
+func (p *Plan) planned() map[string][]byte {
+	planned := make(map[string][]byte)
+	for _, c := range p.Changes {
+		planned[c.File] = c.After
+		planned[c.File+recordSuffix] = []byte("{")
+		for _, dir := range missingDirs(filepath.Dir(c.File)) {
+			planned[dir] = []byte("{")
+		}
+	}
+	return planned
 }
 
 // missing names what of a configuration is not as Cowshed needs it.

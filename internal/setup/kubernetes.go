@@ -42,11 +42,7 @@ func (h Host) kubernetes() (*Plan, error) {
 	if err := p.addImported(main, imported, wanted, "images and containers of Kubernetes are on "+name); err != nil {
 		return nil, err
 	}
-	planned := make(map[string][]byte)
-	for _, c := range p.Changes {
-		planned[c.File] = c.After
-	}
-	after, err := containerdconf.Read(h.ContainerdConfig, planned)
+	after, err := containerdconf.Read(h.ContainerdConfig, p.planned())
 	if err != nil {
 		return nil, &Refusal{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
 	}
