@@ -13,6 +13,7 @@ import (
 	"time"
 
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/cowshed/cowshed/internal/containerdconf"
 	"github.com/cowshed/cowshed/internal/daemon"
+	"github.com/cowshed/cowshed/internal/setup"
 )
 
 // answerTimeout is how long doctor waits for a daemon.
@@ -43,7 +45,7 @@ func addContainerdFlags(cmd *cobra.Command) *containerdFlags {
 	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve")
 	flags.StringVar(&f.containerdConfig, "containerd-config", containerdconf.DefaultFile, "configuration `FILE` of containerd")
 	flags.StringVar(&f.containerdAddress, "containerd-address", "", "`SOCKET` of containerd; by default what the configuration of cowshed serve says")
-	flags.StringVar(&f.dockerConfig, "docker-config", "/etc/docker/daemon.json", "configuration `FILE` of Docker, if there is one")
+	flags.StringVar(&f.dockerConfig, "docker-config", setup.DefaultDockerConfig, "configuration `FILE` of Docker, if there is one")
 	return f
 }
 
@@ -69,7 +71,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	}
 	d.app.root = c.Root
 	d.filesystem()
-	h := hostCheck{d, c, f}
+	h := hostCheck{d, c, f, d.app.globalFlags(cmd.Flags())}
 	if f.repair {
 		h.repairMetadata(cmd)
 		return
@@ -78,7 +80,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	h.lost()
 	config, err := containerdconf.Read(f.containerdConfig, nil)
 	if err != nil {
-		d.add(fail, "containerd's configuration", "import packaging/containerd.toml from it, as docs/operator-guide.md says", "%v", err)
+		d.add(fail, containerdCheck, h.advise(setup.Containerd, "", "put that right: containerd cannot read it either"), "%v", err)
 		return
 	}
 	snapshotter := h.proxies(config)
@@ -125,18 +127,43 @@ type hostCheck struct {
 	*doctor
 	config daemon.Config
 	files  *containerdFlags
+	global []string // flags of the command line
 }
 
-const (
-	containerdCheck = "containerd's configuration"
-	copyAdvice      = "import packaging/containerd.toml, as docs/operator-guide.md says, then restart containerd"
-)
+const containerdCheck = "containerd's configuration"
+
+// advise returns the command that sets up a target, or what to do by hand where that would not do it. engine is the
+// version of Docker Engine, as far as it is known.
+func (h hostCheck) advise(target setup.Target, engine, byHand string) string {
+	host := hostOf(h.config, setup.Host{
+		Engine: engine, Global: h.global,
+		CowshedConfig: h.files.configFile, ContainerdConfig: h.files.containerdConfig, DockerConfig: h.files.dockerConfig,
+	})
+	plan, err := setup.New(target, host)
+	if err != nil && !errdefs.IsInvalidArgument(err) || err == nil && len(plan.Changes) == 0 {
+		return byHand
+	}
+	return "run: " + host.Command(target)
+}
+
+// otherwise returns how to have a target use Cowshed, which it does not, and need not.
+func (h hostCheck) otherwise(target setup.Target) string {
+	if advice := h.advise(target, "", ""); advice != "" {
+		return "to change that, " + advice
+	}
+	return ""
+}
+
+// proxyAdvice says how a proxy plugin has to be.
+func (h hostCheck) proxyAdvice(name, kind string) string {
+	return fmt.Sprintf("say in [proxy_plugins.%s]: type = %q, address = %q", name, kind, h.config.Address)
+}
 
 // proxies checks the proxy plugins, and returns the name that containerd has for the snapshotter, "" if none.
 func (h hostCheck) proxies(config *containerdconf.Config) string {
 	snapshotters := config.ProxiesTo(h.config.Address, "snapshot")
 	if len(snapshotters) == 0 {
-		h.add(fail, containerdCheck, copyAdvice, "%s has no proxy plugin of the type snapshot with the address %s",
+		h.add(fail, containerdCheck, h.advise(setup.Containerd, "", h.proxyAdvice("cowshed", "snapshot")), "%s has no proxy plugin of the type snapshot with the address %s",
 			strings.Join(config.Files, ", "), h.config.Address)
 		return ""
 	}
@@ -149,7 +176,7 @@ func (h hostCheck) proxies(config *containerdconf.Config) string {
 
 	differs := config.ProxiesTo(h.config.Address, "diff")
 	if len(differs) == 0 {
-		h.add(fail, containerdCheck, copyAdvice+"; its name must be another than that of the snapshotter",
+		h.add(fail, containerdCheck, h.advise(setup.Containerd, "", h.proxyAdvice("cowshed-diff", "diff")),
 			"no proxy plugin of the type diff has the address %s, so that layers are made by walking", h.config.Address)
 		return name
 	}
@@ -159,9 +186,9 @@ func (h hostCheck) proxies(config *containerdconf.Config) string {
 	case name:
 		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s", name)
 	case "":
-		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses containerd's own snapshotter; to change that see packaging/containerd.toml")
+		h.add(ok, containerdCheck, h.otherwise(setup.Kubernetes), "Kubernetes (CRI) uses containerd's own snapshotter")
 	default:
-		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s, not %s", config.CRISnapshotter, name)
+		h.add(ok, containerdCheck, h.otherwise(setup.Kubernetes), "Kubernetes (CRI) uses %s, not %s", config.CRISnapshotter, name)
 	}
 	return name
 }
@@ -176,14 +203,14 @@ func (h hostCheck) exports(name string, p containerdconf.Proxy) {
 	case dir:
 		h.add(ok, containerdCheck, "", "imagefs statistics are those of %s", dir)
 	case "":
-		h.add(warn, containerdCheck, fmt.Sprintf("add to [proxy_plugins.%s.exports]: root = %q", name, dir),
+		h.add(warn, containerdCheck, h.advise(setup.Containerd, "", fmt.Sprintf("add to [proxy_plugins.%s.exports]: root = %q", name, dir)),
 			"%s exports no root, which Kubernetes needs for imagefs statistics", name)
 	default:
-		h.add(warn, containerdCheck, fmt.Sprintf("say in [proxy_plugins.%s.exports]: root = %q", name, dir),
+		h.add(warn, containerdCheck, h.advise(setup.Containerd, "", fmt.Sprintf("say in [proxy_plugins.%s.exports]: root = %q", name, dir)),
 			"%s exports the root %s, and its volumes are in %s", name, root, dir)
 	}
 	if !slices.Contains(p.Capabilities, "remap-ids") {
-		h.add(warn, containerdCheck, fmt.Sprintf("add to [proxy_plugins.%s]: capabilities = [\"remap-ids\"]", name),
+		h.add(warn, containerdCheck, h.advise(setup.Containerd, "", fmt.Sprintf("add to [proxy_plugins.%s]: capabilities = [\"remap-ids\"]", name)),
 			"%s has not the capability remap-ids, so that each start of a container in a user namespace copies and changes its image", name)
 	}
 }
@@ -191,7 +218,7 @@ func (h hostCheck) exports(name string, p containerdconf.Proxy) {
 // diffOrder checks that the differ is asked before containerd's own, which is asked as well.
 func (h hostCheck) diffOrder(config *containerdconf.Config, differs []string) {
 	own, walking := config.Asks(differs)
-	advice := fmt.Sprintf("say in [plugins.'io.containerd.service.v1.diff-service']: default = [%q, \"walking\"]", differs[0])
+	advice := h.advise(setup.Containerd, "", fmt.Sprintf("say in [plugins.'io.containerd.service.v1.diff-service']: default = [%q, \"walking\"]", differs[0]))
 	switch {
 	case own < 0:
 		h.add(fail, containerdCheck, advice, "the diff service does not ask %s, so that layers are made by walking", differs[0])
@@ -206,7 +233,7 @@ func (h hostCheck) diffOrder(config *containerdconf.Config, differs []string) {
 
 // unpack checks that images are unpacked with the pair.
 func (h hostCheck) unpack(config *containerdconf.Config, snapshotter string, differs []string) {
-	advice := fmt.Sprintf("add [[plugins.'io.containerd.transfer.v1.local'.unpack_config]] with platform = \"linux\", snapshotter = %q, differ = %q", snapshotter, differs[0])
+	advice := h.advise(setup.Containerd, "", fmt.Sprintf("add [[plugins.'io.containerd.transfer.v1.local'.unpack_config]] with platform = \"linux\", snapshotter = %q, differ = %q", snapshotter, differs[0]))
 	switch differ, unpacks := config.UnpacksWith(snapshotter); {
 	case unpacks && slices.Contains(differs, differ):
 		h.add(ok, containerdCheck, "", "the transfer service unpacks images for %s with %s", snapshotter, differ)
@@ -274,23 +301,24 @@ func (h hostCheck) docker(snapshotter string) {
 	store := config.Features["containerd-snapshotter"]
 	switch {
 	case err != nil:
-		h.add(fail, check, "", "%s: %v", file, err)
+		h.add(fail, check, "put that right: the engine cannot read it either", "%s: %v", file, err)
 	case config.StorageDriver == "":
-		h.add(ok, check, "see packaging/daemon.json to change that", "%s names no storage driver, so Docker does not use Cowshed", file)
+		h.add(ok, check, h.otherwise(setup.Docker), "%s names no storage driver, so Docker does not use Cowshed", file)
 	case store && config.StorageDriver == snapshotter:
 		h.add(ok, check, "", "it uses the snapshotter %s through the containerd image store", snapshotter)
 		if config.Containerd != "" && config.Containerd != h.config.ContainerdAddress {
-			h.add(fail, check, "", "%s says that its containerd is on %s, and Cowshed serves the one on %s", file, config.Containerd, h.config.ContainerdAddress)
+			h.add(fail, check, fmt.Sprintf("say in %s: containerd_address = %q, and restart cowshed serve", h.files.configFile, config.Containerd),
+				"%s says that its containerd is on %s, and Cowshed serves the one on %s", file, config.Containerd, h.config.ContainerdAddress)
 		}
 	case config.StorageDriver == h.config.DockerPlugin && !config.Experimental:
-		h.add(fail, check, fmt.Sprintf("say in %s: \"experimental\": true", file),
+		h.add(fail, check, h.advise(setup.Docker, "26", fmt.Sprintf("say in %s: \"experimental\": true", file)),
 			"graph driver plugins such as %s need an engine in experimental mode", config.StorageDriver)
 	case config.StorageDriver == h.config.DockerPlugin:
 		h.add(ok, check, "", "it uses the graph driver plugin %s", config.StorageDriver)
 	case config.StorageDriver == snapshotter:
-		h.add(fail, check, fmt.Sprintf("say in %s: \"features\": {\"containerd-snapshotter\": true}", file),
+		h.add(fail, check, h.advise(setup.Docker, "29", fmt.Sprintf("say in %s: \"features\": {\"containerd-snapshotter\": true}", file)),
 			"it does not use the containerd image store, in which alone it can use the snapshotter %s", snapshotter)
 	default:
-		h.add(ok, check, "see packaging/daemon.json to change that", "it uses the storage driver %s, not Cowshed", config.StorageDriver)
+		h.add(ok, check, h.otherwise(setup.Docker), "it uses the storage driver %s, not Cowshed", config.StorageDriver)
 	}
 }

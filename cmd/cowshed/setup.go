@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cowshed/cowshed/internal/containerdconf"
 	"github.com/cowshed/cowshed/internal/daemon"
@@ -95,7 +96,7 @@ func (a *app) setupTarget(cmd *cobra.Command, target setup.Target, f *setupFlags
 		return usagef("--restart needs --apply or --undo")
 	}
 	c, err := daemon.ReadConfig(f.host.CowshedConfig)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && (target == setup.Docker || !cmd.Flags().Changed("config")) {
 		c, err = daemon.Default(), nil
 	}
 	if err != nil {
@@ -105,6 +106,7 @@ func (a *app) setupTarget(cmd *cobra.Command, target setup.Target, f *setupFlags
 	if err := c.Validate(); err != nil {
 		return err
 	}
+	f.host.Global = a.globalFlags(cmd.Flags())
 	plan, err := a.setupPlan(target, hostOf(c, f.host), f.undo)
 	if err != nil {
 		return err
@@ -134,6 +136,14 @@ func hostOf(c daemon.Config, files setup.Host) setup.Host {
 	h.Socket, h.Root = c.Address, filepath.Join(c.Root, "containerd")
 	h.ContainerdAddress, h.DockerPlugin = c.ContainerdAddress, c.DockerPlugin
 	return h
+}
+
+// globalFlags are those of all commands that the command line has and the configuration may have otherwise.
+func (a *app) globalFlags(flags *pflag.FlagSet) []string {
+	if flags.Changed("root") {
+		return []string{"--root", a.root}
+	}
+	return nil
 }
 
 // printPlan shows the diff, and what is to be known.

@@ -43,6 +43,9 @@ type Host struct {
 	// Engine is the version of Docker Engine, such as 29.0.1; "": that of the dockerd that is installed.
 	Engine string
 
+	// Global are flags before the command, such as --root, that command lines which are advised need.
+	Global []string
+
 	// The configurations.
 	CowshedConfig, ContainerdConfig, DockerConfig, NerdctlConfig, BuildKitConfig string
 }
@@ -169,7 +172,12 @@ func (h Host) snapshotter(target Target) (string, *containerdconf.Config, error)
 
 // command is the command line that sets up a target on this host.
 func (h Host) command(target Target, args string) string {
-	return strings.Join(append(append([]string{"cowshed", "setup", string(target)}, h.flags(target)...), args), " ")
+	words := []string{"cowshed"}
+	for _, flag := range h.Global {
+		words = append(words, shellQuote(flag))
+	}
+	words = append(append(words, "setup", string(target)), h.flags(target)...)
+	return strings.Join(append(words, args), " ")
 }
 
 // flags are those that name what is not where it usually is.
@@ -184,6 +192,7 @@ func (h Host) flags(target Target) []string {
 		{"--docker-config", h.DockerConfig, DefaultDockerConfig, []Target{Docker}},
 		{"--nerdctl-config", h.NerdctlConfig, DefaultNerdctlConfig, []Target{Nerdctl}},
 		{"--buildkit-config", h.BuildKitConfig, DefaultBuildKitConfig, []Target{BuildKit}},
+		{"--engine", h.Engine, "", []Target{Docker}},
 	} {
 		for _, t := range f.targets {
 			if t == target && f.value != f.usual && f.value != "" {
