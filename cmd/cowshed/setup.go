@@ -87,17 +87,22 @@ func newSetupTargetCommand(a *app, target setup.Target, short, long string) *cob
 	if target == setup.Docker {
 		flags.StringVar(&f.host.Engine, "engine", "", "`VERSION` of Docker Engine; by default what dockerd --version says")
 	}
-	cmd.MarkFlagsMutuallyExclusive("apply", "undo")
 	return cmd
 }
 
 func (a *app) setupTarget(cmd *cobra.Command, target setup.Target, f *setupFlags) error {
-	if f.restart && !f.apply && !f.undo {
+	switch {
+	case f.apply && f.undo:
+		return usagef("--apply and --undo are each other's opposite")
+	case f.restart && !f.apply && !f.undo:
 		return usagef("--restart needs --apply or --undo")
 	}
 	c, err := daemon.ReadConfig(f.host.CowshedConfig)
 	if errors.Is(err, fs.ErrNotExist) && (target == setup.Docker || !cmd.Flags().Changed("config")) {
 		c, err = daemon.Default(), nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return usageError{err}
 	}
 	if err != nil {
 		return err
