@@ -37,6 +37,9 @@ const anyVersion = 3
 // containerd plans a file that containerd imports.
 func (h Host) containerd() (*Plan, error) {
 	p := &Plan{Target: Containerd, Units: []string{containerdUnit}, lockDir: h.ContainerdConfig}
+	if version := installedContainerd(); strings.HasPrefix(version, "1.") {
+		return nil, &Refusal{File: h.ContainerdConfig, Reason: fmt.Sprintf("containerd %s cannot load differs of other programs; Cowshed needs containerd 2", version)}
+	}
 	main, err := h.mainConfig()
 	if err != nil {
 		return nil, err
@@ -334,6 +337,15 @@ func (m *mainConfig) version() int64 {
 		return installedVersion()
 	}
 	return m.config.Version
+}
+
+// installedContainerd is the version of the installed containerd, "" if none can be asked.
+func installedContainerd() string {
+	out, err := exec.Command("containerd", "--version").Output()
+	if err != nil {
+		return ""
+	}
+	return versionPattern.FindString(string(out))
 }
 
 // installedVersion is the version of the configurations that the installed containerd writes.

@@ -1,7 +1,6 @@
 package setup
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -53,15 +52,10 @@ func (h Host) kubernetes() (*Plan, error) {
 	return p, nil
 }
 
+// criText is what makes CRI use a snapshotter. The section has this name in all versions: what an imported file of
+// version 2 says in the section that version 2 has instead is lost when containerd 2 migrates it.
 func criText(version int64, name string) []byte {
-	var b bytes.Buffer
-	b.WriteString(header(version, Kubernetes))
-	literal := configedit.QuoteTOML(name)
-	if version == 2 {
-		fmt.Fprintf(&b, "\n# containerd 1.7 reads this, and containerd 2 what is below.\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = %s\n", literal)
-	}
-	fmt.Fprintf(&b, "\n[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = %s\n", literal)
-	return b.Bytes()
+	return fmt.Appendf(nil, "%s\n[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = %s\n", header(version, Kubernetes), configedit.QuoteTOML(name))
 }
 
 func (h Host) kubernetesNotes(config *containerdconf.Config, name string) []string {

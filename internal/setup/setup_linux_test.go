@@ -315,7 +315,7 @@ func TestKubernetes(t *testing.T) {
 	h.apply(Containerd)
 	p := h.apply(Kubernetes)
 	require.Len(t, p.Changes, 1)
-	assert.Contains(t, string(p.Changes[0].After), `[plugins."io.containerd.grpc.v1.cri".containerd]`)
+	assert.Contains(t, string(p.Changes[0].After), `[plugins."io.containerd.cri.v1.images"]`)
 	assert.Contains(t, strings.Join(p.Notes, "\n"), "overlayfs")
 	assert.Contains(t, strings.Join(p.Notes, "\n"), "kata goes on using devmapper")
 	h.undo(Kubernetes)

@@ -60,6 +60,8 @@ type Cowshed struct {
 	Root string
 	// Plugin is the name of the graph driver plugin for Docker Engine. No other test's is the same.
 	Plugin string
+	// Config is its configuration.
+	Config string
 
 	metrics string // path of the socket
 	program string
@@ -81,12 +83,14 @@ func (h *Host) StartCowshed(containerd string) *Cowshed {
 		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: h.PluginName(),
 		metrics: filepath.Join(dir, "m.sock"), program: program,
 	}
-	config := h.write("cowshed.toml", fmt.Sprintf(`root = %q
+	c.Config = h.write("cowshed.toml", fmt.Sprintf(`root = %q
 state = %q
+address = %q
 containerd_address = %q
+docker_plugin = %q
 metrics = %q
 log_level = "debug"
-`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics))
+`, c.Root, filepath.Join(dir, "state"), c.Address, h.ContainerdAddress(containerd), c.Plugin, "unix://"+c.metrics))
 	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
 	h.t.Cleanup(func() {
 		// It is there if the daemon was killed.
@@ -97,7 +101,7 @@ log_level = "debug"
 	c.Daemon = h.Start(Spec{
 		Name:    "cowshed",
 		Program: program,
-		Args:    []string{"serve", "--config", config, "--address", c.Address, "--docker-plugin", c.Plugin},
+		Args:    []string{"serve", "--config", c.Config},
 		Env:     []string{path(), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, "tmp")},
 		Ready: func(ctx context.Context) error {
 			return errors.Join(accepts(ctx, c.Address), accepts(ctx, plugin), accepts(ctx, c.metrics))
