@@ -60,7 +60,8 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err := verify(ctx, blob, desc); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return d.extract(ctx, blob, desc.MediaType, target.volume, config.Progress)
+	applied, err := d.extract(ctx, blob, desc.MediaType, target.volume, config.Progress)
+	return applied, d.snapshotter.namingLimit(ctx, target.volume, err)
 }
 
 // verify reads a blob and checks its size and digest.

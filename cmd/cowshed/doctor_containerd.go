@@ -69,6 +69,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		d.add(fail, "configuration", "see packaging/cowshed.toml for what there is", "%v", err)
 		return
 	}
+	d.add(ok, "limits", "", "%s", limitsOf(c))
 	d.app.root = c.Root
 	d.filesystem()
 	h := hostCheck{d, c, f, d.app.globalFlags(cmd.Flags())}
@@ -89,6 +90,18 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		h.containerdAnswers(ctx, snapshotter)
 	}
 	h.docker(snapshotter)
+}
+
+// limitsOf says which limits the daemon sets by itself.
+func limitsOf(c daemon.Config) string {
+	orNone := func(size string) string {
+		if size == "" {
+			return "none"
+		}
+		return size
+	}
+	return fmt.Sprintf("containers: %s (default_limit); builds and layers that are unpacked: %s (build_limit)",
+		orNone(c.DefaultLimit), orNone(c.BuildLimit))
 }
 
 // daemonAnswers asks the daemon whether it is well.

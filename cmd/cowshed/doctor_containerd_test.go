@@ -194,6 +194,7 @@ func TestDoctorContainerdFinds(t *testing.T) {
 		}},
 		"not loaded": {"containerd.toml", "[proxy_plugins.cowshed]", "[proxy_plugins.shed]",
 			fail, "has not loaded shed", "restart", func(d doctored) { d.containerd.loaded = []string{"shed"} }},
+		"wrong limit": {"cowshed.toml", "root = ", "build_limit = 'much'\nroot = ", fail, "build_limit: ", "packaging/cowshed.toml", by("cowshed.toml", "much", "1G")},
 		"docker, no feature": {"daemon.json", "", `{"storage-driver": "cowshed"}`,
 			fail, "does not use the containerd image store", " setup docker", nil},
 		"docker, no feature, options": {"daemon.json", "", `{"storage-driver": "cowshed", "storage-opts": ["a.b=c"]}`,
@@ -234,6 +235,14 @@ func (d doctored) finds(v verdict, says string) (found []finding) {
 		}
 	}
 	return found
+}
+
+// TestDoctorLimits: doctor says what is limited.
+func TestDoctorLimits(t *testing.T) {
+	d := newDoctored(t)
+	assert.Len(t, d.finds(ok, "containers: none (default_limit); builds and layers that are unpacked: none (build_limit)"), 1)
+	d.replace("cowshed.toml", "root = ", "default_limit = '20G'\nbuild_limit = '100G'\nroot = ")
+	assert.Len(t, d.finds(ok, "containers: 20G (default_limit); builds and layers that are unpacked: 100G (build_limit)"), 1)
 }
 
 // TestDoctorSaysWhatToSee: where only a person can find out, doctor says where to look.

@@ -31,7 +31,9 @@ is later than that.
 
 ` + referencesHelp + `
 
-For FILE, - is standard output. Images that are in a layout already stay there.`,
+For FILE, - and /dev/stdout are standard output, a pipe is written to, and a symbolic link is followed; devices
+are refused. Images that are in a layout already stay there, unless one has the same name. The image has the name
+that it has here, or IMAGE, or --name, as Docker, containerd and podman read it.`,
 		Example: `  cowshed export web docker-archive:web.tar:web:1 && docker load < web.tar
   cowshed export web docker://registry.example/team/web:1 --compress zstd`,
 		Args: usageArgs(cobra.ExactArgs(2)),
@@ -89,12 +91,18 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	if err != nil {
 		return err
 	}
+	for _, old := range exported.Replaced {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: another image %s was there, and is no longer listed: %s\n", exported.Name, old)
+	}
+	if exported.Name == "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: %q is no name that an image can have elsewhere: it is known by its digest there, unless --name is given\n", what)
+	}
 	if ref.Path == image.Stdio {
 		return nil // the output is the image
 	}
 	if f.json {
 		return printJSON(cmd, map[string]any{
-			"id": exported.Image, "manifest": exported.Manifest, "diffIDs": exported.Layers, "size": exported.Size,
+			"name": exported.Name, "id": exported.Image, "manifest": exported.Manifest, "diffIDs": exported.Layers, "size": exported.Size, "replaced": orEmpty(exported.Replaced),
 		})
 	}
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), exported.Manifest)

@@ -38,6 +38,10 @@ type Exported struct {
 	Manifest digest.Digest   // of the manifest
 	Layers   []digest.Digest // diff IDs, base first
 	Size     int64           // of the layers as they were written, in bytes
+	// Name is the whole reference by which others know the image there, "" if they know it by digest only. A name with
+	// a digest, and one that the grammar of references does not allow, is none that an image can be given.
+	Name     string
+	Replaced []digest.Digest // manifests that had the name there, other ones
 }
 
 // Export writes an image, or a layer as an image, to the place that ref names. A layer that was made from
@@ -76,7 +80,23 @@ func (s *Store) Export(ctx context.Context, what string, ref Reference, opts Exp
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, dest.close()) }()
-	return s.export(ctx, plan, dest, opts)
+	exported, err := s.export(ctx, plan, dest, opts)
+	if err != nil {
+		return nil, err
+	}
+	exported.Name = nameAt(ref, opts.Name)
+	return exported, nil
+}
+
+// nameAt is the whole reference by which others know an image of that name in the place, "" if they cannot.
+func nameAt(ref Reference, name string) string {
+	if ref.Transport == Registry {
+		return canonicalName(ref.Path)
+	}
+	if _, _, ok := repoTag(name); !ok {
+		return ""
+	}
+	return canonicalName(name)
 }
 
 // destination takes the parts of one image: blobs first, then the image once.
@@ -109,6 +129,8 @@ type writtenImage struct {
 	manifest []byte
 	platform ocispec.Platform
 	layers   []*blob
+
+	replaced []digest.Digest // manifests of that name that were in the place; set by finish
 }
 
 func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts ExportOptions) (*Exported, error) {
@@ -134,7 +156,11 @@ func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts E
 		return nil, err
 	}
 	exported.Image, exported.Manifest = digest.FromBytes(image.config), digest.FromBytes(image.manifest)
-	return exported, dest.finish(ctx, image)
+	if err := dest.finish(ctx, image); err != nil {
+		return nil, err
+	}
+	exported.Replaced = image.replaced
+	return exported, nil
 }
 
 func makeManifest(image *writtenImage) ([]byte, error) {
@@ -159,7 +185,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 	if layer.diffID != "" {
 		b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
 		if err == nil && b.diffID != layer.diffID {
-			err = mismatch("the layer's tar", b.diffID, layer.diffID)
+			err = fmt.Errorf("put together again, its tar has digest %s, not %s: %w", b.diffID, layer.diffID, errdefs.ErrDataLoss)
 		}
 		switch {
 		case err == nil:

@@ -131,6 +131,8 @@ func containerdConfig(c *Containerd, state string, opts ContainerdOptions) strin
 	}
 	if opts.CRI {
 		fmt.Fprintf(&b, "  [plugins.'io.containerd.cri.v1.images']\n    snapshotter = %q\n", opts.Snapshotter)
+		// Where the tests run in a container, they may not lower it.
+		fmt.Fprintf(&b, "  [plugins.'io.containerd.cri.v1.runtime']\n    restrict_oom_score_adj = true\n")
 	}
 	for _, u := range opts.Unpack {
 		fmt.Fprintf(&b, "  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n"+
