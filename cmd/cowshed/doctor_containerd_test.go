@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/cowshed/cowshed/internal/setup"
 )
 
 // introspection is a containerd that has loaded the given snapshotters.
@@ -81,12 +83,15 @@ func (d doctored) write(name, text string) {
 	require.NoError(d.t, os.WriteFile(d.path(name), []byte(text), 0o600))
 }
 
-// sample is the sample of containerd's configuration for this host.
+// sample is what setup has containerd import on this host.
 func (d doctored) sample() string {
 	d.t.Helper()
-	text, err := os.ReadFile("../../packaging/containerd.toml")
+	plan, err := setup.New(setup.Containerd, setup.Host{
+		Socket: d.path("cowshed.sock"), Root: d.path("containerd"), ContainerdConfig: filepath.Join(d.t.TempDir(), "config.toml"),
+	})
 	require.NoError(d.t, err)
-	return strings.NewReplacer("/run/cowshed/cowshed.sock", d.path("cowshed.sock"), "/var/lib/cowshed", d.dir).Replace(string(text))
+	require.NotEmpty(d.t, plan.Changes)
+	return string(plan.Changes[0].After)
 }
 
 // findings runs doctor and returns what it found of the set-up, without what depends on the machine.

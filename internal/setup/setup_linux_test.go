@@ -179,21 +179,36 @@ func TestContainerd(t *testing.T) {
 	}
 }
 
-// TestContainerdSample: what packaging has is what setup writes.
-func TestContainerdSample(t *testing.T) {
+// TestGuide: the guide shows what setup writes.
+func TestGuide(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operator-guide.md")
+	require.NoError(t, err)
+	_, guide, found := strings.Cut(string(text), "## What setup writes\n")
+	require.True(t, found)
 	h := newTestHost(t, t.TempDir())
-	h.apply(Containerd)
-	h.apply(Kubernetes)
-	h.apply(Docker)
-	for name, file := range map[string]string{
-		"containerd.toml":            filepath.Join(h.dir, "containerd", "conf.d", "cowshed.toml"),
-		"containerd-kubernetes.toml": filepath.Join(h.dir, "containerd", "conf.d", "cowshed-kubernetes.toml"),
-		"daemon.json":                h.DockerConfig,
-	} {
-		sample, err := os.ReadFile(filepath.Join("..", "..", "packaging", name))
-		require.NoError(t, err)
-		assert.Equal(t, string(sample), h.read(file), name)
+	h.DockerConfig = filepath.Join(h.dir, "etc", "docker", "daemon.json")
+	h.ContainerdConfig = filepath.Join(h.dir, "etc", "containerd", "config.toml")
+	shown := func(format, file, shortened string) {
+		t.Helper()
+		want := strings.ReplaceAll(strings.TrimPrefix(h.read(file), shortened), "DIR", "")
+		assert.Contains(t, guide, "```"+format+"\n"+want+"```\n", file)
 	}
+	for _, target := range []Target{Containerd, Kubernetes, Nerdctl, BuildKit, Docker} {
+		h.apply(target)
+	}
+	shown("toml", h.ContainerdConfig, "version = 3\n")
+	shown("toml", filepath.Join(h.dir, "etc", "containerd", "conf.d", importedName), "")
+	shown("toml", filepath.Join(h.dir, "etc", "containerd", "conf.d", importedCRIName), "")
+	shown("toml", h.NerdctlConfig, "")
+	shown("toml", h.BuildKitConfig, "")
+	shown("json", h.DockerConfig, "")
+	h.undo(Docker)
+	h.Engine = "20.10"
+	p, err := New(Docker, h.Host)
+	require.NoError(t, err)
+	require.NoError(t, p.Apply())
+	shown("json", h.DockerConfig, "")
+	shown("toml", h.CowshedConfig, "")
 }
 
 // TestContainerdLists: lists that containerd replaces as a whole keep what was in them.
@@ -219,7 +234,9 @@ optional = true
 // TestContainerdByHand: what somebody has set up is left alone, and only what is missing is added.
 func TestContainerdByHand(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
-	sample, err := os.ReadFile("../../packaging/containerd.toml")
+	config, err := containerdconf.Read("none", map[string][]byte{"none": {}})
+	require.NoError(t, err)
+	sample, err := h.containerdText(anyVersion, config)
 	require.NoError(t, err)
 	h.write("containerd/config.toml", "version = 3\nimports = ['conf.d/*.toml']\n")
 	h.write("containerd/conf.d/cowshed.toml", string(sample))
