@@ -108,13 +108,7 @@ func (r *reader) file(path string) (imports []string, err error) {
 	if err := toml.Unmarshal(text, &parsed); err != nil {
 		return nil, inFile(path, err)
 	}
-	var absolute []string
-	for _, name := range parsed.Imports {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(filepath.Dir(path), name)
-		}
-		absolute = append(absolute, filepath.Clean(name))
-	}
+	absolute := absoluteImports(path, parsed.Imports)
 	c := r.config
 	if len(c.Files) == 0 {
 		c.Version, c.Imports = parsed.Version, absolute
@@ -138,6 +132,28 @@ func (r *reader) file(path string) (imports []string, err error) {
 		imports = append(imports, found...)
 	}
 	return imports, nil
+}
+
+// Imports returns what the text of a file imports, as far as that can be read.
+func Imports(path string, text []byte) []string {
+	var parsed struct {
+		Imports []string `toml:"imports"`
+	}
+	if toml.Unmarshal(text, &parsed) != nil {
+		return nil
+	}
+	return absoluteImports(path, parsed.Imports)
+}
+
+func absoluteImports(path string, imports []string) []string {
+	var absolute []string
+	for _, name := range imports {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(filepath.Dir(path), name)
+		}
+		absolute = append(absolute, filepath.Clean(name))
+	}
+	return absolute
 }
 
 // inFile says where in a file it cannot be read.

@@ -63,8 +63,11 @@ func (p *Plan) do(c Change) error {
 
 // cannotWrite says what to do where a file cannot be written to.
 func cannotWrite(file string, err error) error {
-	if errors.Is(err, syscall.EROFS) {
+	switch {
+	case errors.Is(err, syscall.EROFS):
 		return &Refusal{File: file, Reason: "it is on a read-only filesystem; make this change where the file comes from"}
+	case errors.Is(err, syscall.EBUSY):
+		return &Refusal{File: file, Reason: "something is mounted on it, as in a container; make this change where the file comes from"}
 	}
 	return err
 }

@@ -410,11 +410,12 @@ func (h Host) files(target Target) (files, units []string, err error) {
 	case Containerd:
 	}
 	files = []string{h.ContainerdConfig, filepath.Join(filepath.Dir(h.ContainerdConfig), "conf.d", name)}
-	main, err := h.mainConfig()
+	// Other files that containerd imports may be broken: that is no reason not to take back ours.
+	_, text, err := readConfig(h.ContainerdConfig)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, pattern := range main.config.Imports {
+	for _, pattern := range containerdconf.Imports(h.ContainerdConfig, text) {
 		if file := filepath.Join(filepath.Dir(pattern), name); !slices.Contains(files, file) {
 			files = append(files, file)
 		}

@@ -30,6 +30,8 @@ func readConfig(file string) (real string, text []byte, err error) {
 		return "", nil, err
 	case !info.Mode().IsRegular():
 		return "", nil, &Refusal{File: file, Reason: "it is no regular file"}
+	case hardLinks(info) > 1:
+		return "", nil, &Refusal{File: file, Reason: "it has other names too (hard links), which would keep the old content"}
 	case info.Size() > maxConfig:
 		return "", nil, &Refusal{File: file, Reason: fmt.Sprintf("it has %d bytes, which is too much for a configuration", info.Size())}
 	}

@@ -46,6 +46,15 @@ func copyAttributes(f *os.File, file string, info fs.FileInfo) error {
 	return copyXattrs(f, file)
 }
 
+// hardLinks is how many names a file has.
+func hardLinks(info fs.FileInfo) uint64 {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 1
+	}
+	return uint64(stat.Nlink) //nolint:unconvert // it is of another type on other processors
+}
+
 // maxXattrs is the most that the kernel gives out of names, and of a value.
 const maxXattrs = 1 << 16
 

@@ -510,6 +510,20 @@ func TestUndoRefuses(t *testing.T) {
 	assert.ErrorContains(t, err, recordSuffix)
 }
 
+// TestUndoBesideBroken: what others have broken does not keep setup from taking back what it did.
+func TestUndoBesideBroken(t *testing.T) {
+	h := newTestHost(t, t.TempDir())
+	h.write("containerd/config.toml", "version = 3\nimports = ['other.d/*.toml']\n")
+	h.apply(Containerd)
+	h.apply(Nerdctl)
+	broken := h.write("containerd/other.d/z.toml", "[[")
+	h.refuses(Nerdctl, "z.toml", "line 1")
+	h.undo(Nerdctl)
+	h.undo(Containerd)
+	assert.NoFileExists(t, filepath.Join(h.dir, "containerd", "other.d", "cowshed.toml"))
+	assert.FileExists(t, broken)
+}
+
 // TestAttributes: the file keeps its owner, mode, attributes and the links to it.
 func TestAttributes(t *testing.T) {
 	testfs.Root(t)
@@ -544,6 +558,23 @@ func TestAttributes(t *testing.T) {
 
 	require.NoError(t, os.Remove(real))
 	h.refuses(Nerdctl, "symbolic link", "which is not there")
+}
+
+// TestLinkedAndMounted: a file that cannot be replaced is left alone.
+func TestLinkedAndMounted(t *testing.T) {
+	testfs.Root(t)
+	h := newTestHost(t, t.TempDir())
+	h.apply(Containerd)
+	file := h.write("nerdctl/nerdctl.toml", "debug = true\n")
+	other := filepath.Join(h.dir, "other.toml")
+	require.NoError(t, os.Link(file, other))
+	h.refuses(Nerdctl, "hard links")
+	require.NoError(t, os.Remove(other))
+
+	other = h.write("other.toml", "debug = false\n")
+	require.NoError(t, unix.Mount(other, file, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(file, 0)) })
+	h.refuses(Nerdctl, "something is mounted on it")
 }
 
 // TestReadOnly: where nothing can be written, it is said, and what is there stays.
