@@ -97,7 +97,7 @@ func TestKubernetesLimit(t *testing.T) {
 // idleImage is the sample image with a command that does nothing until it is killed.
 func idleImage(t *testing.T, h *harness.Host) v1.Image {
 	t.Helper()
-	image := sampleImage(t, h)
+	image := harness.SampleImage(t, h.Programs)
 	file, err := image.ConfigFile()
 	require.NoError(t, err)
 	config := file.Config

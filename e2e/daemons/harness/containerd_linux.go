@@ -37,6 +37,8 @@ type ContainerdOptions struct {
 	// CRI turns the plugin for Kubernetes on. It uses Snapshotter.
 	CRI         *CRI
 	Snapshotter string
+	// Configure, if it is not nil, changes the configuration before containerd starts.
+	Configure func(file string)
 }
 
 // CRI says what the plugin for Kubernetes uses.
@@ -65,6 +67,9 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 	state := h.dir(h.Dir, name)
 	c := &Containerd{Address: h.ContainerdAddress(name), Root: h.dir(h.Data, name)}
 	config := h.write(name+".toml", containerdConfig(c, state, h.LogLevel, opts))
+	if opts.Configure != nil {
+		opts.Configure(config)
+	}
 	c.Daemon = h.Start(Spec{
 		Name:    name,
 		Program: filepath.Join(h.Programs.Built, "containerd"),

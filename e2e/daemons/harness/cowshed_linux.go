@@ -70,6 +70,8 @@ type Cowshed struct {
 	Root string
 	// Plugin is the name of the graph driver plugin for Docker Engine. No other test's is the same.
 	Plugin string
+	// Config is its configuration.
+	Config string
 
 	metrics string // path of the socket
 	program string
@@ -88,13 +90,15 @@ func (h *Host) StartCowshed(containerd string, settings ...string) *Cowshed {
 		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: h.PluginName(),
 		metrics: filepath.Join(dir, "m.sock"), program: program,
 	}
-	config := h.write("cowshed.toml", fmt.Sprintf(`root = %q
+	c.Config = h.write("cowshed.toml", fmt.Sprintf(`root = %q
 state = %q
+address = %q
 containerd_address = %q
+docker_plugin = %q
 metrics = %q
 log_level = %q
 %s
-`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics, h.LogLevel,
+`, c.Root, filepath.Join(dir, "state"), c.Address, h.ContainerdAddress(containerd), c.Plugin, "unix://"+c.metrics, h.LogLevel,
 		strings.Join(settings, "\n")))
 	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
 	h.t.Cleanup(func() {
@@ -106,7 +110,7 @@ log_level = %q
 	c.Daemon = h.Start(Spec{
 		Name:    "cowshed",
 		Program: program,
-		Args:    []string{"serve", "--config", config, "--address", c.Address, "--docker-plugin", c.Plugin},
+		Args:    []string{"serve", "--config", c.Config},
 		Env:     []string{path(), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, "tmp")},
 		Ready: func(ctx context.Context) error {
 			return errors.Join(accepts(ctx, c.Address), accepts(ctx, plugin), accepts(ctx, c.metrics))
