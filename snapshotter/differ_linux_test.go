@@ -700,7 +700,7 @@ func TestApplyBeyondLimit(t *testing.T) {
 	}{
 		"active":                    {"", "its limit of 8MiB (default_limit, for containers)"},
 		unpack:                      {"", "its limit of 16MiB (build_limit, for builds and layers that are unpacked)"},
-		unpack + "d":                {"4194304", "its limit of 4MiB: "},
+		unpack + "d":                {"4194304", "its limit of 16MiB (build_limit, for builds and layers that are unpacked)"},
 		"zo2wm3h5dsw5v1yoo4iiplkfu": {"4194304", "its limit of 4MiB: "},
 	} {
 		var opts []snapshots.Opt

@@ -57,8 +57,8 @@ const lockTimeout = time.Second
 type Options struct {
 	// DefaultLimit limits active snapshots for UseContainer that have no label of their own. 0 bytes: no limit.
 	DefaultLimit quota.Limit
-	// BuildLimit limits those for UseBuild and UseUnpack: what makes images, and not what runs them. A label of
-	// UseUnpack can only lower it. 0 bytes: no limit.
+	// BuildLimit limits those for UseBuild that have no label of their own, and those for UseUnpack: what makes
+	// images, and not what runs them. 0 bytes: no limit.
 	BuildLimit quota.Limit
 	// Scope is what limits from labels count.
 	Scope quota.Scope
