@@ -15,6 +15,7 @@ type exportFlags struct {
 	level    int
 	name     string
 	force    bool
+	exact    bool
 	insecure bool
 	json     bool
 }
@@ -54,6 +55,7 @@ that it has here, or IMAGE, or --name, as Docker, containerd and podman read it.
 	flags.Lookup("compress").Usage += " (default none for docker-archive, else gzip)"
 	flags.StringVar(&f.name, "name", "", "name of the image in the layout or archive; as here if not given")
 	flags.BoolVarP(&f.force, "force", "f", false, "write over a file that is there")
+	flags.BoolVar(&f.exact, "exact", false, "fail if an image that was imported would come out with another ID")
 	flags.BoolVar(&f.insecure, "insecure", false, "talk to a registry without TLS, or without checking its certificate")
 	addJSON(cmd, &f.json)
 	return cmd
@@ -81,7 +83,7 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	}
 	bars := s.progress(cmd)
 	exported, err := s.images.Export(cmd.Context(), what, ref, image.ExportOptions{
-		Format: format, Level: f.level, Epoch: epoch, Name: f.name, Replace: f.force, Stdout: cmd.OutOrStdout(), Progress: bars,
+		Format: format, Level: f.level, Epoch: epoch, Name: f.name, Replace: f.force, Exact: f.exact, Stdout: cmd.OutOrStdout(), Progress: bars,
 		Registries: image.RegistryOptions{Insecure: f.insecure},
 	})
 	bars.wait()
@@ -90,6 +92,12 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	}
 	if err != nil {
 		return err
+	}
+	if exported.Was != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: image %s has the ID %s now\n", exported.Was, exported.Image)
+	}
+	for _, change := range exported.Changes {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: %s\n", change)
 	}
 	for _, old := range exported.Replaced {
 		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: another image %s was there, and is no longer listed: %s\n", exported.Name, old)
@@ -102,7 +110,7 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	}
 	if f.json {
 		return printJSON(cmd, map[string]any{
-			"name": exported.Name, "id": exported.Image, "manifest": exported.Manifest, "diffIDs": exported.Layers, "size": exported.Size, "replaced": orEmpty(exported.Replaced),
+			"name": exported.Name, "id": exported.Image, "manifest": exported.Manifest, "diffIDs": exported.Layers, "size": exported.Size, "was": exported.Was, "changes": orEmpty(exported.Changes), "replaced": orEmpty(exported.Replaced),
 		})
 	}
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), exported.Manifest)

@@ -43,7 +43,17 @@ var buildCowshed = sync.OnceValues(func() (string, error) {
 	return program, nil
 })
 
-// RemoveCowshed deletes the program that StartCowshed built, if it did; for TestMain.
+// CowshedProgram returns the path of the daemon's program, which is built from this tree if it has not been yet.
+func (h *Host) CowshedProgram() string {
+	h.t.Helper()
+	program, err := buildCowshed()
+	if err != nil {
+		h.t.Fatalf("harness: %v", err)
+	}
+	return program
+}
+
+// RemoveCowshed deletes the program that CowshedProgram built, if it did; for TestMain.
 func RemoveCowshed() error {
 	if cowshedDir == "" {
 		return nil
@@ -74,10 +84,7 @@ func (h *Host) PluginName() string { return "cowshed-" + filepath.Base(h.Dir) }
 // which may start later, and Docker Engines with graph driver plugins. settings are more lines of its configuration.
 func (h *Host) StartCowshed(containerd string, settings ...string) *Cowshed {
 	h.t.Helper()
-	program, err := buildCowshed()
-	if err != nil {
-		h.t.Fatalf("harness: %v", err)
-	}
+	program := h.CowshedProgram()
 	dir := h.dir(h.Dir, "cowshed")
 	c := &Cowshed{
 		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: h.PluginName(),
@@ -89,9 +96,10 @@ address = %q
 containerd_address = %q
 docker_plugin = %q
 metrics = %q
-log_level = "debug"
+log_level = %q
 %s
-`, c.Root, filepath.Join(dir, "state"), c.Address, h.ContainerdAddress(containerd), c.Plugin, "unix://"+c.metrics, strings.Join(settings, "\n")))
+`, c.Root, filepath.Join(dir, "state"), c.Address, h.ContainerdAddress(containerd), c.Plugin, "unix://"+c.metrics, h.LogLevel,
+		strings.Join(settings, "\n")))
 	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
 	h.t.Cleanup(func() {
 		// It is there if the daemon was killed.
