@@ -10,6 +10,9 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -69,6 +72,33 @@ func TestSetupContainerd(t *testing.T) {
 	keys, err := containerd.Store("e2e", "overlayfs").Keys(ctx)
 	require.NoError(t, err)
 	assert.Empty(t, keys)
+}
+
+// TestSetupKubernetes: CRI uses Cowshed, and tells the kubelet that its images are on Cowshed's filesystem.
+func TestSetupKubernetes(t *testing.T) {
+	testfs.CheckLeaks(t)
+	h := harness.NewHost(t, testfs.Btrfs(t))
+	c := h.StartCowshed("containerd")
+	s := setUp{t: t, c: c}
+	containerd := h.StartContainerd("containerd", harness.ContainerdOptions{CRI: true, Snapshotter: "overlayfs", Configure: func(config string) {
+		s.args = []string{"--containerd-config", config}
+		s.run("containerd", "--apply")
+		s.run("kubernetes", "--apply")
+	}})
+	imageFilesystem := func() string {
+		conn, err := grpc.NewClient("unix://"+containerd.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		require.NoError(t, err)
+		defer func() { require.NoError(t, conn.Close()) }()
+		answer, err := criapi.NewImageServiceClient(conn).ImageFsInfo(testContext(t), &criapi.ImageFsInfoRequest{})
+		require.NoError(t, err, containerd.Log())
+		require.Len(t, answer.GetImageFilesystems(), 1)
+		return answer.GetImageFilesystems()[0].GetFsId().GetMountpoint()
+	}
+	assert.Equal(t, filepath.Join(c.Root, "containerd"), imageFilesystem())
+
+	s.run("kubernetes", "--undo")
+	containerd.Restart()
+	assert.Equal(t, filepath.Join(containerd.Root, "io.containerd.snapshotter.v1.overlayfs"), imageFilesystem())
 }
 
 // TestSetupConfigurations: whatever version a configuration has, containerd reads in it what setup has put there, with

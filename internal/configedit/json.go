@@ -17,8 +17,8 @@ func ParseJSON(text []byte) (map[string]any, error) {
 	}
 	if !json.Valid(text) {
 		var syntax *json.SyntaxError
-		var any any
-		if err := json.Unmarshal(text, &any); errors.As(err, &syntax) {
+		var ignored any
+		if err := json.Unmarshal(text, &ignored); errors.As(err, &syntax) {
 			return nil, errorf("line %d is no JSON: %v", 1+bytes.Count(text[:min(int(syntax.Offset), len(text))], []byte("\n")), err)
 		}
 		return nil, errorf("it is no JSON")
@@ -221,7 +221,7 @@ func (s jsonStyle) flat() jsonStyle { return jsonStyle{colon: s.colon} }
 
 // member writes a key at a depth, with its value.
 func (s jsonStyle) member(depth int, path []string, literal string) string {
-	key, _ := json.Marshal(path[0]) //nolint:errchkjson // a string
+	key, _ := json.Marshal(path[0]) // which a string never fails at
 	if len(path) > 1 {
 		literal = s.object(depth, s.member(depth+1, path[1:], literal))
 	}

@@ -65,9 +65,9 @@ func (p *Plan) do(c Change) error {
 func cannotWrite(file string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EROFS):
-		return &Refusal{File: file, Reason: "it is on a read-only filesystem; make this change where the file comes from"}
+		return &RefusedError{File: file, Reason: "it is on a read-only filesystem; make this change where the file comes from"}
 	case errors.Is(err, syscall.EBUSY):
-		return &Refusal{File: file, Reason: "something is mounted on it, as in a container; make this change where the file comes from"}
+		return &RefusedError{File: file, Reason: "something is mounted on it, as in a container; make this change where the file comes from"}
 	}
 	return err
 }
@@ -158,7 +158,7 @@ func putBack(file string, text []byte, mode fs.FileMode) error {
 }
 
 // Undo returns what takes back what a set-up of the target has changed. There are no changes if it was not set up.
-// A file that others have changed since is a [Refusal] that shows how.
+// A file that others have changed since is a [RefusedError] that shows how.
 func Undo(target Target, h Host) (*Plan, error) {
 	files, units, err := h.files(target)
 	if err != nil {
@@ -181,7 +181,7 @@ func Undo(target Target, h Host) (*Plan, error) {
 		c := Change{File: file, Before: current, After: r.before(), Why: "as it was before cowshed setup " + string(target), real: real, restores: true}
 		if !r.applied(current) && !r.untouched(current) {
 			last := []byte(r.After[len(r.After)-1])
-			return nil, &Refusal{File: file, Reason: fmt.Sprintf("it has been changed since it was set up, so that it cannot be put back:\n\n%s\n"+
+			return nil, &RefusedError{File: file, Reason: fmt.Sprintf("it has been changed since it was set up, so that it cannot be put back:\n\n%s\n"+
 				"Take out by hand what set-up has put in, which is shown here backwards, and delete %s%s:\n\n%s",
 				unifiedDiff(file, last, current), real, recordSuffix, unifiedDiff(file, last, r.before()))}
 		}

@@ -38,7 +38,7 @@ const anyVersion = 3
 func (h Host) containerd() (*Plan, error) {
 	p := &Plan{Target: Containerd, Units: []string{containerdUnit}, lockDir: h.ContainerdConfig}
 	if version := installedContainerd(); strings.HasPrefix(version, "1.") {
-		return nil, &Refusal{File: h.ContainerdConfig, Reason: fmt.Sprintf("containerd %s cannot load differs of other programs; Cowshed needs containerd 2", version)}
+		return nil, &RefusedError{File: h.ContainerdConfig, Reason: fmt.Sprintf("containerd %s cannot load differs of other programs; Cowshed needs containerd 2", version)}
 	}
 	main, err := h.mainConfig()
 	if err != nil {
@@ -60,7 +60,7 @@ func (h Host) containerd() (*Plan, error) {
 	}
 	config, err := containerdconf.Read(h.ContainerdConfig, planned)
 	if err != nil {
-		return nil, &Refusal{File: h.ContainerdConfig, Reason: "it cannot be read", Cause: err}
+		return nil, &RefusedError{File: h.ContainerdConfig, Reason: "it cannot be read", Cause: err}
 	}
 	wanted, err := h.containerdText(main.version(), config)
 	if err != nil {
@@ -73,7 +73,7 @@ func (h Host) containerd() (*Plan, error) {
 		return p, nil
 	}
 	if current != nil && !owned {
-		return nil, &Refusal{File: imported, Reason: "cowshed setup has not written it, or not so, and it lacks what Cowshed needs; delete it, or change it", Paste: string(wanted)}
+		return nil, &RefusedError{File: imported, Reason: "cowshed setup has not written it, or not so, and it lacks what Cowshed needs; delete it, or change it", Paste: string(wanted)}
 	}
 	if err := p.addImported(main, imported, wanted, "the snapshotter and the differ of Cowshed"); err != nil {
 		return nil, err
@@ -95,10 +95,10 @@ func ownedBySetup(file string, current []byte) (bool, error) {
 func (h Host) checkContainerd(p *Plan, imported string, wanted []byte) error {
 	config, err := containerdconf.Read(h.ContainerdConfig, p.planned())
 	if err != nil {
-		return &Refusal{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
+		return &RefusedError{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
 	}
 	if missing := h.missing(config); len(missing) > 0 {
-		return &Refusal{File: imported, Paste: string(wanted), Reason: fmt.Sprintf("it would have no effect, since a file that is imported later says something else of %s: %s",
+		return &RefusedError{File: imported, Paste: string(wanted), Reason: fmt.Sprintf("it would have no effect, since a file that is imported later says something else of %s: %s",
 			strings.Join(missing, ", "), strings.Join(config.Files, ", "))}
 	}
 	return nil
@@ -198,7 +198,7 @@ func (h Host) containerdText(version int64, config *containerdconf.Config) ([]by
 	if with, unpacks := config.UnpacksWith(snapshotter); !unpacks || with != differ {
 		entries, err := unpackEntries(config, snapshotter, differ)
 		if err != nil {
-			return nil, &Refusal{File: strings.Join(config.Files, ", "), Reason: "unpack_config of the transfer service has to have Cowshed too", Cause: err,
+			return nil, &RefusedError{File: strings.Join(config.Files, ", "), Reason: "unpack_config of the transfer service has to have Cowshed too", Cause: err,
 				Paste: unpackEntry([]keyValue{{"platform", `"linux"`}, {"snapshotter", strconv.Quote(snapshotter)}, {"differ", strconv.Quote(differ)}})}
 		}
 		b.WriteString("\n# The pairs that the transfer service unpacks images with (ctr, nerdctl, CRI). This replaces all other lists.\n")
@@ -220,7 +220,7 @@ func header(version int64, target Target) string {
 
 // otherProxy refuses to take a name that has something else.
 func (h Host) otherProxy(config *containerdconf.Config, name, paste string) error {
-	return &Refusal{File: strings.Join(config.Files, ", "), Paste: paste,
+	return &RefusedError{File: strings.Join(config.Files, ", "), Paste: paste,
 		Reason: fmt.Sprintf("proxy_plugins.%s is there and is something else than Cowshed on %s needs; change it by hand", name, h.Socket)}
 }
 
@@ -326,7 +326,7 @@ func (h Host) mainConfig() (*mainConfig, error) {
 	}
 	m.config, err = containerdconf.Read(m.file, map[string][]byte{m.file: m.text})
 	if err != nil {
-		return nil, &Refusal{File: m.file, Reason: "it cannot be read", Cause: err}
+		return nil, &RefusedError{File: m.file, Reason: "it cannot be read", Cause: err}
 	}
 	return m, nil
 }
@@ -433,7 +433,7 @@ func (h Host) stillUsed(target Target) error {
 		return nil //nolint:nilerr // then nobody can use it
 	}
 	refuse := func(user Target, file string) error {
-		return &Refusal{File: file, Reason: fmt.Sprintf("it still names the snapshotter %s; first run: %s, or take it out by hand", name, h.command(user, "--undo"))}
+		return &RefusedError{File: file, Reason: fmt.Sprintf("it still names the snapshotter %s; first run: %s, or take it out by hand", name, h.command(user, "--undo"))}
 	}
 	if config.CRISnapshotter == name {
 		return refuse(Kubernetes, strings.Join(config.Files, ", "))

@@ -33,7 +33,7 @@ func (h Host) docker() (*Plan, error) {
 	case major <= lastWithPlugins:
 		return h.dockerPlugin()
 	case major < firstWithStore:
-		return nil, &Refusal{File: h.DockerConfig, Reason: fmt.Sprintf("Docker Engine %d has no graph driver plugins any more, and Cowshed is for its image store from %d on; upgrade it",
+		return nil, &RefusedError{File: h.DockerConfig, Reason: fmt.Sprintf("Docker Engine %d has no graph driver plugins any more, and Cowshed is for its image store from %d on; upgrade it",
 			major, firstWithStore)}
 	}
 	return h.dockerStore()

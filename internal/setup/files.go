@@ -29,18 +29,18 @@ func readConfig(file string) (real string, text []byte, err error) {
 	case err != nil:
 		return "", nil, err
 	case !info.Mode().IsRegular():
-		return "", nil, &Refusal{File: file, Reason: "it is no regular file"}
+		return "", nil, &RefusedError{File: file, Reason: "it is no regular file"}
 	case hardLinks(info) > 1:
-		return "", nil, &Refusal{File: file, Reason: "it has other names too (hard links), which would keep the old content"}
+		return "", nil, &RefusedError{File: file, Reason: "it has other names too (hard links), which would keep the old content"}
 	case info.Size() > maxConfig:
-		return "", nil, &Refusal{File: file, Reason: fmt.Sprintf("it has %d bytes, which is too much for a configuration", info.Size())}
+		return "", nil, &RefusedError{File: file, Reason: fmt.Sprintf("it has %d bytes, which is too much for a configuration", info.Size())}
 	}
 	text, err = os.ReadFile(real)
 	if err != nil {
 		return "", nil, err
 	}
 	if !utf8.Valid(text) {
-		return "", nil, &Refusal{File: file, Reason: "it is not in UTF-8"}
+		return "", nil, &RefusedError{File: file, Reason: "it is not in UTF-8"}
 	}
 	if text == nil {
 		text = []byte{}
@@ -60,7 +60,7 @@ func resolve(file string) (string, error) {
 	}
 	if info, err := os.Lstat(file); err == nil && info.Mode()&fs.ModeSymlink != 0 {
 		to, _ := os.Readlink(file)
-		return "", &Refusal{File: file, Reason: fmt.Sprintf("it is a symbolic link to %s, which is not there", to)}
+		return "", &RefusedError{File: file, Reason: fmt.Sprintf("it is a symbolic link to %s, which is not there", to)}
 	}
 	dir, err := resolve(filepath.Dir(file))
 	return filepath.Join(dir, filepath.Base(file)), err

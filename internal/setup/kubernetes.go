@@ -17,7 +17,7 @@ func (h Host) kubernetes() (*Plan, error) {
 		return nil, err
 	}
 	if config.Disables("cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images") {
-		return nil, &Refusal{File: h.ContainerdConfig, Reason: "disabled_plugins has CRI, which Kubernetes needs; take it out"}
+		return nil, &RefusedError{File: h.ContainerdConfig, Reason: "disabled_plugins has CRI, which Kubernetes needs; take it out"}
 	}
 	if config.CRISnapshotter == name {
 		return p, nil
@@ -34,7 +34,7 @@ func (h Host) kubernetes() (*Plan, error) {
 	wanted := criText(main.version(), name)
 	if owned, err := ownedBySetup(imported, current); err != nil || !owned {
 		if err == nil {
-			err = &Refusal{File: imported, Reason: "cowshed setup has not written it, or not so; delete it, or change it", Paste: string(wanted)}
+			err = &RefusedError{File: imported, Reason: "cowshed setup has not written it, or not so; delete it, or change it", Paste: string(wanted)}
 		}
 		return nil, err
 	}
@@ -43,10 +43,10 @@ func (h Host) kubernetes() (*Plan, error) {
 	}
 	after, err := containerdconf.Read(h.ContainerdConfig, p.planned())
 	if err != nil {
-		return nil, &Refusal{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
+		return nil, &RefusedError{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
 	}
 	if after.CRISnapshotter != name {
-		return nil, &Refusal{File: imported, Paste: string(wanted), Reason: fmt.Sprintf("it would have no effect, since a file that is imported later says %q", after.CRISnapshotter)}
+		return nil, &RefusedError{File: imported, Paste: string(wanted), Reason: fmt.Sprintf("it would have no effect, since a file that is imported later says %q", after.CRISnapshotter)}
 	}
 	p.Notes = append(p.Notes, h.kubernetesNotes(config, name)...)
 	return p, nil

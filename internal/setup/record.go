@@ -26,14 +26,14 @@ type record struct {
 func readRecord(real string) (*record, error) {
 	text, err := os.ReadFile(real + recordSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // as said
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	r := &record{}
 	if err := json.Unmarshal(text, r); err != nil || len(r.After) == 0 {
-		return nil, &Refusal{File: real + recordSuffix, Reason: "it is not what cowshed setup writes; look at it, and delete it", Cause: err}
+		return nil, &RefusedError{File: real + recordSuffix, Reason: "it is not what cowshed setup writes; look at it, and delete it", Cause: err}
 	}
 	return r, nil
 }

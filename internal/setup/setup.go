@@ -4,12 +4,11 @@
 // A [Plan] says what becomes of which file and why. Applying it writes, beside each file, a record of what the file was
 // before, then the file. Undoing puts back exactly that. Both may be interrupted at any moment, and be done again.
 //
-// What cannot be changed safely is a [Refusal], with the text that a person can put there.
+// What cannot be changed safely is a [RefusedError], with the text that a person can put there.
 package setup
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -85,8 +84,8 @@ type Plan struct {
 	sweep   []string // files beside which an interrupted set-up may have left others
 }
 
-// Refusal says why a file is not changed.
-type Refusal struct {
+// RefusedError says why a file is not changed.
+type RefusedError struct {
 	File   string
 	Reason string
 	// Paste is what a person can put into it, "" if that would not help.
@@ -95,7 +94,7 @@ type Refusal struct {
 }
 
 // Error implements error.
-func (r *Refusal) Error() string {
+func (r *RefusedError) Error() string {
 	text := fmt.Sprintf("%s: %s", r.File, r.Reason)
 	if r.Cause != nil {
 		text = fmt.Sprintf("%s: %v", text, r.Cause)
@@ -107,7 +106,7 @@ func (r *Refusal) Error() string {
 }
 
 // Is makes it an errdefs.ErrFailedPrecondition.
-func (r *Refusal) Is(target error) bool { return target == errdefs.ErrFailedPrecondition }
+func (r *RefusedError) Is(target error) bool { return target == errdefs.ErrFailedPrecondition }
 
 // New returns what has to be done for a target to use Cowshed. There are no changes if it does.
 func New(target Target, h Host) (*Plan, error) {
@@ -133,11 +132,11 @@ func (p *Plan) edit(file, why, paste string, edit func(text []byte) ([]byte, err
 		return err
 	}
 	if generated(before) {
-		return &Refusal{File: file, Reason: "it says that it is generated and not to be edited; change what it is made from", Paste: paste}
+		return &RefusedError{File: file, Reason: "it says that it is generated and not to be edited; change what it is made from", Paste: paste}
 	}
 	after, err := edit(before)
 	if err != nil {
-		return &Refusal{File: file, Reason: "not changed", Cause: err, Paste: paste}
+		return &RefusedError{File: file, Reason: "not changed", Cause: err, Paste: paste}
 	}
 	if before == nil || string(after) != string(before) {
 		p.Changes = append(p.Changes, Change{File: file, Before: before, After: after, Why: why, real: real})
@@ -157,16 +156,14 @@ func generated(text []byte) bool {
 
 // snapshotter returns the name that containerd has for Cowshed's snapshotter, and its configuration.
 func (h Host) snapshotter(target Target) (string, *containerdconf.Config, error) {
-	config, err := containerdconf.Read(h.ContainerdConfig, nil)
-	if err != nil && !os.IsNotExist(err) {
-		return "", nil, &Refusal{File: h.ContainerdConfig, Reason: "it cannot be read", Cause: err}
+	main, err := h.mainConfig()
+	if err != nil {
+		return "", nil, err
 	}
-	if err == nil {
-		if names := config.ProxiesTo(h.Socket, "snapshot"); len(names) > 0 {
-			return names[0], config, nil
-		}
+	if names := main.config.ProxiesTo(h.Socket, "snapshot"); len(names) > 0 {
+		return names[0], main.config, nil
 	}
-	return "", nil, &Refusal{File: h.ContainerdConfig, Reason: fmt.Sprintf(
+	return "", nil, &RefusedError{File: h.ContainerdConfig, Reason: fmt.Sprintf(
 		"containerd has no snapshotter on %s, which %s would use through it; first run: %s", h.Socket, target, h.command(Containerd, "--apply"))}
 }
 

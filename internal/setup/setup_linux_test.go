@@ -466,6 +466,44 @@ func TestClients(t *testing.T) {
 	h.refuses(BuildKit, "/run/k3s.sock")
 }
 
+// TestPaste: a file that has what a refusal says belongs there is as it has to be.
+func TestPaste(t *testing.T) {
+	for name, c := range map[string]struct {
+		target     Target
+		file, text string
+		engine     string
+	}{
+		"containerd":     {Containerd, "containerd/conf.d/cowshed.toml", "version = 3\n", ""},
+		"Kubernetes":     {Kubernetes, "containerd/conf.d/cowshed-kubernetes.toml", "version = 3\n", ""},
+		"nerdctl":        {Nerdctl, "nerdctl/nerdctl.toml", "[snapshotter]\n", ""},
+		"BuildKit":       {BuildKit, "buildkit/buildkitd.toml", "worker = {}\n", ""},
+		"Docker":         {Docker, "docker/daemon.json", "{", "29.0"},
+		"Docker, plugin": {Docker, "docker/daemon.json", "[]", "20.10"},
+		"Cowshed":        {Docker, "cowshed/config.toml", "docker_plugin = [\n", "20.10"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newTestHost(t, t.TempDir())
+			h.Engine = c.engine
+			h.write("containerd/config.toml", "version = 3\nimports = ['conf.d/*.toml']\n")
+			if c.target != Containerd {
+				h.apply(Containerd)
+			}
+			file := h.write(c.file, c.text)
+			_, err := New(c.target, h.Host)
+			var refused *RefusedError
+			require.ErrorAs(t, err, &refused)
+			require.Equal(t, file, refused.File)
+			require.NotEmpty(t, refused.Paste)
+			h.write(c.file, refused.Paste)
+			p, err := New(c.target, h.Host)
+			require.NoError(t, err)
+			for _, change := range p.Changes {
+				assert.NotEqual(t, file, change.File, change.Diff())
+			}
+		})
+	}
+}
+
 // TestUndoRefuses: what others have changed since is not lost.
 func TestUndoRefuses(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
