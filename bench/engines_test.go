@@ -223,8 +223,9 @@ func TestUpdateDocument(t *testing.T) {
 	assert.Equal(t, "# Benchmarks on btrfs\n"+engines+"## F\n"+layers+"## L\n\nnew\n", update(enginesPart, "## F\n"))
 
 	require.NoError(t, os.WriteFile(name, []byte("# Notes\n"), 0o600))
-	err := updateDocument(name, documentTitle("btrfs"), layersPart, func(io.Writer) {})
-	require.ErrorContains(t, err, name)
+	require.ErrorContains(t, updateDocument(name, documentTitle("btrfs"), layersPart, func(io.Writer) {}), name)
+	require.ErrorContains(t, runEngines([]string{"-root", t.TempDir(), "-o", name}, io.Discard), name)
+	require.ErrorContains(t, runBench([]string{"-root", t.TempDir(), "-o", name}, io.Discard), name)
 	data, err := os.ReadFile(name)
 	require.NoError(t, err)
 	assert.Equal(t, "# Notes\n", string(data))
