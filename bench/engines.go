@@ -149,18 +149,18 @@ func (c config) withEngines(ctx context.Context, f func(e *engines) error) (err 
 		if e.busybox, err = harness.BusyboxFiles(host.Programs); err != nil {
 			return err
 		}
-		of := func(snapshotter string, dirs ...string) {
+		add := func(snapshotter string, dirs ...string) {
 			own := &engine{name: snapshotter, store: containerd.Store("bench-"+snapshotter, snapshotter)}
 			for _, dir := range dirs {
 				own.volumes = append(own.volumes, filepath.Join(containerd.Root, "io.containerd.snapshotter.v1."+snapshotter, dir))
 			}
 			e.all = append(e.all, own)
 		}
-		of(harness.CowshedSnapshotter)
+		add(harness.CowshedSnapshotter)
 		e.all[0].volumes = []string{filepath.Join(cowshed.Root, "containerd", "btrfs", "subvolumes")}
-		of("btrfs", "active", "view", "snapshots")
-		of("overlayfs", "snapshots")
-		of("native", "snapshots")
+		add("btrfs", "active", "view", "snapshots")
+		add("overlayfs", "snapshots")
+		add("native", "snapshots")
 		e.all[3].copies = true
 		return f(e)
 	})
