@@ -83,20 +83,23 @@ func runEngines(args []string, out io.Writer) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", image.title, err)
 			}
+			if err := e.checkNative(); err != nil {
+				return err
+			}
 			r.results = append(r.results, result)
 			r.writeResult(os.Stderr, result) // in a long run it is good to see
+			if r.loadAfter, err = loadAverage(); err != nil {
+				return err
+			}
+			if *output != "" { // already now: what has been measured is kept if the run is ended
+				if err := updateDocument(*output, documentTitle(c.filesystem), enginesPart, r.write); err != nil {
+					return err
+				}
+			}
 		}
-		return e.checkNative()
+		return nil
 	}); err != nil {
 		return err
-	}
-	if r.loadAfter, err = loadAverage(); err != nil {
-		return err
-	}
-	if *output != "" {
-		if err := updateDocument(*output, documentTitle(c.filesystem), enginesPart, r.write); err != nil {
-			return err
-		}
 	}
 	r.write(out)
 	return nil
@@ -135,7 +138,7 @@ func (c config) withEngines(ctx context.Context, f func(e *engines) error) (err 
 	if err := os.Mkdir(root, 0o711); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.removeAll(root)) }()
+	defer func() { err = errors.Join(err, c.removeAll(root), harness.RemoveCowshed()) }()
 	return harness.Outside(func(t testing.TB) error {
 		host := harness.NewHost(t, root)
 		host.LogLevel = "info"
