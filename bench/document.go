@@ -23,16 +23,12 @@ func partMark(part string) string { return "\n<!-- " + part + " -->\n" }
 
 // updateDocument writes a part of a file that may have others.
 func updateDocument(name, title, part string, write func(w io.Writer)) error {
-	old, err := os.ReadFile(name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	parts, err := readDocument(name)
+	if err != nil {
 		return err
 	}
 	var text strings.Builder
 	write(&text)
-	parts := splitDocument(string(old))
-	if len(old) > 0 && len(parts) == 0 {
-		return fmt.Errorf("%s has no parts of a report, so it is something else: remove it, or name another file", name)
-	}
 	parts[part] = text.String()
 	return writeFile(name, func(w io.Writer) {
 		fmt.Fprint(w, title)
@@ -44,7 +40,20 @@ func updateDocument(name, title, part string, write func(w io.Writer)) error {
 	})
 }
 
-// splitDocument returns the parts of a report.
+// readDocument returns the parts of a report, none if there is no such file. It is an error if the file is something else.
+func readDocument(name string) (map[string]string, error) {
+	text, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	parts := splitDocument(string(text))
+	if len(text) > 0 && len(parts) == 0 {
+		return nil, fmt.Errorf("%s has no parts of a report, so it is something else: remove it, or name another file", name)
+	}
+	return parts, nil
+}
+
+// splitDocument returns the parts of a text.
 func splitDocument(text string) map[string]string {
 	parts := make(map[string]string)
 	for _, part := range documentParts {

@@ -205,7 +205,7 @@ func (t *turn) collect(ctx context.Context, keep int) error {
 	return t.waitGone(ctx, keep)
 }
 
-// checkImage compares the number of files in the image with that which it was made of.
+// checkImage compares the image, which is the only one, with what it was made of: the numbers of its files and layers.
 func (t *turn) checkImage(ctx context.Context, img client.Image) error {
 	err := t.store.ImageTree(ctx, img, func(dir string) error {
 		files := 0
@@ -229,7 +229,14 @@ func (t *turn) checkImage(ctx context.Context, img client.Image) error {
 	if err != nil {
 		return err
 	}
-	return t.collect(ctx, t.image.layers)
+	if err := t.collect(ctx, t.image.layers); err != nil {
+		return err
+	}
+	// Where there are none, they are looked for in the wrong place.
+	if n, err := t.countVolumes(); err != nil || n != t.image.layers {
+		return errors.Join(err, fmt.Errorf("the image of %d layers has %d volumes", t.image.layers, n))
+	}
+	return nil
 }
 
 // goneTimeout is how long what has been collected may take to go.

@@ -54,8 +54,13 @@ func runEngines(args []string, out io.Writer) error {
 	if c.root == "" || flags.NArg() > 0 {
 		return errors.New("needs -root and no arguments; see -help")
 	}
-	if *output != "" && c.rounds < minEngineRounds {
-		return fmt.Errorf("a report that is kept needs %d rounds", minEngineRounds)
+	if *output != "" {
+		if c.rounds < minEngineRounds {
+			return fmt.Errorf("a report that is kept needs %d rounds", minEngineRounds)
+		}
+		if _, err := readDocument(*output); err != nil { // before hours have gone
+			return err
+		}
 	}
 	images, err := chooseImages(*files, *large, *layers)
 	if err != nil {
@@ -78,20 +83,23 @@ func runEngines(args []string, out io.Writer) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", image.title, err)
 			}
+			if err := e.checkNative(); err != nil {
+				return err
+			}
 			r.results = append(r.results, result)
 			r.writeResult(os.Stderr, result) // in a long run it is good to see
+			if r.loadAfter, err = loadAverage(); err != nil {
+				return err
+			}
+			if *output != "" { // already now: what has been measured is kept if the run is ended
+				if err := updateDocument(*output, documentTitle(c.filesystem), enginesPart, r.write); err != nil {
+					return err
+				}
+			}
 		}
-		return e.checkNative()
+		return nil
 	}); err != nil {
 		return err
-	}
-	if r.loadAfter, err = loadAverage(); err != nil {
-		return err
-	}
-	if *output != "" {
-		if err := updateDocument(*output, documentTitle(c.filesystem), enginesPart, r.write); err != nil {
-			return err
-		}
 	}
 	r.write(out)
 	return nil
@@ -130,7 +138,7 @@ func (c config) withEngines(ctx context.Context, f func(e *engines) error) (err 
 	if err := os.Mkdir(root, 0o711); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.removeAll(root)) }()
+	defer func() { err = errors.Join(err, c.removeAll(root), harness.RemoveCowshed()) }()
 	return harness.Outside(func(t testing.TB) error {
 		host := harness.NewHost(t, root)
 		host.LogLevel = "info"
@@ -144,18 +152,18 @@ func (c config) withEngines(ctx context.Context, f func(e *engines) error) (err 
 		if e.busybox, err = harness.BusyboxFiles(host.Programs); err != nil {
 			return err
 		}
-		of := func(snapshotter string, dirs ...string) {
+		add := func(snapshotter string, dirs ...string) {
 			own := &engine{name: snapshotter, store: containerd.Store("bench-"+snapshotter, snapshotter)}
 			for _, dir := range dirs {
 				own.volumes = append(own.volumes, filepath.Join(containerd.Root, "io.containerd.snapshotter.v1."+snapshotter, dir))
 			}
 			e.all = append(e.all, own)
 		}
-		of(harness.CowshedSnapshotter)
+		add(harness.CowshedSnapshotter)
 		e.all[0].volumes = []string{filepath.Join(cowshed.Root, "containerd", "btrfs", "subvolumes")}
-		of("btrfs", "active", "view", "snapshots")
-		of("overlayfs", "snapshots")
-		of("native", "snapshots")
+		add("btrfs", "active", "view", "snapshots")
+		add("overlayfs", "snapshots")
+		add("native", "snapshots")
 		e.all[3].copies = true
 		return f(e)
 	})

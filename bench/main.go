@@ -68,8 +68,13 @@ func runBench(args []string, out io.Writer) error {
 	if c.root == "" || flags.NArg() > 0 {
 		return errors.New("needs -root and no arguments; see -help")
 	}
-	if *output != "" && c.rounds < minRounds {
-		return fmt.Errorf("a report that is kept needs %d rounds", minRounds)
+	if *output != "" {
+		if c.rounds < minRounds {
+			return fmt.Errorf("a report that is kept needs %d rounds", minRounds)
+		}
+		if _, err := readDocument(*output); err != nil { // before hours have gone
+			return err
+		}
 	}
 	if *only != "" {
 		c.only = strings.Split(*only, ",")

@@ -49,10 +49,10 @@ func TestOutside(t *testing.T) {
 			}
 			require.Error(t, err)
 			for _, text := range c.want {
-				assert.ErrorContains(t, err, text)
+				require.ErrorContains(t, err, text)
 			}
 			if name != "error" {
-				assert.NotErrorIs(t, err, own)
+				require.NotErrorIs(t, err, own)
 			}
 		})
 	}
