@@ -90,10 +90,12 @@ func imageList(t *testing.T, h *harness.Host) string {
 		harness.File{Path: "bin/bash", Data: "#!/bin/sh\nexec sh \"$@\"\n", Mode: 0o755})
 	digest := pushIndex(t, plain, layers, registry+"/busybox:1")
 	push(t, layers, registry+"/layers:1")
+	// Tests remove it, and others need the one above.
+	pushIndex(t, busybox(t, h.Programs), layers, registry+"/pause:1")
 	file := filepath.Join(h.Dir, "images.toml")
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `BusyBox = "%[1]s/busybox:1"
 Alpine = "%[1]s/busybox:1"
-Pause = "%[1]s/busybox:1"
+Pause = "%[1]s/pause:1"
 BusyBoxByDigest = "%[1]s/busybox@%[2]s"
 VolumeCopyUp = "%[1]s/layers:1"
 VolumeOwnership = "%[1]s/busybox:1"

@@ -106,9 +106,9 @@ func readReport(file string) (run, error) {
 func pushCRIImages(t *testing.T, h *harness.Host, registry string) {
 	t.Helper()
 	plain := busybox(t, h.Programs)
-	// The web servers of the suite are nginx: it looks for the process, for what it wrote, and at the page.
+	// The web servers of the suite are nginx and httpd: it looks for the process, for what it wrote, and at the page.
 	web := func(port int) v1.Image {
-		server := fmt.Sprintf("#!/bin/sh\ntrap 'kill $!; exit' TERM QUIT\nmkdir -p /var/run\necho $$ >/var/run/nginx.pid\n"+
+		server := fmt.Sprintf("#!/bin/sh\ntrap 'kill $!; exit' TERM QUIT\necho httpd\nmkdir -p /var/run\necho $$ >/var/run/nginx.pid\n"+
 			"httpd -f -p %d -h /usr/share/nginx/html &\nwait\n", port)
 		img := busybox(t, h.Programs,
 			harness.File{Path: "usr/sbin/nginx", Data: server, Mode: 0o755},
@@ -121,6 +121,7 @@ func pushCRIImages(t *testing.T, h *harness.Host, registry string) {
 
 	const e2e, own = "e2e-test-images/", "k8s-staging-cri-tools/"
 	images := map[string]v1.Image{
+		e2e + "httpd:2.4.39-4": web(80),
 		"pause:3.9":            pause,
 		e2e + "busybox:1.29-2": plain,
 		e2e + "nginx:1.14-2":   web(80),
