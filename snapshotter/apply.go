@@ -68,7 +68,8 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 			return ocispec.Descriptor{}, err
 		}
 	}
-	return d.extract(ctx, blob, desc, target.volume, config.Progress)
+	applied, err := d.extract(ctx, blob, desc, target.volume, config.Progress)
+	return applied, d.snapshotter.namingLimit(ctx, target.volume, err)
 }
 
 // openBlob opens a blob of the size that desc says.

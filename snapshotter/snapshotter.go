@@ -55,9 +55,11 @@ const lockTimeout = time.Second
 
 // Options configures a Snapshotter. The zero value limits nothing.
 type Options struct {
-	// DefaultLimit limits active snapshots that have no label of their own, other than those that an image
-	// layer is unpacked into. 0 bytes: no limit.
+	// DefaultLimit limits active snapshots for UseContainer that have no label of their own. 0 bytes: no limit.
 	DefaultLimit quota.Limit
+	// BuildLimit limits those for UseBuild that have no label of their own, and those for UseUnpack: what makes
+	// images, and not what runs them. 0 bytes: no limit.
+	BuildLimit quota.Limit
 	// Scope is what limits from labels count.
 	Scope quota.Scope
 	// CountInodes makes Usage say how many inodes a snapshot adds. Neither btrfs nor the Backend keeps

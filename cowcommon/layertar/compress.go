@@ -170,7 +170,11 @@ type named struct {
 
 func (n named) Read(p []byte) (int, error) {
 	c, err := n.Reader.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // io.EOF is never wrapped
+	switch {
+	case err == nil, err == io.EOF: //nolint:errorlint // io.EOF is never wrapped
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		err = fmt.Errorf("%v: it needs a window of more than 128 MiB; compress it anew with zstd --long=27 or less: %w", n.format, err)
+	default:
 		err = fmt.Errorf("%v: %w", n.format, err)
 	}
 	return c, err

@@ -243,6 +243,7 @@ func TestDecompressWindow(t *testing.T) {
 	defer r.Close()
 	_, err = io.Copy(io.Discard, r)
 	require.ErrorIs(t, err, zstd.ErrWindowSizeExceeded)
+	require.ErrorContains(t, err, "--long=27")
 }
 
 func TestFormat(t *testing.T) {

@@ -32,17 +32,24 @@ type File struct {
 	UID  int
 }
 
-// BusyboxImage returns an image for this platform with a Debian busybox and all its commands, on which the given
+// BusyboxImage returns an image for this platform with a Debian busybox and its commands, on which the given
 // layers lie. Its command is a shell.
 func BusyboxImage(t testing.TB, p Programs, layers ...[]File) v1.Image {
 	t.Helper()
-	base, err := busyboxFiles(p)
+	base, err := BusyboxFiles(p)
 	if err != nil {
 		t.Fatalf("harness: %v", err)
 	}
+	config := v1.Config{Env: []string{"PATH=/bin"}, Cmd: []string{"/bin/sh"}}
+	return LayerImage(t, config, append([][]File{base}, layers...)...)
+}
+
+// LayerImage returns an image for this platform of the given layers.
+func LayerImage(t testing.TB, config v1.Config, layers ...[]File) v1.Image {
+	t.Helper()
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
-	for _, files := range append([][]File{base}, layers...) {
+	for _, files := range layers {
 		img = appendLayer(t, img, files)
 	}
 	cfg, err := img.ConfigFile()
@@ -52,8 +59,7 @@ func BusyboxImage(t testing.TB, p Programs, layers ...[]File) v1.Image {
 	cfg = cfg.DeepCopy()
 	cfg.OS, cfg.Architecture = "linux", runtime.GOARCH
 	cfg.Created = v1.Time{Time: imageTime}
-	cfg.Config.Env = []string{"PATH=/bin"}
-	cfg.Config.Cmd = []string{"/bin/sh"}
+	cfg.Config = config
 	if img, err = mutate.ConfigFile(img, cfg); err != nil {
 		t.Fatalf("harness: %v", err)
 	}
@@ -114,9 +120,9 @@ func appendLayer(t testing.TB, img v1.Image, files []File) v1.Image {
 	return img
 }
 
-// busyboxFiles is a root filesystem around busybox.
-func busyboxFiles(p Programs) ([]File, error) {
-	program, err := p.busybox()
+// BusyboxFiles returns a root filesystem around a Debian busybox with all its commands.
+func BusyboxFiles(p Programs) ([]File, error) {
+	program, err := p.Busybox()
 	if err != nil {
 		return nil, err
 	}
@@ -152,6 +158,17 @@ var busyboxCommands = []string{
 func tarOf(files []File) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
+	if err := WriteFiles(w, files); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
+
+// WriteFiles adds the files to a layer.
+func WriteFiles(w *tar.Writer, files []File) error {
 	for _, f := range files {
 		h := &tar.Header{
 			Name: f.Path, Typeflag: tar.TypeReg, Mode: f.Mode, Size: int64(len(f.Data)),
@@ -172,14 +189,11 @@ func tarOf(files []File) ([]byte, error) {
 			h.Mode = 0o644
 		}
 		if err := w.WriteHeader(h); err != nil {
-			return nil, err
+			return err
 		}
 		if _, err := io.WriteString(w, f.Data); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return buf.Bytes(), nil
+	return nil
 }
