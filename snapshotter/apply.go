@@ -173,10 +173,8 @@ func decompress(r io.Reader, mediaType string) (io.ReadCloser, layertar.Format, 
 }
 
 const (
-	// readPiece is how many bytes of a blob are read at once, and writePiece how many are written: each time is a request
-	// to the content store. A layer has four pieces of what is read in memory.
-	readPiece  = 2 << 20
-	writePiece = 1 << 20
+	// pieceSize is how many bytes of a blob are read or written at once: each time may be a request to the content store.
+	pieceSize = 1 << 20
 	// plainPiece is how much of a decompressed layer is digested at once.
 	plainPiece = 256 << 10
 )
@@ -184,7 +182,7 @@ const (
 // readWhole reads a blob from its beginning, ahead of its use, and writes it to tee; content.NewReader goes on where
 // another reader has stopped. Whoever closes the blob closes this reader first.
 func readWhole(ctx context.Context, blob content.ReaderAt, tee io.Writer) io.ReadCloser {
-	return layertar.ReadAhead(&contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}, readPiece, tee)
+	return layertar.ReadAhead(&contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}, pieceSize, tee)
 }
 
 // contextReader stops reading when the context ends.

@@ -14,7 +14,7 @@ import (
 )
 
 // WithBlobFiles makes Apply read a blob in the file that the content store keeps it in, where that can be opened:
-// sending it from process to process takes as much processor time as half of the extraction. root says where the store
+// sending it from process to process takes about as much processor time as extracting it. root says where the store
 // has its directory, with the blobs as containerd lays them out (blobs/<algorithm>/<digest>). Whether the client may see
 // the blob is the store's to say, and the digest of what is read is checked as ever.
 func WithBlobFiles(root func(ctx context.Context) (string, error)) DifferOption {

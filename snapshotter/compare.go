@@ -157,7 +157,7 @@ func toGiveUp(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // writeLayer writes the compressed tar, and returns the digest of the uncompressed one.
 func writeLayer(ctx context.Context, w io.Writer, c *cowcommon.Comparison, config diff.Config) (_ digest.Digest, err error) {
-	pieces := bufio.NewWriterSize(w, writePiece)
+	pieces := bufio.NewWriterSize(w, pieceSize)
 	compressed, err := config.Compressor(pieces, config.MediaType)
 	if err != nil {
 		return "", err

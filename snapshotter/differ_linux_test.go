@@ -638,12 +638,12 @@ func TestRequests(t *testing.T) {
 		requests.Store(0)
 		desc, err := differ.Compare(t.Context(), nil, h.mounts("noise"), diff.WithMediaType(mediaType))
 		require.NoError(t, err)
-		assert.LessOrEqual(t, requests.Load(), desc.Size/writePiece+2, "writing %s", mediaType)
+		assert.LessOrEqual(t, requests.Load(), desc.Size/pieceSize+2, "writing %s", mediaType)
 
 		requests.Store(0)
 		_, err = differ.Apply(t.Context(), desc, h.prepare(mediaType, ""))
 		require.NoError(t, err)
-		assert.LessOrEqual(t, requests.Load(), desc.Size/readPiece+2, "applying %s", mediaType)
+		assert.LessOrEqual(t, requests.Load(), desc.Size/pieceSize+2, "applying %s", mediaType)
 		assert.True(t, string(noise) == h.content(mediaType, "file"), "the content of %s", mediaType)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -323,4 +324,36 @@ func TestApplyCancelledAtTheEnd(t *testing.T) {
 	applied, err := h.differ.Apply(ctx, good, h.prepare("active", ""))
 	require.ErrorIs(t, err, context.Canceled)
 	assert.Empty(t, applied)
+}
+
+// TestApplyMemory: in the middle of a layer, what is in memory of it is bounded.
+func TestApplyMemory(t *testing.T) {
+	const most = 32 * mib
+	h := newDifferHost(t, Options{})
+	layer := layerOf(t, 64*mib)
+	_, err := rand.NewChaCha8([32]byte{}).Read(layer[512 : 64*mib])
+	require.NoError(t, err)
+	inUse := func() int64 {
+		var stats runtime.MemStats
+		for range 2 { // what is pooled goes with the second
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	for _, format := range []layertar.Format{layertar.Plain, layertar.Gzip, layertar.Zstd} {
+		desc := h.put(format.MediaType(), compressed(t, layer, format))
+		mounts := h.prepare(format.String(), "")
+		before, during := inUse(), int64(0)
+		_, err := NewDiffer(h.Snapshotter, hookedStore{h.store, func(off int64) error {
+			if off >= 32*mib && during == 0 {
+				during = inUse()
+			}
+			return nil
+		}}).Apply(t.Context(), desc, mounts)
+		require.NoError(t, err)
+		require.Positive(t, during)
+		t.Logf("%v: %d KiB", format, (during-before)>>10)
+		assert.Less(t, during-before, int64(most), format)
+	}
 }
