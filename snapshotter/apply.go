@@ -112,6 +112,9 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 		compressed = &progressReader{r: compressed, report: progress}
 	}
 	applied, err := d.extractFrom(ctx, compressed, desc, volume)
+	if err == nil {
+		err = context.Cause(ctx) // what is left cannot be read and verified any more
+	}
 	if ctx.Err() != nil || errdefs.IsResourceExhausted(typed(err)) {
 		return ocispec.Descriptor{}, errors.Join(err, whole.Close())
 	}

@@ -297,3 +297,30 @@ func testTakeBackFaults(t *testing.T, crash, after bool) {
 		assert.Empty(t, h.Lost(), "call %d", n)
 	}
 }
+
+// stoppingBackend calls stop when a layer has been extracted.
+type stoppingBackend struct {
+	cowcommon.Backend
+	stop func()
+}
+
+func (b *stoppingBackend) Sync(ctx context.Context, name string) error {
+	b.stop()
+	return b.Backend.Sync(ctx, name)
+}
+
+// TestApplyCancelledAtTheEnd: a request that is cancelled when all has been extracted has failed.
+func TestApplyCancelledAtTheEnd(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	h := newDifferHostOn(t, func(t *testing.T) (string, openFunc) {
+		mnt, open := onBtrfs()(t)
+		return mnt, func(home string) (cowcommon.Backend, error) {
+			b, err := open(home)
+			return &stoppingBackend{b, stop}, err
+		}
+	}, Options{})
+	good := h.put(ocispec.MediaTypeImageLayer, wideLayer(t))
+	applied, err := h.differ.Apply(ctx, good, h.prepare("active", ""))
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Empty(t, applied)
+}

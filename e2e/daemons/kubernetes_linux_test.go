@@ -24,11 +24,16 @@ func withCRI(s snapshotter) snapshotter {
 	start := s.start
 	s.start = func(t *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
 		opts, cowshed := start(t, h)
-		none := t.TempDir() // pods have the network of the host
-		opts.CRI = &harness.CRI{PauseImage: pauseImage, RegistryHosts: none, NetworkPlugins: none, Networks: none}
+		opts.CRI = noCNI(t)
 		return opts, cowshed
 	}
 	return s
+}
+
+// noCNI is for pods that have the network of the host, from images that are there.
+func noCNI(t *testing.T) *harness.CRI {
+	none := t.TempDir()
+	return &harness.CRI{PauseImage: pauseImage, RegistryHosts: none, NetworkPlugins: none, Networks: none}
 }
 
 // TestKubernetesLimit: a pod whose author does what can be done has the limit of containers, in the container and in the

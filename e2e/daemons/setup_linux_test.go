@@ -80,7 +80,7 @@ func TestSetupKubernetes(t *testing.T) {
 	h := harness.NewHost(t, testfs.Btrfs(t))
 	c := h.StartCowshed("containerd")
 	s := setUp{t: t, c: c}
-	containerd := h.StartContainerd("containerd", harness.ContainerdOptions{CRI: true, Snapshotter: "overlayfs", Configure: func(config string) {
+	containerd := h.StartContainerd("containerd", harness.ContainerdOptions{CRI: noCNI(t), Snapshotter: "overlayfs", Configure: func(config string) {
 		s.args = []string{"--containerd-config", config}
 		s.run("containerd", "--apply")
 		s.run("kubernetes", "--apply")

@@ -1,6 +1,7 @@
 package setup
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 )
@@ -11,7 +12,7 @@ const contextLines = 3
 // unifiedDiff is how a text becomes another, as patch(1) reads it; nil is a file that is not there. It is empty if
 // nothing does.
 func unifiedDiff(file string, before, after []byte) string {
-	if string(before) == string(after) && (before == nil) == (after == nil) {
+	if bytes.Equal(before, after) && (before == nil) == (after == nil) {
 		return ""
 	}
 	from, to := file, file

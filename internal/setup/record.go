@@ -1,6 +1,7 @@
 package setup
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -60,5 +61,5 @@ func (r *record) applied(current []byte) bool {
 
 // untouched reports whether a file is as it was before.
 func (r *record) untouched(current []byte) bool {
-	return r != nil && (r.Before == nil) == (current == nil) && string(r.before()) == string(current)
+	return r != nil && (r.Before == nil) == (current == nil) && bytes.Equal(r.before(), current)
 }

@@ -8,6 +8,7 @@
 package setup
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 
@@ -138,7 +139,7 @@ func (p *Plan) edit(file, why, paste string, edit func(text []byte) ([]byte, err
 	if err != nil {
 		return &RefusedError{File: file, Reason: "not changed", Cause: err, Paste: paste}
 	}
-	if before == nil || string(after) != string(before) {
+	if before == nil || !bytes.Equal(after, before) {
 		p.Changes = append(p.Changes, Change{File: file, Before: before, After: after, Why: why, real: real})
 	}
 	return nil

@@ -44,7 +44,9 @@ func runContainerd(t *testing.T, snapshotter string) run {
 	require.NoError(t, os.Mkdir(bin, 0o755))
 	built := programs(t, "containerd")
 	cmd := exec.CommandContext(ctx, filepath.Join(built, "containerd-client.test"), "-test.v=test2json",
-		"-test.timeout=0", "-test.root", "-no-criu")
+		"-test.timeout=0", "-test.root", "-no-criu",
+		// It waits for ever: as the first process of a container, the nc of Debian's busybox does not end by SIGTERM.
+		"-test.skip", "^TestBindLowPortNonOpt$")
 	cmd.Dir = h.Dir
 	cmd.Env = append(os.Environ(),
 		"PATH="+strings.Join([]string{bin, h.Programs.Built, built, os.Getenv("PATH")}, ":"), "TMPDIR="+h.Dir,

@@ -31,8 +31,8 @@ func busybox(t testing.TB, p harness.Programs, more ...harness.File) v1.Image {
 	files := []harness.File{
 		{Path: "bin/"}, {Path: "bin/busybox", Data: string(data), Mode: 0o755},
 		{Path: "dev/"}, {Path: "etc/"},
-		{Path: "etc/passwd", Data: "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"},
-		{Path: "etc/group", Data: "root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n"},
+		{Path: "etc/passwd", Data: "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"},
+		{Path: "etc/group", Data: "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nnogroup:x:65534:\n"},
 		{Path: "etc/shadow", Data: "root::10933:0:99999:7:::\n", Mode: 0o600},
 		{Path: "home/"}, {Path: "root/", Mode: 0o700}, {Path: "tmp/", Mode: 0o1777},
 		{Path: "usr/"}, {Path: "usr/bin/"}, {Path: "usr/bin/env", Link: "../../bin/env"}, {Path: "usr/sbin/"},

@@ -22,16 +22,16 @@ TOML
 
 "$COWSHED" serve --config "$dir/cowshed.toml" --root "$root" --state "$dir/cowshed" --address "$dir/cowshed.sock" \
 	--containerd-address "$dir/containerd.sock" --log-level info &
-cowshed=$!
+serving=$!
 # Whoever is told that containerd serves uses the snapshotter at once.
 until [ -S "$dir/cowshed.sock" ]; do
-	kill -0 $cowshed
+	kill -0 $serving
 	sleep 0.05
 done
 "$CONTAINERD" --config "$config" &
-containerd=$!
-trap 'kill $containerd' TERM INT
+served=$!
+trap 'kill $served' TERM INT
 # wait is cut short by the signal.
-wait $containerd || wait $containerd || true
-kill $cowshed
-wait $cowshed
+wait $served || wait $served || true
+kill $serving
+wait $serving
