@@ -13,7 +13,7 @@ DRIVER ?= btrfs
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(COWSHED_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
-.PHONY: help build test test-long test-unit test-zfs test-daemons zfs-shell gates fuzz lint tidy bench demo clean FORCE
+.PHONY: help build test test-long test-unit test-zfs test-daemons test-clients zfs-shell gates fuzz lint tidy bench demo clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ test: ## run every test, as root; a test that is skipped fails
 	@scripts/deps.sh test bench daemons gates
 	scripts/test.sh all
 
-test-long: ## run the long variants of the tests, which take hours: soak, crash images, fresh machine
+test-long: ## run the long variants of the tests, which take hours: soak, crash images, clients, fresh machine
 	@scripts/deps.sh test bench daemons gates
 	scripts/test.sh long
 
@@ -46,6 +46,10 @@ test-zfs: ## run the tests that need ZFS, on this host or in the test machine
 test-daemons: ## run the tests with a real containerd and dockerd
 	@scripts/deps.sh daemons
 	scripts/test.sh daemons
+
+test-clients: ## run the suites of BuildKit, Kubernetes and nerdctl with Cowshed and with overlayfs, and compare
+	@scripts/deps.sh daemons
+	scripts/test.sh clients
 
 zfs-shell: ## get a shell in the ZFS test machine
 	scripts/zfs-machine/zfs-machine.sh build

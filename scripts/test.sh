@@ -18,10 +18,11 @@ Steps:
   zfs    the tests that need ZFS, in the test machine or on this host
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh), and a small run of the
          benchmark through containerd
+  clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md); prints what came out
   fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
   long   race and zfs with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash images of all
-         states, long random runs; then fresh. This takes hours
+         states, long random runs; then clients and fresh. This takes hours
 
 Goes on after a step that fails, says at the end how long each took and which failed, and closes with "N passed, N
 failed".
@@ -30,7 +31,8 @@ Environment:
   FUZZTIME             time per fuzz target, as -fuzztime of go test
   PKG                  packages to test, default ./...
   RUN                  tests to run, as -run of go test
-  COWSHED_TEST_LONG    1: the long variants of the tests, which the step long sets
+  COWSHED_TEST_LONG    1: the long variants of the tests, which the steps long and clients set
+  COWSHED_CLIENTS_OUT  a directory for what the suites of clients print, which is deleted otherwise
   COWSHED_TEST_ZPOOL   a pool of this host for the step zfs, instead of the test machine
   COWSHED_CACHE        where the test machine is kept, default /var/cache/cowshed
 
@@ -92,8 +94,8 @@ unit() {
 	step 'unit tests' go test -count=1 ${RUN:+-run "$RUN"} "${packages[@]}"
 }
 
-# in_module DIR: a module of its own, like that of the benchmarks with the peers, is up to date with go.mod, builds, and
-# its tests pass as root. Those that need a pool run in the step zfs.
+# in_module DIR [PACKAGE [TIMEOUT]]: a module of its own, like that of the benchmarks with the peers, is up to date with
+# go.mod, builds, and the tests of all its packages, or of one, pass as root. Those that need a pool run in the step zfs.
 in_module() {
 	(
 		cd "$1"
@@ -102,7 +104,7 @@ in_module() {
 			exit 1
 		}
 		go vet ./... && COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere "$testsum" -counts "$work/counts" -elsewhere -- \
-			go test -json -count=1 -timeout 20m -exec "$root/scripts/as-root.sh" ./...
+			go test -json -count=1 -timeout "${3:-20m}" -exec "$root/scripts/as-root.sh" "${2:-./...}"
 	)
 }
 
@@ -189,8 +191,19 @@ zfs() {
 
 daemons() {
 	step 'build containerd and dockerd' scripts/daemons.sh build
+	step 'build the clients' scripts/clients.sh build buildkit nerdctl
 	step 'tests with containerd and dockerd' in_module e2e/daemons
 	step 'small benchmark through containerd' env QUICK=1 scripts/bench.sh engines
+}
+
+clients() {
+	local out=${COWSHED_CLIENTS_OUT:-$work/clients}
+	mkdir -p "$out"
+	step 'build containerd and dockerd' scripts/daemons.sh build
+	step 'build the clients' scripts/clients.sh build
+	COWSHED_CLIENTS_OUT=$(realpath "$out") COWSHED_TEST_LONG=1 step 'suites of clients' \
+		in_module e2e/daemons ./clients 8h
+	cat "$out"/*.md
 }
 
 fresh() {
@@ -206,12 +219,12 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | daemons | fresh) steps+=("$name") ;;
+		gates | unit | race | fuzz | zfs | daemons | clients | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
 			test_timeout=11h
-			steps+=(race zfs fresh)
+			steps+=(race zfs clients fresh)
 			;;
 		-h | --help | help)
 			usage

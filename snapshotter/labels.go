@@ -80,18 +80,18 @@ func parseLimit(labels map[string]string, scope quota.Scope) (quota.Limit, error
 	return quota.Limit{Bytes: bytes, Scope: scope}, nil
 }
 
-// limitOf is the limit of a new active snapshot. A label goes before Options, but can only lower the limit of a layer
-// that is unpacked: containerd takes such labels from the image's manifest, whose author may be hostile.
+// limitOf is the limit of a new active snapshot. A label goes before Options, but not where a layer is unpacked:
+// containerd takes such labels from the image's manifest, whose author may be hostile. What a label does is more than
+// to limit: the first limit turns quotas on for the filesystem.
 func (s *Snapshotter) limitOf(r request, key string) quota.Limit {
-	use, limit := UseOf(key), s.opts.BuildLimit
-	if use == UseContainer {
-		limit = s.opts.DefaultLimit
-	}
-	lowers := limit.Bytes == 0 || r.limit.Bytes < limit.Bytes
-	if r.limit.Bytes != 0 && (lowers || use != UseUnpack) {
+	use := UseOf(key)
+	switch {
+	case r.limit.Bytes != 0 && use != UseUnpack:
 		return r.limit
+	case use == UseContainer:
+		return s.opts.DefaultLimit
 	}
-	return limit
+	return s.opts.BuildLimit
 }
 
 // namingLimit adds to the error of a write to a volume, if it came of the volume's limit, which limit that is.

@@ -65,8 +65,8 @@ func testLimits(t *testing.T, fs filesystem) {
 		{step, label("other", "label"), 16 * mib, false},
 		{step, label("other", "label"), 32 * mib, true},
 		{step, label(snapshots.LabelSnapshotMaxSize, "67108864"), 32 * mib, false},
-		// The label of an image's manifest lowers the limit, and does not raise it.
-		{unpack, label(snapshots.LabelSnapshotMaxSize, "4194304"), 6 * mib, true},
+		// The label of an image's manifest has no effect.
+		{unpack, label(snapshots.LabelSnapshotMaxSize, "4194304"), 6 * mib, false},
 		{unpack, label(snapshots.LabelSnapshotMaxSize, "67108864"), 32 * mib, true},
 		// The annotation of a pod, which its sandbox has as a label.
 		{"k8s.io/%d/sandbox", label(snapshots.LabelSnapshotRef, "sha256:abc"), 16 * mib, true},
@@ -83,6 +83,18 @@ func testLimits(t *testing.T, fs filesystem) {
 			assert.NoError(t, os.Remove(filepath.Join(dir, "large")), c.key)
 		})
 	}
+}
+
+// TestLimitOfStranger: an image's manifest does not turn quotas on.
+func TestLimitOfStranger(t *testing.T) {
+	h := newHost(t, Options{})
+	const unpack = "default/1/extract-123-Abc_ sha256:abc"
+	h.prepare(unpack, "", label(snapshots.LabelSnapshotMaxSize, "67108864"))
+	for volume, err := range h.backend.Volumes(t.Context()) {
+		require.NoError(t, err)
+		assert.Zero(t, volume.Limit)
+	}
+	assert.Contains(t, h.backend.Status(t.Context()), [2]string{"Quota Mode", "off (policy auto)"})
 }
 
 // What cannot be done has the documented type of error and changes nothing.

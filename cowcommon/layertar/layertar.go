@@ -136,12 +136,12 @@ type ApplyOptions struct {
 type XattrPolicy int
 
 const (
-	// ExactXattrs: none, apart from those that Linux gives to no file of the kind, as user.* to a device.
+	// ExactXattrs leaves out none, apart from those that Linux gives to no file of the kind, as user.* to a device.
 	ExactXattrs XattrPolicy = iota
-	// SupportedXattrs: those that the filesystem cannot take, of a namespace that it does not have, and ACLs that are
+	// SupportedXattrs leaves out those that the filesystem cannot take, of a namespace that it does not have, and ACLs that are
 	// malformed.
 	SupportedXattrs
-	// BestEffortXattrs: those and what the caller may not set.
+	// BestEffortXattrs leaves out those and what the caller may not set.
 	BestEffortXattrs
 )
 

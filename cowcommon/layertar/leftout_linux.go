@@ -18,9 +18,9 @@ func (p XattrPolicy) leavesOut(name string, mode uint32, err error) bool {
 		return p >= SupportedXattrs
 	case errors.Is(err, unix.EINVAL), errors.Is(err, ErrMalformed):
 		return p >= SupportedXattrs && isACL
-	case errors.Is(err, unix.EACCES) && name == aclDefault && kind != unix.S_IFDIR: // set_posix_acl()
+	case errors.Is(err, unix.EACCES) && name == aclDefault && kind != unix.S_IFDIR: // as in set_posix_acl of the kernel
 		return p >= SupportedXattrs
-	case errors.Is(err, unix.EPERM) && strings.HasPrefix(name, "user.") && kind != unix.S_IFREG && kind != unix.S_IFDIR: // xattr_permission()
+	case errors.Is(err, unix.EPERM) && strings.HasPrefix(name, "user.") && kind != unix.S_IFREG && kind != unix.S_IFDIR: // as in xattr_permission
 		return true
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return p == BestEffortXattrs

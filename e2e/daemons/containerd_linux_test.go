@@ -118,10 +118,10 @@ func TestContainerd(t *testing.T) {
 	inEachSnapshotter(t, snapshotters(), func(t *testing.T, ctx context.Context, h containerdHost) {
 		here := h.store
 		registry := h.StartRegistry()
-		img, err := here.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
+		img, err := here.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
 		require.NoError(t, err)
 
-		result, err := here.Run(ctx, "one", img, changeScript)
+		result, err := here.Run(ctx, "one", img, harness.ChangeScript)
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
 
@@ -135,6 +135,7 @@ func TestContainerd(t *testing.T) {
 		}))
 		if h.cowshed != nil {
 			requireNative(t, ctx, h.cowshed, "snapshots")
+			assert.NotContains(t, h.cowshed.Log(), "a blob is read by requests", "layers are read in containerd's files")
 		}
 
 		require.NoError(t, here.PushImage(ctx, committed, committed.Name()))
@@ -148,7 +149,7 @@ func TestContainerd(t *testing.T) {
 				return nil
 			})
 		}))
-		result, err = there.Run(ctx, "one", pulled, checkScript)
+		result, err = there.Run(ctx, "one", pulled, harness.CheckScript)
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 
@@ -156,7 +157,7 @@ func TestContainerd(t *testing.T) {
 		requireCleared(t, ctx, here)
 		pulled, err = here.PullImage(ctx, committed.Name())
 		require.NoError(t, err)
-		result, err = here.Run(ctx, "again", pulled, checkScript)
+		result, err = here.Run(ctx, "again", pulled, harness.CheckScript)
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 		requireCleared(t, ctx, there)
@@ -177,9 +178,9 @@ func requireNative(t *testing.T, ctx context.Context, c *harness.Cowshed, servic
 func TestContainerdRestart(t *testing.T) {
 	inEachSnapshotter(t, snapshotters(), func(t *testing.T, ctx context.Context, h containerdHost) {
 		store := h.store
-		img, err := store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
+		img, err := store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
 		require.NoError(t, err)
-		c, err := store.Create(ctx, "one", img, changeScript+"; exec sleep 600")
+		c, err := store.Create(ctx, "one", img, harness.ChangeScript+"; exec sleep 600")
 		require.NoError(t, err)
 		output := filepath.Join(h.Dir, "one.out")
 		require.NoError(t, store.StartTask(ctx, c, output))
@@ -194,7 +195,7 @@ func TestContainerdRestart(t *testing.T) {
 		require.NoError(t, store.StopTask(ctx, c))
 		committed, err := store.Commit(ctx, "one", img, "cowshed/sample:2")
 		require.NoError(t, err)
-		result, err := store.Run(ctx, "two", committed, checkScript)
+		result, err := store.Run(ctx, "two", committed, harness.CheckScript)
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 	})
@@ -236,14 +237,14 @@ func TestContainerdAtOnce(t *testing.T) {
 	const containers = 10
 	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
 		store := h.store
-		img, err := store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
+		img, err := store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
 		require.NoError(t, err)
 
 		var g errgroup.Group
 		for n := range containers {
 			g.Go(func() error {
 				id := fmt.Sprintf("c%d", n)
-				result, err := store.Run(ctx, id, img, fmt.Sprintf("echo %d >/number; %s", n, changeScript))
+				result, err := store.Run(ctx, id, img, fmt.Sprintf("echo %d >/number; %s", n, harness.ChangeScript))
 				if err != nil || result.Code != 0 {
 					return fmt.Errorf("%s: %v: %w", id, result, err)
 				}
@@ -251,7 +252,7 @@ func TestContainerdAtOnce(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				result, err = store.Run(ctx, id+"-again", committed, "cat /number; "+checkScript)
+				result, err = store.Run(ctx, id+"-again", committed, "cat /number; "+harness.CheckScript)
 				if want := fmt.Sprintf("%d\nas committed\n", n); err != nil || result.Output != want {
 					return fmt.Errorf("%s: %v: %w", id, result, err)
 				}
@@ -265,7 +266,7 @@ func TestContainerdAtOnce(t *testing.T) {
 // TestContainerdLimit writes to the limit of a container, which then can delete and write again.
 func TestContainerdLimit(t *testing.T) {
 	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
-		img, err := h.store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
+		img, err := h.store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
 		require.NoError(t, err)
 		result, err := h.store.Run(ctx, "one", img, limitScript,
 			snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.Itoa(32 << 20)}))

@@ -122,7 +122,7 @@ func inEachOn(t *testing.T, fs filesystem, list []engine, test engineTest) {
 			fs.prepare(t, h)
 			e := s.start(t, h, fs)
 			ctx := contextOf(t, fs.timeout)
-			require.NoError(t, e.Load(ctx, h.SaveImage(sampleImage(t, h), "cowshed/sample:1")))
+			require.NoError(t, e.Load(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1")))
 
 			test(t, ctx, s, e)
 
@@ -144,7 +144,7 @@ func requireImage(t *testing.T, ctx context.Context, e engineHost) {
 	if !slices.Contains(images, "cowshed/sample:1") {
 		return
 	}
-	result, err := e.RunContainer(ctx, "intact", "cowshed/sample:1", intactScript, nil)
+	result, err := e.RunContainer(ctx, "intact", "cowshed/sample:1", harness.IntactScript, nil)
 	require.NoError(t, err)
 	assert.Equal(t, harness.Result{Output: "intact\n"}, result)
 }
@@ -174,7 +174,7 @@ func liveInEngine(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	require.NoError(t, err)
 	assert.Equal(t, e.driver, info.Info.Driver)
 
-	result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
+	result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", harness.ChangeScript, nil)
 	require.NoError(t, err)
 	assert.Equal(t, harness.Result{Output: "changed\n"}, result)
 	changes, err := e.Diff(ctx, "one")
@@ -182,7 +182,7 @@ func liveInEngine(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	assert.Equal(t, changedPaths, changes)
 
 	require.NoError(t, e.Commit(ctx, "one", "cowshed/sample:2"))
-	result, err = e.RunContainer(ctx, "two", "cowshed/sample:2", checkScript, nil)
+	result, err = e.RunContainer(ctx, "two", "cowshed/sample:2", harness.CheckScript, nil)
 	require.NoError(t, err)
 	assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 
@@ -200,12 +200,12 @@ func liveInEngine(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	require.NoError(t, e.Save(ctx, "cowshed/sample:2", saved))
 	requirePruned(t, ctx, e)
 	require.NoError(t, e.Load(ctx, saved))
-	result, err = e.RunContainer(ctx, "again", "cowshed/sample:2", checkScript, nil)
+	result, err = e.RunContainer(ctx, "again", "cowshed/sample:2", harness.CheckScript, nil)
 	require.NoError(t, err)
 	assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 }
 
-// buildContext is a context whose image has the number n and the changes of changeScript. No layer is the same as with
+// buildContext is a context whose image has the number n and the changes of harness.ChangeScript. No layer is the same as with
 // another number: Debian's engine leaks the subvolume of a layer that BuildKit and the classic builder both made.
 func buildContext(n int) []harness.File {
 	return []harness.File{
@@ -216,7 +216,7 @@ FROM first
 COPY --from=first /data/new/file /copied
 RUN test "$(cat /copied)" = new && echo %d >/number
 `, n)},
-		{Path: "change.sh", Data: fmt.Sprintf("%s\n# %d\n", changeScript, n)},
+		{Path: "change.sh", Data: fmt.Sprintf("%s\n# %d\n", harness.ChangeScript, n)},
 	}
 }
 
@@ -235,7 +235,7 @@ func buildAtOnce(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	for n := range runs {
 		g.Go(func() error {
 			name := fmt.Sprintf("run%d", n)
-			result, err := e.RunContainer(ctx, name, "cowshed/sample:1", changeScript, nil)
+			result, err := e.RunContainer(ctx, name, "cowshed/sample:1", harness.ChangeScript, nil)
 			if err != nil || result.Output != "changed\n" {
 				return fmt.Errorf("%s: %v: %w", name, result, err)
 			}
@@ -251,7 +251,7 @@ func buildAndRun(ctx context.Context, e engineHost, n int, builder build.Builder
 	if err := e.Build(ctx, image, buildContext(n), builder); err != nil {
 		return err
 	}
-	result, err := e.RunContainer(ctx, fmt.Sprintf("built%d", n), image, "cat /number; "+checkScript, nil)
+	result, err := e.RunContainer(ctx, fmt.Sprintf("built%d", n), image, "cat /number; "+harness.CheckScript, nil)
 	if want := fmt.Sprintf("%d\nas committed\n", n); err != nil || result.Output != want {
 		return fmt.Errorf("%s: %v: %w", image, result, err)
 	}
@@ -265,7 +265,7 @@ func TestDockerRestart(t *testing.T) {
 
 // restartDaemons is TestDockerRestart in one engine.
 func restartDaemons(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-	result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, nil)
+	result, err := e.RunContainer(ctx, "one", "cowshed/sample:1", harness.ChangeScript, nil)
 	require.NoError(t, err)
 	assert.Equal(t, harness.Result{Output: "changed\n"}, result)
 	require.NoError(t, e.CreateContainer(ctx, "running", "cowshed/sample:1", idleScript, nil))
@@ -283,7 +283,7 @@ func restartDaemons(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		assert.Equal(t, changedPaths, changes)
 		image := fmt.Sprintf("cowshed/restarted:%d", i)
 		require.NoError(t, e.Commit(ctx, "one", image))
-		result, err = e.RunContainer(ctx, fmt.Sprintf("check%d", i), image, checkScript, nil)
+		result, err = e.RunContainer(ctx, fmt.Sprintf("check%d", i), image, harness.CheckScript, nil)
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 	}
@@ -371,7 +371,7 @@ func TestDockerObserved(t *testing.T) {
 	var seen []observed
 	var drivers []told
 	inEach(t, []engine{{"cowshed", "", onPlugin()}, {"btrfs", "", onGraphDriver}}, func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-		_, err := e.RunContainer(ctx, "one", "cowshed/sample:1", changeScript, map[string]string{"size": "64m"})
+		_, err := e.RunContainer(ctx, "one", "cowshed/sample:1", harness.ChangeScript, map[string]string{"size": "64m"})
 		require.NoError(t, err)
 		o, d := observe(t, ctx, e, "cowshed/sample:1", "one")
 		t.Logf("%q", d)
@@ -379,7 +379,7 @@ func TestDockerObserved(t *testing.T) {
 	})
 	require.Len(t, seen, 2)
 
-	// changeScript makes one symbolic link, to file. The engine's own driver counts the length of its target.
+	// harness.ChangeScript makes one symbolic link, to file. The engine's own driver counts the length of its target.
 	expected := seen[1]
 	expected.SizeRw -= int64(len("file"))
 	expected.SizeRootFs -= int64(len("file"))

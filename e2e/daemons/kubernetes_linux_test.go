@@ -16,7 +16,7 @@ import (
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 )
 
-// pauseImage is the name of the image that containerd's CRI makes sandboxes of, unless it is told another one.
+// pauseImage is the name of the image that containerd's CRI makes sandboxes of.
 const pauseImage = "registry.k8s.io/pause:3.10.2"
 
 // withCRI is a snapshotter of a containerd that serves Kubernetes.
@@ -24,10 +24,16 @@ func withCRI(s snapshotter) snapshotter {
 	start := s.start
 	s.start = func(t *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
 		opts, cowshed := start(t, h)
-		opts.CRI = true
+		opts.CRI = noCNI(t)
 		return opts, cowshed
 	}
 	return s
+}
+
+// noCNI is for pods that have the network of the host, from images that are there.
+func noCNI(t *testing.T) *harness.CRI {
+	none := t.TempDir()
+	return &harness.CRI{PauseImage: pauseImage, RegistryHosts: none, NetworkPlugins: none, Networks: none}
 }
 
 // TestKubernetesLimit: a pod whose author does what can be done has the limit of containers, in the container and in the
@@ -96,7 +102,7 @@ func TestKubernetesLimit(t *testing.T) {
 // idleImage is the sample image with a command that does nothing until it is killed.
 func idleImage(t *testing.T, h *harness.Host) v1.Image {
 	t.Helper()
-	image := sampleImage(t, h)
+	image := harness.SampleImage(t, h.Programs)
 	file, err := image.ConfigFile()
 	require.NoError(t, err)
 	config := file.Config

@@ -92,7 +92,7 @@ func TestContainerdLimits(t *testing.T) {
 	inEachSnapshotter(t, []snapshotter{cowshed(`build_limit = "16M"`)}, func(t *testing.T, ctx context.Context, h containerdHost) {
 		_, err := h.store.ImportFile(ctx, h.SaveImage(harness.BusyboxImage(t, h.Programs, big), "cowshed/big:1"))
 		require.ErrorContains(t, err, "the snapshot is at its limit of 16MiB (build_limit, for builds and layers that are unpacked)")
-		img, err := h.store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
+		img, err := h.store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
 		require.NoError(t, err)
 		result, err := h.store.Run(ctx, "one", img, limitScript)
 		require.NoError(t, err)

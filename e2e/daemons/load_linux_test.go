@@ -99,7 +99,7 @@ func (l load) liveOnce(ctx context.Context, id string, step func()) error {
 // prepareLoad imports an image and returns the number of its snapshots.
 func prepareLoad(t *testing.T, ctx context.Context, h containerdHost) (l load, snapshots int) {
 	t.Helper()
-	img, err := h.store.ImportFile(ctx, h.SaveImage(sampleImage(t, h.Host), "cowshed/sample:1"))
+	img, err := h.store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
 	require.NoError(t, err)
 	layers, err := img.RootFS(ctx)
 	require.NoError(t, err)

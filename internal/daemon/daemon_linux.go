@@ -209,7 +209,8 @@ func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
 	}
 	d.closeLater(conn.Close)
 	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn),
-		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))))
+		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))),
+		snapshotter.WithBlobFiles(contentRoot(conn)))
 	d.log.Info("opened the volumes for containerd", "driver", driver.String(), "dir", dir)
 	return source{
 		service:  snapshotsService,

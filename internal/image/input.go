@@ -105,8 +105,8 @@ func (in *input) holdsImage() (bool, error) {
 		if err != nil && first {
 			return false, fmt.Errorf("not a tar: %w: %w", err, ErrMalformed)
 		}
-		if err != nil {
-			return false, nil // the end, or what whoever reads the tar will tell of
+		if err != nil { // the end, or what whoever reads the tar will tell of
+			return false, nil //nolint:nilerr // see above
 		}
 		name := path.Clean(strings.TrimPrefix(h.Name, "/"))
 		if first && name != "." && imageEntry.MatchString(name) || slices.Contains(imageMarks, name) {

@@ -77,7 +77,7 @@ func follow(path string) (string, error) {
 	for range maxLinks {
 		link, err := os.Readlink(path)
 		if err != nil {
-			return path, nil // not a link, or not there
+			return path, nil //nolint:nilerr // it is not a link, or not there
 		}
 		if !filepath.IsAbs(link) {
 			link = filepath.Join(filepath.Dir(path), link)

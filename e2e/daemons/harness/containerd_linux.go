@@ -35,8 +35,20 @@ type ContainerdOptions struct {
 	// Unpack are the pairs of snapshotter and differ that the transfer service unpacks images with.
 	Unpack []Unpack
 	// CRI turns the plugin for Kubernetes on. It uses Snapshotter.
-	CRI         bool
+	CRI         *CRI
 	Snapshotter string
+	// Configure, if it is not nil, changes the configuration before containerd starts.
+	Configure func(file string)
+}
+
+// CRI says what the plugin for Kubernetes uses.
+type CRI struct {
+	// PauseImage is the reference of the image that each pod has a container of.
+	PauseImage string
+	// RegistryHosts is a directory that says for each registry where it is, as the hosts.toml of containerd do.
+	RegistryHosts string
+	// NetworkPlugins and Networks are the directories with the programs and the configuration of CNI.
+	NetworkPlugins, Networks string
 }
 
 // Containerd is a containerd of a host.
@@ -55,6 +67,9 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 	state := h.dir(h.Dir, name)
 	c := &Containerd{Address: h.ContainerdAddress(name), Root: h.dir(h.Data, name)}
 	config := h.write(name+".toml", containerdConfig(c, state, h.LogLevel, opts))
+	if opts.Configure != nil {
+		opts.Configure(config)
+	}
 	c.Daemon = h.Start(Spec{
 		Name:    name,
 		Program: filepath.Join(h.Programs.Built, "containerd"),
@@ -110,7 +125,7 @@ func containerdConfig(c *Containerd, state, logLevel string, opts ContainerdOpti
 		"io.containerd.snapshotter.v1.erofs",
 		"io.containerd.differ.v1.erofs",
 	}
-	if !opts.CRI {
+	if opts.CRI == nil {
 		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime")
 	}
 	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\ntemp = %q\nimports = []\n", containerdConfigVersion,
@@ -124,10 +139,15 @@ func containerdConfig(c *Containerd, state, logLevel string, opts ContainerdOpti
 	if len(opts.Differs) > 0 {
 		fmt.Fprintf(&b, "  [plugins.'io.containerd.service.v1.diff-service']\n    default = %s\n", tomlStrings(opts.Differs))
 	}
-	if opts.CRI {
+	if cri := opts.CRI; cri != nil {
 		fmt.Fprintf(&b, "  [plugins.'io.containerd.cri.v1.images']\n    snapshotter = %q\n", opts.Snapshotter)
+		fmt.Fprintf(&b, "    [plugins.'io.containerd.cri.v1.images'.pinned_images]\n      sandbox = %q\n", cri.PauseImage)
+		fmt.Fprintf(&b, "    [plugins.'io.containerd.cri.v1.images'.registry]\n      config_path = %q\n", cri.RegistryHosts)
 		// Where the tests run in a container, they may not lower it.
 		fmt.Fprintf(&b, "  [plugins.'io.containerd.cri.v1.runtime']\n    restrict_oom_score_adj = true\n")
+		fmt.Fprintf(&b, "    netns_mounts_under_state_dir = true\n")
+		fmt.Fprintf(&b, "    [plugins.'io.containerd.cri.v1.runtime'.cni]\n      bin_dirs = [%q]\n      conf_dir = %q\n",
+			cri.NetworkPlugins, cri.Networks)
 	}
 	for _, u := range opts.Unpack {
 		fmt.Fprintf(&b, "  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n"+

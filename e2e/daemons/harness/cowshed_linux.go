@@ -43,7 +43,17 @@ var buildCowshed = sync.OnceValues(func() (string, error) {
 	return program, nil
 })
 
-// RemoveCowshed deletes the program that StartCowshed built, if it did; for TestMain.
+// CowshedProgram returns the path of the daemon's program, which is built from this tree if it has not been yet.
+func (h *Host) CowshedProgram() string {
+	h.t.Helper()
+	program, err := buildCowshed()
+	if err != nil {
+		h.t.Fatalf("harness: %v", err)
+	}
+	return program
+}
+
+// RemoveCowshed deletes the program that CowshedProgram built, if it did; for TestMain.
 func RemoveCowshed() error {
 	if cowshedDir == "" {
 		return nil
@@ -60,6 +70,8 @@ type Cowshed struct {
 	Root string
 	// Plugin is the name of the graph driver plugin for Docker Engine. No other test's is the same.
 	Plugin string
+	// Config is its configuration.
+	Config string
 
 	metrics string // path of the socket
 	program string
@@ -72,22 +84,21 @@ func (h *Host) PluginName() string { return "cowshed-" + filepath.Base(h.Dir) }
 // which may start later, and Docker Engines with graph driver plugins. settings are more lines of its configuration.
 func (h *Host) StartCowshed(containerd string, settings ...string) *Cowshed {
 	h.t.Helper()
-	program, err := buildCowshed()
-	if err != nil {
-		h.t.Fatalf("harness: %v", err)
-	}
+	program := h.CowshedProgram()
 	dir := h.dir(h.Dir, "cowshed")
 	c := &Cowshed{
 		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: h.PluginName(),
 		metrics: filepath.Join(dir, "m.sock"), program: program,
 	}
-	config := h.write("cowshed.toml", fmt.Sprintf(`root = %q
+	c.Config = h.write("cowshed.toml", fmt.Sprintf(`root = %q
 state = %q
+address = %q
 containerd_address = %q
+docker_plugin = %q
 metrics = %q
 log_level = %q
 %s
-`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics, h.LogLevel,
+`, c.Root, filepath.Join(dir, "state"), c.Address, h.ContainerdAddress(containerd), c.Plugin, "unix://"+c.metrics, h.LogLevel,
 		strings.Join(settings, "\n")))
 	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
 	h.t.Cleanup(func() {
@@ -99,7 +110,7 @@ log_level = %q
 	c.Daemon = h.Start(Spec{
 		Name:    "cowshed",
 		Program: program,
-		Args:    []string{"serve", "--config", config, "--address", c.Address, "--docker-plugin", c.Plugin},
+		Args:    []string{"serve", "--config", c.Config},
 		Env:     []string{path(), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, "tmp")},
 		Ready: func(ctx context.Context) error {
 			return errors.Join(accepts(ctx, c.Address), accepts(ctx, plugin), accepts(ctx, c.metrics))

@@ -32,7 +32,7 @@ type File struct {
 	UID  int
 }
 
-// BusyboxImage returns an image for this platform with a Debian busybox and all its commands, on which the given
+// BusyboxImage returns an image for this platform with a Debian busybox and its commands, on which the given
 // layers lie. Its command is a shell.
 func BusyboxImage(t testing.TB, p Programs, layers ...[]File) v1.Image {
 	t.Helper()
@@ -40,9 +40,16 @@ func BusyboxImage(t testing.TB, p Programs, layers ...[]File) v1.Image {
 	if err != nil {
 		t.Fatalf("harness: %v", err)
 	}
+	config := v1.Config{Env: []string{"PATH=/bin"}, Cmd: []string{"/bin/sh"}}
+	return LayerImage(t, config, append([][]File{base}, layers...)...)
+}
+
+// LayerImage returns an image for this platform of the given layers.
+func LayerImage(t testing.TB, config v1.Config, layers ...[]File) v1.Image {
+	t.Helper()
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
-	for _, files := range append([][]File{base}, layers...) {
+	for _, files := range layers {
 		img = appendLayer(t, img, files)
 	}
 	cfg, err := img.ConfigFile()
@@ -52,8 +59,7 @@ func BusyboxImage(t testing.TB, p Programs, layers ...[]File) v1.Image {
 	cfg = cfg.DeepCopy()
 	cfg.OS, cfg.Architecture = "linux", runtime.GOARCH
 	cfg.Created = v1.Time{Time: imageTime}
-	cfg.Config.Env = []string{"PATH=/bin"}
-	cfg.Config.Cmd = []string{"/bin/sh"}
+	cfg.Config = config
 	if img, err = mutate.ConfigFile(img, cfg); err != nil {
 		t.Fatalf("harness: %v", err)
 	}
@@ -116,7 +122,7 @@ func appendLayer(t testing.TB, img v1.Image, files []File) v1.Image {
 
 // BusyboxFiles returns a root filesystem around a Debian busybox with all its commands.
 func BusyboxFiles(p Programs) ([]File, error) {
-	program, err := p.busybox()
+	program, err := p.Busybox()
 	if err != nil {
 		return nil, err
 	}

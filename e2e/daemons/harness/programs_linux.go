@@ -55,8 +55,8 @@ func FindPrograms(t testing.TB) Programs {
 	return p
 }
 
-// busybox returns the path of a busybox that needs no libraries.
-func (p Programs) busybox() (string, error) {
+// Busybox returns the path of a busybox that needs no libraries.
+func (p Programs) Busybox() (string, error) {
 	for _, name := range []string{"usr/bin/busybox", "bin/busybox"} {
 		path := filepath.Join(p.Debian, name)
 		if _, err := os.Stat(path); err == nil {

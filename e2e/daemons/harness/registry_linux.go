@@ -25,7 +25,7 @@ storage:
     enabled: true
 http:
   addr: %s
-`, h.dir(h.Dir, "registry"), address))
+`, h.RegistryDir(), address))
 	h.Start(Spec{
 		Name:      "registry",
 		Program:   filepath.Join(h.Programs.Debian, "usr/bin/docker-registry"),
@@ -36,6 +36,9 @@ http:
 	})
 	return address
 }
+
+// RegistryDir is where the registry of StartRegistry keeps its data.
+func (h *Host) RegistryDir() string { return h.dir(h.Dir, "registry") }
 
 // freeAddress returns an address that nothing listens on at this moment.
 func (h *Host) freeAddress() string {

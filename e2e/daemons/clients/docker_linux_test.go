@@ -1,0 +1,81 @@
+package clients
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/e2e/daemons/harness"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// dockerFlows are for docker alone, and run before those that remove.
+var dockerFlows = []flow{
+	{"diff", `test "$(x diff changed | sort -k 2)" = "$(printf '%s\n' 'A /changed' 'C /data' 'C /data/change' 'D /data/move' \
+  'A /data/moved' 'A /data/moved/file' 'A /data/new' 'A /data/new/file' 'A /data/new/hard' 'A /data/new/soft' 'A /data/same' \
+  'C /data/setuid' 'D /data/tree')"`},
+	{"sizes", `x ps --all --size >/dev/null
+x system df -v >/dev/null`},
+	{"compose", `mkdir -p app
+cat >app/Dockerfile <<DOCKERFILE
+FROM sample:1
+RUN --network=none echo built >/data/change
+DOCKERFILE
+cat >app/compose.yaml <<COMPOSE
+services:
+  image:
+    image: sample:1
+    network_mode: none
+    command: [sh, -c, "echo up; while :; do sleep 0.1; done"]
+  build:
+    build:
+      context: .
+      network: none
+    network_mode: none
+    stop_grace_period: 1s
+    command: [sh, -c, "cat /data/change; while :; do sleep 0.1; done"]
+    volumes: ["kept:/kept"]
+volumes:
+  kept:
+COMPOSE
+cd app
+x compose up --detach --build
+test "$(x compose exec -T image cat /data/lower)" = second
+x compose exec -T build sh -c 'echo kept >/kept/file'
+x compose logs build | grep -q built
+x compose up --detach --force-recreate --timeout 1
+test "$(x compose exec -T build cat /kept/file)" = kept
+x compose down --rmi all --volumes --timeout 1`},
+	{"builder prune", `x builder prune --all --force`},
+}
+
+// docker does with the commands docker and docker compose, and the Docker Engine of today, what their users do.
+func docker() suite {
+	// Those that remove are the last two.
+	list := slices.Insert(slices.Clone(flows), len(flows)-2, dockerFlows...)
+	return suite{name: "docker", long: true, least: len(list), run: func(t *testing.T, snapshotter string) run {
+		h := harness.NewHost(t, testfs.Btrfs(t))
+		registry := h.StartRegistry()
+		opts := harness.ContainerdOptions{}
+		if snapshotter == cowshed {
+			opts = h.StartCowshed("containerd").Options()
+		}
+		containerd := h.StartContainerd("containerd", opts)
+		engine := h.StartDocker(harness.EngineOptions{Driver: snapshotter, Containerd: containerd})
+
+		config := filepath.Join(h.Dir, "config")
+		require.NoError(t, os.MkdirAll(filepath.Join(config, "cli-plugins"), 0o755))
+		for _, plugin := range []string{"buildx", "compose"} {
+			program := "docker-" + plugin
+			require.NoError(t, os.Symlink(filepath.Join(programs(t, plugin), program), filepath.Join(config, "cli-plugins", program)))
+		}
+		command := fmt.Sprintf("env DOCKER_CONFIG=%s %s --host unix://%s", config, filepath.Join(programs(t, "docker"), "docker"), engine.Socket)
+		result := runFlows(t, h, "docker-"+snapshotter, registry, command, list)
+		result.checkEmpty(t, containerd.Store("moby", snapshotter))
+		return result
+	}}
+}
