@@ -82,8 +82,9 @@ tidy: ## bring go.mod and go.sum of all modules up to date
 	cd e2e/daemons && go mod tidy
 	cd scripts/internal/commandcheck && go mod tidy
 
-bench: ## measure Cowshed beside moby, podman and containerd, and write docs/benchmarks.md
-	@scripts/deps.sh bench
+bench: ## measure Cowshed inside containerd and beside moby, podman and containerd, and write docs/benchmarks.md
+	@scripts/deps.sh bench $(if $(filter btrfs,$(DRIVER)),daemons)
+	$(if $(filter btrfs,$(DRIVER)),scripts/bench.sh engines)
 	scripts/bench.sh $(DRIVER)
 
 demo: build ## show the main job on a real Debian root filesystem

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layer is an image layer as a tar file, compressed and not, and the list of what is in it.
+// layer is an image layer as a tar file, compressed and not, and the list of its directories and regular files.
 type layer struct {
 	path    string // the tar file
 	formats []layertar.Format
@@ -104,8 +104,15 @@ func text(random *rand.Rand) []byte {
 
 // writeLarge writes a layer of n files of size bytes each, the last of which is empty but for its end.
 func writeLarge(w io.Writer, n, size int) error {
-	random := rand.New(rand.NewPCG(1, uint64(n)))
 	tw := tar.NewWriter(w)
+	if err := addLarge(tw, n, size); err != nil {
+		return err
+	}
+	return tw.Close()
+}
+
+func addLarge(tw *tar.Writer, n, size int) error {
+	random := rand.New(rand.NewPCG(1, uint64(n)))
 	for i := range n {
 		header := &tar.Header{
 			Typeflag: tar.TypeReg, Name: fmt.Sprintf("large%d", i), Mode: 0o644, Size: int64(size),
@@ -127,18 +134,26 @@ func writeLarge(w io.Writer, n, size int) error {
 			left -= m
 		}
 	}
-	return tw.Close()
+	return nil
 }
 
 // writeLayer writes a layer of n files. The same n gives the same layer.
 func writeLayer(w io.Writer, n int) error {
-	random := rand.New(rand.NewPCG(1, uint64(n)))
+	tw := tar.NewWriter(w)
+	if err := addFiles(tw, 0, n); err != nil {
+		return err
+	}
+	return tw.Close()
+}
+
+// addFiles adds n files of a tree to a layer: those from number first on.
+func addFiles(tw *tar.Writer, first, n int) error {
+	random := rand.New(rand.NewPCG(1+uint64(first), uint64(n)))
 	text := text(random)
 
-	tw := tar.NewWriter(w)
 	at := time.Unix(layerTime, 0)
 	madeTop := make(map[string]bool)
-	for i := range n {
+	for i := first; i < first+n; i++ {
 		top := fmt.Sprintf("usr%02d", i/filesPerDir/50)
 		dir := fmt.Sprintf("%s/share%03d", top, i/filesPerDir)
 		for _, d := range []string{top, dir} {
@@ -164,7 +179,7 @@ func writeLayer(w io.Writer, n int) error {
 			return err
 		}
 	}
-	return tw.Close()
+	return nil
 }
 
 // openLayer maps a tar file and lists its entries.
@@ -192,6 +207,9 @@ func openLayer(path string) (*layer, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if header.Typeflag != tar.TypeDir && header.Typeflag != tar.TypeReg {
+			continue
 		}
 		e := entry{name: header.Name, isDir: header.Typeflag == tar.TypeDir}
 		if e.isDir {
@@ -226,6 +244,11 @@ func (l *layer) someFiles(n int) []string {
 			names = append(names, e.name)
 		}
 	}
+	return someOf(names, n)
+}
+
+// someOf returns n of the names, evenly spread.
+func someOf(names []string, n int) []string {
 	var some []string
 	for i := range n {
 		some = append(some, names[(2*i+1)*len(names)/(2*n)])

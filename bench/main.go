@@ -1,5 +1,6 @@
 // Bench measures Cowshed beside the layer code of moby, podman and containerd, on the same filesystem in the
-// same run, and writes a table and plots. scripts/bench.sh makes the filesystem for it.
+// same run, and writes a table and plots. Its command engines does so with the snapshotters of a containerd that runs.
+// scripts/bench.sh makes the filesystem for it.
 package main
 
 import (
@@ -27,8 +28,13 @@ func main() {
 		return
 	}
 	run := func() error { return runBench(os.Args[1:], os.Stdout) }
-	if len(os.Args) > 1 && os.Args[1] == memoryCommand {
-		run = func() error { return runMemory(os.Args[2:]) }
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case memoryCommand:
+			run = func() error { return runMemory(os.Args[2:]) }
+		case enginesCommand:
+			run = func() error { return runEngines(os.Args[2:], os.Stdout) }
+		}
 	}
 	if isCounter(os.Args[0]) {
 		run = func() error { return countAndRun(os.Args) }
@@ -62,8 +68,13 @@ func runBench(args []string, out io.Writer) error {
 	if c.root == "" || flags.NArg() > 0 {
 		return errors.New("needs -root and no arguments; see -help")
 	}
-	if *output != "" && c.rounds < minRounds {
-		return fmt.Errorf("a report that is kept needs %d rounds", minRounds)
+	if *output != "" {
+		if c.rounds < minRounds {
+			return fmt.Errorf("a report that is kept needs %d rounds", minRounds)
+		}
+		if _, err := readDocument(*output); err != nil { // before hours have gone
+			return err
+		}
 	}
 	if *only != "" {
 		c.only = strings.Split(*only, ",")
@@ -170,7 +181,7 @@ func writeFiles(r *report, name string) error {
 			return err
 		}
 	}
-	return writeFile(name, r.write)
+	return updateDocument(name, documentTitle(r.filesystem), layersPart, r.write)
 }
 
 func writeFile(name string, write func(io.Writer)) error {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
 // operation is a row of the report.
@@ -58,6 +60,9 @@ var operations = []operation{
 	opCompare, opPrepare, opSnapshotUsage, opSnapshotCommit, opSnapshotRemove,
 	opPrepare + besideFew, opPrepare + besideMany, opSnapshotUsage + besideFew, opSnapshotUsage + besideMany,
 	opSnapshotCommit + besideFew, opSnapshotCommit + besideMany, opSnapshotRemove + besideFew, opSnapshotRemove + besideMany,
+	of(opLoad, layertar.Plain), of(opLoad, layertar.Gzip), of(opLoad, layertar.Zstd),
+	of(opPull, layertar.Plain), of(opPull, layertar.Gzip), of(opPull, layertar.Zstd),
+	opRun, opContainerDiff, opCommit, opContainerGone, opPrune, opPruneFreed,
 }
 
 // samples are the times of one contender, by operation.

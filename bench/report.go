@@ -25,7 +25,7 @@ type report struct {
 }
 
 // order is the order of columns.
-var order = []string{"cowshed", "moby", "podman", "containerd", "floor"}
+var order = []string{"cowshed", "moby", "podman", "containerd", "btrfs", "overlayfs", "native", "floor"}
 
 // bar is a promise of the project about the ratio to a peer.
 type bar struct {
@@ -63,7 +63,7 @@ var bars = []bar{
 var floorBars = []bar{{opApplyDurable, "floor", 1.15}}
 
 func (r *report) write(w io.Writer) {
-	fmt.Fprintf(w, "# Benchmarks on %s\n\n", r.filesystem)
+	fmt.Fprintf(w, "## Called directly\n\n")
 	fmt.Fprintf(w, "Written by `make bench` on %s, of revision %s. Do not edit.\n\n", r.date, r.revision)
 	r.writeMethod(w)
 	for i, result := range r.results {

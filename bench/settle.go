@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"golang.org/x/sys/unix"
@@ -26,16 +27,24 @@ func (c config) settle() error {
 	return nil
 }
 
-// waitCleaned waits until the space of all destroyed subvolumes is free.
+// waitCleaned waits until the space of all destroyed subvolumes is free. The kernel's cleaner sleeps for half a minute when
+// it finds nothing to do, even if a subvolume has just been destroyed that someone still has in use; so it is woken again.
 func waitCleaned(fd int) error {
-	if err := btrfsctl.WakeCleaner(fd); err != nil {
-		return err
+	cleaned := make(chan error, 1)
+	go func() { cleaned <- btrfsctl.WaitAllDropped(fd) }()
+	for {
+		if err := btrfsctl.WakeCleaner(fd); err != nil {
+			return errors.Join(err, <-cleaned)
+		}
+		select {
+		case err := <-cleaned:
+			if errors.Is(err, unix.ENOENT) { // there are none
+				return nil
+			}
+			return err
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
-	err := btrfsctl.WaitAllDropped(fd)
-	if errors.Is(err, unix.ENOENT) { // there are none
-		return nil
-	}
-	return err
 }
 
 // makeRoot makes the directory of a contender, on ZFS as a dataset of its own.

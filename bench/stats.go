@@ -33,6 +33,18 @@ func short(d time.Duration) string {
 	}
 }
 
+// shortCPU formats the median of times that are counted in ticks, and may be none.
+func shortCPU(times []time.Duration) string {
+	switch m := median(times); {
+	case len(times) == 0:
+		return "–"
+	case m < tick:
+		return "< " + short(tick)
+	default:
+		return short(m)
+	}
+}
+
 // ratio formats how many times as long a takes as b.
 func ratio(a, b time.Duration) string {
 	if a <= 0 || b <= 0 {

@@ -115,6 +115,22 @@ type MountSpecChecker interface {
 	CheckMountSpec() error
 }
 
+// Keeper is a Backend that can make a volume again what it was.
+type Keeper interface {
+	// Keep notes what a volume that is not sealed holds at this moment, in use or not. It costs no more than a Clone.
+	// ErrNotImplemented: of this volume it cannot.
+	Keep(ctx context.Context, name string) (Kept, error)
+}
+
+// Kept is what a volume was. A crash forgets it.
+type Kept interface {
+	// Restore makes the volume what it was, in one step, with the limit that it had, and so that it survives a power
+	// cut. ErrFailedPrecondition: it is in use, and was not changed. ErrNotFound: it was removed.
+	Restore(ctx context.Context) error
+	// Close forgets what the volume was.
+	Close() error
+}
+
 // VolumeOptions says how a volume is made.
 type VolumeOptions struct {
 	UID, GID   int         // owner of an empty volume's root directory, as host ids

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 	"github.com/moby/sys/user"
+	"github.com/moby/sys/userns"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
@@ -230,11 +231,20 @@ func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int
 	if err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
-	size, err = layertar.Apply(ctx, dir, diff, layertar.ApplyOptions{IDMap: d.opts.IDMap, Empty: empty, Logger: d.log})
+	size, err = layertar.Apply(ctx, dir, diff, layertar.ApplyOptions{IDMap: d.opts.IDMap, Xattrs: xattrPolicy(), Empty: empty, Logger: d.log})
 	if err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
 	return size, d.wrap("apply to layer", id, d.backend.Sync(ctx, id))
+}
+
+// xattrPolicy is to leave out what the filesystem cannot take and, in a user namespace, what the kernel lets nobody set
+// there.
+func xattrPolicy() layertar.XattrPolicy {
+	if userns.RunningInUserNS() {
+		return layertar.BestEffortXattrs
+	}
+	return layertar.SupportedXattrs
 }
 
 func isEmpty(dir string) (bool, error) {

@@ -70,7 +70,7 @@ type callStop struct {
 func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (killed bool, err error) {
 	runtime.LockOSThread() // a tracee has one thread as its tracer
 	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return false, err
 	}
@@ -106,8 +106,9 @@ func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (kil
 				return false, fmt.Errorf("continue: %w", err)
 			}
 		}
-		// Threads of this process only: whatever else the test program has started is for others to wait for.
-		tid, err = unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
+		// Threads of its process group only: whatever else this thread of the test program has started, for another
+		// goroutine before it was locked too, is for others to wait for.
+		tid, err = unix.Wait4(-pid, &status, unix.WALL|unix.WNOTHREAD, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

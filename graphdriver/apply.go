@@ -28,10 +28,11 @@ func applyUncompressedLayer(dest string, layer io.Reader, options *archive.TarOp
 	if set := unhonoured(options); len(set) > 0 {
 		return 0, fmt.Errorf("apply layer: options %s: %w", strings.Join(set, ", "), errdefs.ErrNotImplemented)
 	}
-	return layertar.Apply(context.Background(), dest, layer, layertar.ApplyOptions{
-		IDMap:            options.IDMap,
-		BestEffortXattrs: options.BestEffortXattrs,
-	})
+	xattrs := layertar.ExactXattrs
+	if options.BestEffortXattrs {
+		xattrs = layertar.BestEffortXattrs
+	}
+	return layertar.Apply(context.Background(), dest, layer, layertar.ApplyOptions{IDMap: options.IDMap, Xattrs: xattrs})
 }
 
 // unhonoured names the options that are set and that layertar does not have.

@@ -34,7 +34,7 @@ type NaiveDiffDriver struct {
 	IDMap user.IdentityMapping
 
 	// BestEffortXattrs lets ApplyDiff succeed where extended attributes cannot be set because the
-	// filesystem does not have them or the caller may not set them. The layer then lacks them.
+	// filesystem does not have them or the caller may not set them. The layer then lacks them, which is logged.
 	BestEffortXattrs bool
 }
 

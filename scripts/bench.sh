@@ -7,26 +7,30 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
 usage() {
 	cat <<'END'
-Usage: bench.sh [btrfs|zfs] [-- OPTION...]
+Usage: bench.sh [btrfs|zfs|engines] [-- OPTION...]
 
 Builds the program in bench/, makes a loopback image, measures Cowshed, moby, podman and containerd on it in one run,
 writes docs/benchmarks.md and plots, and deletes the image. OPTIONs are for the program; see bench/bin/bench -help.
+
+With engines it measures what clients see: one containerd on a btrfs, with the snapshotters of Cowshed and its own. It writes
+the first part of docs/benchmarks.md and leaves the rest. The daemons are those of scripts/daemons.sh, which builds them.
 
 On ZFS it measures Cowshed and moby and writes docs/benchmarks-zfs.md: on a pool in an image where the host has ZFS, else
 in the test machine (scripts/zfs-machine), which is emulated as a rule and ten times slower, for all alike.
 
 Environment:
   QUICK=1            small bases and few rounds, in a few minutes; prints the tables and writes nothing
-  FILES              numbers of files of the bases, default 50000,200000; on ZFS 5000
-  LARGE              MiB of each of the four files of the base of large files, default 256, on ZFS 0; 0: none
+  FILES              numbers of files of the bases, default 50000,200000; on ZFS 5000; of engines 50000,10000
+  LARGE              MiB of each of the four files of the base of large files, default 256, on ZFS 0, of engines 64; 0: none
   LAYERS             layers that are there when a driver starts, default 5000, on ZFS 2000; as many, but 2000 at most, are
-                     there while a snapshot of containerd is measured; 0: neither is measured
-  ROUNDS             how often everything is measured, default 3; with less than 3 nothing is written
+                     there while a snapshot of containerd is measured; 0: neither is measured. Of engines: numbers of layers
+                     of images, default 10,60; 0: no such images
+  ROUNDS             how often everything is measured, default 3, of engines 5; with less nothing is written
   COWSHED_BENCH_DIR  where the image is made, default /var/tmp; a tmpfs leaves the disk out of the figures
   COWSHED_CACHE      where the ZFS test machine is kept, default /var/cache/cowshed
 
 Needs root or sudo, and 24 GiB of free space for the full run, which takes more than an hour on two processors, and tens of
-minutes for ZFS.
+minutes for ZFS and for engines.
 For a short run of one size: FILES=50000 LARGE=0 LAYERS=0 ROUNDS=2 bench.sh
 Exit codes: 0 measured; 1 failed; 2 wrong usage.
 END
@@ -42,18 +46,23 @@ options() {
 	if [[ $1 == zfs ]]; then
 		files=5000 large=0 layers=2000 repeat=500ms
 		[[ ${QUICK:-} != 1 ]] || files=500 layers=200 repeat=200ms rounds=2
+	elif [[ $1 == engines ]]; then
+		files=50000,10000 large=64 layers=10,60 rounds=5
+		[[ ${QUICK:-} != 1 ]] || files=1000 large=4 layers=5 rounds=1
 	elif [[ ${QUICK:-} == 1 ]]; then
 		files=2000,8000 large=16 layers=200 repeat=200ms rounds=2
 	fi
 	rounds=${ROUNDS:-$rounds}
-	options=(-files "${FILES-$files}" -large "${LARGE:-$large}" -layers "${LAYERS:-$layers}" -rounds "$rounds" -repeat "$repeat")
-	options+=(-driver "$1" -revision "$(git describe --tags --always --dirty 2>/dev/null || echo unknown)")
+	options=(-files "${FILES-$files}" -large "${LARGE:-$large}" -layers "${LAYERS:-$layers}" -rounds "$rounds")
+	options+=(-revision "$(git describe --tags --always --dirty 2>/dev/null || echo unknown)")
+	[[ $1 == engines ]] || options+=(-repeat "$repeat" -driver "$1")
 }
 
-# on_loop FILESYSTEM OPTION...: runs the program on a new loopback image.
+# on_loop WHAT OPTION...: runs the program on a new loopback image.
 on_loop() {
-	local filesystem=$1 dir
+	local what=$1 filesystem=$1 dir run
 	shift
+	[[ $what != engines ]] || filesystem=btrfs
 	dir=$("${root[@]}" mktemp -d "${COWSHED_BENCH_DIR:-/var/tmp}/cowshed-bench.XXXXXX")
 	image=$dir/bench.img
 	# shellcheck disable=SC2064 # the names are wanted as they are now
@@ -61,8 +70,10 @@ on_loop() {
 	"${root[@]}" scripts/mkfs-loop.sh create --fs "$filesystem" "$image" 24G
 	"${root[@]}" scripts/mkfs-loop.sh mount "$image" "$dir/mnt"
 	"${root[@]}" mkdir "$dir/work"
-	"${root[@]}" env TMPDIR="$dir/work" "$program" -root "$dir/mnt" -work "$dir/work" \
-		-image "a loopback image on $(stat -f -c %T "$dir")" "$@"
+	run=("${root[@]}" env TMPDIR="$dir/work" "$program")
+	# It runs go to build cowshed; and its daemons have their sockets below TMPDIR, whose path has to be short.
+	[[ $what != engines ]] || run=(scripts/as-root.sh "$program" engines)
+	"${run[@]}" -root "$dir/mnt" -work "$dir/work" -image "a loopback image on $(stat -f -c %T "$dir")" "$@"
 }
 
 cleanup() {
@@ -102,10 +113,10 @@ machine_note() {
 }
 
 main() {
-	local filesystem=btrfs output=docs/benchmarks.md
+	local what=btrfs output=docs/benchmarks.md least=3
 	case ${1:-} in
-	btrfs | zfs)
-		filesystem=$1
+	btrfs | zfs | engines)
+		what=$1
 		shift
 		;;
 	-h | --help | help)
@@ -121,19 +132,25 @@ main() {
 	[[ ${1:-} != -- ]] || shift
 
 	program=bench/bin/bench
-	if [[ $filesystem == zfs ]]; then # static, for the test machine; without what is for btrfs alone
-		program=bench/bin/bench-zfs
-		(cd bench && CGO_ENABLED=0 go build -trimpath -o bin/bench-zfs .)
-	else
+	if [[ $what == btrfs ]]; then
 		(cd bench && go build -trimpath -o bin/bench .)
+	else # static, for the test machine; without what calls the drivers for btrfs
+		program=bench/bin/bench-static
+		(cd bench && CGO_ENABLED=0 go build -trimpath -o bin/bench-static .)
 	fi
-	options "$filesystem"
-	[[ $filesystem == btrfs ]] || output=docs/benchmarks-$filesystem.md
-	[[ ${QUICK:-} == 1 || $rounds -lt 3 ]] || options+=(-o "$output")
-	if [[ $filesystem == zfs && ! -c /dev/zfs ]]; then
+	options "$what"
+	case $what in
+	zfs) output=docs/benchmarks-zfs.md ;;
+	engines)
+		least=5
+		scripts/daemons.sh build >/dev/null
+		;;
+	esac
+	[[ ${QUICK:-} == 1 || $rounds -lt $least ]] || options+=(-o "$output")
+	if [[ $what == zfs && ! -c /dev/zfs ]]; then
 		in_machine "${options[@]}" "$@"
 	else
-		on_loop "$filesystem" "${options[@]}" "$@"
+		on_loop "$what" "${options[@]}" "$@"
 	fi
 }
 

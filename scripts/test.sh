@@ -16,7 +16,8 @@ Steps:
   race   all tests, with the race detector, as root; a test that is skipped fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 45s)
   zfs    the tests that need ZFS, in the test machine or on this host
-  daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
+  daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh), and a small run of the
+         benchmark through containerd
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md); prints what came out
   fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
@@ -192,6 +193,7 @@ daemons() {
 	step 'build containerd and dockerd' scripts/daemons.sh build
 	step 'build the clients' scripts/clients.sh build buildkit nerdctl
 	step 'tests with containerd and dockerd' in_module e2e/daemons
+	step 'small benchmark through containerd' env QUICK=1 scripts/bench.sh engines
 }
 
 clients() {

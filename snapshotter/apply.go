@@ -1,7 +1,6 @@
 package snapshotter
 
 import (
-	"bufio"
 	"context"
 	_ "crypto/sha256" // digests of blobs
 	_ "crypto/sha512"
@@ -23,9 +22,12 @@ import (
 // digest and size of the uncompressed layer. What it wrote survives a power cut. Id mappings of the mount have no
 // effect: a volume keeps the ids of the layer.
 //
+// The blob is read once: its digest is computed while it is extracted. Where that fails, or the digest turns out to be
+// another, the snapshot is made again what it was. Where the backend cannot do that, the blob is read a first time to
+// check its digest, and what fails later leaves a part of the layer in the snapshot.
+//
 // errdefs.ErrFailedPrecondition: the blob has not the digest or size that desc says, or the snapshot cannot be
-// written to; nothing was changed. errdefs.ErrInvalidArgument: the layer is malformed; like every other error
-// that comes while it is being extracted it leaves a part of the layer in the snapshot.
+// written to. errdefs.ErrInvalidArgument: the layer is malformed.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	applied, err := d.apply(toStore(ctx), desc, mounts, opts)
 	if err != nil {
@@ -34,7 +36,7 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	return applied, nil
 }
 
-func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts []diff.ApplyOpt) (ocispec.Descriptor, error) {
+func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts []diff.ApplyOpt) (_ ocispec.Descriptor, err error) {
 	var config diff.ApplyConfig
 	for _, opt := range opts {
 		if err := opt(ctx, desc, &config); err != nil {
@@ -51,85 +53,138 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	blob, err := d.store.ReaderAt(ctx, desc)
+	blob, err := d.openBlob(ctx, desc)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	defer blob.Close()
-	// Not while it is being extracted: then it would be too late to change nothing.
-	if err := verify(ctx, blob, desc); err != nil {
+	f, err := d.snapshotter.fill(ctx, target.volume)
+	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return d.extract(ctx, blob, desc.MediaType, target.volume, config.Progress)
+	defer func() { err = f.end(err) }()
+	if f.before == nil {
+		if err := checkDigest(ctx, blob, desc); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+	}
+	applied, err := d.extract(ctx, blob, desc, target.volume, config.Progress)
+	return applied, d.snapshotter.namingLimit(ctx, target.volume, err)
 }
 
-// verify reads a blob and checks its size and digest.
-func verify(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor) error {
+// openBlob opens a blob of the size that desc says.
+func (d *Differ) openBlob(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	if err := desc.Digest.Validate(); err != nil {
-		return fmt.Errorf("digest: %w: %w", errdefs.ErrInvalidArgument, err)
+		return nil, fmt.Errorf("digest: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
-	if blob.Size() != desc.Size {
-		return fmt.Errorf("blob has %d bytes and not %d: %w", blob.Size(), desc.Size, errdefs.ErrFailedPrecondition)
+	blob, err := d.store.ReaderAt(ctx, desc)
+	if err == nil && blob.Size() != desc.Size {
+		err = errors.Join(fmt.Errorf("blob has %d bytes and not %d: %w", blob.Size(), desc.Size, errdefs.ErrFailedPrecondition), blob.Close())
 	}
+	return blob, err
+}
+
+// checkDigest reads a blob for its digest alone.
+func checkDigest(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor) error {
 	verifier := desc.Digest.Verifier()
-	whole := wholeOf(ctx, blob)
-	n, err := io.Copy(verifier, whole)
+	return verify(readWhole(ctx, blob, verifier), verifier)
+}
+
+// verify closes the reader of a whole blob when it has read what is left of it, all of which the verifier sees.
+func verify(whole io.ReadCloser, verifier digest.Verifier) error {
+	_, err := io.Copy(io.Discard, whole)
 	if err := errors.Join(err, whole.Close()); err != nil {
 		return fmt.Errorf("read blob: %w", err)
 	}
-	if n != desc.Size || !verifier.Verified() {
+	if !verifier.Verified() {
 		return fmt.Errorf("blob has another digest: %w", errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
 
-func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, mediaType, volume string, progress func(int64)) (_ ocispec.Descriptor, err error) {
-	whole := wholeOf(ctx, blob)
-	defer func() { err = errors.Join(err, whole.Close()) }()
+// extract extracts a blob, and checks its digest beside.
+func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor, volume string, progress func(int64)) (ocispec.Descriptor, error) {
+	verifier := desc.Digest.Verifier()
+	whole := readWhole(ctx, blob, verifier)
 	compressed := io.Reader(whole)
 	if progress != nil {
 		progress(0)
 		compressed = &progressReader{r: compressed, report: progress}
 	}
-	plain, err := decompress(compressed, mediaType)
+	applied, err := d.extractFrom(ctx, compressed, desc, volume)
+	if err == nil {
+		err = context.Cause(ctx) // what is left cannot be read and verified any more
+	}
+	if ctx.Err() != nil || errdefs.IsResourceExhausted(typed(err)) {
+		return ocispec.Descriptor{}, errors.Join(err, whole.Close())
+	}
+	// A blob that is not the right one is no malformed layer.
+	if err := verify(whole, verifier); err != nil {
+		return ocispec.Descriptor{}, err
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	var size counter
-	digester := digest.Canonical.Digester()
-	layer := layertar.ReadAhead(plain, &size, digester.Hash())
-	defer func() { err = errors.Join(err, layer.Close(), plain.Close()) }()
+	if progress != nil {
+		progress(desc.Size)
+	}
+	return applied, nil
+}
 
-	if _, err := d.driver.Apply(ctx, volume, layer); err != nil {
+// extractFrom extracts a layer and describes what it is without its compression.
+func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc ocispec.Descriptor, volume string) (_ ocispec.Descriptor, err error) {
+	plain, format, err := decompress(compressed, desc.MediaType)
+	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	// What comes after the end of the tar belongs to the layer too, and to its digest.
+	defer func() { err = errors.Join(err, plain.Close()) }()
+	applied := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer}
+	if format == layertar.Plain && desc.Digest.Algorithm() == digest.Canonical {
+		// The blob is the layer, and its digest is computed already.
+		applied.Size, applied.Digest = desc.Size, desc.Digest
+		return applied, d.applyAll(ctx, volume, plain)
+	}
+	var size counter
+	digester := digest.Canonical.Digester()
+	layer := layertar.ReadAhead(plain, plainPiece, &size, digester.Hash())
+	err = errors.Join(d.applyAll(ctx, volume, layer), layer.Close())
+	applied.Size, applied.Digest = int64(size), digester.Digest()
+	return applied, err
+}
+
+// applyAll applies a layer and reads what comes after the end of the tar, which belongs to the layer too, and to its
+// digest.
+func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) error {
+	if _, err := d.driver.Apply(ctx, volume, layer); err != nil {
+		return err
+	}
 	if _, err := io.Copy(io.Discard, layer); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("read to the end: %w", err)
+		return fmt.Errorf("read to the end: %w", err)
 	}
-	if progress != nil {
-		progress(blob.Size())
-	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: int64(size), Digest: digester.Digest()}, nil
+	return nil
 }
 
 // decompress returns the tar. What is said to be compressed is decompressed as it is, in whichever format.
-func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
+func decompress(r io.Reader, mediaType string) (io.ReadCloser, layertar.Format, error) {
 	if layerFormats[mediaType] == layertar.Plain {
-		return io.NopCloser(r), nil
+		return io.NopCloser(r), layertar.Plain, nil
 	}
-	plain, _, err := layertar.Decompress(r)
-	return plain, err
+	return layertar.Decompress(r)
 }
 
-// pieceSize is how many bytes of a blob are read or written at once: each time is a request to the content store.
-const pieceSize = 1 << 20
+const (
+	// readPiece is how many bytes of a blob are read at once, and writePiece how many are written: each time is a request
+	// to the content store. A layer has four pieces of what is read in memory.
+	readPiece  = 2 << 20
+	writePiece = 1 << 20
+	// plainPiece is how much of a decompressed layer is digested at once.
+	plainPiece = 256 << 10
+)
 
-// wholeOf reads a blob from its beginning, ahead of its use; content.NewReader goes on where another reader has
-// stopped. Whoever closes the blob closes this reader first.
-func wholeOf(ctx context.Context, blob content.ReaderAt) io.ReadCloser {
-	whole := &contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}
-	return layertar.ReadAhead(bufio.NewReaderSize(whole, pieceSize))
+// readWhole reads a blob from its beginning, ahead of its use, and writes it to tee; content.NewReader goes on where
+// another reader has stopped. Whoever closes the blob closes this reader first.
+func readWhole(ctx context.Context, blob content.ReaderAt, tee io.Writer) io.ReadCloser {
+	return layertar.ReadAhead(&contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}, readPiece, tee)
 }
 
 // contextReader stops reading when the context ends.

@@ -1,12 +1,26 @@
 package snapshotter
 
 import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -60,6 +74,89 @@ func BenchmarkLifecycle(b *testing.B) {
 			})
 		})
 	}
+}
+
+// BenchmarkApply measures how long a layer of 180 MB in 9,500 files takes from a content store behind a socket, by requests
+// and from its files, beside the extraction of the same layer from memory.
+func BenchmarkApply(b *testing.B) {
+	mnt := testfs.Btrfs(b)
+	store, err := contentstore.Open(filepath.Join(mnt, "content"))
+	check(b, err)
+	backend, err := btrfs.Open(filepath.Join(mnt, "volumes"), btrfs.Options{})
+	check(b, err)
+	s, err := New(filepath.Join(mnt, "snapshotter"), backend, Options{})
+	check(b, err)
+	b.Cleanup(func() { check(b, s.Close()) })
+	remote := dialContent(b, store)
+	requests := NewDiffer(s, remote)
+	files := NewDiffer(s, remote, WithBlobFiles(func(context.Context) (string, error) { return filepath.Join(mnt, "content"), nil }))
+	ctx := namespaces.WithNamespace(b.Context(), "bench")
+	layer := benchLayer(b)
+	n := 0
+	run := func(name string, apply func(mounts []mount.Mount, volume string) error) {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				n++
+				key := fmt.Sprint("active-", n)
+				mounts, err := s.Prepare(ctx, key, "")
+				check(b, err)
+				volume, err := s.Volume(ctx, key)
+				check(b, err)
+				testfs.Sync(b, mnt)
+				b.StartTimer()
+				check(b, apply(mounts, volume))
+				b.StopTimer()
+				check(b, s.Remove(ctx, key))
+				check(b, s.Cleanup(ctx))
+				testfs.WaitDeleted(b, mnt)
+				b.StartTimer()
+			}
+		})
+	}
+	run("memory", func(_ []mount.Mount, volume string) error {
+		_, err := s.driver.Apply(ctx, volume, bytes.NewReader(layer))
+		return err
+	})
+	for _, format := range []layertar.Format{layertar.Plain, layertar.Gzip, layertar.Zstd} {
+		var blob bytes.Buffer
+		w, err := layertar.Compress(&blob, format, 0)
+		check(b, err)
+		_, err = w.Write(layer)
+		check(b, errors.Join(err, w.Close()))
+		desc := ocispec.Descriptor{MediaType: format.MediaType(), Digest: digest.FromBytes(blob.Bytes()), Size: int64(blob.Len())}
+		check(b, content.WriteBlob(ctx, store, desc.Digest.String(), &blob, desc))
+		for from, differ := range map[string]*Differ{"requests": requests, "file": files} {
+			run(format.String()+"/"+from, func(mounts []mount.Mount, _ string) error {
+				_, err := differ.Apply(ctx, desc, mounts)
+				return err
+			})
+		}
+	}
+}
+
+// benchLayer is a layer of 9,500 files, one in nineteen of which is large. Gzip makes it less than half as large.
+func benchLayer(b *testing.B) []byte {
+	b.Helper()
+	const files, small, large = 9500, 9 << 10, 200 << 10
+	noise := make([]byte, 1<<20)
+	_, err := rand.NewChaCha8([32]byte{}).Read(noise)
+	check(b, err)
+	text := bytes.Repeat([]byte("some text that can be compressed\n"), large/33+1)
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	for i := range files {
+		size := small
+		if i%19 == 0 {
+			size = large
+		}
+		from := i * 127 % (len(noise) - size)
+		check(b, w.WriteHeader(&tar.Header{Name: fmt.Sprintf("files/%03d/%05d", i/50, i), Mode: 0o644, Size: int64(size)}))
+		_, err := w.Write(slices.Concat(noise[from:][:size*2/5], text[:size-size*2/5]))
+		check(b, err)
+	}
+	check(b, w.Close())
+	return layer.Bytes()
 }
 
 func check(b *testing.B, err error) {

@@ -15,7 +15,7 @@ import (
 
 // Commit makes an active snapshot a committed one. Its volume is sealed, and is durable when Commit returns. If
 // it is still mounted somewhere, the committed snapshot is a clone of it, as it is at this moment, which what is
-// written later through the mount does not reach.
+// written later through the mount does not reach. While a layer is applied to it, Commit waits.
 //
 // The label containerd.io/snapshot/max-size has no effect. snapshots.WithParent with another parent than the
 // snapshot was prepared on is errdefs.ErrNotImplemented: a volume cannot be put on another.
@@ -33,6 +33,14 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	active, err := s.checkCommit(ctx, name, key, r.info.Parent)
 	if err != nil {
+		return err
+	}
+	release, err := s.filling.Claim(ctx, active.volume)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := s.checkWhole(active.volume); err != nil {
 		return err
 	}
 	copied := newVolumeName(snapshotPrefix, name) // if it has to be a copy

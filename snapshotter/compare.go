@@ -99,7 +99,11 @@ func (d *Differ) writeBlob(ctx context.Context, c *cowcommon.Comparison, config 
 	}
 	w, err := d.store.Writer(ctx, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{MediaType: config.MediaType}))
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("open upload: %w", err)
+		err = fmt.Errorf("open upload: %w", err)
+		if own && ctx.Err() != nil { // it may have been opened all the same
+			err = errors.Join(err, abort(ctx, d.store, ref))
+		}
+		return ocispec.Descriptor{}, err
 	}
 	committed := false
 	defer func() {
@@ -153,7 +157,7 @@ func toGiveUp(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // writeLayer writes the compressed tar, and returns the digest of the uncompressed one.
 func writeLayer(ctx context.Context, w io.Writer, c *cowcommon.Comparison, config diff.Config) (_ digest.Digest, err error) {
-	pieces := bufio.NewWriterSize(w, pieceSize)
+	pieces := bufio.NewWriterSize(w, writePiece)
 	compressed, err := config.Compressor(pieces, config.MediaType)
 	if err != nil {
 		return "", err

@@ -18,7 +18,7 @@ import (
 )
 
 // Prepare makes an active snapshot. Its limit is that of the label containerd.io/snapshot/max-size, a decimal
-// number of bytes, else Options.DefaultLimit.
+// number of bytes, else the one of Options for what UseOf says of the key. The label has no effect for UseUnpack.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := s.create(ctx, snapshots.KindActive, key, parent, opts)
 	return mounts, wrap("prepare", key, err)

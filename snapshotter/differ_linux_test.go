@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/epoch"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
@@ -637,12 +638,12 @@ func TestRequests(t *testing.T) {
 		requests.Store(0)
 		desc, err := differ.Compare(t.Context(), nil, h.mounts("noise"), diff.WithMediaType(mediaType))
 		require.NoError(t, err)
-		assert.LessOrEqual(t, requests.Load(), desc.Size/pieceSize+2, "writing %s", mediaType)
+		assert.LessOrEqual(t, requests.Load(), desc.Size/writePiece+2, "writing %s", mediaType)
 
 		requests.Store(0)
 		_, err = differ.Apply(t.Context(), desc, h.prepare(mediaType, ""))
 		require.NoError(t, err)
-		assert.LessOrEqual(t, requests.Load(), 2*(desc.Size/pieceSize+2), "checking and applying %s", mediaType)
+		assert.LessOrEqual(t, requests.Load(), desc.Size/readPiece+2, "applying %s", mediaType)
 		assert.True(t, string(noise) == h.content(mediaType, "file"), "the content of %s", mediaType)
 	}
 }
@@ -677,7 +678,9 @@ func wayOut(t *testing.T) []byte {
 }
 
 func TestApplyBeyondLimit(t *testing.T) {
-	h := newDifferHost(t, Options{DefaultLimit: quota.Limit{Bytes: 8 * mib}}, testfs.WithSimpleQuota())
+	h := newDifferHost(t, Options{
+		DefaultLimit: quota.Limit{Bytes: 8 * mib}, BuildLimit: quota.Limit{Bytes: 16 * mib},
+	}, testfs.WithSimpleQuota())
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	require.NoError(t, w.WriteHeader(&tar.Header{Name: "large", Mode: 0o644, Size: 32 * mib}))
@@ -690,9 +693,25 @@ func TestApplyBeyondLimit(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.NoError(t, w.Close())
-	_, err := h.differ.Apply(t.Context(), h.put(ocispec.MediaTypeImageLayer, layer.Bytes()), h.prepare("active", ""))
-	assert.ErrorIs(t, err, errdefs.ErrResourceExhausted)
-	assert.ErrorIs(t, err, unix.EDQUOT)
+	desc := h.put(ocispec.MediaTypeImageLayer, layer.Bytes())
+	const unpack = "default/1/extract-123-Abc_ sha256:abc"
+	for key, c := range map[string]struct {
+		label, says string
+	}{
+		"active":                    {"", "its limit of 8MiB (default_limit, for containers)"},
+		unpack:                      {"", "its limit of 16MiB (build_limit, for builds and layers that are unpacked)"},
+		unpack + "d":                {"4194304", "its limit of 16MiB (build_limit, for builds and layers that are unpacked)"},
+		"zo2wm3h5dsw5v1yoo4iiplkfu": {"4194304", "its limit of 4MiB: "},
+	} {
+		var opts []snapshots.Opt
+		if c.label != "" {
+			opts = append(opts, label(snapshots.LabelSnapshotMaxSize, c.label))
+		}
+		_, err := h.differ.Apply(t.Context(), desc, h.prepare(key, "", opts...))
+		require.ErrorIs(t, err, errdefs.ErrResourceExhausted, key)
+		require.ErrorIs(t, err, unix.EDQUOT, key)
+		require.ErrorContains(t, err, c.says, key)
+	}
 }
 
 // A diff of a snapshot that is being written to is one moment of it.

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -67,6 +68,30 @@ func (b *faultyBackend) Sync(ctx context.Context, name string) error {
 func (b *faultyBackend) Stat(ctx context.Context, name string) (v cowcommon.Volume, err error) {
 	err = b.call(func() error { v, err = b.Backend.Stat(ctx, name); return err })
 	return v, err
+}
+
+func (b *faultyBackend) Keep(ctx context.Context, name string) (kept cowcommon.Kept, err error) {
+	keeper, ok := b.Backend.(cowcommon.Keeper)
+	if !ok {
+		return nil, errdefs.ErrNotImplemented
+	}
+	err = b.call(func() error {
+		kept, err = keeper.Keep(ctx, name)
+		return err
+	})
+	if err != nil && kept != nil { // that of an error is the callee's to close
+		err = errors.Join(err, kept.Close())
+	}
+	return faultyKept{kept, b}, err
+}
+
+type faultyKept struct {
+	cowcommon.Kept
+	b *faultyBackend
+}
+
+func (k faultyKept) Restore(ctx context.Context) error {
+	return k.b.call(func() error { return k.Kept.Restore(ctx) })
 }
 
 func (b *faultyBackend) Usage(ctx context.Context, name string) (u quota.Usage, err error) {

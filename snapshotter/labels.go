@@ -1,9 +1,12 @@
 package snapshotter
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -77,37 +80,37 @@ func parseLimit(labels map[string]string, scope quota.Scope) (quota.Limit, error
 	return quota.Limit{Bytes: bytes, Scope: scope}, nil
 }
 
-// limitOf is the limit of a new active snapshot.
+// limitOf is the limit of a new active snapshot. A label goes before Options, but not where a layer is unpacked:
+// containerd takes such labels from the image's manifest, whose author may be hostile. What a label does is more than
+// to limit: the first limit turns quotas on for the filesystem.
 func (s *Snapshotter) limitOf(r request, key string) quota.Limit {
-	if r.limit.Bytes != 0 || isUnpacking(r, key) {
+	use := UseOf(key)
+	switch {
+	case r.limit.Bytes != 0 && use != UseUnpack:
 		return r.limit
+	case use == UseContainer:
+		return s.opts.DefaultLimit
 	}
-	return s.opts.DefaultLimit
+	return s.opts.BuildLimit
 }
 
-// isUnpacking reports whether an image layer is to be unpacked into the snapshot: containerd's unpackers say so
-// by a label or by the key.
-func isUnpacking(r request, key string) bool {
-	return r.info.Labels[snapshots.LabelSnapshotRef] != "" || isUnpackKey(ownKey(key))
-}
-
-// ownKey is the key that a client of containerd has chosen. containerd puts its namespace, a number and slashes
-// before it.
-func ownKey(key string) string {
-	parts := strings.SplitN(key, "/", 3)
-	if len(parts) < 3 || parts[0] == "" {
-		return key
+// namingLimit adds to the error of a write to a volume, if it came of the volume's limit, which limit that is.
+func (s *Snapshotter) namingLimit(ctx context.Context, volume string, err error) error {
+	if !errors.Is(err, syscall.EDQUOT) {
+		return err
 	}
-	if _, err := strconv.ParseUint(parts[1], 10, 64); err != nil {
-		return key
+	v, statErr := s.backend.Stat(context.WithoutCancel(ctx), volume)
+	if statErr != nil || v.Limit.Bytes == 0 {
+		return err
 	}
-	return parts[2]
-}
-
-// isUnpackKey reports whether a key has the form of snapshots.UnpackKeyFormat. No name of a container has a space.
-func isUnpackKey(key string) bool {
-	unique, chain, ok := strings.Cut(key, " ")
-	return ok && chain != "" && strings.HasPrefix(unique, snapshots.UnpackKeyPrefix+"-") && !strings.Contains(unique, "/")
+	setBy := ""
+	switch v.Limit.Bytes {
+	case s.opts.BuildLimit.Bytes:
+		setBy = " (build_limit, for builds and layers that are unpacked)"
+	case s.opts.DefaultLimit.Bytes:
+		setBy = " (default_limit, for containers)"
+	}
+	return fmt.Errorf("the snapshot is at its limit of %s%s: %w", quota.FormatSize(v.Limit.Bytes), setBy, err)
 }
 
 // idMapping is the id mapping of a mount in the form of the labels, "container:host:size" with commas between

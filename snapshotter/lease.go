@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -12,35 +13,52 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-const (
-	// uploadTime is how long an upload may take. Its lease ends with it, and expires after that time only if the daemon
-	// is killed in between.
-	uploadTime = time.Hour
-	// holdTime is how long a blob is held for the client to refer to it.
-	holdTime = 10 * time.Second
-)
+// leaseTimes says how long leases last. containerd's cannot be prolonged, only deleted and made anew.
+type leaseTimes struct {
+	// upload is how long an upload is still held when the daemon that makes it has been killed.
+	upload time.Duration
+	// renew is how often the leases of an upload are made anew.
+	renew time.Duration
+	// commit is how long the store may take to write a blob to the disk. Meanwhile its leases are not made anew.
+	commit time.Duration
+	// hold is how long a blob is held for the client to refer to it.
+	hold time.Duration
+}
+
+var defaultLeaseTimes = leaseTimes{upload: time.Minute, renew: 20 * time.Second, commit: 10 * time.Minute, hold: 10 * time.Second}
 
 // WithLeases makes Compare hold what it makes by leases of its own where a request comes without one: containerd passes
 // the namespace of a request on to proxy plugins, and not the lease, so that a blob could be collected as garbage before
-// the client refers to it. An upload is held until it ends, and the blob for ten seconds more.
+// the client refers to it. An upload is held until it ends, and the blob for ten seconds more. If the process is
+// killed meanwhile, the leases expire within a minute, or within ten where it was the store's turn.
 func WithLeases(manager leases.Manager) DifferOption {
-	return func(d *Differ) { d.store = leasedStore{d.store, manager, holdTime, d.snapshotter.log} }
+	return func(d *Differ) { d.store = leasedStore{d.store, manager, defaultLeaseTimes, d.snapshotter.log} }
 }
 
 // leasedStore is a content store whose uploads, and the blobs that they become, are held by leases.
 type leasedStore struct {
 	content.Store
 	manager leases.Manager
-	hold    time.Duration
+	times   leaseTimes
 	log     *slog.Logger
 }
 
 // Writer implements content.Ingester. ctx is that of all requests of the writer, also of its Commit.
 func (s leasedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
-	if _, ok := leases.FromContext(ctx); ok {
-		return s.Store.Writer(ctx, opts...)
+	if id, ok := leases.FromContext(ctx); ok {
+		w, err := s.Store.Writer(ctx, opts...)
+		if err != nil {
+			return nil, err
+		}
+		return &leasedWriter{Writer: w, store: s, ctx: ctx, lease: leases.Lease{ID: id}}, nil
 	}
-	lease, err := s.manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(uploadTime))
+	var config content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&config); err != nil {
+			return nil, err
+		}
+	}
+	lease, err := s.manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(s.times.upload))
 	if err != nil {
 		return nil, fmt.Errorf("create lease: %w", err)
 	}
@@ -49,7 +67,8 @@ func (s leasedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (con
 		s.release(ctx, lease)
 		return nil, err
 	}
-	return &leasedWriter{Writer: w, store: s, ctx: ctx, lease: lease}, nil
+	renewal := newRenewal(ctx, s, lease, leases.Resource{ID: config.Ref, Type: "ingests"})
+	return &leasedWriter{Writer: w, store: s, ctx: ctx, lease: lease, renewal: renewal}, nil
 }
 
 // release deletes a lease, also when the request has been cancelled. Where that fails, it says so: the lease expires.
@@ -61,44 +80,127 @@ func (s leasedStore) release(ctx context.Context, lease leases.Lease) {
 	}
 }
 
-// holdBlob holds a blob for a while. The lease expires at the end of it, and is deleted too: containerd leaves an
-// expired one to the next collection.
-func (s leasedStore) holdBlob(ctx context.Context, blob digest.Digest) error {
-	lease, err := s.manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(s.hold))
-	if err != nil {
-		return fmt.Errorf("create lease: %w", err)
-	}
-	if err := s.manager.AddResource(ctx, lease, leases.Resource{ID: blob.String(), Type: "content"}); err != nil {
-		s.release(ctx, lease)
-		return fmt.Errorf("lease %s: %w", blob, err)
-	}
-	time.AfterFunc(s.hold, func() { s.release(ctx, lease) })
-	return nil
-}
-
-// leasedWriter is an upload that a lease holds until it is closed.
+// leasedWriter is an upload that a lease holds.
 type leasedWriter struct {
 	content.Writer
-	store leasedStore
-	ctx   context.Context //nolint:containedctx // that of the requests of the writer
-	lease leases.Lease
+	store   leasedStore
+	ctx     context.Context //nolint:containedctx // that of the requests of the writer
+	lease   leases.Lease    // which the requests of the writer carry
+	renewal *renewal        // nil: the lease is the client's
+	held    bool            // the blob is there
 }
 
-// Commit implements content.Writer.
+// Commit implements content.Writer. The lease holds the blob before it is there: it may have been there all the time,
+// with nothing else that holds it.
 func (w *leasedWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	committed := w.Writer.Commit(ctx, size, expected, opts...)
-	if committed != nil && !errdefs.IsAlreadyExists(committed) {
-		return committed
+	if w.renewal != nil {
+		if err := w.renewal.stop(w.store.times.commit); err != nil {
+			return err
+		}
 	}
-	if err := w.store.holdBlob(w.ctx, expected); err != nil {
-		return err
+	if err := w.store.manager.AddResource(w.ctx, w.lease, leases.Resource{ID: expected.String(), Type: "content"}); err != nil {
+		return fmt.Errorf("lease %s: %w", expected, err)
 	}
-	return committed // the blob may have been there
+	err := w.Writer.Commit(ctx, size, expected, opts...)
+	w.held = err == nil || errdefs.IsAlreadyExists(err)
+	return err
 }
 
 // Close implements content.Writer.
 func (w *leasedWriter) Close() error {
 	err := w.Writer.Close()
-	w.store.release(w.ctx, w.lease)
+	if w.renewal == nil {
+		return err
+	}
+	w.renewal.end()
+	if w.held {
+		time.AfterFunc(w.store.times.hold, func() { w.store.release(w.ctx, w.lease) })
+	} else {
+		w.store.release(w.ctx, w.lease)
+	}
 	return err
+}
+
+// renewal makes the lease of an upload anew while it runs. The requests of the upload carry the name of the lease, so
+// that the new one has to have the same. While there is none, a second lease holds the upload.
+type renewal struct {
+	ctx    context.Context //nolint:containedctx // that of the requests of the upload
+	store  leasedStore
+	lease  leases.Lease
+	ingest leases.Resource
+	second leases.Lease // ID "": there is none
+	begun  time.Time
+
+	stopped chan struct{}
+	stopOne sync.Once
+	running sync.WaitGroup
+}
+
+func newRenewal(ctx context.Context, s leasedStore, lease leases.Lease, ingest leases.Resource) *renewal {
+	r := &renewal{ctx: ctx, store: s, lease: lease, ingest: ingest, begun: time.Now(), stopped: make(chan struct{})}
+	r.running.Go(r.run)
+	return r
+}
+
+func (r *renewal) run() {
+	ticker := time.NewTicker(r.store.times.renew)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			if err := r.renew(r.store.times.upload); err != nil && r.ctx.Err() == nil {
+				r.store.log.Warn("snapshotter: the lease of an upload cannot be made anew, and is tried again", "lease", r.lease.ID, "error", err)
+			}
+		case <-r.ctx.Done():
+			return
+		case <-r.stopped:
+			return
+		}
+	}
+}
+
+// renew makes both leases anew. One of them is there all the time.
+func (r *renewal) renew(last time.Duration) error {
+	if r.second.ID == "" {
+		second := leases.Lease{}
+		if err := leases.WithRandomID()(&second); err != nil {
+			return err
+		}
+		r.second = second
+	}
+	for _, lease := range []leases.Lease{r.second, r.lease} {
+		if err := r.store.manager.Delete(r.ctx, lease); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("delete lease: %w", err)
+		}
+		if _, err := r.store.manager.Create(r.ctx, leases.WithID(lease.ID), leases.WithExpiration(last)); err != nil {
+			return fmt.Errorf("create lease: %w", err)
+		}
+		if err := r.store.manager.AddResource(r.ctx, lease, r.ingest); err != nil {
+			return fmt.Errorf("lease upload: %w", err)
+		}
+	}
+	return nil
+}
+
+// stop makes the leases anew once more, to last that long, and then no more. An upload that has only just begun is not
+// so large that it would take the store longer than the leases last as they are.
+func (r *renewal) stop(last time.Duration) error {
+	r.halt()
+	if time.Since(r.begun) < r.store.times.renew/4 {
+		return nil
+	}
+	return r.renew(last)
+}
+
+func (r *renewal) halt() {
+	r.stopOne.Do(func() { close(r.stopped) })
+	r.running.Wait()
+}
+
+// end deletes the second lease.
+func (r *renewal) end() {
+	r.halt()
+	if r.second.ID != "" {
+		r.store.release(r.ctx, r.second)
+	}
 }

@@ -2,8 +2,11 @@ package snapshotter
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
@@ -22,93 +26,377 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	grpcmeta "google.golang.org/grpc/metadata"
 
 	"github.com/cowshed/cowshed/internal/contentstore"
 )
 
-// TestCompareLease has containerd's garbage collection run when a blob has been made that nothing refers to yet.
-func TestCompareLease(t *testing.T) {
+// leaseHost is a snapshotter, and containerd's metadata with its leases and its collection of garbage.
+type leaseHost struct {
+	*host
+	db      *metadata.DB
+	manager leases.Manager
+	store   content.Store // of db, behind a socket
+	upper   []mount.Mount // of a snapshot with a file of 4 MiB
+}
+
+func newLeaseHost(t *testing.T) *leaseHost {
+	t.Helper()
 	blobs, err := local.NewStore(t.TempDir())
 	require.NoError(t, err)
-	h := newHost(t, Options{})
+	h := &leaseHost{host: newHost(t, Options{})}
 	file, err := bolt.Open(filepath.Join(t.TempDir(), "meta.db"), 0o600, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, file.Close()) })
-	db := metadata.NewDB(file, blobs, nil)
-	manager := metadata.NewLeaseManager(db)
-	store := dialContent(t, db.ContentStore())
-	upper := h.prepare("upper", "")
-	h.write("upper", "file", []byte("text"))
+	h.db = metadata.NewDB(file, blobs, nil)
+	h.manager = metadata.NewLeaseManager(h.db)
+	h.store = dialContent(t, h.db.ContentStore())
+	h.upper = h.prepare("upper", "")
+	noise := make([]byte, 4*mib)
+	_, err = rand.NewChaCha8([32]byte{}).Read(noise)
+	require.NoError(t, err)
+	h.write("upper", "file", noise)
+	return h
+}
 
-	isThere := func(t *testing.T, ctx context.Context, blob digest.Digest) bool {
-		_, err := db.GarbageCollect(ctx)
-		require.NoError(t, err)
-		_, err = db.ContentStore().Info(ctx, blob)
-		if !errdefs.IsNotFound(err) {
-			require.NoError(t, err)
-		}
-		return err == nil
-	}
-	held := func(t *testing.T, ctx context.Context) []leases.Lease {
-		all, err := manager.List(ctx)
-		require.NoError(t, err)
-		return all
-	}
+// differ makes one with leases of those times.
+func (h *leaseHost) differ(store content.Store, manager leases.Manager, times leaseTimes) *Differ {
+	d := NewDiffer(h.Snapshotter, store)
+	d.store = leasedStore{store, manager, times, h.Snapshotter.log}
+	return d
+}
 
+func (h *leaseHost) collect(ctx context.Context) {
+	h.t.Helper()
+	_, err := h.db.GarbageCollect(ctx)
+	require.NoError(h.t, err)
+}
+
+// isThere reports whether a blob survives a collection.
+func (h *leaseHost) isThere(ctx context.Context, blob digest.Digest) bool {
+	h.t.Helper()
+	h.collect(ctx)
+	_, err := h.db.ContentStore().Info(ctx, blob)
+	if !errdefs.IsNotFound(err) {
+		require.NoError(h.t, err)
+	}
+	return err == nil
+}
+
+func (h *leaseHost) leases(ctx context.Context) []leases.Lease {
+	h.t.Helper()
+	all, err := h.manager.List(ctx)
+	require.NoError(h.t, err)
+	return all
+}
+
+// left lists blobs and uploads that survive a collection.
+func (h *leaseHost) left(ctx context.Context) (left []string) {
+	h.t.Helper()
+	h.collect(ctx)
+	require.NoError(h.t, h.db.ContentStore().Walk(ctx, func(info content.Info) error {
+		left = append(left, info.Digest.String())
+		return nil
+	}))
+	uploads, err := h.db.ContentStore().ListStatuses(ctx)
+	require.NoError(h.t, err)
+	for _, upload := range uploads {
+		left = append(left, upload.Ref)
+	}
+	return left
+}
+
+// TestCompareLease has containerd's garbage collection run when a blob has been made that nothing refers to yet.
+func TestCompareLease(t *testing.T) {
+	h := newLeaseHost(t)
 	t.Run("without", func(t *testing.T) {
 		ctx := namespaces.WithNamespace(t.Context(), "none")
-		desc, err := NewDiffer(h.Snapshotter, store).Compare(ctx, nil, upper)
+		desc, err := NewDiffer(h.Snapshotter, h.store).Compare(ctx, nil, h.upper)
 		require.NoError(t, err)
-		assert.False(t, isThere(t, ctx, desc.Digest))
-		assert.Empty(t, held(t, ctx))
+		assert.False(t, h.isThere(ctx, desc.Digest))
+		assert.Empty(t, h.leases(ctx))
 	})
 	t.Run("own", func(t *testing.T) {
 		ctx := namespaces.WithNamespace(t.Context(), "own")
-		differ := NewDiffer(h.Snapshotter, store, WithLeases(manager))
-		hold := 3 * time.Second
-		differ.store = leasedStore{store, manager, hold, h.Snapshotter.log}
-		for times := range 2 {
+		times := defaultLeaseTimes
+		times.hold = 3 * time.Second
+		differ := h.differ(h.store, h.manager, times)
+		for again := range 2 {
 			begun := time.Now()
-			desc, err := differ.Compare(ctx, nil, upper)
+			desc, err := differ.Compare(ctx, nil, h.upper)
 			require.NoError(t, err)
-			for range times { // makes a blob that is there
-				again, err := differ.Compare(ctx, nil, upper)
+			for range again { // makes a blob that is there
+				same, err := differ.Compare(ctx, nil, h.upper)
 				require.NoError(t, err)
-				require.Equal(t, desc.Digest, again.Digest)
+				require.Equal(t, desc.Digest, same.Digest)
 			}
-			there, all := isThere(t, ctx, desc.Digest), held(t, ctx)
-			if time.Since(begun) < hold-time.Second { // else this process had no time
+			there, all := h.isThere(ctx, desc.Digest), h.leases(ctx)
+			if time.Since(begun) < times.hold-time.Second { // else this process had no time
 				assert.True(t, there)
-				assert.Len(t, all, 1+times)
+				assert.Len(t, all, 1+again)
 			}
-			require.Eventually(t, func() bool { return len(held(t, ctx)) == 0 }, time.Minute, 10*time.Millisecond)
-			assert.False(t, isThere(t, ctx, desc.Digest))
+			require.Eventually(t, func() bool { return len(h.leases(ctx)) == 0 }, time.Minute, 10*time.Millisecond)
+			assert.Empty(t, h.left(ctx))
 		}
 	})
 	t.Run("failed", func(t *testing.T) {
 		ctx := namespaces.WithNamespace(t.Context(), "failed")
 		failing := func(io.Writer, string) (io.WriteCloser, error) { return errWriter{unix.EIO}, nil }
-		_, err := NewDiffer(h.Snapshotter, store, WithLeases(manager)).Compare(ctx, nil, upper, diff.WithCompressor(failing), diff.WithMediaType("a/b"))
+		_, err := NewDiffer(h.Snapshotter, h.store, WithLeases(h.manager)).Compare(ctx, nil, h.upper, diff.WithCompressor(failing), diff.WithMediaType("a/b"))
 		require.ErrorIs(t, err, unix.EIO)
-		assert.Empty(t, held(t, ctx))
+		assert.Empty(t, h.leases(ctx))
+		assert.Empty(t, h.left(ctx))
 	})
 	t.Run("of the caller", func(t *testing.T) {
 		ctx := namespaces.WithNamespace(t.Context(), "callers")
-		given, err := manager.Create(ctx, leases.WithID("given"))
+		given, err := h.manager.Create(ctx, leases.WithID("given"))
 		require.NoError(t, err)
-		desc, err := NewDiffer(h.Snapshotter, store, WithLeases(manager)).Compare(leases.WithLease(ctx, given.ID), nil, upper)
+		request := grpcmeta.NewIncomingContext(t.Context(), grpcmeta.Pairs(
+			namespaces.GRPCHeader, "callers", leases.GRPCHeader, given.ID))
+		desc, err := NewDiffer(h.Snapshotter, h.store, WithLeases(h.manager)).Compare(request, nil, h.upper)
 		require.NoError(t, err)
-		assert.True(t, isThere(t, ctx, desc.Digest))
-		all := held(t, ctx)
+		assert.True(t, h.isThere(ctx, desc.Digest))
+		all := h.leases(ctx)
 		require.Len(t, all, 1)
 		assert.Equal(t, "given", all[0].ID)
-		require.NoError(t, manager.Delete(ctx, given))
-		assert.False(t, isThere(t, ctx, desc.Digest))
+		require.NoError(t, h.manager.Delete(ctx, given))
+		assert.Empty(t, h.left(ctx))
 	})
 }
 
+// TestCompareCollected has the garbage collection run before and after each request to the store, while the leases are
+// made anew all the time.
+func TestCompareCollected(t *testing.T) {
+	h := newLeaseHost(t)
+	for name, withLease := range map[string]func(ctx context.Context) context.Context{
+		"own": func(ctx context.Context) context.Context { return ctx },
+		"of the caller": func(ctx context.Context) context.Context {
+			given, err := h.manager.Create(ctx, leases.WithID("given"))
+			require.NoError(t, err)
+			return leases.WithLease(ctx, given.ID)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := namespaces.WithNamespace(t.Context(), digest.FromString(name).Encoded())
+			var requests atomic.Int64
+			r := requester{before: func() error { return h.collectNow(ctx) }, after: func() { requests.Add(1); assert.NoError(t, h.collectNow(ctx)) }}
+			times := leaseTimes{upload: time.Minute, renew: time.Millisecond, commit: time.Minute, hold: time.Minute}
+			differ := h.differ(requestStore{h.store, r}, requestManager{h.manager, r}, times)
+			leased := withLease(ctx)
+			desc, err := differ.Compare(leased, nil, h.upper)
+			require.NoError(t, err)
+			assert.True(t, h.isThere(ctx, desc.Digest))
+			assert.Greater(t, requests.Load(), int64(5))
+		})
+	}
+}
+
+// TestCompareOfThere has a blob lose what holds it right after the store has said that it is there already.
+func TestCompareOfThere(t *testing.T) {
+	h := newLeaseHost(t)
+	ctx := namespaces.WithNamespace(t.Context(), "there")
+	given, err := h.manager.Create(ctx, leases.WithID("given"))
+	require.NoError(t, err)
+	desc, err := NewDiffer(h.Snapshotter, h.store, WithLeases(h.manager)).Compare(leases.WithLease(ctx, given.ID), nil, h.upper)
+	require.NoError(t, err)
+	deleted := false
+	r := requester{before: func() error { return nil }, after: func() {
+		deleted = true
+		assert.NoError(t, h.manager.Delete(ctx, given))
+		assert.NoError(t, h.collectNow(ctx))
+	}}
+	commits := commitStore{h.store, r}
+	times := defaultLeaseTimes
+	times.hold = time.Hour // beyond the end of the test
+	same, err := h.differ(commits, h.manager, times).Compare(ctx, nil, h.upper)
+	require.NoError(t, err)
+	assert.True(t, deleted)
+	assert.Equal(t, desc, same)
+	assert.True(t, h.isThere(ctx, desc.Digest))
+}
+
+// commitStore is a store whose uploads have a requester around their Commit.
+type commitStore struct {
+	content.Store
+	r requester
+}
+
+func (s commitStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := s.Store.Writer(ctx, opts...)
+	return commitWriter{w, s.r}, err
+}
+
+type commitWriter struct {
+	content.Writer
+	r requester
+}
+
+func (w commitWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	return w.r.request(func() error { return w.Writer.Commit(ctx, size, expected, opts...) })
+}
+
+// TestCompareRenews: an upload may take longer than its leases last.
+func TestCompareRenews(t *testing.T) {
+	h := newLeaseHost(t)
+	ctx := namespaces.WithNamespace(t.Context(), "slow")
+	times := leaseTimes{upload: 3 * time.Second, renew: 300 * time.Millisecond, commit: time.Minute, hold: time.Minute}
+	differ := h.differ(h.store, h.manager, times)
+	slow := func(w io.Writer, _ string) (io.WriteCloser, error) {
+		return &pausing{Writer: w, pause: 2 * times.upload}, nil
+	}
+	desc, err := differ.Compare(ctx, nil, h.upper, diff.WithCompressor(func(w io.Writer, mediaType string) (io.WriteCloser, error) {
+		go func() {
+			for end := time.Now().Add(2 * times.upload); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				assert.NoError(t, h.collectNow(ctx))
+			}
+		}()
+		return slow(w, mediaType)
+	}), diff.WithMediaType("a/b"))
+	require.NoError(t, err)
+	assert.True(t, h.isThere(ctx, desc.Digest))
+}
+
+// pausing is a compressor that takes its time before the end.
+type pausing struct {
+	io.Writer
+	pause time.Duration
+}
+
+func (p *pausing) Close() error { time.Sleep(p.pause); return nil }
+
+// TestCompareCancelled: wherever a request is cancelled, no lease is left, and no upload or blob that survives a collection.
+func TestCompareCancelled(t *testing.T) {
+	h := newLeaseHost(t)
+	for n := int64(0); ; n++ {
+		require.Less(t, n, int64(100))
+		ctx := namespaces.WithNamespace(t.Context(), fmt.Sprint("cancelled-", n))
+		cancelled, cancel := context.WithCancel(ctx)
+		var requests atomic.Int64
+		r := requester{before: func() error { return nil }, after: func() {
+			if requests.Add(1) == n {
+				cancel()
+			}
+		}}
+		times := leaseTimes{upload: time.Minute, renew: time.Minute, commit: time.Minute, hold: time.Millisecond}
+		_, err := h.differ(requestStore{h.store, r}, requestManager{h.manager, r}, times).Compare(cancelled, nil, h.upper)
+		done := cancelled.Err() == nil
+		cancel()
+		if done {
+			require.NoError(t, err)
+		}
+		require.Eventually(t, func() bool { return len(h.leases(ctx)) == 0 }, 10*time.Second, time.Millisecond, "request %d", n)
+		assert.Eventually(t, func() bool { return len(h.left(ctx)) == 0 }, 10*time.Second, time.Millisecond, "request %d", n)
+		if done && n > 0 {
+			break
+		}
+	}
+}
+
+// TestCompareKilled: what a process leaves that is killed during an upload goes when its leases have expired. In this test
+// it is one whose requests all fail from then on.
+func TestCompareKilled(t *testing.T) {
+	h := newLeaseHost(t)
+	times := leaseTimes{upload: time.Second, renew: 100 * time.Millisecond, commit: time.Second, hold: time.Second}
+	for _, after := range []int64{1, 2, 3, 5, 7, 9} {
+		ctx := namespaces.WithNamespace(t.Context(), fmt.Sprint("killed-", after))
+		var requests atomic.Int64
+		r := requester{before: func() error {
+			if requests.Add(1) > after {
+				return unix.EPIPE
+			}
+			return nil
+		}, after: func() {}}
+		_, err := h.differ(requestStore{h.store, r}, requestManager{h.manager, r}, times).Compare(ctx, nil, h.upper)
+		if requests.Load() > after+1 {
+			require.ErrorIs(t, err, unix.EPIPE, "request %d", after)
+		}
+		require.Eventually(t, func() bool {
+			return len(h.left(ctx)) == 0 && len(h.leases(ctx)) == 0
+		}, times.upload+time.Minute, 10*time.Millisecond, "request %d", after)
+	}
+}
+
+// collectNow is collect for other goroutines.
+func (h *leaseHost) collectNow(ctx context.Context) error {
+	_, err := h.db.GarbageCollect(ctx)
+	return err
+}
+
+// requester is called around each request to a store or manager of leases.
+type requester struct {
+	before func() error
+	after  func()
+}
+
+func (r requester) request(do func() error) error {
+	if err := r.before(); err != nil {
+		return err
+	}
+	defer r.after()
+	return do()
+}
+
+type requestStore struct {
+	content.Store
+	r requester
+}
+
+func (s requestStore) Writer(ctx context.Context, opts ...content.WriterOpt) (w content.Writer, err error) {
+	err = s.r.request(func() error { w, err = s.Store.Writer(ctx, opts...); return err })
+	if err != nil {
+		return nil, err
+	}
+	return requestWriter{w, s.r}, nil
+}
+
+func (s requestStore) Info(ctx context.Context, dgst digest.Digest) (info content.Info, err error) {
+	err = s.r.request(func() error { info, err = s.Store.Info(ctx, dgst); return err })
+	return info, err
+}
+
+func (s requestStore) Update(ctx context.Context, info content.Info, fields ...string) (updated content.Info, err error) {
+	err = s.r.request(func() error { updated, err = s.Store.Update(ctx, info, fields...); return err })
+	return updated, err
+}
+
+func (s requestStore) Abort(ctx context.Context, ref string) error {
+	return s.r.request(func() error { return s.Store.Abort(ctx, ref) })
+}
+
+type requestWriter struct {
+	content.Writer
+	r requester
+}
+
+func (w requestWriter) Write(p []byte) (n int, err error) {
+	err = w.r.request(func() error { n, err = w.Writer.Write(p); return err })
+	return n, err
+}
+
+func (w requestWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	return w.r.request(func() error { return w.Writer.Commit(ctx, size, expected, opts...) })
+}
+
+type requestManager struct {
+	leases.Manager
+	r requester
+}
+
+func (m requestManager) Create(ctx context.Context, opts ...leases.Opt) (lease leases.Lease, err error) {
+	err = m.r.request(func() error { lease, err = m.Manager.Create(ctx, opts...); return err })
+	return lease, err
+}
+
+func (m requestManager) Delete(ctx context.Context, lease leases.Lease, opts ...leases.DeleteOpt) error {
+	return m.r.request(func() error { return m.Manager.Delete(ctx, lease, opts...) })
+}
+
+func (m requestManager) AddResource(ctx context.Context, lease leases.Lease, resource leases.Resource) error {
+	return m.r.request(func() error { return m.Manager.AddResource(ctx, lease, resource) })
+}
+
 // dialContent serves a content store, as containerd does, and connects to it.
-func dialContent(t *testing.T, store content.Store) content.Store {
+func dialContent(t testing.TB, store content.Store) content.Store {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "c.sock")
 	stop, err := contentstore.Serve(store, socket)

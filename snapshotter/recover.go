@@ -147,14 +147,23 @@ func (s *Snapshotter) thawFound(ctx context.Context, key string, v cowcommon.Vol
 	return err
 }
 
-// hasChildren reports whether a volume was cloned from another, one apart.
+// hasChildren reports whether a volume was cloned from another, one apart. What may go is no child: it can be the copy of
+// a commit that has failed.
 func (k *inventory) hasChildren(volume, apart string) bool {
 	for name, v := range k.volumes {
-		if v.Parent == volume && name != apart {
+		if v.Parent == volume && name != apart && !k.mayGo(v) {
 			return true
 		}
 	}
 	return false
+}
+
+// mayGo reports whether the metadata says that a volume may be destroyed.
+func (k *inventory) mayGo(v cowcommon.Volume) bool {
+	_, owned := k.owners[v.Name]
+	_, isDoomed := k.doomed[v.Name]
+	_, isCopy := k.copies[v.Name]
+	return !owned && (isDoomed || isCopy && !v.Sealed)
 }
 
 // sort decides about each volume. What the ledgers need not say any more is taken out with a later change.
@@ -163,12 +172,11 @@ func (s *Snapshotter) sort(known *inventory) {
 		if _, owned := known.owners[name]; owned {
 			continue
 		}
-		_, isDoomed := known.doomed[name]
-		if _, isCopy := known.copies[name]; isDoomed || isCopy && !v.Sealed {
+		if known.mayGo(v) {
 			s.doom(name)
-			continue
+		} else {
+			s.setLost(v, known.gone[name])
 		}
-		s.setLost(v, known.gone[name])
 	}
 	for name := range known.doomed {
 		if _, ok := known.volumes[name]; !ok {

@@ -1,6 +1,8 @@
 package snapshotter
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -93,6 +96,22 @@ func TestRecoverUnfinished(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, h.backend.Clone(ctx, clone, volume, cowcommon.VolumeOptions{}))
 		},
+		"copy for a commit, made when the volume was no longer in use": func(t *testing.T, _, volume string) {
+			copied := newVolumeName(snapshotPrefix, "new")
+			require.NoError(t, h.recordCopy(ctx, copied))
+			require.NoError(t, h.backend.Clone(ctx, copied, volume, cowcommon.VolumeOptions{}))
+		},
+		"copy given up, and thaw after the clone": func(t *testing.T, key, volume string) {
+			copied, clone := newVolumeName(snapshotPrefix, "new"), newVolumeName(snapshotPrefix, key)
+			require.NoError(t, h.recordCopy(ctx, copied))
+			require.NoError(t, h.backend.Clone(ctx, copied, volume, cowcommon.VolumeOptions{}))
+			require.NoError(t, h.change(ctx, func(_ context.Context, tx *bolt.Tx) error {
+				return errors.Join(copies.del(tx, copied), doomed.put(tx, copied, ""))
+			}))
+			_, err := h.beginThaw(ctx, key, volume, clone)
+			require.NoError(t, err)
+			require.NoError(t, h.backend.Clone(ctx, clone, volume, cowcommon.VolumeOptions{}))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.prepare("frozen", "image")
@@ -100,12 +119,15 @@ func TestRecoverUnfinished(t *testing.T) {
 			require.NoError(t, h.backend.Seal(ctx, h.volume("frozen")))
 			crash(t, "frozen", h.volume("frozen"))
 			require.NoError(t, h.crash())
+			assert.Empty(t, h.Lost())
 			assert.Equal(t, "text", h.content("frozen", "content"))
 			h.write("frozen", "content", nil)
 			assert.Len(t, h.volumes(), 3)
 			require.NoError(t, h.Remove(ctx, "frozen"))
 			require.NoError(t, h.Cleanup(ctx))
 			assert.Equal(t, before, h.state())
+			h.prepare("later", "image") // and so what was destroyed stays that
+			require.NoError(t, h.Remove(ctx, "later"))
 			require.NoError(t, h.restart(nil))
 			for _, l := range []ledger{making, copies, thawing} {
 				assert.Empty(t, h.ledger(l), l)

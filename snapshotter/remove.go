@@ -70,6 +70,7 @@ func (s *Snapshotter) noteDestroyed(volume string) {
 	s.measured.Delete(volume)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.spoiled, volume)
 	s.unsettled = append(s.unsettled, volume)
 }
 

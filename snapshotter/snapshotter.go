@@ -55,9 +55,11 @@ const lockTimeout = time.Second
 
 // Options configures a Snapshotter. The zero value limits nothing.
 type Options struct {
-	// DefaultLimit limits active snapshots that have no label of their own, other than those that an image
-	// layer is unpacked into. 0 bytes: no limit.
+	// DefaultLimit limits active snapshots for UseContainer that have no label of their own. 0 bytes: no limit.
 	DefaultLimit quota.Limit
+	// BuildLimit limits those for UseBuild that have no label of their own, and those for UseUnpack: what makes
+	// images, and not what runs them. 0 bytes: no limit.
+	BuildLimit quota.Limit
 	// Scope is what limits from labels count.
 	Scope quota.Scope
 	// CountInodes makes Usage say how many inodes a snapshot adds. Neither btrfs nor the Backend keeps
@@ -89,6 +91,7 @@ type Snapshotter struct {
 	log  *slog.Logger
 
 	beingMade inuse.Table[struct{}] // keys of snapshots that are written down, and are made or undone
+	filling   inuse.Table[struct{}] // volumes that layers are applied to, or that are committed
 
 	mu        sync.Mutex
 	doomed    []string            // volumes that are to be destroyed; the metadata says so too
@@ -97,6 +100,7 @@ type Snapshotter struct {
 	stale     stale
 	frozen    map[string]struct{} // keys of active snapshots that have a sealed volume
 	lost      map[string]Lost     // by volume
+	spoiled   map[string]struct{} // volumes with a part of a layer that could not be taken back
 
 	measured sync.Map // snapshots.Usage of committed snapshots that had to be counted, by volume
 
@@ -137,6 +141,7 @@ func newSnapshotter(root string, backend cowcommon.Backend, opts Options) *Snaps
 		busy:     make(map[string]struct{}),
 		frozen:   make(map[string]struct{}),
 		lost:     make(map[string]Lost),
+		spoiled:  make(map[string]struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.Default()

@@ -48,23 +48,33 @@ func TestLimits(t *testing.T) {
 }
 
 func testLimits(t *testing.T, fs filesystem) {
-	h := newHostOn(t, fs, Options{DefaultLimit: quota.Limit{Bytes: 8 * mib}})
+	h := newHostOn(t, fs, Options{DefaultLimit: quota.Limit{Bytes: 8 * mib}, BuildLimit: quota.Limit{Bytes: 24 * mib}})
 	h.image("image")
-	unpack := "default/12/" + snapshots.UnpackKeyPrefix + "-123-Abc_ sha256:abc"
-	for _, c := range []struct {
-		key    string
+	const unpack, step = "default/%d/extract-123-Abc_ sha256:abc", "moby/%d/zo2wm3h5dsw5v1yoo4iiplkfu"
+	for i, c := range []struct {
+		key    string // with a number, as containerd numbers them
 		opt    snapshots.Opt
+		size   int
 		denied bool
 	}{
-		{"by-label", label(snapshots.LabelSnapshotMaxSize, "4194304"), true},
-		{"by-default", label("other", "label"), true},
-		{"more-than-default", label(snapshots.LabelSnapshotMaxSize, "67108864"), false},
-		{unpack, label("other", "label"), false},
-		{"unpack", label(snapshots.LabelSnapshotRef, "sha256:abc"), false},
+		{"%d-by-label", label(snapshots.LabelSnapshotMaxSize, "4194304"), 6 * mib, true},
+		{"%d-by-default", label("other", "label"), 16 * mib, true},
+		{"%d-more-than-default", label(snapshots.LabelSnapshotMaxSize, "67108864"), 32 * mib, false},
+		{unpack, label("other", "label"), 16 * mib, false},
+		{unpack, label("other", "label"), 32 * mib, true},
+		{step, label("other", "label"), 16 * mib, false},
+		{step, label("other", "label"), 32 * mib, true},
+		{step, label(snapshots.LabelSnapshotMaxSize, "67108864"), 32 * mib, false},
+		// The label of an image's manifest has no effect.
+		{unpack, label(snapshots.LabelSnapshotMaxSize, "4194304"), 6 * mib, false},
+		{unpack, label(snapshots.LabelSnapshotMaxSize, "67108864"), 32 * mib, true},
+		// The annotation of a pod, which its sandbox has as a label.
+		{"k8s.io/%d/sandbox", label(snapshots.LabelSnapshotRef, "sha256:abc"), 16 * mib, true},
 	} {
+		c.key = fmt.Sprintf(c.key, i)
 		h.prepare(c.key, "image", c.opt)
 		h.in(c.key, func(dir string) {
-			err := fill(filepath.Join(dir, "large"), 16*mib)
+			err := fill(filepath.Join(dir, "large"), c.size)
 			if !c.denied {
 				assert.NoError(t, err, c.key)
 				return
@@ -73,6 +83,18 @@ func testLimits(t *testing.T, fs filesystem) {
 			assert.NoError(t, os.Remove(filepath.Join(dir, "large")), c.key)
 		})
 	}
+}
+
+// TestLimitOfStranger: an image's manifest does not turn quotas on.
+func TestLimitOfStranger(t *testing.T) {
+	h := newHost(t, Options{})
+	const unpack = "default/1/extract-123-Abc_ sha256:abc"
+	h.prepare(unpack, "", label(snapshots.LabelSnapshotMaxSize, "67108864"))
+	for volume, err := range h.backend.Volumes(t.Context()) {
+		require.NoError(t, err)
+		assert.Zero(t, volume.Limit)
+	}
+	assert.Contains(t, h.backend.Status(t.Context()), [2]string{"Quota Mode", "off (policy auto)"})
 }
 
 // What cannot be done has the documented type of error and changes nothing.

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -27,12 +28,16 @@ func (b *Backend) checkNotMounted(name string) error {
 }
 
 // nameHolders adds to an errMounted who has the volume's dataset mounted. Clones, which do not need to know, are spared
-// the search.
-func (b *Backend) nameHolders(err error, name string) error {
-	if errors.Is(err, errMounted) {
-		return b.busy(err, b.datasetOf(name))
+// the search. It may mount the dataset, so whoever wants to claim the volume waits for its end.
+func (b *Backend) nameHolders(ctx context.Context, err error, name string) error {
+	if !errors.Is(err, errMounted) {
+		return err
 	}
-	return err
+	done, relyErr := b.rely(context.WithoutCancel(ctx), name)
+	if relyErr != nil {
+		return errors.Join(err, relyErr)
+	}
+	return errors.Join(b.busy(err, b.datasetOf(name)), done())
 }
 
 // checkSnapshotsNotMounted is the same for the snapshots of a volume, which the kernel keeps no statistics of.

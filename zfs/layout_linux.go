@@ -118,7 +118,7 @@ func unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
 		syscall.ForkLock.RLock()
-		syscall.ForkLock.RUnlock() //nolint:staticcheck // to wait for it is all that is wanted
+		syscall.ForkLock.RUnlock() //nolint:staticcheck,gocritic // to wait for it is all that is wanted
 		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	}
 	return err

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -124,4 +125,34 @@ func testInUse(t *testing.T, b *Backend, mount func(t *testing.T) (end func()), 
 	assert.ErrorIs(t, b.Remove(ctx, "renamed"), errdefs.ErrFailedPrecondition)
 	require.NoError(t, unix.Unmount(at, 0))
 	require.NoError(t, b.Remove(ctx, "renamed"))
+}
+
+// TestSealAfterDiagnosis seals a volume as soon as it is unmounted, while who failed to seal it before looks for whoever
+// has it mounted, and mounts it for that.
+func TestSealAfterDiagnosis(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	for i := range 5 {
+		name := fmt.Sprintf("volume-%d", i)
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+		at := t.TempDir()
+		require.NoError(t, unix.Mount(b.datasetOf(name), at, "zfs", 0, ""))
+		require.ErrorIs(t, b.Seal(ctx, name), errdefs.ErrFailedPrecondition)
+		refused := make(chan error)
+		go func() {
+			var err error
+			for range 3 {
+				if err = b.Seal(ctx, name); err == nil {
+					break // after the unmount
+				}
+			}
+			refused <- err
+		}()
+		time.Sleep(time.Duration(i) * 20 * time.Millisecond)
+		require.NoError(t, unix.Unmount(at, 0))
+		assert.NoError(t, b.Seal(ctx, name))
+		if err := <-refused; err != nil {
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		}
+		require.NoError(t, b.Remove(ctx, name))
+	}
 }

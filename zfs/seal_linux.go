@@ -74,7 +74,7 @@ func (b *Backend) Seal(ctx context.Context, name string) error {
 		err = settle(nil)
 	}
 	if err != nil {
-		return fmt.Errorf("zfs: seal %s: %w", name, b.nameHolders(err, name))
+		return fmt.Errorf("zfs: seal %s: %w", name, b.nameHolders(ctx, err, name))
 	}
 	return nil
 }

@@ -267,8 +267,12 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
 	// The kernel renames under mounts without asking.
-	if err := b.checkNotMounted(name); err != nil {
-		return b.nameHolders(err, name)
+	err = b.checkNotMounted(name)
+	if errors.Is(err, errMounted) {
+		return b.busy(err, b.datasetOf(name))
+	}
+	if err != nil {
+		return err
 	}
 	dead, err := b.endDeadViews(name)
 	if err != nil {

@@ -147,6 +147,16 @@ func TestDifferencesInApplying(t *testing.T) {
 			cowshed: "f=@ user.x trusted.x", goArchive: "f=@ user.x trusted.x", containerd: "f=@ user.x",
 		},
 		{
+			name:    "attribute of macOS",
+			layer:   []entry{file("f", "").xattr("com.apple.provenance", "1").xattr("user.x", "1")},
+			cowshed: "f=@ user.x", goArchive: "error: not supported", containerd: "f=@ user.x",
+		},
+		{
+			name:    "malformed ACL",
+			layer:   []entry{file("f", "").xattr("system.posix_acl_access", "?").xattr("user.x", "1")},
+			cowshed: "f=@ user.x", goArchive: "error: invalid argument", containerd: "error: invalid argument",
+		},
+		{
 			name:    "default ACL",
 			layer:   []entry{folder("d").xattr("system.posix_acl_default", defaultACL), file("d/f", "")},
 			cowshed: "d/@, d/f=@", goArchive: "d/@, d/f=@ system.posix_acl_access", containerd: "d/@, d/f=@ system.posix_acl_access",

@@ -40,7 +40,7 @@ var (
 	cowshed = tool{
 		name: "cowshed",
 		apply: func(ctx context.Context, dir string, layer io.Reader, empty bool) error {
-			_, err := layertar.Apply(ctx, dir, layer, layertar.ApplyOptions{Empty: empty, Workers: 2})
+			_, err := layertar.Apply(ctx, dir, layer, layertar.ApplyOptions{Empty: empty, Workers: 2, Xattrs: layertar.SupportedXattrs})
 			return err
 		},
 		write: func(ctx context.Context, w io.Writer, upper, lower string) error {

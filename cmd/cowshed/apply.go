@@ -104,11 +104,3 @@ func asNotFound(err error) error {
 	}
 	return err
 }
-
-// asExists makes errors for files that are there match errdefs.ErrAlreadyExists.
-func asExists(err error) error {
-	if errors.Is(err, fs.ErrExist) {
-		return kindError{err, errdefs.ErrAlreadyExists}
-	}
-	return err
-}

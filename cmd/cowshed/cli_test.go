@@ -148,6 +148,11 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"changes", "a", "b", "--whole"}, "PARENT"},
 		{[]string{"changes", "a", "--json", "-0"}, "null"},
 		{[]string{"export", "a", "b"}, `"b"`},
+		{[]string{"setup", "podman"}, "podman"},
+		{[]string{"setup", "containerd", "--restart"}, "--apply or --undo"},
+		{[]string{"setup", "containerd", "--apply", "--undo"}, "opposite"},
+		{[]string{"setup", "containerd", "--config", "/nonexistent/cowshed.toml"}, "/nonexistent/cowshed.toml"},
+		{[]string{"setup", "docker", "--engine", "new"}, "--engine VERSION"},
 		{[]string{"export", "a", "rootfs:x"}, "rootfs:x"},
 		{[]string{"export", "a", "docker://BAD"}, "BAD"},
 	} {

@@ -3,12 +3,11 @@ package main
 import (
 	"errors"
 	"io"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/outfile"
 )
 
 type diffFlags struct {
@@ -82,33 +81,17 @@ func (s *store) diff(cmd *cobra.Command, args []string, f diffFlags) (err error)
 	})
 }
 
-// toOutput gives write the file to write, complete or not at all, or standard output.
+// toOutput gives write the file to write, complete or not at all, a pipe, or standard output.
 func toOutput(cmd *cobra.Command, path string, write func(io.Writer) error) (err error) {
-	if path == "" || path == "-" {
+	if path == "" || outfile.Stdout(path) {
 		return write(cmd.OutOrStdout())
 	}
-	// The name is taken first, so that nothing that is there is written over.
-	placeholder, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	f, err := outfile.Create(cmd.Context(), path, false)
 	if err != nil {
-		return asNotFound(asExists(err))
+		return asNotFound(err)
 	}
-	if err := placeholder.Close(); err != nil {
-		return err
+	if err := write(f); err != nil {
+		return errors.Join(err, f.Discard())
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".cowshed-")
-	if err != nil {
-		return errors.Join(err, os.Remove(path))
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()), os.Remove(path))
-	}
-	return nil
+	return f.Commit()
 }

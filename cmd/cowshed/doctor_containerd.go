@@ -13,12 +13,15 @@ import (
 	"time"
 
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/cowshed/cowshed/internal/containerdconf"
 	"github.com/cowshed/cowshed/internal/daemon"
+	"github.com/cowshed/cowshed/internal/setup"
 )
 
 // answerTimeout is how long doctor waits for a daemon.
@@ -40,9 +43,9 @@ func addContainerdFlags(cmd *cobra.Command) *containerdFlags {
 	flags.BoolVar(&f.check, "containerd", false, "check what containerd and Docker need, instead of the store")
 	flags.BoolVar(&f.repair, "repair", false, "with --containerd and while cowshed serve does not run: make its metadata anew if it is damaged")
 	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve")
-	flags.StringVar(&f.containerdConfig, "containerd-config", "/etc/containerd/config.toml", "configuration `FILE` of containerd")
+	flags.StringVar(&f.containerdConfig, "containerd-config", containerdconf.DefaultFile, "configuration `FILE` of containerd")
 	flags.StringVar(&f.containerdAddress, "containerd-address", "", "`SOCKET` of containerd; by default what the configuration of cowshed serve says")
-	flags.StringVar(&f.dockerConfig, "docker-config", "/etc/docker/daemon.json", "configuration `FILE` of Docker, if there is one")
+	flags.StringVar(&f.dockerConfig, "docker-config", setup.DefaultDockerConfig, "configuration `FILE` of Docker, if there is one")
 	return f
 }
 
@@ -66,18 +69,19 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		d.add(fail, "configuration", "see packaging/cowshed.toml for what there is", "%v", err)
 		return
 	}
+	d.add(ok, "limits", "", "%s", limitsOf(c))
 	d.app.root = c.Root
 	d.filesystem()
-	h := hostCheck{d, c, f}
+	h := hostCheck{d, c, f, d.app.globalFlags(cmd.Flags())}
 	if f.repair {
 		h.repairMetadata(cmd)
 		return
 	}
 	d.daemonAnswers(ctx, c)
 	h.lost()
-	config, err := readContainerdConfig(f.containerdConfig)
+	config, err := containerdconf.Read(f.containerdConfig, nil)
 	if err != nil {
-		d.add(fail, "containerd's configuration", "import packaging/containerd.toml from it, as docs/operator-guide.md says", "%v", err)
+		d.add(fail, containerdCheck, h.advise(setup.Containerd, "", "put that right: containerd cannot read it either"), "%v", err)
 		return
 	}
 	snapshotter := h.proxies(config)
@@ -86,6 +90,18 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		h.containerdAnswers(ctx, snapshotter)
 	}
 	h.docker(snapshotter)
+}
+
+// limitsOf says which limits the daemon sets by itself.
+func limitsOf(c daemon.Config) string {
+	orNone := func(size string) string {
+		if size == "" {
+			return "none"
+		}
+		return size
+	}
+	return fmt.Sprintf("containers: %s (default_limit); builds and layers that are unpacked: %s (build_limit)",
+		orNone(c.DefaultLimit), orNone(c.BuildLimit))
 }
 
 // daemonAnswers asks the daemon whether it is well.
@@ -124,52 +140,74 @@ type hostCheck struct {
 	*doctor
 	config daemon.Config
 	files  *containerdFlags
+	global []string // flags of the command line
 }
 
-const (
-	containerdCheck = "containerd's configuration"
-	copyAdvice      = "import packaging/containerd.toml, as docs/operator-guide.md says, then restart containerd"
-)
+const containerdCheck = "containerd's configuration"
 
-// builtinSnapshotters are names that containerd has itself.
-var builtinSnapshotters = []string{"blockfile", "btrfs", "devmapper", "erofs", "native", "overlayfs", "zfs"}
+// advise returns the command that sets up a target, or what to do by hand where that would not do it. engine is the
+// version of Docker Engine, as far as it is known.
+func (h hostCheck) advise(target setup.Target, engine, byHand string) string {
+	host := hostOf(h.config, setup.Host{
+		Engine: engine, Global: h.global,
+		CowshedConfig: h.files.configFile, ContainerdConfig: h.files.containerdConfig, DockerConfig: h.files.dockerConfig,
+	})
+	plan, err := setup.New(target, host)
+	if err != nil && !errdefs.IsInvalidArgument(err) || err == nil && len(plan.Changes) == 0 {
+		return byHand
+	}
+	return "run: " + host.Command(target)
+}
+
+// otherwise returns how to have a target use Cowshed, which it does not, and need not.
+func (h hostCheck) otherwise(target setup.Target) string {
+	if advice := h.advise(target, "", ""); advice != "" {
+		return "to change that, " + advice
+	}
+	return ""
+}
+
+// proxyAdvice says how a proxy plugin has to be.
+func (h hostCheck) proxyAdvice(name, kind string) string {
+	return fmt.Sprintf("say in [proxy_plugins.%s]: type = %q, address = %q", name, kind, h.config.Address)
+}
 
 // proxies checks the proxy plugins, and returns the name that containerd has for the snapshotter, "" if none.
-func (h hostCheck) proxies(config *containerdConfig) string {
-	snapshotters := config.proxiesTo(h.config.Address, "snapshot")
+func (h hostCheck) proxies(config *containerdconf.Config) string {
+	snapshotters := config.ProxiesTo(h.config.Address, "snapshot")
 	if len(snapshotters) == 0 {
-		h.add(fail, containerdCheck, copyAdvice, "%s has no proxy plugin of the type snapshot with the address %s",
-			strings.Join(config.files, ", "), h.config.Address)
+		h.add(fail, containerdCheck, h.advise(setup.Containerd, "", h.proxyAdvice("cowshed", "snapshot")), "%s has no proxy plugin of the type snapshot with the address %s",
+			strings.Join(config.Files, ", "), h.config.Address)
 		return ""
 	}
 	name := snapshotters[0]
-	if slices.Contains(builtinSnapshotters, name) {
+	if slices.Contains(containerdconf.BuiltinSnapshotters, name) {
 		h.add(fail, containerdCheck, "give the proxy plugin another name", "%s is a snapshotter of containerd itself", name)
 	}
 	h.add(ok, containerdCheck, "", "the snapshotter %s is served by %s", name, h.config.Address)
-	h.exports(name, config.proxies[name])
+	h.exports(name, config.Proxies[name])
 
-	differs := config.proxiesTo(h.config.Address, "diff")
+	differs := config.ProxiesTo(h.config.Address, "diff")
 	if len(differs) == 0 {
-		h.add(fail, containerdCheck, copyAdvice+"; its name must be another than that of the snapshotter",
+		h.add(fail, containerdCheck, h.advise(setup.Containerd, "", h.proxyAdvice("cowshed-diff", "diff")),
 			"no proxy plugin of the type diff has the address %s, so that layers are made by walking", h.config.Address)
 		return name
 	}
 	h.diffOrder(config, differs)
 	h.unpack(config, name, differs)
-	switch config.criSnapshot {
+	switch config.CRISnapshotter {
 	case name:
 		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s", name)
 	case "":
-		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses containerd's own snapshotter; to change that see packaging/containerd.toml")
+		h.add(ok, containerdCheck, h.otherwise(setup.Kubernetes), "Kubernetes (CRI) uses containerd's own snapshotter")
 	default:
-		h.add(ok, containerdCheck, "", "Kubernetes (CRI) uses %s, not %s", config.criSnapshot, name)
+		h.add(ok, containerdCheck, h.otherwise(setup.Kubernetes), "Kubernetes (CRI) uses %s, not %s", config.CRISnapshotter, name)
 	}
 	return name
 }
 
 // exports checks what containerd is told of the snapshotter.
-func (h hostCheck) exports(name string, p containerdProxy) {
+func (h hostCheck) exports(name string, p containerdconf.Proxy) {
 	dir := filepath.Join(h.config.Root, "containerd")
 	if real, err := filepath.EvalSymlinks(dir); err == nil && p.Exports["root"] == real {
 		dir = real
@@ -178,58 +216,50 @@ func (h hostCheck) exports(name string, p containerdProxy) {
 	case dir:
 		h.add(ok, containerdCheck, "", "imagefs statistics are those of %s", dir)
 	case "":
-		h.add(warn, containerdCheck, fmt.Sprintf("add to [proxy_plugins.%s.exports]: root = %q", name, dir),
+		h.add(warn, containerdCheck, h.advise(setup.Containerd, "", fmt.Sprintf("add to [proxy_plugins.%s.exports]: root = %q", name, dir)),
 			"%s exports no root, which Kubernetes needs for imagefs statistics", name)
 	default:
-		h.add(warn, containerdCheck, fmt.Sprintf("say in [proxy_plugins.%s.exports]: root = %q", name, dir),
+		h.add(warn, containerdCheck, h.advise(setup.Containerd, "", fmt.Sprintf("say in [proxy_plugins.%s.exports]: root = %q", name, dir)),
 			"%s exports the root %s, and its volumes are in %s", name, root, dir)
 	}
 	if !slices.Contains(p.Capabilities, "remap-ids") {
-		h.add(warn, containerdCheck, fmt.Sprintf("add to [proxy_plugins.%s]: capabilities = [\"remap-ids\"]", name),
+		h.add(warn, containerdCheck, h.advise(setup.Containerd, "", fmt.Sprintf("add to [proxy_plugins.%s]: capabilities = [\"remap-ids\"]", name)),
 			"%s has not the capability remap-ids, so that each start of a container in a user namespace copies and changes its image", name)
 	}
 }
 
 // diffOrder checks that the differ is asked before containerd's own, which is asked as well.
-func (h hostCheck) diffOrder(config *containerdConfig, differs []string) {
-	own := slices.IndexFunc(config.diffOrder, func(name string) bool { return slices.Contains(differs, name) })
-	walking := slices.Index(config.diffOrder, "walking")
-	advice := fmt.Sprintf("say in [plugins.'io.containerd.service.v1.diff-service']: default = [%q, \"walking\"]", differs[0])
+func (h hostCheck) diffOrder(config *containerdconf.Config, differs []string) {
+	own, walking := config.Asks(differs)
+	advice := h.advise(setup.Containerd, "", fmt.Sprintf("say in [plugins.'io.containerd.service.v1.diff-service']: default = [%q, \"walking\"]", differs[0]))
 	switch {
 	case own < 0:
 		h.add(fail, containerdCheck, advice, "the diff service does not ask %s, so that layers are made by walking", differs[0])
 	case walking >= 0 && walking < own:
-		h.add(fail, containerdCheck, advice, "the diff service asks walking before %s, so that layers are made by walking", config.diffOrder[own])
+		h.add(fail, containerdCheck, advice, "the diff service asks walking before %s, so that layers are made by walking", config.DiffOrder[own])
 	case walking < 0:
 		h.add(warn, containerdCheck, advice, "the diff service does not ask walking, which snapshots of other snapshotters need")
 	default:
-		h.add(ok, containerdCheck, "", "the diff service asks %s first", config.diffOrder[own])
+		h.add(ok, containerdCheck, "", "the diff service asks %s first", config.DiffOrder[own])
 	}
 }
 
 // unpack checks that images are unpacked with the pair.
-func (h hostCheck) unpack(config *containerdConfig, snapshotter string, differs []string) {
-	advice := fmt.Sprintf("add [[plugins.'io.containerd.transfer.v1.local'.unpack_config]] with platform = \"linux\", snapshotter = %q, differ = %q", snapshotter, differs[0])
-	for _, entry := range config.unpack {
-		if entry.snapshotter != snapshotter {
-			continue
-		}
-		if slices.Contains(differs, entry.differ) {
-			h.add(ok, containerdCheck, "", "the transfer service unpacks images for %s with %s", snapshotter, entry.differ)
-		} else {
-			h.add(warn, containerdCheck, advice, "the transfer service unpacks images for %s with %q, which has to mount each layer", snapshotter, entry.differ)
-		}
-		return
+func (h hostCheck) unpack(config *containerdconf.Config, snapshotter string, differs []string) {
+	advice := h.advise(setup.Containerd, "", fmt.Sprintf("add [[plugins.'io.containerd.transfer.v1.local'.unpack_config]] with platform = \"linux\", snapshotter = %q, differ = %q", snapshotter, differs[0]))
+	switch differ, unpacks := config.UnpacksWith(snapshotter); {
+	case unpacks && slices.Contains(differs, differ):
+		h.add(ok, containerdCheck, "", "the transfer service unpacks images for %s with %s", snapshotter, differ)
+	case unpacks:
+		h.add(warn, containerdCheck, advice, "the transfer service unpacks images for %s with %q, which has to mount each layer", snapshotter, differ)
+	case !config.Disables("io.containerd.transfer.v1.local"):
+		h.add(fail, containerdCheck, advice, "the transfer service cannot unpack images for %s", snapshotter)
 	}
-	if slices.Contains(config.disabled, "io.containerd.transfer.v1.local") {
-		return
-	}
-	h.add(fail, containerdCheck, advice, "the transfer service cannot unpack images for %s", snapshotter)
 }
 
 // addresses checks that the daemon reaches the containerd that it serves.
-func (h hostCheck) addresses(config *containerdConfig) {
-	address := config.grpcAddress
+func (h hostCheck) addresses(config *containerdconf.Config) {
+	address := config.GRPCAddress
 	if address == "" || address == h.config.ContainerdAddress {
 		return
 	}
@@ -284,23 +314,24 @@ func (h hostCheck) docker(snapshotter string) {
 	store := config.Features["containerd-snapshotter"]
 	switch {
 	case err != nil:
-		h.add(fail, check, "", "%s: %v", file, err)
+		h.add(fail, check, "put that right: the engine cannot read it either", "%s: %v", file, err)
 	case config.StorageDriver == "":
-		h.add(ok, check, "see packaging/daemon.json to change that", "%s names no storage driver, so Docker does not use Cowshed", file)
+		h.add(ok, check, h.otherwise(setup.Docker), "%s names no storage driver, so Docker does not use Cowshed", file)
 	case store && config.StorageDriver == snapshotter:
 		h.add(ok, check, "", "it uses the snapshotter %s through the containerd image store", snapshotter)
 		if config.Containerd != "" && config.Containerd != h.config.ContainerdAddress {
-			h.add(fail, check, "", "%s says that its containerd is on %s, and Cowshed serves the one on %s", file, config.Containerd, h.config.ContainerdAddress)
+			h.add(fail, check, fmt.Sprintf("say in %s: containerd_address = %q, and restart cowshed serve", h.files.configFile, config.Containerd),
+				"%s says that its containerd is on %s, and Cowshed serves the one on %s", file, config.Containerd, h.config.ContainerdAddress)
 		}
 	case config.StorageDriver == h.config.DockerPlugin && !config.Experimental:
-		h.add(fail, check, fmt.Sprintf("say in %s: \"experimental\": true", file),
+		h.add(fail, check, h.advise(setup.Docker, "26", fmt.Sprintf("say in %s: \"experimental\": true", file)),
 			"graph driver plugins such as %s need an engine in experimental mode", config.StorageDriver)
 	case config.StorageDriver == h.config.DockerPlugin:
 		h.add(ok, check, "", "it uses the graph driver plugin %s", config.StorageDriver)
 	case config.StorageDriver == snapshotter:
-		h.add(fail, check, fmt.Sprintf("say in %s: \"features\": {\"containerd-snapshotter\": true}", file),
+		h.add(fail, check, h.advise(setup.Docker, "29", fmt.Sprintf("say in %s: \"features\": {\"containerd-snapshotter\": true}", file)),
 			"it does not use the containerd image store, in which alone it can use the snapshotter %s", snapshotter)
 	default:
-		h.add(ok, check, "see packaging/daemon.json to change that", "it uses the storage driver %s, not Cowshed", config.StorageDriver)
+		h.add(ok, check, h.otherwise(setup.Docker), "it uses the storage driver %s, not Cowshed", config.StorageDriver)
 	}
 }

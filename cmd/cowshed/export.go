@@ -15,6 +15,7 @@ type exportFlags struct {
 	level    int
 	name     string
 	force    bool
+	exact    bool
 	insecure bool
 	json     bool
 }
@@ -31,7 +32,9 @@ is later than that.
 
 ` + referencesHelp + `
 
-For FILE, - is standard output. Images that are in a layout already stay there.`,
+For FILE, - and /dev/stdout are standard output, a pipe is written to, and a symbolic link is followed; devices
+are refused. Images that are in a layout already stay there, unless one has the same name. The image has the name
+that it has here, or IMAGE, or --name, as Docker, containerd and podman read it.`,
 		Example: `  cowshed export web docker-archive:web.tar:web:1 && docker load < web.tar
   cowshed export web docker://registry.example/team/web:1 --compress zstd`,
 		Args: usageArgs(cobra.ExactArgs(2)),
@@ -52,6 +55,7 @@ For FILE, - is standard output. Images that are in a layout already stay there.`
 	flags.Lookup("compress").Usage += " (default none for docker-archive, else gzip)"
 	flags.StringVar(&f.name, "name", "", "name of the image in the layout or archive; as here if not given")
 	flags.BoolVarP(&f.force, "force", "f", false, "write over a file that is there")
+	flags.BoolVar(&f.exact, "exact", false, "fail if an image that was imported would come out with another ID")
 	flags.BoolVar(&f.insecure, "insecure", false, "talk to a registry without TLS, or without checking its certificate")
 	addJSON(cmd, &f.json)
 	return cmd
@@ -79,7 +83,7 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	}
 	bars := s.progress(cmd)
 	exported, err := s.images.Export(cmd.Context(), what, ref, image.ExportOptions{
-		Format: format, Level: f.level, Epoch: epoch, Name: f.name, Replace: f.force, Stdout: cmd.OutOrStdout(), Progress: bars,
+		Format: format, Level: f.level, Epoch: epoch, Name: f.name, Replace: f.force, Exact: f.exact, Stdout: cmd.OutOrStdout(), Progress: bars,
 		Registries: image.RegistryOptions{Insecure: f.insecure},
 	})
 	bars.wait()
@@ -89,12 +93,24 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	if err != nil {
 		return err
 	}
+	if exported.Was != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: image %s has the ID %s now\n", exported.Was, exported.Image)
+	}
+	for _, change := range exported.Changes {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: %s\n", change)
+	}
+	for _, old := range exported.Replaced {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: another image %s was there, and is no longer listed: %s\n", exported.Name, old)
+	}
+	if exported.Name == "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: %q is no name that an image can have elsewhere: it is known by its digest there, unless --name is given\n", what)
+	}
 	if ref.Path == image.Stdio {
 		return nil // the output is the image
 	}
 	if f.json {
 		return printJSON(cmd, map[string]any{
-			"id": exported.Image, "manifest": exported.Manifest, "diffIDs": exported.Layers, "size": exported.Size,
+			"name": exported.Name, "id": exported.Image, "manifest": exported.Manifest, "diffIDs": exported.Layers, "size": exported.Size, "was": exported.Was, "changes": orEmpty(exported.Changes), "replaced": orEmpty(exported.Replaced),
 		})
 	}
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), exported.Manifest)

@@ -15,7 +15,9 @@ const referencesHelp = `An image is named by what it is kept in and where:
   docker://NAME               in a registry; credentials are those of docker login
   oci:DIR[:IMAGE]             in an OCI layout in a directory
   oci-archive:FILE[:IMAGE]    in an OCI layout in a tar
-  docker-archive:FILE[:IMAGE] in a tar of docker save`
+  docker-archive:FILE[:IMAGE] in a tar of docker save
+
+IMAGE is a name, a digest, or @0, @1 and so on: the place in the list of images.`
 
 type importFlags struct {
 	name     string
@@ -34,10 +36,10 @@ func newImportCommand(a *app) *cobra.Command {
 All digests are checked. An import that fails or is stopped leaves nothing.
 
 ` + referencesHelp + `
-  rootfs:FILE                 a tar of a root filesystem, which becomes an image of one layer
 
-For FILE, - is standard input, and the tar may be compressed with gzip or zstd. Without a prefix, SOURCE is a
-file or directory that is looked into, or an image in a registry if its first part is a host.`,
+With rootfs:FILE a tar of a root filesystem becomes an image of one layer. For FILE, - is standard input, and the
+tar may be compressed with gzip or zstd. Without a prefix, SOURCE is a file or directory that is looked into, or an
+image in a registry if its first part is a host. A tar with the files of an image in it is an image.`,
 		Example: `  docker save debian:12 | cowshed import -
   cowshed import rootfs:debian.tar.zst --name debian:12
   cowshed import docker://registry.example/team/app:1.2 --platform linux/arm64`,
@@ -88,9 +90,13 @@ func (s *store) importImage(cmd *cobra.Command, source string, f importFlags) (e
 	if f.json {
 		return printJSON(cmd, struct {
 			imageInfo
-			Made   []string `json:"made"`
-			Reused []string `json:"reused"`
-		}{describeImage(imported.Image), orEmpty(imported.Made), orEmpty(imported.Reused)})
+			Kind   image.Transport `json:"kind"`
+			Made   []string        `json:"made"`
+			Reused []string        `json:"reused"`
+		}{describeImage(imported.Image), src.Kind, orEmpty(imported.Made), orEmpty(imported.Reused)})
+	}
+	if src.Kind == image.RootFS && ref.Transport != image.RootFS {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: taken for %s:%s, since nothing of an image is in it\n", image.RootFS, source)
 	}
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), imported.Image.Name)
 	return err
@@ -102,9 +108,9 @@ func (s *store) runImport(cmd *cobra.Command, src *image.Source, f importFlags) 
 	return s.images.Import(cmd.Context(), src, image.ImportOptions{Name: f.name, Replace: f.replace, Progress: bars})
 }
 
-func orEmpty(list []string) []string {
+func orEmpty[T any](list []T) []T {
 	if list == nil {
-		return []string{}
+		return []T{}
 	}
 	return list
 }

@@ -88,7 +88,7 @@ changed any more. An image is a chain of such layers with a config.`,
 		{"images", "Images:", []*cobra.Command{
 			newImportCommand(a), newExportCommand(a), newImagesCommand(a), newRmiCommand(a),
 		}},
-		{"daemon", "The daemon:", []*cobra.Command{newServeCommand(a), newLostCommand(a)}},
+		{"daemon", "The daemon:", []*cobra.Command{newServeCommand(a), newSetupCommand(a), newLostCommand(a)}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.id, Title: group.title})
 		for _, command := range group.commands {

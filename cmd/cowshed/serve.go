@@ -46,6 +46,7 @@ used meanwhile. A second daemon on the same root is refused.`,
 	flags.StringVar(&f.config.State, "state", f.config.State, "`DIR` for what does not outlive a start of the machine")
 	flags.StringVar(&f.config.ContainerdAddress, "containerd-address", f.config.ContainerdAddress, "`SOCKET` of containerd, for its content store")
 	flags.StringVar(&f.config.DefaultLimit, "default-limit", "", "most that a container may write, as `SIZE` such as 20G; none by default")
+	flags.StringVar(&f.config.BuildLimit, "build-limit", "", "most that a snapshot of a build, or a layer that is unpacked, may hold, as `SIZE`; none by default")
 	flags.StringVar(&f.config.LimitScope, "limit-scope", f.config.LimitScope, "what limits count: layer or total")
 	flags.BoolVar(&f.config.CountInodes, "count-inodes", false, "count inodes when usage is asked for, by comparing layers")
 	flags.StringVar(&f.config.DockerPlugin, "docker-plugin", "", "serve Docker Engines that have graph driver plugins, under this `NAME`")
@@ -98,6 +99,7 @@ func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 		"state":              func() { c.State = f.config.State },
 		"containerd-address": func() { c.ContainerdAddress = f.config.ContainerdAddress },
 		"default-limit":      func() { c.DefaultLimit = f.config.DefaultLimit },
+		"build-limit":        func() { c.BuildLimit = f.config.BuildLimit },
 		"limit-scope":        func() { c.LimitScope = f.config.LimitScope },
 		"count-inodes":       func() { c.CountInodes = f.config.CountInodes },
 		"docker-plugin":      func() { c.DockerPlugin = f.config.DockerPlugin },

@@ -42,12 +42,18 @@ type served struct {
 func newServed(t testing.TB) *served {
 	t.Helper()
 	dir := t.TempDir()
-	d := &served{t: t, root: filepath.Join(testfs.Btrfs(t), "root"), dir: dir, socket: filepath.Join(dir, "cowshed.sock")}
-	var err error
-	d.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	return &served{
+		t: t, root: filepath.Join(testfs.Btrfs(t), "root"), dir: dir, socket: filepath.Join(dir, "cowshed.sock"), notify: notifySocket(t, dir),
+	}
+}
+
+// notifySocket is where the daemon tells systemd how it is.
+func notifySocket(t testing.TB, dir string) *net.UnixConn {
+	t.Helper()
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, d.notify.Close()) })
-	return d
+	t.Cleanup(func() { require.NoError(t, notify.Close()) })
+	return notify
 }
 
 func (d *served) command(args ...string) *exec.Cmd {
@@ -256,6 +262,7 @@ func TestServeConfiguration(t *testing.T) {
 	}{
 		"unknown key":  {"roots = '/x'\n", `line 1: unknown key "roots"`, nil},
 		"wrong flag":   {"", "default_limit", []string{"--default-limit", "many"}},
+		"build flag":   {"default_limit = '1G'\n", `build_limit: `, []string{"--build-limit", "1.5.5G"}},
 		"wrong driver": {"", "driver", []string{"--driver", "overlay2"}},
 		"no file":      {"", "no such file", []string{"--config", filepath.Join(d.dir, "none")}},
 	} {

@@ -56,7 +56,7 @@ type applier struct {
 
 func newApplier(ctx context.Context, dir string, opts ApplyOptions) (*applier, error) {
 	a := &applier{opts: opts, userNS: userns.RunningInUserNS()}
-	a.setter.bestEffort = opts.BestEffortXattrs
+	a.setter.xattrs = opts.Xattrs
 	workers := opts.Workers
 	if workers <= 0 {
 		workers = min(maxApplyWorkers, max(1, runtime.GOMAXPROCS(0)/2))
@@ -240,7 +240,7 @@ func (a *applier) finishDir(d *dir) error {
 		return err
 	}
 	if acl := d.late.defaultACL; acl != nil {
-		m := meta{xattrs: []xattr{{aclDefault, *acl}}}
+		m := meta{xattrs: []xattr{*acl}}
 		var st unix.Stat_t
 		if err := lstatat(fd, d.name, &st); err != nil {
 			return fmt.Errorf("stat: %w", err)

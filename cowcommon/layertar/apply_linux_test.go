@@ -401,11 +401,77 @@ func TestApplyXattrs(t *testing.T) {
 	assert.Contains(t, log.String(), "count=1")
 	assert.Contains(t, log.String(), "user.p")
 
-	unknown := tarOf(t, file("f", "").xattr("nosuch.space", "1"))
-	_, err := Apply(t.Context(), dir, bytes.NewReader(unknown), ApplyOptions{})
-	require.ErrorIs(t, err, unix.ENOTSUP)
-	require.ErrorContains(t, err, "nosuch.space")
-	apply(t, dir, unknown, ApplyOptions{BestEffortXattrs: true, Logger: slog.New(slog.DiscardHandler)})
+}
+
+// TestApplyXattrsLeftOut applies layers with attributes that no filesystem of Linux can take: an error by default, and
+// left out with a count if that is asked for. One that it could take is an error in any case.
+func TestApplyXattrsLeftOut(t *testing.T) {
+	testfs.Root(t)
+	ids := user.IdentityMapping{UIDMaps: []user.IDMap{{ID: 0, ParentID: 1000, Count: 10}}, GIDMaps: []user.IDMap{{ID: 0, ParentID: 1000, Count: 10}}}
+	ofFile := func(name string) []byte {
+		layer, err := os.ReadFile(filepath.Join("testdata", name))
+		require.NoError(t, err)
+		return layer
+	}
+	for name, test := range map[string]struct {
+		layer []byte
+		opts  ApplyOptions
+		want  string // in the log; "" if it is an error with best effort, too
+		is    error
+	}{
+		"of macOS":            {layer: ofFile("apple-xattr.tar"), want: "com.apple.", is: unix.ENOTSUP},
+		"of NFS":              {layer: ofFile("nfs4-xattr.tar"), want: "system.nfs4_acl", is: unix.ENOTSUP},
+		"unknown":             {layer: tarOf(t, file("f", "").xattr("nosuch.space", "1")), want: "nosuch.space", is: unix.ENOTSUP},
+		"of a link":           {layer: tarOf(t, symlink("f", "x").xattr(aclAccess, acl(7))), want: aclAccess, is: unix.ENOTSUP},
+		"malformed ACL":       {layer: tarOf(t, file("f", "").xattr(aclAccess, "\x02\x00\x00\x00?")), want: aclAccess, is: unix.EINVAL},
+		"malformed default":   {layer: tarOf(t, folder("d").xattr(aclDefault, "\x02\x00\x00\x00?"), file("d/f", "")), want: aclDefault, is: unix.EINVAL},
+		"ACL of no version":   {layer: tarOf(t, file("f", "").xattr(aclAccess, "?")), want: aclAccess, is: unix.EINVAL},
+		"malformed, mapped":   {layer: tarOf(t, file("f", "").xattr(aclAccess, "?")), opts: ApplyOptions{IDMap: ids}, want: aclAccess, is: ErrMalformed},
+		"default of a file":   {layer: tarOf(t, file("f", "").xattr(aclDefault, acl(7))), want: aclDefault, is: unix.EACCES},
+		"malformed program":   {layer: tarOf(t, file("f", "").xattr(capability, "?")), is: unix.EINVAL},
+		"too long":            {layer: tarOf(t, file("f", "").xattr("user.x", strings.Repeat("x", 70_000))), is: unix.E2BIG},
+		"ACL of who is none":  {layer: tarOf(t, file("f", "").xattr(aclAccess, acl(70))), opts: ApplyOptions{IDMap: ids}},
+		"two of what is none": {layer: tarOf(t, file("f", "").xattr("a.b", "1").xattr("c.d", "2").xattr("user.x", "3")), want: "count=2", is: unix.ENOTSUP},
+	} {
+		t.Run(name, func(t *testing.T) {
+			opts := test.opts
+			_, err := Apply(t.Context(), t.TempDir(), bytes.NewReader(test.layer), opts)
+			require.Error(t, err)
+			if test.is != nil {
+				require.ErrorIs(t, err, test.is)
+			}
+			var log bytes.Buffer
+			opts.Xattrs, opts.Logger = SupportedXattrs, slog.New(slog.NewTextHandler(&log, nil))
+			_, err = Apply(t.Context(), t.TempDir(), bytes.NewReader(test.layer), opts)
+			if test.want == "" {
+				require.Error(t, err)
+				return
+			}
+			require.NoError(t, err)
+			assert.Contains(t, log.String(), test.want)
+			assert.Equal(t, 1, strings.Count(log.String(), "WARN"), "one line for a layer")
+		})
+	}
+}
+
+// TestLeavesOut asserts the rule for what cannot be made to happen everywhere.
+func TestLeavesOut(t *testing.T) {
+	for _, p := range []XattrPolicy{ExactXattrs, SupportedXattrs, BestEffortXattrs} {
+		assert.True(t, p.leavesOut("user.a", unix.S_IFIFO, unix.EPERM))
+		assert.Equal(t, p == BestEffortXattrs, p.leavesOut("user.a", unix.S_IFREG, unix.EPERM), "it is immutable, say")
+		assert.Equal(t, p == BestEffortXattrs, p.leavesOut("trusted.a", unix.S_IFREG, unix.EPERM), "in a user namespace")
+		assert.Equal(t, p == BestEffortXattrs, p.leavesOut("security.a", unix.S_IFREG, unix.EACCES), "a security module refuses it")
+		assert.Equal(t, p != ExactXattrs, p.leavesOut(capability, unix.S_IFREG, unix.ENOTSUP))
+		for _, err := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO} {
+			assert.False(t, p.leavesOut("user.a", unix.S_IFREG, err))
+		}
+	}
+
+	var log bytes.Buffer
+	var s setter
+	s.leaveOut("ping", capability, unix.ENOTSUP)
+	s.report(slog.New(slog.NewTextHandler(&log, nil)))
+	assert.Contains(t, log.String(), `first="\"ping\""`, "never silently")
 }
 
 // acl makes a POSIX ACL: permissions of the owner, of a named user, the group, the mask, and others.

@@ -21,6 +21,8 @@ const (
 	compressors = 8
 	// gzipBlock is the input of one goroutine. The output depends on it.
 	gzipBlock = 1 << 20
+	// gunzipPiece is how much is decompressed at once; four of them are ahead of the reader.
+	gunzipPiece = 256 << 10
 	// zstdGoroutines is the number of goroutines of one zstd stream. One would give other bytes than several.
 	zstdGoroutines = 2
 	// maxWindow is the largest zstd window that is decompressed: what the zstd command allows too.
@@ -115,7 +117,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
 		if err != nil {
 			return nil, Gzip, fmt.Errorf("layertar: gzip: %w", err)
 		}
-		return ReadAhead(named{zr, Gzip}), Gzip, nil
+		return ReadAhead(named{zr, Gzip}, gunzipPiece), Gzip, nil
 	case Zstd:
 		zr, err := zstd.NewReader(br,
 			zstd.WithDecoderMaxWindow(maxWindow),
@@ -168,7 +170,11 @@ type named struct {
 
 func (n named) Read(p []byte) (int, error) {
 	c, err := n.Reader.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // io.EOF is never wrapped
+	switch {
+	case err == nil, err == io.EOF: //nolint:errorlint // io.EOF is never wrapped
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		err = fmt.Errorf("%v: it needs a window of more than 128 MiB; compress it anew with zstd --long=27 or less: %w", n.format, err)
+	default:
 		err = fmt.Errorf("%v: %w", n.format, err)
 	}
 	return c, err

@@ -243,6 +243,7 @@ func TestDecompressWindow(t *testing.T) {
 	defer r.Close()
 	_, err = io.Copy(io.Discard, r)
 	require.ErrorIs(t, err, zstd.ErrWindowSizeExceeded)
+	require.ErrorContains(t, err, "--long=27")
 }
 
 func TestFormat(t *testing.T) {
@@ -285,7 +286,7 @@ func TestReadAhead(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := runtime.NumGoroutine()
 			h := sha256.New()
-			r := ReadAhead(wrap(bytes.NewReader(data)), h)
+			r := ReadAhead(wrap(bytes.NewReader(data)), 100_000, h)
 			got, err := io.ReadAll(r)
 			require.NoError(t, err)
 			assert.True(t, bytes.Equal(data, got))
@@ -300,7 +301,7 @@ func TestReadAhead(t *testing.T) {
 	}
 	t.Run("closed early", func(t *testing.T) {
 		before := runtime.NumGoroutine()
-		r := ReadAhead(strings.NewReader(strings.Repeat("x", 10<<20)))
+		r := ReadAhead(strings.NewReader(strings.Repeat("x", 10<<20)), 100_000)
 		_, err := r.Read(make([]byte, 10))
 		require.NoError(t, err)
 		require.NoError(t, r.Close())
@@ -308,10 +309,10 @@ func TestReadAhead(t *testing.T) {
 	})
 	t.Run("failing tee", func(t *testing.T) {
 		boom := errors.New("boom")
-		r := ReadAhead(bytes.NewReader(data), errWriter{boom})
+		r := ReadAhead(bytes.NewReader(data), 100_000, errWriter{boom})
 		_, err := io.ReadAll(r)
 		require.ErrorIs(t, err, boom)
 		require.NoError(t, r.Close())
 	})
-	require.NoError(t, iotest.TestReader(ReadAhead(bytes.NewReader(data[:10_000])), data[:10_000]))
+	require.NoError(t, iotest.TestReader(ReadAhead(bytes.NewReader(data[:10_000]), 1000), data[:10_000]))
 }

@@ -118,8 +118,8 @@ type ApplyOptions struct {
 	// IDMap maps the ids in the tar (container) to those of the tree (host). An id that is not mapped is
 	// an error.
 	IDMap user.IdentityMapping
-	// BestEffortXattrs tolerates extended attributes that the filesystem does not support (ENOTSUP).
-	BestEffortXattrs bool
+	// Xattrs says which extended attributes may be left out. How many were is logged.
+	Xattrs XattrPolicy
 	// Empty is the caller's word that the tree is an empty directory, so that nothing needs to be looked
 	// up before it is created. If that is wrong, an entry that meets something is an error (EEXIST).
 	Empty bool
@@ -127,10 +127,23 @@ type ApplyOptions struct {
 	Workers int
 	// MaxBytes bounds the sum of the sizes in the headers (ErrTooLarge). 0: no bound.
 	MaxBytes int64
-	// Logger receives one warning for all attributes that were passed over, and one for all times that were
-	// replaced. nil: slog.Default().
+	// Logger receives one warning for all attributes that were left out, one for those of them that are file
+	// capabilities, and one for all times that were replaced. nil: slog.Default().
 	Logger *slog.Logger
 }
+
+// XattrPolicy says which extended attributes of a layer are left out. One for which there is no space is an error always.
+type XattrPolicy int
+
+const (
+	// ExactXattrs leaves out none, apart from those that Linux gives to no file of the kind, as user.* to a device.
+	ExactXattrs XattrPolicy = iota
+	// SupportedXattrs leaves out those that the filesystem cannot take, of a namespace that it does not have, and ACLs that are
+	// malformed.
+	SupportedXattrs
+	// BestEffortXattrs leaves out those and what the caller may not set.
+	BestEffortXattrs
+)
 
 // EntryError is an error that one entry of a layer caused.
 type EntryError struct {

@@ -33,12 +33,15 @@ type meta struct {
 	xattrs   []xattr // sorted by name
 }
 
-type xattr struct{ name, value string }
+type xattr struct {
+	name, value string
+	malformed   error // why no filesystem can take the value, if that is known
+}
 
 // lateMeta is what is set on a directory when nothing will be made in it any more.
 type lateMeta struct {
 	times      [2]unix.Timespec
-	defaultACL *string
+	defaultACL *xattr
 }
 
 // metaOf reads a header.
@@ -76,13 +79,16 @@ func xattrsOf(hdr *tar.Header, ids user.IdentityMapping) ([]xattr, error) {
 		if names += len(name) + 1; names > maxXattrNames || strings.IndexByte(name, 0) >= 0 {
 			return nil, fmt.Errorf("%w: extended attributes that no file can have", ErrMalformed)
 		}
+		var malformed error
 		if !ids.Empty() && (name == aclAccess || name == aclDefault) {
 			var err error
-			if value, err = mapACL(value, ids, user.IdentityMapping.ToHost); err != nil {
+			if value, err = mapACL(value, ids, user.IdentityMapping.ToHost); errors.Is(err, ErrMalformed) {
+				malformed = err
+			} else if err != nil {
 				return nil, err
 			}
 		}
-		xs = append(xs, xattr{name, value})
+		xs = append(xs, xattr{name, value, malformed})
 	}
 	slices.SortFunc(xs, func(a, b xattr) int { return strings.Compare(a.name, b.name) })
 	return xs, nil
@@ -97,11 +103,10 @@ type target struct {
 
 // setter sets attributes, and keeps count of what could not be set and need not be.
 type setter struct {
-	bestEffort bool
+	xattrs XattrPolicy
 
 	mu      sync.Mutex
-	skipped int
-	first   error
+	leftOut leftOutXattrs
 	moved   movedTimes
 }
 
@@ -116,12 +121,15 @@ func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
 	}
 	aclSet := false
 	for _, x := range m.xattrs {
-		err := t.setxattr(x.name, x.value)
+		err := x.malformed
+		if err == nil {
+			err = t.setxattr(x.name, x.value)
+		}
 		switch {
 		case err == nil:
 			aclSet = aclSet || x.name == aclAccess
-		case errors.Is(err, unix.EPERM), s.bestEffort && errors.Is(err, unix.ENOTSUP):
-			s.skip(fmt.Errorf("%s: %w", x.name, err))
+		case s.xattrs.leavesOut(x.name, st.Mode, err):
+			s.leaveOut(t.name, x.name, err)
 		default:
 			return fmt.Errorf("set extended attribute %s: %w", quoteName(x.name), err)
 		}
@@ -138,25 +146,13 @@ func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
 	return nil
 }
 
-func (s *setter) skip(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.skipped++
-	if s.first == nil {
-		s.first = err
-	}
-}
-
 // report logs what was passed over, once, however much it was.
 func (s *setter) report(log *slog.Logger) {
 	if log == nil {
 		log = slog.Default()
 	}
 	s.moved.report(log)
-	if s.skipped == 0 {
-		return
-	}
-	log.Warn("layertar: extended attributes of a layer were not set", "count", s.skipped, "first", s.first)
+	s.leftOut.report(log)
 }
 
 func (t target) chown(uid, gid int) error {

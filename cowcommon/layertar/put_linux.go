@@ -150,7 +150,7 @@ func (a *applier) putDir(d *dir, name string, st *unix.Stat_t, m *meta) error {
 	for i, x := range m.xattrs {
 		if x.name == aclDefault {
 			// Until the end: what is made in the directory is not to inherit it.
-			late.defaultACL = &x.value
+			late.defaultACL = &x
 			m.xattrs = append(m.xattrs[:i:i], m.xattrs[i+1:]...)
 			break
 		}

@@ -5,22 +5,21 @@ import (
 	"sync"
 )
 
-const (
-	readAheadChunk  = 256 << 10
-	readAheadChunks = 4
-)
+// readAheadChunks is how many pieces there are of what is read ahead.
+const readAheadChunks = 4
 
-// ReadAhead returns a reader of what r holds. r is read by a goroutine of its own, up to 1 MiB ahead, which
-// also writes all that it reads to each tee, such as the hash that makes a layer's DiffID. When the reader
-// has returned io.EOF the tees have seen everything. An error of a tee is an error of the reader.
+// ReadAhead returns a reader of what r holds. r is read by a goroutine of its own, in pieces of that many bytes and up to
+// four of them ahead, which also writes all that it reads to each tee, such as the hash that makes a layer's DiffID.
+// When the reader has returned io.EOF the tees have seen everything. An error of a tee is an error of the reader.
 //
 // Close ends the goroutine, waiting for a Read of r that is under way. It does not close r.
-func ReadAhead(r io.Reader, tee ...io.Writer) io.ReadCloser {
+func ReadAhead(r io.Reader, piece int, tee ...io.Writer) io.ReadCloser {
 	a := &readAhead{
-		full: make(chan chunk, readAheadChunks),
-		free: make(chan []byte, readAheadChunks),
-		stop: make(chan struct{}),
-		done: make(chan struct{}),
+		piece: piece,
+		full:  make(chan chunk, readAheadChunks),
+		free:  make(chan []byte, readAheadChunks),
+		stop:  make(chan struct{}),
+		done:  make(chan struct{}),
 	}
 	for range readAheadChunks {
 		a.free <- nil
@@ -30,6 +29,8 @@ func ReadAhead(r io.Reader, tee ...io.Writer) io.ReadCloser {
 }
 
 type readAhead struct {
+	piece int
+
 	full chan chunk    // to the reader; closed after the chunk with an error
 	free chan []byte   // from the reader; nil: to be allocated
 	stop chan struct{} // closed by Close
@@ -57,9 +58,9 @@ func (a *readAhead) run(r io.Reader, tee []io.Writer) {
 			return
 		}
 		if buf == nil {
-			buf = make([]byte, readAheadChunk)
+			buf = make([]byte, a.piece)
 		}
-		n, err := a.fill(r, buf[:readAheadChunk])
+		n, err := a.fill(r, buf[:a.piece])
 		for _, w := range tee {
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				n, err = 0, werr

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -161,6 +162,8 @@ func (ex *exporter) write(ctx context.Context, w io.Writer, spans <-chan *span) 
 			}
 			var err error
 			switch {
+			case errors.Is(seg.err, errStopped): // as this might have seen first
+				err = context.Cause(ctx)
 			case seg.err != nil:
 				err = seg.err
 			case seg.end:

@@ -365,6 +365,27 @@ func TestWriteStops(t *testing.T) {
 	}
 }
 
+// TestWriteSaysWhyItStopped ends the context at any moment of writing a few files: the error is the cause, if there is one.
+func TestWriteSaysWhyItStopped(t *testing.T) {
+	dir := t.TempDir()
+	apply(t, dir, tarOf(t, file("a", "1"), file("b", strings.Repeat("x", 2<<20)), file("c", "3")), ApplyOptions{})
+	changes := all(t, dir)
+	boom := errors.New("boom")
+	stopped := 0
+	for i := range 1000 {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() {
+			time.Sleep(time.Duration(i%10) * 20 * time.Microsecond)
+			cancel(boom)
+		}()
+		if err := Write(ctx, io.Discard, dir, changes, WriteOptions{Workers: 2}); err != nil {
+			require.ErrorIs(t, err, boom)
+			stopped++
+		}
+	}
+	assert.Positive(t, stopped)
+}
+
 // TestWriteDeterministic writes the same tree with any number of workers.
 func TestWriteDeterministic(t *testing.T) {
 	dir := t.TempDir()

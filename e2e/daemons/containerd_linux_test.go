@@ -34,10 +34,10 @@ func builtin(name string) snapshotter {
 	}}
 }
 
-// cowshed is Cowshed's snapshotter, with its differ.
-func cowshed() snapshotter {
+// cowshed is Cowshed's snapshotter, with its differ. settings are more lines of its configuration.
+func cowshed(settings ...string) snapshotter {
 	return snapshotter{harness.CowshedSnapshotter, func(_ *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
-		c := h.StartCowshed("containerd")
+		c := h.StartCowshed("containerd", settings...)
 		return c.Options(), c
 	}}
 }
@@ -135,6 +135,7 @@ func TestContainerd(t *testing.T) {
 		}))
 		if h.cowshed != nil {
 			requireNative(t, ctx, h.cowshed, "snapshots")
+			assert.NotContains(t, h.cowshed.Log(), "a blob is read by requests", "layers are read in containerd's files")
 		}
 
 		require.NoError(t, here.PushImage(ctx, committed, committed.Name()))

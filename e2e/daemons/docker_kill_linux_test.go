@@ -111,7 +111,7 @@ func TestDockerKillUnderCreate(t *testing.T) {
 		clients    = 3
 		containers = 4 // of each client
 	)
-	inEach(t, []engine{{"debian-cowshed", "", onPlugin}}, func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+	inEach(t, []engine{{"debian-cowshed", "", onPlugin()}}, func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		for n := range kills {
 			var failed atomic.Int64
 			var g errgroup.Group
@@ -154,7 +154,7 @@ func TestDockerKillUnderCreate(t *testing.T) {
 // TestDockerLost makes a container whose limit is too low for what the engine puts below it, with each driver of
 // Debian's engine: it never removes a layer for which making the container then failed.
 func TestDockerLost(t *testing.T) {
-	list := []engine{{"debian-cowshed", "4k", onPlugin}, {"debian-btrfs", "4k", onGraphDriver}}
+	list := []engine{{"debian-cowshed", "4k", onPlugin()}, {"debian-btrfs", "4k", onGraphDriver}}
 	inEach(t, list, func(t *testing.T, ctx context.Context, s engine, e engineHost) {
 		err := e.CreateContainer(ctx, "one", "cowshed/sample:1", "true", map[string]string{"size": s.size})
 		require.ErrorContains(t, err, "quota exceeded")

@@ -50,7 +50,7 @@ type engineHost struct {
 func onCowshed() []engine {
 	return []engine{
 		{"docker-cowshed", "", onSnapshotter(cowshed())},
-		{"debian-cowshed", "32m", onPlugin},
+		{"debian-cowshed", "32m", onPlugin()},
 	}
 }
 
@@ -82,14 +82,16 @@ func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host, filesystem) en
 	}
 }
 
-// onPlugin starts Debian's engine on Cowshed.
-func onPlugin(t *testing.T, h *harness.Host, fs filesystem) engineHost {
-	c := h.StartCowshed("containerd")
-	e := h.StartDebianDocker(harness.EngineOptions{Driver: c.Plugin})
-	return engineHost{
-		Engine: e, host: h, driver: c.Plugin, cowshed: c, service: "docker",
-		left:      func() []string { return fs.volumes(t, h) },
-		reconnect: func() {},
+// onPlugin starts Debian's engine on Cowshed. settings are more lines of Cowshed's configuration.
+func onPlugin(settings ...string) func(*testing.T, *harness.Host, filesystem) engineHost {
+	return func(t *testing.T, h *harness.Host, fs filesystem) engineHost {
+		c := h.StartCowshed("containerd", settings...)
+		e := h.StartDebianDocker(harness.EngineOptions{Driver: c.Plugin})
+		return engineHost{
+			Engine: e, host: h, driver: c.Plugin, cowshed: c, service: "docker",
+			left:      func() []string { return fs.volumes(t, h) },
+			reconnect: func() {},
+		}
 	}
 }
 
@@ -368,7 +370,7 @@ type told struct {
 func TestDockerObserved(t *testing.T) {
 	var seen []observed
 	var drivers []told
-	inEach(t, []engine{{"cowshed", "", onPlugin}, {"btrfs", "", onGraphDriver}}, func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+	inEach(t, []engine{{"cowshed", "", onPlugin()}, {"btrfs", "", onGraphDriver}}, func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		_, err := e.RunContainer(ctx, "one", "cowshed/sample:1", harness.ChangeScript, map[string]string{"size": "64m"})
 		require.NoError(t, err)
 		o, d := observe(t, ctx, e, "cowshed/sample:1", "one")

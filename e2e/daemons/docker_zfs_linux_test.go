@@ -6,7 +6,7 @@ import "testing"
 
 func inDebianOnZFS(t *testing.T, test engineTest) {
 	t.Helper()
-	inEachOn(t, onZFS(), []engine{{"debian-cowshed", "32m", onPlugin}}, test)
+	inEachOn(t, onZFS(), []engine{{"debian-cowshed", "32m", onPlugin()}}, test)
 }
 
 // TestDockerZFS is TestDocker.

@@ -36,6 +36,7 @@ type Config struct {
 	Address           string `toml:"address"`
 	ContainerdAddress string `toml:"containerd_address"`
 	DefaultLimit      string `toml:"default_limit"`
+	BuildLimit        string `toml:"build_limit"`
 	LimitScope        string `toml:"limit_scope"`
 	CountInodes       bool   `toml:"count_inodes"`
 
@@ -136,8 +137,10 @@ func (c Config) Validate() error {
 			check(dir.key, checkAbsolute(dir.path))
 		}
 	}
-	_, err := c.limit()
+	_, err := parseLimit(c.DefaultLimit)
 	check("default_limit", err)
+	_, err = parseLimit(c.BuildLimit)
+	check("build_limit", err)
 	_, err = quota.ParseScope(c.LimitScope)
 	check("limit_scope", err)
 	check("driver", c.checkDriver())
@@ -180,7 +183,7 @@ func (c Config) checkStorageOptions() error {
 		driver, name := splitOption(option)
 		switch {
 		case name == "size":
-			return fmt.Errorf("%q: say default_limit", option)
+			return fmt.Errorf("%q: say default_limit or build_limit", option)
 		case name == "quota_scope":
 			return fmt.Errorf("%q: say limit_scope", option)
 		case name == "fsname" && c.Driver != driver:
@@ -192,8 +195,10 @@ func (c Config) checkStorageOptions() error {
 		drivers = append(drivers, c.Driver)
 	}
 	for _, driver := range drivers {
-		if _, err := quota.ParseOptions(driver, c.driverOptions(driver)); err != nil {
-			return err
+		for _, limit := range []struct{ key, size string }{{"default_limit", c.DefaultLimit}, {"build_limit", c.BuildLimit}} {
+			if _, err := quota.ParseOptions(driver, c.limitedOptions(driver, limit.size)); err != nil {
+				return fmt.Errorf("with %s = %q: %w", limit.key, limit.size, err)
+			}
 		}
 	}
 	return nil
@@ -206,16 +211,21 @@ func splitOption(option string) (driver, name string) {
 	return driver, name
 }
 
-// limit is the default limit in bytes, 0 for none.
-func (c Config) limit() (uint64, error) {
-	if c.DefaultLimit == "" {
+// parseLimit is a limit in bytes, 0 for none.
+func parseLimit(limit string) (uint64, error) {
+	if limit == "" {
 		return 0, nil
 	}
-	return quota.ParseSize(c.DefaultLimit)
+	return quota.ParseSize(limit)
 }
 
 // driverOptions are the storage options with what the keys of the daemon say in their terms.
 func (c Config) driverOptions(driver string) []string {
+	return c.limitedOptions(driver, c.DefaultLimit)
+}
+
+// limitedOptions are driverOptions with another default limit.
+func (c Config) limitedOptions(driver, limit string) []string {
 	var options []string
 	for _, option := range c.StorageOptions {
 		if of, _ := splitOption(option); of == driver {
@@ -223,8 +233,8 @@ func (c Config) driverOptions(driver string) []string {
 		}
 	}
 	options = append(options, driver+".quota_scope="+c.LimitScope)
-	if c.DefaultLimit != "" {
-		options = append(options, driver+".size="+c.DefaultLimit)
+	if limit != "" {
+		options = append(options, driver+".size="+limit)
 	}
 	return options
 }

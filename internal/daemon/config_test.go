@@ -50,12 +50,14 @@ root = "/srv"
 driver = "btrfs"
 storage_options = ["btrfs.quota=classic"]
 default_limit = "10G"
+build_limit = "50G"
 docker_plugin = "cows"
 stop_timeout = "1m30s"
 `))
 	require.NoError(t, err)
 	require.NoError(t, c.Validate())
 	assert.Equal(t, "/srv", c.Root)
+	assert.Equal(t, "50G", c.BuildLimit)
 	assert.Equal(t, Duration{90 * time.Second}, c.StopTimeout)
 	assert.Equal(t, Default().Address, c.Address, "what is not named has its default")
 	assert.Equal(t, []string{"btrfs.quota=classic", "btrfs.quota_scope=layer", "btrfs.size=10G"}, c.driverOptions("btrfs"))
@@ -102,6 +104,10 @@ func TestWrongValues(t *testing.T) {
 		"docker's own":       {func(c *Config) { c.DockerPlugin = "overlay2" }, "overlay2"},
 		"limit":              {func(c *Config) { c.DefaultLimit = "many" }, "default_limit"},
 		"no limit":           {func(c *Config) { c.DefaultLimit = "0" }, "default_limit"},
+		"build limit":        {func(c *Config) { c.BuildLimit = "-1G" }, "build_limit"},
+		"no build limit":     {func(c *Config) { c.BuildLimit = "0" }, "build_limit"},
+		"builds, no quota":   {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=off"}; c.BuildLimit = "1G" }, `build_limit = "1G"`},
+		"builds, min_space":  {func(c *Config) { c.StorageOptions = []string{"btrfs.min_space=2G"}; c.BuildLimit = "1G" }, `build_limit = "1G"`},
 		"scope":              {func(c *Config) { c.LimitScope = "all" }, "limit_scope"},
 		"driver":             {func(c *Config) { c.Driver = "overlay2" }, "driver"},
 		"option":             {func(c *Config) { c.StorageOptions = []string{"btrfs.quoat=off"} }, "storage_options"},

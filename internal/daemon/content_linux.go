@@ -1,9 +1,13 @@
 package daemon
 
 import (
+	"context"
+	"fmt"
 	"time"
 
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -20,4 +24,22 @@ func connectContainerd(address string) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+}
+
+// contentRoot returns a function that asks containerd for the directory of its content store. errdefs.ErrNotFound: it has
+// none on this machine.
+func contentRoot(conn grpc.ClientConnInterface) func(ctx context.Context) (string, error) {
+	client := introspectionapi.NewIntrospectionClient(conn)
+	return func(ctx context.Context) (string, error) {
+		answer, err := client.Plugins(ctx, &introspectionapi.PluginsRequest{Filters: []string{"type==io.containerd.content.v1,id==content"}})
+		if err != nil {
+			return "", fmt.Errorf("ask containerd for its content store: %w", err)
+		}
+		for _, plugin := range answer.GetPlugins() {
+			if root := plugin.GetExports()["root"]; root != "" {
+				return root, nil
+			}
+		}
+		return "", fmt.Errorf("directory of containerd's content store: %w", errdefs.ErrNotFound)
+	}
 }

@@ -88,6 +88,7 @@ func open(c Config, opts Options) (_ *daemon, err error) {
 		return nil, err
 	}
 	m.registry.MustRegister(newCollector(sources, c.Root, d.log))
+	m.limits(c)
 	if err := d.listen(); err != nil {
 		return nil, err
 	}
@@ -139,7 +140,7 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))...)
 	d.closeLater(func() error { d.server.Stop(); return nil })
-	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m}, measuredDiffer{differ, m})
+	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m, d.log}, measuredDiffer{differ, m})
 	healthapi.RegisterHealthServer(d.server, d.health)
 	sources := []source{s}
 
@@ -173,8 +174,13 @@ func newSnapshotter(c Config, dir string, driver *cowcommon.Driver, log *slog.Lo
 	if err != nil {
 		return nil, errors.Join(err, driver.Cleanup())
 	}
+	buildLimit, err := parseLimit(c.BuildLimit)
+	if err != nil {
+		return nil, errors.Join(err, driver.Cleanup())
+	}
 	s, err := snapshotter.New(dir, driver.Backend(), snapshotter.Options{
 		DefaultLimit: quota.Limit{Bytes: options.Size, Scope: options.Scope},
+		BuildLimit:   quota.Limit{Bytes: buildLimit, Scope: options.Scope},
 		Scope:        options.Scope,
 		CountInodes:  c.CountInodes,
 		Logger:       log,
@@ -203,7 +209,8 @@ func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
 	}
 	d.closeLater(conn.Close)
 	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn),
-		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))))
+		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))),
+		snapshotter.WithBlobFiles(contentRoot(conn)))
 	d.log.Info("opened the volumes for containerd", "driver", driver.String(), "dir", dir)
 	return source{
 		service:  snapshotsService,

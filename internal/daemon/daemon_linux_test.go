@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -225,6 +226,10 @@ func TestServe(t *testing.T) {
 		`cowshed_operation_duration_seconds_count{operation="apply",service="diff"} 1`,
 		`cowshed_operations_running{service="snapshots"} 0`,
 		`cowshed_comparisons_total{reason="",service="snapshots",way="native"} 1`,
+		`cowshed_snapshots_prepared_total{use="unpack"} 2`,
+		`cowshed_snapshots_prepared_total{use="container"} 1`,
+		`cowshed_snapshots_prepared_total{use="build"} 0`,
+		`cowshed_configured_limit_bytes{key="default_limit"} 8.388608e+06`,
 		`cowshed_layers_total{direction="made",service="diff"} 1`,
 		`cowshed_layers_total{direction="applied",service="diff"} 1`,
 		`cowshed_layer_bytes_total{direction="made",service="diff"} `,
@@ -239,6 +244,7 @@ func TestServe(t *testing.T) {
 	} {
 		assert.Contains(t, page, "\n"+line)
 	}
+	assert.NotContains(t, page, `{key="build_limit"}`)
 	for _, key := range []string{"container", "image"} {
 		require.NoError(t, s.Remove(ctx, key))
 	}
@@ -387,6 +393,64 @@ func TestDockerPlugin(t *testing.T) {
 	ok("GraphDriver.Cleanup", `{}`)
 	require.NoError(t, r.stop())
 	assert.NoFileExists(t, filepath.Join(c.State, "docker-"+c.DockerPlugin+".json"))
+}
+
+// TestBuildLimit: what makes images has build_limit, with containerd and with the plugin, and what runs them has not.
+func TestBuildLimit(t *testing.T) {
+	testfs.CheckLeaks(t)
+	c := testConfig(t, testfs.WithSimpleQuota())
+	c.DockerPlugin, c.BuildLimit = "cowshed-test", "8M"
+	r := start(t, c)
+	ctx := namespaces.WithNamespace(t.Context(), "moby")
+	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	for key, limited := range map[string]bool{
+		"moby/1/zo2wm3h5dsw5v1yoo4iiplkfu": true, "moby/2/extract-1-Ab_- sha256:abc": true, "moby/3/container": false,
+	} {
+		mounts, err := s.Prepare(ctx, key, "")
+		require.NoError(t, err)
+		in(t, mounts, func(dir string) {
+			err := os.WriteFile(filepath.Join(dir, "much"), make([]byte, 16<<20), 0o644)
+			if limited {
+				assert.ErrorIs(t, err, syscall.EDQUOT, key)
+			} else {
+				assert.NoError(t, err, key)
+			}
+		})
+	}
+
+	ok := func(method, body string) string {
+		answer, status := docker(t, c, method, body)
+		require.Equal(t, http.StatusOK, status, "%s: %s", method, answer)
+		return answer
+	}
+	ok("GraphDriver.Init", `{"Home":"`+filepath.Join(filepath.Dir(c.Root), "docker")+`"}`)
+	assert.Contains(t, ok("GraphDriver.Status", `{}`), `["Build Size","8MiB"]`)
+	ok("GraphDriver.Create", `{"ID":"image"}`)
+	assert.Contains(t, ok("GraphDriver.GetMetadata", `{"ID":"image"}`), `"Limit":"8388608"`)
+	ok("GraphDriver.Create", `{"ID":"large","StorageOpt":{"size":"64M"}}`)
+	assert.Contains(t, ok("GraphDriver.GetMetadata", `{"ID":"large"}`), `"Limit":"67108864"`)
+	ok("GraphDriver.CreateReadWrite", `{"ID":"container","Parent":"image"}`)
+	assert.NotContains(t, ok("GraphDriver.GetMetadata", `{"ID":"container"}`), `"Limit":`)
+
+	ok("GraphDriver.Create", `{"ID":"layer"}`)
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	require.NoError(t, w.WriteHeader(&tar.Header{Name: "much", Mode: 0o644, Size: 16 << 20}))
+	_, err := w.Write(bytes.Repeat([]byte("x"), 16<<20))
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	answer, _ := docker(t, c, "GraphDriver.ApplyDiff?id=layer&parent=", layer.String())
+	assert.Contains(t, answer, "build_limit is 8M")
+
+	page := httpDo(t, filepath.Join(c.State, "metrics.sock"), http.MethodGet, "/metrics")
+	for _, line := range []string{
+		`cowshed_configured_limit_bytes{key="build_limit"} 8.388608e+06`,
+		`cowshed_snapshots_prepared_total{use="build"} 1`,
+		`cowshed_limit_hits_total{limit="quota",service="docker"} 1`,
+	} {
+		assert.Contains(t, page, "\n"+line)
+	}
+	require.NoError(t, r.stop())
 }
 
 func TestDockerHome(t *testing.T) {

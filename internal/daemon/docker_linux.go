@@ -4,18 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/plugin"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // dockerPlugin serves a graph driver to an engine.
@@ -134,6 +137,36 @@ type dockerDriver struct {
 	*cowcommon.Driver
 	plugin  *dockerPlugin
 	scrapes *scrapes
+}
+
+// Create implements graphdriver.Driver. The engine makes in this way what images and BuildKit's builds are of.
+func (d *dockerDriver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
+	limited := graphdriver.CreateOpts{}
+	if opts != nil {
+		limited = *opts
+	}
+	if limit := d.plugin.config.BuildLimit; limit != "" && len(limited.StorageOpt) == 0 {
+		limited.StorageOpt = map[string]string{"size": limit}
+	}
+	return d.Driver.Create(id, parent, &limited)
+}
+
+// ApplyDiff implements graphdriver.Driver.
+func (d *dockerDriver) ApplyDiff(id, parent string, diff io.Reader) (int64, error) {
+	size, err := d.Driver.ApplyDiff(id, parent, diff)
+	if limit := d.plugin.config.BuildLimit; limit != "" && errors.Is(err, syscall.EDQUOT) {
+		err = fmt.Errorf("build_limit is %s: %w", limit, err)
+	}
+	return size, err
+}
+
+// Status implements graphdriver.Driver.
+func (d *dockerDriver) Status() [][2]string {
+	status := d.Driver.Status()
+	if limit, err := parseLimit(d.plugin.config.BuildLimit); err == nil && limit != 0 {
+		status = append(status, [2]string{"Build Size", quota.FormatSize(limit)})
+	}
+	return status
 }
 
 // Cleanup implements graphdriver.Driver.

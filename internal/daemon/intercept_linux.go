@@ -19,7 +19,8 @@ var observed = map[string]string{
 	"containerd.services.diff.v1.Diff":           diffService,
 }
 
-// interceptors are around each request: they count and log it, and contain a panic of its handler.
+// interceptors are around each request: they count and log it, put its error on one line, and contain a panic of its
+// handler.
 type interceptors struct {
 	metrics *metrics
 	log     *slog.Logger
@@ -42,7 +43,7 @@ func (i interceptors) stream(server any, stream grpc.ServerStream, info *grpc.St
 }
 
 func (i interceptors) around(ctx context.Context, method string, handle func() error) error {
-	handle = i.contained(method, handle)
+	handle = i.contained(method, onOneLine(handle))
 	service, ok := observed[strings.TrimPrefix(path.Dir(method), "/")]
 	if !ok {
 		return handle()
@@ -57,6 +58,20 @@ func (i interceptors) around(ctx context.Context, method string, handle func() e
 	}
 	i.log.Log(ctx, level, "request", "service", service, "operation", operation, "outcome", outcome(err), "error", err)
 	return err
+}
+
+// onOneLine makes the message of an error that joins several one line: clients print it after words of their own.
+func onOneLine(f func() error) func() error {
+	return func() error {
+		err := f()
+		s, ok := status.FromError(err)
+		if err == nil || !ok || !strings.Contains(s.Message(), "\n") {
+			return err
+		}
+		p := s.Proto()
+		p.Message = strings.Join(strings.FieldsFunc(p.Message, func(r rune) bool { return r == '\n' }), "; ")
+		return status.ErrorProto(p)
+	}
 }
 
 // contained makes a panic of f an error.

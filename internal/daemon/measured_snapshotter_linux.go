@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -9,11 +10,12 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// measuredSnapshotter counts the limits that a snapshotter runs into. The rest is counted by interceptors, which see
-// only what gRPC makes of an error.
+// measuredSnapshotter counts the limits that a snapshotter runs into, and what snapshots are for. The rest is counted by
+// interceptors, which see only what gRPC makes of an error.
 type measuredSnapshotter struct {
 	*snapshotter.Snapshotter
 	metrics *metrics
+	log     *slog.Logger
 }
 
 var (
@@ -29,6 +31,11 @@ func (s measuredSnapshotter) noted(err error) error {
 // Prepare implements snapshots.Snapshotter.
 func (s measuredSnapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	use := snapshotter.UseOf(key)
+	if err == nil {
+		s.metrics.prepared.WithLabelValues(string(use)).Inc()
+	}
+	s.log.Debug("prepare", "key", key, "parent", parent, "use", use, "error", err)
 	return mounts, s.noted(err)
 }
 

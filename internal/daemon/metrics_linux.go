@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/cowshed/cowshed/snapshotter"
 )
 
 // Services, as metrics and the log name them.
@@ -36,6 +38,7 @@ type metrics struct {
 	layers     *prometheus.CounterVec
 	layerBytes *prometheus.CounterVec
 	limitHits  *prometheus.CounterVec
+	prepared   *prometheus.CounterVec
 }
 
 // durations are the bounds of the histogram, in seconds: from the cost of one system call to that of a large layer.
@@ -69,6 +72,10 @@ func newMetrics(version string) *metrics {
 			Name: "cowshed_limit_hits_total",
 			Help: "Operations of the daemon that failed because a volume was at its limit (quota), or the filesystem was full (space).",
 		}, []string{"service", "limit"}),
+		prepared: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cowshed_snapshots_prepared_total",
+			Help: "Active snapshots that containerd's clients asked for, by what they are for: container, build or unpack.",
+		}, []string{"use"}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "cowshed_build_info",
@@ -76,12 +83,29 @@ func newMetrics(version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.operations, m.duration, m.running, m.layers, m.layerBytes, m.limitHits, build,
+	m.registry.MustRegister(m.operations, m.duration, m.running, m.layers, m.layerBytes, m.limitHits, m.prepared, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, service := range []string{snapshotsService, diffService} {
 		m.running.WithLabelValues(service)
 	}
+	for _, use := range snapshotter.Uses() {
+		m.prepared.WithLabelValues(string(use))
+	}
 	return m
+}
+
+// limits shows the limits of the configuration, which is valid. One that is not set is missing.
+func (m *metrics) limits(c Config) {
+	limits := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "cowshed_configured_limit_bytes",
+		Help: "Limits of the configuration: default_limit and build_limit. One that is not set is missing.",
+	}, []string{"key"})
+	for key, limit := range map[string]string{"default_limit": c.DefaultLimit, "build_limit": c.BuildLimit} {
+		if bytes, err := parseLimit(limit); err == nil && bytes != 0 {
+			limits.WithLabelValues(key).Set(float64(bytes))
+		}
+	}
+	m.registry.MustRegister(limits)
 }
 
 // begin notes that an operation begins. The function that it returns is to be called with the operation's error, of

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -53,11 +54,16 @@ func TestInterceptors(t *testing.T) {
 	assert.Equal(t, codes.Internal, status.Code(err))
 	assert.ErrorContains(t, err, "ouch")
 	require.NoError(t, call("/grpc.health.v1.Health/Check", func() error { return nil }))
+	several := errgrpc.ToGRPC(fmt.Errorf("%w: x", errors.Join(errdefs.ErrNotFound, errors.New("one"), errors.New("two"))))
+	err = call(service+"Remove", func() error { return several })
+	assert.Equal(t, codes.NotFound, status.Code(err))
+	assert.Equal(t, "not found; one; two: x", status.Convert(err).Message())
 
 	assert.Equal(t, []string{
 		`cowshed_operations_total{operation="commit",outcome="internal",service="snapshots"} 1`,
 		`cowshed_operations_total{operation="prepare",outcome="not_found",service="snapshots"} 1`,
 		`cowshed_operations_total{operation="prepare",outcome="ok",service="snapshots"} 1`,
+		`cowshed_operations_total{operation="remove",outcome="not_found",service="snapshots"} 1`,
 	}, series(m, "cowshed_operations_total"))
 	assert.Contains(t, series(m, "cowshed_operations_running"), `cowshed_operations_running{service="snapshots"} 0`)
 }

@@ -6,62 +6,63 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path"
-	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/internal/outfile"
 )
 
 // archiveWriter writes an image as a tar that is an OCI layout, and for docker load has the file
 // manifest.json as well. Docker itself writes its archives so.
 type archiveWriter struct {
 	spooled
-	ref    Reference
-	docker bool
-	stdout io.Writer
+	path    string
+	replace bool
+	docker  bool
+	stdout  io.Writer
 }
 
 func newArchiveWriter(ref Reference, opts ExportOptions) (*archiveWriter, error) {
-	w := &archiveWriter{ref: ref, docker: ref.Transport == DockerArchive, stdout: opts.Stdout}
+	w := &archiveWriter{path: ref.Path, replace: opts.Replace, docker: ref.Transport == DockerArchive, stdout: opts.Stdout}
 	if w.stdout == nil {
 		w.stdout = os.Stdout
 	}
-	if ref.Path != Stdio && !opts.Replace && exists(ref.Path) {
-		return nil, fmt.Errorf("file %s: %w", ref.Path, errdefs.ErrAlreadyExists)
+	if ref.Path == Stdio {
+		return w, nil
 	}
-	return w, nil
+	return w, outfile.Check(ref.Path, opts.Replace)
 }
 
 func (a *archiveWriter) finish(ctx context.Context, image *writtenImage) error {
-	if a.ref.Path == Stdio {
+	if a.path == Stdio {
 		return a.writeTar(&contextWriter{ctx, a.stdout}, image)
 	}
-	f, err := os.CreateTemp(filepath.Dir(a.ref.Path), temporaryPrefix)
+	f, err := outfile.Create(ctx, a.path, a.replace)
 	if err != nil {
 		return err
 	}
-	err = a.writeTar(&contextWriter{ctx, f}, image)
-	if err == nil {
-		err = f.Chmod(0o644)
+	if err := a.writeTar(&contextWriter{ctx, f}, image); err != nil {
+		return errors.Join(err, f.Discard())
 	}
-	return commitFile(f, a.ref.Path, err)
+	return f.Commit()
 }
 
 func (a *archiveWriter) writeTar(w io.Writer, image *writtenImage) error {
 	index := newIndex()
-	addToIndex(index, image)
+	image.addTo(index)
 	t := &tarWriter{tw: tar.NewWriter(w), written: make(map[string]bool)}
 	t.json(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
 	t.json(ocispec.ImageIndexFile, index)
 	if a.docker {
 		t.json(dockerManifest, []dockerManifestEntry{dockerEntry(image)})
+		if tags := dockerTags(image); tags != nil {
+			t.json(dockerRepositories, tags)
+		}
 	}
 	t.bytes(blobPath(digest.FromBytes(image.manifest)), image.manifest)
 	t.bytes(blobPath(digest.FromBytes(image.config)), image.config)
@@ -73,8 +74,8 @@ func (a *archiveWriter) writeTar(w io.Writer, image *writtenImage) error {
 
 func dockerEntry(image *writtenImage) dockerManifestEntry {
 	entry := dockerManifestEntry{Config: blobPath(digest.FromBytes(image.config)), Layers: []string{}}
-	if image.name != "" {
-		entry.RepoTags = []string{repoTag(image.name)}
+	if repository, tag, ok := repoTag(image.name); ok {
+		entry.RepoTags = []string{repository + ":" + tag}
 	}
 	for _, b := range image.layers {
 		entry.Layers = append(entry.Layers, blobPath(b.digest))
@@ -82,20 +83,13 @@ func dockerEntry(image *writtenImage) dockerManifestEntry {
 	return entry
 }
 
-// repoTag is name with a tag, without which docker load drops it.
-func repoTag(name string) string {
-	if tagOf(name) == name {
-		return name + ":latest"
+// dockerTags is the file "repositories", which older readers take the names from: the layer on top by repository and tag.
+func dockerTags(image *writtenImage) map[string]map[string]string {
+	repository, tag, ok := repoTag(image.name)
+	if !ok || len(image.layers) == 0 {
+		return nil
 	}
-	return name
-}
-
-// tagOf is what stands after the last colon of an image's name, or all of it if there is none.
-func tagOf(name string) string {
-	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
-		return name[i+1:]
-	}
-	return name
+	return map[string]map[string]string{repository: {tag: image.layers[len(image.layers)-1].diffID.Encoded()}}
 }
 
 // tarWriter writes files, each once, with headers that are always the same. The first error is kept, and

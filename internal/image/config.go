@@ -3,7 +3,6 @@ package image
 import (
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -14,11 +13,6 @@ import (
 
 // maxLayers is far more than the 127 that the kernel's overlay filesystem allowed images to have.
 const maxLayers = 1024
-
-// HostPlatform is the platform whose images run on this machine.
-func HostPlatform() ocispec.Platform {
-	return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
-}
 
 // parseConfig reads an image's config and checks what is relied on later.
 func parseConfig(raw []byte) (*ocispec.Image, error) {
@@ -64,6 +58,25 @@ func newConfig(platform ocispec.Platform, created time.Time, history []ocispec.H
 	})
 }
 
+// missingHistory makes entries for those layers that a history, which need not be complete, has none for: readers take the
+// entries that are not of empty layers for those of the layers, in order.
+func missingHistory(history []json.RawMessage, layers int) ([]ocispec.History, error) {
+	for _, entry := range history {
+		var h ocispec.History
+		if err := json.Unmarshal(entry, &h); err != nil {
+			return nil, fmt.Errorf("config: history: %w", err)
+		}
+		if !h.EmptyLayer {
+			layers--
+		}
+	}
+	var missing []ocispec.History
+	for range layers { // none if there are more entries than layers
+		missing = append(missing, ocispec.History{Comment: "the image has no history for this layer"})
+	}
+	return missing, nil
+}
+
 // amendConfig returns raw with other diff IDs, with history added, and with created as its time unless that
 // is zero. Whatever else the config says, members unknown here too, stays.
 func amendConfig(raw []byte, created time.Time, added []ocispec.History, diffIDs []digest.Digest) ([]byte, error) {
@@ -81,7 +94,14 @@ func amendConfig(raw []byte, created time.Time, added []ocispec.History, diffIDs
 			return nil, fmt.Errorf("config: history: %w", err)
 		}
 	}
-	for _, h := range added {
+	missing, err := missingHistory(history, len(diffIDs)-len(added))
+	if err != nil {
+		return nil, err
+	}
+	if len(added) == 0 {
+		missing = nil // it stays as it came
+	}
+	for _, h := range append(missing, added...) {
 		entry, err := json.Marshal(h)
 		if err != nil {
 			return nil, err

@@ -8,14 +8,15 @@ import (
 	"io/fs"
 	"path"
 	"regexp"
-	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
-// dockerManifest is the file that lists the images in the tar of docker save (moby's image-spec v1.2).
-const dockerManifest = "manifest.json"
+// Files in the tar of docker save (moby's image-spec v1.2).
+const (
+	dockerManifest     = "manifest.json" // lists the images
+	dockerRepositories = "repositories"  // the same for engines before 1.10
+)
 
 type dockerManifestEntry struct {
 	Config   string
@@ -32,7 +33,7 @@ func (s *Source) fromDockerArchive(f files, ref Reference, opts OpenOptions) err
 		}
 		return err
 	}
-	entry, tag, err := chooseEntry(entries, ref.Image)
+	entry, tag, err := chooseEntry(entries, ref)
 	if err != nil {
 		return err
 	}
@@ -69,32 +70,37 @@ func sizeOf(f files, name string) (int64, error) {
 	return size, r.Close()
 }
 
-// chooseEntry returns the image with that tag, or the only one, and the tag.
-func chooseEntry(entries []dockerManifestEntry, image string) (dockerManifestEntry, string, error) {
+// chooseEntry returns the image that is meant, or the only one, and its tag.
+func chooseEntry(entries []dockerManifestEntry, ref Reference) (dockerManifestEntry, string, error) {
 	if len(entries) == 0 {
 		return dockerManifestEntry{}, "", fmt.Errorf("%s lists no images: %w", dockerManifest, ErrMalformed)
 	}
-	if len(entries) == 1 && image == "" {
-		tag := ""
-		if len(entries[0].RepoTags) > 0 {
-			tag = entries[0].RepoTags[0]
-		}
-		return entries[0], tag, nil
-	}
-	var tags []string
+	var all []candidate
 	for _, e := range entries {
-		for _, tag := range e.RepoTags {
-			if image != "" && (tag == image || tag == image+":latest") {
-				return e, tag, nil
-			}
-			tags = append(tags, clip(tag))
+		all = append(all, candidate{names: e.RepoTags, digest: nameDigest(e.Config)})
+	}
+	places := choose(all, ref.Image)
+	switch len(places) {
+	case 0:
+		return dockerManifestEntry{}, "", errNoImage(ref, all)
+	case 1:
+		entry := entries[places[0]]
+		return entry, entry.tag(ref.Image), nil
+	}
+	return dockerManifestEntry{}, "", errSeveral(ref, all, places)
+}
+
+// tag is the tag that is meant by image, or else the first, "" if the image has none.
+func (e dockerManifestEntry) tag(image string) string {
+	for _, tag := range e.RepoTags {
+		if (candidate{names: []string{tag}}).matches(-1, image) {
+			return tag
 		}
 	}
-	if image == "" {
-		return dockerManifestEntry{}, "", fmt.Errorf("the archive has %d images: add :NAME to the reference, with one of %s: %w",
-			len(entries), strings.Join(tags, ", "), errdefs.ErrInvalidArgument)
+	if len(e.RepoTags) == 0 {
+		return ""
 	}
-	return dockerManifestEntry{}, "", fmt.Errorf("no image %q in the archive; it has %s: %w", image, strings.Join(tags, ", "), errdefs.ErrNotFound)
+	return e.RepoTags[0]
 }
 
 // digestName matches file names that say what the digest of the file is: of a blob in a layout, and of the

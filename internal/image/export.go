@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,6 +27,7 @@ type ExportOptions struct {
 	Epoch    *time.Time      // SOURCE_DATE_EPOCH: no time is later than that; nil: not set
 	Name     string          // of the image there; "" stands for the reference's, or else the image's own
 	Replace  bool            // a file may be overwritten
+	Exact    bool            // an image that was imported must come out as it was
 	Stdout   io.Writer       // nil: os.Stdout
 	Progress Progress        // nil: no one is told
 
@@ -38,6 +40,13 @@ type Exported struct {
 	Manifest digest.Digest   // of the manifest
 	Layers   []digest.Digest // diff IDs, base first
 	Size     int64           // of the layers as they were written, in bytes
+	// Name is the whole reference by which others know the image there, "" if they know it by digest only. A name with
+	// a digest, and one that the grammar of references does not allow, is none that an image can be given.
+	Name     string
+	Replaced []digest.Digest // manifests that had the name there, other ones
+	// Was is the ID that the image was imported with, if Image is another, and Changes says why.
+	Was     digest.Digest
+	Changes []string
 }
 
 // Export writes an image, or a layer as an image, to the place that ref names. A layer that was made from
@@ -76,7 +85,23 @@ func (s *Store) Export(ctx context.Context, what string, ref Reference, opts Exp
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, dest.close()) }()
-	return s.export(ctx, plan, dest, opts)
+	exported, err := s.export(ctx, plan, dest, opts)
+	if err != nil {
+		return nil, err
+	}
+	exported.Name = nameAt(ref, opts.Name)
+	return exported, nil
+}
+
+// nameAt is the whole reference by which others know an image of that name in the place, "" if they cannot.
+func nameAt(ref Reference, name string) string {
+	if ref.Transport == Registry {
+		return canonicalName(ref.Path)
+	}
+	if _, _, ok := repoTag(name); !ok {
+		return ""
+	}
+	return canonicalName(name)
 }
 
 // destination takes the parts of one image: blobs first, then the image once.
@@ -96,6 +121,8 @@ type blob struct {
 	diffID digest.Digest
 	size   int64 // bytes
 	format layertar.Format
+	// inexact is why the layer is not put together again from the tar that it was imported with; nil: it is.
+	inexact error
 }
 
 func (b *blob) descriptor() ocispec.Descriptor {
@@ -109,17 +136,23 @@ type writtenImage struct {
 	manifest []byte
 	platform ocispec.Platform
 	layers   []*blob
+
+	replaced []digest.Digest // manifests of that name that were in the place; set by finish
 }
 
 func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts ExportOptions) (*Exported, error) {
 	image := &writtenImage{name: opts.Name}
 	progress := orNoProgress(opts.Progress)
+	var changes []string
 	for _, layer := range plan.layers {
 		b, err := s.writeLayer(ctx, layer, dest, opts, progress)
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", layer.top, err)
 		}
 		image.layers = append(image.layers, b)
+		if layer.diffID != "" && b.diffID != layer.diffID {
+			changes = append(changes, fmt.Sprintf("layer %s is %s now: %v", layer.diffID, b.diffID, b.inexact))
+		}
 	}
 	exported := &Exported{}
 	for _, b := range image.layers {
@@ -134,7 +167,17 @@ func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts E
 		return nil, err
 	}
 	exported.Image, exported.Manifest = digest.FromBytes(image.config), digest.FromBytes(image.manifest)
-	return exported, dest.finish(ctx, image)
+	if plan.whole() && exported.Image != plan.base.ID() {
+		exported.Was, exported.Changes = plan.base.ID(), changes
+		if opts.Exact {
+			return nil, fmt.Errorf("image %s would have the ID %s: %s: %w", exported.Was, exported.Image, strings.Join(changes, "; "), errdefs.ErrFailedPrecondition)
+		}
+	}
+	if err := dest.finish(ctx, image); err != nil {
+		return nil, err
+	}
+	exported.Replaced = image.replaced
+	return exported, nil
 }
 
 func makeManifest(image *writtenImage) ([]byte, error) {
@@ -156,10 +199,11 @@ func makeManifest(image *writtenImage) ([]byte, error) {
 // from the layer below.
 func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destination, opts ExportOptions, progress Progress) (*blob, error) {
 	task := progress.Start(short(layer.top), -1)
+	var inexact error
 	if layer.diffID != "" {
 		b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
 		if err == nil && b.diffID != layer.diffID {
-			err = mismatch("the layer's tar", b.diffID, layer.diffID)
+			err = fmt.Errorf("put together again, its tar has digest %s, not %s: %w", b.diffID, layer.diffID, errdefs.ErrDataLoss)
 		}
 		switch {
 		case err == nil:
@@ -169,8 +213,10 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 			task.End("failed")
 			return nil, err
 		case errors.Is(err, fs.ErrNotExist):
+			inexact = errors.New("what its tar was like is not known")
 			s.log.Info("what the layer was imported from is not known: its digest may differ", "layer", layer.top)
 		default:
+			inexact = err
 			s.log.Warn("the layer is not as it was imported: it is exported as it is now, with another digest", "layer", layer.top, "error", err)
 		}
 	}
@@ -180,6 +226,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 		return nil, err
 	}
 	task.End("done")
+	b.inexact = inexact
 	return b, nil
 }
 
@@ -218,6 +265,9 @@ type plan struct {
 	base   *Image // the image whose config it has; nil: none
 	layers []planLayer
 }
+
+// whole reports whether it is an image as it was imported, with no layer more.
+func (p *plan) whole() bool { return p.base != nil && len(p.layers) == len(p.base.DiffIDs()) }
 
 // planLayer is a layer that becomes one of the image's layer tars.
 type planLayer struct {

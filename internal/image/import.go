@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -109,7 +110,13 @@ func (im *importer) runUndescribed(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("root filesystem: %w", err)
 	}
-	config, err := im.src.describe([]digest.Digest{filled.diffID})
+	if im.src.guessed {
+		err = im.checkNoImage(ctx, filled)
+	}
+	var config []byte
+	if err == nil {
+		config, err = im.src.describe([]digest.Digest{filled.diffID})
+	}
 	if err != nil {
 		return errors.Join(err, filled.discard(ctx))
 	}
@@ -124,6 +131,27 @@ func (im *importer) runUndescribed(ctx context.Context) error {
 		return err
 	}
 	return im.finish(image)
+}
+
+// checkNoImage refuses a tree that is the archive of an image, of which its beginning did not tell.
+func (im *importer) checkNoImage(ctx context.Context, f *filled) (err error) {
+	backend := im.store.driver.Backend()
+	dir, err := backend.Mount(ctx, f.name, "")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, backend.Unmount(context.WithoutCancel(ctx), f.name)) }()
+	for _, mark := range imageMarks {
+		if _, err := os.Lstat(filepath.Join(dir, mark)); err == nil {
+			kind := OCIArchive
+			if mark == dockerManifest {
+				kind = DockerArchive
+			}
+			return fmt.Errorf("there is %s in it, so it is an image: write %s:%s, or %s:%[3]s if it is a root filesystem all the same: %[5]w",
+				mark, kind, im.src.Origin, RootFS, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 func (im *importer) image(config []byte) (*Image, error) {

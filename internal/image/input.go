@@ -11,7 +11,10 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
@@ -75,11 +78,15 @@ func (in *input) decompress() error {
 	return nil
 }
 
+// imageMarks are the files that say what an image is made of. One of them is in every archive of an image.
+var imageMarks = []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, dockerManifest}
+
 // imageEntry matches the names that the first entry of an image's archive can have: those of OCI layouts,
 // of docker save, and of go-containerregistry. No root filesystem has them.
 var imageEntry = regexp.MustCompile(`^(blobs(/.*)?|oci-layout|index\.json|manifest\.json|repositories|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz|/.*)?)$`)
 
-// holdsImage reports whether the tar is the archive of an image rather than a root filesystem.
+// holdsImage reports whether the tar is the archive of an image rather than a root filesystem, by its first entry or one
+// of imageMarks. Only the beginning is looked into of what is compressed or a stream.
 func (in *input) holdsImage() (bool, error) {
 	if err := in.decompress(); err != nil {
 		return false, err
@@ -88,15 +95,24 @@ func (in *input) holdsImage() (bool, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return false, err
 	}
-	tr := tar.NewReader(bytes.NewReader(head))
-	for {
+	var rest io.Reader = bytes.NewReader(head)
+	if in.file != nil && in.format == layertar.Plain {
+		rest = io.NewSectionReader(in.file, 0, in.size)
+	}
+	tr := tar.NewReader(rest)
+	for first := true; ; {
 		h, err := tr.Next()
-		if err != nil {
+		if err != nil && first {
 			return false, fmt.Errorf("not a tar: %w: %w", err, ErrMalformed)
 		}
-		if name := path.Clean(strings.TrimPrefix(h.Name, "/")); name != "." {
-			return imageEntry.MatchString(name), nil
+		if err != nil { // the end, or what whoever reads the tar will tell of
+			return false, nil //nolint:nilerr // see above
 		}
+		name := path.Clean(strings.TrimPrefix(h.Name, "/"))
+		if first && name != "." && imageEntry.MatchString(name) || slices.Contains(imageMarks, name) {
+			return true, nil
+		}
+		first = first && name == "."
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -64,7 +65,7 @@ func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
 	if err != nil {
 		return err
 	}
-	addToIndex(index, image)
+	image.addTo(index)
 	if err := l.writeJSON(ocispec.ImageIndexFile, index); err != nil {
 		return err
 	}
@@ -124,18 +125,46 @@ func newIndex() *ocispec.Index {
 	return &ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 }
 
-// addToIndex adds the image, in place of one of the same name.
-func addToIndex(index *ocispec.Index, image *writtenImage) {
-	tag := tagOf(image.name)
-	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		return d.Annotations[ocispec.AnnotationRefName] == tag
-	})
-	platform := image.platform
-	index.Manifests = append(index.Manifests, ocispec.Descriptor{
+// addTo adds the image to an index, in place of one of the same name.
+func (i *writtenImage) addTo(index *ocispec.Index) {
+	platform := i.platform
+	d := ocispec.Descriptor{
 		MediaType:   ocispec.MediaTypeImageManifest,
-		Digest:      digest.FromBytes(image.manifest),
-		Size:        int64(len(image.manifest)),
+		Digest:      digest.FromBytes(i.manifest),
+		Size:        int64(len(i.manifest)),
 		Platform:    &platform,
-		Annotations: map[string]string{ocispec.AnnotationRefName: tag},
+		Annotations: make(map[string]string),
+	}
+	if tag := refName(i.name); tag != "" {
+		d.Annotations[ocispec.AnnotationRefName] = tag
+	}
+	if _, _, ok := repoTag(i.name); ok {
+		d.Annotations[annotationImageName] = canonicalName(i.name)
+	}
+	key := indexKey(d)
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(old ocispec.Descriptor) bool {
+		if key != "" && indexKey(old) == key {
+			if old.Digest != d.Digest {
+				i.replaced = append(i.replaced, old.Digest)
+			}
+			return true
+		}
+		return indexKey(old) == "" && old.Digest == d.Digest // which has a name now, or is there already
 	})
+	index.Manifests = append(index.Manifests, d)
+}
+
+// indexKey is the name that stands for one image of an index alone, "" if it has none. The whole reference is that: two
+// repositories may have the same tag.
+func indexKey(d ocispec.Descriptor) string {
+	if name := d.Annotations[annotationImageName]; name != "" {
+		return name
+	}
+	tag := d.Annotations[ocispec.AnnotationRefName]
+	if strings.ContainsAny(tag, ":/") { // a name
+		if name := canonicalName(tag); name != "" {
+			return name
+		}
+	}
+	return tag
 }

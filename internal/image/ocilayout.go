@@ -42,7 +42,7 @@ func (s *Source) fromLayout(_ context.Context, f files, ref Reference, opts Open
 	if err := readJSON(f, ocispec.ImageIndexFile, &index); err != nil {
 		return err
 	}
-	d, err := chooseImage(index.Manifests, ref.Image, opts.Platform)
+	d, err := chooseImage(index.Manifests, ref, opts.Platform)
 	if err != nil {
 		return err
 	}
@@ -50,33 +50,36 @@ func (s *Source) fromLayout(_ context.Context, f files, ref Reference, opts Open
 	return s.fromDescriptor(f, d, opts, 0)
 }
 
-// chooseImage returns the entry of an index.json whose name is image, or the only one.
-func chooseImage(entries []ocispec.Descriptor, image string, platform ocispec.Platform) (ocispec.Descriptor, error) {
-	var names []string
-	var found []ocispec.Descriptor
+// chooseImage returns the entry of an index.json that is meant, or the only one.
+func chooseImage(entries []ocispec.Descriptor, ref Reference, platform ocispec.Platform) (ocispec.Descriptor, error) {
+	if len(entries) == 0 {
+		return ocispec.Descriptor{}, fmt.Errorf("the layout has no images: %w", errdefs.ErrNotFound)
+	}
+	var all []candidate
 	for _, d := range entries {
-		tag, full := d.Annotations[ocispec.AnnotationRefName], d.Annotations[annotationImageName]
-		if image == "" || tag == image || full == image || string(d.Digest) == image {
-			found = append(found, d)
+		c := candidate{digest: d.Digest}
+		if name := d.Annotations[annotationImageName]; name != "" {
+			c.names = append(c.names, familiarName(name))
 		}
-		if tag != "" {
-			names = append(names, clip(tag))
-		} else {
-			names = append(names, clip(string(d.Digest)))
+		if tag := d.Annotations[ocispec.AnnotationRefName]; tag != "" {
+			c.names = append(c.names, tag)
 		}
+		all = append(all, c)
+	}
+	places := choose(all, ref.Image)
+	var found []ocispec.Descriptor
+	for _, place := range places {
+		found = append(found, entries[place])
 	}
 	switch {
 	case len(found) == 1:
 		return found[0], nil
-	case len(entries) == 0:
-		return ocispec.Descriptor{}, fmt.Errorf("the layout has no images: %w", errdefs.ErrNotFound)
 	case len(found) == 0:
-		return ocispec.Descriptor{}, fmt.Errorf("no image %q in the layout; it has %s: %w", image, strings.Join(names, ", "), errdefs.ErrNotFound)
+		return ocispec.Descriptor{}, errNoImage(ref, all)
 	case samePlatformSet(found):
 		return choosePlatform(found, platform)
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("the layout has several images: add :NAME to the reference, with one of %s: %w",
-		strings.Join(names, ", "), errdefs.ErrInvalidArgument)
+	return ocispec.Descriptor{}, errSeveral(ref, all, places)
 }
 
 // samePlatformSet reports whether the entries are one image for several platforms: all have the same name
@@ -84,7 +87,7 @@ func chooseImage(entries []ocispec.Descriptor, image string, platform ocispec.Pl
 func samePlatformSet(entries []ocispec.Descriptor) bool {
 	seen := make(map[string]bool)
 	for _, d := range entries {
-		if d.Platform == nil || d.Annotations[ocispec.AnnotationRefName] != entries[0].Annotations[ocispec.AnnotationRefName] {
+		if d.Platform == nil || indexKey(d) != indexKey(entries[0]) {
 			return false
 		}
 		p := FormatPlatform(*d.Platform)
@@ -99,7 +102,7 @@ func samePlatformSet(entries []ocispec.Descriptor) bool {
 // layoutImageName is a name for an image of a layout, where most have only a tag.
 func layoutImageName(d ocispec.Descriptor, ref Reference) string {
 	if full := d.Annotations[annotationImageName]; full != "" {
-		return full
+		return familiarName(full)
 	}
 	tag := d.Annotations[ocispec.AnnotationRefName]
 	if strings.ContainsAny(tag, ":/") || ref.Path == Stdio {
@@ -144,6 +147,7 @@ func (s *Source) fromDescriptor(f files, d ocispec.Descriptor, opts OpenOptions,
 }
 
 func (s *Source) fromManifest(f files, d ocispec.Descriptor, opts OpenOptions) error {
+	s.platform = d.Platform
 	var manifest ocispec.Manifest
 	if err := readBlobJSON(f, d, "manifest", &manifest); err != nil {
 		return err

@@ -1,52 +1,106 @@
 package image
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/cpu"
 )
 
-// ParsePlatform reads OS/ARCHITECTURE[/VARIANT], such as linux/arm64 or linux/arm/v7.
-// The error is errdefs.ErrInvalidArgument.
+// HostPlatform is the platform whose images run on this machine.
+func HostPlatform() ocispec.Platform {
+	p := normal(platforms.DefaultSpec())
+	p.OS = "linux"
+	return p
+}
+
+// ParsePlatform reads OS/ARCHITECTURE[/VARIANT], such as linux/arm64 or linux/arm/v7, or one of OS and architecture, and
+// normalises it: linux/aarch64 and linux/arm64/v8 are linux/arm64. The error is errdefs.ErrInvalidArgument.
 func ParsePlatform(s string) (ocispec.Platform, error) {
-	parts := strings.Split(s, "/")
-	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
-		return ocispec.Platform{}, fmt.Errorf("platform %q is not OS/ARCHITECTURE[/VARIANT]: %w", clip(s), errdefs.ErrInvalidArgument)
+	p, err := platforms.Parse(s)
+	if err != nil {
+		return ocispec.Platform{}, fmt.Errorf("platform %q is not OS/ARCHITECTURE[/VARIANT]: %w: %w", clip(s), err, errdefs.ErrInvalidArgument)
 	}
-	p := ocispec.Platform{OS: parts[0], Architecture: parts[1]}
-	if len(parts) == 3 {
-		p.Variant = parts[2]
-	}
-	return p, nil
+	return normal(p), nil
 }
 
 // FormatPlatform writes p as ParsePlatform reads it.
-func FormatPlatform(p ocispec.Platform) string {
-	s := clip(p.OS + "/" + p.Architecture)
-	if p.Variant != "" {
-		s += "/" + clip(p.Variant)
-	}
-	return s
+func FormatPlatform(p ocispec.Platform) string { return clip(platforms.Format(normal(p))) }
+
+// normal is a platform by the names that OCI has for it, without version and features of the system.
+func normal(p ocispec.Platform) ocispec.Platform {
+	p.OSVersion, p.OSFeatures = "", nil
+	return platforms.Normalize(p)
 }
 
-// satisfies reports whether p is what want asks for; what want leaves open may be anything.
-func satisfies(p, want ocispec.Platform) bool {
-	return (want.OS == "" || p.OS == want.OS) &&
-		(want.Architecture == "" || p.Architecture == want.Architecture) &&
-		(want.Variant == "" || p.Variant == want.Variant)
+// wanted says which platforms will do, and which are better.
+type wanted struct {
+	matcher platforms.MatchComparer
+	said    string // what was asked for, or the host's
+	// exact: only that architecture, as somebody has asked for it. A host runs others too, as 386 on amd64.
+	exact string
+	plain bool // what any processor of the architecture runs is better than what this one alone does
+}
+
+// want is what somebody has asked for or, if that is nothing, what this machine runs.
+func want(asked ocispec.Platform) wanted {
+	if asked.Architecture != "" {
+		asked = normal(asked)
+		return wanted{matcher: platforms.Only(asked), said: FormatPlatform(asked), exact: asked.Architecture}
+	}
+	host := HostPlatform()
+	said := FormatPlatform(host)
+	if host.Architecture == "amd64" {
+		host.Variant = amd64Level()
+	}
+	return wanted{matcher: platforms.Only(host), said: said, plain: true}
+}
+
+func (w wanted) matches(p ocispec.Platform) bool {
+	p = normal(p)
+	return (w.exact == "" || p.Architecture == w.exact) && w.matcher.Match(p)
+}
+
+// compare orders platforms that match, the best first.
+func (w wanted) compare(a, b ocispec.Platform) int {
+	a, b = normal(a), normal(b)
+	if w.plain && a.Architecture == "amd64" && b.Architecture == "amd64" {
+		return cmp.Compare(a.Variant, b.Variant)
+	}
+	switch {
+	case w.matcher.Less(a, b):
+		return -1
+	case w.matcher.Less(b, a):
+		return 1
+	}
+	return 0
+}
+
+// amd64Level is the level of x86-64 that this machine's processor has (System V psABI, 3.1.1), "" for the first.
+func amd64Level() string {
+	x := cpu.X86
+	switch {
+	case x.HasAVX512F && x.HasAVX512BW && x.HasAVX512CD && x.HasAVX512DQ && x.HasAVX512VL:
+		return "v4"
+	case x.HasAVX2 && x.HasBMI1 && x.HasBMI2 && x.HasFMA:
+		return "v3"
+	case x.HasCX16 && x.HasPOPCNT && x.HasSSE42 && x.HasSSSE3:
+		return "v2"
+	}
+	return ""
 }
 
 // choosePlatform returns the manifest of an index for that platform, or the only one there is if the caller
 // asked for none in particular.
 func choosePlatform(manifests []ocispec.Descriptor, asked ocispec.Platform) (ocispec.Descriptor, error) {
-	want := asked
-	if want.Architecture == "" {
-		want = HostPlatform()
-	}
+	w := want(asked)
 	var offered []string
-	var images []ocispec.Descriptor
+	var images, found []ocispec.Descriptor
 	for _, d := range manifests {
 		if !isImage(d) {
 			continue
@@ -55,16 +109,18 @@ func choosePlatform(manifests []ocispec.Descriptor, asked ocispec.Platform) (oci
 		if d.Platform == nil {
 			continue
 		}
-		if satisfies(*d.Platform, want) {
-			return d, nil
+		if w.matches(*d.Platform) {
+			found = append(found, d)
 		}
 		offered = append(offered, FormatPlatform(*d.Platform))
+	}
+	if len(found) > 0 {
+		return slices.MinFunc(found, func(a, b ocispec.Descriptor) int { return w.compare(*a.Platform, *b.Platform) }), nil
 	}
 	if len(images) == 1 && (asked.Architecture == "" || images[0].Platform == nil) {
 		return images[0], nil
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("no image for platform %s; there are %s: %w",
-		FormatPlatform(want), clip(strings.Join(offered, ", ")), errdefs.ErrNotFound)
+	return ocispec.Descriptor{}, fmt.Errorf("no image for platform %s; there are %s: %w", w.said, clip(strings.Join(offered, ", ")), errdefs.ErrNotFound)
 }
 
 // isImage reports whether an entry of an index is an image rather than an attestation or another attachment.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/cowshed/cowshed/internal/outfile"
 )
 
 // Transport says how images are kept in the place that a [Reference] names.
@@ -33,7 +35,9 @@ const Stdio = "-"
 type Reference struct {
 	Transport Transport
 	Path      string // of a file or directory; [Stdio]; of a registry: the reference there
-	Image     string // which image in a layout or archive; "" the only one
+	// Image says which image of a layout or archive: a name, a digest, or @ and a place in the list, from 0. "" is the
+	// only one.
+	Image string
 }
 
 // String is what ParseReference reads.
@@ -49,8 +53,8 @@ func (r Reference) String() string {
 	return string(r.Transport) + ":" + r.Path + ":" + r.Image
 }
 
-// ParseReference reads a reference: docker://NAME, or TRANSPORT:PATH[:IMAGE] where the path has no colon,
-// or without a transport a path or [Stdio], or a name whose first part is the host of a registry. A path
+// ParseReference reads a reference: docker://NAME, or TRANSPORT:PATH[:IMAGE] where the path has no colon unless it
+// exists, or without a transport a path or [Stdio], or a name whose first part is the host of a registry. A path
 // that exists is always that, whatever else it looks like.
 // The error is errdefs.ErrInvalidArgument or ErrNotFound.
 func ParseReference(s string) (Reference, error) {
@@ -94,14 +98,28 @@ func parseRegistry(s string) (Reference, error) {
 }
 
 func parsePath(t Transport, s string) (Reference, error) {
-	path, image, _ := strings.Cut(s, ":")
-	if t == RootFS || exists(s) {
+	path, image := cutImage(s)
+	if t == RootFS {
 		path, image = s, ""
+	}
+	if t != OCILayout && outfile.Stdout(path) {
+		path = Stdio
 	}
 	if path == "" {
 		return Reference{}, fmt.Errorf("reference %s:%s has no path: %w", t, s, errdefs.ErrInvalidArgument)
 	}
 	return Reference{Transport: t, Path: path, Image: image}, nil
+}
+
+// cutImage cuts PATH[:IMAGE] where the longest path ends that exists, or else at the first colon.
+func cutImage(s string) (path, image string) {
+	for end := len(s); end > 0; end = strings.LastIndexByte(s[:end], ':') {
+		if exists(s[:end]) {
+			return s[:end], strings.TrimPrefix(s[end:], ":")
+		}
+	}
+	path, image, _ = strings.Cut(s, ":")
+	return path, image
 }
 
 func guessReference(s string) (Reference, error) {

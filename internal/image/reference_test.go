@@ -99,27 +99,3 @@ func TestCheckName(t *testing.T) {
 		assert.ErrorIs(t, CheckName(name), errdefs.ErrInvalidArgument, name)
 	}
 }
-
-func TestTags(t *testing.T) {
-	for name, want := range map[string][2]string{
-		"debian":              {"debian", "debian:latest"},
-		"debian:12":           {"12", "debian:12"},
-		"reg.example:5000/a":  {"reg.example:5000/a", "reg.example:5000/a:latest"},
-		"reg.example:5000/a:": {"", "reg.example:5000/a:"},
-	} {
-		assert.Equal(t, want[0], tagOf(name))
-		assert.Equal(t, want[1], repoTag(name))
-	}
-}
-
-func TestPlatform(t *testing.T) {
-	for _, s := range []string{"linux/amd64", "linux/arm/v7"} {
-		p, err := ParsePlatform(s)
-		require.NoError(t, err)
-		assert.Equal(t, s, FormatPlatform(p))
-	}
-	for _, s := range []string{"", "linux", "linux/", "/amd64", "a/b/c/d"} {
-		_, err := ParsePlatform(s)
-		assert.ErrorIs(t, err, errdefs.ErrInvalidArgument, s)
-	}
-}

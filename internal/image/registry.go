@@ -24,14 +24,7 @@ func (s *Source) fromRegistry(ctx context.Context, ref Reference, opts OpenOptio
 	if err != nil {
 		return err
 	}
-	platform := opts.Platform
-	if platform.Architecture == "" {
-		platform = HostPlatform()
-	}
-	options := append(remoteOptions(ctx, opts.Registries), remote.WithPlatform(v1.Platform{
-		OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant,
-	}))
-	img, err := remote.Image(at, options...)
+	img, err := s.chooseRemote(ctx, at, opts)
 	if err != nil {
 		return registryError(err)
 	}
@@ -57,6 +50,33 @@ func (s *Source) fromRegistry(ctx context.Context, ref Reference, opts OpenOptio
 	}
 	s.Name = ref.Path
 	return s.setConfig(config, opts)
+}
+
+// chooseRemote finds the image, in an index of platforms if that is what has the name.
+func (s *Source) chooseRemote(ctx context.Context, at name.Reference, opts OpenOptions) (v1.Image, error) {
+	for range maxIndexDepth + 1 {
+		there, err := remote.Get(at, remoteOptions(ctx, opts.Registries)...)
+		if err != nil {
+			return nil, err
+		}
+		if !there.MediaType.IsIndex() {
+			return there.Image()
+		}
+		var index ocispec.Index
+		if err := decodeJSON(there.Manifest, "index", &index); err != nil {
+			return nil, err
+		}
+		chosen, err := choosePlatform(index.Manifests, opts.Platform)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkDigest(chosen.Digest); err != nil {
+			return nil, err
+		}
+		s.platform = chosen.Platform
+		at = at.Context().Digest(chosen.Digest.String())
+	}
+	return nil, fmt.Errorf("index in index, more than %d deep: %w", maxIndexDepth, ErrMalformed)
 }
 
 // fetch opens a blob.

@@ -18,9 +18,13 @@ import (
 type Source struct {
 	Name   string // what the place it comes from calls it; "" if it does not say
 	Origin string // the place
+	// Kind is what the place was taken for.
+	Kind Transport
 
-	config []byte // nil: there is none, as for a plain root filesystem
-	layers []sourceLayer
+	guessed  bool              // whether Kind was found out by looking
+	platform *ocispec.Platform // what an index says of the image; nil: nothing
+	config   []byte            // nil: there is none, as for a plain root filesystem
+	layers   []sourceLayer
 	// describe makes the config of an image that has none, once its diff IDs are known.
 	describe func(diffIDs []digest.Digest) ([]byte, error)
 	closers  []func() error
@@ -71,7 +75,7 @@ type RegistryOptions struct {
 // is an image of a kind that is not read here. errdefs.ErrDataLoss: something has not the digest that it
 // should have.
 func Open(ctx context.Context, ref Reference, opts OpenOptions) (_ *Source, err error) {
-	s := &Source{Origin: ref.String()}
+	s := &Source{Origin: ref.String(), Kind: ref.Transport}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open image %s: %w", ref, errors.Join(err, s.Close()))
@@ -101,7 +105,8 @@ func Open(ctx context.Context, ref Reference, opts OpenOptions) (_ *Source, err 
 // fromInput finds the image in a file or stream.
 func (s *Source) fromInput(ctx context.Context, in *input, ref Reference, opts OpenOptions) error {
 	transport := ref.Transport
-	if transport == guessed {
+	s.guessed = transport == guessed
+	if s.guessed {
 		isArchive, err := in.holdsImage()
 		if err != nil {
 			return err
@@ -111,6 +116,7 @@ func (s *Source) fromInput(ctx context.Context, in *input, ref Reference, opts O
 		}
 	}
 	if transport == RootFS {
+		s.Kind = RootFS
 		return s.fromRootFS(in, ref, opts)
 	}
 
@@ -119,16 +125,45 @@ func (s *Source) fromInput(ctx context.Context, in *input, ref Reference, opts O
 		return fmt.Errorf("read archive: %w", err)
 	}
 	s.closers = append(s.closers, archive.close)
-	if transport == guessed {
-		transport = OCIArchive
-		if has(archive, dockerManifest) {
-			transport = DockerArchive
+	err = s.fromArchive(ctx, archive, ref, opts)
+	if s.guessed && errors.Is(err, ErrMalformed) {
+		err = fmt.Errorf("%w; if it is a root filesystem, write %s", err, Reference{Transport: RootFS, Path: ref.Path})
+	}
+	return err
+}
+
+// fromArchive finds the image in a tar. docker save writes one that is a layout too, and of an image for several
+// platforms lists in one way what it does not in the other.
+func (s *Source) fromArchive(ctx context.Context, archive *tarFiles, ref Reference, opts OpenOptions) error {
+	kinds := []Transport{OCIArchive, DockerArchive}
+	isLayout, isDocker := has(archive, ocispec.ImageLayoutFile), has(archive, dockerManifest)
+	switch {
+	case ref.Transport == DockerArchive && isLayout:
+		kinds = []Transport{DockerArchive, OCIArchive}
+	case ref.Transport == DockerArchive, ref.Transport == guessed && isDocker && !isLayout:
+		kinds = kinds[1:]
+	case !isDocker:
+		kinds = kinds[:1]
+	}
+	if !isLayout && !isDocker && has(archive, dockerRepositories) {
+		return fmt.Errorf("an archive of docker save before 1.10, with %s and no %s, is not read; load it into Docker 1.10 to 24 and save it again: %w",
+			dockerRepositories, dockerManifest, errdefs.ErrNotImplemented)
+	}
+	var errs []error
+	for _, kind := range kinds {
+		s.Name, s.layers, s.platform, s.Kind, ref.Transport = "", nil, nil, kind, kind
+		var err error
+		if kind == DockerArchive {
+			err = s.fromDockerArchive(archive, ref, opts)
+		} else {
+			err = s.fromLayout(ctx, archive, ref, opts)
 		}
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, err)
 	}
-	if transport == DockerArchive {
-		return s.fromDockerArchive(archive, ref, opts)
-	}
-	return s.fromLayout(ctx, archive, ref, opts)
+	return errs[0]
 }
 
 // setConfig takes the config, and checks it against the layers that were found.
@@ -140,8 +175,13 @@ func (s *Source) setConfig(raw []byte, opts OpenOptions) error {
 	if have, want := len(s.layers), len(config.RootFS.DiffIDs); have != want {
 		return fmt.Errorf("the manifest has %d layers and the config %d: %w", have, want, ErrMalformed)
 	}
-	if want := opts.Platform; want.Architecture != "" && !satisfies(config.Platform, want) {
-		return fmt.Errorf("the image is for %s, not %s: %w", FormatPlatform(config.Platform), FormatPlatform(want), errdefs.ErrNotFound)
+	// An index that has chosen the image knows its variant, which many configs do not say.
+	is := config.Platform
+	if s.platform != nil && normal(*s.platform).Architecture == normal(is).Architecture {
+		is = *s.platform
+	}
+	if asked := opts.Platform; asked.Architecture != "" && !want(asked).matches(is) {
+		return fmt.Errorf("the image is for %s, not %s: %w", FormatPlatform(is), FormatPlatform(asked), errdefs.ErrNotFound)
 	}
 	s.config = raw
 	return nil

@@ -210,7 +210,7 @@ func TestRoundTrips(t *testing.T) {
 				} {
 					s := newTestStore(t)
 					imported := s.mustImport(t, writeDockerArchive(t, map[string]v1.Image{"app:1": img}), ImportOptions{})
-					exported := s.mustExport(t, "app:1", ref, ExportOptions{Format: format})
+					exported := s.mustExport(t, "app:1", ref, ExportOptions{Format: format, Exact: true})
 					assert.Equal(t, imageID(t, img), exported.Image, "the image's ID")
 					assert.Equal(t, diffIDs(t, img), exported.Layers)
 
@@ -386,8 +386,16 @@ func TestExportWithoutTheTar(t *testing.T) {
 			imported := s.mustImport(t, writeDockerArchive(t, map[string]v1.Image{"app:1": img}), ImportOptions{})
 			spoil(t, s, imported.Image.Top())
 			ref := "oci:" + filepath.Join(dir, strings.ReplaceAll(name, " ", "-")) + ":v1"
+			_, err := s.Export(t.Context(), "app:1", mustParseDestination(t, ref), ExportOptions{Exact: true})
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			assert.ErrorContains(t, err, string(imageID(t, img)))
+			assert.NoDirExists(t, mustParseDestination(t, ref).Path)
 			exported := s.mustExport(t, "app:1", ref, ExportOptions{})
 			assert.NotEqual(t, diffIDs(t, img), exported.Layers)
+			assert.Equal(t, imageID(t, img), exported.Was)
+			if assert.Len(t, exported.Changes, 1) {
+				assert.Contains(t, exported.Changes[0], string(diffIDs(t, img)[0]))
+			}
 			again := s.mustImport(t, ref, ImportOptions{Name: "again"})
 			assert.Contains(t, string(again.Image.Config), "PATH=/bin", "the config stays otherwise")
 			c, err := s.driver.Compare(t.Context(), again.Image.Top(), imported.Image.Top(), cowcommon.Walk)

@@ -414,7 +414,7 @@ func (s Store) Remove() error {
 	if err != nil {
 		return fmt.Errorf("loopstore: remove: %w", err)
 	}
-	defer flock.Release(f)
+	defer flock.Release(f) //nolint:errcheck // nothing was written to it
 	state, err := s.state(f)
 	if err != nil {
 		return err

@@ -144,5 +144,5 @@ func lockDir(dir string) (unlock func(), err error) {
 	if err := flock.Exclusive(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return func() { flock.Release(f) }, nil
+	return func() { _ = flock.Release(f) }, nil // it is a directory
 }

@@ -37,6 +37,8 @@ type ContainerdOptions struct {
 	// CRI turns the plugin for Kubernetes on. It uses Snapshotter.
 	CRI         *CRI
 	Snapshotter string
+	// Configure, if it is not nil, changes the configuration before containerd starts.
+	Configure func(file string)
 }
 
 // CRI says what the plugin for Kubernetes uses.
@@ -64,7 +66,10 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 	h.t.Helper()
 	state := h.dir(h.Dir, name)
 	c := &Containerd{Address: h.ContainerdAddress(name), Root: h.dir(h.Data, name)}
-	config := h.write(name+".toml", containerdConfig(c, state, opts))
+	config := h.write(name+".toml", containerdConfig(c, state, h.LogLevel, opts))
+	if opts.Configure != nil {
+		opts.Configure(config)
+	}
 	c.Daemon = h.Start(Spec{
 		Name:    name,
 		Program: filepath.Join(h.Programs.Built, "containerd"),
@@ -109,7 +114,7 @@ func (c *Containerd) serving(ctx context.Context) error {
 }
 
 // containerdConfig is a configuration that keeps off the system's directories.
-func containerdConfig(c *Containerd, state string, opts ContainerdOptions) string {
+func containerdConfig(c *Containerd, state, logLevel string, opts ContainerdOptions) string {
 	var b strings.Builder
 	disabled := []string{
 		"io.containerd.internal.v1.opt",
@@ -126,7 +131,7 @@ func containerdConfig(c *Containerd, state string, opts ContainerdOptions) strin
 	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\ntemp = %q\nimports = []\n", containerdConfigVersion,
 		c.Root, filepath.Join(state, "state"), filepath.Join(state, "tmp"))
 	fmt.Fprintf(&b, "disabled_plugins = %s\n\n", tomlStrings(disabled))
-	fmt.Fprintf(&b, "[debug]\n  level = 'debug'\n\n[plugins]\n")
+	fmt.Fprintf(&b, "[debug]\n  level = %q\n\n[plugins]\n", logLevel)
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.grpc']\n    address = %q\n", c.Address)
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.ttrpc']\n    address = %q\n", c.Address+".ttrpc")
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.nri.v1.nri']\n    disable = true\n")

@@ -70,6 +70,8 @@ type Cowshed struct {
 	Root string
 	// Plugin is the name of the graph driver plugin for Docker Engine. No other test's is the same.
 	Plugin string
+	// Config is its configuration.
+	Config string
 
 	metrics string // path of the socket
 	program string
@@ -79,8 +81,8 @@ type Cowshed struct {
 func (h *Host) PluginName() string { return "cowshed-" + filepath.Base(h.Dir) }
 
 // StartCowshed builds cowshed from this tree and serves with it, until the test ends: the containerd of the given name,
-// which may start later, and Docker Engines with graph driver plugins.
-func (h *Host) StartCowshed(containerd string) *Cowshed {
+// which may start later, and Docker Engines with graph driver plugins. settings are more lines of its configuration.
+func (h *Host) StartCowshed(containerd string, settings ...string) *Cowshed {
 	h.t.Helper()
 	program := h.CowshedProgram()
 	dir := h.dir(h.Dir, "cowshed")
@@ -88,12 +90,16 @@ func (h *Host) StartCowshed(containerd string) *Cowshed {
 		Address: filepath.Join(dir, "c.sock"), Root: filepath.Join(h.Data, "cowshed"), Plugin: h.PluginName(),
 		metrics: filepath.Join(dir, "m.sock"), program: program,
 	}
-	config := h.write("cowshed.toml", fmt.Sprintf(`root = %q
+	c.Config = h.write("cowshed.toml", fmt.Sprintf(`root = %q
 state = %q
+address = %q
 containerd_address = %q
+docker_plugin = %q
 metrics = %q
-log_level = "debug"
-`, c.Root, filepath.Join(dir, "state"), h.ContainerdAddress(containerd), "unix://"+c.metrics))
+log_level = %q
+%s
+`, c.Root, filepath.Join(dir, "state"), c.Address, h.ContainerdAddress(containerd), c.Plugin, "unix://"+c.metrics, h.LogLevel,
+		strings.Join(settings, "\n")))
 	plugin := filepath.Join(pluginSockets, c.Plugin+".sock")
 	h.t.Cleanup(func() {
 		// It is there if the daemon was killed.
@@ -104,7 +110,7 @@ log_level = "debug"
 	c.Daemon = h.Start(Spec{
 		Name:    "cowshed",
 		Program: program,
-		Args:    []string{"serve", "--config", config, "--address", c.Address, "--docker-plugin", c.Plugin},
+		Args:    []string{"serve", "--config", c.Config},
 		Env:     []string{path(), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, "tmp")},
 		Ready: func(ctx context.Context) error {
 			return errors.Join(accepts(ctx, c.Address), accepts(ctx, plugin), accepts(ctx, c.metrics))
@@ -131,35 +137,53 @@ func (c *Cowshed) Options() ContainerdOptions {
 
 // Comparisons is what the metrics count of comparisons since the daemon was started, for "snapshots" or "docker".
 func (c *Cowshed) Comparisons(ctx context.Context, service string) (native, walked int, err error) {
+	counts, err := c.counts(ctx, "cowshed_comparisons_total")
+	for series, n := range counts {
+		switch {
+		case !strings.Contains(series, fmt.Sprintf("service=%q", service)):
+		case strings.Contains(series, `way="native"`):
+			native += n
+		default:
+			walked += n
+		}
+	}
+	return native, walked, err
+}
+
+// Prepared is how many snapshots of the given use the metrics count since the daemon was started.
+func (c *Cowshed) Prepared(ctx context.Context, use string) (int, error) {
+	counts, err := c.counts(ctx, "cowshed_snapshots_prepared_total")
+	return counts[fmt.Sprintf("{use=%q}", use)], err
+}
+
+// counts are the values of a metric by its labels, as they are written.
+func (c *Cowshed) counts(ctx context.Context, metric string) (map[string]int, error) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", c.metrics)
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://cowshed/metrics", nil)
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+	counts := make(map[string]int)
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
 		series, value, _ := strings.Cut(lines.Text(), " ")
-		if !strings.HasPrefix(series, "cowshed_comparisons_total{") || !strings.Contains(series, fmt.Sprintf("service=%q", service)) {
+		labels, ok := strings.CutPrefix(series, metric)
+		if !ok || !strings.HasPrefix(labels, "{") {
 			continue
 		}
-		n, err := strconv.Atoi(value)
-		if err != nil {
-			return 0, 0, fmt.Errorf("metric %s: %w", series, err)
-		}
-		if strings.Contains(series, `way="native"`) {
-			native += n
-		} else {
-			walked += n
+		if counts[labels], err = strconv.Atoi(value); err != nil {
+			return nil, fmt.Errorf("metric %s: %w", series, err)
 		}
 	}
-	return native, walked, nil
+	return counts, lines.Err()
 }
 
 // accepts tells whether a unix socket takes connections.

@@ -37,6 +37,9 @@ type EngineOptions struct {
 	Containerd *Containerd
 	// StorageOpts are those of a graph driver.
 	StorageOpts []string
+	// Configure, if it is not nil, changes daemon.json before the engine starts, which says then what it stores with:
+	// Driver is only what the engine will call that.
+	Configure func(file string)
 }
 
 // StartDocker runs the Docker Engine of the module in go.mod, with the containerd image store, until the test ends.
@@ -44,7 +47,7 @@ func (h *Host) StartDocker(opts EngineOptions) *Engine {
 	h.t.Helper()
 	return h.startEngine("docker", opts, Spec{
 		Program: filepath.Join(h.Programs.Built, "dockerd"),
-		Args:    []string{"--containerd", opts.Containerd.Address, "--feature", "containerd-snapshotter=true"},
+		Args:    append([]string{"--containerd", opts.Containerd.Address}, opts.unlessConfigured("--feature", "containerd-snapshotter=true")...),
 		Env:     []string{path(h.Programs.Built)},
 	})
 }
@@ -57,9 +60,17 @@ func (h *Host) StartDebianDocker(opts EngineOptions) *Engine {
 	sbin := filepath.Join(h.Programs.Debian, "usr/sbin")
 	return h.startEngine("docker", opts, Spec{
 		Program: filepath.Join(sbin, "dockerd"),
-		Args:    []string{"--experimental"},
+		Args:    opts.unlessConfigured("--experimental"),
 		Env:     []string{path(sbin, bin)},
 	})
+}
+
+// unlessConfigured returns flags that the engine refuses beside the same keys of daemon.json.
+func (o EngineOptions) unlessConfigured(flags ...string) []string {
+	if o.Configure != nil {
+		return nil
+	}
+	return flags
 }
 
 func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
@@ -81,6 +92,9 @@ func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 	})
 
 	config := h.write(name+".json", "{}")
+	if opts.Configure != nil {
+		opts.Configure(config)
+	}
 	spec.Name = name
 	spec.Args = append(spec.Args,
 		"--debug",
@@ -90,7 +104,6 @@ func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 		"--data-root", e.Root,
 		"--exec-root", filepath.Join(exec, "exec"),
 		"--pidfile", filepath.Join(exec, "pid"),
-		"--storage-driver", opts.Driver,
 		// The network and the firewall of the machine are left alone.
 		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
 		"--userland-proxy=false",
@@ -98,6 +111,7 @@ func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
 		"--cgroup-parent", "/"+h.Cgroup,
 	)
+	spec.Args = append(spec.Args, opts.unlessConfigured("--storage-driver", opts.Driver)...)
 	for _, opt := range opts.StorageOpts {
 		spec.Args = append(spec.Args, "--storage-opt", opt)
 	}

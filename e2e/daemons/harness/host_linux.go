@@ -18,6 +18,8 @@ type Host struct {
 	Dir string
 	// Data is a directory on the filesystem under test, for what daemons keep.
 	Data string
+	// LogLevel is that of containerd and Cowshed when they are started.
+	LogLevel string
 	// Cgroup is the name of the cgroup that holds those of its containers.
 	Cgroup string
 
@@ -35,7 +37,7 @@ type Host struct {
 func NewHost(t testing.TB, data string) *Host {
 	t.Helper()
 	testfs.Root(t)
-	h := &Host{Programs: FindPrograms(t), Data: data, t: t}
+	h := &Host{Programs: FindPrograms(t), Data: data, LogLevel: "debug", t: t}
 	id := strings.ToLower(rand.Text()[:8])
 	h.Cgroup = "cowshed-e2e-" + id
 	h.Dir = filepath.Join(os.TempDir(), "cs-"+id)

@@ -36,7 +36,7 @@ type File struct {
 // layers lie. Its command is a shell.
 func BusyboxImage(t testing.TB, p Programs, layers ...[]File) v1.Image {
 	t.Helper()
-	base, err := busyboxFiles(p)
+	base, err := BusyboxFiles(p)
 	if err != nil {
 		t.Fatalf("harness: %v", err)
 	}
@@ -120,8 +120,8 @@ func appendLayer(t testing.TB, img v1.Image, files []File) v1.Image {
 	return img
 }
 
-// busyboxFiles is a root filesystem around busybox.
-func busyboxFiles(p Programs) ([]File, error) {
+// BusyboxFiles returns a root filesystem around a Debian busybox with all its commands.
+func BusyboxFiles(p Programs) ([]File, error) {
 	program, err := p.Busybox()
 	if err != nil {
 		return nil, err
@@ -158,6 +158,17 @@ var busyboxCommands = []string{
 func tarOf(files []File) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
+	if err := WriteFiles(w, files); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
+
+// WriteFiles adds the files to a layer.
+func WriteFiles(w *tar.Writer, files []File) error {
 	for _, f := range files {
 		h := &tar.Header{
 			Name: f.Path, Typeflag: tar.TypeReg, Mode: f.Mode, Size: int64(len(f.Data)),
@@ -178,14 +189,11 @@ func tarOf(files []File) ([]byte, error) {
 			h.Mode = 0o644
 		}
 		if err := w.WriteHeader(h); err != nil {
-			return nil, err
+			return err
 		}
 		if _, err := io.WriteString(w, f.Data); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return buf.Bytes(), nil
+	return nil
 }

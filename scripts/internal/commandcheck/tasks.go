@@ -13,7 +13,7 @@ var taskRules = []struct {
 	{"e2e/daemons/", []string{"daemons"}},
 	{"cmd/", []string{"test", "demo"}},
 	{"scripts/as-root.sh", []string{"test", "bench", "daemons"}},
-	{"scripts/bench.sh", []string{"bench"}},
+	{"scripts/bench.sh", []string{"bench", "daemons"}},
 	{"scripts/check-commands.sh", []string{"gates"}},
 	{"scripts/internal/commandcheck/", []string{"gates"}},
 	{"scripts/daemons.sh", []string{"daemons"}},
@@ -21,7 +21,7 @@ var taskRules = []struct {
 	{"scripts/demo.sh", []string{"demo"}},
 	{"scripts/deps.sh", []string{"ci"}},
 	{"scripts/fresh-machine.sh", []string{"gates"}},
-	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench"}},
+	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench", "daemons"}},
 	{"scripts/test-zfs.sh", []string{"test"}},
 	{"scripts/test.sh", []string{"bench", "daemons", "gates"}},
 	// zfs-machine.sh installs what it needs itself; what runs in the machine is in the machine.

@@ -1,0 +1,93 @@
+package daemons
+
+import (
+	"context"
+	"crypto/rand"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/e2e/daemons/harness"
+)
+
+// uploadHeld is how long the documentation says that an upload is held when the daemon that makes it is killed.
+const uploadHeld = time.Minute
+
+// TestContainerdUploadEnds ends a diff while its layer is being uploaded, by cancelling the request and by killing the
+// daemon. Neither a lease nor the upload nor a blob is left, at once or when the lease has expired.
+func TestContainerdUploadEnds(t *testing.T) {
+	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
+		mounts, err := h.store.Snapshots().Prepare(ctx, "active", "", snapshots.WithLabels(map[string]string{
+			"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339),
+		}))
+		require.NoError(t, err)
+		require.NoError(t, mount.WithTempMount(ctx, mounts, func(dir string) error {
+			noise := make([]byte, 256<<20)
+			_, _ = rand.Read(noise)
+			return os.WriteFile(filepath.Join(dir, "noise"), noise, 0o644)
+		}))
+		for name, c := range map[string]struct {
+			end  func(cancel context.CancelFunc)
+			held time.Duration
+		}{
+			"cancelled": {func(cancel context.CancelFunc) { cancel() }, 0},
+			"killed":    {func(context.CancelFunc) { h.cowshed.Kill() }, uploadHeld},
+		} {
+			cancelled, cancel := context.WithCancel(ctx)
+			ended := make(chan error, 1)
+			go func() {
+				_, err := h.store.DiffService().Compare(cancelled, nil, mounts, diff.WithMediaType(ocispec.MediaTypeImageLayerGzip))
+				ended <- err
+			}()
+			require.EventuallyWithT(t, func(t *assert.CollectT) { assert.Positive(t, uploaded(t, ctx, h.store)) }, time.Minute, time.Millisecond)
+			begun := time.Now()
+			c.end(cancel)
+			require.Error(t, <-ended, name)
+			cancel()
+			require.EventuallyWithT(t, func(t *assert.CollectT) {
+				assert.NoError(t, h.store.CollectGarbage(ctx))
+				assert.Zero(t, uploaded(t, ctx, h.store))
+				assert.Empty(t, contents(t, ctx, h.store))
+				leases, err := h.store.LeasesService().List(ctx)
+				assert.NoError(t, err)
+				assert.Empty(t, leases)
+			}, c.held+20*time.Second, 100*time.Millisecond, name)
+			t.Logf("%s: nothing is left after %s", name, time.Since(begun).Round(time.Millisecond))
+		}
+		h.cowshed.Start()
+		require.NoError(t, h.store.Snapshots().Remove(ctx, "active"))
+	})
+}
+
+// uploaded is how many bytes of layers have been written that are not committed.
+func uploaded(t assert.TestingT, ctx context.Context, store *harness.Store) int64 {
+	statuses, err := store.ContentStore().ListStatuses(ctx)
+	assert.NoError(t, err)
+	var bytes int64
+	for _, status := range statuses {
+		if strings.HasPrefix(status.Ref, "cowshed-diff-") {
+			bytes += status.Offset
+		}
+	}
+	return bytes
+}
+
+// contents lists the digests of all blobs.
+func contents(t assert.TestingT, ctx context.Context, store *harness.Store) []string {
+	var digests []string
+	assert.NoError(t, store.ContentStore().Walk(ctx, func(info content.Info) error {
+		digests = append(digests, info.Digest.String())
+		return nil
+	}))
+	return digests
+}

@@ -1,0 +1,73 @@
+package image
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// candidate is one image of a layout or archive, and what it can be chosen by beside its place in the list.
+type candidate struct {
+	names  []string      // any of them may be another's too
+	digest digest.Digest // "": not known
+}
+
+// matches reports whether an image in the list of all is meant by what: a name, a digest, or @ and a place, from 0.
+func (c candidate) matches(place int, what string) bool {
+	if what == "@"+strconv.Itoa(place) || c.digest != "" && string(c.digest) == what {
+		return true
+	}
+	whole := canonicalName(what)
+	for _, name := range c.names {
+		if name == what || whole != "" && canonicalName(name) == whole {
+			return true
+		}
+	}
+	return false
+}
+
+// choose returns the places of those that are meant, of all if what is "".
+func choose(all []candidate, what string) (places []int) {
+	for i, c := range all {
+		if what == "" || c.matches(i, what) {
+			places = append(places, i)
+		}
+	}
+	return places
+}
+
+// maxOffered is how many images an error names.
+const maxOffered = 20
+
+// offer lists references to some of all images, each by the first of its names that is no other's, or by its place.
+func offer(ref Reference, all []candidate, places []int) string {
+	var words []string
+	for n, place := range places {
+		if n == maxOffered {
+			words = append(words, fmt.Sprintf("and %d others", len(places)-n))
+			break
+		}
+		c := all[place]
+		ref.Image = "@" + strconv.Itoa(place)
+		isOwn := func(name string) bool { return clip(name) == name && len(choose(all, name)) == 1 }
+		if i := slices.IndexFunc(c.names, isOwn); i >= 0 {
+			ref.Image = c.names[i]
+		}
+		words = append(words, ref.String())
+	}
+	return strings.Join(words, ", ")
+}
+
+// errNoImage says that the image of a reference is not among all.
+func errNoImage(ref Reference, all []candidate) error {
+	return fmt.Errorf("no image %q there; there are %s: %w", clip(ref.Image), offer(ref, all, choose(all, "")), errdefs.ErrNotFound)
+}
+
+// errSeveral says that several images are meant, and how to choose one.
+func errSeveral(ref Reference, all []candidate, places []int) error {
+	return fmt.Errorf("%d images are there, say which: %s: %w", len(places), offer(ref, all, places), errdefs.ErrInvalidArgument)
+}

@@ -1,0 +1,183 @@
+package image
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// offered finds the references that an error advises.
+var offered = regexp.MustCompile(`(?:oci|oci-archive|docker-archive|rootfs):[^ ,]+`)
+
+// followAdvice opens an image that cannot be, and then every one that the error says can.
+func followAdvice(t *testing.T, ref string, opts OpenOptions, is error, want int) (names []string) {
+	t.Helper()
+	_, err := Open(t.Context(), mustParse(t, ref), opts)
+	require.ErrorIs(t, err, is)
+	advice := offered.FindAllString(strings.TrimPrefix(err.Error(), "open image "+ref+":"), -1)
+	require.Len(t, advice, want, err.Error())
+	for _, ref := range advice {
+		src, err := Open(t.Context(), mustParse(t, strings.TrimSuffix(ref, ":")), opts)
+		require.NoError(t, err, ref)
+		names = append(names, src.Name)
+		require.NoError(t, src.Close())
+	}
+	return names
+}
+
+func TestChooseAsAdvised(t *testing.T) {
+	first, second := makeImage(t, baseTar(t)), makeImage(t, baseTar(t), upperTar(t))
+	layout := writeLayout(t, map[string]v1.Image{"v1": first, "v2": second})
+	archive := writeDockerArchive(t, map[string]v1.Image{"app:1": first, "app:2": second})
+	untagged := filepath.Join("testdata", "two-untagged.tar")
+	colon := filepath.Join(t.TempDir(), "with:colon.tar")
+	text, err := os.ReadFile(untagged)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(colon, text, 0o600))
+	for _, ref := range []string{"oci:" + layout, "docker-archive:" + archive, untagged, "docker-archive:" + untagged, colon} {
+		t.Run(ref, func(t *testing.T) { followAdvice(t, ref, OpenOptions{}, errdefs.ErrInvalidArgument, 2) })
+	}
+	for _, ref := range []string{"oci:" + layout + ":v3", "docker-archive:" + archive + ":app:3", "docker-archive:" + untagged + ":@2"} {
+		t.Run(ref, func(t *testing.T) { followAdvice(t, ref, OpenOptions{}, errdefs.ErrNotFound, 2) })
+	}
+
+	var sizes []int
+	for _, image := range []string{"@0", "@1", "sha256:7c489e2df5a700626f3d157aae9efa3c9148b832bf3a246e2c6023c4363b39a8"} {
+		src, err := Open(t.Context(), mustParse(t, "docker-archive:"+untagged+":"+image), OpenOptions{})
+		require.NoError(t, err)
+		sizes = append(sizes, len(src.layers))
+		require.NoError(t, src.Close())
+	}
+	assert.Equal(t, []int{1, 2, 1}, sizes)
+}
+
+func TestMatches(t *testing.T) {
+	c := candidate{names: []string{"team/app:1", "1"}, digest: "sha256:abc"}
+	for what, want := range map[string]bool{
+		"team/app:1": true, "docker.io/team/app:1": true, "1": true, "sha256:abc": true, "@3": true,
+		"team/app": false, "app:1": false, "@4": false, "sha256:abd": false, "@": false,
+	} {
+		assert.Equal(t, want, c.matches(3, what), what)
+	}
+	assert.False(t, candidate{}.matches(0, ""), "no digest is not the same as that digest")
+}
+
+// TestArchiveOffersAllPlatforms opens what docker save of Docker 29 writes of an image for two platforms: its index.json
+// has both, its manifest.json one.
+func TestArchiveOffersAllPlatforms(t *testing.T) {
+	archive := filepath.Join("testdata", "docker29-save-multi.tar")
+	for _, ref := range []string{archive, "docker-archive:" + archive, "oci-archive:" + archive} {
+		for _, arch := range []string{"amd64", "arm64"} {
+			src, err := Open(t.Context(), mustParse(t, ref), OpenOptions{Platform: ocispec.Platform{OS: "linux", Architecture: arch}})
+			require.NoError(t, err, "%s of %s", arch, ref)
+			config, err := parseConfig(src.config)
+			require.NoError(t, err)
+			assert.Equal(t, arch, config.Architecture)
+			assert.Equal(t, "multi:1", src.Name)
+			require.NoError(t, src.Close())
+		}
+		_, err := Open(t.Context(), mustParse(t, ref), OpenOptions{Platform: ocispec.Platform{OS: "linux", Architecture: "s390x"}})
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+	}
+}
+
+// TestFirstEntryIsAnything opens archives whose first entry is of no image.
+func TestFirstEntryIsAnything(t *testing.T) {
+	dir := writeLayout(t, map[string]v1.Image{"v1": makeImage(t, baseTar(t))})
+	var late []entry
+	for range 200 { // beyond what is looked into of a stream
+		late = append(late, entry{name: "padding", data: strings.Repeat("x", 1000)})
+	}
+	padding, err := os.ReadFile(tarDir(t, dir, nil))
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "late.tar")
+	front := makeTar(t, late...)
+	front = front[:len(front)-9*512] // without what ends the tar
+	require.NoError(t, os.WriteFile(path, append(front, padding...), 0o600))
+	for _, ref := range []string{filepath.Join("testdata", "appledouble-first.tar"), filepath.Join("testdata", "ingest-first.tar"), path} {
+		src, err := Open(t.Context(), mustParse(t, ref), OpenOptions{})
+		require.NoError(t, err, ref)
+		assert.Equal(t, OCIArchive, src.Kind, ref)
+		require.NoError(t, src.Close())
+	}
+
+	s := newTestStore(t)
+	s.requireUnchanged(t, func() {
+		_, err := s.importRef(t, gzipped(t, path), ImportOptions{})
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		require.ErrorContains(t, err, "oci-archive:")
+	})
+}
+
+// TestExportBesideOthers exports images of equal tags into one layout: none pushes another out, and the same name does.
+func TestExportBesideOthers(t *testing.T) {
+	s := newTestStore(t)
+	s.makeLayer(t, "one", "", "file", "1")
+	s.makeLayer(t, "two", "", "file", "2")
+	dir := filepath.Join(t.TempDir(), "layout")
+	export := func(layer, name string) *Exported {
+		return s.mustExport(t, layer, "oci:"+dir, ExportOptions{Name: name})
+	}
+	one := export("one", "app:1")
+	assert.Equal(t, "docker.io/library/app:1", one.Name)
+	assert.Empty(t, export("two", "reg.example/app:1").Replaced)
+	assert.Empty(t, export("one", "app:1").Replaced, "the same image")
+	untagged := export("two", "app@sha256:"+strings.Repeat("a", 64))
+	assert.Empty(t, untagged.Name)
+	assert.Empty(t, export("two", "app@sha256:"+strings.Repeat("a", 64)).Replaced)
+
+	index, err := (&layoutWriter{dir: dir}).readIndex()
+	require.NoError(t, err)
+	var annotations []map[string]string
+	for _, d := range index.Manifests {
+		annotations = append(annotations, d.Annotations)
+	}
+	assert.ElementsMatch(t, []map[string]string{
+		{"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": "docker.io/library/app:1"},
+		{"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": "reg.example/app:1"},
+		nil,
+	}, annotations)
+	names := followAdvice(t, "oci:"+dir, OpenOptions{}, errdefs.ErrInvalidArgument, 3)
+	assert.Contains(t, names, "app:1")
+	assert.Contains(t, names, "reg.example/app:1")
+
+	replaced := export("two", "docker.io/library/app:1")
+	assert.Equal(t, one.Manifest, replaced.Replaced[0])
+}
+
+// TestExportNames reads back what a docker archive calls its image.
+func TestExportNames(t *testing.T) {
+	s := newTestStore(t)
+	s.makeLayer(t, "layer", "", "file", "1")
+	for name, want := range map[string]string{"app": "app:latest", "docker.io/library/app:1": "app:1", "reg.example:5000/a/b:2": "reg.example:5000/a/b:2", "Web": ""} {
+		path := filepath.Join(t.TempDir(), "image.tar")
+		s.mustExport(t, "layer", "docker-archive:"+path, ExportOptions{Name: name})
+		in, err := openInput(path, nil)
+		require.NoError(t, err)
+		files, err := in.index(t.Context())
+		require.NoError(t, err)
+		var manifest []dockerManifestEntry
+		require.NoError(t, readJSON(files, dockerManifest, &manifest))
+		require.Len(t, manifest, 1)
+		if want == "" {
+			assert.Empty(t, manifest[0].RepoTags)
+			assert.False(t, has(files, dockerRepositories))
+		} else {
+			assert.Equal(t, []string{want}, manifest[0].RepoTags)
+			var repositories map[string]map[string]string
+			require.NoError(t, readJSON(files, dockerRepositories, &repositories))
+			at := strings.LastIndexByte(want, ':')
+			assert.Len(t, repositories[want[:at]][want[at+1:]], 64)
+		}
+		require.NoError(t, files.close())
+		require.NoError(t, in.close())
+	}
+}

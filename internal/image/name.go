@@ -1,0 +1,54 @@
+package image
+
+import (
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// An image's name is what people call it here. Docker and containerd take for a name what the reference grammar of
+// registries allows, and mean by "debian" docker.io/library/debian:latest.
+
+// canonicalName is the whole reference that a name stands for, or "" if the grammar does not allow the name.
+func canonicalName(name string) string {
+	ref, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return ""
+	}
+	return ref.String()
+}
+
+// familiarName is the shortest form of a name, as Docker lists it.
+func familiarName(name string) string {
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.FamiliarString(ref)
+}
+
+// repoTag is the name of a repository and a tag in it, as Docker writes them. ok is false if a name cannot have a tag: it
+// has a digest, or the grammar does not allow it.
+func repoTag(name string) (repository, tag string, ok bool) {
+	ref, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return "", "", false
+	}
+	tagged, ok := ref.(reference.NamedTagged)
+	if !ok {
+		return "", "", false
+	}
+	return reference.FamiliarName(tagged), tagged.Tag(), true
+}
+
+// refName is what an image of that name is called in an OCI layout: what stands after the last colon, or the whole name
+// if it has no tag. It is "" for one that has a digest.
+func refName(name string) string {
+	if strings.Contains(name, "@") {
+		return ""
+	}
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[i+1:]
+	}
+	return name
+}

@@ -1,0 +1,156 @@
+// Package outfile writes to the place that a user has named for output.
+package outfile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/internal/syncdir"
+)
+
+// Stdout reports whether a path means standard output: "-", or what the system calls it.
+func Stdout(path string) bool {
+	switch path {
+	case "-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1":
+		return true
+	}
+	return false
+}
+
+// File is output on its way to a regular file, which is there complete or not at all, or to a pipe.
+type File struct {
+	*os.File
+	target  string // "": the file is a pipe
+	replace bool
+}
+
+// Check finds out whether Create can write to path, and changes nothing. Symbolic links are followed.
+//
+// errdefs.ErrAlreadyExists: a regular file is there, and is not to be replaced. errdefs.ErrInvalidArgument: what is there
+// is neither a regular file nor a pipe. fs.ErrNotExist: the directory is not there.
+func Check(path string, replace bool) error {
+	_, _, err := look(path, replace)
+	return err
+}
+
+// look returns where the file is or will be, links followed, and what is there, nil if nothing.
+func look(path string, replace bool) (target string, info fs.FileInfo, err error) {
+	if target, err = follow(path); err != nil {
+		return "", nil, err
+	}
+	info, err = os.Lstat(target)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err = os.Stat(filepath.Dir(target)); err != nil {
+			err = fmt.Errorf("create %s: %w", path, err)
+		}
+		return target, nil, err
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	switch mode := info.Mode(); {
+	case mode.IsRegular() && !replace:
+		err = fmt.Errorf("file %s: %w", path, errdefs.ErrAlreadyExists)
+	case mode.IsRegular(), mode&fs.ModeNamedPipe != 0:
+	case mode.IsDir():
+		err = fmt.Errorf("%s is a directory: %w", path, errdefs.ErrInvalidArgument)
+	case mode&fs.ModeDevice != 0:
+		err = fmt.Errorf("%s is a device: %w", path, errdefs.ErrInvalidArgument)
+	default:
+		err = fmt.Errorf("%s is neither a regular file nor a pipe: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return target, info, err
+}
+
+// maxLinks is how many symbolic links in a row are followed, as the kernel does.
+const maxLinks = 40
+
+// follow returns what a path means whose last part may be a symbolic link, to nothing too.
+func follow(path string) (string, error) {
+	for range maxLinks {
+		link, err := os.Readlink(path)
+		if err != nil {
+			return path, nil //nolint:nilerr // it is not a link, or not there
+		}
+		if !filepath.IsAbs(link) {
+			link = filepath.Join(filepath.Dir(path), link)
+		}
+		path = link
+	}
+	return "", fmt.Errorf("%s: too many symbolic links: %w", path, errdefs.ErrInvalidArgument)
+}
+
+// Create opens path for output, as Check allows. A regular file is written under another name beside it until Commit. A
+// pipe is waited for until somebody reads it. The caller calls Commit or Discard.
+func Create(ctx context.Context, path string, replace bool) (*File, error) {
+	target, info, err := look(path, replace)
+	if err != nil {
+		return nil, err
+	}
+	if info != nil && !info.Mode().IsRegular() {
+		f, err := openPipe(ctx, target)
+		return &File{File: f}, err
+	}
+	mode := fs.FileMode(0o644)
+	if info != nil {
+		mode = info.Mode().Perm()
+	}
+	f, err := os.CreateTemp(filepath.Dir(target), ".cowshed-")
+	if err != nil {
+		return nil, err
+	}
+	out := &File{f, target, replace}
+	if err := f.Chmod(mode); err != nil {
+		return nil, errors.Join(err, out.Discard())
+	}
+	return out, nil
+}
+
+// openPipe waits for a reader without keeping ctx from ending it.
+func openPipe(ctx context.Context, path string) (*os.File, error) {
+	for {
+		f, err := tryOpenPipe(path)
+		if f != nil || err != nil {
+			return f, err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("nobody reads the pipe %s: %w", path, context.Cause(ctx))
+		}
+	}
+}
+
+// Commit gives a regular file its name, durably. errdefs.ErrAlreadyExists: another has made a file of that name
+// meanwhile.
+func (f *File) Commit() error {
+	if f.target == "" {
+		return f.Close()
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if err := rename(f.Name(), f.target, f.replace); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("file %s: %w", f.target, errdefs.ErrAlreadyExists)
+		}
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncdir.Sync(filepath.Dir(f.target))
+}
+
+// Discard leaves what was there as it was. What a pipe was given stays with its reader.
+func (f *File) Discard() error {
+	err := f.Close()
+	if f.target == "" {
+		return err
+	}
+	return errors.Join(err, os.Remove(f.Name()))
+}

@@ -1,0 +1,81 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// filling is an active snapshot's volume while a layer is applied to it. Until it ends the snapshot is not committed, and
+// no other layer is applied to it.
+type filling struct {
+	s       *Snapshotter
+	volume  string
+	before  cowcommon.Kept // what the volume was; nil if that cannot be kept
+	release func()
+}
+
+// fill begins to fill a volume. errdefs.ErrFailedPrecondition: it cannot be written to.
+func (s *Snapshotter) fill(ctx context.Context, volume string) (_ *filling, err error) {
+	release, err := s.filling.Claim(ctx, volume)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	if err := s.checkWhole(volume); err != nil {
+		return nil, err
+	}
+	f := &filling{s: s, volume: volume, release: release}
+	if keeper, ok := s.backend.(cowcommon.Keeper); ok {
+		f.before, err = keeper.Keep(ctx, volume)
+		if errdefs.IsNotImplemented(err) {
+			f.before, err = nil, nil
+		}
+	}
+	return f, err
+}
+
+// end ends it. After an error it takes back what there is of the layer, if it can.
+func (f *filling) end(err error) error {
+	defer f.release()
+	if f.before == nil {
+		return err
+	}
+	if err != nil {
+		err = errors.Join(err, f.takeBack())
+	}
+	if err := f.before.Close(); err != nil {
+		f.s.log.Warn("snapshotter: what a volume was is left to the next start to destroy", "volume", f.volume, "error", err)
+	}
+	return err
+}
+
+// takeBack makes the volume what it was. What cannot be taken back cannot be committed.
+func (f *filling) takeBack() error {
+	err := f.before.Restore(context.Background()) // that of the request may have ended
+	if err == nil || errdefs.IsNotFound(err) {
+		return nil
+	}
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	f.s.spoiled[f.volume] = struct{}{}
+	return fmt.Errorf("take back what was applied: %w", err)
+}
+
+// checkWhole reports whether a volume holds whole layers only. errdefs.ErrFailedPrecondition: it does not.
+func (s *Snapshotter) checkWhole(volume string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.spoiled[volume]; ok {
+		return fmt.Errorf("it holds a part of a layer that could not be taken back, remove it: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
