@@ -203,7 +203,7 @@ clients() {
 	step 'build the clients' scripts/clients.sh build
 	COWSHED_CLIENTS_OUT=$(realpath "$out") COWSHED_TEST_LONG=1 step 'suites of clients' \
 		in_module e2e/daemons ./clients 8h
-	cat "$out"/*.md
+	find "$out" -name '*.md' -exec cat {} +
 }
 
 fresh() {
