@@ -21,7 +21,7 @@ import (
 
 // containerdClient is the suite of containerd's client.
 func containerdClient() suite {
-	return suite{name: "containerd", long: true, least: 100, run: runContainerd}
+	return suite{name: "containerd", long: true, least: 150, run: runContainerd}
 }
 
 // containerdTimeout bounds a run of the suite.

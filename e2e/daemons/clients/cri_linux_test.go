@@ -21,7 +21,7 @@ import (
 )
 
 // critest is the suite for what Kubernetes asks of containerd.
-func critest() suite { return suite{name: "cri", long: true, least: 80, run: runCRI} }
+func critest() suite { return suite{name: "cri", long: true, least: 95, run: runCRI} }
 
 // criTimeout bounds a run of the suite.
 const criTimeout = time.Hour

@@ -27,11 +27,11 @@ RUN --network=none echo built >/data/change
 DOCKERFILE
 cat >app/compose.yaml <<COMPOSE
 services:
-  image:
+  plain:
     image: sample:1
     network_mode: none
     command: [sh, -c, "echo up; while :; do sleep 0.1; done"]
-  build:
+  made:
     build:
       context: .
       network: none
@@ -44,11 +44,11 @@ volumes:
 COMPOSE
 cd app
 x compose up --detach --build
-test "$(x compose exec -T image cat /data/lower)" = second
-x compose exec -T build sh -c 'echo kept >/kept/file'
-x compose logs build | grep -q built
+test "$(x compose exec -T plain cat /data/lower)" = second
+x compose exec -T made sh -c 'echo kept >/kept/file'
+x compose logs made | grep -q built
 x compose up --detach --force-recreate --timeout 1
-test "$(x compose exec -T build cat /kept/file)" = kept
+test "$(x compose exec -T made cat /kept/file)" = kept
 x compose down --rmi all --volumes --timeout 1`},
 	{"builder prune", `x builder prune --all --force`},
 }

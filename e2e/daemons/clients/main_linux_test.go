@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 	if os.Getuid() != 0 {
 		stage = asTests // which skip
 	}
-	code, err := 0, error(nil)
+	var code int
+	var err error
 	switch stage {
 	case "":
 		code, err = runApart()
