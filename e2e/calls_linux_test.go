@@ -41,5 +41,5 @@ func TestCloneIsOneIoctl(t *testing.T) {
 		unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_SYNCFS, unix.SYS_FSYNC} {
 		assert.Zero(t, counts[uint64(call)], "call %d", call)
 	}
-	assert.LessOrEqual(t, total, 10)
+	assert.LessOrEqual(t, total, 11) // two of them lock and unlock the source
 }

@@ -31,11 +31,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err := s.awaitMade(ctx, key); err != nil {
 		return err
 	}
-	active, err := s.checkCommit(ctx, name, key, r.info.Parent)
-	if err != nil {
-		return err
-	}
-	release, err := s.filling.Claim(ctx, active.volume)
+	active, release, err := s.claimActive(ctx, name, key, r.info.Parent)
 	if err != nil {
 		return err
 	}
@@ -56,6 +52,27 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		s.doom(active.volume)
 	}
 	return nil
+}
+
+// claimActive takes the volume of a snapshot that can be committed for the caller alone, until it calls release. Who has it
+// before, as a commit that fails, may leave the snapshot another volume.
+func (s *Snapshotter) claimActive(ctx context.Context, name, key, parent string) (active record, release func(), err error) {
+	for {
+		if active, err = s.checkCommit(ctx, name, key, parent); err != nil {
+			return record{}, nil, err
+		}
+		if release, err = s.filling.Claim(ctx, active.volume); err != nil {
+			return record{}, nil, err
+		}
+		now, err := s.checkCommit(ctx, name, key, parent)
+		if err == nil && now.volume == active.volume {
+			return now, release, nil
+		}
+		release()
+		if err != nil {
+			return record{}, nil, err
+		}
+	}
 }
 
 // checkCommit finds out, before anything is sealed, whether the snapshot can be committed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -228,4 +229,28 @@ func TestCancelledPrepare(t *testing.T) {
 	if _, err = h.Prepare(ended, "other", "image"); err != nil {
 		assert.Equal(t, before, h.state())
 	}
+}
+
+// TestCommitWhileCommitFails commits a snapshot while an earlier commit of it is undone, which leaves it another volume.
+func TestCommitWhileCommitFails(t *testing.T) {
+	ctx := t.Context()
+	h := newHost(t, Options{})
+	h.prepare("active", "")
+	h.write("active", "file", []byte("content"))
+	volume := h.volume("active")
+	release, err := h.filling.Claim(ctx, volume) // the earlier one has it
+	require.NoError(t, err)
+	committed := make(chan error, 1)
+	go func() { committed <- h.Commit(ctx, "image", "active") }()
+	time.Sleep(50 * time.Millisecond)
+	require.NoError(t, h.backend.Seal(ctx, volume))
+	v, err := h.backend.Stat(ctx, volume)
+	require.NoError(t, err)
+	require.NoError(t, h.thaw(ctx, "active", v))
+	require.NoError(t, h.Cleanup(ctx))
+	release()
+	require.NoError(t, <-committed)
+	assert.NotEqual(t, volume, h.volume("image"))
+	h.prepare("copy", "image")
+	assert.Equal(t, "content", h.content("copy", "file"))
 }
