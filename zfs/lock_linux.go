@@ -90,15 +90,19 @@ func (l layout) lockShared(ctx context.Context, name string) (volumeLock, error)
 func (l volumeLock) unlock(alone func() error) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
 	// Given up first: of two who do this at once, one must find itself alone.
-	if _, err := l.try(unix.F_UNLCK); err != nil || alone == nil {
+	_, err = l.try(unix.F_UNLCK)
+	if alone == nil {
+		return nil // if that has failed, closing the file unlocks
+	}
+	if err != nil {
 		return err
 	}
 	if ok, err := l.try(unix.F_WRLCK); !ok {
 		return err
 	}
 	err = alone()
-	_, unlockErr := l.try(unix.F_UNLCK)
-	return errors.Join(err, unlockErr)
+	_, _ = l.try(unix.F_UNLCK)
+	return err
 }
 
 // A view's lock is a file of its own in the directory locks, with which it is known after the view's process has gone.

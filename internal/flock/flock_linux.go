@@ -27,8 +27,11 @@ func TryExclusive(f *os.File) (ok bool, err error) { return try(f, unix.LOCK_EX)
 // Unlock unlocks a file, which stays open.
 func Unlock(f *os.File) error { return wrap(f, flock(f, unix.LOCK_UN)) }
 
-// Release unlocks a file and closes it.
-func Release(f *os.File) error { return errors.Join(Unlock(f), f.Close()) }
+// Release unlocks a file and closes it. If it cannot be unlocked, which is no error, closing it does that.
+func Release(f *os.File) error {
+	_ = Unlock(f)
+	return f.Close()
+}
 
 func try(f *os.File, how int) (ok bool, err error) {
 	err = flock(f, how|unix.LOCK_NB)

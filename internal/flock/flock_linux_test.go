@@ -74,11 +74,12 @@ func TestReleaseBesideFork(t *testing.T) {
 func TestErrors(t *testing.T) {
 	f := open(t, filepath.Join(t.TempDir(), "file"))
 	require.NoError(t, f.Close())
-	for _, lock := range []func(*os.File) error{Shared, Exclusive, Unlock, Release} {
+	for _, lock := range []func(*os.File) error{Shared, Exclusive, Unlock} {
 		err := lock(f)
 		assert.ErrorIs(t, err, unix.EBADF)
 		assert.ErrorContains(t, err, f.Name())
 	}
+	require.ErrorIs(t, Release(f), os.ErrClosed)
 	for _, try := range []func(*os.File) (bool, error){TryShared, TryExclusive} {
 		ok, err := try(f)
 		assert.False(t, ok)
