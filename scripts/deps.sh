@@ -39,7 +39,7 @@ packages() {
 	build) echo git ;;
 	# gcc and libc6-dev: the race detector. mount has losetup, qemu-system-common qemu-storage-daemon.
 	test)
-		echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr libcap2-bin qemu-system-common
+		echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr libcap2-bin bzip2 xz-utils qemu-system-common
 		;;
 	lint) echo git shellcheck ;;
 	gates) echo git mount util-linux mmdebstrap ca-certificates ;;

@@ -17,7 +17,7 @@ func newApplyCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "apply NAME [FILE|-]",
 		Short: "Unpack a layer tar into a layer",
-		Long: `Unpacks a layer tar, plain or compressed with gzip or zstd, into a layer: files are added and replaced, and
+		Long: `Unpacks a layer tar, plain or compressed with gzip, zstd, bzip2 or xz, into a layer: files are added and replaced, and
 those that it marks as deleted are deleted. It is read from FILE or from standard input.
 
 If it fails, the layer is left as far as it was filled.`,

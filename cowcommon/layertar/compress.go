@@ -3,6 +3,7 @@ package layertar
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -95,8 +96,8 @@ func (c *compressor) Close() error {
 }
 
 // Decompress returns what r holds without its compression, told by the first bytes: Gzip of any number of
-// members, Zstd of any number of frames, or else Plain. bzip2 and xz, which Docker once accepted, are
-// errdefs.ErrNotImplemented.
+// members, Zstd of any number of frames, Bzip2, XZ, or else Plain. XZ is errdefs.ErrNotImplemented where the program xz is
+// not installed.
 //
 // Decompression runs ahead of the reader in its own goroutines. Memory is bounded: a zstd window of more
 // than 128 MiB is an error. Close ends the goroutines, waiting for a Read of r that is under way; it does
@@ -107,11 +108,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, Plain, fmt.Errorf("layertar: decompress: %w", err)
 	}
-	format, err := sniff(head)
-	if err != nil {
-		return nil, Plain, err
-	}
-	switch format {
+	switch format := sniff(head); format {
 	case Gzip:
 		zr, err := gzip.NewReader(br)
 		if err != nil {
@@ -126,6 +123,14 @@ func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
 			return nil, Zstd, fmt.Errorf("layertar: zstd: %w", err)
 		}
 		return zstdReader{named{zr, Zstd}, zr}, Zstd, nil
+	case Bzip2:
+		return ReadAhead(named{bzip2.NewReader(br), Bzip2}, gunzipPiece), Bzip2, nil
+	case XZ:
+		u, err := newUnxz(br)
+		if err != nil {
+			return nil, XZ, err
+		}
+		return xzReader{named{u, XZ}, u}, XZ, nil
 	}
 	return io.NopCloser(br), Plain, nil
 }
@@ -144,22 +149,22 @@ var (
 const tarMagicAt = 257
 
 // sniff tells the format of a stream by its first bytes.
-func sniff(head []byte) (Format, error) {
+func sniff(head []byte) Format {
 	switch {
 	case len(head) >= tarMagicAt+len(tarMagic) && bytes.Equal(head[tarMagicAt:][:len(tarMagic)], tarMagic):
-		return Plain, nil // whatever the first entry's name looks like
+		return Plain // whatever the first entry's name looks like
 	case bytes.HasPrefix(head, gzipMagic):
-		return Gzip, nil
+		return Gzip
 	case bytes.HasPrefix(head, zstdMagic):
-		return Zstd, nil
+		return Zstd
 	case len(head) >= 8 && binary.LittleEndian.Uint32(head)&^0xf == 0x184d2a50: // skippable frame
-		return Zstd, nil
+		return Zstd
 	case bytes.HasPrefix(head, xzMagic):
-		return Plain, fmt.Errorf("layertar: xz compression: %w", errdefs.ErrNotImplemented)
+		return XZ
 	case len(head) >= 10 && bytes.HasPrefix(head, []byte("BZh")) && bytes.Equal(head[4:10], bzip2Block):
-		return Plain, fmt.Errorf("layertar: bzip2 compression: %w", errdefs.ErrNotImplemented)
+		return Bzip2
 	}
-	return Plain, nil
+	return Plain
 }
 
 // named says in its errors which decompressor failed.
@@ -178,6 +183,11 @@ func (n named) Read(p []byte) (int, error) {
 		err = fmt.Errorf("%v: %w", n.format, err)
 	}
 	return c, err
+}
+
+type xzReader struct {
+	named
+	io.Closer
 }
 
 type zstdReader struct {

@@ -18,9 +18,13 @@ const (
 	Gzip
 	// Zstd is RFC 8878, in one or several frames.
 	Zstd
+	// Bzip2 is what the program bzip2 writes. It can be read only.
+	Bzip2
+	// XZ is the .xz format of xz(1). It can be read only.
+	XZ
 )
 
-// String returns "plain", "gzip" or "zstd".
+// String returns "plain", "gzip", "zstd", "bzip2" or "xz".
 func (f Format) String() string {
 	switch f {
 	case Plain:
@@ -29,6 +33,10 @@ func (f Format) String() string {
 		return "gzip"
 	case Zstd:
 		return "zstd"
+	case Bzip2:
+		return "bzip2"
+	case XZ:
+		return "xz"
 	}
 	return fmt.Sprintf("Format(%d)", uint8(f))
 }
@@ -47,7 +55,8 @@ func ParseFormat(s string) (Format, error) {
 	return Plain, fmt.Errorf("layertar: compression %q: want plain, gzip or zstd: %w", s, errdefs.ErrInvalidArgument)
 }
 
-// MediaType is the media type of a layer in this format in an OCI image (image-spec, media-types.md).
+// MediaType is the media type of a layer in this format in an OCI image (image-spec, media-types.md), which has none for
+// Bzip2 and XZ: of those it is that of Plain.
 func (f Format) MediaType() string {
 	switch f {
 	case Gzip:

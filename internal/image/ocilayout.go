@@ -118,7 +118,7 @@ func layoutImageName(d ocispec.Descriptor, ref Reference) string {
 // fileBase is the last part of a path without what says how the file is packed.
 func fileBase(p string) string {
 	base := filepath.Base(filepath.Clean(p))
-	for _, suffix := range []string{".gz", ".zst", ".tgz", ".tar"} {
+	for _, suffix := range []string{".gz", ".zst", ".bz2", ".xz", ".tgz", ".txz", ".tar"} {
 		base = strings.TrimSuffix(base, suffix)
 	}
 	return base
