@@ -92,7 +92,7 @@ build() {
 		elif [[ $rel == ./e2e ]]; then
 			add_tests graph '-test.run=^TestGraph$' '-test.skip=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
 			add_tests "$lane_of_two" '-test.run=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
-			add_tests e2e '-test.skip=^TestGraph$'
+			add_tests e2e '-test.skip=^TestGraph$|^TestSetUp'
 		elif [[ $rel == ./zfs || $rel == ./zfs/* ]]; then
 			add_tests packages -test.run=.
 		else
