@@ -24,7 +24,12 @@ func (b *Backend) insist(operation func() error) error {
 	const longest = 300 * time.Millisecond
 	err := operation()
 	for pause := 10 * time.Millisecond; isFull(err) && pause < longest; pause *= 3 {
-		if wake := btrfsctl.WakeCleaner(int(b.fs.Fd())); wake != nil {
+		// What was deleted in a volume at its limit counts until the commit has ended.
+		if errors.Is(err, unix.EDQUOT) {
+			if commit := b.commit(); commit != nil {
+				return errors.Join(err, commit)
+			}
+		} else if wake := btrfsctl.WakeCleaner(int(b.fs.Fd())); wake != nil {
 			return errors.Join(err, wake)
 		}
 		time.Sleep(pause)
