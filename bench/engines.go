@@ -51,16 +51,8 @@ func runEngines(args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if c.root == "" || flags.NArg() > 0 {
-		return errors.New("needs -root and no arguments; see -help")
-	}
-	if *output != "" {
-		if c.rounds < minEngineRounds {
-			return fmt.Errorf("a report that is kept needs %d rounds", minEngineRounds)
-		}
-		if _, err := readDocument(*output); err != nil { // before hours have gone
-			return err
-		}
+	if err := c.check(flags, *output, minEngineRounds); err != nil {
+		return err
 	}
 	images, err := chooseImages(*files, *large, *layers)
 	if err != nil {

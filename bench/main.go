@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -65,16 +64,8 @@ func runBench(args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if c.root == "" || flags.NArg() > 0 {
-		return errors.New("needs -root and no arguments; see -help")
-	}
-	if *output != "" {
-		if c.rounds < minRounds {
-			return fmt.Errorf("a report that is kept needs %d rounds", minRounds)
-		}
-		if _, err := readDocument(*output); err != nil { // before hours have gone
-			return err
-		}
+	if err := c.check(flags, *output, minRounds); err != nil {
+		return err
 	}
 	if *only != "" {
 		c.only = strings.Split(*only, ",")

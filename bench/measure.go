@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -80,6 +81,20 @@ type config struct {
 	repeat     time.Duration // a cheap operation is repeated until that much time has gone
 	only       []string      // names of contenders; empty: all
 	log        *slog.Logger
+}
+
+// check refuses flags that cannot be, before hours have gone. A report that is kept needs so many rounds at least.
+func (c *config) check(flags *flag.FlagSet, output string, rounds int) error {
+	switch {
+	case c.root == "" || flags.NArg() > 0:
+		return errors.New("needs -root and no arguments; see -help")
+	case output == "":
+		return nil
+	case c.rounds < rounds:
+		return fmt.Errorf("a report that is kept needs %d rounds", rounds)
+	}
+	_, err := readDocument(output)
+	return err
 }
 
 const (

@@ -122,7 +122,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
 		if err != nil {
 			return nil, Zstd, fmt.Errorf("layertar: zstd: %w", err)
 		}
-		return zstdReader{named{zr, Zstd}, zr}, Zstd, nil
+		return namedCloser{named{zr, Zstd}, zr.IOReadCloser()}, Zstd, nil
 	case Bzip2:
 		return ReadAhead(named{bzip2.NewReader(br), Bzip2}, gunzipPiece), Bzip2, nil
 	case XZ:
@@ -130,7 +130,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
 		if err != nil {
 			return nil, XZ, err
 		}
-		return xzReader{named{u, XZ}, u}, XZ, nil
+		return namedCloser{named{u, XZ}, u}, XZ, nil
 	}
 	return io.NopCloser(br), Plain, nil
 }
@@ -177,7 +177,7 @@ func (n named) Read(p []byte) (int, error) {
 	c, err := n.Reader.Read(p)
 	switch {
 	case err == nil, err == io.EOF: //nolint:errorlint // io.EOF is never wrapped
-	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+	case errors.Is(err, zstd.ErrWindowSizeExceeded):
 		err = fmt.Errorf("%v: it needs a window of more than 128 MiB; compress it anew with zstd --long=27 or less: %w", n.format, err)
 	default:
 		err = fmt.Errorf("%v: %w", n.format, err)
@@ -185,17 +185,8 @@ func (n named) Read(p []byte) (int, error) {
 	return c, err
 }
 
-type xzReader struct {
+// namedCloser is one that is to be closed.
+type namedCloser struct {
 	named
 	io.Closer
-}
-
-type zstdReader struct {
-	named
-	dec *zstd.Decoder
-}
-
-func (r zstdReader) Close() error {
-	r.dec.Close()
-	return nil
 }
