@@ -1,15 +1,12 @@
 package snapshotter
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -91,7 +88,7 @@ func BenchmarkApply(b *testing.B) {
 	requests := NewDiffer(s, remote)
 	files := NewDiffer(s, remote, WithBlobFiles(func(context.Context) (string, error) { return filepath.Join(mnt, "content"), nil }))
 	ctx := namespaces.WithNamespace(b.Context(), "bench")
-	layer := benchLayer(b)
+	layer := testfs.BenchLayer(b)
 	n := 0
 	run := func(name string, apply func(mounts []mount.Mount, volume string) error) {
 		b.Run(name, func(b *testing.B) {
@@ -133,30 +130,6 @@ func BenchmarkApply(b *testing.B) {
 			})
 		}
 	}
-}
-
-// benchLayer is a layer of 9,500 files, one in nineteen of which is large. Gzip makes it less than half as large.
-func benchLayer(b *testing.B) []byte {
-	b.Helper()
-	const files, small, large = 9500, 9 << 10, 200 << 10
-	noise := make([]byte, 1<<20)
-	_, err := rand.NewChaCha8([32]byte{}).Read(noise)
-	check(b, err)
-	text := bytes.Repeat([]byte("some text that can be compressed\n"), large/33+1)
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	for i := range files {
-		size := small
-		if i%19 == 0 {
-			size = large
-		}
-		from := i * 127 % (len(noise) - size)
-		check(b, w.WriteHeader(&tar.Header{Name: fmt.Sprintf("files/%03d/%05d", i/50, i), Mode: 0o644, Size: int64(size)}))
-		_, err := w.Write(slices.Concat(noise[from:][:size*2/5], text[:size-size*2/5]))
-		check(b, err)
-	}
-	check(b, w.Close())
-	return layer.Bytes()
 }
 
 func check(b *testing.B, err error) {

@@ -1,12 +1,10 @@
 package daemons
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -28,7 +26,7 @@ import (
 // files onto each snapshotter, all on one btrfs, until it is on the disk. The snapshotters take turns, and the median of
 // each is reported, and how much more memory the daemon has taken at most than when it was idle.
 func BenchmarkContainerdUnpack(b *testing.B) {
-	files := benchLayer(b)
+	files := testfs.BenchLayer(b)
 	for _, c := range []struct {
 		name  string
 		layer func(data []byte) (v1.Layer, error)
@@ -101,30 +99,4 @@ func memory(b *testing.B, cowshed *harness.Cowshed, field string) (kib int) {
 	_, err = fmt.Sscan(after, &kib)
 	require.NoError(b, err)
 	return kib
-}
-
-// benchLayer is a layer of 9,500 files, one in nineteen of which is large. Gzip makes it less than half as large.
-func benchLayer(b *testing.B) []byte {
-	b.Helper()
-	const files, small, large = 9500, 9 << 10, 200 << 10
-	noise := make([]byte, 1<<20)
-	_, err := rand.NewChaCha8([32]byte{}).Read(noise)
-	require.NoError(b, err)
-	text := bytes.Repeat([]byte("some text that can be compressed\n"), large/33+1)
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	for i := range files {
-		size := small
-		if i%19 == 0 {
-			size = large
-		}
-		from := i * 127 % (len(noise) - size)
-		data := slices.Concat(noise[from:][:size*2/5], text[:size-size*2/5])
-		name := fmt.Sprintf("files/%03d/%05d", i/50, i)
-		require.NoError(b, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(size), ModTime: time.Unix(1_700_000_000, 0)}))
-		_, err := w.Write(data)
-		require.NoError(b, err)
-	}
-	require.NoError(b, w.Close())
-	return layer.Bytes()
 }
