@@ -14,15 +14,15 @@ Steps:
          and whether scripts/deps.sh brings the commands that the tree runs (scripts/check-commands.sh)
   unit   the tests that need no root; others skip
   race   all tests, with the race detector, as root; a test that is skipped fails
-  fuzz   each fuzz target for FUZZTIME (default 10s, in CI 45s)
+  fuzz   each fuzz target for FUZZTIME (default 10s, in CI 30s)
   zfs    the tests that need ZFS, in the test machine or on this host
-  daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh), and a small run of the
-         benchmark through containerd
+  daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md); prints what came out
+  engines  a small run of the benchmark through containerd
   fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
   long   race and zfs with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash images of all
-         states, long random runs; then clients and fresh. This takes hours
+         states, long random runs; then clients, engines and fresh. This takes hours
 
 Goes on after a step that fails, says at the end how long each took and which failed, and closes with "N passed, N
 failed".
@@ -125,10 +125,10 @@ fuzz_packages() {
 }
 
 # fuzz_list: prints a line "package target time" for each fuzz target. What reads a stream from outside, and so from an
-# attacker, gets 45 seconds in CI; the rest 10, as without CI. FUZZTIME is for all of them.
+# attacker, gets 30 seconds in CI; the rest 10, as without CI. FUZZTIME is for all of them.
 fuzz_list() {
 	local time=${FUZZTIME:-10s} less package list target
-	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=45s
+	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=30s
 	less=$time
 	[[ -n ${FUZZTIME:-} ]] || less=10s
 	for package in $(fuzz_packages); do
@@ -193,6 +193,9 @@ daemons() {
 	step 'build containerd and dockerd' scripts/daemons.sh build
 	step 'build the clients' scripts/clients.sh build buildkit nerdctl
 	step 'tests with containerd and dockerd' in_module e2e/daemons
+}
+
+engines() {
 	step 'small benchmark through containerd' env QUICK=1 scripts/bench.sh engines
 }
 
@@ -219,12 +222,12 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | daemons | clients | fresh) steps+=("$name") ;;
+		gates | unit | race | fuzz | zfs | daemons | clients | engines | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
 			test_timeout=11h
-			steps+=(race zfs clients fresh)
+			steps+=(race zfs clients engines fresh)
 			;;
 		-h | --help | help)
 			usage
