@@ -118,7 +118,7 @@ type MountSpecChecker interface {
 // Keeper is a Backend that can make a volume again what it was.
 type Keeper interface {
 	// Keep notes what a volume that is not sealed holds at this moment, in use or not. It costs no more than a Clone.
-	// ErrNotImplemented: of this volume it cannot.
+	// Until the Kept is closed, Remove may fail with ErrFailedPrecondition. ErrNotImplemented: of this volume it cannot.
 	Keep(ctx context.Context, name string) (Kept, error)
 }
 

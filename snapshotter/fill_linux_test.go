@@ -82,54 +82,56 @@ func late(f func()) func(off int64) error {
 // The snapshot can be used as before, by the mounts that it had before.
 func TestApplyTakenBack(t *testing.T) {
 	for _, mode := range modes {
-		t.Run(mode.name, func(t *testing.T) { testApplyTakenBack(t, onBtrfs(mode.opts...)) })
+		t.Run(mode.name, func(t *testing.T) {
+			for _, parent := range []string{"", "image"} {
+				testApplyTakenBack(t, onBtrfs(mode.opts...), parent, layertar.Plain, layertar.Gzip, layertar.Zstd)
+			}
+		})
 	}
 }
 
-func testApplyTakenBack(t *testing.T, fs filesystem) {
+func testApplyTakenBack(t *testing.T, fs filesystem, parent string, formats ...layertar.Format) {
 	h := newDifferHostOn(t, fs, Options{DefaultLimit: quota.Limit{Bytes: 64 * mib}})
 	ctx := t.Context()
 	h.image("image")
 	layer := wideLayer(t)
-	for _, parent := range []string{"", "image"} {
-		for _, format := range []layertar.Format{layertar.Plain, layertar.Gzip, layertar.Zstd} {
-			good := h.put(format.MediaType(), compressed(t, layer, format))
-			for name, wrong := range map[string]func(ctx context.Context, stop func()) content.Store{
-				"damaged":   func(context.Context, func()) content.Store { return damagingStore{h.store, good.Digest} },
-				"cut off":   func(context.Context, func()) content.Store { return hookedStore{h.store, unread} },
-				"cancelled": func(_ context.Context, stop func()) content.Store { return hookedStore{h.store, late(stop)} },
-			} {
-				t.Run(fmt.Sprintf("%s %v on %q", name, format, parent), func(t *testing.T) {
-					mounts := h.prepare("active", parent)
-					h.prepare("same", parent)
-					before := h.state()
-					limit := h.limit("active")
-					cancelled, stop := context.WithCancel(ctx)
-					defer stop()
-					_, err := NewDiffer(h.Snapshotter, wrong(cancelled, stop)).Apply(cancelled, good, mounts)
-					switch name {
-					case "damaged":
-						require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-						require.ErrorContains(t, err, "another digest")
-					case "cut off":
-						require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-					default:
-						require.ErrorIs(t, err, context.Canceled)
-					}
-					assert.Equal(t, before, h.state())
-					assert.Equal(t, limit, h.limit("active"))
-					assert.Equal(t, mounts, h.mounts("active"))
-					h.assertSameTree("active", "same", treecmp.Options{})
+	for _, format := range formats {
+		good := h.put(format.MediaType(), compressed(t, layer, format))
+		for name, wrong := range map[string]func(ctx context.Context, stop func()) content.Store{
+			"damaged":   func(context.Context, func()) content.Store { return damagingStore{h.store, good.Digest} },
+			"cut off":   func(context.Context, func()) content.Store { return hookedStore{h.store, unread} },
+			"cancelled": func(_ context.Context, stop func()) content.Store { return hookedStore{h.store, late(stop)} },
+		} {
+			t.Run(fmt.Sprintf("%s %v on %q", name, format, parent), func(t *testing.T) {
+				mounts := h.prepare("active", parent)
+				h.prepare("same", parent)
+				before := h.state()
+				limit := h.limit("active")
+				cancelled, stop := context.WithCancel(ctx)
+				defer stop()
+				_, err := NewDiffer(h.Snapshotter, wrong(cancelled, stop)).Apply(cancelled, good, mounts)
+				switch name {
+				case "damaged":
+					require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+					require.ErrorContains(t, err, "another digest")
+				case "cut off":
+					require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+				default:
+					require.ErrorIs(t, err, context.Canceled)
+				}
+				assert.Equal(t, before, h.state())
+				assert.Equal(t, limit, h.limit("active"))
+				assert.Equal(t, mounts, h.mounts("active"))
+				h.assertSameTree("active", "same", treecmp.Options{})
 
-					_, err = h.differ.Apply(ctx, good, mounts)
-					require.NoError(t, err)
-					assert.Len(t, h.content("active", "dir/99"), 64<<10)
-					h.commit("done", "active")
-					require.NoError(t, h.Remove(ctx, "done"))
-					require.NoError(t, h.Remove(ctx, "same"))
-					require.NoError(t, h.Cleanup(ctx))
-				})
-			}
+				_, err = h.differ.Apply(ctx, good, mounts)
+				require.NoError(t, err)
+				assert.Len(t, h.content("active", "dir/99"), 64<<10)
+				h.commit("done", "active")
+				require.NoError(t, h.Remove(ctx, "done"))
+				require.NoError(t, h.Remove(ctx, "same"))
+				require.NoError(t, h.Cleanup(ctx))
+			})
 		}
 	}
 }

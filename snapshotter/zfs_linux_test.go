@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -29,6 +30,7 @@ func TestZFS(t *testing.T) {
 		"resolve":            testResolveChangedOptions,
 		"compare":            testCompareAgreesWithContainerd,
 		"create diff":        testCreateDiff,
+		"apply taken back":   func(t *testing.T, fs filesystem) { testApplyTakenBack(t, fs, "image", layertar.Gzip) },
 	} {
 		t.Run(name, func(t *testing.T) { test(t, onZFS) })
 	}

@@ -105,6 +105,15 @@ func (b *Backend) mountSeal(ctx context.Context, name string) (*mountedSnapshot,
 
 // mountTemporary takes a snapshot of a volume, as what lockName says, and mounts it.
 func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (*mountedSnapshot, error) {
+	m, err := b.takeTemporary(ctx, volume, lockName)
+	if err != nil {
+		return nil, err
+	}
+	return m, b.mountSnapshot(ctx, m)
+}
+
+// takeTemporary takes a snapshot of a volume, as what lockName says.
+func (b *Backend) takeTemporary(ctx context.Context, volume, lockName string) (*mountedSnapshot, error) {
 	m, err := b.lockSnapshot(lockName)
 	if err != nil {
 		return nil, err
@@ -118,7 +127,7 @@ func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (
 	if err := b.snapshot(ctx, volume, m.name, inherits, discard); err != nil {
 		return nil, errors.Join(err, b.after(err, func() error { return b.unlockView(m.lock, nil) }))
 	}
-	return m, b.mountSnapshot(ctx, m)
+	return m, nil
 }
 
 // lockSnapshot takes the lock of a snapshot that is to be mounted, if there is space for it.

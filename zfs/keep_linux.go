@@ -1,0 +1,102 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// kept is a snapshot of a volume with the name and the lock of a view's, so that it goes like one after a crash. It is
+// not mounted.
+type kept struct {
+	b      *Backend
+	volume string
+	m      *mountedSnapshot
+	limit  quota.Limit
+}
+
+// Keep implements cowcommon.Keeper with one zfs snapshot. Until Close the volume cannot be removed.
+func (b *Backend) Keep(ctx context.Context, name string) (cowcommon.Kept, error) {
+	k, err := b.keep(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("zfs: keep %s: %w", name, err)
+	}
+	return k, nil
+}
+
+func (b *Backend) keep(ctx context.Context, name string) (_ *kept, err error) {
+	d, err := b.volume(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	done, err := b.rely(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.after(err, done)) }()
+	switch is, err := b.isSealed(name); {
+	case err != nil:
+		return nil, err
+	case is:
+		return nil, fmt.Errorf("it is sealed: %w", errdefs.ErrFailedPrecondition)
+	}
+	m, err := b.takeTemporary(ctx, name, temporaryName(name+"@"+viewPrefix))
+	if err != nil {
+		return nil, err
+	}
+	return &kept{b: b, volume: name, m: m, limit: d.limit}, nil
+}
+
+// Restore rolls the volume back. It fails if the volume has a newer snapshot: of a view or of a clone.
+func (k *kept) Restore(ctx context.Context) error {
+	err := k.rollBack(ctx)
+	if err == nil {
+		err = k.restoreLimit(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("zfs: restore %s: %w", k.volume, err)
+	}
+	return nil
+}
+
+func (k *kept) rollBack(ctx context.Context) (err error) {
+	if _, err := k.b.volume(ctx, k.volume); err != nil {
+		return err
+	}
+	c, err := k.b.claim(ctx, k.volume)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.done(err)) }()
+	// The kernel rolls back under mounts without asking.
+	if err := k.b.checkNotMounted(k.volume); err != nil {
+		return err
+	}
+	_, err = k.b.act(ctx, step{
+		args:     []string{"rollback", k.m.name},
+		inherits: c.file(),
+		happened: func(context.Context) (bool, error) { return false, nil }, // perhaps it has: doing it twice does no harm
+	})
+	return err
+}
+
+func (k *kept) restoreLimit(ctx context.Context) error {
+	d, err := k.b.volume(ctx, k.volume)
+	if err != nil || d.limit == k.limit {
+		return err
+	}
+	return k.b.setLimit(ctx, k.volume, k.limit)
+}
+
+// Close destroys the snapshot.
+func (k *kept) Close() error {
+	if err := k.b.unmountSnapshot(k.m); err != nil {
+		return fmt.Errorf("zfs: forget what %s was: %w", k.volume, err)
+	}
+	return nil
+}
