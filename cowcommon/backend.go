@@ -125,7 +125,8 @@ type Keeper interface {
 // Kept is what a volume was. A crash forgets it.
 type Kept interface {
 	// Restore makes the volume what it was, in one step, with the limit that it had, and so that it survives a power
-	// cut. ErrFailedPrecondition: it is in use, and was not changed. ErrNotFound: it was removed.
+	// cut. It may have no Parent afterwards, and comparing it then takes a walk of both trees.
+	// ErrFailedPrecondition: it is in use, and was not changed. ErrNotFound: it was removed.
 	Restore(ctx context.Context) error
 	// Close forgets what the volume was.
 	Close() error

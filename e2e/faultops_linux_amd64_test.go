@@ -59,6 +59,10 @@ func faultOperations(s system) []faultOperation {
 	if s.limits() {
 		sized.StorageOpt, limit = map[string]string{"size": "64M"}, limitBytes
 	}
+	restoredParent := "base"
+	if s.driver == "btrfs" { // where the snapshot that takes the place of the volume is not one of base
+		restoredParent = ""
+	}
 	var stream bytes.Buffer
 	operations := []faultOperation{
 		{
@@ -170,6 +174,21 @@ func faultOperations(s system) []faultOperation {
 				return applyChange(ctx, d)
 			},
 			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "new") },
+		},
+		{
+			name: "take back",
+			run:  takeBackChange,
+			again: func(ctx context.Context, d *cowcommon.Driver) error {
+				// It may not have been taken back.
+				if _, err := d.Apply(ctx, "child", bytes.NewReader(changeLayer())); err != nil {
+					return err
+				}
+				return takeBackChange(ctx, d)
+			},
+			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+				return errors.Join(isThere(ctx, d, "child", restoredParent, false, 0), hasContent(d, "child"))
+			},
+			broken: []string{"left: staging/child", "left: dataset ", "left: graph/child", `lost: volume child of "base"`, `left: volume child of ""`},
 		},
 		{
 			name: "send",
@@ -296,6 +315,27 @@ func changeLayer() []byte {
 func applyChange(ctx context.Context, d *cowcommon.Driver) error {
 	_, err := d.Apply(ctx, "new", bytes.NewReader(changeLayer()))
 	return err
+}
+
+// takeBackChange keeps child, changes it, and takes the change back.
+func takeBackChange(ctx context.Context, d *cowcommon.Driver) (err error) {
+	keeper, ok := d.Backend().(cowcommon.Keeper)
+	if !ok {
+		return fmt.Errorf("%T keeps nothing", d.Backend())
+	}
+	kept, err := keeper.Keep(ctx, "child")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kept.Close()) }()
+	dir, err := d.Get("child", "")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "change"), nil, 0o600), d.Put("child")); err != nil {
+		return err
+	}
+	return kept.Restore(ctx)
 }
 
 // isDiff reports whether a layer tar holds the diff of child.
