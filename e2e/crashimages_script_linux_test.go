@@ -188,6 +188,23 @@ func layerSteps(s system, round int) []step {
 			after: received(true), between: []func(kept){received(false)},
 		}
 	}
+	takeBack := step{
+		name: "take back what is written to " + leaf, commits: true,
+		run: func(ctx context.Context, h *host) error {
+			volume, err := h.d.Backend().(cowcommon.Keeper).Keep(ctx, leaf)
+			if err != nil {
+				return err
+			}
+			err = h.in(ctx, h.d.Backend(), leaf, func(dir string) error { return writeTree(dir, tree{"wrong": random(leaf, 90<<10)}) })
+			return errors.Join(err, volume.Restore(ctx), volume.Close())
+		},
+		after: func(k kept) {
+			if s.driver == "btrfs" { // where the snapshot that takes the place of the volume is not one of live
+				k.change(leaf, func(v *keptVolume) { v.parent = "" })
+			}
+		},
+		between: []func(kept){func(k kept) { k.change(leaf, func(v *keptVolume) { v.files = nil }) }},
+	}
 	inner := first.with(tree{innerVolume + "/": "", innerVolume + "/file": random(id("nest"), 3000)})
 	nested := []step{
 		clone(id("nest"), base, 0, first),
@@ -211,7 +228,7 @@ func layerSteps(s system, round int) []step {
 	} else {
 		lower = limit
 	}
-	steps = append(steps, cloneInUse, diff, create(id("old")), rename, seal, clone(leaf, live, limit, liveFiles), remove(leaf))
+	steps = append(steps, cloneInUse, diff, create(id("old")), rename, seal, clone(leaf, live, limit, liveFiles), takeBack, remove(leaf))
 	if s.driver == "btrfs" {
 		steps = append(steps, nested...)
 	}
