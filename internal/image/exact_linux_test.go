@@ -208,6 +208,7 @@ func TestRootFSAsTar(t *testing.T) {
 		"as it should be":           {rawTar(f), ""},
 		"zeros behind the end":      {append(rawTar(f), make([]byte, 7*tarBlock)...), ""},
 		"a newline behind the end":  {append(rawTar(f), '\n'), "bytes=1"},
+		"a newline behind zeros":    {slices.Concat(rawTar(f), make([]byte, 200_000), []byte("x\x00\n"), end), "bytes=3"},
 		"garbage behind the end":    {append(rawTar(f), "garbage"...), "bytes=7"},
 		"no end mark":               {f, "blocks=0"},
 		"half an end mark":          {slices.Concat(f, end[:tarBlock]), "blocks=1"},

@@ -324,7 +324,7 @@ func (im *importer) keepLost(ctx context.Context, f *filled, layer sourceLayer, 
 	}
 	if err != nil {
 		again.discard()
-		return fmt.Errorf("%d of its files are replaced or removed by the layer itself: %w", len(lost), err)
+		return fmt.Errorf("the layer itself replaces or removes some of its files (%d): %w", len(lost), err)
 	}
 	f.split.discard()
 	f.split = again

@@ -45,7 +45,7 @@ type tarShape struct {
 	entries  int
 	padding  int   // entries with other bytes than zeros in their padding
 	endMark  int   // blocks of zeros at the end: two, or less if it is missing
-	trailing int64 // bytes behind the end mark, or what stands in its place, without zeros at the end
+	trailing int64 // bytes behind the end mark, or what stands in its place, without zeros at the start and end
 }
 
 // tarSplitter takes a tar apart. Whatever is not the data of a file of the tree is kept, so that there is nothing that it
@@ -243,13 +243,17 @@ func (t *tarSplitter) end() {
 		_, _ = io.CopyN(io.Discard, t, tarBlock) // it is in the buffer
 		t.shape.endMark++
 	}
-	start := t.at
+	start := int64(-1)
 	buf := make([]byte, maxSegment)
 	for {
+		before := t.at
 		n, err := t.Read(buf)
 		used := bytes.TrimRight(buf[:n], "\x00")
 		if len(used) > 0 {
-			t.shape.trailing = t.at - start - int64(n-len(used))
+			if start < 0 {
+				start = before + int64(len(used)-len(bytes.TrimLeft(used, "\x00")))
+			}
+			t.shape.trailing = before + int64(len(used)) - start
 		}
 		t.keep(len(used))
 		if err != nil {
