@@ -204,6 +204,11 @@ func (d *Driver) ApplyDiff(id, _ string, diff io.Reader) (int64, error) {
 // Apply is ApplyDiff with a context. errdefs.ErrFailedPrecondition: the layer is sealed, or another Apply of
 // this driver works on it.
 func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int64, err error) {
+	return d.ApplyWith(ctx, id, diff, layertar.ApplyOptions{})
+}
+
+// ApplyWith is Apply with options. Which ids, attributes and log there are is up to the driver, whatever opts says.
+func (d *Driver) ApplyWith(ctx context.Context, id string, diff io.Reader, opts layertar.ApplyOptions) (size int64, err error) {
 	if err := CheckID(id); err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
@@ -231,7 +236,8 @@ func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int
 	if err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
-	size, err = layertar.Apply(ctx, dir, diff, layertar.ApplyOptions{IDMap: d.opts.IDMap, Xattrs: xattrPolicy(), Empty: empty, Logger: d.log})
+	opts.IDMap, opts.Xattrs, opts.Empty, opts.Logger = d.opts.IDMap, xattrPolicy(), empty, d.log
+	size, err = layertar.Apply(ctx, dir, diff, opts)
 	if err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}

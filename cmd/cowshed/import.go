@@ -38,7 +38,8 @@ All digests are checked. An import that fails or is stopped leaves nothing.
 ` + referencesHelp + `
 
 With rootfs:FILE a tar of a root filesystem becomes an image of one layer. For FILE, - is standard input, and the
-tar may be compressed with gzip, zstd, bzip2 or, where the program xz is installed, xz. Without a prefix, SOURCE is
+tar may be compressed with gzip, zstd, bzip2 or, where the program xz is installed, xz. It is read as GNU tar does,
+with a warning of what is passed over. Without a prefix, SOURCE is
 a file or directory that is looked into, or an image in a registry if its first part is a host. A tar with the
 files of an image in it is an image.`,
 		Example: `  docker save debian:12 | cowshed import -

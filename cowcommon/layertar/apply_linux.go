@@ -36,6 +36,9 @@ func Apply(ctx context.Context, dir string, r io.Reader, opts ApplyOptions) (siz
 		return 0, fmt.Errorf("layertar: apply: %w", err)
 	}
 	a.setter.report(opts.Logger)
+	if opts.Report != nil {
+		*opts.Report = a.found
+	}
 	return size, nil
 }
 
@@ -52,6 +55,7 @@ type applier struct {
 	setter setter
 	plinks plinks
 	size   int64
+	found  ApplyReport
 }
 
 func newApplier(ctx context.Context, dir string, opts ApplyOptions) (*applier, error) {
@@ -85,7 +89,7 @@ func (a *applier) close() {
 }
 
 func (a *applier) run(r io.Reader) (int64, error) {
-	a.es = newEntries(a.pool.ctx, r)
+	a.es = newEntries(a.pool.ctx, r, a.opts.LooseEnd)
 	err := a.entries()
 	if err == nil {
 		err = a.pool.barrier()
@@ -193,6 +197,7 @@ func (a *applier) remove(d *dir, name string, mode uint32) error {
 	if mode == 0 {
 		return nil
 	}
+	a.overwrite(d, name)
 	isDir := mode&unix.S_IFMT == unix.S_IFDIR
 	if isDir {
 		// Files may be on the way into it.
@@ -209,6 +214,12 @@ func (a *applier) remove(d *dir, name string, mode uint32) error {
 		return err
 	}
 	return removeTree(a.pool.ctx, fd, name)
+}
+
+// overwrite notes that a name is about to be replaced or removed.
+func (a *applier) overwrite(d *dir, name string) {
+	_, written := d.written[name]
+	a.found.Overwritten = a.found.Overwritten || written || d.children[name] != nil || d.followed[name]
 }
 
 // finish sets what has to wait until nothing is made in a directory any more.

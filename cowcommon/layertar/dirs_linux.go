@@ -28,6 +28,8 @@ type dir struct {
 
 	// children are the subdirectories that entries led to.
 	children map[string]*dir
+	// followed are the symbolic links that entries led through.
+	followed map[string]bool
 	// written are the names this layer has put here, with the ticket of the job that makes each (0: made).
 	written map[string]ticket
 	// fresh: nothing from lower layers is in it, so that a name that is not written does not exist.
@@ -79,6 +81,16 @@ func (d *dir) child(name string, fresh bool) *dir {
 	}
 	d.children[name] = c
 	return c
+}
+
+// follow records that an entry led through a symbolic link.
+func (d *dir) follow(name string) {
+	if d.followed == nil {
+		d.followed = make(map[string]bool)
+	}
+	if !d.followed[name] {
+		d.followed[strings.Clone(name)] = true
+	}
 }
 
 // dirFD is an O_PATH descriptor of a directory that is closed when the last holder lets go of it.
@@ -211,6 +223,7 @@ func (ds *dirs) walk(at *dir, path string, make bool) (*dir, error) {
 		if links++; links > maxLinks {
 			return nil, fmt.Errorf("directory %s: %w", quoteName(name), unix.ELOOP)
 		}
+		at.follow(name)
 		if strings.HasPrefix(link, "/") {
 			at = ds.root
 		}

@@ -30,14 +30,15 @@ const (
 
 // entries reads the entries of a tar.
 type entries struct {
-	src   budgetReader
-	tr    *tar.Reader
-	index int64  // of the entry that next returned last; -1: none
-	name  string // its name, as it stands in the header
+	src      budgetReader
+	tr       *tar.Reader
+	looseEnd bool
+	index    int64  // of the entry that next returned last; -1: none
+	name     string // its name, as it stands in the header
 }
 
-func newEntries(ctx context.Context, r io.Reader) *entries {
-	es := &entries{index: -1}
+func newEntries(ctx context.Context, r io.Reader, looseEnd bool) *entries {
+	es := &entries{looseEnd: looseEnd, index: -1}
 	es.src = budgetReader{ctx: ctx, r: bufio.NewReaderSize(r, readBuffer), left: math.MaxInt64}
 	es.tr = tar.NewReader(&es.src)
 	return es
@@ -51,7 +52,10 @@ func (es *entries) next() (*tar.Header, error) {
 		if err != nil {
 			return nil, es.wrap(err)
 		}
-		es.src.left, es.src.nonzero = maxHeader, false
+		es.src.startHeader()
+		if es.looseEnd && es.src.ends() {
+			return nil, io.EOF
+		}
 		hdr, err := es.tr.Next()
 		es.src.left = math.MaxInt64
 		if errors.Is(err, io.EOF) {
@@ -87,10 +91,30 @@ func (es *entries) wrap(err error) error {
 // budgetReader reads until its context ends or its budget is spent.
 type budgetReader struct {
 	ctx     context.Context
-	r       io.Reader
+	r       *bufio.Reader
 	left    int64
-	nonzero bool // it has read something else than zeros
+	at      int64 // bytes read
+	padding int   // how many of the next bytes are padding, which may be anything
+	nonzero bool  // it has read something else than zeros, apart from padding
 }
+
+// startHeader begins to count what precedes the data of an entry. Padding comes first, up to a multiple of 512.
+func (b *budgetReader) startHeader() {
+	b.left, b.padding, b.nonzero = maxHeader, int(-b.at&(blockSize-1)), false
+}
+
+// ends reports whether a tar is read no further by GNU tar, which asks for one block of zeros only and passes over less
+// than a block. Whoever reads on gets the error if there is one.
+func (b *budgetReader) ends() bool {
+	block, err := b.r.Peek(b.padding + blockSize)
+	if len(block) < b.padding {
+		return false
+	}
+	rest := block[b.padding:]
+	return errors.Is(err, io.EOF) || len(rest) == blockSize && allZero(rest)
+}
+
+func allZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
 var errLongHeader = fmt.Errorf("%w: a header of more than %d bytes", ErrMalformed, maxHeader)
 
@@ -104,7 +128,10 @@ func (b *budgetReader) Read(p []byte) (int, error) {
 	}
 	n, err := b.r.Read(p)
 	b.left -= int64(n)
-	b.nonzero = b.nonzero || len(bytes.TrimLeft(p[:n], "\x00")) > 0
+	b.at += int64(n)
+	padding := min(n, b.padding)
+	b.padding -= padding
+	b.nonzero = b.nonzero || !allZero(p[padding:n])
 	return n, err
 }
 

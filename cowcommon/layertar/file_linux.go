@@ -25,6 +25,7 @@ func (a *applier) putFile(d *dir, name string, st *unix.Stat_t, m meta, size int
 			return err
 		}
 	default:
+		a.overwrite(d, name)
 		j.replace = true
 	}
 	var err error

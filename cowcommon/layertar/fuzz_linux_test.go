@@ -32,7 +32,7 @@ func FuzzApply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, layer []byte) {
 		root, check := playground(t)
 		size, err := Apply(t.Context(), root, bytes.NewReader(layer), ApplyOptions{
-			MaxBytes: 16 << 20, Workers: 1 + len(layer)%3, Logger: slog.New(slog.DiscardHandler), Xattrs: XattrPolicy(len(layer) % 3),
+			MaxBytes: 16 << 20, Workers: 1 + len(layer)%3, LooseEnd: len(layer)%5 == 0, Logger: slog.New(slog.DiscardHandler), Xattrs: XattrPolicy(len(layer) % 3),
 		})
 		check(t)
 		assert.NotNil(t, &size)

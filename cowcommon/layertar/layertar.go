@@ -125,11 +125,23 @@ type ApplyOptions struct {
 	Empty bool
 	// Workers is the number of goroutines that write files. 0: a number that suits the machine.
 	Workers int
+	// LooseEnd ends the tar where GNU tar does: at one block of zeros, where two should be, and at less than a block in
+	// place of a header. Without it, what follows a single block of zeros and a header that is cut off are errors.
+	LooseEnd bool
+	// Report is filled in if all of the layer is applied. nil: no one asks.
+	Report *ApplyReport
 	// MaxBytes bounds the sum of the sizes in the headers (ErrTooLarge). 0: no bound.
 	MaxBytes int64
 	// Logger receives one warning for all attributes that were left out, one for those of them that are file
 	// capabilities, and one for all times that were replaced. nil: slog.Default().
 	Logger *slog.Logger
+}
+
+// ApplyReport says what a layer was like.
+type ApplyReport struct {
+	// Overwritten: an entry replaced or removed something that an earlier entry of the layer had made, or had led through,
+	// so that data which the tar has may not be in the tree, or not by its name.
+	Overwritten bool
 }
 
 // XattrPolicy says which extended attributes of a layer are left out. One for which there is no space is an error always.

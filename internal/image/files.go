@@ -112,16 +112,12 @@ func indexTar(f io.ReadSeeker, r io.ReaderAt, closeFn func() error) (*tarFiles, 
 func (t *tarFiles) add(h *tar.Header, offset int64) error {
 	name := path.Clean(strings.TrimPrefix(h.Name, "/"))
 	switch h.Typeflag {
-	case tar.TypeReg:
-		for key := range h.PAXRecords {
-			if strings.HasPrefix(key, "GNU.sparse.") {
-				return fmt.Errorf("sparse file in an image archive: %w", errdefs.ErrNotImplemented)
-			}
+	case tar.TypeReg, tar.TypeGNUSparse:
+		if isSparse(h) {
+			return fmt.Errorf("a sparse file in an image archive is not read, pack it without --sparse: %w", errdefs.ErrNotImplemented)
 		}
 		t.files[name] = span{offset, h.Size}
 		delete(t.links, name)
-	case tar.TypeGNUSparse:
-		return fmt.Errorf("sparse file in an image archive: %w", errdefs.ErrNotImplemented)
 	case tar.TypeSymlink:
 		t.links[name] = path.Join(path.Dir(name), h.Linkname) //nolint:gosec // a key of t.files, not a path of the host
 		delete(t.files, name)

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/vbatts/tar-split/tar/storage"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
@@ -215,6 +215,8 @@ type filled struct {
 	name   string
 	diffID digest.Digest
 	split  *splitter
+	// inexact is why the tar cannot be put together again; nil: it can.
+	inexact error
 }
 
 func (f *filled) discard(ctx context.Context) error {
@@ -226,7 +228,7 @@ func (f *filled) discard(ctx context.Context) error {
 // ID, or "" if that is not known.
 func (im *importer) fill(ctx context.Context, prefix, parent string, layer sourceLayer, want digest.Digest) (_ *filled, err error) {
 	f := &filled{store: im.store, name: partialName(prefix)}
-	if f.split, err = newSplitter(im.store.path(tarSplitDir)); err != nil {
+	if f.split, err = newSplitter(im.store.path(tarSplitDir), nil); err != nil {
 		return nil, err
 	}
 	if err := im.store.driver.WithContext(ctx).Create(f.name, parent, nil); err != nil {
@@ -247,57 +249,116 @@ func (im *importer) fill(ctx context.Context, prefix, parent string, layer sourc
 }
 
 // apply unpacks a layer tar and returns the digest of the uncompressed tar.
-func (im *importer) apply(ctx context.Context, f *filled, layer sourceLayer, task Task) (_ digest.Digest, err error) {
-	stored, err := layer.open(ctx)
+func (im *importer) apply(ctx context.Context, f *filled, layer sourceLayer, task Task) (digest.Digest, error) {
+	hash, report := digest.SHA256.Hash(), layertar.ApplyReport{}
+	err := readLayer(ctx, layer, task, func(tar io.Reader) error {
+		tee := io.TeeReader(tar, io.MultiWriter(hash, f.split))
+		opts := layertar.ApplyOptions{LooseEnd: layer.unverified, Report: &report}
+		if _, err := im.store.driver.ApplyWith(ctx, f.name, tee, opts); err != nil {
+			return err
+		}
+		// What follows the end mark of the tar belongs to the digest.
+		_, err := io.Copy(io.Discard, tee)
+		return err
+	})
 	if err != nil {
 		return "", err
+	}
+	diffID := digest.NewDigest(digest.SHA256, hash)
+	shape, err := f.split.finish()
+	if err == nil && report.Overwritten {
+		err = im.keepLost(ctx, f, layer, diffID)
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	f.inexact = err
+	return diffID, im.checkShape(f.name, shape, layer.unverified)
+}
+
+// readLayer reads a layer tar, decompressed, and checks the digest of what is stored.
+func readLayer(ctx context.Context, layer sourceLayer, task Task, read func(tar io.Reader) error) (err error) {
+	stored, err := layer.open(ctx)
+	if err != nil {
+		return err
 	}
 	defer func() { err = errors.Join(err, stored.Close()) }()
 	verified := newVerifier(&taskReader{&contextReader{ctx, stored}, task}, "the stored layer", layer.digest, layer.size)
 	tar, _, err := layertar.Decompress(verified)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { err = errors.Join(err, tar.Close()) }()
-
-	hash, end := digest.SHA256.Hash(), &endMark{}
-	tee := io.TeeReader(tar, io.MultiWriter(hash, f.split, end))
-	if _, err := im.store.driver.Apply(ctx, f.name, tee); err != nil {
-		return "", err
+	if err := read(tar); err != nil {
+		return err
 	}
-	// What follows the end mark of the tar, and the end of the compressed data, belong to the digests.
-	if _, err := io.Copy(io.Discard, tee); err != nil {
-		return "", err
-	}
-	if _, err := io.Copy(io.Discard, verified); err != nil {
-		return "", err
-	}
-	if layer.unverified && !end.seen() {
-		return "", fmt.Errorf("the tar has no end mark: it was cut off: %w", io.ErrUnexpectedEOF)
-	}
-	return digest.NewDigest(digest.SHA256, hash), nil
+	// What follows the end of the compressed data belongs to the digest.
+	_, err = io.Copy(io.Discard, verified)
+	return err
 }
 
-// endMark looks for the two blocks of zeros that end a tar. Readers of tars do without, so that one which was
-// cut off between two files looks whole.
-type endMark struct{ zeros int }
-
-// Write implements io.Writer.
-func (e *endMark) Write(p []byte) (int, error) {
-	rest := bytes.TrimRight(p, "\x00")
-	if len(rest) > 0 {
-		e.zeros = 0
+// keepLost reads the layer tar a second time to keep the data of those entries that later ones took away.
+func (im *importer) keepLost(ctx context.Context, f *filled, layer sourceLayer, diffID digest.Digest) error {
+	var lost map[int]bool
+	err := im.store.withParts(ctx, f.split.file.Name(), f.name, func(files storage.FileGetter, parts io.Reader) (err error) {
+		lost, err = lostData(files, parts)
+		return err
+	})
+	if err != nil || len(lost) == 0 {
+		return err
 	}
-	e.zeros += len(p) - len(rest)
-	return len(p), nil
+	again, err := newSplitter(im.store.path(tarSplitDir), lost)
+	if err != nil {
+		return err
+	}
+	hash := digest.SHA256.Hash()
+	err = readLayer(ctx, layer, noProgress{}, func(tar io.Reader) error {
+		_, err := io.Copy(io.MultiWriter(hash, again), tar)
+		return err
+	})
+	if _, serr := again.finish(); err == nil {
+		err = serr
+	}
+	if got := digest.NewDigest(digest.SHA256, hash); err == nil && got != diffID {
+		err = fmt.Errorf("the tar has digest %s when it is read again, not %s: it was changed meanwhile: %w", got, diffID, errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		again.discard()
+		return fmt.Errorf("the layer itself replaces or removes some of its files (%d): %w", len(lost), err)
+	}
+	f.split.discard()
+	f.split = again
+	return nil
 }
 
-func (e *endMark) seen() bool { return e.zeros >= 1024 }
+// checkShape says what of a tar was passed over. Without a digest, nothing else tells of a tar that was cut off.
+func (im *importer) checkShape(layer string, s tarShape, unverified bool) error {
+	layer, _, _ = strings.Cut(layer, "-partial-")
+	log := im.store.log.With("source", im.src.Origin, "layer", short(layer))
+	if unverified && s.entries == 0 && s.endMark < 2 {
+		return fmt.Errorf("the tar has no entries and no end mark: %w", io.ErrUnexpectedEOF)
+	}
+	if s.padding > 0 {
+		log.Warn("the padding in the tar has bytes other than zeros, which are ignored", "entries", s.padding)
+	}
+	if unverified && s.endMark < 2 {
+		log.Warn("the tar has no end mark of two blocks of zeros: if it was cut off, files are missing", "blocks", s.endMark)
+	}
+	if s.trailing > 0 {
+		log.Warn("the tar has bytes behind its end, which are ignored", "bytes", s.trailing)
+	}
+	return nil
+}
 
 // rename gives a filled layer its name. Where another import was faster, that one's layer is used.
 func (im *importer) rename(ctx context.Context, f *filled, id string) error {
-	if err := f.split.keep(im.store.splitFile(id)); err != nil {
-		im.store.log.Warn("the layer will be exported with another digest than it was imported with", "layer", id, "error", err)
+	if f.inexact != nil {
+		f.split.discard()
+	} else {
+		f.inexact = f.split.keep(im.store.splitFile(id))
+	}
+	if f.inexact != nil {
+		im.store.log.Warn("the layer will not be exported byte for byte, but with another digest", "layer", id, "digest", f.diffID, "reason", f.inexact)
 	}
 	err := im.store.driver.Backend().Rename(ctx, f.name, id)
 	switch {

@@ -147,6 +147,29 @@ func (in *input) index(ctx context.Context) (*tarFiles, error) {
 	return t, nil
 }
 
+var errReadOnce = errors.New("a stream is read once only: write it to a file first")
+
+// opener returns a function that reads the tar from its start, compressed or not.
+func (in *input) opener() func(context.Context) (io.ReadCloser, error) {
+	opened := false
+	return func(context.Context) (io.ReadCloser, error) {
+		first := in.raw
+		switch {
+		case !opened && in.plain != nil: // it was looked into
+			first = in.plain
+		case opened && in.file == nil:
+			return nil, errReadOnce
+		case opened:
+			if _, err := in.file.Seek(0, io.SeekStart); err != nil {
+				return nil, err
+			}
+			in.raw.Reset(in.file)
+		}
+		opened = true
+		return io.NopCloser(first), nil
+	}
+}
+
 // contextReader ends with the context's error when that is done.
 type contextReader struct {
 	ctx context.Context

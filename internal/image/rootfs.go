@@ -1,8 +1,6 @@
 package image
 
 import (
-	"context"
-	"io"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -11,8 +9,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// fromRootFS makes the tar of a root filesystem an image of one layer. The tar is read once, so the
-// source can be imported once.
+// fromRootFS makes the tar of a root filesystem an image of one layer.
 func (s *Source) fromRootFS(in *input, ref Reference, opts OpenOptions) error {
 	platform := opts.Platform
 	if platform.Architecture == "" {
@@ -26,12 +23,7 @@ func (s *Source) fromRootFS(in *input, ref Reference, opts OpenOptions) error {
 		s.Name = fileBase(ref.Path)
 	}
 
-	layer := sourceLayer{size: in.size, unverified: true, open: func(context.Context) (io.ReadCloser, error) {
-		if in.plain != nil { // it was looked into
-			return io.NopCloser(in.plain), nil
-		}
-		return io.NopCloser(in.raw), nil
-	}}
+	layer := sourceLayer{size: in.size, unverified: true, open: in.opener()}
 	if in.plain != nil && in.format != layertar.Plain {
 		layer.size = -1
 	}

@@ -36,7 +36,8 @@ type sourceLayer struct {
 	size   int64         // bytes as it is stored; negative: not known
 	// unverified: no digest would tell that something of the tar is missing.
 	unverified bool
-	open       func(ctx context.Context) (io.ReadCloser, error)
+	// open reads the tar from its start. It can be called again, unless that is a stream: errReadOnce.
+	open func(ctx context.Context) (io.ReadCloser, error)
 }
 
 // Close releases what the source holds.
