@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Gets the container daemons that the tests in e2e/daemons run. See usage below.
+# Gets the container daemons and tools that the tests in e2e/daemons run. See usage below.
 
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
@@ -15,7 +15,8 @@ Usage: daemons.sh build|path
 The directory has two parts:
   bin/     containerd, ctr, containerd-shim-runc-v2, runc and dockerd, built from the modules that
            e2e/daemons/go.mod pins
-  debian/  Docker Engine with its containerd and runc, docker-registry and a static busybox, as Debian or Ubuntu
+  debian/  Docker Engine with its containerd and runc, docker-registry, a static busybox, and the tools that images go
+           to and come from (skopeo, buildah, umoci, and podman with what it does not start without), as Debian or Ubuntu
            package them
 
 The packages are unpacked and not installed: their services are not started, now or at the next boot, and nothing
@@ -29,7 +30,7 @@ END
 }
 
 readonly module=e2e/daemons
-readonly packages=(docker.io containerd runc docker-registry busybox-static)
+readonly packages=(docker.io containerd runc docker-registry busybox-static skopeo buildah umoci podman conmon)
 readonly unused_days=14
 root=()
 [[ $(id -u) -eq 0 ]] || root=(sudo)

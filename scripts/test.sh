@@ -17,7 +17,8 @@ Steps:
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 30s)
   zfs    the tests that need ZFS, in the test machine or on this host
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
-  clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md); prints what came out
+  clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
+           images; prints what came out
   engines  a small run of the benchmark through containerd
   fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
@@ -191,7 +192,7 @@ zfs() {
 
 daemons() {
 	step 'build containerd and dockerd' scripts/daemons.sh build
-	step 'build the clients' scripts/clients.sh build buildkit nerdctl
+	step 'build the clients' scripts/clients.sh build buildkit nerdctl docker
 	step 'tests with containerd and dockerd' in_module e2e/daemons
 }
 
@@ -206,6 +207,7 @@ clients() {
 	step 'build the clients' scripts/clients.sh build
 	COWSHED_CLIENTS_OUT=$(realpath "$out") COWSHED_TEST_LONG=1 step 'suites of clients' \
 		in_module e2e/daemons ./clients 8h
+	COWSHED_TEST_LONG=1 step 'round trips of images' in_module e2e/daemons ./images
 	find "$out" -name '*.md' -exec cat {} +
 }
 

@@ -9,6 +9,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -179,5 +182,117 @@ func TestExportNames(t *testing.T) {
 		}
 		require.NoError(t, files.close())
 		require.NoError(t, in.close())
+	}
+}
+
+// listedAs makes a layout with the entries, of which each has a digest and annotations.
+func listedAs(t *testing.T, dir string, entries ...ocispec.Descriptor) {
+	t.Helper()
+	index := newIndex()
+	index.Manifests = entries
+	require.NoError(t, (&layoutWriter{dir: dir}).writeJSON(ocispec.ImageIndexFile, index))
+}
+
+// named is an entry that other tools have written: with containerd's name, or a tag, or both.
+func named(d ocispec.Descriptor, name, tag string) ocispec.Descriptor {
+	d.Annotations = map[string]string{}
+	if name != "" {
+		d.Annotations[annotationImageName] = name
+	}
+	if tag != "" {
+		d.Annotations[ocispec.AnnotationRefName] = tag
+	}
+	return d
+}
+
+// TestSeveralNames opens layouts that list one image more than once: it is one image.
+func TestSeveralNames(t *testing.T) {
+	dir := writeLayout(t, map[string]v1.Image{"v1": makeImage(t, baseTar(t))})
+	index, err := (&layoutWriter{dir: dir}).readIndex()
+	require.NoError(t, err)
+	d := index.Manifests[0]
+	one, two := named(d, "reg.example/app:1", "1"), named(d, "reg.example/app:2", "2")
+	here, elsewhere := HostPlatform(), ocispec.Platform{OS: "linux", Architecture: "s390x"}
+	other := one
+	other.Digest = digest.FromString("another")
+	for name, test := range map[string]struct {
+		entries []ocispec.Descriptor
+		image   string
+		want    string // name
+	}{
+		"two names":         {entries: []ocispec.Descriptor{one, two}, want: "reg.example/app:1"},
+		"the other name":    {entries: []ocispec.Descriptor{one, two}, image: "reg.example/app:2", want: "reg.example/app:2"},
+		"the other tag":     {entries: []ocispec.Descriptor{one, two}, image: "2", want: "reg.example/app:2"},
+		"the digest":        {entries: []ocispec.Descriptor{one, two}, image: string(d.Digest), want: "reg.example/app:1"},
+		"without and with":  {entries: []ocispec.Descriptor{named(d, "", ""), two}, want: "reg.example/app:2"},
+		"names, platforms":  {entries: []ocispec.Descriptor{on(one, here), on(other, elsewhere), on(two, here), on(other, elsewhere)}, want: "reg.example/app:1"},
+		"tagged by another": {entries: []ocispec.Descriptor{other, named(d, "reg.example/app:1", "new")}, image: "new", want: "reg.example/app:new"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			listedAs(t, dir, test.entries...)
+			src, err := Open(t.Context(), Reference{Transport: OCILayout, Path: dir, Image: test.image}, OpenOptions{})
+			require.NoError(t, err)
+			assert.Equal(t, test.want, src.Name)
+			require.NoError(t, src.Close())
+		})
+	}
+}
+
+func on(d ocispec.Descriptor, p ocispec.Platform) ocispec.Descriptor {
+	d.Platform = &p
+	return d
+}
+
+// TestExportBesideRetagged exports into a layout where a tool has given a copy of the entry another tag, and left the rest
+// as it was: the copy stays.
+func TestExportBesideRetagged(t *testing.T) {
+	s := newTestStore(t)
+	s.makeLayer(t, "layer", "", "file", "1")
+	dir := filepath.Join(t.TempDir(), "layout")
+	s.mustExport(t, "layer", "oci:"+dir, ExportOptions{Name: "reg.example/app:1"})
+	index, err := (&layoutWriter{dir: dir}).readIndex()
+	require.NoError(t, err)
+	d := index.Manifests[0]
+	d.Digest = digest.FromString("changed")
+	listedAs(t, dir, index.Manifests[0], named(d, "reg.example/app:1", "changed"))
+
+	exported := s.mustExport(t, "layer", "oci:"+dir, ExportOptions{Name: "reg.example/app:1"})
+	assert.Empty(t, exported.Replaced)
+	index, err = (&layoutWriter{dir: dir}).readIndex()
+	require.NoError(t, err)
+	assert.Len(t, index.Manifests, 2)
+}
+
+// TestDockerArchiveOfAnotherPlatform opens archives whose manifest.json lists an image for another platform, as nerdctl
+// saves an image with all platforms. Their index.json lists one for this machine too.
+func TestDockerArchiveOfAnotherPlatform(t *testing.T) {
+	here, elsewhere := makeImage(t, baseTar(t)), makeImage(t, upperTar(t))
+	config, err := elsewhere.ConfigFile()
+	require.NoError(t, err)
+	config = config.DeepCopy()
+	config.Architecture = "s390x"
+	elsewhere, err = mutate.ConfigFile(elsewhere, config)
+	require.NoError(t, err)
+
+	dir := writeLayout(t, map[string]v1.Image{"1": here})
+	path, err := layout.FromPath(dir)
+	require.NoError(t, err)
+	require.NoError(t, path.AppendImage(elsewhere, layout.WithAnnotations(map[string]string{ocispec.AnnotationRefName: "1"})))
+	index, err := (&layoutWriter{dir: dir}).readIndex()
+	require.NoError(t, err)
+	listedAs(t, dir, on(index.Manifests[0], HostPlatform()), on(index.Manifests[1], ocispec.Platform{OS: "linux", Architecture: "s390x"}))
+	layers, err := elsewhere.Layers()
+	require.NoError(t, err)
+	blob, err := layers[0].Digest()
+	require.NoError(t, err)
+	entry := dockerManifestEntry{Config: blobPath(imageID(t, elsewhere)), Layers: []string{blobPath(digest.Digest(blob.String()))}}
+	require.NoError(t, (&layoutWriter{dir: dir}).writeJSON(dockerManifest, []dockerManifestEntry{entry}))
+
+	archive := tarDir(t, dir, nil)
+	for architecture, want := range map[string]v1.Image{"": here, "s390x": elsewhere} {
+		src, err := Open(t.Context(), mustParse(t, "docker-archive:"+archive), OpenOptions{Platform: ocispec.Platform{OS: "linux", Architecture: architecture}})
+		require.NoError(t, err)
+		assert.Equal(t, imageID(t, want), digest.FromBytes(src.config))
+		require.NoError(t, src.Close())
 	}
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -157,14 +157,9 @@ func (i *writtenImage) addTo(index *ocispec.Index) {
 // indexKey is the name that stands for one image of an index alone, "" if it has none. The whole reference is that: two
 // repositories may have the same tag.
 func indexKey(d ocispec.Descriptor) string {
-	if name := d.Annotations[annotationImageName]; name != "" {
-		return name
+	name := fullName(d)
+	if whole := canonicalName(name); whole != "" {
+		return whole
 	}
-	tag := d.Annotations[ocispec.AnnotationRefName]
-	if strings.ContainsAny(tag, ":/") { // a name
-		if name := canonicalName(tag); name != "" {
-			return name
-		}
-	}
-	return tag
+	return cmp.Or(name, d.Annotations[ocispec.AnnotationRefName])
 }

@@ -27,6 +27,23 @@ func familiarName(name string) string {
 	return reference.FamiliarString(ref)
 }
 
+// withTag is the name with another tag, or as it was if that is no tag or the name has none.
+func withTag(name, tag string) string {
+	ref, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return name
+	}
+	tagged, ok := ref.(reference.NamedTagged)
+	if !ok || tagged.Tag() == tag {
+		return name
+	}
+	other, err := reference.WithTag(reference.TrimNamed(ref), tag)
+	if err != nil {
+		return name
+	}
+	return other.String()
+}
+
 // repoTag is the name of a repository and a tag in it, as Docker writes them. ok is false if a name cannot have a tag: it
 // has a digest, or the grammar does not allow it.
 func repoTag(name string) (repository, tag string, ok bool) {

@@ -58,7 +58,7 @@ func chooseImage(entries []ocispec.Descriptor, ref Reference, platform ocispec.P
 	var all []candidate
 	for _, d := range entries {
 		c := candidate{digest: d.Digest}
-		if name := d.Annotations[annotationImageName]; name != "" {
+		if name := fullName(d); name != "" {
 			c.names = append(c.names, familiarName(name))
 		}
 		if tag := d.Annotations[ocispec.AnnotationRefName]; tag != "" {
@@ -67,10 +67,7 @@ func chooseImage(entries []ocispec.Descriptor, ref Reference, platform ocispec.P
 		all = append(all, c)
 	}
 	places := choose(all, ref.Image)
-	var found []ocispec.Descriptor
-	for _, place := range places {
-		found = append(found, entries[place])
-	}
+	found := distinct(entries, places)
 	switch {
 	case len(found) == 1:
 		return found[0], nil
@@ -80,6 +77,36 @@ func chooseImage(entries []ocispec.Descriptor, ref Reference, platform ocispec.P
 		return choosePlatform(found, platform)
 	}
 	return ocispec.Descriptor{}, errSeveral(ref, all, places)
+}
+
+// distinct returns the entries in those places, but each image once: under the first of its names, if it has one.
+func distinct(entries []ocispec.Descriptor, places []int) (found []ocispec.Descriptor) {
+	at := make(map[digest.Digest]int)
+	for _, place := range places {
+		d := entries[place]
+		i, there := at[d.Digest]
+		switch {
+		case !there:
+			at[d.Digest] = len(found)
+			found = append(found, d)
+		case indexKey(found[i]) == "":
+			found[i] = d
+		}
+	}
+	return found
+}
+
+// fullName is the name of an entry with its repository, "" if it has only a tag or nothing. A tool that knows the tags of
+// layouts alone gives an entry another tag and leaves containerd's name as it was: the tag counts.
+func fullName(d ocispec.Descriptor) string {
+	name, tag := d.Annotations[annotationImageName], d.Annotations[ocispec.AnnotationRefName]
+	switch {
+	case name == "" && strings.ContainsAny(tag, ":/"):
+		return tag
+	case name == "":
+		return ""
+	}
+	return withTag(name, tag)
 }
 
 // samePlatformSet reports whether the entries are one image for several platforms: all have the same name
@@ -101,11 +128,11 @@ func samePlatformSet(entries []ocispec.Descriptor) bool {
 
 // layoutImageName is a name for an image of a layout, where most have only a tag.
 func layoutImageName(d ocispec.Descriptor, ref Reference) string {
-	if full := d.Annotations[annotationImageName]; full != "" {
-		return familiarName(full)
+	if name := fullName(d); name != "" {
+		return familiarName(name)
 	}
 	tag := d.Annotations[ocispec.AnnotationRefName]
-	if strings.ContainsAny(tag, ":/") || ref.Path == Stdio {
+	if ref.Path == Stdio {
 		return tag
 	}
 	base := fileBase(ref.Path)

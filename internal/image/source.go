@@ -150,6 +150,19 @@ func (s *Source) fromArchive(ctx context.Context, archive *tarFiles, ref Referen
 		return fmt.Errorf("an archive of docker save before 1.10, with %s and no %s, is not read; load it into Docker 1.10 to 24 and save it again: %w",
 			dockerRepositories, dockerManifest, errdefs.ErrNotImplemented)
 	}
+	// manifest.json may list another platform than this machine's, and index.json this machine's too.
+	if len(kinds) > 1 && kinds[0] == DockerArchive && opts.Platform.Architecture == "" {
+		here := opts
+		here.Platform = HostPlatform()
+		if err := s.fromEither(ctx, archive, kinds, ref, here); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return s.fromEither(ctx, archive, kinds, ref, opts)
+}
+
+// fromEither finds the image in the first list that has it, of those that kinds of archives have.
+func (s *Source) fromEither(ctx context.Context, archive *tarFiles, kinds []Transport, ref Reference, opts OpenOptions) error {
 	var errs []error
 	for _, kind := range kinds {
 		s.Name, s.layers, s.platform, s.Kind, ref.Transport = "", nil, nil, kind, kind
