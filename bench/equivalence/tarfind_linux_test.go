@@ -20,10 +20,12 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// Bounds of what is compared. A larger tar is only searched for tars, and what is deeper inside others is not found.
+// Bounds of what is compared. A larger tar, or one of more files, is only searched for tars, and what is deeper inside
+// others is not found.
 const (
-	maxTar    = 16 << 20 // bytes of a tar
-	maxSparse = 1 << 30  // bytes of the sparse files of a tar, which peers write out
+	maxTar    = 64 << 20 // bytes of a tar
+	maxFiles  = 1000
+	maxSparse = 128 << 20 // bytes of the sparse files of a tar, which peers write out
 	maxNested = 3
 )
 
@@ -31,6 +33,7 @@ const (
 type sample struct {
 	name string // the file that holds it, and the tars inside one another, with "!" between them
 	data []byte
+	hdrs []*tar.Header // as far as it can be read
 }
 
 // finder finds tars in files, in other tars, and so in the packages and images that tars are, each content once.
@@ -76,7 +79,7 @@ func (f *finder) stream(name string, r io.Reader, depth int) error {
 	if textName.MatchString(name) {
 		text, err := decodeText(name, br)
 		if err != nil {
-			return nil //nolint:nilerr // ordinary text, or cut off
+			return nil // ordinary text, or cut off
 		}
 		br = bufio.NewReader(bytes.NewReader(text))
 	}
@@ -85,19 +88,19 @@ func (f *finder) stream(name string, r io.Reader, depth int) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if err != nil {
-		return nil //nolint:nilerr // not compressed data, whatever it begins with
+		return nil // not compressed data, whatever it begins with
 	}
 	defer unpacked.Close()
 	head, err := io.ReadAll(io.LimitReader(unpacked, blockSize))
 	switch {
 	case err != nil:
-		return nil //nolint:nilerr // as above
+		return nil // as above
 	case !isTar(head) && (format != layertar.Plain || !tarName.MatchString(name)):
 		return nil
 	}
 	data, err := io.ReadAll(io.LimitReader(io.MultiReader(bytes.NewReader(head), unpacked), maxTar+1))
 	if err != nil {
-		return nil //nolint:nilerr // as above
+		return nil // as above
 	}
 	if len(data) > maxTar {
 		f.skipped = append(f.skipped, name)
@@ -111,11 +114,15 @@ func (f *finder) stream(name string, r io.Reader, depth int) error {
 		return nil
 	}
 	f.seen[sum] = true
-	if sparseBytes(data) > maxSparse {
+	switch hdrs := headersOf(data); {
+	case sparseBytes(hdrs) > maxSparse:
 		f.skipped = append(f.skipped, name)
 		return nil
+	case len(hdrs) > maxFiles:
+		f.skipped = append(f.skipped, name)
+	default:
+		f.found(sample{name, data, hdrs})
 	}
-	f.found(sample{name, data})
 	return f.nested(name, bytes.NewReader(data), depth)
 }
 
@@ -128,7 +135,7 @@ func (f *finder) nested(name string, r io.Reader, depth int) error {
 	for {
 		hdr, err := tr.Next()
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
-			return nil //nolint:nilerr // the end, or where it is malformed
+			return nil // the end, or where it is malformed
 		}
 		if hdr.Typeflag != tar.TypeReg || hdr.Size == 0 {
 			continue
@@ -160,9 +167,9 @@ func isTar(head []byte) bool {
 }
 
 // sparseBytes sums up the sizes of the sparse files of a tar.
-func sparseBytes(data []byte) int64 {
+func sparseBytes(hdrs []*tar.Header) int64 {
 	sum := int64(0)
-	for _, hdr := range headersOf(data) {
+	for _, hdr := range hdrs {
 		if _, ok := hdr.PAXRecords["GNU.sparse.major"]; ok || hdr.Typeflag == tar.TypeGNUSparse {
 			sum += hdr.Size
 		}

@@ -41,12 +41,16 @@ func compareTars(t *testing.T, find func(f *finder)) {
 	mnt := testfs.Btrfs(t, testfs.WithSize(4<<30))
 	counts := make(map[string]int)
 	number := 0
+	var refused []string
 	f := &finder{seen: make(map[[32]byte]bool)}
 	f.found = func(s sample) {
 		number++
-		hdrs := headersOf(s.data)
-		for _, d := range compareTar(t, mnt, s, hdrs) {
-			if r := reviewOf(d, s, hdrs); r != nil {
+		diffs, err := compareTar(t, mnt, s)
+		if err != nil {
+			refused = append(refused, fmt.Sprintf("%s: %v", s.name, err))
+		}
+		for _, d := range diffs {
+			if r := reviewOf(d, s); r != nil {
 				counts[r.name]++
 			} else {
 				t.Errorf("%s: %v", s.name, d)
@@ -54,7 +58,8 @@ func compareTars(t *testing.T, find func(f *finder)) {
 		}
 	}
 	find(f)
-	t.Logf("%d tars compared, skipped for their size: %q, differences: %v", number, f.skipped, counts)
+	t.Logf("refused by all:\n%s", strings.Join(refused, "\n"))
+	t.Logf("%d tars compared, %d of them refused by all, skipped for their size: %q, differences: %v", number, len(refused), f.skipped, counts)
 	for _, r := range reviews {
 		if counts[r.name] == 0 && (!r.long || testfs.Long()) {
 			t.Errorf("no tar needs the review %q any more: remove it", r.name)
@@ -62,14 +67,14 @@ func compareTars(t *testing.T, find func(f *finder)) {
 	}
 }
 
-// compareTar applies a tar with Cowshed and its peers, twice, and returns the differences.
-func compareTar(t *testing.T, mnt string, s sample, hdrs []*tar.Header) []difference {
+// compareTar applies a tar with Cowshed and its peers, twice, and returns the differences; or Cowshed's error if all refuse
+// it.
+func compareTar(t *testing.T, mnt string, s sample) ([]difference, error) {
 	t.Helper()
 	// What is outside of a tree is in reach of a hostile tar: the volume around it, and the host.
 	jail := filepath.Join(mnt, "jail")
 	require.NoError(t, os.Mkdir(jail, 0o755))
 	defer func() { require.NoError(t, os.RemoveAll(jail)) }()
-	outside := append([]string{jail}, reach(hdrs)...)
 	require.NoError(t, os.WriteFile(filepath.Join(jail, "f"), []byte("outside"), 0o600))
 	all := append([]tool{cowshed}, tarPeers...)
 	for _, p := range all {
@@ -80,20 +85,23 @@ func compareTar(t *testing.T, mnt string, s sample, hdrs []*tar.Header) []differ
 		errs := make(map[string]error)
 		for _, p := range all {
 			dir := filepath.Join(jail, p.name)
-			before := states(outside)
+			before := states(t, jail, reach(s.hdrs))
 			errs[p.name] = p.apply(t.Context(), dir, bytes.NewReader(s.data), empty)
-			require.Equal(t, before, states(outside), "%s: %s has changed what is outside of the tree", s.name, p.name)
+			require.Equal(t, before, states(t, jail, reach(s.hdrs)), "%s: %s has changed what is outside of the tree", s.name, p.name)
 			settle(t, dir)
 		}
 		diffs := differencesIn(t, jail, errs)
-		if len(diffs) > 0 || errs[cowshed.name] != nil {
-			return diffs
+		switch {
+		case len(diffs) > 0:
+			return diffs, nil
+		case errs[cowshed.name] != nil:
+			return nil, errs[cowshed.name]
 		}
 	}
-	return nil
+	return nil, nil
 }
 
-// differences compares the trees, and the errors, of the tools.
+// differencesIn compares the trees, and the errors, of the tools.
 func differencesIn(t *testing.T, jail string, errs map[string]error) []difference {
 	t.Helper()
 	var diffs []difference
@@ -144,15 +152,46 @@ func reach(hdrs []*tar.Header) []string {
 	return paths
 }
 
-// states describes files, so that whatever was done to one of them shows.
-func states(paths []string) map[string]unix.Stat_t {
-	all := make(map[string]unix.Stat_t)
-	for _, p := range paths {
+// states describes what is around the trees and files of the host, so that whatever was done to them shows.
+func states(t *testing.T, jail string, host []string) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	names, err := os.ReadDir(jail)
+	require.NoError(t, err)
+	for _, name := range names {
+		all[name.Name()] = "beside the tree"
+	}
+	for _, p := range append([]string{filepath.Join(jail, "f")}, host...) {
 		var st unix.Stat_t
-		if unix.Lstat(p, &st) == nil {
-			st.Atim = unix.Timespec{}
-			all[p] = st
+		if unix.Lstat(p, &st) != nil {
+			continue
+		}
+		all[p] = fmt.Sprintf("inode %d, mode %o, owner %d:%d", st.Ino, st.Mode, st.Uid, st.Gid)
+		if st.Mode&unix.S_IFMT == unix.S_IFREG { // others change by themselves, as /tmp does
+			all[p] += fmt.Sprintf(", links %d, size %d, changed %v", st.Nlink, st.Size, st.Ctim)
 		}
 	}
 	return all
+}
+
+// TestStates has a tar that a naive tool would let change each kind of thing outside of the tree, and does that.
+func TestStates(t *testing.T) {
+	jail, host := t.TempDir(), t.TempDir()
+	in := func(name string) string { return filepath.Join(host, name) }
+	for _, p := range []string{filepath.Join(jail, "f"), in("named"), in("linked")} {
+		require.NoError(t, os.WriteFile(p, nil, 0o600))
+	}
+	hdrs := headersOf(tarOf(t, file(in("named"), ""), link(tar.TypeSymlink, "l", host), file("l/new", ""), link(tar.TypeLink, "h", in("linked"))))
+	for _, change := range []func() error{
+		func() error { return os.WriteFile(filepath.Join(jail, "x"), nil, 0o600) },
+		func() error { return os.WriteFile(filepath.Join(jail, "f"), []byte("1"), 0o600) },
+		func() error { return os.WriteFile(in("named"), []byte("1"), 0o600) },
+		func() error { return os.WriteFile(in("new"), nil, 0o600) },
+		func() error { return os.Link(in("linked"), filepath.Join(t.TempDir(), "h")) },
+		func() error { return os.Chmod(host, 0o500) },
+	} {
+		before := states(t, jail, reach(hdrs))
+		require.NoError(t, change())
+		require.NotEqual(t, before, states(t, jail, reach(hdrs)))
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -20,9 +19,10 @@ import (
 // with Go and with modules that bench requires, the long variant also the rest of testdata/corpus.
 func TestTars(t *testing.T) {
 	compareTars(t, func(f *finder) {
-		require.NoError(t, f.tree("go", filepath.Join(runtime.GOROOT(), "src/archive/tar/testdata")))
-		for name, dir := range modules(t) {
-			require.NoError(t, f.tree(name, dir))
+		root := strings.TrimSpace(string(command(t, "go", "env", "GOROOT")))
+		require.NoError(t, f.tree("go", filepath.Join(root, "src/archive/tar/testdata")))
+		for _, m := range modules(t) {
+			require.NoError(t, f.tree(m.Path, m.Dir))
 		}
 		if !testfs.Long() {
 			return
@@ -50,11 +50,13 @@ func lines(t testing.TB, list string) [][]string {
 	return all
 }
 
-// modules returns the directories of the Go modules in modules.txt by name, which the go command has downloaded and
-// verified.
-func modules(t testing.TB) map[string]string {
+// module is what the go command says of a module that it has downloaded and verified.
+type module struct{ Path, Dir, Sum string }
+
+// modules returns the Go modules in modules.txt.
+func modules(t testing.TB) []module {
 	t.Helper()
-	dirs := make(map[string]string)
+	var all []module
 	for _, words := range lines(t, "modules.txt") {
 		cmd := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", words[0])
 		if len(words) > 1 {
@@ -66,14 +68,14 @@ func modules(t testing.TB) map[string]string {
 		}
 		out, err := cmd.Output()
 		require.NoError(t, err, "%s: %s", words[0], out)
-		var m struct{ Dir, Sum string }
+		var m module
 		require.NoError(t, json.Unmarshal(out, &m))
 		if len(words) > 1 {
 			require.Equal(t, words[2], m.Sum, words[0])
 		}
-		dirs[words[0]] = m.Dir
+		all = append(all, m)
 	}
-	return dirs
+	return all
 }
 
 // debianSources returns the tars of the Debian source packages in debian.txt, downloaded unless they are in the cache.
