@@ -33,7 +33,7 @@ test: ## run every test, as root; a test that is skipped fails
 	scripts/test.sh all
 
 test-long: ## run the long variants of the tests, which take hours: soak, crash images, clients, fresh machine
-	@scripts/deps.sh test bench corpus daemons gates
+	@scripts/deps.sh test bench daemons gates
 	scripts/test.sh long
 
 test-unit: ## run the tests that need no root; others skip

@@ -19,7 +19,6 @@ Tasks:
   gates  what `make gates` needs besides bench, and scripts/fresh-machine.sh
   demo   what `make demo` needs
   bench  what `make bench` needs
-  corpus  what the tests of bench/equivalence need besides bench for the long variant
   daemons  what scripts/daemons.sh needs to build and run containerd and dockerd
 
 Exit codes: 0 all there; 1 installing failed; 2 wrong usage; 5 something is missing and cannot be installed here.
@@ -46,8 +45,6 @@ packages() {
 	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
-	# npm comes with Node.js too, and the two packages exclude each other.
-	corpus) command -v npm >/dev/null || echo npm ;;
 	daemons)
 		echo git gcc libc6-dev pkg-config libseccomp-dev libseccomp2 libdevmapper1.02.1 libsystemd0 btrfs-progs mount util-linux
 		;;
