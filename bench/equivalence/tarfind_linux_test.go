@@ -122,6 +122,9 @@ func (f *finder) stream(name string, r io.Reader, depth int) error {
 		f.skipped = append(f.skipped, name)
 	default:
 		f.found(sample{name, data, hdrs})
+		if rest := understood(data); rest != nil {
+			f.found(sample{name + " without types that a peer refuses", rest, headersOf(rest)})
+		}
 	}
 	return f.nested(name, bytes.NewReader(data), depth)
 }
@@ -188,6 +191,35 @@ func headersOf(data []byte) []*tar.Header {
 		}
 		hdrs = append(hdrs, hdr)
 	}
+}
+
+// understood returns a tar without the entries whose type some tool refuses, which would hide what comes behind them, or
+// nil if there are none or nothing else.
+func understood(data []byte) []byte {
+	var kept []byte
+	r := bytes.NewReader(data)
+	tr := tar.NewReader(struct{ io.Reader }{r}) // which cannot seek, so that r is where the entry ends
+	refused := false
+	for start := 0; ; {
+		hdr, err := tr.Next()
+		if err == nil {
+			_, err = io.Copy(io.Discard, tr)
+		}
+		if err != nil {
+			break
+		}
+		end := min(len(data), (len(data)-r.Len()+blockSize-1)&^(blockSize-1))
+		if strings.IndexByte("0123456g", hdr.Typeflag) >= 0 {
+			kept = append(kept, data[start:end]...)
+		} else {
+			refused = true
+		}
+		start = end
+	}
+	if !refused || len(kept) == 0 {
+		return nil
+	}
+	return append(kept, make([]byte, 2*blockSize)...)
 }
 
 // decodeText returns the file that is kept as text.
