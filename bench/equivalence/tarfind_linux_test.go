@@ -123,7 +123,7 @@ func (f *finder) stream(name string, r io.Reader, depth int) error {
 	default:
 		f.found(sample{name, data, hdrs})
 		if rest := understood(data); rest != nil {
-			f.found(sample{name + " without types that a peer refuses", rest, headersOf(rest)})
+			f.found(sample{name + " without entries that a tool refuses", rest, headersOf(rest)})
 		}
 	}
 	return f.nested(name, bytes.NewReader(data), depth)
@@ -149,7 +149,10 @@ func (f *finder) nested(name string, r io.Reader, depth int) error {
 	}
 }
 
-const blockSize = 512
+const (
+	blockSize = 512
+	maxID     = 1<<32 - 2 // chown(2) takes the next for "do not change"
+)
 
 // isTar says whether data begins with the header of a tar, which its checksum tells.
 func isTar(head []byte) bool {
@@ -193,8 +196,8 @@ func headersOf(data []byte) []*tar.Header {
 	}
 }
 
-// understood returns a tar without the entries whose type some tool refuses, which would hide what comes behind them, or
-// nil if there are none or nothing else.
+// understood returns a tar without the entries that some tool refuses for their type or owner, which would hide what comes
+// behind them, or nil if there are none or nothing else. TestDifferencesInApplying has such entries.
 func understood(data []byte) []byte {
 	var kept []byte
 	r := bytes.NewReader(data)
@@ -209,7 +212,7 @@ func understood(data []byte) []byte {
 			break
 		}
 		end := min(len(data), (len(data)-r.Len()+blockSize-1)&^(blockSize-1))
-		if strings.IndexByte("0123456g", hdr.Typeflag) >= 0 {
+		if strings.IndexByte("0123456g", hdr.Typeflag) >= 0 && hdr.Uid <= maxID && hdr.Gid <= maxID {
 			kept = append(kept, data[start:end]...)
 		} else {
 			refused = true
