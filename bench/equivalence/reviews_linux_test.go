@@ -18,6 +18,7 @@ type review struct {
 	mine, theirs, tree string // regular expressions: Cowshed's error, the peer's, a line of treecmp.Diff
 	// because says whether an entry is the cause: of those with the path of a line of tree, or any of the tar.
 	because func(hdr *tar.Header) bool
+	above   bool                   // the line is about a directory above the entry
 	of      func(data []byte) bool // says whether the tar is the cause
 	long    bool                   // only tars of the long variant need it
 }
@@ -45,6 +46,15 @@ var reviews = []review{
 		peers:   "containerd podman",
 		mine:    `malformed layer: the name leads out of the root`,
 		because: func(hdr *tar.Header) bool { return strings.HasPrefix(path.Clean(hdr.Name), "../") },
+		long:    true,
+	},
+	{
+		name:    "directories above the name of a global header",
+		reason:  "the header is about others; its name is no file of the layer",
+		peers:   allPeers,
+		tree:    `only in the second$`,
+		because: isType(tar.TypeXGlobalHeader),
+		above:   true,
 		long:    true,
 	},
 	{
@@ -129,7 +139,9 @@ func (r *review) caused(d difference, hdrs []*tar.Header) bool {
 		return true
 	}
 	for _, hdr := range hdrs {
-		if (d.tree == "" || strings.TrimPrefix(path.Clean("/"+hdr.Name), "/") == d.path) && r.because(hdr) {
+		name := strings.TrimPrefix(path.Clean("/"+hdr.Name), "/")
+		about := d.tree == "" || name == d.path || r.above && strings.HasPrefix(name, d.path+"/")
+		if about && r.because(hdr) {
 			return true
 		}
 	}
