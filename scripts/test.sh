@@ -16,14 +16,16 @@ Steps:
   race   all tests, with the race detector, as root; a test that is skipped fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 30s)
   zfs    the tests that need ZFS, in the test machine or on this host
+  equivalence  the tests that compare layers with those of the peers, which gates runs too, and the long variant with more
+         tars (docs/testing.md)
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
            images; prints what came out
   engines  a small run of the benchmark through containerd
   fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
-  long   race and zfs with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash images of all
-         states, long random runs; then clients, engines and fresh. This takes hours
+  long   race, zfs and equivalence with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash
+         images of all states, long random runs, the tars of others; then clients, engines and fresh. This takes hours
 
 Goes on after a step that fails, says at the end how long each took and which failed, and closes with "N passed, N
 failed".
@@ -190,6 +192,10 @@ zfs() {
 	step 'ZFS tests' scripts/test-zfs.sh -counts "$work/counts"
 }
 
+equivalence() {
+	step 'tests of layers with the peers' in_module bench ./equivalence 2h
+}
+
 daemons() {
 	step 'build containerd and dockerd' scripts/daemons.sh build
 	step 'build the clients' scripts/clients.sh build buildkit nerdctl docker
@@ -224,12 +230,12 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | daemons | clients | engines | fresh) steps+=("$name") ;;
+		gates | unit | race | fuzz | zfs | equivalence | daemons | clients | engines | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
 			test_timeout=11h
-			steps+=(race zfs clients engines fresh)
+			steps+=(race zfs equivalence clients engines fresh)
 			;;
 		-h | --help | help)
 			usage

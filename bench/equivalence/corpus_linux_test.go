@@ -29,6 +29,18 @@ var (
 // iputils-ping has setcap give to ping.
 const pingCapability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
+// cacheDir returns where what is downloaded is kept.
+func cacheDir(t testing.TB) string {
+	t.Helper()
+	cache := os.Getenv("COWSHED_CACHE")
+	if cache == "" {
+		cache = "/var/cache/cowshed"
+	}
+	cache = filepath.Join(cache, "corpus")
+	require.NoError(t, os.MkdirAll(cache, 0o755))
+	return cache
+}
+
 // packages returns the files of Debian packages by name, downloaded unless they are in the cache.
 func packages(t testing.TB, names ...string) []string {
 	t.Helper()
@@ -37,12 +49,7 @@ func packages(t testing.TB, names ...string) []string {
 			testfs.Skip(t, "the corpus is made of Debian packages: %v", err)
 		}
 	}
-	cache := os.Getenv("COWSHED_CACHE")
-	if cache == "" {
-		cache = "/var/cache/cowshed"
-	}
-	cache = filepath.Join(cache, "corpus")
-	require.NoError(t, os.MkdirAll(cache, 0o755))
+	cache := cacheDir(t)
 	find := func(name string) string {
 		found, err := filepath.Glob(filepath.Join(cache, name+"_*.deb"))
 		require.NoError(t, err)

@@ -169,6 +169,11 @@ func TestDifferencesInApplying(t *testing.T) {
 			cowshed: "error: device 4097:3", goArchive: "dev device@", containerd: "dev device@",
 		},
 		{
+			name:    "owner that chown takes for no change",
+			layer:   []entry{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "f", Mode: 0o644, Uid: 1<<32 - 1, Gid: 1<<32 - 1}}},
+			cowshed: "error: owner 4294967295:4294967295", goArchive: "f=@", containerd: "f=@",
+		},
+		{
 			name:    "hard link to itself",
 			lower:   []entry{file("f", "1")},
 			layer:   []entry{link(tar.TypeLink, "f", "f")},

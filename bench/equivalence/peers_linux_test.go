@@ -19,9 +19,15 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
+	podmanarchive "go.podman.io/storage/pkg/archive"
+	"go.podman.io/storage/pkg/chrootarchive"
+	"go.podman.io/storage/pkg/reexec"
 )
 
 func TestMain(m *testing.M) {
+	if reexec.Init() {
+		return // it was started by podman's code, and has done what that wanted
+	}
 	logrus.SetOutput(io.Discard) // the peers' warnings about what they leave out
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())
@@ -82,6 +88,16 @@ var (
 		},
 	}
 	tools = []tool{cowshed, goArchive, containerd}
+
+	// podman applies in a process of its own, which is this program again.
+	podman = tool{
+		name: "podman",
+		apply: func(_ context.Context, dir string, layer io.Reader, _ bool) error {
+			_, err := chrootarchive.ApplyUncompressedLayer(dir, layer, &podmanarchive.TarOptions{})
+			return err
+		},
+	}
+	tarPeers = []tool{goArchive, containerd, podman}
 )
 
 // written returns the layer that a tool makes of two trees.
