@@ -44,7 +44,7 @@ packages() {
 	lint) echo git shellcheck ;;
 	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
-	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
+	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev isal ;;
 	daemons)
 		echo git gcc libc6-dev pkg-config libseccomp-dev libseccomp2 libdevmapper1.02.1 libsystemd0 btrfs-progs mount util-linux
 		;;
