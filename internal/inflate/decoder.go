@@ -2,7 +2,6 @@ package inflate
 
 import (
 	"compress/flate"
-	"errors"
 	"io"
 	"math/bits"
 )
@@ -106,7 +105,7 @@ func (d *decoder) endBlock() {
 	}
 }
 
-// corrupt is the error of a stream that is none.
+// corrupt is the error of a stream that is no DEFLATE stream.
 func (d *decoder) corrupt() error {
 	return flate.CorruptInputError(d.offset + int64(d.pos) - int64(d.n/8))
 }
@@ -145,7 +144,7 @@ func (d *decoder) need(n uint) error {
 
 // noEOF is the error of a stream that has ended too early.
 func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF { //nolint:errorlint // what wraps io.EOF is another error
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -1,4 +1,7 @@
-// Package inflate decompresses gzip (RFC 1952). It is what compress/gzip is, and three times as fast: a layer waits for it.
+// Package inflate decompresses gzip (RFC 1952), which a layer waits for as a rule. It returns the data and the errors of
+// compress/gzip in less than half of the time (BenchmarkInflate). Flags that the RFC reserves are an error, as the RFC says.
+//
+// A Reader takes less than 400 KiB, whatever it reads.
 package inflate
 
 import (
@@ -20,7 +23,8 @@ type Reader struct {
 // NewReader reads the first header of r, which may be read further than the stream goes. Returns io.EOF where r is empty,
 // io.ErrUnexpectedEOF where it ends in the header, and gzip.ErrHeader where there is none.
 func NewReader(r io.Reader) (*Reader, error) {
-	z := &Reader{d: decoder{source: r}}
+	z := new(Reader)
+	z.d.source = r
 	if err := z.header(); err != nil {
 		return nil, err
 	}
