@@ -16,12 +16,14 @@ func (d *decoder) fast() (valid bool) {
 	)
 	// Of buf, bits beyond n may be set: those that come next.
 	valid = true
+	if pos > end || at > full {
+		return true
+	}
+	buf |= load(&d.in, pos) << (n & 63)
+	pos += (63 - n) >> 3
+	n |= 56
+	e := d.lits[buf&(1<<litRoot-1)]
 	for pos <= end && at <= full {
-		buf |= load(&d.in, pos) << (n & 63)
-		pos += (63 - n) >> 3
-		n |= 56
-
-		e := d.lits[buf&(1<<litRoot-1)]
 		if int32(e) < 0 { // literals
 			buf >>= e & entryLen
 			n -= uint(e & entryLen)
@@ -39,6 +41,10 @@ func (d *decoder) fast() (valid bool) {
 					n -= uint(e & entryLen)
 					d.out[at&outMask] = byte(e >> 16)
 					at++
+					e = d.lits[buf&(1<<litRoot-1)]
+					buf |= load(&d.in, pos) << (n & 63)
+					pos += (63 - n) >> 3
+					n |= 56
 					continue
 				}
 			}
@@ -55,6 +61,10 @@ func (d *decoder) fast() (valid bool) {
 				n -= uint(e & entryLen)
 				d.out[at&outMask] = byte(e >> 16)
 				at++
+				buf |= load(&d.in, pos) << (n & 63)
+				pos += (63 - n) >> 3
+				n |= 56
+				e = d.lits[buf&(1<<litRoot-1)]
 				continue
 			}
 			if e&litOther != 0 {
@@ -87,6 +97,10 @@ func (d *decoder) fast() (valid bool) {
 			valid = false
 			break
 		}
+		buf |= load(&d.in, pos) << (n & 63)
+		pos += (63 - n) >> 3
+		n |= 56
+		e = d.lits[buf&(1<<litRoot-1)]
 		from := at - distance
 		to := at + length
 		if distance >= 8 {
