@@ -36,7 +36,7 @@ const (
 // the loop that everything waits for.
 type decoder struct {
 	in       [inSize + slack]byte
-	pos, end int // of what is unread in in
+	pos, end int // of the input that is unread
 
 	bits uint64 // taken from in, the lowest first; 0 beyond n
 	n    uint
