@@ -253,8 +253,17 @@ How many times as long each operation takes:
 }
 
 func TestReport(t *testing.T) {
+	r := testReport()
+	r.plots = append(r.plots, "large.svg")
+	r.results = append(r.results, &result{
+		title: "Base of large files", key: largeKey, layer: layerFacts{files: 4, bytes: 1 << 30},
+		samples: map[string]samples{
+			"cowshed": {opApplyGzip: {4 * time.Second}}, "moby": {opApplyGzip: {time.Second}},
+			"containerd": {opApplyGzip: {5 * time.Second}},
+		},
+	})
 	var out strings.Builder
-	testReport().write(&out)
+	r.write(&out)
 	for _, line := range []string{
 		"## Base of 50,000 files",
 		"| diff of 3 changes | 5.00 ms (4.00 ms – 6.00 ms) | 500 ms (500 ms – 500 ms) |",
@@ -265,10 +274,12 @@ func TestReport(t *testing.T) {
 		"| apply the base, durable | 1.3× faster than podman | 1.50× | met |",
 		"| apply the base, durable | 2× faster than moby | 2.00× | met |",
 		"| apply the base, durable | at most 1.15× the floor | 1.20× | **not met** |",
+		"| apply the base, gzip, durable, 4 large files | 1.3× faster than containerd | 1.25× | **not met** |",
 		"| export the base | 2× faster than podman | 1.90× | **not met** |",
 		"| memory to export | 31 MiB | – | – | – |",
 		"| start, with 5,000 layers | less than 1 s | 20.0 ms | met |",
 		"(b.svg)",
+		"(large.svg)",
 	} {
 		assert.Contains(t, out.String(), line)
 	}

@@ -176,10 +176,13 @@ func manyLayersOnZFS(n int) workload {
 	return w
 }
 
+// largeKey is the key of the base of large files.
+const largeKey = "large"
+
 // largeFiles is a base of n files of size bytes.
 func largeFiles(n, size int) workload {
 	return workload{
-		title: fmt.Sprintf("Base of %d files of %d MiB, one of them sparse", n, size>>20), key: "large", memory: true,
+		title: fmt.Sprintf("Base of %d files of %d MiB, one of them sparse", n, size>>20), key: largeKey, memory: true,
 		write: func(w io.Writer) error { return writeLarge(w, n, size) }, steps: largeFileSteps,
 	}
 }

@@ -44,7 +44,7 @@ packages() {
 	lint) echo git shellcheck ;;
 	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
-	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev ;;
+	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev isal ;;
 	# libgpgme11, libsubid4 and libglib2.0-0: skopeo, buildah and podman with its conmon.
 	daemons)
 		echo git gcc libc6-dev pkg-config libseccomp-dev libseccomp2 libdevmapper1.02.1 libsystemd0 libgpgme11 libsubid4 libglib2.0-0 \

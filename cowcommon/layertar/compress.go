@@ -11,6 +11,7 @@ import (
 	"runtime"
 
 	"github.com/containerd/errdefs"
+	"github.com/cowshed/cowshed/internal/inflate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
@@ -110,7 +111,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
 	}
 	switch format := sniff(head); format {
 	case Gzip:
-		zr, err := gzip.NewReader(br)
+		zr, err := inflate.NewReader(br)
 		if err != nil {
 			return nil, Gzip, fmt.Errorf("layertar: gzip: %w", err)
 		}
