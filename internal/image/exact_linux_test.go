@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"maps"
@@ -19,6 +20,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/moby/go-archive"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -320,4 +322,32 @@ func randomLayer(t *testing.T, r *rand.Rand) []byte {
 		entries = append(entries, e)
 	}
 	return makeTar(t, entries...)
+}
+
+// TestExportCases takes layouts that once went wrong through the store. They come out with their ID, and with a layer more
+// their history matches the layers.
+func TestExportCases(t *testing.T) {
+	s := newTestStore(t)
+	for _, name := range []string{"file-then-whiteout", "history-empty-layers", "no-history"} {
+		t.Run(name, func(t *testing.T) {
+			imported := s.mustImport(t, "oci:"+filepath.Join("testdata", name), ImportOptions{Name: name})
+			out := filepath.Join(t.TempDir(), "layout")
+			exported := s.mustExport(t, name, "oci:"+out, ExportOptions{Exact: true})
+			assert.Equal(t, imported.Image.ID(), exported.Image)
+
+			s.makeLayer(t, name+"-top", imported.Image.Top(), "added", name)
+			exported = s.mustExport(t, name+"-top", "oci:"+out, ExportOptions{Name: "top:1"})
+			again := s.mustImport(t, "oci:"+out+":top:1", ImportOptions{Name: name + "-again"})
+			require.Equal(t, exported.Image, again.Image.ID())
+			var config ocispec.Image
+			require.NoError(t, json.Unmarshal(again.Image.Config, &config))
+			entries := 0
+			for _, h := range config.History {
+				if !h.EmptyLayer {
+					entries++
+				}
+			}
+			assert.Len(t, config.RootFS.DiffIDs, entries)
+		})
+	}
 }
