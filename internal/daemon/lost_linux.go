@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"os"
 	"path/filepath"
 
+	"github.com/cowshed/cowshed/internal/atomicfile"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/snapshotter"
 )
@@ -16,28 +16,11 @@ import (
 func (d *daemon) reportLost() {
 	text, err := json.Marshal(d.snapshotter.Lost())
 	if err == nil {
-		err = replaceFile(filepath.Join(d.config.State, lostName), text)
+		err = atomicfile.Write(filepath.Join(d.config.State, lostName), "."+lostName+"-*", text, 0o600)
 	}
 	if err != nil {
 		d.log.Warn("what is lost cannot be written down for cowshed doctor", "error", err)
 	}
-}
-
-func replaceFile(name string, text []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(text)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
 }
 
 // WithSnapshotter calls f with the snapshotter of a daemon that does not run, which New brings into order first.

@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
 // layoutWriter adds an image to an OCI layout in a directory. What other images are there stays.
@@ -95,15 +97,7 @@ func (l *layoutWriter) writeJSON(name string, value any) error {
 
 // replace writes a file as one.
 func (l *layoutWriter) replace(name string, data []byte) error {
-	f, err := os.CreateTemp(l.dir, temporaryPrefix)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	return commitFile(f, filepath.Join(l.dir, name), err)
+	return atomicfile.Write(filepath.Join(l.dir, name), temporaryPrefix, data, 0o644)
 }
 
 func (l *layoutWriter) close() error {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/cowshed/cowshed/internal/syncdir"
+	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
 // Image is an image whose layers are in the driver.
@@ -164,30 +163,5 @@ func (s *Store) save(image *Image) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.path(recordsDir, recordFile(image.Name)), append(data, '\n'))
-}
-
-// writeFile replaces a file as one, durably.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), temporaryPrefix)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return commitFile(f, path, err)
-}
-
-// commitFile gives a temporary file its name, durably, or deletes it if writing it has failed with err.
-func commitFile(f *os.File, path string, err error) error {
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncdir.Sync(filepath.Dir(path))
+	return atomicfile.Write(s.path(recordsDir, recordFile(image.Name)), temporaryPrefix, append(data, '\n'), 0o600)
 }

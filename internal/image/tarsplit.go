@@ -12,6 +12,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
 // A layer tar is more than the tree that it makes: headers can be written in many ways, and the digest of
@@ -28,7 +29,7 @@ func (s *Store) splitFile(layer string) string {
 // tar cannot be taken apart, keep says so.
 type splitter struct {
 	pipe  *io.PipeWriter
-	file  *os.File
+	file  *atomicfile.File
 	done  chan struct{}
 	shape tarShape // once it is done
 	err   error
@@ -36,7 +37,7 @@ type splitter struct {
 
 // newSplitter makes a splitter that keeps also the data of the entries that are lost.
 func newSplitter(dir string, lost map[int]bool) (*splitter, error) {
-	f, err := os.CreateTemp(dir, temporaryPrefix)
+	f, err := atomicfile.Create(dir, temporaryPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -72,16 +73,17 @@ func (s *splitter) finish() (tarShape, error) {
 
 // keep stores what was written at path, durably. An error means that there is nothing at path, and no more.
 func (s *splitter) keep(path string) error {
-	_, err := s.finish()
-	return commitFile(s.file, path, err)
+	if _, err := s.finish(); err != nil {
+		return errors.Join(err, s.file.Discard())
+	}
+	return s.file.Commit(path)
 }
 
 // discard forgets what was written.
 func (s *splitter) discard() {
 	_ = s.pipe.CloseWithError(errors.New("discarded")) // never fails
 	<-s.done
-	_ = s.file.Close() // its content is of no use
-	_ = os.Remove(s.file.Name())
+	_ = s.file.Discard() // else the next import does
 }
 
 // withParts opens the parts in a file, and the layer's files.

@@ -12,7 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/cowshed/cowshed/internal/syncdir"
+	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
 // Stdout reports whether a path means standard output: "-", or what the system calls it.
@@ -27,7 +27,8 @@ func Stdout(path string) bool {
 // File is output on its way to a regular file, which is there complete or not at all, or to a pipe.
 type File struct {
 	*os.File
-	target  string // "": the file is a pipe
+	regular *atomicfile.File // the same; nil: it is a pipe
+	target  string
 	replace bool
 }
 
@@ -102,15 +103,14 @@ func Create(ctx context.Context, path string, replace bool) (*File, error) {
 	if info != nil {
 		mode = info.Mode().Perm()
 	}
-	f, err := os.CreateTemp(filepath.Dir(target), ".cowshed-")
+	f, err := atomicfile.Create(filepath.Dir(target), ".cowshed-")
 	if err != nil {
 		return nil, err
 	}
-	out := &File{f, target, replace}
 	if err := f.Chmod(mode); err != nil {
-		return nil, errors.Join(err, out.Discard())
+		return nil, errors.Join(err, f.Discard())
 	}
-	return out, nil
+	return &File{f.File, f, target, replace}, nil
 }
 
 // openPipe waits for a reader without keeping ctx from ending it.
@@ -131,26 +131,23 @@ func openPipe(ctx context.Context, path string) (*os.File, error) {
 // Commit gives a regular file its name, durably. errdefs.ErrAlreadyExists: another has made a file of that name
 // meanwhile.
 func (f *File) Commit() error {
-	if f.target == "" {
+	switch {
+	case f.regular == nil:
 		return f.Close()
+	case f.replace:
+		return f.regular.Commit(f.target)
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+	err := f.regular.CommitNew(f.target)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("file %s: %w", f.target, errdefs.ErrAlreadyExists)
 	}
-	if err := rename(f.Name(), f.target, f.replace); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			err = fmt.Errorf("file %s: %w", f.target, errdefs.ErrAlreadyExists)
-		}
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncdir.Sync(filepath.Dir(f.target))
+	return err
 }
 
 // Discard leaves what was there as it was. What a pipe was given stays with its reader.
 func (f *File) Discard() error {
-	err := f.Close()
-	if f.target == "" {
-		return err
+	if f.regular == nil {
+		return f.Close()
 	}
-	return errors.Join(err, os.Remove(f.Name()))
+	return f.regular.Discard()
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"unicode/utf8"
 
+	"github.com/cowshed/cowshed/internal/atomicfile"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
@@ -76,18 +77,14 @@ const (
 // the file has the one content or the other.
 func replaceFile(file string, content []byte, mode fs.FileMode) error {
 	removeTemporary(file)
-	f, err := os.CreateTemp(filepath.Dir(file), temporaryPattern(file))
+	f, err := atomicfile.Create(filepath.Dir(file), temporaryPattern(file))
 	if err != nil {
 		return err
 	}
-	err = errors.Join(fill(f, file, content, mode), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
+	if err := fill(f.File, file, content, mode); err != nil {
+		return errors.Join(err, f.Discard())
 	}
-	if err != nil {
-		return errors.Join(err, removeIfThere(f.Name()))
-	}
-	return syncdir.Sync(filepath.Dir(file))
+	return f.Commit(file)
 }
 
 // fill makes f what is to replace a file.
@@ -102,10 +99,8 @@ func fill(f *os.File, file string, content []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	if _, err := f.Write(content); err != nil {
-		return err
-	}
-	return f.Sync()
+	_, err = f.Write(content)
+	return err
 }
 
 // temporaryPattern has no name that a pattern like *.toml matches.
@@ -133,13 +128,6 @@ func removeFile(file string) error {
 		return err
 	}
 	return syncdir.Sync(filepath.Dir(file))
-}
-
-func removeIfThere(file string) error {
-	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // missingDirs lists a directory and those above it that are not there, the lowest last.

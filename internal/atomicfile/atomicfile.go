@@ -1,0 +1,65 @@
+// Package atomicfile writes files that take their place whole, so that they survive a power cut, or not at all.
+package atomicfile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cowshed/cowshed/internal/syncdir"
+)
+
+// File is a file that has a temporary name until Commit or CommitNew. The caller calls one of these or Discard. A crash
+// leaves the temporary name.
+type File struct{ *os.File }
+
+// Create makes a file in the directory dir. Pattern is that of its temporary name, as for os.CreateTemp. Its mode is 0600.
+func Create(dir, pattern string) (*File, error) {
+	f, err := os.CreateTemp(dir, pattern)
+	if err != nil {
+		return nil, err
+	}
+	return &File{f}, nil
+}
+
+// Commit gives the file the name path, on the same filesystem, and replaces what is there. After an error the file is
+// gone, unless the error came when path was made durable.
+func (f *File) Commit(path string) error { return f.commit(path, os.Rename) }
+
+// CommitNew is Commit that replaces nothing. Returns fs.ErrExist if path is there.
+func (f *File) CommitNew(path string) error { return f.commit(path, renameNew) }
+
+func (f *File) commit(path string, rename func(from, to string) error) error {
+	err := errors.Join(f.Sync(), f.Close())
+	if err == nil {
+		err = rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, f.remove())
+	}
+	return syncdir.Sync(filepath.Dir(path))
+}
+
+// Discard deletes the file.
+func (f *File) Discard() error { return errors.Join(f.Close(), f.remove()) }
+
+func (f *File) remove() error {
+	if err := os.Remove(f.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Write makes path a file with that content and mode, and replaces what is there. Pattern is as for Create.
+func Write(path, pattern string, content []byte, mode fs.FileMode) error {
+	f, err := Create(filepath.Dir(path), pattern)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Chmod(mode)); err != nil {
+		return errors.Join(err, f.Discard())
+	}
+	return f.Commit(path)
+}
