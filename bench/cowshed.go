@@ -12,6 +12,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	_ "github.com/cowshed/cowshed/zfs" // registers the driver
 )
 
@@ -98,7 +99,7 @@ func (c *cowshed) walk(id, parent string) (n int, err error) {
 }
 
 func (c *cowshed) usage(id, _ string) (int64, error) {
-	driver, ok := c.driver.(*cowcommon.Driver)
+	driver, ok := c.driver.(*cowdriver.Driver)
 	if !ok {
 		return 0, errNotOffered
 	}
@@ -111,7 +112,7 @@ func (c *cowshed) remove(id string) error { return c.driver.Remove(id) }
 // close also checks that what was measured was the native comparison and not a silent walk.
 func (c *cowshed) close() error {
 	var walked error
-	if driver, ok := c.driver.(*cowcommon.Driver); ok {
+	if driver, ok := c.driver.(*cowdriver.Driver); ok {
 		walked = checkNative(driver.CompareStats())
 	}
 	return errors.Join(walked, c.driver.Cleanup())

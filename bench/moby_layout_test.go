@@ -13,8 +13,8 @@ import (
 
 	mobydriver "github.com/moby/moby/v2/daemon/graphdriver"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -46,7 +46,7 @@ func TestOpensWhatMobyMade(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, changes, 1)
 	assert.Equal(t, "C /file", changes[0].String())
-	assert.Equal(t, uint64(1), ours.(*cowcommon.Driver).CompareStats().Native)
+	assert.Equal(t, uint64(1), ours.(*cowdriver.Driver).CompareStats().Native)
 	require.NoError(t, ours.CreateReadWrite("second", "image", nil))
 	require.NoError(t, ours.Cleanup())
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
@@ -56,7 +57,7 @@ type fullHome struct {
 	t       *testing.T
 	mnt     string
 	filling string
-	driver  *cowcommon.Driver
+	driver  *cowdriver.Driver
 	level   int
 	stream  []byte
 	names   []string // of the volumes that there are
@@ -107,7 +108,7 @@ func newFull(t *testing.T, filling string, opts []testfs.BtrfsOption) *fullHome 
 func (f *fullHome) open() {
 	b, err := Open(filepath.Join(f.mnt, "home"), Options{})
 	require.NoError(f.t, err, f.level)
-	f.driver = cowcommon.NewDriver(Name, b, cowcommon.Options{})
+	f.driver = cowdriver.New(Name, b, cowdriver.Options{})
 }
 
 func (f *fullHome) backend() *Backend { return f.driver.Backend().(*Backend) }

@@ -9,6 +9,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -17,7 +18,7 @@ import (
 // what is there for reading alone, as OpenReadOnly does, on a read-only filesystem or another.
 //
 // graphdriver.ErrPrerequisites: home is not on btrfs. graphdriver.ErrIncompatibleFS: it is, but the driver
-// cannot work there. errdefs.ErrInvalidArgument: an option is wrong. The result is a *cowcommon.Driver.
+// cannot work there. errdefs.ErrInvalidArgument: an option is wrong. The result is a *cowdriver.Driver.
 func Init(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
 	opts, err := quota.ParseOptions(Name, options)
 	if err != nil {
@@ -28,7 +29,7 @@ func Init(home string, options []string, idMap user.IdentityMapping) (graphdrive
 	if err != nil {
 		return nil, err
 	}
-	return cowcommon.NewDriver(Name, backend, cowcommon.Options{IDMap: idMap, Quota: opts}), nil
+	return cowdriver.New(Name, backend, cowdriver.Options{IDMap: idMap, Quota: opts}), nil
 }
 
 // openDetected opens home if the driver can work there, or can read there if that is all that is asked for.

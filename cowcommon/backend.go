@@ -1,5 +1,5 @@
-// Package cowcommon holds what all copy-on-write backends share: the Backend interface that makes a
-// filesystem usable, and the Driver that gives any Backend Docker's graphdriver API.
+// Package cowcommon holds what all copy-on-write backends share: the Backend interface that makes a filesystem usable,
+// and what works on volumes of any of them.
 package cowcommon
 
 import (

@@ -23,8 +23,8 @@ func (readOnlyError) Error() string { return "the filesystem is read-only" }
 // Unwrap returns the kinds of error that it is.
 func (readOnlyError) Unwrap() []error { return []error{errdefs.ErrFailedPrecondition, syscall.EROFS} }
 
-// asReadOnly gives the kernel's answer that a filesystem is read-only the type that it has here.
-func asReadOnly(err error) error {
+// AsReadOnly gives the kernel's answer that a filesystem is read-only the type that it has here.
+func AsReadOnly(err error) error {
 	if errors.Is(err, syscall.EROFS) && !errors.Is(err, ErrReadOnly) {
 		return fmt.Errorf("%w: %w", ErrReadOnly, err)
 	}

@@ -36,11 +36,11 @@ func TestReadOnly(t *testing.T) {
 // What the kernel refuses because it made the filesystem read-only meanwhile has the type too.
 func TestAsReadOnly(t *testing.T) {
 	cause := &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EROFS}
-	err := asReadOnly(cause)
+	err := AsReadOnly(cause)
 	require.ErrorIs(t, err, ErrReadOnly)
 	require.ErrorIs(t, err, cause)
-	assert.Equal(t, ErrReadOnly, asReadOnly(ErrReadOnly))
+	assert.Equal(t, ErrReadOnly, AsReadOnly(ErrReadOnly))
 	other := errors.New("other")
-	assert.Equal(t, other, asReadOnly(other))
-	assert.NoError(t, asReadOnly(nil))
+	assert.Equal(t, other, AsReadOnly(other))
+	assert.NoError(t, AsReadOnly(nil))
 }

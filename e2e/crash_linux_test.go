@@ -22,8 +22,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -37,10 +37,10 @@ const (
 // operation is one that a process is killed in.
 type operation struct {
 	name string
-	run  func(d *cowcommon.Driver) error
+	run  func(d *cowdriver.Driver) error
 	// check asserts, after a restart, that the operation was done as a whole or not at all; as a whole if
 	// acknowledged.
-	check func(t *testing.T, d *cowcommon.Driver, acknowledged bool)
+	check func(t *testing.T, d *cowdriver.Driver, acknowledged bool)
 }
 
 // The layers that every operation starts from: base is sealed and holds content, child is a writable clone
@@ -57,8 +57,8 @@ func operations(s system) []operation {
 	if s.limits() {
 		sized.StorageOpt = map[string]string{"size": "64M"}
 	}
-	whole := func(id string, size uint64) func(*testing.T, *cowcommon.Driver, bool) {
-		return func(t *testing.T, d *cowcommon.Driver, acknowledged bool) {
+	whole := func(id string, size uint64) func(*testing.T, *cowdriver.Driver, bool) {
+		return func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			v, err := d.Backend().Stat(t.Context(), id)
 			if !acknowledged && errdefs.IsNotFound(err) {
 				return
@@ -69,8 +69,8 @@ func operations(s system) []operation {
 			}
 		}
 	}
-	gone := func(id string) func(*testing.T, *cowcommon.Driver, bool) {
-		return func(t *testing.T, d *cowcommon.Driver, acknowledged bool) {
+	gone := func(id string) func(*testing.T, *cowdriver.Driver, bool) {
+		return func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			if acknowledged {
 				assert.False(t, d.Exists(id))
 			}
@@ -81,28 +81,28 @@ func operations(s system) []operation {
 		}
 	}
 	operations := []operation{
-		{"create", func(d *cowcommon.Driver) error { return d.Create("new", "", sized) }, whole("new", limitBytes)},
-		{"clone", func(d *cowcommon.Driver) error { return d.CreateReadWrite("new", "base", sized) }, whole("new", limitBytes)},
-		{"clone and seal", func(d *cowcommon.Driver) error { return d.CreateReadWrite("new", "child", nil) }, whole("new", 0)},
-		{"remove", func(d *cowcommon.Driver) error { return d.Remove("child") }, gone("child")},
-		{"remove nested", func(d *cowcommon.Driver) error { return d.Remove("nested") }, gone("nested")},
-		{"rename", func(d *cowcommon.Driver) error {
+		{"create", func(d *cowdriver.Driver) error { return d.Create("new", "", sized) }, whole("new", limitBytes)},
+		{"clone", func(d *cowdriver.Driver) error { return d.CreateReadWrite("new", "base", sized) }, whole("new", limitBytes)},
+		{"clone and seal", func(d *cowdriver.Driver) error { return d.CreateReadWrite("new", "child", nil) }, whole("new", 0)},
+		{"remove", func(d *cowdriver.Driver) error { return d.Remove("child") }, gone("child")},
+		{"remove nested", func(d *cowdriver.Driver) error { return d.Remove("nested") }, gone("nested")},
+		{"rename", func(d *cowdriver.Driver) error {
 			return d.Backend().Rename(context.Background(), "child", "renamed")
-		}, func(t *testing.T, d *cowcommon.Driver, acknowledged bool) {
+		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			assert.NotEqual(t, d.Exists("child"), d.Exists("renamed"), "either name")
 			if acknowledged {
 				assert.True(t, d.Exists("renamed"))
 			}
 		}},
-		{"diff", func(d *cowcommon.Driver) error {
+		{"diff", func(d *cowdriver.Driver) error {
 			diff, err := d.Diff("child", "base")
 			if err != nil {
 				return err
 			}
 			_, err = io.Copy(io.Discard, diff)
 			return errors.Join(err, diff.Close())
-		}, func(t *testing.T, d *cowcommon.Driver, _ bool) { assertContent(t, d, "child") }},
-		{"apply", func(d *cowcommon.Driver) error {
+		}, func(t *testing.T, d *cowdriver.Driver, _ bool) { assertContent(t, d, "child") }},
+		{"apply", func(d *cowdriver.Driver) error {
 			diff, err := d.Diff("child", "base")
 			if err != nil {
 				return err
@@ -116,7 +116,7 @@ func operations(s system) []operation {
 			}
 			_, err = d.ApplyDiff("new", "base", bytes.NewReader(tar))
 			return err
-		}, func(t *testing.T, d *cowcommon.Driver, acknowledged bool) {
+		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			if acknowledged {
 				assertContent(t, d, "new")
 			}
@@ -124,9 +124,9 @@ func operations(s system) []operation {
 		}},
 	}
 	if s.limits() {
-		operations = append(operations, operation{"set limit", func(d *cowcommon.Driver) error {
+		operations = append(operations, operation{"set limit", func(d *cowdriver.Driver) error {
 			return d.SetLimit(context.Background(), "child", limitBytes)
-		}, func(t *testing.T, d *cowcommon.Driver, acknowledged bool) {
+		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			v, err := d.Backend().Stat(t.Context(), "child")
 			require.NoError(t, err)
 			if acknowledged {
@@ -264,7 +264,7 @@ func prepare(t *testing.T, s system, root string) {
 	require.NoError(t, d.Cleanup())
 }
 
-func layerIDs(t *testing.T, d *cowcommon.Driver) []string {
+func layerIDs(t *testing.T, d *cowdriver.Driver) []string {
 	t.Helper()
 	var ids []string
 	for v, err := range d.Backend().Volumes(t.Context()) {
@@ -277,7 +277,7 @@ func layerIDs(t *testing.T, d *cowcommon.Driver) []string {
 
 // childrenFirst returns the ids of all layers in an order in which each can be removed: on ZFS a layer that others
 // were made from cannot go before them.
-func childrenFirst(t *testing.T, d *cowcommon.Driver) []string {
+func childrenFirst(t *testing.T, d *cowdriver.Driver) []string {
 	t.Helper()
 	parents := make(map[string]string)
 	for v, err := range d.Backend().Volumes(t.Context()) {
@@ -295,7 +295,7 @@ func childrenFirst(t *testing.T, d *cowcommon.Driver) []string {
 	return ids
 }
 
-func assertContent(t *testing.T, d *cowcommon.Driver, id string) {
+func assertContent(t *testing.T, d *cowdriver.Driver, id string) {
 	t.Helper()
 	dir := get(t, d, id)
 	for name, word := range map[string]string{"file": "base", "change": "diff"} {

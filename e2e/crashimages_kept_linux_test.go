@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/snapshotter"
@@ -118,7 +119,7 @@ func (k kept) remove(name string) {
 type host struct {
 	s         system
 	mnt       string
-	d         *cowcommon.Driver
+	d         *cowdriver.Driver
 	images    *image.Store
 	backend   cowcommon.Backend // of the snapshots
 	snapshots *snapshotter.Snapshotter

@@ -20,6 +20,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
 // lister is what lists volumes.
@@ -30,10 +31,10 @@ type lister interface {
 // faultOperation is one that things go wrong in. It starts from the layers of prepare.
 type faultOperation struct {
 	name    string
-	prepare func(ctx context.Context, d *cowcommon.Driver) error // may be nil
-	run     func(ctx context.Context, d *cowcommon.Driver) error
-	again   func(ctx context.Context, d *cowcommon.Driver) error // after a failure; nil: run
-	verify  func(ctx context.Context, d *cowcommon.Driver) error // that it is done, as a whole
+	prepare func(ctx context.Context, d *cowdriver.Driver) error // may be nil
+	run     func(ctx context.Context, d *cowdriver.Driver) error
+	again   func(ctx context.Context, d *cowdriver.Driver) error // after a failure; nil: run
+	verify  func(ctx context.Context, d *cowdriver.Driver) error // that it is done, as a whole
 	broken  []string                                             // begin differences that remain where a step fails
 }
 
@@ -67,59 +68,59 @@ func faultOperations(s system) []faultOperation {
 	operations := []faultOperation{
 		{
 			name: "create",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				return d.WithContext(ctx).Create("new", "", sized)
 			},
-			verify: func(ctx context.Context, d *cowcommon.Driver) error { return isThere(ctx, d, "new", "", false, limit) },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error { return isThere(ctx, d, "new", "", false, limit) },
 		},
 		{
 			name: "clone",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				return d.WithContext(ctx).CreateReadWrite("new", "base", sized)
 			},
-			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return isThere(ctx, d, "new", "base", false, limit)
 			},
 		},
 		{
 			name: "clone and seal",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				return d.WithContext(ctx).CreateReadWrite("new", "child", nil)
 			},
-			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "new", "child", false, 0), isThere(ctx, d, "child", "base", true, 0), hasContent(d, "new"))
 			},
 		},
 		{
 			name: "seal",
-			run:  func(ctx context.Context, d *cowcommon.Driver) error { return d.Backend().Seal(ctx, "child") },
-			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+			run:  func(ctx context.Context, d *cowdriver.Driver) error { return d.Backend().Seal(ctx, "child") },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "child", "base", true, 0), hasContent(d, "child"))
 			},
 		},
 		{
 			name: "rename",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				return d.Backend().Rename(ctx, "child", "renamed")
 			},
-			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isGone(ctx, d, "child"), isThere(ctx, d, "renamed", "base", false, 0), hasContent(d, "renamed"))
 			},
 		},
 		{
 			name:   "remove",
-			run:    func(ctx context.Context, d *cowcommon.Driver) error { return d.WithContext(ctx).Remove("child") },
-			verify: func(ctx context.Context, d *cowcommon.Driver) error { return isGone(ctx, d, "child") },
+			run:    func(ctx context.Context, d *cowdriver.Driver) error { return d.WithContext(ctx).Remove("child") },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error { return isGone(ctx, d, "child") },
 		},
 		{
 			name:   "remove nested",
-			run:    func(ctx context.Context, d *cowcommon.Driver) error { return d.WithContext(ctx).Remove("nested") },
-			verify: func(ctx context.Context, d *cowcommon.Driver) error { return isGone(ctx, d, "nested") },
+			run:    func(ctx context.Context, d *cowdriver.Driver) error { return d.WithContext(ctx).Remove("nested") },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error { return isGone(ctx, d, "nested") },
 			broken: []string{"left: subvolumes/.removed-", "lost: volume nested "},
 		},
 		{
 			name: "mount",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				dir, err := d.Backend().Mount(ctx, "child", "")
 				if err != nil {
 					return err
@@ -131,24 +132,24 @@ func faultOperations(s system) []faultOperation {
 				}
 				return err
 			},
-			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 			broken: []string{"left: graph/child"},
 		},
 		{
 			name: "changes",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				changes, err := d.WithContext(ctx).Changes("child", "base")
 				if err == nil && (len(changes) != 1 || changes[0].Path != "/change") {
 					return fmt.Errorf("success, and the changes are %v", changes)
 				}
 				return err
 			},
-			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 			broken: viewLeft,
 		},
 		{
 			name: "diff",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				diff, err := d.WithContext(ctx).Diff("child", "base")
 				if err != nil {
 					return err
@@ -159,40 +160,40 @@ func faultOperations(s system) []faultOperation {
 				}
 				return isDiff(layer)
 			},
-			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 			broken: viewLeft,
 		},
 		{
 			name:    "apply",
-			prepare: func(_ context.Context, d *cowcommon.Driver) error { return d.Create("new", "base", nil) },
+			prepare: func(_ context.Context, d *cowdriver.Driver) error { return d.Create("new", "base", nil) },
 			run:     applyChange,
-			again: func(ctx context.Context, d *cowcommon.Driver) error {
+			again: func(ctx context.Context, d *cowdriver.Driver) error {
 				// It may be part-filled.
 				if err := errors.Join(d.Remove("new"), d.Create("new", "base", nil)); err != nil {
 					return err
 				}
 				return applyChange(ctx, d)
 			},
-			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "new") },
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "new") },
 		},
 		{
 			name: "take back",
 			run:  takeBackChange,
-			again: func(ctx context.Context, d *cowcommon.Driver) error {
+			again: func(ctx context.Context, d *cowdriver.Driver) error {
 				// It may not have been taken back.
 				if _, err := d.Apply(ctx, "child", bytes.NewReader(changeLayer())); err != nil {
 					return err
 				}
 				return takeBackChange(ctx, d)
 			},
-			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "child", restoredParent, false, 0), hasContent(d, "child"))
 			},
 			broken: []string{"left: staging/child", "left: dataset ", "left: graph/child", `lost: volume child of "base"`, `left: volume child of ""`},
 		},
 		{
 			name: "send",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				view, err := d.Backend().View(ctx, "child")
 				if err != nil {
 					return err
@@ -200,22 +201,22 @@ func faultOperations(s system) []faultOperation {
 				var out bytes.Buffer
 				return errors.Join(d.Backend().Send(ctx, &out, nil, view), view.Close())
 			},
-			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 			broken: viewLeft,
 		},
 		{
 			name: "receive",
-			prepare: func(ctx context.Context, d *cowcommon.Driver) error {
+			prepare: func(ctx context.Context, d *cowdriver.Driver) error {
 				view, err := d.Backend().View(ctx, "child")
 				if err != nil {
 					return err
 				}
 				return errors.Join(d.Backend().Send(ctx, &stream, nil, view), view.Close())
 			},
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				return d.Backend().Receive(ctx, "new", "", bytes.NewReader(stream.Bytes()))
 			},
-			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "new", "", true, 0), hasContent(d, "new"))
 			},
 		},
@@ -223,7 +224,7 @@ func faultOperations(s system) []faultOperation {
 	if s.driver == "btrfs" {
 		operations = append(operations, faultOperation{
 			name: "open",
-			run: func(_ context.Context, d *cowcommon.Driver) error {
+			run: func(_ context.Context, d *cowdriver.Driver) error {
 				// The home that d has open.
 				dir, err := d.Get("child", "")
 				if err != nil {
@@ -238,29 +239,29 @@ func faultOperations(s system) []faultOperation {
 				}
 				return other.Cleanup()
 			},
-			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 		})
 	}
 	if s.limits() {
 		operations = append(operations, faultOperation{
 			name: "set limit",
-			run:  func(ctx context.Context, d *cowcommon.Driver) error { return d.SetLimit(ctx, "child", limitBytes) },
-			verify: func(ctx context.Context, d *cowcommon.Driver) error {
+			run:  func(ctx context.Context, d *cowdriver.Driver) error { return d.SetLimit(ctx, "child", limitBytes) },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return isThere(ctx, d, "child", "base", false, limitBytes)
 			},
 		}, faultOperation{
 			name: "usage",
-			run: func(ctx context.Context, d *cowcommon.Driver) error {
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
 				_, err := d.Usage(ctx, "child")
 				return err
 			},
-			verify: func(_ context.Context, d *cowcommon.Driver) error { return hasContent(d, "child") },
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 		})
 	}
 	return operations
 }
 
-func isThere(ctx context.Context, d *cowcommon.Driver, id, parent string, sealed bool, limit uint64) error {
+func isThere(ctx context.Context, d *cowdriver.Driver, id, parent string, sealed bool, limit uint64) error {
 	v, err := d.Backend().Stat(ctx, id)
 	if err != nil {
 		return err
@@ -271,7 +272,7 @@ func isThere(ctx context.Context, d *cowcommon.Driver, id, parent string, sealed
 	return nil
 }
 
-func isGone(ctx context.Context, d *cowcommon.Driver, id string) error {
+func isGone(ctx context.Context, d *cowdriver.Driver, id string) error {
 	_, err := d.Backend().Stat(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
@@ -280,7 +281,7 @@ func isGone(ctx context.Context, d *cowcommon.Driver, id string) error {
 }
 
 // hasContent reports whether a layer holds what base and child hold.
-func hasContent(d *cowcommon.Driver, id string) error {
+func hasContent(d *cowdriver.Driver, id string) error {
 	dir, err := d.Get(id, "")
 	if err != nil {
 		return err
@@ -312,13 +313,13 @@ func changeLayer() []byte {
 	return layer.Bytes()
 }
 
-func applyChange(ctx context.Context, d *cowcommon.Driver) error {
+func applyChange(ctx context.Context, d *cowdriver.Driver) error {
 	_, err := d.Apply(ctx, "new", bytes.NewReader(changeLayer()))
 	return err
 }
 
 // takeBackChange keeps child, changes it, and takes the change back.
-func takeBackChange(ctx context.Context, d *cowcommon.Driver) (err error) {
+func takeBackChange(ctx context.Context, d *cowdriver.Driver) (err error) {
 	keeper, ok := d.Backend().(cowcommon.Keeper)
 	if !ok {
 		return fmt.Errorf("%T keeps nothing", d.Backend())

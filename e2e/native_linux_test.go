@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
 // TestNativeAgreesWithWalk changes layers at random and compares the native list of changes with that of
@@ -54,7 +55,7 @@ func TestNativeAgreesWithWalkOnSeeds(t *testing.T) {
 }
 
 // randomRound makes a layer, and two generations of children, with random operations.
-func randomRound(t *testing.T, d *cowcommon.Driver, seed uint64) {
+func randomRound(t *testing.T, d *cowdriver.Driver, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	layers := []string{"", fmt.Sprintf("base-%x", seed), fmt.Sprintf("child-%x", seed), fmt.Sprintf("grandchild-%x", seed)}
 	for i, id := range layers[1:] {
@@ -78,7 +79,7 @@ func randomRound(t *testing.T, d *cowcommon.Driver, seed uint64) {
 }
 
 // assertAgree compares the two ways, and holds the native diff to reproducing the layer.
-func assertAgree(t *testing.T, d *cowcommon.Driver, id, parent string) {
+func assertAgree(t *testing.T, d *cowdriver.Driver, id, parent string) {
 	t.Helper()
 	native, err := d.Compare(t.Context(), id, parent, cowcommon.Auto)
 	require.NoError(t, err)
@@ -163,7 +164,7 @@ func lines(changes []archive.Change) string {
 	return b.String()
 }
 
-func get(t testing.TB, d *cowcommon.Driver, id string) string {
+func get(t testing.TB, d *cowdriver.Driver, id string) string {
 	t.Helper()
 	dir, err := d.Get(id, "")
 	require.NoError(t, err)

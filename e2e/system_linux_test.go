@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	_ "github.com/cowshed/cowshed/btrfs"
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	_ "github.com/cowshed/cowshed/zfs"
 )
@@ -68,7 +68,7 @@ func inEachOwn(t *testing.T, test func(t *testing.T, s system)) {
 }
 
 // open opens the driver on root and closes it at the end of the test.
-func (s system) open(t testing.TB, root string, idMap user.IdentityMapping) *cowcommon.Driver {
+func (s system) open(t testing.TB, root string, idMap user.IdentityMapping) *cowdriver.Driver {
 	t.Helper()
 	d, err := s.tryOpen(root, idMap)
 	require.NoError(t, err)
@@ -76,12 +76,12 @@ func (s system) open(t testing.TB, root string, idMap user.IdentityMapping) *cow
 	return d
 }
 
-func (s system) tryOpen(root string, idMap user.IdentityMapping) (*cowcommon.Driver, error) {
+func (s system) tryOpen(root string, idMap user.IdentityMapping) (*cowdriver.Driver, error) {
 	d, err := graphdriver.New(s.driver, graphdriver.Options{Root: root, DriverOptions: s.options, IDMap: idMap})
 	if err != nil {
 		return nil, err
 	}
-	return d.(*cowcommon.Driver), nil
+	return d.(*cowdriver.Driver), nil
 }
 
 func (s system) limits() bool { return s.name != "btrfs-off" }

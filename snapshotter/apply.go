@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
@@ -155,8 +156,9 @@ func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc oci
 // applyAll applies a layer and reads what comes after the end of the tar, which belongs to the layer too, and to its
 // digest.
 func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) error {
-	if _, err := d.driver.Apply(ctx, volume, layer); err != nil {
-		return err
+	s := d.snapshotter
+	if _, err := cowcommon.Apply(ctx, s.backend, volume, layer, layertar.ApplyOptions{Logger: s.log}); err != nil {
+		return fmt.Errorf("differ: apply to layer %q: %w", volume, cowcommon.AsReadOnly(err))
 	}
 	if _, err := io.Copy(io.Discard, layer); err != nil {
 		return fmt.Errorf("read to the end: %w", err)

@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -112,7 +113,7 @@ func BenchmarkApply(b *testing.B) {
 		})
 	}
 	run("memory", func(_ []mount.Mount, volume string) error {
-		_, err := s.driver.Apply(ctx, volume, bytes.NewReader(layer))
+		_, err := cowcommon.Apply(ctx, s.backend, volume, bytes.NewReader(layer), layertar.ApplyOptions{Logger: s.log})
 		return err
 	})
 	for _, format := range []layertar.Format{layertar.Plain, layertar.Gzip, layertar.Zstd} {

@@ -26,7 +26,6 @@ import (
 // are errdefs.ErrNotImplemented: containerd's diff service then asks the next differ.
 type Differ struct {
 	snapshotter *Snapshotter
-	driver      *cowcommon.Driver
 	store       content.Store
 }
 
@@ -40,20 +39,17 @@ type DifferOption func(*Differ)
 
 // NewDiffer makes a Differ that keeps blobs in store.
 func NewDiffer(s *Snapshotter, store content.Store, opts ...DifferOption) *Differ {
-	d := &Differ{
-		snapshotter: s,
-		driver:      cowcommon.NewDriver("differ", s.backend, cowcommon.Options{Logger: s.log}),
-		store:       store,
-	}
+	d := &Differ{snapshotter: s, store: store}
 	for _, opt := range opts {
 		opt(d)
 	}
 	return d
 }
 
-// CompareStats counts the comparisons since the Differ was made: those in which the filesystem said where to
-// look, and those for which both trees were walked, by reason. A snapshot without a parent is neither.
-func (d *Differ) CompareStats() cowcommon.CompareStats { return d.driver.CompareStats() }
+// CompareStats counts the comparisons since the Snapshotter was made, also those by which it counts what a snapshot
+// holds: those in which the filesystem said where to look, and those for which both trees were walked, by reason. A
+// snapshot without a parent is neither.
+func (d *Differ) CompareStats() cowcommon.CompareStats { return d.snapshotter.comparer.Stats() }
 
 // layerFormats says how the layers of each media type are compressed that containerd knows. A layer with the
 // Docker media type of an uncompressed one may be compressed all the same.

@@ -167,7 +167,7 @@ func (s *Snapshotter) measureOnce(ctx context.Context, volume string) snapshots.
 
 // count compares a snapshot with its parent.
 func (s *Snapshotter) count(ctx context.Context, r record) (usage snapshots.Usage, err error) {
-	c, err := s.driver.Compare(ctx, r.volume, r.parentVolume, cowcommon.Auto)
+	c, err := s.comparer.Compare(ctx, r.volume, r.parentVolume, cowcommon.Auto)
 	if err != nil {
 		return snapshots.Usage{}, err
 	}

@@ -38,6 +38,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
 	bolt "go.etcd.io/bbolt"
 	errbolt "go.etcd.io/bbolt/errors"
 
@@ -78,12 +79,12 @@ type Options struct {
 // ErrFailedPrecondition for what the kind of the snapshot does not allow, or its children; ErrNotImplemented
 // for what this filesystem cannot do. An operation that fails changes nothing.
 type Snapshotter struct {
-	root    string
-	backend cowcommon.Backend
-	driver  *cowcommon.Driver // compares volumes where the filesystem does not keep count
-	meta    *storage.MetaStore
-	space   boltfile.Space
-	reserve spaceReserve
+	root     string
+	backend  cowcommon.Backend
+	comparer *cowcommon.Comparer
+	meta     *storage.MetaStore
+	space    boltfile.Space
+	reserve  spaceReserve
 
 	commitTx func(*bolt.Tx) error // (*bolt.Tx).Commit, or in tests one that fails
 
@@ -146,7 +147,7 @@ func newSnapshotter(root string, backend cowcommon.Backend, opts Options) *Snaps
 	if s.log == nil {
 		s.log = slog.Default()
 	}
-	s.driver = cowcommon.NewDriver("snapshotter", backend, cowcommon.Options{Logger: s.log})
+	s.comparer = cowcommon.NewComparer(backend, user.IdentityMapping{}, s.log)
 	return s
 }
 

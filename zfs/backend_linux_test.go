@@ -23,6 +23,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -69,7 +70,7 @@ func randomBytes(n int) []byte {
 func TestProcesses(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
-	d := cowcommon.NewDriver(Name, b, cowcommon.Options{})
+	d := cowdriver.New(Name, b, cowdriver.Options{})
 	takes := func(processes int, what string, operation func() error) {
 		t.Helper()
 		before := b.zfs.runs.Load()
@@ -593,7 +594,7 @@ func TestHintsOfRelatives(t *testing.T) {
 		require.NoError(t, b.Clone(ctx, step[0], step[1], cowcommon.VolumeOptions{}))
 		fill(t, b, step[0], step[0], []byte("x"))
 	}
-	d := cowcommon.NewDriver(Name, b, cowcommon.Options{})
+	d := cowdriver.New(Name, b, cowdriver.Options{})
 	for _, pair := range []struct {
 		top, base, want string
 		native          bool

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -129,7 +130,7 @@ func (f *full) space(t *testing.T) (used, available int) {
 func (f *full) tryAll(t *testing.T, level string) {
 	t.Helper()
 	ctx := t.Context()
-	d := cowcommon.NewDriver(Name, f.Backend, cowcommon.Options{})
+	d := cowdriver.New(Name, f.Backend, cowdriver.Options{})
 	remove := func() error { return f.Remove(ctx, "new") }
 	needsNoSpace := map[string]bool{"view of sealed": true, "usage": true, "mount": true}
 	for _, try := range []struct {

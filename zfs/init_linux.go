@@ -9,6 +9,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -19,7 +20,7 @@ import (
 //
 // graphdriver.ErrPrerequisites: home is not on ZFS, or a part of ZFS is missing. graphdriver.ErrIncompatibleFS:
 // the dataset cannot hold layers as it is. errdefs.ErrInvalidArgument: an option is wrong. The result is a
-// *cowcommon.Driver.
+// *cowdriver.Driver.
 func Init(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
 	opts, err := quota.ParseOptions(Name, options)
 	if err != nil {
@@ -30,7 +31,7 @@ func Init(home string, options []string, idMap user.IdentityMapping) (graphdrive
 	if err != nil {
 		return nil, err
 	}
-	return cowcommon.NewDriver(Name, backend, cowcommon.Options{IDMap: idMap, Quota: opts}), nil
+	return cowdriver.New(Name, backend, cowdriver.Options{IDMap: idMap, Quota: opts}), nil
 }
 
 // openDetected opens the dataset that holds the layers' datasets, if the driver can work there, or can read there if

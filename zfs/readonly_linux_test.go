@@ -14,6 +14,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -66,7 +67,7 @@ func assertReads(t *testing.T, home string) {
 
 	opened, err := Init(home, []string{"zfs.read_only=true"}, user.IdentityMapping{})
 	require.NoError(t, err)
-	d, ok := opened.(*cowcommon.Driver)
+	d, ok := opened.(*cowdriver.Driver)
 	require.True(t, ok)
 	for _, test := range []struct {
 		layer, parent string

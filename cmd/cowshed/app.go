@@ -11,9 +11,9 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/loopstore"
 )
@@ -31,7 +31,7 @@ type app struct {
 // store is an open store.
 type store struct {
 	root   string // absolute
-	driver *cowcommon.Driver
+	driver *cowdriver.Driver
 	images *image.Store
 	log    *slog.Logger
 	quiet  bool
@@ -102,7 +102,7 @@ func (a *app) openDriver(readOnly bool) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	driver, ok := opened.(*cowcommon.Driver)
+	driver, ok := opened.(*cowdriver.Driver)
 	if !ok {
 		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}

@@ -23,7 +23,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/unixsocket"
 	"github.com/cowshed/cowshed/quota"
@@ -154,7 +154,7 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 }
 
 // openContainerdDriver opens the driver of what containerd is served with. The caller has locked the root.
-func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowcommon.Driver, err error) {
+func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowdriver.Driver, err error) {
 	root, err := filepath.EvalSymlinks(c.Root)
 	if err != nil {
 		return "", nil, err
@@ -169,7 +169,7 @@ func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowco
 }
 
 // newSnapshotter makes the snapshotter of a driver, which it closes if that fails.
-func newSnapshotter(c Config, dir string, driver *cowcommon.Driver, log *slog.Logger) (*snapshotter.Snapshotter, error) {
+func newSnapshotter(c Config, dir string, driver *cowdriver.Driver, log *slog.Logger) (*snapshotter.Snapshotter, error) {
 	options, err := quota.ParseOptions(driver.String(), c.driverOptions(driver.String()))
 	if err != nil {
 		return nil, errors.Join(err, driver.Cleanup())

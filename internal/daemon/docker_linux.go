@@ -17,6 +17,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/plugin"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -134,7 +135,7 @@ func (p *dockerPlugin) anyDriver() *dockerDriver {
 
 // dockerDriver is a driver that the engine has open.
 type dockerDriver struct {
-	*cowcommon.Driver
+	*cowdriver.Driver
 	plugin  *dockerPlugin
 	scrapes *scrapes
 }

@@ -11,14 +11,14 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
 // openDriver opens a storage driver in dir, in a directory of the driver's name. With the name "auto" it is the one
 // that has volumes there, else the one that fits the filesystem. options are those of a driver by its name.
-func openDriver(dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (_ *cowcommon.Driver, err error) {
+func openDriver(dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (_ *cowdriver.Driver, err error) {
 	_, statErr := os.Lstat(dir)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ func openDriver(dir, name string, options func(driver string) []string, idMap us
 	if err != nil {
 		return nil, err
 	}
-	driver, ok := opened.(*cowcommon.Driver)
+	driver, ok := opened.(*cowdriver.Driver)
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("storage driver %s: %w", opened, errdefs.ErrNotImplemented), opened.Cleanup())
 	}

@@ -12,21 +12,21 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
 // Store keeps images: their layers in a driver, and in a directory of its own the records of them.
 //
 // Several processes may work on a store at once. While one removes images, none can import or export.
 type Store struct {
-	driver *cowcommon.Driver
+	driver *cowdriver.Driver
 	dir    string
 	log    *slog.Logger
 }
 
 // NewStore returns the store of the images whose layers driver has and whose records are in dir, which is
 // made when the first image is. A nil log stands for slog.Default().
-func NewStore(dir string, driver *cowcommon.Driver, log *slog.Logger) *Store {
+func NewStore(dir string, driver *cowdriver.Driver, log *slog.Logger) *Store {
 	if log == nil {
 		log = slog.Default()
 	}

@@ -33,6 +33,7 @@ import (
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -46,7 +47,7 @@ func newTestStoreOn(t *testing.T, root string) *Store {
 	t.Helper()
 	opened, err := btrfs.Init(filepath.Join(root, "btrfs"), nil, user.IdentityMapping{})
 	require.NoError(t, err)
-	driver, ok := opened.(*cowcommon.Driver)
+	driver, ok := opened.(*cowdriver.Driver)
 	require.True(t, ok)
 	t.Cleanup(func() { assert.NoError(t, driver.Cleanup()) })
 	return NewStore(filepath.Join(root, "images"), driver, nil)

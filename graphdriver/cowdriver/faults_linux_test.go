@@ -1,4 +1,4 @@
-package cowcommon_test
+package cowdriver_test
 
 import (
 	"context"
@@ -21,6 +21,7 @@ import (
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -139,13 +140,13 @@ func (v *observedView) Close() error {
 }
 
 // observe makes a driver of an observed backend, with a base and a child that has a few files.
-func observe(t *testing.T) (*cowcommon.Driver, *observed, string) {
+func observe(t *testing.T) (*cowdriver.Driver, *observed, string) {
 	t.Helper()
 	home := filepath.Join(testfs.Btrfs(t), "btrfs")
 	backend, err := btrfs.Open(home, btrfs.Options{})
 	require.NoError(t, err)
 	o := &observed{Backend: backend}
-	d := cowcommon.NewDriver("btrfs", o, cowcommon.Options{})
+	d := cowdriver.New("btrfs", o, cowdriver.Options{})
 	t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
 	require.NoError(t, d.Create("base", "", nil))
 	require.NoError(t, d.Create("child", "base", nil))

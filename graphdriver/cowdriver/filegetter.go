@@ -1,4 +1,4 @@
-package cowcommon
+package cowdriver
 
 import (
 	"errors"
@@ -7,18 +7,20 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+
+	"github.com/cowshed/cowshed/cowcommon"
 )
 
 // fileGetter serves the regular files of a view.
 type fileGetter struct {
-	view View
+	view cowcommon.View
 	root *os.Root
 
 	closeOnce sync.Once
 	closeErr  error
 }
 
-func newFileGetter(view View) (*fileGetter, error) {
+func newFileGetter(view cowcommon.View) (*fileGetter, error) {
 	root, err := os.OpenRoot(view.Dir())
 	if err != nil {
 		return nil, err

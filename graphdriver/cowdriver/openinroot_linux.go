@@ -1,4 +1,4 @@
-package cowcommon
+package cowdriver
 
 import (
 	"errors"

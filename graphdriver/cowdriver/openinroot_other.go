@@ -1,6 +1,6 @@
 //go:build !linux
 
-package cowcommon
+package cowdriver
 
 import "os"
 

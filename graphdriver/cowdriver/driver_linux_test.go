@@ -1,4 +1,4 @@
-package cowcommon_test
+package cowdriver_test
 
 import (
 	"archive/tar"
@@ -16,15 +16,16 @@ import (
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-func newDriver(t *testing.T, options ...string) *cowcommon.Driver {
+func newDriver(t *testing.T, options ...string) *cowdriver.Driver {
 	t.Helper()
 	d, err := btrfs.Init(filepath.Join(testfs.Btrfs(t), "btrfs"), options, user.IdentityMapping{})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
-	return d.(*cowcommon.Driver)
+	return d.(*cowdriver.Driver)
 }
 
 func TestCheckID(t *testing.T) {
@@ -99,7 +100,7 @@ func TestUsageWithoutQuotas(t *testing.T) {
 	assert.EqualValues(t, 1, d.CompareStats().Native)
 }
 
-func write(t *testing.T, d *cowcommon.Driver, id, name string, size int) {
+func write(t *testing.T, d *cowdriver.Driver, id, name string, size int) {
 	t.Helper()
 	dir, err := d.Get(id, "")
 	require.NoError(t, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"sync"
 	"time"
@@ -64,10 +65,27 @@ func (c *Comparison) Close() error {
 	return errors.Join(errs...)
 }
 
-// Compare lists what layer id changed of parent, at one moment; parent "" stands for an empty tree. The
-// caller closes the result.
-func (d *Driver) Compare(ctx context.Context, id, parent string, way Way) (_ *Comparison, err error) {
-	if err := CheckID(id); err != nil {
+// Comparer compares volumes of a Backend, and counts how. It is safe for concurrent use.
+type Comparer struct {
+	backend Backend
+	idMap   user.IdentityMapping
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	counts CompareStats
+	last   *treediff.NoHintsError // why the last comparison was not native; nil if it was
+}
+
+// NewComparer makes a Comparer over a Backend. WriteTar maps ids by idMap. The logger gets each reason for which trees
+// are walked once.
+func NewComparer(backend Backend, idMap user.IdentityMapping, log *slog.Logger) *Comparer {
+	return &Comparer{backend: backend, idMap: idMap, log: log}
+}
+
+// Compare lists what the volume name changed of parent, at one moment; parent "" stands for an empty tree. The caller
+// closes the result.
+func (cr *Comparer) Compare(ctx context.Context, name, parent string, way Way) (_ *Comparison, err error) {
+	if err := CheckID(name); err != nil {
 		return nil, err
 	}
 	if parent != "" {
@@ -75,13 +93,13 @@ func (d *Driver) Compare(ctx context.Context, id, parent string, way Way) (_ *Co
 			return nil, fmt.Errorf("parent: %w", err)
 		}
 	}
-	c := &Comparison{idMap: d.opts.IDMap}
+	c := &Comparison{idMap: cr.idMap}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
 		}
 	}()
-	if c.top, err = d.backend.View(ctx, id); err != nil {
+	if c.top, err = cr.backend.View(ctx, name); err != nil {
 		return nil, err
 	}
 	if parent == "" {
@@ -90,10 +108,10 @@ func (d *Driver) Compare(ctx context.Context, id, parent string, way Way) (_ *Co
 		return c, err
 	}
 
-	if c.base, err = d.backend.View(ctx, parent); err != nil {
+	if c.base, err = cr.backend.View(ctx, parent); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
 	}
-	hints, err := d.hints(ctx, c, way)
+	hints, err := cr.hints(ctx, c, way)
 	if err != nil {
 		return nil, err
 	}
@@ -102,15 +120,15 @@ func (d *Driver) Compare(ctx context.Context, id, parent string, way Way) (_ *Co
 }
 
 // hints asks the backend where to look. It returns nil, and sets c.Reason, where the trees must be walked.
-func (d *Driver) hints(ctx context.Context, c *Comparison, way Way) (*treediff.Hints, error) {
+func (cr *Comparer) hints(ctx context.Context, c *Comparison, way Way) (*treediff.Hints, error) {
 	if way == Walk {
 		c.Reason = "asked"
 		return nil, nil
 	}
-	hints, err := d.backend.Hints(ctx, c.base, c.top)
+	hints, err := cr.backend.Hints(ctx, c.base, c.top)
 	if err == nil {
 		c.Native = true
-		d.stats.native()
+		cr.native()
 		return hints, nil
 	}
 	if !errors.Is(err, treediff.ErrNoHints) {
@@ -121,57 +139,50 @@ func (d *Driver) hints(ctx context.Context, c *Comparison, way Way) (*treediff.H
 		why = &treediff.NoHintsError{Reason: "unknown", Err: err}
 	}
 	c.Reason = why.Reason
-	if d.stats.walked(why) == 1 {
-		d.log.Warn("native diff is not possible, walking both trees instead", "reason", c.Reason, "error", err)
+	if cr.walked(why) == 1 {
+		cr.log.Warn("native diff is not possible, walking both trees instead", "reason", c.Reason, "error", err)
 	}
 	return nil, nil
 }
 
-// CompareStats counts how layers were compared since the driver was made.
+// CompareStats counts how volumes were compared since the Comparer was made.
 type CompareStats struct {
 	Native uint64            // where the filesystem said where to look
 	Walked map[string]uint64 // where it could not, by reason
 }
 
-// compareStats is what CompareStats says, and why the last comparison was not native.
-type compareStats struct {
-	mu     sync.Mutex
-	counts CompareStats
-	last   *treediff.NoHintsError // nil if it was native
+// Stats returns the counts so far.
+func (cr *Comparer) Stats() CompareStats {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	return CompareStats{Native: cr.counts.Native, Walked: maps.Clone(cr.counts.Walked)}
 }
 
-func (s *compareStats) native() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.counts.Native++
-	s.last = nil
+// NotNative says why the last comparison was not native. nil: it was, or there was none.
+func (cr *Comparer) NotNative() error {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	if cr.last == nil {
+		return nil
+	}
+	return cr.last
+}
+
+func (cr *Comparer) native() {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	cr.counts.Native++
+	cr.last = nil
 }
 
 // walked returns how often it was for that reason.
-func (s *compareStats) walked(why *treediff.NoHintsError) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.counts.Walked == nil {
-		s.counts.Walked = make(map[string]uint64)
+func (cr *Comparer) walked(why *treediff.NoHintsError) uint64 {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	if cr.counts.Walked == nil {
+		cr.counts.Walked = make(map[string]uint64)
 	}
-	s.counts.Walked[why.Reason]++
-	s.last = why
-	return s.counts.Walked[why.Reason]
-}
-
-// nativeDiff says whether the filesystem tells where layers differ, by what came of the last time.
-func (s *compareStats) nativeDiff() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.last != nil {
-		return "not used for the last diff: " + s.last.Error()
-	}
-	return "available"
-}
-
-// CompareStats returns the counts so far.
-func (d *Driver) CompareStats() CompareStats {
-	d.stats.mu.Lock()
-	defer d.stats.mu.Unlock()
-	return CompareStats{Native: d.stats.counts.Native, Walked: maps.Clone(d.stats.counts.Walked)}
+	cr.counts.Walked[why.Reason]++
+	cr.last = why
+	return cr.counts.Walked[why.Reason]
 }

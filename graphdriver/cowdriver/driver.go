@@ -1,4 +1,5 @@
-package cowcommon
+// Package cowdriver gives any cowcommon.Backend the API of Docker's graph drivers.
+package cowdriver
 
 import (
 	"context"
@@ -6,15 +7,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strconv"
 	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 	"github.com/moby/sys/user"
-	"github.com/moby/sys/userns"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver"
@@ -35,27 +35,28 @@ type Options struct {
 // moment of a layer even while a container writes to it.
 type Driver struct {
 	name    string
-	backend Backend
+	backend cowcommon.Backend
 	opts    Options
 	log     *slog.Logger
 	ctx     context.Context // of the calls that take none; see WithContext
 
 	// Shared by the drivers that WithContext makes.
-	stats    *compareStats
+	comparer *cowcommon.Comparer
 	applying *sync.Map // ids of layers that are being applied to
 }
 
 var _ graphdriver.DiffGetterDriver = (*Driver)(nil)
 
-// NewDriver makes a Driver called name over backend, which it closes in Cleanup.
-func NewDriver(name string, backend Backend, opts Options) *Driver {
+// New makes a Driver called name over backend, which it closes in Cleanup.
+func New(name string, backend cowcommon.Backend, opts Options) *Driver {
 	log := opts.Logger
 	if log == nil {
 		log = slog.Default()
 	}
+	log = log.With("driver", name)
 	return &Driver{
-		name: name, backend: backend, opts: opts, log: log.With("driver", name), ctx: context.Background(),
-		stats: &compareStats{}, applying: &sync.Map{},
+		name: name, backend: backend, opts: opts, log: log, ctx: context.Background(),
+		comparer: cowcommon.NewComparer(backend, opts.IDMap, log), applying: &sync.Map{},
 	}
 }
 
@@ -71,7 +72,7 @@ func (d *Driver) WithContext(ctx context.Context) *Driver {
 func (d *Driver) String() string { return d.name }
 
 // Backend is what the driver stands on.
-func (d *Driver) Backend() Backend { return d.backend }
+func (d *Driver) Backend() cowcommon.Backend { return d.backend }
 
 // Create makes a layer that is to hold an image layer's content. Without a parent it is empty. It has no
 // limit unless opts names a size. Errors are those of Backend.Create and Clone, and
@@ -92,19 +93,19 @@ func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWri
 	}
 	defer func() { err = d.wrap("create layer", id, err) }()
 
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return err
 	}
 	limit, err := d.opts.Quota.LayerLimit(opts.StorageOpt, readWrite)
 	if err != nil {
 		return err
 	}
-	volume := VolumeOptions{Limit: limit, MountLabel: opts.MountLabel}
+	volume := cowcommon.VolumeOptions{Limit: limit, MountLabel: opts.MountLabel}
 	if parent == "" {
 		volume.UID, volume.GID = d.opts.IDMap.RootPair()
 		return d.backend.Create(d.ctx, id, volume)
 	}
-	if err := CheckID(parent); err != nil {
+	if err := cowcommon.CheckID(parent); err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
 	return d.backend.Clone(d.ctx, id, parent, volume)
@@ -112,7 +113,7 @@ func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWri
 
 // Remove destroys a layer. Removing one that does not exist is not an error.
 func (d *Driver) Remove(id string) error {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return d.wrap("remove layer", id, err)
 	}
 	return d.wrap("remove layer", id, d.backend.Remove(d.ctx, id))
@@ -120,7 +121,7 @@ func (d *Driver) Remove(id string) error {
 
 // Get makes a layer's tree reachable and returns its root. Each Get needs a Put.
 func (d *Driver) Get(id, mountLabel string) (string, error) {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return "", d.wrap("get layer", id, err)
 	}
 	dir, err := d.backend.Mount(d.ctx, id, mountLabel)
@@ -129,7 +130,7 @@ func (d *Driver) Get(id, mountLabel string) (string, error) {
 
 // Put releases one Get. Without a Get it does nothing.
 func (d *Driver) Put(id string) error {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return d.wrap("put layer", id, err)
 	}
 	return d.wrap("put layer", id, d.backend.Unmount(context.WithoutCancel(d.ctx), id))
@@ -137,7 +138,7 @@ func (d *Driver) Put(id string) error {
 
 // Exists reports whether the layer is there.
 func (d *Driver) Exists(id string) bool {
-	if CheckID(id) != nil {
+	if cowcommon.CheckID(id) != nil {
 		return false
 	}
 	_, err := d.backend.Stat(d.ctx, id)
@@ -146,7 +147,11 @@ func (d *Driver) Exists(id string) bool {
 
 // Status describes the driver and its filesystem as they are now.
 func (d *Driver) Status() [][2]string {
-	status := append(d.backend.Status(d.ctx), [2]string{"Native Diff", d.stats.nativeDiff()})
+	nativeDiff := "available"
+	if err := d.comparer.NotNative(); err != nil {
+		nativeDiff = "not used for the last diff: " + err.Error()
+	}
+	status := append(d.backend.Status(d.ctx), [2]string{"Native Diff", nativeDiff})
 	if d.opts.Quota.Size != 0 {
 		status = append(status, [2]string{"Default Size", quota.FormatSize(d.opts.Quota.Size)})
 	}
@@ -156,7 +161,7 @@ func (d *Driver) Status() [][2]string {
 // GetMetadata describes a layer: the backend's own facts about it, and Parent, Sealed, Limit and Usage
 // where they are known, the latter two in bytes.
 func (d *Driver) GetMetadata(id string) (map[string]string, error) {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return nil, d.wrap("describe layer", id, err)
 	}
 	v, err := d.backend.Stat(d.ctx, id)
@@ -207,69 +212,24 @@ func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int
 	return d.ApplyWith(ctx, id, diff, layertar.ApplyOptions{})
 }
 
-// ApplyWith is Apply with options. Which ids, attributes and log there are is up to the driver, whatever opts says.
+// ApplyWith is Apply with options, of which the driver sets IDMap, Xattrs, Empty and Logger.
 func (d *Driver) ApplyWith(ctx context.Context, id string, diff io.Reader, opts layertar.ApplyOptions) (size int64, err error) {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return 0, d.wrap("apply to layer", id, err)
 	}
 	if _, taken := d.applying.LoadOrStore(id, nil); taken {
 		return 0, d.wrap("apply to layer", id, fmt.Errorf("a diff is being applied to it already: %w", errdefs.ErrFailedPrecondition))
 	}
 	defer d.applying.Delete(id)
-	v, err := d.backend.Stat(ctx, id)
-	if err != nil {
-		return 0, d.wrap("apply to layer", id, err)
-	}
-	if v.Sealed {
-		return 0, d.wrap("apply to layer", id, fmt.Errorf("it is sealed, since other layers were made from it: %w", errdefs.ErrFailedPrecondition))
-	}
-	// Holding the layer keeps it from being sealed half-way.
-	dir, err := d.backend.Mount(ctx, id, "")
-	if err != nil {
-		return 0, d.wrap("apply to layer", id, err)
-	}
-	defer func() {
-		err = errors.Join(err, d.wrap("apply to layer", id, d.backend.Unmount(context.WithoutCancel(ctx), id)))
-	}()
-
-	empty, err := isEmpty(dir)
-	if err != nil {
-		return 0, d.wrap("apply to layer", id, err)
-	}
-	opts.IDMap, opts.Xattrs, opts.Empty, opts.Logger = d.opts.IDMap, xattrPolicy(), empty, d.log
-	size, err = layertar.Apply(ctx, dir, diff, opts)
-	if err != nil {
-		return 0, d.wrap("apply to layer", id, err)
-	}
-	return size, d.wrap("apply to layer", id, d.backend.Sync(ctx, id))
-}
-
-// xattrPolicy is to leave out what the filesystem cannot take and, in a user namespace, what the kernel lets nobody set
-// there.
-func xattrPolicy() layertar.XattrPolicy {
-	if userns.RunningInUserNS() {
-		return layertar.BestEffortXattrs
-	}
-	return layertar.SupportedXattrs
-}
-
-func isEmpty(dir string) (bool, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	_, err = f.Readdirnames(1)
-	if errors.Is(err, io.EOF) {
-		return true, nil
-	}
-	return false, err
+	opts.IDMap, opts.Logger = d.opts.IDMap, d.log
+	size, err = cowcommon.Apply(ctx, d.backend, id, diff, opts)
+	return size, d.wrap("apply to layer", id, err)
 }
 
 // Usage says what a layer holds: what the filesystem counts where quotas are on, else the sizes of the
 // files that the layer added or changed, whose cost follows the number of changes.
 func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return quota.Usage{}, d.wrap("usage of layer", id, err)
 	}
 	usage, err := d.backend.Usage(ctx, id)
@@ -286,7 +246,7 @@ func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 
 // SetLimit replaces a layer's limit; 0 bytes removes it. What is counted is the driver's quota scope.
 func (d *Driver) SetLimit(ctx context.Context, id string, bytes uint64) error {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return d.wrap("limit layer", id, err)
 	}
 	limit := quota.Limit{}
@@ -296,8 +256,16 @@ func (d *Driver) SetLimit(ctx context.Context, id string, bytes uint64) error {
 	return d.wrap("limit layer", id, d.backend.SetLimit(ctx, id, limit))
 }
 
+// Compare is cowcommon.Comparer.Compare.
+func (d *Driver) Compare(ctx context.Context, id, parent string, way cowcommon.Way) (*cowcommon.Comparison, error) {
+	return d.comparer.Compare(ctx, id, parent, way)
+}
+
+// CompareStats counts the comparisons since the driver was made.
+func (d *Driver) CompareStats() cowcommon.CompareStats { return d.comparer.Stats() }
+
 func (d *Driver) diffSize(ctx context.Context, id, parent string) (int64, error) {
-	c, err := d.Compare(ctx, id, parent, Auto)
+	c, err := d.Compare(ctx, id, parent, cowcommon.Auto)
 	if err != nil {
 		return 0, err
 	}
@@ -313,7 +281,7 @@ func (d *Driver) DiffSize(id, parent string) (int64, error) {
 
 // Changes lists what a layer changed of parent, sorted by path. With parent "" everything is added.
 func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
-	c, err := d.Compare(d.ctx, id, parent, Auto)
+	c, err := d.Compare(d.ctx, id, parent, cowcommon.Auto)
 	if err != nil {
 		return nil, d.wrap("list changes of layer", id, err)
 	}
@@ -323,7 +291,7 @@ func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
 // Diff writes what a layer changed of parent as an uncompressed tar. Closing the reader early stops it. What went
 // wrong, the release of the layer included, is an error of reading or, if the reader has not come to it, of Close.
 func (d *Driver) Diff(id, parent string) (io.ReadCloser, error) {
-	c, err := d.Compare(d.ctx, id, parent, Auto)
+	c, err := d.Compare(d.ctx, id, parent, cowcommon.Auto)
 	if err != nil {
 		return nil, d.wrap("diff layer", id, err)
 	}
@@ -334,7 +302,7 @@ func (d *Driver) Diff(id, parent string) (io.ReadCloser, error) {
 
 // DiffGetter gives access to the files of a layer as they are now, by the names that Diff gives them.
 func (d *Driver) DiffGetter(id string) (graphdriver.FileGetCloser, error) {
-	if err := CheckID(id); err != nil {
+	if err := cowcommon.CheckID(id); err != nil {
 		return nil, d.wrap("read files of layer", id, err)
 	}
 	view, err := d.backend.View(d.ctx, id)
@@ -352,5 +320,5 @@ func (d *Driver) wrap(operation, id string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %s %s: %w", d.name, operation, strconv.Quote(id), asReadOnly(err))
+	return fmt.Errorf("%s: %s %s: %w", d.name, operation, strconv.Quote(id), cowcommon.AsReadOnly(err))
 }

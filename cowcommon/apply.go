@@ -1,0 +1,64 @@
+package cowcommon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/userns"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+)
+
+// Apply extracts an uncompressed layer tar into a volume and returns the sum of the sizes of its files. When it returns
+// without an error, all of it survives a power cut. An error leaves the volume part-filled. Of opts it sets Xattrs and
+// Empty. errdefs.ErrFailedPrecondition: the volume is sealed.
+func Apply(ctx context.Context, backend Backend, name string, tar io.Reader, opts layertar.ApplyOptions) (size int64, err error) {
+	v, err := backend.Stat(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	if v.Sealed {
+		return 0, fmt.Errorf("it is sealed, since other layers were made from it: %w", errdefs.ErrFailedPrecondition)
+	}
+	// Holding the volume keeps it from being sealed half-way.
+	dir, err := backend.Mount(ctx, name, "")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, backend.Unmount(context.WithoutCancel(ctx), name)) }()
+	if opts.Empty, err = isEmpty(dir); err != nil {
+		return 0, err
+	}
+	opts.Xattrs = xattrPolicy()
+	size, err = layertar.Apply(ctx, dir, tar, opts)
+	if err != nil {
+		return 0, err
+	}
+	return size, backend.Sync(ctx, name)
+}
+
+// xattrPolicy is to leave out what the filesystem cannot take and, in a user namespace, what the kernel lets nobody set
+// there.
+func xattrPolicy() layertar.XattrPolicy {
+	if userns.RunningInUserNS() {
+		return layertar.BestEffortXattrs
+	}
+	return layertar.SupportedXattrs
+}
+
+func isEmpty(dir string) (bool, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, err = f.Readdirnames(1)
+	if errors.Is(err, io.EOF) {
+		return true, nil
+	}
+	return false, err
+}
