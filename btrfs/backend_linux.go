@@ -55,7 +55,16 @@ type Backend struct {
 	closeErr  error
 }
 
-var _ cowcommon.Backend = (*Backend)(nil)
+var _ interface {
+	cowcommon.Backend
+	cowcommon.Sealer
+	cowcommon.Renamer
+	cowcommon.SpecMounter
+	cowcommon.Hinter
+	cowcommon.Limiter
+	cowcommon.Streamer
+	cowcommon.Keeper
+} = (*Backend)(nil)
 
 // Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the
 // layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,

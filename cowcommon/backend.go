@@ -4,12 +4,9 @@ package cowcommon
 
 import (
 	"context"
-	"io"
 	"iter"
 	"time"
 
-	"github.com/cowshed/cowshed/cowcommon/layertar"
-	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -32,18 +29,15 @@ import (
 // Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound,
 // ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed),
 // ErrNotImplemented (this filesystem or kernel cannot).
+//
+// What only some filesystems can do are interfaces of their own: Sealer, Renamer, SpecMounter, Hinter, Limiter, Streamer
+// and Keeper. As finds them.
 type Backend interface {
 	// Create makes an empty writable volume. Its root directory is 0755 and owned by opts.UID and GID.
 	Create(ctx context.Context, name string, opts VolumeOptions) error
 	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted. If it fails, source
 	// is as it was, unless another call came to depend on the seal meanwhile.
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
-	// Seal makes a volume that is not in use read-only for good, and what it holds survive a power cut. Of a sealed
-	// one it changes nothing, mounted or not. ErrFailedPrecondition: it is in use, and was not changed.
-	Seal(ctx context.Context, name string) error
-	// Rename gives a volume that is neither in use nor in view another name. ErrAlreadyExists: the name is taken, and
-	// nothing was changed.
-	Rename(ctx context.Context, name, to string) error
 	// Remove destroys a volume and whatever was made inside it, on a full filesystem too. Removing an absent one is not
 	// an error. If it fails, the volume is as it was, or it is gone and the error is about what is left of it where
 	// nobody finds it.
@@ -57,33 +51,15 @@ type Backend interface {
 	// Unmount releases one Mount. Without a matching Mount it does nothing.
 	Unmount(ctx context.Context, name string) error
 
-	// MountSpec says how others can mount a volume, without this process's help. Such mounts are not counted, but
-	// keep the volume from being sealed and removed as any other.
-	MountSpec(ctx context.Context, name string, readOnly bool) (MountSpec, error)
-
 	// View opens the tree of a volume read-only, frozen at this moment. The caller closes it.
 	View(ctx context.Context, name string) (View, error)
-	// Hints says where two views of this backend may differ, top being the later one.
-	// ErrNoHints (a *treediff.NoHintsError with the reason): it cannot be said, walk both.
-	Hints(ctx context.Context, base, top View) (*treediff.Hints, error)
 
 	// Stat describes one volume.
 	Stat(ctx context.Context, name string) (Volume, error)
 	// Volumes lists all volumes in no particular order. Parents are given where they are known.
 	Volumes(ctx context.Context) iter.Seq2[Volume, error]
-	// Usage says what a volume holds. Its cost does not depend on what the volume holds.
-	// ErrNotImplemented: quotas are off, so the filesystem does not keep count.
-	Usage(ctx context.Context, name string) (quota.Usage, error)
-	// SetLimit replaces a volume's limit; the zero Limit removes it.
-	SetLimit(ctx context.Context, name string, limit quota.Limit) error
 	// Sync makes everything written to a volume so far survive a power cut.
 	Sync(ctx context.Context, name string) error
-
-	// Send writes the native stream of top, incremental from base unless base is nil.
-	Send(ctx context.Context, w io.Writer, base, top View) error
-	// Receive makes a volume from a native stream. source names the volume that an incremental stream
-	// builds on, which is in use for as long, or is "".
-	Receive(ctx context.Context, name, source string, r io.Reader) error
 
 	// Status describes the backend and its filesystem as they are now, for people.
 	Status(ctx context.Context) [][2]string
@@ -95,40 +71,7 @@ type Backend interface {
 type View interface {
 	// Dir is the absolute path of the root of the tree.
 	Dir() string
-	// Live is the volume's own tree, for faster reading of what has not changed since, or nil.
-	Live() *layertar.Live
 	// Close releases the view. Closing twice does nothing.
-	Close() error
-}
-
-// MountSpec is how a volume is mounted with mount(2). The last element of Source, up to an "@", or of an option
-// subvol= is the volume's name.
-type MountSpec struct {
-	Type    string
-	Source  string
-	Options []string // without "ro" and "rw"
-}
-
-// MountSpecChecker is a Backend whose home may have a path that no MountSpec can express.
-type MountSpecChecker interface {
-	// CheckMountSpec reports whether there can be a MountSpec of volumes in this home. ErrFailedPrecondition: no.
-	CheckMountSpec() error
-}
-
-// Keeper is a Backend that can make a volume again what it was.
-type Keeper interface {
-	// Keep notes what a volume that is not sealed holds at this moment, in use or not. It costs no more than a Clone.
-	// Until the Kept is closed, Remove may fail with ErrFailedPrecondition. ErrNotImplemented: of this volume it cannot.
-	Keep(ctx context.Context, name string) (Kept, error)
-}
-
-// Kept is what a volume was. A crash forgets it.
-type Kept interface {
-	// Restore makes the volume what it was, in one step, with the limit that it had, and so that it survives a power
-	// cut. It may have no Parent afterwards, and comparing it then takes a walk of both trees.
-	// ErrFailedPrecondition: it is in use, and was not changed. ErrNotFound: it was removed.
-	Restore(ctx context.Context) error
-	// Close forgets what the volume was.
 	Close() error
 }
 

@@ -50,7 +50,7 @@ func (c *Comparison) BaseDir() string {
 
 // WriteTar writes the changes as an uncompressed layer tar. epoch is SOURCE_DATE_EPOCH or nil.
 func (c *Comparison) WriteTar(ctx context.Context, w io.Writer, epoch *time.Time) error {
-	opts := layertar.WriteOptions{IDMap: c.idMap, Epoch: epoch, Live: c.top.Live()}
+	opts := layertar.WriteOptions{IDMap: c.idMap, Epoch: epoch, Live: liveOf(c.top)}
 	return layertar.Write(ctx, w, c.top.Dir(), c.Changes, opts)
 }
 
@@ -125,7 +125,7 @@ func (cr *Comparer) hints(ctx context.Context, c *Comparison, way Way) (*treedif
 		c.Reason = "asked"
 		return nil, nil
 	}
-	hints, err := cr.backend.Hints(ctx, c.base, c.top)
+	hints, err := Hints(ctx, cr.backend, c.base, c.top)
 	if err == nil {
 		c.Native = true
 		cr.native()

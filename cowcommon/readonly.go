@@ -42,6 +42,9 @@ type readOnlyBackend struct {
 	err error
 }
 
+// Unwrap gives what only reads.
+func (b *readOnlyBackend) Unwrap() Backend { return b.Backend }
+
 func (b *readOnlyBackend) refuse(operation, name string) error {
 	return fmt.Errorf("%s %s: %w", operation, name, b.err)
 }
@@ -64,11 +67,23 @@ func (b *readOnlyBackend) Remove(_ context.Context, name string) error {
 	return b.refuse("remove", name)
 }
 
+func (b *readOnlyBackend) Usage(ctx context.Context, name string) (quota.Usage, error) {
+	return Usage(ctx, b.Backend, name)
+}
+
 func (b *readOnlyBackend) SetLimit(_ context.Context, name string, _ quota.Limit) error {
 	return b.refuse("limit", name)
 }
 
 func (b *readOnlyBackend) Sync(_ context.Context, name string) error { return b.refuse("sync", name) }
+
+func (b *readOnlyBackend) Send(ctx context.Context, w io.Writer, base, top View) error {
+	return Send(ctx, b.Backend, w, base, top)
+}
+
+func (b *readOnlyBackend) Keep(_ context.Context, name string) (Kept, error) {
+	return nil, b.refuse("keep", name)
+}
 
 func (b *readOnlyBackend) Receive(_ context.Context, name, _ string, _ io.Reader) error {
 	return b.refuse("receive", name)

@@ -18,12 +18,13 @@ func TestReadOnly(t *testing.T) {
 	for name, err := range map[string]error{
 		"create":  b.Create(t.Context(), "a", VolumeOptions{}),
 		"clone":   b.Clone(t.Context(), "a", "b", VolumeOptions{}),
-		"seal":    b.Seal(t.Context(), "a"),
-		"rename":  b.Rename(t.Context(), "a", "b"),
+		"seal":    Seal(t.Context(), b, "a"),
+		"rename":  Rename(t.Context(), b, "a", "b"),
 		"remove":  b.Remove(t.Context(), "a"),
-		"limit":   b.SetLimit(t.Context(), "a", quota.Limit{}),
+		"limit":   SetLimit(t.Context(), b, "a", quota.Limit{}),
 		"sync":    b.Sync(t.Context(), "a"),
-		"receive": b.Receive(t.Context(), "a", "", nil),
+		"keep":    second(Keep(t.Context(), b, "a")),
+		"receive": Receive(t.Context(), b, "a", "", nil),
 	} {
 		require.ErrorIs(t, err, ErrReadOnly)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -44,3 +45,5 @@ func TestAsReadOnly(t *testing.T) {
 	assert.Equal(t, other, AsReadOnly(other))
 	assert.NoError(t, AsReadOnly(nil))
 }
+
+func second[T any](_ T, err error) error { return err }

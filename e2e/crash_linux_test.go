@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -87,7 +88,7 @@ func operations(s system) []operation {
 		{"remove", func(d *cowdriver.Driver) error { return d.Remove("child") }, gone("child")},
 		{"remove nested", func(d *cowdriver.Driver) error { return d.Remove("nested") }, gone("nested")},
 		{"rename", func(d *cowdriver.Driver) error {
-			return d.Backend().Rename(context.Background(), "child", "renamed")
+			return cowcommon.Rename(context.Background(), d.Backend(), "child", "renamed")
 		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			assert.NotEqual(t, d.Exists("child"), d.Exists("renamed"), "either name")
 			if acknowledged {

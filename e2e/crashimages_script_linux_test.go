@@ -163,18 +163,20 @@ func layerSteps(s system, round int) []step {
 	setLimit := step{
 		name: "limit " + top, commits: true,
 		run: func(ctx context.Context, h *host) error {
-			return h.d.Backend().SetLimit(ctx, top, quota.Limit{Bytes: lower})
+			return cowcommon.SetLimit(ctx, h.d.Backend(), top, quota.Limit{Bytes: lower})
 		},
 		after: func(k kept) { k.change(top, func(v *keptVolume) { v.limit = lower }) },
 	}
 	rename := step{
 		name: "rename " + id("old"), commits: true,
-		run:   func(ctx context.Context, h *host) error { return h.d.Backend().Rename(ctx, id("old"), id("renamed")) },
+		run: func(ctx context.Context, h *host) error {
+			return cowcommon.Rename(ctx, h.d.Backend(), id("old"), id("renamed"))
+		},
 		after: func(k kept) { k.volumes[id("renamed")] = k.volumes[id("old")]; delete(k.volumes, id("old")) },
 	}
 	seal := step{
 		name: "seal " + live, commits: true,
-		run:   func(ctx context.Context, h *host) error { return h.d.Backend().Seal(ctx, live) },
+		run:   func(ctx context.Context, h *host) error { return cowcommon.Seal(ctx, h.d.Backend(), live) },
 		after: func(k kept) { k.change(live, func(v *keptVolume) { v.sealed = true }) },
 	}
 	receive := func(name, source, from, to string, files tree) step {
@@ -383,10 +385,10 @@ func (h *host) copyVolume(ctx context.Context, from, to, source, name string) (e
 	}
 	defer func() { err = errors.Join(err, top.Close()) }()
 	var stream bytes.Buffer
-	if err := b.Send(ctx, &stream, base, top); err != nil {
+	if err := cowcommon.Send(ctx, b, &stream, base, top); err != nil {
 		return err
 	}
-	return b.Receive(ctx, name, source, &stream)
+	return cowcommon.Receive(ctx, b, name, source, &stream)
 }
 
 // makeVolume makes a subvolume in a layer.

@@ -93,7 +93,7 @@ func faultOperations(s system) []faultOperation {
 		},
 		{
 			name: "seal",
-			run:  func(ctx context.Context, d *cowdriver.Driver) error { return d.Backend().Seal(ctx, "child") },
+			run:  func(ctx context.Context, d *cowdriver.Driver) error { return cowcommon.Seal(ctx, d.Backend(), "child") },
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "child", "base", true, 0), hasContent(d, "child"))
 			},
@@ -101,7 +101,7 @@ func faultOperations(s system) []faultOperation {
 		{
 			name: "rename",
 			run: func(ctx context.Context, d *cowdriver.Driver) error {
-				return d.Backend().Rename(ctx, "child", "renamed")
+				return cowcommon.Rename(ctx, d.Backend(), "child", "renamed")
 			},
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isGone(ctx, d, "child"), isThere(ctx, d, "renamed", "base", false, 0), hasContent(d, "renamed"))
@@ -199,7 +199,7 @@ func faultOperations(s system) []faultOperation {
 					return err
 				}
 				var out bytes.Buffer
-				return errors.Join(d.Backend().Send(ctx, &out, nil, view), view.Close())
+				return errors.Join(cowcommon.Send(ctx, d.Backend(), &out, nil, view), view.Close())
 			},
 			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 			broken: viewLeft,
@@ -211,10 +211,10 @@ func faultOperations(s system) []faultOperation {
 				if err != nil {
 					return err
 				}
-				return errors.Join(d.Backend().Send(ctx, &stream, nil, view), view.Close())
+				return errors.Join(cowcommon.Send(ctx, d.Backend(), &stream, nil, view), view.Close())
 			},
 			run: func(ctx context.Context, d *cowdriver.Driver) error {
-				return d.Backend().Receive(ctx, "new", "", bytes.NewReader(stream.Bytes()))
+				return cowcommon.Receive(ctx, d.Backend(), "new", "", bytes.NewReader(stream.Bytes()))
 			},
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "new", "", true, 0), hasContent(d, "new"))

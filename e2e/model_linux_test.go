@@ -404,7 +404,7 @@ func (c *modelClient) seal() {
 	c.mu.Lock()
 	name, use, sealed := v.name, v.use(), v.mayBe
 	c.mu.Unlock()
-	err := c.backend.Seal(c.t.Context(), name)
+	err := cowcommon.Seal(c.t.Context(), c.backend, name)
 	c.mu.Lock()
 	if err == nil {
 		if use.lasted(v) && !sealed && !v.mayBe {
@@ -446,7 +446,7 @@ func (c *modelClient) takeAway(what string, ctx context.Context, to string) {
 	if to == "" {
 		err = c.backend.Remove(ctx, name)
 	} else {
-		err = c.backend.Rename(ctx, name, to)
+		err = cowcommon.Rename(ctx, c.backend, name, to)
 	}
 	c.mu.Lock()
 	v.going--
@@ -471,7 +471,7 @@ func (c *modelClient) takeAway(what string, ctx context.Context, to string) {
 func (c *modelClient) setLimit() {
 	if v := c.pick(); v != nil {
 		limit := quota.Limit{Bytes: uint64(c.rand.IntN(2)) << 30}
-		c.expect("limit", v, c.backend.SetLimit(c.t.Context(), v.name, limit))
+		c.expect("limit", v, cowcommon.SetLimit(c.t.Context(), c.backend, v.name, limit))
 	}
 }
 
@@ -484,7 +484,7 @@ func (c *modelClient) stat() {
 
 func (c *modelClient) usage() {
 	if v := c.pick(); v != nil {
-		_, err := c.backend.Usage(c.t.Context(), v.name)
+		_, err := cowcommon.Usage(c.t.Context(), c.backend, v.name)
 		c.expect("usage", v, err, errdefs.ErrNotImplemented)
 	}
 }

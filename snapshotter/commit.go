@@ -97,7 +97,7 @@ func (s *Snapshotter) checkCommit(ctx context.Context, name, key, parent string)
 
 // seal seals a volume and measures it. It returns the volume that is sealed: the copy, if the volume is in use.
 func (s *Snapshotter) seal(ctx context.Context, volume, copied string) (sealed string, usage snapshots.Usage, err error) {
-	err = s.backend.Seal(ctx, volume)
+	err = cowcommon.Seal(ctx, s.backend, volume)
 	if err == nil {
 		return volume, s.measureOnce(ctx, volume), nil
 	}
@@ -122,7 +122,7 @@ func (s *Snapshotter) seal(ctx context.Context, volume, copied string) (sealed s
 	if v.Sealed { // whoever used it has ended in time for Clone to seal it
 		return volume, usage, s.discardCopy(ctx, copied)
 	}
-	return copied, usage, s.backend.Seal(ctx, copied)
+	return copied, usage, cowcommon.Seal(ctx, s.backend, copied)
 }
 
 // recordCopy writes down that a volume is about to be made that no snapshot names yet.

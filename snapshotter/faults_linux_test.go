@@ -24,6 +24,15 @@ type faultyBackend struct {
 	after bool
 }
 
+var (
+	_ cowcommon.Sealer      = (*faultyBackend)(nil)
+	_ cowcommon.SpecMounter = (*faultyBackend)(nil)
+	_ cowcommon.Limiter     = (*faultyBackend)(nil)
+	_ cowcommon.Keeper      = (*faultyBackend)(nil)
+)
+
+func (b *faultyBackend) Unwrap() cowcommon.Backend { return b.Backend }
+
 func (b *faultyBackend) arm(n int, after bool) { b.after = after; b.left.Store(int64(n)) }
 
 // disarm reports whether the fault has come.
@@ -49,13 +58,19 @@ func (b *faultyBackend) Clone(ctx context.Context, name, source string, opts cow
 }
 
 func (b *faultyBackend) Seal(ctx context.Context, name string) error {
-	return b.call(func() error { return b.Backend.Seal(ctx, name) })
+	return b.call(func() error { return cowcommon.Seal(ctx, b.Backend, name) })
 }
 
 func (b *faultyBackend) MountSpec(ctx context.Context, name string, readOnly bool) (spec cowcommon.MountSpec, err error) {
-	err = b.call(func() error { spec, err = b.Backend.MountSpec(ctx, name, readOnly); return err })
+	mounter, ok := cowcommon.As[cowcommon.SpecMounter](b.Backend)
+	if !ok {
+		return spec, errdefs.ErrNotImplemented
+	}
+	err = b.call(func() error { spec, err = mounter.MountSpec(ctx, name, readOnly); return err })
 	return spec, err
 }
+
+func (b *faultyBackend) CheckMountSpec() error { return nil }
 
 func (b *faultyBackend) Remove(ctx context.Context, name string) error {
 	return b.call(func() error { return b.Backend.Remove(ctx, name) })
@@ -71,12 +86,8 @@ func (b *faultyBackend) Stat(ctx context.Context, name string) (v cowcommon.Volu
 }
 
 func (b *faultyBackend) Keep(ctx context.Context, name string) (kept cowcommon.Kept, err error) {
-	keeper, ok := b.Backend.(cowcommon.Keeper)
-	if !ok {
-		return nil, errdefs.ErrNotImplemented
-	}
 	err = b.call(func() error {
-		kept, err = keeper.Keep(ctx, name)
+		kept, err = cowcommon.Keep(ctx, b.Backend, name)
 		return err
 	})
 	if err != nil && kept != nil { // that of an error is the callee's to close
@@ -95,8 +106,12 @@ func (k faultyKept) Restore(ctx context.Context) error {
 }
 
 func (b *faultyBackend) Usage(ctx context.Context, name string) (u quota.Usage, err error) {
-	err = b.call(func() error { u, err = b.Backend.Usage(ctx, name); return err })
+	err = b.call(func() error { u, err = cowcommon.Usage(ctx, b.Backend, name); return err })
 	return u, err
+}
+
+func (b *faultyBackend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
+	return cowcommon.SetLimit(ctx, b.Backend, name, limit)
 }
 
 // TestFaults lets each call of the backend in each operation fail. An operation that fails has changed nothing that

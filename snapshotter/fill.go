@@ -34,11 +34,9 @@ func (s *Snapshotter) fill(ctx context.Context, volume string) (_ *filling, err 
 		return nil, err
 	}
 	f := &filling{s: s, volume: volume, release: release}
-	if keeper, ok := s.backend.(cowcommon.Keeper); ok {
-		f.before, err = keeper.Keep(ctx, volume)
-		if errdefs.IsNotImplemented(err) {
-			f.before, err = nil, nil
-		}
+	f.before, err = cowcommon.Keep(ctx, s.backend, volume)
+	if errdefs.IsNotImplemented(err) {
+		f.before, err = nil, nil
 	}
 	return f, err
 }

@@ -307,6 +307,8 @@ type stoppingBackend struct {
 	stop func()
 }
 
+func (b *stoppingBackend) Unwrap() cowcommon.Backend { return b.Backend }
+
 func (b *stoppingBackend) Sync(ctx context.Context, name string) error {
 	b.stop()
 	return b.Backend.Sync(ctx, name)

@@ -97,7 +97,7 @@ func TestFrozenOnFullFilesystem(t *testing.T) {
 	h.prepare("removed", "image")
 	h.prepare("kept", "image")
 	for _, key := range []string{"removed", "kept"} {
-		require.NoError(t, h.backend.Seal(ctx, h.volume(key)))
+		require.NoError(t, cowcommon.Seal(ctx, h.backend, h.volume(key)))
 	}
 	testfs.Fill(t, h.mnt, testfs.Data, 100)
 	testfs.Fill(t, h.mnt, testfs.Metadata, 100)

@@ -148,7 +148,7 @@ func (s *Snapshotter) usageOfCommitted(ctx context.Context, r record) (snapshots
 
 // measure asks the filesystem what a volume holds. errdefs.ErrNotImplemented: it does not keep count.
 func (s *Snapshotter) measure(ctx context.Context, volume string) (snapshots.Usage, error) {
-	usage, err := s.backend.Usage(ctx, volume)
+	usage, err := cowcommon.Usage(ctx, s.backend, volume)
 	return snapshots.Usage{Size: int64(usage.Bytes)}, err
 }
 

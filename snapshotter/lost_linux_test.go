@@ -181,9 +181,9 @@ func TestRolledBackVolumes(t *testing.T) {
 	h.prepare("other", "image", label("name", "value"))
 	h.commit("missing", "other")
 	volume, hidden := h.volume("missing"), "hidden"
-	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, b.Rename(ctx, volume, hidden)) }))
+	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, cowcommon.Rename(ctx, b, volume, hidden)) }))
 	assert.Equal(t, []string{"image", "kept"}, h.keys())
-	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, b.Rename(ctx, hidden, volume)) }))
+	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, cowcommon.Rename(ctx, b, hidden, volume)) }))
 	require.Len(t, h.Lost(), 1)
 	assert.Equal(t, "missing", h.Lost()[0].Key)
 	require.NoError(t, h.Restore(ctx, volume, ""))

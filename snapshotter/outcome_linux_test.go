@@ -25,6 +25,8 @@ type hookedBackend struct {
 	beforeClone func()
 }
 
+func (b *hookedBackend) Unwrap() cowcommon.Backend { return b.Backend }
+
 func (b *hookedBackend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	if b.beforeClone != nil {
 		b.beforeClone()
@@ -243,7 +245,7 @@ func TestCommitWhileCommitFails(t *testing.T) {
 	committed := make(chan error, 1)
 	go func() { committed <- h.Commit(ctx, "image", "active") }()
 	time.Sleep(50 * time.Millisecond)
-	require.NoError(t, h.backend.Seal(ctx, volume))
+	require.NoError(t, cowcommon.Seal(ctx, h.backend, volume))
 	v, err := h.backend.Stat(ctx, volume)
 	require.NoError(t, err)
 	require.NoError(t, h.thaw(ctx, "active", v))

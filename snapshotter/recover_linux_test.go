@@ -116,7 +116,7 @@ func TestRecoverUnfinished(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h.prepare("frozen", "image")
 			h.write("frozen", "content", []byte("text"))
-			require.NoError(t, h.backend.Seal(ctx, h.volume("frozen")))
+			require.NoError(t, cowcommon.Seal(ctx, h.backend, h.volume("frozen")))
 			crash(t, "frozen", h.volume("frozen"))
 			require.NoError(t, h.crash())
 			assert.Empty(t, h.Lost())
@@ -147,7 +147,7 @@ func testRecoverInterruptedCommit(t *testing.T, fs filesystem) *host {
 	h.prepare("active", "")
 	h.write("active", "file", []byte("content"))
 	volume := h.volume("active")
-	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, b.Seal(t.Context(), volume)) }))
+	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, cowcommon.Seal(t.Context(), b, volume)) }))
 	assert.NotEqual(t, volume, h.volume("active"), "a sealed volume cannot be made writable")
 	assert.Equal(t, "content", h.content("active", "file"))
 	h.write("active", "more", nil)
@@ -227,7 +227,7 @@ func TestDestroyedComesBack(t *testing.T) {
 	_, err := h.Update(ctx, snapshots.Info{Name: "image", Labels: map[string]string{"any": "change"}})
 	require.NoError(t, err)
 	require.NoError(t, h.crash())
-	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, b.Rename(ctx, hidden, volume)) }))
+	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, cowcommon.Rename(ctx, b, hidden, volume)) }))
 	assert.Empty(t, h.Lost())
 	assert.NotContains(t, h.volumes(), volume)
 

@@ -81,6 +81,7 @@ type Options struct {
 type Snapshotter struct {
 	root     string
 	backend  cowcommon.Backend
+	mounter  cowcommon.SpecMounter // the same, or nil
 	comparer *cowcommon.Comparer
 	meta     *storage.MetaStore
 	space    boltfile.Space
@@ -121,12 +122,13 @@ var (
 // Repair. errdefs.ErrFailedPrecondition: none of the volumes that the metadata names is there, so that this is hardly
 // the backend that belongs to it.
 func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
-	if c, ok := backend.(cowcommon.MountSpecChecker); ok { // who cannot tell how to mount can serve nobody
-		if err := c.CheckMountSpec(); err != nil {
-			return nil, openError(root, err)
-		}
-	}
 	s := newSnapshotter(root, backend, opts)
+	if s.mounter == nil {
+		return nil, openError(root, fmt.Errorf("others cannot mount volumes of a %T: %w", backend, errdefs.ErrNotImplemented))
+	}
+	if err := s.mounter.CheckMountSpec(); err != nil {
+		return nil, openError(root, err)
+	}
 	if err := s.openAll(context.Background()); err != nil {
 		return nil, openError(root, err)
 	}
@@ -147,6 +149,7 @@ func newSnapshotter(root string, backend cowcommon.Backend, opts Options) *Snaps
 	if s.log == nil {
 		s.log = slog.Default()
 	}
+	s.mounter, _ = cowcommon.As[cowcommon.SpecMounter](backend)
 	s.comparer = cowcommon.NewComparer(backend, user.IdentityMapping{}, s.log)
 	return s
 }

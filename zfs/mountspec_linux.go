@@ -20,3 +20,6 @@ func (b *Backend) MountSpec(ctx context.Context, name string, readOnly bool) (co
 	}
 	return cowcommon.MountSpec{Type: "zfs", Source: source}, nil
 }
+
+// CheckMountSpec always succeeds: datasets are mounted by name.
+func (b *Backend) CheckMountSpec() error { return nil }

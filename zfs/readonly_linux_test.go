@@ -89,7 +89,7 @@ func assertReads(t *testing.T, home string) {
 		_, err = d.Usage(t.Context(), layer)
 		require.NoError(t, err)
 		require.ErrorIs(t, d.Remove(layer), cowcommon.ErrReadOnly)
-		require.ErrorIs(t, d.Backend().SetLimit(t.Context(), layer, quota.Limit{}), cowcommon.ErrReadOnly)
+		require.ErrorIs(t, cowcommon.SetLimit(t.Context(), d.Backend(), layer, quota.Limit{}), cowcommon.ErrReadOnly)
 	}
 	err = d.Create("new", "mid", nil)
 	require.ErrorIs(t, err, cowcommon.ErrReadOnly)

@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
 // view is one use of a mounted snapshot. Views of a sealed volume share the mount of the snapshot that seals it: OpenZFS
-// lets mounts and unmounts of one snapshot at once get in each other's way.
+// lets mounts and unmounts of one snapshot at once get in each other's way. It is no cowcommon.LiveView: OpenZFS caches
+// blocks, which snapshots share.
 type view struct {
 	b        *Backend
 	volume   string
@@ -174,9 +174,6 @@ func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, inherit
 
 // Dir is the absolute path of the view's root.
 func (v *view) Dir() string { return v.dir }
-
-// Live is nil: OpenZFS caches blocks, which a snapshot shares.
-func (v *view) Live() *layertar.Live { return nil }
 
 // Close ends this use of the snapshot. After the last it is unmounted, and destroyed if it was taken for a view.
 func (v *view) Close() error {

@@ -352,7 +352,7 @@ func tryHints(ctx context.Context, backend cowcommon.Backend, v cowcommon.Volume
 		return err
 	}
 	defer func() { err = errors.Join(err, base.Close()) }()
-	_, err = backend.Hints(ctx, base, top)
+	_, err = cowcommon.Hints(ctx, backend, base, top)
 	return err
 }
 

@@ -137,7 +137,7 @@ func (s *store) describe(ctx context.Context, v cowcommon.Volume) (layerInfo, er
 	if v.Limit.Bytes != 0 {
 		l.LimitScope = v.Limit.Scope.String()
 	}
-	usage, err := s.driver.Backend().Usage(ctx, v.Name)
+	usage, err := cowcommon.Usage(ctx, s.driver.Backend(), v.Name)
 	switch {
 	case err == nil:
 		l.Usage = &usage.Bytes

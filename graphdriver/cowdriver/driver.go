@@ -180,7 +180,7 @@ func (d *Driver) GetMetadata(id string) (map[string]string, error) {
 		metadata["Limit"] = strconv.FormatUint(v.Limit.Bytes, 10)
 		metadata["LimitScope"] = v.Limit.Scope.String()
 	}
-	switch usage, err := d.backend.Usage(d.ctx, id); {
+	switch usage, err := cowcommon.Usage(d.ctx, d.backend, id); {
 	case err == nil:
 		metadata["Usage"] = strconv.FormatUint(usage.Bytes, 10)
 	case !errdefs.IsNotImplemented(err):
@@ -232,7 +232,7 @@ func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 	if err := cowcommon.CheckID(id); err != nil {
 		return quota.Usage{}, d.wrap("usage of layer", id, err)
 	}
-	usage, err := d.backend.Usage(ctx, id)
+	usage, err := cowcommon.Usage(ctx, d.backend, id)
 	if err == nil || !errdefs.IsNotImplemented(err) {
 		return usage, d.wrap("usage of layer", id, err)
 	}
@@ -253,7 +253,7 @@ func (d *Driver) SetLimit(ctx context.Context, id string, bytes uint64) error {
 	if bytes != 0 {
 		limit = quota.Limit{Bytes: bytes, Scope: d.opts.Quota.Scope}
 	}
-	return d.wrap("limit layer", id, d.backend.SetLimit(ctx, id, limit))
+	return d.wrap("limit layer", id, cowcommon.SetLimit(ctx, d.backend, id, limit))
 }
 
 // Compare is cowcommon.Comparer.Compare.

@@ -42,6 +42,13 @@ type observed struct {
 	unmarked []string
 }
 
+var (
+	_ cowcommon.Limiter = (*observed)(nil)
+	_ cowcommon.Hinter  = (*observed)(nil)
+)
+
+func (o *observed) Unwrap() cowcommon.Backend { return o.Backend }
+
 type markKey struct{}
 
 func (o *observed) note(ctx context.Context, method string) {
@@ -87,7 +94,12 @@ func (o *observed) Stat(ctx context.Context, name string) (cowcommon.Volume, err
 
 func (o *observed) Usage(ctx context.Context, name string) (quota.Usage, error) {
 	o.note(ctx, "Usage")
-	return o.Backend.Usage(ctx, name)
+	return cowcommon.Usage(ctx, o.Backend, name)
+}
+
+func (o *observed) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
+	o.note(ctx, "SetLimit")
+	return cowcommon.SetLimit(ctx, o.Backend, name, limit)
 }
 
 func (o *observed) Sync(ctx context.Context, name string) error {
@@ -105,7 +117,7 @@ func (o *observed) Hints(ctx context.Context, base, top cowcommon.View) (*treedi
 	if o.failHints {
 		return nil, errHints
 	}
-	return o.Backend.Hints(ctx, base, top)
+	return cowcommon.Hints(ctx, o.Backend, base, top)
 }
 
 func (o *observed) View(ctx context.Context, name string) (cowcommon.View, error) {

@@ -182,7 +182,7 @@ func countFull(ctx context.Context, b cowcommon.Backend, volumes []cowcommon.Vol
 	defer cancel()
 	full := 0
 	for _, v := range volumes {
-		usage, err := b.Usage(ctx, v.Name)
+		usage, err := cowcommon.Usage(ctx, b, v.Name)
 		if ctx.Err() != nil {
 			return -1
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/vbatts/tar-split/tar/storage"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
@@ -360,7 +361,7 @@ func (im *importer) rename(ctx context.Context, f *filled, id string) error {
 	if f.inexact != nil {
 		im.store.log.Warn("the layer will not be exported byte for byte, but with another digest", "layer", id, "digest", f.diffID, "reason", f.inexact)
 	}
-	err := im.store.driver.Backend().Rename(ctx, f.name, id)
+	err := cowcommon.Rename(ctx, im.store.driver.Backend(), f.name, id)
 	switch {
 	case err == nil:
 		im.done.Made = append(im.done.Made, id)

@@ -1,0 +1,187 @@
+package cowcommon
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Unwrapper is a Backend around another, which may have more of the optional interfaces.
+type Unwrapper interface {
+	Unwrap() Backend
+}
+
+// As returns the outermost of backend and those that it is around that implements the optional interface T.
+func As[T any](backend Backend) (found T, ok bool) {
+	for {
+		if found, ok = backend.(T); ok {
+			return found, true
+		}
+		wrapper, is := backend.(Unwrapper)
+		if !is {
+			return found, false
+		}
+		backend = wrapper.Unwrap()
+	}
+}
+
+func cannot(operation string, backend Backend) error {
+	return fmt.Errorf("%s: a %T cannot: %w", operation, backend, errdefs.ErrNotImplemented)
+}
+
+// Sealer is a Backend that can seal a volume before others are cloned from it. The snapshotter needs one.
+type Sealer interface {
+	// Seal makes a volume that is not in use read-only for good, and what it holds survive a power cut. Of a sealed
+	// one it changes nothing, mounted or not. ErrFailedPrecondition: it is in use, and was not changed.
+	Seal(ctx context.Context, name string) error
+}
+
+// Seal is Sealer.Seal. Returns ErrNotImplemented if the backend is none.
+func Seal(ctx context.Context, backend Backend, name string) error {
+	if s, ok := As[Sealer](backend); ok {
+		return s.Seal(ctx, name)
+	}
+	return cannot("seal", backend)
+}
+
+// Renamer is a Backend that can rename volumes. Importing images needs one.
+type Renamer interface {
+	// Rename gives a volume that is neither in use nor in view another name. ErrAlreadyExists: the name is taken, and
+	// nothing was changed.
+	Rename(ctx context.Context, name, to string) error
+}
+
+// Rename is Renamer.Rename. Returns ErrNotImplemented if the backend is none.
+func Rename(ctx context.Context, backend Backend, name, to string) error {
+	if r, ok := As[Renamer](backend); ok {
+		return r.Rename(ctx, name, to)
+	}
+	return cannot("rename", backend)
+}
+
+// MountSpec is how a volume is mounted with mount(2). The last element of Source, up to an "@", or of an option
+// subvol= is the volume's name.
+type MountSpec struct {
+	Type    string
+	Source  string
+	Options []string // without "ro" and "rw"
+}
+
+// SpecMounter is a Backend whose volumes others can mount. The snapshotter needs one.
+type SpecMounter interface {
+	// MountSpec says how others can mount a volume, without this process's help. Such mounts are not counted, but
+	// keep the volume from being sealed and removed as any other.
+	MountSpec(ctx context.Context, name string, readOnly bool) (MountSpec, error)
+	// CheckMountSpec reports whether there can be a MountSpec of volumes in this home. ErrFailedPrecondition: no, its
+	// path is one that none can express.
+	CheckMountSpec() error
+}
+
+// Hinter is a Backend whose filesystem tells what changed. Without it, both trees are walked.
+type Hinter interface {
+	// Hints says where two views of this backend may differ, top being the later one.
+	// ErrNoHints (a *treediff.NoHintsError with the reason): it cannot be said, walk both.
+	Hints(ctx context.Context, base, top View) (*treediff.Hints, error)
+}
+
+// Hints is Hinter.Hints. Returns a *treediff.NoHintsError if the backend is none.
+func Hints(ctx context.Context, backend Backend, base, top View) (*treediff.Hints, error) {
+	if h, ok := As[Hinter](backend); ok {
+		return h.Hints(ctx, base, top)
+	}
+	return nil, &treediff.NoHintsError{Reason: "backend", Err: cannot("say where to look", backend)}
+}
+
+// LiveView is a View of a volume that is written to, which can be read faster through the volume's own tree.
+type LiveView interface {
+	// Live is the volume's own tree, for what has not changed since, or nil.
+	Live() *layertar.Live
+}
+
+func liveOf(v View) *layertar.Live {
+	if l, ok := v.(LiveView); ok {
+		return l.Live()
+	}
+	return nil
+}
+
+// Limiter is a Backend whose filesystem counts what volumes hold, and can limit it.
+type Limiter interface {
+	// Usage says what a volume holds. Its cost does not depend on what the volume holds.
+	// ErrNotImplemented: quotas are off, so the filesystem does not keep count.
+	Usage(ctx context.Context, name string) (quota.Usage, error)
+	// SetLimit replaces a volume's limit; the zero Limit removes it.
+	SetLimit(ctx context.Context, name string, limit quota.Limit) error
+}
+
+// Usage is Limiter.Usage. Returns ErrNotImplemented if the backend is none.
+func Usage(ctx context.Context, backend Backend, name string) (quota.Usage, error) {
+	if l, ok := As[Limiter](backend); ok {
+		return l.Usage(ctx, name)
+	}
+	return quota.Usage{}, cannot("count", backend)
+}
+
+// SetLimit is Limiter.SetLimit. Returns ErrNotImplemented if the backend is none.
+func SetLimit(ctx context.Context, backend Backend, name string, limit quota.Limit) error {
+	if l, ok := As[Limiter](backend); ok {
+		return l.SetLimit(ctx, name, limit)
+	}
+	return cannot("limit", backend)
+}
+
+// Streamer is a Backend with native streams of volumes.
+type Streamer interface {
+	// Send writes the native stream of top, incremental from base unless base is nil.
+	Send(ctx context.Context, w io.Writer, base, top View) error
+	// Receive makes a volume from a native stream. source names the volume that an incremental stream
+	// builds on, which is in use for as long, or is "".
+	Receive(ctx context.Context, name, source string, r io.Reader) error
+}
+
+// Send is Streamer.Send. Returns ErrNotImplemented if the backend is none.
+func Send(ctx context.Context, backend Backend, w io.Writer, base, top View) error {
+	if s, ok := As[Streamer](backend); ok {
+		return s.Send(ctx, w, base, top)
+	}
+	return cannot("send", backend)
+}
+
+// Receive is Streamer.Receive. Returns ErrNotImplemented if the backend is none.
+func Receive(ctx context.Context, backend Backend, name, source string, r io.Reader) error {
+	if s, ok := As[Streamer](backend); ok {
+		return s.Receive(ctx, name, source, r)
+	}
+	return cannot("receive", backend)
+}
+
+// Keeper is a Backend that can make a volume again what it was.
+type Keeper interface {
+	// Keep notes what a volume that is not sealed holds at this moment, in use or not. It costs no more than a Clone.
+	// Until the Kept is closed, Remove may fail with ErrFailedPrecondition. ErrNotImplemented: of this volume it cannot.
+	Keep(ctx context.Context, name string) (Kept, error)
+}
+
+// Keep is Keeper.Keep. Returns ErrNotImplemented if the backend is none.
+func Keep(ctx context.Context, backend Backend, name string) (Kept, error) {
+	if k, ok := As[Keeper](backend); ok {
+		return k.Keep(ctx, name)
+	}
+	return nil, cannot("keep", backend)
+}
+
+// Kept is what a volume was. A crash forgets it.
+type Kept interface {
+	// Restore makes the volume what it was, in one step, with the limit that it had, and so that it survives a power
+	// cut. It may have no Parent afterwards, and comparing it then takes a walk of both trees.
+	// ErrFailedPrecondition: it is in use, and was not changed. ErrNotFound: it was removed.
+	Restore(ctx context.Context) error
+	// Close forgets what the volume was.
+	Close() error
+}
