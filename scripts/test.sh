@@ -99,6 +99,7 @@ unit() {
 
 # in_module DIR [PACKAGE [TIMEOUT]]: a module of its own, like that of the benchmarks with the peers, is up to date with
 # go.mod, builds, and the tests of all its packages, or of one, pass as root. Those that need a pool run in the step zfs.
+# One package runs after the other: the mount namespaces of one would keep the filesystems of another mounted.
 in_module() {
 	(
 		cd "$1"
@@ -107,7 +108,7 @@ in_module() {
 			exit 1
 		}
 		go vet ./... && COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere "$testsum" -counts "$work/counts" -elsewhere -- \
-			go test -json -count=1 -timeout "${3:-20m}" -exec "$root/scripts/as-root.sh" "${2:-./...}"
+			go test -json -count=1 -p 1 -timeout "${3:-20m}" -exec "$root/scripts/as-root.sh" "${2:-./...}"
 	)
 }
 
