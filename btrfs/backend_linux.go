@@ -55,16 +55,7 @@ type Backend struct {
 	closeErr  error
 }
 
-var _ interface {
-	cowcommon.Backend
-	cowcommon.Sealer
-	cowcommon.Renamer
-	cowcommon.SpecMounter
-	cowcommon.Hinter
-	cowcommon.Limiter
-	cowcommon.Streamer
-	cowcommon.Keeper
-} = (*Backend)(nil)
+var _ cowcommon.Complete = (*Backend)(nil)
 
 // Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the
 // layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,

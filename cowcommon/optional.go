@@ -31,6 +31,18 @@ func As[T any](backend Backend) (found T, ok bool) {
 	}
 }
 
+// Complete is a Backend with all of the optional interfaces.
+type Complete interface {
+	Backend
+	Sealer
+	Renamer
+	SpecMounter
+	Hinter
+	Limiter
+	Streamer
+	Keeper
+}
+
 func cannot(operation string, backend Backend) error {
 	return fmt.Errorf("%s: a %T cannot: %w", operation, backend, errdefs.ErrNotImplemented)
 }

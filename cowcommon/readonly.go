@@ -42,7 +42,16 @@ type readOnlyBackend struct {
 	err error
 }
 
-// Unwrap gives what only reads.
+// As finds these here and not in the Backend inside: whatever of them changes something is refused.
+var _ interface {
+	Sealer
+	Renamer
+	Limiter
+	Streamer
+	Keeper
+} = (*readOnlyBackend)(nil)
+
+// Unwrap returns the Backend inside, whose other optional interfaces change nothing.
 func (b *readOnlyBackend) Unwrap() Backend { return b.Backend }
 
 func (b *readOnlyBackend) refuse(operation, name string) error {

@@ -49,16 +49,7 @@ type Backend struct {
 	closeErr  error
 }
 
-var _ interface {
-	cowcommon.Backend
-	cowcommon.Sealer
-	cowcommon.Renamer
-	cowcommon.SpecMounter
-	cowcommon.Hinter
-	cowcommon.Limiter
-	cowcommon.Streamer
-	cowcommon.Keeper
-} = (*Backend)(nil)
+var _ cowcommon.Complete = (*Backend)(nil)
 
 // Open opens the dataset root as a Backend that keeps its mount points and locks below the directory home. It
 // makes home where it is missing. What a crash has left half-made or mounted is destroyed or unmounted, unless

@@ -128,7 +128,7 @@ type ApplyOptions struct {
 	// LooseEnd ends the tar where GNU tar does: at one block of zeros, where two should be, and at less than a block in
 	// place of a header. Without it, what follows a single block of zeros and a header that is cut off are errors.
 	LooseEnd bool
-	// Report is filled in if all of the layer is applied. nil: no one asks.
+	// Report is filled in if all of the layer is applied. nil: nothing is reported.
 	Report *ApplyReport
 	// MaxBytes bounds the sum of the sizes in the headers (ErrTooLarge). 0: no bound.
 	MaxBytes int64
