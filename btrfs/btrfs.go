@@ -2,7 +2,7 @@
 // its subvolume, limited and measured by its qgroup, and compared by the kernel's send stream.
 //
 // The layout below the driver's home is that of moby's btrfs driver, so that what that driver made can be
-// opened as it is; docs/on-disk-format.md specifies it. Importing the package registers the graph driver
+// opened as it is; docs/reference/on-disk-format.md specifies it. Importing the package registers the graph driver
 // "btrfs".
 //
 // The Backend works on Linux only. Elsewhere Init says graphdriver.ErrNotSupported.

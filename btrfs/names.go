@@ -8,7 +8,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// Names below the home. docs/on-disk-format.md specifies them.
+// Names below the home. docs/reference/on-disk-format.md specifies them.
 const (
 	subvolumesName = "subvolumes"
 	stagingName    = "staging"

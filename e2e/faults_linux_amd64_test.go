@@ -142,7 +142,7 @@ func setResult(tid int, errno unix.Errno) error {
 // TestFaults has a step of an operation fail, the context end around it, and signals arrive in it; and compares
 // what the operation answers with what is there then: after success all of it, after a failure what was there before,
 // and in either case nothing besides. What has failed can be done again in the same process. Where a step fails that
-// takes something away, docs/on-disk-format.md says what is left until the home is next opened.
+// takes something away, docs/reference/on-disk-format.md says what is left until the home is next opened.
 //
 // Long, every step of every operation. Else a choice of them; the seed is printed, and COWSHED_FAULTS_SEED sets it.
 func TestFaults(t *testing.T) {

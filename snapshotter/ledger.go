@@ -8,7 +8,7 @@ import (
 // are, so that at every moment it is known of each volume whose it is, or why it may be destroyed.
 //
 // Names of volumes are never used twice. So an entry that a rollback of the metadata brings back is about the same
-// volume as then; docs/on-disk-format.md says why each list is still right.
+// volume as then; docs/reference/on-disk-format.md says why each list is still right.
 type ledger string
 
 const (

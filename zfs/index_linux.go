@@ -17,7 +17,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// Properties and names of the layout. docs/on-disk-format.md specifies them.
+// Properties and names of the layout. docs/reference/on-disk-format.md specifies them.
 const (
 	markProperty  = "cowshed:layer" // says with the value markValue that Cowshed made the dataset
 	markValue     = "1"

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names below the home. docs/on-disk-format.md specifies them.
+// Names below the home. docs/reference/on-disk-format.md specifies them.
 const (
 	counterName = "changes"
 	graphName   = "graph" // where datasets are mounted, as moby's driver does

@@ -2,7 +2,7 @@
 // its parent, limited and measured by its properties, compared by zfs diff, and mounted only while somebody
 // uses it.
 //
-// docs/on-disk-format.md specifies the layout. Datasets that moby's driver made can be opened as they are.
+// docs/reference/on-disk-format.md specifies the layout. Datasets that moby's driver made can be opened as they are.
 // Importing the package registers the graph driver "zfs".
 //
 // What is read often is answered from memory and from the kernel's files; every command that is run costs tens

@@ -79,7 +79,7 @@ const defaultACL = "\x02\x00\x00\x00" +
 	"\x10\x00\x05\x00\xff\xff\xff\xff" +
 	"\x20\x00\x05\x00\xff\xff\xff\xff"
 
-// TestDifferencesInApplying asserts what docs/layer-tars.md says of layers that the tools apply differently. A
+// TestDifferencesInApplying asserts what docs/reference/layer-tars.md says of layers that the tools apply differently. A
 // result is the tree, or "error: " and a part of the error.
 func TestDifferencesInApplying(t *testing.T) {
 	v := newVolumes(t, testfs.Btrfs(t))
@@ -251,7 +251,7 @@ func entriesOf(t testing.TB, layer []byte) map[string]*tar.Header {
 	}
 }
 
-// TestDifferencesInWriting asserts what docs/layer-tars.md says of trees that the tools write differently.
+// TestDifferencesInWriting asserts what docs/reference/layer-tars.md says of trees that the tools write differently.
 func TestDifferencesInWriting(t *testing.T) {
 	v := newVolumes(t, testfs.Btrfs(t))
 	lower := v.make("lower")

@@ -57,20 +57,20 @@ type volumeCount struct {
 
 var (
 	comparisonsDesc = prometheus.NewDesc("cowshed_comparisons_total",
-		"Comparisons of a volume with its parent: native, in which the filesystem said where to look, or walked, with the reason.",
+		"Comparisons of a volume with its parent, by way: native, or walked with the reason why the filesystem could not say where to look.",
 		[]string{"service", "way", "reason"}, nil)
 	volumesDesc = prometheus.NewDesc("cowshed_volumes",
-		"Volumes: sealed ones, which hold layers, and writable ones.", []string{"service", "state"}, nil)
+		"Volumes by state: sealed and writable.", []string{"service", "state"}, nil)
 	limitedDesc = prometheus.NewDesc("cowshed_volumes_limited",
-		"Volumes that have a limit.", []string{"service"}, nil)
+		"Volumes with a limit.", []string{"service"}, nil)
 	limitBytesDesc = prometheus.NewDesc("cowshed_volumes_limit_bytes",
 		"Sum of the limits of volumes.", []string{"service"}, nil)
 	fullDesc = prometheus.NewDesc("cowshed_volumes_full",
-		"Volumes within one percent of their limit. Missing where the filesystem is slow to tell.", []string{"service"}, nil)
+		"Volumes within one percent of their limit. Missing where counting takes longer than a second, as on ZFS with many limits.", []string{"service"}, nil)
 	lostDesc = prometheus.NewDesc("cowshed_volumes_lost",
-		"Volumes that the metadata does not know, and that are kept until someone decides: see cowshed lost.", []string{"service"}, nil)
+		"Volumes that the metadata does not know: see cowshed lost.", []string{"service"}, nil)
 	filesystemDesc = prometheus.NewDesc("cowshed_filesystem_bytes",
-		"Space of the filesystem that holds the root.", []string{"state"}, nil)
+		"Space of the root's filesystem, by state: total, free and available.", []string{"state"}, nil)
 )
 
 // Describe implements prometheus.Collector.

@@ -49,7 +49,7 @@ func newMetrics(version string) *metrics {
 		registry: prometheus.NewRegistry(),
 		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_operations_total",
-			Help: "Operations that have ended, by outcome: ok, or the kind of error.",
+			Help: "Operations that have ended, by outcome: ok or the kind of error, such as not_found.",
 		}, []string{"service", "operation", "outcome"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "cowshed_operation_duration_seconds",
@@ -62,19 +62,19 @@ func newMetrics(version string) *metrics {
 		}, []string{"service"}),
 		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_layers_total",
-			Help: "Layers that were applied to volumes, or made from what volumes changed.",
+			Help: "Layers by direction: applied to a volume, or made from a volume's changes.",
 		}, []string{"service", "direction"}),
 		layerBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_layer_bytes_total",
-			Help: "Bytes of those layers: as tar where they were applied, as stored or sent where they were made.",
+			Help: "Bytes of these layers: of the tar where applied, as stored or sent where made.",
 		}, []string{"service", "direction"}),
 		limitHits: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_limit_hits_total",
-			Help: "Operations of the daemon that failed because a volume was at its limit (quota), or the filesystem was full (space).",
+			Help: "Operations of the daemon that failed at a volume's limit (quota) or on a full filesystem (space).",
 		}, []string{"service", "limit"}),
 		prepared: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_snapshots_prepared_total",
-			Help: "Active snapshots that containerd's clients asked for, by what they are for: container, build or unpack.",
+			Help: "Active snapshots of containerd's clients, by use: container, build or unpack.",
 		}, []string{"use"}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -98,7 +98,7 @@ func newMetrics(version string) *metrics {
 func (m *metrics) limits(c Config) {
 	limits := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "cowshed_configured_limit_bytes",
-		Help: "Limits of the configuration: default_limit and build_limit. One that is not set is missing.",
+		Help: "Limits of the configuration, by key: default_limit and build_limit. Limits that are not set are missing.",
 	}, []string{"key"})
 	for key, limit := range map[string]string{"default_limit": c.DefaultLimit, "build_limit": c.BuildLimit} {
 		if bytes, err := parseLimit(limit); err == nil && bytes != 0 {

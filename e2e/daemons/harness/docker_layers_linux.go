@@ -11,7 +11,7 @@ import (
 )
 
 // lostLayers prints the layers of a graph driver plugin that the engine, in whose data root it is run, has no record of.
-// It stands in docs/operator-guide.md too.
+// docs/howto/docker-20.10-26.md has the same text.
 const lostLayers = `for id in $(cowshed ls --names --root "$PWD/$name"); do
   grep -qrF "$id" "image/$name/layerdb" buildkit/snapshots.db || [ $? -ne 1 ] || echo "$id"
 done`

@@ -13,7 +13,7 @@ import (
 func TestLostLayersIsDocumented(t *testing.T) {
 	top, err := sourceTop()
 	require.NoError(t, err)
-	guide, err := os.ReadFile(filepath.Join(top, "docs", "operator-guide.md"))
+	guide, err := os.ReadFile(filepath.Join(top, "docs", "howto", "docker-20.10-26.md"))
 	require.NoError(t, err)
 	assert.Contains(t, string(guide), lostLayers)
 }

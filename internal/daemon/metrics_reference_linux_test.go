@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/golden"
+)
+
+// descForm is the form in which a description prints itself, which has no other access to its parts.
+var descForm = regexp.MustCompile(`^Desc\{fqName: "(\w+)", help: (".*"), constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
+
+// TestMetricsReference: docs/reference/metrics.md has each metric.
+func TestMetricsReference(t *testing.T) {
+	m := newMetrics("VERSION")
+	m.limits(Config{})
+	m.registry.MustRegister(newCollector(nil, "", slog.New(slog.DiscardHandler)))
+	descs := make(chan *prometheus.Desc)
+	go func() {
+		m.registry.Describe(descs)
+		close(descs)
+	}()
+	var rows []string
+	for desc := range descs {
+		parts := descForm.FindStringSubmatch(desc.String())
+		if parts == nil && !strings.Contains(desc.String(), `"cowshed_`) {
+			continue // of a Go process
+		}
+		require.NotNil(t, parts, desc.String())
+		name, labels := parts[1], parts[4]
+		if !strings.HasPrefix(name, "cowshed_") {
+			continue
+		}
+		if constant, _, found := strings.Cut(parts[3], "="); found {
+			labels = constant
+		}
+		help := strings.TrimSuffix(strings.ReplaceAll(strings.Trim(parts[2], `"`), "|", `\|`), ".")
+		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s | %s |\n", name, metricType(name), strings.ReplaceAll(labels, ",", ", "), help))
+	}
+	slices.Sort(rows)
+	golden.Check(t, "../../docs/reference/metrics.md", `# Metrics
+
+<!-- Generated: go test ./internal/daemon -run Reference -update -->
+
+The key [metrics](configuration.md#metrics) turns these on. [monitoring.md](../howto/monitoring.md) has expressions for alerts.
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+`+strings.Join(rows, "")+`
+The label `+"`service`"+` is `+"`snapshots`"+` or `+"`diff`"+` for containerd, and `+"`docker`"+` for the plugin. The label `+"`outcome`"+` has the
+values of [errors.md](errors.md#kinds-of-errors), and `+"`ok`"+`. The endpoint serves the usual metrics of a Go process too
+(`+"`go_`, `process_`"+`). Volumes are counted at most every ten seconds.
+`)
+}
+
+// metricType is the type of a metric, which its name tells.
+func metricType(name string) string {
+	switch {
+	case strings.HasSuffix(name, "_total"):
+		return "counter"
+	case strings.HasSuffix(name, "_seconds"):
+		return "histogram"
+	}
+	return "gauge"
+}
