@@ -18,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/loopstore"
 )
 
-// app is what the global flags say.
+// app has the values of the global flags.
 type app struct {
 	root        string
 	driverName  string
@@ -48,7 +48,7 @@ const (
 	mountsDir = "mnt" // where layers are mounted that are mounted nowhere else
 )
 
-// with opens the store that is there, does what is to be done, and closes it.
+// with opens the existing store, calls do, and closes the store.
 func (a *app) with(do func(*store) error) (err error) {
 	s, err := a.open()
 	if err != nil {
@@ -88,7 +88,7 @@ func (a *app) openThere() (*store, error) {
 	return a.openDriver(true)
 }
 
-// openOrMake opens the store, and makes what is missing of it.
+// openOrMake opens the store, and makes missing parts of it.
 func (a *app) openOrMake() (*store, error) { return a.openDriver(false) }
 
 func (a *app) openDriver(readOnly bool) (*store, error) {
@@ -118,7 +118,7 @@ func (a *app) namedDriver() string {
 	return a.driverName
 }
 
-// checkDriver says what is wrong with a driver's name that stands for none: with it there is no store to
+// checkDriver returns the error of New for the name of a driver that does not exist: with it there is no store to
 // look for, or to make.
 func (a *app) checkDriver() error {
 	name := a.namedDriver()
@@ -141,8 +141,7 @@ func realPath(path string) (string, error) {
 	return path, nil
 }
 
-// mountEmbedded mounts the store that is kept in an image, if there is one and it is not mounted, as
-// after a start of the machine.
+// mountEmbedded mounts the embedded store, if there is one and it is not mounted, as after a reboot.
 func (a *app) mountEmbedded() error {
 	embedded, err := loopstore.At(a.root)
 	if err != nil {

@@ -28,7 +28,7 @@ type compareFlags struct {
 }
 
 func (f *compareFlags) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&f.walk, "walk", false, "look at every file instead of asking the filesystem what changed")
+	cmd.Flags().BoolVar(&f.walk, "walk", false, "look at every file instead of asking the filesystem for the changes")
 	cmd.Flags().BoolVar(&f.whole, "whole", false, "compare with an empty tree: list everything")
 }
 
@@ -43,13 +43,13 @@ func newChangesCommand(a *app) *cobra.Command {
 	f := changesFlags{}
 	cmd := &cobra.Command{
 		Use:   "changes NAME [PARENT]",
-		Short: "List what a layer changed",
+		Short: "List the changes of a layer",
 		Long: `Lists the paths that a layer added (A), changed (C) or deleted (D), compared with the layer that it was made
-from, or with PARENT. A directory that something changed in is listed as changed.
+from, or with PARENT. A directory with a change in it is listed as changed.
 
-The filesystem is asked where the two differ; where it cannot say, both are walked. With --log-level info it is
-said which was done. Names that are not plain text are printed in quotes, as "a\nb"; with -0 names are printed
-as they are and each line ends in a zero byte instead.`,
+Cowshed asks the filesystem where the two differ, and walks both if it cannot tell. --log-level info shows the way
+taken. Names that are not plain text are printed in quotes, as "a\nb". With -0 names are printed as they are, and
+each line ends in a zero byte instead.`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(args); err != nil {
@@ -134,7 +134,7 @@ func writeChanges(w io.Writer, changes []archive.Change, zero bool) error {
 
 func kindLetter(kind archive.ChangeType) string { return kind.String() }
 
-// changeInfo is what changes --json prints of a change.
+// changeInfo is a change in the output of changes --json.
 type changeInfo struct {
 	Kind string `json:"kind"` // A, C or D
 	Path string `json:"path"`

@@ -21,10 +21,10 @@ func newDiffCommand(a *app) *cobra.Command {
 	f := diffFlags{}
 	cmd := &cobra.Command{
 		Use:   "diff NAME [PARENT]",
-		Short: "Write what a layer changed as a tar",
-		Long: `Writes what a layer changed of the layer that it was made from, or of PARENT, as a layer tar (OCI image-spec,
-layer.md), to standard output or a file. The same changes give the same bytes. With SOURCE_DATE_EPOCH in the
-environment no time in the tar is later than that.`,
+		Short: "Write the changes of a layer as a tar",
+		Long: `Writes the changes of a layer since the layer that it was made from, or since PARENT, as a layer tar (OCI
+image-spec, layer.md). The tar goes to standard output or a file. The same changes give the same bytes. With
+SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.`,
 		Example: "  cowshed diff web -o web.tar.zst --compress zstd\n  cowshed diff web | tar -t",
 		Args:    usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -45,7 +45,7 @@ environment no time in the tar is later than that.`,
 	return cmd
 }
 
-// addCompression adds the flags that say how what is written is compressed.
+// addCompression adds the flags for the compression of the output.
 func addCompression(cmd *cobra.Command, format *string, level *int, value string) {
 	cmd.Flags().StringVar(format, "compress", value, "compression: none, gzip or zstd")
 	cmd.Flags().IntVar(level, "level", 0, "level of the compression, 1 to 9 for gzip, 1 to 22 for zstd; 0 is the usual one")

@@ -22,7 +22,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// verdict is what came of a check.
+// verdict is the result of a check.
 type verdict string
 
 const (
@@ -31,7 +31,7 @@ const (
 	fail verdict = "fail" // something does not work
 )
 
-// finding is one line of what doctor prints.
+// finding is a line of doctor's output.
 type finding struct {
 	Verdict verdict `json:"verdict"`
 	Check   string  `json:"check"`
@@ -45,8 +45,8 @@ func newDoctorCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check that everything works, and say what to do where it does not",
-		Long: `Checks privileges, the filesystem and what the kernel can do, the embedded store, quotas, whether the filesystem
-can say what changed, things in the store that Cowshed did not make, images, and who uses the store.
+		Long: `Checks privileges, the filesystem, the kernel's functions, the embedded store, quotas and native diffs. It looks for
+foreign files in the store, checks images, and lists the processes that use the store.
 
 With --containerd it checks instead how cowshed serve, containerd and Docker are set up on this host.
 
@@ -152,7 +152,7 @@ func (d *doctor) embedded() {
 // leastFree is how many bytes a filesystem has left that is as good as full.
 const leastFree = 1 << 20
 
-// room looks whether an embedded store can take what it may take.
+// room checks whether the host has room for the growth of an embedded store.
 func (d *doctor) room(embedded loopstore.Store) {
 	room, err := embedded.Room()
 	host := filepath.Dir(embedded.Image)
@@ -162,7 +162,7 @@ func (d *doctor) room(embedded loopstore.Store) {
 	case room.MayTake <= room.Free:
 	case room.Free < leastFree:
 		d.add(fail, "embedded store", fmt.Sprintf("make room in %s; if %s has become read-only, unmount it then, and run cowshed doctor again", host, embedded.Root),
-			"the filesystem of %s is full, so what is written to the store is lost and the kernel makes it read-only", embedded.Image)
+			"the filesystem of %s is full, so writes to the store are lost and the kernel makes it read-only", embedded.Image)
 	default:
 		d.add(warn, "embedded store", fmt.Sprintf("make room in %s before the store becomes read-only", host),
 			"%s may still take %s, and its filesystem has %s left", embedded.Image, quota.FormatSize(room.MayTake), quota.FormatSize(room.Free))
@@ -202,7 +202,7 @@ func (d *doctor) usable(f detect.Filesystem, err error) {
 	d.features(f)
 }
 
-// deviceErrors says what errors the kernel has counted of a btrfs's devices.
+// deviceErrors reports the errors that the kernel has counted for the devices of a btrfs.
 func (d *doctor) deviceErrors(f detect.Filesystem) {
 	counted, err := detect.BtrfsDeviceErrors(f.Path)
 	if err != nil {
@@ -219,7 +219,7 @@ type kernelFeature struct {
 	check         func() error
 }
 
-// features says what the kernel has that is of use on the filesystem.
+// features reports the kernel's functions that are of use on the filesystem.
 func (d *doctor) features(f detect.Filesystem) {
 	features := []kernelFeature{{"openat2", "paths are resolved in a slower way", detect.OpenAt2}}
 	if f.Type == "btrfs" {
@@ -243,7 +243,7 @@ func (d *doctor) features(f detect.Filesystem) {
 // store looks at a store that is there.
 func (d *doctor) store(ctx context.Context) {
 	d.lockHolders()
-	// What the driver complains about while it opens is a finding too.
+	// A warning of the driver while it opens is a finding too.
 	complaints := &complaints{}
 	log := slog.New(complaints)
 	previous := slog.Default()
@@ -288,7 +288,7 @@ func (d *doctor) quota(s *store) {
 	}
 }
 
-// layers counts layers, and looks for what is in their place and is none.
+// layers counts layers, and looks for foreign entries in their place.
 func (d *doctor) layers(ctx context.Context, s *store) {
 	known := make(map[string]bool)
 	for v, err := range s.driver.Backend().Volumes(ctx) {
@@ -324,7 +324,7 @@ func (d *doctor) nativeDiff(ctx context.Context, s *store) {
 		}
 		switch err := tryHints(ctx, s.driver.Backend(), v); {
 		case err == nil:
-			d.add(ok, "native diff", "", "the filesystem says what changed (tried with layer %s)", shortName(v.Name))
+			d.add(ok, "native diff", "", "the filesystem lists changes (tried with layer %s)", shortName(v.Name))
 		case errors.Is(err, treediff.ErrNoHints):
 			d.add(warn, "native diff", "layers are compared by walking them, which is slow", "layer %s: %v", shortName(v.Name), err)
 		case errdefs.IsNotFound(err):

@@ -27,24 +27,24 @@ import (
 // answerTimeout is how long doctor waits for a daemon.
 const answerTimeout = 5 * time.Second
 
-// containerdFlags say what doctor --containerd looks at.
+// containerdFlags are the flags of doctor --containerd.
 type containerdFlags struct {
 	check             bool
 	repair            bool
 	configFile        string // of the daemon
 	containerdConfig  string
-	containerdAddress string // "": what the daemon's configuration says
+	containerdAddress string // "": the address in the daemon's configuration
 	dockerConfig      string
 }
 
 func addContainerdFlags(cmd *cobra.Command) *containerdFlags {
 	f := &containerdFlags{}
 	flags := cmd.Flags()
-	flags.BoolVar(&f.check, "containerd", false, "check what containerd and Docker need, instead of the store")
+	flags.BoolVar(&f.check, "containerd", false, "check the set-up of containerd and Docker, instead of the store")
 	flags.BoolVar(&f.repair, "repair", false, "with --containerd and while cowshed serve does not run: make its metadata anew if it is damaged")
 	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve")
 	flags.StringVar(&f.containerdConfig, "containerd-config", containerdconf.DefaultFile, "configuration `FILE` of containerd")
-	flags.StringVar(&f.containerdAddress, "containerd-address", "", "`SOCKET` of containerd; by default what the configuration of cowshed serve says")
+	flags.StringVar(&f.containerdAddress, "containerd-address", "", "`SOCKET` of containerd; by default that of the configuration of cowshed serve")
 	flags.StringVar(&f.dockerConfig, "docker-config", setup.DefaultDockerConfig, "configuration `FILE` of Docker, if there is one")
 	return f
 }
@@ -58,7 +58,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		c = daemon.Default()
 		d.add(ok, "configuration", "", "there is no %s, so defaults are used", f.configFile)
 	case err != nil:
-		d.add(fail, "configuration", "see packaging/cowshed.toml for what there is", "%v", err)
+		d.add(fail, "configuration", "packaging/cowshed.toml has all keys", "%v", err)
 		return
 	}
 	d.app.override(cmd.Flags(), &c)
@@ -66,7 +66,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		c.ContainerdAddress = f.containerdAddress
 	}
 	if err := c.Validate(); err != nil {
-		d.add(fail, "configuration", "see packaging/cowshed.toml for what there is", "%v", err)
+		d.add(fail, "configuration", "packaging/cowshed.toml has all keys", "%v", err)
 		return
 	}
 	d.add(ok, "limits", "", "%s", limitsOf(c))
@@ -135,7 +135,7 @@ func ask(ctx context.Context, socket string, question func(context.Context, *grp
 	return errors.Join(question(ctx, conn), conn.Close())
 }
 
-// hostCheck checks the configuration of those who use the daemon.
+// hostCheck checks the configuration of the daemon and of its clients.
 type hostCheck struct {
 	*doctor
 	config daemon.Config
@@ -206,7 +206,7 @@ func (h hostCheck) proxies(config *containerdconf.Config) string {
 	return name
 }
 
-// exports checks what containerd is told of the snapshotter.
+// exports checks the facts that containerd is given about the snapshotter.
 func (h hostCheck) exports(name string, p containerdconf.Proxy) {
 	dir := filepath.Join(h.config.Root, "containerd")
 	if real, err := filepath.EvalSymlinks(dir); err == nil && p.Exports["root"] == real {

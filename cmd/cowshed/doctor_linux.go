@@ -66,8 +66,8 @@ func holdersOf(file string) ([]string, error) {
 	var holders []string
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		// 1: FLOCK  ADVISORY  READ 4242 00:2a:257 0 EOF, and with "->" after the number for one that waits.
-		// The device is that of the filesystem, which on btrfs is not the one that stat says.
+		// 1: FLOCK  ADVISORY  READ 4242 00:2a:257 0 EOF, and with "->" after the number for a waiting process. The
+		// device is that of the filesystem, which on btrfs differs from the device that stat returns.
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 6 || fields[1] != "FLOCK" || !strings.HasSuffix(fields[5], ":"+strconv.FormatUint(stat.Ino, 10)) {
 			continue

@@ -42,7 +42,7 @@ const exitCodesHelp = `Exit codes of cowshed:
          the output went away`
 
 func newExitCodesTopic() *cobra.Command {
-	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp}
+	return &cobra.Command{Use: "exit-codes", Short: "Meaning of the exit codes", Long: exitCodesHelp}
 }
 
 // usageError is a wrong command line.
@@ -54,10 +54,10 @@ func (e usageError) Unwrap() error { return e.error }
 // usagef is a usageError with a message.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// errReported ends a command that has said itself what is wrong.
+// errReported ends a command that has printed its error itself.
 var errReported = errors.New("reported")
 
-// usageArgs makes what is wrong with arguments a usage error.
+// usageArgs makes errors of arguments usage errors.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
@@ -67,7 +67,7 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// exitCode is the code that tells what kind of error err is.
+// exitCode is the exit code for the kind of an error.
 func exitCode(err error) int {
 	var usage usageError
 	var signalled signalError
@@ -103,7 +103,7 @@ func withCause(ctx context.Context, err error) error {
 	return err
 }
 
-// errorMessage is what people are told, "" if that was done already.
+// errorMessage is the message for people, "" if it has been printed already.
 func errorMessage(err error) string {
 	var signalled signalError
 	switch {
@@ -127,7 +127,7 @@ func errorHint(cmd *cobra.Command, err error) string {
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
 		return refusedHint(os.Geteuid())
 	case errors.Is(err, syscall.EROFS):
-		return "The filesystem is read-only: what is there can be listed, compared, mounted and exported. For what to do, see: cowshed doctor"
+		return "The filesystem is read-only: layers can be listed, compared, mounted and exported. For a way out, see: cowshed doctor"
 	case errors.Is(err, syscall.EDQUOT):
 		return "The layer's limit is reached. See: cowshed usage; change it with: cowshed limit"
 	case errors.Is(err, syscall.ENOSPC):
@@ -141,7 +141,7 @@ func refusedHint(uid int) string {
 	if uid == 0 {
 		return "The kernel refuses this even to root. To see why, try: cowshed doctor"
 	}
-	return "Most of what cowshed does needs root. Try: sudo cowshed, or cowshed doctor"
+	return "Most commands of cowshed need root. Try: sudo cowshed, or cowshed doctor"
 }
 
 // failf is an error of a kind of errdefs, by which it has its exit code, with a message of its own.
@@ -154,5 +154,5 @@ type kindError struct {
 	kind error
 }
 
-// Unwrap returns what the message was made from, and the kind.
+// Unwrap returns the cause and the kind.
 func (e kindError) Unwrap() []error { return []error{e.error, e.kind} }

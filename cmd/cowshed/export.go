@@ -26,15 +26,15 @@ func newExportCommand(a *app) *cobra.Command {
 		Use:   "export IMAGE|LAYER DESTINATION",
 		Short: "Export an image, or a layer as an image",
 		Long: `Writes an image, or a layer as an image. An image that was imported keeps its layers' digests and its ID. A
-layer that was made from an image becomes that image with a layer more; one that was not becomes an image of
-its own. The same layers give the same bytes; with SOURCE_DATE_EPOCH in the environment no time in new layers
-is later than that.
+layer that was made from an image becomes that image with a layer more. Any other layer becomes an image of its
+own. The same layers give the same bytes. With SOURCE_DATE_EPOCH in the environment no time in new layers is
+later than that.
 
 ` + referencesHelp + `
 
 For FILE, - and /dev/stdout are standard output, a pipe is written to, and a symbolic link is followed; devices
-are refused. Images that are in a layout already stay there, unless one has the same name. The image has the name
-that it has here, or IMAGE, or --name, as Docker, containerd and podman read it.`,
+are refused. Images that are in a layout already stay there, unless one has the same name. The image keeps its
+name, unless IMAGE or --name gives another. Docker, containerd and podman read that name.`,
 		Example: `  cowshed export web docker-archive:web.tar:web:1 && docker load < web.tar
   cowshed export web docker://registry.example/team/web:1 --compress zstd`,
 		Args: usageArgs(cobra.ExactArgs(2)),

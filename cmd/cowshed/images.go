@@ -71,8 +71,8 @@ func newRmiCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "rmi IMAGE...",
 		Short: "Remove images and the layers that only they have",
-		Long: `Removes images, and those of their layers that no other image has and no other layer was made from. What
-stays because of such a layer is said, and can be removed later with cowshed rm.`,
+		Long: `Removes images, and those of their layers that no other image has and no other layer was made from. The command
+lists layers that stay because of such a layer. Remove these later with cowshed rm.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(func(s *store) error { return s.rmi(cmd, args) })

@@ -10,7 +10,7 @@ import (
 	"github.com/cowshed/cowshed/internal/image"
 )
 
-const referencesHelp = `An image is named by what it is kept in and where:
+const referencesHelp = `An image is named by the kind of its place, and the place:
 
   docker://NAME               in a registry; credentials are those of docker login
   oci:DIR[:IMAGE]             in an OCI layout in a directory
@@ -39,9 +39,10 @@ All digests are checked. An import that fails or is stopped leaves nothing.
 
 With rootfs:FILE a tar of a root filesystem becomes an image of one layer. For FILE, - is standard input, and the
 tar may be compressed with gzip, zstd, bzip2 or, where the program xz is installed, xz. It is read as GNU tar does,
-with a warning of what is passed over. Without a prefix, SOURCE is
-a file or directory that is looked into, or an image in a registry if its first part is a host. A tar with the
-files of an image in it is an image.`,
+with a warning for ignored parts.
+
+Without a prefix, SOURCE is a file or directory, whose content shows the kind. If the first part of SOURCE is a host,
+it is an image in a registry. A tar with the files of an image in it is an image.`,
 		Example: `  docker save debian:12 | cowshed import -
   cowshed import rootfs:debian.tar.zst --name debian:12
   cowshed import docker://registry.example/team/app:1.2 --platform linux/arm64`,

@@ -15,7 +15,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// initFlags say what store is to be made.
+// initFlags describe the store to make.
 type initFlags struct {
 	loop   string
 	always bool
@@ -30,16 +30,17 @@ func newInitCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a store",
-		Long: `Makes the store in the directory --root, on the filesystem that it is on, which has to be btrfs or ZFS. Where it
-is another one, --loop SIZE makes an embedded store: a btrfs in the sparse file <root>.img, mounted on <root>.
-An embedded store takes the space of what is in it, up to SIZE, and is mounted again by itself when it is first
-used after a start of the machine. Running init once more with a larger SIZE makes it larger; it is never made smaller. With
---always an embedded store is made where the filesystem would do as well, so that quotas are turned on in it alone.
+		Long: `Makes the store in the directory --root, whose filesystem has to be btrfs or ZFS. On another filesystem, --loop SIZE
+makes an embedded store: a btrfs in the sparse file <root>.img, mounted on <root>. With --always it makes an embedded
+store on btrfs and ZFS too, so that quotas are turned on in it alone.
+
+An embedded store takes space for its content, up to SIZE. The first command after a reboot mounts it again. Running
+init once more with a larger SIZE grows it; it never shrinks.
 
 The filesystem of <root>.img has to have room for all of SIZE: if it is full before the store is, the store becomes
 read-only. With --force it need not.
 
-What is there already stays as it is: init can be run any number of times.`,
+An existing store stays as it is: init can be run any number of times.`,
 		Example: "  cowshed init\n  cowshed init --loop 20G",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -57,17 +58,17 @@ What is there already stays as it is: init can be run any number of times.`,
 	}
 	cmd.Flags().StringVar(&f.loop, "loop", "", "size of the embedded store, where one is needed, such as 20G")
 	cmd.Flags().BoolVar(&f.always, "always", false, "make the embedded store also where none is needed")
-	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "let SIZE be more than what there is room for")
+	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "let SIZE exceed the free space")
 	addJSON(cmd, &f.json)
 	return cmd
 }
 
-// initResult is what init --json prints.
+// initResult is the output of init --json.
 type initResult struct {
 	Root     string   `json:"root"`
 	Driver   string   `json:"driver"`
 	Embedded string   `json:"embedded,omitempty"` // the image file
-	Done     []string `json:"done"`               // what was made, for people
+	Done     []string `json:"done"`               // the steps taken, for people
 }
 
 func (a *app) init(cmd *cobra.Command, f initFlags) (err error) {
@@ -161,8 +162,8 @@ func newDeinitCommand(a *app) *cobra.Command {
 	yes := false
 	cmd := &cobra.Command{
 		Use:   "deinit",
-		Short: "Take a store away again",
-		Long: `Deletes what init has made. An embedded store goes with all that is in it: its image file, and the directory
+		Short: "Delete a store",
+		Long: `Deletes a store. An embedded store goes with all that is in it: its image file, and the directory
 that it is mounted on. Another store has to be empty first, of layers and images; then its directories go.
 
 Nothing is deleted without --yes, and nothing that init did not make.`,
@@ -220,7 +221,7 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	if err != nil {
 		return err
 	}
-	// Only what is empty goes.
+	// Only empty directories are deleted.
 	if err := errors.Join(deleteHome(home), removeIfThere(filepath.Join(root, mountsDir))); err != nil {
 		return err
 	}

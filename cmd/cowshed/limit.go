@@ -15,8 +15,9 @@ func newLimitCommand(a *app) *cobra.Command {
 		Use:   "limit NAME SIZE|none",
 		Short: "Limit how much a layer may hold",
 		Long: `Sets or removes the limit of a layer. Over it, writing fails with "disk quota exceeded" and deleting still
-works. It counts what the layer adds to the one it was made from, or with the driver's option quota_scope=total
-all that it holds. A layer that an image has gets no limit, but layers made from it do. On btrfs the first limit turns quotas on, in the mode that the option btrfs.quota says.`,
+works. It counts the data that the layer adds to its parent's, or with the driver's option quota_scope=total all
+that the layer holds. A layer of an image gets no limit, but layers made from it do. On btrfs the first limit turns
+quotas on, in the mode of the option btrfs.quota.`,
 		Example: "  cowshed limit web 20G\n  cowshed limit web none",
 		Args:    usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -57,7 +58,7 @@ func (s *store) limit(cmd *cobra.Command, name string, bytes uint64) error {
 	return s.driver.SetLimit(cmd.Context(), v.Name, bytes)
 }
 
-// usageInfo is what usage --json prints of a layer.
+// usageInfo is a layer in the output of usage --json.
 type usageInfo struct {
 	Name  string `json:"name"`
 	Bytes uint64 `json:"bytes"`           // that the layer itself holds
@@ -69,9 +70,9 @@ func newUsageCommand(a *app) *cobra.Command {
 	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "usage NAME...",
-		Short: "Say how much layers hold",
-		Long: `Says how much each layer holds itself, in addition to what it was made from. Where quotas are on, that is
-what the filesystem counts, at no cost; else it is the sum of the sizes of the files that were added or changed.`,
+		Short: "Show how much layers hold",
+		Long: `Shows how much each layer holds itself, in addition to the layer that it was made from. With quotas on, the
+filesystem counts that, at no cost. Else it is the sum of the sizes of the files that were added or changed.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(func(s *store) error { return s.usage(cmd, args, asJSON) })

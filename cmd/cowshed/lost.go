@@ -34,7 +34,7 @@ To give a volume back or remove it, stop the daemon first. Containers go on runn
 	return cmd
 }
 
-// lostFlags are what all of the commands have.
+// lostFlags are the flags that all of these commands have.
 type lostFlags struct {
 	app        *app
 	configFile string
@@ -68,10 +68,10 @@ func (f *lostFlags) newList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List lost volumes",
-		Long: `Lists the volumes that are lost. KEY is that of the snapshot that it was, as far as it can be known. MADE FOR is
-the key that the volume was made with, which of a committed snapshot is not its name.
+		Long: `Lists the volumes that are lost. KEY is the key of the volume's former snapshot, if it is known. MADE FOR is the key
+that the volume was made with, which for a committed snapshot differs from its name.
 
-While the daemon runs, those are listed that were lost when it started.`,
+While the daemon runs, the list has the volumes that were lost at its start.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			lost, err := f.list(cmd)
@@ -124,11 +124,11 @@ func (f *lostFlags) newRestore() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore VOLUME [KEY]",
 		Short: "Make a lost volume a snapshot again",
-		Long: `Makes a lost volume a snapshot again, with the key that it had, or KEY if that is not known: an active one if it is
-writable, a committed one if it is sealed. Restore a volume's parent first, if that is lost too.
+		Long: `Makes a lost volume a snapshot again, with its former key, or KEY if that is not known. A writable volume becomes an
+active snapshot, and a sealed one a committed snapshot. Restore a volume's parent first, if that is lost too.
 
-containerd removes snapshots that its own metadata does not know. If that was rolled back too, copy out what you need
-before you start the daemon: below ROOT/containerd on btrfs each volume is a directory.`,
+containerd removes snapshots that its own metadata does not know. If that was rolled back too, copy out the data that
+you need before you start the daemon: below ROOT/containerd on btrfs each volume is a directory.`,
 		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
 			if all {
 				return cobra.NoArgs(cmd, args)
@@ -198,7 +198,7 @@ func (h hostCheck) repairMetadata(cmd *cobra.Command) {
 		h.add(ok, check, "", "it is not damaged")
 	default:
 		h.add(warn, check, "start the daemon, and see cowshed lost ls for volumes that belong to nobody",
-			"it was damaged, and is made anew of %d snapshots that could be read and %d of which the volume tells what they are; the damaged file is %s",
+			"it was damaged, and is made anew of %d readable snapshots and %d that their volumes describe; the damaged file is %s",
 			done.Read, done.Rebuilt, done.Aside)
 	}
 }

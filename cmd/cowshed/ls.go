@@ -21,7 +21,7 @@ type layerInfo struct {
 	Parent     string            `json:"parent,omitempty"`
 	Sealed     bool              `json:"sealed"`
 	Limit      uint64            `json:"limit,omitempty"`      // bytes
-	LimitScope string            `json:"limitScope,omitempty"` // what the limit counts: layer or total
+	LimitScope string            `json:"limitScope,omitempty"` // whose data the limit counts: layer or total
 	Usage      *uint64           `json:"usage"`                // bytes; null where the filesystem does not keep count
 	Created    time.Time         `json:"created"`
 	Image      string            `json:"image,omitempty"` // that has it as its uppermost layer
@@ -39,9 +39,9 @@ func newLsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List layers",
-		Long: `Lists layers with the one each was made from, whether it is sealed, its limit, and what it holds itself,
-where the filesystem keeps count (quotas are on). Of the names of images' layers the first 12 digits are
-shown; other commands take these too.`,
+		Long: `Lists layers with their parent, whether they are sealed, their limit, and the size of their own data, where
+the filesystem keeps count (quotas are on). Names of images' layers are cut to 12 digits; other commands
+accept these too.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(func(s *store) error { return s.ls(cmd, f) })

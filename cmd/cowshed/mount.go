@@ -23,10 +23,10 @@ func newMountCommand(a *app) *cobra.Command {
 		Use:   "mount NAME [TARGET]",
 		Short: "Show a layer's tree at a directory",
 		Long: `Mounts a layer on the directory TARGET, or on one of its own in the store, and prints the path. TARGET is
-made if only the directory that it is in is there. The layer stays mounted until cowshed unmount, or until the
-machine stops. While it is mounted, it is not removed, and not sealed when another layer is made from it.
+made if its parent directory exists. The layer stays mounted until cowshed unmount, or until the machine stops.
+While it is mounted, it is not removed, and not sealed when another layer is made from it.
 
-A sealed layer is mounted read-only, and so is one that an image has.`,
+Sealed layers and layers of images are mounted read-only.`,
 		Example: `  cowshed mount web /mnt/web
   dir=$(cowshed mount web) && chroot "$dir" sh`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
@@ -94,7 +94,7 @@ func makeTarget(target string) (_ string, made bool, err error) {
 	return target, err == nil, err
 }
 
-// checkTarget makes sure that what is there is a directory.
+// checkTarget returns an error unless the target is a directory.
 func checkTarget(target string) error {
 	info, err := os.Stat(target)
 	if err == nil && info.IsDir() {
@@ -212,7 +212,7 @@ func (s *store) toUnmount(cmd *cobra.Command, what string) ([]string, error) {
 		return nil, err
 	}
 	if !contains(targets, real) {
-		return nil, failf(errdefs.ErrNotFound, "what is mounted on %s is no layer of this store", target)
+		return nil, failf(errdefs.ErrNotFound, "the mount on %s is no layer of this store", target)
 	}
 	return []string{real}, nil
 }

@@ -87,7 +87,7 @@ func (t *bar) End(note string) {
 	}
 	t.mu.Unlock()
 	if !over {
-		t.bar.SetTotal(-1, true) // what was done was all
+		t.bar.SetTotal(-1, true) // all work is done
 	}
 }
 
@@ -110,7 +110,7 @@ func outcome(err error) string {
 	return "done"
 }
 
-// taskReader counts what is read as done.
+// taskReader counts the bytes read as progress.
 type taskReader struct {
 	r    io.Reader
 	task image.Task
@@ -123,7 +123,7 @@ func (t *taskReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// taskWriter counts what is written as done.
+// taskWriter counts the bytes written as progress.
 type taskWriter struct {
 	w    io.Writer
 	task image.Task

@@ -59,8 +59,8 @@ func (s *store) layerByPrefix(ctx context.Context, prefix string) (found cowcomm
 	return found, nil
 }
 
-// parent finds what a layer is compared with: the one that is named, or else the one it was made from.
-// whole stands for an empty tree.
+// parent finds the other side of a comparison: the named layer, or else the layer's parent. whole stands for an empty
+// tree.
 func (s *store) parent(ctx context.Context, layer cowcommon.Volume, named string, whole bool) (string, error) {
 	if whole {
 		return "", nil

@@ -19,19 +19,18 @@ func newRmCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
 		Short: "Remove layers",
-		Long: `Removes layers with all that is in them, in the order that their parents need. Before anything is removed
-it is made sure that all can be: a layer that is mounted, that other layers were made from or that an image
-has is not removed.
+		Long: `Removes layers with all that is in them, children before parents. It removes nothing unless all of them can
+be removed: a layer that is mounted, that other layers were made from, or that an image has cannot.
 
-With --force, layers that do not exist are passed over, and others may have been made from a layer: they
-stay complete, but cannot be compared with it any more.`,
+With --force, the command ignores layers that do not exist, and removes layers that others were made from.
+The others stay complete, but cannot be compared with the removed layer afterwards.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(func(s *store) error { return s.rm(cmd, args, force) })
 		},
 		ValidArgsFunction: completeLayers(a, -1, false),
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "pass over layers that do not exist, and remove those that others were made from")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "ignore layers that do not exist, and remove layers that others were made from")
 	return cmd
 }
 
@@ -45,7 +44,7 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 			return err
 		}
 		remove := s.driver.Backend().Remove
-		if image.IsLayerName(v.Name) { // it may be one that was imported
+		if image.IsLayerName(v.Name) { // it may come from an import
 			remove = s.images.RemoveLayer
 		}
 		if err := remove(cmd.Context(), v.Name); err != nil {

@@ -43,8 +43,8 @@ func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "cowshed",
 		Short: "Keep container layers as copy-on-write volumes",
-		Long: `Cowshed keeps container layers as btrfs subvolumes or ZFS filesystems. Making a layer, comparing it with
-the one it was made from, measuring and removing it cost what changed, not what exists.
+		Long: `Cowshed keeps container layers as btrfs subvolumes or ZFS filesystems. Making, comparing, measuring and
+removing a layer cost in proportion to its changes, however large it is.
 
 A layer is a directory tree with a name. It is made empty, or from another layer, which then cannot be
 changed any more. An image is a chain of such layers with a config.`,
@@ -82,7 +82,7 @@ changed any more. An image is a chain of such layers with a config.`,
 		{"layers", "Layers:", []*cobra.Command{
 			newCreateCommand(a), newRmCommand(a), newLsCommand(a), newTreeCommand(a), newLimitCommand(a), newUsageCommand(a),
 		}},
-		{"contents", "What layers hold:", []*cobra.Command{
+		{"contents", "Contents of layers:", []*cobra.Command{
 			newMountCommand(a), newUnmountCommand(a), newChangesCommand(a), newDiffCommand(a), newApplyCommand(a),
 		}},
 		{"images", "Images:", []*cobra.Command{
@@ -113,7 +113,7 @@ func envOr(name, value string) string {
 	return value
 }
 
-// setUp makes ready what every command uses.
+// setUp prepares the parts that every command uses.
 func (a *app) setUp(cmd *cobra.Command) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(strings.ToUpper(a.logLevel))); err != nil {

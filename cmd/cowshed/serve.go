@@ -17,7 +17,7 @@ import (
 // serveFlags are the flags of serve that override keys of the configuration.
 type serveFlags struct {
 	configFile string
-	config     daemon.Config // what the flags say
+	config     daemon.Config // the values of the flags
 	timeout    time.Duration
 }
 
@@ -28,9 +28,9 @@ func newServeCommand(a *app) *cobra.Command {
 		Short: "Serve containerd as snapshotter and differ, and Docker as graph driver plugin",
 		Long: `Serves containerd, which uses Cowshed as proxy plugins of the types snapshot and diff, on a unix socket; and
 with --docker-plugin a Docker Engine that has graph driver plugins. It runs until SIGTERM or SIGINT, and then ends
-what is running.
+running requests.
 
-The configuration is read from ` + daemon.DefaultConfigFile + `, if it is there, or from --config. Flags override
+The configuration is read from ` + daemon.DefaultConfigFile + `, if that exists, or from --config. Flags override
 it. packaging/cowshed.toml describes each key; a flag has the name of its key with dashes.
 
 Volumes for containerd are kept below ROOT/containerd, apart from the layers of the other commands, which may be
@@ -42,12 +42,12 @@ used meanwhile. A second daemon on the same root is refused.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE`")
-	flags.StringVar(&f.config.Address, "address", f.config.Address, "`SOCKET` that containerd is served on")
-	flags.StringVar(&f.config.State, "state", f.config.State, "`DIR` for what does not outlive a start of the machine")
+	flags.StringVar(&f.config.Address, "address", f.config.Address, "`SOCKET` for containerd")
+	flags.StringVar(&f.config.State, "state", f.config.State, "`DIR` for state that a reboot may delete")
 	flags.StringVar(&f.config.ContainerdAddress, "containerd-address", f.config.ContainerdAddress, "`SOCKET` of containerd, for its content store")
 	flags.StringVar(&f.config.DefaultLimit, "default-limit", "", "most that a container may write, as `SIZE` such as 20G; none by default")
 	flags.StringVar(&f.config.BuildLimit, "build-limit", "", "most that a snapshot of a build, or a layer that is unpacked, may hold, as `SIZE`; none by default")
-	flags.StringVar(&f.config.LimitScope, "limit-scope", f.config.LimitScope, "what limits count: layer or total")
+	flags.StringVar(&f.config.LimitScope, "limit-scope", f.config.LimitScope, "data that limits count: layer or total")
 	flags.BoolVar(&f.config.CountInodes, "count-inodes", false, "count inodes when usage is asked for, by comparing layers")
 	flags.StringVar(&f.config.DockerPlugin, "docker-plugin", "", "serve Docker Engines that have graph driver plugins, under this `NAME`")
 	flags.StringVar(&f.config.DockerHome, "docker-home", "", "`DIR` for that driver's layers, instead of the engine's data root")
@@ -81,7 +81,7 @@ func (a *app) serve(cmd *cobra.Command, f *serveFlags) error {
 	return daemon.Run(cmd.Context(), c, daemon.Options{Version: versionString(), Logger: a.log})
 }
 
-// read reads the configuration file. Only one that was asked for must be there.
+// read reads the configuration file. Only a file that the user has named must exist.
 func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 	c, err := daemon.ReadConfig(f.configFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -117,7 +117,7 @@ func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 	return c, nil
 }
 
-// override puts what the flags of all commands, and their variables of the environment, say over the configuration.
+// override replaces values of the configuration with those of global flags, and of their environment variables.
 func (a *app) override(flags *pflag.FlagSet, c *daemon.Config) {
 	if flags.Changed("root") || os.Getenv(rootEnv) != "" {
 		c.Root = a.root

@@ -19,7 +19,7 @@ import (
 // nerdctlConfigEnv is where nerdctl itself looks for the name of its configuration.
 const nerdctlConfigEnv = "NERDCTL_TOML"
 
-// setupFlags say what setup does, and where things are.
+// setupFlags are the flags of setup.
 type setupFlags struct {
 	apply, undo, restart bool
 	host                 setup.Host
@@ -29,14 +29,14 @@ func newSetupCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "setup",
 		Short: "Make containerd, Docker, nerdctl, BuildKit or Kubernetes use Cowshed",
-		Long: `Shows what has to be changed in a configuration so that Cowshed is used, as a diff. With --apply it is changed, and
-with --undo that is taken back, exactly. Nothing is restarted without --restart.
+		Long: `Shows, as a diff, the changes to a configuration that make a program use Cowshed. --apply makes them, and --undo takes
+exactly these changes back. Nothing is restarted without --restart.
 
-Only what Cowshed needs is changed: comments, order and all else of the file stay. What cannot be changed safely is
-refused, and what belongs there is printed. Doing it again changes nothing.
+Only keys that Cowshed needs are changed: comments, order and all else of the file stay. A change that is not safe is
+refused, and the text to add by hand is printed. A second run changes nothing.
 
-What a file was before is kept in FILE.cowshed-undo, beside it. --undo refuses where somebody else has changed the file
-since, and shows how.`,
+The former content of a file is kept in FILE.cowshed-undo, beside it. --undo refuses if somebody else has changed the
+file since, and shows how.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -48,15 +48,15 @@ since, and shows how.`,
 		{setup.Containerd, "Make containerd know Cowshed's snapshotter and differ", `Has containerd load Cowshed as snapshotter and differ: a file that its configuration imports, beside
 it in conf.d or where it imports files from already. The configuration itself is changed only if it imports no such file.
 
-Clients then choose the snapshotter by its name. What other snapshotters need stays.`},
+Clients then choose the snapshotter by its name. The keys of other snapshotters stay.`},
 		{setup.Docker, "Make Docker Engine keep images and containers on Cowshed", `Sets the storage driver in daemon.json. Docker Engine 29 and later use the snapshotter of containerd, which has to be
 set up first. Docker Engine 20.10 to 26 use the graph driver plugin, which is turned on in Cowshed's own configuration
 if it is not.
 
-Images and containers of the former storage driver are not seen any more, nor deleted.`},
+The engine neither shows nor deletes images and containers of the former storage driver.`},
 		{setup.Nerdctl, "Make nerdctl use Cowshed where no snapshotter is named", `Sets the snapshotter in nerdctl.toml. containerd has to be set up first.`},
 		{setup.BuildKit, "Make BuildKit build on Cowshed", `Makes buildkitd.toml use containerd with Cowshed's snapshotter for builds, and turns off BuildKit's other worker, which
-would go before it. containerd has to be set up first.`},
+would take precedence. containerd has to be set up first.`},
 		{setup.Kubernetes, "Make Kubernetes keep images and containers on Cowshed", `Has containerd's CRI plugin use Cowshed's snapshotter, by one more file that containerd imports. containerd has to be
 set up first.`},
 	} {
@@ -77,15 +77,15 @@ func newSetupTargetCommand(a *app, target setup.Target, short, long string) *cob
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.apply, "apply", false, "change it")
-	flags.BoolVar(&f.undo, "undo", false, "take back what --apply has changed")
-	flags.BoolVar(&f.restart, "restart", false, "with --apply or --undo: restart what reads it, with systemctl")
+	flags.BoolVar(&f.undo, "undo", false, "take back the changes of --apply")
+	flags.BoolVar(&f.restart, "restart", false, "with --apply or --undo: restart the program that reads it, with systemctl")
 	flags.StringVar(&f.host.CowshedConfig, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve")
 	flags.StringVar(&f.host.ContainerdConfig, "containerd-config", containerdconf.DefaultFile, "configuration `FILE` of containerd")
 	flags.StringVar(&f.host.DockerConfig, "docker-config", setup.DefaultDockerConfig, "configuration `FILE` of Docker Engine")
 	flags.StringVar(&f.host.NerdctlConfig, "nerdctl-config", envOr(nerdctlConfigEnv, setup.DefaultNerdctlConfig), "configuration `FILE` of nerdctl (env "+nerdctlConfigEnv+")")
 	flags.StringVar(&f.host.BuildKitConfig, "buildkit-config", setup.DefaultBuildKitConfig, "configuration `FILE` of BuildKit")
 	if target == setup.Docker {
-		flags.StringVar(&f.host.Engine, "engine", "", "`VERSION` of Docker Engine; by default what dockerd --version says")
+		flags.StringVar(&f.host.Engine, "engine", "", "`VERSION` of Docker Engine; by default that of dockerd --version")
 	}
 	return cmd
 }
@@ -151,7 +151,7 @@ func (a *app) globalFlags(flags *pflag.FlagSet) []string {
 	return nil
 }
 
-// printPlan shows the diff, and what is to be known.
+// printPlan prints the diff, and notes for the user.
 func printPlan(out io.Writer, plan *setup.Plan) error {
 	for _, change := range plan.Changes {
 		if _, err := fmt.Fprint(out, change.Diff()); err != nil {
@@ -170,7 +170,7 @@ func printPlan(out io.Writer, plan *setup.Plan) error {
 	return nil
 }
 
-// finish says what was done, and restarts what is to be restarted.
+// finish prints the result, and restarts units if asked to.
 func (f *setupFlags) finish(cmd *cobra.Command, plan *setup.Plan) error {
 	out := cmd.OutOrStdout()
 	switch {

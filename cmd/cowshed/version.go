@@ -31,7 +31,7 @@ func newVersionCommand() *cobra.Command {
 	return cmd
 }
 
-// versionString is the version that was set, or else what Go knows of the module.
+// versionString is the version set at build time, or else the module's version according to Go.
 func versionString() string {
 	if version != "" {
 		return version
