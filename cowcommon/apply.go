@@ -41,8 +41,8 @@ func Apply(ctx context.Context, backend Backend, name string, tar io.Reader, opt
 	return size, backend.Sync(ctx, name)
 }
 
-// xattrPolicy is to leave out what the filesystem cannot take and, in a user namespace, what the kernel lets nobody set
-// there.
+// xattrPolicy is to leave out attributes that the filesystem cannot store and, in a user namespace, those that the
+// kernel lets nobody set there.
 func xattrPolicy() layertar.XattrPolicy {
 	if userns.RunningInUserNS() {
 		return layertar.BestEffortXattrs

@@ -1,5 +1,5 @@
-// Package cowcommon holds what all copy-on-write backends share: the Backend interface that makes a filesystem usable,
-// and what works on volumes of any of them.
+// Package cowcommon has the parts that all copy-on-write backends share: the Backend interface, by which a filesystem
+// can be used, and operations on volumes of any Backend.
 package cowcommon
 
 import (
@@ -12,25 +12,25 @@ import (
 
 // Backend keeps copy-on-write volumes on one filesystem.
 //
-// A volume is a directory tree with a name. It is writable until another volume is cloned from it;
-// then it is sealed: read-only for good, so that an image cannot change under its containers. A volume
-// that someone holds mounted when it is cloned is cloned as it is at that moment and stays writable.
+// A volume is a directory tree with a name. It is writable until another volume is cloned from it; then it is sealed:
+// read-only for good, so that an image cannot change under its containers. A volume that is mounted when it is cloned
+// is cloned as it is at that moment, and stays writable.
 //
-// A volume is in use while any process holds it, and while it, a directory of it or an overlay that has it as a layer is
-// mounted, in whatever mount namespace and whatever covers the mount. On ZFS it also is while something in it is open;
-// on btrfs who has something open keeps that, as of a deleted file. What is in use is not sealed, renamed or removed.
-// The error names who uses it where the kernel tells.
+// A volume is in use while any process holds it. It is also in use while it, a directory of it, or an overlay with it
+// as a layer is mounted. The mount namespace does not matter, nor a mount that covers it. On ZFS an open file keeps
+// its volume in use. On btrfs it does not: the process keeps its file, as with a deleted one. A volume in use is not
+// sealed, renamed or removed. The error names the users if the kernel tells.
 //
-// Methods are safe for concurrent use, and each that changes something is atomic: after a crash the
-// volume is either there and complete, or not there. What a method has acknowledged survives a power
-// cut, except that a removed volume may come back whole, until a later Create or Clone has returned. What fails for
-// want of space has unix.ENOSPC or unix.EDQUOT in its error, and leaves nothing.
+// Methods are safe for concurrent use, and each that changes something is atomic: after a crash the volume is
+// complete, or it does not exist. An acknowledged change survives a power cut, except that a removed volume may come
+// back whole, until a later Create or Clone has returned. An operation that fails for want of space has unix.ENOSPC
+// or unix.EDQUOT in its error, and leaves nothing.
 //
-// Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound,
-// ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed),
-// ErrNotImplemented (this filesystem or kernel cannot).
+// Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound, ErrAlreadyExists,
+// ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed), ErrNotImplemented (this filesystem or
+// kernel cannot).
 //
-// What only some filesystems can do are interfaces of their own: Sealer, Renamer, SpecMounter, Hinter, Limiter, Streamer
+// Functions of some filesystems are interfaces of their own: Sealer, Renamer, SpecMounter, Hinter, Limiter, Streamer
 // and Keeper. As finds them.
 type Backend interface {
 	// Create makes an empty writable volume. Its root directory is 0755 and owned by opts.UID and GID.
@@ -38,11 +38,10 @@ type Backend interface {
 	// Clone makes name a writable copy of source as it is now, and seals source unless it is mounted. If it fails, source
 	// is as it was, unless another call came to depend on the seal meanwhile.
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
-	// Remove destroys a volume and whatever was made inside it, on a full filesystem too. Removing an absent one is not
-	// an error. If it fails, the volume is as it was, or it is gone and the error is about what is left of it where
-	// nobody finds it.
-	// ErrFailedPrecondition: it is in use, a view of it is open, or what depends on it has to go first: on ZFS
-	// its clones.
+	// Remove destroys a volume and everything inside it, on a full filesystem too. Removing an absent volume is not
+	// an error. If Remove fails, the volume is as before, or it is gone and the error is about remains that no method
+	// finds. Returns ErrFailedPrecondition if the volume is in use, if a view of it is open, or if its dependents
+	// have to go first: on ZFS its clones.
 	Remove(ctx context.Context, name string) error
 
 	// Mount makes a volume's tree reachable and returns the absolute path of its root. Mounts are
@@ -63,7 +62,7 @@ type Backend interface {
 
 	// Status describes the backend and its filesystem as they are now, for people.
 	Status(ctx context.Context) [][2]string
-	// Close releases what the backend holds. Volumes and the mounts of others stay.
+	// Close releases the resources of the backend. Volumes and the mounts of others stay.
 	Close() error
 }
 

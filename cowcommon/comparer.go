@@ -27,7 +27,7 @@ const (
 	Walk
 )
 
-// Comparison is what Compare found. It keeps the layers' views open until it is closed.
+// Comparison is the result of Compare. It keeps the layers' views open until it is closed.
 type Comparison struct {
 	Changes []archive.Change // sorted by path
 	Native  bool             // the filesystem said where to look
@@ -82,8 +82,8 @@ func NewComparer(backend Backend, idMap user.IdentityMapping, log *slog.Logger) 
 	return &Comparer{backend: backend, idMap: idMap, log: log}
 }
 
-// Compare lists what the volume name changed of parent, at one moment; parent "" stands for an empty tree. The caller
-// closes the result.
+// Compare lists the changes of the volume name since parent, at one moment; parent "" stands for an empty tree. The
+// caller closes the result.
 func (cr *Comparer) Compare(ctx context.Context, name, parent string, way Way) (_ *Comparison, err error) {
 	if err := CheckID(name); err != nil {
 		return nil, err

@@ -6,8 +6,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxIDLength leaves room, within the 255 bytes that btrfs and ZFS allow, for what a backend puts around
-// an id: a staging suffix, or the name of the parent dataset.
+// maxIDLength leaves room, within the 255 bytes that btrfs and ZFS allow, for a backend's additions to an id: a
+// staging suffix, or the name of the parent dataset.
 const maxIDLength = 200
 
 // CheckID reports whether id can name a layer on every backend: 1 to 200 letters, digits and any of

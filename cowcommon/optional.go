@@ -49,8 +49,8 @@ func cannot(operation string, backend Backend) error {
 
 // Sealer is a Backend that can seal a volume before others are cloned from it. The snapshotter needs one.
 type Sealer interface {
-	// Seal makes a volume that is not in use read-only for good, and what it holds survive a power cut. Of a sealed
-	// one it changes nothing, mounted or not. ErrFailedPrecondition: it is in use, and was not changed.
+	// Seal makes an unused volume read-only for good, and makes its content survive a power cut. A sealed volume
+	// stays as it is, mounted or not. Returns ErrFailedPrecondition if the volume is in use; it is then unchanged.
 	Seal(ctx context.Context, name string) error
 }
 
@@ -90,12 +90,12 @@ type SpecMounter interface {
 	// MountSpec says how others can mount a volume, without this process's help. Such mounts are not counted, but
 	// keep the volume from being sealed and removed as any other.
 	MountSpec(ctx context.Context, name string, readOnly bool) (MountSpec, error)
-	// CheckMountSpec reports whether there can be a MountSpec of volumes in this home. ErrFailedPrecondition: no, its
-	// path is one that none can express.
+	// CheckMountSpec reports whether volumes in this home can have a MountSpec. Returns ErrFailedPrecondition if no
+	// MountSpec can express the home's path.
 	CheckMountSpec() error
 }
 
-// Hinter is a Backend whose filesystem tells what changed. Without it, both trees are walked.
+// Hinter is a Backend whose filesystem lists changes. Without it, both trees are walked.
 type Hinter interface {
 	// Hints says where two views of this backend may differ, top being the later one.
 	// ErrNoHints (a *treediff.NoHintsError with the reason): it cannot be said, walk both.
@@ -112,7 +112,7 @@ func Hints(ctx context.Context, backend Backend, base, top View) (*treediff.Hint
 
 // LiveView is a View of a volume that is written to, which can be read faster through the volume's own tree.
 type LiveView interface {
-	// Live is the volume's own tree, for what has not changed since, or nil.
+	// Live is the volume's own tree, for reading files that have not changed since, or nil.
 	Live() *layertar.Live
 }
 
@@ -123,10 +123,10 @@ func liveOf(v View) *layertar.Live {
 	return nil
 }
 
-// Limiter is a Backend whose filesystem counts what volumes hold, and can limit it.
+// Limiter is a Backend whose filesystem counts the data of volumes, and can limit it.
 type Limiter interface {
-	// Usage says what a volume holds. Its cost does not depend on what the volume holds.
-	// ErrNotImplemented: quotas are off, so the filesystem does not keep count.
+	// Usage returns the size of a volume's data. Its cost does not depend on that size. Returns ErrNotImplemented if
+	// quotas are off, so that the filesystem does not count.
 	Usage(ctx context.Context, name string) (quota.Usage, error)
 	// SetLimit replaces a volume's limit; the zero Limit removes it.
 	SetLimit(ctx context.Context, name string, limit quota.Limit) error
@@ -173,10 +173,11 @@ func Receive(ctx context.Context, backend Backend, name, source string, r io.Rea
 	return cannot("receive", backend)
 }
 
-// Keeper is a Backend that can make a volume again what it was.
+// Keeper is a Backend that can restore a former state of a volume.
 type Keeper interface {
-	// Keep notes what a volume that is not sealed holds at this moment, in use or not. It costs no more than a Clone.
-	// Until the Kept is closed, Remove may fail with ErrFailedPrecondition. ErrNotImplemented: of this volume it cannot.
+	// Keep notes the content of an unsealed volume at this moment, in use or not. It costs no more than a Clone.
+	// Until the Kept is closed, Remove may fail with ErrFailedPrecondition. Returns ErrNotImplemented if this volume
+	// cannot be kept.
 	Keep(ctx context.Context, name string) (Kept, error)
 }
 
@@ -188,12 +189,12 @@ func Keep(ctx context.Context, backend Backend, name string) (Kept, error) {
 	return nil, cannot("keep", backend)
 }
 
-// Kept is what a volume was. A crash forgets it.
+// Kept is a former state of a volume. A crash forgets it.
 type Kept interface {
-	// Restore makes the volume what it was, in one step, with the limit that it had, and so that it survives a power
-	// cut. It may have no Parent afterwards, and comparing it then takes a walk of both trees.
-	// ErrFailedPrecondition: it is in use, and was not changed. ErrNotFound: it was removed.
+	// Restore gives the volume its former content and limit, in one step, so that they survive a power cut. The
+	// volume may have no Parent afterwards, and comparing it then takes a walk of both trees. Returns
+	// ErrFailedPrecondition if the volume is in use, unchanged then, and ErrNotFound if it was removed.
 	Restore(ctx context.Context) error
-	// Close forgets what the volume was.
+	// Close forgets the former state.
 	Close() error
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// ErrReadOnly says that a filesystem cannot be written to, so that only what reads works there. It is matched with
-// errors.Is, as errdefs.ErrFailedPrecondition and syscall.EROFS are in its place.
+// ErrReadOnly says that a filesystem cannot be written to, so that only reading operations work there. It is matched
+// with errors.Is, as errdefs.ErrFailedPrecondition and syscall.EROFS are in its place.
 var ErrReadOnly error = readOnlyError{}
 
 type readOnlyError struct{}
@@ -34,7 +34,7 @@ func AsReadOnly(err error) error {
 // ReadOnly returns backend for reading alone: each method that changes something returns ErrReadOnly, with the reason
 // that why gives.
 func ReadOnly(backend Backend, why error) Backend {
-	return &readOnlyBackend{Backend: backend, err: fmt.Errorf("%w: %v", ErrReadOnly, why)} //nolint:errorlint // why it is so is not what it is
+	return &readOnlyBackend{Backend: backend, err: fmt.Errorf("%w: %v", ErrReadOnly, why)} //nolint:errorlint // the reason is not part of the kind
 }
 
 type readOnlyBackend struct {

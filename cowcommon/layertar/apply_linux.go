@@ -15,14 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Apply applies an uncompressed layer tar to the tree at dir, with the meaning that the package describes,
-// and returns the sum of the sizes in its headers. It reads r up to the end of the archive and possibly
-// further; what is left belongs to the caller.
+// Apply applies an uncompressed layer tar to the tree at dir, by the rules of the package. It returns the sum of the
+// sizes in the headers. It reads r up to the end of the archive and possibly further; the rest belongs to the caller.
 //
-// After an error the tree holds some part of the layer. Errors that an entry caused are [EntryError]s and
-// say which, among them [ErrMalformed], [ErrTooLarge] and what the kernel answered (unix.EDQUOT,
-// unix.ENOSPC). When ctx ends, Apply stops before the next entry or megabyte of data, but not while it
-// waits in a Read of r. Nothing is left running and no descriptor open.
+// After an error the tree holds some part of the layer. Errors that an entry caused are [EntryError]s, which name the
+// entry. Among them are [ErrMalformed], [ErrTooLarge] and errors of the kernel (unix.EDQUOT, unix.ENOSPC). When ctx
+// ends, Apply stops before the next entry or megabyte of data, but not while it waits in a Read of r. Nothing is left
+// running and no descriptor open.
 //
 // Nobody else may change the tree meanwhile.
 func Apply(ctx context.Context, dir string, r io.Reader, opts ApplyOptions) (size int64, err error) {
@@ -42,10 +41,9 @@ func Apply(ctx context.Context, dir string, r io.Reader, opts ApplyOptions) (siz
 	return size, nil
 }
 
-// applier applies one layer. All that decides what an entry means happens in one goroutine, in the order of
-// the tar: names are resolved, what is in the way is removed, and everything but regular files is made. The
-// files are made by a pool of workers, each knowing the directory and that the name is free. Whatever
-// depends on a file's being there waits for it.
+// applier applies one layer. One goroutine decides the meaning of entries, in the order of the tar: it resolves
+// names, removes files that are in the way, and makes everything except regular files. A pool of workers makes these.
+// Each worker knows the directory, and that the name is free. Steps that need a file wait for it.
 type applier struct {
 	opts   ApplyOptions
 	userNS bool
@@ -76,10 +74,10 @@ func newApplier(ctx context.Context, dir string, opts ApplyOptions) (*applier, e
 	return a, nil
 }
 
-// maxApplyWorkers bounds the workers of each stage. Those that create files all need the locks of one
-// filesystem tree, those that fill them mostly do not, so that a pair of both gains where two that do both only
-// wait for each other. Half of the processors have no pair by default: reading the tar, and what the filesystem
-// does in the background for each file (on btrfs about half as much as in the foreground), take the others.
+// maxApplyWorkers bounds the workers of each stage. Workers that create files all need the locks of one filesystem
+// tree; workers that fill them mostly do not. So a pair of both gains, where two workers that do both only wait for
+// each other. By default half of the processors have no pair. They read the tar, and do the filesystem's background
+// work for each file (on btrfs about half as much as in the foreground).
 const maxApplyWorkers = 4
 
 func (a *applier) close() {
@@ -98,7 +96,7 @@ func (a *applier) run(r io.Reader) (int64, error) {
 		err = a.finish()
 	}
 	if err != nil {
-		// The first entry that failed is the one to tell of, whoever noticed first.
+		// The error is that of the first entry that failed, in whichever order the workers noticed.
 		var mine, theirs *EntryError
 		if perr := a.pool.failure(); errors.As(perr, &theirs) && (!errors.As(err, &mine) || theirs.Index <= mine.Index) {
 			return 0, perr
@@ -192,7 +190,7 @@ func (a *applier) lookup(d *dir, name string) (st unix.Stat_t, err error) {
 	return st, err
 }
 
-// remove removes a name of the given mode, 0 being one that does not exist, and all that is below it.
+// remove removes a name of the given mode, 0 if it does not exist, and all that is below it.
 func (a *applier) remove(d *dir, name string, mode uint32) error {
 	if mode == 0 {
 		return nil
@@ -222,7 +220,7 @@ func (a *applier) overwrite(d *dir, name string) {
 	a.found.Overwritten = a.found.Overwritten || written || d.children[name] != nil || d.followed[name]
 }
 
-// finish sets what has to wait until nothing is made in a directory any more.
+// finish sets attributes that have to wait until nothing more is made in a directory.
 func (a *applier) finish() error {
 	todo := []*dir{a.dirs.root}
 	for len(todo) > 0 {

@@ -27,17 +27,17 @@ const (
 	gunzipPiece = 256 << 10
 	// zstdGoroutines is the number of goroutines of one zstd stream. One would give other bytes than several.
 	zstdGoroutines = 2
-	// maxWindow is the largest zstd window that is decompressed: what the zstd command allows too.
+	// maxWindow is the largest zstd window that is decompressed, as with the zstd command.
 	maxWindow = 128 << 20
 )
 
-// Compress returns a writer that compresses into w. level 0 is the format's default; otherwise it is 1 to 9
-// for Gzip, 1 to 22 for Zstd (mapped to the few levels that the encoder has), and Plain has none. A level or
-// format that does not exist is errdefs.ErrInvalidArgument.
+// Compress returns a writer that compresses into w. level 0 is the format's default. Other levels are 1 to 9 for Gzip
+// and 1 to 22 for Zstd, mapped to the few levels of the encoder; Plain has none. Returns errdefs.ErrInvalidArgument
+// if the level or format does not exist.
 //
-// Compression runs in several goroutines. For the same version of Cowshed the output depends on the input,
-// format and level only, not on the number of processors or on how the input was cut into writes. Close
-// ends the stream and the goroutines, and must be called after an error as well; it does not close w.
+// Compression runs in several goroutines. For the same version of Cowshed the output depends on the input, format and
+// level only. The number of processors does not matter, nor the sizes of the writes. Close ends the stream and the
+// goroutines, and must be called after an error as well; it does not close w.
 func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 	highest := map[Format]int{Gzip: gzip.BestCompression, Zstd: 22}[format]
 	if format > Zstd || level < 0 || level > highest {
@@ -65,9 +65,9 @@ func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 		if level > 0 {
 			zlevel = zstd.EncoderLevelFromZstd(level)
 		}
-		// One goroutine finds matches and another encodes them. Several that find matches (WithConcurrentBlocks)
-		// need, for a Debian tree, half as much processor time again and hundreds of MiB, or a window so small
-		// that the layer is a seventh larger.
+		// One goroutine finds matches and another encodes them. Several that find matches (WithConcurrentBlocks) need
+		// half as much processor time again, for a Debian tree, and hundreds of MiB. With a smaller window the layer
+		// is a seventh larger.
 		zw, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zlevel), zstd.WithEncoderConcurrency(zstdGoroutines))
 		if err != nil {
 			return nil, fmt.Errorf("layertar: zstd: %w", err)
@@ -96,13 +96,13 @@ func (c *compressor) Close() error {
 	return err
 }
 
-// Decompress returns what r holds without its compression, told by the first bytes: Gzip of any number of
-// members, Zstd of any number of frames, Bzip2, XZ, or else Plain. XZ is errdefs.ErrNotImplemented where the program xz is
-// not installed.
+// Decompress returns the decompressed content of r. The first bytes tell the format: Gzip of any number of members,
+// Zstd of any number of frames, Bzip2, XZ, or else Plain. XZ is errdefs.ErrNotImplemented where the program xz is not
+// installed.
 //
-// Decompression runs ahead of the reader in its own goroutines. Memory is bounded: a zstd window of more
-// than 128 MiB is an error. Close ends the goroutines, waiting for a Read of r that is under way; it does
-// not close r. How much of r has been read by then is not defined.
+// Decompression runs ahead of the reader in its own goroutines. Memory is bounded: a zstd window of more than 128 MiB
+// is an error. Close ends the goroutines, waiting for a Read of r that is under way; it does not close r. How much of
+// r has been read by then is not defined.
 func Decompress(r io.Reader) (io.ReadCloser, Format, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(sniffLen)
@@ -186,7 +186,7 @@ func (n named) Read(p []byte) (int, error) {
 	return c, err
 }
 
-// namedCloser is one that is to be closed.
+// namedCloser is a closer with its name.
 type namedCloser struct {
 	named
 	io.Closer

@@ -34,7 +34,7 @@ type dir struct {
 	written map[string]ticket
 	// fresh: nothing from lower layers is in it, so that a name that is not written does not exist.
 	fresh bool
-	// late is what is set when everything else is done.
+	// late has the attributes that are set when everything else is done.
 	late *lateMeta
 
 	acl aclState
@@ -118,11 +118,13 @@ func (f *dirFD) release() {
 
 // dirs finds directories inside a root, and keeps descriptors of those used last.
 //
-// Paths are resolved here and not by the kernel: each component is opened by itself, relative to the
-// directory it is in and without following symbolic links, and links are read and resolved as if the root
-// were the root directory, ".." never leading above it. The result is that of openat2 with RESOLVE_IN_ROOT,
-// but also says where in the tree a path has led, needs no walk from the root for a directory next to the
-// last one, has no limit on the length of a path, and works on every kernel.
+// Paths are resolved here and not by the kernel. Each component is opened by itself, relative to its directory and
+// without following symbolic links. Links are read and resolved as if the root were the root directory, and ".."
+// never leads above it.
+//
+// The result is that of openat2 with RESOLVE_IN_ROOT. It also tells where in the tree a path has led. It needs no
+// walk from the root for a directory next to the last one. It has no limit on the length of a path, and works on
+// every kernel.
 type dirs struct {
 	root *dir
 
@@ -306,7 +308,7 @@ func (ds *dirs) hold(d *dir) (*dirFD, error) {
 	return d.fd.hold(), nil
 }
 
-// opened records the descriptor of a directory, and closes that of the one that was used longest ago.
+// opened records the descriptor of a directory, and closes the least recently used descriptor.
 func (ds *dirs) opened(d *dir, fd int) {
 	d.fd = newDirFD(fd)
 	ds.link(d)

@@ -67,7 +67,7 @@ func (e *encoder) send(s segment) error {
 	}
 }
 
-// flush sends what has been encoded so far.
+// flush sends the encoded bytes.
 func (e *encoder) flush() error {
 	if e.buf == nil || len(*e.buf) == 0 {
 		return nil
@@ -77,7 +77,8 @@ func (e *encoder) flush() error {
 	return e.send(segment{bytes: b})
 }
 
-// room returns free space of the current segment, at least one byte. What is used of it is added by used.
+// room returns free space of the current segment, at least one byte. The method used adds the used part to the
+// segment.
 func (e *encoder) room() ([]byte, error) {
 	if e.buf != nil && len(*e.buf) == cap(*e.buf) {
 		if err := e.flush(); err != nil {
@@ -173,7 +174,7 @@ func (e *encoder) whiteout(parent, base string) error {
 	return e.header()
 }
 
-// file encodes what is there.
+// file encodes an existing file.
 func (e *encoder) file(index int, t target, st *unix.Stat_t) error {
 	kind := st.Mode & unix.S_IFMT
 	if kind == unix.S_IFREG {

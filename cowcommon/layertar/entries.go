@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// maxHeader bounds what precedes the data of one entry. archive/tar bounds each extended header and
-	// each sparse map (1 MiB), but not how many follow each other.
+	// maxHeader bounds the headers before the data of one entry. archive/tar bounds each extended header and each
+	// sparse map (1 MiB), but not how many follow each other.
 	maxHeader = 8 << 20
 	// maxName bounds names and link targets: far more than PATH_MAX, far less than a header can hold.
 	maxName = 64 << 10
@@ -47,7 +47,7 @@ func newEntries(ctx context.Context, r io.Reader, looseEnd bool) *entries {
 // next returns the next header, PAX global headers left out, or io.EOF. Other errors are EntryErrors.
 func (es *entries) next() (*tar.Header, error) {
 	for {
-		// What is left of the data must not count as header.
+		// The rest of the data must not count as header.
 		_, err := io.Copy(io.Discard, es.tr)
 		if err != nil {
 			return nil, es.wrap(err)
@@ -62,7 +62,7 @@ func (es *entries) next() (*tar.Header, error) {
 			if !es.src.nonzero { // two blocks of zeros, or nothing at all
 				return nil, io.EOF
 			}
-			// archive/tar takes a tar that is cut off behind an extended header for one that ends there.
+			// archive/tar mistakes a tar that is cut off behind an extended header for a tar that ends there.
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
@@ -98,13 +98,13 @@ type budgetReader struct {
 	nonzero bool  // it has read something else than zeros, apart from padding
 }
 
-// startHeader begins to count what precedes the data of an entry. Padding comes first, up to a multiple of 512.
+// startHeader begins to count the headers of an entry. Padding comes first, up to a multiple of 512.
 func (b *budgetReader) startHeader() {
 	b.left, b.padding, b.nonzero = maxHeader, int(-b.at&(blockSize-1)), false
 }
 
-// ends reports whether a tar is read no further by GNU tar, which asks for one block of zeros only and passes over less
-// than a block. Whoever reads on gets the error if there is one.
+// ends reports whether GNU tar would stop reading here. It asks for one block of zeros only, and ignores a block that
+// is cut short. A reader that goes on gets the error if there is one.
 func (b *budgetReader) ends() bool {
 	block, err := b.r.Peek(b.padding + blockSize)
 	if len(block) < b.padding {

@@ -130,7 +130,7 @@ func (a *applier) writeFile(ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	// What the kernel made of owner and mode depends on the umask, on setgid directories, on mount options.
+	// The owner and mode that the kernel set depend on the umask, on setgid directories and on mount options.
 	var st unix.Stat_t
 	if err := unix.Fstat(j.fd, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
@@ -141,8 +141,8 @@ func (a *applier) writeFile(ctx context.Context, j *job) error {
 	return a.setter.setTimes(t, &j.meta.times)
 }
 
-// writeData writes the content of a file. There is no preallocation: filesystems that allocate when they
-// write back see the whole file by then, and btrfs would not compress what was preallocated.
+// writeData writes the content of a file. There is no preallocation: filesystems that allocate when they write back
+// see the whole file by then, and btrfs would not compress preallocated space.
 func (a *applier) writeData(ctx context.Context, j *job) error {
 	if j.size <= smallFile {
 		return writeFull(j.fd, j.data, 0)

@@ -18,7 +18,7 @@ const (
 	Gzip
 	// Zstd is RFC 8878, in one or several frames.
 	Zstd
-	// Bzip2 is what the program bzip2 writes. It can be read only.
+	// Bzip2 is the format of the program bzip2. It can be read only.
 	Bzip2
 	// XZ is the .xz format of xz(1). It can be read only.
 	XZ

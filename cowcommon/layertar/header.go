@@ -67,7 +67,8 @@ func plainHeader(b *[blockSize]byte, hdr *tar.Header) bool {
 	return true
 }
 
-// plainKind says whether a header has just what belongs to its type. Of others archive/tar has its own opinion.
+// plainKind says whether a header has exactly the fields of its type. archive/tar has its own opinion of other
+// headers.
 func plainKind(hdr *tar.Header) bool {
 	link, device, size := false, false, false
 	switch hdr.Typeflag {

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// liveAge is how long before the snapshot a file must have changed last for its change time to tell of any
-	// change after it: filesystems take the time from a clock that ticks every few milliseconds, and data that is
-	// written while a snapshot is taken may be left out of it though its time is not.
+	// liveAge is the least age of a file's last change, before the snapshot, from which its change time shows any
+	// later change. Filesystems take the time from a clock that ticks every few milliseconds. And a snapshot may lack
+	// data that is written while it is taken, though it has the time.
 	liveAge = 100 * time.Millisecond
 	// liveBytes is the size up to which files are read from the snapshot: btrfs may keep them beside their inodes,
 	// which a snapshot shares.
@@ -43,8 +43,8 @@ func (l *liveFiles) close() {
 	}
 }
 
-// open opens the file at an absolute, clean path if it is the one that st describes in the snapshot, as it was
-// there. Else, and after any error, it returns -1.
+// open opens the file at an absolute, clean path if it is the snapshot's file, which st describes, and unchanged.
+// Else, and after any error, it returns -1.
 func (l *liveFiles) open(path string, st *unix.Stat_t) int {
 	if l == nil || st.Size <= liveBytes || !time.Unix(st.Ctim.Unix()).Before(l.until) {
 		return -1
@@ -70,7 +70,7 @@ func (l *liveFiles) open(path string, st *unix.Stat_t) int {
 	return fd
 }
 
-// same says whether an open file of the live tree is the one that st describes and has not changed since.
+// same says whether an open file of the live tree is the file that st describes and has not changed since.
 func (l *liveFiles) same(fd int, st *unix.Stat_t) bool {
 	var now unix.Stat_t
 	err := unix.Fstat(fd, &now)
@@ -84,8 +84,8 @@ type source struct {
 	files    *liveFiles
 }
 
-// pread reads from the live file as long as that is unchanged: its change time is set before its data changes, so
-// what was read before the time was looked at is as it was in the snapshot.
+// pread reads from the live file as long as that is unchanged. The kernel sets a file's change time before it changes
+// data. So data read before a look at the time is that of the snapshot.
 func (s *source) pread(b []byte, at int64) (n int, err error) {
 	if s.live >= 0 {
 		err = retry(func() error { n, err = unix.Pread(s.live, b, at); return err })

@@ -24,7 +24,7 @@ const (
 	maxXattrNames = 64 << 10
 )
 
-// meta is what a header says about a file besides its content.
+// meta has a file's attributes in its header.
 type meta struct {
 	uid, gid int    // keepID: as the kernel made it
 	mode     uint32 // the lower 12 bits
@@ -38,7 +38,7 @@ type xattr struct {
 	malformed   error // why no filesystem can take the value, if that is known
 }
 
-// lateMeta is what is set on a directory when nothing will be made in it any more.
+// lateMeta has attributes that are set on a directory when nothing more will be made in it.
 type lateMeta struct {
 	times      [2]unix.Timespec
 	defaultACL *xattr
@@ -101,7 +101,7 @@ type target struct {
 	fd    int // -1: not open
 }
 
-// setter sets attributes, and keeps count of what could not be set and need not be.
+// setter sets attributes, and counts attributes that could not be set and need not be.
 type setter struct {
 	xattrs XattrPolicy
 
@@ -110,8 +110,8 @@ type setter struct {
 	moved   movedTimes
 }
 
-// set gives a file that is not yet linked from elsewhere what m says, except times. st is how it is now.
-// What fits already is not set: each call would be a change to the inode that the filesystem has to record.
+// set gives a file that is not yet linked from elsewhere the attributes of m, except times. st is its present state.
+// Equal attributes are not set again: each call would be a change to the inode that the filesystem has to record.
 func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
 	chowned := m.uid != keepID && int(st.Uid) != m.uid || m.gid != keepID && int(st.Gid) != m.gid
 	if chowned {
@@ -146,7 +146,7 @@ func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
 	return nil
 }
 
-// report logs what was passed over, once, however much it was.
+// report logs ignored attributes, once, however many.
 func (s *setter) report(log *slog.Logger) {
 	if log == nil {
 		log = slog.Default()
@@ -176,7 +176,7 @@ func (t target) setxattr(name, value string) error {
 	return unix.Lsetxattr(procPath(t.dirfd, t.name), name, []byte(value), 0)
 }
 
-// aclState says whether what is made in a directory inherits an ACL.
+// aclState says whether new files in a directory inherit an ACL.
 type aclState uint8
 
 const (
@@ -185,7 +185,7 @@ const (
 	aclInherited
 )
 
-// handsDownACL says whether what is made in an open directory inherits an ACL from it.
+// handsDownACL says whether new files in an open directory inherit an ACL from it.
 func (d *dir) handsDownACL(fd int) bool {
 	if d.acl == aclUnknown {
 		d.acl = aclNone

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// plinks keeps the files below ".wh..wh.plnk", where aufs put what had hard links across layers. Entries
-// refer to them as hard links by the last component of their names, and get copies. The data of all of them
-// is in one file, which has no name.
+// plinks keeps the files below ".wh..wh.plnk", where aufs put files with hard links across layers. Entries refer to
+// them as hard links by the last component of their names, and get copies. The data of all of them is in one file,
+// which has no name.
 type plinks struct {
 	file  *os.File
 	size  int64

@@ -21,7 +21,7 @@ const (
 	chunksAhead = 2
 )
 
-// ticket stands for a batch of jobs. 0 is one that is done.
+// ticket stands for a batch of jobs. 0 stands for a finished batch.
 type ticket uint64
 
 // job is a file to be made.
@@ -70,13 +70,13 @@ type pool struct {
 	err     *EntryError
 }
 
-// stages are what is done for each job, about half of the time in each.
+// stages are the two steps of each job, which take about half of the time each.
 type stages struct {
 	create func(*job) error                  // sets job.fd
 	fill   func(context.Context, *job) error // closes job.fd
 }
 
-// errStopped is what a job returns that gave up because the context has ended.
+// errStopped is the result of a job that gave up because the context has ended.
 var errStopped = errors.New("stopped")
 
 // newPool starts n goroutines for each stage.
@@ -245,7 +245,7 @@ func (p *pool) each(b *batch, stage func(*job) error) {
 	}
 }
 
-// finish lets go of what a batch holds.
+// finish releases the resources of a batch.
 func (p *pool) finish(b *batch) {
 	for i := range b.jobs {
 		j := &b.jobs[i]

@@ -52,7 +52,7 @@ func (a *applier) dress(d *dir, fd int, name string, m *meta) error {
 	return a.setter.set(t, &st, m)
 }
 
-// put makes what an entry describes, in place of what is there.
+// put makes the file that an entry describes, in place of an existing file.
 func (a *applier) put(d *dir, name string, hdr *tar.Header) error {
 	switch hdr.Typeflag {
 	case tar.TypeDir, tar.TypeReg, tar.TypeGNUSparse, tar.TypeSymlink, tar.TypeLink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
@@ -149,7 +149,7 @@ func (a *applier) putDir(d *dir, name string, st *unix.Stat_t, m *meta) error {
 	late := &lateMeta{times: m.times}
 	for i, x := range m.xattrs {
 		if x.name == aclDefault {
-			// Until the end: what is made in the directory is not to inherit it.
+			// Set at the end: new files in the directory must not inherit it.
 			late.defaultACL = &x
 			m.xattrs = append(m.xattrs[:i:i], m.xattrs[i+1:]...)
 			break

@@ -5,12 +5,12 @@ import (
 	"sync"
 )
 
-// readAheadChunks is how many pieces there are of what is read ahead.
+// readAheadChunks is the number of pieces that are read ahead.
 const readAheadChunks = 4
 
-// ReadAhead returns a reader of what r holds. r is read by a goroutine of its own, in pieces of that many bytes and up to
-// four of them ahead, which also writes all that it reads to each tee, such as the hash that makes a layer's DiffID.
-// When the reader has returned io.EOF the tees have seen everything. An error of a tee is an error of the reader.
+// ReadAhead returns a reader of the content of r. A goroutine of its own reads r, in pieces of that many bytes and up
+// to four of them ahead. It also writes all that it reads to each tee, such as the hash of a layer's DiffID. When the
+// reader has returned io.EOF the tees have seen everything. An error of a tee is an error of the reader.
 //
 // Close ends the goroutine, waiting for a Read of r that is under way. It does not close r.
 func ReadAhead(r io.Reader, piece int, tee ...io.Writer) io.ReadCloser {
@@ -36,7 +36,7 @@ type readAhead struct {
 	stop chan struct{} // closed by Close
 	done chan struct{} // closed when the goroutine has ended
 
-	cur  chunk // what the reader is at
+	cur  chunk // the chunk that the reader is at
 	rest []byte
 	once sync.Once
 }
@@ -74,8 +74,8 @@ func (a *readAhead) run(r io.Reader, tee []io.Writer) {
 	}
 }
 
-// fill reads at least half of buf, unless r ends or the reader is closed: a decompressor returns little at a
-// time, and what is ahead is counted in chunks.
+// fill reads at least half of buf, unless r ends or the reader is closed: a decompressor returns little at a time,
+// and chunks bound the data that is read ahead.
 func (a *readAhead) fill(r io.Reader, buf []byte) (n int, err error) {
 	for n < len(buf)/2 && err == nil {
 		select {

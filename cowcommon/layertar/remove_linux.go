@@ -115,8 +115,8 @@ func (r *remover) up() error {
 	return nil
 }
 
-// clear removes what it can from the directory it is in, up to the first subdirectory that is not empty,
-// which it returns.
+// clear removes entries from the directory it is in, up to the first subdirectory that is not empty, which it
+// returns.
 func (r *remover) clear() (next string, err error) {
 	here := &r.path[len(r.path)-1]
 	for {

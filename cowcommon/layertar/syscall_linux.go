@@ -67,7 +67,7 @@ func utimensat(dirfd int, name string, ts *[2]unix.Timespec) error {
 	return unix.UtimesNanoAt(dirfd, name, ts[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// chmodat sets the mode of a name that is not a symbolic link, and never that of what a link points to.
+// chmodat sets the mode of a name that is not a symbolic link, and never that of a link's target.
 func chmodat(dirfd int, name string, mode uint32) error {
 	err := unix.Fchmodat(dirfd, name, mode, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
@@ -87,7 +87,7 @@ func chmodByFD(dirfd int, name string, mode uint32) error {
 	return unix.Chmod(procPath(fd, ""), mode)
 }
 
-// procPath names what an O_PATH descriptor stands for, or a name in it, for calls that take only paths.
+// procPath names the file of an O_PATH descriptor, or a name in it, for calls that take only paths.
 func procPath(fd int, name string) string {
 	p := "/proc/self/fd/" + strconv.Itoa(fd)
 	if name != "" {

@@ -14,7 +14,7 @@ var latest = time.Unix(0, 1<<63-1)
 
 func outOfBounds(t time.Time) bool { return t.Unix() < 0 || t.After(latest) }
 
-// timespec bounds a time as the peers do: what is out of bounds becomes 1970.
+// timespec bounds a time as the peers do: a time out of bounds becomes 1970.
 func timespec(t time.Time) unix.Timespec {
 	if outOfBounds(t) {
 		return unix.Timespec{}
@@ -44,8 +44,8 @@ func (m *movedTimes) report(log *slog.Logger) {
 	}
 }
 
-// setTimes sets the times of a file. In place of one that the filesystem cannot hold the kernel sets the nearest that
-// it can, and says nothing.
+// setTimes sets the times of a file. In place of a time that the filesystem cannot hold the kernel sets the nearest,
+// without an error.
 func (s *setter) setTimes(t target, times *[2]unix.Timespec) error {
 	var err error
 	if t.fd >= 0 {

@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// xzMemory is what the program xz may use, which is more than it needs for any level of its own (xz(1)).
+// xzMemory bounds the memory of the program xz, and is more than it needs for any of its levels (xz(1)).
 const xzMemory = "--memlimit-decompress=256MiB"
 
 // unxz is xz data that the program xz decompresses, as tar and Docker have it.

@@ -19,7 +19,7 @@ func (a *applier) whiteout(d *dir, name string) error {
 	return a.remove(d, name, st.Mode)
 }
 
-// opaque removes what lower layers put into a directory.
+// opaque removes the files of lower layers from a directory.
 func (a *applier) opaque(d *dir) error {
 	if d.fresh {
 		return nil
@@ -30,7 +30,7 @@ func (a *applier) opaque(d *dir) error {
 	return a.clearLower(d)
 }
 
-// clearLower removes what is below a directory and was not put there by this layer.
+// clearLower removes files below a directory that this layer did not make.
 func (a *applier) clearLower(d *dir) error {
 	if d.fresh {
 		return nil

@@ -30,14 +30,14 @@ const (
 	segmentsAhead = 2
 )
 
-// Write writes the changes to the tree at dir as a layer tar, uncompressed, in the form that the package
-// describes. The paths of changes are absolute, clean and begin at the root of the tree; those of the root
-// itself are left out. Changes that are not sorted by the bytes of their paths are sorted in a copy.
+// Write writes the changes to the tree at dir as an uncompressed layer tar, in the form that the package describes.
+// The paths of changes are absolute, clean and begin at the root of the tree; the root itself is left out. Changes
+// that are not sorted by the bytes of their paths are sorted in a copy.
 //
-// The tree must not change meanwhile: what vanishes, shrinks or becomes something else is an error that
-// names it. So is a name that no layer can hold ([ErrReservedName]) and an owner that opts.IDMap does not
-// have. Symbolic links are never followed. When ctx ends or a Write to w fails, Write returns as soon as a
-// Write to w that is under way does, with nothing left running and no descriptor open.
+// The tree must not change meanwhile: a file that vanishes, shrinks or changes its type is an error that names it. So
+// is a name that no layer can hold ([ErrReservedName]), and an owner that opts.IDMap does not have. Symbolic links
+// are never followed. When ctx ends or a Write to w fails, Write returns as soon as a running Write to w does.
+// Nothing is left running then, and no descriptor open.
 func Write(ctx context.Context, w io.Writer, dir string, changes []archive.Change, opts WriteOptions) error {
 	changes, err := sorted(changes)
 	if err != nil {
@@ -71,9 +71,8 @@ func sorted(changes []archive.Change) ([]archive.Change, error) {
 	return changes, nil
 }
 
-// exporter writes one change set. The changes are cut into spans, which workers turn into pieces of the tar,
-// ready to be written; one goroutine writes the pieces in order. What it alone can tell is whether a name is
-// the first of its inode.
+// exporter writes one change set. It cuts the changes into spans, which workers turn into pieces of the tar, ready to
+// be written. One goroutine writes the pieces in order. It alone can tell whether a name is the first of its inode.
 type exporter struct {
 	root    int
 	changes []archive.Change

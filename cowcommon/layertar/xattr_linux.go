@@ -30,8 +30,8 @@ func exported(name string) bool {
 	}
 	for _, space := range []string{"user.", "trusted."} {
 		if rest, ok := strings.CutPrefix(name, space); ok {
-			// What overlay filesystems and Cowshed record about a directory would be taken for an instruction
-			// where the layer is applied.
+			// Where the layer is applied, records of overlay filesystems and of Cowshed about a directory would be
+			// taken for instructions.
 			return !strings.HasPrefix(rest, "overlay.") && !strings.HasPrefix(rest, "fuseoverlayfs.") &&
 				!strings.HasPrefix(rest, "cowshed.")
 		}

@@ -78,7 +78,7 @@ func (w *worker) compareEntry(d *dir, a, b entry, sameDev bool) error {
 	return w.compareName(d, a.name, [2]kind{a.kind, b.kind}, d.hint.child(a.name))
 }
 
-// compareHinted compares what is hinted in the directory d.
+// compareHinted compares the hinted names in the directory d.
 func (w *worker) compareHinted(d *dir) error {
 	for name, n := range d.hint.children {
 		if !validName(name) {
@@ -110,8 +110,8 @@ func (w *worker) addEntries(d *dir) error {
 	return nil
 }
 
-// compareName compares what a name stands for in the directory d of both trees, as far as its kinds are
-// known. A directory in top becomes a child of d, anything else is decided.
+// compareName compares the files of a name in the directory d of both trees, as far as its kinds are known. A
+// directory in top becomes a child of d, anything else is decided.
 func (w *worker) compareName(d *dir, name string, is [2]kind, hint *node) error {
 	if w.stopped.Load() {
 		return errStopped
@@ -183,7 +183,7 @@ func (w *worker) sameFile(d *dir, name string, is kind, hint *node) (bool, error
 	return true, nil
 }
 
-// sameStat compares what makes a change at files of every type.
+// sameStat compares the attributes whose difference is a change in files of every type.
 func sameStat(a, b *unix.Statx_t) bool {
 	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid &&
 		a.Rdev_major == b.Rdev_major && a.Rdev_minor == b.Rdev_minor
@@ -254,9 +254,9 @@ func (w *worker) enter(d *dir, c child) (*dir, error) {
 	return sub, nil
 }
 
-// cloned reports whether an inode of top is the clone of one in base, so that hints cover what differs between
-// them. An inode number may be used again after a while, but then the time of creation is another. Beyond a
-// mount or the root of a nested subvolume the numbers are those of another filesystem and say nothing.
+// cloned reports whether an inode of top is the clone of an inode in base, so that hints cover their differences. An
+// inode number may be used again after a while, but then the time of creation is another. Beyond a mount or the root
+// of a nested subvolume the numbers are those of another filesystem and say nothing.
 func (w *walk) cloned(a, b inode) bool {
 	return a.ino == b.ino && a.dev == w.roots[top].id.dev && b.dev == w.roots[base].id.dev &&
 		(a.btime == b.btime || a.btime == noTime || b.btime == noTime)

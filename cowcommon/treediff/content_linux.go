@@ -10,8 +10,8 @@ import (
 // chunkSize is how many bytes of a file are read at once.
 const chunkSize = 256 << 10
 
-// sameBytes reports whether a regular file has the same bytes in both sides of the directory d. It reads up
-// to the first difference, and no holes that both have. A file that is not what it was a moment ago differs.
+// sameBytes reports whether a regular file has the same bytes in both sides of the directory d. It reads up to the
+// first difference, and no holes that both have. A file that has changed a moment ago differs.
 func (w *worker) sameBytes(d *dir, name string) (bool, error) {
 	a, err := w.openContent(d, top, name)
 	if a < 0 {

@@ -1,6 +1,6 @@
 package treediff
 
-// Flags says what may differ at a hinted path.
+// Flags says which differences are possible at a hinted path.
 type Flags uint8
 
 const (
@@ -10,10 +10,9 @@ const (
 	Deep
 )
 
-// Hints names the paths at which two trees may differ. A path is hinted if the name was added to,
-// removed from or given another inode in its directory, or if the inode it names was changed, in either
-// tree. The zero value says that the trees are equal. Hints is not safe for concurrent use, except that
-// any number of comparisons may use it while nobody adds to it.
+// Hints names the paths at which two trees may differ. A path is hinted if, in either tree, the name was added,
+// removed or given another inode, or if its inode was changed. The zero value says that the trees are equal. Hints is
+// not safe for concurrent use, except that any number of comparisons may use it while nobody adds to it.
 type Hints struct {
 	root node
 	n    int
@@ -26,10 +25,9 @@ type node struct {
 	flags    Flags
 }
 
-// Add hints at path, slash-separated and relative to the root ("" or "/" is the root itself), with flags
-// added to those it has. Names are bytes as the filesystem has them. What cannot exist is harmless: a path
-// in neither tree, one below a file, or one with a name that no file can have ("." and ".." name nothing
-// here and are not resolved).
+// Add hints at path, slash-separated and relative to the root ("" or "/" is the root itself), with flags added to
+// those it has. Names are bytes as the filesystem has them. An impossible path is harmless: a path in neither tree,
+// one below a file, or one with a name that no file can have ("." and ".." name nothing here and are not resolved).
 func (h *Hints) Add(path string, flags Flags) {
 	n := &h.root
 	for len(path) > 0 {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kind is the type of what a name stands for: a d_type of getdents64(2), which is st_mode>>12, or absent.
+// kind is the type of a name's file: a d_type of getdents64(2), which is st_mode>>12, or absent.
 type kind uint8
 
 const (
@@ -40,8 +40,8 @@ type lister struct {
 // direntBufSize is how many bytes of directory entries are asked for at once, enough for most directories.
 const direntBufSize = 32 << 10
 
-// list replaces what is in entries by the entries of the directory open as fd, in the filesystem's order.
-// The layout of struct linux_dirent64 (d_ino, d_off, d_reclen, d_type, d_name) is from getdents(2).
+// list replaces entries by the entries of the directory open as fd, in the filesystem's order. The layout of struct
+// linux_dirent64 (d_ino, d_off, d_reclen, d_type, d_name) is from getdents(2).
 func (l *lister) list(fd int, entries []entry) ([]entry, error) {
 	if l.buf == nil {
 		l.buf = make([]byte, direntBufSize)
@@ -109,7 +109,7 @@ func openRetry(dir int, name string, flags int) (int, error) {
 
 const statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 
-// statAt describes what a name in the directory dir stands for, not following a symbolic link.
+// statAt describes the file of a name in the directory dir, without following a symbolic link.
 func statAt(dir int, name string, st *unix.Statx_t) error {
 	return unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, st)
 }
@@ -148,7 +148,7 @@ func (c *capability) readFd(fd int) error {
 	return c.done(n, err)
 }
 
-// readAt reads the capability of what a name in the directory dir stands for, not following a symbolic link.
+// readAt reads the capability of the file of a name in the directory dir, without following a symbolic link.
 func (c *capability) readAt(dir int, name string) error {
 	n, err := getxattrat(dir, name, c.buf[:])
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
@@ -157,9 +157,9 @@ func (c *capability) readAt(dir int, name string) error {
 	return c.done(n, err)
 }
 
-// done takes for none what a file has that has none: no such attribute (ENODATA), a filesystem without
-// attributes (EOPNOTSUPP), a capability of another user namespace (EOVERFLOW) or one that this kernel cannot
-// read (EINVAL). A file that vanished has none either.
+// done reports no capability for four errors: no such attribute (ENODATA), a filesystem without attributes
+// (EOPNOTSUPP), a capability of another user namespace (EOVERFLOW), and a capability that this kernel cannot read
+// (EINVAL). A file that vanished has no capability either.
 func (c *capability) done(n int, err error) error {
 	c.n = max(n, 0)
 	switch {

@@ -21,8 +21,8 @@ const (
 	base
 )
 
-// maxPathBytes bounds what the paths of a change list take in memory. Paths below n nested directories take
-// n times their number, so that a small tree can have a list that no machine can hold.
+// maxPathBytes bounds the memory of a change list's paths. Paths below n nested directories take n times their
+// number, so that a small tree can have a list that no machine can hold.
 var maxPathBytes int64 = 1 << 30
 
 // errStopped ends a worker when another has failed or the context has ended.
@@ -32,7 +32,7 @@ var errStopped = errors.New("stopped")
 type walk struct {
 	roots   [2]root
 	hints   *Hints
-	size    *sizer // if not nil, what is hinted in top is measured and nothing compared
+	size    *sizer // if not nil, hinted files in top are measured and nothing is compared
 	stopped atomic.Bool
 	idle    chan *worker // workers that have nothing to do
 	working sync.WaitGroup
@@ -51,7 +51,7 @@ type root struct {
 	id   inode
 }
 
-// lateChange is a change found by another worker than the one that walks the directory it lies in.
+// lateChange is a change found by another worker than the worker of its directory.
 type lateChange struct {
 	dir  *dir
 	path string // of the change
@@ -133,8 +133,8 @@ func (w *walk) openRoots() (*dir, error) {
 		d.hint = &w.hints.root
 		d.byHint = w.size != nil || d.has[base] && !d.hint.has(Deep) && (w.cloned(d.id[top], d.id[base]) || d.id[top].btime == d.id[base].btime && d.id[top].btime != noTime)
 	}
-	// The walk closes what it has walked. The roots stay open, to begin again at when directories are moved
-	// while they are walked.
+	// The walk closes each directory after it. The roots stay open, to start from again when directories are moved
+	// during the walk.
 	for s := range w.roots {
 		if !d.has[s] {
 			continue

@@ -17,8 +17,8 @@ type dir struct {
 	has    [2]bool
 	fd     [2]int // -1: not open
 	id     [2]inode
-	hint   *node // what is hinted in it; may be nil
-	byHint bool  // nothing else than what is hinted can differ
+	hint   *node // the hints in it; may be nil
+	byHint bool  // nothing except hinted names can differ
 
 	changed  bool // itself, which makes it a change of this kind
 	kind     archive.ChangeType
@@ -30,7 +30,7 @@ type dir struct {
 // child is a directory of top.
 type child struct {
 	name string
-	base kind // what the name is in base
+	base kind // the name's kind in base
 	hint *node
 }
 
@@ -47,9 +47,9 @@ func (d *dir) closeSide(s side) {
 	}
 }
 
-// worker walks directories, depth first. The directories from the one it was given down to the one it is at
-// form its stack. Only the lower part of a deep stack is open: what is above is closed on the way down and
-// opened again as ".." on the way up.
+// worker walks directories, depth first. The directories from the one it was given down to the present one form its
+// stack. Only the lower part of a deep stack is open: upper directories are closed on the way down, and opened again
+// as ".." on the way up.
 type worker struct {
 	*walk
 	stack   []*dir
@@ -124,7 +124,7 @@ func (w *worker) walkTree(d *dir) error {
 	return nil
 }
 
-// look compares what is in a directory, and collects its children.
+// look compares the entries of a directory, and collects its children.
 func (w *worker) look(d *dir) error {
 	switch {
 	case w.size != nil:
@@ -185,8 +185,8 @@ func (w *worker) leave(d *dir) error {
 	return nil
 }
 
-// openChild opens one side of a child of the directory at the end of the stack, describes it in w.st, and
-// says what it is: a directory, absent, or unknown if it is anything else.
+// openChild opens one side of a child of the directory at the end of the stack, describes it in w.st, and returns its
+// kind: a directory, absent, or unknown if it is anything else.
 func (w *worker) openChild(d *dir, s side) (kind, error) {
 	if d.parent.fd[s] < 0 { // it vanished
 		return absent, nil
@@ -208,7 +208,7 @@ func (w *worker) openChild(d *dir, s side) (kind, error) {
 	return dirKind, nil
 }
 
-// stat describes what a name stands for in one side of d, in w.st, and says what kind it is.
+// stat describes the file of a name in one side of d, in w.st, and returns its kind.
 func (w *worker) stat(d *dir, s side, name string, is *kind) error {
 	*is = absent
 	if d.fd[s] < 0 { // it vanished
