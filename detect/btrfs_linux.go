@@ -29,7 +29,7 @@ func Btrfs(path string) error {
 	return btrfsUsable(f)
 }
 
-// btrfsUsable tries on the filesystem what the driver needs.
+// btrfsUsable tries the operations that the driver needs on the filesystem.
 func btrfsUsable(f Filesystem) error {
 	dir, err := os.OpenFile(f.Path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if errors.Is(err, unix.EACCES) {

@@ -1,8 +1,7 @@
-// Package detect answers three questions, and says why: which filesystem holds a path, whether a driver can
-// work there, and what the kernel can do.
+// Package detect answers three questions, with the reasons: which filesystem holds a path, whether a driver can work
+// there, and which functions the kernel has.
 //
-// That a driver cannot work is an error that wraps one of graphdriver's, with the reason and what to do
-// about it:
+// The error for a place where a driver cannot work wraps one of graphdriver's, with the reason and advice:
 //
 //	graphdriver.ErrPrerequisites   the path is on another filesystem than the driver's, or a kernel module,
 //	                               device or command is missing
@@ -10,18 +9,17 @@
 //	                               not mounted, its pool is unwell, or the operations needed are not permitted
 //	graphdriver.ErrNotSupported    this platform has no such driver
 //
-// Of the second kind, a *[ReadOnlyError] says that what is there can be read.
+// Of the second kind, a *[ReadOnlyError] says that existing layers can be read.
 //
 // Any other error says that the question could not be answered.
 //
-// Features of the kernel are found by trying them, not by comparing versions. Each such function has three
-// answers: nil, an error that wraps graphdriver.ErrNotSupported with the reason, and any other error if it
-// could not tell.
+// Features of the kernel are found by trying them, not by comparing versions. Each such function has three answers:
+// nil, an error that wraps graphdriver.ErrNotSupported with the reason, and any other error if it could not tell.
 package detect
 
 // Filesystem describes the filesystem that holds a path, and the mount through which the path is reached.
 type Filesystem struct {
-	Path       string // what was looked at: the path asked for, or the nearest ancestor of it that exists
+	Path       string // the path asked for, or its nearest existing ancestor
 	Type       string // "btrfs", "zfs", "ext4", "overlay", …, or the magic number, "0x1234", of an unknown one
 	Magic      uint32 // f_type of statfs(2)
 	Mountpoint string // "" if the mount is not below this process's root directory

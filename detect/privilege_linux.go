@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initialUserNamespace is what /proc/PID/ns/user of a process in the initial user namespace links to
-// (PROC_USER_INIT_INO of include/linux/proc_ns.h). A map of user ids would not tell: a nested namespace can
-// map all of them.
+// initialUserNamespace is the target of /proc/PID/ns/user of a process in the initial user namespace
+// (PROC_USER_INIT_INO of include/linux/proc_ns.h). A map of user ids would not tell: a nested namespace can map all
+// of them.
 const initialUserNamespace = "user:[4026531837]"
 
-// InitialUserNamespace reports whether this process is in the initial user namespace. In any other, its
-// capabilities do not count for what the kernel keeps to itself: btrfs send, qgroups, tree searches.
+// InitialUserNamespace reports whether this process is in the initial user namespace. In any other, its capabilities
+// do not count for some of the kernel's functions: btrfs send, qgroups, tree searches.
 func InitialUserNamespace() (bool, error) {
 	ns, err := os.Readlink("/proc/self/ns/user")
 	if err != nil {
@@ -33,8 +33,8 @@ func Capable(capability int) (bool, error) {
 	return data[capability/32].Effective&(1<<(capability%32)) != 0, nil
 }
 
-// whyUnprivileged says why this process may not do what takes CAP_SYS_ADMIN in the initial user namespace, or
-// "" if nothing speaks against it.
+// whyUnprivileged says why this process may not do operations that need CAP_SYS_ADMIN in the initial user namespace,
+// or "" if it may.
 func whyUnprivileged() (why string, err error) {
 	initial, err := InitialUserNamespace()
 	if err != nil {

@@ -45,8 +45,8 @@ var typeNames = map[uint32]string{
 	unix.SYSFS_MAGIC:           "sysfs",
 }
 
-// Probe says which filesystem holds path. If path does not exist, that is the one that holds its nearest
-// existing ancestor: it would be made there.
+// Probe returns the filesystem that holds path. If path does not exist, it returns the filesystem of the nearest
+// existing ancestor: path would be made there.
 func Probe(path string) (Filesystem, error) {
 	dir, err := openNearest(path)
 	if err != nil {
@@ -110,8 +110,8 @@ func probe(place *os.File) (Filesystem, error) {
 	return f, nil
 }
 
-// mountOf finds the mount that place was opened through, by its id, so that mounts on top of each other
-// and bind mounts are told apart. It is nil if the mount is outside this process's root directory.
+// mountOf finds the mount that place was opened through, by its id. So it distinguishes mounts on top of each other
+// and bind mounts. It is nil if the mount is outside this process's root directory.
 func mountOf(place *os.File) (*mountinfo.Info, error) {
 	// The link and the descriptor that it names belong to the thread group, so it does not matter
 	// which thread reads it.

@@ -35,8 +35,8 @@ func readOnlyBtrfs(f Filesystem) *ReadOnlyError {
 	return e
 }
 
-// kernelComplaint finds in the kernel's log why a filesystem on that device was made read-only since it was mounted,
-// "" if that is not there or no longer.
+// kernelComplaint finds in the kernel's log why a filesystem on that device became read-only after it was mounted. It
+// returns "" if the log does not have the reason.
 func kernelComplaint(fsType, device string) (string, error) {
 	lines, err := kernelLog()
 	if err != nil {

@@ -138,7 +138,7 @@ func (h zfsHost) checkPrerequisites() error {
 	return nil
 }
 
-// zfsPrivilege is what this process may do.
+// zfsPrivilege has the privileges of this process.
 type zfsPrivilege struct {
 	initialNamespace bool // it is in the initial user namespace
 	sysAdmin         bool // it has CAP_SYS_ADMIN in its user namespace
@@ -155,9 +155,9 @@ func readPrivilege() (zfsPrivilege, error) {
 
 // insufficient says why p does not suffice to make, mount and destroy datasets below dataset, or "".
 //
-// Delegation by zfs allow does not come into it: on Linux mounting takes CAP_SYS_ADMIN whatever is
-// delegated, and who has that needs no delegation (zfs-allow(8), Caveats). Within a user namespace it
-// counts for datasets that have been handed to that namespace (zfs-zone(8), OpenZFS 2.2).
+// Delegation by zfs allow does not matter: on Linux mounting takes CAP_SYS_ADMIN whatever is delegated, and a process
+// with that capability needs no delegation (zfs-allow(8), Caveats). Within a user namespace the capability counts for
+// datasets that have been handed to that namespace (zfs-zone(8), OpenZFS 2.2).
 func (p zfsPrivilege) insufficient(dataset string, zoned bool) string {
 	switch {
 	case !p.sysAdmin:
@@ -189,7 +189,7 @@ func lookAdminPath(command string) (string, error) {
 // suspended.
 const commandTimeout = 30 * time.Second
 
-// runCommand runs a command and returns what it has written. Its error has what it has written as errors.
+// runCommand runs a command and returns its output. Its error has the command's error output.
 func runCommand(command string, args ...string) ([]byte, error) {
 	path, err := lookAdminPath(command)
 	if err != nil {

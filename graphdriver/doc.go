@@ -1,29 +1,27 @@
-// Package graphdriver is the interface through which a program keeps container layers: Docker's
-// graphdriver API, with the contracts that its drivers used to share by custom written down.
+// Package graphdriver is the interface through which a program keeps container layers. It is Docker's graphdriver
+// API, and states the contracts of its drivers.
 //
 // # Terms
 //
-// A layer is a complete directory tree with an id. What it holds of its own is kept apart from what it
-// started from, so that a hundred layers made from one image cost one image.
+// A layer is a complete directory tree with an id. Its own data is kept apart from its parent's, so that a hundred
+// layers made from one image cost one image.
 //
-// An id names a layer within one driver. It is a name, never a path. Every driver takes ids of letters,
-// digits and any of "_.:-", a letter or digit first, at most 128 bytes: Docker uses 64 hexadecimal digits,
-// with "-init" behind them for the layer that prepares a container. Ids that differ in case are different
-// ids. Every driver and every method refuses an empty id, ".", "..", one that holds a slash or a NUL byte,
-// and one longer than 255 bytes, with nothing looked up or changed. What lies between these two sets is up
-// to the driver.
+// An id names a layer within one driver. It is a name, never a path. Every driver accepts ids of at most 128 bytes,
+// of letters, digits and any of "_.:-", a letter or digit first. Docker uses 64 hexadecimal digits, with "-init"
+// behind them for the layer that prepares a container. Ids that differ in case are different ids. Every driver and
+// every method refuses an empty id, ".", "..", ids with a slash or a NUL byte, and ids longer than 255 bytes. It
+// looks up and changes nothing then. Other ids are up to the driver.
 //
-// A parent is the layer that another one was made from, its child. The child starts as an equal copy of
-// the parent's tree at that moment, and from then on the two go their own ways: nothing done to one is
-// seen in the other. The parent "" is the empty tree.
+// A parent is the layer that another one was made from, its child. The child starts as an equal copy of the parent's
+// tree at that moment. From then on, changes to one are not seen in the other. The parent "" is the empty tree.
 //
-// A read-write layer is one made by CreateReadWrite: a container writes to it, so a limit on what it may
-// add makes sense. Layers made by Create hold image content; they are filled once, by ApplyDiff or
-// through Get, and then become parents. A driver may seal a layer that has become a parent: its tree can
-// then no longer be changed. A layer that was held by a Get when its child was made stays writable.
+// A read-write layer is made by CreateReadWrite: a container writes to it, so a limit on its own data makes sense.
+// Layers made by Create hold image content. They are filled once, by ApplyDiff or through Get, and then become
+// parents. A driver may seal a layer that has become a parent: its tree then cannot be changed. A layer that was held
+// by a Get when its child was made stays writable.
 //
-// A diff is an uncompressed tar of what a layer changed of another, usually its parent, in the format of
-// image layers: deletions are whiteouts, empty files called ".wh." and the name of what is gone.
+// A diff is an uncompressed tar of a layer's changes since another, usually its parent, in the format of image
+// layers. Deletions are whiteouts: empty files called ".wh." and the deleted name.
 //
 // # Life cycle
 //
@@ -52,21 +50,19 @@
 //
 // # Errors
 //
-// A driver that cannot work where it is asked to says so with an error for which [IsDriverNotSupported]
-// is true. Errors about layers are matched with errors.Is against those of
-// github.com/containerd/errdefs, and the contract of each method names them: ErrNotFound,
-// ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition. No caller has to match an error's text.
+// If a driver cannot work in a place, [IsDriverNotSupported] is true for its error. Errors about layers are matched
+// with errors.Is against those of github.com/containerd/errdefs, and the contract of each method names them:
+// ErrNotFound, ErrAlreadyExists, ErrInvalidArgument, ErrFailedPrecondition. No caller has to match an error's text.
 //
-// A method that fails leaves things as they were, unless its contract says otherwise.
+// A method that fails changes nothing, unless its contract says otherwise.
 //
 // # Concurrency
 //
-// All methods of a driver may be called from several goroutines at once, for the same and for different
-// layers, and take effect one after the other as far as a layer can tell: of several calls that create
-// the same id, one succeeds.
+// All methods of a driver may be called from several goroutines at once, for the same and for different layers. For
+// one layer they take effect one after the other: of several calls that create the same id, one succeeds.
 //
 // # Drivers
 //
-// A driver makes itself known with [Register], usually from an init function, and is opened with [New].
-// Package graphtest holds a conformance suite that checks the contracts for any driver.
+// A driver makes itself known with [Register], usually from an init function, and is opened with [New]. Package
+// graphtest holds a conformance suite that checks the contracts for any driver.
 package graphdriver

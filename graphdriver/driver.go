@@ -12,26 +12,26 @@ type CreateOpts struct {
 	// MountLabel is the SELinux label of the layer's files, or "".
 	MountLabel string
 
-	// StorageOpt holds options by name, of which every driver that can limit layers knows "size": how
-	// much the layer may add to what it started from, such as "10G". Units are powers of 1024.
+	// StorageOpt holds options by name. Every driver that can limit layers knows "size": how much the layer may add
+	// to its parent's data, such as "10G". Units are powers of 1024.
 	//
-	// A name that the driver does not know, a size that is not a positive whole number of bytes once
-	// its unit is applied, one that does not fit 64 bits, and any size where the driver cannot enforce
-	// it are errors, found before anything is created. A limit is never dropped silently.
+	// Errors, found before anything is created, are: a name that the driver does not know, a size that is not a
+	// positive whole number of bytes, a size that does not fit 64 bits, and any size if the driver cannot enforce it.
+	// A limit is never dropped silently.
 	StorageOpt map[string]string
 }
 
-// ProtoDriver is what a driver must do by itself: everything but diffs, which [NewNaiveDiffDriver] can
-// add to any driver.
+// ProtoDriver has the methods that a driver must have by itself: everything except diffs, which [NewNaiveDiffDriver]
+// can add to any driver.
 //
 // Programs use [Driver].
 type ProtoDriver interface {
 	// String is the driver's name, as it was registered.
 	String() string
 
-	// CreateReadWrite makes a layer for a container to write to, equal to parent, or empty where parent
-	// is "". opts may be nil. It does what Create does, and sets what the driver has for read-write
-	// layers only, such as a default limit.
+	// CreateReadWrite makes a layer for a container to write to, equal to parent, or empty where parent is "". opts
+	// may be nil. It works like Create, and adds the driver's settings for read-write layers, such as a default
+	// limit.
 	//
 	// The new layer does not inherit its parent's limit.
 	//
@@ -51,12 +51,12 @@ type ProtoDriver interface {
 	// is no such parent; ErrInvalidArgument for an id, a parent or an option that cannot be.
 	Create(id, parent string, opts *CreateOpts) error
 
-	// Remove destroys the layer and whatever was made inside it, nested volumes included. Removing one
-	// that does not exist is not an error.
+	// Remove destroys the layer and everything inside it, nested volumes included. Removing an absent layer is not an
+	// error.
 	//
-	// Callers remove children before their parents and put what they have got. A driver may refuse
-	// (ErrFailedPrecondition) to remove a layer that has children or is held, or else removes it; it
-	// never damages another layer, and once the children are gone and the layer is put, Remove succeeds.
+	// Callers remove children before their parents, and call Put for each Get. A driver may refuse
+	// (ErrFailedPrecondition) to remove a layer that has children or is held, or else removes it; it never damages
+	// another layer, and once the children are gone and the layer is put, Remove succeeds.
 	//
 	// Errors: ErrInvalidArgument, ErrFailedPrecondition.
 	Remove(id string) error
@@ -69,8 +69,8 @@ type ProtoDriver interface {
 	// Errors: ErrNotFound, ErrInvalidArgument.
 	Get(id, mountLabel string) (fs string, err error)
 
-	// Put releases one Get. Without a matching Get it does nothing: such a Put is not an error, whether
-	// or not the layer exists, and does not release what others hold later.
+	// Put releases one Get. Without a matching Get it does nothing: such a Put is not an error, whether or not the
+	// layer exists, and does not release a later Get of others.
 	//
 	// Errors: ErrInvalidArgument.
 	Put(id string) error
@@ -87,53 +87,51 @@ type ProtoDriver interface {
 	// Errors: ErrNotFound, ErrInvalidArgument.
 	GetMetadata(id string) (map[string]string, error)
 
-	// Cleanup releases what the driver holds: mounts, descriptors, processes. Layers stay. The driver is
-	// not used afterwards, except that Cleanup may be called again and then does nothing.
+	// Cleanup releases the driver's resources: mounts, descriptors, processes. Layers stay. The driver is not used
+	// afterwards, except that Cleanup may be called again and then does nothing.
 	Cleanup() error
 }
 
 // DiffDriver compares layers and turns the difference into layer tars and back.
 //
-// All methods that take id and parent compare any two layers of the driver, with parent "" standing for
-// the empty tree; that parent is the layer's parent is the common case and the fast one. The three that
-// read agree: Diff has an entry for each of Changes (except sockets, which a tar cannot hold), and
-// DiffSize is the size that ApplyDiff returns for Diff's tar.
+// All methods that take id and parent compare any two layers of the driver; parent "" stands for the empty tree. A
+// comparison with the layer's own parent is the common case, and the fast one. The three methods that read agree:
+// Diff has an entry for each of Changes (except sockets, which a tar cannot hold), and DiffSize is the size that
+// ApplyDiff returns for Diff's tar.
 //
-// A driver may promise that these three show the layer as it was at one moment, even while a container
-// writes to it. Where it does not, reading a layer that is being written to gives an error or an answer
-// that mixes several moments.
+// A driver may promise that these three show the layer as it was at one moment, even while a container writes to it.
+// Without that promise, reading a layer during writes gives an error, or an answer that mixes several moments.
 type DiffDriver interface {
-	// Diff returns a tar of what the layer changed of parent. The same two trees give the same bytes.
+	// Diff returns a tar of the layer's changes since parent. The same two trees give the same bytes.
 	//
-	// The caller reads to io.EOF and closes; an error on the way arrives from Read, and what has been
-	// read then is not a diff. Closing early is allowed and leaves no goroutine, descriptor or mount.
+	// The caller reads to io.EOF and closes; an error on the way arrives from Read, and the data read so far is then
+	// no diff. Closing early is allowed and leaves no goroutine, descriptor or mount.
 	//
 	// Errors: ErrNotFound, ErrInvalidArgument.
 	Diff(id, parent string) (io.ReadCloser, error)
 
-	// Changes lists what the layer changed of parent, sorted by path. Paths are absolute within the
-	// layer. A directory that holds a change is itself listed as modified, except the root, which is
-	// never listed; of a tree that was removed, only the top is. With parent "" all is added.
+	// Changes lists the layer's changes since parent, sorted by path. Paths are absolute within the layer. A
+	// directory that holds a change is itself listed as modified, except the root, which is never listed; of a tree
+	// that was removed, only the top is. With parent "" all is added.
 	//
-	// A file is modified when its type, mode, owner, device number, size, time of modification or
-	// capabilities differ; drivers that see writes as such list a file that was written to even if none
-	// of these does.
+	// A file is modified when its type, mode, owner, device number, size, time of modification or capabilities
+	// differ; drivers that see writes as such list a file that was written to even if none of these does.
 	//
 	// Errors: ErrNotFound, ErrInvalidArgument.
 	Changes(id, parent string) ([]archive.Change, error)
 
-	// ApplyDiff extracts a layer tar, uncompressed, into the layer, which the caller has made as a child
-	// of parent, and returns the sum of the sizes in its headers, in bytes. Nothing outside the layer is
-	// touched, whatever the tar holds.
+	// ApplyDiff extracts an uncompressed layer tar into the layer, which the caller has made as a child of parent. It
+	// returns the sum of the sizes in the tar's headers, in bytes. Nothing outside the layer is touched, whatever the
+	// tar holds.
 	//
-	// When it fails, the layer may hold a part of the diff and is good for nothing but Remove. Errors of
-	// diff itself can be matched in what is returned.
+	// When it fails, the layer may hold a part of the diff and is good for nothing but Remove. Errors of diff itself
+	// can be matched in the returned error.
 	//
 	// Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition if the layer is sealed.
 	ApplyDiff(id, parent string, diff io.Reader) (size int64, err error)
 
-	// DiffSize is the size of what the layer changed of parent, in bytes: that of the regular files in
-	// Diff, each counted once however many names it has there.
+	// DiffSize is the size of the layer's changes since parent, in bytes. It is that of the regular files in Diff,
+	// each counted once however many names it has there.
 	//
 	// Errors: ErrNotFound, ErrInvalidArgument.
 	DiffSize(id, parent string) (size int64, err error)
@@ -145,8 +143,8 @@ type Driver interface {
 	DiffDriver
 }
 
-// DiffGetterDriver is a driver that can serve single files of a layer's diff, so that a tar of which only
-// the headers were kept (by github.com/vbatts/tar-split) can be put together again.
+// DiffGetterDriver is a driver that can serve single files of a layer's diff. With these, github.com/vbatts/tar-split
+// can reassemble a tar of which only the headers were kept.
 type DiffGetterDriver interface {
 	Driver
 
@@ -158,11 +156,11 @@ type DiffGetterDriver interface {
 
 // FileGetCloser serves the contents of a layer's regular files by the names that they have in its diff.
 //
-// Get of a name that is not there is os.ErrNotExist; of what is not a regular file, an error. No name,
-// and no symbolic link in the layer, leads outside it. Readers got before Close stay usable.
+// Get returns os.ErrNotExist if the name does not exist, and another error if it is not a regular file. No name, and
+// no symbolic link in the layer, leads outside it. Readers got before Close stay usable.
 type FileGetCloser interface {
 	storage.FileGetter
 
-	// Close releases what the FileGetCloser holds. Closing twice does nothing.
+	// Close releases the resources of the FileGetCloser. Closing twice does nothing.
 	Close() error
 }

@@ -10,12 +10,12 @@ const (
 	// ErrNotSupported says that the platform has no such driver, or no driver of that name was registered.
 	ErrNotSupported NotSupportedError = "driver not supported"
 
-	// ErrPrerequisites says that the driver lacks what it stands on: the root is on another filesystem, or
-	// a kernel module, device or command is missing.
+	// ErrPrerequisites says that the driver lacks a requirement: the root is on another filesystem, or a kernel
+	// module, device or command is missing.
 	ErrPrerequisites NotSupportedError = "prerequisites for driver not satisfied (wrong filesystem?)"
 
-	// ErrIncompatibleFS says that the root is on the driver's filesystem, but that it is in a state which
-	// the driver cannot work on, such as read-only.
+	// ErrIncompatibleFS says that the root is on the driver's filesystem, in a state that the driver cannot work on,
+	// such as read-only.
 	ErrIncompatibleFS NotSupportedError = "backing file system is unsupported for this graph driver"
 )
 
@@ -35,8 +35,8 @@ func (e NotSupportedError) Error() string { return string(e) }
 // NotSupported implements ErrUnSupported.
 func (e NotSupportedError) NotSupported() {}
 
-// IsDriverNotSupported reports whether err, or an error that it wraps, says that the driver cannot work
-// in this place, so that another one may be tried.
+// IsDriverNotSupported reports whether err, or an error that it wraps, says that the driver cannot work in this
+// place. Another driver may then be tried.
 func IsDriverNotSupported(err error) bool {
 	var unsupported ErrUnSupported
 	return errors.As(err, &unsupported)

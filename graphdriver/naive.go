@@ -14,19 +14,19 @@ import (
 	"github.com/cowshed/cowshed/internal/stream"
 )
 
-// NaiveDiffDriver adds the methods of [DiffDriver] to a ProtoDriver by walking trees. It asks nothing of
-// the driver but Get and Put, and costs what the layers hold instead of what changed.
+// NaiveDiffDriver adds the methods of [DiffDriver] to a ProtoDriver by walking trees. It needs only Get and Put of
+// the driver. Its cost is in proportion to the size of the layers, not to the changes.
 //
-// It goes by what lstat shows, with the rule of Docker's change lists that two times of modification are
-// the same if their seconds agree and one of them has no fraction, as times that came out of a tar do not.
-// So there is one edit that it cannot see: one that leaves a file's size as it was, in the same second in
-// which the file had been modified in the parent, where the parent's time has been through a tar. Docker's
-// NaiveDiffDriver makes that rarer by sleeping at the end of each Diff until the second is over, so that a
-// container started from the new layer does not begin in it. This one does not sleep: it would delay
-// every commit, and still miss such an edit where the layer came by another way. Who cannot do with that
-// uses a driver that is told by its filesystem which files were written.
+// It compares by lstat. As in Docker's change lists, two times of modification are equal if their seconds agree and
+// one of them has no fraction, as is so for times from a tar. So it cannot see an edit that leaves a file's size as
+// it was, within the second of the parent's time, where that time has been through a tar.
 //
-// A layer that is written to during a diff is read as it goes, see [DiffDriver].
+// Docker's NaiveDiffDriver makes such edits rarer: it sleeps at the end of each Diff until the second is over, so
+// that a container started from the new layer does not begin in it. This driver does not sleep. Sleeping would delay
+// every commit, and still miss such an edit in a layer that came by another way. Programs that need such edits use a
+// driver whose filesystem tells which files were written.
+//
+// A layer that is written to during a diff is read as it changes, see [DiffDriver].
 type NaiveDiffDriver struct {
 	ProtoDriver
 
@@ -38,14 +38,14 @@ type NaiveDiffDriver struct {
 	BestEffortXattrs bool
 }
 
-// NewNaiveDiffDriver makes a complete driver of one that keeps layers and does not compare them, by way
-// of a *NaiveDiffDriver.
+// NewNaiveDiffDriver makes a complete driver of a driver that keeps layers and does not compare them, by way of a
+// *NaiveDiffDriver.
 func NewNaiveDiffDriver(driver ProtoDriver, idMap user.IdentityMapping) Driver {
 	return &NaiveDiffDriver{ProtoDriver: driver, IDMap: idMap}
 }
 
-// Diff returns a tar of what the layer changed of parent. The layer stays held until the reader has
-// returned its last byte or is closed. See [DiffDriver].
+// Diff returns a tar of the layer's changes since parent. The layer stays held until the reader has returned its last
+// byte or is closed. See [DiffDriver].
 func (d *NaiveDiffDriver) Diff(id, parent string) (io.ReadCloser, error) {
 	dir, err := d.ProtoDriver.Get(id, "")
 	if err != nil {
@@ -68,7 +68,7 @@ func (d *NaiveDiffDriver) Diff(id, parent string) (io.ReadCloser, error) {
 	}), nil
 }
 
-// Changes lists what the layer changed of parent. See [DiffDriver].
+// Changes lists the layer's changes since parent. See [DiffDriver].
 func (d *NaiveDiffDriver) Changes(id, parent string) ([]archive.Change, error) {
 	var changes []archive.Change
 	err := d.held(id, func(dir string) (err error) {
@@ -81,7 +81,7 @@ func (d *NaiveDiffDriver) Changes(id, parent string) ([]archive.Change, error) {
 	return changes, nil
 }
 
-// DiffSize is the size of what the layer changed of parent, in bytes. See [DiffDriver].
+// DiffSize is the size of the layer's changes since parent, in bytes. See [DiffDriver].
 func (d *NaiveDiffDriver) DiffSize(id, parent string) (size int64, err error) {
 	ctx := context.Background()
 	err = d.held(id, func(dir string) error {

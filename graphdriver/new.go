@@ -40,25 +40,23 @@ type Options struct {
 // defaultPriority is tried in this order where Options.Priority is nil.
 var defaultPriority = []string{"btrfs", "zfs"}
 
-// New opens a driver on config.Root. It is recommended to name the driver: then that one is opened, and
-// no other is looked at.
+// New opens a driver on config.Root. It is recommended to name the driver: then New opens that one, and looks at no
+// other.
 //
-// With driverName "" the driver is found. Earlier state decides first: a directory of a registered
-// driver's name in the root that is not empty means that there are layers of that driver. Layers of
-// several drivers are an *[AmbiguousError], returned before any driver is opened. Layers of one driver
-// select it, and if it cannot be opened its error is returned: to go on with another driver would make
-// images and containers seem to vanish.
+// With driverName "" the driver is found. Earlier state decides first. A directory in the root with a registered
+// driver's name, and not empty, means that there are layers of that driver. Layers of several drivers are an
+// *[AmbiguousError], returned before any driver is opened. Layers of one driver select it. If it cannot be opened,
+// New returns its error: with another driver, images and containers would seem to vanish.
 //
-// Where there is no earlier state, the drivers of config.Priority are tried in order, then the other
-// registered ones in the order of their names, until one can work there. A driver that fails for another
-// reason than being unsupported ends the search with its error. If none can work there, the error gives
-// the reason of each.
+// Without earlier state, New tries the drivers of config.Priority in order, then the other registered drivers in the
+// order of their names, until one can work there. A driver that fails for another reason than being unsupported ends
+// the search with its error. If all are unsupported, the error gives the reason of each.
 //
-// Directories of Docker drivers that are not registered, such as overlay2, do not stand in the way, as
-// they do not in Docker: New logs a warning that names them, since what they hold will not be seen.
+// Directories of Docker drivers that are not registered, such as overlay2, do not prevent opening, as in Docker. New
+// logs a warning that names them, since their layers will not be seen.
 //
-// IsDriverNotSupported is true for the error if there is no driver of that name, if the named driver or the
-// one whose layers are there cannot work in this place, or if none of all can.
+// IsDriverNotSupported is true for the error in three cases: no driver has that name, the named driver or the driver
+// with layers cannot work in this place, or no driver can.
 func New(driverName string, config Options) (Driver, error) {
 	log := config.Logger
 	if log == nil {

@@ -19,7 +19,7 @@ var (
 	dockerDrivers = append([]string{"btrfs", "fuse-overlayfs", "overlay2", "vfs", "zfs"}, goneDrivers...)
 )
 
-// priorDrivers returns those of names, sorted, that have a directory in root which is not empty. What
+// priorDrivers returns those of names, sorted, that have a directory in root which is not empty. A directory that
 // cannot be read is an error, since a wrong guess would hide layers.
 func priorDrivers(root string, names []string) ([]string, error) {
 	var prior []string
@@ -53,8 +53,8 @@ func emptyOrAbsent(dir string) (bool, error) {
 	return false, err
 }
 
-// unseenDrivers returns Docker's drivers that seem to have layers in root and that no one registered. As
-// they stand in no one's way, neither does what cannot be read of them.
+// unseenDrivers returns Docker's drivers that seem to have layers in root and that nobody registered. They do not
+// prevent opening, so directories that cannot be read are ignored.
 func unseenDrivers(root string) []string {
 	var unseen []string
 	for _, name := range dockerDrivers {

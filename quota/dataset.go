@@ -5,10 +5,9 @@ import (
 	"strconv"
 )
 
-// ZFS keeps count of what a dataset holds and enforces its limit by itself: the property quota counts what a
-// clone adds to its origin, with its snapshots, and so is a limit of ScopeLayer; refquota counts everything
-// that can be reached from the dataset, the origin's part included, and so is one of ScopeTotal
-// (zfsprops(7)).
+// ZFS counts the data of a dataset and enforces its limit by itself (zfsprops(7)). The property quota counts the data
+// that a clone adds to its origin, with its snapshots: a limit of ScopeLayer. refquota counts everything that the
+// dataset references, the origin's part included: a limit of ScopeTotal.
 
 // DatasetProperties returns the properties that give a new dataset this limit, as "name=value" for zfs create
 // and zfs clone. Without a limit there are none.

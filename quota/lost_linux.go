@@ -11,9 +11,9 @@ import (
 
 func (q *Qgroups) limited() string { return filepath.Join(q.dir.Name(), LimitedName) }
 
-// remember makes the file that says that there are limits, unless it is there. That is when quotas are turned on for a
-// limit or a limit is set by itself, and not when a subvolume is made with one, which takes no longer for it. A
-// filesystem that has no room for the file loses a warning, and no limit.
+// remember makes the file that says that there are limits, unless the file exists. The caller does so when it turns
+// quotas on for a limit, or sets a limit by itself. It does not do so when a subvolume is made with a limit, which
+// then takes no longer. On a filesystem without room for the file a later warning is lost, and no limit.
 func (q *Qgroups) remember() {
 	if q.remembered.Swap(true) {
 		return

@@ -13,11 +13,11 @@ import (
 // Options are the options of a storage driver. The zero value is the default of each.
 type Options struct {
 	Size     uint64 // default limit of read-write layers in bytes; 0: none
-	Scope    Scope  // what counts against a size
+	Scope    Scope  // whose data counts against a size
 	MinSpace uint64 // least size that a layer may be given, in bytes; 0: any. btrfs only
 	Policy   Policy // btrfs only
 	FSName   string // dataset that holds the layers' datasets; "": find it. ZFS only
-	ReadOnly bool   // open what is there for reading alone, and write nothing
+	ReadOnly bool   // open an existing home read-only
 }
 
 // optionSetters are the options of each driver, by key without the driver's prefix.
@@ -60,12 +60,12 @@ func setFSName(o *Options, value string) error {
 	return nil
 }
 
-// ParseOptions reads the options of the driver "btrfs" or "zfs", each of the form "btrfs.size=10G". Case
-// and surrounding space of a key do not matter. Of a key that comes twice the last counts, as in Docker,
-// so that a command line can override a file.
+// ParseOptions reads the options of the driver "btrfs" or "zfs", each of the form "btrfs.size=10G". Case and
+// surrounding space of a key do not matter. Of a key that comes twice the last counts, as in Docker, so that a
+// command line can override a file.
 //
-// A key that the driver does not have, another driver's included, a value that cannot be read, and
-// options that contradict each other are an errdefs.ErrInvalidArgument.
+// Returns errdefs.ErrInvalidArgument if the driver does not have a key, which may be another driver's. The same error
+// is returned if a value cannot be read, or if options contradict each other.
 func ParseOptions(driver string, opts []string) (Options, error) {
 	setters, ok := optionSetters[driver]
 	if !ok {
@@ -117,11 +117,11 @@ func (o Options) checkMinSpace(size uint64) error {
 	return nil
 }
 
-// LayerLimit reads the options of one layer, of which there is one: "size", in any case. Without it a
-// read-write layer has the driver's default limit and any other layer none.
+// LayerLimit reads the options of one layer. "size", in any case, is the only option. Without it a read-write layer
+// has the driver's default limit, and any other layer has no limit.
 //
-// Another key, a size that ParseSize refuses and one that is below MinSpace are an
-// errdefs.ErrInvalidArgument.
+// Returns errdefs.ErrInvalidArgument if there is another key, or if ParseSize refuses the size, or if the size is
+// below MinSpace.
 func (o Options) LayerLimit(storageOpt map[string]string, readWrite bool) (Limit, error) {
 	limit := Limit{Scope: o.Scope}
 	if readWrite {

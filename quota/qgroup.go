@@ -13,10 +13,10 @@ type Mode uint8
 const (
 	// Off keeps none.
 	Off Mode = iota
-	// Classic charges each subvolume for every extent that it references, and knows which of them no
-	// other references. It can enforce both scopes. It recounts by walking back references, which is slow
-	// where there are many snapshots, and the kernel gives up counting when a large tree is deleted:
-	// limits are then not enforced until a rescan.
+	// Classic charges each subvolume for every extent that it references, and knows which of them no other
+	// references. It can enforce both scopes. It recounts by walking back references, which is slow with many
+	// snapshots. The kernel gives up counting when a large tree is deleted: limits are then not enforced until a
+	// rescan.
 	Classic
 	// Simple (kernel 6.7 and later) charges each extent to the subvolume that allocated it, at no cost. It
 	// can enforce ScopeLayer only. Extents that are older than the mode are charged to none.

@@ -52,12 +52,12 @@ func OpenQgroups(dir string, policy Policy) (*Qgroups, error) {
 	return &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}, nil
 }
 
-// Close releases what q holds. Quotas and limits stay.
+// Close releases the resources of q. Quotas and limits stay.
 func (q *Qgroups) Close() error { return q.dir.Close() }
 
 func (q *Qgroups) fd() int { return int(q.dir.Fd()) }
 
-// Policy returns what q was opened with.
+// Policy returns the policy that q was opened with.
 func (q *Qgroups) Policy() Policy { return q.policy }
 
 // Mode says how the filesystem keeps account now.
@@ -169,9 +169,9 @@ func simpleUnsupported(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY)
 }
 
-// Rescan counts anew what each subvolume references and returns when that is done, or when ctx ends: the
-// rescan then goes on. One that runs already is waited for. In simple mode, and with quotas off, there is
-// nothing to count.
+// Rescan counts anew the references of each subvolume and returns when that is done, or when ctx ends: the rescan
+// then goes on. Rescan waits for a rescan that runs already. In simple mode, and with quotas off, there is nothing to
+// count.
 func (q *Qgroups) Rescan(ctx context.Context) error {
 	status, err := q.status()
 	if err != nil || modeOf(status) != Classic {
@@ -186,8 +186,8 @@ func (q *Qgroups) Rescan(ctx context.Context) error {
 	return nil
 }
 
-// waitRescan returns when no rescan runs. It asks again and again, at intervals that grow with the time
-// that has passed, because the kernel's call that waits cannot be interrupted by a context.
+// waitRescan returns when no rescan runs. It asks at intervals that grow with the time that has passed, because a
+// context cannot interrupt the kernel's call that waits.
 func (q *Qgroups) waitRescan(ctx context.Context) error {
 	const shortest, longest = time.Millisecond, time.Second / 4
 	for interval := shortest; ; interval = min(2*interval, longest) {
@@ -203,14 +203,15 @@ func (q *Qgroups) waitRescan(ctx context.Context) error {
 	}
 }
 
-// Inherit readies the filesystem for a subvolume that is about to be made, as Enable does if limit is not
-// zero, and says how limit reaches it: inherit is to be handed to btrfsctl.CreateSubvolume or
-// btrfsctl.Snapshot, and if after is true that alone does not do and SetLimit must follow before anyone
-// uses the subvolume. source is the id of the subvolume that a snapshot will be made of, or 0 for an
-// empty subvolume.
+// Inherit prepares the filesystem for a subvolume that is about to be made, as Enable does if limit is not zero, and
+// says how limit reaches it. source is the id of the subvolume that a snapshot will be made of, or 0 for an empty
+// subvolume.
 //
-// In simple mode a snapshot has the limit that it is made with, or none. In classic mode a snapshot always
-// has its source's, whatever it is made with.
+// The caller passes inherit to btrfsctl.CreateSubvolume or btrfsctl.Snapshot. If after is true, that is not enough,
+// and SetLimit must follow before anyone uses the subvolume.
+//
+// In simple mode a snapshot has the limit that it is made with, or no limit. In classic mode a snapshot always has
+// its source's, whatever it is made with.
 func (q *Qgroups) Inherit(ctx context.Context, limit Limit, source uint64) (inherit *btrfsctl.QgroupLimit, after bool, err error) {
 	mode := Off
 	if limit.Bytes != 0 {
@@ -259,12 +260,12 @@ func qgroupLimit(mode Mode, limit Limit) btrfsctl.QgroupLimit {
 	return l
 }
 
-// SetLimit replaces the limit of the subvolume id; the zero Limit removes it. Quotas are turned on first
-// where that is needed and allowed, with the errors of Enable. The limit is in force at once, for data
-// that is written from then on, and durable with the next transaction commit (btrfsctl.Commit). A limit
-// below what the subvolume holds already can be set: it can then only delete.
+// SetLimit replaces the limit of the subvolume id; the zero Limit removes it. If needed and allowed, it first turns
+// quotas on, with the errors of Enable. The limit is in force at once for new writes, and durable with the next
+// transaction commit (btrfsctl.Commit). A limit below the subvolume's present size can be set: files can then only be
+// deleted.
 //
-// errdefs.ErrNotFound: there is no such subvolume.
+// Returns errdefs.ErrNotFound if there is no such subvolume.
 func (q *Qgroups) SetLimit(ctx context.Context, id uint64, limit Limit) error {
 	var mode Mode
 	var err error
@@ -316,19 +317,18 @@ func limitOf(mode Mode, l btrfsctl.QgroupLimit) Limit {
 	}
 }
 
-// Usage reads what the subvolume id holds: one value in simple mode, two in classic mode, at a cost that
-// does not depend on what it holds.
+// Usage reads the size of the subvolume id: one value in simple mode, two in classic mode. Its cost does not depend
+// on that size.
 //
-// Usage is as of the last transaction commit: what has been written since counts against the limit, but
-// does not show until it is written back and committed (unix.Syncfs does both, fsync neither; the kernel
-// does by itself in a minute or so).
+// Usage is as of the last transaction commit. Later writes count against the limit, but do not show until they are
+// written back and committed. unix.Syncfs does both, and fsync neither; the kernel does both by itself within a
+// minute or so.
 //
-// In simple mode Bytes is what the subvolume allocated and that is still referenced, by itself or by
-// snapshots made of it, extents older than the mode excepted; Total is not known. In classic mode Bytes is
-// what no other subvolume references: while a snapshot of the subvolume exists, Bytes shrinks to what
-// was changed since.
+// In simple mode Bytes counts extents that the subvolume allocated and that it, or a snapshot made of it, still
+// references. Extents older than the mode are excepted. Total is not known. In classic mode Bytes counts extents that
+// no other subvolume references. While a snapshot of the subvolume exists, Bytes shrinks to the changes since.
 //
-// errdefs.ErrNotImplemented: quotas are off. errdefs.ErrNotFound: there is no such subvolume.
+// Returns errdefs.ErrNotImplemented if quotas are off, and errdefs.ErrNotFound if there is no such subvolume.
 func (q *Qgroups) Usage(id uint64) (Usage, error) {
 	mode, err := q.Mode()
 	if err != nil {
@@ -353,10 +353,9 @@ func (q *Qgroups) Usage(id uint64) (Usage, error) {
 
 // Remove removes the qgroup that a destroyed subvolume has left. An absent one is not an error.
 //
-// Recent kernels (6.11) remove it by themselves when the subvolume has been dropped. What is left to
-// Remove are older kernels, and in simple mode those whose extents were still referenced by snapshots at
-// that time: they can be removed when these are gone. Until then the error is ErrNotYet. [Qgroups.Stale]
-// finds them again.
+// Recent kernels (6.11) remove it by themselves when the subvolume has been dropped. Remove is for older kernels, and
+// for qgroups in simple mode whose extents snapshots still referenced at that time. Such a qgroup can be removed when
+// these snapshots are gone. Until then the error is ErrNotYet. [Qgroups.Stale] finds them again.
 func (q *Qgroups) Remove(id uint64) error {
 	// Older kernels would let the qgroup of a living subvolume go, and its accounts with it.
 	exists, err := btrfsctl.SubvolumeExists(q.fd(), id)
@@ -377,8 +376,9 @@ func (q *Qgroups) Remove(id uint64) error {
 	}
 }
 
-// Stale lists the qgroups of subvolumes that are gone, whoever made them, in the order of their ids.
-// Subvolume ids are never used again, so nothing will need them; Remove takes those away that hold nothing.
+// Stale lists the qgroups of destroyed subvolumes, also of subvolumes that other programs made, in the order of their
+// ids. Subvolume ids are never used again, so nothing will need these qgroups. Remove takes away those that are
+// empty.
 func (q *Qgroups) Stale() iter.Seq2[uint64, error] {
 	return func(yield func(uint64, error) bool) {
 		const firstHigherLevel = 1 << 48 // BTRFS_QGROUP_LEVEL_SHIFT

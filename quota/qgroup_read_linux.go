@@ -14,11 +14,12 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
-// The kernel shows the state of quotas in two places. The quota tree says in one call whether they are on
-// and how, but of anything else only what the last transaction commit has written there: the limit of a
-// subvolume that has just been made is missing. Reading it needs CAP_SYS_ADMIN in the initial user
-// namespace. sysfs (fs/btrfs/sysfs.c; qgroups since kernel 5.9, their state since 6.1, the mode since 6.7)
-// shows what is in force at this moment, to anyone, but may not be mounted.
+// The kernel shows the state of quotas in two places. The quota tree says in one call whether they are on, and in
+// which mode. Of anything else it has only the state of the last transaction commit: the limit of a new subvolume is
+// missing. Reading it needs CAP_SYS_ADMIN in the initial user namespace.
+//
+// sysfs (fs/btrfs/sysfs.c) shows the present state, to anyone, but may not be mounted. It has qgroups since kernel
+// 5.9, their state since 6.1, and the mode since 6.7.
 
 // status reads the state of quotas on the filesystem.
 func (q *Qgroups) status() (btrfsctl.QuotaStatus, error) {

@@ -1,6 +1,5 @@
-// Package quota says how much a volume may hold: it parses sizes, scopes and the options that carry them,
-// describes limits and usage, and enforces limits with what the filesystem offers (btrfs qgroups, ZFS
-// properties).
+// Package quota limits the size of volumes. It parses sizes, scopes and the options that carry them, and describes
+// limits and usage. It enforces limits by the means of the filesystem (btrfs qgroups, ZFS properties).
 package quota
 
 import (
@@ -10,12 +9,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Scope says what counts against a limit.
+// Scope says whose data counts against a limit.
 type Scope uint8
 
 const (
-	// ScopeLayer counts what a volume adds to what it started from, as on overlay2 and as the ZFS
-	// property quota behaves on a clone.
+	// ScopeLayer counts the data that a volume adds to its source, as on overlay2, and as the ZFS property quota
+	// behaves on a clone.
 	ScopeLayer Scope = iota
 	// ScopeTotal counts the image too: moby's meaning of size on btrfs, and the ZFS property refquota.
 	ScopeTotal
@@ -48,7 +47,7 @@ func ParseScope(s string) (Scope, error) {
 // Limit is the most that a volume may hold. The zero value means no limit.
 type Limit struct {
 	Bytes uint64 // 0: no limit
-	Scope Scope  // what is counted against Bytes
+	Scope Scope  // whose data is counted
 }
 
 // String describes l for people: "none", "10GiB", "10GiB total".
@@ -63,7 +62,7 @@ func (l Limit) String() string {
 	}
 }
 
-// Usage is what a volume holds now.
+// Usage is the present size of a volume.
 type Usage struct {
 	Bytes uint64 // allocated by this volume since it was cloned or created
 	Total uint64 // everything reachable from it, the image included; 0 where the filesystem cannot say without a walk

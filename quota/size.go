@@ -10,13 +10,12 @@ import (
 	"github.com/docker/go-units"
 )
 
-// ParseSize reads a size in bytes as Docker does (github.com/docker/go-units, RAMInBytes): a number,
-// which may have a fraction, and a unit of 1024: k, m, g, t or p in either case, with or without b or ib
-// after it, and a space before it or not. "10G", "10g", "10GB" and "10 GiB" are all 10 GiB, "1.5g" is
-// 1536 MiB.
+// ParseSize reads a size in bytes as Docker does (github.com/docker/go-units, RAMInBytes). It is a number, which may
+// have a fraction, and a unit of 1024: k, m, g, t or p in either case. b or ib may follow the unit, and a space may
+// precede it. "10G", "10g", "10GB" and "10 GiB" are all 10 GiB, "1.5g" is 1536 MiB.
 //
-// Zero, a negative size, a fraction of a byte, a size above 2^63-1 and what is no size at all are an
-// errdefs.ErrInvalidArgument that names s and what is right.
+// Returns errdefs.ErrInvalidArgument, with s and the right form, for zero, a negative size, a fraction of a byte, a
+// size above 2^63-1, and text that is no size.
 func ParseSize(s string) (uint64, error) {
 	size, err := units.RAMInBytes(s)
 	switch {

@@ -25,7 +25,7 @@ import (
 // Options configures a Driver. The zero value limits nothing and maps no ids.
 type Options struct {
 	IDMap  user.IdentityMapping
-	Quota  quota.Options // default and least size of layers, and what every limit counts
+	Quota  quota.Options // default and least size of layers, and the scope of every limit
 	Logger *slog.Logger  // nil: slog.Default
 }
 
@@ -61,7 +61,7 @@ func New(name string, backend cowcommon.Backend, opts Options) *Driver {
 }
 
 // WithContext returns the same driver with a context for the methods that take none, which are those of graphdriver's
-// API: they end with ctx, and so does reading a Diff. Put and Cleanup, which give back what is held, do not.
+// API: they end with ctx, and so does reading a Diff. Put and Cleanup, which release resources, do not.
 func (d *Driver) WithContext(ctx context.Context) *Driver {
 	other := *d
 	other.ctx = ctx
@@ -71,7 +71,7 @@ func (d *Driver) WithContext(ctx context.Context) *Driver {
 // String is the driver's name.
 func (d *Driver) String() string { return d.name }
 
-// Backend is what the driver stands on.
+// Backend is the driver's Backend.
 func (d *Driver) Backend() cowcommon.Backend { return d.backend }
 
 // Create makes a layer that is to hold an image layer's content. Without a parent it is empty. It has no
@@ -111,7 +111,7 @@ func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWri
 	return d.backend.Clone(d.ctx, id, parent, volume)
 }
 
-// Remove destroys a layer. Removing one that does not exist is not an error.
+// Remove destroys a layer. Removing an absent layer is not an error.
 func (d *Driver) Remove(id string) error {
 	if err := cowcommon.CheckID(id); err != nil {
 		return d.wrap("remove layer", id, err)
@@ -189,7 +189,7 @@ func (d *Driver) GetMetadata(id string) (map[string]string, error) {
 	return metadata, nil
 }
 
-// Cleanup releases what the driver holds. Layers stay.
+// Cleanup releases the driver's resources. Layers stay.
 func (d *Driver) Cleanup() error {
 	if err := d.backend.Close(); err != nil {
 		return fmt.Errorf("%s: clean up: %w", d.name, err)
@@ -226,8 +226,8 @@ func (d *Driver) ApplyWith(ctx context.Context, id string, diff io.Reader, opts 
 	return size, d.wrap("apply to layer", id, err)
 }
 
-// Usage says what a layer holds: what the filesystem counts where quotas are on, else the sizes of the
-// files that the layer added or changed, whose cost follows the number of changes.
+// Usage returns the size of a layer's own data. With quotas on, the filesystem counts it. Else it is the sum of the
+// sizes of the files that the layer added or changed, at a cost in proportion to the number of changes.
 func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 	if err := cowcommon.CheckID(id); err != nil {
 		return quota.Usage{}, d.wrap("usage of layer", id, err)
@@ -244,7 +244,7 @@ func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 	return quota.Usage{Bytes: uint64(size)}, d.wrap("usage of layer", id, err)
 }
 
-// SetLimit replaces a layer's limit; 0 bytes removes it. What is counted is the driver's quota scope.
+// SetLimit replaces a layer's limit; 0 bytes removes it. The limit has the driver's quota scope.
 func (d *Driver) SetLimit(ctx context.Context, id string, bytes uint64) error {
 	if err := cowcommon.CheckID(id); err != nil {
 		return d.wrap("limit layer", id, err)
@@ -279,7 +279,7 @@ func (d *Driver) DiffSize(id, parent string) (int64, error) {
 	return size, d.wrap("size the diff of layer", id, err)
 }
 
-// Changes lists what a layer changed of parent, sorted by path. With parent "" everything is added.
+// Changes lists the changes of a layer since parent, sorted by path. With parent "" everything is added.
 func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
 	c, err := d.Compare(d.ctx, id, parent, cowcommon.Auto)
 	if err != nil {
@@ -288,8 +288,9 @@ func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
 	return c.Changes, d.wrap("list changes of layer", id, c.Close())
 }
 
-// Diff writes what a layer changed of parent as an uncompressed tar. Closing the reader early stops it. What went
-// wrong, the release of the layer included, is an error of reading or, if the reader has not come to it, of Close.
+// Diff writes the changes of a layer since parent as an uncompressed tar. Closing the reader early stops it. A
+// failure, that of releasing the layer included, is an error of reading or, if the reader has not come to it, of
+// Close.
 func (d *Driver) Diff(id, parent string) (io.ReadCloser, error) {
 	c, err := d.Compare(d.ctx, id, parent, cowcommon.Auto)
 	if err != nil {

@@ -14,18 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loss is what a layer cannot carry over although the trees differ in it.
+// loss names the differences of trees that a layer cannot carry over.
 type loss struct {
 	links   bool // a name that is new for an unchanged file becomes a file of its own
 	times   bool // a directory of which nothing but the time changed is not in the diff
-	seconds bool // times lose their fractions, and with them what shows a change made in the same second
+	seconds bool // times lose their fractions, and so a change made in the same second is not seen
 }
 
-// agree checks that what the driver says of a layer against another one is one story, and returns its
-// list of changes:
+// agree checks that the driver's answers about a layer and another agree, and returns its list of changes:
 //
 //   - Diff has an entry for each change, and twice the same bytes;
-//   - DiffSize, the sum of the sizes in Diff and what ApplyDiff returns are the same;
+//   - DiffSize, the sum of the sizes in Diff and the result of ApplyDiff are the same;
 //   - applied to a copy of parent, Diff makes the layer's tree, and then the changes are the same again.
 func (l layers) agree(id, parent string, but loss) []string {
 	l.t.Helper()

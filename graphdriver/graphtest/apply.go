@@ -83,8 +83,8 @@ func applyWhiteouts(t testing.TB, c Config) {
 	assert.Equal(t, []string{"d", "d/g"}, got.paths())
 }
 
-// applyOpaque: an opaque directory loses what lower layers put there and keeps what this layer does,
-// before the marker or after.
+// applyOpaque: an opaque directory loses the files of lower layers and keeps those of this layer, before the marker
+// or after.
 func applyOpaque(t testing.TB, c Config) {
 	l := c.open(t)
 	base := l.filled("", func(w tree) {
@@ -103,7 +103,7 @@ func applyOpaque(t testing.TB, c Config) {
 	assert.Equal(t, int64(2), got["d/replaced"].size)
 }
 
-// applyReplaces: an entry takes the place of what is there, unless both are directories.
+// applyReplaces: an entry takes the place of an existing file, unless both are directories.
 func applyReplaces(t testing.TB, c Config) {
 	l := c.open(t)
 	base := l.filled("", func(w tree) {

@@ -18,7 +18,7 @@ var chainTests = []Test{
 // chainLength is the number of layers on top of each other in deepChain. Docker itself stops at 125.
 const chainLength = 125
 
-// deepChain: a layer far up a chain has what each layer below it added, and costs no more.
+// deepChain: a layer far up a chain has the files that each layer below it added, and costs no more.
 func deepChain(t testing.TB, c Config) {
 	l := c.open(t)
 	ids := []string{l.filled("", func(w tree) { w.file("base", "base") })}

@@ -24,13 +24,13 @@ var changesTests = []Test{
 // edit is something that is done to a layer, with the changes that it makes.
 type edit struct {
 	name string
-	base func(w tree) // what the parent holds
-	edit func(w tree) // what is done to the child
+	base func(w tree) // fills the parent
+	edit func(w tree) // changes the child
 	want []string     // sorted by path
 	loss loss
 }
 
-// edits are what containers and builds do to layers, one at a time.
+// edits are typical changes of containers and builds to layers, one at a time.
 var edits = []edit{
 	// Files.
 	{

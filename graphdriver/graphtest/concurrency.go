@@ -161,7 +161,7 @@ func concurrentRemoveOfOneID(t testing.TB, c Config) {
 	assertSameTree(t, want, l.scan(base), "the parent of removed layers")
 }
 
-// concurrentGetOfOneID: whoever holds a layer can use it, whatever others do who hold it too.
+// concurrentGetOfOneID: a holder of a layer can use it, whatever other holders do.
 func concurrentGetOfOneID(t testing.TB, c Config) {
 	l := c.open(t)
 	id := l.filled("", someContent)

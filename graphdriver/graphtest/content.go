@@ -181,8 +181,8 @@ func contentInChild(t testing.TB, c Config) {
 	}
 }
 
-// contentInDiff: what a layer holds is listed, goes through a tar and comes out again, both from a layer
-// without a parent and on top of one.
+// contentInDiff: the content of a layer is listed, goes through a tar and comes out again. This holds for a layer
+// without a parent, and for a child.
 func contentInDiff(t testing.TB, c Config) {
 	l := c.open(t)
 	for _, content := range contents {
@@ -199,7 +199,7 @@ func contentInDiff(t testing.TB, c Config) {
 	}
 }
 
-// sparseSize is the size of a sparse file in the tests, and sparseMost what it may use on disk, in bytes.
+// sparseSize is the size of a sparse file in the tests, and sparseMost the most that it may use on disk, in bytes.
 const (
 	sparseSize = 4 << 20
 	sparseMost = 1 << 20

@@ -174,7 +174,7 @@ func createWithoutParent(t testing.TB, c Config) {
 	}
 }
 
-// editOf does what containers do to the content of someContent.
+// editOf changes the content of someContent as containers do.
 func editOf(w tree) {
 	w = w.at(editTime)
 	w.file("a file", "Other data, and more of it")
@@ -202,8 +202,8 @@ func parentStaysUnchanged(t testing.TB, c Config) {
 	assertSameTree(t, want, l.scan(base), "the parent after a diff")
 }
 
-// parentIsSealed: a driver that says so refuses every change to a layer that has become a parent; one that
-// does not say so keeps the child apart from such changes.
+// parentIsSealed: a driver that declares it refuses every change to a layer that has become a parent. Any other
+// driver keeps the child apart from such changes.
 func parentIsSealed(t testing.TB, c Config) {
 	l := c.open(t)
 	base := l.filled("", someContent)

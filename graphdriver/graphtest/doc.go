@@ -14,11 +14,10 @@
 //		})
 //	}
 //
-// What a driver need not have, it declares in its Config, and what is declared is tested. What is not
-// declared is tested to be refused, where it can be, and named in the log of Run where it cannot. No test
-// skips.
+// A driver declares optional functions in its Config, and Run tests them. It tests that the driver refuses the
+// others, if that can be tested, or else names them in its log. No test skips.
 //
-// The tests make device nodes, foreign owners and file capabilities, and so need root. They watch the
-// goroutines, descriptors and mounts of the process and change its umask: nothing else may run in parallel.
-// They need Linux; elsewhere the package is empty.
+// The tests make device nodes, foreign owners and file capabilities, and so need root. They watch the goroutines,
+// descriptors and mounts of the process and change its umask: nothing else may run in parallel. They need Linux;
+// elsewhere the package is empty.
 package graphtest

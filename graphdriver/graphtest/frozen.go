@@ -18,9 +18,9 @@ var frozenTests = []Test{
 	{"DiffWhileWriting", diffWhileWriting},
 }
 
-// diffWhileWriting: while a program moves a file to and fro between two directories, the file is in exactly
-// one of them at each moment. A driver that shows one moment never shows both or neither. One that does not
-// promise it gives an answer or an error, and is unharmed.
+// diffWhileWriting: while a program moves a file to and fro between two directories, the file is in exactly one of
+// them at each moment. A driver that shows one moment never shows both or neither. Any other driver gives an answer
+// or an error, and is unharmed.
 func diffWhileWriting(t testing.TB, c Config) {
 	const rounds = 20
 	l := c.open(t)
@@ -30,7 +30,7 @@ func diffWhileWriting(t testing.TB, c Config) {
 		w.file("a/token", "x")
 	})
 	id := l.filled(base, func(w tree) {
-		w.mkdir("middle") // what takes time to read between the two
+		w.mkdir("middle") // takes time to read between the two
 		for i := range 200 {
 			w.file(fmt.Sprintf("middle/%d", i), strings.Repeat("x", 1000))
 		}

@@ -20,7 +20,7 @@ import (
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
-// layers is a driver with what the tests do to it most. Its methods end the test when the driver fails.
+// layers is a driver with the operations that the tests use most. Its methods end the test when the driver fails.
 type layers struct {
 	t testing.TB
 	graphdriver.Driver
@@ -104,8 +104,8 @@ func (l layers) scan(id string) snapshot {
 	return scan(l.t, dir)
 }
 
-// changes lists what the layer changed of parent, as "A /path", "C /path" or "D /path". It fails the test
-// unless the list is sorted by path and has each path once.
+// changes lists the layer's changes since parent, as "A /path", "C /path" or "D /path". It fails the test unless the
+// list is sorted by path and has each path once.
 func (l layers) changes(id, parent string) []string {
 	l.t.Helper()
 	changes, err := l.Changes(id, parent)

@@ -14,8 +14,8 @@ var nestedTests = []Test{
 	{"NestedVolumes", nestedVolumes},
 }
 
-// nestedVolumes: what a container makes of the filesystem's own volumes within its layer does not get in the
-// way of making a child, comparing, and removing.
+// nestedVolumes: volumes of the filesystem that a container makes within its layer do not prevent making a child,
+// comparing, and removing.
 func nestedVolumes(t testing.TB, c Config) {
 	if c.NestedVolume == nil {
 		return // Run says so

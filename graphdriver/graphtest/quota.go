@@ -67,8 +67,7 @@ func (w tree) fits(name string, size int) {
 	require.NoError(w.t, w.fill(name, size), "%d MiB fit", size/mib)
 }
 
-// exceeds fails the test unless writing a new file of that size runs into the limit. What was written of it
-// is deleted.
+// exceeds fails the test unless writing a new file of that size runs into the limit. The partial file is deleted.
 func (w tree) exceeds(name string, size int) {
 	w.t.Helper()
 	err := w.fill(name, size)
@@ -77,8 +76,8 @@ func (w tree) exceeds(name string, size int) {
 	w.deleteOverLimit(name)
 }
 
-// deleteOverLimit deletes what was written of a file until the limit was hit. Where nothing more fits at all, the
-// file could not even be made.
+// deleteOverLimit deletes a file that was written until the limit was hit. If nothing more fits at all, the file
+// could not even be made.
 func (w tree) deleteOverLimit(name string) {
 	w.t.Helper()
 	if err := os.Remove(w.path(name)); !errors.Is(err, os.ErrNotExist) {
@@ -137,8 +136,8 @@ func quotaIsNotInherited(t testing.TB, c Config) {
 	})
 }
 
-// quotaAndParent: a limit counts what a layer adds to its parent, or the parent as well where the driver
-// says so.
+// quotaAndParent: a limit counts the data that a layer adds to its parent, or the parent's too if the driver declares
+// that.
 func quotaAndParent(t testing.TB, c Config) {
 	if c.refusesQuota(t) {
 		return
@@ -161,8 +160,8 @@ func quotaAndParent(t testing.TB, c Config) {
 	})
 }
 
-// limitBelowParent: where the parent counts, a limit below what it holds leaves nothing to write, or is refused, as
-// the filesystem has it.
+// limitBelowParent: if the parent counts, a limit below its size leaves nothing to write, or is refused, depending on
+// the filesystem.
 func limitBelowParent(l layers, parent string) {
 	l.t.Helper()
 	id := newID()

@@ -32,7 +32,7 @@ func diffReadInPart(t testing.TB, c Config) {
 			w.file("d/"+strconv.Itoa(i), string(randomBytes(uint64(i), 50_000)))
 		}
 	})
-	whole := l.diff(id, base) // opens what a driver opens once, at first use
+	whole := l.diff(id, base) // opens files that a driver opens once, at first use
 
 	for name, read := range map[string]func(r io.Reader) error{
 		"nothing": func(io.Reader) error { return nil },
@@ -72,7 +72,7 @@ func diffReadInPart(t testing.TB, c Config) {
 	require.NoError(t, l.Remove(base), "nothing holds its parent any more")
 }
 
-// failuresLeaveNothing: what a method opened before it failed is closed.
+// failuresLeaveNothing: a method that fails closes the files that it has opened.
 func failuresLeaveNothing(t testing.TB, c Config) {
 	l := c.open(t)
 	id := l.filled("", someContent)

@@ -98,7 +98,7 @@ func removeHeld(t testing.TB, c Config) {
 	require.NoError(t, l.Remove(id))
 }
 
-// removeDeepTree: what a container leaves behind does not keep its layer from being removed.
+// removeDeepTree: files that a container leaves behind do not keep its layer from being removed.
 func removeDeepTree(t testing.TB, c Config) {
 	l := c.open(t)
 	id := newID()

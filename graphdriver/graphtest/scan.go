@@ -23,7 +23,7 @@ import (
 // snapshot describes a tree by path relative to its root, which is ".".
 type snapshot map[string]entry
 
-// entry is all that a program can see of a file, but for the times that no layer format keeps.
+// entry is all that a program can see of a file, except the times that no layer format keeps.
 type entry struct {
 	mode      uint32 // type and permissions, as in struct stat
 	uid, gid  uint32
@@ -69,7 +69,7 @@ func scan(t testing.TB, dir string) snapshot {
 	return s
 }
 
-// addDir adds what the directory d holds; prefix is d's path with a slash behind it, or "".
+// addDir adds the content of the directory d; prefix is d's path with a slash behind it, or "".
 func (s snapshot) addDir(d *os.File, prefix string, seen map[inode]string) error {
 	names, err := d.Readdirnames(-1)
 	if err != nil {
@@ -166,8 +166,8 @@ func xattrs(path string) (string, error) {
 	return strings.Join(all, " "), nil
 }
 
-// asApplied is what is left of a tree when it has been through a layer tar: no sockets, times in whole
-// seconds and from 1970 on, and nothing of the root itself.
+// asApplied is a tree after its way through a layer tar: no sockets, times in whole seconds and from 1970 on, and
+// nothing of the root itself.
 func (s snapshot) asApplied() snapshot {
 	applied := make(snapshot, len(s))
 	for path, e := range s {
@@ -224,7 +224,7 @@ func assertSameTree(t testing.TB, want, got snapshot, what string) {
 	failOn(t, differences, what)
 }
 
-// assertSameList fails the test unless got is want, and says what is missing and what is too much.
+// assertSameList fails the test unless got is want, and lists missing and surplus elements.
 func assertSameList(t testing.TB, want, got []string, what string) {
 	t.Helper()
 	if slices.Equal(want, got) {

@@ -26,14 +26,14 @@ type Config struct {
 	// NewIDMapped is New with an id map. nil: not declared.
 	NewIDMapped func(t testing.TB, idMap user.IdentityMapping) graphdriver.Driver
 
-	// NestedVolume makes a volume of the filesystem's own at the path dir, which does not exist yet, within
-	// a layer, as systemd-nspawn or Docker in Docker would. nil: not declared.
+	// NestedVolume makes a volume of the filesystem at the path dir within a layer, as systemd-nspawn or Docker in
+	// Docker would. dir does not exist yet. nil: not declared.
 	NestedVolume func(t testing.TB, dir string)
 
-	// Quota: the option "size" is enforced, and counts what the layer adds to its parent.
+	// Quota: the option "size" is enforced, and counts the data that the layer adds to its parent.
 	Quota bool
 
-	// QuotaTotal: "size" counts what comes from the parent too. It goes with Quota.
+	// QuotaTotal: "size" counts the parent's data too. It goes with Quota.
 	QuotaTotal bool
 
 	// SealsParents: a layer that no one holds when a child is made from it can no longer be changed.
@@ -86,7 +86,7 @@ func Tests() []Test {
 	return all
 }
 
-// undeclared names what the Config does not declare and what cannot be tested to be refused.
+// undeclared names functions that the Config does not declare, and whose refusal cannot be tested.
 func (c Config) undeclared() []string {
 	var names []string
 	for _, capability := range []struct {

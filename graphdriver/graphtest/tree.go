@@ -16,22 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Times of modification in the tests: that of what a base holds and that of what is done to it later. They
-// are seconds apart and have fractions, so that no rule about equal times gets in the way by accident.
+// Times of modification in the tests: that of a base's content and that of later changes. They are seconds apart and
+// have fractions, so that no rule about equal times interferes by accident.
 var (
 	baseTime = time.Date(2020, 2, 3, 4, 5, 6, 123456789, time.UTC)
 	editTime = time.Date(2021, 6, 7, 8, 9, 10, 987654321, time.UTC)
 )
 
-// tree changes a directory tree. Names are relative to dir. What a method makes or changes, other than a
-// directory, gets the time when. Methods end the test when they fail.
+// tree changes a directory tree. Names are relative to dir. Files that a method makes or changes, other than
+// directories, get the time when. Methods end the test when they fail.
 type tree struct {
 	t    testing.TB
 	dir  string
 	when time.Time
 }
 
-// at returns the same tree with another time for what is changed next.
+// at returns the same tree with another time for the next changes.
 func (w tree) at(when time.Time) tree {
 	w.when = when
 	return w
@@ -129,8 +129,8 @@ func (w tree) sparse(name string, size int64, offsets ...int64) {
 	w.touch(name)
 }
 
-// deep makes a chain of directories whose path is longer than PATH_MAX, calls fill with the path by which
-// the innermost one can be reached now, and returns the names of the chain.
+// deep makes a chain of directories whose path is longer than PATH_MAX. It calls fill with a path by which the
+// innermost directory can be reached then, and returns the names of the chain.
 func (w tree) deep(fill func(innermost tree)) []string {
 	w.t.Helper()
 	const depth = 20

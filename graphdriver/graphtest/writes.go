@@ -17,8 +17,8 @@ var writesTests = []Test{
 	{"WritesAfterApply", writesAfterApply},
 }
 
-// hiddenWrites: a write that leaves size and time as they were is seen by a driver that says so. One that
-// does not say so may miss it; neither lists anything else.
+// hiddenWrites: a driver that declares it sees a write that leaves size and time as they were. Any other driver may
+// miss it; neither lists anything else.
 func hiddenWrites(t testing.TB, c Config) {
 	l := c.open(t)
 	base := l.filled("", func(w tree) {
