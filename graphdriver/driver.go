@@ -15,9 +15,9 @@ type CreateOpts struct {
 	// StorageOpt holds options by name. Every driver that can limit layers knows "size": how much the layer may add
 	// to its parent's data, such as "10G". Units are powers of 1024.
 	//
-	// Errors, found before anything is created, are: a name that the driver does not know, a size that is not a
-	// positive whole number of bytes, a size that does not fit 64 bits, and any size if the driver cannot enforce it.
-	// A limit is never dropped silently.
+	// A name that the driver does not know is an error, found before anything is created. So is a size that is not a
+	// positive whole number of bytes, or does not fit 64 bits. If the driver cannot enforce sizes, any size is an
+	// error. A limit is never dropped silently.
 	StorageOpt map[string]string
 }
 
@@ -96,8 +96,8 @@ type ProtoDriver interface {
 //
 // All methods that take id and parent compare any two layers of the driver; parent "" stands for the empty tree. A
 // comparison with the layer's own parent is the common case, and the fast one. The three methods that read agree:
-// Diff has an entry for each of Changes (except sockets, which a tar cannot hold), and DiffSize is the size that
-// ApplyDiff returns for Diff's tar.
+// Diff has an entry for each of Changes, except sockets, which a tar cannot hold. DiffSize is the size that ApplyDiff
+// returns for Diff's tar.
 //
 // A driver may promise that these three show the layer as it was at one moment, even while a container writes to it.
 // Without that promise, reading a layer during writes gives an error, or an answer that mixes several moments.

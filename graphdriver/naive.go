@@ -17,14 +17,14 @@ import (
 // NaiveDiffDriver adds the methods of [DiffDriver] to a ProtoDriver by walking trees. It needs only Get and Put of
 // the driver. Its cost is in proportion to the size of the layers, not to the changes.
 //
-// It compares by lstat. As in Docker's change lists, two times of modification are equal if their seconds agree and
-// one of them has no fraction, as is so for times from a tar. So it cannot see an edit that leaves a file's size as
-// it was, within the second of the parent's time, where that time has been through a tar.
+// It compares by lstat. Two times of modification are equal if their seconds agree and one of them has no fraction,
+// as in Docker's change lists. Times from a tar have none. So it misses an edit within the second of such a time in
+// the parent, if the file's size stays the same.
 //
-// Docker's NaiveDiffDriver makes such edits rarer: it sleeps at the end of each Diff until the second is over, so
-// that a container started from the new layer does not begin in it. This driver does not sleep. Sleeping would delay
-// every commit, and still miss such an edit in a layer that came by another way. Programs that need such edits use a
-// driver whose filesystem tells which files were written.
+// Docker's NaiveDiffDriver makes such edits rarer: it sleeps at the end of each Diff until the second is over. So a
+// container of the new layer starts in a later second. This driver does not sleep. Sleeping would delay every commit,
+// and still miss such an edit in a layer that came by another way. Programs that need such edits use a driver whose
+// filesystem tells which files were written.
 //
 // A layer that is written to during a diff is read as it changes, see [DiffDriver].
 type NaiveDiffDriver struct {

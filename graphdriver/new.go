@@ -48,9 +48,9 @@ var defaultPriority = []string{"btrfs", "zfs"}
 // *[AmbiguousError], returned before any driver is opened. Layers of one driver select it. If it cannot be opened,
 // New returns its error: with another driver, images and containers would seem to vanish.
 //
-// Without earlier state, New tries the drivers of config.Priority in order, then the other registered drivers in the
-// order of their names, until one can work there. A driver that fails for another reason than being unsupported ends
-// the search with its error. If all are unsupported, the error gives the reason of each.
+// Without earlier state, New tries drivers until one can work there: those of config.Priority in order, then the
+// other registered drivers by name. A driver that fails for another reason than being unsupported ends the search
+// with its error. If all are unsupported, the error gives the reason of each.
 //
 // Directories of Docker drivers that are not registered, such as overlay2, do not prevent opening, as in Docker. New
 // logs a warning that names them, since their layers will not be seen.

@@ -203,8 +203,8 @@ func (q *Qgroups) waitRescan(ctx context.Context) error {
 	}
 }
 
-// Inherit prepares the filesystem for a subvolume that is about to be made, as Enable does if limit is not zero, and
-// says how limit reaches it. source is the id of the subvolume that a snapshot will be made of, or 0 for an empty
+// Inherit prepares the filesystem for a new subvolume, as Enable does if limit is not zero, and tells how the
+// subvolume gets limit. source is the id of the subvolume that a snapshot will be made of, or 0 for an empty
 // subvolume.
 //
 // The caller passes inherit to btrfsctl.CreateSubvolume or btrfsctl.Snapshot. If after is true, that is not enough,

@@ -14,8 +14,8 @@ import (
 // have a fraction, and a unit of 1024: k, m, g, t or p in either case. b or ib may follow the unit, and a space may
 // precede it. "10G", "10g", "10GB" and "10 GiB" are all 10 GiB, "1.5g" is 1536 MiB.
 //
-// Returns errdefs.ErrInvalidArgument, with s and the right form, for zero, a negative size, a fraction of a byte, a
-// size above 2^63-1, and text that is no size.
+// Returns errdefs.ErrInvalidArgument, with s and the right form, if s is no size, zero, negative, not a whole number
+// of bytes, or above 2^63-1.
 func ParseSize(s string) (uint64, error) {
 	size, err := units.RAMInBytes(s)
 	switch {

@@ -19,16 +19,16 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// Apply extracts a layer from the content store straight into the volume of an active snapshot, and returns the
-// digest and size of the uncompressed layer. What it wrote survives a power cut. Id mappings of the mount have no
+// Apply extracts a layer from the content store straight into the volume of an active snapshot. It returns the digest
+// and size of the uncompressed layer. The extracted layer survives a power cut. Id mappings of the mount have no
 // effect: a volume keeps the ids of the layer.
 //
-// The blob is read once: its digest is computed while it is extracted. Where that fails, or the digest turns out to be
-// another, the snapshot is made again what it was. Where the backend cannot do that, the blob is read a first time to
-// check its digest, and what fails later leaves a part of the layer in the snapshot.
+// The blob is read once: its digest is computed during extraction. If extraction fails, or the digest is another, the
+// snapshot gets its former content back. If the backend cannot do that, the blob is first read once to check its
+// digest. A later failure then leaves a part of the layer in the snapshot.
 //
-// errdefs.ErrFailedPrecondition: the blob has not the digest or size that desc says, or the snapshot cannot be
-// written to. errdefs.ErrInvalidArgument: the layer is malformed.
+// Returns errdefs.ErrFailedPrecondition if the blob has not the digest or size of desc, or if the snapshot cannot be
+// written to. Returns errdefs.ErrInvalidArgument if the layer is malformed.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	applied, err := d.apply(toStore(ctx), desc, mounts, opts)
 	if err != nil {
@@ -91,7 +91,7 @@ func checkDigest(ctx context.Context, blob content.ReaderAt, desc ocispec.Descri
 	return verify(readWhole(ctx, blob, verifier), verifier)
 }
 
-// verify closes the reader of a whole blob when it has read what is left of it, all of which the verifier sees.
+// verify closes the reader of a whole blob after it has read the rest, all of which the verifier sees.
 func verify(whole io.ReadCloser, verifier digest.Verifier) error {
 	_, err := io.Copy(io.Discard, whole)
 	if err := errors.Join(err, whole.Close()); err != nil {
@@ -114,7 +114,7 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 	}
 	applied, err := d.extractFrom(ctx, compressed, desc, volume)
 	if err == nil {
-		err = context.Cause(ctx) // what is left cannot be read and verified any more
+		err = context.Cause(ctx) // the rest cannot be read and verified any more
 	}
 	if ctx.Err() != nil || errdefs.IsResourceExhausted(typed(err)) {
 		return ocispec.Descriptor{}, errors.Join(err, whole.Close())
@@ -132,7 +132,7 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 	return applied, nil
 }
 
-// extractFrom extracts a layer and describes what it is without its compression.
+// extractFrom extracts a layer and describes it without its compression.
 func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc ocispec.Descriptor, volume string) (_ ocispec.Descriptor, err error) {
 	plain, format, err := decompress(compressed, desc.MediaType)
 	if err != nil {
@@ -153,8 +153,7 @@ func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc oci
 	return applied, err
 }
 
-// applyAll applies a layer and reads what comes after the end of the tar, which belongs to the layer too, and to its
-// digest.
+// applyAll applies a layer and reads the bytes after the end of the tar, which belong to the layer and its digest.
 func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) error {
 	s := d.snapshotter
 	if _, err := cowcommon.Apply(ctx, s.backend, volume, layer, layertar.ApplyOptions{Logger: s.log}); err != nil {
@@ -166,7 +165,7 @@ func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) e
 	return nil
 }
 
-// decompress returns the tar. What is said to be compressed is decompressed as it is, in whichever format.
+// decompress returns the tar. A blob of a compressed media type is decompressed by the format of its first bytes.
 func decompress(r io.Reader, mediaType string) (io.ReadCloser, layertar.Format, error) {
 	if layerFormats[mediaType] == layertar.Plain {
 		return io.NopCloser(r), layertar.Plain, nil
@@ -182,7 +181,7 @@ const (
 )
 
 // readWhole reads a blob from its beginning, ahead of its use, and writes it to tee; content.NewReader goes on where
-// another reader has stopped. Whoever closes the blob closes this reader first.
+// another reader has stopped. The caller closes this reader before the blob.
 func readWhole(ctx context.Context, blob content.ReaderAt, tee io.Writer) io.ReadCloser {
 	return layertar.ReadAhead(&contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}, pieceSize, tee)
 }

@@ -13,10 +13,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// WithBlobFiles makes Apply read a blob in the file that the content store keeps it in, where that can be opened:
-// sending it from process to process takes about as much processor time as extracting it. root says where the store
-// has its directory, with the blobs as containerd lays them out (blobs/<algorithm>/<digest>). Whether the client may see
-// the blob is the store's to say, and the digest of what is read is checked as ever.
+// WithBlobFiles makes Apply read a blob in the content store's file, if that can be opened. Sending a blob from
+// process to process takes about as much processor time as extracting it. root returns the directory of the store,
+// with the blobs in containerd's layout (blobs/<algorithm>/<digest>). The store decides whether the client may see
+// the blob, and the digest is checked as ever.
 func WithBlobFiles(root func(ctx context.Context) (string, error)) DifferOption {
 	return func(d *Differ) { d.store = fileStore{d.store, root, d.snapshotter.log} }
 }

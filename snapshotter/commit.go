@@ -13,12 +13,12 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// Commit makes an active snapshot a committed one. Its volume is sealed, and is durable when Commit returns. If
-// it is still mounted somewhere, the committed snapshot is a clone of it, as it is at this moment, which what is
-// written later through the mount does not reach. While a layer is applied to it, Commit waits.
+// Commit makes an active snapshot a committed one. Its volume is sealed, and is durable when Commit returns. If it is
+// still mounted somewhere, the committed snapshot is a clone of it at this moment, which later writes through the
+// mount do not reach. While a layer is applied to it, Commit waits.
 //
-// The label containerd.io/snapshot/max-size has no effect. snapshots.WithParent with another parent than the
-// snapshot was prepared on is errdefs.ErrNotImplemented: a volume cannot be put on another.
+// The label containerd.io/snapshot/max-size has no effect. Returns errdefs.ErrNotImplemented if snapshots.WithParent
+// names another parent than the snapshot was prepared on: a volume cannot be put on another.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	return wrap("commit", key, s.commit(ctx, name, key, opts))
 }
@@ -54,8 +54,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	return nil
 }
 
-// claimActive takes the volume of a snapshot that can be committed for the caller alone, until it calls release. Who has it
-// before, as a commit that fails, may leave the snapshot another volume.
+// claimActive takes the volume of a snapshot that can be committed for the caller alone, until it calls release. An
+// earlier holder, such as a commit that fails, may leave the snapshot another volume.
 func (s *Snapshotter) claimActive(ctx context.Context, name, key, parent string) (active record, release func(), err error) {
 	for {
 		if active, err = s.checkCommit(ctx, name, key, parent); err != nil {
@@ -107,7 +107,8 @@ func (s *Snapshotter) seal(ctx context.Context, volume, copied string) (sealed s
 	if err := s.recordCopy(ctx, copied); err != nil {
 		return "", snapshots.Usage{}, err
 	}
-	// What is not written back yet is not counted, and no longer counted for the volume alone once it is cloned.
+	// Data that is not written back yet is not counted. Once the volume is cloned, it is not counted for the volume
+	// alone.
 	if err := s.backend.Sync(ctx, volume); err != nil {
 		return "", snapshots.Usage{}, err
 	}
@@ -119,7 +120,7 @@ func (s *Snapshotter) seal(ctx context.Context, volume, copied string) (sealed s
 	if err != nil {
 		return "", snapshots.Usage{}, err
 	}
-	if v.Sealed { // whoever used it has ended in time for Clone to seal it
+	if v.Sealed { // its user has ended in time for Clone to seal it
 		return volume, usage, s.discardCopy(ctx, copied)
 	}
 	return copied, usage, cowcommon.Seal(ctx, s.backend, copied)

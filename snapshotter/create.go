@@ -17,8 +17,9 @@ import (
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
-// Prepare makes an active snapshot. Its limit is that of the label containerd.io/snapshot/max-size, a decimal
-// number of bytes, else the one of Options for what UseOf says of the key. The label has no effect for UseUnpack.
+// Prepare makes an active snapshot. The label containerd.io/snapshot/max-size, a decimal number of bytes, sets its
+// limit. Without the label, the limit is that of Options for the use that UseOf derives from the key. The label has
+// no effect for UseUnpack.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := s.create(ctx, snapshots.KindActive, key, parent, opts)
 	return mounts, wrap("prepare", key, err)
@@ -151,7 +152,7 @@ func (s *Snapshotter) noteMade(volume string) {
 	s.stale.made = append(s.stale.made, volume)
 }
 
-// undoCreate removes what create has written down, if it has, and destroys what it has made.
+// undoCreate removes the record that create has written, if any, and destroys the volume that it has made.
 func (s *Snapshotter) undoCreate(ctx context.Context, key string, made record) error {
 	if made.id == "" {
 		return nil

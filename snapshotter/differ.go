@@ -34,7 +34,7 @@ var (
 	_ diff.Applier  = (*Differ)(nil)
 )
 
-// DifferOption changes what NewDiffer makes.
+// DifferOption changes the Differ that NewDiffer makes.
 type DifferOption func(*Differ)
 
 // NewDiffer makes a Differ that keeps blobs in store.
@@ -46,9 +46,8 @@ func NewDiffer(s *Snapshotter, store content.Store, opts ...DifferOption) *Diffe
 	return d
 }
 
-// CompareStats counts the comparisons since the Snapshotter was made, also those by which it counts what a snapshot
-// holds: those in which the filesystem said where to look, and those for which both trees were walked, by reason. A
-// snapshot without a parent is neither.
+// CompareStats counts the comparisons since the Snapshotter was made, also those that measure a snapshot. It counts
+// native comparisons, and walks of both trees by reason. A snapshot without a parent is neither.
 func (d *Differ) CompareStats() cowcommon.CompareStats { return d.snapshotter.comparer.Stats() }
 
 // layerFormats says how the layers of each media type are compressed that containerd knows. A layer with the
@@ -73,8 +72,8 @@ func unknownMediaType(mediaType string) error {
 	return fmt.Errorf("media type %q: %w", mediaType, errdefs.ErrNotImplemented)
 }
 
-// toStore makes the namespace and lease that a gRPC request came with those of requests to the content store:
-// what is written there must belong to whoever asked for it.
+// toStore passes the namespace and lease of a gRPC request on to requests to the content store: blobs that are
+// written there must belong to the client.
 func toStore(ctx context.Context) context.Context {
 	if namespace, ok := namespaces.Namespace(ctx); ok {
 		ctx = namespaces.WithNamespace(ctx, namespace)

@@ -15,7 +15,7 @@ import (
 type filling struct {
 	s       *Snapshotter
 	volume  string
-	before  cowcommon.Kept // what the volume was; nil if that cannot be kept
+	before  cowcommon.Kept // the volume's former state; nil if that cannot be kept
 	release func()
 }
 
@@ -41,7 +41,7 @@ func (s *Snapshotter) fill(ctx context.Context, volume string) (_ *filling, err 
 	return f, err
 }
 
-// end ends it. After an error it takes back what there is of the layer, if it can.
+// end ends it. After an error it takes back the extracted part of the layer, if it can.
 func (f *filling) end(err error) error {
 	defer f.release()
 	if f.before == nil {
@@ -56,7 +56,7 @@ func (f *filling) end(err error) error {
 	return err
 }
 
-// takeBack makes the volume what it was. What cannot be taken back cannot be committed.
+// takeBack gives the volume its former content. A volume that cannot be taken back cannot be committed.
 func (f *filling) takeBack() error {
 	err := f.before.Restore(context.Background()) // that of the request may have ended
 	if err == nil || errdefs.IsNotFound(err) {

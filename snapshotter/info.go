@@ -93,12 +93,12 @@ func (s *Snapshotter) list(ctx context.Context, filters ...string) (infos []snap
 // unmeasured is the usage, in the metadata, of a committed snapshot that the filesystem keeps no count of.
 var unmeasured = snapshots.Usage{Size: -1, Inodes: -1}
 
-// Usage says how many bytes a snapshot holds that its parent does not. A view holds none.
+// Usage returns the number of bytes that a snapshot has and its parent has not. A view has none.
 //
-// The filesystem keeps count where quotas are on; of a committed snapshot it is the count at that time. Where
-// they are off the snapshot is compared with its parent, and its size is the sum of the sizes of the files that
-// it adds or changes; that of a committed snapshot is remembered. Inodes is 0, or with Options.CountInodes the
-// number of names that it adds or changes.
+// With quotas on, the filesystem counts them; for a committed snapshot it is the count at that time. With quotas off
+// the snapshot is compared with its parent. Its size is then the sum of the sizes of the files that it adds or
+// changes; that of a committed snapshot is remembered. Inodes is 0, or with Options.CountInodes the number of names
+// that it adds or changes.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	usage, err := s.usage(ctx, key)
 	return usage, wrap("usage of", key, err)
@@ -146,7 +146,8 @@ func (s *Snapshotter) usageOfCommitted(ctx context.Context, r record) (snapshots
 	return usage, nil
 }
 
-// measure asks the filesystem what a volume holds. errdefs.ErrNotImplemented: it does not keep count.
+// measure asks the filesystem for the size of a volume. Returns errdefs.ErrNotImplemented if the filesystem does not
+// count.
 func (s *Snapshotter) measure(ctx context.Context, volume string) (snapshots.Usage, error) {
 	usage, err := cowcommon.Usage(ctx, s.backend, volume)
 	return snapshots.Usage{Size: int64(usage.Bytes)}, err

@@ -17,15 +17,15 @@ import (
 // maxKeyLength is the longest key that bolt takes, in bytes.
 const maxKeyLength = 32768
 
-// request is what a client asks for besides key and parent.
+// request has a client's options besides key and parent.
 type request struct {
 	info  snapshots.Info
 	limit quota.Limit // from the label; 0 bytes: none
 	ids   idMapping
 }
 
-// parseRequest checks the key and what the options of Prepare, View or Commit ask for.
-// errdefs.ErrInvalidArgument: something of it cannot be.
+// parseRequest checks the key and the options of Prepare, View or Commit. Returns errdefs.ErrInvalidArgument if any
+// of them is malformed.
 func (s *Snapshotter) parseRequest(key string, opts []snapshots.Opt) (r request, err error) {
 	if err := checkKey(key); err != nil {
 		return request{}, err
@@ -80,9 +80,9 @@ func parseLimit(labels map[string]string, scope quota.Scope) (quota.Limit, error
 	return quota.Limit{Bytes: bytes, Scope: scope}, nil
 }
 
-// limitOf is the limit of a new active snapshot. A label goes before Options, but not where a layer is unpacked:
-// containerd takes such labels from the image's manifest, whose author may be hostile. What a label does is more than
-// to limit: the first limit turns quotas on for the filesystem.
+// limitOf is the limit of a new active snapshot. A label overrides Options, but not where a layer is unpacked:
+// containerd takes such labels from the image's manifest, whose author may be hostile. A label does more than limit:
+// the first limit turns quotas on for the filesystem.
 func (s *Snapshotter) limitOf(r request, key string) quota.Limit {
 	use := UseOf(key)
 	switch {

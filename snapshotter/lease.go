@@ -27,10 +27,10 @@ type leaseTimes struct {
 
 var defaultLeaseTimes = leaseTimes{upload: time.Minute, renew: 20 * time.Second, commit: 10 * time.Minute, hold: 10 * time.Second}
 
-// WithLeases makes Compare hold what it makes by leases of its own where a request comes without one: containerd passes
-// the namespace of a request on to proxy plugins, and not the lease, so that a blob could be collected as garbage before
+// WithLeases makes Compare hold its blobs by leases of its own, if a request comes without a lease. containerd passes
+// the namespace of a request on to proxy plugins, and not the lease. So a blob could be collected as garbage before
 // the client refers to it. An upload is held until it ends, and the blob for ten seconds more. If the process is
-// killed meanwhile, the leases expire within a minute, or within ten where it was the store's turn.
+// killed meanwhile, the leases expire within a minute, or within ten if the store was at work.
 func WithLeases(manager leases.Manager) DifferOption {
 	return func(d *Differ) { d.store = leasedStore{d.store, manager, defaultLeaseTimes, d.snapshotter.log} }
 }

@@ -5,7 +5,7 @@ import (
 )
 
 // A ledger is a list of volumes in metadata.db, beside the snapshots. It is changed in the same transaction as they
-// are, so that at every moment it is known of each volume whose it is, or why it may be destroyed.
+// are. So at every moment the metadata tells the owner of each volume, or why it may be destroyed.
 //
 // Names of volumes are never used twice. So an entry that a rollback of the metadata brings back is about the same
 // volume as then; docs/reference/on-disk-format.md says why each list is still right.
@@ -16,8 +16,8 @@ const (
 	making ledger = "making"
 	// copies has volumes that a Commit makes and that no snapshot names yet. Such a volume is sealed before one does.
 	copies ledger = "copies"
-	// thawing has volumes that a snapshot names and that may not be there yet, with the sealed volume that each is a
-	// copy of, which no snapshot names any more.
+	// thawing has volumes that a snapshot names and that may not exist yet. The value is the sealed volume that each
+	// is a copy of, and that no snapshot names any more.
 	thawing ledger = "thawing"
 	// doomed has volumes that a snapshot named that was removed.
 	doomed ledger = "doomed"
@@ -49,7 +49,7 @@ func (l ledger) del(tx *bolt.Tx, volume string) error {
 	return nil
 }
 
-// all lists what is noted, by volume.
+// all lists the entries, by volume.
 func (l ledger) all(tx *bolt.Tx) map[string]string {
 	entries := make(map[string]string)
 	if list := l.bucket(tx); list != nil {

@@ -33,7 +33,7 @@ type Lost struct {
 	was *wasSnapshot
 }
 
-// wasSnapshot is what the metadata said of a snapshot whose volume was gone, or says in a file that is damaged.
+// wasSnapshot is the record of a snapshot whose volume was gone, or a record in a damaged file.
 type wasSnapshot struct {
 	Key    string            `json:"key"`
 	Kind   snapshots.Kind    `json:"kind"`
@@ -50,7 +50,7 @@ func putGone(tx *bolt.Tx, volume string, info snapshots.Info, usage snapshots.Us
 	return gone.put(tx, volume, string(text))
 }
 
-// setLost notes a lost volume. was is what the ledger says of it, "" if nothing.
+// setLost notes a lost volume. was is its entry in the ledger, "" if it has none.
 func (s *Snapshotter) setLost(v cowcommon.Volume, was string) {
 	made, whole := keyOfVolume(v.Name)
 	l := Lost{Volume: v.Name, Made: made, Sealed: v.Sealed, Parent: v.Parent, Created: v.Created}
@@ -84,11 +84,11 @@ func (s *Snapshotter) Lost() []Lost {
 	return all
 }
 
-// Restore makes a lost volume a snapshot again: a committed one if it is sealed, otherwise an active one. Its parent is
-// the snapshot that the volume was cloned from, if that is not lost too. key "" stands for the one that is known.
+// Restore makes a lost volume a snapshot again: a committed one if it is sealed, otherwise an active one. Its parent
+// is the snapshot that the volume was cloned from, if that is not lost too. key "" stands for the known key.
 //
-// errdefs.ErrNotFound: no such volume is lost. errdefs.ErrInvalidArgument: a key has to be given.
-// errdefs.ErrAlreadyExists: another snapshot has the key.
+// Returns errdefs.ErrNotFound if no such volume is lost, errdefs.ErrInvalidArgument if a key has to be given, and
+// errdefs.ErrAlreadyExists if another snapshot has the key.
 func (s *Snapshotter) Restore(ctx context.Context, volume, key string) error {
 	return wrap("restore", volume, s.restore(ctx, volume, key))
 }

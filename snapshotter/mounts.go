@@ -69,14 +69,14 @@ func (s *Snapshotter) mountSpec(ctx context.Context, volume string, readOnly boo
 	return mount.Mount{Type: spec.Type, Source: spec.Source, Options: spec.Options}, err
 }
 
-// mounted is what mounts turned out to be of.
+// mounted is the result of resolving mounts.
 type mounted struct {
 	volume   string // "" if the tree is empty
 	readOnly bool
 }
 
-// resolve finds the volume that mounts are of, whoever passes them on and whatever became of their access mode.
-// Without any mounts it is an empty tree. errdefs.ErrNotImplemented: they are not of a volume of this snapshotter.
+// resolve finds the volume of mounts, in whichever way they were passed on and with whichever access mode. No mounts
+// stand for an empty tree. Returns errdefs.ErrNotImplemented if they are not of a volume of this snapshotter.
 func (s *Snapshotter) resolve(ctx context.Context, mounts []mount.Mount) (mounted, error) {
 	if len(mounts) == 0 {
 		return mounted{readOnly: true}, nil
@@ -128,7 +128,7 @@ func candidate(m mount.Mount) string {
 	return name
 }
 
-// identity is what a mount is of: all of it but how it may be accessed.
+// identity names the object of a mount: all of the mount except its access mode.
 func identity(m mount.Mount) string {
 	parts := []string{m.Type, m.Source}
 	for _, option := range m.Options {

@@ -18,7 +18,7 @@ import (
 // set it. A view of a committed snapshot has none, since it is its parent's volume that it shows.
 const VolumeLabel = "cowshed/volume"
 
-// Volume names begin with what they are made for.
+// Volume names begin with the purpose of the volume.
 const (
 	snapshotPrefix  = "s-" // an active snapshot, which may be committed
 	emptyViewPrefix = "v-" // a view without a parent: always empty
@@ -53,8 +53,8 @@ func keyOfVolume(volume string) (key string, whole bool) {
 // maxEncodedKey keeps names of volumes short enough for datasets. The keys of containerd's containers fit.
 const maxEncodedKey = 88
 
-// encodeKey makes a key part of a volume's name. What cannot be in one is "_" and two hexadecimal digits; a "_" at the
-// end says that the key goes on.
+// encodeKey makes a key part of a volume's name. A byte that a name cannot have is "_" and two hexadecimal digits; a
+// "_" at the end says that the key goes on.
 func encodeKey(key string) string {
 	var b strings.Builder
 	for i := range len(key) {
@@ -95,7 +95,7 @@ func decodeKey(encoded string) (key string, whole bool) {
 	return b.String(), !goesOn && b.Len() > 0
 }
 
-// record is what the metadata says of a snapshot.
+// record is a snapshot's entry in the metadata.
 type record struct {
 	id     string
 	info   snapshots.Info // as clients see it
@@ -144,7 +144,7 @@ func lookup(ctx context.Context, key string) (record, error) {
 	return r, nil
 }
 
-// parentRecord looks up what is to become a parent. ctx carries a transaction.
+// parentRecord looks up the record of a new snapshot's parent. ctx carries a transaction.
 func parentRecord(ctx context.Context, parent string) (record, error) {
 	r, err := lookup(ctx, parent)
 	if err != nil {
@@ -171,7 +171,7 @@ func checkAbsent(ctx context.Context, key string) error {
 	return err
 }
 
-// visible returns info without what clients do not see.
+// visible returns info without the label that clients do not see.
 func visible(info snapshots.Info) snapshots.Info {
 	if _, ok := info.Labels[VolumeLabel]; !ok {
 		return info

@@ -21,8 +21,8 @@ type inventory struct {
 	making, copies, thawing, doomed, gone map[string]string
 }
 
-// recover brings metadata and volumes into agreement, after a crash or after somebody has removed volumes. It destroys
-// what the metadata says may go, and nothing else.
+// recover brings metadata and volumes into agreement, after a crash or after somebody has removed volumes. It
+// destroys only volumes that the metadata lists for destruction.
 func (s *Snapshotter) recover(ctx context.Context) error {
 	known, err := s.takeInventory(ctx)
 	if err != nil {
@@ -102,7 +102,7 @@ func (k *inventory) check() error {
 	return nil
 }
 
-// finishThaws ends what thaw has begun.
+// finishThaws completes interrupted thaws.
 func (s *Snapshotter) finishThaws(ctx context.Context, known *inventory) error {
 	for clone, sealed := range known.thawing {
 		owner, owned := known.owners[clone]
@@ -147,8 +147,8 @@ func (s *Snapshotter) thawFound(ctx context.Context, key string, v cowcommon.Vol
 	return err
 }
 
-// hasChildren reports whether a volume was cloned from another, one apart. What may go is no child: it can be the copy of
-// a commit that has failed.
+// hasChildren reports whether a volume other than apart was cloned from another. A volume that may go is no child: it
+// can be the copy of a commit that has failed.
 func (k *inventory) hasChildren(volume, apart string) bool {
 	for name, v := range k.volumes {
 		if v.Parent == volume && name != apart && !k.mayGo(v) {
@@ -166,7 +166,7 @@ func (k *inventory) mayGo(v cowcommon.Volume) bool {
 	return !owned && (isDoomed || isCopy && !v.Sealed)
 }
 
-// sort decides about each volume. What the ledgers need not say any more is taken out with a later change.
+// sort decides about each volume. A later change deletes outdated entries of the ledgers.
 func (s *Snapshotter) sort(known *inventory) {
 	for name, v := range known.volumes {
 		if _, owned := known.owners[name]; owned {
@@ -196,10 +196,10 @@ func (s *Snapshotter) sort(known *inventory) {
 	}
 }
 
-// removeLost removes snapshots whose volume is not there from the metadata. Those of a Prepare that a crash has cut off
-// never had one. Of others somebody has destroyed the volume, or it is in a home that is older than the metadata: what
-// the metadata said of them is kept beside it. One that others were made from stays, as their parent: they are complete
-// without it.
+// removeLost removes snapshots whose volume is missing from the metadata. A snapshot of a Prepare that a crash has
+// cut off never had a volume. In other cases somebody has destroyed the volume, or it is in a home that is older than
+// the metadata: their records are kept in the ledger. A snapshot with children stays, as their parent: they are
+// complete without it.
 func (s *Snapshotter) removeLost(ctx context.Context, known *inventory) error {
 	missing := known.missing()
 	if len(missing) == 0 {

@@ -74,8 +74,8 @@ func (s *Snapshotter) noteDestroyed(volume string) {
 	s.unsettled = append(s.unsettled, volume)
 }
 
-// settling calls create, which makes a volume. Making one commits what the filesystem has done before, so what was
-// destroyed before does not come back then, and the metadata need not say any more that it is doomed.
+// settling calls create, which makes a volume. Making a volume commits the filesystem's earlier changes. So volumes
+// destroyed before do not come back afterwards, and the metadata need not list them as doomed.
 func (s *Snapshotter) settling(create func() error) error {
 	s.mu.Lock()
 	destroyed := s.unsettled
@@ -111,8 +111,8 @@ func (s *Snapshotter) isBusyWith(volume string) bool {
 	return ok
 }
 
-// Cleanup destroys the volumes of snapshots that were removed. One that is still in use, mounted for example,
-// is no error: it is left for the next Cleanup.
+// Cleanup destroys the volumes of removed snapshots. A volume that is still in use, mounted for example, is no error:
+// it is left for the next Cleanup.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	s.mu.Lock()
 	doomed := s.doomed

@@ -25,21 +25,22 @@ import (
 // parents.
 const recoveredPrefix = "cowshed-recovered/"
 
-// Repaired says what Repair has done.
+// Repaired is the result of Repair.
 type Repaired struct {
 	Aside   string // where the damaged file is
 	Read    int    // snapshots that could be read from it
-	Rebuilt int    // snapshots of which the volume told what they are
+	Rebuilt int    // snapshots that were described by their volume
 }
 
-// Repair puts damaged metadata aside, in the directory root, and makes it anew from what can be read of it and from the
-// volumes of the backend, which it does not change. It returns nil where nothing is damaged.
+// Repair puts damaged metadata aside, in the directory root. It makes new metadata from the readable parts and from
+// the volumes of the backend, which it does not change. It returns nil if nothing is damaged.
 //
-// What a volume tells: its name the key that it was prepared with, and its parent. A writable volume with its whole key
-// becomes an active snapshot again, without labels, and the volumes that it was cloned from committed ones. Their names
-// are not known, so they get others. All other volumes are Lost when New is called next.
+// A volume's name has the key that it was prepared with, and the filesystem knows its parent. A writable volume with
+// its whole key becomes an active snapshot again, without labels. The volumes that it was cloned from become
+// committed snapshots. Their names are not known, so they get others. All other volumes are Lost when New is called
+// next.
 //
-// errdefs.ErrUnavailable: another process has the snapshotter open.
+// Returns errdefs.ErrUnavailable if another process has the snapshotter open.
 func Repair(ctx context.Context, root string, backend cowcommon.Backend, log *slog.Logger) (_ *Repaired, err error) {
 	path := filepath.Join(root, metadataName)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +66,7 @@ func Repair(ctx context.Context, root string, backend cowcommon.Backend, log *sl
 	return done, nil
 }
 
-// rebuild makes snapshots of what was read and of what the volumes tell.
+// rebuild makes snapshots of the readable records and of the volumes' facts.
 func (s *Snapshotter) rebuild(ctx context.Context, read salvaged, done *Repaired) error {
 	r := rebuilder{salvaged: read, volumes: make(map[string]cowcommon.Volume), keys: make(map[string]string), made: make(map[string]struct{})}
 	for v, err := range s.backend.Volumes(ctx) {

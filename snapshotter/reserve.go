@@ -45,7 +45,7 @@ func (r *spaceReserve) keep() {
 	_ = os.Remove(r.path) // a part of it is not worth keeping
 }
 
-// write writes what no filesystem compresses.
+// write writes data that no filesystem compresses.
 func (r *spaceReserve) write() error {
 	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

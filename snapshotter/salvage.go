@@ -14,13 +14,14 @@ import (
 	"github.com/cowshed/cowshed/internal/boltfile"
 )
 
-// salvaged is what could be read of a damaged file.
+// salvaged has the readable parts of a damaged file.
 type salvaged struct {
 	snapshots map[string]wasSnapshot // by key, with the label that names their volume
 	doomed    map[string]string
 }
 
-// salvage reads what can be read: of the list of snapshots what comes before and after the damage, and of those each.
+// salvage reads the readable parts: of the list of snapshots the parts before and after the damage, and each snapshot
+// of these.
 func salvage(ctx context.Context, file string, log *slog.Logger) salvaged {
 	found := salvaged{snapshots: make(map[string]wasSnapshot), doomed: make(map[string]string)}
 	if err := found.read(ctx, file); err != nil {

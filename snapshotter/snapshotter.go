@@ -1,28 +1,30 @@
-// Package snapshotter gives containerd the copy-on-write volumes of any cowcommon.Backend: a Snapshotter for
-// its snapshots, and a Differ that makes and applies layers natively.
+// Package snapshotter gives containerd the copy-on-write volumes of any cowcommon.Backend: a Snapshotter for its
+// snapshots, and a Differ that makes and applies layers natively.
 //
 // # Snapshots and volumes
 //
-// An active snapshot is a writable volume, cloned from the volume of its parent. Committing it seals that
-// volume in place: nothing is copied or walked. A view is no volume at all but a read-only mount of its
-// parent's sealed one; only a view without a parent is an empty volume.
+// An active snapshot is a writable volume, cloned from the volume of its parent. Committing it seals that volume in
+// place: nothing is copied or walked. A view is no volume at all but a read-only mount of its parent's sealed one;
+// only a view without a parent is an empty volume.
 //
-// Keys, names and labels are containerd's, so they are kept in containerd's own MetaStore, the file
-// metadata.db. Which volume is whose stands there too, as the label [VolumeLabel] that no client gets to see.
+// Keys, names and labels are containerd's, so they are kept in containerd's own MetaStore, the file metadata.db. The
+// label [VolumeLabel], which no client sees, names the volume of a snapshot there.
 //
 // # Crashes
 //
-// The metadata names a volume before it is made, and says that a volume is doomed, durably, before it is destroyed. So
-// at any moment it is known of each volume whose it is, or why it may go; and New does what a crash has left undone.
-// A volume of which the metadata says neither is kept, whatever the reason: metadata.db is lost, older than the
-// volumes, or of another home. It is [Lost]: no client sees it, and Restore or Discard decide about it.
+// The metadata names a volume before it is made, and says that a volume is doomed, durably, before it is destroyed.
+// So at any moment the metadata tells the owner of each volume, or why it may go; and New completes operations that a
+// crash has cut off. A volume that the metadata does not know is kept, whatever the reason: metadata.db is lost,
+// older than the volumes, or of another home. It is [Lost]: no client sees it, and Restore or Discard decide about
+// it.
 //
-// Volumes are the snapshotter's by their names, provided that the backend's home is the snapshotter's alone: that home
-// must not be shared with the graph driver or the command's store, nor with another snapshotter. Volumes with other
-// names are left alone and reported.
+// Volumes are the snapshotter's by their names, provided that the backend's home is the snapshotter's alone: that
+// home must not be shared with the graph driver or the command's store, nor with another snapshotter. Volumes with
+// other names are left alone and reported.
 //
 // Each operation takes one write transaction of the metadata, or a few where something is unusual, and no volume
-// operation runs inside one: clients that create and remove snapshots wait for each other only as long as bolt writes.
+// operation runs inside one: clients that create and remove snapshots wait for each other only as long as bolt
+// writes.
 package snapshotter
 
 import (
@@ -58,26 +60,31 @@ const lockTimeout = time.Second
 type Options struct {
 	// DefaultLimit limits active snapshots for UseContainer that have no label of their own. 0 bytes: no limit.
 	DefaultLimit quota.Limit
-	// BuildLimit limits those for UseBuild that have no label of their own, and those for UseUnpack: what makes
-	// images, and not what runs them. 0 bytes: no limit.
+	// BuildLimit limits snapshots for UseBuild that have no label of their own, and snapshots for UseUnpack: those
+	// that make images, and not those that run them. 0 bytes: no limit.
 	BuildLimit quota.Limit
-	// Scope is what limits from labels count.
+	// Scope is the scope of limits from labels.
 	Scope quota.Scope
-	// CountInodes makes Usage say how many inodes a snapshot adds. Neither btrfs nor the Backend keeps
-	// count of them, so that they come from a native diff, whose cost follows the number of changes, and
-	// which for a snapshot without a parent is a walk. Without it Usage.Inodes is 0.
+	// CountInodes makes Usage count the inodes that a snapshot adds. Neither btrfs nor the Backend counts them. So
+	// they come from a native diff, at a cost in proportion to the number of changes, or from a walk for a snapshot
+	// without a parent. Without CountInodes Usage.Inodes is 0.
 	CountInodes bool
-	// Logger is told what was repaired and what could not be. nil: slog.Default.
+	// Logger receives repairs, and faults that could not be repaired. nil: slog.Default.
 	Logger *slog.Logger
 }
 
 // Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner over a Backend.
 //
-// It is safe for concurrent use. Errors are matched with errors.Is against containerd/errdefs, as the
-// interface has them: ErrNotFound for a key, name or parent that does not exist; ErrAlreadyExists for one that
-// does; ErrInvalidArgument for a parent that is not committed, and for a label that cannot be read;
-// ErrFailedPrecondition for what the kind of the snapshot does not allow, or its children; ErrNotImplemented
-// for what this filesystem cannot do. An operation that fails changes nothing.
+// It is safe for concurrent use. Errors are matched with errors.Is against containerd/errdefs, as the interface has
+// them:
+//
+//   - ErrNotFound if a key, name or parent does not exist
+//   - ErrAlreadyExists if a key or name exists
+//   - ErrInvalidArgument if a parent is not committed, or a label cannot be read
+//   - ErrFailedPrecondition if the kind of the snapshot forbids the operation, or its children do
+//   - ErrNotImplemented if this filesystem has no such function
+//
+// An operation that fails changes nothing.
 type Snapshotter struct {
 	root     string
 	backend  cowcommon.Backend
@@ -87,7 +94,7 @@ type Snapshotter struct {
 	space    boltfile.Space
 	reserve  spaceReserve
 
-	commitTx func(*bolt.Tx) error // (*bolt.Tx).Commit, or in tests one that fails
+	commitTx func(*bolt.Tx) error // (*bolt.Tx).Commit, or in tests a function that fails
 
 	opts Options
 	log  *slog.Logger
@@ -183,8 +190,8 @@ func withLockTimeout(o *bolt.Options) error {
 	return nil
 }
 
-// Close closes the metadata and the backend. Snapshots stay, and so do volumes of removed ones that Cleanup
-// has not destroyed yet: the next New does. Closing twice does nothing.
+// Close closes the metadata and the backend. Snapshots stay. Volumes of removed snapshots that Cleanup has not
+// destroyed stay until the next New. Closing twice does nothing.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		if err := s.forgetStale(); err != nil {
@@ -197,7 +204,7 @@ func (s *Snapshotter) Close() error {
 	return s.closeErr
 }
 
-// wrap says which operation failed, on what.
+// wrap adds the operation and its object to an error.
 func wrap(operation, key string, err error) error {
 	if err == nil {
 		return nil

@@ -16,13 +16,13 @@ import (
 // thaw gives an active snapshot whose volume has been sealed a writable clone of it, with the same limit. A snapshot
 // that has been committed, removed or thawed by another meanwhile stays as it is.
 //
-// The metadata names the clone before it is there, and says what it is a copy of: should this process end meanwhile,
-// the next start finds either the clone or the volume to clone.
+// The metadata names the clone and its source before the clone exists: should this process end meanwhile, the next
+// start finds either the clone or the volume to clone.
 func (s *Snapshotter) thaw(ctx context.Context, key string, sealed cowcommon.Volume) error {
 	return s.thawTo(ctx, key, sealed, s.endThaw)
 }
 
-// thawTo is thaw with what is done when the clone is there.
+// thawTo is thaw with a function that is called when the clone exists.
 func (s *Snapshotter) thawTo(ctx context.Context, key string, sealed cowcommon.Volume, end func(ctx context.Context, sealed, clone string) error) error {
 	clone := newVolumeName(snapshotPrefix, key)
 	defer s.busyWith(clone)()

@@ -23,8 +23,8 @@ func (s *Snapshotter) look(ctx context.Context, do func(ctx context.Context, tx 
 // change calls do with a transaction, which is durable when change returns.
 //
 // An error of the transaction itself says little: it may have been written all the same. So do is called once more
-// then, and must see that it has been; its error is that of change. Before that what is reserved on a full filesystem
-// is given up.
+// then, and must look whether its change has been made; its error is that of change. Before that the reserved space
+// is given up on a full filesystem.
 func (s *Snapshotter) change(ctx context.Context, do func(ctx context.Context, tx *bolt.Tx) error) error {
 	err := s.transact(ctx, true, do)
 	var unknown *commitError
@@ -74,7 +74,7 @@ func (s *Snapshotter) transact(ctx context.Context, write bool, do func(ctx cont
 		if err := stale.forget(tx); err != nil {
 			return err
 		}
-		_ = s.space.Keep(tx) // for want of space: what there is may do
+		_ = s.space.Keep(tx) // for want of space: the present space may do
 		ended = true
 		if err := s.commitTx(tx); err != nil {
 			return &commitError{fmt.Errorf("write %s: %w", metadataName, err)}
@@ -93,12 +93,12 @@ func (s *Snapshotter) transact(ctx context.Context, write bool, do func(ctx cont
 	return err
 }
 
-// damaged says what can be done about damage.
+// damaged adds advice to an error of damage.
 func (s *Snapshotter) damaged(err error) error {
 	return fmt.Errorf("%s: %w; stop cowshed serve and run: cowshed doctor --containerd --repair", filepath.Join(s.root, metadataName), err)
 }
 
-// stale is what the ledgers need not hold any more. It is taken out with the next change, since nothing depends on it.
+// stale has outdated entries of the ledgers. The next change deletes them, since nothing depends on them.
 type stale struct{ made, destroyed []string }
 
 func (s *Snapshotter) takeStale() stale {
@@ -116,7 +116,7 @@ func (s *Snapshotter) putBackStale(old stale) {
 	s.stale.destroyed = append(s.stale.destroyed, old.destroyed...)
 }
 
-// forgetStale takes out what no other change has.
+// forgetStale deletes outdated entries that no other change has deleted.
 func (s *Snapshotter) forgetStale() error {
 	s.mu.Lock()
 	some := len(s.stale.made)+len(s.stale.destroyed) > 0
@@ -141,7 +141,7 @@ func (st stale) forget(tx *bolt.Tx) error {
 	return nil
 }
 
-// openMeta opens the metadata. An error for which it cannot be used names what is wrong with it.
+// openMeta opens the metadata. If the metadata cannot be used, the error says why.
 func (s *Snapshotter) openMeta() error {
 	path := filepath.Join(s.root, metadataName)
 	err := boltfile.Ready(path, lockTimeout)

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// Use is what an active snapshot is for. Options says which uses have which limit.
+// Use is the purpose of an active snapshot. Options says which uses have which limit.
 type Use string
 
 // Uses, as UseOf tells them apart.
@@ -24,12 +24,12 @@ const (
 // Uses lists them all.
 func Uses() []Use { return []Use{UseContainer, UseBuild, UseUnpack} }
 
-// UseOf tells from the key what an active snapshot is for. Keys are all that there is: containerd passes on its
-// namespace, which is part of the key, and labels that begin with "containerd.io/snapshot". BuildKit sets none of these,
-// and those of a sandbox are the annotations of its pod, whose author may be hostile.
+// UseOf derives the use of an active snapshot from its key. There is no other source: containerd passes on its
+// namespace, which is part of the key, and labels that begin with "containerd.io/snapshot". BuildKit sets none of
+// these, and those of a sandbox are the annotations of its pod, whose author may be hostile.
 //
 // Layers have keys that no container can have as its id, because of a space, a colon, or their length. A build's key
-// can be an id, and is the id of a container only where somebody chose it who has containerd's socket: CRI, Docker and
+// can be an id, and is the id of a container only if somebody with containerd's socket chose it: CRI, Docker and
 // nerdctl make ids of 64 characters.
 func UseOf(key string) Use {
 	namespace, key := splitKey(key)
@@ -55,7 +55,7 @@ var (
 	// group id of its root, a unique part.
 	unmappedKey = regexp.MustCompile(`^[0-9a-f]{64}-[0-9]+-[0-9]+-[0-9]+-[A-Za-z0-9_-]{4}-remap$`)
 
-	// buildkitID is what identity.NewID of BuildKit makes.
+	// buildkitID is the form of ids of BuildKit's identity.NewID.
 	buildkitID = regexp.MustCompile(`^[0-9a-z]{25}$`)
 )
 

@@ -227,7 +227,7 @@ func (d *Driver) ApplyWith(ctx context.Context, id string, diff io.Reader, opts 
 }
 
 // Usage returns the size of a layer's own data. With quotas on, the filesystem counts it. Else it is the sum of the
-// sizes of the files that the layer added or changed, at a cost in proportion to the number of changes.
+// sizes of added and changed files, at a cost in proportion to their number.
 func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 	if err := cowcommon.CheckID(id); err != nil {
 		return quota.Usage{}, d.wrap("usage of layer", id, err)
