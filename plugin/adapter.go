@@ -16,26 +16,26 @@ import (
 
 // AdapterOptions says how an [Adapter] works. The zero value is usable.
 type AdapterOptions struct {
-	// StateFile is the path of a file in which the last Init is kept until Cleanup, so that the driver can be
-	// opened again after a restart of the plugin, of which the engine does not know. It belongs on a
-	// filesystem that does not outlive a boot, such as below /run. "" keeps nothing. Which layers the engine has by
-	// Get is kept beside it, in a directory with that name and ".held".
+	// StateFile is the path of a file in which the last Init is kept until Cleanup. After a restart of the plugin, of
+	// which the engine does not know, the driver can be opened again by it. The file belongs on a filesystem that a
+	// reboot empties, such as below /run. "" keeps nothing. The layers that the engine has by Get are kept beside it,
+	// in a directory with that name and ".held".
 	StateFile string
 
 	// Patience is how long Init, Cleanup and Close wait for calls that use the driver, after which it is closed
 	// later. 0 stands for ten seconds.
 	Patience time.Duration
 
-	// Logger is told what no caller is. nil stands for slog.Default().
+	// Logger receives errors that no caller gets. nil stands for slog.Default().
 	Logger *slog.Logger
 }
 
-// Adapter is a [Driver] that passes requests on to a graphdriver.Driver, which it opens when the engine says
-// where.
+// Adapter is a [Driver] that passes requests on to a graphdriver.Driver. It opens that driver when the engine names
+// the place.
 //
-// Another Init closes the driver that is open and opens one anew, even for the same place: the engine that
-// held layers by Get is gone, or has forgotten them. What the earlier driver is working on is ended: streams
-// break, other calls are waited for, as long as AdapterOptions.Patience.
+// Another Init closes the open driver and opens a driver anew, even for the same place: the engine that held layers
+// by Get is gone, or has forgotten them. Running operations of the earlier driver end: streams break, and other calls
+// are waited for, as long as AdapterOptions.Patience.
 type Adapter struct {
 	open func(InitRequest) (graphdriver.Driver, error)
 	opts AdapterOptions
@@ -45,12 +45,12 @@ type Adapter struct {
 	changing sync.Mutex // locked while a driver is opened or closed
 	closed   bool       // by Close; guarded by changing
 	mu       sync.Mutex // guards current
-	current  *session   // nil: none is open
+	current  *session   // nil: no driver is open
 }
 
 var _ Driver = (*Adapter)(nil)
 
-// NewAdapter makes an Adapter that opens drivers by open. The error of open is what the engine's Init gets.
+// NewAdapter makes an Adapter that opens drivers by open. The engine's Init gets the error of open.
 func NewAdapter(open func(InitRequest) (graphdriver.Driver, error), opts AdapterOptions) *Adapter {
 	log := opts.Logger
 	if log == nil {
@@ -348,7 +348,7 @@ func (a *Adapter) DiffSize(id, parent string) (int64, error) {
 	return s.driver.DiffSize(id, parent)
 }
 
-// Capabilities implements Driver: a diff has the same content as what was applied, but not the same bytes.
+// Capabilities implements Driver: a diff has the same content as the applied tar, but not the same bytes.
 func (a *Adapter) Capabilities() Capabilities { return Capabilities{ReproducesExactDiffs: false} }
 
 var (

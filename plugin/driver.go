@@ -6,8 +6,8 @@ import (
 	"github.com/moby/sys/user"
 )
 
-// Driver is what a [Handler] serves. Its methods are called in parallel. The text of an error is what the
-// engine's user gets to see.
+// Driver is the driver behind a [Handler]. Its methods are called in parallel. The engine's user sees the text of an
+// error.
 type Driver interface {
 	// Init opens the driver on the directory home. It is called before any other method, and again whenever
 	// the engine was started again.
@@ -40,19 +40,19 @@ type Driver interface {
 	// Cleanup is called when the engine stops.
 	Cleanup() error
 
-	// Diff returns a tar of what the layer changed of parent. An error, be it that there is no such layer, is
-	// what Read returns. Close may be called at any time, also while a Read is under way, and ends it.
+	// Diff returns a tar of the layer's changes since parent. All errors come from Read, also that there is no such
+	// layer. Close may be called at any time, also during a Read, and ends it.
 	Diff(id, parent string) io.ReadCloser
 
-	// Changes lists what the layer changed of parent.
+	// Changes lists the layer's changes since parent.
 	Changes(id, parent string) ([]Change, error)
 
 	// ApplyDiff extracts an uncompressed tar into the layer and returns the size of its files in bytes.
 	ApplyDiff(id, parent string, archive io.Reader) (int64, error)
 
-	// DiffSize is the size in bytes of what the layer changed of parent.
+	// DiffSize is the size in bytes of the layer's changes since parent.
 	DiffSize(id, parent string) (int64, error)
 
-	// Capabilities says what the driver can do beyond that.
+	// Capabilities returns the driver's optional abilities.
 	Capabilities() Capabilities
 }

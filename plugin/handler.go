@@ -24,7 +24,7 @@ const manifest = `{"Implements": ["GraphDriver"]}`
 type Handler struct {
 	sdk.Handler
 
-	// Logger gets what no one else is told. nil stands for slog.Default().
+	// Logger receives errors that nobody else gets. nil stands for slog.Default().
 	Logger *slog.Logger
 
 	// Grace is how long requests may go on after ServeContext was told to stop. 0 stands for ten seconds.
@@ -60,7 +60,7 @@ func NewHandler(driver Driver) *Handler {
 	return h
 }
 
-// answer has requests of a method answered by what f returns.
+// answer has requests of a method answered by the result of f.
 func (h *Handler) answer(method string, f func(w http.ResponseWriter, r *http.Request) (any, error)) {
 	h.serve("/GraphDriver."+method, func(w *response, r *http.Request) error {
 		result, err := f(w, r)
@@ -115,9 +115,9 @@ func (h *Handler) contained(r *http.Request, f func() error) (err error) {
 	return f()
 }
 
-// refuse answers a request with an error. The answer is sent while the client may still be sending, and the
-// rest of the request is read after it: the engine might otherwise find its connection broken before it finds
-// the answer, and would send the request, or what is left of a tar, once more.
+// refuse answers a request with an error. It sends the answer while the client may still be sending, and reads the
+// rest of the request after it. Otherwise the engine might find its connection broken before it finds the answer. It
+// would then send the request, or the rest of a tar, once more.
 func refuse(w *response, r *http.Request, reason error) error {
 	answer, err := json.Marshal(NewErrorResponse(reason.Error()))
 	if err != nil {

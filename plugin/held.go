@@ -13,21 +13,23 @@ import (
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
-// heldLayers keeps which layers the engine has by Get and has not given back by Put, each in a file, so that they are
-// where it was told after a restart of the plugin: on ZFS a layer is at its path only while it is mounted, and a
-// container that runs then needs the path for docker exec.
+// heldLayers records the layers that the engine has by Get and has not given back by Put, each in a file. So after a
+// restart of the plugin they are mounted at the same path again. On ZFS a layer is at its path only while it is
+// mounted, and a running container needs the path for docker exec.
 //
-// An engine does not put what it does not know that it has, because the plugin was killed before it could answer. So what was
-// had again never keeps a layer from being removed, which an engine asks for when it has no use for it. And a layer ID-init
-// is not kept: an engine has one for a moment while it makes the container ID, and never asks for its removal if that fails,
-// which would leave it held for good, out of reach of cowshed rm.
+// If the plugin was killed before it could answer a Get, the engine does not know that it has the layer, and never
+// puts it. So a layer that is had again is never kept from being removed: the engine asks for a removal only when it
+// has no use for the layer.
+//
+// A layer ID-init is not recorded. An engine has it for a moment while it makes the container ID, and never asks for
+// its removal if that fails. A record would leave it held for good, out of reach of cowshed rm.
 type heldLayers struct {
 	dir   string // "" keeps nothing
 	mu    sync.Mutex
 	again map[string]int // how many Gets of each layer were done again
 }
 
-// heldLayer is what a layer's file has.
+// heldLayer is the content of a layer's file.
 type heldLayer struct {
 	Gets       int
 	MountLabel string
@@ -84,7 +86,7 @@ func (h *heldLayers) change(id, mountLabel string, n int) error {
 	return nil
 }
 
-// getAgain has a driver that was opened again hold what the engine has. It goes on after an error.
+// getAgain makes a driver that was opened again hold the engine's layers. It goes on after an error.
 func (h *heldLayers) getAgain(driver graphdriver.Driver) error {
 	if h.dir == "" {
 		return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/moby/sys/user"
 )
 
-// InitRequest is what the engine sends to Init.
+// InitRequest has the engine's arguments of Init.
 type InitRequest struct {
 	Home    string       // directory for the driver, <data-root>/<name of the plugin>
 	Options []string     // "key=value", as given to the engine with --storage-opt

@@ -52,9 +52,9 @@ func SocketPath(name string) (string, error) {
 	return filepath.Join(SocketDir, name+".sock"), nil
 }
 
-// WriteSpec writes a file in dir, which is SpecDir or one like it, that tells engines to find the plugin
-// called name at the given socket. It returns the file's path. Errors: those of CheckName, and
-// errdefs.ErrInvalidArgument for a socket path that is not absolute.
+// WriteSpec writes a file in dir, which is SpecDir or a similar directory. By it engines find the plugin called name
+// at the given socket. It returns the file's path. Errors are those of CheckName, and errdefs.ErrInvalidArgument for
+// a socket path that is not absolute.
 func WriteSpec(dir, name, socket string) (string, error) {
 	if err := CheckName(name); err != nil {
 		return "", err

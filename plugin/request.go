@@ -15,7 +15,7 @@ import (
 // options or ranges of ids.
 const maxMessage = 1 << 20
 
-// requestError is an error of the engine's, with the status of HTTP that says which.
+// requestError is an error of the engine's, with its HTTP status.
 type requestError struct {
 	status int
 	err    error
@@ -37,8 +37,8 @@ func status(err error) int {
 	return http.StatusInternalServerError
 }
 
-// decode reads the one JSON object that a request's body is to be, and the body to its end, without which
-// the server does not notice that the client has gone.
+// decode reads the single JSON object of a request's body. It reads the body to its end: otherwise the server does
+// not notice that the client has gone.
 func decode(w http.ResponseWriter, r *http.Request, message any) error {
 	body := http.MaxBytesReader(w, r.Body, maxMessage)
 	decoder := json.NewDecoder(body)
@@ -49,10 +49,10 @@ func decode(w http.ResponseWriter, r *http.Request, message any) error {
 			return nil
 		}
 		if err == nil {
-			err = errors.New("there is more after its end")
+			err = errors.New("data after the JSON object")
 		}
 	} else if errors.Is(err, io.EOF) {
-		err = errors.New("it is empty")
+		err = errors.New("empty")
 	}
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return &requestError{
@@ -60,7 +60,7 @@ func decode(w http.ResponseWriter, r *http.Request, message any) error {
 			fmt.Errorf("the request has more than %d bytes: %w", tooLarge.Limit, errdefs.ErrInvalidArgument),
 		}
 	}
-	return badRequest("the request is not the JSON that it has to be: %w", err)
+	return badRequest("invalid request body: %w", err)
 }
 
 // decodeNothing reads the body of a request that has no arguments: an empty object, or nothing.
@@ -71,7 +71,7 @@ func decodeNothing(w http.ResponseWriter, r *http.Request) error {
 	return decode(w, r, &struct{}{})
 }
 
-// checkID reports whether the request names a layer. What an id may be is for the driver to say.
+// checkID reports whether the request names a layer. The driver decides which ids are valid.
 func checkID(id string) error {
 	if id == "" {
 		return badRequest("the request names no layer")

@@ -14,10 +14,9 @@ import (
 // defaultGrace stands for a Handler.Grace of 0.
 const defaultGrace = 10 * time.Second
 
-// ServeContext answers requests that arrive at l until ctx is done. Then it closes l, gives the requests that
-// are under way the time of Grace to end, cuts the connections, and returns nil once no request is under way, or
-// an error if some have not ended after that time once more. It returns earlier only if l fails, with that error, and
-// after the same.
+// ServeContext answers requests that arrive at l until ctx is done. Then it closes l, gives running requests the time
+// of Grace to end, and cuts the connections. It returns nil once no request is running, or an error if some have not
+// ended after that time once more. If l fails, it returns earlier, with that error and after the same steps.
 func (h *Handler) ServeContext(ctx context.Context, l net.Listener) error {
 	connections := &connections{Listener: l, open: make(map[*connection]struct{})}
 	defer context.AfterFunc(ctx, func() { _ = connections.Close() })()
@@ -38,7 +37,7 @@ func (h *Handler) ServeContext(ctx context.Context, l net.Listener) error {
 		err = nil
 	}
 	giveUp := time.After(grace)
-	for _, idle := range []<-chan struct{}{idle, h.requests.idle()} { // one may have begun just before the cut
+	for _, idle := range []<-chan struct{}{idle, h.requests.idle()} { // a request may have begun just before the cut
 		select {
 		case <-idle:
 		case <-giveUp:
@@ -50,7 +49,7 @@ func (h *Handler) ServeContext(ctx context.Context, l net.Listener) error {
 
 var errNotEnded = fmt.Errorf("requests of the engine do not end: %w", errdefs.ErrUnavailable)
 
-// counter counts what is under way. Unlike a sync.WaitGroup it can be waited for while more begins.
+// counter counts running requests. Unlike with a sync.WaitGroup, requests may begin while somebody waits.
 type counter struct {
 	mu      sync.Mutex
 	n       int
@@ -145,7 +144,7 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
-// CloseWrite is what a server does to a connection before it closes it, so that the last answer is read.
+// CloseWrite is called by a server before it closes a connection, so that the client reads the last answer.
 func (c *connection) CloseWrite() error {
 	if conn, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return conn.CloseWrite()

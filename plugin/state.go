@@ -11,7 +11,7 @@ import (
 	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
-// saveState keeps what Init said.
+// saveState keeps the arguments of Init.
 func (a *Adapter) saveState(request InitRequest) error {
 	if a.opts.StateFile == "" {
 		return nil
@@ -26,7 +26,7 @@ func (a *Adapter) saveState(request InitRequest) error {
 	return nil
 }
 
-// loadState returns what Init said. errdefs.ErrFailedPrecondition: nothing is kept.
+// loadState returns the arguments of Init. Returns errdefs.ErrFailedPrecondition if nothing is kept.
 func (a *Adapter) loadState() (InitRequest, error) {
 	if a.opts.StateFile == "" {
 		return InitRequest{}, errNoInit

@@ -42,8 +42,8 @@ func (h *Handler) diff(w *response, r *http.Request) error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	// The engine takes a connection that breaks before the header has come as a reason to send the request
-	// once more, and one that breaks later as a broken body.
+	// If a connection breaks before the header has come, the engine sends the request once more. If it breaks later,
+	// the engine sees a broken body.
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (h *Handler) applyDiff(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// What follows the end of the tar.
+	// The bytes after the end of the tar.
 	if _, err := io.Copy(io.Discard, r.Body); err != nil {
 		return fmt.Errorf("read the end of the diff: %w", err)
 	}

@@ -5,7 +5,7 @@ import "io"
 // DefaultDockerRootDirectory is the default directory where graph drivers will be created.
 const DefaultDockerRootDirectory = "/var/lib/docker/graph"
 
-// CreateRequest is what the engine sends to Create and CreateReadWrite.
+// CreateRequest has the engine's arguments of Create and CreateReadWrite.
 type CreateRequest struct {
 	ID         string
 	Parent     string // "" for none
@@ -13,12 +13,12 @@ type CreateRequest struct {
 	StorageOpt map[string]string
 }
 
-// RemoveRequest is what the engine sends to Remove.
+// RemoveRequest has the engine's arguments of Remove.
 type RemoveRequest struct {
 	ID string
 }
 
-// GetRequest is what the engine sends to Get.
+// GetRequest has the engine's arguments of Get.
 type GetRequest struct {
 	ID         string
 	MountLabel string
@@ -29,12 +29,12 @@ type GetResponse struct {
 	Dir string // absolute path of the layer's root
 }
 
-// PutRequest is what the engine sends to Put.
+// PutRequest has the engine's arguments of Put.
 type PutRequest struct {
 	ID string
 }
 
-// ExistsRequest is what the engine sends to Exists.
+// ExistsRequest has the engine's arguments of Exists.
 type ExistsRequest struct {
 	ID string
 }
@@ -44,7 +44,7 @@ type ExistsResponse struct {
 	Exists bool
 }
 
-// StatusRequest is what the engine sends to Status.
+// StatusRequest has the engine's arguments of Status.
 type StatusRequest struct{}
 
 // StatusResponse is the answer to Status.
@@ -52,7 +52,7 @@ type StatusResponse struct {
 	Status [][2]string // names and values, in the order in which they are to be shown
 }
 
-// GetMetadataRequest is what the engine sends to GetMetadata.
+// GetMetadataRequest has the engine's arguments of GetMetadata.
 type GetMetadataRequest struct {
 	ID string
 }
@@ -62,10 +62,10 @@ type GetMetadataResponse struct {
 	Metadata map[string]string
 }
 
-// CleanupRequest is what the engine sends to Cleanup.
+// CleanupRequest has the engine's arguments of Cleanup.
 type CleanupRequest struct{}
 
-// DiffRequest is what the engine sends to Diff.
+// DiffRequest has the engine's arguments of Diff.
 type DiffRequest struct {
 	ID     string
 	Parent string // "" for none
@@ -76,7 +76,7 @@ type DiffResponse struct {
 	Stream io.ReadCloser // an uncompressed tar
 }
 
-// ChangesRequest is what the engine sends to Changes.
+// ChangesRequest has the engine's arguments of Changes.
 type ChangesRequest struct {
 	ID     string
 	Parent string // "" for none
@@ -87,7 +87,7 @@ type ChangesResponse struct {
 	Changes []Change
 }
 
-// ChangeKind says what was done to a file. The numbers are those of the protocol.
+// ChangeKind is the kind of a change to a file. The numbers are those of the protocol.
 type ChangeKind int
 
 const (
@@ -106,8 +106,8 @@ type Change struct {
 	Kind ChangeKind
 }
 
-// ApplyDiffRequest is what the engine sends to ApplyDiff: the body is the stream, and the rest is in the
-// URL's query, as id and parent.
+// ApplyDiffRequest has the engine's arguments of ApplyDiff: the body is the stream, and the rest is in the URL's
+// query, as id and parent.
 type ApplyDiffRequest struct {
 	Stream io.Reader // an uncompressed tar
 	ID     string
@@ -119,7 +119,7 @@ type ApplyDiffResponse struct {
 	Size int64 // bytes
 }
 
-// DiffSizeRequest is what the engine sends to DiffSize.
+// DiffSizeRequest has the engine's arguments of DiffSize.
 type DiffSizeRequest struct {
 	ID     string
 	Parent string // "" for none
@@ -130,14 +130,14 @@ type DiffSizeResponse struct {
 	Size int64 // bytes
 }
 
-// Capabilities says what a driver can do beyond what every driver can.
+// Capabilities lists the optional abilities of a driver.
 type Capabilities struct {
-	// ReproducesExactDiffs says that Diff of a layer gives the very bytes that ApplyDiff was given, so that
-	// the engine need not keep the headers of the original tar. No driver can that unpacks a tar to a tree.
+	// ReproducesExactDiffs says that Diff of a layer gives the very bytes that ApplyDiff was given. The engine then
+	// need not keep the headers of the original tar. No driver that unpacks a tar to a tree can do that.
 	ReproducesExactDiffs bool
 }
 
-// CapabilitiesRequest is what the engine sends to Capabilities.
+// CapabilitiesRequest has the engine's arguments of Capabilities.
 type CapabilitiesRequest struct{}
 
 // CapabilitiesResponse is the answer to Capabilities.

@@ -22,8 +22,8 @@ func (a applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	return a.Applier.Apply(ctx, desc, mounts, a.opts...)
 }
 
-// FromComparer makes a MountDiffer of one of containerd's comparers. Each call of it gets the options too, after those
-// that say the media type and the reference, so that diff.WithMediaType has Diff make layers of another type.
+// FromComparer makes a MountDiffer of a containerd comparer. Each call of the comparer gets opts after the options
+// for media type and reference. So diff.WithMediaType makes Diff make layers of another type.
 func FromComparer(c diff.Comparer, opts ...diff.Opt) MountDiffer { return comparer{c, opts} }
 
 type comparer struct {

@@ -14,8 +14,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Layer describes a layer twice: Diff is its uncompressed tar, whose digest identifies it in a chain; Blob is what
-// transports that tar, and may be compressed. Of Diff only the digest is needed.
+// Layer describes a layer twice: Diff is its uncompressed tar, whose digest identifies it in a chain; Blob transports
+// that tar, and may be compressed. Of Diff only the digest is needed.
 type Layer struct {
 	Diff ocispec.Descriptor
 	Blob ocispec.Descriptor
@@ -28,14 +28,15 @@ type Applier interface {
 	Apply(context.Context, ocispec.Descriptor, []mount.Mount) (ocispec.Descriptor, error)
 }
 
-// ApplyLayers applies layers on top of each other, the first at the bottom, and returns their chain ID, which is the
-// name of the snapshot that holds all of them. Those that are there already are not applied again. No layers have the
-// chain ID "", which as a parent is none.
+// ApplyLayers applies layers on top of each other, the first at the bottom. It returns their chain ID, which is the
+// name of the uppermost snapshot. Existing snapshots are used again. No layers have the chain ID "", which means no
+// parent.
 //
-// After an error the snapshots of the layers below the one that failed remain.
+// After an error the snapshots of the layers below the failed layer remain.
 //
-// errdefs.ErrInvalidArgument: a layer has no valid digest. errdefs.ErrFailedPrecondition: what the applier extracted
-// has another digest than the layer. errdefs.ErrUnavailable: snapshots were removed as fast as they were made.
+// Returns errdefs.ErrInvalidArgument if a layer has no valid digest. Returns errdefs.ErrFailedPrecondition if the
+// extracted layer has another digest than the layer. Returns errdefs.ErrUnavailable if snapshots were removed as fast
+// as they were made.
 func ApplyLayers(ctx context.Context, layers []Layer, sn snapshots.Snapshotter, a Applier) (digest.Digest, error) {
 	if len(layers) == 0 {
 		return "", nil
@@ -54,11 +55,11 @@ func ApplyLayers(ctx context.Context, layers []Layer, sn snapshots.Snapshotter, 
 	return digest.Digest(u.names[len(u.names)-1]), nil
 }
 
-// ApplyLayer applies one layer on top of a chain, which it is given from the bottom to the top as the digests of the
-// uncompressed tars, and which must be there unless it is empty. It reports whether the layer was applied: false
-// without an error says that the snapshot was there already, or that another was faster.
+// ApplyLayer applies one layer on top of a chain. The chain is given from the bottom to the top as the digests of the
+// uncompressed tars, and must exist unless it is empty. ApplyLayer reports whether it applied the layer: false
+// without an error says that the snapshot existed, or that another caller was faster.
 //
-// Errors are those of ApplyLayers, and errdefs.ErrNotFound: the chain is not there, or the blob.
+// Errors are those of ApplyLayers, and errdefs.ErrNotFound if the chain or the blob does not exist.
 func ApplyLayer(ctx context.Context, layer Layer, chain []digest.Digest, sn snapshots.Snapshotter, a Applier) (bool, error) {
 	u, err := newUnpacking([]Layer{layer}, slices.Concat(chain, []digest.Digest{layer.Diff.Digest}), sn, a)
 	if err != nil {
@@ -94,12 +95,12 @@ func newUnpacking(layers []Layer, chain []digest.Digest, sn snapshots.Snapshotte
 // errNoParent says that a layer cannot be applied yet.
 var errNoParent = errors.New("layer below is not there")
 
-// run makes sure that the snapshots of all layers are there, and reports whether it has made the one at the top. It
-// goes down from there as long as parents are missing, and then up again, so that each snapshot has a child soon,
-// and garbage collection less time to take it away.
+// run makes sure that the snapshots of all layers exist, and reports whether it has made the uppermost. It goes down
+// from there as long as parents are missing, and then up again. So each snapshot has a child soon, and garbage
+// collection less time to take it away.
 func (u *unpacking) run(ctx context.Context) (applied bool, err error) {
 	top := len(u.layers) - 1
-	// Down and up are two steps for each layer, unless others remove what is being built upon.
+	// Down and up are two steps for each layer, unless others remove snapshots in the meantime.
 	steps := 4 * len(u.layers)
 	for i := top; i <= top; steps-- {
 		if steps == 0 {
@@ -153,7 +154,7 @@ func (u *unpacking) apply(ctx context.Context, i int) (applied bool, err error) 
 	return done, err
 }
 
-// extract applies a layer and checks that it is the one that it should be.
+// extract applies a layer and checks its digest.
 func (u *unpacking) extract(ctx context.Context, layer Layer, mounts []mount.Mount) error {
 	extracted, err := u.applier.Apply(ctx, layer.Blob, mounts)
 	if err != nil {

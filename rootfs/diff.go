@@ -11,15 +11,14 @@ import (
 
 // MountDiffer makes layers.
 type MountDiffer interface {
-	// DiffMounts makes a layer of what upper changed of lower, and returns its descriptor. media is the media
+	// DiffMounts makes a layer of the changes of upper since lower, and returns its descriptor. media is the media
 	// type of the layer; the progress of the upload can be followed by ref, if it is not "".
 	DiffMounts(ctx context.Context, lower, upper []mount.Mount, media, ref string) (ocispec.Descriptor, error)
 }
 
-// Diff makes a layer, compressed with gzip, of what a snapshot changed of its parent, and returns its descriptor. The
-// snapshot may be of any kind, and may be in use.
-//
-// errdefs.ErrNotFound: there is no such snapshot.
+// Diff makes a layer, compressed with gzip, of the changes of a snapshot since its parent, and returns its
+// descriptor. The snapshot may be of any kind, and may be in use. Returns errdefs.ErrNotFound if there is no such
+// snapshot.
 func Diff(ctx context.Context, snapshotID, contentRef string, sn snapshots.Snapshotter, md MountDiffer) (ocispec.Descriptor, error) {
 	desc, err := diffSnapshot(ctx, snapshotID, contentRef, sn, md)
 	if err != nil {

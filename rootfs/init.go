@@ -12,15 +12,15 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Initializer is what a container needs in its root filesystem whatever its image holds, mount points above all. The
-// zero value needs nothing.
+// Initializer describes the files that a container needs in its root filesystem whatever its image holds, mount
+// points above all. The zero value needs nothing.
 //
-// It becomes an init layer, a committed snapshot between the image and its containers: so it is made once for each
-// image, and is no change that a container made. The layer stays when the containers are removed, under the name that
+// It becomes an init layer, a committed snapshot between the image and its containers. So it is made once for each
+// image, and is no change of a container. The layer stays when the containers are removed, under the name that
 // LayerName returns.
 type Initializer struct {
-	// Name identifies what Init makes. An Init that makes something else needs another name, as layers that were
-	// made before are used again.
+	// Name identifies the result of Init. An Init with another result needs another name, as existing layers are used
+	// again.
 	Name string
 	// Init makes it in the root filesystem of an image, mounted on the directory root. The image is not to be
 	// trusted: its symbolic links may point anywhere. os.Root helps.
@@ -114,7 +114,7 @@ func (r rootFS) onInitLayer(ctx context.Context, opts []snapshots.Opt) ([]mount.
 	return nil, fmt.Errorf("init layer keeps being removed: %w", errdefs.ErrUnavailable)
 }
 
-// removeInitLayer removes an init layer that nothing was made from. Whoever means to use it makes it again.
+// removeInitLayer removes an init layer without children. A later user makes it again.
 func (r rootFS) removeInitLayer(ctx context.Context, layer string, operation *error) {
 	ctx, cancel := afterwards(ctx)
 	defer cancel()
@@ -157,7 +157,7 @@ func (r rootFS) initialize(mounts []mount.Mount) (err error) {
 	if err != nil {
 		return err
 	}
-	// Without what is in it: that would be the snapshot, should it still be mounted.
+	// The directory's content stays: it would be the snapshot, should it still be mounted.
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	if err := r.mounter.Mount(dir, mounts...); err != nil {
 		// Perhaps some are mounted and perhaps none, so an error says nothing. If they stay, the directory does.

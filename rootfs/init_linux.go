@@ -10,18 +10,20 @@ import (
 	"syscall"
 )
 
-// DefaultInitializer returns what InitRootFS gives to containers: the directories that a runtime mounts /dev, /dev/pts,
-// /dev/shm, /proc and /sys on, the files that it mounts /dev/console, /etc/hostname, /etc/hosts and /etc/resolv.conf
-// on, and the symbolic link /etc/mtab.
+// DefaultInitializer returns the files that InitRootFS gives to containers:
 //
-// What an image has of these stays as it is, symbolic links too; only what is in the place of a directory and does not
-// lead to one is replaced. What is made belongs to the owner of the root. Links are followed as they are inside the
-// container, so that nothing outside the root is touched.
+//   - directories, on which a runtime mounts /dev, /dev/pts, /dev/shm, /proc and /sys
+//   - files, on which it mounts /dev/console, /etc/hostname, /etc/hosts and /etc/resolv.conf
+//   - the symbolic link /etc/mtab
+//
+// Files of these names in an image stay as they are, symbolic links too. A file in the place of a directory is
+// replaced, unless it leads to a directory. New files belong to the owner of the root. Links are followed as inside
+// the container, so that nothing outside the root is touched.
 func DefaultInitializer() Initializer {
 	return Initializer{Name: "linux-init", Init: initLinux}
 }
 
-// What initLinux makes, in this order.
+// The files that initLinux makes, in this order.
 var (
 	initDirs  = []string{"dev", "dev/pts", "dev/shm", "proc", "sys", "etc"}
 	initFiles = []string{"dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"}
@@ -64,7 +66,7 @@ func initLinux(dir string) error {
 // tree is a root filesystem that something is added to.
 type tree struct {
 	*os.Root
-	uid, gid int // the owner of what is added
+	uid, gid int // the owner of new files
 }
 
 // directory makes sure that there is a directory, all those above it included, and returns its name without links.
@@ -99,7 +101,7 @@ func (t tree) replaceByDirectory(name string) error {
 	return errors.Join(t.Chmod(name, 0o755), t.Lchown(name, t.uid, t.gid))
 }
 
-// file makes sure that there is something of that name, and makes it an empty file if there is not.
+// file makes an empty file of that name, unless the name exists.
 func (t tree) file(name string) error {
 	name, err := t.absent(name)
 	if err != nil || name == "" {
@@ -112,7 +114,7 @@ func (t tree) file(name string) error {
 	return errors.Join(f.Chmod(0o644), f.Chown(t.uid, t.gid), f.Close())
 }
 
-// symlink makes sure that there is something of that name, and makes it a link if there is not.
+// symlink makes a link of that name, unless the name exists.
 func (t tree) symlink(target, name string) error {
 	name, err := t.absent(name)
 	if err != nil || name == "" {
@@ -121,7 +123,8 @@ func (t tree) symlink(target, name string) error {
 	return errors.Join(t.Symlink(target, name), t.Lchown(name, t.uid, t.gid))
 }
 
-// absent returns the name without links of what is not there, and "" if it is. The directory has been made.
+// absent returns the name, with links resolved, of a file that does not exist, and "" if it exists. The directory has
+// been made.
 func (t tree) absent(name string) (string, error) {
 	dir, err := t.directory(path.Dir(name))
 	if err != nil {

@@ -2,5 +2,5 @@
 
 package rootfs
 
-// DefaultInitializer returns what InitRootFS gives to containers, which on this system is nothing.
+// DefaultInitializer returns the files that InitRootFS gives to containers, which on this system is nothing.
 func DefaultInitializer() Initializer { return Initializer{} }

@@ -11,7 +11,7 @@ import (
 type Mounter interface {
 	// Mount mounts all mounts, one after the other, on the directory target.
 	Mount(target string, mounts ...mount.Mount) error
-	// Unmount undoes Mount, also one that has failed half-way.
+	// Unmount undoes Mount, also after a Mount that has failed half-way.
 	Unmount(target string) error
 }
 

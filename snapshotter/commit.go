@@ -14,8 +14,8 @@ import (
 )
 
 // Commit makes an active snapshot a committed one. Its volume is sealed, and is durable when Commit returns. If it is
-// still mounted somewhere, the committed snapshot is a clone of it at this moment, which later writes through the
-// mount do not reach. While a layer is applied to it, Commit waits.
+// still mounted somewhere, the committed snapshot is a clone of it at this moment. Later writes through the mount do
+// not reach the clone. While a layer is applied to it, Commit waits.
 //
 // The label containerd.io/snapshot/max-size has no effect. Returns errdefs.ErrNotImplemented if snapshots.WithParent
 // names another parent than the snapshot was prepared on: a volume cannot be put on another.

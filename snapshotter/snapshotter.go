@@ -66,8 +66,8 @@ type Options struct {
 	// Scope is the scope of limits from labels.
 	Scope quota.Scope
 	// CountInodes makes Usage count the inodes that a snapshot adds. Neither btrfs nor the Backend counts them. So
-	// they come from a native diff, at a cost in proportion to the number of changes, or from a walk for a snapshot
-	// without a parent. Without CountInodes Usage.Inodes is 0.
+	// they come from a native diff, at a cost in proportion to the changes, or from a walk if there is no parent.
+	// Without CountInodes Usage.Inodes is 0.
 	CountInodes bool
 	// Logger receives repairs, and faults that could not be repaired. nil: slog.Default.
 	Logger *slog.Logger
