@@ -23,8 +23,8 @@ func Create(dir, pattern string) (*File, error) {
 	return &File{f}, nil
 }
 
-// Commit gives the file the name path, on the same filesystem, and replaces what is there. After an error the file is
-// gone, unless the error came when path was made durable.
+// Commit gives the file the name path, on the same filesystem, and replaces an existing file. After an error the file
+// is gone, unless the error came when path was made durable.
 func (f *File) Commit(path string) error { return f.commit(path, os.Rename) }
 
 // CommitNew is Commit that replaces nothing. Returns fs.ErrExist if path is there.
@@ -51,7 +51,7 @@ func (f *File) remove() error {
 	return nil
 }
 
-// Write makes path a file with that content and mode, and replaces what is there. Pattern is as for Create.
+// Write makes path a file with that content and mode, and replaces an existing file. Pattern is as for Create.
 func Write(path, pattern string, content []byte, mode fs.FileMode) error {
 	f, err := Create(filepath.Dir(path), pattern)
 	if err != nil {

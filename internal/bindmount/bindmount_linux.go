@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bind mounts the directory dir on the directory target, privately. With readOnly nothing can be changed
-// through target. What else the mount of dir forbids, such as nosuid, nodev and noexec, target forbids too.
+// Bind mounts the directory dir on the directory target, privately. With readOnly nothing can be changed through
+// target. Other restrictions of dir's mount, such as nosuid, nodev and noexec, hold for target too.
 func Bind(dir, target string, readOnly bool) error {
 	if err := unix.Mount(dir, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind mount %s on %s: %w", dir, target, err)

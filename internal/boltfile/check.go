@@ -19,8 +19,9 @@ var ErrDamaged = fmt.Errorf("the file is damaged: %w", errdefs.ErrDataLoss)
 // leastSize is that of a file with pages of 1 KiB, the smallest that bolt makes, and nothing in it.
 const leastSize = 4 << 10
 
-// Ready makes the file, if need be, and looks at all of it. It waits for another process that has it open, as long as
-// timeout; then the error is bolt's ErrTimeout. ErrDamaged: bolt would panic, or worse, at what is there.
+// Ready makes the file, if need be, and checks all of it. It waits for another process that has it open, as long as
+// timeout; then the error is bolt's ErrTimeout. Returns ErrDamaged if bolt would panic, or worse, at the file's
+// content.
 func Ready(path string, timeout time.Duration) error {
 	if err := makeReady(path); err != nil {
 		return err
@@ -63,7 +64,7 @@ func check(tx *bolt.Tx) error {
 	if info.Size() < tx.Size() {
 		return fmt.Errorf("%w: it has %d bytes and not %d", ErrDamaged, info.Size(), tx.Size())
 	}
-	// What follows runs on another goroutine, on which a page that is not there ends the process.
+	// The next steps run on another goroutine, on which a missing page ends the process.
 	if err := touch(tx); err != nil {
 		return err
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
-// makeReady makes the file, or replaces one that is not overwritten in place by a copy that is. Where that cannot
-// be, for want of space or since the filesystem has no such files, the file stays as it is.
+// makeReady makes the file. A file that is not overwritten in place is replaced by a copy that is. If that is not
+// possible, for want of space or since the filesystem has no such files, the file stays as it is.
 func makeReady(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {

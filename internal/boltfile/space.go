@@ -15,7 +15,7 @@ const (
 	least = 1 << 20
 )
 
-// Space keeps a file longer than what bolt uses of it. It is safe for concurrent use.
+// Space keeps a file longer than bolt's use of it. It is safe for concurrent use.
 type Space struct {
 	mu   sync.Mutex
 	file *os.File
@@ -37,8 +37,8 @@ func (s *Space) Options(o *bolt.Options) error {
 	return nil
 }
 
-// Keep makes the file longer if need be, in a write transaction. Without space for that it does nothing: what there
-// is may do.
+// Keep makes the file longer if need be, in a write transaction. Without space for that it does nothing: the present
+// space may do.
 func (s *Space) Keep(tx *bolt.Tx) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -60,7 +60,7 @@ func (s *Space) Keep(tx *bolt.Tx) error {
 	return nil
 }
 
-// writeZeros makes the file longer by what takes up space, durably.
+// writeZeros makes the file longer, durably, by data that takes up space.
 func writeZeros(f *os.File, from, to int64) error {
 	zeros := make([]byte, 1<<20)
 	for from < to {

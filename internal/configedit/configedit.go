@@ -1,8 +1,8 @@
-// Package configedit changes single values in configuration files that people have written. Everything else stays byte
-// for byte: order, comments, indentation, line ends.
+// Package configedit changes single values in configuration files that people have written. Everything else stays
+// byte for byte: order, comments, indentation, line ends.
 //
-// Each function checks its result: it has the value, and otherwise means what the text meant before. A text that it
-// cannot change in this way is an [Error], an errdefs.ErrFailedPrecondition.
+// Each function checks its result: it has the value, and otherwise means the same as before. A text that it cannot
+// change in this way is an [Error], an errdefs.ErrFailedPrecondition.
 package configedit
 
 import (
@@ -98,7 +98,7 @@ func get(table map[string]any, path []string) (any, bool) {
 	return value, ok
 }
 
-// check is what each function ends with: after has to be before with the value at the path.
+// check is the last step of each function: after must be before with the value at the path.
 func check(before, after map[string]any, path []string, value any) error {
 	if !put(before, path, value) || !reflect.DeepEqual(before, after) {
 		return errorf("%s cannot be set in it without changing something else", strings.Join(path, "."))

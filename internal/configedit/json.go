@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// ParseJSON decodes a text that has one object, or nothing. What is wrong with it, and a key that comes twice, is an
-// [Error].
+// ParseJSON decodes a text that has one object, or nothing. Returns an [Error] if the text is malformed or has a key
+// twice.
 func ParseJSON(text []byte) (map[string]any, error) {
 	if len(bytes.TrimSpace(text)) == 0 {
 		return make(map[string]any), nil
@@ -135,7 +135,7 @@ func setJSON(text []byte, path []string, literal string) ([]byte, error) {
 	return text, nil
 }
 
-// jsonObject says what stands where in an object.
+// jsonObject has the places of an object's parts.
 type jsonObject struct {
 	open, close int // the braces
 	members     []jsonMember

@@ -14,7 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// ParseTOML decodes a text. What is wrong with it is an [Error] that says where.
+// ParseTOML decodes a text. Returns an [Error], with the place, if the text is malformed.
 func ParseTOML(text []byte) (map[string]any, error) {
 	parsed := make(map[string]any)
 	err := toml.Unmarshal(text, &parsed)
@@ -133,13 +133,13 @@ func tomlKey(path []string) string {
 	return strings.Join(keys, ".")
 }
 
-// tomlDocument says what stands where in a text.
+// tomlDocument has the places of a text's parts.
 type tomlDocument struct {
 	text   []byte
 	tables []tomlTable // the first is the one without a name
 }
 
-// tomlTable is a table with a header, and what stands below that.
+// tomlTable is a table with a header, and its lines.
 type tomlTable struct {
 	path      []string
 	repeated  bool // an element of an array of tables, or below one
@@ -261,15 +261,15 @@ func (d *tomlDocument) insertInto(t tomlTable, key []string, literal string) []b
 		return d.insertLine(t.headerEnd, indent+"  ", key, literal)
 	}
 	last := t.pairs[len(t.pairs)-1]
-	// What follows version belongs to it.
+	// The lines after version belong to it.
 	if i := slices.IndexFunc(t.pairs, func(p tomlPair) bool { return len(p.path) == 1 && p.path[0] == "version" }); i >= 0 {
 		last = t.pairs[i]
 	}
 	return d.insertLine(lineEnd(d.text, last.end), indentOf(d.text, last.start), key, literal)
 }
 
-// firstTable is where keys without a table can be put, if there are none: before the first header with what stands
-// right above it, or at the end.
+// firstTable is the place for keys without a table, if there are none: before the first header and its comment, or at
+// the end.
 func (d *tomlDocument) firstTable() int {
 	if len(d.tables) == 1 {
 		return len(d.text)
@@ -318,7 +318,7 @@ func (d *tomlDocument) appendTo(pair *tomlPair, literal string) []byte {
 		}
 		return splice(d.text, insertion{end, end, separator + " " + literal + trailing})
 	}
-	// A line of its own, after what is said of the last element.
+	// A line of its own, after the comment on the last element.
 	line := lineEnd(d.text, end)
 	indent := indentOf(d.text, int(pair.elements[len(pair.elements)-1].Offset))
 	added := indent + literal

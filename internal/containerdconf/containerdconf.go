@@ -1,4 +1,4 @@
-// Package containerdconf reads what of containerd's configuration concerns Cowshed.
+// Package containerdconf reads the parts of containerd's configuration that concern Cowshed.
 package containerdconf
 
 import (
@@ -134,7 +134,7 @@ func (r *reader) file(path string) (imports []string, err error) {
 	return imports, nil
 }
 
-// Imports returns what the text of a file imports, as far as that can be read.
+// Imports returns the imports of a file's text, as far as they can be read.
 func Imports(path string, text []byte) []string {
 	var parsed struct {
 		Imports []string `toml:"imports"`
@@ -181,7 +181,7 @@ func (r *reader) glob(pattern string) ([]string, error) {
 	return found, nil
 }
 
-// mergeTables puts what is in from over what is in to, as containerd does: lists are replaced.
+// mergeTables puts the content of from over that of to, as containerd does: lists are replaced.
 func mergeTables(to, from map[string]any) {
 	for key, value := range from {
 		table, isTable := value.(map[string]any)

@@ -25,8 +25,8 @@ type source struct {
 	service string
 	// compared are the comparisons so far.
 	compared func() cowcommon.CompareStats
-	// use calls f with the backend that is open, if one is, and keeps it open until f returns. No lock is held
-	// meanwhile: who closes the backend has ctx end, and waits for f.
+	// use calls f with the open backend, if there is one, and keeps it open until f returns. No lock is held
+	// meanwhile: a caller that closes the backend ends ctx, and waits for f.
 	use func(f func(ctx context.Context, b cowcommon.Backend))
 	// lost is how many volumes are lost; nil where none can be.
 	lost func() int
@@ -47,7 +47,7 @@ func newCollector(sources []source, root string, log *slog.Logger) *collector {
 	return &collector{sources: sources, root: root, log: log, counted: make(map[string]volumeCount), counting: make(map[string]bool)}
 }
 
-// volumeCount is what there was at one time.
+// volumeCount counts volumes at one time.
 type volumeCount struct {
 	at                        time.Time
 	sealed, writable, limited int

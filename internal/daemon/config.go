@@ -23,7 +23,8 @@ import (
 // DefaultConfigFile is read where no other file is named, if it is there.
 const DefaultConfigFile = "/etc/cowshed/config.toml"
 
-// autoDriver is the Driver that stands for the one that has volumes in the root, or fits its filesystem.
+// autoDriver is the Driver that stands for the driver with volumes in the root, or else for the driver that fits its
+// filesystem.
 const autoDriver = "auto"
 
 // Config says how the daemon works. packaging/cowshed.toml describes each key.
@@ -80,9 +81,9 @@ func Default() Config {
 	}
 }
 
-// ReadConfig reads a file over the defaults. A key that there is not, or that comes twice, and a value of another
-// type are an errdefs.ErrInvalidArgument that names the line. fs.ErrNotExist: there is no such file. What the values
-// mean is checked by Validate.
+// ReadConfig reads a file over the defaults. Returns errdefs.ErrInvalidArgument, with the line, if a key is unknown
+// or comes twice, or if a value has the wrong type. Returns fs.ErrNotExist if the file does not exist. Validate
+// checks the meaning of the values.
 func ReadConfig(file string) (Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -175,7 +176,7 @@ func (c Config) checkDriver() error {
 	return nil
 }
 
-// checkStorageOptions checks the options of each driver, so that one that is misspelled is not taken for another
+// checkStorageOptions checks the options of each driver, so that a misspelled option is not taken for another
 // driver's.
 func (c Config) checkStorageOptions() error {
 	var drivers []string
@@ -219,7 +220,7 @@ func parseLimit(limit string) (uint64, error) {
 	return quota.ParseSize(limit)
 }
 
-// driverOptions are the storage options with what the keys of the daemon say in their terms.
+// driverOptions are the storage options, with the daemon's limits as options of the driver.
 func (c Config) driverOptions(driver string) []string {
 	return c.limitedOptions(driver, c.DefaultLimit)
 }

@@ -30,15 +30,15 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// containerdDir is the directory in the root for what containerd is served with.
+// containerdDir is the directory in the root for the snapshotter of containerd.
 const containerdDir = "containerd"
 
-// Run serves until ctx is done, and then ends what is running: requests may go on for StopTimeout, then they are
+// Run serves until ctx is done, and then ends running requests: they may go on for StopTimeout, then they are
 // cancelled and undone. It returns nil when that went well.
 //
-// errdefs.ErrInvalidArgument: the configuration cannot be. errdefs.ErrFailedPrecondition: another daemon uses the
-// root. errdefs.ErrAlreadyExists: another process listens at one of the sockets. Errors of the storage driver are
-// those of graphdriver.New.
+// Returns errdefs.ErrInvalidArgument if the configuration is invalid, and errdefs.ErrFailedPrecondition if another
+// daemon uses the root. Returns errdefs.ErrAlreadyExists if another process listens at a socket. Errors of the
+// storage driver are those of graphdriver.New.
 func Run(ctx context.Context, c Config, opts Options) error {
 	if err := c.Validate(); err != nil {
 		return err
@@ -128,7 +128,7 @@ func (d *daemon) lock() error {
 	return nil
 }
 
-// openServices opens what answers requests.
+// openServices opens the services that answer requests.
 func (d *daemon) openServices(m *metrics) ([]source, error) {
 	s, differ, err := d.openContainerd()
 	if err != nil {
@@ -153,7 +153,7 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 	return sources, nil
 }
 
-// openContainerdDriver opens the driver of what containerd is served with. The caller has locked the root.
+// openContainerdDriver opens the driver for containerd's snapshots. The caller has locked the root.
 func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowdriver.Driver, err error) {
 	root, err := filepath.EvalSymlinks(c.Root)
 	if err != nil {
@@ -320,7 +320,7 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 	}
 }
 
-// notify tells systemd, where it has started this process, what state it is in (sd_notify(3)).
+// notify tells systemd the state of this process, if systemd has started it (sd_notify(3)).
 func (d *daemon) notify(state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
 		d.log.Warn("systemd cannot be notified", "state", state, "error", err)

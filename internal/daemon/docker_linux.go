@@ -102,7 +102,7 @@ func (p *dockerPlugin) open(request plugin.InitRequest) (graphdriver.Driver, err
 	return opened, nil
 }
 
-// source is what the metrics are told of.
+// source is the plugin as the metrics see it.
 func (p *dockerPlugin) source() source {
 	return source{
 		service: dockerService,
@@ -140,7 +140,7 @@ type dockerDriver struct {
 	scrapes *scrapes
 }
 
-// Create implements graphdriver.Driver. The engine makes in this way what images and BuildKit's builds are of.
+// Create implements graphdriver.Driver. The engine makes layers of images and of BuildKit's builds in this way.
 func (d *dockerDriver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
 	limited := graphdriver.CreateOpts{}
 	if opts != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
-// lockName is the file in the root that says which process has it, for people. What counts is the lock on the root
-// itself, which needs no file. The command does not look at either.
+// lockName is the file in the root that names the daemon's process, for people. The lock itself is on the root, and
+// needs no file. The command does not look at either.
 const lockName = "serve.lock"
 
 // lockRoot makes sure that this is the only daemon of the root. Releasing the file with flock.Release ends that, as does the end of the
@@ -53,7 +53,7 @@ func noteHolder(root string) error {
 	return errors.Join(err, f.Close())
 }
 
-// holderIn is what the file says of the process that holds the lock, "" if it says nothing.
+// holderIn is the file's text about the process that holds the lock, "" if it has none.
 func holderIn(name string) string {
 	f, err := os.OpenFile(name, unix.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {

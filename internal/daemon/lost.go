@@ -12,7 +12,8 @@ import (
 // lostName is the file in the state directory that says which volumes were lost when the daemon started.
 const lostName = "lost.json"
 
-// ReportedLost lists the volumes that were lost when the daemon that runs was started. fs.ErrNotExist: none has been.
+// ReportedLost lists the volumes that were lost when the running daemon was started. Returns fs.ErrNotExist if none
+// were lost.
 func ReportedLost(c Config) ([]snapshotter.Lost, error) {
 	name := filepath.Join(c.State, lostName)
 	text, err := os.ReadFile(name)

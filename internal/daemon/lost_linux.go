@@ -12,7 +12,8 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// reportLost writes down what is lost, for cowshed doctor and cowshed lost, which cannot open the metadata meanwhile.
+// reportLost writes a list of lost volumes, for cowshed doctor and cowshed lost, which cannot open the metadata
+// meanwhile.
 func (d *daemon) reportLost() {
 	text, err := json.Marshal(d.snapshotter.Lost())
 	if err == nil {

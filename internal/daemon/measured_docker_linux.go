@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/plugin"
 )
 
-// measuredDocker counts what an engine asks of its graph driver.
+// measuredDocker counts an engine's calls of its graph driver.
 type measuredDocker struct {
 	plugin.Driver
 	metrics *metrics

@@ -10,8 +10,8 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// measuredSnapshotter counts the limits that a snapshotter runs into, and what snapshots are for. The rest is counted by
-// interceptors, which see only what gRPC makes of an error.
+// measuredSnapshotter counts the limits that a snapshotter runs into, and the uses of snapshots. Interceptors count
+// the rest: they see errors only in gRPC's form.
 type measuredSnapshotter struct {
 	*snapshotter.Snapshotter
 	metrics *metrics

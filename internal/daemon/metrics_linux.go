@@ -26,10 +26,10 @@ const (
 // Directions of layers.
 const (
 	layerApplied = "applied" // extracted into a volume
-	layerMade    = "made"    // written from what a volume changed
+	layerMade    = "made"    // written from the changes of a volume
 )
 
-// metrics counts what the services do.
+// metrics counts the operations of the services.
 type metrics struct {
 	registry   *prometheus.Registry
 	operations *prometheus.CounterVec
@@ -94,7 +94,7 @@ func newMetrics(version string) *metrics {
 	return m
 }
 
-// limits shows the limits of the configuration, which is valid. One that is not set is missing.
+// limits shows the limits of the configuration, which is valid. Limits that are not set are missing.
 func (m *metrics) limits(c Config) {
 	limits := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "cowshed_configured_limit_bytes",

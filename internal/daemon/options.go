@@ -2,7 +2,7 @@ package daemon
 
 import "log/slog"
 
-// Options says what is no matter of configuration.
+// Options are settings that are not in the configuration.
 type Options struct {
 	Version string       // of this program
 	Logger  *slog.Logger // nil: slog.Default

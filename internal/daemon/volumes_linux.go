@@ -16,8 +16,9 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
-// openDriver opens a storage driver in dir, in a directory of the driver's name. With the name "auto" it is the one
-// that has volumes there, else the one that fits the filesystem. options are those of a driver by its name.
+// openDriver opens a storage driver in dir, in a directory of the driver's name. The name "auto" stands for the
+// driver with volumes there, else for the driver that fits the filesystem. options returns the options of a driver by
+// its name.
 func openDriver(dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (_ *cowdriver.Driver, err error) {
 	_, statErr := os.Lstat(dir)
 	if err := os.MkdirAll(dir, 0o711); err != nil {

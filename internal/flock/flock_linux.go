@@ -1,7 +1,7 @@
 // Package flock locks whole files, as flock(2) does.
 //
-// Such a lock belongs to the open file. A child that this process forks has the file open as well until it executes its
-// program, so closing the file may leave it locked for that long. Release does not.
+// Such a lock belongs to the open file. A child that this process forks has the file open as well, until it executes
+// its program. So closing the file may leave it locked for that long. Release does not.
 package flock
 
 import (
@@ -20,8 +20,8 @@ func Exclusive(f *os.File) error { return wrap(f, flock(f, unix.LOCK_EX)) }
 // TryShared is Shared without waiting: ok is false if someone has the file locked exclusively.
 func TryShared(f *os.File) (ok bool, err error) { return try(f, unix.LOCK_SH) }
 
-// TryExclusive is Exclusive without waiting: ok is false if someone else has the file locked. What lock the caller had
-// may be lost then.
+// TryExclusive is Exclusive without waiting: ok is false if someone else has the file locked. An earlier lock of the
+// caller may be lost then.
 func TryExclusive(f *os.File) (ok bool, err error) { return try(f, unix.LOCK_EX) }
 
 // Unlock unlocks a file, which stays open.

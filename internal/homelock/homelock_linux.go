@@ -15,9 +15,9 @@ import (
 // Name is the name of the lock file in the home.
 const Name = "lock"
 
-// Take locks a home, which whoever has it open holds shared. One that is alone calls alone first, which may take
-// temporary things for left over: others wait for its end. The caller releases the file with flock.Release;
-// it may be there with an error too.
+// Take locks a home, which every process that has it open holds shared. A process that is alone first calls alone,
+// which may remove temporary files: others wait for its end. The caller releases the file with flock.Release. Take
+// may return a file with an error too.
 func Take(home string, alone func() error) (lock *os.File, err error) {
 	lock, err = os.OpenFile(filepath.Join(home, Name), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -33,8 +33,8 @@ func Take(home string, alone func() error) (lock *os.File, err error) {
 	return lock, flock.Shared(lock)
 }
 
-// Share locks a home that is only read, so that nobody takes what is in use there for left over. Where there is no lock
-// file, as nobody but another program has ever had the home open, and none is made: the file is nil.
+// Share locks a home that is only read, so that nobody removes files in use there as left over. If there is no lock
+// file, since only other programs have had the home open, Share makes none and the file is nil.
 func Share(home string) (lock *os.File, err error) {
 	lock, err = os.OpenFile(filepath.Join(home, Name), unix.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,5 +1,5 @@
-// Package inuse keeps count of who uses a named thing that is opened at its first use and closed after its
-// last, and lets one caller have a thing that nobody uses for itself.
+// Package inuse counts the users of named things, each opened at its first use and closed after its last. It can give
+// one caller exclusive use of an unused thing.
 package inuse
 
 import (
@@ -24,8 +24,8 @@ const (
 	kinds
 )
 
-// Table holds what is in use, by name. The zero value is empty. It is safe for concurrent use, and holds no
-// lock while it opens or closes.
+// Table has the things in use, by name. The zero value is empty. It is safe for concurrent use, and holds no lock
+// while it opens or closes.
 type Table[R any] struct {
 	mu      sync.Mutex
 	entries map[string]*entry[R]
@@ -35,8 +35,8 @@ type Table[R any] struct {
 type entry[R any] struct {
 	resource R
 	uses     [kinds]int
-	// changed is closed when the entry is next worth a look for those who wait: when it is no longer
-	// claimed or changing, or a use has ended.
+	// changed is closed when waiting goroutines should look at the entry again: its claim or change is over, or a use
+	// has ended.
 	changed chan struct{}
 	busy    bool // being opened, closed or claimed: its other fields are not to be touched
 }
@@ -94,8 +94,8 @@ func (t *Table[R]) Release(name string, k Kind, close func(R) error) error {
 	return err
 }
 
-// Claim takes name, which nobody uses, for the caller alone: until release is called, whoever wants to use
-// or claim it waits. errdefs.ErrFailedPrecondition: it is held or viewed.
+// Claim takes name, which nobody uses, for the caller alone: until release is called, other users and claims wait.
+// Returns errdefs.ErrFailedPrecondition if name is held or viewed.
 func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err error) {
 	for {
 		e, err := t.lockIdle(ctx, name)
@@ -136,8 +136,8 @@ func (t *Table[R]) Held(name string) int {
 	return 0
 }
 
-// CloseAll closes what is in use, whoever uses it. What is claimed or changing meanwhile is left to those who
-// do that.
+// CloseAll closes all things in use, whatever their users do. A thing that is claimed or changing is left to its
+// claimant.
 func (t *Table[R]) CloseAll(close func(name string, resource R) error) error {
 	t.mu.Lock()
 	idle := make(map[string]*entry[R])
@@ -200,7 +200,7 @@ func (t *Table[R]) drop(name string, e *entry[R]) {
 	close(e.changed)
 }
 
-// wake lets those who wait look again, with t.mu locked.
+// wake lets waiting goroutines look again, with t.mu locked.
 func (e *entry[R]) wake() {
 	close(e.changed)
 	e.changed = make(chan struct{})

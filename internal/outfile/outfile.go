@@ -15,7 +15,7 @@ import (
 	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
-// Stdout reports whether a path means standard output: "-", or what the system calls it.
+// Stdout reports whether a path means standard output: "-", or a name of the system for it.
 func Stdout(path string) bool {
 	switch path {
 	case "-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1":
@@ -34,14 +34,15 @@ type File struct {
 
 // Check finds out whether Create can write to path, and changes nothing. Symbolic links are followed.
 //
-// errdefs.ErrAlreadyExists: a regular file is there, and is not to be replaced. errdefs.ErrInvalidArgument: what is there
-// is neither a regular file nor a pipe. fs.ErrNotExist: the directory is not there.
+// Returns errdefs.ErrAlreadyExists if a regular file exists and is not to be replaced. Returns
+// errdefs.ErrInvalidArgument if path is neither a regular file nor a pipe. Returns fs.ErrNotExist if the directory
+// does not exist.
 func Check(path string, replace bool) error {
 	_, _, err := look(path, replace)
 	return err
 }
 
-// look returns where the file is or will be, links followed, and what is there, nil if nothing.
+// look returns the place of the file, links followed, and the existing file there, nil if none.
 func look(path string, replace bool) (target string, info fs.FileInfo, err error) {
 	if target, err = follow(path); err != nil {
 		return "", nil, err
@@ -73,7 +74,7 @@ func look(path string, replace bool) (target string, info fs.FileInfo, err error
 // maxLinks is how many symbolic links in a row are followed, as the kernel does.
 const maxLinks = 40
 
-// follow returns what a path means whose last part may be a symbolic link, to nothing too.
+// follow returns the target of a path whose last part may be a symbolic link, to nothing too.
 func follow(path string) (string, error) {
 	for range maxLinks {
 		link, err := os.Readlink(path)
@@ -144,7 +145,7 @@ func (f *File) Commit() error {
 	return err
 }
 
-// Discard leaves what was there as it was. What a pipe was given stays with its reader.
+// Discard leaves an existing file as it was. Data given to a pipe stays with its reader.
 func (f *File) Discard() error {
 	if f.regular == nil {
 		return f.Close()

@@ -13,8 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Apply does what the plan says, all of it or nothing. It returns an errdefs.ErrAborted if a file is no longer what it
-// was when the plan was made.
+// Apply carries out the plan, all of it or nothing. Returns errdefs.ErrAborted if a file has changed since the plan
+// was made.
 func (p *Plan) Apply() error {
 	if len(p.Changes)+len(p.sweep) == 0 {
 		return nil
@@ -120,7 +120,7 @@ func restore(c Change) error {
 	return nil
 }
 
-// saved is what there was before a change that may fail.
+// saved is the state before a change that may fail.
 type saved struct {
 	file         string
 	text, record []byte   // nil: it was not there
@@ -157,8 +157,8 @@ func putBack(file string, text []byte, mode fs.FileMode) error {
 	return replaceFile(file, text, mode)
 }
 
-// Undo returns what takes back what a set-up of the target has changed. There are no changes if it was not set up.
-// A file that others have changed since is a [RefusedError] that shows how.
+// Undo returns the plan that takes back a set-up of the target. There are no changes if it was not set up. A file
+// that others have changed since is a [RefusedError] that shows how.
 func Undo(target Target, h Host) (*Plan, error) {
 	files, units, err := h.files(target)
 	if err != nil {

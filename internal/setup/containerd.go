@@ -17,7 +17,7 @@ import (
 	"github.com/cowshed/cowshed/internal/containerdconf"
 )
 
-// Names of what is set up.
+// Names that set-up gives.
 const (
 	snapshotterName = "cowshed"
 	differName      = "cowshed-diff" // containerd keeps all proxy plugins under one namespace of names
@@ -53,7 +53,7 @@ func (h Host) containerd() (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What is there without the file that is to be made.
+	// The configuration without the file to be made.
 	planned := map[string][]byte{h.ContainerdConfig: main.text}
 	if owned {
 		planned[imported] = nil
@@ -91,7 +91,7 @@ func ownedBySetup(file string, current []byte) (bool, error) {
 	return err == nil && (current == nil || r.applied(current)), err
 }
 
-// checkContainerd checks that containerd will see what the plan puts there.
+// checkContainerd checks that containerd will see the plan's changes.
 func (h Host) checkContainerd(p *Plan, imported string, wanted []byte) error {
 	config, err := containerdconf.Read(h.ContainerdConfig, p.planned())
 	if err != nil {
@@ -104,7 +104,8 @@ func (h Host) checkContainerd(p *Plan, imported string, wanted []byte) error {
 	return nil
 }
 
-// planned is what containerd reads after the plan. Records and directories are no TOML, which an import must not match.
+// planned is containerd's configuration after the plan. Records and directories are no TOML, which an import must not
+// match.
 func (p *Plan) planned() map[string][]byte {
 	planned := make(map[string][]byte)
 	for _, c := range p.Changes {
@@ -117,7 +118,7 @@ func (p *Plan) planned() map[string][]byte {
 	return planned
 }
 
-// missing names what of a configuration is not as Cowshed needs it.
+// missing names the parts of a configuration that do not fit Cowshed.
 func (h Host) missing(config *containerdconf.Config) []string {
 	var missing []string
 	add := func(is bool, what string) {
@@ -146,7 +147,7 @@ func (h Host) snapshots(p containerdconf.Proxy) bool {
 	return p.Type == "snapshot" && p.Socket() == h.Socket && p.Exports["root"] == root && slices.Contains(p.Capabilities, remapCapability)
 }
 
-// names are those of Cowshed's proxy plugins: what they are called already, or else usually.
+// names are those of Cowshed's proxy plugins: their present names, or else the usual ones.
 func (h Host) names(config *containerdconf.Config) (snapshotter, differ string) {
 	snapshotter, differ = snapshotterName, differName
 	if names := config.ProxiesTo(h.Socket, "snapshot"); len(names) > 0 {
@@ -158,7 +159,7 @@ func (h Host) names(config *containerdconf.Config) (snapshotter, differ string) 
 	return snapshotter, differ
 }
 
-// containerdText is what a configuration lacks, nil if nothing.
+// containerdText has the missing parts of a configuration, nil if it lacks nothing.
 func (h Host) containerdText(version int64, config *containerdconf.Config) ([]byte, error) {
 	snapshotter, differ := h.names(config)
 	var b strings.Builder
@@ -331,7 +332,7 @@ func (h Host) mainConfig() (*mainConfig, error) {
 	return m, nil
 }
 
-// version is the one for files of ours, which is the first file's: what reads that reads them.
+// version is the version for Cowshed's files, which is the first file's: programs that read that file read them.
 func (m *mainConfig) version() int64 {
 	if !m.there {
 		return installedVersion()
@@ -394,8 +395,8 @@ func (p *Plan) addImported(main *mainConfig, file string, text []byte, why strin
 	})
 }
 
-// files are those that a set-up of the target may have changed, in the order in which they are put back, and the units
-// that read them.
+// files are the files that a set-up of the target may have changed, in the order of putting them back. units are the
+// units that read them.
 func (h Host) files(target Target) (files, units []string, err error) {
 	name := importedName
 	switch target {

@@ -24,7 +24,8 @@ const (
 	firstWithStore  = 29
 )
 
-// docker plans what makes an engine use Cowshed: as snapshotter of its image store, or as graph driver plugin.
+// docker plans the changes that make an engine use Cowshed: as snapshotter of its image store, or as graph driver
+// plugin.
 func (h Host) docker() (*Plan, error) {
 	major, err := h.engineMajor()
 	switch {

@@ -87,7 +87,7 @@ func replaceFile(file string, content []byte, mode fs.FileMode) error {
 	return f.Commit(file)
 }
 
-// fill makes f what is to replace a file.
+// fill gives f the content and attributes of the file that it will replace.
 func fill(f *os.File, file string, content []byte, mode fs.FileMode) error {
 	info, err := os.Lstat(file)
 	switch {
@@ -106,11 +106,11 @@ func fill(f *os.File, file string, content []byte, mode fs.FileMode) error {
 // temporaryPattern has no name that a pattern like *.toml matches.
 func temporaryPattern(file string) string { return "." + filepath.Base(file) + ".cowshed-*" }
 
-// removeTemporary removes what an interrupted replaceFile has left. Whoever writes the file holds the lock.
+// removeTemporary removes the remains of an interrupted replaceFile. A writer of the file holds the lock.
 func removeTemporary(file string) {
 	dir, err := os.ReadDir(filepath.Dir(file))
 	if err != nil {
-		return // whoever writes next says so
+		return // the next writer says so
 	}
 	for _, entry := range dir {
 		if matches, err := filepath.Match(temporaryPattern(file), entry.Name()); err == nil && matches {
@@ -144,7 +144,7 @@ func missingDirs(dir string) []string {
 	return missing
 }
 
-// makeDirs makes a directory with those above it, and returns what it has made, the lowest last.
+// makeDirs makes a directory with those above it, and returns the new ones, the lowest last.
 func makeDirs(dir string) (made []string, err error) {
 	for _, missing := range missingDirs(dir) {
 		if err := os.Mkdir(missing, 0o755); err != nil {

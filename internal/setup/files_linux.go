@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
-// lock keeps others from setting up what has its configuration in a directory.
+// lock keeps others from changing configurations in a directory.
 func lock(dir string) (unlock func(), err error) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -25,7 +25,7 @@ func lock(dir string) (unlock func(), err error) {
 	return func() { _ = flock.Release(d) }, nil // all is done, and the lock ends with the process at the latest
 }
 
-// copyAttributes gives a new file the owner, mode and extended attributes of the one that it will replace.
+// copyAttributes gives a new file the owner, mode and extended attributes of the file that it will replace.
 func copyAttributes(f *os.File, file string, info fs.FileInfo) error {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

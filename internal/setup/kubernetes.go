@@ -9,7 +9,7 @@ import (
 	"github.com/cowshed/cowshed/internal/containerdconf"
 )
 
-// kubernetes plans what makes containerd's CRI plugin use the snapshotter that containerd has.
+// kubernetes plans the changes that make containerd's CRI plugin use containerd's snapshotter.
 func (h Host) kubernetes() (*Plan, error) {
 	p := &Plan{Target: Kubernetes, Units: []string{containerdUnit}, lockDir: h.ContainerdConfig}
 	name, config, err := h.snapshotter(Kubernetes)
@@ -52,8 +52,8 @@ func (h Host) kubernetes() (*Plan, error) {
 	return p, nil
 }
 
-// criText is what makes CRI use a snapshotter. The section has this name in all versions: what an imported file of
-// version 2 says in the section that version 2 has instead is lost when containerd 2 migrates it.
+// criText makes CRI use a snapshotter. The section has this name in all versions. Version 2 has another section for
+// it, which containerd 2 loses in an imported file when it migrates that.
 func criText(version int64, name string) []byte {
 	return fmt.Appendf(nil, "%s\n[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = %s\n", header(version, Kubernetes), configedit.QuoteTOML(name))
 }

@@ -12,12 +12,13 @@ import (
 // recordSuffix makes the name of a file's record. No pattern like *.toml matches it.
 const recordSuffix = ".cowshed-undo"
 
-// record says what a file was before a set-up, so that it can be put back. It stands beside the file from before the
-// file is changed until after it was put back.
+// record has the former state of a file, so that it can be put back. It stands beside the file from before the change
+// until after the file was put back.
 type record struct {
 	Target Target  `json:"target"`
 	Before *string `json:"before"` // null: the file was not there
-	// After are what the set-up may have made of it: the last one, or one before if it was interrupted.
+	// After are the contents that the set-up may have given the file: the last, or an earlier one if it was
+	// interrupted.
 	After []string `json:"after"`
 	// Made are directories that were made for it.
 	Made []string `json:"made,omitempty"`
@@ -54,7 +55,7 @@ func (r *record) before() []byte {
 	return []byte(*r.Before)
 }
 
-// applied reports whether a file is what the set-up has made of it.
+// applied reports whether a file has the set-up's content.
 func (r *record) applied(current []byte) bool {
 	return r != nil && current != nil && slices.Contains(r.After, string(current))
 }

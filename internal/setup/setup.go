@@ -1,10 +1,11 @@
-// Package setup changes the configurations of those who are to use Cowshed: containerd, Docker, nerdctl, BuildKit and
+// Package setup changes the configurations of programs that use Cowshed: containerd, Docker, nerdctl, BuildKit and
 // Kubernetes.
 //
-// A [Plan] says what becomes of which file and why. Applying it writes, beside each file, a record of what the file was
-// before, then the file. Undoing puts back exactly that. Both may be interrupted at any moment, and be done again.
+// A [Plan] has the changes to files, with reasons. Applying it writes, beside each file, a record of the file's
+// former state, then the file. Undoing puts back exactly that. Both may be interrupted at any moment, and be done
+// again.
 //
-// What cannot be changed safely is a [RefusedError], with the text that a person can put there.
+// An unsafe change is a [RefusedError], with the text that a person can add by hand.
 package setup
 
 import (
@@ -17,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/containerdconf"
 )
 
-// Target is who is set up.
+// Target is the program to set up.
 type Target string
 
 // The targets.
@@ -57,11 +58,11 @@ const (
 	DefaultBuildKitConfig = "/etc/buildkit/buildkitd.toml"
 )
 
-// Change is what becomes of a file.
+// Change is the change to a file.
 type Change struct {
-	// File is its name. If that is a symbolic link, what it points to is changed.
+	// File is its name. If that is a symbolic link, the link's target is changed.
 	File string
-	// Before and After are what it has; nil: it is not there.
+	// Before and After are its contents; nil: it does not exist.
 	Before, After []byte
 	Why           string
 
@@ -72,11 +73,11 @@ type Change struct {
 // Diff is the change as a unified diff.
 func (c Change) Diff() string { return unifiedDiff(c.File, c.Before, c.After) }
 
-// Plan is what is to be done.
+// Plan is a list of changes.
 type Plan struct {
 	Target  Target
 	Changes []Change
-	// Notes are what a person should know before.
+	// Notes are for a person to read before.
 	Notes []string
 	// Units are the systemd units that read the files when they start, in this order.
 	Units []string
@@ -89,7 +90,7 @@ type Plan struct {
 type RefusedError struct {
 	File   string
 	Reason string
-	// Paste is what a person can put into it, "" if that would not help.
+	// Paste is a text for a person to add by hand, "" if that would not help.
 	Paste string
 	Cause error
 }
@@ -109,7 +110,7 @@ func (r *RefusedError) Error() string {
 // Is makes it an errdefs.ErrFailedPrecondition.
 func (r *RefusedError) Is(target error) bool { return target == errdefs.ErrFailedPrecondition }
 
-// New returns what has to be done for a target to use Cowshed. There are no changes if it does.
+// New returns the plan that makes a target use Cowshed. There are no changes if it does.
 func New(target Target, h Host) (*Plan, error) {
 	switch target {
 	case Containerd:
@@ -126,7 +127,7 @@ func New(target Target, h Host) (*Plan, error) {
 	return nil, fmt.Errorf("%w: target %q", errdefs.ErrInvalidArgument, target)
 }
 
-// edit adds what edit makes of a file. A file that is not there is an empty one.
+// edit adds the change of a file by edit. A file that does not exist is an empty one.
 func (p *Plan) edit(file, why, paste string, edit func(text []byte) ([]byte, error)) error {
 	real, before, err := readConfig(file)
 	if err != nil {
@@ -178,7 +179,7 @@ func (h Host) command(target Target, args string) string {
 	return strings.Join(append(words, args), " ")
 }
 
-// flags are those that name what is not where it usually is.
+// flags are the flags that name files in unusual places.
 func (h Host) flags(target Target) []string {
 	var flags []string
 	for _, f := range []struct {
@@ -201,7 +202,7 @@ func (h Host) flags(target Target) []string {
 	return flags
 }
 
-// Command is the command line that applies what New plans for a target of this host.
+// Command is the command line that applies the plan of New for a target of this host.
 func (h Host) Command(target Target) string { return h.command(target, "--apply") }
 
 // shellQuote makes a word that a shell reads as it is.

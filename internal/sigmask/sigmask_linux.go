@@ -6,11 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Do runs f on a thread that takes no signals, and returns its error. Other threads take those of the process; what
-// is sent to this thread, as by the Go runtime, waits until f has returned.
+// Do runs f on a thread that takes no signals, and returns its error. Other threads take those of the process.
+// Signals to this thread, as from the Go runtime, wait until f has returned.
 //
-// What cannot be blocked still interrupts a system call: SIGKILL, which ends the process, and SIGSTOP, the freezing of
-// a cgroup and a debugger, after which the kernel begins the call anew.
+// Some events cannot be blocked, and interrupt a system call. SIGKILL ends the process. After SIGSTOP, the freezing
+// of a cgroup and a debugger, the kernel begins the call anew.
 func Do(f func() error) (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// reader hands over what is written as it is, without a copy: each Write lends its bytes until the reader has
-// used them up. In an io.Pipe the writer wakes up for each Read, and io.Copy reads 8 or 32 KiB at a time.
+// reader hands over written data as it is, without a copy: each Write lends its bytes until the reader has used them
+// up. In an io.Pipe the writer wakes up for each Read, and io.Copy reads 8 or 32 KiB at a time.
 type reader struct {
 	cancel func()
 	lent   chan []byte   // from Write
@@ -18,21 +18,21 @@ type reader struct {
 	once   sync.Once
 	done   chan struct{} // closed when both functions have returned
 
-	writeErr, releaseErr error // what they returned; to be read after done
+	writeErr, releaseErr error // the errors of both; to be read after done
 
-	mu   sync.Mutex // held by whoever uses the lent bytes
+	mu   sync.Mutex // held by the user of the lent bytes
 	buf  []byte     // lent; nil: none
 	read int        // of them
 	told bool       // the errors have been returned to the reader
 }
 
-// New runs write in a goroutine and returns what it writes, and runs release when write has returned. The errors of
-// both are what the reader gets in place of io.EOF. Closing the reader cancels the context of write, if it is still
-// at work, and waits for both; it returns their errors unless the reader has had them. That write was stopped by
-// Close is none.
+// New runs write in a goroutine and returns its output, and runs release when write has returned. The reader gets the
+// errors of both in place of io.EOF. Closing the reader cancels the context of write, if it is still at work, and
+// waits for both; it returns their errors unless the reader has had them. It is no error that Close has stopped
+// write.
 //
-// The reader is an io.WriterTo too, which io.Copy uses: the destination is given the very pieces that write
-// writes. Close then waits for a Write to the destination that is under way.
+// The reader is an io.WriterTo too, which io.Copy uses: the destination is given the very pieces that write writes.
+// Close then waits for a Write to the destination that is under way.
 func New(ctx context.Context, write func(ctx context.Context, w io.Writer) error, release func() error) io.ReadCloser {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &reader{
@@ -78,7 +78,7 @@ func (r *reader) end() error {
 	return errors.Join(r.writeErr, r.releaseErr)
 }
 
-// writer is what the function writes to.
+// writer takes the function's output.
 type writer struct{ r *reader }
 
 // Write implements io.Writer. It returns when p has been read, or with io.ErrClosedPipe.
@@ -113,7 +113,7 @@ func (r *reader) isClosed() bool {
 	}
 }
 
-// rest returns what is left of the lent bytes, at least one.
+// rest returns the rest of the lent bytes, at least one byte.
 func (r *reader) rest() ([]byte, error) {
 	if r.isClosed() {
 		return nil, io.ErrClosedPipe
@@ -171,7 +171,7 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 	defer r.mu.Unlock()
 	for {
 		rest, err := r.rest()
-		if err == io.EOF { //nolint:errorlint // one that is wrapped is an error of the function
+		if err == io.EOF { //nolint:errorlint // a wrapped error is an error of the function
 			return written, nil
 		}
 		if err != nil {

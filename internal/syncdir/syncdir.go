@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-// Sync writes out what was made, renamed and removed in a directory, as fsync(2) does with a descriptor of it.
+// Sync writes out creations, renames and removals in a directory, as fsync(2) does with a descriptor of it.
 func Sync(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

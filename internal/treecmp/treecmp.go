@@ -5,8 +5,8 @@ package treecmp
 
 import "testing"
 
-// Options says what is not compared. The zero value compares everything, except the attributes of the two
-// roots, which belong to whoever made them.
+// Options has exceptions from the comparison. The zero value compares everything, except the attributes of the two
+// roots, which belong to their maker.
 type Options struct {
 	// Roots compares the attributes of the roots as well.
 	Roots bool

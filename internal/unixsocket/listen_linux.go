@@ -49,8 +49,8 @@ func listen(path string) (_ net.Listener, err error) {
 	return listenPrivately(path)
 }
 
-// listenPrivately makes the socket in a directory that only the owner can enter, so that there is no moment
-// at which others can connect, and moves it to its place, which replaces what was there.
+// listenPrivately makes the socket in a directory that only the owner can enter, so that nobody else can connect at
+// any moment. Then it moves the socket to its place, where it replaces an existing file.
 func listenPrivately(path string) (_ net.Listener, err error) {
 	private, err := os.MkdirTemp(filepath.Dir(path), ".new-")
 	if err != nil {

@@ -13,23 +13,23 @@ const BlockSize = 4096
 
 var blockMagic = []byte("cowshed writelog")
 
-// Block returns a block that says n. Written to a place of the disk that nothing else uses, it tells [Cuts] what had
-// happened by then: blklogwrites has no marks. It need not be flushed.
+// Block returns a block that says n. Written to an otherwise unused place of the disk, it tells [Cuts] the progress
+// by then: blklogwrites has no marks. It need not be flushed.
 func Block(n uint64) []byte {
 	block := make([]byte, BlockSize)
 	binary.LittleEndian.PutUint64(block[copy(block, blockMagic):], n)
 	return block
 }
 
-// Cut is a moment that the power may have been cut at, with what the disk then holds.
+// Cut is a moment at which the power may have been cut, with the disk's content then.
 type Cut struct {
-	// Entries is how many entries of the log are on the disk. None is there that came after these.
+	// Entries is how many entries of the log are on the disk. Later entries are not.
 	Entries int
-	// Written is the last block that was written before the last of these entries; 0: none. What began
+	// Written is the last block that was written before the last of these entries; 0: no block. Operations that began
 	// after that cannot have left anything.
 	Written uint64
 	// Acknowledged is the last block that was written before the power may have been cut at the latest: before the
-	// next flush, or before the end of the log. What had been acknowledged by then must be there.
+	// next flush, or before the end of the log. Operations acknowledged by then must be on the disk.
 	Acknowledged uint64
 	// Between: the last of the entries is no flush, but a write between two flushes.
 	Between bool

@@ -6,7 +6,7 @@ import (
 	"io"
 )
 
-// Target is what a log is replayed to: a file. It must read as zeros where nothing was written.
+// Target is the file to which a log is replayed. It must read as zeros where nothing was written.
 type Target interface{ io.WriterAt }
 
 // Disk is a part of a disk whose writes were logged, as it was at a moment between two entries of the log.
@@ -18,8 +18,7 @@ type Disk struct {
 	done   int // entries
 }
 
-// NewDisk returns the disk before the first entry. What was written from byte from up to byte to goes to target,
-// which is empty.
+// NewDisk returns the disk before the first entry. Writes from byte from up to byte to go to target, which is empty.
 func NewDisk(log io.Reader, target Target, from, to int64) (*Disk, error) {
 	r, err := NewReader(log)
 	if err != nil {
@@ -42,7 +41,7 @@ func (d *Disk) Replay(n int) error {
 	return nil
 }
 
-// apply does what the entry did. A discarded range is left as it is, which is one of the things that it may hold.
+// apply replays the entry. A discarded range is left as it is, which is one of the contents that it may have.
 func (d *Disk) apply(e Entry) error {
 	if e.Flags&(Discard|Mark) != 0 {
 		return nil

@@ -1,9 +1,9 @@
-// Package writelog reads logs of what was written to a disk, in the format of the kernel's dm-log-writes and of
-// QEMU's blklogwrites, and makes from them what a power cut would have left of the disk. It is for tests.
+// Package writelog reads logs of the writes to a disk, in the format of the kernel's dm-log-writes and of QEMU's
+// blklogwrites. It makes from them the disk's content after a power cut. It is for tests.
 //
-// A log begins with a sector that holds the superblock: magic, version and the number of entries, 64 bits each, and
-// the size of a sector, 32 bits, all little-endian. Each entry then has a sector of its own: first sector, number of
-// sectors, flags and length of a note, 64 bits each. What was written follows it.
+// A log begins with a sector that holds the superblock. It has magic, version and the number of entries, 64 bits
+// each, and the size of a sector, 32 bits, all little-endian. Each entry then has a sector of its own: first sector,
+// number of sectors, flags and length of a note, 64 bits each. The written data follows it.
 package writelog
 
 import (
@@ -15,7 +15,7 @@ import (
 	"math/bits"
 )
 
-// ErrFormat is what every error about the bytes of a log wraps.
+// ErrFormat is wrapped by every error about the bytes of a log.
 var ErrFormat = errors.New("not a log of dm-log-writes")
 
 const (
@@ -26,7 +26,7 @@ const (
 	largestSector  = 1 << 20
 )
 
-// Flags say what an entry is.
+// Flags are the type of an entry.
 type Flags uint64
 
 // The flags of dm-log-writes. An entry without Discard and Mark is a write, perhaps an empty one.
