@@ -39,8 +39,8 @@ func newLsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List layers",
-		Long: `Lists layers with their parent, whether they are sealed, their limit, and the size of their own data, where
-the filesystem keeps count (quotas are on). Names of images' layers are cut to 12 digits; other commands
+		Long: `Lists layers with their parent, whether they are sealed, and their limit. With quotas on, the filesystem counts the
+size of their own data, which is listed too. Names of images' layers are cut to 12 digits; other commands
 accept these too.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -32,7 +32,7 @@ func OpenDir(fd int, subvolume, inode uint64) (int, error) {
 	return openHandle(fd, subvolume, inode, generation)
 }
 
-// openHandle opens a directory by what the kernel would give as its file handle.
+// openHandle opens a directory by the parts of its file handle.
 func openHandle(fd int, subvolume, inode uint64, generation uint32) (int, error) {
 	// struct btrfs_fid without its parent: le64 inode, le64 subvolume, le32 generation, of which newer kernels
 	// take 0 for any (fs/btrfs/export.c).

@@ -9,14 +9,14 @@ import (
 // fsNoCOW is FS_NOCOW_FL of include/uapi/linux/fs.h.
 const fsNoCOW = 0x00800000
 
-// OverwritesInPlace reports whether what is written to a file replaces what is there on the same space (chattr +C),
-// so that it needs none.
+// OverwritesInPlace reports whether writes to a file replace its data on the same space (chattr +C), so that they
+// need none.
 func OverwritesInPlace(f *os.File) (bool, error) {
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	return flags&fsNoCOW != 0, err
 }
 
-// OverwriteInPlace makes an empty file one that is overwritten in place. It then has no checksums.
+// OverwriteInPlace makes an empty file be overwritten in place. It then has no checksums.
 func OverwriteInPlace(f *os.File) error {
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ioctl request numbers of the quota calls in include/uapi/linux/btrfs.h. The directions of some are not
-// what the calls do; they are part of the number all the same.
+// ioctl request numbers of the quota calls in include/uapi/linux/btrfs.h. The directions of some do not fit their
+// calls; they are part of the number all the same.
 const (
 	iocQuotaCtl          = 0xC0109428
 	iocQgroupCreate      = 0x4010942A
@@ -93,8 +93,8 @@ func DisableQuota(fd int) error {
 	return ioctl(fd, iocQuotaCtl, unsafe.Pointer(&quotaCtlArgs{cmd: quotaCtlDisable}))
 }
 
-// StartRescan starts counting anew what each classic qgroup references. EINPROGRESS: that is being done.
-// EINVAL: quotas are simple, which need none. ENOTCONN: they are off. It needs CAP_SYS_ADMIN.
+// StartRescan starts counting anew the references of each classic qgroup. Returns EINPROGRESS if a rescan runs,
+// EINVAL if quotas are simple, which need none, and ENOTCONN if they are off. It needs CAP_SYS_ADMIN.
 func StartRescan(fd int) error {
 	return ioctl(fd, iocQuotaRescan, unsafe.Pointer(&quotaRescanArgs{}))
 }
@@ -164,8 +164,8 @@ func ReadQuotaStatus(fd int) (QuotaStatus, error) {
 	}, nil
 }
 
-// QgroupUsage reads what a qgroup holds, in bytes and as of the last transaction commit, from the quota
-// tree. ENOENT: there is no such qgroup, or quotas are off. It needs CAP_SYS_ADMIN.
+// QgroupUsage reads the size of a qgroup, in bytes and as of the last transaction commit, from the quota tree.
+// Returns ENOENT if there is no such qgroup, or if quotas are off. It needs CAP_SYS_ADMIN.
 func QgroupUsage(fd int, id uint64) (referenced, exclusive uint64, err error) {
 	_, data, err := searchOne(fd, quotaTreeObjectID, 0, qgroupInfoKey, id, id)
 	if err != nil {
@@ -205,8 +205,8 @@ func NextQgroup(fd int, least uint64) (uint64, error) {
 	return id, err
 }
 
-// SubvolumeExists reports whether the filesystem of fd has a subvolume with that id, one that is destroyed
-// but not yet dropped included. It needs CAP_SYS_ADMIN.
+// SubvolumeExists reports whether the filesystem of fd has a subvolume with that id. A destroyed subvolume that is
+// not yet dropped counts. It needs CAP_SYS_ADMIN.
 func SubvolumeExists(fd int, id uint64) (bool, error) {
 	_, _, err := searchOne(fd, rootTreeObjectID, id, rootItemKey, 0, ^uint64(0))
 	//nolint:errorlint // searchOne returns the bare errno

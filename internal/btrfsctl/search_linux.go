@@ -82,8 +82,8 @@ func IDByUUID(fd int, uuid UUID) (uint64, error) {
 	return binary.LittleEndian.Uint64(data), nil
 }
 
-// inodeGeneration is what is in the file handles of an inode to tell it from an earlier one of its number. ENOENT:
-// there is no such inode. It needs CAP_SYS_ADMIN.
+// inodeGeneration is the part of an inode's file handles that distinguishes it from an earlier inode of its number.
+// Returns ENOENT if there is no such inode. It needs CAP_SYS_ADMIN.
 func inodeGeneration(fd int, subvolume, inode uint64) (uint32, error) {
 	_, data, err := searchOne(fd, subvolume, inode, inodeItemKey, 0, 0)
 	if err != nil {
@@ -128,8 +128,8 @@ type inoLookupArgs struct {
 	name     [maxInoLookupPath]byte
 }
 
-// DirPath returns the path of the directory inode within the subvolume tree, relative to the subvolume's
-// root, ending in a slash unless it is the root, which is "". It needs CAP_SYS_ADMIN.
+// DirPath returns the path of the directory inode within the subvolume tree, relative to the subvolume's root. The
+// path ends in a slash, unless it is the root, which is "". It needs CAP_SYS_ADMIN.
 func DirPath(fd int, tree, inode uint64) (string, error) {
 	args := &inoLookupArgs{treeid: tree, objectid: inode}
 	if err := ioctl(fd, iocInoLookup, unsafe.Pointer(args)); err != nil {

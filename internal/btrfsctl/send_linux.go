@@ -10,7 +10,7 @@ import (
 // SendNoFileData leaves file contents out of a stream: writes are reported by UPDATE_EXTENT commands.
 const SendNoFileData = 1 << 0
 
-// sendVersion asks for the stream version in version, capped by what the kernel has.
+// sendVersion asks for the stream version in version, capped by the kernel's latest.
 const sendVersion = 1 << 3
 
 type sendArgs struct {
@@ -23,15 +23,15 @@ type sendArgs struct {
 	_            [28]byte
 }
 
-// Send writes the send stream of the read-only subvolume whose root is open as subvol to the descriptor
-// out, incremental from the read-only subvolume with id parent unless that is 0. version 0 means 1.
+// Send writes the send stream of a read-only subvolume to the descriptor out. The subvolume's root is open as subvol.
+// The stream is incremental from the read-only subvolume with id parent unless that is 0. version 0 means 1.
 //
 // Signals do not reach the thread meanwhile: at a signal the kernel would begin the call anew, and write the stream
 // from its start after the part that has been written. It does so all the same after the process was stopped or
-// frozen, so a reader verifies the checksums in the stream. What ends the call early is that out has no reader.
+// frozen, so a reader verifies the checksums in the stream. The call ends early only if out has no reader.
 //
-// It needs CAP_SYS_ADMIN in the initial user namespace. EPERM: a subvolume involved is writable, or the
-// privilege is missing. EAGAIN: dedupe runs on one. EPIPE: the reader of out has gone.
+// It needs CAP_SYS_ADMIN in the initial user namespace. EPERM: a subvolume involved is writable, or the privilege is
+// missing. EAGAIN: dedupe runs on one. EPIPE: the reader of out has gone.
 func Send(subvol, out int, parent uint64, flags uint64, version uint32) error {
 	args := &sendArgs{fd: int64(out), parentRoot: parent, flags: flags}
 	if version > 1 {

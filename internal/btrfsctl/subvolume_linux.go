@@ -148,7 +148,7 @@ func (u UUID) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-// Subvolume is what the kernel says about one (struct btrfs_ioctl_get_subvol_info_args).
+// Subvolume is the kernel's description of a subvolume (struct btrfs_ioctl_get_subvol_info_args).
 type Subvolume struct {
 	ID           uint64
 	ParentID     uint64 // the subvolume that it is linked in; 0 if it is being removed

@@ -10,13 +10,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// candidate is one image of a layout or archive, and what it can be chosen by beside its place in the list.
+// candidate is one image of a layout or archive, with its names and digests.
 type candidate struct {
 	names  []string      // any of them may be another's too
 	digest digest.Digest // "": not known
 }
 
-// matches reports whether an image in the list of all is meant by what: a name, a digest, or @ and a place, from 0.
+// matches reports whether a reference means the image in the list of all: a name, a digest, or @ and a place, from 0.
 func (c candidate) matches(place int, what string) bool {
 	if what == "@"+strconv.Itoa(place) || c.digest != "" && string(c.digest) == what {
 		return true
@@ -30,7 +30,7 @@ func (c candidate) matches(place int, what string) bool {
 	return false
 }
 
-// choose returns the places of those that are meant, of all if what is "".
+// choose returns the places of the images that a reference means, of all if it is "".
 func choose(all []candidate, what string) (places []int) {
 	for i, c := range all {
 		if what == "" || c.matches(i, what) {

@@ -14,7 +14,7 @@ import (
 // maxLayers is far more than the 127 that the kernel's overlay filesystem allowed images to have.
 const maxLayers = 1024
 
-// parseConfig reads an image's config and checks what is relied on later.
+// parseConfig reads an image's config and checks the fields that later steps rely on.
 func parseConfig(raw []byte) (*ocispec.Image, error) {
 	var config ocispec.Image
 	if err := json.Unmarshal(raw, &config); err != nil {

@@ -103,8 +103,8 @@ func (e dockerManifestEntry) tag(image string) string {
 	return e.RepoTags[0]
 }
 
-// digestName matches file names that say what the digest of the file is: of a blob in a layout, and of the
-// config in archives of older engines and of go-containerregistry.
+// digestName matches file names that contain the digest of the file: of a blob in a layout, and of the config in
+// archives of older engines and of go-containerregistry.
 var digestName = regexp.MustCompile(`^(?:blobs/sha256/([0-9a-f]{64})|sha256:([0-9a-f]{64})|([0-9a-f]{64})\.json)$`)
 
 // nameDigest is the digest that the file's name says it has, or "".

@@ -34,14 +34,14 @@ type ExportOptions struct {
 	Registries RegistryOptions
 }
 
-// Exported says what was written.
+// Exported describes the exported image.
 type Exported struct {
 	Image    digest.Digest   // of the config: the image's ID
 	Manifest digest.Digest   // of the manifest
 	Layers   []digest.Digest // diff IDs, base first
 	Size     int64           // of the layers as they were written, in bytes
-	// Name is the whole reference by which others know the image there, "" if they know it by digest only. A name with
-	// a digest, and one that the grammar of references does not allow, is none that an image can be given.
+	// Name is the whole reference by which others know the image there, "" if they know it by digest only. An image
+	// cannot be given a name with a digest, nor a name that the grammar of references does not allow.
 	Name     string
 	Replaced []digest.Digest // manifests that had the name there, other ones
 	// Was is the ID that the image was imported with, if Image is another, and Changes says why.
@@ -110,7 +110,7 @@ type destination interface {
 	newBlob() (*os.File, error)
 	// finish writes the image.
 	finish(ctx context.Context, image *writtenImage) error
-	// close releases and removes what is temporary. The image stays if it was finished.
+	// close releases and removes temporary files. The image stays if it was finished.
 	close() error
 }
 
@@ -195,8 +195,8 @@ func makeManifest(image *writtenImage) ([]byte, error) {
 	return json.Marshal(manifest)
 }
 
-// writeLayer writes a layer's tar as a blob: that which it was imported from, or else its differences
-// from the layer below.
+// writeLayer writes a layer's tar as a blob: the tar that it was imported from, or else its differences from the
+// layer below.
 func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destination, opts ExportOptions, progress Progress) (*blob, error) {
 	task := progress.Start(short(layer.top), -1)
 	var inexact error
@@ -238,7 +238,7 @@ func (s *Store) writeDiff(ctx context.Context, w io.Writer, layer planLayer, epo
 	return errors.Join(c.WriteTar(ctx, w, epoch), c.Close())
 }
 
-// writeBlob compresses what write writes into a file of dest.
+// writeBlob compresses the output of write into a file of dest.
 func writeBlob(dest destination, opts ExportOptions, task Task, write func(io.Writer) error) (*blob, error) {
 	f, err := dest.newBlob()
 	if err != nil {
@@ -259,7 +259,7 @@ func writeBlob(dest destination, opts ExportOptions, task Task, write func(io.Wr
 	}, nil
 }
 
-// plan is what an exported image is made of.
+// plan has the parts of an exported image.
 type plan struct {
 	name   string
 	base   *Image // the image whose config it has; nil: none
@@ -309,8 +309,8 @@ func (s *Store) plan(ctx context.Context, what string) (*plan, error) {
 	}
 }
 
-// findChain returns the plan of the image that has the layer on top, or else of the lower part of an image
-// up to that layer; nil if it is not part of an image.
+// findChain returns the plan of the image with the layer on top, or else of the lower part of an image up to that
+// layer. It returns nil if no image has the layer.
 func findChain(images []*Image, layer string) *plan {
 	var part *plan
 	for _, image := range images {

@@ -98,7 +98,7 @@ func indexTar(f io.ReadSeeker, r io.ReaderAt, closeFn func() error) (*tarFiles, 
 		if n == maxArchiveEntries {
 			return nil, fmt.Errorf("more than %d entries: not the archive of an image: %w", maxArchiveEntries, errTooLarge)
 		}
-		// The reader has read just the header: what follows in f are the bytes of the file.
+		// The reader has read just the header: the bytes of the file follow in f.
 		offset, err := f.Seek(0, io.SeekCurrent)
 		if err != nil {
 			return nil, err

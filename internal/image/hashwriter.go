@@ -5,7 +5,7 @@ import (
 	"io"
 )
 
-// hashWriter counts and hashes what it passes on.
+// hashWriter counts and hashes the bytes that it passes on.
 type hashWriter struct {
 	w    io.Writer
 	hash hash.Hash

@@ -28,19 +28,19 @@ type ImportOptions struct {
 	Progress Progress // nil: no one is told
 }
 
-// Imported says what an import did.
+// Imported is the result of an import.
 type Imported struct {
 	Image  *Image
 	Made   []string // layers that were made, base first
 	Reused []string // layers that were there
 }
 
-// Import makes the layers of an image that are not there yet, and then its record. Either all of it is
-// done, or nothing: an import that fails removes the layers that it made, and what a crash leaves of a
-// layer has a name of its own until it is complete, and is removed by the next import.
+// Import makes the missing layers of an image, and then its record. Either all of it is done, or nothing: an import
+// that fails removes the layers that it made. A layer has a name of its own until it is complete. The next import
+// removes incomplete layers that a crash has left.
 //
-// errdefs.ErrAlreadyExists: there is another image of that name. errdefs.ErrDataLoss: something has not
-// the digest that it should have. errdefs.ErrInvalidArgument: the name cannot be.
+// Returns errdefs.ErrAlreadyExists if there is another image of that name. Returns errdefs.ErrDataLoss if content has
+// another digest than it should. Returns errdefs.ErrInvalidArgument if the name is invalid.
 func (s *Store) Import(ctx context.Context, src *Source, opts ImportOptions) (*Imported, error) {
 	name := opts.Name
 	if name == "" {
@@ -258,7 +258,7 @@ func (im *importer) apply(ctx context.Context, f *filled, layer sourceLayer, tas
 		if _, err := im.store.driver.ApplyWith(ctx, f.name, tee, opts); err != nil {
 			return err
 		}
-		// What follows the end mark of the tar belongs to the digest.
+		// The bytes after the end mark of the tar belong to the digest.
 		_, err := io.Copy(io.Discard, tee)
 		return err
 	})
@@ -277,7 +277,7 @@ func (im *importer) apply(ctx context.Context, f *filled, layer sourceLayer, tas
 	return diffID, im.checkShape(f.name, shape, layer.unverified)
 }
 
-// readLayer reads a layer tar, decompressed, and checks the digest of what is stored.
+// readLayer reads a layer tar, decompressed, and checks the digest of the stored blob.
 func readLayer(ctx context.Context, layer sourceLayer, task Task, read func(tar io.Reader) error) (err error) {
 	stored, err := layer.open(ctx)
 	if err != nil {
@@ -293,7 +293,7 @@ func readLayer(ctx context.Context, layer sourceLayer, task Task, read func(tar 
 	if err := read(tar); err != nil {
 		return err
 	}
-	// What follows the end of the compressed data belongs to the digest.
+	// The bytes after the end of the compressed data belong to the digest.
 	_, err = io.Copy(io.Discard, verified)
 	return err
 }
@@ -332,7 +332,7 @@ func (im *importer) keepLost(ctx context.Context, f *filled, layer sourceLayer, 
 	return nil
 }
 
-// checkShape says what of a tar was passed over. Without a digest, nothing else tells of a tar that was cut off.
+// checkShape warns of ignored parts of a tar. Without a digest, nothing else reveals a tar that was cut off.
 func (im *importer) checkShape(layer string, s tarShape, unverified bool) error {
 	layer, _, _ = strings.Cut(layer, "-partial-")
 	log := im.store.log.With("source", im.src.Origin, "layer", short(layer))
@@ -396,7 +396,7 @@ func (im *importer) undo(ctx context.Context, l *lock) error {
 	return err
 }
 
-// removeLayer removes a layer and what is kept about its tar.
+// removeLayer removes a layer and the stored parts of its tar.
 func (s *Store) removeLayer(ctx context.Context, id string) error {
 	if err := s.driver.Backend().Remove(ctx, id); err != nil {
 		return err
@@ -416,7 +416,7 @@ func partialName(prefix string) string {
 	return prefix + "-partial-" + hex.EncodeToString(b[:])
 }
 
-// IsPartial reports whether a layer of that name is one that an import has not completed.
+// IsPartial reports whether a layer of that name belongs to an incomplete import.
 func IsPartial(layer string) bool { return partialLayer.MatchString(layer) }
 
 var imageLayer = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -424,7 +424,7 @@ var imageLayer = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // IsLayerName reports whether name is of the form that layers of images have.
 func IsLayerName(name string) bool { return imageLayer.MatchString(name) }
 
-// short is what of a layer's name is shown to people.
+// short is a layer's name as people see it.
 func short(id string) string {
 	if IsLayerName(id) {
 		return id[:12]
@@ -432,7 +432,7 @@ func short(id string) string {
 	return id
 }
 
-// sweep removes what imports that were cut off have left. The caller knows that there is no other import.
+// sweep removes the remains of imports that were cut off. The caller knows that there is no other import.
 func (s *Store) sweep(ctx context.Context) error {
 	var errs []error
 	layers := make(map[string]bool)

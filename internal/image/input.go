@@ -19,7 +19,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// peekSize is how much of a tar is looked at to say what it is.
+// peekSize is the length of a tar's beginning by which its kind is recognised.
 const peekSize = 64 << 10
 
 // input is a tar that is read once: a file or stream, compressed or not.
@@ -78,15 +78,15 @@ func (in *input) decompress() error {
 	return nil
 }
 
-// imageMarks are the files that say what an image is made of. One of them is in every archive of an image.
+// imageMarks are the files that describe an image. Every archive of an image has one of them.
 var imageMarks = []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, dockerManifest}
 
 // imageEntry matches the names that the first entry of an image's archive can have: those of OCI layouts,
 // of docker save, and of go-containerregistry. No root filesystem has them.
 var imageEntry = regexp.MustCompile(`^(blobs(/.*)?|oci-layout|index\.json|manifest\.json|repositories|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz|/.*)?)$`)
 
-// holdsImage reports whether the tar is the archive of an image rather than a root filesystem, by its first entry or one
-// of imageMarks. Only the beginning is looked into of what is compressed or a stream.
+// holdsImage reports whether the tar is the archive of an image rather than a root filesystem, by its first entry or
+// one of imageMarks. It looks only into the beginning of a stream or of compressed data.
 func (in *input) holdsImage() (bool, error) {
 	if err := in.decompress(); err != nil {
 		return false, err
@@ -105,7 +105,7 @@ func (in *input) holdsImage() (bool, error) {
 		if err != nil && first {
 			return false, fmt.Errorf("not a tar: %w: %w", err, ErrMalformed)
 		}
-		if err != nil { // the end, or what whoever reads the tar will tell of
+		if err != nil { // the end, or an error that the tar's reader will report
 			return false, nil //nolint:nilerr // see above
 		}
 		name := path.Clean(strings.TrimPrefix(h.Name, "/"))

@@ -19,7 +19,7 @@ import (
 	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
-// layoutWriter adds an image to an OCI layout in a directory. What other images are there stays.
+// layoutWriter adds an image to an OCI layout in a directory. Other images there stay.
 type layoutWriter struct {
 	dir   string
 	blobs []*os.File // under temporary names, unless the image was finished
@@ -143,7 +143,7 @@ func (i *writtenImage) addTo(index *ocispec.Index) {
 			}
 			return true
 		}
-		return indexKey(old) == "" && old.Digest == d.Digest // which has a name now, or is there already
+		return indexKey(old) == "" && old.Digest == d.Digest // the image has a name already, or its entry exists
 	})
 	index.Manifests = append(index.Manifests, d)
 }

@@ -8,8 +8,8 @@ import (
 	"os"
 )
 
-// Limits on what is held in memory of an image that is not trusted. They are far above what images have:
-// registries refuse manifests of more than 4 MiB.
+// Limits on the memory for an image that is not trusted. They are far above those of real images: registries refuse
+// manifests of more than 4 MiB.
 const (
 	maxManifestSize   = 4 << 20 // bytes; manifest, index, manifest.json
 	maxConfigSize     = 8 << 20 // bytes
@@ -17,7 +17,7 @@ const (
 	maxIndexDepth     = 4       // indexes that name indexes
 )
 
-// ErrMalformed says that what should be an image cannot be one.
+// ErrMalformed says that the input cannot be an image.
 var ErrMalformed = errors.New("not an image that can be read")
 
 var errTooLarge = fmt.Errorf("too large: %w", ErrMalformed)

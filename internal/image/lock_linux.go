@@ -31,7 +31,7 @@ func (l *lock) shared(ctx context.Context) error {
 	if ok, err := flock.TryShared(l.f); ok || err != nil {
 		return err
 	}
-	// flock cannot be interrupted. What waits for it ends when the other one lets go.
+	// flock cannot be interrupted. The goroutine that waits for it ends when the other process lets go.
 	done := make(chan error, 1)
 	f := l.f
 	go func() {

@@ -6,8 +6,8 @@ import (
 	"github.com/distribution/reference"
 )
 
-// An image's name is what people call it here. Docker and containerd take for a name what the reference grammar of
-// registries allows, and mean by "debian" docker.io/library/debian:latest.
+// An image's name is the name that people use here. Docker and containerd accept names of the reference grammar of
+// registries, and mean by "debian" docker.io/library/debian:latest.
 
 // canonicalName is the whole reference that a name stands for, or "" if the grammar does not allow the name.
 func canonicalName(name string) string {
@@ -58,8 +58,8 @@ func repoTag(name string) (repository, tag string, ok bool) {
 	return reference.FamiliarName(tagged), tagged.Tag(), true
 }
 
-// refName is what an image of that name is called in an OCI layout: what stands after the last colon, or the whole name
-// if it has no tag. It is "" for one that has a digest.
+// refName is the name of the image in an OCI layout: the part after the last colon, or the whole name if it has no
+// tag. It is "" for a name with a digest.
 func refName(name string) string {
 	if strings.Contains(name, "@") {
 		return ""

@@ -142,7 +142,7 @@ func layoutImageName(d ocispec.Descriptor, ref Reference) string {
 	return base + ":" + tag
 }
 
-// fileBase is the last part of a path without what says how the file is packed.
+// fileBase is the last part of a path without the suffixes of packing.
 func fileBase(p string) string {
 	base := filepath.Base(filepath.Clean(p))
 	for _, suffix := range []string{".gz", ".zst", ".bz2", ".xz", ".tgz", ".txz", ".tar"} {

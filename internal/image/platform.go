@@ -41,13 +41,13 @@ func normal(p ocispec.Platform) ocispec.Platform {
 // wanted says which platforms will do, and which are better.
 type wanted struct {
 	matcher platforms.MatchComparer
-	said    string // what was asked for, or the host's
+	said    string // the platform asked for, or the host's
 	// exact: only that architecture, as somebody has asked for it. A host runs others too, as 386 on amd64.
 	exact string
-	plain bool // what any processor of the architecture runs is better than what this one alone does
+	plain bool // an image for any processor of the architecture is better than an image for this one alone
 }
 
-// want is what somebody has asked for or, if that is nothing, what this machine runs.
+// want is the platform that somebody has asked for or, if none, that of this machine.
 func want(asked ocispec.Platform) wanted {
 	if asked.Architecture != "" {
 		asked = normal(asked)

@@ -29,7 +29,7 @@ func orNoProgress(p Progress) Progress {
 	return p
 }
 
-// taskReader counts what is read as done.
+// taskReader counts the bytes read as progress.
 type taskReader struct {
 	r    io.Reader
 	task Task

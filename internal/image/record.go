@@ -31,7 +31,7 @@ type Image struct {
 // ID is the digest of the config, as in Docker.
 func (i *Image) ID() digest.Digest { return digest.FromBytes(i.Config) }
 
-// Platform is what the image is for.
+// Platform is the platform of the image.
 func (i *Image) Platform() ocispec.Platform { return i.parsed.Platform }
 
 // DiffIDs are the digests of the image's layer tars, base first.

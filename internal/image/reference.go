@@ -40,7 +40,7 @@ type Reference struct {
 	Image string
 }
 
-// String is what ParseReference reads.
+// String is the form that ParseReference reads.
 func (r Reference) String() string {
 	switch {
 	case r.Transport == guessed:
@@ -53,10 +53,14 @@ func (r Reference) String() string {
 	return string(r.Transport) + ":" + r.Path + ":" + r.Image
 }
 
-// ParseReference reads a reference: docker://NAME, or TRANSPORT:PATH[:IMAGE] where the path has no colon unless it
-// exists, or without a transport a path or [Stdio], or a name whose first part is the host of a registry. A path
-// that exists is always that, whatever else it looks like.
-// The error is errdefs.ErrInvalidArgument or ErrNotFound.
+// ParseReference reads a reference. Its forms are:
+//
+//   - docker://NAME
+//   - TRANSPORT:PATH[:IMAGE], where the path has no colon unless it exists
+//   - without a transport a path or [Stdio], or a name whose first part is the host of a registry
+//
+// A path that exists is always a path, whatever else it looks like. Returns errdefs.ErrInvalidArgument or
+// ErrNotFound.
 func ParseReference(s string) (Reference, error) {
 	if s == "" {
 		return Reference{}, fmt.Errorf("reference is empty: %w", errdefs.ErrInvalidArgument)
@@ -144,8 +148,8 @@ func guessReference(s string) (Reference, error) {
 	return Reference{}, fmt.Errorf("there is no file %s (an image in a registry is written docker://NAME): %w", s, errdefs.ErrNotFound)
 }
 
-// hasRegistryHost reports whether s starts with what only a host can be, by the rule of Docker's
-// reference grammar: a dot, a port or "localhost" before the first slash.
+// hasRegistryHost reports whether s starts with the form of a host, by the rule of Docker's reference grammar: a dot,
+// a port or "localhost" before the first slash.
 func hasRegistryHost(s string) bool {
 	host, _, ok := strings.Cut(s, "/")
 	if !ok || host == "" || host[0] == '.' {

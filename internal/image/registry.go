@@ -52,7 +52,7 @@ func (s *Source) fromRegistry(ctx context.Context, ref Reference, opts OpenOptio
 	return s.setConfig(config, opts)
 }
 
-// chooseRemote finds the image, in an index of platforms if that is what has the name.
+// chooseRemote finds the image, which may be in an index of platforms that has the name.
 func (s *Source) chooseRemote(ctx context.Context, at name.Reference, opts OpenOptions) (v1.Image, error) {
 	for range maxIndexDepth + 1 {
 		there, err := remote.Get(at, remoteOptions(ctx, opts.Registries)...)
@@ -109,13 +109,13 @@ func remoteOptions(ctx context.Context, opts RegistryOptions) []remote.Option {
 		options = append(options, remote.WithTransport(opts.Transport))
 	case opts.Insecure:
 		insecure := remote.DefaultTransport.(*http.Transport).Clone()
-		insecure.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // what Insecure says
+		insecure.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // Insecure asks for this
 		options = append(options, remote.WithTransport(insecure))
 	}
 	return options
 }
 
-// registryError gives what registries answer with the type that it has elsewhere.
+// registryError gives a registry's error the type that it has elsewhere.
 func registryError(err error) error {
 	var answer *transport.Error
 	if !errors.As(err, &answer) {

@@ -13,17 +13,17 @@ import (
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
-// Removed says what Remove did.
+// Removed is the result of Remove.
 type Removed struct {
 	Layers []string // that were removed, top first
 	Kept   []string // that stay, top first: the uppermost since something needs it, the others as they are below it
-	Needed []string // what needs the uppermost of Kept, such as "image app:1" and "layer web"; sorted
+	Needed []string // users of the uppermost of Kept, such as "image app:1" and "layer web"; sorted
 }
 
-// Remove removes an image, and those of its layers that no other image has and no other layer was made
-// from. It needs no space. What fails or is stopped half-way leaves the image listed, though perhaps without its upper
-// layers, and it can be removed again. errdefs.ErrNotFound: there is no such image. errdefs.ErrFailedPrecondition: a
-// layer is in use, or another process is importing or exporting.
+// Remove removes an image, and those of its layers that no other image has and no other layer was made from. It needs
+// no space. A removal that fails or is stopped half-way leaves the image listed, though perhaps without its upper
+// layers. It can be removed again. Returns errdefs.ErrNotFound if there is no such image. Returns
+// errdefs.ErrFailedPrecondition if a layer is in use, or if another process is importing or exporting.
 func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error) {
 	image, err := s.Get(name)
 	if err != nil {
@@ -49,8 +49,8 @@ func (s *Store) Remove(ctx context.Context, name string) (_ *Removed, err error)
 	return removed, nil
 }
 
-// RemoveLayer removes a layer that no image has any more, with what is kept about its tar.
-// errdefs.ErrFailedPrecondition: an image has it, or another process is importing or exporting.
+// RemoveLayer removes a layer that no image has any more, with the stored parts of its tar. Returns
+// errdefs.ErrFailedPrecondition if an image has it, or if another process is importing or exporting.
 func (s *Store) RemoveLayer(ctx context.Context, id string) (err error) {
 	lock, err := s.lockExclusive()
 	if err != nil {
@@ -67,8 +67,8 @@ func (s *Store) RemoveLayer(ctx context.Context, id string) (err error) {
 	return s.removeLayer(ctx, id)
 }
 
-// removeUnused removes layers, given base first, from the top down to the first that is needed by others than the
-// image of that name, which may be "".
+// removeUnused removes layers, given base first, from the top down to the first that others need. The image of that
+// name, which may be "", does not count.
 func (s *Store) removeUnused(ctx context.Context, layers []string, image string) (*Removed, error) {
 	needed, err := s.needed(ctx, layers, image)
 	if err != nil {
@@ -93,8 +93,8 @@ func (s *Store) removeUnused(ctx context.Context, layers []string, image string)
 	return removed, nil
 }
 
-// needed says of each layer that is part of an image other than that of the name given, or the parent of a layer other
-// than those given, which these are.
+// needed returns the users of each layer: images other than that of the given name, and layers other than those given
+// that were made from it.
 func (s *Store) needed(ctx context.Context, except []string, exceptImage string) (map[string][]string, error) {
 	users, err := s.users(exceptImage)
 	if err != nil {
@@ -147,8 +147,8 @@ type Problem struct {
 	Severe bool   // an image cannot be used
 }
 
-// Check looks for records that cannot be read, images whose layers are gone, layers that no image has, and
-// what imports that were cut off have left.
+// Check looks for four problems: records that cannot be read, images whose layers are gone, layers that no image has,
+// and remains of imports that were cut off.
 func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 	var problems []Problem
 	images, err := s.List()

@@ -16,13 +16,13 @@ import (
 
 // Source is an image that can be imported.
 type Source struct {
-	Name   string // what the place it comes from calls it; "" if it does not say
+	Name   string // the name of the image at its place; "" if it has none
 	Origin string // the place
-	// Kind is what the place was taken for.
+	// Kind is the kind of the place, as Open recognised it.
 	Kind Transport
 
 	guessed  bool              // whether Kind was found out by looking
-	platform *ocispec.Platform // what an index says of the image; nil: nothing
+	platform *ocispec.Platform // the platform in an index's entry for the image; nil: none
 	config   []byte            // nil: there is none, as for a plain root filesystem
 	layers   []sourceLayer
 	// describe makes the config of an image that has none, once its diff IDs are known.
@@ -40,7 +40,7 @@ type sourceLayer struct {
 	open func(ctx context.Context) (io.ReadCloser, error)
 }
 
-// Close releases what the source holds.
+// Close releases the resources of the source.
 func (s *Source) Close() error {
 	var errs []error
 	for i := len(s.closers) - 1; i >= 0; i-- {
@@ -71,10 +71,10 @@ type RegistryOptions struct {
 
 // Open finds the image that ref names. The caller closes the result.
 //
-// errdefs.ErrNotFound: there is no such place, or no such image in it. ErrMalformed: what is there is not an
-// image. errdefs.ErrInvalidArgument: it is not said which of several is meant. errdefs.ErrNotImplemented: it
-// is an image of a kind that is not read here. errdefs.ErrDataLoss: something has not the digest that it
-// should have.
+// Returns errdefs.ErrNotFound if there is no such place, or no such image in it. Returns ErrMalformed if the place
+// has no image, and errdefs.ErrInvalidArgument if ref does not say which of several images. Returns
+// errdefs.ErrNotImplemented for kinds of images that are not read here. Returns errdefs.ErrDataLoss if content has
+// another digest than it should.
 func Open(ctx context.Context, ref Reference, opts OpenOptions) (_ *Source, err error) {
 	s := &Source{Origin: ref.String(), Kind: ref.Transport}
 	defer func() {
@@ -133,8 +133,8 @@ func (s *Source) fromInput(ctx context.Context, in *input, ref Reference, opts O
 	return err
 }
 
-// fromArchive finds the image in a tar. docker save writes one that is a layout too, and of an image for several
-// platforms lists in one way what it does not in the other.
+// fromArchive finds the image in a tar. docker save writes a tar that is a layout too. Of an image for several
+// platforms, it lists platforms in one way that it does not list in the other.
 func (s *Source) fromArchive(ctx context.Context, archive *tarFiles, ref Reference, opts OpenOptions) error {
 	kinds := []Transport{OCIArchive, DockerArchive}
 	isLayout, isDocker := has(archive, ocispec.ImageLayoutFile), has(archive, dockerManifest)

@@ -43,8 +43,8 @@ const (
 	temporaryPrefix = ".new-" // of files that are not complete yet
 )
 
-// lock opens the store's lock, which is not held yet. On a read-only filesystem it locks what is there, and nothing
-// where there is no lock file.
+// lock opens the store's lock, which is not held yet. On a read-only filesystem it locks an existing lock file, and
+// otherwise nothing.
 func (s *Store) lock() (*lock, error) {
 	l, err := s.makeLock()
 	if !errors.Is(err, syscall.EROFS) {
@@ -113,8 +113,8 @@ func (s *Store) layerExists(ctx context.Context, id string) (bool, error) {
 	return err == nil, err
 }
 
-// Delete deletes the directory of a store that has no images. What is in it that is not of the store stays,
-// and is an error. errdefs.ErrFailedPrecondition: there are images, or another process works on the store.
+// Delete deletes the directory of a store that has no images. Foreign files in it stay, and are an error. Returns
+// errdefs.ErrFailedPrecondition if there are images, or if another process works on the store.
 func (s *Store) Delete(ctx context.Context) (err error) {
 	lock, err := s.lockExclusive()
 	if err != nil {

@@ -28,7 +28,7 @@ type tarPart struct {
 }
 
 const (
-	// maxKept bounds what is kept of data that the layer's tree does not have, and of bytes behind the end mark.
+	// maxKept bounds the stored data that the layer's tree does not have, and bytes behind the end mark.
 	maxKept = 16 << 20
 
 	tarBlock    = 512
@@ -40,12 +40,12 @@ const (
 
 var errTooMuchToKeep = fmt.Errorf("more than %d MiB of its tar are no part of the tree", maxKept>>20)
 
-// tarShape says in what a tar is odd that readers of tars pass over.
+// tarShape lists oddities of a tar that readers of tars ignore.
 type tarShape struct {
 	entries  int
 	padding  int   // entries with other bytes than zeros in their padding
 	endMark  int   // blocks of zeros at the end: two, or less if it is missing
-	trailing int64 // bytes behind the end mark, or what stands in its place, without zeros at the start and end
+	trailing int64 // bytes behind the end mark, or its substitute, without zeros at the start and end
 }
 
 // tarSplitter takes a tar apart. Whatever is not the data of a file of the tree is kept, so that there is nothing that it
@@ -66,7 +66,7 @@ type tarSplitter struct {
 	err     error // the first one of writing
 }
 
-// readingOf says what is being read.
+// readingOf names the part that is being read.
 type readingOf int
 
 const (
@@ -94,7 +94,7 @@ func splitTar(in io.Reader, out io.Writer, lost map[int]bool) (tarShape, error) 
 			err = t.entry(h, tr)
 		}
 		if err != nil {
-			break // no tar from here on, which is for whoever applies it to tell
+			break // no tar from here on, which the reader that applies it reports
 		}
 	}
 	t.end()
@@ -192,7 +192,7 @@ func (t *tarSplitter) fileData(index int, name string, h *tar.Header, tr *tar.Re
 	return t.err
 }
 
-// addStored takes what stands in the tar for bytes of the file at an offset: all of them, none, or a part.
+// addStored adds a part of the tar that stands for bytes of the file at an offset: all of them, none, or a part.
 func (t *tarSplitter) addStored(index int, offset int64, data []byte) {
 	place := len(data) - len(t.stored)
 	if !bytes.HasSuffix(data, t.stored) {
@@ -232,7 +232,7 @@ func (t *tarSplitter) closeFile(index int) {
 	f.sum.Reset()
 }
 
-// end takes what follows the last entry.
+// end adds the bytes after the last entry.
 func (t *tarSplitter) end() {
 	_, _ = io.CopyN(io.Discard, t, int64(t.padding())) // an error comes again
 	for t.shape.endMark < 2 {
@@ -257,7 +257,7 @@ func (t *tarSplitter) end() {
 		}
 		t.keep(len(used))
 		if err != nil {
-			return // the end, or what the other reader tells of
+			return // the end, or an error that the other reader reports
 		}
 	}
 }
@@ -316,8 +316,8 @@ func eachPart(parts io.Reader, do func(tarPart) error) error {
 	}
 }
 
-// joinTar writes the tar that was taken apart. The layer's files may have changed since: whoever relies on the result checks
-// its digest.
+// joinTar writes the tar that was taken apart. The layer's files may have changed since: a caller that relies on the
+// result checks its digest.
 func joinTar(files storage.FileGetter, parts io.Reader, w io.Writer) error {
 	return eachPart(parts, func(p tarPart) error {
 		switch p.Type {

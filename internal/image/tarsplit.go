@@ -15,18 +15,18 @@ import (
 	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
-// A layer tar is more than the tree that it makes: headers can be written in many ways, and the digest of
-// an image covers them. So what a tar has besides the bytes of the tree's files is kept, as Docker does with
-// tar-split, and an image that was imported is exported with the same digests. It is kept as JSON, in zstd. A
-// layer without it is exported from its tree.
+// A layer tar is more than the tree that it makes: headers can be written in many ways, and the digest of an image
+// covers them. So the parts of a tar besides the bytes of the tree's files are stored, as Docker does with tar-split.
+// By them an imported image is exported with the same digests. They are stored as JSON, in zstd. A layer without them
+// is exported from its tree.
 
 // splitFile is where the rest of the layer's tar is kept.
 func (s *Store) splitFile(layer string) string {
 	return s.path(tarSplitDir, layer+splitSuffix)
 }
 
-// splitter keeps what is written to it, a tar, without the bytes of files. Writing never fails: if the
-// tar cannot be taken apart, keep says so.
+// splitter stores a tar that is written to it, without the bytes of files. Writing never fails: if the tar cannot be
+// taken apart, keep says so.
 type splitter struct {
 	pipe  *io.PipeWriter
 	file  *atomicfile.File
@@ -64,14 +64,14 @@ func splitCompressed(tar io.Reader, f io.Writer, lost map[int]bool) (tarShape, e
 // Write implements io.Writer.
 func (s *splitter) Write(p []byte) (int, error) { return s.pipe.Write(p) }
 
-// finish says that the tar has been written, and returns what it was like.
+// finish says that the tar has been written, and returns its shape.
 func (s *splitter) finish() (tarShape, error) {
 	_ = s.pipe.Close() // never fails
 	<-s.done
 	return s.shape, s.err
 }
 
-// keep stores what was written at path, durably. An error means that there is nothing at path, and no more.
+// keep stores the parts at path, durably. After an error there is nothing at path, and no more.
 func (s *splitter) keep(path string) error {
 	if _, err := s.finish(); err != nil {
 		return errors.Join(err, s.file.Discard())
@@ -79,7 +79,7 @@ func (s *splitter) keep(path string) error {
 	return s.file.Commit(path)
 }
 
-// discard forgets what was written.
+// discard forgets the parts.
 func (s *splitter) discard() {
 	_ = s.pipe.CloseWithError(errors.New("discarded")) // never fails
 	<-s.done
@@ -106,8 +106,8 @@ func (s *Store) withParts(ctx context.Context, path, layer string, do func(files
 	return do(files, bufio.NewReaderSize(&contextReader{ctx, parts}, 1<<16))
 }
 
-// reassemble writes the tar that a layer was imported from. fs.ErrNotExist: it was not kept. What it
-// writes has to be checked: the layer may have been changed.
+// reassemble writes the tar that a layer was imported from. Returns fs.ErrNotExist if it was not stored. The caller
+// checks the output: the layer may have been changed.
 func (s *Store) reassemble(ctx context.Context, w io.Writer, layer string) error {
 	return s.withParts(ctx, s.splitFile(layer), layer, func(files storage.FileGetter, parts io.Reader) error {
 		buffered := bufio.NewWriterSize(&contextWriter{ctx, w}, 1<<16)

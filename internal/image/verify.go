@@ -22,7 +22,7 @@ func checkDigest(d digest.Digest) error {
 	return nil
 }
 
-// clip shortens what an image says of itself so that it can be part of a message.
+// clip shortens an image's own texts so that they can be part of a message.
 func clip(s string) string {
 	const limit = 120
 	if len(s) > limit {
@@ -31,13 +31,13 @@ func clip(s string) string {
 	return s
 }
 
-// mismatch is the error for content that is not what its digest says.
+// mismatch is the error for content whose digest is another.
 func mismatch(what string, got, want digest.Digest) error {
 	return fmt.Errorf("%s has digest %s, not %s: the image is damaged or was tampered with: %w", what, got, want, errdefs.ErrDataLoss)
 }
 
-// verifier passes on what it reads and ends with an error instead of io.EOF unless that had the size and
-// digest it should have.
+// verifier passes on the bytes that it reads. At their end it returns an error instead of io.EOF unless their size
+// and digest are right.
 type verifier struct {
 	r    io.Reader
 	what string
@@ -72,5 +72,5 @@ func (v *verifier) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// digest is that of what was read so far.
+// digest is that of the bytes read so far.
 func (v *verifier) digest() digest.Digest { return digest.NewDigest(digest.SHA256, v.hash) }

@@ -14,13 +14,13 @@ const (
 	outMask = outSize - 1
 	inSize  = 64 << 10
 	inMask  = inSize - 1
-	slack   = 32 // how far behind what they copy words may be written, and read
+	slack   = 32 // how far behind their output copied words may be written, and read
 
 	// full is where the output has room for no further match.
 	full = outSize - longest - slack
 )
 
-// state is what the decoder is at.
+// state is the part of the stream that the decoder is at.
 type state uint8
 
 const (
@@ -30,10 +30,10 @@ const (
 	atEnd                 // behind the last block
 )
 
-// decoder decodes a DEFLATE stream (RFC 1951) into a buffer, in which the window precedes what is new.
+// decoder decodes a DEFLATE stream (RFC 1951) into a buffer, in which the window precedes new data.
 //
-// The arrays are in the structure, and have room beyond what indexes are masked to, so that the compiler checks no bounds in
-// the loop that everything waits for.
+// The arrays are in the structure, and have room beyond masked indexes. So the compiler checks no bounds in the loop
+// that everything waits for.
 type decoder struct {
 	in       [inSize + slack]byte
 	pos, end int // of the input that is unread
@@ -42,8 +42,8 @@ type decoder struct {
 	n    uint
 
 	out  [outSize + slack]byte
-	at   int // end of what has been decoded into out
-	base int // beginning of what matches may refer to
+	at   int // end of the decoded data in out
+	base int // beginning of the data that matches may refer to
 
 	state  state
 	last   bool // this is the last block
@@ -65,7 +65,7 @@ func (d *decoder) reset() {
 	d.state, d.last, d.base = atHeader, false, d.at
 }
 
-// slide makes room in out, and returns where the output goes on. What is before that has been used.
+// slide makes room in out, and returns where the output goes on. The data before that has been used.
 func (d *decoder) slide() {
 	keep := max(d.base, d.at-window)
 	copy(d.out[:], d.out[keep:d.at])
@@ -73,8 +73,8 @@ func (d *decoder) slide() {
 	d.base = 0
 }
 
-// more decodes until out is full or the stream has ended: state is atEnd then. What has been decoded before an error is
-// in out.
+// more decodes until out is full or the stream has ended: state is atEnd then. Data decoded before an error is in
+// out.
 func (d *decoder) more() error {
 	for d.at <= full {
 		var err error
@@ -97,7 +97,7 @@ func (d *decoder) more() error {
 	return nil
 }
 
-// endBlock goes on to what comes after a block.
+// endBlock goes on to the next block or the end.
 func (d *decoder) endBlock() {
 	d.state = atHeader
 	if d.last {
@@ -144,7 +144,7 @@ func (d *decoder) need(n uint) error {
 
 // noEOF is the error of a stream that has ended too early.
 func noEOF(err error) error {
-	if err == io.EOF { //nolint:errorlint // what wraps io.EOF is another error
+	if err == io.EOF { //nolint:errorlint // an error that wraps io.EOF is another error
 		return io.ErrUnexpectedEOF
 	}
 	return err
@@ -180,7 +180,7 @@ func (d *decoder) read(p []byte) error {
 	return nil
 }
 
-// header reads the header of a block, and what comes before its data.
+// header reads the header of a block, and the tables before its data.
 func (d *decoder) header() error {
 	if err := d.need(3); err != nil {
 		return err
@@ -216,7 +216,7 @@ func (d *decoder) storedHeader() error {
 	return nil
 }
 
-// copyStored copies of a stored block what there is, and room for.
+// copyStored copies the available data of a stored block, as far as there is room.
 func (d *decoder) copyStored() error {
 	for d.stored > 0 && d.at < outSize {
 		switch {

@@ -14,9 +14,9 @@ import (
 // Reader is the uncompressed data of a gzip stream of any number of members.
 type Reader struct {
 	d    decoder
-	sum  uint32 // of what has been decoded of this member
+	sum  uint32 // of the decoded data of this member
 	size uint32
-	from int // what has not been read yet of out
+	from int // beginning of the unread data in out
 	err  error
 }
 
@@ -31,9 +31,10 @@ func NewReader(r io.Reader) (*Reader, error) {
 	return z, nil
 }
 
-// Read implements io.Reader. Data is to be trusted when io.EOF has been returned. Returns gzip.ErrChecksum where the data is
-// not what its checksum and length are of, a flate.CorruptInputError where it cannot be decoded, gzip.ErrHeader where
-// something else than a member comes after one, and io.ErrUnexpectedEOF where the end is missing.
+// Read implements io.Reader. Data is to be trusted when io.EOF has been returned. Returns gzip.ErrChecksum if the
+// data does not fit its checksum and length. Returns a flate.CorruptInputError if the data cannot be decoded, and
+// io.ErrUnexpectedEOF if the end is missing. Returns gzip.ErrHeader if anything else than a member comes after a
+// member.
 func (z *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -49,7 +50,7 @@ func (z *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// more decodes what comes next, when all before has been read.
+// more decodes the next data, when all before has been read.
 func (z *Reader) more() error {
 	if z.d.at > full {
 		z.d.slide()
@@ -128,7 +129,7 @@ func (z *Reader) header() error {
 	return h.err
 }
 
-// headerReader reads what a header has beyond its fixed part, up to the first error.
+// headerReader reads the parts of a header after its fixed part, up to the first error.
 type headerReader struct {
 	d   *decoder
 	sum uint32

@@ -9,8 +9,8 @@ const (
 	distRoot = 9  // of a distance code
 	clRoot   = 7  // of a code for the lengths of codes, which has no longer ones
 
-	// Codes longer than a root share its entries with the same first bits, and there are at least two to a root. What
-	// is left of them is at most maxCodeLen - root bits.
+	// Codes longer than a root share its entries with the same first bits, and there are at least two to a root.
+	// Their remaining bits are at most maxCodeLen - root.
 	litEntries  = 1<<litRoot + maxLits/2<<(maxCodeLen-litRoot)
 	distEntries = 1<<distRoot + maxDists/2<<(maxCodeLen-distRoot)
 
@@ -21,7 +21,8 @@ const (
 	endOfBlock = 256
 )
 
-// A literal or length code is an entry of 32 bits. The low six bits are always what it takes of the stream.
+// A literal or length code is an entry of 32 bits. The low six bits are always the number of bits that it takes of
+// the stream.
 //
 //	literal   31: 1; 16-23: the literal; 8-11: length of the code
 //	length    31, 30: 0; 25-29: mask of the extra bits; 16-24: least length; 8-11: length of the code
@@ -39,7 +40,7 @@ const (
 	litInvalid litEntry = 3 << 12
 )
 
-// A distance code is an entry of 64 bits. The low six bits are what it takes of the stream.
+// A distance code is an entry of 64 bits. The low six bits are the number of bits that it takes of the stream.
 //
 //	distance  63: 0; 32-47: mask of the extra bits; 16-31: least distance; 8-11: length of the code
 //	others    63: 1; 62: it is a link; 16-31: the first of its entries; 8-11: its number of bits
@@ -123,8 +124,8 @@ func (c *codes) sort(lengths []uint8) bool {
 	return true
 }
 
-// fill makes the table of a code. entry returns that of a symbol with a code of n bits, link that to 1<<n entries, and
-// invalid is the entry of a sequence of n bits that has no meaning.
+// fill makes the table of a code. entry returns the entry of a symbol with a code of n bits. link returns the entry
+// that leads to 1<<n entries, and invalid the entry of a sequence of n bits without meaning.
 func fill[E litEntry | distEntry](c *codes, table []E, root int, entry func(symbol uint16, n int) E, link func(first, n int) E, invalid E) {
 	if c.longest <= 1 {
 		for i := range 1 << root {
@@ -174,7 +175,7 @@ func fill[E litEntry | distEntry](c *codes, table []E, root int, entry func(symb
 	}
 }
 
-// increment returns what comes after a code of n bits.
+// increment returns the code that follows a code of n bits.
 func increment(code, n int) int {
 	// The bits that are set at the end become 0, and the bit before them 1.
 	keep := bits.Len(uint(^code & (1<<n - 1))) // bits up to the last that is not set

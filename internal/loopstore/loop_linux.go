@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mounted reports whether the image is what one sees at the directory.
+// mounted reports whether the image is the uppermost mount on the directory.
 func (s Store) mounted(image *os.File) (bool, error) {
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != s.Root, false })
 	if err != nil || len(mounts) == 0 {
 		return false, err
 	}
-	top := mounts[len(mounts)-1] // of mounts on top of each other the last is the one that is seen
+	top := mounts[len(mounts)-1] // of mounts on top of each other the last is seen
 	if top.FSType != "btrfs" {
 		return false, nil
 	}
@@ -26,8 +26,8 @@ func (s Store) mounted(image *os.File) (bool, error) {
 	return device != "" && top.Source == device, err
 }
 
-// checkNotElsewhere makes sure that no part of the filesystem in the image is mounted at another place, where
-// it would live on after an unmount of the directory.
+// checkNotElsewhere makes sure that no part of the filesystem in the image is mounted at another place. There it
+// would live on after an unmount of the directory.
 func (s Store) checkNotElsewhere(image *os.File) error {
 	device, err := attached(image, s.Image)
 	if err != nil {
@@ -68,8 +68,8 @@ func attached(image *os.File, path string) (string, error) {
 	return "", nil
 }
 
-// attach gives the image a loop device that detaches itself once its last user is gone, or finds the one
-// that it has, and returns that device open. The interface is that of linux/loop.h, Linux 5.8 or later.
+// attach gives the image a loop device that detaches itself once its last user is gone, or finds its present device.
+// It returns that device open. The interface is that of linux/loop.h, Linux 5.8 or later.
 func attach(image *os.File, path string, readOnly bool) (*os.File, error) {
 	flag, loopFlags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
 	if readOnly {

@@ -1,9 +1,9 @@
-// Package loopstore keeps a btrfs in an image file next to the directory that it is mounted on, for hosts
-// where that directory is on another filesystem.
+// Package loopstore keeps a btrfs in an image file next to the directory that it is mounted on. It is for hosts where
+// that directory is on another filesystem.
 //
-// For the directory /var/lib/cowshed the image is /var/lib/cowshed.img. It is a sparse file: it takes the
-// space of what is stored in it, and gives back what is deleted. An image that this package made has the
-// filesystem label "cowshed-store" in its superblock; no other file is ever mounted, changed or deleted.
+// For the directory /var/lib/cowshed the image is /var/lib/cowshed.img. It is a sparse file: it takes space for its
+// content, and gives back the space of deleted files. An image that this package made has the filesystem label
+// "cowshed-store" in its superblock; no other file is ever mounted, changed or deleted.
 package loopstore
 
 import (
@@ -68,20 +68,20 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", int(s))
 }
 
-// ErrNoRoom says that an image would be larger than what the filesystem that it is on has room for. When that is full
-// before the image is, writes in the image fail, and the kernel makes the btrfs in it read-only.
+// ErrNoRoom says that an image would exceed the room of its filesystem. When that is full before the image is, writes
+// in the image fail, and the kernel makes the btrfs in it read-only.
 var ErrNoRoom = fmt.Errorf("the store could not be filled: %w", errdefs.ErrFailedPrecondition)
 
-// Room compares what a store may still take with what there is, in bytes.
+// Room compares the possible growth of a store with the free space, in bytes.
 type Room struct {
 	MayTake uint64 // of the image that is not allocated
 	Free    uint64 // in the filesystem that the image is on
 }
 
-// Made says what Make did.
+// Made is the result of Make.
 type Made struct {
 	Image bool   // the image was made
 	Grown bool   // it was there, and was made larger
 	Mount bool   // it was mounted
-	Size  uint64 // what size the image is now, in bytes
+	Size  uint64 // the present size of the image, in bytes
 }

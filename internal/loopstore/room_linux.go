@@ -11,8 +11,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// Room says how much more the image may take of the filesystem that it is on, and what that has. fs.ErrNotExist: there
-// is no image.
+// Room returns the possible growth of the image, and the free space of its filesystem. Returns fs.ErrNotExist if
+// there is no image.
 func (s Store) Room() (Room, error) {
 	f, err := s.openImage(unix.O_RDONLY)
 	if err != nil {

@@ -42,7 +42,7 @@ func (s Store) state(image *os.File) (State, error) {
 	return Detached, nil
 }
 
-// openImage opens the image if it is one that this package made.
+// openImage opens the image if this package made it.
 func (s Store) openImage(flag int) (*os.File, error) {
 	info, err := os.Lstat(s.Image)
 	if err != nil {
@@ -95,13 +95,13 @@ func checkOurs(f *os.File) error {
 	return nil
 }
 
-// Make sees to it that there is an image of at least size bytes and that it is mounted. What is there
-// already stays as it is; a smaller image is made larger, and one whose growth was interrupted is made as large inside
-// as it is outside. With force the image may become larger than what its filesystem has room for.
+// Make sees to it that there is an image of at least size bytes and that it is mounted. Existing content stays as it
+// is. A smaller image is made larger. An image whose growth was interrupted is made as large inside as it is outside.
+// With force the image may exceed the room of its filesystem.
 //
-// errdefs.ErrInvalidArgument: the size is too small. ErrNoRoom: it is larger than what the filesystem has room for.
-// errdefs.ErrFailedPrecondition: the directory has something in it, or there is another file in place of the image.
-// errdefs.ErrNotImplemented: there is no mkfs.btrfs, no loop device, or no btrfs in the kernel.
+// Returns errdefs.ErrInvalidArgument if the size is too small, and ErrNoRoom if it exceeds the room of the
+// filesystem. Returns errdefs.ErrFailedPrecondition if the directory is not empty, or if another file is in place of
+// the image. Returns errdefs.ErrNotImplemented if there is no mkfs.btrfs, no loop device, or no btrfs in the kernel.
 func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, err error) {
 	state, err := s.State()
 	if err != nil {
@@ -147,7 +147,8 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 }
 
 // openLocked opens the image and locks it, so that it is attached, made larger and deleted by one process at a time.
-// The caller releases it with flock.Release. The lock is on the image that has the name, not on one that had it when it was opened.
+// The caller releases it with flock.Release. The lock is on the image that has the name, not on an image that had it
+// when it was opened.
 func (s Store) openLocked() (*os.File, error) {
 	for {
 		f, _, err := s.openImageToUse()
@@ -254,8 +255,8 @@ func runMkfs(ctx context.Context, mkfs, file string) (err error) {
 	return err
 }
 
-// createPartial makes the file for an image that is not complete, and locks it. Before it is locked, another process may
-// take it for one that is left over.
+// createPartial makes the file for an incomplete image, and locks it. Before it is locked, another process may take
+// it for left over.
 func (s Store) createPartial() (*os.File, error) {
 	for {
 		f, err := os.CreateTemp(filepath.Dir(s.Image), filepath.Base(s.Image)+partialMark)
@@ -283,7 +284,7 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
-// removeStale removes what a Make that was cut off has left. Those at work hold a lock.
+// removeStale removes the remains of a Make that was cut off. Files in use are locked.
 func (s Store) removeStale() error {
 	names, err := filepath.Glob(globEscape(s.Image+partialMark) + "[0-9]*")
 	if err != nil {
@@ -310,8 +311,8 @@ func globEscape(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
 
-// grow makes the image, which is mounted and locked, and the filesystem in it larger if they are smaller than size, and
-// the filesystem as large as the image if it is smaller. It returns the size that the image then has, in bytes.
+// grow enlarges the image, which is mounted and locked, and the filesystem in it to size, if they are smaller. It
+// makes the filesystem as large as the image. It returns the size that the image then has, in bytes.
 func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool) (now uint64, grown bool, err error) {
 	defer func() {
 		if err != nil {
@@ -382,8 +383,8 @@ func (s Store) mount() error {
 	if _, err := s.makeRoot(); err != nil {
 		return err
 	}
-	// The loop device keeps the file open that it is given. One that is locked would stay locked as long as the device is
-	// there, even when this process is killed.
+	// The loop device keeps its file open. A locked file would stay locked as long as the device exists, even when
+	// this process is killed.
 	f, readOnly, err := s.openImageToUse()
 	if err != nil {
 		return err

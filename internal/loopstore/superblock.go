@@ -24,7 +24,7 @@ var magic = []byte("_BHRfS_M")
 // errNoBtrfs says that a file does not hold a btrfs.
 var errNoBtrfs = errors.New("it does not hold a btrfs")
 
-// superblock is what is read of one.
+// superblock has the needed fields of a superblock.
 type superblock struct {
 	label      string
 	totalBytes uint64

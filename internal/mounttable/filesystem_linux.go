@@ -14,8 +14,8 @@ import (
 type Filesystem struct {
 	device uint64 // of the superblock, as statmount(2) and mountinfo have it; 0: any
 
-	// others are the mounts that were of something else, overlays with their layers, by unique id. A mount stays what
-	// it is, and its id is not used again. The map is replaced, never changed.
+	// others are the mounts of other filesystems, overlays with their layers, by unique id. A mount never changes its
+	// filesystem, and its id is not used again. The map is replaced, never changed.
 	others atomic.Pointer[map[uint64]*overlay]
 	old    atomic.Bool // the kernel cannot list mounts (before Linux 6.12, or without privilege)
 }
@@ -37,12 +37,12 @@ func (f *Filesystem) ByProc() *Filesystem {
 	return proc
 }
 
-// UsesOf lists the mounts of a directory, of whatever is below it, and of overlays that it is a layer of, in all mount
+// UsesOf lists the mounts of a directory, of everything below it, and of overlays that it is a layer of, in all mount
 // namespaces. dir is its path from the top of the filesystem.
 //
-// The kernel does not tell the layers of an overlay, only by which paths they were given. They are compared with where
-// the filesystem is mounted in the same namespace, and with the end of dir. Mounts that are in no namespace, such as
-// those below one that was detached, cannot be found.
+// The kernel does not tell the layers of an overlay, only by which paths they were given. They are compared with the
+// mounts of the filesystem in the same namespace, and with the end of dir. Mounts that are in no namespace cannot be
+// found, such as those below a detached mount.
 func (f *Filesystem) UsesOf(dir string) ([]Use, error) {
 	if !f.old.Load() {
 		uses, err := f.listed(dir)
@@ -119,7 +119,7 @@ func (f *Filesystem) listed(dir string) ([]Use, error) {
 	return uses, nil
 }
 
-// remember keeps what was found, and forgets what was known before once most of that is gone.
+// remember keeps found mounts, and forgets known mounts once most of them are gone.
 func (f *Filesystem) remember(known, found map[uint64]*overlay, total int) {
 	if len(known) < 2*total+1024 {
 		merged := maps.Clone(known)
@@ -133,7 +133,7 @@ func (f *Filesystem) is(device uint64) bool { return f.device == 0 || f.device =
 
 // mount is a mount of the filesystem.
 type mount struct {
-	root  string // the path of what is mounted from the top of the filesystem
+	root  string // the path of the mounted directory from the top of the filesystem
 	point string
 }
 
@@ -143,7 +143,7 @@ type overlay struct {
 	layers []string // their paths, as they were given
 }
 
-// seen is what there is in one mount namespace.
+// seen has the mounts of one mount namespace.
 type seen struct {
 	namespace uint64
 	mounts    []mount
@@ -183,8 +183,8 @@ func (s *seen) isWithin(layer, dir string) bool {
 	return looksWithin(layer, dir)
 }
 
-// looksWithin reports whether a path that may be meant in another namespace, or relative to a directory that nobody
-// knows, names dir or something below it: by its last two names, or a relative one by its last alone.
+// looksWithin reports whether a path names dir or something below it. The path may be meant in another namespace, or
+// relative to an unknown directory. It is compared by its last two names, or a relative path by its last name alone.
 func looksWithin(path, dir string) bool {
 	parent, name := dir[:strings.LastIndexByte(dir, '/')], dir[strings.LastIndexByte(dir, '/'):]
 	end := parent[strings.LastIndexByte(parent, '/')+1:] + name

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What linux/nsfs.h says about mount namespaces (kernel 6.12).
+// The numbers of linux/nsfs.h for mount namespaces (kernel 6.12).
 const (
 	nsMntGetInfo = 0x8010b70a
 	nsMntGetNext = 0x8010b70b
@@ -185,7 +185,7 @@ func (s mountStat) text(offset int) string {
 	return string(text[:max(0, bytes.IndexByte(text, 0))])
 }
 
-// stat describes a mount of the namespace. It uses buffer, or a larger one that it returns.
+// stat describes a mount of the namespace. It uses buffer, or a larger buffer, which it returns.
 func (n namespace) stat(mount, what uint64, buffer mountStat) (mountStat, error) {
 	request := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), mount: mount, param: what, namespace: n.id}
 	for {

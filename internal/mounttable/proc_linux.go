@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inProc is UsesOf by what /proc shows. Mount namespaces without processes are not in there.
+// inProc is UsesOf by means of /proc. Mount namespaces without processes are not in there.
 func (f *Filesystem) inProc(dir string) (uses []Use, err error) {
 	device := fmt.Appendf(nil, " %d:%d ", unix.Major(f.device), unix.Minor(f.device))
 	overlays := []byte(" - overlay ")
@@ -65,7 +65,7 @@ func eachNamespace(visit func(namespace uint64, lines *bufio.Scanner) error) err
 		if err != nil || visited[namespace] { // it is gone, or a kernel thread
 			continue
 		}
-		// Its mountinfo has what is below its root.
+		// Its mountinfo has the mounts below its root.
 		if root, err := os.Readlink("/proc/" + process + "/root"); err != nil || root != "/" {
 			chrooted[namespace] = pid
 			continue
@@ -102,8 +102,8 @@ func visitMounts(file *os.File, namespace uint64, visit func(uint64, *bufio.Scan
 	return err == nil, err
 }
 
-// visitFromWithin calls visit with the mounts of the namespace of a process whose own root hides some of them. It reads
-// them as a thread that is in the namespace, and takes what the process sees where it may not enter.
+// visitFromWithin calls visit with the mounts of the namespace of a process whose own root hides some of them. It
+// reads them as a thread that is in the namespace. If it may not enter, it takes the mounts that the process sees.
 func visitFromWithin(pid int, namespace uint64, visit func(uint64, *bufio.Scanner) error) error {
 	result := make(chan error)
 	go onOtherThread(func() {
@@ -197,8 +197,8 @@ func parseLine(line []byte) (m mountLine, ok bool) {
 	}, true
 }
 
-// deviceOf is the device number of the filesystem of an open file, which on btrfs is not the one that stat says. It is
-// 0 if the file's mount is not one of those that this process sees.
+// deviceOf is the device number of the filesystem of an open file, which on btrfs differs from the device that stat
+// returns. It is 0 if this process does not see the file's mount.
 func deviceOf(fd int) (uint64, error) {
 	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	if err != nil {

@@ -77,8 +77,8 @@ func HasOpen(pid int, file File) bool {
 	return false
 }
 
-// isAt reports whether a link of /proc leads to the file. It takes what the kernel has in memory and asks no server,
-// so that one which does not answer keeps nobody waiting.
+// isAt reports whether a link of /proc leads to the file. It uses the kernel's memory and asks no server, so that a
+// server which does not answer keeps nobody waiting.
 func (f File) isAt(link string) bool {
 	var stat unix.Statx_t
 	flags := unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT

@@ -54,7 +54,7 @@ func processIn(namespace uint64) int {
 // maxNamed is how many uses an error names.
 const maxNamed = 3
 
-// InUse is an errdefs.ErrFailedPrecondition that says who uses what, nil if there are no uses.
+// InUse is an errdefs.ErrFailedPrecondition that lists the users of an object, nil if there are no uses.
 func InUse(what string, uses []Use) error {
 	if len(uses) == 0 {
 		return nil

@@ -22,16 +22,16 @@ const (
 	Metadata
 )
 
-// fillerName is the directory, at the top of the filesystem, of what fills it.
+// fillerName is the directory, at the top of the filesystem, of the files that fill it.
 const fillerName = "filler"
 
-// Fill fills the filesystem mounted on mnt until percent of what can be used of that space are in use. 100 means that
-// nothing more fits, be it one block or one directory entry. Filling again, to a higher level, goes on with what is
-// there. What fills the filesystem is in the directory "filler": whoever wants the space back removes it.
+// Fill fills the filesystem mounted on mnt until percent of its usable space of that kind are in use. 100 means that
+// nothing more fits, be it one block or one directory entry. Filling again, to a higher level, adds to the present
+// files. They are in the directory "filler": remove it to have the space back.
 //
-// Filling Metadata takes all that btrfs has not yet divided up for data, so that no new chunk comes to the help of
-// metadata, and leaves half of that free. Fill Data first where both are to be full. Make the filesystem small:
-// 256 MiB are full in a second.
+// Filling Metadata takes all space that btrfs has not yet divided up for data, so that no new chunk helps metadata
+// out. It leaves half of that space free. Fill Data first if both are to be full. Make the filesystem small: 256 MiB
+// are full in a second.
 func Fill(t testing.TB, mnt string, what Space, percent int) {
 	t.Helper()
 	f := filler{mnt: mnt, dir: filepath.Join(mnt, fillerName)}
@@ -63,7 +63,7 @@ func (f filler) fillData(percent int) error {
 		return err
 	}
 	for size, piece := info.Size(), int64(32<<20); piece >= 4096; {
-		// Until it is committed, the kernel does not count what is taken.
+		// The kernel does not count space until it is committed.
 		room, err := f.room(percent)
 		if err := errors.Join(err, unix.Syncfs(int(file.Fd()))); err != nil {
 			return err
@@ -157,7 +157,7 @@ func (f filler) addMetadata(add func(attribute []byte) error) error {
 		for i := 0; i < 16 && err == nil; i++ {
 			err = add(attribute)
 		}
-		// What is delayed is carried out: until then it takes more room than it needs.
+		// Delayed work is carried out: until then it takes more room than it needs.
 		if err := errors.Join(ignoreFull(err), f.sync()); err != nil {
 			return err
 		}

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Fork shares every file that this process has open in dir and below, until the end of the test, as a child does that
-// has been forked and has not executed its program yet. It returns how many.
+// Fork shares every file that this process has open in dir and below, until the end of the test. A forked child does
+// the same until it executes its program. It returns the number of files.
 func Fork(t testing.TB, dir string) (files int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DeadServer mounts a filesystem on dir whose server does not answer: whoever asks it for something, as stat(2) does,
-// waits until end is called or the test ends.
+// DeadServer mounts a filesystem on dir whose server does not answer: a process that asks it for something, as
+// stat(2) does, waits until end is called or the test ends.
 func DeadServer(t testing.TB, dir string) (end func()) {
 	t.Helper()
 	Root(t)
@@ -27,7 +27,7 @@ func DeadServer(t testing.TB, dir string) (end func()) {
 			return
 		}
 		ended = true
-		unix.Close(server) // who waits gets ENOTCONN
+		unix.Close(server) // waiting processes get ENOTCONN
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Errorf("testfs: unmount %s: %v", dir, err)
 		}

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The ioctls of linux/btrfs.h that the helpers need. They are spelled out here and not shared with the code
-// under test, so that an error there is not repeated in what judges it.
+// The ioctls of linux/btrfs.h that the helpers need. They are repeated here and not shared with the code under test,
+// so that an error in that code is not repeated in its judge.
 const (
 	iocSync            = 0x9408
 	iocInoLookup       = 0xD0009412
@@ -91,8 +91,8 @@ type searchKey struct {
 	_                        [4]uint64
 }
 
-// searchRoots calls yield for each item of the root tree that belongs to a subvolume and is a root or a
-// reference from it to its parent.
+// searchRoots calls yield for each item of the root tree that belongs to a subvolume: roots, and references from a
+// root to its parent.
 func searchRoots(mnt string, yield func(searchItem) error) error {
 	f, err := os.Open(mnt)
 	if err != nil {

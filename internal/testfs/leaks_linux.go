@@ -39,9 +39,8 @@ func Subvolumes(t testing.TB, mnt string) []string {
 	return paths
 }
 
-// WaitDeleted returns when the kernel has cleaned up all subvolumes that were deleted on the btrfs mounted
-// on mnt, so that their space is free and their qgroups are as the kernel leaves them. It fails the test
-// after a minute.
+// WaitDeleted returns when the kernel has cleaned up all deleted subvolumes on the btrfs mounted on mnt. Their space
+// is then free, and their qgroups are as the kernel leaves them. It fails the test after a minute.
 func WaitDeleted(t testing.TB, mnt string) {
 	t.Helper()
 	var left []uint64
@@ -112,7 +111,7 @@ func StaleQgroups(t testing.TB, mnt string) []uint64 {
 	})
 }
 
-// root is what the root tree says of one subvolume.
+// root is the root tree's description of one subvolume.
 type root struct {
 	linked bool   // it has a name, that is: it is not deleted
 	parent uint64 // the subvolume that holds the name
@@ -167,10 +166,11 @@ func (r roots) path(mnt string, id uint64) (string, error) {
 	return path, nil
 }
 
-// CheckLeaks fails the test if, when it ends, the process has goroutines or descriptors that it did not have
-// when CheckLeaks was called, or if there are mounts under the test's own directory or the given ones that
-// were not there. Call it first in a test, so that all other clean-up is done before it looks. Goroutines and
-// descriptors belong to the whole process: do not use it in a test that runs parallel to others.
+// CheckLeaks fails the test if, when it ends, the process has goroutines or descriptors that it did not have when
+// CheckLeaks was called. New mounts under the test's own directory or the given directories fail the test too.
+//
+// Call it first in a test, so that all other clean-up is done before it looks. Goroutines and descriptors belong to
+// the whole process: do not use it in a test that runs parallel to others.
 func CheckLeaks(t testing.TB, dirs ...string) {
 	t.Helper()
 	dirs = append(slices.Clone(dirs), filepath.Dir(t.TempDir()))
@@ -182,7 +182,7 @@ func CheckLeaks(t testing.TB, dirs ...string) {
 	mounts := mountSet(t, dirs)
 
 	t.Cleanup(func() {
-		// What has been told to stop may take a moment to do so.
+		// Goroutines that were told to stop may take a moment to do so.
 		var leaked []string
 		ok := eventually(2*time.Second, func() bool {
 			leaked = append(newGoroutines(goroutines), newKeys("descriptor", descriptors, openDescriptors(t))...)
@@ -208,8 +208,8 @@ func mountSet(t testing.TB, dirs []string) map[string]string {
 	return set
 }
 
-// openDescriptors maps the numbers of this process's descriptors to what they are open on, without those
-// that the Go runtime keeps for itself.
+// openDescriptors maps the numbers of this process's descriptors to their files, without those that the Go runtime
+// keeps for itself.
 func openDescriptors(t testing.TB) map[string]string {
 	t.Helper()
 	const dir = "/proc/self/fd"
@@ -242,7 +242,7 @@ func newKeys(what string, before, after map[string]string) []string {
 	return added
 }
 
-// Sync commits everything written to the filesystem that holds path, so that what it counts is up to date.
+// Sync commits everything written to the filesystem that holds path, so that its counts are up to date.
 func Sync(t testing.TB, path string) {
 	t.Helper()
 	f, err := os.Open(path)

@@ -17,9 +17,9 @@ import (
 // marksSize is the size of the end of a logged disk, which the filesystem leaves free for marks.
 const marksSize = 1 << 20
 
-// LoggedBtrfs is [Btrfs] on a disk that logs what is written to it, as package writelog reads it: QEMU serves the
-// image through FUSE, over its driver blklogwrites. finish unmounts the filesystem and returns the files of the log and
-// of what the disk then holds. The marks are where the filesystem ends.
+// LoggedBtrfs is [Btrfs] on a disk that logs all writes, as package writelog reads them: QEMU serves the image
+// through FUSE, over its driver blklogwrites. finish unmounts the filesystem and returns the log's file and the
+// disk's final content. The marks are where the filesystem ends.
 func LoggedBtrfs(t testing.TB, opts ...BtrfsOption) (mnt string, marks Marks, finish func() (log, image string)) {
 	t.Helper()
 	c := newBtrfsConfig(opts)
@@ -47,8 +47,8 @@ func LoggedBtrfs(t testing.TB, opts ...BtrfsOption) (mnt string, marks Marks, fi
 	}
 }
 
-// logWrites starts a process that serves a new disk, kept in the file image, as the file disk, and logs in the file log
-// what is written to it. It ends when stop is called, or else with the test.
+// logWrites starts a process that serves a new disk, kept in the file image, as the file disk. The process logs all
+// writes in the file log. It ends when stop is called, or else with the test.
 func logWrites(t testing.TB, dir string, size int64) (disk, log, image string, stop func()) {
 	t.Helper()
 	daemon, err := lookTool("qemu-storage-daemon")

@@ -7,10 +7,9 @@ import (
 	"testing"
 )
 
-// PowerCut shows what a power cut at this moment would leave of a filesystem that [Btrfs] made: it copies
-// what has reached the image, mounts the copy and returns its mount point. What the kernel still holds back,
-// an uncommitted transaction for one, is not in it. Kernels before 6.7 cannot mount a copy beside the
-// original.
+// PowerCut shows the state after a power cut at this moment of a filesystem that [Btrfs] made. It copies the image,
+// mounts the copy and returns its mount point. Data that the kernel still holds back, an uncommitted transaction for
+// one, is not in it. Kernels before 6.7 cannot mount a copy beside the original.
 func PowerCut(t testing.TB, mnt string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(workDir(t), "power-cut-")

@@ -1,11 +1,11 @@
-// Package testfs gives tests real filesystems: a fresh loopback btrfs or a fresh ZFS dataset that lives as
-// long as one test does, and the means to assert that the test left nothing behind.
+// Package testfs gives tests real filesystems: a fresh loopback btrfs or a fresh ZFS dataset, which lives as long as
+// one test. It can assert that the test left nothing behind.
 //
-// What cannot be had on the machine at hand (root, mkfs.btrfs, a pool) skips the test, so that tests run on
-// a laptop. With COWSHED_TEST_REQUIRE=1 it fails the test instead: under `make test` and in CI no test may be
-// skipped silently. The environment variables read are:
+// A missing requirement (root, mkfs.btrfs, a pool) skips the test, so that tests run on a laptop. With
+// COWSHED_TEST_REQUIRE=1 it fails the test instead: under `make test` and in CI no test may be skipped silently. The
+// environment variables read are:
 //
-//	COWSHED_TEST_REQUIRE  1: whatever would skip a test fails it
+//	COWSHED_TEST_REQUIRE  1: a reason to skip a test fails it
 //	COWSHED_TEST_DIR      where images and mount points are made; default is the test's own t.TempDir
 //	COWSHED_TEST_LONG     set: the long variants of tests run; see [Long]
 //	COWSHED_TEST_ZPOOL    name of the ZFS pool that [ZFS] makes datasets in, or [ZpoolElsewhere]
@@ -27,15 +27,14 @@ const DirEnv = "COWSHED_TEST_DIR"
 // ZpoolEnv is the environment variable that names the ZFS pool for tests.
 const ZpoolEnv = "COWSHED_TEST_ZPOOL"
 
-// ZpoolElsewhere is the value of COWSHED_TEST_ZPOOL with which `make test` says that the tests that need ZFS
-// run in the test machine and not in this process. Such a test is skipped with [ElsewhereReason], which the
-// check on skipped tests knows.
+// ZpoolElsewhere is the value of COWSHED_TEST_ZPOOL with which `make test` says that tests that need ZFS run in the
+// test machine. Such a test is skipped with [ElsewhereReason], which the check on skipped tests knows.
 const ZpoolElsewhere = "elsewhere"
 
 // ElsewhereReason is the message of a test that is skipped because it runs in the ZFS test machine.
 const ElsewhereReason = "runs in the ZFS test machine (make test-zfs)"
 
-// defaultSize is the apparent size of an image, in bytes. Images are sparse: only what is written is stored.
+// defaultSize is the apparent size of an image, in bytes. Images are sparse: only written data is stored.
 const defaultSize = 2 << 30
 
 // Skip skips the test for the given reason, or fails it when COWSHED_TEST_REQUIRE=1. It is the only way in

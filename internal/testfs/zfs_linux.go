@@ -30,10 +30,10 @@ func Zpool(t testing.TB) string {
 	return pool
 }
 
-// ZFS returns a fresh dataset, and the path where it is mounted, in the pool that COWSHED_TEST_ZPOOL names.
-// When the test ends, the dataset is destroyed with all that was made in it, and the test fails if something
-// of it was still mounted elsewhere. The test is skipped where the variable is unset or ZFS is missing, and
-// also, required or not, where the variable says [ZpoolElsewhere].
+// ZFS returns a fresh dataset, and the path where it is mounted, in the pool that COWSHED_TEST_ZPOOL names. When the
+// test ends, the dataset is destroyed with everything in it, and the test fails if something of it was still mounted
+// elsewhere. The test is skipped if the variable is unset or ZFS is missing. It is skipped too, required or not, if
+// the variable is [ZpoolElsewhere].
 func ZFS(t testing.TB) (dataset, mountpoint string) {
 	t.Helper()
 	pool := Zpool(t)
@@ -62,8 +62,8 @@ func ZFS(t testing.TB) (dataset, mountpoint string) {
 	return dataset, mountpoint
 }
 
-// unmountDatasets unmounts what the test left mounted of the datasets and snapshots below dataset. Mounts
-// below mountpoint are ZFS's own doing; others are leaks and fail the test.
+// unmountDatasets unmounts datasets and snapshots below dataset that the test left mounted. Mounts below mountpoint
+// are ZFS's own doing; others are leaks and fail the test.
 func unmountDatasets(t testing.TB, dataset, mountpoint string) {
 	t.Helper()
 	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
@@ -84,8 +84,8 @@ func unmountDatasets(t testing.TB, dataset, mountpoint string) {
 	}
 }
 
-// unmountBelow unmounts what is mounted below mountpoint that is no dataset, such as what a backend leaves mounted where
-// a process that lives on has a volume busy.
+// unmountBelow unmounts mounts below mountpoint that are no datasets. Such are mounts that a backend leaves if a
+// process that lives on has a volume busy.
 func unmountBelow(t testing.TB, mountpoint string) {
 	t.Helper()
 	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
@@ -97,14 +97,14 @@ func unmountBelow(t testing.TB, mountpoint string) {
 	}
 	for _, info := range infos {
 		t.Logf("testfs: %s is still mounted on %s", info.FSType, info.Mountpoint)
-		// With one that holds it, as it is listed after that, it is gone.
+		// A mount inside another goes with that one, which is listed before it.
 		if err := unix.Unmount(info.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			t.Errorf("testfs: unmount %s: %v", info.Mountpoint, err)
 		}
 	}
 }
 
-// zfsError is a failed zfs command with what it said.
+// zfsError is a failed zfs command with its output.
 type zfsError struct {
 	args   []string
 	output string
