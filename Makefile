@@ -62,13 +62,15 @@ gates: ## check formatting, go vet, builds for every platform, and that deps.sh 
 fuzz: ## run each fuzz target for FUZZTIME
 	scripts/test.sh fuzz
 
-lint: $(GOLANGCI) ## run golangci-lint and shellcheck
+lint: $(GOLANGCI) ## run golangci-lint, shellcheck, and a linter for words
 	@scripts/deps.sh lint bench daemons
 	$(GOLANGCI) run ./...
 	cd bench && $(GOLANGCI) run ./...
 	cd e2e/daemons && $(GOLANGCI) run ./...
 	cd scripts/internal/commandcheck && $(GOLANGCI) run ./...
 	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
+	go run ./scripts/internal/proselint -exempt scripts/internal/proselint/exempt.txt \
+		$$(git ls-files --cached --others --exclude-standard '*.go' '*.md')
 
 # Built from source, which takes minutes, and kept.
 $(GOLANGCI):

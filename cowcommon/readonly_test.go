@@ -34,7 +34,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// What the kernel refuses because it made the filesystem read-only meanwhile has the type too.
+// An error of a filesystem that the kernel made read-only meanwhile has the type too.
 func TestAsReadOnly(t *testing.T) {
 	cause := &fs.PathError{Op: "mkdir", Path: "/x", Err: syscall.EROFS}
 	err := AsReadOnly(cause)

@@ -25,7 +25,7 @@ func TestSimpleQuota(t *testing.T) {
 	require.NotErrorIs(t, err, graphdriver.ErrNotSupported)
 }
 
-// TestSimpleQuotaTried holds what SimpleQuota says to what the kernel does.
+// TestSimpleQuotaTried compares the answer of SimpleQuota with the kernel's behaviour.
 func TestSimpleQuotaTried(t *testing.T) {
 	dir, err := os.Open(testfs.Btrfs(t))
 	require.NoError(t, err)

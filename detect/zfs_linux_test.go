@@ -70,7 +70,7 @@ func TestZFSDataset(t *testing.T) {
 		})
 	}
 
-	// What cannot be read is not taken for an answer.
+	// An unreadable value is not taken for an answer.
 	for part, value := range map[string]string{
 		"pool":      "health ONLINE\n",
 		"dataset":   "type\tfilesystem\n",

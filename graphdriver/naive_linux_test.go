@@ -22,9 +22,9 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// dirs is a ProtoDriver whose layers are directories, made by the test, and that counts who holds them.
-// Package graphtest runs the conformance suite over a NaiveDiffDriver; here it is about what it does to
-// the driver below.
+// dirs is a ProtoDriver whose layers are directories, made by the test, and that counts their holders. Package
+// graphtest runs the conformance suite over a NaiveDiffDriver. The tests here are about its calls of the driver
+// below.
 type dirs struct {
 	ProtoDriver
 	root   string

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// opened is what New returns for a named driver in these tests. Selection calls no method of it.
+// opened is the driver that New returns for a name in these tests. Selection calls no method of it.
 type opened struct {
 	Driver
 	name, root string

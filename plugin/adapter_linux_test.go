@@ -20,7 +20,7 @@ import (
 // unmapped maps no ids.
 var unmapped user.IdentityMapping
 
-// recorder opens fake drivers and records what happens to them.
+// recorder opens fake drivers and records their calls.
 type recorder struct {
 	events  []string
 	openErr error

@@ -83,7 +83,7 @@ type initMessageOfEngine struct {
 	GIDMaps []engineIDMap `json:"GIDMaps"`
 }
 
-// post sends a request and returns the body of the answer, or what the plugin says went wrong.
+// post sends a request and returns the body of the answer, or the plugin's error.
 func (e *engine) post(method string, body io.Reader) (io.ReadCloser, error) {
 	request, err := http.NewRequest(http.MethodPost, "/"+method, body)
 	if err != nil {
@@ -135,8 +135,8 @@ func read(answer io.ReadCloser) (reply, error) {
 	return r, nil
 }
 
-// pluginError is an error that arrived as text. The tests are to match it as what it was: that shows, too,
-// that the text of the error is what arrives.
+// pluginError is an error that arrived as text. The tests match it by its original type: that shows, too, that the
+// text of the error arrives.
 type pluginError struct{ text string }
 
 func (e pluginError) Error() string { return e.text }
@@ -266,7 +266,7 @@ func (e *engine) withNamesOfDiff(changes []archive.Change, id, parent string) ([
 		return nil, err
 	}
 	defer diff.Close()
-	names := make(map[string]string) // as bytes, by what JSON makes of them
+	names := make(map[string]string) // as bytes, by their form in JSON
 	for r := tar.NewReader(diff); ; {
 		header, err := r.Next()
 		if errors.Is(err, io.EOF) {

@@ -10,7 +10,7 @@ import (
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
-// fake is a driver whose methods do what a test says, and which fails for layers that do not exist.
+// fake is a driver whose methods are the test's, and which fails for layers that do not exist.
 type fake struct {
 	layers sync.Map // ids
 

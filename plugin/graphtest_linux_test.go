@@ -64,7 +64,7 @@ func TestGraphDriver(t *testing.T) {
 		SeesWrites:   true,
 		FrozenDiff:   true,
 	})
-	// What the kernel was still destroying when a driver was closed is cleared up by the next that opens there.
+	// If the kernel was still destroying subvolumes when a driver was closed, the next driver there clears up.
 	testfs.WaitDeleted(t, mnt)
 	homes.Range(func(_, home any) bool {
 		d, err := openBtrfs(InitRequest{Home: home.(string)})

@@ -29,7 +29,7 @@ func serveFake(t testing.TB, f *fake) *engine {
 	return e
 }
 
-// TestEveryMethod sends what the engine sends and reads what it reads.
+// TestEveryMethod sends the engine's requests and reads its answers.
 func TestEveryMethod(t *testing.T) {
 	testfs.CheckLeaks(t)
 	var opened InitRequest
@@ -98,8 +98,8 @@ func TestEveryMethod(t *testing.T) {
 	require.NoError(t, e.Cleanup())
 }
 
-// TestBadRequests: what is not a request is answered with an error, also after others on the same connection,
-// and harms nothing.
+// TestBadRequests: invalid requests are answered with an error, also after others on the same connection, and harm
+// nothing.
 func TestBadRequests(t *testing.T) {
 	testfs.CheckLeaks(t)
 	var called atomic.Int32

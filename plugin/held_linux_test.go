@@ -44,7 +44,7 @@ func openHolders() (func(InitRequest) (graphdriver.Driver, error), *holder) {
 	}, &latest
 }
 
-// TestHeldLayers: a driver that is opened again holds what the engine has, until the engine stops or starts again.
+// TestHeldLayers: a driver that is opened again holds the engine's layers, until the engine stops or starts again.
 func TestHeldLayers(t *testing.T) {
 	testfs.CheckLeaks(t)
 	options := AdapterOptions{StateFile: filepath.Join(t.TempDir(), "state.json")}
@@ -82,7 +82,7 @@ func TestHeldLayers(t *testing.T) {
 	assert.NoDirExists(t, adapter.held.dir)
 }
 
-// TestHeldLayerIsGone: what cannot be had again does not keep the rest from it.
+// TestHeldLayerIsGone: a layer that cannot be had again does not keep the rest from it.
 func TestHeldLayerIsGone(t *testing.T) {
 	options := AdapterOptions{StateFile: filepath.Join(t.TempDir(), "state.json")}
 	open, latest := openHolders()
@@ -97,7 +97,7 @@ func TestHeldLayerIsGone(t *testing.T) {
 	require.NoError(t, adapter.Close())
 }
 
-// TestHeldIsRemoved: of a layer that the engine removes, what was had again is given back, and no more.
+// TestHeldIsRemoved: when the engine removes a layer, the uses that were had again are given back, and no more.
 func TestHeldIsRemoved(t *testing.T) {
 	options := AdapterOptions{StateFile: filepath.Join(t.TempDir(), "state.json")}
 	open, latest := openHolders()
@@ -126,7 +126,7 @@ func TestHeldIsRemoved(t *testing.T) {
 	require.NoError(t, adapter.Close())
 }
 
-// TestHeldCannotBeKept: the engine is not given what it would lose.
+// TestHeldCannotBeKept: the engine is not given a layer that it would lose.
 func TestHeldCannotBeKept(t *testing.T) {
 	open, latest := openHolders()
 	adapter := NewAdapter(open, AdapterOptions{StateFile: filepath.Join(t.TempDir(), "state.json")})

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestInitMessages: what engines of several versions send.
+// TestInitMessages: the messages of engines of several versions.
 func TestInitMessages(t *testing.T) {
 	maps := []user.IDMap{{ID: 0, ParentID: 231072, Count: 65536}}
 	for text, want := range map[string]InitRequest{
@@ -27,7 +27,7 @@ func TestInitMessages(t *testing.T) {
 	}
 }
 
-// FuzzInitRequest: what is accepted is written as it was read, and maps only ids that there are.
+// FuzzInitRequest: an accepted request is written as it was read, and maps only existing ids.
 func FuzzInitRequest(f *testing.F) {
 	f.Add(`{"Home":"/h","Opts":["a=b"],"UIDMaps":[{"container_id":0,"host_id":231072,"size":65536}],"GIDMaps":null}`)
 	f.Add(`{"Home":"/h","UIDMaps":[{"size":4294967295}]}`)

@@ -68,8 +68,8 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// TestDiffIsStreamed: what the driver has given arrives before the driver has given more, and no more memory
-// is used than for a buffer.
+// TestDiffIsStreamed: the driver's data arrives before the driver has given more, and no more memory is used than for
+// a buffer.
 func TestDiffIsStreamed(t *testing.T) {
 	testfs.CheckLeaks(t)
 	blocking := newBlockingDiff(firstPart)
@@ -96,7 +96,7 @@ func TestDiffIsStreamed(t *testing.T) {
 	assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(32<<20), "bytes allocated to stream %d both ways", size)
 }
 
-// TestApplyDiffIsStreamed: the driver gets what the engine has sent before the engine has sent more.
+// TestApplyDiffIsStreamed: the driver gets the engine's data before the engine has sent more.
 func TestApplyDiffIsStreamed(t *testing.T) {
 	testfs.CheckLeaks(t)
 	first := make(chan struct{})
@@ -180,8 +180,8 @@ func TestApplyDiffThatFails(t *testing.T) {
 	}
 }
 
-// TestApplyDiffThatBreaks: what the engine does not send to its end is an error to the driver, never a
-// shorter tar, and the engine can remove the layer at once.
+// TestApplyDiffThatBreaks: a stream that the engine does not send to its end is an error to the driver, never a
+// shorter tar. The engine can remove the layer at once.
 func TestApplyDiffThatBreaks(t *testing.T) {
 	testfs.CheckLeaks(t)
 	got := make(chan error, 1)
@@ -231,8 +231,8 @@ func TestRemoveAfterBrokenDiff(t *testing.T) {
 	}
 }
 
-// TestInitEndsStreams: an engine that starts again does not wait for what it has begun before, and no stream
-// looks complete for having been ended.
+// TestInitEndsStreams: an engine that starts again does not wait for its earlier requests, and no stream looks
+// complete because it was ended.
 func TestInitEndsStreams(t *testing.T) {
 	testfs.CheckLeaks(t)
 	for name, end := range map[string]func(e *engine) error{
@@ -288,7 +288,7 @@ func TestServerStops(t *testing.T) {
 	require.NoError(t, err)
 	defer diff.Close()
 
-	// What ends streams at once; without it they have their time of grace.
+	// Streams end at once; without Close they have their time of grace.
 	require.NoError(t, adapter.Close())
 	stop()
 	_, err = io.Copy(io.Discard, diff)
@@ -298,7 +298,7 @@ func TestServerStops(t *testing.T) {
 	assert.ErrorIs(t, adapter.Remove("x"), errdefs.ErrAborted)
 }
 
-// TestServerCutsConnections: a request that does not end in time is cut off, and what it holds is released.
+// TestServerCutsConnections: a request that does not end in time is cut off, and its resources are released.
 func TestServerCutsConnections(t *testing.T) {
 	testfs.CheckLeaks(t)
 	blocking := newBlockingDiff(firstPart)
@@ -338,7 +338,7 @@ func (failingListener) Accept() (net.Conn, error) { return nil, errDriver }
 func (failingListener) Close() error              { return nil }
 func (failingListener) Addr() net.Addr            { return &net.UnixAddr{} }
 
-// TestBrokenHTTP: what is not even HTTP does not disturb the server.
+// TestBrokenHTTP: bytes that are not even HTTP do not disturb the server.
 func TestBrokenHTTP(t *testing.T) {
 	testfs.CheckLeaks(t)
 	e := serveFake(t, &fake{})

@@ -290,7 +290,7 @@ func TestLimit(t *testing.T) {
 				assert.Zero(t, usage.Total)
 			}
 
-			// Below what is there already: only deleting works.
+			// Below the present size: only deleting works.
 			tight := Limit{Bytes: 10 * mib, Scope: c.limit.Scope}
 			require.NoError(t, s.SetLimit(t.Context(), id, tight))
 			require.ErrorIs(t, s.write("layer/c", 1), unix.EDQUOT)
@@ -383,7 +383,7 @@ func TestNoSuchSubvolume(t *testing.T) {
 	}
 }
 
-// TestUsageWithSnapshot checks what the two modes say about a subvolume that has been snapshotted.
+// TestUsageWithSnapshot checks the usage of a snapshotted subvolume in the two modes.
 func TestUsageWithSnapshot(t *testing.T) {
 	for name, c := range map[string]struct {
 		policy Policy
@@ -412,7 +412,7 @@ func TestUsageWithSnapshot(t *testing.T) {
 	}
 }
 
-// TestOlderData checks that simple quotas do not charge what was there before them.
+// TestOlderData checks that simple quotas do not charge data from before them.
 func TestOlderData(t *testing.T) {
 	s := newStore(t, PolicySimple)
 	id := s.create("a")
@@ -555,7 +555,7 @@ func TestRescanCancelled(t *testing.T) {
 	assert.False(t, running)
 }
 
-// TestSysfs holds what is read from sysfs to what is read from the quota tree.
+// TestSysfs compares the values from sysfs with those from the quota tree.
 func TestSysfs(t *testing.T) {
 	for name, c := range map[string]struct {
 		policy Policy
@@ -602,7 +602,7 @@ func TestSysfs(t *testing.T) {
 				assert.Equal(t, treeLimits, limits)
 			}
 
-			// What is not in sysfs is read from the tree.
+			// Values missing in sysfs are read from the tree.
 			want, err := s.Usage(id)
 			require.NoError(t, err)
 			s.sysfs = filepath.Join(t.TempDir(), "absent", "qgroups")
@@ -622,7 +622,7 @@ func TestSysfs(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist, "no sysfs is not the same as no quotas")
 }
 
-// TestUnprivileged does in a nested user namespace, where root is not the kernel's, what is possible there.
+// TestUnprivileged does the possible operations in a nested user namespace, where root is not the kernel's.
 func TestUnprivileged(t *testing.T) {
 	const dirEnv, idEnv = "COWSHED_TEST_QUOTA_DIR", "COWSHED_TEST_QUOTA_ID"
 	if dir := os.Getenv(dirEnv); dir != "" {
@@ -672,7 +672,7 @@ func TestOpenErrors(t *testing.T) {
 	require.ErrorIs(t, err, unix.ENOTTY)
 }
 
-// BenchmarkUsage is the cost of asking; it must not depend on what the subvolume holds.
+// BenchmarkUsage is the cost of asking; it must not depend on the size of the subvolume.
 func BenchmarkUsage(b *testing.B) {
 	dir := testfs.Btrfs(b, testfs.WithSimpleQuota())
 	q, err := OpenQgroups(dir, PolicyAuto)

@@ -77,7 +77,7 @@ func TestFormatSize(t *testing.T) {
 	}
 }
 
-// FuzzParseSize holds ParseSize to go-units: what it accepts means the same there.
+// FuzzParseSize compares ParseSize with go-units: accepted sizes mean the same there.
 func FuzzParseSize(f *testing.F) {
 	for _, s := range []string{"10G", "1.5g", "0", "-1", "", "8192P", "1e300p", "0x1p3", "NaN", "10 GiB", "9223372036854775807", "0.3"} {
 		f.Add(s)

@@ -38,7 +38,7 @@ func TestApplyLayers(t *testing.T) {
 	h.in(names[2], func(dir string) { assertImage(t, dir) })
 }
 
-// Containerd's own applier mounts what Cowshed's finds without.
+// Containerd's own applier mounts the volumes that Cowshed's finds without.
 func TestApplyLayersByContainerd(t *testing.T) {
 	h := newHost(t)
 	layers := h.layers()
@@ -59,7 +59,7 @@ func TestApplyNoLayers(t *testing.T) {
 	assert.Empty(t, id)
 }
 
-// What is there below is not applied again, and lists of digests are not written to.
+// Existing layers below are not applied again, and lists of digests are not written to.
 func TestApplyLayer(t *testing.T) {
 	h := newHost(t)
 	layers := h.layers()
@@ -85,7 +85,7 @@ func TestApplyLayer(t *testing.T) {
 	h.in(names[2], func(dir string) { assertImage(t, dir) })
 }
 
-// What cannot be applied changes nothing.
+// Layers that cannot be applied change nothing.
 func TestApplyBadRequests(t *testing.T) {
 	h := newHost(t)
 	layers := h.layers()
@@ -315,7 +315,8 @@ func TestApplyWhileParentsVanish(t *testing.T) {
 	h.assertOnly()
 }
 
-// Who has lost the race has what was asked for, even if the snapshot that was extracted for it cannot be removed.
+// The caller that has lost the race has the snapshot that it asked for, even if its own temporary snapshot cannot be
+// removed.
 func TestApplyLosesRace(t *testing.T) {
 	h := newHost(t)
 	layer := h.layers()[0]

@@ -113,7 +113,7 @@ func TestDiffOfBase(t *testing.T) {
 	})
 }
 
-// Options of containerd's differs have the last word, and its own mounts what Cowshed's finds without.
+// Options of containerd's differs have the last word, and its own mounts the volumes that Cowshed's finds without.
 func TestDiffOptions(t *testing.T) {
 	h := newHost(t)
 	h.container("container", h.image())

@@ -10,7 +10,7 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// An image becomes the root filesystem of a container, and what the container changed becomes a layer.
+// An image becomes the root filesystem of a container, and the changes of the container become a layer.
 func Example() {
 	run := func(ctx context.Context, layers []rootfs.Layer, sn *snapshotter.Snapshotter, store content.Store) (ocispec.Descriptor, error) {
 		differ := snapshotter.NewDiffer(sn, store)

@@ -39,13 +39,13 @@ type host struct {
 	real   *snapshotter.Snapshotter
 	differ *snapshotter.Differ
 	store  content.Store
-	// sn is the snapshotter as a client sees it, who may be told of faults.
+	// sn is the snapshotter as a client sees it, with faults on request.
 	sn *client
 }
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	// It leaves a descriptor to the garbage collector, so it comes before what looks for leaks.
+	// It leaves a descriptor to the garbage collector, so it comes before the check for leaks.
 	store, err := contentstore.Open(t.TempDir())
 	require.NoError(t, err)
 	testfs.CheckLeaks(t)
@@ -141,7 +141,7 @@ func (f applierFunc) Apply(ctx context.Context, desc ocispec.Descriptor, mounts 
 	return f(ctx, desc, mounts)
 }
 
-// native is Cowshed's own applier, counting in calls, unless that is nil, what it applies.
+// native is Cowshed's own applier. Unless calls is nil, it counts the applied layers there.
 func (h *host) native(calls *counts) Applier {
 	return applierFunc(func(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
 		if calls != nil {
@@ -203,7 +203,7 @@ func (h *host) layer(mediaType string, files map[string]string) Layer {
 	return l
 }
 
-// layers are three, of which each changes what is below.
+// layers are three layers, of which each changes those below.
 func (h *host) layers() []Layer {
 	h.t.Helper()
 	return []Layer{

@@ -48,7 +48,7 @@ func (m *mounter) Unmount(target string) error {
 	return m.unmount
 }
 
-// ownTemp has temporary directories made where the test looks for what is left of them.
+// ownTemp has temporary directories made where the test looks for their remains.
 func ownTemp(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -60,7 +60,7 @@ func ownTemp(t *testing.T) {
 	})
 }
 
-// assertInitialized asserts that a tree has what containers need, and that it can be used by anyone.
+// assertInitialized asserts that a tree has the files that containers need, and that anyone can use it.
 func assertInitialized(t *testing.T, dir string) {
 	t.Helper()
 	for _, name := range []string{"dev", "dev/pts", "dev/shm", "proc", "sys", "etc"} {
@@ -326,13 +326,13 @@ func TestInitRootFSConcurrently(t *testing.T) {
 	h.assertOnly(append(append(before, init.LayerName(image)), names...)...)
 }
 
-// An image cannot have anything made outside of it, and what it has stays.
+// An image cannot have anything made outside of it, and its files stay.
 func TestInitOfHostileImages(t *testing.T) {
 	testfs.Root(t)
 	for name, c := range map[string]struct {
 		dirs, files []string
 		links       map[string]string // "OUT" is a directory outside
-		want        map[string]string // what there is then: "dir", "file", or the target of a link
+		want        map[string]string // the files afterwards: "dir", "file", or the target of a link
 	}{
 		"absolute link within": {
 			dirs: []string{"usr/etc"}, links: map[string]string{"etc": "/usr/etc"},

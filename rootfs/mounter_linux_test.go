@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What was mounted before one of the mounts failed does not stay.
+// Mounts made before one of the mounts failed do not stay.
 func TestHostMounter(t *testing.T) {
 	h := newHost(t)
 	mounts, err := h.real.Prepare(t.Context(), "active", "")

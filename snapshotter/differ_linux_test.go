@@ -53,7 +53,7 @@ func newDifferHost(t *testing.T, opts Options, fsOpts ...testfs.BtrfsOption) *di
 
 func newDifferHostOn(t *testing.T, fs filesystem, opts Options) *differHost {
 	t.Helper()
-	// It leaves a descriptor to the garbage collector, so it comes before what looks for leaks.
+	// It leaves a descriptor to the garbage collector, so it comes before the check for leaks.
 	store, err := contentstore.Open(t.TempDir())
 	require.NoError(t, err)
 	h := newHostOn(t, fs, opts)
@@ -101,7 +101,7 @@ func (h *differHost) names(desc ocispec.Descriptor) []string {
 	}
 }
 
-// uploads lists what is being uploaded.
+// uploads lists the running uploads.
 func (h *differHost) uploads() []content.Status {
 	h.t.Helper()
 	statuses, err := h.store.ListStatuses(h.t.Context())
@@ -208,7 +208,7 @@ func testCompareAgreesWithContainerd(t *testing.T, fs filesystem) {
 	}
 }
 
-// TestCreateDiff is what containerd, nerdctl and dockerd do to commit a container or to export a snapshot.
+// TestCreateDiff commits a container and exports a snapshot as containerd, nerdctl and dockerd do.
 func TestCreateDiff(t *testing.T) { testCreateDiff(t, onBtrfs()) }
 
 func testCreateDiff(t *testing.T, fs filesystem) {
@@ -587,7 +587,7 @@ type rotten struct {
 
 func (r rotten) Size() int64 { return r.Reader.Size() }
 
-// countingStore counts what is one request each where the store is another process.
+// countingStore counts the calls that are one request each where the store is another process.
 type countingStore struct {
 	content.Store
 	requests *atomic.Int64
@@ -627,7 +627,7 @@ func (w countingWriter) Write(p []byte) (int, error) {
 func TestRequests(t *testing.T) {
 	h := newDifferHost(t, Options{})
 	size := 8 * mib
-	noise := make([]byte, size) // so that what is compressed is as large
+	noise := make([]byte, size) // so that the compressed data is as large
 	_, err := rand.NewChaCha8([32]byte{}).Read(noise)
 	require.NoError(t, err)
 	var requests atomic.Int64

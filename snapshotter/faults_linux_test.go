@@ -17,7 +17,7 @@ import (
 
 var errFault = errors.New("fault")
 
-// faultyBackend fails in the call with a number, before or after it has done what it is asked for.
+// faultyBackend fails in the call with a number, before or after it has done its work.
 type faultyBackend struct {
 	cowcommon.Backend
 	left  atomic.Int64 // calls until the fault; below 0: none comes
@@ -162,7 +162,7 @@ func TestFaults(t *testing.T) {
 						undo("active")()
 					}
 					if !came {
-						return // there are not as many calls
+						return // there are fewer calls
 					}
 				}
 			})

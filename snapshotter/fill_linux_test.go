@@ -26,7 +26,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// wideLayer is a layer of many files, which also replaces and removes what h.image has.
+// wideLayer is a layer of many files, which also replaces and removes files of h.image.
 func wideLayer(t *testing.T) []byte {
 	t.Helper()
 	var buf bytes.Buffer
@@ -35,7 +35,7 @@ func wideLayer(t *testing.T) []byte {
 	require.NoError(t, w.WriteHeader(&tar.Header{Name: ".wh.file", Mode: 0o644}))
 	for i := range 100 {
 		require.NoError(t, w.WriteHeader(&tar.Header{Name: fmt.Sprintf("dir/%d", i), Mode: 0o644, Size: int64(len(noise))}))
-		_, _ = source.Read(noise) // so that what is compressed is as large
+		_, _ = source.Read(noise) // so that the compressed data is as large
 		_, err := w.Write(noise)
 		require.NoError(t, err)
 	}
@@ -152,7 +152,7 @@ func (h *host) limit(key string) quota.Limit {
 	return v.Limit
 }
 
-// TestApplyToTouched: what was written to a snapshot before stays, and no part of a wrong layer comes to it.
+// TestApplyToTouched: earlier writes to a snapshot stay, and no part of a wrong layer is added to them.
 func TestApplyToTouched(t *testing.T) {
 	h := newDifferHost(t, Options{})
 	h.image("image")
@@ -198,7 +198,7 @@ func TestApplyToRemoved(t *testing.T) {
 	assert.Empty(t, h.Lost())
 }
 
-// TestCommitWaits: what is committed is a whole layer, or none of it.
+// TestCommitWaits: a commit has a whole layer, or none of it.
 func TestCommitWaits(t *testing.T) {
 	h := newDifferHost(t, Options{})
 	good := h.put(ocispec.MediaTypeImageLayer, wideLayer(t))
@@ -248,8 +248,9 @@ func TestApplyNotTakenBack(t *testing.T) {
 	assert.Empty(t, h.volumes())
 }
 
-// TestTakeBackFaults lets each call of the backend fail while a layer is applied and taken back, or the process end with
-// it. No part of the layer can be committed as long as the process lives, and no volume is left of what is removed.
+// TestTakeBackFaults lets each call of the backend fail while a layer is applied and taken back, or the process end
+// with it. No part of the layer can be committed as long as the process lives, and no volume of a removed snapshot is
+// left.
 func TestTakeBackFaults(t *testing.T) {
 	for _, crash := range []bool{false, true} {
 		for _, after := range []bool{false, true} {
@@ -330,7 +331,7 @@ func TestApplyCancelledAtTheEnd(t *testing.T) {
 	assert.Empty(t, applied)
 }
 
-// TestApplyMemory: in the middle of a layer, what is in memory of it is bounded.
+// TestApplyMemory: in the middle of a layer, the memory in use is bounded.
 func TestApplyMemory(t *testing.T) {
 	const most = 32 * mib
 	h := newDifferHost(t, Options{})
@@ -339,7 +340,7 @@ func TestApplyMemory(t *testing.T) {
 	require.NoError(t, err)
 	inUse := func() int64 {
 		var stats runtime.MemStats
-		for range 2 { // what is pooled goes with the second
+		for range 2 { // pooled memory goes with the second
 			runtime.GC()
 		}
 		runtime.ReadMemStats(&stats)

@@ -15,8 +15,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestFullFilesystem: with data and metadata exhausted, what there is can be read and removed, over and over, also
-// after a start; and removing makes room.
+// TestFullFilesystem: with data and metadata exhausted, existing snapshots can be read and removed, over and over,
+// also after a start; and removing makes room.
 func TestFullFilesystem(t *testing.T) {
 	levels := []int{100}
 	if testfs.Long() {

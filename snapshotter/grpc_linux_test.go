@@ -94,7 +94,7 @@ func TestServed(t *testing.T) {
 	assert.NotContains(t, h.volumes(), volume)
 }
 
-// What the differ asks of containerd's content store is asked in the name of the client.
+// The differ asks containerd's content store in the name of the client.
 func TestNamespaceAndLeasePassOn(t *testing.T) {
 	asked := metadata.NewIncomingContext(t.Context(), metadata.Pairs(namespaces.GRPCHeader, "moby", leases.GRPCHeader, "lease"))
 	out, ok := metadata.FromOutgoingContext(toStore(asked))

@@ -199,7 +199,7 @@ func (h *host) image(name string) {
 	h.commit(name, name+"-unpack")
 }
 
-// volumes lists the names of the volumes that there are, sorted.
+// volumes lists the names of the existing volumes, sorted.
 func (h *host) volumes() []string {
 	h.t.Helper()
 	names := []string{}
@@ -211,7 +211,7 @@ func (h *host) volumes() []string {
 	return names
 }
 
-// state is all that there is: what the metadata says, and the volumes.
+// state is the complete state: the metadata, and the volumes.
 func (h *host) state() any {
 	h.t.Helper()
 	infos := []snapshots.Info{}

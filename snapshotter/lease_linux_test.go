@@ -191,7 +191,7 @@ func TestCompareCollected(t *testing.T) {
 	}
 }
 
-// TestCompareOfThere has a blob lose what holds it right after the store has said that it is there already.
+// TestCompareOfThere removes a blob's last reference right after the store has said that the blob exists.
 func TestCompareOfThere(t *testing.T) {
 	h := newLeaseHost(t)
 	ctx := namespaces.WithNamespace(t.Context(), "there")
@@ -292,8 +292,8 @@ func TestCompareCancelled(t *testing.T) {
 	}
 }
 
-// TestCompareKilled: what a process leaves that is killed during an upload goes when its leases have expired. In this test
-// it is one whose requests all fail from then on.
+// TestCompareKilled: the uploads of a killed process go when their leases have expired. In this test the process is
+// one whose requests all fail from then on.
 func TestCompareKilled(t *testing.T) {
 	h := newLeaseHost(t)
 	times := leaseTimes{upload: time.Second, renew: 100 * time.Millisecond, commit: time.Second, hold: time.Second}

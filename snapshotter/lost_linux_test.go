@@ -17,7 +17,7 @@ import (
 // metadata is the path of the metadata.
 func (h *host) metadata() string { return filepath.Join(h.mnt, "snapshotter", metadataName) }
 
-// rollBack puts the metadata back to what it was when its copy was made.
+// rollBack restores the metadata from its copy.
 func (h *host) rollBack(copied []byte) {
 	h.t.Helper()
 	require.NoError(h.t, os.WriteFile(h.metadata(), copied, 0o600))
@@ -65,7 +65,7 @@ func TestLostMetadata(t *testing.T) {
 			assert.Equal(t, "image-unpack", lost[image].Made)
 			assert.True(t, lost[image].Sealed)
 
-			// What is lost stays lost, and goes neither with Cleanup nor with another start.
+			// A lost volume stays lost, and goes neither with Cleanup nor with another start.
 			require.NoError(t, h.Cleanup(t.Context()))
 			require.NoError(t, h.restart(nil))
 			require.Equal(t, before, h.volumes())
@@ -88,8 +88,8 @@ func TestLostMetadata(t *testing.T) {
 	}
 }
 
-// TestRolledBackMetadata: the metadata is older than the volumes. What it names is as the volumes are; what it does not
-// know is kept; what it says is doomed is.
+// TestRolledBackMetadata: the metadata is older than the volumes. Snapshots that it names are as their volumes are.
+// Volumes that it does not know are kept. Volumes that it lists as doomed are destroyed.
 func TestRolledBackMetadata(t *testing.T) {
 	h := newHost(t, Options{})
 	ctx := t.Context()
@@ -171,8 +171,8 @@ func TestRolledBackAt(t *testing.T) {
 	assert.Equal(t, "precious", h.content("d", "data"))
 }
 
-// TestRolledBackVolumes: the volumes are older than the metadata. What the metadata says of those that are missing is
-// kept, and gives them back when they are there again.
+// TestRolledBackVolumes: the volumes are older than the metadata. The records of missing volumes are kept, and give
+// them back when they exist again.
 func TestRolledBackVolumes(t *testing.T) {
 	h := newHost(t, Options{})
 	ctx := t.Context()

@@ -47,8 +47,8 @@ func newHookedHost(t *testing.T, fs filesystem, opts Options) (*host, *hookedBac
 	return h, hooked
 }
 
-// TestSnapshotBeingMade: what a client hears of a snapshot, it hears when that is whole. Whoever asks while it is being
-// made waits, for as long as its own context lets it.
+// TestSnapshotBeingMade: clients see only complete snapshots. A client that asks for a snapshot in the making waits,
+// as long as its own context lets it.
 func TestSnapshotBeingMade(t *testing.T) {
 	h, hooked := newHookedHost(t, onBtrfs(testfs.WithSimpleQuota()), Options{})
 	h.image("image")
@@ -123,8 +123,8 @@ func TestMountVanishesDuringCommit(t *testing.T) {
 	}
 }
 
-// TestOutcomeUnknown has each transaction of each operation fail, before or after it was written, once or twice. What
-// the metadata names is there afterwards, and what it does not name is not; and what failed can be done again.
+// TestOutcomeUnknown has each transaction of each operation fail, before or after it was written, once or twice. The
+// volumes that the metadata names exist afterwards, and others do not. A failed operation can be repeated.
 func TestOutcomeUnknown(t *testing.T) {
 	h := newHost(t, Options{})
 	ctx := t.Context()
@@ -196,7 +196,7 @@ func (h *host) failCommits(nth, times int, fault error, written bool) (came func
 	return func() bool { return n >= nth }
 }
 
-// TestReserve: where metadata cannot be written in place, what is reserved is given up, once it is needed.
+// TestReserve: if metadata cannot be written in place, the reserve is given up, once it is needed.
 func TestReserve(t *testing.T) {
 	h := newHost(t, Options{})
 	h.image("image")

@@ -18,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// What the snapshotter did not make is left alone.
+// The snapshotter leaves foreign volumes alone.
 func TestRecoverForeignVolumes(t *testing.T) {
 	h := newHost(t, Options{})
 	foreign := []string{"layer", "s-short", "s-" + "abcdefghijklmnopqrstuvwxyz", "x-ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
@@ -34,7 +34,8 @@ func TestRecoverForeignVolumes(t *testing.T) {
 	}
 }
 
-// A crash leaves what the process was doing in any state. Each test stops the snapshotter there, and starts it again.
+// A crash leaves the operations of the process in any state. Each test stops the snapshotter there, and starts it
+// again.
 func TestRecoverUnfinished(t *testing.T) {
 	ctx := t.Context()
 	h := newHost(t, Options{})
@@ -126,7 +127,7 @@ func TestRecoverUnfinished(t *testing.T) {
 			require.NoError(t, h.Remove(ctx, "frozen"))
 			require.NoError(t, h.Cleanup(ctx))
 			assert.Equal(t, before, h.state())
-			h.prepare("later", "image") // and so what was destroyed stays that
+			h.prepare("later", "image") // and so destroyed volumes stay destroyed
 			require.NoError(t, h.Remove(ctx, "later"))
 			require.NoError(t, h.restart(nil))
 			for _, l := range []ledger{making, copies, thawing} {
@@ -231,7 +232,7 @@ func TestDestroyedComesBack(t *testing.T) {
 	assert.Empty(t, h.Lost())
 	assert.NotContains(t, h.volumes(), volume)
 
-	h.prepare("new", "image") // what was destroyed before is destroyed for good
+	h.prepare("new", "image") // earlier destroyed volumes are destroyed for good
 	_, err = h.Update(ctx, snapshots.Info{Name: "image"})
 	require.NoError(t, err)
 	assert.Empty(t, h.ledger(doomed))

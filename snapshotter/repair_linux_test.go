@@ -62,7 +62,7 @@ func (h *host) repair() *Repaired {
 }
 
 // TestDamagedMetadata: whichever page is damaged, New does not panic and does not destroy anything; and Repair gives
-// back what can be known.
+// back all known snapshots.
 func TestDamagedMetadata(t *testing.T) {
 	h := newHost(t, Options{})
 	h.image("image")
@@ -148,7 +148,7 @@ func TestDamagedPages(t *testing.T) {
 	for _, page := range used {
 		h.rollBack(whole)
 		h.overwrite(page)
-		if err := h.open(); err == nil { // what is there of it is not used
+		if err := h.open(); err == nil { // its remains are not used
 			assert.Equal(t, keys, h.keys(), "page %d", page)
 			require.NoError(t, h.Close())
 			continue

@@ -97,7 +97,7 @@ func TestLimitOfStranger(t *testing.T) {
 	assert.Contains(t, h.backend.Status(t.Context()), [2]string{"Quota Mode", "off (policy auto)"})
 }
 
-// What cannot be done has the documented type of error and changes nothing.
+// An invalid request has the documented type of error and changes nothing.
 func TestBadRequests(t *testing.T) {
 	h := newHost(t, Options{})
 	h.image("image")
@@ -276,7 +276,7 @@ func testRemoveAndCleanup(t *testing.T, fs filesystem) *host {
 	require.NoError(t, h.Remove(t.Context(), "active"))
 	require.NoError(t, h.Cleanup(t.Context()))
 
-	// One that is mounted is destroyed when it no longer is.
+	// A mounted snapshot's volume is destroyed after its unmount.
 	_, unmount := h.mountAt(h.prepare("mounted", "image"))
 	mounted := h.volume("mounted")
 	require.NoError(t, h.Remove(t.Context(), "mounted"))
@@ -391,7 +391,7 @@ func TestUsage(t *testing.T) {
 				testfs.Sync(t, h.mnt)
 				check := func(key string, size int64) {
 					t.Helper()
-					testfs.WaitDeleted(t, h.mnt) // classic quotas do not count what views still share
+					testfs.WaitDeleted(t, h.mnt) // classic quotas do not count data that views still share
 					usage, err := h.Usage(t.Context(), key)
 					require.NoError(t, err)
 					assert.InDelta(t, size, usage.Size, mib/2)
@@ -498,7 +498,7 @@ func oneRound(h *host, id string) error {
 	return h.Cleanup(ctx)
 }
 
-// Of several clients that want the same, one gets it and nothing is left of what the others tried.
+// Of several clients that want the same, one gets it and nothing is left of the attempts of the others.
 func TestRaces(t *testing.T) {
 	h := newHost(t, Options{})
 	h.image("image")

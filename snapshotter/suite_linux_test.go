@@ -34,7 +34,7 @@ func TestSnapshotterSuite(t *testing.T) {
 	t.Run("direct", func(t *testing.T) { runSuite(t, onBtrfs(), direct) })
 }
 
-// connectFunc makes what is tested of a snapshotter. root is a directory of its own.
+// connectFunc makes the tested snapshotter of a snapshotter. root is a directory of its own.
 type connectFunc func(root string, s *Snapshotter) (tested snapshots.Snapshotter, end func() error, err error)
 
 func direct(_ string, s *Snapshotter) (snapshots.Snapshotter, func() error, error) {

@@ -36,8 +36,8 @@ func TestZFS(t *testing.T) {
 	}
 }
 
-// checkSourceGoesLast: on ZFS the volume from which the image's was cloned, which no snapshot names any more,
-// stays as long as that of the image, and goes with it.
+// checkSourceGoesLast: on ZFS the volume from which the image's was cloned stays as long as that of the image, and
+// goes with it. No snapshot names it any more.
 func checkSourceGoesLast(h *host) {
 	h.t.Helper()
 	assert.Len(h.t, h.volumes(), 2)

@@ -122,7 +122,7 @@ func TestMakeTree(t *testing.T) {
 	assert.Equal(t, "a\n├── b\n│   └── c\n└── d\ne\nself\n", out.String())
 }
 
-// Each command line that is wrong says so with exit code 2 and names what is wrong, and makes nothing.
+// Each wrong command line fails with exit code 2, names the fault, and makes nothing.
 func TestUsageErrors(t *testing.T) {
 	a := at{root: filepath.Join(t.TempDir(), "store")}
 	for _, test := range []struct {

@@ -38,7 +38,7 @@ func (i *introspection) Plugins(_ context.Context, request *introspectionapi.Plu
 	return response, nil
 }
 
-// serveFake serves what register registers on a socket until the test ends.
+// serveFake serves the services of register on a socket until the test ends.
 func serveFake(t testing.TB, socket string, register func(*grpc.Server)) {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
@@ -83,7 +83,7 @@ func (d doctored) write(name, text string) {
 	require.NoError(d.t, os.WriteFile(d.path(name), []byte(text), 0o600))
 }
 
-// sample is what setup has containerd import on this host.
+// sample is the file that setup makes containerd import on this host.
 func (d doctored) sample() string {
 	d.t.Helper()
 	plan, err := setup.New(setup.Containerd, setup.Host{
@@ -94,7 +94,7 @@ func (d doctored) sample() string {
 	return string(plan.Changes[0].After)
 }
 
-// findings runs doctor and returns what it found of the set-up, without what depends on the machine.
+// findings runs doctor and returns its findings of the set-up, without those that depend on the machine.
 func (d doctored) findings(args ...string) []finding {
 	d.t.Helper()
 	r := at{root: d.dir}.run(d.t, append([]string{"doctor", "--containerd", "--json", "--config", d.path("cowshed.toml"),
@@ -120,7 +120,7 @@ func TestDoctorContainerdFindsNothing(t *testing.T) {
 	for _, f := range d.findings() {
 		assert.Equal(t, ok, f.Verdict, "%v", f)
 	}
-	// What stands in imported files counts as well.
+	// The content of imported files counts as well.
 	d.write("10-cowshed.toml", d.sample())
 	d.write("containerd.toml", "version = 3\nimports = ['*-cowshed.toml', 'containerd.toml']\n")
 	for _, f := range d.findings() {
@@ -137,7 +137,7 @@ func (d doctored) replace(file, old, new string) {
 	d.write(file, strings.ReplaceAll(string(text), old, new))
 }
 
-// follow does what a finding advises: it runs the command, or does by hand what the text says.
+// follow follows the advice of a finding: it runs the command, or does by hand what to do according to the text.
 func (d doctored) follow(f finding, byHand func(d doctored)) {
 	d.t.Helper()
 	_, command, isCommand := strings.Cut(f.Advice, "run: cowshed ")
@@ -150,14 +150,14 @@ func (d doctored) follow(f finding, byHand func(d doctored)) {
 	byHand(d)
 }
 
-// TestDoctorContainerdFinds: what is wrong is found, and is no longer found when the advice has been followed.
+// TestDoctorContainerdFinds: doctor finds each fault, and does not find it after its advice has been followed.
 func TestDoctorContainerdFinds(t *testing.T) {
 	by := func(file, old, new string) func(doctored) {
 		return func(d doctored) { d.t.Helper(); d.replace(file, old, new) }
 	}
 	for name, c := range map[string]struct {
 		file     string
-		old, new string // what is replaced in it; old "": all of it
+		old, new string // the text to replace in it; old "": all of it
 		verdict  verdict
 		says     string
 		advice   string
@@ -231,7 +231,7 @@ func TestDoctorContainerdFinds(t *testing.T) {
 	}
 }
 
-// finds runs doctor and returns what it says of one thing.
+// finds runs doctor and returns its findings of one thing.
 func (d doctored) finds(v verdict, says string) (found []finding) {
 	d.t.Helper()
 	for _, f := range d.findings() {
@@ -242,7 +242,7 @@ func (d doctored) finds(v verdict, says string) (found []finding) {
 	return found
 }
 
-// TestDoctorLimits: doctor says what is limited.
+// TestDoctorLimits: doctor lists the limits.
 func TestDoctorLimits(t *testing.T) {
 	d := newDoctored(t)
 	assert.Len(t, d.finds(ok, "containers: none (default_limit); builds and layers that are unpacked: none (build_limit)"), 1)
@@ -275,7 +275,7 @@ func TestDoctorDockerPlugin(t *testing.T) {
 	d.follow(last(), nil)
 	assert.Equal(t, finding{ok, "Docker", "it uses the graph driver plugin cows", ""}, last())
 
-	// With the other drivers that there are, it is offered, and done as well.
+	// With the other existing drivers, it is offered, and done as well.
 	d = newDoctored(t)
 	d.write("daemon.json", `{"storage-driver": "overlay2"}`)
 	assert.Equal(t, ok, last().Verdict)

@@ -25,7 +25,7 @@ func TestHoldersBesideADeadMount(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "lock")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	holder := exec.Command("flock", "--shared", file, "sleep", "60")
-	holder.ExtraFiles = []*os.File{dead} // which has a lower number than the lock
+	holder.ExtraFiles = []*os.File{dead} // its number is lower than the lock's
 	holder.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	require.NoError(t, holder.Start())
 	t.Cleanup(func() {

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// result is what a command line has led to.
+// result is the outcome of a command line.
 type result struct {
 	code     int
 	out, err string

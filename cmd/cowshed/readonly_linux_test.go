@@ -16,7 +16,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// makeLayersToRead makes a store with an image, a sealed layer with a sealed parent, and one that is not sealed.
+// makeLayersToRead makes a store with an image, a sealed layer with a sealed parent, and an unsealed layer.
 func makeLayersToRead(t *testing.T, a at) {
 	t.Helper()
 	path, _ := writeImage(t, "app:1", 1)
@@ -29,7 +29,8 @@ func makeLayersToRead(t *testing.T, a at) {
 	a.with(t, "web", func(dir string) { write(t, filepath.Join(dir, "web"), "web") })
 }
 
-// assertReads asserts that what makeLayersToRead made can be read, and that nothing can be changed, which is said.
+// assertReads asserts that the store of makeLayersToRead can be read, that nothing can be changed, and that errors
+// say so.
 func assertReads(t *testing.T, a at, why string) {
 	t.Helper()
 	outside := t.TempDir()
@@ -88,7 +89,7 @@ func doctorFindings(t *testing.T, a at) []finding {
 	return findings
 }
 
-// failures are the details and the advice of what doctor fails for a check.
+// failures are the details and the advice of doctor's failures of a check.
 func failures(findings []finding, check string) (details, advice string) {
 	for _, f := range findings {
 		if f.Check == check && f.Verdict == fail {
@@ -137,8 +138,8 @@ func TestReadOnlyStoreOfMoby(t *testing.T) {
 	assert.Empty(t, a.ok(t, "changes", "layer", "--whole"))
 }
 
-// The filesystem of an embedded store's image is full: the kernel aborts what it cannot write, and the store becomes
-// read-only for good.
+// The filesystem of an embedded store's image is full: the kernel aborts writes, and the store becomes read-only for
+// good.
 func TestAbortedFilesystem(t *testing.T) {
 	testfs.Root(t)
 	host := t.TempDir()
@@ -203,7 +204,7 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// On a full filesystem commands say what is full and what to do, and what takes space away works.
+// On a full filesystem commands name the full filesystem and the way out, and removals work.
 func TestFullFilesystem(t *testing.T) {
 	mnt := testfs.Btrfs(t, testfs.WithSize(256<<20))
 	a := at{root: filepath.Join(mnt, "store")}

@@ -81,7 +81,7 @@ func (d *served) start(cmd *exec.Cmd) {
 	d.expect("READY=1")
 }
 
-// expect waits for what the daemon tells systemd.
+// expect waits for the daemon's message to systemd.
 func (d *served) expect(state string) {
 	d.t.Helper()
 	require.NoError(d.t, d.notify.SetReadDeadline(time.Now().Add(30*time.Second)))
@@ -161,7 +161,7 @@ func TestServeProcess(t *testing.T) {
 	at{root: d.root}.ok(t, "rm", "layer")
 }
 
-// TestServeUnderLoad: a daemon that is killed while clients work starts again, with what they were told was done.
+// TestServeUnderLoad: a daemon that is killed while clients work starts again, with all acknowledged changes.
 func TestServeUnderLoad(t *testing.T) {
 	testfs.CheckLeaks(t)
 	d := newServed(t)
@@ -236,7 +236,7 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// TestServeConfiguration: flags go before the file, and what is wrong is said.
+// TestServeConfiguration: flags override the file, and errors name the fault.
 func TestServeConfiguration(t *testing.T) {
 	testfs.CheckLeaks(t)
 	d := newServed(t)

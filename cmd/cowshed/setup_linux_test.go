@@ -16,7 +16,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// systemctl makes a systemctl that writes down what it is asked, and fails for the unit named in fail.
+// systemctl makes a systemctl that records its arguments, and fails for the unit named in fail.
 func systemctl(t *testing.T, fail string) (asked func() string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -33,7 +33,8 @@ func systemctl(t *testing.T, fail string) (asked func() string) {
 	}
 }
 
-// TestSetup: the command shows what it would do, does it, and takes it back; it restarts what it is asked to.
+// TestSetup: the command shows its changes, makes them, and takes them back; it restarts the units that it is asked
+// to.
 func TestSetup(t *testing.T) {
 	asked := systemctl(t, "")
 	dir := t.TempDir()
@@ -75,7 +76,7 @@ func TestSetup(t *testing.T) {
 	assert.FileExists(t, filepath.Join(dir, "conf.d", "cowshed.toml"))
 }
 
-// TestSetupRefuses: what is refused is said with the text that belongs there, and followed by hand it does.
+// TestSetupRefuses: a refusal has the text to add, and setup succeeds after that was added by hand.
 func TestSetupRefuses(t *testing.T) {
 	t.Setenv("PATH", "")
 	config := filepath.Join(t.TempDir(), "config.toml")
@@ -91,7 +92,7 @@ func TestSetupRefuses(t *testing.T) {
 	assert.Contains(t, a.ok(t, args...), "nothing is to be done")
 }
 
-// TestSetupAsNobody: without privileges it shows what it would do, and changes nothing.
+// TestSetupAsNobody: without privileges the command shows its changes, and changes nothing.
 func TestSetupAsNobody(t *testing.T) {
 	testfs.Root(t)
 	dir := t.TempDir()
@@ -169,7 +170,7 @@ func TestAdviceToInit(t *testing.T) {
 			}
 			switch command {
 			case "serve":
-				// It serves until it is stopped: TestServeProcess has what it does then.
+				// It serves until it is stopped: TestServeProcess tests that end.
 				d := &served{t: t, root: a.root, dir: dir, socket: filepath.Join(dir, "c.sock"), notify: notifySocket(t, dir)}
 				d.start(d.command())
 				d.stop()

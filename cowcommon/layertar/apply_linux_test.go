@@ -367,7 +367,7 @@ func TestApplyTimes(t *testing.T) {
 	}
 	assert.EqualValues(t, past.Unix()+3600, stat(t, dir, "access").Atim.Sec)
 
-	// A layer on top changes a directory that has an entry, and one that has none.
+	// A layer on top changes a directory with an entry, and a directory without.
 	apply(t, dir, tarOf(t, folder("d").time(odd), file("d/f", "2")), ApplyOptions{})
 	assert.EqualValues(t, odd.Unix(), stat(t, dir, "d").Mtim.Sec)
 }
@@ -403,8 +403,9 @@ func TestApplyXattrs(t *testing.T) {
 
 }
 
-// TestApplyXattrsLeftOut applies layers with attributes that no filesystem of Linux can take: an error by default, and
-// left out with a count if that is asked for. One that it could take is an error in any case.
+// TestApplyXattrsLeftOut applies layers with attributes that no filesystem of Linux can store. They are an error by
+// default, and left out with a count on request. An attribute that the filesystem could store is an error in any
+// case.
 func TestApplyXattrsLeftOut(t *testing.T) {
 	testfs.Root(t)
 	ids := user.IdentityMapping{UIDMaps: []user.IDMap{{ID: 0, ParentID: 1000, Count: 10}}, GIDMaps: []user.IDMap{{ID: 0, ParentID: 1000, Count: 10}}}
@@ -454,7 +455,7 @@ func TestApplyXattrsLeftOut(t *testing.T) {
 	}
 }
 
-// TestLeavesOut asserts the rule for what cannot be made to happen everywhere.
+// TestLeavesOut asserts the rule for errors that cannot be produced everywhere.
 func TestLeavesOut(t *testing.T) {
 	for _, p := range []XattrPolicy{ExactXattrs, SupportedXattrs, BestEffortXattrs} {
 		assert.True(t, p.leavesOut("user.a", unix.S_IFIFO, unix.EPERM))

@@ -59,7 +59,7 @@ func benchDir(b *testing.B) string {
 	return testfs.Btrfs(b, testfs.WithSize(8<<30))
 }
 
-// benchApply measures what fn does in an empty directory.
+// benchApply measures fn in an empty directory.
 func benchApply(b *testing.B, base string, size int, fn func(dir string) error) {
 	b.Helper()
 	b.ReportAllocs()

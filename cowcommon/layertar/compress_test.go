@@ -205,7 +205,7 @@ func packedBy(t *testing.T, program string, data []byte) []byte {
 	return packed
 }
 
-// TestDecompressNoXZ says what is missing where the program is not installed.
+// TestDecompressNoXZ: the error names the missing program.
 func TestDecompressNoXZ(t *testing.T) {
 	packed := packedBy(t, "xz", []byte("text"))
 	t.Setenv("PATH", t.TempDir())

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestApplyEnd ends tars in all ways, and asks GNU tar what it makes of each.
+// TestApplyEnd ends tars in all ways, and asks GNU tar about each.
 func TestApplyEnd(t *testing.T) {
 	first := append(rawHeader(tar.TypeReg, "a", 1), rawData("1")...)
 	dirty := bytes.Clone(first)

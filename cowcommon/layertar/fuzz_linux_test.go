@@ -43,8 +43,7 @@ func FuzzApply(f *testing.F) {
 	})
 }
 
-// script makes a layer of the bytes of a fuzzer, three for each entry: what it is, where, and what it refers
-// to.
+// script makes a layer of the bytes of a fuzzer, three for each entry: its type, its place, and its reference.
 func script(ops []byte) []ent {
 	names := []string{"a", "b", "d", "evil", "evilabs", "a/b", "a/a", "b/a/b", "evil/secret", "evil/b", "evilabs/secret", "d/..", "../victim/secret", "/a", "l/a", "l"}
 	targets := append([]string{"../victim", "/", "/../../victim", ".", "..", "a/../../victim", "/d", "../../../../../etc"}, names...)
@@ -78,7 +77,7 @@ func script(ops []byte) []ent {
 	return entries
 }
 
-// FuzzApplyScript is FuzzApply with well-formed layers, entry after entry replacing what others lead through.
+// FuzzApplyScript is FuzzApply with well-formed layers, entry after entry replacing files that others lead through.
 func FuzzApplyScript(f *testing.F) {
 	f.Add([]byte("\x02\x00\x00\x00\x05\x05"))                                     // a link, a file through it
 	f.Add([]byte("\x01\x00\x00\x00\x05\x05\x02\x00\x00\x00\x05\x05"))             // a directory swapped for a link

@@ -20,7 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// past is the time of all that tests put into layers, so that it can be told from what was made just now.
+// past is the time of all that tests put into layers, to distinguish it from new files.
 var past = time.Unix(1_500_000_000, 0)
 
 // ent is an entry of a test layer. Owner and time are filled in by tarOf if they are not given.
@@ -63,7 +63,7 @@ func (e ent) pax(key, value string) ent {
 	return e
 }
 
-// tarOf makes a layer. Entries without an owner belong to whoever runs the test.
+// tarOf makes a layer. Entries without an owner belong to the user who runs the test.
 func tarOf(t testing.TB, entries ...ent) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -86,7 +86,7 @@ func tarOf(t testing.TB, entries ...ent) []byte {
 	return b.Bytes()
 }
 
-// rawTar joins blocks to a tar, for what archive/tar would not write.
+// rawTar joins blocks to a tar, for forms that archive/tar would not write.
 func rawTar(parts ...[]byte) []byte {
 	return append(bytes.Join(parts, nil), make([]byte, 2*blockSize)...)
 }
@@ -200,7 +200,7 @@ func listing(t testing.TB, dir string) []string {
 	return lines
 }
 
-// headers returns the headers of a tar, and what their entries hold.
+// headers returns the headers of a tar, and the data of their entries.
 func headers(t testing.TB, layer []byte) (hdrs []*tar.Header, data map[string]string) {
 	t.Helper()
 	data = make(map[string]string)
@@ -246,7 +246,7 @@ type layers struct {
 	// through symbolic links: go-archive does not get those right.
 	opaque bool
 	names  []string
-	lower  kindOf // what earlier layers made
+	lower  kindOf // made by earlier layers
 }
 
 func newLayers(seed uint64, opaque bool) *layers {
@@ -266,7 +266,7 @@ func (l *layers) path() string {
 	return p
 }
 
-// kindOf remembers what a layer has made, so that entries make sense more often than not.
+// kindOf remembers the files that a layer has made, so that entries make sense more often than not.
 type kindOf map[string]byte
 
 // layer makes up to n entries.

@@ -233,7 +233,7 @@ func TestApplyEndlessHeaders(t *testing.T) {
 	}
 }
 
-// TestApplyBomb applies what compressed to a thousandth, with a bound.
+// TestApplyBomb applies data compressed to a thousandth, with a bound.
 func TestApplyBomb(t *testing.T) {
 	testfs.CheckLeaks(t)
 	for _, format := range []Format{Gzip, Zstd} {

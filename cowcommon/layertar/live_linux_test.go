@@ -51,7 +51,7 @@ func snapshotOf(t *testing.T, age time.Duration, fill func(dir string)) *snapsho
 	for _, path := range []string{"/dir", "/dir/big", "/dir/small"} {
 		s.changes = append(s.changes, archive.Change{Path: path, Kind: archive.ChangeAdd})
 	}
-	time.Sleep(20 * time.Millisecond) // what changes from here on has another change time on any kernel
+	time.Sleep(20 * time.Millisecond) // later changes have another change time on any kernel
 	return s
 }
 
@@ -106,7 +106,7 @@ func TestLiveFileThatChangedJustBeforeTheSnapshotIsLeftAlone(t *testing.T) {
 	s.same(t, got.Bytes())
 }
 
-// What is in the live tree when it is read never shows.
+// Later changes of the live tree never show.
 func TestLiveTreeThatChanges(t *testing.T) {
 	overwrite := func(t *testing.T, path string) {
 		t.Helper()
@@ -177,7 +177,7 @@ func TestLiveFileThatChangesWhileItIsRead(t *testing.T) {
 	require.NoError(t, err)
 	defer big.Close()
 	testfs.CheckLeaks(t)
-	r, w, err := os.Pipe() // of 64 KiB: what is written is read only a little later
+	r, w, err := os.Pipe() // of 64 KiB: written data is read only a little later
 	require.NoError(t, err)
 	var got bytes.Buffer
 	done := make(chan error, 1)

@@ -81,8 +81,8 @@ func TestApplyAsGoArchive(t *testing.T) {
 	assert.Greater(t, applied, refused, "too few layers make sense")
 }
 
-// isTimesOfReplaced reports whether go-archive has applied a whole layer, and refused it in the end for the times of a
-// directory that a later entry has replaced. It resolves the name anew then.
+// isTimesOfReplaced reports whether go-archive has applied a whole layer, and refused it in the end for the times of
+// a replaced directory. It resolves the directory's name anew then.
 func isTimesOfReplaced(err error) bool {
 	var pathErr *os.PathError
 	gone := errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP)
@@ -99,8 +99,8 @@ func snapshot(t *testing.T, dir string) []string {
 	return lines
 }
 
-// TestWriteAsGoArchive exports random trees and expects the very bytes of go-archive, as long as there is
-// nothing in them on which the formats differ on purpose.
+// TestWriteAsGoArchive exports random trees and expects the very bytes of go-archive, unless they have parts in which
+// the formats differ on purpose.
 func TestWriteAsGoArchive(t *testing.T) {
 	seeds(t, func(t *testing.T, seed uint64) {
 		l := newLayers(seed, false)
@@ -129,8 +129,8 @@ func TestWriteAsGoArchive(t *testing.T) {
 	})
 }
 
-// TestWriteThenTheyApply exports what changed between random trees, and has go-archive make the upper tree
-// from the lower one with it.
+// TestWriteThenTheyApply exports the changes between random trees, and has go-archive make the upper tree from the
+// lower one with them.
 func TestWriteThenTheyApply(t *testing.T) {
 	made := 0
 	seeds(t, func(t *testing.T, seed uint64) {

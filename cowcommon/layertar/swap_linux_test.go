@@ -45,8 +45,8 @@ func swapper(t testing.TB, root string, pairs ...[2]string) (stop func() int) {
 	}
 }
 
-// TestApplySwapped has somebody exchange directories of the tree for links that lead out of it while a layer is
-// applied. What becomes of the layer is not defined, but it is not outside.
+// TestApplySwapped exchanges directories of the tree for links that lead out of it while a layer is applied. The
+// layer may end up anywhere in the tree, but not outside.
 func TestApplySwapped(t *testing.T) {
 	testfs.CheckLeaks(t)
 	var entries []ent

@@ -16,8 +16,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// timesSet applies a layer with files, links and directories of those times, and returns which times they have then,
-// and what was logged.
+// timesSet applies a layer with files, links and directories of those times, and returns their times then, and the
+// log.
 func timesSet(t *testing.T, dir string, wanted time.Time) (got []int64, log string) {
 	t.Helper()
 	var out bytes.Buffer

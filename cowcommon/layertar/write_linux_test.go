@@ -186,7 +186,7 @@ func TestWriteXattrs(t *testing.T) {
 	apply(t, again, layer, ApplyOptions{Empty: true})
 	_, err := archive.UnpackLayer(theirs, bytes.NewReader(layer), &archive.TarOptions{})
 	require.NoError(t, err)
-	// go-archive sets the attributes of a symbolic link on what it points to.
+	// go-archive sets the attributes of a symbolic link on its target.
 	treecmp.Equal(t, again, theirs, treecmp.Options{SkipXattr: func(_, name string) bool { return name == "trusted.s" }})
 }
 
@@ -303,7 +303,7 @@ func TestWriteErrors(t *testing.T) {
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.ErrorContains(t, err, "/uevent_seqnum")
 
-	// The first of several errors is the one that is told.
+	// Of several errors the first is returned.
 	var changes []archive.Change
 	for i := range 300 {
 		changes = append(changes, archive.Change{Path: fmt.Sprintf("/missing%03d", i)})

@@ -99,7 +99,7 @@ var corpus = []struct {
 	base   func(f tree)
 	change func(f tree)
 	want   []string
-	hidden []string // what is listed with hints instead of want, where a walk cannot see it
+	hidden []string // listed with hints instead of want, where a walk cannot see it
 }{
 	{
 		name:   "nothing",

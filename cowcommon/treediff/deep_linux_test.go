@@ -17,8 +17,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// deepTree makes a root with a chain of directories below it, each with a file and a side directory with a
-// file in it, and calls last with a descriptor of the last one.
+// deepTree makes a root with a chain of directories below it, each with a file and a side directory with a file in
+// it. It calls last with a descriptor of the last directory.
 func deepTree(t testing.TB, root, name string, levels int, last func(fd int)) {
 	t.Helper()
 	require.NoError(t, os.Mkdir(root, 0o755))
@@ -85,7 +85,7 @@ func TestDeep(t *testing.T) {
 	assert.Equal(t, archive.ChangeType(archive.ChangeAdd), changes[levels].Kind)
 	assert.True(t, strings.HasSuffix(changes[levels].Path, "d/new"))
 
-	// The same with hints. The trees are not clones: what they lead to is compared in full.
+	// The same with hints. The trees are not clones: hinted directories are compared in full.
 	assert.True(t, slices.Equal(changes, mustCompare(t, top, base, hints(changes[levels].Path))))
 
 	size, err := Size(t.Context(), top, changes)

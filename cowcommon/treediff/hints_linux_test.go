@@ -16,8 +16,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestHintsRandom holds the hinted comparison to the walk over random changes to clones: the lists are equal
-// but for the files that only differ in their bytes. The walk is held to go-archive once more.
+// TestHintsRandom compares the hinted comparison with the walk over random changes to clones: the lists are equal
+// except for files that only differ in their bytes. The walk is compared with go-archive once more.
 func TestHintsRandom(t *testing.T) {
 	testfs.CheckLeaks(t)
 	mnt := testfs.Btrfs(t)
@@ -81,8 +81,8 @@ func hints(paths ...string) *Hints {
 	return h
 }
 
-// TestOnlyHintedIsLookedAt changes a clone behind the back of the hints. What is not hinted must not be seen,
-// which shows that it is not looked at.
+// TestOnlyHintedIsLookedAt changes a clone behind the back of the hints. Changes without hints must not be seen,
+// which shows that they are not looked at.
 func TestOnlyHintedIsLookedAt(t *testing.T) {
 	top, base := clone(t, func(f tree) { f.files("a/b/c", "a/b/d", "a/e/f", "g") })
 	f := tree{t, top}
@@ -120,8 +120,8 @@ func TestOnlyHintedIsLookedAt(t *testing.T) {
 	assert.Equal(t, text(withContent(t, changesDirs(t, top, base), top, base)), text(mustCompare(t, top, base, deep)))
 }
 
-// TestHintsListNoDirectory checks that the cost of a hinted comparison does not depend on what else is in the
-// directories: none is listed.
+// TestHintsListNoDirectory checks that the cost of a hinted comparison does not depend on other entries of the
+// directories: it lists no directory.
 func TestHintsListNoDirectory(t *testing.T) {
 	top, base := clone(t, func(f tree) { f.files("a/b/c", "a/b/d", "a/e/f", "g") })
 	f := tree{t, top}

@@ -21,8 +21,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestLiveTree compares while directories are swapped for symbolic links that lead out of the tree, moved in
-// and out of it, and while files come and go. Nothing from outside may be listed, and nothing may fail.
+// TestLiveTree compares while files come and go, and directories are moved and swapped for symbolic links that lead
+// out of the tree. Nothing from outside may be listed, and nothing may fail.
 func TestLiveTree(t *testing.T) {
 	testfs.CheckLeaks(t)
 	limitOpen(t, 2)
@@ -97,7 +97,7 @@ func TestReopenParent(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(f tree)
-		want   string // what is opened, or "" if nothing is
+		want   string // the opened file, or "" if none is opened
 	}{
 		{"in place", func(f tree) {}, "a/b"},
 		{"child moved", func(f tree) { f.rename("a/b/c", "c") }, "a/b"},
@@ -249,7 +249,7 @@ func TestErrors(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// TestUnreadable checks that what cannot be read is an error that names it, and not a shorter list.
+// TestUnreadable checks that an unreadable file is an error that names it, and not a shorter list.
 func TestUnreadable(t *testing.T) {
 	testfs.CheckLeaks(t)
 	top, base := tree{t, t.TempDir()}, tree{t, t.TempDir()}

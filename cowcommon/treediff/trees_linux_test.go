@@ -114,7 +114,7 @@ type place struct {
 	name string
 }
 
-// scan is what hintsBetween knows of a tree.
+// scan has the facts about a tree that hintsBetween needs.
 type scan struct {
 	paths  map[string]*unix.Stat_t
 	places map[place]uint64
@@ -243,7 +243,7 @@ var names = []string{
 
 func (f *forest) name() string { return names[f.IntN(len(names))] }
 
-// paths lists what is in the tree, the root first.
+// paths lists the paths of the tree, the root first.
 func (f *forest) paths() (all, dirs []string) {
 	require.NoError(f.t, filepath.WalkDir(f.root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -325,7 +325,7 @@ func (f *forest) step(old, fresh string) {
 		if !isLink && !isRoot {
 			mode := []uint32{0o600, 0o644, 0o755, 0o4755, 0o1777}[f.IntN(5)]
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				mode |= 0o100 // for those who are not root
+				mode |= 0o100 // for users other than root
 			}
 			require.NoError(f.t, unix.Chmod(old, mode))
 		}

@@ -87,7 +87,7 @@ func TestOptionsAndMetadata(t *testing.T) {
 	assert.Contains(t, d.Status(), [2]string{"Quota Scope", "layer"})
 }
 
-// TestUsageWithoutQuotas counts what the layer changed, and nothing of its parent.
+// TestUsageWithoutQuotas counts the changes of the layer, and nothing of its parent.
 func TestUsageWithoutQuotas(t *testing.T) {
 	d := newDriver(t, "btrfs.quota=off")
 	require.NoError(t, d.Create("image", "", nil))

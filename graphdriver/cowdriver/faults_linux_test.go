@@ -31,8 +31,8 @@ var (
 	errHints     = errors.New("hints failed")
 )
 
-// observed is a real Backend that counts the views that are open, fails where it is told to, and notes which of its
-// methods were called without the mark in their context.
+// observed is a real Backend that counts open views, and fails where it is told to. It notes calls of its methods
+// without the mark in their context.
 type observed struct {
 	cowcommon.Backend
 	failClose, failHints bool
@@ -235,7 +235,7 @@ func TestViewsAreClosed(t *testing.T) {
 	_, err = d.Compare(ctx, "child", "base", cowcommon.Walk)
 	check(err, context.Canceled)
 
-	// A diff that is closed early, and one that is written to where there is no space.
+	// A diff that is closed early, and a diff that is written to a place without space.
 	diff, err := d.Diff("child", "base")
 	require.NoError(t, err)
 	_, err = io.ReadFull(diff, make([]byte, 10))
@@ -260,8 +260,8 @@ func TestViewsAreClosed(t *testing.T) {
 	check(files.Close())
 }
 
-// TestGetEndsWithItsContext: while another process changes a layer, whoever wants to use it waits, and no longer than
-// its context.
+// TestGetEndsWithItsContext: while another process changes a layer, other users wait, and no longer than their
+// context.
 func TestGetEndsWithItsContext(t *testing.T) {
 	d, _, home := observe(t)
 	child, err := os.Open(filepath.Join(home, "subvolumes", "child"))

@@ -19,7 +19,7 @@ type recorder struct {
 	cleanups []func()
 }
 
-// record runs a test of the suite and returns what it complained of; failed says whether it failed.
+// record runs a test of the suite and returns its messages; failed says whether it failed.
 func record(t testing.TB, test Test, c Config) (failed bool, messages string) {
 	t.Helper()
 	r := &recorder{TB: t}

@@ -323,7 +323,7 @@ func (d applyAnyway) ApplyDiff(id, parent string, diff io.Reader) (int64, error)
 	return size, nil
 }
 
-// BenchmarkCopyDriver shows what the benchmarks are run with; its figures are those of copying.
+// BenchmarkCopyDriver shows how the benchmarks are run; its figures are those of copying.
 func BenchmarkCopyDriver(b *testing.B) {
 	testfs.Root(b)
 	RunBenchmarks(b, copyConfig(), 200)

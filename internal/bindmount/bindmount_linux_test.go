@@ -49,7 +49,7 @@ func TestBind(t *testing.T) {
 	assert.Empty(t, targets)
 }
 
-// What the store's mount forbids is forbidden where a layer is mounted read-only, by either system call.
+// Flags that the store's mount forbids are forbidden where a layer is mounted read-only, by either system call.
 func TestReadOnlyKeepsFlags(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	const strict = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NODIRATIME

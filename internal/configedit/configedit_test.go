@@ -134,7 +134,8 @@ func TestSetJSON(t *testing.T) {
 	}
 }
 
-// requireOnlyAdded checks that each line of before is still there, in this order, but for one that may be replaced.
+// requireOnlyAdded checks that each line of before is still there, in this order, except for a line that may be
+// replaced.
 func requireOnlyAdded(t *testing.T, before, after []byte) {
 	t.Helper()
 	rest := strings.Split(string(after), "\n")

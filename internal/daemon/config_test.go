@@ -20,7 +20,7 @@ import (
 
 const sampleFile = "../../packaging/cowshed.toml"
 
-// TestSample: the sample says what the defaults are, and names every key.
+// TestSample: the sample has the defaults, and names every key.
 func TestSample(t *testing.T) {
 	sample, err := ReadConfig(sampleFile)
 	require.NoError(t, err)

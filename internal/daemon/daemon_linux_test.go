@@ -60,7 +60,7 @@ type running struct {
 	Config
 	t    testing.TB
 	log  *bytes.Buffer // to be read after stop
-	stop func() error  // stops it and returns what Run returned
+	stop func() error  // stops it and returns the result of Run
 }
 
 // start runs a daemon until it is stopped, or the test ends.
@@ -148,7 +148,7 @@ func startContent(t testing.TB, address string) *fakeContainerd {
 	return f
 }
 
-// in mounts what a snapshotter says and calls f with the directory.
+// in mounts a snapshotter's mounts and calls f with the directory.
 func in(t testing.TB, mounts []mount.Mount, f func(dir string)) {
 	t.Helper()
 	dir := t.TempDir()
@@ -260,7 +260,7 @@ func TestServe(t *testing.T) {
 	assert.NotContains(t, r.log.String(), "level=ERROR")
 }
 
-// TestStopAndStartAgain: what was committed is there after a restart.
+// TestStopAndStartAgain: committed snapshots exist after a restart.
 func TestStopAndStartAgain(t *testing.T) {
 	testfs.CheckLeaks(t)
 	c := testConfig(t)
@@ -309,7 +309,7 @@ func TestWhereNothingCanBe(t *testing.T) {
 	assert.Empty(t, left, "an embedded store can be made there")
 }
 
-// TestStopWaits: a request that is under way may end, and one that does not is cancelled.
+// TestStopWaits: a running request may end, and a request that does not end is cancelled.
 func TestStopWaits(t *testing.T) {
 	testfs.CheckLeaks(t)
 	c := testConfig(t)
@@ -348,7 +348,7 @@ func docker(t testing.TB, c Config, method, body string) (answer string, status 
 	return string(text), response.StatusCode
 }
 
-// TestDockerPlugin: the plugin answers next to containerd's services, in the engine's home, and goes on after a
+// TestDockerPlugin: the plugin answers next to containerd's services, in the engine's home. It goes on after a
 // restart of the daemon of which the engine does not know.
 func TestDockerPlugin(t *testing.T) {
 	testfs.CheckLeaks(t)
@@ -395,7 +395,8 @@ func TestDockerPlugin(t *testing.T) {
 	assert.NoFileExists(t, filepath.Join(c.State, "docker-"+c.DockerPlugin+".json"))
 }
 
-// TestBuildLimit: what makes images has build_limit, with containerd and with the plugin, and what runs them has not.
+// TestBuildLimit: snapshots that make images have build_limit, with containerd and with the plugin, and containers
+// have not.
 func TestBuildLimit(t *testing.T) {
 	testfs.CheckLeaks(t)
 	c := testConfig(t, testfs.WithSimpleQuota())

@@ -38,7 +38,7 @@ func TestTry(t *testing.T) {
 	assertTry(t, false, TryExclusive, other)
 }
 
-// TestWaits has one who waits for a lock get it when it is given up, and not before.
+// TestWaits: a goroutine that waits for a lock gets it when it is given up, and not before.
 func TestWaits(t *testing.T) {
 	for name, lock := range map[string]func(*os.File) error{"shared": Shared, "exclusive": Exclusive} {
 		t.Run(name, func(t *testing.T) {
@@ -58,8 +58,8 @@ func TestWaits(t *testing.T) {
 	}
 }
 
-// TestReleaseBesideFork releases a lock while the open file lives on elsewhere, as it does in a child that has been
-// forked and has not executed its program yet.
+// TestReleaseBesideFork releases a lock while the open file lives on elsewhere. It does so in a forked child that has
+// not executed its program yet.
 func TestReleaseBesideFork(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	one, other := open(t, path), open(t, path)

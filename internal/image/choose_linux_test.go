@@ -20,7 +20,7 @@ import (
 // offered finds the references that an error advises.
 var offered = regexp.MustCompile(`(?:oci|oci-archive|docker-archive|rootfs):[^ ,]+`)
 
-// followAdvice opens an image that cannot be, and then every one that the error says can.
+// followAdvice opens an image with an error, and then every image that the error offers.
 func followAdvice(t *testing.T, ref string, opts OpenOptions, is error, want int) (names []string) {
 	t.Helper()
 	_, err := Open(t.Context(), mustParse(t, ref), opts)
@@ -73,8 +73,8 @@ func TestMatches(t *testing.T) {
 	assert.False(t, candidate{}.matches(0, ""), "no digest is not the same as that digest")
 }
 
-// TestArchiveOffersAllPlatforms opens what docker save of Docker 29 writes of an image for two platforms: its index.json
-// has both, its manifest.json one.
+// TestArchiveOffersAllPlatforms opens an archive of docker save of Docker 29 of an image for two platforms: its
+// index.json has both, its manifest.json one.
 func TestArchiveOffersAllPlatforms(t *testing.T) {
 	archive := filepath.Join("testdata", "docker29-save-multi.tar")
 	for _, ref := range []string{archive, "docker-archive:" + archive, "oci-archive:" + archive} {
@@ -96,14 +96,14 @@ func TestArchiveOffersAllPlatforms(t *testing.T) {
 func TestFirstEntryIsAnything(t *testing.T) {
 	dir := writeLayout(t, map[string]v1.Image{"v1": makeImage(t, baseTar(t))})
 	var late []entry
-	for range 200 { // beyond what is looked into of a stream
+	for range 200 { // beyond the part of a stream that is looked into
 		late = append(late, entry{name: "padding", data: strings.Repeat("x", 1000)})
 	}
 	padding, err := os.ReadFile(tarDir(t, dir, nil))
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "late.tar")
 	front := makeTar(t, late...)
-	front = front[:len(front)-9*512] // without what ends the tar
+	front = front[:len(front)-9*512] // without the end of the tar
 	require.NoError(t, os.WriteFile(path, append(front, padding...), 0o600))
 	for _, ref := range []string{filepath.Join("testdata", "appledouble-first.tar"), filepath.Join("testdata", "ingest-first.tar"), path} {
 		src, err := Open(t.Context(), mustParse(t, ref), OpenOptions{})
@@ -156,7 +156,7 @@ func TestExportBesideOthers(t *testing.T) {
 	assert.Equal(t, one.Manifest, replaced.Replaced[0])
 }
 
-// TestExportNames reads back what a docker archive calls its image.
+// TestExportNames reads back the image's name in a docker archive.
 func TestExportNames(t *testing.T) {
 	s := newTestStore(t)
 	s.makeLayer(t, "layer", "", "file", "1")

@@ -197,7 +197,7 @@ func TestExportInexactly(t *testing.T) {
 	}
 }
 
-// TestRootFSAsTar imports root filesystems that GNU tar reads, and requires what is passed over to be told of.
+// TestRootFSAsTar imports root filesystems that GNU tar reads, and requires warnings of ignored parts.
 func TestRootFSAsTar(t *testing.T) {
 	s := newTestStore(t)
 	log := s.watchLog()

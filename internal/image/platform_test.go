@@ -69,7 +69,8 @@ func TestChoosePlatform(t *testing.T) {
 	}
 }
 
-// TestHostPlatform chooses for a processor of the third level: what any amd64 runs, else what it alone does, the plainest.
+// TestHostPlatform chooses for a processor of the third level: an image for any amd64, else one for this processor
+// alone, the plainest.
 func TestHostPlatform(t *testing.T) {
 	host := ocispec.Platform{OS: "linux", Architecture: "amd64", Variant: "v3"}
 	w := want(host)

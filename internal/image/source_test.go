@@ -192,7 +192,7 @@ func TestGuessRootFS(t *testing.T) {
 	}
 }
 
-// Whatever is wrong with an archive, opening it is an error of the right kind that names what is wrong.
+// Opening a faulty archive is an error of the right kind that names the fault.
 func TestOpenBadArchives(t *testing.T) {
 	img := makeImage(t, baseTar(t))
 	dir := writeLayout(t, map[string]v1.Image{"v1": img})

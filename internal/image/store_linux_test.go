@@ -255,7 +255,7 @@ func requireValid(t *testing.T, img v1.Image) {
 	}
 }
 
-// What is written can be read by another implementation, which checks all digests.
+// The output can be read by another implementation, which checks all digests.
 func TestExportIsValid(t *testing.T) {
 	s := newTestStore(t)
 	img := makeImage(t, baseTar(t), upperTar(t))
@@ -421,7 +421,7 @@ func flip(t *testing.T, path string, at int64) {
 	require.NoError(t, f.Close())
 }
 
-// An import that fails says what is wrong and leaves nothing.
+// An import that fails names the fault and leaves nothing.
 func TestImportBadLayers(t *testing.T) {
 	s := newTestStore(t)
 	s.mustImport(t, writeDockerArchive(t, map[string]v1.Image{"there:1": makeImage(t, baseTar(t))}), ImportOptions{})

@@ -82,7 +82,7 @@ func TestSplitTar(t *testing.T) {
 	}
 }
 
-// What the module tar-split has kept is put together, and better than by itself.
+// The stored parts of the module tar-split are put together, and better than by itself.
 func TestJoinOldParts(t *testing.T) {
 	for _, data := range [][]byte{
 		baseTar(t), upperTar(t), rawTar(rawEntry(tar.TypeDir, "d/", "", 4096, ""), rawEntry(tar.TypeSymlink, "l", "f", 1, ""), rawFile("f", "data")),

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BenchmarkInflate compares with what else there is in Go, on sources and on programs: Go's own.
+// BenchmarkInflate compares with the other decoders in Go, on sources and on programs: Go's own.
 func BenchmarkInflate(b *testing.B) {
 	for _, data := range []struct{ name, dir string }{{"sources", "src/cmd"}, {"programs", "pkg/tool"}} {
 		packed, size := packedTree(b, filepath.Join(build.Default.GOROOT, data.dir))
@@ -54,7 +54,7 @@ func packedTree(b *testing.B, dir string) (packed []byte, size int64) {
 	return out.Bytes(), counted.n
 }
 
-// counter counts what is written.
+// counter counts written bytes.
 type counter struct {
 	w io.Writer
 	n int64

@@ -42,7 +42,7 @@ func sample(seed uint64, n int) []byte {
 				period[i] = byte(random.Uint32())
 			}
 			b.Write(bytes.Repeat(period, 1+piece/len(period)))
-		case 3: // what was before
+		case 3: // the stream before
 			if from := b.Len() - 32<<10; from > 0 {
 				b.Write(bytes.Clone(b.Bytes()[from : from+min(piece, 32<<10)]))
 			}
@@ -55,7 +55,7 @@ func sample(seed uint64, n int) []byte {
 	return b.Bytes()[:n]
 }
 
-// packers make gzip of data in all ways that there are.
+// packers make gzip of data in all possible ways.
 func packers(t testing.TB) map[string]func(data []byte) []byte {
 	all := make(map[string]func(data []byte) []byte)
 	of := func(open func(w io.Writer) (io.WriteCloser, error)) func(data []byte) []byte {
@@ -120,7 +120,7 @@ func inflated(r io.Reader) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(z, most))
 }
 
-// referred is what compress/gzip makes of it.
+// referred is the result of compress/gzip.
 func referred(r io.Reader) ([]byte, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {
@@ -149,7 +149,7 @@ func class(err error) string {
 	return err.Error()
 }
 
-// assertAlike compares what comes of a stream with what compress/gzip makes of it. That accepts flags that RFC 1952 reserves
+// assertAlike compares the result of a stream with that of compress/gzip. That accepts flags that RFC 1952 reserves
 // and says to refuse, as klauspost's gzip and this one do.
 func assertAlike(t testing.TB, packed []byte, what string) {
 	t.Helper()
@@ -190,8 +190,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestPrograms reads what programs write, which have other ways to find matches and to cut blocks: gzip; and pigz, zopfli
-// and igzip, of which testdata has what they made of the license.
+// TestPrograms reads the output of programs, which have other ways to find matches and to cut blocks: gzip, pigz,
+// zopfli and igzip. testdata has the license compressed by the last three.
 func TestPrograms(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.gz")
 	require.NoError(t, err)
@@ -258,7 +258,7 @@ func (h *hesitant) Read(p []byte) (int, error) {
 	return h.r.Read(p[:min(len(p), h.times%37)])
 }
 
-// TestSourceErrors passes errors of the source on, after what came before them.
+// TestSourceErrors passes errors of the source on, after the data before them.
 func TestSourceErrors(t *testing.T) {
 	boom := errors.New("boom")
 	data := sample(1, 300_000)
@@ -276,7 +276,7 @@ type stuck struct{}
 
 func (stuck) Read([]byte) (int, error) { return 0, nil }
 
-// TestReadsNoFurther reads from a source that says nothing more until what it has said has been understood.
+// TestReadsNoFurther reads from a source that sends nothing more until its earlier data has been decoded.
 func TestReadsNoFurther(t *testing.T) {
 	for name, pack := range packers(t) {
 		packed := pack([]byte(strings.Repeat("some words and ", 50)))
@@ -325,7 +325,7 @@ func TestWindowEnds(t *testing.T) {
 	first := packers(t)["go 6"](sample(1, 100_000))
 	var w bitWriter
 	w.fixedHeader()
-	w.fixedMatch() // of what precedes the member
+	w.fixedMatch() // of the bytes before the member
 	packed := append(bytes.Clone(first), 0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255)
 	packed = append(packed, w.bytes()...)
 	packed = append(packed, make([]byte, 100)...)
@@ -376,7 +376,7 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// TestTrailing says of what comes after the last member what compress/gzip says.
+// TestTrailing compares the errors for bytes after the last member with those of compress/gzip.
 func TestTrailing(t *testing.T) {
 	packed := packers(t)["go 6"]([]byte("data"))
 	for name, tail := range map[string][]byte{

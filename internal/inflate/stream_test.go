@@ -4,7 +4,7 @@ import (
 	"math/rand/v2"
 )
 
-// bitWriter writes what DEFLATE streams are made of.
+// bitWriter writes the parts of DEFLATE streams.
 type bitWriter struct {
 	b    []byte
 	bits uint64

@@ -76,7 +76,7 @@ func TestRegular(t *testing.T) {
 	assert.Equal(t, []string{"new", "out"}, names(t, dir), "nothing is left over")
 }
 
-// TestLinks writes to what symbolic links point to. The links stay.
+// TestLinks writes to the targets of symbolic links. The links stay.
 func TestLinks(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }

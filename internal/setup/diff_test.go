@@ -18,7 +18,7 @@ func TestUnifiedDiff(t *testing.T) {
 		unifiedDiff("f", []byte("1\n2\n3\n4\n5\n6\n7\n8\n9\n"), []byte("1\n2\n3\n4\nfive\n6\n7\n8\n9\n")))
 }
 
-// TestDiffApplies: what a diff says, done to the first text, gives the second.
+// TestDiffApplies: a diff, applied to the first text, gives the second.
 func TestDiffApplies(t *testing.T) {
 	for seed := range uint64(500) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -37,7 +37,7 @@ func TestDiffApplies(t *testing.T) {
 	}
 }
 
-// patch does what a unified diff says, and checks its numbers.
+// patch applies a unified diff, and checks its numbers.
 func patch(t *testing.T, text, diff string) string {
 	t.Helper()
 	if diff == "" {

@@ -77,7 +77,7 @@ func (h testHost) undo(target Target) {
 	require.Empty(h.t, again.Changes)
 }
 
-// tree is what there is: names, modes, owners and contents.
+// tree lists all files: names, modes, owners and contents.
 func (h testHost) tree() string {
 	h.t.Helper()
 	var b strings.Builder
@@ -127,8 +127,8 @@ const (
 		"  [plugins.\"io.containerd.service.v1.diff-service\"]\n    default = [\"walking\"]\n"
 )
 
-// TestContainerd: whatever the configuration is, Cowshed is in what containerd reads, and the file is changed by no more
-// than one import; undoing leaves what was there.
+// TestContainerd: with any configuration, containerd reads Cowshed's entries afterwards, and the file is changed by
+// no more than one import; undoing restores the former files.
 func TestContainerd(t *testing.T) {
 	for name, c := range map[string]struct {
 		before   string // "": there is none
@@ -209,7 +209,7 @@ func TestReference(t *testing.T) {
 	shown("toml", h.CowshedConfig, "")
 }
 
-// TestContainerdLists: lists that containerd replaces as a whole keep what was in them.
+// TestContainerdLists: lists that containerd replaces as a whole keep their entries.
 func TestContainerdLists(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
 	h.write("containerd/config.toml", `version = 3
@@ -229,7 +229,7 @@ optional = true
 	assert.Equal(t, map[string]any{"platform": "linux/amd64", "snapshotter": "stargz", "layer_types": []any{"a", `b"c`}, "optional": true}, config.Unpack[1].Keys)
 }
 
-// TestContainerdByHand: what somebody has set up is left alone, and only what is missing is added.
+// TestContainerdByHand: entries that somebody has made are left alone, and only missing ones are added.
 func TestContainerdByHand(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
 	config, err := containerdconf.Read("none", map[string][]byte{"none": {}})
@@ -255,7 +255,7 @@ func TestContainerdByHand(t *testing.T) {
 	h.undo(Containerd)
 }
 
-// TestContainerdAgain: when Cowshed is moved, the file follows, and undoing gives what was there at first.
+// TestContainerdAgain: when Cowshed is moved, the file follows, and undoing restores the first state.
 func TestContainerdAgain(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
 	h.write("containerd/config.toml", fullVersion2)
@@ -464,7 +464,7 @@ func TestClients(t *testing.T) {
 	h.refuses(BuildKit, "/run/k3s.sock")
 }
 
-// TestPaste: a file that has what a refusal says belongs there is as it has to be.
+// TestPaste: a file with the text of a refusal needs no change.
 func TestPaste(t *testing.T) {
 	for name, c := range map[string]struct {
 		target     Target
@@ -502,7 +502,7 @@ func TestPaste(t *testing.T) {
 	}
 }
 
-// TestUndoRefuses: what others have changed since is not lost.
+// TestUndoRefuses: later changes of others are not lost.
 func TestUndoRefuses(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
 	h.write("nerdctl/nerdctl.toml", "debug = true\n")
@@ -533,7 +533,7 @@ func TestUndoRefuses(t *testing.T) {
 	h.undo(Nerdctl)
 	assert.NoFileExists(t, h.NerdctlConfig+recordSuffix)
 
-	// It was set up, changed so that it is not, and is set up again: that is what is taken back.
+	// It was set up, changed so that it is not, and is set up again: undo takes back the last.
 	h.apply(Nerdctl)
 	h.write("nerdctl/nerdctl.toml", "snapshotter = 'native'\n")
 	h.apply(Nerdctl)
@@ -546,7 +546,7 @@ func TestUndoRefuses(t *testing.T) {
 	assert.ErrorContains(t, err, recordSuffix)
 }
 
-// TestUndoBesideBroken: what others have broken does not keep setup from taking back what it did.
+// TestUndoBesideBroken: files that others have broken do not keep setup from taking back its changes.
 func TestUndoBesideBroken(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
 	h.write("containerd/config.toml", "version = 3\nimports = ['other.d/*.toml']\n")
@@ -613,7 +613,7 @@ func TestLinkedAndMounted(t *testing.T) {
 	h.refuses(Nerdctl, "something is mounted on it")
 }
 
-// TestReadOnly: where nothing can be written, it is said, and what is there stays.
+// TestReadOnly: if nothing can be written, the error says so, and files stay.
 func TestReadOnly(t *testing.T) {
 	testfs.Root(t)
 	mnt := testfs.Btrfs(t)
@@ -643,7 +643,7 @@ func TestChangedMeanwhile(t *testing.T) {
 	assert.Equal(t, before, h.tree())
 }
 
-// TestAtOnce: many at once do what one does.
+// TestAtOnce: many processes at once have the effect of a single one.
 func TestAtOnce(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
 	h.write("containerd/config.toml", fullVersion2)

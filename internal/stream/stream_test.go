@@ -91,7 +91,7 @@ func pieces(want ...string) func(context.Context, io.Writer) error {
 	}
 }
 
-// recorder keeps what it is given, and fails from some Write on, having taken a byte.
+// recorder keeps its input, and fails from some Write on, having taken a byte.
 type recorder struct {
 	writes []string
 	fail   int // 0: never

@@ -34,7 +34,7 @@ func goUses(tree string) ([]use, error) {
 	return uses, nil
 }
 
-// packageUses finds what the packages of a pattern run, with their tests.
+// packageUses finds the commands that the packages of a pattern run, with their tests.
 func packageUses(tree, dir, pattern string) ([]use, error) {
 	found, err := packages.Load(&packages.Config{Dir: dir, Tests: true, Mode: packages.LoadSyntax}, pattern)
 	if err != nil {
@@ -62,7 +62,7 @@ type source struct {
 type flow struct {
 	tree    string
 	p       *packages.Package
-	sources map[types.Object][]source // what a variable, parameter or field is given
+	sources map[types.Object][]source // the values given to a variable, parameter or field
 	params  map[types.Object]bool
 	uses    []use
 }
@@ -75,7 +75,7 @@ func newFlow(tree string, p *packages.Package) *flow {
 	return f
 }
 
-// collect notes what each object is given.
+// collect notes the values given to each object.
 func (f *flow) collect(node ast.Node) bool {
 	switch n := node.(type) {
 	case *ast.FuncDecl:
@@ -223,7 +223,7 @@ func (f *flow) follow() {
 	}
 }
 
-// program adds what a program can be, and the commands of its script if it is a shell.
+// program adds the possible programs, and the commands of its script if it is a shell.
 func (f *flow) program(name ast.Expr, args []ast.Expr) {
 	for _, v := range f.values(name, all, make(map[types.Object]bool)) {
 		if v.unknown != nil {
@@ -270,22 +270,22 @@ func (f *flow) add(u use, at token.Pos) {
 	f.uses = append(f.uses, u)
 }
 
-// value is what an expression can be: a text, or another expression of which a run only tells what it is.
+// value is a possible value of an expression: a text, or another expression whose value only a run tells.
 type value struct {
 	text    string
 	at      token.Pos
 	unknown ast.Expr
 }
 
-// part says what of a list of texts is asked for.
+// part names the part of a list of texts that is asked for.
 type part int
 
 const (
 	all   part = iota
-	first      // the one that names a program: the others are its arguments
+	first      // the program: the others are its arguments
 )
 
-// values returns what an expression can be.
+// values returns the possible values of an expression.
 func (f *flow) values(e ast.Expr, p part, seen map[types.Object]bool) []value {
 	e = ast.Unparen(e)
 	if v := f.p.TypesInfo.Types[e].Value; v != nil && v.Kind() == constant.String {
@@ -341,7 +341,7 @@ func (f *flow) elements(lit *ast.CompositeLit, p part, seen map[types.Object]boo
 	return found
 }
 
-// joined returns the texts of a concatenation; what is not known in it stands there as a word.
+// joined returns the texts of a concatenation; unknown parts stand there as a word.
 func (f *flow) joined(e *ast.BinaryExpr, p part, seen map[types.Object]bool) []value {
 	var found []value
 	left, right := f.values(e.X, p, seen), f.values(e.Y, p, seen)
@@ -365,7 +365,7 @@ func (f *flow) joined(e *ast.BinaryExpr, p part, seen map[types.Object]bool) []v
 	return found
 }
 
-// result returns what a call can return, as far as that is another value's name.
+// result returns the possible results of a call, as far as they are other values' names.
 func (f *flow) result(call *ast.CallExpr, p part, seen map[types.Object]bool) []value {
 	o := f.object(call.Fun)
 	if o == nil {
@@ -392,7 +392,7 @@ func (f *flow) result(call *ast.CallExpr, p part, seen map[types.Object]bool) []
 		return nil // the program itself
 	}
 	if function, ok := o.(*types.Func); ok && function.Pkg() == f.p.Types {
-		return nil // what it is given reaches os/exec in there
+		return nil // its argument reaches os/exec in there
 	}
 	return []value{{unknown: call}}
 }

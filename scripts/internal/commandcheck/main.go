@@ -6,12 +6,12 @@
 //	commandcheck -brought DIR [-tree DIR]
 //
 // The first form prints each command with the task of deps.sh under which it is run and the places that run it. The
-// second reads, for each task, the file DIR/TASK with the names of the commands that a machine has after deps.sh TASK
-// (scripts/check-commands.sh makes them), prints what is missing, and exits with 1 if something is.
+// second reads, for each task, the file DIR/TASK with the commands that a machine has after deps.sh TASK.
+// scripts/check-commands.sh makes these files. It prints missing commands, and exits with 1 if there are any.
 //
-// Commands are found in Go files, where a program or a shell script reaches os/exec, in shell scripts, in the Makefile,
-// and in .ci/run. The file known.txt names those that deps.sh need not bring, and programs whose names only a
-// run tells.
+// Commands are found in Go files, where a program or a shell script reaches os/exec, in shell scripts, in the
+// Makefile, and in .ci/run. The file known.txt names those that deps.sh need not bring, and programs whose names only
+// a run tells.
 package main
 
 import (

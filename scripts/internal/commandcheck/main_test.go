@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// commands returns the names of uses, sorted, and what only a run tells in backquotes.
+// commands returns the names of uses, sorted, and those that only a run tells in backquotes.
 func commands(uses []use) []string {
 	var names []string
 	for _, u := range uses {

@@ -43,7 +43,7 @@ func scriptUses(tree string) ([]use, error) {
 // makeExpansion is a variable or function of make in a recipe.
 var makeExpansion = regexp.MustCompile(`\$\([^()]*(\([^()]*\)[^()]*)*\)`)
 
-// makefileUses finds the commands of recipes. What make expands has no commands of its own there.
+// makefileUses finds the commands of recipes. Text that make expands has no commands of its own there.
 func makefileUses(file, text string) []use {
 	var uses []use
 	lines := strings.Split(text, "\n")
@@ -64,7 +64,7 @@ func makefileUses(file, text string) []use {
 		recipe = strings.ReplaceAll(recipe, "\x00", "$")
 		found, err := shellUses(file, at, recipe)
 		if err != nil {
-			continue // one that make has to expand to be a script
+			continue // make has to expand it to a script
 		}
 		uses = append(uses, found...)
 	}

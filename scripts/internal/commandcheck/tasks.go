@@ -8,7 +8,7 @@ var taskRules = []struct {
 	tasks  []string
 }{
 	{".ci/", []string{"ci"}},
-	{"Makefile", []string{"lint"}}, // the one of its recipes that runs more than what is everywhere
+	{"Makefile", []string{"lint"}}, // the only recipe that runs more than commands of every machine
 	{"bench/", []string{"bench"}},
 	{"e2e/daemons/", []string{"daemons"}},
 	{"cmd/", []string{"test", "demo"}},
@@ -24,7 +24,7 @@ var taskRules = []struct {
 	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench", "daemons"}},
 	{"scripts/test-zfs.sh", []string{"test"}},
 	{"scripts/test.sh", []string{"bench", "daemons", "gates"}},
-	// zfs-machine.sh installs what it needs itself; what runs in the machine is in the machine.
+	// zfs-machine.sh installs its needs itself; commands that run in the machine are in the machine.
 	{"scripts/zfs-machine/guest-init", nil},
 	{"scripts/zfs-machine/power-cut", nil},
 	{"", []string{"test"}},

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// mostWords is the most words that a sentence, or a part of one that ends in a colon or semicolon, may have.
+// mostWords is the limit for a sentence, or a part of it that ends in a colon or semicolon.
 const mostWords = 25
 
 // rules are patterns that no sentence may match. Code and quotations do not count.

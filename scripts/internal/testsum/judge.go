@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// event is what test2json says (see `go doc test2json`), and the build events of `go help buildjson`.
+// event is an event of test2json (see `go doc test2json`), or a build event of `go help buildjson`.
 type event struct {
 	Action     string
 	Package    string
@@ -25,7 +25,7 @@ type testID struct{ pkg, test string }
 
 func (id testID) String() string { return strings.TrimSpace(id.pkg + " " + id.test) }
 
-// judge counts results and prints the output of what failed or was skipped, and the lines of packages.
+// judge counts results and prints the output of failed and skipped tests, and the lines of packages.
 type judge struct {
 	out     io.Writer
 	allowed func(id testID, output string) bool
@@ -161,8 +161,8 @@ func (j *judge) skip(id testID) {
 	j.skipped = append(j.skipped, id.String())
 }
 
-// failPackage ends a package that failed. What its tests had printed is shown for those that did not end: a
-// panic or a timeout hits them all, and which one is at fault only their output says.
+// failPackage ends a package that failed. It shows the output of tests that did not end: a panic or a timeout hits
+// them all, and only their output tells which test is at fault.
 func (j *judge) failPackage(pkg string) {
 	var unfinished []testID
 	for id := range j.output {
@@ -186,7 +186,7 @@ func (j *judge) fail(id testID) {
 	j.failed = append(j.failed, id.String())
 }
 
-// flush prints what a test has printed.
+// flush prints a test's output.
 func (j *judge) flush(id testID) {
 	if b := j.output[id]; b != nil {
 		fmt.Fprint(j.out, b.String())
@@ -194,7 +194,7 @@ func (j *judge) flush(id testID) {
 	}
 }
 
-// finish prints what took long and what went wrong, if anything did, and returns the numbers.
+// finish prints slow tests and faults, if there are any, and returns the numbers.
 func (j *judge) finish() counts {
 	slices.SortStableFunc(j.slow, func(a, b timed) int { return cmp.Compare(b.seconds, a.seconds) })
 	for _, t := range j.slow[:min(slowShown, len(j.slow))] {

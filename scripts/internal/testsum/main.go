@@ -1,18 +1,18 @@
-// Testsum reads the output of `go test -json`, prints what a person wants to see of it and judges the result. Unlike
-// `go test` it fails when a test was skipped, because a skipped test proves nothing: a test may only be skipped
-// if it is in the list of allowed skips, or says that it runs elsewhere.
+// Testsum reads the output of `go test -json`, prints the parts of interest to a person, and judges the result.
+// Unlike `go test` it fails when a test was skipped, because a skipped test proves nothing. A test may only be
+// skipped if it is in the list of allowed skips, or says that it runs elsewhere.
 //
 // Usage:
 //
 //	testsum [-allow FILE] [-elsewhere] [-counts FILE] [-- go test -json ...]
 //	testsum -total -counts FILE
 //
-// The first form runs the command, which must print test2json events, or reads them from its standard input, and
-// ends with the line "N passed, N failed". With -counts it adds the numbers to the file instead, from which the
-// second form makes that line for several runs.
+// The first form runs the command, which must print test2json events, or reads them from its standard input. It ends
+// with the line "N passed, N failed". With -counts it adds the numbers to the file instead, from which the second
+// form makes that line for several runs.
 //
-// The exit code is that of the command, or 1 if it was 0 and something was skipped that may not be, or if no
-// test ran at all.
+// The exit code is that of the command. If that was 0, it is 1 if a test was skipped that may not be, or if no test
+// ran.
 package main
 
 import (
@@ -82,8 +82,8 @@ func run(args []string, in io.Reader, out io.Writer) (code int, err error) {
 	return exitCode(sum), nil
 }
 
-// judgeCommand judges what the command prints, or what in holds if there is no command, and returns the exit
-// code of the command.
+// judgeCommand judges the output of the command, or in if there is no command, and returns the exit code of the
+// command.
 func judgeCommand(j *judge, command []string, in io.Reader) (int, error) {
 	if len(command) == 0 {
 		return 0, j.read(in)

@@ -19,7 +19,7 @@ func TestRealRuns(t *testing.T) {
 		files map[string]string
 		code  int
 		last  string   // the closing line
-		says  []string // what else the output contains
+		says  []string // further texts in the output
 	}{
 		{
 			name:  "all pass, subtests count and their parents do not",
