@@ -15,7 +15,7 @@ import (
 
 // readOnlyBtrfs says why a btrfs is read-only, as far as that can be seen.
 func readOnlyBtrfs(f Filesystem) *ReadOnlyError {
-	const after = "it stays so until it is unmounted: put right what caused that, stop what uses it, " +
+	const after = "it stays so until it is unmounted: remove the cause, stop the programs that use it, " +
 		"then unmount %s and mount it again"
 	e := &ReadOnlyError{What: f.String()}
 	switch line, err := kernelComplaint("btrfs", f.Source); {

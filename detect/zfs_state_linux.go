@@ -41,7 +41,7 @@ func (p pool) unusable(name string) string {
 	case p.health == "SUSPENDED":
 		return fmt.Sprintf("the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", name)
 	case p.health != "ONLINE" && p.health != "DEGRADED":
-		return fmt.Sprintf("the pool %s is %s: \"zpool status %[1]s\" says what its devices need", name, p.health)
+		return fmt.Sprintf("the pool %s is %s: \"zpool status %[1]s\" shows the faults of its devices", name, p.health)
 	default:
 		return ""
 	}

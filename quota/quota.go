@@ -40,7 +40,7 @@ func ParseScope(s string) (Scope, error) {
 	case "total":
 		return ScopeTotal, nil
 	default:
-		return 0, fmt.Errorf("%w: quota scope %q: must be layer (count what a layer adds) or total (count the image too)", errdefs.ErrInvalidArgument, s)
+		return 0, fmt.Errorf("%w: quota scope %q: must be layer (count the layer's own data) or total (count the image too)", errdefs.ErrInvalidArgument, s)
 	}
 }
 

@@ -73,7 +73,7 @@ func compareConfig(ctx context.Context, opts []diff.Opt) (diff.Config, error) {
 	}
 	if config.Compressor != nil {
 		if config.MediaType == "" {
-			return diff.Config{}, fmt.Errorf("a compressor needs the media type of what it makes: %w", errdefs.ErrInvalidArgument)
+			return diff.Config{}, fmt.Errorf("a compressor needs the media type of its output: %w", errdefs.ErrInvalidArgument)
 		}
 		return config, nil
 	}

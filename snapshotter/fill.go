@@ -51,7 +51,7 @@ func (f *filling) end(err error) error {
 		err = errors.Join(err, f.takeBack())
 	}
 	if err := f.before.Close(); err != nil {
-		f.s.log.Warn("snapshotter: what a volume was is left to the next start to destroy", "volume", f.volume, "error", err)
+		f.s.log.Warn("snapshotter: a volume's former state is left to the next start to destroy", "volume", f.volume, "error", err)
 	}
 	return err
 }
@@ -65,7 +65,7 @@ func (f *filling) takeBack() error {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
 	f.s.spoiled[f.volume] = struct{}{}
-	return fmt.Errorf("take back what was applied: %w", err)
+	return fmt.Errorf("take back the applied layer: %w", err)
 }
 
 // checkWhole reports whether a volume holds whole layers only. errdefs.ErrFailedPrecondition: it does not.

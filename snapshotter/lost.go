@@ -61,7 +61,7 @@ func (s *Snapshotter) setLost(v cowcommon.Volume, was string) {
 		l.was = new(wasSnapshot)
 		if err := json.Unmarshal([]byte(was), l.was); err != nil {
 			l.was = nil
-			s.log.Warn("snapshotter: what the metadata says of a lost volume cannot be read", "volume", v.Name, "error", err)
+			s.log.Warn("snapshotter: the record of a lost volume cannot be read", "volume", v.Name, "error", err)
 		} else {
 			l.Key = l.was.Key
 		}

@@ -47,7 +47,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		}
 	}
 	if err := s.Cleanup(ctx); err != nil {
-		s.log.Warn("snapshotter: what is left over cannot be destroyed", "error", err)
+		s.log.Warn("snapshotter: left-over volumes cannot be destroyed", "error", err)
 	}
 	return nil
 }

@@ -65,9 +65,9 @@ func (r *spaceReserve) giveUp(log *slog.Logger) bool {
 	err := errors.Join(os.Remove(r.path), syncdir.Sync(filepath.Dir(r.path)))
 	switch {
 	case err == nil:
-		log.Warn("snapshotter: the filesystem is full, and what was reserved for removing snapshots is given up", "file", r.path)
+		log.Warn("snapshotter: the filesystem is full, and the space reserved for removing snapshots is given up", "file", r.path)
 	case !errors.Is(err, fs.ErrNotExist):
-		log.Warn("snapshotter: what is reserved cannot be given up", "error", err)
+		log.Warn("snapshotter: the reserved space cannot be given up", "error", err)
 	}
 	return err == nil
 }

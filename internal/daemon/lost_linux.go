@@ -20,7 +20,7 @@ func (d *daemon) reportLost() {
 		err = atomicfile.Write(filepath.Join(d.config.State, lostName), "."+lostName+"-*", text, 0o600)
 	}
 	if err != nil {
-		d.log.Warn("what is lost cannot be written down for cowshed doctor", "error", err)
+		d.log.Warn("the list of lost volumes cannot be written for cowshed doctor", "error", err)
 	}
 }
 

@@ -26,7 +26,7 @@ func (s *Store) destination(ref Reference, opts ExportOptions) (destination, err
 	case RootFS:
 		return nil, fmt.Errorf("a root filesystem is not an image: write its tar with cowshed diff --whole: %w", errdefs.ErrInvalidArgument)
 	}
-	return nil, fmt.Errorf("say what is to be written: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w", errdefs.ErrInvalidArgument)
+	return nil, fmt.Errorf("name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w", errdefs.ErrInvalidArgument)
 }
 
 var (

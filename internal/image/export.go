@@ -213,8 +213,8 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 			task.End("failed")
 			return nil, err
 		case errors.Is(err, fs.ErrNotExist):
-			inexact = errors.New("what its tar was like is not known")
-			s.log.Info("what the layer was imported from is not known: its digest may differ", "layer", layer.top)
+			inexact = errors.New("the form of its tar is not known")
+			s.log.Info("the tar that the layer was imported from is not known: its digest may differ", "layer", layer.top)
 		default:
 			inexact = err
 			s.log.Warn("the layer is not as it was imported: it is exported as it is now, with another digest", "layer", layer.top, "error", err)

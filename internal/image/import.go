@@ -442,7 +442,7 @@ func (s *Store) sweep(ctx context.Context) error {
 		}
 		layers[v.Name] = true
 		if IsPartial(v.Name) {
-			s.log.Info("removing what is left of an import that was cut off", "layer", v.Name)
+			s.log.Info("removing the remains of an import that was cut off", "layer", v.Name)
 			errs = append(errs, s.driver.Backend().Remove(ctx, v.Name))
 		}
 	}

@@ -90,7 +90,7 @@ func ParseDestination(s string) (Reference, error) {
 			return parsePath(t, rest)
 		}
 	}
-	return Reference{}, fmt.Errorf("destination %q: say what is to be written: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w",
+	return Reference{}, fmt.Errorf("destination %q: name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w",
 		clip(s), errdefs.ErrInvalidArgument)
 }
 

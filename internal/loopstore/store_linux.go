@@ -197,7 +197,7 @@ func (s Store) checkEmpty() error {
 		return err
 	}
 	if len(entries) > 0 {
-		return fmt.Errorf("directory %s is not empty, and what is in it would be hidden; choose another or move that away: %w", s.Root, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("directory %s is not empty, and its content would be hidden; choose another or move the content away: %w", s.Root, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ func Undo(target Target, h Host) (*Plan, error) {
 		if !r.applied(current) && !r.untouched(current) {
 			last := []byte(r.After[len(r.After)-1])
 			return nil, &RefusedError{File: file, Reason: fmt.Sprintf("it has been changed since it was set up, so that it cannot be put back:\n\n%s\n"+
-				"Take out by hand what set-up has put in, which is shown here backwards, and delete %s%s:\n\n%s",
+				"Take out by hand the lines that set-up has put in, shown here backwards, and delete %s%s:\n\n%s",
 				unifiedDiff(file, last, current), real, recordSuffix, unifiedDiff(file, last, r.before()))}
 		}
 		p.Changes = append(p.Changes, c)

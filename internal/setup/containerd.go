@@ -73,7 +73,7 @@ func (h Host) containerd() (*Plan, error) {
 		return p, nil
 	}
 	if current != nil && !owned {
-		return nil, &RefusedError{File: imported, Reason: "cowshed setup has not written it, or not so, and it lacks what Cowshed needs; delete it, or change it", Paste: string(wanted)}
+		return nil, &RefusedError{File: imported, Reason: "cowshed setup has not written it, or not so, and it lacks entries for Cowshed; delete it, or change it", Paste: string(wanted)}
 	}
 	if err := p.addImported(main, imported, wanted, "the snapshotter and the differ of Cowshed"); err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func ownedBySetup(file string, current []byte) (bool, error) {
 func (h Host) checkContainerd(p *Plan, imported string, wanted []byte) error {
 	config, err := containerdconf.Read(h.ContainerdConfig, p.planned())
 	if err != nil {
-		return &RefusedError{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
+		return &RefusedError{File: h.ContainerdConfig, Reason: "it could not be read with the new entries", Cause: err, Paste: string(wanted)}
 	}
 	if missing := h.missing(config); len(missing) > 0 {
 		return &RefusedError{File: imported, Paste: string(wanted), Reason: fmt.Sprintf("it would have no effect, since a file that is imported later says something else of %s: %s",

@@ -137,7 +137,7 @@ func (p *Plan) editDocker(h Host, name, paste string, check func(map[string]any)
 	if former == "" {
 		former = "the storage driver that it has"
 	}
-	p.Notes = append(p.Notes, fmt.Sprintf("Images and containers of %s are not seen afterwards, nor deleted: docker save what is needed first, docker load it then.", former))
+	p.Notes = append(p.Notes, fmt.Sprintf("Images and containers of %s are neither shown nor deleted afterwards: docker save needed images first, docker load them then.", former))
 	return nil
 }
 

@@ -43,7 +43,7 @@ func (h Host) kubernetes() (*Plan, error) {
 	}
 	after, err := containerdconf.Read(h.ContainerdConfig, p.planned())
 	if err != nil {
-		return nil, &RefusedError{File: h.ContainerdConfig, Reason: "it could not be read with what would be put in", Cause: err, Paste: string(wanted)}
+		return nil, &RefusedError{File: h.ContainerdConfig, Reason: "it could not be read with the new entries", Cause: err, Paste: string(wanted)}
 	}
 	if after.CRISnapshotter != name {
 		return nil, &RefusedError{File: imported, Paste: string(wanted), Reason: fmt.Sprintf("it would have no effect, since a file that is imported later says %q", after.CRISnapshotter)}

@@ -35,7 +35,7 @@ func readRecord(real string) (*record, error) {
 	}
 	r := &record{}
 	if err := json.Unmarshal(text, r); err != nil || len(r.After) == 0 {
-		return nil, &RefusedError{File: real + recordSuffix, Reason: "it is not what cowshed setup writes; look at it, and delete it", Cause: err}
+		return nil, &RefusedError{File: real + recordSuffix, Reason: "cowshed setup has not written it so; look at it, and delete it", Cause: err}
 	}
 	return r, nil
 }

@@ -134,7 +134,7 @@ func (p *Plan) edit(file, why, paste string, edit func(text []byte) ([]byte, err
 		return err
 	}
 	if generated(before) {
-		return &RefusedError{File: file, Reason: "it says that it is generated and not to be edited; change what it is made from", Paste: paste}
+		return &RefusedError{File: file, Reason: "it says that it is generated and not to be edited; change its source", Paste: paste}
 	}
 	after, err := edit(before)
 	if err != nil {
