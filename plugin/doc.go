@@ -7,9 +7,9 @@
 // The engine is the client. It finds the plugin by its name, as a socket or a file that names a socket ([SocketPath],
 // [WriteSpec]). It sends requests of HTTP/1.1:
 //
-//   1. POST /Plugin.Activate, whose answer says that this is a graph driver
-//   2. POST /GraphDriver.Init, once
-//   3. the other methods of [Driver], in parallel, each with its arguments as a JSON object
+//  1. POST /Plugin.Activate, whose answer says that this is a graph driver
+//  2. POST /GraphDriver.Init, once
+//  3. the other methods of [Driver], in parallel, each with its arguments as a JSON object
 //
 // Two methods stream a tar: the answer to Diff is a tar, and so is the body of ApplyDiff, whose arguments are in the
 // query of the URL.
