@@ -13,9 +13,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// Apply extracts an uncompressed layer tar into a volume and returns the sum of the sizes of its files. When it returns
-// without an error, all of it survives a power cut. An error leaves the volume part-filled. Of opts it sets Xattrs and
-// Empty. errdefs.ErrFailedPrecondition: the volume is sealed.
+// Apply extracts an uncompressed layer tar into a volume and returns the sum of the sizes of its files. When it
+// returns without an error, all of it survives a power cut. An error leaves the volume part-filled. Of opts it sets
+// Xattrs and Empty. Returns errdefs.ErrFailedPrecondition if the volume is sealed.
 func Apply(ctx context.Context, backend Backend, name string, tar io.Reader, opts layertar.ApplyOptions) (size int64, err error) {
 	v, err := backend.Stat(ctx, name)
 	if err != nil {

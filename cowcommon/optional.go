@@ -64,8 +64,8 @@ func Seal(ctx context.Context, backend Backend, name string) error {
 
 // Renamer is a Backend that can rename volumes. Importing images needs one.
 type Renamer interface {
-	// Rename gives a volume that is neither in use nor in view another name. ErrAlreadyExists: the name is taken, and
-	// nothing was changed.
+	// Rename gives a volume that is neither in use nor in view another name. Returns ErrAlreadyExists if the name is
+	// taken; it has then changed nothing.
 	Rename(ctx context.Context, name, to string) error
 }
 

@@ -8,7 +8,7 @@ import (
 )
 
 // ReadOnlyError says that a filesystem cannot be written to. It is a graphdriver.ErrIncompatibleFS, since a driver
-// cannot work there, and a syscall.EROFS: existing layers can be read all the same.
+// cannot work there, and a syscall.EROFS. Existing layers can be read all the same.
 type ReadOnlyError struct {
 	What   string // the filesystem, pool or dataset
 	Cause  string // why it is so

@@ -89,9 +89,9 @@ func (a *Adapter) Init(home string, options []string, uidMaps, gidMaps []user.ID
 	return nil
 }
 
-// Resume opens the driver as the engine asked for it before the plugin was restarted, if one is not open.
-// Otherwise the first request does that. errdefs.ErrFailedPrecondition: the engine has not called Init, or has
-// called Cleanup since.
+// Resume opens the driver as the engine asked for it before the plugin was restarted, if one is not open. Otherwise
+// the first request does that. Returns errdefs.ErrFailedPrecondition if the engine has not called Init, or has called
+// Cleanup since.
 func (a *Adapter) Resume() error {
 	a.changing.Lock()
 	defer a.changing.Unlock()

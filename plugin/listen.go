@@ -6,9 +6,9 @@ import (
 	"github.com/cowshed/cowshed/internal/unixsocket"
 )
 
-// Listen makes a socket at path, with its directory if need be, that only its owner (root) can connect to.
-// Closing the listener removes it. On platforms other than Linux it returns errors.ErrUnsupported.
+// Listen makes a socket at path, with its directory if need be, that only its owner (root) can connect to. Closing
+// the listener removes it. On platforms other than Linux it returns errors.ErrUnsupported.
 //
-// A socket that a process left behind is replaced. errdefs.ErrAlreadyExists: a process listens at it.
-// errdefs.ErrFailedPrecondition: there is something there that is not a socket.
+// A socket that a process left behind is replaced. Returns errdefs.ErrAlreadyExists if a process listens at it, and
+// errdefs.ErrFailedPrecondition if path is not a socket.
 func Listen(path string) (net.Listener, error) { return unixsocket.Listen(path) }

@@ -86,13 +86,13 @@ func modeOf(status btrfsctl.QuotaStatus) Mode {
 	}
 }
 
-// Enable makes the filesystem ready for limits of that scope and returns the mode that enforces them.
-// Where quotas are off it turns them on as the policy says, which is durable on return. In classic mode it
-// returns when the accounts are consistent, so it may take as long as a rescan of the filesystem; if ctx
-// ends before, the rescan goes on and Enable returns the error of ctx.
+// Enable makes the filesystem ready for limits of that scope and returns the mode that enforces them. Where quotas
+// are off it turns them on as the policy says, which is durable on return. In classic mode it returns when the
+// accounts are consistent, so it may take as long as a rescan of the filesystem; if ctx ends before, the rescan goes
+// on and Enable returns the error of ctx.
 //
-// An errdefs.ErrFailedPrecondition says why the policy and the mode that is on do not allow such limits,
-// and what to do. errdefs.ErrNotImplemented: the kernel does not have the mode that the policy asks for.
+// Returns errdefs.ErrFailedPrecondition, with the reason and what to do, if the policy and the present mode do not
+// allow such limits. Returns errdefs.ErrNotImplemented if the kernel does not have the policy's mode.
 func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
 	status, err := q.status()
 	if err != nil {
@@ -289,8 +289,8 @@ func (q *Qgroups) SetLimit(ctx context.Context, id uint64, limit Limit) error {
 	return nil
 }
 
-// Limit reads the limit of the subvolume id. With quotas off it is none. errdefs.ErrNotFound: quotas are
-// on and there is no such subvolume.
+// Limit reads the limit of the subvolume id. With quotas off there is no limit. Returns errdefs.ErrNotFound if quotas
+// are on and there is no such subvolume.
 func (q *Qgroups) Limit(id uint64) (Limit, error) {
 	mode, err := q.Mode()
 	if err != nil || mode == Off {

@@ -40,8 +40,8 @@ func (i Initializer) LayerName(parent digest.Digest) string {
 // snapshot, such as ApplyLayers returned it, or "" for an empty root filesystem. mounter is used to make the init
 // layer. It returns the mounts of the snapshot.
 //
-// errdefs.ErrAlreadyExists: there is a snapshot of that name, which stays as it is. errdefs.ErrNotFound: there is no
-// such parent. errdefs.ErrInvalidArgument: the parent is not committed.
+// Returns errdefs.ErrAlreadyExists if there is a snapshot of that name, which stays as it is. Returns
+// errdefs.ErrNotFound if there is no such parent, and errdefs.ErrInvalidArgument if the parent is not committed.
 func InitRootFS(ctx context.Context, name string, parent digest.Digest, readonly bool, snapshotter snapshots.Snapshotter, mounter Mounter) ([]mount.Mount, error) {
 	return InitRootFSWith(ctx, name, parent, readonly, snapshotter, mounter, DefaultInitializer())
 }
@@ -49,7 +49,8 @@ func InitRootFS(ctx context.Context, name string, parent digest.Digest, readonly
 // InitRootFSWith is InitRootFS with another initializer, and with options for the snapshot, such as the label that
 // limits its size. Without an initializer it needs no mounter.
 //
-// Errors are those of InitRootFS, and errdefs.ErrInvalidArgument: the initializer has no name, or there is no mounter.
+// Errors are those of InitRootFS, and errdefs.ErrInvalidArgument if the initializer has no name, or if there is no
+// mounter.
 func InitRootFSWith(ctx context.Context, name string, parent digest.Digest, readonly bool, snapshotter snapshots.Snapshotter, mounter Mounter, init Initializer, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	r := rootFS{name: name, parent: parent, init: init, sn: snapshotter, mounter: mounter}
 	r.create = snapshotter.Prepare

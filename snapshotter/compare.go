@@ -60,7 +60,7 @@ func (d *Differ) compare(ctx context.Context, lower, upper []mount.Mount, opts [
 	return d.writeBlob(ctx, comparison, config)
 }
 
-// compareConfig reads the options. errdefs.ErrNotImplemented: the media type is unknown.
+// compareConfig reads the options. Returns errdefs.ErrNotImplemented if the media type is unknown.
 func compareConfig(ctx context.Context, opts []diff.Opt) (diff.Config, error) {
 	var config diff.Config
 	for _, opt := range opts {

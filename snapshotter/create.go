@@ -180,8 +180,8 @@ func (s *Snapshotter) undoCreate(ctx context.Context, key string, made record) e
 	return nil
 }
 
-// checkIDMapping finds out whether the kernel can mount the volume with mapped ids, by trying.
-// errdefs.ErrNotImplemented: it cannot.
+// checkIDMapping finds out whether the kernel can mount the volume with mapped ids, by trying. Returns
+// errdefs.ErrNotImplemented if it cannot.
 func (s *Snapshotter) checkIDMapping(ctx context.Context, volume string, ids idMapping) (err error) {
 	if ids == (idMapping{}) {
 		return nil

@@ -19,11 +19,11 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// Differ makes layers of the snapshots of a Snapshotter, and applies layers to them, without mounting anything:
-// it finds the volumes that mounts are of. It implements containerd's diff.Comparer and diff.Applier.
+// Differ makes layers of the snapshots of a Snapshotter, and applies layers to them, without mounting anything: it
+// finds the volumes that mounts are of. It implements containerd's diff.Comparer and diff.Applier.
 //
-// It is safe for concurrent use. Mounts that are not of the Snapshotter, and media types that it does not know,
-// are errdefs.ErrNotImplemented: containerd's diff service then asks the next differ.
+// It is safe for concurrent use. Its methods return errdefs.ErrNotImplemented if the mounts are not of the
+// Snapshotter, or if the media type is unknown. containerd's diff service then asks the next differ.
 type Differ struct {
 	snapshotter *Snapshotter
 	store       content.Store

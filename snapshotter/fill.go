@@ -19,7 +19,7 @@ type filling struct {
 	release func()
 }
 
-// fill begins to fill a volume. errdefs.ErrFailedPrecondition: it cannot be written to.
+// fill begins to fill a volume. Returns errdefs.ErrFailedPrecondition if the volume cannot be written to.
 func (s *Snapshotter) fill(ctx context.Context, volume string) (_ *filling, err error) {
 	release, err := s.filling.Claim(ctx, volume)
 	if err != nil {
@@ -68,7 +68,7 @@ func (f *filling) takeBack() error {
 	return fmt.Errorf("take back the applied layer: %w", err)
 }
 
-// checkWhole reports whether a volume holds whole layers only. errdefs.ErrFailedPrecondition: it does not.
+// checkWhole returns errdefs.ErrFailedPrecondition unless a volume holds whole layers only.
 func (s *Snapshotter) checkWhole(volume string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -180,8 +180,8 @@ func insert(ctx context.Context, key, parent, volume string, was *wasSnapshot) e
 	return err
 }
 
-// Discard destroys a lost volume. errdefs.ErrNotFound: no such volume is lost. errdefs.ErrFailedPrecondition: it is in
-// use, and Cleanup destroys it later.
+// Discard destroys a lost volume. Returns errdefs.ErrNotFound if no such volume is lost, and
+// errdefs.ErrFailedPrecondition if it is in use; Cleanup then destroys it later.
 func (s *Snapshotter) Discard(ctx context.Context, volume string) error {
 	if _, err := s.lostVolume(volume); err != nil {
 		return wrap("discard", volume, err)

@@ -11,10 +11,11 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Remove removes a snapshot from the metadata. Its key can be used again at once; its volume is destroyed by
-// Cleanup. It does not matter whether the volume is still there.
+// Remove removes a snapshot from the metadata. Its key can be used again at once; its volume is destroyed by Cleanup.
+// It does not matter whether the volume is still there.
 //
-// errdefs.ErrNotFound: there is no such snapshot. errdefs.ErrFailedPrecondition: others were made from it.
+// Returns errdefs.ErrNotFound if there is no such snapshot, and errdefs.ErrFailedPrecondition if others were made
+// from it.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err := s.awaitMade(ctx, key); err != nil {
 		return wrap("remove", key, err)

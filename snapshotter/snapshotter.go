@@ -122,12 +122,12 @@ var (
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 )
 
-// New opens the snapshotter whose metadata is in the directory root, which it makes if need be, and brings
-// metadata and volumes into agreement. backend must be the snapshotter's alone; Close closes it.
+// New opens the snapshotter whose metadata is in the directory root, which it makes if need be, and brings metadata
+// and volumes into agreement. backend must be the snapshotter's alone; Close closes it.
 //
-// errdefs.ErrUnavailable: another process has the snapshotter open. errdefs.ErrDataLoss: the metadata is damaged, see
-// Repair. errdefs.ErrFailedPrecondition: none of the volumes that the metadata names is there, so that this is hardly
-// the backend that belongs to it.
+// Returns errdefs.ErrUnavailable if another process has the snapshotter open, and errdefs.ErrDataLoss if the metadata
+// is damaged: see Repair. Returns errdefs.ErrFailedPrecondition if all volumes that the metadata names are missing,
+// so that the backend is probably a wrong one.
 func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
 	s := newSnapshotter(root, backend, opts)
 	if s.mounter == nil {

@@ -23,7 +23,7 @@ type unxz struct {
 	err    error
 }
 
-// newUnxz starts the program. errdefs.ErrNotImplemented: it is not installed.
+// newUnxz starts the program. Returns errdefs.ErrNotImplemented if it is not installed.
 func newUnxz(r io.Reader) (*unxz, error) {
 	program, err := exec.LookPath("xz")
 	if err != nil {

@@ -52,7 +52,7 @@ func (l *lister) list(fd int, entries []entry) ([]entry, error) {
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		// ENOENT: a directory that is removed while it is open has no entries any more.
+		// A directory that is removed while it is open has no entries any more: ENOENT.
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return entries, err
 		}

@@ -206,8 +206,8 @@ func (d *Driver) ApplyDiff(id, _ string, diff io.Reader) (int64, error) {
 	return d.Apply(d.ctx, id, diff)
 }
 
-// Apply is ApplyDiff with a context. errdefs.ErrFailedPrecondition: the layer is sealed, or another Apply of
-// this driver works on it.
+// Apply is ApplyDiff with a context. Returns errdefs.ErrFailedPrecondition if the layer is sealed, or if another
+// Apply of this driver works on it.
 func (d *Driver) Apply(ctx context.Context, id string, diff io.Reader) (size int64, err error) {
 	return d.ApplyWith(ctx, id, diff, layertar.ApplyOptions{})
 }

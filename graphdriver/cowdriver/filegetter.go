@@ -28,7 +28,7 @@ func newFileGetter(view cowcommon.View) (*fileGetter, error) {
 	return &fileGetter{view: view, root: root}, nil
 }
 
-// Get opens the regular file with that path in the layer. fs.ErrNotExist: there is none. Whatever the
+// Get opens the regular file with that path in the layer. Returns fs.ErrNotExist if it does not exist. Whatever the
 // layer's symbolic links say, nothing outside the layer is opened.
 func (g *fileGetter) Get(name string) (io.ReadCloser, error) {
 	f, err := openInRoot(g.root, name)

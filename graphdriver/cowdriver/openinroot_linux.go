@@ -21,7 +21,7 @@ func openInRoot(root *os.Root, name string) (*os.File, error) {
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	fd, err := unix.Openat2(int(dir.Fd()), name, how)
-	// EAGAIN: a rename or mount, anywhere on the host, while the kernel followed a ".." (openat2(2)).
+	// A rename or mount, anywhere on the host, while the kernel followed a ".." gives EAGAIN (openat2(2)).
 	for errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 		fd, err = unix.Openat2(int(dir.Fd()), name, how)
 	}

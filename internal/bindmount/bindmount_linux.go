@@ -48,8 +48,8 @@ func remountReadOnly(target string) error {
 	return unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|kept, "")
 }
 
-// Unmount unmounts target. errdefs.ErrFailedPrecondition: it is in use. errdefs.ErrNotFound: nothing is
-// mounted there.
+// Unmount unmounts target. Returns errdefs.ErrFailedPrecondition if it is in use, and errdefs.ErrNotFound if nothing
+// is mounted there.
 func Unmount(target string) error {
 	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 	switch {
@@ -84,8 +84,8 @@ func Targets(dir, home string) ([]string, error) {
 	return targets, nil
 }
 
-// Named returns the name that the layer mounted on target seems to have: that of its subvolume or
-// dataset. errdefs.ErrNotFound: nothing is mounted there that could be a layer.
+// Named returns the name that the layer mounted on target seems to have: that of its subvolume or dataset. Returns
+// errdefs.ErrNotFound if the mount there cannot be a layer, or if there is no mount.
 func Named(target, home string) (string, error) {
 	target, err := filepath.Abs(target)
 	if err != nil {

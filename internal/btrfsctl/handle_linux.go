@@ -10,8 +10,8 @@ import (
 // fileIDWithoutParent is FILEID_BTRFS_WITHOUT_PARENT of include/linux/exportfs.h.
 const fileIDWithoutParent = 0x4d
 
-// OpenRoot opens the root directory of the subvolume id, wherever on the filesystem of fd it is linked,
-// without resolving a path. The caller closes the descriptor. ESTALE: there is none. It needs
+// OpenRoot opens the root directory of the subvolume id, wherever on the filesystem of fd it is linked, without
+// resolving a path. The caller closes the descriptor. Returns ESTALE if there is no such subvolume. It needs
 // CAP_DAC_READ_SEARCH and, on older kernels, CAP_SYS_ADMIN.
 func OpenRoot(fd int, id uint64) (int, error) { return OpenDir(fd, id, FirstFreeObjectID) }
 

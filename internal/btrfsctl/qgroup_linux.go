@@ -78,11 +78,11 @@ func EnableQuota(fd int) error {
 	return ioctl(fd, iocQuotaCtl, unsafe.Pointer(&quotaCtlArgs{cmd: quotaCtlEnable}))
 }
 
-// EnableSimpleQuota turns on simple quotas on the filesystem of fd: each extent is charged to the
-// subvolume that first allocated it, and those that exist already to none. It commits the transaction and
-// sets an incompatible feature bit, for good: kernels before 6.7 cannot mount the filesystem any more, even
-// when quotas have been turned off again. With quotas on already it does nothing, in whichever mode they
-// are. EINVAL: the kernel has no simple quotas. It needs CAP_SYS_ADMIN.
+// EnableSimpleQuota turns on simple quotas on the filesystem of fd: each extent is charged to the subvolume that
+// first allocated it, and extents that exist already to none. It commits the transaction and sets an incompatible
+// feature bit, for good: kernels before 6.7 cannot mount the filesystem any more, even when quotas have been turned
+// off again. With quotas on already it does nothing, in whichever mode they are. Returns EINVAL if the kernel has no
+// simple quotas. It needs CAP_SYS_ADMIN.
 func EnableSimpleQuota(fd int) error {
 	return ioctl(fd, iocQuotaCtl, unsafe.Pointer(&quotaCtlArgs{cmd: quotaCtlEnableSimple}))
 }
@@ -112,22 +112,21 @@ func WaitRescan(fd int) error {
 	return ioctl(fd, iocQuotaRescanWait, nil)
 }
 
-// LimitQgroup changes those limits of a qgroup whose flags are set. id 0 stands for the qgroup of the
-// subvolume that holds fd. The change is in force at once and durable with the next transaction commit.
-// ENOENT: there is no such qgroup. ENOTCONN (EINVAL on older kernels): quotas are off. It needs
-// CAP_SYS_ADMIN.
+// LimitQgroup changes those limits of a qgroup whose flags are set. id 0 stands for the qgroup of the subvolume that
+// holds fd. The change is in force at once and durable with the next transaction commit. Returns ENOENT if there is
+// no such qgroup, and ENOTCONN (EINVAL on older kernels) if quotas are off. It needs CAP_SYS_ADMIN.
 func LimitQgroup(fd int, id uint64, limit QgroupLimit) error {
 	return ioctl(fd, iocQgroupLimit, unsafe.Pointer(&qgroupLimitArgs{qgroupid: id, limit: limit}))
 }
 
-// CreateQgroup makes a qgroup. EEXIST: there is one with that id. It needs CAP_SYS_ADMIN.
+// CreateQgroup makes a qgroup. Returns EEXIST if the id is taken. It needs CAP_SYS_ADMIN.
 func CreateQgroup(fd int, id uint64) error {
 	return ioctl(fd, iocQgroupCreate, unsafe.Pointer(&qgroupCreateArgs{create: 1, qgroupid: id}))
 }
 
-// RemoveQgroup removes a qgroup. ENOENT: there is none. EBUSY: from kernel 6.8, its subvolume still exists,
-// or is not yet dropped, or with simple quotas some other subvolume still references its extents. It
-// needs CAP_SYS_ADMIN.
+// RemoveQgroup removes a qgroup. Returns ENOENT if there is no such qgroup. From kernel 6.8, returns EBUSY if its
+// subvolume still exists or is not yet dropped, or with simple quotas if another subvolume still references its
+// extents. It needs CAP_SYS_ADMIN.
 func RemoveQgroup(fd int, id uint64) error {
 	return ioctl(fd, iocQgroupCreate, unsafe.Pointer(&qgroupCreateArgs{qgroupid: id}))
 }
@@ -178,7 +177,7 @@ func QgroupUsage(fd int, id uint64) (referenced, exclusive uint64, err error) {
 	return binary.LittleEndian.Uint64(data[8:]), binary.LittleEndian.Uint64(data[24:]), nil
 }
 
-// QgroupLimits reads the limits of a qgroup from the quota tree. ENOENT: there is no such qgroup, or
+// QgroupLimits reads the limits of a qgroup from the quota tree. Returns ENOENT if there is no such qgroup, or if
 // quotas are off. It needs CAP_SYS_ADMIN.
 func QgroupLimits(fd int, id uint64) (QgroupLimit, error) {
 	_, data, err := searchOne(fd, quotaTreeObjectID, 0, qgroupLimitKey, id, id)
@@ -198,8 +197,8 @@ func QgroupLimits(fd int, id uint64) (QgroupLimit, error) {
 	}, nil
 }
 
-// NextQgroup finds the first qgroup whose id is not below least. ENOENT: there is none, or quotas are off.
-// It needs CAP_SYS_ADMIN.
+// NextQgroup finds the first qgroup whose id is not below least. Returns ENOENT if there is none, or if quotas are
+// off. It needs CAP_SYS_ADMIN.
 func NextQgroup(fd int, least uint64) (uint64, error) {
 	id, _, err := searchOne(fd, quotaTreeObjectID, 0, qgroupInfoKey, least, ^uint64(0))
 	return id, err

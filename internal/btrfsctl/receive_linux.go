@@ -33,11 +33,12 @@ type encodedIOArgs struct {
 	_               [64]byte
 }
 
-// EncodedWrite writes compressed data to a file as they are. The kernel stores them without a look inside.
-// data must not be empty.
+// EncodedWrite writes compressed data to a file as they are. The kernel stores them without a look inside. data must
+// not be empty.
 //
-// It needs CAP_SYS_ADMIN. ENOTTY: the kernel is older than 5.18. EINVAL: this filesystem cannot hold the data
-// as they are, for one because its sectors are of another size. ENOSPC: likewise, or it is full.
+// It needs CAP_SYS_ADMIN. Returns ENOTTY if the kernel is older than 5.18. Returns EINVAL if this filesystem cannot
+// hold the data as they are, for example because its sectors have another size. Returns ENOSPC likewise, or if the
+// filesystem is full.
 func EncodedWrite(fd int, io EncodedIO, data []byte) error {
 	iov := &unix.Iovec{Base: &data[0]}
 	iov.SetLen(len(data))
@@ -58,10 +59,10 @@ func EncodedWrite(fd int, io EncodedIO, data []byte) error {
 	return ioctl(fd, iocEncodedWrite, unsafe.Pointer(args))
 }
 
-// EnableVerity makes a file read-only and verified by fs-verity (FS_IOC_ENABLE_VERITY, which is not an ioctl
-// of btrfs alone). fd must be open for reading, and nobody may have the file open for writing.
+// EnableVerity makes a file read-only and verified by fs-verity (FS_IOC_ENABLE_VERITY, which is not an ioctl of btrfs
+// alone). fd must be open for reading, and nobody may have the file open for writing.
 //
-// EOPNOTSUPP, ENOTTY: the kernel or the filesystem has no fs-verity.
+// Returns EOPNOTSUPP or ENOTTY if the kernel or the filesystem has no fs-verity.
 func EnableVerity(fd int, algorithm uint8, blockSize uint32, salt, signature []byte) error {
 	args := &unix.FsverityEnableArg{
 		Version:        1,

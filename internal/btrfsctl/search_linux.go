@@ -41,8 +41,8 @@ type searchArgs struct {
 // searchHeaderSize is sizeof(struct btrfs_ioctl_search_header): transid, objectid, offset, type, len.
 const searchHeaderSize = 32
 
-// searchOne returns the first item of the tree with that objectid and type, and offset within bounds.
-// ENOENT: there is none. It needs CAP_SYS_ADMIN.
+// searchOne returns the first item of the tree with that objectid and type, and offset within bounds. Returns ENOENT
+// if there is no such item. It needs CAP_SYS_ADMIN.
 func searchOne(fd int, tree, objectID uint64, keyType uint32, minOffset, maxOffset uint64) (offset uint64, data []byte, err error) {
 	args := &searchArgs{key: searchKey{
 		treeID:      tree,
@@ -66,8 +66,8 @@ func searchOne(fd int, tree, objectID uint64, keyType uint32, minOffset, maxOffs
 	return offset, args.buf[searchHeaderSize : searchHeaderSize+size], nil
 }
 
-// IDByUUID finds the subvolume with that UUID on the filesystem of fd. ENOENT: there is none. It needs
-// CAP_SYS_ADMIN.
+// IDByUUID finds the subvolume with that UUID on the filesystem of fd. Returns ENOENT if there is no such subvolume.
+// It needs CAP_SYS_ADMIN.
 func IDByUUID(fd int, uuid UUID) (uint64, error) {
 	// The key of a UUID item is the UUID itself: half as objectid, half as offset (fs/btrfs/uuid-tree.c).
 	objectID := binary.LittleEndian.Uint64(uuid[:8])
@@ -102,8 +102,8 @@ type Link struct {
 	Name     string
 }
 
-// LinkByID finds where the subvolume id on the filesystem of fd is linked. ENOENT: it does not exist, or
-// is being removed. It needs CAP_SYS_ADMIN.
+// LinkByID finds where the subvolume id on the filesystem of fd is linked. Returns ENOENT if it does not exist, or if
+// it is being removed. It needs CAP_SYS_ADMIN.
 func LinkByID(fd int, id uint64) (Link, error) {
 	parent, data, err := searchOne(fd, rootTreeObjectID, id, rootBackrefKey, 0, ^uint64(0))
 	if err != nil {
@@ -148,9 +148,8 @@ type inoPathArgs struct {
 // inoPathsSize is the most that the kernel fills in, whatever it is offered (btrfs_ioctl_ino_to_path).
 const inoPathsSize = 4096
 
-// InoPaths lists every path of an inode within the subvolume that holds fd, relative to that subvolume's
-// root. EOVERFLOW: they do not fit into the
-// 4 KiB that the kernel can list. It needs CAP_DAC_READ_SEARCH.
+// InoPaths lists every path of an inode within the subvolume that holds fd, relative to that subvolume's root.
+// Returns EOVERFLOW if they do not fit into the 4 KiB that the kernel can list. It needs CAP_DAC_READ_SEARCH.
 func InoPaths(fd int, inode uint64) ([]string, error) {
 	// struct btrfs_data_container: le32 bytes_left, bytes_missing, elem_cnt, elem_missed, then elem_cnt
 	// offsets of NUL-terminated strings, relative to the start of the offsets.

@@ -30,8 +30,8 @@ type sendArgs struct {
 // from its start after the part that has been written. It does so all the same after the process was stopped or
 // frozen, so a reader verifies the checksums in the stream. The call ends early only if out has no reader.
 //
-// It needs CAP_SYS_ADMIN in the initial user namespace. EPERM: a subvolume involved is writable, or the privilege is
-// missing. EAGAIN: dedupe runs on one. EPIPE: the reader of out has gone.
+// It needs CAP_SYS_ADMIN in the initial user namespace. Returns EPERM if a subvolume involved is writable, or if the
+// privilege is missing. Returns EAGAIN if dedupe runs on a subvolume, and EPIPE if the reader of out has gone.
 func Send(subvol, out int, parent uint64, flags uint64, version uint32) error {
 	args := &sendArgs{fd: int64(out), parentRoot: parent, flags: flags}
 	if version > 1 {

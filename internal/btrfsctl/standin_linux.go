@@ -50,7 +50,8 @@ func pathFromTop(fd int, id uint64) (string, error) {
 	return at, nil
 }
 
-// entryInode is the inode number of an entry of a directory as the directory has it. ENOENT: there is no such entry.
+// entryInode is the inode number of an entry of a directory as the directory has it. Returns ENOENT if there is no
+// such entry.
 func entryInode(dir *os.File, name string) (uint64, error) {
 	// struct linux_dirent64 of getdents(2): d_ino, d_off, le16 d_reclen, d_type, d_name.
 	const reclenAt, nameAt = 16, 19

@@ -107,9 +107,9 @@ func Snapshot(dirfd int, name string, source int, readOnly bool, limit *QgroupLi
 	return ioctl(dirfd, iocSnapCreateV2, unsafe.Pointer(args))
 }
 
-// DestroySubvolume unlinks the subvolume name from the directory dirfd; its space comes back later, when
-// the kernel's cleaner has run. ENOTEMPTY: a subvolume is nested inside. EPERM: it is being sent, or is
-// the default subvolume.
+// DestroySubvolume unlinks the subvolume name from the directory dirfd. Its space comes back later, when the kernel's
+// cleaner has run. Returns ENOTEMPTY if a subvolume is nested inside, and EPERM if it is being sent, or is the
+// default subvolume.
 func DestroySubvolume(dirfd int, name string) error {
 	args := &volArgsV2{}
 	if err := args.setName(name); err != nil {

@@ -30,8 +30,9 @@ const (
 	syncWaitForQueued = 1
 )
 
-// WaitDropped waits until the destroyed subvolume id has been dropped and its space is free. ENOENT: it
-// has been already, or never was. ENOTTY: the kernel is older than 6.13. EAGAIN: it still exists.
+// WaitDropped waits until the destroyed subvolume id has been dropped and its space is free. Returns ENOENT if it has
+// been already, or never was. Returns ENOTTY if the kernel is older than 6.13, and EAGAIN if the subvolume still
+// exists.
 func WaitDropped(fd int, id uint64) error {
 	args := syncWaitArgs{subvolid: id, mode: syncWaitForOne}
 	return ioctl(fd, iocSubvolSyncWait, unsafe.Pointer(&args))

@@ -26,8 +26,8 @@ func connectContainerd(address string) (*grpc.ClientConn, error) {
 			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 }
 
-// contentRoot returns a function that asks containerd for the directory of its content store. errdefs.ErrNotFound: it has
-// none on this machine.
+// contentRoot returns a function that asks containerd for the directory of its content store. The function returns
+// errdefs.ErrNotFound if containerd has no such directory on this machine.
 func contentRoot(conn grpc.ClientConnInterface) func(ctx context.Context) (string, error) {
 	client := introspectionapi.NewIntrospectionClient(conn)
 	return func(ctx context.Context) (string, error) {

@@ -19,8 +19,8 @@ import (
 // needs no file. The command does not look at either.
 const lockName = "serve.lock"
 
-// lockRoot makes sure that this is the only daemon of the root. Releasing the file with flock.Release ends that, as does the end of the
-// process. errdefs.ErrFailedPrecondition: another daemon has the root.
+// lockRoot makes sure that this is the only daemon of the root. Releasing the file with flock.Release ends that, as
+// does the end of the process. Returns errdefs.ErrFailedPrecondition if another daemon has the root.
 func lockRoot(root string) (_ *os.File, err error) {
 	f, err := os.Open(root)
 	if err != nil {

@@ -25,7 +25,7 @@ func (d *daemon) reportLost() {
 }
 
 // WithSnapshotter calls f with the snapshotter of a daemon that does not run, which New brings into order first.
-// errdefs.ErrFailedPrecondition: the daemon runs.
+// Returns errdefs.ErrFailedPrecondition if the daemon runs.
 func WithSnapshotter(c Config, log *slog.Logger, f func(*snapshotter.Snapshotter) error) (err error) {
 	if err := c.Validate(); err != nil {
 		return err
@@ -46,8 +46,8 @@ func WithSnapshotter(c Config, log *slog.Logger, f func(*snapshotter.Snapshotter
 	return errors.Join(f(s), s.Close())
 }
 
-// Repair makes the metadata of a daemon that does not run anew, if it is damaged; see snapshotter.Repair.
-// errdefs.ErrFailedPrecondition: the daemon runs.
+// Repair makes the metadata of a daemon that does not run anew, if it is damaged; see snapshotter.Repair. Returns
+// errdefs.ErrFailedPrecondition if the daemon runs.
 func Repair(ctx context.Context, c Config, log *slog.Logger) (_ *snapshotter.Repaired, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err

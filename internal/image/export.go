@@ -49,12 +49,12 @@ type Exported struct {
 	Changes []string
 }
 
-// Export writes an image, or a layer as an image, to the place that ref names. A layer that was made from
-// an image becomes that image with one layer more for it and for each layer between. The same layers with
-// the same options give the same bytes.
+// Export writes an image, or a layer as an image, to the place that ref names. A layer that was made from an image
+// becomes that image with one layer more for it and for each layer between. The same layers with the same options
+// give the same bytes.
 //
-// errdefs.ErrNotFound: there is no such image or layer. errdefs.ErrAlreadyExists: there is such a file.
-// errdefs.ErrInvalidArgument: the place cannot be written to in that way.
+// Returns errdefs.ErrNotFound if there is no such image or layer, and errdefs.ErrAlreadyExists if the file exists.
+// Returns errdefs.ErrInvalidArgument if the place cannot be written to in that way.
 func (s *Store) Export(ctx context.Context, what string, ref Reference, opts ExportOptions) (_ *Exported, err error) {
 	defer func() {
 		if err != nil {

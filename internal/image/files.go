@@ -15,7 +15,7 @@ import (
 
 // files is a set of named regular files: a directory or a tar. Names are slash-separated and relative.
 type files interface {
-	// open opens a file and says how many bytes it has. fs.ErrNotExist: there is none of that name.
+	// open opens a file and returns its size. Returns fs.ErrNotExist if there is no file of that name.
 	open(name string) (io.ReadCloser, int64, error)
 	close() error
 }

@@ -79,7 +79,7 @@ func CheckName(name string) error {
 // recordFile is the name of an image's record. No image name has a percent sign.
 func recordFile(name string) string { return strings.ReplaceAll(name, "/", "%2F") + ".json" }
 
-// Get returns the image of that name. errdefs.ErrNotFound: there is none.
+// Get returns the image of that name. Returns errdefs.ErrNotFound if there is no such image.
 func (s *Store) Get(name string) (*Image, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err

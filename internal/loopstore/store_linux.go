@@ -17,8 +17,8 @@ import (
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
-// State says how far the store is there. errdefs.ErrFailedPrecondition: there is a file in place of the
-// image that this package did not make.
+// State returns the state of the store. Returns errdefs.ErrFailedPrecondition if a file is in place of the image that
+// this package did not make.
 func (s Store) State() (State, error) {
 	f, err := s.openImage(os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -355,9 +355,8 @@ func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool
 	return now, true, nil
 }
 
-// Mount mounts the image on the directory, if it is not mounted there, read-only where the image can only be read. It
-// reports whether it did so.
-// fs.ErrNotExist: there is no image.
+// Mount mounts the image on the directory, if it is not mounted there, read-only if the image can only be read. It
+// reports whether it did so. Returns fs.ErrNotExist if there is no image.
 func (s Store) Mount() (mounted bool, err error) {
 	image, err := s.openLocked()
 	if err != nil {
@@ -407,9 +406,9 @@ func (s Store) mount() error {
 	return err
 }
 
-// Remove unmounts the store and deletes the image with all that is in it, and the directory if it is
-// empty. errdefs.ErrFailedPrecondition: something uses the store, or the image is not ours.
-// fs.ErrNotExist: there is no image.
+// Remove unmounts the store and deletes the image with all that is in it, and the directory if it is empty. Returns
+// errdefs.ErrFailedPrecondition if the store is in use, or if this package did not make the image. Returns
+// fs.ErrNotExist if there is no image.
 func (s Store) Remove() error {
 	f, err := s.openLocked()
 	if err != nil {

@@ -129,8 +129,8 @@ func openPipe(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// Commit gives a regular file its name, durably. errdefs.ErrAlreadyExists: another has made a file of that name
-// meanwhile.
+// Commit gives a regular file its name, durably. Returns errdefs.ErrAlreadyExists if somebody has made a file of that
+// name meanwhile.
 func (f *File) Commit() error {
 	switch {
 	case f.regular == nil:

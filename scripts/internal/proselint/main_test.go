@@ -41,6 +41,8 @@ func TestRules(t *testing.T) {
 		"It is wrong, and says which.":                  "which",
 		"Which is why it fails.":                        "bare subject",
 		"None of them is left.":                         "",
+		"It opens. errdefs.ErrNotFound: it is gone.":    "Returns",
+		"Returns ErrNotFound if it is gone: always.":    "",
 		strings.Repeat("word ", mostWords) + "more.":    "26 words",
 		strings.Repeat("word ", mostWords-1) + "less.":  "",
 		strings.Repeat("word ", mostWords) + "; again.": "",

@@ -23,6 +23,7 @@ var rules = []struct {
 	{`"but for": say "except"`, regexp.MustCompile(`(?i)\bbut for\b`)},
 	{`bare "which": name the thing`, regexp.MustCompile(`(?i)\b(?:say|says|said|tell|tells|know|knows) which[.,;)]`)},
 	{`"that which", "those who": name it`, regexp.MustCompile(`(?i)\bthat which\b|\bthose who\b`)},
+	{`document errors as "Returns ErrX if …"`, regexp.MustCompile(`(?:^|[ (])(?:[a-z]+\.)?(?:Err[A-Z]\w+|E[A-Z]{4,}):$`)},
 	{`bare subject: name the thing`, regexp.MustCompile(`(?i)^(?:which|none|one) (?:is|are|was|has|have|can|cannot|may|must|does|do)\b`)},
 }
 
