@@ -125,8 +125,8 @@ func CreateQgroup(fd int, id uint64) error {
 }
 
 // RemoveQgroup removes a qgroup. Returns ENOENT if there is no such qgroup. From kernel 6.8, returns EBUSY if its
-// subvolume still exists or is not yet dropped, or with simple quotas if another subvolume still references its
-// extents. It needs CAP_SYS_ADMIN.
+// subvolume exists or is not yet dropped, or with simple quotas if another still references its extents. It needs
+// CAP_SYS_ADMIN.
 func RemoveQgroup(fd int, id uint64) error {
 	return ioctl(fd, iocQgroupCreate, unsafe.Pointer(&qgroupCreateArgs{qgroupid: id}))
 }
