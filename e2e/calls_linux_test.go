@@ -11,8 +11,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestCloneIsOneIoctl counts what creating a child with a limit asks of the kernel where the snapshot takes
-// the limit along: one call that changes anything, and few that read.
+// TestCloneIsOneIoctl counts the system calls that create a child with a limit, on kernels whose snapshot takes the
+// limit along: one call that changes anything, and few that read.
 func TestCloneIsOneIoctl(t *testing.T) {
 	s := systems()[0]
 	if s.name != "btrfs-simple" {
@@ -22,7 +22,7 @@ func TestCloneIsOneIoctl(t *testing.T) {
 	prepare(t, s, root)
 	ops := operations(s)
 	clone := ops[slices.IndexFunc(ops, func(o operation) bool { return o.name == "clone" })]
-	// What the Go runtime asks for, at moments of its own choice.
+	// Calls of the Go runtime, at moments of its own choice.
 	runtime := []uint64{unix.SYS_FUTEX, unix.SYS_RT_SIGRETURN, unix.SYS_TGKILL, unix.SYS_GETPID, unix.SYS_NANOSLEEP,
 		unix.SYS_MADVISE, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_EPOLL_PWAIT, unix.SYS_SCHED_YIELD, unix.SYS_RT_SIGPROCMASK,
 		unix.SYS_CLONE, unix.SYS_SIGALTSTACK, unix.SYS_GETTID, unix.SYS_RSEQ, unix.SYS_SET_ROBUST_LIST, unix.SYS_PRCTL, unix.SYS_CLONE3}

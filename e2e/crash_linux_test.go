@@ -35,7 +35,7 @@ const (
 	victimOperationEnv = "COWSHED_VICTIM_OPERATION"
 )
 
-// operation is one that a process is killed in.
+// operation is an operation during which a process is killed.
 type operation struct {
 	name string
 	run  func(d *cowdriver.Driver) error
@@ -158,8 +158,8 @@ func TestVictim(t *testing.T) {
 	require.NoError(t, d.Cleanup())
 }
 
-// TestKilled kills a process with SIGKILL before one system call after another of every operation, opens
-// the root again, and finds nothing half-made and nothing leaked.
+// TestKilled kills a process with SIGKILL before one system call after another of every operation. It opens the root
+// again, and finds nothing half-made and nothing leaked.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	inEachSystem(t, func(t *testing.T, s system) {
@@ -347,8 +347,8 @@ func assertEmpty(t *testing.T, home string) {
 	}
 }
 
-// TestKilledAtRandom kills a process that makes and removes layers as fast as it can, many times and at
-// any moment, and finds no qgroup without a subvolume in the end.
+// TestKilledAtRandom kills a process that makes and removes layers as fast as it can, many times and at any moment.
+// In the end it finds no qgroup without a subvolume.
 func TestKilledAtRandom(t *testing.T) {
 	inEachOwn(t, func(t *testing.T, s system) {
 		root := s.root(t)
@@ -363,7 +363,7 @@ func TestKilledAtRandom(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChurn$")
 			cmd.Env = append(os.Environ(), victimSystemEnv+"="+s.name, victimRootEnv+"="+root)
 			require.NoError(t, cmd.Start())
-			time.Sleep(time.Duration(rng.Int64N(int64(longest)))) // the moment is what is random here
+			time.Sleep(time.Duration(rng.Int64N(int64(longest)))) // the moment is the random part here
 			require.NoError(t, cmd.Process.Kill())
 			_ = cmd.Wait()
 

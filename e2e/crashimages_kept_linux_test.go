@@ -24,7 +24,7 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// tree is what a volume holds: the content of each file by its path. The path of a directory ends in a slash.
+// tree is the content of a volume: that of each file by its path. The path of a directory ends in a slash.
 type tree map[string]string
 
 func (t tree) with(changes tree) tree {
@@ -56,7 +56,7 @@ func readTree(dir string) (tree, error) {
 	})
 }
 
-// diff says in what two trees differ.
+// diff lists the differences of two trees.
 func (t tree) diff(want tree) (diffs []string) {
 	for path, content := range want {
 		if got, ok := t[path]; !ok {
@@ -73,7 +73,7 @@ func (t tree) diff(want tree) (diffs []string) {
 	return diffs
 }
 
-// kept is what a store holds, as far as it was acknowledged.
+// kept is the acknowledged content of a store.
 type kept struct {
 	volumes   map[string]keptVolume
 	removed   map[string]keptVolume // may come back whole
@@ -115,7 +115,7 @@ func (k kept) remove(name string) {
 	delete(k.volumes, name)
 }
 
-// host is an open store: what the command, an engine and containerd have on one filesystem.
+// host is an open store: that of the command, an engine and containerd on one filesystem.
 type host struct {
 	s         system
 	mnt       string
@@ -152,7 +152,7 @@ func openHost(s system, mnt string) (_ *host, err error) {
 
 func (h *host) close() error { return errors.Join(h.snapshots.Close(), h.d.Cleanup()) }
 
-// found is what is there.
+// found is the present content.
 type found struct {
 	h         *host
 	layers    map[string]cowcommon.Volume
@@ -191,8 +191,8 @@ func volumesByName(t *testing.T, b cowcommon.Backend) map[string]cowcommon.Volum
 	return volumes
 }
 
-// diff says in what there differs from what is wanted. partial: there may also be what an import has not finished, which
-// the next import removes.
+// diff lists the differences between the present and the wanted content. partial: there may also be remains of an
+// unfinished import, which the next import removes.
 func (f found) diff(t *testing.T, want kept, partial bool) (diffs []string) {
 	t.Helper()
 	for name, v := range f.layers {
@@ -233,7 +233,7 @@ func (f found) diff(t *testing.T, want kept, partial bool) (diffs []string) {
 	return diffs
 }
 
-// missing names what is wanted and not there.
+// missing names wanted things that do not exist.
 func missing[F, W any](what string, found map[string]F, want map[string]W) (diffs []string) {
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		if _, ok := found[name]; !ok {
@@ -279,7 +279,7 @@ func (f found) diffSnapshot(t *testing.T, info snapshots.Info, want keptSnapshot
 	return diffs
 }
 
-// read returns what a volume holds.
+// read returns the content of a volume.
 func (h *host) read(t *testing.T, b cowcommon.Backend, name string) tree {
 	t.Helper()
 	dir, err := b.Mount(t.Context(), name, "")

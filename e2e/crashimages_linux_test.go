@@ -15,8 +15,8 @@ const (
 	crashStates = 75 // of each quota mode, in a short run
 )
 
-// TestCrashImages runs a script of all operations on a disk that logs what is written to it, and recovers from what the
-// disk held after each flush: everything that was acknowledged by then is there, and nothing else.
+// TestCrashImages runs a script of all operations on a disk that logs all writes. It recovers from the disk's state
+// after each flush: everything that was acknowledged by then is there, and nothing else.
 func TestCrashImages(t *testing.T) {
 	t.Parallel()
 	inEachSystem(t, func(t *testing.T, s system) {

@@ -35,22 +35,22 @@ import (
 type step struct {
 	name string
 	run  func(ctx context.Context, h *host) error
-	// after changes what is kept to what it is when run has returned.
+	// after changes the kept content to that after run.
 	after func(k kept)
-	// between are what a power cut in the middle of run may leave, besides what there was before and what there is
-	// after it. Each changes a copy of what was kept before.
+	// between are states that a power cut in the middle of run may leave, besides those of before and after. Each
+	// changes a copy of the content kept before.
 	between []func(k kept)
 	// partial: in the middle of it there are partial layers of an image.
 	partial bool
-	// commits: what was removed before can no longer come back.
+	// commits: earlier removals can no longer come back.
 	commits bool
 }
 
 // innerVolume is the name of a subvolume that is made inside a layer.
 const innerVolume = "inner-volume"
 
-// script returns all operations, the rounds one after the other, and what is kept after each of them: keeps[i] is what
-// is kept before step i.
+// script returns all operations, the rounds one after the other, and the kept content after each of them: keeps[i] is
+// the content kept before step i.
 func script(s system, rounds int) (steps []step, keeps []kept) {
 	for round := range rounds {
 		steps = append(steps, layerSteps(s, round)...)

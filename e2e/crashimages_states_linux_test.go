@@ -55,8 +55,8 @@ func (c cut) name(steps []step) string {
 	}
 }
 
-// chooseCuts returns the moments to look at, all from the first step on if the test is long, else that many, evenly
-// spread, of those right after a flush.
+// chooseCuts returns the moments to look at. If the test is long, these are all from the first step on, else that
+// many of those right after a flush, evenly spread.
 func chooseCuts(t *testing.T, log string, marksAt int64, most int) []cut {
 	t.Helper()
 	f, err := os.Open(log)
@@ -87,7 +87,7 @@ func chooseCuts(t *testing.T, log string, marksAt int64, most int) []cut {
 	return chosen
 }
 
-// replay calls check with each cut and an image of what the disk, from byte from up to byte to, held at that moment.
+// replay calls check with each cut and an image of the disk's content, from byte from up to byte to, at that moment.
 func replay(t *testing.T, log string, from, to int64, cuts []cut, check func(c cut, image string)) {
 	t.Helper()
 	f, err := os.Open(log)

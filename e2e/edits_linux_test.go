@@ -35,8 +35,8 @@ func openRegular(path string, flags int) (*os.File, error) {
 	return f, nil
 }
 
-// overwrite writes over the start of a file and gives it the size and the times that it had, which hides
-// the change from whoever looks at lstat only.
+// overwrite writes over the start of a file and gives it its former size and times. This hides the change from
+// programs that look at lstat only.
 func overwrite(path string, content []byte) (err error) {
 	f, err := openRegular(path, 0)
 	if err != nil {

@@ -23,12 +23,12 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
-// lister is what lists volumes.
+// lister lists volumes.
 type lister interface {
 	Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error]
 }
 
-// faultOperation is one that things go wrong in. It starts from the layers of prepare.
+// faultOperation is an operation with faults. It starts from the layers of prepare.
 type faultOperation struct {
 	name    string
 	prepare func(ctx context.Context, d *cowdriver.Driver) error // may be nil
@@ -127,7 +127,7 @@ func faultOperations(s system) []faultOperation {
 				}
 				err = contentIn(dir)
 				if unmountErr := d.Backend().Unmount(ctx, "child"); unmountErr != nil {
-					// What could not be given back can be given back again.
+					// A use that could not be given back can be given back again.
 					return errors.Join(err, unmountErr, d.Backend().Unmount(context.WithoutCancel(ctx), "child"))
 				}
 				return err
@@ -280,7 +280,7 @@ func isGone(ctx context.Context, d *cowdriver.Driver, id string) error {
 	return fmt.Errorf("layer %s is there: %w", id, err)
 }
 
-// hasContent reports whether a layer holds what base and child hold.
+// hasContent reports whether a layer has the content of base and child.
 func hasContent(d *cowdriver.Driver, id string) error {
 	dir, err := d.Get(id, "")
 	if err != nil {

@@ -22,11 +22,11 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// fault is what happens to an operation at its nth step.
+// fault is the event at an operation's nth step.
 type fault struct {
 	kind faultKind
 	step int // from 1
-	// errno is what a failing step says.
+	// errno is the error of a failing step.
 	errno unix.Errno
 	// signal is a harmless one.
 	signal unix.Signal
@@ -52,7 +52,7 @@ func (f fault) String() string {
 	return fmt.Sprintf("step %d %s", f.step, f.kind)
 }
 
-// injected is what a run has come to.
+// injected is the outcome of a run.
 type injected struct {
 	steps int      // between the marks
 	at    callStop // where the fault was injected; zero if the operation was through before
@@ -104,8 +104,8 @@ const (
 	iocWaitSync  = 0x40089416
 )
 
-// mayFail reports whether a call can be made to fail by itself. A commit cannot: if it fails, the filesystem has aborted,
-// is read-only, and has lost what was to be committed. Nor can what never fails.
+// mayFail reports whether a call can be made to fail by itself. A commit cannot: if it fails, the filesystem has
+// aborted, is read-only, and has lost the uncommitted changes. Nor can calls that never fail.
 func mayFail(s *callStop) bool {
 	switch s.call {
 	case unix.SYS_CLOSE, unix.SYS_WAITID:
@@ -119,7 +119,7 @@ func mayFail(s *callStop) bool {
 	return true
 }
 
-// skipCall makes the call that a thread is about to make one that does nothing.
+// skipCall replaces the call that a thread is about to make by a call that does nothing.
 func skipCall(tid int) error {
 	var regs unix.PtraceRegs
 	if err := unix.PtraceGetRegs(tid, &regs); err != nil {
@@ -139,10 +139,10 @@ func setResult(tid int, errno unix.Errno) error {
 	return unix.PtraceSetRegs(tid, &regs)
 }
 
-// TestFaults has a step of an operation fail, the context end around it, and signals arrive in it; and compares
-// what the operation answers with what is there then: after success all of it, after a failure what was there before,
-// and in either case nothing besides. What has failed can be done again in the same process. Where a step fails that
-// takes something away, docs/reference/on-disk-format.md says what is left until the home is next opened.
+// TestFaults has a step of an operation fail, the context end around it, and signals arrive in it. It compares the
+// operation's answer with the state: after success the new state, after a failure the former, and in either case
+// nothing besides. A failed operation can be repeated in the same process. If a step of a removal fails,
+// docs/reference/on-disk-format.md lists the remains until the home is next opened.
 //
 // Long, every step of every operation. Else a choice of them; the seed is printed, and COWSHED_FAULTS_SEED sets it.
 func TestFaults(t *testing.T) {
@@ -156,7 +156,7 @@ func TestFaults(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	inEachOwn(t, func(t *testing.T, s system) {
 		if s.name == "btrfs-total" {
-			return // as btrfs-classic, but for what a limit counts
+			return // as btrfs-classic, except the scope of limits
 		}
 		root := s.root(t)
 		operations := faultOperations(s)
@@ -217,7 +217,7 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	t.Logf("%d steps; %d of %d faults happened", quiet.steps, happened, len(faults))
 }
 
-// runFaulty runs the operation in a process of its own with a fault, and looks at what it leaves.
+// runFaulty runs the operation in a process of its own with a fault, and checks the state after it.
 func runFaulty(t *testing.T, s system, root string, op faultOperation, f fault) (injected, faultResult) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFaultyVictim$", "-test.count=1")
@@ -240,13 +240,13 @@ func runFaulty(t *testing.T, s system, root string, op faultOperation, f fault) 
 
 const resultMark = "result: "
 
-// faultResult is what a victim says.
+// faultResult is a victim's report.
 type faultResult struct {
 	Error    string   // of the operation; "" if it says that it was successful
-	Problems []string // how what is there is not as it should be after that answer
+	Problems []string // how the state differs from the one after that answer
 }
 
-// homeState is what there is of a store, in lines that say what is wrong if there is one more or less.
+// homeState is the state of a store, in lines that explain a surplus or missing entry.
 type homeState struct{ volumes, left []string }
 
 func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
@@ -267,7 +267,7 @@ func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 			if dir == "subvolumes" && !strings.HasPrefix(entry.Name(), ".") {
 				continue // a volume
 			}
-			// The mark of a qgroup stays until the kernel has dropped what was destroyed.
+			// The mark of a qgroup stays until the kernel has dropped the destroyed subvolume.
 			mark, isMark := strings.CutPrefix(entry.Name(), "qgroup-")
 			if !isMark || slices.Contains(ids, mark) {
 				state.left = append(state.left, dir+"/"+withoutRandom(entry.Name()))
@@ -294,7 +294,7 @@ func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 	require.NoError(t, err)
 	for _, fd := range fds {
 		target, err := os.Readlink("/proc/self/fd/" + fd.Name())
-		// The one that reads this directory is gone, and those of the runtime do not count.
+		// The descriptor that reads this directory is gone, and those of the runtime do not count.
 		if err == nil && !strings.HasPrefix(target, "anon_inode:") && !strings.HasPrefix(target, "/proc/") {
 			state.left = append(state.left, "descriptor of "+withoutRandom(target))
 		}
@@ -304,7 +304,7 @@ func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 	return state
 }
 
-// withoutRandom cuts off what makes a temporary name unique.
+// withoutRandom cuts off the random part of a temporary name.
 func withoutRandom(name string) string {
 	name, _, _ = strings.Cut(name, "~")
 	return name
@@ -333,8 +333,8 @@ func without(lines, beginnings []string) []string {
 	})
 }
 
-// settled returns the first state that wanted says nothing against, or the last after a while: what was cancelled may
-// need a moment to end.
+// settled returns the first state that wanted accepts, or the last after a while: cancelled operations may need a
+// moment to end.
 func settled(look func() homeState, wanted func(homeState) []string) (state homeState, problems []string) {
 	for range 20 {
 		state = look()

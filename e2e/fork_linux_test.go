@@ -14,8 +14,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestForkKeepsNoLock forks, as it were, while a layer is in use and while the home is open. What is given back
-// afterwards is free at once, although the child has the locked files open.
+// TestForkKeepsNoLock forks, as it were, while a layer is in use and while the home is open. Locks given back
+// afterwards are free at once, although the child has the locked files open.
 func TestForkKeepsNoLock(t *testing.T) {
 	t.Parallel()
 	inEachOwn(t, func(t *testing.T, s system) {

@@ -36,7 +36,7 @@ func BenchmarkGraph(b *testing.B) {
 	}
 }
 
-// config declares what a Cowshed driver can do.
+// config declares the functions of a Cowshed driver.
 func (s system) config() graphtest.Config {
 	var roots sync.Map // of drivers
 	open := func(t testing.TB, root string, idMap user.IdentityMapping) graphdriver.Driver {

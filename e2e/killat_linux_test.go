@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// steps are the system calls that change what is on the disk, or stand between such.
+// steps are the system calls that change the disk, or stand between such calls.
 var steps = []uint64{
 	unix.SYS_IOCTL, unix.SYS_OPENAT, unix.SYS_MKDIRAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_UNLINKAT,
 	unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_SYNCFS, unix.SYS_MOUNT,
@@ -28,8 +28,8 @@ func markStep() { _, _, _ = unix.RawSyscall(unix.SYS_PERSONALITY, 0xffffffff, 0,
 
 const noSuchCall = 4095
 
-// acknowledge is the system call by which a victim says that it has done what a signal asked for: one that the kernel
-// does not have.
+// acknowledge is the system call by which a victim says that it has handled a signal: a call that the kernel does not
+// have.
 func acknowledge() { _, _, _ = unix.RawSyscall(noSuchCall, 0, 0, 0) }
 
 // killAt runs cmd and kills it with SIGKILL as it enters its nth step, counted from 1 over all threads and
@@ -65,7 +65,7 @@ type callStop struct {
 	args     [6]uint64 // at the entry
 }
 
-// traceStops runs cmd and calls at with each stop between its marks. What is on hold stays stopped until the process
+// traceStops runs cmd and calls at with each stop between its marks. A held call stays stopped until the process
 // acknowledges. killed: the process was ended by a signal.
 func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (killed bool, err error) {
 	runtime.LockOSThread() // a tracee has one thread as its tracer
@@ -74,7 +74,7 @@ func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (kil
 	if err := cmd.Start(); err != nil {
 		return false, err
 	}
-	// The process is waited for below; what is left to wait for is its output.
+	// The process is waited for below; only its output is left to wait for.
 	defer func() { _ = cmd.Wait() }()
 	pid := cmd.Process.Pid
 	const longest = time.Minute // the processes in question need a second
@@ -144,7 +144,7 @@ func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (kil
 	}
 }
 
-// stopOf reads what a stopped thread is about to do or has done, by PTRACE_GET_SYSCALL_INFO (struct
+// stopOf reads the call that a stopped thread is about to do or has done, by PTRACE_GET_SYSCALL_INFO (struct
 // ptrace_syscall_info).
 func stopOf(pid, tid int) (s callStop, ok bool) {
 	const getSyscallInfo, opEntry, opExit = 0x420e, 1, 2

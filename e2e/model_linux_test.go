@@ -24,7 +24,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// modelClients is how many goroutines work at once on what a model describes.
+// modelClients is how many goroutines work at once on a model's volumes.
 const modelClients = 8
 
 // TestModelOfStates has clients interleave all operations of a Backend, and holds the outcomes to a model of the states
@@ -39,7 +39,7 @@ func TestModelOfStates(t *testing.T) {
 }
 
 func testModelOfStates(t *testing.T, s system) {
-	steps, round := 100_000, 125 // a round is how many steps each takes before what is there is compared
+	steps, round := 100_000, 125 // a round is how many steps each takes between comparisons
 	if s.driver == "zfs" && !testfs.Long() {
 		steps, round = 1_000, 25 // an operation takes tens of milliseconds in the test machine
 	}
@@ -80,7 +80,7 @@ func testModelOfStates(t *testing.T, s system) {
 // anchor is a volume that stays, so that its name is taken.
 const anchor = "anchor"
 
-// model is what must be so, going by what the backend has acknowledged. No name is used twice.
+// model is the state that must follow from the backend's answers. No name is used twice.
 type model struct {
 	t       *testing.T
 	system  system
@@ -108,7 +108,7 @@ type modelVolume struct {
 	asItWas bool         // it was made while cloneOf may have been in use, which need not be sealed
 }
 
-// failf says what is wrong. Tests that use the model cannot stop in their goroutines.
+// failf reports a fault. Tests that use the model cannot stop in their goroutines.
 func (m *model) failf(format string, args ...any) { m.t.Errorf("model: "+format, args...) }
 
 func (m *model) newName() string {
@@ -130,7 +130,7 @@ func (m *model) size() int {
 	return len(m.volumes)
 }
 
-// use is what a call has seen of a volume's uses.
+// use is a call's view of a volume's uses.
 type use struct{ held, ended, begun, active int }
 
 // lasted reports whether a mount that was there at the beginning was there all the time.
@@ -149,7 +149,7 @@ func (v *modelVolume) now() *modelVolume {
 
 func (v *modelVolume) use() use { return use{v.held, v.ended, v.begun, v.active} }
 
-// compare asserts, while no call is in flight, that the backend has what the model has.
+// compare asserts, while no call is in flight, that the backend has the state of the model.
 func (m *model) compare() {
 	m.t.Helper()
 	found := map[string]cowcommon.Volume{}
@@ -239,8 +239,8 @@ func (c *modelClient) step() {
 	}
 }
 
-// modelOperations are what a client may do, and how often. What the filesystem has to commit is rare: a step that only
-// looks is worth as much, where it meets one that changes.
+// modelOperations are the possible operations of a client, with their frequency. Operations that the filesystem has
+// to commit are rare: a step that only looks is worth as much, if it meets a change.
 var modelOperations = []struct {
 	weight int
 	run    func(c *modelClient)
@@ -370,7 +370,7 @@ func (c *modelClient) cloneTaken() {
 	c.count("clone to a taken name")
 }
 
-// cloneCancelled may succeed or fail, and must say which.
+// cloneCancelled may succeed or fail, and must report the right outcome.
 func (c *modelClient) cloneCancelled() {
 	ctx, cancel := c.cancelled()
 	defer cancel()
@@ -489,7 +489,7 @@ func (c *modelClient) usage() {
 	}
 }
 
-// list asserts that the list has what is there all the time.
+// list asserts that the list has the volumes that exist all the time.
 func (c *modelClient) list() {
 	c.mu.Lock()
 	before := maps.Clone(c.volumes)
@@ -523,7 +523,7 @@ func (c *modelClient) mount() {
 	}
 }
 
-// mountVolume mounts a volume; what was writable stays so until the end.
+// mountVolume mounts a volume; a writable volume stays writable until the end.
 func (c *modelClient) mountVolume(v *modelVolume) *modelHold {
 	c.mu.Lock()
 	v.begun++
@@ -554,7 +554,7 @@ func (c *modelClient) mountVolume(v *modelVolume) *modelHold {
 	}}
 }
 
-// steady returns what asserts that the tree of a mounted volume is as writable as it is at first.
+// steady returns a check that the tree of a mounted volume is as writable as it is at first.
 func (c *modelClient) steady(v *modelVolume, dir string) (check func()) {
 	file := filepath.Join(dir, fmt.Sprintf("client-%d", c.id))
 	write := func() error { return os.WriteFile(file, []byte(v.name), 0o600) }

@@ -21,9 +21,8 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
-// TestNativeAgreesWithWalk changes layers at random and compares the native list of changes with that of
-// the walk: it must be the same, but for files and symbolic links whose content differs while nothing that
-// lstat shows does.
+// TestNativeAgreesWithWalk changes layers at random and compares the native list of changes with that of the walk.
+// They must be the same, except for files and symbolic links whose content differs while lstat shows no difference.
 func TestNativeAgreesWithWalk(t *testing.T) {
 	inEachOwn(t, func(t *testing.T, s system) {
 		d := s.open(t, s.root(t), user.IdentityMapping{})
@@ -109,8 +108,8 @@ func assertAgree(t *testing.T, d *cowdriver.Driver, id, parent string) {
 	require.NoError(t, d.Remove(copied))
 }
 
-// unseenChanges takes from the native list what the walk does not have and what proves to be right: files and
-// symbolic links with other content, and the directories above them.
+// unseenChanges takes from the native list changes that the walk lacks and that prove to be right: files and symbolic
+// links with other content, and the directories above them.
 func unseenChanges(t *testing.T, native, walked *cowcommon.Comparison) []archive.Change {
 	t.Helper()
 	seen := map[string]archive.ChangeType{}
@@ -134,7 +133,8 @@ func unseenChanges(t *testing.T, native, walked *cowcommon.Comparison) []archive
 	})
 }
 
-// sameContent compares what two files of the same type hold, of those types that lstat does not show all of.
+// sameContent compares the content of two files of the same type, for types whose content lstat does not show
+// completely.
 func sameContent(t *testing.T, a, b string) bool {
 	t.Helper()
 	info, err := os.Lstat(a)

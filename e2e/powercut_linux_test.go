@@ -10,7 +10,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestPowerCut cuts the power right after each operation has returned: what it acknowledged is there.
+// TestPowerCut cuts the power right after each operation has returned: acknowledged changes are there.
 func TestPowerCut(t *testing.T) {
 	inEachSystem(t, func(t *testing.T, s system) {
 		if s.driver != "btrfs" {

@@ -22,7 +22,7 @@ const setUpDirEnv = "COWSHED_TEST_SETUP_DIR"
 // setUpOperation is something that a set-up does to configurations.
 type setUpOperation struct {
 	name    string
-	prepare func(t *testing.T, h setup.Host) // what was done before
+	prepare func(t *testing.T, h setup.Host) // the steps before
 	run     func(h setup.Host) error
 }
 
@@ -123,8 +123,8 @@ func TestSetUpVictim(t *testing.T) {
 	}
 }
 
-// TestSetUpKilled kills a set-up before one system call after another. What there is can then be undone, and applied,
-// and each file is always what it was or what it becomes.
+// TestSetUpKilled kills a set-up before one system call after another. The rest can then be undone, and applied, and
+// each file always has its former or its new content.
 func TestSetUpKilled(t *testing.T) {
 	t.Parallel()
 	none := setUpOperation{prepare: func(*testing.T, setup.Host) {}}

@@ -23,7 +23,7 @@ type system struct {
 	options []string
 	// root makes a filesystem for one test and returns a directory on it.
 	root func(t testing.TB) string
-	// asAnother: it is as another system but for what a limit counts, and tested for limits only.
+	// asAnother: it is as another system except for the scope of limits, and tested for limits only.
 	asAnother bool
 }
 
@@ -58,7 +58,7 @@ func inEachSystem(t *testing.T, test func(t *testing.T, s system)) {
 	}
 }
 
-// inEachOwn is inEachSystem without those that are as others but for limits.
+// inEachOwn is inEachSystem without those that are as others except for limits.
 func inEachOwn(t *testing.T, test func(t *testing.T, s system)) {
 	inEachSystem(t, func(t *testing.T, s system) {
 		if !s.asAnother {

@@ -15,8 +15,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// scripts/test-zfs.sh runs TestZFSCrashScript in a test machine that logs what is written to the disk of its pool, and
-// then TestZFSCrashImages in a machine with a disk of that size and with the log.
+// scripts/test-zfs.sh runs TestZFSCrashScript in a test machine that logs the writes to the disk of its pool. Then it
+// runs TestZFSCrashImages in a machine with a disk of that size and with the log.
 const (
 	crashScriptEnv = "COWSHED_TEST_CRASH_SCRIPT" // set: TestZFSCrashScript runs
 	crashLogEnv    = "COWSHED_TEST_CRASH_LOG"    // the log
@@ -27,7 +27,7 @@ const (
 	zfsRounds      = 1
 )
 
-// TestZFSCrashScript is not a test: it writes what TestZFSCrashImages replays.
+// TestZFSCrashScript is not a test: it writes the log that TestZFSCrashImages replays.
 func TestZFSCrashScript(t *testing.T) {
 	if os.Getenv(crashScriptEnv) == "" {
 		return
@@ -73,7 +73,7 @@ func TestZFSCrashImages(t *testing.T) {
 	})
 }
 
-// partOf returns every nth of the cuts, from the one that the environment says.
+// partOf returns every nth of the cuts, from the cut that the environment names.
 func partOf(t *testing.T, cuts []cut) (part []cut) {
 	t.Helper()
 	text := os.Getenv(crashPartEnv)

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// assertNothingLeftOnZFS asserts that below the dataset mounted at root there are no datasets but those of
-// the layers, no snapshots but those that seal them or that another was cloned from, and that nothing is mounted.
+// assertNothingLeftOnZFS asserts that below the dataset mounted at root there are only the datasets of the layers.
+// The only snapshots are those that seal them or that another was cloned from, and nothing is mounted.
 func assertNothingLeftOnZFS(t *testing.T, root string, ids []string) {
 	t.Helper()
 	out, err := exec.Command("zfs", "list", "-H", "-o", "name,clones", "-t", "filesystem,snapshot", "-r", "-d", "2", root).Output()

@@ -23,11 +23,11 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// scripts/test-zfs.sh runs TestZFSWorkload in the test machine, kills the machine in the middle of it, starts it
-// again with the same pool, and runs TestZFSAfterCut there with what the workload has printed.
+// scripts/test-zfs.sh runs TestZFSWorkload in the test machine, and kills the machine in the middle of it. It starts
+// the machine again with the same pool, and runs TestZFSAfterCut there with the workload's output.
 const (
 	workloadEnv = "COWSHED_TEST_WORKLOAD"    // set: TestZFSWorkload runs, until it is killed
-	journalEnv  = "COWSHED_TEST_CUT_JOURNAL" // what it printed
+	journalEnv  = "COWSHED_TEST_CUT_JOURNAL" // its output
 	cutDataset  = "cut"                      // below the pool
 	cutLimit    = 64 << 20                   // of limited layers, in bytes
 	workers     = 3                          // of the workload
@@ -105,7 +105,7 @@ func tarOf(content []byte) []byte {
 	return out.Bytes()
 }
 
-// cutLayer is what the journal says of a layer.
+// cutLayer is the journal's record of a layer.
 type cutLayer struct {
 	created, applied, removing, removed bool
 	digest                              string

@@ -35,7 +35,7 @@ const (
 	imageSize = 256 * mib
 )
 
-// mkfsLoop runs the script and returns its exit code and what it printed.
+// mkfsLoop runs the script and returns its exit code and output.
 func mkfsLoop(t *testing.T, args ...string) (code int, out string) {
 	t.Helper()
 	script, err := filepath.Abs("mkfs-loop.sh")
@@ -221,8 +221,8 @@ func TestMkfsLoopAbsent(t *testing.T) {
 	expect(t, exitOK, "delete", image)
 }
 
-// TestMkfsLoopLeavesOthersAlone is the promise that matters most: what the script did not make is refused by
-// every command and stays as it was.
+// TestMkfsLoopLeavesOthersAlone is the promise that matters most: every command refuses files that the script did not
+// make, and they stay as they were.
 func TestMkfsLoopLeavesOthersAlone(t *testing.T) {
 	testfs.Root(t)
 	for _, tc := range []struct {
@@ -344,7 +344,7 @@ func TestMkfsLoopConcurrent(t *testing.T) {
 func TestMkfsLoopNeedsRoot(t *testing.T) {
 	script, err := os.ReadFile("mkfs-loop.sh")
 	require.NoError(t, err)
-	// The directories of t.TempDir belong to whoever runs the test; another user must get at these.
+	// The directories of t.TempDir belong to the user who runs the test; another user must get at these.
 	dir, err := os.MkdirTemp("/tmp", "cowshed-test-")
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
@@ -411,7 +411,7 @@ func poolSize(t *testing.T, pool string) int64 {
 	return n
 }
 
-// describe says what a name in the filesystem is, its first bytes and its marker, without following links.
+// describe describes a name in the filesystem: its type, its first bytes and its marker, without following links.
 func describe(t *testing.T, path string) string {
 	t.Helper()
 	info, err := os.Lstat(path)

@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// chaosKinds are what may happen beside the clients' work. "cancel" and "limit" are up to the clients.
+// chaosKinds are the events that may happen beside the clients' work. "cancel" and "limit" are up to the clients.
 var chaosKinds = []string{"kill", "term", "signal", "cancel", "space", "limit", "foreign"}
 
-// space is what is known of the filesystem's space: whether something fills it, and how often that has changed.
+// space is the known state of the filesystem's space: whether something fills it, and how often that has changed.
 type space struct {
 	full    bool
 	changed int
@@ -38,8 +38,8 @@ func (s *soak) setFull(full bool) {
 	s.now = space{full: full, changed: s.now.changed + 1}
 }
 
-// disturb runs the kinds of chaos in turn until ctx is done, and takes back what it did. kills says whether the daemon may
-// be killed and stopped.
+// disturb runs the kinds of chaos in turn until ctx is done, and takes back its changes. kills says whether the
+// daemon may be killed and stopped.
 func (s *soak) disturb(ctx context.Context, rng *rand.Rand, kills bool) error {
 	type event struct {
 		kind string

@@ -31,7 +31,7 @@ import (
 // answerTimeout is how long a request may take, with a restart of the daemon in between.
 const answerTimeout = 2 * time.Minute
 
-// snapshot is what a client knows of one of its snapshots.
+// snapshot is a client's knowledge of one of its snapshots.
 type snapshot struct {
 	kind   snapshots.Kind
 	parent string
@@ -40,7 +40,7 @@ type snapshot struct {
 	lost   bool // the content is not known: it can only be removed
 }
 
-// client works on snapshots of its own, and knows of each request that was answered what must be there since.
+// client works on snapshots of its own, and knows the effects of each answered request.
 type client struct {
 	name    string
 	soak    *soak
@@ -152,7 +152,7 @@ func (c *client) settle(f func(ctx context.Context) error) (again bool, err erro
 	return again, fmt.Errorf("no answer in 100 tries: %w", err)
 }
 
-// short says that the error is one that may be where there is no space left.
+// short says that the error is possible where there is no space left.
 func (c *client) short(before space, err error) bool {
 	return errdefs.IsResourceExhausted(err) && (before.full || c.soak.space() != before)
 }
@@ -464,7 +464,7 @@ func (c *client) walk() error {
 	return nil
 }
 
-// compare makes a layer of what an active snapshot changed, applies it to another, and finds the same there.
+// compare makes a layer of the changes of an active snapshot, applies it to another, and finds the same there.
 func (c *client) compare() error {
 	key := c.pick(isActive)
 	if key == "" || len(c.have) >= maxSnapshots-1 {

@@ -26,7 +26,7 @@ type commander struct {
 	done int // operations
 }
 
-// layer is what a commander knows of one of its layers: its files, and those of its parent.
+// layer is a commander's knowledge of one of its layers: its files, and those of its parent.
 type layer struct {
 	parent        string
 	files, before tree
@@ -38,18 +38,18 @@ const (
 	exitPrecondition = 5
 )
 
-// errStopped says that a command was killed, or stopped by a signal: what it was to do is done or not.
+// errStopped says that a command was killed, or stopped by a signal: its work is done or not.
 var errStopped = errors.New("the command was stopped")
 
 func newCommander(s *soak, name string, seed uint64) *commander {
 	return &commander{name: name, soak: s, rng: rand.New(rand.NewPCG(seed, 1)), have: make(map[string]*layer)}
 }
 
-// cowshed runs the command and returns what it prints. It is not stopped.
+// cowshed runs the command and returns its output. It is not stopped.
 func (c *commander) cowshed(args ...string) (string, error) { return c.start(false, args...) }
 
-// start runs the command under signals that mean nothing to it, and if stop is set now and then under one that
-// stops it, which is errStopped.
+// start runs the command under signals that mean nothing to it. If stop is set, it now and then sends a signal that
+// stops the command, which is errStopped.
 func (c *commander) start(stop bool, args ...string) (string, error) {
 	cmd := exec.Command(c.soak.program, append([]string{"--root", c.soak.commandRoot(), "--driver", "btrfs",
 		"--storage-opt", "btrfs.quota=" + c.soak.daemon.quota}, args...)...)
@@ -129,7 +129,7 @@ func (c *commander) names() ([]string, error) {
 	return strings.Fields(out), err
 }
 
-// short says that an error is one that may be where there is no space left.
+// short says that an error is possible where there is no space left.
 func (c *commander) short(before space, err error) bool {
 	return err != nil && strings.Contains(err.Error(), "no space left") && (before.full || c.soak.space() != before)
 }
@@ -237,7 +237,7 @@ func (c *commander) write() error {
 	return err
 }
 
-// changes compares what the command lists with what was done.
+// changes compares the command's list with the changes made.
 func (c *commander) changes() error {
 	name, l := c.pick()
 	if name == "" {

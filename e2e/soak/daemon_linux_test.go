@@ -192,7 +192,7 @@ func (d *daemon) signal(s syscall.Signal) error {
 	return d.cmd.Process.Signal(s)
 }
 
-// size is what a daemon takes of the machine.
+// size is a daemon's use of the machine.
 type size struct {
 	pid                     int
 	goroutines, descriptors int

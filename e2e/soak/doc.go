@@ -1,3 +1,3 @@
-// Package soak runs clients for a long time against a daemon that is killed, signalled, short of space and not alone on
-// its filesystem, and looks for what was lost, what was left behind and what grows. It holds tests only.
+// Package soak runs clients for a long time against a daemon that is killed, signalled, short of space and not alone
+// on its filesystem. It looks for losses, left-over volumes and growth. It holds tests only.
 package soak

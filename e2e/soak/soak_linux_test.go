@@ -75,9 +75,9 @@ func (s *soak) count(kind string) {
 	s.counts[kind]++
 }
 
-// TestSoak has clients work at random on a small btrfs, while what the chaos kinds name happens to daemon and
-// filesystem. What was acknowledged holds, and in the end nothing is left. In the second half of the rounds the daemon
-// lives on: it does not grow from one moment of rest to the next.
+// TestSoak has clients work at random on a small btrfs, while the chaos kinds happen to daemon and filesystem.
+// Acknowledged changes hold, and in the end nothing is left. In the second half of the rounds the daemon lives on: it
+// does not grow from one moment of rest to the next.
 func TestSoak(t *testing.T) {
 	duration := 2 * time.Minute
 	if testfs.Long() {
@@ -195,7 +195,7 @@ type worker interface {
 	removeAll() error
 }
 
-// round has everybody work for a time, then looks at what is there, and has it removed.
+// round has everybody work for a time, then checks the state, and has everything removed.
 func (s *soak) round(rng *rand.Rand, length time.Duration, kills bool) {
 	var workers []worker
 	operations := func() (n int) {
@@ -254,7 +254,7 @@ func (s *soak) each(workers []worker, do func(w worker) error) {
 	assert.NoError(s.t, group.Wait())
 }
 
-// waitIdle waits until the daemon works on no request: one that was cancelled may go on for a moment.
+// waitIdle waits until the daemon works on no request: a cancelled request may go on for a moment.
 func (s *soak) waitIdle() {
 	s.t.Helper()
 	require.Eventually(s.t, func() bool {
@@ -269,7 +269,7 @@ func (s *soak) waitIdle() {
 	}, time.Minute, 50*time.Millisecond, "requests go on")
 }
 
-// checkEmpty checks that there is nothing but the base, after everybody has removed what they had.
+// checkEmpty checks that only the base is left, after everybody has removed their snapshots.
 func (s *soak) checkEmpty() {
 	s.t.Helper()
 	c, err := newClient(s, "last", 0)
@@ -314,7 +314,7 @@ func (s *soak) checkEmpty() {
 	}
 }
 
-// size is what the daemon takes at rest.
+// size is the daemon's use of the machine at rest.
 func (s *soak) size() size {
 	s.t.Helper()
 	var least size
