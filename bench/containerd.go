@@ -28,7 +28,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// containerd is a snapshotter of containerd with a differ, called directly: what its gRPC costs is left out.
+// containerd is a snapshotter of containerd with a differ, called directly, without the cost of gRPC.
 type containerd struct {
 	ctx         context.Context
 	snapshotter snapshots.Snapshotter
@@ -221,7 +221,8 @@ func (c *containerd) usage(id, _ string) (int64, error) {
 	return usage.Size, err
 }
 
-// remove also has a snapshotter destroy what it leaves for later, as containerd does in its garbage collection.
+// remove also has a snapshotter destroy volumes that it leaves for later, as containerd does in its garbage
+// collection.
 func (c *containerd) remove(id string) error {
 	err := c.snapshotter.Remove(c.ctx, id)
 	if cleaner, ok := c.snapshotter.(snapshots.Cleaner); ok && err == nil {

@@ -23,9 +23,9 @@ type contender interface {
 	create(id, parent string, limit int64) error
 	// edit gives f the tree of a writable layer.
 	edit(id string, f func(dir string) error) error
-	// changes lists what differs between a layer and its parent and returns how many entries that are.
+	// changes lists the differences between a layer and its parent and returns the number of entries.
 	changes(id, parent string) (int, error)
-	// diff reads the tar of what differs between a layer and its parent, or of all of it if parent is "".
+	// diff reads the tar of the differences between a layer and its parent, or of all of the layer if parent is "".
 	diff(id, parent string) (diffResult, error)
 	// export reads the tar of all of a layer, compressed with the default level of the contender.
 	export(id string, format layertar.Format) error
@@ -35,7 +35,7 @@ type contender interface {
 	usage(id, parent string) (int64, error)
 	// remove removes a layer.
 	remove(id string) error
-	// close releases what the contender holds; its layers have been removed.
+	// close releases the contender's resources; its layers have been removed.
 	close() error
 }
 

@@ -109,7 +109,7 @@ func (c *cowshed) usage(id, _ string) (int64, error) {
 
 func (c *cowshed) remove(id string) error { return c.driver.Remove(id) }
 
-// close also checks that what was measured was the native comparison and not a silent walk.
+// close also checks that the native comparison was measured and not a silent walk.
 func (c *cowshed) close() error {
 	var walked error
 	if driver, ok := c.driver.(*cowdriver.Driver); ok {

@@ -35,7 +35,7 @@ func newCowshedSnapshotter(root, work string) (contender, error) {
 
 func (*cowshedSnapshotter) name() string { return "cowshed" }
 
-// close also checks that what was measured was the native comparison and not a silent walk.
+// close also checks that the native comparison was measured and not a silent walk.
 func (c *cowshedSnapshotter) close() error {
 	return errors.Join(checkNative(c.differ.CompareStats()), c.containerd.close())
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// countFiles makes readDiff look into the tar: the trial run of each contender does so to check that what
-// is measured later does what it should; then it only costs time.
+// countFiles makes readDiff look into the tar: the trial run of each contender does so to check later measurements;
+// then it only costs time.
 var countFiles bool
 
 // readDiff reads a tar to its end.

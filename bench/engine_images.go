@@ -31,7 +31,7 @@ type engineImage struct {
 
 	files    int // without those of the busybox
 	bytes    int64
-	changed  []string                   // what containers change
+	changed  []string                   // the changes of containers
 	archives map[layertar.Format]string // OCI layouts in a tar
 }
 

@@ -9,9 +9,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// engineReport writes what was measured through containerd as Markdown.
+// engineReport writes the measurements through containerd as Markdown.
 type engineReport struct {
-	image      string // what holds the filesystem
+	image      string // the place of the filesystem
 	date       string
 	revision   string
 	rounds     int
@@ -21,7 +21,7 @@ type engineReport struct {
 	results    []*engineResult
 }
 
-// engineResult is what was measured with one image.
+// engineResult has the measurements with one image.
 type engineResult struct {
 	result
 	cpu map[string]samples // of the daemons, by engine
@@ -89,7 +89,7 @@ nothing is found to be there already.
 	r.writeBars(w)
 }
 
-// writeSummary writes the medians of the first image, for those who read no further.
+// writeSummary writes the medians of the first image, for readers who read no further.
 func (r *engineReport) writeSummary(w io.Writer) {
 	if len(r.results) == 0 {
 		return
@@ -111,7 +111,7 @@ func (r *engineResult) columns() []string {
 	return slices.DeleteFunc(slices.Clone(order), func(name string) bool { return r.samples[name] == nil })
 }
 
-// writeResult writes the times and their ratios, and what the daemons used of processors.
+// writeResult writes the times and their ratios, and the daemons' use of processors.
 func (r *engineReport) writeResult(w io.Writer, result *engineResult) {
 	columns := result.columns()
 	head := slices.Clone(columns)
@@ -147,7 +147,7 @@ func writeHead(w io.Writer, columns []string) {
 	fmt.Fprintf(w, "| operation | %s |\n|---|%s\n", strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
 }
 
-// writeBars compares the ratios with what the project promises.
+// writeBars compares the ratios with the project's promises.
 func (r *engineReport) writeBars(w io.Writer) {
 	fmt.Fprintf(w, "\n### Through containerd, against the bar\n\n| image | operation | bar | measured | |\n|---|---|---|---|---|\n")
 	for _, result := range r.results {

@@ -21,7 +21,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// What clients ask containerd for. Each ends when all of it is on disk.
+// The operations that clients ask containerd for. Each ends when all of it is on disk.
 const (
 	opLoad          operation = "load" // and the format
 	opPull          operation = "pull" // and the format
@@ -54,7 +54,7 @@ type turn struct {
 	image   *engineImage
 	samples samples
 	cpu     samples // of the daemons
-	check   bool    // look at what the operations have done
+	check   bool    // look at the results of the operations
 }
 
 // load imports the archive, and prunes the image.
@@ -88,7 +88,7 @@ func (t *turn) unpack(op operation, get func(ctx context.Context) (client.Image,
 	return t.prune(ctx, img)
 }
 
-// live has containers of the image change files. One is diffed, another is committed, and both are removed.
+// live has containers of the image change files. It diffs one, commits another, and removes both.
 func (t *turn) live() error {
 	ctx := t.store.Context(t.ctx)
 	img, err := t.store.ImportFile(ctx, t.image.archives[t.image.formats[0]])
@@ -143,7 +143,7 @@ func (t *turn) run(ctx context.Context, id string, img client.Image) error {
 	return err
 }
 
-// diff writes what a container has changed to the content store, where it is kept until this returns.
+// diff writes the changes of a container to the content store, where they are kept until this returns.
 func (t *turn) diff(id string) (err error) {
 	ctx, done, err := t.store.WithLease(t.store.Context(t.ctx))
 	if err != nil {
@@ -173,7 +173,7 @@ func (t *turn) diff(id string) (err error) {
 	return err
 }
 
-// delete deletes an image and has containerd collect what was only its. So many volumes stay.
+// delete deletes an image and has containerd collect the image's own volumes. keep volumes stay.
 func (t *turn) delete(ctx context.Context, img client.Image, keep int) error {
 	if err := t.store.ImageService().Delete(ctx, img.Name(), images.SynchronousDelete()); err != nil {
 		return err
@@ -205,7 +205,7 @@ func (t *turn) collect(ctx context.Context, keep int) error {
 	return t.waitGone(ctx, keep)
 }
 
-// checkImage compares the image, which is the only one, with what it was made of: the numbers of its files and layers.
+// checkImage compares the image, which is the only one, with its source: the numbers of its files and layers.
 func (t *turn) checkImage(ctx context.Context, img client.Image) error {
 	err := t.store.ImageTree(ctx, img, func(dir string) error {
 		files := 0
@@ -239,7 +239,7 @@ func (t *turn) checkImage(ctx context.Context, img client.Image) error {
 	return nil
 }
 
-// goneTimeout is how long what has been collected may take to go.
+// goneTimeout is how long collected volumes may take to go.
 const goneTimeout = time.Minute
 
 // waitGone waits until no volumes are there but so many.
@@ -292,7 +292,7 @@ func (t *turn) timed(ctx context.Context, op operation, do func(ctx context.Cont
 	return nil
 }
 
-// cpuTime is what the daemons have used of processors so far.
+// cpuTime is the daemons' use of processors so far.
 func (e *engines) cpuTime() (sum time.Duration, err error) {
 	for _, d := range e.daemons {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.Pid()))

@@ -83,7 +83,7 @@ func runEngines(args []string, out io.Writer) error {
 			if r.loadAfter, err = loadAverage(); err != nil {
 				return err
 			}
-			if *output != "" { // already now: what has been measured is kept if the run is ended
+			if *output != "" { // already now: earlier measurements are kept if the run is ended
 				if err := updateDocument(*output, documentTitle(c.filesystem), enginesPart, r.write); err != nil {
 					return err
 				}
@@ -97,7 +97,7 @@ func runEngines(args []string, out io.Writer) error {
 	return nil
 }
 
-// chooseImages returns what the flags ask for.
+// chooseImages returns the images that the flags ask for.
 func chooseImages(files string, large int, layers string) ([]*engineImage, error) {
 	var all []*engineImage
 	n := 0
@@ -199,7 +199,7 @@ func (e *engines) measure(image *engineImage) (_ *engineResult, err error) {
 	return r, nil
 }
 
-// engineStep is what each engine does before any does the next.
+// engineStep is a step that each engine does before any does the next.
 type engineStep struct {
 	name  string
 	files int // that an engine which copies an image for each snapshot copies
@@ -243,7 +243,7 @@ func (e *engines) publish(image *engineImage) error {
 	return nil
 }
 
-// checkNative makes sure that what was measured was the native comparison and not a silent walk.
+// checkNative makes sure that the native comparison was measured and not a silent walk.
 func (e *engines) checkNative() error {
 	native, walked, err := e.cowshed.Comparisons(e.ctx, "snapshots")
 	if err == nil && (native == 0 || walked > 0) {

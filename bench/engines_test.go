@@ -46,7 +46,7 @@ func TestKeptReportOfEnginesNeedsRounds(t *testing.T) {
 	require.ErrorContains(t, err, "5 rounds")
 }
 
-// TestCopiedFiles: what an engine copies that has no other way is known beforehand.
+// TestCopiedFiles: the copies of an engine that has no other way are known beforehand.
 func TestCopiedFiles(t *testing.T) {
 	image := smallFilesImage(1000, 4, allFormats[:1])
 	image.files = 1000

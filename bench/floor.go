@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// floor does only what the kernel itself needs for each operation, in one thread, without checks and with
-// knowledge that no driver has: what an implementation can come close to. It is no implementation of layers.
+// floor does only the steps that the kernel itself needs for each operation, in one thread, without checks and with
+// knowledge that no driver has. An implementation can come close to it. It is no implementation of layers.
 type floor struct {
 	dir   *os.File // holds the subvolumes
 	fsDir string   // of this filesystem in sysfs

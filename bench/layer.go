@@ -102,7 +102,7 @@ func text(random *rand.Rand) []byte {
 	return words.Bytes()
 }
 
-// writeLarge writes a layer of n files of size bytes each, the last of which is empty but for its end.
+// writeLarge writes a layer of n files of size bytes each, the last of which is empty except for its end.
 func writeLarge(w io.Writer, n, size int) error {
 	tw := tar.NewWriter(w)
 	if err := addLarge(tw, n, size); err != nil {

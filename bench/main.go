@@ -1,5 +1,5 @@
-// Bench measures Cowshed beside the layer code of moby, podman and containerd, on the same filesystem in the
-// same run, and writes a table and plots. Its command engines does so with the snapshotters of a containerd that runs.
+// Bench measures Cowshed beside the layer code of moby, podman and containerd, on the same filesystem in the same
+// run. It writes a table and plots. Its command engines does so with the snapshotters of a containerd that runs.
 // scripts/bench.sh makes the filesystem for it.
 package main
 
@@ -126,7 +126,7 @@ func runBench(args []string, out io.Writer) error {
 // minRounds is how many rounds a report needs that is kept.
 const minRounds = 3
 
-// chooseWorkloads returns what the flags ask for.
+// chooseWorkloads returns the workloads that the flags ask for.
 func chooseWorkloads(filesystem, files string, large, layers int) ([]workload, error) {
 	var all, snapshots []workload
 	for field := range strings.SplitSeq(files, ",") {
@@ -184,7 +184,7 @@ func writeFile(name string, write func(io.Writer)) error {
 	return f.Close()
 }
 
-// silencePeers turns off their logs, which would be among what is timed.
+// silencePeers turns off their logs, which would add to the times.
 func silencePeers() {
 	logrus.SetOutput(io.Discard)
 	log.L = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter), Level: logrus.PanicLevel})

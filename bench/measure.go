@@ -39,7 +39,7 @@ const (
 	opStartCreate   operation = "create a child after it"
 )
 
-// What is done with a snapshot, alone and beside others.
+// The operations on a snapshot, alone and beside others.
 const (
 	opCompare        operation = "Compare, 3 changes"
 	opPrepare        operation = "Prepare"
@@ -71,7 +71,7 @@ type samples map[operation][]time.Duration
 
 func (s samples) add(op operation, d time.Duration) { s[op] = append(s[op], d) }
 
-// config is what a run measures and how.
+// config describes a run.
 type config struct {
 	filesystem string
 	root       string // a directory on the filesystem under test
@@ -110,20 +110,20 @@ const (
 	manySnapshots = 2000
 )
 
-// workload is a base and what is done with it.
+// workload is a base and the operations with it.
 type workload struct {
 	title  string // of the section in the report
 	key    string // of its plot
 	write  func(w io.Writer) error
-	once   []step // what goes before all rounds, and makes what they have in common
+	once   []step // before all rounds: they make the common parts
 	steps  []step
 	memory bool // measure that of applying and exporting
 
 	snapshots bool // of containerd's snapshotters, instead of graph drivers
-	others    int  // snapshots that are there in the end, besides the one that is measured
+	others    int  // snapshots that exist in the end, besides the measured snapshot
 }
 
-// step is a part of what is done in a round.
+// step is a part of a round.
 type step struct {
 	name string
 	do   func(*run) error
@@ -135,7 +135,7 @@ var (
 		{"changes", (*run).changes}, {"walk", (*run).walk}, {"diff", (*run).diff}, {"usage", (*run).usage},
 		{"export", (*run).export}, {"remove", (*run).remove},
 	}
-	// zfsSteps leave out what is the same code on every filesystem: the test machine is slow.
+	// zfsSteps leave out steps whose code is the same on every filesystem: the test machine is slow.
 	zfsSteps = []step{
 		{"apply", (*run).apply}, {"create", (*run).create}, {"edit", (*run).edit}, {"check", (*run).check},
 		{"changes", (*run).changes}, {"diff", (*run).diff}, {"usage", (*run).usage}, {"export", (*run).export},
@@ -146,7 +146,7 @@ var (
 	startSteps     = []step{{"apply", (*run).applyUntimed}, {"start", (*run).start}}
 )
 
-// manyFiles is a base of n small files. all is set for one such workload, which then has what does not depend on
+// manyFiles is a base of n small files. all is set for one such workload, which then has steps that do not depend on
 // the number of files, too.
 func manyFiles(n int, all bool) workload {
 	w := workload{
@@ -168,8 +168,8 @@ func onZFS(n int) workload {
 	}
 }
 
-// manyLayersOnZFS is a start with n layers that stay for all rounds and are the same for all contenders, each of which
-// takes the others' for its own: to make them and to destroy them takes minutes.
+// manyLayersOnZFS is a start with n layers that stay for all rounds: to make and to destroy them takes minutes. They
+// are the same for all contenders, each of which takes the others' for its own.
 func manyLayersOnZFS(n int) workload {
 	w := manyLayers(n)
 	w.once, w.steps = w.steps[:2], []step{{"after the start", (*run).started}}
@@ -196,7 +196,7 @@ func manyLayers(n int) workload {
 	}
 }
 
-// snapshotters is what containerd asks of a snapshotter and a differ, on a base of n small files.
+// snapshotters has containerd's operations on a snapshotter and a differ, on a base of n small files.
 func snapshotters(n int) workload {
 	return workload{
 		title: "Snapshotters of containerd on a base of " + thousands(n) + " files", key: "snapshotters", snapshots: true,
@@ -224,7 +224,7 @@ func besideSnapshots(n int) workload {
 	}
 }
 
-// result is what was measured with one workload.
+// result has the measurements of one workload.
 type result struct {
 	title, key string
 	others     int // of the workload

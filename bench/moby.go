@@ -87,7 +87,7 @@ func (m *moby) export(id string, format layertar.Format) error {
 	return errors.Join(err, tar.Close())
 }
 
-// walk is what listing changes does.
+// walk is the same as listing changes.
 func (m *moby) walk(id, parent string) (int, error) { return m.changes(id, parent) }
 
 func (m *moby) usage(id, parent string) (int64, error) { return m.driver.DiffSize(id, parent) }

@@ -25,5 +25,6 @@ func (c config) snapshotters() []opener {
 	}
 }
 
-// peerCommand does what podman's driver has started this program again for, and reports whether it has.
+// peerCommand does the task for which podman's driver has started this program again, and reports whether there was
+// one.
 func peerCommand() bool { return podmanreexec.Init() }

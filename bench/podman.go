@@ -86,7 +86,7 @@ func (p *podman) export(id string, format layertar.Format) error {
 	return errors.Join(err, tar.Close())
 }
 
-// walk is what listing changes does.
+// walk is the same as listing changes.
 func (p *podman) walk(id, parent string) (int, error) { return p.changes(id, parent) }
 
 func (p *podman) usage(id, _ string) (int64, error) {

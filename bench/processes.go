@@ -32,7 +32,7 @@ const (
 
 var countedPrograms = []string{"zfs", "zpool"}
 
-// isCounter reports whether this program was started under the name of one that is counted.
+// isCounter reports whether this program was started under the name of a counted program.
 func isCounter(arg0 string) bool {
 	name := filepath.Base(arg0)
 	return os.Getenv(countVariable) != "" && (name == countedPrograms[0] || name == countedPrograms[1])

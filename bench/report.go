@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// report writes what was measured as Markdown.
+// report writes the measurements as Markdown.
 type report struct {
 	filesystem string
 	quota      string
-	image      string // what holds the filesystem
+	image      string // the place of the filesystem
 	note       string // about the machine
 	date       string
 	revision   string
@@ -331,7 +331,7 @@ func (b bar) write(w io.Writer, result *result, title string) {
 		verdict(float64(other) >= b.want*float64(own)))
 }
 
-// writeBars compares the ratios with what the project promises.
+// writeBars compares the ratios with the project's promises.
 func (r *report) writeBars(w io.Writer) {
 	small, large := r.sizes()
 	if small == nil {

@@ -180,7 +180,7 @@ func (r *run) create() error {
 			return err
 		}
 		r.samples.add(opCreateLimit, time.Since(start))
-		if r.filesystem != "zfs" { // where every command waits until what it did is durable
+		if r.filesystem != "zfs" { // where every command waits until its change is durable
 			if err := r.commit(); err != nil {
 				return err
 			}
@@ -216,7 +216,7 @@ func (r *run) change(id string) error {
 	})
 }
 
-// check looks at what the operations return before they are timed, unless that has been done.
+// check looks at the results of the operations before they are timed, unless that has been done.
 func (r *run) check() error {
 	if r.checked {
 		return nil
@@ -291,7 +291,7 @@ func (r *run) diff() error {
 func (r *run) usage() error { return r.usageAs(opUsage) }
 
 func (r *run) usageAs(op operation) error {
-	if err := r.sync(); err != nil { // what was written is counted when it is allocated
+	if err := r.sync(); err != nil { // written data is counted when it is allocated
 		return err
 	}
 	return r.repeated(op, func() error {

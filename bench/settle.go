@@ -27,8 +27,9 @@ func (c config) settle() error {
 	return nil
 }
 
-// waitCleaned waits until the space of all destroyed subvolumes is free. The kernel's cleaner sleeps for half a minute when
-// it finds nothing to do, even if a subvolume has just been destroyed that someone still has in use; so it is woken again.
+// waitCleaned waits until the space of all destroyed subvolumes is free. The kernel's cleaner sleeps for half a
+// minute when it finds nothing to do, even if somebody still uses a subvolume that has just been destroyed. So it is
+// woken again.
 func waitCleaned(fd int) error {
 	cleaned := make(chan error, 1)
 	go func() { cleaned <- btrfsctl.WaitAllDropped(fd) }()
@@ -57,12 +58,12 @@ func (c config) makeRoot(root string) error {
 	return os.MkdirAll(filepath.Join(root, c.filesystem), 0o710)
 }
 
-// removeAll removes what a contender has left on the filesystem under test, subvolumes and datasets included.
+// removeAll removes the remains of a contender on the filesystem under test, subvolumes and datasets included.
 func (c config) removeAll(root string) error {
 	if c.filesystem == "zfs" {
 		return destroyDatasets(root)
 	}
-	var subvolumes []string // a nested one after that which holds it
+	var subvolumes []string // a nested subvolume after its container
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return err
@@ -105,7 +106,7 @@ func (c config) sync() error {
 	return c.onRoot(unix.Syncfs)
 }
 
-// commit makes what was done to subvolumes and qgroups durable, without writing out file data.
+// commit makes changes to subvolumes and qgroups durable, without writing out file data.
 func (c config) commit() error {
 	return c.onRoot(btrfsctl.Commit)
 }

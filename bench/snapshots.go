@@ -9,8 +9,8 @@ import (
 // snapshotContender is a contender that is a snapshotter of containerd with a differ.
 type snapshotContender interface {
 	contender
-	// comparing calls f with what compares an active snapshot with its parent, given mounts of both, and writes
-	// what differs to the content store.
+	// comparing calls f with a function that compares an active snapshot with its parent, given mounts of both, and
+	// writes the differences to the content store.
 	comparing(id, parent string, f func(compare func() error) error) error
 	// commit makes an active snapshot a committed one of another name.
 	commit(name, id string) error

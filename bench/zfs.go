@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// zfs runs zfs and returns what it prints.
+// zfs runs zfs and returns its output.
 func zfs(args ...string) (string, error) {
 	out, err := exec.Command("zfs", args...).Output()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
@@ -35,14 +35,14 @@ func createDataset(root string) error {
 	return err
 }
 
-// destroyChildren destroys, in one transaction group, the datasets below one that nothing depends on.
+// destroyChildren destroys, in one transaction group, the datasets below a dataset without dependents.
 const destroyChildren = `
 local children = {}
 for child in zfs.list.children((...)["argv"][1]) do table.insert(children, child) end
 for _, child in ipairs(children) do zfs.sync.destroy(child) end
 `
 
-// destroyDatasets destroys what createDataset has made and all that is below it.
+// destroyDatasets destroys the dataset of createDataset and all that is below it.
 func destroyDatasets(root string) error {
 	dataset, err := datasetOf(root)
 	if err != nil {
@@ -63,8 +63,8 @@ func destroyDatasets(root string) error {
 	return nil
 }
 
-// cloneLike makes a layer's dataset many times over, with what its driver has set on it, by the kernel's interface
-// and several at once: with a process for each, making them would take longer than all that is measured.
+// cloneLike makes a layer's dataset many times over, with its driver's properties, by the kernel's interface and
+// several at once. With a process for each, making them would take longer than all measurements.
 func cloneLike(root, model string, ids []string) error {
 	dataset, err := datasetOf(root)
 	if err != nil {

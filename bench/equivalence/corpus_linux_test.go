@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The packages of the corpus: a base, and what is installed on it later. perl-base has hard links, passwd and
+// The packages of the corpus: a base, and packages installed on it later. perl-base has hard links, passwd and
 // base-files setuid and setgid files, tzdata many small files.
 var (
 	basePackages = []string{
@@ -25,11 +25,11 @@ var (
 	laterPackages = []string{"gawk", "perl", "git"}
 )
 
-// pingCapability is cap_net_raw=ep in revision 2 (struct vfs_cap_data of linux/capability.h), what the package
+// pingCapability is cap_net_raw=ep in revision 2 (struct vfs_cap_data of linux/capability.h), which the package
 // iputils-ping has setcap give to ping.
 const pingCapability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
-// cacheDir returns where what is downloaded is kept.
+// cacheDir returns the directory of kept downloads.
 func cacheDir(t testing.TB) string {
 	t.Helper()
 	cache := os.Getenv("COWSHED_CACHE")
@@ -75,11 +75,10 @@ func packages(t testing.TB, names ...string) []string {
 	return files
 }
 
-// download downloads packages into dir, with the system's lists of them, or else with new ones that are kept
-// there.
+// download downloads packages into dir, with the system's lists of them, or else with new lists that are kept there.
 func download(t testing.TB, dir string, names []string) {
 	t.Helper()
-	// Into a directory of its own first: what is in the cache is complete.
+	// Into a directory of its own first: files in the cache are complete.
 	tmp, err := os.MkdirTemp(dir, "download-")
 	require.NoError(t, err)
 	defer os.RemoveAll(tmp)
@@ -107,7 +106,7 @@ func download(t testing.TB, dir string, names []string) {
 	}
 }
 
-// command runs a program and returns what it prints.
+// command runs a program and returns its output.
 func command(t testing.TB, name string, args ...string) []byte {
 	t.Helper()
 	var stderr bytes.Buffer
@@ -124,7 +123,7 @@ func tarOfPackage(t testing.TB, file string) []byte {
 	return command(t, "dpkg-deb", "--fsys-tarfile", file)
 }
 
-// install unpacks packages with GNU tar, as dpkg-deb does, each file replacing what was there.
+// install unpacks packages with GNU tar, as dpkg-deb does, each file replacing an existing one.
 func install(t testing.TB, dir string, files ...string) {
 	t.Helper()
 	for _, file := range files {

@@ -71,7 +71,7 @@ func listing(t testing.TB, dir string) string {
 	return strings.Join(lines, ", ")
 }
 
-// defaultACL lets user 1000 read what is made in a directory (struct posix_acl_xattr_entry).
+// defaultACL lets user 1000 read new files in a directory (struct posix_acl_xattr_entry).
 const defaultACL = "\x02\x00\x00\x00" +
 	"\x01\x00\x07\x00\xff\xff\xff\xff" +
 	"\x02\x00\x04\x00\xe8\x03\x00\x00" +
@@ -79,8 +79,8 @@ const defaultACL = "\x02\x00\x00\x00" +
 	"\x10\x00\x05\x00\xff\xff\xff\xff" +
 	"\x20\x00\x05\x00\xff\xff\xff\xff"
 
-// TestDifferencesInApplying asserts what docs/reference/layer-tars.md says of layers that the tools apply differently. A
-// result is the tree, or "error: " and a part of the error.
+// TestDifferencesInApplying asserts the table of docs/reference/layer-tars.md of layers that the tools apply
+// differently. A result is the tree, or "error: " and a part of the error.
 func TestDifferencesInApplying(t *testing.T) {
 	v := newVolumes(t, testfs.Btrfs(t))
 	for _, tt := range []struct {
@@ -94,7 +94,7 @@ func TestDifferencesInApplying(t *testing.T) {
 			name:  "opaque marker above what has no entries of its own",
 			lower: []entry{file("a/old", "")},
 			layer: []entry{file("a/b/f", "new"), file("a/.wh..wh..opq", "")},
-			// All keep a/ itself, since the marker is about what is in it.
+			// All keep a/ itself, since the marker is about its content.
 			cowshed: "a/, a/b/, a/b/f=new@", goArchive: "a/", containerd: "a/",
 		},
 		{
@@ -251,7 +251,8 @@ func entriesOf(t testing.TB, layer []byte) map[string]*tar.Header {
 	}
 }
 
-// TestDifferencesInWriting asserts what docs/reference/layer-tars.md says of trees that the tools write differently.
+// TestDifferencesInWriting asserts the table of docs/reference/layer-tars.md of trees that the tools write
+// differently.
 func TestDifferencesInWriting(t *testing.T) {
 	v := newVolumes(t, testfs.Btrfs(t))
 	lower := v.make("lower")

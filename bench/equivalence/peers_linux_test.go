@@ -26,9 +26,9 @@ import (
 
 func TestMain(m *testing.M) {
 	if reexec.Init() {
-		return // it was started by podman's code, and has done what that wanted
+		return // podman's code has started it, and its task is done
 	}
-	logrus.SetOutput(io.Discard) // the peers' warnings about what they leave out
+	logrus.SetOutput(io.Discard) // the peers' warnings about parts that they leave out
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())
 }
@@ -38,7 +38,7 @@ type tool struct {
 	name string
 	// apply applies a layer to the tree at dir, which is new if empty is set.
 	apply func(ctx context.Context, dir string, layer io.Reader, empty bool) error
-	// write writes what makes upper of lower, or all of upper if lower is "".
+	// write writes the changes that make upper of lower, or all of upper if lower is "".
 	write func(ctx context.Context, w io.Writer, upper, lower string) error
 }
 

@@ -29,7 +29,7 @@ var (
 	seedsFlag = flag.Int("seeds", 12, "how many random trees and layers to try")
 )
 
-// past is about the time of all that tests put into trees, so that it can be told from what was made just now.
+// past is about the time of all that tests put into trees, to distinguish it from new files.
 var past = time.Unix(1_500_000_000, 0)
 
 // seeds calls fn with a number of seeds.
@@ -80,7 +80,7 @@ type forest struct {
 
 var names = []string{"a", "b", "c", "dir", "e.txt", "täg", "\xff\xfe", "sp ace", strings.Repeat("long", 40)}
 
-// pick returns a random path in the tree: mostly of what exists, and else of what could be made.
+// pick returns a random path in the tree: mostly of an existing file, and else of a possible one.
 func (f *forest) pick() string {
 	p := f.dir
 	for {
@@ -115,7 +115,7 @@ func (f *forest) time(p string) {
 	case 1:
 		when = time.Unix(f.next, 0)
 	case 2:
-		when = time.Unix(1<<33+f.next, 0) // beyond what a plain header holds
+		when = time.Unix(1<<33+f.next, 0) // beyond the range of a plain header
 	}
 	ts := unix.NsecToTimespec(when.UnixNano())
 	require.NoError(f.t, unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW))
@@ -221,8 +221,8 @@ func whole(t testing.TB, dir string) {
 	}))
 }
 
-// TestRandomTrees writes random trees, and random changes to them, with each tool and applies that with Cowshed,
-// and what Cowshed has written with each tool.
+// TestRandomTrees writes random trees, and random changes to them, with each tool and applies the tars with Cowshed.
+// It applies Cowshed's tars with each tool.
 func TestRandomTrees(t *testing.T) {
 	v := newVolumes(t, testfs.Btrfs(t, testfs.WithSize(4<<30)))
 	number := 0
@@ -317,8 +317,8 @@ func tarOf(t testing.TB, entries ...entry) []byte {
 }
 
 // randomLayer makes a layer of up to n entries whose names collide as much as they can: implied parents, paths
-// through symbolic links, duplicates, hard links, whiteouts and opaque markers. kinds is what earlier layers
-// made, and gets what this one makes.
+// through symbolic links, duplicates, hard links, whiteouts and opaque markers. kinds has the files of earlier
+// layers, and gets those of this one.
 func randomLayer(rnd *rand.Rand, kinds map[string]byte, n int) []entry {
 	var entries []entry
 	made := make(map[string]byte)
@@ -363,7 +363,7 @@ func randomLayer(rnd *rand.Rand, kinds map[string]byte, n int) []entry {
 		}
 		return true
 	}
-	// taken: what is replaced in the same layer, a directory's times could not be set afterwards.
+	// taken: the times of a directory that is replaced in the same layer could not be set afterwards.
 	taken := func(p string) bool {
 		if made[p] == tar.TypeDir {
 			return true

@@ -67,10 +67,10 @@ func testGNUTar(t *testing.T, v *volumes, source string) {
 	}
 }
 
-// testLayers writes each tree as a layer on the one before it with each tool and applies it with Cowshed, and what
-// Cowshed has written with each tool.
+// testLayers writes each tree as a layer on the one before it with each tool and applies the tars with Cowshed. It
+// applies Cowshed's tars with each tool.
 func testLayers(t *testing.T, v *volumes, steps []string) {
-	below := make(map[string]string) // what the layers before made, by pair
+	below := make(map[string]string) // the results of the layers before, by pair
 	lower := ""
 	for i, upper := range steps {
 		listed := changedDirs(t, upper, lower)

@@ -14,7 +14,7 @@ type review struct {
 	name   string
 	reason string
 	peers  string // names, with a space between them
-	// What the difference is: one of these matches it.
+	// The form of the difference: one of these matches it.
 	mine, theirs, tree string // regular expressions: Cowshed's error, the peer's, a line of treecmp.Diff
 	// because says whether an entry is the cause: of those with the path of a line of tree, or any of the tar.
 	because func(hdr *tar.Header) bool

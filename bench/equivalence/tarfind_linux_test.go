@@ -20,8 +20,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
-// Bounds of what is compared. A larger tar, or one of more files, is only searched for tars, and what is deeper inside
-// others is not found.
+// Bounds of the comparison. A larger tar, or a tar of more files, is only searched for tars. Tars deeper inside
+// others are not found.
 const (
 	maxTar    = 64 << 20 // bytes of a tar
 	maxFiles  = 1000
@@ -73,7 +73,7 @@ func (f *finder) tree(name, dir string) error {
 	})
 }
 
-// stream finds the tars in a file. What cannot be read as what it seems to be is no tar.
+// stream finds the tars in a file. A file that cannot be read as its apparent type is no tar.
 func (f *finder) stream(name string, r io.Reader, depth int) error {
 	br := bufio.NewReaderSize(r, 64<<10)
 	if textName.MatchString(name) {
@@ -196,12 +196,12 @@ func headersOf(data []byte) []*tar.Header {
 	}
 }
 
-// understood returns a tar without the entries that some tool refuses for their type or owner, which would hide what comes
-// behind them, or nil if there are none or nothing else. TestDifferencesInApplying has such entries.
+// understood returns a tar without the entries that some tool refuses for their type or owner, which would hide later
+// entries. It returns nil if there are no such entries, or no others. TestDifferencesInApplying has such entries.
 func understood(data []byte) []byte {
 	var kept []byte
 	r := bytes.NewReader(data)
-	tr := tar.NewReader(struct{ io.Reader }{r}) // which cannot seek, so that r is where the entry ends
+	tr := tar.NewReader(struct{ io.Reader }{r}) // it cannot seek, so that r is where the entry ends
 	refused := false
 	for start := 0; ; {
 		hdr, err := tr.Next()

@@ -35,8 +35,8 @@ func (d difference) String() string {
 	return fmt.Sprintf("cowshed and %s: %s", d.peer, d.tree)
 }
 
-// compareTars compares what Cowshed and its peers make of the tars that find finds, applied to an empty tree and then
-// once more. It fails unless each difference is reviewed and each review of short tars, or all, is needed.
+// compareTars compares the results of Cowshed and its peers for the tars that find finds, applied to an empty tree
+// and then once more. It fails unless each difference is reviewed and each review of short tars, or all, is needed.
 func compareTars(t *testing.T, find func(f *finder)) {
 	mnt := testfs.Btrfs(t, testfs.WithSize(4<<30))
 	counts := make(map[string]int)
@@ -71,7 +71,7 @@ func compareTars(t *testing.T, find func(f *finder)) {
 // it.
 func compareTar(t *testing.T, mnt string, s sample) ([]difference, error) {
 	t.Helper()
-	// What is outside of a tree is in reach of a hostile tar: the volume around it, and the host.
+	// A hostile tar has the surroundings of a tree in reach: the volume around it, and the host.
 	jail := filepath.Join(mnt, "jail")
 	require.NoError(t, os.Mkdir(jail, 0o755))
 	defer func() { require.NoError(t, os.RemoveAll(jail)) }()
@@ -152,7 +152,7 @@ func reach(hdrs []*tar.Header) []string {
 	return paths
 }
 
-// states describes what is around the trees and files of the host, so that whatever was done to them shows.
+// states describes the surroundings of the trees and files of the host, so that any change to them shows.
 func states(t *testing.T, jail string, host []string) map[string]string {
 	t.Helper()
 	all := make(map[string]string)

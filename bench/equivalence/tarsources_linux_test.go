@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTars compares what the tools make of the tars that others test their programs by. `make test` takes those that come
-// with Go and with modules that bench requires, the long variant also the rest of testdata/corpus.
+// TestTars compares the results of the tools for the tars that others test their programs by. `make test` takes those
+// that come with Go and with modules that bench requires, the long variant also the rest of testdata/corpus.
 func TestTars(t *testing.T) {
 	compareTars(t, func(f *finder) {
 		root := strings.TrimSpace(string(command(t, "go", "env", "GOROOT")))
@@ -50,7 +50,7 @@ func lines(t testing.TB, list string) [][]string {
 	return all
 }
 
-// module is what the go command says of a module that it has downloaded and verified.
+// module is the go command's description of a module that it has downloaded and verified.
 type module struct{ Path, Dir, Sum string }
 
 // modules returns the Go modules in modules.txt.
