@@ -28,8 +28,7 @@ func (c config) settle() error {
 }
 
 // waitCleaned waits until the space of all destroyed subvolumes is free. The kernel's cleaner sleeps for half a
-// minute when it finds nothing to do, even if somebody still uses a subvolume that has just been destroyed. So it is
-// woken again.
+// minute when it finds nothing to do, even if somebody still uses a destroyed subvolume. So it is woken again.
 func waitCleaned(fd int) error {
 	cleaned := make(chan error, 1)
 	go func() { cleaned <- btrfsctl.WaitAllDropped(fd) }()

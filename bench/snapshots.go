@@ -9,7 +9,7 @@ import (
 // snapshotContender is a contender that is a snapshotter of containerd with a differ.
 type snapshotContender interface {
 	contender
-	// comparing calls f with a function that compares an active snapshot with its parent, given mounts of both, and
+	// comparing calls f with a function that compares an active snapshot with its parent, given mounts of both. It
 	// writes the differences to the content store.
 	comparing(id, parent string, f func(compare func() error) error) error
 	// commit makes an active snapshot a committed one of another name.

@@ -23,7 +23,7 @@ import (
 // snapshotter is one under test.
 type snapshotter struct {
 	name string
-	// start runs what serves it, if it is not part of containerd, and says how containerd reaches it.
+	// start runs the snapshotter's server, if it is not part of containerd, and says how containerd reaches it.
 	start func(t *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed)
 }
 
@@ -56,7 +56,7 @@ type containerdHost struct {
 	store      *harness.Store   // on the snapshotter under test
 }
 
-// inEachSnapshotter runs the test with each snapshotter. When it is done, nothing stays of what it has made.
+// inEachSnapshotter runs the test with each snapshotter. When it is done, nothing stays of its snapshots.
 func inEachSnapshotter(t *testing.T, list []snapshotter, test func(t *testing.T, ctx context.Context, h containerdHost)) {
 	for _, s := range list {
 		t.Run(s.name, func(t *testing.T) {
@@ -90,7 +90,7 @@ func inEachSnapshotter(t *testing.T, list []snapshotter, test func(t *testing.T,
 func volumes(t *testing.T, h *harness.Host) []string {
 	t.Helper()
 	return slices.DeleteFunc(testfs.Subvolumes(t, h.Data), func(path string) bool {
-		return filepath.Base(path) == "btrfs" // what Cowshed keeps the others in
+		return filepath.Base(path) == "btrfs" // Cowshed keeps the others in it
 	})
 }
 
@@ -153,7 +153,7 @@ func TestContainerd(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 
-		// What was pushed is unpacked again after all of it is gone here.
+		// A pushed image is unpacked again after all of it is gone here.
 		requireCleared(t, ctx, here)
 		pulled, err = here.PullImage(ctx, committed.Name())
 		require.NoError(t, err)
@@ -173,8 +173,8 @@ func requireNative(t *testing.T, ctx context.Context, c *harness.Cowshed, servic
 	assert.Zero(t, walked)
 }
 
-// TestContainerdRestart kills containerd, and what serves its snapshotter, while a container runs, which goes on
-// running, and whose changes can then be committed.
+// TestContainerdRestart kills containerd, and its snapshotter's server, while a container runs. The container goes on
+// running, and its changes can then be committed.
 func TestContainerdRestart(t *testing.T) {
 	inEachSnapshotter(t, snapshotters(), func(t *testing.T, ctx context.Context, h containerdHost) {
 		store := h.store
@@ -201,7 +201,7 @@ func TestContainerdRestart(t *testing.T) {
 	})
 }
 
-// requireKeys lists the store's snapshots. containerd notices after a moment that what serves its snapshotter is back.
+// requireKeys lists the store's snapshots. containerd notices after a moment that its snapshotter's server is back.
 func requireKeys(t *testing.T, ctx context.Context, store *harness.Store) (keys []string) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {

@@ -12,8 +12,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// BenchmarkDockerManyFiles measures what Debian's engine does with a container of an image of 50,000 files, in which
-// three have changed, on Cowshed's plugin and on the engine's own btrfs driver.
+// BenchmarkDockerManyFiles measures operations of Debian's engine on Cowshed's plugin and on the engine's own btrfs
+// driver. The container has an image of 50,000 files, of which three have changed.
 func BenchmarkDockerManyFiles(b *testing.B) {
 	for _, name := range []string{"cowshed", "btrfs"} {
 		b.Run(name, func(b *testing.B) {

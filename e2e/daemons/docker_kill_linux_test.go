@@ -53,7 +53,7 @@ func TestDockerKillUnderBuild(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() { ended <- e.Build(ctx, "cowshed/killed", longBuild(len(builders)+n), builders[builder]) }()
 			moment := rand.N(took[builder])
-			time.Sleep(moment) // none is special
+			time.Sleep(moment) // any moment will do
 			e.cowshed.Kill()
 			e.cowshed.Start()
 			e.reconnect()
@@ -73,7 +73,8 @@ func TestDockerKillUnderBuild(t *testing.T) {
 			}
 			require.NoError(t, buildAndRun(ctx, e, n, builders[builder]))
 		}
-		// BuildKit forgets what it could not commit, in leases of containerd's, or could not unmount, in the engine.
+		// BuildKit forgets layers that it could not commit, in leases of containerd's, or could not unmount, in the
+		// engine.
 		require.NoError(t, e.RemoveAllContainers(ctx))
 		require.NoError(t, e.Prune(ctx))
 		e.Stop()
@@ -103,8 +104,8 @@ func removeLost(t *testing.T, ctx context.Context, e engineHost) (lost []string)
 	return lost
 }
 
-// TestDockerKillUnderCreate kills Cowshed while containers are made and removed. All that stays is what the engine has
-// lost track of: where making a container failed, its layer and the one below it.
+// TestDockerKillUnderCreate kills Cowshed while containers are made and removed. Only layers that the engine has lost
+// track of stay: where making a container failed, its layer and the layer below it.
 func TestDockerKillUnderCreate(t *testing.T) {
 	const (
 		kills      = 6
@@ -151,8 +152,8 @@ func TestDockerKillUnderCreate(t *testing.T) {
 	})
 }
 
-// TestDockerLost makes a container whose limit is too low for what the engine puts below it, with each driver of
-// Debian's engine: it never removes a layer for which making the container then failed.
+// TestDockerLost makes a container whose limit is too low for the engine's files below it, with each driver of
+// Debian's engine. The engine never removes a layer if making the container then failed.
 func TestDockerLost(t *testing.T) {
 	list := []engine{{"debian-cowshed", "4k", onPlugin()}, {"debian-btrfs", "4k", onGraphDriver}}
 	inEach(t, list, func(t *testing.T, ctx context.Context, s engine, e engineHost) {

@@ -22,9 +22,9 @@ import (
 // engine is a Docker Engine on the storage under test.
 type engine struct {
 	name string
-	// size is a limit of containers that is less than what limitScript writes, or empty where there are none.
+	// size is a limit of containers that is less than limitScript writes, or empty where there are none.
 	size string
-	// start runs the engine and what it needs.
+	// start runs the engine and the daemons that it needs.
 	start func(t *testing.T, h *harness.Host, fs filesystem) engineHost
 }
 
@@ -32,14 +32,14 @@ type engine struct {
 type engineHost struct {
 	*harness.Engine
 	host *harness.Host
-	// driver is what docker info calls the storage.
+	// driver is docker info's name for the storage.
 	driver string
 	// containerd is nil where the engine runs its own, and cowshed where the storage is not its.
 	containerd *harness.Containerd
 	cowshed    *harness.Cowshed
-	// service is what Cowshed's metrics call what it does for the engine.
+	// service is the service in Cowshed's metrics that works for the engine.
 	service string
-	// left lists what is stored when nothing should be.
+	// left lists stored things when nothing should be stored.
 	left func() []string
 	// reconnect waits, after Cowshed was started again, until the engine reaches it.
 	reconnect func()
@@ -54,9 +54,9 @@ func onCowshed() []engine {
 	}
 }
 
-// engines are those on Cowshed, and Debian's on its own btrfs driver. containerd's btrfs snapshotter is not among them:
-// BuildKit mounts again what it was given for a snapshot before that was committed, and that snapshotter then has
-// another subvolume in its place.
+// engines are those on Cowshed, and Debian's on its own btrfs driver. containerd's btrfs snapshotter is not among
+// them: BuildKit mounts again the mounts of a snapshot from before its commit, and that snapshotter then has another
+// subvolume in their place.
 func engines() []engine {
 	return append(onCowshed(), engine{"debian-btrfs", "32m", onGraphDriver})
 }
@@ -107,7 +107,7 @@ func onGraphDriver(t *testing.T, h *harness.Host, fs filesystem) engineHost {
 // engineTest is a test with an engine that has the sample image.
 type engineTest func(t *testing.T, ctx context.Context, s engine, e engineHost)
 
-// inEach runs the test with each engine, on btrfs. When it is done, nothing stays of what it has made.
+// inEach runs the test with each engine, on btrfs. When it is done, nothing stays of its images and containers.
 func inEach(t *testing.T, list []engine, test engineTest) {
 	t.Helper()
 	inEachOn(t, onBtrfs(), list, test)
@@ -153,7 +153,7 @@ func requireImage(t *testing.T, ctx context.Context, e engineHost) {
 func requirePruned(t *testing.T, ctx context.Context, e engineHost) {
 	t.Helper()
 	require.NoError(t, e.RemoveAllContainers(ctx))
-	// BuildKit lets go of what it used some time after it has answered; until then that is not pruned.
+	// BuildKit lets go of its snapshots some time after it has answered; until then they are not pruned.
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		require.NoError(c, e.Prune(ctx))
 		images, err := e.Images(ctx)
@@ -195,7 +195,7 @@ func liveInEngine(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"C /data", "A /data/exec"}, changes)
 
-	// What was saved is loaded again after all of it is gone.
+	// A saved image is loaded again after all of it is gone.
 	saved := filepath.Join(e.host.Dir, "saved.tar")
 	require.NoError(t, e.Save(ctx, "cowshed/sample:2", saved))
 	requirePruned(t, ctx, e)
@@ -343,7 +343,7 @@ func TestDockerManyFiles(t *testing.T) {
 	})
 }
 
-// comparisons is how often Cowshed has found what the engine asked for without a walk. It never walks.
+// comparisons is how often Cowshed has compared for the engine without a walk. It never walks.
 func comparisons(t *testing.T, ctx context.Context, e engineHost) int {
 	t.Helper()
 	native, walked, err := e.cowshed.Comparisons(ctx, e.service)
@@ -352,7 +352,7 @@ func comparisons(t *testing.T, ctx context.Context, e engineHost) int {
 	return native
 }
 
-// observed is what users see of an image and a container, whatever the storage driver.
+// observed is an image and a container as users see them, whatever the storage driver.
 type observed struct {
 	Layers, History []string
 	ImageSize       int64
@@ -361,12 +361,12 @@ type observed struct {
 	Changes         []string
 }
 
-// told is what a storage driver tells users of itself, of an image's topmost layer and of a container.
+// told is a storage driver's description of itself, of an image's topmost layer and of a container.
 type told struct {
 	Status, Image, Container map[string]string
 }
 
-// TestDockerObserved compares what users see of Debian's engine on Cowshed with what they see of it on its own driver.
+// TestDockerObserved compares what users see: that of Debian's engine on Cowshed with that on its own driver.
 func TestDockerObserved(t *testing.T) {
 	var seen []observed
 	var drivers []told

@@ -2,7 +2,7 @@ package daemons
 
 import "testing"
 
-// The tests in this file take Debian's engine on Cowshed through on ZFS what the others do on btrfs.
+// The tests in this file take Debian's engine on Cowshed on ZFS through the same as the others do on btrfs.
 
 func inDebianOnZFS(t *testing.T, test engineTest) {
 	t.Helper()

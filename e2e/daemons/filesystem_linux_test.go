@@ -20,13 +20,13 @@ import (
 type filesystem struct {
 	// fresh makes one for a test and returns where it is mounted.
 	fresh func(t *testing.T) string
-	// prepare makes in it what Cowshed needs to find.
+	// prepare makes the directories that Cowshed needs in it.
 	prepare func(t *testing.T, h *harness.Host)
-	// volumes lists what storage drivers have made for layers.
+	// volumes lists the volumes that storage drivers have made for layers.
 	volumes func(t *testing.T, h *harness.Host) []string
 	// requireTidy checks, when the volumes are removed, that nothing else stays of them.
 	requireTidy func(t *testing.T, h *harness.Host, c *harness.Cowshed)
-	// timeout bounds what one test asks of daemons.
+	// timeout bounds the daemons' work for one test.
 	timeout time.Duration
 }
 

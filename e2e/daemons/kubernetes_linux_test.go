@@ -36,8 +36,8 @@ func noCNI(t *testing.T) *harness.CRI {
 	return &harness.CRI{PauseImage: pauseImage, RegistryHosts: none, NetworkPlugins: none, Networks: none}
 }
 
-// TestKubernetesLimit: a pod whose author does what can be done has the limit of containers, in the container and in the
-// sandbox, which has the annotations of the pod as labels.
+// TestKubernetesLimit: a pod has the limit of containers, whatever its author does. This holds in the container and
+// in the sandbox, which has the annotations of the pod as labels.
 func TestKubernetesLimit(t *testing.T) {
 	inEachSnapshotter(t, []snapshotter{withCRI(cowshed(`default_limit = "32M"`))}, func(t *testing.T, ctx context.Context, h containerdHost) {
 		store := h.containerd.Store("k8s.io", h.store.Snapshotter)

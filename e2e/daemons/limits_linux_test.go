@@ -19,7 +19,7 @@ func limited(settings ...string) []engine {
 	}
 }
 
-// bigContext is a context whose image has what limitScript writes, in a layer of a step and in one that is copied.
+// bigContext is a context whose image has the files of limitScript, in a layer of a step and in a copied layer.
 func bigContext() []harness.File {
 	return []harness.File{{Path: "Dockerfile", Data: `FROM cowshed/sample:1 AS made
 RUN dd if=/dev/urandom of=/big bs=1M count=64 conv=fsync
@@ -29,7 +29,7 @@ RUN test "$(stat -c %s /copied)" = 67108864
 `}}
 }
 
-// deniedContext is a context whose step succeeds if it cannot write what limitScript does.
+// deniedContext is a context whose step succeeds if it cannot write the files of limitScript.
 func deniedContext() []harness.File {
 	return []harness.File{{Path: "Dockerfile", Data: `FROM cowshed/sample:1
 RUN dd if=/dev/urandom of=/big bs=1M count=64 conv=fsync 2>&1 | grep "Disk quota exceeded"
@@ -72,8 +72,8 @@ func TestDockerBuildLimits(t *testing.T) {
 	})
 }
 
-// TestContainerdLimits: what containerd's client unpacks has not the limit of containers, and an image that is larger
-// than build_limit is refused with an error that says so.
+// TestContainerdLimits: layers that containerd's client unpacks do not have the limit of containers. An image that is
+// larger than build_limit is refused with an error that says so.
 func TestContainerdLimits(t *testing.T) {
 	big := []harness.File{{Path: "big", Data: incompressible(24 << 20)}}
 	inEachSnapshotter(t, []snapshotter{cowshed(`default_limit = "16M"`)}, func(t *testing.T, ctx context.Context, h containerdHost) {

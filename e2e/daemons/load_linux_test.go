@@ -46,7 +46,7 @@ func (l load) run(ctx context.Context, step func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for range loadClients {
 		group.Go(func() (err error) {
-			// What a lease holds is not garbage.
+			// Content that a lease holds is not garbage.
 			leased, done, err := l.store.WithLease(ctx)
 			if err != nil {
 				return err
@@ -106,11 +106,11 @@ func prepareLoad(t *testing.T, ctx context.Context, h containerdHost) (l load, s
 	return load{store: h.store, image: identity.ChainID(layers).String(), name: "load"}, len(layers)
 }
 
-// requireOnlyImage collects garbage, after which nothing but the image is there. containerd asks for the volumes of what
-// it has collected to be destroyed after it has answered.
+// requireOnlyImage collects garbage, after which only the image is left. containerd asks for the destruction of
+// collected volumes after it has answered.
 func requireOnlyImage(t *testing.T, ctx context.Context, h containerdHost, image string, snapshots int) {
 	t.Helper()
-	// What containerd could not clean up, since the daemon was away, it tries again when a snapshot has been removed.
+	// If containerd could not clean up, since the daemon was away, it tries again when a snapshot has been removed.
 	leased, done, err := h.store.WithLease(ctx)
 	require.NoError(t, err)
 	_, err = h.store.Snapshots().View(leased, "last", image)
@@ -139,8 +139,8 @@ func TestContainerdLoad(t *testing.T) {
 	})
 }
 
-// TestContainerdLoadKilled kills the daemon at any point under that load. What could not finish is gone when it is back,
-// and what is there can be used.
+// TestContainerdLoadKilled kills the daemon at any point under that load. Unfinished work is gone when it is back,
+// and existing images can be used.
 func TestContainerdLoadKilled(t *testing.T) {
 	const kills = 3
 	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {

@@ -10,7 +10,7 @@ import (
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 )
 
-// testTimeout bounds what one test asks of daemons.
+// testTimeout bounds the daemons' work for one test.
 const testTimeout = 3 * time.Minute
 
 func TestMain(m *testing.M) {

@@ -18,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// setUp is what cowshed setup does to configurations of a host.
+// setUp is the effect of cowshed setup on configurations of a host.
 type setUp struct {
 	t    *testing.T
 	c    *harness.Cowshed
@@ -101,8 +101,8 @@ func TestSetupKubernetes(t *testing.T) {
 	assert.Equal(t, filepath.Join(containerd.Root, "io.containerd.snapshotter.v1.overlayfs"), imageFilesystem())
 }
 
-// TestSetupConfigurations: whatever version a configuration has, containerd reads in it what setup has put there, with
-// all else as before, and as before after it was undone.
+// TestSetupConfigurations: containerd reads setup's entries in configurations of all versions, with all else as
+// before. After undoing, all is as before.
 func TestSetupConfigurations(t *testing.T) {
 	testfs.CheckLeaks(t)
 	h := harness.NewHost(t, testfs.Btrfs(t))
@@ -184,8 +184,8 @@ func TestSetupConfigurations(t *testing.T) {
 	requireText(t, file, debian)
 }
 
-// TestSetupDocker: engines whose daemon.json was written by setup run a container on Cowshed: that of today, and Debian's
-// with the plugin. Undone, they start with what they had.
+// TestSetupDocker: engines whose daemon.json was written by setup run a container on Cowshed: that of today, and
+// Debian's with the plugin. Undone, they start with their former images and containers.
 func TestSetupDocker(t *testing.T) {
 	for name, test := range map[string]struct {
 		engine string

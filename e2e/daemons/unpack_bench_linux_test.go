@@ -22,9 +22,9 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// BenchmarkContainerdUnpack measures how long one containerd takes to load an image with a layer of 180 MB in 9,500
-// files onto each snapshotter, all on one btrfs, until it is on the disk. The snapshotters take turns, and the median of
-// each is reported, and how much more memory the daemon has taken at most than when it was idle.
+// BenchmarkContainerdUnpack measures how long one containerd takes to load an image onto each snapshotter, all on one
+// btrfs, until it is on the disk. The image has a layer of 180 MB in 9,500 files. The snapshotters take turns. The
+// benchmark reports the median of each, and the most memory that the daemon has taken beyond its idle size.
 func BenchmarkContainerdUnpack(b *testing.B) {
 	files := testfs.BenchLayer(b)
 	for _, c := range []struct {
@@ -89,7 +89,7 @@ func unpackOnce(b *testing.B, ctx context.Context, store *harness.Store, file, d
 	return took
 }
 
-// memory is what the kernel counts of the daemon's memory in KiB (proc_pid_status(5)).
+// memory is the kernel's count of the daemon's memory in KiB (proc_pid_status(5)).
 func memory(b *testing.B, cowshed *harness.Cowshed, field string) (kib int) {
 	b.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cowshed.Pid()))

@@ -24,8 +24,8 @@ const (
 	unpackFiles  = 200 // of the upper layer of each image
 )
 
-// TestContainerdUnpackCut has sixteen clients unpack an image each, and cuts that off by killing a daemon or cancelling
-// the requests. What has been committed by then is whole, and all can be unpacked after it.
+// TestContainerdUnpackCut has sixteen clients unpack an image each, and cuts that off by killing a daemon or
+// cancelling the requests. Committed snapshots are whole, and all can be unpacked afterwards.
 func TestContainerdUnpackCut(t *testing.T) {
 	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
 		for name, cut := range map[string]func(cancel context.CancelFunc){
@@ -56,7 +56,7 @@ func TestContainerdUnpackCut(t *testing.T) {
 	})
 }
 
-// requireConnected waits until containerd has noticed that what serves its snapshotter is back.
+// requireConnected waits until containerd has noticed that its snapshotter's server is back.
 func requireConnected(t *testing.T, ctx context.Context, store *harness.Store) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {

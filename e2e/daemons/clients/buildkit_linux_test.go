@@ -72,8 +72,8 @@ func runBuildKit(t *testing.T, snapshotter, tests string) run {
 // buildKitTimeout bounds a run of the suite.
 const buildKitTimeout = 2 * time.Hour
 
-// mirror makes the data of the registry that the suite runs as a mirror of docker.io. It copies into it what is not there
-// yet, for which there would have to be a network.
+// mirror makes the data of the registry that the suite runs as a mirror of docker.io. It copies missing images into
+// it, for which there would have to be a network.
 func mirror(t *testing.T, h *harness.Host) string {
 	t.Helper()
 	address := h.StartRegistry()

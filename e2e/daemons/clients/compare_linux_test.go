@@ -26,7 +26,7 @@ const (
 	missing outcome = "" // it did not end, or was not begun
 )
 
-// run is what a suite has done with one snapshotter.
+// run has the results of a suite with one snapshotter.
 type run struct {
 	outcomes map[string]outcome
 	output   map[string]string // of each test
@@ -38,7 +38,7 @@ const (
 	overlay = "overlayfs"
 )
 
-// outEnv names a directory for the tables, and for what the suites print.
+// outEnv names a directory for the tables, and for the output of the suites.
 const outEnv = "COWSHED_CLIENTS_OUT"
 
 // suite is one of a client's.
@@ -46,8 +46,8 @@ type suite struct {
 	name string
 	// long suites are not among those of each day.
 	long bool
-	// least is how many tests have to pass with both snapshotters: a suite that cannot run here must not look like one
-	// that finds nothing.
+	// least is how many tests have to pass with both snapshotters: a suite that cannot run here must not look like a
+	// suite without findings.
 	least int
 	run   func(t *testing.T, snapshotter string) run
 }
@@ -111,7 +111,7 @@ func tabulate(withOverlay, withCowshed map[string]outcome) table {
 	return t
 }
 
-// markdown is a line of a table, and what is not passed by both below it.
+// markdown is a line of a table, and below it the tests that do not pass with both.
 func (t table) markdown(suite string, known map[string]string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "| suite | passed by both | failed by both | skipped by both | failed only with Cowshed | failed only with overlayfs |\n")
@@ -134,7 +134,7 @@ func (t table) markdown(suite string, known map[string]string) string {
 	return b.String()
 }
 
-// knownFile lists what is known to fail with Cowshed and not with overlayfs, and why.
+// knownFile lists tests that are known to fail with Cowshed and not with overlayfs, and why.
 const knownFile = "testdata/only-cowshed.txt"
 
 // knownFailures reads the reasons of a suite from knownFile, by test.
@@ -158,7 +158,7 @@ func knownFailures(t *testing.T, suite string) map[string]string {
 	return known
 }
 
-// writeOut keeps a file for who runs the tests, if outEnv asks for it.
+// writeOut keeps a file for the user who runs the tests, if outEnv asks for it.
 func writeOut(t *testing.T, name, content string) {
 	t.Helper()
 	if dir := os.Getenv(outEnv); dir != "" {

@@ -27,7 +27,7 @@ func containerdClient() suite {
 // containerdTimeout bounds a run of the suite.
 const containerdTimeout = time.Hour
 
-// What the suite calls the directories of the containerd that it starts.
+// The suite's names for the directories of its containerd.
 const (
 	suiteRoot  = "/var/lib/containerd-test"
 	suiteState = "/run/containerd-test"

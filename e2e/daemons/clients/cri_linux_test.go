@@ -20,7 +20,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// critest is the suite for what Kubernetes asks of containerd.
+// critest is the suite for the needs of Kubernetes.
 func critest() suite { return suite{name: "cri", long: true, least: 95, run: runCRI} }
 
 // criTimeout bounds a run of the suite.
@@ -102,11 +102,11 @@ func readReport(file string) (run, error) {
 	return result, nil
 }
 
-// pushCRIImages makes images that do what the suite expects of those that it pulls.
+// pushCRIImages makes images that behave as the suite expects of those that it pulls.
 func pushCRIImages(t *testing.T, h *harness.Host, registry string) {
 	t.Helper()
 	plain := busybox(t, h.Programs)
-	// The web servers of the suite are nginx and httpd: it looks for the process, for what it wrote, and at the page.
+	// The web servers of the suite are nginx and httpd: it looks for the process, for its output, and at the page.
 	web := func(port int) v1.Image {
 		server := fmt.Sprintf("#!/bin/sh\ntrap 'kill $!; exit' TERM QUIT\necho httpd\nmkdir -p /var/run\necho $$ >/var/run/nginx.pid\n"+
 			"httpd -f -p %d -h /usr/share/nginx/html &\nwait\n", port)

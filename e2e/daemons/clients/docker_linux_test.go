@@ -53,7 +53,7 @@ x compose down --rmi all --volumes --timeout 1`},
 	{"builder prune", `x builder prune --all --force`},
 }
 
-// docker does with the commands docker and docker compose, and the Docker Engine of today, what their users do.
+// docker does users' tasks with the commands docker and docker compose, and the Docker Engine of today.
 func docker() suite {
 	// Those that remove are the last two.
 	list := slices.Insert(slices.Clone(flows), len(flows)-2, dockerFlows...)

@@ -15,7 +15,7 @@ import (
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 )
 
-// flow is what somebody does with a command line that has Docker's commands, which x runs. Flows build on those before
+// flow is a user's task with a command line that has Docker's commands, which x runs. Flows build on those before
 // them.
 type flow struct{ name, script string }
 
@@ -94,7 +94,7 @@ test -z "$(x images -q)"`},
 // flowTimeout bounds one flow.
 const flowTimeout = 3 * time.Minute
 
-// runFlows runs flows one after the other. command is what x runs, for a shell.
+// runFlows runs flows one after the other. command is the command of x, for a shell.
 func runFlows(t *testing.T, h *harness.Host, suite, registry, command string, list []flow) run {
 	t.Helper()
 	work := filepath.Join(h.Dir, "work")
@@ -110,7 +110,7 @@ func runFlows(t *testing.T, h *harness.Host, suite, registry, command string, li
 		ctx, cancel := context.WithTimeout(t.Context(), flowTimeout)
 		cmd := exec.CommandContext(ctx, "bash", "-euxc", f.script)
 		cmd.Dir = work
-		cmd.WaitDelay = time.Second // for what still holds its output
+		cmd.WaitDelay = time.Second // for processes that still hold its output
 		cmd.Env = append(os.Environ(),
 			"PATH="+bin+":"+os.Getenv("PATH"), "HOME="+work, "TMPDIR="+work, "REGISTRY="+registry, "SAMPLE="+sample,
 			"CHANGE="+harness.ChangeScript, "CHECK="+harness.CheckScript, "INTACT="+harness.IntactScript)

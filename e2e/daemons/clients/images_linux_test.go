@@ -18,8 +18,8 @@ import (
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 )
 
-// busybox is an image of one layer like the official ones that suites use: all commands of a Debian busybox, and the
-// files that each system has. more lies beside it.
+// busybox is an image of one layer like the official images that suites use: all commands of a Debian busybox, and
+// the files that each system has. more lies beside it.
 func busybox(t testing.TB, p harness.Programs, more ...harness.File) v1.Image {
 	t.Helper()
 	program, err := p.Busybox()

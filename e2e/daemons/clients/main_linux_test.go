@@ -110,7 +110,7 @@ func removeCgroups(before []string) error {
 	return all
 }
 
-// runAsInit prepares the namespaces, runs the tests, and buries what daemons leave to the first process.
+// runAsInit prepares the namespaces, runs the tests, and reaps processes that daemons leave to the first process.
 func runAsInit() (int, error) {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return 0, fmt.Errorf("mount /proc: %w", err)

@@ -9,7 +9,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// nerdctl does with nerdctl, and with BuildKit through it, what its users do.
+// nerdctl does users' tasks with nerdctl, and with BuildKit through it.
 func nerdctl() suite {
 	return suite{name: "nerdctl", least: len(flows), run: func(t *testing.T, snapshotter string) run {
 		h := harness.NewHost(t, testfs.Btrfs(t))

@@ -40,8 +40,8 @@ func wrap(t *testing.T, bin, program, script string) {
 	require.NoError(t, os.Symlink(script, filepath.Join(bin, program)))
 }
 
-// goTest runs a test binary and returns the outcomes of its tests, but for those that consist of others. name makes
-// the name of a test from that which it has in the binary.
+// goTest runs a test binary and returns the outcomes of its tests, except those that consist of others. name makes
+// the name of a test from its name in the binary.
 func goTest(ctx context.Context, t *testing.T, suite string, cmd *exec.Cmd, name func(string) string) run {
 	t.Helper()
 	convert := exec.CommandContext(ctx, "go", "tool", "test2json")
@@ -67,7 +67,7 @@ func goTest(ctx context.Context, t *testing.T, suite string, cmd *exec.Cmd, name
 	return result
 }
 
-// readEvents reads what test2json prints.
+// readEvents reads the output of test2json.
 func readEvents(r io.Reader, name func(string) string) (run, error) {
 	result := run{outcomes: make(map[string]outcome), output: make(map[string]string)}
 	parents := make(map[string]bool)
@@ -109,7 +109,7 @@ func readEvents(r io.Reader, name func(string) string) (run, error) {
 	return result, nil
 }
 
-// shownOutput is how much of what a failed test printed is shown.
+// shownOutput is how much of a failed test's output is shown.
 const shownOutput = 8 << 10
 
 // end is the end of a text, of whole lines.
@@ -121,7 +121,7 @@ func end(text string, size int) string {
 	return "…" + text[strings.Index(text, "\n")+1:]
 }
 
-// logFile makes a file for all that a suite prints: for who runs the tests, if outEnv asks for it.
+// logFile makes a file for all output of a suite, for the user who runs the tests, if outEnv asks for it.
 func logFile(t *testing.T, suite string) *os.File {
 	t.Helper()
 	dir := os.Getenv(outEnv)

@@ -19,7 +19,7 @@ type Proxy struct {
 	Type string
 	// Address is the path of the socket.
 	Address string
-	// Capabilities and Root are what a snapshotter's entry may say of it, or empty.
+	// Capabilities and Root are optional parts of a snapshotter's entry.
 	Capabilities []string
 	Root         string
 }
@@ -27,7 +27,7 @@ type Proxy struct {
 // Unpack names a snapshotter and the differ that applies layers to it.
 type Unpack struct{ Snapshotter, Differ string }
 
-// ContainerdOptions say what a containerd has besides the built-in plugins.
+// ContainerdOptions are the parts of a containerd besides the built-in plugins.
 type ContainerdOptions struct {
 	Proxies []Proxy
 	// Differs are asked in this order; none: containerd's own.
@@ -41,7 +41,7 @@ type ContainerdOptions struct {
 	Configure func(file string)
 }
 
-// CRI says what the plugin for Kubernetes uses.
+// CRI has the settings of the plugin for Kubernetes.
 type CRI struct {
 	// PauseImage is the reference of the image that each pod has a container of.
 	PauseImage string
@@ -80,7 +80,7 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 	return c
 }
 
-// ContainerdAddress is the path of the socket of the containerd with this name, which need not run yet: what it asks
+// ContainerdAddress is the path of the socket of the containerd with this name, which need not run yet: its plugins
 // may need to know where to ask back.
 func (h *Host) ContainerdAddress(name string) string { return filepath.Join(h.Dir, name, "c.sock") }
 

@@ -18,8 +18,8 @@ import (
 // cowshedDir is where buildCowshed put its program, or empty.
 var cowshedDir string
 
-// buildCowshed builds the daemon of this tree, once for all tests of a process, or finds the one that was built for
-// them.
+// buildCowshed builds the daemon of this tree, once for all tests of a process, or finds the program that was built
+// for them.
 var buildCowshed = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv(ProgramsEnv); dir != "" {
 		return filepath.Join(programsIn(dir).Built, "cowshed"), nil
@@ -66,7 +66,7 @@ type Cowshed struct {
 	*Daemon
 	// Address is the path of the socket that containerd reaches it on.
 	Address string
-	// Root is where it keeps what it stores for containerd.
+	// Root is the directory of its storage for containerd.
 	Root string
 	// Plugin is the name of the graph driver plugin for Docker Engine. No other test's is the same.
 	Plugin string
@@ -135,7 +135,7 @@ func (c *Cowshed) Options() ContainerdOptions {
 	return ProxyOptions(c.Address, CowshedSnapshotter, CowshedDiffer, c.Root)
 }
 
-// Comparisons is what the metrics count of comparisons since the daemon was started, for "snapshots" or "docker".
+// Comparisons is the metrics' count of comparisons since the daemon was started, for "snapshots" or "docker".
 func (c *Cowshed) Comparisons(ctx context.Context, service string) (native, walked int, err error) {
 	counts, err := c.counts(ctx, "cowshed_comparisons_total")
 	for series, n := range counts {

@@ -144,7 +144,7 @@ func WaitText(ctx context.Context, file, text string) error {
 	}
 }
 
-// Log returns what the daemon has printed since it was first started.
+// Log returns the daemon's output since it was first started.
 func (d *Daemon) Log() string {
 	d.host.t.Helper()
 	data, err := os.ReadFile(d.log)

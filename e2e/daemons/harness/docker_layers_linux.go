@@ -37,9 +37,9 @@ func (c *Cowshed) RemoveLayers(ctx context.Context, e *Engine, ids ...string) er
 	return c.Command(ctx, append([]string{"rm", "--root", filepath.Join(e.Root, c.Plugin)}, ids...)...)
 }
 
-// LostMounts lists the layers that BuildKit in Debian's engine has mounted, could not unmount because its driver failed,
-// and has forgotten, with all that they were made from. The engine has no containers and no images. What it wrote down
-// of these layers is deleted: it is not running.
+// LostMounts lists layers that BuildKit in Debian's engine has mounted, could not unmount because its driver failed,
+// and has forgotten. Their parents are in the list too. The engine has no containers and no images. Its records of
+// these layers are deleted: it is not running.
 func (e *Engine) LostMounts() ([]string, error) {
 	layers := filepath.Join(e.Root, "image", e.driver, "layerdb")
 	mounts, err := filepath.Glob(filepath.Join(layers, "mounts", "*"))

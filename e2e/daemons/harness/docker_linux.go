@@ -29,7 +29,7 @@ type Engine struct {
 // infoTimeout bounds one attempt to reach an engine that starts. In an emulated machine an answer can take a second.
 const infoTimeout = 10 * time.Second
 
-// EngineOptions say what an engine stores images and containers with.
+// EngineOptions name an engine's storage for images and containers.
 type EngineOptions struct {
 	// Driver is a snapshotter of Containerd, or a graph driver or plugin of Debian's engine.
 	Driver string
@@ -37,8 +37,8 @@ type EngineOptions struct {
 	Containerd *Containerd
 	// StorageOpts are those of a graph driver.
 	StorageOpts []string
-	// Configure, if it is not nil, changes daemon.json before the engine starts, which says then what it stores with:
-	// Driver is only what the engine will call that.
+	// Configure, if it is not nil, changes daemon.json before the engine starts. The file then names the storage:
+	// Driver is only the engine's name for it.
 	Configure func(file string)
 }
 

@@ -18,8 +18,8 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// The methods in this file do what the docker command of the same name does. They may be used by several goroutines
-// at once.
+// The methods in this file do the same as the docker command of that name. They may be used by several goroutines at
+// once.
 
 // Load loads the images of an archive.
 func (e *Engine) Load(ctx context.Context, file string) error {
@@ -96,7 +96,7 @@ func (e *Engine) RunContainer(ctx context.Context, name, image, script string, s
 	}
 }
 
-// Output returns what a container has printed.
+// Output returns a container's output.
 func (e *Engine) Output(ctx context.Context, name string) (string, error) {
 	logs, err := e.ContainerLogs(ctx, name, client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true})
 	if err != nil {
@@ -129,7 +129,7 @@ func (e *Engine) Exec(ctx context.Context, name, script string) (Result, error) 
 	return Result{Code: uint32(status.ExitCode), Output: out.String()}, err
 }
 
-// Diff lists what a container has changed, as docker diff prints it, sorted by path.
+// Diff lists a container's changes, as docker diff prints them, sorted by path.
 func (e *Engine) Diff(ctx context.Context, name string) ([]string, error) {
 	resp, err := e.ContainerDiff(ctx, name, client.ContainerDiffOptions{})
 	if err != nil {
@@ -151,8 +151,8 @@ func (e *Engine) Commit(ctx context.Context, name, image string) error {
 	return nil
 }
 
-// Build builds an image from a context with a Dockerfile, in BuildKit or the classic builder, without a network and
-// without the cache of earlier builds.
+// Build builds an image from a context with a Dockerfile, in BuildKit or the classic builder. It has neither a
+// network nor the cache of earlier builds.
 func (e *Engine) Build(ctx context.Context, image string, files []File, builder build.BuilderVersion) error {
 	data, err := tarOf(files)
 	if err != nil {
@@ -223,8 +223,8 @@ func (e *Engine) RemoveAllContainers(ctx context.Context) error {
 	return nil
 }
 
-// Prune is docker system prune --all: it removes containers that do not run, images that no container uses, and what
-// builds have cached.
+// Prune is docker system prune --all: it removes containers that do not run, images that no container uses, and
+// caches of builds.
 func (e *Engine) Prune(ctx context.Context) error {
 	if _, err := e.ContainerPrune(ctx, client.ContainerPruneOptions{}); err != nil {
 		return fmt.Errorf("prune containers: %w", err)
@@ -256,8 +256,8 @@ func (e *Engine) Images(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// messages reads the progress of an operation to its end and returns the error that it reports. What a build prints
-// goes to log.
+// messages reads the progress of an operation to its end and returns the error that it reports. A build's output goes
+// to log.
 func messages(r io.Reader, log *bytes.Buffer) error {
 	dec := json.NewDecoder(r)
 	for {

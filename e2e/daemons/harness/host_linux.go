@@ -16,7 +16,7 @@ type Host struct {
 	Programs Programs
 	// Dir has the daemons' sockets, states and logs. Its path is short, as that of a socket has to be.
 	Dir string
-	// Data is a directory on the filesystem under test, for what daemons keep.
+	// Data is a directory on the filesystem under test, for the data of daemons.
 	Data string
 	// LogLevel is that of containerd and Cowshed when they are started.
 	LogLevel string

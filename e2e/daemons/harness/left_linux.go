@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leftTimeout is how long processes that have been told to end, and what they hold, may take to go.
+// leftTimeout is how long processes that have been told to end, and their resources, may take to go.
 const leftTimeout = 5 * time.Second
 
-// checkLeft fails the test for each process, mount, loop device and cgroup of the host's daemons that is there
-// when they have ended, and takes it away.
+// checkLeft fails the test for each process, mount, loop device and cgroup that is left after the host's daemons have
+// ended. It takes these away.
 func (h *Host) checkLeft() {
 	h.t.Helper()
 	deadline := time.Now().Add(leftTimeout)
@@ -32,7 +32,7 @@ func (h *Host) checkLeft() {
 	h.takeAway()
 }
 
-// left describes what is left of the host's daemons.
+// left describes the remains of the host's daemons.
 func (h *Host) left() []string {
 	h.t.Helper()
 	var all []string
@@ -55,8 +55,8 @@ func (h *Host) left() []string {
 	return all
 }
 
-// parentCgroup tells whether a cgroup is one that holds those of containers: the host's own, and BuildKit's in it.
-// Each is made by the first container that needs it, and is no one's to remove.
+// parentCgroup tells whether a cgroup contains those of containers: the host's own, and BuildKit's in it. Each is
+// made by the first container that needs it, and nobody has to remove it.
 func parentCgroup(dir, top string) bool {
 	return filepath.Base(dir) == top || filepath.Base(dir) == "buildkit" && filepath.Base(filepath.Dir(dir)) == top
 }
@@ -115,7 +115,7 @@ func (h *Host) processes() []process {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		// A process may end at any time; what is unreadable then is not left.
+		// A process may end at any time; if it is unreadable then, it is not left.
 		dir := filepath.Join("/proc", e.Name())
 		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 		command := strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " "))

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// output collects what several goroutines write.
+// output collects the output of several goroutines.
 type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

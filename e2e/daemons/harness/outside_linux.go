@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Outside runs f with a harness where there is no test: in a program. What f has begun is taken back when it returns, as at
-// the end of a test. It returns what f returns, and what would have made a test fail.
+// Outside runs f with a harness where there is no test: in a program. The effects of f are taken back when it
+// returns, as at the end of a test. Outside returns the error of f, and errors that would have made a test fail.
 func Outside(f func(t testing.TB) error) error {
 	o := &outside{}
 	o.run(func() {
@@ -61,5 +61,5 @@ func (o *outside) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// Skipf fails: a program that cannot do what it was started for has failed.
+// Skipf fails: a program that cannot do its task has failed.
 func (o *outside) Skipf(format string, args ...any) { o.Fatalf(format, args...) }

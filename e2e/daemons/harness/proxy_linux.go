@@ -1,7 +1,7 @@
 package harness
 
-// CowshedSnapshotter and CowshedDiffer are the names by which containerd knows what Cowshed serves. Two plugins of
-// other programs cannot have the same name, whatever their types.
+// CowshedSnapshotter and CowshedDiffer are containerd's names for Cowshed's services. Two plugins of other programs
+// cannot have the same name, whatever their types.
 const (
 	CowshedSnapshotter = "cowshed"
 	CowshedDiffer      = "cowshed-diff"

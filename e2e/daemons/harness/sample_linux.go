@@ -29,7 +29,7 @@ func SampleImage(t testing.TB, p Programs) v1.Image {
 	)
 }
 
-// ChangeScript changes a container of the sample image in each way that there is, and says so.
+// ChangeScript changes a container of the sample image in all possible ways, and says so.
 const ChangeScript = `set -e
 test ! -e /data/remove
 test "$(cat /data/lower)" = second
@@ -45,7 +45,7 @@ echo same bytes >/data/same; chown 1000:1000 /data/same
 touch /changed
 echo changed`
 
-// CheckScript tells whether a container has what ChangeScript did.
+// CheckScript tells whether a container has the changes of ChangeScript.
 const CheckScript = `set -e
 test "$(cat /data/change)" = second
 test ! -e /data/tree
@@ -58,7 +58,7 @@ test "$(cat /data/moved/file)" = first
 test "$(cat /files/0001/000123)" = "file 123"
 echo as committed`
 
-// IntactScript tells whether a container has what the sample image has, and nothing of ChangeScript.
+// IntactScript tells whether a container has the files of the sample image, and nothing of ChangeScript.
 const IntactScript = `set -e
 test "$(cat /data/change)" = first
 test "$(cat /data/lower)" = second

@@ -101,7 +101,7 @@ func (s *Store) Create(ctx context.Context, id string, img client.Image, script 
 	return c, nil
 }
 
-// Result is what a process in a container printed and how it ended.
+// Result is the output of a process in a container, and its end.
 type Result struct {
 	Code   uint32
 	Output string // of both streams
@@ -174,8 +174,8 @@ func (s *Store) RemoveContainer(ctx context.Context, id string) error {
 	return c.Delete(ctx, client.WithSnapshotCleanup)
 }
 
-// Commit makes an image of what a container has changed in img, as nerdctl commit does: the new layer is the diff of
-// the container's snapshot. The image is unpacked.
+// Commit makes an image of a container's changes to img, as nerdctl commit does: the new layer is the diff of the
+// container's snapshot. The image is unpacked.
 func (s *Store) Commit(ctx context.Context, id string, img client.Image, name string) (_ client.Image, err error) {
 	// Nothing refers to the new content until the image is made.
 	ctx, done, err := s.WithLease(ctx, leases.WithExpiration(time.Hour))
@@ -290,7 +290,7 @@ func (s *Store) ImageTree(ctx context.Context, img client.Image, f func(dir stri
 	return mount.WithTempMount(ctx, mounts, f)
 }
 
-// SnapshotTree mounts what a snapshot has, to read it, for as long as f runs.
+// SnapshotTree mounts a snapshot's tree, to read it, for as long as f runs.
 func (s *Store) SnapshotTree(ctx context.Context, key string, f func(dir string) error) error {
 	mounts, err := s.Snapshots().Mounts(ctx, key)
 	if err != nil {
@@ -309,7 +309,7 @@ func (s *Store) Keys(ctx context.Context) ([]string, error) {
 	return keys, err
 }
 
-// Clear removes all containers and images, and collects garbage. What it leaves in Keys is a leak.
+// Clear removes all containers and images, and collects garbage. Keys left afterwards are a leak.
 func (s *Store) Clear(ctx context.Context) error {
 	containers, err := s.Containers(ctx)
 	if err != nil {
@@ -347,7 +347,8 @@ func (s *Store) CollectGarbage(ctx context.Context) error {
 	return s.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
 }
 
-// RemoveLeases takes from clients what they hold without an image or container. It is for those that have lost track.
+// RemoveLeases takes from clients the content that they hold without an image or container. It is for clients that
+// have lost track.
 func (s *Store) RemoveLeases(ctx context.Context) error {
 	list, err := s.LeasesService().List(ctx)
 	if err != nil {

@@ -34,14 +34,15 @@ type imageCase struct {
 	name string
 	tags []string // of it; none: it is known by its digest
 	make func(t testing.TB, l layout) ocispec.Descriptor
-	// export are flags of cowshed export, which then writes what the tools read; nil: they read what was made.
+	// export are flags of cowshed export, whose output the tools then read; nil: they read the original image.
 	export []string
 	// pushed says that it goes through a registry in short runs too, where others go if the tool reads nothing else.
 	pushed bool
 }
 
-// cases are images, each with what some tool or other stumbles on. Compression, empty and duplicate layers and a missing
-// name are as Cowshed exports them; what Cowshed imports but does not write itself is as others make it.
+// cases are images, each with a feature that some tool or other stumbles on. Cowshed's export makes compression,
+// empty and duplicate layers and missing names. Features that Cowshed imports but does not write itself are made as
+// by other tools.
 var cases = []imageCase{
 	{name: "gzip", tags: []string{"1.2"}, make: plain, export: []string{"--compress=gzip"}, pushed: true},
 	{name: "zstd", tags: []string{"1.2"}, make: plain, export: []string{"--compress=zstd"}},
@@ -79,7 +80,7 @@ func attested(architectures ...string) func(testing.TB, layout) ocispec.Descript
 	}
 }
 
-// otherArchitecture is one that this machine has not.
+// otherArchitecture is an architecture that this machine does not have.
 func otherArchitecture() string {
 	if runtime.GOARCH == "s390x" {
 		return "amd64"

@@ -31,13 +31,13 @@ func newStore(t testing.TB, h *harness.Host, name string) store {
 	return s
 }
 
-// run runs the command and returns what it prints.
+// run runs the command and returns its output.
 func (s store) run(args ...string) ([]byte, error) {
 	out, _, err := s.say(args...)
 	return out, err
 }
 
-// say runs the command and returns what it prints, and what it says beside that.
+// say runs the command and returns its output, and its messages.
 func (s store) say(args ...string) (out []byte, said string, err error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), commandTimeout)
 	defer cancel()
@@ -50,7 +50,7 @@ func (s store) say(args ...string) (out []byte, said string, err error) {
 	return out, stderr.String(), err
 }
 
-// image is one that Cowshed has imported.
+// image is an image that Cowshed has imported.
 type image struct {
 	Name    string          `json:"name"`
 	ID      digest.Digest   `json:"id"`
@@ -80,7 +80,7 @@ func (s store) remove(name string) error {
 	return err
 }
 
-// exported is what Cowshed says that it has written.
+// exported is Cowshed's description of its export.
 type exported struct {
 	Name     string        `json:"name"`
 	Manifest digest.Digest `json:"manifest"`

@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestEdited has umoci add a layer to what Cowshed has exported, under another tag of the layout. Cowshed imports it under
+// TestEdited has umoci add a layer to Cowshed's export, under another tag of the layout. Cowshed imports it under
 // that tag, beside the first, which it exports there again.
 func TestEdited(t *testing.T) {
 	testfs.CheckLeaks(t)
@@ -53,7 +53,8 @@ umoci repack --refresh-bundle --image "$IMAGE:edited" bundle`)
 	assert.Equal(t, edited.ID, again.ID)
 }
 
-// TestNameless exports an image that is known by its digest: what cannot be its name elsewhere is not written, and said.
+// TestNameless exports an image that is known by its digest: a name that it cannot have elsewhere is not written, and
+// the command says so.
 func TestNameless(t *testing.T) {
 	testfs.CheckLeaks(t)
 	h := harness.NewHost(t, testfs.Btrfs(t))

@@ -17,7 +17,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// environments start the daemons that tools need, and return for each tool what is in its environment.
+// environments start the daemons that tools need, and return for each tool the variables of its environment.
 func environments(t *testing.T, h *harness.Host) map[string][]string {
 	t.Helper()
 	containerd := h.StartContainerd("containerd", harness.ContainerdOptions{})

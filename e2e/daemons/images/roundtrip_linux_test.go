@@ -20,8 +20,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestRoundTrips: each tool loads what Cowshed exports, and what other tools make, under the same name and with the same
-// digests. What it then saves, Cowshed imports as the same image.
+// TestRoundTrips: each tool loads Cowshed's exports, and images of other tools, under the same name and with the same
+// digests. Cowshed imports the tool's saved images as the same images.
 func TestRoundTrips(t *testing.T) {
 	testfs.CheckLeaks(t)
 	h := harness.NewHost(t, testfs.Btrfs(t))
@@ -86,7 +86,7 @@ func (tr *trip) goRound(t *testing.T, r ready) {
 	}
 }
 
-// environment is what scripts are given.
+// environment has the variables of scripts.
 func (tr *trip) environment(t *testing.T, r ready, p place) []string {
 	var name, tag string
 	var tags []string
@@ -102,7 +102,7 @@ func (tr *trip) environment(t *testing.T, r ready, p place) []string {
 		"TAG="+tag, "TAGS="+strings.Join(tags, " "), "REPOSITORY="+strings.TrimSuffix(name, ":"+tag))
 }
 
-// run runs a script and returns what it prints.
+// run runs a script and returns its output.
 func (tr *trip) run(t *testing.T, env []string, script string) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), commandTimeout)
 	defer cancel()
@@ -138,7 +138,7 @@ func lookUp(table map[string]string, action string, f format, r ready) string {
 	return ""
 }
 
-// loaded checks what the tool has after it has loaded the image, and returns the digest that it has for it.
+// loaded checks the tool's image after it has loaded it, and returns the digest that it has for it.
 func (tr *trip) loaded(t *testing.T, env []string, r ready, f format, p place) (id string) {
 	out, err := tr.run(t, env, tr.tool.show)
 	require.NoError(t, err)

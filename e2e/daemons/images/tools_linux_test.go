@@ -2,17 +2,20 @@ package images
 
 import "strings"
 
-// tool is a program that images go to from Cowshed, and come back from. Its scripts are for a shell, with these variables:
+// tool is a program that images go to from Cowshed, and come back from. Its scripts are for a shell, with these
+// variables:
 //
 //   - FROM is the path that an image is read from. In a registry, it is read by its names.
-//   - NAMES are the names of the image, NAME is the first. TAGS and TAG are their tags, REPOSITORY is what precedes these.
+//   - NAMES are the names of the image, NAME is the first. TAGS and TAG are their tags, REPOSITORY is what precedes
+//     these.
 //   - STORE is a path that is not there yet, for a tool that keeps no images itself.
 //   - TO is the path or reference that an image is written to, and ID its digest.
 type tool struct {
 	name string
 	// load has a script for each format that the tool reads.
 	load map[format]string
-	// show prints pairs of words: "id" and the digest of what is loaded, "layer" and a diff ID, and "name" and a name.
+	// show prints pairs of words: "id" and the digest of the loaded image, "layer" and a diff ID, and "name" and a
+	// name.
 	show string
 	// target says that the digest is that of the manifest or index, and not that of the config.
 	target bool
@@ -154,7 +157,7 @@ umoci gc --layout "$TO"`,
 	dockerCommand("nerdctl", true, "--all-platforms"),
 }
 
-// What tools say.
+// Messages of tools.
 const (
 	noZstd         = "Docker's manifests have no zstd"
 	afterDirectory = "it calls what is in a directory after that"
@@ -163,7 +166,7 @@ const (
 	umociNoIndex   = "it does not choose from an index"
 )
 
-// containersUnable is what buildah and podman do not do.
+// containersUnable lists functions that buildah and podman lack.
 var containersUnable = map[string]string{
 	"load oci-archive tags":            "it takes an archive with one entry only",
 	"save docker-archive zstd":         noZstd,
