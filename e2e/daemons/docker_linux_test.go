@@ -366,7 +366,7 @@ type told struct {
 	Status, Image, Container map[string]string
 }
 
-// TestDockerObserved compares what users see: that of Debian's engine on Cowshed with that on its own driver.
+// TestDockerObserved compares the users' view of Debian's engine on Cowshed with that on its own driver.
 func TestDockerObserved(t *testing.T) {
 	var seen []observed
 	var drivers []told

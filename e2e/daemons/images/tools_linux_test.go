@@ -6,8 +6,8 @@ import "strings"
 // variables:
 //
 //   - FROM is the path that an image is read from. In a registry, it is read by its names.
-//   - NAMES are the names of the image, NAME is the first. TAGS and TAG are their tags, REPOSITORY is what precedes
-//     these.
+//   - NAMES are the names of the image, NAME is the first. TAGS and TAG are their tags, REPOSITORY is the part
+//     before these.
 //   - STORE is a path that is not there yet, for a tool that keeps no images itself.
 //   - TO is the path or reference that an image is written to, and ID its digest.
 type tool struct {
