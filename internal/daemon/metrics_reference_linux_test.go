@@ -15,7 +15,7 @@ import (
 )
 
 // descForm is the form in which a description prints itself, which has no other access to its parts.
-var descForm = regexp.MustCompile(`^Desc\{fqName: "(\w+)", help: (".*"), constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
+var descForm = regexp.MustCompile(`^Desc\{fqName: "(\w+)", help: "(.*?)"(?:, unit: "[^"]*")?, constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
 
 // TestMetricsReference: docs/reference/metrics.md has each metric.
 func TestMetricsReference(t *testing.T) {
@@ -41,7 +41,7 @@ func TestMetricsReference(t *testing.T) {
 		if constant, _, found := strings.Cut(parts[3], "="); found {
 			labels = constant
 		}
-		help := strings.TrimSuffix(strings.ReplaceAll(strings.Trim(parts[2], `"`), "|", `\|`), ".")
+		help := strings.TrimSuffix(strings.ReplaceAll(parts[2], "|", `\|`), ".")
 		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s | %s |\n", name, metricType(name), strings.ReplaceAll(labels, ",", ", "), help))
 	}
 	slices.Sort(rows)

@@ -19,10 +19,10 @@ func TestTree(t *testing.T) {
 func TestDead(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{
-		"README.md": "# One two\n[a](#one-two) [b](#three) [c](docs/a.md#a-b)\n[d](docs/a.md#x) [e](none.md) [f](https://x/y#z)\n" +
+		"README.md": "# One two\n[a](#one-two) [b](#three) [c](d/a.md#a-b)\n[d](d/a.md#x) [e](none.md) [f](https://x/y#z)\n" +
 			"```\n[g](none.md)\n# Three\n```\n`[h](none.md)`\n",
-		"docs/a.md":      "## a, `b`\n## a b\n[a](../README.md) [b](#a-b-1) [c](#a-b-2)\n",
-		"x.go":           "// docs/" + "a.md and docs/" + "none.md\n",
+		"d/a.md":         "## a, `b`\n## a b\n[a](../README.md) [b](#a-b-1) [c](#a-b-2)\n",
+		"x.go":           "// docs/" + "none.md\n",
 		"testdata/x.txt": "docs/" + "none.md",
 	} {
 		file := filepath.Join(root, name)
@@ -32,8 +32,8 @@ func TestDead(t *testing.T) {
 	dead, err := Dead(root)
 	require.NoError(t, err)
 	assert.Equal(t, []string{
-		"README.md:2: #three", "README.md:3: docs/a.md#x", "README.md:3: none.md",
-		"docs/a.md:3: #a-b-2", "x.go:1: docs/" + "none.md",
+		"README.md:2: #three", "README.md:3: d/a.md#x", "README.md:3: none.md",
+		"d/a.md:3: #a-b-2", "x.go:1: docs/" + "none.md",
 	}, dead)
 }
 

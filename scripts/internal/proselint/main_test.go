@@ -34,7 +34,7 @@ func TestRules(t *testing.T) {
 		"The lock is held by who changes it.":           "who",
 		"A process who has it wins.":                    "",
 		"Whoever has it wins.":                          "whoever",
-		"A key that there is not is an error.":          "that there is",
+		"The keys that there are, are listed.":          "that there is",
 		"It makes sure that there is no layer.":         "",
 		"It is one that has no name.":                   "one that",
 		"All of them but for the first.":                "but for",
