@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/flock"
-	"github.com/cowshed/cowshed/internal/homelock"
+	"github.com/cowshed/cowshed/internal/homedir"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/quota"
@@ -51,8 +51,7 @@ type Backend struct {
 
 	leftovers leftovers
 
-	closeOnce sync.Once
-	closeErr  error
+	closeOnce func() error
 }
 
 var _ cowcommon.Complete = (*Backend)(nil)
@@ -73,14 +72,24 @@ func OpenReadOnly(home string, opts Options, why error) (cowcommon.Backend, erro
 	return cowcommon.ReadOnly(b, why), nil
 }
 
+// openBackend opens home as the driver's options say, and for reading alone if why gives a reason.
+func openBackend(home string, gid int, o driverOptions, why error) (cowcommon.Backend, error) {
+	opts := Options{GID: gid, Quota: o.Policy, Scope: o.Scope}
+	if why != nil {
+		return OpenReadOnly(home, opts, why)
+	}
+	return Open(home, opts)
+}
+
 func openHome(home string, opts Options, readOnly bool) (_ *Backend, err error) {
 	b := &Backend{opts: opts, readOnly: readOnly, log: opts.Logger}
+	b.closeOnce = sync.OnceValue(b.close)
 	if b.log == nil {
 		b.log = slog.Default()
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("btrfs: open %s: %w", home, err), b.closeFiles())
+			err = errors.Join(wrap("open", home, err), b.closeFiles())
 		}
 	}()
 
@@ -117,9 +126,9 @@ func openHome(home string, opts Options, readOnly bool) (_ *Backend, err error) 
 		b.records = records
 	}
 	if readOnly {
-		b.lock, err = homelock.Share(b.home)
+		b.lock, err = homedir.LockToRead(b.home)
 	} else {
-		b.lock, err = homelock.Take(b.home, b.recover)
+		b.lock, err = homedir.Lock(b.home, b.recover)
 	}
 	if err != nil {
 		return nil, err
@@ -135,10 +144,7 @@ func isDirectory(path string) bool {
 // Close closes the views that are open, takes away the qgroups of removed volumes that can be by now, and
 // releases every descriptor. Volumes stay; those that were mounted are no longer protected. Closing twice
 // does nothing.
-func (b *Backend) Close() error {
-	b.closeOnce.Do(func() { b.closeErr = b.close() })
-	return b.closeErr
-}
+func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
 	err := b.snapshots.CloseAll(b.closeSnapshot)
@@ -171,4 +177,15 @@ func (b *Backend) commit() error {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
+}
+
+// wrap says of an error, unless it is nil, which operation has failed on what.
+func wrap(operation, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if name != "" {
+		operation += " " + name
+	}
+	return fmt.Errorf("btrfs: %s: %w", operation, err)
 }

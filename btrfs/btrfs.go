@@ -5,16 +5,8 @@
 // opened as it is; docs/reference/on-disk-format.md specifies it. Importing the package registers the graph driver
 // "btrfs".
 //
-// The Backend works on Linux only. Elsewhere Init says graphdriver.ErrNotSupported.
+// The Backend works on Linux only. Elsewhere Init says that the driver is not supported.
 package btrfs
-
-import "github.com/cowshed/cowshed/graphdriver"
 
 // Name is the name that the driver is registered under.
 const Name = "btrfs"
-
-func init() {
-	if err := graphdriver.Register(Name, Init); err != nil {
-		panic(err)
-	}
-}

@@ -13,8 +13,10 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -23,7 +25,7 @@ import (
 func (b *Backend) insist(operation func() error) error {
 	const longest = 300 * time.Millisecond
 	err := operation()
-	for pause := 10 * time.Millisecond; isFull(err) && pause < longest; pause *= 3 {
+	for pause := 10 * time.Millisecond; cowcommon.IsFull(err) && pause < longest; pause *= 3 {
 		// What was deleted in a volume at its limit counts until the commit has ended.
 		if errors.Is(err, unix.EDQUOT) {
 			if commit := b.commit(); commit != nil {
@@ -37,8 +39,6 @@ func (b *Backend) insist(operation func() error) error {
 	}
 	return err
 }
-
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 // unlink unlinks the subvolume name, which has nothing nested inside, from the directory dir.
 func (b *Backend) unlink(dir int, name string) error {
@@ -72,20 +72,19 @@ func (c *claimed) takeAway() (as string, err error) {
 	if readErr != nil {
 		return "", errors.Join(err, readErr)
 	}
-	before := c.state()
 	if errors.Is(err, unix.EPERM) && protection != 0 {
 		if err = c.b.unprotect(c.fd()); err == nil {
 			err = unlink()
 		}
 	}
 	if errors.Is(err, unix.ENOTEMPTY) {
-		as = removedPrefix + temporaryName(c.name)
-		if err = c.b.hide(c.name, as); isFull(err) {
+		as = staging.Name(removedPrefix + c.name + "~")
+		if err = c.b.hide(c.name, as); cowcommon.IsFull(err) {
 			as, err = c.name, c.b.markDoomed(c)
 		}
 	}
 	if err != nil {
-		err = errors.Join(err, btrfsctl.Protect(c.fd(), protection), c.move(before))
+		err = errors.Join(err, btrfsctl.Protect(c.fd(), protection), c.setReadOnly(c.info.ReadOnly))
 	}
 	return as, err
 }
@@ -294,7 +293,7 @@ func (b *Backend) destroyByID(id uint64) error {
 			return errors.Join(err, limitErr)
 		}
 	}
-	if isFull(err) {
+	if cowcommon.IsFull(err) {
 		err = b.unlink(dir, link.Name)
 	}
 	if errors.Is(err, unix.EPERM) && btrfsctl.AllowUnlink(dir) == nil {

@@ -13,18 +13,16 @@ import (
 	"github.com/cowshed/cowshed/btrfs/sendstream"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/ancestry"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
-
-// maxAncestors bounds how far back from a layer its relation to another is looked for.
-const maxAncestors = 1024
 
 // Hints asks the kernel for a send stream of top without file data, incremental from base, and takes from
 // it the names that it speaks of.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
-		return nil, fmt.Errorf("btrfs: hints: %w", treediff.WithoutHints(ctx, reasonOf(err), err))
+		return nil, wrap("hints", "", treediff.WithoutHints(ctx, reasonOf(err), err))
 	}
 	return hints, nil
 }
@@ -90,40 +88,35 @@ func reasonOf(err error) string {
 	return "kernel"
 }
 
+// madeFrom is a subvolume by its UUID, and that of what it was made from; zero if that is not known.
+type madeFrom struct{ uuid, parent btrfsctl.UUID }
+
 // related reports whether two subvolumes have a common ancestor, themselves included.
 func (b *Backend) related(base, top btrfsctl.Subvolume) (bool, error) {
 	line := make(map[btrfsctl.UUID]bool)
-	for uuid, err := range b.ancestors(top) {
-		if err != nil || uuid == base.UUID {
+	for v, err := range b.ancestors(top) {
+		if err != nil || v.uuid == base.UUID {
 			return err == nil, err
 		}
-		line[uuid] = true
+		line[v.uuid] = true
 	}
-	for uuid, err := range b.ancestors(base) {
-		if err != nil || line[uuid] {
+	for v, err := range b.ancestors(base) {
+		if err != nil || line[v.uuid] {
 			return err == nil, err
 		}
 	}
 	return false, nil
 }
 
-// ancestors yields the UUID of s, of what s was made from, and so on, as far back as subvolumes still
-// exist and once more.
-func (b *Backend) ancestors(s btrfsctl.Subvolume) iter.Seq2[btrfsctl.UUID, error] {
-	return func(yield func(btrfsctl.UUID, error) bool) {
-		uuid, parent := s.UUID, s.ParentUUID
-		for range maxAncestors {
-			if !yield(uuid, nil) || parent == (btrfsctl.UUID{}) {
-				return
-			}
-			uuid = parent
-			var err error
-			if parent, err = b.parentUUID(uuid); err != nil {
-				yield(uuid, err)
-				return
-			}
+// ancestors yields s, what s was made from, and so on, as far back as subvolumes still exist and once more.
+func (b *Backend) ancestors(s btrfsctl.Subvolume) iter.Seq2[madeFrom, error] {
+	return ancestry.Of(madeFrom{s.UUID, s.ParentUUID}, func(v madeFrom) (_ madeFrom, ok bool, err error) {
+		if v.parent == (btrfsctl.UUID{}) {
+			return madeFrom{}, false, nil
 		}
-	}
+		grandparent, err := b.parentUUID(v.parent)
+		return madeFrom{v.parent, grandparent}, true, err
+	})
 }
 
 // parentUUID is that of what the subvolume with that UUID was made from; zero if either is gone.

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -24,13 +24,13 @@ type kept struct {
 
 // Keep implements cowcommon.Keeper. It costs about a millisecond and writes back what has been written to the volume.
 func (b *Backend) Keep(ctx context.Context, name string) (cowcommon.Kept, error) {
-	k := &kept{b: b, volume: name, snapshot: temporaryName(name)}
+	k := &kept{b: b, volume: name, snapshot: staging.Name(name + "~")}
 	dir, err := b.acquire(ctx, name, inuse.Brief)
 	if err == nil {
 		err = errors.Join(k.take(dir), b.release(name, inuse.Brief))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("btrfs: keep %s: %w", name, err)
+		return nil, wrap("keep", name, err)
 	}
 	return k, nil
 }
@@ -49,15 +49,12 @@ func (k *kept) take(volume *subvolume) error {
 	if k.limit, err = k.b.quotas.Limit(volume.info.ID); err != nil {
 		return err
 	}
-	return snapshotError(btrfsctl.Snapshot(int(k.b.dirs.staging.Fd()), k.snapshot, volume.fd(), false, nil))
+	return snapshotTo(volume, k.b.dirs.staging, k.snapshot, quota.Inherited{})
 }
 
 // Restore exchanges the volume for the snapshot in one step.
 func (k *kept) Restore(ctx context.Context) error {
-	if err := k.restore(ctx); err != nil {
-		return fmt.Errorf("btrfs: restore %s: %w", k.volume, err)
-	}
-	return nil
+	return wrap("restore", k.volume, k.restore(ctx))
 }
 
 func (k *kept) restore(ctx context.Context) (err error) {
@@ -84,8 +81,5 @@ func (k *kept) restore(ctx context.Context) (err error) {
 // Close destroys what is in the directory staging: the snapshot, or the volume that it was exchanged for.
 func (k *kept) Close() error {
 	defer k.b.sweepSometimes()
-	if err := k.b.destroy(k.b.dirs.staging, k.snapshot); err != nil {
-		return fmt.Errorf("btrfs: forget what %s was: %w", k.volume, err)
-	}
-	return nil
+	return wrap("forget what "+k.volume+" was", "", k.b.destroy(k.b.dirs.staging, k.snapshot))
 }

@@ -1,7 +1,6 @@
 package btrfs
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,10 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/homedir"
 )
 
 // dirs are the directories of the layout, open for calls relative to them.
@@ -29,11 +28,10 @@ func makeHome(home string, gid int) error {
 	if _, err := os.Lstat(home); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	parent := filepath.Dir(home)
-	if err := user.MkdirAllAndChown(parent, 0o711, os.Getuid(), os.Getgid(), user.WithOnlyNew); err != nil {
+	if err := homedir.MakeAbove(home); err != nil {
 		return err
 	}
-	dir, err := os.OpenFile(parent, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	dir, err := os.OpenFile(filepath.Dir(home), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
@@ -42,15 +40,7 @@ func makeHome(home string, gid int) error {
 	if err != nil && !errors.Is(err, unix.EEXIST) { // another process was quicker
 		return fmt.Errorf("create subvolume: %w", err)
 	}
-	return setAccess(home, 0o710, gid)
-}
-
-// setAccess gives a directory that Cowshed made its mode and group, whatever the umask is.
-func setAccess(dir string, mode fs.FileMode, gid int) error {
-	if err := os.Chown(dir, os.Getuid(), gid); err != nil {
-		return err
-	}
-	return os.Chmod(dir, mode)
+	return homedir.SetAccess(home, gid)
 }
 
 // open opens the directories, and makes those that are missing unless readOnly says that nothing is to be made: then
@@ -64,7 +54,7 @@ func (d *dirs) open(home string, gid int, readOnly bool) error {
 	} {
 		path := filepath.Join(home, name)
 		if !readOnly {
-			if err := makeDir(path, gid); err != nil {
+			if err := homedir.Make(path, gid); err != nil {
 				return err
 			}
 		}
@@ -92,17 +82,6 @@ func (d *dirs) open(home string, gid int, readOnly bool) error {
 	return nil
 }
 
-func makeDir(path string, gid int) error {
-	err := os.Mkdir(path, 0o710)
-	if err == nil {
-		err = setAccess(path, 0o710, gid)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	return err
-}
-
 func (d *dirs) close() error {
 	var errs []error
 	for _, dir := range []*os.File{d.subvolumes, d.staging, d.removing, d.views} {
@@ -111,11 +90,6 @@ func (d *dirs) close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// temporaryName returns a new name for something that belongs to the volume name.
-func temporaryName(name string) string {
-	return name + "~" + rand.Text()[:12]
 }
 
 // recover destroys what a crash has left in staging, removing and views. Only Cowshed puts subvolumes

@@ -3,7 +3,6 @@ package btrfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,37 +15,26 @@ import (
 )
 
 // Usage reads the volume's qgroup.
-func (b *Backend) Usage(_ context.Context, name string) (quota.Usage, error) {
-	dir, err := b.openVolume(name)
-	if err != nil {
-		return quota.Usage{}, fmt.Errorf("btrfs: usage: %w", err)
-	}
-	defer dir.Close()
-	usage, err := b.quotas.Usage(dir.info.ID)
-	if err != nil {
-		return quota.Usage{}, fmt.Errorf("btrfs: usage of %s: %w", name, err)
-	}
-	return usage, nil
+func (b *Backend) Usage(_ context.Context, name string) (usage quota.Usage, err error) {
+	err = b.withVolume("usage of", name, func(dir *subvolume) (err error) {
+		usage, err = b.quotas.Usage(dir.info.ID)
+		return err
+	})
+	return usage, err
 }
 
 // SetLimit sets the limit of the volume's qgroup, durably.
 func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
-	dir, err := b.openVolume(name)
-	if err != nil {
-		return fmt.Errorf("btrfs: limit: %w", err)
-	}
-	defer dir.Close()
-	err = b.quotas.SetLimit(ctx, dir.info.ID, limit)
-	if err == nil {
-		err = b.forgetRecordedLimit(name)
-	}
-	if err == nil {
-		err = b.commit()
-	}
-	if err != nil {
-		return fmt.Errorf("btrfs: limit %s: %w", name, err)
-	}
-	return nil
+	return b.withVolume("limit", name, func(dir *subvolume) error {
+		err := b.quotas.SetLimit(ctx, dir.info.ID, limit)
+		if err == nil {
+			err = b.forgetRecordedLimit(name)
+		}
+		if err == nil {
+			err = b.commit()
+		}
+		return err
+	})
 }
 
 // applyRecordedLimit limits a volume as moby's driver recorded in quotas/<name>, which it did because it

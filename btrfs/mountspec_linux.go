@@ -16,29 +16,25 @@ import (
 
 // MountSpec says how others can mount a volume: by the path of its subvolume from the top of the filesystem, with
 // the device that the home is mounted from. Access times are kept as they are for the home.
-func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (cowcommon.MountSpec, error) {
-	dir, err := b.openVolume(name)
-	if err != nil {
-		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount: %w", err)
-	}
-	defer dir.Close()
-	m, subvol, err := b.subvolPath(dir.Name())
-	if err != nil {
-		return cowcommon.MountSpec{}, fmt.Errorf("btrfs: how to mount %s: %w", name, err)
-	}
-	options := []string{"subvol=" + subvol}
-	if slices.Contains(strings.Split(m.Options, ","), "noatime") {
-		options = append(options, "noatime")
-	}
-	return cowcommon.MountSpec{Type: "btrfs", Source: m.Source, Options: options}, nil
+func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (spec cowcommon.MountSpec, err error) {
+	err = b.withVolume("how to mount", name, func(dir *subvolume) error {
+		m, subvol, err := b.subvolPath(dir.Name())
+		if err != nil {
+			return err
+		}
+		spec = cowcommon.MountSpec{Type: "btrfs", Source: m.Source, Options: []string{"subvol=" + subvol}}
+		if slices.Contains(strings.Split(m.Options, ","), "noatime") {
+			spec.Options = append(spec.Options, "noatime")
+		}
+		return nil
+	})
+	return spec, err
 }
 
 // CheckMountSpec reports whether there can be a MountSpec of volumes in this home, as far as its path is concerned.
 func (b *Backend) CheckMountSpec() error {
-	if _, _, err := b.subvolPath(b.dirs.subvolumes.Name()); err != nil {
-		return fmt.Errorf("btrfs: how to mount volumes in %s: %w", b.home, err)
-	}
-	return nil
+	_, _, err := b.subvolPath(b.dirs.subvolumes.Name())
+	return wrap("how to mount volumes in", b.home, err)
 }
 
 // subvolPath is the path of something in the home from the top of the filesystem, fit to be a mount option, and the

@@ -5,21 +5,48 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/sealing"
 )
 
-// state is what can be done with a volume that nobody uses. docs/architecture.md draws the states.
-type state uint8
+// seals are the volumes as package sealing has them. A sealed one is a subvolume with the read-only flag.
+func (b *Backend) seals() sealing.Volumes[*subvolume] {
+	use := func(ctx context.Context, name string) (v sealing.Held[*subvolume], err error) {
+		dir, err := b.acquire(ctx, name, inuse.Brief)
+		if err == nil {
+			v = sealing.Held[*subvolume]{Volume: dir, State: dir.state(), Done: func(error) error { return b.release(name, inuse.Brief) }}
+		}
+		return v, err
+	}
+	return sealing.Volumes[*subvolume]{
+		Use: use,
+		Claim: func(ctx context.Context, name string) (v sealing.Held[*subvolume], err error) {
+			c, err := b.claim(ctx, name)
+			if err == nil {
+				v = sealing.Held[*subvolume]{Volume: c.subvolume, State: c.state(), Done: func(error) error { return c.done() }, Move: c.move}
+			}
+			return v, err
+		},
+		CloneInUse: func(ctx context.Context, name string, clone func(*subvolume) error) error {
+			v, err := use(ctx, name)
+			if err != nil {
+				return err
+			}
+			return errors.Join(clone(v.Volume), v.Done(nil))
+		},
+		After: func(_ error, f func() error) error { return f() }, // a call to the kernel that has failed is over
+	}
+}
 
-const (
-	writable state = iota
-	sealed
-	doomed // hidden from everybody, and about to be destroyed
-)
+func (s *subvolume) state() sealing.State {
+	if s.info.ReadOnly {
+		return sealing.Sealed
+	}
+	return sealing.Writable
+}
 
 // claimed is a volume that the caller has for itself until it calls done, and the only way to change its state.
 type claimed struct {
@@ -34,86 +61,37 @@ func (c *claimed) done() error {
 	return c.Close()
 }
 
-// state is the volume's state, which nobody else can change.
-func (c *claimed) state() state {
-	if c.info.ReadOnly {
-		return sealed
+// move brings the volume into another state, as sealing.Held has it. A doomed volume stays that.
+func (c *claimed) move(_ context.Context, to sealing.State) (changed bool, err error) {
+	if to == sealing.Doomed {
+		return true, c.doom()
 	}
-	return writable
+	readOnly := to == sealing.Sealed
+	if c.info.ReadOnly == readOnly {
+		return false, nil
+	}
+	if err := c.setReadOnly(readOnly); err != nil {
+		return false, err // the kernel has taken it back
+	}
+	c.info.ReadOnly = readOnly
+	return true, nil
 }
 
-// move brings the volume into another state. A doomed one stays that.
-func (c *claimed) move(to state) error {
-	if to == doomed {
-		return c.doom()
-	}
-	readOnly := to == sealed
+func (c *claimed) setReadOnly(readOnly bool) error {
 	if err := c.b.insist(func() error { return btrfsctl.SetReadOnly(c.fd(), readOnly) }); err != nil {
 		return fmt.Errorf("set read-only=%t: %w", readOnly, err)
 	}
-	c.info.ReadOnly = readOnly
 	return nil
 }
 
 // Seal makes a volume that nobody uses read-only for good, and what it holds survive a power cut. Sealing it
 // twice does nothing. errdefs.ErrFailedPrecondition: it is in use, and was not changed.
 func (b *Backend) Seal(ctx context.Context, name string) error {
-	err := b.withSealed(ctx, name, func(v *subvolume, before state) error {
-		if before == sealed {
+	err := b.seals().Rely(ctx, name, func(v *subvolume, before sealing.State) error {
+		if before == sealing.Sealed {
 			return nil
 		}
 		return unix.Syncfs(v.fd())
 	})
-	if err != nil {
-		return fmt.Errorf("btrfs: seal %s: %w", name, err)
-	}
-	return nil
-}
-
-// withSealed calls rely with a volume that is sealed, and was in the state before. Nobody can undo the seal until rely
-// returns. A seal that was set for it is undone if it fails.
-//
-// errdefs.ErrFailedPrecondition: the volume is writable and in use, a descriptor that is open for writing would go on
-// writing. rely has not been called.
-func (b *Backend) withSealed(ctx context.Context, name string, rely func(v *subvolume, before state) error) error {
-	used, err := b.acquire(ctx, name, inuse.Brief)
-	if err != nil {
-		return err
-	}
-	if used.info.ReadOnly {
-		return errors.Join(rely(used, sealed), b.release(name, inuse.Brief))
-	}
-	if err := b.release(name, inuse.Brief); err != nil {
-		return err
-	}
-	v, err := b.claim(ctx, name)
-	if err != nil {
-		return err
-	}
-	before := v.state() // another may have sealed it by now
-	if err = v.move(sealed); err == nil {
-		err = rely(v.subvolume, before)
-	}
-	if err != nil {
-		err = errors.Join(err, v.move(before))
-	}
-	return errors.Join(err, v.done())
-}
-
-// withSource calls use with a volume that is to be cloned: sealed, as withSealed has it, or if somebody uses it as it
-// is.
-func (b *Backend) withSource(ctx context.Context, name string, use func(v *subvolume) error) error {
-	called := false
-	err := b.withSealed(ctx, name, func(v *subvolume, _ state) error {
-		called = true
-		return use(v)
-	})
-	if called || !errdefs.IsFailedPrecondition(err) {
-		return err
-	}
-	used, err := b.acquire(ctx, name, inuse.Brief)
-	if err != nil {
-		return err
-	}
-	return errors.Join(use(used), b.release(name, inuse.Brief))
+	return wrap("seal", name, err)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -33,19 +34,13 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		parent = baseView.dir.info.ID
 	}
 	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error { return sendstream.Copy(w, r) })
-	if err != nil {
-		return fmt.Errorf("btrfs: send %s: %w", topView.volume, err)
-	}
-	return nil
+	return wrap("send", topView.volume, err)
 }
 
 // Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental
 // stream needs the sealed volume that it builds on, which is found to be the right one by its UUID.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
-	if err := b.receiveVolume(ctx, name, source, r); err != nil {
-		return fmt.Errorf("btrfs: receive %s: %w", name, err)
-	}
-	return nil
+	return wrap("receive", name, b.receiveVolume(ctx, name, source, r))
 }
 
 func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.Reader) error {
@@ -77,12 +72,12 @@ func (b *Backend) receiveFrom(ctx context.Context, name string, src *subvolume, 
 		return err
 	}
 	var from received
-	return b.stage(ctx, name, cowcommon.VolumeOptions{}, after, staging{
-		make: func(staged string) error {
+	return b.stage(ctx, name, cowcommon.VolumeOptions{}, after, recipe{
+		create: func(staged string) error {
 			if src == nil {
-				return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
+				return b.createStaged(staged, limit)
 			}
-			return snapshotError(btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit))
+			return snapshotTo(src, b.dirs.staging, staged, limit)
 		},
 		finish: func(dir *subvolume) (err error) {
 			if from, err = receive(ctx, dir.File, srcFile, r); err != nil {
@@ -120,10 +115,11 @@ func (b *Backend) publishReceived(ctx context.Context, name string, dir *subvolu
 	if err != nil {
 		err = fmt.Errorf("set received UUID: %w", err)
 	} else {
-		err = c.move(sealed)
+		_, err = c.move(ctx, sealing.Sealed)
 	}
 	if err != nil {
-		return errors.Join(err, c.move(doomed))
+		_, doomErr := c.move(ctx, sealing.Doomed)
+		return errors.Join(err, doomErr)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // acquire counts one more use of a volume. While it is used its root is open and locked shared, which tells
@@ -87,7 +88,7 @@ func (b *Backend) lockVolume(ctx context.Context, name string, lock func(context
 func lockAlone(_ context.Context, dir *os.File) error {
 	ok, err := flock.TryExclusive(dir)
 	if err == nil && !ok {
-		err = fmt.Errorf("volume %s is in use by another process: %w", filepath.Base(dir.Name()), errdefs.ErrFailedPrecondition)
+		err = inuse.ByAnotherProcess(filepath.Base(dir.Name()))
 	}
 	return err
 }
@@ -95,22 +96,16 @@ func lockAlone(_ context.Context, dir *os.File) error {
 // lockShared waits for another process to end what it changes. That takes milliseconds, so what lasts longer
 // is a process inside the layer that has locked its own root: that must not keep the layer from being used.
 func (b *Backend) lockShared(ctx context.Context, dir *os.File) error {
-	const longest = 2 * time.Second
-	giveUp := time.After(longest)
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		ok, err := flock.TryShared(dir)
-		if ok || err != nil {
-			return err
-		}
-		select {
-		case <-time.After(pause):
-		case <-giveUp:
-			b.log.Warn("btrfs: somebody has locked the root of a layer, so other processes cannot see that it is in use", "path", dir.Name())
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: 2 * time.Second}
+	ok := false
+	err := poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
+		ok, err = flock.TryShared(dir)
+		return !ok && err == nil, err
+	})
+	if err == nil && !ok {
+		b.log.Warn("btrfs: somebody has locked the root of a layer, so other processes cannot see that it is in use", "path", dir.Name())
 	}
+	return err
 }
 
 // openVolume opens the root of a volume, whatever is being done with it. errdefs.ErrNotFound: there is none of that
@@ -129,6 +124,16 @@ func (b *Backend) openVolume(name string) (*subvolume, error) {
 	return dir, nil
 }
 
+// withVolume calls do with a volume, whatever is being done with it. Its error says the operation.
+func (b *Backend) withVolume(operation, name string, do func(dir *subvolume) error) error {
+	dir, err := b.openVolume(name)
+	if err == nil {
+		defer dir.Close()
+		err = do(dir)
+	}
+	return wrap(operation, name, err)
+}
+
 func volumeError(name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
@@ -141,18 +146,15 @@ func volumeError(name string, err error) error {
 func (b *Backend) Mount(ctx context.Context, name, _ string) (string, error) {
 	dir, err := b.acquire(ctx, name, inuse.Held)
 	if err != nil {
-		return "", fmt.Errorf("btrfs: mount: %w", err)
+		return "", wrap("mount", name, err)
 	}
 	if err := b.applyRecordedLimit(ctx, name, dir); err != nil {
-		return "", errors.Join(fmt.Errorf("btrfs: mount %s: %w", name, err), b.Unmount(ctx, name))
+		return "", errors.Join(wrap("mount", name, err), b.Unmount(ctx, name))
 	}
 	return dir.Name(), nil
 }
 
 // Unmount releases one Mount.
 func (b *Backend) Unmount(_ context.Context, name string) error {
-	if err := b.release(name, inuse.Held); err != nil {
-		return fmt.Errorf("btrfs: unmount %s: %w", name, err)
-	}
-	return nil
+	return wrap("unmount", name, b.release(name, inuse.Held))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/staging"
 )
 
 // view is a read-only subvolume: that of a sealed volume itself, or a snapshot in the directory views.
@@ -23,9 +24,7 @@ type view struct {
 	live     *layertar.Live // the volume's tree, of which the snapshot is; nil if there is none
 	dir      *subvolume
 	nested   []nestedSubvolume // which the volume has, and so the view
-
-	closeOnce sync.Once
-	closeErr  error
+	close    func() error      // once
 }
 
 // View opens a sealed volume itself, or a read-only snapshot of a volume that is not sealed, which costs
@@ -33,18 +32,19 @@ type view struct {
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
 	dir, err := b.acquire(ctx, name, inuse.Brief)
 	if err != nil {
-		return nil, fmt.Errorf("btrfs: view: %w", err)
+		return nil, wrap("view", name, err)
 	}
 	v := &view{b: b, volume: name, dir: dir}
+	v.close = sync.OnceValue(v.release)
 	err = v.open(ctx)
 	if endErr := b.release(name, inuse.Brief); endErr != nil {
 		if err == nil {
-			endErr = errors.Join(endErr, v.close())
+			endErr = errors.Join(endErr, v.Close())
 		}
 		err = errors.Join(err, endErr)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("btrfs: view %s: %w", name, err)
+		return nil, wrap("view", name, err)
 	}
 	return v, nil
 }
@@ -66,7 +66,7 @@ func (v *view) open(ctx context.Context) error {
 		v.dir, err = v.b.acquire(ctx, v.volume, inuse.Viewed)
 		return err
 	}
-	name := temporaryName(v.volume)
+	name := staging.Name(v.volume + "~")
 	s, err := v.b.snapshots.Acquire(ctx, name, inuse.Viewed, func() (*snapshot, error) {
 		return v.b.snapshotVolume(name, v.dir, v.nested)
 	})
@@ -130,20 +130,15 @@ func (v *view) Dir() string { return v.dir.Name() }
 func (v *view) Live() *layertar.Live { return v.live }
 
 // Close releases the volume, or destroys the snapshot.
-func (v *view) Close() error {
-	v.closeOnce.Do(func() {
-		if v.closeErr = v.close(); v.closeErr != nil {
-			v.closeErr = fmt.Errorf("btrfs: close view of %s: %w", v.volume, v.closeErr)
-		}
-	})
-	return v.closeErr
-}
+func (v *view) Close() error { return v.close() }
 
-func (v *view) close() error {
+func (v *view) release() (err error) {
 	if v.snapshot == "" {
-		return v.b.release(v.volume, inuse.Viewed)
+		err = v.b.release(v.volume, inuse.Viewed)
+	} else {
+		err = v.b.snapshots.Release(v.snapshot, inuse.Viewed, func(s *snapshot) error {
+			return v.b.closeSnapshot(v.snapshot, s)
+		})
 	}
-	return v.b.snapshots.Release(v.snapshot, inuse.Viewed, func(s *snapshot) error {
-		return v.b.closeSnapshot(v.snapshot, s)
-	})
+	return wrap("close view of", v.volume, err)
 }

@@ -14,34 +14,31 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/sealing"
+	"github.com/cowshed/cowshed/internal/staging"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // Create makes an empty volume.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
 	limit, after, err := b.quotas.Inherit(ctx, opts.Limit, 0)
 	if err == nil {
-		err = b.stage(ctx, name, opts, after, staging{
-			make: func(staged string) error {
-				return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), staged, limit)
+		err = b.stage(ctx, name, opts, after, recipe{
+			create: func(staged string) error {
+				return b.createStaged(staged, limit)
 			},
 			finish: func(dir *subvolume) error {
 				return errors.Join(dir.Chown(opts.UID, opts.GID), dir.Chmod(0o755))
 			},
 		})
 	}
-	if err != nil {
-		return fmt.Errorf("btrfs: create %s: %w", name, err)
-	}
-	return nil
+	return wrap("create", name, err)
 }
 
 // Clone makes name a snapshot of source. Where the kernel takes the limit along, which it does with
 // simple quotas, that is the one call and the volume has its final name from the start.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	if err := b.clone(ctx, name, source, opts); err != nil {
-		return fmt.Errorf("btrfs: clone %s from %s: %w", name, source, err)
-	}
-	return nil
+	return wrap("clone", name+" from "+source, b.clone(ctx, name, source, opts))
 }
 
 func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
@@ -54,7 +51,7 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 			return err
 		}
 	}
-	return b.withSource(ctx, source, func(src *subvolume) error { return b.cloneFrom(ctx, name, src, opts) })
+	return b.seals().Clone(ctx, source, func(src *subvolume) error { return b.cloneFrom(ctx, name, src, opts) })
 }
 
 func (b *Backend) cloneFrom(ctx context.Context, name string, src *subvolume, opts cowcommon.VolumeOptions) error {
@@ -63,10 +60,10 @@ func (b *Backend) cloneFrom(ctx context.Context, name string, src *subvolume, op
 		return err
 	}
 	if !after && opts.MountLabel == "" {
-		return snapshotError(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), name, src.fd(), false, limit))
+		return snapshotTo(src, b.dirs.subvolumes, name, limit)
 	}
-	return b.stage(ctx, name, opts, after, staging{make: func(staged string) error {
-		return snapshotError(btrfsctl.Snapshot(int(b.dirs.staging.Fd()), staged, src.fd(), false, limit))
+	return b.stage(ctx, name, opts, after, recipe{create: func(staged string) error {
+		return snapshotTo(src, b.dirs.staging, staged, limit)
 	}})
 }
 
@@ -87,63 +84,77 @@ func (b *Backend) checkFree(name string) error {
 	return b.forgetRecordedLimit(name)
 }
 
-// staging is how a volume is made in several steps.
-type staging struct {
-	make    func(staged string) error                       // makes the subvolume, in the directory staging
+// recipe is how a volume is made in several steps.
+type recipe struct {
+	create  func(staged string) error                       // makes the subvolume, in the directory staging
 	finish  func(dir *subvolume) error                      // completes it; may be nil
 	publish func(rename func() error, dir *subvolume) error // does more around the rename; may be nil
 }
 
 // stage makes a volume under a name of its own in staging, completes it, sets its limit unless it was made
 // with it, and its label; then it gives it its real name in one step.
-func (b *Backend) stage(ctx context.Context, name string, opts cowcommon.VolumeOptions, setLimit bool, s staging) (err error) {
+func (b *Backend) stage(ctx context.Context, name string, opts cowcommon.VolumeOptions, setLimit bool, r recipe) error {
 	if err := b.checkFree(name); err != nil {
 		return err
 	}
-	staged := temporaryName(name)
-	if err := s.make(staged); err != nil {
-		return err
-	}
-	renamed := false
+	staged := staging.Name(name + "~")
+	var dir *subvolume
 	defer func() {
-		if err != nil && !renamed {
-			err = errors.Join(err, b.destroy(b.dirs.staging, staged))
+		if dir != nil {
+			dir.Close()
 		}
 	}()
-	dir, err := b.openSubvolume(b.dirs.staging, staged)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if s.finish != nil {
-		if err := s.finish(dir); err != nil {
+	return staging.Make(staging.Steps{
+		Create: func() (err error) {
+			if err = r.create(staged); err == nil {
+				dir, err = b.openSubvolume(b.dirs.staging, staged)
+			}
 			return err
-		}
-	}
-	if setLimit {
-		if err := b.quotas.SetLimit(ctx, dir.info.ID, opts.Limit); err != nil {
-			return err
-		}
-	}
-	if opts.MountLabel != "" {
-		if err := label.Relabel(dir.Name(), opts.MountLabel, false); err != nil {
-			return fmt.Errorf("label %q: %w", opts.MountLabel, err)
-		}
-	}
-	rename := func() error {
-		err := unix.Renameat2(int(b.dirs.staging.Fd()), staged, int(b.dirs.subvolumes.Fd()), name, unix.RENAME_NOREPLACE)
-		renamed = err == nil
-		return alreadyExists(err)
-	}
-	if s.publish != nil {
-		err = s.publish(rename, dir)
-	} else {
-		err = rename()
-	}
-	if err != nil {
-		return err
-	}
-	return b.commit()
+		},
+		Complete: func() error {
+			if r.finish != nil {
+				if err := r.finish(dir); err != nil {
+					return err
+				}
+			}
+			if setLimit {
+				if err := b.quotas.SetLimit(ctx, dir.info.ID, opts.Limit); err != nil {
+					return err
+				}
+			}
+			if opts.MountLabel != "" {
+				if err := label.Relabel(dir.Name(), opts.MountLabel, false); err != nil {
+					return fmt.Errorf("label %q: %w", opts.MountLabel, err)
+				}
+			}
+			return nil
+		},
+		Publish: func() (err error) {
+			rename := func() error {
+				return alreadyExists(unix.Renameat2(int(b.dirs.staging.Fd()), staged, int(b.dirs.subvolumes.Fd()), name, unix.RENAME_NOREPLACE))
+			}
+			if r.publish != nil {
+				err = r.publish(rename, dir)
+			} else {
+				err = rename()
+			}
+			if err != nil {
+				return err
+			}
+			return b.commit()
+		},
+		Discard: func(error) error { return b.destroy(b.dirs.staging, staged) }, // where nothing is after the rename
+	})
+}
+
+// createStaged makes an empty subvolume in the directory staging.
+func (b *Backend) createStaged(name string, limit quota.Inherited) error {
+	return btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), name, btrfsctl.NewLimit(limit.MaxReferenced, limit.MaxExclusive))
+}
+
+// snapshotTo makes name in the directory dir a writable snapshot of src.
+func snapshotTo(src *subvolume, dir *os.File, name string, limit quota.Inherited) error {
+	return snapshotError(btrfsctl.Snapshot(int(dir.Fd()), name, src.fd(), false, btrfsctl.NewLimit(limit.MaxReferenced, limit.MaxExclusive)))
 }
 
 // snapshotError gives the kernel's answers to a snapshot the type that they have here.
@@ -166,10 +177,7 @@ func alreadyExists(err error) error {
 
 // Rename gives a volume another name.
 func (b *Backend) Rename(ctx context.Context, name, to string) error {
-	if err := b.rename(ctx, name, to); err != nil {
-		return fmt.Errorf("btrfs: rename %s to %s: %w", name, to, err)
-	}
-	return nil
+	return wrap("rename", name+" to "+to, b.rename(ctx, name, to))
 }
 
 func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
@@ -194,10 +202,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 // Remove destroys a volume. One without nested subvolumes goes in one call; one with them is first taken
 // away by a rename, or where there is no room for that by a mark.
 func (b *Backend) Remove(ctx context.Context, name string) error {
-	if err := b.remove(ctx, name); err != nil {
-		return fmt.Errorf("btrfs: remove %s: %w", name, err)
-	}
-	return nil
+	return wrap("remove", name, b.remove(ctx, name))
 }
 
 func (b *Backend) remove(ctx context.Context, name string) (err error) {
@@ -212,7 +217,7 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, v.done()) }()
-	if err := v.move(doomed); err != nil {
+	if _, err := v.move(ctx, sealing.Doomed); err != nil {
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) {
 			err = fmt.Errorf("it is being sent, has an active swap file, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
 		}
@@ -223,17 +228,12 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 }
 
 // Stat describes a volume.
-func (b *Backend) Stat(_ context.Context, name string) (cowcommon.Volume, error) {
-	dir, err := b.openVolume(name)
-	if err != nil {
-		return cowcommon.Volume{}, fmt.Errorf("btrfs: stat: %w", err)
-	}
-	defer dir.Close()
-	v, err := b.describe(name, dir)
-	if err != nil {
-		return cowcommon.Volume{}, fmt.Errorf("btrfs: stat %s: %w", name, err)
-	}
-	return v, nil
+func (b *Backend) Stat(_ context.Context, name string) (v cowcommon.Volume, err error) {
+	err = b.withVolume("stat", name, func(dir *subvolume) (err error) {
+		v, err = b.describe(name, dir)
+		return err
+	})
+	return v, err
 }
 
 func (b *Backend) describe(name string, dir *subvolume) (cowcommon.Volume, error) {
@@ -288,12 +288,12 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 	return func(yield func(cowcommon.Volume, error) bool) {
 		entries, err := os.ReadDir(b.dirs.subvolumes.Name())
 		if err != nil {
-			yield(cowcommon.Volume{}, fmt.Errorf("btrfs: list volumes: %w", err))
+			yield(cowcommon.Volume{}, wrap("list volumes", "", err))
 			return
 		}
 		for _, entry := range entries {
 			if ctx.Err() != nil {
-				yield(cowcommon.Volume{}, fmt.Errorf("btrfs: list volumes: %w", context.Cause(ctx)))
+				yield(cowcommon.Volume{}, wrap("list volumes", "", context.Cause(ctx)))
 				return
 			}
 			if !entry.IsDir() || cowcommon.CheckID(entry.Name()) != nil {
@@ -315,14 +315,6 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 
 // Sync writes back what has been written to the volume, and commits it.
 func (b *Backend) Sync(_ context.Context, name string) error {
-	dir, err := b.openVolume(name)
-	if err != nil {
-		return fmt.Errorf("btrfs: sync: %w", err)
-	}
-	defer dir.Close()
 	// btrfs has no way to write back one subvolume only.
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return fmt.Errorf("btrfs: sync %s: %w", name, err)
-	}
-	return nil
+	return b.withVolume("sync", name, func(dir *subvolume) error { return unix.Syncfs(dir.fd()) })
 }

@@ -31,7 +31,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 	}
 }
 
-// Complete is a Backend with all of the optional interfaces.
+// Complete is a Backend with all of the optional interfaces but Examiner.
 type Complete interface {
 	Backend
 	Sealer

@@ -31,6 +31,13 @@ type Filesystem struct {
 	forcedReadOnly bool // the filesystem is, behind the back of a mount that is not
 }
 
+// Feature is something that works better if the kernel has it.
+type Feature struct {
+	Name    string       // "simple quotas"
+	Without string       // the disadvantage without it
+	Check   func() error // nil, graphdriver.ErrNotSupported with the reason, or why it cannot be told
+}
+
 // String describes f for people: "ext4 (/dev/vda1, mounted on /)".
 func (f Filesystem) String() string {
 	if f.Mountpoint == "" {

@@ -19,6 +19,10 @@ type Options struct {
 	// DriverOptions are "key=value" options for the driver, such as "btrfs.size=10G".
 	DriverOptions []string
 
+	// DriverOptionsFor returns further options for the named driver, which is about to be opened. It is for programs that
+	// let New choose the driver, and may be nil.
+	DriverOptionsFor func(driver string) []string
+
 	// IDMap maps the ids in the layers to those on the host. The zero value maps nothing.
 	IDMap user.IdentityMapping
 
@@ -128,9 +132,12 @@ func open(name string, config Options) (Driver, error) {
 	if !ok {
 		return nil, unknownDriver(name)
 	}
-	options := config.DriverOptions
+	options := slices.Clone(config.DriverOptions)
+	if config.DriverOptionsFor != nil {
+		options = append(options, config.DriverOptionsFor(name)...)
+	}
 	if config.ReadOnly {
-		options = append(slices.Clone(options), name+".read_only=true")
+		options = append(options, name+".read_only=true")
 	}
 	return initFunc(filepath.Join(config.Root, name), options, config.IDMap)
 }

@@ -188,6 +188,25 @@ func TestNewGoneName(t *testing.T) {
 	assert.Equal(t, "overlay", d.String())
 }
 
+// Of several drivers each is given its own options, and each is opened once.
+func TestNewOptionsOfEach(t *testing.T) {
+	tried := registered(t, map[string]error{"btrfs": wrongFS("btrfs"), "zfs": nil})
+	var asked []string
+	d, err := New("", Options{
+		Root:          t.TempDir(),
+		DriverOptions: []string{"a=1"},
+		DriverOptionsFor: func(driver string) []string {
+			asked = append(asked, driver)
+			return []string{driver + ".size=1G"}
+		},
+		ReadOnly: true,
+	})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"btrfs", "zfs"}, asked)
+	assert.Equal(t, asked, *tried)
+	assert.Equal(t, []string{"a=1", "zfs.size=1G", "zfs.read_only=true"}, d.(*opened).options)
+}
+
 func TestNewAmbiguousState(t *testing.T) {
 	tried := registered(t, map[string]error{"btrfs": nil, "zfs": wrongFS("zfs"), "alpha": nil})
 	root := rootWith(t, "zfs/x", "btrfs/x", "alpha/")

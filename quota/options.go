@@ -10,109 +10,91 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Options are the options of a storage driver. The zero value is the default of each.
+// Options are the options that every storage driver has. The zero value is the default of each.
 type Options struct {
-	Size     uint64 // default limit of read-write layers in bytes; 0: none
-	Scope    Scope  // whose data counts against a size
-	MinSpace uint64 // least size that a layer may be given, in bytes; 0: any. btrfs only
-	Policy   Policy // btrfs only
-	FSName   string // dataset that holds the layers' datasets; "": find it. ZFS only
-	ReadOnly bool   // open an existing home read-only
+	Size     uint64  // default limit of read-write layers in bytes; 0: none
+	Scope    Scope   // whose data counts against a size
+	MinSpace Minimum // least size that a layer may be given
+	ReadOnly bool    // open an existing home read-only
 }
 
-// optionSetters are the options of each driver, by key without the driver's prefix.
-var optionSetters = map[string]map[string]func(o *Options, value string) error{
-	"btrfs": {
-		"size":        setSize,
-		"min_space":   setMinSpace,
-		"quota":       setPolicy,
-		"quota_scope": setScope,
-		"read_only":   setReadOnly,
-	},
-	"zfs": {
-		"size":        setSize,
-		"quota_scope": setScope,
-		"fsname":      setFSName,
-		"read_only":   setReadOnly,
-	},
+// Minimum is the least size that a driver gives a layer. The zero value: any.
+type Minimum struct {
+	Bytes  uint64
+	Option string // the option that says so, for people
 }
 
-func setSize(o *Options, value string) (err error) { o.Size, err = ParseSize(value); return err }
-func setMinSpace(o *Options, value string) (err error) {
-	o.MinSpace, err = ParseSize(value)
-	return err
-}
-func setPolicy(o *Options, value string) (err error) { o.Policy, err = ParsePolicy(value); return err }
-func setScope(o *Options, value string) (err error)  { o.Scope, err = ParseScope(value); return err }
+// Setters set the options of a driver by their values. The keys are without the driver's prefix.
+type Setters map[string]func(value string) error
 
-func setReadOnly(o *Options, value string) (err error) {
-	if o.ReadOnly, err = strconv.ParseBool(value); err != nil {
-		return fmt.Errorf("%w: %q: must be true or false", errdefs.ErrInvalidArgument, value)
+// Setters set the options that every driver has: size, quota_scope and read_only. A driver adds its own.
+func (o *Options) Setters() Setters {
+	return Setters{
+		"size":        Set(&o.Size, ParseSize),
+		"quota_scope": Set(&o.Scope, ParseScope),
+		"read_only":   Set(&o.ReadOnly, parseBool),
 	}
-	return nil
 }
 
-func setFSName(o *Options, value string) error {
-	if value == "" || strings.HasPrefix(value, "/") {
-		return fmt.Errorf("%w: dataset %q: must be a name such as pool/cowshed", errdefs.ErrInvalidArgument, value)
+// Set makes a setter of an option that parse reads.
+func Set[T any](option *T, parse func(value string) (T, error)) func(value string) error {
+	return func(value string) (err error) {
+		*option, err = parse(value)
+		return err
 	}
-	o.FSName = value
-	return nil
 }
 
-// ParseOptions reads the options of the driver "btrfs" or "zfs", each of the form "btrfs.size=10G". Case and
-// surrounding space of a key do not matter. Of a key that comes twice the last counts, as in Docker, so that a
-// command line can override a file.
+func parseBool(value string) (bool, error) {
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, fmt.Errorf("%w: %q: must be true or false", errdefs.ErrInvalidArgument, value)
+	}
+	return b, nil
+}
+
+// Parse reads the options of a driver, each of the form "btrfs.size=10G", and sets them. Case and surrounding space of a
+// key do not matter. Of a key that comes twice the last counts, as in Docker, so that a command line can override a file.
 //
 // Returns errdefs.ErrInvalidArgument if the driver does not have a key, which may be another driver's. The same error
-// is returned if a value cannot be read, or if options contradict each other.
-func ParseOptions(driver string, opts []string) (Options, error) {
-	setters, ok := optionSetters[driver]
-	if !ok {
-		return Options{}, fmt.Errorf("%w: driver %q has no options", errdefs.ErrInvalidArgument, driver)
-	}
-	var o Options
+// is returned if a value cannot be read.
+func (s Setters) Parse(driver string, opts []string) error {
 	for _, opt := range opts {
 		key, value, ok := strings.Cut(opt, "=")
 		if !ok {
-			return Options{}, fmt.Errorf("%w: option %q: must have the form key=value", errdefs.ErrInvalidArgument, opt)
+			return fmt.Errorf("%w: option %q: must have the form key=value", errdefs.ErrInvalidArgument, opt)
 		}
 		key, value = strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(value)
 		name, ok := strings.CutPrefix(key, driver+".")
-		set := setters[name]
+		set := s[name]
 		if !ok || set == nil {
-			return Options{}, fmt.Errorf("%w: unknown option %q: driver %s has %s", errdefs.ErrInvalidArgument, key, driver, optionNames(driver))
+			return fmt.Errorf("%w: unknown option %q: driver %s has %s", errdefs.ErrInvalidArgument, key, driver, s.names(driver))
 		}
-		if err := set(&o, value); err != nil {
-			return Options{}, fmt.Errorf("option %s: %w", key, err)
+		if err := set(value); err != nil {
+			return fmt.Errorf("option %s: %w", key, err)
 		}
 	}
-	return o, o.check()
+	return nil
 }
 
-func optionNames(driver string) string {
-	names := slices.Sorted(maps.Keys(optionSetters[driver]))
+func (s Setters) names(driver string) string {
+	names := slices.Sorted(maps.Keys(s))
 	for i := range names {
 		names[i] = driver + "." + names[i]
 	}
 	return strings.Join(names, ", ")
 }
 
-func (o Options) check() error {
-	switch {
-	case o.Policy == PolicySimple && o.Scope == ScopeTotal:
-		return fmt.Errorf("%w: btrfs.quota=simple and btrfs.quota_scope=total exclude each other: simple quotas do not count the image, use classic", errdefs.ErrInvalidArgument)
-	case o.Policy == PolicyOff && o.Size != 0:
-		return fmt.Errorf("%w: btrfs.quota=off and btrfs.size exclude each other", errdefs.ErrInvalidArgument)
-	case o.Size != 0:
+// Check reports whether the options contradict each other, as an errdefs.ErrInvalidArgument.
+func (o Options) Check() error {
+	if o.Size != 0 {
 		return o.checkMinSpace(o.Size)
 	}
 	return nil
 }
 
 func (o Options) checkMinSpace(size uint64) error {
-	if size < o.MinSpace {
-		return fmt.Errorf("%w: size %s is below btrfs.min_space, %s", errdefs.ErrInvalidArgument, FormatSize(size), FormatSize(o.MinSpace))
+	if size < o.MinSpace.Bytes {
+		return fmt.Errorf("%w: size %s is below %s, %s", errdefs.ErrInvalidArgument, FormatSize(size), o.MinSpace.Option, FormatSize(o.MinSpace.Bytes))
 	}
 	return nil
 }

@@ -40,70 +40,22 @@ func TestNames(t *testing.T) {
 	})
 }
 
-func TestParseOptions(t *testing.T) {
-	for name, c := range map[string]struct {
-		driver string
-		opts   []string
-		want   Options
-	}{
-		"none": {driver: "btrfs"},
-		"btrfs": {
-			driver: "btrfs",
-			opts:   []string{"btrfs.size=10G", "btrfs.min_space=1G", "btrfs.quota=classic", "btrfs.quota_scope=total"},
-			want:   Options{Size: 10 * units.GiB, MinSpace: units.GiB, Policy: PolicyClassic, Scope: ScopeTotal},
-		},
-		"zfs": {
-			driver: "zfs",
-			opts:   []string{"zfs.fsname=tank/a=b", "zfs.size=1g", "zfs.quota_scope=total"},
-			want:   Options{FSName: "tank/a=b", Size: units.GiB, Scope: ScopeTotal},
-		},
-		"case and space":         {driver: "btrfs", opts: []string{" BTRFS.Size = 1G "}, want: Options{Size: units.GiB}},
-		"the last counts":        {driver: "btrfs", opts: []string{"btrfs.size=1G", "btrfs.size=2G"}, want: Options{Size: 2 * units.GiB}},
-		"least size is no limit": {driver: "btrfs", opts: []string{"btrfs.min_space=2G"}, want: Options{MinSpace: 2 * units.GiB}},
-		"off":                    {driver: "btrfs", opts: []string{"btrfs.quota=off"}, want: Options{Policy: PolicyOff}},
+func TestParse(t *testing.T) {
+	var o Options
+	require.NoError(t, o.Setters().Parse("cow", []string{" COW.Size = 1G ", "cow.quota_scope=total", "cow.size=2G", "cow.read_only=true"}))
+	assert.Equal(t, Options{Size: 2 * units.GiB, Scope: ScopeTotal, ReadOnly: true}, o)
+	for opt, want := range map[string]string{
+		"cow.min_space=1G":  "driver cow has cow.quota_scope, cow.read_only, cow.size",
+		"cow.read_only=why": `option cow.read_only: invalid argument: "why": must be true or false`,
 	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := ParseOptions(c.driver, c.opts)
-			require.NoError(t, err)
-			assert.Equal(t, c.want, got)
-		})
-	}
-}
-
-func TestParseOptionsErrors(t *testing.T) {
-	for name, c := range map[string]struct {
-		driver string
-		opts   []string
-		want   string
-	}{
-		"no value":          {"btrfs", []string{"btrfs.size"}, `option "btrfs.size": must have the form key=value`},
-		"empty":             {"btrfs", []string{""}, `option ""`},
-		"unknown":           {"btrfs", []string{"btrfs.sise=1G"}, `unknown option "btrfs.sise": driver btrfs has btrfs.min_space, btrfs.quota, btrfs.quota_scope, btrfs.read_only, btrfs.size`},
-		"no prefix":         {"btrfs", []string{"size=1G"}, `unknown option "size"`},
-		"only prefix":       {"btrfs", []string{"btrfs.=1G"}, `unknown option "btrfs."`},
-		"of another driver": {"btrfs", []string{"zfs.size=1G"}, `unknown option "zfs.size"`},
-		"not of zfs":        {"zfs", []string{"zfs.quota=auto"}, "driver zfs has zfs.fsname, zfs.quota_scope, zfs.read_only, zfs.size"},
-		"size":              {"btrfs", []string{"btrfs.size=0"}, `option btrfs.size: invalid argument: size "0": must be`},
-		"min_space":         {"btrfs", []string{"btrfs.min_space=x"}, `option btrfs.min_space: invalid argument: size "x"`},
-		"scope":             {"btrfs", []string{"btrfs.quota_scope=x"}, `option btrfs.quota_scope: invalid argument: quota scope "x"`},
-		"quota":             {"btrfs", []string{"btrfs.quota=x"}, `option btrfs.quota: invalid argument: quota mode "x"`},
-		"fsname":            {"zfs", []string{"zfs.fsname=/tank"}, `dataset "/tank"`},
-		"empty fsname":      {"zfs", []string{"zfs.fsname="}, `dataset ""`},
-		"default below min": {"btrfs", []string{"btrfs.size=1G", "btrfs.min_space=2G"}, "size 1GiB is below btrfs.min_space, 2GiB"},
-		"simple and total":  {"btrfs", []string{"btrfs.quota=simple", "btrfs.quota_scope=total"}, "exclude each other"},
-		"off and size":      {"btrfs", []string{"btrfs.quota=off", "btrfs.size=1G"}, "exclude each other"},
-		"no such driver":    {"ext4", nil, `driver "ext4" has no options`},
-	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := ParseOptions(c.driver, c.opts)
-			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
-			assert.ErrorContains(t, err, c.want)
-		})
+		err := o.Setters().Parse("cow", []string{opt})
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		assert.ErrorContains(t, err, want)
 	}
 }
 
 func TestLayerLimit(t *testing.T) {
-	o := Options{Size: 10 * units.GiB, MinSpace: units.GiB, Scope: ScopeTotal}
+	o := Options{Size: 10 * units.GiB, MinSpace: Minimum{units.GiB, "btrfs.min_space"}, Scope: ScopeTotal}
 	for name, c := range map[string]struct {
 		opt       map[string]string
 		readWrite bool
@@ -142,18 +94,17 @@ func TestLayerLimit(t *testing.T) {
 	}
 }
 
-// FuzzParseOptions checks that no option is accepted that does not name a key of its driver.
-func FuzzParseOptions(f *testing.F) {
-	for _, s := range []string{"btrfs.size=10G", "zfs.fsname=tank/x", "=", "btrfs.=", "BTRFS.QUOTA = off", "btrfs.size=1=2"} {
+// FuzzParse checks that no option is accepted that does not name a key of its driver.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"cow.size=10G", "zfs.size=1G", "=", "cow.=", "COW.QUOTA_SCOPE = total", "cow.size=1=2"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, opt string) {
-		for driver := range optionSetters {
-			if _, err := ParseOptions(driver, []string{opt}); err != nil {
-				require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
-				continue
-			}
-			require.Contains(t, opt, "=")
+		var o Options
+		if err := o.Setters().Parse("cow", []string{opt}); err != nil {
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+			return
 		}
+		require.Contains(t, opt, "=")
 	})
 }

@@ -2,6 +2,7 @@ package quota
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -25,21 +26,19 @@ const (
 
 // String returns "off", "classic" or "simple".
 func (m Mode) String() string {
-	switch m {
-	case Off:
-		return "off"
-	case Classic:
-		return "classic"
-	case Simple:
-		return "simple"
-	default:
-		return fmt.Sprintf("Mode(%d)", uint8(m))
-	}
+	return nameOf("Mode", []string{Off: "off", Classic: "classic", Simple: "simple"}, m)
 }
 
 // LimitedName is the name of an empty file that says: there have been limits in this directory. Limits go with the
 // quotas when somebody turns these off, and nothing else would tell that there were any.
 const LimitedName = "limits-set"
+
+// Inherited is the limit of a subvolume as the call that makes it takes it along, in the terms of its qgroup. The zero
+// value: none.
+type Inherited struct {
+	MaxReferenced uint64 // bytes; 0: no limit
+	MaxExclusive  uint64 // bytes; 0: no limit
+}
 
 // Policy says which mode may be used, and turned on at the first limit: the option btrfs.quota.
 type Policy uint8
@@ -56,30 +55,17 @@ const (
 	PolicyOff
 )
 
+var policyNames = []string{PolicyAuto: "auto", PolicySimple: "simple", PolicyClassic: "classic", PolicyOff: "off"}
+
 // String returns the name that ParsePolicy reads.
-func (p Policy) String() string {
-	switch p {
-	case PolicyAuto:
-		return "auto"
-	case PolicySimple:
-		return "simple"
-	case PolicyClassic:
-		return "classic"
-	case PolicyOff:
-		return "off"
-	default:
-		return fmt.Sprintf("Policy(%d)", uint8(p))
-	}
-}
+func (p Policy) String() string { return nameOf("Policy", policyNames, p) }
 
 // ParsePolicy reads "auto", "simple", "classic" or "off", in any case. Anything else is an
 // errdefs.ErrInvalidArgument.
 func ParsePolicy(s string) (Policy, error) {
-	name := strings.ToLower(s)
-	for _, p := range []Policy{PolicyAuto, PolicySimple, PolicyClassic, PolicyOff} {
-		if name == p.String() {
-			return p, nil
-		}
+	i := slices.Index(policyNames, strings.ToLower(s))
+	if i < 0 {
+		return 0, fmt.Errorf("%w: quota mode %q: must be auto, simple, classic or off", errdefs.ErrInvalidArgument, s)
 	}
-	return 0, fmt.Errorf("%w: quota mode %q: must be auto, simple, classic or off", errdefs.ErrInvalidArgument, s)
+	return Policy(i), nil
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // ErrNotYet says that a qgroup cannot be removed yet: its subvolume exists, or is not yet dropped, or
@@ -189,30 +190,22 @@ func (q *Qgroups) Rescan(ctx context.Context) error {
 // waitRescan returns when no rescan runs. It asks at intervals that grow with the time that has passed, because a
 // context cannot interrupt the kernel's call that waits.
 func (q *Qgroups) waitRescan(ctx context.Context) error {
-	const shortest, longest = time.Millisecond, time.Second / 4
-	for interval := shortest; ; interval = min(2*interval, longest) {
+	return poll.WhileBusy(ctx, poll.Pauses{First: time.Millisecond, Longest: time.Second / 4}, func() (busy bool, err error) {
 		running, _, err := btrfsctl.RescanRunning(q.fd())
-		if err != nil || !running {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(interval):
-		}
-	}
+		return running && err == nil, err
+	})
 }
 
 // Inherit prepares the filesystem for a new subvolume, as Enable does if limit is not zero, and tells how the
 // subvolume gets limit. source is the id of the subvolume that a snapshot will be made of, or 0 for an empty
 // subvolume.
 //
-// The caller passes inherit to btrfsctl.CreateSubvolume or btrfsctl.Snapshot. If after is true, that is not enough,
-// and SetLimit must follow before anyone uses the subvolume.
+// The caller passes inherit to the call that makes the subvolume. If after is true, that is not enough, and SetLimit
+// must follow before anyone uses the subvolume.
 //
 // In simple mode a snapshot has the limit that it is made with, or no limit. In classic mode a snapshot always has
 // its source's, whatever it is made with.
-func (q *Qgroups) Inherit(ctx context.Context, limit Limit, source uint64) (inherit *btrfsctl.QgroupLimit, after bool, err error) {
+func (q *Qgroups) Inherit(ctx context.Context, limit Limit, source uint64) (inherit Inherited, after bool, err error) {
 	mode := Off
 	if limit.Bytes != 0 {
 		mode, err = q.Enable(ctx, limit.Scope)
@@ -220,27 +213,24 @@ func (q *Qgroups) Inherit(ctx context.Context, limit Limit, source uint64) (inhe
 		mode, err = q.Mode()
 	}
 	if err != nil {
-		return nil, false, err
+		return Inherited{}, false, err
 	}
 	switch {
 	case mode == Classic && source != 0 && limit.Bytes == 0:
 		inherited, err := q.Limit(source)
 		if errors.Is(err, errdefs.ErrNotFound) {
-			return nil, false, nil
+			return Inherited{}, false, nil
 		}
-		return nil, inherited.Bytes != 0, err
+		return Inherited{}, inherited.Bytes != 0, err
 	case mode == Classic && source != 0:
-		return nil, true, nil
+		return Inherited{}, true, nil
 	case limit.Bytes == 0:
-		return nil, false, nil
+		return Inherited{}, false, nil
 	}
-	only := qgroupLimit(mode, limit)
-	if only.MaxRfer == btrfsctl.ClearLimit {
-		only.Flags, only.MaxRfer = btrfsctl.LimitMaxExcl, 0
-	} else {
-		only.Flags, only.MaxExcl = btrfsctl.LimitMaxRfer, 0
+	if mode == Classic && limit.Scope == ScopeLayer {
+		return Inherited{MaxExclusive: limit.Bytes}, false, nil
 	}
-	return &only, false, nil
+	return Inherited{MaxReferenced: limit.Bytes}, false, nil
 }
 
 // qgroupLimit says limit in terms of mode, in the form that replaces whatever limit there is.

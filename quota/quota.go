@@ -4,6 +4,7 @@ package quota
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -20,28 +21,26 @@ const (
 	ScopeTotal
 )
 
+var scopeNames = []string{ScopeLayer: "layer", ScopeTotal: "total"}
+
 // String returns the name that ParseScope reads.
-func (s Scope) String() string {
-	switch s {
-	case ScopeLayer:
-		return "layer"
-	case ScopeTotal:
-		return "total"
-	default:
-		return fmt.Sprintf("Scope(%d)", uint8(s))
-	}
-}
+func (s Scope) String() string { return nameOf("Scope", scopeNames, s) }
 
 // ParseScope reads "layer" or "total", in any case. Anything else is an errdefs.ErrInvalidArgument.
 func ParseScope(s string) (Scope, error) {
-	switch strings.ToLower(s) {
-	case "layer":
-		return ScopeLayer, nil
-	case "total":
-		return ScopeTotal, nil
-	default:
+	i := slices.Index(scopeNames, strings.ToLower(s))
+	if i < 0 {
 		return 0, fmt.Errorf("%w: quota scope %q: must be layer (count the layer's own data) or total (count the image too)", errdefs.ErrInvalidArgument, s)
 	}
+	return Scope(i), nil
+}
+
+// nameOf is the name of one of several values of a type.
+func nameOf[T ~uint8](typeName string, names []string, value T) string {
+	if int(value) < len(names) {
+		return names[value]
+	}
+	return fmt.Sprintf("%s(%d)", typeName, value)
 }
 
 // Limit is the most that a volume may hold. The zero value means no limit.

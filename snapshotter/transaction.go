@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/boltfile"
 )
 
@@ -33,21 +33,16 @@ func (s *Snapshotter) change(ctx context.Context, do func(ctx context.Context, t
 	}
 	s.log.Warn("snapshotter: metadata could not be written, and is written again", "error", err)
 	waits := []time.Duration{0}
-	if isFull(err) && s.reserve.giveUp(s.log) {
+	if cowcommon.IsFull(err) && s.reserve.giveUp(s.log) {
 		waits = []time.Duration{0, time.Second, 5 * time.Second} // ZFS has the space some seconds later
 	}
 	for _, wait := range waits {
 		time.Sleep(wait)
-		if err = s.transact(ctx, true, do); !isFull(err) {
+		if err = s.transact(ctx, true, do); !cowcommon.IsFull(err) {
 			break
 		}
 	}
 	return err
-}
-
-// isFull reports whether err is of a filesystem, or a quota, that is full.
-func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // commitError is the error of a transaction that may or may not have been written.

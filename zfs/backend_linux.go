@@ -16,7 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/flock"
-	"github.com/cowshed/cowshed/internal/homelock"
+	"github.com/cowshed/cowshed/internal/homedir"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
@@ -45,8 +45,7 @@ type Backend struct {
 	limits inuse.Table[struct{}]         // volumes whose limit is being set
 	viewed inuse.Table[*mountedSnapshot] // snapshots that are mounted for views
 
-	closeOnce sync.Once
-	closeErr  error
+	closeOnce func() error
 }
 
 var _ cowcommon.Complete = (*Backend)(nil)
@@ -78,8 +77,17 @@ func OpenReadOnly(home, root string, opts Options, why error) (cowcommon.Backend
 	return cowcommon.ReadOnly(b, why), nil
 }
 
+// openBackend opens a dataset, for reading alone if why gives a reason.
+func openBackend(home, root string, gid int, why error) (cowcommon.Backend, error) {
+	if why != nil {
+		return OpenReadOnly(home, root, Options{GID: gid}, why)
+	}
+	return Open(home, root, Options{GID: gid})
+}
+
 func openHome(home, root string, opts Options, frozen bool) (_ *Backend, err error) {
 	b := &Backend{root: root, gid: opts.GID, frozen: frozen, log: opts.Logger}
+	b.closeOnce = sync.OnceValue(b.close)
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -107,7 +115,7 @@ func openHome(home, root string, opts Options, frozen bool) (_ *Backend, err err
 	if b.zfs.running, err = b.openRunning(); err != nil {
 		return nil, err
 	}
-	if b.lock, err = homelock.Take(b.home, b.recover); err != nil {
+	if b.lock, err = homedir.Lock(b.home, b.recover); err != nil {
 		return nil, err
 	}
 	if err := flock.Shared(b.zfs.running); err != nil {
@@ -215,10 +223,7 @@ func removeFiles(dir string) error {
 
 // Close closes the views that are open, unmounts what is mounted and not busy, and releases every descriptor.
 // Volumes stay. Closing twice does nothing.
-func (b *Backend) Close() error {
-	b.closeOnce.Do(func() { b.closeErr = b.close() })
-	return b.closeErr
-}
+func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
 	viewsErr := b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) })
@@ -290,4 +295,15 @@ func (b *Backend) look(ctx context.Context, name string) (d dataset, ok bool, er
 	}
 	b.volumes.invalidate()
 	return b.volumes.get(ctx, name)
+}
+
+// wrap says of an error, unless it is nil, which operation has failed on what.
+func wrap(operation, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if name != "" {
+		operation += " " + name
+	}
+	return fmt.Errorf("zfs: %s: %w", operation, err)
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -487,7 +488,7 @@ func ownPoolOf(t *testing.T, poolSize int64, size int) (pool, dir string) {
 	image := filepath.Join(dir, "pool")
 	require.NoError(t, os.WriteFile(image, nil, 0o600))
 	require.NoError(t, os.Truncate(image, poolSize))
-	pool = "cowshed" + temporaryName("")
+	pool = "cowshed" + staging.Name("")
 	run(t, "zpool", "create", "-f", "-o", "cachefile=none", "-O", "compression=off", "-m", "none", pool, image)
 	t.Cleanup(func() { run(t, "zpool", "destroy", "-f", pool) })
 	return pool, dir

@@ -39,7 +39,7 @@ func (b *Backend) claim(ctx context.Context, name string) (_ *claim, err error) 
 	c := &claim{b: b, name: name, release: func() { releaseUse(); releaseMount() }}
 	lock, ok, err := b.tryLockVolume(name)
 	if err == nil && !ok {
-		err = fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
+		err = inuse.ByAnotherProcess(name)
 	}
 	if err != nil {
 		c.release()

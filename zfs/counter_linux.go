@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
@@ -56,15 +57,15 @@ func (c counter) add() (before, now count, err error) {
 		if before.size == counterSize {
 			return before, now, nil
 		}
-		if err = c.file.Truncate(counterSize); err == nil || !isFull(err) {
+		if err = c.file.Truncate(counterSize); err == nil || !cowcommon.IsFull(err) {
 			return before, now, err
 		}
 		now.size = before.size
 		return before, now, nil
 	}
-	if isFull(err) && before.size > 8 {
+	if cowcommon.IsFull(err) && before.size > 8 {
 		err = c.file.Truncate(before.size - 1)
-		if isFull(err) { // for the time of it, which ZFS sets in a second step
+		if cowcommon.IsFull(err) { // for the time of it, which ZFS sets in a second step
 			err = nil
 		}
 		if err == nil {
@@ -78,9 +79,4 @@ func (c counter) add() (before, now count, err error) {
 		return before, now, fmt.Errorf("write change counter: %w", err)
 	}
 	return before, now, nil
-}
-
-// isFull reports whether err says that there is no space, or no more for the dataset that this is on.
-func isFull(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }

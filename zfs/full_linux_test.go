@@ -84,7 +84,7 @@ func (f *full) fillTo(t *testing.T, percent int) {
 		_, err = file.Write(randomBytes(write))
 		require.NoError(t, file.Close())
 		if err != nil {
-			require.True(t, isFull(err), err)
+			require.True(t, cowcommon.IsFull(err), err)
 			break
 		}
 	}
@@ -99,9 +99,9 @@ func (f *full) fillTo(t *testing.T, percent int) {
 			err = errors.Join(err, file.Close())
 		}
 		switch {
-		case isFull(err) && size == 0:
+		case cowcommon.IsFull(err) && size == 0:
 			return
-		case isFull(err):
+		case cowcommon.IsFull(err):
 			size /= 16
 		default:
 			require.NoError(t, err)
@@ -177,10 +177,10 @@ func (f *full) tryAll(t *testing.T, level string) {
 		case err != nil:
 			assert.False(t, needsNoSpace[try.what], "%s at %s: %v", try.what, level, err)
 			t.Logf("%s at %s: %v", try.what, level, err)
-			require.True(t, isFull(err), "%s at %s: %v", try.what, level, err)
+			require.True(t, cowcommon.IsFull(err), "%s at %s: %v", try.what, level, err)
 			assert.Equal(t, before, f.state(t), "%s at %s: %v", try.what, level, err)
 		case try.undo != nil:
-			if err := try.undo(); !isFull(err) {
+			if err := try.undo(); !cowcommon.IsFull(err) {
 				require.NoError(t, err, "%s at %s", try.what, level)
 			}
 		}

@@ -9,10 +9,8 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/ancestry"
 )
-
-// maxAncestors bounds how far back from a layer another is looked for.
-const maxAncestors = 1024
 
 // Hints asks the kernel which inodes may differ between two snapshots, as zfs diff does, and finds their names in the
 // directories of both. The base has to be among what the top was cloned from; for others, siblings included, ZFS has
@@ -24,7 +22,7 @@ const maxAncestors = 1024
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: hints: %w", treediff.WithoutHints(ctx, "kernel", err))
+		return nil, wrap("hints", "", treediff.WithoutHints(ctx, "kernel", err))
 	}
 	return hints, nil
 }
@@ -56,24 +54,22 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	return nominate(ctx, changed, baseView.Dir(), topView.Dir())
 }
 
+// moment is a volume at the moment of one of its snapshots.
+type moment struct{ volume, snapshot string }
+
 // isAncestor reports whether top was cloned, at however many removes, from the snapshot that base is a view of.
 func (b *Backend) isAncestor(ctx context.Context, base, top *view) (bool, error) {
-	volume, snapshot := top.volume, top.snapshot
-	for range maxAncestors {
-		if snapshot == base.snapshot {
-			return true, nil
-		}
-		d, err := b.volume(ctx, volume)
+	for m, err := range ancestry.Of(moment{top.volume, top.snapshot}, func(m moment) (_ moment, ok bool, err error) {
+		d, err := b.volume(ctx, m.volume)
 		if errdefs.IsNotFound(err) {
-			return false, nil
+			return moment{}, false, nil
 		}
-		if err != nil {
-			return false, err
+		parent := b.parentOf(d)
+		return moment{parent, d.origin}, parent != "", err
+	}) {
+		if err != nil || m.snapshot == base.snapshot {
+			return err == nil, err
 		}
-		if volume = b.parentOf(d); volume == "" {
-			return false, nil
-		}
-		snapshot = d.origin
 	}
 	return false, nil
 }

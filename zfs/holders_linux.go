@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/internal/staging"
 )
 
 // errMounted says that a dataset is mounted.
@@ -70,7 +71,7 @@ const maxHolders = 10
 func (b *Backend) holders(dataset string) (holders []string, err error) {
 	// A dataset that was unmounted while in use is in no mount namespace. Mounted again, it is the same
 	// filesystem, by whose device number those can be told who still use it.
-	dir := filepath.Join(b.views, temporaryName("holders-"))
+	dir := filepath.Join(b.views, staging.Name("holders-"))
 	device, err := b.deviceOf(dataset, dir)
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -24,7 +25,7 @@ type kept struct {
 func (b *Backend) Keep(ctx context.Context, name string) (cowcommon.Kept, error) {
 	k, err := b.keep(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: keep %s: %w", name, err)
+		return nil, wrap("keep", name, err)
 	}
 	return k, nil
 }
@@ -45,7 +46,7 @@ func (b *Backend) keep(ctx context.Context, name string) (_ *kept, err error) {
 	case is:
 		return nil, fmt.Errorf("it is sealed: %w", errdefs.ErrFailedPrecondition)
 	}
-	m, err := b.takeTemporary(ctx, name, temporaryName(name+"@"+viewPrefix))
+	m, err := b.takeTemporary(ctx, name, staging.Name(name+"@"+viewPrefix))
 	if err != nil {
 		return nil, err
 	}
@@ -58,10 +59,7 @@ func (k *kept) Restore(ctx context.Context) error {
 	if err == nil {
 		err = k.restoreLimit(ctx)
 	}
-	if err != nil {
-		return fmt.Errorf("zfs: restore %s: %w", k.volume, err)
-	}
-	return nil
+	return wrap("restore", k.volume, err)
 }
 
 func (k *kept) rollBack(ctx context.Context) (err error) {
@@ -95,8 +93,5 @@ func (k *kept) restoreLimit(ctx context.Context) error {
 
 // Close destroys the snapshot.
 func (k *kept) Close() error {
-	if err := k.b.unmountSnapshot(k.m); err != nil {
-		return fmt.Errorf("zfs: forget what %s was: %w", k.volume, err)
-	}
-	return nil
+	return wrap("forget what "+k.volume+" was", "", k.b.unmountSnapshot(k.m))
 }

@@ -1,7 +1,6 @@
 package zfs
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -9,17 +8,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/moby/sys/mountinfo"
-	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/homedir"
 )
 
 // Names below the home. docs/reference/on-disk-format.md specifies them.
 const (
-	counterName = "changes"
 	graphName   = "graph" // where datasets are mounted, as moby's driver does
 	viewsName   = "views" // where snapshots are mounted
 	locksName   = "locks"
@@ -55,15 +53,11 @@ func makeLayout(home string, gid int) (layout, error) {
 		locks:   filepath.Join(home, locksName),
 		intents: filepath.Join(home, intentsName),
 	}
-	if err := user.MkdirAllAndChown(filepath.Dir(home), 0o711, os.Getuid(), os.Getgid(), user.WithOnlyNew); err != nil {
+	if err := homedir.MakeAbove(home); err != nil {
 		return layout{}, err
 	}
 	for _, dir := range []string{l.home, l.graph, l.views, l.locks, l.intents} {
-		err := os.Mkdir(dir, 0o710)
-		if err == nil {
-			err = errors.Join(os.Chown(dir, os.Getuid(), gid), os.Chmod(dir, 0o710))
-		}
-		if err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := homedir.Make(dir, gid); err != nil {
 			return layout{}, err
 		}
 	}
@@ -122,11 +116,6 @@ func unmount(dir string) error {
 		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	}
 	return err
-}
-
-// temporaryName returns a new name with that prefix.
-func temporaryName(prefix string) string {
-	return prefix + strings.ToLower(rand.Text()[:12])
 }
 
 // unmountPoint unmounts whatever is mounted on dir and removes the directory. What is busy is unmounted too if

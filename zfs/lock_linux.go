@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // A volume's lock is one byte of the empty file claims, so that it needs no space. Whoever uses the volume's dataset
@@ -68,21 +69,18 @@ func (l layout) lockShared(ctx context.Context, name string) (volumeLock, error)
 	if err != nil {
 		return volumeLock{}, err
 	}
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		ok, err := lock.try(unix.F_RDLCK)
-		if ok {
-			return lock, nil
-		}
-		if err == nil {
-			select {
-			case <-time.After(pause):
-				continue
-			case <-ctx.Done():
-				err = fmt.Errorf("another process changes it: %w", context.Cause(ctx))
-			}
-		}
-		return volumeLock{}, errors.Join(err, lock.Close())
+	ok := false
+	err = poll.WhileBusy(ctx, poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond}, func() (busy bool, err error) {
+		ok, err = lock.try(unix.F_RDLCK)
+		return !ok && err == nil, err
+	})
+	if ok {
+		return lock, nil
 	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("another process changes it: %w", err)
+	}
+	return volumeLock{}, errors.Join(err, lock.Close())
 }
 
 // unlock gives up a lock. If nobody else holds it, alone is called, while nobody can. Closing the file is not enough: a

@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // Mount mounts a volume's dataset, read-only if the volume is sealed. It takes system calls only.
 func (b *Backend) Mount(ctx context.Context, name, mountLabel string) (string, error) {
 	if err := b.mount(ctx, name, mountLabel, inuse.Held); err != nil {
-		return "", fmt.Errorf("zfs: mount %s: %w", name, err)
+		return "", wrap("mount", name, err)
 	}
 	return b.mountpoint(name), nil
 }
@@ -27,10 +28,7 @@ func (b *Backend) Mount(ctx context.Context, name, mountLabel string) (string, e
 // Unmount releases one Mount. After the last, the dataset is unmounted; what processes have open in it they
 // keep.
 func (b *Backend) Unmount(_ context.Context, name string) error {
-	if err := b.unmount(name, inuse.Held); err != nil {
-		return fmt.Errorf("zfs: unmount %s: %w", name, err)
-	}
-	return nil
+	return wrap("unmount", name, b.unmount(name, inuse.Held))
 }
 
 // mount counts one use of a volume's mount. Its lock is held as long as it is mounted by this process.
@@ -86,7 +84,7 @@ func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) err
 // mounted, OpenZFS answers one with EBUSY, as it does while an unmount ends in the background. It does nothing where
 // another process has mounted the source on dir already.
 func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags uintptr, data string) error {
-	return whileBusy(ctx, busyFor, func() (busy bool, err error) {
+	return poll.WhileBusy(ctx, patient(busyFor), func() (busy bool, err error) {
 		err = b.mountAt(source, dir, flags, data)
 		if !errors.Is(err, unix.EBUSY) {
 			return false, err
@@ -165,11 +163,7 @@ func (b *Backend) isMounted(dataset string) (bool, error) {
 
 // Sync makes what has been written to the volume survive a power cut, by way of its intent log.
 func (b *Backend) Sync(ctx context.Context, name string) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("zfs: sync %s: %w", name, err)
-		}
-	}()
+	defer func() { err = wrap("sync", name, err) }()
 	if err := b.mount(ctx, name, "", inuse.Brief); err != nil {
 		return err
 	}

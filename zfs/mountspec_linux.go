@@ -2,7 +2,6 @@ package zfs
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
@@ -12,7 +11,7 @@ import (
 func (b *Backend) MountSpec(ctx context.Context, name string, readOnly bool) (cowcommon.MountSpec, error) {
 	d, err := b.volume(ctx, name)
 	if err != nil {
-		return cowcommon.MountSpec{}, fmt.Errorf("zfs: how to mount: %w", err)
+		return cowcommon.MountSpec{}, wrap("how to mount", name, err)
 	}
 	source := b.datasetOf(name)
 	if readOnly && d.sealed {

@@ -7,13 +7,12 @@ import (
 	"strings"
 
 	"github.com/cowshed/cowshed/detect"
-	"github.com/cowshed/cowshed/quota"
 )
 
 // Names lists the layers of the driver that Init would open on home, with these options, for programs that help people
 // to type them. It opens, locks, mounts and cleans up nothing. It runs zfs once.
 func Names(ctx context.Context, home string, options []string) ([]string, error) {
-	opts, err := quota.ParseOptions(Name, options)
+	opts, err := parseOptions(options)
 	if err != nil {
 		return nil, fmt.Errorf("zfs: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // A zfs process lives on when the process that has run it is killed, and changes things still. Each inherits the file
@@ -24,7 +25,7 @@ func (l layout) openRunning() (*os.File, error) {
 
 // awaitOrphans waits, while nobody else has the home open, for the zfs processes of those who had.
 func (c *commands) awaitOrphans(ctx context.Context) error {
-	err := whileBusy(ctx, orphansFor, func() (busy bool, err error) {
+	err := poll.WhileBusy(ctx, patient(orphansFor), func() (busy bool, err error) {
 		alone, err := flock.TryExclusive(c.running)
 		return !alone, err
 	})

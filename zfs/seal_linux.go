@@ -7,17 +7,63 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/poll"
+	"github.com/cowshed/cowshed/internal/sealing"
+	"github.com/cowshed/cowshed/internal/staging"
 )
 
-// state is what a volume is for those who would use it. docs/architecture.md, "The states of a volume", draws them.
-// While a claim moves a volume from one state to another it is sealing, thawing or doomed, and nobody can use it.
-type state int
+// seals are the volumes as package sealing has them. What is sealed, or is to be cloned, is a snapshot.
+func (b *Backend) seals() sealing.Volumes[string] {
+	held := func(name string, done func(cause error) error) (v sealing.Held[string], err error) {
+		v = sealing.Held[string]{Volume: b.sealOf(name), Done: done}
+		is, err := b.isSealed(name)
+		if is {
+			v.State = sealing.Sealed
+		}
+		if err != nil {
+			err = errors.Join(err, done(nil))
+		}
+		return v, err
+	}
+	return sealing.Volumes[string]{
+		Use: func(ctx context.Context, name string) (v sealing.Held[string], err error) {
+			if _, err := b.volume(ctx, name); err != nil {
+				return v, err
+			}
+			done, err := b.rely(ctx, name)
+			if err != nil {
+				return v, err
+			}
+			return held(name, func(cause error) error { return b.after(cause, done) })
+		},
+		Claim: func(ctx context.Context, name string) (v sealing.Held[string], err error) {
+			c, err := b.claim(ctx, name)
+			if err != nil {
+				return v, err
+			}
+			v, err = held(name, c.done)
+			v.Move = c.move
+			return v, err
+		},
+		CloneInUse: b.cloneInUse,
+		After:      b.after,
+	}
+}
 
-const (
-	writable state = iota
-	sealed         // there is the snapshot of sealName
-	gone
-)
+// cloneInUse takes a snapshot of a volume for one clone, which goes if there is none.
+func (b *Backend) cloneInUse(ctx context.Context, name string, clone func(origin string) error) error {
+	origin := b.datasetOf(name) + "@" + staging.Name(clonePrefix)
+	discard := func(ctx context.Context) error { return b.discard(ctx, origin) }
+	if err := b.snapshot(ctx, name, origin, nil, discard); err != nil {
+		return err
+	}
+	err := clone(origin)
+	if err != nil {
+		err = errors.Join(err, b.after(err, func() error { return discard(ctx) }))
+	}
+	return err
+}
 
 // sealOf is the full name of the snapshot that seals a volume.
 func (b *Backend) sealOf(name string) string { return b.datasetOf(name) + "@" + sealName }
@@ -25,21 +71,20 @@ func (b *Backend) sealOf(name string) string { return b.datasetOf(name) + "@" + 
 // isSealed asks the kernel. The answer holds for as long as the caller claims the volume, relies on it or has its lock.
 func (b *Backend) isSealed(name string) (bool, error) { return b.zfs.exists(b.sealOf(name)) }
 
-// move moves a claimed volume to a state, and is all that does. moved is false if it was in that state before, or stays
-// as it was. errdefs.ErrFailedPrecondition: it is to be sealed and is mounted, or it is to be gone and something is in
-// the way.
-func (b *Backend) move(ctx context.Context, c *claim, to state) (moved bool, err error) {
-	if to == gone {
-		return true, b.destroyClaimed(ctx, c)
+// move brings the volume into another state, as sealing.Held has it. errdefs.ErrFailedPrecondition: the volume is to be
+// sealed and is mounted, or is doomed and something is in the way.
+func (c *claim) move(ctx context.Context, to sealing.State) (changed bool, err error) {
+	if to == sealing.Doomed {
+		return true, c.b.destroyClaimed(ctx, c)
 	}
-	is, err := b.isSealed(c.name)
-	if err != nil || is == (to == sealed) {
+	is, err := c.b.isSealed(c.name)
+	if err != nil || is == (to == sealing.Sealed) {
 		return false, err
 	}
-	if to == sealed {
-		err = b.freeze(ctx, c)
+	if to == sealing.Sealed {
+		err = c.b.freeze(ctx, c)
 	} else {
-		err = b.thaw(ctx, c)
+		err = c.b.thaw(ctx, c)
 	}
 	return err == nil, err
 }
@@ -69,77 +114,8 @@ func (b *Backend) thaw(ctx context.Context, c *claim) error {
 
 // Seal takes the snapshot that makes a volume sealed: from then on it is mounted read-only.
 func (b *Backend) Seal(ctx context.Context, name string) error {
-	_, settle, err := b.seal(ctx, name)
-	if err == nil {
-		err = settle(nil)
-	}
-	if err != nil {
-		return fmt.Errorf("zfs: seal %s: %w", name, b.nameHolders(ctx, err, name))
-	}
-	return nil
-}
-
-// seal seals a volume, unless it is sealed, and returns the snapshot that does. Nobody else can change the volume as a
-// whole until the caller calls settle, with the error for which the sealing is to be undone.
-// errdefs.ErrFailedPrecondition: it is mounted.
-func (b *Backend) seal(ctx context.Context, name string) (seal string, settle func(error) error, err error) {
-	if _, err := b.volume(ctx, name); err != nil {
-		return "", nil, err
-	}
-	done, err := b.rely(ctx, name)
-	if err != nil {
-		return "", nil, err
-	}
-	is, err := b.isSealed(name)
-	if err == nil && is {
-		return b.sealOf(name), func(err error) error { return b.after(err, done) }, nil
-	}
-	if err := errors.Join(err, done()); err != nil {
-		return "", nil, err
-	}
-	c, err := b.claim(ctx, name)
-	if err != nil {
-		return "", nil, err
-	}
-	moved, err := b.move(ctx, c, sealed)
-	if err != nil {
-		return "", nil, errors.Join(err, c.done(err))
-	}
-	return b.sealOf(name), func(err error) error {
-		if err == nil || !moved {
-			return c.done(err)
-		}
-		return b.after(err, func() error {
-			_, err := b.move(context.WithoutCancel(ctx), c, writable)
-			return errors.Join(err, c.done(err))
-		})
-	}, nil
-}
-
-// originFor returns the snapshot that a clone of source is to be made from: the one that seals it, taken now
-// if need be, or one for this clone alone while somebody has source mounted. The caller calls settle with
-// the error for which there is no clone; what was taken for it is then undone.
-func (b *Backend) originFor(ctx context.Context, source string) (origin string, settle func(error) error, err error) {
-	origin, settle, err = b.seal(ctx, source)
-	if errdefs.IsFailedPrecondition(err) {
-		return b.snapshotInUse(ctx, source)
-	}
-	return origin, settle, err
-}
-
-// snapshotInUse takes a snapshot of a volume that somebody has mounted, for one clone.
-func (b *Backend) snapshotInUse(ctx context.Context, source string) (_ string, settle func(error) error, err error) {
-	origin := b.datasetOf(source) + "@" + temporaryName(clonePrefix)
-	discard := func(ctx context.Context) error { return b.discard(ctx, origin) }
-	if err := b.snapshot(ctx, source, origin, nil, discard); err != nil {
-		return "", nil, err
-	}
-	return origin, func(err error) error {
-		if err == nil {
-			return nil
-		}
-		return b.after(err, func() error { return discard(ctx) })
-	}, nil
+	err := b.seals().Rely(ctx, name, func(string, sealing.State) error { return nil })
+	return wrap("seal", name, b.nameHolders(ctx, err, name))
 }
 
 // destroyClaimed destroys a claimed volume's dataset and the snapshots on it that are Cowshed's.
@@ -171,7 +147,7 @@ func (b *Backend) destroyClaimed(ctx context.Context, c *claim) error {
 func (b *Backend) destroy(ctx context.Context, c *claim, origin string, dead []string) error {
 	dataset := b.datasetOf(c.name)
 	var result destroyed
-	err := whileBusy(ctx, busyFor, func() (busy bool, err error) {
+	err := poll.WhileBusy(ctx, patient(busyFor), func() (busy bool, err error) {
 		result, err = b.runDestroy(ctx, c, origin, dead)
 		return err == nil && result.Errno == unix.EBUSY && len(result.Blockers) == 0, err
 	})

@@ -28,19 +28,13 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		}
 		args = append(args, "-i", baseView.snapshot)
 	}
-	if err := b.zfs.run(ctx, process{args: append(args, topView.snapshot), out: w, kill: true}); err != nil {
-		return fmt.Errorf("zfs: send %s: %w", topView.volume, err)
-	}
-	return nil
+	return wrap("send", topView.volume, b.zfs.run(ctx, process{args: append(args, topView.snapshot), out: w, kill: true}))
 }
 
 // Receive makes a volume from the stream of a zfs send, and seals it. An incremental stream needs the sealed
 // volume that it builds on, which zfs finds to be the right one.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
-	if err := b.receive(ctx, name, source, r); err != nil {
-		return fmt.Errorf("zfs: receive %s: %w", name, err)
-	}
-	return nil
+	return wrap("receive", name, b.receive(ctx, name, source, r))
 }
 
 func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader) (err error) {
@@ -71,25 +65,15 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	staged := b.datasetOf(temporaryName(stagingPrefix))
-	discard := func(ctx context.Context) error { return b.discard(ctx, staged, "-r") }
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, b.after(err, func() error { return discard(ctx) }))
-		}
-	}()
-	err = b.zfs.run(ctx, process{args: append(args, staged+"@"+sealName), in: r, kill: true})
-	if err != nil {
+	err = b.stage(ctx, c, func(staged string, discard func(context.Context) error) error {
+		err := b.zfs.run(ctx, process{args: append(args, staged+"@"+sealName), in: r, kill: true})
 		var lost *lostError
 		if errors.As(err, &lost) { // it does not end: others that are killed are no more
 			b.settleLater(lost, step{args: args, happened: b.isThere(staged), undo: discard})
 		}
-		return b.explainSpace(ctx, err)
-	}
-	if err := b.checkReceived(ctx, staged); err != nil {
 		return err
-	}
-	if err := b.unstage(ctx, c, staged); err != nil {
+	}, func(staged string) error { return b.checkReceived(ctx, staged) })
+	if err != nil {
 		return b.explain(ctx, err, name, source)
 	}
 	b.volumes.doubt() // when it was created, and what of it counts, zfs knows best

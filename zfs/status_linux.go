@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	gozfs "github.com/mistifyio/go-zfs/v3"
+
+	"github.com/cowshed/cowshed/cowcommon"
 )
 
 // Status describes the pool and the dataset that holds the volumes, as they are now, under the names that
@@ -13,14 +15,14 @@ import (
 func (b *Backend) Status(context.Context) [][2]string {
 	var pool, health, used, available, limit, compression string
 	if err := b.zfs.checkPool(); err != nil { // go-zfs would wait for a suspended pool
-		health = "unknown: " + err.Error()
+		health = cowcommon.OrUnknown("", err)
 	} else if p, err := gozfs.GetZpool(b.zfs.pool); err != nil {
-		health = "unknown: " + err.Error()
+		health = cowcommon.OrUnknown("", err)
 	} else {
 		health = p.Health
 		d, err := gozfs.GetDataset(b.root)
 		if err != nil {
-			used = "unknown: " + err.Error()
+			used = cowcommon.OrUnknown("", err)
 		} else {
 			used, available = strconv.FormatUint(d.Used, 10), strconv.FormatUint(d.Avail, 10)
 			compression = d.Compression

@@ -15,6 +15,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/poll"
+	"github.com/cowshed/cowshed/internal/staging"
 )
 
 // view is one use of a mounted snapshot. Views of a sealed volume share the mount of the snapshot that seals it: OpenZFS
@@ -26,9 +28,7 @@ type view struct {
 	snapshot string // full name; "" if it is the dataset itself that nobody writes to
 	key      string // in Backend.viewed; "" likewise
 	dir      string
-
-	closeOnce sync.Once
-	closeErr  error
+	close    func() error // once
 }
 
 // mountedSnapshot is a snapshot mounted for views: the one that seals a volume, or one taken for one view alone.
@@ -47,7 +47,7 @@ type mountedSnapshot struct {
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
 	v, err := b.view(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: view %s: %w", name, err)
+		return nil, wrap("view", name, err)
 	}
 	return v, nil
 }
@@ -71,7 +71,7 @@ func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
 	case b.frozen:
 		return b.viewFrozen(ctx, name)
 	default:
-		key = temporaryName(name + "@" + viewPrefix)
+		key = staging.Name(name + "@" + viewPrefix)
 	}
 	m, err := b.viewed.Acquire(ctx, key, inuse.Viewed, func() (*mountedSnapshot, error) {
 		if isSealed {
@@ -82,7 +82,12 @@ func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return &view{b: b, volume: name, snapshot: m.name, key: key, dir: m.dir}, nil
+	return b.newView(view{b: b, volume: name, snapshot: m.name, key: key, dir: m.dir}), nil
+}
+
+func (b *Backend) newView(v view) *view {
+	v.close = sync.OnceValue(v.release)
+	return &v
 }
 
 // viewFrozen views a volume that nobody writes to: its dataset itself.
@@ -90,12 +95,12 @@ func (b *Backend) viewFrozen(ctx context.Context, name string) (*view, error) {
 	if err := b.mount(ctx, name, "", inuse.Viewed); err != nil {
 		return nil, err
 	}
-	return &view{b: b, volume: name, dir: b.mountpoint(name)}, nil
+	return b.newView(view{b: b, volume: name, dir: b.mountpoint(name)}), nil
 }
 
 // mountSeal mounts the snapshot that seals a volume.
 func (b *Backend) mountSeal(ctx context.Context, name string) (*mountedSnapshot, error) {
-	m, err := b.lockSnapshot(temporaryName(name + "@" + sealName + "-"))
+	m, err := b.lockSnapshot(staging.Name(name + "@" + sealName + "-"))
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +138,7 @@ func (b *Backend) takeTemporary(ctx context.Context, volume, lockName string) (*
 // lockSnapshot takes the lock of a snapshot that is to be mounted, if there is space for it.
 func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
 	lock, ok, err := b.tryLockView(lockName)
-	if isFull(err) {
+	if cowcommon.IsFull(err) {
 		err, ok = nil, true
 	}
 	if err != nil {
@@ -176,18 +181,15 @@ func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, inherit
 func (v *view) Dir() string { return v.dir }
 
 // Close ends this use of the snapshot. After the last it is unmounted, and destroyed if it was taken for a view.
-func (v *view) Close() error {
-	v.closeOnce.Do(func() {
-		if v.key == "" {
-			v.closeErr = v.b.unmount(v.volume, inuse.Viewed)
-		} else {
-			v.closeErr = v.b.viewed.Release(v.key, inuse.Viewed, v.b.unmountSnapshot)
-		}
-		if v.closeErr != nil {
-			v.closeErr = fmt.Errorf("zfs: close view of %s: %w", v.volume, v.closeErr)
-		}
-	})
-	return v.closeErr
+func (v *view) Close() error { return v.close() }
+
+func (v *view) release() (err error) {
+	if v.key == "" {
+		err = v.b.unmount(v.volume, inuse.Viewed)
+	} else {
+		err = v.b.viewed.Release(v.key, inuse.Viewed, v.b.unmountSnapshot)
+	}
+	return wrap("close view of", v.volume, err)
 }
 
 func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
@@ -212,7 +214,7 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 // destroySnapshot destroys the snapshot of a view, and waits a while for it if it is busy.
 func (b *Backend) destroySnapshot(snapshot string) error {
 	ctx := context.Background()
-	return whileBusy(ctx, snapshotBusyFor, func() (busy bool, err error) {
+	return poll.WhileBusy(ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
 		err = b.discard(ctx, snapshot)
 		return isCommandError(err), err
 	})

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/sealing"
+	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -35,10 +37,7 @@ func properties(limit quota.Limit) []string {
 // Create makes an empty volume: with one zfs create, and a second process where its root directory is to
 // belong to somebody else than root.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
-	if err := b.create(ctx, name, opts); err != nil {
-		return fmt.Errorf("zfs: create %s: %w", name, err)
-	}
-	return nil
+	return wrap("create", name, b.create(ctx, name, opts))
 }
 
 func (b *Backend) create(ctx context.Context, name string, opts cowcommon.VolumeOptions) (err error) {
@@ -51,7 +50,7 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 	if opts.UID == 0 && opts.GID == 0 { // as a new dataset is anyway, with mode 0755
 		err = b.make(ctx, c, append(args, b.datasetOf(name)))
 	} else {
-		err = b.stage(ctx, c, args, func(dir string) error { return os.Chown(dir, opts.UID, opts.GID) })
+		err = b.createStaged(ctx, c, args, opts)
 	}
 	if err != nil {
 		return b.explain(ctx, err, name, "")
@@ -102,43 +101,44 @@ func (b *Backend) isMade(ctx context.Context, name string, intended time.Time) (
 	return false, err
 }
 
-// stage makes a dataset with args under a name that no volume can have, mounts it for complete, and gives it its
-// real name.
-func (b *Backend) stage(ctx context.Context, c *claim, args []string, complete func(dir string) error) (err error) {
-	staged := b.datasetOf(temporaryName(stagingPrefix))
-	discard := func(ctx context.Context) error { return b.discard(ctx, staged, "-r") }
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, b.after(err, func() error { return discard(ctx) }))
+// createStaged makes a volume with args, and gives its root directory an owner.
+func (b *Backend) createStaged(ctx context.Context, c *claim, args []string, opts cowcommon.VolumeOptions) error {
+	return b.stage(ctx, c, func(staged string, discard func(context.Context) error) error {
+		_, err := b.act(ctx, step{
+			args:     append(args, staged),
+			happened: func(context.Context) (bool, error) { return false, nil }, // and if so, perhaps without its properties
+			undo:     discard,
+		})
+		return err
+	}, func(staged string) error {
+		dir := filepath.Join(b.views, filepath.Base(staged))
+		if err := b.mountAt(staged, dir, 0, ""); err != nil {
+			return err
 		}
-	}()
-	if _, err := b.act(ctx, step{
-		args:     append(args, staged),
-		happened: func(context.Context) (bool, error) { return false, nil }, // and if so, perhaps without its properties
-		undo:     discard,
-	}); err != nil {
-		return err
-	}
-	dir := filepath.Join(b.views, filepath.Base(staged))
-	if err := b.mountAt(staged, dir, 0, ""); err != nil {
-		return err
-	}
-	// Unmounting writes everything back.
-	if err := errors.Join(complete(dir), unmountPoint(dir, false)); err != nil {
-		return err
-	}
-	return b.unstage(ctx, c, staged)
+		// Unmounting writes everything back.
+		return errors.Join(os.Chown(dir, opts.UID, opts.GID), unmountPoint(dir, false))
+	})
 }
 
-// unstage gives a dataset that is complete the name that was claimed for it.
-func (b *Backend) unstage(ctx context.Context, c *claim, staged string) error {
-	_, err := b.act(ctx, step{
-		args:     []string{"rename", staged, b.datasetOf(c.name)},
-		inherits: c.file(),
-		happened: b.isGone(staged), // it has no other way to go
-		undo:     func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name), "-r") },
+// stage makes a dataset under a name that no volume can have, completes it, and gives it the name that was claimed for it.
+// discard destroys it.
+func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string, discard func(context.Context) error) error, complete func(staged string) error) error {
+	staged := b.datasetOf(staging.Name(stagingPrefix))
+	discard := func(ctx context.Context) error { return b.discard(ctx, staged, "-r") }
+	return staging.Make(staging.Steps{
+		Create:   func() error { return create(staged, discard) },
+		Complete: func() error { return complete(staged) },
+		Publish: func() error {
+			_, err := b.act(ctx, step{
+				args:     []string{"rename", staged, b.datasetOf(c.name)},
+				inherits: c.file(),
+				happened: b.isGone(staged), // it has no other way to go
+				undo:     func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name), "-r") },
+			})
+			return err
+		},
+		Discard: func(cause error) error { return b.after(cause, func() error { return discard(ctx) }) },
 	})
-	return err
 }
 
 // checkFree reports whether a volume could get that name. zfs is what decides, but until then nothing else
@@ -147,7 +147,7 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
 	}
-	if most := maxSnapshotName - 1 - len(b.datasetOf("")) - len("@"+viewPrefix+temporaryName("")); len(name) > most {
+	if most := maxSnapshotName - 1 - len(b.datasetOf("")) - len("@"+viewPrefix+staging.Name("")); len(name) > most {
 		return fmt.Errorf("layer id %.32q… has %d bytes, more than the %d for which names in %s leave room: %w", name, len(name), most, b.root, errdefs.ErrInvalidArgument)
 	}
 	d, taken, err := b.volumes.get(ctx, name)
@@ -206,10 +206,7 @@ func isCommandError(err error) bool {
 // Clone makes name a clone of the snapshot that seals source: with one zfs clone, and a second process where
 // source has to be sealed first. errdefs.ErrInvalidArgument: what source holds exceeds a limit of scope total.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	if err := b.clone(ctx, name, source, opts); err != nil {
-		return fmt.Errorf("zfs: clone %s from %s: %w", name, source, err)
-	}
-	return nil
+	return wrap("clone", name+" from "+source, b.clone(ctx, name, source, opts))
 }
 
 func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) (err error) {
@@ -218,18 +215,14 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	origin, settle, err := b.originFor(ctx, source)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, settle(err)) }()
-
-	args := append([]string{"clone"}, properties(opts.Limit)...)
-	if err := b.make(ctx, c, append(args, origin, b.datasetOf(name))); err != nil {
-		return b.explainLimit(ctx, b.explain(ctx, err, name, source), source, opts.Limit)
-	}
-	b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
-	return nil
+	return b.seals().Clone(ctx, source, func(origin string) error {
+		args := append([]string{"clone"}, properties(opts.Limit)...)
+		if err := b.make(ctx, c, append(args, origin, b.datasetOf(name))); err != nil {
+			return b.explainLimit(ctx, b.explain(ctx, err, name, source), source, opts.Limit)
+		}
+		b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
+		return nil
+	})
 }
 
 // explainMissing gives the failure of a command on a volume the type that it has if the volume is gone.
@@ -246,10 +239,7 @@ func (b *Backend) explainMissing(ctx context.Context, err error, name string) er
 
 // Rename gives a volume that nobody holds another name.
 func (b *Backend) Rename(ctx context.Context, name, to string) error {
-	if err := b.rename(ctx, name, to); err != nil {
-		return fmt.Errorf("zfs: rename %s to %s: %w", name, to, err)
-	}
-	return nil
+	return wrap("rename", name+" to "+to, b.rename(ctx, name, to))
 }
 
 func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
@@ -321,10 +311,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 // errdefs.ErrFailedPrecondition: it is in use, or datasets or snapshots that are not Cowshed's to destroy
 // depend on it, which the error names.
 func (b *Backend) Remove(ctx context.Context, name string) error {
-	if err := b.remove(ctx, name); err != nil {
-		return fmt.Errorf("zfs: remove %s: %w", name, err)
-	}
-	return nil
+	return wrap("remove", name, b.remove(ctx, name))
 }
 
 func (b *Backend) remove(ctx context.Context, name string) (err error) {
@@ -343,7 +330,7 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	_, err = b.move(ctx, c, gone)
+	_, err = c.move(ctx, sealing.Doomed)
 	return err
 }
 
@@ -351,7 +338,7 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 func (b *Backend) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
 	d, err := b.volume(ctx, name)
 	if err != nil {
-		return cowcommon.Volume{}, fmt.Errorf("zfs: stat: %w", err)
+		return cowcommon.Volume{}, wrap("stat", name, err)
 	}
 	return b.describe(name, d), nil
 }
@@ -387,7 +374,7 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 		b.volumes.invalidate() // what was changed by hand is to be seen here
 		datasets, err := b.volumes.all(ctx)
 		if err != nil {
-			yield(cowcommon.Volume{}, fmt.Errorf("zfs: list volumes: %w", err))
+			yield(cowcommon.Volume{}, wrap("list volumes", "", err))
 			return
 		}
 		for name, d := range datasets {
@@ -402,10 +389,7 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 // up to a transaction group, five seconds by default.
 func (b *Backend) Usage(ctx context.Context, name string) (quota.Usage, error) {
 	usage, err := b.usage(ctx, name)
-	if err != nil {
-		return quota.Usage{}, fmt.Errorf("zfs: usage of %s: %w", name, err)
-	}
-	return usage, nil
+	return usage, wrap("usage of", name, err)
 }
 
 func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
@@ -430,10 +414,7 @@ func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
 // SetLimit replaces a volume's limit. errdefs.ErrFailedPrecondition: the volume holds more than that already,
 // which ZFS does not allow.
 func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
-	if err := b.setLimit(ctx, name, limit); err != nil {
-		return fmt.Errorf("zfs: limit %s: %w", name, err)
-	}
-	return nil
+	return wrap("limit", name, b.setLimit(ctx, name, limit))
 }
 
 func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {

@@ -112,7 +112,7 @@ func (a *app) openDriver(readOnly bool) (*store, error) {
 
 // namedDriver is the driver that the command line names, "" if it is to be found.
 func (a *app) namedDriver() string {
-	if a.driverName == "auto" {
+	if a.driverName == autoDriver {
 		return ""
 	}
 	return a.driverName

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/printable"
 )
 
 type changesFlags struct {
@@ -121,7 +122,7 @@ func (s *store) changes(cmd *cobra.Command, args []string, f changesFlags) (err 
 
 func writeChanges(w io.Writer, changes []archive.Change, zero bool) error {
 	for _, change := range changes {
-		line := kindLetter(change.Kind) + " " + quotePath(change.Path) + "\n"
+		line := kindLetter(change.Kind) + " " + printable.Path(change.Path) + "\n"
 		if zero {
 			line = kindLetter(change.Kind) + " " + change.Path + "\x00"
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/printable"
 )
 
 func TestExitCode(t *testing.T) {
@@ -106,7 +107,7 @@ func TestQuotePath(t *testing.T) {
 		`/back\slash`:    `"/back\\slash"`,
 		"/bidi\u202etxt": `"/bidi\u202etxt"`,
 	} {
-		assert.Equal(t, want, quotePath(path))
+		assert.Equal(t, want, printable.Path(path))
 	}
 }
 

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -18,26 +15,22 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/loopstore"
 	"github.com/cowshed/cowshed/quota"
 )
 
-// verdict is the result of a check.
-type verdict string
-
-const (
-	ok   verdict = "ok"
-	warn verdict = "warn" // works, but not as well as it could, or something is left over
-	fail verdict = "fail" // something does not work
+// verdict and finding are of the lines that doctor prints.
+type (
+	verdict = cowcommon.Verdict
+	finding = cowcommon.Finding
 )
 
-// finding is a line of doctor's output.
-type finding struct {
-	Verdict verdict `json:"verdict"`
-	Check   string  `json:"check"`
-	Detail  string  `json:"detail"`
-	Advice  string  `json:"advice,omitempty"` // what to do
-}
+const (
+	ok   = cowcommon.OK
+	warn = cowcommon.Warn
+	fail = cowcommon.Fail
+)
 
 func newDoctorCommand(a *app) *cobra.Command {
 	asJSON := false
@@ -87,7 +80,7 @@ type doctor struct {
 }
 
 func (d *doctor) add(v verdict, check, advice, format string, args ...any) {
-	d.findings = append(d.findings, finding{v, check, fmt.Sprintf(format, args...), advice})
+	d.findings = append(d.findings, finding{Verdict: v, Check: check, Detail: fmt.Sprintf(format, args...), Advice: advice})
 }
 
 func (d *doctor) print(cmd *cobra.Command) error {
@@ -175,20 +168,15 @@ func (d *doctor) filesystem() {
 		d.add(fail, "filesystem", "", "%v", err)
 		return
 	}
-	switch f.Type {
-	case "btrfs":
-		d.usable(f, detect.Btrfs(d.app.root))
-	case "zfs":
-		d.usable(f, detect.ZFS(d.app.root))
-	default:
-		d.add(fail, "filesystem", "make an embedded store with: cowshed init --loop SIZE", "%s is on %s, not on btrfs or ZFS", d.app.root, f)
+	driver, known := cowdriver.Lookup(f.Type)
+	if !known {
+		d.add(fail, "filesystem", "make an embedded store with: cowshed init --loop SIZE", "%s is on %s, not on %s", d.app.root, f, cowdriver.Filesystems())
+		return
 	}
-}
-
-func (d *doctor) usable(f detect.Filesystem, err error) {
-	if f.Type == "btrfs" {
-		d.deviceErrors(f)
+	if driver.Devices != nil {
+		d.findings = append(d.findings, driver.Devices(f)...)
 	}
+	err = driver.Usable(d.app.root)
 	var readOnly *detect.ReadOnlyError
 	if errors.As(err, &readOnly) {
 		d.add(fail, "filesystem", readOnly.Advice, "%s is on %s, which can only be read: %s", d.app.root, f, readOnly.Cause)
@@ -199,41 +187,21 @@ func (d *doctor) usable(f detect.Filesystem, err error) {
 		return
 	}
 	d.add(ok, "filesystem", "", "%s is on %s", d.app.root, f)
-	d.features(f)
-}
-
-// deviceErrors reports the errors that the kernel has counted for the devices of a btrfs.
-func (d *doctor) deviceErrors(f detect.Filesystem) {
-	counted, err := detect.BtrfsDeviceErrors(f.Path)
-	if err != nil {
-		d.add(warn, "devices", "", "cannot tell whether there were errors: %v", err)
-	}
-	for _, device := range counted {
-		d.add(warn, "devices", "see dmesg and: btrfs device stats "+f.Mountpoint, "%s", device)
-	}
-}
-
-// kernelFeature is something that works better if the kernel has it.
-type kernelFeature struct {
-	name, without string
-	check         func() error
+	d.features(driver, f)
 }
 
 // features reports the kernel's functions that are of use on the filesystem.
-func (d *doctor) features(f detect.Filesystem) {
-	features := []kernelFeature{{"openat2", "paths are resolved in a slower way", detect.OpenAt2}}
-	if f.Type == "btrfs" {
-		features = append(features,
-			kernelFeature{"simple quotas", "limits use classic quotas, which are slower with many layers", detect.SimpleQuota},
-			kernelFeature{"waiting for removed subvolumes", "space and qgroups of removed layers come back later",
-				func() error { return detect.SubvolSyncWait(f.Path) }})
+func (d *doctor) features(driver cowdriver.Registration, f detect.Filesystem) {
+	features := []detect.Feature{{Name: "openat2", Without: "paths are resolved in a slower way", Check: detect.OpenAt2}}
+	if driver.Features != nil {
+		features = append(features, driver.Features(f)...)
 	}
 	for _, feature := range features {
-		switch err := feature.check(); {
+		switch err := feature.Check(); {
 		case err == nil:
-			d.add(ok, "kernel", "", "it has %s", feature.name)
+			d.add(ok, "kernel", "", "it has %s", feature.Name)
 		case errors.Is(err, graphdriver.ErrNotSupported):
-			d.add(warn, "kernel", feature.without, "%v", err)
+			d.add(warn, "kernel", feature.Without, "%v", err)
 		default:
 			d.add(warn, "kernel", "", "cannot tell: %v", err)
 		}
@@ -263,57 +231,23 @@ func (d *doctor) store(ctx context.Context) {
 		}
 	}()
 	d.add(ok, "driver", "", "%s, in %s", s.driver, s.home())
-	d.quota(s)
+	d.findings = append(d.findings, cowcommon.Examine(ctx, s.driver.Backend())...)
 	d.layers(ctx, s)
 	d.nativeDiff(ctx, s)
 	d.images(ctx, s)
 }
 
-func (d *doctor) quota(s *store) {
-	for _, pair := range s.driver.Status() {
-		if pair[0] != "Quota Mode" {
-			continue
-		}
-		switch {
-		case strings.Contains(pair[1], "inconsistent"):
-			d.add(fail, "quota", "limits are not enforced; run: btrfs quota rescan -w "+s.home(), "%s", pair[1])
-		case strings.Contains(pair[1], "limits are lost"):
-			d.add(fail, "quota", "set them anew with cowshed limit, which turns quotas on again; if none is wanted, remove "+
-				filepath.Join(s.home(), quota.LimitedName), "quotas are %s", pair[1])
-		case strings.HasPrefix(pair[1], "unknown"):
-			d.add(warn, "quota", "", "%s", pair[1])
-		default:
-			d.add(ok, "quota", "", "%s", pair[1])
-		}
-	}
-}
-
-// layers counts layers, and looks for foreign entries in their place.
+// layers counts layers.
 func (d *doctor) layers(ctx context.Context, s *store) {
-	known := make(map[string]bool)
-	for v, err := range s.driver.Backend().Volumes(ctx) {
+	count := 0
+	for _, err := range s.driver.Backend().Volumes(ctx) {
 		if err != nil {
 			d.add(fail, "layers", "", "%v", err)
 			return
 		}
-		known[v.Name] = true
+		count++
 	}
-	d.add(ok, "layers", "", "there are %d", len(known))
-
-	dir := filepath.Join(s.home(), "subvolumes") // of the btrfs driver
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.add(warn, "layers", "", "%v", err)
-	}
-	for _, entry := range entries {
-		if known[entry.Name()] {
-			continue
-		}
-		if _, err := s.driver.Backend().Stat(ctx, entry.Name()); err != nil { // else it has just been made
-			d.add(warn, "layers", "Cowshed leaves it alone; if it is of no use, remove it by hand",
-				"%s is not a layer: %v", quotePath(filepath.Join(dir, entry.Name())), err)
-		}
-	}
+	d.add(ok, "layers", "", "there are %d", count)
 }
 
 // nativeDiff asks the filesystem where a layer differs from its parent, if there is such a layer.
@@ -334,11 +268,7 @@ func (d *doctor) nativeDiff(ctx context.Context, s *store) {
 		}
 		return
 	}
-	for _, pair := range s.driver.Status() {
-		if pair[0] == "Native Diff" {
-			d.add(ok, "native diff", "", "%s (not tried: no layer was made from another)", pair[1])
-		}
-	}
+	d.add(ok, "native diff", "", "%s (not tried: no layer was made from another)", s.driver.NativeDiff())
 }
 
 func tryHints(ctx context.Context, backend cowcommon.Backend, v cowcommon.Volume) (err error) {

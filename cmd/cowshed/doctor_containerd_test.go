@@ -269,11 +269,11 @@ func TestDoctorDockerPlugin(t *testing.T) {
 		return findings[len(findings)-1]
 	}
 	d.write("daemon.json", `{"experimental": true, "storage-driver": "cows"}`)
-	assert.Equal(t, finding{ok, "Docker", "it uses the graph driver plugin cows", ""}, last())
+	assert.Equal(t, finding{Verdict: ok, Check: "Docker", Detail: "it uses the graph driver plugin cows"}, last())
 	d.write("daemon.json", `{"storage-driver": "cows"}`)
 	assert.Equal(t, fail, last().Verdict)
 	d.follow(last(), nil)
-	assert.Equal(t, finding{ok, "Docker", "it uses the graph driver plugin cows", ""}, last())
+	assert.Equal(t, finding{Verdict: ok, Check: "Docker", Detail: "it uses the graph driver plugin cows"}, last())
 
 	// With the other existing drivers, it is offered, and done as well.
 	d = newDoctored(t)
@@ -283,5 +283,5 @@ func TestDoctorDockerPlugin(t *testing.T) {
 	advised := last()
 	advised.Advice = strings.Replace(advised.Advice, "--apply", "--engine 29.0 --apply", 1) // there is no dockerd to be asked
 	d.follow(advised, nil)
-	assert.Equal(t, finding{ok, "Docker", "it uses the snapshotter cowshed through the containerd image store", ""}, last())
+	assert.Equal(t, finding{Verdict: ok, Check: "Docker", Detail: "it uses the snapshotter cowshed through the containerd image store"}, last())
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/homedir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
@@ -35,19 +39,17 @@ func (d *doctor) privileges() {
 
 // lockHolders says which other processes use the store.
 func (d *doctor) lockHolders() {
-	for _, pattern := range []string{"*/lock", imagesDir + "/.lock"} {
-		files, err := filepath.Glob(filepath.Join(d.app.root, pattern))
-		if err != nil {
-			continue // the root has brackets in its name
+	var files []string
+	for _, name := range graphdriver.Drivers() {
+		files = append(files, homedir.LockFile(filepath.Join(d.app.root, name)))
+	}
+	for _, file := range append(files, filepath.Join(d.app.root, imagesDir, ".lock")) {
+		holders, err := holdersOf(file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.add(warn, "locks", "", "%v", err)
 		}
-		for _, file := range files {
-			holders, err := holdersOf(file)
-			if err != nil {
-				d.add(warn, "locks", "", "%v", err)
-			}
-			for _, holder := range holders {
-				d.add(ok, "locks", "", "%s is held by %s", file, holder)
-			}
+		for _, holder := range holders {
+			d.add(ok, "locks", "", "%s is held by %s", file, holder)
 		}
 	}
 }

@@ -6,11 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/loopstore"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -118,7 +120,7 @@ func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*s
 		case f.size == 0:
 			return nil, fmt.Errorf("%w\nAn embedded store needs no such filesystem: cowshed init --loop 20G", err)
 		}
-		result.Done = append(result.Done, fmt.Sprintf("%s is not on btrfs or ZFS, so an embedded store is needed", embedded.Root))
+		result.Done = append(result.Done, fmt.Sprintf("%s is not on %s, so an embedded store is needed", embedded.Root, cowdriver.Filesystems()))
 	}
 
 	made, err := embedded.Make(cmd.Context(), f.size, f.force)
@@ -198,9 +200,9 @@ func (a *app) deinit(cmd *cobra.Command, yes bool) error {
 
 // deinitDirectories takes away an empty store that is not embedded.
 func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
-	home, root := "", ""
+	home, root, driver := "", "", ""
 	err := a.with(func(s *store) error {
-		home, root = s.home(), s.root
+		home, root, driver = s.home(), s.root, s.driver.String()
 		layers, err := s.list(cmd.Context())
 		if err != nil {
 			return err
@@ -222,7 +224,7 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 		return err
 	}
 	// Only empty directories are deleted.
-	if err := errors.Join(deleteHome(home), removeIfThere(filepath.Join(root, mountsDir))); err != nil {
+	if err := errors.Join(deleteHome(home, driver), removeIfThere(filepath.Join(root, mountsDir))); err != nil {
 		return err
 	}
 	if err := os.Remove(root); err != nil {
@@ -232,11 +234,9 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	return err
 }
 
-// counterFile is the one file in a driver's home that is not empty: the ZFS driver's count of changes.
-const counterFile = "changes"
-
 // deleteHome deletes the directories that a driver has made, which are empty, and its files.
-func deleteHome(home string) error {
+func deleteHome(home, driver string) error {
+	registration, _ := cowdriver.Lookup(driver)
 	entries, err := os.ReadDir(home)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -246,7 +246,7 @@ func deleteHome(home string) error {
 	}
 	for _, entry := range entries {
 		path := filepath.Join(home, entry.Name())
-		if info, err := entry.Info(); err != nil || !entry.IsDir() && info.Size() > 0 && entry.Name() != counterFile {
+		if info, err := entry.Info(); err != nil || !entry.IsDir() && info.Size() > 0 && !slices.Contains(registration.Files, entry.Name()) {
 			return failf(errdefs.ErrFailedPrecondition, "%s was not made by init", path)
 		}
 		if err := removeIfThere(path); err != nil {

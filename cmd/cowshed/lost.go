@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/internal/daemon"
+	"github.com/cowshed/cowshed/internal/printable"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -114,7 +115,7 @@ func printLost(cmd *cobra.Command, lost []snapshotter.Lost) error {
 		if l.Sealed {
 			state = "sealed"
 		}
-		rows = append(rows, []string{l.Volume, state, l.Created.Format(time.DateTime), quotePath(orDash(l.Key)), quotePath(orDash(l.Made))})
+		rows = append(rows, []string{l.Volume, state, l.Created.Format(time.DateTime), printable.Path(orDash(l.Key)), printable.Path(orDash(l.Made))})
 	}
 	return table(cmd.OutOrStdout(), []string{"VOLUME", "STATE", "CREATED", "KEY", "MADE FOR"}, rows)
 }

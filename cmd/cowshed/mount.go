@@ -198,7 +198,7 @@ func (s *store) toUnmount(cmd *cobra.Command, what string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := bindmount.Named(target, s.home())
+	name, err := bindmount.Named(target, s.home(), s.driver.String())
 	if err != nil {
 		return nil, err
 	}

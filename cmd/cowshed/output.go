@@ -5,11 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"text/tabwriter"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -57,15 +54,4 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-// quotePath makes a path safe to print: on one line, and without bytes that a terminal would act on. Most
-// paths stay as they are. Others are quoted as a Go string, or as JSON if they are UTF-8: \n, \", \x1b.
-func quotePath(path string) string {
-	if utf8.ValidString(path) && !strings.ContainsFunc(path, func(r rune) bool {
-		return r == '"' || r == '\\' || r != ' ' && !unicode.IsPrint(r)
-	}) {
-		return path
-	}
-	return strconv.Quote(path)
 }

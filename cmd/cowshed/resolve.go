@@ -8,10 +8,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
-	"github.com/cowshed/cowshed/zfs"
 )
 
 // minPrefix is how much of the name of an image's layer has to be given at least.
@@ -109,14 +108,11 @@ func (a *app) names(ctx context.Context, layers, images bool) []cobra.Completion
 	if !layers {
 		return names
 	}
-	for _, driver := range []struct {
-		name string
-		list func(ctx context.Context, home string, options []string) ([]string, error)
-	}{{btrfs.Name, btrfs.Names}, {zfs.Name, zfs.Names}} {
-		if named := a.namedDriver(); named != "" && named != driver.name {
+	for _, driver := range cowdriver.Registered() {
+		if named := a.namedDriver(); named != "" && named != driver.Name {
 			continue
 		}
-		list, _ := driver.list(ctx, filepath.Join(a.root, driver.name), a.storageOpts)
+		list, _ := driver.Names(ctx, filepath.Join(a.root, driver.Name), a.storageOpts)
 		for _, name := range list {
 			if !image.IsPartial(name) {
 				names = append(names, name)

@@ -174,7 +174,7 @@ func (s *store) targets(ctx context.Context, name string) (targets []string, err
 	if err != nil {
 		return nil, err
 	}
-	targets, err = bindmount.Targets(dir, s.home())
+	targets, err = bindmount.Targets(dir, s.home(), s.driver.String())
 	targets = slices.DeleteFunc(targets, func(target string) bool { return target == dir })
 	if putErr := s.driver.Put(name); err == nil {
 		err = putErr

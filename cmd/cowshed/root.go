@@ -9,12 +9,15 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/graphdriver"
 )
 
 const (
 	defaultRoot = "/var/lib/cowshed"
 	rootEnv     = "COWSHED_ROOT"
 	driverEnv   = "COWSHED_DRIVER"
+	autoDriver  = "auto" // stands for the driver that fits
 )
 
 // run runs the command line args and returns the exit code.
@@ -63,13 +66,15 @@ changed any more. An image is a chain of such layers with a config.`,
 	root.SetVersionTemplate("cowshed {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 
+	drivers := append([]string{autoDriver}, graphdriver.Drivers()...)
+	last := len(drivers) - 1
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.root, "root", envOr(rootEnv, defaultRoot), "directory of the store (env "+rootEnv+")")
-	flags.StringVar(&a.driverName, "driver", envOr(driverEnv, "auto"), "storage driver: auto, btrfs or zfs (env "+driverEnv+")")
+	flags.StringVar(&a.driverName, "driver", envOr(driverEnv, autoDriver), "storage driver: "+strings.Join(drivers[:last], ", ")+" or "+drivers[last]+" (env "+driverEnv+")")
 	flags.StringArrayVar(&a.storageOpts, "storage-opt", nil, "option of the driver as KEY=VALUE, such as btrfs.quota=simple (repeatable)")
 	flags.StringVar(&a.logLevel, "log-level", "warn", "least severe messages that are logged: debug, info, warn or error")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "only errors, and no progress bars")
-	must(root.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions([]string{"auto", "btrfs", "zfs"}, cobra.ShellCompDirectiveNoFileComp)))
+	must(root.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(drivers, cobra.ShellCompDirectiveNoFileComp)))
 	must(root.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp)))
 
 	for _, group := range []struct {

@@ -147,15 +147,19 @@ func (d *Driver) Exists(id string) bool {
 
 // Status describes the driver and its filesystem as they are now.
 func (d *Driver) Status() [][2]string {
-	nativeDiff := "available"
-	if err := d.comparer.NotNative(); err != nil {
-		nativeDiff = "not used for the last diff: " + err.Error()
-	}
-	status := append(d.backend.Status(d.ctx), [2]string{"Native Diff", nativeDiff})
+	status := append(d.backend.Status(d.ctx), [2]string{"Native Diff", d.NativeDiff()})
 	if d.opts.Quota.Size != 0 {
 		status = append(status, [2]string{"Default Size", quota.FormatSize(d.opts.Quota.Size)})
 	}
 	return append(status, [2]string{"Quota Scope", d.opts.Quota.Scope.String()})
+}
+
+// NativeDiff says for people whether the filesystem tells which files changed.
+func (d *Driver) NativeDiff() string {
+	if err := d.comparer.NotNative(); err != nil {
+		return "not used for the last diff: " + err.Error()
+	}
+	return "available"
 }
 
 // GetMetadata describes a layer: the backend's own facts about it, and Parent, Sealed, Limit and Usage

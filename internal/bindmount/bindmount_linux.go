@@ -64,13 +64,13 @@ func Unmount(target string) error {
 }
 
 // Targets lists where in this mount namespace the directory dir is mounted: mount points outside of home,
-// the driver's own directory, whose root is dir.
-func Targets(dir, home string) ([]string, error) {
+// the driver's own directory, whose root is dir. fsType is the type of the filesystem that layers are on.
+func Targets(dir, home, fsType string) ([]string, error) {
 	var own unix.Stat_t
 	if err := unix.Stat(dir, &own); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", dir, err)
 	}
-	mounts, err := mountinfo.GetMounts(ofLayers(home))
+	mounts, err := mountinfo.GetMounts(ofLayers(home, fsType))
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func Targets(dir, home string) ([]string, error) {
 
 // Named returns the name that the layer mounted on target seems to have: that of its subvolume or dataset. Returns
 // errdefs.ErrNotFound if the mount there cannot be a layer, or if there is no mount.
-func Named(target, home string) (string, error) {
+func Named(target, home, fsType string) (string, error) {
 	target, err := filepath.Abs(target)
 	if err != nil {
 		return "", err
@@ -94,7 +94,7 @@ func Named(target, home string) (string, error) {
 	if resolved, err := filepath.EvalSymlinks(target); err == nil {
 		target = resolved
 	}
-	mounts, err := mountinfo.GetMounts(ofLayers(home))
+	mounts, err := mountinfo.GetMounts(ofLayers(home, fsType))
 	if err != nil {
 		return "", err
 	}
@@ -113,11 +113,11 @@ func Named(target, home string) (string, error) {
 	return name, nil
 }
 
-// ofLayers passes mounts of filesystems that layers are kept on, at places outside of home. Others are not
+// ofLayers passes mounts of the type of filesystem that layers are on, at places outside of home. Others are not
 // even looked at: a network filesystem might not answer.
-func ofLayers(home string) mountinfo.FilterFunc {
+func ofLayers(home, fsType string) mountinfo.FilterFunc {
 	return func(m *mountinfo.Info) (skip, stop bool) {
 		inHome := m.Mountpoint == home || strings.HasPrefix(m.Mountpoint, home+"/")
-		return m.FSType != "btrfs" && m.FSType != "zfs" || inHome, false
+		return m.FSType != fsType || inHome, false
 	}
 }

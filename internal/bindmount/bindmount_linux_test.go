@@ -22,17 +22,17 @@ func TestBind(t *testing.T) {
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(layer, "file"), []byte("data"), 0o644))
 
-	_, err := Named(target, home)
+	_, err := Named(target, home, "btrfs")
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	require.ErrorIs(t, Unmount(target), errdefs.ErrNotFound)
 	require.Error(t, Bind(layer, filepath.Join(target, "none"), false))
 
 	require.NoError(t, Bind(layer, target, true))
 	require.NoError(t, Bind(layer, inHome, false))
-	targets, err := Targets(layer, home)
+	targets, err := Targets(layer, home, "btrfs")
 	require.NoError(t, err)
 	assert.Equal(t, []string{target}, targets, "mounts in the home are the driver's own")
-	name, err := Named(target, home)
+	name, err := Named(target, home, "btrfs")
 	require.NoError(t, err)
 	assert.Equal(t, "web", name)
 	assert.ErrorIs(t, os.WriteFile(filepath.Join(target, "file"), nil, 0o644), unix.EROFS)
@@ -44,7 +44,7 @@ func TestBind(t *testing.T) {
 	require.NoError(t, f.Close())
 	require.NoError(t, Unmount(target))
 	require.NoError(t, Unmount(inHome))
-	targets, err = Targets(layer, home)
+	targets, err = Targets(layer, home, "btrfs")
 	require.NoError(t, err)
 	assert.Empty(t, targets)
 }

@@ -18,7 +18,7 @@ func Bind(_, _ string, _ bool) error { return errOtherSystem }
 func Unmount(string) error { return errOtherSystem }
 
 // Targets lists nothing on this system.
-func Targets(_, _ string) ([]string, error) { return nil, nil }
+func Targets(_, _, _ string) ([]string, error) { return nil, nil }
 
 // Named does not work on this system.
-func Named(_, _ string) (string, error) { return "", errOtherSystem }
+func Named(_, _, _ string) (string, error) { return "", errOtherSystem }

@@ -43,6 +43,22 @@ type QgroupLimit struct {
 	rsvExcl uint64
 }
 
+// NewLimit is the limit that a subvolume is made with: on the bytes that it may reference, and on those that it alone may.
+// 0 is no limit, and without either there is no QgroupLimit.
+func NewLimit(maxReferenced, maxExclusive uint64) *QgroupLimit {
+	l := QgroupLimit{MaxRfer: maxReferenced, MaxExcl: maxExclusive}
+	if maxReferenced != 0 {
+		l.Flags |= LimitMaxRfer
+	}
+	if maxExclusive != 0 {
+		l.Flags |= LimitMaxExcl
+	}
+	if l.Flags == 0 {
+		return nil
+	}
+	return &l
+}
+
 // qgroupInherit is struct btrfs_qgroup_inherit without the trailing list of qgroups.
 type qgroupInherit struct {
 	flags         uint64

@@ -16,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/plugin"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -187,7 +188,7 @@ func (c Config) checkStorageOptions() error {
 			return fmt.Errorf("%q: say default_limit or build_limit", option)
 		case name == "quota_scope":
 			return fmt.Errorf("%q: say limit_scope", option)
-		case name == "fsname" && c.Driver != driver:
+		case isPlace(driver, name) && c.Driver != driver:
 			return fmt.Errorf("%q needs driver = %q", option, driver)
 		}
 		drivers = append(drivers, driver)
@@ -197,7 +198,7 @@ func (c Config) checkStorageOptions() error {
 	}
 	for _, driver := range drivers {
 		for _, limit := range []struct{ key, size string }{{"default_limit", c.DefaultLimit}, {"build_limit", c.BuildLimit}} {
-			if _, err := quota.ParseOptions(driver, c.limitedOptions(driver, limit.size)); err != nil {
+			if _, err := cowdriver.ParseOptions(driver, c.limitedOptions(driver, limit.size)); err != nil {
 				return fmt.Errorf("with %s = %q: %w", limit.key, limit.size, err)
 			}
 		}
@@ -205,7 +206,13 @@ func (c Config) checkStorageOptions() error {
 	return nil
 }
 
-// splitOption splits "driver.name=value" as quota.ParseOptions does.
+// isPlace reports whether an option of a driver says where its volumes are kept.
+func isPlace(driver, name string) bool {
+	r, ok := cowdriver.Lookup(driver)
+	return ok && r.Place != "" && r.Place == name
+}
+
+// splitOption splits "driver.name=value" as quota.Setters do.
 func splitOption(option string) (driver, name string) {
 	key, _, _ := strings.Cut(option, "=")
 	driver, name, _ = strings.Cut(strings.ToLower(strings.TrimSpace(key)), ".")

@@ -170,7 +170,7 @@ func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowdr
 
 // newSnapshotter makes the snapshotter of a driver, which it closes if that fails.
 func newSnapshotter(c Config, dir string, driver *cowdriver.Driver, log *slog.Logger) (*snapshotter.Snapshotter, error) {
-	options, err := quota.ParseOptions(driver.String(), c.driverOptions(driver.String()))
+	options, err := cowdriver.ParseOptions(driver.String(), c.driverOptions(driver.String()))
 	if err != nil {
 		return nil, errors.Join(err, driver.Cleanup())
 	}

@@ -85,8 +85,7 @@ func (p *dockerPlugin) open(request plugin.InitRequest) (graphdriver.Driver, err
 	}
 	options := func(driver string) []string {
 		own := slices.DeleteFunc(p.config.driverOptions(driver), func(option string) bool {
-			_, name := splitOption(option)
-			return name == "fsname" // of the dataset that containerd's volumes are on
+			return isPlace(splitOption(option)) // where containerd's volumes are
 		})
 		return append(own, request.Options...)
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 
-	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
@@ -29,20 +28,25 @@ func openDriver(dir, name string, options func(driver string) []string, idMap us
 			_ = os.Remove(dir) // "cowshed init --loop", which may be the way out, wants an empty root
 		}
 	}()
-	if err := checkDataset(dir, options("zfs")); err != nil {
-		return nil, err
+	for _, r := range cowdriver.Registered() {
+		if r.CheckShared == nil {
+			continue
+		}
+		if err := r.CheckShared(dir, options(r.Name)); err != nil {
+			return nil, err
+		}
 	}
+	config := graphdriver.Options{Root: dir, DriverOptionsFor: options, IDMap: idMap, Logger: log}
 	if name == autoDriver {
-		found, err := graphdriver.New("", graphdriver.Options{Root: dir, IDMap: idMap, Logger: log})
-		if err != nil {
-			return nil, err
-		}
-		name = found.String()
-		if err := found.Cleanup(); err != nil {
-			return nil, err
+		name = ""
+		config.DriverOptionsFor = func(driver string) []string {
+			if r, ok := cowdriver.Lookup(driver); ok && r.Usable(filepath.Join(dir, driver)) != nil {
+				return nil // some may be another driver's, and it is to say why it cannot work
+			}
+			return options(driver)
 		}
 	}
-	opened, err := graphdriver.New(name, graphdriver.Options{Root: dir, DriverOptions: options(name), IDMap: idMap, Logger: log})
+	opened, err := graphdriver.New(name, config)
 	if err != nil {
 		return nil, err
 	}
@@ -51,25 +55,4 @@ func openDriver(dir, name string, options func(driver string) []string, idMap us
 		return nil, errors.Join(fmt.Errorf("storage driver %s: %w", opened, errdefs.ErrNotImplemented), opened.Cleanup())
 	}
 	return driver, nil
-}
-
-// checkDataset makes sure that dir, if it is on ZFS, is a dataset of its own: the volumes are the datasets directly
-// below that one, and each service, as well as the command, takes all of those for its own. An option that names the
-// dataset is believed.
-func checkDataset(dir string, options []string) error {
-	for _, option := range options {
-		if _, name := splitOption(option); name == "fsname" {
-			return nil
-		}
-	}
-	dir, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err
-	}
-	f, err := detect.Probe(dir)
-	if err != nil || f.Type != "zfs" || f.Mountpoint == dir {
-		return err
-	}
-	return fmt.Errorf("%s needs a dataset of its own, and is on %s: make one with: zfs create -o mountpoint=%s %s-%s: %w",
-		dir, f.Source, dir, f.Source, filepath.Base(dir), errdefs.ErrFailedPrecondition)
 }

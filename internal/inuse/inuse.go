@@ -126,6 +126,11 @@ func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err 
 	}), nil
 }
 
+// ByAnotherProcess is why a volume cannot be claimed that another process has locked.
+func ByAnotherProcess(name string) error {
+	return fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
+}
+
 // Held is how many uses of that kind name has.
 func (t *Table[R]) Held(name string) int {
 	t.mu.Lock()

@@ -1,0 +1,43 @@
+package btrfs
+
+import (
+	"fmt"
+
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+)
+
+func init() {
+	cowdriver.Register(cowdriver.Registration{
+		Name:         Name,
+		Filesystem:   "btrfs",
+		Init:         Init,
+		ParseOptions: sharedOptions,
+		Names:        Names,
+		Usable:       detect.Btrfs,
+		Devices:      examineDevices,
+		Features:     features,
+	})
+}
+
+// Init opens the driver on the directory home, and makes home if it is missing. Options are btrfs.size, btrfs.quota_scope
+// and btrfs.read_only, as described at quota.Options. btrfs.min_space is the least size that a layer may be given, and
+// btrfs.quota is described at quota.Policy. With btrfs.read_only=true it opens an existing home as OpenReadOnly does. The
+// result is a *cowdriver.Driver.
+//
+// Returns graphdriver.ErrPrerequisites if home is not on btrfs, and graphdriver.ErrIncompatibleFS if the driver cannot work
+// on that btrfs. Returns graphdriver.ErrNotSupported off Linux, and errdefs.ErrInvalidArgument if an option is wrong.
+func Init(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
+	o, err := parseOptions(options)
+	if err != nil {
+		return nil, fmt.Errorf("btrfs: %w", err)
+	}
+	_, gid := idMap.RootPair()
+	return cowdriver.Open(Name, detect.Btrfs(home), cowdriver.Options{IDMap: idMap, Quota: o.Options}, func(why error) (cowcommon.Backend, error) {
+		return openBackend(home, gid, o, why)
+	})
+}

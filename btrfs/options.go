@@ -1,0 +1,42 @@
+package btrfs
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/quota"
+)
+
+// driverOptions are the options of the driver.
+type driverOptions struct {
+	quota.Options
+	Policy quota.Policy
+}
+
+// parseOptions reads the options of the driver: those of every driver, and min_space and quota.
+func parseOptions(opts []string) (o driverOptions, err error) {
+	setters := o.Setters()
+	setters["quota"] = quota.Set(&o.Policy, quota.ParsePolicy)
+	setters["min_space"] = quota.Set(&o.MinSpace, func(value string) (quota.Minimum, error) {
+		bytes, err := quota.ParseSize(value)
+		return quota.Minimum{Bytes: bytes, Option: Name + ".min_space"}, err
+	})
+	err = setters.Parse(Name, opts)
+	switch {
+	case err != nil:
+	case o.Policy == quota.PolicySimple && o.Scope == quota.ScopeTotal:
+		err = fmt.Errorf("%w: btrfs.quota=simple and btrfs.quota_scope=total exclude each other: simple quotas do not count the image, use classic", errdefs.ErrInvalidArgument)
+	case o.Policy == quota.PolicyOff && o.Size != 0:
+		err = fmt.Errorf("%w: btrfs.quota=off and btrfs.size exclude each other", errdefs.ErrInvalidArgument)
+	default:
+		err = o.Check()
+	}
+	return o, err
+}
+
+// sharedOptions returns those of the driver's options that every driver has.
+func sharedOptions(opts []string) (quota.Options, error) {
+	o, err := parseOptions(opts)
+	return o.Options, err
+}

@@ -1,0 +1,124 @@
+package cowdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Registration describes a driver over a Backend to programs that have not opened it. docs/add-a-backend.md says how to
+// write one.
+type Registration struct {
+	// Name is the name of the driver, of its home in the root, and of its filesystem in the kernel's lists. Its options
+	// start with it.
+	Name string
+	// Filesystem is the filesystem's name for people.
+	Filesystem string
+	// Init opens the driver.
+	Init graphdriver.InitFunc
+	// ParseOptions reads the driver's options, and returns those that every driver has.
+	ParseOptions func(options []string) (quota.Options, error)
+	// Names lists the names of probable layers, for the completion of command lines. It opens, locks, mounts and cleans up
+	// nothing.
+	Names func(ctx context.Context, home string, options []string) ([]string, error)
+	// Usable reports whether the driver can work at path: nil, or an error of the kinds that package detect describes.
+	Usable func(path string) error
+
+	// A driver may lack the following.
+
+	// Devices tells of errors of the filesystem's devices.
+	Devices func(f detect.Filesystem) []cowcommon.Finding
+	// Features are the functions of the kernel that the driver uses if they are there.
+	Features func(f detect.Filesystem) []detect.Feature
+	// CheckShared reports whether the driver can work in dir while other services work in directories beside it.
+	// Returns ErrFailedPrecondition if the driver would take their volumes for its own.
+	CheckShared func(dir string, options []string) error
+	// Place is the option that names the place of the volumes, if that is not the home.
+	Place string
+	// Files are files in the home that are not empty even if there is no volume.
+	Files []string
+}
+
+var registered struct {
+	sync.RWMutex
+	all []Registration
+}
+
+// Register makes a driver known to graphdriver.New and to programs. It is for init functions, and panics if the name is
+// taken.
+func Register(r Registration) {
+	if err := graphdriver.Register(r.Name, r.Init); err != nil {
+		panic(err)
+	}
+	registered.Lock()
+	defer registered.Unlock()
+	registered.all = append(registered.all, r)
+	slices.SortFunc(registered.all, func(a, b Registration) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Registered lists the drivers in the order of their names.
+func Registered() []Registration {
+	registered.RLock()
+	defer registered.RUnlock()
+	return slices.Clone(registered.all)
+}
+
+// Lookup finds a driver by its name.
+func Lookup(name string) (r Registration, ok bool) {
+	for _, r := range Registered() {
+		if r.Name == name {
+			return r, true
+		}
+	}
+	return Registration{}, false
+}
+
+// Filesystems names the filesystems of all drivers, for people: "btrfs or ZFS".
+func Filesystems() string {
+	var names []string
+	for _, r := range Registered() {
+		names = append(names, r.Filesystem)
+	}
+	return strings.Join(names, " or ")
+}
+
+// ParseOptions reads the options of a driver, and returns those that every driver has. Returns ErrInvalidArgument if there
+// is no such driver or option.
+func ParseOptions(driver string, options []string) (quota.Options, error) {
+	r, ok := Lookup(driver)
+	if !ok {
+		return quota.Options{}, fmt.Errorf("%w: driver %q has no options", errdefs.ErrInvalidArgument, driver)
+	}
+	return r.ParseOptions(options)
+}
+
+// Open makes the driver called name over the Backend that open opens. usable is the answer of package detect, and Open
+// returns it if the driver cannot work there. why is nil, or the reason for a read-only Backend: an option, or the
+// filesystem if the option allows for that.
+func Open(name string, usable error, opts Options, open func(why error) (cowcommon.Backend, error)) (graphdriver.Driver, error) {
+	var why error
+	var cannotWrite *detect.ReadOnlyError
+	switch {
+	case opts.Quota.ReadOnly && errors.As(usable, &cannotWrite):
+		why = cannotWrite
+	case usable != nil:
+		return nil, fmt.Errorf("%s: %w", name, usable)
+	case opts.Quota.ReadOnly:
+		why = fmt.Errorf("it was opened with %s.read_only=true", name)
+	}
+	backend, err := open(why)
+	if err != nil {
+		return nil, err
+	}
+	return New(name, backend, opts), nil
+}

@@ -1,4 +1,0 @@
-//go:build !linux
-
-// Package homelock works on Linux only.
-package homelock

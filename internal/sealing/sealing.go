@@ -1,0 +1,91 @@
+// Package sealing seals volumes, and lets callers rely on a seal. docs/architecture.md, "The states of a volume", draws
+// the states.
+package sealing
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containerd/errdefs"
+)
+
+// State is the state of a volume that nobody uses. While a claim moves a volume from one state to another, nobody can use
+// it.
+type State uint8
+
+// States of a volume. A doomed one is hidden from everybody, and about to be destroyed.
+const (
+	Writable State = iota
+	Sealed
+	Doomed
+)
+
+// Held is a volume that stays in its state until Done. V is the filesystem's own type for the source of a clone.
+type Held[V any] struct {
+	Volume V
+	State  State
+	// Done gives the volume up, once nothing is under way any more that failed with cause and was left to itself.
+	Done func(cause error) error
+	// Move brings a claimed volume into another state, and is all that does. changed is false if the volume is, for
+	// certain, in the state that it was in.
+	Move func(ctx context.Context, to State) (changed bool, err error)
+}
+
+// Volumes are those of a Backend.
+type Volumes[V any] struct {
+	// Use counts a brief use of a volume.
+	Use func(ctx context.Context, name string) (Held[V], error)
+	// Claim takes a volume for the caller alone. Returns ErrFailedPrecondition if somebody uses it.
+	Claim func(ctx context.Context, name string) (Held[V], error)
+	// CloneInUse calls clone with a volume that somebody uses, as it is at this moment.
+	CloneInUse func(ctx context.Context, name string, clone func(V) error) error
+	// After calls f when nothing is under way any more that failed with cause and was left to itself.
+	After func(cause error, f func() error) error
+}
+
+// Rely calls rely with a volume that is sealed, and was in the state before. Nobody can undo the seal until rely returns.
+// A seal that was set for rely is undone if rely fails.
+//
+// Returns ErrFailedPrecondition if the volume is writable and in use: a descriptor that is open for writing would go on
+// writing. rely has not been called then.
+func (v Volumes[V]) Rely(ctx context.Context, name string, rely func(volume V, before State) error) error {
+	used, err := v.Use(ctx, name)
+	if err != nil {
+		return err
+	}
+	if used.State == Sealed {
+		err = rely(used.Volume, Sealed)
+		return errors.Join(err, used.Done(err))
+	}
+	if err := used.Done(nil); err != nil {
+		return err
+	}
+
+	claimed, err := v.Claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	changed, err := claimed.Move(ctx, Sealed)
+	if err == nil {
+		err = rely(claimed.Volume, claimed.State) // somebody may have sealed it by now
+	}
+	return errors.Join(err, v.After(err, func() (undoErr error) {
+		if err != nil && changed {
+			_, undoErr = claimed.Move(context.WithoutCancel(ctx), Writable)
+		}
+		return errors.Join(undoErr, claimed.Done(err))
+	}))
+}
+
+// Clone calls clone with a volume that is to be cloned: sealed, as Rely has it, or if somebody uses it as it is.
+func (v Volumes[V]) Clone(ctx context.Context, source string, clone func(V) error) error {
+	called := false
+	err := v.Rely(ctx, source, func(volume V, _ State) error {
+		called = true
+		return clone(volume)
+	})
+	if called || !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	return v.CloneInUse(ctx, source, clone)
+}

@@ -1,0 +1,46 @@
+package zfs
+
+import (
+	"fmt"
+
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+)
+
+func init() {
+	cowdriver.Register(cowdriver.Registration{
+		Name:         Name,
+		Filesystem:   "ZFS",
+		Init:         Init,
+		ParseOptions: sharedOptions,
+		Names:        Names,
+		Usable:       detect.ZFS,
+		CheckShared:  checkShared,
+		Place:        placeOption,
+		Files:        []string{counterName},
+	})
+}
+
+// Init opens the driver on the directory home, and makes home if it is missing. zfs.fsname names the dataset that holds the
+// layers' datasets. Without it, the dataset that is mounted at home holds them. Other options are zfs.size, zfs.quota_scope
+// and zfs.read_only, as described at quota.Options. With zfs.read_only=true it opens an existing home as OpenReadOnly does.
+// The result is a *cowdriver.Driver.
+//
+// Returns graphdriver.ErrPrerequisites if home is not on ZFS or a part of ZFS is missing, and graphdriver.ErrIncompatibleFS
+// if the dataset cannot hold layers. Returns graphdriver.ErrNotSupported off Linux, and errdefs.ErrInvalidArgument if an
+// option is wrong.
+func Init(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
+	o, err := parseOptions(options)
+	if err != nil {
+		return nil, fmt.Errorf("zfs: %w", err)
+	}
+	_, gid := idMap.RootPair()
+	dataset, usable := detectDataset(home, o.FSName)
+	return cowdriver.Open(Name, usable, cowdriver.Options{IDMap: idMap, Quota: o.Options}, func(why error) (cowcommon.Backend, error) {
+		return openBackend(home, dataset, gid, why)
+	})
+}

@@ -1,0 +1,42 @@
+package zfs
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/quota"
+)
+
+// driverOptions are the options of the driver.
+type driverOptions struct {
+	quota.Options
+	FSName string // dataset that holds the layers' datasets; "": find it
+}
+
+// placeOption is the option that names the dataset, without the driver's prefix.
+const placeOption = "fsname"
+
+// parseOptions reads the options of the driver: those of every driver, and fsname.
+func parseOptions(opts []string) (o driverOptions, err error) {
+	setters := o.Setters()
+	setters[placeOption] = quota.Set(&o.FSName, parseDatasetName)
+	if err = setters.Parse(Name, opts); err == nil {
+		err = o.Check()
+	}
+	return o, err
+}
+
+func parseDatasetName(value string) (string, error) {
+	if value == "" || strings.HasPrefix(value, "/") {
+		return "", fmt.Errorf("%w: dataset %q: must be a name such as pool/cowshed", errdefs.ErrInvalidArgument, value)
+	}
+	return value, nil
+}
+
+// sharedOptions returns those of the driver's options that every driver has.
+func sharedOptions(opts []string) (quota.Options, error) {
+	o, err := parseOptions(opts)
+	return o.Options, err
+}

@@ -1,0 +1,43 @@
+package zfs
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/detect"
+)
+
+// counterName is the name of the change counter below the home, the one file there that is never empty.
+const counterName = "changes"
+
+// detectDataset finds the dataset that is to hold the layers' datasets, also where its error says that it is not usable.
+func detectDataset(home, fsname string) (string, error) {
+	if fsname != "" {
+		return fsname, detect.ZFSDataset(fsname)
+	}
+	found, err := detect.Probe(home)
+	if err != nil {
+		return "", err
+	}
+	return found.Source, detect.ZFS(home)
+}
+
+// checkShared reports whether dir, if it is on ZFS, is a dataset of its own. The volumes are the datasets directly below
+// that dataset, and a Backend takes all of those for its own. An option that names the dataset is believed.
+func checkShared(dir string, options []string) error {
+	if o, err := parseOptions(options); err == nil && o.FSName != "" {
+		return nil
+	}
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	f, err := detect.Probe(dir)
+	if err != nil || f.Type != Name || f.Mountpoint == dir {
+		return err
+	}
+	return fmt.Errorf("%s needs a dataset of its own, and is on %s: make one with: zfs create -o mountpoint=%s %s-%s: %w",
+		dir, f.Source, dir, f.Source, filepath.Base(dir), errdefs.ErrFailedPrecondition)
+}
