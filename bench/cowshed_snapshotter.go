@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"path/filepath"
 
@@ -21,11 +22,12 @@ func newCowshedSnapshotter(root, work string) (contender, error) {
 	if err != nil {
 		return nil, err
 	}
-	backend, err := btrfs.Open(filepath.Join(root, "btrfs"), btrfs.Options{})
+	ctx := context.Background()
+	backend, err := btrfs.Open(ctx, filepath.Join(root, "btrfs"), btrfs.Options{})
 	if err != nil {
 		return nil, err
 	}
-	s, err := snapshotter.New(filepath.Join(root, "snapshotter"), backend, snapshotter.Options{})
+	s, err := snapshotter.New(ctx, filepath.Join(root, "snapshotter"), backend, snapshotter.Options{})
 	if err != nil {
 		return nil, errors.Join(err, backend.Close())
 	}

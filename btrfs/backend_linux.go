@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,6 +37,7 @@ type Backend struct {
 	opts     Options
 	readOnly bool // it was opened for reading alone
 	log      *slog.Logger
+	ctx      context.Context // for what is given back, which does not end with any request
 
 	fs     *os.File // home, for calls that concern the whole filesystem
 	fsUUID btrfsctl.UUID
@@ -56,16 +58,18 @@ type Backend struct {
 
 var _ cowcommon.Complete = (*Backend)(nil)
 
-// Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the
+// Open opens the directory home, on btrfs, as a Backend, and gives up when ctx ends. It makes home, as a subvolume of its own, and the
 // layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,
 // unless another process has the same home open.
-func Open(home string, opts Options) (*Backend, error) { return openHome(home, opts, false) }
+func Open(ctx context.Context, home string, opts Options) (*Backend, error) {
+	return openHome(ctx, home, opts, false)
+}
 
 // OpenReadOnly opens the directory home, which is there, for reading alone, as on a filesystem that is read-only for
 // the reason that why gives. It makes, cleans up and writes nothing. Methods that would change something return
 // cowcommon.ErrReadOnly, and so does View of a volume that is not sealed where others can write to the filesystem.
-func OpenReadOnly(home string, opts Options, why error) (cowcommon.Backend, error) {
-	b, err := openHome(home, opts, true)
+func OpenReadOnly(ctx context.Context, home string, opts Options, why error) (cowcommon.Backend, error) {
+	b, err := openHome(ctx, home, opts, true)
 	if err != nil {
 		return nil, err
 	}
@@ -73,16 +77,16 @@ func OpenReadOnly(home string, opts Options, why error) (cowcommon.Backend, erro
 }
 
 // openBackend opens home as the driver's options say, and for reading alone if why gives a reason.
-func openBackend(home string, gid int, o driverOptions, why error) (cowcommon.Backend, error) {
-	opts := Options{GID: gid, Quota: o.Policy, Scope: o.Scope}
+func openBackend(ctx context.Context, home string, gid int, o driverOptions, log *slog.Logger, why error) (cowcommon.Backend, error) {
+	opts := Options{GID: gid, Quota: o.Policy, Scope: o.Scope, Logger: log}
 	if why != nil {
-		return OpenReadOnly(home, opts, why)
+		return OpenReadOnly(ctx, home, opts, why)
 	}
-	return Open(home, opts)
+	return Open(ctx, home, opts)
 }
 
-func openHome(home string, opts Options, readOnly bool) (_ *Backend, err error) {
-	b := &Backend{opts: opts, readOnly: readOnly, log: opts.Logger}
+func openHome(ctx context.Context, home string, opts Options, readOnly bool) (_ *Backend, err error) {
+	b := &Backend{opts: opts, readOnly: readOnly, log: opts.Logger, ctx: context.WithoutCancel(ctx)}
 	b.closeOnce = sync.OnceValue(b.close)
 	if b.log == nil {
 		b.log = slog.Default()
@@ -126,9 +130,9 @@ func openHome(home string, opts Options, readOnly bool) (_ *Backend, err error) 
 		b.records = records
 	}
 	if readOnly {
-		b.lock, err = homedir.LockToRead(b.home)
+		b.lock, err = homedir.LockToRead(ctx, b.home)
 	} else {
-		b.lock, err = homedir.Lock(b.home, b.recover)
+		b.lock, err = homedir.Lock(ctx, b.home, b.recover)
 	}
 	if err != nil {
 		return nil, err

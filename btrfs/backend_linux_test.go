@@ -39,7 +39,7 @@ func inEachMode(t *testing.T, test func(t *testing.T, mnt string)) {
 
 func open(t testing.TB, mnt string, opts Options) *Backend {
 	t.Helper()
-	b, err := Open(filepath.Join(mnt, "home"), opts)
+	b, err := Open(t.Context(), filepath.Join(mnt, "home"), opts)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, b.Close()) })
 	return b
@@ -242,7 +242,7 @@ func TestViewOfSealedVolumeHoldsIt(t *testing.T) {
 func TestCloseTakesViewsAway(t *testing.T) {
 	testfs.CheckLeaks(t)
 	mnt := testfs.Btrfs(t)
-	b, err := Open(filepath.Join(mnt, "home"), Options{})
+	b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 	require.NoError(t, err)
 	require.NoError(t, b.Create(t.Context(), "v", cowcommon.VolumeOptions{}))
 	tree(t, b, "v")
@@ -386,7 +386,7 @@ func TestQgroupsDoNotLeak(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			ctx := t.Context()
 			mnt := testfs.Btrfs(t, modes[mode]...)
-			b, err := Open(filepath.Join(mnt, "home"), Options{})
+			b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 			require.NoError(t, err)
 			for i := range 10 {
 				base, child := fmt.Sprint("base", i), fmt.Sprint("child", i)
@@ -402,7 +402,7 @@ func TestQgroupsDoNotLeak(t *testing.T) {
 			}
 			require.NoError(t, b.Close())
 			testfs.WaitDeleted(t, mnt)
-			b, err = Open(filepath.Join(mnt, "home"), Options{})
+			b, err = Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 			require.NoError(t, err)
 			for i := range 10 {
 				require.NoError(t, b.Remove(ctx, fmt.Sprint("child", i)))
@@ -422,7 +422,7 @@ func TestQgroupsDoNotLeak(t *testing.T) {
 func TestRecovery(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mnt string) {
 		ctx := t.Context()
-		b, err := Open(filepath.Join(mnt, "home"), Options{})
+		b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 		require.NoError(t, err)
 		require.NoError(t, b.Create(ctx, "keep", cowcommon.VolumeOptions{}))
 		for dir, name := range map[*os.File]string{

@@ -1,7 +1,6 @@
 package btrfs
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -287,7 +286,7 @@ func (b *Backend) destroyByID(id uint64) error {
 	if errors.Is(err, unix.EDQUOT) {
 		// The subvolume around it, which goes too, is charged for what unlinking reserves, and is at its limit.
 		limitErr := b.insist(func() error {
-			return b.quotas.SetLimit(context.Background(), link.ParentID, quota.Limit{})
+			return b.quotas.SetLimit(b.ctx, link.ParentID, quota.Limit{}) // what has begun to be destroyed is destroyed
 		})
 		if limitErr != nil {
 			return errors.Join(err, limitErr)

@@ -106,7 +106,7 @@ func newFull(t *testing.T, filling string, opts []testfs.BtrfsOption) *fullHome 
 }
 
 func (f *fullHome) open() {
-	b, err := Open(filepath.Join(f.mnt, "home"), Options{})
+	b, err := Open(f.t.Context(), filepath.Join(f.mnt, "home"), Options{})
 	require.NoError(f.t, err, f.level)
 	f.driver = cowdriver.New(Name, b, cowdriver.Options{})
 }

@@ -194,7 +194,7 @@ func TestRecordedLimits(t *testing.T) {
 // TestLeftoversThatStayDoNotKeepTheHomeFromOpening: a subvolume that cannot be destroyed is only reported.
 func TestLeftoversThatStayDoNotKeepTheHomeFromOpening(t *testing.T) {
 	mnt := testfs.Btrfs(t)
-	b, err := Open(filepath.Join(mnt, "home"), Options{})
+	b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 	require.NoError(t, err)
 	require.NoError(t, btrfsctl.CreateSubvolume(int(b.dirs.staging.Fd()), "left~over", nil))
 	swap := filepath.Join(b.dirs.staging.Name(), "left~over", "swap")
@@ -216,7 +216,7 @@ func TestLeftoversThatStayDoNotKeepTheHomeFromOpening(t *testing.T) {
 func TestRemoveSaysWhatNestedKeepsIt(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
-	b, err := Open(filepath.Join(mnt, "home"), Options{})
+	b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 	require.NoError(t, err)
 	require.NoError(t, b.Create(ctx, "v", cowcommon.VolumeOptions{}))
 	nested := filepath.Join(b.dirs.subvolumes.Name(), "v", "nested")

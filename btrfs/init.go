@@ -1,7 +1,9 @@
 package btrfs
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/moby/sys/user"
 
@@ -15,10 +17,10 @@ func init() {
 	cowdriver.Register(cowdriver.Registration{
 		Name:         Name,
 		Filesystem:   "btrfs",
-		Init:         Init,
+		Open:         openDriver,
 		ParseOptions: sharedOptions,
 		Names:        Names,
-		Usable:       detect.Btrfs,
+		Usable:       func(_ context.Context, path string) error { return detect.Btrfs(path) },
 		Devices:      examineDevices,
 		Features:     features,
 	})
@@ -32,12 +34,18 @@ func init() {
 // Returns graphdriver.ErrPrerequisites if home is not on btrfs, and graphdriver.ErrIncompatibleFS if the driver cannot work
 // on that btrfs. Returns graphdriver.ErrNotSupported off Linux, and errdefs.ErrInvalidArgument if an option is wrong.
 func Init(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
+	return openDriver(context.Background(), home, options, idMap, nil)
+}
+
+// openDriver is Init as graphdriver.Open calls it. A nil logger stands for slog.Default.
+func openDriver(ctx context.Context, home string, options []string, idMap user.IdentityMapping, log *slog.Logger) (graphdriver.Driver, error) {
 	o, err := parseOptions(options)
 	if err != nil {
 		return nil, fmt.Errorf("btrfs: %w", err)
 	}
 	_, gid := idMap.RootPair()
-	return cowdriver.Open(Name, detect.Btrfs(home), cowdriver.Options{IDMap: idMap, Quota: o.Options}, func(why error) (cowcommon.Backend, error) {
-		return openBackend(home, gid, o, why)
+	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, Logger: log}
+	return cowdriver.Open(Name, detect.Btrfs(home), opts, func(why error) (cowcommon.Backend, error) {
+		return openBackend(ctx, home, gid, o, log, why)
 	})
 }

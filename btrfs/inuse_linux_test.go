@@ -218,7 +218,7 @@ func TestInUseAfterRenameAbove(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
 	require.NoError(t, os.MkdirAll(mnt+"/a/b", 0o755))
-	b, err := Open(mnt+"/a/b/home", Options{})
+	b, err := Open(t.Context(), mnt+"/a/b/home", Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, b.Close()) })
 	require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))

@@ -82,7 +82,7 @@ func TestKeepNot(t *testing.T) {
 // TestKeepCrash: the next start forgets what a process that has ended has kept.
 func TestKeepCrash(t *testing.T) {
 	mnt, ctx := testfs.Btrfs(t), t.Context()
-	b, err := Open(filepath.Join(mnt, "home"), Options{})
+	b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 	require.NoError(t, err)
 	require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))
 	_, err = b.Keep(ctx, "volume")

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -95,7 +96,7 @@ func (d *dirs) close() error {
 // recover destroys what a crash has left in staging, removing and views. Only Cowshed puts subvolumes
 // there; anything else is left alone and reported. So is what cannot be destroyed: it is in nobody's way, and
 // the next time may be luckier.
-func (b *Backend) recover() error {
+func (b *Backend) recover(context.Context) error {
 	for _, dir := range []*os.File{b.dirs.staging, b.dirs.removing, b.dirs.views} {
 		// The directory is read through a descriptor of its own, whose position nobody else moves.
 		entries, err := os.ReadDir(dir.Name())

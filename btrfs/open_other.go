@@ -2,7 +2,14 @@
 
 package btrfs
 
-import "github.com/cowshed/cowshed/cowcommon"
+import (
+	"context"
+	"log/slog"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
 
 // openBackend is not called where no filesystem is usable.
-func openBackend(string, int, driverOptions, error) (cowcommon.Backend, error) { return nil, nil }
+func openBackend(context.Context, string, int, driverOptions, *slog.Logger, error) (cowcommon.Backend, error) {
+	return nil, nil
+}

@@ -117,7 +117,7 @@ func TestInterruptedRemovalOnAFullFilesystem(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
 			mnt := testfs.Btrfs(t)
-			b, err := Open(filepath.Join(mnt, "home"), Options{})
+			b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
 			require.NoError(t, err)
 			root := create(t, b, "volume")
 			nestIn(t, root, "nested")

@@ -42,7 +42,7 @@ func TestSnapshotOfAHome(t *testing.T) {
 	snapshotOf(t, original.home, copied)
 	require.NoError(t, original.Remove(ctx, "gone"))
 
-	b, err := Open(copied, Options{})
+	b, err := Open(t.Context(), copied, Options{})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, b.Close()) }()
 	require.NoError(t, b.Create(ctx, "new", cowcommon.VolumeOptions{}))
@@ -73,7 +73,7 @@ func TestHomeThatIsAStandIn(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	require.NoError(t, open(t, mnt, Options{}).Close())
 	snapshotOf(t, mnt, filepath.Join(mnt, "snapshot"))
-	_, err := Open(filepath.Join(mnt, "snapshot", "home"), Options{})
+	_, err := Open(t.Context(), filepath.Join(mnt, "snapshot", "home"), Options{})
 	require.ErrorIs(t, err, errStub)
 	assert.ErrorContains(t, err, `"home" from the top of the filesystem`)
 	_, err = Init(filepath.Join(mnt, "snapshot", "home"), nil, user.IdentityMapping{})

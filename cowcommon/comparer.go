@@ -35,6 +35,7 @@ type Comparison struct {
 
 	top, base View
 	idMap     user.IdentityMapping
+	log       *slog.Logger
 }
 
 // Dir is the root of the layer's frozen tree.
@@ -50,7 +51,7 @@ func (c *Comparison) BaseDir() string {
 
 // WriteTar writes the changes as an uncompressed layer tar. epoch is SOURCE_DATE_EPOCH or nil.
 func (c *Comparison) WriteTar(ctx context.Context, w io.Writer, epoch *time.Time) error {
-	opts := layertar.WriteOptions{IDMap: c.idMap, Epoch: epoch, Live: liveOf(c.top)}
+	opts := layertar.WriteOptions{IDMap: c.idMap, Epoch: epoch, Live: liveOf(c.top), Logger: c.log}
 	return layertar.Write(ctx, w, c.top.Dir(), c.Changes, opts)
 }
 
@@ -77,7 +78,7 @@ type Comparer struct {
 }
 
 // NewComparer makes a Comparer over a Backend. WriteTar maps ids by idMap. The logger gets each reason for which trees
-// are walked once.
+// are walked once, and which attributes WriteTar could not write.
 func NewComparer(backend Backend, idMap user.IdentityMapping, log *slog.Logger) *Comparer {
 	return &Comparer{backend: backend, idMap: idMap, log: log}
 }
@@ -93,7 +94,7 @@ func (cr *Comparer) Compare(ctx context.Context, name, parent string, way Way) (
 			return nil, fmt.Errorf("parent: %w", err)
 		}
 	}
-	c := &Comparison{idMap: cr.idMap}
+	c := &Comparison{idMap: cr.idMap, log: cr.log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())

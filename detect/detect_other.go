@@ -3,6 +3,7 @@
 package detect
 
 import (
+	"context"
 	"fmt"
 	"runtime"
 
@@ -23,10 +24,10 @@ func Btrfs(string) error { return notOnThisPlatform() }
 func BtrfsDeviceErrors(string) ([]string, error) { return nil, notOnThisPlatform() }
 
 // ZFS answers with graphdriver.ErrNotSupported on this platform.
-func ZFS(string) error { return notOnThisPlatform() }
+func ZFS(context.Context, string) error { return notOnThisPlatform() }
 
 // ZFSDataset answers with graphdriver.ErrNotSupported on this platform.
-func ZFSDataset(string) error { return notOnThisPlatform() }
+func ZFSDataset(context.Context, string) error { return notOnThisPlatform() }
 
 // SimpleQuota answers with graphdriver.ErrNotSupported on this platform.
 func SimpleQuota() error { return notOnThisPlatform() }

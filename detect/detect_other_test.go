@@ -12,7 +12,7 @@ import (
 
 func TestOtherPlatforms(t *testing.T) {
 	require.ErrorIs(t, Btrfs("."), graphdriver.ErrNotSupported)
-	require.ErrorIs(t, ZFS("."), graphdriver.ErrNotSupported)
+	require.ErrorIs(t, ZFS(t.Context(), "."), graphdriver.ErrNotSupported)
 	_, err := Probe(".")
 	require.ErrorIs(t, err, graphdriver.ErrNotSupported)
 }

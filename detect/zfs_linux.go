@@ -19,7 +19,7 @@ import (
 
 // ZFS reports whether the ZFS driver can work at path, which need not exist yet, in the dataset that is
 // mounted there: nil, or an error of the kinds that the package describes. It runs zpool and zfs once each.
-func ZFS(path string) error {
+func ZFS(ctx context.Context, path string) error {
 	f, err := Probe(path)
 	if err != nil {
 		return err
@@ -34,7 +34,7 @@ func ZFS(path string) error {
 	if f.Source == "" {
 		return fmt.Errorf("detect: dataset of %s: its mount is outside this process's root directory", path)
 	}
-	if err := ZFSDataset(f.Source); err != nil {
+	if err := ZFSDataset(ctx, f.Source); err != nil {
 		return err
 	}
 	if f.ReadOnly {
@@ -45,14 +45,14 @@ func ZFS(path string) error {
 
 // ZFSDataset reports whether the ZFS driver can keep layers in the dataset name, the value of zfs.fsname:
 // nil, or an error of the kinds that the package describes. It runs zpool and zfs once each.
-func ZFSDataset(name string) error { return linuxZFS.check(name) }
+func ZFSDataset(ctx context.Context, name string) error { return linuxZFS.check(ctx, name) }
 
 // zfsHost is where the parts of ZFS are found. Tests put something else in their places.
 type zfsHost struct {
 	filesystems string // /proc/filesystems
 	device      string // /dev/zfs
 	lookPath    func(command string) (string, error)
-	run         func(command string, args ...string) ([]byte, error)
+	run         func(ctx context.Context, command string, args ...string) ([]byte, error)
 	privilege   func() (zfsPrivilege, error)
 }
 
@@ -64,12 +64,12 @@ var linuxZFS = zfsHost{
 	privilege:   readPrivilege,
 }
 
-func (h zfsHost) check(dataset string) error {
+func (h zfsHost) check(ctx context.Context, dataset string) error {
 	if err := h.checkPrerequisites(); err != nil {
 		return err
 	}
 	pool, _, _ := strings.Cut(dataset, "/")
-	out, err := h.run("zpool", "get", "-Hp", "-o", "property,value", "health,readonly", pool)
+	out, err := h.run(ctx, "zpool", "get", "-Hp", "-o", "property,value", "health,readonly", pool)
 	if err != nil {
 		return fmt.Errorf("%w: cannot ask for the state of the pool %s: %w", graphdriver.ErrIncompatibleFS, pool, err)
 	}
@@ -87,7 +87,7 @@ func (h zfsHost) check(dataset string) error {
 		}
 	}
 
-	out, err = h.run("zfs", "get", "-Hp", "-o", "property,value", "type,mounted,readonly,keystatus,zoned", dataset)
+	out, err = h.run(ctx, "zfs", "get", "-Hp", "-o", "property,value", "type,mounted,readonly,keystatus,zoned", dataset)
 	if err != nil {
 		return fmt.Errorf("%w: cannot ask for the state of the dataset %s: %w: if it does not exist, \"zfs create %[2]s\" makes it", graphdriver.ErrIncompatibleFS, dataset, err)
 	}
@@ -190,21 +190,24 @@ func lookAdminPath(command string) (string, error) {
 const commandTimeout = 30 * time.Second
 
 // runCommand runs a command and returns its output. Its error has the command's error output.
-func runCommand(command string, args ...string) ([]byte, error) {
+func runCommand(ctx context.Context, command string, args ...string) ([]byte, error) {
 	path, err := lookAdminPath(command)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	limited, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, args...)
+	cmd := exec.CommandContext(limited, path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.WaitDelay = time.Second
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err = cmd.Run()
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("%s %s has not answered for %s; the pool may be suspended: %w", command, strings.Join(args, " "), commandTimeout, ctx.Err())
+		return nil, context.Cause(ctx)
+	}
+	if limited.Err() != nil {
+		return nil, fmt.Errorf("%s %s has not answered for %s; the pool may be suspended: %w", command, strings.Join(args, " "), commandTimeout, limited.Err())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w: %s", command, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))

@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -60,7 +61,7 @@ func TestZFSDataset(t *testing.T) {
 			for part, value := range c.change {
 				state[part] = value
 			}
-			err := fakeZFS(t, state).check("tank/layers")
+			err := fakeZFS(t, state).check(t.Context(), "tank/layers")
 			if c.want == nil {
 				require.NoError(t, err)
 				return
@@ -78,7 +79,7 @@ func TestZFSDataset(t *testing.T) {
 	} {
 		state := well()
 		state[part] = value
-		err := fakeZFS(t, state).check("tank/layers")
+		err := fakeZFS(t, state).check(t.Context(), "tank/layers")
 		require.Error(t, err, part)
 		assert.False(t, graphdriver.IsDriverNotSupported(err), "%s: %v", part, err)
 	}
@@ -101,7 +102,7 @@ func fakeZFS(t *testing.T, state map[string]string) zfsHost {
 		}
 		return "", exec.ErrNotFound
 	}
-	h.run = func(command string, args ...string) ([]byte, error) {
+	h.run = func(_ context.Context, command string, args ...string) ([]byte, error) {
 		part, name := "pool", "tank"
 		if command == "zfs" {
 			part, name = "dataset", "tank/layers"
@@ -154,20 +155,20 @@ func FuzzParseProperties(f *testing.F) {
 }
 
 func TestZFSElsewhere(t *testing.T) {
-	err := ZFS("/proc/self")
+	err := ZFS(t.Context(), "/proc/self")
 	require.ErrorIs(t, err, graphdriver.ErrPrerequisites)
 	assert.ErrorContains(t, err, "/proc/self is on proc (proc, mounted on /proc), not on ZFS")
 }
 
 func TestRunCommand(t *testing.T) {
-	out, err := runCommand("sh", "-c", "echo out; echo err >&2")
+	out, err := runCommand(t.Context(), "sh", "-c", "echo out; echo err >&2")
 	require.NoError(t, err)
 	assert.Equal(t, "out\n", string(out))
-	_, err = runCommand("sh", "-c", "echo why >&2; exit 3")
+	_, err = runCommand(t.Context(), "sh", "-c", "echo why >&2; exit 3")
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit)
 	assert.ErrorContains(t, err, "exit status 3: why")
-	_, err = runCommand("no-such-command-of-cowshed")
+	_, err = runCommand(t.Context(), "no-such-command-of-cowshed")
 	require.ErrorIs(t, err, exec.ErrNotFound)
 }
 
@@ -176,35 +177,35 @@ func TestZFSReal(t *testing.T) {
 	dataset, dir := testfs.ZFS(t)
 	zfs := func(args ...string) {
 		t.Helper()
-		_, err := runCommand("zfs", args...)
+		_, err := runCommand(t.Context(), "zfs", args...)
 		require.NoError(t, err)
 	}
-	require.NoError(t, ZFS(dir))
-	require.NoError(t, ZFS(filepath.Join(dir, "not/made/yet")))
-	require.NoError(t, ZFSDataset(dataset))
+	require.NoError(t, ZFS(t.Context(), dir))
+	require.NoError(t, ZFS(t.Context(), filepath.Join(dir, "not/made/yet")))
+	require.NoError(t, ZFSDataset(t.Context(), dataset))
 	f, err := Probe(dir)
 	require.NoError(t, err)
 	assert.Equal(t, []string{"zfs", dataset}, []string{f.Type, f.Source})
 
-	require.ErrorIs(t, ZFSDataset(dataset+"/absent"), graphdriver.ErrIncompatibleFS)
-	require.ErrorIs(t, ZFSDataset("no-such-pool/a"), graphdriver.ErrIncompatibleFS)
+	require.ErrorIs(t, ZFSDataset(t.Context(), dataset+"/absent"), graphdriver.ErrIncompatibleFS)
+	require.ErrorIs(t, ZFSDataset(t.Context(), "no-such-pool/a"), graphdriver.ErrIncompatibleFS)
 
 	zfs("set", "readonly=on", dataset)
-	err = ZFS(dir)
+	err = ZFS(t.Context(), dir)
 	require.ErrorIs(t, err, graphdriver.ErrIncompatibleFS)
 	assert.ErrorContains(t, err, "zfs set readonly=off "+dataset)
 	zfs("set", "readonly=off", dataset)
 
 	zfs("create", "-V", "1m", dataset+"/volume")
-	require.ErrorContains(t, ZFSDataset(dataset+"/volume"), "is a volume")
+	require.ErrorContains(t, ZFSDataset(t.Context(), dataset+"/volume"), "is a volume")
 	zfs("create", "-o", "canmount=noauto", dataset+"/unmounted")
-	require.ErrorContains(t, ZFSDataset(dataset+"/unmounted"), "zfs mount "+dataset+"/unmounted")
+	require.ErrorContains(t, ZFSDataset(t.Context(), dataset+"/unmounted"), "zfs mount "+dataset+"/unmounted")
 
 	key := filepath.Join(t.TempDir(), "key")
 	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("k", 32)), 0o600))
 	zfs("create", "-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://"+key, dataset+"/encrypted")
-	require.NoError(t, ZFSDataset(dataset+"/encrypted"))
+	require.NoError(t, ZFSDataset(t.Context(), dataset+"/encrypted"))
 	zfs("unmount", dataset+"/encrypted")
 	zfs("unload-key", dataset+"/encrypted")
-	require.ErrorContains(t, ZFSDataset(dataset+"/encrypted"), "zfs load-key "+dataset+"/encrypted")
+	require.ErrorContains(t, ZFSDataset(t.Context(), dataset+"/encrypted"), "zfs load-key "+dataset+"/encrypted")
 }

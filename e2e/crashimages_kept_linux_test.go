@@ -144,7 +144,7 @@ func openHost(s system, mnt string) (_ *host, err error) {
 		return nil, errors.Join(err, h.d.Cleanup())
 	}
 	h.backend = containers.Backend()
-	if h.snapshots, err = snapshotter.New(filepath.Join(mnt, metadataDir), h.backend, snapshotter.Options{}); err != nil {
+	if h.snapshots, err = snapshotter.New(context.Background(), filepath.Join(mnt, metadataDir), h.backend, snapshotter.Options{}); err != nil {
 		return nil, errors.Join(err, containers.Cleanup(), h.d.Cleanup())
 	}
 	return h, nil

@@ -1,6 +1,7 @@
 package graphdriver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,37 +38,42 @@ type Options struct {
 	// state, in this order. Names that are not registered are passed over. nil stands for btrfs, zfs.
 	Priority []string
 
-	// Logger is told which driver was chosen and why. nil stands for slog.Default().
+	// Logger is told which driver was chosen and why, and the driver logs there. nil stands for slog.Default().
 	Logger *slog.Logger
 }
 
 // defaultPriority is tried in this order where Options.Priority is nil.
 var defaultPriority = []string{"btrfs", "zfs"}
 
-// New opens a driver on config.Root. It is recommended to name the driver: then New opens that one, and looks at no
-// other.
+// New is Open without a context: it opens a driver however long that takes.
+func New(driverName string, config Options) (Driver, error) {
+	return Open(context.Background(), driverName, config)
+}
+
+// Open opens a driver on config.Root, and gives up when ctx ends. It is recommended to name the driver: then Open opens
+// that one, and looks at no other.
 //
 // With driverName "" the driver is found. Earlier state decides first. A directory in the root with a registered
 // driver's name, and not empty, means that there are layers of that driver. Layers of several drivers are an
 // *[AmbiguousError], returned before any driver is opened. Layers of one driver select it. If it cannot be opened,
-// New returns its error: with another driver, images and containers would seem to vanish.
+// Open returns its error: with another driver, images and containers would seem to vanish.
 //
-// Without earlier state, New tries drivers until one can work there: those of config.Priority in order, then the
+// Without earlier state, Open tries drivers until one can work there: those of config.Priority in order, then the
 // other registered drivers by name. A driver that fails for another reason than being unsupported ends the search
 // with its error. If all are unsupported, the error gives the reason of each.
 //
-// Directories of Docker drivers that are not registered, such as overlay2, do not prevent opening, as in Docker. New
+// Directories of Docker drivers that are not registered, such as overlay2, do not prevent opening, as in Docker. Open
 // logs a warning that names them, since their layers will not be seen.
 //
 // IsDriverNotSupported is true for the error in three cases: no driver has that name, the named driver or the driver
 // with layers cannot work in this place, or no driver can.
-func New(driverName string, config Options) (Driver, error) {
-	log := config.Logger
-	if log == nil {
-		log = slog.Default()
+func Open(ctx context.Context, driverName string, config Options) (Driver, error) {
+	if config.Logger == nil {
+		config.Logger = slog.Default()
 	}
+	log := config.Logger
 	if driverName != "" {
-		driver, err := open(driverName, config)
+		driver, err := open(ctx, driverName, config)
 		if err != nil {
 			return nil, fmt.Errorf("graphdriver: open %q: %w", driverName, err)
 		}
@@ -85,10 +91,10 @@ func New(driverName string, config Options) (Driver, error) {
 
 	switch len(prior) {
 	case 0:
-		return openFirst(config, log)
+		return openFirst(ctx, config)
 	case 1:
 		name := prior[0]
-		driver, err := open(name, config)
+		driver, err := open(ctx, name, config)
 		if err != nil {
 			return nil, fmt.Errorf("graphdriver: %s holds layers of %s, which cannot be opened: %w", config.Root, name, err)
 		}
@@ -100,7 +106,7 @@ func New(driverName string, config Options) (Driver, error) {
 }
 
 // openFirst opens the first driver that can work in config.Root.
-func openFirst(config Options, log *slog.Logger) (Driver, error) {
+func openFirst(ctx context.Context, config Options) (Driver, error) {
 	names := config.Priority
 	if names == nil {
 		names = defaultPriority
@@ -109,9 +115,9 @@ func openFirst(config Options, log *slog.Logger) (Driver, error) {
 
 	var reasons []error
 	for _, name := range names {
-		driver, err := open(name, config)
+		driver, err := open(ctx, name, config)
 		if err == nil {
-			log.Info("chose a storage driver", "driver", name, "root", config.Root)
+			config.Logger.Info("chose a storage driver", "driver", name, "root", config.Root)
 			return driver, nil
 		}
 		err = fmt.Errorf("%s: %w", name, err)
@@ -127,8 +133,8 @@ func openFirst(config Options, log *slog.Logger) (Driver, error) {
 }
 
 // open opens one driver by name.
-func open(name string, config Options) (Driver, error) {
-	initFunc, ok := lookup(name)
+func open(ctx context.Context, name string, config Options) (Driver, error) {
+	openDriver, ok := lookup(name)
 	if !ok {
 		return nil, unknownDriver(name)
 	}
@@ -139,7 +145,7 @@ func open(name string, config Options) (Driver, error) {
 	if config.ReadOnly {
 		options = append(options, name+".read_only=true")
 	}
-	return initFunc(filepath.Join(config.Root, name), options, config.IDMap)
+	return openDriver(ctx, filepath.Join(config.Root, name), options, config.IDMap, config.Logger)
 }
 
 // unknownDriver says why there is no driver of that name, and what to do.

@@ -29,13 +29,13 @@ func (o *opened) String() string { return o.name }
 func registered(t *testing.T, drivers map[string]error) *[]string {
 	t.Helper()
 	registry.Lock()
-	saved := registry.inits
-	registry.inits = make(map[string]InitFunc)
+	saved := registry.opens
+	registry.opens = make(map[string]OpenFunc)
 	registry.Unlock()
 	t.Cleanup(func() {
 		registry.Lock()
 		defer registry.Unlock()
-		registry.inits = saved
+		registry.opens = saved
 	})
 
 	tried := new([]string)
@@ -283,4 +283,24 @@ func TestNewAbsentRoot(t *testing.T) {
 	d, err := New("", Options{Root: filepath.Join(t.TempDir(), "not", "yet"), Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	assert.Equal(t, "btrfs", d.String())
+}
+
+// TestOpen has a driver get what Open was given: a context and a logger.
+func TestOpen(t *testing.T) {
+	registered(t, nil)
+	type key struct{}
+	require.NoError(t, RegisterOpen("logging", func(ctx context.Context, root string, _ []string, _ user.IdentityMapping, log *slog.Logger) (Driver, error) {
+		log.Info("opened", "by", ctx.Value(key{}))
+		return &opened{name: "logging", root: root}, context.Cause(ctx)
+	}))
+	var log bytes.Buffer
+	config := Options{Root: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	_, err := Open(context.WithValue(t.Context(), key{}, "test"), "logging", config)
+	require.NoError(t, err)
+	assert.Contains(t, log.String(), "msg=opened by=test")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = Open(ctx, "logging", config)
+	require.ErrorIs(t, err, context.Canceled)
 }

@@ -1,7 +1,9 @@
 package graphdriver
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -19,29 +21,43 @@ import (
 // nothing was made.
 type InitFunc func(root string, options []string, idMap user.IdentityMapping) (Driver, error)
 
+// OpenFunc is an InitFunc that is also given a context, with which opening ends, and a logger. A driver logs there for as
+// long as it is open; its methods do not end with ctx.
+type OpenFunc func(ctx context.Context, root string, options []string, idMap user.IdentityMapping, log *slog.Logger) (Driver, error)
+
 var registry = struct {
 	sync.RWMutex
-	inits map[string]InitFunc
-}{inits: make(map[string]InitFunc)}
+	opens map[string]OpenFunc
+}{opens: make(map[string]OpenFunc)}
 
 // Register makes a driver known to [New]. The name is also that of the driver's directory in the root.
 //
 // Errors: errdefs.ErrAlreadyExists if the name is taken, errdefs.ErrInvalidArgument if it is not a plain
 // file name or initFunc is nil.
 func Register(name string, initFunc InitFunc) error {
+	if initFunc == nil {
+		return RegisterOpen(name, nil)
+	}
+	return RegisterOpen(name, func(_ context.Context, root string, options []string, idMap user.IdentityMapping, _ *slog.Logger) (Driver, error) {
+		return initFunc(root, options, idMap)
+	})
+}
+
+// RegisterOpen is Register for a driver that logs, or that waits while it is opened.
+func RegisterOpen(name string, open OpenFunc) error {
 	if name == "" || name == "." || name != filepath.Base(name) || !filepath.IsLocal(name) {
 		return fmt.Errorf("graphdriver: register %q: name is not a file name: %w", name, errdefs.ErrInvalidArgument)
 	}
-	if initFunc == nil {
+	if open == nil {
 		return fmt.Errorf("graphdriver: register %q: no init function: %w", name, errdefs.ErrInvalidArgument)
 	}
 
 	registry.Lock()
 	defer registry.Unlock()
-	if _, taken := registry.inits[name]; taken {
+	if _, taken := registry.opens[name]; taken {
 		return fmt.Errorf("graphdriver: register %q: name already registered: %w", name, errdefs.ErrAlreadyExists)
 	}
-	registry.inits[name] = initFunc
+	registry.opens[name] = open
 	return nil
 }
 
@@ -55,12 +71,12 @@ func IsRegistered(name string) bool {
 func Drivers() []string {
 	registry.RLock()
 	defer registry.RUnlock()
-	return slices.Sorted(maps.Keys(registry.inits))
+	return slices.Sorted(maps.Keys(registry.opens))
 }
 
-func lookup(name string) (InitFunc, bool) {
+func lookup(name string) (OpenFunc, bool) {
 	registry.RLock()
 	defer registry.RUnlock()
-	initFunc, ok := registry.inits[name]
-	return initFunc, ok
+	open, ok := registry.opens[name]
+	return open, ok
 }

@@ -306,7 +306,7 @@ func (e *engine) DiffSize(id, parent string) (int64, error) {
 func serveDriver(t testing.TB, driver Driver) (e *engine, stop func()) {
 	t.Helper()
 	socket := t.TempDir() + "/p.sock"
-	l, err := Listen(socket)
+	l, err := Listen(t.Context(), socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

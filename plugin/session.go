@@ -26,6 +26,7 @@ type session struct {
 }
 
 func newSession(driver graphdriver.Driver) *session {
+	// A root: the engine's requests come and go while the driver is open, and have no context here.
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &session{driver: driver, ctx: ctx, cancel: cancel, streams: make(map[string]int), lessToDo: make(chan struct{})}
 }

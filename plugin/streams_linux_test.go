@@ -308,7 +308,7 @@ func TestServerCutsConnections(t *testing.T) {
 	handler := NewHandler(adapter)
 	handler.Grace = 50 * time.Millisecond
 	socket := t.TempDir() + "/p.sock"
-	l, err := Listen(socket)
+	l, err := Listen(t.Context(), socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -50,9 +50,9 @@ func newHost(t *testing.T) *host {
 	require.NoError(t, err)
 	testfs.CheckLeaks(t)
 	mnt := testfs.Btrfs(t)
-	backend, err := btrfs.Open(filepath.Join(mnt, "volumes"), btrfs.Options{})
+	backend, err := btrfs.Open(t.Context(), filepath.Join(mnt, "volumes"), btrfs.Options{})
 	require.NoError(t, err)
-	sn, err := snapshotter.New(filepath.Join(mnt, "snapshotter"), backend, snapshotter.Options{})
+	sn, err := snapshotter.New(t.Context(), filepath.Join(mnt, "snapshotter"), backend, snapshotter.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, sn.Close()) })
 	return &host{

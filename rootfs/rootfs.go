@@ -30,11 +30,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 )
 
 // removeTimeout bounds the removal of an operation's temporary snapshots, which also happens once its own context has
@@ -73,7 +73,7 @@ func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // discard removes a temporary snapshot of an operation, if it exists. A failure becomes a part of the operation's
-// error. If the operation has succeeded, it goes to the log.
+// error. If the operation has succeeded, it goes to the logger of ctx.
 func discard(ctx context.Context, sn snapshots.Snapshotter, key string, operation *error) {
 	ctx, cancel := afterwards(ctx)
 	defer cancel()
@@ -85,5 +85,5 @@ func discard(ctx context.Context, sn snapshots.Snapshotter, key string, operatio
 		*operation = errors.Join(*operation, fmt.Errorf("remove %q: %w", key, err))
 		return
 	}
-	slog.WarnContext(ctx, "rootfs: snapshot is left over", "key", key, "error", err)
+	log.G(ctx).WithError(err).WithField("key", key).Warn("rootfs: snapshot is left over")
 }

@@ -63,7 +63,7 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer func() { err = f.end(err) }()
+	defer func() { err = f.end(ctx, err) }()
 	if f.before == nil {
 		if err := checkDigest(ctx, blob, desc); err != nil {
 			return ocispec.Descriptor{}, err

@@ -28,9 +28,9 @@ func BenchmarkLifecycle(b *testing.B) {
 	for _, others := range []int{10, 2000} {
 		b.Run(fmt.Sprintf("others=%d", others), func(b *testing.B) {
 			mnt := testfs.Btrfs(b, testfs.WithSimpleQuota(), testfs.WithSize(8<<30))
-			backend, err := btrfs.Open(filepath.Join(mnt, "volumes"), btrfs.Options{})
+			backend, err := btrfs.Open(b.Context(), filepath.Join(mnt, "volumes"), btrfs.Options{})
 			check(b, err)
-			s, err := New(filepath.Join(mnt, "snapshotter"), backend, Options{})
+			s, err := New(b.Context(), filepath.Join(mnt, "snapshotter"), backend, Options{})
 			check(b, err)
 			b.Cleanup(func() { check(b, s.Close()) })
 			ctx := b.Context()
@@ -80,9 +80,9 @@ func BenchmarkApply(b *testing.B) {
 	mnt := testfs.Btrfs(b)
 	store, err := contentstore.Open(filepath.Join(mnt, "content"))
 	check(b, err)
-	backend, err := btrfs.Open(filepath.Join(mnt, "volumes"), btrfs.Options{})
+	backend, err := btrfs.Open(b.Context(), filepath.Join(mnt, "volumes"), btrfs.Options{})
 	check(b, err)
-	s, err := New(filepath.Join(mnt, "snapshotter"), backend, Options{})
+	s, err := New(b.Context(), filepath.Join(mnt, "snapshotter"), backend, Options{})
 	check(b, err)
 	b.Cleanup(func() { check(b, s.Close()) })
 	remote := dialContent(b, store)

@@ -18,11 +18,11 @@ import (
 func TestCommaInRoot(t *testing.T) {
 	home := filepath.Join(testfs.Btrfs(t), "with,comma", "home")
 	require.NoError(t, os.Mkdir(filepath.Dir(home), 0o700))
-	backend, err := btrfs.Open(home, btrfs.Options{})
+	backend, err := btrfs.Open(t.Context(), home, btrfs.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, backend.Close()) })
 	require.NoError(t, backend.Create(t.Context(), "volume", cowcommon.VolumeOptions{}))
-	_, err = New(t.TempDir(), backend, Options{})
+	_, err = New(t.Context(), t.TempDir(), backend, Options{})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "/with,comma/home/subvolumes, has a comma")
 }

@@ -42,13 +42,13 @@ func (s *Snapshotter) fill(ctx context.Context, volume string) (_ *filling, err 
 }
 
 // end ends it. After an error it takes back the extracted part of the layer, if it can.
-func (f *filling) end(err error) error {
+func (f *filling) end(ctx context.Context, err error) error {
 	defer f.release()
 	if f.before == nil {
 		return err
 	}
 	if err != nil {
-		err = errors.Join(err, f.takeBack())
+		err = errors.Join(err, f.takeBack(ctx))
 	}
 	if err := f.before.Close(); err != nil {
 		f.s.log.Warn("snapshotter: a volume's former state is left to the next start to destroy", "volume", f.volume, "error", err)
@@ -57,8 +57,8 @@ func (f *filling) end(err error) error {
 }
 
 // takeBack gives the volume its former content. A volume that cannot be taken back cannot be committed.
-func (f *filling) takeBack() error {
-	err := f.before.Restore(context.Background()) // that of the request may have ended
+func (f *filling) takeBack(ctx context.Context) error {
+	err := f.before.Restore(context.WithoutCancel(ctx)) // the request may have been cancelled
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil
 	}

@@ -35,7 +35,7 @@ func onBtrfs(opts ...testfs.BtrfsOption) filesystem {
 		t.Helper()
 		mnt := testfs.Btrfs(t, opts...)
 		return mnt, func(home string) (cowcommon.Backend, error) {
-			return btrfs.Open(filepath.Join(mnt, home), btrfs.Options{})
+			return btrfs.Open(t.Context(), filepath.Join(mnt, home), btrfs.Options{})
 		}
 	}
 }
@@ -47,7 +47,7 @@ func onZFS(t *testing.T) (string, openFunc) {
 		if out, err := exec.Command("zfs", "create", "-p", dataset+"/"+home).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("zfs create: %w: %s", err, out)
 		}
-		return zfs.Open(filepath.Join(mnt, home), dataset+"/"+home, zfs.Options{})
+		return zfs.Open(t.Context(), filepath.Join(mnt, home), dataset+"/"+home, zfs.Options{})
 	}
 }
 
@@ -88,7 +88,7 @@ func (h *host) openBackend() cowcommon.Backend {
 func (h *host) open() error {
 	h.t.Helper()
 	backend := h.openBackend()
-	s, err := New(filepath.Join(h.mnt, "snapshotter"), backend, h.opts)
+	s, err := New(context.WithoutCancel(h.t.Context()), filepath.Join(h.mnt, "snapshotter"), backend, h.opts)
 	if err != nil {
 		require.NoError(h.t, backend.Close())
 		return err

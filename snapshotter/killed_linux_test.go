@@ -33,11 +33,12 @@ func TestMain(m *testing.M) {
 // workUntilKilled runs the life of one container after another, for several clients, and writes a line to the
 // standard output for each step.
 func workUntilKilled(mnt string) error {
-	backend, err := btrfs.Open(filepath.Join(mnt, "volumes"), btrfs.Options{})
+	ctx := context.Background()
+	backend, err := btrfs.Open(ctx, filepath.Join(mnt, "volumes"), btrfs.Options{})
 	if err != nil {
 		return err
 	}
-	s, err := New(filepath.Join(mnt, "snapshotter"), backend, Options{})
+	s, err := New(ctx, filepath.Join(mnt, "snapshotter"), backend, Options{})
 	if err != nil {
 		return err
 	}

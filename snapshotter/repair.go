@@ -55,7 +55,7 @@ func Repair(ctx context.Context, root string, backend cowcommon.Backend, log *sl
 		return nil, openError(root, err)
 	}
 	read := salvage(ctx, done.Aside, log)
-	s := newSnapshotter(root, backend, Options{Logger: log})
+	s := newSnapshotter(ctx, root, backend, Options{Logger: log})
 	if err := s.openMeta(); err != nil {
 		return done, openError(root, err)
 	}

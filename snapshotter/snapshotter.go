@@ -98,6 +98,7 @@ type Snapshotter struct {
 
 	opts Options
 	log  *slog.Logger
+	ctx  context.Context // of Close, which does not end with any request
 
 	beingMade inuse.Table[struct{}] // keys of snapshots that are written down, and are made or undone
 	filling   inuse.Table[struct{}] // volumes that layers are applied to, or that are committed
@@ -123,29 +124,29 @@ var (
 )
 
 // New opens the snapshotter whose metadata is in the directory root, which it makes if need be, and brings metadata
-// and volumes into agreement. backend must be the snapshotter's alone; Close closes it.
+// and volumes into agreement. It gives up when ctx ends. backend must be the snapshotter's alone; Close closes it.
 //
 // Returns errdefs.ErrUnavailable if another process has the snapshotter open, and errdefs.ErrDataLoss if the metadata
 // is damaged: see Repair. Returns errdefs.ErrFailedPrecondition if all volumes that the metadata names are missing,
 // so that the backend is probably a wrong one.
-func New(root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
-	s := newSnapshotter(root, backend, opts)
+func New(ctx context.Context, root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
+	s := newSnapshotter(ctx, root, backend, opts)
 	if s.mounter == nil {
 		return nil, openError(root, fmt.Errorf("others cannot mount volumes of a %T: %w", backend, errdefs.ErrNotImplemented))
 	}
 	if err := s.mounter.CheckMountSpec(); err != nil {
 		return nil, openError(root, err)
 	}
-	if err := s.openAll(context.Background()); err != nil {
+	if err := s.openAll(ctx); err != nil {
 		return nil, openError(root, err)
 	}
 	return s, nil
 }
 
 // newSnapshotter makes one whose metadata is not open.
-func newSnapshotter(root string, backend cowcommon.Backend, opts Options) *Snapshotter {
+func newSnapshotter(ctx context.Context, root string, backend cowcommon.Backend, opts Options) *Snapshotter {
 	s := &Snapshotter{
-		root: root, backend: backend, opts: opts, log: opts.Logger,
+		root: root, backend: backend, opts: opts, log: opts.Logger, ctx: context.WithoutCancel(ctx),
 		reserve:  spaceReserve{path: filepath.Join(root, reserveName)},
 		commitTx: (*bolt.Tx).Commit,
 		busy:     make(map[string]struct{}),

@@ -187,9 +187,9 @@ func TestBadRequests(t *testing.T) {
 func TestLimitWhereQuotasAreRefused(t *testing.T) {
 	h := newHost(t, Options{})
 	require.NoError(t, h.Close())
-	backend, err := btrfs.Open(filepath.Join(h.mnt, "volumes"), btrfs.Options{Quota: quota.PolicyOff})
+	backend, err := btrfs.Open(t.Context(), filepath.Join(h.mnt, "volumes"), btrfs.Options{Quota: quota.PolicyOff})
 	require.NoError(t, err)
-	h.Snapshotter, err = New(filepath.Join(h.mnt, "snapshotter"), backend, Options{})
+	h.Snapshotter, err = New(t.Context(), filepath.Join(h.mnt, "snapshotter"), backend, Options{})
 	require.NoError(t, err)
 	before := h.state()
 	_, err = h.Prepare(t.Context(), "key", "", label(snapshots.LabelSnapshotMaxSize, "1048576"))

@@ -61,12 +61,12 @@ func (s served) Close() error { return s.close() }
 func runSuite(t *testing.T, fs filesystem, connect connectFunc) {
 	_, open := fs(t)
 	var homes atomic.Int64
-	testsuite.SnapshotterSuite(t, "cowshed", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+	testsuite.SnapshotterSuite(t, "cowshed", func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		backend, err := open(fmt.Sprint("home-", homes.Add(1)))
 		if err != nil {
 			return nil, nil, err
 		}
-		s, err := New(filepath.Join(root, "snapshotter"), backend, Options{})
+		s, err := New(ctx, filepath.Join(root, "snapshotter"), backend, Options{})
 		if err != nil {
 			return nil, nil, errors.Join(err, backend.Close())
 		}

@@ -119,7 +119,7 @@ func (s *Snapshotter) forgetStale() error {
 	if !some {
 		return nil
 	}
-	return s.change(context.Background(), func(context.Context, *bolt.Tx) error { return nil })
+	return s.change(s.ctx, func(context.Context, *bolt.Tx) error { return nil })
 }
 
 func (st stale) forget(tx *bolt.Tx) error {

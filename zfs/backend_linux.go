@@ -36,6 +36,7 @@ type Backend struct {
 	gid     int
 	frozen  bool // it was opened for reading alone
 	log     *slog.Logger
+	ctx     context.Context // for what is given back, which does not end with any request
 	zfs     *commands
 	volumes index
 	lock    *os.File
@@ -50,13 +51,13 @@ type Backend struct {
 
 var _ cowcommon.Complete = (*Backend)(nil)
 
-// Open opens the dataset root as a Backend that keeps its mount points and locks below the directory home. It
+// Open opens the dataset root, and gives up when ctx ends, as a Backend that keeps its mount points and locks below the directory home. It
 // makes home where it is missing. What a crash has left half-made or mounted is destroyed or unmounted, unless
 // another process has the same home open.
 //
 // It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.
-func Open(home, root string, opts Options) (*Backend, error) {
-	return openHome(home, root, opts, false)
+func Open(ctx context.Context, home, root string, opts Options) (*Backend, error) {
+	return openHome(ctx, home, root, opts, false)
 }
 
 // OpenReadOnly opens the dataset root for reading alone, as in a pool that is read-only for the reason that why gives.
@@ -65,12 +66,12 @@ func Open(home, root string, opts Options) (*Backend, error) {
 //
 // A view of a volume that is not sealed is its dataset, mounted read-only, which OpenZFS does unless it is mounted to be
 // written to.
-func OpenReadOnly(home, root string, opts Options, why error) (cowcommon.Backend, error) {
+func OpenReadOnly(ctx context.Context, home, root string, opts Options, why error) (cowcommon.Backend, error) {
 	home, err := filepath.Abs(home)
 	if err != nil {
 		return nil, err
 	}
-	b, err := openHome(runHome(home), root, opts, true)
+	b, err := openHome(ctx, runHome(home), root, opts, true)
 	if err != nil {
 		return nil, err
 	}
@@ -78,15 +79,16 @@ func OpenReadOnly(home, root string, opts Options, why error) (cowcommon.Backend
 }
 
 // openBackend opens a dataset, for reading alone if why gives a reason.
-func openBackend(home, root string, gid int, why error) (cowcommon.Backend, error) {
+func openBackend(ctx context.Context, home, root string, gid int, log *slog.Logger, why error) (cowcommon.Backend, error) {
+	opts := Options{GID: gid, Logger: log}
 	if why != nil {
-		return OpenReadOnly(home, root, Options{GID: gid}, why)
+		return OpenReadOnly(ctx, home, root, opts, why)
 	}
-	return Open(home, root, Options{GID: gid})
+	return Open(ctx, home, root, opts)
 }
 
-func openHome(home, root string, opts Options, frozen bool) (_ *Backend, err error) {
-	b := &Backend{root: root, gid: opts.GID, frozen: frozen, log: opts.Logger}
+func openHome(ctx context.Context, home, root string, opts Options, frozen bool) (_ *Backend, err error) {
+	b := &Backend{root: root, gid: opts.GID, frozen: frozen, log: opts.Logger, ctx: context.WithoutCancel(ctx)}
 	b.closeOnce = sync.OnceValue(b.close)
 	if b.log == nil {
 		b.log = slog.Default()
@@ -111,20 +113,20 @@ func openHome(home, root string, opts Options, frozen bool) (_ *Backend, err err
 	if err != nil {
 		return nil, err
 	}
-	b.volumes = index{zfs: b.zfs, root: root, counter: counter{file}, log: b.log}
+	b.volumes = index{ctx: b.ctx, zfs: b.zfs, root: root, counter: counter{file}, log: b.log}
 	if b.zfs.running, err = b.openRunning(); err != nil {
 		return nil, err
 	}
-	if b.lock, err = homedir.Lock(b.home, b.recover); err != nil {
+	if b.lock, err = homedir.Lock(ctx, b.home, b.recover); err != nil {
 		return nil, err
 	}
-	if err := flock.Shared(b.zfs.running); err != nil {
+	if err := flock.Shared(ctx, b.zfs.running); err != nil {
 		return nil, err
 	}
 	if err := b.keepPrivate(b.gid); err != nil { // who was alone may be in another mount namespace
 		return nil, err
 	}
-	if _, err := b.volumes.all(context.Background()); err != nil {
+	if _, err := b.volumes.all(ctx); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -132,14 +134,13 @@ func openHome(home, root string, opts Options, frozen bool) (_ *Backend, err err
 
 // recover unmounts and destroys what processes that are gone have left, while nobody else has the home open.
 // What cannot be is reported: it is in nobody's way, and the next time may be luckier.
-func (b *Backend) recover() error {
+func (b *Backend) recover(ctx context.Context) error {
 	if err := b.keepPrivate(b.gid); err != nil {
 		return err
 	}
 	warn := func(what string, err error) {
 		b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
 	}
-	ctx := context.Background()
 	if err := b.zfs.awaitOrphans(ctx); err != nil {
 		warn(b.root, err)
 	}

@@ -38,7 +38,7 @@ func open(t *testing.T) *Backend {
 
 func openOn(t *testing.T, root, mountpoint string) *Backend {
 	t.Helper()
-	b, err := Open(filepath.Join(mountpoint, "home"), root, Options{})
+	b, err := Open(t.Context(), filepath.Join(mountpoint, "home"), root, Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, b.Close()) })
 	return b
@@ -503,7 +503,7 @@ func run(t *testing.T, command string, args ...string) {
 // TestPoolFull: on a full pool creating fails and changes nothing, and removing works.
 func TestPoolFull(t *testing.T) {
 	pool, _ := ownPool(t, 512<<20)
-	b, err := Open(t.TempDir()+"/home", pool, Options{})
+	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, b.Close()) }()
 	ctx := t.Context()
@@ -529,7 +529,7 @@ func TestPoolFull(t *testing.T) {
 // when it is back.
 func TestPoolSuspended(t *testing.T) {
 	pool, dir := ownPool(t, 96<<20)
-	b, err := Open(t.TempDir()+"/home", pool, Options{})
+	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, b.Close()) }()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -563,7 +563,7 @@ func TestPoolSuspended(t *testing.T) {
 // TestPoolExported: a pool that goes away gives errors that say so, and is used again when it is back.
 func TestPoolExported(t *testing.T) {
 	pool, dir := ownPool(t, 512<<20)
-	b, err := Open(t.TempDir()+"/home", pool, Options{})
+	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, b.Close()) }()
 	ctx := t.Context()

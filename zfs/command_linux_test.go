@@ -173,7 +173,7 @@ func fakeIndex(t *testing.T, c *commands, dir string) *index {
 	file, err := os.OpenFile(filepath.Join(dir, counterName), os.O_RDWR|os.O_CREATE, 0o600)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, file.Close()) })
-	return &index{zfs: c, root: "pool", counter: counter{file}, log: slog.Default()}
+	return &index{ctx: t.Context(), zfs: c, root: "pool", counter: counter{file}, log: slog.Default()}
 }
 
 const oneDataset = `printf 'pool\t-\t1\t0\t0\t-\t/pool\npool/a\t-\t1\t0\t0\t1\tlegacy\n'

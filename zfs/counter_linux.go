@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -42,9 +43,9 @@ func (c counter) read() (count, error) {
 }
 
 // add makes it another, and returns what it was before and what it is now.
-func (c counter) add() (before, now count, err error) {
+func (c counter) add(ctx context.Context) (before, now count, err error) {
 	// Others hold this lock for as long as some system calls take.
-	if err := flock.Exclusive(c.file); err != nil {
+	if err := flock.Exclusive(ctx, c.file); err != nil {
 		return count{}, count{}, fmt.Errorf("change counter: %w", err)
 	}
 	defer func() { err = errors.Join(err, flock.Unlock(c.file)) }()

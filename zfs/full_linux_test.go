@@ -240,7 +240,7 @@ func TestCounterWithoutSpace(t *testing.T) {
 	c := counter{file}
 	seen := map[count]bool{}
 	add := func() {
-		before, now, err := c.add()
+		before, now, err := c.add(t.Context())
 		require.NoError(t, err)
 		read, readErr := c.read()
 		require.NoError(t, readErr)

@@ -44,6 +44,7 @@ type dataset struct {
 // Each process that changes something says so in a counter in a file. What someone changes by hand is
 // noticed when a command fails because of it.
 type index struct {
+	ctx     context.Context // of what is told to others, which does not end with any request: it has happened
 	zfs     *commands
 	root    string // the dataset that holds those of the layers
 	counter counter
@@ -187,7 +188,7 @@ func (x *index) changed(change func(map[string]dataset)) {
 
 // tell tells other processes that something has changed, or keeps in mind that they are still to be told.
 func (x *index) tell() {
-	before, now, err := x.counter.add()
+	before, now, err := x.counter.add(x.ctx)
 	x.untold = err != nil
 	if err != nil {
 		x.valid, x.doubted = false, true

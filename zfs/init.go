@@ -1,7 +1,9 @@
 package zfs
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/moby/sys/user"
 
@@ -15,7 +17,7 @@ func init() {
 	cowdriver.Register(cowdriver.Registration{
 		Name:         Name,
 		Filesystem:   "ZFS",
-		Init:         Init,
+		Open:         openDriver,
 		ParseOptions: sharedOptions,
 		Names:        Names,
 		Usable:       detect.ZFS,
@@ -34,13 +36,19 @@ func init() {
 // if the dataset cannot hold layers. Returns graphdriver.ErrNotSupported off Linux, and errdefs.ErrInvalidArgument if an
 // option is wrong.
 func Init(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
+	return openDriver(context.Background(), home, options, idMap, nil)
+}
+
+// openDriver is Init as graphdriver.Open calls it. A nil logger stands for slog.Default.
+func openDriver(ctx context.Context, home string, options []string, idMap user.IdentityMapping, log *slog.Logger) (graphdriver.Driver, error) {
 	o, err := parseOptions(options)
 	if err != nil {
 		return nil, fmt.Errorf("zfs: %w", err)
 	}
 	_, gid := idMap.RootPair()
-	dataset, usable := detectDataset(home, o.FSName)
-	return cowdriver.Open(Name, usable, cowdriver.Options{IDMap: idMap, Quota: o.Options}, func(why error) (cowcommon.Backend, error) {
-		return openBackend(home, dataset, gid, why)
+	dataset, usable := detectDataset(ctx, home, o.FSName)
+	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, Logger: log}
+	return cowdriver.Open(Name, usable, opts, func(why error) (cowcommon.Backend, error) {
+		return openBackend(ctx, home, dataset, gid, log, why)
 	})
 }

@@ -4,13 +4,16 @@ package zfs
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 )
 
 // openBackend is not called where no filesystem is usable.
-func openBackend(string, string, int, error) (cowcommon.Backend, error) { return nil, nil }
+func openBackend(context.Context, string, string, int, *slog.Logger, error) (cowcommon.Backend, error) {
+	return nil, nil
+}
 
 // Names works on Linux only.
-func Names(context.Context, string, []string) ([]string, error) { return nil, detect.ZFS("") }
+func Names(ctx context.Context, _ string, _ []string) ([]string, error) { return nil, detect.ZFS(ctx, "") }

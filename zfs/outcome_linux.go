@@ -35,7 +35,7 @@ func (b *Backend) act(ctx context.Context, s step) ([]byte, error) {
 	case !errors.As(err, &lost):
 		return nil, err
 	case lost.left:
-		b.settleLater(lost, s)
+		b.settleLater(ctx, lost, s)
 		return nil, fmt.Errorf("what it will have done is not known, look again later: %w: %w", errdefs.ErrUnavailable, err)
 	}
 	b.volumes.doubt()
@@ -51,14 +51,14 @@ func (b *Backend) act(ctx context.Context, s step) ([]byte, error) {
 
 // settleLater undoes, when a process that was left to itself has ended, what its step has done. Until then anything
 // may change at any time.
-func (b *Backend) settleLater(lost *lostError, s step) {
+func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
+	ctx = context.WithoutCancel(ctx) // the command ends when it ends
 	b.volumes.doubtWhile(true)
 	settled := make(chan struct{})
 	lost.settled = settled
 	go func() {
 		defer close(settled)
 		<-lost.ended
-		ctx := context.Background()
 		happened, err := s.happened(ctx)
 		if err == nil && happened && s.undo != nil {
 			err = s.undo(ctx)

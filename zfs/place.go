@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 
@@ -13,15 +14,15 @@ import (
 const counterName = "changes"
 
 // detectDataset finds the dataset that is to hold the layers' datasets, also where its error says that it is not usable.
-func detectDataset(home, fsname string) (string, error) {
+func detectDataset(ctx context.Context, home, fsname string) (string, error) {
 	if fsname != "" {
-		return fsname, detect.ZFSDataset(fsname)
+		return fsname, detect.ZFSDataset(ctx, fsname)
 	}
 	found, err := detect.Probe(home)
 	if err != nil {
 		return "", err
 	}
-	return found.Source, detect.ZFS(home)
+	return found.Source, detect.ZFS(ctx, home)
 }
 
 // checkShared reports whether dir, if it is on ZFS, is a dataset of its own. The volumes are the datasets directly below

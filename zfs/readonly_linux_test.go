@@ -25,7 +25,7 @@ func TestReadOnly(t *testing.T) {
 	root, mountpoint := pool+"/layers", filepath.Join(t.TempDir(), "mnt")
 	zfs(t, "create", "-o", "mountpoint="+mountpoint, root)
 	home := filepath.Join(mountpoint, "home")
-	b, err := Open(home, root, Options{})
+	b, err := Open(t.Context(), home, root, Options{})
 	require.NoError(t, err)
 	require.NoError(t, b.Create(t.Context(), "base", cowcommon.VolumeOptions{}))
 	fill(t, b, "base", "base", []byte("base"))

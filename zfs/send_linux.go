@@ -69,7 +69,7 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 		err := b.zfs.run(ctx, process{args: append(args, staged+"@"+sealName), in: r, kill: true})
 		var lost *lostError
 		if errors.As(err, &lost) { // it does not end: others that are killed are no more
-			b.settleLater(lost, step{args: args, happened: b.isThere(staged), undo: discard})
+			b.settleLater(ctx, lost, step{args: args, happened: b.isThere(staged), undo: discard})
 		}
 		return err
 	}, func(staged string) error { return b.checkReceived(ctx, staged) })

@@ -213,9 +213,8 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 
 // destroySnapshot destroys the snapshot of a view, and waits a while for it if it is busy.
 func (b *Backend) destroySnapshot(snapshot string) error {
-	ctx := context.Background()
-	return poll.WhileBusy(ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
-		err = b.discard(ctx, snapshot)
+	return poll.WhileBusy(b.ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
+		err = b.discard(b.ctx, snapshot)
 		return isCommandError(err), err
 	})
 }

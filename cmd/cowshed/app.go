@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -49,8 +50,8 @@ const (
 )
 
 // with opens the existing store, calls do, and closes the store.
-func (a *app) with(do func(*store) error) (err error) {
-	s, err := a.open()
+func (a *app) with(ctx context.Context, do func(*store) error) (err error) {
+	s, err := a.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -60,11 +61,11 @@ func (a *app) with(do func(*store) error) (err error) {
 
 // open opens the store that is there, for reading alone where nothing can be written. An embedded store is mounted first
 // if need be.
-func (a *app) open() (*store, error) {
-	if err := a.checkDriver(); err != nil {
+func (a *app) open(ctx context.Context) (*store, error) {
+	if err := a.checkDriver(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.mountEmbedded(); err != nil {
+	if err := a.mountEmbedded(ctx); err != nil {
 		return nil, err
 	}
 	initialised, err := a.initialised()
@@ -74,29 +75,29 @@ func (a *app) open() (*store, error) {
 	if !initialised {
 		return nil, failf(errdefs.ErrNotFound, "there is no store in %s; make one with: cowshed init", a.root)
 	}
-	return a.openThere()
+	return a.openThere(ctx)
 }
 
 // openThere opens the store that is there, for reading alone where nothing can be written.
-func (a *app) openThere() (*store, error) {
-	s, err := a.openOrMake()
+func (a *app) openThere(ctx context.Context) (*store, error) {
+	s, err := a.openOrMake(ctx)
 	var cannotWrite *detect.ReadOnlyError
 	if !errors.As(err, &cannotWrite) {
 		return s, err
 	}
 	a.log.Info("opened for reading alone", "reason", cannotWrite)
-	return a.openDriver(true)
+	return a.openDriver(ctx, true)
 }
 
 // openOrMake opens the store, and makes missing parts of it.
-func (a *app) openOrMake() (*store, error) { return a.openDriver(false) }
+func (a *app) openOrMake(ctx context.Context) (*store, error) { return a.openDriver(ctx, false) }
 
-func (a *app) openDriver(readOnly bool) (*store, error) {
+func (a *app) openDriver(ctx context.Context, readOnly bool) (*store, error) {
 	root, err := realPath(a.root)
 	if err != nil {
 		return nil, err
 	}
-	opened, err := graphdriver.New(a.namedDriver(), graphdriver.Options{
+	opened, err := graphdriver.Open(ctx, a.namedDriver(), graphdriver.Options{
 		Root: root, DriverOptions: a.storageOpts, ReadOnly: readOnly, Logger: a.log,
 	})
 	if err != nil {
@@ -120,12 +121,12 @@ func (a *app) namedDriver() string {
 
 // checkDriver returns the error of New for the name of a driver that does not exist: with it there is no store to
 // look for, or to make.
-func (a *app) checkDriver() error {
+func (a *app) checkDriver(ctx context.Context) error {
 	name := a.namedDriver()
 	if name == "" || graphdriver.IsRegistered(name) {
 		return nil
 	}
-	_, err := graphdriver.New(name, graphdriver.Options{Root: a.root, Logger: a.log})
+	_, err := graphdriver.Open(ctx, name, graphdriver.Options{Root: a.root, Logger: a.log})
 	return err
 }
 
@@ -142,7 +143,7 @@ func realPath(path string) (string, error) {
 }
 
 // mountEmbedded mounts the embedded store, if there is one and it is not mounted, as after a reboot.
-func (a *app) mountEmbedded() error {
+func (a *app) mountEmbedded(ctx context.Context) error {
 	embedded, err := loopstore.At(a.root)
 	if err != nil {
 		return err
@@ -152,7 +153,7 @@ func (a *app) mountEmbedded() error {
 	if err != nil || state != loopstore.Detached {
 		return nil //nolint:nilerr // said above
 	}
-	mounted, err := embedded.Mount()
+	mounted, err := embedded.Mount(ctx)
 	if mounted {
 		a.log.Info("mounted the embedded store", "image", embedded.Image, "root", embedded.Root)
 	}

@@ -24,7 +24,7 @@ If it fails, the layer is left as far as it was filled.`,
 		Example: "  cowshed create copy --parent debian && cowshed diff web | cowshed apply copy",
 		Args:    usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(func(s *store) error { return s.apply(cmd, args) })
+			return a.with(cmd.Context(), func(s *store) error { return s.apply(cmd, args) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}

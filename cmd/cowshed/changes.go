@@ -59,7 +59,7 @@ each line ends in a zero byte instead.`,
 			if f.json && f.zero {
 				return usagef("--json and --null do not go together")
 			}
-			return a.with(func(s *store) error { return s.changes(cmd, args, f) })
+			return a.with(cmd.Context(), func(s *store) error { return s.changes(cmd, args, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 2, true),
 	}

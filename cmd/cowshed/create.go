@@ -38,7 +38,7 @@ size says (btrfs.size, zfs.size), unless --size says another.`,
 			if len(args) > 0 {
 				name = args[0]
 			}
-			return a.with(func(s *store) error { return s.create(cmd, name, f) })
+			return a.with(cmd.Context(), func(s *store) error { return s.create(cmd, name, f) })
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}

@@ -34,7 +34,7 @@ SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.`,
 			if f.output == "" && isTerminal(cmd.OutOrStdout()) {
 				return usagef("a tar is not for the terminal: use -o FILE, or a pipe")
 			}
-			return a.with(func(s *store) error { return s.diff(cmd, args, f) })
+			return a.with(cmd.Context(), func(s *store) error { return s.diff(cmd, args, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 2, true),
 	}

@@ -98,11 +98,11 @@ func (d *doctor) print(cmd *cobra.Command) error {
 
 func (d *doctor) run(ctx context.Context) {
 	d.privileges()
-	d.embedded()
-	d.filesystem()
+	d.embedded(ctx)
+	d.filesystem(ctx)
 
 	initialised, err := d.app.initialised()
-	if driverErr := d.app.checkDriver(); driverErr != nil {
+	if driverErr := d.app.checkDriver(ctx); driverErr != nil {
 		err = driverErr
 	}
 	switch {
@@ -116,7 +116,7 @@ func (d *doctor) run(ctx context.Context) {
 }
 
 // embedded looks at the store in an image file.
-func (d *doctor) embedded() {
+func (d *doctor) embedded(ctx context.Context) {
 	embedded, err := loopstore.At(d.app.root)
 	if err != nil {
 		d.add(fail, "embedded store", "", "%v", err)
@@ -133,7 +133,7 @@ func (d *doctor) embedded() {
 		d.add(ok, "embedded store", "", "%s is mounted on %s", embedded.Image, embedded.Root)
 		d.room(embedded)
 	default:
-		if _, err := embedded.Mount(); err != nil {
+		if _, err := embedded.Mount(ctx); err != nil {
 			d.add(fail, "embedded store", "", "%v", err)
 			return
 		}
@@ -162,7 +162,7 @@ func (d *doctor) room(embedded loopstore.Store) {
 	}
 }
 
-func (d *doctor) filesystem() {
+func (d *doctor) filesystem(ctx context.Context) {
 	f, err := detect.Probe(d.app.root)
 	if err != nil {
 		d.add(fail, "filesystem", "", "%v", err)
@@ -176,7 +176,7 @@ func (d *doctor) filesystem() {
 	if driver.Devices != nil {
 		d.findings = append(d.findings, driver.Devices(f)...)
 	}
-	err = driver.Usable(d.app.root)
+	err = driver.Usable(ctx, d.app.root)
 	var readOnly *detect.ReadOnlyError
 	if errors.As(err, &readOnly) {
 		d.add(fail, "filesystem", readOnly.Advice, "%s is on %s, which can only be read: %s", d.app.root, f, readOnly.Cause)
@@ -213,11 +213,9 @@ func (d *doctor) store(ctx context.Context) {
 	d.lockHolders()
 	// A warning of the driver while it opens is a finding too.
 	complaints := &complaints{}
-	log := slog.New(complaints)
-	previous := slog.Default()
-	slog.SetDefault(log)
-	s, err := d.app.openThere()
-	slog.SetDefault(previous)
+	app := *d.app
+	app.log = slog.New(complaints)
+	s, err := app.openThere(ctx)
 	for _, complaint := range complaints.all() {
 		d.add(warn, "layout", "", "%s", complaint)
 	}

@@ -71,7 +71,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	}
 	d.add(ok, "limits", "", "%s", limitsOf(c))
 	d.app.root = c.Root
-	d.filesystem()
+	d.filesystem(ctx)
 	h := hostCheck{d, c, f, d.app.globalFlags(cmd.Flags())}
 	if f.repair {
 		h.repairMetadata(cmd)

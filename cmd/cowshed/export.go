@@ -46,7 +46,7 @@ name, unless IMAGE or --name gives another. Docker, containerd and podman read t
 			if ref.Path == image.Stdio && isTerminal(cmd.OutOrStdout()) {
 				return usagef("a tar is not for the terminal: use a file, or a pipe")
 			}
-			return a.with(func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
+			return a.with(cmd.Context(), func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, true),
 	}

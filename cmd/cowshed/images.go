@@ -39,7 +39,7 @@ func newImagesCommand(a *app) *cobra.Command {
 		Short: "List images",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(func(s *store) error { return s.listImages(cmd, asJSON) })
+			return a.with(cmd.Context(), func(s *store) error { return s.listImages(cmd, asJSON) })
 		},
 	}
 	addJSON(cmd, &asJSON)
@@ -75,7 +75,7 @@ func newRmiCommand(a *app) *cobra.Command {
 lists layers that stay because of such a layer. Remove these later with cowshed rm.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(func(s *store) error { return s.rmi(cmd, args) })
+			return a.with(cmd.Context(), func(s *store) error { return s.rmi(cmd, args) })
 		},
 		ValidArgsFunction: completeImages(a, -1),
 	}

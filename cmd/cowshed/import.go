@@ -48,7 +48,7 @@ it is an image in a registry. A tar with the files of an image in it is an image
   cowshed import docker://registry.example/team/app:1.2 --platform linux/arm64`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(func(s *store) error { return s.importImage(cmd, args[0], f) })
+			return a.with(cmd.Context(), func(s *store) error { return s.importImage(cmd, args[0], f) })
 		},
 	}
 	flags := cmd.Flags()

@@ -94,7 +94,7 @@ func (a *app) init(cmd *cobra.Command, f initFlags) (err error) {
 
 // initStore makes and opens the store.
 func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*store, error) {
-	if err := a.checkDriver(); err != nil {
+	if err := a.checkDriver(cmd.Context()); err != nil {
 		return nil, err
 	}
 	embedded, err := loopstore.At(a.root)
@@ -110,7 +110,7 @@ func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*s
 		return nil, err
 	}
 	if state == loopstore.Absent && (initialised || !f.always) {
-		s, err := a.openOrMake()
+		s, err := a.openOrMake(cmd.Context())
 		switch {
 		case err == nil:
 			a.sayMade(s, initialised, f, result)
@@ -132,7 +132,7 @@ func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*s
 	}
 	result.Embedded = embedded.Image
 	result.sayEmbedded(embedded, made, f.size)
-	return a.openOrMake()
+	return a.openOrMake(cmd.Context())
 }
 
 func (a *app) sayMade(s *store, initialised bool, f initFlags, result *initResult) {
@@ -191,7 +191,7 @@ func (a *app) deinit(cmd *cobra.Command, yes bool) error {
 	if !yes {
 		return usagef("this deletes %s with all layers and images in it; to do so, add --yes", embedded.Image)
 	}
-	if err := embedded.Remove(); err != nil {
+	if err := embedded.Remove(cmd.Context()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "deleted %s\n", embedded.Image)
@@ -201,7 +201,7 @@ func (a *app) deinit(cmd *cobra.Command, yes bool) error {
 // deinitDirectories takes away an empty store that is not embedded.
 func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	home, root, driver := "", "", ""
-	err := a.with(func(s *store) error {
+	err := a.with(cmd.Context(), func(s *store) error {
 		home, root, driver = s.home(), s.root, s.driver.String()
 		layers, err := s.list(cmd.Context())
 		if err != nil {

@@ -28,7 +28,7 @@ quotas on, in the mode of the option btrfs.quota.`,
 					return err
 				}
 			}
-			return a.with(func(s *store) error { return s.limit(cmd, args[0], bytes) })
+			return a.with(cmd.Context(), func(s *store) error { return s.limit(cmd, args[0], bytes) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
@@ -75,7 +75,7 @@ func newUsageCommand(a *app) *cobra.Command {
 filesystem counts that, at no cost. Else it is the sum of the sizes of the files that were added or changed.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(func(s *store) error { return s.usage(cmd, args, asJSON) })
+			return a.with(cmd.Context(), func(s *store) error { return s.usage(cmd, args, asJSON) })
 		},
 		ValidArgsFunction: completeLayers(a, -1, true),
 	}

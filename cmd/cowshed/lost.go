@@ -58,10 +58,10 @@ func (f *lostFlags) with(cmd *cobra.Command, do func(*snapshotter.Snapshotter) e
 	if err != nil {
 		return err
 	}
-	if err := f.app.mountEmbedded(); err != nil {
+	if err := f.app.mountEmbedded(cmd.Context()); err != nil {
 		return err
 	}
-	return daemon.WithSnapshotter(c, f.app.log, do)
+	return daemon.WithSnapshotter(cmd.Context(), c, f.app.log, do)
 }
 
 func (f *lostFlags) newList() *cobra.Command {

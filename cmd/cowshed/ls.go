@@ -44,7 +44,7 @@ size of their own data, which is listed too. Names of images' layers are cut to 
 accept these too.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(func(s *store) error { return s.ls(cmd, f) })
+			return a.with(cmd.Context(), func(s *store) error { return s.ls(cmd, f) })
 		},
 	}
 	addJSON(cmd, &f.json)

@@ -35,7 +35,7 @@ Sealed layers and layers of images are mounted read-only.`,
 			if len(args) > 1 {
 				target = args[1]
 			}
-			return a.with(func(s *store) error { return s.mount(cmd, args[0], target, readOnly) })
+			return a.with(cmd.Context(), func(s *store) error { return s.mount(cmd, args[0], target, readOnly) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, true),
 	}
@@ -156,7 +156,7 @@ func newUnmountCommand(a *app) *cobra.Command {
 a slash in it is a directory. The directory TARGET stays, also where cowshed mount has made it.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(func(s *store) error { return s.unmount(cmd, args[0]) })
+			return a.with(cmd.Context(), func(s *store) error { return s.unmount(cmd, args[0]) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}

@@ -95,9 +95,7 @@ func completeImages(a *app, n int) cobra.CompletionFunc {
 // names lists names for completion, where an error means that there is nothing to offer. It opens no driver, which
 // would clean up, and mounts nothing.
 func (a *app) names(ctx context.Context, layers, images bool) []cobra.Completion {
-	if a.setUpQuiet(); ctx == nil {
-		ctx = context.Background()
-	}
+	a.setUpQuiet()
 	var names []cobra.Completion
 	if images {
 		list, _ := image.NewStore(filepath.Join(a.root, imagesDir), nil, a.log).List()

@@ -26,7 +26,7 @@ With --force, the command ignores layers that do not exist, and removes layers t
 The others stay complete, but cannot be compared with the removed layer afterwards.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(func(s *store) error { return s.rm(cmd, args, force) })
+			return a.with(cmd.Context(), func(s *store) error { return s.rm(cmd, args, force) })
 		},
 		ValidArgsFunction: completeLayers(a, -1, false),
 	}

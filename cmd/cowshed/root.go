@@ -136,7 +136,6 @@ func (a *app) setUp(cmd *cobra.Command) error {
 			return attr
 		},
 	}))
-	slog.SetDefault(a.log) // drivers log there
 	return nil
 }
 
@@ -144,5 +143,4 @@ func (a *app) setUp(cmd *cobra.Command) error {
 func (a *app) setUpQuiet() {
 	a.quiet = true
 	a.log = slog.New(slog.DiscardHandler)
-	slog.SetDefault(a.log)
 }

@@ -73,9 +73,8 @@ func (a *app) serve(cmd *cobra.Command, f *serveFlags) error {
 		return err
 	}
 	a.log = slog.New(handler)
-	slog.SetDefault(a.log) // drivers log there
 	a.root = c.Root
-	if err := a.mountEmbedded(); err != nil {
+	if err := a.mountEmbedded(cmd.Context()); err != nil {
 		return err
 	}
 	return daemon.Run(cmd.Context(), c, daemon.Options{Version: versionString(), Logger: a.log})

@@ -121,7 +121,7 @@ func (a *app) setupTarget(cmd *cobra.Command, target setup.Target, f *setupFlags
 		return err
 	}
 	if f.apply || f.undo {
-		if err := plan.Apply(); err != nil {
+		if err := plan.Apply(cmd.Context()); err != nil {
 			return err
 		}
 	}

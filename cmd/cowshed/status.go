@@ -15,7 +15,7 @@ func newStatusCommand(a *app) *cobra.Command {
 		Short: "Describe the store and its filesystem",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(func(s *store) error { return s.status(cmd, asJSON) })
+			return a.with(cmd.Context(), func(s *store) error { return s.status(cmd, asJSON) })
 		},
 	}
 	addJSON(cmd, &asJSON)

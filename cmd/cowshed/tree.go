@@ -22,7 +22,7 @@ func newTreeCommand(a *app) *cobra.Command {
 		Short: "Show which layers were made from which",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(func(s *store) error {
+			return a.with(cmd.Context(), func(s *store) error {
 				layers, err := s.list(cmd.Context())
 				if err != nil {
 					return err

@@ -155,7 +155,7 @@ func (v *observedView) Close() error {
 func observe(t *testing.T) (*cowdriver.Driver, *observed, string) {
 	t.Helper()
 	home := filepath.Join(testfs.Btrfs(t), "btrfs")
-	backend, err := btrfs.Open(home, btrfs.Options{})
+	backend, err := btrfs.Open(t.Context(), home, btrfs.Options{})
 	require.NoError(t, err)
 	o := &observed{Backend: backend}
 	d := cowdriver.New("btrfs", o, cowdriver.Options{})

@@ -24,15 +24,15 @@ type Registration struct {
 	Name string
 	// Filesystem is the filesystem's name for people.
 	Filesystem string
-	// Init opens the driver.
-	Init graphdriver.InitFunc
+	// Open opens the driver.
+	Open graphdriver.OpenFunc
 	// ParseOptions reads the driver's options, and returns those that every driver has.
 	ParseOptions func(options []string) (quota.Options, error)
 	// Names lists the names of probable layers, for the completion of command lines. It opens, locks, mounts and cleans up
 	// nothing.
 	Names func(ctx context.Context, home string, options []string) ([]string, error)
 	// Usable reports whether the driver can work at path: nil, or an error of the kinds that package detect describes.
-	Usable func(path string) error
+	Usable func(ctx context.Context, path string) error
 
 	// A driver may lack the following.
 
@@ -57,7 +57,7 @@ var registered struct {
 // Register makes a driver known to graphdriver.New and to programs. It is for init functions, and panics if the name is
 // taken.
 func Register(r Registration) {
-	if err := graphdriver.Register(r.Name, r.Init); err != nil {
+	if err := graphdriver.RegisterOpen(r.Name, r.Open); err != nil {
 		panic(err)
 	}
 	registered.Lock()

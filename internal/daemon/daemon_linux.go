@@ -43,7 +43,7 @@ func Run(ctx context.Context, c Config, opts Options) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	d, err := open(c, opts)
+	d, err := open(ctx, c, opts)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ type daemon struct {
 	snapshotter *snapshotter.Snapshotter
 }
 
-func open(c Config, opts Options) (_ *daemon, err error) {
+func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 	d := &daemon{config: c, opts: opts, log: opts.Logger}
 	if d.log == nil {
 		d.log = slog.Default()
@@ -83,13 +83,13 @@ func open(c Config, opts Options) (_ *daemon, err error) {
 		return nil, err
 	}
 	m := newMetrics(opts.Version)
-	sources, err := d.openServices(m)
+	sources, err := d.openServices(ctx, m)
 	if err != nil {
 		return nil, err
 	}
 	m.registry.MustRegister(newCollector(sources, c.Root, d.log))
 	m.limits(c)
-	if err := d.listen(); err != nil {
+	if err := d.listen(ctx); err != nil {
 		return nil, err
 	}
 	if d.listeners.metrics != nil {
@@ -129,8 +129,8 @@ func (d *daemon) lock() error {
 }
 
 // openServices opens the services that answer requests.
-func (d *daemon) openServices(m *metrics) ([]source, error) {
-	s, differ, err := d.openContainerd()
+func (d *daemon) openServices(ctx context.Context, m *metrics) ([]source, error) {
+	s, differ, err := d.openContainerd(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("containerd's volumes: %w", err)
 	}
@@ -145,7 +145,7 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 	sources := []source{s}
 
 	if d.config.DockerPlugin != "" {
-		d.docker = newDockerPlugin(d.config, m, d.log)
+		d.docker = newDockerPlugin(ctx, d.config, m, d.log)
 		d.closeLater(d.docker.adapter.Close)
 		d.docker.resume()
 		sources = append(sources, d.docker.source())
@@ -154,13 +154,13 @@ func (d *daemon) openServices(m *metrics) ([]source, error) {
 }
 
 // openContainerdDriver opens the driver for containerd's snapshots. The caller has locked the root.
-func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowdriver.Driver, err error) {
+func openContainerdDriver(ctx context.Context, c Config, log *slog.Logger) (dir string, driver *cowdriver.Driver, err error) {
 	root, err := filepath.EvalSymlinks(c.Root)
 	if err != nil {
 		return "", nil, err
 	}
 	dir = filepath.Join(root, containerdDir)
-	driver, err = openDriver(dir, c.Driver, c.driverOptions, user.IdentityMapping{}, log)
+	driver, err = openDriver(ctx, dir, c.Driver, c.driverOptions, user.IdentityMapping{}, log)
 	if err != nil {
 		return "", nil, err // and nothing is in the root that was not there
 	}
@@ -169,7 +169,7 @@ func openContainerdDriver(c Config, log *slog.Logger) (dir string, driver *cowdr
 }
 
 // newSnapshotter makes the snapshotter of a driver, which it closes if that fails.
-func newSnapshotter(c Config, dir string, driver *cowdriver.Driver, log *slog.Logger) (*snapshotter.Snapshotter, error) {
+func newSnapshotter(ctx context.Context, c Config, dir string, driver *cowdriver.Driver, log *slog.Logger) (*snapshotter.Snapshotter, error) {
 	options, err := cowdriver.ParseOptions(driver.String(), c.driverOptions(driver.String()))
 	if err != nil {
 		return nil, errors.Join(err, driver.Cleanup())
@@ -178,7 +178,7 @@ func newSnapshotter(c Config, dir string, driver *cowdriver.Driver, log *slog.Lo
 	if err != nil {
 		return nil, errors.Join(err, driver.Cleanup())
 	}
-	s, err := snapshotter.New(dir, driver.Backend(), snapshotter.Options{
+	s, err := snapshotter.New(ctx, dir, driver.Backend(), snapshotter.Options{
 		DefaultLimit: quota.Limit{Bytes: options.Size, Scope: options.Scope},
 		BuildLimit:   quota.Limit{Bytes: buildLimit, Scope: options.Scope},
 		Scope:        options.Scope,
@@ -192,15 +192,15 @@ func newSnapshotter(c Config, dir string, driver *cowdriver.Driver, log *slog.Lo
 }
 
 // openContainerd opens snapshotter and differ.
-func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
-	dir, driver, err := openContainerdDriver(d.config, d.log)
+func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Differ, error) {
+	dir, driver, err := openContainerdDriver(ctx, d.config, d.log)
 	if err != nil {
 		return source{}, nil, err
 	}
-	if d.snapshotter, err = newSnapshotter(d.config, dir, driver, d.log); err != nil {
+	if d.snapshotter, err = newSnapshotter(ctx, d.config, dir, driver, d.log); err != nil {
 		return source{}, nil, err
 	}
-	scrapes := newScrapes(driver.Backend(), d.config.StopTimeout.Duration)
+	scrapes := newScrapes(ctx, driver.Backend(), d.config.StopTimeout.Duration)
 	d.closeLater(func() error { return scrapes.close(d.snapshotter.Close) })
 	d.reportLost()
 	conn, err := connectContainerd(d.config.ContainerdAddress)
@@ -221,16 +221,16 @@ func (d *daemon) openContainerd() (source, *snapshotter.Differ, error) {
 }
 
 // listen makes the sockets that systemd has not passed on.
-func (d *daemon) listen() (err error) {
+func (d *daemon) listen(ctx context.Context) (err error) {
 	if len(d.listeners.containerd) == 0 {
-		l, err := unixsocket.Listen(d.config.Address)
+		l, err := unixsocket.Listen(ctx, d.config.Address)
 		if err != nil {
 			return err
 		}
 		d.listeners.containerd = []net.Listener{l}
 	}
 	if d.docker != nil && d.listeners.docker == nil {
-		if d.listeners.docker, err = d.docker.listen(); err != nil {
+		if d.listeners.docker, err = d.docker.listen(ctx); err != nil {
 			return err
 		}
 	}
@@ -239,7 +239,7 @@ func (d *daemon) listen() (err error) {
 		return err
 	}
 	if network == "unix" {
-		d.listeners.metrics, err = unixsocket.Listen(address)
+		d.listeners.metrics, err = unixsocket.Listen(ctx, address)
 		return err
 	}
 	d.listeners.metrics, err = net.Listen(network, address)

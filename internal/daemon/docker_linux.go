@@ -28,14 +28,15 @@ type dockerPlugin struct {
 	log     *slog.Logger
 	adapter *plugin.Adapter
 	handler *plugin.Handler
+	ctx     context.Context // of drivers being opened: a request under way is answered although serving ends
 
 	mu       sync.RWMutex
 	drivers  map[*dockerDriver]struct{} // open ones
 	compared cowcommon.CompareStats     // of those that were closed
 }
 
-func newDockerPlugin(c Config, m *metrics, log *slog.Logger) *dockerPlugin {
-	p := &dockerPlugin{config: c, log: log, drivers: make(map[*dockerDriver]struct{})}
+func newDockerPlugin(ctx context.Context, c Config, m *metrics, log *slog.Logger) *dockerPlugin {
+	p := &dockerPlugin{config: c, log: log, ctx: context.WithoutCancel(ctx), drivers: make(map[*dockerDriver]struct{})}
 	p.adapter = plugin.NewAdapter(p.open, plugin.AdapterOptions{
 		StateFile: filepath.Join(c.State, "docker-"+c.DockerPlugin+".json"),
 		Patience:  c.StopTimeout.Duration,
@@ -55,12 +56,12 @@ func (p *dockerPlugin) resume() {
 }
 
 // listen makes the socket where the engine looks for it, or the file that tells where the socket is.
-func (p *dockerPlugin) listen() (net.Listener, error) {
+func (p *dockerPlugin) listen(ctx context.Context) (net.Listener, error) {
 	path, err := p.config.dockerSocket()
 	if err != nil {
 		return nil, err
 	}
-	l, err := plugin.Listen(path)
+	l, err := plugin.Listen(ctx, path)
 	if err != nil || p.config.DockerSocket == "" {
 		return l, err
 	}
@@ -89,12 +90,12 @@ func (p *dockerPlugin) open(request plugin.InitRequest) (graphdriver.Driver, err
 		})
 		return append(own, request.Options...)
 	}
-	driver, err := openDriver(home, p.config.Driver, options, request.IDMap(), p.log)
+	driver, err := openDriver(p.ctx, home, p.config.Driver, options, request.IDMap(), p.log)
 	if err != nil {
 		return nil, err
 	}
 	p.log.Info("opened a graph driver for the engine", "driver", driver.String(), "home", home)
-	opened := &dockerDriver{Driver: driver, plugin: p, scrapes: newScrapes(driver.Backend(), p.config.StopTimeout.Duration)}
+	opened := &dockerDriver{Driver: driver, plugin: p, scrapes: newScrapes(p.ctx, driver.Backend(), p.config.StopTimeout.Duration)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drivers[opened] = struct{}{}

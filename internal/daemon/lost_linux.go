@@ -26,7 +26,7 @@ func (d *daemon) reportLost() {
 
 // WithSnapshotter calls f with the snapshotter of a daemon that does not run, which New brings into order first.
 // Returns errdefs.ErrFailedPrecondition if the daemon runs.
-func WithSnapshotter(c Config, log *slog.Logger, f func(*snapshotter.Snapshotter) error) (err error) {
+func WithSnapshotter(ctx context.Context, c Config, log *slog.Logger, f func(*snapshotter.Snapshotter) error) (err error) {
 	if err := c.Validate(); err != nil {
 		return err
 	}
@@ -35,11 +35,11 @@ func WithSnapshotter(c Config, log *slog.Logger, f func(*snapshotter.Snapshotter
 		return err
 	}
 	defer func() { err = errors.Join(err, flock.Release(lock)) }()
-	dir, driver, err := openContainerdDriver(c, log)
+	dir, driver, err := openContainerdDriver(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	s, err := newSnapshotter(c, dir, driver, log)
+	s, err := newSnapshotter(ctx, c, dir, driver, log)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func Repair(ctx context.Context, c Config, log *slog.Logger) (_ *snapshotter.Rep
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, flock.Release(lock)) }()
-	dir, driver, err := openContainerdDriver(c, log)
+	dir, driver, err := openContainerdDriver(ctx, c, log)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // WithSnapshotter says that this platform has none.
-func WithSnapshotter(Config, *slog.Logger, func(*snapshotter.Snapshotter) error) error {
+func WithSnapshotter(context.Context, Config, *slog.Logger, func(*snapshotter.Snapshotter) error) error {
 	return fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
 }
 

@@ -23,8 +23,8 @@ type scrapes struct {
 	active sync.WaitGroup
 }
 
-func newScrapes(b cowcommon.Backend, patience time.Duration) *scrapes {
-	ctx, cancel := context.WithCancel(context.Background())
+func newScrapes(ctx context.Context, b cowcommon.Backend, patience time.Duration) *scrapes {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // metrics are answered until the backend is closed
 	return &scrapes{backend: b, patience: patience, ctx: ctx, cancel: cancel}
 }
 

@@ -24,7 +24,7 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 	c := testConfig(t)
 	c.DockerPlugin = "cowshed-test"
 	c.StopTimeout.Duration = 100 * time.Millisecond
-	p := newDockerPlugin(c, newMetrics("test"), slog.New(slog.DiscardHandler))
+	p := newDockerPlugin(t.Context(), c, newMetrics("test"), slog.New(slog.DiscardHandler))
 	open := func(home string) graphdriver.Driver {
 		driver, err := p.open(plugin.InitRequest{Home: filepath.Join(filepath.Dir(c.Root), home)})
 		require.NoError(t, err)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,7 +19,7 @@ import (
 // openDriver opens a storage driver in dir, in a directory of the driver's name. The name "auto" stands for the
 // driver with volumes there, else for the driver that fits the filesystem. options returns the options of a driver by
 // its name.
-func openDriver(dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (_ *cowdriver.Driver, err error) {
+func openDriver(ctx context.Context, dir, name string, options func(driver string) []string, idMap user.IdentityMapping, log *slog.Logger) (_ *cowdriver.Driver, err error) {
 	_, statErr := os.Lstat(dir)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
@@ -40,13 +41,13 @@ func openDriver(dir, name string, options func(driver string) []string, idMap us
 	if name == autoDriver {
 		name = ""
 		config.DriverOptionsFor = func(driver string) []string {
-			if r, ok := cowdriver.Lookup(driver); ok && r.Usable(filepath.Join(dir, driver)) != nil {
+			if r, ok := cowdriver.Lookup(driver); ok && r.Usable(ctx, filepath.Join(dir, driver)) != nil {
 				return nil // some may be another driver's, and it is to say why it cannot work
 			}
 			return options(driver)
 		}
 	}
-	opened, err := graphdriver.New(name, config)
+	opened, err := graphdriver.Open(ctx, name, config)
 	if err != nil {
 		return nil, err
 	}

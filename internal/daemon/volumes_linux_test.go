@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,16 +23,16 @@ func TestAutoOpensOnce(t *testing.T) {
 	var opened [][]string
 	cowdriver.Register(cowdriver.Registration{
 		Name: "another", Filesystem: "another",
-		Init: func(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
+		Open: func(_ context.Context, home string, options []string, idMap user.IdentityMapping, _ *slog.Logger) (graphdriver.Driver, error) {
 			opened = append(opened, options)
 			return btrfs.Init(home, nil, idMap)
 		},
 		ParseOptions: func([]string) (quota.Options, error) { return quota.Options{}, nil },
-		Usable:       func(string) error { return nil },
+		Usable:       func(context.Context, string) error { return nil },
 	})
 	dir := filepath.Join(testfs.Btrfs(t), "root")
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "another", "earlier"), 0o755))
-	driver, err := openDriver(dir, autoDriver, func(driver string) []string { return []string{driver + ".size=1G"} },
+	driver, err := openDriver(t.Context(), dir, autoDriver, func(driver string) []string { return []string{driver + ".size=1G"} },
 		user.IdentityMapping{}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, driver.Cleanup())

@@ -5,17 +5,20 @@
 package flock
 
 import (
+	"context"
 	"errors"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Shared locks a file together with others who lock it shared. It waits while someone has it locked exclusively.
-func Shared(f *os.File) error { return wrap(f, flock(f, unix.LOCK_SH)) }
+// Shared locks a file together with others who lock it shared. It waits while someone has it locked exclusively, until
+// ctx ends.
+func Shared(ctx context.Context, f *os.File) error { return wait(ctx, f, unix.LOCK_SH) }
 
-// Exclusive locks a file for its caller alone. It waits while someone else has it locked.
-func Exclusive(f *os.File) error { return wrap(f, flock(f, unix.LOCK_EX)) }
+// Exclusive locks a file for its caller alone. It waits while someone else has it locked, until ctx ends.
+func Exclusive(ctx context.Context, f *os.File) error { return wait(ctx, f, unix.LOCK_EX) }
 
 // TryShared is Shared without waiting: ok is false if someone has the file locked exclusively.
 func TryShared(f *os.File) (ok bool, err error) { return try(f, unix.LOCK_SH) }
@@ -32,6 +35,24 @@ func Release(f *os.File) error {
 	_ = Unlock(f)
 	return f.Close()
 }
+
+// wait tries again and again: nothing but a signal ends a flock(2) that waits in the kernel.
+func wait(ctx context.Context, f *os.File, how int) error {
+	for pause := time.Millisecond; ; pause = min(2*pause, longestPause) {
+		ok, err := try(f, how)
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return wrap(f, context.Cause(ctx))
+		}
+	}
+}
+
+// longestPause is how late a lock that has become free is taken at most.
+const longestPause = 20 * time.Millisecond
 
 func try(f *os.File, how int) (ok bool, err error) {
 	err = flock(f, how|unix.LOCK_NB)

@@ -1,6 +1,7 @@
 package flock
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -40,13 +41,13 @@ func TestTry(t *testing.T) {
 
 // TestWaits: a goroutine that waits for a lock gets it when it is given up, and not before.
 func TestWaits(t *testing.T) {
-	for name, lock := range map[string]func(*os.File) error{"shared": Shared, "exclusive": Exclusive} {
+	for name, lock := range map[string]func(context.Context, *os.File) error{"shared": Shared, "exclusive": Exclusive} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "file")
 			one, other := open(t, path), open(t, path)
-			require.NoError(t, Exclusive(one))
+			require.NoError(t, Exclusive(t.Context(), one))
 			got := make(chan error, 1)
-			go func() { got <- lock(other) }()
+			go func() { got <- lock(t.Context(), other) }()
 			select {
 			case err := <-got:
 				t.Fatalf("locked beside an exclusive lock: %v", err)
@@ -58,12 +59,26 @@ func TestWaits(t *testing.T) {
 	}
 }
 
+// TestWaitEnds has the wait for a lock end with its context, and others get the lock afterwards.
+func TestWaitEnds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	one, other := open(t, path), open(t, path)
+	require.NoError(t, Exclusive(t.Context(), one))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+	defer cancel()
+	for _, lock := range []func(context.Context, *os.File) error{Shared, Exclusive} {
+		require.ErrorIs(t, lock(ctx, other), context.DeadlineExceeded)
+	}
+	require.NoError(t, Unlock(one))
+	assertTry(t, true, TryExclusive, one)
+}
+
 // TestReleaseBesideFork releases a lock while the open file lives on elsewhere. It does so in a forked child that has
 // not executed its program yet.
 func TestReleaseBesideFork(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	one, other := open(t, path), open(t, path)
-	require.NoError(t, Exclusive(one))
+	require.NoError(t, Exclusive(t.Context(), one))
 	forked, err := unix.Dup(int(one.Fd()))
 	require.NoError(t, err)
 	defer unix.Close(forked)
@@ -74,8 +89,7 @@ func TestReleaseBesideFork(t *testing.T) {
 func TestErrors(t *testing.T) {
 	f := open(t, filepath.Join(t.TempDir(), "file"))
 	require.NoError(t, f.Close())
-	for _, lock := range []func(*os.File) error{Shared, Exclusive, Unlock} {
-		err := lock(f)
+	for _, err := range []error{Shared(t.Context(), f), Exclusive(t.Context(), f), Unlock(f)} {
 		assert.ErrorIs(t, err, unix.EBADF)
 		assert.ErrorContains(t, err, f.Name())
 	}

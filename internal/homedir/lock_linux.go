@@ -1,6 +1,7 @@
 package homedir
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -13,24 +14,24 @@ import (
 // Lock locks a home, which every process that has it open holds shared. A process that is alone first calls alone,
 // which may remove temporary files: others wait for its end. The caller releases the file with flock.Release. Lock
 // may return a file with an error too.
-func Lock(home string, alone func() error) (lock *os.File, err error) {
+func Lock(ctx context.Context, home string, alone func(context.Context) error) (lock *os.File, err error) {
 	lock, err = os.OpenFile(LockFile(home), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	isAlone, err := flock.TryExclusive(lock)
 	if isAlone {
-		err = alone()
+		err = alone(ctx)
 	}
 	if err != nil {
 		return lock, err
 	}
-	return lock, flock.Shared(lock)
+	return lock, flock.Shared(ctx, lock)
 }
 
 // LockToRead locks a home that is only read, so that nobody removes files in use there as left over. If there is no lock
 // file, since only other programs have had the home open, LockToRead makes none and the file is nil.
-func LockToRead(home string) (lock *os.File, err error) {
+func LockToRead(ctx context.Context, home string) (lock *os.File, err error) {
 	lock, err = os.OpenFile(LockFile(home), unix.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -38,5 +39,5 @@ func LockToRead(home string) (lock *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return lock, flock.Shared(lock)
+	return lock, flock.Shared(ctx, lock)
 }

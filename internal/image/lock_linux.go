@@ -23,31 +23,12 @@ func openLock(path string, flag int) (*lock, error) {
 	return &lock{f}, nil
 }
 
-// shared waits until no one holds the lock exclusively. If ctx ends before, the lock is lost and closed.
+// shared waits until no one holds the lock exclusively, or ctx ends.
 func (l *lock) shared(ctx context.Context) error {
 	if l.f == nil {
 		return nil
 	}
-	if ok, err := flock.TryShared(l.f); ok || err != nil {
-		return err
-	}
-	// flock cannot be interrupted. The goroutine that waits for it ends when the other process lets go.
-	done := make(chan error, 1)
-	f := l.f
-	go func() {
-		done <- flock.Shared(f)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		l.f = nil
-		go func() {
-			<-done //nolint:errcheck // the lock is of no use any more
-			_ = flock.Release(f)
-		}()
-		return ctx.Err()
-	}
+	return flock.Shared(ctx, l.f)
 }
 
 // exclusive takes the lock for its holder alone. errLocked: someone else has it.

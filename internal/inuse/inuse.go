@@ -43,9 +43,9 @@ type entry[R any] struct {
 
 // Acquire counts one more use of name, and opens it if it is the first. It waits while name is claimed.
 func (t *Table[R]) Acquire(ctx context.Context, name string, k Kind, open func() (R, error)) (R, error) {
-	e, err := t.lockIdle(ctx, name)
-	if err != nil {
-		return *new(R), err
+	e, ok := t.lockIdle(ctx.Done(), name)
+	if !ok {
+		return *new(R), context.Cause(ctx)
 	}
 	if e != nil {
 		defer t.mu.Unlock()
@@ -68,12 +68,10 @@ func (t *Table[R]) Acquire(ctx context.Context, name string, k Kind, open func()
 	return resource, nil
 }
 
-// Release ends one use of name, and closes it if it was the last. Without such a use it does nothing.
+// Release ends one use of name, and closes it if it was the last. Without such a use it does nothing. It waits while name
+// is claimed, for as long as that takes: a use that is not given back is never claimed.
 func (t *Table[R]) Release(name string, k Kind, close func(R) error) error {
-	e, err := t.lockIdle(context.Background(), name)
-	if err != nil {
-		return err
-	}
+	e, _ := t.lockIdle(nil, name)
 	if e == nil || e.uses[k] == 0 {
 		t.mu.Unlock()
 		return nil
@@ -87,7 +85,7 @@ func (t *Table[R]) Release(name string, k Kind, close func(R) error) error {
 	e.busy = true
 	t.mu.Unlock()
 
-	err = close(e.resource)
+	err := close(e.resource)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.drop(name, e)
@@ -98,9 +96,9 @@ func (t *Table[R]) Release(name string, k Kind, close func(R) error) error {
 // Returns errdefs.ErrFailedPrecondition if name is held or viewed.
 func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err error) {
 	for {
-		e, err := t.lockIdle(ctx, name)
-		if err != nil {
-			return nil, err
+		e, ok := t.lockIdle(ctx.Done(), name)
+		if !ok {
+			return nil, context.Cause(ctx)
 		}
 		if e == nil {
 			break
@@ -113,8 +111,8 @@ func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err 
 		if uses[Held] > 0 {
 			return nil, fmt.Errorf("volume %s is in use (mounts: %d): %w", name, uses[Held], errdefs.ErrFailedPrecondition)
 		}
-		if err := wait(ctx, changed); err != nil {
-			return nil, err
+		if !wait(ctx.Done(), changed) {
+			return nil, context.Cause(ctx)
 		}
 	}
 	e := t.reserve(name)
@@ -164,28 +162,29 @@ func (t *Table[R]) CloseAll(close func(name string, resource R) error) error {
 }
 
 // lockIdle waits until name is neither claimed nor changing, and returns its entry, nil if it is not in use,
-// with t.mu locked.
-func (t *Table[R]) lockIdle(ctx context.Context, name string) (*entry[R], error) {
+// with t.mu locked. If done is closed before that, ok is false and t.mu is not locked.
+func (t *Table[R]) lockIdle(done <-chan struct{}, name string) (idle *entry[R], ok bool) {
 	for {
 		t.mu.Lock()
 		e := t.entries[name]
 		if e == nil || !e.busy {
-			return e, nil
+			return e, true
 		}
 		changed := e.changed
 		t.mu.Unlock()
-		if err := wait(ctx, changed); err != nil {
-			return nil, err
+		if !wait(done, changed) {
+			return nil, false
 		}
 	}
 }
 
-func wait(ctx context.Context, changed <-chan struct{}) error {
+// wait reports whether changed was closed, and not done.
+func wait(done, changed <-chan struct{}) bool {
 	select {
 	case <-changed:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+		return true
+	case <-done:
+		return false
 	}
 }
 

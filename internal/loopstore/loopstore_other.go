@@ -21,7 +21,7 @@ func (s Store) Make(context.Context, uint64, bool) (Made, error) { return Made{}
 func (s Store) Room() (Room, error) { return Room{}, errOtherSystem }
 
 // Mount does not work on this system.
-func (s Store) Mount() (bool, error) { return false, errOtherSystem }
+func (s Store) Mount(context.Context) (bool, error) { return false, errOtherSystem }
 
 // Remove does not work on this system.
-func (s Store) Remove() error { return errOtherSystem }
+func (s Store) Remove(context.Context) error { return errOtherSystem }

@@ -1,6 +1,7 @@
 package loopstore
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"sync"
@@ -25,7 +26,7 @@ func newStoreOn(t *testing.T, size string) Store {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		if state, err := s.State(); err == nil && state != Absent {
-			assert.NoError(t, s.Remove())
+			assert.NoError(t, s.Remove(context.Background()))
 		}
 	})
 	return s
@@ -120,7 +121,7 @@ func TestLockEndsWithItsHolder(t *testing.T) {
 	_, err := s.Make(t.Context(), MinSize, false)
 	require.NoError(t, err)
 	require.NoError(t, unix.Unmount(s.Root, 0))
-	held, err := s.openLocked()
+	held, err := s.openLocked(t.Context())
 	require.NoError(t, err)
 	require.NoError(t, s.mount())
 	require.NoError(t, held.Close(), "as when the process ends")
@@ -142,7 +143,7 @@ func TestMountReadOnly(t *testing.T) {
 	require.NoError(t, unix.Mount("", host, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	t.Cleanup(func() { assert.NoError(t, unix.Mount("", host, "", unix.MS_REMOUNT, "")) })
 
-	mounted, err := s.Mount()
+	mounted, err := s.Mount(t.Context())
 	require.NoError(t, err)
 	assert.True(t, mounted)
 	requireState(t, s, Mounted)

@@ -128,7 +128,7 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 			return Made{}, fmt.Errorf("loopstore: make %s: %w", s.Image, err)
 		}
 	}
-	image, err := s.openLocked()
+	image, err := s.openLocked(ctx)
 	if err != nil {
 		return Made{}, fmt.Errorf("loopstore: %w", err)
 	}
@@ -149,13 +149,13 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 // openLocked opens the image and locks it, so that it is attached, made larger and deleted by one process at a time.
 // The caller releases it with flock.Release. The lock is on the image that has the name, not on an image that had it
 // when it was opened.
-func (s Store) openLocked() (*os.File, error) {
+func (s Store) openLocked(ctx context.Context) (*os.File, error) {
 	for {
 		f, _, err := s.openImageToUse()
 		if err != nil {
 			return nil, err
 		}
-		if err := flock.Exclusive(f); err != nil {
+		if err := flock.Exclusive(ctx, f); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
 		same, err := isCurrent(f, s.Image)
@@ -212,7 +212,7 @@ func (s Store) makeImage(ctx context.Context, size uint64) (made bool, err error
 	if err := s.removeStale(); err != nil {
 		return false, err
 	}
-	f, err := s.createPartial()
+	f, err := s.createPartial(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -257,13 +257,13 @@ func runMkfs(ctx context.Context, mkfs, file string) (err error) {
 
 // createPartial makes the file for an incomplete image, and locks it. Before it is locked, another process may take
 // it for left over.
-func (s Store) createPartial() (*os.File, error) {
+func (s Store) createPartial(ctx context.Context) (*os.File, error) {
 	for {
 		f, err := os.CreateTemp(filepath.Dir(s.Image), filepath.Base(s.Image)+partialMark)
 		if err != nil {
 			return nil, err
 		}
-		err = flock.Exclusive(f)
+		err = flock.Exclusive(ctx, f)
 		same := false
 		if err == nil {
 			same, err = isCurrent(f, f.Name())
@@ -357,8 +357,8 @@ func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool
 
 // Mount mounts the image on the directory, if it is not mounted there, read-only if the image can only be read. It
 // reports whether it did so. Returns fs.ErrNotExist if there is no image.
-func (s Store) Mount() (mounted bool, err error) {
-	image, err := s.openLocked()
+func (s Store) Mount(ctx context.Context) (mounted bool, err error) {
+	image, err := s.openLocked(ctx)
 	if err != nil {
 		return false, fmt.Errorf("loopstore: mount: %w", err)
 	}
@@ -409,8 +409,8 @@ func (s Store) mount() error {
 // Remove unmounts the store and deletes the image with all that is in it, and the directory if it is empty. Returns
 // errdefs.ErrFailedPrecondition if the store is in use, or if this package did not make the image. Returns
 // fs.ErrNotExist if there is no image.
-func (s Store) Remove() error {
-	f, err := s.openLocked()
+func (s Store) Remove(ctx context.Context) error {
+	f, err := s.openLocked(ctx)
 	if err != nil {
 		return fmt.Errorf("loopstore: remove: %w", err)
 	}

@@ -28,7 +28,7 @@ func newStore(t *testing.T) Store {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		if state, err := s.State(); err == nil && state != Absent {
-			assert.NoError(t, s.Remove())
+			assert.NoError(t, s.Remove(context.Background()))
 		}
 	})
 	return s
@@ -53,17 +53,17 @@ func TestMakeMountRemove(t *testing.T) {
 
 	require.NoError(t, unix.Unmount(s.Root, 0), "as after a start of the machine")
 	requireState(t, s, Detached)
-	mounted, err := s.Mount()
+	mounted, err := s.Mount(t.Context())
 	require.NoError(t, err)
 	assert.True(t, mounted)
 	data, err := os.ReadFile(file)
 	require.NoError(t, err)
 	assert.Equal(t, "kept", string(data))
-	mounted, err = s.Mount()
+	mounted, err = s.Mount(t.Context())
 	require.NoError(t, err)
 	assert.False(t, mounted, "it is mounted")
 
-	require.NoError(t, s.Remove())
+	require.NoError(t, s.Remove(t.Context()))
 	assert.NoFileExists(t, s.Image)
 	assert.NoDirExists(t, s.Root)
 	requireState(t, s, Absent)
@@ -161,9 +161,9 @@ func TestForeignImages(t *testing.T) {
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 			_, err = s.Make(t.Context(), MinSize, false)
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-			_, err = s.Mount()
+			_, err = s.Mount(t.Context())
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-			require.ErrorIs(t, s.Remove(), errdefs.ErrFailedPrecondition)
+			require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
 
 			after, err := os.Lstat(s.Image)
 			require.NoError(t, err)
@@ -178,7 +178,7 @@ func TestForeignImages(t *testing.T) {
 		require.NoError(t, os.Symlink(target, s.Image))
 		_, err := s.Make(t.Context(), MinSize, false)
 		require.Error(t, err)
-		require.Error(t, s.Remove())
+		require.Error(t, s.Remove(t.Context()))
 		assert.FileExists(t, target)
 	})
 }
@@ -192,14 +192,14 @@ func TestRemoveInUse(t *testing.T) {
 		f, err := os.Create(filepath.Join(s.Root, "file"))
 		require.NoError(t, err)
 		defer f.Close()
-		require.ErrorIs(t, s.Remove(), errdefs.ErrFailedPrecondition)
+		require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
 		requireState(t, s, Mounted)
 	})
 	t.Run("mounted elsewhere too", func(t *testing.T) {
 		elsewhere := t.TempDir()
 		require.NoError(t, unix.Mount(s.Root, elsewhere, "", unix.MS_BIND, ""))
 		defer func() { assert.NoError(t, unix.Unmount(elsewhere, 0)) }()
-		require.ErrorIs(t, s.Remove(), errdefs.ErrFailedPrecondition)
+		require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
 		requireState(t, s, Mounted)
 	})
 }
@@ -215,7 +215,7 @@ func TestMountIsDoneOnce(t *testing.T) {
 	for i := range mounted {
 		group.Go(func() {
 			var err error
-			mounted[i], err = s.Mount()
+			mounted[i], err = s.Mount(t.Context())
 			assert.NoError(t, err)
 		})
 	}
@@ -231,7 +231,7 @@ func TestMountIsDoneOnce(t *testing.T) {
 
 func TestMountNothing(t *testing.T) {
 	s := newStore(t)
-	_, err := s.Mount()
+	_, err := s.Mount(t.Context())
 	require.ErrorIs(t, err, fs.ErrNotExist)
-	require.ErrorIs(t, s.Remove(), fs.ErrNotExist)
+	require.ErrorIs(t, s.Remove(t.Context()), fs.ErrNotExist)
 }

@@ -2,6 +2,7 @@ package setup
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,12 +15,12 @@ import (
 )
 
 // Apply carries out the plan, all of it or nothing. Returns errdefs.ErrAborted if a file has changed since the plan
-// was made.
-func (p *Plan) Apply() error {
+// was made. While another process sets up the same, Apply waits, until ctx ends.
+func (p *Plan) Apply(ctx context.Context) error {
 	if len(p.Changes)+len(p.sweep) == 0 {
 		return nil
 	}
-	unlock, err := lock(existingDir(p.lockDir))
+	unlock, err := lock(ctx, existingDir(p.lockDir))
 	if err != nil {
 		return err
 	}

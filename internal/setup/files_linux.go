@@ -1,6 +1,7 @@
 package setup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,12 +15,12 @@ import (
 )
 
 // lock keeps others from changing configurations in a directory.
-func lock(dir string) (unlock func(), err error) {
+func lock(ctx context.Context, dir string) (unlock func(), err error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := flock.Exclusive(d); err != nil {
+	if err := flock.Exclusive(ctx, d); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return func() { _ = flock.Release(d) }, nil // all is done, and the lock ends with the process at the latest

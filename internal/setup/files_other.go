@@ -3,6 +3,7 @@
 package setup
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-func lock(string) (func(), error) {
+func lock(context.Context, string) (func(), error) {
 	return nil, fmt.Errorf("set-up of a host: %w: it needs Linux", errdefs.ErrNotImplemented)
 }
 

@@ -59,7 +59,7 @@ func (h testHost) apply(target Target) *Plan {
 	p, err := New(target, h.Host)
 	require.NoError(h.t, err)
 	require.NotEmpty(h.t, p.Changes)
-	require.NoError(h.t, p.Apply())
+	require.NoError(h.t, p.Apply(h.t.Context()))
 	again, err := New(target, h.Host)
 	require.NoError(h.t, err)
 	require.Empty(h.t, again.Changes)
@@ -71,7 +71,7 @@ func (h testHost) undo(target Target) {
 	p, err := Undo(target, h.Host)
 	require.NoError(h.t, err)
 	require.NotEmpty(h.t, p.Changes)
-	require.NoError(h.t, p.Apply())
+	require.NoError(h.t, p.Apply(h.t.Context()))
 	again, err := Undo(target, h.Host)
 	require.NoError(h.t, err)
 	require.Empty(h.t, again.Changes)
@@ -110,7 +110,7 @@ func (h testHost) refuses(target Target, says ...string) {
 	before := h.tree()
 	p, err := New(target, h.Host)
 	if err == nil {
-		err = p.Apply()
+		err = p.Apply(t.Context())
 	}
 	require.ErrorIs(h.t, err, errdefs.ErrFailedPrecondition)
 	for _, text := range says {
@@ -204,7 +204,7 @@ func TestReference(t *testing.T) {
 	h.Engine = "20.10"
 	p, err := New(Docker, h.Host)
 	require.NoError(t, err)
-	require.NoError(t, p.Apply())
+	require.NoError(t, p.Apply(t.Context()))
 	shown("json", h.DockerConfig, "")
 	shown("toml", h.CowshedConfig, "")
 }
@@ -371,7 +371,7 @@ func TestDocker(t *testing.T) {
 			before := h.tree()
 			p, err := New(Docker, h.Host)
 			require.NoError(t, err)
-			require.NoError(t, p.Apply())
+			require.NoError(t, p.Apply(t.Context()))
 			assert.Equal(t, c.want, h.read(h.DockerConfig))
 			if c.cowshed != "" {
 				assert.Equal(t, c.cowshed, h.read(h.CowshedConfig))
@@ -627,7 +627,7 @@ func TestReadOnly(t *testing.T) {
 	before := h.tree()
 	p, err := Undo(Containerd, h.Host)
 	require.NoError(t, err)
-	require.ErrorIs(t, p.Apply(), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, p.Apply(t.Context()), errdefs.ErrFailedPrecondition)
 	assert.Equal(t, before, h.tree())
 }
 
@@ -639,7 +639,7 @@ func TestChangedMeanwhile(t *testing.T) {
 	require.NoError(t, err)
 	h.write("containerd/config.toml", fullVersion2+"#\n")
 	before := h.tree()
-	require.ErrorIs(t, p.Apply(), errdefs.ErrAborted)
+	require.ErrorIs(t, p.Apply(t.Context()), errdefs.ErrAborted)
 	assert.Equal(t, before, h.tree())
 }
 
@@ -656,7 +656,7 @@ func TestAtOnce(t *testing.T) {
 				p, err = Undo(Containerd, h.Host)
 			}
 			if err == nil {
-				err = p.Apply()
+				err = p.Apply(t.Context())
 			}
 			done <- err
 		}()
@@ -668,7 +668,7 @@ func TestAtOnce(t *testing.T) {
 	}
 	p, err := New(Containerd, h.Host)
 	require.NoError(t, err)
-	require.NoError(t, p.Apply())
+	require.NoError(t, p.Apply(t.Context()))
 	h.undo(Containerd)
 	assert.Equal(t, before, h.tree())
 }
@@ -693,7 +693,7 @@ func FuzzSetup(f *testing.F) {
 				require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 				continue
 			}
-			require.NoError(t, p.Apply())
+			require.NoError(t, p.Apply(t.Context()))
 			again, err := New(target, h.Host)
 			require.NoError(t, err)
 			require.Empty(t, again.Changes)
@@ -702,7 +702,7 @@ func FuzzSetup(f *testing.F) {
 		for _, target := range done {
 			p, err := Undo(target, h.Host)
 			require.NoError(t, err)
-			require.NoError(t, p.Apply())
+			require.NoError(t, p.Apply(t.Context()))
 		}
 		require.Equal(t, before, h.tree())
 	})

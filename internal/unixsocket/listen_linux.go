@@ -21,16 +21,16 @@ import (
 // the listener removes it.
 //
 // A socket that a process left behind is replaced. Returns errdefs.ErrAlreadyExists if a process listens at it, and
-// errdefs.ErrFailedPrecondition if path is not a socket.
-func Listen(path string) (net.Listener, error) {
-	l, err := listen(path)
+// errdefs.ErrFailedPrecondition if path is not a socket. It gives up when ctx ends.
+func Listen(ctx context.Context, path string) (net.Listener, error) {
+	l, err := listen(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	return l, nil
 }
 
-func listen(path string) (_ net.Listener, err error) {
+func listen(ctx context.Context, path string) (_ net.Listener, err error) {
 	path, err = filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -38,20 +38,20 @@ func listen(path string) (_ net.Listener, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(filepath.Dir(path))
+	unlock, err := lockDir(ctx, filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if err := checkUnused(path); err != nil {
+	if err := checkUnused(ctx, path); err != nil {
 		return nil, err
 	}
-	return listenPrivately(path)
+	return listenPrivately(ctx, path)
 }
 
 // listenPrivately makes the socket in a directory that only the owner can enter, so that nobody else can connect at
 // any moment. Then it moves the socket to its place, where it replaces an existing file.
-func listenPrivately(path string) (_ net.Listener, err error) {
+func listenPrivately(ctx context.Context, path string) (_ net.Listener, err error) {
 	private, err := os.MkdirTemp(filepath.Dir(path), ".new-")
 	if err != nil {
 		return nil, err
@@ -75,7 +75,8 @@ func listenPrivately(path string) (_ net.Listener, err error) {
 		return nil, errors.Join(err, unixListener.Close())
 	}
 	l := &listener{UnixListener: unixListener, path: path}
-	l.close = sync.OnceValue(func() error { return errors.Join(unixListener.Close(), removeSocket(path, own)) })
+	ctx = context.WithoutCancel(ctx) // the socket goes with the listener, long after it was made
+	l.close = sync.OnceValue(func() error { return errors.Join(unixListener.Close(), removeSocket(ctx, path, own)) })
 	return l, nil
 }
 
@@ -91,7 +92,7 @@ func (l *listener) Close() error { return l.close() }
 func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
 // checkUnused reports whether a socket may be made at path.
-func checkUnused(path string) error {
+func checkUnused(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -102,7 +103,7 @@ func checkUnused(path string) error {
 	if info.Mode().Type() != fs.ModeSocket {
 		return fmt.Errorf("it exists and is not a socket: %w", errdefs.ErrFailedPrecondition)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	switch {
@@ -116,8 +117,8 @@ func checkUnused(path string) error {
 }
 
 // removeSocket removes the socket at path if it is the given one and not another's since.
-func removeSocket(path string, own os.FileInfo) error {
-	unlock, err := lockDir(filepath.Dir(path))
+func removeSocket(ctx context.Context, path string, own os.FileInfo) error {
+	unlock, err := lockDir(ctx, filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -136,12 +137,12 @@ func removeSocket(path string, own os.FileInfo) error {
 }
 
 // lockDir keeps other processes that do the same from making and removing sockets in dir.
-func lockDir(dir string) (unlock func(), err error) {
+func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := flock.Exclusive(f); err != nil {
+	if err := flock.Exclusive(ctx, f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() { _ = flock.Release(f) }, nil // it is a directory

@@ -34,7 +34,7 @@ func TestListen(t *testing.T) {
 	path := filepath.Join(dir, "p.sock")
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
-	l, err := Listen(path)
+	l, err := Listen(t.Context(), path)
 	require.NoError(t, err)
 	info, err := os.Lstat(path)
 	require.NoError(t, err)
@@ -70,9 +70,9 @@ func TestListenWhereSomethingIs(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "p.sock")
 	stale(t, path)
-	l, err := Listen(path)
+	l, err := Listen(t.Context(), path)
 	require.NoError(t, err, "the socket of a dead process is replaced")
-	_, err = Listen(path)
+	_, err = Listen(t.Context(), path)
 	require.ErrorIs(t, err, errdefs.ErrAlreadyExists, "that of a living one is not")
 	require.NoError(t, l.Close())
 
@@ -85,7 +85,7 @@ func TestListenWhereSomethingIs(t *testing.T) {
 		require.NoError(t, make(path))
 		before, err := os.Lstat(path)
 		require.NoError(t, err)
-		_, err = Listen(path)
+		_, err = Listen(t.Context(), path)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
 		after, err := os.Lstat(path)
 		require.NoError(t, err)
@@ -99,16 +99,16 @@ func TestCloseLeavesOthersSocket(t *testing.T) {
 	testfs.CheckLeaks(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "p.sock")
-	l, err := Listen(path)
+	l, err := Listen(t.Context(), path)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(path))
-	other, err := Listen(path)
+	other, err := Listen(t.Context(), path)
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
 	assert.Equal(t, []string{"p.sock"}, names(t, dir))
 	require.NoError(t, other.Close())
 
-	l, err = Listen(path)
+	l, err = Listen(t.Context(), path)
 	require.NoError(t, err)
 	require.NoError(t, os.RemoveAll(dir))
 	require.NoError(t, l.Close(), "it is gone already")
@@ -125,7 +125,7 @@ func TestListenAtOnce(t *testing.T) {
 		listeners := make([]net.Listener, 8)
 		for i := range listeners {
 			wg.Go(func() {
-				l, err := Listen(path)
+				l, err := Listen(t.Context(), path)
 				if err == nil {
 					listening.Add(1)
 					listeners[i] = l

@@ -3,12 +3,13 @@
 package unixsocket
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 )
 
 // Listen returns errors.ErrUnsupported.
-func Listen(path string) (net.Listener, error) {
+func Listen(_ context.Context, path string) (net.Listener, error) {
 	return nil, fmt.Errorf("listen at %s: %w", path, errors.ErrUnsupported)
 }
