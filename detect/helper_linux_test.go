@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -37,7 +38,7 @@ func mountOn(t *testing.T, dir, source, fstype string, flags uintptr, data strin
 func ext4(t *testing.T) string {
 	t.Helper()
 	testfs.Root(t)
-	mkfs, err := lookAdminPath("mkfs.ext4")
+	mkfs, err := admintool.Look("mkfs.ext4")
 	if err != nil {
 		testfs.Skip(t, "needs mkfs.ext4 (package e2fsprogs): %v", err)
 	}

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // idMapped has the answer to IDMappedMounts by filesystem type, if it is a definite one.
@@ -101,9 +103,8 @@ func newUserNamespace() (*os.File, error) {
 func reap(pid int) error {
 	for {
 		var status unix.WaitStatus
-		_, err := unix.Wait4(pid, &status, 0, nil)
+		_, err := eintr.Retry(func() (int, error) { return unix.Wait4(pid, &status, 0, nil) })
 		switch {
-		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return fmt.Errorf("wait for process %d: %w", pid, err)
 		case status.Exited() || status.Signaled():

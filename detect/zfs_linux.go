@@ -8,13 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/admintool"
 )
 
 // ZFS reports whether the ZFS driver can work at path, which need not exist yet, in the dataset that is
@@ -59,7 +59,7 @@ type zfsHost struct {
 var linuxZFS = zfsHost{
 	filesystems: "/proc/filesystems",
 	device:      "/dev/zfs",
-	lookPath:    lookAdminPath,
+	lookPath:    admintool.Look,
 	run:         runCommand,
 	privilege:   readPrivilege,
 }
@@ -171,27 +171,13 @@ func (p zfsPrivilege) insufficient(dataset string, zoned bool) string {
 	}
 }
 
-// lookAdminPath finds an administrator's command, which is often not in the PATH of a service.
-func lookAdminPath(command string) (string, error) {
-	path, err := exec.LookPath(command)
-	if err == nil {
-		return path, nil
-	}
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, command)); err == nil {
-			return path, nil
-		}
-	}
-	return "", err
-}
-
 // commandTimeout is how long zfs or zpool may take to answer. They wait in the kernel while a pool is
 // suspended.
 const commandTimeout = 30 * time.Second
 
 // runCommand runs a command and returns its output. Its error has the command's error output.
 func runCommand(ctx context.Context, command string, args ...string) ([]byte, error) {
-	path, err := lookAdminPath(command)
+	path, err := admintool.Look(command)
 	if err != nil {
 		return nil, err
 	}

@@ -60,5 +60,5 @@ func writeFile(path string, content []byte, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return atomicfile.Write(path, "."+filepath.Base(path)+"-*", content, mode)
+	return atomicfile.Write(path, content, mode)
 }

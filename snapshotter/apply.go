@@ -17,6 +17,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 // Apply extracts a layer from the content store straight into the volume of an active snapshot. It returns the digest
@@ -110,7 +111,8 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 	compressed := io.Reader(whole)
 	if progress != nil {
 		progress(0)
-		compressed = &progressReader{r: compressed, report: progress}
+		var read int64
+		compressed = stream.CountReads(whole, func(n int64) { read += n; progress(read) })
 	}
 	applied, err := d.extractFrom(ctx, compressed, desc, volume)
 	if err == nil {
@@ -145,11 +147,12 @@ func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc oci
 		applied.Size, applied.Digest = desc.Size, desc.Digest
 		return applied, d.applyAll(ctx, volume, plain)
 	}
-	var size counter
+	var size int64
+	counter := stream.CountWrites(io.Discard, func(n int64) { size += n })
 	digester := digest.Canonical.Digester()
-	layer := layertar.ReadAhead(plain, plainPiece, &size, digester.Hash())
+	layer := layertar.ReadAhead(plain, plainPiece, counter, digester.Hash())
 	err = errors.Join(d.applyAll(ctx, volume, layer), layer.Close())
-	applied.Size, applied.Digest = int64(size), digester.Digest()
+	applied.Size, applied.Digest = size, digester.Digest()
 	return applied, err
 }
 
@@ -183,42 +186,5 @@ const (
 // readWhole reads a blob from its beginning, ahead of its use, and writes it to tee; content.NewReader goes on where
 // another reader has stopped. The caller closes this reader before the blob.
 func readWhole(ctx context.Context, blob content.ReaderAt, tee io.Writer) io.ReadCloser {
-	return layertar.ReadAhead(&contextReader{ctx, io.NewSectionReader(blob, 0, blob.Size())}, pieceSize, tee)
-}
-
-// contextReader stops reading when the context ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
-}
-
-// progressReader reports how much has been read.
-type progressReader struct {
-	r      io.Reader
-	report func(int64)
-	read   int64
-}
-
-func (p *progressReader) Read(b []byte) (int, error) {
-	n, err := p.r.Read(b)
-	if n > 0 {
-		p.read += int64(n)
-		p.report(p.read)
-	}
-	return n, err
-}
-
-// counter counts the bytes that are written to it.
-type counter int64
-
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
+	return layertar.ReadAhead(stream.ReadUntil(ctx, io.NewSectionReader(blob, 0, blob.Size())), pieceSize, tee)
 }

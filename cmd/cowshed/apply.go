@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 func newApplyCommand(a *app) *cobra.Command {
@@ -52,7 +53,7 @@ func (s *store) apply(cmd *cobra.Command, args []string) (err error) {
 	bars := s.progress(cmd)
 	defer bars.wait()
 	task := bars.Start(v.Name, size)
-	tar, _, err := layertar.Decompress(&taskReader{in, task})
+	tar, _, err := layertar.Decompress(stream.CountReads(in, task.Add))
 	if err != nil {
 		return err
 	}

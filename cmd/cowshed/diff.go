@@ -8,6 +8,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/outfile"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 type diffFlags struct {
@@ -75,7 +76,7 @@ func (s *store) diff(cmd *cobra.Command, args []string, f diffFlags) (err error)
 		bars := s.progress(cmd)
 		defer bars.wait()
 		task := bars.Start(args[0], -1)
-		err = c.WriteTar(cmd.Context(), &taskWriter{compressor, task}, epoch)
+		err = c.WriteTar(cmd.Context(), stream.CountWrites(compressor, task.Add), epoch)
 		task.End(outcome(err))
 		return errors.Join(err, compressor.Close())
 	})

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -108,30 +107,4 @@ func outcome(err error) string {
 		return "failed"
 	}
 	return "done"
-}
-
-// taskReader counts the bytes read as progress.
-type taskReader struct {
-	r    io.Reader
-	task image.Task
-}
-
-// Read implements io.Reader.
-func (t *taskReader) Read(p []byte) (int, error) {
-	n, err := t.r.Read(p)
-	t.task.Add(int64(n))
-	return n, err
-}
-
-// taskWriter counts the bytes written as progress.
-type taskWriter struct {
-	w    io.Writer
-	task image.Task
-}
-
-// Write implements io.Writer.
-func (t *taskWriter) Write(p []byte) (int, error) {
-	n, err := t.w.Write(p)
-	t.task.Add(int64(n))
-	return n, err
 }

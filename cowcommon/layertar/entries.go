@@ -3,7 +3,6 @@ package layertar
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"github.com/cowshed/cowshed/internal/zero"
 )
 
 const (
@@ -111,10 +112,8 @@ func (b *budgetReader) ends() bool {
 		return false
 	}
 	rest := block[b.padding:]
-	return errors.Is(err, io.EOF) || len(rest) == blockSize && allZero(rest)
+	return errors.Is(err, io.EOF) || len(rest) == blockSize && zero.All(rest)
 }
-
-func allZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
 var errLongHeader = fmt.Errorf("%w: a header of more than %d bytes", ErrMalformed, maxHeader)
 
@@ -131,7 +130,7 @@ func (b *budgetReader) Read(p []byte) (int, error) {
 	b.at += int64(n)
 	padding := min(n, b.padding)
 	b.padding -= padding
-	b.nonzero = b.nonzero || !allZero(p[padding:n])
+	b.nonzero = b.nonzero || !zero.All(p[padding:n])
 	return n, err
 }
 

@@ -8,6 +8,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // holeUnit is the least run of zeros, and its alignment, that becomes a hole. Less would cost the filesystem
@@ -210,7 +212,7 @@ func (w *holeWriter) end() error {
 	if !w.hole {
 		return nil
 	}
-	if err := retry(func() error { return unix.Ftruncate(w.fd, w.at) }); err != nil {
+	if err := eintr.Ignore(func() error { return unix.Ftruncate(w.fd, w.at) }); err != nil {
 		return fmt.Errorf("set size: %w", err)
 	}
 	return nil
@@ -219,10 +221,7 @@ func (w *holeWriter) end() error {
 // writeFull writes all of b at an offset.
 func writeFull(fd int, b []byte, at int64) error {
 	for len(b) > 0 {
-		n, err := unix.Pwrite(fd, b, at)
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := eintr.Retry(func() (int, error) { return unix.Pwrite(fd, b, at) })
 		if err != nil {
 			return fmt.Errorf("write: %w", err)
 		}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 const (
@@ -88,13 +90,13 @@ type source struct {
 // data. So data read before a look at the time is that of the snapshot.
 func (s *source) pread(b []byte, at int64) (n int, err error) {
 	if s.live >= 0 {
-		err = retry(func() error { n, err = unix.Pread(s.live, b, at); return err })
+		err = eintr.Ignore(func() error { n, err = unix.Pread(s.live, b, at); return err })
 		if err == nil && s.files.same(s.live, s.st) {
 			return n, nil
 		}
 		s.close()
 	}
-	err = retry(func() error { n, err = unix.Pread(s.fd, b, at); return err })
+	err = eintr.Ignore(func() error { n, err = unix.Pread(s.fd, b, at); return err })
 	return n, err
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // dirent is one name of a directory.
@@ -19,7 +21,7 @@ func readDir(fd int, buf []byte, names []dirent) ([]dirent, error) {
 	names = names[:0]
 	for len(names) == 0 {
 		var n int
-		err := retry(func() (err error) { n, err = unix.Getdents(fd, buf); return err })
+		err := eintr.Ignore(func() (err error) { n, err = unix.Getdents(fd, buf); return err })
 		if err != nil || n <= 0 {
 			return nil, err
 		}

@@ -6,24 +6,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
-// retry calls fn until it does not fail with EINTR, which Go's own signals can cause.
-func retry(fn func() error) error {
-	for {
-		if err := fn(); err != unix.EINTR { //nolint:errorlint // a bare errno, on a hot path
-			return err
-		}
-	}
-}
-
 func openat(dirfd int, name string, flags int, mode uint32) (int, error) {
-	for {
-		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, mode)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
+	return eintr.Retry(func() (int, error) { return unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, mode) })
 }
 
 // openDirAt opens a directory for use as the base of other calls, without following a symbolic link: ENOTDIR.
@@ -33,12 +21,7 @@ func openDirAt(dirfd int, name string) (int, error) {
 
 // lstatat describes a name without following a symbolic link.
 func lstatat(dirfd int, name string, st *unix.Stat_t) error {
-	for {
-		err := unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW)
-		if err != unix.EINTR {
-			return err
-		}
-	}
+	return eintr.Ignore(func() error { return unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW) })
 }
 
 func readlinkat(dirfd int, name string) (string, error) {

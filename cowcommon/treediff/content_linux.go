@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // chunkSize is how many bytes of a file are read at once.
@@ -90,10 +92,7 @@ func nextData(fd int, pos, end int64) int64 {
 func readAt(fd int, buf []byte, pos int64) (int, error) {
 	done := 0
 	for done < len(buf) {
-		n, err := unix.Pread(fd, buf[done:], pos+int64(done))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		n, err := eintr.Retry(func() (int, error) { return unix.Pread(fd, buf[done:], pos+int64(done)) })
 		if err != nil {
 			return done, err
 		}

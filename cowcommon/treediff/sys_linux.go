@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // kind is the type of a name's file: a d_type of getdents64(2), which is st_mode>>12, or absent.
@@ -48,10 +50,7 @@ func (l *lister) list(fd int, entries []entry) ([]entry, error) {
 	}
 	l.names, l.ends, entries = l.names[:0], l.ends[:0], entries[:0]
 	for {
-		n, err := unix.ReadDirent(fd, l.buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		n, err := eintr.Retry(func() (int, error) { return unix.ReadDirent(fd, l.buf) })
 		// A directory that is removed while it is open has no entries any more: ENOENT.
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return entries, err
@@ -99,12 +98,7 @@ func openFile(dir int, name string) (int, error) {
 }
 
 func openRetry(dir int, name string, flags int) (int, error) {
-	for {
-		fd, err := unix.Openat(dir, name, flags, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+	return eintr.Retry(func() (int, error) { return unix.Openat(dir, name, flags, 0) })
 }
 
 const statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME

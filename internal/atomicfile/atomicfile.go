@@ -51,8 +51,14 @@ func (f *File) remove() error {
 	return nil
 }
 
-// Write makes path a file with that content and mode, and replaces an existing file. Pattern is as for Create.
-func Write(path, pattern string, content []byte, mode fs.FileMode) error {
+// Write makes path a file with that content and mode, and replaces an existing file. The temporary name is that of path
+// with a dot before and something after it.
+func Write(path string, content []byte, mode fs.FileMode) error {
+	return WriteAs(path, "."+filepath.Base(path)+"-*", content, mode)
+}
+
+// WriteAs is Write with a pattern for the temporary name, as for Create.
+func WriteAs(path, pattern string, content []byte, mode fs.FileMode) error {
 	f, err := Create(filepath.Dir(path), pattern)
 	if err != nil {
 		return err

@@ -30,16 +30,16 @@ func TestWrite(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "file")
 	for _, content := range []string{"first", "second"} {
-		require.NoError(t, Write(path, pattern, []byte(content), 0o640))
+		require.NoError(t, Write(path, []byte(content), 0o640))
 		assert.Equal(t, map[string]string{"file": content}, filesIn(t, dir))
 	}
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	assert.Equal(t, fs.FileMode(0o640), info.Mode())
 
-	require.ErrorIs(t, Write(filepath.Join(dir, "none", "file"), pattern, nil, 0o600), fs.ErrNotExist)
+	require.ErrorIs(t, Write(filepath.Join(dir, "none", "file"), nil, 0o600), fs.ErrNotExist)
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "sub", "full", "x"), 0o700))
-	require.Error(t, Write(filepath.Join(dir, "sub", "full"), pattern, nil, 0o600), "a directory is in the way")
+	require.Error(t, Write(filepath.Join(dir, "sub", "full"), nil, 0o600), "a directory is in the way")
 	entries, err := os.ReadDir(filepath.Join(dir, "sub"))
 	require.NoError(t, err)
 	assert.Len(t, entries, 1, "the temporary file is gone")

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // ioctl request numbers of include/uapi/linux/btrfs.h (magic 0x94).
@@ -33,12 +35,7 @@ const (
 // iocSend: they wait for something, or have not begun when the kernel says EINTR. arg must point to memory that
 // holds no Go pointers the kernel writes through; buffers it refers to are kept alive by the callers.
 func ioctl(fd int, req uint, arg unsafe.Pointer) error {
-	for {
-		err := ioctlOnce(fd, req, arg)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
+	return eintr.Ignore(func() error { return ioctlOnce(fd, req, arg) })
 }
 
 // ioctlOnce issues one request once.

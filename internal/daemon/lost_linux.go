@@ -17,7 +17,7 @@ import (
 func (d *daemon) reportLost() {
 	text, err := json.Marshal(d.snapshotter.Lost())
 	if err == nil {
-		err = atomicfile.Write(filepath.Join(d.config.State, lostName), "."+lostName+"-*", text, 0o600)
+		err = atomicfile.Write(filepath.Join(d.config.State, lostName), text, 0o600)
 	}
 	if err != nil {
 		d.log.Warn("the list of lost volumes cannot be written for cowshed doctor", "error", err)

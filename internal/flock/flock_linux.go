@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // Shared locks a file together with others who lock it shared. It waits while someone has it locked exclusively, until
@@ -63,11 +65,7 @@ func try(f *os.File, how int) (ok bool, err error) {
 }
 
 func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
+	return eintr.Ignore(func() error { return unix.Flock(int(f.Fd()), how) })
 }
 
 func wrap(f *os.File, err error) error {

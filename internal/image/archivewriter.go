@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/internal/outfile"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 // archiveWriter writes an image as a tar that is an OCI layout, and for docker load has the file
@@ -40,13 +41,13 @@ func newArchiveWriter(ref Reference, opts ExportOptions) (*archiveWriter, error)
 
 func (a *archiveWriter) finish(ctx context.Context, image *writtenImage) error {
 	if a.path == Stdio {
-		return a.writeTar(&contextWriter{ctx, a.stdout}, image)
+		return a.writeTar(stream.WriteUntil(ctx, a.stdout), image)
 	}
 	f, err := outfile.Create(ctx, a.path, a.replace)
 	if err != nil {
 		return err
 	}
-	if err := a.writeTar(&contextWriter{ctx, f}, image); err != nil {
+	if err := a.writeTar(stream.WriteUntil(ctx, f), image); err != nil {
 		return errors.Join(err, f.Discard())
 	}
 	return f.Commit()

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 // ImportOptions says how an image is imported.
@@ -284,7 +285,7 @@ func readLayer(ctx context.Context, layer sourceLayer, task Task, read func(tar 
 		return err
 	}
 	defer func() { err = errors.Join(err, stored.Close()) }()
-	verified := newVerifier(&taskReader{&contextReader{ctx, stored}, task}, "the stored layer", layer.digest, layer.size)
+	verified := newVerifier(stream.CountReads(stream.ReadUntil(ctx, stored), task.Add), "the stored layer", layer.digest, layer.size)
 	tar, _, err := layertar.Decompress(verified)
 	if err != nil {
 		return err

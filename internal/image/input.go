@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 // peekSize is the length of a tar's beginning by which its kind is recognised.
@@ -133,7 +134,7 @@ func (in *input) index(ctx context.Context) (*tarFiles, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = io.Copy(spool, &contextReader{ctx, in.plain})
+	_, err = io.Copy(spool, stream.ReadUntil(ctx, in.plain))
 	if err == nil {
 		_, err = spool.Seek(0, io.SeekStart)
 	}
@@ -168,18 +169,4 @@ func (in *input) opener() func(context.Context) (io.ReadCloser, error) {
 		opened = true
 		return io.NopCloser(first), nil
 	}
-}
-
-// contextReader ends with the context's error when that is done.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-// Read implements io.Reader.
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }

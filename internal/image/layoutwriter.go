@@ -97,7 +97,7 @@ func (l *layoutWriter) writeJSON(name string, value any) error {
 
 // replace writes a file as one.
 func (l *layoutWriter) replace(name string, data []byte) error {
-	return atomicfile.Write(filepath.Join(l.dir, name), temporaryPrefix, data, 0o644)
+	return atomicfile.WriteAs(filepath.Join(l.dir, name), temporaryPrefix, data, 0o644)
 }
 
 func (l *layoutWriter) close() error {

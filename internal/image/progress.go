@@ -1,7 +1,5 @@
 package image
 
-import "io"
-
 // Progress is told of long work. Its methods are called from one goroutine at a time.
 type Progress interface {
 	// Start begins a task of total bytes, negative if that is not known.
@@ -27,17 +25,4 @@ func orNoProgress(p Progress) Progress {
 		return noProgress{}
 	}
 	return p
-}
-
-// taskReader counts the bytes read as progress.
-type taskReader struct {
-	r    io.Reader
-	task Task
-}
-
-// Read implements io.Reader.
-func (t *taskReader) Read(p []byte) (int, error) {
-	n, err := t.r.Read(p)
-	t.task.Add(int64(n))
-	return n, err
 }

@@ -163,5 +163,5 @@ func (s *Store) save(image *Image) error {
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(s.path(recordsDir, recordFile(image.Name)), temporaryPrefix, append(data, '\n'), 0o600)
+	return atomicfile.WriteAs(s.path(recordsDir, recordFile(image.Name)), temporaryPrefix, append(data, '\n'), 0o600)
 }

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 	"github.com/vbatts/tar-split/tar/storage"
+
+	"github.com/cowshed/cowshed/internal/zero"
 )
 
 // tarPart is a piece of a tar in the JSON of tar-split: bytes as they are (storage.SegmentType), or those of a file of the
@@ -125,11 +127,11 @@ func (t *tarSplitter) Read(p []byte) (int, error) {
 func (t *tarSplitter) ends() bool {
 	padding := t.padding()
 	next, _ := t.in.Peek(padding + tarBlock) // an error is for the next read
-	if !allZero(next[:min(padding, len(next))]) {
+	if !zero.All(next[:min(padding, len(next))]) {
 		t.shape.padding++
 	}
 	next = next[min(padding, len(next)):]
-	return len(next) < tarBlock || allZero(next)
+	return len(next) < tarBlock || zero.All(next)
 }
 
 func (t *tarSplitter) padding() int { return int(-t.at & (tarBlock - 1)) }
@@ -237,7 +239,7 @@ func (t *tarSplitter) end() {
 	_, _ = io.CopyN(io.Discard, t, int64(t.padding())) // an error comes again
 	for t.shape.endMark < 2 {
 		block, _ := t.in.Peek(tarBlock)
-		if len(block) < tarBlock || !allZero(block) {
+		if len(block) < tarBlock || !zero.All(block) {
 			break
 		}
 		_, _ = io.CopyN(io.Discard, t, tarBlock) // it is in the buffer
@@ -295,8 +297,6 @@ func (t *tarSplitter) fail(err error) {
 		t.err = err
 	}
 }
-
-func allZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
 // eachPart reads the parts of a tar.
 func eachPart(parts io.Reader, do func(tarPart) error) error {

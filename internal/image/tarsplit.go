@@ -13,6 +13,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 // A layer tar is more than the tree that it makes: headers can be written in many ways, and the digest of an image
@@ -103,28 +104,14 @@ func (s *Store) withParts(ctx context.Context, path, layer string, do func(files
 		return err
 	}
 	defer func() { err = errors.Join(err, files.Close()) }()
-	return do(files, bufio.NewReaderSize(&contextReader{ctx, parts}, 1<<16))
+	return do(files, bufio.NewReaderSize(stream.ReadUntil(ctx, parts), 1<<16))
 }
 
 // reassemble writes the tar that a layer was imported from. Returns fs.ErrNotExist if it was not stored. The caller
 // checks the output: the layer may have been changed.
 func (s *Store) reassemble(ctx context.Context, w io.Writer, layer string) error {
 	return s.withParts(ctx, s.splitFile(layer), layer, func(files storage.FileGetter, parts io.Reader) error {
-		buffered := bufio.NewWriterSize(&contextWriter{ctx, w}, 1<<16)
+		buffered := bufio.NewWriterSize(stream.WriteUntil(ctx, w), 1<<16)
 		return errors.Join(joinTar(files, parts, buffered), buffered.Flush())
 	})
-}
-
-// contextWriter fails once the context is done.
-type contextWriter struct {
-	ctx context.Context
-	w   io.Writer
-}
-
-// Write implements io.Writer.
-func (c *contextWriter) Write(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.w.Write(p)
 }

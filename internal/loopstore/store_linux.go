@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
@@ -205,9 +206,9 @@ func (s Store) checkEmpty() error {
 // makeImage makes the image under a temporary name, complete, and then gives it its own. It returns false if another
 // process was quicker.
 func (s Store) makeImage(ctx context.Context, size uint64) (made bool, err error) {
-	mkfs, err := lookTool("mkfs.btrfs")
+	mkfs, err := admintool.Look("mkfs.btrfs")
 	if err != nil {
-		return false, err
+		return false, missing("mkfs.btrfs")
 	}
 	if err := s.removeStale(); err != nil {
 		return false, err
@@ -331,9 +332,9 @@ func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool
 	if now >= size && sb.fills(now) {
 		return now, false, nil
 	}
-	btrfs, err := lookTool("btrfs")
+	btrfs, err := admintool.Look("btrfs")
 	if err != nil {
-		return 0, false, err
+		return 0, false, missing("btrfs")
 	}
 	if now < size {
 		if !force {
@@ -456,12 +457,7 @@ func run(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// lookTool finds an administrator's program, which is often not in the PATH of users.
-func lookTool(name string) (string, error) {
-	for _, candidate := range []string{name, "/usr/sbin/" + name, "/sbin/" + name, "/usr/local/sbin/" + name} {
-		if path, err := exec.LookPath(candidate); err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("the program %s is missing: install the package btrfs-progs: %w", name, errdefs.ErrNotImplemented)
+// missing says what to install where a program of btrfs-progs is not found.
+func missing(name string) error {
+	return fmt.Errorf("the program %s is missing: install the package btrfs-progs: %w", name, errdefs.ErrNotImplemented)
 }

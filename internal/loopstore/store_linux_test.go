@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -21,7 +22,7 @@ import (
 func newStore(t *testing.T) Store {
 	t.Helper()
 	testfs.Root(t)
-	if _, err := lookTool("mkfs.btrfs"); err != nil {
+	if _, err := admintool.Look("mkfs.btrfs"); err != nil {
 		testfs.Skip(t, "%v", err)
 	}
 	s, err := At(filepath.Join(t.TempDir(), "store"))
@@ -146,7 +147,7 @@ func TestForeignImages(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, f.Truncate(MinSize))
 			require.NoError(t, f.Close())
-			mkfs, err := lookTool("mkfs.btrfs")
+			mkfs, err := admintool.Look("mkfs.btrfs")
 			require.NoError(t, err)
 			require.NoError(t, exec.Command(mkfs, "-q", "-L", "mine", path).Run())
 		},

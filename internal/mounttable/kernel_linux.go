@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // The numbers of linux/nsfs.h for mount namespaces (kernel 6.12).
@@ -80,16 +82,13 @@ func namespacesBeyond(fd int, direction uintptr) (found []namespace, err error) 
 }
 
 func namespaceIoctl(fd int, request uintptr, info *namespaceInfo) (int, error) {
-	for {
+	return eintr.Retry(func() (int, error) {
 		result, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(info)))
-		switch errno {
-		case 0:
-			return int(result), nil
-		case unix.EINTR:
-			continue
+		if errno != 0 {
+			return -1, errno
 		}
-		return -1, errno
-	}
+		return int(result), nil
+	})
 }
 
 func inodeOf(fd int) (uint64, error) {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/admintool"
 )
 
 // Btrfs returns the mount point of a fresh btrfs on a loop device, mounted noatime and private for this test
@@ -38,7 +40,7 @@ func Btrfs(t testing.TB, opts ...BtrfsOption) string {
 // makeBtrfs makes a filesystem of the size of c on a file or device, which may be larger.
 func makeBtrfs(t testing.TB, image string, c btrfsConfig) {
 	t.Helper()
-	mkfs, err := lookTool("mkfs.btrfs")
+	mkfs, err := admintool.Look("mkfs.btrfs")
 	if err != nil {
 		Skip(t, "needs mkfs.btrfs (package btrfs-progs): %v", err)
 	}
@@ -126,18 +128,4 @@ func workDir(t testing.TB) string {
 		}
 	})
 	return dir
-}
-
-// lookTool finds an administrator's program, which is often not in the PATH of users.
-func lookTool(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path, nil
-	}
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path, nil
-		}
-	}
-	return "", err
 }

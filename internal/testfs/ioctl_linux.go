@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // The ioctls of linux/btrfs.h that the helpers need. They are repeated here and not shared with the code under test,
@@ -172,17 +174,12 @@ func ioctlPath(path string, request uintptr, arg unsafe.Pointer) error {
 }
 
 func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
-	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg))
-		switch errno {
-		case 0:
-			return nil
-		case unix.EINTR:
-			continue
-		default:
+	return eintr.Ignore(func() error {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
 			return errno
 		}
-	}
+		return nil
+	})
 }
 
 func wrap(op string, err error) error {

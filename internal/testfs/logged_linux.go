@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/writelog"
 )
 
@@ -51,7 +52,7 @@ func LoggedBtrfs(t testing.TB, opts ...BtrfsOption) (mnt string, marks Marks, fi
 // writes in the file log. It ends when stop is called, or else with the test.
 func logWrites(t testing.TB, dir string, size int64) (disk, log, image string, stop func()) {
 	t.Helper()
-	daemon, err := lookTool("qemu-storage-daemon")
+	daemon, err := admintool.Look("qemu-storage-daemon")
 	if err != nil {
 		Skip(t, "needs qemu-storage-daemon (package qemu-system-common): %v", err)
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/admintool"
 )
 
 // Zpool returns the name of the ZFS pool that COWSHED_TEST_ZPOOL names. A test that needs ZFS, but no dataset
@@ -37,7 +39,7 @@ func Zpool(t testing.TB) string {
 func ZFS(t testing.TB) (dataset, mountpoint string) {
 	t.Helper()
 	pool := Zpool(t)
-	zfs, err := lookTool("zfs")
+	zfs, err := admintool.Look("zfs")
 	if err != nil {
 		Skip(t, "needs the zfs command (package zfsutils-linux): %v", err)
 	}

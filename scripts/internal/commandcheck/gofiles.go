@@ -198,6 +198,9 @@ func isVariadic(field *ast.Field) bool {
 	return ok
 }
 
+// lookAdminTool is Cowshed's own exec.LookPath.
+const lookAdminTool = "github.com/cowshed/cowshed/internal/admintool.Look"
+
 // follow looks at every call of os/exec.
 func (f *flow) follow() {
 	for _, file := range f.p.Syntax {
@@ -207,15 +210,15 @@ func (f *flow) follow() {
 				return true
 			}
 			o := f.object(call.Fun)
-			if o == nil || o.Pkg() == nil || o.Pkg().Path() != "os/exec" {
+			if o == nil || o.Pkg() == nil {
 				return true
 			}
-			switch o.Name() {
-			case "Command":
+			switch o.Pkg().Path() + "." + o.Name() {
+			case "os/exec.Command":
 				f.program(call.Args[0], call.Args[1:])
-			case "CommandContext":
+			case "os/exec.CommandContext":
 				f.program(call.Args[1], call.Args[2:])
-			case "LookPath":
+			case "os/exec.LookPath", lookAdminTool:
 				f.program(call.Args[0], nil)
 			}
 			return true
@@ -376,7 +379,7 @@ func (f *flow) result(call *ast.CallExpr, p part, seen map[types.Object]bool) []
 		name = o.Pkg().Path() + "." + name
 	}
 	switch name {
-	case "os/exec.LookPath", "path/filepath.Base", "strings.TrimSpace":
+	case "os/exec.LookPath", lookAdminTool, "path/filepath.Base", "strings.TrimSpace":
 		return f.values(call.Args[0], p, seen)
 	case "path/filepath.Join":
 		return f.values(call.Args[len(call.Args)-1], p, seen)
