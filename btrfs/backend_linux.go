@@ -58,9 +58,9 @@ type Backend struct {
 
 var _ cowcommon.Complete = (*Backend)(nil)
 
-// Open opens the directory home, on btrfs, as a Backend, and gives up when ctx ends. It makes home, as a subvolume of its own, and the
+// Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the
 // layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,
-// unless another process has the same home open.
+// unless another process has the same home open. It gives up when ctx ends.
 func Open(ctx context.Context, home string, opts Options) (*Backend, error) {
 	return openHome(ctx, home, opts, false)
 }

@@ -3,13 +3,12 @@ package cowcommon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/userns"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
@@ -22,7 +21,7 @@ func Apply(ctx context.Context, backend Backend, name string, tar io.Reader, opt
 		return 0, err
 	}
 	if v.Sealed {
-		return 0, fmt.Errorf("it is sealed, since other layers were made from it: %w", errdefs.ErrFailedPrecondition)
+		return 0, fault.New(fault.ErrSealed, "other layers were made from it")
 	}
 	// Holding the volume keeps it from being sealed half-way.
 	dir, err := backend.Mount(ctx, name, "")

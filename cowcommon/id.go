@@ -1,9 +1,9 @@
 package cowcommon
 
 import (
-	"fmt"
-
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // maxIDLength leaves room, within the 255 bytes that btrfs and ZFS allow, for a backend's additions to an id: a
@@ -15,15 +15,14 @@ const maxIDLength = 200
 // The error is errdefs.ErrInvalidArgument.
 func CheckID(id string) error {
 	if id == "" {
-		return fmt.Errorf("layer id is empty: %w", errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "layer id is empty")
 	}
 	if len(id) > maxIDLength {
-		return fmt.Errorf("layer id %.32q… has %d bytes, more than %d: %w", id, len(id), maxIDLength, errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "layer id %.32q… has %d bytes, more than %d", id, len(id), maxIDLength)
 	}
 	for i := range len(id) {
 		if c := id[i]; !isAlphanumeric(c) && (i == 0 || !isPunctuation(c)) {
-			return fmt.Errorf("layer id %q: byte %d is not allowed; use letters, digits and _.:- with a letter or digit first: %w",
-				id, i, errdefs.ErrInvalidArgument)
+			return fault.New(errdefs.ErrInvalidArgument, "layer id %q: byte %d is not allowed; use letters, digits and _.:- with a letter or digit first", id, i)
 		}
 	}
 	return nil

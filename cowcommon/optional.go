@@ -2,11 +2,11 @@ package cowcommon
 
 import (
 	"context"
-	"fmt"
 	"io"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/quota"
@@ -44,7 +44,7 @@ type Complete interface {
 }
 
 func cannot(operation string, backend Backend) error {
-	return fmt.Errorf("%s: a %T cannot: %w", operation, backend, errdefs.ErrNotImplemented)
+	return fault.New(errdefs.ErrNotImplemented, "%s: a %T cannot", operation, backend)
 }
 
 // Sealer is a Backend that can seal a volume before others are cloned from it. The snapshotter needs one.

@@ -3,12 +3,12 @@ package cowcommon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -26,7 +26,7 @@ func (readOnlyError) Unwrap() []error { return []error{errdefs.ErrFailedPrecondi
 // AsReadOnly gives the kernel's answer that a filesystem is read-only the type that it has here.
 func AsReadOnly(err error) error {
 	if errors.Is(err, syscall.EROFS) && !errors.Is(err, ErrReadOnly) {
-		return fmt.Errorf("%w: %w", ErrReadOnly, err)
+		return fault.As(ErrReadOnly, err)
 	}
 	return err
 }
@@ -34,7 +34,7 @@ func AsReadOnly(err error) error {
 // ReadOnly returns backend for reading alone: each method that changes something returns ErrReadOnly, with the reason
 // that why gives.
 func ReadOnly(backend Backend, why error) Backend {
-	return &readOnlyBackend{Backend: backend, err: fmt.Errorf("%w: %v", ErrReadOnly, why)} //nolint:errorlint // the reason is not part of the kind
+	return &readOnlyBackend{Backend: backend, err: fault.New(ErrReadOnly, "%v", why)} //nolint:errorlint // the reason is not part of the kind
 }
 
 type readOnlyBackend struct {
@@ -55,7 +55,7 @@ var _ interface {
 func (b *readOnlyBackend) Unwrap() Backend { return b.Backend }
 
 func (b *readOnlyBackend) refuse(operation, name string) error {
-	return fmt.Errorf("%s %s: %w", operation, name, b.err)
+	return fault.Wrap(operation+" volume", name, b.err)
 }
 
 func (b *readOnlyBackend) Create(_ context.Context, name string, _ VolumeOptions) error {
@@ -63,13 +63,13 @@ func (b *readOnlyBackend) Create(_ context.Context, name string, _ VolumeOptions
 }
 
 func (b *readOnlyBackend) Clone(_ context.Context, name, source string, _ VolumeOptions) error {
-	return b.refuse("clone", name+" from "+source)
+	return fault.WrapWith("clone volume", name, fault.From(source), b.err)
 }
 
 func (b *readOnlyBackend) Seal(_ context.Context, name string) error { return b.refuse("seal", name) }
 
 func (b *readOnlyBackend) Rename(_ context.Context, name, to string) error {
-	return b.refuse("rename", name+" to "+to)
+	return fault.WrapWith("rename volume", name, fault.To(to), b.err)
 }
 
 func (b *readOnlyBackend) Remove(_ context.Context, name string) error {

@@ -29,7 +29,7 @@ func TestReadOnly(t *testing.T) {
 		require.ErrorIs(t, err, ErrReadOnly)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 		require.ErrorIs(t, err, syscall.EROFS)
-		assert.ErrorContains(t, err, name+" a")
+		assert.ErrorContains(t, err, name+` volume "a"`)
 		assert.ErrorContains(t, err, "the disk is worn out")
 	}
 }

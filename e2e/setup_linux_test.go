@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -44,7 +45,7 @@ func applySetUp(h setup.Host) error {
 	if err != nil {
 		return err
 	}
-	return p.Apply()
+	return p.Apply(context.Background())
 }
 
 func undoSetUp(h setup.Host) error {
@@ -52,7 +53,7 @@ func undoSetUp(h setup.Host) error {
 	if err != nil {
 		return err
 	}
-	return p.Apply()
+	return p.Apply(context.Background())
 }
 
 func setUpHost(dir string) setup.Host {

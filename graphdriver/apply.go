@@ -2,7 +2,6 @@ package graphdriver
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"strings"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/moby/go-archive"
 	"github.com/moby/go-archive/compression"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
@@ -26,7 +26,7 @@ func applyUncompressedLayer(dest string, layer io.Reader, options *archive.TarOp
 		options = &archive.TarOptions{}
 	}
 	if set := unhonoured(options); len(set) > 0 {
-		return 0, fmt.Errorf("apply layer: options %s: %w", strings.Join(set, ", "), errdefs.ErrNotImplemented)
+		return 0, fault.New(errdefs.ErrNotImplemented, "apply layer: options %s", strings.Join(set, ", "))
 	}
 	xattrs := layertar.ExactXattrs
 	if options.BestEffortXattrs {

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Options says where and how [New] opens a driver.
@@ -75,14 +77,14 @@ func Open(ctx context.Context, driverName string, config Options) (Driver, error
 	if driverName != "" {
 		driver, err := open(ctx, driverName, config)
 		if err != nil {
-			return nil, fmt.Errorf("graphdriver: open %q: %w", driverName, err)
+			return nil, fault.Wrap("open storage driver", driverName, err)
 		}
 		return driver, nil
 	}
 
 	prior, err := priorDrivers(config.Root, Drivers())
 	if err != nil {
-		return nil, fmt.Errorf("graphdriver: look for earlier layers: %w", err)
+		return nil, fault.Wrap("look for earlier layers in", config.Root, err)
 	}
 	if unseen := unseenDrivers(config.Root); len(unseen) > 0 {
 		log.Warn("layers of storage drivers that this program does not have will not be seen",
@@ -96,7 +98,7 @@ func Open(ctx context.Context, driverName string, config Options) (Driver, error
 		name := prior[0]
 		driver, err := open(ctx, name, config)
 		if err != nil {
-			return nil, fmt.Errorf("graphdriver: %s holds layers of %s, which cannot be opened: %w", config.Root, name, err)
+			return nil, fmt.Errorf("%s holds layers of %s, which cannot be opened: %w", config.Root, name, err)
 		}
 		log.Info("using the storage driver that has layers here", "driver", name, "root", config.Root)
 		return driver, nil
@@ -120,16 +122,15 @@ func openFirst(ctx context.Context, config Options) (Driver, error) {
 			config.Logger.Info("chose a storage driver", "driver", name, "root", config.Root)
 			return driver, nil
 		}
-		err = fmt.Errorf("%s: %w", name, err)
 		if !IsDriverNotSupported(err) {
-			return nil, fmt.Errorf("graphdriver: %w", err)
+			return nil, fault.Wrap("open storage driver", name, err)
 		}
-		reasons = append(reasons, err)
+		reasons = append(reasons, fmt.Errorf("%s: %w", name, err))
 	}
 	if len(reasons) == 0 {
 		reasons = append(reasons, ErrNotSupported) // an empty priority list, and nothing registered
 	}
-	return nil, fmt.Errorf("graphdriver: no storage driver can work in %s:\n%w", config.Root, errors.Join(reasons...))
+	return nil, fmt.Errorf("no storage driver can work in %s:\n%w", config.Root, errors.Join(reasons...))
 }
 
 // open opens one driver by name.

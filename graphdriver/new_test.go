@@ -2,6 +2,7 @@ package graphdriver
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"

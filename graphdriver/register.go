@@ -2,7 +2,6 @@ package graphdriver
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // InitFunc opens a driver whose files are kept under root, which it makes if need be. options are
@@ -46,16 +47,16 @@ func Register(name string, initFunc InitFunc) error {
 // RegisterOpen is Register for a driver that logs, or that waits while it is opened.
 func RegisterOpen(name string, open OpenFunc) error {
 	if name == "" || name == "." || name != filepath.Base(name) || !filepath.IsLocal(name) {
-		return fmt.Errorf("graphdriver: register %q: name is not a file name: %w", name, errdefs.ErrInvalidArgument)
+		return fault.Wrap("register storage driver", name, fault.New(errdefs.ErrInvalidArgument, "the name is not a file name"))
 	}
 	if open == nil {
-		return fmt.Errorf("graphdriver: register %q: no init function: %w", name, errdefs.ErrInvalidArgument)
+		return fault.Wrap("register storage driver", name, fault.New(errdefs.ErrInvalidArgument, "no init function"))
 	}
 
 	registry.Lock()
 	defer registry.Unlock()
 	if _, taken := registry.opens[name]; taken {
-		return fmt.Errorf("graphdriver: register %q: name already registered: %w", name, errdefs.ErrAlreadyExists)
+		return fault.Wrap("register storage driver", name, errdefs.ErrAlreadyExists)
 	}
 	registry.opens[name] = open
 	return nil

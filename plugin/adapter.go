@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
@@ -352,8 +353,8 @@ func (a *Adapter) DiffSize(id, parent string) (int64, error) {
 func (a *Adapter) Capabilities() Capabilities { return Capabilities{ReproducesExactDiffs: false} }
 
 var (
-	errEngineRestarted = fmt.Errorf("the engine was started again: %w", errdefs.ErrAborted)
-	errEngineStopped   = fmt.Errorf("the engine has called Cleanup: %w", errdefs.ErrAborted)
-	errPluginStopped   = fmt.Errorf("the plugin is stopping: %w", errdefs.ErrAborted)
-	errNoInit          = fmt.Errorf("the engine has not called Init: %w", errdefs.ErrFailedPrecondition)
+	errEngineRestarted = fault.New(errdefs.ErrAborted, "the engine was started again")
+	errEngineStopped   = fault.New(errdefs.ErrAborted, "the engine has called Cleanup")
+	errPluginStopped   = fault.New(errdefs.ErrAborted, "the plugin is stopping")
+	errNoInit          = fault.New(errdefs.ErrFailedPrecondition, "the engine has not called Init")
 )

@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // InitRequest has the engine's arguments of Init.
@@ -72,7 +74,7 @@ func (r *InitRequest) UnmarshalJSON(text []byte) error {
 // check reports whether a driver can be opened by the request.
 func (r InitRequest) check() error {
 	if !filepath.IsAbs(r.Home) {
-		return fmt.Errorf("the home directory must be an absolute path, not %q: %w", r.Home, errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "the home directory must be an absolute path, not %q", r.Home)
 	}
 	return nil
 }
@@ -92,8 +94,7 @@ func idMaps(ranges []idRange) ([]user.IDMap, error) {
 	for _, r := range ranges {
 		if r.ContainerID < 0 || r.HostID < 0 || r.Size <= 0 ||
 			r.Size >= ids || r.ContainerID >= ids-r.Size || r.HostID >= ids-r.Size {
-			return nil, fmt.Errorf("ids cannot be: container_id %d, host_id %d, size %d: %w",
-				r.ContainerID, r.HostID, r.Size, errdefs.ErrInvalidArgument)
+			return nil, fault.New(errdefs.ErrInvalidArgument, "ids cannot be: container_id %d, host_id %d, size %d", r.ContainerID, r.HostID, r.Size)
 		}
 		maps = append(maps, user.IDMap{ID: r.ContainerID, ParentID: r.HostID, Count: r.Size})
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 const (
@@ -30,15 +31,14 @@ var engineDrivers = []string{
 func CheckName(name string) error {
 	for _, c := range name {
 		if c == ':' { // between the name and the tag of a plugin that the engine manages
-			return fmt.Errorf("plugin name %q has a colon: %w", name, errdefs.ErrInvalidArgument)
+			return fault.New(errdefs.ErrInvalidArgument, "plugin name %q has a colon", name)
 		}
 	}
 	if err := cowcommon.CheckID(name); err != nil {
 		return fmt.Errorf("plugin name: %w", err)
 	}
 	if slices.Contains(engineDrivers, name) {
-		return fmt.Errorf("plugin name %q is that of a driver in the engine itself, which would be used instead: %w",
-			name, errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "plugin name %q is that of a driver in the engine itself, which would be used instead", name)
 	}
 	return nil
 }
@@ -60,7 +60,7 @@ func WriteSpec(dir, name, socket string) (string, error) {
 		return "", err
 	}
 	if !filepath.IsAbs(socket) {
-		return "", fmt.Errorf("socket of plugin %s: %q is not an absolute path: %w", name, socket, errdefs.ErrInvalidArgument)
+		return "", fault.New(errdefs.ErrInvalidArgument, "socket of plugin %s: %q is not an absolute path", name, socket)
 	}
 	path := filepath.Join(dir, name+".spec")
 	if err := writeFile(path, []byte("unix://"+socket+"\n"), 0o644); err != nil {

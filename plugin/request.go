@@ -9,6 +9,8 @@ import (
 	"net/url"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // maxMessage bounds the JSON of a request, in bytes. The largest that engines send have a few storage
@@ -26,7 +28,7 @@ func (e *requestError) Error() string { return e.err.Error() }
 func (e *requestError) Unwrap() error { return e.err }
 
 func badRequest(format string, args ...any) error {
-	return &requestError{http.StatusBadRequest, fmt.Errorf("%w: %w", fmt.Errorf(format, args...), errdefs.ErrInvalidArgument)}
+	return &requestError{http.StatusBadRequest, fault.As(errdefs.ErrInvalidArgument, fmt.Errorf(format, args...))}
 }
 
 // status is the status of HTTP that an error is answered with.
@@ -57,7 +59,7 @@ func decode(w http.ResponseWriter, r *http.Request, message any) error {
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return &requestError{
 			http.StatusRequestEntityTooLarge,
-			fmt.Errorf("the request has more than %d bytes: %w", tooLarge.Limit, errdefs.ErrInvalidArgument),
+			fault.New(errdefs.ErrInvalidArgument, "the request has more than %d bytes", tooLarge.Limit),
 		}
 	}
 	return badRequest("invalid request body: %w", err)

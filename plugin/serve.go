@@ -3,12 +3,13 @@ package plugin
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // defaultGrace stands for a Handler.Grace of 0.
@@ -47,7 +48,7 @@ func (h *Handler) ServeContext(ctx context.Context, l net.Listener) error {
 	return errors.Join(err, connections.Close())
 }
 
-var errNotEnded = fmt.Errorf("requests of the engine do not end: %w", errdefs.ErrUnavailable)
+var errNotEnded = fault.New(errdefs.ErrUnavailable, "requests of the engine do not end")
 
 // counter counts running requests. Unlike with a sync.WaitGroup, requests may begin while somebody waits.
 type counter struct {

@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
@@ -53,7 +53,7 @@ func (s *session) close(cause error, patience time.Duration, log *slog.Logger) e
 		return err
 	case <-time.After(patience):
 		close(late)
-		return fmt.Errorf("requests that use the driver have not ended after %s; it is closed when they have: %w", patience, errdefs.ErrUnavailable)
+		return fault.New(errdefs.ErrUnavailable, "requests that use the driver have not ended after %s; it is closed when they have", patience)
 	}
 }
 

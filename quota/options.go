@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Options are the options that every storage driver has. The zero value is the default of each.
@@ -47,7 +49,7 @@ func Set[T any](option *T, parse func(value string) (T, error)) func(value strin
 func parseBool(value string) (bool, error) {
 	b, err := strconv.ParseBool(value)
 	if err != nil {
-		return false, fmt.Errorf("%w: %q: must be true or false", errdefs.ErrInvalidArgument, value)
+		return false, fault.New(errdefs.ErrInvalidArgument, "%q: must be true or false", value)
 	}
 	return b, nil
 }
@@ -61,13 +63,13 @@ func (s Setters) Parse(driver string, opts []string) error {
 	for _, opt := range opts {
 		key, value, ok := strings.Cut(opt, "=")
 		if !ok {
-			return fmt.Errorf("%w: option %q: must have the form key=value", errdefs.ErrInvalidArgument, opt)
+			return fault.New(errdefs.ErrInvalidArgument, "option %q: must have the form key=value", opt)
 		}
 		key, value = strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(value)
 		name, ok := strings.CutPrefix(key, driver+".")
 		set := s[name]
 		if !ok || set == nil {
-			return fmt.Errorf("%w: unknown option %q: driver %s has %s", errdefs.ErrInvalidArgument, key, driver, s.names(driver))
+			return fault.New(errdefs.ErrInvalidArgument, "unknown option %q: driver %s has %s", key, driver, s.names(driver))
 		}
 		if err := set(value); err != nil {
 			return fmt.Errorf("option %s: %w", key, err)
@@ -94,7 +96,7 @@ func (o Options) Check() error {
 
 func (o Options) checkMinSpace(size uint64) error {
 	if size < o.MinSpace.Bytes {
-		return fmt.Errorf("%w: size %s is below %s, %s", errdefs.ErrInvalidArgument, FormatSize(size), o.MinSpace.Option, FormatSize(o.MinSpace.Bytes))
+		return fault.New(errdefs.ErrInvalidArgument, "size %s is below %s, %s", FormatSize(size), o.MinSpace.Option, FormatSize(o.MinSpace.Bytes))
 	}
 	return nil
 }
@@ -112,7 +114,7 @@ func (o Options) LayerLimit(storageOpt map[string]string, readWrite bool) (Limit
 	// Sorted, so that of several errors it is always the same that is reported.
 	for _, key := range slices.Sorted(maps.Keys(storageOpt)) {
 		if name := strings.ToLower(key); name != "size" {
-			return Limit{}, fmt.Errorf("%w: unknown layer option %q: there is only size", errdefs.ErrInvalidArgument, key)
+			return Limit{}, fault.New(errdefs.ErrInvalidArgument, "unknown layer option %q: there is only size", key)
 		}
 		size, err := ParseSize(storageOpt[key])
 		if err != nil {

@@ -1,11 +1,12 @@
 package quota
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Mode is how a btrfs filesystem keeps account of its subvolumes.
@@ -65,7 +66,7 @@ func (p Policy) String() string { return nameOf("Policy", policyNames, p) }
 func ParsePolicy(s string) (Policy, error) {
 	i := slices.Index(policyNames, strings.ToLower(s))
 	if i < 0 {
-		return 0, fmt.Errorf("%w: quota mode %q: must be auto, simple, classic or off", errdefs.ErrInvalidArgument, s)
+		return 0, fault.New(errdefs.ErrInvalidArgument, "quota mode %q: must be auto, simple, classic or off", s)
 	}
 	return Policy(i), nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/poll"
 )
@@ -43,12 +44,12 @@ type Qgroups struct {
 func OpenQgroups(dir string, policy Policy) (*Qgroups, error) {
 	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_RDONLY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("btrfs: open quotas: %w", err)
+		return nil, fmt.Errorf("open quotas: %w", err)
 	}
 	uuid, err := btrfsctl.FilesystemUUID(int(f.Fd()))
 	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("btrfs: open quotas: filesystem of %s: %w", dir, err)
+		return nil, fmt.Errorf("open quotas: filesystem of %s: %w", dir, err)
 	}
 	return &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}, nil
 }
@@ -104,7 +105,7 @@ func (q *Qgroups) Enable(ctx context.Context, scope Scope) (Mode, error) {
 	}
 	if !status.On {
 		if status, err = q.enable(scope); err != nil {
-			return Off, fmt.Errorf("btrfs: turn on quotas of %s: %w", q.dir.Name(), kindOf(err))
+			return Off, fmt.Errorf("turn on quotas of %s: %w", q.dir.Name(), kindOf(err))
 		}
 		q.remember()
 		// Another process may have been quicker, and have turned on the other mode.
@@ -139,7 +140,7 @@ func (q *Qgroups) allows(mode Mode, scope Scope) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("btrfs: %w: %s", errdefs.ErrFailedPrecondition, reason)
+	return fault.New(errdefs.ErrFailedPrecondition, "%s", reason)
 }
 
 // enable turns quotas on unless they are on by now, and returns their state then.
@@ -158,7 +159,7 @@ func (q *Qgroups) enable(scope Scope) (btrfsctl.QuotaStatus, error) {
 		err = btrfsctl.EnableQuota(q.fd())
 	}
 	if simpleUnsupported(err) {
-		return btrfsctl.QuotaStatus{}, fmt.Errorf("%w: simple quotas need kernel 6.7, or set btrfs.quota=classic: %w", errdefs.ErrNotImplemented, err)
+		return btrfsctl.QuotaStatus{}, fault.New(errdefs.ErrNotImplemented, "simple quotas need kernel 6.7, or set btrfs.quota=classic: %w", err)
 	}
 	if err != nil {
 		return btrfsctl.QuotaStatus{}, err
@@ -179,10 +180,10 @@ func (q *Qgroups) Rescan(ctx context.Context) error {
 		return err
 	}
 	if err := btrfsctl.StartRescan(q.fd()); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		return fmt.Errorf("btrfs: rescan quotas of %s: %w", q.dir.Name(), kindOf(err))
+		return fmt.Errorf("rescan quotas of %s: %w", q.dir.Name(), kindOf(err))
 	}
 	if err := q.waitRescan(ctx); err != nil {
-		return fmt.Errorf("btrfs: wait for the rescan of quotas of %s: %w", q.dir.Name(), kindOf(err))
+		return fmt.Errorf("wait for the rescan of quotas of %s: %w", q.dir.Name(), kindOf(err))
 	}
 	return nil
 }
@@ -271,7 +272,7 @@ func (q *Qgroups) SetLimit(ctx context.Context, id uint64, limit Limit) error {
 		return nil
 	}
 	if err := btrfsctl.LimitQgroup(q.fd(), id, qgroupLimit(mode, limit)); err != nil {
-		return fmt.Errorf("btrfs: limit subvolume %d: %w", id, kindOf(err))
+		return fmt.Errorf("limit subvolume %d: %w", id, kindOf(err))
 	}
 	if limit.Bytes != 0 {
 		q.remember()
@@ -288,7 +289,7 @@ func (q *Qgroups) Limit(id uint64) (Limit, error) {
 	}
 	limits, err := q.limits(id)
 	if err != nil {
-		return Limit{}, fmt.Errorf("btrfs: read limit of subvolume %d: %w", id, kindOf(err))
+		return Limit{}, fmt.Errorf("read limit of subvolume %d: %w", id, kindOf(err))
 	}
 	return limitOf(mode, limits), nil
 }
@@ -325,7 +326,7 @@ func (q *Qgroups) Usage(id uint64) (Usage, error) {
 		return Usage{}, err
 	}
 	if mode == Off {
-		return Usage{}, fmt.Errorf("btrfs: usage of subvolume %d: %w: quotas are off", id, errdefs.ErrNotImplemented)
+		return Usage{}, fault.New(errdefs.ErrNotImplemented, "usage of subvolume %d: quotas are off", id)
 	}
 	var usage Usage
 	if mode == Classic {
@@ -336,7 +337,7 @@ func (q *Qgroups) Usage(id uint64) (Usage, error) {
 		usage.Bytes, err = q.referenced(id)
 	}
 	if err != nil {
-		return Usage{}, fmt.Errorf("btrfs: usage of subvolume %d: %w", id, kindOf(err))
+		return Usage{}, fmt.Errorf("usage of subvolume %d: %w", id, kindOf(err))
 	}
 	return usage, nil
 }
@@ -350,19 +351,19 @@ func (q *Qgroups) Remove(id uint64) error {
 	// Older kernels would let the qgroup of a living subvolume go, and its accounts with it.
 	exists, err := btrfsctl.SubvolumeExists(q.fd(), id)
 	if err != nil {
-		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w", id, kindOf(err))
+		return fmt.Errorf("remove qgroup 0/%d: %w", id, kindOf(err))
 	}
 	if exists {
-		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w: its subvolume is not dropped", id, ErrNotYet)
+		return fmt.Errorf("remove qgroup 0/%d: %w: its subvolume is not dropped", id, ErrNotYet)
 	}
 	err = btrfsctl.RemoveQgroup(q.fd(), id)
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTCONN):
 		return nil
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w: extents of it are referenced elsewhere", id, ErrNotYet)
+		return fmt.Errorf("remove qgroup 0/%d: %w: extents of it are referenced elsewhere", id, ErrNotYet)
 	default:
-		return fmt.Errorf("btrfs: remove qgroup 0/%d: %w", id, kindOf(err))
+		return fmt.Errorf("remove qgroup 0/%d: %w", id, kindOf(err))
 	}
 }
 
@@ -382,7 +383,7 @@ func (q *Qgroups) Stale() iter.Seq2[uint64, error] {
 				exists, err = btrfsctl.SubvolumeExists(q.fd(), id)
 			}
 			if err != nil {
-				yield(0, fmt.Errorf("btrfs: list qgroups of %s: %w", q.dir.Name(), kindOf(err)))
+				yield(0, fmt.Errorf("list qgroups of %s: %w", q.dir.Name(), kindOf(err)))
 				return
 			}
 			if !exists && !yield(id, nil) {
@@ -406,5 +407,5 @@ func kindOf(err error) error {
 	default:
 		return err
 	}
-	return fmt.Errorf("%w: %w", kind, err)
+	return fault.As(kind, err)
 }

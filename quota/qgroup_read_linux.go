@@ -33,7 +33,7 @@ func (q *Qgroups) status() (btrfsctl.QuotaStatus, error) {
 		}
 	}
 	if err != nil {
-		return btrfsctl.QuotaStatus{}, fmt.Errorf("btrfs: read the state of quotas of %s: %w", q.dir.Name(), kindOf(err))
+		return btrfsctl.QuotaStatus{}, fmt.Errorf("read the state of quotas of %s: %w", q.dir.Name(), kindOf(err))
 	}
 	return status, nil
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Scope says whose data counts against a limit.
@@ -30,7 +32,7 @@ func (s Scope) String() string { return nameOf("Scope", scopeNames, s) }
 func ParseScope(s string) (Scope, error) {
 	i := slices.Index(scopeNames, strings.ToLower(s))
 	if i < 0 {
-		return 0, fmt.Errorf("%w: quota scope %q: must be layer (count the layer's own data) or total (count the image too)", errdefs.ErrInvalidArgument, s)
+		return 0, fault.New(errdefs.ErrInvalidArgument, "quota scope %q: must be layer (count the layer's own data) or total (count the image too)", s)
 	}
 	return Scope(i), nil
 }

@@ -1,13 +1,14 @@
 package quota
 
 import (
-	"fmt"
 	"math"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // ParseSize reads a size in bytes as Docker does (github.com/docker/go-units, RAMInBytes). It is a number, which may
@@ -37,7 +38,7 @@ func ParseSize(s string) (uint64, error) {
 }
 
 func invalidSize(s, reason string) error {
-	return fmt.Errorf("%w: size %q: %s (examples: 1073741824, 512m, 10G, 1.5TiB)", errdefs.ErrInvalidArgument, s, reason)
+	return fault.New(errdefs.ErrInvalidArgument, "size %q: %s (examples: 1073741824, 512m, 10G, 1.5TiB)", s, reason)
 }
 
 // fractionOfByte reports whether s, which go-units can read, is a number of bytes with a fraction.

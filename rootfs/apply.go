@@ -12,6 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Layer describes a layer twice: Diff is its uncompressed tar, whose digest identifies it in a chain; Blob transports
@@ -81,7 +83,7 @@ type unpacking struct {
 func newUnpacking(layers []Layer, chain []digest.Digest, sn snapshots.Snapshotter, a Applier) (*unpacking, error) {
 	for _, d := range chain {
 		if err := d.Validate(); err != nil {
-			return nil, fmt.Errorf("rootfs: digest %q of a layer: %w: %w", d, errdefs.ErrInvalidArgument, err)
+			return nil, fault.New(errdefs.ErrInvalidArgument, "rootfs: digest %q of a layer: %w", d, err)
 		}
 	}
 	names := []string{""} // that of the snapshot below the lowest
@@ -104,7 +106,7 @@ func (u *unpacking) run(ctx context.Context) (applied bool, err error) {
 	steps := 4 * len(u.layers)
 	for i := top; i <= top; steps-- {
 		if steps == 0 {
-			return false, fmt.Errorf("rootfs: apply layer %s: its parents keep being removed: %w", u.layers[i].Diff.Digest, errdefs.ErrUnavailable)
+			return false, fault.New(errdefs.ErrUnavailable, "rootfs: apply layer %s: its parents keep being removed", u.layers[i].Diff.Digest)
 		}
 		applied, err = u.apply(ctx, i)
 		switch {
@@ -161,7 +163,7 @@ func (u *unpacking) extract(ctx context.Context, layer Layer, mounts []mount.Mou
 		return err
 	}
 	if extracted.Digest != layer.Diff.Digest {
-		return fmt.Errorf("extracted layer has digest %q: %w", extracted.Digest, errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "extracted layer has digest %q", extracted.Digest)
 	}
 	return nil
 }

@@ -2,11 +2,12 @@ package rootfs
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // MountDiffer makes layers.
@@ -22,7 +23,7 @@ type MountDiffer interface {
 func Diff(ctx context.Context, snapshotID, contentRef string, sn snapshots.Snapshotter, md MountDiffer) (ocispec.Descriptor, error) {
 	desc, err := diffSnapshot(ctx, snapshotID, contentRef, sn, md)
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("rootfs: diff %q: %w", snapshotID, err)
+		return ocispec.Descriptor{}, fault.Wrap("diff snapshot", snapshotID, err)
 	}
 	return desc, nil
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Initializer describes the files that a container needs in its root filesystem whatever its image holds, mount
@@ -59,7 +61,7 @@ func InitRootFSWith(ctx context.Context, name string, parent digest.Digest, read
 	}
 	mounts, err := r.make(ctx, opts)
 	if err != nil {
-		return nil, fmt.Errorf("rootfs: init %q: %w", name, err)
+		return nil, fault.Wrap("init root filesystem", name, err)
 	}
 	return mounts, nil
 }
@@ -79,12 +81,12 @@ func (r rootFS) make(ctx context.Context, opts []snapshots.Opt) ([]mount.Mount, 
 		return r.create(ctx, r.name, r.parent.String(), opts...)
 	}
 	if r.init.Name == "" || r.mounter == nil {
-		return nil, fmt.Errorf("initializer needs a name and a mounter: %w", errdefs.ErrInvalidArgument)
+		return nil, fault.New(errdefs.ErrInvalidArgument, "initializer needs a name and a mounter")
 	}
 	// Before an init layer is made that nobody is going to need.
 	switch _, err := r.sn.Stat(ctx, r.name); {
 	case err == nil:
-		return nil, fmt.Errorf("snapshot: %w", errdefs.ErrAlreadyExists)
+		return nil, errdefs.ErrAlreadyExists
 	case !errdefs.IsNotFound(err):
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func (r rootFS) onInitLayer(ctx context.Context, opts []snapshots.Opt) ([]mount.
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("init layer keeps being removed: %w", errdefs.ErrUnavailable)
+	return nil, fault.New(errdefs.ErrUnavailable, "init layer keeps being removed")
 }
 
 // removeInitLayer removes an init layer without children. A later user makes it again.

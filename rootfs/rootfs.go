@@ -35,6 +35,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // removeTimeout bounds the removal of an operation's temporary snapshots, which also happens once its own context has
@@ -62,7 +64,7 @@ func committed(ctx context.Context, sn snapshots.Snapshotter, name string) (bool
 	case err != nil:
 		return false, err
 	case info.Kind != snapshots.KindCommitted:
-		return false, fmt.Errorf("snapshot %q is not committed: %w", name, errdefs.ErrFailedPrecondition)
+		return false, fault.New(errdefs.ErrFailedPrecondition, "snapshot %q is not committed", name)
 	}
 	return true, nil
 }

@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/stream"
 )
@@ -33,7 +34,7 @@ import (
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	applied, err := d.apply(toStore(ctx), desc, mounts, opts)
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("snapshotter: apply %s: %w", desc.Digest, typed(err))
+		return ocispec.Descriptor{}, fault.Wrap("apply blob", desc.Digest.String(), typed(err))
 	}
 	return applied, nil
 }
@@ -50,7 +51,7 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	}
 	target, err := d.snapshotter.resolve(ctx, mounts)
 	if err == nil && target.readOnly {
-		err = fmt.Errorf("mounts are read-only: %w", errdefs.ErrFailedPrecondition)
+		err = fault.New(errdefs.ErrFailedPrecondition, "mounts are read-only")
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -77,11 +78,11 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 // openBlob opens a blob of the size that desc says.
 func (d *Differ) openBlob(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	if err := desc.Digest.Validate(); err != nil {
-		return nil, fmt.Errorf("digest: %w: %w", errdefs.ErrInvalidArgument, err)
+		return nil, fault.New(errdefs.ErrInvalidArgument, "digest: %w", err)
 	}
 	blob, err := d.store.ReaderAt(ctx, desc)
 	if err == nil && blob.Size() != desc.Size {
-		err = errors.Join(fmt.Errorf("blob has %d bytes and not %d: %w", blob.Size(), desc.Size, errdefs.ErrFailedPrecondition), blob.Close())
+		err = errors.Join(fault.New(errdefs.ErrFailedPrecondition, "blob has %d bytes and not %d", blob.Size(), desc.Size), blob.Close())
 	}
 	return blob, err
 }
@@ -99,7 +100,7 @@ func verify(whole io.ReadCloser, verifier digest.Verifier) error {
 		return fmt.Errorf("read blob: %w", err)
 	}
 	if !verifier.Verified() {
-		return fmt.Errorf("blob has another digest: %w", errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "blob has another digest")
 	}
 	return nil
 }
@@ -160,7 +161,7 @@ func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc oci
 func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) error {
 	s := d.snapshotter
 	if _, err := cowcommon.Apply(ctx, s.backend, volume, layer, layertar.ApplyOptions{Logger: s.log}); err != nil {
-		return fmt.Errorf("differ: apply to layer %q: %w", volume, cowcommon.AsReadOnly(err))
+		return fault.Wrap("apply to volume", volume, cowcommon.AsReadOnly(err))
 	}
 	if _, err := io.Copy(io.Discard, layer); err != nil {
 		return fmt.Errorf("read to the end: %w", err)

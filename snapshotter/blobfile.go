@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // WithBlobFiles makes Apply read a blob in the content store's file, if that can be opened. Sending a blob from
@@ -53,7 +54,7 @@ func (s fileStore) open(ctx context.Context, blob digest.Digest, size int64) (_ 
 	}
 	info, err := f.Stat()
 	if err == nil && info.Size() != size {
-		err = fmt.Errorf("%s has %d bytes and not %d: %w", f.Name(), info.Size(), size, errdefs.ErrDataLoss)
+		err = fault.New(errdefs.ErrDataLoss, "%s has %d bytes and not %d", f.Name(), info.Size(), size)
 	}
 	if err != nil {
 		_ = f.Close()

@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -11,6 +10,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Commit makes an active snapshot a committed one. Its volume is sealed, and is durable when Commit returns. If it is
@@ -20,7 +20,7 @@ import (
 // The label containerd.io/snapshot/max-size has no effect. Returns errdefs.ErrNotImplemented if snapshots.WithParent
 // names another parent than the snapshot was prepared on: a volume cannot be put on another.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	return wrap("commit", key, s.commit(ctx, name, key, opts))
+	return wrap("commit snapshot", key, s.commit(ctx, name, key, opts))
 }
 
 func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snapshots.Opt) error {
@@ -82,13 +82,13 @@ func (s *Snapshotter) checkCommit(ctx context.Context, name, key, parent string)
 			return err
 		}
 		if active.info.Kind != snapshots.KindActive {
-			return fmt.Errorf("it is not active: %w", errdefs.ErrFailedPrecondition)
+			return fault.New(errdefs.ErrFailedPrecondition, "it is not active")
 		}
 		if parent != "" && parent != active.info.Parent {
 			if active.info.Parent != "" {
-				return fmt.Errorf("its parent is %q and cannot become %q: %w", active.info.Parent, parent, errdefs.ErrInvalidArgument)
+				return fault.New(errdefs.ErrInvalidArgument, "its parent is %q and cannot become %q", active.info.Parent, parent)
 			}
-			return fmt.Errorf("it was prepared without a parent and cannot get one: %w", errdefs.ErrNotImplemented)
+			return fault.New(errdefs.ErrNotImplemented, "it was prepared without a parent and cannot get one")
 		}
 		return checkAbsent(ctx, name)
 	})
@@ -145,7 +145,7 @@ func (s *Snapshotter) recordCommit(ctx context.Context, name, key, volume, seale
 			return err
 		}
 		if r.volume != volume {
-			return fmt.Errorf("it has been replaced: %w", errdefs.ErrAborted)
+			return fault.New(errdefs.ErrAborted, "it has been replaced")
 		}
 		_, err = storage.CommitActive(ctx, key, name, usage,
 			snapshots.WithLabels(withVolume(labels, sealed)), snapshots.WithParent(r.info.Parent))

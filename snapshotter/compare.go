@@ -20,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
@@ -31,7 +32,7 @@ import (
 func (d *Differ) Compare(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error) {
 	desc, err := d.compare(toStore(ctx), lower, upper, opts)
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("snapshotter: diff: %w", typed(err))
+		return ocispec.Descriptor{}, fault.Wrap("diff snapshots", "", typed(err))
 	}
 	return desc, nil
 }
@@ -47,7 +48,7 @@ func (d *Differ) compare(ctx context.Context, lower, upper []mount.Mount, opts [
 	}
 	top, err := d.snapshotter.resolve(ctx, upper)
 	if err == nil && top.volume == "" {
-		err = fmt.Errorf("no snapshot that could have changed: %w", errdefs.ErrNotImplemented)
+		err = fault.New(errdefs.ErrNotImplemented, "no snapshot that could have changed")
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("upper: %w", err)
@@ -73,7 +74,7 @@ func compareConfig(ctx context.Context, opts []diff.Opt) (diff.Config, error) {
 	}
 	if config.Compressor != nil {
 		if config.MediaType == "" {
-			return diff.Config{}, fmt.Errorf("a compressor needs the media type of its output: %w", errdefs.ErrInvalidArgument)
+			return diff.Config{}, fault.New(errdefs.ErrInvalidArgument, "a compressor needs the media type of its output")
 		}
 		return config, nil
 	}

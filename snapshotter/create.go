@@ -12,6 +12,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/inuse"
@@ -22,14 +23,14 @@ import (
 // no effect for UseUnpack.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := s.create(ctx, snapshots.KindActive, key, parent, opts)
-	return mounts, wrap("prepare", key, err)
+	return mounts, wrap("prepare snapshot", key, err)
 }
 
 // View makes a read-only snapshot. Nothing is cloned for it: its mounts are of the parent's volume, which is
 // sealed. It has no limit.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := s.create(ctx, snapshots.KindView, key, parent, opts)
-	return mounts, wrap("view", key, err)
+	return mounts, wrap("view snapshot", key, err)
 }
 
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
@@ -193,7 +194,7 @@ func (s *Snapshotter) checkIDMapping(ctx context.Context, volume string, ids idM
 	defer func() { err = errors.Join(err, s.backend.Unmount(context.WithoutCancel(ctx), volume)) }()
 	err = detect.IDMappedMounts(dir)
 	if errors.Is(err, graphdriver.ErrNotSupported) {
-		return fmt.Errorf("mount with mapped ids: %w: %w", errdefs.ErrNotImplemented, err)
+		return fault.New(errdefs.ErrNotImplemented, "mount with mapped ids: %w", err)
 	}
 	return err
 }

@@ -3,9 +3,7 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -16,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
@@ -69,7 +68,7 @@ var layerFormats = map[string]layertar.Format{
 }
 
 func unknownMediaType(mediaType string) error {
-	return fmt.Errorf("media type %q: %w", mediaType, errdefs.ErrNotImplemented)
+	return fault.New(errdefs.ErrNotImplemented, "media type %q", mediaType)
 }
 
 // toStore passes the namespace and lease of a gRPC request on to requests to the content store: blobs that are
@@ -87,10 +86,10 @@ func toStore(ctx context.Context) context.Context {
 // typed gives errors of the kernel and of layers the type that clients understand.
 func typed(err error) error {
 	switch {
-	case errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.ENOSPC):
-		return fmt.Errorf("%w: %w", errdefs.ErrResourceExhausted, err)
+	case fault.IsFull(err):
+		return fault.As(errdefs.ErrResourceExhausted, err)
 	case errors.Is(err, layertar.ErrMalformed), errors.Is(err, layertar.ErrReservedName), errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+		return fault.As(errdefs.ErrInvalidArgument, err)
 	}
 	return err
 }

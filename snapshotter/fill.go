@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // filling is an active snapshot's volume while a layer is applied to it. Until it ends the snapshot is not committed, and
@@ -73,7 +74,7 @@ func (s *Snapshotter) checkWhole(volume string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.spoiled[volume]; ok {
-		return fmt.Errorf("it holds a part of a layer that could not be taken back, remove it: %w", errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "it holds a part of a layer that could not be taken back, remove it")
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -13,26 +12,27 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 )
 
 // Stat describes a snapshot.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	r, err := s.read(ctx, key)
-	return r.info, wrap("stat", key, err)
+	return r.info, wrap("stat snapshot", key, err)
 }
 
 // Volume returns the name of the volume that holds a snapshot's tree; for a view it is that of its parent.
 func (s *Snapshotter) Volume(ctx context.Context, key string) (string, error) {
 	r, err := s.read(ctx, key)
-	return r.tree(), wrap("volume of", key, err)
+	return r.tree(), wrap("find volume of snapshot", key, err)
 }
 
 // Update replaces the labels of a snapshot: those that fieldpaths name, or all of them. A limit is not changed
 // by a label.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.update(ctx, info, fieldpaths)
-	return updated, wrap("update", info.Name, err)
+	return updated, wrap("update snapshot", info.Name, err)
 }
 
 func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpaths []string) (updated snapshots.Info, err error) {
@@ -40,7 +40,7 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 		return snapshots.Info{}, err
 	}
 	if slices.Contains(fieldpaths, "labels."+VolumeLabel) {
-		return snapshots.Info{}, fmt.Errorf("label %s is not for clients: %w", VolumeLabel, errdefs.ErrInvalidArgument)
+		return snapshots.Info{}, fault.New(errdefs.ErrInvalidArgument, "label %s is not for clients", VolumeLabel)
 	}
 	if err := s.awaitMade(ctx, info.Name); err != nil {
 		return snapshots.Info{}, err
@@ -65,7 +65,7 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	infos, err := s.list(ctx, filters...)
 	if err != nil {
-		return fmt.Errorf("snapshotter: walk: %w", typed(err))
+		return fault.Wrap("walk snapshots", "", typed(err))
 	}
 	for _, info := range infos {
 		if err := fn(ctx, visible(info)); err != nil {
@@ -101,7 +101,7 @@ var unmeasured = snapshots.Usage{Size: -1, Inodes: -1}
 // that it adds or changes.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	usage, err := s.usage(ctx, key)
-	return usage, wrap("usage of", key, err)
+	return usage, wrap("measure snapshot", key, err)
 }
 
 func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, error) {

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -48,9 +49,9 @@ func (s *Snapshotter) parseRequest(key string, opts []snapshots.Opt) (r request,
 func checkKey(key string) error {
 	switch {
 	case key == "":
-		return fmt.Errorf("a snapshot needs a key: %w", errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "a snapshot needs a key")
 	case len(key) > maxKeyLength:
-		return fmt.Errorf("key of %d bytes is longer than %d: %w", len(key), maxKeyLength, errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "key of %d bytes is longer than %d", len(key), maxKeyLength)
 	}
 	return nil
 }
@@ -59,9 +60,9 @@ func checkLabels(labels map[string]string) error {
 	for name := range labels {
 		switch {
 		case name == "" || len(name) > maxKeyLength:
-			return fmt.Errorf("label name of %d bytes: %w", len(name), errdefs.ErrInvalidArgument)
+			return fault.New(errdefs.ErrInvalidArgument, "label name of %d bytes", len(name))
 		case name == VolumeLabel:
-			return fmt.Errorf("label %s is not for clients: %w", VolumeLabel, errdefs.ErrInvalidArgument)
+			return fault.New(errdefs.ErrInvalidArgument, "label %s is not for clients", VolumeLabel)
 		}
 	}
 	return nil
@@ -75,7 +76,7 @@ func parseLimit(labels map[string]string, scope quota.Scope) (quota.Limit, error
 	}
 	bytes, err := strconv.ParseUint(text, 10, 63)
 	if err != nil || bytes == 0 {
-		return quota.Limit{}, fmt.Errorf("label %s=%q must be a number of bytes above 0: %w", snapshots.LabelSnapshotMaxSize, text, errdefs.ErrInvalidArgument)
+		return quota.Limit{}, fault.New(errdefs.ErrInvalidArgument, "label %s=%q must be a number of bytes above 0", snapshots.LabelSnapshotMaxSize, text)
 	}
 	return quota.Limit{Bytes: bytes, Scope: scope}, nil
 }
@@ -121,7 +122,7 @@ type idMapping struct{ uids, gids string }
 func parseIDMapping(labels map[string]string) (idMapping, error) {
 	m := idMapping{labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]}
 	if (m.uids == "") != (m.gids == "") {
-		return idMapping{}, fmt.Errorf("labels %s and %s need each other: %w", snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping, errdefs.ErrInvalidArgument)
+		return idMapping{}, fault.New(errdefs.ErrInvalidArgument, "labels %s and %s need each other", snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping)
 	}
 	if m == (idMapping{}) {
 		return m, nil
@@ -129,7 +130,7 @@ func parseIDMapping(labels map[string]string) (idMapping, error) {
 	for _, ranges := range []string{m.uids, m.gids} {
 		for r := range strings.SplitSeq(ranges, ",") {
 			if !isIDRange(r) {
-				return idMapping{}, fmt.Errorf("id mapping %q must have the form container:host:size: %w", ranges, errdefs.ErrInvalidArgument)
+				return idMapping{}, fault.New(errdefs.ErrInvalidArgument, "id mapping %q must have the form container:host:size", ranges)
 			}
 		}
 	}

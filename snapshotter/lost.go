@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Lost is a volume that the metadata did not know at the start, and of which it did not say that it may go. It may be
@@ -90,7 +90,7 @@ func (s *Snapshotter) Lost() []Lost {
 // Returns errdefs.ErrNotFound if no such volume is lost, errdefs.ErrInvalidArgument if a key has to be given, and
 // errdefs.ErrAlreadyExists if another snapshot has the key.
 func (s *Snapshotter) Restore(ctx context.Context, volume, key string) error {
-	return wrap("restore", volume, s.restore(ctx, volume, key))
+	return wrap("restore lost volume", volume, s.restore(ctx, volume, key))
 }
 
 func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
@@ -102,7 +102,7 @@ func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
 		key = l.Key
 	}
 	if key == "" {
-		return fmt.Errorf("the key that it had is not known, so one has to be given: %w", errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "the key that it had is not known, so one has to be given")
 	}
 	if err := checkKey(key); err != nil {
 		return err
@@ -184,20 +184,20 @@ func insert(ctx context.Context, key, parent, volume string, was *wasSnapshot) e
 // errdefs.ErrFailedPrecondition if it is in use; Cleanup then destroys it later.
 func (s *Snapshotter) Discard(ctx context.Context, volume string) error {
 	if _, err := s.lostVolume(volume); err != nil {
-		return wrap("discard", volume, err)
+		return wrap("discard lost volume", volume, err)
 	}
 	err := s.change(ctx, func(_ context.Context, tx *bolt.Tx) error {
 		return errors.Join(gone.del(tx, volume), doomed.put(tx, volume, ""))
 	})
 	if err != nil {
-		return wrap("discard", volume, err)
+		return wrap("discard lost volume", volume, err)
 	}
 	s.mu.Lock()
 	delete(s.lost, volume)
 	s.mu.Unlock()
 	if err := s.backend.Remove(ctx, volume); err != nil {
 		s.doom(volume)
-		return wrap("discard", volume, err)
+		return wrap("discard lost volume", volume, err)
 	}
 	s.noteDestroyed(volume)
 	return nil
@@ -208,7 +208,7 @@ func (s *Snapshotter) lostVolume(volume string) (Lost, error) {
 	defer s.mu.Unlock()
 	l, ok := s.lost[volume]
 	if !ok {
-		return Lost{}, fmt.Errorf("no such volume is lost: %w", errdefs.ErrNotFound)
+		return Lost{}, fault.New(errdefs.ErrNotFound, "no such volume is lost")
 	}
 	return l, nil
 }

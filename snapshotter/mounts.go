@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -10,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Mount options that the snapshotter adds.
@@ -23,7 +24,7 @@ const (
 // Mounts returns the mounts of an active snapshot, which can be written to, or of a view, which cannot.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	mounts, err := s.mountsOf(ctx, key)
-	return mounts, wrap("mounts of", key, err)
+	return mounts, wrap("mount snapshot", key, err)
 }
 
 func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, error) {
@@ -32,7 +33,7 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 		return nil, err
 	}
 	if r.info.Kind == snapshots.KindCommitted {
-		return nil, fmt.Errorf("it is committed: %w", errdefs.ErrFailedPrecondition)
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "it is committed")
 	}
 	ids, err := parseIDMapping(r.info.Labels)
 	if err != nil {
@@ -82,7 +83,7 @@ func (s *Snapshotter) resolve(ctx context.Context, mounts []mount.Mount) (mounte
 		return mounted{readOnly: true}, nil
 	}
 	if len(mounts) > 1 || mounts[0].Target != "" {
-		return mounted{}, fmt.Errorf("not a plain mount of one snapshot: %w", errdefs.ErrNotImplemented)
+		return mounted{}, fault.New(errdefs.ErrNotImplemented, "not a plain mount of one snapshot")
 	}
 	m := mounts[0]
 	volume := candidate(m)
@@ -113,7 +114,7 @@ func (s *Snapshotter) isMountOf(ctx context.Context, m mount.Mount, volume strin
 }
 
 func unknownMount(m mount.Mount) error {
-	return fmt.Errorf("%s mount of %q is not of a snapshot of this snapshotter: %w", m.Type, m.Source, errdefs.ErrNotImplemented)
+	return fault.New(errdefs.ErrNotImplemented, "%s mount of %q is not of a snapshot of this snapshotter", m.Type, m.Source)
 }
 
 // candidate is the only volume that m can be a mount of.

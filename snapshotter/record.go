@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // VolumeLabel is the label that names the volume of a snapshot, in metadata.db only: clients neither see nor
@@ -151,10 +153,10 @@ func parentRecord(ctx context.Context, parent string) (record, error) {
 		return record{}, fmt.Errorf("parent %q: %w", parent, err)
 	}
 	if r.info.Kind != snapshots.KindCommitted {
-		return record{}, fmt.Errorf("parent %q is not committed: %w", parent, errdefs.ErrInvalidArgument)
+		return record{}, fault.New(errdefs.ErrInvalidArgument, "parent %q is not committed", parent)
 	}
 	if r.volume == "" {
-		return record{}, fmt.Errorf("parent %q has no volume: %w", parent, errdefs.ErrFailedPrecondition)
+		return record{}, fault.New(errdefs.ErrFailedPrecondition, "parent %q has no volume", parent)
 	}
 	return r, nil
 }
@@ -166,7 +168,7 @@ func checkAbsent(ctx context.Context, key string) error {
 		return nil
 	}
 	if err == nil {
-		err = fmt.Errorf("snapshot %q: %w", key, errdefs.ErrAlreadyExists)
+		err = fault.New(errdefs.ErrAlreadyExists, "snapshot %q", key)
 	}
 	return err
 }

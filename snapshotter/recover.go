@@ -10,6 +10,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // inventory is all that is known at a start.
@@ -96,8 +97,8 @@ func (k *inventory) check() error {
 		}
 	}
 	if made > 0 && len(k.owners) > 1 {
-		return fmt.Errorf("none of the %d volumes that the metadata names is there, but %d others, is the right filesystem mounted? %w",
-			len(k.owners), len(k.volumes), errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "none of the %d volumes that the metadata names is there, but %d others: is the right filesystem mounted?",
+			len(k.owners), len(k.volumes))
 	}
 	return nil
 }

@@ -3,12 +3,13 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Remove removes a snapshot from the metadata. Its key can be used again at once; its volume is destroyed by Cleanup.
@@ -18,7 +19,7 @@ import (
 // from it.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err := s.awaitMade(ctx, key); err != nil {
-		return wrap("remove", key, err)
+		return wrap("remove snapshot", key, err)
 	}
 	var volume string
 	removed := false
@@ -41,7 +42,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return errors.Join(making.del(tx, volume), doomed.put(tx, volume, ""))
 	})
 	if err != nil {
-		return wrap("remove", key, err)
+		return wrap("remove snapshot", key, err)
 	}
 	if volume != "" {
 		s.doom(volume)
@@ -131,7 +132,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	s.mu.Unlock()
 	s.reserve.keep()
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("snapshotter: clean up: %w", typed(err))
+		return fault.Wrap("clean up snapshots", "", typed(err))
 	}
 	return nil
 }

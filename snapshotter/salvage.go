@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/boltfile"
 )
 
@@ -44,7 +45,7 @@ func (s *salvaged) read(ctx context.Context, file string) error {
 		ctx = inTx
 		var ok bool
 		if tx, ok = transactor.(*bolt.Tx); !ok {
-			return fmt.Errorf("transactions of %T: %w", transactor, errdefs.ErrNotImplemented)
+			return fault.New(errdefs.ErrNotImplemented, "transactions of %T", transactor)
 		}
 		return nil
 	})

@@ -30,7 +30,6 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -45,6 +44,7 @@ import (
 	errbolt "go.etcd.io/bbolt/errors"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/boltfile"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/quota"
@@ -132,7 +132,7 @@ var (
 func New(ctx context.Context, root string, backend cowcommon.Backend, opts Options) (*Snapshotter, error) {
 	s := newSnapshotter(ctx, root, backend, opts)
 	if s.mounter == nil {
-		return nil, openError(root, fmt.Errorf("others cannot mount volumes of a %T: %w", backend, errdefs.ErrNotImplemented))
+		return nil, openError(root, fault.New(errdefs.ErrNotImplemented, "others cannot mount volumes of a %T", backend))
 	}
 	if err := s.mounter.CheckMountSpec(); err != nil {
 		return nil, openError(root, err)
@@ -167,9 +167,9 @@ func openError(root string, err error) error {
 		return nil
 	}
 	if errors.Is(err, errbolt.ErrTimeout) {
-		err = fmt.Errorf("another process has it open: %w: %w", errdefs.ErrUnavailable, err)
+		err = fault.New(errdefs.ErrUnavailable, "another process has it open: %w", err)
 	}
-	return fmt.Errorf("snapshotter: open %s: %w", root, typed(err))
+	return fault.Wrap("open snapshotter", root, typed(err))
 }
 
 func (s *Snapshotter) openAll(ctx context.Context) error {
@@ -198,17 +198,12 @@ func (s *Snapshotter) Close() error {
 		if err := s.forgetStale(); err != nil {
 			s.log.Warn("snapshotter: metadata could not be written", "error", err)
 		}
-		if err := errors.Join(s.meta.Close(), s.backend.Close()); err != nil {
-			s.closeErr = fmt.Errorf("snapshotter: close: %w", err)
-		}
+		s.closeErr = fault.Wrap("close snapshotter", s.root, errors.Join(s.meta.Close(), s.backend.Close()))
 	})
 	return s.closeErr
 }
 
 // wrap adds the operation and its object to an error.
 func wrap(operation, key string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("snapshotter: %s %q: %w", operation, key, typed(err))
+	return fault.Wrap(operation, key, typed(err))
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 
-	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/boltfile"
 )
 
@@ -33,12 +33,12 @@ func (s *Snapshotter) change(ctx context.Context, do func(ctx context.Context, t
 	}
 	s.log.Warn("snapshotter: metadata could not be written, and is written again", "error", err)
 	waits := []time.Duration{0}
-	if cowcommon.IsFull(err) && s.reserve.giveUp(s.log) {
+	if fault.IsFull(err) && s.reserve.giveUp(s.log) {
 		waits = []time.Duration{0, time.Second, 5 * time.Second} // ZFS has the space some seconds later
 	}
 	for _, wait := range waits {
 		time.Sleep(wait)
-		if err = s.transact(ctx, true, do); !cowcommon.IsFull(err) {
+		if err = s.transact(ctx, true, do); !fault.IsFull(err) {
 			break
 		}
 	}
@@ -57,7 +57,7 @@ func (s *Snapshotter) transact(ctx context.Context, write bool, do func(ctx cont
 	}
 	tx, ok := transactor.(*bolt.Tx)
 	if !ok {
-		return errors.Join(fmt.Errorf("transactions of %T: %w", transactor, errdefs.ErrNotImplemented), transactor.Rollback())
+		return errors.Join(fault.New(errdefs.ErrNotImplemented, "transactions of %T", transactor), transactor.Rollback())
 	}
 	var stale stale
 	ended := false

@@ -51,8 +51,8 @@ type Backend struct {
 
 var _ cowcommon.Complete = (*Backend)(nil)
 
-// Open opens the dataset root, and gives up when ctx ends, as a Backend that keeps its mount points and locks below the directory home. It
-// makes home where it is missing. What a crash has left half-made or mounted is destroyed or unmounted, unless
+// Open opens the dataset root as a Backend that keeps its mount points and locks below the directory home. It
+// makes home where it is missing, and gives up when ctx ends. What a crash has left half-made or mounted is destroyed or unmounted, unless
 // another process has the same home open.
 //
 // It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.

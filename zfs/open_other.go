@@ -16,4 +16,6 @@ func openBackend(context.Context, string, string, int, *slog.Logger, error) (cow
 }
 
 // Names works on Linux only.
-func Names(ctx context.Context, _ string, _ []string) ([]string, error) { return nil, detect.ZFS(ctx, "") }
+func Names(ctx context.Context, _ string, _ []string) ([]string, error) {
+	return nil, detect.ZFS(ctx, "")
+}

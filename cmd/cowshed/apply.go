@@ -101,7 +101,7 @@ func standardInput(ctx context.Context, r io.Reader) io.Reader {
 // asNotFound makes errors for files that are not there match errdefs.ErrNotFound.
 func asNotFound(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return kindError{err, errdefs.ErrNotFound}
+		return failf(errdefs.ErrNotFound, "%w", err)
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
@@ -84,7 +85,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errdefs.IsAlreadyExists(err):
 		return exitExists
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case fault.IsFull(err):
 		return exitFull
 	case errdefs.IsFailedPrecondition(err), errors.Is(err, syscall.EROFS):
 		return exitPrecondition
@@ -146,13 +147,5 @@ func refusedHint(uid int) string {
 
 // failf is an error of a kind of errdefs, by which it has its exit code, with a message of its own.
 func failf(kind error, format string, args ...any) error {
-	return kindError{fmt.Errorf(format, args...), kind}
+	return fault.Said(kind, format, args...)
 }
-
-type kindError struct {
-	error
-	kind error
-}
-
-// Unwrap returns the cause and the kind.
-func (e kindError) Unwrap() []error { return []error{e.error, e.kind} }

@@ -21,21 +21,21 @@ import (
 // Kinds that say more than the one of errdefs that each of them is.
 var (
 	// ErrInUse is an errdefs.ErrFailedPrecondition: somebody uses what was to be changed as a whole.
-	ErrInUse error = kind{"in use", errdefs.ErrFailedPrecondition}
+	ErrInUse error = kindError{"in use", errdefs.ErrFailedPrecondition}
 	// ErrSealed is an errdefs.ErrFailedPrecondition: what was to be changed is read-only for good.
-	ErrSealed error = kind{"sealed", errdefs.ErrFailedPrecondition}
+	ErrSealed error = kindError{"sealed", errdefs.ErrFailedPrecondition}
 )
 
-type kind struct {
+type kindError struct {
 	text string
 	is   error
 }
 
 // Error implements error.
-func (k kind) Error() string { return k.text }
+func (k kindError) Error() string { return k.text }
 
 // Unwrap returns the kind that it is one of.
-func (k kind) Unwrap() error { return k.is }
+func (k kindError) Unwrap() error { return k.is }
 
 // Error is an operation that has failed, or a kind and a cause that an operation is still to be named for. Its fields may
 // be empty, but not all.
@@ -115,10 +115,10 @@ func (e *Error) Unwrap() []error {
 	return inside
 }
 
-// New makes an error of a kind, which its text begins with. The format says the cause, and may wrap it with %w. The cause
-// must not be of the kind: see As.
+// New makes an error of a kind, which its text begins with. The format says the cause, and may wrap it with %w. What is
+// wrapped may be of the kind already, as for As.
 func New(kind error, format string, args ...any) error {
-	return &Error{Kind: kind, Err: fmt.Errorf(format, args...)}
+	return As(kind, fmt.Errorf(format, args...))
 }
 
 // As returns err as one of a kind too. It says so unless err is of that kind already.
@@ -131,16 +131,16 @@ func As(kind, err error) error {
 
 // Said makes an error of a kind whose own text says all.
 func Said(kind error, format string, args ...any) error {
-	return said{fmt.Errorf(format, args...), kind}
+	return saidError{fmt.Errorf(format, args...), kind}
 }
 
-type said struct {
+type saidError struct {
 	error
 	kind error
 }
 
 // Unwrap returns what the message was made from, and the kind.
-func (s said) Unwrap() []error { return []error{s.error, s.kind} }
+func (s saidError) Unwrap() []error { return []error{s.error, s.kind} }
 
 // Wrap says of an error, unless it is nil, which operation has failed on what. name may be "" if the operation says it.
 func Wrap(operation, name string, err error) error { return WrapWith(operation, name, "", err) }

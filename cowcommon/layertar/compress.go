@@ -11,10 +11,12 @@ import (
 	"runtime"
 
 	"github.com/containerd/errdefs"
-	"github.com/cowshed/cowshed/internal/inflate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/inflate"
 )
 
 const (
@@ -41,7 +43,7 @@ const (
 func Compress(w io.Writer, format Format, level int) (io.WriteCloser, error) {
 	highest := map[Format]int{Gzip: gzip.BestCompression, Zstd: 22}[format]
 	if format > Zstd || level < 0 || level > highest {
-		return nil, fmt.Errorf("layertar: %v has no level %d: %w", format, level, errdefs.ErrInvalidArgument)
+		return nil, fault.New(errdefs.ErrInvalidArgument, "layertar: %v has no level %d", format, level)
 	}
 	switch format {
 	case Gzip:

@@ -274,31 +274,10 @@ func TestFormat(t *testing.T) {
 		got, err := ParseFormat(f.String())
 		require.NoError(t, err)
 		assert.Equal(t, f, got)
-		got, ok := FormatOfMediaType(f.MediaType())
-		assert.True(t, ok)
-		assert.Equal(t, f, got)
 	}
 	_, err := ParseFormat("lzma")
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	assert.Equal(t, "Format(7)", Format(7).String())
-
-	for mediaType, want := range map[string]Format{
-		"application/vnd.oci.image.layer.v1.tar":                       Plain,
-		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": Gzip,
-		"application/vnd.oci.image.layer.v1.tar+zstd":                  Zstd,
-		"application/vnd.docker.image.rootfs.diff.tar":                 Plain,
-		"application/vnd.docker.image.rootfs.diff.tar.gzip":            Gzip,
-		"application/vnd.docker.image.rootfs.diff.tar.zstd":            Zstd,
-		"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":    Gzip,
-	} {
-		got, ok := FormatOfMediaType(mediaType)
-		assert.True(t, ok, "%s", mediaType)
-		assert.Equal(t, want, got, "%s", mediaType)
-	}
-	for _, mediaType := range []string{"", "application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+encrypted", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"} {
-		_, ok := FormatOfMediaType(mediaType)
-		assert.False(t, ok, "%s", mediaType)
-	}
 }
 
 func TestReadAhead(t *testing.T) {

@@ -2,10 +2,11 @@ package layertar
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Format says how a layer tar is compressed.
@@ -52,7 +53,7 @@ func ParseFormat(s string) (Format, error) {
 	case "zstd", "zst":
 		return Zstd, nil
 	}
-	return Plain, fmt.Errorf("layertar: compression %q: want plain, gzip or zstd: %w", s, errdefs.ErrInvalidArgument)
+	return Plain, fault.New(errdefs.ErrInvalidArgument, "layertar: compression %q: want plain, gzip or zstd", s)
 }
 
 // MediaType is the media type of a layer in this format in an OCI image (image-spec, media-types.md), which has none for
@@ -66,39 +67,4 @@ func (f Format) MediaType() string {
 	default:
 		return ocispec.MediaTypeImageLayer
 	}
-}
-
-// The media types of Docker's image manifest, version 2, schema 2. The foreign one is the same format,
-// fetched from elsewhere; that of a zstd layer is not in the schema, but registries hold it.
-const (
-	dockerLayer      = "application/vnd.docker.image.rootfs.diff.tar"
-	dockerForeign    = "application/vnd.docker.image.rootfs.foreign.diff.tar"
-	nondistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-)
-
-// FormatOfMediaType says in which format a layer of an OCI or Docker media type is. ok is false for the
-// media types of other things, encrypted layers included.
-func FormatOfMediaType(mediaType string) (f Format, ok bool) {
-	base, suffix := mediaType, ""
-	if i := strings.IndexAny(mediaType, "+"); i >= 0 {
-		base, suffix = mediaType[:i], mediaType[i+1:]
-	} else if rest, found := strings.CutSuffix(mediaType, ".gzip"); found {
-		base, suffix = rest, "gzip"
-	} else if rest, found := strings.CutSuffix(mediaType, ".zstd"); found {
-		base, suffix = rest, "zstd"
-	}
-	switch base {
-	case ocispec.MediaTypeImageLayer, nondistributable, dockerLayer, dockerForeign:
-	default:
-		return Plain, false
-	}
-	switch suffix {
-	case "":
-		return Plain, true
-	case "gzip":
-		return Gzip, true
-	case "zstd":
-		return Zstd, true
-	}
-	return Plain, false
 }

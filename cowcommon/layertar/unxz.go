@@ -8,6 +8,8 @@ import (
 	"os/exec"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // xzMemory bounds the memory of the program xz, and is more than it needs for any of its levels (xz(1)).
@@ -27,7 +29,7 @@ type unxz struct {
 func newUnxz(r io.Reader) (*unxz, error) {
 	program, err := exec.LookPath("xz")
 	if err != nil {
-		return nil, fmt.Errorf("layertar: xz compression needs the program xz (package xz-utils): %w: %w", errdefs.ErrNotImplemented, err)
+		return nil, fault.New(errdefs.ErrNotImplemented, "layertar: xz compression needs the program xz (package xz-utils): %w", err)
 	}
 	u := &unxz{cmd: exec.Command(program, "--decompress", "--stdout", "--quiet", "--no-adjust", xzMemory), source: errorKeeper{r: r}}
 	u.cmd.Stdin, u.cmd.Stderr = &u.source, &u.says

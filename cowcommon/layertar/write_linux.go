@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 const (
@@ -60,7 +62,7 @@ func Write(ctx context.Context, w io.Writer, dir string, changes []archive.Chang
 func sorted(changes []archive.Change) ([]archive.Change, error) {
 	for _, c := range changes {
 		if !strings.HasPrefix(c.Path, "/") || path.Clean(c.Path) != c.Path {
-			return nil, fmt.Errorf("change of %s: want an absolute, clean path: %w", quoteName(c.Path), errdefs.ErrInvalidArgument)
+			return nil, fault.New(errdefs.ErrInvalidArgument, "change of %s: want an absolute, clean path", quoteName(c.Path))
 		}
 	}
 	byPath := func(a, b archive.Change) int { return strings.Compare(a.Path, b.Path) }

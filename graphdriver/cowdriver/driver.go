@@ -15,6 +15,7 @@ import (
 	"github.com/moby/sys/user"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/graphdriver"
@@ -195,10 +196,7 @@ func (d *Driver) GetMetadata(id string) (map[string]string, error) {
 
 // Cleanup releases the driver's resources. Layers stay.
 func (d *Driver) Cleanup() error {
-	if err := d.backend.Close(); err != nil {
-		return fmt.Errorf("%s: clean up: %w", d.name, err)
-	}
-	return nil
+	return fault.Wrap("clean up driver", d.name, d.backend.Close())
 }
 
 // ApplyDiff extracts an uncompressed layer tar into a layer and returns the sum of the sizes of its
@@ -222,7 +220,7 @@ func (d *Driver) ApplyWith(ctx context.Context, id string, diff io.Reader, opts 
 		return 0, d.wrap("apply to layer", id, err)
 	}
 	if _, taken := d.applying.LoadOrStore(id, nil); taken {
-		return 0, d.wrap("apply to layer", id, fmt.Errorf("a diff is being applied to it already: %w", errdefs.ErrFailedPrecondition))
+		return 0, d.wrap("apply to layer", id, fault.New(fault.ErrInUse, "a diff is being applied to it already"))
 	}
 	defer d.applying.Delete(id)
 	opts.IDMap, opts.Logger = d.opts.IDMap, d.log
@@ -321,9 +319,7 @@ func (d *Driver) DiffGetter(id string) (graphdriver.FileGetCloser, error) {
 	return files, nil
 }
 
+// wrap says which operation has failed on which layer.
 func (d *Driver) wrap(operation, id string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %s %s: %w", d.name, operation, strconv.Quote(id), cowcommon.AsReadOnly(err))
+	return fault.Wrap(operation, id, cowcommon.AsReadOnly(err))
 }

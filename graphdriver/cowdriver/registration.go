@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/quota"
@@ -97,7 +98,7 @@ func Filesystems() string {
 func ParseOptions(driver string, options []string) (quota.Options, error) {
 	r, ok := Lookup(driver)
 	if !ok {
-		return quota.Options{}, fmt.Errorf("%w: driver %q has no options", errdefs.ErrInvalidArgument, driver)
+		return quota.Options{}, fault.New(errdefs.ErrInvalidArgument, "driver %q has no options", driver)
 	}
 	return r.ParseOptions(options)
 }

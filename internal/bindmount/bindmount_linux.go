@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Bind mounts the directory dir on the directory target, privately. With readOnly nothing can be changed through
@@ -56,9 +58,9 @@ func Unmount(target string) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EBUSY):
-		err = fmt.Errorf("it is in use (fuser -vm %s shows by whom): %w: %w", target, err, errdefs.ErrFailedPrecondition)
+		err = fault.New(fault.ErrInUse, "fuser -vm %s shows by whom: %w", target, err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
-		err = fmt.Errorf("nothing is mounted there: %w: %w", err, errdefs.ErrNotFound)
+		err = fault.New(errdefs.ErrNotFound, "nothing is mounted there: %w", err)
 	}
 	return fmt.Errorf("unmount %s: %w", target, err)
 }
@@ -108,7 +110,7 @@ func Named(target, home, fsType string) (string, error) {
 		}
 	}
 	if name == "" {
-		return "", fmt.Errorf("no layer is mounted on %s: %w", target, errdefs.ErrNotFound)
+		return "", fault.New(errdefs.ErrNotFound, "no layer is mounted on %s", target)
 	}
 	return name, nil
 }

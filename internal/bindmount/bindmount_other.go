@@ -4,12 +4,12 @@
 package bindmount
 
 import (
-	"fmt"
-
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-var errOtherSystem = fmt.Errorf("bind mounts: on Linux only: %w", errdefs.ErrNotImplemented)
+var errOtherSystem = fault.New(errdefs.ErrNotImplemented, "bind mounts: on Linux only")
 
 // Bind does not work on this system.
 func Bind(_, _ string, _ bool) error { return errOtherSystem }

@@ -11,10 +11,12 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	errbolt "go.etcd.io/bbolt/errors"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // ErrDamaged is the error of a file that bolt cannot make sense of. It is an errdefs.ErrDataLoss.
-var ErrDamaged = fmt.Errorf("the file is damaged: %w", errdefs.ErrDataLoss)
+var ErrDamaged = fault.New(errdefs.ErrDataLoss, "the file is damaged")
 
 // leastSize is that of a file with pages of 1 KiB, the smallest that bolt makes, and nothing in it.
 const leastSize = 4 << 10

@@ -1,7 +1,6 @@
 package btrfsctl
 
 import (
-	"errors"
 	"runtime"
 	"unsafe"
 

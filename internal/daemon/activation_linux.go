@@ -6,6 +6,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/coreos/go-systemd/v22/activation"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Names that sockets which systemd passes on are told apart by (FileDescriptorName=, sd_listen_fds_with_names(3)).
@@ -31,7 +33,7 @@ func activated() (l listeners, err error) {
 		for _, passed := range list {
 			switch {
 			case passed == nil:
-				return listeners{}, fmt.Errorf("systemd passed a socket %q that does not listen for streams: %w", name, errdefs.ErrInvalidArgument)
+				return listeners{}, fault.New(errdefs.ErrInvalidArgument, "systemd passed a socket %q that does not listen for streams", name)
 			case name == dockerSocketName:
 				l.docker = passed
 			case name == metricsSocketName:

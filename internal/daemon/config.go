@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/plugin"
@@ -92,7 +93,7 @@ func ReadConfig(file string) (Config, error) {
 	}
 	c, err := parseConfig(text)
 	if err != nil {
-		return Config{}, fmt.Errorf("%s: %w: %w", file, errdefs.ErrInvalidArgument, err)
+		return Config{}, fault.New(errdefs.ErrInvalidArgument, "%s: %w", file, err)
 	}
 	return c, nil
 }
@@ -160,7 +161,7 @@ func (c Config) Validate() error {
 	if len(errs) == 0 {
 		return nil
 	}
-	return fmt.Errorf("configuration: %w: %w", errdefs.ErrInvalidArgument, errors.Join(errs...))
+	return fault.New(errdefs.ErrInvalidArgument, "configuration: %w", errors.Join(errs...))
 }
 
 func checkAbsolute(path string) error {

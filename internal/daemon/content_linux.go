@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // connectContainerd returns a connection to containerd that is made at its first use, and again after containerd has
@@ -40,6 +42,6 @@ func contentRoot(conn grpc.ClientConnInterface) func(ctx context.Context) (strin
 				return root, nil
 			}
 		}
-		return "", fmt.Errorf("directory of containerd's content store: %w", errdefs.ErrNotFound)
+		return "", fault.New(errdefs.ErrNotFound, "directory of containerd's content store")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
@@ -34,7 +35,7 @@ func lockRoot(root string) (_ *os.File, err error) {
 	name := filepath.Join(root, lockName)
 	ok, err := flock.TryExclusive(f)
 	if err == nil && !ok {
-		err = fmt.Errorf("another daemon%s uses %s: %w", holderIn(name), root, errdefs.ErrFailedPrecondition)
+		err = fault.New(errdefs.ErrFailedPrecondition, "another daemon%s uses %s", holderIn(name), root)
 	}
 	return f, err
 }

@@ -2,13 +2,13 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // scrapes lets metrics be counted on a backend, and knows when they have been.
@@ -57,6 +57,6 @@ func (s *scrapes) close(closeBackend func() error) error {
 	case err := <-closed:
 		return err
 	case <-time.After(s.patience):
-		return fmt.Errorf("the filesystem does not answer, so the volumes are closed later: %w", errdefs.ErrUnavailable)
+		return fault.New(errdefs.ErrUnavailable, "the filesystem does not answer, so the volumes are closed later")
 	}
 }

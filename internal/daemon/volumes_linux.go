@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
@@ -53,7 +53,7 @@ func openDriver(ctx context.Context, dir, name string, options func(driver strin
 	}
 	driver, ok := opened.(*cowdriver.Driver)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("storage driver %s: %w", opened, errdefs.ErrNotImplemented), opened.Cleanup())
+		return nil, errors.Join(fault.New(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
 	return driver, nil
 }

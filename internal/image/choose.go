@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // candidate is one image of a layout or archive, with its names and digests.
@@ -64,10 +66,10 @@ func offer(ref Reference, all []candidate, places []int) string {
 
 // errNoImage says that the image of a reference is not among all.
 func errNoImage(ref Reference, all []candidate) error {
-	return fmt.Errorf("no image %q there; there are %s: %w", clip(ref.Image), offer(ref, all, choose(all, "")), errdefs.ErrNotFound)
+	return fault.New(errdefs.ErrNotFound, "no image %q there; there are %s", clip(ref.Image), offer(ref, all, choose(all, "")))
 }
 
 // errSeveral says that several images are meant, and how to choose one.
 func errSeveral(ref Reference, all []candidate, places []int) error {
-	return fmt.Errorf("%d images are there, say which: %s: %w", len(places), offer(ref, all, places), errdefs.ErrInvalidArgument)
+	return fault.New(errdefs.ErrInvalidArgument, "%d images are there, say which: %s", len(places), offer(ref, all, places))
 }

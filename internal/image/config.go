@@ -9,6 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // maxLayers is far more than the 127 that the kernel's overlay filesystem allowed images to have.
@@ -21,7 +23,7 @@ func parseConfig(raw []byte) (*ocispec.Image, error) {
 		return nil, fmt.Errorf("config: %w: %w", err, ErrMalformed)
 	}
 	if config.OS == "windows" {
-		return nil, fmt.Errorf("config: the image is for Windows: %w", errdefs.ErrNotImplemented)
+		return nil, fault.New(errdefs.ErrNotImplemented, "config: the image is for Windows")
 	}
 	if config.RootFS.Type != "layers" {
 		return nil, fmt.Errorf("config: rootfs.type is %q, not \"layers\": %w", clip(config.RootFS.Type), ErrMalformed)

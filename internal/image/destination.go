@@ -3,11 +3,12 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // destination opens the place that ref names for writing. Nothing is there before the image is complete,
@@ -16,7 +17,7 @@ func (s *Store) destination(ref Reference, opts ExportOptions) (destination, err
 	switch ref.Transport {
 	case OCILayout:
 		if ref.Path == Stdio {
-			return nil, fmt.Errorf("a directory cannot be written to standard output, use %s:-: %w", OCIArchive, errdefs.ErrInvalidArgument)
+			return nil, fault.New(errdefs.ErrInvalidArgument, "a directory cannot be written to standard output, use %s:-", OCIArchive)
 		}
 		return newLayoutWriter(ref.Path)
 	case OCIArchive, DockerArchive:
@@ -24,9 +25,9 @@ func (s *Store) destination(ref Reference, opts ExportOptions) (destination, err
 	case Registry:
 		return &pusher{ref: ref, opts: opts.Registries}, nil
 	case RootFS:
-		return nil, fmt.Errorf("a root filesystem is not an image: write its tar with cowshed diff --whole: %w", errdefs.ErrInvalidArgument)
+		return nil, fault.New(errdefs.ErrInvalidArgument, "a root filesystem is not an image: write its tar with cowshed diff --whole")
 	}
-	return nil, fmt.Errorf("name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w", errdefs.ErrInvalidArgument)
+	return nil, fault.New(errdefs.ErrInvalidArgument, "name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME")
 }
 
 var (

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
@@ -170,7 +171,7 @@ func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts E
 	if plan.whole() && exported.Image != plan.base.ID() {
 		exported.Was, exported.Changes = plan.base.ID(), changes
 		if opts.Exact {
-			return nil, fmt.Errorf("image %s would have the ID %s: %s: %w", exported.Was, exported.Image, strings.Join(changes, "; "), errdefs.ErrFailedPrecondition)
+			return nil, fault.New(errdefs.ErrFailedPrecondition, "image %s would have the ID %s: %s", exported.Was, exported.Image, strings.Join(changes, "; "))
 		}
 	}
 	if err := dest.finish(ctx, image); err != nil {
@@ -203,7 +204,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 	if layer.diffID != "" {
 		b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
 		if err == nil && b.diffID != layer.diffID {
-			err = fmt.Errorf("put together again, its tar has digest %s, not %s: %w", b.diffID, layer.diffID, errdefs.ErrDataLoss)
+			err = fault.New(errdefs.ErrDataLoss, "put together again, its tar has digest %s, not %s", b.diffID, layer.diffID)
 		}
 		switch {
 		case err == nil:
@@ -303,7 +304,7 @@ func (s *Store) plan(ctx context.Context, what string) (*plan, error) {
 			return &plan{name: what, layers: added}, nil
 		}
 		if len(added) > maxLayers {
-			return nil, fmt.Errorf("layer %s has more than %d layers below it: %w", what, maxLayers, errdefs.ErrInvalidArgument)
+			return nil, fault.New(errdefs.ErrInvalidArgument, "layer %s has more than %d layers below it", what, maxLayers)
 		}
 		id = v.Parent
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // files is a set of named regular files: a directory or a tar. Names are slash-separated and relative.
@@ -114,7 +116,7 @@ func (t *tarFiles) add(h *tar.Header, offset int64) error {
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse:
 		if isSparse(h) {
-			return fmt.Errorf("a sparse file in an image archive is not read, pack it without --sparse: %w", errdefs.ErrNotImplemented)
+			return fault.New(errdefs.ErrNotImplemented, "a sparse file in an image archive is not read, pack it without --sparse")
 		}
 		t.files[name] = span{offset, h.Size}
 		delete(t.links, name)

@@ -18,6 +18,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/stream"
 )
@@ -48,7 +49,7 @@ func (s *Store) Import(ctx context.Context, src *Source, opts ImportOptions) (*I
 		name = src.Name
 	}
 	if name == "" {
-		return nil, fmt.Errorf("import %s: the source does not name the image, so a name must be given: %w", src.Origin, errdefs.ErrInvalidArgument)
+		return nil, fault.New(errdefs.ErrInvalidArgument, "import %s: the source does not name the image, so a name must be given", src.Origin)
 	}
 	if err := CheckName(name); err != nil {
 		return nil, fmt.Errorf("import %s: give it another name: %w", src.Origin, err)
@@ -149,8 +150,8 @@ func (im *importer) checkNoImage(ctx context.Context, f *filled) (err error) {
 			if mark == dockerManifest {
 				kind = DockerArchive
 			}
-			return fmt.Errorf("there is %s in it, so it is an image: write %s:%s, or %s:%[3]s if it is a root filesystem all the same: %[5]w",
-				mark, kind, im.src.Origin, RootFS, errdefs.ErrInvalidArgument)
+			return fault.New(errdefs.ErrInvalidArgument, "there is %s in it, so it is an image: write %s:%s, or %s:%[3]s if it is a root filesystem all the same",
+				mark, kind, im.src.Origin, RootFS)
 		}
 	}
 	return nil
@@ -184,7 +185,7 @@ func (im *importer) checkTaken(image *Image) error {
 		im.replaced = there
 		return nil
 	}
-	return fmt.Errorf("there is another image %s, with ID %s: %w", im.name, there.ID(), errdefs.ErrAlreadyExists)
+	return fault.New(errdefs.ErrAlreadyExists, "there is another image %s, with ID %s", im.name, there.ID())
 }
 
 // finish records the image, whose layers are all there.
@@ -322,7 +323,7 @@ func (im *importer) keepLost(ctx context.Context, f *filled, layer sourceLayer, 
 		err = serr
 	}
 	if got := digest.NewDigest(digest.SHA256, hash); err == nil && got != diffID {
-		err = fmt.Errorf("the tar has digest %s when it is read again, not %s: it was changed meanwhile: %w", got, diffID, errdefs.ErrDataLoss)
+		err = fault.New(errdefs.ErrDataLoss, "the tar has digest %s when it is read again, not %s: it was changed meanwhile", got, diffID)
 	}
 	if err != nil {
 		again.discard()

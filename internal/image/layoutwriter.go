@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
@@ -32,7 +32,7 @@ func newLayoutWriter(dir string) (*layoutWriter, error) {
 	case err != nil:
 		return nil, err
 	case len(entries) > 0 && !exists(filepath.Join(dir, ocispec.ImageLayoutFile)):
-		return nil, fmt.Errorf("directory %s has other things in it than an OCI layout: %w", dir, errdefs.ErrAlreadyExists)
+		return nil, fault.New(errdefs.ErrAlreadyExists, "directory %s has other things in it than an OCI layout", dir)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, digest.SHA256.String()), 0o755); err != nil {
 		return nil, err

@@ -12,15 +12,18 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Docker's media types, which OCI layouts may hold too (distribution, manifest-v2-2.md).
 const (
-	dockerIndexType    = "application/vnd.docker.distribution.manifest.list.v2+json"
-	dockerManifestType = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerConfigType   = "application/vnd.docker.container.image.v1+json"
+	dockerIndexType    = string(types.DockerManifestList)
+	dockerManifestType = string(types.DockerManifestSchema2)
+	dockerConfigType   = string(types.DockerConfigJSON)
 )
 
 // annotationImageName is how containerd and Docker record a full image name in an index.
@@ -36,7 +39,7 @@ func (s *Source) fromLayout(_ context.Context, f files, ref Reference, opts Open
 		return err
 	}
 	if layout.Version != ocispec.ImageLayoutVersion {
-		return fmt.Errorf("OCI layout of version %q, where %s is known: %w", clip(layout.Version), ocispec.ImageLayoutVersion, errdefs.ErrNotImplemented)
+		return fault.New(errdefs.ErrNotImplemented, "OCI layout of version %q, where %s is known", clip(layout.Version), ocispec.ImageLayoutVersion)
 	}
 	var index ocispec.Index
 	if err := readJSON(f, ocispec.ImageIndexFile, &index); err != nil {
@@ -53,7 +56,7 @@ func (s *Source) fromLayout(_ context.Context, f files, ref Reference, opts Open
 // chooseImage returns the entry of an index.json that is meant, or the only one.
 func chooseImage(entries []ocispec.Descriptor, ref Reference, platform ocispec.Platform) (ocispec.Descriptor, error) {
 	if len(entries) == 0 {
-		return ocispec.Descriptor{}, fmt.Errorf("the layout has no images: %w", errdefs.ErrNotFound)
+		return ocispec.Descriptor{}, fault.New(errdefs.ErrNotFound, "the layout has no images")
 	}
 	var all []candidate
 	for _, d := range entries {
@@ -170,7 +173,7 @@ func (s *Source) fromDescriptor(f files, d ocispec.Descriptor, opts OpenOptions,
 	case ocispec.MediaTypeImageManifest, dockerManifestType:
 		return s.fromManifest(f, d, opts)
 	}
-	return fmt.Errorf("media type %q is not that of an image: %w", clip(d.MediaType), errdefs.ErrNotImplemented)
+	return fault.New(errdefs.ErrNotImplemented, "media type %q is not that of an image", clip(d.MediaType))
 }
 
 func (s *Source) fromManifest(f files, d ocispec.Descriptor, opts OpenOptions) error {
@@ -195,7 +198,7 @@ func (s *Source) fromManifest(f files, d ocispec.Descriptor, opts OpenOptions) e
 // checkLayer refuses layers that cannot be read.
 func checkLayer(d ocispec.Descriptor) error {
 	if strings.HasSuffix(d.MediaType, "+encrypted") {
-		return fmt.Errorf("the layer is encrypted: %w", errdefs.ErrNotImplemented)
+		return fault.New(errdefs.ErrNotImplemented, "the layer is encrypted")
 	}
 	if d.Size < 0 {
 		return fmt.Errorf("size %d: %w", d.Size, ErrMalformed)

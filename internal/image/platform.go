@@ -2,7 +2,6 @@ package image
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -10,6 +9,8 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/cpu"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // HostPlatform is the platform whose images run on this machine.
@@ -24,7 +25,7 @@ func HostPlatform() ocispec.Platform {
 func ParsePlatform(s string) (ocispec.Platform, error) {
 	p, err := platforms.Parse(s)
 	if err != nil {
-		return ocispec.Platform{}, fmt.Errorf("platform %q is not OS/ARCHITECTURE[/VARIANT]: %w: %w", clip(s), err, errdefs.ErrInvalidArgument)
+		return ocispec.Platform{}, fault.New(errdefs.ErrInvalidArgument, "platform %q is not OS/ARCHITECTURE[/VARIANT]: %w", clip(s), err)
 	}
 	return normal(p), nil
 }
@@ -120,7 +121,7 @@ func choosePlatform(manifests []ocispec.Descriptor, asked ocispec.Platform) (oci
 	if len(images) == 1 && (asked.Architecture == "" || images[0].Platform == nil) {
 		return images[0], nil
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("no image for platform %s; there are %s: %w", w.said, clip(strings.Join(offered, ", ")), errdefs.ErrNotFound)
+	return ocispec.Descriptor{}, fault.New(errdefs.ErrNotFound, "no image for platform %s; there are %s", w.said, clip(strings.Join(offered, ", ")))
 }
 
 // isImage reports whether an entry of an index is an image rather than an attestation or another attachment.

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
@@ -67,11 +68,11 @@ var imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$`)
 func CheckName(name string) error {
 	switch {
 	case name == "":
-		return fmt.Errorf("image name is empty: %w", errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "image name is empty")
 	case !imageName.MatchString(name):
-		return fmt.Errorf("image name %q: use letters, digits and ._/:@+- with a letter or digit first: %w", clip(name), errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "image name %q: use letters, digits and ._/:@+- with a letter or digit first", clip(name))
 	case len(recordFile(name)) > 240: // of the 255 that a file name may have, some for a temporary suffix
-		return fmt.Errorf("image name %q is too long: %w", clip(name), errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "image name %q is too long", clip(name))
 	}
 	return nil
 }
@@ -86,7 +87,7 @@ func (s *Store) Get(name string) (*Image, error) {
 	}
 	image, err := s.load(recordFile(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+		return nil, fault.New(errdefs.ErrNotFound, "image %s", name)
 	}
 	return image, err
 }
@@ -132,7 +133,7 @@ func (s *Store) load(file string) (*Image, error) {
 	}
 	image, err := decodeRecord(data)
 	if err == nil && recordFile(image.Name) != file {
-		err = fmt.Errorf("it is of image %q: %w", image.Name, errdefs.ErrDataLoss)
+		err = fault.New(errdefs.ErrDataLoss, "it is of image %q", image.Name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image record %s: %w", path, err)
@@ -146,7 +147,7 @@ func decodeRecord(data []byte) (*Image, error) {
 		return nil, err
 	}
 	if r.Version != recordVersion {
-		return nil, fmt.Errorf("version %d, where %d is known: %w", r.Version, recordVersion, errdefs.ErrNotImplemented)
+		return nil, fault.New(errdefs.ErrNotImplemented, "version %d, where %d is known", r.Version, recordVersion)
 	}
 	config, err := parseConfig(r.Config)
 	if err != nil {

@@ -2,7 +2,6 @@ package image
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/outfile"
 )
 
@@ -63,7 +63,7 @@ func (r Reference) String() string {
 // ErrNotFound.
 func ParseReference(s string) (Reference, error) {
 	if s == "" {
-		return Reference{}, fmt.Errorf("reference is empty: %w", errdefs.ErrInvalidArgument)
+		return Reference{}, fault.New(errdefs.ErrInvalidArgument, "reference is empty")
 	}
 	if rest, ok := strings.CutPrefix(s, "docker://"); ok {
 		return parseRegistry(rest)
@@ -90,13 +90,12 @@ func ParseDestination(s string) (Reference, error) {
 			return parsePath(t, rest)
 		}
 	}
-	return Reference{}, fmt.Errorf("destination %q: name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME: %w",
-		clip(s), errdefs.ErrInvalidArgument)
+	return Reference{}, fault.New(errdefs.ErrInvalidArgument, "destination %q: name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME", clip(s))
 }
 
 func parseRegistry(s string) (Reference, error) {
 	if _, err := name.ParseReference(s); err != nil {
-		return Reference{}, fmt.Errorf("registry reference %q: %w: %w", s, err, errdefs.ErrInvalidArgument)
+		return Reference{}, fault.New(errdefs.ErrInvalidArgument, "registry reference %q: %w", s, err)
 	}
 	return Reference{Transport: Registry, Path: s}, nil
 }
@@ -110,7 +109,7 @@ func parsePath(t Transport, s string) (Reference, error) {
 		path = Stdio
 	}
 	if path == "" {
-		return Reference{}, fmt.Errorf("reference %s:%s has no path: %w", t, s, errdefs.ErrInvalidArgument)
+		return Reference{}, fault.New(errdefs.ErrInvalidArgument, "reference %s:%s has no path", t, s)
 	}
 	return Reference{Transport: t, Path: path, Image: image}, nil
 }
@@ -138,14 +137,14 @@ func guessReference(s string) (Reference, error) {
 		if exists(filepath.Join(s, "oci-layout")) {
 			return Reference{Transport: OCILayout, Path: s}, nil
 		}
-		return Reference{}, fmt.Errorf("directory %s is not an OCI layout (it has no oci-layout file); "+
-			"a root filesystem is imported as a tar of it: tar -C %[1]s -c . | cowshed import rootfs:-: %[2]w", s, errdefs.ErrInvalidArgument)
+		return Reference{}, fault.New(errdefs.ErrInvalidArgument, "directory %s is not an OCI layout (it has no oci-layout file); "+
+			"a root filesystem is imported as a tar of it: tar -C %[1]s -c . | cowshed import rootfs:-", s)
 	case !errors.Is(err, fs.ErrNotExist):
 		return Reference{}, err
 	case hasRegistryHost(s):
 		return parseRegistry(s)
 	}
-	return Reference{}, fmt.Errorf("there is no file %s (an image in a registry is written docker://NAME): %w", s, errdefs.ErrNotFound)
+	return Reference{}, fault.New(errdefs.ErrNotFound, "there is no file %s (an image in a registry is written docker://NAME)", s)
 }
 
 // hasRegistryHost reports whether s starts with the form of a host, by the rule of Docker's reference grammar: a dot,

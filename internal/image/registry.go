@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // fromRegistry finds the image in a registry. Blobs are fetched when they are read.
@@ -96,7 +98,7 @@ func registryName(ref Reference, opts RegistryOptions) (name.Reference, error) {
 	}
 	at, err := name.ParseReference(ref.Path, options...)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fault.As(errdefs.ErrInvalidArgument, err)
 	}
 	return at, nil
 }
@@ -123,9 +125,9 @@ func registryError(err error) error {
 	}
 	switch answer.StatusCode {
 	case http.StatusNotFound:
-		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		return fault.As(errdefs.ErrNotFound, err)
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return fmt.Errorf("%w (credentials are taken from where docker login keeps them): %w", err, errdefs.ErrPermissionDenied)
+		return fault.New(errdefs.ErrPermissionDenied, "%w (credentials are taken from where docker login keeps them)", err)
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
@@ -62,7 +63,7 @@ func (s *Store) RemoveLayer(ctx context.Context, id string) (err error) {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
 	if user, ok := users[id]; ok {
-		return fmt.Errorf("remove layer %s: it is part of %s: %w", id, user, errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "remove layer %s: it is part of %s", id, user)
 	}
 	return s.removeLayer(ctx, id)
 }

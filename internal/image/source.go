@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Source is an image that can be imported.
@@ -147,8 +149,7 @@ func (s *Source) fromArchive(ctx context.Context, archive *tarFiles, ref Referen
 		kinds = kinds[:1]
 	}
 	if !isLayout && !isDocker && has(archive, dockerRepositories) {
-		return fmt.Errorf("an archive of docker save before 1.10, with %s and no %s, is not read; load it into Docker 1.10 to 24 and save it again: %w",
-			dockerRepositories, dockerManifest, errdefs.ErrNotImplemented)
+		return fault.New(errdefs.ErrNotImplemented, "an archive of docker save before 1.10, with %s and no %s, is not read; load it into Docker 1.10 to 24 and save it again", dockerRepositories, dockerManifest)
 	}
 	// manifest.json may list another platform than this machine's, and index.json this machine's too.
 	if len(kinds) > 1 && kinds[0] == DockerArchive && opts.Platform.Architecture == "" {
@@ -195,7 +196,7 @@ func (s *Source) setConfig(raw []byte, opts OpenOptions) error {
 		is = *s.platform
 	}
 	if asked := opts.Platform; asked.Architecture != "" && !want(asked).matches(is) {
-		return fmt.Errorf("the image is for %s, not %s: %w", FormatPlatform(is), FormatPlatform(asked), errdefs.ErrNotFound)
+		return fault.New(errdefs.ErrNotFound, "the image is for %s, not %s", FormatPlatform(is), FormatPlatform(asked))
 	}
 	s.config = raw
 	return nil
@@ -204,7 +205,7 @@ func (s *Source) setConfig(raw []byte, opts OpenOptions) error {
 // asNotFound makes errors for files that are not there match errdefs.ErrNotFound.
 func asNotFound(err error) error {
 	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		return fault.As(errdefs.ErrNotFound, err)
 	}
 	return err
 }

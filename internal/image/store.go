@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
@@ -92,7 +93,7 @@ func (s *Store) lockExclusive() (*lock, error) {
 	}
 	err = l.exclusive()
 	if errors.Is(err, errLocked) {
-		err = fmt.Errorf("another process is importing, exporting or removing images: %w", errdefs.ErrFailedPrecondition)
+		err = fault.New(errdefs.ErrFailedPrecondition, "another process is importing, exporting or removing images")
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.close())
@@ -123,7 +124,7 @@ func (s *Store) Delete(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, lock.close()) }()
 	images, err := s.List()
 	if err == nil && len(images) > 0 {
-		err = fmt.Errorf("there are %d images: %w", len(images), errdefs.ErrFailedPrecondition)
+		err = fault.New(errdefs.ErrFailedPrecondition, "there are %d images", len(images))
 	}
 	if err == nil {
 		err = s.sweep(ctx)

@@ -18,6 +18,7 @@ import (
 	"github.com/moby/go-archive"
 	"github.com/vbatts/tar-split/tar/storage"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/zero"
 )
 
@@ -327,7 +328,7 @@ func joinTar(files storage.FileGetter, parts io.Reader, w io.Writer) error {
 		case storage.FileType:
 			return p.copyFile(files, w)
 		}
-		return fmt.Errorf("part of type %d: %w", p.Type, errdefs.ErrNotImplemented)
+		return fault.New(errdefs.ErrNotImplemented, "part of type %d", p.Type)
 	})
 }
 
@@ -359,7 +360,7 @@ func (p tarPart) copyFile(files storage.FileGetter, w io.Writer) (err error) {
 	if p.Offset != 0 {
 		seeker, ok := f.(io.Seeker)
 		if !ok {
-			return fmt.Errorf("file %q is read from its start only: %w", clip(p.GetName()), errdefs.ErrNotImplemented)
+			return fault.New(errdefs.ErrNotImplemented, "file %q is read from its start only", clip(p.GetName()))
 		}
 		if _, err := seeker.Seek(p.Offset, io.SeekStart); err != nil {
 			return err
@@ -370,7 +371,7 @@ func (p tarPart) copyFile(files storage.FileGetter, w io.Writer) (err error) {
 		return err
 	}
 	if !bytes.Equal(sum.Sum(nil), p.Payload) {
-		return fmt.Errorf("file %q has other content than it was imported with: %w", clip(p.GetName()), errdefs.ErrDataLoss)
+		return fault.New(errdefs.ErrDataLoss, "file %q has other content than it was imported with", clip(p.GetName()))
 	}
 	return nil
 }

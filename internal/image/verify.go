@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // checkDigest reports whether d is a well-formed SHA-256 digest, the only algorithm that layers' chain IDs
@@ -17,7 +19,7 @@ func checkDigest(d digest.Digest) error {
 		return fmt.Errorf("digest %q: %w: %w", clip(string(d)), err, ErrMalformed)
 	}
 	if d.Algorithm() != digest.SHA256 {
-		return fmt.Errorf("digest %s is not SHA-256: %w", d, errdefs.ErrNotImplemented)
+		return fault.New(errdefs.ErrNotImplemented, "digest %s is not SHA-256", d)
 	}
 	return nil
 }
@@ -33,7 +35,7 @@ func clip(s string) string {
 
 // mismatch is the error for content whose digest is another.
 func mismatch(what string, got, want digest.Digest) error {
-	return fmt.Errorf("%s has digest %s, not %s: the image is damaged or was tampered with: %w", what, got, want, errdefs.ErrDataLoss)
+	return fault.New(errdefs.ErrDataLoss, "%s has digest %s, not %s: the image is damaged or was tampered with", what, got, want)
 }
 
 // verifier passes on the bytes that it reads. At their end it returns an error instead of io.EOF unless their size
@@ -58,13 +60,13 @@ func (v *verifier) Read(p []byte) (int, error) {
 	v.n += int64(n)
 	_, _ = v.hash.Write(p[:n]) // never fails
 	if v.size >= 0 && v.n > v.size {
-		return 0, fmt.Errorf("%s has more than the %d bytes that it should have: %w", v.what, v.size, errdefs.ErrDataLoss)
+		return 0, fault.New(errdefs.ErrDataLoss, "%s has more than the %d bytes that it should have", v.what, v.size)
 	}
 	if !errors.Is(err, io.EOF) {
 		return n, err
 	}
 	if v.size >= 0 && v.n < v.size {
-		return n, fmt.Errorf("%s ends after %d of %d bytes: %w: %w", v.what, v.n, v.size, io.ErrUnexpectedEOF, errdefs.ErrDataLoss)
+		return n, fault.New(errdefs.ErrDataLoss, "%s ends after %d of %d bytes: %w", v.what, v.n, v.size, io.ErrUnexpectedEOF)
 	}
 	if got := v.digest(); v.want != "" && got != v.want {
 		return n, mismatch(v.what, got, v.want)

@@ -5,10 +5,9 @@ package inuse
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 
-	"github.com/containerd/errdefs"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Kind says how long a use may last.
@@ -93,7 +92,7 @@ func (t *Table[R]) Release(name string, k Kind, close func(R) error) error {
 }
 
 // Claim takes name, which nobody uses, for the caller alone: until release is called, other users and claims wait.
-// Returns errdefs.ErrFailedPrecondition if name is held or viewed.
+// Returns fault.ErrInUse if name is held or viewed.
 func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err error) {
 	for {
 		e, ok := t.lockIdle(ctx.Done(), name)
@@ -106,10 +105,10 @@ func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err 
 		uses, changed := e.uses, e.changed
 		t.mu.Unlock()
 		if uses[Viewed] > 0 {
-			return nil, fmt.Errorf("volume %s is in use (mounts: %d, views: %d): %w", name, uses[Held], uses[Viewed], errdefs.ErrFailedPrecondition)
+			return nil, fault.New(fault.ErrInUse, "mounts: %d, views: %d", uses[Held], uses[Viewed])
 		}
 		if uses[Held] > 0 {
-			return nil, fmt.Errorf("volume %s is in use (mounts: %d): %w", name, uses[Held], errdefs.ErrFailedPrecondition)
+			return nil, fault.New(fault.ErrInUse, "mounts: %d", uses[Held])
 		}
 		if !wait(ctx.Done(), changed) {
 			return nil, context.Cause(ctx)
@@ -126,7 +125,7 @@ func (t *Table[R]) Claim(ctx context.Context, name string) (release func(), err 
 
 // ByAnotherProcess is why a volume cannot be claimed that another process has locked.
 func ByAnotherProcess(name string) error {
-	return fmt.Errorf("volume %s is in use by another process: %w", name, errdefs.ErrFailedPrecondition)
+	return fault.New(fault.ErrInUse, "another process uses volume %s", name)
 }
 
 // Held is how many uses of that kind name has.

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // mounted reports whether the image is the uppermost mount on the directory.
@@ -40,7 +42,7 @@ func (s Store) checkNotElsewhere(image *os.File) error {
 		return err
 	}
 	if len(mounts) > 0 {
-		return fmt.Errorf("loopstore: something of %s is mounted on %s: unmount it first: %w", s.Root, mounts[0].Mountpoint, errdefs.ErrFailedPrecondition)
+		return fault.New(fault.ErrInUse, "something of %s is mounted on %s: unmount it first", s.Root, mounts[0].Mountpoint)
 	}
 	return nil
 }
@@ -84,7 +86,7 @@ func attach(image *os.File, path string, readOnly bool) (*os.File, error) {
 	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("there are no loop devices here: %w: %w", err, errdefs.ErrNotImplemented)
+		return nil, fault.New(errdefs.ErrNotImplemented, "there are no loop devices here: %w", err)
 	}
 	defer control.Close()
 

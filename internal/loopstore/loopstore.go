@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Label is the filesystem label of the images that this package makes.
@@ -38,7 +40,7 @@ func At(root string) (Store, error) {
 		root = filepath.Join(parent, filepath.Base(root))
 	}
 	if root == "/" {
-		return Store{}, fmt.Errorf("loopstore: the root directory cannot be a store")
+		return Store{}, fmt.Errorf("the root directory cannot be a store")
 	}
 	return Store{Root: root, Image: root + ".img"}, nil
 }
@@ -70,7 +72,7 @@ func (s State) String() string {
 
 // ErrNoRoom says that an image would exceed the room of its filesystem. When that is full before the image is, writes
 // in the image fail, and the kernel makes the btrfs in it read-only.
-var ErrNoRoom = fmt.Errorf("the store could not be filled: %w", errdefs.ErrFailedPrecondition)
+var ErrNoRoom = fault.New(errdefs.ErrFailedPrecondition, "the store could not be filled")
 
 // Room compares the possible growth of a store with the free space, in bytes.
 type Room struct {

@@ -4,12 +4,13 @@ package loopstore
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-var errOtherSystem = fmt.Errorf("loopstore: works on Linux only: %w", errdefs.ErrNotImplemented)
+var errOtherSystem = fault.New(errdefs.ErrNotImplemented, "loopstore: works on Linux only")
 
 // State says that there is no store.
 func (s Store) State() (State, error) { return Absent, nil }

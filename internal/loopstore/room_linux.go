@@ -16,12 +16,12 @@ import (
 func (s Store) Room() (Room, error) {
 	f, err := s.openImage(unix.O_RDONLY)
 	if err != nil {
-		return Room{}, fmt.Errorf("loopstore: %w", err)
+		return Room{}, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return Room{}, fmt.Errorf("loopstore: %w", err)
+		return Room{}, err
 	}
 	free, err := s.free()
 	if err != nil {
@@ -46,7 +46,7 @@ func allocated(info fs.FileInfo) uint64 {
 func (s Store) free() (uint64, error) {
 	var stat unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(s.Image), &stat); err != nil {
-		return 0, fmt.Errorf("loopstore: statfs %s: %w", filepath.Dir(s.Image), err)
+		return 0, fmt.Errorf("statfs %s: %w", filepath.Dir(s.Image), err)
 	}
 	return stat.Bavail * uint64(stat.Bsize), nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/syncdir"
@@ -26,7 +27,7 @@ func (s Store) State() (State, error) {
 		return Absent, nil
 	}
 	if err != nil {
-		return Absent, fmt.Errorf("loopstore: %w", err)
+		return Absent, err
 	}
 	defer f.Close()
 	return s.state(f)
@@ -35,7 +36,7 @@ func (s Store) State() (State, error) {
 func (s Store) state(image *os.File) (State, error) {
 	mounted, err := s.mounted(image)
 	if err != nil {
-		return Absent, fmt.Errorf("loopstore: %w", err)
+		return Absent, err
 	}
 	if mounted {
 		return Mounted, nil
@@ -75,7 +76,7 @@ func (s Store) openImageToUse() (_ *os.File, readOnly bool, err error) {
 var errNotRegular = errors.New("it is not a regular file")
 
 func (s Store) notOurs(why error) error {
-	return fmt.Errorf("%s was not made by Cowshed and is left alone: %w: %w", s.Image, why, errdefs.ErrFailedPrecondition)
+	return fault.New(errdefs.ErrFailedPrecondition, "%s was not made by Cowshed and is left alone: %w", s.Image, why)
 }
 
 func checkOurs(f *os.File) error {
@@ -111,10 +112,10 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 	madeRoot := false
 	if state == Absent {
 		if size < MinSize {
-			return made, fmt.Errorf("loopstore: a store of %d bytes is too small, it needs at least %d: %w", size, uint64(MinSize), errdefs.ErrInvalidArgument)
+			return made, fault.New(errdefs.ErrInvalidArgument, "a store of %d bytes is too small, it needs at least %d", size, uint64(MinSize))
 		}
 		if madeRoot, err = s.makeRoot(); err != nil {
-			return made, fmt.Errorf("loopstore: %w", err)
+			return made, err
 		}
 		if !force {
 			err = s.checkRoom(size, 0)
@@ -126,12 +127,12 @@ func (s Store) Make(ctx context.Context, size uint64, force bool) (made Made, er
 			if madeRoot {
 				_ = os.Remove(s.Root) // unless another process uses it by now
 			}
-			return Made{}, fmt.Errorf("loopstore: make %s: %w", s.Image, err)
+			return Made{}, fault.Wrap("make image", s.Image, err)
 		}
 	}
 	image, err := s.openLocked(ctx)
 	if err != nil {
-		return Made{}, fmt.Errorf("loopstore: %w", err)
+		return Made{}, err
 	}
 	defer func() { err = errors.Join(err, flock.Release(image)) }()
 	if made.Mount, err = s.mountLocked(image); err != nil {
@@ -198,7 +199,7 @@ func (s Store) checkEmpty() error {
 		return err
 	}
 	if len(entries) > 0 {
-		return fmt.Errorf("directory %s is not empty, and its content would be hidden; choose another or move the content away: %w", s.Root, errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "directory %s is not empty, and its content would be hidden; choose another or move the content away", s.Root)
 	}
 	return nil
 }
@@ -317,7 +318,7 @@ func globEscape(s string) string {
 func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool) (now uint64, grown bool, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("loopstore: grow %s: %w", s.Image, err)
+			err = fault.Wrap("grow image", s.Image, err)
 		}
 	}()
 	info, err := image.Stat()
@@ -361,7 +362,7 @@ func (s Store) grow(ctx context.Context, image *os.File, size uint64, force bool
 func (s Store) Mount(ctx context.Context) (mounted bool, err error) {
 	image, err := s.openLocked(ctx)
 	if err != nil {
-		return false, fmt.Errorf("loopstore: mount: %w", err)
+		return false, fault.Wrap("mount image", s.Image, err)
 	}
 	defer func() { err = errors.Join(err, flock.Release(image)) }()
 	return s.mountLocked(image)
@@ -374,7 +375,7 @@ func (s Store) mountLocked(image *os.File) (mounted bool, err error) {
 		return false, err
 	}
 	if err := s.mount(); err != nil {
-		return false, fmt.Errorf("loopstore: mount %s on %s: %w", s.Image, s.Root, err)
+		return false, fault.WrapWith("mount image", s.Image, "on "+s.Root, err)
 	}
 	return true, nil
 }
@@ -402,7 +403,7 @@ func (s Store) mount() error {
 	}
 	err = unix.Mount(loop.Name(), s.Root, "btrfs", flags, "")
 	if errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("the kernel has no btrfs: %w: %w", err, errdefs.ErrNotImplemented)
+		return fault.New(errdefs.ErrNotImplemented, "the kernel has no btrfs: %w", err)
 	}
 	return err
 }
@@ -413,7 +414,7 @@ func (s Store) mount() error {
 func (s Store) Remove(ctx context.Context) error {
 	f, err := s.openLocked(ctx)
 	if err != nil {
-		return fmt.Errorf("loopstore: remove: %w", err)
+		return fault.Wrap("remove image", s.Image, err)
 	}
 	defer flock.Release(f) //nolint:errcheck // nothing was written to it
 	state, err := s.state(f)
@@ -426,21 +427,21 @@ func (s Store) Remove(ctx context.Context) error {
 		}
 		err := unix.Unmount(s.Root, 0)
 		if errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("loopstore: unmount %s: it is in use (fuser -vm %[1]s shows by whom): %w: %w", s.Root, err, errdefs.ErrFailedPrecondition)
+			return fault.Wrap("unmount embedded store", s.Root, fault.New(fault.ErrInUse, "fuser -vm %s shows by whom: %w", s.Root, err))
 		}
 		if err != nil {
-			return fmt.Errorf("loopstore: unmount %s: %w", s.Root, err)
+			return fault.Wrap("unmount embedded store", s.Root, err)
 		}
 	}
 	if err := os.Remove(s.Image); err != nil {
-		return fmt.Errorf("loopstore: %w", err)
+		return err
 	}
 	if err := s.removeStale(); err != nil {
-		return fmt.Errorf("loopstore: %w", err)
+		return err
 	}
 	// The directory stays if someone has put something into it.
 	if err := os.Remove(s.Root); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("loopstore: %w", err)
+		return err
 	}
 	return syncdir.Sync(filepath.Dir(s.Image))
 }
@@ -459,5 +460,5 @@ func run(ctx context.Context, name string, args ...string) error {
 
 // missing says what to install where a program of btrfs-progs is not found.
 func missing(name string) error {
-	return fmt.Errorf("the program %s is missing: install the package btrfs-progs: %w", name, errdefs.ErrNotImplemented)
+	return fault.New(errdefs.ErrNotImplemented, "the program %s is missing: install the package btrfs-progs", name)
 }

@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/errdefs"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Use is a mount that keeps something in use.
@@ -66,5 +66,5 @@ func InUse(what string, uses []Use) error {
 	if more := len(uses) - len(places); more > 0 {
 		places = append(places, fmt.Sprintf("and %d times more", more))
 	}
-	return fmt.Errorf("%s is %s: unmount it there: %w", what, strings.Join(places, ", "), errdefs.ErrFailedPrecondition)
+	return fault.New(fault.ErrInUse, "%s is %s: unmount it there", what, strings.Join(places, ", "))
 }

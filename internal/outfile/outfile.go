@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
 )
 
@@ -59,14 +60,14 @@ func look(path string, replace bool) (target string, info fs.FileInfo, err error
 	}
 	switch mode := info.Mode(); {
 	case mode.IsRegular() && !replace:
-		err = fmt.Errorf("file %s: %w", path, errdefs.ErrAlreadyExists)
+		err = fault.New(errdefs.ErrAlreadyExists, "file %s", path)
 	case mode.IsRegular(), mode&fs.ModeNamedPipe != 0:
 	case mode.IsDir():
-		err = fmt.Errorf("%s is a directory: %w", path, errdefs.ErrInvalidArgument)
+		err = fault.New(errdefs.ErrInvalidArgument, "%s is a directory", path)
 	case mode&fs.ModeDevice != 0:
-		err = fmt.Errorf("%s is a device: %w", path, errdefs.ErrInvalidArgument)
+		err = fault.New(errdefs.ErrInvalidArgument, "%s is a device", path)
 	default:
-		err = fmt.Errorf("%s is neither a regular file nor a pipe: %w", path, errdefs.ErrInvalidArgument)
+		err = fault.New(errdefs.ErrInvalidArgument, "%s is neither a regular file nor a pipe", path)
 	}
 	return target, info, err
 }
@@ -86,7 +87,7 @@ func follow(path string) (string, error) {
 		}
 		path = link
 	}
-	return "", fmt.Errorf("%s: too many symbolic links: %w", path, errdefs.ErrInvalidArgument)
+	return "", fault.New(errdefs.ErrInvalidArgument, "%s: too many symbolic links", path)
 }
 
 // Create opens path for output, as Check allows. A regular file is written under another name beside it until Commit. A
@@ -140,7 +141,7 @@ func (f *File) Commit() error {
 	}
 	err := f.regular.CommitNew(f.target)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("file %s: %w", f.target, errdefs.ErrAlreadyExists)
+		return fault.New(errdefs.ErrAlreadyExists, "file %s", f.target)
 	}
 	return err
 }

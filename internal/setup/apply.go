@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Apply carries out the plan, all of it or nothing. Returns errdefs.ErrAborted if a file has changed since the plan
@@ -34,7 +36,7 @@ func (p *Plan) Apply(ctx context.Context) error {
 			return err
 		}
 		if !bytes.Equal(current, c.Before) || (current == nil) != (c.Before == nil) {
-			return fmt.Errorf("%w: %s has just been changed; try again", errdefs.ErrAborted, c.File)
+			return fault.New(errdefs.ErrAborted, "%s has just been changed; try again", c.File)
 		}
 	}
 	var begun []*saved
@@ -104,7 +106,7 @@ func (p *Plan) change(c Change) error {
 func restore(c Change) error {
 	r, err := readRecord(c.real)
 	if err != nil || r == nil {
-		return errors.Join(err, fmt.Errorf("%w: the record of %s has just gone", errdefs.ErrAborted, c.File))
+		return errors.Join(err, fault.New(errdefs.ErrAborted, "the record of %s has just gone", c.File))
 	}
 	if c.After == nil {
 		err = removeFile(c.real)

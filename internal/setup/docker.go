@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/configedit"
 )
 
@@ -48,14 +49,14 @@ func (h Host) engineMajor() (int, error) {
 	if version == "" {
 		out, err := exec.Command("dockerd", "--version").Output()
 		if err != nil {
-			return 0, fmt.Errorf("%w: which Docker Engine it is could not be found out (dockerd --version: %w); say --engine VERSION", errdefs.ErrInvalidArgument, err)
+			return 0, fault.New(errdefs.ErrInvalidArgument, "which Docker Engine it is could not be found out (dockerd --version: %w); say --engine VERSION", err)
 		}
 		version = versionPattern.FindString(string(out))
 	}
 	number, _, _ := strings.Cut(version, ".")
 	major, err := strconv.Atoi(number)
 	if err != nil || major <= 0 {
-		return 0, fmt.Errorf("%w: the version of Docker Engine is %q; say --engine VERSION, such as 29.0", errdefs.ErrInvalidArgument, version)
+		return 0, fault.New(errdefs.ErrInvalidArgument, "the version of Docker Engine is %q; say --engine VERSION, such as 29.0", version)
 	}
 	return major, nil
 }

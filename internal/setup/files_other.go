@@ -4,15 +4,16 @@ package setup
 
 import (
 	"context"
-	"fmt"
 	"io/fs"
 	"os"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 func lock(context.Context, string) (func(), error) {
-	return nil, fmt.Errorf("set-up of a host: %w: it needs Linux", errdefs.ErrNotImplemented)
+	return nil, fault.New(errdefs.ErrNotImplemented, "set-up of a host: it needs Linux")
 }
 
 func copyAttributes(*os.File, string, fs.FileInfo) error { return errdefs.ErrNotImplemented }

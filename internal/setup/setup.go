@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/containerdconf"
 )
 
@@ -124,7 +125,7 @@ func New(target Target, h Host) (*Plan, error) {
 	case BuildKit:
 		return h.buildkit()
 	}
-	return nil, fmt.Errorf("%w: target %q", errdefs.ErrInvalidArgument, target)
+	return nil, fault.New(errdefs.ErrInvalidArgument, "target %q", target)
 }
 
 // edit adds the change of a file by edit. A file that does not exist is an empty one.

@@ -1,4 +1,4 @@
-// Package stream turns a function that writes into a reader.
+// Package stream turns a function that writes into a reader, and has readers and writers count and end.
 package stream
 
 import (

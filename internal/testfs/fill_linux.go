@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Space is a part of a filesystem that [Fill] can fill.
@@ -73,7 +75,7 @@ func (f filler) fillData(percent int) error {
 			continue
 		}
 		err = f.take(file, size, piece)
-		if isFull(err) {
+		if fault.IsFull(err) {
 			piece /= 2
 			continue
 		}
@@ -161,7 +163,7 @@ func (f filler) addMetadata(add func(attribute []byte) error) error {
 		if err := errors.Join(ignoreFull(err), f.sync()); err != nil {
 			return err
 		}
-		if isFull(err) {
+		if fault.IsFull(err) {
 			attribute = attribute[:len(attribute)/2]
 		}
 	}
@@ -187,7 +189,7 @@ func (f filler) pinData() error {
 			return ignoreFull(err)
 		}
 		err = errors.Join(unix.Fallocate(int(file.Fd()), 0, 0, 1<<20), file.Close())
-		if isFull(err) {
+		if fault.IsFull(err) {
 			made = append(made, path)
 			break
 		}
@@ -206,10 +208,8 @@ func (f filler) pinData() error {
 	return nil
 }
 
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
-
 func ignoreFull(err error) error {
-	if isFull(err) {
+	if fault.IsFull(err) {
 		return nil
 	}
 	return err

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
@@ -101,18 +102,18 @@ func checkUnused(ctx context.Context, path string) error {
 		return err
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("it exists and is not a socket: %w", errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "it exists and is not a socket")
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	switch {
 	case err == nil:
-		return errors.Join(fmt.Errorf("a process listens there: %w", errdefs.ErrAlreadyExists), conn.Close())
+		return errors.Join(fault.New(errdefs.ErrAlreadyExists, "a process listens there"), conn.Close())
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
 		return nil // no process has it open
 	default:
-		return fmt.Errorf("a process seems to listen there: %w: %w", errdefs.ErrAlreadyExists, err)
+		return fault.New(errdefs.ErrAlreadyExists, "a process seems to listen there: %w", err)
 	}
 }
 
