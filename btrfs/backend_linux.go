@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/homedir"
@@ -93,7 +94,7 @@ func openHome(ctx context.Context, home string, opts Options, readOnly bool) (_ 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(wrap("open", home, err), b.closeFiles())
+			err = errors.Join(fault.Wrap("open home", home, err), b.closeFiles())
 		}
 	}()
 
@@ -181,15 +182,4 @@ func (b *Backend) commit() error {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
-}
-
-// wrap says of an error, unless it is nil, which operation has failed on what.
-func wrap(operation, name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if name != "" {
-		operation += " " + name
-	}
-	return fmt.Errorf("btrfs: %s: %w", operation, err)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/staging"
@@ -24,7 +24,7 @@ import (
 func (b *Backend) insist(operation func() error) error {
 	const longest = 300 * time.Millisecond
 	err := operation()
-	for pause := 10 * time.Millisecond; cowcommon.IsFull(err) && pause < longest; pause *= 3 {
+	for pause := 10 * time.Millisecond; fault.IsFull(err) && pause < longest; pause *= 3 {
 		// What was deleted in a volume at its limit counts until the commit has ended.
 		if errors.Is(err, unix.EDQUOT) {
 			if commit := b.commit(); commit != nil {
@@ -78,7 +78,7 @@ func (c *claimed) takeAway() (as string, err error) {
 	}
 	if errors.Is(err, unix.ENOTEMPTY) {
 		as = staging.Name(removedPrefix + c.name + "~")
-		if err = c.b.hide(c.name, as); cowcommon.IsFull(err) {
+		if err = c.b.hide(c.name, as); fault.IsFull(err) {
 			as, err = c.name, c.b.markDoomed(c)
 		}
 	}
@@ -139,7 +139,7 @@ func doomedOwner(uuid btrfsctl.UUID) (uid, gid uint32) {
 const highID = 1 << 31
 
 // errDoomed says that a volume has been removed, if not all of it is destroyed.
-var errDoomed = fmt.Errorf("its removal has not ended: %w", errdefs.ErrNotFound)
+var errDoomed = fault.New(errdefs.ErrNotFound, "its removal has not ended")
 
 // checkNotDoomed looks at a volume's owner, and believes it only if the sticky bit says that there may be doomed volumes:
 // a process in a layer, which may know the layer's UUID, can give its root any owner.
@@ -292,7 +292,7 @@ func (b *Backend) destroyByID(id uint64) error {
 			return errors.Join(err, limitErr)
 		}
 	}
-	if cowcommon.IsFull(err) {
+	if fault.IsFull(err) {
 		err = b.unlink(dir, link.Name)
 	}
 	if errors.Is(err, unix.EPERM) && btrfsctl.AllowUnlink(dir) == nil {

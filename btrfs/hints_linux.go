@@ -12,6 +12,7 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs/sendstream"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/internal/ancestry"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
@@ -22,7 +23,7 @@ import (
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
-		return nil, wrap("hints", "", treediff.WithoutHints(ctx, reasonOf(err), err))
+		return nil, fault.Wrap("find hints", "", treediff.WithoutHints(ctx, reasonOf(err), err))
 	}
 	return hints, nil
 }

@@ -2,7 +2,6 @@ package btrfs
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	"github.com/moby/sys/user"
@@ -41,7 +40,7 @@ func Init(home string, options []string, idMap user.IdentityMapping) (graphdrive
 func openDriver(ctx context.Context, home string, options []string, idMap user.IdentityMapping, log *slog.Logger) (graphdriver.Driver, error) {
 	o, err := parseOptions(options)
 	if err != nil {
-		return nil, fmt.Errorf("btrfs: %w", err)
+		return nil, err
 	}
 	_, gid := idMap.RootPair()
 	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, Logger: log}

@@ -3,12 +3,12 @@ package btrfs
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
@@ -30,18 +30,18 @@ func (b *Backend) Keep(ctx context.Context, name string) (cowcommon.Kept, error)
 		err = errors.Join(k.take(dir), b.release(name, inuse.Brief))
 	}
 	if err != nil {
-		return nil, wrap("keep", name, err)
+		return nil, fault.Wrap("keep volume", name, err)
 	}
 	return k, nil
 }
 
 func (k *kept) take(volume *subvolume) error {
 	if volume.info.ReadOnly {
-		return fmt.Errorf("it is sealed: %w", errdefs.ErrFailedPrecondition)
+		return fault.ErrSealed
 	}
 	nested, err := k.b.nestedIn(volume.info.ID)
 	if err == nil && len(nested) > 0 {
-		err = fmt.Errorf("a snapshot has nothing of the subvolumes nested in it: %w", errdefs.ErrNotImplemented)
+		err = fault.New(errdefs.ErrNotImplemented, "a snapshot has nothing of the subvolumes nested in it")
 	}
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func (k *kept) take(volume *subvolume) error {
 
 // Restore exchanges the volume for the snapshot in one step.
 func (k *kept) Restore(ctx context.Context) error {
-	return wrap("restore", k.volume, k.restore(ctx))
+	return fault.Wrap("restore volume", k.volume, k.restore(ctx))
 }
 
 func (k *kept) restore(ctx context.Context) (err error) {
@@ -81,5 +81,5 @@ func (k *kept) restore(ctx context.Context) (err error) {
 // Close destroys what is in the directory staging: the snapshot, or the volume that it was exchanged for.
 func (k *kept) Close() error {
 	defer k.b.sweepSometimes()
-	return wrap("forget what "+k.volume+" was", "", k.b.destroy(k.b.dirs.staging, k.snapshot))
+	return fault.Wrap("forget kept volume", k.volume, k.b.destroy(k.b.dirs.staging, k.snapshot))
 }

@@ -16,7 +16,7 @@ import (
 
 // Usage reads the volume's qgroup.
 func (b *Backend) Usage(_ context.Context, name string) (usage quota.Usage, err error) {
-	err = b.withVolume("usage of", name, func(dir *subvolume) (err error) {
+	err = b.withVolume("measure", name, func(dir *subvolume) (err error) {
 		usage, err = b.quotas.Usage(dir.info.ID)
 		return err
 	})

@@ -2,7 +2,6 @@ package btrfs
 
 import (
 	"context"
-	"fmt"
 	"path"
 	"path/filepath"
 	"slices"
@@ -12,12 +11,13 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // MountSpec says how others can mount a volume: by the path of its subvolume from the top of the filesystem, with
 // the device that the home is mounted from. Access times are kept as they are for the home.
 func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (spec cowcommon.MountSpec, err error) {
-	err = b.withVolume("how to mount", name, func(dir *subvolume) error {
+	err = b.withVolume("describe mount of", name, func(dir *subvolume) error {
 		m, subvol, err := b.subvolPath(dir.Name())
 		if err != nil {
 			return err
@@ -34,7 +34,7 @@ func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (spec cowcom
 // CheckMountSpec reports whether there can be a MountSpec of volumes in this home, as far as its path is concerned.
 func (b *Backend) CheckMountSpec() error {
 	_, _, err := b.subvolPath(b.dirs.subvolumes.Name())
-	return wrap("how to mount volumes in", b.home, err)
+	return fault.Wrap("describe mounts of volumes in", b.home, err)
 }
 
 // subvolPath is the path of something in the home from the top of the filesystem, fit to be a mount option, and the
@@ -54,7 +54,7 @@ func (b *Backend) subvolPath(file string) (*mountinfo.Info, string, error) {
 	}
 	subvol := path.Join(m.Root, rel)
 	if strings.Contains(subvol, ",") {
-		return nil, "", fmt.Errorf("its path in the filesystem, %s, has a comma and so cannot be a mount option: choose another root: %w", subvol, errdefs.ErrFailedPrecondition)
+		return nil, "", fault.New(errdefs.ErrFailedPrecondition, "its path in the filesystem, %s, has a comma and so cannot be a mount option: choose another root", subvol)
 	}
 	return m, subvol, nil
 }
@@ -76,7 +76,7 @@ func mountOf(dir string) (*mountinfo.Info, error) {
 		}
 	}
 	if deepest == nil || deepest.FSType != "btrfs" {
-		return nil, fmt.Errorf("the mount of %s is not in this mount namespace: %w", dir, errdefs.ErrFailedPrecondition)
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "the mount of %s is not in this mount namespace", dir)
 	}
 	return deepest, nil
 }

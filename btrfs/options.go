@@ -1,10 +1,9 @@
 package btrfs
 
 import (
-	"fmt"
-
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -26,9 +25,9 @@ func parseOptions(opts []string) (o driverOptions, err error) {
 	switch {
 	case err != nil:
 	case o.Policy == quota.PolicySimple && o.Scope == quota.ScopeTotal:
-		err = fmt.Errorf("%w: btrfs.quota=simple and btrfs.quota_scope=total exclude each other: simple quotas do not count the image, use classic", errdefs.ErrInvalidArgument)
+		err = fault.New(errdefs.ErrInvalidArgument, "btrfs.quota=simple and btrfs.quota_scope=total exclude each other: simple quotas do not count the image, use classic")
 	case o.Policy == quota.PolicyOff && o.Size != 0:
-		err = fmt.Errorf("%w: btrfs.quota=off and btrfs.size exclude each other", errdefs.ErrInvalidArgument)
+		err = fault.New(errdefs.ErrInvalidArgument, "btrfs.quota=off and btrfs.size exclude each other")
 	default:
 		err = o.Check()
 	}

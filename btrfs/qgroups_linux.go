@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -152,7 +152,7 @@ func (b *Backend) sweepMarked() error {
 // removeQgroup reports whether the qgroup is gone. That it cannot be removed yet, or for want of space, is no error.
 func (b *Backend) removeQgroup(id uint64) (gone bool, err error) {
 	err = b.quotas.Remove(id)
-	if errors.Is(err, quota.ErrNotYet) || cowcommon.IsFull(err) {
+	if errors.Is(err, quota.ErrNotYet) || fault.IsFull(err) {
 		return false, nil
 	}
 	return err == nil, err

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/zlib"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/containerd/errdefs"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/btrfs/sendstream"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
@@ -26,7 +26,7 @@ func (v *receiver) encodedWrite(c *sendstream.EncodedWrite) error {
 	case err != nil:
 		return err
 	case c.Encryption != 0:
-		return fmt.Errorf("data encrypted by method %d: %w", c.Encryption, errdefs.ErrNotImplemented)
+		return fault.New(errdefs.ErrNotImplemented, "data encrypted by method %d", c.Encryption)
 	case c.UnencodedLen > maxUnencoded:
 		return invalid("%d bytes of data in one extent", c.UnencodedLen)
 	case c.UnencodedOffset > c.UnencodedLen || c.UnencodedFileLen > c.UnencodedLen-c.UnencodedOffset:
@@ -91,8 +91,7 @@ func (d *extentDecoder) decode(compression sendstream.Compression, data []byte, 
 	case sendstream.CompressionZstd:
 		n, err = d.unzstd(data)
 	default:
-		return nil, fmt.Errorf("compression %d, which only the kernel can undo and this one does not: %w",
-			compression, errdefs.ErrNotImplemented)
+		return nil, fault.New(errdefs.ErrNotImplemented, "compression %d, which only the kernel can undo and this one does not", compression)
 	}
 	if err != nil {
 		return nil, invalid("corrupt data: %v", err)

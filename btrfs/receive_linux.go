@@ -12,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/btrfs/sendstream"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // received names the subvolume that a stream was sent from, as BTRFS_IOC_SET_RECEIVED_SUBVOL wants it.
@@ -96,7 +98,7 @@ func (v *receiver) isSource(uuid btrfsctl.UUID) bool {
 }
 
 func invalid(format string, args ...any) error {
-	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
+	return fault.New(errdefs.ErrInvalidArgument, "%s", fmt.Sprintf(format, args...))
 }
 
 // apply applies one command.
@@ -112,7 +114,7 @@ func (v *receiver) apply(command sendstream.Command) error {
 			return invalid("the stream is incremental from the subvolume %v (%q), and no source is given", c.CloneUUID, c.Path)
 		}
 		if !v.isSource(btrfsctl.UUID(c.CloneUUID)) {
-			return fmt.Errorf("the stream builds on the subvolume %v, which the source is not: %w", c.CloneUUID, errdefs.ErrFailedPrecondition)
+			return fault.New(errdefs.ErrFailedPrecondition, "the stream builds on the subvolume %v, which the source is not", c.CloneUUID)
 		}
 		return v.begin(c.UUID, c.Ctransid)
 	}
@@ -199,7 +201,7 @@ func (v *receiver) applyName(command sendstream.Command) error {
 	case *sendstream.End:
 		return v.tree.utimes(nil, v.rootTimes)
 	}
-	return fmt.Errorf("%w: %w", sendstream.ErrUnknownCommand, errdefs.ErrNotImplemented)
+	return fault.As(errdefs.ErrNotImplemented, sendstream.ErrUnknownCommand)
 }
 
 // fileRange checks that length bytes at offset are within what a file can have, and returns the offset.
@@ -220,10 +222,7 @@ func (v *receiver) write(path []byte, offset uint64, data []byte) error {
 		return err
 	}
 	for len(data) > 0 {
-		n, err := unix.Pwrite(fd, data, at)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		n, err := eintr.Retry(func() (int, error) { return unix.Pwrite(fd, data, at) })
 		if err != nil {
 			return pathError("write", path, err)
 		}
@@ -241,7 +240,7 @@ func (v *receiver) truncate(c *sendstream.Truncate) error {
 	if err != nil {
 		return err
 	}
-	return pathError("truncate", c.Path, ignoringEINTR(func() error { return unix.Ftruncate(fd, size) }))
+	return pathError("truncate", c.Path, eintr.Ignore(func() error { return unix.Ftruncate(fd, size) }))
 }
 
 func (v *receiver) fallocate(c *sendstream.Fallocate) error {
@@ -253,7 +252,7 @@ func (v *receiver) fallocate(c *sendstream.Fallocate) error {
 	if err != nil {
 		return err
 	}
-	return pathError("fallocate", c.Path, ignoringEINTR(func() error {
+	return pathError("fallocate", c.Path, eintr.Ignore(func() error {
 		return unix.Fallocate(fd, c.Mode, offset, int64(c.Size))
 	}))
 }
@@ -273,8 +272,7 @@ func (v *receiver) clone(c *sendstream.Clone) error {
 	case v.isSource(uuid):
 		from = v.source
 	default:
-		return fmt.Errorf("it clones from %q of the subvolume %v, which is neither this one nor the source: %w",
-			c.ClonePath, c.CloneUUID, errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "it clones from %q of the subvolume %v, which is neither this one nor the source", c.ClonePath, c.CloneUUID)
 	}
 	fd, err := v.tree.writable(c.Path)
 	if err != nil {
@@ -285,7 +283,7 @@ func (v *receiver) clone(c *sendstream.Clone) error {
 		return err
 	}
 	defer unix.Close(source)
-	return pathError("clone to", c.Path, ignoringEINTR(func() error {
+	return pathError("clone to", c.Path, eintr.Ignore(func() error {
 		return unix.IoctlFileCloneRange(fd, &unix.FileCloneRange{
 			Src_fd: int64(source), Src_offset: c.CloneOffset, Src_length: c.Len, Dest_offset: c.Offset,
 		})
@@ -343,7 +341,7 @@ func (v *receiver) enableVerity(c *sendstream.EnableVerity) error {
 	defer unix.Close(fd)
 	err = btrfsctl.EnableVerity(fd, c.Algorithm, c.BlockSize, c.Salt, c.Signature)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
-		err = fmt.Errorf("this kernel has no fs-verity: %w: %w", err, errdefs.ErrNotImplemented)
+		err = fault.New(errdefs.ErrNotImplemented, "this kernel has no fs-verity: %w", err)
 	}
 	return pathError("enable verity of", c.Path, err)
 }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // receiveTree is a directory tree that is changed by paths relative to its root. No path leads out of it: the
@@ -70,14 +72,6 @@ func pathError(op string, path []byte, err error) error {
 	return &fs.PathError{Op: op, Path: string(path), Err: err}
 }
 
-func ignoringEINTR(f func() error) error {
-	for {
-		if err := f(); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
 // at returns the directory that holds the last name of a path, and that name. The descriptor is valid until
 // the second call of at from here. The root is "." in itself.
 func (t *receiveTree) at(path []byte) (dir int, name string, err error) {
@@ -109,7 +103,7 @@ func (d *openDir) open(root int, path []byte) error {
 		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 	}
-	err := ignoringEINTR(func() (err error) {
+	err := eintr.Ignore(func() (err error) {
 		d.fd, err = unix.Openat2(root, string(path), how)
 		return err
 	})
@@ -141,7 +135,7 @@ func (t *receiveTree) openRegular(path []byte, flags int) (int, error) {
 		return -1, pathError("open", path, err)
 	}
 	var fd int
-	err = ignoringEINTR(func() (err error) {
+	err = eintr.Ignore(func() (err error) {
 		fd, err = unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 		return err
 	})

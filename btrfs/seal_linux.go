@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/sealing"
@@ -93,5 +94,5 @@ func (b *Backend) Seal(ctx context.Context, name string) error {
 		}
 		return unix.Syncfs(v.fd())
 	})
-	return wrap("seal", name, err)
+	return fault.Wrap("seal volume", name, err)
 }

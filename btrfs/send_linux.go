@@ -12,6 +12,7 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs/sendstream"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/sealing"
@@ -23,24 +24,24 @@ import (
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
-		return fmt.Errorf("btrfs: send: not a view of this backend: %w", errdefs.ErrInvalidArgument)
+		return fault.Wrap("send volume", "", fault.New(errdefs.ErrInvalidArgument, "not a view of this backend"))
 	}
 	parent := uint64(0)
 	if base != nil {
 		baseView, ok := base.(*view)
 		if !ok {
-			return fmt.Errorf("btrfs: send %s: base is not a view of this backend: %w", topView.volume, errdefs.ErrInvalidArgument)
+			return fault.Wrap("send volume", topView.volume, fault.New(errdefs.ErrInvalidArgument, "base is not a view of this backend"))
 		}
 		parent = baseView.dir.info.ID
 	}
 	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error { return sendstream.Copy(w, r) })
-	return wrap("send", topView.volume, err)
+	return fault.Wrap("send volume", topView.volume, err)
 }
 
 // Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental
 // stream needs the sealed volume that it builds on, which is found to be the right one by its UUID.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
-	return wrap("receive", name, b.receiveVolume(ctx, name, source, r))
+	return fault.Wrap("receive volume", name, b.receiveVolume(ctx, name, source, r))
 }
 
 func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.Reader) error {
@@ -55,7 +56,7 @@ func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.R
 	if src.info.ReadOnly {
 		err = b.receiveFrom(ctx, name, src, r)
 	} else {
-		err = fmt.Errorf("source %s is not sealed: %w", source, errdefs.ErrFailedPrecondition)
+		err = fault.New(errdefs.ErrFailedPrecondition, "source %s is not sealed", source)
 	}
 	return errors.Join(err, b.release(source, inuse.Viewed))
 }

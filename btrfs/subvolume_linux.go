@@ -9,12 +9,13 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // errNotSubvolume says that something is not the root of a subvolume, so Cowshed did not make it.
-var errNotSubvolume = fmt.Errorf("not a subvolume: %w", errdefs.ErrFailedPrecondition)
+var errNotSubvolume = fault.New(errdefs.ErrFailedPrecondition, "not a subvolume")
 
 // subvolume is the open root directory of a subvolume, and what the kernel says about it.
 type subvolume struct {

@@ -3,7 +3,6 @@ package btrfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/poll"
@@ -131,12 +131,12 @@ func (b *Backend) withVolume(operation, name string, do func(dir *subvolume) err
 		defer dir.Close()
 		err = do(dir)
 	}
-	return wrap(operation, name, err)
+	return fault.Wrap(operation+" volume", name, err)
 }
 
 func volumeError(name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
+		return fault.New(errdefs.ErrNotFound, "volume %s", name)
 	}
 	return err
 }
@@ -146,15 +146,15 @@ func volumeError(name string, err error) error {
 func (b *Backend) Mount(ctx context.Context, name, _ string) (string, error) {
 	dir, err := b.acquire(ctx, name, inuse.Held)
 	if err != nil {
-		return "", wrap("mount", name, err)
+		return "", fault.Wrap("mount volume", name, err)
 	}
 	if err := b.applyRecordedLimit(ctx, name, dir); err != nil {
-		return "", errors.Join(wrap("mount", name, err), b.Unmount(ctx, name))
+		return "", errors.Join(fault.Wrap("mount volume", name, err), b.Unmount(ctx, name))
 	}
 	return dir.Name(), nil
 }
 
 // Unmount releases one Mount.
 func (b *Backend) Unmount(_ context.Context, name string) error {
-	return wrap("unmount", name, b.release(name, inuse.Held))
+	return fault.Wrap("unmount volume", name, b.release(name, inuse.Held))
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
@@ -32,7 +33,7 @@ type view struct {
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
 	dir, err := b.acquire(ctx, name, inuse.Brief)
 	if err != nil {
-		return nil, wrap("view", name, err)
+		return nil, fault.Wrap("view volume", name, err)
 	}
 	v := &view{b: b, volume: name, dir: dir}
 	v.close = sync.OnceValue(v.release)
@@ -44,7 +45,7 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 		err = errors.Join(err, endErr)
 	}
 	if err != nil {
-		return nil, wrap("view", name, err)
+		return nil, fault.Wrap("view volume", name, err)
 	}
 	return v, nil
 }
@@ -87,7 +88,7 @@ func (b *Backend) checkFrozen() error {
 	if slices.Contains(strings.Split(m.VFSOptions, ","), "ro") {
 		return nil
 	}
-	return fmt.Errorf("%w: it is not sealed and others may write to it, so it would take a snapshot", cowcommon.ErrReadOnly)
+	return fault.New(cowcommon.ErrReadOnly, "it is not sealed and others may write to it, so it would take a snapshot")
 }
 
 // snapshot is a subvolume in the directory views, and the tree of which it was taken.
@@ -140,5 +141,5 @@ func (v *view) release() (err error) {
 			return v.b.closeSnapshot(v.snapshot, s)
 		})
 	}
-	return wrap("close view of", v.volume, err)
+	return fault.Wrap("close view of volume", v.volume, err)
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
@@ -32,13 +33,13 @@ func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.Volume
 			},
 		})
 	}
-	return wrap("create", name, err)
+	return fault.Wrap("create volume", name, err)
 }
 
 // Clone makes name a snapshot of source. Where the kernel takes the limit along, which it does with
 // simple quotas, that is the one call and the volume has its final name from the start.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	return wrap("clone", name+" from "+source, b.clone(ctx, name, source, opts))
+	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
 
 func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
@@ -161,9 +162,9 @@ func snapshotTo(src *subvolume, dir *os.File, name string, limit quota.Inherited
 func snapshotError(err error) error {
 	switch {
 	case errors.Is(err, unix.ETXTBSY):
-		return fmt.Errorf("a swap file is active in it: %w: %w", errdefs.ErrFailedPrecondition, err)
+		return fault.New(errdefs.ErrFailedPrecondition, "a swap file is active in it: %w", err)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESTALE):
-		return fmt.Errorf("it has just been removed: %w: %w", errdefs.ErrNotFound, err)
+		return fault.New(errdefs.ErrNotFound, "it has just been removed: %w", err)
 	}
 	return alreadyExists(err)
 }
@@ -177,7 +178,7 @@ func alreadyExists(err error) error {
 
 // Rename gives a volume another name.
 func (b *Backend) Rename(ctx context.Context, name, to string) error {
-	return wrap("rename", name+" to "+to, b.rename(ctx, name, to))
+	return fault.WrapWith("rename volume", name, fault.To(to), b.rename(ctx, name, to))
 }
 
 func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
@@ -202,7 +203,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 // Remove destroys a volume. One without nested subvolumes goes in one call; one with them is first taken
 // away by a rename, or where there is no room for that by a mark.
 func (b *Backend) Remove(ctx context.Context, name string) error {
-	return wrap("remove", name, b.remove(ctx, name))
+	return fault.Wrap("remove volume", name, b.remove(ctx, name))
 }
 
 func (b *Backend) remove(ctx context.Context, name string) (err error) {
@@ -219,7 +220,7 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 	defer func() { err = errors.Join(err, v.done()) }()
 	if _, err := v.move(ctx, sealing.Doomed); err != nil {
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ETXTBSY) {
-			err = fmt.Errorf("it is being sent, has an active swap file, or is the filesystem's default subvolume: %w: %w", errdefs.ErrFailedPrecondition, err)
+			err = fault.New(fault.ErrInUse, "it is being sent, has an active swap file, or is the filesystem's default subvolume: %w", err)
 		}
 		return err
 	}
@@ -288,12 +289,12 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 	return func(yield func(cowcommon.Volume, error) bool) {
 		entries, err := os.ReadDir(b.dirs.subvolumes.Name())
 		if err != nil {
-			yield(cowcommon.Volume{}, wrap("list volumes", "", err))
+			yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", err))
 			return
 		}
 		for _, entry := range entries {
 			if ctx.Err() != nil {
-				yield(cowcommon.Volume{}, wrap("list volumes", "", context.Cause(ctx)))
+				yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", context.Cause(ctx)))
 				return
 			}
 			if !entry.IsDir() || cowcommon.CheckID(entry.Name()) != nil {

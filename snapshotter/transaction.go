@@ -37,7 +37,13 @@ func (s *Snapshotter) change(ctx context.Context, do func(ctx context.Context, t
 		waits = []time.Duration{0, time.Second, 5 * time.Second} // ZFS has the space some seconds later
 	}
 	for _, wait := range waits {
-		time.Sleep(wait)
+		if wait > 0 {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return errors.Join(err, context.Cause(ctx))
+			}
+		}
 		if err = s.transact(ctx, true, do); !fault.IsFull(err) {
 			break
 		}

@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/homedir"
 	"github.com/cowshed/cowshed/internal/inuse"
@@ -95,7 +95,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("zfs: open %s on %s: %w", home, root, err), b.closeFiles())
+			err = errors.Join(fault.WrapWith("open home", home, "on "+root, err), b.closeFiles())
 		}
 	}()
 
@@ -278,7 +278,7 @@ func (b *Backend) volume(ctx context.Context, name string) (dataset, error) {
 		return dataset{}, err
 	}
 	if !ok || !d.own {
-		return dataset{}, fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
+		return dataset{}, fault.New(errdefs.ErrNotFound, "volume %s", name)
 	}
 	return d, nil
 }
@@ -296,15 +296,4 @@ func (b *Backend) look(ctx context.Context, name string) (d dataset, ok bool, er
 	}
 	b.volumes.invalidate()
 	return b.volumes.get(ctx, name)
-}
-
-// wrap says of an error, unless it is nil, which operation has failed on what.
-func wrap(operation, name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if name != "" {
-		operation += " " + name
-	}
-	return fmt.Errorf("zfs: %s: %w", operation, err)
 }

@@ -3,12 +3,12 @@ package zfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
@@ -60,7 +60,7 @@ func (b *Backend) claimNew(ctx context.Context, name string) (*claim, error) {
 	}
 	c, err := b.claim(ctx, name)
 	if errdefs.IsFailedPrecondition(err) { // only what is there, or is being made, is in use
-		return nil, fmt.Errorf("%w: %w", errdefs.ErrAlreadyExists, err)
+		return nil, fault.As(errdefs.ErrAlreadyExists, err)
 	}
 	if err != nil {
 		return nil, err

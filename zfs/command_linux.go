@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -15,6 +14,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/admintool"
 )
 
 // patience is for how long a command that should end is waited for.
@@ -32,13 +34,7 @@ type commands struct {
 }
 
 func newCommands(pool string) (*commands, error) {
-	path, err := exec.LookPath("zfs")
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
-		if err == nil {
-			break
-		}
-		path, err = exec.LookPath(filepath.Join(dir, "zfs"))
-	}
+	path, err := admintool.Look("zfs")
 	return &commands{path: path, pool: pool, kstats: "/proc/spl/kstat/zfs", patience: patience}, err
 }
 
@@ -220,11 +216,11 @@ func (c *commands) checkPool() error {
 	state, err := os.ReadFile(filepath.Join(c.kstats, c.pool, "state"))
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("the pool %s is not imported: run \"zpool import %[1]s\": %w", c.pool, errdefs.ErrUnavailable)
+		return fault.New(errdefs.ErrUnavailable, "the pool %s is not imported: run \"zpool import %[1]s\"", c.pool)
 	case err != nil:
 		return err
 	case string(bytes.TrimSpace(state)) == "SUSPENDED":
-		return fmt.Errorf("the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\": %w", c.pool, errdefs.ErrUnavailable)
+		return fault.New(errdefs.ErrUnavailable, "the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", c.pool)
 	}
 	return nil
 }

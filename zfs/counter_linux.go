@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
@@ -58,15 +58,15 @@ func (c counter) add(ctx context.Context) (before, now count, err error) {
 		if before.size == counterSize {
 			return before, now, nil
 		}
-		if err = c.file.Truncate(counterSize); err == nil || !cowcommon.IsFull(err) {
+		if err = c.file.Truncate(counterSize); err == nil || !fault.IsFull(err) {
 			return before, now, err
 		}
 		now.size = before.size
 		return before, now, nil
 	}
-	if cowcommon.IsFull(err) && before.size > 8 {
+	if fault.IsFull(err) && before.size > 8 {
 		err = c.file.Truncate(before.size - 1)
-		if cowcommon.IsFull(err) { // for the time of it, which ZFS sets in a second step
+		if fault.IsFull(err) { // for the time of it, which ZFS sets in a second step
 			err = nil
 		}
 		if err == nil {

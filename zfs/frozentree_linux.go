@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // frozenTree is the mounted root of a snapshot, and reads it. Paths are relative to it, "" is the root.
@@ -40,12 +41,7 @@ func (t *frozenTree) open(path string, flags uint64) (int, error) {
 		Flags:   flags | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
-	for {
-		fd, err := unix.Openat2(t.fd, path, how)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+	return eintr.Retry(func() (int, error) { return unix.Openat2(t.fd, path, how) })
 }
 
 // stat describes what is at a path; ok is false if there is nothing.
@@ -103,10 +99,7 @@ func (t *frozenTree) list(path string, yield func(dirent) bool) error {
 	}
 	defer unix.Close(fd)
 	for {
-		n, err := unix.ReadDirent(fd, t.buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		n, err := eintr.Retry(func() (int, error) { return unix.ReadDirent(fd, t.buf) })
 		if err != nil {
 			return t.fail("read directory", path, err)
 		}

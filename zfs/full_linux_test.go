@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
@@ -84,7 +85,7 @@ func (f *full) fillTo(t *testing.T, percent int) {
 		_, err = file.Write(randomBytes(write))
 		require.NoError(t, file.Close())
 		if err != nil {
-			require.True(t, cowcommon.IsFull(err), err)
+			require.True(t, fault.IsFull(err), err)
 			break
 		}
 	}
@@ -99,9 +100,9 @@ func (f *full) fillTo(t *testing.T, percent int) {
 			err = errors.Join(err, file.Close())
 		}
 		switch {
-		case cowcommon.IsFull(err) && size == 0:
+		case fault.IsFull(err) && size == 0:
 			return
-		case cowcommon.IsFull(err):
+		case fault.IsFull(err):
 			size /= 16
 		default:
 			require.NoError(t, err)
@@ -177,10 +178,10 @@ func (f *full) tryAll(t *testing.T, level string) {
 		case err != nil:
 			assert.False(t, needsNoSpace[try.what], "%s at %s: %v", try.what, level, err)
 			t.Logf("%s at %s: %v", try.what, level, err)
-			require.True(t, cowcommon.IsFull(err), "%s at %s: %v", try.what, level, err)
+			require.True(t, fault.IsFull(err), "%s at %s: %v", try.what, level, err)
 			assert.Equal(t, before, f.state(t), "%s at %s: %v", try.what, level, err)
 		case try.undo != nil:
-			if err := try.undo(); !cowcommon.IsFull(err) {
+			if err := try.undo(); !fault.IsFull(err) {
 				require.NoError(t, err, "%s at %s", try.what, level)
 			}
 		}

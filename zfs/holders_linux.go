@@ -8,22 +8,22 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/staging"
 )
 
 // errMounted says that a dataset is mounted.
-var errMounted = fmt.Errorf("it is mounted: %w", errdefs.ErrFailedPrecondition)
+var errMounted error = &fault.Error{Kind: fault.ErrInUse}
 
 // checkNotMounted reports whether nobody has a volume's dataset mounted, whichever mount namespace that is in, has it
 // as a layer of an overlay, or has something open in it since. errMounted: somebody has.
 func (b *Backend) checkNotMounted(name string) error {
 	mounted, err := b.isMounted(b.datasetOf(name))
 	if err == nil && mounted {
-		err = fmt.Errorf("dataset %s: %w", b.datasetOf(name), errMounted)
+		err = fault.New(errMounted, "dataset %s is mounted", b.datasetOf(name))
 	}
 	return err
 }
@@ -56,11 +56,15 @@ func (b *Backend) busy(err error, dataset string) error {
 	holders, scanErr := b.holders(dataset)
 	switch {
 	case scanErr != nil:
-		return fmt.Errorf("%s is busy, and who uses it cannot be found: %w: %w: %w", dataset, scanErr, errdefs.ErrFailedPrecondition, err)
+		return fault.New(fault.ErrInUse, "%s is busy, and who uses it cannot be found: %w", dataset, errors.Join(scanErr, err))
 	case len(holders) == 0:
-		return fmt.Errorf("%s is busy, by an overlay or a mount namespace without processes: %w: %w", dataset, errdefs.ErrFailedPrecondition, err)
+		holders = []string{"busy, by an overlay or a mount namespace without processes"}
 	}
-	return fmt.Errorf("%s is in use: %s: %w: %w", dataset, strings.Join(holders, ", "), errdefs.ErrFailedPrecondition, err)
+	users := fmt.Errorf("%s: %s", dataset, strings.Join(holders, ", "))
+	if errors.Is(err, errMounted) { // which says no more
+		return fault.As(errMounted, users)
+	}
+	return fault.As(fault.ErrInUse, fmt.Errorf("%w: %w", users, err))
 }
 
 // maxHolders is how many holders an error names.

@@ -2,7 +2,6 @@ package zfs
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	"github.com/moby/sys/user"
@@ -43,7 +42,7 @@ func Init(home string, options []string, idMap user.IdentityMapping) (graphdrive
 func openDriver(ctx context.Context, home string, options []string, idMap user.IdentityMapping, log *slog.Logger) (graphdriver.Driver, error) {
 	o, err := parseOptions(options)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: %w", err)
+		return nil, err
 	}
 	_, gid := idMap.RootPair()
 	dataset, usable := detectDataset(ctx, home, o.FSName)

@@ -3,11 +3,9 @@ package zfs
 import (
 	"context"
 	"errors"
-	"fmt"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -25,7 +23,7 @@ type kept struct {
 func (b *Backend) Keep(ctx context.Context, name string) (cowcommon.Kept, error) {
 	k, err := b.keep(ctx, name)
 	if err != nil {
-		return nil, wrap("keep", name, err)
+		return nil, fault.Wrap("keep volume", name, err)
 	}
 	return k, nil
 }
@@ -44,7 +42,7 @@ func (b *Backend) keep(ctx context.Context, name string) (_ *kept, err error) {
 	case err != nil:
 		return nil, err
 	case is:
-		return nil, fmt.Errorf("it is sealed: %w", errdefs.ErrFailedPrecondition)
+		return nil, fault.ErrSealed
 	}
 	m, err := b.takeTemporary(ctx, name, staging.Name(name+"@"+viewPrefix))
 	if err != nil {
@@ -59,7 +57,7 @@ func (k *kept) Restore(ctx context.Context) error {
 	if err == nil {
 		err = k.restoreLimit(ctx)
 	}
-	return wrap("restore", k.volume, err)
+	return fault.Wrap("restore volume", k.volume, err)
 }
 
 func (k *kept) rollBack(ctx context.Context) (err error) {
@@ -93,5 +91,5 @@ func (k *kept) restoreLimit(ctx context.Context) error {
 
 // Close destroys the snapshot.
 func (k *kept) Close() error {
-	return wrap("forget what "+k.volume+" was", "", k.b.unmountSnapshot(k.m))
+	return fault.Wrap("forget kept volume", k.volume, k.b.unmountSnapshot(k.m))
 }

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/eintr"
 )
 
 // zfsIocObjsetStats is of sys/fs/zfs.h, alike in all versions. What it reads of struct zfs_cmd is zc_name.
@@ -28,17 +30,19 @@ func (c *commands) exists(name string) (bool, error) {
 	defer control.Close()
 	cmd := make([]byte, cmdSize)
 	copy(cmd[cmdName:], name)
-	for {
+	err = eintr.Ignore(func() error {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), zfsIocObjsetStats, uintptr(unsafe.Pointer(&cmd[0])))
 		runtime.KeepAlive(cmd)
-		switch {
-		case errno == 0:
-			return true, nil
-		case errors.Is(errno, unix.EINTR):
-			continue
-		case errors.Is(errno, unix.ENOENT):
-			return false, nil
+		if errno != 0 {
+			return errno
 		}
-		return false, fmt.Errorf("look for %s: %w", name, errno)
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
 	}
+	if err != nil {
+		return false, fmt.Errorf("look for %s: %w", name, err)
+	}
+	return true, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/eintr"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/poll"
 )
@@ -36,19 +37,17 @@ func (l layout) openVolumeLock(name string) (volumeLock, error) {
 
 // try locks, converts or unlocks. ok is false if somebody holds the lock.
 func (l volumeLock) try(how int16) (ok bool, err error) {
-	for {
+	err = eintr.Ignore(func() error {
 		lock := unix.Flock_t{Type: how, Start: l.at, Len: 1}
-		err = unix.FcntlFlock(l.Fd(), unix.F_OFD_SETLK, &lock)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
-			return false, nil
-		case err != nil:
-			return false, &os.PathError{Op: "lock", Path: l.Name(), Err: err}
-		}
-		return true, nil
+		return unix.FcntlFlock(l.Fd(), unix.F_OFD_SETLK, &lock)
+	})
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return false, nil
+	case err != nil:
+		return false, &os.PathError{Op: "lock", Path: l.Name(), Err: err}
 	}
+	return true, nil
 }
 
 // tryLockVolume locks a volume exclusively. ok is false if somebody holds the lock.

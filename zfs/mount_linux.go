@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/poll"
 )
@@ -20,7 +21,7 @@ import (
 // Mount mounts a volume's dataset, read-only if the volume is sealed. It takes system calls only.
 func (b *Backend) Mount(ctx context.Context, name, mountLabel string) (string, error) {
 	if err := b.mount(ctx, name, mountLabel, inuse.Held); err != nil {
-		return "", wrap("mount", name, err)
+		return "", fault.Wrap("mount volume", name, err)
 	}
 	return b.mountpoint(name), nil
 }
@@ -28,7 +29,7 @@ func (b *Backend) Mount(ctx context.Context, name, mountLabel string) (string, e
 // Unmount releases one Mount. After the last, the dataset is unmounted; what processes have open in it they
 // keep.
 func (b *Backend) Unmount(_ context.Context, name string) error {
-	return wrap("unmount", name, b.unmount(name, inuse.Held))
+	return fault.Wrap("unmount volume", name, b.unmount(name, inuse.Held))
 }
 
 // mount counts one use of a volume's mount. Its lock is held as long as it is mounted by this process.
@@ -108,9 +109,9 @@ func (b *Backend) mountAt(source, dir string, flags uintptr, data string) error 
 	err := unix.Mount(source, dir, "zfs", flags, data)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("dataset %s is gone: %w", source, errdefs.ErrNotFound)
+		return fault.New(errdefs.ErrNotFound, "dataset %s is gone", source)
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("dataset %s: its key is not loaded, run \"zfs load-key\": %w: %w", source, errdefs.ErrFailedPrecondition, err)
+		return fault.New(errdefs.ErrFailedPrecondition, "dataset %s: its key is not loaded, run \"zfs load-key\": %w", source, err)
 	case err != nil:
 		return fmt.Errorf("mount %s on %s: %w", source, dir, err)
 	}
@@ -163,7 +164,7 @@ func (b *Backend) isMounted(dataset string) (bool, error) {
 
 // Sync makes what has been written to the volume survive a power cut, by way of its intent log.
 func (b *Backend) Sync(ctx context.Context, name string) (err error) {
-	defer func() { err = wrap("sync", name, err) }()
+	defer func() { err = fault.Wrap("sync volume", name, err) }()
 	if err := b.mount(ctx, name, "", inuse.Brief); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // MountSpec says how others can mount a volume: by its dataset, or read-only, if it is sealed, by the snapshot that
@@ -11,7 +12,7 @@ import (
 func (b *Backend) MountSpec(ctx context.Context, name string, readOnly bool) (cowcommon.MountSpec, error) {
 	d, err := b.volume(ctx, name)
 	if err != nil {
-		return cowcommon.MountSpec{}, wrap("how to mount", name, err)
+		return cowcommon.MountSpec{}, fault.Wrap("describe mount of volume", name, err)
 	}
 	source := b.datasetOf(name)
 	if readOnly && d.sealed {

@@ -2,7 +2,6 @@ package zfs
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"strings"
 
@@ -14,7 +13,7 @@ import (
 func Names(ctx context.Context, home string, options []string) ([]string, error) {
 	opts, err := parseOptions(options)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: %w", err)
+		return nil, err
 	}
 	root := opts.FSName
 	if root == "" {
@@ -34,7 +33,7 @@ func Names(ctx context.Context, home string, options []string) ([]string, error)
 	}
 	datasets, err := (&index{zfs: zfs, root: root}).read(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("zfs: %w", err)
+		return nil, err
 	}
 	var names []string
 	for name, d := range datasets {

@@ -1,11 +1,11 @@
 package zfs
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -30,7 +30,7 @@ func parseOptions(opts []string) (o driverOptions, err error) {
 
 func parseDatasetName(value string) (string, error) {
 	if value == "" || strings.HasPrefix(value, "/") {
-		return "", fmt.Errorf("%w: dataset %q: must be a name such as pool/cowshed", errdefs.ErrInvalidArgument, value)
+		return "", fault.New(errdefs.ErrInvalidArgument, "dataset %q: must be a name such as pool/cowshed", value)
 	}
 	return value, nil
 }

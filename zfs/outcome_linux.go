@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // The outcome of a zfs process that was killed, or does not end, is not known until it has been looked at: in the kernel
@@ -36,7 +38,7 @@ func (b *Backend) act(ctx context.Context, s step) ([]byte, error) {
 		return nil, err
 	case lost.left:
 		b.settleLater(ctx, lost, s)
-		return nil, fmt.Errorf("what it will have done is not known, look again later: %w: %w", errdefs.ErrUnavailable, err)
+		return nil, fault.New(errdefs.ErrUnavailable, "what it will have done is not known, look again later: %w", err)
 	}
 	b.volumes.doubt()
 	happened, lookErr := s.happened(context.WithoutCancel(ctx))

@@ -2,11 +2,11 @@ package zfs
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/detect"
 )
 
@@ -39,6 +39,5 @@ func checkShared(dir string, options []string) error {
 	if err != nil || f.Type != Name || f.Mountpoint == dir {
 		return err
 	}
-	return fmt.Errorf("%s needs a dataset of its own, and is on %s: make one with: zfs create -o mountpoint=%s %s-%s: %w",
-		dir, f.Source, dir, f.Source, filepath.Base(dir), errdefs.ErrFailedPrecondition)
+	return fault.New(errdefs.ErrFailedPrecondition, "%s needs a dataset of its own, and is on %s: make one with: zfs create -o mountpoint=%s %s-%s", dir, f.Source, dir, f.Source, filepath.Base(dir))
 }

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/poll"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
@@ -115,7 +115,7 @@ func (b *Backend) thaw(ctx context.Context, c *claim) error {
 // Seal takes the snapshot that makes a volume sealed: from then on it is mounted read-only.
 func (b *Backend) Seal(ctx context.Context, name string) error {
 	err := b.seals().Rely(ctx, name, func(string, sealing.State) error { return nil })
-	return wrap("seal", name, b.nameHolders(ctx, err, name))
+	return fault.Wrap("seal volume", name, b.nameHolders(ctx, err, name))
 }
 
 // destroyClaimed destroys a claimed volume's dataset and the snapshots on it that are Cowshed's.
@@ -157,7 +157,7 @@ func (b *Backend) destroy(ctx context.Context, c *claim, origin string, dead []s
 	case result.Errno == 0, result.Errno == unix.ENOENT:
 		return nil
 	case len(result.Blockers) > 0:
-		return fmt.Errorf("%s depend on it: remove them first: %w", result.names(), errdefs.ErrFailedPrecondition)
+		return fault.New(fault.ErrInUse, "%s depend on it: remove them first", result.names())
 	case result.Errno == unix.EBUSY:
 		return b.busy(result.Errno, result.Busy)
 	}

@@ -3,13 +3,13 @@ package zfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -18,23 +18,23 @@ import (
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
-		return fmt.Errorf("zfs: send: not a view of this backend: %w", errdefs.ErrInvalidArgument)
+		return fault.Wrap("send volume", "", fault.New(errdefs.ErrInvalidArgument, "not a view of this backend"))
 	}
 	args := []string{"send"}
 	if base != nil {
 		baseView, ok := base.(*view)
 		if !ok {
-			return fmt.Errorf("zfs: send %s: base is not a view of this backend: %w", topView.volume, errdefs.ErrInvalidArgument)
+			return fault.Wrap("send volume", topView.volume, fault.New(errdefs.ErrInvalidArgument, "base is not a view of this backend"))
 		}
 		args = append(args, "-i", baseView.snapshot)
 	}
-	return wrap("send", topView.volume, b.zfs.run(ctx, process{args: append(args, topView.snapshot), out: w, kill: true}))
+	return fault.Wrap("send volume", topView.volume, b.zfs.run(ctx, process{args: append(args, topView.snapshot), out: w, kill: true}))
 }
 
 // Receive makes a volume from the stream of a zfs send, and seals it. An incremental stream needs the sealed
 // volume that it builds on, which zfs finds to be the right one.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
-	return wrap("receive", name, b.receive(ctx, name, source, r))
+	return fault.Wrap("receive volume", name, b.receive(ctx, name, source, r))
 }
 
 func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader) (err error) {
@@ -58,7 +58,7 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 			return err
 		}
 		if !isSealed {
-			return fmt.Errorf("source %s is not sealed: %w", source, errdefs.ErrFailedPrecondition)
+			return fault.New(errdefs.ErrFailedPrecondition, "source %s is not sealed", source)
 		}
 		args = append(args, "-o", "origin="+b.sealOf(source))
 	}
@@ -89,7 +89,7 @@ func (b *Backend) checkReceived(ctx context.Context, staged string) error {
 	}
 	want := staged + "\tfilesystem\n" + staged + "@" + sealName + "\tsnapshot\n"
 	if string(out) != want {
-		return fmt.Errorf("the stream does not hold one snapshot of one filesystem, but %q: %w", strings.ReplaceAll(string(out), staged, ""), errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "the stream does not hold one snapshot of one filesystem, but %q", strings.ReplaceAll(string(out), staged, ""))
 	}
 	return nil
 }

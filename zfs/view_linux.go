@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/poll"
@@ -47,7 +47,7 @@ type mountedSnapshot struct {
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
 	v, err := b.view(ctx, name)
 	if err != nil {
-		return nil, wrap("view", name, err)
+		return nil, fault.Wrap("view volume", name, err)
 	}
 	return v, nil
 }
@@ -138,14 +138,14 @@ func (b *Backend) takeTemporary(ctx context.Context, volume, lockName string) (*
 // lockSnapshot takes the lock of a snapshot that is to be mounted, if there is space for it.
 func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
 	lock, ok, err := b.tryLockView(lockName)
-	if cowcommon.IsFull(err) {
+	if fault.IsFull(err) {
 		err, ok = nil, true
 	}
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
-		return nil, fmt.Errorf("%s: %w", lockName, errdefs.ErrAlreadyExists)
+		return nil, fault.New(errdefs.ErrAlreadyExists, "lock %s", lockName)
 	}
 	return &mountedSnapshot{dir: filepath.Join(b.views, lockName), lock: lock}, nil
 }
@@ -189,7 +189,7 @@ func (v *view) release() (err error) {
 	} else {
 		err = v.b.viewed.Release(v.key, inuse.Viewed, v.b.unmountSnapshot)
 	}
-	return wrap("close view of", v.volume, err)
+	return fault.Wrap("close view of volume", v.volume, err)
 }
 
 func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
@@ -241,7 +241,7 @@ func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
 			return deadViews{}, err
 		}
 		if !ok {
-			return deadViews{}, fmt.Errorf("a view of it is open: %w", errdefs.ErrFailedPrecondition)
+			return deadViews{}, fault.New(fault.ErrInUse, "a view of it is open")
 		}
 		dead.locks = append(dead.locks, lock.Name())
 		if strings.HasPrefix(snapshot, viewPrefix) {

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
@@ -37,7 +38,7 @@ func properties(limit quota.Limit) []string {
 // Create makes an empty volume: with one zfs create, and a second process where its root directory is to
 // belong to somebody else than root.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
-	return wrap("create", name, b.create(ctx, name, opts))
+	return fault.Wrap("create volume", name, b.create(ctx, name, opts))
 }
 
 func (b *Backend) create(ctx context.Context, name string, opts cowcommon.VolumeOptions) (err error) {
@@ -148,7 +149,7 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 		return err
 	}
 	if most := maxSnapshotName - 1 - len(b.datasetOf("")) - len("@"+viewPrefix+staging.Name("")); len(name) > most {
-		return fmt.Errorf("layer id %.32q… has %d bytes, more than the %d for which names in %s leave room: %w", name, len(name), most, b.root, errdefs.ErrInvalidArgument)
+		return fault.New(errdefs.ErrInvalidArgument, "layer id %.32q… has %d bytes, more than the %d for which names in %s leave room", name, len(name), most, b.root)
 	}
 	d, taken, err := b.volumes.get(ctx, name)
 	if taken { // who has removed it may have been killed before others were told
@@ -160,7 +161,7 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 	case err != nil:
 		return err
 	case taken && !d.own:
-		return fmt.Errorf("dataset %s is there and was not made by Cowshed: %w", b.datasetOf(name), errdefs.ErrAlreadyExists)
+		return fault.New(errdefs.ErrAlreadyExists, "dataset %s is there and was not made by Cowshed", b.datasetOf(name))
 	case taken:
 		return errdefs.ErrAlreadyExists
 	}
@@ -195,7 +196,7 @@ func (b *Backend) explainLimit(ctx context.Context, err error, source string, li
 	if usageErr != nil || usage.Total < limit.Bytes {
 		return err
 	}
-	return fmt.Errorf("the image holds %s, which leaves nothing of %s: %w: %w", quota.FormatSize(usage.Total), limit, errdefs.ErrInvalidArgument, err)
+	return fault.New(errdefs.ErrInvalidArgument, "the image holds %s, which leaves nothing of %s: %w", quota.FormatSize(usage.Total), limit, err)
 }
 
 func isCommandError(err error) bool {
@@ -206,7 +207,7 @@ func isCommandError(err error) bool {
 // Clone makes name a clone of the snapshot that seals source: with one zfs clone, and a second process where
 // source has to be sealed first. errdefs.ErrInvalidArgument: what source holds exceeds a limit of scope total.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	return wrap("clone", name+" from "+source, b.clone(ctx, name, source, opts))
+	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
 
 func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) (err error) {
@@ -239,7 +240,7 @@ func (b *Backend) explainMissing(ctx context.Context, err error, name string) er
 
 // Rename gives a volume that nobody holds another name.
 func (b *Backend) Rename(ctx context.Context, name, to string) error {
-	return wrap("rename", name+" to "+to, b.rename(ctx, name, to))
+	return fault.WrapWith("rename volume", name, fault.To(to), b.rename(ctx, name, to))
 }
 
 func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
@@ -311,7 +312,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 // errdefs.ErrFailedPrecondition: it is in use, or datasets or snapshots that are not Cowshed's to destroy
 // depend on it, which the error names.
 func (b *Backend) Remove(ctx context.Context, name string) error {
-	return wrap("remove", name, b.remove(ctx, name))
+	return fault.Wrap("remove volume", name, b.remove(ctx, name))
 }
 
 func (b *Backend) remove(ctx context.Context, name string) (err error) {
@@ -323,7 +324,7 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 		return err
 	}
 	if !d.own {
-		return fmt.Errorf("dataset %s was not made by Cowshed: %w", b.datasetOf(name), errdefs.ErrFailedPrecondition)
+		return fault.New(errdefs.ErrFailedPrecondition, "dataset %s was not made by Cowshed", b.datasetOf(name))
 	}
 	c, err := b.claim(ctx, name)
 	if err != nil {
@@ -338,7 +339,7 @@ func (b *Backend) remove(ctx context.Context, name string) (err error) {
 func (b *Backend) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
 	d, err := b.volume(ctx, name)
 	if err != nil {
-		return cowcommon.Volume{}, wrap("stat", name, err)
+		return cowcommon.Volume{}, fault.Wrap("stat volume", name, err)
 	}
 	return b.describe(name, d), nil
 }
@@ -374,7 +375,7 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 		b.volumes.invalidate() // what was changed by hand is to be seen here
 		datasets, err := b.volumes.all(ctx)
 		if err != nil {
-			yield(cowcommon.Volume{}, wrap("list volumes", "", err))
+			yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", err))
 			return
 		}
 		for name, d := range datasets {
@@ -389,7 +390,7 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 // up to a transaction group, five seconds by default.
 func (b *Backend) Usage(ctx context.Context, name string) (quota.Usage, error) {
 	usage, err := b.usage(ctx, name)
-	return usage, wrap("usage of", name, err)
+	return usage, fault.Wrap("measure volume", name, err)
 }
 
 func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
@@ -414,7 +415,7 @@ func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
 // SetLimit replaces a volume's limit. errdefs.ErrFailedPrecondition: the volume holds more than that already,
 // which ZFS does not allow.
 func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
-	return wrap("limit", name, b.setLimit(ctx, name, limit))
+	return fault.Wrap("limit volume", name, b.setLimit(ctx, name, limit))
 }
 
 func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {
@@ -466,7 +467,7 @@ func (b *Backend) explainHeld(ctx context.Context, err error, name string, limit
 		return errors.Join(err, usageErr)
 	}
 	if held := heldAgainst(usage, limit); held >= limit.Bytes {
-		return fmt.Errorf("the volume holds %s already, more than %s: %w: %w", quota.FormatSize(held), limit, errdefs.ErrFailedPrecondition, err)
+		return fault.New(errdefs.ErrFailedPrecondition, "the volume holds %s already, more than %s: %w", quota.FormatSize(held), limit, err)
 	}
 	return b.explainSpace(ctx, err)
 }

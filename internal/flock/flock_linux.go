@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // Shared locks a file together with others who lock it shared. It waits while someone has it locked exclusively, until
@@ -40,21 +41,14 @@ func Release(f *os.File) error {
 
 // wait tries again and again: nothing but a signal ends a flock(2) that waits in the kernel.
 func wait(ctx context.Context, f *os.File, how int) error {
-	for pause := time.Millisecond; ; pause = min(2*pause, longestPause) {
+	return poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
 		ok, err := try(f, how)
-		if ok || err != nil {
-			return err
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return wrap(f, context.Cause(ctx))
-		}
-	}
+		return !ok && err == nil, err
+	})
 }
 
-// longestPause is how late a lock that has become free is taken at most.
-const longestPause = 20 * time.Millisecond
+// pauses bound how late a lock is taken that has become free.
+var pauses = poll.Pauses{First: time.Millisecond, Longest: 20 * time.Millisecond}
 
 func try(f *os.File, how int) (ok bool, err error) {
 	err = flock(f, how|unix.LOCK_NB)
