@@ -337,7 +337,7 @@ func TestMountedMeanwhile(t *testing.T) {
 	target := t.TempDir()
 	a.ok(t, "mount", "web", target)
 	program := &app{root: a.root, driverName: "auto", log: slog.New(slog.DiscardHandler)}
-	require.NoError(t, program.with(func(s *store) error {
+	require.NoError(t, program.with(t.Context(), func(s *store) error {
 		v, err := s.driver.Backend().Stat(t.Context(), "web")
 		require.NoError(t, err)
 		err = s.driver.Backend().Remove(t.Context(), "web")

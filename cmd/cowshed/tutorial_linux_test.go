@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,7 +62,7 @@ func TestTutorial(t *testing.T) {
 	cmd.Stderr = &stderr
 	t.Cleanup(func() {
 		if embedded, err := loopstore.At(filepath.Join(dir, "cowshed-tutorial", "store")); err == nil && t.Failed() {
-			_ = embedded.Remove() // of a run that has failed half-way
+			_ = embedded.Remove(context.Background()) // of a run that has failed half-way
 		}
 	})
 	out, err := cmd.Output()

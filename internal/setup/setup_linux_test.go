@@ -110,7 +110,7 @@ func (h testHost) refuses(target Target, says ...string) {
 	before := h.tree()
 	p, err := New(target, h.Host)
 	if err == nil {
-		err = p.Apply(t.Context())
+		err = p.Apply(h.t.Context())
 	}
 	require.ErrorIs(h.t, err, errdefs.ErrFailedPrecondition)
 	for _, text := range says {
