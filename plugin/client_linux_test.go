@@ -21,6 +21,7 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 )
 
@@ -143,11 +144,11 @@ func (e pluginError) Error() string { return e.text }
 
 func (e pluginError) Is(target error) bool {
 	for _, kind := range []error{
-		errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition, errdefs.ErrAborted,
+		errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition, errdefs.ErrAborted, fault.ErrInUse, fault.ErrSealed,
 		io.ErrUnexpectedEOF,
 	} {
-		if target == kind {
-			return strings.Contains(e.text, kind.Error())
+		if errors.Is(kind, target) && strings.Contains(e.text, kind.Error()) {
+			return true
 		}
 	}
 	return false

@@ -34,7 +34,7 @@ func TestMessages(t *testing.T) {
 		{exitNotFound, "mount base /no/such/place"},
 		{exitNotFound, "unmount absent"},
 		{exitNotFound, "changes absent"},
-		{exitNotFound, "changes web --parent absent"},
+		{exitNotFound, "changes web absent"},
 		{exitNotFound, "diff absent"},
 		{exitPrecondition, "apply base " + tar},
 		{exitUsage, "limit web nothing"},
