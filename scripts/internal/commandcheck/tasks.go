@@ -12,6 +12,7 @@ var taskRules = []struct {
 	{"bench/", []string{"bench"}},
 	{"e2e/daemons/", []string{"daemons"}},
 	{"cmd/", []string{"test", "demo"}},
+	{"packaging/", nil}, // runs where the package is installed
 	{"scripts/as-root.sh", []string{"test", "bench", "daemons"}},
 	{"scripts/bench.sh", []string{"bench", "daemons"}},
 	{"scripts/check-commands.sh", []string{"gates"}},
@@ -21,6 +22,7 @@ var taskRules = []struct {
 	{"scripts/demo.sh", []string{"demo"}},
 	{"scripts/deps.sh", []string{"ci"}},
 	{"scripts/fresh-machine.sh", []string{"gates"}},
+	{"scripts/internal/release/", []string{"gates"}},
 	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench", "daemons"}},
 	{"scripts/test-zfs.sh", []string{"test"}},
 	{"scripts/test.sh", []string{"bench", "daemons", "gates"}},
