@@ -16,8 +16,8 @@ SYSCONFDIR ?= /etc
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(COWSHED_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
-.PHONY: help build install uninstall release test test-long test-unit test-zfs test-daemons test-clients zfs-shell \
-	gates fuzz lint tidy bench demo clean FORCE
+.PHONY: help build install uninstall release test test-long test-systemd test-unit test-zfs test-daemons test-clients zfs-shell
+.PHONY: gates fuzz lint tidy bench demo clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,7 +83,7 @@ test: ## run every test, as root; a test that is skipped fails
 	scripts/test.sh all
 
 test-long: ## run the long variants of the tests, which take hours: soak, crash images, clients, fresh machine
-	@scripts/deps.sh test bench daemons gates
+	@scripts/deps.sh test bench daemons gates systemd
 	scripts/test.sh long
 
 test-unit: ## run the tests that need no root; others skip
@@ -100,6 +100,10 @@ test-daemons: ## run the tests with a real containerd and dockerd
 test-clients: ## run the suites of BuildKit, Kubernetes and nerdctl with Cowshed and with overlayfs, and compare
 	@scripts/deps.sh daemons
 	scripts/test.sh clients
+
+test-systemd: ## install the .deb in a virtual machine with systemd, and check the units through a restart and a removal
+	@scripts/deps.sh systemd
+	scripts/test.sh systemd
 
 zfs-shell: ## get a shell in the ZFS test machine
 	scripts/zfs-machine/zfs-machine.sh build

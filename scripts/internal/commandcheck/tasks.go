@@ -24,6 +24,9 @@ var taskRules = []struct {
 	{"scripts/fresh-machine.sh", []string{"gates"}},
 	{"scripts/internal/release/", []string{"gates"}},
 	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench", "daemons"}},
+	{"scripts/systemd-machine/checks.sh", nil}, // runs in that machine
+	{"scripts/systemd-machine/", []string{"systemd"}},
+	{"scripts/test-systemd.sh", []string{"systemd"}},
 	{"scripts/test-zfs.sh", []string{"test"}},
 	{"scripts/test.sh", []string{"bench", "daemons", "gates"}},
 	// zfs-machine.sh installs its needs itself; commands that run in the machine are in the machine.
