@@ -22,7 +22,7 @@ END
 }
 
 # ci: before anything is installed.
-readonly tasks=(ci test lint demo bench daemons gates)
+readonly tasks=(ci test lint demo bench daemons systemd gates)
 cache=${COWSHED_CACHE:-/var/cache/cowshed}/commands
 
 say() { printf 'check-commands.sh: %s\n' "$*" >&2; }

@@ -20,6 +20,7 @@ Tasks:
   demo   what `make demo` needs
   bench  what `make bench` needs
   daemons  what scripts/daemons.sh needs to build and run containerd and dockerd
+  systemd  what `make test-systemd` needs
 
 Exit codes: 0 all there; 1 installing failed; 2 wrong usage; 5 something is missing and cannot be installed here.
 END
@@ -45,6 +46,7 @@ packages() {
 	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
 	demo) echo git btrfs-progs mount util-linux mmdebstrap ca-certificates ;;
 	bench) echo git gcc libc6-dev btrfs-progs mount util-linux libbtrfs-dev isal ;;
+	systemd) echo git mount util-linux mmdebstrap ca-certificates e2fsprogs btrfs-progs qemu-system-x86 ;;
 	# libgpgme11, libsubid4 and libglib2.0-0: skopeo, buildah and podman with its conmon.
 	daemons)
 		echo git gcc libc6-dev pkg-config libseccomp-dev libseccomp2 libdevmapper1.02.1 libsystemd0 libgpgme11 libsubid4 libglib2.0-0 \

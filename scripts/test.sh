@@ -10,8 +10,8 @@ usage() {
 Usage: test.sh STEP...
 
 Steps:
-  gates  gofmt, go vet, a build and go vet for each other platform, the modules of the benchmarks and of commandcheck,
-         and whether scripts/deps.sh brings the commands that the tree runs (scripts/check-commands.sh)
+  gates  gofmt, go vet, a build and go vet for each other platform, the modules of the benchmarks, of commandcheck and of
+         make release, and whether scripts/deps.sh brings the commands that the tree runs (scripts/check-commands.sh)
   unit   the tests that need no root; others skip
   race   all tests, with the race detector, as root; a test that is skipped fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 30s)
@@ -22,10 +22,13 @@ Steps:
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
            images; prints what came out
   engines  a small run of the benchmark through containerd
+  systemd  the package for Debian in a virtual machine with systemd (scripts/test-systemd.sh)
+  release  the release of the commit, for all architectures, built twice and compared
   fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
   long   race, zfs and equivalence with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash
-         images of all states, long random runs, the tars of others; then clients, engines and fresh. This takes hours
+         images of all states, long random runs, the tars of others; then clients, engines, systemd, release and fresh. This
+         takes hours
 
 Goes on after a step that fails, says at the end how long each took and which failed, and closes with "N passed, N
 failed".
@@ -85,6 +88,7 @@ gates() {
 	done
 	step 'go vet and tests of bench' in_module bench
 	step 'go vet and tests of commandcheck' in_module scripts/internal/commandcheck
+	step 'go vet and tests of release' in_module scripts/internal/release
 	step 'commands that deps.sh brings' scripts/check-commands.sh
 }
 
@@ -207,6 +211,14 @@ engines() {
 	step 'small benchmark through containerd' env QUICK=1 scripts/bench.sh engines
 }
 
+systemd() {
+	step 'the package under systemd' scripts/test-systemd.sh
+}
+
+release() {
+	COWSHED_TEST_LONG=1 step 'release for all architectures' in_module scripts/internal/release
+}
+
 clients() {
 	local out=${COWSHED_CLIENTS_OUT:-$work/clients}
 	mkdir -p "$out"
@@ -231,12 +243,12 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | equivalence | daemons | clients | engines | fresh) steps+=("$name") ;;
+		gates | unit | race | fuzz | zfs | equivalence | daemons | clients | engines | systemd | release | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
 			test_timeout=11h
-			steps+=(race zfs equivalence clients engines fresh)
+			steps+=(race zfs equivalence clients engines systemd release fresh)
 			;;
 		-h | --help | help)
 			usage

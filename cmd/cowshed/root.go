@@ -101,7 +101,7 @@ changed any more. An image is a chain of such layers with a config.`,
 			root.AddCommand(command)
 		}
 	}
-	root.AddCommand(newVersionCommand(), newExitCodesTopic())
+	root.AddCommand(newVersionCommand(), newExitCodesTopic(), newManCommand())
 	return root
 }
 

@@ -12,6 +12,7 @@ var taskRules = []struct {
 	{"bench/", []string{"bench"}},
 	{"e2e/daemons/", []string{"daemons"}},
 	{"cmd/", []string{"test", "demo"}},
+	{"packaging/", nil}, // runs where the package is installed
 	{"scripts/as-root.sh", []string{"test", "bench", "daemons"}},
 	{"scripts/bench.sh", []string{"bench", "daemons"}},
 	{"scripts/check-commands.sh", []string{"gates"}},
@@ -21,7 +22,11 @@ var taskRules = []struct {
 	{"scripts/demo.sh", []string{"demo"}},
 	{"scripts/deps.sh", []string{"ci"}},
 	{"scripts/fresh-machine.sh", []string{"gates"}},
+	{"scripts/internal/release/", []string{"gates"}},
 	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench", "daemons"}},
+	{"scripts/systemd-machine/checks.sh", nil}, // runs in that machine
+	{"scripts/systemd-machine/", []string{"systemd"}},
+	{"scripts/test-systemd.sh", []string{"systemd"}},
 	{"scripts/test-zfs.sh", []string{"test"}},
 	{"scripts/test.sh", []string{"bench", "daemons", "gates"}},
 	// zfs-machine.sh installs its needs itself; commands that run in the machine are in the machine.

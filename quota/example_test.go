@@ -1,0 +1,41 @@
+package quota_test
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/quota"
+)
+
+func ExampleParseSize() {
+	for _, text := range []string{"512m", "1.5 GiB", "0"} {
+		size, err := quota.ParseSize(text)
+		if errdefs.IsInvalidArgument(err) {
+			fmt.Printf("%q is no size\n", text)
+			continue
+		}
+		fmt.Println(size, quota.FormatSize(size))
+	}
+	// Output:
+	// 536870912 512MiB
+	// 1610612736 1.5GiB
+	// "0" is no size
+}
+
+// A driver has a default, and a layer may have a size of its own.
+func ExampleParseOptions() {
+	options, err := quota.ParseOptions("btrfs", []string{"btrfs.size=20G", "btrfs.min_space=1G"})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, layer := range []map[string]string{nil, {"size": "2G"}, {"size": "2M"}} {
+		limit, err := options.LayerLimit(layer, true)
+		fmt.Println(quota.FormatSize(limit.Bytes), errdefs.IsInvalidArgument(err))
+	}
+	// Output:
+	// 20GiB false
+	// 2GiB false
+	// 0B true
+}
