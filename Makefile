@@ -28,9 +28,15 @@ bin/cowshed: FORCE
 	@scripts/deps.sh build
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/cowshed
 
-test: ## run every test, as root; a test that is skipped fails
+# With PKG or RUN it is for the moment after a change: the tests of these packages, or of that name, and nothing else.
+test: ## run every test, as root; with PKG or RUN these alone, without gates, fuzzing, ZFS and daemons
+ifeq ($(PKG)$(RUN),)
 	@scripts/deps.sh test bench daemons gates
 	scripts/test.sh all
+else
+	@scripts/deps.sh test
+	scripts/test.sh race
+endif
 
 test-long: ## run the long variants of the tests, which take hours: soak, crash images, clients, fresh machine
 	@scripts/deps.sh test bench daemons gates
