@@ -21,6 +21,7 @@ Steps:
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
            images; prints what came out
+  kernels  the tests on btrfs with two of Debian's kernels, in the test machine (scripts/test-kernels.sh)
   engines  a small run of the benchmark through containerd
   fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
@@ -193,6 +194,10 @@ zfs() {
 	step 'ZFS tests' scripts/test-zfs.sh -counts "$work/counts"
 }
 
+kernels() {
+	step 'tests on btrfs with other kernels' scripts/test-kernels.sh -counts "$work/counts"
+}
+
 equivalence() {
 	step 'tests of layers with the peers' in_module bench ./equivalence 2h
 }
@@ -231,7 +236,7 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | equivalence | daemons | clients | engines | fresh) steps+=("$name") ;;
+		gates | unit | race | fuzz | zfs | equivalence | kernels | daemons | clients | engines | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
