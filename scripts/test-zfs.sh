@@ -12,7 +12,7 @@ Usage: test-zfs.sh [-counts FILE]
 Runs the tests that need ZFS: all of package zfs, of those below it and of e2e, which tests ZFS where it is given a pool,
 and of other packages the ones with ZFS in their name; among them those of e2e/daemons, with a real Docker Engine, which
 scripts/daemons.sh gets.
-In the test machine the power is then cut three times in the middle of a workload (TestZFSWorkload of e2e), and what
+In the test machine the power is then cut in the middle of a workload (TestZFSWorkload of e2e), long three times, and what
 the pool's disk held after each flush is recovered from (TestZFSCrashImages). Long, labels of SELinux are tried in a machine
 whose kernel enforces a policy (TestMountLabel), on btrfs too.
 Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
@@ -34,10 +34,10 @@ END
 }
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
-# How long a package may take, and a lane in the test machine, in seconds.
-test_timeout=55m machine_timeout=3600
-[[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200; }
-readonly test_timeout machine_timeout
+# How long a package may take, and a lane in the test machine, in seconds; and how often the power is cut.
+test_timeout=55m machine_timeout=3600 power_cuts=1
+[[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200 && power_cuts=3; }
+readonly test_timeout machine_timeout power_cuts
 module=$(go list -m)
 # The tests with Docker Engine are in a module of their own.
 docker_module=e2e/daemons with_docker=
@@ -287,7 +287,7 @@ main() {
 	else
 		"$machine" build
 	fi
-	local lane work name part status=0 jobs=() running=0
+	local lane work cut part status=0 jobs=() running=0
 	for lane in docker "${lanes[@]}"; do
 		work=$dir/work
 		[[ $lane != docker ]] || work=$dir/docker
@@ -295,8 +295,8 @@ main() {
 	done
 	if [[ $where == in_machine && -x $dir/work/e2e/tests ]]; then
 		if [[ -z ${RUN:-} ]]; then
-			for name in cut-{1..3}; do
-				job "$name" power_cut "$dir/work" "$name"
+			for ((cut = 1; cut <= power_cuts; cut++)); do
+				job "cut-$cut" power_cut "$dir/work" "cut-$cut"
 			done
 		fi
 		if [[ -z ${RUN:-} || $RUN == TestZFSCrashImages ]]; then
