@@ -59,7 +59,7 @@ func TestMountLabel(t *testing.T) {
 		assert.Equal(t, plain, labelsOf(t, d, "base", ""), "the labels of clones are their own")
 		assert.Equal(t, passwd, labelOf(t, "/etc/passwd"), "a link is not followed")
 
-		// What is made in a labelled layer has the label's type, by the kernel's rules, and the layer is usable.
+		// A file that is made in a labelled layer has the label's type, by the kernel's rules, and the layer is usable.
 		dir, err := d.Get("one", oneLabel)
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(dir+"/new", []byte("y"), 0o600))

@@ -84,7 +84,7 @@ func (s system) tryOpen(root string, idMap user.IdentityMapping) (*cowdriver.Dri
 	return d.(*cowdriver.Driver), nil
 }
 
-// slow reports whether a test may do but a choice of what it would do many times: on ZFS each operation takes tenths of a
+// slow reports whether a test may choose a few of its many repetitions: on ZFS each operation takes tenths of a
 // second in the test machine. The long variants do all of it there too.
 func (s system) slow() bool { return s.driver == "zfs" && !testfs.Long() }
 

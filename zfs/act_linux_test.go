@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// acting is a backend whose zfs is a script, with an index of what the script lists, and one step of it.
+// acting is a backend whose zfs is a script, with an index of the list that the script prints, and one step.
 type acting struct {
 	*Backend
 	dir           string
@@ -61,17 +61,17 @@ func (a *acting) lookAgain(t *testing.T) {
 	assert.True(t, ok)
 }
 
-// TestAct: the outcome of a step is what zfs has answered; where it was killed, what there is.
+// TestAct: the outcome of a step is the answer of zfs. If zfs was killed, the outcome is the state of the pool.
 func TestAct(t *testing.T) {
 	lookErr := errors.New("no /dev/zfs")
 	for name, test := range map[string]struct {
 		script   string
 		happened bool
 		lookErr  error
-		// What is wanted:
+		// The expected answer:
 		out    string
 		says   []string // of the error, nil if there is none
-		looked bool     // at what there is, and the index is read again
+		looked bool     // at the pool, and the index is read again
 	}{
 		"succeeds":                 {script: "echo done", out: "done\n"},
 		"warns":                    {script: "echo done; echo 'warning: not shared' >&2", out: "done\n"},
@@ -124,7 +124,7 @@ func TestAct(t *testing.T) {
 }
 
 // TestActDoesNotEnd: a step whose zfs does not end in time is answered with ErrUnavailable. Until it ends each look is at
-// the pool. What it has done by then is undone.
+// the pool. Its changes until then are undone.
 func TestActDoesNotEnd(t *testing.T) {
 	for name, test := range map[string]struct {
 		happened bool

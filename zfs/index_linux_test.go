@@ -59,7 +59,7 @@ func TestIndexOfOddLists(t *testing.T) {
 
 const rootLine = `pool\t-\t1\t0\t0\t-\t/pool\n`
 
-// TestIndexOfUnusualLists: what zfs says besides, how long it takes and how long its lines are does not matter.
+// TestIndexOfUnusualLists: warnings of zfs, its slowness and long lines do not matter.
 func TestIndexOfUnusualLists(t *testing.T) {
 	const long = 1 << 20
 	for name, script := range map[string]string{
@@ -91,7 +91,7 @@ func TestIndexOfUnusualLists(t *testing.T) {
 	}
 }
 
-// TestIndexCancelled: who gives up a look ends the zfs that it has started, and nobody else's look.
+// TestIndexCancelled: a look that is cancelled ends its own zfs, and no other look.
 func TestIndexCancelled(t *testing.T) {
 	c, dir := fakeZFS(t, `if [ -e started ]; then
 `+oneDataset+`exit
