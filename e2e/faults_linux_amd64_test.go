@@ -163,7 +163,7 @@ func TestFaults(t *testing.T) {
 		// The first limit turns quotas on, which takes steps of its own.
 		prepare(t, s, root)
 		runFaulty(t, s, root, operations[0], fault{kind: none})
-		if s.driver == "zfs" && !testfs.Long() { // each run costs seconds in the test machine
+		if s.slow() {
 			rng.Shuffle(len(operations), func(i, j int) { operations[i], operations[j] = operations[j], operations[i] })
 			operations = operations[:3]
 		}

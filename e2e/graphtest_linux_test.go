@@ -62,6 +62,9 @@ func (s system) config() graphtest.Config {
 		FrozenDiff:   true,
 		DiffGetter:   true,
 	}
+	if s.slow() {
+		config.ChainLength = 25
+	}
 	if s.driver == "btrfs" {
 		config.NestedVolume = func(t testing.TB, path string) {
 			dir, err := os.Open(filepath.Dir(path))

@@ -40,8 +40,8 @@ func TestModelOfStates(t *testing.T) {
 
 func testModelOfStates(t *testing.T, s system) {
 	steps, round := 100_000, 125 // a round is how many steps each takes between comparisons
-	if s.driver == "zfs" && !testfs.Long() {
-		steps, round = 1_000, 25 // an operation takes tens of milliseconds in the test machine
+	if s.slow() {
+		steps, round = 600, 25
 	}
 	seed := uint64(time.Now().UnixNano())
 	if given := os.Getenv("COWSHED_TEST_SEED"); given != "" {

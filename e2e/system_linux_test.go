@@ -84,6 +84,10 @@ func (s system) tryOpen(root string, idMap user.IdentityMapping) (*cowdriver.Dri
 	return d.(*cowdriver.Driver), nil
 }
 
+// slow reports whether a test may choose a few of its many repetitions: on ZFS each operation takes tenths of a
+// second in the test machine. The long variants do all of it there too.
+func (s system) slow() bool { return s.driver == "zfs" && !testfs.Long() }
+
 func (s system) limits() bool { return s.name != "btrfs-off" }
 
 func (s system) countsImage() bool { return s.name == "btrfs-total" || s.name == "zfs-total" }

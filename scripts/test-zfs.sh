@@ -12,8 +12,9 @@ Usage: test-zfs.sh [-counts FILE]
 Runs the tests that need ZFS: all of package zfs, of those below it and of e2e, which tests ZFS where it is given a pool,
 and of other packages the ones with ZFS in their name; among them those of e2e/daemons, with a real Docker Engine, which
 scripts/daemons.sh gets.
-In the test machine the power is then cut three times in the middle of a workload (TestZFSWorkload of e2e), and what
-the pool's disk held after each flush is recovered from (TestZFSCrashImages).
+In the test machine the power is then cut in the middle of a workload (TestZFSWorkload of e2e), long three times, and what
+the pool's disk held after each flush is recovered from (TestZFSCrashImages). Long, labels of SELinux are tried in a machine
+whose kernel enforces a policy (TestMountLabel), on btrfs too.
 Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
 not in the cache.
 
@@ -22,7 +23,7 @@ not in the cache.
 Environment:
   PKG                 packages to test, default ./... ./e2e/daemons
   RUN                 tests to run, as -run of go test, default as said above; the power is cut only by default, and
-                      TestZFSCrashImages is complete by this name too
+                      TestZFSCrashImages and TestMountLabel are complete by these names too
   RACE                1: with the race detector, which is slow in the test machine
   COWSHED_TEST_LONG   1: the long variants of the tests, with twelve hours of time
   COWSHED_TEST_ZPOOL  use this pool of the host; without it one is made in a file and destroyed afterwards
@@ -33,10 +34,10 @@ END
 }
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
-# How long a package may take, and a lane in the test machine, in seconds.
-test_timeout=55m machine_timeout=3600
-[[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200; }
-readonly test_timeout machine_timeout
+# How long a package may take, and a lane in the test machine, in seconds; and how often the power is cut.
+test_timeout=55m machine_timeout=3600 power_cuts=1
+[[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200 && power_cuts=3; }
+readonly test_timeout machine_timeout power_cuts
 module=$(go list -m)
 # The tests with Docker Engine are in a module of their own.
 docker_module=e2e/daemons with_docker=
@@ -192,14 +193,14 @@ power_cut() {
 # crash_script DIR: runs a script of operations in a machine that logs what it writes to the disk of its pool. If it
 # succeeds, the log is DIR/../writes.
 crash_script() {
-	crash_machine "$1" --write-log "$1/../unfinished" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- "$(crash_test TestZFSCrashScript)" &&
+	crash_machine "$1" --write-log "$1/../unfinished" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- "$(e2e_test TestZFSCrashScript)" &&
 		mv "$1/../unfinished" "$1/../writes"
 }
 
 # crash_images DIR PART: prints the test2json events of the test that recovers from what the disk held after each flush
 # of DIR/e2e/writes, or of a part of them, as 1/2.
 crash_images() {
-	crash_machine "$1" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$2" -- "$(crash_test TestZFSCrashImages)"
+	crash_machine "$1" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$2" -- "$(e2e_test TestZFSCrashImages)"
 }
 
 # crash_machine DIR OPTION... -- SCRIPT: runs the script in a machine with a small disk.
@@ -209,9 +210,16 @@ crash_machine() {
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" "${options[@]}" sh -c "${*: -1}"
 }
 
-# crash_test NAME: prints a script that runs a test of e2e.
-crash_test() {
+# e2e_test NAME: prints a script that runs a test of e2e.
+e2e_test() {
 	echo "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=$test_timeout -test.run='^$1\$'"
+}
+
+# mount_labels DIR: prints the test2json events of the test of labels, on ZFS and on btrfs, in a machine with SELinux.
+mount_labels() {
+	"$machine" run --timeout "$machine_timeout" --cpus 1 --kernel-options 'selinux=1 security=selinux enforcing=1' --dir "$1" \
+		--append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_SELINUX=1 -- \
+		sh -c "export COWSHED_TEST_ZPOOL; for COWSHED_TEST_ZPOOL in tank elsewhere; do ($(e2e_test TestMountLabel)) || exit; done"
 }
 
 # job NAME COMMAND...: starts a command that prints test2json events, as soon as fewer jobs run than there are
@@ -279,7 +287,7 @@ main() {
 	else
 		"$machine" build
 	fi
-	local lane work name part status=0 jobs=() running=0
+	local lane work cut part status=0 jobs=() running=0
 	for lane in docker "${lanes[@]}"; do
 		work=$dir/work
 		[[ $lane != docker ]] || work=$dir/docker
@@ -287,12 +295,15 @@ main() {
 	done
 	if [[ $where == in_machine && -x $dir/work/e2e/tests ]]; then
 		if [[ -z ${RUN:-} ]]; then
-			for name in cut-{1..3}; do
-				job "$name" power_cut "$dir/work" "$name"
+			for ((cut = 1; cut <= power_cuts; cut++)); do
+				job "cut-$cut" power_cut "$dir/work" "cut-$cut"
 			done
 		fi
 		if [[ -z ${RUN:-} || $RUN == TestZFSCrashImages ]]; then
 			job crash-script crash_script "$dir/work"
+		fi
+		if [[ -z ${RUN:-} && -n ${COWSHED_TEST_LONG:-} || ${RUN:-} == TestMountLabel ]]; then
+			job mount-labels mount_labels "$dir/work"
 		fi
 	fi
 	finish_jobs

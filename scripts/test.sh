@@ -21,6 +21,7 @@ Steps:
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
            images; prints what came out
+  kernels  the tests on btrfs with two of Debian's kernels, in the test machine (scripts/test-kernels.sh)
   engines  a small run of the benchmark through containerd
   systemd  the package for Debian in a virtual machine with systemd (scripts/test-systemd.sh)
   release  the release of the commit, for all architectures, built twice and compared
@@ -197,6 +198,10 @@ zfs() {
 	step 'ZFS tests' scripts/test-zfs.sh -counts "$work/counts"
 }
 
+kernels() {
+	step 'tests on btrfs with other kernels' scripts/test-kernels.sh -counts "$work/counts"
+}
+
 equivalence() {
 	step 'tests of layers with the peers' in_module bench ./equivalence 2h
 }
@@ -243,7 +248,7 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | equivalence | daemons | clients | engines | systemd | release | fresh) steps+=("$name") ;;
+		gates | unit | race | fuzz | zfs | equivalence | kernels | daemons | clients | engines | systemd | release | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1

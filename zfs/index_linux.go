@@ -226,10 +226,12 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 		return nil, err
 	}
 	datasets := make(map[string]dataset)
+	rootListed := false
 	for line, err := range listed(out) {
 		if err != nil {
 			return nil, err
 		}
+		rootListed = rootListed || line.name == x.root
 		rest, below := strings.CutPrefix(line.name, x.root+"/")
 		name, snapshot, isSnapshot := strings.Cut(rest, "@")
 		switch {
@@ -247,6 +249,9 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 			}
 			datasets[name] = d
 		}
+	}
+	if !rootListed {
+		return nil, fmt.Errorf("zfs list: the list lacks %s itself", x.root)
 	}
 	return datasets, nil
 }

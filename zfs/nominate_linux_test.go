@@ -28,20 +28,28 @@ type lineage struct {
 	t       testing.TB
 	dataset string
 	mnt     string
+	prefix  string // of the names in dataset and mnt
 	n       int
 }
 
+// newLineage makes one in a dataset of its own.
 func newLineage(t testing.TB) *lineage {
 	t.Helper()
 	dataset, mnt := testfs.ZFS(t)
-	l := &lineage{t: t, dataset: dataset, mnt: mnt}
+	return newLineageIn(t, dataset, mnt, "")
+}
+
+// newLineageIn makes one in a dataset that has others, with other prefixes.
+func newLineageIn(t testing.TB, dataset, mnt, prefix string) *lineage {
+	t.Helper()
+	l := &lineage{t: t, dataset: dataset, mnt: mnt, prefix: prefix}
 	zfs(t, "create", "-o", "mountpoint=legacy", l.name(0))
 	l.mount(l.name(0), l.dir(0))
 	return l
 }
 
-func (l *lineage) name(i int) string { return l.dataset + "/l" + strconv.Itoa(i) }
-func (l *lineage) dir(i int) string  { return filepath.Join(l.mnt, "l"+strconv.Itoa(i)) }
+func (l *lineage) name(i int) string { return l.dataset + "/" + l.prefix + "l" + strconv.Itoa(i) }
+func (l *lineage) dir(i int) string  { return filepath.Join(l.mnt, l.prefix+"l"+strconv.Itoa(i)) }
 
 // current is where the last clone is mounted.
 func (l *lineage) current() string { return l.dir(l.n) }
@@ -79,8 +87,8 @@ func (l *lineage) freeze(from int) pair {
 	l.t.Helper()
 	p := pair{base: l.name(from) + "@layer", top: l.name(l.n) + "@view"}
 	zfs(l.t, "snapshot", p.top)
-	p.baseDir = filepath.Join(l.mnt, fmt.Sprintf("base%d-%d", from, l.n))
-	p.topDir = filepath.Join(l.mnt, fmt.Sprintf("top%d-%d", from, l.n))
+	p.baseDir = filepath.Join(l.mnt, fmt.Sprintf("%sbase%d-%d", l.prefix, from, l.n))
+	p.topDir = filepath.Join(l.mnt, fmt.Sprintf("%stop%d-%d", l.prefix, from, l.n))
 	l.mount(p.base, p.baseDir)
 	l.mount(p.top, p.topDir)
 	return p
@@ -238,9 +246,10 @@ var nominateCases = []struct {
 }
 
 func TestNominate(t *testing.T) {
-	for _, c := range nominateCases {
+	dataset, mnt := testfs.ZFS(t)
+	for n, c := range nominateCases {
 		t.Run(c.name, func(t *testing.T) {
-			l := newLineage(t)
+			l := newLineageIn(t, dataset, mnt, fmt.Sprintf("case%d-", n))
 			sh(t, l.current(), c.base)
 			sh(t, l.clone(), c.edit)
 			p := l.freeze(0)
@@ -305,9 +314,9 @@ func TestNominateUnrelated(t *testing.T) {
 
 // TestNominateRandom makes three generations by random operations, many times.
 func TestNominateRandom(t *testing.T) {
-	rounds := 8
-	if testing.Short() {
-		rounds = 3
+	rounds := 3
+	if testfs.Long() {
+		rounds = 8
 	}
 	for range rounds {
 		seed := rand.Uint64()

@@ -3,6 +3,7 @@
 package graphtest
 
 import (
+	"cmp"
 	"fmt"
 	"testing"
 	"time"
@@ -15,11 +16,12 @@ var chainTests = []Test{
 	{"DeepChain", deepChain},
 }
 
-// chainLength is the number of layers on top of each other in deepChain. Docker itself stops at 125.
-const chainLength = 125
+// defaultChain is the number of layers on top of each other in deepChain. Docker itself stops at 125.
+const defaultChain = 125
 
 // deepChain: a layer far up a chain has the files that each layer below it added, and costs no more.
 func deepChain(t testing.TB, c Config) {
+	chainLength := cmp.Or(c.ChainLength, defaultChain)
 	l := c.open(t)
 	ids := []string{l.filled("", func(w tree) { w.file("base", "base") })}
 	for i := 1; i <= chainLength; i++ {
@@ -37,7 +39,7 @@ func deepChain(t testing.TB, c Config) {
 	require.Len(t, top, 1+1+1+chainLength+1, "root, base, top, a directory of each layer, one file in the last")
 	assert.Equal(t, l.scan(ids[0])["base"], top["base"])
 
-	const middle = chainLength / 2
+	middle := chainLength / 2
 	assert.Equal(t, []string{
 		fmt.Sprintf("C /layer-%d", middle-1),
 		fmt.Sprintf("D /layer-%d/parent", middle-1),

@@ -47,6 +47,9 @@ type Config struct {
 
 	// DiffGetter: the driver is a graphdriver.DiffGetterDriver.
 	DiffGetter bool
+
+	// ChainLength is how many layers are stacked on each other. 0: 125, as many as Docker stacks.
+	ChainLength int
 }
 
 // Test is one test of the suite.

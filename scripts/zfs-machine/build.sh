@@ -2,10 +2,10 @@
 #
 # Builds the ZFS test machine from Debian packages. Run by "zfs-machine.sh build".
 #
-#   build.sh CACHE NAME
+#   build.sh CACHE NAME KERNEL
 #
 # leaves CACHE/NAME/{vmlinuz,root.img,versions}, and in CACHE/modules the compiled OpenZFS modules, so that a change to
-# the rest of the machine does not compile them again.
+# the rest of the machine does not compile them again. KERNEL is stable or backports.
 
 set -euo pipefail
 
@@ -15,7 +15,7 @@ host_packages=(qemu-system-x86 build-essential libelf1 e2fsprogs xz-utils)
 # Everything else is downloaded and unpacked, never installed. What the machine consists of, dependencies aside:
 guest_packages=(
 	linux-image-cloud-amd64 zfsutils-linux btrfs-progs e2fsprogs
-	acl attr base-files bash busybox-static coreutils dash diffutils findutils gawk grep gzip iproute2 kmod libc-bin
+	acl attr base-files bash busybox-static checkpolicy coreutils dash diffutils findutils gawk grep gzip iproute2 kmod libc-bin
 	fdisk libcap2-bin lsof mount ncurses-base procps psmisc sed strace tar util-linux xz-utils
 )
 
@@ -28,7 +28,7 @@ absent_packages=(
 	perl perl-base python3 usr-is-merged
 )
 
-readonly cache=$1 name=$2
+readonly cache=$1 name=$2 kernel_from=$3
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 # shellcheck source=/dev/null
 debian=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
@@ -96,6 +96,12 @@ download_packages() {
 		Pin: release n=$debian-backports
 		Pin-Priority: 600
 	END
+	[[ $kernel_from != backports ]] || cat >>"$dir/preferences" <<-END
+
+		Package: linux-image-* linux-headers-* linux-kbuild-*
+		Pin: release n=$debian-backports
+		Pin-Priority: 600
+	END
 	quietly 'downloading packages' apt-get "${apt[@]}" -o Dir::State::Status="$dir/status" \
 		-o Dir::State::Extended_States="$dir/states" -o Dir::Etc::PreferencesParts="$dir/empty" \
 		-o Dir::Etc::Preferences="$dir/preferences" -o APT::Keep-Downloaded-Packages=true \
@@ -151,15 +157,17 @@ compile_modules() {
 # Completes the root filesystem: what installing the packages would have done.
 complete_root() {
 	local root=$work/root applet
+	local loader=("$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/lib/x86_64-linux-gnu")
 	mkdir -p "$root"/{dev,out,proc,root,run,sys,tmp,work} "$root/lib/modules/$kernel/extra"
 	chmod 1777 "$root/tmp"
 	cp "$modules"/*.ko "$root/lib/modules/$kernel/extra/"
 	find "$root/lib/modules" -name '*.ko.xz' -exec xz -d {} +
-	"$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/lib/x86_64-linux-gnu" --argv0 depmod \
-		"$root/bin/kmod" -b "$root" "$kernel"
+	"${loader[@]}" --argv0 depmod "$root/bin/kmod" -b "$root" "$kernel"
 	"$root/sbin/ldconfig" -r "$root"
 	install -m 755 "$here/guest-init" "$root/sbin/guest-init"
 	install -m 755 "$here/power-cut" "$root/sbin/power-cut"
+	quietly 'compiling the policy of SELinux' "${loader[@]}" "$root/usr/bin/checkpolicy" -M -U allow \
+		-o "$root/etc/selinux.policy" "$here/selinux.conf"
 
 	echo 'root:x:0:0:root:/root:/bin/bash' >"$root/etc/passwd"
 	echo 'nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin' >>"$root/etc/passwd"

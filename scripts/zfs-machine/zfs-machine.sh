@@ -7,7 +7,7 @@ usage() {
 The ZFS test machine: runs a command in a small virtual machine with a real OpenZFS, on a Debian host that has none.
 
 Usage:
-  zfs-machine.sh build [--force]
+  zfs-machine.sh build [--force] [--kernel KERNEL]
   zfs-machine.sh run [OPTION...] -- COMMAND [ARG...]
   zfs-machine.sh shell [OPTION...]
   zfs-machine.sh path
@@ -18,6 +18,8 @@ build   Builds the machine into the cache; does nothing if it is there. As root 
         configured with plus their contrib and backports, is unpacked in the cache: a kernel, OpenZFS (backports if
         there), the usual command line tools. apt's configuration and package lists stay as they are.
         --force builds again with the versions that Debian has now; modules are compiled if these are new.
+        KERNEL is stable, the kernel of this host's Debian release (default), or backports, the newest in its backports.
+        Each makes a machine of its own.
 run     Boots the machine, runs COMMAND in it as root and exits with COMMAND's status. What it prints, on stdout and
         stderr, comes out here on stdout as it is printed.
 shell   Boots the machine with an interactive shell on this terminal. Without a terminal, runs the script on stdin.
@@ -28,6 +30,9 @@ In the machine: the pool "tank" mounted on /tank, the files of --dir in /work (t
 HOME=/root, TMPDIR=/tmp (a tmpfs), no network. "power-cut" there cuts the power at that very moment.
 
 Options of run and shell:
+  --kernel KERNEL     the machine with that kernel, see build
+  --kernel-options TEXT  add to the kernel's command line. With security=selinux, the machine's SELinux policy is loaded,
+                      which knows the labels of containers and allows all but labels that it does not know.
   --timeout SECONDS   kill the machine after that long, boot included (default 1800; shell: none)
   --dir HOSTDIR       copy this directory into /work
   --out HOSTDIR       copy to this directory what is in the machine's /out at the end, even after a crash or a timeout
@@ -64,23 +69,42 @@ die() {
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 cache=${COWSHED_CACHE:-/var/cache/cowshed}/zfs-machine
 # Named after what it is made from, so that another one is built when that changes.
-recipe=$(cd "$here" && cat build.sh guest-init power-cut | sha256sum)
+recipe=$(cd "$here" && cat build.sh guest-init power-cut selinux.conf | sha256sum)
 # shellcheck source=/dev/null
-name=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")-${recipe:0:12}
-machine=$cache/$name
-readonly here cache name machine
+release=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
+readonly here cache recipe release
+
+# choose_machine KERNEL: sets which machine is built or run.
+choose_machine() {
+	case $1 in
+	stable | backports) kernel=$1 ;;
+	*) die "--kernel: stable or backports, not $1" ;;
+	esac
+	name=$release-${recipe:0:12}
+	[[ $kernel == stable ]] || name=$release-$kernel-${recipe:0:12}
+	machine=$cache/$name
+}
 
 build() {
 	local force=
-	[[ ${1:-} != --force ]] || { force=1 && shift; }
-	[[ $# -eq 0 ]] || die "build: unknown argument: $1"
+	while [[ $# -gt 0 ]]; do
+		case $1 in
+		--force) force=1 ;;
+		--kernel)
+			choose_machine "${2:?--kernel needs a value}"
+			shift
+			;;
+		*) die "build: unknown argument: $1" ;;
+		esac
+		shift
+	done
 	mkdir -p "$cache"
 	exec {lock}>"$cache/lock"
 	flock "$lock" # a second build waits, and then finds all done
 	if [[ -n $force || ! -e $machine/versions ]]; then
 		SECONDS=0
 		rm -rf "$cache"/build.* # of one that was killed
-		bash "$here/build.sh" "$cache" "$name" {lock}>&-
+		bash "$here/build.sh" "$cache" "$name" "$kernel" {lock}>&-
 		say "built in $SECONDS s"
 	fi
 	say "$machine: $(<"$machine/versions")"
@@ -93,7 +117,7 @@ quote() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
 microseconds() { awk -v s="$1" 'BEGIN { printf "%.0f", s * 1e6 }'; }
 
 parse_options() {
-	timeout=1800 dir='' out='' mem=2048 cpus=2 disk=4G pool_image='' write_log='' console='' variables=()
+	timeout=1800 dir='' out='' mem=2048 cpus=2 disk=4G pool_image='' write_log='' console='' kernel_options='' variables=()
 	kill_after='' kill_when='' power_cut=''
 	[[ $mode == run ]] || timeout=$((366 * 86400))
 	while [[ $# -gt 0 ]]; do
@@ -107,12 +131,14 @@ parse_options() {
 			shift
 			continue
 			;;
-		--timeout | --dir | --out | --mem | --cpus | --disk | --pool-image | --write-log | --append-env | --console | --kill-after | --kill-when)
+		--kernel | --kernel-options | --timeout | --dir | --out | --mem | --cpus | --disk | --pool-image | --write-log | --append-env | --console | --kill-after | --kill-when)
 			[[ $# -gt 1 ]] || die "$1 needs a value"
 			;;
 		*) die "unknown option: $1 (see --help; COMMAND comes after --)" ;;
 		esac
 		case $1 in
+		--kernel) choose_machine "$2" ;;
+		--kernel-options) kernel_options=$2 ;;
 		--timeout) timeout=$2 ;;
 		--dir) dir=$2 ;;
 		--out) out=$2 ;;
@@ -226,7 +252,7 @@ start_qemu() {
 	qemu_args+=(-nodefaults -no-user-config -display none -no-reboot
 		-machine q35 -accel "$accel" -cpu max -smp "$cpus" -m "$mem"
 		-kernel "$machine/vmlinuz"
-		-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/guest-init panic=-1 oops=panic loglevel=5 no_timer_check tsc=reliable clocksource=tsc norandmaps"
+		-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/guest-init panic=-1 oops=panic loglevel=5 no_timer_check tsc=reliable clocksource=tsc norandmaps $kernel_options"
 		-drive "if=none,id=root,file=$machine/root.img,format=raw,snapshot=on,cache=unsafe"
 		-device nvme,drive=root,serial=root
 		-fw_cfg "name=opt/cowshed/job,file=$tmp/job"
@@ -385,8 +411,8 @@ clean_up() {
 }
 
 run() {
-	[[ -e $machine/versions ]] || die "there is no machine in $cache yet, or an old one: run \"$0 build\""
 	parse_options "$@"
+	[[ -e $machine/versions ]] || die "there is no machine in $cache yet, or an old one: run \"$0 build --kernel $kernel\""
 	qemu='' follower='' watcher='' terminal='' qemu_args=()
 	tmp=$(mktemp -d "${TMPDIR:-/var/tmp}/zfs-machine.XXXXXX")
 	trap clean_up EXIT
@@ -403,6 +429,7 @@ run() {
 }
 
 mode=${1:-}
+choose_machine stable
 case $mode in
 build) build "${@:2}" ;;
 run | shell) run "${@:2}" ;;
