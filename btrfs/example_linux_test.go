@@ -24,7 +24,7 @@ func TestExamples(t *testing.T) {
 // An image, and a container made from it. Run by TestExamples.
 func Example() {
 	ctx := context.Background()
-	backend, err := btrfs.Open(home, btrfs.Options{})
+	backend, err := btrfs.Open(ctx, home, btrfs.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

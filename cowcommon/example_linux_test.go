@@ -29,7 +29,7 @@ func TestExamples(t *testing.T) {
 // The changes of a container to its image. Run by TestExamples.
 func ExampleComparer_Compare() {
 	ctx := context.Background()
-	backend, err := btrfs.Open(home, btrfs.Options{})
+	backend, err := btrfs.Open(ctx, home, btrfs.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func ExampleComparer_Compare() {
 
 // Not every filesystem can do all. Run by TestExamples.
 func ExampleAs() {
-	backend, err := btrfs.Open(home, btrfs.Options{})
+	backend, err := btrfs.Open(context.Background(), home, btrfs.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

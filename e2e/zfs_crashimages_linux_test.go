@@ -22,7 +22,7 @@ const (
 	crashLogEnv    = "COWSHED_TEST_CRASH_LOG"    // the log
 	crashPartEnv   = "COWSHED_TEST_CRASH_PART"   // which of the parts of the log's states, such as 1/2; set: that part only
 
-	zfsCrashStates = 50      // in a short run
+	zfsCrashStates = 150     // in a short run
 	zfsMarks       = 1 << 19 // where marks are: before the partition that holds the pool
 	zfsRounds      = 1
 )

@@ -16,20 +16,21 @@ import (
 
 // A plugin whose driver is opened where the engine says.
 func Example() {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
 	dir, err := os.MkdirTemp("", "plugin")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "cowshed.sock") // an engine looks where plugin.SocketPath says
-	listener, err := plugin.Listen(socket)
+	listener, err := plugin.Listen(ctx, socket)
 	if err != nil {
 		log.Fatal(err)
 	}
 	adapter := plugin.NewAdapter(func(request plugin.InitRequest) (graphdriver.Driver, error) {
 		return graphdriver.New("btrfs", graphdriver.Options{Root: request.Home, DriverOptions: request.Options, IDMap: request.IDMap()})
 	}, plugin.AdapterOptions{})
-	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error)
 	go func() { served <- plugin.NewHandler(adapter).ServeContext(ctx, listener) }()
 

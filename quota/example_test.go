@@ -24,9 +24,9 @@ func ExampleParseSize() {
 }
 
 // A driver has a default, and a layer may have a size of its own.
-func ExampleParseOptions() {
-	options, err := quota.ParseOptions("btrfs", []string{"btrfs.size=20G", "btrfs.min_space=1G"})
-	if err != nil {
+func ExampleOptions_LayerLimit() {
+	options := quota.Options{MinSpace: quota.Minimum{Bytes: 1 << 30, Option: "btrfs.min_space"}}
+	if err := options.Setters().Parse("btrfs", []string{"btrfs.size=20G"}); err != nil {
 		fmt.Println(err)
 		return
 	}

@@ -36,9 +36,9 @@ func TestExamples(t *testing.T) {
 	store, err = contentstore.Open(t.TempDir())
 	require.NoError(t, err)
 	mnt := testfs.Btrfs(t)
-	backend, err := btrfs.Open(filepath.Join(mnt, "volumes"), btrfs.Options{})
+	backend, err := btrfs.Open(t.Context(), filepath.Join(mnt, "volumes"), btrfs.Options{})
 	require.NoError(t, err)
-	sn, err = snapshotter.New(filepath.Join(mnt, "snapshotter"), backend, snapshotter.Options{})
+	sn, err = snapshotter.New(t.Context(), filepath.Join(mnt, "snapshotter"), backend, snapshotter.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, sn.Close()) }()
 	layers = []rootfs.Layer{storeLayer(t)}

@@ -28,11 +28,11 @@ func TestExamples(t *testing.T) {
 // An image, and a container with a limit. Run by TestExamples.
 func Example() {
 	ctx := context.Background()
-	backend, err := btrfs.Open(filepath.Join(root, "btrfs"), btrfs.Options{})
+	backend, err := btrfs.Open(ctx, filepath.Join(root, "btrfs"), btrfs.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
-	sn, err := snapshotter.New(root, backend, snapshotter.Options{DefaultLimit: quota.Limit{Bytes: 1 << 30}})
+	sn, err := snapshotter.New(ctx, root, backend, snapshotter.Options{DefaultLimit: quota.Limit{Bytes: 1 << 30}})
 	if err != nil {
 		log.Fatal(err)
 	}

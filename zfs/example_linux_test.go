@@ -26,7 +26,7 @@ func TestExamples(t *testing.T) {
 // An image, and a container made from it with a limit. Run by TestExamples.
 func Example() {
 	ctx := context.Background()
-	backend, err := zfs.Open(home, dataset, zfs.Options{})
+	backend, err := zfs.Open(ctx, home, dataset, zfs.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -25,7 +25,8 @@ func TestExamples(t *testing.T) {
 
 // Docker's API over a Backend, with a default limit and a context. Run by TestExamples.
 func Example() {
-	backend, err := btrfs.Open(home, btrfs.Options{})
+	ctx := context.Background()
+	backend, err := btrfs.Open(ctx, home, btrfs.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
