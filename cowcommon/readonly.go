@@ -34,7 +34,7 @@ func AsReadOnly(err error) error {
 // ReadOnly returns backend for reading alone: each method that changes something returns ErrReadOnly, with the reason
 // that why gives.
 func ReadOnly(backend Backend, why error) Backend {
-	return &readOnlyBackend{Backend: backend, err: fault.New(ErrReadOnly, "%v", why)} //nolint:errorlint // the reason is not part of the kind
+	return &readOnlyBackend{Backend: backend, err: fault.New(ErrReadOnly, "%v", why)}
 }
 
 type readOnlyBackend struct {

@@ -286,7 +286,7 @@ func TestNewAbsentRoot(t *testing.T) {
 	assert.Equal(t, "btrfs", d.String())
 }
 
-// TestOpen has a driver get what Open was given: a context and a logger.
+// TestOpen opens a driver, which gets the context and the logger of Open.
 func TestOpen(t *testing.T) {
 	registered(t, nil)
 	type key struct{}

@@ -17,9 +17,8 @@ import (
 var dataset, home = "tank/cowshed", "/var/lib/cowshed/zfs"
 
 func TestExamples(t *testing.T) {
-	mountpoint := ""
-	dataset, mountpoint = testfs.ZFS(t)
-	home = filepath.Join(mountpoint, "home")
+	parent, mountpoint := testfs.ZFS(t)
+	dataset, home = parent, filepath.Join(mountpoint, "home")
 	testfs.Example(t, Example, "container of image, at most 64MiB\nimage is sealed")
 }
 

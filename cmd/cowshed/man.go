@@ -50,7 +50,7 @@ func manDate() (string, error) {
 // writeManual writes the page of a command, and of those below it, to dir.
 func writeManual(cmd *cobra.Command, dir, date string) error {
 	page := manPage(cmd, date)
-	if err := os.WriteFile(filepath.Join(dir, manName(cmd)+"."+manSection), page, 0o644); err != nil { //nolint:gosec // everybody reads it
+	if err := os.WriteFile(filepath.Join(dir, manName(cmd)+"."+manSection), page, 0o644); err != nil {
 		return err
 	}
 	for _, child := range manChildren(cmd) {

@@ -3,9 +3,9 @@
 //
 //	create layer "web": clone volume from "base": in use: mounts: 1
 //
-// A kind is an error of github.com/containerd/errdefs or one below, and is matched with errors.Is. Whoever finds out what
-// is wrong says the kind, with [New] or [As]. Whoever passes the error on says the operation, with [Wrap]. So each of them
-// stands once in a message, however many functions the error has come through.
+// A kind is an error of github.com/containerd/errdefs or one of this package, and is matched with errors.Is. The function
+// that finds the fault gives the kind, with [New] or [As]. Functions that pass the error on give the operation, with
+// [Wrap]. So each part stands once in a message, however many functions the error has come through.
 package fault
 
 import (
@@ -18,11 +18,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Kinds that say more than the one of errdefs that each of them is.
+// Kinds that say more than the kind of errdefs that they wrap.
 var (
-	// ErrInUse is an errdefs.ErrFailedPrecondition: somebody uses what was to be changed as a whole.
+	// ErrInUse means that the volume to be changed as a whole has users. It wraps errdefs.ErrFailedPrecondition.
 	ErrInUse error = kindError{"in use", errdefs.ErrFailedPrecondition}
-	// ErrSealed is an errdefs.ErrFailedPrecondition: what was to be changed is read-only for good.
+	// ErrSealed means that the volume to be changed is read-only for good. It wraps errdefs.ErrFailedPrecondition.
 	ErrSealed error = kindError{"sealed", errdefs.ErrFailedPrecondition}
 )
 
@@ -42,7 +42,7 @@ func (k kindError) Unwrap() error { return k.is }
 type Error struct {
 	Op   string // such as "create layer"
 	Name string // of the thing that it was to be done to
-	With string // what else the operation is about, such as "from" and another name
+	With string // a second thing in the operation, such as "from" and another name
 	Kind error  // nil: that of Err
 	Err  error  // nil: there is no more to say than the kind
 }
@@ -50,8 +50,8 @@ type Error struct {
 // Error implements error.
 func (e *Error) Error() string { return e.text(&Error{}) }
 
-// text is the message below one that says what outer does. It does not say that again: of an operation on the same thing
-// the name is left out, and all of it where it is the same by its first word, as "create volume" is for "create layer".
+// text is the message below that of outer, which it does not repeat. If both are about the same thing, text leaves out
+// the name. If their verbs are equal too, as in "create volume" and "create layer", text leaves out the operation.
 func (e *Error) text(outer *Error) string {
 	var parts []string
 	if operation := e.operation(outer); operation != "" {
@@ -89,7 +89,7 @@ func verb(operation string) string {
 	return first
 }
 
-// textBelow is the text of a cause below what outer says.
+// textBelow is the text of a cause below that of outer.
 func textBelow(cause error, outer *Error) string {
 	switch cause := cause.(type) { //nolint:errorlint // an Error further inside has been written out by what is around it
 	case nil:
@@ -115,8 +115,8 @@ func (e *Error) Unwrap() []error {
 	return inside
 }
 
-// New makes an error of a kind, which its text begins with. The format says the cause, and may wrap it with %w. What is
-// wrapped may be of the kind already, as for As.
+// New makes an error of a kind, which its text begins with. The format says the cause, and may wrap it with %w. A
+// wrapped error may be of the kind already, as for As.
 func New(kind error, format string, args ...any) error {
 	return As(kind, fmt.Errorf(format, args...))
 }
@@ -139,10 +139,11 @@ type saidError struct {
 	kind error
 }
 
-// Unwrap returns what the message was made from, and the kind.
+// Unwrap returns the error with the message, and the kind.
 func (s saidError) Unwrap() []error { return []error{s.error, s.kind} }
 
-// Wrap says of an error, unless it is nil, which operation has failed on what. name may be "" if the operation says it.
+// Wrap adds the operation that has failed, and the name of its object, to an error that is not nil. name may be "" if the
+// operation says it.
 func Wrap(operation, name string, err error) error { return WrapWith(operation, name, "", err) }
 
 // WrapWith is Wrap with a further word and name, such as "from" and "base" in: clone volume "web" from "base".
@@ -153,10 +154,10 @@ func WrapWith(operation, name, with string, err error) error {
 	return &Error{Op: operation, Name: name, With: with, Err: err}
 }
 
-// From is what WrapWith takes for what something is made from.
+// From is the argument with of WrapWith for the source of a copy.
 func From(name string) string { return "from " + strconv.Quote(name) }
 
-// To is what WrapWith takes for what something becomes.
+// To is the argument with of WrapWith for a new name.
 func To(name string) string { return "to " + strconv.Quote(name) }
 
 // IsFull reports whether err says that there is no space left, on a filesystem or below a limit.

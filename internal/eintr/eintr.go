@@ -12,7 +12,7 @@ func Ignore(call func() error) error {
 	}
 }
 
-// Retry calls call until it does not fail with EINTR, and returns what it returns.
+// Retry repeats call while it fails with EINTR, and returns the last result.
 func Retry[T any](call func() (T, error)) (T, error) {
 	for {
 		result, err := call()
