@@ -94,7 +94,8 @@ func DisableQuota(fd int) error {
 }
 
 // StartRescan starts counting anew the references of each classic qgroup. Returns EINPROGRESS if a rescan runs,
-// EINVAL if quotas are simple, which need none, and ENOTCONN if they are off. It needs CAP_SYS_ADMIN.
+// EINVAL if quotas are simple, which need none, and ENOTCONN if they are off: Linux 6.1 says EINVAL. It needs
+// CAP_SYS_ADMIN.
 func StartRescan(fd int) error {
 	return ioctl(fd, iocQuotaRescan, unsafe.Pointer(&quotaRescanArgs{}))
 }
