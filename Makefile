@@ -78,14 +78,14 @@ release: ## build static programs, packages, bills of materials and checksums of
 	@scripts/deps.sh build
 	go -C scripts/internal/release run . -tree '$(CURDIR)' -out '$(CURDIR)/dist'
 
-# With PKG or RUN it is for the moment after a change: the tests of these packages, or of that name, and nothing else.
-test: ## run every test, as root; with PKG or RUN these alone, without gates, fuzzing, ZFS and daemons
+# PKG or RUN are for the moment after a change: the tests of these packages, or of that name, and nothing else.
+test: ## run every test, as root; with PKG or RUN these alone, and nothing that takes long
 ifeq ($(PKG)$(RUN),)
 	@scripts/deps.sh test bench daemons gates
 	scripts/test.sh all
 else
 	@scripts/deps.sh test
-	scripts/test.sh race
+	scripts/test.sh quick
 endif
 
 test-long: ## run the long variants of the tests, which take hours: soak, crash images, clients, fresh machine

@@ -13,6 +13,8 @@ Steps:
   gates  gofmt, go vet, a build and go vet for each other platform, the modules of the benchmarks, of commandcheck and of
          make release, and whether scripts/deps.sh brings the commands that the tree runs (scripts/check-commands.sh)
   unit   the tests that need no root; others skip
+  quick  all tests as root, for the moment after a change: without the race detector, and without those whose packages have
+         not changed since they passed; a test that is skipped fails
   race   all tests, with the race detector, as root; a test that is skipped fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 30s)
   zfs    the tests that need ZFS, in the test machine or on this host
@@ -115,6 +117,14 @@ in_module() {
 		go vet ./... && COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere "$testsum" -counts "$work/counts" -elsewhere -- \
 			go test -json -count=1 -p 1 -timeout "${3:-20m}" -exec "$root/scripts/as-root.sh" "${2:-./...}"
 	)
+}
+
+# Results of the last run are reused, which go test does not do with -exec.
+quick() {
+	local as_root=()
+	[[ $(id -u) -eq 0 ]] || as_root=(-exec "$PWD/scripts/as-root.sh")
+	COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere step 'tests of what has changed' \
+		judged -elsewhere -- go test -json -timeout "$test_timeout" "${as_root[@]}" ${RUN:+-run "$RUN"} "${packages[@]}"
 }
 
 race() {
@@ -248,7 +258,7 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | race | fuzz | zfs | equivalence | kernels | daemons | clients | engines | systemd | release | fresh) steps+=("$name") ;;
+		gates | unit | quick | race | fuzz | zfs | equivalence | kernels | daemons | clients | engines | systemd | release | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
