@@ -227,7 +227,7 @@ func killAtEachStep(t *testing.T, s system, op operation) {
 	}
 	t.Logf("%d steps; killed at %d of %d", total, kills, len(at))
 	// A run with fewer steps than were counted is through before the last of them, however often it is tried.
-	assert.GreaterOrEqual(t, 4*kills, 3*len(at), "most are to be killed")
+	assert.GreaterOrEqual(t, 4*kills, 3*len(at)-2, "most are to be killed, and of two at least one")
 }
 
 // victim is a process of this program that does op and nothing else.
