@@ -2,7 +2,9 @@ package btrfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -57,7 +59,8 @@ func (b *Backend) examineVolumes(ctx context.Context) (findings []cowcommon.Find
 		return []cowcommon.Finding{f}
 	}
 	for _, entry := range entries {
-		if _, err := b.Stat(ctx, entry.Name()); err != nil {
+		_, err := b.Stat(ctx, entry.Name())
+		if _, gone := os.Lstat(filepath.Join(dir, entry.Name())); err != nil && !errors.Is(gone, fs.ErrNotExist) {
 			f.Detail = fmt.Sprintf("%s is not a layer: %v", printable.Path(filepath.Join(dir, entry.Name())), err)
 			f.Advice = "Cowshed leaves it alone; if it is of no use, remove it by hand"
 			findings = append(findings, f)

@@ -37,13 +37,7 @@ func (s *Snapshotter) change(ctx context.Context, do func(ctx context.Context, t
 		waits = []time.Duration{0, time.Second, 5 * time.Second} // ZFS has the space some seconds later
 	}
 	for _, wait := range waits {
-		if wait > 0 {
-			select {
-			case <-time.After(wait):
-			case <-ctx.Done():
-				return errors.Join(err, context.Cause(ctx))
-			}
-		}
+		time.Sleep(wait) // whether the client waits or not: without space it cannot try again
 		if err = s.transact(ctx, true, do); !fault.IsFull(err) {
 			break
 		}

@@ -28,7 +28,7 @@ func newActing(t *testing.T, script string, happened bool, lookErr error) *actin
 	c, dir := fakeZFS(t, "if [ \"$1\" = list ]; then\n"+oneDataset+"exit\nfi\n"+script)
 	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler)}, dir: dir}
 	x := fakeIndex(t, c, dir)
-	a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.log = x.zfs, x.root, x.counter, x.log
+	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, x.log
 	a.step = step{
 		args: []string{"create", "pool/new"},
 		happened: func(ctx context.Context) (bool, error) {

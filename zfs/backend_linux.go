@@ -95,7 +95,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fault.WrapWith("open home", home, "on "+root, err), b.closeFiles())
+			err = errors.Join(fault.WrapWith("open home", home, "on "+root, err), b.leave())
 		}
 	}()
 
@@ -237,12 +237,18 @@ func (b *Backend) close() error {
 			return err
 		})
 	})
-	// Whoever is the last to close takes away the mounts that all share.
-	alone, err := flock.TryExclusive(b.lock)
-	if alone {
-		err = b.release()
+	return errors.Join(viewsErr, mountsErr, b.leave())
+}
+
+// leave takes away the mounts that all processes share, unless another process has the home open, and closes the files.
+func (b *Backend) leave() (err error) {
+	if b.lock != nil {
+		var alone bool
+		if alone, err = flock.TryExclusive(b.lock); alone {
+			err = b.release()
+		}
 	}
-	return errors.Join(viewsErr, mountsErr, err, b.closeFiles())
+	return errors.Join(err, b.closeFiles())
 }
 
 func (b *Backend) closeFiles() error {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -42,6 +43,19 @@ func openOn(t *testing.T, root, mountpoint string) *Backend {
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, b.Close()) })
 	return b
+}
+
+// TestOpenCancelled opens a home with a context that has ended, and finds no mount of it left.
+func TestOpenCancelled(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	home := filepath.Join(mountpoint, "home")
+	_, err := Open(ctx, home, root, Options{})
+	require.ErrorIs(t, err, context.Canceled)
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(home))
+	require.NoError(t, err)
+	assert.Empty(t, mounts)
 }
 
 // zfs runs zfs, as an administrator would.

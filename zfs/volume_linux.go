@@ -136,7 +136,10 @@ func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string
 				happened: b.isGone(staged), // it has no other way to go
 				undo:     func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name), "-r") },
 			})
-			return err
+			if err != nil {
+				return b.explainSpace(ctx, err) // before Discard makes room
+			}
+			return nil
 		},
 		Discard: func(cause error) error { return b.after(cause, func() error { return discard(ctx) }) },
 	})

@@ -104,16 +104,20 @@ func textBelow(cause error, outer *Error) string {
 	return cause.Error()
 }
 
-// Unwrap returns the kind and the cause.
-func (e *Error) Unwrap() []error {
-	var inside []error
-	for _, err := range []error{e.Kind, e.Err} {
-		if err != nil {
-			inside = append(inside, err)
-		}
+// Unwrap returns the kind, or without a kind the cause. It does not return both: errgrpc would send the cause of a kind
+// as a second message.
+func (e *Error) Unwrap() error {
+	if e.Kind != nil {
+		return e.Kind
 	}
-	return inside
+	return e.Err
 }
+
+// Is reports whether the cause of a kind matches target, for errors.Is.
+func (e *Error) Is(target error) bool { return e.Kind != nil && errors.Is(e.Err, target) }
+
+// As finds the target in the cause of a kind, for errors.As.
+func (e *Error) As(target any) bool { return e.Kind != nil && errors.As(e.Err, target) }
 
 // New makes an error of a kind, which its text begins with. The format says the cause, and may wrap it with %w. A
 // wrapped error may be of the kind already, as for As.
@@ -139,8 +143,14 @@ type saidError struct {
 	kind error
 }
 
-// Unwrap returns the error with the message, and the kind.
-func (s saidError) Unwrap() []error { return []error{s.error, s.kind} }
+// Unwrap returns the kind alone, as that of Error does.
+func (s saidError) Unwrap() error { return s.kind }
+
+// Is reports whether the error with the message matches target, for errors.Is.
+func (s saidError) Is(target error) bool { return errors.Is(s.error, target) }
+
+// As finds the target in the error with the message, for errors.As.
+func (s saidError) As(target any) bool { return errors.As(s.error, target) }
 
 // Wrap adds the operation that has failed, and the name of its object, to an error that is not nil. name may be "" if the
 // operation says it.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -30,6 +31,22 @@ func TestText(t *testing.T) {
 		"remove layer \"web\": remove volume \"web\": in use: mounts: 1\nx": Wrap("remove layer", "web", errors.Join(Wrap("remove volume", "web", inUse), errors.New("x"))),
 	} {
 		assert.EqualError(t, err, want)
+	}
+}
+
+// TestThroughGRPC sends errors as the daemon does, and reads them as containerd does.
+func TestThroughGRPC(t *testing.T) {
+	for _, err := range []error{
+		Wrap("prepare snapshot", "k", New(errdefs.ErrAlreadyExists, "snapshot %q", "k")),
+		Wrap("remove layer", "web", New(ErrInUse, "mounts: %d", 1)),
+		Said(errdefs.ErrNotFound, "there is no layer %s", "web"),
+	} {
+		received := errgrpc.ToNative(errgrpc.ToGRPC(err))
+		require.EqualError(t, received, err.Error())
+		assert.False(t, errdefs.IsUnknown(received))
+		assert.Equal(t, errdefs.IsNotFound(err), errdefs.IsNotFound(received))
+		assert.Equal(t, errdefs.IsAlreadyExists(err), errdefs.IsAlreadyExists(received))
+		assert.Equal(t, errdefs.IsFailedPrecondition(err), errdefs.IsFailedPrecondition(received))
 	}
 }
 

@@ -44,6 +44,9 @@ func Run(ctx context.Context, c Config, opts Options) error {
 		return err
 	}
 	d, err := open(ctx, c, opts)
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		return nil // it was stopped before it served
+	}
 	if err != nil {
 		return err
 	}
@@ -95,7 +98,10 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 	if d.listeners.metrics != nil {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry}))
-		d.metrics = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+		d.metrics = &http.Server{
+			Handler: mux, ReadHeaderTimeout: 10 * time.Second,
+			ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
+		}
 	}
 	return d, nil
 }

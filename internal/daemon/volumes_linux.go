@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -37,12 +38,15 @@ func openDriver(ctx context.Context, dir, name string, options func(driver strin
 			return nil, err
 		}
 	}
+	unusable := map[string]error{} // drivers, with the reason
 	config := graphdriver.Options{Root: dir, DriverOptionsFor: options, IDMap: idMap, Logger: log}
 	if name == autoDriver {
 		name = ""
 		config.DriverOptionsFor = func(driver string) []string {
-			if r, ok := cowdriver.Lookup(driver); ok && r.Usable(ctx, filepath.Join(dir, driver)) != nil {
-				return nil // some may be another driver's, and it is to say why it cannot work
+			if r, ok := cowdriver.Lookup(driver); ok {
+				if unusable[driver] = r.Usable(ctx, filepath.Join(dir, driver)); unusable[driver] != nil {
+					return nil // some may be another driver's, and it is to say why it cannot work
+				}
 			}
 			return options(driver)
 		}
@@ -54,6 +58,9 @@ func openDriver(ctx context.Context, dir, name string, options func(driver strin
 	driver, ok := opened.(*cowdriver.Driver)
 	if !ok {
 		return nil, errors.Join(fault.New(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
+	}
+	if err := unusable[driver.String()]; err != nil { // it has become usable since, and has no options
+		return nil, errors.Join(fmt.Errorf("%s: %w", driver, err), driver.Cleanup())
 	}
 	return driver, nil
 }

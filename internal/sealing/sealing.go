@@ -69,11 +69,12 @@ func (v Volumes[V]) Rely(ctx context.Context, name string, rely func(volume V, b
 	if err == nil {
 		err = rely(claimed.Volume, claimed.State) // somebody may have sealed it by now
 	}
-	return errors.Join(err, v.After(err, func() (undoErr error) {
-		if err != nil && changed {
-			_, undoErr = claimed.Move(context.WithoutCancel(ctx), Writable)
+	return errors.Join(err, v.After(err, func() error {
+		if err == nil || !changed {
+			return claimed.Done(err)
 		}
-		return errors.Join(undoErr, claimed.Done(err))
+		_, undoErr := claimed.Move(context.WithoutCancel(ctx), Writable)
+		return errors.Join(undoErr, claimed.Done(undoErr)) // the undo may be under way too
 	}))
 }
 

@@ -104,10 +104,12 @@ func checkUnused(ctx context.Context, path string) error {
 	if info.Mode().Type() != fs.ModeSocket {
 		return fault.New(errdefs.ErrFailedPrecondition, "it exists and is not a socket")
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	dial, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	conn, err := (&net.Dialer{}).DialContext(dial, "unix", path)
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
 	case err == nil:
 		return errors.Join(fault.New(errdefs.ErrAlreadyExists, "a process listens there"), conn.Close())
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):

@@ -13,5 +13,5 @@ if [ -d /run/systemd/system ]; then
 fi
 if [ "$1" != remove ]; then
 	echo 'The layers that Cowshed kept are still there: by default in /var/lib/cowshed, and those of a Docker Engine with the'
-	echo 'plugin in /var/lib/docker/cowshed. The operator guide says how to remove them.'
+	echo 'plugin in /var/lib/docker/cowshed. The guide docs/howto/removal.md says how to remove them.'
 fi
