@@ -59,26 +59,28 @@ func (r *engineReport) write(w io.Writer) {
 	}
 	r.writeSummary(w)
 	fmt.Fprintf(w, `
-What users see: one containerd with all its data on one btrfs, whose snapshotters are Cowshed's and containerd's own *btrfs*,
-*overlayfs* and *native*. A Go client asks it for the same as nerdctl does. The differ is the one that containerd has for
-each: Cowshed's own, and for the others *walking*, which the diff service asks when Cowshed's has said that the snapshot is
-not its own.
+One containerd has all its data on one btrfs. Its snapshotters are Cowshed's and containerd's own *btrfs*, *overlayfs*
+and *native*. A Go client sends it the same requests as nerdctl, so these are the times that users see. For its own
+snapshots, Cowshed has a differ of its own. The others have the differ *walking*. The diff service asks it after
+Cowshed's differ has answered that the snapshot is not its own.
 
 Every time ends when all is on disk: a sync of the filesystem is a part of it, for all alike. A cell is the median of %d
-rounds (of more where a round has several), with the lowest and the highest time in brackets. In each round, all four do one
-operation before any does the next, and each time another begins. Before an operation is timed, everything is written out and
-destroyed subvolumes are cleaned up. No caches are dropped: archives and the registry's files, on another filesystem, were
-written shortly before, and containers have just run. Between operations containerd has no content and no images, so that
-nothing is found to be there already.
+rounds, with the lowest and the highest time in brackets. If a round has several times of an operation, all of them
+count. In each round, all four snapshotters do one operation before any does the next. For each operation another
+snapshotter begins. Before an operation is timed, everything is written out and destroyed subvolumes are cleaned up. No
+caches are dropped: the archives and the registry's files, on another filesystem, were written shortly before, and
+containers have just run. Between operations containerd has no content and no images, so that it never finds an image
+already there.
 
-- *Load* imports an OCI archive and unpacks it; *pull* fetches the image from a registry on this machine.
+- *Load* imports an OCI archive and unpacks it. *Pull* fetches the image from a registry on this machine.
 - *Run* makes the container, whose shell appends to three files, and waits until its task is deleted.
-- *Diff* writes what that changed to the content store as a layer. *Commit* makes an image of it with an added layer, which
-  is unpacked too. The two are of different containers. The view of the image that a diff is made with is collected later,
-  which is not counted.
-- *Remove* deletes the container and its snapshot, *prune* the image; both wait for containerd's collection of garbage, and
-  until the last volume's name is gone. Subvolumes, Cowshed's and btrfs', give their space back afterwards. To wait for that
-  is a row of its own, in which the kernel, asked to begin at once, says only once a second that it is done.
+- *Diff* writes the changes of a container to the content store as a layer. It makes a view of the image, which is
+  collected as garbage later. That time is not counted.
+- *Commit* makes an image from the changes of another container: it has one more layer, and is unpacked too.
+- *Remove* deletes the container and its snapshot, *prune* the image. Both wait for containerd's garbage collection,
+  until the last volume's name is gone. The subvolumes of Cowshed and *btrfs* give their space back afterwards. Another
+  row includes the wait for that. In it, the kernel is asked to begin at once, but reports only once a second whether it
+  is done.
 
 *native* copies an image for each layer and each container. Where that would be more than %s files it is left out.
 `, r.rounds, thousands(copiedFiles))
@@ -129,7 +131,7 @@ func (r *engineReport) writeResult(w io.Writer, result *engineResult) {
 		}
 		fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 	}
-	fmt.Fprintf(w, "\nWhat containerd and `cowshed serve` together used of the processors:\n\n")
+	fmt.Fprintf(w, "\nProcessor time that containerd and `cowshed serve` used together:\n\n")
 	writeHead(w, columns)
 	for _, op := range measured(&result.result) {
 		if len(result.cpu["cowshed"][op]) == 0 {

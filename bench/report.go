@@ -106,47 +106,55 @@ func (r *report) writeMethod(w io.Writer) {
 		return
 	}
 	fmt.Fprintf(w, `
-All contenders run in one process on the same filesystem, one after the other, in an order that is rotated in each of
-%d rounds. Before an operation is timed, everything is written out and destroyed subvolumes are cleaned up; caches are
-warm. A cell is the median, with the lowest and the highest time in brackets. The column *floor* is a program that makes
-only the system calls which the operation cannot do without, in one thread; it is no implementation of layers.
+All contenders run in one process on the same filesystem, one after the other. Their order rotates in each of %d rounds.
+Before an operation is timed, everything is written out and destroyed subvolumes are cleaned up. Caches are warm. A cell
+is the median, with the lowest and the highest time in brackets. The column *floor* is a program that makes only the
+indispensable system calls of the operation, in one thread. It does not implement layers.
 
-What is measured: the base is one layer, applied from an uncompressed tar with whole-second times. Each child is a
-writable layer on it; in one of them, three files are appended to. *Durable* rows add to peers' time the sync which they
-leave out, and which Cowshed has already done when it returns. *Until it returns* includes closing the stream, where
-moby's and podman's drivers sleep to the end of the second. containerd is its snapshotter and walking differ called
-directly, without gRPC, and its diff lands in its content store; it lists no changes and has no limits. It hashes what
-it applies and exports, and decompresses gzip with igzip, which it uses where that program is installed. *Walking both
-trees* is how moby's and podman's drivers list changes; for Cowshed it is what it falls back to, and for containerd the
-walk of its differ, which compares contents. Compressed exports use each contender's own compressor with its default
-level, moby's has no zstd. *Memory* is the high-water mark of a process that does nothing else, or of the process that
-it has do it; measured once.
+The base is one layer, applied from an uncompressed tar with whole-second times. Each child is a writable layer on it.
+In one child, three files are appended to.
 
-The sections on snapshotters are about containerd's btrfs snapshotter with its walking differ, and Cowshed's snapshotter
-with its native differ, both called directly; rows are named after the methods. Three files of each snapshot are appended
-to, except for *Prepare*. *Compare* is of the differ alone: the mounts of the snapshot and of a view of its parent are
-there, and an uncompressed layer lands in the content store. *Commit* comes right after the changes, which are not yet
-written out. Cowshed's *Remove* leaves the subvolume to *Cleanup*, which containerd calls in its garbage collection;
-containerd's own destroys it before it returns. So Cowshed's time is that of both calls, one after the other.
+- *Durable* rows add to a peer's time the sync that the peer leaves out. Cowshed has already done it when it returns.
+- *Until it returns* includes closing the stream, where moby's and podman's drivers sleep to the end of the second.
+- The column *containerd* is containerd's snapshotter and walking differ, called directly, without gRPC. Its diff lands
+  in its content store. It lists no changes and has no limits. It hashes all that it applies and exports. It
+  decompresses gzip with igzip, which it uses where that program is installed.
+- By *walking both trees* moby's and podman's drivers list changes. Cowshed falls back to it. For containerd, the row is
+  the walk of its differ, which compares contents.
+- *Compressed exports* use each contender's own compressor with its default level. Moby's driver has no zstd.
+- *Memory* is a high-water mark, measured once. It is that of a process that does nothing else, or of the process to
+  which the contender gives the work.
+
+The sections on snapshotters compare containerd's btrfs snapshotter and its walking differ with Cowshed's snapshotter
+and its native differ. Both are called directly, and rows are named after the methods. Three files of each snapshot are
+appended to, except for *Prepare*.
+
+- *Compare* is the time of the differ alone. The mounts of the snapshot and of a view of its parent exist before. An
+  uncompressed layer lands in the content store.
+- *Commit* comes right after the changes, before they are written out.
+- *Remove* of Cowshed leaves the subvolume to *Cleanup*, which containerd calls in its garbage collection. containerd's
+  own snapshotter destroys it before *Remove* returns. So Cowshed's time is that of both calls, one after the other.
 `, r.rounds)
 }
 
 func (r *report) writeZFSMethod(w io.Writer) {
 	fmt.Fprintf(w, `
-Both run in one process on the same pool, each on a dataset of its own, one after the other, in an order that is rotated
-in each of %d rounds. Before an operation is timed, the pool is synced; caches are warm. A cell is the median, with the
-lowest and the highest time in brackets. All that an operation has done is durable when it returns, on both sides: zfs
-waits for that, and unmounting a dataset writes it out.
+Both contenders run in one process on the same pool, one after the other, each on a dataset of its own. Their order
+rotates in each of %d rounds. Before an operation is timed, the pool is synced. Caches are warm. A cell is the median,
+with the lowest and the highest time in brackets. On both sides, all that an operation has done is durable when it
+returns: zfs waits for that, and unmounting a dataset writes it out.
 
-What is measured: the base is one layer, applied from an uncompressed tar with whole-second times. Each child is a
-writable layer on it; in one of them, three files are appended to. *Until it returns* includes closing the stream, where
-moby's driver sleeps to the end of the second. *Start* opens the driver on a dataset with that many layers, the same for
-both: children of one base with the properties that Cowshed sets, cloned by the kernel's interface to be quick. A pool
-that moby's driver has filled has a snapshot more for each of them.
+The base is one layer, applied from an uncompressed tar with whole-second times. Each child is a writable layer on it.
+In one child, three files are appended to.
+
+- *Until it returns* includes closing the stream, where moby's driver sleeps to the end of the second.
+- *Start* opens the driver on a dataset with that many layers, the same for both. These are children of one base with
+  the properties that Cowshed sets. To be quick, the benchmark clones them by the kernel's interface. A pool that moby's
+  driver has filled has one more snapshot for each of them.
 `, r.rounds)
 }
 
-// writeProcesses says how many processes operations start.
+// writeProcesses writes how many processes operations start.
 func (r *report) writeProcesses(w io.Writer) {
 	if len(r.processes) == 0 {
 		return
@@ -231,7 +239,7 @@ func (r *report) writeRatios(w io.Writer, result *result) {
 	others := slices.DeleteFunc(r.columns(result), func(name string) bool { return name == "cowshed" })
 	what := "\nHow many times as long as Cowshed each takes"
 	if result.samples["floor"] != nil {
-		what += " (the floor: what part of it)"
+		what += " (the floor: which part of that time)"
 	}
 	fmt.Fprintf(w, "%s:\n\n", what)
 	fmt.Fprintf(w, "| operation | %s |\n|---|%s\n", strings.Join(others, " | "), strings.Repeat("---|", len(others)))

@@ -25,20 +25,20 @@ import (
 type Options struct {
 	GID    int          // group that may pass through the layout's directories, besides root
 	Quota  quota.Policy // which quota mode may be used, and turned on at the first limit
-	Scope  quota.Scope  // what the limits count that moby's driver recorded
+	Scope  quota.Scope  // scope of the limits that moby's driver recorded
 	Logger *slog.Logger // nil: slog.Default
 }
 
 // Backend keeps volumes as the subvolumes of one directory. It implements cowcommon.Backend.
 //
-// Several may be open on the same home, in one process or several: what one holds mounted or in view, the
-// others do not seal or remove. Only the first to open cleans up what a crash has left.
+// Several Backends may be open on the same home, in one process or several. No Backend seals, renames or removes a
+// volume that another holds mounted or in view. Only the first Backend that opens the home cleans up after a crash.
 type Backend struct {
 	home     string
 	opts     Options
 	readOnly bool // it was opened for reading alone
 	log      *slog.Logger
-	ctx      context.Context // for what is given back, which does not end with any request
+	ctx      context.Context // for cleaning up, which the end of no request stops
 
 	fs     *os.File // home, for calls that concern the whole filesystem
 	fsUUID btrfsctl.UUID
@@ -50,7 +50,7 @@ type Backend struct {
 	records string // the directory in which moby's driver recorded limits, "" if there is none
 
 	uses      inuse.Table[*subvolume] // volumes that are mounted or in view, by name
-	snapshots inuse.Table[*snapshot]  // those taken for one view each, by name in the directory views
+	snapshots inuse.Table[*snapshot]  // snapshots for one view each, by name in the directory views
 
 	leftovers leftovers
 
@@ -59,16 +59,16 @@ type Backend struct {
 
 var _ cowcommon.Complete = (*Backend)(nil)
 
-// Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the
-// layout below it where they are missing. What a crash has left half-made or half-removed is destroyed,
-// unless another process has the same home open. It gives up when ctx ends.
+// Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the layout below
+// it where they are missing. It destroys volumes that a crash has left half-made or half-removed, unless another
+// process has the same home open. Open gives up when ctx ends.
 func Open(ctx context.Context, home string, opts Options) (*Backend, error) {
 	return openHome(ctx, home, opts, false)
 }
 
-// OpenReadOnly opens the directory home, which is there, for reading alone, as on a filesystem that is read-only for
-// the reason that why gives. It makes, cleans up and writes nothing. Methods that would change something return
-// cowcommon.ErrReadOnly, and so does View of a volume that is not sealed where others can write to the filesystem.
+// OpenReadOnly opens the existing directory home for reading alone, for the reason that why gives, such as a read-only
+// filesystem. The Backend makes, cleans up and writes nothing. Methods that would change something return
+// cowcommon.ErrReadOnly. So does View of a volume that is not sealed, if others can write to the filesystem.
 func OpenReadOnly(ctx context.Context, home string, opts Options, why error) (cowcommon.Backend, error) {
 	b, err := openHome(ctx, home, opts, true)
 	if err != nil {
@@ -77,7 +77,7 @@ func OpenReadOnly(ctx context.Context, home string, opts Options, why error) (co
 	return cowcommon.ReadOnly(b, why), nil
 }
 
-// openBackend opens home as the driver's options say, and for reading alone if why gives a reason.
+// openBackend opens home with the driver's options. If why gives a reason, it opens home for reading alone.
 func openBackend(ctx context.Context, home string, gid int, o driverOptions, log *slog.Logger, why error) (cowcommon.Backend, error) {
 	opts := Options{GID: gid, Quota: o.Policy, Scope: o.Scope, Logger: log}
 	if why != nil {
@@ -146,9 +146,8 @@ func isDirectory(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// Close closes the views that are open, takes away the qgroups of removed volumes that can be by now, and
-// releases every descriptor. Volumes stay; those that were mounted are no longer protected. Closing twice
-// does nothing.
+// Close closes all open views, and deletes those qgroups of removed volumes that can be deleted by then. It releases
+// every descriptor. Volumes stay; mounted volumes lose their protection. Closing twice does nothing.
 func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
@@ -176,7 +175,7 @@ func (b *Backend) closeFiles() error {
 	return errors.Join(errs...)
 }
 
-// commit makes what has been done so far durable.
+// commit makes all earlier changes to the filesystem durable.
 func (b *Backend) commit() error {
 	if err := btrfsctl.Commit(int(b.fs.Fd())); err != nil {
 		return fmt.Errorf("commit: %w", err)

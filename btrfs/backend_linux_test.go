@@ -24,7 +24,7 @@ import (
 
 const mib = 1 << 20
 
-// modes are the ways in which the filesystem of a test may count.
+// modes are the quota modes of the filesystems under test.
 var modes = map[string][]testfs.BtrfsOption{
 	"off":     nil,
 	"simple":  {testfs.WithSimpleQuota()},
@@ -64,7 +64,7 @@ func volumes(t testing.TB, b *Backend) []string {
 	return names
 }
 
-// assertClean asserts that there is nothing in the home but these volumes.
+// assertClean asserts that the home has these volumes and nothing else.
 func assertClean(t testing.TB, b *Backend, names ...string) {
 	t.Helper()
 	assert.Equal(t, names, volumes(t, b))
@@ -151,7 +151,7 @@ func TestErrorsAreTypedAndChangeNothing(t *testing.T) {
 	assertClean(t, b, "a")
 }
 
-// TestForeignThingsAreLeftAlone puts files and directories that Cowshed did not make where its own go.
+// TestForeignThingsAreLeftAlone puts files and directories that Cowshed did not make into Cowshed's directories.
 func TestForeignThingsAreLeftAlone(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
@@ -254,8 +254,7 @@ func TestCloseTakesViewsAway(t *testing.T) {
 	assert.Empty(t, entries)
 }
 
-// TestNestedSubvolumes removes a layer in which a container has made subvolumes, read-only ones and deep
-// ones among them.
+// TestNestedSubvolumes removes a layer in which a container has made subvolumes, some of them read-only or deep.
 func TestNestedSubvolumes(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mnt string) {
 		ctx := t.Context()
@@ -345,7 +344,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// writeBytes writes random-free but incompressible enough data and syncs it, so that a limit is met.
+// writeBytes writes data that btrfs compresses little, and syncs it, so that a limit takes effect.
 func writeBytes(path string, n int64) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -379,8 +378,7 @@ func TestOpeningDoesNotTurnQuotasOn(t *testing.T) {
 	assert.Equal(t, quota.Simple, mode)
 }
 
-// TestQgroupsDoNotLeak destroys volumes, views and nested subvolumes and finds no qgroup without a
-// subvolume afterwards.
+// TestQgroupsDoNotLeak destroys volumes, views and nested subvolumes. Then every qgroup belongs to a subvolume.
 func TestQgroupsDoNotLeak(t *testing.T) {
 	for _, mode := range []string{"simple", "classic"} {
 		t.Run(mode, func(t *testing.T) {
@@ -397,7 +395,7 @@ func TestQgroupsDoNotLeak(t *testing.T) {
 				view, err := b.View(ctx, child)
 				require.NoError(t, err)
 				require.NoError(t, view.Close())
-				// The parent goes first: in simple mode its qgroup is in use as long as the child is there.
+				// The parent goes first: in simple mode its qgroup is in use as long as the child exists.
 				require.NoError(t, b.Remove(ctx, base))
 			}
 			require.NoError(t, b.Close())
@@ -418,7 +416,7 @@ func TestQgroupsDoNotLeak(t *testing.T) {
 	}
 }
 
-// TestRecovery leaves behind what a crash at the worst moments would, and opens the home again.
+// TestRecovery makes the remains of crashes at the worst moments, and opens the home again.
 func TestRecovery(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mnt string) {
 		ctx := t.Context()
@@ -447,7 +445,7 @@ func TestRecovery(t *testing.T) {
 	})
 }
 
-// TestConcurrency has many goroutines make, use and remove the same and different volumes.
+// TestConcurrency makes, uses and removes volumes in many goroutines, the same volumes and different ones.
 func TestConcurrency(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mnt string) {
 		b := open(t, mnt, Options{})
@@ -503,7 +501,7 @@ func TestConcurrency(t *testing.T) {
 	})
 }
 
-// TestMobyLayout opens what moby's driver leaves behind: subvolumes that are not sealed, and a limit
+// TestMobyLayout opens a home in the state of moby's driver: with subvolumes that are not sealed, and with a limit
 // recorded in a file.
 func TestMobyLayout(t *testing.T) {
 	ctx := t.Context()

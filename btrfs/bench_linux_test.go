@@ -14,7 +14,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// BenchmarkDiffParts says what of a diff of three changes takes how long, on bases of several sizes: the view
+// BenchmarkDiffParts measures the parts of a diff of three changes, on bases of several sizes. The parts are the view
 // of the layer, which is the kernel's snapshot, the hints, and the comparison.
 func BenchmarkDiffParts(b *testing.B) {
 	for _, files := range []int{10_000, 50_000, 200_000} {

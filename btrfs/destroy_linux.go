@@ -19,13 +19,14 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// insist repeats an operation that the kernel refuses for want of space, after a commit and a while: the one gives back
-// what was only reserved, in the other the cleaner frees what has been destroyed.
+// insist repeats an operation that the kernel refuses for want of space, after a pause. If a limit is the cause, it
+// commits before the pause, which gives back reserved space. Otherwise it wakes the cleaner, which frees destroyed
+// subvolumes during the pause.
 func (b *Backend) insist(operation func() error) error {
 	const longest = 300 * time.Millisecond
 	err := operation()
 	for pause := 10 * time.Millisecond; fault.IsFull(err) && pause < longest; pause *= 3 {
-		// What was deleted in a volume at its limit counts until the commit has ended.
+		// Data deleted in a volume at its limit counts until the commit has ended.
 		if errors.Is(err, unix.EDQUOT) {
 			if commit := b.commit(); commit != nil {
 				return errors.Join(err, commit)
@@ -39,13 +40,13 @@ func (b *Backend) insist(operation func() error) error {
 	return err
 }
 
-// unlink unlinks the subvolume name, which has nothing nested inside, from the directory dir.
+// unlink unlinks the subvolume name from the directory dir. Returns ENOTEMPTY if other subvolumes are nested inside.
 func (b *Backend) unlink(dir int, name string) error {
 	return b.insist(func() error { return btrfsctl.DestroySubvolume(dir, name) })
 }
 
-// doom takes the volume away for good. If that fails, the volume is as it was, unless the error is about what is left
-// of it where nobody finds it.
+// doom removes the volume for good. If the volume cannot be unlinked or hidden, it is as it was. If it is hidden and
+// cannot be destroyed, no method finds it, and the next start destroys it.
 func (c *claimed) doom() error {
 	c.b.markQgroup(c.info.ID)
 	as, err := c.takeAway()
@@ -59,8 +60,9 @@ func (c *claimed) doom() error {
 	return c.b.destroy(c.b.dirs.subvolumes, as)
 }
 
-// takeAway destroys the volume with one call or, if something is nested inside, hides it under a name or mark of what is
-// to be destroyed, and returns its name then.
+// takeAway destroys the volume with one call. If subvolumes are nested inside, it hides the volume instead: by another
+// name, or by a mark. Then it returns the name under which the volume is to be destroyed. After an error the volume is
+// as it was.
 func (c *claimed) takeAway() (as string, err error) {
 	unlink := func() error { return c.b.unlink(int(c.b.dirs.subvolumes.Fd()), c.name) }
 	err = unlink()
@@ -88,8 +90,9 @@ func (c *claimed) takeAway() (as string, err error) {
 	return as, err
 }
 
-// hide renames a volume away, within its directory: a read-only one cannot be moved to another, and is not to be made
-// writable before it is gone. Not before it is gone for good may a part of what is inside go.
+// hide renames a volume within its directory, to a name that no volume has. A read-only volume cannot be moved to
+// another directory, and must not become writable while it has its own name. The rename is durable when hide returns.
+// Before that, nothing nested inside may be destroyed.
 func (b *Backend) hide(name, as string) error {
 	dir := int(b.dirs.subvolumes.Fd())
 	if err := b.insist(func() error { return unix.Renameat(dir, name, dir, as) }); err != nil {
@@ -98,7 +101,7 @@ func (b *Backend) hide(name, as string) error {
 	return b.commit()
 }
 
-// setSticky sets the sticky bit of the directory removing, which says that volumes may be marked as doomed.
+// setSticky sets or clears the sticky bit of the directory removing. The bit says that volumes may be marked as doomed.
 func (b *Backend) setSticky(on bool) error {
 	info, err := b.dirs.removing.Stat()
 	if err != nil {
@@ -111,8 +114,9 @@ func (b *Backend) setSticky(on bool) error {
 	return b.dirs.removing.Chmod(mode)
 }
 
-// markDoomed hides a volume under its own name, where there is no room for another: its root gets an owner that says so.
-// The owner of a file and the mode of a directory are overwritten in place, which needs nothing new.
+// markDoomed hides a volume under its own name, where there is no room for another name. It gives the volume's root an
+// owner that marks it as doomed. The kernel overwrites the owner of a file and the mode of a directory in place, which
+// takes no space.
 func (b *Backend) markDoomed(c *claimed) error {
 	err := b.unprotect(c.fd())
 	if err == nil {
@@ -128,21 +132,23 @@ func (b *Backend) markDoomed(c *claimed) error {
 	return b.commit()
 }
 
-// doomedOwner is the owner of the root of a doomed subvolume. It follows from the subvolume's own UUID, so no other has
-// it, and no snapshot inherits its meaning.
+// doomedOwner returns the owner that marks the root of a doomed subvolume. It is derived from the subvolume's own UUID.
+// So no other subvolume has it, and a snapshot that inherits it is not marked by it.
 func doomedOwner(uuid btrfsctl.UUID) (uid, gid uint32) {
 	sum := sha256.Sum256(append([]byte("cowshed doomed "), uuid[:]...))
 	return binary.LittleEndian.Uint32(sum[:])&^1 | highID, binary.LittleEndian.Uint32(sum[4:])&^1 | highID
 }
 
-// highID is set in the ids of doomed owners, and in few others. The last bit is not: the highest id means none.
+// highID is set in the ids of doomed owners, and in few other ids. The lowest bit of these ids is clear, because the
+// highest id means no owner.
 const highID = 1 << 31
 
-// errDoomed says that a volume has been removed, if not all of it is destroyed.
+// errDoomed says that a volume has been removed, although its remains are not destroyed yet.
 var errDoomed = fault.New(errdefs.ErrNotFound, "its removal has not ended")
 
-// checkNotDoomed looks at a volume's owner, and believes it only if the sticky bit says that there may be doomed volumes:
-// a process in a layer, which may know the layer's UUID, can give its root any owner.
+// checkNotDoomed returns errDoomed if a volume's root has the owner that marks it as doomed. It believes the owner only
+// if the sticky bit says that there may be doomed volumes. A process in a layer may know the layer's UUID, and can give
+// its root any owner.
 func (b *Backend) checkNotDoomed(s *subvolume) error {
 	var stat unix.Stat_t
 	if err := unix.Fstat(s.fd(), &stat); err != nil {
@@ -163,14 +169,15 @@ func (b *Backend) checkNotDoomed(s *subvolume) error {
 
 // mayBeDoomed reports whether there may be doomed volumes.
 func (b *Backend) mayBeDoomed() (bool, error) {
-	if b.dirs.removing == nil { // a home of moby's driver that is only read
+	if b.dirs.removing == nil { // a home of moby's driver, opened for reading alone
 		return false, nil
 	}
 	info, err := b.dirs.removing.Stat()
 	return err == nil && info.Mode()&fs.ModeSticky != 0, err
 }
 
-// destroyDoomed goes on with the removal of a volume that a process has died of, unless another is at it.
+// destroyDoomed completes the removal of a doomed volume, after the process that began it has died. It does nothing
+// while another process removes the volume.
 func (b *Backend) destroyDoomed(name string) error {
 	dir, err := b.openSubvolume(b.dirs.subvolumes, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -189,8 +196,8 @@ func (b *Backend) destroyDoomed(name string) error {
 	return b.destroy(b.dirs.subvolumes, name)
 }
 
-// destroy unlinks the subvolume name of dir with whatever subvolumes are nested inside. It is for what
-// nobody should find any more: a crash may leave some of the nested ones destroyed.
+// destroy unlinks the subvolume name of dir, with all subvolumes nested inside. It is for subvolumes that nobody should
+// find any more: a crash may leave a part of the nested subvolumes destroyed.
 func (b *Backend) destroy(dir *os.File, name string) error {
 	root, err := b.openSubvolume(dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -217,8 +224,8 @@ func (b *Backend) destroy(dir *os.File, name string) error {
 	return nil
 }
 
-// unprotect makes the subvolume whose root is open as fd writable, and takes flags off its root that keep it
-// from being unlinked.
+// unprotect makes the subvolume whose root is open as fd writable, and clears the flags of its root that prevent
+// unlinking.
 func (b *Backend) unprotect(fd int) error {
 	err := b.insist(func() error {
 		return errors.Join(btrfsctl.SetReadOnly(fd, false), btrfsctl.AllowUnlink(fd))
@@ -229,10 +236,10 @@ func (b *Backend) unprotect(fd int) error {
 	return nil
 }
 
-// destroyNested destroys all subvolumes inside the subvolume id, at any depth, and leaves it writable.
+// destroyNested destroys all subvolumes inside the subvolume id, at any depth, and leaves that subvolume writable.
 //
-// Whoever may write to a layer may nest subvolumes in it, as deep and under such paths as they like, longer
-// than any path can be. So they are found and destroyed by ids and inode numbers; no path is ever resolved.
+// A process that can write to a layer can nest subvolumes in it, at any depth, and under paths longer than PATH_MAX. So
+// destroyNested finds and destroys them by ids and inode numbers; it never resolves a path.
 func (b *Backend) destroyNested(id uint64) error {
 	ids := []uint64{id} // every subvolume before those nested in it
 	for i := 0; i < len(ids); i++ {
@@ -252,8 +259,8 @@ func (b *Backend) destroyNested(id uint64) error {
 	return nil
 }
 
-// openForDestruction makes a subvolume writable, without which nothing nested in it could be unlinked,
-// and lists what is nested.
+// openForDestruction makes a subvolume writable, and lists the subvolumes nested in it. In a read-only subvolume the
+// kernel would unlink nothing.
 func (b *Backend) openForDestruction(id uint64) ([]btrfsctl.RootRef, error) {
 	fd, err := btrfsctl.OpenRoot(int(b.fs.Fd()), id)
 	if err != nil {
@@ -265,12 +272,13 @@ func (b *Backend) openForDestruction(id uint64) ([]btrfsctl.RootRef, error) {
 	}
 	nested, err := btrfsctl.Nested(fd)
 	if err != nil {
-		return nil, fmt.Errorf("list what is nested in subvolume %d: %w", id, err)
+		return nil, fmt.Errorf("list subvolumes nested in subvolume %d: %w", id, err)
 	}
 	return nested, nil
 }
 
-// destroyByID unlinks the subvolume id, which has nothing nested inside, from wherever it is linked.
+// destroyByID unlinks the subvolume id from the directory that has it, wherever that is. The subvolume has nothing
+// nested inside.
 func (b *Backend) destroyByID(id uint64) error {
 	link, err := btrfsctl.LinkByID(int(b.fs.Fd()), id)
 	if err != nil {
@@ -284,9 +292,10 @@ func (b *Backend) destroyByID(id uint64) error {
 	b.expectQgroup(id)
 	err = btrfsctl.DestroySubvolume(dir, link.Name)
 	if errors.Is(err, unix.EDQUOT) {
-		// The subvolume around it, which goes too, is charged for what unlinking reserves, and is at its limit.
+		// Unlinking reserves space, which is charged to the outer subvolume. That subvolume is at its limit. It is
+		// being destroyed too, so its limit can go.
 		limitErr := b.insist(func() error {
-			return b.quotas.SetLimit(b.ctx, link.ParentID, quota.Limit{}) // what has begun to be destroyed is destroyed
+			return b.quotas.SetLimit(b.ctx, link.ParentID, quota.Limit{}) // b.ctx: a removal that has begun is completed
 		})
 		if limitErr != nil {
 			return errors.Join(err, limitErr)

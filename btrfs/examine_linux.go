@@ -20,7 +20,7 @@ func (b *Backend) Examine(ctx context.Context) []cowcommon.Finding {
 	return append([]cowcommon.Finding{b.examineQuota()}, b.examineVolumes(ctx)...)
 }
 
-// examineQuota says how the filesystem keeps account, and whether limits are enforced.
+// examineQuota reports the quota mode, and whether limits are enforced.
 func (b *Backend) examineQuota() cowcommon.Finding {
 	f := cowcommon.Finding{Verdict: cowcommon.OK, Check: "quota"}
 	mode, err := b.quotas.Mode()
@@ -37,7 +37,7 @@ func (b *Backend) examineQuota() cowcommon.Finding {
 		f.Verdict, f.Detail = cowcommon.Warn, cowcommon.OrUnknown("", err)
 	case lost:
 		f.Verdict, f.Detail = cowcommon.Fail, mode.String()+", limits are lost: somebody has turned quotas off"
-		f.Advice = "set them anew with cowshed limit, which turns quotas on again; if none is wanted, remove " + filepath.Join(b.home, quota.LimitedName)
+		f.Advice = "set them anew with cowshed limit, which turns quotas on again; if no limit is wanted, remove " + filepath.Join(b.home, quota.LimitedName)
 	case mode == quota.Off:
 		f.Detail = mode.String() + " (policy " + b.quotas.Policy().String() + ")"
 	case !consistent:

@@ -21,7 +21,7 @@ func TestExamples(t *testing.T) {
 	testfs.Example(t, Example, "from the image\nsealed: true")
 }
 
-// An image, and a container made from it. Run by TestExamples.
+// An image, and a container made from it. TestExamples runs it.
 func Example() {
 	ctx := context.Background()
 	backend, err := btrfs.Open(ctx, home, btrfs.Options{})
@@ -57,7 +57,7 @@ func Example() {
 	fmt.Println("sealed:", image.Sealed)
 }
 
-// write writes a file in a volume, which is mounted meanwhile.
+// write writes a file in a volume, which it mounts for that time.
 func write(ctx context.Context, backend cowcommon.Backend, volume, name, text string) {
 	root, err := backend.Mount(ctx, volume, "")
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// levels are how full, in percent, a filesystem is for what is tested on it.
+// levels are the percentages of used space at which operations are tested.
 var levels = []int{95, 96, 97, 98, 99, 100}
 
 // fillings are the ways in which a filesystem can be full.
@@ -34,7 +34,7 @@ var fillings = map[string]func(t *testing.T, mnt string, percent int){
 	},
 }
 
-// TestFullFilesystem runs every operation on filesystems that are more and more full.
+// TestFullFilesystem runs every operation on filesystems that become fuller and fuller.
 func TestFullFilesystem(t *testing.T) {
 	for mode, opts := range modes {
 		for filling, fill := range fillings {
@@ -52,7 +52,7 @@ func TestFullFilesystem(t *testing.T) {
 	}
 }
 
-// fullHome is a home on a filesystem that is becoming full.
+// fullHome is a home on a filesystem that becomes full.
 type fullHome struct {
 	t       *testing.T
 	mnt     string
@@ -60,10 +60,10 @@ type fullHome struct {
 	driver  *cowdriver.Driver
 	level   int
 	stream  []byte
-	names   []string // of the volumes that there are
+	names   []string // of the present volumes
 }
 
-// victims are volumes of which one per level is made, to be removed there.
+// victims make volumes of several kinds. There is one volume of each kind per level, which is removed at that level.
 var victims = map[string]func(f *fullHome, name string){
 	"plain": func(f *fullHome, name string) { f.create(name) },
 	"sealed": func(f *fullHome, name string) {
@@ -125,7 +125,7 @@ func (f *fullHome) create(name string) string {
 	return f.path(name)
 }
 
-// nest makes subvolumes inside the one at path, one of them read-only.
+// nest makes subvolumes inside the subvolume at path, and makes one of them read-only.
 func (f *fullHome) nest(path string) {
 	for _, at := range []string{path, path + "/nested"} {
 		dir, err := os.Open(at)
@@ -139,7 +139,7 @@ func (f *fullHome) nest(path string) {
 	require.NoError(f.t, btrfsctl.SetReadOnly(int(dir.Fd()), true))
 }
 
-// ballast makes a volume that holds enough of everything that without it there is room again.
+// ballast makes a large volume. Without it, the filesystem has room again.
 func (f *fullHome) ballast(name string) {
 	path := f.create(name)
 	require.NoError(f.t, os.WriteFile(path+"/data", make([]byte, 16<<20), 0o600))
@@ -163,13 +163,13 @@ func (f *fullHome) send(base, top string) []byte {
 	return stream.Bytes()
 }
 
-// must asserts that something works, whatever is full.
+// must asserts that an operation succeeds on a full filesystem too.
 func (f *fullHome) must(what string, err error) {
 	assert.NoError(f.t, err, "%s at %d %%", what, f.level)
 	f.assertClean(what)
 }
 
-// may asserts that something works or fails for want of space, and reports which.
+// may asserts that an operation succeeds or fails for want of space, and reports whether it has succeeded.
 func (f *fullHome) may(what string, err error) bool {
 	if err != nil {
 		assert.True(f.t, errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT), "%s at %d %%: %v", what, f.level, err)
@@ -178,7 +178,7 @@ func (f *fullHome) may(what string, err error) bool {
 	return err == nil
 }
 
-// assertClean asserts that there are the volumes that there are to be, and nothing else.
+// assertClean asserts that the home has the volumes in names and nothing else.
 func (f *fullHome) assertClean(after string) {
 	assert.ElementsMatch(f.t, f.names, volumes(f.t, f.backend()), "after %s at %d %%", after, f.level)
 	for _, dir := range []string{stagingName, viewsName, removingName} {
@@ -194,7 +194,7 @@ func (f *fullHome) forget(name string) {
 	f.names = slices.DeleteFunc(f.names, func(n string) bool { return n == name })
 }
 
-// tryEverything runs every operation once. What it makes it removes again.
+// tryEverything runs every operation once, and removes all that they make.
 func (f *fullHome) tryEverything() {
 	f.tryReading()
 	f.tryMaking()
@@ -274,7 +274,8 @@ func (f *fullHome) tryMaking() {
 	}
 }
 
-// cloneLimited asks for a limit where limits are on: the first would turn quotas on.
+// cloneLimited clones with a limit if quotas are on. If they are off, it clones without, since the first limit would
+// turn them on.
 func (f *fullHome) cloneLimited(name string) error {
 	mode, err := f.backend().quotas.Mode()
 	require.NoError(f.t, err)
@@ -316,7 +317,7 @@ func (f *fullHome) tryChanging() {
 	f.may("apply of nothing", err)
 }
 
-// empty removes every volume, and shows that there is room then.
+// empty removes every volume, and shows that the filesystem has room after that.
 func (f *fullHome) empty() {
 	b := f.backend()
 	for _, name := range slices.Clone(f.names) {
@@ -328,7 +329,7 @@ func (f *fullHome) empty() {
 	f.create("again")
 	assert.NoError(f.t, b.Close())
 	f.open()
-	if f.filling != "metadata" { // where some that earlier processes left could not be marked
+	if f.filling != "metadata" { // full metadata may have left no room to mark qgroups of earlier processes
 		assert.Empty(f.t, testfs.StaleQgroups(f.t, f.mnt))
 	}
 	f.assertClean("everything")

@@ -18,8 +18,8 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
-// Hints asks the kernel for a send stream of top without file data, incremental from base, and takes from
-// it the names that it speaks of.
+// Hints asks the kernel for a send stream of top, incremental from base and without file data. It hints at the names in
+// the stream, at all other names of changed inodes, and at nested subvolumes.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
@@ -53,7 +53,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if err := addLinks(topView.dir.File, replayed); err != nil {
 		return nil, err
 	}
-	// A stream passes over nested subvolumes.
+	// The kernel leaves nested subvolumes out of the stream.
 	for _, v := range []*view{baseView, topView} {
 		for _, n := range v.nested {
 			if n.path == "" {
@@ -65,15 +65,15 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	return replayed.hints, nil
 }
 
-// rootNamesOf says which names a view has in its root directory.
+// rootNamesOf returns a function that reports whether the root directory of a view has a name.
 func rootNamesOf(v *view) rootNames {
 	return func(name string) bool {
 		return unix.Faccessat(v.dir.fd(), name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
 	}
 }
 
-// reasonOf names what kept hints from being had: of the kernel's errors, ENOENT from a bug with siblings among them,
-// none keeps a walk from succeeding.
+// reasonOf returns the reason for the lack of hints. A walk can succeed after any error of the kernel, even after
+// ENOENT, which comes from a bug with siblings.
 func reasonOf(err error) string {
 	broken := (*sendstream.Error)(nil)
 	switch {
@@ -81,15 +81,16 @@ func reasonOf(err error) string {
 		return "permission"
 	case errors.Is(err, unix.EAGAIN):
 		return "dedupe"
-	case errors.Is(err, unix.ENAMETOOLONG): // a stream names everything by its path from the root, of less than PATH_MAX bytes
+	case errors.Is(err, unix.ENAMETOOLONG): // a stream has paths from the root, of less than PATH_MAX bytes
 		return "path-too-long"
-	case errors.As(err, &broken): // of a process that was stopped meanwhile, see btrfsctl.Send
+	case errors.As(err, &broken): // the process was stopped meanwhile, see btrfsctl.Send
 		return "malformed"
 	}
 	return "kernel"
 }
 
-// madeFrom is a subvolume by its UUID, and that of what it was made from; zero if that is not known.
+// madeFrom has the UUID of a subvolume, and that of the subvolume from which it was made. parent is zero if there is no
+// such subvolume, or if it is unknown.
 type madeFrom struct{ uuid, parent btrfsctl.UUID }
 
 // related reports whether two subvolumes have a common ancestor, themselves included.
@@ -109,7 +110,8 @@ func (b *Backend) related(base, top btrfsctl.Subvolume) (bool, error) {
 	return false, nil
 }
 
-// ancestors yields s, what s was made from, and so on, as far back as subvolumes still exist and once more.
+// ancestors yields s, its parent, and so on. It ends with a subvolume without a parent, or with the first subvolume
+// that has been destroyed.
 func (b *Backend) ancestors(s btrfsctl.Subvolume) iter.Seq2[madeFrom, error] {
 	return ancestry.Of(madeFrom{s.UUID, s.ParentUUID}, func(v madeFrom) (_ madeFrom, ok bool, err error) {
 		if v.parent == (btrfsctl.UUID{}) {
@@ -120,7 +122,8 @@ func (b *Backend) ancestors(s btrfsctl.Subvolume) iter.Seq2[madeFrom, error] {
 	})
 }
 
-// parentUUID is that of what the subvolume with that UUID was made from; zero if either is gone.
+// parentUUID returns the UUID of the parent of the subvolume with that UUID. The result is zero if the subvolume has no
+// parent, or has been destroyed itself.
 func (b *Backend) parentUUID(uuid btrfsctl.UUID) (btrfsctl.UUID, error) {
 	id, err := btrfsctl.IDByUUID(int(b.fs.Fd()), uuid)
 	if errors.Is(err, unix.ENOENT) {
@@ -141,8 +144,8 @@ func (b *Backend) parentUUID(uuid btrfsctl.UUID) (btrfsctl.UUID, error) {
 	return info.ParentUUID, err
 }
 
-// send hands consume the send stream of a view, incremental from the subvolume with id parent unless that
-// is 0. Neither the end of ctx nor a consume that returns early leaves anything running.
+// send gives consume the send stream of a view, incremental from the subvolume with the id parent unless that is 0.
+// Nothing is left running when send returns, even if ctx has ended or consume has returned early.
 func (b *Backend) send(ctx context.Context, v *view, parent, flags uint64, consume func(io.Reader) error) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -150,7 +153,7 @@ func (b *Backend) send(ctx context.Context, v *view, parent, flags uint64, consu
 	}
 	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
 	sent := make(chan error, 1)
-	out := int(w.Fd()) // puts w into blocking mode, without which the kernel would fail with EAGAIN
+	out := int(w.Fd()) // puts w into blocking mode; otherwise the kernel would fail with EAGAIN
 	go func() {
 		err := btrfsctl.Send(v.dir.fd(), out, parent, flags, 0)
 		sent <- errors.Join(err, w.Close())
@@ -163,7 +166,7 @@ func (b *Backend) send(ctx context.Context, v *view, parent, flags uint64, consu
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case sendErr != nil && !errors.Is(sendErr, unix.EPIPE):
-		return fmt.Errorf("send: %w", sendErr) // which is why the stream ended early
+		return fmt.Errorf("send: %w", sendErr) // the reason why the stream ended early
 	case consumeErr != nil:
 		return consumeErr
 	case sendErr != nil:

@@ -30,7 +30,7 @@ func protect(t testing.TB, path string) {
 	require.NoError(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, 0x10))
 }
 
-// nestTooDeep makes a subvolume, and one inside it, under a path that is longer than any path can be.
+// nestTooDeep makes a subvolume, and a subvolume inside it, under a path longer than PATH_MAX.
 func nestTooDeep(t testing.TB, root string) {
 	t.Helper()
 	dir, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -51,7 +51,7 @@ func nestTooDeep(t testing.TB, root string) {
 	require.NoError(t, unix.Close(dir))
 }
 
-// TestHostileLayers gives layers content that gets in the way of looking at them and of removing them.
+// TestHostileLayers gives layers content that hampers looking at them and removing them.
 func TestHostileLayers(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, root string){
 		"nested too deep": func(t *testing.T, root string) { nestTooDeep(t, root) },
@@ -100,8 +100,8 @@ func TestHostileLayers(t *testing.T) {
 	}
 }
 
-// TestMountProtects has one backend mount a volume while another, as another process would, removes it and
-// makes it anew: what is mounted is there.
+// TestMountProtects mounts a volume by one backend while another backend, as another process would, removes it. Then
+// the first makes it anew. A mounted volume always exists.
 func TestMountProtects(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
@@ -142,7 +142,7 @@ func TestBindMountedVolumeIsNotRemoved(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "v"))
 }
 
-// TestFailedCloneLeavesItsSourceAsItWas: nothing is sealed in vain.
+// TestFailedCloneLeavesItsSourceAsItWas: a failed clone does not seal its source.
 func TestFailedCloneLeavesItsSourceAsItWas(t *testing.T) {
 	ctx := t.Context()
 	b := open(t, testfs.Btrfs(t), Options{Quota: quota.PolicyOff})
@@ -157,8 +157,8 @@ func TestFailedCloneLeavesItsSourceAsItWas(t *testing.T) {
 	assertClean(t, b, "taken", "v")
 }
 
-// TestRecordedLimits: the limits that moby's driver recorded stay with their layers, and do not keep a layer
-// from being used where they cannot be set.
+// TestRecordedLimits: the limits that moby's driver recorded stay with their layers. A layer can be used even if its
+// recorded limit cannot be set.
 func TestRecordedLimits(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t, testfs.WithSimpleQuota())
@@ -211,8 +211,7 @@ func TestLeftoversThatStayDoNotKeepTheHomeFromOpening(t *testing.T) {
 	require.NoError(t, b.Create(t.Context(), "v", cowcommon.VolumeOptions{}))
 }
 
-// TestRemoveSaysWhatNestedKeepsIt: the kernel refuses to destroy a nested subvolume, after the layer that it is in has
-// been taken away.
+// TestRemoveSaysWhatNestedKeepsIt: the kernel refuses to destroy a nested subvolume, after its layer has been hidden.
 func TestRemoveSaysWhatNestedKeepsIt(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
@@ -238,8 +237,8 @@ func TestRemoveSaysWhatNestedKeepsIt(t *testing.T) {
 	assertClean(t, open(t, mnt, Options{}))
 }
 
-// makeSwap makes a swap file and swaps to it for the duration of the test: the kernel then refuses to
-// snapshot and to destroy the subvolume.
+// makeSwap makes a swap file and swaps to it until the test ends. The kernel refuses to snapshot or destroy its
+// subvolume then.
 func makeSwap(t testing.TB, path string) {
 	t.Helper()
 	for _, args := range [][]string{{"mkswap", path}, {"swapon", path}} {

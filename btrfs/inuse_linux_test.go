@@ -19,11 +19,11 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// holder runs a script in a mount namespace of its own until the test ends, or end is called, and returns the id of
-// its shell once the script has done all but wait.
+// holder runs a script in a mount namespace of its own until the test ends, or end is called. It returns the id of the
+// shell after all commands of the script except the final wait.
 func holder(t testing.TB, script string, args ...string) (pid int, end func()) {
 	t.Helper()
-	// The shell has nothing open but its pipes, so that it holds what it mounts and no more.
+	// The shell has nothing open but its pipes, so it holds its own mounts alone.
 	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation=private", "--", "sh", "-ec",
 		"cd /; " + script + "\necho ready; read wait"}, args...)...)
 	cmd.Stderr = os.Stderr
@@ -47,12 +47,12 @@ func holder(t testing.TB, script string, args ...string) (pid int, end func()) {
 	return cmd.Process.Pid, end
 }
 
-// situation mounts the volume "volume", whose subvolume is dir, and says where; end undoes it.
+// situation mounts the volume "volume", whose subvolume is dir. end unmounts it.
 type situation struct {
 	mount func(t *testing.T, mnt, dir string) (end func())
-	says  string // a part of the error
+	says  string // a part of the error, which says where the mount is
 
-	listedOnly bool // /proc does not tell
+	listedOnly bool // /proc does not show the mount
 }
 
 func situations() map[string]situation {
@@ -137,8 +137,8 @@ func situations() map[string]situation {
 	}
 }
 
-// TestInUse: what is mounted, wherever and however covered, is neither removed, sealed nor renamed, and is cloned
-// as it is. Who has it is said. Once it is unmounted all of that can be done.
+// TestInUse: a volume that is mounted anywhere, even under other mounts, is neither removed, sealed nor renamed, and is
+// cloned as it is. Errors name its users. Once it is unmounted, all of that succeeds.
 func TestInUse(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	b := open(t, mnt, Options{})
@@ -185,7 +185,7 @@ func testInUse(t *testing.T, b *Backend, mnt string, s situation) {
 	require.NoError(t, b.Remove(ctx, "clone"))
 }
 
-// TestNotInUse: mounts of something else, by the same names too, keep no volume from being removed.
+// TestNotInUse: mounts of other directories, also under the same names, do not prevent the removal of a volume.
 func TestNotInUse(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
@@ -213,7 +213,8 @@ func TestNotInUse(t *testing.T) {
 	})
 }
 
-// TestInUseAfterRenameAbove: a mount is told by where the volume is, not by where it was when the home was opened.
+// TestInUseAfterRenameAbove: a mount is recognised by the present path of the volume, not by its path when the home was
+// opened.
 func TestInUseAfterRenameAbove(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
@@ -231,7 +232,7 @@ func TestInUseAfterRenameAbove(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "volume"))
 }
 
-// TestOpenFileOutlivesVolume: an open file does not keep a volume from being removed, and can be read and written
+// TestOpenFileOutlivesVolume: an open file does not prevent the removal of its volume, and can be read and written
 // after that.
 func TestOpenFileOutlivesVolume(t *testing.T) {
 	ctx := t.Context()
@@ -251,8 +252,8 @@ func TestOpenFileOutlivesVolume(t *testing.T) {
 	assert.Equal(t, "kept and more", string(content[:n]))
 }
 
-// BenchmarkRemoveBesideMounts removes volumes beside many mounts, a third of them of this filesystem, and processes,
-// some of which have a mount namespace each with the mounts of all.
+// BenchmarkRemoveBesideMounts removes volumes beside many mounts, a third of them of this filesystem. It also has many
+// processes; some have a mount namespace of their own, with all these mounts.
 func BenchmarkRemoveBesideMounts(b *testing.B) {
 	for _, c := range []struct{ mounts, processes, namespaces int }{{0, 0, 0}, {2000, 300, 0}, {200, 300, 9}, {2000, 300, 9}} {
 		b.Run(fmt.Sprintf("mounts=%d/processes=%d/namespaces=%d", c.mounts, c.processes, c.namespaces), func(b *testing.B) {
@@ -296,7 +297,7 @@ func BenchmarkRemoveBesideMounts(b *testing.B) {
 	}
 }
 
-// cpuTime is what this process has had of the processors, which others that are busy do not change.
+// cpuTime is the processor time of this process. Other busy processes do not change it.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var usage unix.Rusage
@@ -304,8 +305,7 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// bySystem runs a test by each of the ways in which the mounts can be found: by the kernel's list, where there is one,
-// and by /proc alone.
+// bySystem runs a test with each way to find mounts: by the kernel's list, where the kernel has it, and by /proc alone.
 func bySystem[T interface {
 	testing.TB
 	Run(name string, f func(T)) bool

@@ -14,7 +14,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// kept is a writable snapshot in the directory staging, which the next start destroys if this process does not.
+// kept is the former state of a volume: a writable snapshot in the directory staging. If this process does not destroy
+// the snapshot, the next start does.
 type kept struct {
 	b        *Backend
 	volume   string
@@ -22,7 +23,7 @@ type kept struct {
 	limit    quota.Limit
 }
 
-// Keep implements cowcommon.Keeper. It costs about a millisecond and writes back what has been written to the volume.
+// Keep implements cowcommon.Keeper. It takes about a millisecond, and writes the volume's unwritten data to disk.
 func (b *Backend) Keep(ctx context.Context, name string) (cowcommon.Kept, error) {
 	k := &kept{b: b, volume: name, snapshot: staging.Name(name + "~")}
 	dir, err := b.acquire(ctx, name, inuse.Brief)
@@ -41,7 +42,7 @@ func (k *kept) take(volume *subvolume) error {
 	}
 	nested, err := k.b.nestedIn(volume.info.ID)
 	if err == nil && len(nested) > 0 {
-		err = fault.New(errdefs.ErrNotImplemented, "a snapshot has nothing of the subvolumes nested in it")
+		err = fault.New(errdefs.ErrNotImplemented, "a snapshot would lack the subvolumes nested in it")
 	}
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func (k *kept) restore(ctx context.Context) (err error) {
 	return k.b.commit()
 }
 
-// Close destroys what is in the directory staging: the snapshot, or the volume that it was exchanged for.
+// Close destroys the subvolume in the directory staging: the snapshot, or the volume for which it was exchanged.
 func (k *kept) Close() error {
 	defer k.b.sweepSometimes()
 	return fault.Wrap("forget kept volume", k.volume, k.b.destroy(k.b.dirs.staging, k.snapshot))

@@ -16,7 +16,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// TestKeep: whatever is done to a volume is undone, its limit is as it was, and nothing is left of either state.
+// TestKeep: Restore undoes all changes to a volume, its limit is as before, and nothing is left of either state.
 func TestKeep(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mnt string) {
 		b, ctx := open(t, mnt, Options{}), t.Context()
@@ -59,7 +59,7 @@ func TestKeep(t *testing.T) {
 	})
 }
 
-// TestKeepNot: what is sealed needs no keeping, and what has subvolumes in it cannot be kept.
+// TestKeepNot: a sealed volume needs no keeping, and a volume with nested subvolumes cannot be kept.
 func TestKeepNot(t *testing.T) {
 	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
 	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
@@ -79,7 +79,7 @@ func TestKeepNot(t *testing.T) {
 	assertClean(t, b, "base", "outer")
 }
 
-// TestKeepCrash: the next start forgets what a process that has ended has kept.
+// TestKeepCrash: the next start destroys the kept state of a process that has ended.
 func TestKeepCrash(t *testing.T) {
 	mnt, ctx := testfs.Btrfs(t), t.Context()
 	b, err := Open(t.Context(), filepath.Join(mnt, "home"), Options{})
@@ -91,7 +91,7 @@ func TestKeepCrash(t *testing.T) {
 	assertClean(t, open(t, mnt, Options{}), "volume")
 }
 
-// put writes a file of a volume.
+// put writes a file in a volume.
 func put(t *testing.T, b *Backend, volume, name, data string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(filepath.Join(tree(t, b, volume), name), []byte(data), 0o644))

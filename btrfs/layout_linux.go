@@ -19,12 +19,12 @@ import (
 type dirs struct {
 	subvolumes, staging, removing, views *os.File
 
-	subvolumesID  uint64 // the subvolume that holds the directory subvolumes
+	subvolumesID  uint64 // id of the subvolume that holds the directory subvolumes
 	subvolumesIno uint64
 }
 
-// makeHome makes the directory home unless it is there, as a subvolume of its own: so a snapshot of the
-// filesystem around it neither copies nor pins layers.
+// makeHome makes the directory home, as a subvolume of its own, unless it exists. So a snapshot of the filesystem
+// around it neither copies nor pins layers.
 func makeHome(home string, gid int) error {
 	if _, err := os.Lstat(home); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -44,8 +44,8 @@ func makeHome(home string, gid int) error {
 	return homedir.SetAccess(home, gid)
 }
 
-// open opens the directories, and makes those that are missing unless readOnly says that nothing is to be made: then
-// only subvolumes has to be there.
+// open opens the directories, and makes missing directories unless readOnly is set. With readOnly, only the directory
+// subvolumes has to exist.
 func (d *dirs) open(home string, gid int, readOnly bool) error {
 	for name, dir := range map[string]**os.File{
 		subvolumesName: &d.subvolumes,
@@ -61,7 +61,7 @@ func (d *dirs) open(home string, gid int, readOnly bool) error {
 		}
 		f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if readOnly && name != subvolumesName && errors.Is(err, fs.ErrNotExist) {
-			continue // as in a home that only moby's driver has had open
+			continue // as in a home that only moby's driver has opened
 		}
 		if err != nil {
 			return err
@@ -93,9 +93,9 @@ func (d *dirs) close() error {
 	return errors.Join(errs...)
 }
 
-// recover destroys what a crash has left in staging, removing and views. Only Cowshed puts subvolumes
-// there; anything else is left alone and reported. So is what cannot be destroyed: it is in nobody's way, and
-// the next time may be luckier.
+// recover destroys the remains of a crash in staging, removing and views. Only Cowshed puts subvolumes there; it leaves
+// other files alone and reports them. It also reports remains that it cannot destroy. They disturb nobody, and the next
+// start tries again.
 func (b *Backend) recover(context.Context) error {
 	for _, dir := range []*os.File{b.dirs.staging, b.dirs.removing, b.dirs.views} {
 		// The directory is read through a descriptor of its own, whose position nobody else moves.
@@ -108,7 +108,7 @@ func (b *Backend) recover(context.Context) error {
 				continue
 			}
 			err := b.destroy(dir, entry.Name())
-			if errors.Is(err, errStub) { // of something temporary, in a snapshot of the home
+			if errors.Is(err, errStub) { // the stand-in for a temporary subvolume, in a snapshot of the home
 				err = unix.Unlinkat(int(dir.Fd()), entry.Name(), unix.AT_REMOVEDIR)
 			}
 			if err != nil {
@@ -123,8 +123,8 @@ func (b *Backend) recover(context.Context) error {
 	return nil
 }
 
-// recoverDoomed destroys the volumes whose removal has not ended: those that are renamed away, and those that are marked
-// as doomed if there can be any.
+// recoverDoomed destroys the volumes whose removal has not ended. Some are renamed away. Others are marked as doomed,
+// if the sticky bit says that there may be any.
 func (b *Backend) recoverDoomed() error {
 	marked, err := b.mayBeDoomed()
 	if err != nil {

@@ -37,8 +37,8 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 	})
 }
 
-// applyRecordedLimit limits a volume as moby's driver recorded in quotas/<name>, which it did because it
-// set limits anew at every mount. A limit that the volume has goes before.
+// applyRecordedLimit sets the limit that moby's driver recorded in quotas/<name>. That driver recorded limits because
+// it set them anew at every mount. If the volume has a limit already, that limit stays.
 func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subvolume) error {
 	if b.records == "" || b.readOnly {
 		return nil
@@ -61,14 +61,14 @@ func (b *Backend) applyRecordedLimit(ctx context.Context, name string, dir *subv
 		err = b.quotas.SetLimit(ctx, dir.info.ID, quota.Limit{Bytes: bytes, Scope: b.opts.Scope})
 	}
 	if errdefs.IsFailedPrecondition(err) || errdefs.IsNotImplemented(err) || errdefs.IsNotFound(err) {
-		// As the options and the filesystem are, there can be no such limit. The layer can be used all the same.
+		// The options or the filesystem do not allow this limit. The layer can be used all the same.
 		b.log.Warn("btrfs: recorded limit cannot be set, so the layer has none", "path", path, "error", err)
 		return nil
 	}
 	return err
 }
 
-// renameRecordedLimit keeps a record with its volume.
+// renameRecordedLimit renames the record of moby's driver along with its volume.
 func (b *Backend) renameRecordedLimit(name, to string) error {
 	if b.records == "" {
 		return nil
@@ -80,14 +80,15 @@ func (b *Backend) renameRecordedLimit(name, to string) error {
 	return nil
 }
 
-// parseRecordedLimit reads a number of bytes as moby's driver writes it.
+// parseRecordedLimit reads a number of bytes in the form that moby's driver writes. ok is false unless the number is
+// positive.
 func parseRecordedLimit(record []byte) (bytes uint64, ok bool) {
 	bytes, err := strconv.ParseUint(strings.TrimSpace(string(record)), 10, 63)
 	return bytes, err == nil && bytes != 0
 }
 
-// forgetRecordedLimit removes the record of moby's driver when it no longer holds, so that it is not
-// applied to this layer again, or to a later one of the same name.
+// forgetRecordedLimit deletes an outdated record of moby's driver. Otherwise Mount would apply it to this layer again,
+// or to a later layer of the same name.
 func (b *Backend) forgetRecordedLimit(name string) error {
 	if b.records == "" {
 		return nil

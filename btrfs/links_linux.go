@@ -11,8 +11,8 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
-// addLinks hints at every name of the changed inodes that have several: the stream speaks of each inode
-// under one name only.
+// addLinks hints at every name of the changed inodes that have several names. The stream mentions each inode under one
+// name only.
 func addLinks(top *os.File, r *replayed) error {
 	for _, inode := range r.changed {
 		var stat unix.Stat_t

@@ -8,9 +8,11 @@ import (
 	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
-// checkNotMounted reports whether a volume can be changed as a whole. The kernel does not ask: it would destroy a
-// subvolume under its mounts. errdefs.ErrFailedPrecondition: the volume, or a directory of it, is mounted in some
-// mount namespace, or is a layer of a mounted overlay. The error says where.
+// checkNotMounted reports whether a volume can be changed as a whole. The kernel does not check: it would destroy a
+// subvolume under its mounts.
+//
+// Returns errdefs.ErrFailedPrecondition if the volume or a directory of it is mounted in some mount namespace, or is a
+// layer of a mounted overlay. The error says where.
 func (b *Backend) checkNotMounted(name string) error {
 	at, err := b.pathFromTop()
 	if err != nil {
@@ -23,8 +25,8 @@ func (b *Backend) checkNotMounted(name string) error {
 	return mounttable.InUse("volume "+name, uses)
 }
 
-// pathFromTop is the path of the directory that holds the volumes, from the top of the filesystem, as it is now:
-// whoever renames a directory above changes it.
+// pathFromTop returns the present path of the directory that holds the volumes, from the top of the filesystem. A
+// rename of a directory above changes that path.
 func (b *Backend) pathFromTop() (string, error) {
 	fd := int(b.fs.Fd())
 	at, err := btrfsctl.DirPath(fd, b.dirs.subvolumesID, b.dirs.subvolumesIno)

@@ -14,8 +14,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// MountSpec says how others can mount a volume: by the path of its subvolume from the top of the filesystem, with
-// the device that the home is mounted from. Access times are kept as they are for the home.
+// MountSpec says how others can mount a volume: by the path of its subvolume from the top of the filesystem, and the
+// device that the home is mounted from. It has the option noatime if the home is mounted with it.
 func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (spec cowcommon.MountSpec, err error) {
 	err = b.withVolume("describe mount of", name, func(dir *subvolume) error {
 		m, subvol, err := b.subvolPath(dir.Name())
@@ -31,14 +31,14 @@ func (b *Backend) MountSpec(_ context.Context, name string, _ bool) (spec cowcom
 	return spec, err
 }
 
-// CheckMountSpec reports whether there can be a MountSpec of volumes in this home, as far as its path is concerned.
+// CheckMountSpec reports whether the mount and the path of this home allow a MountSpec of its volumes.
 func (b *Backend) CheckMountSpec() error {
 	_, _, err := b.subvolPath(b.dirs.subvolumes.Name())
 	return fault.Wrap("describe mounts of volumes in", b.home, err)
 }
 
-// subvolPath is the path of something in the home from the top of the filesystem, fit to be a mount option, and the
-// mount that holds the home.
+// subvolPath returns the mount that holds the home, and the path of a file in the home from the top of the filesystem.
+// Returns errdefs.ErrFailedPrecondition if that path cannot be a mount option, because it has a comma.
 func (b *Backend) subvolPath(file string) (*mountinfo.Info, string, error) {
 	m, err := mountOf(b.home)
 	if err != nil {
@@ -59,7 +59,8 @@ func (b *Backend) subvolPath(file string) (*mountinfo.Info, string, error) {
 	return m, subvol, nil
 }
 
-// mountOf finds the mount that holds the directory dir.
+// mountOf finds the mount that holds the directory dir. Returns errdefs.ErrFailedPrecondition if this mount namespace
+// has no such mount of btrfs.
 func mountOf(dir string) (*mountinfo.Info, error) {
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -70,7 +71,7 @@ func mountOf(dir string) (*mountinfo.Info, error) {
 		return nil, err
 	}
 	var deepest *mountinfo.Info
-	for _, m := range mounts { // of several on one mount point the last is on top
+	for _, m := range mounts { // of several mounts on one mount point the last is on top
 		if deepest == nil || len(m.Mountpoint) >= len(deepest.Mountpoint) {
 			deepest = m
 		}

@@ -70,10 +70,10 @@ func hasNoatime(t *testing.T, dir string) bool {
 	return stat.Flags&unix.ST_NOATIME != 0
 }
 
-// TestMountSpec mounts volumes as MountSpec says, of homes that are reached in different ways.
+// TestMountSpec mounts volumes as MountSpec says, for homes that are reached in different ways.
 func TestMountSpec(t *testing.T) {
 	for name, c := range map[string]struct {
-		place   func(t *testing.T, mnt string) string // where the home is to be, of the filesystem mounted on mnt
+		place   func(t *testing.T, mnt string) string // returns the path of the home, on the filesystem mounted on mnt
 		subvol  string                                // the path of the volume from the top of the filesystem
 		noatime bool
 	}{
@@ -144,7 +144,7 @@ func TestMountSpec(t *testing.T) {
 	}
 }
 
-// A home that is no longer mounted where it was opened cannot be mounted by others either.
+// If a home has been unmounted from the place where it was opened, others cannot mount its volumes either.
 func TestMountSpecOfDetachedHome(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	dir := t.TempDir()

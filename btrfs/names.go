@@ -17,13 +17,13 @@ const (
 	quotasName     = "quotas" // moby's
 )
 
-// removedPrefix starts the name in subvolumes of a volume that is being removed and has subvolumes nested in it. No
-// volume has such a name.
+// removedPrefix begins a name in the directory subvolumes: that of a volume which is being removed and has subvolumes
+// nested in it. No other volume has such a name.
 const removedPrefix = ".removed-"
 
-// Names lists what seems to be layers in the directory home, for programs that help people to type them. It opens,
-// locks and cleans up nothing, and does not look whether each is a subvolume. The options are those of Init, of which it
-// needs none.
+// Names lists the names in the directory home that seem to be layers, for programs that help people to type them. It
+// opens, locks and cleans up nothing, and does not check that each is a subvolume. It takes the options of Init, and
+// ignores them.
 func Names(_ context.Context, home string, _ []string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(home, subvolumesName))
 	var names []string

@@ -10,22 +10,23 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 )
 
-// namespace is a tree of names on its way from base to top. It begins as base and knows nothing of what base
-// holds: an inode is made up when a stream first speaks of one of its names, and directories are the only
-// ones whose place matters. Since inodes are tracked and not paths, it does not matter under which name, or
-// below which directory on the move, something is changed.
+// namespace is a tree of names on its way from base to top. It begins as base, without knowing the content of base. It
+// makes up an inode when the stream first mentions one of its names. Only directories need a known place.
+//
+// It tracks inodes and not paths. So the stream may report a change under any name of an inode, even below a directory
+// that is being moved.
 type namespace struct {
 	root    *inode
 	base    rootNames // or nil
-	entries []*entry  // that differ from base, in the order of their first change
-	touched []*inode  // that were changed, in the order of their first change
+	entries []*entry  // entries that may differ from base, in the order of their first change
+	touched []*inode  // changed inodes, in the order of their first change
 	passing map[*entry]struct{}
 }
 
-// inode is a file or directory as far as the stream has spoken of it.
+// inode is a file or directory that the stream has mentioned.
 type inode struct {
-	number   uint64   // as the stream says of what it creates; 0 for what base has
-	origin   *entry   // the name under which base has it, nil for the root and if base does not have it
+	number   uint64   // from the command that creates the inode; 0 for inodes of base
+	origin   *entry   // its name in base; nil for the root, and if base does not have it
 	names    []*entry // present names; a directory has at most one
 	children map[string]*entry
 	isRoot   bool
@@ -33,14 +34,14 @@ type inode struct {
 	touched  bool
 	flags    treediff.Flags
 
-	basePath, topPath *string // found so far
+	basePath, topPath *string // nil until found
 }
 
 // entry is a name in a directory.
 type entry struct {
 	dir     *inode
 	name    string
-	inode   *inode // present bearer of the name, or nil
+	inode   *inode // the inode that has the name at present, or nil
 	changed bool   // listed in namespace.entries
 }
 
@@ -55,8 +56,8 @@ func newNamespace(base rootNames) *namespace {
 // inBase reports whether base has the inode.
 func (n *inode) inBase() bool { return n.isRoot || n.origin != nil }
 
-// orphanInode returns the inode number in a name of passage: o<inode>-<generation>-<n>. The kernel makes new
-// inodes under such names in the root, and moves there what is in the way, before giving each its place
+// orphanInode returns the inode number in a temporary name: o<inode>-<generation>-<n>. The kernel makes new inodes
+// under such names in the root, and moves inodes there that are in the way. Later it gives each inode its place
 // (gen_unique_name in fs/btrfs/send.c). It takes n so that neither tree's root has the name.
 func orphanInode(name string) (number uint64, ok bool) {
 	rest, ok := strings.CutPrefix(name, "o")
@@ -78,8 +79,8 @@ func orphanInode(name string) (number uint64, ok bool) {
 	return numbers[0], true
 }
 
-// find returns the present entry of a name in a directory. What the stream has not yet spoken of is as in
-// base, which must have it if the stream is right.
+// find returns the present entry of a name in a directory. A name that the stream has not mentioned yet is as in base.
+// If the stream is right, base has that name.
 func (s *namespace) find(dir *inode, name []byte) (*entry, error) {
 	e := dir.children[string(name)]
 	switch {
@@ -96,8 +97,8 @@ func (s *namespace) find(dir *inode, name []byte) (*entry, error) {
 	return e, nil
 }
 
-// entry returns the entry of a name in a directory, made up with no bearer if the stream has not yet spoken
-// of it.
+// entry returns the entry of a name in a directory. If the stream has not mentioned the name yet, the entry is new and
+// has no inode.
 func (*namespace) entry(dir *inode, name []byte) *entry {
 	e := dir.children[string(name)]
 	if e == nil {
@@ -110,7 +111,7 @@ func (*namespace) entry(dir *inode, name []byte) *entry {
 	return e
 }
 
-// parent returns the directory that holds the last component of a path.
+// parent returns the directory that holds the last component of a path, and that component.
 func (s *namespace) parent(path []byte) (dir *inode, name []byte, err error) {
 	if len(path) == 0 {
 		return nil, nil, inconsistent("the root cannot be made, moved or removed")
@@ -143,7 +144,7 @@ func (s *namespace) lookup(path []byte) (*entry, error) {
 	return s.find(dir, name)
 }
 
-// attach gives a name to an inode. A bearer that it has, or may have in base, loses it.
+// attach gives a name to an inode. Another inode that has the name, or may have it in base, loses it.
 func (s *namespace) attach(dir *inode, name []byte, n *inode) {
 	if e := dir.children[string(name)]; e != nil && e.inode != nil {
 		s.detach(e)
@@ -159,7 +160,7 @@ func (s *namespace) attach(dir *inode, name []byte, n *inode) {
 	s.change(e)
 }
 
-// detach takes a name from its bearer. A name of passage leaves no trace.
+// detach takes a name from its inode. A temporary name leaves no trace.
 func (s *namespace) detach(e *entry) {
 	n := e.inode
 	n.names = slices.DeleteFunc(n.names, func(other *entry) bool { return other == e })
@@ -190,7 +191,7 @@ func (s *namespace) create(path []byte, number uint64, isDir bool) error {
 	}
 	n := &inode{number: number, isDir: isDir}
 	s.attach(dir, name, n)
-	// What a file holds that base does not have is new, whatever it looks like.
+	// A file that base does not have counts as written, whatever its content.
 	s.note(n, treediff.Written)
 	return nil
 }
@@ -269,12 +270,12 @@ func (s *namespace) note(n *inode, flags treediff.Flags) {
 	}
 }
 
-// settle decides what the names are that the stream has left in the root and that look like names of
-// passage: either someone's, or the sign of a stream that is not complete.
+// settle decides about names in the root that look temporary and are left at the end of the stream. Each is either a
+// name that somebody chose, or the sign of an incomplete stream.
 func (s *namespace) settle(top rootNames) error {
 	for e := range s.passing {
 		number, _ := orphanInode(e.name)
-		// The kernel would have made another name for this inode.
+		// The kernel would have made another temporary name for this inode.
 		someones := e.inode.number != 0 && e.inode.number != number
 		if !someones && (top == nil || !top(e.name)) {
 			return &treediff.NoHintsError{Reason: "orphan", Err: fmt.Errorf("%q stays at the end of the stream", e.name)}
@@ -284,8 +285,8 @@ func (s *namespace) settle(top rootNames) error {
 	return nil
 }
 
-// report calls add for each path at which base and top may differ, some of them more than once, and returns
-// the inodes whose other names it cannot know.
+// report calls add for each path at which base and top may differ, for some paths more than once. It returns the
+// changed inodes that may have names unknown to the namespace.
 func (s *namespace) report(add func(path string, flags treediff.Flags)) ([]changedInode, error) {
 	for _, e := range s.entries {
 		if dir, ok, err := e.dir.pathInBase(); err != nil {
@@ -305,7 +306,7 @@ func (s *namespace) report(add func(path string, flags treediff.Flags)) ([]chang
 			add("", n.flags)
 			continue
 		}
-		mentioned := !n.inBase() || n.isDir // has no names that the stream does not mention
+		mentioned := !n.inBase() || n.isDir // the stream mentions all its names
 		for _, e := range n.names {
 			dir, ok, err := e.dir.pathInTop()
 			if err != nil {
@@ -325,7 +326,8 @@ func (s *namespace) report(add func(path string, flags treediff.Flags)) ([]chang
 	return changed, nil
 }
 
-// parent returns the directory that holds a directory at present: nil for the root and for one that is gone.
+// parent returns the directory that holds a directory at present. The result is nil for the root, and for a removed
+// directory.
 func (n *inode) parent() *inode {
 	if len(n.names) == 0 {
 		return nil
@@ -348,11 +350,12 @@ func (n *inode) pathInTop() (path string, ok bool, err error) {
 	return n.path(&n.topPath, e, func(dir *inode) (string, bool, error) { return dir.pathInTop() })
 }
 
-// maxPath bounds the length of a path in either tree. The kernel speaks of none that is longer than 4096
-// bytes, but a directory may have been moved since.
+// maxPath bounds the length of a path in either tree, in bytes. The kernel's paths have at most 4096 bytes, but a
+// directory may have been moved since.
 const maxPath = 64 << 10
 
-// path returns what is stored in known, or else finds it: the path of the directory that holds e, and e's name.
+// path returns the path in known if there is one. Otherwise it joins the path of the directory that holds e and e's
+// name, and stores the result in known.
 func (n *inode) path(known **string, e *entry, of func(*inode) (string, bool, error)) (string, bool, error) {
 	switch {
 	case n.isRoot:

@@ -16,14 +16,14 @@ type nestedSubvolume struct {
 	outer uint64 // the subvolume that it is linked in
 	dirID uint64 // inode number of the directory there
 	name  string // its name in that directory
-	path  string // relative to the volume's root; "" if it is longer than the kernel can tell
+	path  string // relative to the volume's root; "" if it is too long for the kernel to tell
 }
 
-// emptySubvolDirInode is the inode number of the empty directory that stands in a snapshot for a subvolume
-// that is nested in its source (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
+// emptySubvolDirInode is the inode number of the empty directory that a snapshot has in place of a subvolume nested in
+// its source (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
 const emptySubvolDirInode = 2
 
-// nestedIn lists the subvolumes inside the subvolume id, at any depth, each after the one it is nested in.
+// nestedIn lists the subvolumes inside the subvolume id, at any depth, each after its outer subvolume.
 func (b *Backend) nestedIn(id uint64) ([]nestedSubvolume, error) {
 	all, err := b.nestedDirectlyIn(nestedSubvolume{id: id, path: "."})
 	for i := 0; err == nil && i < len(all); i++ {
@@ -32,12 +32,12 @@ func (b *Backend) nestedIn(id uint64) ([]nestedSubvolume, error) {
 		all = append(all, inner...)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list what is nested in subvolume %d: %w", id, err)
+		return nil, fmt.Errorf("list subvolumes nested in subvolume %d: %w", id, err)
 	}
 	return all, nil
 }
 
-// nestedDirectlyIn leaves out what is unlinked while it looks.
+// nestedDirectlyIn lists the subvolumes directly inside outer. It leaves out subvolumes that are unlinked meanwhile.
 func (b *Backend) nestedDirectlyIn(outer nestedSubvolume) ([]nestedSubvolume, error) {
 	fd, err := btrfsctl.OpenRoot(int(b.fs.Fd()), outer.id)
 	if errors.Is(err, unix.ESTALE) {
@@ -76,18 +76,19 @@ func (b *Backend) nestedDirectlyIn(outer nestedSubvolume) ([]nestedSubvolume, er
 	return inner, nil
 }
 
-// snapshotNested puts into the snapshot dir of the subvolume id, in place of the empty directories that stand
-// there for nested subvolumes, snapshots of these; and makes all of it read-only.
+// snapshotNested completes dir, a snapshot of the subvolume id, which has an empty directory in place of each nested
+// subvolume. It replaces these directories with snapshots of the nested subvolumes. Then it makes dir and all these
+// snapshots read-only.
 func (b *Backend) snapshotNested(dir *subvolume, id uint64, nested []nestedSubvolume) error {
-	snapshots := map[uint64]uint64{id: dir.info.ID} // ids, by that of what they are snapshots of
+	snapshots := map[uint64]uint64{id: dir.info.ID} // ids of snapshots, by the ids of their sources
 	made := []uint64{dir.info.ID}
 	for _, n := range nested {
 		outer, ok := snapshots[n.outer]
 		if !ok {
-			continue // left out, and so is what is in it
+			continue // the outer subvolume has been left out, and so is this one
 		}
 		snapshot, err := b.snapshotInPlace(outer, n)
-		// It came after the snapshot around it, or has gone since.
+		// The nested subvolume is newer than the snapshot around it, or has been removed since.
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
 			continue
 		}
@@ -105,8 +106,8 @@ func (b *Backend) snapshotNested(dir *subvolume, id uint64, nested []nestedSubvo
 	return nil
 }
 
-// snapshotInPlace makes a snapshot of n in the subvolume outer, a snapshot of the one that n is nested in,
-// and returns its id. Inode numbers are the same in both, so no path need be resolved.
+// snapshotInPlace makes a snapshot of n in the subvolume outer, and returns the snapshot's id. outer is itself a
+// snapshot of the subvolume that n is nested in. Inode numbers are the same in both, so no path need be resolved.
 func (b *Backend) snapshotInPlace(outer uint64, n nestedSubvolume) (uint64, error) {
 	source, err := btrfsctl.OpenRoot(int(b.fs.Fd()), n.id)
 	if err != nil {

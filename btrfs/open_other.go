@@ -9,7 +9,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// openBackend is not called where no filesystem is usable.
+// openBackend is never called: only Linux has a usable filesystem.
 func openBackend(context.Context, string, int, driverOptions, *slog.Logger, error) (cowcommon.Backend, error) {
 	return nil, nil
 }

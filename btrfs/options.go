@@ -34,7 +34,7 @@ func parseOptions(opts []string) (o driverOptions, err error) {
 	return o, err
 }
 
-// sharedOptions returns those of the driver's options that every driver has.
+// sharedOptions returns the options that every driver has.
 func sharedOptions(opts []string) (quota.Options, error) {
 	o, err := parseOptions(opts)
 	return o.Options, err

@@ -15,23 +15,24 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// leftovers are the qgroups of destroyed subvolumes, which may have to be removed. They cannot be before the kernel
-// has dropped the subvolume, which may be long after, and kernels from 6.11 remove most by themselves.
+// leftovers are the qgroups of destroyed subvolumes, which may have to be removed. A qgroup cannot be removed before
+// the kernel has dropped its subvolume, which may take long. Kernels from 6.11 remove most qgroups by themselves.
 type leftovers struct {
 	mu       sync.Mutex
 	expected map[uint64]struct{}
-	since    int // how many were added since the last sweep
+	since    int // number of qgroups added since the last sweep
 }
 
-// qgroupMark starts the name of an empty file in removing that says: the qgroup of the subvolume with
-// the id that follows is to be removed.
+// qgroupMark begins the name of an empty file in the directory removing, and the id of a subvolume follows. The file
+// says that the qgroup of that subvolume is to be removed.
 const qgroupMark = "qgroup-"
 
-// sweepEvery is after how many destroyed subvolumes the qgroups that they have left are looked at.
+// sweepEvery is the number of destroyed subvolumes after which their qgroups are swept.
 const sweepEvery = 64
 
-// markQgroup is expectQgroup for a volume, whose qgroup stays for as long as others reference what it wrote: a mark
-// outlives this process. Where there is no room for one, the qgroup is left over if the process dies.
+// markQgroup is expectQgroup for a volume, with a mark that outlives this process. The qgroup of a volume stays as long
+// as other subvolumes reference data that the volume wrote. Where there is no room for a mark, the qgroup is left over
+// if the process dies.
 func (b *Backend) markQgroup(id uint64) {
 	if b.expectQgroup(id) {
 		b.writeMark(id)
@@ -49,7 +50,7 @@ func (b *Backend) writeMark(id uint64) {
 	}
 }
 
-// unmarkQgroup takes back what markQgroup has done, for a volume that stays.
+// unmarkQgroup undoes markQgroup, for a volume that stays.
 func (b *Backend) unmarkQgroup(id uint64) {
 	b.leftovers.mu.Lock()
 	delete(b.leftovers.expected, id)
@@ -79,7 +80,7 @@ func (b *Backend) expectQgroup(id uint64) bool {
 	return true
 }
 
-// sweepSometimes sweeps if enough has come together.
+// sweepSometimes sweeps if sweepEvery subvolumes have been destroyed since the last sweep.
 func (b *Backend) sweepSometimes() {
 	b.leftovers.mu.Lock()
 	due := b.leftovers.since >= sweepEvery
@@ -92,15 +93,16 @@ func (b *Backend) sweepSometimes() {
 	}
 }
 
-// sweepQgroups removes the qgroups of destroyed subvolumes that can be removed by now, and their marks. The others
-// stay for the next time.
+// sweepQgroups removes those qgroups of destroyed subvolumes that can be removed by now, and their marks. The other
+// qgroups stay for the next sweep.
 func (b *Backend) sweepQgroups() {
 	if err := errors.Join(b.sweepExpected(), b.sweepMarked()); err != nil {
 		b.log.Warn("btrfs: qgroups of removed layers are left over", "error", err)
 	}
 }
 
-// leaveQgroups sweeps for the last time, and marks what cannot be removed yet for whoever opens the home next.
+// leaveQgroups sweeps for the last time. It marks the qgroups that cannot be removed yet, for the next process that
+// opens the home.
 func (b *Backend) leaveQgroups() {
 	b.sweepQgroups()
 	b.leftovers.mu.Lock()
@@ -149,7 +151,8 @@ func (b *Backend) sweepMarked() error {
 	return errors.Join(errs...)
 }
 
-// removeQgroup reports whether the qgroup is gone. That it cannot be removed yet, or for want of space, is no error.
+// removeQgroup removes a qgroup, and reports whether it is gone. It returns no error if the qgroup cannot be removed
+// yet, or cannot be removed for want of space.
 func (b *Backend) removeQgroup(id uint64) (gone bool, err error) {
 	err = b.quotas.Remove(id)
 	if errors.Is(err, quota.ErrNotYet) || fault.IsFull(err) {

@@ -19,7 +19,7 @@ import (
 // more than 128 KiB at once (BTRFS_MAX_UNCOMPRESSED).
 const maxUnencoded = 1 << 20
 
-// encodedWrite stores compressed data as they are, or else decompressed.
+// encodedWrite stores compressed data as they are or, if the kernel cannot do that, decompressed.
 func (v *receiver) encodedWrite(c *sendstream.EncodedWrite) error {
 	offset, err := fileRange(c.Offset, c.UnencodedFileLen)
 	switch {
@@ -57,7 +57,7 @@ func (v *receiver) encodedWrite(c *sendstream.EncodedWrite) error {
 	return v.write(c.Path, c.Offset, data[c.UnencodedOffset:][:c.UnencodedFileLen])
 }
 
-// cannotEncode reports whether the kernel has not stored data as they are, but may store them decompressed.
+// cannotEncode reports whether the kernel has refused to store compressed data, but may store them decompressed.
 func cannotEncode(err error) bool {
 	for _, errno := range []error{unix.ENOTTY, unix.EINVAL, unix.ENOSPC, unix.EOPNOTSUPP, unix.EPERM} {
 		if errors.Is(err, errno) {
@@ -73,8 +73,8 @@ type extentDecoder struct {
 	zstd *zstd.Decoder
 }
 
-// decode returns the data of an extent, size bytes: data that are longer are cut, and shorter ones continued
-// with zeros, as the kernel does when it reads such an extent. They are valid until the next decode.
+// decode returns the data of an extent, in size bytes. It cuts longer data, and continues shorter data with zeros, as
+// the kernel does when it reads such an extent. The result is valid until the next decode.
 func (d *extentDecoder) decode(compression sendstream.Compression, data []byte, size int) ([]byte, error) {
 	if cap(d.data) < size {
 		d.data = make([]byte, size)
@@ -91,7 +91,7 @@ func (d *extentDecoder) decode(compression sendstream.Compression, data []byte, 
 	case sendstream.CompressionZstd:
 		n, err = d.unzstd(data)
 	default:
-		return nil, fault.New(errdefs.ErrNotImplemented, "compression %d, which only the kernel can undo and this one does not", compression)
+		return nil, fault.New(errdefs.ErrNotImplemented, "compression %d, which this kernel does not accept and Cowshed cannot undo", compression)
 	}
 	if err != nil {
 		return nil, invalid("corrupt data: %v", err)
@@ -124,7 +124,8 @@ func fill(b []byte, r io.Reader) (n int, err error) {
 	return n, nil
 }
 
-// maxZstdWindow is in bytes. btrfs uses windows of up to 128 KiB (ZSTD_BTRFS_MAX_WINDOWLOG).
+// maxZstdWindow is the largest window of a zstd frame, in bytes. btrfs uses windows of up to 128 KiB
+// (ZSTD_BTRFS_MAX_WINDOWLOG).
 const maxZstdWindow = 1 << 20
 
 // unzstd fills d.data from a zstd frame, which may be followed by padding.

@@ -17,26 +17,29 @@ import (
 	"github.com/cowshed/cowshed/internal/eintr"
 )
 
-// received names the subvolume that a stream was sent from, as BTRFS_IOC_SET_RECEIVED_SUBVOL wants it.
+// received names the subvolume that a stream was sent from, in the terms of BTRFS_IOC_SET_RECEIVED_SUBVOL.
 type received struct {
 	uuid     btrfsctl.UUID
 	ctransid uint64
 }
 
-// receive applies a send stream to the writable subvolume whose root is open as root: an empty one for a full
-// stream, for an incremental one a snapshot of source, the read-only subvolume that the stream builds on. It
-// ends where the stream does, and leaves to the caller to make the result durable, read-only and known as
-// received.
+// receive applies a send stream to the writable subvolume whose root is open as root. For a full stream, the subvolume
+// is empty. For an incremental stream, it is a snapshot of source, the read-only subvolume that the stream builds on.
+// receive ends at the end of the stream. The caller makes the result durable and read-only, and records the subvolume
+// that it was received from.
 //
-// Whatever the stream holds, nothing outside of root is changed, and nothing outside of root and source is
-// read. Nobody else may change the tree meanwhile. Memory is bounded by the stream's longest command.
-// The flags that chattr(1) sets are not applied, as by btrfs receive; everything else is.
+// Whatever the stream holds, receive changes nothing outside of root, and reads nothing outside of root and source.
+// Nobody else may change the tree meanwhile. Memory is bounded by the stream's longest command. Like btrfs receive, it
+// does not apply the flags that chattr(1) sets; it applies everything else.
 //
-// Errors say the command and where it is in the stream. errdefs.ErrInvalidArgument: the stream is not of the
-// kind that root and source are for, or makes no sense. errdefs.ErrFailedPrecondition: it builds on, or
-// clones from, another subvolume than source. errdefs.ErrNotImplemented: it needs what this kernel or program
-// cannot do. Others are a *sendstream.Error and what the filesystem and ctx say. ctx is looked at between
-// commands; a read from r is not interrupted.
+// Errors name the command and its place in the stream:
+//
+//   - errdefs.ErrInvalidArgument if the stream is not of the kind that root and source are for, or makes no sense
+//   - errdefs.ErrFailedPrecondition if the stream builds on, or clones from, another subvolume than source
+//   - errdefs.ErrNotImplemented if the stream needs a function that this kernel or Cowshed does not have
+//
+// Other errors are a *sendstream.Error, errors of the filesystem, and the cause of ctx's end. receive looks at ctx
+// between commands; it does not interrupt a read from r.
 func receive(ctx context.Context, root, source *os.File, r io.Reader) (received, error) {
 	stream, err := sendstream.NewReader(r)
 	if err != nil {
@@ -75,8 +78,8 @@ type receiver struct {
 	sourceUUIDs [2]btrfsctl.UUID
 	begun       bool
 	received    received
-	// rootTimes are the times of access and modification that the root is to have. The kernel does not say
-	// them if the root is the same on both sides, but what is made and moved there on its way changes them.
+	// rootTimes are the times of access and modification for the root at the end. The kernel does not send them if the
+	// root is the same on both sides. But making and moving files in the root changes its times.
 	rootTimes [2]unix.Timespec
 	decoder   extentDecoder
 }
@@ -91,8 +94,8 @@ func (v *receiver) setSource(source *os.File) error {
 	return nil
 }
 
-// isSource reports whether a stream means the source by that UUID: its own, or that of the subvolume that it
-// was received from.
+// isSource reports whether the UUID in a stream means the source. It may be the source's own UUID, or that of the
+// subvolume that the source was received from.
 func (v *receiver) isSource(uuid btrfsctl.UUID) bool {
 	return v.source != nil && uuid != btrfsctl.UUID{} && (uuid == v.sourceUUIDs[0] || uuid == v.sourceUUIDs[1])
 }
@@ -119,12 +122,12 @@ func (v *receiver) apply(command sendstream.Command) error {
 		return v.begin(c.UUID, c.Ctransid)
 	}
 	if !v.begun {
-		return invalid("the stream does not say what it is a stream of")
+		return invalid("the stream does not begin with its subvolume")
 	}
 	if handled, err := v.applyData(command); handled {
 		return err
 	}
-	// What follows may change what the path of an open file means.
+	// The commands below may put another file at the path of the open file.
 	v.tree.closeFile()
 	return v.applyName(command)
 }
@@ -192,8 +195,8 @@ func (v *receiver) applyName(command sendstream.Command) error {
 	case *sendstream.Utimes:
 		return v.utimes(c)
 	case *sendstream.FileAttr:
-		// These are flags of btrfs's inodes. Some cannot be set on a file that has data, and some would keep
-		// the commands that follow from being applied.
+		// These are flags of btrfs's inodes. Some cannot be set on a file that has data, and some would make later
+		// commands fail.
 		return nil
 	case *sendstream.EnableVerity:
 		return v.enableVerity(c)
@@ -204,10 +207,10 @@ func (v *receiver) applyName(command sendstream.Command) error {
 	return fault.As(errdefs.ErrNotImplemented, sendstream.ErrUnknownCommand)
 }
 
-// fileRange checks that length bytes at offset are within what a file can have, and returns the offset.
+// fileRange checks that a file can have length bytes at offset, and returns the offset.
 func fileRange(offset, length uint64) (int64, error) {
 	if offset > math.MaxInt64 || length > math.MaxInt64-offset {
-		return 0, invalid("%d bytes at offset %d are beyond what a file can have", length, offset)
+		return 0, invalid("%d bytes at offset %d are beyond the largest possible file", length, offset)
 	}
 	return int64(offset), nil
 }
@@ -257,7 +260,7 @@ func (v *receiver) fallocate(c *sendstream.Fallocate) error {
 	}))
 }
 
-// clone shares a range of a file of this tree, or of the source, with another file.
+// clone makes a file share a range with a file of this tree, or of the source.
 func (v *receiver) clone(c *sendstream.Clone) error {
 	if _, err := fileRange(c.Offset, c.Len); err != nil {
 		return err

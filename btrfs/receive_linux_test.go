@@ -64,7 +64,7 @@ func (s *sender) receiveInto(dir, source string, r io.Reader) (string, error) {
 
 var everything = treecmp.Options{Roots: true}
 
-// ways to send.
+// ways are the ways to send.
 var ways = []struct {
 	name    string
 	flags   uint64
@@ -110,7 +110,7 @@ func TestReceiveOfRandomChanges(t *testing.T) {
 	}
 }
 
-// TestReceiveOfScenarios sends each tree in every way, in full, and then what is changed in it.
+// TestReceiveOfScenarios sends each tree in every way: first in full, and then its changes.
 func TestReceiveOfScenarios(t *testing.T) {
 	from, to := newSender(t), newSender(t)
 	for i, tc := range []struct {
@@ -138,7 +138,7 @@ func TestReceiveOfScenarios(t *testing.T) {
 		{"directories on the move", "mkdir -p a/b/c/d e; echo 1 >a/b/c/d/f", "mv a/b/c/d d; mv a/b/c d/c; mv a/b d/c/b; mv a d/c/b/a; mv e d; echo 2 >>d/f"},
 		{"odd names", `echo 1 >"$(printf 'a\nb\377')"; mkdir "$(printf %0255d 0)"; echo 2 >"$(printf %0255d 0)/ -x"`, `mv "$(printf 'a\nb\377')" "$(printf %0255d 0)/'"`},
 		{"deep", `for i in $(seq 300); do mkdir abcdefghij; cd abcdefghij; done; echo 1 >f`, `cd $(yes abcdefghij | head -200 | tr '\n' /); mv abcdefghij x`},
-		{"someone's names of passage", "echo 1 >o257-7-0; mkdir o258-8-0", "mv o257-7-0 o258-8-0/; mv o258-8-0 o300-1-0; echo 2 >o257-7-0"},
+		{"someone's temporary names", "echo 1 >o257-7-0; mkdir o258-8-0", "mv o257-7-0 o258-8-0/; mv o258-8-0 o300-1-0; echo 2 >o257-7-0"},
 		{"much", "for i in $(seq 300); do mkdir $i; echo $i >$i/f; done; head -c 5000000 /dev/urandom >big", "for i in $(seq 2 2 300); do rm -r $i; done; for i in $(seq 1 2 300); do mv $i n$i; done; head -c 5000000 /dev/urandom >big"},
 		{"flags", "echo 1 >f; mkdir d", "chattr +d f; chattr +A d"},
 	} {
@@ -161,7 +161,7 @@ func TestReceiveOfScenarios(t *testing.T) {
 	}
 }
 
-// TestReceiveBesideTheOriginal builds on the very subvolume that a stream was sent from.
+// TestReceiveBesideTheOriginal builds on the very subvolume from which a stream was sent.
 func TestReceiveBesideTheOriginal(t *testing.T) {
 	s := newSender(t)
 	work := s.create("work")
@@ -175,7 +175,7 @@ func TestReceiveBesideTheOriginal(t *testing.T) {
 	assert.Equal(t, s.info(top).UUID, s.info(received).ReceivedUUID)
 }
 
-// TestReceiveKeepsCompressedData looks whether compressed extents arrive as they were sent.
+// TestReceiveKeepsCompressedData checks that compressed extents arrive as they were sent.
 func TestReceiveKeepsCompressedData(t *testing.T) {
 	s := newSender(t)
 	work := s.create("work")
@@ -208,7 +208,7 @@ func TestReceiveDecompresses(t *testing.T) {
 			shell(t, work, "btrfs -q filesystem defragment -c"+algorithm+" y s z; sync")
 			base := s.snapshot(work, fmt.Sprintf("base-%d", i), true)
 
-			elsewhere := t.TempDir() // which is not on btrfs, or else this is but a second round trip
+			elsewhere := t.TempDir() // not on btrfs; on btrfs this is only a second round trip
 			root, err := os.Open(elsewhere)
 			require.NoError(t, err)
 			defer root.Close()
@@ -369,7 +369,7 @@ func makeVictim(t testing.TB, dir string) {
 	_ = unix.Setxattr(secret, "user.mine", []byte("x"), 0) // where the filesystem has them
 }
 
-// describeTree renders all that a tree is, times of the last change included.
+// describeTree renders all names, attributes and contents of a tree, times of the last change included.
 func describeTree(t testing.TB, dir string) string {
 	t.Helper()
 	var b strings.Builder
@@ -386,7 +386,7 @@ func describeTree(t testing.TB, dir string) string {
 	return strings.Join(lines, "\n")
 }
 
-// TestReceiveSetsLinksThemselves has commands that are right on symbolic links and must not follow them.
+// TestReceiveSetsLinksThemselves has commands on symbolic links, which must change the links and not follow them.
 func TestReceiveSetsLinksThemselves(t *testing.T) {
 	testfs.Root(t)
 	dir := t.TempDir()
@@ -496,7 +496,7 @@ func TestReceiveRefuses(t *testing.T) {
 	})
 }
 
-// TestReceiveAppliesFallocate has a command that kernels do not send to this day.
+// TestReceiveAppliesFallocate has a command that the format defines and no kernel sends.
 func TestReceiveAppliesFallocate(t *testing.T) {
 	s := newSender(t)
 	p := []byte("f")
@@ -553,7 +553,7 @@ func TestReceiveKeepsNothingOpen(t *testing.T) {
 	assert.Equal(t, before, count())
 }
 
-// FuzzReceive holds receive to this: whatever a stream says, nothing outside of the root changes.
+// FuzzReceive asserts that no stream changes anything outside of the root.
 func FuzzReceive(f *testing.F) {
 	for _, name := range []string{"full-v1", "full-v2", "incremental-v1"} {
 		b, err := os.ReadFile("sendstream/testdata/" + name + ".stream")
@@ -570,7 +570,7 @@ func FuzzReceive(f *testing.F) {
 		root, err := os.Open(inside)
 		require.NoError(t, err)
 		defer root.Close()
-		// As the stream itself, and as a choice of commands.
+		// The input is the stream itself, and then a choice of commands.
 		_, _ = receive(t.Context(), root, nil, bytes.NewReader(input))
 		_, _ = receive(t.Context(), root, nil, full(t, hostileCommands(input)...))
 		require.Equal(t, before, describeTree(t, outside))
@@ -580,8 +580,8 @@ func FuzzReceive(f *testing.F) {
 	})
 }
 
-// hostileCommands makes commands of arbitrary bytes, three for each command, on a few names that include
-// symbolic links outside.
+// hostileCommands makes commands from arbitrary bytes, three for each command. They use a few names, among them
+// symbolic links that lead outside.
 func hostileCommands(input []byte) []sendstream.Command {
 	paths := []string{"", "a", "b", "a/b", "b/a", "a/b/a", "a/secret", "b/secret", "a/dir", "secret", "a/dir/b"}
 	targets := []string{"../outside", "../outside/secret", "a", "b", "/", ".", "..", "/proc/self/cwd"}

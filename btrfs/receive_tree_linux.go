@@ -11,18 +11,18 @@ import (
 	"github.com/cowshed/cowshed/internal/eintr"
 )
 
-// receiveTree is a directory tree that is changed by paths relative to its root. No path leads out of it: the
-// directory that holds the last name is found with openat2, which crosses neither symbolic links nor mounts,
-// and the last name is never followed either.
+// receiveTree is a directory tree that is changed by paths relative to its root. No path leads out of it. openat2 finds
+// the directory that holds the last name, and crosses neither symbolic links nor mounts. The last name is never
+// followed either.
 //
-// Directories and files are kept open from one call to the next, since a stream does many things in a row at
-// one place. It is for paths of a send stream, which are relative and hold no "." and "..".
+// receiveTree keeps directories and files open from one call to the next, since a stream does many things in a row at
+// the same place. It is for paths of a send stream, which are relative and hold no "." and "..".
 type receiveTree struct {
 	root int
-	dirs [2]openDir // the last two used, the last one first
+	dirs [2]openDir // the last two used, the most recent first
 	file openFile
 
-	inherited   []string // attributes that root hands on to what is made in it
+	inherited   []string // attributes that new files in root inherit
 	inheritedOK bool     // inherited is known
 }
 
@@ -56,7 +56,7 @@ func (d *openDir) close() {
 	}
 }
 
-// closeFile closes the file that is kept open. Errors of writing back come with the sync at the end.
+// closeFile closes the file that is kept open. The sync at the end reports errors of writing back.
 func (t *receiveTree) closeFile() {
 	if t.file.fd >= 0 {
 		unix.Close(t.file.fd)
@@ -72,8 +72,8 @@ func pathError(op string, path []byte, err error) error {
 	return &fs.PathError{Op: op, Path: string(path), Err: err}
 }
 
-// at returns the directory that holds the last name of a path, and that name. The descriptor is valid until
-// the second call of at from here. The root is "." in itself.
+// at returns the directory that holds the last name of a path, and that name. The descriptor is valid until the second
+// call of at after this call. For the root, at returns the root itself and ".".
 func (t *receiveTree) at(path []byte) (dir int, name string, err error) {
 	if len(path) == 0 {
 		return t.root, ".", nil
@@ -115,7 +115,7 @@ func (d *openDir) open(root int, path []byte) error {
 	return nil
 }
 
-// moved closes directories that may no longer be what their path says, because the name at path was changed.
+// moved closes the open directories whose paths lead through path, because the name at path was changed.
 func (t *receiveTree) moved(path []byte) {
 	for i := range t.dirs {
 		d := &t.dirs[i]
@@ -125,7 +125,7 @@ func (t *receiveTree) moved(path []byte) {
 	}
 }
 
-// openRegular opens a regular file. Nothing else is opened, since that alone may have an effect on a device.
+// openRegular opens a regular file. It opens no other kind of file: opening a device may already have an effect on it.
 func (t *receiveTree) openRegular(path []byte, flags int) (int, error) {
 	dir, name, err := t.at(path)
 	if err != nil {
@@ -158,7 +158,7 @@ func requireRegular(dir int, name string, flags int) error {
 	return nil
 }
 
-// writable opens a regular file for writing and keeps it open until another is asked for, or closeFile.
+// writable opens a regular file for writing. It keeps the file open until the next call for another file, or closeFile.
 func (t *receiveTree) writable(path []byte) (int, error) {
 	if t.file.fd >= 0 && bytes.Equal(t.file.path, path) {
 		return t.file.fd, nil
@@ -172,7 +172,7 @@ func (t *receiveTree) writable(path []byte) (int, error) {
 	return fd, nil
 }
 
-// What a stream makes belongs to root alone until the stream says otherwise.
+// New files belong to root alone until the stream sets their owners and modes.
 const (
 	newFileMode = 0o600
 	newDirMode  = 0o700
@@ -212,7 +212,7 @@ func (t *receiveTree) symlink(path, target []byte) error {
 	return pathError("symlink", path, unix.Symlinkat(string(target), dir, name))
 }
 
-// Attributes of a directory that change what is made in it. A stream makes everything in the root, whose
+// Attributes of a directory that have an effect on new files in it. A stream makes every new file in the root, whose
 // attributes it has set before, and moves it into place.
 const (
 	xattrDefaultACL  = "system.posix_acl_default"
@@ -220,7 +220,7 @@ const (
 	xattrCompression = "btrfs.compression"
 )
 
-// dropInherited removes the attributes that something new has from the directory it was made in.
+// dropInherited removes the attributes that a new file has inherited from its directory.
 func (t *receiveTree) dropInherited(path []byte, dir int, name string, kind uint32) error {
 	inherited, err := t.inheritedFrom(dir)
 	if err != nil {
@@ -229,7 +229,7 @@ func (t *receiveTree) dropInherited(path []byte, dir int, name string, kind uint
 	for _, attribute := range inherited {
 		if attribute == xattrDefaultACL && kind != unix.S_IFDIR ||
 			attribute == xattrCompression && kind != unix.S_IFDIR && kind != unix.S_IFREG {
-			continue // which cannot have it
+			continue // a file of this kind cannot have the attribute
 		}
 		err := unix.Lremovexattr(procPath(dir)+"/"+name, attribute)
 		if err != nil && !errors.Is(err, unix.ENODATA) {
@@ -239,7 +239,7 @@ func (t *receiveTree) dropInherited(path []byte, dir int, name string, kind uint
 	return nil
 }
 
-// inheritedFrom returns the attributes that a directory hands on.
+// inheritedFrom returns the attributes that new files in a directory inherit.
 func (t *receiveTree) inheritedFrom(dir int) ([]string, error) {
 	if dir == t.root && t.inheritedOK {
 		return t.inherited, nil
@@ -318,7 +318,7 @@ func (t *receiveTree) chown(path []byte, uid, gid int) error {
 	return pathError("chown", path, unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// chmod changes what is not a symbolic link: EOPNOTSUPP.
+// chmod sets the mode of a file. Returns EOPNOTSUPP if the file is a symbolic link.
 func (t *receiveTree) chmod(path []byte, mode uint32) error {
 	dir, name, err := t.at(path)
 	if err != nil {
@@ -331,7 +331,7 @@ func (t *receiveTree) chmod(path []byte, mode uint32) error {
 	return pathError("chmod", path, err)
 }
 
-// chmodOpen is for kernels without fchmodat2 (Linux 6.6).
+// chmodOpen is chmod for kernels without fchmodat2, which Linux has from 6.6.
 func chmodOpen(dir int, name string, mode uint32) error {
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -371,8 +371,8 @@ func (t *receiveTree) setXattr(path, name, value []byte) error {
 	return nil
 }
 
-// removeXattr removes an extended attribute that need not be there: others, as security.capability, vanish by
-// themselves when a file is written to or given away.
+// removeXattr removes an extended attribute if it is there. Some attributes, such as security.capability, vanish by
+// themselves when a file is written to or gets another owner.
 func (t *receiveTree) removeXattr(path, name []byte) error {
 	file, err := t.proc(path)
 	if err != nil {
@@ -387,8 +387,8 @@ func (t *receiveTree) removeXattr(path, name []byte) error {
 	return nil
 }
 
-// proc returns a path for the system calls on extended attributes, which take no descriptor of a directory.
-// Its last name is not to be followed.
+// proc returns a path for the system calls on extended attributes, which take no descriptor of a directory. The last
+// name of the path must not be followed.
 func (t *receiveTree) proc(path []byte) (string, error) {
 	dir, name, err := t.at(path)
 	if err != nil {

@@ -27,7 +27,8 @@ func nestIn(t *testing.T, path, name string) {
 	require.NoError(t, btrfsctl.CreateSubvolume(int(dir.Fd()), name, nil))
 }
 
-// The kernel refuses to destroy the filesystem's default subvolume. It stays as it is, and nothing else stays.
+// The kernel refuses to destroy the filesystem's default subvolume. That subvolume stays as it is, and nothing else
+// stays.
 func TestRemoveThatFailsChangesNothing(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, root string){
 		"plain":          func(*testing.T, string) {},
@@ -83,7 +84,7 @@ func TestVolumeAtItsLimit(t *testing.T) {
 			root := filepath.Join(b.home, subvolumesName, "volume")
 			nestIn(t, root, "nested")
 			nestIn(t, root+"/nested", "inner")
-			// Both what is written and the room for entries are used up.
+			// Both are used up: the space for data, and the room for entries.
 			require.ErrorIs(t, writeBytes(root+"/data", 8*mib), unix.EDQUOT)
 			var err error
 			for i := 0; err == nil && i < 1000; i++ {
@@ -100,8 +101,8 @@ func TestVolumeAtItsLimit(t *testing.T) {
 	}
 }
 
-// A removal that a process dies of, where there is no room to rename the volume away, is ended by the next one that
-// opens the home, or by the next removal. Until then nobody finds the volume.
+// The process dies during a removal, where there is no room to rename the volume away. The next process that opens the
+// home completes the removal, or the next call of Remove does. Until then nobody finds the volume.
 func TestInterruptedRemovalOnAFullFilesystem(t *testing.T) {
 	for name, finish := range map[string]func(t *testing.T, b *Backend) *Backend{
 		"by opening": func(t *testing.T, b *Backend) *Backend {
@@ -145,7 +146,7 @@ func TestInterruptedRemovalOnAFullFilesystem(t *testing.T) {
 	}
 }
 
-// A process in a layer cannot hide the layer by giving its root the owner that doomed ones have.
+// A process in a layer cannot hide the layer by giving its root the owner of a doomed volume.
 func TestOwnerDoomsNothing(t *testing.T) {
 	b := open(t, testfs.Btrfs(t), Options{})
 	root := create(t, b, "volume")
@@ -159,8 +160,8 @@ func TestOwnerDoomsNothing(t *testing.T) {
 	assert.NoDirExists(t, root)
 }
 
-// A sealed volume with subvolumes nested inside is sealed until it is gone: after a power cut at any moment of its
-// removal it is back whole and sealed, or gone.
+// A sealed volume with nested subvolumes stays sealed until it is removed. After a power cut at any moment of its
+// removal it is either whole and sealed, or removed.
 func TestSealedVolumeIsSealedUntilItIsGone(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)

@@ -9,13 +9,12 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 )
 
-// replayed is what an incremental send stream says about two trees.
+// replayed has the differences of two trees, as an incremental send stream tells them.
 type replayed struct {
 	hints *treediff.Hints
-	// changed are the inodes of base that the stream changes and that top still has. The stream speaks of
-	// each under one name, but an inode with several links may have names that it does not mention: whoever
-	// uses hints adds one for each of them, with the same flags. Inodes that base does not have are not
-	// among these, since the stream gives each of their names.
+	// changed are the inodes of base that the stream changes and that top still has. The stream mentions each under one
+	// name. An inode with several links may have more names, so addLinks adds a hint with the same flags for each of
+	// these. Inodes that base does not have are not among changed, since the stream gives all their names.
 	changed []changedInode
 }
 
@@ -25,24 +24,32 @@ type changedInode struct {
 	flags treediff.Flags // of the hint at path
 }
 
-// replay reads an incremental stream without file data, from base to top, and says where the two trees may
-// differ: each name that was added, removed, or given to another inode, in the directory's place in base and
-// in its place in top, and each inode that was changed, at its names in top.
+// replay reads an incremental stream without file data, from base to top, and tells where the two trees may differ:
 //
-// A *treediff.NoHintsError says that the stream cannot be relied on: "unknown-command" if it holds what this
-// program does not know, "inconsistent" if it speaks of names that cannot be there, "orphan" if it leaves
-// something under a name of passage (see orphanInode). A stream that is broken is another error.
+//   - each name that was added, removed, or given to another inode; in the places that its directory has in base and in
+//     top
+//   - each changed inode, at its names in top
+//
+// Returns a *treediff.NoHintsError if the stream cannot be relied on. Its reasons are:
+//
+//   - "unknown-command" if this program does not know the stream's version, or a command or attribute in it
+//   - "inconsistent" if the stream mentions names that cannot exist
+//   - "orphan" if the stream leaves a file under a temporary name (see orphanInode)
+//
+// If the stream is broken, replay returns another error.
 func replay(r io.Reader) (*replayed, error) {
 	return replayBetween(r, nil, nil)
 }
 
-// rootNames says whether the root directory of a tree holds a name.
+// rootNames reports whether the root directory of a tree has a name.
 type rootNames func(name string) bool
 
-// replayBetween is replay with the means to tell names of passage from files that someone has named like
-// them, which the kernel never uses for both. Without top, such files make it fall back when they appear in
-// top; without base, the stream is believed when it says that base has one. Both are asked for such names
-// only.
+// replayBetween is replay with the means to tell temporary names from files that somebody has named like them. No name
+// is used for both: the kernel avoids names that the roots of base and top have. replayBetween calls base and top for
+// such names only.
+//
+// Without top, such a name that is new in top is an error with the reason "orphan". Without base, replayBetween
+// believes a stream that says that base has such a name.
 func replayBetween(r io.Reader, base, top rootNames) (*replayed, error) {
 	stream, err := sendstream.NewReader(r)
 	if err != nil {
@@ -63,7 +70,7 @@ func replayBetween(r io.Reader, base, top rootNames) (*replayed, error) {
 	return result, nil
 }
 
-// streamError tells streams that need a newer program from broken ones.
+// streamError tells streams that need a newer program from broken streams.
 func streamError(err error) error {
 	if errors.Is(err, sendstream.ErrUnknownCommand) || errors.Is(err, sendstream.ErrUnknownAttribute) ||
 		errors.Is(err, sendstream.ErrVersion) {
@@ -72,7 +79,7 @@ func streamError(err error) error {
 	return fmt.Errorf("replay: %w", err)
 }
 
-// inconsistent is the error for a stream that does not fit the tree it is for.
+// inconsistent returns the error for a stream that does not fit its tree.
 func inconsistent(format string, args ...any) error {
 	return &treediff.NoHintsError{Reason: "inconsistent", Err: fmt.Errorf(format, args...)}
 }
@@ -84,7 +91,7 @@ func (s *namespace) replay(stream *sendstream.Reader) error {
 		command := stream.Command()
 		_, begins := command.(*sendstream.Snapshot)
 		if begins == begun {
-			return inconsistent("offset %d: %v where an incremental stream has none", stream.Offset(), command.Op())
+			return inconsistent("offset %d: no incremental stream has %v there", stream.Offset(), command.Op())
 		}
 		begun = true
 		if err := s.apply(command); err != nil {

@@ -21,13 +21,13 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
-// treeNode is what a tree has at a path.
+// treeNode is a file of a tree.
 type treeNode struct {
 	unix.Statx_t
 	path string // absolute
 }
 
-// id tells inodes apart, also those of one number in two trees that are not each other's clones.
+// id tells inodes apart, also inodes with one number in two trees that are not clones of each other.
 func (n treeNode) id() inodeID { return inodeID{n.Ino, n.Btime} }
 
 type inodeID struct {
@@ -35,7 +35,7 @@ type inodeID struct {
 	btime unix.StatxTimestamp
 }
 
-// readTree maps each path of a tree, relative to its root, to what is there. The root is "".
+// readTree maps each path of a tree, relative to its root, to the file there. The root is "".
 func readTree(t testing.TB, root string) map[string]treeNode {
 	t.Helper()
 	tree := make(map[string]treeNode)
@@ -53,7 +53,7 @@ func readTree(t testing.TB, root string) map[string]treeNode {
 	return tree
 }
 
-// requireHinted replays the stream from base to top, which must be possible, and holds it against the trees.
+// requireHinted is checkHinted for a stream that the kernel can make and that can be replayed.
 func requireHinted(t testing.TB, s *sender, base, top string) recorded {
 	t.Helper()
 	got, err := checkHinted(t, s, base, top)
@@ -61,7 +61,7 @@ func requireHinted(t testing.TB, s *sender, base, top string) recorded {
 	return got
 }
 
-// checkHinted replays the stream from base to top, and if that is possible, holds it against the two trees.
+// checkHinted replays the stream from base to top. If that is possible, it compares the hints with the two trees.
 func checkHinted(t testing.TB, s *sender, base, top string) (recorded, error) {
 	t.Helper()
 	stream, err := s.trySend(base, top, btrfsctl.SendNoFileData, 1)
@@ -88,7 +88,7 @@ func checkHinted(t testing.TB, s *sender, base, top string) (recorded, error) {
 	return got, nil
 }
 
-// namesIn says which names the root of a tree has.
+// namesIn returns a function that reports whether the root of a tree has a name.
 func namesIn(root string) rootNames {
 	return func(name string) bool {
 		_, err := os.Lstat(filepath.Join(root, name))
@@ -102,8 +102,7 @@ type comparison struct {
 	hints     map[string]treediff.Flags
 }
 
-// addLinks does the part of the backend: it hints at all names of the inodes that a replay cannot know all
-// names of.
+// addLinks does the backend's part: it hints at all names of the inodes that may have names unknown to a replay.
 func (c comparison) addLinks(t testing.TB, changed []changedInode) {
 	t.Helper()
 	names := make(map[uint64][]string)
@@ -132,22 +131,22 @@ func (c comparison) paths() map[string]bool {
 	return paths
 }
 
-// differs reports whether a path is another inode in each tree, or in one only.
+// differs reports whether a path has another inode in each tree, or exists in one tree only.
 func (c comparison) differs(path string) bool {
 	b, inBase := c.base[path]
 	t, inTop := c.top[path]
 	return inBase != inTop || b.id() != t.id()
 }
 
-// changed reports whether the inode that a path is in both trees was changed.
+// changed reports whether the inode that a path has in both trees was changed.
 func (c comparison) changed(path string) bool {
 	b, t := c.base[path], c.top[path]
 	return b.Ctime != t.Ctime || b.Mtime != t.Mtime || b.Size != t.Size || b.Mode != t.Mode || b.Uid != t.Uid ||
 		b.Gid != t.Gid || b.Nlink != t.Nlink
 }
 
-// covers reports whether a path is hinted, or lies below a directory that is, and is another in each tree,
-// so that all below it is compared.
+// covers reports whether a path is hinted. If a directory above is another in each tree, it reports whether that
+// directory is hinted: all below it is compared then.
 func (c comparison) covers(path string) bool {
 	for i := range len(path) {
 		if dir := path[:i]; path[i] == '/' && c.differs(dir) {
@@ -159,8 +158,8 @@ func (c comparison) covers(path string) bool {
 	return hinted
 }
 
-// changes counts the names that differ between directories of the same inode number, and the inodes that
-// were changed under each of their names.
+// changes counts the names that differ between directories of the same inode number. It adds the names of changed
+// inodes.
 func (c comparison) changes() int {
 	type entry struct {
 		dir  uint64
@@ -208,8 +207,8 @@ func sameBytes(t testing.TB, a, b string) bool {
 	return bytes.Equal(x, y)
 }
 
-// TestReplayOfRandomChanges changes a tree at random, again and again, and holds each replay against the
-// trees. COWSHED_TEST_SEED repeats a run.
+// TestReplayOfRandomChanges changes a tree at random, again and again, and compares each replay with the trees.
+// COWSHED_TEST_SEED repeats a run.
 func TestReplayOfRandomChanges(t *testing.T) {
 	s := newSender(t)
 	seed := testSeed(t)
@@ -233,7 +232,7 @@ func TestReplayOfRandomChanges(t *testing.T) {
 	}
 }
 
-// rounds is how often a random test does its work: less in a short run.
+// rounds is the number of repetitions of a random test, which is smaller in a short run.
 func rounds(n int) int {
 	if testing.Short() {
 		return n / 4
@@ -260,7 +259,7 @@ func TestReplayOfScenarios(t *testing.T) {
 	for i, tc := range []struct {
 		name   string
 		base   string   // shell commands in the root of the tree
-		top    string   // what is done to it then
+		top    string   // shell commands that change base to top
 		hinted []string // paths that must be among the hints
 		max    int      // most hints
 	}{
@@ -351,7 +350,7 @@ func TestReplayOfScenarios(t *testing.T) {
 			hinted: []string{"a\nb/\xff\xfe", fmt.Sprintf("%0255d", 0), fmt.Sprintf("a\nb/%0255d", 1)}, max: 5,
 		},
 		{
-			name: "someone's names of passage", base: "echo 1 >o257-7-0; echo 2 >o258-8-0; mkdir o300-9-0; echo 3 >o300-9-0/f",
+			name: "someone's temporary names", base: "echo 1 >o257-7-0; echo 2 >o258-8-0; mkdir o300-9-0; echo 3 >o300-9-0/f",
 			top:    "echo 4 >>o257-7-0; mv o258-8-0 o259-9-1; mv o300-9-0 o260-1-1; echo 5 >>o260-1-1/f; echo 6 >o1-1-1",
 			hinted: []string{"o257-7-0", "o258-8-0", "o259-9-1", "o300-9-0", "o260-1-1", "o260-1-1/f", "o1-1-1"}, max: 9,
 		},
@@ -398,10 +397,9 @@ func shell(t testing.TB, dir, script string) {
 	require.NoError(t, err, "%s", out)
 }
 
-// TestReplayOfSiblings has two trees neither of which comes from the other. When two such trees give one
-// inode number to two new inodes in one transaction, kernels as late as 6.18 take them for one inode, and may
-// send names that were never made or fail (ENOENT). Then there are no hints, which must be noticed and be the
-// exception.
+// TestReplayOfSiblings has two trees of which neither comes from the other. Such trees may give one inode number to two
+// new inodes in one transaction. Kernels as late as 6.18 mistake these for one inode. Then they may send names that
+// were never made, or fail (ENOENT). In such cases there must be no hints. They must be the exception.
 func TestReplayOfSiblings(t *testing.T) {
 	s := newSender(t)
 	seed := testSeed(t)

@@ -64,7 +64,7 @@ func encode(t testing.TB, commands ...sendstream.Command) *bytes.Buffer {
 	return &b
 }
 
-// recorded is what a replay reports.
+// recorded is the result of a replay.
 type recorded struct {
 	hints   map[string]treediff.Flags
 	changed []changedInode
@@ -179,7 +179,7 @@ func TestReplay(t *testing.T) {
 			map[string]treediff.Flags{"a": written, "c": 0, "a/c": written},
 			[]changedInode{{"a/c", written}},
 		},
-		"someone's file is named like a name of passage and changes": {
+		"someone's file has a name like a temporary name and changes": {
 			[]sendstream.Command{updateExtent("o257-7-0"), rename("o258-7-0", "a")},
 			map[string]treediff.Flags{"o257-7-0": written, "o258-7-0": 0, "a": 0},
 			[]changedInode{{"o257-7-0", written}},
@@ -188,7 +188,7 @@ func TestReplay(t *testing.T) {
 			[]sendstream.Command{mkfile("o300-9-0", 300), rename("o300-9-0", "o257-7-0")},
 			map[string]treediff.Flags{"o257-7-0": written}, nil,
 		},
-		"names like names of passage below the root": {
+		"names like temporary names below the root": {
 			[]sendstream.Command{rename("a", "d/o257-7-0")},
 			map[string]treediff.Flags{"a": 0, "d/o257-7-0": 0}, nil,
 		},
@@ -211,26 +211,26 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestReplayFallsBack has streams that no complete tree can come from.
+// TestReplayFallsBack has streams that cannot come from a complete tree.
 func TestReplayFallsBack(t *testing.T) {
 	for name, tc := range map[string]struct {
 		commands []sendstream.Command
 		reason   string
 	}{
-		"new file keeps its name of passage":    {[]sendstream.Command{mkfile("o300-9-0", 300)}, "orphan"},
-		"moved file keeps its name of passage":  {[]sendstream.Command{rename("a", "o257-7-0")}, "orphan"},
-		"after another has had it":              {[]sendstream.Command{mkfile("o300-9-0", 300), rename("o300-9-0", "a"), rename("b", "o300-9-0")}, "orphan"},
-		"name of passage used after it is gone": {[]sendstream.Command{mkdir("o300-9-0", 300), rename("o300-9-0", "a"), mkfile("a", 301)}, "inconsistent"},
-		"name used after it is gone":            {[]sendstream.Command{unlink("a"), utimes("a")}, "inconsistent"},
-		"directory used after it is gone":       {[]sendstream.Command{rmdir("a"), unlink("a/b")}, "inconsistent"},
-		"name in a new directory":               {[]sendstream.Command{mkdir("a", 300), unlink("a/b")}, "inconsistent"},
-		"link over a name":                      {[]sendstream.Command{utimes("b"), link("b", "a")}, "inconsistent"},
-		"link to a directory":                   {[]sendstream.Command{mkdir("a", 300), link("b", "a")}, "inconsistent"},
-		"directory moved into itself":           {[]sendstream.Command{rename("a", "a/b")}, "inconsistent"},
-		"directory moved below itself":          {[]sendstream.Command{rename("a", "a/b/c")}, "inconsistent"},
-		"root removed":                          {[]sendstream.Command{rmdir("")}, "inconsistent"},
-		"second beginning":                      {[]sendstream.Command{&sendstream.Snapshot{}}, "inconsistent"},
-		"full stream inside":                    {[]sendstream.Command{&sendstream.Subvol{}}, "inconsistent"},
+		"new file keeps its temporary name":    {[]sendstream.Command{mkfile("o300-9-0", 300)}, "orphan"},
+		"moved file keeps its temporary name":  {[]sendstream.Command{rename("a", "o257-7-0")}, "orphan"},
+		"after another has had it":             {[]sendstream.Command{mkfile("o300-9-0", 300), rename("o300-9-0", "a"), rename("b", "o300-9-0")}, "orphan"},
+		"temporary name used after it is gone": {[]sendstream.Command{mkdir("o300-9-0", 300), rename("o300-9-0", "a"), mkfile("a", 301)}, "inconsistent"},
+		"name used after it is gone":           {[]sendstream.Command{unlink("a"), utimes("a")}, "inconsistent"},
+		"directory used after it is gone":      {[]sendstream.Command{rmdir("a"), unlink("a/b")}, "inconsistent"},
+		"name in a new directory":              {[]sendstream.Command{mkdir("a", 300), unlink("a/b")}, "inconsistent"},
+		"link over a name":                     {[]sendstream.Command{utimes("b"), link("b", "a")}, "inconsistent"},
+		"link to a directory":                  {[]sendstream.Command{mkdir("a", 300), link("b", "a")}, "inconsistent"},
+		"directory moved into itself":          {[]sendstream.Command{rename("a", "a/b")}, "inconsistent"},
+		"directory moved below itself":         {[]sendstream.Command{rename("a", "a/b/c")}, "inconsistent"},
+		"root removed":                         {[]sendstream.Command{rmdir("")}, "inconsistent"},
+		"second beginning":                     {[]sendstream.Command{&sendstream.Snapshot{}}, "inconsistent"},
+		"full stream inside":                   {[]sendstream.Command{&sendstream.Subvol{}}, "inconsistent"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := replay(incremental(t, tc.commands...))
@@ -350,8 +350,7 @@ func TestOrphanInode(t *testing.T) {
 	}
 }
 
-// FuzzReplay holds replay to this: it ends, does not panic, and either reports hints or an error that says
-// what is wrong.
+// FuzzReplay asserts that replay ends, does not panic, and either reports hints or returns an error.
 func FuzzReplay(f *testing.F) {
 	for _, name := range []string{"nodata-v1", "incremental-v2", "full-v1"} {
 		b, err := os.ReadFile("sendstream/testdata/" + name + ".stream")
@@ -376,7 +375,7 @@ func FuzzReplay(f *testing.F) {
 	})
 }
 
-// commandsOf makes commands on a few names of arbitrary bytes, three for each command.
+// commandsOf makes commands from arbitrary bytes, three for each command, on a few names.
 func commandsOf(input []byte) []sendstream.Command {
 	paths := []string{"a", "b", "c", "a/a", "a/b", "b/a", "b/b/c", "a/b/c", "o300-1-0", "o301-1-0", "o302-1-0", "o300-1-0/a"}
 	var commands []sendstream.Command

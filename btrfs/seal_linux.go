@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/internal/sealing"
 )
 
-// seals are the volumes as package sealing has them. A sealed one is a subvolume with the read-only flag.
+// seals gives package sealing access to the volumes. A sealed volume is a subvolume with the read-only flag.
 func (b *Backend) seals() sealing.Volumes[*subvolume] {
 	use := func(ctx context.Context, name string) (v sealing.Held[*subvolume], err error) {
 		dir, err := b.acquire(ctx, name, inuse.Brief)
@@ -38,7 +38,7 @@ func (b *Backend) seals() sealing.Volumes[*subvolume] {
 			}
 			return errors.Join(clone(v.Volume), v.Done(nil))
 		},
-		After: func(_ error, f func() error) error { return f() }, // a call to the kernel that has failed is over
+		After: func(_ error, f func() error) error { return f() }, // a failed call to the kernel has ended
 	}
 }
 
@@ -49,7 +49,7 @@ func (s *subvolume) state() sealing.State {
 	return sealing.Writable
 }
 
-// claimed is a volume that the caller has for itself until it calls done, and the only way to change its state.
+// claimed is a volume that the caller has for itself until it calls done. Only move changes the state of a volume.
 type claimed struct {
 	*subvolume
 	b       *Backend
@@ -58,11 +58,11 @@ type claimed struct {
 }
 
 func (c *claimed) done() error {
-	defer c.release() // once the lock is free
+	defer c.release() // after Close has released the lock
 	return c.Close()
 }
 
-// move brings the volume into another state, as sealing.Held has it. A doomed volume stays that.
+// move brings the volume into another state, as sealing.Held describes. A doomed volume stays doomed.
 func (c *claimed) move(_ context.Context, to sealing.State) (changed bool, err error) {
 	if to == sealing.Doomed {
 		return true, c.doom()
@@ -72,7 +72,7 @@ func (c *claimed) move(_ context.Context, to sealing.State) (changed bool, err e
 		return false, nil
 	}
 	if err := c.setReadOnly(readOnly); err != nil {
-		return false, err // the kernel has taken it back
+		return false, err // the kernel has undone the change
 	}
 	c.info.ReadOnly = readOnly
 	return true, nil
@@ -85,8 +85,8 @@ func (c *claimed) setReadOnly(readOnly bool) error {
 	return nil
 }
 
-// Seal makes a volume that nobody uses read-only for good, and what it holds survive a power cut. Sealing it
-// twice does nothing. errdefs.ErrFailedPrecondition: it is in use, and was not changed.
+// Seal makes a volume that nobody uses read-only for good, and its content durable. Sealing it twice does nothing.
+// Returns errdefs.ErrFailedPrecondition if the volume is in use, and leaves it as it was.
 func (b *Backend) Seal(ctx context.Context, name string) error {
 	err := b.seals().Rely(ctx, name, func(v *subvolume, before sealing.State) error {
 		if before == sealing.Sealed {

@@ -31,7 +31,7 @@ func isSealed(t *testing.T, b *Backend, name string) bool {
 	return v.Sealed
 }
 
-// What is sealed is read-only and survives a power cut, without anybody having written it back before.
+// A sealed volume is read-only and survives a power cut, even if nobody has written it back before.
 func TestSealIsDurable(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	b := open(t, mnt, Options{})
@@ -72,12 +72,12 @@ func TestSealTwice(t *testing.T) {
 	assert.Equal(t, before.ID, info().ID)
 }
 
-// A volume that somebody uses, by whatever means, is not sealed and stays writable.
+// A volume that somebody uses, in any way, is not sealed and stays writable.
 func TestSealInUse(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	b := open(t, mnt, Options{})
 	dir := create(t, b, "volume")
-	other := open(t, mnt, Options{}) // as another process has it
+	other := open(t, mnt, Options{}) // as another process would
 
 	for name, use := range map[string]func(t *testing.T) (end func()){
 		"mounted": func(t *testing.T) func() {

@@ -19,8 +19,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// Send writes the btrfs send stream of top, as "btrfs send" does, incremental from base unless that is nil. Without
-// an error, what it has written is one whole stream.
+// Send writes the btrfs send stream of top, as "btrfs send" does, incremental from base unless base is nil. Without an
+// error, it has written one whole stream.
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
@@ -38,8 +38,8 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 	return fault.Wrap("send volume", topView.volume, err)
 }
 
-// Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental
-// stream needs the sealed volume that it builds on, which is found to be the right one by its UUID.
+// Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental stream needs
+// the sealed volume that it builds on. Receive compares UUIDs to make sure that source is that volume.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
 	return fault.Wrap("receive volume", name, b.receiveVolume(ctx, name, source, r))
 }
@@ -48,7 +48,7 @@ func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.R
 	if source == "" {
 		return b.receiveFrom(ctx, name, nil, r)
 	}
-	// It may take long, and keeps the source from being removed for as long.
+	// Receiving may take long, and source cannot be removed meanwhile.
 	src, err := b.acquire(ctx, source, inuse.Viewed)
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (b *Backend) receiveVolume(ctx context.Context, name, source string, r io.R
 	return errors.Join(err, b.release(source, inuse.Viewed))
 }
 
-// receiveFrom receives a volume that builds on src, or on nothing if that is nil.
+// receiveFrom receives a volume that builds on src, or on nothing if src is nil.
 func (b *Backend) receiveFrom(ctx context.Context, name string, src *subvolume, r io.Reader) error {
 	var srcFile *os.File
 	var srcID uint64
@@ -92,9 +92,9 @@ func (b *Backend) receiveFrom(ctx context.Context, name string, src *subvolume, 
 	})
 }
 
-// publishReceived gives a received volume its name and seals it. Nobody can use it before it is sealed: in this process
-// the name is claimed, and others wait for the lock. After a crash in between it is there, complete, and not known as
-// received.
+// publishReceived gives a received volume its name and seals it. Nobody can use the volume before it is sealed: this
+// process has claimed the name, and other processes wait for the lock. After a crash in between, the volume exists and
+// is complete. It is not sealed, and may lack its received UUID.
 func (b *Backend) publishReceived(ctx context.Context, name string, dir *subvolume, from received, rename func() error) error {
 	release, err := b.uses.Claim(ctx, name)
 	if errdefs.IsFailedPrecondition(err) {
@@ -110,7 +110,7 @@ func (b *Backend) publishReceived(ctx context.Context, name string, dir *subvolu
 	if err := rename(); err != nil {
 		return err
 	}
-	// The one who calls closes the root, and so gives the lock back.
+	// The caller closes the root, which releases the lock.
 	c := &claimed{subvolume: dir, b: b, name: name, release: release}
 	err = btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/cowshed/cowshed/internal/treecmp"
 )
 
-// TestSendReceive moves a layer and its child to another filesystem, the child by what it changed.
+// TestSendReceive moves a layer and its child to another filesystem. Of the child it sends the changes only.
 func TestSendReceive(t *testing.T) {
 	ctx := t.Context()
 	from, to := open(t, testfs.Btrfs(t), Options{}), open(t, testfs.Btrfs(t), Options{})

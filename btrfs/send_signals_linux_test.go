@@ -20,8 +20,8 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// bigChange makes a volume and a clone that differ by so much that a send stream does not fit into a pipe, and
-// returns views of both.
+// bigChange makes a volume and a clone, and returns views of both. The two differ so much that a send stream does not
+// fit into a pipe.
 func bigChange(t *testing.T, b *Backend) (base, top cowcommon.View) {
 	t.Helper()
 	ctx := t.Context()
@@ -42,7 +42,7 @@ func bigChange(t *testing.T, b *Backend) (base, top cowcommon.View) {
 	return base, top
 }
 
-// storm sends signals that nobody asked for to the process, and to each of its threads, until the test ends.
+// storm sends unrequested signals to the process, and to each of its threads, until the test ends.
 func storm(t *testing.T) {
 	t.Helper()
 	pid := os.Getpid()
@@ -58,7 +58,7 @@ func storm(t *testing.T) {
 			}
 			for _, thread := range threads {
 				tid, _ := strconv.Atoi(thread.Name())
-				_ = unix.Tgkill(pid, tid, unix.SIGURG) // it may have ended
+				_ = unix.Tgkill(pid, tid, unix.SIGURG) // the thread may have ended
 			}
 			if err := unix.Kill(pid, unix.SIGWINCH); err != nil {
 				t.Errorf("storm: %v", err)
@@ -70,7 +70,7 @@ func storm(t *testing.T) {
 	t.Cleanup(func() { cancel(); <-done })
 }
 
-// slow is a buffer that its writer has to wait for, so that the pipe before it is full.
+// slow is a buffer whose Write takes time, so that the pipe before it is full.
 type slow struct{ bytes.Buffer }
 
 func (s *slow) Write(p []byte) (int, error) {
@@ -78,7 +78,7 @@ func (s *slow) Write(p []byte) (int, error) {
 	return s.Buffer.Write(p)
 }
 
-// TestSendUnderSignals: a signal at a full pipe must not make the kernel begin the stream anew.
+// TestSendUnderSignals: a signal while the pipe is full must not make the kernel begin the stream anew.
 func TestSendUnderSignals(t *testing.T) {
 	b := open(t, testfs.Btrfs(t), Options{})
 	base, top := bigChange(t, b)
@@ -100,8 +100,8 @@ func TestSendUnderSignals(t *testing.T) {
 	}
 }
 
-// TestSendOfStoppedProcess: no mask keeps a process from being stopped, as by Ctrl-Z or a frozen cgroup, and the
-// kernel begins a stream anew all the same. Then Send fails, and what hints were asked for is walked.
+// TestSendOfStoppedProcess: no signal mask prevents a stop of the process, as by Ctrl-Z or a frozen cgroup. After a
+// stop, the kernel begins a stream anew. Then Send fails, and a diff walks the trees instead of using hints.
 func TestSendOfStoppedProcess(t *testing.T) {
 	b := open(t, testfs.Btrfs(t), Options{})
 	base, top := bigChange(t, b)
@@ -129,8 +129,8 @@ func TestSendOfStoppedProcess(t *testing.T) {
 	t.Logf("Send failed %d times of 10", failed)
 }
 
-// stopping stops the process and lets it go on, again and again until the test ends. It is another process that does,
-// and after each stop it lets this one go on, whatever happens.
+// stopping stops this process and continues it, again and again until the test ends. Another process does that, and
+// continues this process after each stop, whatever happens.
 func stopping(t *testing.T) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "go on stopping")

@@ -63,7 +63,7 @@ func (s *sender) destroy(name string) {
 	require.NoError(s.t, btrfsctl.DestroySubvolume(s.fd, name))
 }
 
-// send returns the stream of the read-only subvolume at top, incremental from that at base unless it is "".
+// send returns the stream of the read-only subvolume at top, incremental from the subvolume at base unless base is "".
 func (s *sender) send(base, top string, flags uint64, version uint32) *os.File {
 	s.t.Helper()
 	stream, err := s.trySend(base, top, flags, version)
@@ -71,7 +71,7 @@ func (s *sender) send(base, top string, flags uint64, version uint32) *os.File {
 	return stream
 }
 
-// trySend is send where the kernel may fail.
+// trySend is send for streams at which the kernel may fail.
 func (s *sender) trySend(base, top string, flags uint64, version uint32) (*os.File, error) {
 	s.t.Helper()
 	stream, err := os.CreateTemp(s.t.TempDir(), "stream")
@@ -102,15 +102,15 @@ func (s *sender) info(subvolume string) btrfsctl.Subvolume {
 	return info
 }
 
-// mutator changes a tree at random. Names come from a small pool, so that they are taken over often.
+// mutator changes a tree at random. Its names come from a small pool, so that they are often used again.
 type mutator struct {
 	t    testing.TB
 	rand *rand.Rand
 	root string
-	log  []string // of what was done, for a test that fails
+	log  []string // all steps, for a test that fails
 }
 
-// names are some that are hard for someone.
+// names are difficult names.
 var names = []string{
 	"a", "b", "c", "d", "e", "f", "new\nline", "\xff\xfe\x80", "with space", "-rf", `back\slash`, "tab\t",
 	strings.Repeat("l", 255), "o257-7-0", "o258-8-0", "o300-9-1", ".wh.a", "...", "\u00fc", "*?[",
@@ -118,7 +118,7 @@ var names = []string{
 
 func (m *mutator) name() string { return names[m.rand.IntN(len(names))] }
 
-// list returns the paths of the tree that a predicate holds for.
+// list returns the paths of the tree for which a predicate holds.
 func (m *mutator) list(want func(fs.DirEntry) bool) []string {
 	m.t.Helper()
 	var paths []string
@@ -131,7 +131,7 @@ func (m *mutator) list(want func(fs.DirEntry) bool) []string {
 	return paths
 }
 
-// pick returns a path of the tree that a predicate holds for, or "" if there is none.
+// pick returns a path of the tree for which a predicate holds, or "" if there is no such path.
 func (m *mutator) pick(want func(fs.DirEntry) bool) string {
 	paths := m.list(want)
 	if len(paths) == 0 {
@@ -162,7 +162,7 @@ func (m *mutator) orRoot(path string) string {
 	return path
 }
 
-// step changes the tree once. What cannot be done is left undone.
+// step changes the tree once, or not at all if the change is impossible.
 func (m *mutator) step() {
 	what, err := m.change()
 	if err == nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// Status describes the filesystem and what of it can be used, as it is now.
+// Status describes the filesystem, its space and its quota mode at this moment.
 func (b *Backend) Status(context.Context) [][2]string {
 	status := [][2]string{
 		{"Backing Filesystem", "btrfs"},
@@ -29,7 +29,7 @@ func (b *Backend) Status(context.Context) [][2]string {
 	return append(status, [2]string{"Quota Mode", b.examineQuota().Detail})
 }
 
-// device is the source of the mount that holds the home.
+// device returns the source of the mount that holds the home.
 func (b *Backend) device() (string, error) {
 	m, err := mountOf(b.home)
 	if err != nil {

@@ -9,11 +9,11 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
-// errStub says that a directory is the empty one that a snapshot has in the place of a subvolume. There is nothing in
-// it, and nothing can be put there.
+// errStub says that a directory is a stand-in: the empty directory that a snapshot has in place of a subvolume. Nothing
+// is in it, and nothing can be put there.
 var errStub = fmt.Errorf("the empty stand-in that a snapshot has for a subvolume: %w", errNotSubvolume)
 
-// stubError says of which subvolume the directory dir is the stand-in.
+// stubError returns an errStub that names the subvolume for which the directory dir stands.
 func stubError(dir *os.File) error {
 	original, err := btrfsctl.StandsFor(dir.Name())
 	if err != nil {

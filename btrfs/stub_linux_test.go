@@ -16,7 +16,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// snapshotOf takes a snapshot of the subvolume at path, as a tool that takes one of all of a system does.
+// snapshotOf takes a snapshot of the subvolume at path, as tools do that take snapshots of a whole system.
 func snapshotOf(t *testing.T, path, as string) {
 	t.Helper()
 	source, err := os.Open(path)
@@ -28,7 +28,8 @@ func snapshotOf(t *testing.T, path, as string) {
 	require.NoError(t, btrfsctl.Snapshot(int(dir.Fd()), filepath.Base(as), int(source.Fd()), false, nil))
 }
 
-// A snapshot of a home has an empty directory for each layer. It opens, names them, and takes new layers.
+// A snapshot of a home has an empty directory for each layer. Such a home can be opened. It names these directories,
+// and takes new layers.
 func TestSnapshotOfAHome(t *testing.T) {
 	ctx := t.Context()
 	mnt := testfs.Btrfs(t)
@@ -68,7 +69,7 @@ func TestSnapshotOfAHome(t *testing.T) {
 	assertClean(t, original, "layer")
 }
 
-// A home that is itself such a directory says so.
+// A home that is itself such a directory cannot be opened, and the error says so.
 func TestHomeThatIsAStandIn(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	require.NoError(t, open(t, mnt, Options{}).Close())

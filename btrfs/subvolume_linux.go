@@ -14,21 +14,21 @@ import (
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
-// errNotSubvolume says that something is not the root of a subvolume, so Cowshed did not make it.
+// errNotSubvolume says that a file is not the root of a subvolume, so Cowshed did not make it.
 var errNotSubvolume = fault.New(errdefs.ErrFailedPrecondition, "not a subvolume")
 
-// subvolume is the open root directory of a subvolume, and what the kernel says about it.
+// subvolume is the open root directory of a subvolume, with the kernel's information about the subvolume.
 type subvolume struct {
 	*os.File
 	info btrfsctl.Subvolume
 }
 
-// Close closes the root, which is no longer locked then.
+// Close unlocks and closes the root.
 func (s *subvolume) Close() error { return flock.Release(s.File) }
 
 func (s *subvolume) fd() int { return int(s.Fd()) }
 
-// reopen opens the root again, for use beyond the subvolume's Close.
+// reopen opens the root again, for use after Close.
 func (s *subvolume) reopen() (*os.File, error) {
 	fd, err := unix.Openat(s.fd(), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -46,7 +46,7 @@ func (b *Backend) openSubvolume(dir *os.File, name string) (*subvolume, error) {
 	return b.examine(file)
 }
 
-// openRoot opens what may be the root of the subvolume name in dir.
+// openRoot opens the directory name in dir, which may be the root of a subvolume.
 func openRoot(dir *os.File, name string) (*os.File, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	path := dir.Name() + "/" + name
@@ -59,7 +59,7 @@ func openRoot(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// examine asks the kernel about the subvolume whose root is open as file, which it closes if that fails.
+// examine asks the kernel about the subvolume whose root is open as file. If that fails, it closes file.
 func (b *Backend) examine(file *os.File) (*subvolume, error) {
 	info, err := btrfsctl.Info(int(file.Fd()))
 	switch {
@@ -67,7 +67,7 @@ func (b *Backend) examine(file *os.File) (*subvolume, error) {
 		err = stubError(file)
 	case err != nil:
 		err = fmt.Errorf("subvolume %s: %w", file.Name(), err)
-	case info.ID == b.dirs.subvolumesID: // an ordinary directory of the subvolume that holds the layout
+	case info.ID == b.dirs.subvolumesID: // an ordinary directory in the subvolume that holds the layout
 		err = fmt.Errorf("%s: %w", file.Name(), errNotSubvolume)
 	default:
 		return &subvolume{File: file, info: info}, nil

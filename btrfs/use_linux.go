@@ -18,8 +18,8 @@ import (
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
-// acquire counts one more use of a volume. While it is used its root is open and locked shared, which tells
-// other processes.
+// acquire counts one more use of a volume. While the volume is in use, its root is open and has a shared lock, which
+// other processes notice.
 func (b *Backend) acquire(ctx context.Context, name string, kind inuse.Kind) (*subvolume, error) {
 	return b.uses.Acquire(ctx, name, kind, func() (*subvolume, error) {
 		return b.lockVolume(ctx, name, b.lockShared)
@@ -30,9 +30,9 @@ func (b *Backend) release(name string, kind inuse.Kind) error {
 	return b.uses.Release(name, kind, (*subvolume).Close)
 }
 
-// claim takes a volume that nobody uses for itself, so that it can be changed as a whole; whoever wants
-// to use it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or in another
-// process, or is mounted by other means.
+// claim takes a volume that nobody uses for the caller alone, so that it can be changed as a whole. Others wait before
+// they can use it. The caller calls done. Returns errdefs.ErrFailedPrecondition if the volume is in use, here or in
+// another process, or is mounted by other means.
 func (b *Backend) claim(ctx context.Context, name string) (*claimed, error) {
 	release, err := b.uses.Claim(ctx, name)
 	if err != nil {
@@ -50,9 +50,9 @@ func (b *Backend) claim(ctx context.Context, name string) (*claimed, error) {
 	return c, nil
 }
 
-// lockVolume opens a volume and locks it: with lockShared to use it, or with lockAlone to change it. The lock is on the
-// volume that has the name now, not on one that had it when it was opened, and what is said about the volume holds
-// as long as the lock.
+// lockVolume opens a volume and locks it: with lockShared to use it, or with lockAlone to change it. If the volume lost
+// its name before it was locked, lockVolume opens the name again. It reads the information about the volume under the
+// lock, so that information holds as long as the lock.
 func (b *Backend) lockVolume(ctx context.Context, name string, lock func(context.Context, *os.File) error) (*subvolume, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func (b *Backend) lockVolume(ctx context.Context, name string, lock func(context
 		}
 		dir, err := b.examine(file)
 		if errors.Is(err, unix.ENOENT) {
-			continue // it has been removed meanwhile
+			continue // the volume has been removed meanwhile
 		}
 		if err != nil {
 			return nil, volumeError(name, err)
@@ -84,7 +84,7 @@ func (b *Backend) lockVolume(ctx context.Context, name string, lock func(context
 	}
 }
 
-// lockAlone locks exclusively. errdefs.ErrFailedPrecondition: another process uses the volume.
+// lockAlone locks exclusively. Returns errdefs.ErrFailedPrecondition if another process uses the volume.
 func lockAlone(_ context.Context, dir *os.File) error {
 	ok, err := flock.TryExclusive(dir)
 	if err == nil && !ok {
@@ -93,8 +93,9 @@ func lockAlone(_ context.Context, dir *os.File) error {
 	return err
 }
 
-// lockShared waits for another process to end what it changes. That takes milliseconds, so what lasts longer
-// is a process inside the layer that has locked its own root: that must not keep the layer from being used.
+// lockShared waits until another process has ended its change of the volume. Changes take milliseconds. A lock of
+// seconds is that of a process inside the layer, which has locked its own root. Such a lock must not prevent the use of
+// the layer, so lockShared then goes on without a lock.
 func (b *Backend) lockShared(ctx context.Context, dir *os.File) error {
 	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: 2 * time.Second}
 	ok := false
@@ -108,8 +109,8 @@ func (b *Backend) lockShared(ctx context.Context, dir *os.File) error {
 	return err
 }
 
-// openVolume opens the root of a volume, whatever is being done with it. errdefs.ErrNotFound: there is none of that
-// name.
+// openVolume opens the root of a volume, without a use or a claim of it. Returns errdefs.ErrNotFound if no volume has
+// that name.
 func (b *Backend) openVolume(name string) (*subvolume, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return nil, err
@@ -124,7 +125,7 @@ func (b *Backend) openVolume(name string) (*subvolume, error) {
 	return dir, nil
 }
 
-// withVolume calls do with a volume, whatever is being done with it. Its error says the operation.
+// withVolume calls do with a volume, without a use or a claim of it. Its error names the operation.
 func (b *Backend) withVolume(operation, name string, do func(dir *subvolume) error) error {
 	dir, err := b.openVolume(name)
 	if err == nil {
@@ -141,8 +142,8 @@ func volumeError(name string, err error) error {
 	return err
 }
 
-// Mount returns the path of a volume's subvolume: on btrfs every volume is reachable as it is. The mount
-// counts as a use all the same. A label was given to the tree when it was made.
+// Mount returns the path of a volume's subvolume: on btrfs every volume is always reachable. The mount counts as a use
+// all the same. Mount ignores the label: the tree got its label when it was made.
 func (b *Backend) Mount(ctx context.Context, name, _ string) (string, error) {
 	dir, err := b.acquire(ctx, name, inuse.Held)
 	if err != nil {

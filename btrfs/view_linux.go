@@ -17,19 +17,19 @@ import (
 	"github.com/cowshed/cowshed/internal/staging"
 )
 
-// view is a read-only subvolume: that of a sealed volume itself, or a snapshot in the directory views.
+// view is a subvolume that nobody writes to: the volume itself, or a snapshot in the directory views.
 type view struct {
 	b        *Backend
 	volume   string
 	snapshot string         // name in the directory views; "" if the view is the volume itself
-	live     *layertar.Live // the volume's tree, of which the snapshot is; nil if there is none
+	live     *layertar.Live // the volume's own tree if the view is a snapshot of it, else nil
 	dir      *subvolume
-	nested   []nestedSubvolume // which the volume has, and so the view
-	close    func() error      // once
+	nested   []nestedSubvolume // nested subvolumes of the volume, and so of the view
+	close    func() error      // releases the view, once
 }
 
-// View opens a sealed volume itself, or a read-only snapshot of a volume that is not sealed, which costs
-// about a millisecond and writes back what has been written to the volume so far.
+// View opens a sealed volume itself. Of a volume that is not sealed it takes a read-only snapshot. That takes about a
+// millisecond, and writes the volume's unwritten data to disk.
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
 	dir, err := b.acquire(ctx, name, inuse.Brief)
 	if err != nil {
@@ -50,8 +50,8 @@ func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error)
 	return v, nil
 }
 
-// open leaves the view at the volume if that is sealed or nobody can write to it, and else takes a snapshot of it, which
-// stands by itself.
+// open opens the volume itself if it is sealed, or if nobody can write to it. Otherwise it takes a snapshot, which does
+// not depend on the volume.
 func (v *view) open(ctx context.Context) error {
 	var err error
 	if v.nested, err = v.b.nestedIn(v.dir.info.ID); err != nil {
@@ -78,8 +78,8 @@ func (v *view) open(ctx context.Context) error {
 	return nil
 }
 
-// checkFrozen reports whether nobody can write to the filesystem. A mount that is read-only does not suffice: another
-// one of the same filesystem need not be.
+// checkFrozen returns cowcommon.ErrReadOnly unless nobody can write to the filesystem. A read-only mount does not
+// suffice, since the same filesystem may have a writable mount too.
 func (b *Backend) checkFrozen() error {
 	m, err := mountOf(b.home)
 	if err != nil {
@@ -91,7 +91,7 @@ func (b *Backend) checkFrozen() error {
 	return fault.New(cowcommon.ErrReadOnly, "it is not sealed and others may write to it, so it would take a snapshot")
 }
 
-// snapshot is a subvolume in the directory views, and the tree of which it was taken.
+// snapshot is a subvolume in the directory views, and the tree of its source.
 type snapshot struct {
 	*subvolume
 	live layertar.Live
@@ -127,7 +127,7 @@ func (b *Backend) closeSnapshot(name string, s *snapshot) error {
 // Dir is the absolute path of the view's root.
 func (v *view) Dir() string { return v.dir.Name() }
 
-// Live is the volume's own tree if the view is a snapshot of it.
+// Live is the volume's own tree if the view is a snapshot of it, and nil otherwise.
 func (v *view) Live() *layertar.Live { return v.live }
 
 // Close releases the volume, or destroys the snapshot.

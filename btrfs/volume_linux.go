@@ -36,8 +36,8 @@ func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.Volume
 	return fault.Wrap("create volume", name, err)
 }
 
-// Clone makes name a snapshot of source. Where the kernel takes the limit along, which it does with
-// simple quotas, that is the one call and the volume has its final name from the start.
+// Clone makes name a snapshot of source. If the kernel takes the limit along and there is no label, Clone is that one
+// call. Then the volume has its final name from the start. With simple quotas the kernel takes the limit along.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
@@ -47,7 +47,7 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 		return err
 	}
 	if opts.Limit.Bytes != 0 {
-		// Before others have to wait: turning quotas on takes as long as counting does.
+		// Turning quotas on takes as long as counting does, so it comes before a claim for which others wait.
 		if _, err := b.quotas.Enable(ctx, opts.Limit.Scope); err != nil {
 			return err
 		}
@@ -68,8 +68,8 @@ func (b *Backend) cloneFrom(ctx context.Context, name string, src *subvolume, op
 	}})
 }
 
-// checkFree reports whether a volume could get that name. The call that gives it the name is what decides,
-// but until then nothing else should have been changed in vain.
+// checkFree reports whether a volume could get that name. The call that gives the name decides, but before that nothing
+// else should be changed in vain.
 func (b *Backend) checkFree(name string) error {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
@@ -81,19 +81,19 @@ func (b *Backend) checkFree(name string) error {
 	if !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	// What moby's driver recorded of an earlier layer of that name is not about this one.
+	// A record of moby's driver is about an earlier layer of that name, and not about the new layer.
 	return b.forgetRecordedLimit(name)
 }
 
-// recipe is how a volume is made in several steps.
+// recipe has the steps that make a volume.
 type recipe struct {
 	create  func(staged string) error                       // makes the subvolume, in the directory staging
 	finish  func(dir *subvolume) error                      // completes it; may be nil
 	publish func(rename func() error, dir *subvolume) error // does more around the rename; may be nil
 }
 
-// stage makes a volume under a name of its own in staging, completes it, sets its limit unless it was made
-// with it, and its label; then it gives it its real name in one step.
+// stage makes a volume under a name of its own in staging, and completes it. It sets the limit if setLimit says so, and
+// the label. Then it gives the volume its real name in one step.
 func (b *Backend) stage(ctx context.Context, name string, opts cowcommon.VolumeOptions, setLimit bool, r recipe) error {
 	if err := b.checkFree(name); err != nil {
 		return err
@@ -144,7 +144,7 @@ func (b *Backend) stage(ctx context.Context, name string, opts cowcommon.VolumeO
 			}
 			return b.commit()
 		},
-		Discard: func(error) error { return b.destroy(b.dirs.staging, staged) }, // where nothing is after the rename
+		Discard: func(error) error { return b.destroy(b.dirs.staging, staged) }, // does nothing after the rename
 	})
 }
 
@@ -158,7 +158,7 @@ func snapshotTo(src *subvolume, dir *os.File, name string, limit quota.Inherited
 	return snapshotError(btrfsctl.Snapshot(int(dir.Fd()), name, src.fd(), false, btrfsctl.NewLimit(limit.MaxReferenced, limit.MaxExclusive)))
 }
 
-// snapshotError gives the kernel's answers to a snapshot the type that they have here.
+// snapshotError turns errors of the kernel's snapshot call into typed errors.
 func snapshotError(err error) error {
 	switch {
 	case errors.Is(err, unix.ETXTBSY):
@@ -200,8 +200,8 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	return b.commit()
 }
 
-// Remove destroys a volume. One without nested subvolumes goes in one call; one with them is first taken
-// away by a rename, or where there is no room for that by a mark.
+// Remove destroys a volume. A volume without nested subvolumes goes in one call. A volume with nested subvolumes is
+// first hidden by a rename or, where there is no room for that, by a mark.
 func (b *Backend) Remove(ctx context.Context, name string) error {
 	return fault.Wrap("remove volume", name, b.remove(ctx, name))
 }
@@ -261,7 +261,7 @@ func (b *Backend) describe(name string, dir *subvolume) (cowcommon.Volume, error
 	}, nil
 }
 
-// parentName finds the volume with that UUID, "" if there is none.
+// parentName returns the name of the volume with that UUID, or "" if no volume has it.
 func (b *Backend) parentName(uuid btrfsctl.UUID) (string, error) {
 	if uuid == (btrfsctl.UUID{}) {
 		return "", nil
@@ -284,7 +284,7 @@ func (b *Backend) linkByUUID(uuid btrfsctl.UUID) (btrfsctl.Link, error) {
 	return btrfsctl.LinkByID(int(b.fs.Fd()), id)
 }
 
-// Volumes lists the volumes. What is not a subvolume, or has a name that no volume can have, is not one.
+// Volumes lists the volumes. It leaves out files that are not subvolumes, and names that no volume can have.
 func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
 	return func(yield func(cowcommon.Volume, error) bool) {
 		entries, err := os.ReadDir(b.dirs.subvolumes.Name())
@@ -314,7 +314,7 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 	}
 }
 
-// Sync writes back what has been written to the volume, and commits it.
+// Sync writes the volume's unwritten data to disk, and commits them.
 func (b *Backend) Sync(_ context.Context, name string) error {
 	// btrfs has no way to write back one subvolume only.
 	return b.withVolume("sync", name, func(dir *subvolume) error { return unix.Syncfs(dir.fd()) })

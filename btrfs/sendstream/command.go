@@ -2,8 +2,8 @@ package sendstream
 
 // Command is one step of a stream: a pointer to one of the command types of this package.
 //
-// Paths are relative to the root of the subvolume, slash-separated, without empty, "." and ".."
-// components; "" is the root itself. They and other byte slices are not text in any encoding.
+// Paths are relative to the root of the subvolume and slash-separated. They have no empty, "." or ".." components; ""
+// is the root itself. Paths and other byte slices are bytes without any text encoding.
 type Command interface {
 	// Op is the command's number.
 	Op() Op
@@ -11,38 +11,38 @@ type Command interface {
 	attributes(v visitor)
 }
 
-// Subvol begins a full stream: what follows builds a subvolume from nothing.
+// Subvol begins a full stream, whose commands build a subvolume from nothing.
 type Subvol struct {
 	Path     []byte // the name of the subvolume sent
-	UUID     UUID   // of the subvolume sent, or that which it was received from
+	UUID     UUID   // of the subvolume sent, or of the subvolume that it was received from
 	Ctransid uint64 // generation in which it was last changed
 }
 
-// Snapshot begins an incremental stream: what follows changes a copy of another subvolume.
+// Snapshot begins an incremental stream, whose commands change a copy of another subvolume.
 type Snapshot struct {
 	Path          []byte // the name of the subvolume sent
-	UUID          UUID   // of the subvolume sent, or that which it was received from
+	UUID          UUID   // of the subvolume sent, or of the subvolume that it was received from
 	Ctransid      uint64 // generation in which it was last changed
-	CloneUUID     UUID   // the same of the subvolume that the stream builds on
+	CloneUUID     UUID   // likewise, of the subvolume that the stream builds on
 	CloneCtransid uint64
 }
 
 // Mkfile makes an empty regular file.
 type Mkfile struct {
 	Path []byte
-	Ino  uint64 // inode number on the sending side, 0 if not said
+	Ino  uint64 // inode number on the sending side, 0 if the stream has none
 }
 
 // Mkdir makes an empty directory.
 type Mkdir struct {
 	Path []byte
-	Ino  uint64 // inode number on the sending side, 0 if not said
+	Ino  uint64 // inode number on the sending side, 0 if the stream has none
 }
 
 // Mknod makes a device node.
 type Mknod struct {
 	Path []byte
-	Ino  uint64 // inode number on the sending side, 0 if not said
+	Ino  uint64 // inode number on the sending side, 0 if the stream has none
 	Rdev uint64 // device number as the kernel's new_encode_dev writes it, which is Linux's dev_t
 	Mode uint64 // type and permissions
 }
@@ -50,7 +50,7 @@ type Mknod struct {
 // Mkfifo makes a named pipe.
 type Mkfifo struct {
 	Path []byte
-	Ino  uint64 // inode number on the sending side, 0 if not said
+	Ino  uint64 // inode number on the sending side, 0 if the stream has none
 	Rdev uint64 // without meaning
 	Mode uint64 // type and permissions
 }
@@ -58,7 +58,7 @@ type Mkfifo struct {
 // Mksock makes a socket.
 type Mksock struct {
 	Path []byte
-	Ino  uint64 // inode number on the sending side, 0 if not said
+	Ino  uint64 // inode number on the sending side, 0 if the stream has none
 	Rdev uint64 // without meaning
 	Mode uint64 // type and permissions
 }
@@ -66,8 +66,8 @@ type Mksock struct {
 // Symlink makes a symbolic link.
 type Symlink struct {
 	Path   []byte
-	Ino    uint64 // inode number on the sending side, 0 if not said
-	Target []byte // whatever the link says: not a path of the stream
+	Ino    uint64 // inode number on the sending side, 0 if the stream has none
+	Target []byte // the content of the link, which is no path of the stream
 }
 
 // Rename moves a name to another.
@@ -82,7 +82,7 @@ type Link struct {
 	Target []byte // a present name of the file
 }
 
-// Unlink removes a name of something that is not a directory.
+// Unlink removes a name of a file that is not a directory.
 type Unlink struct {
 	Path []byte
 }
@@ -112,12 +112,12 @@ type Write struct {
 	Data   []byte
 }
 
-// Clone makes a range of a regular file share its extents with a range of another or the same.
+// Clone makes a range of a regular file share its extents with a range of another file, or of the same file.
 type Clone struct {
 	Offset        uint64 // in the file at Path
 	Len           uint64
 	Path          []byte
-	CloneUUID     UUID // the subvolume that holds ClonePath; the one being received if it has that UUID
+	CloneUUID     UUID // the subvolume that holds ClonePath, which may be the subvolume being received
 	CloneCtransid uint64
 	ClonePath     []byte
 	CloneOffset   uint64 // in the file at ClonePath
@@ -146,13 +146,13 @@ type Chown struct {
 type Utimes struct {
 	Path                []byte
 	Atime, Mtime, Ctime Timespec
-	Otime               Timespec // time of creation; zero if not said, as always in version 1
+	Otime               Timespec // time of creation; zero if the stream has none, as always in version 1
 }
 
 // End ends the stream.
 type End struct{}
 
-// UpdateExtent takes the place of Write in a stream without file data: a range of the file was changed.
+// UpdateExtent takes the place of Write in a stream without file data. It says that a range of the file was changed.
 type UpdateExtent struct {
 	Path   []byte
 	Offset uint64
@@ -167,10 +167,10 @@ type Fallocate struct {
 	Size   uint64
 }
 
-// FileAttr says what flags a file has. Version 2.
+// FileAttr sets the flags of a file. Version 2.
 type FileAttr struct {
 	Path  []byte
-	Flags uint64 // BTRFS_INODE flags, which are not those of FS_IOC_SETFLAGS
+	Flags uint64 // BTRFS_INODE flags, which differ from those of FS_IOC_SETFLAGS
 }
 
 // EncodedWrite writes compressed data to a regular file. Version 2. Its members are those of struct
@@ -180,16 +180,16 @@ type EncodedWrite struct {
 	Offset           uint64 // in the file
 	UnencodedFileLen uint64 // bytes of the file that are written
 	UnencodedLen     uint64 // bytes of Data when decoded
-	UnencodedOffset  uint64 // where in the decoded data the bytes for the file begin
+	UnencodedOffset  uint64 // begin of the file's bytes in the decoded data
 	Compression      Compression
-	Encryption       uint32 // always 0, none, to this day
+	Encryption       uint32 // kernels send 0 only, for no encryption
 	Data             []byte
 }
 
 // Compression says how the data of an EncodedWrite is compressed (BTRFS_ENCODED_IO_COMPRESSION).
 type Compression uint32
 
-// The ways to compress. LZO is framed by the sector size of the filesystem it comes from.
+// The compressions. LZO data are framed by the sector size of the sending filesystem.
 const (
 	CompressionNone   Compression = 0
 	CompressionZlib   Compression = 1

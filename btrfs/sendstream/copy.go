@@ -6,9 +6,9 @@ import (
 	"io"
 )
 
-// Copy copies a stream from r, which ends with it, to w. Without an error it was one whole stream: lengths and
-// checksums are right, and it ends with its END command. What commands and attributes mean is not looked at. Errors
-// are those of w, and as for a [Reader].
+// Copy copies a stream from r to w, and expects the end of r after the stream. Without an error it has copied one whole
+// stream: lengths and checksums are right, and it ends with its END command. Copy ignores the meaning of commands and
+// attributes. Its errors are those of w, and those of a [Reader].
 func Copy(w io.Writer, r io.Reader) error {
 	stream, err := NewReader(io.TeeReader(r, w))
 	if err != nil {

@@ -21,7 +21,7 @@ func TestCopy(t *testing.T) {
 			require.NoError(t, sendstream.Copy(&out, iotest.HalfReader(bytes.NewReader(b))))
 			assert.Equal(t, b, out.Bytes())
 
-			// A stream that was begun anew, wherever it was interrupted.
+			// A stream that was begun anew after an interruption at any place.
 			for i := range b {
 				assert.Error(t, sendstream.Copy(io.Discard, bytes.NewReader(slices.Concat(b[:i+1], b))), "after %d bytes", i+1)
 			}

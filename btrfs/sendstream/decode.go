@@ -49,8 +49,8 @@ func (d *decoder) split(payload []byte, version uint32) error {
 	return nil
 }
 
-// value returns the value of an attribute that must have size bytes unless size is negative. ok is false
-// if the attribute is missing or wrong.
+// value returns the value of an attribute, which must have size bytes unless size is negative. ok is false if the
+// attribute is missing or wrong.
 func (d *decoder) value(a Attr, size int) (v []byte, ok bool) {
 	switch {
 	case d.err != nil:

@@ -9,7 +9,7 @@ import (
 	"github.com/cowshed/cowshed/btrfs/sendstream"
 )
 
-// What an incremental stream without file data says: which names and files have changed.
+// An incremental stream without file data tells which names and files have changed.
 func ExampleReader() {
 	b, err := os.ReadFile("testdata/nodata-v1.stream")
 	if err != nil {

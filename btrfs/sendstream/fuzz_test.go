@@ -9,8 +9,8 @@ import (
 	"github.com/cowshed/cowshed/btrfs/sendstream"
 )
 
-// FuzzReader holds the Reader to this: it never panics, and whatever it accepts a Writer writes and the
-// Reader reads again to the same effect.
+// FuzzReader asserts that the Reader never panics. A Writer can write all that the Reader accepts, and the Reader reads
+// the same from that.
 func FuzzReader(f *testing.F) {
 	for _, b := range realStreams(f) {
 		f.Add(b)
@@ -42,7 +42,7 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
-// FuzzCommand is FuzzReader with right checksums, so that the attributes are reached.
+// FuzzCommand is FuzzReader with right checksums, so that the Reader gets as far as the attributes.
 func FuzzCommand(f *testing.F) {
 	stream, err := sendstream.NewReader(bytes.NewReader(realStreams(f)["full-v2.stream"]))
 	require.NoError(f, err)

@@ -16,7 +16,7 @@ func (c *Snapshot) attributes(v visitor) {
 	v.u64(AttrCloneCtransid, &c.CloneCtransid)
 }
 
-// The kernel says the inode number of everything that it creates, but btrfs receive does not need it, so
+// inode visits the inode number of a new file. The kernel always sends it, but btrfs receive does not need it. So
 // programs that make streams may leave it out.
 func inode(v visitor, ino *uint64) {
 	v.optional(AttrIno)

@@ -8,9 +8,9 @@ import (
 	"io"
 )
 
-// MaxCommandSize is the length in bytes of the longest command that a [Reader] accepts from a stream of
-// version 2 or later, and a [Writer] writes. The format sets no limit there. The kernel's longest command
-// is an extent of compressed data, 128 KiB, plus 16 KiB (BTRFS_SEND_BUF_SIZE_V2).
+// MaxCommandSize is the length in bytes of the longest command of version 2 or later that a [Reader] accepts and a
+// [Writer] writes. The format sets no limit there. The kernel's longest command is an extent of compressed data, 128
+// KiB, plus 16 KiB (BTRFS_SEND_BUF_SIZE_V2).
 const MaxCommandSize = 16 << 20
 
 // maxCommandSizeV1 is the same for version 1, where the format sets it (BTRFS_SEND_BUF_SIZE_V1).
@@ -27,8 +27,8 @@ const commandHeaderSize = 10 // sizeof(struct btrfs_cmd_header)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// checksum is the checksum of a command whose header holds 0 in its place. Go's implementation inverts at
-// the beginning and the end, which the kernel's crc32c does not.
+// checksum returns the checksum of a command whose header has 0 in place of the checksum. Go's implementation inverts
+// at the beginning and the end, and the kernel's crc32c does not.
 func checksum(header, payload []byte) uint32 {
 	crc := crc32.Update(^uint32(0), castagnoli, header)
 	return ^crc32.Update(crc, castagnoli, payload)
@@ -39,7 +39,7 @@ type Reader struct {
 	r       *bufio.Reader
 	version uint32
 	offset  int64 // of the next command
-	start   int64 // of the present one
+	start   int64 // of the present command
 
 	header  [commandHeaderSize]byte
 	payload []byte // of the present command; reused
@@ -50,10 +50,10 @@ type Reader struct {
 	err     error
 }
 
-// NewReader reads the header of a stream. It returns an [*Error] with ErrNotStream or ErrVersion if this is
-// not a stream that it can read.
+// NewReader reads the header of a stream. Returns an [*Error] with ErrNotStream or ErrVersion if it cannot read such a
+// stream.
 //
-// The Reader reads ahead: what follows the END command in r may have been consumed.
+// The Reader reads ahead: it may have consumed bytes of r after the END command.
 func NewReader(r io.Reader) (*Reader, error) {
 	buffered := bufio.NewReaderSize(r, 64<<10)
 	version, err := readHeader(buffered)
@@ -66,17 +66,17 @@ func NewReader(r io.Reader) (*Reader, error) {
 // Version is the version of the stream.
 func (r *Reader) Version() uint32 { return r.version }
 
-// Offset is where the present command begins in the stream, in bytes.
+// Offset is the place in the stream, in bytes, at which the present command begins.
 func (r *Reader) Offset() int64 { return r.start }
 
-// Command is the command that the last Next has decoded. It and all that it refers to are valid until the
-// next Next.
+// Command is the command that the last call of Next has decoded. The command and all that it refers to are valid until
+// the next call of Next.
 func (r *Reader) Command() Command { return r.command }
 
 // Err is the error that made Next return false, or nil if the stream was complete.
 func (r *Reader) Err() error { return r.err }
 
-// Next decodes the next command. It returns false after the END command and if the stream is wrong.
+// Next decodes the next command. It returns false after the END command, and if the stream is wrong.
 func (r *Reader) Next() bool {
 	if r.ended || r.err != nil {
 		return false
@@ -179,7 +179,7 @@ type commandSet struct {
 	enableVerity EnableVerity
 }
 
-// command returns the command with that number, or nil if there is none.
+// command returns the command with that number, or nil if the number is unknown.
 func (s *commandSet) command(op Op) Command {
 	switch op {
 	case OpSubvol:

@@ -21,7 +21,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// realStreams returns the streams that a kernel made, by name.
+// realStreams returns streams that a kernel made, by name.
 func realStreams(t testing.TB) map[string][]byte {
 	t.Helper()
 	paths, err := filepath.Glob("testdata/*.stream")
@@ -36,7 +36,7 @@ func realStreams(t testing.TB) map[string][]byte {
 	return streams
 }
 
-// commands decodes a stream as far as it is right and describes each command.
+// commands decodes a stream until its end or its first fault, and describes each command.
 func commands(r io.Reader) ([]string, error) {
 	stream, err := sendstream.NewReader(r)
 	if err != nil {
@@ -141,7 +141,7 @@ func TestReaderDecodesMembers(t *testing.T) {
 	assert.Equal(t, 3, seen[sendstream.OpSetXattr])
 }
 
-// TestReaderAgreesWithProgs compares with btrfs receive --dump, which is another implementation.
+// TestReaderAgreesWithProgs compares the Reader with btrfs receive --dump, another implementation.
 func TestReaderAgreesWithProgs(t *testing.T) {
 	btrfs, err := exec.LookPath("btrfs")
 	if err != nil {
@@ -159,7 +159,7 @@ func TestReaderAgreesWithProgs(t *testing.T) {
 			for ; stream.Next(); i++ {
 				c := stream.Command()
 				if c.Op() == sendstream.OpEnd {
-					break // not shown
+					break // --dump does not show it
 				}
 				fields := strings.Fields(want[i])
 				assert.Equal(t, strings.ToLower(c.Op().String()), fields[0])
@@ -254,7 +254,7 @@ func TestReaderReportsEveryFlippedBit(t *testing.T) {
 		b[i] ^= 1 << (i % 8)
 		_, err := commands(bytes.NewReader(b))
 		b[i] ^= 1 << (i % 8)
-		// The only byte that may change without harm is one that makes the version another known one.
+		// Only the version may change without harm, namely to another known version.
 		if i == len("btrfs-stream\x00") {
 			continue
 		}

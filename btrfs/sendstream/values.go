@@ -25,8 +25,8 @@ func (t Timespec) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
 
 const nsecPerSec = 1_000_000_000
 
-// checkPath says why p cannot be a path of a stream: one that is relative to the root of the subvolume,
-// which is "" itself, names each component plainly and leads nowhere else.
+// checkPath returns an error if p cannot be a path of a stream. Such a path is relative to the root of the subvolume,
+// which is "" itself. Its components are plain names, so it leads to no place outside.
 func checkPath(p []byte) error {
 	if len(p) == 0 {
 		return nil

@@ -1,7 +1,7 @@
 package sendstream
 
-// visitor is either a decoder, which sets what it is given a pointer to, or an encoder, which reads it.
-// The layout of a command is so written once for both.
+// visitor is a decoder or an encoder of attributes. A decoder sets the variables that it gets pointers to, and an
+// encoder reads them. So each command's layout is written once for both.
 type visitor interface {
 	uuid(Attr, *UUID)
 	u8(Attr, *uint8)
@@ -12,6 +12,6 @@ type visitor interface {
 	path(Attr, *[]byte)
 	// data visits the attribute DATA, which is the last of its command.
 	data(*[]byte)
-	// optional says that the attribute may be missing, and is zero then.
+	// optional says that the attribute may be missing. The variable of a missing attribute is zero.
 	optional(Attr)
 }

@@ -24,10 +24,10 @@ func NewWriter(w io.Writer, version uint32) (*Writer, error) {
 	return &Writer{w: w, encoder: encoder{version: version}}, nil
 }
 
-// Write writes one command in one call of the underlying writer. A stream is complete with an [End].
+// Write writes one command in one call of the underlying writer. An [End] completes a stream.
 //
-// It returns ErrMalformed for a value that a Reader would not accept, ErrTooLong for a command that is
-// longer than the stream's version allows, and the errors of the underlying writer, which stay.
+// Returns ErrMalformed if a Reader would not accept a value. Returns ErrTooLong if the command is longer than the
+// stream's version allows. An error of the underlying writer is also the error of all later calls.
 func (w *Writer) Write(c Command) error {
 	if w.err != nil {
 		return w.err
@@ -67,7 +67,7 @@ func (e *encoder) encode(c Command) ([]byte, error) {
 
 const maxAttrSize = 1<<16 - 1
 
-// begin writes the header of an attribute of size bytes. It returns false if an error makes that pointless.
+// begin writes the header of an attribute of size bytes. It returns false after an error, also of an earlier attribute.
 func (e *encoder) begin(a Attr, size int) bool {
 	if e.err != nil {
 		return false

@@ -11,7 +11,7 @@ import (
 	"github.com/cowshed/cowshed/btrfs/sendstream"
 )
 
-// everyCommand has one command of each type, every member set.
+// everyCommand has one command of each type, with every member set.
 func everyCommand() []sendstream.Command {
 	path, other, data := []byte("a/b"), []byte("c"), []byte("data\x00\xff")
 	uuid, from := sendstream.UUID{1, 2, 3}, sendstream.UUID{4, 5, 6}
@@ -108,7 +108,7 @@ func TestWriterKeepsErrors(t *testing.T) {
 	require.ErrorIs(t, w.Write(&sendstream.End{}), full)
 }
 
-// failing is a writer that fails after a number of calls, once.
+// failing is a writer that fails once, after a number of calls.
 type failing struct {
 	after int
 	err   error
