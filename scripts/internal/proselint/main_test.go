@@ -60,7 +60,7 @@ func TestFiles(t *testing.T) {
 	in(t, map[string]string{
 		"a.go":          "package a\n\n// A is what\n// it is.\n//\n//\twhat code does\nconst A = `all of what it is`\n\n//go:generate what\n",
 		"cmd/b.go":      "package b\n\nconst B = \"all of what it is\"\nconst C = \"what\"\n",
-		"cmd/b_test.go": "package b\n\nconst D = \"all of what it is\"\n",
+		"cmd/b_test.go": "package b\n\nconst D = \"all of what it is\"\n\nfunc ExampleE() {\n\t// Output:\n\t// all of what it is\n}\n",
 		"c.md":          "# What\n\nAll of\nwhat it is.\n```sh\nwhat\n```\n| what | x |\n",
 	})
 	files := []string{"a.go", "cmd/b.go", "cmd/b_test.go", "c.md"}

@@ -23,6 +23,9 @@ func goPassages(file string) ([]passage, error) {
 	}
 	var passages []passage
 	for _, group := range parsed.Comments {
+		if strings.HasPrefix(group.Text(), "Output:") && strings.HasSuffix(file, "_test.go") {
+			continue // the output of an example
+		}
 		passages = append(passages, passage{line: fset.Position(group.Pos()).Line, text: withoutIndented(group.Text())})
 	}
 	if !strings.HasPrefix(filepath.ToSlash(file), "cmd/") || strings.HasSuffix(file, "_test.go") {
