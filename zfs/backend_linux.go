@@ -22,21 +22,22 @@ import (
 
 // Options configures a Backend. The zero value is the default.
 type Options struct {
-	GID    int          // group that may pass through the layout's directories, besides root
+	GID    int          // group that may pass through the directories of the home, besides root
 	Logger *slog.Logger // nil: slog.Default
 }
 
 // Backend keeps volumes as the datasets directly below one dataset. It implements cowcommon.Backend.
 //
-// Several may be open on the same home, in one process or several: what one holds mounted or in view, the
-// others do not seal or remove. Only the first to open cleans up what a crash has left.
+// Several Backends may be open on the same home, in one process or in several. While one has a volume mounted, the
+// others do not seal, rename or remove it. While one has a view of a volume, the others do not rename or remove it.
+// Only the first Backend to open cleans up the remains of a crash.
 type Backend struct {
 	layout
-	root    string // the dataset that holds those of the volumes
+	root    string // the dataset above those of the volumes
 	gid     int
-	frozen  bool // it was opened for reading alone
+	frozen  bool // opened for reading alone
 	log     *slog.Logger
-	ctx     context.Context // for what is given back, which does not end with any request
+	ctx     context.Context // for steps that must end although their request was cancelled
 	zfs     *commands
 	volumes index
 	lock    *os.File
@@ -51,21 +52,22 @@ type Backend struct {
 
 var _ cowcommon.Complete = (*Backend)(nil)
 
-// Open opens the dataset root as a Backend that keeps its mount points and locks below the directory home. It
-// makes home where it is missing, and gives up when ctx ends. What a crash has left half-made or mounted is destroyed or unmounted, unless
-// another process has the same home open.
+// Open opens the dataset root as a Backend that keeps its mount points and locks below the directory home. It makes
+// home if that is missing, and gives up when ctx ends. Unless another Backend has the same home open, Open destroys
+// half-made datasets and unmounts mounts that a crash has left.
 //
-// It runs zfs once. errdefs.ErrUnavailable: the pool is not imported, or is suspended.
+// It runs zfs once, and once more for each dataset or snapshot that it destroys. Returns errdefs.ErrUnavailable if the
+// pool is not imported, or is suspended.
 func Open(ctx context.Context, home, root string, opts Options) (*Backend, error) {
 	return openHome(ctx, home, root, opts, false)
 }
 
-// OpenReadOnly opens the dataset root for reading alone, as in a pool that is read-only for the reason that why gives.
-// It cleans up and writes nothing in the pool. Methods that would change something return cowcommon.ErrReadOnly. The
-// home, which may be in the pool, is not used: mount points and locks are below RunDir.
+// OpenReadOnly opens the dataset root for reading alone, and why says for which reason: the pool is read-only, for
+// example. It neither cleans up nor writes in the pool. Methods that would change something return
+// cowcommon.ErrReadOnly. The home, which may be in the pool, is not used: mount points and locks are below RunDir.
 //
-// A view of a volume that is not sealed is its dataset, mounted read-only, which OpenZFS does unless it is mounted to be
-// written to.
+// A view of an unsealed volume is its dataset itself, mounted read-only. OpenZFS allows this mount unless the dataset
+// is mounted writable.
 func OpenReadOnly(ctx context.Context, home, root string, opts Options, why error) (cowcommon.Backend, error) {
 	home, err := filepath.Abs(home)
 	if err != nil {
@@ -123,7 +125,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	if err := flock.Shared(ctx, b.zfs.running); err != nil {
 		return nil, err
 	}
-	if err := b.keepPrivate(b.gid); err != nil { // who was alone may be in another mount namespace
+	if err := b.keepPrivate(b.gid); err != nil { // the Backend that was alone may be in another mount namespace
 		return nil, err
 	}
 	if _, err := b.volumes.all(ctx); err != nil {
@@ -132,8 +134,8 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	return b, nil
 }
 
-// recover unmounts and destroys what processes that are gone have left, while nobody else has the home open.
-// What cannot be is reported: it is in nobody's way, and the next time may be luckier.
+// recover unmounts and destroys the remains of processes that are gone. No other Backend has the home open meanwhile.
+// Remains that cannot be cleaned up are logged. They are in nobody's way, and the next start tries again.
 func (b *Backend) recover(ctx context.Context) error {
 	if err := b.keepPrivate(b.gid); err != nil {
 		return err
@@ -179,7 +181,7 @@ func (b *Backend) recover(ctx context.Context) error {
 	return nil
 }
 
-// unmountLeft unmounts what is left in graph and views, and forgets who had it.
+// unmountLeft unmounts the mounts that were left in graph and views, and deletes the locks of views.
 func (b *Backend) unmountLeft(warn func(what string, err error)) {
 	for _, dir := range []string{b.graph, b.views} {
 		if err := unmountBelow(dir); err != nil {
@@ -191,7 +193,8 @@ func (b *Backend) unmountLeft(warn func(what string, err error)) {
 	}
 }
 
-// unmountBelow unmounts what is mounted below dir and not busy, and removes the mount points.
+// unmountBelow unmounts the mounts below dir, and removes their mount points. A busy mount stays, and its error is
+// returned.
 func unmountBelow(dir string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
@@ -199,7 +202,7 @@ func unmountBelow(dir string) error {
 	}
 	var errs []error
 	for _, m := range mounts {
-		if m.Mountpoint == dir { // keepPrivate's
+		if m.Mountpoint == dir { // mounted by keepPrivate
 			continue
 		}
 		errs = append(errs, unmountPoint(m.Mountpoint, false))
@@ -207,7 +210,7 @@ func unmountBelow(dir string) error {
 	return errors.Join(append(errs, removeFiles(dir))...)
 }
 
-// removeFiles removes the files and empty directories in dir that nothing is mounted on.
+// removeFiles removes the files and empty directories in dir. Directories on which something is mounted stay.
 func removeFiles(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -222,8 +225,8 @@ func removeFiles(dir string) error {
 	return errors.Join(errs...)
 }
 
-// Close closes the views that are open, unmounts what is mounted and not busy, and releases every descriptor.
-// Volumes stay. Closing twice does nothing.
+// Close closes the open views, unmounts datasets that are mounted and not busy, and releases every descriptor. Volumes
+// stay. A second Close does nothing.
 func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
@@ -232,7 +235,7 @@ func (b *Backend) close() error {
 		return lock.unlock(func() error {
 			err := unmountPoint(b.mountpoint(name), false)
 			if errors.Is(err, unix.EBUSY) {
-				return nil // by processes that live on
+				return nil // processes that live on keep it busy
 			}
 			return err
 		})
@@ -240,7 +243,7 @@ func (b *Backend) close() error {
 	return errors.Join(viewsErr, mountsErr, b.leave())
 }
 
-// leave takes away the mounts that all processes share, unless another process has the home open, and closes the files.
+// leave unmounts the mounts that all Backends share, unless another Backend has the home open, and closes the files.
 func (b *Backend) leave() (err error) {
 	if b.lock != nil {
 		var alone bool
@@ -257,7 +260,7 @@ func (b *Backend) closeFiles() error {
 		errs = append(errs, flock.Release(b.lock))
 	}
 	files := []*os.File{b.volumes.counter.file}
-	if b.zfs != nil { // whose lock zfs processes keep that live on
+	if b.zfs != nil { // not unlocked: zfs processes that live on keep the lock
 		files = append(files, b.zfs.running)
 	}
 	for _, f := range files {
@@ -271,10 +274,10 @@ func (b *Backend) closeFiles() error {
 // datasetOf is the full name of a volume's dataset.
 func (b *Backend) datasetOf(name string) string { return b.root + "/" + name }
 
-// mountpoint is where a volume's dataset is mounted.
+// mountpoint is the directory on which a volume's dataset is mounted.
 func (b *Backend) mountpoint(name string) string { return filepath.Join(b.graph, name) }
 
-// volume looks a volume up. errdefs.ErrNotFound: there is none of that name.
+// volume looks a volume up. Returns errdefs.ErrNotFound if there is no volume of that name.
 func (b *Backend) volume(ctx context.Context, name string) (dataset, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return dataset{}, err
@@ -289,8 +292,8 @@ func (b *Backend) volume(ctx context.Context, name string) (dataset, error) {
 	return d, nil
 }
 
-// look looks a dataset up. That there is none it believes the kernel only: who has made one may have been killed before
-// others were told.
+// look looks a dataset up. If the index lacks it, the kernel decides: the process that made it may have been killed
+// before it told others.
 func (b *Backend) look(ctx context.Context, name string) (d dataset, ok bool, err error) {
 	d, ok, err = b.volumes.get(ctx, name)
 	if ok || err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/cowshed/cowshed/internal/inuse"
 )
 
-// claim is a volume that nobody has mounted, or the name of one that is to be made, for one caller alone.
+// claim is a claimed volume, or the claimed name of a volume that is to be made.
 type claim struct {
 	b       *Backend
 	name    string
@@ -20,11 +20,11 @@ type claim struct {
 	release func()
 }
 
-// claim takes a volume that nobody has mounted for this caller alone, so that it can be changed as a whole;
-// whoever wants to use it waits. The caller calls done. errdefs.ErrFailedPrecondition: it is in use, here or
-// in another process.
+// claim claims a volume that no Backend uses, so that the caller can change it as a whole. Users in this and other
+// processes wait until the caller calls done. Returns errdefs.ErrFailedPrecondition if the volume is in use, here or in
+// another process. It does not detect mounts by other programs: see checkNotMounted.
 func (b *Backend) claim(ctx context.Context, name string) (_ *claim, err error) {
-	if err := b.zfs.checkPool(); err != nil { // who has it may not get on
+	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
 		return nil, err
 	}
 	releaseMount, err := b.mounts.Claim(ctx, name)
@@ -46,32 +46,33 @@ func (b *Backend) claim(ctx context.Context, name string) (_ *claim, err error) 
 		return nil, err
 	}
 	c.lock = lock
-	// Nobody holds the lock, so whoever has mounted it is gone.
+	// Nobody holds the lock, so a mount there is left from a process that is gone.
 	if err := unmountPoint(b.mountpoint(name), false); err != nil && !errors.Is(err, unix.EBUSY) {
 		return nil, errors.Join(err, c.done(nil))
 	}
 	return c, nil
 }
 
-// claimNew takes the name of a volume that is to be made. errdefs.ErrAlreadyExists: it is taken.
+// claimNew claims the name of a volume that is to be made. Returns errdefs.ErrAlreadyExists if the name is taken.
 func (b *Backend) claimNew(ctx context.Context, name string) (*claim, error) {
 	if err := b.checkFree(ctx, name); err != nil {
 		return nil, err
 	}
 	c, err := b.claim(ctx, name)
-	if errdefs.IsFailedPrecondition(err) { // only what is there, or is being made, is in use
+	if errdefs.IsFailedPrecondition(err) { // only a volume that exists or is being made is in use
 		return nil, fault.As(errdefs.ErrAlreadyExists, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := b.checkFree(ctx, name); err != nil { // who had it may have made it
+	if err := b.checkFree(ctx, name); err != nil { // the last holder of the claim may have made it
 		return nil, errors.Join(err, c.done(nil))
 	}
 	return c, nil
 }
 
-// done gives up the claim, once nothing is under way any more that err says was left to itself.
+// done gives up the claim. If err says that a zfs process was left to itself, done returns at once. The claim then ends
+// when that process has ended and its outcome is settled.
 func (c *claim) done(err error) error {
 	return c.b.after(err, func() error {
 		err := c.lock.unlock(nil)
@@ -80,13 +81,14 @@ func (c *claim) done(err error) error {
 	})
 }
 
-// file is what zfs processes inherit that work on the volume, so that it stays locked if this process is killed.
+// file returns the file of the lock, for zfs processes that work on the volume to inherit. So the volume stays locked
+// if this process is killed.
 func (c *claim) file() []*os.File { return []*os.File{c.lock.File} }
 
-// rely uses a volume for as long as one step takes: until the caller calls done nobody changes it as a whole. Whoever
-// does so now is waited for.
+// rely uses a volume for one step: until the caller calls done, nobody changes the volume as a whole. It waits while
+// somebody does.
 func (b *Backend) rely(ctx context.Context, name string) (done func() error, err error) {
-	if err := b.zfs.checkPool(); err != nil { // who changes it may not get on
+	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
 		return nil, err
 	}
 	_, err = b.relied.Acquire(ctx, name, inuse.Brief, func() (volumeLock, error) { return b.lockShared(ctx, name) })

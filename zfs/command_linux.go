@@ -19,18 +19,18 @@ import (
 	"github.com/cowshed/cowshed/internal/admintool"
 )
 
-// patience is for how long a command that should end is waited for.
+// patience is how long a zfs process may take to end after its context has ended. Then it is left to itself.
 const patience = 10 * time.Second
 
-// commands runs zfs, the only program that the package runs but for what Status asks. Its methods are safe for
+// commands runs zfs. The package runs no other programs, except those of Status. The methods of commands are safe for
 // concurrent use.
 type commands struct {
 	path     string
 	pool     string
-	kstats   string // where the kernel module shows what it does, a directory per pool
+	kstats   string // where the kernel module shows its statistics, with a directory per pool
 	patience time.Duration
 	running  *os.File      // inherited by the processes; see awaitOrphans
-	runs     atomic.Uint64 // how many processes were started
+	runs     atomic.Uint64 // number of processes that were started
 }
 
 func newCommands(pool string) (*commands, error) {
@@ -45,22 +45,22 @@ type process struct {
 	out  io.Writer
 	// inherits are files that the process keeps open, and so locked, even if this process is killed.
 	inherits []*os.File
-	// kill says that the process is killed when the context ends: it changes nothing, or what it changes is undone.
-	// Any other is left to end by itself: in the kernel, a signal would not undo anything.
+	// kill says that the end of the context kills the process: it changes nothing, or the caller undoes its changes. A
+	// process without kill ends by itself: in the kernel, a signal would undo nothing.
 	kill bool
 }
 
-// read runs a zfs that changes nothing, and returns what it has written.
+// read runs a zfs command that changes nothing, and returns its output.
 func (c *commands) read(ctx context.Context, args ...string) ([]byte, error) {
 	var out bytes.Buffer
 	if err := c.run(ctx, process{args: args, out: &out, kill: true}); err != nil {
-		return nil, err // the process may be writing to out
+		return nil, err // the process may still write to out
 	}
 	return out.Bytes(), nil
 }
 
-// change runs a zfs that changes something, and returns what it has written. Once it has been started, its own result
-// counts, and not what becomes of ctx meanwhile. *lostError: what it has done is not known.
+// change runs a zfs command that changes something, and returns its output. Once the process has started, its own
+// result counts, even if ctx ends meanwhile. Returns a *lostError if the outcome is not known.
 func (c *commands) change(ctx context.Context, inherits []*os.File, in io.Reader, args ...string) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -72,11 +72,11 @@ func (c *commands) change(ctx context.Context, inherits []*os.File, in io.Reader
 	return out.Bytes(), nil
 }
 
-// run runs zfs. *commandError: it says that it has failed. *lostError: what it has done is not known. Any other error:
-// it has done nothing, or was killed because ctx has ended.
+// run runs zfs. Returns a *commandError if zfs failed, and a *lostError if the outcome is not known. After any other
+// error zfs has done nothing, or was killed because ctx has ended.
 //
-// A command waits in the kernel while its pool is suspended, where no signal reaches it. It is then left to itself. The
-// same when ctx has ended and the command does not.
+// A command waits in the kernel while its pool is suspended, and no signal reaches it there. It is then left to itself.
+// So is a command that does not end although ctx has ended.
 func (c *commands) run(ctx context.Context, p process) error {
 	if err := c.checkPool(); err != nil {
 		return err
@@ -135,8 +135,8 @@ func isSignaled(state *os.ProcessState) bool {
 	return ok && status.Signaled()
 }
 
-// feed has a command that is about to be started read in. What in failed with is in the channel before the command
-// hears that in has ended. Nothing waits for in, which may never end.
+// feed makes a command that is about to be started read from in. If reading in fails, the error is in the channel
+// before the command sees the end of its input. Nothing waits for in, which may never end.
 func feed(cmd *exec.Cmd, in io.Reader) (<-chan error, error) {
 	failed := make(chan error, 1)
 	if in == nil {
@@ -148,7 +148,7 @@ func feed(cmd *exec.Cmd, in io.Reader) (<-chan error, error) {
 	}
 	go func() {
 		_, err := io.Copy(pipe, in)
-		if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, os.ErrClosed) { // it has ended before in
+		if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, os.ErrClosed) { // not the pipe
 			failed <- err
 		}
 		_ = pipe.Close()
@@ -156,11 +156,11 @@ func feed(cmd *exec.Cmd, in io.Reader) (<-chan error, error) {
 	return failed, nil
 }
 
-// leavableWriter writes to w until that was left, and then nowhere.
+// leavableWriter writes to w until leave is called, and discards all later writes.
 type leavableWriter struct {
 	mu  sync.Mutex
-	w   io.Writer // nil: left
-	err error     // what w has failed with
+	w   io.Writer // nil: leave was called
+	err error     // the first error of w
 }
 
 func (l *leavableWriter) Write(b []byte) (int, error) {
@@ -176,15 +176,15 @@ func (l *leavableWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// leave returns when nothing writes to w any more.
+// leave makes later writes go nowhere. It waits for a write to w that is under way.
 func (l *leavableWriter) leave() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.w = nil
 }
 
-// await waits for a command to end, and returns its error. hasEnded is false if that cannot be waited for, for the
-// reason that err gives.
+// await waits for a command to end, and returns its error. hasEnded is false if await gives up, for the reason that err
+// gives.
 func (c *commands) await(ctx context.Context, process *os.Process, kill bool, waited <-chan error) (hasEnded bool, err error) {
 	poll := time.NewTicker(time.Second)
 	defer poll.Stop()
@@ -201,7 +201,7 @@ func (c *commands) await(ctx context.Context, process *os.Process, kill bool, wa
 		case <-cancelled:
 			cancelled = nil
 			if kill {
-				_ = process.Kill() // it may have ended
+				_ = process.Kill() // fails if it has ended
 			}
 			giveUp = time.After(c.patience)
 		case <-giveUp:
@@ -210,8 +210,8 @@ func (c *commands) await(ctx context.Context, process *os.Process, kill bool, wa
 	}
 }
 
-// checkPool reports, without running anything, whether the pool is there and takes writes.
-// errdefs.ErrUnavailable: it is not there or does not.
+// checkPool reports, without running anything, whether the pool is imported and accepts writes. Returns
+// errdefs.ErrUnavailable if it is not imported, or is suspended.
 func (c *commands) checkPool() error {
 	state, err := os.ReadFile(filepath.Join(c.kstats, c.pool, "state"))
 	switch {
@@ -225,7 +225,7 @@ func (c *commands) checkPool() error {
 	return nil
 }
 
-// commandError is a run of zfs that failed, with what it said.
+// commandError is a failed run of zfs, with its error messages.
 type commandError struct {
 	args   []string
 	stderr string
@@ -233,7 +233,7 @@ type commandError struct {
 }
 
 func (e *commandError) Error() string {
-	// The first argument says what was asked; the rest may be long, and what zfs says names the dataset.
+	// The first argument names the command. The others may be long, and the message of zfs names the dataset.
 	if e.stderr == "" {
 		return "zfs " + e.args[0] + ": " + e.err.Error()
 	}
@@ -242,13 +242,13 @@ func (e *commandError) Error() string {
 
 func (e *commandError) Unwrap() error { return e.err }
 
-// lostError is a run of zfs of which it is not known what it has done: it was killed, or it does not end.
+// lostError is a run of zfs whose outcome is not known: the process was killed, or does not end.
 type lostError struct {
 	args  []string
 	err   error
-	left  bool            // it had not ended when the error was made
-	ended <-chan struct{} // closed when it has
-	// settled is closed after that, when what it has done was looked at. nil: nothing has been left to itself.
+	left  bool            // the process had not ended when the error was made
+	ended <-chan struct{} // closed when the process has ended
+	// settled is closed later, when the outcome has been looked at. nil: no process was left to itself.
 	settled <-chan struct{}
 }
 

@@ -14,16 +14,17 @@ import (
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
-// counter says in a file, to all processes that have the home open, that something has changed.
+// counter is a count in a file, by which processes that have the same home open tell each other that something has
+// changed.
 //
-// ZFS needs space to overwrite 8 bytes, and none to cut a file off. So where there is none the file gets shorter, down
-// from counterSize.
+// ZFS needs space to overwrite 8 bytes, and none to cut a file off. So without space the file gets shorter instead,
+// byte by byte down from counterSize.
 type counter struct{ file *os.File }
 
-// counterSize is the size of the file while there is space. What comes after the first 8 bytes is a hole.
+// counterSize is the size of the file while there is space. The bytes after the first 8 are a hole.
 const counterSize = 4096
 
-// count is what the counter says. It is never again what it has been.
+// count is the state of the counter. No state occurs twice.
 type count struct {
 	changes uint64 // the first 8 bytes, little-endian
 	size    int64
@@ -42,9 +43,9 @@ func (c counter) read() (count, error) {
 	return count{binary.LittleEndian.Uint64(buf[:]), stat.Size}, nil
 }
 
-// add makes it another, and returns what it was before and what it is now.
+// add changes the count, and returns the counts before and after the change.
 func (c counter) add(ctx context.Context) (before, now count, err error) {
-	// Others hold this lock for as long as some system calls take.
+	// Others hold this lock only for a few system calls.
 	if err := flock.Exclusive(ctx, c.file); err != nil {
 		return count{}, count{}, fmt.Errorf("change counter: %w", err)
 	}
@@ -66,7 +67,7 @@ func (c counter) add(ctx context.Context) (before, now count, err error) {
 	}
 	if fault.IsFull(err) && before.size > 8 {
 		err = c.file.Truncate(before.size - 1)
-		if fault.IsFull(err) { // for the time of it, which ZFS sets in a second step
+		if fault.IsFull(err) { // ZFS cut the file off, and failed to set its time in a second step
 			err = nil
 		}
 		if err == nil {

@@ -12,9 +12,9 @@ import (
 	"github.com/cowshed/cowshed/internal/eintr"
 )
 
-// frozenTree is the mounted root of a snapshot, and reads it. Paths are relative to it, "" is the root.
+// frozenTree reads the tree of a mounted snapshot. Paths are relative to the root of the tree, and "" is that root.
 //
-// Paths come from what the tree's owner has named. They are resolved without following symbolic links and without
+// The owner of the tree has chosen the names in paths. They are resolved without following symbolic links and without
 // leaving the filesystem, so nothing outside is ever looked at.
 type frozenTree struct {
 	fd  int
@@ -32,7 +32,7 @@ func openFrozenTree(dir string) (*frozenTree, error) {
 
 func (t *frozenTree) close() { _ = unix.Close(t.fd) }
 
-// open opens what is at a path. A symbolic link itself is opened with O_PATH and O_NOFOLLOW.
+// open opens the file at a path. With O_PATH and O_NOFOLLOW it opens a symbolic link itself.
 func (t *frozenTree) open(path string, flags uint64) (int, error) {
 	if path == "" {
 		path = "."
@@ -44,7 +44,7 @@ func (t *frozenTree) open(path string, flags uint64) (int, error) {
 	return eintr.Retry(func() (int, error) { return unix.Openat2(t.fd, path, how) })
 }
 
-// stat describes what is at a path; ok is false if there is nothing.
+// stat describes the file at a path; ok is false if there is no file.
 func (t *frozenTree) stat(path string) (stat unix.Statx_t, ok bool, err error) {
 	fd, err := t.open(path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err == nil {
@@ -58,13 +58,13 @@ func (t *frozenTree) stat(path string) (stat unix.Statx_t, ok bool, err error) {
 	return stat, err == nil, t.fail("stat", path, err)
 }
 
-// isAbsent reports whether err says that a path leads nowhere: ELOOP, because of a symbolic link on the way.
+// isAbsent reports whether err says that a path leads nowhere. ELOOP says so of a symbolic link on the way.
 func isAbsent(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-// fail says where err happened. What keeps paths from being looked up is a reason for a walk, which goes by
-// descriptors.
+// fail adds the operation and the path to err. If the kernel cannot look a path up, the result is a reason for a walk,
+// which goes by descriptors.
 func (t *frozenTree) fail(op, path string, err error) error {
 	if err == nil {
 		return nil
@@ -86,9 +86,9 @@ type dirent struct {
 	dir  bool
 }
 
-// list calls yield with the entries of a directory but "." and "..", until it returns false; there are none if there
-// is no such directory. The layout of struct linux_dirent64 (d_ino, d_off, d_reclen, d_type, d_name) is from
-// getdents(2); ZFS fills in d_type always. yield must not list.
+// list calls yield with the entries of a directory, except "." and "..", until yield returns false. A directory that
+// does not exist has no entries. The layout of struct linux_dirent64 (d_ino, d_off, d_reclen, d_type, d_name) is from
+// getdents(2); ZFS always fills in d_type. yield must not call list, which has one buffer for all.
 func (t *frozenTree) list(path string, yield func(dirent) bool) error {
 	fd, err := t.open(path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if isAbsent(err) {

@@ -14,12 +14,12 @@ import (
 )
 
 // Hints asks the kernel which inodes may differ between two snapshots, as zfs diff does, and finds their names in the
-// directories of both. The base has to be among what the top was cloned from; for others, siblings included, ZFS has
-// no answer.
+// directories of both. top must have been cloned from base, directly or through other clones. For other pairs, siblings
+// included, ZFS has no answer.
 //
-// zfs diff itself is not used: it takes names from a record of the directory that an inode was last linked in, and so
-// misses files of which that link is gone; and up to OpenZFS 2.3.2 at least a path of some 8 KiB, which anybody in a
-// container can make, overruns the buffer in the kernel that it builds the path in.
+// zfs diff itself is not used. It takes names from a record of the directory in which an inode was last linked, and so
+// misses files that have lost that link. It also makes the kernel build paths in a buffer. Up to OpenZFS 2.3.2 at
+// least, a path of some 8 KiB overruns this buffer, and anybody in a container can make such a path.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	hints, err := b.hints(ctx, base, top)
 	if err != nil {
@@ -58,7 +58,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 // moment is a volume at the moment of one of its snapshots.
 type moment struct{ volume, snapshot string }
 
-// isAncestor reports whether top was cloned, at however many removes, from the snapshot that base is a view of.
+// isAncestor reports whether top was cloned, directly or through other clones, from the snapshot of the view base.
 func (b *Backend) isAncestor(ctx context.Context, base, top *view) (bool, error) {
 	for m, err := range ancestry.Of(moment{top.volume, top.snapshot}, func(m moment) (_ moment, ok bool, err error) {
 		d, err := b.volume(ctx, m.volume)

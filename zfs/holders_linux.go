@@ -18,8 +18,9 @@ import (
 // errMounted says that a dataset is mounted.
 var errMounted error = &fault.Error{Kind: fault.ErrInUse}
 
-// checkNotMounted reports whether nobody has a volume's dataset mounted, whichever mount namespace that is in, has it
-// as a layer of an overlay, or has something open in it since. errMounted: somebody has.
+// checkNotMounted checks that a volume's dataset is not mounted. Returns errMounted if the dataset is mounted in any
+// mount namespace, or is a layer of an overlay. Also returns it if a file in the dataset is still open after an
+// unmount.
 func (b *Backend) checkNotMounted(name string) error {
 	mounted, err := b.isMounted(b.datasetOf(name))
 	if err == nil && mounted {
@@ -28,8 +29,8 @@ func (b *Backend) checkNotMounted(name string) error {
 	return err
 }
 
-// nameHolders adds to an errMounted who has the volume's dataset mounted. Clones, which do not need to know, are spared
-// the search. It may mount the dataset, so whoever wants to claim the volume waits for its end.
+// nameHolders adds the users of a volume's dataset to an errMounted. Clones do not need their names, and are spared the
+// search. The search may mount the dataset, so nameHolders relies on the volume meanwhile.
 func (b *Backend) nameHolders(ctx context.Context, err error, name string) error {
 	if !errors.Is(err, errMounted) {
 		return err
@@ -41,7 +42,8 @@ func (b *Backend) nameHolders(ctx context.Context, err error, name string) error
 	return errors.Join(b.busy(err, b.datasetOf(name)), done())
 }
 
-// checkSnapshotsNotMounted is the same for the snapshots of a volume, which the kernel keeps no statistics of.
+// checkSnapshotsNotMounted checks that no mount namespace has a snapshot of a volume mounted. The kernel keeps no
+// statistics of snapshots.
 func (b *Backend) checkSnapshotsNotMounted(name string) error {
 	uses, err := mountsOf(b.datasetOf(name) + "@")
 	if err != nil {
@@ -50,31 +52,30 @@ func (b *Backend) checkSnapshotsNotMounted(name string) error {
 	return mounttable.InUse("a snapshot of volume "+name, uses)
 }
 
-// busy turns the fact that a dataset or snapshot is busy into an errdefs.ErrFailedPrecondition that says who
-// keeps it so.
+// busy turns the error of a busy dataset or snapshot into an errdefs.ErrFailedPrecondition that names the users.
 func (b *Backend) busy(err error, dataset string) error {
 	holders, scanErr := b.holders(dataset)
 	switch {
 	case scanErr != nil:
-		return fault.New(fault.ErrInUse, "%s is busy, and who uses it cannot be found: %w", dataset, errors.Join(scanErr, err))
+		return fault.New(fault.ErrInUse, "%s is busy, and its users cannot be found: %w", dataset, errors.Join(scanErr, err))
 	case len(holders) == 0:
 		holders = []string{"busy, by an overlay or a mount namespace without processes"}
 	}
 	users := fmt.Errorf("%s: %s", dataset, strings.Join(holders, ", "))
-	if errors.Is(err, errMounted) { // which says no more
+	if errors.Is(err, errMounted) { // err adds nothing to the users
 		return fault.As(errMounted, users)
 	}
 	return fault.As(fault.ErrInUse, fmt.Errorf("%w: %w", users, err))
 }
 
-// maxHolders is how many holders an error names.
+// maxHolders is the most users that an error names.
 const maxHolders = 10
 
-// holders finds the mounts of a dataset, or of a snapshot of it, in all mount namespaces, and the processes that have
-// something open in it.
+// holders lists the mounts of a dataset or snapshot in all mount namespaces, and the processes that have a file in it
+// open. The mounts of a dataset include those of its snapshots.
 func (b *Backend) holders(dataset string) (holders []string, err error) {
-	// A dataset that was unmounted while in use is in no mount namespace. Mounted again, it is the same
-	// filesystem, by whose device number those can be told who still use it.
+	// A dataset that was unmounted while in use is in no mount namespace. Mounted once more, it is the same filesystem,
+	// and its device number is that of the files that processes still have open.
 	dir := filepath.Join(b.views, staging.Name("holders-"))
 	device, err := b.deviceOf(dataset, dir)
 	if err != nil {
@@ -100,14 +101,15 @@ func (b *Backend) holders(dataset string) (holders []string, err error) {
 	return holders, nil
 }
 
-// mountsOf lists the mounts of a dataset and of its snapshots, or with "@" at the end of its snapshots alone.
+// mountsOf lists the mounts of a dataset and of its snapshots. With "@" at the end it lists those of the snapshots
+// alone.
 func mountsOf(dataset string) ([]mounttable.Use, error) {
 	return mounttable.UsesOfSource("zfs", func(source string) bool {
 		return source == dataset || strings.HasPrefix(source, strings.TrimSuffix(dataset, "@")+"@")
 	})
 }
 
-// deviceOf is the device number of a mounted dataset, 0 if it cannot be mounted once more to be asked.
+// deviceOf mounts a dataset once more, on dir, and returns its device number, or 0 if it cannot be mounted.
 func (b *Backend) deviceOf(dataset, dir string) (device uint64, err error) {
 	if err := b.mountAt(dataset, dir, 0, ""); err != nil {
 		if err = b.mountAt(dataset, dir, unix.MS_RDONLY, ""); err != nil {

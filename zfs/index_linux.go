@@ -19,66 +19,66 @@ import (
 
 // Properties and names of the layout. docs/reference/on-disk-format.md specifies them.
 const (
-	markProperty  = "cowshed:layer" // says with the value markValue that Cowshed made the dataset
+	markProperty  = "cowshed:layer" // with the value markValue it says that Cowshed made the dataset
 	markValue     = "1"
 	sealName      = "layer"          // the snapshot that seals a dataset
-	viewPrefix    = "cowshed-view-"  // snapshots that are views
-	clonePrefix   = "cowshed-clone-" // snapshots of datasets in use, taken for one clone
+	viewPrefix    = "cowshed-view-"  // snapshots for views
+	clonePrefix   = "cowshed-clone-" // snapshots of datasets in use, each for one clone
 	stagingPrefix = "cowshed staging "
 )
 
-// dataset describes what the index knows about a dataset directly below the one that holds the layers.
+// dataset describes a dataset directly below the dataset of the Backend, as the index has it.
 type dataset struct {
-	origin  string // the snapshot that it was cloned from, "" if none
+	origin  string // the snapshot that it was cloned from; "" if it is no clone
 	sealed  bool
 	limit   quota.Limit
 	created time.Time
 	marked  bool     // Cowshed made it, and completely
-	own     bool     // it is a layer: Cowshed's or moby's
-	leaves  []string // snapshots that Cowshed takes for a while, by their full names
+	own     bool     // it is a volume: Cowshed or moby's driver made it
+	leaves  []string // full names of snapshots that Cowshed takes for a while
 }
 
-// index answers from memory which layers there are. It is loaded by one zfs list, and again after another
-// process has changed something or a command has not done what was expected.
+// index answers from memory which volumes exist. One zfs list loads it. It is loaded again after another process has
+// changed something, or after a command has had an unexpected result.
 //
-// Each process that changes something says so in a counter in a file. What someone changes by hand is
-// noticed when a command fails because of it.
+// Each process that changes something says so in a counter in a file. A change by hand is noticed when a command fails
+// because of it.
 type index struct {
-	ctx     context.Context // of what is told to others, which does not end with any request: it has happened
+	ctx     context.Context // for telling others of changes, which have happened although their request was cancelled
 	zfs     *commands
-	root    string // the dataset that holds those of the layers
+	root    string // the dataset above those of the volumes
 	counter counter
 	log     *slog.Logger
 
 	mu       sync.Mutex
 	datasets map[string]dataset         // by name without root
-	seen     count                      // the counter for which datasets is right, or will be when it is loaded
-	valid    bool                       // datasets can be relied on while the counter stays
-	doubted  bool                       // something has happened since the load under way began that makes it useless
-	left     int                        // how many zfs processes do not end and may change something at any time
-	untold   bool                       // something was changed that the counter could not say
-	begun    uint64                     // how many loads have begun
-	loaded   uint64                     // which of them datasets is from
+	seen     count                      // the count for which datasets is right, or will be when it is loaded
+	valid    bool                       // datasets is right while the counter stays
+	doubted  bool                       // something has made the load under way useless since it began
+	left     int                        // number of zfs processes that do not end, and may change something at any time
+	untold   bool                       // the counter does not show a change by this process
+	begun    uint64                     // number of loads that have begun
+	loaded   uint64                     // the number of the load that datasets is from
 	loading  chan struct{}              // closed when the load under way has ended, nil if there is none
-	since    []func(map[string]dataset) // own changes since that load has begun
+	since    []func(map[string]dataset) // changes by this process since that load began
 }
 
 // mobyID is the form of the names that moby's and Podman's drivers give to layers.
 var mobyID = regexp.MustCompile(`^[0-9a-f]{64}(-init)?$`)
 
-// get returns what is known about a dataset. ok is false if there is none.
+// get returns a dataset. ok is false if it does not exist.
 func (x *index) get(ctx context.Context, name string) (d dataset, ok bool, err error) {
 	err = x.with(ctx, func(datasets map[string]dataset) { d, ok = datasets[name] })
 	return d, ok, err
 }
 
-// all returns what is known about all datasets. The caller may change the map.
+// all returns all datasets. The caller may change the map.
 func (x *index) all(ctx context.Context) (all map[string]dataset, err error) {
 	err = x.with(ctx, func(datasets map[string]dataset) { all = maps.Clone(datasets) })
 	return all, err
 }
 
-// with calls look with the datasets as they were at some time since it was called.
+// with calls look with the datasets as they were at some moment since with was called.
 func (x *index) with(ctx context.Context, look func(map[string]dataset)) error {
 	x.mu.Lock()
 	asked := x.begun
@@ -102,8 +102,9 @@ func (x *index) with(ctx context.Context, look func(map[string]dataset)) error {
 	}
 }
 
-// tryLook calls look if the datasets are known as they are now, or from a load that began after asked others had: other
-// processes may change something all the time. Else it returns the load to wait for, or nil if the caller is to load.
+// tryLook calls look if the datasets are up to date, or come from a load that began after asked loads had begun. Such a
+// load is accepted, because other processes may change something all the time. Else tryLook returns the load to wait
+// for, or nil if the caller is to load.
 func (x *index) tryLook(asked uint64, look func(map[string]dataset)) (done bool, loading <-chan struct{}, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -127,7 +128,7 @@ func (x *index) tryLook(asked uint64, look func(map[string]dataset)) (done bool,
 	return false, nil, nil
 }
 
-// load reads everything anew.
+// load reads all datasets again.
 func (x *index) load(ctx context.Context) error {
 	datasets, err := x.read(ctx)
 	x.mu.Lock()
@@ -145,14 +146,14 @@ func (x *index) load(ctx context.Context) error {
 	return nil
 }
 
-// invalidate makes the next look read everything anew.
+// invalidate makes the next look read all datasets again.
 func (x *index) invalidate() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.valid, x.doubted = false, true
 }
 
-// doubt makes the next look read everything anew, in all processes: something may have changed.
+// doubt makes the next look read all datasets again, in all processes: something may have changed.
 func (x *index) doubt() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -160,7 +161,8 @@ func (x *index) doubt() {
 	x.tell()
 }
 
-// doubtWhile doubts the datasets for as long as a process may change them at any time.
+// doubtWhile doubts the datasets. With left they stay in doubt, because a zfs process that was left to itself may
+// change them at any time. A call without left says that this process has ended.
 func (x *index) doubtWhile(left bool) {
 	x.doubt()
 	x.mu.Lock()
@@ -172,8 +174,8 @@ func (x *index) doubtWhile(left bool) {
 	}
 }
 
-// changed records what this process has just changed, and tells others that something has. It cannot fail: the change
-// has happened.
+// changed records a change that this process has just made, and tells other processes that something has changed. It
+// cannot fail: the change has happened.
 func (x *index) changed(change func(map[string]dataset)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -186,7 +188,7 @@ func (x *index) changed(change func(map[string]dataset)) {
 	}
 }
 
-// tell tells other processes that something has changed, or keeps in mind that they are still to be told.
+// tell tells other processes that something has changed. If it cannot, it notes that they are still to be told.
 func (x *index) tell() {
 	before, now, err := x.counter.add(x.ctx)
 	x.untold = err != nil
@@ -208,7 +210,7 @@ func (x *index) drop(name string) {
 	x.changed(func(m map[string]dataset) { delete(m, name) })
 }
 
-// update changes what is known about a dataset, if something is.
+// update changes a dataset in the index, unless the index lacks it.
 func (x *index) update(name string, change func(*dataset)) {
 	x.changed(func(m map[string]dataset) {
 		if d, ok := m[name]; ok {
@@ -218,7 +220,7 @@ func (x *index) update(name string, change func(*dataset)) {
 	})
 }
 
-// read asks zfs for all datasets and snapshots.
+// read lists all datasets and snapshots by zfs list.
 func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 	out, err := x.zfs.read(ctx, "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,volume,snapshot",
 		"-o", "name,origin,creation,quota,refquota,"+markProperty+",mountpoint", x.root)
@@ -235,7 +237,7 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 		rest, below := strings.CutPrefix(line.name, x.root+"/")
 		name, snapshot, isSnapshot := strings.Cut(rest, "@")
 		switch {
-		case !below || strings.Contains(name, "/"): // the root, its snapshots, and what others made below a layer
+		case !below || strings.Contains(name, "/"): // the root, its snapshots, and datasets below volumes
 		case !isSnapshot:
 			d := datasets[name]
 			d.origin, d.created, d.limit, d.marked = line.origin, line.created, line.limit, line.marked
@@ -264,7 +266,7 @@ type listLine struct {
 	marked, legacy bool
 }
 
-// listed reads the output of zfs list.
+// listed parses the output of zfs list.
 func listed(out []byte) iter.Seq2[listLine, error] {
 	return func(yield func(listLine, error) bool) {
 		for line := range bytes.Lines(out) {
@@ -280,7 +282,7 @@ func listed(out []byte) iter.Seq2[listLine, error] {
 }
 
 func parseListLine(line string) (listLine, error) {
-	const none = "-" // what a dataset cannot have
+	const none = "-" // in place of a property that a dataset cannot have
 	fields := strings.Split(line, "\t")
 	if len(fields) != 7 {
 		return listLine{}, fmt.Errorf("%d fields instead of 7", len(fields))

@@ -26,14 +26,14 @@ func init() {
 	})
 }
 
-// Init opens the driver on the directory home, and makes home if it is missing. zfs.fsname names the dataset that holds the
-// layers' datasets. Without it, the dataset that is mounted at home holds them. Other options are zfs.size, zfs.quota_scope
-// and zfs.read_only, as described at quota.Options. With zfs.read_only=true it opens an existing home as OpenReadOnly does.
-// The result is a *cowdriver.Driver.
+// Init opens the driver on the directory home, and makes home if it is missing. zfs.fsname names the dataset that holds
+// the layers' datasets. Without it, the dataset that is mounted at home holds them. Other options are zfs.size,
+// zfs.quota_scope and zfs.read_only, as described at quota.Options. With zfs.read_only=true it opens an existing home
+// as OpenReadOnly does. The result is a *cowdriver.Driver.
 //
-// Returns graphdriver.ErrPrerequisites if home is not on ZFS or a part of ZFS is missing, and graphdriver.ErrIncompatibleFS
-// if the dataset cannot hold layers. Returns graphdriver.ErrNotSupported off Linux, and errdefs.ErrInvalidArgument if an
-// option is wrong.
+// Returns graphdriver.ErrPrerequisites if home is not on ZFS or a part of ZFS is missing, and
+// graphdriver.ErrIncompatibleFS if the dataset cannot hold layers. Returns graphdriver.ErrNotSupported off Linux, and
+// errdefs.ErrInvalidArgument if an option is wrong.
 func Init(home string, options []string, idMap user.IdentityMapping) (graphdriver.Driver, error) {
 	return openDriver(context.Background(), home, options, idMap, nil)
 }

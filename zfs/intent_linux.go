@@ -13,12 +13,13 @@ import (
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
-// An intent is an empty file with the name of a volume that is about to be made. The kernel makes a dataset first and
-// gives it its properties then (zfs_ioc_create and zfs_ioc_clone in module/zfs/zfs_ioctl.c), of which markProperty is
-// among the last. A power cut in between leaves a dataset that the intent alone tells from one that others made.
+// An intent is an empty file with the name of a volume that is about to be made. The kernel first makes a dataset, and
+// then gives it its properties (zfs_ioc_create and zfs_ioc_clone in module/zfs/zfs_ioctl.c). markProperty is among the
+// last of these. A power cut in between leaves a dataset without it. Only the intent tells this dataset from the
+// datasets of others.
 
-// intend records that a volume is about to be made, so that it survives a power cut. The caller calls made when it is,
-// or could not be.
+// intend records that a volume is about to be made, so that the record survives a power cut. The caller calls made when
+// the volume was made, or could not be made.
 func (l layout) intend(name string) (made func() error, err error) {
 	path := filepath.Join(l.intents, name)
 	f, err := os.OpenFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
@@ -30,24 +31,26 @@ func (l layout) intend(name string) (made func() error, err error) {
 	}
 	return func() error {
 		err := os.Remove(path)
-		if errors.Is(err, fs.ErrNotExist) { // of two who made the same volume, the other was faster
+		if errors.Is(err, fs.ErrNotExist) { // another caller made the same volume, and was faster
 			return nil
 		}
 		return err
 	}, nil
 }
 
-// intentFor is how much later than its intent a dataset may have been created. What is younger or older, others made.
+// intentFor is the longest time from an intent to the creation of its dataset. Older and younger datasets are those of
+// others.
 const intentFor = time.Minute
 
-// isHalfMade reports whether a dataset is what an intent of that time has left.
+// isHalfMade reports whether a dataset was left half-made, by the process that made an intent at that time.
 func isHalfMade(d dataset, intent time.Time) bool {
-	since := intent.Truncate(time.Second) // as datasets have it
+	since := intent.Truncate(time.Second) // as exact as the time of a dataset
 	return !d.marked && !d.created.Before(since) && d.created.Before(since.Add(intentFor))
 }
 
 // destroyHalfMade destroys the datasets without markProperty that were about to be made when a process or the machine
-// ended, takes them out of datasets, and forgets all intents.
+// ended. It deletes them from datasets, and deletes the intents. The intent of a dataset that cannot be destroyed
+// stays.
 func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]dataset, warn func(what string, err error)) {
 	entries, err := os.ReadDir(b.intents)
 	if err != nil {

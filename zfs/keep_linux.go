@@ -10,8 +10,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// kept is a snapshot of a volume with the name and the lock of a view's, so that it goes like one after a crash. It is
-// not mounted.
+// kept is a snapshot of a volume, with a name and a lock like those of a view. So after a crash it goes like a view. It
+// is not mounted.
 type kept struct {
 	b      *Backend
 	volume string
@@ -51,7 +51,7 @@ func (b *Backend) keep(ctx context.Context, name string) (_ *kept, err error) {
 	return &kept{b: b, volume: name, m: m, limit: d.limit}, nil
 }
 
-// Restore rolls the volume back. It fails if the volume has a newer snapshot: of a view or of a clone.
+// Restore rolls the volume back. It fails if the volume has a newer snapshot, for a view or a clone.
 func (k *kept) Restore(ctx context.Context) error {
 	err := k.rollBack(ctx)
 	if err == nil {
@@ -69,14 +69,14 @@ func (k *kept) rollBack(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	// The kernel rolls back under mounts without asking.
+	// The kernel would roll a mounted dataset back.
 	if err := k.b.checkNotMounted(k.volume); err != nil {
 		return err
 	}
 	_, err = k.b.act(ctx, step{
 		args:     []string{"rollback", k.m.name},
 		inherits: c.file(),
-		happened: func(context.Context) (bool, error) { return false, nil }, // perhaps it has: doing it twice does no harm
+		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
 	})
 	return err
 }

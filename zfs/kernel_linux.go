@@ -12,10 +12,11 @@ import (
 	"github.com/cowshed/cowshed/internal/eintr"
 )
 
-// zfsIocObjsetStats is of sys/fs/zfs.h, alike in all versions. What it reads of struct zfs_cmd is zc_name.
+// zfsIocObjsetStats is from sys/fs/zfs.h, and the same in all versions. It reads zc_name of struct zfs_cmd, and nothing
+// else.
 const zfsIocObjsetStats = 0x5a12
 
-// exists asks the kernel, without running anything, whether a dataset or snapshot is there.
+// exists asks the kernel, without running anything, whether a dataset or snapshot exists.
 func (c *commands) exists(name string) (bool, error) {
 	if err := c.checkPool(); err != nil {
 		return false, err

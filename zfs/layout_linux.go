@@ -18,15 +18,15 @@ import (
 
 // Names below the home. docs/reference/on-disk-format.md specifies them.
 const (
-	graphName   = "graph" // where datasets are mounted, as moby's driver does
-	viewsName   = "views" // where snapshots are mounted
+	graphName   = "graph" // datasets are mounted here, as by moby's driver
+	viewsName   = "views" // snapshots are mounted here
 	locksName   = "locks"
 	intentsName = "intents"
 	runningName = "running"
 	claimsName  = "claims"
 )
 
-// RunDir is where the mount points and locks are of what is opened for reading alone. They go when the machine stops.
+// RunDir has the mount points and locks of homes that are opened for reading alone. They go when the machine stops.
 const RunDir = "/run/cowshed/read-only"
 
 // runHome is the directory below RunDir that stands for a home.
@@ -35,7 +35,7 @@ func runHome(home string) string {
 	return filepath.Join(RunDir, hex.EncodeToString(sum[:8]))
 }
 
-// layout is where the backend keeps what is not in the pool: mount points, locks and intents.
+// layout has the paths of the home: mount points, locks and intents.
 type layout struct {
 	home    string
 	graph   string
@@ -44,7 +44,7 @@ type layout struct {
 	intents string
 }
 
-// makeLayout makes the home and the directories below it where they are missing.
+// makeLayout makes the home and the directories in it, where they are missing.
 func makeLayout(home string, gid int) (layout, error) {
 	l := layout{
 		home:    home,
@@ -64,11 +64,11 @@ func makeLayout(home string, gid int) (layout, error) {
 	return l, nil
 }
 
-// mountPoints is the source of the filesystems in memory that hold the mount points.
+// mountPoints is the source of the filesystems in memory that have the mount points.
 const mountPoints = "cowshed-mount-points"
 
-// keepPrivate mounts a filesystem in memory on graph and on views, privately. So what is mounted below is not mounted in
-// other mount namespaces as well, where it would keep datasets busy, and mount points need no space.
+// keepPrivate mounts a private filesystem in memory on graph and on views. So mounts below do not appear in other mount
+// namespaces, where they would keep datasets busy, and mount points need no space.
 func (l layout) keepPrivate(gid int) error {
 	for _, dir := range []string{l.graph, l.views} {
 		mounted, err := mountinfo.Mounted(dir)
@@ -89,12 +89,12 @@ func (l layout) keepPrivate(gid int) error {
 	return nil
 }
 
-// release undoes keepPrivate, unless something is mounted there still.
+// release undoes keepPrivate, unless something is still mounted there.
 func (l layout) release() error {
 	var errs []error
 	for _, dir := range []string{l.graph, l.views} {
 		mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
-		if len(mounts) > 0 && mounts[0].Source == mountPoints { // and not what somebody else keeps there
+		if len(mounts) > 0 && mounts[0].Source == mountPoints { // else the mount is somebody else's
 			if err = unmount(dir); errors.Is(err, unix.EBUSY) {
 				err = nil
 			}
@@ -106,28 +106,28 @@ func (l layout) release() error {
 	return errors.Join(errs...)
 }
 
-// unmount is unmount(2), which a child that is being forked does not get in the way of: until it executes its program it
-// has open what this process had.
+// unmount is unmount(2). It also succeeds while a child is being forked: until the child executes its program, it has
+// the files of this process open.
 func unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
 		syscall.ForkLock.RLock()
-		syscall.ForkLock.RUnlock() //nolint:staticcheck,gocritic // to wait for it is all that is wanted
+		syscall.ForkLock.RUnlock() //nolint:staticcheck,gocritic // only waits for the lock
 		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	}
 	return err
 }
 
-// unmountPoint unmounts whatever is mounted on dir and removes the directory. What is busy is unmounted too if
-// detach says so: it vanishes from here, and lives on until its last user is gone. Where other mount namespaces
-// have a copy of the mount, the kernel unmounts that when the directory goes.
+// unmountPoint unmounts all mounts on dir and removes the directory. With detach it unmounts busy mounts too. They
+// vanish from here, and live on until their last user is gone. If other mount namespaces have a copy of a mount, the
+// kernel unmounts the copy when the directory goes.
 func unmountPoint(dir string, detach bool) error {
 	for {
 		err := unmount(dir)
 		if detach && errors.Is(err, unix.EBUSY) {
 			err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no longer mounted
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // nothing is mounted on dir
 			break
 		}
 		if err != nil {

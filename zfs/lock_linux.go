@@ -17,25 +17,25 @@ import (
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
-// A volume's lock is one byte of the empty file claims, so that it needs no space. Whoever uses the volume's dataset
-// holds it shared; whoever changes the volume as a whole, or makes it, holds it exclusively. The kernel releases what a
-// process held that is gone, once the zfs processes are gone too that have inherited it.
+// A volume's lock is one byte of the empty file claims, so it needs no space. A process that uses the volume's dataset
+// has the lock shared. A process that makes the volume, or changes it as a whole, has the lock exclusively. The kernel
+// releases the locks of a process that has ended, once the zfs processes that have inherited them have ended too.
 
-// volumeLock is the lock of a volume, held as long as the file is open.
+// volumeLock is the lock of a volume. It is kept while the file is open.
 type volumeLock struct {
 	*os.File
 	at int64 // the byte
 }
 
-// openVolumeLock opens the lock of a volume, not yet locked. Locks of one open file do not exclude each other, so each
-// has a file of its own.
+// openVolumeLock opens the lock of a volume, without taking it. Locks of one open file do not exclude each other, so
+// each lock has an open file of its own.
 func (l layout) openVolumeLock(name string) (volumeLock, error) {
 	f, err := os.OpenFile(filepath.Join(l.home, claimsName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 	sum := sha256.Sum256([]byte(name))
 	return volumeLock{f, int64(binary.LittleEndian.Uint64(sum[:8]) >> 2)}, err
 }
 
-// try locks, converts or unlocks. ok is false if somebody holds the lock.
+// try locks, converts or unlocks. ok is false if somebody else has the lock.
 func (l volumeLock) try(how int16) (ok bool, err error) {
 	err = eintr.Ignore(func() error {
 		lock := unix.Flock_t{Type: how, Start: l.at, Len: 1}
@@ -50,7 +50,7 @@ func (l volumeLock) try(how int16) (ok bool, err error) {
 	return true, nil
 }
 
-// tryLockVolume locks a volume exclusively. ok is false if somebody holds the lock.
+// tryLockVolume locks a volume exclusively. ok is false if somebody has the lock.
 func (l layout) tryLockVolume(name string) (_ volumeLock, ok bool, err error) {
 	lock, err := l.openVolumeLock(name)
 	if err != nil {
@@ -62,7 +62,7 @@ func (l layout) tryLockVolume(name string) (_ volumeLock, ok bool, err error) {
 	return lock, true, nil
 }
 
-// lockShared locks a volume shared. It waits for others to end what they change, which takes milliseconds.
+// lockShared locks a volume shared. It waits for others to end their changes, which takes milliseconds.
 func (l layout) lockShared(ctx context.Context, name string) (volumeLock, error) {
 	lock, err := l.openVolumeLock(name)
 	if err != nil {
@@ -82,11 +82,11 @@ func (l layout) lockShared(ctx context.Context, name string) (volumeLock, error)
 	return volumeLock{}, errors.Join(err, lock.Close())
 }
 
-// unlock gives up a lock. If nobody else holds it, alone is called, while nobody can. Closing the file is not enough: a
-// child that is being forked may have it open.
+// unlock gives up a lock. If nobody else has it then, unlock takes it exclusively, and so keeps others out while it
+// calls alone. Closing the file is not enough: a child that is being forked may have it open.
 func (l volumeLock) unlock(alone func() error) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
-	// Given up first: of two who do this at once, one must find itself alone.
+	// Unlock first: otherwise two callers at once would each find the lock of the other, and neither would call alone.
 	_, err = l.try(unix.F_UNLCK)
 	if alone == nil {
 		return nil // if that has failed, closing the file unlocks
@@ -102,10 +102,10 @@ func (l volumeLock) unlock(alone func() error) (err error) {
 	return err
 }
 
-// A view's lock is a file of its own in the directory locks, with which it is known after the view's process has gone.
-// Who finds that nobody else holds it removes it.
+// A view's lock is a file of its own in the directory locks, so that the view is known after its process has gone. A
+// process that finds the lock free may remove the view, with the file.
 
-// tryLockView locks exclusively. ok is false if somebody holds the lock.
+// tryLockView takes the lock of a view exclusively. ok is false if somebody has the lock.
 func (l layout) tryLockView(name string) (_ *os.File, ok bool, err error) {
 	for {
 		f, err := os.OpenFile(filepath.Join(l.locks, name), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
@@ -126,7 +126,8 @@ func (l layout) tryLockView(name string) (_ *os.File, ok bool, err error) {
 	}
 }
 
-// unlockView gives up the lock of a view, nil if it has none. gone is called first; the file goes unless that fails.
+// unlockView gives up the lock of a view. It calls gone first, and deletes the file unless gone fails. f is nil for a
+// view without a lock, and gone may be nil.
 func (l layout) unlockView(f *os.File, gone func() error) (err error) {
 	if f == nil && gone == nil {
 		return nil
@@ -143,8 +144,8 @@ func (l layout) unlockView(f *os.File, gone func() error) (err error) {
 	return os.Remove(f.Name())
 }
 
-// isCurrent reports whether f, just locked unless err says otherwise, is still the file of its name: who had
-// it before may have removed it.
+// isCurrent reports whether f is still the file of its name. f was just locked, unless err says that this failed. The
+// last holder of the lock may have deleted the file.
 func isCurrent(f *os.File, err error) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("lock %s: %w", f.Name(), err)

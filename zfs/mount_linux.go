@@ -18,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
-// Mount mounts a volume's dataset, read-only if the volume is sealed. It takes system calls only.
+// Mount mounts a volume's dataset, read-only if the volume is sealed. It makes system calls, and runs no process.
 func (b *Backend) Mount(ctx context.Context, name, mountLabel string) (string, error) {
 	if err := b.mount(ctx, name, mountLabel, inuse.Held); err != nil {
 		return "", fault.Wrap("mount volume", name, err)
@@ -26,18 +26,18 @@ func (b *Backend) Mount(ctx context.Context, name, mountLabel string) (string, e
 	return b.mountpoint(name), nil
 }
 
-// Unmount releases one Mount. After the last, the dataset is unmounted; what processes have open in it they
-// keep.
+// Unmount releases one Mount. After the last, the dataset is unmounted; processes keep the files that they have open in
+// it.
 func (b *Backend) Unmount(_ context.Context, name string) error {
 	return fault.Wrap("unmount volume", name, b.unmount(name, inuse.Held))
 }
 
-// mount counts one use of a volume's mount. Its lock is held as long as it is mounted by this process.
+// mount counts one use of a volume's mount. This process has the volume's lock as long as it has the volume mounted.
 func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse.Kind) error {
 	if _, err := b.volume(ctx, name); err != nil {
 		return err
 	}
-	if err := b.zfs.checkPool(); err != nil { // who changes it may not get on
+	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
 		return err
 	}
 	_, err := b.mounts.Acquire(ctx, name, kind, func() (volumeLock, error) {
@@ -62,7 +62,7 @@ func (b *Backend) unmount(name string, kind inuse.Kind) error {
 }
 
 func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) error {
-	// While this waited for the lock it may have been sealed, by one that was killed before others were told.
+	// While this waited for the lock, a process may have sealed the volume and been killed before it told others.
 	isSealed, err := b.isSealed(name)
 	if err != nil {
 		return err
@@ -81,9 +81,9 @@ func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) err
 	return err
 }
 
-// mountWaiting mounts as mountAt does, and waits a while for what is busy: of two that mount at once what is not yet
-// mounted, OpenZFS answers one with EBUSY, as it does while an unmount ends in the background. It does nothing where
-// another process has mounted the source on dir already.
+// mountWaiting mounts like mountAt, and waits a while if the source is busy. If two callers mount a source at once,
+// OpenZFS may return EBUSY to one of them. It also does so while an unmount ends in the background. mountWaiting does
+// nothing if another process has mounted the source on dir already.
 func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags uintptr, data string) error {
 	return poll.WhileBusy(ctx, patient(busyFor), func() (busy bool, err error) {
 		err = b.mountAt(source, dir, flags, data)
@@ -98,7 +98,7 @@ func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags ui
 	})
 }
 
-// mountAt mounts a dataset or snapshot on dir, which it makes.
+// mountAt mounts a dataset or snapshot on dir, and makes dir if that is missing.
 func (b *Backend) mountAt(source, dir string, flags uintptr, data string) error {
 	if err := b.zfs.checkPool(); err != nil {
 		return err
@@ -132,8 +132,8 @@ func isMountedAt(source, dir string) (bool, error) {
 	return false, nil
 }
 
-// isMounted reports whether a dataset is mounted anywhere: in any mount namespace, or still open after it was
-// unmounted. The kernel keeps statistics of such datasets only.
+// isMounted reports whether a dataset is mounted in any mount namespace, or still open after it was unmounted. The
+// kernel keeps statistics of such datasets only.
 func (b *Backend) isMounted(dataset string) (bool, error) {
 	dir := filepath.Join(b.zfs.kstats, b.zfs.pool)
 	entries, err := os.ReadDir(dir)
@@ -152,7 +152,7 @@ func (b *Backend) isMounted(dataset string) (bool, error) {
 			return false, err
 		}
 		for line := range strings.Lines(string(stats)) {
-			// A name may hold spaces: "dataset_name", a type, and the name to the end of the line.
+			// A name may have spaces: "dataset_name", a type, and the name to the end of the line.
 			fields := strings.Fields(line)
 			if len(fields) > 2 && fields[0] == "dataset_name" && strings.Join(fields[2:], " ") == dataset {
 				return true, nil
@@ -162,7 +162,7 @@ func (b *Backend) isMounted(dataset string) (bool, error) {
 	return false, nil
 }
 
-// Sync makes what has been written to the volume survive a power cut, by way of its intent log.
+// Sync makes the content of the volume survive a power cut, by way of its ZFS intent log.
 func (b *Backend) Sync(ctx context.Context, name string) (err error) {
 	defer func() { err = fault.Wrap("sync volume", name, err) }()
 	if err := b.mount(ctx, name, "", inuse.Brief); err != nil {

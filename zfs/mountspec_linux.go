@@ -7,8 +7,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// MountSpec says how others can mount a volume: by its dataset, or read-only, if it is sealed, by the snapshot that
-// seals it.
+// MountSpec says how others can mount a volume: by its dataset. To mount a sealed volume read-only, they mount the
+// snapshot that seals it.
 func (b *Backend) MountSpec(ctx context.Context, name string, readOnly bool) (cowcommon.MountSpec, error) {
 	d, err := b.volume(ctx, name)
 	if err != nil {

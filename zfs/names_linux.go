@@ -8,8 +8,8 @@ import (
 	"github.com/cowshed/cowshed/detect"
 )
 
-// Names lists the layers of the driver that Init would open on home, with these options, for programs that help people
-// to type them. It opens, locks, mounts and cleans up nothing. It runs zfs once.
+// Names lists the layers of the driver that Init would open on home with these options. Programs use it to help people
+// type the names. It opens, locks, mounts and cleans up nothing. It runs zfs once.
 func Names(ctx context.Context, home string, options []string) ([]string, error) {
 	opts, err := parseOptions(options)
 	if err != nil {

@@ -8,15 +8,16 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 )
 
-// nominate hints at all names of the inodes among changed that differ between two snapshots of which baseDir and
-// topDir are the mounted roots. It reads the directory entries of all of top, whose inode numbers lead from inodes to
-// names, and looks at no file but those among changed.
+// nominate hints at all names of the inodes among changed that differ between two snapshots. baseDir and topDir are the
+// mounted roots of the snapshots. nominate reads the entries of all directories of top, whose inode numbers lead from
+// inodes to names. It looks at no file except those among changed.
 //
-// That is enough. A name in one tree only, or of another inode in each, is in a directory that was changed or has no
-// counterpart; the entries of the former are compared, and the latter are compared in full whatever the hints. Any
-// other name is one in top of the same inode as in base.
+// That is enough. If a name is in one tree only, or is another inode in each, its directory was changed or has no
+// counterpart. nominate compares the entries of a changed directory. A directory without a counterpart is compared in
+// full, whatever the hints. Any other name in top is the same inode as in base.
 //
-// Errors are those of reading the trees, and *[treediff.NoHintsError] if a path is too long to be looked up.
+// Errors are those of reading the trees. Returns *[treediff.NoHintsError] if a path is too long to be looked up, or if
+// the kernel lacks openat2.
 func nominate(ctx context.Context, changed objectSet, baseDir, topDir string) (*treediff.Hints, error) {
 	base, err := openFrozenTree(baseDir)
 	if err != nil {
@@ -61,19 +62,20 @@ func nominate(ctx context.Context, changed objectSet, baseDir, topDir string) (*
 	return n.hints, nil
 }
 
-// The two trees, where there is something of each.
+// The indexes of the two trees in an array.
 const (
 	inBase = iota
 	inTop
 )
 
-// nominator gathers hints.
+// nominator collects hints.
 type nominator struct {
 	hints *treediff.Hints
 	trees [2]*frozenTree
 }
 
-// candidate hints at a path of top if what is there is not what was there in base.
+// candidate hints at a path of top, unless base has the same unchanged inode there. Of a changed directory it also
+// hints at the entries that differ.
 func (n *nominator) candidate(ctx context.Context, path string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -89,7 +91,7 @@ func (n *nominator) candidate(ctx context.Context, path string) error {
 	b, t := &stat[inBase], &stat[inTop]
 	sameInode := ok[inBase] && ok[inTop] && isSameInode(path, b, t)
 	if sameInode && b.Ctime == t.Ctime {
-		return nil // it shares a block with one that was changed
+		return nil // it shares a block with an inode that was changed
 	}
 	n.hints.Add(path, treediff.Written)
 	if sameInode && isDir(t) {
@@ -101,20 +103,21 @@ func (n *nominator) candidate(ctx context.Context, path string) error {
 	return nil
 }
 
-// isSameInode reports whether two inodes at a path of both trees are the same file. The root of a mounted snapshot has an
-// inode number of the mount's own.
+// isSameInode reports whether the inodes at a path of both trees are the same file. The root of a mounted snapshot has
+// an inode number that belongs to the mount.
 func isSameInode(path string, b, t *unix.Statx_t) bool {
 	return (path == "" || b.Ino == t.Ino) && b.Btime == t.Btime
 }
 
 func isDir(stat *unix.Statx_t) bool { return stat.Mode&unix.S_IFMT == unix.S_IFDIR }
 
-// compareEntries calls differs with each path in a directory of both trees that is another inode in each, or in one only.
+// compareEntries calls differs with each path in a directory of both trees that has another inode in each, or is in one
+// tree only.
 func (n *nominator) compareEntries(ctx context.Context, dir string, differs func(path string) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	differing := make(map[string]uint64) // names in base that top has not yet been seen to have, and their inodes
+	differing := make(map[string]uint64) // names of either tree that are not known to be equal, with the inodes in base
 	if err := n.trees[inBase].list(dir, func(e dirent) bool {
 		differing[e.name] = e.ino
 		return true

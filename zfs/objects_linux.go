@@ -18,15 +18,15 @@ import (
 	"github.com/cowshed/cowshed/internal/sigmask"
 )
 
-// Of sys/fs/zfs.h and sys/zfs_ioctl.h, alike in OpenZFS 2.0 to 2.3.
+// From sys/fs/zfs.h and sys/zfs_ioctl.h, the same in OpenZFS 2.0 to 2.3.
 const (
 	zfsIocDiff = 0x5a36
 
 	// struct zfs_cmd, up to the last member that ZFS_IOC_DIFF reads. The kernel reads and writes all of it.
 	cmdName   = 0    // zc_name: the later snapshot
-	cmdValue  = 4144 // zc_value: the earlier one
+	cmdValue  = 4144 // zc_value: the earlier snapshot
 	cmdCookie = 12616
-	cmdSize   = 64 << 10 // more than any version's
+	cmdSize   = 64 << 10 // more than in any version
 
 	maxSnapshotName = 256 // ZFS_MAX_DATASET_NAME_LEN
 
@@ -36,7 +36,8 @@ const (
 	diffFree       = 4 // DDR_FREE
 )
 
-// objectSet is a set of object numbers, which are inode numbers in a filesystem: ranges that do not overlap, sorted.
+// objectSet is a set of object numbers, which are inode numbers in a filesystem. Its ranges are sorted and do not
+// overlap.
 type objectSet []objectRange
 
 type objectRange struct{ first, last uint64 }
@@ -55,9 +56,10 @@ func (s objectSet) has(object uint64) bool {
 	return found
 }
 
-// changedObjects asks the kernel which objects of the snapshot top may be others than in base: all in those blocks of
-// 32 that were written since base, from which top must have come. This is what zfs diff begins with (ZFS_IOC_DIFF).
-// Nothing needs to be mounted for it. *[treediff.NoHintsError]: the kernel does not say.
+// changedObjects asks the kernel which objects of the snapshot top may differ from those of base. These are all objects
+// in each block of 32 that was written since base. top must have come from base. zfs diff begins in the same way
+// (ZFS_IOC_DIFF). Nothing needs to be mounted for it. Returns *[treediff.NoHintsError] if the version of OpenZFS is not
+// known, or if the kernel gives no valid answer.
 func changedObjects(ctx context.Context, base, top string) (objectSet, error) {
 	version, err := os.ReadFile("/sys/module/zfs/version")
 	if err != nil || !strings.HasPrefix(string(version), "2.") {
@@ -67,7 +69,7 @@ func changedObjects(ctx context.Context, base, top string) (objectSet, error) {
 		return nil, fmt.Errorf("snapshots %s, %s: %w", base, top, unix.ENAMETOOLONG)
 	}
 	objects, err := diffSnapshots(ctx, base, top)
-	for errors.Is(err, unix.EINTR) { // the process was stopped or frozen
+	for errors.Is(err, unix.EINTR) { // the process was stopped or frozen meanwhile
 		objects, err = diffSnapshots(ctx, base, top)
 	}
 	reason := "kernel"
@@ -86,11 +88,11 @@ func changedObjects(ctx context.Context, base, top string) (objectSet, error) {
 	return nil, &treediff.NoHintsError{Reason: reason, Err: fmt.Errorf("diff %s %s: %w", base, top, err)}
 }
 
-// errMalformed is what the kernel should not say.
+// errMalformed says that records of the kernel break their format.
 var errMalformed = errors.New("malformed records")
 
-// diffSnapshots runs ZFS_IOC_DIFF once, away from signals: at one the kernel would fail, or begin anew and write all
-// records a second time, which are malformed then.
+// diffSnapshots runs ZFS_IOC_DIFF once, on a thread that takes no signals. At a signal the kernel would fail, or begin
+// again and write all records a second time. Repeated records are malformed.
 func diffSnapshots(ctx context.Context, base, top string) (objectSet, error) {
 	control, err := os.OpenFile("/dev/zfs", os.O_RDWR, 0)
 	if err != nil {
@@ -106,7 +108,7 @@ func diffSnapshots(ctx context.Context, base, top string) (objectSet, error) {
 	cmd := make([]byte, cmdSize)
 	copy(cmd[cmdName:], top)
 	copy(cmd[cmdValue:], base)
-	binary.NativeEndian.PutUint64(cmd[cmdCookie:], uint64(w.Fd())) // which puts w into blocking mode
+	binary.NativeEndian.PutUint64(cmd[cmdCookie:], uint64(w.Fd())) // Fd puts w into blocking mode
 	ended := make(chan error, 1)
 	go func() {
 		err := sigmask.Do(func() error {
@@ -124,15 +126,16 @@ func diffSnapshots(ctx context.Context, base, top string) (objectSet, error) {
 	stop()
 	_ = r.Close() // the kernel gets EPIPE if it is still writing
 	err = <-ended
-	// Of records that are malformed the kernel hears EPIPE; records that end early have the kernel's reason.
+	// If the records are malformed, this stops reading, and the kernel gets EPIPE. If they end early, the kernel's
+	// error is the reason.
 	if readErr != nil && (err == nil || errors.Is(err, unix.EPIPE)) {
 		return nil, fmt.Errorf("%w: %w", errMalformed, readErr)
 	}
 	return objects, err
 }
 
-// readObjects reads the records of ZFS_IOC_DIFF and returns the objects in use. The ranges of free ones are of no
-// use: what has a name in top is not among them, and where one ends is wrong at times, for lack of bits.
+// readObjects reads the records of ZFS_IOC_DIFF and returns the objects in use. It ignores the ranges of free objects:
+// a free object has no name in top, and the end of such a range is wrong at times, for lack of bits.
 func readObjects(r io.Reader) (objectSet, error) {
 	var set objectSet
 	buf := make([]byte, diffRecordSize*2048)

@@ -10,7 +10,7 @@ import (
 	"github.com/cowshed/cowshed/detect"
 )
 
-// openBackend is not called where no filesystem is usable.
+// openBackend is not called: no filesystem is usable off Linux.
 func openBackend(context.Context, string, string, int, *slog.Logger, error) (cowcommon.Backend, error) {
 	return nil, nil
 }

@@ -12,13 +12,13 @@ import (
 // driverOptions are the options of the driver.
 type driverOptions struct {
 	quota.Options
-	FSName string // dataset that holds the layers' datasets; "": find it
+	FSName string // dataset that holds the layers' datasets; "": the dataset mounted at home
 }
 
 // placeOption is the option that names the dataset, without the driver's prefix.
 const placeOption = "fsname"
 
-// parseOptions reads the options of the driver: those of every driver, and fsname.
+// parseOptions reads the options of the driver: the options of every driver, and fsname.
 func parseOptions(opts []string) (o driverOptions, err error) {
 	setters := o.Setters()
 	setters[placeOption] = quota.Set(&o.FSName, parseDatasetName)
@@ -35,7 +35,7 @@ func parseDatasetName(value string) (string, error) {
 	return value, nil
 }
 
-// sharedOptions returns those of the driver's options that every driver has.
+// sharedOptions returns the options that every driver has.
 func sharedOptions(opts []string) (quota.Options, error) {
 	o, err := parseOptions(opts)
 	return o.Options, err

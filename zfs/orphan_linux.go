@@ -13,24 +13,25 @@ import (
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
-// A zfs process lives on when the process that has run it is killed, and changes things still. Each inherits the file
-// running, which who runs it holds locked shared, so that the lock is held to the end of the last.
+// A zfs process lives on when the process that ran it is killed, and may still change things. Each zfs process inherits
+// the file running, on which the process that runs it has a shared lock. So the lock stays until the last zfs process
+// has ended.
 
-// orphansFor is for how long those are waited for: a suspended pool keeps them for ever.
+// orphansFor is how long awaitOrphans waits: a suspended pool keeps zfs processes for ever.
 const orphansFor = 30 * time.Second
 
 func (l layout) openRunning() (*os.File, error) {
 	return os.OpenFile(filepath.Join(l.home, runningName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 }
 
-// awaitOrphans waits, while nobody else has the home open, for the zfs processes of those who had.
+// awaitOrphans waits for the zfs processes of Backends that are gone. No other Backend has the home open meanwhile.
 func (c *commands) awaitOrphans(ctx context.Context) error {
 	err := poll.WhileBusy(ctx, patient(orphansFor), func() (busy bool, err error) {
 		alone, err := flock.TryExclusive(c.running)
 		return !alone, err
 	})
 	if err != nil {
-		return fmt.Errorf("zfs processes of one that has ended: %w", err)
+		return fmt.Errorf("wait for zfs processes of a process that has ended: %w", err)
 	}
 	return nil
 }

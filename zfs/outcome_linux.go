@@ -12,22 +12,25 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// The outcome of a zfs process that was killed, or does not end, is not known until it has been looked at: in the kernel
-// or by another zfs process, never in the index.
+// The outcome of a zfs process that was killed, or does not end, is not known until it has been looked at. The kernel
+// or another zfs process shows it, never the index.
 
 // step is one run of zfs that changes something.
 type step struct {
 	args     []string
 	in       io.Reader
 	inherits []*os.File
-	// happened looks whether the step has happened, and completely. What is there of a part of it, it takes away.
+	// happened looks whether the step has happened completely. If the step has happened in part, happened removes that
+	// part.
 	happened func(ctx context.Context) (bool, error)
-	// undo takes back what has happened after the caller was told that it was not known. nil: it stays.
+	// undo takes the step back if it happens after the caller was told that its outcome is not known. nil: the change
+	// stays.
 	undo func(ctx context.Context) error
 }
 
-// act does a step, and returns what zfs has written. It has happened if there is no error, and only then, unless the
-// error says that this is not known (see after). The index is doubted where an error does not come from zfs itself.
+// act does a step, and returns the output of zfs. Without an error the step has happened. With an error it has not,
+// unless the error says that the outcome is not known (see after). The index is doubted if zfs was killed or does not
+// end.
 func (b *Backend) act(ctx context.Context, s step) ([]byte, error) {
 	out, err := b.zfs.change(ctx, s.inherits, s.in, s.args...)
 	var lost *lostError
@@ -38,23 +41,23 @@ func (b *Backend) act(ctx context.Context, s step) ([]byte, error) {
 		return nil, err
 	case lost.left:
 		b.settleLater(ctx, lost, s)
-		return nil, fault.New(errdefs.ErrUnavailable, "what it will have done is not known, look again later: %w", err)
+		return nil, fault.New(errdefs.ErrUnavailable, "its outcome is not known yet, look again later: %w", err)
 	}
 	b.volumes.doubt()
 	happened, lookErr := s.happened(context.WithoutCancel(ctx))
 	switch {
 	case lookErr != nil:
-		return nil, fmt.Errorf("%w, and what it has done cannot be found out: %w", err, lookErr)
+		return nil, fmt.Errorf("%w, and its outcome cannot be found out: %w", err, lookErr)
 	case happened:
 		return nil, nil
 	}
 	return nil, err
 }
 
-// settleLater undoes, when a process that was left to itself has ended, what its step has done. Until then anything
-// may change at any time.
+// settleLater waits in the background for a process that was left to itself. If its step has happened then, settleLater
+// undoes it. Until then the index is doubted, since anything may change at any time.
 func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
-	ctx = context.WithoutCancel(ctx) // the command ends when it ends
+	ctx = context.WithoutCancel(ctx) // the process goes on when the request is cancelled
 	b.volumes.doubtWhile(true)
 	settled := make(chan struct{})
 	lost.settled = settled
@@ -66,12 +69,12 @@ func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
 			err = s.undo(ctx)
 		}
 		b.volumes.doubtWhile(false)
-		b.log.Warn("zfs: a command has ended that was left to itself", "command", s.args, "happened", happened, "error", err)
+		b.log.Warn("zfs: a command that was left to itself has ended", "command", s.args, "happened", happened, "error", err)
 	}()
 }
 
-// after calls f when nothing is under way any more that err says was left to itself, which as a rule is now. Else it
-// returns at once.
+// after calls f. If err says that a process was left to itself, after returns at once. Then f is called when that
+// process has ended and its outcome is settled.
 func (b *Backend) after(err error, f func() error) error {
 	var lost *lostError
 	if !errors.As(err, &lost) || lost.settled == nil {
@@ -86,7 +89,7 @@ func (b *Backend) after(err error, f func() error) error {
 	return nil
 }
 
-// isGone is step.happened for what destroys a dataset or snapshot.
+// isGone is step.happened for steps that destroy a dataset or snapshot.
 func (b *Backend) isGone(name string) func(context.Context) (bool, error) {
 	return func(context.Context) (bool, error) {
 		there, err := b.zfs.exists(name)
@@ -94,12 +97,12 @@ func (b *Backend) isGone(name string) func(context.Context) (bool, error) {
 	}
 }
 
-// isThere is step.happened for what makes a snapshot.
+// isThere is step.happened for steps that make a snapshot.
 func (b *Backend) isThere(name string) func(context.Context) (bool, error) {
 	return func(context.Context) (bool, error) { return b.zfs.exists(name) }
 }
 
-// discard destroys what nobody was told of, if it is there.
+// discard destroys a dataset or snapshot that nobody was told of, if it exists.
 func (b *Backend) discard(ctx context.Context, name string, options ...string) error {
 	there, err := b.zfs.exists(name)
 	if err != nil || !there {

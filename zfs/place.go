@@ -10,10 +10,11 @@ import (
 	"github.com/cowshed/cowshed/detect"
 )
 
-// counterName is the name of the change counter below the home, the one file there that is never empty.
+// counterName is the name of the change counter in the home. No other file there has content at all times.
 const counterName = "changes"
 
-// detectDataset finds the dataset that is to hold the layers' datasets, also where its error says that it is not usable.
+// detectDataset finds the dataset that is to hold the layers' datasets. If that dataset is not usable, it returns the
+// name with the error.
 func detectDataset(ctx context.Context, home, fsname string) (string, error) {
 	if fsname != "" {
 		return fsname, detect.ZFSDataset(ctx, fsname)
@@ -25,8 +26,9 @@ func detectDataset(ctx context.Context, home, fsname string) (string, error) {
 	return found.Source, detect.ZFS(ctx, home)
 }
 
-// checkShared reports whether dir, if it is on ZFS, is a dataset of its own. The volumes are the datasets directly below
-// that dataset, and a Backend takes all of those for its own. An option that names the dataset is believed.
+// checkShared reports whether dir, if it is on ZFS, is the mount point of a dataset of its own. The volumes are the
+// datasets directly below that dataset, and a Backend takes all of those for its own. An option that names the dataset
+// is trusted.
 func checkShared(dir string, options []string) error {
 	if o, err := parseOptions(options); err == nil && o.FSName != "" {
 		return nil

@@ -14,24 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Channel programs (zfs-program(8)) run in the kernel within one transaction group: what one has looked at
-// cannot change before it acts, and after a crash it has run as a whole or not at all. Only a signal to the zfs process
-// stops one in the middle.
+// Channel programs (zfs-program(8)) run in the kernel within one transaction group. Nothing that a program has looked
+// at can change before it acts. After a crash it has run as a whole or not at all. Only a signal to the zfs process
+// stops a program in the middle.
 //
 //go:embed destroy.lua
 var destroyProgram []byte
 
-// destroyed is what destroy.lua returns.
+// destroyed is the answer of destroy.lua.
 type destroyed struct {
 	Errno    unix.Errno        `json:"errno"`    // 0 if the dataset is gone
-	Blockers map[string]string `json:"blockers"` // datasets and snapshots in the way that are others', by number
-	Busy     string            `json:"busy"`     // what could not be destroyed, if nothing was in the way
+	Blockers map[string]string `json:"blockers"` // datasets and snapshots that are in the way, by number
+	Busy     string            `json:"busy"`     // could not be destroyed, without blockers
 }
 
-// runDestroy destroys a claimed volume's dataset with the snapshots that are Cowshed's own and that nobody uses: the one
-// that seals it, those that clones of it were made from and have left, and the views in deadViews. Anything else
-// below the dataset is a blocker, because of which nothing is changed. origin is the snapshot that the dataset
-// was made from; if it is one that was taken for this alone, it goes too.
+// runDestroy destroys a claimed volume's dataset with the snapshots that are Cowshed's own and that nobody uses. These
+// are the snapshot that seals it, snapshots whose clones are gone, and those of the views in deadViews. Anything else
+// below the dataset is a blocker, and then nothing changes. origin is the snapshot that the dataset was cloned from. If
+// it was taken for this clone alone, it goes too.
 func (b *Backend) runDestroy(ctx context.Context, c *claim, origin string, deadViews []string) (destroyed, error) {
 	dataset := b.datasetOf(c.name)
 	s := step{
@@ -42,7 +42,7 @@ func (b *Backend) runDestroy(ctx context.Context, c *claim, origin string, deadV
 	}
 	out, err := b.act(ctx, s)
 	var lost *lostError
-	if errors.As(err, &lost) && !lost.left { // a program that is killed stops in the middle: it is finished
+	if errors.As(err, &lost) && !lost.left { // a killed program stops in the middle: run it to its end
 		s.in = bytes.NewReader(destroyProgram)
 		out, err = b.act(context.WithoutCancel(ctx), s)
 	}
@@ -58,7 +58,7 @@ func (b *Backend) runDestroy(ctx context.Context, c *claim, origin string, deadV
 	return result.Return, nil
 }
 
-// names are the blockers, for people.
+// names lists the blockers for people.
 func (d destroyed) names() string {
 	return strings.Join(slices.Sorted(maps.Values(d.Blockers)), ", ")
 }

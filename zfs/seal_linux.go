@@ -13,7 +13,8 @@ import (
 	"github.com/cowshed/cowshed/internal/staging"
 )
 
-// seals are the volumes as package sealing has them. What is sealed, or is to be cloned, is a snapshot.
+// seals gives package sealing access to the volumes. There, the value for a sealed volume or for the source of a clone
+// is the full name of a snapshot.
 func (b *Backend) seals() sealing.Volumes[string] {
 	held := func(name string, done func(cause error) error) (v sealing.Held[string], err error) {
 		v = sealing.Held[string]{Volume: b.sealOf(name), Done: done}
@@ -51,7 +52,7 @@ func (b *Backend) seals() sealing.Volumes[string] {
 	}
 }
 
-// cloneInUse takes a snapshot of a volume for one clone, which goes if there is none.
+// cloneInUse takes a snapshot of a volume for one clone, and destroys the snapshot if cloning fails.
 func (b *Backend) cloneInUse(ctx context.Context, name string, clone func(origin string) error) error {
 	origin := b.datasetOf(name) + "@" + staging.Name(clonePrefix)
 	discard := func(ctx context.Context) error { return b.discard(ctx, origin) }
@@ -68,11 +69,12 @@ func (b *Backend) cloneInUse(ctx context.Context, name string, clone func(origin
 // sealOf is the full name of the snapshot that seals a volume.
 func (b *Backend) sealOf(name string) string { return b.datasetOf(name) + "@" + sealName }
 
-// isSealed asks the kernel. The answer holds for as long as the caller claims the volume, relies on it or has its lock.
+// isSealed asks the kernel whether a volume is sealed. The answer stays right while the caller claims the volume,
+// relies on it or has its lock.
 func (b *Backend) isSealed(name string) (bool, error) { return b.zfs.exists(b.sealOf(name)) }
 
-// move brings the volume into another state, as sealing.Held has it. errdefs.ErrFailedPrecondition: the volume is to be
-// sealed and is mounted, or is doomed and something is in the way.
+// move brings the volume into another state, as sealing.Held describes it. Returns errdefs.ErrFailedPrecondition if the
+// volume is to be sealed and is mounted, or if it is doomed and has dependents or users.
 func (c *claim) move(ctx context.Context, to sealing.State) (changed bool, err error) {
 	if to == sealing.Doomed {
 		return true, c.b.destroyClaimed(ctx, c)
@@ -101,7 +103,7 @@ func (b *Backend) freeze(ctx context.Context, c *claim) error {
 	return err
 }
 
-// thaw undoes the sealing of a claimed volume, unless it has clones or is in view.
+// thaw undoes the sealing of a claimed volume. A volume with clones or views stays sealed, without an error.
 func (b *Backend) thaw(ctx context.Context, c *claim) error {
 	err := b.discard(ctx, b.sealOf(c.name))
 	b.volumes.doubt()
@@ -112,19 +114,19 @@ func (b *Backend) thaw(ctx context.Context, c *claim) error {
 	return err
 }
 
-// Seal takes the snapshot that makes a volume sealed: from then on it is mounted read-only.
+// Seal takes the snapshot that seals a volume. From then on the volume is mounted read-only.
 func (b *Backend) Seal(ctx context.Context, name string) error {
 	err := b.seals().Rely(ctx, name, func(string, sealing.State) error { return nil })
 	return fault.Wrap("seal volume", name, b.nameHolders(ctx, err, name))
 }
 
-// destroyClaimed destroys a claimed volume's dataset and the snapshots on it that are Cowshed's.
+// destroyClaimed destroys a claimed volume's dataset and Cowshed's own snapshots of it.
 func (b *Backend) destroyClaimed(ctx context.Context, c *claim) error {
 	dead, err := b.endDeadViews(c.name)
 	if err != nil {
 		return err
 	}
-	d, _, err := b.volumes.get(ctx, c.name) // as it is now that nobody else can change it
+	d, _, err := b.volumes.get(ctx, c.name) // looked up under the claim, so nobody else can change it
 	if err != nil {
 		return err
 	}
@@ -137,13 +139,13 @@ func (b *Backend) destroyClaimed(ctx context.Context, c *claim) error {
 		return err
 	}
 	b.volumes.drop(c.name)
-	if err := dead.forget(); err != nil { // the volume is gone all the same
+	if err := dead.forget(); err != nil { // the volume is gone nevertheless
 		b.log.Warn("zfs: locks of views are left over", "volume", c.name, "error", err)
 	}
 	return nil
 }
 
-// destroy destroys a claimed volume's dataset, and waits a while for it if it is busy.
+// destroy destroys a claimed volume's dataset, and waits a while if the dataset is busy.
 func (b *Backend) destroy(ctx context.Context, c *claim, origin string, dead []string) error {
 	dataset := b.datasetOf(c.name)
 	var result destroyed

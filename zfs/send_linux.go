@@ -13,8 +13,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// Send writes the stream of zfs send for top, incremental from base unless that is nil. top has to have been
-// cloned from base.
+// Send writes the stream of zfs send for top, incremental from base unless base is nil. top must have been cloned from
+// base.
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
@@ -31,8 +31,8 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 	return fault.Wrap("send volume", topView.volume, b.zfs.run(ctx, process{args: append(args, topView.snapshot), out: w, kill: true}))
 }
 
-// Receive makes a volume from the stream of a zfs send, and seals it. An incremental stream needs the sealed
-// volume that it builds on, which zfs finds to be the right one.
+// Receive makes a volume from the stream of a zfs send, and seals it. An incremental stream needs the sealed volume
+// that it builds on. zfs checks that source is this volume.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
 	return fault.Wrap("receive volume", name, b.receive(ctx, name, source, r))
 }
@@ -68,7 +68,7 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 	err = b.stage(ctx, c, func(staged string, discard func(context.Context) error) error {
 		err := b.zfs.run(ctx, process{args: append(args, staged+"@"+sealName), in: r, kill: true})
 		var lost *lostError
-		if errors.As(err, &lost) { // it does not end: others that are killed are no more
+		if errors.As(err, &lost) { // the process does not end; a killed process has no *lostError
 			b.settleLater(ctx, lost, step{args: args, happened: b.isThere(staged), undo: discard})
 		}
 		return err
@@ -76,12 +76,12 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 	if err != nil {
 		return b.explain(ctx, err, name, source)
 	}
-	b.volumes.doubt() // when it was created, and what of it counts, zfs knows best
+	b.volumes.doubt() // zfs knows when it was created, and its properties
 	return nil
 }
 
-// checkReceived finds out whether a stream has made what it should: one filesystem with one snapshot. A
-// stream of several datasets (zfs send -R) makes more.
+// checkReceived checks that a stream has made one filesystem with one snapshot. Returns errdefs.ErrInvalidArgument if
+// it has not: a stream of several datasets (zfs send -R) makes more.
 func (b *Backend) checkReceived(ctx context.Context, staged string) error {
 	out, err := b.zfs.read(context.WithoutCancel(ctx), "list", "-H", "-r", "-t", "all", "-o", "name,type", staged)
 	if err != nil {

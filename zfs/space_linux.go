@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// little is what has to be available for certain if making a dataset or snapshot is not to fail for lack of space. The
-// kernel's estimate for one is some hundred KiB.
+// little is the least available space with which making a dataset or snapshot certainly does not fail for lack of
+// space. The kernel estimates some hundred KiB for each.
 const little = 1 << 20
 
-// explainSpace says so if it is for lack of space that a command that makes something has failed: unix.ENOSPC in the
-// pool, unix.EDQUOT by a quota of the dataset that holds the volumes, or of one above. zfs itself says it in words only.
+// explainSpace checks whether a command that makes something has failed for lack of space, and adds the reason to its
+// error. It is unix.ENOSPC if the pool is full. It is unix.EDQUOT if a quota of the dataset that holds the volumes, or
+// of a dataset above it, is reached. zfs itself says so in words only.
 func (b *Backend) explainSpace(ctx context.Context, err error) error {
 	if !isCommandError(err) {
 		return err

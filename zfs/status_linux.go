@@ -10,8 +10,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// Status describes the pool and the dataset that holds the volumes, as they are now, under the names that
-// moby's driver uses; sizes are in bytes.
+// Status describes the pool and the dataset that holds the volumes, as they are now, under the names that moby's driver
+// uses. Sizes are in bytes.
 func (b *Backend) Status(context.Context) [][2]string {
 	var pool, health, used, available, limit, compression string
 	if err := b.zfs.checkPool(); err != nil { // go-zfs would wait for a suspended pool

@@ -19,23 +19,24 @@ import (
 	"github.com/cowshed/cowshed/internal/staging"
 )
 
-// view is one use of a mounted snapshot. Views of a sealed volume share the mount of the snapshot that seals it: OpenZFS
-// lets mounts and unmounts of one snapshot at once get in each other's way. It is no cowcommon.LiveView: OpenZFS caches
-// blocks, which snapshots share.
+// view is one use of a mounted snapshot. Views of a sealed volume share the mount of the snapshot that seals it: in
+// OpenZFS, mounts and unmounts of one snapshot at the same time disturb each other. view is no cowcommon.LiveView:
+// OpenZFS caches blocks, and snapshots share these.
 type view struct {
 	b        *Backend
 	volume   string
-	snapshot string // full name; "" if it is the dataset itself that nobody writes to
+	snapshot string // full name; "" if the view is the dataset itself, to which nobody writes
 	key      string // in Backend.viewed; "" likewise
 	dir      string
 	close    func() error // once
 }
 
-// mountedSnapshot is a snapshot mounted for views: the one that seals a volume, or one taken for one view alone.
+// mountedSnapshot is a snapshot that is mounted for views: the snapshot that seals a volume, or a snapshot for one view
+// alone.
 //
-// Its lock file, the directory that it is mounted on and, if it was taken for a view, the snapshot have the same name
-// but for what comes before the "@". So whoever finds the lock free can take away all three. Without a lock they go, if
-// the process is killed, when the home is next opened.
+// Its lock file and the directory on which it is mounted have the same name. A snapshot that was taken for a view has
+// this name too, below the dataset of the Backend. So a process that finds the lock free can remove all three. If the
+// snapshot has no lock and the process is killed, they go at the next open of the home.
 type mountedSnapshot struct {
 	name      string // of the snapshot, in full
 	temporary bool   // it was taken for a view
@@ -43,7 +44,7 @@ type mountedSnapshot struct {
 	lock      *os.File // nil: there was no space for it
 }
 
-// View mounts the snapshot that seals a volume, or takes one of a volume that is not sealed and mounts that.
+// View mounts the snapshot that seals a volume. Of an unsealed volume it takes a snapshot, and mounts it.
 func (b *Backend) View(ctx context.Context, name string) (cowcommon.View, error) {
 	v, err := b.view(ctx, name)
 	if err != nil {
@@ -90,7 +91,7 @@ func (b *Backend) newView(v view) *view {
 	return &v
 }
 
-// viewFrozen views a volume that nobody writes to: its dataset itself.
+// viewFrozen views a volume to which nobody writes: the view is the dataset itself.
 func (b *Backend) viewFrozen(ctx context.Context, name string) (*view, error) {
 	if err := b.mount(ctx, name, "", inuse.Viewed); err != nil {
 		return nil, err
@@ -108,7 +109,7 @@ func (b *Backend) mountSeal(ctx context.Context, name string) (*mountedSnapshot,
 	return m, b.mountSnapshot(ctx, m)
 }
 
-// mountTemporary takes a snapshot of a volume, as what lockName says, and mounts it.
+// mountTemporary takes a snapshot of a volume under the name lockName, and mounts it.
 func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (*mountedSnapshot, error) {
 	m, err := b.takeTemporary(ctx, volume, lockName)
 	if err != nil {
@@ -117,7 +118,7 @@ func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (
 	return m, b.mountSnapshot(ctx, m)
 }
 
-// takeTemporary takes a snapshot of a volume, as what lockName says.
+// takeTemporary takes a snapshot of a volume under the name lockName.
 func (b *Backend) takeTemporary(ctx context.Context, volume, lockName string) (*mountedSnapshot, error) {
 	m, err := b.lockSnapshot(lockName)
 	if err != nil {
@@ -135,7 +136,7 @@ func (b *Backend) takeTemporary(ctx context.Context, volume, lockName string) (*
 	return m, nil
 }
 
-// lockSnapshot takes the lock of a snapshot that is to be mounted, if there is space for it.
+// lockSnapshot takes the lock of a snapshot that is to be taken or mounted, if there is space for the lock.
 func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
 	lock, ok, err := b.tryLockView(lockName)
 	if fault.IsFull(err) {
@@ -150,7 +151,8 @@ func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
 	return &mountedSnapshot{dir: filepath.Join(b.views, lockName), lock: lock}, nil
 }
 
-// mountSnapshot mounts a snapshot, or takes away what was made for it.
+// mountSnapshot mounts a snapshot. If that fails, it gives back the lock, and destroys the snapshot if it was taken for
+// a view.
 func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 	err := b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")
 	if err != nil {
@@ -160,10 +162,11 @@ func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 	return err
 }
 
-// snapshot takes a snapshot of a volume as it is now. undo takes back one that was taken later.
+// snapshot takes a snapshot of a volume as it is now. undo destroys the snapshot if zfs takes it after the caller was
+// told that the outcome is not known.
 func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, inherits []*os.File, undo func(context.Context) error) error {
 	if b.mounts.Held(volume) > 0 {
-		// What programs have written through memory maps.
+		// Else the snapshot would lack data that programs have written through memory maps.
 		if err := syncFilesystem(b.mountpoint(volume)); err != nil {
 			return err
 		}
@@ -180,7 +183,8 @@ func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, inherit
 // Dir is the absolute path of the view's root.
 func (v *view) Dir() string { return v.dir }
 
-// Close ends this use of the snapshot. After the last it is unmounted, and destroyed if it was taken for a view.
+// Close ends this use of the snapshot. After the last use the snapshot is unmounted, and destroyed if it was taken for
+// a view.
 func (v *view) Close() error { return v.close() }
 
 func (v *view) release() (err error) {
@@ -203,15 +207,15 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 		return b.destroySnapshot(m.name)
 	})
 	if isCommandError(err) {
-		// Files of it that are still open keep it busy. Its lock file stays, so that it goes later: with the volume,
-		// or when the home is next opened.
+		// Files of it that are still open keep it busy. Its lock file stays, so that the snapshot goes later: with the
+		// volume, or when the home is next opened.
 		b.log.Debug("zfs: the snapshot of a view cannot go yet", "snapshot", m.name, "error", err)
 		return nil
 	}
 	return err
 }
 
-// destroySnapshot destroys the snapshot of a view, and waits a while for it if it is busy.
+// destroySnapshot destroys the snapshot of a view, and waits a while if the snapshot is busy.
 func (b *Backend) destroySnapshot(snapshot string) error {
 	return poll.WhileBusy(b.ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
 		err = b.discard(b.ctx, snapshot)
@@ -219,13 +223,13 @@ func (b *Backend) destroySnapshot(snapshot string) error {
 	})
 }
 
-// deadViews are views of a volume whose processes are gone, or which could not be taken away when they were closed.
+// deadViews are views of a volume whose processes are gone, and views that could not be removed when they were closed.
 type deadViews struct {
 	locks     []string // paths of their lock files, which nobody holds
-	snapshots []string // that were taken for them
+	snapshots []string // snapshots that were taken for them
 }
 
-// endDeadViews unmounts the dead views of a volume. errdefs.ErrFailedPrecondition: another view is open.
+// endDeadViews unmounts the dead views of a volume. Returns errdefs.ErrFailedPrecondition if another view is open.
 func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
 	entries, err := os.ReadDir(b.locks)
 	if err != nil {

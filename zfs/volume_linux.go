@@ -20,8 +20,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// properties are those of every dataset that Cowshed makes, and the limit, as options of zfs create and zfs
-// clone.
+// properties returns the properties of every dataset that Cowshed makes, and the limit, as options of zfs create and
+// zfs clone.
 func properties(limit quota.Limit) []string {
 	options := []string{
 		"-o", "mountpoint=legacy",
@@ -35,8 +35,8 @@ func properties(limit quota.Limit) []string {
 	return options
 }
 
-// Create makes an empty volume: with one zfs create, and a second process where its root directory is to
-// belong to somebody else than root.
+// Create makes an empty volume. It runs one zfs create. It runs a second process if the root directory of the volume is
+// to belong to another user or group than root's.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
 	return fault.Wrap("create volume", name, b.create(ctx, name, opts))
 }
@@ -48,7 +48,7 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
 	args := append([]string{"create"}, properties(opts.Limit)...)
-	if opts.UID == 0 && opts.GID == 0 { // as a new dataset is anyway, with mode 0755
+	if opts.UID == 0 && opts.GID == 0 { // as in any new dataset, with mode 0755
 		err = b.make(ctx, c, append(args, b.datasetOf(name)))
 	} else {
 		err = b.createStaged(ctx, c, args, opts)
@@ -79,14 +79,14 @@ func (b *Backend) make(ctx context.Context, c *claim, args []string) (err error)
 		undo: func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name)) },
 	})
 	return errors.Join(err, b.after(err, func() error {
-		if !known { // the intent says what to do with it
+		if !known { // the intent stays, so that the next start looks at the dataset
 			return nil
 		}
 		return made()
 	}))
 }
 
-// isMade looks whether a claimed volume was made, and completely. What is half-made it destroys.
+// isMade reports whether a claimed volume was made completely. It destroys a half-made volume.
 func (b *Backend) isMade(ctx context.Context, name string, intended time.Time) (bool, error) {
 	there, err := b.zfs.exists(b.datasetOf(name))
 	if err != nil || !there {
@@ -107,7 +107,7 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, args []string, opt
 	return b.stage(ctx, c, func(staged string, discard func(context.Context) error) error {
 		_, err := b.act(ctx, step{
 			args:     append(args, staged),
-			happened: func(context.Context) (bool, error) { return false, nil }, // and if so, perhaps without its properties
+			happened: func(context.Context) (bool, error) { return false, nil }, // if it has, it may lack properties
 			undo:     discard,
 		})
 		return err
@@ -121,8 +121,8 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, args []string, opt
 	})
 }
 
-// stage makes a dataset under a name that no volume can have, completes it, and gives it the name that was claimed for it.
-// discard destroys it.
+// stage makes a dataset under a name that no volume can have, completes it, and gives it the claimed name. discard
+// destroys the dataset.
 func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string, discard func(context.Context) error) error, complete func(staged string) error) error {
 	staged := b.datasetOf(staging.Name(stagingPrefix))
 	discard := func(ctx context.Context) error { return b.discard(ctx, staged, "-r") }
@@ -133,7 +133,7 @@ func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string
 			_, err := b.act(ctx, step{
 				args:     []string{"rename", staged, b.datasetOf(c.name)},
 				inherits: c.file(),
-				happened: b.isGone(staged), // it has no other way to go
+				happened: b.isGone(staged), // only the rename can have taken it away
 				undo:     func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name), "-r") },
 			})
 			if err != nil {
@@ -145,8 +145,8 @@ func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string
 	})
 }
 
-// checkFree reports whether a volume could get that name. zfs is what decides, but until then nothing else
-// should have been changed in vain.
+// checkFree checks whether a new volume could have that name. zfs decides in the end, but nothing else should be
+// changed in vain before that. Returns errdefs.ErrAlreadyExists if the name is taken.
 func (b *Backend) checkFree(ctx context.Context, name string) error {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
@@ -155,7 +155,7 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 		return fault.New(errdefs.ErrInvalidArgument, "layer id %.32q… has %d bytes, more than the %d for which names in %s leave room", name, len(name), most, b.root)
 	}
 	d, taken, err := b.volumes.get(ctx, name)
-	if taken { // who has removed it may have been killed before others were told
+	if taken { // the process that removed it may have been killed before it told others
 		if taken, err = b.zfs.exists(b.datasetOf(name)); !taken {
 			b.volumes.invalidate()
 		}
@@ -171,8 +171,8 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 	return nil
 }
 
-// explain gives the failure of a command that was to make the volume name, from source unless that is "", the
-// type that it has here, by looking at what there is.
+// explain adds the reason to the error of a command that was to make the volume name: the name is taken, source is
+// gone, or space is lacking. source is the volume from which the command was to make it, or "".
 func (b *Backend) explain(ctx context.Context, err error, name, source string) error {
 	if !isCommandError(err) {
 		return err
@@ -189,8 +189,8 @@ func (b *Backend) explain(ctx context.Context, err error, name, source string) e
 	return b.explainSpace(ctx, err)
 }
 
-// explainLimit says so if it is for a limit that a volume could not be cloned from source: ZFS does not make a dataset
-// that exceeds its refquota from the start.
+// explainLimit checks whether source could not be cloned because of the limit: ZFS does not make a dataset that exceeds
+// its refquota from the start. Returns errdefs.ErrInvalidArgument in this case.
 func (b *Backend) explainLimit(ctx context.Context, err error, source string, limit quota.Limit) error {
 	if limit.Bytes == 0 || limit.Scope != quota.ScopeTotal || !isCommandError(err) {
 		return err
@@ -207,8 +207,8 @@ func isCommandError(err error) bool {
 	return errors.As(err, &failed)
 }
 
-// Clone makes name a clone of the snapshot that seals source: with one zfs clone, and a second process where
-// source has to be sealed first. errdefs.ErrInvalidArgument: what source holds exceeds a limit of scope total.
+// Clone makes name a clone of the snapshot that seals source. It runs one zfs clone, and a second process if source has
+// to be sealed first. Returns errdefs.ErrInvalidArgument if the content of source exceeds a limit of scope total.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
@@ -229,7 +229,8 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 	})
 }
 
-// explainMissing gives the failure of a command on a volume the type that it has if the volume is gone.
+// explainMissing adds the reason to the error of a command on a volume: errdefs.ErrNotFound if the volume is gone, or
+// the lack of space.
 func (b *Backend) explainMissing(ctx context.Context, err error, name string) error {
 	if !isCommandError(err) {
 		return err
@@ -241,7 +242,7 @@ func (b *Backend) explainMissing(ctx context.Context, err error, name string) er
 	return b.explainSpace(ctx, err)
 }
 
-// Rename gives a volume that nobody holds another name.
+// Rename gives another name to a volume that nobody uses.
 func (b *Backend) Rename(ctx context.Context, name, to string) error {
 	return fault.WrapWith("rename volume", name, fault.To(to), b.rename(ctx, name, to))
 }
@@ -260,7 +261,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	// The kernel renames under mounts without asking.
+	// The kernel would rename a mounted dataset.
 	err = b.checkNotMounted(name)
 	if errors.Is(err, errMounted) {
 		return b.busy(err, b.datasetOf(name))
@@ -311,9 +312,9 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	return nil
 }
 
-// Remove destroys a volume's dataset and the snapshots on it that are Cowshed's, in one step.
-// errdefs.ErrFailedPrecondition: it is in use, or datasets or snapshots that are not Cowshed's to destroy
-// depend on it, which the error names.
+// Remove destroys a volume's dataset and Cowshed's own snapshots of it, in one step. Returns
+// errdefs.ErrFailedPrecondition if the volume is in use, or if clones of it, or datasets or snapshots of others, depend
+// on it. The error names these.
 func (b *Backend) Remove(ctx context.Context, name string) error {
 	return fault.Wrap("remove volume", name, b.remove(ctx, name))
 }
@@ -362,7 +363,7 @@ func (b *Backend) describe(name string, d dataset) cowcommon.Volume {
 	}
 }
 
-// parentOf is the volume that a dataset was cloned from, "" if there is none.
+// parentOf is the volume that a dataset was cloned from, "" if there is no such volume.
 func (b *Backend) parentOf(d dataset) string {
 	source, _, _ := strings.Cut(d.origin, "@")
 	parent, ok := strings.CutPrefix(source, b.root+"/")
@@ -375,7 +376,7 @@ func (b *Backend) parentOf(d dataset) string {
 // Volumes lists the volumes, by one zfs list.
 func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
 	return func(yield func(cowcommon.Volume, error) bool) {
-		b.volumes.invalidate() // what was changed by hand is to be seen here
+		b.volumes.invalidate() // the list shows changes made by hand
 		datasets, err := b.volumes.all(ctx)
 		if err != nil {
 			yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", err))
@@ -389,8 +390,8 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 	}
 }
 
-// Usage asks for what a dataset holds, which the pool keeps count of. The count lags behind what is written by
-// up to a transaction group, five seconds by default.
+// Usage returns the size of a dataset's data, which the pool counts. The count lags behind writes by up to a
+// transaction group, five seconds by default.
 func (b *Backend) Usage(ctx context.Context, name string) (quota.Usage, error) {
 	usage, err := b.usage(ctx, name)
 	return usage, fault.Wrap("measure volume", name, err)
@@ -415,14 +416,14 @@ func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
 	return usage, nil
 }
 
-// SetLimit replaces a volume's limit. errdefs.ErrFailedPrecondition: the volume holds more than that already,
-// which ZFS does not allow.
+// SetLimit replaces a volume's limit. Returns errdefs.ErrFailedPrecondition if the volume already has more data than
+// that, which ZFS does not allow.
 func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
 	return fault.Wrap("limit volume", name, b.setLimit(ctx, name, limit))
 }
 
 func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {
-	release, err := b.limits.Claim(ctx, name) // the last to set it is the last to tell
+	release, err := b.limits.Claim(ctx, name) // so that the last limit to be set is the last to be told
 	if err != nil {
 		return err
 	}
@@ -450,7 +451,7 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 		if !isCommandError(err) && !isLost(err) {
 			return nil
 		}
-		// Of two properties, one may have been set.
+		// zfs may have set one of two properties.
 		b.volumes.doubt()
 		there, err := b.zfs.exists(b.datasetOf(name))
 		if there {
@@ -460,7 +461,8 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	}))
 }
 
-// explainHeld says so if it is for what a volume holds already that its limit could not be set.
+// explainHeld checks whether a limit could not be set because the volume has too much data already. Returns
+// errdefs.ErrFailedPrecondition in this case.
 func (b *Backend) explainHeld(ctx context.Context, err error, name string, limit quota.Limit) error {
 	if !isCommandError(err) {
 		return err
