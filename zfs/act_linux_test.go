@@ -22,7 +22,7 @@ type acting struct {
 	looks, undone atomic.Int32
 }
 
-// newActing returns one whose zfs lists the dataset "a" and does script when it is asked for anything else.
+// newActing returns an acting. Its zfs lists the dataset "a", and runs script for any other command.
 func newActing(t *testing.T, script string, happened bool, lookErr error) *acting {
 	t.Helper()
 	c, dir := fakeZFS(t, "if [ \"$1\" = list ]; then\n"+oneDataset+"exit\nfi\n"+script)
@@ -45,7 +45,7 @@ func newActing(t *testing.T, script string, happened bool, lookErr error) *actin
 	return a
 }
 
-// listed is how often zfs has listed.
+// listed is the number of times that zfs has listed.
 func (a *acting) listed(t *testing.T) int {
 	t.Helper()
 	loads, err := os.ReadFile(a.dir + "/loads")
@@ -53,7 +53,7 @@ func (a *acting) listed(t *testing.T) int {
 	return len(loads)
 }
 
-// lookAgain looks into the index.
+// lookAgain looks into the index again.
 func (a *acting) lookAgain(t *testing.T) {
 	t.Helper()
 	_, ok, err := a.volumes.get(t.Context(), "a")
@@ -70,8 +70,8 @@ func TestAct(t *testing.T) {
 		lookErr  error
 		// The expected answer:
 		out    string
-		says   []string // of the error, nil if there is none
-		looked bool     // at the pool, and the index is read again
+		says   []string // parts of the error; nil: there is no error
+		looked bool     // the step looked at the pool, and the index is read again
 	}{
 		"succeeds":                 {script: "echo done", out: "done\n"},
 		"warns":                    {script: "echo done; echo 'warning: not shared' >&2", out: "done\n"},
@@ -91,7 +91,7 @@ func TestAct(t *testing.T) {
 				title += ", cancelled"
 			}
 			t.Run(title, func(t *testing.T) {
-				// It has time to end.
+				// zfs has time to end.
 				a := newActing(t, "touch begun\n"+test.script, test.happened, test.lookErr)
 				a.zfs.patience = time.Minute
 				ctx := t.Context()
@@ -123,8 +123,8 @@ func TestAct(t *testing.T) {
 	}
 }
 
-// TestActDoesNotEnd: a step whose zfs does not end in time is answered with ErrUnavailable. Until it ends each look is at
-// the pool. Its changes until then are undone.
+// TestActDoesNotEnd: if zfs does not end in time, the step returns ErrUnavailable. Until zfs ends, each look is at the
+// pool. Its changes until then are undone.
 func TestActDoesNotEnd(t *testing.T) {
 	for name, test := range map[string]struct {
 		happened bool
@@ -171,7 +171,7 @@ func TestActDoesNotEnd(t *testing.T) {
 	}
 }
 
-// TestActNotBegun: a step whose context has ended is not begun, nor one on a pool that takes no writes.
+// TestActNotBegun: a step does not begin if its context has ended, or on a pool that takes no writes.
 func TestActNotBegun(t *testing.T) {
 	a := newActing(t, "touch begun", true, nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -186,7 +186,7 @@ func TestActNotBegun(t *testing.T) {
 	assert.Zero(t, a.looks.Load())
 }
 
-// TestActOnSuspendedPool: a pool that is suspended while zfs runs has the step answered at once, and settled later.
+// TestActOnSuspendedPool: if the pool is suspended while zfs runs, the step returns at once, and is settled later.
 func TestActOnSuspendedPool(t *testing.T) {
 	a := newActing(t, "echo SUSPENDED >pool/state\nwhile [ ! -e end ]; do sleep 0.01; done", true, nil)
 	_, err := a.act(t.Context(), a.step)

@@ -30,7 +30,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// open opens a backend on a fresh dataset and closes it at the end of the test.
+// open opens a Backend on a new dataset, and closes it at the end of the test.
 func open(t *testing.T) *Backend {
 	t.Helper()
 	root, mountpoint := testfs.ZFS(t)
@@ -81,7 +81,7 @@ func randomBytes(n int) []byte {
 	return content
 }
 
-// TestProcesses holds each operation to the number of processes that it may take.
+// TestProcesses checks that each operation runs no more processes than it may.
 func TestProcesses(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -124,7 +124,8 @@ func TestProcesses(t *testing.T) {
 	})
 }
 
-// TestForeign: what is not Cowshed's is neither shown nor destroyed, and what depends on a layer is named.
+// TestForeign: datasets and snapshots of others are neither shown nor destroyed. If they or clones depend on a layer,
+// its removal fails and names them.
 func TestForeign(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -166,8 +167,8 @@ func TestForeign(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "base"))
 }
 
-// TestNamesOfOthers: a name that is taken behind the driver's back is an error of the right kind, and a layer
-// that goes behind it is gone.
+// TestNamesOfOthers: if an administrator takes a name behind the Backend's back, the error is of the right kind. If an
+// administrator destroys a layer, it is gone.
 func TestNamesOfOthers(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -188,7 +189,7 @@ func TestNamesOfOthers(t *testing.T) {
 	require.ErrorIs(t, b.Create(ctx, strings.Repeat("n", 200), cowcommon.VolumeOptions{}), errdefs.ErrInvalidArgument)
 }
 
-// TestMobyLayout opens what moby's driver has made.
+// TestMobyLayout opens datasets that moby's driver has made.
 func TestMobyLayout(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	base, top := strings.Repeat("ab", 32), strings.Repeat("cd", 32)+"-init"
@@ -219,7 +220,7 @@ func TestMobyLayout(t *testing.T) {
 	assert.NotContains(t, zfs(t, "list", "-r", "-t", "all", root), base)
 }
 
-// TestTwoAtOnce: what one process does, others see, and what one holds, others leave alone.
+// TestTwoAtOnce: two Backends see each other's changes, and leave each other's volumes in use alone.
 func TestTwoAtOnce(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	a, b := openOn(t, root, mountpoint), openOn(t, root, mountpoint)
@@ -238,7 +239,7 @@ func TestTwoAtOnce(t *testing.T) {
 	require.ErrorIs(t, a.Remove(ctx, "base"), errdefs.ErrFailedPrecondition)
 	require.ErrorIs(t, a.Rename(ctx, "base", "renamed"), errdefs.ErrFailedPrecondition)
 
-	// Cloned while the other has it mounted: not sealed.
+	// Cloned while the other Backend has it mounted: not sealed.
 	require.NoError(t, a.Clone(ctx, "top", "base", cowcommon.VolumeOptions{}))
 	v, err := b.Stat(ctx, "base")
 	require.NoError(t, err)
@@ -257,8 +258,8 @@ func TestTwoAtOnce(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "base"), "the snapshot for the clone went with the clone")
 }
 
-// TestBusyNamesHolders: who keeps a dataset busy is named, whether it is mounted in another mount namespace or
-// was unmounted while a process was in it.
+// TestBusyNamesHolders: errors name the process that keeps a dataset busy. It has the dataset mounted in another mount
+// namespace, or was in the dataset when it was unmounted.
 func TestBusyNamesHolders(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -266,7 +267,7 @@ func TestBusyNamesHolders(t *testing.T) {
 	dir, err := b.Mount(ctx, "base", "")
 	require.NoError(t, err)
 
-	// A copy of the mount in another namespace goes with its mount point.
+	// The copy of a mount in another namespace goes with the mount point.
 	copied := exec.Command("sleep", "1000")
 	copied.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	require.NoError(t, copied.Start())
@@ -298,7 +299,7 @@ func TestBusyNamesHolders(t *testing.T) {
 	err = b.Remove(ctx, "base")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, fmt.Sprintf("process %d (sleep)", inside.Process.Pid))
-	// Whoever is in there can write, so it is not sealed.
+	// A process in the dataset can write, so the volume is not sealed.
 	require.NoError(t, b.Clone(ctx, "top", "base", cowcommon.VolumeOptions{}))
 	v, err := b.Stat(ctx, "base")
 	require.NoError(t, err)
@@ -314,8 +315,8 @@ func stop(t *testing.T, cmd *exec.Cmd) {
 	_ = cmd.Wait()
 }
 
-// TestRecovers: what processes that were killed have left is cleaned up, by the next Open or, while others have
-// the home open, by Remove.
+// TestRecovers: the next Open cleans up the remains of killed processes. While others have the home open, Remove does
+// so for its volume.
 func TestRecovers(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	b := openOn(t, root, mountpoint)
@@ -351,7 +352,7 @@ func TestRecovers(t *testing.T) {
 		intend(name, intent)
 		zfs(t, "create", "-o", "mountpoint=legacy", b.datasetOf(name))
 	}
-	// The clone of a layer in use, half-made: with it goes the snapshot that was taken for it.
+	// A half-made clone of a layer in use: the snapshot that was taken for it goes with it.
 	taken := b.datasetOf("base@" + clonePrefix + "cloning")
 	zfs(t, "snapshot", taken)
 	intend("half a clone", time.Now())
@@ -369,7 +370,8 @@ func TestRecovers(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "base"))
 }
 
-// TestWaitsForOrphans: what a zfs process makes whose parent was killed is judged when it has ended.
+// TestWaitsForOrphans: if the parent of a zfs process was killed, Open waits for the end of the process before it
+// judges the result.
 func TestWaitsForOrphans(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	b := openOn(t, root, mountpoint)
@@ -436,7 +438,7 @@ func TestSendReceive(t *testing.T) {
 	assert.Len(t, strings.Fields(zfs(t, "list", "-Hr", "-o", "name", to.root)), 3, "bad streams leave nothing")
 }
 
-// TestLimits: both scopes are enforced, and a limit that is exceeded already is refused.
+// TestLimits: both scopes are enforced. A limit below the present size is refused.
 func TestLimits(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -468,7 +470,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestStatus has the keys of moby's driver.
+// TestStatus: the keys are those of moby's driver.
 func TestStatus(t *testing.T) {
 	b := open(t)
 	status := map[string]string{}
@@ -487,7 +489,8 @@ func TestStatus(t *testing.T) {
 	assert.Contains(t, b.Status(t.Context()), [2]string{"Parent Quota", "1073741824"}, "read afresh")
 }
 
-// ownPool makes a pool of 256 MiB in a file in a directory of size bytes, in which the file may outgrow its space.
+// ownPool makes a pool of 256 MiB in a sparse file, in a directory of size bytes. With a smaller size the file may
+// outgrow its space.
 func ownPool(t *testing.T, size int) (pool, dir string) {
 	t.Helper()
 	return ownPoolOf(t, 256<<20, size)
@@ -495,7 +498,7 @@ func ownPool(t *testing.T, size int) (pool, dir string) {
 
 func ownPoolOf(t *testing.T, poolSize int64, size int) (pool, dir string) {
 	t.Helper()
-	testfs.Zpool(t) // is there ZFS at all
+	testfs.Zpool(t) // skips without ZFS
 	dir = t.TempDir()
 	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)))
 	t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, 0)) })
@@ -539,8 +542,8 @@ func TestPoolFull(t *testing.T) {
 	require.NoError(t, b.Create(ctx, "after", cowcommon.VolumeOptions{}))
 }
 
-// TestPoolSuspended: nothing hangs on a pool whose device fails, every error says what to do, and all works on
-// when it is back.
+// TestPoolSuspended: nothing hangs on a pool whose device fails, and every error says what to do. When the device is
+// back, everything works again.
 func TestPoolSuspended(t *testing.T) {
 	pool, dir := ownPool(t, 96<<20)
 	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
@@ -574,7 +577,7 @@ func TestPoolSuspended(t *testing.T) {
 	require.NoError(t, b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}))
 }
 
-// TestPoolExported: a pool that goes away gives errors that say so, and is used again when it is back.
+// TestPoolExported: errors say that a pool has been exported. When it is imported again, it is used again.
 func TestPoolExported(t *testing.T) {
 	pool, dir := ownPool(t, 512<<20)
 	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
@@ -599,7 +602,7 @@ func TestPoolExported(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// TestHintsOfRelatives: grandchildren are compared natively, siblings are walked.
+// TestHintsOfRelatives: grandchildren are compared by hints of the kernel, siblings by a walk.
 func TestHintsOfRelatives(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -645,7 +648,7 @@ func TestHintsOfRelatives(t *testing.T) {
 
 type stranger struct{ cowcommon.View }
 
-// TestParseListLine: what zfs list should never print is an error, not a layer.
+// TestParseListLine: a line that zfs list should never print is an error, and no layer.
 func TestParseListLine(t *testing.T) {
 	good := "tank/a\ttank/b@layer\t1795241419\t10\t0\t1\tlegacy"
 	l, err := parseListLine(good)

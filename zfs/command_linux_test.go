@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// fakeZFS returns commands that run a shell script in place of zfs, in a directory of its own, for faults that the real
-// one does not have when a test wants them.
+// fakeZFS returns commands that run a shell script instead of zfs, in a directory of its own. So a test has faults that
+// the real zfs does not produce on demand.
 func fakeZFS(t *testing.T, script string) (c *commands, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -39,7 +39,7 @@ func waitFor(t *testing.T, path string) {
 	}, 20*time.Second, time.Millisecond)
 }
 
-// cancelledAt returns a context that ends when there is a file of that path.
+// cancelledAt returns a context that ends when a file of that path exists.
 func cancelledAt(t *testing.T, path string) context.Context {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
@@ -55,7 +55,7 @@ func cancelledAt(t *testing.T, path string) context.Context {
 	return ctx
 }
 
-// TestOutcomeOfCommand: what a command that changes something has ended with counts, whatever became of the context.
+// TestOutcomeOfCommand: the result of a command that changes something counts, even if the context has ended.
 func TestOutcomeOfCommand(t *testing.T) {
 	for name, test := range map[string]struct {
 		script string
@@ -94,7 +94,7 @@ func TestOutcomeOfCommand(t *testing.T) {
 	})
 }
 
-// TestCommandDoesNotEnd: one that does not end is left to itself, and what it writes goes nowhere.
+// TestCommandDoesNotEnd: a command that does not end is left to itself, and its output is discarded.
 func TestCommandDoesNotEnd(t *testing.T) {
 	c, dir := fakeZFS(t, "trap '' TERM; while [ ! -e end ]; do echo line; touch started; sleep 0.01; done; touch ended")
 	var written bytes.Buffer
@@ -103,7 +103,7 @@ func TestCommandDoesNotEnd(t *testing.T) {
 	require.ErrorAs(t, err, &lost)
 	require.ErrorIs(t, err, context.Canceled)
 	assert.True(t, lost.left)
-	// The race detector hears of a write meanwhile.
+	// The race detector would report a write meanwhile.
 	size := written.Len()
 	time.Sleep(50 * time.Millisecond)
 	assert.Equal(t, size, written.Len())
@@ -119,7 +119,7 @@ func TestCommandDoesNotEnd(t *testing.T) {
 	assert.False(t, isLost(err), "it was not started")
 }
 
-// TestReadIsKilled: what changes nothing goes when its context ends.
+// TestReadIsKilled: a command that changes nothing is killed when its context ends.
 func TestReadIsKilled(t *testing.T) {
 	c, dir := fakeZFS(t, "touch started; exec sleep 100")
 	c.patience = 20 * time.Second
@@ -130,7 +130,7 @@ func TestReadIsKilled(t *testing.T) {
 	assert.Less(t, time.Since(begun), 15*time.Second)
 }
 
-// TestStreams: the errors of both ends reach the caller, and neither end has to hurry.
+// TestStreams: errors of either end reach the caller, and either end may be slow.
 func TestStreams(t *testing.T) {
 	broken := errors.New("broken")
 	c, _ := fakeZFS(t, "cat >/dev/null; exit 1")
@@ -145,7 +145,7 @@ func TestStreams(t *testing.T) {
 	require.NoError(t, c.run(t.Context(), process{args: []string{"send"}, out: slow, kill: true}))
 	assert.Equal(t, "stream\n", slow.String())
 
-	r, w := io.Pipe() // which never ends
+	r, w := io.Pipe() // r never ends
 	defer w.Close()
 	c, _ = fakeZFS(t, "echo 'cannot receive' >&2; exit 1")
 	err = c.run(t.Context(), process{args: []string{"receive"}, in: r, kill: true})
@@ -167,7 +167,7 @@ func (w *slowWriter) Write(b []byte) (int, error) {
 	return w.Buffer.Write(b)
 }
 
-// fakeIndex returns an index that a script lists datasets for, with a counter in dir.
+// fakeIndex returns an index whose datasets a script lists, with a counter in dir.
 func fakeIndex(t *testing.T, c *commands, dir string) *index {
 	t.Helper()
 	file, err := os.OpenFile(filepath.Join(dir, counterName), os.O_RDWR|os.O_CREATE, 0o600)
@@ -180,7 +180,7 @@ const oneDataset = `printf 'pool\t-\t1\t0\t0\t-\t/pool\npool/a\t-\t1\t0\t0\t1\tl
 echo >>loads
 `
 
-// TestIndexBesideBusyProcess: readers get on while another process changes something all the time.
+// TestIndexBesideBusyProcess: readers get answers while another process changes something all the time.
 func TestIndexBesideBusyProcess(t *testing.T) {
 	c, dir := fakeZFS(t, oneDataset)
 	x, other := fakeIndex(t, c, dir), fakeIndex(t, c, dir)

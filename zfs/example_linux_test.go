@@ -13,7 +13,8 @@ import (
 	"github.com/cowshed/cowshed/zfs"
 )
 
-// dataset is one whose children are the volumes, and home a directory for their mount points. TestExamples sets both.
+// dataset is a dataset whose children are the volumes, and home a directory for their mount points. TestExamples sets
+// both.
 var dataset, home = "tank/cowshed", "/var/lib/cowshed/zfs"
 
 func TestExamples(t *testing.T) {

@@ -24,8 +24,9 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// TestFull does every operation while a pool fills up, and while a quota of the dataset that holds the volumes does. The
-// home is on what is full. What fails says ENOSPC or EDQUOT and leaves nothing; a home can be opened, and emptied.
+// TestFull does every operation while a pool fills up, and while the dataset that holds the volumes reaches its quota.
+// The home is on the full filesystem. An operation that fails says ENOSPC or EDQUOT and leaves nothing. A home can be
+// opened, and emptied.
 func TestFull(t *testing.T) {
 	levels := []int{100}
 	if testfs.Long() {
@@ -56,7 +57,7 @@ type full struct {
 	mountpoint string
 }
 
-// prepare makes the volumes "image", sealed, "top", cloned from it, "base", and "ballast", which is to be filled.
+// prepare makes the volumes "image", sealed; "top", cloned from it; "base"; and "ballast", which the test fills.
 func (f *full) prepare(t *testing.T) {
 	ctx := t.Context()
 	for _, name := range []string{"image", "base", "ballast"} {
@@ -67,7 +68,8 @@ func (f *full) prepare(t *testing.T) {
 	fill(t, f.Backend, "top", "added", randomBytes(1<<10))
 }
 
-// fillTo fills the dataset until that many percent of it are in use; to the last byte and the last entry with 100.
+// fillTo fills the dataset until that many percent of it are in use. With 100 it fills it to the last byte and the last
+// entry.
 func (f *full) fillTo(t *testing.T, percent int) {
 	t.Helper()
 	dir, err := f.Mount(t.Context(), "ballast", "")
@@ -115,7 +117,7 @@ func zpoolSync(t *testing.T, pool string) {
 	run(t, "zpool", "sync", pool)
 }
 
-// space is what is in use and what is available, in bytes.
+// space returns the bytes in use and the bytes available.
 func (f *full) space(t *testing.T) (used, available int) {
 	t.Helper()
 	out := strings.Fields(zfs(t, "list", "-Hpo", "used,available", f.root))
@@ -127,7 +129,7 @@ func (f *full) space(t *testing.T) (used, available int) {
 	return used, available
 }
 
-// tryAll tries all operations. Each succeeds, and is undone, or says that there is no space, and has left nothing.
+// tryAll tries all operations. Each succeeds, and is undone. Or it says that there is no space, and leaves nothing.
 func (f *full) tryAll(t *testing.T, level string) {
 	t.Helper()
 	ctx := t.Context()
@@ -172,7 +174,7 @@ func (f *full) tryAll(t *testing.T, level string) {
 		before := f.state(t)
 		err := try.do()
 		switch {
-		case try.what == "receive": // of nothing, which fails whatever there is
+		case try.what == "receive": // of an empty stream: fails with and without space
 			require.Error(t, err)
 			assert.Equal(t, before, f.state(t), "%s at %s", try.what, level)
 		case err != nil:
@@ -203,7 +205,7 @@ func closeView(v cowcommon.View, err error) error {
 	return v.Close()
 }
 
-// empty opens the home once more, by a process that is alone, and removes everything with it.
+// empty opens the home again, while no other process has it open, and removes everything.
 func (f *full) empty(t *testing.T) {
 	t.Helper()
 	ctx := context.Background()
@@ -228,7 +230,7 @@ func (f *full) empty(t *testing.T) {
 	require.NoError(t, f.Remove(ctx, "after"))
 }
 
-// TestCounterWithoutSpace: where nothing can be written the counter still counts, and is never what it was.
+// TestCounterWithoutSpace: without space for a write the counter still counts, and no count comes back.
 func TestCounterWithoutSpace(t *testing.T) {
 	testfs.Root(t)
 	dir := t.TempDir()
@@ -237,7 +239,7 @@ func TestCounterWithoutSpace(t *testing.T) {
 	file, err := os.Create(filepath.Join(dir, counterName))
 	require.NoError(t, err)
 	defer file.Close()
-	require.NoError(t, file.Truncate(counterSize)) // a hole, which needs space to be written
+	require.NoError(t, file.Truncate(counterSize)) // a hole: a write to it needs space
 	c := counter{file}
 	seen := map[count]bool{}
 	add := func() {

@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestIndexOfOddLists: where zfs lists something that the index does not understand, or fails, a look is an error: neither
-// a part of the list counts, nor an earlier list. The next look reads it again.
+// TestIndexOfOddLists: a look fails if zfs fails, or lists something that the index does not understand. Neither a part
+// of the list nor an earlier list counts. The next look reads the list again.
 func TestIndexOfOddLists(t *testing.T) {
 	for name, odd := range map[string]struct{ script, says string }{
 		"garbage":                    {`echo 'internal error: out of memory'`, "1 fields instead of 7"},
@@ -59,7 +59,7 @@ func TestIndexOfOddLists(t *testing.T) {
 
 const rootLine = `pool\t-\t1\t0\t0\t-\t/pool\n`
 
-// TestIndexOfUnusualLists: warnings of zfs, its slowness and long lines do not matter.
+// TestIndexOfUnusualLists: warnings of zfs, a slow zfs and long lines do not matter.
 func TestIndexOfUnusualLists(t *testing.T) {
 	const long = 1 << 20
 	for name, script := range map[string]string{

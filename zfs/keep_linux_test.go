@@ -15,7 +15,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// TestKeep: whatever is done to a volume is undone, its limit is as it was, and nothing is left of either state.
+// TestKeep: Restore undoes all changes to a volume and to its limit. Nothing is left of either state.
 func TestKeep(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	b, ctx := openOn(t, root, mountpoint), t.Context()
@@ -49,7 +49,7 @@ func TestKeep(t *testing.T) {
 	assert.Equal(t, limit, v.Limit)
 	assert.Equal(t, root+"\n"+b.datasetOf("base")+"\n"+b.datasetOf("child")+"\n", zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root))
 
-	// A newer snapshot is not destroyed for it.
+	// Restore does not destroy a newer snapshot.
 	k, err = b.Keep(ctx, "child")
 	require.NoError(t, err)
 	zfs(t, "snapshot", b.datasetOf("child@newer"))
@@ -70,7 +70,7 @@ func TestKeep(t *testing.T) {
 	assert.Empty(t, entries)
 }
 
-// TestKeepCrash: the next start forgets what a process that has ended has kept.
+// TestKeepCrash: the next start forgets the kept states of a process that has ended.
 func TestKeepCrash(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	b, ctx := openOn(t, root, mountpoint), t.Context()

@@ -35,8 +35,8 @@ func holder(t *testing.T, script string, args ...string) (pid int, end func()) {
 	return cmd.Process.Pid, func() { _ = in.Close(); _ = cmd.Wait() }
 }
 
-// TestInUse: what is mounted, wherever and however covered, is neither removed, sealed nor renamed, and is cloned as it
-// is. Once it is unmounted all of that can be done.
+// TestInUse: a mounted volume is neither removed, sealed nor renamed, wherever it is mounted and however the mount is
+// covered. It is cloned as it is. After the unmount all of that can be done.
 func TestInUse(t *testing.T) {
 	b := open(t)
 	inNamespace := func(script string) func(t *testing.T) func() {
@@ -54,7 +54,7 @@ func TestInUse(t *testing.T) {
 	for name, s := range map[string]struct {
 		mount func(t *testing.T) (end func())
 		says  string
-		long  bool // in the long variant only: Remove waits three seconds each time
+		long  bool // only in the long tests: Remove waits three seconds each time
 	}{
 		"mounted": {func(t *testing.T) func() { _, end := mounted(t); return end }, "mounted on /", true},
 		"covered on its mount point": {func(t *testing.T) func() {
@@ -118,7 +118,7 @@ func testInUse(t *testing.T, b *Backend, mount func(t *testing.T) (end func()), 
 	require.NoError(t, b.Remove(ctx, "clone"))
 	require.NoError(t, b.Seal(ctx, "renamed"))
 
-	// What is sealed is mounted by its snapshot.
+	// A sealed volume is mounted by its snapshot.
 	at := t.TempDir()
 	require.NoError(t, unix.Mount(b.sealOf("renamed"), at, "zfs", unix.MS_RDONLY, ""))
 	assert.ErrorIs(t, b.Rename(ctx, "renamed", "volume"), errdefs.ErrFailedPrecondition)
@@ -127,8 +127,8 @@ func testInUse(t *testing.T, b *Backend, mount func(t *testing.T) (end func()), 
 	require.NoError(t, b.Remove(ctx, "renamed"))
 }
 
-// TestSealAfterDiagnosis seals a volume as soon as it is unmounted, while who failed to seal it before looks for whoever
-// has it mounted, and mounts it for that.
+// TestSealAfterDiagnosis seals a volume as soon as it is unmounted. Meanwhile an earlier Seal, which failed, still
+// looks for the users of the volume, and mounts it for that.
 func TestSealAfterDiagnosis(t *testing.T) {
 	b, ctx := open(t), t.Context()
 	for i := range 5 {

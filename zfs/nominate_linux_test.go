@@ -23,23 +23,23 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// lineage is a filesystem and clones of it, each of the last one, all mounted.
+// lineage is a filesystem and a chain of clones, each of the one before. All are mounted.
 type lineage struct {
 	t       testing.TB
 	dataset string
 	mnt     string
-	prefix  string // of the names in dataset and mnt
+	prefix  string // of the lineage's names in dataset and mnt
 	n       int
 }
 
-// newLineage makes one in a dataset of its own.
+// newLineage makes a lineage in a dataset of its own.
 func newLineage(t testing.TB) *lineage {
 	t.Helper()
 	dataset, mnt := testfs.ZFS(t)
 	return newLineageIn(t, dataset, mnt, "")
 }
 
-// newLineageIn makes one in a dataset that has others, with other prefixes.
+// newLineageIn makes a lineage in a dataset that may have other lineages, with other prefixes.
 func newLineageIn(t testing.TB, dataset, mnt, prefix string) *lineage {
 	t.Helper()
 	l := &lineage{t: t, dataset: dataset, mnt: mnt, prefix: prefix}
@@ -51,10 +51,10 @@ func newLineageIn(t testing.TB, dataset, mnt, prefix string) *lineage {
 func (l *lineage) name(i int) string { return l.dataset + "/" + l.prefix + "l" + strconv.Itoa(i) }
 func (l *lineage) dir(i int) string  { return filepath.Join(l.mnt, l.prefix+"l"+strconv.Itoa(i)) }
 
-// current is where the last clone is mounted.
+// current is the directory on which the last clone is mounted.
 func (l *lineage) current() string { return l.dir(l.n) }
 
-// clone seals the last one and goes on with a clone of it.
+// clone seals the last clone, and makes and mounts a clone of it.
 func (l *lineage) clone() string {
 	l.t.Helper()
 	zfs(l.t, "snapshot", l.name(l.n)+"@layer")
@@ -76,10 +76,10 @@ func (l *lineage) mount(name, dir string) {
 	l.t.Cleanup(func() { assert.NoError(l.t, unix.Unmount(dir, 0)) })
 }
 
-// pair is two snapshots, mounted.
+// pair is two mounted snapshots.
 type pair struct {
 	base, top       string // full names
-	baseDir, topDir string // where they are
+	baseDir, topDir string // their mount points
 }
 
 // freeze takes a snapshot of the last clone, and mounts it and the seal of an earlier one.
@@ -94,7 +94,7 @@ func (l *lineage) freeze(from int) pair {
 	return p
 }
 
-// hintsOf is what the kernel and the directories say.
+// hintsOf returns the hints from the kernel's answer and the directories.
 func hintsOf(t testing.TB, p pair) (*treediff.Hints, error) {
 	t.Helper()
 	changed, err := changedObjects(t.Context(), p.base, p.top)
@@ -102,7 +102,7 @@ func hintsOf(t testing.TB, p pair) (*treediff.Hints, error) {
 	return nominate(t.Context(), changed, p.baseDir, p.topDir)
 }
 
-// assertAgree compares with the hints and without, which must give the same but for files whose content differs unseen.
+// assertAgree asserts that comparing with the hints finds the changes of a walk, and files whose content alone differs.
 // It returns the changes found with hints.
 func assertAgree(t testing.TB, p pair, hints *treediff.Hints) []archive.Change {
 	t.Helper()
@@ -111,7 +111,7 @@ func assertAgree(t testing.TB, p pair, hints *treediff.Hints) []archive.Change {
 	native, err := treediff.Compare(t.Context(), p.topDir, p.baseDir, hints)
 	require.NoError(t, err)
 
-	// All names of all files: what differs in them must be seen with hints, and nothing else.
+	// With hints, all names of all files with another content must be seen too, and nothing else.
 	seen := make(map[string]archive.ChangeType)
 	for _, c := range walked {
 		seen[c.Path] = c.Kind
@@ -132,7 +132,7 @@ func assertAgree(t testing.TB, p pair, hints *treediff.Hints) []archive.Change {
 	return native
 }
 
-// rewritten lists the files and symbolic links that both trees have at a path, with another content in each.
+// rewritten lists the files and symbolic links that both trees have at a path, but with another content.
 func rewritten(t testing.TB, p pair) []string {
 	t.Helper()
 	base, err := openFrozenTree(p.baseDir)
@@ -191,11 +191,11 @@ func sh(t testing.TB, dir, script string) {
 	require.NoError(t, err, "%s", out)
 }
 
-// rewrite writes over a file and hides it from lstat.
+// rewrite overwrites a file, and hides the change from lstat.
 const rewrite = `rewrite() { local m; m=$(stat -c %y "$1"); printf "$2" | dd of="$1" conv=notrunc status=none; touch -d "$m" "$1"; }
 `
 
-// nominateCases are edits of a tree, and changes that must be found.
+// nominateCases are edits of a tree, with changes that must be found.
 var nominateCases = []struct {
 	name, base, edit string
 	want             []string // some of the changes
@@ -263,7 +263,7 @@ func TestNominate(t *testing.T) {
 	}
 }
 
-// TestNominateFewHints holds the number of hints to that of changes.
+// TestNominateFewHints: there are few hints for few changes.
 func TestNominateFewHints(t *testing.T) {
 	l := newLineage(t)
 	sh(t, l.current(), `mkdir d{1..20}; touch d{1..20}/f{1..100}`)
@@ -287,8 +287,7 @@ func TestNominateGrandchild(t *testing.T) {
 	assertAgree(t, p, hints)
 }
 
-// TestNominateTooDeep has paths that are longer than the kernel looks up. zfs diff here would be the end of the
-// machine.
+// TestNominateTooDeep has paths that are longer than the kernel looks up. Here zfs diff would crash the machine.
 func TestNominateTooDeep(t *testing.T) {
 	l := newLineage(t)
 	sh(t, l.clone(), `n=$(printf 'd%.0s' {1..250}); for i in {1..400}; do mkdir $n; cd ./$n; done; touch f`)
@@ -346,7 +345,7 @@ func nominateRandomly(t *testing.T, seed uint64) {
 	assertAgree(t, p, hints)
 }
 
-// freezeAgain pairs the last snapshot with the seal of an earlier one.
+// freezeAgain pairs the last snapshot with the seal of an earlier clone.
 func (l *lineage) freezeAgain(from int) pair {
 	p := pair{base: l.name(from) + "@layer", top: l.name(l.n) + "@view", topDir: filepath.Join(l.mnt, fmt.Sprintf("top%d-%d", l.n-1, l.n))}
 	p.baseDir = filepath.Join(l.mnt, fmt.Sprintf("base%d-%d", from, l.n))
@@ -354,7 +353,7 @@ func (l *lineage) freezeAgain(from int) pair {
 	return p
 }
 
-// randomEdits changes a tree. Names are few, so that edits meet.
+// randomEdits changes a tree at random. It has few names, so that edits meet.
 type randomEdits struct {
 	rng  *rand.Rand
 	root string
@@ -374,7 +373,7 @@ func (r *randomEdits) pick() string {
 	return filepath.Join(dir, editNames[r.rng.IntN(len(editNames))])
 }
 
-// edit does something, which may be impossible.
+// edit tries one random change. Some changes are impossible, and then nothing happens.
 func (r *randomEdits) edit(t testing.TB) {
 	t.Helper()
 	path, other := r.pick(), r.pick()

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// objectRecords are records of ZFS_IOC_DIFF: type, first, last.
+// objectRecords returns records of ZFS_IOC_DIFF: type, first, last.
 func objectRecords(records ...[3]uint64) []byte {
 	var b []byte
 	for _, r := range records {
@@ -46,7 +46,7 @@ func TestReadObjectsMalformed(t *testing.T) {
 	}
 }
 
-// FuzzReadObjects holds readObjects to sets that are sorted, and to limited memory.
+// FuzzReadObjects checks that readObjects returns sorted sets, and uses limited memory.
 func FuzzReadObjects(f *testing.F) {
 	f.Add(objectRecords([3]uint64{diffInUse, 1, 5}, [3]uint64{diffFree, 6, 9}, [3]uint64{diffInUse, 10, 11}))
 	f.Add(objectRecords([3]uint64{diffFree, 0, 1<<64 - 1}, [3]uint64{diffInUse, 0, 1<<64 - 1}))

@@ -20,8 +20,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// faultyZFS runs the real zfs, and does to one run of it what the file fault says: "COMMAND FAULT". It says in the file
-// hit that the fault is there.
+// faultyZFS runs the real zfs. The file fault names a command and its fault: "COMMAND FAULT". faultyZFS produces the
+// fault in one run of this command, and then makes the file hit.
 const faultyZFS = `#!/bin/sh
 dir=%q zfs=%q
 read -r command fault <"$dir/fault" 2>/dev/null
@@ -42,13 +42,13 @@ stuck-after) "$zfs" "$@"; status=$?; touch "$dir/hit"; sleep 2; exit $status ;;
 esac
 `
 
-// faults of which the context has nothing to do with the outcome, and those of a process that does not end in time.
+// faults have outcomes that do not depend on the context. stuckFaults are those of a process that does not end in time.
 var (
 	faults      = []string{"killed-before", "killed-after", "cancelled-before", "cancelled-after"}
 	stuckFaults = []string{"stuck-before", "stuck-after"}
 )
 
-// faulty is a backend whose zfs has faults, and one beside it that is told of changes only.
+// faulty is a Backend whose zfs has faults, and a second Backend that only hears of changes.
 type faulty struct {
 	*Backend
 	beside *Backend
@@ -64,7 +64,7 @@ func openFaulty(t *testing.T) faulty {
 	return f
 }
 
-// with does an operation with a fault in a run of zfs, and cancels its context when the fault is there.
+// with does an operation with a fault in one run of zfs, and cancels the context when the fault is there.
 func (f faulty) with(t *testing.T, command, fault string, operation func(context.Context) error) error {
 	t.Helper()
 	require.NoError(t, os.RemoveAll(f.dir+"/hit"))
@@ -75,12 +75,12 @@ func (f faulty) with(t *testing.T, command, fault string, operation func(context
 	return err
 }
 
-// state is all that is in the pool of the backend.
+// state lists everything in the pool below the root dataset of the Backend.
 func (f faulty) state(t *testing.T) []string {
 	return strings.Split(zfs(t, "list", "-Hpr", "-t", "all", "-o", "name,origin,quota,refquota,"+markProperty, f.root), "\n")
 }
 
-// assertTold asserts that both backends know what is in the pool.
+// assertTold asserts that the indexes of both Backends agree with the pool.
 func (f faulty) assertTold(t *testing.T, what string) {
 	t.Helper()
 	want, err := f.volumes.read(t.Context())
@@ -98,7 +98,8 @@ func (f faulty) assertTold(t *testing.T, what string) {
 	}
 }
 
-// interruption is an operation, one of the zfs commands that it runs, and what there is in the pool once it has happened.
+// interruption is an operation, the zfs command in which it is interrupted, and the state of the pool after the
+// operation.
 type interruption struct {
 	name, command string
 	prepare       func(t *testing.T, f faulty)
@@ -106,7 +107,8 @@ type interruption struct {
 	there, absent string // ends of lines of the state, once it has happened
 }
 
-// interruptions are one for each zfs command of each operation. Volumes: "base" writable, "image" sealed.
+// interruptions returns one interruption for each zfs command of each operation. Volumes: "base" writable, "image"
+// sealed.
 func interruptions(stream []byte) []interruption {
 	limit := quota.Limit{Bytes: 64 << 20}
 	return []interruption{
@@ -160,8 +162,8 @@ func mountBase(t *testing.T, f faulty) {
 	t.Cleanup(func() { assert.NoError(t, f.Unmount(context.Background(), "base")) })
 }
 
-// TestInterrupted does each operation with each fault of each of its commands. What it answers is what has happened,
-// wholly or not at all, and everybody is told.
+// TestInterrupted does each operation with each fault of each of its commands. The answer agrees with the pool: the
+// operation has happened completely or not at all. And all processes are told.
 func TestInterrupted(t *testing.T) {
 	f := openFaulty(t)
 	ctx := t.Context()
@@ -193,7 +195,7 @@ func TestInterrupted(t *testing.T) {
 				if err != nil {
 					return
 				}
-				// As before, for the next.
+				// Restore the volumes for the next test.
 				if f.mounts.Held("base") > 0 {
 					require.NoError(t, f.Unmount(ctx, "base"))
 				}
@@ -211,7 +213,7 @@ func TestInterrupted(t *testing.T) {
 	assert.Empty(t, intents)
 }
 
-// check asserts that what is in the pool is what an operation has answered.
+// check asserts that the pool agrees with the answer of an operation.
 func (i interruption) check(t *testing.T, f faulty, before []string, err error) {
 	t.Helper()
 	after := f.state(t)
@@ -226,15 +228,15 @@ func (i interruption) check(t *testing.T, f faulty, before []string, err error) 
 	f.assertTold(t, fmt.Sprintf("it has ended with: %v", err))
 }
 
-// hasEnd reports whether some name or property in state ends so.
+// hasEnd reports whether a name or property in state has that end.
 func hasEnd(state []string, end string) bool {
 	return slices.ContainsFunc(state, func(line string) bool {
 		return slices.ContainsFunc(strings.Split(line, "\t"), func(s string) bool { return strings.HasSuffix(s, end) })
 	})
 }
 
-// TestStuck does operations of which a zfs process does not end in time. They fail, and what it does later is undone or,
-// where that cannot be, told.
+// TestStuck does operations with a zfs process that does not end in time. They fail. Later changes by that process are
+// undone, or told to all if they cannot be undone.
 func TestStuck(t *testing.T) {
 	f := openFaulty(t)
 	f.zfs.patience = 50 * time.Millisecond
@@ -264,7 +266,7 @@ func TestStuck(t *testing.T) {
 				if fault == "stuck-after" {
 					f.assertTold(t, "while it is stuck")
 				}
-				// Whoever wants the volume next waits for it, and finds one or the other.
+				// The next user of the volume waits for it, and finds the state before or after.
 				require.Eventually(t, func() bool { return !f.isDoubted() }, 2*time.Minute, 10*time.Millisecond)
 				switch i.name {
 				case "rename", "set limit", "seal", "remove":
@@ -291,7 +293,7 @@ func (f faulty) isDoubted() bool {
 	return f.volumes.left > 0
 }
 
-// TestWrittenAfterSealing: what is written to a volume after a sealing that was interrupted is in its clones.
+// TestWrittenAfterSealing: after an interrupted sealing, data that is written to the volume is in its clones.
 func TestWrittenAfterSealing(t *testing.T) {
 	f := openFaulty(t)
 	ctx := t.Context()
@@ -328,8 +330,8 @@ func TestWrittenAfterSealing(t *testing.T) {
 	}
 }
 
-// TestKilledBesides: a volume that a process has made, sealed or removed that was killed before it could tell others is
-// seen for what it is.
+// TestKilledBesides: a process was killed after it made, sealed or removed a volume, and before it told others. The
+// others see the real state.
 func TestKilledBesides(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -358,7 +360,7 @@ func TestKilledBesides(t *testing.T) {
 	assert.NotContains(t, zfs(t, "list", "-Hr", "-o", "name", b.root), "made")
 }
 
-// TestFailedRemoveChangesNothing: a sealed volume that is mounted by others stays sealed.
+// TestFailedRemoveChangesNothing: a sealed volume that others have mounted stays sealed.
 func TestFailedRemoveChangesNothing(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -376,8 +378,8 @@ func TestFailedRemoveChangesNothing(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "base"))
 }
 
-// TestFailedCloneUnsealsUnderNobody: many clones of one source, of which some fail. As soon as one has succeeded, or a
-// Seal, the source is sealed and stays so.
+// TestFailedCloneUnsealsUnderNobody makes many clones of one source at once, of which some fail. As soon as a clone or
+// a Seal has succeeded, the source is sealed and stays sealed.
 func TestFailedCloneUnsealsUnderNobody(t *testing.T) {
 	f := openFaulty(t)
 	ctx := t.Context()

@@ -18,8 +18,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// What cannot be written to can be listed, compared and mounted: a pool that was imported read-only, a dataset whose
-// property says so.
+// TestReadOnly: layers that cannot be written to can be listed, compared and mounted. The reason is a pool that was
+// imported read-only, a property of the dataset, or an option.
 func TestReadOnly(t *testing.T) {
 	pool, dir := ownPool(t, 128<<20)
 	root, mountpoint := pool+"/layers", filepath.Join(t.TempDir(), "mnt")
