@@ -1,9 +1,9 @@
-// Package fault is the one form of Cowshed's errors: an operation, the thing that it was to be done to, the kind of the
-// error, and its cause.
+// Package fault gives Cowshed's errors one form: an operation, the name of its object, the kind of the error, and its
+// cause.
 //
 //	create layer "web": clone volume from "base": in use: mounts: 1
 //
-// A kind is an error of github.com/containerd/errdefs or one of this package, and is matched with errors.Is. The function
+// A kind is an error of github.com/containerd/errdefs or of this package, and is matched with errors.Is. The function
 // that finds the fault gives the kind, with [New] or [As]. Functions that pass the error on give the operation, with
 // [Wrap]. So each part stands once in a message, however many functions the error has come through.
 package fault
@@ -20,9 +20,11 @@ import (
 
 // Kinds that say more than the kind of errdefs that they wrap.
 var (
-	// ErrInUse means that the volume to be changed as a whole has users. It wraps errdefs.ErrFailedPrecondition.
+	// ErrInUse means that a volume cannot be changed as a whole, because it has users. It wraps
+	// errdefs.ErrFailedPrecondition.
 	ErrInUse error = kindError{"in use", errdefs.ErrFailedPrecondition}
-	// ErrSealed means that the volume to be changed is read-only for good. It wraps errdefs.ErrFailedPrecondition.
+	// ErrSealed means that a volume cannot be changed, because it is read-only for good. It wraps
+	// errdefs.ErrFailedPrecondition.
 	ErrSealed error = kindError{"sealed", errdefs.ErrFailedPrecondition}
 )
 
@@ -34,23 +36,23 @@ type kindError struct {
 // Error implements error.
 func (k kindError) Error() string { return k.text }
 
-// Unwrap returns the kind that it is one of.
+// Unwrap returns the kind of errdefs below this kind.
 func (k kindError) Unwrap() error { return k.is }
 
-// Error is an operation that has failed, or a kind and a cause that an operation is still to be named for. Its fields may
-// be empty, but not all.
+// Error is an operation that has failed, or a kind and a cause that still need the name of the operation. Its fields
+// may be empty, but not all of them.
 type Error struct {
 	Op   string // such as "create layer"
-	Name string // of the thing that it was to be done to
+	Name string // of the object of the operation
 	With string // a second thing in the operation, such as "from" and another name
-	Kind error  // nil: that of Err
-	Err  error  // nil: there is no more to say than the kind
+	Kind error  // nil: the kind of Err
+	Err  error  // nil: the kind says all
 }
 
 // Error implements error.
 func (e *Error) Error() string { return e.text(&Error{}) }
 
-// text is the message below that of outer, which it does not repeat. If both are about the same thing, text leaves out
+// text returns the message below that of outer, without repeating it. If both are about the same thing, text leaves out
 // the name. If their verbs are equal too, as in "create volume" and "create layer", text leaves out the operation.
 func (e *Error) text(outer *Error) string {
 	var parts []string
@@ -89,9 +91,9 @@ func verb(operation string) string {
 	return first
 }
 
-// textBelow is the text of a cause below that of outer.
+// textBelow returns the text of a cause below that of outer.
 func textBelow(cause error, outer *Error) string {
-	switch cause := cause.(type) { //nolint:errorlint // an Error further inside has been written out by what is around it
+	switch cause := cause.(type) { //nolint:errorlint // the error around an inner Error has written it out
 	case nil:
 		return ""
 	case *Error:
@@ -104,8 +106,8 @@ func textBelow(cause error, outer *Error) string {
 	return cause.Error()
 }
 
-// Unwrap returns the kind, or without a kind the cause. It does not return both: errgrpc would send the cause of a kind
-// as a second message.
+// Unwrap returns the kind, or the cause if there is no kind. It does not return both: errgrpc would send the cause of a
+// kind as a second message.
 func (e *Error) Unwrap() error {
 	if e.Kind != nil {
 		return e.Kind
@@ -119,13 +121,13 @@ func (e *Error) Is(target error) bool { return e.Kind != nil && errors.Is(e.Err,
 // As finds the target in the cause of a kind, for errors.As.
 func (e *Error) As(target any) bool { return e.Kind != nil && errors.As(e.Err, target) }
 
-// New makes an error of a kind, which its text begins with. The format says the cause, and may wrap it with %w. A
+// New makes an error of a kind. The text begins with the kind. The format says the cause, and may wrap it with %w. A
 // wrapped error may be of the kind already, as for As.
 func New(kind error, format string, args ...any) error {
 	return As(kind, fmt.Errorf(format, args...))
 }
 
-// As returns err as one of a kind too. It says so unless err is of that kind already.
+// As returns err as an error of that kind too. The text says the kind, unless err is of that kind already.
 func As(kind, err error) error {
 	if err == nil || errors.Is(err, kind) {
 		return err
@@ -133,7 +135,7 @@ func As(kind, err error) error {
 	return &Error{Kind: kind, Err: err}
 }
 
-// Said makes an error of a kind whose own text says all.
+// Said makes an error of a kind. The kind is not in the text, which says all by itself.
 func Said(kind error, format string, args ...any) error {
 	return saidError{fmt.Errorf(format, args...), kind}
 }
@@ -143,7 +145,7 @@ type saidError struct {
 	kind error
 }
 
-// Unwrap returns the kind alone, as that of Error does.
+// Unwrap returns the kind alone, like the Unwrap of an Error with a kind.
 func (s saidError) Unwrap() error { return s.kind }
 
 // Is reports whether the error with the message matches target, for errors.Is.
@@ -152,8 +154,8 @@ func (s saidError) Is(target error) bool { return errors.Is(s.error, target) }
 // As finds the target in the error with the message, for errors.As.
 func (s saidError) As(target any) bool { return errors.As(s.error, target) }
 
-// Wrap adds the operation that has failed, and the name of its object, to an error that is not nil. name may be "" if the
-// operation says it.
+// Wrap adds the operation that has failed, and the name of its object, to an error. Of nil it makes nil. name may be ""
+// if the operation says it.
 func Wrap(operation, name string, err error) error { return WrapWith(operation, name, "", err) }
 
 // WrapWith is Wrap with a further word and name, such as "from" and "base" in: clone volume "web" from "base".

@@ -29,24 +29,24 @@ type Registration struct {
 	Open graphdriver.OpenFunc
 	// ParseOptions reads the driver's options, and returns those that every driver has.
 	ParseOptions func(options []string) (quota.Options, error)
-	// Names lists the names of probable layers, for the completion of command lines. It opens, locks, mounts and cleans up
-	// nothing.
+	// Names lists the names of probable layers, for the completion of command lines. It opens, locks, mounts and cleans
+	// up nothing.
 	Names func(ctx context.Context, home string, options []string) ([]string, error)
 	// Usable reports whether the driver can work at path: nil, or an error of the kinds that package detect describes.
 	Usable func(ctx context.Context, path string) error
 
 	// A driver may lack the following.
 
-	// Devices tells of errors of the filesystem's devices.
+	// Devices reports errors of the filesystem's devices.
 	Devices func(f detect.Filesystem) []cowcommon.Finding
-	// Features are the functions of the kernel that the driver uses if they are there.
+	// Features are functions of the kernel that the driver uses where they exist.
 	Features func(f detect.Filesystem) []detect.Feature
 	// CheckShared reports whether the driver can work in dir while other services work in directories beside it.
 	// Returns ErrFailedPrecondition if the driver would take their volumes for its own.
 	CheckShared func(dir string, options []string) error
 	// Place is the option that names the place of the volumes, if that is not the home.
 	Place string
-	// Files are files in the home that are not empty even if there is no volume.
+	// Files are the files in a home that are not empty even without volumes.
 	Files []string
 }
 
@@ -93,8 +93,8 @@ func Filesystems() string {
 	return strings.Join(names, " or ")
 }
 
-// ParseOptions reads the options of a driver, and returns those that every driver has. Returns ErrInvalidArgument if there
-// is no such driver or option.
+// ParseOptions reads the options of a driver, and returns those that every driver has. Returns ErrInvalidArgument if
+// there is no such driver or option.
 func ParseOptions(driver string, options []string) (quota.Options, error) {
 	r, ok := Lookup(driver)
 	if !ok {
@@ -103,9 +103,9 @@ func ParseOptions(driver string, options []string) (quota.Options, error) {
 	return r.ParseOptions(options)
 }
 
-// Open makes the driver called name over the Backend that open opens. usable is the answer of package detect, and Open
-// returns it if the driver cannot work there. why is nil, or the reason for a read-only Backend: an option, or the
-// filesystem if the option allows for that.
+// Open makes the driver called name over the Backend that open opens. usable is the answer of package detect. Open
+// returns it as an error if the driver cannot work there. why is nil for a Backend that can be written to. Otherwise it
+// is the reason why not: the option for reading alone, or, with this option, a filesystem that is read-only.
 func Open(name string, usable error, opts Options, open func(why error) (cowcommon.Backend, error)) (graphdriver.Driver, error) {
 	var why error
 	var cannotWrite *detect.ReadOnlyError

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// Look returns the path of a program: in the PATH, or in a directory for administrators. Returns exec.ErrNotFound if it is
-// in none.
+// Look returns the path of a program: in the PATH, or in a directory for administrators. Returns exec.ErrNotFound if no
+// such directory has the program.
 func Look(program string) (string, error) {
 	path, err := exec.LookPath(program)
 	if err == nil {

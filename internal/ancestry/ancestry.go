@@ -3,10 +3,11 @@ package ancestry
 
 import "iter"
 
-// longest bounds how far back from a volume its relation to another is looked for.
+// longest is the most volumes that a walk yields.
 const longest = 1024
 
-// Of yields first, its parent, the parent of that, and so on, as long as parent finds one.
+// Of yields first, its parent, the parent's parent, and so on, until parent finds no parent. If parent fails, Of yields
+// the same volume again with the error, and ends.
 func Of[V any](first V, parent func(V) (_ V, ok bool, err error)) iter.Seq2[V, error] {
 	return func(yield func(V, error) bool) {
 		v := first

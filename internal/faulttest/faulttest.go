@@ -1,4 +1,4 @@
-// Package faulttest holds error messages to the one form that they have, for tests.
+// Package faulttest checks, for tests, that error messages have the form of package fault.
 package faulttest
 
 import (
@@ -11,14 +11,14 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// kinds are those that Cowshed's errors have.
+// kinds are the kinds of Cowshed's errors.
 var kinds = []error{
 	errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrPermissionDenied,
 	errdefs.ErrResourceExhausted, errdefs.ErrFailedPrecondition, errdefs.ErrAborted, errdefs.ErrNotImplemented,
 	errdefs.ErrUnavailable, errdefs.ErrDataLoss, fault.ErrInUse, fault.ErrSealed,
 }
 
-// SaidOnce asserts that a message says no kind, and no part before a colon, twice in a line.
+// SaidOnce asserts that no line of a message has a kind, or a part between colons, twice.
 func SaidOnce(t testing.TB, message string) {
 	t.Helper()
 	for line := range strings.Lines(message) {

@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var update = flag.Bool("update", false, "write generated files anew")
+var update = flag.Bool("update", false, "write generated files instead of comparing them")
 
-// Check fails the test if the file has other content than want. With the flag -update it writes the file instead.
+// Check fails the test unless want is the content of the file. With the flag -update it writes the file instead.
 func Check(t testing.TB, file, want string) {
 	t.Helper()
 	if *update {

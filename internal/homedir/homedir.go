@@ -1,5 +1,5 @@
-// Package homedir makes and locks the home of a Backend: the directory in which it keeps its volumes, or the files beside
-// its pool. By the lock, processes that have the same home open detect each other.
+// Package homedir makes and locks the home of a Backend: the directory in which it keeps its volumes, or the files
+// beside its pool. By the lock, processes that have the same home open detect each other.
 package homedir
 
 import (
@@ -11,18 +11,18 @@ import (
 	"github.com/moby/sys/user"
 )
 
-// mode is that of a home and of the directories in it: the group may pass through.
+// mode is the mode of a home and of the directories in it: the group may pass through.
 const mode = 0o710
 
 // LockFile is the path of the lock file in a home.
 func LockFile(home string) string { return filepath.Join(home, "lock") }
 
-// MakeAbove makes the directories that a home is to be in, where they are missing.
+// MakeAbove makes the directories above a home, where they are missing.
 func MakeAbove(home string) error {
 	return user.MkdirAllAndChown(filepath.Dir(home), 0o711, os.Getuid(), os.Getgid(), user.WithOnlyNew)
 }
 
-// Make makes a home or a directory in it that the group may pass through, unless there is something of that name.
+// Make makes a home, or a directory in it, that the group may pass through. If the name exists, Make does nothing.
 func Make(dir string, group int) error {
 	err := os.Mkdir(dir, mode)
 	if err == nil {

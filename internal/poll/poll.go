@@ -1,4 +1,4 @@
-// Package poll asks again and again, at growing intervals, until something is no longer busy.
+// Package poll repeats an attempt, at growing intervals, until a thing is no longer busy.
 package poll
 
 import (
@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// Pauses says when to ask again.
+// Pauses says when to try again.
 type Pauses struct {
 	First   time.Duration // after the first try; each pause is twice as long as the one before
-	Longest time.Duration // of all pauses; 0: they grow without end
-	AtMost  time.Duration // after which no try is made; 0: none ends it but the context
+	Longest time.Duration // the longest pause; 0: pauses grow without end
+	AtMost  time.Duration // of all tries; 0: only the context ends them
 }
 
-// WhileBusy calls try as long as try reports busy and pauses allow another call. It returns the last error of try, or the
-// cause if ctx has ended.
+// WhileBusy calls try as long as try reports busy and pauses allow another call. It returns the last error of try, or
+// the cause if ctx has ended.
 func WhileBusy(ctx context.Context, pauses Pauses, try func() (busy bool, err error)) error {
 	var giveUp <-chan time.Time
 	if pauses.AtMost > 0 {

@@ -9,11 +9,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// State is the state of a volume that nobody uses. While a claim moves a volume from one state to another, nobody can use
-// it.
+// State is the state of a volume that nobody uses. While a claim moves a volume from one state to another, nobody can
+// use it.
 type State uint8
 
-// States of a volume. A doomed one is hidden from everybody, and about to be destroyed.
+// States of a volume. A doomed volume is hidden from everybody, and about to be destroyed.
 const (
 	Writable State = iota
 	Sealed
@@ -24,14 +24,15 @@ const (
 type Held[V any] struct {
 	Volume V
 	State  State
-	// Done gives the volume up, once nothing is under way any more that failed with cause and was left to itself.
+	// Done gives the volume up. If cause says that a step was left to itself, Done returns at once. The volume is then
+	// given up when that step has ended.
 	Done func(cause error) error
-	// Move brings a claimed volume into another state, and is all that does. changed is false if the volume is, for
-	// certain, in the state that it was in.
+	// Move brings a claimed volume into another state. Nothing else does. changed is false if the volume is, for
+	// certain, in its former state.
 	Move func(ctx context.Context, to State) (changed bool, err error)
 }
 
-// Volumes are those of a Backend.
+// Volumes are the volumes of a Backend, and its operations on them.
 type Volumes[V any] struct {
 	// Use counts a brief use of a volume.
 	Use func(ctx context.Context, name string) (Held[V], error)
@@ -39,15 +40,16 @@ type Volumes[V any] struct {
 	Claim func(ctx context.Context, name string) (Held[V], error)
 	// CloneInUse calls clone with a volume that somebody uses, as it is at this moment.
 	CloneInUse func(ctx context.Context, name string, clone func(V) error) error
-	// After calls f when nothing is under way any more that failed with cause and was left to itself.
+	// After calls f. If cause says that a step was left to itself, After returns at once, and f is called when that
+	// step has ended.
 	After func(cause error, f func() error) error
 }
 
-// Rely calls rely with a volume that is sealed, and was in the state before. Nobody can undo the seal until rely returns.
-// A seal that was set for rely is undone if rely fails.
+// Rely seals a volume, unless it is sealed, and calls rely with the volume and its state before. Nobody can undo the
+// seal until rely returns. If rely fails, a seal that was set for it is undone.
 //
-// Returns ErrFailedPrecondition if the volume is writable and in use: a descriptor that is open for writing would go on
-// writing. rely has not been called then.
+// Returns ErrFailedPrecondition if the volume is writable and in use: a process with a descriptor that is open for
+// writing would go on writing. rely is not called then.
 func (v Volumes[V]) Rely(ctx context.Context, name string, rely func(volume V, before State) error) error {
 	used, err := v.Use(ctx, name)
 	if err != nil {
@@ -67,7 +69,7 @@ func (v Volumes[V]) Rely(ctx context.Context, name string, rely func(volume V, b
 	}
 	changed, err := claimed.Move(ctx, Sealed)
 	if err == nil {
-		err = rely(claimed.Volume, claimed.State) // somebody may have sealed it by now
+		err = rely(claimed.Volume, claimed.State) // somebody may have sealed it meanwhile
 	}
 	return errors.Join(err, v.After(err, func() error {
 		if err == nil || !changed {
@@ -78,7 +80,8 @@ func (v Volumes[V]) Rely(ctx context.Context, name string, rely func(volume V, b
 	}))
 }
 
-// Clone calls clone with a volume that is to be cloned: sealed, as Rely has it, or if somebody uses it as it is.
+// Clone calls clone with the source of a clone. This is a sealed volume, as by Rely, or a volume that somebody uses, as
+// it is at this moment.
 func (v Volumes[V]) Clone(ctx context.Context, source string, clone func(V) error) error {
 	called := false
 	err := v.Rely(ctx, source, func(volume V, _ State) error {

@@ -1,6 +1,6 @@
-// Package staging makes volumes that take several steps: under a name that no volume has, and with the volume's own name
-// only when it is complete. A crash may leave a temporary name, and the next process that opens the home alone destroys
-// the volume under it.
+// Package staging makes volumes in several steps. A volume has a temporary name, which no other volume has, and gets
+// its own name only when it is complete. A crash may leave a volume under its temporary name. The next process that
+// opens the home alone destroys it.
 package staging
 
 import (
@@ -14,13 +14,13 @@ func Name(prefix string) string {
 	return prefix + strings.ToLower(rand.Text()[:12])
 }
 
-// Steps are how a filesystem makes one volume.
+// Steps are the steps in which a filesystem makes one volume.
 type Steps struct {
-	// Create makes it under its temporary name.
+	// Create makes the volume under its temporary name.
 	Create func() error
-	// Complete gives it all that it is to have: owner, limit, label, content.
+	// Complete gives the volume all that it is to have: owner, limit, label, content.
 	Complete func() error
-	// Publish gives it its own name in one step, so that it survives a power cut.
+	// Publish gives the volume its own name in one step, so that it survives a power cut.
 	Publish func() error
 	// Discard destroys the volume under the temporary name, if it is there. cause is the error of the step that failed.
 	Discard func(cause error) error
