@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a test binary as root: the -exec program of `go test`, which itself, and so the caches of the user, stays
-# the user's. The variables of the tests are passed on.
+# Runs a test binary as root: it is the -exec program of `go test`. So `go test` itself runs as the user, and its caches
+# stay the user's. The variables of the tests are passed on.
 set -eu
 if [ "$(id -u)" -eq 0 ]; then
 	exec "$@"

@@ -9,27 +9,29 @@ usage() {
 	cat <<'END'
 Usage: bench.sh [btrfs|zfs|engines] [-- OPTION...]
 
-Builds the program in bench/, makes a loopback image, measures Cowshed, moby, podman and containerd on it in one run,
-writes docs/benchmarks.md and plots, and deletes the image. OPTIONs are for the program; see bench/bin/bench -help.
+Builds the program in bench/, makes a loopback image, and measures Cowshed, moby, podman and containerd on it in one run.
+Then it writes docs/benchmarks.md and plots, and deletes the image. OPTIONs are for the program; see bench/bin/bench -help.
 
-With engines it measures what clients see: one containerd on a btrfs, with the snapshotters of Cowshed and its own. It writes
-the first part of docs/benchmarks.md and leaves the rest. The daemons are those of scripts/daemons.sh, which builds them.
+With engines it measures the operations of clients: one containerd on btrfs, with Cowshed's snapshotter and containerd's
+own ones. It writes the first part of docs/benchmarks.md and leaves the rest. scripts/daemons.sh builds the daemons.
 
-On ZFS it measures Cowshed and moby and writes docs/benchmarks-zfs.md: on a pool in an image where the host has ZFS, else
-in the test machine (scripts/zfs-machine), which is emulated as a rule and ten times slower, for all alike.
+With zfs it measures Cowshed and moby, and writes docs/benchmarks-zfs.md. If the host has ZFS, the pool is in an image.
+Otherwise all runs in the test machine (scripts/zfs-machine). As a rule this is emulated, and ten times slower for all.
 
 Environment:
   QUICK=1            small bases and few rounds, in a few minutes; prints the tables and writes nothing
-  FILES              numbers of files of the bases, default 50000,200000; on ZFS 5000; of engines 50000,10000
-  LARGE              MiB of each of the four files of the base of large files, default 256, on ZFS 0, of engines 64; 0: none
-  LAYERS             layers that are there when a driver starts, default 5000, on ZFS 2000; as many, but 2000 at most, are
-                     there while a snapshot of containerd is measured; 0: neither is measured. Of engines: numbers of layers
-                     of images, default 10,60; 0: no such images
-  ROUNDS             how often everything is measured, default 3, of engines 5; with less nothing is written
-  COWSHED_BENCH_DIR  where the image is made, default /var/tmp; a tmpfs leaves the disk out of the figures
-  COWSHED_CACHE      where the ZFS test machine is kept, default /var/cache/cowshed
+  FILES              numbers of files of the bases, default 50000,200000; for ZFS 5000; for engines 50000,10000
+  LARGE              MiB of each of the four files of the base of large files, default 256; for ZFS 0; for engines 64;
+                     0: no such base
+  LAYERS             layers that exist when a driver starts, default 5000, for ZFS 2000. As many exist while a snapshot of
+                     containerd is measured, but 2000 at most. 0: neither is measured. For engines: numbers of layers of
+                     images, default 10,60; 0: no such images
+  ROUNDS             number of times that everything is measured, default 3, for engines 5; with fewer rounds nothing is
+                     written
+  COWSHED_BENCH_DIR  directory for the image, default /var/tmp; a tmpfs leaves the disk out of the figures
+  COWSHED_CACHE      directory of the ZFS test machine, default /var/cache/cowshed
 
-Needs root or sudo, and 24 GiB of free space for the full run, which takes more than an hour on two processors, and tens of
+Needs root or sudo, and 24 GiB of free space for the full run. This takes more than an hour on two processors, and tens of
 minutes for ZFS and for engines.
 For a short run of one size: FILES=50000 LARGE=0 LAYERS=0 ROUNDS=2 bench.sh
 Exit codes: 0 measured; 1 failed; 2 wrong usage.
@@ -58,20 +60,20 @@ options() {
 	[[ $1 == engines ]] || options+=(-repeat "$repeat" -driver "$1")
 }
 
-# on_loop WHAT OPTION...: runs the program on a new loopback image.
+# on_loop FILESYSTEM|engines OPTION...: runs the program on a new loopback image.
 on_loop() {
 	local what=$1 filesystem=$1 dir run
 	shift
 	[[ $what != engines ]] || filesystem=btrfs
 	dir=$("${root[@]}" mktemp -d "${COWSHED_BENCH_DIR:-/var/tmp}/cowshed-bench.XXXXXX")
 	image=$dir/bench.img
-	# shellcheck disable=SC2064 # the names are wanted as they are now
+	# shellcheck disable=SC2064 # expands the name here
 	trap "cleanup '$dir'" EXIT
 	"${root[@]}" scripts/mkfs-loop.sh create --fs "$filesystem" "$image" 24G
 	"${root[@]}" scripts/mkfs-loop.sh mount "$image" "$dir/mnt"
 	"${root[@]}" mkdir "$dir/work"
 	run=("${root[@]}" env TMPDIR="$dir/work" "$program")
-	# It runs go to build cowshed; and its daemons have their sockets below TMPDIR, whose path has to be short.
+	# This runs go to build cowshed. The sockets of its daemons are below TMPDIR, whose path has to be short.
 	[[ $what != engines ]] || run=(scripts/as-root.sh "$program" engines)
 	"${run[@]}" -root "$dir/mnt" -work "$dir/work" -image "a loopback image on $(stat -f -c %T "$dir")" "$@"
 }
@@ -92,7 +94,7 @@ in_machine() {
 	cp "$program" "$dir/work/bench"
 	scripts/zfs-machine/zfs-machine.sh build
 	before=$(load)
-	# What @LOAD@ stands for is known when all is done.
+	# The value of @LOAD@ is known after the run.
 	scripts/zfs-machine/zfs-machine.sh run --dir "$dir/work" --out "$dir/out" --mem 4096 --disk 24G --timeout 7200 -- \
 		sh -c 'mkdir -p /out/docs && cd /out && exec /work/bench -root /tank -work /tmp "$@"' bench \
 		-image 'a virtual disk' -note "$(machine_note)" "$@" | sed -u "s|@LOAD@|(see the report)|"
@@ -105,7 +107,7 @@ in_machine() {
 
 load() { cut -d ' ' -f 1 /proc/loadavg; }
 
-# machine_note: prints what the report says about the test machine.
+# machine_note: prints the description of the test machine for the report.
 machine_note() {
 	local how='emulated by QEMU, in software, so that it is many times slower than its host: only ratios count'
 	if grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; then how='virtual (QEMU with KVM)'; fi
@@ -134,7 +136,7 @@ main() {
 	program=bench/bin/bench
 	if [[ $what == btrfs ]]; then
 		(cd bench && go build -trimpath -o bin/bench .)
-	else # static, for the test machine; without what calls the drivers for btrfs
+	else # static, for the test machine; without the calls of drivers for btrfs
 		program=bench/bin/bench-static
 		(cd bench && CGO_ENABLED=0 go build -trimpath -o bin/bench-static .)
 	fi

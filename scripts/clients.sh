@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 #
-# Gets the programs that use containerd, and their test suites, which the tests in e2e/daemons/clients run. See usage
-# below.
+# Builds the programs that use containerd, and their test suites, for the tests in e2e/daemons/clients. See usage below.
 
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
@@ -13,9 +12,9 @@ Usage: clients.sh build [SET...]|path SET
   build  builds the sets, by default all, that are not in the cache yet
   path   prints the directory of the programs of a set, or fails if it has not been built
 
-Sets, each from the sources of modules, with the versions that these pin themselves:
+Sets, each built from the sources of its module, with the dependencies that the module pins:
   buildkit    buildkitd, buildctl and buildkit-client.test, the suite of BuildKit's client
-  cri         critest, the suite for what Kubernetes asks of containerd
+  cri         critest, the suite for the interface between Kubernetes and containerd
   cni         the network plugins that pods need
   containerd  containerd-client.test, the suite of containerd's client, and runc-fp, which it needs
   nerdctl     nerdctl
@@ -24,7 +23,7 @@ Sets, each from the sources of modules, with the versions that these pin themsel
   compose     docker-compose, its plugin
 
 Environment:
-  COWSHED_CACHE  where the programs are kept, default /var/cache/cowshed
+  COWSHED_CACHE  directory for the programs, default /var/cache/cowshed
 
 Exit codes: 0 done; 1 failed, or not built; 2 wrong usage.
 END
@@ -36,13 +35,13 @@ cache=${COWSHED_CACHE:-/var/cache/cowshed}/clients
 
 say() { echo "clients.sh: $*" >&2; }
 
-# module SET: prints the module that the set is built from. The checksum database vouches for what is downloaded.
+# module SET: prints the module from which the set is built. The checksum database verifies downloads.
 module() {
 	case $1 in
 	buildkit) echo github.com/moby/buildkit@v0.34.2 ;;
 	cri) echo sigs.k8s.io/cri-tools@v1.37.0 ;;
 	cni) echo github.com/containernetworking/plugins@v1.9.1 ;;
-	# The suite is that of the containerd which is tested with.
+	# The suite belongs to the containerd that the tests run.
 	containerd) go -C e2e/daemons list -m -f '{{.Path}}@{{.Version}}' github.com/containerd/containerd/v2 ;;
 	nerdctl) echo github.com/containerd/nerdctl/v2@v2.2.1 ;;
 	docker) echo github.com/docker/cli@v29.9.2+incompatible ;;
@@ -78,7 +77,7 @@ compile_containerd() {
 }
 
 compile_nerdctl() {
-	# What its own tests share needs a module that is not published.
+	# The code that its own tests share needs a module that is not published.
 	rm cmd/nerdctl/helpers/testing*.go
 	mkdir -p mod/tigron
 	echo 'module github.com/containerd/nerdctl/mod/tigron' >mod/tigron/go.mod
@@ -86,7 +85,7 @@ compile_nerdctl() {
 }
 
 compile_docker() {
-	# It is no module, and names what it needs in files of its own.
+	# It is no module, and lists its dependencies in files of its own.
 	rm -r vendor
 	mv vendor.mod go.mod
 	mv vendor.sum go.sum
@@ -94,7 +93,7 @@ compile_docker() {
 }
 
 compile_buildx() {
-	# Compose asks for its version, and builds with no other than a released one.
+	# Compose asks for the version of buildx, and builds only with a released version.
 	local version
 	version=$(module buildx)
 	go build -ldflags "-s -w -X github.com/docker/buildx/version.Version=${version#*@}" -o "$1/docker-buildx" ./cmd/buildx
@@ -104,7 +103,8 @@ compile_compose() {
 	go build -ldflags '-s -w' -o "$1/docker-compose" ./cmd
 }
 
-# directory SET: prints where the programs of the set are kept. Made from something else, they are elsewhere.
+# directory SET: prints the directory for the programs of the set. Its name depends on everything that they are made
+# from.
 directory() {
 	local key
 	key=$({
@@ -115,20 +115,20 @@ directory() {
 	echo "$cache/$1-$key"
 }
 
-# build SET: makes the directory of the set, whole or not at all.
+# build SET: makes the directory of the set, completely or not at all.
 build() {
 	local begun=$SECONDS name dir source
 	name=$(module "$1")
 	dir=$(directory "$1")
 	if [[ -d $dir ]]; then
-		touch -c "$dir" # in use
+		touch -c "$dir" # it is in use, and stays
 		return
 	fi
 	say "building $name from source; this is done once and takes some minutes"
 	new=$(mktemp -d "$cache/new.XXXXXX")
 	chmod 0755 "$new"
 	mkdir "$new/bin"
-	# Outside of the tree, whose go.mod would be in effect.
+	# Outside the tree: its go.mod would apply there.
 	source=$(cd "$new" && go mod download -json "$name" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
 	cp -r "$source" "$new/source"
 	chmod -R u+w "$new/source"

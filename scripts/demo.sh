@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# The body of `make demo`: shows the main job of Cowshed on a real Debian (or Ubuntu) root filesystem. See usage.
+# The body of `make demo`: shows the main job of Cowshed on a real Debian (or Ubuntu) root filesystem. See usage below.
 
 set -euo pipefail
 
@@ -8,22 +8,22 @@ usage() {
 	cat <<'END'
 Usage: demo.sh [btrfs|zfs]
 
-Imports a real root filesystem as the layers of an image, makes a container layer with a limit from it, runs
-programs in it, hits the limit, lists what changed in both ways, moves the changes to another layer, compares
-the two trees byte by byte, and cleans up. Each step says in one line what it shows; the demo fails if what it
-says does not hold.
+Imports a real root filesystem as the layers of an image. It makes a container layer with a limit from the image, runs
+programs in it, and hits the limit. Then it lists the changes in both ways, moves them to another layer, compares the
+two trees byte by byte, and cleans up. Each step prints a statement; the demo fails if a statement is false.
 
 The root filesystem is made with mmdebstrap from the package sources of this machine and kept in the cache. The
-store is an embedded one, in a temporary file. With zfs it is on the pool that TMPDIR is on or else on one in such a
-file; where this host has no ZFS, all of the demo runs in the test machine (scripts/zfs-machine), which takes minutes.
+store is an embedded store, in a temporary file. With zfs it is on the pool of TMPDIR, if TMPDIR is on ZFS, and
+otherwise on a pool in such a file. If this host has no ZFS, the demo runs in the test machine (scripts/zfs-machine),
+which takes minutes.
 
 Environment:
-  DRIVER         btrfs or zfs, if no argument says so
+  DRIVER         btrfs or zfs, if there is no argument
   COWSHED        the program; default is bin/cowshed of this tree
-  COWSHED_CACHE  where the root filesystem is kept; default /var/cache/cowshed
-  TMPDIR         where the store is made; default /var/tmp
+  COWSHED_CACHE  directory for the root filesystem; default /var/cache/cowshed
+  TMPDIR         directory for the store; default /var/tmp
 
-Exit codes: 0 all of it holds; 1 something does not, or an operation failed; 2 wrong usage.
+Exit codes: 0 all statements hold; 1 a statement is false, or an operation failed; 2 wrong usage.
 END
 }
 
@@ -58,13 +58,13 @@ work='' # made in main
 
 step_number=0
 
-# step SENTENCE: what is shown next.
+# step SENTENCE: prints the statement of the next step.
 step() {
 	step_number=$((step_number + 1))
 	printf '\n%2d. %s\n' "$step_number" "$*"
 }
 
-# note TEXT: what was found.
+# note TEXT: prints a result.
 note() {
 	printf '      %s\n' "$*"
 }
@@ -82,12 +82,12 @@ die() {
 	exit 1
 }
 
-# equal A B: for claims.
+# equal A B: compares two strings, for the function claim.
 equal() { [[ $1 == "$2" ]]; }
 
 cowshed() { "$program" --root "$work/store" --driver "$driver" "$@"; }
 
-# seconds COMMAND...: runs it, with its output thrown away, and prints how long it took.
+# seconds COMMAND...: runs a command, discards its output, and prints its duration in seconds.
 seconds() {
 	local start=$EPOCHREALTIME
 	"$@" >/dev/null
@@ -109,7 +109,7 @@ prepare() {
 	local codename sources=() options=() setting
 	# shellcheck source=/dev/null
 	codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-	# The sources and proxies of this machine, which are known to work here.
+	# The sources and proxies of this machine work here.
 	for setting in /etc/apt/sources.list.d/{debian,ubuntu}.sources /etc/apt/sources.list; do
 		if [[ -s $setting ]]; then
 			sources=("$setting")
@@ -146,7 +146,7 @@ make_store() {
 		"$here/mkfs-loop.sh" mount "$work/pool.img" "$work/store" >/dev/null
 		cowshed init
 	else
-		# Also where TMPDIR is on btrfs: quotas are not to be turned on in a filesystem of someone else.
+		# Also if TMPDIR is on btrfs: the demo must not turn quotas on in a filesystem of somebody else.
 		cowshed init --loop 4G --always
 	fi | sed 's/^/      /'
 }
@@ -163,7 +163,7 @@ remove_store() {
 	fi | sed 's/^/      /'
 }
 
-# clean_up takes everything away, however far the demo has come. It is run at the end in any case.
+# clean_up removes everything, wherever the demo ended. It runs at the end in any case.
 clean_up() {
 	local status=$?
 	trap - EXIT INT TERM
@@ -188,7 +188,7 @@ clean_up() {
 	exit "$status"
 }
 
-# in_machine runs the demo in the ZFS test machine, with the root filesystem that is made here.
+# in_machine runs the demo in the ZFS test machine, with a root filesystem that is made here.
 in_machine() {
 	local machine=$here/zfs-machine/zfs-machine.sh
 	echo 'This host has no ZFS: the demo runs in the test machine.'
@@ -207,7 +207,7 @@ in_machine() {
 
 # ---- In a layer ------------------------------------------------------------------------------------------------
 
-# inside DIR COMMAND...: runs it in the tree at DIR, with processes and mounts of its own that end with it.
+# inside DIR COMMAND...: runs a command in the tree at DIR, with processes and mounts of its own that end with it.
 inside() {
 	local dir=$1
 	shift
@@ -224,7 +224,7 @@ describe() (
 	find . -type f -print0 | sort -z | xargs -0 sha256sum
 )
 
-# over_limit FILE: fills FILE until the limit is hit, and succeeds if that is what stopped it.
+# over_limit FILE: writes FILE until a write fails, and succeeds if the limit was the reason.
 over_limit() {
 	local message
 	if message=$(dd if=/dev/urandom of="$1" bs=1M count=64 2>&1); then
@@ -246,7 +246,7 @@ main() {
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
 
-	step 'A store on btrfs or ZFS where the host has neither: it is a file, and costs what is in it.'
+	step 'A store on btrfs or ZFS for a host that has neither: it is a file, as large as its content.'
 	mkdir -p "$cache"
 	prepare
 	make_store
@@ -256,7 +256,7 @@ main() {
 	took=$(seconds cowshed import "rootfs:$base" --name demo/base:1)
 	note "$(tar -tf "$base" | wc -l) files, $(($(stat -c %s "$base") >> 20)) MiB, imported in $took s"
 
-	step 'A second layer is what a real package installation changes; the two become an image in one archive.'
+	step 'A second layer has the changes of a real package installation; the two become an image in one archive.'
 	local dir
 	cowshed create build --parent demo/base:1 >/dev/null
 	dir=$(cowshed mount build)
@@ -272,12 +272,12 @@ main() {
 	cowshed rm build >/dev/null
 	note "installed $(grep -c '^Setting up' "$work/apt.log") packages; the archive has $(($(stat -c %s "$work/image.tar") >> 20)) MiB"
 
-	step 'Importing the archive makes the new layer only: the base is there already and is used again.'
+	step 'Importing the archive makes the new layer only: the base exists and is used again.'
 	cowshed import "docker-archive:$work/image.tar" --json >"$work/imported.json"
 	claim 'one layer was used again' equal 1 "$(json_list "$work/imported.json" reused)"
 	claim 'one layer was made' equal 1 "$(json_list "$work/imported.json" made)"
 
-	step 'A container layer with a limit of 32 MiB is one snapshot: it is there at once and holds nothing yet.'
+	step 'A container layer with a limit of 32 MiB is one snapshot: it exists at once and has no data of its own.'
 	took=$(seconds cowshed create web --parent demo/app:1 --size 32M --read-write)
 	note "created in $took s, program start included"
 	cowshed tree | sed 's/^/      /'
@@ -308,13 +308,13 @@ main() {
 	claim 'writing works again' cp "$dir/usr/bin/git" "$dir/srv/git"
 	cowshed unmount web
 
-	step 'What changed is known to the filesystem. Asking it and walking both trees say the same.'
+	step 'The filesystem knows the changes. Asking it and walking both trees give the same list.'
 	cowshed changes web >"$work/native"
 	cowshed changes web --walk >"$work/walked"
 	cowshed changes web --json >"$work/native.json"
 	claim 'the filesystem was asked' grep -q '"native": true' "$work/native.json"
 	claim "both list the same $(wc -l <"$work/native") changes" cmp "$work/native" "$work/walked"
-	claim 'among them what was done above' grep -qx 'D /etc/debian_version' "$work/native"
+	claim 'among them a removal from above' grep -qx 'D /etc/debian_version' "$work/native"
 	note "asked: $(seconds cowshed changes web) s, walked: $(seconds cowshed changes web --walk) s, program start included"
 
 	step 'The changes are exported as a layer tar, and applied to a second layer made from the same image.'
@@ -332,24 +332,24 @@ main() {
 	cowshed unmount web
 	cowshed unmount copy
 	claim "no difference in $(grep -c . "$work/web.list") lines of description" cmp "$work/web.list" "$work/copy.list"
-	claim 'nor does Cowshed find any' equal '' "$(cowshed changes copy web --walk)"
+	claim 'Cowshed finds no difference either' equal '' "$(cowshed changes copy web --walk)"
 
 	step 'The store is well: nothing is half-made or left over.'
 	claim 'cowshed doctor finds nothing wrong' cowshed_is_well
 
-	step 'Everything is taken away again.'
+	step 'Everything is removed again.'
 	cowshed rm web copy >/dev/null
 	cowshed --quiet rmi demo/app:1 demo/base:1 >/dev/null
 	claim 'no layer is left' equal '' "$(cowshed ls --names)"
 	remove_store
 	claim 'nothing is mounted' equal '' "$(grep -F "$work" /proc/self/mountinfo || true)"
-	claim 'nor is a file left' equal '' "$(find "$work" -name '*.img*')"
+	claim 'no file is left' equal '' "$(find "$work" -name '*.img*')"
 	rmdir "$work/store" 2>/dev/null || true
 
 	printf '\nAll of it holds. It took %s s.\n' "$SECONDS"
 }
 
-# json_list FILE MEMBER: the number of strings in a list of the JSON in FILE, as cowshed prints it.
+# json_list FILE MEMBER: prints the number of strings in a list of the JSON in FILE, which cowshed has written.
 json_list() {
 	awk -v start="  \"$2\": [" 'index($0, start) == 1 { inside = !/\]/; next } inside && /^  \]/ { inside = 0 } inside { n++ } END { print n + 0 }' "$1"
 }

@@ -9,26 +9,26 @@ usage() {
 	cat <<'END'
 Usage: fresh-machine.sh [--root DIR] [--keep] [--share-go] [--share-cache] [COMMAND...]
 
-Makes a fresh root filesystem with nothing but what the README asks for (scripts/debian-root.sh), clones the commit that
-is checked out into it, and runs the command there, by default "make test". What is not committed is left out.
+Makes a fresh root filesystem with the prerequisites of the README only (scripts/debian-root.sh). It clones the commit that
+is checked out into it, without uncommitted changes, and runs the command there, by default "make test".
 
   --root DIR     use the root filesystem in DIR, which debian-root.sh has made, and leave it there
-  --keep         keep the root filesystem that is made, and say where it is
-  --share-go     use the caches of modules and builds that Go has on this host, which saves downloads and minutes
-  --share-cache  use COWSHED_CACHE of this host, where the test machine for ZFS and the daemons are kept
-  COMMAND        what to run in the clone; several words are one command
+  --keep         keep the new root filesystem, and print its path
+  --share-go     use the module and build caches of Go on this host, which saves downloads and minutes
+  --share-cache  use COWSHED_CACHE of this host, with the ZFS test machine and the daemons
+  COMMAND        command to run in the clone; several words are one command
 
 Environment:
-  TMPDIR         where the root filesystem is made, default /var/tmp; a run of all tests needs 20 GiB
+  TMPDIR         directory for the root filesystem, default /var/tmp; a run of all tests needs 20 GiB
   COWSHED_CACHE  see --share-cache, default /var/cache/cowshed
 
-Needs root. Exit codes: the command's own; 1 if it leaves loop devices behind, or nothing could be run; 2 wrong usage.
+Needs root. Exit codes: the command's own; 1 if it leaves loop devices behind or could not be run; 2 wrong usage.
 END
 }
 
 say() { printf 'fresh-machine.sh: %s\n' "$*" >&2; }
 
-# detach_left DIR: detaches loop devices on files in DIR, which would outlive it, and fails if there were any.
+# detach_left DIR: detaches loop devices on files in DIR, which would outlive DIR, and fails if there were any.
 detach_left() {
 	local device file status=0
 	while read -r device file; do
@@ -40,7 +40,7 @@ detach_left() {
 	return "$status"
 }
 
-# clean_up: detaches and removes what a run leaves, however far it has come.
+# clean_up: detaches and removes the remains of a run, wherever it ended.
 clean_up() {
 	local status=$?
 	trap - EXIT INT TERM

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Keeps btrfs and ZFS filesystems in image files. See usage below.
 #
-# How an image is known as one of ours: beside IMAGE lies IMAGE.cowshed-loop, which holds the identity of the
-# filesystem inside (btrfs UUID or ZFS pool guid). Both must be there and agree. A file that someone put in
-# the place of an image, or a marker that was left behind, therefore never passes for one.
+# An image of ours has a marker: beside IMAGE lies IMAGE.cowshed-loop, which has the identity of the filesystem inside
+# (btrfs UUID or ZFS pool guid). Both files must exist and agree. So a file in the place of an image never passes for an
+# image of ours. A marker that was left behind does not make it one.
 
 set -eu
 
@@ -21,34 +21,36 @@ have no disk to spare for one.
 Commands:
   create [--fs btrfs|zfs] [--pool NAME] IMAGE SIZE
                      make IMAGE, a sparse file of SIZE with a filesystem in it;
-                     btrfs unless --fs says otherwise; NAME is that of the ZFS
-                     pool, by default the file's name without its ending
+                     btrfs unless --fs says otherwise; NAME is the name of the
+                     ZFS pool, by default the file's name without its ending
   mount IMAGE DIR    mount it on DIR, which is made if missing and must be empty
   grow IMAGE SIZE    make it larger, mounted or not
   unmount IMAGE      unmount it wherever it is mounted
   delete IMAGE       delete the file; it must be unmounted
-  status IMAGE       say what it is and where it is mounted
+  status IMAGE       print its filesystem, its size and where it is mounted
   list [DIR]         list the images in DIR, by default the current directory
   help               print this
 
-SIZE is a number of bytes, or one with the suffix K, M, G or T (powers of 1024).
+SIZE is a number of bytes, or a number with the suffix K, M, G or T (powers of
+1024).
 
-Each command may be repeated: what is already as asked for is left as it is and
-counts as success. Only images that this script made are mounted, grown or
-deleted; other files are never overwritten, and block devices never touched.
-Beside each image lies a small file IMAGE.cowshed-loop that marks it.
+Each command may be repeated: if an image is already in the requested state, the
+command leaves it alone and succeeds. Only images that this script made are
+mounted, grown or deleted. Other files are never overwritten, and block devices
+are never touched. Beside each image lies a small file IMAGE.cowshed-loop that
+marks it.
 
-ZFS pools are made without a cache file: after a restart of the host nothing is
-imported until `mount` does it. The root dataset has mountpoint=legacy.
+ZFS pools are made without a cache file: after a restart of the host no pool is
+imported until `mount` imports it. The root dataset has mountpoint=legacy.
 
 Exit codes:
-  0  done, or already as asked for
-  1  an operation failed; the message of the tool that failed is above
+  0  done, or already in the requested state
+  1  an operation failed; the message of the failed tool is above
   2  wrong usage
   3  refused: not an image that this script made, or not a regular file
   4  refused: in use, mounted elsewhere, of another size or kind, or the
      directory is not empty
-  5  something is missing: root, a program, a kernel module
+  5  a prerequisite is missing: root, a program, a kernel module
   6  there is no such image
 END
 }
@@ -126,13 +128,13 @@ resolve() {
 	marker=$image$MARKER_SUFFIX
 	exec 9<"$dir"
 	flock -w 60 9 || die $EXIT_CONFLICT "another process has held the lock on $dir for a minute"
-	# A link is not followed: what it points to was not made by this script under this name.
+	# A link is not followed: this script did not make its target under this name.
 	if [ -L "$image" ] || { [ -e "$image" ] && [ ! -f "$image" ]; }; then
 		die $EXIT_FOREIGN "$image is not a regular file; left alone"
 	fi
 }
 
-# identity FS FILE: prints the identity of the filesystem in FILE, nothing if there is none of that kind.
+# identity FS FILE: prints the identity of the filesystem in FILE, and nothing if there is no filesystem of that kind.
 identity() {
 	case $1 in
 	btrfs)
@@ -147,12 +149,12 @@ identity() {
 	esac
 }
 
-# own_marker: tells whether marker is a file that this script wrote.
+# own_marker: succeeds if marker is a file that this script wrote.
 own_marker() {
 	[ -f "$marker" ] && [ ! -L "$marker" ] && [ "$(head -n 1 -- "$marker")" = "$MARKER_HEAD" ]
 }
 
-# drop_marker: removes a marker whose image is gone. Nothing else may have its name.
+# drop_marker: removes a marker whose image is gone. No other file may have its name.
 drop_marker() {
 	[ -e "$marker" ] || [ -L "$marker" ] || return 0
 	own_marker || die $EXIT_FOREIGN "$marker was not made by this script; left alone"
@@ -164,7 +166,7 @@ field() {
 	sed -n "s/^$1=//p" "$marker" | head -n 1
 }
 
-# load: checks that image is one of ours and sets fs, id and pool. It returns 1 if there is no image.
+# load: checks that image is an image of ours, and sets fs, id and pool. It returns 1 if there is no image.
 load() {
 	[ -e "$image" ] || return 1
 	own_marker || die $EXIT_FOREIGN "$image was not made by this script (there is no $marker); left alone"
@@ -186,8 +188,8 @@ must_load() {
 	load || die $EXIT_ABSENT "there is no image $image"
 }
 
-# source: prints the device or dataset that the image's filesystem is mounted from, nothing if it is not
-# attached or imported.
+# source_of: prints the device or dataset from which the image's filesystem is mounted. It prints nothing if the image
+# is not attached or imported.
 source_of() {
 	case $fs in
 	btrfs) losetup --noheadings --output NAME --associated "$image" | head -n 1 ;;
@@ -195,7 +197,7 @@ source_of() {
 	esac
 }
 
-# mounts SOURCE: prints where it is mounted, one a line.
+# mounts SOURCE: prints the mount points of SOURCE, one in a line.
 mounts() {
 	[ -n "$1" ] || return 0
 	# In /proc/mounts blanks and backslashes are written in octal.
@@ -251,8 +253,8 @@ create() {
 	fi
 	need_fs_tools "$fs"
 
-	# The image is made under a name of its own and takes its final name, complete, in one step that never
-	# replaces a file. The marker comes first: without its image it says nothing.
+	# The image is made under a name of its own. When complete, it takes its final name in one step that never replaces
+	# a file. The marker comes first: without its image it means nothing.
 	new=$(mktemp "$dir/.cowshed-loop.XXXXXXXX")
 	new_pool=
 	trap 'discard_new' EXIT
@@ -271,7 +273,7 @@ create() {
 	[ -n "$id" ] || die $EXIT_FAILED "the new filesystem in $new cannot be identified"
 	drop_marker
 	(
-		set -C # never write into a file that someone else puts there
+		set -C # never write into a file that somebody else made
 		cat >"$marker" <<-END
 			$MARKER_HEAD
 			version=1
@@ -285,7 +287,7 @@ create() {
 	say "$image made: $fs, $size bytes"
 }
 
-# discard_new: removes what create had begun.
+# discard_new: removes the unfinished work of create.
 discard_new() {
 	[ -z "$new_pool" ] || zpool destroy -f "$new_pool" || true
 	rm -f -- "$new"
@@ -357,7 +359,7 @@ grow() {
 		truncate -s "$size" "$image"
 	fi
 
-	# Done even if the size is right: an earlier run may have been interrupted after the line above.
+	# These steps run even if the size is right: an earlier run may have been interrupted after the line above.
 	need_fs_tools "$fs"
 	from=$(source_of)
 	at=$(mounts "$from" | head -n 1)
@@ -392,7 +394,7 @@ unmount_image() {
 	done
 	case $fs in
 	btrfs)
-		# A loop device that mount attached detaches itself; one attached by hand does not.
+		# A loop device that mount attached detaches itself. A loop device that was attached by hand does not.
 		from=$(source_of)
 		[ -z "$from" ] || losetup --detach "$from" || die $EXIT_CONFLICT "$from is in use"
 		;;
@@ -412,7 +414,7 @@ delete() {
 	need_fs_tools "$fs"
 	from=$(source_of)
 	[ -z "$from" ] || die $EXIT_CONFLICT "$image is in use by $from; unmount it first"
-	# The image goes first: a marker without image says nothing, an image without marker could not be deleted.
+	# The image goes first. A marker without an image means nothing, but an image without a marker could not be deleted.
 	rm -- "$image"
 	drop_marker
 	say "$image deleted"
@@ -440,7 +442,7 @@ list() {
 	where=$(realpath -- "${1:-.}")
 	for marker in "$where"/*"$MARKER_SUFFIX" "$where"/.*"$MARKER_SUFFIX"; do
 		[ -f "$marker" ] || continue
-		# In a process of its own, since one that is damaged or foreign ends the script.
+		# In a process of its own: a damaged or foreign image ends the script.
 		(
 			resolve "${marker%"$MARKER_SUFFIX"}"
 			load || exit 0

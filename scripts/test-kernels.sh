@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Runs the tests on btrfs with other kernels than that of this host. See usage below.
+# Runs the tests on btrfs with other kernels than this host's. See usage below.
 
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
@@ -9,19 +9,19 @@ usage() {
 	cat <<'END'
 Usage: test-kernels.sh [-counts FILE] [KERNEL...]
 
-Runs the tests of packages btrfs, internal/btrfsctl, quota and snapshotter in the test machine (scripts/zfs-machine) with
-one of Debian's kernels after the other, by default with both. A machine that is not in the cache is built first.
+Runs the tests of packages btrfs, internal/btrfsctl, quota and snapshotter in the test machine (scripts/zfs-machine), once
+with each KERNEL, by default with both. A machine that is not in the cache is built first.
 
   stable         the kernel of this host's Debian release: 6.1 for Debian 12
-  backports      the newest in its backports
+  backports      the newest kernel in the backports of that release
   -counts FILE   add the numbers of passed and failed tests to FILE instead of printing them
 
-A test that is skipped fails, unless scripts/allowed-skips-KERNEL has it.
+A skipped test fails, unless scripts/allowed-skips-KERNEL lists it.
 
 Environment:
   PKG            packages to test, instead of those
   RUN            tests to run, as -run of go test
-  COWSHED_CACHE  where the test machine is kept, default /var/cache/cowshed
+  COWSHED_CACHE  directory of the test machine, default /var/cache/cowshed
 
 Exit codes: 0 everything passed; 1 something failed; 2 wrong usage.
 END
@@ -32,8 +32,8 @@ module=$(go list -m)
 read -ra packages <<<"${PKG:-./btrfs/... ./internal/btrfsctl ./quota ./snapshotter}"
 readonly module packages
 
-# build: makes in $dir/work, in the shape of the tree, the test binaries and what they read, and a script tests.sh that
-# runs them and prints test2json events.
+# build: makes in $dir/work, in the shape of the tree, the test binaries and the files that they read. It also makes a
+# script tests.sh that runs them and prints test2json events.
 build() {
 	local work=$dir/work path rel
 	mkdir "$work"
@@ -55,7 +55,7 @@ build() {
 	chmod +x "$work/tests.sh"
 }
 
-# in_machine KERNEL: runs the tests there. What has no allowed reason to be skipped there, testsum finds.
+# in_machine KERNEL: runs the tests there. testsum fails for a test that is skipped there without an allowed reason.
 in_machine() {
 	local allowed=()
 	[[ ! -e scripts/allowed-skips-$1 ]] || allowed=(-allow "scripts/allowed-skips-$1")

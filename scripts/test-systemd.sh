@@ -9,18 +9,18 @@ usage() {
 	cat <<'END'
 Usage: test-systemd.sh [DEB]
 
-Builds the package of the commit that is checked out, or takes DEB, and installs it in a virtual machine with Debian,
-its kernel and systemd. There it checks (scripts/systemd-machine/checks.sh) that the units start, are started by a
-request, are restarted and upgraded under load, stop, survive a reboot, and go with the package, while data stays.
+Builds the package of the commit that is checked out, or takes DEB. It installs the package in a virtual machine with Debian,
+its kernel and systemd. scripts/systemd-machine/checks.sh checks there that the units start and stop, and that a request
+starts them. They are restarted and upgraded under load, survive a reboot, and go with the package. Data stays.
 
-The machine is kept in COWSHED_CACHE, in systemd-machine, and built anew when its recipe or this host's release of Debian
+The machine is kept in COWSHED_CACHE, in systemd-machine. It is built again when its recipe or this host's release of Debian
 changes. Without hardware acceleration a run takes some minutes.
 
 Environment:
   COWSHED_CACHE  default /var/cache/cowshed
   TMPDIR         for the disks of the machine, default /var/tmp
 
-Needs root, or sudo, to build the machine. Exit codes: 0 all checks passed; 1 some did not, or the machine failed; 2 wrong usage.
+Needs root, or sudo, to build the machine. Exit codes: 0 all checks passed; 1 a check or the machine failed; 2 wrong usage.
 END
 }
 
@@ -31,7 +31,7 @@ readonly here cache
 
 say() { printf 'test-systemd: %s\n' "$*" >&2; }
 
-# machine: prints the directory of the machine, which it builds if need be.
+# machine: prints the directory of the machine. It builds the machine if that is missing.
 machine() {
 	local dir
 	dir=$cache/$(cat "$here/build.sh" scripts/debian-root.sh /etc/os-release | sha256sum | cut -c 1-16)
@@ -46,7 +46,7 @@ machine() {
 	echo "$dir"
 }
 
-# disks MACHINE DEB: makes the disks with what the checks need, and for the volumes.
+# disks MACHINE DEB: makes two disks: the files for the checks, and a btrfs for the volumes.
 disks() {
 	local deb=$2
 	mkdir "$work/files"
@@ -61,7 +61,7 @@ disks() {
 	mkfs.btrfs -q -L cowshed "$work/cowshed.img" >/dev/null
 }
 
-# boot MACHINE: runs the machine until it turns itself off. What the checks print comes out as they print it.
+# boot MACHINE: runs the machine until it turns itself off, and prints the output of the checks meanwhile.
 boot() {
 	local accel=tcg,thread=multi code=0
 	if grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; then accel=kvm; fi
@@ -79,7 +79,7 @@ boot() {
 		-chardev "file,id=checks,path=$work/checks" -serial chardev:checks </dev/null &
 	running+=($!)
 	wait "${running[1]}" || code=$?
-	sleep 1 # for what comes last
+	sleep 1 # for the last lines of the checks
 	return "$code"
 }
 

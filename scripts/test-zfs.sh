@@ -9,32 +9,34 @@ usage() {
 	cat <<'END'
 Usage: test-zfs.sh [-counts FILE]
 
-Runs the tests that need ZFS: all of package zfs, of those below it and of e2e, which tests ZFS where it is given a pool,
-and of other packages the ones with ZFS in their name; among them those of e2e/daemons, with a real Docker Engine, which
-scripts/daemons.sh gets.
-In the test machine the power is then cut in the middle of a workload (TestZFSWorkload of e2e), long three times, and what
-the pool's disk held after each flush is recovered from (TestZFSCrashImages). Long, labels of SELinux are tried in a machine
-whose kernel enforces a policy (TestMountLabel), on btrfs too.
-Where the host has ZFS they run on it, else in the test machine (scripts/zfs-machine), which is built first if it is
-not in the cache.
+Runs the tests that need ZFS. These are all tests of package zfs, of packages below it, and of e2e, which tests ZFS if it is
+given a pool. Of other packages they are the tests with ZFS in their name. Among those are the tests of e2e/daemons, with a
+real Docker Engine, which scripts/daemons.sh gets.
+
+If the host has ZFS, the tests run on it. Otherwise they run in the test machine (scripts/zfs-machine), which is built first
+if it is not in the cache. There, more tests follow:
+
+  TestZFSWorkload     of e2e: the power is cut in the middle of a workload; in the long variant three times
+  TestZFSCrashImages  recovers from the content of the pool's disk after each flush
+  TestMountLabel      only in the long variant: labels of SELinux, in a machine whose kernel enforces a policy, on btrfs too
 
   -counts FILE   add the numbers of passed and failed tests to FILE instead of printing them
 
 Environment:
   PKG                 packages to test, default ./... ./e2e/daemons
-  RUN                 tests to run, as -run of go test, default as said above; the power is cut only by default, and
-                      TestZFSCrashImages and TestMountLabel are complete by these names too
+  RUN                 tests to run, as -run of go test, default as above. The power is cut only without RUN. The names
+                      TestZFSCrashImages and TestMountLabel run these tests completely
   RACE                1: with the race detector, which is slow in the test machine
   COWSHED_TEST_LONG   1: the long variants of the tests, with twelve hours of time
-  COWSHED_TEST_ZPOOL  use this pool of the host; without it one is made in a file and destroyed afterwards
-  COWSHED_CACHE       where the test machine is kept, default /var/cache/cowshed
+  COWSHED_TEST_ZPOOL  use this pool of the host; without it, a pool is made in a file and destroyed afterwards
+  COWSHED_CACHE       directory of the test machine, default /var/cache/cowshed
 
 Exit codes: 0 everything passed; 1 something failed; 2 wrong usage.
 END
 }
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
-# How long a package may take, and a lane in the test machine, in seconds; and how often the power is cut.
+# The time that a package may take, the time in seconds of a lane in the test machine, and the number of power cuts.
 test_timeout=55m machine_timeout=3600 power_cuts=1
 [[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200 && power_cuts=3; }
 readonly test_timeout machine_timeout power_cuts
@@ -47,7 +49,7 @@ for i in "${!packages[@]}"; do
 done
 readonly docker_module with_docker packages
 
-# zfs_packages: prints the packages of which some test asks for ZFS. e2e is one of them once there is a driver.
+# zfs_packages: prints the packages with a test that asks for ZFS. e2e is among them if there is a driver.
 zfs_packages() {
 	local driver
 	[[ ${#packages[@]} -gt 0 ]] || return 0
@@ -61,19 +63,19 @@ zfs_packages() {
 	done
 }
 
-# docker_tests: prints the names of the tests with Docker Engine that are to run.
+# docker_tests: prints the names of the tests to run with Docker Engine.
 docker_tests() {
 	[[ -n $with_docker ]] || return 0
 	sed -nE 's/^func (Test\w*ZFS\w*)\(.*/\1/p' "$docker_module"/*_test.go | grep -E -- "${RUN:+${RUN%%/*}}" || true
 }
 
-# Lanes are parts of the tests that take about as long each. As many as there are processors run at once, with one
-# processor each: two machines with two are more than twice as slow on two processors. What tests concurrency runs with
-# two, after the others.
+# Lanes are parts of the tests that take about as long each. As many run at once as there are processors, with one
+# processor each: on two processors, two machines with two each are more than twice as slow. Tests of concurrency run
+# with two processors, after the others.
 readonly lanes=(graph e2e packages) lane_of_two=concurrent
 
-# build DIR: makes in DIR, in the shape of the tree, the test binaries and what they read, and for each lane a script
-# LANE.sh that runs its tests and prints test2json events.
+# build DIR: makes in DIR, in the shape of the tree, the test binaries and the files that they read. For each lane it
+# also makes a script LANE.sh that runs its tests and prints test2json events.
 build() {
 	local dir=$1 path rel lane flags=()
 	[[ ${RACE:-} != 1 ]] || flags=(-race)
@@ -105,14 +107,15 @@ build() {
 	done
 }
 
-# begin_lane FILE, end_lane FILE: write what a lane's script has before and after its tests.
+# begin_lane FILE, end_lane FILE: write the parts of a lane's script before and after its tests.
 # shellcheck disable=SC2016 # expanded when the script runs
 begin_lane() { printf '#!/bin/bash\ncd "$(dirname "$0")"\nstatus=0\n' >"$1"; }
 # shellcheck disable=SC2016
 end_lane() { echo 'exit "$status"' >>"$1" && chmod +x "$1"; }
 
-# build_docker DIR: makes in DIR, which the other lanes need not copy, the same for the lane "docker": its tests, all
-# programs that they run, and the libraries of these, which the test machine lacks.
+# build_docker DIR: makes the same in DIR for the lane "docker": its tests, all programs that they run, and the
+# libraries of these, which the test machine lacks. DIR is a directory of its own, so that the other lanes need not copy
+# it.
 build_docker() {
 	local dir=$1 path=$module/$docker_module rel=./$docker_module programs busybox
 	programs=$(scripts/daemons.sh build)/debian
@@ -126,7 +129,7 @@ build_docker() {
 	done
 	ldd "$programs"/usr/sbin/{dockerd,runc} | awk '$2 == "=>" { print $3 }' | sort -u | xargs cp -L -t "$dir/daemons/libraries"
 	begin_lane "$dir/docker.sh"
-	# In /usr/lib, the loader finds only what is in none of the machine's other directories.
+	# In /usr/lib, the loader finds only libraries that no other directory of the machine has.
 	# shellcheck disable=SC2016 # expanded when the script runs
 	printf '%s\n' 'export COWSHED_TEST_DAEMONS=$PWD/daemons' \
 		'[[ ! -x /sbin/guest-init ]] || cp daemons/libraries/* /usr/lib/' >>"$dir/docker.sh"
@@ -134,19 +137,19 @@ build_docker() {
 	end_lane "$dir/docker.sh"
 }
 
-# add_tests LANE OPTION...: has the lane run the tests of $path, which are in $rel, with options of the test binary.
+# add_tests LANE OPTION...: adds the tests of $path, which are in $rel, to the lane, with options of the test binary.
 add_tests() {
 	printf '(cd %q && %s -t -p %q ./tests -test.v=test2json -test.count=1 -test.timeout=%s%s) || status=1\n' \
 		"$rel" "$(up "$rel")test2json" "$path" "$test_timeout" "$(printf ' %q' "${@:2}")" >>"$dir/$1.sh"
 }
 
-# up REL: prints the way from ./REL to the directory that it is in, ending in a slash.
+# up REL: prints the way from ./REL back to the top directory, ending in a slash.
 up() {
 	local slashes=${1//[^\/]/}
 	printf '%s' "./${slashes//\//..\/}"
 }
 
-# has_tests DIR LANE: says whether the lane has any.
+# has_tests DIR LANE: succeeds if the lane has tests.
 has_tests() { [[ -e $1/$2.sh ]] && grep -q '/tests ' "$1/$2.sh"; }
 
 # on_host DIR LANE: runs the lane here.
@@ -173,8 +176,8 @@ in_machine() {
 		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" -- "/work/$2.sh"
 }
 
-# power_cut DIR NAME: cuts the power of the machine in the middle of a workload, starts it again with the same pool, and
-# prints the test2json events of the test that looks at what is there. NAME names the files of this cut.
+# power_cut DIR NAME: cuts the power of the machine in the middle of a workload, and starts it again with the same pool.
+# Prints the test2json events of the test that then checks the pool. NAME names the files of this cut.
 power_cut() {
 	local dir=$1 name=$2 pool after=$((20 + RANDOM % 60))
 	pool=$(dirname "$dir")/$name.img
@@ -190,15 +193,15 @@ power_cut() {
 		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSAfterCut$'"
 }
 
-# crash_script DIR: runs a script of operations in a machine that logs what it writes to the disk of its pool. If it
+# crash_script DIR: runs a script of operations in a machine that logs the writes to the disk of its pool. If it
 # succeeds, the log is DIR/../writes.
 crash_script() {
 	crash_machine "$1" --write-log "$1/../unfinished" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- "$(e2e_test TestZFSCrashScript)" &&
 		mv "$1/../unfinished" "$1/../writes"
 }
 
-# crash_images DIR PART: prints the test2json events of the test that recovers from what the disk held after each flush
-# of DIR/e2e/writes, or of a part of them, as 1/2.
+# crash_images DIR PART: prints the test2json events of the test that recovers from the content of the disk after each
+# flush. The flushes are those in DIR/e2e/writes, or in a part of them, such as 1/2.
 crash_images() {
 	crash_machine "$1" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$2" -- "$(e2e_test TestZFSCrashImages)"
 }
@@ -210,7 +213,7 @@ crash_machine() {
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" "${options[@]}" sh -c "${*: -1}"
 }
 
-# e2e_test NAME: prints a script that runs a test of e2e.
+# e2e_test NAME: prints a shell command that runs a test of e2e.
 e2e_test() {
 	echo "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.timeout=$test_timeout -test.run='^$1\$'"
 }
@@ -222,8 +225,8 @@ mount_labels() {
 		sh -c "export COWSHED_TEST_ZPOOL; for COWSHED_TEST_ZPOOL in tank elsewhere; do ($(e2e_test TestMountLabel)) || exit; done"
 }
 
-# job NAME COMMAND...: starts a command that prints test2json events, as soon as fewer jobs run than there are
-# processors, and judges it in NAME.log.
+# job NAME COMMAND...: starts a command that prints test2json events, and writes their summary to NAME.log. It waits
+# first while as many jobs run as there are processors.
 job() {
 	local name=$1 begun code=0
 	((running < $(nproc))) || wait_for_job
@@ -242,7 +245,7 @@ wait_for_job() {
 	((running--)) || true
 }
 
-# finish_jobs: waits for the jobs and prints what they said, in their order.
+# finish_jobs: waits for the jobs, and prints their logs in the order of their start.
 finish_jobs() {
 	local name
 	while ((running > 0)); do
@@ -274,7 +277,7 @@ main() {
 	esac
 
 	dir=$(mktemp -d)
-	# shellcheck disable=SC2064 # the directory's name is wanted now
+	# shellcheck disable=SC2064 # expands the name here
 	trap "rm -rf -- '$dir'" EXIT
 	mkdir "$dir/work"
 	build "$dir/work"

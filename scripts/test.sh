@@ -10,40 +10,40 @@ usage() {
 Usage: test.sh STEP...
 
 Steps:
-  gates  gofmt, go vet, a build and go vet for each other platform, the modules of the benchmarks, of commandcheck and of
-         make release, and whether scripts/deps.sh brings the commands that the tree runs (scripts/check-commands.sh)
-  unit   the tests that need no root; others skip
-  quick  all tests as root, for the moment after a change: without the race detector, and without those whose packages have
-         not changed since they passed; a test that is skipped fails
-  race   all tests, with the race detector, as root; a test that is skipped fails
+  gates  gofmt, go vet, and a build and go vet for each other platform; go vet and tests of the modules of the benchmarks,
+         of commandcheck and of make release; whether scripts/deps.sh installs the commands that the tree runs
+         (scripts/check-commands.sh)
+  unit   the tests that need no root; others are skipped
+  quick  all tests as root, to repeat after each change: without the race detector, and only in packages that have changed
+         since their tests passed; a skipped test fails
+  race   all tests as root, with the race detector; a skipped test fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 30s)
   zfs    the tests that need ZFS, in the test machine or on this host
-  equivalence  the tests that compare layers with those of the peers, which gates runs too, and the long variant with more
-         tars (docs/testing.md)
+  equivalence  the tests that compare layers with those of the peers, which gates runs too; the long variant has more tars
+         (docs/testing.md)
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
-           images; prints what came out
+           images; prints the results
   kernels  the tests on btrfs with two of Debian's kernels, in the test machine (scripts/test-kernels.sh)
   engines  a small run of the benchmark through containerd
   systemd  the package for Debian in a virtual machine with systemd (scripts/test-systemd.sh)
   release  the release of the commit, for all architectures, built twice and compared
-  fresh  make test in a freshly made Debian root filesystem (scripts/fresh-machine.sh)
+  fresh  make test in a new Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
   long   race, zfs and equivalence with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash
-         images of all states, long random runs, the tars of others; then clients, engines, systemd, release and fresh. This
-         takes hours
+         images of all states, long random runs, and the tars of other programs. Then clients, engines, systemd, release and
+         fresh. This takes hours
 
-Goes on after a step that fails, says at the end how long each took and which failed, and closes with "N passed, N
-failed".
+Goes on after a step that fails. At the end it prints the time of each step, the failed steps, and "N passed, N failed".
 
 Environment:
   FUZZTIME             time per fuzz target, as -fuzztime of go test
   PKG                  packages to test, default ./...
   RUN                  tests to run, as -run of go test
-  COWSHED_TEST_LONG    1: the long variants of the tests, which the steps long and clients set
-  COWSHED_CLIENTS_OUT  a directory for what the suites of clients print, which is deleted otherwise
+  COWSHED_TEST_LONG    1: the long variants of the tests; the steps long and clients set it
+  COWSHED_CLIENTS_OUT  directory for the output of the suites of clients, which is deleted otherwise
   COWSHED_TEST_ZPOOL   a pool of this host for the step zfs, instead of the test machine
-  COWSHED_CACHE        where the test machine is kept, default /var/cache/cowshed
+  COWSHED_CACHE        directory of the test machine, default /var/cache/cowshed
 
 Exit codes: 0 everything passed; 1 something failed; 2 wrong usage.
 END
@@ -56,7 +56,7 @@ readonly other_platforms=(windows darwin freebsd)
 read -ra packages <<<"${PKG:-./...}"
 failed=()
 
-# step NAME COMMAND...: runs it and remembers if it failed.
+# step NAME COMMAND...: runs the command, and remembers whether it failed.
 step() {
 	local name=$1 begun=$SECONDS
 	shift
@@ -68,7 +68,7 @@ step() {
 	echo "== $name: $((SECONDS - begun)) s"
 }
 
-# judged [OPTION...] -- COMMAND...: runs go test -json through testsum.
+# judged [OPTION...] -- COMMAND...: runs the command, a go test -json, through testsum.
 judged() {
 	"$testsum" -counts "$work/counts" -allow scripts/allowed-skips "$@"
 }
@@ -100,13 +100,14 @@ other_platform() {
 }
 
 unit() {
-	# Here a skip is allowed and only counted.
+	# Here a skipped test does not fail, and is counted.
 	step 'unit tests' go test -count=1 ${RUN:+-run "$RUN"} "${packages[@]}"
 }
 
-# in_module DIR [PACKAGE [TIMEOUT]]: a module of its own, like that of the benchmarks with the peers, is up to date with
-# go.mod, builds, and the tests of all its packages, or of one, pass as root. Those that need a pool run in the step zfs.
-# One package runs after the other: the mount namespaces of one would keep the filesystems of another mounted.
+# in_module DIR [PACKAGE [TIMEOUT]]: checks a module of its own, like that of the benchmarks with the peers. Its go.mod
+# must be up to date with the main go.mod, and it must build. The tests of all its packages, or of one, must pass as
+# root. Tests that need a pool run in the step zfs. One package runs after the other: mount namespaces of one would keep
+# filesystems of another mounted.
 in_module() {
 	(
 		cd "$1"
@@ -128,7 +129,7 @@ quick() {
 }
 
 race() {
-	# What needs a pool runs in the step zfs.
+	# Tests that need a pool run in the step zfs.
 	COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere step 'all tests, race detector' \
 		judged -elsewhere -- go test -json -race -count=1 -timeout "$test_timeout" -exec "$PWD/scripts/as-root.sh" \
 		${RUN:+-run "$RUN"} "${packages[@]}"
@@ -143,8 +144,8 @@ fuzz_packages() {
 	done | sort -u
 }
 
-# fuzz_list: prints a line "package target time" for each fuzz target. What reads a stream from outside, and so from an
-# attacker, gets 30 seconds in CI; the rest 10, as without CI. FUZZTIME is for all of them.
+# fuzz_list: prints a line "package target time" for each fuzz target. In CI, targets that read a stream from outside,
+# and so from an attacker, get 30 seconds, and the others 10. Outside CI all get 10. FUZZTIME replaces all of these.
 fuzz_list() {
 	local time=${FUZZTIME:-10s} less package list target
 	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=30s
@@ -162,13 +163,13 @@ fuzz_list() {
 	done
 }
 
-# fuzz_target PACKAGE TARGET TIME: fuzzes, and again if go test fails because the time is up, which it does now and then
-# before Go 1.27 (golang/go#75804). What fuzzing has found is another failure, and written to a file.
+# fuzz_target PACKAGE TARGET TIME: fuzzes. Before Go 1.27 (golang/go#75804), go test sometimes fails because the time is
+# up; it then fuzzes once more. A failure that fuzzing has found is different, and is written to a file.
 fuzz_target() {
 	local events
 	events=$(mktemp "$work/events.XXXXXX")
 	for _ in 1 2; do
-		# With the default of a minute, minimizing takes most of the time of targets that take long per input.
+		# With the default of a minute, minimizing takes most of the time of targets that are slow per input.
 		go test -json -count=1 -parallel=1 -run='^$' -fuzz="^$2\$" -fuzztime="$3" -fuzzminimizetime=10x -timeout 30m \
 			"$1" >"$events" || true
 		if ! grep -q '"Output":" *context deadline exceeded\\n"' "$events" || grep -q 'Failing input written' "$events"; then
@@ -178,8 +179,8 @@ fuzz_target() {
 	"$testsum" -counts "$work/counts" <"$events"
 }
 
-# fuzz_lane LANE: runs every second target of the list, from the given one on. It fails if one of these does, whatever
-# has failed before.
+# fuzz_lane LANE: runs every second target of the list, from the given number on. It fails if one of these targets
+# fails, and ignores earlier failures.
 fuzz_lane() {
 	local n=0 package target time failed=()
 	while read -r package target time; do
@@ -246,7 +247,7 @@ clients() {
 }
 
 fresh() {
-	# A run of its own, which has its own caches and tests nothing twice.
+	# This run has its own caches, and tests nothing twice.
 	step 'make test on a fresh machine' env -u COWSHED_TEST_LONG -u PKG -u RUN scripts/fresh-machine.sh
 }
 

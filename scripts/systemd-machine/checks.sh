@@ -1,7 +1,7 @@
 #!/bin/bash
 #
-# In the machine of scripts/test-systemd.sh: installs the package, checks the units, has the machine start anew, checks
-# again, and removes the package. It prints a line for each check, and at last "RESULT" with the number of failures.
+# In the machine of scripts/test-systemd.sh: installs the package, checks the units, reboots the machine, checks again,
+# and removes the package. It prints a line for each check, and at last "RESULT" with the number of failures.
 
 set -uo pipefail
 exec >/dev/ttyS1 2>&1 </dev/null
@@ -11,7 +11,7 @@ readonly units=(cowshed.socket cowshed.service)
 mkdir -p "$state"
 failures=$(cat "$state/failures" 2>/dev/null || echo 0)
 
-# check NAME COMMAND...: runs a command, and says whether it succeeds.
+# check NAME COMMAND...: runs a command, and prints whether it succeeds.
 check() {
 	local name=$1 said
 	shift
@@ -46,7 +46,7 @@ another_pid() {
 	return 1
 }
 
-# under_load NAME COMMAND...: runs a command while clients work, none of whose requests may fail.
+# under_load NAME COMMAND...: runs a command while clients work. Fails if a request of a client fails.
 under_load() {
 	local name=$1 before clients code=0
 	shift
@@ -61,12 +61,12 @@ under_load() {
 	sed 's/^/  /' "$state/load"
 }
 
-# ended_with CODE: fails unless the clients exited with 0, and prints what they said.
+# ended_with CODE: fails unless CODE, the clients' exit status, is 0, and prints their output then.
 ended_with() { [[ $1 -eq 0 ]] || { cat "$state/load" && false; }; }
 
 restart_twice() { systemctl restart cowshed.service && sleep 3 && systemctl restart cowshed.service; }
 
-# install_package: keeps what dpkg says.
+# install_package: installs the package, and keeps the output of dpkg.
 install_package() { dpkg --install /work/cowshed_*.deb >"$state/said" 2>&1; }
 
 no_trace() {

@@ -14,14 +14,15 @@ Usage:
   zfs-machine.sh clean
 
 build   Builds the machine into the cache; does nothing if it is there. As root it installs on this host, if missing:
-        qemu-system-x86, build-essential, libelf1, e2fsprogs, xz-utils. All else, from the Debian archives that apt is
-        configured with plus their contrib and backports, is unpacked in the cache: a kernel, OpenZFS (backports if
-        there), the usual command line tools. apt's configuration and package lists stay as they are.
-        --force builds again with the versions that Debian has now; modules are compiled if these are new.
-        KERNEL is stable, the kernel of this host's Debian release (default), or backports, the newest in its backports.
-        Each makes a machine of its own.
-run     Boots the machine, runs COMMAND in it as root and exits with COMMAND's status. What it prints, on stdout and
-        stderr, comes out here on stdout as it is printed.
+        qemu-system-x86, build-essential, libelf1, e2fsprogs, xz-utils. It unpacks everything else in the cache: a
+        kernel, OpenZFS (from backports if they have it), and the usual command line tools. These come from the Debian
+        archives that apt is configured with, plus their contrib and backports. apt's configuration and package lists
+        stay as they are.
+        --force builds again with the present versions of Debian; modules are compiled if the versions are new.
+        KERNEL is stable (default), the kernel of this host's Debian release, or backports, the newest kernel in its
+        backports. Each has a machine of its own.
+run     Boots the machine, runs COMMAND in it as root and exits with COMMAND's status. The output of COMMAND, on stdout
+        and stderr, appears here on stdout as it is printed.
 shell   Boots the machine with an interactive shell on this terminal. Without a terminal, runs the script on stdin.
 path    Prints the cache's directory.
 clean   Removes the cache.
@@ -30,35 +31,37 @@ In the machine: the pool "tank" mounted on /tank, the files of --dir in /work (t
 HOME=/root, TMPDIR=/tmp (a tmpfs), no network. "power-cut" there cuts the power at that very moment.
 
 Options of run and shell:
-  --kernel KERNEL     the machine with that kernel, see build
-  --kernel-options TEXT  add to the kernel's command line. With security=selinux, the machine's SELinux policy is loaded,
-                      which knows the labels of containers and allows all but labels that it does not know.
-  --timeout SECONDS   kill the machine after that long, boot included (default 1800; shell: none)
+  --kernel KERNEL     use the machine with that kernel, see build
+  --kernel-options TEXT  add to the kernel's command line. With security=selinux, the machine loads its SELinux policy.
+                      This policy knows the labels of containers, and allows everything except unknown labels.
+  --timeout SECONDS   kill the machine after that long, boot included (default 1800; shell: no limit)
   --dir HOSTDIR       copy this directory into /work
-  --out HOSTDIR       copy to this directory what is in the machine's /out at the end, even after a crash or a timeout
+  --out HOSTDIR       copy the content of the machine's /out to this directory at the end, even after a crash or timeout
   --mem MB            memory (default 2048)
-  --cpus N            processors (default 2); emulated ones in excess of the host's make everything much slower
+  --cpus N            processors (default 2); more emulated processors than the host has make everything much slower
   --disk SIZE         size of a new pool's disk (default 4G, sparse)
   --pool-image FILE   keep the pool's disk in FILE: created if missing, otherwise the pool in it is imported
-  --write-log FILE    log what is written to the pool's disk in FILE, in the format of dm-log-writes
+  --write-log FILE    log the writes to the pool's disk in FILE, in the format of dm-log-writes
   --append-env K=V    set a variable for COMMAND; may be repeated
   --console FILE      keep the kernel's messages in FILE (they are shown if the machine fails)
-Options of run for power-cut tests, best with --pool-image. qemu is killed with SIGKILL: what the machine has written
-to its disk by then stays, what was in its memory is lost. If the cut happens, run exits with 0, whatever COMMAND did:
+Options of run for power-cut tests, best with --pool-image. qemu is killed with SIGKILL: data that the machine has
+written to its disk by then stays, and the content of its memory is lost. If the cut happens, run exits with 0, whatever
+COMMAND did:
   --kill-after SECONDS  cut the power that long after COMMAND was started
   --kill-when TEXT      cut it when COMMAND prints a line containing TEXT
-  --power-cut           expect COMMAND to do so itself, by "power-cut"
+  --power-cut           expect COMMAND to cut it, by "power-cut"
 
-Exit status of run: COMMAND's own; 124 if the time was up; 125 if the machine failed (did not start COMMAND, panicked,
-died, could not be asked for; or COMMAND ended before an expected power cut). A message on stderr says which.
+Exit status of run: COMMAND's own; 124 if the time was up; 125 if the machine failed, the arguments were wrong, or COMMAND
+ended before an expected power cut. The machine has failed if it did not start COMMAND, panicked or died. A message on
+stderr says the reason.
 
-Environment: COWSHED_CACHE, the directory that holds the cache "zfs-machine" (default /var/cache/cowshed); TMPDIR, for
-the disks of running machines (default /var/tmp).
+Environment: COWSHED_CACHE, the directory of the cache "zfs-machine" (default /var/cache/cowshed); TMPDIR, for the disks of
+running machines (default /var/tmp).
 END
 }
 
 readonly boot_limit=180 # seconds until the command must have been started
-readonly down_limit=60  # seconds for going down after it
+readonly down_limit=60  # seconds for shutting down after the command
 
 say() { printf 'zfs-machine: %s\n' "$*" >&2; }
 die() {
@@ -68,13 +71,13 @@ die() {
 
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 cache=${COWSHED_CACHE:-/var/cache/cowshed}/zfs-machine
-# Named after what it is made from, so that another one is built when that changes.
+# The name depends on everything that the machine is made from, so that a change makes another machine.
 recipe=$(cd "$here" && cat build.sh guest-init power-cut selinux.conf | sha256sum)
 # shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
 readonly here cache recipe release
 
-# choose_machine KERNEL: sets which machine is built or run.
+# choose_machine KERNEL: selects the machine to build or run.
 choose_machine() {
 	case $1 in
 	stable | backports) kernel=$1 ;;
@@ -100,10 +103,10 @@ build() {
 	done
 	mkdir -p "$cache"
 	exec {lock}>"$cache/lock"
-	flock "$lock" # a second build waits, and then finds all done
+	flock "$lock" # a second build waits, and then finds the machine
 	if [[ -n $force || ! -e $machine/versions ]]; then
 		SECONDS=0
-		rm -rf "$cache"/build.* # of one that was killed
+		rm -rf "$cache"/build.* # of a build that was killed
 		bash "$here/build.sh" "$cache" "$name" "$kernel" {lock}>&-
 		say "built in $SECONDS s"
 	fi
@@ -113,7 +116,7 @@ build() {
 # quote WORD prints it so that a POSIX shell reads it back unchanged.
 quote() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
 
-# microseconds SECONDS: of a decimal fraction.
+# microseconds SECONDS: prints a decimal number of seconds in microseconds.
 microseconds() { awk -v s="$1" 'BEGIN { printf "%.0f", s * 1e6 }'; }
 
 parse_options() {
@@ -174,13 +177,14 @@ parse_options() {
 	cut_expected=$kill_after$kill_when$power_cut
 }
 
-# add_disk NAME FILE [DRIVE-OPTIONS]: the machine's guest-init looks for it by its name.
+# add_disk NAME FILE [DRIVE-OPTIONS]: adds a disk, which guest-init in the machine finds by its name.
 add_disk() {
 	qemu_args+=(-drive "if=none,id=$1,file=${2//,/,,},format=raw,${3:-cache=unsafe}"
 		-device "virtio-blk-pci,drive=$1,serial=$1")
 }
 
-# add_logged_disk NAME FILE LOG: one whose flushes are in the log too. Commands to write zeros confuse the log of QEMU 7.2.
+# add_logged_disk NAME FILE LOG: adds a disk whose writes and flushes are logged. Commands to write zeros confuse the
+# log of QEMU 7.2.
 add_logged_disk() {
 	: >"$3" || die "cannot write $3"
 	qemu_args+=(-blockdev "driver=blklogwrites,node-name=$1,log-sector-size=512,file.driver=file,file.filename=${2//,/,,},file.discard=unmap,file.cache.no-flush=on,log.driver=file,log.filename=${3//,/,,},log.cache.no-flush=on"
@@ -200,8 +204,8 @@ prepare_disks() {
 		[[ -n $pool_image ]] && pool_is_new=1 || pool_file=$tmp/pool.img
 		truncate -s "$disk" "$pool_file" || die "cannot make a disk of size $disk"
 	fi
-	# What the machine has written is in the host's page cache, which outlives qemu: to pass on flushes to the host's
-	# disk would only cost time.
+	# Data that the machine has written is in the host's page cache, which outlives qemu. To pass flushes on to the
+	# host's disk would only cost time.
 	if [[ -n $write_log ]]; then
 		add_logged_disk pool "$pool_file" "$write_log"
 	else
@@ -222,7 +226,7 @@ prepare_disks() {
 	fi
 }
 
-# write_job prints what guest-init reads, as described there.
+# write_job prints the input of guest-init, in the form described there.
 write_job() {
 	local word rows columns
 	echo "mode=$mode pool=$pool keep=${pool_image:+1}"
@@ -235,18 +239,18 @@ write_job() {
 	for word in "${command[@]}"; do echo "set -- \"\$@\" $(quote "$word")"; done
 }
 
-# start_qemu starts the machine in the background: $qemu is its process, and $events is read from its control port and
-# ends when the process does, since that alone holds the other end.
+# start_qemu starts the machine in the background. $qemu is its process. $events reads from its control port, and ends
+# with the process, which alone has the other end.
 start_qemu() {
 	local accel=tcg,thread=multi
-	# Without these flags a /dev/kvm may be there, and hangs.
+	# Without these flags /dev/kvm may exist, and hang.
 	if grep -qwE 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]]; then accel=kvm; fi
 
 	write_job >"$tmp/job"
 	: >"$tmp/output"
 	mkfifo "$tmp/control" "$tmp/monitor.in" "$tmp/monitor.out"
-	# norandmaps: where every process has its libraries at the same addresses, qemu need not translate their code
-	# anew for each, which without hardware acceleration is most of what a short command costs.
+	# norandmaps: every process has its libraries at the same addresses, so qemu need not translate their code again for
+	# each. Without hardware acceleration the translation is most of the cost of a short command.
 	# no_timer_check: on a busy host the timer may come too late for the kernel's check of it, which then panics.
 	# shellcheck disable=SC2054 # the commas are qemu's
 	qemu_args+=(-nodefaults -no-user-config -display none -no-reboot
@@ -258,7 +262,7 @@ start_qemu() {
 		-fw_cfg "name=opt/cowshed/job,file=$tmp/job"
 		-chardev "file,id=console,path=$tmp/console" -serial chardev:console
 		-chardev "pipe,id=monitor,path=$tmp/monitor" -mon chardev=monitor
-		# Without an ioeventfd a write to a port has reached the file when it returns in the machine.
+		# Without an ioeventfd, a write to a port has reached the file when it returns in the machine.
 		-device virtio-serial-pci,ioeventfd=off
 		-chardev "file,id=control,path=$tmp/control" -device virtserialport,chardev=control,name=control
 		-chardev "file,id=output,path=$tmp/output" -device virtserialport,chardev=output,name=output)
@@ -279,7 +283,7 @@ start_qemu() {
 	exec {writer}>&- {input}<&-
 }
 
-# follow_output passes on what the command prints and, for --kill-when, watches for the text in it.
+# follow_output passes on the output of the command and, for --kill-when, watches for the text in it.
 follow_output() {
 	tail -c +1 -s 0.1 -f --pid="$qemu" "$tmp/output" {events}<&- &
 	follower=$!
@@ -313,7 +317,7 @@ watch_machine() {
 				outcome=failed reason="it did not start the command within $boot_limit s"
 			else
 				outcome=timeout
-				# Have the kernel say where tasks are stuck.
+				# Make the kernel print where tasks are stuck.
 				echo 'sendkey alt-sysrq-w' >"$tmp/monitor.in"
 				sleep 1
 			fi
