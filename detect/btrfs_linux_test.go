@@ -58,6 +58,18 @@ func TestBtrfsReadOnly(t *testing.T) {
 	assert.ErrorContains(t, err, "mount -o remount,rw "+resolved(t, dir))
 }
 
+func TestInitialPIDNamespace(t *testing.T) {
+	attr := syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+	if _, parent := inChild(t, attr, t.TempDir); parent {
+		return
+	}
+	require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	require.NoError(t, unix.Mount("proc", "/proc", "proc", 0, ""))
+	initial, err := InitialPIDNamespace()
+	require.NoError(t, err)
+	assert.False(t, initial)
+}
+
 func TestBtrfsUserNamespace(t *testing.T) {
 	dir, parent := inChild(t, nestedUserNamespace, func() string { return testfs.Btrfs(t) })
 	if parent {

@@ -12,14 +12,23 @@ import (
 // of them.
 const initialUserNamespace = "user:[4026531837]"
 
+// initialPIDNamespace is the target of /proc/PID/ns/pid of a process in the initial PID namespace (PROC_PID_INIT_INO).
+const initialPIDNamespace = "pid:[4026531836]"
+
 // InitialUserNamespace reports whether this process is in the initial user namespace. In any other, its capabilities
 // do not count for some of the kernel's functions: btrfs send, qgroups, tree searches.
-func InitialUserNamespace() (bool, error) {
-	ns, err := os.Readlink("/proc/self/ns/user")
+func InitialUserNamespace() (bool, error) { return inNamespace("user", initialUserNamespace) }
+
+// InitialPIDNamespace reports whether this process is in the initial PID namespace. In any other, it sees the mount
+// namespaces of processes in that namespace alone, and none without processes.
+func InitialPIDNamespace() (bool, error) { return inNamespace("pid", initialPIDNamespace) }
+
+func inNamespace(kind, initial string) (bool, error) {
+	ns, err := os.Readlink("/proc/self/ns/" + kind)
 	if err != nil {
-		return false, fmt.Errorf("detect: user namespace: %w", err)
+		return false, fmt.Errorf("detect: %s namespace: %w", kind, err)
 	}
-	return ns == initialUserNamespace, nil
+	return ns == initial, nil
 }
 
 // Capable reports whether the capability, a CAP_ constant of golang.org/x/sys/unix, is in the effective

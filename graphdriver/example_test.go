@@ -22,6 +22,6 @@ func ExampleRegister() {
 	fmt.Println(err)
 	fmt.Println(graphdriver.IsDriverNotSupported(err), errors.Is(err, graphdriver.ErrPrerequisites))
 	// Output:
-	// graphdriver: open "mine": prerequisites for driver not satisfied (wrong filesystem?): /srv/mine is on no filesystem of mine
+	// open storage driver "mine": prerequisites for driver not satisfied (wrong filesystem?): /srv/mine is on no filesystem of mine
 	// true true
 }

@@ -35,6 +35,12 @@ func (d *doctor) privileges() {
 	default:
 		d.add(ok, "privileges", "", "CAP_SYS_ADMIN in the initial user namespace")
 	}
+	if initial, err := detect.InitialPIDNamespace(); err != nil {
+		d.add(warn, "processes", "", "%v", err)
+	} else if !initial {
+		d.add(warn, "processes", "run it in the PID namespace of the host, such as with docker run --pid=host",
+			"this process is in a nested PID namespace: it does not see that processes outside of it have layers mounted")
+	}
 }
 
 // lockHolders says which other processes use the store.
