@@ -15,7 +15,7 @@ type signalError struct{ signal syscall.Signal }
 func (e signalError) Error() string { return fmt.Sprintf("stopped by signal: %v", e.signal) }
 
 // Is makes an error with this cause one of a cancelled context.
-func (e signalError) Is(target error) bool { return target == context.Canceled } //nolint:errorlint // as errors.Is calls it
+func (e signalError) Is(target error) bool { return target == context.Canceled }
 
 // notifyContext returns a context that ends with the first signal to stop. The second one has its usual
 // effect. Until then a reader of the output that goes away is an error of writing, and not the end: there
