@@ -417,6 +417,7 @@ clean_up() {
 run() {
 	parse_options "$@"
 	[[ -e $machine/versions ]] || die "there is no machine in $cache yet, or an old one: run \"$0 build --kernel $kernel\""
+	command -v qemu-system-x86_64 >/dev/null || die 'qemu-system-x86_64 is missing: scripts/deps.sh test installs it'
 	qemu='' follower='' watcher='' terminal='' qemu_args=()
 	tmp=$(mktemp -d "${TMPDIR:-/var/tmp}/zfs-machine.XXXXXX")
 	trap clean_up EXIT
