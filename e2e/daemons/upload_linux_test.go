@@ -36,12 +36,13 @@ func TestContainerdUploadEnds(t *testing.T) {
 			_, _ = rand.Read(noise)
 			return os.WriteFile(filepath.Join(dir, "noise"), noise, 0o644)
 		}))
-		for name, c := range map[string]struct {
+		for _, c := range []struct {
+			name string
 			end  func(cancel context.CancelFunc)
 			held time.Duration
 		}{
-			"cancelled": {func(cancel context.CancelFunc) { cancel() }, 0},
-			"killed":    {func(context.CancelFunc) { h.cowshed.Kill() }, uploadHeld},
+			{"cancelled", func(cancel context.CancelFunc) { cancel() }, 0},
+			{"killed", func(context.CancelFunc) { h.cowshed.Kill() }, uploadHeld}, // and not started before the end
 		} {
 			cancelled, cancel := context.WithCancel(ctx)
 			ended := make(chan error, 1)
@@ -52,7 +53,7 @@ func TestContainerdUploadEnds(t *testing.T) {
 			require.EventuallyWithT(t, func(t *assert.CollectT) { assert.Positive(t, uploaded(t, ctx, h.store)) }, time.Minute, time.Millisecond)
 			begun := time.Now()
 			c.end(cancel)
-			require.Error(t, <-ended, name)
+			require.Error(t, <-ended, c.name)
 			cancel()
 			require.EventuallyWithT(t, func(t *assert.CollectT) {
 				assert.NoError(t, h.store.CollectGarbage(ctx))
@@ -61,8 +62,8 @@ func TestContainerdUploadEnds(t *testing.T) {
 				leases, err := h.store.LeasesService().List(ctx)
 				assert.NoError(t, err)
 				assert.Empty(t, leases)
-			}, c.held+20*time.Second, 100*time.Millisecond, name)
-			t.Logf("%s: nothing is left after %s", name, time.Since(begun).Round(time.Millisecond))
+			}, c.held+20*time.Second, 100*time.Millisecond, c.name)
+			t.Logf("%s: nothing is left after %s", c.name, time.Since(begun).Round(time.Millisecond))
 		}
 		h.cowshed.Start()
 		require.NoError(t, h.store.Snapshots().Remove(ctx, "active"))
