@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -25,8 +26,13 @@ func TestKeep(t *testing.T) {
 		limit := quota.Limit{Bytes: 64 * mib}
 		require.NoError(t, b.Clone(ctx, "child", "base", cowcommon.VolumeOptions{Limit: limit}))
 		require.NoError(t, b.Clone(ctx, "same", "base", cowcommon.VolumeOptions{}))
+		when := time.Now()
 		for _, name := range []string{"child", "same"} {
 			put(t, b, name, "own", "not written back yet")
+			dir := tree(t, b, name)
+			require.NoError(t, os.Chtimes(filepath.Join(dir, "own"), when, when))
+			require.NoError(t, os.Chtimes(dir, when, when))
+			require.NoError(t, b.Unmount(ctx, name))
 		}
 		for range 2 {
 			kept, err := b.Keep(ctx, "child")
