@@ -60,8 +60,12 @@ func (b *Backend) examineVolumes(ctx context.Context) (findings []cowcommon.Find
 	}
 	for _, entry := range entries {
 		_, err := b.Stat(ctx, entry.Name())
-		if _, gone := os.Lstat(filepath.Join(dir, entry.Name())); err != nil && !errors.Is(gone, fs.ErrNotExist) {
-			f.Detail = fmt.Sprintf("%s is not a layer: %v", printable.Path(filepath.Join(dir, entry.Name())), err)
+		if err == nil {
+			continue
+		}
+		path := filepath.Join(dir, entry.Name())
+		if _, lstatErr := os.Lstat(path); !errors.Is(lstatErr, fs.ErrNotExist) { // else it was removed meanwhile
+			f.Detail = fmt.Sprintf("%s is not a layer: %v", printable.Path(path), err)
 			f.Advice = "Cowshed leaves it alone; if it is of no use, remove it by hand"
 			findings = append(findings, f)
 		}
