@@ -47,6 +47,8 @@ type Error struct {
 	With string // a second thing in the operation, such as "from" and another name
 	Kind error  // nil: the kind of Err
 	Err  error  // nil: the kind says all
+
+	said bool // the text of Err says the kind
 }
 
 // Error implements error.
@@ -59,7 +61,7 @@ func (e *Error) text(outer *Error) string {
 	if operation := e.operation(outer); operation != "" {
 		parts = append(parts, operation)
 	}
-	if e.Kind != nil {
+	if e.Kind != nil && !e.said {
 		parts = append(parts, e.Kind.Error())
 	}
 	if e.Op != "" || e.Name != "" {
@@ -137,22 +139,8 @@ func As(kind, err error) error {
 
 // Said makes an error of a kind. The kind is not in the text, which says all by itself.
 func Said(kind error, format string, args ...any) error {
-	return saidError{fmt.Errorf(format, args...), kind}
+	return &Error{Kind: kind, Err: fmt.Errorf(format, args...), said: true}
 }
-
-type saidError struct {
-	error
-	kind error
-}
-
-// Unwrap returns the kind alone, like the Unwrap of an Error with a kind.
-func (s saidError) Unwrap() error { return s.kind }
-
-// Is reports whether the error with the message matches target, for errors.Is.
-func (s saidError) Is(target error) bool { return errors.Is(s.error, target) }
-
-// As finds the target in the error with the message, for errors.As.
-func (s saidError) As(target any) bool { return errors.As(s.error, target) }
 
 // Wrap adds the operation that has failed, and the name of its object, to an error. Of nil it makes nil. name may be ""
 // if the operation says it.
