@@ -1,0 +1,57 @@
+package migrate
+
+import (
+	"context"
+	"io"
+)
+
+// How says how the data of a layer comes to the target.
+type How string
+
+const (
+	// Cloned is a copy-on-write copy of the whole volume.
+	Cloned How = "cloned"
+	// Reflinked means that files share their data with the source's.
+	Reflinked How = "reflinked"
+	// Copied means that data is copied.
+	Copied How = "copied"
+)
+
+// Item is one thing that a target makes, with all that is known about it.
+type Item struct {
+	// One of them is set.
+	Layer     *Layer
+	Image     *Image
+	Container *Container
+}
+
+// Target makes layers, images and containers in Cowshed. Each method is atomic: after a crash the thing is there as a
+// whole, or not at all. Making a thing that is there already does nothing.
+type Target interface {
+	// Check returns an error if something of the inventory cannot come to the target: a name or ID that is taken by
+	// something else, a filesystem that is too full, an engine that is running. It changes nothing.
+	Check(ctx context.Context, source Source, inv *Inventory) error
+	// How says how a layer's data would come, and how many bytes that takes. It changes nothing.
+	How(ctx context.Context, layer *Layer, content *Content) (How, int64, error)
+
+	// Has reports whether the thing is there.
+	Has(ctx context.Context, item Item) (bool, error)
+	// MakeLayer makes a layer, whose parent is there. parts is nil if there are none.
+	MakeLayer(ctx context.Context, layer *Layer, content *Content, parts io.Reader) error
+	// MakeImage makes an image, whose layers are there.
+	MakeImage(ctx context.Context, image *Image) error
+	// MakeContainer makes a container, whose layers and image are there.
+	MakeContainer(ctx context.Context, container *Container) error
+	// Commit is the last step: afterwards the engine finds all that was made.
+	Commit(ctx context.Context) error
+
+	// Verify compares a thing with its source. Returns errdefs.ErrDataLoss if it differs.
+	Verify(ctx context.Context, item Item, source Source) error
+	// Undo takes back a Commit. Remove removes one thing; one that is not there is no error. They are called in the
+	// reverse order of making.
+	Undo(ctx context.Context) error
+	Remove(ctx context.Context, item Item) error
+
+	// Close releases the target.
+	Close() error
+}
