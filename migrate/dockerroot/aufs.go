@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -24,43 +23,33 @@ import (
 //
 // Docker renames a layer to ID-removing before it removes it. No layer of the layerdb has such an ID.
 type branches struct {
-	root *rootdir.Dir
-	log  *slog.Logger
+	root   *rootdir.Dir
+	log    *slog.Logger
+	stacks stacks // of the layers that have been checked
+}
+
+func (b branches) refresh(context.Context) (keeper, error) {
+	b.stacks = stacks{}
+	return b, nil
 }
 
 func (b branches) check(id, parent string) error {
 	if err := isDir(b.root, path.Join("aufs/diff", id)); err != nil {
 		return err
 	}
-	below, known, err := b.below(id)
-	if err != nil {
+	data, err := b.root.ReadFile(path.Join("aufs/layers", id), maxParents)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var want []string
-	if parent != "" {
-		above, parentKnown, err := b.below(parent)
-		if err != nil {
-			return err
-		}
-		known = known && parentKnown && len(below) > 0
-		want = append([]string{parent}, above...)
-	}
-	switch {
-	case !known:
+	below, _ := b.stacks.of(parent)
+	switch ids := strings.Fields(string(data)); {
+	case len(ids) == 0 && parent != "":
 		b.log.Warn("docker: a file of aufs/layers is missing or empty, the layerdb is believed", "layer", id, "parent", parent)
-	case !slices.Equal(below, want):
+	case stackOf(ids) != below:
 		return fault.New(errdefs.ErrDataLoss, "the driver keeps other layers below it than the layerdb")
 	}
+	b.stacks.put(id, parent, id)
 	return nil
-}
-
-// below lists the IDs of the layers below a layer. known is false if there is no list.
-func (b branches) below(id string) (ids []string, known bool, err error) {
-	data, err := b.root.ReadFile(path.Join("aufs/layers", id), maxParents)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
-	}
-	return strings.Fields(string(data)), err == nil, err
 }
 
 func (branches) limit(string) int64 { return 0 }

@@ -82,20 +82,17 @@ func (s *Source) checkLock(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	free, err := flock.TryShared(file)
-	if err != nil || free {
-		return errors.Join(err, flock.Release(file))
-	}
-	defer file.Close()
 	var stat unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+	err = unix.Fstat(int(file.Fd()), &stat)
+	free := false
+	if err == nil {
+		free, err = flock.TryShared(file)
+	}
+	if err := errors.Join(err, flock.Release(file)); err != nil || free {
 		return err
 	}
-	holders := slices.DeleteFunc(mounttable.Holders(mounttable.File{Device: stat.Dev, Inode: stat.Ino}), func(pid int) bool {
-		return pid == os.Getpid()
-	})
 	by := "a process that cannot be seen from here"
-	if len(holders) > 0 {
+	if holders := mounttable.Holders(mounttable.File{Device: stat.Dev, Inode: stat.Ino}); len(holders) > 0 {
 		by = mounttable.DescribeProcess(holders[0])
 	}
 	return fault.New(fault.ErrInUse, "%s has %s locked: stop the engine", by, s.root.Join(name))

@@ -24,9 +24,15 @@ import (
 // A power cut may leave empty files, since Docker has not always synced them. The layerdb knows the parents too, so that
 // only a file that says something else is an error.
 type overlays struct {
-	root *rootdir.Dir
-	dir  string
-	log  *slog.Logger
+	root   *rootdir.Dir
+	dir    string
+	log    *slog.Logger
+	stacks stacks // of the layers that have been checked
+}
+
+func (o overlays) refresh(context.Context) (keeper, error) {
+	o.stacks = stacks{}
+	return o, nil
 }
 
 func (o overlays) check(id, parent string) error {
@@ -37,38 +43,21 @@ func (o overlays) check(id, parent string) error {
 	if err != nil {
 		return err
 	}
-	if parent == "" {
-		if lower != "" {
-			return fault.New(errdefs.ErrDataLoss, "the driver keeps layers below it, and the layerdb none")
-		}
-		return nil
-	}
-	want, err := o.lowerOf(parent)
+	below, known := o.stacks.of(parent)
 	switch {
-	case err != nil:
-		return err
-	case lower == "" || want == "":
-		o.log.Warn("docker: the files link or lower are missing or empty, the layerdb is believed", "layer", id, "parent", parent)
-	case lower != want:
+	case parent == "" && lower != "":
+		return fault.New(errdefs.ErrDataLoss, "the driver keeps layers below it, and the layerdb none")
+	case parent == "":
+	case !known || lower == "":
+		o.log.Warn("docker: files link or lower are missing or empty, the layerdb is believed", "layer", id, "parent", parent)
+	case stackOf(strings.Split(lower, ":")) != below:
 		return fault.New(errdefs.ErrDataLoss, "the driver keeps other layers below it than the layerdb")
 	}
-	return nil
-}
-
-// lowerOf is the text of lower in a layer above parent, "" if that is not known.
-func (o overlays) lowerOf(parent string) (string, error) {
-	link, err := o.read(parent, "link")
-	if err != nil || link == "" {
-		return "", err
+	link, err := o.read(id, "link")
+	if err == nil && link != "" {
+		o.stacks.put(id, parent, "l/"+link)
 	}
-	below, err := o.read(parent, "lower")
-	if err != nil {
-		return "", err
-	}
-	if below != "" {
-		below = ":" + below
-	}
-	return "l/" + link + below, nil
+	return err
 }
 
 // read reads a file of a layer, "" if it is missing.
