@@ -15,11 +15,13 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 )
 
+var silent = slog.New(slog.DiscardHandler)
+
 // treeDrivers are the drivers whose roots any filesystem can hold.
 var treeDrivers = []string{"btrfs", "overlay2", "fuse-overlayfs", "vfs", "aufs"}
 
 func open(t testing.TB, r *testRoot) *Source {
-	s, err := Open(t.Context(), Options{Dir: r.dir, Driver: r.driver, Log: slog.New(slog.DiscardHandler)})
+	s, err := Open(t.Context(), Options{Dir: r.dir, Driver: r.driver, Log: silent})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.Close()) })
 	return s
