@@ -125,8 +125,8 @@ func (s *Source) checkMounts(name string) error {
 	return mounttable.InUse("the layers in "+dir.Name(), uses)
 }
 
-// checkMountpoints returns ErrFailedPrecondition if something is mounted below the directories of the driver. What is
-// mounted there would be taken for a layer's content.
+// checkMountpoints returns ErrFailedPrecondition if something is mounted below the directories of the driver. It would be
+// taken for a layer's content.
 func (s *Source) checkMountpoints() error {
 	for _, dir := range []string{s.driver, s.image} {
 		below := s.root.Join(dir) + "/"
