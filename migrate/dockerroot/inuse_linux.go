@@ -122,7 +122,7 @@ func (s *Source) checkMounts(name string) error {
 	}
 	// Docker mounts the driver's directory on itself, and does not unmount it when it is killed. That uses no layer.
 	uses = slices.DeleteFunc(uses, func(u mounttable.Use) bool { return u.Layer == "" && u.Mountpoint == dir.Name() })
-	return mounttable.InUse("the layers in "+dir.Name(), uses)
+	return mounttable.InUse("a layer in "+dir.Name(), uses)
 }
 
 // checkMountpoints returns ErrFailedPrecondition if something is mounted below the directories of the driver. It would be
