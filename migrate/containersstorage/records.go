@@ -83,8 +83,12 @@ func (l *layerRecord) isIncomplete() bool {
 // parseRecords reads a JSON array of records.
 func parseRecords[T any](data []byte) ([]T, error) {
 	decoder := json.NewDecoder(bytes.NewReader(data))
-	if start, err := decoder.Token(); err != nil || start != json.Delim('[') {
-		return nil, fault.New(errdefs.ErrDataLoss, "not a JSON array: %w", err)
+	start, err := decoder.Token()
+	if err == nil && start == nil {
+		return nil, nil // null, as of no records
+	}
+	if err != nil || start != json.Delim('[') {
+		return nil, errors.Join(fault.New(errdefs.ErrDataLoss, "not a JSON array"), err)
 	}
 	var records []T
 	for decoder.More() {
