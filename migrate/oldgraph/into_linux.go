@@ -70,7 +70,7 @@ func (m *mover) fill(e entry, dir, files *os.File) (isLinked bool, err error) {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, m.driver.Put(layer)) }()
-	if e.base {
+	if e.parent == "" && len(e.layers) == 1 {
 		renamed, err := m.renameTree(dir, e.files, files, at)
 		if renamed || err != nil {
 			return false, err
