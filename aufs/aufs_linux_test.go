@@ -107,7 +107,7 @@ func TestDriver(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, diff.Close())
 	require.NoError(t, d.Create("copy", "", nil))
-	if os.Geteuid() == 0 { // who may set owners
+	if os.Geteuid() == 0 { // other users cannot set owners
 		size, err = d.ApplyDiff("copy", "", &tar)
 		require.NoError(t, err)
 		assert.EqualValues(t, 4, size)

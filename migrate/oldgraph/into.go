@@ -39,9 +39,11 @@ type IntoOptions struct {
 // Files that are mounted stay, after a copy of them has come into the driver. No container may be running.
 //
 // Into may be repeated after an error or a crash, and goes on where it stopped. Until all is done, the driver has one more
-// layer, "cowshed-moving", with a file for each image and container that tells how far it has come. What cannot be moved is in the error, and the rest is moved. Returns errdefs.ErrAlreadyExists for a layer that the
-// driver has from elsewhere, errdefs.ErrDataLoss or errdefs.ErrNotFound for what is damaged, and fault.ErrInUse if
-// another call works on the root.
+// layer, "cowshed-moving". It tells how far each image and container has come.
+//
+// The error has all images and containers that cannot be moved, and the rest is moved. Returns errdefs.ErrAlreadyExists for
+// a layer that the driver has from elsewhere. Returns errdefs.ErrDataLoss or errdefs.ErrNotFound for damage, and
+// fault.ErrInUse if another call works on the root.
 func Into(ctx context.Context, driver graphdriver.Driver, path string, o IntoOptions) error {
 	return fault.WrapWith("move the layers of", path, "to "+driver.String(), into(ctx, driver, path, o))
 }
@@ -100,7 +102,7 @@ func (m *mover) moveAll(g *graph) error {
 			break
 		}
 		err := c.err
-		if err == nil && failed[g.images[c.record.Image]] { // which may be in the driver, incomplete
+		if err == nil && failed[g.images[c.record.Image]] { // the driver may have a part of it
 			err = fault.New(errdefs.ErrFailedPrecondition, "its image could not be moved")
 		}
 		if err == nil {

@@ -384,7 +384,7 @@ func TestIntoLinks(t *testing.T) {
 	}
 }
 
-// TestIntoHostile: what is damaged is in the error, and the rest is moved. Nothing of the driver is lost.
+// TestIntoHostile: damaged entries are in the error, and the rest is moved. The driver loses nothing.
 func TestIntoHostile(t *testing.T) {
 	eachTarget(t, func(t *testing.T, to *target) {
 		r := to.root
@@ -409,7 +409,7 @@ func TestIntoHostile(t *testing.T) {
 		dir, err := to.driver.Get(id("taken"), "")
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("of the driver"), 0o600))
-		r.write("graph/"+id("taken")+"/"+string("graph-"+id("taken")), "begun") // a state is not believed
+		r.write("graph/"+id("taken")+"/graph-"+id("taken"), "begun") // a state is not believed
 
 		err = to.into()
 		assert.ErrorIs(t, err, errdefs.ErrAlreadyExists)

@@ -140,7 +140,7 @@ func TestParts(t *testing.T) {
 		assert.Equal(t, trees()[id(layer)], readTree(t, dir), layer)
 	}
 
-	// One that is closed early leaves nothing behind.
+	// Parts that are closed early leave nothing behind.
 	parts, err := source.Parts(ctx, id("a"))
 	require.NoError(t, err)
 	_, err = parts.Read(make([]byte, 10))
