@@ -124,8 +124,11 @@ func addName(image *migrate.Image, name string, manifest digest.Digest) error {
 			return nil // no registry has it
 		}
 	}
-	if manifest.Validate() != nil {
+	if manifest == "" {
 		return nil
+	}
+	if err := manifest.Validate(); err != nil {
+		return fault.As(errdefs.ErrInvalidArgument, err)
 	}
 	canonical, err := reference.WithDigest(bare, manifest)
 	if err != nil {

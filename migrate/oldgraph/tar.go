@@ -103,7 +103,7 @@ func splitTar(ctx context.Context, dir *os.File) io.ReadCloser {
 			return err
 		}
 		_, err = io.Copy(io.Discard, input)
-		if err = errors.Join(err, input.Close(), <-done); err != nil {
+		if err := errors.Join(err, input.Close(), <-done); err != nil {
 			return err
 		}
 		return parts.Flush()
