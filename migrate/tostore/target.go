@@ -184,9 +184,7 @@ func (t *Target) hasImage(img *migrate.Image) (bool, error) {
 
 // volume is the name of a layer in the store; ok is false if it has none yet.
 func (t *Target) volume(layer *migrate.Layer) (name string, ok bool) {
-	if layer.ChainID != "" {
-		return layer.ChainID.Encoded(), true
-	}
+	t.names.note(layer)
 	return t.names.of(layer.ID)
 }
 
