@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strconv"
 
@@ -64,17 +65,18 @@ func (m making) blob(ctx context.Context, parts io.Reader) error {
 // diff writes the tar of a layer whose parts were not kept: a tar that has the same tree. Whether it is the tar that the
 // layer came from, its digest says.
 func (m making) diff(ctx context.Context, w io.Writer, dir *os.File) error {
-	write := func(base *os.File) error {
-		changes, err := trees.Changes(ctx, dir, base)
-		if err != nil {
-			return err
-		}
-		return layertar.Write(ctx, w, "/proc/self/fd/"+strconv.Itoa(int(dir.Fd())), changes, layertar.WriteOptions{Logger: m.opts.Logger})
-	}
 	if m.parent == "" {
-		return write(nil)
+		return writeDiff(ctx, w, dir, nil, m.opts.Logger)
 	}
-	return m.withView(ctx, m.parent, write)
+	return m.withView(ctx, m.parent, func(base *os.File) error { return writeDiff(ctx, w, dir, base, m.opts.Logger) })
+}
+
+func writeDiff(ctx context.Context, w io.Writer, dir, base *os.File, log *slog.Logger) error {
+	changes, err := trees.Changes(ctx, dir, base)
+	if err != nil {
+		return err
+	}
+	return layertar.Write(ctx, w, "/proc/self/fd/"+strconv.Itoa(int(dir.Fd())), changes, layertar.WriteOptions{Logger: log})
 }
 
 // withView calls do with the tree of a committed snapshot, which cannot be changed.
