@@ -218,9 +218,9 @@ func (r *run) remove(ctx context.Context, item Item) error {
 	return journalled(r.journal.removed(item))
 }
 
-// commit is the last step, if anything has come along that is not committed yet.
+// commit is the last step, if anything has come along, and unless all of it is committed.
 func (r *run) commit(ctx context.Context) error {
-	if r.journal.phases[phaseCommit] == stepDone && !r.changed || len(r.journal.begun) == 0 {
+	if r.journal.phases[phaseCommit] == stepDone && !r.changed || len(r.result.Made)+len(r.result.There) == 0 {
 		return nil
 	}
 	if err := interrupted(ctx); err != nil {

@@ -22,6 +22,10 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 		if j.phases[phaseFinish] != "" {
 			return errFinishing
 		}
+		// Should this be cut off, a run does not take it for committed.
+		if err := j.phase(phaseCommit, stepIntent); err != nil {
+			return err
+		}
 		if err := m.target.Undo(ctx); err != nil {
 			return err
 		}

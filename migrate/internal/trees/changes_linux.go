@@ -106,7 +106,7 @@ func (l *lister) dirs(a, b *dir, depth int) (changed bool, err error) {
 
 // entries lists the change of a name, and the changes below it. y is nil for a name that only one tree has.
 func (l *lister) entries(x, y *entry, depth int) (err error) {
-	kind, how := archive.ChangeAdd, "new"
+	kind, how := archive.ChangeType(archive.ChangeAdd), "new"
 	if y != nil {
 		kind = archive.ChangeModify
 		if how, err = differs(x, y); err != nil {

@@ -271,32 +271,25 @@ func (v *verifier) unchanged(got *dir, b *entry, name string, depth int) (err er
 	if g == nil {
 		return difference(join(got.path, name), "it vanishes")
 	}
-	if !g.isDir() {
-		if g.st.Ino == b.st.Ino && g.st.Ctim == b.st.Ctim && g.kind() == b.kind() {
-			return nil
-		}
-		how, err := differs(g, b)
-		if err != nil {
-			return err
-		}
-		if how == "" && g.isPlain() {
-			same, err := sameBytes(g, b, &v.buffers)
-			if err != nil || same {
-				return err
-			}
-			how = "content"
-		}
-		if how != "" {
-			return difference(g.path(), "%s, though only the layer below has it", how)
-		}
-		return nil
-	}
 	how, err := differs(g, b)
 	if err != nil {
 		return err
 	}
+	untouched := g.st.Ino == b.st.Ino && g.st.Ctim == b.st.Ctim
+	if how == "" && g.isPlain() && !untouched {
+		same, err := sameBytes(g, b, &v.buffers)
+		if err != nil {
+			return err
+		}
+		if !same {
+			how = "content"
+		}
+	}
 	if how != "" {
 		return difference(g.path(), "%s, though only the layer below has it", how)
+	}
+	if !g.isDir() {
+		return nil
 	}
 	x, err := got.sub(name)
 	if err != nil {
