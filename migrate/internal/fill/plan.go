@@ -21,10 +21,11 @@ func How(ctx context.Context, backend cowcommon.Backend, home string, layer *mig
 		return "", 0, err
 	}
 	_, adopts := cowcommon.As[adopter](backend)
-	return howTo(ctx, adopts, to, layer, content)
+	return HowTo(ctx, adopts, to, layer, content)
 }
 
-func howTo(ctx context.Context, adopts bool, to detect.Filesystem, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+// HowTo is How into a home on that filesystem. adopts says whether volumes can be adopted there.
+func HowTo(ctx context.Context, adopts bool, to detect.Filesystem, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
 	from, err := detect.Probe(path(content.Dir))
 	if err != nil {
 		return "", 0, err
