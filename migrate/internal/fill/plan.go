@@ -20,7 +20,7 @@ func How(ctx context.Context, backend cowcommon.Backend, home string, layer *mig
 	if err != nil {
 		return "", 0, err
 	}
-	_, adopts := cowcommon.As[adopter](backend)
+	_, adopts := cowcommon.As[cowcommon.Adopter](backend)
 	return HowTo(ctx, adopts, to, layer, content)
 }
 
