@@ -52,7 +52,7 @@ func (l *imageLayer) read(root *rootdir.Dir, name string) error {
 	if err != nil {
 		return typed(err)
 	}
-	if l.id, err = parseID(data, isID); err != nil {
+	if l.id, err = parseID(data, isCacheID); err != nil {
 		return fault.Wrap("read", "cache-id", err)
 	}
 	if l.diff, err = readDigest(dir, "diff"); err != nil {
@@ -146,11 +146,15 @@ func (s *Source) chainOf(ctx context.Context, layer string) (string, error) {
 	return chain, nil
 }
 
-// keepChains keeps where layers are in the layerdb.
+// keepChains keeps where layers are in the layerdb. An ID that several claim is left out.
 func (s *Source) keepChains(layers *imageLayers) map[string]string {
+	owners := owners{}
+	for _, l := range layers.list {
+		owners.claim(l.id)
+	}
 	chains := make(map[string]string, len(layers.list))
 	for _, l := range layers.list {
-		if l.err == nil {
+		if l.err == nil && owners.check(l.id) == nil {
 			chains[l.id] = l.chain.Encoded()
 		}
 	}
