@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 
 // storage is a root in the making.
 type storage struct {
-	t          *testing.T
+	t          testing.TB
 	dir        string
 	driver     string
 	layers     []map[string]any
@@ -38,11 +38,11 @@ type storage struct {
 	containers []map[string]any
 }
 
-func newStorage(t *testing.T, driver string) *storage {
+func newStorage(t testing.TB, driver string) *storage {
 	return newStorageAt(t, filepath.Join(t.TempDir(), "storage"), driver)
 }
 
-func newStorageAt(t *testing.T, dir, driver string) *storage {
+func newStorageAt(t testing.TB, dir, driver string) *storage {
 	s := &storage{t: t, dir: dir, driver: driver}
 	for _, name := range []string{driver, driver + "-layers", driver + "-images", driver + "-containers", "libpod", "volumes"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, name), 0o700))

@@ -45,7 +45,8 @@ func (s *Source) locked(name string) error {
 	return errors.Join(rootuse.Locked(file), file.Close())
 }
 
-// mounted looks at each layer by itself, since the overlay driver leaves its directory mounted on itself.
+// mounted looks at each layer by itself, since the overlay driver leaves its directory mounted on itself. Layers that are
+// given to the kernel by their links (overlay/l) are found by the place of the mount, which is in a layer's directory.
 func (s *Source) mounted(ctx context.Context) error {
 	layers, err := s.readLayers()
 	if err != nil {
@@ -55,9 +56,6 @@ func (s *Source) mounted(ctx context.Context) error {
 		return s.mountedDataset(layers)
 	}
 	var names []string
-	if s.driver == "overlay" {
-		names = append(names, "overlay/l")
-	}
 	for i := range layers {
 		id := layers[i].ID
 		if cowcommon.CheckID(id) != nil {

@@ -22,7 +22,7 @@ func isSubvolume(dir *os.File) bool {
 	var filesystem unix.Statfs_t
 	fd := int(dir.Fd())
 	return unix.Fstat(fd, &stat) == nil && stat.Ino == btrfsctl.FirstFreeObjectID &&
-		eintr.Ignore(func() error { return unix.Fstatfs(fd, &filesystem) }) == nil && filesystem.Type == unix.BTRFS_SUPER_MAGIC
+		eintr.Ignore(func() error { return unix.Fstatfs(fd, &filesystem) }) == nil && int64(filesystem.Type) == unix.BTRFS_SUPER_MAGIC
 }
 
 // removeSubvolumes removes the subvolumes in a directory. Other names in it stay.
@@ -73,8 +73,8 @@ func destroy(dir *os.File, name string, subvolume *os.File) error {
 	return err
 }
 
-// destroyNested destroys all subvolumes nested in the one that is open as fd. A container may have nested them at any depth,
-// so they are found by their IDs.
+// destroyNested destroys all subvolumes nested in the subvolume that is open as fd. A container may have nested them at any
+// depth, so it finds them by their IDs.
 func destroyNested(fd int) error {
 	info, err := btrfsctl.Info(fd)
 	if err != nil {

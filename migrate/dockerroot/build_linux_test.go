@@ -83,14 +83,12 @@ func (r *testRoot) layer(name string, parent *testLayer) *testLayer {
 	l := &testLayer{id: hexOf("cache " + name), diff: digest.FromString("diff " + name), parent: parent}
 	l.chain = l.diff
 	below := ""
-	dir := ""
 	if parent != nil {
 		l.chain = digest.FromString(string(parent.chain) + " " + string(l.diff))
 		below = parent.id
-		dir = r.layerDir(l)
-		r.write(dir+"/parent", string(parent.chain))
+		r.write(r.layerDir(l)+"/parent", string(parent.chain))
 	}
-	dir = r.layerDir(l)
+	dir := r.layerDir(l)
 	r.write(dir+"/cache-id", l.id)
 	r.write(dir+"/diff", string(l.diff))
 	r.write(dir+"/size", strconv.Itoa(len(name)))
@@ -237,8 +235,8 @@ type sample struct {
 
 const manifest = "sha256:" + "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
-// fill makes three images that share layers: one has a name with a digest, one has two tags, one has no name. Containers
-// are one with a layer between, and one without.
+// fill makes three images that share layers. The first has a name with a digest, the second has two tags, the third has no
+// name. One of the two containers has a layer between the image and its own.
 func fill(r *testRoot) *sample {
 	s := &sample{testRoot: r}
 	s.a = r.layer("a", nil)
@@ -252,7 +250,7 @@ func fill(r *testRoot) *sample {
 	return s
 }
 
-// inventory is what the sample holds.
+// inventory is the inventory of the sample.
 func (s *sample) inventory() *migrate.Inventory {
 	config := func(id digest.Digest) []byte {
 		data, err := os.ReadFile(s.path(s.configFile(id)))

@@ -21,7 +21,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// mount is what the layerdb has about the layers of a container.
+// mount is the record of a container's layers in the layerdb.
 type mount struct {
 	id     string        // the writable layer
 	initID string        // the layer below it, "" if there is none

@@ -12,6 +12,6 @@
 // The drivers btrfs, zfs, overlay2, fuse-overlayfs, vfs and aufs are known.
 //
 // Nothing is taken as it is written there. Chain IDs are computed anew, and so are the digests of configurations. IDs have
-// the form that Docker gives them, and are found once. What the driver keeps about parents must agree with the layerdb.
+// the form that Docker gives them, and are found once. The driver's own records of parents must agree with the layerdb.
 // Files and lists are bounded.
 package dockerroot

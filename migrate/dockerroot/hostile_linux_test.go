@@ -20,7 +20,8 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 )
 
-// traps replace a file or directory of a root. Whoever follows the link reads the very same, but outside of the root.
+// traps replace a file or directory of a root. A reader that follows the link finds the very same
+// outside of the root.
 var traps = map[string]func(t *testing.T, path, outside string){
 	"symbolic link": func(t *testing.T, path, outside string) { require.NoError(t, os.Symlink(outside, path)) },
 	"pipe":          func(t *testing.T, path, _ string) { require.NoError(t, unix.Mkfifo(path, 0o666)) },

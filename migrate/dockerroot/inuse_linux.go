@@ -122,11 +122,11 @@ func (s *Source) checkMounts(name string) error {
 	}
 	// Docker mounts the driver's directory on itself, and does not unmount it when it is killed. That uses no layer.
 	uses = slices.DeleteFunc(uses, func(u mounttable.Use) bool { return u.Layer == "" && u.Mountpoint == dir.Name() })
-	return mounttable.InUse("the layers in "+dir.Name(), uses)
+	return mounttable.InUse("a layer in "+dir.Name(), uses)
 }
 
-// checkMountpoints returns ErrFailedPrecondition if something is mounted below the directories of the driver. What is
-// mounted there would be taken for a layer's content.
+// checkMountpoints returns ErrFailedPrecondition if something is mounted below the directories of the driver. It would be
+// taken for a layer's content.
 func (s *Source) checkMountpoints() error {
 	for _, dir := range []string{s.driver, s.image} {
 		below := s.root.Join(dir) + "/"

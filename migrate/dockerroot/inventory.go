@@ -30,14 +30,11 @@ func (s *Source) Inventory(ctx context.Context) (_ *migrate.Inventory, err error
 	defer func() { err = fault.Wrap("list Docker's root", s.root.Path(), err) }()
 	l := &lister{
 		Source: s,
-		keeper: s.keeper,
 		owners: owners{},
 		inv:    &migrate.Inventory{Program: "docker", Driver: s.driver},
 	}
-	if r, ok := s.keeper.(refresher); ok {
-		if l.keeper, err = r.refresh(ctx); err != nil {
-			return nil, err
-		}
+	if l.keeper, err = s.keeper.refresh(ctx); err != nil {
+		return nil, err
 	}
 	// IDs are claimed by all before the first is checked.
 	steps := []func(context.Context) error{l.readLayers, l.readMounts, l.addLayers, l.addImages, l.addContainers}

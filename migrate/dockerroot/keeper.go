@@ -11,6 +11,8 @@ import (
 
 // keeper is how a driver keeps the contents of layers.
 type keeper interface {
+	// refresh returns the keeper for a new Inventory.
+	refresh(ctx context.Context) (keeper, error)
 	// check returns an error if a layer has no content, or if the driver knows another parent. It does not read the
 	// content. parent is "" for a base.
 	check(id, parent string) error
@@ -24,17 +26,14 @@ type keeper interface {
 	remove(ctx context.Context) error
 }
 
-// refresher is a keeper that reads a list of layers for each Inventory.
-type refresher interface {
-	refresh(ctx context.Context) (keeper, error)
-}
-
 // wholeTrees is a driver that keeps each layer as a whole tree: btrfs and vfs.
 type wholeTrees struct {
 	root    *rootdir.Dir
 	dir     string // the directory of the trees
 	volumes bool   // each is a subvolume of btrfs
 }
+
+func (w wholeTrees) refresh(context.Context) (keeper, error) { return w, nil }
 
 func (w wholeTrees) check(id, _ string) error { return isDir(w.root, path.Join(w.dir, id)) }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
-// partsFile holds what a layer's tar has besides the data of its files.
+// partsFile holds the parts of a layer's tar: all of it besides the data of its files.
 const partsFile = "tar-split.json.gz"
 
 // removingSuffix ends the name of a directory in the layerdb whose removal has begun: CHAIN-RANDOM-removing.

@@ -1,6 +1,6 @@
 package dockerroot
 
-// What is read from a root is bounded. Docker stays far below.
+// Bounds of the files and lists of a root. Docker stays far below.
 const (
 	maxDrivers      = 1 << 10
 	maxEntries      = 1 << 18 // layers, images or containers
@@ -10,5 +10,5 @@ const (
 	maxConfig       = 8 << 20 // the configuration of an image or of a container
 	maxConfigs      = 1 << 29 // the configurations of all images
 	maxRepositories = 64 << 20
-	maxParts        = 1 << 36 // what a layer's tar has besides the data of its files
+	maxParts        = 1 << 36 // all of a layer's tar besides the data of its files
 )

@@ -203,7 +203,7 @@ func zfs(ctx context.Context, args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, tool, args...) //nolint:gosec // the arguments are checked
+	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said

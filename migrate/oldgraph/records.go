@@ -35,6 +35,8 @@ type graph struct {
 	// images and containers by ID, with those that cannot be moved.
 	images     map[string]*image
 	containers map[string]*container
+	// isKnown reports whether an image that has no files here is somewhere else, to which images above may refer.
+	isKnown func(id string) bool
 }
 
 // image is an image, which has one layer of its own.
@@ -76,30 +78,36 @@ type containerRecord struct {
 	} `json:"State"`
 }
 
-// readGraph reads the records of a root.
+// readGraph reads the records of all images and containers that have files.
 func readGraph(root *rootdir.Dir) (*graph, error) {
-	g := &graph{root: root, images: map[string]*image{}, containers: map[string]*container{}}
+	g := &graph{root: root, isKnown: func(string) bool { return false }}
+	return g, g.read(g.has)
+}
+
+// read reads the records of the entries for which include is true or returns an error.
+func (g *graph) read(include func(dir, id, files string) (bool, error)) error {
+	g.images, g.containers = map[string]*image{}, map[string]*container{}
 	ids, err := g.list(graphDir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, id := range ids {
-		if there, err := g.has(graphDir, id, imageLayer); there || err != nil {
+		if there, err := include(graphDir, id, imageLayer); there || err != nil {
 			g.images[id] = g.readImage(id, err)
 		}
 	}
 	if ids, err = g.list(containersDir); err != nil {
-		return nil, err
+		return err
 	}
 	for _, id := range ids {
-		if there, err := g.has(containersDir, id, containerRW); there || err != nil {
+		if there, err := include(containersDir, id, containerRW); there || err != nil {
 			g.containers[id] = g.readContainer(id, err)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(g.images)) {
 		g.resolve(g.images[id])
 	}
-	return g, nil
+	return nil
 }
 
 // list lists the entries of a directory whose names can be IDs. Docker has others there, such as ":tmp:".
@@ -207,8 +215,9 @@ func (g *graph) resolve(top *image) {
 		}
 		at.parent = g.images[at.record.Parent]
 		switch {
+		case at.parent == nil && g.isKnown(at.record.Parent):
 		case at.parent == nil:
-			at.err = &missingError{at.record.Parent}
+			at.err = fault.New(errdefs.ErrNotFound, "the image below it, %q, has no files in the root", at.record.Parent)
 		case at.parent.err != nil:
 			at.err = fault.Wrap("the image below", at.parent.id, at.parent.err)
 		default:
@@ -218,17 +227,6 @@ func (g *graph) resolve(top *image) {
 		}
 	}
 }
-
-// missingError is errdefs.ErrNotFound for the image below another.
-type missingError struct{ id string }
-
-// Error implements error.
-func (e *missingError) Error() string {
-	return fault.New(errdefs.ErrNotFound, "the image below it, %q, has no files in the root", e.id).Error()
-}
-
-// Unwrap returns the kind.
-func (e *missingError) Unwrap() error { return errdefs.ErrNotFound }
 
 // parentsFirst lists the images.
 func (g *graph) parentsFirst() []*image {

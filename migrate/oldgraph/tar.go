@@ -34,6 +34,7 @@ const (
 type changes struct {
 	list   []archive.Change
 	opaque []string // directories that hide those below
+	own    []string // files and directories of aufs itself
 }
 
 // readChanges lists the changes that a directory of aufs holds. Returns errdefs.ErrDataLoss if a name is both there and
@@ -55,6 +56,7 @@ func readChanges(ctx context.Context, dir *os.File) (c changes, err error) {
 		case name == opaque:
 			c.opaque = append(c.opaque, parent)
 		case strings.HasPrefix(name, ownFile):
+			c.own = append(c.own, change.Path)
 		case target == "" || target == "." || target == "..":
 			return c, fault.New(errdefs.ErrDataLoss, "the whiteout %q names nothing", change.Path)
 		default:

@@ -71,6 +71,13 @@ func (n *names) of(id string) (name string, ok bool) {
 	return name, ok
 }
 
+// note keeps the name of an image's layer for those that are made from it.
+func (n *names) note(layer *migrate.Layer) {
+	if layer.ChainID != "" {
+		n.chain[layer.ID] = layer.ChainID.Encoded()
+	}
+}
+
 // choose chooses the names of all layers that have none. taken says whether the store has a layer of a name.
 func (n *names) choose(inv *migrate.Inventory, taken func(name string) (bool, error)) error {
 	used := make(map[string]bool)
@@ -95,9 +102,7 @@ func (n *names) choose(inv *migrate.Inventory, taken func(name string) (bool, er
 	for i := range inv.Layers {
 		layer := &inv.Layers[i]
 		layers[layer.ID] = layer
-		if layer.ChainID != "" {
-			n.chain[layer.ID] = layer.ChainID.Encoded()
-		}
+		n.note(layer)
 	}
 	for _, container := range inv.Containers {
 		name, ok := n.chosen[container.Layer]
@@ -171,10 +176,18 @@ func firstFree(names []string, free func(string) (bool, error)) (string, error) 
 // keep writes down the name of a layer that is about to be made.
 func (n *names) keep(id string) error {
 	name, ok := n.chosen[id]
-	if !ok || n.saved[id] == name {
+	if !ok {
 		return nil
 	}
-	return n.save(func(kept map[string]string) { kept[id] = name })
+	return n.keepAs(id, name)
+}
+
+// keepAs writes down the name of a thing.
+func (n *names) keepAs(key, name string) error {
+	if n.saved[key] == name {
+		return nil
+	}
+	return n.save(func(kept map[string]string) { kept[key] = name })
 }
 
 func (n *names) save(change func(map[string]string)) error {

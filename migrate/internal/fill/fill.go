@@ -126,7 +126,8 @@ func Into(ctx context.Context, dir *os.File, content *migrate.Content, log *slog
 	var err error
 	switch content.Form {
 	case migrate.Overlay:
-		// Without fuse-overlayfs no layer has names that begin as its marks do: they could not be in an image.
+		report, err = treecopy.Merge(ctx, dir, content.Dir, treecopy.OverlayMarks, opts)
+	case migrate.FuseOverlay:
 		report, err = treecopy.Merge(ctx, dir, content.Dir, treecopy.FuseOverlayMarks, opts)
 	case migrate.Aufs:
 		report, err = treecopy.Merge(ctx, dir, content.Dir, treecopy.AufsMarks, opts)

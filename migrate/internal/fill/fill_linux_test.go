@@ -72,7 +72,7 @@ func TestForms(t *testing.T) {
 	}{
 		"subvolumes": {migrate.Whole, true, migrate.Cloned},
 		"whole":      {migrate.Whole, false, migrate.Reflinked},
-		"overlay":    {migrate.Overlay, false, migrate.Reflinked},
+		"fuse":       {migrate.FuseOverlay, false, migrate.Reflinked},
 		"aufs":       {migrate.Aufs, false, migrate.Reflinked},
 	} {
 		t.Run(name, func(t *testing.T) {

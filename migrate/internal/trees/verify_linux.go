@@ -13,8 +13,9 @@ import (
 
 // verifier compares a new tree with its source.
 type verifier struct {
-	ctx   context.Context
-	marks bool // want has marks of removed names
+	ctx        context.Context
+	files      bool // want has files that are marks of removed names
+	attributes bool // it has devices and attributes that are
 
 	links   map[inode]inode // from the source's inode to the tree's, of files with several names
 	linked  map[inode]inode // the other way
@@ -23,10 +24,11 @@ type verifier struct {
 
 func verify(ctx context.Context, got, want, base *os.File, form migrate.Form) (err error) {
 	v := &verifier{
-		ctx: ctx, marks: form != migrate.Whole, links: make(map[inode]inode), linked: make(map[inode]inode),
+		ctx: ctx, files: form == migrate.Aufs || form == migrate.FuseOverlay,
+		attributes: form == migrate.Overlay || form == migrate.FuseOverlay, links: make(map[inode]inode), linked: make(map[inode]inode),
 		buffers: [2][]byte{make([]byte, 1<<17), make([]byte, 1<<17)},
 	}
-	if !v.marks {
+	if form == migrate.Whole {
 		base = nil
 	}
 	var dirs [3]*dir
@@ -69,14 +71,14 @@ func (v *verifier) dirs(got, want, base *dir, depth int) error {
 		return err
 	}
 	gone := removed{names: make(map[string]bool)}
-	if v.marks {
+	if v.attributes {
 		if err := v.opaque(want, &gone); err != nil {
 			return err
 		}
 	}
 	listed := make(map[string]bool, len(names))
 	for _, name := range names {
-		if v.marks && strings.HasPrefix(name, whiteoutPrefix) {
+		if v.files && strings.HasPrefix(name, whiteoutPrefix) {
 			switch {
 			case name == opaqueMark:
 				gone.opaque = true
@@ -92,7 +94,7 @@ func (v *verifier) dirs(got, want, base *dir, depth int) error {
 		if w == nil {
 			return difference(join(want.path, name), "the source changes")
 		}
-		if v.marks {
+		if v.attributes {
 			whiteout, err := w.isWhiteout()
 			if err != nil {
 				return err
