@@ -166,6 +166,14 @@ func twice(t testing.TB, img v1.Image) v1.Image {
 func loadImages(t *testing.T, ctx context.Context, e *harness.Engine, dir string, images []image) {
 	t.Helper()
 	archive := filepath.Join(dir, "images.tar")
+	saveImages(t, archive, images)
+	require.NoError(t, e.Load(ctx, archive))
+	require.NoError(t, os.Remove(archive))
+}
+
+// saveImages writes the images in the format of docker save.
+func saveImages(t testing.TB, archive string, images []image) {
+	t.Helper()
 	refs := make(map[name.Reference]v1.Image)
 	for _, img := range images {
 		for _, tag := range img.tags {
@@ -182,8 +190,6 @@ func loadImages(t *testing.T, ctx context.Context, e *harness.Engine, dir string
 		}
 	}
 	require.NoError(t, tarball.MultiRefWriteToFile(archive, refs))
-	require.NoError(t, e.Load(ctx, archive))
-	require.NoError(t, os.Remove(archive))
 }
 
 // importImage is docker import of a root filesystem.

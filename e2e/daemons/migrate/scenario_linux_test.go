@@ -14,6 +14,7 @@ import (
 type scenario struct {
 	host   *harness.Host
 	driver string
+	limits bool
 	engine *harness.Engine
 	before record
 }
@@ -45,7 +46,7 @@ func makeScenario(t *testing.T, ctx context.Context, h *harness.Host, driver str
 	e.Stop()
 
 	e.Daemon.Start()
-	s := scenario{host: h, driver: driver, engine: e, before: recordOf(t, ctx, e, sameDigest)}
+	s := scenario{host: h, driver: driver, limits: limits, engine: e, before: recordOf(t, ctx, e, sameDigest)}
 	require.GreaterOrEqual(t, len(s.before.images), 20)
 	require.Len(t, s.before.containers, 10)
 	e.Stop()
