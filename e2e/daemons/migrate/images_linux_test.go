@@ -30,6 +30,9 @@ type image struct {
 	v1.Image
 }
 
+// name is the image's first, or "".
+func (img image) name() string { return strings.Join(img.tags[:min(1, len(img.tags))], "") }
+
 // loadedImages are images with features that a migration may lose. All have a shell.
 func loadedImages(t testing.TB, p harness.Programs) []image {
 	t.Helper()

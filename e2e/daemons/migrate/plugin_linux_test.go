@@ -14,9 +14,7 @@ import (
 // toPlugin migrates the scenario to Cowshed's graph driver plugin, uses it with the same engine, and takes it back.
 func toPlugin(t *testing.T, ctx context.Context, s scenario, registry string) {
 	h := s.host
-	m := migration{h.CowshedProgram(), []string{
-		"--from", s.engine.Root, "--driver", s.driver, "--to", "plugin", "--plugin", h.PluginName(),
-	}}
+	m := s.plugin()
 	m.run(t, ctx, "plan")
 	m.run(t, ctx, "run")
 	m.run(t, ctx, "verify")
@@ -53,4 +51,11 @@ func requireOld(t *testing.T, ctx context.Context, s scenario) {
 	s.engine.Daemon.Start()
 	requireSame(t, s.before, recordOf(t, ctx, s.engine, sameDigest), true)
 	s.engine.Stop()
+}
+
+// plugin is the migration of the scenario to the plugin.
+func (s scenario) plugin() migration {
+	return migration{s.host.CowshedProgram(), []string{
+		"--from", s.engine.Root, "--driver", s.driver, "--to", "plugin", "--plugin", s.host.PluginName(),
+	}}
 }

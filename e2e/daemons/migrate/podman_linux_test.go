@@ -133,7 +133,7 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 	require.NoError(t, os.Remove(archive))
 
 	for _, r := range podmanRecipes() {
-		flags := []string{"create", "--network=none", "--cgroups=disabled", "--name=" + r.name, r.image, "/bin/sh", "-c", r.command()}
+		flags := []string{"create", "--network=none", "--cgroup-parent=/" + p.host.Cgroup, "--name=" + r.name, r.image, "/bin/sh", "-c", r.command()}
 		p.run(ctx, flags...)
 		if !r.created {
 			p.start(ctx, r.name, r.writing)

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -19,20 +20,31 @@ type scenario struct {
 	before record
 }
 
-// makeScenario makes images and containers. limits says that the driver limits containers.
+// makeScenario makes all images and containers. limits says that the driver limits containers.
 func makeScenario(t *testing.T, ctx context.Context, h *harness.Host, driver string, limits bool) scenario {
 	t.Helper()
-	e := h.StartDebianDocker(harness.EngineOptions{Driver: driver})
-	images := loadedImages(t, h.Programs)
-	loadImages(t, ctx, e, h.Dir, images)
-	importImage(t, ctx, e, "cowtest/imported:1", importedRoot(t, h.Programs), "ENV IMPORTED=yes", `CMD ["/bin/sh"]`)
-	result, err := e.RunContainer(ctx, "to-commit", "cowtest/sample:1", harness.ChangeScript, nil)
-	require.NoError(t, err)
-	require.Equal(t, harness.Result{Output: "changed\n"}, result)
-	require.NoError(t, e.Commit(ctx, "to-commit", "cowtest/committed:1"))
-	require.NoError(t, e.Remove(ctx, "to-commit"))
-	require.NoError(t, buildImage(ctx, e))
+	return makeScenarioOf(t, ctx, h, driver, limits, func(string) bool { return true })
+}
 
+// makeScenarioOf makes the images and containers whose first names are wanted.
+func makeScenarioOf(t *testing.T, ctx context.Context, h *harness.Host, driver string, limits bool, wanted func(name string) bool) scenario {
+	t.Helper()
+	e := h.StartDebianDocker(harness.EngineOptions{Driver: driver})
+	images := slices.DeleteFunc(loadedImages(t, h.Programs), func(img image) bool { return !wanted(img.name()) })
+	loadImages(t, ctx, e, h.Dir, images)
+	if wanted("cowtest/imported:1") {
+		importImage(t, ctx, e, "cowtest/imported:1", importedRoot(t, h.Programs), "ENV IMPORTED=yes", `CMD ["/bin/sh"]`)
+	}
+	if wanted("cowtest/committed:1") {
+		result, err := e.RunContainer(ctx, "to-commit", "cowtest/sample:1", harness.ChangeScript, nil)
+		require.NoError(t, err)
+		require.Equal(t, harness.Result{Output: "changed\n"}, result)
+		require.NoError(t, e.Commit(ctx, "to-commit", "cowtest/committed:1"))
+		require.NoError(t, e.Remove(ctx, "to-commit"))
+	}
+	if wanted("cowtest/built:1") {
+		require.NoError(t, buildImage(ctx, e))
+	}
 	var untagged string
 	for _, img := range images {
 		if len(img.tags) == 0 {
@@ -41,15 +53,16 @@ func makeScenario(t *testing.T, ctx context.Context, h *harness.Host, driver str
 			untagged = config.String()
 		}
 	}
-	makeContainers(t, ctx, e, recipes(untagged, limits))
+	containers := slices.DeleteFunc(recipes(untagged, limits), func(r recipe) bool { return !wanted(r.name) })
+	makeContainers(t, ctx, e, containers)
 	// The engine stops the containers.
 	e.Stop()
 
 	e.Daemon.Start()
 	s := scenario{host: h, driver: driver, limits: limits, engine: e, before: recordOf(t, ctx, e, sameDigest)}
-	require.GreaterOrEqual(t, len(s.before.images), 20)
-	require.Len(t, s.before.containers, 10)
 	e.Stop()
+	require.GreaterOrEqual(t, len(s.before.images), len(images))
+	require.Len(t, s.before.containers, len(containers))
 	return s
 }
 
