@@ -14,8 +14,9 @@ import (
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 )
 
-// toDocker29 migrates the scenario to containerd for Docker Engine of today, uses it there, and takes it back.
-func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) {
+// toDocker29 migrates the scenario to containerd for Docker Engine of today, uses it there, and takes it back. It
+// returns the record of that engine.
+func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) record {
 	h := s.host
 	cowshed := h.StartCowshed("containerd")
 	containerd := h.StartContainerd("containerd", cowshed.Options())
@@ -32,7 +33,7 @@ func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) 
 	info, err := e.Info(ctx, client.InfoOptions{})
 	require.NoError(t, err)
 	require.Equal(t, harness.CowshedSnapshotter, info.Info.Driver)
-	after := recordOf(t, ctx, e, configIn(t, ctx, store))
+	after := recordAll(t, ctx, e, configIn(t, ctx, store), everything)
 	requireSame(t, s.before, after, false)
 	requirePushes(t, ctx, e, registry, after)
 	requireLimit(t, ctx, e, s)
@@ -41,6 +42,7 @@ func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) 
 	m.run(t, ctx, "undo")
 	requireNothing(t, ctx, store)
 	requireOld(t, ctx, s)
+	return after
 }
 
 // configIn returns a function that finds the digest of an image's config by the digest of its manifest.

@@ -84,6 +84,9 @@ n=0; while true; do echo "line $n" >>/written/log; echo "$n" >"/written/$((n % 5
 
 // command is the shell script of the container's process.
 func (r recipe) command() string {
+	if r.created {
+		return `: >/dev/shm/ready; trap "exit 0" TERM; sleep 600 & wait`
+	}
 	return "if [ ! -e /ran ]; then : >/ran; set -e\n" + r.script + "\nset +e; fi\n" + `: >/dev/shm/ready; trap "exit 0" TERM; sleep 600 & wait`
 }
 
@@ -124,22 +127,27 @@ func makeContainers(t *testing.T, ctx context.Context, e *harness.Engine, list [
 	require.NoError(t, g.Wait())
 }
 
-// startAll starts all containers again and waits until their processes have nothing to do.
-func startAll(t *testing.T, ctx context.Context, e *harness.Engine) []container.InspectResponse {
+// startAll starts all containers, unless wanted says no, waits until their processes have nothing to do, and inspects all.
+func startAll(t *testing.T, ctx context.Context, e *harness.Engine, wanted func(name string) bool) []container.InspectResponse {
 	t.Helper()
 	list, err := e.ContainerList(ctx, client.ContainerListOptions{All: true})
 	require.NoError(t, err)
-	started := make([]container.InspectResponse, len(list.Items))
+	all := make([]container.InspectResponse, len(list.Items))
 	var g errgroup.Group
 	g.SetLimit(4)
 	for i, item := range list.Items {
 		g.Go(func() (err error) {
-			started[i], err = start(ctx, e, item.ID, false)
+			if wanted(item.Names[0]) {
+				all[i], err = start(ctx, e, item.ID, false)
+				return err
+			}
+			inspected, err := e.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
+			all[i] = inspected.Container
 			return err
 		})
 	}
 	require.NoError(t, g.Wait())
-	return started
+	return all
 }
 
 // start starts a container and waits until its process has nothing to do any more, or is writing.

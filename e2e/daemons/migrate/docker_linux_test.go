@@ -23,8 +23,15 @@ func TestDocker(t *testing.T) {
 			// Without any migration, all is the same after a restart.
 			requireOld(t, ctx, s)
 
-			toPlugin(t, ctx, s, registry)
-			toDocker29(t, ctx, s, registry)
+			onPlugin := toPlugin(t, ctx, s, registry)
+			on29 := toDocker29(t, ctx, s, registry)
+
+			// A container that had never run has the same files wherever it runs for the first time.
+			s.engine.Daemon.Start()
+			old := recordAll(t, ctx, s.engine, sameDigest, everything)
+			s.engine.Stop()
+			requireSame(t, old, onPlugin, true)
+			requireSame(t, old, on29, false)
 		})
 	}
 }

@@ -18,16 +18,30 @@ func inContainer(t *testing.T, pid int, f func(root string)) {
 		err error
 	}
 	opened := make(chan result)
-	go func() {
-		// The thread changes its namespace, and ends with the goroutine, as it is never unlocked.
-		runtime.LockOSThread()
+	onOtherThread(func() {
 		fd, err := openRoot(pid)
 		opened <- result{fd, err}
-	}()
+	})
 	r := <-opened
 	require.NoError(t, r.err)
 	defer func() { require.NoError(t, unix.Close(r.fd)) }()
 	f(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), r.fd))
+}
+
+// onOtherThread calls f in a goroutine whose thread ends with it, so that f may change the thread's namespace.
+func onOtherThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread of a process never ends. It is locked while another one is taken.
+			defer runtime.UnlockOSThread()
+			done := make(chan struct{})
+			onOtherThread(func() { defer close(done); f() })
+			<-done
+			return
+		}
+		f()
+	}()
 }
 
 // openRoot opens a copy of the mount of a process's root. It leaves the thread in the process's mount namespace.

@@ -11,9 +11,9 @@ import (
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 )
 
-// toPlugin migrates the scenario to Cowshed's graph driver plugin, uses it with the same engine, and takes it back. Where
-// there is no registry, nothing is pushed.
-func toPlugin(t *testing.T, ctx context.Context, s scenario, registry string) {
+// toPlugin migrates the scenario to Cowshed's graph driver plugin, uses it with the same engine, and takes it back. It
+// returns the record of that engine. Where there is no registry, nothing is pushed.
+func toPlugin(t *testing.T, ctx context.Context, s scenario, registry string) record {
 	h := s.host
 	m := s.plugin()
 	m.run(t, ctx, "plan")
@@ -25,7 +25,7 @@ func toPlugin(t *testing.T, ctx context.Context, s scenario, registry string) {
 	info, err := e.Info(ctx, client.InfoOptions{})
 	require.NoError(t, err)
 	require.Equal(t, cowshed.Plugin, info.Info.Driver)
-	after := recordOf(t, ctx, e, sameDigest)
+	after := recordAll(t, ctx, e, sameDigest, everything)
 	requireSame(t, s.before, after, true)
 	if registry != "" {
 		requirePushes(t, ctx, e, registry, after)
@@ -36,6 +36,7 @@ func toPlugin(t *testing.T, ctx context.Context, s scenario, registry string) {
 
 	m.run(t, ctx, "undo")
 	requireOld(t, ctx, s)
+	return after
 }
 
 // requireLimit checks that the container with a limit still has it.

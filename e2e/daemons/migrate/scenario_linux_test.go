@@ -23,7 +23,7 @@ type scenario struct {
 // makeScenario makes all images and containers. limits says that the driver limits containers.
 func makeScenario(t *testing.T, ctx context.Context, h *harness.Host, driver string, limits bool) scenario {
 	t.Helper()
-	return makeScenarioOf(t, ctx, h, driver, limits, func(string) bool { return true })
+	return makeScenarioOf(t, ctx, h, driver, limits, everything)
 }
 
 // makeScenarioOf makes the images and containers whose first names are wanted.
@@ -65,6 +65,9 @@ func makeScenarioOf(t *testing.T, ctx context.Context, h *harness.Host, driver s
 	require.Len(t, s.before.containers, len(containers))
 	return s
 }
+
+// everything is the choice of recordAll that starts all containers.
+func everything(string) bool { return true }
 
 // sameDigest is configOf for engines whose IDs of images are the digests of the configs.
 func sameDigest(id string) digest.Digest { return digest.Digest(id) }
