@@ -22,8 +22,7 @@ func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) 
 	containerd := h.StartContainerd("containerd", cowshed.Options())
 	store := containerd.Store("moby", harness.CowshedSnapshotter)
 	m := migration{h.CowshedProgram(), []string{
-		"--from", s.engine.Root, "--driver", s.driver, "--to", "containerd",
-		"--containerd-address", containerd.Address, "--namespace", "moby", "--docker-root", s.engine.Root,
+		"--root", cowshed.Root, "--from", s.engine.Root, "--to", "containerd", "--containerd-address", containerd.Address,
 	}}
 	m.run(t, ctx, "plan")
 	m.run(t, ctx, "run")

@@ -60,6 +60,6 @@ func requireOld(t *testing.T, ctx context.Context, s scenario) {
 // plugin is the migration of the scenario to the plugin.
 func (s scenario) plugin() migration {
 	return migration{s.host.CowshedProgram(), []string{
-		"--from", s.engine.Root, "--driver", s.driver, "--to", "plugin", "--plugin", s.host.PluginName(),
+		"--from", s.engine.Root, "--to", "plugin", "--plugin-name", s.host.PluginName(),
 	}}
 }
