@@ -32,8 +32,11 @@ const (
 	Whole Form = "whole"
 	// Overlay has the changes from the layer below, in the form of overlayfs: a removed name is a character device 0:0,
 	// or an empty file with the attribute {trusted,user}.overlay.whiteout. A directory that hides the one below has the
-	// attribute {trusted,user}.overlay.opaque "y". fuse-overlayfs writes .wh. files too, as aufs does.
+	// attribute {trusted,user}.overlay.opaque "y".
 	Overlay Form = "overlay"
+	// FuseOverlay has the changes from the layer below, in the form of fuse-overlayfs: the marks of Overlay and those
+	// of Aufs, side by side.
+	FuseOverlay Form = "fuse-overlay"
 	// Aufs has the changes from the layer below, in the form of aufs: a removed name NAME is a file .wh.NAME, and a
 	// directory that hides the one below holds .wh..wh..opq. Other names that begin with .wh..wh. are its own.
 	Aufs Form = "aufs"

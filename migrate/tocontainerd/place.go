@@ -1,0 +1,88 @@
+package tocontainerd
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strconv"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/migrate"
+)
+
+// place says where a layer goes.
+type place struct {
+	name      string // of the snapshot
+	container string // the ID of the container whose layer it is, "" for a layer of an image
+}
+
+// initSuffix is what Docker adds to the ID of a container for the snapshot of its init layer.
+const initSuffix = "-init"
+
+// containerID is the form of an ID that can be a key and the name of a directory. Docker's have 64 digits.
+var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+// learn notes how the layers and containers of an inventory belong together.
+func (t *Target) learn(inv *migrate.Inventory) {
+	layers := make(map[string]*migrate.Layer, len(inv.Layers))
+	t.places = make(map[string]place, len(inv.Layers))
+	for i := range inv.Layers {
+		layer := &inv.Layers[i]
+		layers[layer.ID] = layer
+		if layer.Kind == migrate.ImageLayer {
+			t.places[layer.ID] = place{name: layer.ChainID.String()}
+		}
+	}
+	for _, c := range inv.Containers {
+		t.places[c.Layer] = place{c.ID, c.ID}
+		if own := layers[c.Layer]; own != nil {
+			if below := layers[own.Parent]; below != nil && below.Kind == migrate.InitLayer {
+				t.places[below.ID] = place{c.ID + initSuffix, c.ID}
+			}
+		}
+	}
+}
+
+// placeOf returns where a layer goes, or where it is. Returns errdefs.ErrNotFound if it is nowhere and no inventory has
+// told its place.
+func (t *Target) placeOf(ctx context.Context, id string) (place, error) {
+	if p, ok := t.places[id]; ok {
+		return p, nil
+	}
+	info, err := t.labelled(ctx, id)
+	if err != nil {
+		return place{}, err
+	}
+	return place{name: info.Name}, nil
+}
+
+// labelled finds the snapshot that was made of a layer. Returns errdefs.ErrNotFound if there is none.
+func (t *Target) labelled(ctx context.Context, id string) (found snapshots.Info, err error) {
+	ok := false
+	err = t.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Labels[LayerLabel] == id && !isTemporary(info) {
+			found, ok = info, true
+		}
+		return nil
+	}, fmt.Sprintf("labels.%q==%s", LayerLabel, strconv.Quote(id)))
+	if err == nil && !ok {
+		err = fault.New(errdefs.ErrNotFound, "no snapshot was made of layer %q", id)
+	}
+	return found, err
+}
+
+// isTemporary reports whether a snapshot is the first form of one that is committed when it is whole.
+func isTemporary(info snapshots.Info) bool {
+	return info.Kind == snapshots.KindActive && info.Labels[FillingLabel] == untilCommit
+}
+
+// find describes the snapshot of a layer. Returns errdefs.ErrNotFound if there is none.
+func (t *Target) find(ctx context.Context, layer *migrate.Layer) (snapshots.Info, error) {
+	if layer.Kind == migrate.ImageLayer {
+		return t.snapshots.Stat(ctx, layer.ChainID.String())
+	}
+	return t.labelled(ctx, layer.ID)
+}

@@ -1,0 +1,97 @@
+package tocontainerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/migrate"
+)
+
+// Remove implements migrate.Target. Layers of images that other images need stay.
+func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
+	ctx = t.in(ctx)
+	switch {
+	case item.Image != nil:
+		return t.removeImage(ctx, item.Image)
+	case item.Container != nil:
+		return t.removeContainer(ctx, item.Container)
+	}
+	return t.removeLayer(ctx, item.Layer)
+}
+
+func (t *Target) removeLayer(ctx context.Context, layer *migrate.Layer) error {
+	if layer.Kind == migrate.ImageLayer {
+		return t.releaseLayer(ctx, layer)
+	}
+	info, err := t.labelled(ctx, layer.ID)
+	if errdefs.IsNotFound(err) {
+		return t.removePartial(ctx, layer.ID)
+	}
+	if err != nil {
+		return err
+	}
+	if err := t.snapshots.Remove(ctx, info.Name); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if !t.moby() {
+		return t.letGo(ctx, t.ofSnapshots(), info.Name)
+	}
+	if layer.Kind == migrate.ContainerLayer {
+		return t.endLease(ctx, leaseOf(info.Name))
+	}
+	return nil
+}
+
+// releaseLayer lets go of a layer of an image. Whether others hold its snapshot or its blob, containerd knows: it collects
+// both if nobody does.
+func (t *Target) releaseLayer(ctx context.Context, layer *migrate.Layer) error {
+	if err := t.removePartial(ctx, layer.ID); err != nil {
+		return err
+	}
+	errs := []error{t.letGo(ctx, t.ofSnapshots(), layer.ChainID.String())}
+	if blob, err := t.layerBlob(ctx, layer.DiffID); err == nil {
+		errs = append(errs, t.letGo(ctx, "content", blob.Digest.String()))
+	}
+	errs = append(errs, t.collect(ctx))
+	return errors.Join(errs...)
+}
+
+// removePartial removes what a crash has left of a layer.
+func (t *Target) removePartial(ctx context.Context, id string) error {
+	var keys []string
+	err := t.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Labels[LayerLabel] == id && isTemporary(info) {
+			keys = append(keys, info.Name)
+		}
+		return nil
+	}, fmt.Sprintf("labels.%q==%q", LayerLabel, id))
+	for _, key := range keys {
+		if removed := t.snapshots.Remove(ctx, key); removed != nil && !errdefs.IsNotFound(removed) {
+			err = errors.Join(err, removed)
+		}
+	}
+	return err
+}
+
+// letGo takes a thing from the lease of the migration.
+func (t *Target) letGo(ctx context.Context, kind, id string) error {
+	err := t.leases.DeleteResource(ctx, t.lease, leases.Resource{Type: kind, ID: id})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("take %s from lease %s: %w", id, t.lease.ID, err)
+	}
+	return nil
+}
+
+// collect has containerd collect garbage, which it does when a lease ends.
+func (t *Target) collect(ctx context.Context) error {
+	lease, err := t.leases.Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return err
+	}
+	return t.endLease(ctx, lease)
+}
