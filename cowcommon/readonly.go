@@ -49,6 +49,7 @@ var _ interface {
 	Limiter
 	Streamer
 	Keeper
+	Adopter
 } = (*readOnlyBackend)(nil)
 
 // Unwrap returns the Backend inside, whose other optional interfaces change nothing.
@@ -96,4 +97,8 @@ func (b *readOnlyBackend) Keep(_ context.Context, name string) (Kept, error) {
 
 func (b *readOnlyBackend) Receive(_ context.Context, name, _ string, _ io.Reader) error {
 	return b.refuse("receive", name)
+}
+
+func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ VolumeOptions) error {
+	return fault.WrapWith("adopt volume", name, fault.From(source), b.err)
 }

@@ -223,6 +223,12 @@ func faultOperations(s system) []faultOperation {
 	}
 	if s.driver == "btrfs" {
 		operations = append(operations, faultOperation{
+			name: "adopt",
+			run:  func(ctx context.Context, d *cowdriver.Driver) error { return adoptForeign(ctx, d, s) },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
+				return errors.Join(isThere(ctx, d, "new", "base", false, limit), hasContent(d, "new"))
+			},
+		}, faultOperation{
 			name: "open",
 			run: func(_ context.Context, d *cowdriver.Driver) error {
 				// The home that d has open.

@@ -19,7 +19,7 @@ import (
 
 func copyChanges(ctx context.Context, dst, src *os.File, changes []archive.Change, opts Options) (Report, error) {
 	c := changeCopier{copier: newCopier(ctx, dst, src, opts)}
-	c.gone = func(dir int, name string) error { return c.remove(dir, name) }
+	c.gone = c.remove
 	return c.done("copy changes", c.run(changes))
 }
 

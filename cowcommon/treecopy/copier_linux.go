@@ -40,7 +40,7 @@ func newCopier(ctx context.Context, dst, src *os.File, opts Options) *copier {
 	}
 }
 
-// done closes the copier's descriptors, and returns what is to be returned.
+// done closes the copier's descriptors, and returns the report, and the error with the operation's name.
 func (c *copier) done(operation string, err error) (Report, error) {
 	c.src.Close()
 	c.dst.Close()

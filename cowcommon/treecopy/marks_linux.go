@@ -18,7 +18,7 @@ func (m Marks) overlays() bool { return m != AufsMarks }
 
 func (m Marks) files() bool { return m != OverlayMarks }
 
-// meaning says what a name in a directory of changes means.
+// meaning is the meaning of a name in a directory of changes.
 type meaning struct {
 	skip     bool   // nothing
 	whiteout bool   // gone has been removed
@@ -26,7 +26,7 @@ type meaning struct {
 	metacopy bool   // the data of the file is in the layer below
 }
 
-// mean says what an entry of src, which need not exist in dst, means.
+// mean returns the meaning of an entry of src.
 func (m Marks) mean(e *entry) (meaning, error) {
 	if m.files() && strings.HasPrefix(e.name, archive.WhiteoutPrefix) {
 		return whiteoutFile(e)
@@ -45,7 +45,7 @@ func (m Marks) mean(e *entry) (meaning, error) {
 	return meaning{}, nil
 }
 
-// whiteoutFile says what a file whose name begins with ".wh." means.
+// whiteoutFile returns the meaning of a file whose name begins with ".wh.".
 func whiteoutFile(e *entry) (meaning, error) {
 	if strings.HasPrefix(e.name, archive.WhiteoutMetaPrefix) || e.kind() == unix.S_IFDIR {
 		return meaning{skip: true}, nil // read with its directory, or the filesystem's own
@@ -66,7 +66,7 @@ func whiteoutFile(e *entry) (meaning, error) {
 	return meaning{whiteout: true, gone: gone}, nil
 }
 
-// meanFile says what a regular file in an overlay's layer means.
+// meanFile returns the meaning of a regular file in an overlay's layer.
 func (m Marks) meanFile(e *entry) (meaning, error) {
 	// Most files have no attributes.
 	var none [1]byte

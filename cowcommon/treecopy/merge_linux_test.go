@@ -18,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/treecmp"
 )
 
-// TestMergeIsOverlay does random operations in an overlay of the kernel's, and merges what it has written.
+// TestMergeIsOverlay does random operations in an overlay of the kernel's, and merges the upper directory.
 func TestMergeIsOverlay(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	for _, options := range []string{"", "userxattr", "metacopy=on", "redirect_dir=on"} {
@@ -42,8 +42,8 @@ func TestMergeIsOverlay(t *testing.T) {
 				unmount := sync.OnceValue(func() error { return unix.Unmount(view, 0) })
 				defer unmount()
 				f.root = view
-				// Names of a device that is linked after copy up have different inode numbers in such an overlay, which
-				// cannot note where the device comes from.
+				// Such an overlay cannot note the origin of a device. Its names have different inode numbers there, if it
+				// is linked after copy up.
 				f.linkFiles = options == "userxattr"
 				f.change(1 << (seed % 7))
 				// Numbers of links in an overlay are those of its layers, so the tree is copied first.

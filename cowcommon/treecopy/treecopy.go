@@ -1,5 +1,5 @@
-// Package treecopy makes one tree like another, of the changes that a comparison has listed or of those that an overlay
-// filesystem keeps in a directory. Data is shared by reflink where the filesystem can, and copied elsewhere.
+// Package treecopy makes one tree like another. The changes are those that a comparison has listed, or those that an
+// overlay filesystem keeps in a directory. Data is shared by reflink where the filesystem can, and copied elsewhere.
 //
 // A file in dst gets all of its file in src: type, content with its holes, owner, mode, times to the nanosecond and
 // extended attributes, which are security.capability, POSIX ACLs, user.* and trusted.*. Attributes that it had before
@@ -14,8 +14,7 @@
 // unix.ENOTDIR. Memory is bounded by the number of changes, or of hard links, and by the depth of the tree, and open
 // descriptors by a constant. Nobody else may change the trees meanwhile.
 //
-// After an error dst has a part of the changes. Nothing is synced. Both are the business of the caller, who has made
-// dst under a name that nobody looks at.
+// After an error dst has a part of the changes, so the caller makes dst under a temporary name. Nothing is synced.
 package treecopy
 
 import (
@@ -36,7 +35,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Report says what a copy has done.
+// Report is the work that a copy has done.
 type Report struct {
 	Files     int64 // names that were made or changed, of any kind
 	Removed   int64 // names that were removed; a tree counts once
@@ -45,7 +44,7 @@ type Report struct {
 }
 
 // ErrRedirected says that a directory of an overlay takes its content from below another name, or a file its data. The
-// changes alone do not tell the tree then. The caller can mount the overlay, and copy what it shows.
+// changes alone do not tell the tree then. The caller can mount the overlay, and copy the tree that it shows.
 var ErrRedirected = errors.New("its content is below another name in a lower layer (overlay redirect)")
 
 // Marks says how a directory of changes says that names are gone.
@@ -77,9 +76,10 @@ func Copy(ctx context.Context, dst, src *os.File, changes []archive.Change, opts
 // Merge applies the changes that the directory src holds to dst, the tree that they were made from. Afterwards dst is
 // the tree that the overlay of both would show.
 //
-// Where a whiteout and a file have one name, the file stays, and hides all that was below. Returns [ErrRedirected] if a
-// directory or file of the overlay was moved without its content, and errdefs.ErrInvalidArgument if a whiteout names
-// nothing, the directory or its parent.
+// Where a whiteout and a file have one name, the file stays, and hides all that was below.
+//
+// Returns [ErrRedirected] if a directory or file of the overlay was moved without its content. Returns
+// errdefs.ErrInvalidArgument if a whiteout names nothing, the directory or its parent.
 func Merge(ctx context.Context, dst, src *os.File, form Marks, opts Options) (Report, error) {
 	return merge(ctx, dst, src, form, opts)
 }
