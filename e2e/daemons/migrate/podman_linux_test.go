@@ -139,12 +139,7 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 	require.NoError(t, os.Remove(archive))
 
 	for _, r := range podmanRecipes(p.driver) {
-		flags := []string{"create", "--network=none", "--cgroups=no-conmon", "--cgroup-parent=/" + p.host.Cgroup, "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024",
-			"--name=" + r.name, r.image, "/bin/sh", "-c", r.command()}
-		p.run(ctx, flags...)
-		if !r.created {
-			p.start(ctx, r.name, r.writing)
-		}
+		p.create(ctx, r)
 	}
 	p.run(ctx, "stop", "--all", "--time=5")
 
@@ -169,6 +164,16 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 	}
 	p.run(ctx, "stop", "--all", "--time=5")
 	return r
+}
+
+// create makes a container, and starts it unless it is never to run.
+func (p podman) create(ctx context.Context, r recipe) {
+	p.t.Helper()
+	p.run(ctx, "create", "--network=none", "--cgroups=no-conmon", "--cgroup-parent=/"+p.host.Cgroup,
+		"--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--name="+r.name, r.image, "/bin/sh", "-c", r.command())
+	if !r.created {
+		p.start(ctx, r.name, r.writing)
+	}
 }
 
 // start starts a container, waits until it is ready, and returns its process.
