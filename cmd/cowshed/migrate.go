@@ -75,7 +75,7 @@ run can be stopped at any time, and goes on when it is called again. A journal i
 	flags.StringVar(&f.state, "state", "", "directory of the journal; if not given, \"migration\" beside the new layers")
 	flags.StringVar(&f.dockerRoot, "docker-root", "", "Docker's root for plugin, and for containers in containerd; the old root if not given")
 	flags.StringVar(&f.pluginName, "plugin-name", "cowshed", "name of the plugin: docker_plugin in the daemon's configuration")
-	flags.StringVar(&f.address, "containerd-address", daemon.DefaultConfig().ContainerdAddress, "socket of containerd")
+	flags.StringVar(&f.address, "containerd-address", daemon.Default().ContainerdAddress, "socket of containerd")
 	flags.StringVar(&f.namespace, "namespace", "moby", "namespace of containerd: moby for Docker, k8s.io for Kubernetes, default for nerdctl")
 	flags.StringVar(&f.snapshotter, "snapshotter", "cowshed", "containerd's name of Cowshed")
 	targets := []string{toStore, toPlugin, toContainerd}
@@ -199,7 +199,7 @@ func (m *migration) plan(cmd *cobra.Command, asJSON bool) error {
 	if asJSON {
 		err = printJSON(cmd, describePlan(plan))
 	} else {
-		err = printPlan(cmd.OutOrStdout(), plan)
+		err = printMigration(cmd.OutOrStdout(), plan)
 	}
 	switch {
 	case err != nil:

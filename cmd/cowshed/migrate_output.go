@@ -81,8 +81,8 @@ func describePlan(p *migrate.Plan) plannedInfo {
 	return info
 }
 
-// printPlan prints a plan for people.
-func printPlan(w io.Writer, p *migrate.Plan) error {
+// printMigration prints a plan for people.
+func printMigration(w io.Writer, p *migrate.Plan) error {
 	ways := make(map[migrate.How]int)
 	there := 0
 	for _, layer := range p.Layers {

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/tocontainerd"
 	"github.com/cowshed/cowshed/migrate/tostore"
 )
 
@@ -69,6 +71,36 @@ func (f *migrateFlags) openPlugin(context.Context, *app, *oldRoot) (*newPlace, e
 	return nil, failf(errdefs.ErrNotImplemented, "migrating to the plugin")
 }
 
-func (f *migrateFlags) openContainerd(context.Context, *app, *oldRoot) (*newPlace, error) {
-	return nil, failf(errdefs.ErrNotImplemented, "migrating to containerd")
+// openContainerd opens a namespace of containerd. Its state is in --root, which need not be a store.
+func (f *migrateFlags) openContainerd(ctx context.Context, a *app, from *oldRoot) (*newPlace, error) {
+	root, err := realPath(a.root)
+	if err != nil {
+		return nil, err
+	}
+	state, err := f.stateDir(root)
+	if err != nil {
+		return nil, err
+	}
+	engine, err := f.engineRoot(from)
+	if err != nil {
+		return nil, err
+	}
+	target, err := tocontainerd.New(ctx, tocontainerd.Options{
+		Address: f.address, Namespace: f.namespace, Snapshotter: f.snapshotter, DockerRoot: engine, StateDir: migrate.TargetState(state), Logger: a.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &newPlace{Target: target, name: fmt.Sprintf("containerd %s, namespace %s", f.address, f.namespace), state: state}, nil
+}
+
+// engineRoot is the root of the engine that is to have the containers, "" if there is none.
+func (f *migrateFlags) engineRoot(from *oldRoot) (string, error) {
+	switch {
+	case f.dockerRoot != "":
+		return realPath(f.dockerRoot)
+	case from.program == ofDocker:
+		return from.dir, nil
+	}
+	return "", nil
 }

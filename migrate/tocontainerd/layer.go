@@ -60,11 +60,11 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 // making is a layer that is being made.
 type making struct {
 	*Target
-	layer   *migrate.Layer
-	from    *migrate.Content
-	name    string // of the snapshot
-	parent  string // name of the snapshot below
-	lease   string
+	layer  *migrate.Layer
+	from   *migrate.Content
+	name   string // of the snapshot
+	parent string // name of the snapshot below
+	lease  string
 }
 
 // committed makes a committed snapshot. A crash leaves an active one with that key.

@@ -176,10 +176,18 @@ func firstFree(names []string, free func(string) (bool, error)) (string, error) 
 // keep writes down the name of a layer that is about to be made.
 func (n *names) keep(id string) error {
 	name, ok := n.chosen[id]
-	if !ok || n.saved[id] == name {
+	if !ok {
 		return nil
 	}
-	return n.save(func(kept map[string]string) { kept[id] = name })
+	return n.keepAs(id, name)
+}
+
+// keepAs writes down the name of a thing.
+func (n *names) keepAs(key, name string) error {
+	if n.saved[key] == name {
+		return nil
+	}
+	return n.save(func(kept map[string]string) { kept[key] = name })
 }
 
 func (n *names) save(change func(map[string]string)) error {

@@ -153,7 +153,7 @@ func (t *Target) Has(ctx context.Context, item migrate.Item) (bool, error) {
 	case item.Image != nil:
 		return t.hasImage(item.Image)
 	case item.Container != nil:
-		name, ok := t.names.of(item.Container.Layer)
+		name, ok := t.names.saved[containerKey(item.Container)]
 		if !ok {
 			return false, nil
 		}
@@ -268,12 +268,22 @@ func (t *Target) MakeImage(ctx context.Context, img *migrate.Image) error {
 
 // MakeContainer implements migrate.Target. A container is its layer here.
 func (t *Target) MakeContainer(ctx context.Context, container *migrate.Container) error {
-	has, err := t.Has(ctx, migrate.Item{Container: container})
-	if err == nil && !has {
-		err = fault.New(errdefs.ErrNotFound, "the layer of container %s", container.ID)
+	name, ok := t.names.of(container.Layer)
+	if ok {
+		exists, err := t.exists(ctx, name)
+		if err != nil {
+			return err
+		}
+		ok = exists
 	}
-	return err
+	if !ok {
+		return fault.New(errdefs.ErrNotFound, "the layer of container %s", container.ID)
+	}
+	return t.names.keepAs(containerKey(container), name)
 }
+
+// containerKey is the key of a container among the names. IDs of layers have no slash.
+func containerKey(c *migrate.Container) string { return "container/" + c.ID }
 
 // Commit implements migrate.Target. Everything is there already.
 func (t *Target) Commit(context.Context) error { return nil }
@@ -339,7 +349,7 @@ func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
 	case err != nil:
 		return err
 	case item.Container != nil:
-		return nil
+		return t.names.remove(containerKey(item.Container))
 	case item.Image != nil:
 		for _, name := range imageNames(item.Image) {
 			if err := takeover.Forget(ctx, name, item.Image.ID); err != nil {

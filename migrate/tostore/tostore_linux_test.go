@@ -20,9 +20,9 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/testroot"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/dockerroot"
-	"github.com/cowshed/cowshed/migrate/internal/testroot"
 )
 
 // place is a store beside a root.
