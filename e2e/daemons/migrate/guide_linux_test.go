@@ -3,7 +3,9 @@ package migrate
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -248,6 +250,7 @@ func TestGuidePodman(t *testing.T) {
 	cowshed := h.StartCowshed("containerd")
 	containerd := h.StartContainerd("containerd", cowshed.Options())
 	g := newGuide(t, h, "/var/lib/containers/storage", p.root)
+	removeNewCgroups(t, "default") // which nerdctl makes
 	g.env = slices.Concat(p.env, []string{
 		"PATH=" + g.bin + ":" + h.Programs.Built + ":" + os.Getenv("PATH"),
 		"CONTAINERD_ADDRESS=" + containerd.Address, "CONTAINERD_NAMESPACE=default",
@@ -263,4 +266,21 @@ func TestGuidePodman(t *testing.T) {
 	assert.Contains(t, g.output.String(), "\nhello\n", "of the new container")
 	assert.Contains(t, strings.Join(g.after("nerdctl images"), ""), "example/web")
 	assert.Contains(t, strings.Join(g.after("ctr snapshots --snapshotter cowshed ls"), ""), "web")
+}
+
+// removeNewCgroups removes the cgroups of this name when the test ends, unless they are there now.
+func removeNewCgroups(t *testing.T, name string) {
+	t.Helper()
+	dirs, err := filepath.Glob("/sys/fs/cgroup/*")
+	require.NoError(t, err)
+	for _, dir := range append(dirs, "/sys/fs/cgroup") {
+		dir = filepath.Join(dir, name)
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			t.Cleanup(func() {
+				if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) {
+					assert.NoError(t, err)
+				}
+			})
+		}
+	}
 }
