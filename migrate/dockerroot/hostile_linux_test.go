@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -143,4 +144,39 @@ func TestHostileNames(t *testing.T) {
 	}
 	inv.Problems = nil
 	assert.Equal(t, s.inventory(), inv)
+}
+
+// The path of the root is the user's, and may be a link. The directory of the driver may not: one error says so.
+func TestLinks(t *testing.T) {
+	s := fill(newTestRoot(t, t.TempDir(), "overlay2"))
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(s.dir, link))
+	src, err := Open(t.Context(), Options{Dir: link, Log: silent})
+	require.NoError(t, err)
+	inv, err := src.Inventory(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, s.inventory(), inv)
+
+	require.NoError(t, os.Rename(s.path("overlay2"), s.path("elsewhere")))
+	require.NoError(t, os.Symlink("elsewhere", s.path("overlay2")))
+	_, err = src.Inventory(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	assert.ErrorContains(t, err, s.path("overlay2"))
+	require.NoError(t, src.Close())
+}
+
+// Two layers that claim one ID are known by none, with or without an Inventory.
+func TestClaimedTwice(t *testing.T) {
+	s := fill(newTestRoot(t, t.TempDir(), "vfs"))
+	s.write(s.layerDir(s.c)+"/cache-id", s.b.id)
+	src := open(t, s.testRoot)
+	for range 2 {
+		_, err := src.Parts(t.Context(), s.b.id)
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		parts, err := src.Parts(t.Context(), s.a.id)
+		require.NoError(t, err)
+		require.NoError(t, parts.Close())
+		_, err = src.Inventory(t.Context())
+		require.NoError(t, err)
+	}
 }

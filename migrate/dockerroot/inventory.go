@@ -3,6 +3,8 @@ package dockerroot
 import (
 	"context"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 )
@@ -32,6 +34,10 @@ func (s *Source) Inventory(ctx context.Context) (_ *migrate.Inventory, err error
 		Source: s,
 		owners: owners{},
 		inv:    &migrate.Inventory{Program: "docker", Driver: s.driver},
+	}
+	// If it is no directory, no layer has content. One error says so.
+	if err := isDir(s.root, s.driver); err != nil && !errdefs.IsNotFound(err) {
+		return nil, err
 	}
 	if l.keeper, err = s.keeper.refresh(ctx); err != nil {
 		return nil, err

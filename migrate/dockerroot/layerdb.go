@@ -146,11 +146,15 @@ func (s *Source) chainOf(ctx context.Context, layer string) (string, error) {
 	return chain, nil
 }
 
-// keepChains keeps where layers are in the layerdb.
+// keepChains keeps where layers are in the layerdb. An ID that several claim is left out.
 func (s *Source) keepChains(layers *imageLayers) map[string]string {
+	owners := owners{}
+	for _, l := range layers.list {
+		owners.claim(l.id)
+	}
 	chains := make(map[string]string, len(layers.list))
 	for _, l := range layers.list {
-		if l.err == nil {
+		if l.err == nil && owners.check(l.id) == nil {
 			chains[l.id] = l.chain.Encoded()
 		}
 	}

@@ -35,11 +35,10 @@ func zfsSample(t *testing.T) (s *sample, parent string) {
 		if below == "" {
 			runZFS(t, "create", "-o", "mountpoint=legacy", name)
 		} else {
-			snapshot := parent + "/" + below + "@123456789"
+			snapshot := parent + "/" + below + "@" + hexOf(id)[:9] // Docker takes nanoseconds
 			runZFS(t, "snapshot", snapshot)
 			runZFS(t, "clone", "-o", "mountpoint=legacy", snapshot, name)
 			runZFS(t, "destroy", "-d", snapshot)
-			runZFS(t, "rename", snapshot, snapshot+id) // Docker takes the nanoseconds as name
 		}
 		unmount := mountOn(t, name, r.path("zfs/graph"), "zfs", 0, "")
 		r.write("zfs/graph/file", id)

@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	containerdlabels "github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -79,17 +81,31 @@ func writeDiff(ctx context.Context, w io.Writer, dir, base *os.File, log *slog.L
 	return layertar.Write(ctx, w, "/proc/self/fd/"+strconv.Itoa(int(dir.Fd())), changes, layertar.WriteOptions{Logger: log})
 }
 
-// withView calls do with the tree of a committed snapshot, which cannot be changed.
+// viewTime is how long a view stays that a process has left behind.
+const viewTime = 24 * time.Hour
+
+// withView calls do with the tree of a committed snapshot, which cannot be changed. A lease of its own holds the view.
 func (t *Target) withView(ctx context.Context, name string, do func(dir *os.File) error) (err error) {
 	key := t.lease.ID + "-view-" + name
-	if err := t.snapshots.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) { // of a process that was killed
-		return err
-	}
-	mounts, err := t.snapshots.View(ctx, key, name)
+	lease := leases.Lease{ID: key}
+	leased, err := t.underLease(ctx, lease.ID, leases.WithExpiration(viewTime), leases.WithLabel(viewLabel, t.lease.ID))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, t.snapshots.Remove(context.WithoutCancel(ctx), key)) }()
+	end := context.WithoutCancel(ctx)
+	defer func() {
+		if deleted := t.leases.Delete(end, lease); deleted != nil && !errdefs.IsNotFound(deleted) {
+			err = errors.Join(err, fmt.Errorf("delete lease %s: %w", lease.ID, deleted))
+		}
+	}()
+	if err := t.snapshots.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) { // of a process that was killed
+		return err
+	}
+	mounts, err := t.snapshots.View(leased, key, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.snapshots.Remove(end, key)) }()
 	return withTree(mounts, do)
 }
 

@@ -17,7 +17,10 @@ import (
 func (t *Target) Check(ctx context.Context, _ migrate.Source, inv *migrate.Inventory) error {
 	t.learn(inv)
 	ctx = t.in(ctx)
-	errs := []error{t.checkEngine(inv)}
+	errs := []error{t.checkEngine()}
+	if t.moby() && t.opts.DockerRoot == "" && len(inv.Containers) > 0 {
+		errs = append(errs, errNoRoot)
+	}
 	for i := range inv.Images {
 		errs = append(errs, t.checkNames(ctx, &inv.Images[i]))
 	}
@@ -70,15 +73,9 @@ func (t *Target) checkContainer(ctx context.Context, c *migrate.Container) error
 var locks = []string{"volumes/metadata.db", "network/files/local-kv.db"}
 
 // checkEngine returns errdefs.ErrFailedPrecondition if an engine runs on DockerRoot.
-func (t *Target) checkEngine(inv *migrate.Inventory) (err error) {
-	if !t.moby() {
+func (t *Target) checkEngine() (err error) {
+	if !t.moby() || t.opts.DockerRoot == "" {
 		return nil
-	}
-	if t.opts.DockerRoot == "" {
-		if len(inv.Containers) == 0 {
-			return nil
-		}
-		return fault.New(errdefs.ErrInvalidArgument, "the root of the Docker Engine is needed for containers in namespace %s", Moby)
 	}
 	root, err := rootdir.Open(t.opts.DockerRoot)
 	if err != nil {

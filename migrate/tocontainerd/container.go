@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
@@ -99,6 +98,3 @@ func (t *Target) removeContainer(ctx context.Context, c *migrate.Container) erro
 	_, err = t.snapshots.Update(ctx, snapshots.Info{Name: info.Name, Labels: labels}, "labels")
 	return err
 }
-
-// leaseOf is the lease that Docker gives the layers of a container.
-func leaseOf(container string) leases.Lease { return leases.Lease{ID: container} }

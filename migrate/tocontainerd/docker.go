@@ -159,10 +159,12 @@ func (t *Target) stagedIDs(suffix string) ([]string, error) {
 	return ids, err
 }
 
+var errNoRoot = fault.New(errdefs.ErrInvalidArgument, "the root of the Docker Engine is needed for containers in namespace %s", Moby)
+
 // openContainer opens the directory of a container in DockerRoot. Returns errdefs.ErrNotFound if there is none.
 func (t *Target) openContainer(id string) (*rootdir.Dir, error) {
 	if t.opts.DockerRoot == "" {
-		return nil, fault.New(errdefs.ErrInvalidArgument, "the root of the Docker Engine is needed for containers in namespace %s", Moby)
+		return nil, errNoRoot
 	}
 	root, err := rootdir.Open(t.opts.DockerRoot)
 	if err != nil {
@@ -306,12 +308,15 @@ func (t *Target) Commit(ctx context.Context) error {
 			}
 		}
 	}
-	return t.endLease(ctx, t.lease)
+	return t.endLeases(ctx)
 }
 
-// Undo implements migrate.Target.
+// Undo implements migrate.Target. Returns errdefs.ErrFailedPrecondition if the Docker Engine runs.
 func (t *Target) Undo(ctx context.Context) error {
 	ctx = t.in(ctx)
+	if err := t.checkEngine(); err != nil {
+		return err
+	}
 	if t.moby() {
 		ids, err := t.stagedIDs(originalPrefix + configName)
 		if err != nil {
@@ -323,5 +328,5 @@ func (t *Target) Undo(ctx context.Context) error {
 			}
 		}
 	}
-	return t.endLease(ctx, t.lease)
+	return t.endLeases(ctx)
 }

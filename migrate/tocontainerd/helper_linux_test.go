@@ -72,10 +72,33 @@ func (h *host) services() *services {
 		content:   h.db.ContentStore(),
 		snapshots: h.db.Snapshotter(DefaultSnapshotter),
 		images:    metadata.NewImageStore(h.db),
-		leases:    metadata.NewLeaseManager(h.db),
+		leases:    collecting{metadata.NewLeaseManager(h.db), h.db},
 		offers:    h.cow,
 		root:      h.mnt,
 	}
+}
+
+// collecting are leases as those of containerd's service: a synchronous deletion collects garbage.
+type collecting struct {
+	leases.Manager
+	db *metadata.DB
+}
+
+func (c collecting) Delete(ctx context.Context, lease leases.Lease, opts ...leases.DeleteOpt) error {
+	if err := c.Manager.Delete(ctx, lease, opts...); err != nil {
+		return err
+	}
+	var o leases.DeleteOptions
+	for _, opt := range opts {
+		if err := opt(ctx, &o); err != nil {
+			return err
+		}
+	}
+	if !o.Synchronous {
+		return nil
+	}
+	_, err := c.db.GarbageCollect(ctx)
+	return err
 }
 
 func (h *host) options(namespace string) Options {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
@@ -37,11 +38,11 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 		}
 		parent = below.name
 	}
-	lease := t.lease.ID
+	lease, opts := t.lease.ID, []leases.Opt(nil)
 	if p.container != "" && t.moby() {
-		lease = p.container
+		lease, opts = p.container, append(opts, leases.WithLabel(LayerLabel, layer.ID))
 	}
-	if ctx, err = t.underLease(ctx, lease); err != nil {
+	if ctx, err = t.underLease(ctx, lease, opts...); err != nil {
 		return err
 	}
 	m := making{Target: t, layer: layer, from: content, name: p.name, parent: parent, lease: lease}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -28,23 +29,37 @@ func (t *Target) removeLayer(ctx context.Context, layer *migrate.Layer) error {
 	if layer.Kind == migrate.ImageLayer {
 		return t.releaseLayer(ctx, layer)
 	}
-	info, err := t.labelled(ctx, layer.ID)
-	if errdefs.IsNotFound(err) {
-		return t.removePartial(ctx, layer.ID)
-	}
-	if err != nil {
+	removed := t.removeSnapshot(ctx, layer.ID)
+	// The lease of a container goes with the first of its layers, which is removed last.
+	if err := errors.Join(t.removePartial(ctx, layer.ID), t.deleteLeases(ctx, LayerLabel, layer.ID)); err != nil {
 		return err
 	}
-	if err := t.snapshots.Remove(ctx, info.Name); err != nil && !errdefs.IsNotFound(err) {
+	if !errdefs.IsFailedPrecondition(removed) {
+		return removed
+	}
+	// Of a snapshot with a child that it has collected as garbage, containerd still says that there is a child. It collects
+	// the parent all the same.
+	if err := t.collect(ctx); err != nil {
 		return err
 	}
-	if !t.moby() {
-		return t.letGo(ctx, t.ofSnapshots(), info.Name)
-	}
-	if layer.Kind == migrate.ContainerLayer {
-		return t.endLease(ctx, leaseOf(info.Name))
+	if _, err := t.labelled(ctx, layer.ID); !errdefs.IsNotFound(err) {
+		return errors.Join(removed, err)
 	}
 	return nil
+}
+
+func (t *Target) removeSnapshot(ctx context.Context, id string) error {
+	info, err := t.labelled(ctx, id)
+	if err == nil {
+		err = t.letGo(ctx, t.ofSnapshots(), info.Name)
+	}
+	if err == nil {
+		err = t.snapshots.Remove(ctx, info.Name)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // releaseLayer lets go of a layer of an image. Whether others hold its snapshot or its blob, containerd knows: it collects
@@ -89,8 +104,8 @@ func (t *Target) letGo(ctx context.Context, kind, id string) error {
 
 // collect has containerd collect garbage, which it does when a lease ends.
 func (t *Target) collect(ctx context.Context) error {
-	lease, err := t.leases.Create(ctx, leases.WithRandomID())
-	if err != nil {
+	lease := leases.Lease{ID: t.lease.ID + "-collect"}
+	if _, err := t.leases.Create(ctx, leases.WithID(lease.ID), leases.WithExpiration(time.Minute)); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
 	return t.endLease(ctx, lease)

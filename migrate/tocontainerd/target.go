@@ -18,7 +18,8 @@ import (
 // Labels that a Target gives to the things that it makes. They are containerd's to keep; it passes none of them on to
 // Cowshed.
 const (
-	// LayerLabel is a label of a snapshot: the ID of the layer in the old root.
+	// LayerLabel is a label of a snapshot: the ID of the layer in the old root. It is also a label of the lease of a
+	// container: the ID of the first layer for which it was made.
 	LayerLabel = "cowshed.dev/migrate.layer"
 	// FillingLabel is a label of an active snapshot that is not whole.
 	FillingLabel = "cowshed.dev/migrate.filling"
@@ -29,6 +30,7 @@ const (
 	// NameLabel is a label of the snapshot of a container in other namespaces than Moby: the name of the container.
 	NameLabel = "cowshed.dev/migrate.name"
 
+	viewLabel = "cowshed.dev/migrate.view" // of the lease of a view
 	rootLabel = "containerd.io/gc.root"
 )
 
@@ -85,8 +87,8 @@ func (t *Target) in(ctx context.Context) context.Context {
 }
 
 // underLease is a context for requests whose results a lease holds, which is made if need be. It has no end.
-func (t *Target) underLease(ctx context.Context, id string) (context.Context, error) {
-	if _, err := t.leases.Create(ctx, leases.WithID(id)); err != nil && !errdefs.IsAlreadyExists(err) {
+func (t *Target) underLease(ctx context.Context, id string, opts ...leases.Opt) (context.Context, error) {
+	if _, err := t.leases.Create(ctx, append(opts, leases.WithID(id))...); err != nil && !errdefs.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("create lease %s: %w", id, err)
 	}
 	return leases.WithLease(ctx, id), nil
@@ -102,6 +104,23 @@ func (t *Target) hold(ctx context.Context, lease, kind, id string) error {
 }
 
 func (t *Target) ofSnapshots() string { return "snapshots/" + t.opts.Snapshotter }
+
+// endLeases deletes the lease of the migration, and those of views that a killed process has left.
+func (t *Target) endLeases(ctx context.Context) error {
+	err := t.deleteLeases(ctx, viewLabel, t.lease.ID)
+	return errors.Join(err, t.endLease(ctx, t.lease))
+}
+
+// deleteLeases deletes the leases with a label.
+func (t *Target) deleteLeases(ctx context.Context, label, value string) error {
+	list, err := t.leases.List(ctx, fmt.Sprintf("labels.%q==%q", label, value))
+	for _, lease := range list {
+		if deleted := t.leases.Delete(ctx, lease); deleted != nil && !errdefs.IsNotFound(deleted) {
+			err = errors.Join(err, fmt.Errorf("delete lease %s: %w", lease.ID, deleted))
+		}
+	}
+	return err
+}
 
 // endLease deletes a lease. Whatever nothing else holds is garbage then, and containerd collects it before it answers.
 func (t *Target) endLease(ctx context.Context, lease leases.Lease) error {
