@@ -118,7 +118,8 @@ func podmanRecipes(driver string) []recipe {
 // podmanRecord is all that a migration of podman's storage must keep.
 type podmanRecord struct {
 	images     map[digest.Digest]podmanImage // by ID, which is the digest of the config
-	containers map[string]treecmp.Tree       // by name
+	containers map[string]treecmp.Tree       // of those that have run, by ID
+	names      map[string]string             // of all containers, by ID
 }
 
 type podmanImage struct {
@@ -143,7 +144,7 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 	}
 	p.run(ctx, "stop", "--all", "--time=5")
 
-	r := podmanRecord{images: map[digest.Digest]podmanImage{}, containers: map[string]treecmp.Tree{}}
+	r := podmanRecord{images: map[digest.Digest]podmanImage{}, containers: map[string]treecmp.Tree{}, names: map[string]string{}}
 	for _, id := range strings.Fields(p.run(ctx, "images", "--quiet", "--no-trunc")) {
 		var img podmanImage
 		p.inspect(ctx, "image", "{{json .RepoTags}}", id, &img.names)
@@ -152,6 +153,9 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 		r.images[digest.Digest(id)] = img
 	}
 	for _, c := range podmanRecipes(p.driver) {
+		var id string
+		p.inspect(ctx, "container", "{{json .ID}}", c.name, &id)
+		r.names[id] = c.name
 		if c.created {
 			continue
 		}
@@ -159,7 +163,7 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 		inContainer(t, pid, func(root string) {
 			tree, err := treecmp.Read(root, options)
 			require.NoError(t, err)
-			r.containers[c.name] = tree
+			r.containers[id] = tree
 		})
 	}
 	p.run(ctx, "stop", "--all", "--time=5")
@@ -257,11 +261,16 @@ func requirePodman(t *testing.T, ctx context.Context, store *harness.Store, want
 	assert.Equal(t, harness.Result{Output: "200\n199\n200\nlast\n"}, result)
 	require.NoError(t, store.RemoveContainer(ctx, "new"))
 
-	for name, tree := range want.containers {
-		require.NoError(t, store.SnapshotTree(ctx, name, func(dir string) error {
+	for id, name := range want.names {
+		info, err := store.Snapshots().Stat(ctx, id)
+		require.NoError(t, err, name)
+		assert.Equal(t, name, info.Labels["cowshed.dev/migrate.name"])
+		require.NoError(t, store.SnapshotTree(ctx, id, func(dir string) error {
 			now, err := treecmp.Read(dir, options)
 			require.NoError(t, err)
-			assert.Empty(t, tree.Diff(now, options), "files of %s, before and after", name)
+			if tree, ok := want.containers[id]; ok {
+				assert.Empty(t, tree.Diff(now, options), "files of %s, before and after", name)
+			}
 			return nil
 		}))
 	}
