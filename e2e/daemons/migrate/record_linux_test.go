@@ -69,8 +69,12 @@ func recordAll(t *testing.T, ctx context.Context, e *harness.Engine, configOf fu
 	var ids []string
 	for _, item := range list.Items {
 		ids = append(ids, item.ID)
-		img := imageRecord{ID: item.ID, Names: slices.Sorted(slices.Values(item.RepoTags))}
-		img.Names = slices.DeleteFunc(img.Names, func(name string) bool { return name == "<none>:<none>" })
+		img := imageRecord{ID: item.ID}
+		for _, name := range slices.Sorted(slices.Values(item.RepoTags)) {
+			if name != "<none>:<none>" {
+				img.Names = append(img.Names, name)
+			}
+		}
 		inspected, err := e.ImageInspect(ctx, item.ID)
 		require.NoError(t, err)
 		img.DiffIDs = inspected.RootFS.Layers
