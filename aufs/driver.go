@@ -90,7 +90,7 @@ func (a *Driver) create(id, parent string, opts *graphdriver.CreateOpts) error {
 		below = append([]string{parent}, above...)
 	}
 	for _, dir := range []string{a.diff(id), a.mount(id)} {
-		// What an interrupted call or removal has left has no list.
+		// The remains of an interrupted call or removal have no list.
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}

@@ -209,3 +209,46 @@ func TestMigrateFinds(t *testing.T) {
 	_, err := os.Stat(bare.root)
 	assert.True(t, errors.Is(err, fs.ErrNotExist))
 }
+
+// TestMigrateToPlugin: Docker's root becomes the plugin's, and back.
+func TestMigrateToPlugin(t *testing.T) {
+	a, old := newOldRoot(t, "btrfs")
+	containers := func() (text string) {
+		for _, id := range []string{old.Shop, old.Blog} {
+			data, err := os.ReadFile(filepath.Join(old.Dir, "containers", id, "config.v2.json"))
+			require.NoError(t, err)
+			text += string(data)
+		}
+		return text
+	}
+	before := containers()
+	args := []string{"--from", old.Dir, "--to", "plugin"}
+	migrate := func(what ...string) []string { return append(append([]string{"migrate"}, what...), args...) }
+	out := a.ok(t, migrate("plan")...)
+	assert.Contains(t, out, "7, 7 cloned")
+	assert.NoDirExists(t, filepath.Join(old.Dir, "cowshed"), "a plan changes nothing")
+
+	r := a.run(t, migrate("run")...)
+	require.Zero(t, r.code, r.err)
+	assert.Equal(t, "moved 7 layers, 3 images, 2 containers\n", r.out)
+	assert.Contains(t, r.err, "cowshed setup docker")
+	assert.DirExists(t, filepath.Join(old.Dir, "image/cowshed/layerdb/sha256"))
+	plugin := at{root: filepath.Join(old.Dir, "cowshed")}
+	assert.Contains(t, plugin.ok(t, "ls", "--names"), old.ShopLayer)
+	assert.Contains(t, plugin.ok(t, "changes", old.ShopLayer), "etc/shop")
+	assert.Equal(t, "equal: 12\n", a.ok(t, migrate("verify")...))
+	a.ok(t, migrate("undo")...)
+	assert.NoDirExists(t, filepath.Join(old.Dir, "image/cowshed"))
+	assert.Equal(t, before, containers())
+
+	a.ok(t, migrate("run")...)
+	a.ok(t, migrate("finish", "--yes")...)
+	assert.NoDirExists(t, filepath.Join(old.Dir, "image/btrfs"))
+	assert.FileExists(t, filepath.Join(old.Dir, "containers", old.Shop, "config.v2.json"))
+	assert.Contains(t, plugin.ok(t, "ls", "--names"), old.BlogLayer)
+
+	r = a.run(t, migrate("plan")...)
+	assert.Equal(t, exitNotFound, r.code, r.err)
+	r = a.run(t, "migrate", "plan", "--from", old.Dir, "--to", "plugin", "--driver", "cowshed")
+	assert.Equal(t, exitUnsupported, r.code, r.err)
+}

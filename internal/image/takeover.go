@@ -17,6 +17,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/stream"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
@@ -66,7 +67,7 @@ func (t *Takeover) KeepParts(layer string, parts io.Reader) error {
 	}
 	compressed, err := layertar.Compress(f, layertar.Zstd, 0)
 	if err == nil {
-		_, err = io.Copy(compressed, &shortLines{r: parts})
+		_, err = io.Copy(compressed, ShortLines(parts))
 		err = errors.Join(err, compressed.Close())
 	}
 	if err != nil {
@@ -94,6 +95,10 @@ func removeIfThere(path string) error {
 // maxPart bounds the memory for a part that was not made here. It is enough for those that are made here.
 const maxPart = 2 * maxKept
 
+// ShortLines reads parts of a tar that were not made here, in the JSON of tar-split. Returns errdefs.ErrDataLoss for a
+// line that is longer than any that is made here.
+func ShortLines(parts io.Reader) io.Reader { return &shortLines{r: parts} }
+
 // shortLines is a reader whose lines are not longer than maxPart.
 type shortLines struct {
 	r    io.Reader
@@ -117,20 +122,28 @@ func (s *shortLines) Read(p []byte) (int, error) {
 // Verify reassembles the tar of a layer from its parts and the files of a volume, which may be the layer itself.
 // Returns errdefs.ErrNotFound if the parts are not kept, and errdefs.ErrDataLoss if the tar has another digest.
 func (t *Takeover) Verify(ctx context.Context, volume, layer string, diffID digest.Digest) error {
-	hash := digest.SHA256.Hash()
 	err := t.store.withParts(ctx, t.store.splitFile(layer), volume, func(files storage.FileGetter, parts io.Reader) error {
-		return joinTar(files, parts, hash)
+		return VerifyParts(ctx, files, parts, diffID)
 	})
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && !t.hasParts(layer):
+	if errors.Is(err, fs.ErrNotExist) && !t.hasParts(layer) {
 		return fault.New(errdefs.ErrNotFound, "the parts of the tar of layer %s", layer)
+	}
+	return err
+}
+
+// VerifyParts reassembles a layer tar from its parts, in the uncompressed JSON of tar-split, and files. Returns
+// errdefs.ErrDataLoss if the tar has another digest.
+func VerifyParts(ctx context.Context, files storage.FileGetter, parts io.Reader, diffID digest.Digest) error {
+	hash := digest.SHA256.Hash()
+	err := joinTar(files, stream.ReadUntil(ctx, ShortLines(parts)), hash)
+	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
-		return fmt.Errorf("reassemble the tar of layer %s: %w", short(layer), fault.As(errdefs.ErrDataLoss, err))
+		return fmt.Errorf("reassemble the layer's tar: %w", fault.As(errdefs.ErrDataLoss, err))
 	}
 	if got := digest.NewDigest(digest.SHA256, hash); got != diffID {
-		return fault.New(errdefs.ErrDataLoss, "reassembled, the tar of layer %s has digest %s, not %s", short(layer), got, diffID)
+		return fault.New(errdefs.ErrDataLoss, "reassembled, the layer's tar has digest %s, not %s", got, diffID)
 	}
 	return nil
 }

@@ -13,14 +13,13 @@ import (
 )
 
 // addContainer lists a container, or a Problem.
-func (l *lister) addContainer(record *containerRecord) error {
+func (l *lister) addContainer(record *containerRecord) {
 	container, err := l.container(record)
 	if err != nil {
 		l.problem("container", record.ID, firstOf(record.Names), err)
-		return nil
+		return
 	}
 	l.inv.Containers = append(l.inv.Containers, *container)
-	return nil
 }
 
 func (l *lister) container(record *containerRecord) (*migrate.Container, error) {

@@ -242,7 +242,7 @@ func TestRemove(t *testing.T) {
 	assert.ErrorIs(t, err, errdefs.ErrNotFound)
 }
 
-// TestRemoveFollowsNoLink: a link in the root in place of a directory is removed, and not what it leads to.
+// TestRemoveFollowsNoLink: a link in the root in place of a directory is removed, and its target stays.
 func TestRemoveFollowsNoLink(t *testing.T) {
 	testfs.Root(t)
 	s := overlayStorage(t)

@@ -11,6 +11,11 @@
 // The drivers are overlay, by the kernel or by fuse-overlayfs, btrfs, vfs and zfs. Podman keeps its own database of
 // containers (libpod), which this package neither reads nor changes.
 //
-// The reader leaves out these things, each with its reason: layers marked as incomplete, layers and containers with
-// mapped ids, layers of other stores (additionalimagestores), layers of composefs, and layers without the digest of their tar.
+// The reader leaves out these things, each with its reason:
+//
+//   - layers that are marked as incomplete
+//   - layers and containers with mapped ids
+//   - layers in other stores (additionalimagestores)
+//   - layers of composefs
+//   - layers of images without the digest of their tar
 package containersstorage

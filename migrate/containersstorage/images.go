@@ -17,11 +17,11 @@ import (
 )
 
 // addImage lists an image, or a Problem.
-func (l *lister) addImage(record *imageRecord) error {
+func (l *lister) addImage(record *imageRecord) {
 	image, err := l.image(record)
 	if err != nil {
 		l.problem("image", record.ID, firstOf(record.Names), err)
-		return nil
+		return
 	}
 	for _, name := range record.Names {
 		if err := addName(image, name, record.Digest); err != nil {
@@ -33,7 +33,6 @@ func (l *lister) addImage(record *imageRecord) error {
 	image.Names, image.Digests = slices.Compact(image.Names), slices.Compact(image.Digests)
 	l.images[record.ID] = true
 	l.inv.Images = append(l.inv.Images, *image)
-	return nil
 }
 
 func firstOf(names []string) string {
@@ -125,8 +124,11 @@ func addName(image *migrate.Image, name string, manifest digest.Digest) error {
 			return nil // no registry has it
 		}
 	}
-	if manifest.Validate() != nil {
+	if manifest == "" {
 		return nil
+	}
+	if err := manifest.Validate(); err != nil {
+		return fault.As(errdefs.ErrInvalidArgument, err)
 	}
 	canonical, err := reference.WithDigest(bare, manifest)
 	if err != nil {

@@ -42,27 +42,18 @@ func (s *Source) inventory(ctx context.Context) (*migrate.Inventory, error) {
 	for i := range layers {
 		l.layers[layers[i].ID] = &layer{layerRecord: &layers[i]}
 	}
-	for _, list := range [][]func() error{each(images, l.addImage), each(containers, l.addContainer)} {
-		for _, add := range list {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			if err := add(); err != nil {
-				return nil, err
-			}
-		}
+	for i := range images {
+		l.addImage(&images[i])
+	}
+	for i := range containers {
+		l.addContainer(&containers[i])
 	}
 	l.addLayers(images)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	l.sort()
 	return l.inv, nil
-}
-
-// each binds a function to each of the records.
-func each[T any](records []T, add func(*T) error) (list []func() error) {
-	for i := range records {
-		list = append(list, func() error { return add(&records[i]) })
-	}
-	return list
 }
 
 // maxLayers is the most layers that a container may have. containers/storage allows 500 on overlay.

@@ -64,7 +64,8 @@ func (s *Source) unmountDriver() error {
 	}
 }
 
-// destroySubvolumes destroys the layers of btrfs. What is left, such as subvolumes in a layer, is removed by files.
+// destroySubvolumes destroys the layers of btrfs, but none that has subvolumes in it. The caller removes the rest by
+// files.
 func (s *Source) destroySubvolumes(ctx context.Context) error {
 	names, err := s.root.List("btrfs/subvolumes", maxRecordCount)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -8,9 +8,6 @@ import (
 	"path"
 	"strings"
 
-	"github.com/containerd/errdefs"
-
-	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
@@ -23,17 +20,13 @@ import (
 //
 // Docker renames a layer to ID-removing before it removes it. No layer of the layerdb has such an ID.
 type branches struct {
-	root   *rootdir.Dir
-	log    *slog.Logger
-	stacks stacks // of the layers that have been checked
+	root *rootdir.Dir
+	log  *slog.Logger
 }
 
-func (b branches) refresh(context.Context) (keeper, error) {
-	b.stacks = stacks{}
-	return b, nil
-}
+func (b branches) refresh(context.Context) (keeper, error) { return b, nil }
 
-func (b branches) check(id, parent string) error {
+func (b branches) check(id string, below int) error {
 	if err := isDir(b.root, path.Join("aufs/diff", id)); err != nil {
 		return err
 	}
@@ -41,15 +34,7 @@ func (b branches) check(id, parent string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	below, _ := b.stacks.of(parent)
-	switch ids := strings.Fields(string(data)); {
-	case len(ids) == 0 && parent != "":
-		b.log.Warn("docker: a file of aufs/layers is missing or empty, the layerdb is believed", "layer", id, "parent", parent)
-	case stackOf(ids) != below:
-		return fault.New(errdefs.ErrDataLoss, "the driver keeps other layers below it than the layerdb")
-	}
-	b.stacks.put(id, parent, id)
-	return nil
+	return checkBelow(b.log, id, len(strings.Fields(string(data))), below)
 }
 
 func (branches) limit(string) int64 { return 0 }

@@ -22,7 +22,7 @@ func isSubvolume(dir *os.File) bool {
 	var filesystem unix.Statfs_t
 	fd := int(dir.Fd())
 	return unix.Fstat(fd, &stat) == nil && stat.Ino == btrfsctl.FirstFreeObjectID &&
-		eintr.Ignore(func() error { return unix.Fstatfs(fd, &filesystem) }) == nil && int64(filesystem.Type) == unix.BTRFS_SUPER_MAGIC
+		eintr.Ignore(func() error { return unix.Fstatfs(fd, &filesystem) }) == nil && filesystem.Type == unix.BTRFS_SUPER_MAGIC
 }
 
 // removeSubvolumes removes the subvolumes in a directory. Other names in it stay.

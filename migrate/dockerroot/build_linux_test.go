@@ -80,7 +80,11 @@ func (r *testRoot) configFile(image digest.Digest) string {
 
 // layer makes a layer of images.
 func (r *testRoot) layer(name string, parent *testLayer) *testLayer {
-	l := &testLayer{id: hexOf("cache " + name), diff: digest.FromString("diff " + name), parent: parent}
+	id := hexOf("cache " + name)
+	if strings.HasPrefix(name, "b") {
+		id = id[:24] + "z" // as BuildKit has them
+	}
+	l := &testLayer{id: id, diff: digest.FromString("diff " + name), parent: parent}
 	l.chain = l.diff
 	below := ""
 	if parent != nil {

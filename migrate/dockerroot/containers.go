@@ -64,7 +64,7 @@ func (m *mount) read(root *rootdir.Dir, name string) error {
 	if err != nil {
 		return typed(err)
 	}
-	if m.id, err = parseID(data, isLayerID); err != nil {
+	if m.id, err = parseID(data, isMountID); err != nil {
 		return fault.Wrap("read", "mount-id", err)
 	}
 	data, err = dir.ReadFile("init-id", maxLine)
@@ -73,7 +73,7 @@ func (m *mount) read(root *rootdir.Dir, name string) error {
 	case err != nil:
 		return err
 	default:
-		if m.initID, err = parseID(data, isLayerID); err != nil {
+		if m.initID, err = parseID(data, isMountID); err != nil {
 			return fault.Wrap("read", "init-id", err)
 		}
 	}
@@ -192,11 +192,12 @@ func (l *lister) containerLayers(id string, m *mount) ([]migrate.Layer, error) {
 		parent = m.initID
 	}
 	layers = append(layers, migrate.Layer{ID: m.id, Parent: parent, Kind: migrate.ContainerLayer, Size: -1, Limit: limit})
+	below := l.layers.depthOf(m.parent)
 	for i := range layers {
 		if err := l.owners.check(layers[i].ID); err != nil {
 			return nil, err
 		}
-		if err := l.keeper.check(layers[i].ID, layers[i].Parent); err != nil {
+		if err := l.keeper.check(layers[i].ID, below+i); err != nil {
 			return nil, fault.Wrap("check content", layers[i].ID, err)
 		}
 	}

@@ -88,7 +88,7 @@ func (s *sample) read() (names []string) {
 			return err
 		case slices.Contains(unread, name), base == "l", base == "work", base == "mnt":
 			return fs.SkipDir
-		case name == ".", base == "committed", base == "file", d.Type()&fs.ModeSymlink != 0:
+		case name == ".", base == "committed", base == "link", base == "file", d.Type()&fs.ModeSymlink != 0:
 			return nil
 		}
 		names = append(names, name)

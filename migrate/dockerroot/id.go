@@ -16,13 +16,24 @@ const idLength = 64
 // initSuffix ends the ID of a layer that Docker makes between an image and a container.
 const initSuffix = "-init"
 
-// isID reports whether s is an ID of a container, of an image's layer, or a digest without its algorithm.
+// isID reports whether s is an ID of a container, or a digest without its algorithm.
 func isID(s string) bool {
 	return len(s) == idLength && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// isLayerID reports whether s is the ID of a layer.
-func isLayerID(s string) bool { return isID(strings.TrimSuffix(s, initSuffix)) }
+// isCacheID reports whether s is the ID that an image's layer has in the driver. BuildKit makes IDs of its own.
+func isCacheID(s string) bool { return isID(s) || isBuildID(s) }
+
+// isBuildID reports whether s is an ID of BuildKit: 25 digits to the base 36.
+func isBuildID(s string) bool {
+	return len(s) == 25 && strings.Trim(s, "0123456789abcdefghijklmnopqrstuvwxyz") == ""
+}
+
+// isMountID reports whether s is the ID that a container's layer has in the driver.
+func isMountID(s string) bool { return isID(strings.TrimSuffix(s, initSuffix)) }
+
+// isLayerID reports whether s is the ID that a layer has in the driver.
+func isLayerID(s string) bool { return isCacheID(s) || isMountID(s) }
 
 // parseID checks an ID that a file holds.
 func parseID(data []byte, is func(string) bool) (string, error) {

@@ -31,16 +31,8 @@ var databases = []string{
 // InUse implements migrate.Source. An engine has its databases locked. Containers that outlive it have their layers mounted.
 func (s *Source) InUse(ctx context.Context) (err error) {
 	defer func() { err = fault.Wrap("see who uses", s.root.Path(), err) }()
-	for _, pattern := range databases {
-		files, err := s.glob(pattern)
-		if err != nil {
-			return err
-		}
-		for _, file := range files {
-			if err := s.checkLock(ctx, file); err != nil {
-				return err
-			}
-		}
+	if err := s.checkLocks(ctx); err != nil {
+		return err
 	}
 	for _, dir := range s.keeper.uses() {
 		if err := s.checkMounts(dir); err != nil {
@@ -53,6 +45,22 @@ func (s *Source) InUse(ctx context.Context) (err error) {
 		}
 	}
 	return s.checkMountpoints()
+}
+
+// checkLocks returns ErrFailedPrecondition if an engine runs.
+func (s *Source) checkLocks(ctx context.Context) error {
+	for _, pattern := range databases {
+		files, err := s.glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			if err := s.checkLock(ctx, file); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // glob lists the names of a pattern whose last part may have a "*".

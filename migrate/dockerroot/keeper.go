@@ -13,9 +13,9 @@ import (
 type keeper interface {
 	// refresh returns the keeper for a new Inventory.
 	refresh(ctx context.Context) (keeper, error)
-	// check returns an error if a layer has no content, or if the driver knows another parent. It does not read the
-	// content. parent is "" for a base.
-	check(id, parent string) error
+	// check returns an error if a layer has no content, or if the driver has another number of layers below it. It does
+	// not read the content.
+	check(id string, below int) error
 	// limit is the limit that the driver keeps for a layer, 0 if there is none.
 	limit(id string) int64
 	// open opens the content of a layer.
@@ -35,7 +35,7 @@ type wholeTrees struct {
 
 func (w wholeTrees) refresh(context.Context) (keeper, error) { return w, nil }
 
-func (w wholeTrees) check(id, _ string) error { return isDir(w.root, path.Join(w.dir, id)) }
+func (w wholeTrees) check(id string, _ int) error { return isDir(w.root, path.Join(w.dir, id)) }
 
 func (w wholeTrees) limit(id string) int64 {
 	if !w.volumes {

@@ -52,7 +52,7 @@ func (l *imageLayer) read(root *rootdir.Dir, name string) error {
 	if err != nil {
 		return typed(err)
 	}
-	if l.id, err = parseID(data, isID); err != nil {
+	if l.id, err = parseID(data, isCacheID); err != nil {
 		return fault.Wrap("read", "cache-id", err)
 	}
 	if l.diff, err = readDigest(dir, "diff"); err != nil {

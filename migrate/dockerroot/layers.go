@@ -109,11 +109,10 @@ func (all *imageLayers) checkOne(l *imageLayer, k keeper, owners owners) error {
 	if err := owners.check(l.id); err != nil {
 		return err
 	}
-	parent, err := all.idOf(l.parent)
-	if err != nil {
+	if _, err := all.idOf(l.parent); err != nil {
 		return err
 	}
-	return fault.Wrap("check content", l.id, k.check(l.id, parent))
+	return fault.Wrap("check content", l.id, k.check(l.id, l.depth-1))
 }
 
 // idOf is the ID of the layer with that chain ID, "" for none. Returns the layer's error if it is not whole.
@@ -129,6 +128,14 @@ func (all *imageLayers) idOf(chain digest.Digest) (string, error) {
 		return "", l.below()
 	}
 	return l.id, nil
+}
+
+// depthOf is the number of layers that a layer and those below it are.
+func (all *imageLayers) depthOf(chain digest.Digest) int {
+	if l := all.byChain[chain]; l != nil {
+		return l.depth
+	}
+	return 0
 }
 
 // idsOf are the IDs of a layer and of those below, base first. The layer is whole.

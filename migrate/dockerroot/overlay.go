@@ -21,52 +21,40 @@ import (
 //	link    a short name of the layer: a symbolic link l/NAME leads to diff
 //	lower   the short names of the layers below, nearest first, as "l/NAME:l/NAME"; a base has none
 //
-// A power cut may leave empty files, since Docker has not always synced them. The layerdb knows the parents too, so that
-// only a file that says something else is an error.
+// A power cut may leave empty files, since Docker has not always synced them. The layerdb knows the parents too.
 type overlays struct {
-	root   *rootdir.Dir
-	dir    string
-	log    *slog.Logger
-	stacks stacks // of the layers that have been checked
+	root *rootdir.Dir
+	dir  string
+	log  *slog.Logger
 }
 
-func (o overlays) refresh(context.Context) (keeper, error) {
-	o.stacks = stacks{}
-	return o, nil
-}
+func (o overlays) refresh(context.Context) (keeper, error) { return o, nil }
 
-func (o overlays) check(id, parent string) error {
+func (o overlays) check(id string, below int) error {
 	if err := isDir(o.root, path.Join(o.dir, id, "diff")); err != nil {
 		return err
 	}
-	lower, err := o.read(id, "lower")
-	if err != nil {
+	lower, err := o.root.ReadFile(path.Join(o.dir, id, "lower"), maxParents)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	below, known := o.stacks.of(parent)
-	switch {
-	case parent == "" && lower != "":
-		return fault.New(errdefs.ErrDataLoss, "the driver keeps layers below it, and the layerdb none")
-	case parent == "":
-	case !known || lower == "":
-		o.log.Warn("docker: files link or lower are missing or empty, the layerdb is believed", "layer", id, "parent", parent)
-	case stackOf(strings.Split(lower, ":")) != below:
-		return fault.New(errdefs.ErrDataLoss, "the driver keeps other layers below it than the layerdb")
-	}
-	link, err := o.read(id, "link")
-	if err == nil && link != "" {
-		o.stacks.put(id, parent, "l/"+link)
-	}
-	return err
+	names := strings.FieldsFunc(strings.TrimSpace(string(lower)), func(r rune) bool { return r == ':' })
+	return checkBelow(o.log, id, len(names), below)
 }
 
-// read reads a file of a layer, "" if it is missing.
-func (o overlays) read(id, name string) (string, error) {
-	data, err := o.root.ReadFile(path.Join(o.dir, id, name), maxParents)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+// checkBelow checks the driver's list of the layers below a layer, which may be lost.
+//
+// Their number must be right, but not their names: BuildKit may make a layer that is there already. Docker then keeps both,
+// and has the older one in the layerdb, with the same diff ID. Layers made above the newer one name it.
+func checkBelow(log *slog.Logger, id string, listed, below int) error {
+	switch listed {
+	case below:
+	case 0:
+		log.Warn("docker: the driver's list of the layers below is missing or empty, the layerdb is believed", "layer", id)
+	default:
+		return fault.New(errdefs.ErrDataLoss, "the driver has %d layers below it, and the layerdb %d", listed, below)
 	}
-	return strings.TrimSpace(string(data)), err
+	return nil
 }
 
 func (overlays) limit(string) int64 { return 0 }

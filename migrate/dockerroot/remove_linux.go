@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/treeat"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
@@ -66,34 +66,34 @@ func removeTree(ctx context.Context, root *rootdir.Dir, name string, subvolumes 
 	if err := syncDir(root, name); err != nil {
 		return err
 	}
-	err = within(root, path.Dir(name), func(dir *os.Root) error { return dir.Remove(path.Base(name)) })
-	if errors.Is(err, unix.EBUSY) {
-		return nil
-	}
-	return err
+	return removeDir(root, name)
 }
 
 // removeName removes a name of a directory, and all that is below it. No symbolic link is followed.
 func removeName(ctx context.Context, root *rootdir.Dir, dir, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return within(root, dir, func(at *os.Root) error { return at.RemoveAll(name) })
-}
-
-// within calls do with a directory, which is opened without following symbolic links.
-func within(root *rootdir.Dir, name string, do func(*os.Root) error) error {
-	dir, err := root.OpenDir(name)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	at, err := os.OpenRoot("/proc/self/fd/" + strconv.Itoa(int(dir.Fd())))
+	at, err := root.OpenDir(dir)
 	if err != nil {
 		return err
 	}
 	defer at.Close()
-	return do(at)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return fault.Wrap("remove from", at.Name(), treeat.RemoveTree(ctx, int(at.Fd()), name))
+}
+
+// removeDir removes an empty directory. It stays if it is a mount point.
+func removeDir(root *rootdir.Dir, name string) error {
+	at, err := root.OpenDir(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	err = eintr.Ignore(func() error { return unix.Unlinkat(int(at.Fd()), path.Base(name), unix.AT_REMOVEDIR) })
+	if errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return fault.Wrap("remove directory", root.Join(name), err)
 }
 
 // syncDir makes the changes of a directory's filesystem durable.

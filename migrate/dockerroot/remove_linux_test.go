@@ -81,6 +81,27 @@ func TestRemoveHostile(t *testing.T) {
 	}
 }
 
+// A container can make a tree so deep that its paths are too long, and so are lists of open directories.
+func TestRemoveDeep(t *testing.T) {
+	sample := fill(newTestRoot(t, t.TempDir(), "vfs"))
+	at, err := unix.Open(sample.path(sample.tree(sample.web.mount)), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	for range 2500 {
+		require.NoError(t, unix.Mkdirat(at, "d", 0o755))
+		next, err := unix.Openat(at, "d", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		require.NoError(t, unix.Close(at))
+		at = next
+	}
+	require.NoError(t, unix.Close(at))
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1000, Max: limit.Max}))
+	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }()
+	require.NoError(t, open(t, sample.testRoot).Remove(t.Context()))
+	require.NoDirExists(t, sample.path("vfs"))
+}
+
 func count(t *testing.T, dir string) (n int) {
 	require.NoError(t, filepath.WalkDir(dir, func(string, os.DirEntry, error) error { n++; return nil }))
 	return n

@@ -24,3 +24,6 @@ func removeTree(context.Context, *rootdir.Dir, string, bool) error { return errd
 func newDatasets(context.Context, *rootdir.Dir, string) (keeper, error) {
 	return nil, errdefs.ErrNotImplemented
 }
+
+// Idle returns ErrFailedPrecondition if an engine works on the root at dir, with any driver.
+func Idle(context.Context, string) error { return errdefs.ErrNotImplemented }

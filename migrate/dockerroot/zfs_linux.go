@@ -89,7 +89,7 @@ func (d *datasets) list(ctx context.Context) (map[string]dataset, error) {
 }
 
 // check ignores the parent: a dataset whose origin was promoted has another.
-func (d *datasets) check(id, _ string) error {
+func (d *datasets) check(id string, _ int) error {
 	if _, ok := d.byID[id]; !ok {
 		return fault.New(errdefs.ErrNotFound, "dataset %s does not exist", d.name(id))
 	}

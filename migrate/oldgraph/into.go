@@ -39,9 +39,11 @@ type IntoOptions struct {
 // Files that are mounted stay, after a copy of them has come into the driver. No container may be running.
 //
 // Into may be repeated after an error or a crash, and goes on where it stopped. Until all is done, the driver has one more
-// layer, "cowshed-moving", with a file for each image and container that tells how far it has come. What cannot be moved is in the error, and the rest is moved. Returns errdefs.ErrAlreadyExists for a layer that the
-// driver has from elsewhere, errdefs.ErrDataLoss or errdefs.ErrNotFound for what is damaged, and fault.ErrInUse if
-// another call works on the root.
+// layer, "cowshed-moving". It tells how far each image and container has come.
+//
+// The error has all images and containers that cannot be moved, and the rest is moved. Returns errdefs.ErrAlreadyExists for
+// a layer that the driver has from elsewhere. Returns errdefs.ErrDataLoss or errdefs.ErrNotFound for damage, and
+// fault.ErrInUse if another call works on the root.
 func Into(ctx context.Context, driver graphdriver.Driver, path string, o IntoOptions) error {
 	return fault.WrapWith("move the layers of", path, "to "+driver.String(), into(ctx, driver, path, o))
 }
@@ -82,6 +84,9 @@ func (m *mover) moveAll(g *graph) error {
 	errs := []error{m.renameNames()}
 	failed := map[*image]bool{}
 	for _, i := range g.parentsFirst() {
+		if m.ctx.Err() != nil {
+			break
+		}
 		err := i.err
 		if err == nil && failed[i.parent] {
 			err = fault.New(errdefs.ErrFailedPrecondition, "the image below it could not be moved")
@@ -91,21 +96,21 @@ func (m *mover) moveAll(g *graph) error {
 		}
 		failed[i] = err != nil
 		errs = append(errs, fault.Wrap("move image", i.id, err))
-		if m.ctx.Err() != nil {
-			return errors.Join(errs...)
-		}
 	}
 	for _, c := range g.containers {
+		if m.ctx.Err() != nil {
+			break
+		}
 		err := c.err
+		if err == nil && failed[g.images[c.record.Image]] { // the driver may have a part of it
+			err = fault.New(errdefs.ErrFailedPrecondition, "its image could not be moved")
+		}
 		if err == nil {
 			err = m.moveContainer(c)
 		}
 		errs = append(errs, fault.Wrap("move container", c.id, err))
-		if m.ctx.Err() != nil {
-			break
-		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.ctx.Err())...)
 }
 
 // mover moves a root.
@@ -141,7 +146,7 @@ type entry struct {
 	in, id string   // its directory is ID in that one
 	files  string   // that with its changes, in its directory
 	layers []string // of the driver, parents first; the last one gets the changes
-	base   bool     // that one has no parent
+	parent string   // of the first one, "" if it is a base
 	create func() error
 }
 
@@ -150,7 +155,7 @@ func (e *entry) dir() string { return e.in + "/" + e.id }
 func (m *mover) moveImage(i *image) error {
 	parent := i.record.Parent
 	return m.move(entry{
-		in: graphDir, id: i.id, files: imageLayer, layers: []string{i.id}, base: parent == "",
+		in: graphDir, id: i.id, files: imageLayer, layers: []string{i.id}, parent: parent,
 		create: func() error { return m.driver.Create(i.id, parent, nil) },
 	})
 }
@@ -158,7 +163,7 @@ func (m *mover) moveImage(i *image) error {
 func (m *mover) moveContainer(c *container) error {
 	init := c.id + "-init"
 	return m.move(entry{
-		in: containersDir, id: c.id, files: containerRW, layers: []string{init, c.id},
+		in: containersDir, id: c.id, files: containerRW, layers: []string{init, c.id}, parent: c.record.Image,
 		create: func() error {
 			if err := m.driver.Create(init, c.record.Image, nil); err != nil {
 				return err
@@ -242,6 +247,9 @@ func (m *mover) make(e entry, s state) error {
 			}
 		}
 	default:
+		if e.parent != "" && !m.driver.Exists(e.parent) {
+			return fault.New(errdefs.ErrNotFound, "the driver has no layer %q", e.parent)
+		}
 		for _, layer := range e.layers {
 			if m.driver.Exists(layer) {
 				return fault.New(errdefs.ErrAlreadyExists, "the driver has a layer %q from elsewhere", layer)

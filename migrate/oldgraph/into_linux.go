@@ -70,7 +70,7 @@ func (m *mover) fill(e entry, dir, files *os.File) (isLinked bool, err error) {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, m.driver.Put(layer)) }()
-	if e.base {
+	if e.parent == "" && len(e.layers) == 1 {
 		renamed, err := m.renameTree(dir, e.files, files, at)
 		if renamed || err != nil {
 			return false, err
@@ -124,8 +124,8 @@ func (m *mover) relocate(dir *os.File, files, place string) (isLinked bool, err 
 	return true, m.passed("linked to")
 }
 
-// renameTree renames the directory of a base layer to the empty tree that the driver has made. It does nothing if the
-// files are not all that is to be in the tree, or if the kernel does not rename between these places.
+// renameTree renames the directory of a base layer to the empty tree that the driver has made. It does nothing if there
+// are marks of aufs among the files, or if the kernel does not rename between these places.
 func (m *mover) renameTree(dir *os.File, name string, files *os.File, at string) (renamed bool, err error) {
 	isPlain, err := isPlainDirectory(files, at)
 	if !isPlain || err != nil {

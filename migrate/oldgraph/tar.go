@@ -98,11 +98,12 @@ func splitTar(ctx context.Context, dir *os.File) io.ReadCloser {
 		layer := stream.New(ctx, func(ctx context.Context, w io.Writer) error { return writeTar(ctx, w, dir) }, func() error { return nil })
 		defer func() { err = errors.Join(err, layer.Close()) }()
 		parts := bufio.NewWriterSize(w, 1<<16)
-		input, err := asm.NewInputTarStream(layer, storage.NewJSONPacker(parts), storage.NewDiscardFilePutter())
+		input, done, err := asm.NewInputTarStreamWithDone(layer, storage.NewJSONPacker(parts), storage.NewDiscardFilePutter())
 		if err != nil {
 			return err
 		}
-		if _, err := io.Copy(io.Discard, input); err != nil {
+		_, err = io.Copy(io.Discard, input)
+		if err := errors.Join(err, input.Close(), <-done); err != nil {
 			return err
 		}
 		return parts.Flush()

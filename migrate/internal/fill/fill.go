@@ -55,7 +55,7 @@ func Make(ctx context.Context, backend cowcommon.Backend, content *migrate.Conte
 // made makes the volume under its partial name.
 func made(ctx context.Context, backend cowcommon.Backend, content *migrate.Content, v Volume) (Report, error) {
 	if content.Form == migrate.Whole && content.Volume != "" {
-		err := adopt(ctx, backend, content.Volume, v)
+		err := cowcommon.Adopt(ctx, backend, v.Partial, v.Parent, content.Volume, cowcommon.VolumeOptions{Limit: v.Limit})
 		if !errdefs.IsNotImplemented(err) {
 			return Report{How: migrate.Cloned}, err
 		}
@@ -83,20 +83,6 @@ func (v Volume) log() *slog.Logger {
 		return slog.Default()
 	}
 	return v.Logger
-}
-
-// adopt makes the volume by the filesystem. Returns ErrNotImplemented if it cannot.
-func adopt(ctx context.Context, backend cowcommon.Backend, source string, v Volume) error {
-	a, ok := cowcommon.As[adopter](backend)
-	if !ok {
-		return fault.New(errdefs.ErrNotImplemented, "a %T cannot adopt volumes", backend)
-	}
-	return a.Adopt(ctx, v.Partial, v.Parent, source, cowcommon.VolumeOptions{Limit: v.Limit})
-}
-
-// adopter is cowcommon.Adopter.
-type adopter interface {
-	Adopt(ctx context.Context, name, parent, source string, opts cowcommon.VolumeOptions) error
 }
 
 // mounted fills the volume, which is a clone of its parent, or empty.

@@ -20,8 +20,17 @@ func How(ctx context.Context, backend cowcommon.Backend, home string, layer *mig
 	if err != nil {
 		return "", 0, err
 	}
-	_, adopts := cowcommon.As[adopter](backend)
+	_, adopts := cowcommon.As[cowcommon.Adopter](backend)
 	return HowTo(ctx, adopts, to, layer, content)
+}
+
+// HowNew is How for a home that need not be there yet.
+func HowNew(ctx context.Context, home string, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+	to, err := detect.Probe(home)
+	if err != nil {
+		return "", 0, err
+	}
+	return HowTo(ctx, to.Type == "btrfs", to, layer, content)
 }
 
 // HowTo is How into a home on that filesystem. adopts says whether volumes can be adopted there.
@@ -69,7 +78,11 @@ func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *mi
 		}
 		needed += n
 	}
-	free, err := freeSpace(home)
+	to, err := detect.Probe(home) // it need not be there yet
+	if err != nil {
+		return err
+	}
+	free, err := freeSpace(to.Path)
 	if err != nil {
 		return err
 	}

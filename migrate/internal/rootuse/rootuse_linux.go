@@ -16,9 +16,13 @@ import (
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
-// Mounts returns fault.ErrInUse if one of the named directories of the root, or something below it, is mounted in any
-// mount namespace, or is a layer of a mounted overlay, or has another filesystem mounted below it. Names that do not
-// exist are ignored.
+// Mounts returns fault.ErrInUse if one of the named directories of the root is in use by a mount:
+//
+//   - It is mounted in any mount namespace, or a directory below it is.
+//   - It is a layer of a mounted overlay.
+//   - Another filesystem is mounted below it.
+//
+// Names that do not exist are ignored.
 func Mounts(root *rootdir.Dir, names []string) error {
 	dir, err := root.OpenDir(".")
 	if err != nil {
@@ -96,7 +100,7 @@ func Locked(file *os.File) error {
 	return fault.New(fault.ErrInUse, "%s is locked", file.Name())
 }
 
-// maxCommandLine bounds what is read of a process's command line.
+// maxCommandLine is the most bytes of a command line that are looked at.
 const maxCommandLine = 1 << 20
 
 // Process returns fault.ErrInUse if a process runs whose name, of at most 15 bytes, is that, and one of whose arguments
