@@ -261,6 +261,28 @@ func TestUndoKeepsWhatOthersUse(t *testing.T) {
 	}
 }
 
+// TestUndoKeepsCommits: "docker commit" has made the snapshot of an image on the init layer, where it stays usable.
+func TestUndoKeepsCommits(t *testing.T) {
+	h := newHost(t)
+	h.newSource(directories)
+	target := h.target(h.options(Moby))
+	h.run(target)
+	ctx := h.in(Moby)
+	_, err := target.snapshots.Prepare(ctx, "key", theContainer+initSuffix)
+	require.NoError(t, err)
+	require.NoError(t, target.snapshots.Commit(ctx, "committed", "key", snapshots.WithLabels(map[string]string{rootLabel: "image"})))
+	_, err = h.migration(target).Undo(t.Context(), nil)
+	requireNoProblem(t, err)
+	h.collect()
+	_, err = target.snapshots.View(ctx, "view", "committed")
+	require.NoError(t, err)
+	_, err = target.snapshots.Stat(ctx, theContainer)
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	h.run(target) // accepts the init layer
+	_, err = h.migration(target).Verify(t.Context(), nil)
+	requireNoProblem(t, err)
+}
+
 // TestCheck: clashes are found before anything is changed.
 func TestCheck(t *testing.T) {
 	h := newHost(t)
