@@ -56,9 +56,7 @@ func (g *guide) command(name, program string, more map[string][]string) {
 // run runs all blocks of a document in docs/howto.
 func (g *guide) run(ctx context.Context, document string) {
 	g.t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "howto", document))
-	require.NoError(g.t, err)
-	blocks := strings.Split(string(text), "\n```")
+	blocks := strings.Split(howTo(g.t, document), "\n```")
 	ran := false
 	for i := 1; i < len(blocks); i += 2 {
 		if code, ok := strings.CutPrefix(blocks[i], "sh\n"); ok {
@@ -67,6 +65,14 @@ func (g *guide) run(ctx context.Context, document string) {
 		}
 	}
 	require.True(g.t, ran, "%s has commands", document)
+}
+
+// howTo returns the text of a document in docs/howto.
+func howTo(t *testing.T, document string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "howto", document))
+	require.NoError(t, err)
+	return string(text)
 }
 
 // block runs the lines of a block, in the order in which they stand.
@@ -113,17 +119,17 @@ type dockerGuide struct {
 func newDockerGuide(t *testing.T, driver string) *dockerGuide {
 	t.Helper()
 	h := harness.NewHost(t, testfs.Btrfs(t))
-	d := &dockerGuide{driver: driver, config: filepath.Join(h.Dir, "daemon.json")}
+	d := &dockerGuide{guide: newGuide(t, h, "/var/lib/docker", filepath.Join(h.Data, "docker")), driver: driver, config: filepath.Join(h.Dir, "daemon.json")}
 	d.cowshed = h.StartCowshed("containerd")
 	containerdConfig := ""
 	d.containerd = h.StartContainerd("containerd", harness.ContainerdOptions{Configure: func(file string) {
 		containerdConfig = file
 		require.NoError(t, d.cowshed.Command(t.Context(), "setup", "containerd", "--apply", "--config", d.cowshed.Config, "--containerd-config", file))
 	}})
-	d.guide = newGuide(t, h, "/var/lib/docker", filepath.Join(h.Data, "docker"))
 	d.guide.systemctl = d.systemctl
+	d.env = append(d.env, "DOCKER_HOST=unix://"+filepath.Join(h.Dir, "docker", "d.sock"))
 	d.command("cowshed", h.CowshedProgram(), map[string][]string{
-		"setup":   {"--config", d.cowshed.Config, "--docker-config", d.config, "--containerd-config", containerdConfig},
+		"setup":   {"--config", d.cowshed.Config, "--docker-config", d.config, "--containerd-config", containerdConfig, "--engine", "$(cat " + d.version() + ")"},
 		"migrate": {"--root", d.cowshed.Root, "--containerd-address", d.containerd.Address, "--plugin-name", d.cowshed.Plugin},
 	})
 	require.NoError(t, os.WriteFile(d.config, fmt.Appendf(nil, `{"storage-driver": %q}`, driver), 0o644))
@@ -137,20 +143,20 @@ func (d *dockerGuide) onCowshed() bool {
 	return strings.Contains(string(text), "cowshed")
 }
 
-// use makes docker and dockerd commands of these programs.
-func (d *dockerGuide) use(docker, dockerd string) {
-	d.env = append(d.env, "DOCKER_HOST=unix://"+filepath.Join(d.host.Dir, "docker", "d.sock"))
+// version is a file with the version of the engine that is installed.
+func (d *dockerGuide) version() string { return filepath.Join(d.host.Dir, "version") }
+
+// install installs an engine of that version, with its command.
+func (d *dockerGuide) install(version, docker string) {
+	require.NoError(d.t, os.WriteFile(d.version(), []byte(version), 0o644))
 	d.command("docker", docker, nil)
-	d.command("dockerd", dockerd, nil)
 }
 
 func (d *dockerGuide) debian() {
-	d.use(filepath.Join(d.host.Programs.Debian, "usr/bin/docker"), filepath.Join(d.host.Programs.Debian, "usr/sbin/dockerd"))
+	d.install("20.10.24", filepath.Join(d.host.Programs.Debian, "usr/bin/docker"))
 }
 
-func (d *dockerGuide) today() {
-	d.use(filepath.Join(clients(d.t, "docker"), "docker"), filepath.Join(d.host.Programs.Built, "dockerd"))
-}
+func (d *dockerGuide) today() { d.install("29.0", filepath.Join(clients(d.t, "docker"), "docker")) }
 
 func (d *dockerGuide) systemctl(_ context.Context, action string, units []string) {
 	configure := func(file string) {
@@ -160,7 +166,9 @@ func (d *dockerGuide) systemctl(_ context.Context, action string, units []string
 	}
 	switch {
 	case action == "stop" && slices.Contains(units, "docker.socket"):
-		d.engine.Stop()
+		if d.engine != nil {
+			d.engine.Stop()
+		}
 		d.stops++
 		if d.stops == 1 {
 			d.today() // it is upgraded
@@ -203,9 +211,30 @@ func TestGuideRefused(t *testing.T) {
 	ctx := testContext(t)
 	d := newDockerGuide(t, "btrfs")
 	d.makeWeb(ctx)
+	d.engine.Stop()
+	d.engine = nil
+	d.today()
+	require.NoError(t, os.WriteFile(d.config, []byte(`{"storage-driver": "zfs", "features": {"containerd-snapshotter": true}}`), 0o644))
+	d.requireRefuses(ctx, "migrate-docker-29-refuses.md")
 	d.run(ctx, "migrate-docker-29-refuses.md")
 	d.requireWeb(2)
 	d.engine.Stop()
+}
+
+// requireRefuses checks that the engine of today ends with the message that a document shows.
+func (d *dockerGuide) requireRefuses(ctx context.Context, document string) {
+	d.t.Helper()
+	dir := filepath.Join(d.host.Dir, "refuses")
+	require.NoError(d.t, os.Mkdir(dir, 0o755))
+	cmd := exec.CommandContext(ctx, filepath.Join(d.host.Programs.Built, "dockerd"), "--containerd", d.containerd.Address,
+		"--config-file", d.config, "--data-root", filepath.Join(d.host.Data, "docker"), "--exec-root", filepath.Join(dir, "exec"),
+		"--pidfile", filepath.Join(dir, "pid"), "--host", "unix://"+filepath.Join(dir, "d.sock"), "--group", "0",
+		"--bridge", "none", "--iptables=false", "--ip6tables=false")
+	cmd.Env = append(os.Environ(), "PATH="+d.host.Programs.Built+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	require.Error(d.t, err)
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	assert.Contains(d.t, howTo(d.t, document), "```text\n"+lines[len(lines)-1]+"\n```")
 }
 
 // requireWeb checks that the container was seen with the same changes by so many engines.
