@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -134,7 +133,7 @@ func TestMigratePartly(t *testing.T) {
 	assert.NoDirExists(t, filepath.Join(old.Dir, "overlay2"))
 }
 
-// TestMigrateRefuses: what cannot be is said before anything is changed.
+// TestMigrateRefuses: a reason to refuse is said before anything is changed.
 func TestMigrateRefuses(t *testing.T) {
 	a, old := newOldRoot(t, "overlay2")
 	a.ok(t, "create", "base")
@@ -207,7 +206,7 @@ func TestMigrateFinds(t *testing.T) {
 	assert.Equal(t, exitNotFound, r.code)
 	assert.Contains(t, r.err, "cowshed init")
 	_, err := os.Stat(bare.root)
-	assert.True(t, errors.Is(err, fs.ErrNotExist))
+	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
 // TestMigrateToPlugin: Docker's root becomes the plugin's, and back.
