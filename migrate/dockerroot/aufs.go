@@ -47,6 +47,6 @@ func (b branches) open(_ context.Context, id string) (*migrate.Content, error) {
 	return &migrate.Content{Dir: dir, Form: migrate.Aufs}, nil
 }
 
-func (branches) uses() []string { return []string{"aufs"} }
+func (branches) uses() []string { return []string{"aufs/diff"} }
 
 func (b branches) remove(ctx context.Context) error { return removeTree(ctx, b.root, "aufs", false) }

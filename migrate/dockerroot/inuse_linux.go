@@ -130,7 +130,50 @@ func (s *Source) checkMounts(name string) error {
 	}
 	// Docker mounts the driver's directory on itself, and does not unmount it when it is killed. That uses no layer.
 	uses = slices.DeleteFunc(uses, func(u mounttable.Use) bool { return u.Layer == "" && u.Mountpoint == dir.Name() })
+	if len(uses) == 0 {
+		return nil
+	}
+	has, err := s.namesIn(name)
+	if err != nil {
+		return err
+	}
+	uses = slices.DeleteFunc(uses, func(u mounttable.Use) bool { return isElsewhere(u.Layer, has) })
 	return mounttable.InUse("a layer in "+dir.Name(), uses)
+}
+
+// namesIn are the IDs and short names of the layers in a directory.
+func (s *Source) namesIn(dir string) (map[string]bool, error) {
+	has := map[string]bool{}
+	for _, name := range []string{dir, path.Join(dir, linkDir)} {
+		names, err := s.list(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range names {
+			has[n] = true
+		}
+	}
+	return has, nil
+}
+
+// isElsewhere reports whether the path of an overlay's layer is that of another root's layer. The kernel tells such paths
+// only, whose ends are the same in all roots. IDs and short names are not.
+func isElsewhere(layer string, has map[string]bool) bool {
+	named := false
+	for name := range strings.SplitSeq(layer, "/") {
+		if isLayerID(name) || isLink(name) {
+			if has[name] {
+				return false
+			}
+			named = true
+		}
+	}
+	return named
+}
+
+// isLink reports whether name is a short name of a layer.
+func isLink(name string) bool {
+	return len(name) == 26 && strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") == ""
 }
 
 // checkMountpoints returns ErrFailedPrecondition if something is mounted below the directories of the driver. It would be

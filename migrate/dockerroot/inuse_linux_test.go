@@ -2,7 +2,9 @@ package dockerroot
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +75,44 @@ func TestInUseByMounts(t *testing.T) {
 			unmount()
 		})
 	}
+}
+
+// Overlays of another root whose path ends likewise are none of this root.
+func TestInUseElsewhere(t *testing.T) {
+	testfs.Root(t)
+	sample := fill(newTestRoot(t, filepath.Join(t.TempDir(), "docker"), "overlay2"))
+	s := open(t, sample.testRoot)
+	other := newTestRoot(t, filepath.Join(t.TempDir(), "docker"), "overlay2")
+	x := other.layer("x", nil)
+	y := other.layer("y", x)
+	lower := func(r *testRoot, ids ...string) string {
+		for i, id := range ids {
+			ids[i] = r.path("overlay2/l/" + linkOf(id))
+		}
+		return "lowerdir=" + strings.Join(ids, ":")
+	}
+	unmount := mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(other, x.id, y.id))
+	require.NoError(t, s.InUse(t.Context()))
+	unmount()
+	unmount = mountOn(t, "overlay", t.TempDir(), "overlay", 0, "lowerdir="+other.path(other.tree(x.id))+":"+other.path(other.tree(y.id)))
+	require.NoError(t, s.InUse(t.Context()))
+	unmount()
+	mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(sample.testRoot, sample.b.id, sample.a.id))
+	require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
+}
+
+// Docker mounts long lists of layers by paths that are relative to the directory of the driver.
+func TestInUseRelative(t *testing.T) {
+	testfs.Root(t)
+	sample := fill(newTestRoot(t, t.TempDir(), "overlay2"))
+	s := open(t, sample.testRoot)
+	target := t.TempDir()
+	command := exec.Command("mount", "-t", "overlay", "overlay", "-o", "lowerdir=l/"+linkOf(sample.b.id)+":l/"+linkOf(sample.a.id), target)
+	command.Dir = sample.path("overlay2")
+	out, err := command.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	defer func() { assert.NoError(t, unix.Unmount(target, 0)) }()
+	require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
 }
 
 // mountOn mounts something until the test ends, or until unmount is called.

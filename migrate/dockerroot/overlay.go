@@ -15,6 +15,9 @@ import (
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
+// linkDir is the directory of short names.
+const linkDir = "l"
+
 // overlays are the drivers overlay2 and fuse-overlayfs. A layer is a directory:
 //
 //	diff    the changes
@@ -67,6 +70,7 @@ func (o overlays) open(_ context.Context, id string) (*migrate.Content, error) {
 	return &migrate.Content{Dir: dir, Form: migrate.Overlay}, nil
 }
 
-func (o overlays) uses() []string { return []string{o.dir} }
+// uses has the short names too: the driver mounts by them, relative to its directory, if there are many.
+func (o overlays) uses() []string { return []string{o.dir, path.Join(o.dir, linkDir)} }
 
 func (o overlays) remove(ctx context.Context) error { return removeTree(ctx, o.root, o.dir, false) }
