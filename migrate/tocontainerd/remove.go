@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 )
 
-// Remove implements migrate.Target. Layers of images that other images need stay.
+// Remove implements migrate.Target. Layers on which others have made images stay.
 func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
 	ctx = t.in(ctx)
 	switch {
@@ -34,18 +34,12 @@ func (t *Target) removeLayer(ctx context.Context, layer *migrate.Layer) error {
 	if err := errors.Join(t.removePartial(ctx, layer.ID), t.deleteLeases(ctx, LayerLabel, layer.ID)); err != nil {
 		return err
 	}
-	if !errdefs.IsFailedPrecondition(removed) {
+	if layer.Kind == migrate.ContainerLayer || !errdefs.IsFailedPrecondition(removed) {
 		return removed
 	}
-	// Of a snapshot with a child that it has collected as garbage, containerd still says that there is a child. It collects
-	// the parent all the same.
-	if err := t.collect(ctx); err != nil {
-		return err
-	}
-	if _, err := t.labelled(ctx, layer.ID); !errdefs.IsNotFound(err) {
-		return errors.Join(removed, err)
-	}
-	return nil
+	// "docker commit" makes the image's snapshot on the init layer, which stays then. And of a child that is garbage and
+	// gone, containerd says that it is there. containerd's collection tells both from each other.
+	return t.collect(ctx)
 }
 
 func (t *Target) removeSnapshot(ctx context.Context, id string) error {
@@ -76,7 +70,7 @@ func (t *Target) releaseLayer(ctx context.Context, layer *migrate.Layer) error {
 	return errors.Join(errs...)
 }
 
-// removePartial removes what a crash has left of a layer.
+// removePartial removes the remains of a layer after a crash.
 func (t *Target) removePartial(ctx context.Context, id string) error {
 	var keys []string
 	err := t.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {

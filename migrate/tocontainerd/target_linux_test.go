@@ -196,6 +196,19 @@ func (h *host) requireDocker(t *Target, state []string) {
 	assert.Equal(h.t, map[string]string{LayerLabel: "mount", snapshots.LabelSnapshotMaxSize: "67108864"}, info.Labels)
 	assert.False(h.t, slices.ContainsFunc(state, func(line string) bool { return strings.Contains(line, t.lease.ID) }), "the lease has ended: %s", state)
 
+	for _, image := range h.source.inv.Images {
+		if image.Parent == "" {
+			continue
+		}
+		parent, err := t.manifestOf(ctx, image.Parent)
+		require.NoError(h.t, err)
+		for _, name := range image.Names {
+			record, err := t.images.Get(ctx, name)
+			require.NoError(h.t, err)
+			assert.Equal(h.t, parent.Digest.String(), record.Labels["org.mobyproject.image.parent"])
+		}
+	}
+
 	var config struct {
 		Driver, ID, Name string
 		Image            digest.Digest
@@ -259,6 +272,28 @@ func TestUndoKeepsWhatOthersUse(t *testing.T) {
 		_, err := target.snapshots.Stat(ctx, h.source.layerOf(id).ChainID.String())
 		require.NoError(t, err)
 	}
+}
+
+// TestUndoKeepsCommits: "docker commit" has made the snapshot of an image on the init layer, where it stays usable.
+func TestUndoKeepsCommits(t *testing.T) {
+	h := newHost(t)
+	h.newSource(directories)
+	target := h.target(h.options(Moby))
+	h.run(target)
+	ctx := h.in(Moby)
+	_, err := target.snapshots.Prepare(ctx, "key", theContainer+initSuffix)
+	require.NoError(t, err)
+	require.NoError(t, target.snapshots.Commit(ctx, "committed", "key", snapshots.WithLabels(map[string]string{rootLabel: "image"})))
+	_, err = h.migration(target).Undo(t.Context(), nil)
+	requireNoProblem(t, err)
+	h.collect()
+	_, err = target.snapshots.View(ctx, "view", "committed")
+	require.NoError(t, err)
+	_, err = target.snapshots.Stat(ctx, theContainer)
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	h.run(target) // accepts the init layer
+	_, err = h.migration(target).Verify(t.Context(), nil)
+	requireNoProblem(t, err)
 }
 
 // TestCheck: clashes are found before anything is changed.
