@@ -152,7 +152,7 @@ func newMigrateFinish(a *app, f *migrateFlags) *cobra.Command {
 		Use:   "finish",
 		Short: "Remove the old root's images and containers",
 		Long: `Removes the layers and images of the old root, for its driver. There is no way back. Volumes of Docker and other
-files stay. If something has not come along, finish lists it and needs --partial to remove it.
+files stay. The engine must not run meanwhile. If something has not come along, finish lists it and needs --partial to remove it.
 
 Nothing is removed without --yes.`,
 		Args: usageArgs(cobra.NoArgs),
@@ -175,6 +175,13 @@ type migration struct {
 
 // migrate opens both ends of a migration, calls do, and closes them.
 func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) (err error) {
+	switch f.to {
+	case toStore, toPlugin, toContainerd:
+	case "":
+		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
+	default:
+		return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+	}
 	from, err := f.open(ctx, a)
 	if err != nil {
 		return err
