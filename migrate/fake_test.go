@@ -22,7 +22,7 @@ import (
 // killed is panicked with where a process would end.
 type killed struct{ point string }
 
-// world is what survives a kill: the target's disk, and the faults to come.
+// world survives a kill: the target's disk, and the faults to come.
 type world struct {
 	target map[string]bool // things of the target
 	log    []string        // steps that changed something

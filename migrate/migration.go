@@ -120,7 +120,7 @@ func (m *Migration) end(j *journal, lock *lockFile) error {
 	return lock.delete()
 }
 
-// items lists what an inventory has, in the order of making.
+// items lists the things of an inventory, in the order of making.
 func (inv *Inventory) items() []Item {
 	items := make([]Item, 0, len(inv.Layers)+len(inv.Images)+len(inv.Containers))
 	for i := range inv.Layers {
@@ -143,7 +143,7 @@ func newDependents() *dependents { return &dependents{missing: make(map[key]bool
 // lost notes that an item does not come along.
 func (d *dependents) lost(item Item) { d.missing[item.key()] = true }
 
-// check returns an error if the item needs one that does not come along.
+// check returns an error if the item needs another that does not come along.
 func (d *dependents) check(item Item) error {
 	layers := []string{}
 	switch {

@@ -49,14 +49,10 @@ func TestUndoLeavesOthers(t *testing.T) {
 	assert.Equal(t, []string{"layer base", "layer other"}, a.things())
 	assert.Empty(t, a.leftInState())
 	assert.NoDirExists(t, a.state)
-	var order []string
-	for _, step := range a.w.log[7:] {
-		order = append(order, step)
-	}
 	assert.Equal(t, []string{
 		"remove container web", "remove image " + id("two").String(), "remove image " + id("one").String(),
 		"remove layer web", "remove layer web-init", "remove layer two", "remove layer one",
-	}, order)
+	}, a.w.log[7:])
 	_, err = a.migration().Undo(t.Context(), nil)
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }
@@ -160,7 +156,7 @@ func TestKilledFinish(t *testing.T) {
 	}
 }
 
-// TestPartial: what cannot come along leaves the rest alone, and those that need it behind.
+// TestPartial: a thing that cannot come along leaves the rest alone, and those that need it behind.
 func TestPartial(t *testing.T) {
 	boom := fault.New(errdefs.ErrDataLoss, "boom")
 	for name, c := range map[string]struct {
@@ -215,7 +211,7 @@ func TestPartial(t *testing.T) {
 	}
 }
 
-// TestProblemsOfTheSource: what the source cannot give is a problem of the run, and of its finish.
+// TestProblemsOfTheSource: a problem of the source is one of the run, and of its finish.
 func TestProblemsOfTheSource(t *testing.T) {
 	a := newAttempt(t)
 	a.inv.Problems = []Problem{{What: "image", ID: "broken", Err: errdefs.ErrDataLoss}}

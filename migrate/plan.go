@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Plan says what a run would do.
+// Plan lists the things that a run would make, and how.
 type Plan struct {
 	Program    string
 	Driver     string
@@ -15,7 +15,7 @@ type Plan struct {
 	Layers     []PlannedLayer
 	Images     []Image
 	Containers []Container
-	Problems   []Problem // of what does not come along
+	Problems   []Problem // of things that do not come along
 	Bytes      int64     // space that the data needs
 	Estimate   time.Duration
 	// Refusals are the reasons for which a run would change nothing.
@@ -38,7 +38,7 @@ const (
 	verifyingRate = 250 << 20
 )
 
-// Plan says what a run would do. It changes nothing.
+// Plan makes a Plan. It changes nothing.
 func (m *Migration) Plan(ctx context.Context) (_ *Plan, err error) {
 	inv, err := m.source.Inventory(ctx)
 	if err != nil {

@@ -7,17 +7,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Result says what a run has done.
+// Result counts the things of a run.
 type Result struct {
 	Made     map[string]int // things that are in the target because of this migration, by "layer", "image" and "container"
 	There    map[string]int // things that others had made before
-	Problems []Problem      // of what did not come along
+	Problems []Problem      // of things that did not come along
 }
 
 // Run makes everything in the target that is not there, and commits it. A run that was interrupted is gone on with.
 //
-// Before it changes anything, Run returns an error if a program works on the source, if the target refuses, or if the
-// journal is of another migration. Returns a *PartialError besides the result if single things did not come along.
+// Run returns an error and changes nothing if a program works on the source, or if the target refuses. The same goes for
+// a journal of another migration. Returns a *PartialError besides the result if single things did not come along.
 func (m *Migration) Run(ctx context.Context, progress Progress) (*Result, error) {
 	if progress == nil {
 		progress = noProgress{}

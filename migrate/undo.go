@@ -8,7 +8,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Undo removes what runs have made, and nothing else. Changes that were made to it since are lost. Returns ErrNotFound
+// Undo removes the things that runs have made, and nothing else. Changes that were made to it since are lost. Returns ErrNotFound
 // if there was no run, and a *PartialError if things could not be removed; a later Undo tries again.
 func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, err error) {
 	if progress == nil {

@@ -54,10 +54,10 @@ files of other drivers share their data. Otherwise data is copied.
 
 Stop the engine that works on the root first. Then go these steps:
 
-    cowshed migrate plan    shows what would come along, and how
+    cowshed migrate plan    shows the things that would come along, and how
     cowshed migrate run     moves it, and compares each layer with its source
     cowshed migrate verify  compares everything once more
-    cowshed migrate undo    removes what run has made
+    cowshed migrate undo    removes everything that run has made
     cowshed migrate finish  removes the old root
 
 run can be stopped at any time, and goes on when it is called again. A journal in --state keeps its steps.`,
@@ -88,7 +88,7 @@ func newMigratePlan(a *app, f *migrateFlags) *cobra.Command {
 	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "plan",
-		Short: "Show what run would do",
+		Short: "Show the things that run would move, and how",
 		Long: `Shows which images and containers would come along, how their data would come, and how much space and time that takes.
 It changes nothing, and can be called while the engine runs.
 
@@ -136,7 +136,7 @@ of its tar is compared. Containers that have run since differ.`,
 func newMigrateUndo(a *app, f *migrateFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "undo",
-		Short: "Remove what run has made",
+		Short: "Remove everything that run has made",
 		Long: `Removes everything that run has made, and nothing else. Changes that were made to it since are lost. Layers that
 something new was made from stay, and are listed; undo can be called again.`,
 		Args: usageArgs(cobra.NoArgs),
@@ -161,7 +161,7 @@ Nothing is removed without --yes.`,
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
-	cmd.Flags().BoolVar(&partial, "partial", false, "remove also what has not come along")
+	cmd.Flags().BoolVar(&partial, "partial", false, "remove also images and containers that have not come along")
 	return cmd
 }
 
@@ -175,6 +175,13 @@ type migration struct {
 
 // migrate opens both ends of a migration, calls do, and closes them.
 func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) (err error) {
+	switch f.to {
+	case toStore, toPlugin, toContainerd:
+	case "":
+		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
+	default:
+		return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+	}
 	from, err := f.open(ctx, a)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ const (
 // oldDriver is the name by which --driver chooses the graph of a Docker before 0.7.
 const oldDriver = "graph"
 
-// state is what a directory has of one program and driver.
+// graphState names a program and a driver that have layers in a directory.
 type graphState struct{ program, driver string }
 
 func (s graphState) String() string {

@@ -36,7 +36,6 @@ type Layer struct {
 	ID          string
 	Chain, Diff digest.Digest
 	Parent      *Layer
-	short       string // of overlay2
 }
 
 // Entry is a name of a layer: a directory if it ends in a slash, a removed name if its last part begins with ".wh.".
@@ -102,10 +101,11 @@ func (r *Root) Layer(parent *Layer, entries ...Entry) *Layer {
 
 	var parts bytes.Buffer
 	z := gzip.NewWriter(&parts)
-	stream, err := asm.NewInputTarStream(bytes.NewReader(layerTar), storage.NewJSONPacker(z), storage.NewDiscardFilePutter())
+	stream, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(layerTar), storage.NewJSONPacker(z), storage.NewDiscardFilePutter())
 	require.NoError(r.t, err)
 	_, err = io.Copy(io.Discard, stream)
 	require.NoError(r.t, err)
+	require.NoError(r.t, <-done)
 	require.NoError(r.t, z.Close())
 
 	db := r.LayerDir(l)

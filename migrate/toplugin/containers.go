@@ -30,14 +30,14 @@ const (
 
 var fullID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// madeLayer is what the state keeps of a layer that was made.
+// madeLayer is the state's record of a layer that was made.
 type madeLayer struct {
 	Kind   migrate.Kind
 	Chain  digest.Digest
 	Parent string
 }
 
-// note keeps what is known of a layer that is about to be made.
+// note keeps the record of a layer that is about to be made.
 func (t *Target) note(layer *migrate.Layer) error {
 	data, err := json.Marshal(madeLayer{layer.Kind, layer.ChainID, layer.Parent})
 	if err != nil {
@@ -46,7 +46,7 @@ func (t *Target) note(layer *migrate.Layer) error {
 	return atomicfile.Write(t.path("layers", layer.ID), data, 0o600)
 }
 
-// noted is what note has kept.
+// noted is the record that note has kept.
 func (t *Target) noted(id string) (*madeLayer, error) {
 	file := t.path("layers", id)
 	data, err := os.ReadFile(file)

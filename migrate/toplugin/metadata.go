@@ -298,7 +298,7 @@ func openParts(dir string) (*parts, error) {
 // Close closes the parts.
 func (p *parts) Close() error { return errors.Join(p.Reader.Close(), p.file.Close()) }
 
-// copyDistribution copies what the engine knows about registries that have the layer.
+// copyDistribution copies the engine's records of registries that have the layer.
 func (t *Target) copyDistribution(layer *migrate.Layer) error {
 	if t.opts.SourceRoot == "" {
 		return nil
@@ -308,8 +308,9 @@ func (t *Target) copyDistribution(layer *migrate.Layer) error {
 		return err
 	}
 	var records []struct{ Digest digest.Digest }
-	if json.Unmarshal(data, &records) != nil {
-		return nil // the engine would ignore it too
+	if err := json.Unmarshal(data, &records); err != nil {
+		t.opts.Logger.Info("the engine's record of registries that have a layer is damaged, and left out", "layer", layer.ID, "error", err)
+		return nil
 	}
 	if err := atomicfile.Write(t.metadata(byDiffID, layer.DiffID.Encoded()), data, 0o644); err != nil {
 		return err

@@ -216,7 +216,7 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// TestUndoKeepsNew: what the engine has made since is not lost.
+// TestUndoKeepsNew: things that the engine has made since are not lost.
 func TestUndoKeepsNew(t *testing.T) {
 	e := newEngine(t, "overlay2")
 	require.NoError(t, e.run())
@@ -236,7 +236,7 @@ func TestUndoKeepsNew(t *testing.T) {
 	assert.Empty(t, e.volumes())
 }
 
-// TestBroken: an image that is not what it should be stays away, with all that needs it.
+// TestBroken: a damaged image stays away, with all that needs it.
 func TestBroken(t *testing.T) {
 	e := newEngine(t, "overlay2")
 	require.NoError(t, os.WriteFile(filepath.Join(e.sample.Tree(e.sample.App.ID), "etc/app"), []byte("evil"), 0o640))

@@ -18,8 +18,8 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 )
 
-// names are the names of layers in the store. Names that follow from a container's are chosen once and kept in a file,
-// so that a run that goes on, and Undo, know the volumes of the migration.
+// names are the names of layers in the store. Names that follow from a container's are chosen once, and kept in a file.
+// So a run that goes on, and Undo, know the volumes of the migration.
 type names struct {
 	file   string
 	chosen map[string]string // by ID of the layer; of the file, and those that are chosen since
@@ -85,7 +85,7 @@ func (n *names) choose(inv *migrate.Inventory, taken func(name string) (bool, er
 		used[name] = true
 	}
 	free := func(name string) (bool, error) {
-		if cowcommon.CheckID(name) != nil || cowcommon.CheckID(name+initSuffix) != nil || image.IsLayerName(name) || image.IsPartial(name) {
+		if !usable(name) {
 			return false, nil
 		}
 		for _, name := range []string{name, name + initSuffix} {
@@ -129,6 +129,11 @@ func (n *names) choose(inv *migrate.Inventory, taken func(name string) (bool, er
 }
 
 const initSuffix = "-init"
+
+// usable reports whether a container's layer can have a name, and the layer below it the name with initSuffix.
+func usable(name string) bool {
+	return cowcommon.CheckID(name) == nil && cowcommon.CheckID(name+initSuffix) == nil && !image.IsLayerName(name) && !image.IsPartial(name)
+}
 
 // chooseOthers gives layers that no container has, and that have no chain ID, their own ID as name.
 func (n *names) chooseOthers(inv *migrate.Inventory, used map[string]bool, taken func(name string) (bool, error)) error {

@@ -172,7 +172,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// TestVerify finds what has changed since, on either side.
+// TestVerify finds changes since the run, on either side.
 func TestVerify(t *testing.T) {
 	p := newPlace(t, "overlay2")
 	require.NoError(t, p.run())
@@ -190,8 +190,8 @@ func TestVerify(t *testing.T) {
 	assert.Len(t, partial.Problems, 2)
 }
 
-// TestBrokenLayer: content that is not what the chain ID says gets no name of an image's layer, and takes nothing else
-// along that is not made from it.
+// TestBrokenLayer: content that does not have the chain ID gets no name of an image's layer. Only things that are made
+// from it stay away too.
 func TestBrokenLayer(t *testing.T) {
 	for name, breaks := range map[string]func(t *testing.T, s *testroot.Sample){
 		"changed file": func(t *testing.T, s *testroot.Sample) {
@@ -252,7 +252,7 @@ func TestNamesThatAreTaken(t *testing.T) {
 	assert.Equal(t, before, p.volumes())
 }
 
-// TestSharedWithImports: a layer that the store has already is used, and stays. One that others came to need stays too.
+// TestSharedWithImports: a layer that the store has already is used, and stays. A layer that others came to need stays too.
 func TestSharedWithImports(t *testing.T) {
 	p := newPlace(t, "overlay2")
 	require.NoError(t, p.run())

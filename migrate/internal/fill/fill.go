@@ -29,7 +29,7 @@ type Volume struct {
 	Name   string
 	Parent string // "": none
 	Limit  quota.Limit
-	// Partial is the name of the volume until it is complete. Whoever opens the home removes remains of that name.
+	// Partial is the name of the volume until it is complete. The next user of the home removes remains of that name.
 	Partial string
 	Logger  *slog.Logger
 	// Complete is called with the name before the volume gets its own, for a check; nil: nothing is.

@@ -133,8 +133,8 @@ func (l *lister) entries(x, y *entry, depth int) (err error) {
 	return l.add(x.path(), kind)
 }
 
-// links lists all names of a file of which some names change, or which are of several files in one tree and of one in
-// the other: only together they become hard links.
+// links lists all names of a file of which some names change. The same goes for names of several files in one tree and of
+// one file in the other. Only together they become hard links.
 func (l *lister) links() error {
 	changed := make(map[inode]bool) // by inode of to
 	from, to := make(map[inode]inode), make(map[inode]inode)

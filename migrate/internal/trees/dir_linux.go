@@ -1,6 +1,7 @@
 package trees
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -261,7 +262,7 @@ func sameBytes(a, b *entry, bufs *[2][]byte) (same bool, err error) {
 		if err := errors.Join(notEnd(errX), notEnd(errY)); err != nil {
 			return false, err
 		}
-		if n != m || string(bufs[0][:n]) != string(bufs[1][:m]) {
+		if n != m || !bytes.Equal(bufs[0][:n], bufs[1][:m]) {
 			return false, nil
 		}
 		if errX != nil {

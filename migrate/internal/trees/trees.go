@@ -4,7 +4,6 @@ package trees
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -79,8 +78,6 @@ func interrupted(ctx context.Context) error {
 	}
 	return nil
 }
-
-var errUnsupported = fmt.Errorf("compare trees: %w", errors.ErrUnsupported)
 
 // Size is the sum of the sizes of the regular files below a directory, in bytes. A file with several names counts once.
 func Size(ctx context.Context, dir *os.File) (int64, error) { return size(ctx, dir) }

@@ -167,7 +167,7 @@ func TestEdits(t *testing.T) {
 			}
 			assert.Equal(t, edit.want, got)
 
-			// The changed tree is not what the source says.
+			// The changed tree differs from the source.
 			err = Verify(t.Context(), open(t, b), open(t, a), nil, migrate.Whole)
 			checkVerdict(t, err, edit.how)
 			// The same for a tree of which the source says nothing: an empty directory of changes.

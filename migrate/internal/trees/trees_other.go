@@ -4,12 +4,16 @@ package trees
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 
 	"github.com/moby/go-archive"
 
 	"github.com/cowshed/cowshed/migrate"
 )
+
+var errUnsupported = fmt.Errorf("compare trees: %w", errors.ErrUnsupported)
 
 func changes(context.Context, *os.File, *os.File) ([]archive.Change, error) {
 	return nil, errUnsupported

@@ -32,11 +32,11 @@ func verify(ctx context.Context, got, want, base *os.File, form migrate.Form) (e
 		base = nil
 	}
 	var dirs [3]*dir
+	defer func() { err = errors.Join(err, dirs[0].close(), dirs[1].close(), dirs[2].close()) }()
 	for i, f := range []*os.File{got, want, base} {
 		if dirs[i], err = root(f); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, dirs[i].close()) }()
 	}
 	g, err := dirs[0].self()
 	if err != nil {
@@ -217,6 +217,7 @@ func (v *verifier) link(g, w *entry) error {
 // sub compares directories below a name. b is nil, or not a directory, where base has none.
 func (v *verifier) sub(g, w, b *entry, depth int) (err error) {
 	var dirs [3]*dir
+	defer func() { err = errors.Join(err, dirs[0].close(), dirs[1].close(), dirs[2].close()) }()
 	for i, e := range []*entry{g, w, b} {
 		if !e.isDir() {
 			continue
@@ -224,7 +225,6 @@ func (v *verifier) sub(g, w, b *entry, depth int) (err error) {
 		if dirs[i], err = e.dir.sub(e.name); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, dirs[i].close()) }()
 	}
 	return v.dirs(dirs[0], dirs[1], dirs[2], depth+1)
 }
