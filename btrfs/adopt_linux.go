@@ -1,7 +1,6 @@
 package btrfs
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -152,21 +151,28 @@ func (b *Backend) parentOf(fd int, info btrfsctl.Subvolume) (btrfsctl.UUID, erro
 	return recorded, nil
 }
 
-// recordedParent reads the record of an adopted volume. That of another volume, of which this one is a snapshot, does
-// not count.
+// recordedParent reads the record of an adopted volume.
 func recordedParent(fd int, own btrfsctl.UUID) (parent btrfsctl.UUID, ok bool) {
-	const uuidLen = 36
 	var value [2*uuidLen + 1]byte
 	n, err := unix.Fgetxattr(fd, parentXattr, value[:])
-	if err != nil || n != len(value) {
+	if err != nil {
 		return parent, false
 	}
-	mine, his, _ := bytes.Cut(value[:], []byte(" "))
-	if string(mine) != own.String() {
-		return parent, false
-	}
-	return parseUUID(string(his))
+	return parseRecord(string(value[:n]), own)
 }
+
+// parseRecord parses the record of the volume with the UUID own. That of another volume, of which this volume is a
+// snapshot, does not count.
+func parseRecord(record string, own btrfsctl.UUID) (parent btrfsctl.UUID, ok bool) {
+	mine, uuid, _ := strings.Cut(record, " ")
+	if mine != own.String() {
+		return parent, false
+	}
+	return parseUUID(uuid)
+}
+
+// uuidLen is the length of a UUID in a record.
+const uuidLen = 36
 
 // parseUUID is the inverse of btrfsctl.UUID.String.
 func parseUUID(s string) (uuid btrfsctl.UUID, ok bool) {

@@ -173,6 +173,8 @@ func TestAdoptAgain(t *testing.T) {
 	defer other.Close()
 	require.NoError(t, other.Adopt(ctx, "b", "", filepath.Join(b.home, subvolumesName, "b"), cowcommon.VolumeOptions{}))
 	assertParent(t, other, "b", "")
+	require.NoError(t, other.Adopt(ctx, "sealed", "", filepath.Join(b.home, subvolumesName, "a"), cowcommon.VolumeOptions{}))
+	put(t, other, "sealed", "file", "a copy of what is sealed is writable")
 	dir := tree(t, other, "b")
 	_, err = unix.Getxattr(dir, parentXattr, nil)
 	require.ErrorIs(t, err, unix.ENODATA)
@@ -182,6 +184,22 @@ func TestAdoptAgain(t *testing.T) {
 		assertParent(t, other, "b", "")
 	}
 	require.NoError(t, other.Unmount(ctx, "b"))
+}
+
+func FuzzParentRecord(f *testing.F) {
+	own, parent := btrfsctl.UUID{1, 2, 3}, btrfsctl.UUID{4, 5, 0xff}
+	f.Add(own.String() + " " + parent.String())
+	f.Add(parent.String() + " " + own.String())
+	f.Add(own.String() + " ")
+	f.Add(own.String() + " 04-05ff00000000000000000000000000----")
+	f.Fuzz(func(t *testing.T, record string) {
+		if uuid, ok := parseRecord(record, own); ok {
+			assert.Equal(t, own.String()+" "+uuid.String(), record)
+		}
+	})
+	uuid, ok := parseRecord(own.String()+" "+parent.String(), own)
+	require.True(f, ok)
+	require.Equal(f, parent, uuid)
 }
 
 func TestAdoptNot(t *testing.T) {

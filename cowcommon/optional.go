@@ -31,7 +31,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 	}
 }
 
-// Complete is a Backend with all of the optional interfaces but Examiner and Adopter.
+// Complete is a Backend with all of the optional interfaces but Examiner, Scratcher and Adopter.
 type Complete interface {
 	Backend
 	Sealer
@@ -197,6 +197,21 @@ type Kept interface {
 	Restore(ctx context.Context) error
 	// Close forgets the former state.
 	Close() error
+}
+
+// Scratcher is a Backend that can hold a tree for a while that is no volume.
+type Scratcher interface {
+	// Scratch makes an empty tree on the Backend's filesystem, which fill writes. The result is that tree, read-only. Its
+	// Close destroys it, as do Close of the Backend and, after a crash, the next start. If fill fails, nothing is left.
+	Scratch(ctx context.Context, fill func(dir string) error) (View, error)
+}
+
+// Scratch is Scratcher.Scratch. Returns ErrNotImplemented if the backend is none.
+func Scratch(ctx context.Context, backend Backend, fill func(dir string) error) (View, error) {
+	if s, ok := As[Scratcher](backend); ok {
+		return s.Scratch(ctx, fill)
+	}
+	return nil, cannot("make a scratch tree", backend)
 }
 
 // Adopter is a Backend that can make a volume from a volume of another program, without copying data.

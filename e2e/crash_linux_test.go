@@ -106,6 +106,13 @@ func operations(s system) []operation {
 			_, err = io.Copy(io.Discard, diff)
 			return errors.Join(err, diff.Close())
 		}, func(t *testing.T, d *cowdriver.Driver, _ bool) { assertContent(t, d, "child") }},
+		{"diff path", func(d *cowdriver.Driver) error {
+			_, release, err := d.DiffPath("child")
+			if err != nil {
+				return err
+			}
+			return release()
+		}, func(t *testing.T, d *cowdriver.Driver, _ bool) { assertContent(t, d, "child") }},
 		{"apply", func(d *cowdriver.Driver) error {
 			diff, err := d.Diff("child", "base")
 			if err != nil {

@@ -37,6 +37,9 @@ type Image struct {
 	// Digests are the normalised references with a digest of a registry's manifest.
 	Digests []string
 	Layers  []string // IDs, base first
+	// Parent is the ID of the image from which a build or a commit has made this one. "": it is unknown, or not there.
+	// Docker lists no untagged image that is another's parent.
+	Parent digest.Digest
 }
 
 // Container is a container of an old root.

@@ -175,6 +175,13 @@ type migration struct {
 
 // migrate opens both ends of a migration, calls do, and closes them.
 func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) (err error) {
+	switch f.to {
+	case toStore, toPlugin, toContainerd:
+	case "":
+		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
+	default:
+		return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+	}
 	from, err := f.open(ctx, a)
 	if err != nil {
 		return err

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -250,4 +254,40 @@ func TestMigrateToPlugin(t *testing.T) {
 	assert.Equal(t, exitNotFound, r.code, r.err)
 	r = a.run(t, "migrate", "plan", "--from", old.Dir, "--to", "plugin", "--driver", "cowshed")
 	assert.Equal(t, exitUnsupported, r.code, r.err)
+}
+
+// TestMigrateKilled kills runs and undos of another process at some moment, again and again. In the end all is there, or
+// nothing.
+func TestMigrateKilled(t *testing.T) {
+	a, old := newOldRoot(t, "overlay2")
+	program, err := os.Executable()
+	require.NoError(t, err)
+	before := a.ok(t, "ls", "--names")
+	args := func(what string) []string { return []string{"migrate", what, "--from", old.Dir, "--to", "store"} }
+	killed := 0
+	for i := range 36 {
+		what := "run"
+		if i%3 == 2 {
+			what = "undo"
+		}
+		cmd := exec.Command(program, append([]string{"--root", a.root}, args(what)...)...)
+		cmd.Env = append(os.Environ(), asProgramEnv+"=1")
+		require.NoError(t, cmd.Start())
+		time.Sleep(time.Duration(20+rand.IntN(200)) * time.Millisecond)
+		require.NoError(t, cmd.Process.Kill())
+		var exit *exec.ExitError
+		if errors.As(cmd.Wait(), &exit) && !exit.Exited() {
+			killed++
+		}
+	}
+	assert.Greater(t, killed, 5)
+	a.ok(t, args("run")...)
+	a.ok(t, args("verify")...)
+	assert.Contains(t, a.ok(t, "ls", "--names"), "shop")
+	a.ok(t, args("undo")...)
+	assert.Equal(t, before, a.ok(t, "ls", "--names"))
+	assert.NoDirExists(t, filepath.Join(a.root, "migration"))
+	left, err := os.ReadDir(filepath.Join(a.root, "images/tarsplit"))
+	require.NoError(t, err)
+	assert.Empty(t, left)
 }

@@ -19,11 +19,13 @@ package treecopy
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Options says how trees are copied. The zero value is usable.
@@ -44,8 +46,9 @@ type Report struct {
 }
 
 // ErrRedirected says that a directory of an overlay takes its content from below another name, or a file its data. The
-// changes alone do not tell the tree then. The caller can mount the overlay, and copy the tree that it shows.
-var ErrRedirected = errors.New("its content is below another name in a lower layer (overlay redirect)")
+// changes alone do not tell the tree then. The caller can mount the overlay, and copy the tree that it shows. It is also
+// an errdefs.ErrNotImplemented.
+var ErrRedirected = fault.New(errdefs.ErrNotImplemented, "its content is below another name in a lower layer (overlay redirect)")
 
 // Marks says how a directory of changes says that names are gone.
 type Marks int

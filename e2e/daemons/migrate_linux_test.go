@@ -103,7 +103,7 @@ func requireMoved(t *testing.T, err error) {
 	require.NoError(t, err)
 }
 
-// described is what "docker ps", "diff" and "inspect" say about a container.
+// described has the answers of "docker ps", "diff" and "inspect" about a container.
 type described struct {
 	ID, Name string
 	Code     int

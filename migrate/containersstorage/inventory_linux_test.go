@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/migrate"
 )
 
@@ -365,9 +366,7 @@ func TestOpenChooses(t *testing.T) {
 }
 
 func TestForeignOwner(t *testing.T) {
-	if os.Geteuid() != 0 {
-		return // only the superuser is refused
-	}
+	testfs.Root(t) // only the superuser is refused
 	s := newStorage(t, "vfs")
 	require.NoError(t, os.Chown(s.dir, 1000, 1000))
 	_, err := Open(context.Background(), Options{Dir: s.dir})

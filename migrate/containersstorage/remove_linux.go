@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // Remove implements migrate.Source. It removes the four directories of the driver. The records of layers go last, so
@@ -34,17 +34,14 @@ func (s *Source) remove(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(s.root.Path())
+	root, err := s.root.OpenDir(".")
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	for _, name := range []string{s.driver, s.driver + "-containers", s.driver + "-images", s.driver + "-layers"} {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := root.RemoveAll(name); err != nil {
-			return err
+		if err := treeat.RemoveTree(ctx, int(root.Fd()), name); err != nil {
+			return fault.Wrap("remove", name, err)
 		}
 	}
 	return nil

@@ -60,30 +60,50 @@ func runZFS(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// openDataset opens a dataset for reading. It is mounted for a moment, and stays reachable by the open directory alone.
-func openDataset(ctx context.Context, dataset string) (dir *os.File, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+// openDataset mounts a dataset on no directory, for reading, and opens its root. The mount ends when the caller closes the
+// root. If the dataset is mounted elsewhere for writing, its filesystem stays writable, and the mount does not.
+func openDataset(ctx context.Context, dataset string) (*os.File, error) {
+	dir, err := mountDetached(dataset, true)
+	if errors.Is(err, unix.EBUSY) {
+		dir, err = mountDetached(dataset, false)
 	}
-	point, err := os.MkdirTemp("", "cowshed-migrate-")
+	if errors.Is(err, unix.ENOENT) {
+		err = fault.As(errdefs.ErrNotFound, err)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fault.Wrap("mount dataset", dataset, err)
 	}
-	defer func() { err = errors.Join(err, os.Remove(point)) }()
-	if err := unix.Mount(dataset, point, "zfs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			err = fault.As(errdefs.ErrNotFound, err)
+	return dir, ctx.Err()
+}
+
+func mountDetached(dataset string, readOnly bool) (*os.File, error) {
+	filesystem, err := unix.Fsopen("zfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(filesystem)
+	if err := unix.FsconfigSetString(filesystem, "source", dataset); err != nil {
+		return nil, os.NewSyscallError("fsconfig", err)
+	}
+	if readOnly {
+		if err := unix.FsconfigSetFlag(filesystem, "ro"); err != nil {
+			return nil, os.NewSyscallError("fsconfig", err)
 		}
-		return nil, fmt.Errorf("mount dataset %s: %w", dataset, err)
 	}
-	dir, err = os.OpenFile(point, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if unmountErr := unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); unmountErr != nil {
-		err = errors.Join(err, fmt.Errorf("unmount dataset %s: %w", dataset, unmountErr))
+	if err := unix.FsconfigCreate(filesystem); err != nil {
+		return nil, os.NewSyscallError("fsconfig", err)
 	}
-	if err != nil && dir != nil {
-		return nil, errors.Join(err, dir.Close())
+	const attributes = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	mount, err := unix.Fsmount(filesystem, unix.FSMOUNT_CLOEXEC, attributes)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount", err)
 	}
-	return dir, err
+	defer unix.Close(mount)
+	fd, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("openat", err)
+	}
+	return os.NewFile(uintptr(fd), dataset), nil
 }
 
 // destroyDatasets destroys the datasets of the layers. A layer's children are destroyed before it.

@@ -62,6 +62,9 @@ func TestZFSDatasets(t *testing.T) {
 
 	require.NoError(t, unix.Mount(dataset+"/rw", dir, "zfs", 0, ""))
 	require.ErrorIs(t, source.Remove(ctx), fault.ErrInUse)
+	content, err := source.Open(ctx, "rw")
+	require.NoError(t, err, "mounted elsewhere, for writing")
+	assert.Equal(t, []string{"base"}, names(t, content))
 	require.NoError(t, unix.Unmount(dir, 0))
 	require.NoError(t, source.Remove(ctx))
 	assertRemoved(t, s)

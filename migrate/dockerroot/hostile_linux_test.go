@@ -51,7 +51,6 @@ func TestHostile(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			outside := t.TempDir()
 			s := fill(newTestRoot(t, filepath.Join(outside, "root"), driver))
-			s.write("volumes/metadata.db", "")
 			want := s.inventory()
 			tried := 0
 			for _, name := range s.read() {
@@ -126,7 +125,27 @@ func everything(t *testing.T, r *testRoot) (*migrate.Inventory, error) {
 			return nil, err
 		}
 	}
-	return inv, errors.Join(s.InUse(ctx), ctx.Err())
+	return inv, ctx.Err()
+}
+
+// A database that is none is locked by nobody, and is not followed.
+func TestHostileDatabase(t *testing.T) {
+	testfs.Root(t)
+	outside := filepath.Join(t.TempDir(), "metadata.db")
+	require.NoError(t, os.WriteFile(outside, nil, 0o644))
+	for _, name := range []string{"volumes/metadata.db", "buildkit/x.db", "buildkit"} {
+		for kind, trap := range traps {
+			s := fill(newTestRoot(t, t.TempDir(), "vfs"))
+			s.mkdir(filepath.Dir(name))
+			trap(t, s.path(name), outside)
+			err := open(t, s.testRoot).InUse(t.Context())
+			if kind == "huge file" && name != "buildkit" || kind == "directory" && name == "buildkit" {
+				require.NoError(t, err, "%s in place of %s", kind, name)
+				continue
+			}
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "%s in place of %s", kind, name)
+		}
+	}
 }
 
 // A directory with very many names is not read without end, and neither are many configurations.

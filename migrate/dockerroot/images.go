@@ -45,10 +45,57 @@ func (l *lister) addImages(ctx context.Context) error {
 		image.Names, image.Digests = named.tags, named.digests
 		l.inv.Images = append(l.inv.Images, *image)
 	}
+	l.addParents()
 	for _, id := range names.ids() {
 		l.problem(whatImage, string(id), names[id].first(), fault.New(errdefs.ErrNotFound, "%s has a name, but no configuration", id))
 	}
 	return nil
+}
+
+// addParents notes from which images others were made, as far as both are there. Docker follows parents to their end, so
+// that there must be one.
+func (l *lister) addParents() {
+	parents := make(map[digest.Digest]digest.Digest)
+	for _, image := range l.inv.Images {
+		data, err := l.root.ReadFile(path.Join(l.image, "imagedb/metadata/sha256", image.ID.Encoded(), "parent"), maxLine)
+		if err != nil {
+			continue // most images have none
+		}
+		if parent, err := parseDigest(string(data)); err == nil {
+			parents[image.ID] = parent
+		}
+	}
+	there := make(map[digest.Digest]bool, len(l.inv.Images))
+	for _, image := range l.inv.Images {
+		there[image.ID] = true
+	}
+	ends := make(map[digest.Digest]bool, len(parents))
+	for i := range l.inv.Images {
+		image := &l.inv.Images[i]
+		if parent := parents[image.ID]; there[parent] && hasEnd(parents, image.ID, ends) {
+			image.Parent = parent
+		}
+	}
+}
+
+// hasEnd reports whether the way from an image to its last parent has an end. known are the answers so far.
+func hasEnd(parents map[digest.Digest]digest.Digest, id digest.Digest, known map[digest.Digest]bool) bool {
+	var way []digest.Digest
+	var end bool
+	for {
+		answer, seen := known[id]
+		if seen || parents[id] == "" {
+			end = answer || !seen
+			break
+		}
+		known[id] = false // until the end is found: a way that comes here again goes round
+		way = append(way, id)
+		id = parents[id]
+	}
+	for _, id := range way {
+		known[id] = end
+	}
+	return end
 }
 
 // readImage reads an image, and finds its layers.

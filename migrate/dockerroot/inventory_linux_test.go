@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -215,4 +216,39 @@ func (c *countdown) Err() error {
 		return context.Canceled
 	}
 	return nil
+}
+
+// TestParents: images know from which others they were made, unless there is no end to that.
+func TestParents(t *testing.T) {
+	r := newTestRoot(t, t.TempDir(), "vfs")
+	layer := r.layer("layer", nil)
+	parent := func(image, parent digest.Digest) {
+		r.write("image/vfs/imagedb/metadata/sha256/"+image.Encoded()+"/parent", string(parent))
+	}
+	var ids []digest.Digest
+	for _, name := range []string{"base", "middle", "top", "round", "and round", "into it", "self", "of none", "odd"} {
+		ids = append(ids, r.image(layer, name))
+	}
+	parent(ids[1], ids[0])
+	parent(ids[2], ids[1])
+	parent(ids[3], ids[4])
+	parent(ids[4], ids[3])
+	parent(ids[5], ids[4])
+	parent(ids[6], ids[6])
+	parent(ids[7], digest.FromString("none"))
+	parent(ids[8], "../odd")
+
+	s, err := Open(t.Context(), Options{Dir: r.dir})
+	require.NoError(t, err)
+	defer s.Close()
+	inv, err := s.Inventory(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, inv.Problems)
+	found := make(map[digest.Digest]digest.Digest)
+	for _, image := range inv.Images {
+		if image.Parent != "" {
+			found[image.ID] = image.Parent
+		}
+	}
+	assert.Equal(t, map[digest.Digest]digest.Digest{ids[1]: ids[0], ids[2]: ids[1]}, found)
 }

@@ -27,7 +27,10 @@ func (s *Source) Remove(ctx context.Context) (err error) {
 		return err
 	}
 	// Open looks for the layerdb, so it goes last.
-	names, err := s.list(s.image)
+	names, err := s.root.List(s.image, maxEntries)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

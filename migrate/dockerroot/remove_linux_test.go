@@ -37,11 +37,16 @@ func TestRemove(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			sample := fill(newTestRoot(t, t.TempDir(), driver))
 			check := sample.addOthers()
-			require.NoError(t, open(t, sample.testRoot).Remove(t.Context()))
+			s := open(t, sample.testRoot)
+			require.NoError(t, s.Remove(t.Context()))
+			require.NoError(t, s.Remove(t.Context()), "again")
 			require.NoDirExists(t, sample.path(driver))
 			require.NoDirExists(t, sample.path("image/"+driver))
 			check()
-			_, err := Open(t.Context(), Options{Dir: sample.dir, Driver: driver})
+			inv, err := s.Inventory(t.Context())
+			require.NoError(t, err)
+			assert.Empty(t, inv.Layers)
+			_, err = Open(t.Context(), Options{Dir: sample.dir, Driver: driver})
 			require.ErrorIs(t, err, errdefs.ErrNotFound)
 		})
 	}

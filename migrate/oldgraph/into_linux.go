@@ -145,7 +145,10 @@ func (m *mover) renameTree(dir *os.File, name string, files *os.File, at string)
 			return false, nil
 		}
 	}
-	if err := removeIn(files, c.own); err != nil {
+	for i := range c.own {
+		c.own[i] = path.Base(c.own[i])
+	}
+	if err := removeIn(m.ctx, files, c.own...); err != nil {
 		return false, err
 	}
 	switch err := unix.Renameat(int(dir.Fd()), name, unix.AT_FDCWD, at); {
@@ -170,21 +173,6 @@ func isPlainDirectory(files *os.File, path string) (bool, error) {
 	return from.Dev == to.Dev && to.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
-// removeIn removes the named files and directories in a directory.
-func removeIn(dir *os.File, names []string) error {
-	root, err := os.OpenRoot(descriptorPath(dir))
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for _, name := range names {
-		if err := root.RemoveAll(path.Base(name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // discard removes the old files of an entry, unless they are mounted, and then its state.
 func (m *mover) discard(e entry, dir *os.File) error {
 	err := rootuse.Mounts(m.root, []string{e.dir() + "/" + e.files})
@@ -194,7 +182,7 @@ func (m *mover) discard(e entry, dir *os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := removeIn(dir, []string{e.files}); err != nil {
+	if err := removeIn(m.ctx, dir, e.files); err != nil {
 		return err
 	}
 	if err := m.passed("discarded"); err != nil {

@@ -2,11 +2,12 @@ package oldgraph
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/treeat"
 	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
@@ -29,53 +30,56 @@ func (s *Source) remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(s.root.Path())
+	for id := range g.containers {
+		if err := s.removeEntry(ctx, containersDir, id, containerRW); err != nil {
+			return err
+		}
+	}
+	top, err := s.root.OpenDir(".")
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	for id := range g.containers {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := removeEntry(root, containersDir+"/"+id, containerRW); err != nil {
-			return err
-		}
-	}
-	for _, name := range []string{"repositories", "repositories.json"} {
-		if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	defer top.Close()
+	if err := removeIn(ctx, top, "repositories", "repositories.json"); err != nil {
+		return err
 	}
 	for id := range g.images {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := removeEntry(root, graphDir+"/"+id, imageLayer); err != nil {
+		if err := s.removeEntry(ctx, graphDir, id, imageLayer); err != nil {
 			return err
 		}
 	}
-	return root.RemoveAll(graphDir)
+	return removeIn(ctx, top, graphDir)
 }
 
-// removeEntry removes a directory, and the directory last of its content, without which the entry is not found again.
-func removeEntry(root *os.Root, dir, last string) error {
-	entry, err := root.OpenRoot(dir)
+// removeEntry removes an image or a container. Its files go last, since the entry is not found again without them.
+func (s *Source) removeEntry(ctx context.Context, in, id, files string) error {
+	names, err := s.root.List(in+"/"+id, maxEntries)
+	if err != nil {
+		return err
+	}
+	entry, err := s.root.OpenDir(in + "/" + id)
 	if err != nil {
 		return err
 	}
 	defer entry.Close()
-	names, err := fs.ReadDir(entry.FS(), ".")
+	others := slices.DeleteFunc(names, func(name string) bool { return name == files })
+	if err := removeIn(ctx, entry, others...); err != nil {
+		return err
+	}
+	dir, err := s.root.OpenDir(in)
 	if err != nil {
 		return err
 	}
+	defer dir.Close()
+	return removeIn(ctx, dir, id)
+}
+
+// removeIn removes the named files and directories in a directory. Missing ones are no error.
+func removeIn(ctx context.Context, dir *os.File, names ...string) error {
 	for _, name := range names {
-		if name.Name() == last {
-			continue
-		}
-		if err := entry.RemoveAll(name.Name()); err != nil {
-			return err
+		if err := treeat.RemoveTree(ctx, int(dir.Fd()), name); err != nil {
+			return fault.Wrap("remove", filepath.Join(dir.Name(), name), err)
 		}
 	}
-	return root.RemoveAll(dir)
+	return nil
 }

@@ -81,7 +81,7 @@ func (t *Target) verifyContainer(ctx context.Context, c *migrate.Container) erro
 	return t.verifyStaged(ctx, c)
 }
 
-// removeContainer removes what MakeContainer has made. Its layers stay.
+// removeContainer takes back MakeContainer. The layers of the container stay.
 func (t *Target) removeContainer(ctx context.Context, c *migrate.Container) error {
 	if t.moby() {
 		return t.unstage(c.ID)

@@ -3,8 +3,8 @@
 //
 // # Layers
 //
-// A layer of an image is a snapshot under its chain ID, as if containerd had unpacked it, and a blob with the tar of the
-// layer. The tar is put together again from the files and the parts that the old root has kept. Its digest is the
+// A layer of an image is a snapshot under its chain ID, as if containerd had unpacked it. Besides there is a blob with the
+// tar of the layer. The tar is put together again from the files and the parts that the old root has kept. Its digest is the
 // diff ID of the layer, or the layer does not come along. The blob is compressed anew, so its own digest is not that of
 // the registry. A volume on Cowshed's own filesystem is adopted and not copied: see snapshotter.Snapshotter.Offer.
 //

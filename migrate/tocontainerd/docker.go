@@ -294,10 +294,14 @@ func replace(dir *rootdir.Dir, name string, data []byte) error {
 	return atomicfile.Write(dir.Join(name), data, mode)
 }
 
-// Commit implements migrate.Target. In namespace Moby it changes the configurations of the containers.
+// Commit implements migrate.Target. In namespace Moby it changes the configurations of the containers, and tells Docker the
+// parents of images.
 func (t *Target) Commit(ctx context.Context) error {
 	ctx = t.in(ctx)
 	if t.moby() {
+		if err := t.tellParents(ctx); err != nil {
+			return err
+		}
 		ids, err := t.stagedIDs(stagedSuffix)
 		if err != nil {
 			return err

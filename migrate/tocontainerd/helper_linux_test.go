@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -175,7 +176,6 @@ type source struct {
 	inv     migrate.Inventory
 	content map[string]migrate.Content // without Dir
 	parts   map[string][]byte
-	base    string // file that the container does not change
 }
 
 var _ migrate.Source = (*source)(nil)
@@ -211,7 +211,8 @@ func (h *host) newSource(f form) *source {
 	})
 	other := s.imageLayer(f, "other-id", "base-id", []entry{{name: "other", data: "other"}})
 	first := s.image([]string{"docker.io/library/app:1", "docker.io/library/app:latest"}, base, top)
-	s.image(nil, base, other)
+	untagged := s.image(nil, base, other)
+	s.inv.Images[0].Parent = untagged
 
 	s.layer(f, migrate.Layer{ID: "mount-init", Parent: "top-id", Kind: migrate.InitLayer}, []entry{{name: "etc/hosts", data: ""}})
 	s.layer(f, migrate.Layer{ID: "mount", Parent: "mount-init", Kind: migrate.ContainerLayer, Limit: theLimit}, []entry{
@@ -283,10 +284,11 @@ func (s *source) imageLayer(f form, id, parent string, entries []entry) digest.D
 		}
 	}
 	var parts bytes.Buffer
-	in, err := asm.NewInputTarStream(bytes.NewReader(data), storage.NewJSONPacker(&parts), storage.NewDiscardFilePutter())
+	in, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(data), storage.NewJSONPacker(&parts), storage.NewDiscardFilePutter())
 	require.NoError(s.t, err)
 	_, err = io.Copy(io.Discard, in)
 	require.NoError(s.t, err)
+	require.NoError(s.t, errors.Join(in.Close(), <-done))
 	s.parts[id] = parts.Bytes()
 	s.layer(f, layer, entries)
 	return layer.DiffID

@@ -25,6 +25,9 @@ const (
 	configReference   = "containerd.io/gc.ref.content.config"
 	layerReference    = "containerd.io/gc.ref.content.l." // and a number
 
+	// dockerParent is Docker's label of an image: the digest of the manifest of the image that it was built from.
+	dockerParent = "org.mobyproject.image.parent"
+
 	// untaggedName is Docker's name of an image without one, and the digest of its manifest.
 	untaggedName = "moby-dangling@"
 
@@ -59,7 +62,7 @@ func (t *Target) MakeImage(ctx context.Context, image *migrate.Image) error {
 		return fmt.Errorf("manifest: %w", err)
 	}
 	for _, name := range t.namesOf(image, manifest.Digest) {
-		if err := t.name(ctx, name, image.ID, manifest.Descriptor); err != nil {
+		if err := t.name(ctx, name, image, manifest.Descriptor); err != nil {
 			return err
 		}
 	}
@@ -132,8 +135,11 @@ func (t *Target) namesOf(image *migrate.Image, manifest digest.Digest) []string 
 }
 
 // name gives an image a name. Returns errdefs.ErrAlreadyExists if another image has it.
-func (t *Target) name(ctx context.Context, name string, id digest.Digest, target ocispec.Descriptor) error {
-	record := images.Image{Name: name, Target: target, Labels: map[string]string{ImageLabel: id.String()}}
+func (t *Target) name(ctx context.Context, name string, image *migrate.Image, target ocispec.Descriptor) error {
+	record := images.Image{Name: name, Target: target, Labels: map[string]string{ImageLabel: image.ID.String()}}
+	if image.Parent != "" {
+		record.Labels[ParentLabel] = image.Parent.String()
+	}
 	_, err := t.images.Create(ctx, record)
 	if !errdefs.IsAlreadyExists(err) {
 		return err
@@ -144,11 +150,33 @@ func (t *Target) name(ctx context.Context, name string, id digest.Digest, target
 		return err
 	case there.Target.Digest == target.Digest:
 		return nil
-	case there.Labels[ImageLabel] != id.String():
+	case there.Labels[ImageLabel] != image.ID.String():
 		return nameTaken(there)
 	}
 	_, err = t.images.Update(ctx, record, "target") // of a migration by another version, with other compressed layers
 	return err
+}
+
+// tellParents tells Docker which images were made from which, now that all are there. Docker knows them by their manifests.
+func (t *Target) tellParents(ctx context.Context) error {
+	list, err := t.images.List(ctx, fmt.Sprintf("labels.%q", ParentLabel))
+	if err != nil {
+		return err
+	}
+	for _, record := range list {
+		parent, err := t.manifestOf(ctx, digest.Digest(record.Labels[ParentLabel]))
+		if errdefs.IsNotFound(err) {
+			continue // it has not come along
+		}
+		if err == nil && record.Labels[dockerParent] != parent.Digest.String() {
+			record.Labels[dockerParent] = parent.Digest.String()
+			_, err = t.images.Update(ctx, record, "labels."+dockerParent)
+		}
+		if err != nil {
+			return fmt.Errorf("parent of image %s: %w", record.Name, err)
+		}
+	}
+	return nil
 }
 
 func nameTaken(there images.Image) error {
@@ -231,7 +259,7 @@ func (t *Target) verifyImage(ctx context.Context, image *migrate.Image) error {
 	return err
 }
 
-// readBlob reads a small blob. Returns errdefs.ErrDataLoss if it is not what its digest says.
+// readBlob reads a small blob. Returns errdefs.ErrDataLoss if it has another digest.
 func (t *Target) readBlob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
 	if desc.Size > maxManifest {
 		return nil, fault.New(errdefs.ErrResourceExhausted, "blob of %d bytes", desc.Size)

@@ -20,7 +20,7 @@ import (
 // Values of FillingLabel.
 const (
 	untilCommit = "until commit" // of a snapshot that is committed when it is whole
-	untilDone   = "until done"   // of one that stays active
+	untilDone   = "until done"   // of a snapshot that stays active
 )
 
 // MakeLayer implements migrate.Target.
@@ -102,8 +102,8 @@ func (m making) committed(ctx context.Context, key string) error {
 	return m.accept(ctx, info)
 }
 
-// accept takes a snapshot that is there for the layer, if it can be, and holds it. The chain ID of an image's layer says
-// what it holds, whoever has made it.
+// accept takes a snapshot that is there for the layer, if it can be, and holds it. A snapshot under the chain ID of
+// an image's layer has the files of that layer, also if another program has made it.
 func (m making) accept(ctx context.Context, info snapshots.Info) error {
 	switch {
 	case info.Kind != snapshots.KindCommitted:

@@ -33,7 +33,7 @@ type Options struct {
 	StateDir string
 	// Format is how blobs of layers are compressed: layertar.Zstd or layertar.Gzip. layertar.Plain stands for Zstd.
 	Format layertar.Format
-	// Logger gets notes on what is done in another way than the best. nil: slog.Default.
+	// Logger gets a note if something is done in another way than the best. nil: slog.Default.
 	Logger *slog.Logger
 }
 

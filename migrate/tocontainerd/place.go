@@ -19,7 +19,7 @@ type place struct {
 	container string // the ID of the container whose layer it is, "" for a layer of an image
 }
 
-// initSuffix is what Docker adds to the ID of a container for the snapshot of its init layer.
+// initSuffix is Docker's addition to the ID of a container, for the snapshot of the init layer.
 const initSuffix = "-init"
 
 // containerID is the form of an ID that can be a key and the name of a directory. Docker's have 64 digits.
@@ -74,7 +74,7 @@ func (t *Target) labelled(ctx context.Context, id string) (found snapshots.Info,
 	return found, err
 }
 
-// isTemporary reports whether a snapshot is the first form of one that is committed when it is whole.
+// isTemporary reports whether a snapshot is to be committed under another name when it is whole.
 func isTemporary(info snapshots.Info) bool {
 	return info.Kind == snapshots.KindActive && info.Labels[FillingLabel] == untilCommit
 }

@@ -70,7 +70,7 @@ func (t *Target) releaseLayer(ctx context.Context, layer *migrate.Layer) error {
 	return errors.Join(errs...)
 }
 
-// removePartial removes what a crash has left of a layer.
+// removePartial removes the remains of a layer after a crash.
 func (t *Target) removePartial(ctx context.Context, id string) error {
 	var keys []string
 	err := t.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {

@@ -27,6 +27,8 @@ const (
 	FormatLabel = "cowshed.dev/migrate.format"
 	// ImageLabel is a label of an image and its manifest: the ID of the image in the old root.
 	ImageLabel = "cowshed.dev/migrate.image"
+	// ParentLabel is a label of an image: the ID, in the old root, of the image that it was built from.
+	ParentLabel = "cowshed.dev/migrate.parent"
 	// NameLabel is a label of the snapshot of a container in other namespaces than Moby: the name of the container.
 	NameLabel = "cowshed.dev/migrate.name"
 

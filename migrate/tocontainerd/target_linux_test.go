@@ -196,6 +196,19 @@ func (h *host) requireDocker(t *Target, state []string) {
 	assert.Equal(h.t, map[string]string{LayerLabel: "mount", snapshots.LabelSnapshotMaxSize: "67108864"}, info.Labels)
 	assert.False(h.t, slices.ContainsFunc(state, func(line string) bool { return strings.Contains(line, t.lease.ID) }), "the lease has ended: %s", state)
 
+	for _, image := range h.source.inv.Images {
+		if image.Parent == "" {
+			continue
+		}
+		parent, err := t.manifestOf(ctx, image.Parent)
+		require.NoError(h.t, err)
+		for _, name := range image.Names {
+			record, err := t.images.Get(ctx, name)
+			require.NoError(h.t, err)
+			assert.Equal(h.t, parent.Digest.String(), record.Labels["org.mobyproject.image.parent"])
+		}
+	}
+
 	var config struct {
 		Driver, ID, Name string
 		Image            digest.Digest
