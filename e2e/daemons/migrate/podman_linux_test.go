@@ -159,6 +159,9 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 		p.inspect(ctx, "image", "{{json .RepoTags}}", id, &img.names)
 		p.inspect(ctx, "image", "{{json .RootFS.Layers}}", id, &img.diffIDs)
 		slices.Sort(img.names)
+		if len(img.names) == 0 {
+			img.names = nil
+		}
 		r.images[digest.Digest(id)] = img
 	}
 	for _, c := range p.recipes() {
@@ -249,7 +252,7 @@ func (p podman) requireIn(ctx context.Context, store *harness.Store, want podman
 		config, err := img.Config(ctx)
 		require.NoError(t, err)
 		entry := got[config.Digest]
-		if !strings.Contains(img.Name(), "@") {
+		if _, err := digest.Parse(img.Name()); err != nil { // that is the name of an image without a name
 			entry.names = append(entry.names, img.Name())
 		}
 		entry.diffIDs, err = img.RootFS(ctx)
