@@ -18,7 +18,7 @@ func TestDocker(t *testing.T) {
 			ctx := testContext(t)
 			registry := h.StartRegistry()
 			all := driver == "btrfs" || testfs.Long()
-			s := makeScenarioOf(t, ctx, h, driver, driver == "btrfs", func(name string) bool {
+			s := makeScenario(t, ctx, h, driver, driver == "btrfs", func(name string) bool {
 				return all || name != "deep" && name != "cowtest/deep:1"
 			})
 			require.GreaterOrEqual(t, len(s.before.images), 20)

@@ -91,7 +91,7 @@ func (p podman) run(ctx context.Context, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// inspect reads what podman inspect prints, with a template that prints JSON.
+// inspect reads the output of podman inspect, with a template that prints JSON.
 func (p podman) inspect(ctx context.Context, what, template, id string, value any) {
 	p.t.Helper()
 	require.NoError(p.t, json.Unmarshal([]byte(p.run(ctx, what, "inspect", "--format", template, id)), value))
