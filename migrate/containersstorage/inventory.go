@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 )
@@ -155,7 +154,7 @@ func (l *lister) look(at *layer) {
 
 // check looks at the record and the files of a layer.
 func (l *lister) check(at *layer) error {
-	if err := cowcommon.CheckID(at.ID); err != nil {
+	if err := l.source.checkID(at.ID); err != nil {
 		return err
 	}
 	if at.isIncomplete() {
@@ -246,7 +245,7 @@ func (l *lister) childrenFirst() (ids []string) {
 		for _, child := range children[id] {
 			visit(child, depth+1)
 		}
-		if cowcommon.CheckID(id) == nil {
+		if l.source.checkID(id) == nil {
 			ids = append(ids, id)
 		}
 	}

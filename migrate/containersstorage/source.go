@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -162,8 +163,20 @@ func (s *Source) Open(ctx context.Context, layer string) (*migrate.Content, erro
 	return content, fault.Wrap("open layer", layer, notFound(err))
 }
 
+// datasetID is the form of the IDs that containers/storage gives to layers. On ZFS they are names of datasets beside those of
+// others, so no other ID is accepted there.
+var datasetID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// checkID returns errdefs.ErrInvalidArgument if a layer cannot have that ID.
+func (s *Source) checkID(layer string) error {
+	if s.driver == "zfs" && !datasetID.MatchString(layer) {
+		return fault.New(errdefs.ErrInvalidArgument, "layer %.80q: the ID of a layer on ZFS has 64 hexadecimal digits", layer)
+	}
+	return cowcommon.CheckID(layer)
+}
+
 func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, error) {
-	if err := cowcommon.CheckID(layer); err != nil {
+	if err := s.checkID(layer); err != nil {
 		return nil, err
 	}
 	if s.driver == "zfs" {
@@ -200,7 +213,7 @@ func (s *Source) Parts(_ context.Context, layer string) (io.ReadCloser, error) {
 }
 
 func (s *Source) parts(layer string) (*gzipFile, error) {
-	if err := cowcommon.CheckID(layer); err != nil {
+	if err := s.checkID(layer); err != nil {
 		return nil, err
 	}
 	file, err := s.root.OpenFile(s.driver + "-layers/" + layer + ".tar-split.gz")
