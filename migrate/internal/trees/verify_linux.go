@@ -299,20 +299,22 @@ func (v *verifier) unchanged(got *dir, b *entry, name string, depth int) (err er
 	if g == nil {
 		return difference(join(got.path, name), "it vanishes")
 	}
-	if untouched := g.st.Ino == b.st.Ino && g.st.Ctim == b.st.Ctim; !untouched {
-		how, err := differs(g, b)
-		if err == nil && how == "" && g.isPlain() {
-			var same bool
-			if same, err = sameBytes(g, b, &v.buffers); !same {
-				how = "content"
-			}
-		}
+	how, err := differs(g, b)
+	if err != nil {
+		return err
+	}
+	untouched := g.st.Ino == b.st.Ino && g.st.Ctim == b.st.Ctim
+	if how == "" && g.isPlain() && !untouched {
+		same, err := sameBytes(g, b, &v.buffers)
 		if err != nil {
 			return err
 		}
-		if how != "" {
-			return difference(g.path(), "%s, though only the layer below has it", how)
+		if !same {
+			how = "content"
 		}
+	}
+	if how != "" {
+		return difference(g.path(), "%s, though only the layer below has it", how)
 	}
 	if !g.isDir() {
 		return nil
