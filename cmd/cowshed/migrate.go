@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/migrate"
@@ -232,7 +233,7 @@ func (m *migration) run(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.OutOrStdout(), "there already: %s\n", counted(result.There))
 	}
 	if !m.app.quiet {
-		fmt.Fprint(cmd.ErrOrStderr(), m.flags.next())
+		fmt.Fprint(cmd.ErrOrStderr(), m.flags.next(cmd))
 	}
 	return m.reported(cmd, err)
 }
@@ -283,8 +284,8 @@ func (m *migration) reported(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// next says what to do after a run.
-func (f *migrateFlags) next() string {
+// next says which commands follow a run.
+func (f *migrateFlags) next(cmd *cobra.Command) string {
 	var b strings.Builder
 	switch f.to {
 	case toPlugin:
@@ -294,9 +295,14 @@ func (f *migrateFlags) next() string {
 			fmt.Fprintf(&b, "Next, make the engine use it: cowshed setup docker --apply --restart\n")
 		}
 	}
-	same := fmt.Sprintf("--from %s --to %s", f.from, f.to)
-	fmt.Fprintf(&b, "To take it back: cowshed migrate undo %s\n", same)
-	fmt.Fprintf(&b, "To remove the old root: cowshed migrate finish %s\n", same)
+	same := ""
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		if flag.Name != "no-verify" {
+			same += fmt.Sprintf(" --%s %s", flag.Name, strings.Trim(flag.Value.String(), "[]"))
+		}
+	})
+	fmt.Fprintf(&b, "To take it back: cowshed migrate undo%s\n", same)
+	fmt.Fprintf(&b, "To remove the old root: cowshed migrate finish%s\n", same)
 	return b.String()
 }
 
