@@ -1,5 +1,5 @@
 // Package rootdir reads a directory that an attacker may have made: it follows no symbolic link, never leaves the
-// directory, waits for no pipe, and bounds what it reads.
+// directory, waits for no pipe, and bounds the size of its reads.
 package rootdir
 
 import (
