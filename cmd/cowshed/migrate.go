@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -158,7 +159,7 @@ files stay. The engine must not run meanwhile. If something has not come along, 
 Nothing is removed without --yes.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.migrate(cmd.Context(), f, func(m *migration) error { return m.finish(cmd, yes, partial) })
+			return a.finishMigration(cmd.Context(), f, func(m *migration) error { return m.finish(cmd, yes, partial) })
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
@@ -176,17 +177,29 @@ type migration struct {
 
 // migrate opens both ends of a migration, calls do, and closes them.
 func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) (err error) {
-	switch f.to {
-	case toStore, toPlugin, toContainerd:
-	case "":
-		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
-	default:
-		return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+	if err := f.checkTo(); err != nil {
+		return err
 	}
 	from, err := f.open(ctx, a)
 	if err != nil {
 		return err
 	}
+	return a.migrateFrom(ctx, f, from, do)
+}
+
+// checkTo returns a usageError unless --to names a target.
+func (f *migrateFlags) checkTo() error {
+	switch f.to {
+	case toStore, toPlugin, toContainerd:
+		return nil
+	case "":
+		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
+	}
+	return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+}
+
+// migrateFrom opens the target of a migration, calls do, and closes both ends.
+func (a *app) migrateFrom(ctx context.Context, f *migrateFlags, from *oldRoot, do func(*migration) error) (err error) {
 	defer func() { err = errors.Join(err, from.Close()) }()
 	to, err := f.openTarget(ctx, a, from)
 	if err != nil {
@@ -197,6 +210,30 @@ func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) 
 		Source: from.dir, Target: to.name, State: to.state, Trust: f.noVerify, Logger: a.log,
 	})
 	return do(&migration{m, from, f, a})
+}
+
+// finishMigration is migrate for the command finish. It may have been cut off when nothing was left of the root: the
+// journal knows.
+func (a *app) finishMigration(ctx context.Context, f *migrateFlags, finish func(*migration) error) error {
+	if err := f.checkTo(); err != nil {
+		return err
+	}
+	from, noRoot := f.open(ctx, a)
+	if noRoot == nil {
+		return a.migrateFrom(ctx, f, from, finish)
+	}
+	if !errdefs.IsNotFound(noRoot) {
+		return noRoot
+	}
+	dir, err := realPath(f.from)
+	if err != nil {
+		return err
+	}
+	err = a.migrateFrom(ctx, f, &oldRoot{Source: migrate.Removed(noRoot), dir: dir}, finish)
+	if errdefs.IsNotFound(err) {
+		return noRoot
+	}
+	return err
 }
 
 func (m *migration) plan(cmd *cobra.Command, asJSON bool) error {

@@ -23,7 +23,7 @@ func TestMigrateZFS(t *testing.T) {
 	h.DataMounts = append(h.DataMounts, filepath.Join(h.Data, home))
 
 	ctx := testContext(t)
-	s := makeScenarioOf(t, ctx, h, "zfs", true, func(name string) bool {
+	s := makeScenario(t, ctx, h, "zfs", true, func(name string) bool {
 		return fewNames(name) || name == "cowtest/data:1" || name == "limited"
 	})
 	toPlugin(t, ctx, s, "")

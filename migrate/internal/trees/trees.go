@@ -24,8 +24,9 @@ const maxAttributes = 64 << 10
 var errTooDeep = fault.New(errdefs.ErrResourceExhausted, "directories are nested more than %d deep", maxDepth)
 
 // Changes lists the changes that make the tree at from equal to the tree at to, in the form and order of
-// treediff.Compare. It finds more than that: differences of extended attributes, and of the times of directories. It
-// reads no file, so that it misses one whose bytes changed while size and time stayed. The root itself is not listed.
+// treediff.Compare. It finds more than that: differences of extended attributes, of the times of directories, and of the
+// bytes of files whose size and time are equal. Layers of images often have these: all times are those of the build. The
+// root itself is not listed.
 func Changes(ctx context.Context, to, from *os.File) ([]archive.Change, error) {
 	return changes(ctx, to, from)
 }

@@ -151,7 +151,7 @@ var edits = map[string]struct {
 	"bytes": {func(t *testing.T, d string) {
 		require.NoError(t, os.WriteFile(filepath.Join(d, "etc/passwd"), []byte("toor"), 0o640))
 		settle(t, d)
-	}, nil, "content"},
+	}, []string{"C /etc", "C /etc/passwd"}, "content"},
 }
 
 func TestEdits(t *testing.T) {
