@@ -382,6 +382,8 @@ func TestJournalIsRead(t *testing.T) {
 		"no header":     {[]byte(`{"step":"done","item":{"layer":{"ID":"x"}}}` + "\n"), errdefs.ErrNotImplemented},
 		"empty":         {[]byte{}, errdefs.ErrDataLoss},
 		"later":         {[]byte(`{"version":2}` + "\n"), errdefs.ErrNotImplemented},
+		"a path":        {append(slices.Clone(good), `{"step":"intent","item":{"layer":{"ID":"../x"}}}`+"\n"...), errdefs.ErrDataLoss},
+		"no digest":     {append(slices.Clone(good), `{"step":"intent","item":{"image":{"ID":"x"}}}`+"\n"...), errdefs.ErrDataLoss},
 		"names nothing": {append(slices.Clone(good), `{"step":"done","item":{}}`+"\n"...), errdefs.ErrDataLoss},
 		"long line":     {append(slices.Clone(good), make([]byte, maxLine+1)...), errdefs.ErrDataLoss},
 	} {
@@ -419,12 +421,12 @@ func FuzzJournal(f *testing.F) {
 			return
 		}
 		begun := len(j.begun)
-		require.NoError(t, j.intent(Item{Layer: &Layer{ID: "one more"}}))
+		require.NoError(t, j.intent(Item{Layer: &Layer{ID: "one-more"}}))
 		require.NoError(t, j.close())
 		j, err = openJournal(dir, false)
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, len(j.begun), begun)
-		require.True(t, j.hasBegun(Item{Layer: &Layer{ID: "one more"}}))
+		require.True(t, j.hasBegun(Item{Layer: &Layer{ID: "one-more"}}))
 		require.NoError(t, j.close())
 	})
 }

@@ -152,7 +152,7 @@ func newMigrateFinish(a *app, f *migrateFlags) *cobra.Command {
 		Use:   "finish",
 		Short: "Remove the old root's images and containers",
 		Long: `Removes the layers and images of the old root, for its driver. There is no way back. Volumes of Docker and other
-files stay. If something has not come along, finish lists it and needs --partial to remove it.
+files stay. The engine must not run meanwhile. If something has not come along, finish lists it and needs --partial to remove it.
 
 Nothing is removed without --yes.`,
 		Args: usageArgs(cobra.NoArgs),
