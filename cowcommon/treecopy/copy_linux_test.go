@@ -3,6 +3,7 @@ package treecopy
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,7 @@ func TestCopyMakesTreesEqual(t *testing.T) {
 			base, src, dst, upper, merged := dir+"/base", dir+"/src", dir+"/dst", dir+"/upper", dir+"/merged"
 			require.NoError(t, os.MkdirAll(base, 0o755))
 			f := newForest(t, seed, base)
+			f.plain = seed%2 == 0
 			f.change(60)
 			clone(t, base, src)
 			clone(t, base, dst)
@@ -69,8 +71,37 @@ func TestCopyMakesTreesEqual(t *testing.T) {
 			require.NoError(t, err)
 			treecmp.Equal(t, src, merged, listed)
 			assertOverlayShows(t, src, listed, dir, upper, base)
+
+			if f.plain {
+				for _, form := range []Marks{AufsMarks, FuseOverlayMarks} {
+					other := fmt.Sprint(dir, "/other-", form)
+					clone(t, base, other)
+					makeAufs(t, upper)
+					_, err := Merge(t.Context(), openDir(t, other), openDir(t, upper), form, Options{})
+					require.NoError(t, err)
+					treecmp.Equal(t, src, other, listed)
+				}
+			}
 		})
 	}
+}
+
+// makeAufs puts files in place of the whiteouts of overlayfs, and keeps the times of directories.
+func makeAufs(t *testing.T, root string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		var st, dir unix.Stat_t
+		require.NoError(t, unix.Lstat(path, &st))
+		if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+			return nil
+		}
+		require.NoError(t, unix.Stat(filepath.Dir(path), &dir))
+		require.NoError(t, os.Remove(path))
+		whiteout := filepath.Join(filepath.Dir(path), ".wh."+filepath.Base(path))
+		require.NoError(t, os.WriteFile(whiteout, nil, 0o444))
+		return unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Dir(path), []unix.Timespec{dir.Atim, dir.Mtim}, 0)
+	}))
 }
 
 // unlisted tells the directories that are in no list of changes. Files came and went in them, and nothing else is
