@@ -22,7 +22,7 @@ func TestMigrateZFS(t *testing.T) {
 	runZFS(t, "create", dataset+"/"+home)
 	h.DataMounts = append(h.DataMounts, filepath.Join(h.Data, home))
 
-	ctx := testContext(t)
+	ctx := contextOf(t, 4*testTimeout)
 	s := makeScenario(t, ctx, h, "zfs", true, func(name string) bool {
 		return fewNames(name) || name == "cowtest/data:1" || name == "limited"
 	})
