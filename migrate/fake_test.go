@@ -28,6 +28,8 @@ type world struct {
 	log    []string        // steps that changed something
 	points int             // passed so far
 	killAt int             // the point to be killed at; 0: none
+	// killPoint is the name of the point to be killed at; "": none.
+	killPoint string
 	fail   map[string]error
 	busy   error // of the source
 	gone   bool  // the source was removed
@@ -39,7 +41,7 @@ func newWorld() *world { return &world{target: make(map[string]bool), fail: make
 // point is a place where the process may be killed.
 func (w *world) point(name string) {
 	w.points++
-	if w.points == w.killAt {
+	if w.points == w.killAt || name == w.killPoint && name != "" {
 		panic(killed{name})
 	}
 }

@@ -156,6 +156,41 @@ func TestKilledFinish(t *testing.T) {
 	}
 }
 
+// TestFinishOfRemoved: if nothing is left of the source, a finish that has begun to remove it is done.
+func TestFinishOfRemoved(t *testing.T) {
+	left := fault.New(errdefs.ErrNotFound, "nothing is left")
+	for _, point := range []string{"before removing the source", "after removing the source", "before delete"} {
+		a := newAttempt(t)
+		require.NoError(t, a.run())
+		removed := New(Removed(left), &fakeTarget{a.w}, Options{Source: "/old", Target: "store /new", State: a.state})
+		require.ErrorIs(t, removed.Finish(t.Context(), true), left, "it was not begun")
+		a.w.killPoint = point
+		wasKilled, err := a.do(func(m *Migration) error { return m.Finish(t.Context(), false) })
+		require.NoError(t, err)
+		require.True(t, wasKilled)
+		require.NoError(t, removed.Finish(t.Context(), false))
+		assert.NoDirExists(t, a.state)
+		require.ErrorIs(t, removed.Finish(t.Context(), false), errdefs.ErrNotFound)
+	}
+}
+
+// TestFinishOfAnother: the root may have another driver's layers left, which stay.
+func TestFinishOfAnother(t *testing.T) {
+	a := newAttempt(t)
+	require.NoError(t, a.run())
+	a.w.killPoint = "before removing the source"
+	wasKilled, err := a.do(func(m *Migration) error { return m.Finish(t.Context(), false) })
+	require.NoError(t, err)
+	require.True(t, wasKilled)
+	a.w.killPoint = ""
+	a.inv.Driver = "another"
+	require.ErrorIs(t, a.migration().Finish(t.Context(), true), errdefs.ErrFailedPrecondition)
+	assert.False(t, a.w.gone)
+	a.inv.Driver = "fake"
+	require.NoError(t, a.migration().Finish(t.Context(), false))
+	assert.True(t, a.w.gone)
+}
+
 // TestPartial: a thing that cannot come along leaves the rest alone, and those that need it behind.
 func TestPartial(t *testing.T) {
 	boom := fault.New(errdefs.ErrDataLoss, "boom")

@@ -63,7 +63,8 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 	return removed, err
 }
 
-// Finish removes the source, after a run that has brought everything to the target. The caller has asked the user.
+// Finish removes the source, after a run that has brought everything to the target. The caller has asked the user. A
+// Finish that was cut off is gone on with, by a source that is Removed if nothing is left of it.
 //
 // Returns ErrFailedPrecondition if there was no such run. Returns a *PartialError if something of the source is not in
 // the target, unless partial is true.
@@ -84,7 +85,7 @@ func (m *Migration) Finish(ctx context.Context, partial bool) error {
 			}
 		}
 		if j.phases[phaseFinish] != stepDone {
-			if err := m.source.Remove(ctx); err != nil {
+			if err := m.remove(ctx, j); err != nil {
 				return err
 			}
 			if err := j.phase(phaseFinish, stepDone); err != nil {
@@ -93,6 +94,21 @@ func (m *Migration) Finish(ctx context.Context, partial bool) error {
 		}
 		return m.end(j, lock)
 	})
+}
+
+// remove removes the source. After an interruption, the root may have another driver's layers left alone.
+func (m *Migration) remove(ctx context.Context, j *journal) error {
+	if _, isGone := m.source.(removed); isGone {
+		return nil
+	}
+	inv, err := m.source.Inventory(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.checkDriver(j, inv); err != nil {
+		return err
+	}
+	return m.source.Remove(ctx)
 }
 
 func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) error {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/internal/daemon"
@@ -157,7 +158,7 @@ files stay. The engine must not run meanwhile. If something has not come along, 
 Nothing is removed without --yes.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.migrate(cmd.Context(), f, func(m *migration) error { return m.finish(cmd, yes, partial) })
+			return a.finishMigration(cmd.Context(), f, func(m *migration) error { return m.finish(cmd, yes, partial) })
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
@@ -186,6 +187,11 @@ func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) 
 	if err != nil {
 		return err
 	}
+	return a.migrateFrom(ctx, f, from, do)
+}
+
+// migrateFrom opens the target of a migration, calls do, and closes both ends.
+func (a *app) migrateFrom(ctx context.Context, f *migrateFlags, from *oldRoot, do func(*migration) error) (err error) {
 	defer func() { err = errors.Join(err, from.Close()) }()
 	to, err := f.openTarget(ctx, a, from)
 	if err != nil {
@@ -196,6 +202,27 @@ func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) 
 		Source: from.dir, Target: to.name, State: to.state, Trust: f.noVerify, Logger: a.log,
 	})
 	return do(&migration{m, from, f, a})
+}
+
+// finishMigration is migrate for the command finish. It may have been cut off when nothing was left of the root: the
+// journal knows.
+func (a *app) finishMigration(ctx context.Context, f *migrateFlags, finish func(*migration) error) error {
+	from, noRoot := f.open(ctx, a)
+	if noRoot == nil {
+		return a.migrateFrom(ctx, f, from, finish)
+	}
+	if !errdefs.IsNotFound(noRoot) {
+		return noRoot
+	}
+	dir, err := realPath(f.from)
+	if err != nil {
+		return err
+	}
+	err = a.migrateFrom(ctx, f, &oldRoot{Source: migrate.Removed(noRoot), dir: dir}, finish)
+	if errdefs.IsNotFound(err) {
+		return noRoot
+	}
+	return err
 }
 
 func (m *migration) plan(cmd *cobra.Command, asJSON bool) error {

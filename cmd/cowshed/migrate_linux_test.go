@@ -291,3 +291,40 @@ func TestMigrateKilled(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, left)
 }
+
+// TestMigrateFinishCutOff: if nothing is left of the root, a finish that was cut off is done when it is called again.
+func TestMigrateFinishCutOff(t *testing.T) {
+	for _, to := range []string{"store", "plugin"} {
+		t.Run(to, func(t *testing.T) {
+			driver := map[string]string{"store": "overlay2", "plugin": "btrfs"}[to]
+			a, old := newOldRoot(t, driver)
+			migrate := func(args ...string) []string {
+				return append([]string{"migrate"}, append(args, "--from", old.Dir, "--to", to)...)
+			}
+			a.ok(t, migrate("run", "--no-verify")...)
+			state := filepath.Join(map[string]string{"store": a.root, "plugin": filepath.Join(old.Dir, "cowshed")}[to], "migration")
+			journal, err := os.ReadFile(filepath.Join(state, "journal.json"))
+			require.NoError(t, err)
+			a.ok(t, migrate("finish", "--yes")...)
+			assert.NoDirExists(t, state)
+			r := a.run(t, migrate("finish", "--yes")...)
+			assert.Equal(t, exitNotFound, r.code)
+
+			// The root was removed before the journal tells that it was begun.
+			require.NoError(t, os.MkdirAll(state, 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(state, "journal.json"), journal, 0o600))
+			r = a.run(t, migrate("finish", "--yes")...)
+			assert.Equal(t, exitNotFound, r.code)
+			assert.Regexp(t, "has (no )?layers of", r.err)
+			assert.FileExists(t, filepath.Join(state, "journal.json"))
+
+			for _, step := range []string{"intent", "done"} {
+				require.NoError(t, os.MkdirAll(state, 0o700))
+				begun := append(journal[:len(journal):len(journal)], `{"step":"`+step+`","item":{},"phase":"finish"}`+"\n"...)
+				require.NoError(t, os.WriteFile(filepath.Join(state, "journal.json"), begun, 0o600))
+				assert.Equal(t, "removed "+old.Dir+"\n", a.ok(t, migrate("finish", "--yes")...))
+				assert.NoDirExists(t, state)
+			}
+		})
+	}
+}

@@ -41,11 +41,16 @@ func (s graphState) String() string {
 // oldRoot is an open old root.
 type oldRoot struct {
 	migrate.Source
-	graphState
-	dir string
+	graphState // the zero one if nothing is left of the root
+	dir        string
 }
 
-func (r *oldRoot) String() string { return r.dir + " (" + r.graphState.String() + ")" }
+func (r *oldRoot) String() string {
+	if r.program == "" {
+		return r.dir
+	}
+	return r.dir + " (" + r.graphState.String() + ")"
+}
 
 // findGraphs looks at the files of a directory for the programs that have used it as their root.
 func findGraphs(dir string) (found []graphState, err error) {

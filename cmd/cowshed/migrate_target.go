@@ -170,7 +170,7 @@ func (f *migrateFlags) engineRoot(from *oldRoot) (string, error) {
 	switch {
 	case f.dockerRoot != "":
 		return realPath(f.dockerRoot)
-	case from.program == ofDocker:
+	case from.program == ofDocker, from.program == "": // only Docker's needs no flag
 		return from.dir, nil
 	}
 	return "", nil

@@ -47,7 +47,7 @@ func TestInventory(t *testing.T) {
 
 // checkContents opens all layers of the inventory. Each has a file with the layer's ID.
 func checkContents(t *testing.T, s *Source, inv *migrate.Inventory) {
-	forms := map[string]migrate.Form{"overlay2": migrate.Overlay, "fuse-overlayfs": migrate.Overlay, "aufs": migrate.Aufs}
+	forms := map[string]migrate.Form{"overlay2": migrate.Overlay, "fuse-overlayfs": migrate.FuseOverlay, "aufs": migrate.Aufs}
 	for _, l := range inv.Layers {
 		c, err := s.Open(t.Context(), l.ID)
 		require.NoError(t, err)

@@ -28,6 +28,7 @@ const linkDir = "l"
 type overlays struct {
 	root *rootdir.Dir
 	dir  string
+	form migrate.Form
 	log  *slog.Logger
 }
 
@@ -67,7 +68,7 @@ func (o overlays) open(_ context.Context, id string) (*migrate.Content, error) {
 	if err != nil {
 		return nil, typed(err)
 	}
-	return &migrate.Content{Dir: dir, Form: migrate.Overlay}, nil
+	return &migrate.Content{Dir: dir, Form: o.form}, nil
 }
 
 // uses has the short names too: the driver mounts by them, relative to its directory, if there are many.

@@ -65,8 +65,10 @@ func newKeeper(ctx context.Context, s *Source, o Options) (keeper, error) {
 		return wholeTrees{root: s.root, dir: "btrfs/subvolumes", volumes: true}, nil
 	case "vfs":
 		return wholeTrees{root: s.root, dir: "vfs/dir"}, nil
-	case "overlay2", "fuse-overlayfs":
-		return overlays{root: s.root, dir: s.driver, log: s.log}, nil
+	case "overlay2":
+		return overlays{root: s.root, dir: s.driver, form: migrate.Overlay, log: s.log}, nil
+	case "fuse-overlayfs": // Docker unpacks images with the marks of aufs, and the mount makes others
+		return overlays{root: s.root, dir: s.driver, form: migrate.FuseOverlay, log: s.log}, nil
 	case "aufs":
 		return branches{root: s.root, log: s.log}, nil
 	case "zfs":

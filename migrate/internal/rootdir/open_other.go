@@ -10,4 +10,8 @@ import (
 
 func openDir(string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
 
-func (d *Dir) open(string, bool) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
+func (d *Dir) openDir(string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
+
+func (d *Dir) find(string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
+
+func reopen(*os.File) (*os.File, error) { return nil, errdefs.ErrNotImplemented }

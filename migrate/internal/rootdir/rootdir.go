@@ -1,5 +1,5 @@
 // Package rootdir reads a directory that an attacker may have made: it follows no symbolic link, never leaves the
-// directory, waits for no pipe, and bounds what it reads.
+// directory, opens no pipe and no device, and bounds what it reads.
 package rootdir
 
 import (
@@ -54,7 +54,7 @@ func (d *Dir) Close() error { return d.file.Close() }
 
 // OpenDir opens a directory.
 func (d *Dir) OpenDir(name string) (*os.File, error) {
-	return d.open(name, true)
+	return d.openDir(name)
 }
 
 // Sub opens a directory as a Dir of its own.
@@ -66,20 +66,34 @@ func (d *Dir) Sub(name string) (*Dir, error) {
 	return &Dir{file}, nil
 }
 
-// OpenFile opens a regular file for reading.
-func (d *Dir) OpenFile(name string) (*os.File, error) {
-	file, err := d.open(name, false)
+// OpenFile opens a regular file for reading. It opens nothing of another type, not even for a moment: opening a device can
+// do something, such as rewind a tape.
+func (d *Dir) OpenFile(name string) (_ *os.File, err error) {
+	found, err := d.find(name)
 	if err != nil {
 		return nil, err
 	}
-	info, err := file.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = d.refuse(name, "not a regular file")
-	}
+	defer func() { err = errors.Join(err, found.Close()) }()
+	mode, err := d.mode(found, name)
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, err
 	}
-	return file, nil
+	if !mode.IsRegular() {
+		return nil, d.refuse(name, "not a regular file")
+	}
+	return reopen(found)
+}
+
+// mode is the type of what was found under a name. Returns an error for a symbolic link.
+func (d *Dir) mode(found *os.File, name string) (fs.FileMode, error) {
+	info, err := found.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if info.Mode()&fs.ModeSymlink != 0 {
+		return 0, d.refuse(name, "a symbolic link")
+	}
+	return info.Mode(), nil
 }
 
 // ReadFile reads a regular file. Returns errdefs.ErrResourceExhausted if it has more than max bytes.
@@ -128,15 +142,15 @@ func (d *Dir) List(name string, max int) ([]string, error) {
 
 // Exists reports whether there is a regular file or a directory of that name.
 func (d *Dir) Exists(name string) (bool, error) {
-	file, err := d.open(name, false)
+	found, err := d.find(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	info, err := file.Stat()
-	return err == nil && (info.IsDir() || info.Mode().IsRegular()), errors.Join(err, file.Close())
+	mode, err := d.mode(found, name)
+	return err == nil && (mode.IsDir() || mode.IsRegular()), errors.Join(err, found.Close())
 }
 
 // parts splits a name into the names of its directories and its own.

@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // hostile makes a directory "root" beside a file that nobody may read through it.
@@ -73,9 +75,44 @@ func TestRefuses(t *testing.T) {
 	}
 	_, err := d.ReadFile("none", 100)
 	require.ErrorIs(t, err, fs.ErrNotExist)
-	exists, err := d.Exists("fifo")
+	for _, name := range []string{"fifo", "socket"} {
+		exists, err := d.Exists(name)
+		require.NoError(t, err)
+		assert.False(t, exists, name)
+	}
+	_, err = d.Exists("link")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+}
+
+// TestOpensNoDevice: the kernel does not even notify of an open of a pipe or of a device.
+func TestOpensNoDevice(t *testing.T) {
+	testfs.Root(t)
+	d := hostile(t)
+	require.NoError(t, unix.Mknod(d.Join("device"), unix.S_IFCHR|0o644, int(unix.Mkdev(1, 3)))) // that of /dev/null
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
 	require.NoError(t, err)
-	assert.False(t, exists)
+	defer unix.Close(watch)
+	for _, name := range []string{"device", "fifo", "socket", "dir/file"} {
+		_, err := unix.InotifyAddWatch(watch, d.Join(name), unix.IN_OPEN)
+		require.NoError(t, err)
+	}
+	for _, name := range []string{"device", "fifo", "socket"} {
+		_, err = d.OpenFile(name)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, name)
+		_, err = d.OpenDir(name)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, name)
+		exists, err := d.Exists(name)
+		require.NoError(t, err)
+		assert.False(t, exists, name)
+	}
+	events := make([]byte, 4096)
+	_, err = unix.Read(watch, events)
+	require.ErrorIs(t, err, unix.EAGAIN, "something was opened")
+	file, err := d.OpenFile("dir/file")
+	require.NoError(t, err)
+	require.NoError(t, file.Close())
+	_, err = unix.Read(watch, events)
+	require.NoError(t, err, "the watch works")
 }
 
 func TestBounds(t *testing.T) {
