@@ -16,6 +16,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
 
 // Program is the Program of an Inventory of this package.
@@ -178,14 +179,8 @@ func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, e
 		return nil, err
 	}
 	content := &migrate.Content{Dir: dir, Form: s.form()}
-	if s.driver == "btrfs" {
-		isSubvolume, err := isSubvolume(dir)
-		if err != nil {
-			return nil, errors.Join(err, dir.Close())
-		}
-		if isSubvolume {
-			content.Volume = s.root.Join(s.dir(layer))
-		}
+	if s.driver == "btrfs" && subvolume.Is(dir) {
+		content.Volume = s.root.Join(s.dir(layer))
 	}
 	return content, nil
 }

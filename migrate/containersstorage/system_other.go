@@ -13,8 +13,6 @@ import (
 
 func checkOwner(*rootdir.Dir) error { return errdefs.ErrNotImplemented }
 
-func isSubvolume(*os.File) (bool, error) { return false, errdefs.ErrNotImplemented }
-
 func datasetOf(string) (string, error) { return "", errdefs.ErrNotImplemented }
 
 func (s *Source) checkDataset(context.Context, string) error { return errdefs.ErrNotImplemented }

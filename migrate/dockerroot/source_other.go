@@ -4,7 +4,6 @@ package dockerroot
 
 import (
 	"context"
-	"os"
 
 	"github.com/containerd/errdefs"
 
@@ -16,10 +15,6 @@ func (s *Source) InUse(context.Context) error { return errdefs.ErrNotImplemented
 
 // Remove implements migrate.Source.
 func (s *Source) Remove(context.Context) error { return errdefs.ErrNotImplemented }
-
-func isSubvolume(*os.File) bool { return false }
-
-func removeTree(context.Context, *rootdir.Dir, string, bool) error { return errdefs.ErrNotImplemented }
 
 func newDatasets(context.Context, *rootdir.Dir, string) (keeper, error) {
 	return nil, errdefs.ErrNotImplemented

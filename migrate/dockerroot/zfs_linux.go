@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
@@ -176,7 +177,7 @@ func (d *datasets) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	return removeTree(ctx, d.root, "zfs", false)
+	return removal.Tree(ctx, d.root, "zfs")
 }
 
 // clonesFirst sorts datasets, so that each comes before its origin.
