@@ -2,8 +2,6 @@ package containersstorage
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"strings"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -23,7 +21,7 @@ func (s *Source) inUse(ctx context.Context) error {
 		if strings.HasPrefix(lock, "-") {
 			lock = s.driver + lock
 		}
-		if err := s.locked(lock); err != nil {
+		if err := rootuse.Locked(s.root, lock); err != nil {
 			return err
 		}
 	}
@@ -32,17 +30,6 @@ func (s *Source) inUse(ctx context.Context) error {
 		return err
 	}
 	return s.mounted(ctx)
-}
-
-func (s *Source) locked(name string) error {
-	file, err := s.root.OpenFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(rootuse.Locked(file), file.Close())
 }
 
 // mounted looks at each layer by itself, since the overlay driver leaves its directory mounted on itself. Layers that are
@@ -61,10 +48,12 @@ func (s *Source) mounted(ctx context.Context) error {
 		if cowcommon.CheckID(id) != nil {
 			continue
 		}
+		name := s.dir(id)
 		if s.driver == "overlay" {
-			names = append(names, "overlay/"+id)
-		} else {
-			names = append(names, s.dir(id))
+			name = "overlay/" + id
+		}
+		if is, err := s.root.Exists(name); is && err == nil { // a symbolic link is a problem of that layer alone
+			names = append(names, name)
 		}
 	}
 	if err := ctx.Err(); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
 // datasets is the driver zfs: a layer is the dataset PARENT/ID. Docker mounts it on zfs/graph/ID while it is used.
@@ -46,7 +47,7 @@ func newDatasets(ctx context.Context, root *rootdir.Dir, parent string) (keeper,
 			return nil, err
 		}
 		defer dir.Close()
-		_, mount, err := mountOf(dir)
+		mount, _, err := rootuse.MountOf(dir)
 		if err != nil {
 			return nil, err
 		}
