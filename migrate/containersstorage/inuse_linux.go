@@ -6,7 +6,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/migrate/internal/dataset"
 	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
@@ -40,7 +40,8 @@ func (s *Source) mounted(ctx context.Context) error {
 		return err
 	}
 	if s.driver == "zfs" {
-		return s.mountedDataset(layers)
+		ids := layerIDs(layers)
+		return dataset.InUse(s.holder, func(id string) bool { return ids[id] })
 	}
 	var names []string
 	for i := range layers {
@@ -60,17 +61,4 @@ func (s *Source) mounted(ctx context.Context) error {
 		return err
 	}
 	return rootuse.Mounts(s.root, names)
-}
-
-// mountedDataset looks for mounts of the layers' datasets.
-func (s *Source) mountedDataset(layers []layerRecord) error {
-	datasets := map[string]bool{}
-	for i := range layers {
-		datasets[s.dataset(layers[i].ID)] = true
-	}
-	uses, err := mounttable.UsesOfSource("zfs", func(source string) bool { return datasets[source] })
-	if err != nil {
-		return err
-	}
-	return mounttable.InUse("a layer's dataset", uses)
 }

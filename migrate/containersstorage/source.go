@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/dataset"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
@@ -71,9 +72,7 @@ func (s *Source) open(driver string) (err error) {
 		}
 		s.fuse = strings.TrimSpace(string(flag)) == "true"
 	case "zfs":
-		if s.holder == "" {
-			s.holder, err = datasetOf(s.root.Path())
-		}
+		s.holder, err = dataset.Holder(s.root, s.holder)
 	}
 	return err
 }
@@ -168,7 +167,7 @@ func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, e
 		return nil, err
 	}
 	if s.driver == "zfs" {
-		dir, err := openDataset(ctx, s.dataset(layer))
+		dir, err := dataset.Open(ctx, s.dataset(layer))
 		if err != nil {
 			return nil, err
 		}

@@ -6,8 +6,6 @@ import (
 	"context"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
 // InUse implements migrate.Source.
@@ -15,10 +13,6 @@ func (s *Source) InUse(context.Context) error { return errdefs.ErrNotImplemented
 
 // Remove implements migrate.Source.
 func (s *Source) Remove(context.Context) error { return errdefs.ErrNotImplemented }
-
-func newDatasets(context.Context, *rootdir.Dir, string) (keeper, error) {
-	return nil, errdefs.ErrNotImplemented
-}
 
 // Idle returns ErrFailedPrecondition if an engine works on the root at dir, with any driver.
 func Idle(context.Context, string) error { return errdefs.ErrNotImplemented }

@@ -111,19 +111,16 @@ func (f *Finder) filesystem(dir *os.File) (*mounttable.Filesystem, error) {
 // MountOf finds the mount that an open directory is in, and the directory's path from the mount point.
 func MountOf(dir *os.File) (mount *mountinfo.Info, below string, err error) {
 	defer func() { err = fault.Wrap("find the mount of", dir.Name(), err) }()
-	var stat unix.Statx_t
-	if err := unix.Statx(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &stat); err != nil {
-		return nil, "", os.NewSyscallError("statx", err)
+	id, err := mountID(dir)
+	if err != nil {
+		return nil, "", err
 	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		found := uint64(m.ID) == stat.Mnt_id
-		return !found, found
-	})
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.ID != id, m.ID == id })
 	if err != nil {
 		return nil, "", err
 	}
 	if len(mounts) == 0 {
-		return nil, "", fault.New(errdefs.ErrNotFound, "mount %d cannot be seen from here", stat.Mnt_id)
+		return nil, "", fault.New(errdefs.ErrNotFound, "mount %d cannot be seen from here", id)
 	}
 	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(dir.Fd())))
 	if err != nil {
@@ -133,4 +130,18 @@ func MountOf(dir *os.File) (mount *mountinfo.Info, below string, err error) {
 		return nil, "", fmt.Errorf("path of %s: %w", dir.Name(), err)
 	}
 	return mounts[0], below, nil
+}
+
+// mountID is the ID of the mount that an open file is in.
+func mountID(file *os.File) (int, error) {
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(file.Fd())))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if value, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, fault.New(errdefs.ErrInternal, "the kernel does not tell the mount")
 }
