@@ -16,7 +16,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/dataset"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
 
 // Program is the Program of an Inventory of this package.
@@ -71,9 +73,7 @@ func (s *Source) open(driver string) (err error) {
 		}
 		s.fuse = strings.TrimSpace(string(flag)) == "true"
 	case "zfs":
-		if s.holder == "" {
-			s.holder, err = datasetOf(s.root.Path())
-		}
+		s.holder, err = dataset.Holder(s.root, s.holder)
 	}
 	return err
 }
@@ -180,7 +180,7 @@ func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, e
 		return nil, err
 	}
 	if s.driver == "zfs" {
-		dir, err := openDataset(ctx, s.dataset(layer))
+		dir, err := dataset.Open(ctx, s.dataset(layer))
 		if err != nil {
 			return nil, err
 		}
@@ -191,14 +191,8 @@ func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, e
 		return nil, err
 	}
 	content := &migrate.Content{Dir: dir, Form: s.form()}
-	if s.driver == "btrfs" {
-		isSubvolume, err := isSubvolume(dir)
-		if err != nil {
-			return nil, errors.Join(err, dir.Close())
-		}
-		if isSubvolume {
-			content.Volume = s.root.Join(s.dir(layer))
-		}
+	if s.driver == "btrfs" && subvolume.Is(dir) {
+		content.Volume = s.root.Join(s.dir(layer))
 	}
 	return content, nil
 }

@@ -3,6 +3,7 @@ package containersstorage
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/migrate"
 )
@@ -23,7 +25,10 @@ func TestZFSDatasets(t *testing.T) {
 	dataset, mountpoint := testfs.ZFS(t)
 	testfs.CheckLeaks(t)
 	base, rw, gone := strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)
-	zfs := func(args ...string) { require.NoError(t, runZFS(ctx, args...)) }
+	tool, err := admintool.Look("zfs")
+	require.NoError(t, err)
+	run := func(args ...string) error { return exec.Command(tool, args...).Run() }
+	zfs := func(args ...string) { require.NoError(t, run(args...), "%s", args) }
 	zfs("create", "-o", "mountpoint=legacy", dataset+"/"+base)
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount(dataset+"/"+base, dir, "zfs", 0, ""))
@@ -75,7 +80,7 @@ func TestZFSDatasets(t *testing.T) {
 	require.NoError(t, unix.Unmount(dir, 0))
 	require.NoError(t, source.Remove(ctx))
 	assertRemoved(t, s)
-	assert.Error(t, runZFS(ctx, "list", dataset+"/"+base))
+	assert.Error(t, run("list", dataset+"/"+base))
 	zfs("list", dataset+"/home")
 }
 
