@@ -41,6 +41,14 @@ func Open(path string) (*Dir, error) {
 	return &Dir{file}, nil
 }
 
+// NotFound gives an error of a missing file its kind, errdefs.ErrNotFound.
+func NotFound(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.As(errdefs.ErrNotFound, err)
+	}
+	return err
+}
+
 // Path is the absolute path of the directory, without symbolic links.
 func (d *Dir) Path() string { return d.file.Name() }
 
