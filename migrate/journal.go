@@ -93,6 +93,9 @@ func (i Item) key() key {
 func openJournal(dir string, toWrite bool) (_ *journal, err error) {
 	j := &journal{dir: dir, made: make(map[key]bool), phases: make(map[phase]step), fault: func(string) {}}
 	path := filepath.Join(dir, journalFile)
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fault.New(errdefs.ErrDataLoss, "journal %s is no regular file", path)
+	}
 	flags := os.O_RDONLY
 	if toWrite {
 		flags = os.O_RDWR | os.O_APPEND
@@ -182,8 +185,10 @@ func (j *journal) line(line []byte, n int) error {
 	if err := decode(line, &e); err != nil {
 		return err
 	}
-	if e.Phase == "" && e.Item.key().id == "" {
-		return fault.New(errdefs.ErrDataLoss, "it names nothing")
+	if e.Phase == "" {
+		if err := e.Item.check(); err != nil {
+			return fault.As(errdefs.ErrDataLoss, err)
+		}
 	}
 	j.note(e)
 	return nil

@@ -6,9 +6,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
@@ -117,7 +120,18 @@ func (m *Migration) end(j *journal, lock *lockFile) error {
 	if err := j.delete(); err != nil {
 		return err
 	}
-	return lock.delete()
+	return errors.Join(m.sweep(), lock.delete())
+}
+
+// sweep deletes headers of journals that a crash has left incomplete.
+func (m *Migration) sweep() error {
+	entries, err := os.ReadDir(m.opts.State)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+journalFile+"-") {
+			err = errors.Join(err, os.Remove(filepath.Join(m.opts.State, e.Name())))
+		}
+	}
+	return err
 }
 
 // items lists the things of an inventory, in the order of making.
@@ -135,6 +149,42 @@ func (inv *Inventory) items() []Item {
 	return items
 }
 
+// check returns ErrInvalidArgument if an ID of the item cannot be one.
+func (i Item) check() error {
+	var names []string
+	var digests []digest.Digest
+	switch {
+	case i.Layer != nil:
+		names, digests = []string{i.Layer.ID}, []digest.Digest{i.Layer.ChainID, i.Layer.DiffID}
+		if i.Layer.Parent != "" {
+			names = append(names, i.Layer.Parent)
+		}
+	case i.Image != nil:
+		names, digests = i.Image.Layers, []digest.Digest{i.Image.ID}
+		if i.Image.ID == "" {
+			return fault.New(errdefs.ErrInvalidArgument, "an image has no ID")
+		}
+	case i.Container != nil:
+		names, digests = []string{i.Container.ID}, []digest.Digest{i.Container.Image}
+		if i.Container.Layer != "" {
+			names = append(names, i.Container.Layer)
+		}
+	default:
+		return fault.New(errdefs.ErrInvalidArgument, "it names nothing")
+	}
+	for _, name := range names {
+		if err := cowcommon.CheckID(name); err != nil {
+			return err
+		}
+	}
+	for _, d := range digests {
+		if err := d.Validate(); d != "" && err != nil {
+			return fault.New(errdefs.ErrInvalidArgument, "digest %.80q: %w", d, err)
+		}
+	}
+	return nil
+}
+
 // dependents finds the things that cannot come along because others do not.
 type dependents struct{ missing map[key]bool }
 
@@ -145,6 +195,9 @@ func (d *dependents) lost(item Item) { d.missing[item.key()] = true }
 
 // check returns an error if the item needs another that does not come along.
 func (d *dependents) check(item Item) error {
+	if err := item.check(); err != nil {
+		return err
+	}
 	layers := []string{}
 	switch {
 	case item.Layer != nil:

@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -401,6 +402,25 @@ func TestPlan(t *testing.T) {
 	assert.NoDirExists(t, a.state)
 }
 
+// TestPlanOfLies: sizes that cannot be do not overflow.
+func TestPlanOfLies(t *testing.T) {
+	a := newAttempt(t)
+	for i := range a.inv.Layers {
+		a.inv.Layers[i].Size = math.MaxInt64
+	}
+	plan, err := New(&fakeSource{a.w, a.inv}, &liar{fakeTarget{a.w}}, Options{Source: "/old", Target: "store /new", State: a.state}).Plan(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, int64(math.MaxInt64), plan.Bytes)
+	assert.Positive(t, plan.Estimate)
+}
+
+// liar is a target for which layers are as large as can be.
+type liar struct{ fakeTarget }
+
+func (*liar) How(context.Context, *Layer, *Content) (How, int64, error) {
+	return Copied, math.MaxInt64, nil
+}
+
 // TestJournalIsRead: a line that was cut off is none, and other damage is an error and stays.
 func TestJournalIsRead(t *testing.T) {
 	a := newAttempt(t)
@@ -417,6 +437,8 @@ func TestJournalIsRead(t *testing.T) {
 		"no header":     {[]byte(`{"step":"done","item":{"layer":{"ID":"x"}}}` + "\n"), errdefs.ErrNotImplemented},
 		"empty":         {[]byte{}, errdefs.ErrDataLoss},
 		"later":         {[]byte(`{"version":2}` + "\n"), errdefs.ErrNotImplemented},
+		"a path":        {append(slices.Clone(good), `{"step":"intent","item":{"layer":{"ID":"../x"}}}`+"\n"...), errdefs.ErrDataLoss},
+		"no digest":     {append(slices.Clone(good), `{"step":"intent","item":{"image":{"ID":"x"}}}`+"\n"...), errdefs.ErrDataLoss},
 		"names nothing": {append(slices.Clone(good), `{"step":"done","item":{}}`+"\n"...), errdefs.ErrDataLoss},
 		"long line":     {append(slices.Clone(good), make([]byte, maxLine+1)...), errdefs.ErrDataLoss},
 	} {
@@ -454,12 +476,12 @@ func FuzzJournal(f *testing.F) {
 			return
 		}
 		begun := len(j.begun)
-		require.NoError(t, j.intent(Item{Layer: &Layer{ID: "one more"}}))
+		require.NoError(t, j.intent(Item{Layer: &Layer{ID: "one-more"}}))
 		require.NoError(t, j.close())
 		j, err = openJournal(dir, false)
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, len(j.begun), begun)
-		require.True(t, j.hasBegun(Item{Layer: &Layer{ID: "one more"}}))
+		require.True(t, j.hasBegun(Item{Layer: &Layer{ID: "one-more"}}))
 		require.NoError(t, j.close())
 	})
 }

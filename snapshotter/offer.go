@@ -46,8 +46,8 @@ type offer struct {
 // errdefs.ErrNotImplemented if the Backend cannot adopt the volume, and can then be repeated without the label. An offer
 // is good for one Prepare within a minute, in this process.
 //
-// The volume is no label of Prepare. containerd passes on no labels but those that the author of a pod or an image can set
-// too, and such an author must not choose a volume of the host. Only root reaches the socket where offers are made.
+// The volume is no label of Prepare. containerd passes on no labels but those that authors of pods and images can set too.
+// Such an author must not choose a volume of the host. Only root reaches the socket where offers are made.
 //
 // Returns errdefs.ErrNotImplemented if the Backend adopts no volumes.
 func (s *Snapshotter) Offer(_ context.Context, namespace, key, source string) error {

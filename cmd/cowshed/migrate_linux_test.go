@@ -1,11 +1,15 @@
 package main
 
 import (
+	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -80,7 +84,7 @@ func TestMigrateToStore(t *testing.T) {
 	r = a.run(t, migrate("run")...)
 	require.Zero(t, r.code, r.err)
 	assert.Equal(t, "moved 7 layers, 3 images, 2 containers\n", r.out)
-	assert.Contains(t, r.err, "cowshed migrate finish --from "+old.Dir+" --to store")
+	assert.Contains(t, r.err, "cowshed migrate finish --from "+old.Dir+" --root "+a.root+" --to store")
 	assert.Contains(t, a.ok(t, "images"), "localhost:5000/team/web:1")
 	assert.Contains(t, a.ok(t, "ls"), "shop")
 	a.with(t, "blog", func(dir string) {
@@ -152,7 +156,10 @@ func TestMigrateRefuses(t *testing.T) {
 	}
 	assert.NoDirExists(t, filepath.Join(a.root, "migration"))
 	require.NoError(t, unix.Unmount(merged, 0))
-	a.ok(t, append([]string{"migrate", "run"}, args...)...)
+	// A process that has made itself a mount namespace meanwhile may still have the overlay there.
+	require.Eventually(t, func() bool {
+		return a.run(t, append([]string{"migrate", "run"}, args...)...).code == exitOK
+	}, 30*time.Second, 100*time.Millisecond)
 	r := a.run(t, append([]string{"migrate", "undo"}, append(args, "--state", filepath.Join(a.root, "elsewhere"))...)...)
 	assert.Equal(t, exitNotFound, r.code)
 }
@@ -250,6 +257,42 @@ func TestMigrateToPlugin(t *testing.T) {
 	assert.Equal(t, exitNotFound, r.code, r.err)
 	r = a.run(t, "migrate", "plan", "--from", old.Dir, "--to", "plugin", "--driver", "cowshed")
 	assert.Equal(t, exitUnsupported, r.code, r.err)
+}
+
+// TestMigrateKilled kills runs and undos of another process at some moment, again and again. In the end all is there, or
+// nothing.
+func TestMigrateKilled(t *testing.T) {
+	a, old := newOldRoot(t, "overlay2")
+	program, err := os.Executable()
+	require.NoError(t, err)
+	before := a.ok(t, "ls", "--names")
+	args := func(what string) []string { return []string{"migrate", what, "--from", old.Dir, "--to", "store"} }
+	killed := 0
+	for i := range 36 {
+		what := "run"
+		if i%3 == 2 {
+			what = "undo"
+		}
+		cmd := exec.Command(program, append([]string{"--root", a.root}, args(what)...)...)
+		cmd.Env = append(os.Environ(), asProgramEnv+"=1")
+		require.NoError(t, cmd.Start())
+		time.Sleep(time.Duration(20+rand.IntN(200)) * time.Millisecond)
+		require.NoError(t, cmd.Process.Kill())
+		var exit *exec.ExitError
+		if errors.As(cmd.Wait(), &exit) && !exit.Exited() {
+			killed++
+		}
+	}
+	assert.Greater(t, killed, 5)
+	a.ok(t, args("run")...)
+	a.ok(t, args("verify")...)
+	assert.Contains(t, a.ok(t, "ls", "--names"), "shop")
+	a.ok(t, args("undo")...)
+	assert.Equal(t, before, a.ok(t, "ls", "--names"))
+	assert.NoDirExists(t, filepath.Join(a.root, "migration"))
+	left, err := os.ReadDir(filepath.Join(a.root, "images/tarsplit"))
+	require.NoError(t, err)
+	assert.Empty(t, left)
 }
 
 // TestMigrateFinishCutOff: if nothing is left of the root, a finish that was cut off is done when it is called again.

@@ -41,12 +41,8 @@ func (f *migrateFlags) openTarget(ctx context.Context, a *app, from *oldRoot) (*
 		return f.openStore(ctx, a, from)
 	case toPlugin:
 		return f.openPlugin(ctx, a, from)
-	case toContainerd:
-		return f.openContainerd(ctx, a, from)
-	case "":
-		return nil, usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
 	}
-	return nil, usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+	return f.openContainerd(ctx, a, from)
 }
 
 // openStore opens the store in --root.

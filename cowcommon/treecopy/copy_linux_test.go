@@ -3,6 +3,7 @@ package treecopy
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,7 @@ func TestCopyMakesTreesEqual(t *testing.T) {
 			base, src, dst, upper, merged := dir+"/base", dir+"/src", dir+"/dst", dir+"/upper", dir+"/merged"
 			require.NoError(t, os.MkdirAll(base, 0o755))
 			f := newForest(t, seed, base)
+			f.plain = seed%2 == 0
 			f.change(60)
 			clone(t, base, src)
 			clone(t, base, dst)
@@ -69,8 +71,37 @@ func TestCopyMakesTreesEqual(t *testing.T) {
 			require.NoError(t, err)
 			treecmp.Equal(t, src, merged, listed)
 			assertOverlayShows(t, src, listed, dir, upper, base)
+
+			if f.plain {
+				for _, form := range []Marks{AufsMarks, FuseOverlayMarks} {
+					other := fmt.Sprint(dir, "/other-", form)
+					clone(t, base, other)
+					makeAufs(t, upper)
+					_, err := Merge(t.Context(), openDir(t, other), openDir(t, upper), form, Options{})
+					require.NoError(t, err)
+					treecmp.Equal(t, src, other, listed)
+				}
+			}
 		})
 	}
+}
+
+// makeAufs puts files in place of the whiteouts of overlayfs, and keeps the times of directories.
+func makeAufs(t *testing.T, root string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		var st, dir unix.Stat_t
+		require.NoError(t, unix.Lstat(path, &st))
+		if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+			return nil
+		}
+		require.NoError(t, unix.Stat(filepath.Dir(path), &dir))
+		require.NoError(t, os.Remove(path))
+		whiteout := filepath.Join(filepath.Dir(path), ".wh."+filepath.Base(path))
+		require.NoError(t, os.WriteFile(whiteout, nil, 0o444))
+		return unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Dir(path), []unix.Timespec{dir.Atim, dir.Mtim}, 0)
+	}))
 }
 
 // unlisted tells the directories that are in no list of changes. Files came and went in them, and nothing else is
@@ -197,8 +228,9 @@ func TestCopyChanges(t *testing.T) {
 			},
 			changes: []archive.Change{{Path: "/f"}},
 			check: func(t *testing.T, dst string) {
-				assert.Equal(t, []string{"user.kept"}, xattrs(t, dst+"/f"))
-				assert.ElementsMatch(t, []string{"user.kept", "trusted.cowshed.parent"}, xattrs(t, dst))
+				others := []string{"trusted.overlay.opaque", "user.overlay.x", "user.fuseoverlayfs.x", "user.kept"}
+				assert.ElementsMatch(t, others, xattrs(t, dst+"/f"))
+				assert.ElementsMatch(t, append(others, "trusted.cowshed.parent"), xattrs(t, dst))
 				value := make([]byte, 10)
 				n, err := unix.Getxattr(dst, "trusted.cowshed.parent", value)
 				require.NoError(t, err)
@@ -334,7 +366,7 @@ func TestSparse(t *testing.T) {
 	for _, byHand := range []bool{false, true} {
 		dst := fmt.Sprint(mnt, "/dst-", byHand)
 		require.NoError(t, os.Mkdir(dst, 0o755))
-		c := changeCopier{copier: newCopier(t.Context(), openDir(t, dst), openDir(t, src), Options{})}
+		c := changeCopier{copier: newCopier(t.Context(), openDir(t, dst), openDir(t, src), Options{}, IsContent)}
 		c.noRange = byHand
 		report, err := c.done("copy", c.run(compare(t, src, dst)))
 		require.NoError(t, err)

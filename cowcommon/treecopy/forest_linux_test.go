@@ -22,6 +22,7 @@ type forest struct {
 	now  int64
 
 	linkFiles bool // no hard links but of regular files
+	plain     bool // no names that look like whiteouts, or are too long to have one
 }
 
 func newForest(t testing.TB, seed uint64, root string) *forest {
@@ -57,7 +58,11 @@ func (f *forest) change(n int) {
 		if len(dir) > len(f.root)+1500 {
 			continue
 		}
-		f.step(f.pick(all), dir+"/"+f.pick(names))
+		name := f.pick(names)
+		if f.plain {
+			name = strings.ReplaceAll(name[:min(len(name), 251)], ".wh.", "-")
+		}
+		f.step(f.pick(all), dir+"/"+name)
 	}
 }
 

@@ -1,8 +1,10 @@
 package daemons
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -47,15 +49,18 @@ func TestMigrateToDocker(t *testing.T) {
 			require.NoError(t, err)
 			t.Cleanup(func() { require.NoError(t, source.Close()) })
 			state := filepath.Join(h.Data, "migration")
+			var log bytes.Buffer
 			target, err := tocontainerd.New(ctx, tocontainerd.Options{
 				Address: containerd.Address, Namespace: tocontainerd.Moby, Snapshotter: harness.CowshedSnapshotter,
 				DockerRoot: old.Root, StateDir: migrate.TargetState(state),
+				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 			})
 			require.NoError(t, err)
 			t.Cleanup(func() { require.NoError(t, target.Close()) })
 			migration := migrate.New(source, target, migrate.Options{Source: old.Root, Target: "containerd", State: state})
 			result, err := migration.Run(ctx, nil)
 			requireMoved(t, err)
+			assert.NotContains(t, log.String(), "not adopted")
 			assert.Equal(t, map[string]int{"layer": len(image.RootFS.Layers) + 2, "image": 1, "container": 1}, result.Made)
 
 			now := h.StartDocker(harness.EngineOptions{Driver: harness.CowshedSnapshotter, Containerd: containerd})

@@ -97,7 +97,7 @@ func diffPath(t testing.TB, c Config) {
 				w.file("odd/"+name, "changed")
 			}
 		}
-		w.sparse("sparse", 1<<26, 0, 1<<25)
+		w.sparse("sparse", 1<<23, 0, 1<<22)
 	})
 	want, changes := l.scan(id), l.changes(id, base)
 

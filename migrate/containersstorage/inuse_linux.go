@@ -40,7 +40,7 @@ func (s *Source) mounted(ctx context.Context) error {
 		return err
 	}
 	if s.driver == "zfs" {
-		ids := layerIDs(layers)
+		ids := s.layerIDs(layers)
 		return dataset.InUse(s.holder, func(id string) bool { return ids[id] })
 	}
 	var names []string

@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/dataset"
@@ -163,7 +162,7 @@ func (l *lister) look(at *layer) {
 
 // check looks at the record and the files of a layer.
 func (l *lister) check(at *layer) error {
-	if err := cowcommon.CheckID(at.ID); err != nil {
+	if err := l.source.checkID(at.ID); err != nil {
 		return err
 	}
 	if at.isIncomplete() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -161,8 +162,20 @@ func (s *Source) Open(ctx context.Context, layer string) (*migrate.Content, erro
 	return content, fault.Wrap("open layer", layer, rootdir.NotFound(err))
 }
 
+// datasetID is the form of the IDs that containers/storage gives to layers. On ZFS they are names of datasets beside those of
+// others, so no other ID is accepted there.
+var datasetID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// checkID returns errdefs.ErrInvalidArgument if a layer cannot have that ID.
+func (s *Source) checkID(layer string) error {
+	if s.driver == "zfs" && !datasetID.MatchString(layer) {
+		return fault.New(errdefs.ErrInvalidArgument, "layer %.80q: the ID of a layer on ZFS has 64 hexadecimal digits", layer)
+	}
+	return cowcommon.CheckID(layer)
+}
+
 func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, error) {
-	if err := cowcommon.CheckID(layer); err != nil {
+	if err := s.checkID(layer); err != nil {
 		return nil, err
 	}
 	if s.driver == "zfs" {
@@ -193,7 +206,7 @@ func (s *Source) Parts(_ context.Context, layer string) (io.ReadCloser, error) {
 }
 
 func (s *Source) parts(layer string) (io.ReadCloser, error) {
-	if err := cowcommon.CheckID(layer); err != nil {
+	if err := s.checkID(layer); err != nil {
 		return nil, err
 	}
 	return parts.Open(s.root, s.driver+"-layers/"+layer+".tar-split.gz")

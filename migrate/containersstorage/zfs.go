@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/migrate/internal/dataset"
 )
 
@@ -14,7 +13,7 @@ func (s *Source) destroyDatasets(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	isLayer := layerIDs(records)
+	isLayer := s.layerIDs(records)
 	layers, err := dataset.Children(ctx, s.holder)
 	if err != nil {
 		return err
@@ -24,10 +23,10 @@ func (s *Source) destroyDatasets(ctx context.Context) error {
 }
 
 // layerIDs are the valid IDs of layers.
-func layerIDs(records []layerRecord) map[string]bool {
+func (s *Source) layerIDs(records []layerRecord) map[string]bool {
 	ids := make(map[string]bool, len(records))
 	for i := range records {
-		if cowcommon.CheckID(records[i].ID) == nil {
+		if s.checkID(records[i].ID) == nil {
 			ids[records[i].ID] = true
 		}
 	}

@@ -18,7 +18,7 @@ func (t *Target) Check(ctx context.Context, _ migrate.Source, inv *migrate.Inven
 	t.learn(inv)
 	ctx = t.in(ctx)
 	errs := []error{t.checkEngine()}
-	if t.moby() && t.opts.DockerRoot == "" && len(inv.Containers) > 0 {
+	if t.moby() && t.opts.DockerRoot == "" && inv.Program == "docker" && len(inv.Containers) > 0 {
 		errs = append(errs, errNoRoot)
 	}
 	for i := range inv.Images {

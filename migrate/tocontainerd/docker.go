@@ -58,12 +58,7 @@ func (t *Target) stage(ctx context.Context, c *migrate.Container) error {
 	if _, err := t.containerSnapshot(ctx, c); err != nil {
 		return err
 	}
-	dir, err := t.openContainer(c.ID)
-	if err != nil {
-		return err
-	}
-	_, err = readConfig(dir)
-	if err := errors.Join(err, dir.Close()); err != nil {
+	if err := t.checkConfig(c.ID); err != nil {
 		return err
 	}
 	to, err := t.changeOf(ctx, c)
@@ -78,6 +73,16 @@ func (t *Target) stage(ctx context.Context, c *migrate.Container) error {
 		return err
 	}
 	return atomicfile.Write(t.stateFile(c.ID, stagedSuffix), data, 0o600)
+}
+
+// checkConfig returns an error if the configuration of a container cannot be read.
+func (t *Target) checkConfig(id string) error {
+	dir, err := t.openContainer(id)
+	if err != nil {
+		return err
+	}
+	_, err = readConfig(dir)
+	return errors.Join(err, dir.Close())
 }
 
 // changeOf is how the configuration of a container is to change. A container without an image has no manifest.
@@ -318,6 +323,7 @@ func (t *Target) Commit(ctx context.Context) error {
 // Undo implements migrate.Target. Returns errdefs.ErrFailedPrecondition if the Docker Engine runs.
 func (t *Target) Undo(ctx context.Context) error {
 	ctx = t.in(ctx)
+	t.undoing = true
 	if err := t.checkEngine(); err != nil {
 		return err
 	}

@@ -30,6 +30,11 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	if err != nil {
 		return err
 	}
+	if p.container != "" && t.moby() {
+		if err := t.checkConfig(p.container); err != nil {
+			return fmt.Errorf("configuration of its container: %w", err)
+		}
+	}
 	parent := ""
 	if layer.Parent != "" {
 		below, err := t.placeOf(ctx, layer.Parent)
@@ -50,9 +55,9 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	case migrate.ContainerLayer:
 		return m.active(ctx)
 	case migrate.InitLayer:
-		return m.committed(ctx, p.name+"-key")
+		return m.committed(ctx)
 	}
-	if err := m.committed(ctx, "migrate-"+p.name); err != nil {
+	if err := m.committed(ctx); err != nil {
 		return err
 	}
 	return m.blob(ctx, parts)
@@ -68,8 +73,9 @@ type making struct {
 	lease  string
 }
 
-// committed makes a committed snapshot. A crash leaves an active one with that key.
-func (m making) committed(ctx context.Context, key string) error {
+// committed makes a committed snapshot. A crash leaves an active one with the key.
+func (m making) committed(ctx context.Context) error {
+	key := keyOf(m.layer, m.name)
 	info, err := m.snapshots.Stat(ctx, m.name)
 	switch {
 	case err == nil:

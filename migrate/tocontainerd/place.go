@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
-	"strconv"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -21,6 +21,13 @@ type place struct {
 
 // initSuffix is Docker's addition to the ID of a container, for the snapshot of the init layer.
 const initSuffix = "-init"
+
+// Parts of the keys of snapshots until they are committed. Docker has the same for an init layer. Cowshed sees from the
+// other that a layer is unpacked.
+const (
+	keySuffix      = "-key"
+	layerKeyPrefix = "migrate-"
+)
 
 // containerID is the form of an ID that can be a key and the name of a directory. Docker's have 64 digits.
 var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
@@ -46,32 +53,38 @@ func (t *Target) learn(inv *migrate.Inventory) {
 	}
 }
 
-// placeOf returns where a layer goes, or where it is. Returns errdefs.ErrNotFound if it is nowhere and no inventory has
+// placeOf returns where a layer goes, or where it is. Returns errdefs.ErrNotFound if it is nowhere, and no inventory has
 // told its place.
 func (t *Target) placeOf(ctx context.Context, id string) (place, error) {
 	if p, ok := t.places[id]; ok {
 		return p, nil
 	}
-	info, err := t.labelled(ctx, id)
-	if err != nil {
-		return place{}, err
+	if t.made == nil {
+		var err error
+		if t.made, err = t.listMade(ctx); err != nil {
+			return place{}, err
+		}
 	}
-	return place{name: info.Name}, nil
+	if p, ok := t.made[id]; ok {
+		return p, nil
+	}
+	return place{}, fault.New(errdefs.ErrNotFound, "no snapshot was made of layer %q", id)
 }
 
-// labelled finds the snapshot that was made of a layer. Returns errdefs.ErrNotFound if there is none.
-func (t *Target) labelled(ctx context.Context, id string) (found snapshots.Info, err error) {
-	ok := false
-	err = t.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Labels[LayerLabel] == id && !isTemporary(info) {
-			found, ok = info, true
+// listMade finds the places of layers by their snapshots. To containerd that is one request for each snapshot.
+func (t *Target) listMade(ctx context.Context) (map[string]place, error) {
+	made := make(map[string]place)
+	err := t.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		id, name := info.Labels[LayerLabel], info.Name
+		if isTemporary(info) {
+			name = strings.TrimSuffix(name, keySuffix)
+		}
+		if id != "" && !strings.HasPrefix(name, layerKeyPrefix) {
+			made[id] = place{name, strings.TrimSuffix(name, initSuffix)}
 		}
 		return nil
-	}, fmt.Sprintf("labels.%q==%s", LayerLabel, strconv.Quote(id)))
-	if err == nil && !ok {
-		err = fault.New(errdefs.ErrNotFound, "no snapshot was made of layer %q", id)
-	}
-	return found, err
+	}, fmt.Sprintf("labels.%q", LayerLabel))
+	return made, err
 }
 
 // isTemporary reports whether a snapshot is to be committed under another name when it is whole.
@@ -84,5 +97,21 @@ func (t *Target) find(ctx context.Context, layer *migrate.Layer) (snapshots.Info
 	if layer.Kind == migrate.ImageLayer {
 		return t.snapshots.Stat(ctx, layer.ChainID.String())
 	}
-	return t.labelled(ctx, layer.ID)
+	p, err := t.placeOf(ctx, layer.ID)
+	if err != nil {
+		return snapshots.Info{}, err
+	}
+	info, err := t.snapshots.Stat(ctx, p.name)
+	if err == nil && info.Labels[LayerLabel] != layer.ID {
+		err = fault.New(errdefs.ErrNotFound, "snapshot %s was made of another layer", p.name)
+	}
+	return info, err
+}
+
+// keyOf is the key of the snapshot of a layer until it is committed.
+func keyOf(layer *migrate.Layer, name string) string {
+	if layer.Kind == migrate.ImageLayer {
+		return layerKeyPrefix + name
+	}
+	return name + keySuffix
 }

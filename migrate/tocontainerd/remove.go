@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/migrate"
@@ -29,9 +28,9 @@ func (t *Target) removeLayer(ctx context.Context, layer *migrate.Layer) error {
 	if layer.Kind == migrate.ImageLayer {
 		return t.releaseLayer(ctx, layer)
 	}
-	removed := t.removeSnapshot(ctx, layer.ID)
+	removed := t.removeSnapshot(ctx, layer)
 	// The lease of a container goes with the first of its layers, which is removed last.
-	if err := errors.Join(t.removePartial(ctx, layer.ID), t.deleteLeases(ctx, LayerLabel, layer.ID)); err != nil {
+	if err := errors.Join(t.removePartial(ctx, layer), t.deleteLeases(ctx, LayerLabel, layer.ID)); err != nil {
 		return err
 	}
 	if layer.Kind == migrate.ContainerLayer || !errdefs.IsFailedPrecondition(removed) {
@@ -42,8 +41,8 @@ func (t *Target) removeLayer(ctx context.Context, layer *migrate.Layer) error {
 	return t.collect(ctx)
 }
 
-func (t *Target) removeSnapshot(ctx context.Context, id string) error {
-	info, err := t.labelled(ctx, id)
+func (t *Target) removeSnapshot(ctx context.Context, layer *migrate.Layer) error {
+	info, err := t.find(ctx, layer)
 	if err == nil {
 		err = t.letGo(ctx, t.ofSnapshots(), info.Name)
 	}
@@ -57,32 +56,39 @@ func (t *Target) removeSnapshot(ctx context.Context, id string) error {
 }
 
 // releaseLayer lets go of a layer of an image. Whether others hold its snapshot or its blob, containerd knows: it collects
-// both if nobody does.
+// both if nobody does. It looks at everything for that. So Undo has it collect all at once, at the end.
 func (t *Target) releaseLayer(ctx context.Context, layer *migrate.Layer) error {
-	if err := t.removePartial(ctx, layer.ID); err != nil {
-		return err
-	}
-	errs := []error{t.letGo(ctx, t.ofSnapshots(), layer.ChainID.String())}
+	errs := []error{t.removePartial(ctx, layer), t.letGo(ctx, t.ofSnapshots(), layer.ChainID.String())}
 	if blob, err := t.layerBlob(ctx, layer.DiffID); err == nil {
 		errs = append(errs, t.letGo(ctx, "content", blob.Digest.String()))
 	}
-	errs = append(errs, t.collect(ctx))
+	if t.undoing {
+		t.collectLater = func() error { return t.collect(context.WithoutCancel(ctx)) }
+	} else {
+		errs = append(errs, t.collect(ctx))
+	}
 	return errors.Join(errs...)
 }
 
 // removePartial removes the remains of a layer after a crash.
-func (t *Target) removePartial(ctx context.Context, id string) error {
-	var keys []string
-	err := t.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Labels[LayerLabel] == id && isTemporary(info) {
-			keys = append(keys, info.Name)
+func (t *Target) removePartial(ctx context.Context, layer *migrate.Layer) error {
+	name := layer.ChainID.String()
+	if layer.Kind != migrate.ImageLayer {
+		p, err := t.placeOf(ctx, layer.ID)
+		if errdefs.IsNotFound(err) {
+			return nil
 		}
+		if err != nil {
+			return err
+		}
+		name = p.name
+	}
+	info, err := t.snapshots.Stat(ctx, keyOf(layer, name))
+	if err == nil && info.Labels[LayerLabel] == layer.ID && isTemporary(info) {
+		err = t.snapshots.Remove(ctx, info.Name)
+	}
+	if errdefs.IsNotFound(err) {
 		return nil
-	}, fmt.Sprintf("labels.%q==%q", LayerLabel, id))
-	for _, key := range keys {
-		if removed := t.snapshots.Remove(ctx, key); removed != nil && !errdefs.IsNotFound(removed) {
-			err = errors.Join(err, removed)
-		}
 	}
 	return err
 }

@@ -43,6 +43,10 @@ type Target struct {
 	opts   Options
 	lease  leases.Lease
 	places map[string]place // of the layers in the inventory, by ID
+	made   map[string]place // of layers of containers that are there; nil: not looked for yet
+
+	collectLater func() error // nil: nothing has become garbage
+	undoing      bool
 }
 
 var _ migrate.Target = (*Target)(nil)
@@ -75,6 +79,9 @@ func newTarget(o Options, s *services) *Target {
 // Close implements migrate.Target.
 func (t *Target) Close() error {
 	var errs []error
+	if t.collectLater != nil {
+		errs = append(errs, t.collectLater())
+	}
 	for _, f := range t.closers {
 		errs = append(errs, f())
 	}

@@ -90,7 +90,7 @@ func TestMigration(t *testing.T) {
 
 			h.run(target)
 			after := h.state(Moby)
-			equal, err := h.migration(target).Verify(t.Context(), nil)
+			equal, err := h.migration(h.target(o)).Verify(t.Context(), nil) // by another process
 			require.NoError(t, err)
 			assert.Equal(t, 8, equal)
 			assert.Equal(t, after, h.state(Moby), "verification leaves nothing")
@@ -108,8 +108,10 @@ func TestMigration(t *testing.T) {
 			h.run(target) // changes nothing
 			assert.Equal(t, after, h.state(Moby))
 
-			_, err = h.migration(target).Undo(t.Context(), nil)
+			another := h.target(o)
+			_, err = h.migration(another).Undo(t.Context(), nil)
 			require.NoError(t, err)
+			require.NoError(t, another.Close())
 			assert.Equal(t, empty, h.state(Moby))
 			assert.Equal(t, before, readAll(t, dir))
 			assert.NoDirExists(t, filepath.Join(h.mnt, "state", Moby, containersDir, theContainer+stagedSuffix))
@@ -294,6 +296,31 @@ func TestUndoKeepsCommits(t *testing.T) {
 	h.run(target) // accepts the init layer
 	_, err = h.migration(target).Verify(t.Context(), nil)
 	requireNoProblem(t, err)
+}
+
+// TestContainersOfOthers: without Docker's own files a container does not come along, and its layers do not either.
+func TestContainersOfOthers(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(directories)
+	s.inv.Program = "containers-storage"
+	for _, root := range []string{h.dockerRoot(), ""} {
+		require.NoError(t, os.RemoveAll(filepath.Join(h.dockerRoot(), containersDir)))
+		o := h.options(Moby)
+		o.DockerRoot = root
+		target := h.target(o)
+		_, err := h.migration(target).Run(t.Context(), nil)
+		var partial *migrate.PartialError
+		require.ErrorAs(t, err, &partial)
+		assert.Len(t, partial.Problems, 3)
+		h.requireImages(target)
+		_, err = target.snapshots.Stat(h.in(Moby), theContainer+initSuffix)
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		held, err := target.leases.List(h.in(Moby))
+		require.NoError(t, err)
+		assert.Empty(t, held)
+		_, err = h.migration(target).Undo(t.Context(), nil)
+		requireNoProblem(t, err)
+	}
 }
 
 // TestCheck: clashes are found before anything is changed.

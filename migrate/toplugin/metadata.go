@@ -49,6 +49,30 @@ func (t *Target) staging() string {
 	return filepath.Join(t.opts.Root, "image", "."+t.opts.Plugin+"-migration")
 }
 
+// checkLinks returns ErrInvalidArgument if there is a symbolic link in the places that the target writes to.
+func (t *Target) checkLinks() error {
+	for _, dir := range []string{filepath.Dir(t.place()), filepath.Join(t.opts.Root, t.opts.Plugin), t.opts.Home, filepath.Dir(t.opts.State)} {
+		if info, err := os.Lstat(dir); err == nil && !info.IsDir() {
+			return fault.New(errdefs.ErrInvalidArgument, "%s is no directory", dir)
+		}
+	}
+	for _, top := range []string{t.staging(), t.place(), t.opts.State} {
+		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil && d.Type()&fs.ModeSymlink != 0 {
+				err = fault.New(errdefs.ErrInvalidArgument, "%s is a symbolic link", path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // committing is a file of the state that is there once the metadata may be in its place.
 const committing = "committing"
 

@@ -64,7 +64,7 @@ var _ migrate.Target = (*Target)(nil)
 var pluginName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
 // New makes a Target. Returns ErrInvalidArgument if the name cannot be that of a plugin, or is that of the source's
-// driver.
+// driver. The same goes for symbolic links in the places of the target: the root may be an attacker's.
 func New(opts Options) (*Target, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
@@ -75,7 +75,8 @@ func New(opts Options) (*Target, error) {
 	case opts.Plugin == opts.SourceDriver:
 		return nil, fault.New(errdefs.ErrInvalidArgument, "the layers are those of plugin %s already", opts.Plugin)
 	}
-	return &Target{opts: opts, verified: make(map[string]bool)}, nil
+	t := &Target{opts: opts, verified: make(map[string]bool)}
+	return t, t.checkLinks()
 }
 
 // Close implements migrate.Target.

@@ -272,6 +272,25 @@ func TestHostileContainer(t *testing.T) {
 	require.NoError(t, e.undo())
 }
 
+// TestHostilePlaces: links in the places that the target writes to are refused.
+func TestHostilePlaces(t *testing.T) {
+	for _, place := range []string{
+		"image/.cowshed-migration", "image/cowshed", "image/cowshed/layerdb", "cowshed", "cowshed/btrfs", "cowshed/migration", "cowshed/migration/target",
+		"cowshed/migration/target/layers",
+	} {
+		t.Run(place, func(t *testing.T) {
+			e := &engine{t: t, root: t.TempDir()}
+			outside := t.TempDir()
+			require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(e.root, place)), 0o700))
+			require.NoError(t, os.Symlink(outside, filepath.Join(e.root, place)))
+			_, err := New(Options{
+				Root: e.root, Plugin: "cowshed", Home: e.home(), State: migrate.TargetState(e.state()), SourceRoot: e.root, SourceDriver: "overlay2",
+			})
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		})
+	}
+}
+
 // TestCutOffCommit ends Commit and Undo after each of their steps, by hand.
 func TestCutOffCommit(t *testing.T) {
 	for name, cut := range map[string]func(t *testing.T, e *engine){

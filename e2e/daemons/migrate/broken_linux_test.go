@@ -21,7 +21,7 @@ import (
 func TestBroken(t *testing.T) {
 	h := harness.NewHost(t, testfs.Btrfs(t))
 	ctx := testContext(t)
-	s := makeScenarioOf(t, ctx, h, "overlay2", false, func(name string) bool {
+	s := makeScenario(t, ctx, h, "overlay2", false, func(name string) bool {
 		return fewNames(name) || name == "cowtest/deleted:1" || name == "cowtest/names:1" || name == "cowtest/capabilities:1" || name == "special"
 	})
 	top := func(name string) string { return s.layerDB(t, name) }

@@ -18,12 +18,7 @@ import (
 // returns the record of that engine.
 func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) record {
 	h := s.host
-	cowshed := h.StartCowshed("containerd")
-	containerd := h.StartContainerd("containerd", cowshed.Options())
-	store := containerd.Store("moby", harness.CowshedSnapshotter)
-	m := migration{h.CowshedProgram(), []string{
-		"--root", cowshed.Root, "--from", s.engine.Root, "--to", "containerd", "--containerd-address", containerd.Address,
-	}}
+	containerd, store, m := s.containerd()
 	m.run(t, ctx, "plan")
 	m.run(t, ctx, "run")
 	m.run(t, ctx, "verify")
@@ -42,6 +37,15 @@ func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) 
 	requireNothing(t, ctx, store)
 	requireOld(t, ctx, s)
 	return after
+}
+
+// containerd starts containerd on Cowshed, for the migration of the scenario to its namespace for Docker.
+func (s scenario) containerd() (*harness.Containerd, *harness.Store, migration) {
+	cowshed := s.host.StartCowshed("containerd")
+	containerd := s.host.StartContainerd("containerd", cowshed.Options())
+	return containerd, containerd.Store("moby", harness.CowshedSnapshotter), migration{s.host.CowshedProgram(), []string{
+		"--root", cowshed.Root, "--from", s.engine.Root, "--to", "containerd", "--containerd-address", containerd.Address,
+	}}
 }
 
 // configIn returns a function that finds the digest of an image's config by the digest of its manifest.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,48 +27,76 @@ func fewNames(name string) bool {
 	return false
 }
 
-// TestKilled kills a run at random moments. Afterwards undo leaves nothing, and the next run goes on.
+// TestKilled kills a run at random moments. Afterwards undo leaves nothing, and the next run goes on. In the end the old
+// layers are removed.
 func TestKilled(t *testing.T) {
-	for _, driver := range []string{"btrfs", "overlay2"} {
-		t.Run(driver, func(t *testing.T) {
-			h := harness.NewHost(t, testfs.Btrfs(t))
-			ctx := testContext(t)
-			s := makeScenarioOf(t, ctx, h, driver, false, fewNames)
-			m := s.plugin()
-			root := readRoot(t, s)
-
-			begun := time.Now()
-			m.run(t, ctx, "run")
-			whole := time.Since(begun)
-			m.run(t, ctx, "undo")
-			requireRoot(t, s, root)
-
-			seed := rand.Uint64()
-			t.Logf("seed %d, a run takes %s", seed, whole)
-			random := rand.New(rand.NewPCG(seed, 0))
-			rounds := 4
-			if testfs.Long() {
-				rounds = 100
-			}
-			for range rounds {
-				m.killed(t, ctx, time.Duration(random.Int64N(int64(whole))))
-				m.undoKilled(t, ctx)
-				requireRoot(t, s, root)
-			}
-			// Each run comes some steps farther.
-			kills := 0
-			for !m.killed(t, ctx, time.Duration(random.Int64N(int64(whole)))+whole/8) {
-				kills++
-			}
-			t.Logf("killed %d times", kills)
-			m.run(t, ctx, "run")
-			m.run(t, ctx, "verify")
-			cowshed := h.StartCowshed("containerd")
-			e := h.StartDebianDocker(harness.EngineOptions{Driver: cowshed.Plugin})
-			requireSame(t, s.before, recordOf(t, ctx, e, sameDigest), true)
+	t.Run("btrfs to the plugin", func(t *testing.T) {
+		s := fewThings(t, "btrfs")
+		plugin := sync.OnceValue(func() string { return s.host.StartCowshed("containerd").Plugin })
+		s.killAndCheck(t, s.plugin(), func() {}, func() {
+			e := s.host.StartDebianDocker(harness.EngineOptions{Driver: plugin()})
+			requireSame(t, s.before, recordOf(t, testContext(t), e, sameDigest), true)
 			e.Stop()
 		})
+	})
+	t.Run("overlay2 to containerd", func(t *testing.T) {
+		s := fewThings(t, "overlay2")
+		ctx := testContext(t)
+		containerd, store, m := s.containerd()
+		s.killAndCheck(t, m, func() { requireNothing(t, ctx, store) }, func() {
+			e := s.host.StartDocker(harness.EngineOptions{Driver: harness.CowshedSnapshotter, Containerd: containerd})
+			requireSame(t, s.before, recordOf(t, ctx, e, configIn(t, ctx, store)), false)
+			e.Stop()
+		})
+	})
+}
+
+func fewThings(t *testing.T, driver string) scenario {
+	t.Helper()
+	return makeScenario(t, testContext(t), harness.NewHost(t, testfs.Btrfs(t)), driver, false, fewNames)
+}
+
+// killAndCheck kills a migration. nothing checks that the target has nothing, and whole that an engine has all.
+func (s scenario) killAndCheck(t *testing.T, m migration, nothing, whole func()) {
+	t.Helper()
+	ctx := testContext(t)
+	root := readRoot(t, s)
+	begun := time.Now()
+	m.run(t, ctx, "run")
+	took := time.Since(begun)
+	m.run(t, ctx, "undo")
+	requireRoot(t, s, root)
+	nothing()
+
+	seed := rand.Uint64()
+	t.Logf("seed %d, a run takes %s", seed, took)
+	random := rand.New(rand.NewPCG(seed, 0))
+	rounds := 4
+	if testfs.Long() {
+		rounds = 100
 	}
+	for range rounds {
+		m.killed(t, ctx, time.Duration(random.Int64N(int64(took))))
+		m.undoKilled(t, ctx)
+		requireRoot(t, s, root)
+		nothing()
+	}
+	// Each run comes some steps farther.
+	kills := 0
+	for !m.killed(t, ctx, took*time.Duration(kills+1)/6) {
+		kills++
+	}
+	t.Logf("killed %d times before the end", kills)
+	m.run(t, ctx, "run")
+	m.run(t, ctx, "verify")
+	whole()
+
+	_, err := m.try(ctx, "finish")
+	require.Error(t, err, "it asks for a confirmation")
+	require.DirExists(t, filepath.Join(s.engine.Root, "image", s.driver))
+	m.run(t, ctx, "finish", "--yes")
+	assert.NoDirExists(t, filepath.Join(s.engine.Root, s.driver))
+	whole()
 }
 
 // killed kills a run after a time, and returns whether the run had ended before.
@@ -95,12 +124,14 @@ func (m migration) undoKilled(t *testing.T, ctx context.Context) {
 	}
 }
 
-// rootOptions leave out the times of directories in which a migration has made and removed names.
+// rootOptions leave out the times of directories in which a migration has made and removed names, and of files that it
+// has changed and restored. The plugin's home stays, without volumes.
 var rootOptions = treecmp.Options{
 	LinksInTree: true,
 	SkipTime: func(path string) bool {
-		return path == "image" || path == "containers" || filepath.Dir(path) == "containers"
+		return path == "image" || path == "containers" || filepath.Dir(path) == "containers" || filepath.Ext(path) == ".json"
 	},
+	Skip: func(path string) bool { return strings.HasPrefix(path, "cowshed-") && !strings.Contains(path, "/") },
 }
 
 func readRoot(t *testing.T, s scenario) treecmp.Tree {
@@ -114,4 +145,10 @@ func readRoot(t *testing.T, s scenario) treecmp.Tree {
 func requireRoot(t *testing.T, s scenario, want treecmp.Tree) {
 	t.Helper()
 	assert.Empty(t, want.Diff(readRoot(t, s), rootOptions), "before and after")
+	for _, pattern := range []string{"subvolumes/*", "staging/*", "removing/*", "views/*"} {
+		left, err := filepath.Glob(filepath.Join(s.engine.Root, s.host.PluginName(), "btrfs", pattern))
+		require.NoError(t, err)
+		assert.Empty(t, left)
+	}
+	assert.NoDirExists(t, filepath.Join(s.engine.Root, "image", s.host.PluginName()))
 }

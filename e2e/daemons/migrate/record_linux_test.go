@@ -149,7 +149,7 @@ func requireSame(t *testing.T, want, got record, sameEngine bool) {
 	assert.Len(t, got.containers, len(want.containers))
 }
 
-// listed are the images, without what is only comparable with sameEngine.
+// listed are the images. Without sameEngine, they lack the properties that differ between engines.
 func (r record) listed(sameEngine bool) map[digest.Digest]imageRecord {
 	images := map[digest.Digest]imageRecord{}
 	for config, img := range r.images {

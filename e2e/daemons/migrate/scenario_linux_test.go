@@ -20,14 +20,9 @@ type scenario struct {
 	before record
 }
 
-// makeScenario makes all images and containers. limits says that the driver limits containers.
-func makeScenario(t *testing.T, ctx context.Context, h *harness.Host, driver string, limits bool) scenario {
-	t.Helper()
-	return makeScenarioOf(t, ctx, h, driver, limits, everything)
-}
-
-// makeScenarioOf makes the images and containers whose first names are wanted.
-func makeScenarioOf(t *testing.T, ctx context.Context, h *harness.Host, driver string, limits bool, wanted func(name string) bool) scenario {
+// makeScenario makes the images and containers whose first names are wanted. limits says that the driver limits
+// containers.
+func makeScenario(t *testing.T, ctx context.Context, h *harness.Host, driver string, limits bool, wanted func(name string) bool) scenario {
 	t.Helper()
 	e := h.StartDebianDocker(harness.EngineOptions{Driver: driver})
 	images := slices.DeleteFunc(loadedImages(t, h.Programs), func(img image) bool { return !wanted(img.name()) })

@@ -1,5 +1,5 @@
 // Package rootdir reads a directory that an attacker may have made: it follows no symbolic link, never leaves the
-// directory, opens no pipe and no device, and bounds what it reads.
+// directory, opens no pipe and no device, and bounds the size of its reads.
 package rootdir
 
 import (
@@ -92,7 +92,7 @@ func (d *Dir) OpenFile(name string) (_ *os.File, err error) {
 	return reopen(found)
 }
 
-// mode is the type of what was found under a name. Returns an error for a symbolic link.
+// mode is the type of a file that was found. Returns an error for a symbolic link.
 func (d *Dir) mode(found *os.File, name string) (fs.FileMode, error) {
 	info, err := found.Stat()
 	if err != nil {

@@ -9,6 +9,9 @@ import (
 	"strings"
 
 	"github.com/moby/go-archive"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/treecopy"
 )
 
 // lister lists changes.
@@ -17,7 +20,8 @@ type lister struct {
 	list []archive.Change
 	size int // bytes of paths
 
-	linked []linked
+	buffers [2][]byte
+	linked  []linked
 }
 
 // linked is a name of a file that has several in one of the trees.
@@ -31,13 +35,13 @@ type linked struct {
 const maxPaths = 1 << 30
 
 func changes(ctx context.Context, to, from *os.File) ([]archive.Change, error) {
-	l := &lister{ctx: ctx}
-	a, err := root(to)
+	l := &lister{ctx: ctx, buffers: [2][]byte{make([]byte, 1<<17), make([]byte, 1<<17)}}
+	a, err := root(to, treecopy.IsContent)
 	if err != nil {
 		return nil, err
 	}
 	defer a.close()
-	b, err := root(from)
+	b, err := root(from, treecopy.IsContent)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +115,15 @@ func (l *lister) entries(x, y *entry, depth int) (err error) {
 		kind = archive.ChangeModify
 		if how, err = differs(x, y); err != nil {
 			return err
+		}
+		if how == "" && x.kind() == unix.S_IFREG {
+			same, err := sameBytes(x, y, &l.buffers)
+			if err != nil {
+				return err
+			}
+			if !same {
+				how = "content"
+			}
 		}
 	}
 	inside := false

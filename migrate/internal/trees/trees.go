@@ -6,12 +6,12 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/migrate"
 )
 
@@ -24,8 +24,9 @@ const maxAttributes = 64 << 10
 var errTooDeep = fault.New(errdefs.ErrResourceExhausted, "directories are nested more than %d deep", maxDepth)
 
 // Changes lists the changes that make the tree at from equal to the tree at to, in the form and order of
-// treediff.Compare. It finds more than that: differences of extended attributes, and of the times of directories. It
-// reads no file, so that it misses one whose bytes changed while size and time stayed. The root itself is not listed.
+// treediff.Compare. It finds more than that: differences of extended attributes, of the times of directories, and of the
+// bytes of files whose size and time are equal. Layers of images often have these: all times are those of the build. The
+// root itself is not listed.
 func Changes(ctx context.Context, to, from *os.File) ([]archive.Change, error) {
 	return changes(ctx, to, from)
 }
@@ -51,18 +52,15 @@ const (
 	opaqueMark     = ".wh..wh..opq"
 )
 
-// isContent reports whether an extended attribute is a part of a layer's content, as in package treecopy.
-func isContent(attribute string) bool {
-	switch attribute {
-	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
-		return true
+// marksOf are the marks of a directory of changes in a form.
+func marksOf(form migrate.Form) treecopy.Marks {
+	switch form {
+	case migrate.FuseOverlay:
+		return treecopy.FuseOverlayMarks
+	case migrate.Overlay:
+		return treecopy.OverlayMarks
 	}
-	for _, record := range []string{"trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.cowshed."} {
-		if strings.HasPrefix(attribute, record) {
-			return false
-		}
-	}
-	return strings.HasPrefix(attribute, "user.") || strings.HasPrefix(attribute, "trusted.")
+	return treecopy.AufsMarks
 }
 
 func join(dir, name string) string {
