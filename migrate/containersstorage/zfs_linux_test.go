@@ -88,6 +88,8 @@ func TestNotOnZFS(t *testing.T) {
 	s := newStorage(t, "zfs")
 	_, err := Open(context.Background(), Options{Dir: s.dir})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	_, err = Open(context.Background(), Options{Dir: s.dir, Dataset: "-r"})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	source, err := Open(context.Background(), Options{Dir: s.dir, Dataset: "pool/layers"})
 	require.NoError(t, err)
 	assert.Equal(t, "pool/layers/x", source.dataset("x"))
