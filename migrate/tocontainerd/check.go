@@ -37,12 +37,21 @@ func (t *Target) checkNames(ctx context.Context, image *migrate.Image) error {
 	var errs []error
 	for _, name := range image.Names {
 		there, err := t.images.Get(ctx, name)
-		switch {
-		case errdefs.IsNotFound(err):
-		case err != nil:
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
 			return err
-		case there.Labels[ImageLabel] != image.ID.String():
-			errs = append(errs, nameTaken(there))
+		}
+		if isNamedFor(there, image) {
+			continue
+		}
+		same, err := t.hasConfig(ctx, there.Target, image.ID, maxNesting)
+		if err != nil {
+			return err
+		}
+		if !same {
+			errs = append(errs, t.nameTaken(there))
 		}
 	}
 	return errors.Join(errs...)

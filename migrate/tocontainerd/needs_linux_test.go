@@ -1,0 +1,96 @@
+package tocontainerd
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/migrate"
+)
+
+// TestLayersWithoutImage: containerd collects what nothing needs, and no one misses it: neither a layer without image and
+// container, nor the blob of a layer whose image was removed below a container.
+func TestLayersWithoutImage(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(directories)
+	s.inv.Containers[0].Image = ""
+	s.inv.Images = nil // base-id and top-id are the container's, other-id is nobody's
+	target := h.target(h.options(Moby))
+	empty := h.state(Moby)
+	h.run(target)
+	h.collect()
+	_, err := target.layerBlob(h.in(Moby), s.layerOf("top-id").DiffID)
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	_, err = target.snapshots.Stat(h.in(Moby), s.layerOf("top-id").ChainID.String())
+	require.NoError(t, err)
+	_, err = target.snapshots.Stat(h.in(Moby), s.layerOf("other-id").ChainID.String())
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+
+	another := h.target(target.opts)
+	_, err = h.migration(another).Verify(t.Context(), nil)
+	requireNoProblem(t, err)
+	for i := range s.inv.Layers { // as finish asks
+		has, err := another.Has(t.Context(), migrate.Item{Layer: &s.inv.Layers[i]})
+		require.NoError(t, err)
+		assert.True(t, has, s.inv.Layers[i].ID)
+	}
+	_, err = h.migration(another).Undo(t.Context(), nil)
+	requireNoProblem(t, err)
+	require.NoError(t, another.Close())
+	assert.Equal(t, empty, h.state(Moby))
+}
+
+// TestOrigin: a volume that is not the one that the source has opened is not adopted, and leaves nothing.
+func TestOrigin(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(subvolumes)
+	target := h.target(h.options(Moby))
+	require.NoError(t, target.Check(t.Context(), s, &s.inv))
+	layer := s.layerOf("base-id")
+	c, err := s.Open(t.Context(), layer.ID)
+	require.NoError(t, err)
+	defer c.Close()
+	// Since it was opened, a part of its path has become a symbolic link.
+	elsewhere := filepath.Join(h.mnt, "elsewhere")
+	require.NoError(t, os.Mkdir(elsewhere, 0o700))
+	s.run("btrfs", "subvolume", "create", filepath.Join(elsewhere, layer.ID))
+	require.NoError(t, os.Rename(s.dir, s.dir+".moved"))
+	require.NoError(t, os.Symlink(elsewhere, s.dir))
+	parts, err := s.Parts(t.Context(), layer.ID)
+	require.NoError(t, err)
+	require.ErrorIs(t, target.MakeLayer(t.Context(), layer, c, parts), errdefs.ErrDataLoss)
+	assert.Empty(t, slices.DeleteFunc(h.state(Moby), isLease))
+}
+
+func isLease(line string) bool { return len(line) > 5 && line[:5] == "lease" }
+
+// TestVerifyAdopted: the process that has adopted a volume compares nothing. Another one does.
+func TestVerifyAdopted(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(subvolumes)
+	target := h.target(h.options(Moby))
+	h.run(target)
+	layer := s.layerOf("mount")
+	opened := counting{Source: s}
+	require.NoError(t, target.Verify(t.Context(), migrate.Item{Layer: layer}, &opened))
+	assert.Zero(t, opened.n)
+	require.NoError(t, h.target(target.opts).Verify(t.Context(), migrate.Item{Layer: layer}, &opened))
+	assert.Equal(t, 1, opened.n)
+}
+
+// counting counts the layers that are opened.
+type counting struct {
+	migrate.Source
+	n int
+}
+
+func (c *counting) Open(ctx context.Context, layer string) (*migrate.Content, error) {
+	c.n++
+	return c.Source.Open(ctx, layer)
+}
