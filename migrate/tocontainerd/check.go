@@ -14,7 +14,7 @@ import (
 )
 
 // Check implements migrate.Target. It notes how the layers of the inventory belong together.
-func (t *Target) Check(ctx context.Context, _ migrate.Source, inv *migrate.Inventory) error {
+func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
 	t.learn(inv)
 	ctx = t.in(ctx)
 	errs := []error{t.checkEngine()}
@@ -29,7 +29,10 @@ func (t *Target) Check(ctx context.Context, _ migrate.Source, inv *migrate.Inven
 			errs = append(errs, fmt.Errorf("container %s: %w", inv.Containers[i].ID, err))
 		}
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return t.checkSpace(ctx, source, inv)
 }
 
 // checkNames returns errdefs.ErrAlreadyExists if another image has a name of this one.

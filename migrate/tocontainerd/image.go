@@ -61,6 +61,11 @@ func (t *Target) MakeImage(ctx context.Context, image *migrate.Image) error {
 	if err := t.putBlob(ctx, manifest.Descriptor, manifest.data, labels); err != nil {
 		return fmt.Errorf("manifest: %w", err)
 	}
+	all, err := t.known(ctx)
+	if err != nil {
+		return err
+	}
+	note(all.manifests, image.ID, manifest.Descriptor)
 	names, err := t.namesFor(ctx, image, manifest.Digest)
 	if err != nil {
 		return err
@@ -249,14 +254,8 @@ func (t *Target) nameTaken(there images.Image) error {
 }
 
 // manifestOf finds the manifest that was made for an image. Returns errdefs.ErrNotFound if there is none.
-func (t *Target) manifestOf(ctx context.Context, id digest.Digest) (found ocispec.Descriptor, err error) {
-	filter := fmt.Sprintf("labels.%q==%q,labels.%q==%q", ImageLabel, id, configReference, id)
-	err = t.content.Walk(ctx, func(info content.Info) error {
-		if found.Digest == "" || info.Digest < found.Digest {
-			found = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: info.Digest, Size: info.Size}
-		}
-		return nil
-	}, filter)
+func (t *Target) manifestOf(ctx context.Context, id digest.Digest) (ocispec.Descriptor, error) {
+	found, err := t.findBlob(ctx, manifestsOf, id)
 	if err == nil && found.Digest == "" {
 		err = fault.New(errdefs.ErrNotFound, "no manifest was made for image %s", id)
 	}

@@ -7,10 +7,14 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/migrate"
 )
 
@@ -93,4 +97,61 @@ type counting struct {
 func (c *counting) Open(ctx context.Context, layer string) (*migrate.Content, error) {
 	c.n++
 	return c.Source.Open(ctx, layer)
+}
+
+// TestRequests: to find a blob by its labels containerd looks at all of them, and to collect garbage at everything. Neither
+// is done for each layer.
+func TestRequests(t *testing.T) {
+	h := newHost(t)
+	h.newSource(overlays)
+	target := h.target(h.options(Moby))
+	walks, collections := countWalks{Store: target.content}, countCollections{Manager: target.leases}
+	target.content, target.leases = &walks, &collections
+	h.run(target)
+	assert.Equal(t, 1, walks.n)
+	collections.n = 0
+	_, err := h.migration(target).Undo(t.Context(), nil)
+	require.NoError(t, err)
+	require.NoError(t, target.Close())
+	assert.LessOrEqual(t, collections.n, 2, "the end of the lease, and the end of Undo")
+}
+
+type countWalks struct {
+	content.Store
+	n int
+}
+
+func (c *countWalks) Walk(ctx context.Context, fn content.WalkFunc, filters ...string) error {
+	c.n++
+	return c.Store.Walk(ctx, fn, filters...)
+}
+
+type countCollections struct {
+	leases.Manager
+	n int
+}
+
+func (c *countCollections) Delete(ctx context.Context, lease leases.Lease, opts ...leases.DeleteOpt) error {
+	if len(opts) > 0 {
+		c.n++
+	}
+	return c.Manager.Delete(ctx, lease, opts...)
+}
+
+// TestSpace: a plan promises clones only where volumes can be adopted, and Check finds too little space.
+func TestSpace(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(subvolumes)
+	target := h.target(h.options(Moby))
+	assert.True(t, target.adopts(detect.Filesystem{Type: "btrfs"}))
+	assert.False(t, target.adopts(detect.Filesystem{Type: "zfs"}))
+
+	s.layerOf("base-id").Size = 1 << 60
+	require.NoError(t, target.Check(t.Context(), s, &s.inv), "it is cloned")
+	target.root = t.TempDir() // another filesystem
+	require.ErrorIs(t, target.Check(t.Context(), s, &s.inv), unix.ENOSPC)
+	target.root = h.mnt
+	h.run(target)
+	target.root = t.TempDir()
+	require.NoError(t, target.Check(t.Context(), s, &s.inv), "it is there")
 }

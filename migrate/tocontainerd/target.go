@@ -48,6 +48,7 @@ type Target struct {
 	places map[string]place // of the layers in the inventory, by ID
 	made   map[string]place // of layers of containers that are there; nil: not looked for yet
 
+	blobs        *blobs           // nil: not listed yet
 	needs        map[string]needs // of layers of images that are not needed as a whole, by ID; nil: not known yet
 	adopted      map[string]bool  // layers whose volumes this process has adopted, by ID
 	collectLater func() error     // nil: nothing has become garbage
