@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -148,17 +149,32 @@ func (m making) active(ctx context.Context) error {
 	}
 	labels := map[string]string{LayerLabel: m.layer.ID, FillingLabel: untilDone}
 	if m.layer.Limit > 0 {
-		labels[snapshots.LabelSnapshotMaxSize] = strconv.FormatInt(m.layer.Limit, 10)
+		labels[snapshots.LabelSnapshotMaxSize] = strconv.FormatInt(m.limitToFill(), 10)
 	}
 	if err := m.fill(ctx, m.name, labels); err != nil {
+		if errors.Is(err, syscall.EDQUOT) { // which would be the end of the run, but it is the trouble of one container
+			err = fault.New(errdefs.ErrResourceExhausted, "its files do not fit below its limit: %v", err)
+		}
 		return errors.Join(err, m.forget(context.WithoutCancel(ctx), m.name))
 	}
 	delete(labels, FillingLabel)
+	if m.layer.Limit > 0 {
+		labels[snapshots.LabelSnapshotMaxSize] = strconv.FormatInt(m.layer.Limit, 10)
+	}
 	if !m.moby() {
 		labels[rootLabel] = "migrated"
 	}
 	_, err = m.snapshots.Update(ctx, snapshots.Info{Name: m.name, Labels: labels}, "labels")
 	return err
+}
+
+// limitToFill is the limit of a snapshot while it is filled: a container at its limit could not be copied below it. It is
+// none in effect, and not that of containers without one.
+func (m making) limitToFill() int64 {
+	if m.offers == nil {
+		return m.layer.Limit // whoever it is, who may not change a limit
+	}
+	return 1 << 60
 }
 
 // forget removes an active snapshot, if it is there.

@@ -2,6 +2,7 @@ package tocontainerd
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -154,4 +156,32 @@ func TestSpace(t *testing.T) {
 	h.run(target)
 	target.root = t.TempDir()
 	require.NoError(t, target.Check(t.Context(), s, &s.inv), "it is there")
+}
+
+// TestFullContainer: a container that is at its limit comes along, and has the limit afterwards.
+func TestFullContainer(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(directories)
+	const limit = 256 << 10
+	s.layerOf("mount").Limit = limit
+	for n := range 500 { // they are in metadata, which is not shared
+		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "mount", fmt.Sprint("small", n)), make([]byte, 1800), 0o600))
+	}
+	target := h.target(h.options(Moby))
+	h.run(target)
+	info, err := target.snapshots.Stat(h.in(Moby), theContainer)
+	require.NoError(t, err)
+	assert.Equal(t, map[string]string{LayerLabel: "mount", snapshots.LabelSnapshotMaxSize: fmt.Sprint(limit)}, info.Labels)
+	volume, err := h.backend.Stat(t.Context(), h.volumeOf(Moby, info))
+	require.NoError(t, err)
+	assert.Equal(t, uint64(limit), volume.Limit.Bytes)
+
+	_, err = h.migration(target).Undo(t.Context(), nil)
+	require.NoError(t, err)
+	target.offers = nil // no limit is changed later
+	_, err = h.migration(target).Run(t.Context(), nil)
+	var partial *migrate.PartialError
+	require.ErrorAs(t, err, &partial, "it is a problem of that container")
+	assert.Len(t, partial.Problems, 2)
+	h.requireImages(target)
 }
