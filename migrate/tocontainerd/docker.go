@@ -259,7 +259,7 @@ func (t *Target) keep(dir *rootdir.Dir, id, name string) error {
 }
 
 // restore puts the files of a container back, unless its driver is no longer ours: an older engine has used it since, and
-// what was kept is older than that.
+// the files that were kept are older than that.
 func (t *Target) restore(id string) (err error) {
 	dir, err := t.openContainer(id)
 	if errdefs.IsNotFound(err) {

@@ -172,7 +172,7 @@ func (m making) active(ctx context.Context) error {
 // none in effect, and not that of containers without one.
 func (m making) limitToFill() int64 {
 	if m.offers == nil {
-		return m.layer.Limit // whoever it is, who may not change a limit
+		return m.layer.Limit // perhaps it is not Cowshed, and cannot change a limit
 	}
 	return 1 << 60
 }

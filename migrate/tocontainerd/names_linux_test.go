@@ -137,7 +137,7 @@ func TestSameImage(t *testing.T) {
 	assert.ErrorContains(t, err, "docker rmi "+theName)
 }
 
-// TestUndoKeepsConfigurations: a container whose driver is no longer ours keeps its configuration: what was kept of it is
+// TestUndoKeepsConfigurations: a container whose driver is no longer ours keeps its configuration: the files that were kept are
 // older.
 func TestUndoKeepsConfigurations(t *testing.T) {
 	for name, ours := range map[string]bool{"another driver": false, "ours": true} {

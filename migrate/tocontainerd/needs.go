@@ -15,7 +15,7 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 )
 
-// needs says what of a layer of an image anything needs. Containerd collects the rest at the end. So a layer that no image
+// needs says which parts of a layer of an image other things need. Containerd collects the rest at the end. So a layer that no image
 // has gets no blob: a container whose image was removed has such layers. A layer that no container has either is left
 // out, and Has and Verify have nothing to find of it.
 //

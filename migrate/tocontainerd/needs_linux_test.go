@@ -20,7 +20,7 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 )
 
-// TestLayersWithoutImage: containerd collects what nothing needs, and no one misses it: neither a layer without image and
+// TestLayersWithoutImage: containerd collects things that nothing needs, and nobody misses them: neither a layer without image and
 // container, nor the blob of a layer whose image was removed below a container.
 func TestLayersWithoutImage(t *testing.T) {
 	h := newHost(t)
@@ -52,7 +52,7 @@ func TestLayersWithoutImage(t *testing.T) {
 	assert.Equal(t, empty, h.state(Moby))
 }
 
-// TestOrigin: a volume that is not the one that the source has opened is not adopted, and leaves nothing.
+// TestOrigin: another volume than the source has opened is not adopted, and leaves nothing.
 func TestOrigin(t *testing.T) {
 	h := newHost(t)
 	s := h.newSource(subvolumes)
