@@ -252,6 +252,133 @@ func TestNamesThatAreTaken(t *testing.T) {
 	assert.Equal(t, before, p.volumes())
 }
 
+// TestUndoKeepsImageNames: an image's name that was there before the run stays, also if the run was cut off.
+func TestUndoKeepsImageNames(t *testing.T) {
+	for _, cutOff := range []bool{false, true} {
+		p := newPlace(t, "overlay2")
+		require.NoError(t, p.run())
+		require.NoError(t, p.migrate(func(m *migrate.Migration) error {
+			return os.RemoveAll(p.state()) // whoever made them, they are the store's
+		}))
+		for _, name := range []string{"debian:12", "localhost:5000/team/web:1"} {
+			_, err := p.images.Get(name)
+			require.NoError(t, err)
+		}
+		require.NoError(t, os.Remove(filepath.Join(p.store, "images/records/localhost:5000%2Fteam%2Fweb:latest.json")))
+		before := p.imageNames()
+		for _, layer := range []string{"shop", "shop-init", "blog", "blog-init"} {
+			require.NoError(t, p.driver.Remove(layer))
+		}
+		require.NoError(t, p.run())
+		assert.Contains(t, p.imageNames(), "localhost:5000/team/web:latest")
+		if cutOff {
+			cutJournal(t, p, `{"step":"done","item":{"image":`)
+		}
+		var partial *migrate.PartialError
+		if err := p.undo(); err != nil {
+			require.ErrorAs(t, err, &partial)
+		}
+		assert.Equal(t, before, p.imageNames())
+	}
+}
+
+// cutJournal cuts the journal off before the first line that begins so.
+func cutJournal(t *testing.T, p *place, line string) {
+	t.Helper()
+	journal := filepath.Join(p.state(), "journal.json")
+	data, err := os.ReadFile(journal)
+	require.NoError(t, err)
+	at := strings.Index(string(data), line)
+	require.Positive(t, at)
+	require.NoError(t, os.WriteFile(journal, data[:at], 0o600))
+}
+
+// TestOthersVolume: a volume that somebody has made under the name of a layer, after the intent of a run that was cut off,
+// is not the migration's.
+func TestOthersVolume(t *testing.T) {
+	for _, then := range []string{"run", "undo"} {
+		t.Run(then, func(t *testing.T) {
+			p := newPlace(t, "overlay2")
+			require.NoError(t, p.run())
+			cutJournal(t, p, `{"step":"done","item":{"layer":{"ID":"`+p.sample.ShopLayer+`"`)
+			require.NoError(t, p.driver.Remove("shop"))
+			require.NoError(t, p.driver.Create("shop", "", nil))
+			if then == "run" {
+				require.NoError(t, p.run())
+				assert.Contains(t, p.volumes(), "shop-"+p.sample.Shop[:12])
+				assert.Empty(t, p.read("shop", "etc/shop"))
+				require.NoError(t, p.verify())
+			}
+			if err := p.undo(); err != nil {
+				var partial *migrate.PartialError
+				require.ErrorAs(t, err, &partial)
+			}
+			assert.Contains(t, p.volumes(), "shop")
+			assert.NotContains(t, p.volumes(), "shop-"+p.sample.Shop[:12])
+		})
+	}
+}
+
+// TestRaceForName: a volume that gets the name of a layer while the layer is made stays, and the next run takes another.
+func TestRaceForName(t *testing.T) {
+	p := newPlace(t, "overlay2")
+	require.NoError(t, p.migrate(func(m *migrate.Migration) error {
+		_, err := m.Run(t.Context(), racing{t, p})
+		var partial *migrate.PartialError
+		require.ErrorAs(t, err, &partial)
+		assert.ErrorIs(t, partial.Problems[0].Err, errdefs.ErrAlreadyExists)
+		return nil
+	}))
+	assert.Empty(t, p.read("shop", "etc/shop"))
+	require.NoError(t, p.run())
+	assert.Equal(t, "shop", p.read("shop-"+p.sample.Shop[:12], "etc/shop"))
+	require.NoError(t, p.undo())
+	assert.Equal(t, []string{"shop"}, p.volumes())
+}
+
+// racing is the progress of a run, which makes a volume before its first layer.
+type racing struct {
+	t *testing.T
+	p *place
+}
+
+func (r racing) Start(what string, _ int) migrate.Task {
+	if what == "layers" {
+		require.NoError(r.t, r.p.driver.Create("shop", "", nil))
+	}
+	return r
+}
+func (racing) Next(string) {}
+func (racing) End(string)  {}
+
+// TestNamesFile: a part of a line at the end of the file is ignored, and damage is not.
+func TestNamesFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	n, err := openNames(dir)
+	require.NoError(t, err)
+	require.NoError(t, n.keepAs(made{Key: "a", Name: "one"}))
+	require.NoError(t, n.keepAs(made{Key: "b", Name: "two", Volume: "v"}))
+	require.NoError(t, n.remove("a"))
+	require.NoError(t, n.close())
+	data, err := os.ReadFile(n.file)
+	require.NoError(t, err)
+	assert.Equal(t, 3, strings.Count(string(data), "\n"))
+	require.NoError(t, os.WriteFile(n.file, append(data, `{"key":"c","na`...), 0o600))
+	n, err = openNames(dir)
+	require.NoError(t, err)
+	assert.Equal(t, map[string]made{"b": {Key: "b", Name: "two", Volume: "v"}}, n.saved)
+	require.NoError(t, n.keepAs(made{Key: "d", Name: "four"}))
+	require.NoError(t, n.close())
+	n, err = openNames(dir)
+	require.NoError(t, err)
+	assert.Len(t, n.saved, 2)
+	for _, bad := range []string{"x\n", `{"key":"a","name":"../x"}` + "\n"} {
+		require.NoError(t, os.WriteFile(n.file, []byte(bad), 0o600))
+		_, err = openNames(dir)
+		require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	}
+}
+
 // TestSharedWithImports: a layer that the store has already is used, and stays. A layer that others came to need stays too.
 func TestSharedWithImports(t *testing.T) {
 	p := newPlace(t, "overlay2")
