@@ -252,16 +252,14 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 		return err
 	}
 	v := fill.Volume{Name: name, Parent: parent, Limit: limit(layer), Partial: takeover.Partial(name), Logger: t.opts.Logger}
-	checked := false
 	if parts != nil && layer.DiffID != "" {
 		if err := takeover.KeepParts(name, parts); err != nil {
 			return err
 		}
-		checked = !t.opts.Trust
 	}
-	v.Complete = func(ctx context.Context, volume string) error {
-		if checked {
-			if err := takeover.Verify(ctx, volume, name, layer.DiffID); err != nil {
+	v.Complete = func(ctx context.Context, volume string, how migrate.How) error {
+		if !t.opts.Trust {
+			if err := t.compare(ctx, takeover, layer, content, compared{volume: volume, name: name, parent: parent, adopted: how == migrate.Cloned}); err != nil {
 				return err
 			}
 		}
@@ -280,7 +278,7 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	t.opts.Logger.Debug("made a layer", "layer", name, "how", report.How, "copied", report.Copied)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.verified[name] = checked || report.How == migrate.Cloned && parts == nil
+	t.verified[name] = !t.opts.Trust
 	return nil
 }
 
@@ -400,15 +398,37 @@ func (t *Target) wasVerified(name string) bool {
 	return was
 }
 
+// compared is a volume that is compared with its source.
+type compared struct {
+	volume       string
+	name, parent string // of the layer
+	adopted      bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
+}
+
+// compare compares a volume with its source. One that is a layer of an image is compared with the layer's tar too: others
+// may rely on the layer's name, and the source may be an attacker's.
+func (t *Target) compare(ctx context.Context, takeover *image.Takeover, layer *migrate.Layer, content *migrate.Content, c compared) error {
+	if layer.DiffID != "" {
+		err := fill.VerifyTar(ctx, t.backend, c.volume, c.parent, layer.DiffID, func(w io.Writer) error {
+			return takeover.WriteTar(ctx, w, c.volume, c.name)
+		})
+		if errdefs.IsNotFound(err) {
+			err = fill.VerifyDigest(ctx, t.backend, c.volume, c.parent, layer.DiffID)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.adopted {
+		return nil
+	}
+	return fill.Verify(ctx, t.backend, c.volume, c.parent, content)
+}
+
 func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.Layer, source migrate.Source) (err error) {
 	takeover, err := t.open(ctx)
 	if err != nil {
 		return err
-	}
-	if layer.DiffID != "" {
-		if err := takeover.Verify(ctx, name, name, layer.DiffID); !errdefs.IsNotFound(err) {
-			return err
-		}
 	}
 	parent, err := t.parent(layer)
 	if err != nil {
@@ -419,7 +439,7 @@ func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.La
 		return err
 	}
 	defer func() { err = errors.Join(err, content.Close()) }()
-	return fill.Verify(ctx, t.backend, name, parent, content)
+	return t.compare(ctx, takeover, layer, content, compared{volume: name, name: name, parent: parent})
 }
 
 // Undo implements migrate.Target. It removes the remains of a run that was cut off.

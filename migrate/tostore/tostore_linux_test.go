@@ -1,7 +1,10 @@
 package tostore
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -14,6 +17,7 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/btrfs"
@@ -226,6 +230,94 @@ func TestBrokenLayer(t *testing.T) {
 			assert.Empty(t, p.volumes())
 		})
 	}
+}
+
+// TestPoisoned: nothing comes under the chain ID of a layer that is not in the layer's tar, though the bytes of all files
+// are right.
+func TestPoisoned(t *testing.T) {
+	for name, poison := range map[string]func(t *testing.T, tree string) error{
+		"added file": func(_ *testing.T, tree string) error {
+			return os.WriteFile(filepath.Join(tree, "etc/cron"), []byte("x"), 0o644)
+		},
+		"added directory": func(_ *testing.T, tree string) error { return os.Mkdir(filepath.Join(tree, "opt"), 0o755) },
+		"added link":      func(_ *testing.T, tree string) error { return os.Symlink("/tmp", filepath.Join(tree, "usr/lib")) },
+		"setuid": func(_ *testing.T, tree string) error {
+			return os.Chmod(filepath.Join(tree, "usr/app"), 0o640|os.ModeSetuid)
+		},
+		"directory's mode": func(_ *testing.T, tree string) error { return os.Chmod(filepath.Join(tree, "etc"), 0o777) },
+		"root's mode":      func(_ *testing.T, tree string) error { return os.Chmod(tree, 0o777) },
+		"owner":            func(_ *testing.T, tree string) error { return os.Chown(filepath.Join(tree, "usr/app"), 1000, 0) },
+		"attribute": func(_ *testing.T, tree string) error {
+			return unix.Setxattr(filepath.Join(tree, "usr/app"), "user.x", []byte("y"), 0)
+		},
+		"hard link": func(t *testing.T, tree string) error {
+			require.NoError(t, os.Remove(filepath.Join(tree, "usr/app")))
+			return os.Link(filepath.Join(tree, "etc/app"), filepath.Join(tree, "usr/app"))
+		},
+		"other kind": func(t *testing.T, tree string) error {
+			require.NoError(t, os.Rename(filepath.Join(tree, "usr/app"), filepath.Join(tree, "usr/real")))
+			return os.Symlink("real", filepath.Join(tree, "usr/app"))
+		},
+		"removal": func(t *testing.T, tree string) error {
+			log := filepath.Join(tree, "var/log")
+			if err := os.Remove(log); err == nil {
+				return nil // a whole tree
+			}
+			require.NoError(t, os.Mkdir(filepath.Dir(log), 0o755))
+			return unix.Mknod(log, unix.S_IFCHR, 0)
+		},
+		"change of the layer below": func(t *testing.T, tree string) error {
+			tool := filepath.Join(tree, "var/log")
+			require.NoError(t, os.MkdirAll(filepath.Dir(tool), 0o755))
+			return os.WriteFile(tool, []byte("LOG"), 0o640)
+		},
+	} {
+		for _, driver := range []string{"overlay2", "btrfs", "vfs"} {
+			t.Run(name+" "+driver, func(t *testing.T) {
+				p := newPlace(t, driver)
+				require.NoError(t, poison(t, p.sample.Tree(p.sample.App.ID)))
+				var partial *migrate.PartialError
+				require.ErrorAs(t, p.run(), &partial)
+				require.ErrorIs(t, partial.Problems[0].Err, errdefs.ErrDataLoss)
+				assert.NotContains(t, p.volumes(), p.sample.App.Chain.Encoded())
+				assert.Contains(t, p.volumes(), p.sample.Base.Chain.Encoded())
+			})
+		}
+	}
+}
+
+// TestPartsOfAnother: parts that hold all of the tar say nothing about the tree.
+func TestPartsOfAnother(t *testing.T) {
+	p := newPlace(t, "overlay2")
+	s := p.sample
+	parts, err := os.Open(filepath.Join(s.Dir, s.LayerDir(s.App), "tar-split.json.gz"))
+	require.NoError(t, err)
+	z, err := gzip.NewReader(parts)
+	require.NoError(t, err)
+	var whole bytes.Buffer
+	files := storage.NewPathFileGetter(s.Tree(s.App.ID))
+	require.NoError(t, image.JoinParts(t.Context(), &whole, files, z))
+	require.NoError(t, parts.Close())
+	var made bytes.Buffer
+	zw := gzip.NewWriter(&made)
+	require.NoError(t, json.NewEncoder(zw).Encode(storage.Entry{Type: storage.SegmentType, Payload: whole.Bytes()}))
+	require.NoError(t, zw.Close())
+	require.NoError(t, os.WriteFile(parts.Name(), made.Bytes(), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(s.Tree(s.App.ID), "etc/app"), []byte("poison"), 0o640))
+	var partial *migrate.PartialError
+	require.ErrorAs(t, p.run(), &partial)
+	assert.ErrorContains(t, partial.Problems[0].Err, "content")
+	assert.NotContains(t, p.volumes(), s.App.Chain.Encoded())
+}
+
+// TestWithoutParts: without the parts of the tar, the tree has to make a tar of the same digest.
+func TestWithoutParts(t *testing.T) {
+	p := newPlace(t, "overlay2")
+	require.NoError(t, os.Remove(filepath.Join(p.sample.Dir, p.sample.LayerDir(p.sample.App), "tar-split.json.gz")))
+	var partial *migrate.PartialError
+	require.ErrorAs(t, p.run(), &partial)
+	require.ErrorIs(t, partial.Problems[0].Err, errdefs.ErrDataLoss)
+	assert.NotContains(t, p.volumes(), p.sample.App.Chain.Encoded())
 }
 
 // TestNamesThatAreTaken: a container gets another name, and an image's name is a reason to refuse.
