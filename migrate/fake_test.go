@@ -30,10 +30,10 @@ type world struct {
 	killAt int             // the point to be killed at; 0: none
 	// killPoint is the name of the point to be killed at; "": none.
 	killPoint string
-	fail   map[string]error
-	busy   error // of the source
-	gone   bool  // the source was removed
-	trusts bool
+	fail      map[string]error
+	busy      error // of the source
+	gone      bool  // the source was removed
+	trusts    bool
 }
 
 func newWorld() *world { return &world{target: make(map[string]bool), fail: make(map[string]error)} }

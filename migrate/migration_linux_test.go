@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -399,6 +400,25 @@ func TestPlan(t *testing.T) {
 	assert.Len(t, plan.Problems, 2, "the layer, and the image that needs it")
 	assert.Empty(t, plan.Refusals)
 	assert.NoDirExists(t, a.state)
+}
+
+// TestPlanOfLies: sizes that cannot be do not overflow.
+func TestPlanOfLies(t *testing.T) {
+	a := newAttempt(t)
+	for i := range a.inv.Layers {
+		a.inv.Layers[i].Size = math.MaxInt64
+	}
+	plan, err := New(&fakeSource{a.w, a.inv}, &liar{fakeTarget{a.w}}, Options{Source: "/old", Target: "store /new", State: a.state}).Plan(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, int64(math.MaxInt64), plan.Bytes)
+	assert.Positive(t, plan.Estimate)
+}
+
+// liar is a target for which layers are as large as can be.
+type liar struct{ fakeTarget }
+
+func (*liar) How(context.Context, *Layer, *Content) (How, int64, error) {
+	return Copied, math.MaxInt64, nil
 }
 
 // TestJournalIsRead: a line that was cut off is none, and other damage is an error and stays.

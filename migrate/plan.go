@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 )
 
@@ -36,6 +37,8 @@ const (
 	reflinkRate   = 400 << 20 // bytes in a second
 	copyRate      = 120 << 20
 	verifyingRate = 250 << 20
+
+	longest = 10000 * time.Hour
 )
 
 // Plan makes a Plan. It changes nothing.
@@ -97,8 +100,11 @@ func (m *Migration) plan(ctx context.Context, p *Plan, item Item) error {
 		if layer.How, layer.Bytes, err = m.how(ctx, item.Layer); err != nil {
 			return err
 		}
-		p.Bytes += layer.Bytes
-		p.Estimate += m.estimate(layer)
+		// The source says how large its layers are, and may say anything.
+		if p.Bytes += max(layer.Bytes, 0); p.Bytes < 0 {
+			p.Bytes = math.MaxInt64
+		}
+		p.Estimate = min(p.Estimate+m.estimate(layer), longest)
 	}
 	p.Layers = append(p.Layers, layer)
 	return nil
@@ -125,5 +131,5 @@ func (m *Migration) estimate(layer PlannedLayer) time.Duration {
 	if !m.opts.Trust {
 		seconds += float64(size) / verifyingRate
 	}
-	return time.Duration(seconds * float64(time.Second))
+	return time.Duration(min(seconds, longest.Seconds()) * float64(time.Second))
 }

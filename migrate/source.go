@@ -31,8 +31,8 @@ const (
 	// Whole is the whole tree of the layer.
 	Whole Form = "whole"
 	// Overlay has the changes from the layer below, in the form of overlayfs: a removed name is a character device 0:0,
-	// or an empty file with the attribute {trusted,user}.overlay.whiteout. A directory that hides the one below has the
-	// attribute {trusted,user}.overlay.opaque "y".
+	// or an empty file with the attribute trusted.overlay.whiteout. A directory that hides the one below has the
+	// attribute trusted.overlay.opaque "y".
 	Overlay Form = "overlay"
 	// FuseOverlay has the changes from the layer below, in the form of fuse-overlayfs: the marks of Overlay and those
 	// of Aufs, side by side.

@@ -39,9 +39,10 @@ func TestOffer(t *testing.T) {
 	h.image("base")
 
 	source := h.foreign("source")
-	for _, parent := range []string{"", "base"} {
-		key := "moby/7/with-" + parent
-		require.NoError(t, offers.Offer(ctx, "moby", "with-"+parent, source))
+	parent := ""
+	for _, name := range []string{"first", "second"} { // the second has the first as its parent, as the volumes of images do
+		key := "moby/7/" + name
+		require.NoError(t, offers.Offer(ctx, "moby", name, source))
 		_, err = client.Prepare(ctx, key, parent, adopt, label("containerd.io/snapshot/other", "kept"))
 		require.NoError(t, err)
 		assert.Equal(t, "source", h.content(key, "foreign"))
@@ -55,7 +56,8 @@ func TestOffer(t *testing.T) {
 			assert.Equal(t, h.volume(parent), v.Parent, "its changes are found by the filesystem")
 		}
 		h.write(key, "more", nil)
-		require.NoError(t, client.Commit(ctx, key+"-committed", key))
+		parent = "moby/8/" + name
+		require.NoError(t, client.Commit(ctx, parent, key))
 	}
 	assert.NoFileExists(t, filepath.Join(source, "more"))
 
@@ -66,8 +68,8 @@ func TestOffer(t *testing.T) {
 		require.ErrorIs(t, err, want)
 		assert.Equal(t, before, h.state())
 	}
-	refused(errdefs.ErrNotFound, "moby/8/with-base", adopt) // the offer was for one snapshot
-	refused(errdefs.ErrInvalidArgument, "moby/9/x", label(AdoptLabel, source))
+	refused(errdefs.ErrNotFound, "moby/9/second", adopt) // the offer was for one snapshot
+	refused(errdefs.ErrInvalidArgument, "moby/10/x", label(AdoptLabel, source))
 
 	require.NoError(t, offers.Offer(ctx, "moby", "key", source))
 	refused(errdefs.ErrNotFound, "other/10/key", adopt)
@@ -77,6 +79,8 @@ func TestOffer(t *testing.T) {
 	require.NoError(t, os.Mkdir(filepath.Join(source, "directory"), 0o700))
 	require.NoError(t, offers.Offer(ctx, "moby", "key", filepath.Join(source, "directory")))
 	refused(errdefs.ErrNotImplemented, "moby/11/key", adopt)
+	require.NoError(t, offers.Offer(ctx, "moby", "key", source))
+	refused(errdefs.ErrNotImplemented, "moby/11/key", adopt) // it is no relative of base
 
 	require.NoError(t, offers.Offer(ctx, "moby", "plain", source))
 	h.prepare("moby/12/plain", "base") // without the label

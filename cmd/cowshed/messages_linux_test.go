@@ -48,6 +48,7 @@ func TestMessages(t *testing.T) {
 		{exitUsage, "ls --storage-opt btrfs.x=y"},
 		{exitUsage, "migrate run"},
 		{exitUsage, "migrate run --from " + t.TempDir() + " --to nowhere"},
+		{exitUsage, "migrate finish --from " + t.TempDir() + " --to nowhere"},
 		{exitNotFound, "migrate run --from /no/such/place --to store"},
 	} {
 		t.Run(c.args, func(t *testing.T) {

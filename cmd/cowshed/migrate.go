@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/migrate"
@@ -176,18 +177,25 @@ type migration struct {
 
 // migrate opens both ends of a migration, calls do, and closes them.
 func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) (err error) {
-	switch f.to {
-	case toStore, toPlugin, toContainerd:
-	case "":
-		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
-	default:
-		return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+	if err := f.checkTo(); err != nil {
+		return err
 	}
 	from, err := f.open(ctx, a)
 	if err != nil {
 		return err
 	}
 	return a.migrateFrom(ctx, f, from, do)
+}
+
+// checkTo returns a usageError unless --to names a target.
+func (f *migrateFlags) checkTo() error {
+	switch f.to {
+	case toStore, toPlugin, toContainerd:
+		return nil
+	case "":
+		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
+	}
+	return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
 }
 
 // migrateFrom opens the target of a migration, calls do, and closes both ends.
@@ -207,6 +215,9 @@ func (a *app) migrateFrom(ctx context.Context, f *migrateFlags, from *oldRoot, d
 // finishMigration is migrate for the command finish. It may have been cut off when nothing was left of the root: the
 // journal knows.
 func (a *app) finishMigration(ctx context.Context, f *migrateFlags, finish func(*migration) error) error {
+	if err := f.checkTo(); err != nil {
+		return err
+	}
 	from, noRoot := f.open(ctx, a)
 	if noRoot == nil {
 		return a.migrateFrom(ctx, f, from, finish)
@@ -259,7 +270,7 @@ func (m *migration) run(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.OutOrStdout(), "there already: %s\n", counted(result.There))
 	}
 	if !m.app.quiet {
-		fmt.Fprint(cmd.ErrOrStderr(), m.flags.next())
+		fmt.Fprint(cmd.ErrOrStderr(), m.flags.next(cmd))
 	}
 	return m.reported(cmd, err)
 }
@@ -310,8 +321,8 @@ func (m *migration) reported(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// next says what to do after a run.
-func (f *migrateFlags) next() string {
+// next says which commands follow a run.
+func (f *migrateFlags) next(cmd *cobra.Command) string {
 	var b strings.Builder
 	switch f.to {
 	case toPlugin:
@@ -321,9 +332,14 @@ func (f *migrateFlags) next() string {
 			fmt.Fprintf(&b, "Next, make the engine use it: cowshed setup docker --apply --restart\n")
 		}
 	}
-	same := fmt.Sprintf("--from %s --to %s", f.from, f.to)
-	fmt.Fprintf(&b, "To take it back: cowshed migrate undo %s\n", same)
-	fmt.Fprintf(&b, "To remove the old root: cowshed migrate finish %s\n", same)
+	same := ""
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		if flag.Name != "no-verify" {
+			same += fmt.Sprintf(" --%s %s", flag.Name, strings.Trim(flag.Value.String(), "[]"))
+		}
+	})
+	fmt.Fprintf(&b, "To take it back: cowshed migrate undo%s\n", same)
+	fmt.Fprintf(&b, "To remove the old root: cowshed migrate finish%s\n", same)
 	return b.String()
 }
 

@@ -103,7 +103,7 @@ func printMigration(w io.Writer, p *migrate.Plan) error {
 	}
 	rows := [][]string{
 		{"to", p.Target}, {"layers", layers}, {"images", fmt.Sprint(len(p.Images))}, {"containers", fmt.Sprint(len(p.Containers))},
-		{"to be copied", quota.FormatSize(uint64(p.Bytes))}, {"time", "up to " + p.Estimate.Round(time.Second).String()},
+		{"to be copied", quota.FormatSize(uint64(p.Bytes))}, {"time", "up to " + (p.Estimate.Truncate(time.Second) + time.Second).String()},
 	}
 	if err := table(w, []string{"from", fmt.Sprintf("%s (%s, %s)", p.Source, p.Program, p.Driver)}, rows); err != nil {
 		return err

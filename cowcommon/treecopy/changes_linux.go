@@ -18,13 +18,13 @@ import (
 )
 
 func copyChanges(ctx context.Context, dst, src *os.File, changes []archive.Change, opts Options) (Report, error) {
-	c := changeCopier{copier: newCopier(ctx, dst, src, opts)}
+	c := changeCopier{copier: newCopier(ctx, dst, src, opts, IsContent)}
 	c.gone = c.remove
 	return c.done("copy changes", c.run(changes))
 }
 
 func overlay(ctx context.Context, dst, src *os.File, changes []archive.Change, opts Options) (Report, error) {
-	c := changeCopier{copier: newCopier(ctx, dst, src, opts), makeParents: true}
+	c := changeCopier{copier: newCopier(ctx, dst, src, opts, OverlayMarks.IsContent), makeParents: true}
 	c.gone = func(dir int, name string) error {
 		c.report.Removed++
 		if err := unix.Mknodat(dir, name, unix.S_IFCHR, 0); err != nil {

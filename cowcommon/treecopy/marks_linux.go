@@ -95,11 +95,7 @@ func (m Marks) meanFile(e *entry) (meaning, error) {
 // attribute reads an attribute of overlayfs. A value that is longer than a mark has is cut off.
 func (m Marks) attribute(file treeat.File, name string) (value string, is bool, err error) {
 	var buf [8]byte
-	spaces := []string{"trusted.overlay.", "user.overlay."}
-	if m == FuseOverlayMarks {
-		spaces = append(spaces, "user.fuseoverlayfs.")
-	}
-	for _, space := range spaces {
+	for _, space := range m.Spaces() {
 		n, err := file.GetXattr(space+name, buf[:])
 		switch {
 		case err == nil:

@@ -13,7 +13,7 @@ import (
 )
 
 func merge(ctx context.Context, dst, src *os.File, form Marks, opts Options) (Report, error) {
-	m := merger{copier: newCopier(ctx, dst, src, opts), form: form, buf: make([]byte, 32<<10)}
+	m := merger{copier: newCopier(ctx, dst, src, opts, form.IsContent), form: form, buf: make([]byte, 32<<10)}
 	return m.done("merge changes", m.run())
 }
 

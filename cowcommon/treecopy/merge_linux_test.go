@@ -21,7 +21,7 @@ import (
 // TestMergeIsOverlay does random operations in an overlay of the kernel's, and merges the upper directory.
 func TestMergeIsOverlay(t *testing.T) {
 	mnt := testfs.Btrfs(t)
-	for _, options := range []string{"", "userxattr", "metacopy=on", "redirect_dir=on"} {
+	for _, options := range []string{"", "metacopy=on", "redirect_dir=on"} {
 		for seed := range uint64(15) {
 			t.Run(fmt.Sprintf("%s seed %d", options, seed), func(t *testing.T) {
 				dir := filepath.Join(mnt, fmt.Sprint(options, seed))
@@ -87,17 +87,20 @@ func TestMarks(t *testing.T) {
 		want []string
 		err  error
 	}{
-		"a device":           {OverlayMarks, []string{"a=1", "b=2"}, []string{"a:0"}, []string{"b=2"}, nil},
-		"a device, a tree":   {OverlayMarks, []string{"a/", "a/b/", "a/b/c=1"}, []string{"a:0"}, nil, nil},
-		"nothing below":      {OverlayMarks, nil, []string{"a:0"}, nil, nil},
-		"an attribute":       {OverlayMarks, []string{"a=1"}, []string{"a=", "@a trusted.overlay.whiteout="}, nil, nil},
-		"a user's attribute": {OverlayMarks, []string{"a=1"}, []string{"a=", "@a user.overlay.whiteout=y"}, nil, nil},
+		"a device":                      {OverlayMarks, []string{"a=1", "b=2"}, []string{"a:0"}, []string{"b=2"}, nil},
+		"a device, a tree":              {OverlayMarks, []string{"a/", "a/b/", "a/b/c=1"}, []string{"a:0"}, nil, nil},
+		"nothing below":                 {OverlayMarks, nil, []string{"a:0"}, nil, nil},
+		"an attribute":                  {OverlayMarks, []string{"a=1"}, []string{"a=", "@a trusted.overlay.whiteout="}, nil, nil},
+		"a user's attribute":            {FuseOverlayMarks, []string{"a=1"}, []string{"a=", "@a user.overlay.whiteout=y"}, nil, nil},
+		"a user's attribute is content": {OverlayMarks, []string{"a=1"}, []string{"a=", "@a user.overlay.whiteout=y"}, []string{"a=", "@a user.overlay.whiteout=y"}, nil},
 		"an attribute of a file that is not empty": {OverlayMarks, []string{"a=1"},
 			[]string{"a=2", "@a trusted.overlay.whiteout="}, []string{"a=2"}, nil},
 		"opaque": {OverlayMarks, []string{"d/", "d/a=1", "d/b=1"},
 			[]string{"d/", "@d trusted.overlay.opaque=y", "d/b=2"}, []string{"d/", "d/b=2"}, nil},
-		"opaque for a user": {OverlayMarks, []string{"d/", "d/a=1"},
+		"opaque for a user": {FuseOverlayMarks, []string{"d/", "d/a=1"},
 			[]string{"d/", "@d user.overlay.opaque=y"}, []string{"d/"}, nil},
+		"not opaque for root": {OverlayMarks, []string{"d/", "d/a=1"},
+			[]string{"d/", "@d user.overlay.opaque=y"}, []string{"d/", "@d user.overlay.opaque=y", "d/a=1"}, nil},
 		"the mark x is not opaque": {OverlayMarks, []string{"d/", "d/a=1"},
 			[]string{"d/", "@d trusted.overlay.opaque=x"}, []string{"d/", "d/a=1"}, nil},
 		"an opaque root": {OverlayMarks, []string{"a=1", "d/", "d/x=1"},
@@ -122,7 +125,7 @@ func TestMarks(t *testing.T) {
 		"fuse: opaque":      {FuseOverlayMarks, []string{"d/", "d/a=1"}, []string{"d/", "@d user.fuseoverlayfs.opaque=y"}, []string{"d/"}, nil},
 		"fuse: opaque file": {FuseOverlayMarks, []string{"d/", "d/a=1"}, []string{"d/", "d/.wh..wh..opq="}, []string{"d/"}, nil},
 		"not fuse: opaque": {OverlayMarks, []string{"d/", "d/a=1"}, []string{"d/", "@d user.fuseoverlayfs.opaque=y"},
-			[]string{"d/", "d/a=1"}, nil},
+			[]string{"d/", "@d user.fuseoverlayfs.opaque=y", "d/a=1"}, nil},
 
 		"aufs: a file": {AufsMarks, []string{"a=1", "b=1"}, []string{".wh.a="}, []string{"b=1"}, nil},
 		"aufs: a tree": {AufsMarks, []string{"d/", "d/e/", "d/e/f=1"}, []string{"d/", "d/.wh.e="}, []string{"d/"}, nil},

@@ -3,8 +3,8 @@
 //
 // A file in dst gets all of its file in src: type, content with its holes, owner, mode, times to the nanosecond and
 // extended attributes, which are security.capability, POSIX ACLs, user.* and trusted.*. Attributes that it had before
-// and that src does not have go. Records of overlay filesystems (trusted.overlay.*, user.overlay.*,
-// user.fuseoverlayfs.*) and of Cowshed (trusted.cowshed.*) are not copied. Names of one inode are hard links in dst too,
+// and that src does not have go. Records of Cowshed (trusted.cowshed.*) are not copied, nor the attributes that are marks in
+// a directory of changes. Names of one inode are hard links in dst too,
 // if the copy has all of them. The root of dst gets the attributes of the root of src.
 //
 // # What is safe
@@ -21,9 +21,12 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
@@ -54,17 +57,48 @@ var ErrRedirected = fault.New(errdefs.ErrNotImplemented, "its content is below a
 type Marks int
 
 const (
-	// OverlayMarks are those of the kernel's overlayfs, in trusted.overlay.* or user.overlay.*. A removed name is a
+	// OverlayMarks are those of the kernel's overlayfs as root mounts it, in trusted.overlay.*. A removed name is a
 	// character device 0:0, or an empty file with the attribute "whiteout". A directory with the attribute "opaque" "y"
 	// hides the directory below. A file with the attribute "metacopy" has its data in the layer below. Files whose names
 	// begin with ".wh." are ordinary files.
 	OverlayMarks Marks = iota
-	// FuseOverlayMarks are those of fuse-overlayfs: OverlayMarks, user.fuseoverlayfs.opaque, and AufsMarks.
+	// FuseOverlayMarks are those of fuse-overlayfs: OverlayMarks, the same in user.overlay.* and user.fuseoverlayfs.*, and
+	// AufsMarks.
 	FuseOverlayMarks
 	// AufsMarks are files: .wh.NAME for a removed name, and .wh..wh..opq in a directory that hides the directory below.
 	// Other names that begin with .wh..wh. are the filesystem's own, and ignored.
 	AufsMarks
 )
+
+// Spaces begin the names of the attributes that are marks.
+func (m Marks) Spaces() []string {
+	switch m {
+	case OverlayMarks:
+		return []string{"trusted.overlay."}
+	case FuseOverlayMarks:
+		return []string{"trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."}
+	}
+	return nil
+}
+
+// IsContent reports whether Merge copies an extended attribute of a directory of changes.
+func (m Marks) IsContent(name string) bool {
+	for _, space := range m.Spaces() {
+		if strings.HasPrefix(name, space) {
+			return false
+		}
+	}
+	return IsContent(name)
+}
+
+// IsContent reports whether Copy copies an extended attribute.
+func IsContent(name string) bool {
+	switch name {
+	case treeat.Capability, treeat.ACLAccess, treeat.ACLDefault:
+		return true
+	}
+	return (strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.")) && !strings.HasPrefix(name, "trusted.cowshed.")
+}
 
 // Copy makes each changed name in dst as it is in src. A name of a Delete is removed, with all that is below it. A
 // directory of an Add or Modify gets its attributes and keeps its content. Another file is made anew, in place of

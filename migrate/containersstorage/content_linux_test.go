@@ -100,7 +100,7 @@ func btrfsStorage(t *testing.T) *storage {
 	s := newStorageAt(t, filepath.Join(testfs.Btrfs(t), "storage"), "btrfs")
 	require.NoError(t, os.MkdirAll(s.path("btrfs/subvolumes"), 0o700))
 	for _, layer := range []string{"base", "rw"} {
-		subvolume(t, s.path("btrfs/subvolumes"), layer)
+		makeSubvolume(t, s.path("btrfs/subvolumes"), layer)
 	}
 	s.imageLayer("base", "")
 	s.layer("rw", "base")
@@ -110,7 +110,7 @@ func btrfsStorage(t *testing.T) *storage {
 	return s
 }
 
-func subvolume(t *testing.T, dir, name string) {
+func makeSubvolume(t *testing.T, dir, name string) {
 	at, err := os.Open(dir)
 	require.NoError(t, err)
 	defer at.Close()
@@ -120,7 +120,7 @@ func subvolume(t *testing.T, dir, name string) {
 func TestSubvolumes(t *testing.T) {
 	testfs.Root(t)
 	s := btrfsStorage(t)
-	subvolume(t, s.path("btrfs/subvolumes/rw"), "nested")
+	makeSubvolume(t, s.path("btrfs/subvolumes/rw"), "nested")
 	s.write("btrfs/subvolumes/rw/nested/file", "text")
 	source := s.open()
 	content, err := source.Open(context.Background(), "base")

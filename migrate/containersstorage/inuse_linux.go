@@ -2,13 +2,11 @@ package containersstorage
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"strings"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/migrate/internal/dataset"
 	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
@@ -23,7 +21,7 @@ func (s *Source) inUse(ctx context.Context) error {
 		if strings.HasPrefix(lock, "-") {
 			lock = s.driver + lock
 		}
-		if err := s.locked(lock); err != nil {
+		if err := rootuse.Locked(s.root, lock); err != nil {
 			return err
 		}
 	}
@@ -34,17 +32,6 @@ func (s *Source) inUse(ctx context.Context) error {
 	return s.mounted(ctx)
 }
 
-func (s *Source) locked(name string) error {
-	file, err := s.root.OpenFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(rootuse.Locked(file), file.Close())
-}
-
 // mounted looks at each layer by itself, since the overlay driver leaves its directory mounted on itself. Layers that are
 // given to the kernel by their links (overlay/l) are found by the place of the mount, which is in a layer's directory.
 func (s *Source) mounted(ctx context.Context) error {
@@ -53,7 +40,8 @@ func (s *Source) mounted(ctx context.Context) error {
 		return err
 	}
 	if s.driver == "zfs" {
-		return s.mountedDataset(layers)
+		ids := s.layerIDs(layers)
+		return dataset.InUse(s.holder, func(id string) bool { return ids[id] })
 	}
 	var names []string
 	for i := range layers {
@@ -61,27 +49,16 @@ func (s *Source) mounted(ctx context.Context) error {
 		if cowcommon.CheckID(id) != nil {
 			continue
 		}
+		name := s.dir(id)
 		if s.driver == "overlay" {
-			names = append(names, "overlay/"+id)
-		} else {
-			names = append(names, s.dir(id))
+			name = "overlay/" + id
+		}
+		if is, err := s.root.Exists(name); is && err == nil { // a symbolic link is a problem of that layer alone
+			names = append(names, name)
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	return rootuse.Mounts(s.root, names)
-}
-
-// mountedDataset looks for mounts of the layers' datasets.
-func (s *Source) mountedDataset(layers []layerRecord) error {
-	datasets := map[string]bool{}
-	for i := range layers {
-		datasets[s.dataset(layers[i].ID)] = true
-	}
-	uses, err := mounttable.UsesOfSource("zfs", func(source string) bool { return datasets[source] })
-	if err != nil {
-		return err
-	}
-	return mounttable.InUse("a layer's dataset", uses)
 }

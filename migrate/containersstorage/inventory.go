@@ -3,16 +3,15 @@ package containersstorage
 import (
 	"cmp"
 	"context"
-	"maps"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/dataset"
 )
 
 // Inventory implements migrate.Source. It returns an error if one of the files of records cannot be read.
@@ -36,8 +35,13 @@ func (s *Source) inventory(ctx context.Context) (*migrate.Inventory, error) {
 	}
 
 	l := &lister{
-		ctx: ctx, source: s, layers: make(map[string]*layer, len(layers)), images: map[string]bool{}, used: map[*layer]bool{},
+		source: s, layers: make(map[string]*layer, len(layers)), images: map[string]bool{}, used: map[*layer]bool{},
 		inv: &migrate.Inventory{Program: Program, Driver: s.driver},
+	}
+	if s.driver == "zfs" {
+		if l.datasets, err = dataset.Children(ctx, s.holder); err != nil {
+			return nil, err
+		}
 	}
 	for i := range layers {
 		l.layers[layers[i].ID] = &layer{layerRecord: &layers[i]}
@@ -61,12 +65,13 @@ const maxLayers = 1000
 
 // lister makes an Inventory of records.
 type lister struct {
-	ctx    context.Context // of the call of Inventory
 	source *Source
 	layers map[string]*layer
 	images map[string]bool // IDs of listed images
-	used   map[*layer]bool
-	inv    *migrate.Inventory
+	// datasets are those of the layers on ZFS, by ID of the layer.
+	datasets map[string]dataset.Dataset
+	used     map[*layer]bool
+	inv      *migrate.Inventory
 }
 
 // layer is a record of a layer, with all that is known about it.
@@ -155,7 +160,7 @@ func (l *lister) look(at *layer) {
 
 // check looks at the record and the files of a layer.
 func (l *lister) check(at *layer) error {
-	if err := cowcommon.CheckID(at.ID); err != nil {
+	if err := l.source.checkID(at.ID); err != nil {
 		return err
 	}
 	if at.isIncomplete() {
@@ -168,7 +173,10 @@ func (l *lister) check(at *layer) error {
 	case "overlay":
 		return l.checkOverlay(at)
 	case "zfs":
-		return l.source.checkDataset(l.ctx, at.ID)
+		if _, ok := l.datasets[at.ID]; !ok {
+			return fault.New(errdefs.ErrNotFound, "dataset %s does not exist", l.source.dataset(at.ID))
+		}
+		return nil
 	}
 	dir, err := l.source.root.OpenDir(l.source.dir(at.ID))
 	if err != nil {
@@ -228,30 +236,4 @@ func (l *lister) sort() {
 	slices.SortStableFunc(l.inv.Problems, func(a, b migrate.Problem) int {
 		return cmp.Or(strings.Compare(a.What, b.What), strings.Compare(a.ID, b.ID))
 	})
-}
-
-// childrenFirst lists the layers that have valid IDs, each before its parent. Of damaged records it takes any order.
-func (l *lister) childrenFirst() (ids []string) {
-	children := map[string][]string{}
-	for id, at := range l.layers {
-		children[at.Parent] = append(children[at.Parent], id)
-	}
-	seen := map[string]bool{}
-	var visit func(id string, depth int)
-	visit = func(id string, depth int) {
-		if seen[id] || depth > maxLayers {
-			return
-		}
-		seen[id] = true
-		for _, child := range children[id] {
-			visit(child, depth+1)
-		}
-		if cowcommon.CheckID(id) == nil {
-			ids = append(ids, id)
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(l.layers)) {
-		visit(id, 0)
-	}
-	return ids
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -15,7 +16,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/dataset"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
 
 // Program is the Program of an Inventory of this package.
@@ -70,9 +73,7 @@ func (s *Source) open(driver string) (err error) {
 		}
 		s.fuse = strings.TrimSpace(string(flag)) == "true"
 	case "zfs":
-		if s.holder == "" {
-			s.holder, err = datasetOf(s.root.Path())
-		}
+		s.holder, err = dataset.Holder(s.root, s.holder)
 	}
 	return err
 }
@@ -162,12 +163,24 @@ func (s *Source) Open(ctx context.Context, layer string) (*migrate.Content, erro
 	return content, fault.Wrap("open layer", layer, notFound(err))
 }
 
+// datasetID is the form of the IDs that containers/storage gives to layers. On ZFS they are names of datasets beside those of
+// others, so no other ID is accepted there.
+var datasetID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// checkID returns errdefs.ErrInvalidArgument if a layer cannot have that ID.
+func (s *Source) checkID(layer string) error {
+	if s.driver == "zfs" && !datasetID.MatchString(layer) {
+		return fault.New(errdefs.ErrInvalidArgument, "layer %.80q: the ID of a layer on ZFS has 64 hexadecimal digits", layer)
+	}
+	return cowcommon.CheckID(layer)
+}
+
 func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, error) {
-	if err := cowcommon.CheckID(layer); err != nil {
+	if err := s.checkID(layer); err != nil {
 		return nil, err
 	}
 	if s.driver == "zfs" {
-		dir, err := openDataset(ctx, s.dataset(layer))
+		dir, err := dataset.Open(ctx, s.dataset(layer))
 		if err != nil {
 			return nil, err
 		}
@@ -178,14 +191,8 @@ func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, e
 		return nil, err
 	}
 	content := &migrate.Content{Dir: dir, Form: s.form()}
-	if s.driver == "btrfs" {
-		isSubvolume, err := isSubvolume(dir)
-		if err != nil {
-			return nil, errors.Join(err, dir.Close())
-		}
-		if isSubvolume {
-			content.Volume = s.root.Join(s.dir(layer))
-		}
+	if s.driver == "btrfs" && subvolume.Is(dir) {
+		content.Volume = s.root.Join(s.dir(layer))
 	}
 	return content, nil
 }
@@ -200,7 +207,7 @@ func (s *Source) Parts(_ context.Context, layer string) (io.ReadCloser, error) {
 }
 
 func (s *Source) parts(layer string) (*gzipFile, error) {
-	if err := cowcommon.CheckID(layer); err != nil {
+	if err := s.checkID(layer); err != nil {
 		return nil, err
 	}
 	file, err := s.root.OpenFile(s.driver + "-layers/" + layer + ".tar-split.gz")

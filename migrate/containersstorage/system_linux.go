@@ -27,18 +27,3 @@ func checkOwner(root *rootdir.Dir) error {
 	}
 	return nil
 }
-
-// subvolumeInode is the inode number of each subvolume's root directory.
-const subvolumeInode = 256
-
-func isSubvolume(dir *os.File) (bool, error) {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &fs); err != nil {
-		return false, err
-	}
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &stat); err != nil {
-		return false, err
-	}
-	return fs.Type == unix.BTRFS_SUPER_MAGIC && stat.Ino == subvolumeInode, nil
-}

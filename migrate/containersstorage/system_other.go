@@ -4,7 +4,6 @@ package containersstorage
 
 import (
 	"context"
-	"os"
 
 	"github.com/containerd/errdefs"
 
@@ -12,14 +11,6 @@ import (
 )
 
 func checkOwner(*rootdir.Dir) error { return errdefs.ErrNotImplemented }
-
-func isSubvolume(*os.File) (bool, error) { return false, errdefs.ErrNotImplemented }
-
-func datasetOf(string) (string, error) { return "", errdefs.ErrNotImplemented }
-
-func (s *Source) checkDataset(context.Context, string) error { return errdefs.ErrNotImplemented }
-
-func openDataset(context.Context, string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
 
 // InUse implements migrate.Source.
 func (s *Source) InUse(context.Context) error { return errdefs.ErrNotImplemented }

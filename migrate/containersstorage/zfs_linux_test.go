@@ -3,7 +3,9 @@ package containersstorage
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/migrate"
 )
@@ -21,23 +24,30 @@ func TestZFSDatasets(t *testing.T) {
 	ctx := context.Background()
 	dataset, mountpoint := testfs.ZFS(t)
 	testfs.CheckLeaks(t)
-	zfs := func(args ...string) { require.NoError(t, runZFS(ctx, args...)) }
-	zfs("create", "-o", "mountpoint=legacy", dataset+"/base")
+	base, rw, gone := strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)
+	tool, err := admintool.Look("zfs")
+	require.NoError(t, err)
+	run := func(args ...string) error { return exec.Command(tool, args...).Run() }
+	zfs := func(args ...string) { require.NoError(t, run(args...), "%s", args) }
+	zfs("create", "-o", "mountpoint=legacy", dataset+"/"+base)
 	dir := t.TempDir()
-	require.NoError(t, unix.Mount(dataset+"/base", dir, "zfs", 0, ""))
+	require.NoError(t, unix.Mount(dataset+"/"+base, dir, "zfs", 0, ""))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "base"), nil, 0o600))
 	require.NoError(t, unix.Unmount(dir, 0))
-	zfs("snapshot", dataset+"/base@1")
-	zfs("clone", "-o", "mountpoint=legacy", dataset+"/base@1", dataset+"/rw")
-	zfs("destroy", "-d", dataset+"/base@1")
+	zfs("snapshot", dataset+"/"+base+"@1")
+	zfs("clone", "-o", "mountpoint=legacy", dataset+"/"+base+"@1", dataset+"/"+rw)
+	zfs("destroy", "-d", dataset+"/"+base+"@1")
 
 	s := newStorageAt(t, filepath.Join(mountpoint, "storage"), "zfs")
-	s.imageLayer("base", "")
-	s.imageLayer("gone", "base")
-	s.layer("rw", "base")
-	image, _ := s.image("image", []string{"image:1"}, "base")
-	lost, _ := s.image("lost", nil, "base", "gone")
-	s.container("container", "web", image, "rw")
+	s.imageLayer(base, "")
+	s.imageLayer(gone, base)
+	s.layer(rw, base)
+	image, _ := s.image("image", []string{"image:1"}, base)
+	lost, _ := s.image("lost", nil, base, gone)
+	// A record may name the dataset of somebody else.
+	zfs("create", "-o", "mountpoint=legacy", dataset+"/home")
+	s.layer("home", "")
+	s.container("container", "web", image, rw)
 	s.save()
 	source, err := Open(ctx, Options{Dir: s.dir})
 	require.NoError(t, err)
@@ -46,10 +56,10 @@ func TestZFSDatasets(t *testing.T) {
 	inv, err := source.Inventory(ctx)
 	require.NoError(t, err)
 	layers, images, containers, problems := ids(inv)
-	assert.Equal(t, []string{"base", "rw"}, layers)
+	assert.Equal(t, []string{base, rw}, layers)
 	assert.Equal(t, []string{image.Encoded()}, images)
 	assert.Equal(t, []string{"container"}, containers)
-	assert.Equal(t, []string{"image/" + lost.Encoded(), "layer/gone"}, problems)
+	assert.Equal(t, []string{"image/" + lost.Encoded(), "layer/" + gone, "layer/home"}, problems)
 	for _, layer := range layers {
 		content, err := source.Open(ctx, layer)
 		require.NoError(t, err)
@@ -57,18 +67,21 @@ func TestZFSDatasets(t *testing.T) {
 		assert.Equal(t, migrate.Whole, content.Form)
 		assert.Equal(t, []string{"base"}, names(t, content))
 	}
-	_, err = source.Open(ctx, "gone")
+	_, err = source.Open(ctx, gone)
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	_, err = source.Open(ctx, "home")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 
-	require.NoError(t, unix.Mount(dataset+"/rw", dir, "zfs", 0, ""))
+	require.NoError(t, unix.Mount(dataset+"/"+rw, dir, "zfs", 0, ""))
 	require.ErrorIs(t, source.Remove(ctx), fault.ErrInUse)
-	content, err := source.Open(ctx, "rw")
+	content, err := source.Open(ctx, rw)
 	require.NoError(t, err, "mounted elsewhere, for writing")
 	assert.Equal(t, []string{"base"}, names(t, content))
 	require.NoError(t, unix.Unmount(dir, 0))
 	require.NoError(t, source.Remove(ctx))
 	assertRemoved(t, s)
-	assert.Error(t, runZFS(ctx, "list", dataset+"/base"))
+	assert.Error(t, run("list", dataset+"/"+base))
+	zfs("list", dataset+"/home")
 }
 
 func TestNotOnZFS(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
@@ -49,4 +50,4 @@ func (b branches) open(_ context.Context, id string) (*migrate.Content, error) {
 
 func (branches) uses() []string { return []string{"aufs/diff"} }
 
-func (b branches) remove(ctx context.Context) error { return removeTree(ctx, b.root, "aufs", false) }
+func (b branches) remove(ctx context.Context) error { return removal.Tree(ctx, b.root, "aufs") }

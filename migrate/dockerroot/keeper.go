@@ -6,7 +6,9 @@ import (
 	"path"
 
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
 
 // keeper is how a driver keeps the contents of layers.
@@ -59,7 +61,7 @@ func (w wholeTrees) open(_ context.Context, id string) (*migrate.Content, error)
 		return nil, typed(err)
 	}
 	c := &migrate.Content{Dir: dir, Form: migrate.Whole}
-	if w.volumes && isSubvolume(dir) {
+	if w.volumes && subvolume.Is(dir) {
 		c.Volume = w.root.Join(w.dir, id)
 	}
 	return c, nil
@@ -68,7 +70,12 @@ func (w wholeTrees) open(_ context.Context, id string) (*migrate.Content, error)
 func (w wholeTrees) uses() []string { return []string{w.dir} }
 
 func (w wholeTrees) remove(ctx context.Context) error {
-	return removeTree(ctx, w.root, path.Dir(w.dir), w.volumes)
+	if w.volumes {
+		if err := subvolume.DestroyIn(ctx, w.root, w.dir); err != nil {
+			return err
+		}
+	}
+	return removal.Tree(ctx, w.root, path.Dir(w.dir))
 }
 
 // isDir returns an error if there is no directory of that name.

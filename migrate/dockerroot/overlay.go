@@ -12,6 +12,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
@@ -74,4 +75,4 @@ func (o overlays) open(_ context.Context, id string) (*migrate.Content, error) {
 // uses has the short names too: the driver mounts by them, relative to its directory, if there are many.
 func (o overlays) uses() []string { return []string{o.dir, path.Join(o.dir, linkDir)} }
 
-func (o overlays) remove(ctx context.Context) error { return removeTree(ctx, o.root, o.dir, false) }
+func (o overlays) remove(ctx context.Context) error { return removal.Tree(ctx, o.root, o.dir) }

@@ -41,7 +41,7 @@ var _ migrate.Source = (*Source)(nil)
 
 // Open opens a root for one driver. Returns ErrNotFound if it has no state of the driver, and ErrNotImplemented if the
 // driver is not known. Returns ErrInvalidArgument if no driver is given and the root has several.
-func Open(ctx context.Context, o Options) (_ *Source, err error) {
+func Open(_ context.Context, o Options) (_ *Source, err error) {
 	defer func() { err = fault.Wrap("open Docker's root", o.Dir, err) }()
 	root, err := rootdir.Open(o.Dir)
 	if err != nil {
@@ -50,7 +50,7 @@ func Open(ctx context.Context, o Options) (_ *Source, err error) {
 	s := &Source{root: root, log: cmp.Or(o.Log, slog.Default())}
 	if s.driver, err = choose(root, o.Driver); err == nil {
 		s.image = path.Join("image", s.driver)
-		s.keeper, err = newKeeper(ctx, s, o)
+		s.keeper, err = newKeeper(s, o)
 	}
 	if err != nil {
 		return nil, errors.Join(err, root.Close())
@@ -59,7 +59,7 @@ func Open(ctx context.Context, o Options) (_ *Source, err error) {
 }
 
 // newKeeper returns the part of the driver.
-func newKeeper(ctx context.Context, s *Source, o Options) (keeper, error) {
+func newKeeper(s *Source, o Options) (keeper, error) {
 	switch s.driver {
 	case "btrfs":
 		return wholeTrees{root: s.root, dir: "btrfs/subvolumes", volumes: true}, nil
@@ -72,7 +72,7 @@ func newKeeper(ctx context.Context, s *Source, o Options) (keeper, error) {
 	case "aufs":
 		return branches{root: s.root, log: s.log}, nil
 	case "zfs":
-		return newDatasets(ctx, s.root, o.Dataset)
+		return newDatasets(s.root, o.Dataset)
 	}
 	return nil, fault.New(errdefs.ErrNotImplemented, "graph driver %s is not known", shown(s.driver))
 }

@@ -124,7 +124,7 @@ func TestZFSRemove(t *testing.T) {
 func TestZFSElsewhere(t *testing.T) {
 	r := newTestRoot(t, t.TempDir(), "zfs")
 	_, err := Open(t.Context(), Options{Dir: r.dir, Driver: "zfs"})
-	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	for _, name := range []string{"-r", "pool/x@y", "pool/x\ty", "1pool"} {
 		_, err = Open(t.Context(), Options{Dir: r.dir, Driver: "zfs", Dataset: name})
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
@@ -132,18 +132,4 @@ func TestZFSElsewhere(t *testing.T) {
 	s, err := Open(t.Context(), Options{Dir: r.dir, Driver: "zfs", Dataset: "pool/docker layers"})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
-}
-
-func TestClonesFirst(t *testing.T) {
-	order := clonesFirst(map[string]dataset{
-		"base": {origin: "-"}, "b": {origin: "base"}, "c": {origin: "b"}, "a": {origin: "c"}, "other": {origin: "pool/elsewhere"},
-	})
-	require.Len(t, order, 5)
-	at := map[string]int{}
-	for i, id := range order {
-		at[id] = i
-	}
-	assert.Less(t, at["a"], at["c"])
-	assert.Less(t, at["c"], at["b"])
-	assert.Less(t, at["b"], at["base"])
 }

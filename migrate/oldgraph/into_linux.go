@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
@@ -148,7 +149,7 @@ func (m *mover) renameTree(dir *os.File, name string, files *os.File, at string)
 	for i := range c.own {
 		c.own[i] = path.Base(c.own[i])
 	}
-	if err := removeIn(m.ctx, files, c.own...); err != nil {
+	if err := removal.Names(m.ctx, files, c.own...); err != nil {
 		return false, err
 	}
 	switch err := unix.Renameat(int(dir.Fd()), name, unix.AT_FDCWD, at); {
@@ -182,7 +183,7 @@ func (m *mover) discard(e entry, dir *os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := removeIn(m.ctx, dir, e.files); err != nil {
+	if err := removal.Names(m.ctx, dir, e.files); err != nil {
 		return err
 	}
 	if err := m.passed("discarded"); err != nil {

@@ -2,12 +2,10 @@ package oldgraph
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/treeat"
+	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
@@ -35,12 +33,7 @@ func (s *Source) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	top, err := s.root.OpenDir(".")
-	if err != nil {
-		return err
-	}
-	defer top.Close()
-	if err := removeIn(ctx, top, "repositories", "repositories.json"); err != nil {
+	if err := removal.In(ctx, s.root, ".", "repositories", "repositories.json"); err != nil {
 		return err
 	}
 	for id := range g.images {
@@ -48,7 +41,7 @@ func (s *Source) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	return removeIn(ctx, top, graphDir)
+	return removal.In(ctx, s.root, ".", graphDir)
 }
 
 // removeEntry removes an image or a container. Its files go last, since the entry is not found again without them.
@@ -57,29 +50,9 @@ func (s *Source) removeEntry(ctx context.Context, in, id, files string) error {
 	if err != nil {
 		return err
 	}
-	entry, err := s.root.OpenDir(in + "/" + id)
-	if err != nil {
-		return err
-	}
-	defer entry.Close()
 	others := slices.DeleteFunc(names, func(name string) bool { return name == files })
-	if err := removeIn(ctx, entry, others...); err != nil {
+	if err := removal.In(ctx, s.root, in+"/"+id, others...); err != nil {
 		return err
 	}
-	dir, err := s.root.OpenDir(in)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return removeIn(ctx, dir, id)
-}
-
-// removeIn removes the named files and directories in a directory. Missing ones are no error.
-func removeIn(ctx context.Context, dir *os.File, names ...string) error {
-	for _, name := range names {
-		if err := treeat.RemoveTree(ctx, int(dir.Fd()), name); err != nil {
-			return fault.Wrap("remove", filepath.Join(dir.Name(), name), err)
-		}
-	}
-	return nil
+	return removal.In(ctx, s.root, in, id)
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,12 +27,14 @@ func fewNames(name string) bool {
 	return false
 }
 
-// TestKilled kills a run at random moments. Afterwards undo leaves nothing, and the next run goes on.
+// TestKilled kills a run at random moments. Afterwards undo leaves nothing, and the next run goes on. In the end the old
+// layers are removed.
 func TestKilled(t *testing.T) {
 	t.Run("btrfs to the plugin", func(t *testing.T) {
 		s := fewThings(t, "btrfs")
+		plugin := sync.OnceValue(func() string { return s.host.StartCowshed("containerd").Plugin })
 		s.killAndCheck(t, s.plugin(), func() {}, func() {
-			e := s.host.StartDebianDocker(harness.EngineOptions{Driver: s.host.StartCowshed("containerd").Plugin})
+			e := s.host.StartDebianDocker(harness.EngineOptions{Driver: plugin()})
 			requireSame(t, s.before, recordOf(t, testContext(t), e, sameDigest), true)
 			e.Stop()
 		})
@@ -86,6 +89,13 @@ func (s scenario) killAndCheck(t *testing.T, m migration, nothing, whole func())
 	t.Logf("killed %d times before the end", kills)
 	m.run(t, ctx, "run")
 	m.run(t, ctx, "verify")
+	whole()
+
+	_, err := m.try(ctx, "finish")
+	require.Error(t, err, "it asks for a confirmation")
+	require.DirExists(t, filepath.Join(s.engine.Root, "image", s.driver))
+	m.run(t, ctx, "finish", "--yes")
+	assert.NoDirExists(t, filepath.Join(s.engine.Root, s.driver))
 	whole()
 }
 

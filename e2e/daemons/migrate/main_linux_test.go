@@ -11,7 +11,7 @@ import (
 )
 
 // testTimeout bounds the daemons' work for one test.
-const testTimeout = 5 * time.Minute
+const testTimeout = 10 * time.Minute
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -24,7 +24,12 @@ func TestMain(m *testing.M) {
 
 func testContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	return contextOf(t, testTimeout)
+}
+
+func contextOf(t *testing.T, timeout time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	return ctx
 }

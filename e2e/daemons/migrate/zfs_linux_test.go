@@ -16,13 +16,14 @@ import (
 func TestMigrateZFS(t *testing.T) {
 	dataset, mountpoint := testfs.ZFS(t)
 	h := harness.NewHost(t, mountpoint)
-	// The plugin's home is the mount point of a dataset of its own.
-	home := filepath.Join("docker", h.PluginName())
-	runZFS(t, "create", "-o", "canmount=off", dataset+"/docker")
-	runZFS(t, "create", dataset+"/"+home)
-	h.DataMounts = append(h.DataMounts, filepath.Join(h.Data, home))
+	// The daemon's homes are mount points of datasets of their own.
+	for _, home := range []string{"cowshed/containerd", "docker/" + h.PluginName()} {
+		runZFS(t, "create", "-o", "canmount=off", dataset+"/"+filepath.Dir(home))
+		runZFS(t, "create", dataset+"/"+home)
+		h.DataMounts = append(h.DataMounts, filepath.Join(h.Data, home))
+	}
 
-	ctx := testContext(t)
+	ctx := contextOf(t, 4*testTimeout)
 	s := makeScenario(t, ctx, h, "zfs", true, func(name string) bool {
 		return fewNames(name) || name == "cowtest/data:1" || name == "limited"
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"syscall"
 
@@ -63,7 +64,7 @@ func pool(f detect.Filesystem) string {
 
 // CheckSpace returns an ENOSPC error if the data of the layers needs more space than the filesystem of a home has.
 func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *migrate.Inventory, how func(*migrate.Layer, *migrate.Content) (migrate.How, int64, error)) error {
-	needed := int64(0)
+	needed := uint64(0)
 	for i := range inv.Layers {
 		content, err := source.Open(ctx, inv.Layers[i].ID)
 		if ctx.Err() != nil {
@@ -76,7 +77,10 @@ func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *mi
 		if err := errors.Join(err, content.Close()); err != nil {
 			return err
 		}
-		needed += n
+		// The source says how large its layers are, and may say anything.
+		if needed += uint64(max(n, 0)); needed > math.MaxInt64 {
+			needed = math.MaxInt64
+		}
 	}
 	to, err := detect.Probe(home) // it need not be there yet
 	if err != nil {
@@ -86,8 +90,8 @@ func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *mi
 	if err != nil {
 		return err
 	}
-	if uint64(needed) > free {
-		return fmt.Errorf("the layers need %s, and %s has %s: %w", quota.FormatSize(uint64(needed)), home, quota.FormatSize(free), syscall.ENOSPC)
+	if needed > free {
+		return fmt.Errorf("the layers need %s, and %s has %s: %w", quota.FormatSize(needed), home, quota.FormatSize(free), syscall.ENOSPC)
 	}
 	return nil
 }

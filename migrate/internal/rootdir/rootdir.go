@@ -1,5 +1,5 @@
 // Package rootdir reads a directory that an attacker may have made: it follows no symbolic link, never leaves the
-// directory, opens no pipe and no device, and bounds what it reads.
+// directory, opens no pipe and no device, and bounds the size of its reads.
 package rootdir
 
 import (

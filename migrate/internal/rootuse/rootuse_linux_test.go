@@ -46,18 +46,45 @@ func TestMounts(t *testing.T) {
 }
 
 func TestLocked(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lock")
-	holder, err := os.Create(path)
+	root, err := rootdir.Open(t.TempDir())
+	require.NoError(t, err)
+	defer root.Close()
+	require.NoError(t, Locked(root, "lock"), "it is missing")
+	require.NoError(t, Flocked(root, "lock"), "it is missing")
+	holder, err := os.Create(root.Join("lock"))
 	require.NoError(t, err)
 	defer holder.Close()
-	file, err := os.Open(path)
-	require.NoError(t, err)
-	defer file.Close()
-	require.NoError(t, Locked(file))
+	require.NoError(t, Locked(root, "lock"))
 	require.NoError(t, unix.FcntlFlock(holder.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
-	require.ErrorIs(t, Locked(file), fault.ErrInUse)
+	require.ErrorIs(t, Locked(root, "lock"), fault.ErrInUse)
 	require.NoError(t, unix.FcntlFlock(holder.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK}))
-	require.NoError(t, Locked(file))
+	require.NoError(t, Locked(root, "lock"))
+
+	require.NoError(t, Flocked(root, "lock"))
+	require.NoError(t, unix.Flock(int(holder.Fd()), unix.LOCK_EX))
+	err = Flocked(root, "lock")
+	require.ErrorIs(t, err, fault.ErrInUse)
+	assert.ErrorContains(t, err, filepath.Base(os.Args[0]), "it names the process")
+	require.NoError(t, unix.Flock(int(holder.Fd()), unix.LOCK_UN))
+	require.NoError(t, Flocked(root, "lock"))
+}
+
+// TestMountsElsewhere: a directory of the root may be a mount point, with the layers on another filesystem.
+func TestMountsElsewhere(t *testing.T) {
+	testfs.Root(t)
+	root, err := rootdir.Open(t.TempDir())
+	require.NoError(t, err)
+	defer root.Close()
+	require.NoError(t, os.Mkdir(root.Join("layers"), 0o755))
+	require.NoError(t, unix.Mount("tmpfs", root.Join("layers"), "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(root.Join("layers"), unix.MNT_DETACH) })
+	require.NoError(t, os.MkdirAll(root.Join("layers/a"), 0o755))
+	require.NoError(t, Mounts(root, []string{"layers/a"}))
+	outside := t.TempDir()
+	require.NoError(t, unix.Mount(root.Join("layers/a"), outside, "", unix.MS_BIND, ""))
+	require.ErrorIs(t, Mounts(root, []string{"layers/a"}), fault.ErrInUse)
+	require.NoError(t, unix.Unmount(outside, 0))
+	require.NoError(t, Mounts(root, []string{"layers/a"}))
 }
 
 func TestProcess(t *testing.T) {

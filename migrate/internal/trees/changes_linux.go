@@ -10,6 +10,8 @@ import (
 
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/treecopy"
 )
 
 // lister lists changes.
@@ -34,12 +36,12 @@ const maxPaths = 1 << 30
 
 func changes(ctx context.Context, to, from *os.File) ([]archive.Change, error) {
 	l := &lister{ctx: ctx, buffers: [2][]byte{make([]byte, 1<<17), make([]byte, 1<<17)}}
-	a, err := root(to)
+	a, err := root(to, treecopy.IsContent)
 	if err != nil {
 		return nil, err
 	}
 	defer a.close()
-	b, err := root(from)
+	b, err := root(from, treecopy.IsContent)
 	if err != nil {
 		return nil, err
 	}

@@ -19,24 +19,31 @@ import (
 type dir struct {
 	file *os.File
 	path string // in the tree
+	// isContent tells the extended attributes that are a part of the content.
+	isContent func(attribute string) bool
 }
 
 // root is the directory of a tree whose descriptor belongs to the caller. It has an offset of its own.
-func root(f *os.File) (*dir, error) {
+func root(f *os.File, isContent func(attribute string) bool) (*dir, error) {
 	if f == nil {
 		return nil, nil
 	}
-	return openAt(f, ".", "")
+	return (&dir{file: f, isContent: isContent}).sub(".")
 }
 
-func openAt(at *os.File, name, path string) (*dir, error) {
+// sub opens a directory in d, or d itself anew.
+func (d *dir) sub(name string) (*dir, error) {
+	path := d.path
+	if name != "." {
+		path = join(path, name)
+	}
 	fd, err := eintr.Retry(func() (int, error) {
-		return unix.Openat(int(at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return unix.Openat(int(d.file.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: "/" + path, Err: err}
 	}
-	return &dir{os.NewFile(uintptr(fd), path), path}, nil
+	return &dir{os.NewFile(uintptr(fd), path), path, d.isContent}, nil
 }
 
 func (d *dir) close() error {
@@ -45,9 +52,6 @@ func (d *dir) close() error {
 	}
 	return d.file.Close()
 }
-
-// sub opens a directory in d.
-func (d *dir) sub(name string) (*dir, error) { return openAt(d.file, name, join(d.path, name)) }
 
 // names lists the directory, sorted. A nil directory is empty.
 func (d *dir) names() ([]string, error) {
@@ -157,7 +161,7 @@ func (e *entry) attributes() (map[string]string, error) {
 	}
 	all := make(map[string]string)
 	for _, name := range strings.Split(strings.TrimRight(string(buf[:n]), "\x00"), "\x00") {
-		if !isContent(name) {
+		if !e.dir.isContent(name) {
 			continue
 		}
 		value, ok, err := e.attribute(name)

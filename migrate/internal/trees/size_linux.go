@@ -14,7 +14,7 @@ type sizer struct {
 }
 
 func size(ctx context.Context, f *os.File) (int64, error) {
-	d, err := root(f)
+	d, err := root(f, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -6,12 +6,12 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/migrate"
 )
 
@@ -52,18 +52,15 @@ const (
 	opaqueMark     = ".wh..wh..opq"
 )
 
-// isContent reports whether an extended attribute is a part of a layer's content, as in package treecopy.
-func isContent(attribute string) bool {
-	switch attribute {
-	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
-		return true
+// marksOf are the marks of a directory of changes in a form.
+func marksOf(form migrate.Form) treecopy.Marks {
+	switch form {
+	case migrate.FuseOverlay:
+		return treecopy.FuseOverlayMarks
+	case migrate.Overlay:
+		return treecopy.OverlayMarks
 	}
-	for _, record := range []string{"trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.cowshed."} {
-		if strings.HasPrefix(attribute, record) {
-			return false
-		}
-	}
-	return strings.HasPrefix(attribute, "user.") || strings.HasPrefix(attribute, "trusted.")
+	return treecopy.AufsMarks
 }
 
 func join(dir, name string) string {

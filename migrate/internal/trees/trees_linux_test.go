@@ -114,8 +114,11 @@ var edits = map[string]struct {
 		require.NoError(t, unix.Setxattr(filepath.Join(d, "etc/hosts"), "user.note", []byte("y"), 0))
 	}, []string{"C /etc", "C /etc/hosts"}, "attribute user.note"},
 	"record": {func(t *testing.T, d string) {
-		require.NoError(t, unix.Setxattr(filepath.Join(d, "etc/hosts"), "trusted.overlay.origin", []byte("y"), 0))
+		require.NoError(t, unix.Setxattr(filepath.Join(d, "etc/hosts"), "trusted.cowshed.parent", []byte("y"), 0))
 	}, nil, ""},
+	"record of a nested overlay": {func(t *testing.T, d string) {
+		require.NoError(t, unix.Setxattr(filepath.Join(d, "etc/hosts"), "user.overlay.origin", []byte("y"), 0))
+	}, []string{"C /etc", "C /etc/hosts"}, "attribute user.overlay.origin"},
 	"target": {func(t *testing.T, d string) {
 		require.NoError(t, os.Remove(filepath.Join(d, "etc/tool")))
 		require.NoError(t, os.Symlink("../usr/bin/look", filepath.Join(d, "etc/tool")))
@@ -264,6 +267,32 @@ func TestVerifyOverlay(t *testing.T) {
 			checkVerdict(t, Verify(t.Context(), open(t, whole), open(t, upper), open(t, a), migrate.Overlay), c.how)
 		})
 	}
+}
+
+// TestVerifyMetacopy: the data of a file is in the layer below.
+func TestVerifyMetacopy(t *testing.T) {
+	below, got := pair(t)
+	upper := filepath.Join(filepath.Dir(below), "upper")
+	require.NoError(t, os.MkdirAll(filepath.Join(upper, "etc"), 0o755))
+	file := filepath.Join(upper, "etc/hosts")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Truncate(file, int64(len("localhost"))))
+	require.NoError(t, os.Chmod(filepath.Join(got, "etc/hosts"), 0o600))
+	require.NoError(t, unix.Setxattr(file, "trusted.overlay.metacopy", nil, 0))
+	require.NoError(t, os.Lchown(file, 7, 8))
+	require.NoError(t, unix.Setxattr(file, "user.note", []byte("x"), 0))
+	for _, path := range []string{"etc/hosts", "etc", "."} {
+		at(t, filepath.Join(upper, path), long)
+	}
+	verify := func() error {
+		return Verify(t.Context(), open(t, got), open(t, upper), open(t, below), migrate.Overlay)
+	}
+	require.NoError(t, verify())
+	require.NoError(t, os.WriteFile(filepath.Join(got, "etc/hosts"), []byte("LOCALHOST"), 0o600))
+	at(t, filepath.Join(got, "etc/hosts"), long)
+	checkVerdict(t, verify(), "content")
+	require.NoError(t, os.Remove(filepath.Join(below, "etc/hosts")))
+	checkVerdict(t, verify(), "not in the layer below")
 }
 
 // TestVerifyAufs writes the marks by hand, since kernels have no aufs.

@@ -8,14 +8,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/migrate"
 )
 
 // verifier compares a new tree with its source.
 type verifier struct {
 	ctx        context.Context
-	files      bool // want has files that are marks of removed names
-	attributes bool // it has devices and attributes that are
+	marks      treecopy.Marks // of want, if it is a directory of changes
+	files      bool           // it has files that are marks of removed names
+	attributes bool           // it has devices and attributes that are
 
 	links   map[inode]inode // from the source's inode to the tree's, of files with several names
 	linked  map[inode]inode // the other way
@@ -24,17 +26,21 @@ type verifier struct {
 
 func verify(ctx context.Context, got, want, base *os.File, form migrate.Form) (err error) {
 	v := &verifier{
-		ctx: ctx, files: form == migrate.Aufs || form == migrate.FuseOverlay,
+		ctx: ctx, marks: marksOf(form), files: form == migrate.Aufs || form == migrate.FuseOverlay,
 		attributes: form == migrate.Overlay || form == migrate.FuseOverlay, links: make(map[inode]inode), linked: make(map[inode]inode),
 		buffers: [2][]byte{make([]byte, 1<<17), make([]byte, 1<<17)},
 	}
 	if form == migrate.Whole {
 		base = nil
 	}
+	isContent := v.marks.IsContent
+	if form == migrate.Whole {
+		isContent = treecopy.IsContent
+	}
 	var dirs [3]*dir
 	defer func() { err = errors.Join(err, dirs[0].close(), dirs[1].close(), dirs[2].close()) }()
 	for i, f := range []*os.File{got, want, base} {
-		if dirs[i], err = root(f); err != nil {
+		if dirs[i], err = root(f, isContent); err != nil {
 			return err
 		}
 	}
@@ -95,7 +101,7 @@ func (v *verifier) dirs(got, want, base *dir, depth int) error {
 			return difference(join(want.path, name), "the source changes")
 		}
 		if v.attributes {
-			whiteout, err := w.isWhiteout()
+			whiteout, err := w.isWhiteout(v.marks)
 			if err != nil {
 				return err
 			}
@@ -125,32 +131,32 @@ func (v *verifier) opaque(want *dir, gone *removed) error {
 	if err != nil {
 		return err
 	}
-	for _, attribute := range []string{"trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque"} {
-		value, ok, err := self.attribute(attribute)
-		if err != nil {
-			return err
-		}
-		if ok && string(value) == "y" {
-			gone.opaque = true
+	value, ok, err := self.mark(v.marks, "opaque")
+	gone.opaque = gone.opaque || ok && value == "y"
+	return err
+}
+
+// mark returns the value of a mark of an overlay filesystem; ok is false if there is none.
+func (e *entry) mark(marks treecopy.Marks, name string) (value string, ok bool, err error) {
+	for _, space := range marks.Spaces() {
+		value, ok, err := e.attribute(space + name)
+		if ok || err != nil {
+			return string(value), ok, err
 		}
 	}
-	return nil
+	return "", false, nil
 }
 
 // isWhiteout reports whether overlayfs means a removed name by the entry.
-func (e *entry) isWhiteout() (bool, error) {
+func (e *entry) isWhiteout(marks treecopy.Marks) (bool, error) {
 	if e.kind() == unix.S_IFCHR && e.st.Rdev == 0 {
 		return true, nil
 	}
 	if !e.isPlain() || e.st.Size != 0 {
 		return false, nil
 	}
-	for _, attribute := range []string{"trusted.overlay.whiteout", "user.overlay.whiteout"} {
-		if _, ok, err := e.attribute(attribute); ok || err != nil {
-			return ok, err
-		}
-	}
-	return false, nil
+	_, ok, err := e.mark(marks, "whiteout")
+	return ok, err
 }
 
 // name compares a name that the source has.
@@ -186,7 +192,11 @@ func (v *verifier) name(got, want, base *dir, name string, replaced bool, depth 
 		if err := interrupted(v.ctx); err != nil {
 			return err
 		}
-		same, err := sameBytes(g, w, &v.buffers)
+		data, err := v.data(w, base)
+		if err != nil {
+			return err
+		}
+		same, err := sameBytes(g, data, &v.buffers)
 		if err != nil {
 			return err
 		}
@@ -195,6 +205,22 @@ func (v *verifier) name(got, want, base *dir, name string, replaced bool, depth 
 		}
 	}
 	return v.link(g, w)
+}
+
+// data is the file that has the content of a source's file: the file itself, or the file below of a metacopy.
+func (v *verifier) data(w *entry, base *dir) (*entry, error) {
+	if !v.attributes {
+		return w, nil
+	}
+	_, is, err := w.mark(v.marks, "metacopy")
+	if err != nil || !is {
+		return w, err
+	}
+	b, err := base.entry(w.name)
+	if err == nil && (b == nil || !b.isPlain() || b.st.Size != w.st.Size) {
+		err = difference(w.path(), "its data is not in the layer below")
+	}
+	return b, err
 }
 
 // link compares hard links: two names are of one file in both trees, or in none.

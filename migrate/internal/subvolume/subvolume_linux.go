@@ -1,4 +1,4 @@
-package dockerroot
+package subvolume
 
 import (
 	"context"
@@ -16,8 +16,8 @@ import (
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
-// isSubvolume reports whether an open directory is the root of a subvolume of btrfs.
-func isSubvolume(dir *os.File) bool {
+// Is reports whether an open directory is the root of a subvolume of btrfs.
+func Is(dir *os.File) bool {
 	var stat unix.Stat_t
 	var filesystem unix.Statfs_t
 	fd := int(dir.Fd())
@@ -25,9 +25,13 @@ func isSubvolume(dir *os.File) bool {
 		eintr.Ignore(func() error { return unix.Fstatfs(fd, &filesystem) }) == nil && filesystem.Type == unix.BTRFS_SUPER_MAGIC
 }
 
-// removeSubvolumes removes the subvolumes in a directory. Other names in it stay.
-func removeSubvolumes(ctx context.Context, root *rootdir.Dir, name string) error {
-	names, err := root.List(name, maxEntries)
+// maxNames is the most names of a directory of subvolumes.
+const maxNames = 1 << 18
+
+// DestroyIn destroys the subvolumes in a directory, with those nested in them at any depth. Other names in it stay. The
+// directory may be missing.
+func DestroyIn(ctx context.Context, root *rootdir.Dir, name string) error {
+	names, err := root.List(name, maxNames)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -47,7 +51,7 @@ func removeSubvolumes(ctx context.Context, root *rootdir.Dir, name string) error
 		if err != nil {
 			continue // it is no directory, and goes with the other names
 		}
-		if isSubvolume(subvolume) {
+		if Is(subvolume) {
 			err = destroy(dir, below, subvolume)
 		}
 		subvolume.Close()
