@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/internal/eintr"
 )
 
@@ -52,11 +53,11 @@ func verifyTar(ctx context.Context, got, base *os.File, from io.Reader) (err err
 		gone: make(map[string]bool), opaque: make(map[string]bool), above: make(map[string]bool),
 		buffers: [2][]byte{make([]byte, 1<<17), make([]byte, 1<<17)},
 	}
-	if v.tree, err = root(got); err != nil {
+	if v.tree, err = root(got, treecopy.IsContent); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, v.tree.close()) }()
-	below, err := root(base)
+	below, err := root(base, treecopy.IsContent)
 	if err != nil {
 		return err
 	}
@@ -515,7 +516,7 @@ func differsXattrs(e *entry, h *tar.Header) (string, error) {
 	}
 	want := make(map[string]string)
 	for key, value := range h.PAXRecords {
-		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok && isContent(name) {
+		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok && treecopy.IsContent(name) {
 			want[name] = value
 		}
 	}
