@@ -119,31 +119,27 @@ func (s *shortLines) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Verify reassembles the tar of a layer from its parts and the files of a volume, which may be the layer itself.
-// Returns errdefs.ErrNotFound if the parts are not kept, and errdefs.ErrDataLoss if the tar has another digest.
-func (t *Takeover) Verify(ctx context.Context, volume, layer string, diffID digest.Digest) error {
-	err := t.store.withParts(ctx, t.store.splitFile(layer), volume, func(files storage.FileGetter, parts io.Reader) error {
-		return VerifyParts(ctx, files, parts, diffID)
-	})
-	if errors.Is(err, fs.ErrNotExist) && !t.hasParts(layer) {
+// WriteTar reassembles the tar of a layer from its parts and the files of a volume, which may be the layer itself. The
+// caller checks its digest. Returns errdefs.ErrNotFound if the parts are not kept, and errdefs.ErrDataLoss if they or the
+// files are others.
+func (t *Takeover) WriteTar(ctx context.Context, w io.Writer, volume, layer string) error {
+	if !t.hasParts(layer) {
 		return fault.New(errdefs.ErrNotFound, "the parts of the tar of layer %s", layer)
 	}
-	return err
+	return t.store.withParts(ctx, t.store.splitFile(layer), volume, func(files storage.FileGetter, parts io.Reader) error {
+		return JoinParts(ctx, w, files, parts)
+	})
 }
 
-// VerifyParts reassembles a layer tar from its parts, in the uncompressed JSON of tar-split, and files. Returns
-// errdefs.ErrDataLoss if the tar has another digest.
-func VerifyParts(ctx context.Context, files storage.FileGetter, parts io.Reader, diffID digest.Digest) error {
-	hash := digest.SHA256.Hash()
-	err := joinTar(files, stream.ReadUntil(ctx, ShortLines(parts)), hash)
+// JoinParts reassembles a layer tar from its parts, in the uncompressed JSON of tar-split, and files. The caller checks its
+// digest. Returns errdefs.ErrDataLoss if the parts or the files are others.
+func JoinParts(ctx context.Context, w io.Writer, files storage.FileGetter, parts io.Reader) error {
+	err := joinTar(files, stream.ReadUntil(ctx, ShortLines(parts)), w)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
 		return fmt.Errorf("reassemble the layer's tar: %w", fault.As(errdefs.ErrDataLoss, err))
-	}
-	if got := digest.NewDigest(digest.SHA256, hash); got != diffID {
-		return fault.New(errdefs.ErrDataLoss, "reassembled, the layer's tar has digest %s, not %s", got, diffID)
 	}
 	return nil
 }
@@ -153,38 +149,40 @@ func (t *Takeover) hasParts(layer string) bool {
 	return err == nil
 }
 
-// Record records an image whose layers are there. If the image is recorded already, Record does nothing.
+// Record records an image whose layers are there, as imported at that time, in whole seconds. If the image is recorded
+// already, Record does nothing, and wrote is false.
 //
 // Returns errdefs.ErrNotFound if a layer is missing, errdefs.ErrAlreadyExists if another image has the name, and
 // errdefs.ErrInvalidArgument if the name cannot be.
-func (t *Takeover) Record(ctx context.Context, name, origin string, config []byte) error {
+func (t *Takeover) Record(ctx context.Context, name, origin string, config []byte, imported time.Time) (wrote bool, err error) {
 	if err := CheckName(name); err != nil {
-		return err
+		return false, err
 	}
 	parsed, err := parseConfig(config)
 	if err != nil {
-		return err
+		return false, err
 	}
-	image := &Image{Name: name, Origin: origin, Imported: time.Now().UTC().Truncate(time.Second), Config: config, parsed: parsed}
+	image := &Image{Name: name, Origin: origin, Imported: imported.UTC().Truncate(time.Second), Config: config, parsed: parsed}
 	there, err := t.store.Get(name)
 	switch {
 	case err == nil && there.ID() == image.ID():
-		return nil
+		return false, nil
 	case err == nil:
-		return fault.New(errdefs.ErrAlreadyExists, "there is another image %s, with ID %s", name, there.ID())
+		return false, fault.New(errdefs.ErrAlreadyExists, "there is another image %s, with ID %s", name, there.ID())
 	case !errdefs.IsNotFound(err):
-		return err
+		return false, err
 	}
 	for _, layer := range image.Layers() {
 		exists, err := t.store.layerExists(ctx, layer)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if !exists {
-			return fault.New(errdefs.ErrNotFound, "layer %s of image %s", layer, name)
+			return false, fault.New(errdefs.ErrNotFound, "layer %s of image %s", layer, name)
 		}
 	}
-	return t.store.save(image)
+	err = t.store.save(image)
+	return err == nil, err
 }
 
 // alone calls do while nobody else works on the store. Returns errdefs.ErrFailedPrecondition if somebody does.
@@ -199,11 +197,12 @@ func (t *Takeover) alone(ctx context.Context, do func() error) error {
 	return errors.Join(err, t.lock.shared(context.WithoutCancel(ctx)))
 }
 
-// Forget removes the record of an image. Its layers stay. If the name is free, or of another image, Forget does nothing.
-func (t *Takeover) Forget(ctx context.Context, name string, id digest.Digest) error {
+// Forget removes the record of an image that Record has made with that time. Its layers stay. If the name is free, or has
+// another record, Forget does nothing.
+func (t *Takeover) Forget(ctx context.Context, name string, id digest.Digest, imported time.Time) error {
 	return t.alone(ctx, func() error {
 		there, err := t.store.Get(name)
-		if errdefs.IsNotFound(err) || err == nil && there.ID() != id {
+		if errdefs.IsNotFound(err) || err == nil && (there.ID() != id || !there.Imported.Equal(imported)) {
 			return nil
 		}
 		if err != nil {

@@ -270,6 +270,12 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 		return err
 	}
 	v := fill.Volume{Name: layer.ID, Parent: layer.Parent, Limit: limit(layer), Partial: newPartial(), Logger: t.opts.Logger}
+	metadata := ""
+	if !t.opts.Trust {
+		v.Complete = func(ctx context.Context, volume string, how migrate.How) error {
+			return t.compare(ctx, driver, layer, content, compared{volume, metadata, how == migrate.Cloned})
+		}
+	}
 	if layer.Kind != migrate.ImageLayer {
 		return t.fill(ctx, driver, layer, content, v)
 	}
@@ -278,11 +284,7 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 		return err
 	}
 	defer func() { err = errors.Join(err, meta.discard()) }()
-	if parts != nil && !t.opts.Trust {
-		v.Complete = func(ctx context.Context, volume string) error {
-			return t.verifyTar(ctx, driver, volume, meta.dir, layer)
-		}
-	}
+	metadata = meta.dir
 	if err := t.fill(ctx, driver, layer, content, v); err != nil {
 		return err
 	}
@@ -304,7 +306,7 @@ func (t *Target) fill(ctx context.Context, driver *cowdriver.Driver, layer *migr
 	t.opts.Logger.Debug("made a layer", "layer", layer.ID, "how", report.How, "copied", report.Copied)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.verified[layer.ID] = v.Complete != nil || report.How == migrate.Cloned && layer.Kind != migrate.ImageLayer
+	t.verified[layer.ID] = v.Complete != nil
 	return nil
 }
 
@@ -315,9 +317,35 @@ func limit(layer *migrate.Layer) quota.Limit {
 	return quota.Limit{Bytes: uint64(layer.Limit), Scope: quota.ScopeLayer}
 }
 
-// verifyTar reassembles a layer's tar from the parts in dir and the files of a volume. Returns ErrNotFound if there are no
+// compared is a volume that is compared with its source.
+type compared struct {
+	volume   string
+	metadata string // the directory of an image's layer
+	adopted  bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
+}
+
+// compare compares a volume with its source. One that is a layer of an image is compared with the layer's tar too.
+func (t *Target) compare(ctx context.Context, driver *cowdriver.Driver, layer *migrate.Layer, content *migrate.Content, c compared) error {
+	if layer.Kind == migrate.ImageLayer {
+		err := fill.VerifyTar(ctx, driver.Backend(), c.volume, layer.Parent, layer.DiffID, func(w io.Writer) error {
+			return writeTar(ctx, w, driver, c.volume, c.metadata)
+		})
+		if errdefs.IsNotFound(err) {
+			err = fill.VerifyDigest(ctx, driver.Backend(), c.volume, layer.Parent, layer.DiffID)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.adopted {
+		return nil
+	}
+	return fill.Verify(ctx, driver.Backend(), c.volume, layer.Parent, content)
+}
+
+// writeTar reassembles a layer's tar from the parts in dir and the files of a volume. Returns ErrNotFound if there are no
 // parts.
-func (t *Target) verifyTar(ctx context.Context, driver *cowdriver.Driver, volume, dir string, layer *migrate.Layer) (err error) {
+func writeTar(ctx context.Context, w io.Writer, driver *cowdriver.Driver, volume, dir string) (err error) {
 	parts, err := openParts(dir)
 	if err != nil {
 		return err
@@ -328,7 +356,7 @@ func (t *Target) verifyTar(ctx context.Context, driver *cowdriver.Driver, volume
 		return err
 	}
 	defer func() { err = errors.Join(err, files.Close()) }()
-	return image.VerifyParts(ctx, files, parts, layer.DiffID)
+	return image.JoinParts(ctx, w, files, parts)
 }
 
 // Verify implements migrate.Target.
@@ -354,17 +382,16 @@ func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, source m
 	if err != nil {
 		return err
 	}
-	if layer.Kind == migrate.ImageLayer {
-		if err := t.verifyTar(ctx, driver, layer.ID, t.layerDir(layer), layer); !errdefs.IsNotFound(err) {
-			return err
-		}
-	}
 	content, err := source.Open(ctx, layer.ID)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, content.Close()) }()
-	return fill.Verify(ctx, driver.Backend(), layer.ID, layer.Parent, content)
+	c := compared{volume: layer.ID}
+	if layer.Kind == migrate.ImageLayer {
+		c.metadata = t.layerDir(layer)
+	}
+	return t.compare(ctx, driver, layer, content, c)
 }
 
 // Remove implements migrate.Target.

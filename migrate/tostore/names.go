@@ -1,65 +1,148 @@
 package tostore
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/atomicfile"
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/syncdir"
 	"github.com/cowshed/cowshed/migrate"
 )
 
-// names are the names of layers in the store. Names that follow from a container's are chosen once, and kept in a file.
-// So a run that goes on, and Undo, know the volumes of the migration.
+// names are the names of things in the store. Names that follow from a container's are chosen once, and kept in a file.
+// So a run that goes on, and Undo, know the things of the migration.
 type names struct {
 	file   string
-	chosen map[string]string // by ID of the layer; of the file, and those that are chosen since
+	chosen map[string]string // names of layers by ID; of the file, and those that are chosen since
 	chain  map[string]string // names of images' layers by ID, which follow from their chain IDs
-	saved  map[string]string // as the file has them: those of layers that were begun
+	saved  map[string]made   // as the file has them, by key: things that were begun
+
+	log  *os.File // file, once it is written
+	size int64    // bytes of its whole lines
 }
 
-const maxNames = 64 << 20 // bytes
+// made is a line of the file.
+type made struct {
+	Key  string `json:"key"`
+	Name string `json:"name,omitempty"` // in the store
+	// Volume tells the volume of a layer from others of that name. "" if it was never complete.
+	Volume string `json:"volume,omitempty"`
+	// Imported is when the record of an image was made.
+	Imported time.Time `json:"imported,omitzero"`
+	Gone     bool      `json:"gone,omitempty"`
+}
+
+const maxNames = 1 << 30 // bytes
 
 func openNames(state string) (*names, error) {
 	n := &names{
-		file: filepath.Join(state, "names.json"), chosen: make(map[string]string), chain: make(map[string]string), saved: make(map[string]string),
+		file: filepath.Join(state, "names.json"), chosen: make(map[string]string), chain: make(map[string]string), saved: make(map[string]made),
 	}
-	info, err := os.Stat(n.file)
+	f, err := os.Open(n.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return n, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxNames {
-		return nil, fault.New(errdefs.ErrDataLoss, "%s has more than %d bytes", n.file, maxNames)
+	err = n.read(bufio.NewReader(io.LimitReader(f, maxNames)))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("%s: %w", n.file, err)
 	}
-	data, err := os.ReadFile(n.file)
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(data, &n.saved); err != nil {
-		return nil, fault.New(errdefs.ErrDataLoss, "%s: %w", n.file, err)
-	}
-	for id, name := range n.saved {
-		if err := cowcommon.CheckID(name); err != nil {
-			return nil, fault.New(errdefs.ErrDataLoss, "%s: layer %s: %w", n.file, id, err)
+	for key, m := range n.saved {
+		if isLayerKey(key) {
+			n.chosen[key] = m.Name
 		}
 	}
-	n.chosen = maps.Clone(n.saved)
-	if n.chosen == nil {
-		n.chosen, n.saved = make(map[string]string), make(map[string]string)
-	}
 	return n, nil
+}
+
+// read reads the lines of the file. A crash may have left a part of one at the end.
+func (n *names) read(in *bufio.Reader) error {
+	for {
+		line, err := in.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var m made
+		if err := json.Unmarshal(line, &m); err != nil {
+			return fault.New(errdefs.ErrDataLoss, "%w", err)
+		}
+		if err := cowcommon.CheckID(m.Name); err != nil && !m.Gone {
+			return fault.New(errdefs.ErrDataLoss, "layer %s: %w", m.Key, err)
+		}
+		n.take(m)
+		n.size += int64(len(line))
+	}
+}
+
+func (n *names) take(m made) {
+	if m.Gone {
+		delete(n.saved, m.Key)
+	} else {
+		n.saved[m.Key] = m
+	}
+}
+
+// write writes a line, which survives a power cut.
+func (n *names) write(m made) error {
+	if err := n.open(); err != nil {
+		return err
+	}
+	line, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	line = append(line, '\n')
+	if _, err := n.log.Write(line); err != nil {
+		return errors.Join(err, n.log.Truncate(n.size)) // a part of a line on a full filesystem
+	}
+	n.size += int64(len(line))
+	n.take(m)
+	return n.log.Sync()
+}
+
+// open opens the file for writing, without the part of a line that a crash may have left.
+func (n *names) open() error {
+	if n.log != nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(n.file), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(n.file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(n.size), syncdir.Sync(filepath.Dir(n.file))); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	n.log = f
+	return nil
+}
+
+func (n *names) close() error {
+	if n.log == nil {
+		return nil
+	}
+	err := n.log.Close()
+	n.log = nil
+	return err
 }
 
 // of is the name of a layer; ok is false if it has none.
@@ -184,39 +267,55 @@ func (n *names) keep(id string) error {
 	if !ok {
 		return nil
 	}
-	return n.keepAs(id, name)
+	return n.keepAs(made{Key: id, Name: name})
 }
 
-// keepAs writes down the name of a thing.
-func (n *names) keepAs(key, name string) error {
-	if n.saved[key] == name {
+// identify writes down which volume it is that is about to get the name of a layer.
+func (n *names) identify(id, volume string) error {
+	return n.keepAs(made{Key: id, Name: n.chosen[id], Volume: volume})
+}
+
+// keepAs writes down a thing, unless it is written down.
+func (n *names) keepAs(m made) error {
+	if n.saved[m.Key] == m {
 		return nil
 	}
-	return n.save(func(kept map[string]string) { kept[key] = name })
+	return n.write(m)
 }
 
-func (n *names) save(change func(map[string]string)) error {
-	kept := maps.Clone(n.saved)
-	change(kept)
-	data, err := json.MarshalIndent(kept, "", "  ")
-	if err != nil {
-		return err
+// remove gives up the name of a thing that is gone, or another's.
+func (n *names) remove(key string) error {
+	delete(n.chosen, key)
+	if _, ok := n.saved[key]; !ok {
+		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(n.file), 0o700); err != nil {
-		return err
+	return n.write(made{Key: key, Gone: true})
+}
+
+// dropTaken gives up names that others have taken meanwhile. isOther says whether the volume of a name is another than the
+// layer's. Nothing is written.
+func (n *names) dropTaken(isOther func(m made) (bool, error)) error {
+	for key, m := range n.saved {
+		if !isLayerKey(key) {
+			continue
+		}
+		other, err := isOther(m)
+		if err != nil {
+			return err
+		}
+		if other {
+			delete(n.chosen, key)
+		}
 	}
-	if err := atomicfile.Write(n.file, append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-	n.saved = kept
 	return nil
 }
 
-// remove gives up the name of a layer that is gone.
-func (n *names) remove(id string) error {
-	if _, ok := n.saved[id]; !ok {
-		return nil
-	}
-	delete(n.chosen, id)
-	return n.save(func(kept map[string]string) { delete(kept, id) })
-}
+// Keys of containers and of images' names. IDs of layers have no slash.
+const (
+	containerPrefix = "container/"
+	imagePrefix     = "image/"
+)
+
+func containerKey(c *migrate.Container) string { return containerPrefix + c.ID }
+func imageKey(name string) string              { return imagePrefix + name }
+func isLayerKey(key string) bool               { return !strings.Contains(key, "/") }

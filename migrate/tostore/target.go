@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -64,11 +65,11 @@ func New(opts Options) (*Target, error) {
 func (t *Target) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.takeover == nil {
-		return nil
+	err := t.names.close()
+	if t.takeover != nil {
+		err = errors.Join(err, t.takeover.Close())
+		t.takeover = nil
 	}
-	err := t.takeover.Close()
-	t.takeover = nil
 	return err
 }
 
@@ -86,6 +87,16 @@ func (t *Target) open(ctx context.Context) (*image.Takeover, error) {
 
 // Check implements migrate.Target.
 func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
+	if err := t.names.dropTaken(func(m made) (bool, error) {
+		there, err := t.exists(ctx, m.Name)
+		if !there || err != nil {
+			return false, err
+		}
+		own, err := t.isOwn(ctx, m)
+		return !own, err
+	}); err != nil {
+		return err
+	}
 	if err := t.names.choose(inv, func(name string) (bool, error) { return t.exists(ctx, name) }); err != nil {
 		return err
 	}
@@ -147,23 +158,45 @@ func (t *Target) exists(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
+// identity tells a volume from others that have, or had, its name.
+func identity(v cowcommon.Volume) string {
+	if uuid := v.Details["UUID"]; uuid != "" {
+		return uuid
+	}
+	return v.Created.UTC().Format(time.RFC3339Nano)
+}
+
+// isOwn reports whether the volume of a layer's name is the one that this migration has made.
+func (t *Target) isOwn(ctx context.Context, m made) (bool, error) {
+	if m.Volume == "" {
+		return false, nil
+	}
+	v, err := t.backend.Stat(ctx, m.Name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil && identity(v) == m.Volume, err
+}
+
 // Has implements migrate.Target.
 func (t *Target) Has(ctx context.Context, item migrate.Item) (bool, error) {
 	switch {
 	case item.Image != nil:
 		return t.hasImage(item.Image)
 	case item.Container != nil:
-		name, ok := t.names.saved[containerKey(item.Container)]
-		if !ok {
+		if _, ok := t.names.saved[containerKey(item.Container)]; !ok {
 			return false, nil
 		}
-		return t.exists(ctx, name)
+		return t.isOwn(ctx, t.names.saved[item.Container.Layer])
 	}
 	name, ok := t.volume(item.Layer)
 	if !ok {
 		return false, nil
 	}
-	return t.exists(ctx, name)
+	if image.IsLayerName(name) { // which says what is in it
+		return t.exists(ctx, name)
+	}
+	return t.isOwn(ctx, t.names.saved[item.Layer.ID])
 }
 
 func (t *Target) hasImage(img *migrate.Image) (bool, error) {
@@ -219,21 +252,25 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 		return err
 	}
 	v := fill.Volume{Name: name, Parent: parent, Limit: limit(layer), Partial: takeover.Partial(name), Logger: t.opts.Logger}
-	checked := false
 	if parts != nil && layer.DiffID != "" {
 		if err := takeover.KeepParts(name, parts); err != nil {
 			return err
 		}
+	}
+	v.Complete = func(ctx context.Context, volume string, how migrate.How) error {
 		if !t.opts.Trust {
-			v.Complete = func(ctx context.Context, volume string) error {
-				checked = true
-				return takeover.Verify(ctx, volume, name, layer.DiffID)
+			if err := t.compare(ctx, takeover, layer, content, compared{volume: volume, name: name, parent: parent, adopted: how == migrate.Cloned}); err != nil {
+				return err
 			}
 		}
+		return t.identify(ctx, layer, name, volume)
 	}
 	report, err := fill.Make(ctx, t.backend, content, v)
 	if errdefs.IsAlreadyExists(err) {
-		return nil // an import was faster
+		if image.IsLayerName(name) {
+			return nil // an import was faster
+		}
+		return errors.Join(err, t.names.remove(layer.ID)) // the next run chooses another name
 	}
 	if err != nil {
 		return errors.Join(err, takeover.DropParts(context.WithoutCancel(ctx), name))
@@ -241,8 +278,21 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	t.opts.Logger.Debug("made a layer", "layer", name, "how", report.How, "copied", report.Copied)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.verified[name] = checked || report.How == migrate.Cloned && parts == nil
+	t.verified[name] = !t.opts.Trust
 	return nil
+}
+
+// identify writes down which volume it is that is about to become the layer. The names of images' layers say what is in
+// them, whoever makes them.
+func (t *Target) identify(ctx context.Context, layer *migrate.Layer, name, volume string) error {
+	if image.IsLayerName(name) {
+		return nil
+	}
+	v, err := t.backend.Stat(ctx, volume)
+	if err != nil {
+		return err
+	}
+	return t.names.identify(layer.ID, identity(v))
 }
 
 func limit(layer *migrate.Layer) quota.Limit {
@@ -259,7 +309,47 @@ func (t *Target) MakeImage(ctx context.Context, img *migrate.Image) error {
 		return err
 	}
 	for _, name := range imageNames(img) {
-		if err := takeover.Record(ctx, name, t.opts.Origin, img.Config); err != nil {
+		if err := t.record(ctx, takeover, name, img); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// record records an image under a name. It writes down beforehand which record it is, for Undo, unless there is one.
+func (t *Target) record(ctx context.Context, takeover *image.Takeover, name string, img *migrate.Image) error {
+	if err := image.CheckName(name); err != nil {
+		return err
+	}
+	there, err := t.opts.Images.Get(name)
+	if err == nil && there.ID() == img.ID {
+		return nil
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	m := made{Key: imageKey(name), Name: img.ID.Encoded(), Imported: time.Now().UTC().Truncate(time.Second)}
+	if err := t.names.keepAs(m); err != nil {
+		return err
+	}
+	wrote, err := takeover.Record(ctx, name, t.opts.Origin, img.Config, m.Imported)
+	if !wrote {
+		err = errors.Join(err, t.names.remove(m.Key))
+	}
+	return err
+}
+
+// forget forgets the names of an image that this migration has recorded.
+func (t *Target) forget(ctx context.Context, takeover *image.Takeover, img *migrate.Image) error {
+	for _, name := range imageNames(img) {
+		m, ok := t.names.saved[imageKey(name)]
+		if !ok || m.Name != img.ID.Encoded() {
+			continue // it was there before
+		}
+		if err := takeover.Forget(ctx, name, img.ID, m.Imported); err != nil {
+			return err
+		}
+		if err := t.names.remove(m.Key); err != nil {
 			return err
 		}
 	}
@@ -268,22 +358,16 @@ func (t *Target) MakeImage(ctx context.Context, img *migrate.Image) error {
 
 // MakeContainer implements migrate.Target. A container is its layer here.
 func (t *Target) MakeContainer(ctx context.Context, container *migrate.Container) error {
-	name, ok := t.names.of(container.Layer)
-	if ok {
-		exists, err := t.exists(ctx, name)
-		if err != nil {
-			return err
-		}
-		ok = exists
+	layer := t.names.saved[container.Layer]
+	own, err := t.isOwn(ctx, layer)
+	if err != nil {
+		return err
 	}
-	if !ok {
+	if !own {
 		return fault.New(errdefs.ErrNotFound, "the layer of container %s", container.ID)
 	}
-	return t.names.keepAs(containerKey(container), name)
+	return t.names.keepAs(made{Key: containerKey(container), Name: layer.Name})
 }
-
-// containerKey is the key of a container among the names. IDs of layers have no slash.
-func containerKey(c *migrate.Container) string { return "container/" + c.ID }
 
 // Commit implements migrate.Target. Everything is there already.
 func (t *Target) Commit(context.Context) error { return nil }
@@ -314,15 +398,37 @@ func (t *Target) wasVerified(name string) bool {
 	return was
 }
 
+// compared is a volume that is compared with its source.
+type compared struct {
+	volume       string
+	name, parent string // of the layer
+	adopted      bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
+}
+
+// compare compares a volume with its source. One that is a layer of an image is compared with the layer's tar too: others
+// may rely on the layer's name, and the source may be an attacker's.
+func (t *Target) compare(ctx context.Context, takeover *image.Takeover, layer *migrate.Layer, content *migrate.Content, c compared) error {
+	if layer.DiffID != "" {
+		err := fill.VerifyTar(ctx, t.backend, c.volume, c.parent, layer.DiffID, func(w io.Writer) error {
+			return takeover.WriteTar(ctx, w, c.volume, c.name)
+		})
+		if errdefs.IsNotFound(err) {
+			err = fill.VerifyDigest(ctx, t.backend, c.volume, c.parent, layer.DiffID)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.adopted {
+		return nil
+	}
+	return fill.Verify(ctx, t.backend, c.volume, c.parent, content)
+}
+
 func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.Layer, source migrate.Source) (err error) {
 	takeover, err := t.open(ctx)
 	if err != nil {
 		return err
-	}
-	if layer.DiffID != "" {
-		if err := takeover.Verify(ctx, name, name, layer.DiffID); !errdefs.IsNotFound(err) {
-			return err
-		}
 	}
 	parent, err := t.parent(layer)
 	if err != nil {
@@ -333,7 +439,7 @@ func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.La
 		return err
 	}
 	defer func() { err = errors.Join(err, content.Close()) }()
-	return fill.Verify(ctx, t.backend, name, parent, content)
+	return t.compare(ctx, takeover, layer, content, compared{volume: name, name: name, parent: parent})
 }
 
 // Undo implements migrate.Target. It removes the remains of a run that was cut off.
@@ -351,19 +457,24 @@ func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
 	case item.Container != nil:
 		return t.names.remove(containerKey(item.Container))
 	case item.Image != nil:
-		for _, name := range imageNames(item.Image) {
-			if err := takeover.Forget(ctx, name, item.Image.ID); err != nil {
-				return err
-			}
-		}
-		return nil
+		return t.forget(ctx, takeover, item.Image)
 	}
 	name, ok := t.volume(item.Layer)
 	if !ok {
 		return nil // it was never made
 	}
-	if err := takeover.Remove(ctx, name); err != nil {
-		return err
+	own := image.IsLayerName(name)
+	if !own {
+		m := t.names.saved[item.Layer.ID]
+		if own, err = t.isOwn(ctx, m); err != nil {
+			return err
+		}
+		name = m.Name
+	}
+	if own {
+		if err := takeover.Remove(ctx, name); err != nil {
+			return err
+		}
 	}
 	return t.names.remove(item.Layer.ID)
 }

@@ -1,7 +1,10 @@
 package tostore
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -14,6 +17,7 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/btrfs"
@@ -228,6 +232,94 @@ func TestBrokenLayer(t *testing.T) {
 	}
 }
 
+// TestPoisoned: nothing comes under the chain ID of a layer that is not in the layer's tar, though the bytes of all files
+// are right.
+func TestPoisoned(t *testing.T) {
+	for name, poison := range map[string]func(t *testing.T, tree string) error{
+		"added file": func(_ *testing.T, tree string) error {
+			return os.WriteFile(filepath.Join(tree, "etc/cron"), []byte("x"), 0o644)
+		},
+		"added directory": func(_ *testing.T, tree string) error { return os.Mkdir(filepath.Join(tree, "opt"), 0o755) },
+		"added link":      func(_ *testing.T, tree string) error { return os.Symlink("/tmp", filepath.Join(tree, "usr/lib")) },
+		"setuid": func(_ *testing.T, tree string) error {
+			return os.Chmod(filepath.Join(tree, "usr/app"), 0o640|os.ModeSetuid)
+		},
+		"directory's mode": func(_ *testing.T, tree string) error { return os.Chmod(filepath.Join(tree, "etc"), 0o777) },
+		"root's mode":      func(_ *testing.T, tree string) error { return os.Chmod(tree, 0o777) },
+		"owner":            func(_ *testing.T, tree string) error { return os.Chown(filepath.Join(tree, "usr/app"), 1000, 0) },
+		"attribute": func(_ *testing.T, tree string) error {
+			return unix.Setxattr(filepath.Join(tree, "usr/app"), "user.x", []byte("y"), 0)
+		},
+		"hard link": func(t *testing.T, tree string) error {
+			require.NoError(t, os.Remove(filepath.Join(tree, "usr/app")))
+			return os.Link(filepath.Join(tree, "etc/app"), filepath.Join(tree, "usr/app"))
+		},
+		"other kind": func(t *testing.T, tree string) error {
+			require.NoError(t, os.Rename(filepath.Join(tree, "usr/app"), filepath.Join(tree, "usr/real")))
+			return os.Symlink("real", filepath.Join(tree, "usr/app"))
+		},
+		"removal": func(t *testing.T, tree string) error {
+			log := filepath.Join(tree, "var/log")
+			if err := os.Remove(log); err == nil {
+				return nil // a whole tree
+			}
+			require.NoError(t, os.Mkdir(filepath.Dir(log), 0o755))
+			return unix.Mknod(log, unix.S_IFCHR, 0)
+		},
+		"change of the layer below": func(t *testing.T, tree string) error {
+			tool := filepath.Join(tree, "var/log")
+			require.NoError(t, os.MkdirAll(filepath.Dir(tool), 0o755))
+			return os.WriteFile(tool, []byte("LOG"), 0o640)
+		},
+	} {
+		for _, driver := range []string{"overlay2", "btrfs", "vfs"} {
+			t.Run(name+" "+driver, func(t *testing.T) {
+				p := newPlace(t, driver)
+				require.NoError(t, poison(t, p.sample.Tree(p.sample.App.ID)))
+				var partial *migrate.PartialError
+				require.ErrorAs(t, p.run(), &partial)
+				require.ErrorIs(t, partial.Problems[0].Err, errdefs.ErrDataLoss)
+				assert.NotContains(t, p.volumes(), p.sample.App.Chain.Encoded())
+				assert.Contains(t, p.volumes(), p.sample.Base.Chain.Encoded())
+			})
+		}
+	}
+}
+
+// TestPartsOfAnother: parts that hold all of the tar say nothing about the tree.
+func TestPartsOfAnother(t *testing.T) {
+	p := newPlace(t, "overlay2")
+	s := p.sample
+	parts, err := os.Open(filepath.Join(s.Dir, s.LayerDir(s.App), "tar-split.json.gz"))
+	require.NoError(t, err)
+	z, err := gzip.NewReader(parts)
+	require.NoError(t, err)
+	var whole bytes.Buffer
+	files := storage.NewPathFileGetter(s.Tree(s.App.ID))
+	require.NoError(t, image.JoinParts(t.Context(), &whole, files, z))
+	require.NoError(t, parts.Close())
+	var made bytes.Buffer
+	zw := gzip.NewWriter(&made)
+	require.NoError(t, json.NewEncoder(zw).Encode(storage.Entry{Type: storage.SegmentType, Payload: whole.Bytes()}))
+	require.NoError(t, zw.Close())
+	require.NoError(t, os.WriteFile(parts.Name(), made.Bytes(), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(s.Tree(s.App.ID), "etc/app"), []byte("poison"), 0o640))
+	var partial *migrate.PartialError
+	require.ErrorAs(t, p.run(), &partial)
+	assert.ErrorContains(t, partial.Problems[0].Err, "content")
+	assert.NotContains(t, p.volumes(), s.App.Chain.Encoded())
+}
+
+// TestWithoutParts: without the parts of the tar, the tree has to make a tar of the same digest.
+func TestWithoutParts(t *testing.T) {
+	p := newPlace(t, "overlay2")
+	require.NoError(t, os.Remove(filepath.Join(p.sample.Dir, p.sample.LayerDir(p.sample.App), "tar-split.json.gz")))
+	var partial *migrate.PartialError
+	require.ErrorAs(t, p.run(), &partial)
+	require.ErrorIs(t, partial.Problems[0].Err, errdefs.ErrDataLoss)
+	assert.NotContains(t, p.volumes(), p.sample.App.Chain.Encoded())
+}
+
 // TestNamesThatAreTaken: a container gets another name, and an image's name is a reason to refuse.
 func TestNamesThatAreTaken(t *testing.T) {
 	p := newPlace(t, "overlay2")
@@ -250,6 +342,133 @@ func TestNamesThatAreTaken(t *testing.T) {
 	p.sample = first
 	require.ErrorIs(t, p.run(), errdefs.ErrAlreadyExists)
 	assert.Equal(t, before, p.volumes())
+}
+
+// TestUndoKeepsImageNames: an image's name that was there before the run stays, also if the run was cut off.
+func TestUndoKeepsImageNames(t *testing.T) {
+	for _, cutOff := range []bool{false, true} {
+		p := newPlace(t, "overlay2")
+		require.NoError(t, p.run())
+		require.NoError(t, p.migrate(func(m *migrate.Migration) error {
+			return os.RemoveAll(p.state()) // whoever made them, they are the store's
+		}))
+		for _, name := range []string{"debian:12", "localhost:5000/team/web:1"} {
+			_, err := p.images.Get(name)
+			require.NoError(t, err)
+		}
+		require.NoError(t, os.Remove(filepath.Join(p.store, "images/records/localhost:5000%2Fteam%2Fweb:latest.json")))
+		before := p.imageNames()
+		for _, layer := range []string{"shop", "shop-init", "blog", "blog-init"} {
+			require.NoError(t, p.driver.Remove(layer))
+		}
+		require.NoError(t, p.run())
+		assert.Contains(t, p.imageNames(), "localhost:5000/team/web:latest")
+		if cutOff {
+			cutJournal(t, p, `{"step":"done","item":{"image":`)
+		}
+		var partial *migrate.PartialError
+		if err := p.undo(); err != nil {
+			require.ErrorAs(t, err, &partial)
+		}
+		assert.Equal(t, before, p.imageNames())
+	}
+}
+
+// cutJournal cuts the journal off before the first line that begins so.
+func cutJournal(t *testing.T, p *place, line string) {
+	t.Helper()
+	journal := filepath.Join(p.state(), "journal.json")
+	data, err := os.ReadFile(journal)
+	require.NoError(t, err)
+	at := strings.Index(string(data), line)
+	require.Positive(t, at)
+	require.NoError(t, os.WriteFile(journal, data[:at], 0o600))
+}
+
+// TestOthersVolume: a volume that somebody has made under the name of a layer, after the intent of a run that was cut off,
+// is not the migration's.
+func TestOthersVolume(t *testing.T) {
+	for _, then := range []string{"run", "undo"} {
+		t.Run(then, func(t *testing.T) {
+			p := newPlace(t, "overlay2")
+			require.NoError(t, p.run())
+			cutJournal(t, p, `{"step":"done","item":{"layer":{"ID":"`+p.sample.ShopLayer+`"`)
+			require.NoError(t, p.driver.Remove("shop"))
+			require.NoError(t, p.driver.Create("shop", "", nil))
+			if then == "run" {
+				require.NoError(t, p.run())
+				assert.Contains(t, p.volumes(), "shop-"+p.sample.Shop[:12])
+				assert.Empty(t, p.read("shop", "etc/shop"))
+				require.NoError(t, p.verify())
+			}
+			if err := p.undo(); err != nil {
+				var partial *migrate.PartialError
+				require.ErrorAs(t, err, &partial)
+			}
+			assert.Contains(t, p.volumes(), "shop")
+			assert.NotContains(t, p.volumes(), "shop-"+p.sample.Shop[:12])
+		})
+	}
+}
+
+// TestRaceForName: a volume that gets the name of a layer while the layer is made stays, and the next run takes another.
+func TestRaceForName(t *testing.T) {
+	p := newPlace(t, "overlay2")
+	require.NoError(t, p.migrate(func(m *migrate.Migration) error {
+		_, err := m.Run(t.Context(), racing{t, p})
+		var partial *migrate.PartialError
+		require.ErrorAs(t, err, &partial)
+		assert.ErrorIs(t, partial.Problems[0].Err, errdefs.ErrAlreadyExists)
+		return nil
+	}))
+	assert.Empty(t, p.read("shop", "etc/shop"))
+	require.NoError(t, p.run())
+	assert.Equal(t, "shop", p.read("shop-"+p.sample.Shop[:12], "etc/shop"))
+	require.NoError(t, p.undo())
+	assert.Equal(t, []string{"shop"}, p.volumes())
+}
+
+// racing is the progress of a run, which makes a volume before its first layer.
+type racing struct {
+	t *testing.T
+	p *place
+}
+
+func (r racing) Start(what string, _ int) migrate.Task {
+	if what == "layers" {
+		require.NoError(r.t, r.p.driver.Create("shop", "", nil))
+	}
+	return r
+}
+func (racing) Next(string) {}
+func (racing) End(string)  {}
+
+// TestNamesFile: a part of a line at the end of the file is ignored, and damage is not.
+func TestNamesFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	n, err := openNames(dir)
+	require.NoError(t, err)
+	require.NoError(t, n.keepAs(made{Key: "a", Name: "one"}))
+	require.NoError(t, n.keepAs(made{Key: "b", Name: "two", Volume: "v"}))
+	require.NoError(t, n.remove("a"))
+	require.NoError(t, n.close())
+	data, err := os.ReadFile(n.file)
+	require.NoError(t, err)
+	assert.Equal(t, 3, strings.Count(string(data), "\n"))
+	require.NoError(t, os.WriteFile(n.file, append(data, `{"key":"c","na`...), 0o600))
+	n, err = openNames(dir)
+	require.NoError(t, err)
+	assert.Equal(t, map[string]made{"b": {Key: "b", Name: "two", Volume: "v"}}, n.saved)
+	require.NoError(t, n.keepAs(made{Key: "d", Name: "four"}))
+	require.NoError(t, n.close())
+	n, err = openNames(dir)
+	require.NoError(t, err)
+	assert.Len(t, n.saved, 2)
+	for _, bad := range []string{"x\n", `{"key":"a","name":"../x"}` + "\n"} {
+		require.NoError(t, os.WriteFile(n.file, []byte(bad), 0o600))
+		_, err = openNames(dir)
+		require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	}
 }
 
 // TestSharedWithImports: a layer that the store has already is used, and stays. A layer that others came to need stays too.

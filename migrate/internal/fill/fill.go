@@ -4,14 +4,18 @@ package fill
 import (
 	"context"
 	"errors"
+	"hash"
+	"io"
 	"log/slog"
 	"os"
 	"strconv"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/trees"
@@ -32,8 +36,9 @@ type Volume struct {
 	// Partial is the name of the volume until it is complete. The next user of the home removes remains of that name.
 	Partial string
 	Logger  *slog.Logger
-	// Complete is called with the name before the volume gets its own, for a check; nil: nothing is.
-	Complete func(ctx context.Context, name string) error
+	// Complete is called with the name before the volume gets its own, for a check, and with how the data came; nil:
+	// nothing is.
+	Complete func(ctx context.Context, name string, how migrate.How) error
 }
 
 // Make makes a volume from the content of a layer. After an error the volume is not there. When Make returns without an
@@ -41,7 +46,7 @@ type Volume struct {
 func Make(ctx context.Context, backend cowcommon.Backend, content *migrate.Content, v Volume) (_ Report, err error) {
 	report, err := made(ctx, backend, content, v)
 	if err == nil && v.Complete != nil {
-		err = v.Complete(ctx, v.Partial)
+		err = v.Complete(ctx, v.Partial, report.How)
 	}
 	if err == nil {
 		err = cowcommon.Rename(ctx, backend, v.Partial, v.Name)
@@ -141,15 +146,15 @@ func openView(view cowcommon.View) (*os.File, error) {
 	return os.Open(view.Dir())
 }
 
-// Verify compares a volume with the content that it was made of. Returns ErrDataLoss with the first difference.
-func Verify(ctx context.Context, backend cowcommon.Backend, name, parent string, content *migrate.Content) (err error) {
+// withTrees calls do with the trees of a volume and of the one below, nil for none.
+func withTrees(ctx context.Context, backend cowcommon.Backend, name, parent string, do func(got, base *os.File) error) (err error) {
 	top, err := backend.View(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, top.Close()) }()
 	var below cowcommon.View
-	if parent != "" && content.Form != migrate.Whole {
+	if parent != "" {
 		if below, err = backend.View(ctx, parent); err != nil {
 			return err
 		}
@@ -167,7 +172,61 @@ func Verify(ctx context.Context, backend cowcommon.Backend, name, parent string,
 	if base != nil {
 		defer func() { err = errors.Join(err, base.Close()) }()
 	}
-	return VerifyDir(ctx, got, base, content)
+	return do(got, base)
+}
+
+// Verify compares a volume with the content that it was made of. Returns ErrDataLoss with the first difference.
+func Verify(ctx context.Context, backend cowcommon.Backend, name, parent string, content *migrate.Content) error {
+	if content.Form == migrate.Whole {
+		parent = ""
+	}
+	return withTrees(ctx, backend, name, parent, func(got, base *os.File) error { return VerifyDir(ctx, got, base, content) })
+}
+
+// VerifyTar compares a volume with the tar of its layer, which write writes. Returns ErrDataLoss if the tar has another
+// digest, or the volume anything that the tar does not have.
+func VerifyTar(ctx context.Context, backend cowcommon.Backend, name, parent string, diffID digest.Digest, write func(w io.Writer) error) error {
+	return withTrees(ctx, backend, name, parent, func(got, base *os.File) error {
+		r, w := io.Pipe()
+		go func() { w.CloseWithError(write(w)) }() // never fails
+		hash := digest.SHA256.Hash()
+		tar := io.TeeReader(r, hash)
+		differs := trees.VerifyTar(ctx, got, base, tar)
+		_, err := io.Copy(io.Discard, tar)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return err
+		}
+		if err := checkDigest(hash, diffID); err != nil {
+			return err
+		}
+		return differs
+	})
+}
+
+func checkDigest(hash hash.Hash, diffID digest.Digest) error {
+	if got := digest.NewDigest(digest.SHA256, hash); got != diffID {
+		return fault.New(errdefs.ErrDataLoss, "the layer's tar has digest %s, not %s", got, diffID)
+	}
+	return nil
+}
+
+// VerifyDigest makes the tar of a volume whose layer's tar nobody has kept. Returns ErrDataLoss if it has another digest:
+// the volume is another layer, or the tar was written in another way.
+func VerifyDigest(ctx context.Context, backend cowcommon.Backend, name, parent string, diffID digest.Digest) error {
+	return withTrees(ctx, backend, name, parent, func(got, base *os.File) error {
+		changes, err := trees.Changes(ctx, got, base)
+		if err != nil {
+			return err
+		}
+		hash := digest.SHA256.Hash()
+		if err := layertar.Write(ctx, hash, path(got), changes, layertar.WriteOptions{}); err != nil {
+			return err
+		}
+		return checkDigest(hash, diffID)
+	})
 }
 
 // VerifyDir compares a tree with the content that it was made of. base is the tree of the layer below, nil for none.

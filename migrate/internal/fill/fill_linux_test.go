@@ -156,7 +156,7 @@ func TestFailures(t *testing.T) {
 	put(t, source, "file", "x")
 	content := open(t, source, migrate.Whole, "")
 	boom := errors.New("boom")
-	_, err := Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p", Complete: func(context.Context, string) error { return boom }})
+	_, err := Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p", Complete: func(context.Context, string, migrate.How) error { return boom }})
 	require.ErrorIs(t, err, boom)
 	assert.Empty(t, names(t, backend))
 	_, err = Make(t.Context(), backend, content, Volume{Name: "v", Parent: "absent", Partial: "p"})

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/moby/go-archive"
@@ -22,5 +23,7 @@ func changes(context.Context, *os.File, *os.File) ([]archive.Change, error) {
 func verify(context.Context, *os.File, *os.File, *os.File, migrate.Form) error {
 	return errUnsupported
 }
+
+func verifyTar(context.Context, *os.File, *os.File, io.Reader) error { return errUnsupported }
 
 func size(context.Context, *os.File) (int64, error) { return 0, errUnsupported }
