@@ -292,10 +292,14 @@ func (m *migration) finish(cmd *cobra.Command, yes, partial bool) error {
 	if !yes {
 		return usagef("this removes all images and containers of %s for good; to do so, add --yes", m.from)
 	}
-	if err := m.Finish(cmd.Context(), partial); err != nil {
+	lost, err := m.Finish(cmd.Context(), partial)
+	if err != nil {
 		return m.reported(cmd, err)
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", m.from)
+	for _, p := range lost {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: lost: %s\n", p)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", m.from)
 	return err
 }
 
