@@ -13,17 +13,25 @@ import (
 )
 
 // InUse implements migrate.Source. It looks for locks, for conmon, which runs as long as its container, and for mounts
-// of layers.
+// of layers. If there are none, the records of layers and containers stay locked until Close, as for a program that reads
+// them: others wait before they change any.
 func (s *Source) InUse(ctx context.Context) error {
 	return fault.Wrap("look for users of the root", s.root.Path(), s.inUse(ctx))
 }
 
-func (s *Source) inUse(ctx context.Context) error {
-	for _, lock := range []string{"storage.lock", "-layers/layers.lock", "-images/images.lock", "-containers/containers.lock"} {
-		if strings.HasPrefix(lock, "-") {
-			lock = s.driver + lock
+func (s *Source) inUse(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.held.release())
 		}
-		if err := s.locked(lock); err != nil {
+	}()
+	for _, lock := range []string{"storage.lock", s.driver + "-images/images.lock"} {
+		if err := s.checkLock(lock, false); err != nil {
+			return err
+		}
+	}
+	for _, lock := range []string{s.driver + "-layers/layers.lock", s.driver + "-containers/containers.lock"} {
+		if err := s.checkLock(lock, true); err != nil {
 			return err
 		}
 	}
@@ -34,7 +42,11 @@ func (s *Source) inUse(ctx context.Context) error {
 	return s.mounted(ctx)
 }
 
-func (s *Source) locked(name string) error {
+// checkLock returns fault.ErrInUse if a process has a file locked. It locks the file itself if it is to be held.
+func (s *Source) checkLock(name string, hold bool) error {
+	if file := s.held.of(name); file != nil {
+		return rootuse.Locked(file) // by others
+	}
 	file, err := s.root.OpenFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -42,7 +54,16 @@ func (s *Source) locked(name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(rootuse.Locked(file), file.Close())
+	if hold {
+		err = rootuse.Lock(file)
+	}
+	if err == nil {
+		err = rootuse.Locked(file)
+	}
+	if err != nil || !hold {
+		return errors.Join(err, file.Close())
+	}
+	return s.held.hold(name, file)
 }
 
 // mounted looks at each layer by itself, since the overlay driver leaves its directory mounted on itself. Layers that are

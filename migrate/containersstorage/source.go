@@ -36,6 +36,7 @@ type Source struct {
 	driver string
 	fuse   bool   // the layers of overlay were made by fuse-overlayfs
 	holder string // the dataset that has those of the layers
+	held   held   // locks of the records
 }
 
 var _ migrate.Source = (*Source)(nil)
@@ -130,7 +131,7 @@ func detect(root *rootdir.Dir) (found []string, err error) {
 func (s *Source) Driver() string { return s.driver }
 
 // Close implements migrate.Source.
-func (s *Source) Close() error { return s.root.Close() }
+func (s *Source) Close() error { return errors.Join(s.held.release(), s.root.Close()) }
 
 // dir is the directory of a layer's files, below the root.
 func (s *Source) dir(layer string) string {

@@ -21,6 +21,10 @@ func (s *Source) checkDataset(context.Context, string) error { return errdefs.Er
 
 func openDataset(context.Context, string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
 
+type held struct{}
+
+func (*held) release() error { return nil }
+
 // InUse implements migrate.Source.
 func (s *Source) InUse(context.Context) error { return errdefs.ErrNotImplemented }
 

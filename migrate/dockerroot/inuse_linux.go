@@ -29,8 +29,13 @@ var databases = []string{
 }
 
 // InUse implements migrate.Source. An engine has its databases locked. Containers that outlive it have their layers mounted.
+// If there are none, the databases stay locked until Close: an engine cannot start then.
 func (s *Source) InUse(ctx context.Context) (err error) {
-	defer func() { err = fault.Wrap("see who uses", s.root.Path(), err) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(fault.Wrap("see who uses", s.root.Path(), err), s.held.release())
+		}
+	}()
 	if err := s.checkLocks(ctx); err != nil {
 		return err
 	}
@@ -47,7 +52,7 @@ func (s *Source) InUse(ctx context.Context) (err error) {
 	return s.checkMountpoints()
 }
 
-// checkLocks returns ErrFailedPrecondition if an engine runs.
+// checkLocks locks all databases. Returns ErrFailedPrecondition if an engine runs.
 func (s *Source) checkLocks(ctx context.Context) error {
 	for _, pattern := range databases {
 		files, err := s.glob(pattern)
@@ -78,7 +83,7 @@ func (s *Source) glob(pattern string) (files []string, err error) {
 	return files, err
 }
 
-// checkLock returns ErrFailedPrecondition if a process has a database locked.
+// checkLock locks a database. Returns ErrFailedPrecondition if a process has it locked.
 func (s *Source) checkLock(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -96,7 +101,10 @@ func (s *Source) checkLock(ctx context.Context, name string) error {
 	if err == nil {
 		free, err = flock.TryShared(file)
 	}
-	if err := errors.Join(err, flock.Release(file)); err != nil || free {
+	if err == nil && free {
+		return s.held.hold(name, file)
+	}
+	if err := errors.Join(err, flock.Release(file)); err != nil {
 		return err
 	}
 	by := "a process that cannot be seen from here"

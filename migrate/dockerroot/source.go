@@ -33,6 +33,8 @@ type Source struct {
 	keeper keeper
 	log    *slog.Logger
 
+	held held // locks of the databases
+
 	mu     sync.Mutex
 	chains map[string]string // names of directories in the layerdb by ID of the layer; nil: not read
 }
@@ -158,7 +160,7 @@ func isDriver(name string) bool {
 }
 
 // Close implements migrate.Source.
-func (s *Source) Close() error { return s.root.Close() }
+func (s *Source) Close() error { return errors.Join(s.held.release(), s.root.Close()) }
 
 // typed gives errors of files a kind.
 func typed(err error) error {

@@ -17,6 +17,10 @@ func (s *Source) InUse(context.Context) error { return errdefs.ErrNotImplemented
 // Remove implements migrate.Source.
 func (s *Source) Remove(context.Context) error { return errdefs.ErrNotImplemented }
 
+type held struct{}
+
+func (*held) release() error { return nil }
+
 func isSubvolume(*os.File) bool { return false }
 
 func removeTree(context.Context, *rootdir.Dir, string, bool) error { return errdefs.ErrNotImplemented }

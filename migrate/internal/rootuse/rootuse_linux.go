@@ -2,6 +2,8 @@ package rootuse
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -85,7 +87,18 @@ func pathFromTop(dir *os.File) (string, error) {
 	return filepath.Join(mounts[0].Root, below), nil
 }
 
-// Locked returns fault.ErrInUse if a process holds a lock of fcntl(2) on the file, of either kind.
+// Lock locks the file by fcntl(2) until it is closed, together with others who read. Returns fault.ErrInUse if a process
+// has locked it for writing.
+func Lock(file *os.File) error {
+	err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK})
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return cmp.Or(Locked(file), fault.New(fault.ErrInUse, "%s is locked", file.Name()))
+	}
+	return os.NewSyscallError("fcntl", err)
+}
+
+// Locked returns fault.ErrInUse if a process holds a lock of fcntl(2) on the file, of either kind. A lock by this open
+// file does not count.
 func Locked(file *os.File) error {
 	lock := unix.Flock_t{Type: unix.F_WRLCK}
 	if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
