@@ -35,6 +35,25 @@ type header struct {
 	Target  string `json:"target"`
 }
 
+// Ends are the two places that a migration is between, as its journal has them.
+type Ends struct {
+	Program, Driver, Source string // Program and Driver are those of the Inventory
+	Target                  string
+}
+
+// ReadEnds reads the journal in a directory. Returns ErrNotFound if there is none.
+func ReadEnds(state string) (_ *Ends, err error) {
+	j, err := openJournal(state, false)
+	if err != nil {
+		return nil, err
+	}
+	if !j.exists() {
+		return nil, fault.New(errdefs.ErrNotFound, "there is no journal in %s", state)
+	}
+	h := j.header
+	return &Ends{h.Program, h.Driver, h.Source, h.Target}, j.close()
+}
+
 // step is a kind of line of a journal.
 type step string
 

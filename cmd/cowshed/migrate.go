@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/migrate"
@@ -69,7 +70,7 @@ run can be stopped at any time, and goes on when it is called again. A journal i
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	flags := cmd.PersistentFlags()
-	flags.StringVar(&f.from, "from", "", "directory of the old root")
+	flags.StringVar(&f.from, "from", "", "directory of the old root; undo and finish know it by their journal")
 	flags.StringVar(&f.driver, "driver", "", "driver of the old root, if it has several; the driver of a store is that of "+driverEnv)
 	flags.StringVar(&f.dataset, "dataset", "", "dataset with the layers of an old root on ZFS, if it is not that of the root (Docker's option zfs.fsname)")
 	flags.StringVar(&f.to, "to", "", "where images and containers come to: store, plugin or containerd")
@@ -142,7 +143,7 @@ func newMigrateUndo(a *app, f *migrateFlags) *cobra.Command {
 something new was made from stay, and are listed; undo can be called again.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.migrate(cmd.Context(), f, func(m *migration) error { return m.undo(cmd) })
+			return a.endMigration(cmd.Context(), f, func(error) bool { return false }, func(m *migration) error { return m.undo(cmd) })
 		},
 	}
 }
@@ -158,7 +159,8 @@ files stay. The engine must not run meanwhile. If something has not come along, 
 Nothing is removed without --yes.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.finishMigration(cmd.Context(), f, func(m *migration) error { return m.finish(cmd, yes, partial) })
+			return a.endMigration(cmd.Context(), f, func(err error) bool { return !errdefs.IsNotFound(err) },
+				func(m *migration) error { return m.finish(cmd, yes, partial) })
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
@@ -176,18 +178,24 @@ type migration struct {
 
 // migrate opens both ends of a migration, calls do, and closes them.
 func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) (err error) {
-	switch f.to {
-	case toStore, toPlugin, toContainerd:
-	case "":
-		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
-	default:
-		return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
+	if err := f.checkTo(); err != nil {
+		return err
 	}
 	from, err := f.open(ctx, a)
 	if err != nil {
 		return err
 	}
 	return a.migrateFrom(ctx, f, from, do)
+}
+
+func (f *migrateFlags) checkTo() error {
+	switch f.to {
+	case toStore, toPlugin, toContainerd:
+		return nil
+	case "":
+		return usagef("say with --to where it comes to: %s, %s or %s", toStore, toPlugin, toContainerd)
+	}
+	return usagef("--to %s: say %s, %s or %s", f.to, toStore, toPlugin, toContainerd)
 }
 
 // migrateFrom opens the target of a migration, calls do, and closes both ends.
@@ -204,25 +212,24 @@ func (a *app) migrateFrom(ctx context.Context, f *migrateFlags, from *oldRoot, d
 	return do(&migration{m, from, f, a})
 }
 
-// finishMigration is migrate for the command finish. It may have been cut off when nothing was left of the root: the
-// journal knows.
-func (a *app) finishMigration(ctx context.Context, f *migrateFlags, finish func(*migration) error) error {
-	from, noRoot := f.open(ctx, a)
-	if noRoot == nil {
-		return a.migrateFrom(ctx, f, from, finish)
+// endMigration is migrate for the commands undo and finish. They need no root that can be read: the journal knows which
+// one it is. Nothing is left of it after a finish that was cut off.
+func (a *app) endMigration(ctx context.Context, f *migrateFlags, needsRoot func(error) bool, do func(*migration) error) error {
+	if err := f.checkTo(); err != nil {
+		return err
 	}
-	if !errdefs.IsNotFound(noRoot) {
-		return noRoot
-	}
-	dir, err := realPath(f.from)
+	ends, err := f.recall(a)
 	if err != nil {
 		return err
 	}
-	err = a.migrateFrom(ctx, f, &oldRoot{Source: migrate.Removed(noRoot), dir: dir}, finish)
-	if errdefs.IsNotFound(err) {
+	from, noRoot := f.open(ctx, a)
+	if noRoot == nil {
+		return a.migrateFrom(ctx, f, from, do)
+	}
+	if ends == nil || needsRoot(noRoot) {
 		return noRoot
 	}
-	return err
+	return a.migrateFrom(ctx, f, lostRoot(ends, noRoot), do)
 }
 
 func (m *migration) plan(cmd *cobra.Command, asJSON bool) error {
@@ -259,7 +266,7 @@ func (m *migration) run(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.OutOrStdout(), "there already: %s\n", counted(result.There))
 	}
 	if !m.app.quiet {
-		fmt.Fprint(cmd.ErrOrStderr(), m.flags.next())
+		fmt.Fprint(cmd.ErrOrStderr(), m.flags.next(cmd))
 	}
 	return m.reported(cmd, err)
 }
@@ -315,7 +322,7 @@ func (m *migration) reported(cmd *cobra.Command, err error) error {
 }
 
 // next says what to do after a run.
-func (f *migrateFlags) next() string {
+func (f *migrateFlags) next(cmd *cobra.Command) string {
 	var b strings.Builder
 	switch f.to {
 	case toPlugin:
@@ -325,10 +332,38 @@ func (f *migrateFlags) next() string {
 			fmt.Fprintf(&b, "Next, make the engine use it: cowshed setup docker --apply --restart\n")
 		}
 	}
-	same := fmt.Sprintf("--from %s --to %s", f.from, f.to)
+	same := f.given(cmd)
 	fmt.Fprintf(&b, "To take it back: cowshed migrate undo %s\n", same)
 	fmt.Fprintf(&b, "To remove the old root: cowshed migrate finish %s\n", same)
 	return b.String()
+}
+
+// given are the flags of a run that the other commands need as well, as for a shell.
+func (f *migrateFlags) given(cmd *cobra.Command) string {
+	flags := "--from " + shellWord(f.from) + " --to " + f.to
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		switch flag.Name {
+		case "from", "to", "no-verify", "quiet":
+			return
+		}
+		values := []string{flag.Value.String()}
+		if list, ok := flag.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, value := range values {
+			flags += " --" + flag.Name + "=" + shellWord(value)
+		}
+	})
+	return flags
+}
+
+// shellWord quotes a word for a shell if it needs that.
+func shellWord(word string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=@+%"
+	if word != "" && strings.Trim(word, plain) == "" {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // counted lists numbers of things: "3 layers, 1 image".
