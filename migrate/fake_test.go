@@ -5,9 +5,11 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -34,12 +36,32 @@ type world struct {
 	busy      error // of the source
 	gone      bool  // the source was removed
 	trusts    bool
+	layers    string            // the directory of the source's layers
+	at        map[string]func() // called at a point
 }
 
-func newWorld() *world { return &world{target: make(map[string]bool), fail: make(map[string]error)} }
+func newWorld(t *testing.T) *world {
+	w := &world{target: make(map[string]bool), fail: make(map[string]error), layers: t.TempDir(), at: make(map[string]func())}
+	for _, layer := range inventory().Layers {
+		require.NoError(t, os.MkdirAll(filepath.Join(w.layers, layer.ID, "etc/deep"), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(w.layers, layer.ID, "etc/deep/file"), []byte("old"), 0o600))
+	}
+	return w
+}
+
+// engineWrites is an engine that works on a layer of the source.
+func (w *world) engineWrites(t *testing.T, layer string) {
+	time.Sleep(20 * time.Millisecond) // the kernel's clock of files has ticks
+	path := filepath.Join(w.layers, layer, "etc/deep/file")
+	require.NoError(t, os.WriteFile(path, []byte("new"), 0o600))
+	require.NoError(t, os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)))
+}
 
 // point is a place where the process may be killed.
 func (w *world) point(name string) {
+	if do := w.at[name]; do != nil {
+		do()
+	}
 	w.points++
 	if w.points == w.killAt || name == w.killPoint && name != "" {
 		panic(killed{name})
@@ -57,7 +79,7 @@ func (s *fakeSource) Open(_ context.Context, layer string) (*Content, error) {
 	if err := s.w.fail["open "+layer]; err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(".")
+	dir, err := os.Open(filepath.Join(s.w.layers, layer))
 	return &Content{Dir: dir, Form: Whole}, err
 }
 
@@ -191,7 +213,7 @@ type attempt struct {
 }
 
 func newAttempt(t *testing.T) *attempt {
-	return &attempt{t: t, w: newWorld(), inv: inventory(), state: t.TempDir() + "/state"}
+	return &attempt{t: t, w: newWorld(t), inv: inventory(), state: t.TempDir() + "/state"}
 }
 
 func (a *attempt) migration() *Migration {
@@ -211,6 +233,11 @@ func (a *attempt) do(call func(*Migration) error) (wasKilled bool, err error) {
 		}
 	}()
 	return false, call(a.migration())
+}
+
+func finish(m *Migration, partial bool) error {
+	_, err := m.Finish(context.Background(), partial)
+	return err
 }
 
 func (a *attempt) run() error {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -34,6 +35,25 @@ type header struct {
 	Target  string `json:"target"`
 }
 
+// Ends are the two places that a migration is between, as its journal has them.
+type Ends struct {
+	Program, Driver, Source string // Program and Driver are those of the Inventory
+	Target                  string
+}
+
+// ReadEnds reads the journal in a directory. Returns ErrNotFound if there is none.
+func ReadEnds(state string) (_ *Ends, err error) {
+	j, err := openJournal(state, false)
+	if err != nil {
+		return nil, err
+	}
+	if !j.exists() {
+		return nil, fault.New(errdefs.ErrNotFound, "there is no journal in %s", state)
+	}
+	h := j.header
+	return &Ends{h.Program, h.Driver, h.Source, h.Target}, j.close()
+}
+
 // step is a kind of line of a journal.
 type step string
 
@@ -49,6 +69,8 @@ type entry struct {
 	Item Item `json:"item"`
 	// Phase is set instead of Item for a step of the whole migration.
 	Phase phase `json:"phase,omitempty"`
+	// Time is when the work on the item began that led to this step. The thing is at least as new as its source was then.
+	Time time.Time `json:"time,omitzero"`
 }
 
 // phase is a step of the whole migration, with an intent and a done as things have.
@@ -64,7 +86,9 @@ const (
 type journal struct {
 	header header
 	begun  []Item       // in the order of their intents; those that were removed are not in it
+	at     map[key]int  // where begun has them
 	made   map[key]bool // of begun: done
+	times  map[key]time.Time
 	phases map[phase]step
 
 	file *os.File // nil: it is not there yet
@@ -91,7 +115,10 @@ func (i Item) key() key {
 
 // openJournal opens the journal in a directory, if there is one. A caller that is to write has the lock.
 func openJournal(dir string, toWrite bool) (_ *journal, err error) {
-	j := &journal{dir: dir, made: make(map[key]bool), phases: make(map[phase]step), fault: func(string) {}}
+	j := &journal{
+		at: make(map[key]int), made: make(map[key]bool), times: make(map[key]time.Time), phases: make(map[phase]step),
+		dir: dir, fault: func(string) {},
+	}
 	path := filepath.Join(dir, journalFile)
 	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, fault.New(errdefs.ErrDataLoss, "journal %s is no regular file", path)
@@ -208,33 +235,40 @@ func (j *journal) note(e entry) {
 		return
 	}
 	k := e.Item.key()
-	begun := j.index(k)
+	at, isBegun := j.at[k]
 	switch e.Step {
 	case stepIntent:
-		if begun < 0 {
+		if !isBegun {
+			j.at[k] = len(j.begun)
 			j.begun = append(j.begun, e.Item)
 		}
+		j.times[k] = e.Time
 	case stepDone:
 		j.made[k] = true
+		j.times[k] = e.Time
 	case stepRemoved:
 		delete(j.made, k)
-		if begun >= 0 {
-			j.begun = append(j.begun[:begun], j.begun[begun+1:]...)
+		delete(j.times, k)
+		if isBegun {
+			j.drop(k, at)
 		}
 	}
 }
 
-func (j *journal) index(k key) int {
-	for n := len(j.begun) - 1; n >= 0; n-- {
-		if j.begun[n].key() == k {
-			return n
-		}
+// drop removes a thing from those that were begun. It is the last one, as a rule.
+func (j *journal) drop(k key, at int) {
+	delete(j.at, k)
+	j.begun = append(j.begun[:at], j.begun[at+1:]...)
+	for n := at; n < len(j.begun); n++ {
+		j.at[j.begun[n].key()] = n
 	}
-	return -1
 }
 
-func (j *journal) hasBegun(item Item) bool { return j.index(item.key()) >= 0 }
+func (j *journal) hasBegun(item Item) bool { _, ok := j.at[item.key()]; return ok }
 func (j *journal) isMade(item Item) bool   { return j.made[item.key()] }
+
+// since is when the making of a thing began.
+func (j *journal) since(item Item) time.Time { return j.times[item.key()] }
 
 // create writes a journal's header.
 func (j *journal) create(h header) error {
@@ -283,10 +317,14 @@ func (j *journal) append(e entry) error {
 	return nil
 }
 
-func (j *journal) intent(item Item) error {
-	return j.write(entry{Step: stepIntent, Item: item.brief()})
+func (j *journal) intent(item Item, began time.Time) error {
+	return j.write(entry{Step: stepIntent, Item: item.brief(), Time: began})
 }
-func (j *journal) done(item Item) error { return j.append(entry{Step: stepDone, Item: item.name()}) }
+
+func (j *journal) done(item Item, began time.Time) error {
+	return j.append(entry{Step: stepDone, Item: item.name(), Time: began})
+}
+
 func (j *journal) removed(item Item) error {
 	return j.append(entry{Step: stepRemoved, Item: item.name()})
 }

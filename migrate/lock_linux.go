@@ -57,11 +57,14 @@ func isNamed(f *os.File, path string) bool {
 
 // delete deletes the lock, and the directory if there is nothing else in it. The lock is held until release.
 func (l *lockFile) delete() error {
-	if err := os.Remove(l.f.Name()); err != nil {
+	if err := l.deleteFile(); err != nil {
 		return err
 	}
 	_ = os.Remove(filepath.Dir(l.f.Name())) // of the user: it may have other files
 	return nil
 }
+
+// deleteFile deletes the lock alone.
+func (l *lockFile) deleteFile() error { return os.Remove(l.f.Name()) }
 
 func (l *lockFile) release() error { return flock.Release(l.f) }

@@ -14,5 +14,6 @@ func lockState(string) (*lockFile, error) {
 	return nil, fault.New(errdefs.ErrNotImplemented, "migrating needs Linux")
 }
 
-func (*lockFile) delete() error  { return nil }
-func (*lockFile) release() error { return nil }
+func (*lockFile) delete() error     { return nil }
+func (*lockFile) deleteFile() error { return nil }
+func (*lockFile) release() error    { return nil }

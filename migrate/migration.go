@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -76,7 +77,25 @@ func (m *Migration) locked(do func(*journal, *lockFile) error) (err error) {
 	if err := m.check(j); err != nil {
 		return err
 	}
-	return do(j, lock)
+	isNew := !j.exists()
+	err = do(j, lock)
+	if isNew && !j.exists() { // nothing was begun
+		err = errors.Join(err, lock.deleteFile())
+	}
+	return err
+}
+
+// resumed is locked for a migration that was begun. Returns ErrNotFound if there is none, and leaves nothing behind.
+func (m *Migration) resumed(do func(*journal, *lockFile) error) error {
+	if _, err := os.Lstat(m.opts.State); errors.Is(err, fs.ErrNotExist) {
+		return m.notBegun()
+	}
+	return m.locked(func(j *journal, lock *lockFile) error {
+		if !j.exists() {
+			return m.notBegun()
+		}
+		return do(j, lock)
+	})
 }
 
 // check returns ErrFailedPrecondition if the journal is of another migration.
@@ -102,12 +121,8 @@ func (m *Migration) checkDriver(j *journal, inv *Inventory) error {
 	return nil
 }
 
-// begun returns ErrNotFound if there is no journal.
-func (m *Migration) begun(j *journal) error {
-	if !j.exists() {
-		return fault.New(errdefs.ErrNotFound, "no migration from %s to %s has been run (there is no journal in %s)", m.opts.Source, m.opts.Target, m.opts.State)
-	}
-	return nil
+func (m *Migration) notBegun() error {
+	return fault.New(errdefs.ErrNotFound, "no migration from %s to %s has been run (there is no journal in %s)", m.opts.Source, m.opts.Target, m.opts.State)
 }
 
 var errFinishing = fault.New(errdefs.ErrFailedPrecondition, "the source is being removed: the only way is to go on with finish")

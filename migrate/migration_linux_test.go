@@ -9,6 +9,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -79,7 +80,7 @@ func TestKilledRun(t *testing.T) {
 		}
 		a.w.killAt = 0
 		// A second world that is undone from the same state.
-		undone := &attempt{t: t, w: newWorld(), inv: inventory(), state: t.TempDir() + "/copy"}
+		undone := &attempt{t: t, w: newWorld(t), inv: inventory(), state: t.TempDir() + "/copy"}
 		if _, err := os.Stat(a.state); err == nil {
 			require.NoError(t, os.CopyFS(undone.state, os.DirFS(a.state)))
 		}
@@ -134,7 +135,7 @@ func TestKilledFinish(t *testing.T) {
 		a := newAttempt(t)
 		require.NoError(t, a.run())
 		a.w.killAt = a.w.points + at
-		wasKilled, err := a.do(func(m *Migration) error { return m.Finish(t.Context(), false) })
+		wasKilled, err := a.do(func(m *Migration) error { return finish(m, false) })
 		require.NoError(t, err)
 		a.w.killAt = 0
 		if wasKilled {
@@ -145,7 +146,7 @@ func TestKilledFinish(t *testing.T) {
 					require.Error(t, a.run())
 				}
 			}
-			if err = a.migration().Finish(t.Context(), false); !errdefs.IsNotFound(err) {
+			if err = finish(a.migration(), false); !errdefs.IsNotFound(err) {
 				require.NoError(t, err, "point %d", at)
 			}
 		}
@@ -164,14 +165,14 @@ func TestFinishOfRemoved(t *testing.T) {
 		a := newAttempt(t)
 		require.NoError(t, a.run())
 		removed := New(Removed(left), &fakeTarget{a.w}, Options{Source: "/old", Target: "store /new", State: a.state})
-		require.ErrorIs(t, removed.Finish(t.Context(), true), left, "it was not begun")
+		require.ErrorIs(t, finish(removed, true), left, "it was not begun")
 		a.w.killPoint = point
-		wasKilled, err := a.do(func(m *Migration) error { return m.Finish(t.Context(), false) })
+		wasKilled, err := a.do(func(m *Migration) error { return finish(m, false) })
 		require.NoError(t, err)
 		require.True(t, wasKilled)
-		require.NoError(t, removed.Finish(t.Context(), false))
+		require.NoError(t, finish(removed, false))
 		assert.NoDirExists(t, a.state)
-		require.ErrorIs(t, removed.Finish(t.Context(), false), errdefs.ErrNotFound)
+		require.ErrorIs(t, finish(removed, false), errdefs.ErrNotFound)
 	}
 }
 
@@ -180,15 +181,15 @@ func TestFinishOfAnother(t *testing.T) {
 	a := newAttempt(t)
 	require.NoError(t, a.run())
 	a.w.killPoint = "before removing the source"
-	wasKilled, err := a.do(func(m *Migration) error { return m.Finish(t.Context(), false) })
+	wasKilled, err := a.do(func(m *Migration) error { return finish(m, false) })
 	require.NoError(t, err)
 	require.True(t, wasKilled)
 	a.w.killPoint = ""
 	a.inv.Driver = "another"
-	require.ErrorIs(t, a.migration().Finish(t.Context(), true), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, finish(a.migration(), true), errdefs.ErrFailedPrecondition)
 	assert.False(t, a.w.gone)
 	a.inv.Driver = "fake"
-	require.NoError(t, a.migration().Finish(t.Context(), false))
+	require.NoError(t, finish(a.migration(), false))
 	assert.True(t, a.w.gone)
 }
 
@@ -236,12 +237,12 @@ func TestPartial(t *testing.T) {
 			}
 			assert.Len(t, a.things(), n+1)
 
-			require.ErrorAs(t, a.migration().Finish(t.Context(), false), &partial)
+			require.ErrorAs(t, finish(a.migration(), false), &partial)
 			assert.False(t, a.w.gone)
 			delete(a.w.fail, c.fail)
 			require.NoError(t, a.run(), "once it is repaired, the rest comes along")
 			assert.Len(t, a.things(), 9)
-			require.NoError(t, a.migration().Finish(t.Context(), false))
+			require.NoError(t, finish(a.migration(), false))
 			assert.True(t, a.w.gone)
 		})
 	}
@@ -255,8 +256,8 @@ func TestProblemsOfTheSource(t *testing.T) {
 	require.ErrorAs(t, a.run(), &partial)
 	assert.Len(t, partial.Problems, 1)
 	assert.Len(t, a.things(), 9)
-	require.ErrorAs(t, a.migration().Finish(t.Context(), false), &partial)
-	require.NoError(t, a.migration().Finish(t.Context(), true))
+	require.ErrorAs(t, finish(a.migration(), false), &partial)
+	require.NoError(t, finish(a.migration(), true))
 	assert.True(t, a.w.gone)
 }
 
@@ -292,7 +293,7 @@ func TestRefuses(t *testing.T) {
 			plan, err := m.Plan(t.Context())
 			require.NoError(t, err)
 			assert.NotEmpty(t, plan.Refusals)
-			require.ErrorIs(t, m.Finish(t.Context(), true), errdefs.ErrFailedPrecondition)
+			require.ErrorIs(t, finish(m, true), errdefs.ErrFailedPrecondition)
 			if name != "driver" {
 				_, err = m.Undo(t.Context(), nil)
 				require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -301,7 +302,7 @@ func TestRefuses(t *testing.T) {
 		})
 	}
 	a.w.busy = busy
-	require.ErrorIs(t, a.migration().Finish(t.Context(), true), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, finish(a.migration(), true), errdefs.ErrFailedPrecondition)
 	assert.False(t, a.w.gone)
 }
 
@@ -373,13 +374,13 @@ func TestVerifyFinds(t *testing.T) {
 
 func TestFinishNeedsARun(t *testing.T) {
 	a := newAttempt(t)
-	require.ErrorIs(t, a.migration().Finish(t.Context(), true), errdefs.ErrNotFound)
+	require.ErrorIs(t, finish(a.migration(), true), errdefs.ErrNotFound)
 	a.w.fail["commit"] = errdefs.ErrUnavailable
 	require.ErrorIs(t, a.run(), errdefs.ErrUnavailable)
-	require.ErrorIs(t, a.migration().Finish(t.Context(), true), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, finish(a.migration(), true), errdefs.ErrFailedPrecondition)
 	delete(a.w.fail, "commit")
 	require.NoError(t, a.run())
-	require.NoError(t, a.migration().Finish(t.Context(), false))
+	require.NoError(t, finish(a.migration(), false))
 	assert.True(t, a.w.gone)
 	assert.NoDirExists(t, a.state)
 }
@@ -476,7 +477,7 @@ func FuzzJournal(f *testing.F) {
 			return
 		}
 		begun := len(j.begun)
-		require.NoError(t, j.intent(Item{Layer: &Layer{ID: "one-more"}}))
+		require.NoError(t, j.intent(Item{Layer: &Layer{ID: "one-more"}}, time.Now()))
 		require.NoError(t, j.close())
 		j, err = openJournal(dir, false)
 		require.NoError(t, err)

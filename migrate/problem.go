@@ -49,7 +49,7 @@ type PartialError struct {
 // Error implements error.
 func (e *PartialError) Error() string {
 	text := fmt.Sprintf("%d things could not be %s", len(e.Problems), map[string]string{
-		"run": "moved", "verify": "verified", "undo": "removed", "finish": "found in the target",
+		"run": "moved", "verify": "verified", "undo": "removed", "finish": "found up to date in the target",
 	}[e.Operation])
 	if len(e.Problems) == 1 {
 		text = "one thing" + text[len("1 things"):]
@@ -88,7 +88,8 @@ func leftBehind(what, id string) error {
 	return fault.New(errdefs.ErrFailedPrecondition, "its %s %s does not come along", what, shortID(id))
 }
 
-// stopsAll reports whether an error about one thing would come again with all others.
+// stopsAll reports whether an error about one thing would come again with all others. A limit that is reached (EDQUOT) is
+// that of one container.
 func stopsAll(err error) bool {
-	return fault.IsFull(err) || errors.Is(err, syscall.EROFS) || errors.Is(err, errdefs.ErrUnavailable)
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EROFS) || errors.Is(err, errdefs.ErrUnavailable)
 }

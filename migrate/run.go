@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -32,7 +33,7 @@ func (m *Migration) Run(ctx context.Context, progress Progress) (*Result, error)
 	if err := m.target.Check(ctx, m.source, inv); err != nil {
 		return nil, err
 	}
-	r := &run{Migration: m, inv: inv, without: newDependents(), progress: progress, result: &Result{
+	r := &run{Migration: m, inv: inv, without: newDependents(), broken: make(map[key]error), progress: progress, result: &Result{
 		Made: make(map[string]int), There: make(map[string]int), Problems: append([]Problem(nil), inv.Problems...),
 	}}
 	err = m.locked(func(j *journal, _ *lockFile) error {
@@ -53,6 +54,7 @@ type run struct {
 	inv      *Inventory
 	journal  *journal
 	without  *dependents
+	broken   map[key]error // things that refresh has found to be wrong
 	progress Progress
 	result   *Result
 	changed  bool // something was made
@@ -72,6 +74,9 @@ func (r *run) all(ctx context.Context) error {
 		}
 	}
 	items := r.inv.items()
+	if err := r.refresh(ctx, items); err != nil {
+		return err
+	}
 	for _, kind := range []string{"layer", "image", "container"} {
 		if err := r.kind(ctx, kind, items); err != nil {
 			return err
@@ -104,7 +109,7 @@ func (r *run) kind(ctx context.Context, kind string, items []Item) (err error) {
 			return err
 		}
 		task.Next(item.label())
-		err := r.without.check(item)
+		err := errors.Join(r.without.check(item), r.broken[item.key()])
 		if err == nil {
 			err = r.item(ctx, item)
 		}
@@ -116,7 +121,9 @@ func (r *run) kind(ctx context.Context, kind string, items []Item) (err error) {
 			return err
 		}
 		r.log.Warn("it does not come along", item.key().kind, item.key().id, "error", err)
-		r.without.lost(item)
+		if !errors.Is(err, errChanged) { // it is there, but old
+			r.without.lost(item)
+		}
 		r.result.Problems = append(r.result.Problems, item.problem(err))
 	}
 	return nil
@@ -137,6 +144,7 @@ func journalled(err error) error {
 
 // item sees to it that a thing is there.
 func (r *run) item(ctx context.Context, item Item) error {
+	began := time.Now().UTC()
 	has, err := r.target.Has(ctx, item)
 	if err != nil {
 		return err
@@ -150,7 +158,7 @@ func (r *run) item(ctx context.Context, item Item) error {
 		r.result.Made[item.key().kind]++
 		return nil
 	case !begun:
-		if err := r.journal.intent(item); err != nil {
+		if err := r.journal.intent(item, began); err != nil {
 			return journalled(err)
 		}
 	}
@@ -168,7 +176,7 @@ func (r *run) item(ctx context.Context, item Item) error {
 			return errors.Join(err, r.remove(ctx, item))
 		}
 	}
-	if err := r.journal.done(item); err != nil {
+	if err := r.journal.done(item, began); err != nil {
 		return journalled(err)
 	}
 	r.result.Made[item.key().kind]++
@@ -224,6 +232,13 @@ func (r *run) commit(ctx context.Context) error {
 		return nil
 	}
 	if err := interrupted(ctx); err != nil {
+		return err
+	}
+	// An engine may have been started meanwhile.
+	if err := r.source.InUse(ctx); err != nil {
+		return err
+	}
+	if err := r.target.Check(ctx, r.source, r.inv); err != nil {
 		return err
 	}
 	if err := r.journal.phase(phaseCommit, stepIntent); err != nil {

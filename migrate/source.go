@@ -15,7 +15,8 @@ type Source interface {
 	// Parts opens the parts of a layer's tar besides the data of its files, in the uncompressed JSON of tar-split. Returns
 	// errdefs.ErrNotFound if the root does not keep it.
 	Parts(ctx context.Context, layer string) (io.ReadCloser, error)
-	// InUse returns ErrFailedPrecondition if a program works on the root, with the program's name and process.
+	// InUse returns ErrFailedPrecondition if a program works on the root, with the program's name and process. If none
+	// does, it keeps programs out until Close, as far as they have locks.
 	InUse(ctx context.Context) error
 	// Remove removes all that the Inventory lists, and all else that the old driver and its images keep. Volumes of
 	// Docker and the like stay. The caller has asked the user.

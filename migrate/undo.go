@@ -15,10 +15,7 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 		progress = noProgress{}
 	}
 	var problems []Problem
-	err = m.locked(func(j *journal, lock *lockFile) error {
-		if err := m.begun(j); err != nil {
-			return err
-		}
+	err = m.resumed(func(j *journal, lock *lockFile) error {
 		if j.phases[phaseFinish] != "" {
 			return errFinishing
 		}
@@ -67,17 +64,15 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 // Finish that was cut off is gone on with, by a source that is Removed if nothing is left of it.
 //
 // Returns ErrFailedPrecondition if there was no such run. Returns a *PartialError if something of the source is not in
-// the target, unless partial is true.
-func (m *Migration) Finish(ctx context.Context, partial bool) error {
+// the target. If partial is true, it removes the things that are not in the target all the same, and returns them as
+// lost. It then refuses for others alone: things that may be newer in the source, and those of which nothing is known.
+func (m *Migration) Finish(ctx context.Context, partial bool) (lost []Problem, err error) {
 	if err := m.source.InUse(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	return m.locked(func(j *journal, lock *lockFile) error {
-		if err := m.begun(j); err != nil {
-			return err
-		}
+	err = m.resumed(func(j *journal, lock *lockFile) error {
 		if j.phases[phaseFinish] == "" {
-			if err := m.mayFinish(ctx, j, partial); err != nil {
+			if lost, err = m.mayFinish(ctx, j, partial); err != nil {
 				return err
 			}
 			if err := j.phase(phaseFinish, stepIntent); err != nil {
@@ -94,6 +89,7 @@ func (m *Migration) Finish(ctx context.Context, partial bool) error {
 		}
 		return m.end(j, lock)
 	})
+	return lost, err
 }
 
 // remove removes the source. After an interruption, the root may have another driver's layers left alone.
@@ -111,32 +107,55 @@ func (m *Migration) remove(ctx context.Context, j *journal) error {
 	return m.source.Remove(ctx)
 }
 
-func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) error {
+// mayFinish returns the things that are lost if the source is removed now, and an error if it must not be.
+func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) (lost []Problem, err error) {
 	if j.phases[phaseCommit] != stepDone {
-		return fault.New(errdefs.ErrFailedPrecondition, "the run from %s is not complete: go on with run", m.opts.Source)
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "the run from %s is not complete: go on with run", m.opts.Source)
 	}
 	inv, err := m.source.Inventory(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.checkDriver(j, inv); err != nil {
-		return err
+		return nil, err
 	}
-	problems := append([]Problem(nil), inv.Problems...)
+	lost = append(lost, inv.Problems...)
+	var unsure []Problem
 	for _, item := range inv.items() {
-		has, err := m.target.Has(ctx, item)
-		if err == nil && !has {
-			err = fault.New(errdefs.ErrNotFound, "it is not in the target")
+		if err := interrupted(ctx); err != nil {
+			return nil, err
 		}
-		if err == nil && j.hasBegun(item) && !j.isMade(item) {
-			err = fault.New(errdefs.ErrFailedPrecondition, "the run has not verified it")
+		has, err := m.target.Has(ctx, item)
+		if errdefs.IsNotFound(err) {
+			has, err = false, nil
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, interrupted(ctx)
+		case err == nil && !has:
+			lost = append(lost, item.problem(fault.New(errdefs.ErrNotFound, "it is not in the target")))
+			continue
+		case err == nil:
+			err = m.isWhole(ctx, j, item)
 		}
 		if err != nil {
-			problems = append(problems, item.problem(err))
+			unsure = append(unsure, item.problem(err))
 		}
 	}
-	if len(problems) > 0 && !partial {
-		return &PartialError{Operation: "finish", Problems: problems}
+	if len(unsure) > 0 || len(lost) > 0 && !partial {
+		return nil, &PartialError{Operation: "finish", Problems: append(lost, unsure...)}
 	}
-	return nil
+	return lost, nil
+}
+
+// isWhole returns an error if a thing in the target is not known to be as new as its source.
+func (m *Migration) isWhole(ctx context.Context, j *journal, item Item) error {
+	if j.hasBegun(item) && !j.isMade(item) {
+		return fault.New(errdefs.ErrFailedPrecondition, "the run has not verified it")
+	}
+	changed, err := m.isChanged(ctx, j, item)
+	if err == nil && changed {
+		err = errChanged
+	}
+	return err
 }

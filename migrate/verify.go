@@ -19,10 +19,7 @@ func (m *Migration) Verify(ctx context.Context, progress Progress) (equal int, e
 		return 0, err
 	}
 	var problems []Problem
-	err = m.locked(func(j *journal, _ *lockFile) error {
-		if err := m.begun(j); err != nil {
-			return err
-		}
+	err = m.resumed(func(j *journal, _ *lockFile) error {
 		if j.phases[phaseFinish] != "" {
 			return errFinishing
 		}

@@ -70,7 +70,7 @@ run can be stopped at any time, and goes on when it is called again. A journal i
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	flags := cmd.PersistentFlags()
-	flags.StringVar(&f.from, "from", "", "directory of the old root")
+	flags.StringVar(&f.from, "from", "", "directory of the old root; undo and finish know it by their journal")
 	flags.StringVar(&f.driver, "driver", "", "driver of the old root, if it has several; the driver of a store is that of "+driverEnv)
 	flags.StringVar(&f.dataset, "dataset", "", "dataset with the layers of an old root on ZFS, if it is not that of the root (Docker's option zfs.fsname)")
 	flags.StringVar(&f.to, "to", "", "where images and containers come to: store, plugin or containerd")
@@ -143,7 +143,7 @@ func newMigrateUndo(a *app, f *migrateFlags) *cobra.Command {
 something new was made from stay, and are listed; undo can be called again.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.migrate(cmd.Context(), f, func(m *migration) error { return m.undo(cmd) })
+			return a.endMigration(cmd.Context(), f, func(error) bool { return false }, func(m *migration) error { return m.undo(cmd) })
 		},
 	}
 }
@@ -159,7 +159,8 @@ files stay. The engine must not run meanwhile. If something has not come along, 
 Nothing is removed without --yes.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.finishMigration(cmd.Context(), f, func(m *migration) error { return m.finish(cmd, yes, partial) })
+			return a.endMigration(cmd.Context(), f, func(err error) bool { return !errdefs.IsNotFound(err) },
+				func(m *migration) error { return m.finish(cmd, yes, partial) })
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
@@ -187,7 +188,6 @@ func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) 
 	return a.migrateFrom(ctx, f, from, do)
 }
 
-// checkTo returns a usageError unless --to names a target.
 func (f *migrateFlags) checkTo() error {
 	switch f.to {
 	case toStore, toPlugin, toContainerd:
@@ -212,28 +212,24 @@ func (a *app) migrateFrom(ctx context.Context, f *migrateFlags, from *oldRoot, d
 	return do(&migration{m, from, f, a})
 }
 
-// finishMigration is migrate for the command finish. It may have been cut off when nothing was left of the root: the
-// journal knows.
-func (a *app) finishMigration(ctx context.Context, f *migrateFlags, finish func(*migration) error) error {
+// endMigration is migrate for the commands undo and finish. They need no root that can be read: the journal knows which
+// one it is. Nothing is left of it after a finish that was cut off.
+func (a *app) endMigration(ctx context.Context, f *migrateFlags, needsRoot func(error) bool, do func(*migration) error) error {
 	if err := f.checkTo(); err != nil {
+		return err
+	}
+	ends, err := f.recall(a)
+	if err != nil {
 		return err
 	}
 	from, noRoot := f.open(ctx, a)
 	if noRoot == nil {
-		return a.migrateFrom(ctx, f, from, finish)
+		return a.migrateFrom(ctx, f, from, do)
 	}
-	if !errdefs.IsNotFound(noRoot) {
+	if ends == nil || needsRoot(noRoot) {
 		return noRoot
 	}
-	dir, err := realPath(f.from)
-	if err != nil {
-		return err
-	}
-	err = a.migrateFrom(ctx, f, &oldRoot{Source: migrate.Removed(noRoot), dir: dir}, finish)
-	if errdefs.IsNotFound(err) {
-		return noRoot
-	}
-	return err
+	return a.migrateFrom(ctx, f, lostRoot(ends, noRoot), do)
 }
 
 func (m *migration) plan(cmd *cobra.Command, asJSON bool) error {
@@ -303,10 +299,14 @@ func (m *migration) finish(cmd *cobra.Command, yes, partial bool) error {
 	if !yes {
 		return usagef("this removes all images and containers of %s for good; to do so, add --yes", m.from)
 	}
-	if err := m.Finish(cmd.Context(), partial); err != nil {
+	lost, err := m.Finish(cmd.Context(), partial)
+	if err != nil {
 		return m.reported(cmd, err)
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", m.from)
+	for _, p := range lost {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: lost: %s\n", p)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", m.from)
 	return err
 }
 
@@ -321,7 +321,7 @@ func (m *migration) reported(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// next says which commands follow a run.
+// next says what to do after a run.
 func (f *migrateFlags) next(cmd *cobra.Command) string {
 	var b strings.Builder
 	switch f.to {
@@ -332,15 +332,38 @@ func (f *migrateFlags) next(cmd *cobra.Command) string {
 			fmt.Fprintf(&b, "Next, make the engine use it: cowshed setup docker --apply --restart\n")
 		}
 	}
-	same := ""
+	same := f.given(cmd)
+	fmt.Fprintf(&b, "To take it back: cowshed migrate undo %s\n", same)
+	fmt.Fprintf(&b, "To remove the old root: cowshed migrate finish %s\n", same)
+	return b.String()
+}
+
+// given are the flags of a run that the other commands need as well, as for a shell.
+func (f *migrateFlags) given(cmd *cobra.Command) string {
+	flags := "--from " + shellWord(f.from) + " --to " + f.to
 	cmd.Flags().Visit(func(flag *pflag.Flag) {
-		if flag.Name != "no-verify" {
-			same += fmt.Sprintf(" --%s %s", flag.Name, strings.Trim(flag.Value.String(), "[]"))
+		switch flag.Name {
+		case "from", "to", "no-verify", "quiet":
+			return
+		}
+		values := []string{flag.Value.String()}
+		if list, ok := flag.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, value := range values {
+			flags += " --" + flag.Name + "=" + shellWord(value)
 		}
 	})
-	fmt.Fprintf(&b, "To take it back: cowshed migrate undo%s\n", same)
-	fmt.Fprintf(&b, "To remove the old root: cowshed migrate finish%s\n", same)
-	return b.String()
+	return flags
+}
+
+// shellWord quotes a word for a shell if it needs that.
+func shellWord(word string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=@+%"
+	if word != "" && strings.Trim(word, plain) == "" {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // counted lists numbers of things: "3 layers, 1 image".

@@ -80,6 +80,7 @@ func TestMigrateToStore(t *testing.T) {
 	assert.Equal(t, exitNotFound, r.code, r.err)
 	r = a.run(t, migrate("finish", "--yes")...)
 	assert.Equal(t, exitNotFound, r.code, r.err)
+	assert.NoDirExists(t, filepath.Join(a.root, "migration"))
 
 	r = a.run(t, migrate("run")...)
 	require.Zero(t, r.code, r.err)
@@ -135,6 +136,81 @@ func TestMigratePartly(t *testing.T) {
 	assert.DirExists(t, filepath.Join(old.Dir, "overlay2"))
 	a.ok(t, append([]string{"migrate", "finish", "--yes", "--partial"}, args...)...)
 	assert.NoDirExists(t, filepath.Join(old.Dir, "overlay2"))
+}
+
+// TestMigrateEndsByJournal: undo and finish know the root and its driver, also if it has another one meanwhile, and undo
+// needs no root at all.
+func TestMigrateEndsByJournal(t *testing.T) {
+	a, old := newOldRoot(t, "overlay2")
+	before := a.ok(t, "ls", "--names")
+	a.ok(t, "migrate", "run", "--from", old.Dir, "--to", "store", "--no-verify")
+	other := testroot.New(t, old.Dir, "vfs")
+	other.Image(other.Layer(nil, testroot.Entry{Name: "file", Data: "x"}), "other:1")
+	a.ok(t, "migrate", "undo", "--to", "store")
+	assert.Equal(t, before, a.ok(t, "ls", "--names"))
+
+	a.ok(t, "migrate", "run", "--from", old.Dir, "--driver", "overlay2", "--to", "store", "--no-verify")
+	require.NoError(t, os.Rename(old.Dir, old.Dir+".away"))
+	r := a.run(t, "migrate", "finish", "--to", "store", "--yes")
+	assert.Equal(t, exitNotFound, r.code, r.err)
+	a.ok(t, "migrate", "undo", "--to", "store")
+	assert.Equal(t, before, a.ok(t, "ls", "--names"))
+	assert.NoDirExists(t, filepath.Join(a.root, "migration"))
+	require.NoError(t, os.Rename(old.Dir+".away", old.Dir))
+
+	r = a.run(t, "migrate", "undo", "--to", "store")
+	assert.Equal(t, exitUsage, r.code, "without a journal, --from has to say it")
+	a.ok(t, "migrate", "run", "--from", old.Dir, "--driver", "overlay2", "--to", "store", "--no-verify")
+	a.ok(t, "migrate", "finish", "--to", "store", "--yes")
+	assert.NoDirExists(t, filepath.Join(old.Dir, "image/overlay2"))
+	assert.DirExists(t, filepath.Join(old.Dir, "image/vfs"))
+}
+
+// TestMigrateFinishNewer: a container that ran in the old root after the move keeps finish away.
+func TestMigrateFinishNewer(t *testing.T) {
+	for _, driver := range []string{"overlay2", "btrfs"} {
+		t.Run(driver, func(t *testing.T) {
+			a, old := newOldRoot(t, driver)
+			args := []string{"--from", old.Dir, "--to", "store"}
+			a.ok(t, append([]string{"migrate", "run", "--no-verify"}, args...)...)
+			time.Sleep(20 * time.Millisecond)
+			path := filepath.Join(old.Tree(old.ShopLayer), "etc/shop")
+			require.NoError(t, os.WriteFile(path, []byte("an order"), 0o600))
+			for _, flag := range []string{"--yes", "--partial"} {
+				r := a.run(t, append([]string{"migrate", "finish", "--yes", flag}, args...)...)
+				assert.NotZero(t, r.code)
+				assert.Contains(t, r.err, old.ShopLayer)
+				assert.FileExists(t, path)
+			}
+			a.ok(t, append([]string{"migrate", "undo"}, args...)...)
+			a.ok(t, append([]string{"migrate", "run", "--no-verify"}, args...)...)
+			a.ok(t, append([]string{"migrate", "finish", "--yes"}, args...)...)
+			assert.NoFileExists(t, path)
+			a.with(t, "shop", func(dir string) {
+				data, err := os.ReadFile(filepath.Join(dir, "etc/shop"))
+				require.NoError(t, err)
+				assert.Equal(t, "an order", string(data))
+			})
+		})
+	}
+}
+
+// TestMigrateSaysFlags: the commands that run proposes are complete.
+func TestMigrateSaysFlags(t *testing.T) {
+	a, old := newOldRoot(t, "overlay2")
+	state := filepath.Join(t.TempDir(), "a state")
+	r := a.run(t, "migrate", "run", "--from", old.Dir, "--to", "store", "--driver", "overlay2", "--state", state, "--no-verify")
+	require.Zero(t, r.code, r.err)
+	assert.Contains(t, r.err, "cowshed migrate undo --from "+old.Dir+" --to store --driver=overlay2 --root="+a.root+" --state='"+state+"'\n")
+}
+
+// TestMigrateNamesContainerd: a journal belongs to all that says where things are in containerd.
+func TestMigrateNamesContainerd(t *testing.T) {
+	f := migrateFlags{address: "/run/c.sock", namespace: "moby", snapshotter: "cowshed"}
+	names := map[string]bool{f.containerdName("/var/lib/docker"): true, f.containerdName(""): true, f.containerdName("/srv/docker"): true}
+	f.snapshotter = "other"
+	names[f.containerdName("")] = true
+	assert.Len(t, names, 4)
 }
 
 // TestMigrateRefuses: a reason to refuse is said before anything is changed.

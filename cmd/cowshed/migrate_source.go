@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,12 +42,13 @@ func (s graphState) String() string {
 // oldRoot is an open old root.
 type oldRoot struct {
 	migrate.Source
-	graphState // the zero one if nothing is left of the root
-	dir        string
+	graphState
+	dir  string
+	lost bool // it cannot be read
 }
 
 func (r *oldRoot) String() string {
-	if r.program == "" {
+	if r.lost {
 		return r.dir
 	}
 	return r.dir + " (" + r.graphState.String() + ")"
@@ -111,6 +113,59 @@ func (f *migrateFlags) open(ctx context.Context, a *app) (*oldRoot, error) {
 		return nil, err
 	}
 	return root, nil
+}
+
+// recall reads the journal of the migration, nil if there is none, and completes the flags by it.
+func (f *migrateFlags) recall(a *app) (*migrate.Ends, error) {
+	beside := a.root
+	if f.to == toPlugin {
+		beside = cmp.Or(f.dockerRoot, f.from)
+	}
+	if beside == "" && f.state == "" {
+		return nil, nil
+	}
+	beside, err := realPath(beside)
+	if err != nil {
+		return nil, err
+	}
+	if f.to == toPlugin {
+		beside = filepath.Join(beside, f.pluginName)
+	}
+	state, err := f.stateDir(beside)
+	if err != nil {
+		return nil, err
+	}
+	ends, err := migrate.ReadEnds(state)
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if f.from == "" {
+		f.from = ends.Source
+	}
+	from, err := realPath(f.from)
+	if err != nil || from != ends.Source {
+		return nil, err // of another root: the migration refuses it
+	}
+	if f.driver == "" {
+		f.driver = ends.Driver
+	}
+	return ends, nil
+}
+
+// lostRoot is the root of a migration that cannot be read, because of err.
+func lostRoot(ends *migrate.Ends, err error) *oldRoot {
+	state := graphState{ofPodman, ends.Driver}
+	switch {
+	case ends.Program != "docker":
+	case ends.Driver == oldgraph.Driver:
+		state.program = ofOldDocker
+	default:
+		state.program = ofDocker
+	}
+	return &oldRoot{Source: migrate.Removed(err), graphState: state, dir: ends.Source, lost: true}
 }
 
 // choose chooses one of the states of a directory. A name of the plugin is no driver to move from, unless --driver says

@@ -136,7 +136,7 @@ func (a *app) openPluginDriver(ctx context.Context, name, home string) (*cowdriv
 
 // engineIdle returns ErrFailedPrecondition while an engine works on a root.
 func engineIdle(ctx context.Context, root string, from *oldRoot) (err error) {
-	if root == from.dir {
+	if root == from.dir && !from.lost {
 		return from.InUse(ctx)
 	}
 	return dockerroot.Idle(ctx, root)
@@ -162,7 +162,16 @@ func (f *migrateFlags) openContainerd(ctx context.Context, a *app, from *oldRoot
 	if err != nil {
 		return nil, err
 	}
-	return &newPlace{Target: target, name: fmt.Sprintf("containerd %s, namespace %s", f.address, f.namespace), state: state}, nil
+	return &newPlace{Target: target, name: f.containerdName(engine), state: state}, nil
+}
+
+// containerdName names all that a migration to containerd must not change between two runs.
+func (f *migrateFlags) containerdName(engine string) string {
+	name := fmt.Sprintf("containerd %s, namespace %s, snapshotter %s", f.address, f.namespace, f.snapshotter)
+	if engine != "" {
+		name += ", containers of " + engine
+	}
+	return name
 }
 
 // engineRoot is the root of the engine that is to have the containers, "" if there is none.
@@ -170,7 +179,7 @@ func (f *migrateFlags) engineRoot(from *oldRoot) (string, error) {
 	switch {
 	case f.dockerRoot != "":
 		return realPath(f.dockerRoot)
-	case from.program == ofDocker, from.program == "": // only Docker's needs no flag
+	case from.program == ofDocker: // others need a flag
 		return from.dir, nil
 	}
 	return "", nil

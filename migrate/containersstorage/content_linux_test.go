@@ -212,6 +212,33 @@ func TestInUse(t *testing.T) {
 	}
 }
 
+// TestInUseKeepsWritersOut: nobody can change records between InUse and Close. Readers can read.
+func TestInUseKeepsWritersOut(t *testing.T) {
+	testfs.Root(t)
+	s := overlayStorage(t)
+	source, err := Open(t.Context(), Options{Dir: s.dir})
+	require.NoError(t, err)
+	lock := func(kind int16) error {
+		file, err := os.OpenFile(s.path("overlay-layers/layers.lock"), os.O_RDWR, 0)
+		require.NoError(t, err)
+		defer file.Close()
+		return unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind})
+	}
+	require.NoError(t, lock(unix.F_WRLCK))
+	for range 2 {
+		require.NoError(t, source.InUse(t.Context()))
+		require.ErrorIs(t, lock(unix.F_WRLCK), unix.EAGAIN)
+		require.NoError(t, lock(unix.F_RDLCK))
+	}
+	end := locked(t, s.path("storage.lock"))
+	require.ErrorIs(t, source.InUse(t.Context()), fault.ErrInUse)
+	require.NoError(t, lock(unix.F_WRLCK), "a source in use locks nobody out")
+	end()
+	require.NoError(t, source.InUse(t.Context()))
+	require.NoError(t, source.Close())
+	require.NoError(t, lock(unix.F_WRLCK))
+}
+
 func locked(t *testing.T, path string) (end func()) {
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	require.NoError(t, err)

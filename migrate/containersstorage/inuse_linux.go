@@ -2,6 +2,7 @@ package containersstorage
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -11,17 +12,25 @@ import (
 )
 
 // InUse implements migrate.Source. It looks for locks, for conmon, which runs as long as its container, and for mounts
-// of layers.
+// of layers. If there are none, the records of layers and containers stay locked until Close, as for a program that reads
+// them: others wait before they change any.
 func (s *Source) InUse(ctx context.Context) error {
 	return fault.Wrap("look for users of the root", s.root.Path(), s.inUse(ctx))
 }
 
-func (s *Source) inUse(ctx context.Context) error {
-	for _, lock := range []string{"storage.lock", "-layers/layers.lock", "-images/images.lock", "-containers/containers.lock"} {
-		if strings.HasPrefix(lock, "-") {
-			lock = s.driver + lock
+func (s *Source) inUse(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.locks.Release())
 		}
+	}()
+	for _, lock := range []string{"storage.lock", s.driver + "-images/images.lock"} {
 		if err := rootuse.Locked(s.root, lock); err != nil {
+			return err
+		}
+	}
+	for _, lock := range []string{s.driver + "-layers/layers.lock", s.driver + "-containers/containers.lock"} {
+		if err := s.locks.Lock(s.root, lock); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/cowshed/cowshed/migrate/internal/dataset"
 	"github.com/cowshed/cowshed/migrate/internal/parts"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
 
@@ -36,8 +37,9 @@ type Options struct {
 type Source struct {
 	root   *rootdir.Dir
 	driver string
-	fuse   bool   // the layers of overlay were made by fuse-overlayfs
-	holder string // the dataset that has those of the layers
+	fuse   bool          // the layers of overlay were made by fuse-overlayfs
+	holder string        // the dataset that has those of the layers
+	locks  rootuse.Locks // of the records
 }
 
 var _ migrate.Source = (*Source)(nil)
@@ -130,7 +132,7 @@ func detect(root *rootdir.Dir) (found []string, err error) {
 func (s *Source) Driver() string { return s.driver }
 
 // Close implements migrate.Source.
-func (s *Source) Close() error { return s.root.Close() }
+func (s *Source) Close() error { return errors.Join(s.locks.Release(), s.root.Close()) }
 
 // dir is the directory of a layer's files, below the root.
 func (s *Source) dir(layer string) string {

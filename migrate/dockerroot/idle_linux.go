@@ -15,5 +15,6 @@ func Idle(ctx context.Context, dir string) (err error) {
 		return rootdir.NotFound(err)
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	return fault.Wrap("see who uses", root.Path(), (&Source{root: root}).checkLocks(ctx))
+	s := &Source{root: root}
+	return errors.Join(fault.Wrap("see who uses", root.Path(), s.checkLocks(ctx)), s.locks.Release())
 }

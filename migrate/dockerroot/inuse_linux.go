@@ -2,6 +2,7 @@ package dockerroot
 
 import (
 	"context"
+	"errors"
 	"path"
 	"slices"
 	"strings"
@@ -21,8 +22,13 @@ var databases = []string{
 }
 
 // InUse implements migrate.Source. An engine has its databases locked. Containers that outlive it have their layers mounted.
+// If there are none, the databases stay locked until Close: an engine cannot start then.
 func (s *Source) InUse(ctx context.Context) (err error) {
-	defer func() { err = fault.Wrap("see who uses", s.root.Path(), err) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(fault.Wrap("see who uses", s.root.Path(), err), s.locks.Release())
+		}
+	}()
 	if err := s.checkLocks(ctx); err != nil {
 		return err
 	}
@@ -40,7 +46,7 @@ func (s *Source) InUse(ctx context.Context) (err error) {
 	return rootuse.Mountpoints(s.root, s.driver, s.image)
 }
 
-// checkLocks returns ErrFailedPrecondition if an engine runs.
+// checkLocks locks all databases. Returns ErrFailedPrecondition if an engine runs.
 func (s *Source) checkLocks(ctx context.Context) error {
 	for _, pattern := range databases {
 		files, err := s.glob(pattern)
@@ -51,7 +57,7 @@ func (s *Source) checkLocks(ctx context.Context) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := rootuse.Flocked(s.root, file); err != nil {
+			if err := s.locks.Flock(s.root, file); err != nil {
 				return err
 			}
 		}

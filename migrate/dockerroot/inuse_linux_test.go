@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -39,6 +40,32 @@ func TestInUseByEngine(t *testing.T) {
 		require.NoError(t, db.Close())
 		require.NoError(t, s.InUse(t.Context()))
 	}
+}
+
+// No engine can start between InUse and Close.
+func TestInUseKeepsEnginesOut(t *testing.T) {
+	const name = "volumes/metadata.db"
+	sample := fill(newTestRoot(t, t.TempDir(), "vfs"))
+	sample.mkdir(filepath.Dir(name))
+	engine := func() error {
+		db, err := bolt.Open(sample.path(name), 0o600, &bolt.Options{Timeout: 50 * time.Millisecond})
+		if err != nil {
+			return err
+		}
+		return db.Close()
+	}
+	require.NoError(t, engine())
+	s, err := Open(t.Context(), Options{Dir: sample.dir})
+	require.NoError(t, err)
+	require.NoError(t, engine(), "to open the root locks nothing")
+	for range 2 {
+		require.NoError(t, s.InUse(t.Context()))
+		require.ErrorIs(t, engine(), berrors.ErrTimeout)
+		require.NoError(t, Idle(t.Context(), sample.dir), "it is idle for another part of the migration")
+		require.ErrorIs(t, engine(), berrors.ErrTimeout)
+	}
+	require.NoError(t, s.Close())
+	require.NoError(t, engine())
 }
 
 // A container that outlives its engine has layers mounted.

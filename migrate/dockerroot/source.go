@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
 
 // Options are those of Open.
@@ -32,6 +33,7 @@ type Source struct {
 	image  string // the directory image/DRIVER
 	keeper keeper
 	log    *slog.Logger
+	locks  rootuse.Locks // of the databases
 
 	mu     sync.Mutex
 	chains map[string]string // names of directories in the layerdb by ID of the layer; nil: not read
@@ -158,4 +160,4 @@ func isDriver(name string) bool {
 }
 
 // Close implements migrate.Source.
-func (s *Source) Close() error { return s.root.Close() }
+func (s *Source) Close() error { return errors.Join(s.locks.Release(), s.root.Close()) }

@@ -171,7 +171,7 @@ func TestMigrate(t *testing.T) {
 			assert.Len(t, entries, 1)
 
 			require.NoError(t, e.run())
-			require.NoError(t, e.migrate(func(m *migrate.Migration) error { return m.Finish(t.Context(), false) }))
+			require.NoError(t, e.migrate(func(m *migrate.Migration) error { _, err := m.Finish(t.Context(), false); return err }))
 			assert.NoDirExists(t, filepath.Join(e.root, driver))
 			assert.NoDirExists(t, filepath.Join(e.root, "image", driver))
 			assert.Equal(t, got, e.files("image/cowshed"))

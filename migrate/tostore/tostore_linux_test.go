@@ -336,7 +336,7 @@ func TestNamesThatAreTaken(t *testing.T) {
 	first := p.sample
 	p.sample = &testroot.Sample{Root: other}
 	require.NoError(t, p.run())
-	finish := func(m *migrate.Migration) error { return m.Finish(t.Context(), false) }
+	finish := func(m *migrate.Migration) error { _, err := m.Finish(t.Context(), false); return err }
 	require.NoError(t, p.migrate(finish))
 	before := p.volumes()
 	p.sample = first

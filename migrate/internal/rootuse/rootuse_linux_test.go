@@ -45,28 +45,48 @@ func TestMounts(t *testing.T) {
 	require.NoError(t, Mounts(root, names))
 }
 
-func TestLocked(t *testing.T) {
+func TestLocks(t *testing.T) {
 	root, err := rootdir.Open(t.TempDir())
 	require.NoError(t, err)
 	defer root.Close()
-	require.NoError(t, Locked(root, "lock"), "it is missing")
-	require.NoError(t, Flocked(root, "lock"), "it is missing")
-	holder, err := os.Create(root.Join("lock"))
+	var locks Locks
+	all := func() (errs []error) {
+		return []error{Locked(root, "lock"), locks.Lock(root, "lock"), locks.Flock(root, "bolt")}
+	}
+	for _, err := range all() {
+		require.NoError(t, err, "it is missing")
+	}
+	lock, err := os.Create(root.Join("lock"))
 	require.NoError(t, err)
-	defer holder.Close()
-	require.NoError(t, Locked(root, "lock"))
-	require.NoError(t, unix.FcntlFlock(holder.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
-	require.ErrorIs(t, Locked(root, "lock"), fault.ErrInUse)
-	require.NoError(t, unix.FcntlFlock(holder.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK}))
-	require.NoError(t, Locked(root, "lock"))
+	defer lock.Close()
+	bolt, err := os.Create(root.Join("bolt"))
+	require.NoError(t, err)
+	defer bolt.Close()
+	fcntl := func(kind int16) error {
+		return unix.FcntlFlock(lock.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind})
+	}
 
-	require.NoError(t, Flocked(root, "lock"))
-	require.NoError(t, unix.Flock(int(holder.Fd()), unix.LOCK_EX))
-	err = Flocked(root, "lock")
-	require.ErrorIs(t, err, fault.ErrInUse)
-	assert.ErrorContains(t, err, filepath.Base(os.Args[0]), "it names the process")
-	require.NoError(t, unix.Flock(int(holder.Fd()), unix.LOCK_UN))
-	require.NoError(t, Flocked(root, "lock"))
+	require.NoError(t, fcntl(unix.F_WRLCK))
+	require.NoError(t, unix.Flock(int(bolt.Fd()), unix.LOCK_EX))
+	for _, err := range all() {
+		require.ErrorIs(t, err, fault.ErrInUse)
+	}
+	assert.ErrorContains(t, locks.Flock(root, "bolt"), filepath.Base(os.Args[0]), "it names the process")
+	require.NoError(t, fcntl(unix.F_RDLCK))
+	require.ErrorIs(t, locks.Lock(root, "lock"), fault.ErrInUse, "by a reader")
+
+	// Once they are held, nobody else gets the locks of a writer.
+	require.NoError(t, fcntl(unix.F_UNLCK))
+	require.NoError(t, unix.Flock(int(bolt.Fd()), unix.LOCK_UN))
+	for range 2 {
+		require.NoError(t, locks.Lock(root, "lock"))
+		require.NoError(t, locks.Flock(root, "bolt"))
+		require.ErrorIs(t, fcntl(unix.F_WRLCK), unix.EAGAIN)
+		require.ErrorIs(t, unix.Flock(int(bolt.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+	}
+	require.NoError(t, locks.Release())
+	require.NoError(t, fcntl(unix.F_WRLCK))
+	require.NoError(t, unix.Flock(int(bolt.Fd()), unix.LOCK_EX|unix.LOCK_NB))
 }
 
 // TestMountsElsewhere: a directory of the root may be a mount point, with the layers on another filesystem.
