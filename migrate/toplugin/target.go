@@ -200,6 +200,20 @@ func (t *Target) idle(ctx context.Context) error {
 
 // checkFree returns ErrAlreadyExists if the place has images or layers that are not of this migration.
 func (t *Target) checkFree(ctx context.Context) error {
+	half, err := isThere(t.path(undoing))
+	if err != nil {
+		return err
+	}
+	if half {
+		return fault.New(errdefs.ErrFailedPrecondition, "an undo was cut off: go on with undo")
+	}
+	staged, err := isThere(t.staging())
+	if err != nil {
+		return err
+	}
+	if staged {
+		return fault.New(errdefs.ErrAlreadyExists, "%s is there, and is not of this migration: remove it", t.staging())
+	}
 	used, err := hasState(t.place())
 	if err != nil {
 		return err
