@@ -25,7 +25,7 @@ The snapshotter keeps all labels of a snapshot, and returns them. These have a m
 `)
 	for _, row := range [][4]string{
 		{snapshots.LabelSnapshotMaxSize, "active snapshots", "bytes, a decimal number above 0",
-			"the snapshot's limit, instead of `default_limit` or `build_limit`. No effect on a snapshot into which a layer is unpacked, nor on Commit and View"},
+			"the snapshot's limit, instead of `default_limit` or `build_limit`. No effect on a snapshot into which a layer is unpacked, nor on Commit and View. Update with another value changes the limit"},
 		{snapshots.LabelSnapshotUIDMapping, "snapshots", "`container:host:size`, several with commas",
 			"mounts map user ids. It needs the label for group ids"},
 		{snapshots.LabelSnapshotGIDMapping, "snapshots", "`container:host:size`, several with commas",

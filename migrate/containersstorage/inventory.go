@@ -8,10 +8,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/dataset"
+	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
 // Inventory implements migrate.Source. It returns an error if one of the files of records cannot be read.
@@ -154,7 +156,7 @@ func (l *lister) look(at *layer) {
 	case at.parent == nil:
 		at.chain = at.DiffID
 	default:
-		at.chain = digest.FromString(at.parent.chain.String() + " " + at.DiffID.String())
+		at.chain = identity.ChainID([]digest.Digest{at.parent.chain, at.DiffID})
 	}
 }
 
@@ -180,7 +182,7 @@ func (l *lister) check(at *layer) error {
 	}
 	dir, err := l.source.root.OpenDir(l.source.dir(at.ID))
 	if err != nil {
-		return notFound(err)
+		return rootdir.NotFound(err)
 	}
 	return dir.Close()
 }

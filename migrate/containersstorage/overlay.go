@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
 // checkOverlay compares the layers below, as the driver mounts them, with the records of the parents.
@@ -15,7 +16,7 @@ func (l *lister) checkOverlay(at *layer) error {
 	root, dir := l.source.root, "overlay/"+at.ID
 	diff, err := root.OpenDir(dir + "/diff")
 	if err != nil {
-		return notFound(err)
+		return rootdir.NotFound(err)
 	}
 	if err := diff.Close(); err != nil {
 		return err
@@ -32,7 +33,7 @@ func (l *lister) checkOverlay(at *layer) error {
 
 	link, err := root.ReadFile(dir+"/link", maxSmallFile)
 	if err != nil {
-		return notFound(err)
+		return rootdir.NotFound(err)
 	}
 	at.link = string(link)
 	lower, err := root.ReadFile(dir+"/lower", maxSmallFile)

@@ -1,12 +1,10 @@
 package containersstorage
 
 import (
-	"compress/gzip"
 	"context"
 	"errors"
 	"io"
 	"io/fs"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -17,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/dataset"
+	"github.com/cowshed/cowshed/migrate/internal/parts"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
@@ -49,7 +48,7 @@ var _ migrate.Source = (*Source)(nil)
 func Open(_ context.Context, o Options) (*Source, error) {
 	root, err := rootdir.Open(o.Dir)
 	if err != nil {
-		return nil, fault.Wrap("open the root", o.Dir, notFound(err))
+		return nil, fault.Wrap("open the root", o.Dir, rootdir.NotFound(err))
 	}
 	s := &Source{root: root, holder: o.Dataset}
 	if err := s.open(o.Driver); err != nil {
@@ -104,7 +103,7 @@ func Detect(dir string) (found []string, err error) {
 	defer func() { err = fault.Wrap("look for layers of containers/storage in", dir, err) }()
 	root, err := rootdir.Open(dir)
 	if err != nil {
-		return nil, notFound(err)
+		return nil, rootdir.NotFound(err)
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	return detect(root)
@@ -160,7 +159,7 @@ func (s *Source) form() migrate.Form {
 // Open implements migrate.Source. Returns errdefs.ErrNotFound if the root has no files of the layer.
 func (s *Source) Open(ctx context.Context, layer string) (*migrate.Content, error) {
 	content, err := s.content(ctx, layer)
-	return content, fault.Wrap("open layer", layer, notFound(err))
+	return content, fault.Wrap("open layer", layer, rootdir.NotFound(err))
 }
 
 // datasetID is the form of the IDs that containers/storage gives to layers. On ZFS they are names of datasets beside those of
@@ -199,40 +198,16 @@ func (s *Source) content(ctx context.Context, layer string) (*migrate.Content, e
 
 // Parts implements migrate.Source.
 func (s *Source) Parts(_ context.Context, layer string) (io.ReadCloser, error) {
-	parts, err := s.parts(layer)
+	opened, err := s.parts(layer)
 	if err != nil {
-		return nil, fault.Wrap("open the tar's parts of layer", layer, notFound(err))
+		return nil, fault.Wrap("open the tar's parts of layer", layer, err)
 	}
-	return parts, nil
+	return opened, nil
 }
 
-func (s *Source) parts(layer string) (*gzipFile, error) {
+func (s *Source) parts(layer string) (io.ReadCloser, error) {
 	if err := s.checkID(layer); err != nil {
 		return nil, err
 	}
-	file, err := s.root.OpenFile(s.driver + "-layers/" + layer + ".tar-split.gz")
-	if err != nil {
-		return nil, err
-	}
-	data, err := gzip.NewReader(file)
-	if err != nil {
-		return nil, errors.Join(fault.As(errdefs.ErrDataLoss, err), file.Close())
-	}
-	return &gzipFile{data, file}, nil
-}
-
-type gzipFile struct {
-	*gzip.Reader
-	file *os.File
-}
-
-// Close closes the file too.
-func (g *gzipFile) Close() error { return errors.Join(g.Reader.Close(), g.file.Close()) }
-
-// notFound gives an error of a missing file its kind.
-func notFound(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fault.As(errdefs.ErrNotFound, err)
-	}
-	return err
+	return parts.Open(s.root, s.driver+"-layers/"+layer+".tar-split.gz")
 }

@@ -24,11 +24,11 @@ func TestZFSDatasets(t *testing.T) {
 	ctx := context.Background()
 	dataset, mountpoint := testfs.ZFS(t)
 	testfs.CheckLeaks(t)
-	base, rw, gone := strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)
 	tool, err := admintool.Look("zfs")
 	require.NoError(t, err)
 	run := func(args ...string) error { return exec.Command(tool, args...).Run() }
 	zfs := func(args ...string) { require.NoError(t, run(args...), "%s", args) }
+	base, rw, gone := strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("c", 64)
 	zfs("create", "-o", "mountpoint=legacy", dataset+"/"+base)
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount(dataset+"/"+base, dir, "zfs", 0, ""))
@@ -88,6 +88,8 @@ func TestNotOnZFS(t *testing.T) {
 	s := newStorage(t, "zfs")
 	_, err := Open(context.Background(), Options{Dir: s.dir})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	_, err = Open(context.Background(), Options{Dir: s.dir, Dataset: "-r"})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	source, err := Open(context.Background(), Options{Dir: s.dir, Dataset: "pool/layers"})
 	require.NoError(t, err)
 	assert.Equal(t, "pool/layers/x", source.dataset("x"))

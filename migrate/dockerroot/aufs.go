@@ -43,7 +43,7 @@ func (branches) limit(string) int64 { return 0 }
 func (b branches) open(_ context.Context, id string) (*migrate.Content, error) {
 	dir, err := b.root.OpenDir(path.Join("aufs/diff", id))
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	return &migrate.Content{Dir: dir, Form: migrate.Aufs}, nil
 }

@@ -443,13 +443,6 @@ func TestDamagedParts(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }
 
-// Parts that unpack to more than any layer has are an error.
-func TestManyParts(t *testing.T) {
-	p := &parts{file: io.NopCloser(nil), data: strings.NewReader("0123456789"), left: 5}
-	_, err := io.ReadAll(p)
-	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
-}
-
 // Lines of layers may be long, but not without end. Errors do not grow with them.
 func TestDepth(t *testing.T) {
 	all := &imageLayers{byChain: map[digest.Digest]*imageLayer{}}

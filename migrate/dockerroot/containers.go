@@ -57,12 +57,12 @@ func (l *lister) readMounts(ctx context.Context) error {
 func (m *mount) read(root *rootdir.Dir, name string) error {
 	dir, err := root.Sub(name)
 	if err != nil {
-		return typed(err)
+		return rootdir.NotFound(err)
 	}
 	defer dir.Close()
 	data, err := dir.ReadFile("mount-id", maxLine)
 	if err != nil {
-		return typed(err)
+		return rootdir.NotFound(err)
 	}
 	if m.id, err = parseID(data, isMountID); err != nil {
 		return fault.Wrap("read", "mount-id", err)
@@ -153,7 +153,7 @@ func (l *lister) addContainer(id string, m *mount, images map[digest.Digest]bool
 func readContainer(root *rootdir.Dir, id string) (*containerConfig, error) {
 	data, err := root.ReadFile(path.Join("containers", id, "config.v2.json"), maxConfig)
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	return parseContainer(data, id)
 }

@@ -12,7 +12,7 @@ import (
 func Idle(ctx context.Context, dir string) (err error) {
 	root, err := rootdir.Open(dir)
 	if err != nil {
-		return typed(err)
+		return rootdir.NotFound(err)
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	return fault.Wrap("see who uses", root.Path(), (&Source{root: root}).checkLocks(ctx))

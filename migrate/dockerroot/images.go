@@ -10,6 +10,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
 // addImages adds the images, with their names.
@@ -102,7 +103,7 @@ func hasEnd(parents map[digest.Digest]digest.Digest, id digest.Digest, known map
 func (l *lister) readImage(file string, id digest.Digest) (*migrate.Image, error) {
 	config, err := l.root.ReadFile(file, maxConfig)
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	if is := digest.FromBytes(config); is != id {
 		return nil, fault.New(errdefs.ErrDataLoss, "the configuration is damaged: its digest is %s", is)

@@ -58,7 +58,7 @@ func (w wholeTrees) limit(id string) int64 {
 func (w wholeTrees) open(_ context.Context, id string) (*migrate.Content, error) {
 	dir, err := w.root.OpenDir(path.Join(w.dir, id))
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	c := &migrate.Content{Dir: dir, Form: migrate.Whole}
 	if w.volumes && subvolume.Is(dir) {
@@ -83,7 +83,7 @@ func isDir(root *rootdir.Dir, name string) error {
 	var dir *os.File
 	dir, err := root.OpenDir(name)
 	if err != nil {
-		return typed(err)
+		return rootdir.NotFound(err)
 	}
 	return dir.Close()
 }

@@ -11,9 +11,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/inflate"
+	"github.com/cowshed/cowshed/migrate/internal/parts"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
@@ -44,13 +45,13 @@ func readImageLayer(root *rootdir.Dir, db, name string) *imageLayer {
 func (l *imageLayer) read(root *rootdir.Dir, name string) error {
 	dir, err := root.Sub(name)
 	if err != nil {
-		return typed(err)
+		return rootdir.NotFound(err)
 	}
 	defer dir.Close()
 	// The ID comes first: it names the layer in messages.
 	data, err := dir.ReadFile("cache-id", maxLine)
 	if err != nil {
-		return typed(err)
+		return rootdir.NotFound(err)
 	}
 	if l.id, err = parseID(data, isCacheID); err != nil {
 		return fault.Wrap("read", "cache-id", err)
@@ -66,19 +67,19 @@ func (l *imageLayer) read(root *rootdir.Dir, name string) error {
 	}
 	// Docker ignores a layer without a size, and so does an engine that gets the layerdb from a target.
 	if data, err = dir.ReadFile("size", maxLine); err != nil {
-		return typed(err)
+		return rootdir.NotFound(err)
 	}
 	if l.size, err = parseSize(data); err != nil {
 		return fault.Wrap("read", "size", err)
 	}
-	parts, err := openParts(dir)
+	file, err := parts.Open(dir, partsFile)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil // the tar is made from the tree then
 	}
 	if err != nil {
 		return err
 	}
-	return parts.Close()
+	return file.Close()
 }
 
 // computeChain is the chain ID that follows from the layer's own diff ID and its parent's chain ID.
@@ -86,14 +87,14 @@ func (l *imageLayer) computeChain() digest.Digest {
 	if l.parent == "" {
 		return l.diff
 	}
-	return digest.FromString(string(l.parent) + " " + string(l.diff))
+	return identity.ChainID([]digest.Digest{l.parent, l.diff})
 }
 
 // readDigest reads a digest.
 func readDigest(dir *rootdir.Dir, name string) (digest.Digest, error) {
 	data, err := dir.ReadFile(name, maxLine)
 	if err != nil {
-		return "", typed(err)
+		return "", rootdir.NotFound(err)
 	}
 	d, err := parseDigest(string(data))
 	return d, fault.Wrap("read", name, err)
@@ -121,10 +122,10 @@ func (s *Source) Parts(ctx context.Context, layer string) (_ io.ReadCloser, err 
 	}
 	dir, err := s.root.Sub(path.Join(s.image, "layerdb/sha256", chain))
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	defer dir.Close()
-	return openParts(dir)
+	return parts.Open(dir, partsFile)
 }
 
 // chainOf is the name of a layer's directory in the layerdb.
@@ -162,45 +163,4 @@ func (s *Source) keepChains(layers *imageLayers) map[string]string {
 	defer s.mu.Unlock()
 	s.chains = chains
 	return chains
-}
-
-// parts are the uncompressed parts of a layer's tar.
-type parts struct {
-	file io.Closer
-	data io.Reader
-	left int64 // bytes that may come
-}
-
-// openParts opens the parts of a layer, and reads the header of their compression.
-func openParts(dir *rootdir.Dir) (*parts, error) {
-	file, err := dir.OpenFile(partsFile)
-	if err != nil {
-		return nil, typed(err)
-	}
-	data, err := inflate.NewReader(file)
-	if err != nil {
-		return nil, errors.Join(damaged(err), file.Close())
-	}
-	return &parts{file: file, data: data, left: maxParts}, nil
-}
-
-func (p *parts) Read(buf []byte) (int, error) {
-	n, err := p.data.Read(buf)
-	if p.left -= int64(n); p.left < 0 {
-		return 0, fault.New(errdefs.ErrResourceExhausted, "%s has more than %d bytes", partsFile, int64(maxParts))
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = damaged(err)
-	}
-	return n, err
-}
-
-func (p *parts) Close() error { return p.file.Close() }
-
-// damaged is the error of parts that cannot be decompressed. An error of the file itself stays as it is.
-func damaged(err error) error {
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		return err
-	}
-	return fault.New(errdefs.ErrDataLoss, "%s is damaged: %w", partsFile, err)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
 // imageLayers are the layers of the layerdb, parents first.
@@ -60,7 +61,7 @@ func (s *Source) list(name string) ([]string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	return names, typed(err)
+	return names, rootdir.NotFound(err)
 }
 
 // addWithParents adds a layer to the list, after those below it.

@@ -10,5 +10,4 @@ const (
 	maxConfig       = 8 << 20 // the configuration of an image or of a container
 	maxConfigs      = 1 << 29 // the configurations of all images
 	maxRepositories = 64 << 20
-	maxParts        = 1 << 36 // all of a layer's tar besides the data of its files
 )

@@ -67,7 +67,7 @@ func (overlays) limit(string) int64 { return 0 }
 func (o overlays) open(_ context.Context, id string) (*migrate.Content, error) {
 	dir, err := o.root.OpenDir(path.Join(o.dir, id, "diff"))
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	return &migrate.Content{Dir: dir, Form: o.form}, nil
 }

@@ -45,7 +45,7 @@ func Open(_ context.Context, o Options) (_ *Source, err error) {
 	defer func() { err = fault.Wrap("open Docker's root", o.Dir, err) }()
 	root, err := rootdir.Open(o.Dir)
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	s := &Source{root: root, log: cmp.Or(o.Log, slog.Default())}
 	if s.driver, err = choose(root, o.Driver); err == nil {
@@ -99,7 +99,7 @@ func choose(root *rootdir.Dir, driver string) (string, error) {
 		return "", fault.New(errdefs.ErrNotFound, "the root has no state of graph driver %s", driver)
 	}
 	if err != nil {
-		return "", typed(err)
+		return "", rootdir.NotFound(err)
 	}
 	return driver, file.Close()
 }
@@ -109,7 +109,7 @@ func Detect(dir string) (drivers []string, err error) {
 	defer func() { err = fault.Wrap("look for graph drivers in", dir, err) }()
 	root, err := rootdir.Open(dir)
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	return detect(root)
@@ -121,7 +121,7 @@ func detect(root *rootdir.Dir) (drivers []string, err error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, typed(err)
+		return nil, rootdir.NotFound(err)
 	}
 	for _, name := range names {
 		if !isDriver(name) {
@@ -143,7 +143,7 @@ func hasState(root *rootdir.Dir, image string) (bool, error) {
 	for _, dir := range []string{"layerdb/sha256", "layerdb/mounts", "imagedb/content/sha256"} {
 		names, err := root.List(path.Join(image, dir), maxEntries)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errdefs.ErrInvalidArgument) {
-			return false, typed(err)
+			return false, rootdir.NotFound(err)
 		}
 		if len(names) > 0 {
 			return true, nil
@@ -159,11 +159,3 @@ func isDriver(name string) bool {
 
 // Close implements migrate.Source.
 func (s *Source) Close() error { return s.root.Close() }
-
-// typed gives errors of files a kind.
-func typed(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fault.As(errdefs.ErrNotFound, err)
-	}
-	return err
-}

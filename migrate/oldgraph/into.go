@@ -51,7 +51,7 @@ func Into(ctx context.Context, driver graphdriver.Driver, path string, o IntoOpt
 func into(ctx context.Context, driver graphdriver.Driver, path string, o IntoOptions) (err error) {
 	root, err := rootdir.Open(path)
 	if err != nil {
-		return notFound(err)
+		return rootdir.NotFound(err)
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	dir, err := root.OpenDir(graphDir)

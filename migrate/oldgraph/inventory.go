@@ -10,9 +10,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
 // Inventory implements migrate.Source. The first call reads all files of images, for the digests of their tars. It lists
@@ -72,12 +74,12 @@ func (l *lister) addLayers(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if err != nil {
-			l.problem("layer", i.id, "", notFound(err))
+			l.problem("layer", i.id, "", rootdir.NotFound(err))
 			continue
 		}
 		layer := &migrate.Layer{ID: i.id, Parent: i.record.Parent, Kind: migrate.ImageLayer, DiffID: diffID, ChainID: diffID, Size: i.size}
 		if i.parent != nil {
-			layer.ChainID = digest.FromString(l.layers[i.parent].ChainID.String() + " " + diffID.String())
+			layer.ChainID = identity.ChainID([]digest.Digest{l.layers[i.parent].ChainID, diffID})
 		}
 		l.layers[i] = layer
 		l.inv.Layers = append(l.inv.Layers, *layer)
@@ -146,7 +148,7 @@ func (l *lister) addContainers() {
 		name := strings.TrimPrefix(c.record.Name, "/")
 		image, err := l.imageOf(c)
 		if err != nil {
-			l.problem("container", id, name, notFound(err))
+			l.problem("container", id, name, rootdir.NotFound(err))
 			continue
 		}
 		l.inv.Layers = append(l.inv.Layers, migrate.Layer{ID: id, Parent: c.record.Image, Kind: migrate.ContainerLayer, Size: -1})

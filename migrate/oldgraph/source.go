@@ -38,7 +38,7 @@ var _ migrate.Source = (*Source)(nil)
 func Open(_ context.Context, path string) (*Source, error) {
 	root, err := rootdir.Open(path)
 	if err != nil {
-		return nil, fault.Wrap("open the root", path, notFound(err))
+		return nil, fault.Wrap("open the root", path, rootdir.NotFound(err))
 	}
 	s := &Source{root: root, diffIDs: map[string]digest.Digest{}}
 	g, err := readGraph(root)
@@ -70,7 +70,7 @@ func (s *Source) Close() error { return s.root.Close() }
 func (s *Source) Open(_ context.Context, layer string) (*migrate.Content, error) {
 	dir, err := s.openLayer(layer)
 	if err != nil {
-		return nil, fault.Wrap("open layer", layer, notFound(err))
+		return nil, fault.Wrap("open layer", layer, rootdir.NotFound(err))
 	}
 	return &migrate.Content{Dir: dir, Form: migrate.Aufs}, nil
 }
@@ -91,7 +91,7 @@ func (s *Source) openLayer(id string) (*os.File, error) {
 func (s *Source) Parts(ctx context.Context, layer string) (io.ReadCloser, error) {
 	parts, err := s.parts(ctx, layer)
 	if err != nil {
-		return nil, fault.Wrap("open the tar's parts of layer", layer, notFound(err))
+		return nil, fault.Wrap("open the tar's parts of layer", layer, rootdir.NotFound(err))
 	}
 	return parts, nil
 }
@@ -117,7 +117,7 @@ func (s *Source) diffID(ctx context.Context, layer string) (digest.Digest, error
 	}
 	dir, err := s.root.OpenDir(graphDir + "/" + layer + "/" + imageLayer)
 	if err != nil {
-		return "", notFound(err)
+		return "", rootdir.NotFound(err)
 	}
 	defer dir.Close()
 	digester := digest.Canonical.Digester()
@@ -128,12 +128,4 @@ func (s *Source) diffID(ctx context.Context, layer string) (digest.Digest, error
 	defer s.mu.Unlock()
 	s.diffIDs[layer] = digester.Digest()
 	return digester.Digest(), nil
-}
-
-// notFound gives an error of a missing file its kind.
-func notFound(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fault.As(errdefs.ErrNotFound, err)
-	}
-	return err
 }

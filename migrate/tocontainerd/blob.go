@@ -28,18 +28,11 @@ import (
 const uncompressedLabel = containerdlabels.LabelUncompressed
 
 // layerBlob finds the blob of a layer, in the format that the Target writes. Returns errdefs.ErrNotFound if there is none.
-func (t *Target) layerBlob(ctx context.Context, diffID digest.Digest) (found ocispec.Descriptor, err error) {
+func (t *Target) layerBlob(ctx context.Context, diffID digest.Digest) (ocispec.Descriptor, error) {
 	if err := diffID.Validate(); err != nil {
 		return ocispec.Descriptor{}, fault.New(errdefs.ErrInvalidArgument, "diff ID %q: %w", diffID, err)
 	}
-	filter := fmt.Sprintf("labels.%q==%q,labels.%q==%q", uncompressedLabel, diffID, FormatLabel, t.opts.Format)
-	err = t.content.Walk(ctx, func(info content.Info) error {
-		// With equal digests of the tar, the first digest is the one of this version.
-		if found.Digest == "" || info.Digest < found.Digest {
-			found = ocispec.Descriptor{MediaType: t.opts.mediaType(), Digest: info.Digest, Size: info.Size}
-		}
-		return nil
-	}, filter)
+	found, err := t.findBlob(ctx, layersOf, diffID)
 	if err == nil && found.Digest == "" {
 		err = fault.New(errdefs.ErrNotFound, "there is no %s blob of layer %s", t.opts.Format, diffID)
 	}
@@ -141,7 +134,23 @@ func (m making) writeBlob(ctx context.Context, tar func(w io.Writer) error) (err
 	if err := m.hold(ctx, m.lease, "content", blob.String()); err != nil {
 		return err
 	}
-	return m.label(ctx, blob, labels)
+	if err := m.label(ctx, blob, labels); err != nil {
+		return err
+	}
+	return m.noteLayer(ctx, blob)
+}
+
+// noteLayer notes the blob of the layer.
+func (m making) noteLayer(ctx context.Context, blob digest.Digest) error {
+	info, err := m.content.Info(ctx, blob)
+	if err != nil {
+		return err
+	}
+	all, err := m.known(ctx)
+	if err == nil {
+		note(all.layers, m.layer.DiffID, ocispec.Descriptor{MediaType: m.opts.mediaType(), Digest: blob, Size: info.Size})
+	}
+	return err
 }
 
 // compress writes the compressed tar. Returns errdefs.ErrDataLoss if the tar is not the layer's.

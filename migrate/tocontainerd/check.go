@@ -14,7 +14,7 @@ import (
 )
 
 // Check implements migrate.Target. It notes how the layers of the inventory belong together.
-func (t *Target) Check(ctx context.Context, _ migrate.Source, inv *migrate.Inventory) error {
+func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
 	t.learn(inv)
 	ctx = t.in(ctx)
 	errs := []error{t.checkEngine()}
@@ -29,7 +29,10 @@ func (t *Target) Check(ctx context.Context, _ migrate.Source, inv *migrate.Inven
 			errs = append(errs, fmt.Errorf("container %s: %w", inv.Containers[i].ID, err))
 		}
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return t.checkSpace(ctx, source, inv)
 }
 
 // checkNames returns errdefs.ErrAlreadyExists if another image has a name of this one.
@@ -37,12 +40,21 @@ func (t *Target) checkNames(ctx context.Context, image *migrate.Image) error {
 	var errs []error
 	for _, name := range image.Names {
 		there, err := t.images.Get(ctx, name)
-		switch {
-		case errdefs.IsNotFound(err):
-		case err != nil:
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
 			return err
-		case there.Labels[ImageLabel] != image.ID.String():
-			errs = append(errs, nameTaken(there))
+		}
+		if isNamedFor(there, image) {
+			continue
+		}
+		same, err := t.hasConfig(ctx, there.Target, image.ID, maxNesting)
+		if err != nil {
+			return err
+		}
+		if !same {
+			errs = append(errs, t.nameTaken(there))
 		}
 	}
 	return errors.Join(errs...)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/fill"
@@ -25,6 +27,26 @@ func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate
 	return how, bytes, err
 }
 
+// adopts reports whether Cowshed can adopt volumes on its filesystem.
+func (t *Target) adopts(to detect.Filesystem) bool { return t.offers != nil && to.Type == "btrfs" }
+
+// checkSpace returns an ENOSPC error if the layers that are to be made have no room where the volumes are. Blobs do not
+// count: how far they are compressed is not known, and containerd keeps them elsewhere.
+func (t *Target) checkSpace(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
+	if t.root == "" || source == nil {
+		return nil
+	}
+	return fill.CheckSpace(ctx, t.root, source, inv, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+		if needs := t.needsOf(layer.ID); layer.Kind == migrate.ImageLayer && !needs.snapshot {
+			return "", 0, nil
+		}
+		if _, err := t.find(ctx, layer); err == nil || !errdefs.IsNotFound(err) {
+			return "", 0, err
+		}
+		return t.howOf(ctx, layer, content)
+	})
+}
+
 func (t *Target) howOf(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
 	if t.root == "" {
 		return migrate.Copied, max(layer.Size, 0), nil // nobody says where the volumes are
@@ -33,5 +55,5 @@ func (t *Target) howOf(ctx context.Context, layer *migrate.Layer, content *migra
 	if err != nil {
 		return "", 0, err
 	}
-	return fill.HowTo(ctx, t.offers != nil, to, layer, content)
+	return fill.HowTo(ctx, t.adopts(to), to, layer, content)
 }

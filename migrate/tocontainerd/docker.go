@@ -214,8 +214,7 @@ func (t *Target) install(id string) (err error) {
 	if err != nil {
 		return err
 	}
-	var driver string
-	if err := json.Unmarshal(config["Driver"], &driver); err == nil && driver == to.Driver {
+	if to.isIn(config) {
 		return nil // by a Commit before, and the engine may have changed it since
 	}
 	for _, name := range []string{hostConfigName, configName} {
@@ -259,7 +258,8 @@ func (t *Target) keep(dir *rootdir.Dir, id, name string) error {
 	return atomicfile.Write(t.stateFile(id, originalPrefix+name), data, 0o600)
 }
 
-// restore puts the files of a container back.
+// restore puts the files of a container back, unless its driver is no longer ours: an older engine has used it since, and
+// the files that were kept are older than that.
 func (t *Target) restore(id string) (err error) {
 	dir, err := t.openContainer(id)
 	if errdefs.IsNotFound(err) {
@@ -270,6 +270,15 @@ func (t *Target) restore(id string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
+	ours, err := t.isInstalled(dir, id)
+	if err != nil {
+		return err
+	}
+	if !ours {
+		t.opts.Logger.Warn("a container is another driver's by now, and its configuration is not put back", "container", id)
+		return nil
+	}
+	// The one with the driver is last: should this be cut off, it is repeated.
 	for _, name := range []string{hostConfigName, configName} {
 		data, err := os.ReadFile(t.stateFile(id, originalPrefix+name))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -283,6 +292,28 @@ func (t *Target) restore(id string) (err error) {
 		}
 	}
 	return nil
+}
+
+// isInstalled reports whether a container's configuration is as Commit has changed it. Other fields may have changed since.
+func (t *Target) isInstalled(dir *rootdir.Dir, id string) (bool, error) {
+	to, err := t.staged(id)
+	if errdefs.IsNotFound(err) {
+		to, err = change{Driver: t.opts.Snapshotter}, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	config, err := readConfig(dir)
+	if errdefs.IsNotFound(err) {
+		return false, nil // it is being removed
+	}
+	return err == nil && to.isIn(config), err
+}
+
+// isIn reports whether a configuration has the driver already.
+func (c change) isIn(config map[string]json.RawMessage) bool {
+	var driver string
+	return json.Unmarshal(config["Driver"], &driver) == nil && driver == c.Driver
 }
 
 // replace gives a file of a container another content, and keeps its mode. An attacker who can write to the directory of
@@ -303,6 +334,9 @@ func replace(dir *rootdir.Dir, name string, data []byte) error {
 // parents of images.
 func (t *Target) Commit(ctx context.Context) error {
 	ctx = t.in(ctx)
+	if err := t.keepNeeds(); err != nil {
+		return err
+	}
 	if t.moby() {
 		if err := t.tellParents(ctx); err != nil {
 			return err

@@ -41,11 +41,12 @@ import (
 // host is a containerd in this process: its metadata with their rules and their garbage, its content store, and Cowshed
 // on a btrfs of its own. On the same filesystem is a source.
 type host struct {
-	t      *testing.T
-	mnt    string
-	db     *metadata.DB
-	cow    *snapshotter.Snapshotter
-	source *source
+	t       *testing.T
+	mnt     string
+	db      *metadata.DB
+	backend *btrfs.Backend
+	cow     *snapshotter.Snapshotter
+	source  *source
 }
 
 func newHost(t *testing.T) *host {
@@ -54,6 +55,7 @@ func newHost(t *testing.T) *host {
 	h := &host{t: t, mnt: testfs.Btrfs(t)}
 	backend, err := btrfs.Open(t.Context(), filepath.Join(h.mnt, "volumes"), btrfs.Options{})
 	require.NoError(t, err)
+	h.backend = backend
 	h.cow, err = snapshotter.New(context.WithoutCancel(t.Context()), filepath.Join(h.mnt, "snapshotter"), backend, snapshotter.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, h.cow.Close()) })

@@ -61,7 +61,16 @@ func (t *Target) MakeImage(ctx context.Context, image *migrate.Image) error {
 	if err := t.putBlob(ctx, manifest.Descriptor, manifest.data, labels); err != nil {
 		return fmt.Errorf("manifest: %w", err)
 	}
-	for _, name := range t.namesOf(image, manifest.Digest) {
+	all, err := t.known(ctx)
+	if err != nil {
+		return err
+	}
+	note(all.manifests, image.ID, manifest.Descriptor)
+	names, err := t.namesFor(ctx, image, manifest.Digest)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
 		if err := t.name(ctx, name, image, manifest.Descriptor); err != nil {
 			return err
 		}
@@ -123,20 +132,76 @@ func diffIDsOf(image *migrate.Image) ([]digest.Digest, error) {
 	return config.RootFS.DiffIDs, nil
 }
 
-// namesOf lists the names under which containerd is to know an image.
-func (t *Target) namesOf(image *migrate.Image, manifest digest.Digest) []string {
-	switch {
-	case len(image.Names) > 0:
-		return image.Names
-	case t.moby():
-		return []string{untaggedName + manifest.String()}
+// namesFor lists the names under which containerd is to know the manifest that was made for an image. A name that the
+// same image has already, by a manifest of others, stays with that.
+func (t *Target) namesFor(ctx context.Context, image *migrate.Image, manifest digest.Digest) ([]string, error) {
+	var names []string
+	for _, name := range image.Names {
+		there, err := t.images.Get(ctx, name)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		if err == nil && there.Target.Digest != manifest && !isNamedFor(there, image) {
+			same, err := t.hasConfig(ctx, there.Target, image.ID, maxNesting)
+			if err != nil {
+				return nil, err
+			}
+			if same {
+				continue
+			}
+		}
+		names = append(names, name)
 	}
-	return []string{manifest.String()}
+	switch {
+	case len(names) > 0:
+		return names, nil
+	case t.moby():
+		return []string{untaggedName + manifest.String()}, nil
+	}
+	return []string{manifest.String()}, nil
+}
+
+// isNamedFor reports whether a migration has given an image that name.
+func isNamedFor(record images.Image, image *migrate.Image) bool {
+	return record.Labels[TagLabel] == record.Name && record.Labels[ImageLabel] == image.ID.String()
+}
+
+// maxNesting is how many indexes can be around a manifest.
+const maxNesting = 3
+
+// hasConfig reports whether an image has that configuration, or one of the images in an index.
+func (t *Target) hasConfig(ctx context.Context, desc ocispec.Descriptor, config digest.Digest, nesting int) (bool, error) {
+	data, err := t.readBlob(ctx, desc)
+	if errdefs.IsNotFound(err) {
+		return false, nil // an index lists images that were not pulled
+	}
+	if err != nil {
+		return false, err
+	}
+	var m struct {
+		Config    ocispec.Descriptor
+		Manifests []ocispec.Descriptor
+	}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return false, nil //nolint:nilerr // it is something else
+	}
+	if m.Config.Digest == config {
+		return true, nil
+	}
+	for _, desc := range m.Manifests {
+		if nesting == 0 {
+			break
+		}
+		if is, err := t.hasConfig(ctx, desc, config, nesting-1); is || err != nil {
+			return is, err
+		}
+	}
+	return false, nil
 }
 
 // name gives an image a name. Returns errdefs.ErrAlreadyExists if another image has it.
 func (t *Target) name(ctx context.Context, name string, image *migrate.Image, target ocispec.Descriptor) error {
-	record := images.Image{Name: name, Target: target, Labels: map[string]string{ImageLabel: image.ID.String()}}
+	record := images.Image{Name: name, Target: target, Labels: map[string]string{ImageLabel: image.ID.String(), TagLabel: name}}
 	if image.Parent != "" {
 		record.Labels[ParentLabel] = image.Parent.String()
 	}
@@ -150,8 +215,8 @@ func (t *Target) name(ctx context.Context, name string, image *migrate.Image, ta
 		return err
 	case there.Target.Digest == target.Digest:
 		return nil
-	case there.Labels[ImageLabel] != image.ID.String():
-		return nameTaken(there)
+	case !isNamedFor(there, image):
+		return t.nameTaken(there)
 	}
 	_, err = t.images.Update(ctx, record, "target") // of a migration by another version, with other compressed layers
 	return err
@@ -179,19 +244,18 @@ func (t *Target) tellParents(ctx context.Context) error {
 	return nil
 }
 
-func nameTaken(there images.Image) error {
-	return fault.New(errdefs.ErrAlreadyExists, "containerd has another image with the name %s (%s)", there.Name, there.Target.Digest)
+func (t *Target) nameTaken(there images.Image) error {
+	remove := "docker rmi " + there.Name
+	if !t.moby() {
+		remove = fmt.Sprintf("ctr --namespace %s images rm %s", t.opts.Namespace, there.Name)
+	}
+	return fault.New(errdefs.ErrAlreadyExists, "containerd has another image with the name %s (%s): give that one another name, and then %s",
+		there.Name, there.Target.Digest, remove)
 }
 
 // manifestOf finds the manifest that was made for an image. Returns errdefs.ErrNotFound if there is none.
-func (t *Target) manifestOf(ctx context.Context, id digest.Digest) (found ocispec.Descriptor, err error) {
-	filter := fmt.Sprintf("labels.%q==%q,labels.%q==%q", ImageLabel, id, configReference, id)
-	err = t.content.Walk(ctx, func(info content.Info) error {
-		if found.Digest == "" || info.Digest < found.Digest {
-			found = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: info.Digest, Size: info.Size}
-		}
-		return nil
-	}, filter)
+func (t *Target) manifestOf(ctx context.Context, id digest.Digest) (ocispec.Descriptor, error) {
+	found, err := t.findBlob(ctx, manifestsOf, id)
 	if err == nil && found.Digest == "" {
 		err = fault.New(errdefs.ErrNotFound, "no manifest was made for image %s", id)
 	}
@@ -204,7 +268,11 @@ func (t *Target) hasImage(ctx context.Context, image *migrate.Image) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range t.namesOf(image, manifest.Digest) {
+	names, err := t.namesFor(ctx, image, manifest.Digest)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
 		there, err := t.images.Get(ctx, name)
 		if err != nil {
 			return err
@@ -274,7 +342,8 @@ func (t *Target) readBlob(ctx context.Context, desc ocispec.Descriptor) ([]byte,
 	return data, nil
 }
 
-// removeImage removes the names that an image was given. Its blobs are garbage then, unless others need them.
+// removeImage removes the names that the migration has given an image. Other names for it stay, and so do names that are
+// another image's by now. Its blobs are garbage then, unless others need them.
 func (t *Target) removeImage(ctx context.Context, image *migrate.Image) error {
 	list, err := t.images.List(ctx, fmt.Sprintf("labels.%q==%q", ImageLabel, image.ID))
 	if err != nil {
@@ -282,6 +351,13 @@ func (t *Target) removeImage(ctx context.Context, image *migrate.Image) error {
 	}
 	var errs []error
 	for _, record := range list {
+		ours, err := t.isOurs(ctx, record, image)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if !ours {
+			continue
+		}
 		if err := t.images.Delete(ctx, record.Name); err != nil && !errdefs.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("delete image %s: %w", record.Name, err))
 		}
@@ -291,4 +367,16 @@ func (t *Target) removeImage(ctx context.Context, image *migrate.Image) error {
 	}
 	errs = append(errs, t.letGo(ctx, "content", image.ID.String()))
 	return errors.Join(errs...)
+}
+
+// isOurs reports whether the migration has given an image its name, and it has that manifest still.
+func (t *Target) isOurs(ctx context.Context, record images.Image, image *migrate.Image) (bool, error) {
+	if !isNamedFor(record, image) {
+		return false, nil
+	}
+	info, err := t.content.Info(ctx, record.Target.Digest)
+	if errdefs.IsNotFound(err) {
+		return true, nil // nothing but the name is left
+	}
+	return err == nil && info.Labels[ImageLabel] == image.ID.String(), err
 }

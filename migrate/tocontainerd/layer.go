@@ -7,8 +7,10 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
@@ -26,6 +28,12 @@ const (
 // MakeLayer implements migrate.Target.
 func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *migrate.Content, parts io.Reader) error {
 	ctx = t.in(ctx)
+	if err := t.recallNeeds(); err != nil {
+		return err
+	}
+	if layer.Kind == migrate.ImageLayer && !t.needsOf(layer.ID).snapshot {
+		return nil
+	}
 	p, err := t.placeOf(ctx, layer.ID)
 	if err != nil {
 		return err
@@ -57,7 +65,7 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	case migrate.InitLayer:
 		return m.committed(ctx)
 	}
-	if err := m.committed(ctx); err != nil {
+	if err := m.committed(ctx); err != nil || !t.needsOf(layer.ID).blob {
 		return err
 	}
 	return m.blob(ctx, parts)
@@ -111,6 +119,7 @@ func (m making) committed(ctx context.Context) error {
 // accept takes a snapshot that is there for the layer, if it can be, and holds it. A snapshot under the chain ID of
 // an image's layer has the files of that layer, also if another program has made it.
 func (m making) accept(ctx context.Context, info snapshots.Info) error {
+	delete(m.adopted, m.layer.ID)
 	switch {
 	case info.Kind != snapshots.KindCommitted:
 		return fault.New(errdefs.ErrAlreadyExists, "snapshot %s is another one: it is not committed", info.Name)
@@ -140,17 +149,32 @@ func (m making) active(ctx context.Context) error {
 	}
 	labels := map[string]string{LayerLabel: m.layer.ID, FillingLabel: untilDone}
 	if m.layer.Limit > 0 {
-		labels[snapshots.LabelSnapshotMaxSize] = strconv.FormatInt(m.layer.Limit, 10)
+		labels[snapshots.LabelSnapshotMaxSize] = strconv.FormatInt(m.limitToFill(), 10)
 	}
 	if err := m.fill(ctx, m.name, labels); err != nil {
+		if errors.Is(err, syscall.EDQUOT) { // which would be the end of the run, but it is the trouble of one container
+			err = fault.New(errdefs.ErrResourceExhausted, "its files do not fit below its limit: %v", err)
+		}
 		return errors.Join(err, m.forget(context.WithoutCancel(ctx), m.name))
 	}
 	delete(labels, FillingLabel)
+	if m.layer.Limit > 0 {
+		labels[snapshots.LabelSnapshotMaxSize] = strconv.FormatInt(m.layer.Limit, 10)
+	}
 	if !m.moby() {
 		labels[rootLabel] = "migrated"
 	}
 	_, err = m.snapshots.Update(ctx, snapshots.Info{Name: m.name, Labels: labels}, "labels")
 	return err
+}
+
+// limitToFill is the limit of a snapshot while it is filled: a container at its limit could not be copied below it. It is
+// none in effect, and not that of containers without one.
+func (m making) limitToFill() int64 {
+	if m.offers == nil {
+		return m.layer.Limit // perhaps it is not Cowshed, and cannot change a limit
+	}
+	return 1 << 60
 }
 
 // forget removes an active snapshot, if it is there.
@@ -163,6 +187,7 @@ func (m making) forget(ctx context.Context, key string) error {
 
 // fill makes an active snapshot with the content of the layer, which survives a power cut.
 func (m making) fill(ctx context.Context, key string, labels map[string]string) error {
+	delete(m.adopted, m.layer.ID)
 	adopted, err := m.adopt(ctx, key, labels)
 	if adopted || err != nil {
 		return err
@@ -187,10 +212,15 @@ func (m making) adopt(ctx context.Context, key string, labels map[string]string)
 	err := m.offers.Offer(ctx, m.opts.Namespace, key, m.from.Volume)
 	if err == nil {
 		offered := map[string]string{snapshotter.AdoptLabel: snapshotter.Offered}
-		_, err = m.snapshots.Prepare(ctx, key, m.parent, snapshots.WithLabels(labels), snapshots.WithLabels(offered))
-		if err == nil {
+		mounts, prepared := m.snapshots.Prepare(ctx, key, m.parent, snapshots.WithLabels(labels), snapshots.WithLabels(offered))
+		if prepared == nil {
+			if err := m.checkOrigin(mounts); err != nil {
+				return false, err // the caller removes it
+			}
+			m.adopted[m.layer.ID] = true
 			return true, nil
 		}
+		err = prepared
 		// NotFound: Cowshed has been started again since the offer.
 		if !errdefs.IsNotImplemented(err) && !errdefs.IsNotFound(err) {
 			return false, err
@@ -198,6 +228,18 @@ func (m making) adopt(ctx context.Context, key string, labels map[string]string)
 	}
 	m.opts.Logger.Debug("a volume is not adopted, and its files are copied", "layer", m.layer.ID, "volume", m.from.Volume, "error", err)
 	return false, nil
+}
+
+// checkOrigin returns errdefs.ErrDataLoss if a snapshot was not made of the volume that the source has opened. Cowshed was
+// told its path, and another one may be there by now, or a symbolic link on the way.
+func (m making) checkOrigin(mounts []mount.Mount) error {
+	return withTree(mounts, func(dir *os.File) error {
+		is, err := isCopy(dir, m.from.Dir)
+		if err == nil && !is {
+			err = fault.New(errdefs.ErrDataLoss, "another volume than that of the layer was at %s", m.from.Volume)
+		}
+		return err
+	})
 }
 
 // Has implements migrate.Target.
@@ -218,8 +260,15 @@ func (t *Target) Has(ctx context.Context, item migrate.Item) (bool, error) {
 	return err == nil, err
 }
 
-// hasLayer returns errdefs.ErrNotFound if a layer is not there, or not whole.
+// hasLayer returns errdefs.ErrNotFound if a layer is not there, or not whole. A layer that nothing needs counts as there.
 func (t *Target) hasLayer(ctx context.Context, layer *migrate.Layer) error {
+	if err := t.recallNeeds(); err != nil {
+		return err
+	}
+	needs := t.needsOf(layer.ID)
+	if layer.Kind == migrate.ImageLayer && !needs.snapshot {
+		return nil
+	}
 	info, err := t.find(ctx, layer)
 	if err != nil {
 		return err
@@ -227,7 +276,7 @@ func (t *Target) hasLayer(ctx context.Context, layer *migrate.Layer) error {
 	if (layer.Kind == migrate.ContainerLayer) != (info.Kind == snapshots.KindActive) || info.Labels[FillingLabel] != "" {
 		return fault.New(errdefs.ErrNotFound, "snapshot %s is not whole", info.Name)
 	}
-	if layer.Kind == migrate.ImageLayer {
+	if layer.Kind == migrate.ImageLayer && needs.blob {
 		_, err = t.layerBlob(ctx, layer.DiffID)
 	}
 	return err

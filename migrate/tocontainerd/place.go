@@ -34,6 +34,7 @@ var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // learn notes how the layers and containers of an inventory belong together.
 func (t *Target) learn(inv *migrate.Inventory) {
+	t.needs = needsIn(inv)
 	layers := make(map[string]*migrate.Layer, len(inv.Layers))
 	t.places = make(map[string]place, len(inv.Layers))
 	for i := range inv.Layers {

@@ -38,7 +38,7 @@ func (t *Target) removeLayer(ctx context.Context, layer *migrate.Layer) error {
 	}
 	// "docker commit" makes the image's snapshot on the init layer, which stays then. And of a child that is garbage and
 	// gone, containerd says that it is there. containerd's collection tells both from each other.
-	return t.collect(ctx)
+	return t.collectSoon(ctx)
 }
 
 func (t *Target) removeSnapshot(ctx context.Context, layer *migrate.Layer) error {
@@ -62,12 +62,16 @@ func (t *Target) releaseLayer(ctx context.Context, layer *migrate.Layer) error {
 	if blob, err := t.layerBlob(ctx, layer.DiffID); err == nil {
 		errs = append(errs, t.letGo(ctx, "content", blob.Digest.String()))
 	}
-	if t.undoing {
-		t.collectLater = func() error { return t.collect(context.WithoutCancel(ctx)) }
-	} else {
-		errs = append(errs, t.collect(ctx))
+	return errors.Join(append(errs, t.collectSoon(ctx))...)
+}
+
+// collectSoon collects garbage, in Undo when the Target is closed.
+func (t *Target) collectSoon(ctx context.Context) error {
+	if !t.undoing {
+		return t.collect(ctx)
 	}
-	return errors.Join(errs...)
+	t.collectLater = func() error { return t.collect(context.WithoutCancel(ctx)) }
+	return nil
 }
 
 // removePartial removes the remains of a layer after a crash.

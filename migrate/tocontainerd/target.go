@@ -27,6 +27,9 @@ const (
 	FormatLabel = "cowshed.dev/migrate.format"
 	// ImageLabel is a label of an image and its manifest: the ID of the image in the old root.
 	ImageLabel = "cowshed.dev/migrate.image"
+	// TagLabel is a label of an image that the migration has named: that name. "docker tag" copies the labels of an image, and
+	// the name tells the copy.
+	TagLabel = "cowshed.dev/migrate.tag"
 	// ParentLabel is a label of an image: the ID, in the old root, of the image that it was built from.
 	ParentLabel = "cowshed.dev/migrate.parent"
 	// NameLabel is a label of the snapshot of a container in other namespaces than Moby: the name of the container.
@@ -45,7 +48,10 @@ type Target struct {
 	places map[string]place // of the layers in the inventory, by ID
 	made   map[string]place // of layers of containers that are there; nil: not looked for yet
 
-	collectLater func() error // nil: nothing has become garbage
+	blobs        *blobs           // nil: not listed yet
+	needs        map[string]needs // of layers of images that are not needed as a whole, by ID; nil: not known yet
+	adopted      map[string]bool  // layers whose volumes this process has adopted, by ID
+	collectLater func() error     // nil: nothing has become garbage
 	undoing      bool
 }
 
@@ -73,7 +79,7 @@ func newTarget(o Options, s *services) *Target {
 	}
 	sum := sha256.Sum256([]byte(state))
 	lease := leases.Lease{ID: "cowshed-migrate-" + hex.EncodeToString(sum[:8])}
-	return &Target{services: s, opts: o, lease: lease}
+	return &Target{services: s, opts: o, lease: lease, adopted: make(map[string]bool)}
 }
 
 // Close implements migrate.Target.

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/flock"
 )
 
@@ -43,4 +44,23 @@ func isFree(file *os.File) (bool, error) {
 		err = flock.Unlock(file)
 	}
 	return ok, err
+}
+
+// isCopy reports whether a volume is a snapshot of another one, whose root directory is of.
+func isCopy(dir, of *os.File) (bool, error) {
+	origin, err := btrfsctl.Info(int(of.Fd()))
+	if errors.Is(err, unix.ENOTTY) {
+		return false, nil // no path of the source's leads to another filesystem
+	}
+	if err != nil {
+		return false, fmt.Errorf("volume of the layer: %w", err)
+	}
+	made, err := btrfsctl.Info(int(dir.Fd()))
+	if errors.Is(err, unix.ENOTTY) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("adopted volume: %w", err)
+	}
+	return made.ParentUUID == origin.UUID, nil
 }

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -19,9 +20,10 @@ type migration struct {
 // run runs a step and returns its output.
 func (m migration) run(t *testing.T, ctx context.Context, step string, flags ...string) string {
 	t.Helper()
+	begun := time.Now()
 	out, err := m.try(ctx, step, flags...)
 	require.NoError(t, err)
-	t.Logf("cowshed migrate %s:\n%s", step, out)
+	t.Logf("cowshed migrate %s, %s:\n%s", step, time.Since(begun).Round(time.Millisecond), out)
 	return out
 }
 

@@ -55,7 +55,7 @@ func Children(ctx context.Context, holder string) (map[string]Dataset, error) {
 	return parse(out, holder)
 }
 
-// parse reads what "zfs list" prints of a holder and its children.
+// parse reads the output of "zfs list" for a holder and its children.
 func parse(out, holder string) (map[string]Dataset, error) {
 	byID := map[string]Dataset{}
 	for line := range strings.Lines(out) {

@@ -41,6 +41,14 @@ func Open(path string) (*Dir, error) {
 	return &Dir{file}, nil
 }
 
+// NotFound gives an error of a missing file its kind, errdefs.ErrNotFound.
+func NotFound(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.As(errdefs.ErrNotFound, err)
+	}
+	return err
+}
+
 // Path is the absolute path of the directory, without symbolic links.
 func (d *Dir) Path() string { return d.file.Name() }
 
@@ -84,7 +92,7 @@ func (d *Dir) OpenFile(name string) (_ *os.File, err error) {
 	return reopen(found)
 }
 
-// mode is the type of what was found under a name. Returns an error for a symbolic link.
+// mode is the type of a file that was found. Returns an error for a symbolic link.
 func (d *Dir) mode(found *os.File, name string) (fs.FileMode, error) {
 	info, err := found.Stat()
 	if err != nil {

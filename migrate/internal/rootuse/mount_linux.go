@@ -70,8 +70,8 @@ func NewFinder(root *rootdir.Dir) *Finder {
 	return &Finder{root: root, filesystems: map[uint64]*mounttable.Filesystem{}}
 }
 
-// Uses lists the mounts of a directory of the root, of those below it, and of overlays that it is a layer of, in all mount
-// namespaces. There are none if the directory does not exist.
+// Uses lists the mounts of a directory of the root, of those below it, and of overlays that have it as a layer. It looks at
+// all mount namespaces. There are none if the directory does not exist.
 func (f *Finder) Uses(name string) ([]mounttable.Use, error) {
 	dir, err := f.root.OpenDir(name)
 	if errors.Is(err, fs.ErrNotExist) {

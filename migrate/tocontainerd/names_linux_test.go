@@ -1,0 +1,164 @@
+package tocontainerd
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/migrate"
+)
+
+const theName, theOtherName = "docker.io/library/app:1", "docker.io/library/app:latest"
+
+// named is the image of the source that has names.
+func (s *source) named() *migrate.Image {
+	s.t.Helper()
+	for i := range s.inv.Images {
+		if len(s.inv.Images[i].Names) > 0 {
+			return &s.inv.Images[i]
+		}
+	}
+	s.t.Fatal("no image has a name")
+	return nil
+}
+
+// TestUndoKeepsNamesOfOthers: "docker tag" copies labels, and a name can be given to another image.
+func TestUndoKeepsNamesOfOthers(t *testing.T) {
+	h := newHost(t)
+	h.newSource(directories)
+	target := h.target(h.options(Moby))
+	h.run(target)
+	ctx := h.in(Moby)
+	tagged, err := target.images.Get(ctx, theName)
+	require.NoError(t, err)
+	tagged.Name = "docker.io/library/own:1"
+	_, err = target.images.Create(ctx, tagged)
+	require.NoError(t, err)
+	other := h.blob(target, ocispec.MediaTypeImageManifest, ocispec.Manifest{Config: ocispec.Descriptor{Digest: digest.FromString("other")}})
+	_, err = target.images.Update(ctx, images.Image{Name: theOtherName, Target: other}, "target") // the labels stay
+	require.NoError(t, err)
+
+	_, err = h.migration(target).Undo(t.Context(), nil)
+	require.NoError(t, err)
+	h.collect()
+	require.NoError(t, images.Walk(ctx, images.ChildrenHandler(target.content), tagged.Target))
+	for name, want := range map[string]digest.Digest{tagged.Name: tagged.Target.Digest, theOtherName: other.Digest} {
+		there, err := target.images.Get(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, want, there.Target.Digest)
+	}
+	_, err = target.images.Get(ctx, theName)
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+}
+
+// TestNameBefore: an image that had the name before the migration keeps it after Undo.
+func TestNameBefore(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(directories)
+	first := h.target(h.options(Moby))
+	h.run(first)
+	ctx := h.in(Moby)
+	record, err := first.images.Get(ctx, theName)
+	require.NoError(t, err)
+	record.Labels = maps.Clone(record.Labels)
+	delete(record.Labels, TagLabel) // the user has pushed it and pulled it again
+	delete(record.Labels, ImageLabel)
+	_, err = first.images.Update(ctx, record, "labels")
+	require.NoError(t, err)
+	require.NoError(t, first.MakeImage(t.Context(), s.named()))
+	_, err = h.migration(first).Undo(t.Context(), nil)
+	require.NoError(t, err)
+	_, err = first.images.Get(ctx, theName)
+	require.NoError(t, err)
+}
+
+// blob stores JSON, which stays.
+func (h *host) blob(t *Target, mediaType string, v any) ocispec.Descriptor {
+	h.t.Helper()
+	data, err := json.Marshal(v)
+	require.NoError(h.t, err)
+	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	labels := content.WithLabels(map[string]string{rootLabel: "test"})
+	require.NoError(h.t, content.WriteBlob(h.in(t.opts.Namespace), t.content, desc.Digest.String(), bytes.NewReader(data), desc, labels))
+	return desc
+}
+
+// TestSameImage: an image that containerd has under the name by another manifest is no clash. It keeps the name, and the
+// containers get the manifest that was made.
+func TestSameImage(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(directories)
+	target := h.target(h.options(Moby))
+	ctx := h.in(Moby)
+	image := s.named()
+	config := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: image.ID, Size: int64(len(image.Config))}
+	manifest := h.blob(target, ocispec.MediaTypeImageManifest, ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config})
+	absent := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("absent"), Size: 1}
+	index := h.blob(target, ocispec.MediaTypeImageIndex, ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{absent, manifest}})
+	for name, desc := range map[string]ocispec.Descriptor{theName: index, theOtherName: manifest} {
+		_, err := target.images.Create(ctx, images.Image{Name: name, Target: desc})
+		require.NoError(t, err)
+	}
+	h.run(target)
+	h.collect()
+	_, err := h.migration(h.target(target.opts)).Verify(t.Context(), nil)
+	requireNoProblem(t, err)
+	made, err := target.manifestOf(ctx, image.ID)
+	require.NoError(t, err)
+	dangling, err := target.images.Get(ctx, untaggedName+made.Digest.String())
+	require.NoError(t, err)
+	assert.Equal(t, made.Digest, dangling.Target.Digest)
+
+	_, err = h.migration(target).Undo(t.Context(), nil)
+	requireNoProblem(t, err)
+	list, err := target.images.List(ctx)
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	there, err := target.images.Get(ctx, theName)
+	require.NoError(t, err)
+	assert.Equal(t, index.Digest, there.Target.Digest)
+
+	foreign := h.blob(target, ocispec.MediaTypeImageManifest, ocispec.Manifest{Config: ocispec.Descriptor{Digest: digest.FromString("x")}})
+	_, err = target.images.Update(ctx, images.Image{Name: theName, Target: foreign}, "target")
+	require.NoError(t, err)
+	err = target.Check(t.Context(), s, &s.inv)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	assert.ErrorContains(t, err, "docker rmi "+theName)
+}
+
+// TestUndoKeepsConfigurations: a container whose driver is no longer ours keeps its configuration: the files that were kept are
+// older.
+func TestUndoKeepsConfigurations(t *testing.T) {
+	for name, ours := range map[string]bool{"another driver": false, "ours": true} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.newSource(directories)
+			target := h.target(h.options(Moby))
+			dir := filepath.Join(h.dockerRoot(), containersDir, theContainer)
+			before := readAll(t, dir)
+			h.run(target)
+			if !ours {
+				// The user has put back a backup and used the old engine.
+				require.NoError(t, os.WriteFile(filepath.Join(dir, configName), []byte(`{"Driver":"overlay2","Name":"/renamed"}`), 0o600))
+			}
+			since := readAll(t, dir)
+			_, err := h.migration(target).Undo(t.Context(), nil)
+			require.NoError(t, err)
+			if ours {
+				since = before
+			}
+			assert.Equal(t, since, readAll(t, dir))
+		})
+	}
+}
