@@ -338,7 +338,7 @@ type compared struct {
 	adopted  bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
 }
 
-// compare compares a volume with its source. One that is a layer of an image is compared with the layer's tar too.
+// compare compares a volume with its source. It compares a layer of an image with the layer's tar too.
 func (t *Target) compare(ctx context.Context, driver *cowdriver.Driver, layer *migrate.Layer, content *migrate.Content, c compared) error {
 	if layer.Kind == migrate.ImageLayer {
 		err := fill.VerifyTar(ctx, driver.Backend(), c.volume, layer.Parent, layer.DiffID, func(w io.Writer) error {
