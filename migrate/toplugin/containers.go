@@ -318,6 +318,10 @@ func (t *Target) giveDriver(id string) error {
 	if config.driver() == t.opts.Plugin {
 		return nil
 	}
+	// The engine may have changed it since the container was made.
+	if err := atomicfile.Write(t.original(id), config.text, 0o600); err != nil {
+		return err
+	}
 	text, err := config.withDriver(t.opts.Plugin)
 	if err != nil {
 		return err
@@ -333,6 +337,11 @@ func (t *Target) Undo(ctx context.Context) error {
 	}
 	if t.isCommitted() {
 		if err := t.checkNothingNew(); err != nil {
+			return err
+		}
+	}
+	if t.begun() {
+		if err := atomicfile.Write(t.path(undoing), nil, 0o600); err != nil {
 			return err
 		}
 	}

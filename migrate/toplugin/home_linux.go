@@ -28,3 +28,13 @@ func checkHome(home string) (err error) {
 	}
 	return errors.Join(err, flock.Release(f))
 }
+
+// syncFilesystem makes everything on the filesystem of a directory survive a power cut.
+func syncFilesystem(dir string) (err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+}

@@ -5,3 +5,5 @@ package toplugin
 import "github.com/containerd/errdefs"
 
 func checkHome(string) error { return errdefs.ErrNotImplemented }
+
+func syncFilesystem(string) error { return errdefs.ErrNotImplemented }

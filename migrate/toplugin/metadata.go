@@ -76,6 +76,9 @@ func (t *Target) checkLinks() error {
 // committing is a file of the state that is there once the metadata may be in its place.
 const committing = "committing"
 
+// undoing is a file of the state that is there once an undo has begun.
+const undoing = "undoing"
+
 // metadata is where the metadata is now.
 func (t *Target) metadata(elem ...string) string {
 	dir := t.staging()
@@ -207,14 +210,34 @@ func makeDir(final string) (*newDir, error) {
 	return &newDir{dir, final}, os.Chmod(dir, 0o755)
 }
 
+// write writes a file, which publish makes durable.
 func (d *newDir) write(name, text string) error {
-	return atomicfile.Write(filepath.Join(d.dir, name), []byte(text), 0o644)
+	f, err := d.create(name)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
-// publish gives the directory its name, unless there is one already.
+func (d *newDir) create(name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(d.dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(0o644); err != nil { // whatever the umask
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// publish gives the directory its name, unless there is one already. All its files survive a power cut then.
 func (d *newDir) publish() error {
 	there, err := isThere(d.final)
 	if err != nil || there {
+		return err
+	}
+	if err := syncFilesystem(d.dir); err != nil {
 		return err
 	}
 	if err := os.Rename(d.dir, d.final); err != nil {
@@ -262,7 +285,7 @@ func (t *Target) newLayerDir(layer *migrate.Layer, parts io.Reader) (_ *newLayer
 		}
 	}
 	if parts != nil {
-		if err := writeParts(d.dir, parts); err != nil {
+		if err := d.writeParts(parts); err != nil {
 			return nil, err
 		}
 	}
@@ -284,17 +307,14 @@ func (m *newLayerMetadata) complete(ctx context.Context, driver *cowdriver.Drive
 	return m.publish()
 }
 
-func writeParts(dir string, parts io.Reader) error {
-	f, err := atomicfile.Create(dir, newPrefix)
+func (d *newDir) writeParts(parts io.Reader) error {
+	f, err := d.create(partsFile)
 	if err != nil {
 		return err
 	}
 	z := gzip.NewWriter(f)
 	_, err = io.Copy(z, image.ShortLines(parts))
-	if err := errors.Join(err, z.Close(), f.Chmod(0o644)); err != nil {
-		return errors.Join(err, f.Discard())
-	}
-	return f.Commit(filepath.Join(dir, partsFile))
+	return errors.Join(err, z.Close(), f.Close())
 }
 
 // parts are the uncompressed parts of a tar.

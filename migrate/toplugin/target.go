@@ -200,6 +200,20 @@ func (t *Target) idle(ctx context.Context) error {
 
 // checkFree returns ErrAlreadyExists if the place has images or layers that are not of this migration.
 func (t *Target) checkFree(ctx context.Context) error {
+	half, err := isThere(t.path(undoing))
+	if err != nil {
+		return err
+	}
+	if half {
+		return fault.New(errdefs.ErrFailedPrecondition, "an undo was cut off: go on with undo")
+	}
+	staged, err := isThere(t.staging())
+	if err != nil {
+		return err
+	}
+	if staged {
+		return fault.New(errdefs.ErrAlreadyExists, "%s is there, and is not of this migration: remove it", t.staging())
+	}
 	used, err := hasState(t.place())
 	if err != nil {
 		return err
@@ -324,7 +338,7 @@ type compared struct {
 	adopted  bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
 }
 
-// compare compares a volume with its source. One that is a layer of an image is compared with the layer's tar too.
+// compare compares a volume with its source. It compares a layer of an image with the layer's tar too.
 func (t *Target) compare(ctx context.Context, driver *cowdriver.Driver, layer *migrate.Layer, content *migrate.Content, c compared) error {
 	if layer.Kind == migrate.ImageLayer {
 		err := fill.VerifyTar(ctx, driver.Backend(), c.volume, layer.Parent, layer.DiffID, func(w io.Writer) error {

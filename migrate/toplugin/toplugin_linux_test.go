@@ -339,6 +339,65 @@ func (e *engine) giveBack(t *testing.T, ids ...string) {
 	}
 }
 
+// TestPoisoned: nothing comes under the chain ID of a layer that is not in the layer's tar.
+func TestPoisoned(t *testing.T) {
+	for _, driver := range []string{"overlay2", "btrfs"} {
+		e := newEngine(t, driver)
+		require.NoError(t, os.WriteFile(filepath.Join(e.sample.Tree(e.sample.App.ID), "etc/cron"), []byte("x"), 0o640))
+		var partial *migrate.PartialError
+		require.ErrorAs(t, e.run(), &partial)
+		require.ErrorIs(t, partial.Problems[0].Err, errdefs.ErrDataLoss)
+		assert.NotContains(t, e.volumes(), e.sample.App.ID)
+		assert.Contains(t, e.volumes(), e.sample.Base.ID)
+	}
+}
+
+// TestConfigOfCommit: undo gives back the configuration that a container had at the commit, not at an earlier run.
+func TestConfigOfCommit(t *testing.T) {
+	e := newEngine(t, "overlay2")
+	require.NoError(t, e.run())
+	e.giveBack(t, e.sample.Shop)
+	file := filepath.Join(e.root, "containers", e.sample.Shop, configFile)
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	changed := strings.Replace(string(data), "/shop", "/renamed", 1)
+	require.NotEqual(t, string(data), changed)
+	require.NoError(t, os.WriteFile(file, []byte(changed), 0o600))
+	target := e.target()
+	require.NoError(t, target.Commit(t.Context()))
+	require.NoError(t, target.Close())
+	assert.Equal(t, "cowshed", e.driverOf(e.sample.Shop))
+	require.NoError(t, e.undo())
+	after, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, changed, string(after))
+}
+
+// TestHalfUndo: after an undo that was cut off, a run says what to do.
+func TestHalfUndo(t *testing.T) {
+	e := newEngine(t, "overlay2")
+	require.NoError(t, e.run())
+	target := e.target()
+	require.NoError(t, target.Undo(t.Context()))
+	require.NoError(t, target.Close())
+	err := e.run()
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "go on with undo")
+	require.NoError(t, e.undo())
+	assert.Empty(t, e.volumes())
+	require.NoError(t, e.run())
+}
+
+// TestForeignStaging: a directory in the place of the staged metadata is not taken for the migration's.
+func TestForeignStaging(t *testing.T) {
+	e := newEngine(t, "overlay2")
+	foreign := filepath.Join(e.root, "image/.cowshed-migration/layerdb/sha256", strings.Repeat("0", 64))
+	require.NoError(t, os.MkdirAll(foreign, 0o700))
+	require.ErrorIs(t, e.run(), errdefs.ErrAlreadyExists)
+	assert.DirExists(t, foreign)
+	assert.NoDirExists(t, e.state())
+}
+
 // FuzzConfig: a configuration keeps everything but its driver.
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"ID":"a","Driver":"overlay2","State":{"Pid":12345678901234567890},"Config":{"Env":["<&>"]}}`))

@@ -166,7 +166,7 @@ func identity(v cowcommon.Volume) string {
 	return v.Created.UTC().Format(time.RFC3339Nano)
 }
 
-// isOwn reports whether the volume of a layer's name is the one that this migration has made.
+// isOwn reports whether this migration has made the volume that has a layer's name.
 func (t *Target) isOwn(ctx context.Context, m made) (bool, error) {
 	if m.Volume == "" {
 		return false, nil
@@ -193,7 +193,7 @@ func (t *Target) Has(ctx context.Context, item migrate.Item) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	if image.IsLayerName(name) { // which says what is in it
+	if image.IsLayerName(name) { // which says the content
 		return t.exists(ctx, name)
 	}
 	return t.isOwn(ctx, t.names.saved[item.Layer.ID])
@@ -282,8 +282,8 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	return nil
 }
 
-// identify writes down which volume it is that is about to become the layer. The names of images' layers say what is in
-// them, whoever makes them.
+// identify writes down which volume it is that is about to become the layer. The names of images' layers follow from their
+// content, also if others make them.
 func (t *Target) identify(ctx context.Context, layer *migrate.Layer, name, volume string) error {
 	if image.IsLayerName(name) {
 		return nil
@@ -405,8 +405,8 @@ type compared struct {
 	adopted      bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
 }
 
-// compare compares a volume with its source. One that is a layer of an image is compared with the layer's tar too: others
-// may rely on the layer's name, and the source may be an attacker's.
+// compare compares a volume with its source. It compares a layer of an image with the layer's tar too: others may rely on
+// the layer's name, and the source may be an attacker's.
 func (t *Target) compare(ctx context.Context, takeover *image.Takeover, layer *migrate.Layer, content *migrate.Content, c compared) error {
 	if layer.DiffID != "" {
 		err := fill.VerifyTar(ctx, t.backend, c.volume, c.parent, layer.DiffID, func(w io.Writer) error {

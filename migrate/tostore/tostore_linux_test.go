@@ -350,7 +350,7 @@ func TestUndoKeepsImageNames(t *testing.T) {
 		p := newPlace(t, "overlay2")
 		require.NoError(t, p.run())
 		require.NoError(t, p.migrate(func(m *migrate.Migration) error {
-			return os.RemoveAll(p.state()) // whoever made them, they are the store's
+			return os.RemoveAll(p.state()) // the names are now the store's own
 		}))
 		for _, name := range []string{"debian:12", "localhost:5000/team/web:1"} {
 			_, err := p.images.Get(name)
@@ -385,8 +385,8 @@ func cutJournal(t *testing.T, p *place, line string) {
 	require.NoError(t, os.WriteFile(journal, data[:at], 0o600))
 }
 
-// TestOthersVolume: a volume that somebody has made under the name of a layer, after the intent of a run that was cut off,
-// is not the migration's.
+// TestOthersVolume: after the intent of a run that was cut off, somebody makes a volume of that name. It is not the
+// migration's.
 func TestOthersVolume(t *testing.T) {
 	for _, then := range []string{"run", "undo"} {
 		t.Run(then, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -60,7 +61,11 @@ func Make(ctx context.Context, backend cowcommon.Backend, content *migrate.Conte
 // made makes the volume under its partial name.
 func made(ctx context.Context, backend cowcommon.Backend, content *migrate.Content, v Volume) (Report, error) {
 	if content.Form == migrate.Whole && content.Volume != "" {
-		err := cowcommon.Adopt(ctx, backend, v.Partial, v.Parent, content.Volume, cowcommon.VolumeOptions{Limit: v.Limit})
+		source := content.Volume
+		if filepath.IsAbs(source) {
+			source = path(content.Dir) // another directory may have that path now
+		}
+		err := cowcommon.Adopt(ctx, backend, v.Partial, v.Parent, source, cowcommon.VolumeOptions{Limit: v.Limit})
 		if !errdefs.IsNotImplemented(err) {
 			return Report{How: migrate.Cloned}, err
 		}

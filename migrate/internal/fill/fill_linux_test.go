@@ -192,3 +192,21 @@ func TestOtherFilesystem(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, Report{How: migrate.Copied, Copied: 4}, report)
 }
+
+// TestMovedVolume: the volume that was opened is adopted, whatever has its path now.
+func TestMovedVolume(t *testing.T) {
+	backend, mnt, dir := home(t)
+	source := filepath.Join(mnt, "source")
+	run(t, "btrfs", "subvolume", "create", source)
+	put(t, source, "file", "right")
+	content := open(t, source, migrate.Whole, source)
+	require.NoError(t, os.Rename(source, source+"-moved"))
+	run(t, "btrfs", "subvolume", "create", source)
+	put(t, source, "file", "wrong")
+	report, err := Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p"})
+	require.NoError(t, err)
+	assert.Equal(t, migrate.Cloned, report.How)
+	data, err := os.ReadFile(filepath.Join(dir, "subvolumes/v/file"))
+	require.NoError(t, err)
+	assert.Equal(t, "right", string(data))
+}

@@ -255,7 +255,7 @@ func (v *tarVerifier) compare(path string, size int64, in io.Reader) (same bool,
 		})
 	})
 	if err != nil {
-		return false, nil //nolint:nilerr // it is another kind of file, or replaced
+		return false, nil // it is another kind of file, or replaced
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer func() { err = errors.Join(err, f.Close()) }()
@@ -410,8 +410,11 @@ func (v *tarVerifier) differsBelow(e, b *entry) (string, error) {
 	}
 	how, err := differs(e, b)
 	if how == "" && err == nil && e.isPlain() {
-		same := false
-		if same, err = sameBytes(e, b, &v.buffers); !same {
+		same, err := sameBytes(e, b, &v.buffers)
+		if err != nil {
+			return "", err
+		}
+		if !same {
 			how = "content"
 		}
 	}
@@ -466,12 +469,12 @@ func (v *tarVerifier) differsLink(e *entry, t *tarName) (string, error) {
 		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
 	if err != nil {
-		return "its other name is missing", nil //nolint:nilerr // as said
+		return "its other name is missing", nil
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return "its other name is missing", nil //nolint:nilerr // as said
+		return "its other name is missing", nil
 	}
 	if (inode{st.Dev, st.Ino}) != e.inode() {
 		return "it is not a hard link of the same file", nil
