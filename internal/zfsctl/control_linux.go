@@ -1,0 +1,198 @@
+package zfsctl
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/nvlist"
+	"github.com/cowshed/cowshed/internal/sigmask"
+)
+
+// Device is the file through which the kernel module takes requests.
+const Device = "/dev/zfs"
+
+// versionFile has the version of the kernel module.
+const versionFile = "/sys/module/zfs/version"
+
+// Known are the versions of OpenZFS whose interface this package knows.
+const Known = "2.1 to 2.4"
+
+// Control is an open /dev/zfs. Its methods are safe for concurrent use.
+type Control struct{ file *os.File }
+
+// Open opens /dev/zfs. Returns errdefs.ErrFailedPrecondition if the kernel module has another interface than the known
+// one, and fs.ErrNotExist if there is none.
+func Open() (*Control, error) {
+	file, err := os.OpenFile(Device, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	c := &Control{file}
+	if err := c.check(); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// Close closes the device, after the calls that are under way.
+func (c *Control) Close() error { return c.file.Close() }
+
+// check checks the version, and two answers that the known interface gives.
+func (c *Control) check() error {
+	version, err := os.ReadFile(versionFile)
+	if err != nil {
+		return err
+	}
+	if !isKnown(string(version)) {
+		return unknownInterface(version)
+	}
+	// A name that no dataset can have, and a pool that cannot be there.
+	_, invalid := c.Stats("@")
+	_, absent := c.Stats(strings.Repeat("p", maxName-1))
+	if !errors.Is(invalid, unix.EINVAL) || !errors.Is(absent, fs.ErrNotExist) {
+		return fmt.Errorf("%w (it answers %w and %w)", unknownInterface(version), invalid, absent)
+	}
+	return nil
+}
+
+func unknownInterface(version []byte) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "the interface of OpenZFS %s is not known to Cowshed, which knows %s",
+		strings.TrimSpace(string(version)), Known)
+}
+
+func isKnown(version string) bool {
+	for _, known := range []string{"2.1.", "2.2.", "2.3.", "2.4."} {
+		if strings.HasPrefix(version, known) {
+			return true
+		}
+	}
+	return false
+}
+
+// Error is a request that the kernel has refused.
+type Error struct {
+	Op   string // as the zfs command calls it
+	Name string // of the dataset or pool
+	Err  error  // an errno
+}
+
+// Error implements error.
+func (e *Error) Error() string { return fmt.Sprintf("zfs %s %s: %v", e.Op, e.Name, e.Err) }
+
+// Unwrap returns the errno.
+func (e *Error) Unwrap() error { return e.Err }
+
+// request is one ioctl.
+type request struct {
+	op      string
+	number  uintptr
+	name    string       // zc_name
+	input   nvlist.List  // zc_nvlist_src; nil: none
+	value   string       // zc_value
+	cookie  uint64       // zc_cookie
+	simple  bool         // zc_simple
+	history string       // what the pool's history says about it; "": nothing
+	answer  *nvlist.List // where the kernel's list goes; nil: the kernel makes none
+	reads   bool         // the request changes nothing, so it is repeated with more room for an answer
+	command *command     // as the kernel left it; nil: nobody is interested
+}
+
+// Room for an answer, in bytes: at first, and at most.
+const (
+	answerRoom = 64 << 10
+	maxAnswer  = 256 << 20
+)
+
+// do makes a request. Returns *Error if the kernel refuses it.
+func (c *Control) do(r request) error {
+	if len(r.name) >= maxName || len(r.value) >= maxName {
+		return &Error{r.op, r.name, unix.ENAMETOOLONG}
+	}
+	var input []byte
+	if r.input != nil {
+		var err error
+		if input, err = nvlist.Encode(r.input); err != nil {
+			return err
+		}
+	}
+	var output []byte
+	if r.answer != nil {
+		output = make([]byte, answerRoom)
+	}
+	cmd, err := c.once(r, input, output)
+	for r.reads && errors.Is(err, unix.ENOMEM) && len(output) < maxAnswer {
+		output = make([]byte, 4*len(output))
+		cmd, err = c.once(r, input, output)
+	}
+	return errors.Join(r.finish(cmd, output), r.wrap(err))
+}
+
+func (r request) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{r.op, r.name, err}
+}
+
+// finish hands on what the kernel has answered, which it also does with an error.
+func (r request) finish(cmd *command, output []byte) (err error) {
+	if r.command != nil {
+		*r.command = *cmd
+	}
+	if r.answer != nil && cmd.filled() {
+		if *r.answer, err = nvlist.Decode(output); err != nil {
+			return fmt.Errorf("zfs %s %s: %w", r.op, r.name, err)
+		}
+	}
+	return nil
+}
+
+// once makes a request once, on a thread that takes no signals. The entry of the history has to come from the same
+// thread, by which the kernel knows the pool.
+func (c *Control) once(r request, input, output []byte) (*command, error) {
+	cmd := newCommand(r)
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	cmd.setInput(&pinner, input)
+	cmd.setOutput(&pinner, output)
+	err := sigmask.Do(func() error {
+		err := c.ioctl(r.number, cmd)
+		if err == nil && r.history != "" {
+			c.log(r.history)
+		}
+		return err
+	})
+	return cmd, err
+}
+
+// log adds an entry to the history of the pool of the last request on this thread. What the request has done stands,
+// so an error has no consequence: the kernel has made an entry of its own.
+func (c *Control) log(message string) {
+	input, err := nvlist.Encode(nvlist.List{"message": message})
+	if err != nil {
+		return
+	}
+	cmd := newCommand(request{})
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	cmd.setInput(&pinner, input)
+	_ = c.ioctl(iocLogHistory, cmd)
+}
+
+func (c *Control) ioctl(number uintptr, cmd *command) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, c.file.Fd(), number, uintptr(unsafe.Pointer(cmd)))
+	runtime.KeepAlive(cmd)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
