@@ -12,6 +12,9 @@ func Decode(b []byte) (List, error) {
 		return nil, fmt.Errorf("%w: the header is % x", ErrMalformed, b[:min(len(b), headerSize)])
 	}
 	d := decoder{b[headerSize:]}
+	if _, err := d.take(listSize); err != nil {
+		return nil, err
+	}
 	return d.list(0)
 }
 
@@ -31,9 +34,6 @@ func (d *decoder) take(n int) ([]byte, error) {
 func (d *decoder) list(depth int) (List, error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("%w: more than %d lists in each other", ErrMalformed, maxDepth)
-	}
-	if _, err := d.take(listSize); err != nil {
-		return nil, err
 	}
 	l := make(List)
 	for {

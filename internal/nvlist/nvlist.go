@@ -1,9 +1,10 @@
 // Package nvlist encodes and decodes lists of named values as ZFS's kernel module exchanges them: the native encoding of
 // libnvpair (module/nvpair/nvpair.c of OpenZFS, NV_ENCODE_NATIVE).
 //
-// An encoded list is a header of 4 bytes, then the list itself: version and flags, the pairs, and a pair of size 0. A
-// pair is nvpair_t of sys/nvpair.h: size, length of the name, number of elements, type, the name, and the value. Name and
-// value are padded to 8 bytes. The pairs of a list that is a value follow its pair.
+// An encoded list is a header of 4 bytes, version and flags, the pairs, and a pair of size 0. A pair is nvpair_t of
+// sys/nvpair.h: size, length of the name, number of elements, type, the name, and the value. Name and value are padded
+// to 8 bytes. The value of a list in a list is its nvlist_t, with its version and flags. Its pairs and a pair of size 0
+// follow.
 package nvlist
 
 import (
@@ -92,7 +93,9 @@ func align(n int) int { return (n + 7) &^ 7 }
 // name or string holds a NUL byte.
 func Encode(l List) ([]byte, error) {
 	b := []byte{encodingNative, endianness(), 0, 0}
-	return appendList(b, l, 0)
+	b = native.AppendUint32(b, 0) // version
+	b = native.AppendUint32(b, uniqueNames)
+	return appendPairs(b, l, 0)
 }
 
 func endianness() byte {
@@ -102,12 +105,10 @@ func endianness() byte {
 	return 0
 }
 
-func appendList(b []byte, l List, depth int) ([]byte, error) {
+func appendPairs(b []byte, l List, depth int) ([]byte, error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("nvlist: more than %d lists in each other", maxDepth)
 	}
-	b = native.AppendUint32(b, 0) // version
-	b = native.AppendUint32(b, uniqueNames)
 	for _, name := range slices.Sorted(maps.Keys(l)) {
 		var err error
 		if b, err = appendPair(b, name, l[name], depth); err != nil {
@@ -167,7 +168,7 @@ func appendPair(b []byte, name string, value any, depth int) ([]byte, error) {
 	b = pad(append(b, data...), len(data))
 	for _, l := range lists {
 		var err error
-		if b, err = appendList(b, l, depth+1); err != nil {
+		if b, err = appendPairs(b, l, depth+1); err != nil {
 			return nil, err
 		}
 	}

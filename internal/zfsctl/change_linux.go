@@ -1,6 +1,7 @@
 package zfsctl
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -47,37 +48,36 @@ func (c *Control) Clone(name, origin string, values Values) error {
 
 // Snapshot takes a snapshot (ZFS_IOC_SNAPSHOT).
 func (c *Control) Snapshot(name string) error {
-	answer := nvlist.List{}
-	err := c.do(request{
-		op: "snapshot", number: iocSnapshot, name: poolOf(name), answer: &answer,
-		input:   nvlist.List{"snaps": nvlist.List{name: nvlist.Flag{}}},
-		history: "zfs snapshot " + name,
-	})
-	return single("snapshot", name, answer, err)
+	return c.single(request{op: "snapshot", number: iocSnapshot, history: "zfs snapshot " + name}, name)
 }
 
 // DestroySnapshot destroys a snapshot (ZFS_IOC_DESTROY_SNAPS). A snapshot that does not exist is no error. Returns
 // unix.EEXIST if it has clones, and unix.EBUSY if it is mounted or held.
 func (c *Control) DestroySnapshot(name string) error {
-	answer := nvlist.List{}
-	err := c.do(request{
-		op: "destroy", number: iocDestroySnaps, name: poolOf(name), answer: &answer,
-		input:   nvlist.List{"snaps": nvlist.List{name: nvlist.Flag{}}},
-		history: "zfs destroy " + name,
-	})
-	return single("destroy", name, answer, err)
+	return c.single(request{op: "destroy", number: iocDestroySnaps, history: "zfs destroy " + name}, name)
 }
 
-// single gives the error of a request about one snapshot its own errno, which is in the answer.
-func single(op, name string, answer nvlist.List, err error) error {
-	if errno, ok := answer[name].(int32); ok && errno != 0 {
-		return &Error{op, name, unix.Errno(errno)}
+// single makes a request about one snapshot. The errno of the snapshot is in the answer.
+func (c *Control) single(r request, name string) error {
+	if len(name) > MaxName {
+		return &Error{r.op, name, unix.ENAMETOOLONG}
+	}
+	answer := nvlist.List{}
+	r.name, r.answer = poolOf(name), &answer
+	r.input = nvlist.List{"snaps": nvlist.List{name: nvlist.Flag{}}}
+	err := c.do(r)
+	var refused *Error
+	if errors.As(err, &refused) {
+		refused.Name = name
+		if errno, ok := answer[name].(int32); ok && errno != 0 {
+			refused.Err = unix.Errno(errno)
+		}
 	}
 	return err
 }
 
-// Destroy destroys a filesystem (ZFS_IOC_DESTROY). Returns unix.EEXIST if there are snapshots of it or datasets below
-// it, and unix.EBUSY if it is mounted.
+// Destroy destroys a filesystem (ZFS_IOC_DESTROY). Returns unix.EBUSY if it is mounted or has snapshots, and unix.EEXIST
+// if there are datasets below it.
 func (c *Control) Destroy(name string) error {
 	return c.do(request{op: "destroy", number: iocDestroy, name: name, history: "zfs destroy " + name})
 }
@@ -151,7 +151,7 @@ func (c *Control) Sync(pool string) error {
 }
 
 // Send writes the stream of a snapshot to a pipe or file (ZFS_IOC_SEND_NEW), incremental from another snapshot unless
-// that is "".
+// that is "". If nobody reads from the pipe, Send returns unix.EPIPE or unix.EINTR.
 func (c *Control) Send(snapshot, from string, to *os.File) error {
 	input := nvlist.List{"fd": int32(to.Fd())} // Fd puts it into blocking mode
 	if from != "" {

@@ -7,12 +7,14 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/eintr"
 	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/sigmask"
 )
@@ -27,7 +29,13 @@ const versionFile = "/sys/module/zfs/version"
 const Known = "2.1 to 2.4"
 
 // Control is an open /dev/zfs. Its methods are safe for concurrent use.
-type Control struct{ file *os.File }
+type Control struct {
+	file *os.File
+
+	mu     sync.Mutex
+	calls  int  // that are under way
+	closed bool // the device is closed at the end of the last call
+}
 
 // Open opens /dev/zfs. Returns errdefs.ErrFailedPrecondition if the kernel module has another interface than the known
 // one, and fs.ErrNotExist if there is none.
@@ -36,15 +44,46 @@ func Open() (*Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Control{file}
+	c := &Control{file: file}
 	if err := c.check(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
-// Close closes the device, after the calls that are under way.
-func (c *Control) Close() error { return c.file.Close() }
+// Close closes the device. Calls that are under way come to their end, for which Close does not wait. Later calls return
+// fs.ErrClosed.
+func (c *Control) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	if c.calls > 0 {
+		return nil
+	}
+	return c.file.Close()
+}
+
+func (c *Control) begin() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return &fs.PathError{Op: "ioctl", Path: Device, Err: fs.ErrClosed}
+	}
+	c.calls++
+	return nil
+}
+
+func (c *Control) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls--
+	if c.closed && c.calls == 0 {
+		_ = c.file.Close() // nothing was written to it
+	}
+}
 
 // check checks the version, and two answers that the known interface gives.
 func (c *Control) check() error {
@@ -57,7 +96,7 @@ func (c *Control) check() error {
 	}
 	// A name that no dataset can have, and a pool that cannot be there.
 	_, invalid := c.Stats("@")
-	_, absent := c.Stats(strings.Repeat("p", maxName-1))
+	_, absent := c.Stats(strings.Repeat("p", MaxName))
 	if !errors.Is(invalid, unix.EINVAL) || !errors.Is(absent, fs.ErrNotExist) {
 		return fmt.Errorf("%w (it answers %w and %w)", unknownInterface(version), invalid, absent)
 	}
@@ -101,8 +140,9 @@ type request struct {
 	cookie  uint64       // zc_cookie
 	simple  bool         // zc_simple
 	history string       // what the pool's history says about it; "": nothing
-	answer  *nvlist.List // where the kernel's list goes; nil: the kernel makes none
-	reads   bool         // the request changes nothing, so it is repeated with more room for an answer
+	answer  *nvlist.List // where the kernel's list goes; nil: nobody is interested
+	room    []byte       // for the answer; nil: the kernel need not make one
+	reads   bool         // the request changes nothing, so it may be repeated
 	command *command     // as the kernel left it; nil: nobody is interested
 }
 
@@ -114,8 +154,11 @@ const (
 
 // do makes a request. Returns *Error if the kernel refuses it.
 func (c *Control) do(r request) error {
-	if len(r.name) >= maxName || len(r.value) >= maxName {
+	if len(r.name) > MaxName || len(r.value) > MaxName {
 		return &Error{r.op, r.name, unix.ENAMETOOLONG}
+	}
+	if strings.IndexByte(r.name+r.value, 0) >= 0 { // the kernel would see the part before
+		return &Error{r.op, r.name, unix.EINVAL}
 	}
 	var input []byte
 	if r.input != nil {
@@ -124,16 +167,20 @@ func (c *Control) do(r request) error {
 			return err
 		}
 	}
-	var output []byte
-	if r.answer != nil {
-		output = make([]byte, answerRoom)
+	// The kernel fails with ENOMEM if it has a list and no room for it, even if it has done what was asked.
+	if r.room == nil && (r.answer != nil || r.input != nil) {
+		r.room = make([]byte, answerRoom)
 	}
-	cmd, err := c.once(r, input, output)
-	for r.reads && errors.Is(err, unix.ENOMEM) && len(output) < maxAnswer {
-		output = make([]byte, 4*len(output))
-		cmd, err = c.once(r, input, output)
+	if err := c.begin(); err != nil {
+		return err
 	}
-	return errors.Join(r.finish(cmd, output), r.wrap(err))
+	defer c.end()
+	cmd, err := c.once(r, input)
+	for r.reads && errors.Is(err, unix.ENOMEM) && len(r.room) < maxAnswer {
+		r.room = make([]byte, 4*len(r.room))
+		cmd, err = c.once(r, input)
+	}
+	return errors.Join(r.finish(cmd, err), r.wrap(err))
 }
 
 func (r request) wrap(err error) error {
@@ -143,35 +190,44 @@ func (r request) wrap(err error) error {
 	return &Error{r.op, r.name, err}
 }
 
-// finish hands on what the kernel has answered, which it also does with an error.
-func (r request) finish(cmd *command, output []byte) (err error) {
+// finish hands on what the kernel has answered, which it also does with an error. With ENOMEM there was no room.
+func (r request) finish(cmd *command, err error) error {
 	if r.command != nil {
 		*r.command = *cmd
 	}
-	if r.answer != nil && cmd.filled() {
-		if *r.answer, err = nvlist.Decode(output); err != nil {
-			return fmt.Errorf("zfs %s %s: %w", r.op, r.name, err)
-		}
+	if r.answer == nil || !cmd.filled() || errors.Is(err, unix.ENOMEM) {
+		return nil
 	}
+	answer, err := nvlist.Decode(r.room)
+	if err != nil {
+		return fmt.Errorf("zfs %s %s: %w", r.op, r.name, err)
+	}
+	*r.answer = answer
 	return nil
 }
 
-// once makes a request once, on a thread that takes no signals. The entry of the history has to come from the same
-// thread, by which the kernel knows the pool.
-func (c *Control) once(r request, input, output []byte) (*command, error) {
+// once makes a request once. A request that changes something runs on a thread that takes no signals. The entry of the
+// history has to come from the same thread, by which the kernel knows the pool.
+func (c *Control) once(r request, input []byte) (*command, error) {
 	cmd := newCommand(r)
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
 	cmd.setInput(&pinner, input)
-	cmd.setOutput(&pinner, output)
-	err := sigmask.Do(func() error {
+	cmd.setOutput(&pinner, r.room)
+	if r.reads {
+		before := *cmd
+		return cmd, eintr.Ignore(func() error {
+			*cmd = before
+			return c.ioctl(r.number, cmd)
+		})
+	}
+	return cmd, sigmask.Do(func() error {
 		err := c.ioctl(r.number, cmd)
 		if err == nil && r.history != "" {
 			c.log(r.history)
 		}
 		return err
 	})
-	return cmd, err
 }
 
 // log adds an entry to the history of the pool of the last request on this thread. What the request has done stands,

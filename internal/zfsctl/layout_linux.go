@@ -29,8 +29,8 @@ const (
 	iocChannelProgram   = 0x5a48
 )
 
-// maxName is the size of a name with its NUL byte (ZFS_MAX_DATASET_NAME_LEN).
-const maxName = 256
+// MaxName is the most bytes of a name. In the kernel a NUL byte follows (ZFS_MAX_DATASET_NAME_LEN).
+const MaxName = 255
 
 // command is struct zfs_cmd.
 type command [13744]byte
@@ -49,12 +49,8 @@ const (
 	atSimple     = 13668 // zc_simple
 
 	// In dmu_objset_stats_t.
-	statClones   = 0  // dds_num_clones
-	statTXG      = 8  // dds_creation_txg
-	statGUID     = 16 // dds_guid
-	statType     = 24 // dds_type
-	statSnapshot = 28 // dds_is_snapshot
-	statOrigin   = 31 // dds_origin
+	statType   = 24 // dds_type
+	statOrigin = 31 // dds_origin, of MaxName+1 bytes
 )
 
 var native = binary.NativeEndian
@@ -92,7 +88,7 @@ func (c *command) setOutput(pinner *runtime.Pinner, b []byte) {
 // filled reports whether there is an answer.
 func (c *command) filled() bool { return native.Uint32(c[atDestFilled:]) != 0 }
 
-func (c *command) name() string   { return text(c[atName:][:maxName]) }
+func (c *command) name() string   { return text(c[atName:][:MaxName+1]) }
 func (c *command) cookie() uint64 { return native.Uint64(c[atCookie:]) }
 
 // text returns a string of C.

@@ -3,6 +3,7 @@ package zfsctl
 import (
 	"errors"
 	"iter"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -59,7 +60,7 @@ func (c *Control) Stats(name string) (Dataset, error) {
 // Exists reports whether a dataset or snapshot exists.
 func (c *Control) Exists(name string) (bool, error) {
 	// Without an answer the kernel does not list properties, such as the clones of a snapshot.
-	err := c.do(request{op: "get", number: iocObjsetStats, name: name})
+	err := c.do(request{op: "get", number: iocObjsetStats, name: name, reads: true})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) {
 		return false, nil
 	}
@@ -67,12 +68,14 @@ func (c *Control) Exists(name string) (bool, error) {
 }
 
 // Children yields the datasets directly below a dataset (ZFS_IOC_DATASET_LIST_NEXT), in the order of their creation or
-// any other. A dataset that is made or removed meanwhile may be yielded or not.
+// any other. A dataset that is made or removed meanwhile may be yielded or not. Of a dataset that does not exist it
+// yields nothing.
 func (c *Control) Children(name string) iter.Seq2[Dataset, error] {
 	return c.each(request{op: "list", number: iocDatasetListNext, name: name, reads: true})
 }
 
-// Snapshots yields the snapshots of a dataset (ZFS_IOC_SNAPSHOT_LIST_NEXT), without properties and origin.
+// Snapshots yields the names of the snapshots of a dataset (ZFS_IOC_SNAPSHOT_LIST_NEXT), without properties. Of a
+// dataset that does not exist it yields nothing.
 func (c *Control) Snapshots(name string) iter.Seq2[Dataset, error] {
 	return c.each(request{op: "list", number: iocSnapshotListNext, name: name, simple: true, reads: true})
 }
@@ -80,10 +83,16 @@ func (c *Control) Snapshots(name string) iter.Seq2[Dataset, error] {
 // each yields what a request finds that is repeated with the cookie of its last answer.
 func (c *Control) each(r request) iter.Seq2[Dataset, error] {
 	return func(yield func(Dataset, error) bool) {
+		var cmd command
+		r.command = &cmd
+		if !r.simple {
+			r.room = make([]byte, answerRoom)
+		}
 		for {
-			var cmd command
 			properties := nvlist.List{}
-			r.answer, r.command = &properties, &cmd
+			if !r.simple {
+				r.answer = &properties
+			}
 			err := c.do(r)
 			switch {
 			case errors.Is(err, unix.ESRCH): // the end
@@ -104,8 +113,8 @@ func (c *command) dataset(properties nvlist.List) Dataset {
 	return Dataset{
 		Name:       c.name(),
 		Type:       Type(native.Uint32(stats[statType:])),
-		IsSnapshot: stats[statSnapshot] != 0,
-		Origin:     text(stats[statOrigin:][:maxName]),
+		IsSnapshot: strings.Contains(c.name(), "@"),
+		Origin:     text(stats[statOrigin:][:MaxName+1]),
 		Properties: Properties(properties),
 	}
 }

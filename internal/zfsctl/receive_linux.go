@@ -1,6 +1,7 @@
 package zfsctl
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -28,11 +29,11 @@ func (c *Control) Receive(snapshot, origin string, values Values, from *os.File)
 	if _, err := io.ReadFull(from, begin); err != nil {
 		return fmt.Errorf("zfs receive %s: read the beginning of the stream: %w", snapshot, err)
 	}
-	if native.Uint64(begin[atMagic:]) != beginMagic || native.Uint64(begin[atVersion:])&headerType != substream {
+	if !isSingle(begin) {
 		return &Error{"receive", snapshot, unix.EINVAL}
 	}
 	input := nvlist.List{
-		"snapname": snapshot, "begin_record": begin, "input_fd": int32(from.Fd()), "props": nvlist.List(values),
+		"snapname": snapshot, "begin_record": begin, "input_fd": int32(from.Fd()), "localprops": nvlist.List(values),
 	}
 	if origin != "" {
 		input["origin"] = origin
@@ -42,4 +43,15 @@ func (c *Control) Receive(snapshot, origin string, values Values, from *os.File)
 	return c.do(request{
 		op: "receive", number: iocRecvNew, name: name, input: input, answer: &answer, history: "zfs receive " + snapshot,
 	})
+}
+
+// isSingle reports whether a stream that begins so holds one snapshot. The stream may come from a machine with the other
+// byte order.
+func isSingle(begin []byte) bool {
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		if order.Uint64(begin[atMagic:]) == beginMagic {
+			return order.Uint64(begin[atVersion:])&headerType == substream
+		}
+	}
+	return false
 }
