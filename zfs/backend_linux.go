@@ -152,7 +152,7 @@ func (b *Backend) recover(ctx context.Context) error {
 	}
 	for name, d := range datasets {
 		if strings.HasPrefix(name, stagingPrefix) {
-			if err := b.discardTree(ctx, b.datasetOf(name)); err != nil {
+			if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discardTree(ctx, b.datasetOf(name))); err != nil {
 				warn(b.datasetOf(name), err)
 			} else {
 				b.volumes.drop(name)
@@ -193,6 +193,22 @@ func (b *Backend) leaves(ctx context.Context, name string) ([]string, error) {
 		}
 		return leaves, nil
 	})
+}
+
+// unmountDataset unmounts a dataset of which only the beginning was made: until it has its properties, it inherits a mount
+// point, and zfs mounts it when the pool is imported.
+func unmountDataset(dataset string) error {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != "zfs" || m.Source != dataset, false
+	})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range mounts {
+		errs = append(errs, unmount(m.Mountpoint))
+	}
+	return errors.Join(errs...)
 }
 
 // unmountLeft unmounts the mounts that were left in graph and views, and deletes the locks of views.

@@ -382,6 +382,8 @@ func TestRecovers(t *testing.T) {
 		intend(name, intent)
 		zfs(t, "create", "-o", "mountpoint=legacy", b.datasetOf(name))
 	}
+	intend("half and mounted", time.Now())
+	zfs(t, "create", b.datasetOf("half and mounted"))
 	// A half-made clone of a layer in use: the snapshot that was taken for it goes with it.
 	taken := b.datasetOf("base@" + clonePrefix + "cloning")
 	zfs(t, "snapshot", taken)

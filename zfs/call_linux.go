@@ -18,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
-// kernel is what the package asks the kernel for. *zfsctl.Control implements it. Tests have another, with faults.
+// kernel has the calls of the kernel that the package makes. *zfsctl.Control implements it. Tests have another, with faults.
 type kernel interface {
 	Exists(name string) (bool, error)
 	Stats(name string) (zfsctl.Dataset, error)
@@ -179,7 +179,7 @@ func (c *control) output(ctx context.Context, op string, call func(k kernel, to 
 	var lost *lostError
 	if errors.As(err, &lost) {
 		_ = r.Close()
-		<-wasRead
+		_ = <-wasRead // nothing is read any more
 		return lost.err
 	}
 	_ = w.Close() // the call may not have begun
@@ -193,9 +193,9 @@ func (c *control) output(ctx context.Context, op string, call func(k kernel, to 
 	return err
 }
 
-// input makes a call that reads from a pipe what in gives. The end of ctx ends the input. Nothing waits for in, which may
-// never end. An error of in counts if it has made the call fail.
-func (c *control) input(ctx context.Context, op string, in io.Reader, call func(k kernel, from *os.File) error) error {
+// input makes a call that receives a stream from a pipe, and feeds in into the pipe. The end of ctx ends the stream.
+// Nothing waits for in, which may never end. An error of in counts if it has made the call fail.
+func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, from *os.File) error) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -210,7 +210,7 @@ func (c *control) input(ctx context.Context, op string, in io.Reader, call func(
 		_ = w.Close()
 	}()
 	closeInput := sync.OnceFunc(func() { _ = r.Close() })
-	err = c.change(ctx, op, func(k kernel) error {
+	err = c.change(ctx, "receive", func(k kernel) error {
 		defer closeInput()
 		return call(k, r)
 	})

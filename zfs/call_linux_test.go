@@ -96,7 +96,9 @@ func cancelledAt(t *testing.T, begun <-chan struct{}) context.Context {
 }
 
 // refused is an error of the kernel.
-func refused(errno unix.Errno) error { return &zfsctl.Error{Op: "create", Name: "pool/new", Err: errno} }
+func refused(errno unix.Errno) error {
+	return &zfsctl.Error{Op: "create", Name: "pool/new", Err: errno}
+}
 
 // TestOutcomeOfCall: the result of a call that changes something counts, even if the context has ended.
 func TestOutcomeOfCall(t *testing.T) {
@@ -139,7 +141,7 @@ func TestCallNotBegun(t *testing.T) {
 	assert.False(t, isLost(err))
 	copying := func(_ kernel, f *os.File) error { panic("called") }
 	require.ErrorContains(t, c.output(t.Context(), "send", copying, func(r io.Reader) error { _, err := io.ReadAll(r); return err }), "zpool import")
-	require.ErrorContains(t, c.input(t.Context(), "receive", strings.NewReader("x"), copying), "zpool import")
+	require.ErrorContains(t, c.input(t.Context(), strings.NewReader("x"), copying), "zpool import")
 }
 
 // TestCallDoesNotEnd: a call that does not end is left to itself.
@@ -166,11 +168,9 @@ func TestCallDoesNotEnd(t *testing.T) {
 
 	begun, end = make(chan struct{}), make(chan struct{})
 	defer close(end)
-	go func() {
-		<-begun
-		setState(t, dir, "SUSPENDED")
-	}()
-	err = c.change(t.Context(), "create", wait)
+	err = c.change(t.Context(), "create", func(k kernel) error {
+		return errors.Join(os.WriteFile(dir+"/pool/state", []byte("SUSPENDED\n"), 0o600), wait(k))
+	})
 	require.ErrorContains(t, err, "zpool clear")
 	assert.True(t, isLost(err))
 }
@@ -214,7 +214,7 @@ func TestStreams(t *testing.T) {
 		return func(r io.Reader) error { _, err := io.Copy(w, r); return err }
 	}
 
-	require.ErrorIs(t, c.input(ctx, "receive", io.MultiReader(strings.NewReader("x"), failing{broken}), readAll), broken)
+	require.ErrorIs(t, c.input(ctx, io.MultiReader(strings.NewReader("x"), failing{broken}), readAll), broken)
 	require.ErrorIs(t, c.output(ctx, "send", write, copyTo(failing{broken})), broken)
 	require.ErrorIs(t, c.output(ctx, "send", writeMuch, copyTo(failing{broken})), broken)
 	slow := &slowWriter{pause: 1500 * time.Millisecond}
@@ -224,10 +224,10 @@ func TestStreams(t *testing.T) {
 
 	r, w := io.Pipe() // r never ends
 	defer w.Close()
-	require.ErrorIs(t, c.input(ctx, "receive", r, func(kernel, *os.File) error { return refused(unix.EEXIST) }), unix.EEXIST)
+	require.ErrorIs(t, c.input(ctx, r, func(kernel, *os.File) error { return refused(unix.EEXIST) }), unix.EEXIST)
 
 	begun := make(chan struct{})
-	ended := c.input(cancelledAt(t, begun), "receive", r, func(k kernel, f *os.File) error {
+	ended := c.input(cancelledAt(t, begun), r, func(k kernel, f *os.File) error {
 		close(begun)
 		return readAll(k, f)
 	})

@@ -43,7 +43,7 @@ func TestIndexWhoseListFails(t *testing.T) {
 	assertKnown()
 }
 
-// TestDescribe: the index knows of a dataset what the kernel says, and nothing that the kernel does not say.
+// TestDescribe: the index describes datasets as the kernel does, and survives a lack of properties.
 func TestDescribe(t *testing.T) {
 	own := volumeNamed("a")
 	limited := volumeNamed("a")

@@ -26,10 +26,10 @@ import (
 // faultyKernel is the real kernel, with a fault in one call of one function.
 type faultyKernel struct {
 	kernel
-	mu      sync.Mutex
-	op      string        // the function of the fault, "" for no fault
-	fault   string        // the fault
-	hit     chan struct{} // closed when the fault is there
+	mu    sync.Mutex
+	op    string        // the function of the fault, "" for no fault
+	fault string        // the fault
+	hit   chan struct{} // closed when the fault is there
 }
 
 // arm makes the next call of a function have a fault. The channel is closed when the fault is there.

@@ -72,7 +72,7 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 		origin = b.sealOf(source)
 	}
 	err = b.stage(ctx, c, func(staged string, discard func(context.Context) error) error {
-		err := b.zfs.input(ctx, "receive", r, func(k kernel, from *os.File) error {
+		err := b.zfs.input(ctx, r, func(k kernel, from *os.File) error {
 			return k.Receive(staged+"@"+sealName, origin, properties(quota.Limit{}), from)
 		})
 		var lost *lostError

@@ -8,6 +8,7 @@
 package nvlist
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,15 +19,13 @@ import (
 
 // List is a list of values by name. Of a decoded list the values are, by their type in C:
 //
-//	boolean              Flag
-//	boolean_value        bool
-//	byte, uint8          uint8
-//	int8 to int64        int8 to int64; hrtime: int64
-//	uint16 to uint64     uint16 to uint64
-//	string               string
-//	nvlist               List
-//	arrays               slices of these; of booleans []bool
-//	double               uint64, its bits
+//	Flag                 boolean
+//	bool                 boolean_value
+//	uint8                byte and uint8
+//	int8 to int64        those of that name; hrtime is int64
+//	uint16 to uint64     those of that name; of a double, its bits
+//	string, List         string, nvlist
+//	slices of these      arrays; of booleans []bool
 //
 // Encode takes Flag, bool, int32, uint64, string, []uint8 (as bytes), []uint64, []string, List and []List.
 type List map[string]any
@@ -148,10 +147,8 @@ func appendPair(b []byte, name string, value any, depth int) ([]byte, error) {
 	case List:
 		k, data, lists = kindList, inMemory(), []List{v}
 	case []List:
-		k, count, data, lists = kindListArray, len(v), make([]byte, len(v)*pointer), v
-		for range v {
-			data = append(data, inMemory()...)
-		}
+		k, count, lists = kindListArray, len(v), v
+		data = slices.Concat(make([]byte, len(v)*pointer), bytes.Repeat(inMemory(), len(v)))
 	default:
 		return nil, fmt.Errorf("nvlist: value %q has type %T, which cannot be encoded", name, value)
 	}
@@ -175,7 +172,7 @@ func appendPair(b []byte, name string, value any, depth int) ([]byte, error) {
 	return b, nil
 }
 
-// checkText refuses what would end early in C, or has no room in nvpair_t.
+// checkText refuses texts that would end early in C, and names that have no room in nvpair_t.
 func checkText(name string, value any) error {
 	texts := []string{name}
 	switch v := value.(type) {

@@ -25,7 +25,7 @@ const Device = "/dev/zfs"
 // versionFile has the version of the kernel module.
 const versionFile = "/sys/module/zfs/version"
 
-// Known are the versions of OpenZFS whose interface this package knows.
+// Known names the versions of OpenZFS whose interface this package knows.
 const Known = "2.1 to 2.4"
 
 // Control is an open /dev/zfs. Its methods are safe for concurrent use.
@@ -85,27 +85,32 @@ func (c *Control) end() {
 	}
 }
 
-// check checks the version, and two answers that the known interface gives.
-func (c *Control) check() error {
+// CheckVersion checks whether the kernel module has the known interface. Returns errdefs.ErrFailedPrecondition if it has
+// another one.
+func CheckVersion() error {
 	version, err := os.ReadFile(versionFile)
 	if err != nil {
 		return err
 	}
 	if !isKnown(string(version)) {
-		return unknownInterface(version)
+		return fault.New(errdefs.ErrFailedPrecondition, "the interface of OpenZFS %s is not known to Cowshed, which knows %s",
+			strings.TrimSpace(string(version)), Known)
+	}
+	return nil
+}
+
+// check checks the version, and two answers that the known interface gives.
+func (c *Control) check() error {
+	if err := CheckVersion(); err != nil {
+		return err
 	}
 	// A name that no dataset can have, and a pool that cannot be there.
 	_, invalid := c.Stats("@")
 	_, absent := c.Stats(strings.Repeat("p", MaxName))
 	if !errors.Is(invalid, unix.EINVAL) || !errors.Is(absent, fs.ErrNotExist) {
-		return fmt.Errorf("%w (it answers %w and %w)", unknownInterface(version), invalid, absent)
+		return fault.New(errdefs.ErrFailedPrecondition, "%s does not answer as OpenZFS %s: %v, %v", Device, Known, invalid, absent)
 	}
 	return nil
-}
-
-func unknownInterface(version []byte) error {
-	return fault.New(errdefs.ErrFailedPrecondition, "the interface of OpenZFS %s is not known to Cowshed, which knows %s",
-		strings.TrimSpace(string(version)), Known)
 }
 
 func isKnown(version string) bool {
@@ -139,7 +144,7 @@ type request struct {
 	value   string       // zc_value
 	cookie  uint64       // zc_cookie
 	simple  bool         // zc_simple
-	history string       // what the pool's history says about it; "": nothing
+	history string       // its entry in the pool's history; "": none
 	answer  *nvlist.List // where the kernel's list goes; nil: nobody is interested
 	room    []byte       // for the answer; nil: the kernel need not make one
 	reads   bool         // the request changes nothing, so it may be repeated
@@ -167,7 +172,7 @@ func (c *Control) do(r request) error {
 			return err
 		}
 	}
-	// The kernel fails with ENOMEM if it has a list and no room for it, even if it has done what was asked.
+	// The kernel fails with ENOMEM if it has a list and no room for it, even after a change.
 	if r.room == nil && (r.answer != nil || r.input != nil) {
 		r.room = make([]byte, answerRoom)
 	}
@@ -190,7 +195,7 @@ func (r request) wrap(err error) error {
 	return &Error{r.op, r.name, err}
 }
 
-// finish hands on what the kernel has answered, which it also does with an error. With ENOMEM there was no room.
+// finish hands on the kernel's answer. There may also be one with an error. With ENOMEM there was no room.
 func (r request) finish(cmd *command, err error) error {
 	if r.command != nil {
 		*r.command = *cmd
@@ -230,8 +235,8 @@ func (c *Control) once(r request, input []byte) (*command, error) {
 	})
 }
 
-// log adds an entry to the history of the pool of the last request on this thread. What the request has done stands,
-// so an error has no consequence: the kernel has made an entry of its own.
+// log adds an entry to the history of the pool of the last request on this thread. The change stands, so an error
+// has no consequence: the kernel has made an entry of its own.
 func (c *Control) log(message string) {
 	input, err := nvlist.Encode(nvlist.List{"message": message})
 	if err != nil {

@@ -80,7 +80,7 @@ func (c *Control) Snapshots(name string) iter.Seq2[Dataset, error] {
 	return c.each(request{op: "list", number: iocSnapshotListNext, name: name, simple: true, reads: true})
 }
 
-// each yields what a request finds that is repeated with the cookie of its last answer.
+// each repeats a request with the cookie of its last answer, and yields the datasets that it finds.
 func (c *Control) each(r request) iter.Seq2[Dataset, error] {
 	return func(yield func(Dataset, error) bool) {
 		var cmd command

@@ -163,7 +163,7 @@ func assertExists(t *testing.T, c *Control, name string, want bool) {
 	assert.Equal(t, want, got, name)
 }
 
-// TestZFSBusy: what is mounted is not destroyed. Datasets that are mounted can be renamed and rolled back.
+// TestZFSBusy: mounted datasets and snapshots are not destroyed. Datasets that are mounted can be renamed and rolled back.
 func TestZFSBusy(t *testing.T) {
 	c, root, _ := open(t)
 	name, dir := root+"/mounted", t.TempDir()
