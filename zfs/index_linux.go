@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"fmt"
-	"iter"
 	"log/slog"
 	"maps"
 	"regexp"
@@ -234,10 +233,8 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 			}
 			name := strings.TrimPrefix(child.Name, x.root+"/")
 			d := describe(name, child)
-			if d.own { // nobody asks whether others are sealed
-				if d.sealed, err = isAmong(k.Snapshots(child.Name), child.Name+"@"+sealName); err != nil {
-					return nil, err
-				}
+			if d.sealed, err = isSealed(k, child); err != nil {
+				return nil, err
 			}
 			datasets[name] = d
 		}
@@ -260,10 +257,17 @@ func describe(name string, from zfsctl.Dataset) dataset {
 	return d
 }
 
-// isAmong reports whether a list has a name.
-func isAmong(list iter.Seq2[zfsctl.Dataset, error], name string) (bool, error) {
-	for d, err := range list {
-		if err != nil || d.Name == name {
+// isSealed reports whether a dataset is sealed. prevsnap is the latest snapshot of a dataset. Without a snapshot it is
+// the one that the dataset was cloned from, or is missing. So the snapshots have to be listed only if there is a later
+// one than the seal.
+func isSealed(k kernel, of zfsctl.Dataset) (bool, error) {
+	latest, _ := of.Properties.Text("prevsnap")
+	snapshot, has := strings.CutPrefix(latest, of.Name+"@")
+	if !has || snapshot == sealName {
+		return has, nil
+	}
+	for d, err := range k.Snapshots(of.Name) {
+		if err != nil || d.Name == of.Name+"@"+sealName {
 			return err == nil, err
 		}
 	}

@@ -3,6 +3,7 @@ package zfs
 import (
 	"context"
 	"errors"
+	"iter"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,49 @@ func TestDescribe(t *testing.T) {
 		"odd properties":     {"a", zfsctl.Dataset{Properties: zfsctl.Properties{"creation": "x", "quota": nvlist.List{"value": "x"}, markProperty: nvlist.List{"value": uint64(1)}}}, dataset{created: time.Unix(0, 0)}},
 	} {
 		assert.Equal(t, test.want, describe(test.name, test.from), name)
+	}
+}
+
+// TestIsSealed: snapshots are listed only if there is a later one than the seal.
+func TestIsSealed(t *testing.T) {
+	for latest, test := range map[string]struct {
+		snapshots    []string
+		listed, want bool
+	}{
+		"":                      {},
+		"pool/base@layer":       {},
+		"pool/a2@layer":         {},
+		"pool/a@layer":          {want: true},
+		"pool/a@cowshed-view-1": {[]string{"cowshed-view-1"}, true, false},
+		"pool/a@cowshed-view-2": {[]string{"layer", "cowshed-view-2"}, true, true},
+	} {
+		d := zfsctl.Dataset{Name: "pool/a", Properties: zfsctl.Properties{}}
+		if latest != "" {
+			d.Properties["prevsnap"] = nvlist.List{"value": latest}
+		}
+		k := &snapshotKernel{snapshots: test.snapshots}
+		got, err := isSealed(k, d)
+		require.NoError(t, err)
+		assert.Equal(t, test.want, got, latest)
+		assert.Equal(t, test.listed, k.listed, latest)
+	}
+}
+
+// snapshotKernel lists the snapshots of one dataset.
+type snapshotKernel struct {
+	kernel
+	snapshots []string
+	listed    bool
+}
+
+func (k *snapshotKernel) Snapshots(name string) iter.Seq2[zfsctl.Dataset, error] {
+	k.listed = true
+	return func(yield func(zfsctl.Dataset, error) bool) {
+		for _, s := range k.snapshots {
+			if !yield(zfsctl.Dataset{Name: name + "@" + s, IsSnapshot: true}, nil) {
+				return
+			}
+		}
 	}
 }
 

@@ -110,6 +110,17 @@ func TestZFSDatasets(t *testing.T) {
 	require.ErrorAs(t, err, &refused)
 	assert.Equal(t, "zfs get "+root+"/absent: no such file or directory", err.Error())
 
+	for name, want := range map[string]string{base: base + "@layer", child: base + "@layer"} {
+		d, err := c.Stats(name)
+		require.NoError(t, err)
+		latest, _ := d.Properties.Text("prevsnap")
+		assert.Equal(t, want, latest, "the latest snapshot, or the origin")
+	}
+	d, err = c.Stats(root)
+	require.NoError(t, err)
+	_, ok = d.Properties.Text("prevsnap")
+	assert.False(t, ok, "there is neither")
+
 	assert.Equal(t, []string{"base", "the child"}, names(t, c.Children(root), root+"/"))
 	assert.Equal(t, []string{"layer"}, names(t, c.Snapshots(base), base+"@"))
 	assert.Empty(t, names(t, c.Snapshots(child), ""))
