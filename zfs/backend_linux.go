@@ -159,7 +159,7 @@ func (b *Backend) recover(ctx context.Context) error {
 			}
 			continue
 		}
-		if !d.own {
+		if !d.own || !d.snapshotted {
 			continue
 		}
 		leaves, err := b.leaves(ctx, name)

@@ -197,6 +197,23 @@ func TestForeign(t *testing.T) {
 	require.NoError(t, b.Remove(ctx, "base"))
 }
 
+// TestManyForeign: an error names sixteen snapshots of others at most.
+func TestManyForeign(t *testing.T) {
+	b := open(t)
+	require.NoError(t, b.Create(t.Context(), "base", cowcommon.VolumeOptions{}))
+	args := []string{"snapshot"}
+	for i := range 20 {
+		args = append(args, b.datasetOf(fmt.Sprintf("base@%s-%02d", strings.Repeat("s", 150), i)))
+	}
+	zfs(t, args...)
+	err := b.Remove(t.Context(), "base")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "and others depend on it")
+	assert.Equal(t, 16, strings.Count(err.Error(), "base@"))
+	zfs(t, "destroy", b.datasetOf("base@%"))
+	require.NoError(t, b.Remove(t.Context(), "base"))
+}
+
 // TestNamesOfOthers: if an administrator takes a name behind the Backend's back, the error is of the right kind. If an
 // administrator destroys a layer, it is gone.
 func TestNamesOfOthers(t *testing.T) {
@@ -515,7 +532,10 @@ func ownPoolOf(t *testing.T, poolSize int64, size int) (pool, dir string) {
 	require.NoError(t, os.Truncate(image, poolSize))
 	pool = "cowshed" + staging.Name("")
 	run(t, "zpool", "create", "-f", "-o", "cachefile=none", "-O", "compression=off", "-m", "none", pool, image)
-	t.Cleanup(func() { run(t, "zpool", "destroy", "-f", pool) })
+	t.Cleanup(func() {
+		// The kernel may still be about to forget the last dataset that was open.
+		assert.Eventually(t, func() bool { return exec.Command("zpool", "destroy", "-f", pool).Run() == nil }, 10*time.Second, 100*time.Millisecond)
+	})
 	return pool, dir
 }
 

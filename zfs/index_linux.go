@@ -33,6 +33,8 @@ type dataset struct {
 	created time.Time
 	marked  bool // Cowshed made it, and completely
 	own     bool // it is a volume: Cowshed or moby's driver made it
+	// snapshotted says that it had snapshots of its own when it was read.
+	snapshotted bool
 }
 
 // index answers from memory which volumes exist. It is loaded from the kernel, and again after another process has changed
@@ -233,7 +235,7 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 			}
 			name := strings.TrimPrefix(child.Name, x.root+"/")
 			d := describe(name, child)
-			if d.sealed, err = isSealed(k, child); err != nil {
+			if d.sealed, d.snapshotted, err = snapshotsOf(k, child); err != nil {
 				return nil, err
 			}
 			datasets[name] = d
@@ -257,19 +259,19 @@ func describe(name string, from zfsctl.Dataset) dataset {
 	return d
 }
 
-// isSealed reports whether a dataset is sealed. prevsnap is the latest snapshot of a dataset. Without a snapshot it is
+// snapshotsOf reports whether a dataset is sealed, and whether it has snapshots at all. prevsnap is the latest snapshot of a dataset. Without a snapshot it is
 // the one that the dataset was cloned from, or is missing. So the snapshots have to be listed only if there is a later
 // one than the seal.
-func isSealed(k kernel, of zfsctl.Dataset) (bool, error) {
+func snapshotsOf(k kernel, of zfsctl.Dataset) (sealed, snapshotted bool, err error) {
 	latest, _ := of.Properties.Text("prevsnap")
 	snapshot, has := strings.CutPrefix(latest, of.Name+"@")
 	if !has || snapshot == sealName {
-		return has, nil
+		return has, has, nil
 	}
 	for d, err := range k.Snapshots(of.Name) {
 		if err != nil || d.Name == of.Name+"@"+sealName {
-			return err == nil, err
+			return err == nil, true, err
 		}
 	}
-	return false, nil
+	return false, true, nil
 }

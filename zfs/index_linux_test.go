@@ -69,8 +69,8 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
-// TestIsSealed: snapshots are listed only if there is a later one than the seal.
-func TestIsSealed(t *testing.T) {
+// TestSnapshotsOf: snapshots are listed only if there is a later one than the seal.
+func TestSnapshotsOf(t *testing.T) {
 	for latest, test := range map[string]struct {
 		snapshots    []string
 		listed, want bool
@@ -87,9 +87,10 @@ func TestIsSealed(t *testing.T) {
 			d.Properties["prevsnap"] = nvlist.List{"value": latest}
 		}
 		k := &snapshotKernel{snapshots: test.snapshots}
-		got, err := isSealed(k, d)
+		sealed, snapshotted, err := snapshotsOf(k, d)
 		require.NoError(t, err)
-		assert.Equal(t, test.want, got, latest)
+		assert.Equal(t, test.want, sealed, latest)
+		assert.Equal(t, test.want || test.listed, snapshotted, latest)
 		assert.Equal(t, test.listed, k.listed, latest)
 	}
 }

@@ -174,7 +174,7 @@ func (f faulty) assertTold(t *testing.T, what string) {
 		require.NoError(t, err)
 		for _, datasets := range []map[string]dataset{want, got} {
 			for name, d := range datasets {
-				d.created = time.Time{}
+				d.created, d.snapshotted = time.Time{}, false
 				datasets[name] = d
 			}
 		}
