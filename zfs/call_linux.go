@@ -166,11 +166,12 @@ func (c *control) output(ctx context.Context, op string, call func(k kernel, to 
 	}
 	defer r.Close()
 	defer context.AfterFunc(ctx, func() { _ = r.Close() })()
-	wasRead := make(chan error, 1)
+	var readErr error
+	wasRead := make(chan struct{})
 	go func() {
-		err := read(r)
+		defer close(wasRead)
+		readErr = read(r)
 		_ = r.Close() // the call fails if it still writes
-		wasRead <- err
 	}()
 	err = c.run(ctx, op, c.patience, func(k kernel) error {
 		defer w.Close()
@@ -179,11 +180,11 @@ func (c *control) output(ctx context.Context, op string, call func(k kernel, to 
 	var lost *lostError
 	if errors.As(err, &lost) {
 		_ = r.Close()
-		_ = <-wasRead // nothing is read any more
+		<-wasRead
 		return lost.err
 	}
 	_ = w.Close() // the call may not have begun
-	readErr := <-wasRead
+	<-wasRead
 	switch {
 	case ctx.Err() != nil && (err != nil || readErr != nil):
 		return context.Cause(ctx)

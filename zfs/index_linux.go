@@ -259,9 +259,9 @@ func describe(name string, from zfsctl.Dataset) dataset {
 	return d
 }
 
-// snapshotsOf reports whether a dataset is sealed, and whether it has snapshots at all. prevsnap is the latest snapshot of a dataset. Without a snapshot it is
-// the one that the dataset was cloned from, or is missing. So the snapshots have to be listed only if there is a later
-// one than the seal.
+// snapshotsOf reports whether a dataset is sealed, and whether it has snapshots at all. The property prevsnap is its latest
+// snapshot. Without a snapshot prevsnap is the origin of the dataset, or is missing. So the snapshots have to be listed
+// only if there is a later snapshot than the seal.
 func snapshotsOf(k kernel, of zfsctl.Dataset) (sealed, snapshotted bool, err error) {
 	latest, _ := of.Properties.Text("prevsnap")
 	snapshot, has := strings.CutPrefix(latest, of.Name+"@")
