@@ -34,7 +34,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if !ok1 || !ok2 || baseView.b.fsUUID != topView.b.fsUUID {
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("not two views of one btrfs filesystem")}
 	}
-	switch related, err := b.related(baseView.dir.info, topView.dir.info); {
+	switch related, err := b.related(baseView.dir, topView.dir); {
 	case err != nil:
 		return nil, fmt.Errorf("find common ancestor: %w", err)
 	case !related:
@@ -94,10 +94,10 @@ func reasonOf(err error) string {
 type madeFrom struct{ uuid, parent btrfsctl.UUID }
 
 // related reports whether two subvolumes have a common ancestor, themselves included.
-func (b *Backend) related(base, top btrfsctl.Subvolume) (bool, error) {
+func (b *Backend) related(base, top *subvolume) (bool, error) {
 	line := make(map[btrfsctl.UUID]bool)
 	for v, err := range b.ancestors(top) {
-		if err != nil || v.uuid == base.UUID {
+		if err != nil || v.uuid == base.info.UUID {
 			return err == nil, err
 		}
 		line[v.uuid] = true
@@ -112,8 +112,12 @@ func (b *Backend) related(base, top btrfsctl.Subvolume) (bool, error) {
 
 // ancestors yields s, its parent, and so on. It ends with a subvolume without a parent, or with the first subvolume
 // that has been destroyed.
-func (b *Backend) ancestors(s btrfsctl.Subvolume) iter.Seq2[madeFrom, error] {
-	return ancestry.Of(madeFrom{s.UUID, s.ParentUUID}, func(v madeFrom) (_ madeFrom, ok bool, err error) {
+func (b *Backend) ancestors(s *subvolume) iter.Seq2[madeFrom, error] {
+	parent, err := b.parentOf(s.fd(), s.info)
+	if err != nil {
+		return func(yield func(madeFrom, error) bool) { yield(madeFrom{}, err) }
+	}
+	return ancestry.Of(madeFrom{s.info.UUID, parent}, func(v madeFrom) (_ madeFrom, ok bool, err error) {
 		if v.parent == (btrfsctl.UUID{}) {
 			return madeFrom{}, false, nil
 		}
@@ -141,7 +145,10 @@ func (b *Backend) parentUUID(uuid btrfsctl.UUID) (btrfsctl.UUID, error) {
 	}
 	defer unix.Close(fd)
 	info, err := btrfsctl.Info(fd)
-	return info.ParentUUID, err
+	if err != nil {
+		return btrfsctl.UUID{}, err
+	}
+	return b.parentOf(fd, info)
 }
 
 // send gives consume the send stream of a view, incremental from the subvolume with the id parent unless that is 0.

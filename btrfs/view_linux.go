@@ -121,7 +121,11 @@ func (b *Backend) snapshotVolume(name string, volume *subvolume, nested []nested
 
 func (b *Backend) closeSnapshot(name string, s *snapshot) error {
 	defer b.sweepSometimes()
-	return errors.Join(s.live.Root.Close(), s.Close(), b.destroy(b.dirs.views, name))
+	var liveErr error
+	if s.live.Root != nil {
+		liveErr = s.live.Root.Close()
+	}
+	return errors.Join(liveErr, s.Close(), b.destroy(b.dirs.views, name))
 }
 
 // Dir is the absolute path of the view's root.

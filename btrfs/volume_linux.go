@@ -243,7 +243,11 @@ func (b *Backend) describe(name string, dir *subvolume) (cowcommon.Volume, error
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return cowcommon.Volume{}, err
 	}
-	parent, err := b.parentName(info.ParentUUID)
+	madeFrom, err := b.parentOf(dir.fd(), info)
+	if err != nil {
+		return cowcommon.Volume{}, fmt.Errorf("find parent: %w", err)
+	}
+	parent, err := b.parentName(madeFrom)
 	if err != nil {
 		return cowcommon.Volume{}, fmt.Errorf("find parent: %w", err)
 	}

@@ -31,7 +31,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 	}
 }
 
-// Complete is a Backend with all of the optional interfaces but Examiner.
+// Complete is a Backend with all of the optional interfaces but Examiner, Scratcher and Adopter.
 type Complete interface {
 	Backend
 	Sealer
@@ -197,4 +197,39 @@ type Kept interface {
 	Restore(ctx context.Context) error
 	// Close forgets the former state.
 	Close() error
+}
+
+// Scratcher is a Backend that can hold a tree for a while that is no volume.
+type Scratcher interface {
+	// Scratch makes an empty tree on the Backend's filesystem, which fill writes. The result is that tree, read-only. Its
+	// Close destroys it, as do Close of the Backend and, after a crash, the next start. If fill fails, nothing is left.
+	Scratch(ctx context.Context, fill func(dir string) error) (View, error)
+}
+
+// Scratch is Scratcher.Scratch. Returns ErrNotImplemented if the backend is none.
+func Scratch(ctx context.Context, backend Backend, fill func(dir string) error) (View, error) {
+	if s, ok := As[Scratcher](backend); ok {
+		return s.Scratch(ctx, fill)
+	}
+	return nil, cannot("make a scratch tree", backend)
+}
+
+// Adopter is a Backend that can make a volume from a volume of another program, without copying data.
+type Adopter interface {
+	// Adopt makes name a writable copy of a foreign volume as it is now, and parent its Parent, "" for none. parent is
+	// sealed as by Clone, and was itself adopted from an ancestor of the foreign volume, or cloned from such a volume.
+	// Comparing name with it stays native. The foreign volume stays as it is, and may be removed afterwards.
+	//
+	// source is the absolute path of a subvolume's root on btrfs, and the name of a dataset on ZFS. Returns
+	// ErrNotImplemented if it is not a volume of this filesystem, has volumes nested in it, or has no ancestor in common
+	// with parent. Returns ErrInvalidArgument if it is a volume of this Backend.
+	Adopt(ctx context.Context, name, parent, source string, opts VolumeOptions) error
+}
+
+// Adopt is Adopter.Adopt. Returns ErrNotImplemented if the backend is none.
+func Adopt(ctx context.Context, backend Backend, name, parent, source string, opts VolumeOptions) error {
+	if a, ok := As[Adopter](backend); ok {
+		return a.Adopt(ctx, name, parent, source, opts)
+	}
+	return cannot("adopt", backend)
 }

@@ -49,6 +49,8 @@ var _ interface {
 	Limiter
 	Streamer
 	Keeper
+	Scratcher
+	Adopter
 } = (*readOnlyBackend)(nil)
 
 // Unwrap returns the Backend inside, whose other optional interfaces change nothing.
@@ -96,4 +98,12 @@ func (b *readOnlyBackend) Keep(_ context.Context, name string) (Kept, error) {
 
 func (b *readOnlyBackend) Receive(_ context.Context, name, _ string, _ io.Reader) error {
 	return b.refuse("receive", name)
+}
+
+func (b *readOnlyBackend) Scratch(context.Context, func(string) error) (View, error) {
+	return nil, fault.Wrap("make scratch tree", "", b.err)
+}
+
+func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ VolumeOptions) error {
+	return fault.WrapWith("adopt volume", name, fault.From(source), b.err)
 }

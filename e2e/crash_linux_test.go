@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -25,7 +26,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // The environment of the process that is killed.
@@ -103,6 +106,13 @@ func operations(s system) []operation {
 			_, err = io.Copy(io.Discard, diff)
 			return errors.Join(err, diff.Close())
 		}, func(t *testing.T, d *cowdriver.Driver, _ bool) { assertContent(t, d, "child") }},
+		{"diff path", func(d *cowdriver.Driver) error {
+			_, release, err := d.DiffPath("child")
+			if err != nil {
+				return err
+			}
+			return release()
+		}, func(t *testing.T, d *cowdriver.Driver, _ bool) { assertContent(t, d, "child") }},
 		{"apply", func(d *cowdriver.Driver) error {
 			diff, err := d.Diff("child", "base")
 			if err != nil {
@@ -124,6 +134,17 @@ func operations(s system) []operation {
 			assert.NoError(t, d.Remove("new"), "removable even when part-filled")
 		}},
 	}
+	if s.driver == "btrfs" {
+		operations = append(operations, operation{"adopt", func(d *cowdriver.Driver) error {
+			return adoptForeign(context.Background(), d, s)
+		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
+			whole("new", limitBytes)(t, d, acknowledged)
+			if v, err := d.Backend().Stat(t.Context(), "new"); err == nil {
+				assert.Equal(t, "base", v.Parent)
+				assertContent(t, d, "new")
+			}
+		}})
+	}
 	if s.limits() {
 		operations = append(operations, operation{"set limit", func(d *cowdriver.Driver) error {
 			return d.SetLimit(context.Background(), "child", limitBytes)
@@ -138,6 +159,46 @@ func operations(s system) []operation {
 		}})
 	}
 	return operations
+}
+
+// foreign is the name of a subvolume beside the root, a snapshot of base with the change of child.
+const foreign = "foreign"
+
+// makeForeign makes that subvolume, unless it is there.
+func makeForeign(t *testing.T, d *cowdriver.Driver, root string) {
+	t.Helper()
+	dir, err := os.Open(filepath.Dir(root))
+	require.NoError(t, err)
+	defer dir.Close()
+	base, err := os.Open(get(t, d, "base"))
+	require.NoError(t, err)
+	defer base.Close()
+	require.NoError(t, d.Put("base"))
+	err = btrfsctl.Snapshot(int(dir.Fd()), foreign, int(base.Fd()), false, nil)
+	if errors.Is(err, fs.ErrExist) {
+		return
+	}
+	require.NoError(t, err)
+	change := bytes.Repeat([]byte("diff"), fileSize/4)
+	require.NoError(t, os.WriteFile(filepath.Join(filepath.Dir(root), foreign, "change"), change, 0o600))
+	testfs.Sync(t, dir.Name())
+}
+
+// adoptForeign makes a layer of the foreign subvolume, whose parent is base.
+func adoptForeign(ctx context.Context, d *cowdriver.Driver, s system) error {
+	opts := cowcommon.VolumeOptions{}
+	if s.limits() {
+		opts.Limit = quota.Limit{Bytes: limitBytes}
+		if s.countsImage() {
+			opts.Limit.Scope = quota.ScopeTotal
+		}
+	}
+	base, err := d.Backend().Stat(ctx, "base")
+	if err != nil {
+		return err
+	}
+	root := strings.TrimSuffix(base.Details["Path"], "/btrfs/subvolumes/base")
+	return cowcommon.Adopt(ctx, d.Backend(), "new", "base", filepath.Join(filepath.Dir(root), foreign), opts)
 }
 
 // TestVictim is not a test: it is the process that TestKilled kills.
@@ -265,6 +326,9 @@ func prepare(t *testing.T, s system, root string) {
 		require.NoError(t, d.Put(id))
 		require.NoError(t, d.Backend().Sync(t.Context(), id))
 	}
+	if s.driver == "btrfs" {
+		makeForeign(t, d, root)
+	}
 	require.NoError(t, d.Cleanup())
 }
 
@@ -330,6 +394,9 @@ func assertNothingLeft(t *testing.T, s system, root string, ids []string) {
 		return
 	}
 	want := []string{"root/btrfs"}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(root), foreign)); err == nil {
+		want = append(want, foreign)
+	}
 	for _, id := range ids {
 		want = append(want, "root/btrfs/subvolumes/"+id)
 		if id == "nested" {

@@ -164,6 +164,22 @@ func faultOperations(s system) []faultOperation {
 			broken: viewLeft,
 		},
 		{
+			name: "diff path",
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
+				path, release, err := d.WithContext(ctx).DiffPath("child")
+				if err != nil {
+					return err
+				}
+				content, err := os.ReadFile(filepath.Join(path, "change"))
+				if err == nil && !bytes.Equal(bytes.Repeat([]byte("diff"), fileSize/4), content) {
+					err = errors.New("success, and the changed file holds something else")
+				}
+				return errors.Join(err, release())
+			},
+			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
+			broken: append([]string{"left: views/scratch"}, viewLeft...),
+		},
+		{
 			name:    "apply",
 			prepare: func(_ context.Context, d *cowdriver.Driver) error { return d.Create("new", "base", nil) },
 			run:     applyChange,
@@ -223,6 +239,12 @@ func faultOperations(s system) []faultOperation {
 	}
 	if s.driver == "btrfs" {
 		operations = append(operations, faultOperation{
+			name: "adopt",
+			run:  func(ctx context.Context, d *cowdriver.Driver) error { return adoptForeign(ctx, d, s) },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
+				return errors.Join(isThere(ctx, d, "new", "base", false, limit), hasContent(d, "new"))
+			},
+		}, faultOperation{
 			name: "open",
 			run: func(_ context.Context, d *cowdriver.Driver) error {
 				// The home that d has open.

@@ -61,6 +61,8 @@ func (s system) config() graphtest.Config {
 		SeesWrites:   true,
 		FrozenDiff:   true,
 		DiffGetter:   true,
+		DiffPath:     true,
+		CustomImages: true,
 	}
 	if s.slow() {
 		config.ChainLength = 25

@@ -151,6 +151,10 @@ func open(ctx context.Context, name string, config Options) (Driver, error) {
 
 // unknownDriver says why there is no driver of that name, and what to do.
 func unknownDriver(name string) error {
+	if name == "aufs" {
+		return fmt.Errorf("%w: the aufs storage driver was removed from Docker; \"cowshed migrate\" moves its layers "+
+			"into a driver that is there (%s)", ErrNotSupported, known())
+	}
 	if slices.Contains(goneDrivers, name) {
 		return fmt.Errorf("%w: the %s storage driver was removed from Docker and its layers cannot be read here; "+
 			"with an engine that still has it, save images (docker save) and commit containers that are to be kept, "+

@@ -176,11 +176,11 @@ func TestNewUnknownName(t *testing.T) {
 
 func TestNewGoneName(t *testing.T) {
 	registered(t, map[string]error{"btrfs": nil})
-	for _, name := range []string{"aufs", "devicemapper", "overlay"} {
+	for name, way := range map[string]string{"aufs": "cowshed migrate", "devicemapper": "docker save", "overlay": "docker save"} {
 		_, err := New(name, Options{Root: t.TempDir()})
 		require.ErrorIs(t, err, ErrNotSupported, name)
 		assert.ErrorContains(t, err, "removed from Docker")
-		assert.ErrorContains(t, err, "docker save", "says how to migrate")
+		assert.ErrorContains(t, err, way, "says how to migrate")
 	}
 
 	registered(t, map[string]error{"overlay": nil})

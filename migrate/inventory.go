@@ -4,7 +4,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Kind says what a layer is for.
+// Kind says which purpose a layer has.
 type Kind string
 
 const (
@@ -37,6 +37,9 @@ type Image struct {
 	// Digests are the normalised references with a digest of a registry's manifest.
 	Digests []string
 	Layers  []string // IDs, base first
+	// Parent is the ID of the image from which a build or a commit has made this one. "": it is unknown, or not there.
+	// Docker lists no untagged image that is another's parent.
+	Parent digest.Digest
 }
 
 // Container is a container of an old root.
@@ -58,12 +61,12 @@ type Problem struct {
 	Err  error
 }
 
-// Inventory is what an old root holds. Only whole things are in it: all layers of its images and containers are there.
+// Inventory lists the things in an old root. Only whole things are in it: all layers of its images and containers are there.
 type Inventory struct {
 	Program    string      // "docker" or "containers-storage"
 	Driver     string      // of the old root, such as "overlay2"
 	Layers     []Layer     // parents first
 	Images     []Image     // sorted by ID
 	Containers []Container // sorted by ID
-	Problems   []Problem   // of what is not listed
+	Problems   []Problem   // of things that are not listed
 }

@@ -8,11 +8,11 @@ import (
 
 // Source reads an old root. It changes nothing there. Methods are safe for concurrent use.
 type Source interface {
-	// Inventory lists what the root holds. Damage of single things is among its Problems.
+	// Inventory lists the things in the root. Damage of single things is among its Problems.
 	Inventory(ctx context.Context) (*Inventory, error)
 	// Open opens the content of a layer of the Inventory. The caller closes it.
 	Open(ctx context.Context, layer string) (*Content, error)
-	// Parts opens what a layer's tar has besides the data of its files, in the uncompressed JSON of tar-split. Returns
+	// Parts opens the parts of a layer's tar besides the data of its files, in the uncompressed JSON of tar-split. Returns
 	// errdefs.ErrNotFound if the root does not keep it.
 	Parts(ctx context.Context, layer string) (io.ReadCloser, error)
 	// InUse returns ErrFailedPrecondition if a program works on the root, with the program's name and process.
@@ -32,8 +32,11 @@ const (
 	Whole Form = "whole"
 	// Overlay has the changes from the layer below, in the form of overlayfs: a removed name is a character device 0:0,
 	// or an empty file with the attribute {trusted,user}.overlay.whiteout. A directory that hides the one below has the
-	// attribute {trusted,user}.overlay.opaque "y". fuse-overlayfs writes .wh. files too, as aufs does.
+	// attribute {trusted,user}.overlay.opaque "y".
 	Overlay Form = "overlay"
+	// FuseOverlay has the changes from the layer below, in the form of fuse-overlayfs: the marks of Overlay and those
+	// of Aufs, side by side.
+	FuseOverlay Form = "fuse-overlay"
 	// Aufs has the changes from the layer below, in the form of aufs: a removed name NAME is a file .wh.NAME, and a
 	// directory that hides the one below holds .wh..wh..opq. Other names that begin with .wh..wh. are its own.
 	Aufs Form = "aufs"

@@ -42,14 +42,17 @@ type Target interface {
 	MakeImage(ctx context.Context, image *Image) error
 	// MakeContainer makes a container, whose layers and image are there.
 	MakeContainer(ctx context.Context, container *Container) error
-	// Commit is the last step: afterwards the engine finds all that was made.
+	// Commit is the last step: afterwards the engine finds all that was made. It is called again after a crash, and after
+	// a later run that has made more.
 	Commit(ctx context.Context) error
 
 	// Verify compares a thing with its source. Returns errdefs.ErrDataLoss if it differs.
 	Verify(ctx context.Context, item Item, source Source) error
-	// Undo takes back a Commit. Remove removes one thing; one that is not there is no error. They are called in the
-	// reverse order of making.
+	// Undo takes back a Commit, or a part of one, and removes remains of a run that was cut off. Without them it does
+	// nothing. It is called before Remove.
 	Undo(ctx context.Context) error
+	// Remove removes one thing. An absent thing is no error. Things are removed in the reverse order of making. An image
+	// of the item may lack its Config.
 	Remove(ctx context.Context, item Item) error
 
 	// Close releases the target.

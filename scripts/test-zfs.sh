@@ -42,12 +42,12 @@ test_timeout=55m machine_timeout=3600 power_cuts=1
 readonly test_timeout machine_timeout power_cuts
 module=$(go list -m)
 # The tests with Docker Engine are in a module of their own.
-docker_module=e2e/daemons with_docker=
+docker_module=e2e/daemons docker_packages=(e2e/daemons e2e/daemons/migrate) with_docker=
 read -ra packages <<<"${PKG:-./... ./$docker_module}"
 for i in "${!packages[@]}"; do
 	[[ ${packages[i]} != ./"$docker_module" ]] || { unset "packages[i]" && with_docker=1; }
 done
-readonly docker_module with_docker packages
+readonly docker_module docker_packages with_docker packages
 
 # zfs_packages: prints the packages with a test that asks for ZFS. e2e is among them if there is a driver.
 zfs_packages() {
@@ -66,7 +66,7 @@ zfs_packages() {
 # docker_tests: prints the names of the tests to run with Docker Engine.
 docker_tests() {
 	[[ -n $with_docker ]] || return 0
-	sed -nE 's/^func (Test\w*ZFS\w*)\(.*/\1/p' "$docker_module"/*_test.go | grep -E -- "${RUN:+${RUN%%/*}}" || true
+	find "${docker_packages[@]}" -maxdepth 1 -name '*_test.go' -exec sed -nE 's/^func (Test\w*ZFS\w*)\(.*/\1/p' {} + | grep -E -- "${RUN:+${RUN%%/*}}" || true
 }
 
 # Lanes are parts of the tests that take about as long each. As many run at once as there are processors, with one
@@ -117,12 +117,11 @@ end_lane() { echo 'exit "$status"' >>"$1" && chmod +x "$1"; }
 # libraries of these, which the test machine lacks. DIR is a directory of its own, so that the other lanes need not copy
 # it.
 build_docker() {
-	local dir=$1 path=$module/$docker_module rel=./$docker_module programs busybox
+	local dir=$1 path rel programs busybox
 	programs=$(scripts/daemons.sh build)/debian
-	mkdir -p "$dir/$rel" "$dir"/daemons/{bin,debian/bin,libraries}
+	mkdir -p "$dir"/daemons/{bin,debian/bin,libraries}
 	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
 	CGO_ENABLED=0 go build -o "$dir/daemons/bin/cowshed" ./cmd/cowshed
-	CGO_ENABLED=0 go -C "$rel" test -c -o "$dir/$rel/tests" .
 	(cd "$programs" && cp -a --parents usr/bin/containerd{,-shim-runc-v2} usr/sbin/{dockerd,runc} "$dir/daemons/debian")
 	for busybox in "$programs"/{usr/bin,bin}/busybox; do
 		[[ ! -e $busybox ]] || cp "$busybox" "$dir/daemons/debian/bin/"
@@ -133,7 +132,12 @@ build_docker() {
 	# shellcheck disable=SC2016 # expanded when the script runs
 	printf '%s\n' 'export COWSHED_TEST_DAEMONS=$PWD/daemons' \
 		'[[ ! -x /sbin/guest-init ]] || cp daemons/libraries/* /usr/lib/' >>"$dir/docker.sh"
-	add_tests docker "-test.run=${RUN:-ZFS}"
+	for rel in "${docker_packages[@]/#/./}"; do
+		path=$module/${rel#./}
+		mkdir -p "$dir/$rel"
+		CGO_ENABLED=0 go -C "$rel" test -c -o "$dir/$rel/tests" .
+		add_tests docker "-test.run=${RUN:-ZFS}"
+	done
 	end_lane "$dir/docker.sh"
 }
 

@@ -20,7 +20,7 @@ import (
 
 // Prepare makes an active snapshot. The label containerd.io/snapshot/max-size, a decimal number of bytes, sets its
 // limit. Without the label, the limit is that of Options for the use that UseOf derives from the key. The label has
-// no effect for UseUnpack.
+// no effect for UseUnpack. The label AdoptLabel is about Offer.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := s.create(ctx, snapshots.KindActive, key, parent, opts)
 	return mounts, wrap("prepare snapshot", key, err)
@@ -139,7 +139,10 @@ func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key
 		opts.Limit = s.limitOf(r, key)
 	}
 	return s.settling(func() error {
-		if made.parentVolume == "" {
+		switch {
+		case r.adopt && kind == snapshots.KindActive:
+			return s.adopt(ctx, key, made, opts)
+		case made.parentVolume == "":
 			return s.backend.Create(ctx, made.volume, opts)
 		}
 		return s.backend.Clone(ctx, made.volume, made.parentVolume, opts)

@@ -21,9 +21,12 @@ type DiffService interface {
 }
 
 // Register serves a snapshotter, and a differ unless it is nil, with the protocols of containerd's proxy plugins
-// of the types "snapshot" and "diff".
+// of the types "snapshot" and "diff". If the snapshotter is an Offerer, Register serves OffersClient too.
 func Register(server *grpc.Server, s snapshots.Snapshotter, d DiffService) {
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(servable{s}))
+	if offerer, ok := s.(Offerer); ok {
+		server.RegisterService(&offersDesc, offerer)
+	}
 	if d != nil {
 		diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d, d))
 	}

@@ -23,6 +23,7 @@ type request struct {
 	info  snapshots.Info
 	limit quota.Limit // from the label; 0 bytes: none
 	ids   idMapping
+	adopt bool // the volume that was offered
 }
 
 // parseRequest checks the key and the options of Prepare, View or Commit. Returns errdefs.ErrInvalidArgument if any
@@ -37,6 +38,9 @@ func (s *Snapshotter) parseRequest(key string, opts []snapshots.Opt) (r request,
 		}
 	}
 	if err := checkLabels(r.info.Labels); err != nil {
+		return request{}, err
+	}
+	if r.adopt, err = takeAdopt(r.info.Labels); err != nil {
 		return request{}, err
 	}
 	if r.limit, err = parseLimit(r.info.Labels, s.opts.Scope); err != nil {
@@ -66,6 +70,16 @@ func checkLabels(labels map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// takeAdopt reads AdoptLabel, and takes it from the labels that are kept.
+func takeAdopt(labels map[string]string) (bool, error) {
+	value, ok := labels[AdoptLabel]
+	if ok && value != Offered {
+		return false, fault.New(errdefs.ErrInvalidArgument, "label %s=%q must be %q", AdoptLabel, value, Offered)
+	}
+	delete(labels, AdoptLabel)
+	return ok, nil
 }
 
 // parseLimit reads the label containerd.io/snapshot/max-size, a decimal number of bytes above 0.

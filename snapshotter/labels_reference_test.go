@@ -30,6 +30,8 @@ The snapshotter keeps all labels of a snapshot, and returns them. These have a m
 			"mounts map user ids. It needs the label for group ids"},
 		{snapshots.LabelSnapshotGIDMapping, "snapshots", "`container:host:size`, several with commas",
 			"mounts map group ids. It needs the label for user ids"},
+		{AdoptLabel, "active snapshots", "`" + Offered + "`",
+			"the snapshot is a copy of a volume of another program, see below. Not kept. No effect on Commit and View"},
 		{VolumeLabel, "snapshots", "the name of the volume",
 			"for the snapshotter itself, in `metadata.db`. Clients do not see it, and a request that sets it fails with `InvalidArgument`"},
 		{labels.LabelUncompressed, "blobs that the differ makes", "the digest of the layer's tar",
@@ -40,6 +42,18 @@ The snapshotter keeps all labels of a snapshot, and returns them. These have a m
 	b.WriteString(`
 Values that cannot be read are ` + "`InvalidArgument`" + `. [snapshot-uses.md](snapshot-uses.md) says which limit a snapshot without
 ` + "`max-size`" + ` gets.
+`)
+	b.WriteString(`
+## Volumes of other programs
+
+` + "`cowshed migrate`" + ` moves volumes of other graph drivers to containerd without copying data. It says to Cowshed, at Cowshed's
+own socket, which volume the next snapshot with a certain namespace and key is to be a copy of. The label of the snapshot
+says no more than that there is such an offer. Prepare fails with ` + "`NotFound`" + ` if there is none, and with ` + "`Unimplemented`" + ` if
+the volume cannot be adopted.
+
+Only root can connect to the socket. containerd passes on labels below ` + "`containerd.io/snapshot/`" + ` from annotations of pods and
+images, and no others. So no label names a volume: the author of a pod who sets this one gets an error, and reads nothing.
+An offer is good for one snapshot, and for one minute.
 `)
 	golden.Check(t, "../docs/reference/labels.md", b.String())
 }

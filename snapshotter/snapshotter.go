@@ -111,6 +111,7 @@ type Snapshotter struct {
 	frozen    map[string]struct{} // keys of active snapshots that have a sealed volume
 	lost      map[string]Lost     // by volume
 	spoiled   map[string]struct{} // volumes with a part of a layer that could not be taken back
+	offers    map[offerKey]offer  // volumes of other programs that wait for their Prepare
 
 	measured sync.Map // snapshots.Usage of committed snapshots that had to be counted, by volume
 
@@ -153,6 +154,7 @@ func newSnapshotter(ctx context.Context, root string, backend cowcommon.Backend,
 		frozen:   make(map[string]struct{}),
 		lost:     make(map[string]Lost),
 		spoiled:  make(map[string]struct{}),
+		offers:   make(map[offerKey]offer),
 	}
 	if s.log == nil {
 		s.log = slog.Default()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/migrate"
 )
 
 // Exit codes. A script can tell by them what to do next.
@@ -25,6 +26,7 @@ const (
 	exitPrecondition = 5
 	exitUnsupported  = 6
 	exitFull         = 7
+	exitPartial      = 8
 	exitSignal       = 128 // plus the number of the signal
 )
 
@@ -39,6 +41,7 @@ const exitCodesHelp = `Exit codes of cowshed:
        read-only
     6  not supported here: by the filesystem, the kernel or this program
     7  no space: the filesystem is full, or a limit is reached
+    8  done in part: cowshed migrate has listed the images and containers that are left out
   128+N  stopped by signal N, after cleaning up: 130 for Ctrl-C, 143 for SIGTERM, 141 when the reader of
          the output went away`
 
@@ -72,6 +75,7 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 func exitCode(err error) int {
 	var usage usageError
 	var signalled signalError
+	var partial *migrate.PartialError
 	switch {
 	case err == nil:
 		return exitOK
@@ -79,6 +83,8 @@ func exitCode(err error) int {
 		return exitSignal + int(signalled.signal)
 	case errors.Is(err, syscall.EPIPE):
 		return exitSignal + int(syscall.SIGPIPE)
+	case errors.As(err, &partial):
+		return exitPartial
 	case errors.As(err, &usage), errdefs.IsInvalidArgument(err):
 		return exitUsage
 	case errdefs.IsNotFound(err):

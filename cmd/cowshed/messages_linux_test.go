@@ -46,6 +46,9 @@ func TestMessages(t *testing.T) {
 		{exitFailure, "import docker-archive:" + tar},
 		{exitUnsupported, "ls --driver overlay"},
 		{exitUsage, "ls --storage-opt btrfs.x=y"},
+		{exitUsage, "migrate run"},
+		{exitUsage, "migrate run --from " + t.TempDir() + " --to nowhere"},
+		{exitNotFound, "migrate run --from /no/such/place --to store"},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			r := a.run(t, strings.Fields(c.args)...)

@@ -93,6 +93,7 @@ changed any more. An image is a chain of such layers with a config.`,
 		{"images", "Images:", []*cobra.Command{
 			newImportCommand(a), newExportCommand(a), newImagesCommand(a), newRmiCommand(a),
 		}},
+		{"migration", "Moving in:", []*cobra.Command{newMigrateCommand(a)}},
 		{"daemon", "The daemon:", []*cobra.Command{newServeCommand(a), newSetupCommand(a), newLostCommand(a)}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.id, Title: group.title})

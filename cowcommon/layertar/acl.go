@@ -5,13 +5,15 @@ import (
 	"fmt"
 
 	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // The extended attributes that hold POSIX ACLs, and the form of their values (struct posix_acl_xattr_header
 // and _entry of the kernel's include/uapi/linux/posix_acl_xattr.h).
 const (
-	aclAccess  = "system.posix_acl_access"
-	aclDefault = "system.posix_acl_default"
+	aclAccess  = treeat.ACLAccess
+	aclDefault = treeat.ACLDefault
 
 	aclVersion   = 2
 	aclHeaderLen = 4

@@ -13,6 +13,8 @@ import (
 	"github.com/moby/go-archive"
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // Apply applies an uncompressed layer tar to the tree at dir, by the rules of the package. It returns the sum of the
@@ -180,7 +182,7 @@ func (a *applier) lookup(d *dir, name string) (st unix.Stat_t, err error) {
 	if err != nil {
 		return st, err
 	}
-	err = lstatat(fd, name, &st)
+	err = treeat.Lstat(fd, name, &st)
 	if err == unix.ENOENT { //nolint:errorlint // a bare errno
 		return unix.Stat_t{}, nil
 	}
@@ -211,7 +213,7 @@ func (a *applier) remove(d *dir, name string, mode uint32) error {
 	if err != nil {
 		return err
 	}
-	return removeTree(a.pool.ctx, fd, name)
+	return treeat.RemoveTree(a.pool.ctx, fd, name)
 }
 
 // overwrite notes that a name is about to be replaced or removed.
@@ -232,7 +234,7 @@ func (a *applier) finish() error {
 		for _, c := range d.children {
 			if c.late != nil {
 				if err := a.finishDir(c); err != nil {
-					return fmt.Errorf("directory %s: %w", quoteName(c.path()), err)
+					return fmt.Errorf("directory %s: %w", treeat.Quote(c.path()), err)
 				}
 			}
 			if len(c.children) > 0 {
@@ -251,13 +253,13 @@ func (a *applier) finishDir(d *dir) error {
 	if acl := d.late.defaultACL; acl != nil {
 		m := meta{xattrs: []xattr{*acl}}
 		var st unix.Stat_t
-		if err := lstatat(fd, d.name, &st); err != nil {
+		if err := treeat.Lstat(fd, d.name, &st); err != nil {
 			return fmt.Errorf("stat: %w", err)
 		}
 		m.uid, m.gid, m.mode = int(st.Uid), int(st.Gid), st.Mode&modeMask
-		if err := a.setter.set(target{dirfd: fd, name: d.name, fd: -1}, &st, &m); err != nil {
+		if err := a.setter.set(treeat.File{Dir: fd, Name: d.name, FD: -1}, &st, &m); err != nil {
 			return err
 		}
 	}
-	return a.setter.setTimes(target{dirfd: fd, name: d.name, fd: -1}, &d.late.times)
+	return a.setter.setTimes(treeat.File{Dir: fd, Name: d.name, FD: -1}, &d.late.times)
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 func TestApply(t *testing.T) {
@@ -297,10 +298,10 @@ func TestChmodByFD(t *testing.T) {
 	defer unix.Close(at)
 	must(t, unix.Mkfifo(filepath.Join(dir, "p"), 0o600))
 	must(t, os.Symlink("p", filepath.Join(dir, "s")))
-	require.NoError(t, chmodByFD(at, "p", 0o4750))
+	require.NoError(t, treeat.ChmodByFD(at, "p", 0o4750))
 	assert.EqualValues(t, 0o4750, stat(t, dir, "p").Mode&modeMask)
-	require.Error(t, chmodByFD(at, "s", 0o777))
-	require.Error(t, chmodat(at, "s", 0o777))
+	require.Error(t, treeat.ChmodByFD(at, "s", 0o777))
+	require.Error(t, treeat.Chmod(at, "s", 0o777))
 	assert.EqualValues(t, 0o4750, stat(t, dir, "p").Mode&modeMask, "the link was not followed")
 }
 

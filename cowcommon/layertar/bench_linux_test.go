@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // The benchmarks run on a btrfs of their own where there is root, and else in the temporary directory.
@@ -131,7 +132,7 @@ func applyFloor(dir string, entries []ent) error {
 		if _, err := unix.Write(fd, []byte(e.data)); err != nil {
 			return err
 		}
-		if err := futimens(fd, &times); err != nil {
+		if err := treeat.Futimens(fd, &times); err != nil {
 			return err
 		}
 		if err := unix.Close(fd); err != nil {

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 const (
@@ -144,7 +146,7 @@ type dirs struct {
 
 // openRoot opens the tree at path.
 func openRoot(path string, fresh bool) (*dirs, error) {
-	fd, err := openat(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	fd, err := treeat.Open(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
@@ -217,13 +219,13 @@ func (ds *dirs) walk(at *dir, path string, make bool) (*dir, error) {
 		next, link, err := ds.step(at, name, make)
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("directory %s: %w", quoteName(name), err)
+			return nil, fmt.Errorf("directory %s: %w", treeat.Quote(name), err)
 		case next != nil:
 			at = next
 			continue
 		}
 		if links++; links > maxLinks {
-			return nil, fmt.Errorf("directory %s: %w", quoteName(name), unix.ELOOP)
+			return nil, fmt.Errorf("directory %s: %w", treeat.Quote(name), unix.ELOOP)
 		}
 		at.follow(name)
 		if strings.HasPrefix(link, "/") {
@@ -251,14 +253,14 @@ func (ds *dirs) step(at *dir, name string, make bool) (next *dir, link string, e
 		if atFD, err = ds.fd(at); err != nil {
 			return nil, "", err
 		}
-		fd, err = openDirAt(atFD, name)
+		fd, err = treeat.OpenDir(atFD, name)
 		if err == nil {
 			next = at.child(name, false)
 			ds.opened(next, fd)
 			return next, "", nil
 		}
 		if err == unix.ENOTDIR { //nolint:errorlint // a bare errno
-			link, err = readlinkat(atFD, name)
+			link, err = treeat.Readlink(atFD, name)
 			switch {
 			case err == unix.EINVAL: //nolint:errorlint // a bare errno
 				return nil, "", unix.ENOTDIR
@@ -291,9 +293,9 @@ func (ds *dirs) fd(d *dir) (int, error) {
 	}
 	for i := len(closed) - 1; i >= 0; i-- {
 		c := closed[i]
-		fd, err := openDirAt(c.parent.fd.fd, c.name)
+		fd, err := treeat.OpenDir(c.parent.fd.fd, c.name)
 		if err != nil {
-			return -1, fmt.Errorf("directory %s: %w", quoteName(c.name), err)
+			return -1, fmt.Errorf("directory %s: %w", treeat.Quote(c.name), err)
 		}
 		ds.opened(c, fd)
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // TestFindAsOpenat2 resolves random paths in random forests of symbolic links, and expects the directory
@@ -131,11 +132,11 @@ func TestRemoveTree(t *testing.T) {
 	outside := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(outside, "f"), nil, 0o644))
 
-	must(t, removeTree(t.Context(), at, "missing"))
+	must(t, treeat.RemoveTree(t.Context(), at, "missing"))
 	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o644))
-	must(t, removeTree(t.Context(), at, "f"))
+	must(t, treeat.RemoveTree(t.Context(), at, "f"))
 	must(t, os.Symlink(outside, filepath.Join(dir, "s")))
-	must(t, removeTree(t.Context(), at, "s"))
+	must(t, treeat.RemoveTree(t.Context(), at, "s"))
 	for i := range 50 {
 		for j := range 30 {
 			p := filepath.Join(dir, "d", string(rune('A'+i)), string(rune('a'+j)))
@@ -144,7 +145,7 @@ func TestRemoveTree(t *testing.T) {
 			must(t, os.Symlink(outside, filepath.Join(p, "s")))
 		}
 	}
-	must(t, removeTree(t.Context(), at, "d"))
+	must(t, treeat.RemoveTree(t.Context(), at, "d"))
 	assert.Empty(t, listing(t, dir))
 	assert.Equal(t, []string{"f = "}, listing(t, outside))
 }

@@ -11,13 +11,15 @@ import (
 
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // encoder turns changes into tar.
 type encoder struct {
 	ctx    context.Context
 	ex     *exporter
-	dirs   dirStack
+	dirs   treeat.DirStack
 	live   *liveFiles // nil: there are none
 	xattrs xattrReader
 	hdr    tar.Header
@@ -27,11 +29,11 @@ type encoder struct {
 }
 
 func newEncoder(ctx context.Context, ex *exporter) *encoder {
-	return &encoder{ctx: ctx, ex: ex, dirs: dirStack{root: ex.root}, live: newLiveFiles(ex.opts.Live)}
+	return &encoder{ctx: ctx, ex: ex, dirs: treeat.DirStack{Root: ex.root}, live: newLiveFiles(ex.opts.Live)}
 }
 
 func (e *encoder) close() {
-	e.dirs.close()
+	e.dirs.Close()
 	e.live.close()
 }
 
@@ -42,7 +44,7 @@ func (e *encoder) span(s *span) {
 	var err error
 	for i := s.lo; i < s.hi && err == nil; i++ {
 		if err = e.change(i); err != nil && !errors.Is(err, errStopped) {
-			err = fmt.Errorf("%s: %w", quoteName(e.ex.changes[i].Path), err)
+			err = fmt.Errorf("%s: %w", treeat.Quote(e.ex.changes[i].Path), err)
 		}
 	}
 	if err == nil {
@@ -143,12 +145,12 @@ func (e *encoder) change(index int) error {
 		}
 		return e.whiteout(parent, base)
 	}
-	dirfd, err := e.dirs.dir(parent)
+	dirfd, err := e.dirs.Dir(parent)
 	if err != nil {
 		return err
 	}
 	var st unix.Stat_t
-	if err := lstatat(dirfd, base, &st); err != nil {
+	if err := treeat.Lstat(dirfd, base, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
@@ -157,7 +159,7 @@ func (e *encoder) change(index int) error {
 	if reserved {
 		return ErrReservedName
 	}
-	return e.file(index, target{dirfd: dirfd, name: base, fd: -1}, &st)
+	return e.file(index, treeat.File{Dir: dirfd, Name: base, FD: -1}, &st)
 }
 
 func (e *encoder) whiteout(parent, base string) error {
@@ -175,15 +177,15 @@ func (e *encoder) whiteout(parent, base string) error {
 }
 
 // file encodes an existing file.
-func (e *encoder) file(index int, t target, st *unix.Stat_t) error {
+func (e *encoder) file(index int, t treeat.File, st *unix.Stat_t) error {
 	kind := st.Mode & unix.S_IFMT
 	if kind == unix.S_IFREG {
 		var err error
-		t.fd, err = openat(t.dirfd, t.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+		t.FD, err = treeat.Open(t.Dir, t.Name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
-		defer unix.Close(t.fd)
+		defer unix.Close(t.FD)
 	}
 	if err := e.describe(e.ex.changes[index].Path[1:], t, st); err != nil {
 		return err
@@ -212,14 +214,14 @@ func (e *encoder) file(index int, t target, st *unix.Stat_t) error {
 }
 
 // entry encodes the header and the data.
-func (e *encoder) entry(t target, st *unix.Stat_t) error {
+func (e *encoder) entry(t treeat.File, st *unix.Stat_t) error {
 	if err := e.header(); err != nil {
 		return err
 	}
 	if e.hdr.Size == 0 {
 		return nil
 	}
-	src := source{fd: t.fd, live: e.live.open("/"+e.hdr.Name, st), st: st, files: e.live}
+	src := source{fd: t.FD, live: e.live.open("/"+e.hdr.Name, st), st: st, files: e.live}
 	defer src.close()
 	if err := e.data(&src); err != nil {
 		return err
@@ -228,7 +230,7 @@ func (e *encoder) entry(t target, st *unix.Stat_t) error {
 }
 
 // describe makes e.hdr the header of a file.
-func (e *encoder) describe(name string, t target, st *unix.Stat_t) error {
+func (e *encoder) describe(name string, t treeat.File, st *unix.Stat_t) error {
 	uid, gid, err := e.ex.opts.IDMap.ToContainer(int(st.Uid), int(st.Gid))
 	if err != nil {
 		return err
@@ -253,7 +255,7 @@ func (e *encoder) describe(name string, t target, st *unix.Stat_t) error {
 		e.hdr.Name += "/"
 	case unix.S_IFLNK:
 		e.hdr.Typeflag = tar.TypeSymlink
-		e.hdr.Linkname, err = readlinkat(t.dirfd, t.name)
+		e.hdr.Linkname, err = treeat.Readlink(t.Dir, t.Name)
 		if err != nil {
 			return fmt.Errorf("read link: %w", err)
 		}

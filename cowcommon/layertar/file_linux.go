@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // holeUnit is the least run of zeros, and its alignment, that becomes a hole. Less would cost the filesystem
@@ -103,7 +104,7 @@ func (a *applier) createFile(j *job) error {
 			return fmt.Errorf("replace: %w", err)
 		}
 	}
-	fd, err := openat(j.dir.fd, j.name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, j.meta.mode&permMask)
+	fd, err := treeat.Open(j.dir.fd, j.name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, j.meta.mode&permMask)
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
@@ -126,9 +127,9 @@ func (a *applier) writeFile(ctx context.Context, j *job) error {
 	if err := a.writeData(ctx, j); err != nil {
 		return err
 	}
-	t := target{dirfd: j.dir.fd, name: j.name, fd: j.fd}
+	t := treeat.File{Dir: j.dir.fd, Name: j.name, FD: j.fd}
 	if j.dropACL {
-		if err := t.dropACL(); err != nil {
+		if err := dropACL(t); err != nil {
 			return err
 		}
 	}

@@ -74,10 +74,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // ErrReservedName says that a file's name begins with ".wh.", so that no layer tar can hold it.
@@ -173,21 +174,12 @@ type EntryError struct {
 func (e *EntryError) Error() string {
 	switch {
 	case e.Name != "":
-		return fmt.Sprintf("entry %d, %s: %v", e.Index, quoteName(e.Name), e.Err)
+		return fmt.Sprintf("entry %d, %s: %v", e.Index, treeat.Quote(e.Name), e.Err)
 	case e.After != "":
-		return fmt.Sprintf("entry %d, after %s: %v", e.Index, quoteName(e.After), e.Err)
+		return fmt.Sprintf("entry %d, after %s: %v", e.Index, treeat.Quote(e.After), e.Err)
 	}
 	return fmt.Sprintf("entry %d: %v", e.Index, e.Err)
 }
 
 // Unwrap returns the cause.
 func (e *EntryError) Unwrap() error { return e.Err }
-
-// quoteName makes a name fit for a message: on one line and of bounded length.
-func quoteName(name string) string {
-	const most = 256
-	if len(name) <= most {
-		return strconv.Quote(name)
-	}
-	return strconv.Quote(name[:most]) + "…"
-}

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // leavesOut reports whether a file of that mode stays without an attribute that could not be set because of err.
@@ -42,7 +44,7 @@ func (s *setter) leaveOut(file, name string, err error) {
 	defer s.mu.Unlock()
 	l := &s.leftOut
 	if l.count++; l.count == 1 {
-		l.first = fmt.Errorf("%s of %s: %w", quoteName(name), quoteName(file), err)
+		l.first = fmt.Errorf("%s of %s: %w", treeat.Quote(name), treeat.Quote(file), err)
 	}
 	if name == capability {
 		if l.capabilities++; l.capabilities == 1 {
@@ -56,6 +58,6 @@ func (l *leftOutXattrs) report(log *slog.Logger) {
 		log.Warn("layertar: extended attributes of a layer were left out, which the filesystem cannot take", "count", l.count, "first", l.first)
 	}
 	if l.capabilities > 0 {
-		log.Warn("layertar: programs of a layer lack their capabilities, which the filesystem cannot take", "count", l.capabilities, "first", quoteName(l.firstProgram))
+		log.Warn("layertar: programs of a layer lack their capabilities, which the filesystem cannot take", "count", l.capabilities, "first", treeat.Quote(l.firstProgram))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 const (
@@ -21,7 +22,7 @@ const (
 
 // liveFiles opens files of a live tree in place of those of its snapshot.
 type liveFiles struct {
-	dirs  dirStack
+	dirs  treeat.DirStack
 	root  unix.Stat_t // files of other devices are of other filesystems, or of subvolumes with their own inode numbers
 	until time.Time   // files that changed later are left alone
 }
@@ -32,7 +33,7 @@ func newLiveFiles(live *Live) *liveFiles {
 		return nil
 	}
 	fd := int(live.Root.Fd())
-	l := &liveFiles{dirs: dirStack{root: fd}, until: live.Snapshot.Add(-liveAge)}
+	l := &liveFiles{dirs: treeat.DirStack{Root: fd}, until: live.Snapshot.Add(-liveAge)}
 	if err := unix.Fstat(fd, &l.root); err != nil {
 		return nil
 	}
@@ -41,7 +42,7 @@ func newLiveFiles(live *Live) *liveFiles {
 
 func (l *liveFiles) close() {
 	if l != nil {
-		l.dirs.close()
+		l.dirs.Close()
 	}
 }
 
@@ -52,12 +53,12 @@ func (l *liveFiles) open(path string, st *unix.Stat_t) int {
 		return -1
 	}
 	i := strings.LastIndexByte(path, '/')
-	dir, err := l.dirs.dir(path[:i])
+	dir, err := l.dirs.Dir(path[:i])
 	if err != nil {
 		return -1
 	}
 	// Opening a device, which may be there by now, could do something.
-	place, err := openat(dir, path[i+1:], unix.O_PATH|unix.O_NOFOLLOW, 0)
+	place, err := treeat.Open(dir, path[i+1:], unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return -1
 	}
@@ -65,7 +66,7 @@ func (l *liveFiles) open(path string, st *unix.Stat_t) int {
 	if !l.same(place, st) {
 		return -1
 	}
-	fd, err := openat(unix.AT_FDCWD, procPath(place, ""), unix.O_RDONLY|unix.O_NOATIME, 0)
+	fd, err := treeat.Open(unix.AT_FDCWD, treeat.ProcPath(place, ""), unix.O_RDONLY|unix.O_NOATIME, 0)
 	if err != nil {
 		return -1
 	}

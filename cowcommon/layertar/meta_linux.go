@@ -11,6 +11,8 @@ import (
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 const (
@@ -19,9 +21,6 @@ const (
 	specialBits = 0o7000
 	maxID       = 1<<32 - 2 // the highest is "do not change" (chown(2))
 	keepID      = -1
-
-	// maxXattrNames is how many bytes of names listxattr can return (XATTR_LIST_MAX).
-	maxXattrNames = 64 << 10
 )
 
 // meta has a file's attributes in its header.
@@ -76,7 +75,7 @@ func xattrsOf(hdr *tar.Header, ids user.IdentityMapping) ([]xattr, error) {
 		if !ok {
 			continue
 		}
-		if names += len(name) + 1; names > maxXattrNames || strings.IndexByte(name, 0) >= 0 {
+		if names += len(name) + 1; names > treeat.MaxXattrNames || strings.IndexByte(name, 0) >= 0 {
 			return nil, fmt.Errorf("%w: extended attributes that no file can have", ErrMalformed)
 		}
 		var malformed error
@@ -94,13 +93,6 @@ func xattrsOf(hdr *tar.Header, ids user.IdentityMapping) ([]xattr, error) {
 	return xs, nil
 }
 
-// target is a file whose attributes are set: a name in a directory, and a descriptor if it is open.
-type target struct {
-	dirfd int
-	name  string
-	fd    int // -1: not open
-}
-
 // setter sets attributes, and counts attributes that could not be set and need not be.
 type setter struct {
 	xattrs XattrPolicy
@@ -112,10 +104,10 @@ type setter struct {
 
 // set gives a file that is not yet linked from elsewhere the attributes of m, except times. st is its present state.
 // Equal attributes are not set again: each call would be a change to the inode that the filesystem has to record.
-func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
+func (s *setter) set(t treeat.File, st *unix.Stat_t, m *meta) error {
 	chowned := m.uid != keepID && int(st.Uid) != m.uid || m.gid != keepID && int(st.Gid) != m.gid
 	if chowned {
-		if err := t.chown(m.uid, m.gid); err != nil {
+		if err := t.Chown(m.uid, m.gid); err != nil {
 			return fmt.Errorf("set owner to %d:%d: %w", m.uid, m.gid, err)
 		}
 	}
@@ -123,15 +115,15 @@ func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
 	for _, x := range m.xattrs {
 		err := x.malformed
 		if err == nil {
-			err = t.setxattr(x.name, x.value)
+			err = t.SetXattr(x.name, []byte(x.value))
 		}
 		switch {
 		case err == nil:
 			aclSet = aclSet || x.name == aclAccess
 		case s.xattrs.leavesOut(x.name, st.Mode, err):
-			s.leaveOut(t.name, x.name, err)
+			s.leaveOut(t.Name, x.name, err)
 		default:
-			return fmt.Errorf("set extended attribute %s: %w", quoteName(x.name), err)
+			return fmt.Errorf("set extended attribute %s: %w", treeat.Quote(x.name), err)
 		}
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
@@ -139,7 +131,7 @@ func (s *setter) set(t target, st *unix.Stat_t, m *meta) error {
 	}
 	// A change of owner takes setuid and setgid away, an ACL comes with permission bits.
 	if st.Mode&modeMask != m.mode || (chowned && m.mode&specialBits != 0) || aclSet {
-		if err := t.chmod(m.mode); err != nil {
+		if err := t.Chmod(m.mode); err != nil {
 			return fmt.Errorf("set mode to %#o: %w", m.mode, err)
 		}
 	}
@@ -155,27 +147,6 @@ func (s *setter) report(log *slog.Logger) {
 	s.leftOut.report(log)
 }
 
-func (t target) chown(uid, gid int) error {
-	if t.fd >= 0 {
-		return unix.Fchown(t.fd, uid, gid)
-	}
-	return unix.Fchownat(t.dirfd, t.name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
-}
-
-func (t target) chmod(mode uint32) error {
-	if t.fd >= 0 {
-		return unix.Fchmod(t.fd, mode)
-	}
-	return chmodat(t.dirfd, t.name, mode)
-}
-
-func (t target) setxattr(name, value string) error {
-	if t.fd >= 0 {
-		return unix.Fsetxattr(t.fd, name, []byte(value), 0)
-	}
-	return unix.Lsetxattr(procPath(t.dirfd, t.name), name, []byte(value), 0)
-}
-
 // aclState says whether new files in a directory inherit an ACL.
 type aclState uint8
 
@@ -189,7 +160,7 @@ const (
 func (d *dir) handsDownACL(fd int) bool {
 	if d.acl == aclUnknown {
 		d.acl = aclNone
-		if n, err := unix.Getxattr(procPath(fd, ""), aclDefault, nil); err == nil && n > 0 {
+		if n, err := unix.Getxattr(treeat.ProcPath(fd, ""), aclDefault, nil); err == nil && n > 0 {
 			d.acl = aclInherited
 		}
 	}
@@ -197,14 +168,9 @@ func (d *dir) handsDownACL(fd int) bool {
 }
 
 // dropACL takes the ACLs away that a file has inherited.
-func (t target) dropACL() error {
+func dropACL(t treeat.File) error {
 	for _, name := range []string{aclAccess, aclDefault} {
-		var err error
-		if t.fd >= 0 {
-			err = unix.Fremovexattr(t.fd, name)
-		} else {
-			err = unix.Lremovexattr(procPath(t.dirfd, t.name), name)
-		}
+		err := t.RemoveXattr(name)
 		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
 			return fmt.Errorf("remove inherited ACL: %w", err)
 		}

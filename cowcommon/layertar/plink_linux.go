@@ -10,6 +10,8 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // plinks keeps the files below ".wh..wh.plnk", where aufs put files with hard links across layers. Entries refer to
@@ -61,7 +63,7 @@ const maxPlinks = 1 << 16
 func (a *applier) putPlink(d *dir, name, link string) error {
 	kept, ok := a.plinks.files[path.Base(link)]
 	if !ok {
-		return fmt.Errorf("%w: a hard link to %s, which the layer does not have", ErrMalformed, quoteName(link))
+		return fmt.Errorf("%w: a hard link to %s, which the layer does not have", ErrMalformed, treeat.Quote(link))
 	}
 	m, err := metaOf(kept.hdr, a.opts.IDMap)
 	if err != nil {
@@ -79,7 +81,7 @@ func unnamedFile(dirfd int) (*os.File, error) {
 	// Not O_TMPFILE, which not every filesystem has.
 	for {
 		name := ".layertar-" + rand.Text()
-		fd, err := openat(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
+		fd, err := treeat.Open(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
 		if errors.Is(err, unix.EEXIST) {
 			continue
 		}

@@ -10,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // Files that are created and not filled, because another could not be, are closed.
 func TestPoolClosesWhatItDoesNotFill(t *testing.T) {
 	testfs.CheckLeaks(t)
-	fd, err := openat(unix.AT_FDCWD, t.TempDir(), unix.O_PATH|unix.O_DIRECTORY, 0)
+	fd, err := treeat.Open(unix.AT_FDCWD, t.TempDir(), unix.O_PATH|unix.O_DIRECTORY, 0)
 	require.NoError(t, err)
 	dir := newDirFD(fd)
 	defer dir.release()
@@ -25,7 +26,7 @@ func TestPoolClosesWhatItDoesNotFill(t *testing.T) {
 	p := newPool(t.Context(), 1, stages{
 		create: func(j *job) (err error) {
 			created++
-			j.fd, err = openat(unix.AT_FDCWD, "/dev/null", unix.O_WRONLY, 0)
+			j.fd, err = treeat.Open(unix.AT_FDCWD, "/dev/null", unix.O_WRONLY, 0)
 			return err
 		},
 		fill: func(_ context.Context, j *job) error {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // implied makes a directory that an entry needs and no entry made.
@@ -36,16 +38,16 @@ func (a *applier) mkdir(parent *dir, name string, m *meta) (*dir, error) {
 
 // dress gives a name that was just made, and is no regular file, its attributes except times.
 func (a *applier) dress(d *dir, fd int, name string, m *meta) error {
-	t := target{dirfd: fd, name: name, fd: -1}
+	t := treeat.File{Dir: fd, Name: name, FD: -1}
 	var st unix.Stat_t
-	if err := lstatat(fd, name, &st); err != nil {
+	if err := treeat.Lstat(fd, name, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK && d.handsDownACL(fd) {
-		if err := t.dropACL(); err != nil {
+		if err := dropACL(t); err != nil {
 			return err
 		}
-		if err := lstatat(fd, name, &st); err != nil {
+		if err := treeat.Lstat(fd, name, &st); err != nil {
 			return fmt.Errorf("stat: %w", err)
 		}
 	}
@@ -64,7 +66,7 @@ func (a *applier) put(d *dir, name string, hdr *tar.Header) error {
 		target, err := cleanName(hdr.Linkname)
 		switch {
 		case err != nil:
-			return fmt.Errorf("hard link to %s: %w", quoteName(hdr.Linkname), err)
+			return fmt.Errorf("hard link to %s: %w", treeat.Quote(hdr.Linkname), err)
 		case strings.HasPrefix(target, archive.WhiteoutLinkDir):
 			return a.putPlink(d, name, target)
 		case target == ".":
@@ -106,7 +108,7 @@ func (a *applier) put(d *dir, name string, hdr *tar.Header) error {
 	if err := a.dress(d, fd, name, &m); err != nil {
 		return err
 	}
-	return a.setter.setTimes(target{dirfd: fd, name: name, fd: -1}, &m.times)
+	return a.setter.setTimes(treeat.File{Dir: fd, Name: name, FD: -1}, &m.times)
 }
 
 // makeNode makes a symbolic link, device or fifo. Devices that a user namespace may not make are left out,
@@ -114,7 +116,7 @@ func (a *applier) put(d *dir, name string, hdr *tar.Header) error {
 func (a *applier) makeNode(fd int, name string, hdr *tar.Header, m *meta) (made bool, err error) {
 	if hdr.Typeflag == tar.TypeSymlink {
 		if err := unix.Symlinkat(hdr.Linkname, fd, name); err != nil {
-			return false, fmt.Errorf("create symbolic link to %s: %w", quoteName(hdr.Linkname), err)
+			return false, fmt.Errorf("create symbolic link to %s: %w", treeat.Quote(hdr.Linkname), err)
 		}
 		return true, nil
 	}
@@ -164,7 +166,7 @@ func (a *applier) putDir(d *dir, name string, st *unix.Stat_t, m *meta) error {
 		var fd int
 		fd, err = a.dirs.fd(d)
 		if err == nil {
-			err = a.setter.set(target{dirfd: fd, name: name, fd: -1}, st, m)
+			err = a.setter.set(treeat.File{Dir: fd, Name: name, FD: -1}, st, m)
 		}
 		d.wrote(name, 0)
 	} else {
@@ -196,7 +198,7 @@ func (a *applier) putLink(d *dir, name string, st *unix.Stat_t, m *meta, link st
 		err = a.pool.wait(td.written[base])
 	}
 	if err != nil {
-		return fmt.Errorf("hard link to %s: %w", quoteName(link), err)
+		return fmt.Errorf("hard link to %s: %w", treeat.Quote(link), err)
 	}
 	to, err := a.dirs.hold(d)
 	if err != nil {
@@ -208,18 +210,18 @@ func (a *applier) putLink(d *dir, name string, st *unix.Stat_t, m *meta, link st
 		return err
 	}
 	if err := unix.Linkat(from, base, to.fd, name, 0); err != nil {
-		return fmt.Errorf("hard link to %s: %w", quoteName(link), err)
+		return fmt.Errorf("hard link to %s: %w", treeat.Quote(link), err)
 	}
 	d.wrote(name, 0)
 	var now unix.Stat_t
-	if err := lstatat(to.fd, name, &now); err != nil {
+	if err := treeat.Lstat(to.fd, name, &now); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
-	if err := a.setter.set(target{dirfd: to.fd, name: name, fd: -1}, &now, m); err != nil {
+	if err := a.setter.set(treeat.File{Dir: to.fd, Name: name, FD: -1}, &now, m); err != nil {
 		return err
 	}
 	if now.Mode&unix.S_IFMT == unix.S_IFLNK || (now.Atim == m.times[0] && now.Mtim == m.times[1]) {
 		return nil
 	}
-	return a.setter.setTimes(target{dirfd: to.fd, name: name, fd: -1}, &m.times)
+	return a.setter.setTimes(treeat.File{Dir: to.fd, Name: name, FD: -1}, &m.times)
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // latest is the last time that the peers set: the end of int64 nanoseconds.
@@ -33,7 +35,7 @@ func (s *setter) move(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.moved.count == 0 {
-		s.moved.first = quoteName(name)
+		s.moved.first = treeat.Quote(name)
 	}
 	s.moved.count++
 }
@@ -46,30 +48,25 @@ func (m *movedTimes) report(log *slog.Logger) {
 
 // setTimes sets the times of a file. In place of a time that the filesystem cannot hold the kernel sets the nearest,
 // without an error.
-func (s *setter) setTimes(t target, times *[2]unix.Timespec) error {
-	var err error
-	if t.fd >= 0 {
-		err = futimens(t.fd, times)
-	} else {
-		err = utimensat(t.dirfd, t.name, times)
-	}
-	if err != nil {
+func (s *setter) setTimes(t treeat.File, times *[2]unix.Timespec) error {
+	if err := t.SetTimes(times); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	if times[1].Sec <= math.MaxInt32 { // 2038, which every filesystem can hold
 		return nil
 	}
 	var st unix.Stat_t
-	if t.fd >= 0 {
-		err = unix.Fstat(t.fd, &st)
+	var err error
+	if t.FD >= 0 {
+		err = unix.Fstat(t.FD, &st)
 	} else {
-		err = lstatat(t.dirfd, t.name, &st)
+		err = treeat.Lstat(t.Dir, t.Name, &st)
 	}
 	if err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
 	if st.Mtim.Sec != times[1].Sec {
-		s.move(t.name)
+		s.move(t.Name)
 	}
 	return nil
 }

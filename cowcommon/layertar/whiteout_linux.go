@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // whiteout removes a name.
@@ -40,20 +42,20 @@ func (a *applier) clearLower(d *dir) error {
 		return err
 	}
 	for _, e := range names {
-		c := d.children[e.name]
+		c := d.children[e.Name]
 		if c != nil && c.holds() {
 			if err := a.clearLower(c); err != nil {
 				return err
 			}
-			d.wrote(e.name, 0)
+			d.wrote(e.Name, 0)
 			continue
 		}
-		if _, ok := d.written[e.name]; ok {
+		if _, ok := d.written[e.Name]; ok {
 			if c != nil {
 				err = a.clearLower(c) // a directory of both
 			}
 		} else {
-			err = a.remove(d, e.name, unix.S_IFDIR) // or whatever it is
+			err = a.remove(d, e.Name, unix.S_IFDIR) // or whatever it is
 		}
 		if err != nil {
 			return err
@@ -80,20 +82,20 @@ func (d *dir) holds() bool {
 }
 
 // list returns all names of a directory.
-func (a *applier) list(d *dir) ([]dirent, error) {
+func (a *applier) list(d *dir) ([]treeat.Dirent, error) {
 	at, err := a.dirs.fd(d)
 	if err != nil {
 		return nil, err
 	}
-	fd, err := openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, err := treeat.Open(at, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	defer unix.Close(fd)
-	var all, some []dirent
+	var all, some []treeat.Dirent
 	buf := make([]byte, 32<<10)
 	for {
-		some, err = readDir(fd, buf, some)
+		some, err = treeat.ReadDir(fd, buf, some)
 		if err != nil {
 			return nil, fmt.Errorf("read directory: %w", err)
 		}

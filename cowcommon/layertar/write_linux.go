@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 const (
@@ -45,7 +46,7 @@ func Write(ctx context.Context, w io.Writer, dir string, changes []archive.Chang
 	if err != nil {
 		return fmt.Errorf("layertar: write: %w", err)
 	}
-	root, err := openat(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, err := treeat.Open(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fmt.Errorf("layertar: write: open %s: %w", dir, err)
 	}
@@ -62,7 +63,7 @@ func Write(ctx context.Context, w io.Writer, dir string, changes []archive.Chang
 func sorted(changes []archive.Change) ([]archive.Change, error) {
 	for _, c := range changes {
 		if !strings.HasPrefix(c.Path, "/") || path.Clean(c.Path) != c.Path {
-			return nil, fault.New(errdefs.ErrInvalidArgument, "change of %s: want an absolute, clean path", quoteName(c.Path))
+			return nil, fault.New(errdefs.ErrInvalidArgument, "change of %s: want an absolute, clean path", treeat.Quote(c.Path))
 		}
 	}
 	byPath := func(a, b archive.Change) int { return strings.Compare(a.Path, b.Path) }
@@ -201,7 +202,7 @@ func writeLink(w io.Writer, hdr *tar.Header, first string) error {
 	hdr.Typeflag, hdr.Linkname, hdr.Size = tar.TypeLink, first, 0
 	var b bytes.Buffer
 	if err := writeHeader(&b, hdr); err != nil {
-		return fmt.Errorf("%s: %w", quoteName(hdr.Name), err)
+		return fmt.Errorf("%s: %w", treeat.Quote(hdr.Name), err)
 	}
 	_, err := w.Write(b.Bytes())
 	return err

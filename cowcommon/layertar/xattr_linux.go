@@ -9,9 +9,9 @@ import (
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
-)
 
-const capability = "security.capability"
+	"github.com/cowshed/cowshed/internal/treeat"
+)
 
 // The form of a file capability (struct vfs_cap_data and vfs_ns_cap_data of the kernel's
 // include/uapi/linux/capability.h): the revision is the highest byte of the first 32 bits, little-endian.
@@ -22,22 +22,7 @@ const (
 	capLen2       = 20 // revision 3 has the user id of the namespace's root after it
 )
 
-// exported says whether an extended attribute belongs to the content of a layer.
-func exported(name string) bool {
-	switch name {
-	case capability, aclAccess, aclDefault:
-		return true
-	}
-	for _, space := range []string{"user.", "trusted."} {
-		if rest, ok := strings.CutPrefix(name, space); ok {
-			// Where the layer is applied, records of overlay filesystems and of Cowshed about a directory would be
-			// taken for instructions.
-			return !strings.HasPrefix(rest, "overlay.") && !strings.HasPrefix(rest, "fuseoverlayfs.") &&
-				!strings.HasPrefix(rest, "cowshed.")
-		}
-	}
-	return false
-}
+const capability = treeat.Capability
 
 // xattrReader reads extended attributes into buffers of its own.
 type xattrReader struct {
@@ -45,11 +30,11 @@ type xattrReader struct {
 }
 
 // records returns the PAX records of a file's extended attributes, nil if it has none.
-func (x *xattrReader) records(t target, opts *WriteOptions) (map[string]string, error) {
+func (x *xattrReader) records(t treeat.File, opts *WriteOptions) (map[string]string, error) {
 	if x.names == nil {
-		x.names, x.value = make([]byte, maxXattrNames), make([]byte, maxXattrValue)
+		x.names, x.value = make([]byte, treeat.MaxXattrNames), make([]byte, treeat.MaxXattrValue)
 	}
-	n, err := t.listxattr(x.names)
+	n, err := t.ListXattr(x.names)
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.ENOTSUP):
@@ -67,11 +52,11 @@ func (x *xattrReader) records(t target, opts *WriteOptions) (map[string]string, 
 		}
 		name := string(names[:i])
 		names = names[i+1:]
-		if !exported(name) {
+		if !treeat.Exported(name) {
 			continue
 		}
 		if strings.Contains(name, "=") {
-			logger(opts.Logger).Warn("layertar: extended attribute cannot be written to a layer", "file", t.name, "attribute", name)
+			logger(opts.Logger).Warn("layertar: extended attribute cannot be written to a layer", "file", t.Name, "attribute", name)
 			continue
 		}
 		value, err := x.get(t, name)
@@ -79,7 +64,7 @@ func (x *xattrReader) records(t target, opts *WriteOptions) (map[string]string, 
 			value, err = mapACL(value, opts.IDMap, user.IdentityMapping.ToContainer)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("extended attribute %s: %w", quoteName(name), err)
+			return nil, fmt.Errorf("extended attribute %s: %w", treeat.Quote(name), err)
 		}
 		if records == nil {
 			records = make(map[string]string)
@@ -89,11 +74,8 @@ func (x *xattrReader) records(t target, opts *WriteOptions) (map[string]string, 
 	return records, nil
 }
 
-// maxXattrValue is the longest value of an extended attribute (XATTR_SIZE_MAX).
-const maxXattrValue = 64 << 10
-
-func (x *xattrReader) get(t target, name string) (string, error) {
-	n, err := t.getxattr(name, x.value)
+func (x *xattrReader) get(t treeat.File, name string) (string, error) {
+	n, err := t.GetXattr(name, x.value)
 	if err != nil {
 		return "", err
 	}
@@ -104,20 +86,6 @@ func (x *xattrReader) get(t target, name string) (string, error) {
 		value[capRevisionAt] = capRevision2
 	}
 	return string(value), nil
-}
-
-func (t target) listxattr(buf []byte) (int, error) {
-	if t.fd >= 0 {
-		return unix.Flistxattr(t.fd, buf)
-	}
-	return unix.Llistxattr(procPath(t.dirfd, t.name), buf)
-}
-
-func (t target) getxattr(name string, buf []byte) (int, error) {
-	if t.fd >= 0 {
-		return unix.Fgetxattr(t.fd, name, buf)
-	}
-	return unix.Lgetxattr(procPath(t.dirfd, t.name), name, buf)
 }
 
 func logger(l *slog.Logger) *slog.Logger {

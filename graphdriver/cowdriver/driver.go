@@ -28,6 +28,8 @@ type Options struct {
 	IDMap  user.IdentityMapping
 	Quota  quota.Options // default and least size of layers, and the scope of every limit
 	Logger *slog.Logger  // nil: slog.Default
+	// BaseImages are images that the program has without pulling them. The driver lists them, and looks at none.
+	BaseImages []graphdriver.CustomImageInfo
 }
 
 // Driver gives a Backend Docker's graphdriver API. A layer is a volume; the layer's id is its name.

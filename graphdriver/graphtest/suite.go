@@ -48,6 +48,12 @@ type Config struct {
 	// DiffGetter: the driver is a graphdriver.DiffGetterDriver.
 	DiffGetter bool
 
+	// DiffPath: the driver is a graphdriver.DiffPathDriver.
+	DiffPath bool
+
+	// CustomImages: the driver is a graphdriver.CustomImageDriver.
+	CustomImages bool
+
 	// ChainLength is how many layers are stacked on each other. 0: 125, as many as Docker stacks.
 	ChainLength int
 }
@@ -81,7 +87,7 @@ func Tests() []Test {
 	var all []Test
 	for _, group := range [][]Test{
 		createTests, idTests, holdTests, removeTests, contentTests, chainTests, changesTests, writesTests,
-		frozenTests, applyTests, readerTests, getterTests, optionTests, quotaTests, nestedTests, idMapTests,
+		frozenTests, applyTests, readerTests, getterTests, diffPathTests, optionTests, quotaTests, nestedTests, idMapTests,
 		concurrencyTests, describeTests, reopenTests,
 	} {
 		all = append(all, group...)

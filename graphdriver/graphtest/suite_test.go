@@ -129,12 +129,17 @@ func TestSuiteFindsFaults(t *testing.T) {
 			wrap:  func(d graphdriver.Driver) graphdriver.Driver { return applyAnyway{d} },
 			fails: []string{"ApplyBrokenTar", "FailuresLeaveNothing"},
 		}, {
+			name:    "DiffPath is the layer",
+			wrap:    func(d graphdriver.Driver) graphdriver.Driver { return layerAsDiffPath{d} },
+			declare: func(c *Config) { c.DiffPath, c.CustomImages = true, true },
+			fails:   []string{"DiffPath", "DiffPathErrors", "CustomImages"},
+		}, {
 			name: "much is declared and nothing kept",
 			wrap: func(d graphdriver.Driver) graphdriver.Driver { return d },
 			declare: func(c *Config) {
-				c.DiffGetter, c.SealsParents, c.SeesWrites = true, true, true
+				c.DiffPath, c.CustomImages, c.DiffGetter, c.SealsParents, c.SeesWrites = true, true, true, true, true
 			},
-			fails: []string{"DiffGetter", "DiffGetterStaysInside", "ParentIsSealed", "HiddenWrites", "WritesAfterApply"},
+			fails: []string{"DiffPath", "DiffPathErrors", "CustomImages", "DiffGetter", "DiffGetterStaysInside", "ParentIsSealed", "HiddenWrites", "WritesAfterApply"},
 		},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
@@ -159,6 +164,18 @@ func TestSuiteFindsFaults(t *testing.T) {
 			assert.Len(t, fault.fails, found, "all tests named here exist")
 		})
 	}
+}
+
+// layerAsDiffPath shows the whole layer in place of its diff, and the same image twice.
+type layerAsDiffPath struct{ graphdriver.Driver }
+
+func (d layerAsDiffPath) DiffPath(id string) (string, func() error, error) {
+	path, _ := d.Get(id, "")
+	return path, func() error { return d.Put(id) }, nil
+}
+
+func (d layerAsDiffPath) GetCustomImageInfos() ([]graphdriver.CustomImageInfo, error) {
+	return []graphdriver.CustomImageInfo{{ID: "x", Name: "x"}, {ID: "x", Name: "y"}}, nil
 }
 
 type sharingDriver struct {

@@ -13,6 +13,9 @@ type Options struct {
 	// WholeSeconds takes two modification times for equal if they agree in seconds and one of them has no
 	// fraction, as layers are compared.
 	WholeSeconds bool
+	// LinksInTree compares which names in the tree are links of each other, and not how many links a file has: overlayfs
+	// counts names of lower layers that it hides.
+	LinksInTree bool
 	// SkipTime leaves out the modification time of a path, which is relative to the root.
 	SkipTime func(path string) bool
 	// SkipXattr leaves out an extended attribute.

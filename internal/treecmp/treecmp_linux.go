@@ -15,27 +15,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Diff lists the differences between the trees at a and b, a line each, sorted by path, at most 50 of them.
-func Diff(a, b string, opts Options) ([]string, error) {
-	ta, err := read(a, opts)
+// Read reads the tree at root, to compare it later.
+func Read(root string, opts Options) (Tree, error) {
+	entries, err := read(root, opts)
 	if err != nil {
-		return nil, fmt.Errorf("treecmp: %w", err)
+		return Tree{}, fmt.Errorf("treecmp: %w", err)
 	}
-	tb, err := read(b, opts)
-	if err != nil {
-		return nil, fmt.Errorf("treecmp: %w", err)
-	}
-	paths := slices.Sorted(maps.Keys(ta))
-	for p := range tb {
-		if _, ok := ta[p]; !ok {
+	return Tree{entries}, nil
+}
+
+// Tree is a tree as it was when it was read.
+type Tree struct{ entries map[string]*entry }
+
+// Diff lists the differences between the trees a and b as the function Diff does.
+func (a Tree) Diff(b Tree, opts Options) []string {
+	paths := slices.Sorted(maps.Keys(a.entries))
+	for p := range b.entries {
+		if _, ok := a.entries[p]; !ok {
 			paths = append(paths, p)
 		}
 	}
 	slices.Sort(paths)
 	var diffs []string
 	for _, p := range paths {
-		ea, oka := ta[p]
-		eb, okb := tb[p]
+		ea, oka := a.entries[p]
+		eb, okb := b.entries[p]
 		switch {
 		case !oka:
 			diffs = append(diffs, fmt.Sprintf("%q: only in the second", p))
@@ -47,10 +51,23 @@ func Diff(a, b string, opts Options) ([]string, error) {
 			}
 		}
 		if len(diffs) >= maxDiffs {
-			return append(diffs[:maxDiffs], "and more"), nil
+			return append(diffs[:maxDiffs], "and more")
 		}
 	}
-	return diffs, nil
+	return diffs
+}
+
+// Diff lists the differences between the trees at a and b, a line each, sorted by path, at most 50 of them.
+func Diff(a, b string, opts Options) ([]string, error) {
+	ta, err := Read(a, opts)
+	if err != nil {
+		return nil, err
+	}
+	tb, err := Read(b, opts)
+	if err != nil {
+		return nil, err
+	}
+	return ta.Diff(tb, opts), nil
 }
 
 // entry is a file, as far as it is compared.
@@ -99,7 +116,7 @@ func compare(p string, a, b *entry, opts Options) []string {
 		}
 	}
 	if a.st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		if a.st.Nlink != b.st.Nlink {
+		if !opts.LinksInTree && a.st.Nlink != b.st.Nlink {
 			differ("links", a.st.Nlink, b.st.Nlink)
 		}
 		if a.first != b.first {
@@ -160,6 +177,9 @@ func read(root string, opts Options) (map[string]*entry, error) {
 		return nil, fmt.Errorf("%s: %w", root, err)
 	}
 	for _, names := range r.inodes {
+		if len(names) == 1 && opts.LinksInTree {
+			continue
+		}
 		first := slices.Min(names)
 		for _, name := range names {
 			r.entries[name].first = first

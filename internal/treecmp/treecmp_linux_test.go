@@ -107,6 +107,30 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// TestLinksInTree compares files that have a link outside of the tree.
+func TestLinksInTree(t *testing.T) {
+	a, b := sample(t), sample(t)
+	require.NoError(t, os.Link(filepath.Join(a, "g"), filepath.Join(t.TempDir(), "outside")))
+	got, err := Diff(a, b, Options{})
+	require.NoError(t, err)
+	assert.Equal(t, []string{`"g": links: 2 and 1`, `"g": hard link of: "g" and ""`}, got)
+	got, err = Diff(a, b, Options{LinksInTree: true})
+	require.NoError(t, err)
+	assert.Empty(t, got)
+}
+
+// TestRead compares a tree with an earlier state of itself.
+func TestRead(t *testing.T) {
+	dir := sample(t)
+	before, err := Read(dir, Options{})
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(filepath.Join(dir, "g")))
+	after, err := Read(dir, Options{})
+	require.NoError(t, err)
+	assert.Equal(t, []string{`"g": only in the first`}, before.Diff(after, Options{}))
+	assert.Empty(t, after.Diff(after, Options{}))
+}
+
 func TestXattr(t *testing.T) {
 	a, b := sample(t), sample(t)
 	if err := unix.Setxattr(filepath.Join(a, "g"), "user.x", []byte("1"), 0); err != nil {

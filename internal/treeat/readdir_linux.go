@@ -1,4 +1,4 @@
-package layertar
+package treeat
 
 import (
 	"bytes"
@@ -9,15 +9,15 @@ import (
 	"github.com/cowshed/cowshed/internal/eintr"
 )
 
-// dirent is one name of a directory.
-type dirent struct {
-	name string
-	typ  uint8 // unix.DT_*; DT_UNKNOWN where the filesystem does not tell
+// Dirent is one name of a directory.
+type Dirent struct {
+	Name string
+	Type uint8 // unix.DT_*; DT_UNKNOWN where the filesystem does not tell
 }
 
-// readDir reads some names of an open directory (struct linux_dirent64 of getdents64(2)), without "." and
+// ReadDir reads some names of an open directory (struct linux_dirent64 of getdents64(2)), without "." and
 // "..". It returns none at the end.
-func readDir(fd int, buf []byte, names []dirent) ([]dirent, error) {
+func ReadDir(fd int, buf []byte, names []Dirent) ([]Dirent, error) {
 	names = names[:0]
 	for len(names) == 0 {
 		var n int
@@ -32,7 +32,7 @@ func readDir(fd int, buf []byte, names []dirent) ([]dirent, error) {
 				name = name[:i]
 			}
 			if s := string(name); s != "." && s != ".." {
-				names = append(names, dirent{s, typ})
+				names = append(names, Dirent{s, typ})
 			}
 			b = b[size:]
 		}

@@ -1,4 +1,4 @@
-package layertar
+package treeat
 
 import (
 	"context"
@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeTree removes a name and, if it is a directory, all that is below. An absent name is not an error.
+// RemoveTree removes a name and, if it is a directory, all that is below. An absent name is not an error.
 //
 // It holds two descriptors however deep the tree is: the way back up is "..", which is checked to be the
 // directory that it came from.
-func removeTree(ctx context.Context, dirfd int, name string) error {
+func RemoveTree(ctx context.Context, dirfd int, name string) error {
 	err := removeOne(dirfd, name, unix.DT_UNKNOWN)
 	if err != unix.ENOTEMPTY { //nolint:errorlint // a bare errno
 		return err
@@ -39,14 +39,14 @@ func removeTree(ctx context.Context, dirfd int, name string) error {
 	return nil
 }
 
-// remover is the state of removeTree.
+// remover is the state of RemoveTree.
 type remover struct {
 	ctx   context.Context
 	base  int     // the directory that holds the tree; not the remover's
 	fd    int     // the directory it is in; base, or the remover's
 	path  []level // from base to fd
 	buf   []byte
-	names []dirent
+	names []Dirent
 }
 
 // level is a directory that a remover has gone down to.
@@ -65,15 +65,15 @@ func (r *remover) close() {
 
 // down enters a subdirectory.
 func (r *remover) down(name string) error {
-	fd, err := openat(r.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	fd, err := Open(r.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return fmt.Errorf("remove: open %s: %w", quoteName(name), err)
+		return fmt.Errorf("remove: open %s: %w", Quote(name), err)
 	}
 	r.close()
 	r.fd = fd
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("remove: stat %s: %w", quoteName(name), err)
+		return fmt.Errorf("remove: stat %s: %w", Quote(name), err)
 	}
 	r.path = append(r.path, level{name: name, dev: uint64(st.Dev), ino: st.Ino}) //nolint:unconvert // narrower on some platforms
 	return nil
@@ -85,9 +85,9 @@ func (r *remover) up() error {
 	r.path = r.path[:len(r.path)-1]
 	parent := r.base
 	if len(r.path) > 0 {
-		fd, err := openat(r.fd, "..", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		fd, err := Open(r.fd, "..", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if err != nil {
-			return fmt.Errorf("remove: parent of %s: %w", quoteName(last.name), err)
+			return fmt.Errorf("remove: parent of %s: %w", Quote(last.name), err)
 		}
 		parent = fd
 	}
@@ -97,10 +97,10 @@ func (r *remover) up() error {
 		want := &r.path[len(r.path)-1]
 		var st unix.Stat_t
 		if err := unix.Fstat(parent, &st); err != nil {
-			return fmt.Errorf("remove: parent of %s: %w", quoteName(last.name), err)
+			return fmt.Errorf("remove: parent of %s: %w", Quote(last.name), err)
 		}
 		if st.Ino != want.ino || uint64(st.Dev) != want.dev { //nolint:unconvert // narrower on some platforms
-			return fmt.Errorf("remove: %s was moved meanwhile: %w", quoteName(last.name), unix.ESTALE)
+			return fmt.Errorf("remove: %s was moved meanwhile: %w", Quote(last.name), unix.ESTALE)
 		}
 		want.removed++
 	}
@@ -110,7 +110,7 @@ func (r *remover) up() error {
 		// Reading a directory while removing from it may miss names.
 		return r.down(last.name)
 	case err != nil && err != unix.ENOENT:
-		return fmt.Errorf("remove %s: %w", quoteName(last.name), err)
+		return fmt.Errorf("remove %s: %w", Quote(last.name), err)
 	}
 	return nil
 }
@@ -123,17 +123,17 @@ func (r *remover) clear() (next string, err error) {
 		if err := r.ctx.Err(); err != nil {
 			return "", err
 		}
-		r.names, err = readDir(r.fd, r.buf, r.names)
+		r.names, err = ReadDir(r.fd, r.buf, r.names)
 		if err != nil {
-			return "", fmt.Errorf("remove: read %s: %w", quoteName(here.name), err)
+			return "", fmt.Errorf("remove: read %s: %w", Quote(here.name), err)
 		}
 		if len(r.names) == 0 {
 			return "", nil
 		}
 		for _, e := range r.names {
-			err := removeOne(r.fd, e.name, e.typ)
+			err := removeOne(r.fd, e.Name, e.Type)
 			if err == unix.ENOTEMPTY { //nolint:errorlint // a bare errno
-				return e.name, nil
+				return e.Name, nil
 			}
 			if err != nil {
 				return "", err
@@ -158,5 +158,5 @@ func removeOne(dirfd int, name string, typ uint8) error {
 	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
 		return unix.ENOTEMPTY
 	}
-	return fmt.Errorf("remove %s: %w", quoteName(name), err)
+	return fmt.Errorf("remove %s: %w", Quote(name), err)
 }

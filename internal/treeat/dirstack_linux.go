@@ -1,4 +1,4 @@
-package layertar
+package treeat
 
 import (
 	"fmt"
@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxStackFDs bounds the descriptors of a dirStack.
+// maxStackFDs bounds the descriptors of a DirStack.
 const maxStackFDs = 64
 
-// dirStack opens one directory after the other, with descriptors of those on the way kept for the next.
+// DirStack opens one directory after the other, with descriptors of those on the way kept for the next.
 // Each component is opened by itself, without following symbolic links: one in place of a directory is
 // ENOTDIR. There is no limit on the length of a path.
-type dirStack struct {
-	root   int // not the stack's
+type DirStack struct {
+	Root   int // not the stack's
 	levels []stackLevel
 	open   int // levels with a descriptor
 }
@@ -24,17 +24,18 @@ type stackLevel struct {
 	fd   int // -1: closed, to keep the bound
 }
 
-func (s *dirStack) close() { s.cut(0) }
+// Close closes all descriptors but that of the root.
+func (s *DirStack) Close() { s.cut(0) }
 
 // cut leaves the first n levels.
-func (s *dirStack) cut(n int) {
+func (s *DirStack) cut(n int) {
 	for i := n; i < len(s.levels); i++ {
 		s.shut(i)
 	}
 	s.levels = s.levels[:n]
 }
 
-func (s *dirStack) shut(i int) {
+func (s *DirStack) shut(i int) {
 	if s.levels[i].fd >= 0 {
 		_ = unix.Close(s.levels[i].fd)
 		s.levels[i].fd = -1
@@ -42,9 +43,9 @@ func (s *dirStack) shut(i int) {
 	}
 }
 
-// dir returns a descriptor of the directory at an absolute, clean path ("" is the root). It is valid until
+// Dir returns a descriptor of the directory at an absolute, clean path ("" is the root). It is valid until
 // the next call.
-func (s *dirStack) dir(path string) (int, error) {
+func (s *DirStack) Dir(path string) (int, error) {
 	depth := 0
 	for path != "" {
 		name, rest, _ := strings.Cut(path[1:], "/")
@@ -64,14 +65,14 @@ func (s *dirStack) dir(path string) (int, error) {
 	for at > 0 && s.levels[at-1].fd < 0 {
 		at--
 	}
-	fd := s.root
+	fd := s.Root
 	if at > 0 {
 		fd = s.levels[at-1].fd
 	}
 	for ; at < depth; at++ {
-		next, err := openDirAt(fd, s.levels[at].name)
+		next, err := OpenDir(fd, s.levels[at].name)
 		if err != nil {
-			return -1, fmt.Errorf("directory %s: %w", quoteName(s.levels[at].name), err)
+			return -1, fmt.Errorf("directory %s: %w", Quote(s.levels[at].name), err)
 		}
 		s.levels[at].fd = next
 		if s.open++; s.open > maxStackFDs {
@@ -82,7 +83,7 @@ func (s *dirStack) dir(path string) (int, error) {
 	return fd, nil
 }
 
-func (s *dirStack) firstOpen() int {
+func (s *DirStack) firstOpen() int {
 	for i := range s.levels {
 		if s.levels[i].fd >= 0 {
 			return i

@@ -1,0 +1,130 @@
+package dockerroot
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// An engine that runs has its databases locked.
+func TestInUseByEngine(t *testing.T) {
+	for _, name := range []string{
+		"volumes/metadata.db", "network/files/local-kv.db", "buildkit/cache.db", "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db",
+	} {
+		sample := fill(newTestRoot(t, t.TempDir(), "vfs"))
+		sample.mkdir(filepath.Dir(name))
+		s := open(t, sample.testRoot)
+		require.NoError(t, s.InUse(t.Context()))
+
+		db, err := bolt.Open(sample.path(name), 0o600, &bolt.Options{Timeout: time.Second})
+		require.NoError(t, err)
+		err = s.InUse(t.Context())
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
+		assert.ErrorContains(t, err, sample.path(name))
+		assert.ErrorContains(t, err, filepath.Base(os.Args[0]), "it names the process")
+		require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
+		require.DirExists(t, sample.path(sample.tree(sample.a.id)))
+
+		require.NoError(t, db.Close())
+		require.NoError(t, s.InUse(t.Context()))
+	}
+}
+
+// A container that outlives its engine has layers mounted.
+func TestInUseByMounts(t *testing.T) {
+	testfs.Root(t)
+	for _, driver := range treeDrivers {
+		t.Run(driver, func(t *testing.T) {
+			sample := fill(newTestRoot(t, t.TempDir(), driver))
+			s := open(t, sample.testRoot)
+			content := sample.path(sample.tree(sample.web.mount))
+
+			elsewhere := t.TempDir()
+			unmount := mountOn(t, content, elsewhere, "", unix.MS_BIND, "")
+			require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
+			unmount()
+			require.NoError(t, s.InUse(t.Context()))
+
+			unmount = mountOn(t, "overlay", elsewhere, "overlay", 0, "lowerdir="+content+":"+sample.path(sample.tree(sample.a.id)))
+			require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
+			unmount()
+
+			// Something else would be taken for the content of a layer.
+			unmount = mountOn(t, "tmpfs", content, "tmpfs", 0, "")
+			err := s.InUse(t.Context())
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			assert.ErrorContains(t, err, content)
+			require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
+			unmount()
+
+			// Docker leaves such a mount when it is killed.
+			home := sample.path(driver)
+			unmount = mountOn(t, home, home, "", unix.MS_BIND, "")
+			require.NoError(t, s.InUse(t.Context()))
+			unmount()
+		})
+	}
+}
+
+// Overlays of another root whose path ends likewise are none of this root.
+func TestInUseElsewhere(t *testing.T) {
+	testfs.Root(t)
+	sample := fill(newTestRoot(t, filepath.Join(t.TempDir(), "docker"), "overlay2"))
+	s := open(t, sample.testRoot)
+	other := newTestRoot(t, filepath.Join(t.TempDir(), "docker"), "overlay2")
+	x := other.layer("x", nil)
+	y := other.layer("y", x)
+	lower := func(r *testRoot, ids ...string) string {
+		for i, id := range ids {
+			ids[i] = r.path("overlay2/l/" + linkOf(id))
+		}
+		return "lowerdir=" + strings.Join(ids, ":")
+	}
+	unmount := mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(other, x.id, y.id))
+	require.NoError(t, s.InUse(t.Context()))
+	unmount()
+	unmount = mountOn(t, "overlay", t.TempDir(), "overlay", 0, "lowerdir="+other.path(other.tree(x.id))+":"+other.path(other.tree(y.id)))
+	require.NoError(t, s.InUse(t.Context()))
+	unmount()
+	mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(sample.testRoot, sample.b.id, sample.a.id))
+	require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
+}
+
+// Docker mounts long lists of layers by paths that are relative to the directory of the driver.
+func TestInUseRelative(t *testing.T) {
+	testfs.Root(t)
+	sample := fill(newTestRoot(t, t.TempDir(), "overlay2"))
+	s := open(t, sample.testRoot)
+	target := t.TempDir()
+	command := exec.Command("mount", "-t", "overlay", "overlay", "-o", "lowerdir=l/"+linkOf(sample.b.id)+":l/"+linkOf(sample.a.id), target)
+	command.Dir = sample.path("overlay2")
+	out, err := command.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	defer func() { assert.NoError(t, unix.Unmount(target, 0)) }()
+	require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
+}
+
+// mountOn mounts something until the test ends, or until unmount is called.
+func mountOn(t *testing.T, source, target, kind string, flags uintptr, data string) (unmount func()) {
+	require.NoError(t, unix.Mount(source, target, kind, flags, data))
+	done := false
+	unmount = func() {
+		if !done {
+			done = true
+			assert.NoError(t, unix.Unmount(target, 0))
+		}
+	}
+	t.Cleanup(unmount)
+	return unmount
+}

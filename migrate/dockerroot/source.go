@@ -1,0 +1,167 @@
+package dockerroot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"path"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/rootdir"
+)
+
+// Options are those of Open.
+type Options struct {
+	Dir     string       // the root, such as /var/lib/docker
+	Driver  string       // a driver that Detect names; "" if the root has one
+	Dataset string       // that of Docker's option zfs.fsname; "" for the dataset that the root is in
+	Log     *slog.Logger // nil: slog.Default
+}
+
+// Source is a root with one of its drivers. It implements migrate.Source.
+type Source struct {
+	root   *rootdir.Dir
+	driver string
+	image  string // the directory image/DRIVER
+	keeper keeper
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	chains map[string]string // names of directories in the layerdb by ID of the layer; nil: not read
+}
+
+var _ migrate.Source = (*Source)(nil)
+
+// Open opens a root for one driver. Returns ErrNotFound if it has no state of the driver, and ErrNotImplemented if the
+// driver is not known. Returns ErrInvalidArgument if no driver is given and the root has several.
+func Open(ctx context.Context, o Options) (_ *Source, err error) {
+	defer func() { err = fault.Wrap("open Docker's root", o.Dir, err) }()
+	root, err := rootdir.Open(o.Dir)
+	if err != nil {
+		return nil, typed(err)
+	}
+	s := &Source{root: root, log: cmp.Or(o.Log, slog.Default())}
+	if s.driver, err = choose(root, o.Driver); err == nil {
+		s.image = path.Join("image", s.driver)
+		s.keeper, err = newKeeper(ctx, s, o)
+	}
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return s, nil
+}
+
+// newKeeper returns the part of the driver.
+func newKeeper(ctx context.Context, s *Source, o Options) (keeper, error) {
+	switch s.driver {
+	case "btrfs":
+		return wholeTrees{root: s.root, dir: "btrfs/subvolumes", volumes: true}, nil
+	case "vfs":
+		return wholeTrees{root: s.root, dir: "vfs/dir"}, nil
+	case "overlay2", "fuse-overlayfs":
+		return overlays{root: s.root, dir: s.driver, log: s.log}, nil
+	case "aufs":
+		return branches{root: s.root, log: s.log}, nil
+	case "zfs":
+		return newDatasets(ctx, s.root, o.Dataset)
+	}
+	return nil, fault.New(errdefs.ErrNotImplemented, "graph driver %s is not known", shown(s.driver))
+}
+
+// choose checks the name of a driver, or finds that of the only one.
+func choose(root *rootdir.Dir, driver string) (string, error) {
+	drivers, err := detect(root)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case driver == "" && len(drivers) == 1:
+		return drivers[0], nil
+	case driver == "" && len(drivers) > 1:
+		return "", fault.New(errdefs.ErrInvalidArgument, "the root has state of several drivers: choose one of %s", strings.Join(drivers, ", "))
+	case driver == "":
+		return "", fault.New(errdefs.ErrNotFound, "the root has no state of a graph driver")
+	case !isDriver(driver):
+		return "", fault.New(errdefs.ErrInvalidArgument, "%s is no name of a graph driver", shown(driver))
+	}
+	// Its state may be empty, after a removal that was interrupted.
+	file, err := root.OpenDir(path.Join("image", driver, "layerdb"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fault.New(errdefs.ErrNotFound, "the root has no state of graph driver %s", driver)
+	}
+	if err != nil {
+		return "", typed(err)
+	}
+	return driver, file.Close()
+}
+
+// Detect names the drivers that a root has layers or images of, sorted.
+func Detect(dir string) (drivers []string, err error) {
+	defer func() { err = fault.Wrap("look for graph drivers in", dir, err) }()
+	root, err := rootdir.Open(dir)
+	if err != nil {
+		return nil, typed(err)
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	return detect(root)
+}
+
+func detect(root *rootdir.Dir) (drivers []string, err error) {
+	names, err := root.List("image", maxDrivers)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, typed(err)
+	}
+	for _, name := range names {
+		if !isDriver(name) {
+			continue
+		}
+		has, err := hasState(root, path.Join("image", name))
+		if err != nil {
+			return nil, err
+		}
+		if has {
+			drivers = append(drivers, name)
+		}
+	}
+	return drivers, nil
+}
+
+// hasState reports whether there is a layer or an image. Docker makes the directories of every driver that it starts with.
+func hasState(root *rootdir.Dir, image string) (bool, error) {
+	for _, dir := range []string{"layerdb/sha256", "layerdb/mounts", "imagedb/content/sha256"} {
+		names, err := root.List(path.Join(image, dir), maxEntries)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errdefs.ErrInvalidArgument) {
+			return false, typed(err)
+		}
+		if len(names) > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// isDriver reports whether name is fit for a graph driver. A plugin's name may have a tag.
+func isDriver(name string) bool {
+	return name != "" && len(name) <= 128 && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_:") == ""
+}
+
+// Close implements migrate.Source.
+func (s *Source) Close() error { return s.root.Close() }
+
+// typed gives errors of files a kind.
+func typed(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.As(errdefs.ErrNotFound, err)
+	}
+	return err
+}

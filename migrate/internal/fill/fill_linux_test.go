@@ -1,0 +1,194 @@
+package fill
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/treecmp"
+	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/quota"
+)
+
+func open(t *testing.T, dir string, form migrate.Form, volume string) *migrate.Content {
+	t.Helper()
+	f, err := os.Open(dir)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, f.Close()) })
+	return &migrate.Content{Dir: f, Form: form, Volume: volume}
+}
+
+func put(t *testing.T, dir, name, data string) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.WriteFile(path, []byte(data), 0o640))
+}
+
+func run(t *testing.T, args ...string) {
+	t.Helper()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+// home makes a home on a btrfs, and a directory beside it.
+func home(t *testing.T) (backend *btrfs.Backend, mnt, dir string) {
+	t.Helper()
+	mnt = testfs.Btrfs(t)
+	dir = filepath.Join(mnt, "btrfs")
+	backend, err := btrfs.Open(t.Context(), dir, btrfs.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, backend.Close()) })
+	return backend, mnt, dir
+}
+
+// names lists the volumes.
+func names(t *testing.T, backend cowcommon.Backend) map[string]cowcommon.Volume {
+	t.Helper()
+	all := make(map[string]cowcommon.Volume)
+	for v, err := range backend.Volumes(t.Context()) {
+		require.NoError(t, err)
+		all[v.Name] = v
+	}
+	return all
+}
+
+// TestForms makes a layer and one above it in each form.
+func TestForms(t *testing.T) {
+	for name, c := range map[string]struct {
+		form   migrate.Form
+		volume bool
+		how    migrate.How
+	}{
+		"subvolumes": {migrate.Whole, true, migrate.Cloned},
+		"whole":      {migrate.Whole, false, migrate.Reflinked},
+		"fuse":       {migrate.FuseOverlay, false, migrate.Reflinked},
+		"aufs":       {migrate.Aufs, false, migrate.Reflinked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			backend, mnt, dir := home(t)
+			base, top, whole := filepath.Join(mnt, "base"), filepath.Join(mnt, "top"), filepath.Join(mnt, "whole")
+			if c.volume {
+				run(t, "btrfs", "subvolume", "create", base)
+			} else {
+				require.NoError(t, os.Mkdir(base, 0o755))
+			}
+			put(t, base, "etc/passwd", "root")
+			put(t, base, "usr/tool", "tool")
+			require.NoError(t, os.Link(filepath.Join(base, "usr/tool"), filepath.Join(base, "usr/link")))
+			switch {
+			case c.volume:
+				run(t, "btrfs", "subvolume", "snapshot", base, top)
+			case c.form == migrate.Whole:
+				run(t, "cp", "-a", base, top)
+			default:
+				require.NoError(t, os.Mkdir(top, 0o755))
+			}
+			run(t, "cp", "-a", base, whole)
+			changed := []string{whole}
+			if c.form == migrate.Whole {
+				changed = append(changed, top)
+			}
+			for _, d := range changed {
+				put(t, d, "etc/hosts", "localhost")
+				require.NoError(t, os.Remove(filepath.Join(d, "etc/passwd")))
+			}
+			if c.form != migrate.Whole {
+				put(t, top, "etc/hosts", "localhost")
+				put(t, top, "etc/.wh.passwd", "")
+			}
+			run(t, "touch", "-d", "2020-01-01", filepath.Join(whole, "etc"), filepath.Join(top, "etc"),
+				filepath.Join(whole, "etc/hosts"), filepath.Join(top, "etc/hosts"), whole, top)
+
+			volumeOf := func(path string) string {
+				if c.volume {
+					return path
+				}
+				return ""
+			}
+			lower, upper := open(t, base, c.form, volumeOf(base)), open(t, top, c.form, volumeOf(top))
+			for _, content := range []*migrate.Content{lower, upper} {
+				how, n, err := How(t.Context(), backend, dir, &migrate.Layer{Size: 5}, content)
+				require.NoError(t, err)
+				assert.Equal(t, c.how, how)
+				assert.Zero(t, n)
+			}
+			report, err := Make(t.Context(), backend, lower, Volume{Name: "lower", Partial: "p1"})
+			require.NoError(t, err)
+			assert.Equal(t, c.how, report.How)
+			report, err = Make(t.Context(), backend, upper, Volume{Name: "upper", Parent: "lower", Partial: "p2", Limit: quota.Limit{Bytes: 10 << 20}})
+			require.NoError(t, err)
+			assert.Equal(t, c.how, report.How)
+
+			all := names(t, backend)
+			assert.Len(t, all, 2)
+			assert.Equal(t, "lower", all["upper"].Parent)
+			assert.Equal(t, uint64(10<<20), all["upper"].Limit.Bytes)
+			assert.True(t, all["lower"].Sealed)
+			got, err := backend.Mount(t.Context(), "upper", "")
+			require.NoError(t, err)
+			treecmp.Equal(t, got, whole, treecmp.Options{Roots: true, SkipXattr: func(_, name string) bool { return strings.HasPrefix(name, "trusted.cowshed.") }})
+			require.NoError(t, backend.Unmount(t.Context(), "upper"))
+
+			require.NoError(t, Verify(t.Context(), backend, "lower", "", lower))
+			require.NoError(t, Verify(t.Context(), backend, "upper", "lower", upper))
+			put(t, filepath.Join(dir, "subvolumes/upper"), "usr/tool", "look")
+			require.ErrorIs(t, Verify(t.Context(), backend, "upper", "lower", upper), errdefs.ErrDataLoss)
+		})
+	}
+}
+
+// TestFailures: whatever fails, no volume is left, and the name is free.
+func TestFailures(t *testing.T) {
+	backend, mnt, _ := home(t)
+	source := filepath.Join(mnt, "source")
+	put(t, source, "file", "x")
+	content := open(t, source, migrate.Whole, "")
+	boom := errors.New("boom")
+	_, err := Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p", Complete: func(context.Context, string) error { return boom }})
+	require.ErrorIs(t, err, boom)
+	assert.Empty(t, names(t, backend))
+	_, err = Make(t.Context(), backend, content, Volume{Name: "v", Parent: "absent", Partial: "p"})
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	_, err = Make(t.Context(), backend, open(t, source, "unknown", ""), Volume{Name: "v", Partial: "p"})
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = Make(ctx, backend, content, Volume{Name: "v", Partial: "p"})
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Empty(t, names(t, backend))
+
+	_, err = Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p"})
+	require.NoError(t, err)
+	_, err = Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p"})
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	assert.Len(t, names(t, backend), 1)
+}
+
+// TestOtherFilesystem: data that has to be copied is said beforehand, and must have room.
+func TestOtherFilesystem(t *testing.T) {
+	backend, _, dir := home(t)
+	other := testfs.Btrfs(t)
+	put(t, other, "layer/file", "four")
+	content := open(t, filepath.Join(other, "layer"), migrate.Whole, "")
+	for size, want := range map[int64]int64{-1: 4, 1000: 1000} {
+		how, n, err := How(t.Context(), backend, dir, &migrate.Layer{Size: size}, content)
+		require.NoError(t, err)
+		assert.Equal(t, migrate.Copied, how)
+		assert.Equal(t, want, n)
+	}
+	report, err := Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p"})
+	require.NoError(t, err)
+	assert.Equal(t, Report{How: migrate.Copied, Copied: 4}, report)
+}

@@ -1,0 +1,129 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Plan lists the things that a run would make, and how.
+type Plan struct {
+	Program    string
+	Driver     string
+	Source     string
+	Target     string
+	Layers     []PlannedLayer
+	Images     []Image
+	Containers []Container
+	Problems   []Problem // of things that do not come along
+	Bytes      int64     // space that the data needs
+	Estimate   time.Duration
+	// Refusals are the reasons for which a run would change nothing.
+	Refusals []error
+}
+
+// PlannedLayer is a layer of a Plan.
+type PlannedLayer struct {
+	Layer
+	How   How
+	Bytes int64 // space that its data needs
+	There bool  // it is in the target already
+}
+
+// Rates for the estimate. They are those of a slow disk, so that most migrations take less time.
+const (
+	perThing      = 15 * time.Millisecond
+	reflinkRate   = 400 << 20 // bytes in a second
+	copyRate      = 120 << 20
+	verifyingRate = 250 << 20
+)
+
+// Plan makes a Plan. It changes nothing.
+func (m *Migration) Plan(ctx context.Context) (_ *Plan, err error) {
+	inv, err := m.source.Inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	j, err := openJournal(m.opts.State, false)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, j.close()) }()
+
+	p := &Plan{
+		Program: inv.Program, Driver: inv.Driver, Source: m.opts.Source, Target: m.opts.Target,
+		Problems: append([]Problem(nil), inv.Problems...),
+	}
+	for _, refusal := range []error{
+		m.source.InUse(ctx), m.check(j), m.checkDriver(j, inv), m.target.Check(ctx, m.source, inv),
+	} {
+		if refusal != nil {
+			p.Refusals = append(p.Refusals, refusal)
+		}
+	}
+	without := newDependents()
+	for _, item := range inv.items() {
+		if err := interrupted(ctx); err != nil {
+			return nil, err
+		}
+		err := without.check(item)
+		if err == nil {
+			err = m.plan(ctx, p, item)
+		}
+		if err != nil {
+			without.lost(item)
+			p.Problems = append(p.Problems, item.problem(err))
+		}
+	}
+	return p, nil
+}
+
+func (m *Migration) plan(ctx context.Context, p *Plan, item Item) error {
+	p.Estimate += perThing
+	switch {
+	case item.Image != nil:
+		p.Images = append(p.Images, *item.Image)
+		return nil
+	case item.Container != nil:
+		p.Containers = append(p.Containers, *item.Container)
+		return nil
+	}
+	layer := PlannedLayer{Layer: *item.Layer}
+	var err error
+	if layer.There, err = m.target.Has(ctx, item); err != nil {
+		return err
+	}
+	if !layer.There {
+		if layer.How, layer.Bytes, err = m.how(ctx, item.Layer); err != nil {
+			return err
+		}
+		p.Bytes += layer.Bytes
+		p.Estimate += m.estimate(layer)
+	}
+	p.Layers = append(p.Layers, layer)
+	return nil
+}
+
+func (m *Migration) how(ctx context.Context, layer *Layer) (How, int64, error) {
+	content, err := m.source.Open(ctx, layer.ID)
+	if err != nil {
+		return "", 0, err
+	}
+	how, n, err := m.target.How(ctx, layer, content)
+	return how, n, errors.Join(err, content.Close())
+}
+
+func (m *Migration) estimate(layer PlannedLayer) time.Duration {
+	size := max(layer.Size, layer.Bytes, 0)
+	seconds := 0.0
+	switch layer.How {
+	case Reflinked:
+		seconds = float64(size) / reflinkRate
+	case Copied:
+		seconds = float64(size) / copyRate
+	}
+	if !m.opts.Trust {
+		seconds += float64(size) / verifyingRate
+	}
+	return time.Duration(seconds * float64(time.Second))
+}

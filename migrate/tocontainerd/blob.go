@@ -1,0 +1,195 @@
+package tocontainerd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	containerdlabels "github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/stream"
+	"github.com/cowshed/cowshed/migrate/internal/trees"
+)
+
+const uncompressedLabel = containerdlabels.LabelUncompressed
+
+// layerBlob finds the blob of a layer, in the format that the Target writes. Returns errdefs.ErrNotFound if there is none.
+func (t *Target) layerBlob(ctx context.Context, diffID digest.Digest) (found ocispec.Descriptor, err error) {
+	if err := diffID.Validate(); err != nil {
+		return ocispec.Descriptor{}, fault.New(errdefs.ErrInvalidArgument, "diff ID %q: %w", diffID, err)
+	}
+	filter := fmt.Sprintf("labels.%q==%q,labels.%q==%q", uncompressedLabel, diffID, FormatLabel, t.opts.Format)
+	err = t.content.Walk(ctx, func(info content.Info) error {
+		// With equal digests of the tar, the first digest is the one of this version.
+		if found.Digest == "" || info.Digest < found.Digest {
+			found = ocispec.Descriptor{MediaType: t.opts.mediaType(), Digest: info.Digest, Size: info.Size}
+		}
+		return nil
+	}, filter)
+	if err == nil && found.Digest == "" {
+		err = fault.New(errdefs.ErrNotFound, "there is no %s blob of layer %s", t.opts.Format, diffID)
+	}
+	return found, err
+}
+
+// blob makes the blob of a layer of an image, whose snapshot is there.
+func (m making) blob(ctx context.Context, parts io.Reader) error {
+	if there, err := m.layerBlob(ctx, m.layer.DiffID); !errdefs.IsNotFound(err) {
+		if err != nil {
+			return err
+		}
+		return m.hold(ctx, m.lease, "content", there.Digest.String())
+	}
+	return m.withView(ctx, m.name, func(dir *os.File) error {
+		return m.writeBlob(ctx, func(w io.Writer) error {
+			if parts != nil {
+				return rebuild(ctx, w, dir, parts)
+			}
+			return m.diff(ctx, w, dir)
+		})
+	})
+}
+
+// diff writes the tar of a layer whose parts were not kept: a tar that has the same tree. Whether it is the tar that the
+// layer came from, its digest says.
+func (m making) diff(ctx context.Context, w io.Writer, dir *os.File) error {
+	if m.parent == "" {
+		return writeDiff(ctx, w, dir, nil, m.opts.Logger)
+	}
+	return m.withView(ctx, m.parent, func(base *os.File) error { return writeDiff(ctx, w, dir, base, m.opts.Logger) })
+}
+
+func writeDiff(ctx context.Context, w io.Writer, dir, base *os.File, log *slog.Logger) error {
+	changes, err := trees.Changes(ctx, dir, base)
+	if err != nil {
+		return err
+	}
+	return layertar.Write(ctx, w, "/proc/self/fd/"+strconv.Itoa(int(dir.Fd())), changes, layertar.WriteOptions{Logger: log})
+}
+
+// viewTime is how long a view stays that a process has left behind.
+const viewTime = 24 * time.Hour
+
+// withView calls do with the tree of a committed snapshot, which cannot be changed. A lease of its own holds the view.
+func (t *Target) withView(ctx context.Context, name string, do func(dir *os.File) error) (err error) {
+	key := t.lease.ID + "-view-" + name
+	lease := leases.Lease{ID: key}
+	leased, err := t.underLease(ctx, lease.ID, leases.WithExpiration(viewTime), leases.WithLabel(viewLabel, t.lease.ID))
+	if err != nil {
+		return err
+	}
+	end := context.WithoutCancel(ctx)
+	defer func() {
+		if deleted := t.leases.Delete(end, lease); deleted != nil && !errdefs.IsNotFound(deleted) {
+			err = errors.Join(err, fmt.Errorf("delete lease %s: %w", lease.ID, deleted))
+		}
+	}()
+	if err := t.snapshots.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) { // of a process that was killed
+		return err
+	}
+	mounts, err := t.snapshots.View(leased, key, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.snapshots.Remove(end, key)) }()
+	return withTree(mounts, do)
+}
+
+// writeBlob writes a blob of the layer to the content store. After an error there is none, and no upload.
+func (m making) writeBlob(ctx context.Context, tar func(w io.Writer) error) (err error) {
+	ref := m.lease + "-layer-" + m.layer.DiffID.String()
+	w, err := content.OpenWriter(ctx, m.content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{MediaType: m.opts.mediaType()}))
+	if err != nil {
+		return fmt.Errorf("open upload: %w", err)
+	}
+	committed := false
+	defer func() {
+		err = errors.Join(err, w.Close())
+		if committed {
+			return
+		}
+		if aborted := m.content.Abort(context.WithoutCancel(ctx), ref); aborted != nil && !errdefs.IsNotFound(aborted) {
+			err = errors.Join(err, fmt.Errorf("give up upload: %w", aborted))
+		}
+	}()
+	if err := w.Truncate(0); err != nil { // of a process that was killed
+		return fmt.Errorf("start upload anew: %w", err)
+	}
+	if err := m.compress(ctx, w, tar); err != nil {
+		return err
+	}
+	blob := w.Digest()
+	labels := map[string]string{uncompressedLabel: m.layer.DiffID.String(), FormatLabel: m.opts.Format.String()}
+	if err := w.Commit(ctx, 0, blob, content.WithLabels(labels)); err != nil && !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("commit upload: %w", err)
+	}
+	committed = true
+	if err := m.hold(ctx, m.lease, "content", blob.String()); err != nil {
+		return err
+	}
+	return m.label(ctx, blob, labels)
+}
+
+// compress writes the compressed tar. Returns errdefs.ErrDataLoss if the tar is not the layer's.
+func (m making) compress(ctx context.Context, w io.Writer, tar func(w io.Writer) error) (err error) {
+	pieces := bufio.NewWriterSize(stream.WriteUntil(ctx, w), 1<<20)
+	compressed, err := layertar.Compress(pieces, m.opts.Format, 0)
+	if err != nil {
+		return err
+	}
+	digester := digest.Canonical.Digester()
+	buffered := bufio.NewWriterSize(io.MultiWriter(compressed, digester.Hash()), 1<<16)
+	err = tar(buffered)
+	if err := errors.Join(err, buffered.Flush(), compressed.Close()); err != nil {
+		return err
+	}
+	if got := digester.Digest(); got != m.layer.DiffID {
+		return fault.New(errdefs.ErrDataLoss, "the tar of the layer cannot be made again: it has the digest %s and not %s", got, m.layer.DiffID)
+	}
+	return pieces.Flush()
+}
+
+// label gives a blob labels that it does not have yet, because it was there before.
+func (t *Target) label(ctx context.Context, blob digest.Digest, labels map[string]string) error {
+	info, err := t.content.Info(ctx, blob)
+	if err != nil {
+		return err
+	}
+	var paths []string
+	for name, value := range labels {
+		if info.Labels[name] != value {
+			paths = append(paths, "labels."+name)
+		}
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	_, err = t.content.Update(ctx, content.Info{Digest: blob, Labels: labels}, paths...)
+	return err
+}
+
+// putBlob stores a small blob.
+func (t *Target) putBlob(ctx context.Context, desc ocispec.Descriptor, data []byte, labels map[string]string) error {
+	ref := t.lease.ID + "-blob-" + desc.Digest.String()
+	if err := content.WriteBlob(ctx, t.content, ref, bytes.NewReader(data), desc, content.WithLabels(labels)); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if err := t.hold(ctx, t.lease.ID, "content", desc.Digest.String()); err != nil {
+		return err
+	}
+	return t.label(ctx, desc.Digest, labels)
+}

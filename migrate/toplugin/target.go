@@ -1,0 +1,393 @@
+// Package toplugin is the target of a migration that is Docker's graph driver plugin: layers in the plugin's home, and
+// the engine's metadata of them in image/PLUGIN. Everything keeps its ID, so the engine finds the same images and
+// containers once its storage driver is the plugin.
+//
+// The metadata is made as a whole beside its place, in image/.PLUGIN-migration. Commit moves it to its place, and gives
+// the containers to the plugin by the name of the driver in their configuration.
+package toplugin
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/fill"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Options says which engine it is.
+type Options struct {
+	Root   string // of the engine, such as "/var/lib/docker", without symbolic links
+	Plugin string // its name
+	// Home is the home of the driver below that of the plugin, such as "/var/lib/docker/cowshed/btrfs".
+	Home string
+	// Open opens the driver, and makes its home. The Target closes it.
+	Open func(ctx context.Context) (*cowdriver.Driver, error)
+	// Idle returns ErrFailedPrecondition while the engine runs.
+	Idle func(ctx context.Context) error
+	// State is a directory for files of the target, which is made when it is needed.
+	State string
+	// SourceRoot is the root of the Docker that the source is, "" if it is another program. SourceDriver is its driver.
+	SourceRoot, SourceDriver string
+
+	Trust  bool // layers are not verified before they get their names
+	Logger *slog.Logger
+}
+
+// Target is an engine with the plugin. It implements migrate.Target.
+type Target struct {
+	opts Options
+
+	mu       sync.Mutex
+	driver   *cowdriver.Driver
+	swept    bool            // remains of a run that was cut off are gone
+	verified map[string]bool // layers that were made and compared just now
+}
+
+var _ migrate.Target = (*Target)(nil)
+
+var pluginName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+
+// New makes a Target. Returns ErrInvalidArgument if the name cannot be that of a plugin, or is that of the source's
+// driver. The same goes for symbolic links in the places of the target: the root may be an attacker's.
+func New(opts Options) (*Target, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.Default()
+	}
+	switch {
+	case !pluginName.MatchString(opts.Plugin):
+		return nil, fault.New(errdefs.ErrInvalidArgument, "plugin name %q: use letters, digits, - and _", opts.Plugin)
+	case opts.Plugin == opts.SourceDriver:
+		return nil, fault.New(errdefs.ErrInvalidArgument, "the layers are those of plugin %s already", opts.Plugin)
+	}
+	t := &Target{opts: opts, verified: make(map[string]bool)}
+	return t, t.checkLinks()
+}
+
+// Close implements migrate.Target.
+func (t *Target) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.driver == nil {
+		return nil
+	}
+	err := t.driver.Cleanup()
+	t.driver = nil
+	return err
+}
+
+// partialPrefix begins the names of volumes that are not complete.
+const partialPrefix = "migrate-partial-"
+
+func newPartial() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return partialPrefix + hex.EncodeToString(b[:])
+}
+
+// open opens the driver the first time.
+func (t *Target) open(ctx context.Context) (*cowdriver.Driver, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.driver != nil {
+		return t.driver, nil
+	}
+	driver, err := t.opts.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t.driver = driver
+	return driver, nil
+}
+
+// sweep removes volumes that were not completed.
+func (t *Target) sweep(ctx context.Context) error {
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	for v, err := range driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(v.Name, partialPrefix) {
+			if err := driver.Backend().Remove(ctx, v.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// isOpen reports whether the driver is open, or can be opened without making its home.
+func (t *Target) isOpen() (bool, error) {
+	t.mu.Lock()
+	open := t.driver != nil
+	t.mu.Unlock()
+	if open {
+		return true, nil
+	}
+	_, err := os.Stat(t.opts.Home)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// exists reports whether there is a volume of that name.
+func (t *Target) exists(ctx context.Context, name string) (bool, error) {
+	if open, err := t.isOpen(); !open || err != nil {
+		return false, err
+	}
+	driver, err := t.open(ctx)
+	if err != nil {
+		return false, err
+	}
+	_, err = driver.Backend().Stat(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Check implements migrate.Target.
+func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
+	if err := t.idle(ctx); err != nil {
+		return err
+	}
+	if !t.begun() {
+		if err := t.checkFree(ctx); err != nil {
+			return err
+		}
+	}
+	return fill.CheckSpace(ctx, t.opts.Home, source, inv, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+		has, err := t.exists(ctx, layer.ID)
+		if has || err != nil {
+			return "", 0, err
+		}
+		return t.How(ctx, layer, content)
+	})
+}
+
+// idle returns ErrFailedPrecondition while the engine or the plugin runs.
+func (t *Target) idle(ctx context.Context) error {
+	t.mu.Lock()
+	open := t.driver != nil
+	t.mu.Unlock()
+	if open {
+		return nil // it was idle when this migration opened it
+	}
+	if err := t.opts.Idle(ctx); err != nil {
+		return err
+	}
+	return checkHome(t.opts.Home)
+}
+
+// checkFree returns ErrAlreadyExists if the place has images or layers that are not of this migration.
+func (t *Target) checkFree(ctx context.Context) error {
+	used, err := hasState(t.place())
+	if err != nil {
+		return err
+	}
+	if used {
+		return fault.New(errdefs.ErrAlreadyExists, "the engine has images or containers of plugin %s in %s: remove them, or choose another --plugin-name", t.opts.Plugin, t.place())
+	}
+	if open, err := t.isOpen(); !open || err != nil {
+		return err
+	}
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	for v, err := range driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(v.Name, partialPrefix) {
+			return fault.New(errdefs.ErrAlreadyExists, "plugin %s has layers in %s already, such as %s: remove them, or choose another --plugin-name", t.opts.Plugin, t.opts.Home, v.Name)
+		}
+	}
+	return nil
+}
+
+// How implements migrate.Target.
+func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+	open, err := t.isOpen()
+	if err != nil {
+		return "", 0, err
+	}
+	if !open {
+		return fill.HowNew(ctx, t.opts.Home, layer, content)
+	}
+	driver, err := t.open(ctx)
+	if err != nil {
+		return "", 0, err
+	}
+	return fill.How(ctx, driver.Backend(), t.opts.Home, layer, content)
+}
+
+// Has implements migrate.Target.
+func (t *Target) Has(ctx context.Context, item migrate.Item) (bool, error) {
+	switch {
+	case item.Image != nil:
+		return t.hasImage(item.Image)
+	case item.Container != nil:
+		return t.hasContainer(item.Container)
+	}
+	has, err := t.exists(ctx, item.Layer.ID)
+	if err != nil || !has || item.Layer.Kind != migrate.ImageLayer {
+		return has, err
+	}
+	return isThere(t.layerDir(item.Layer))
+}
+
+// MakeLayer implements migrate.Target.
+func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *migrate.Content, parts io.Reader) (err error) {
+	if err := t.begin(ctx); err != nil {
+		return err
+	}
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	// Undo knows by it which layers are of the migration.
+	if err := t.note(layer); err != nil {
+		return err
+	}
+	v := fill.Volume{Name: layer.ID, Parent: layer.Parent, Limit: limit(layer), Partial: newPartial(), Logger: t.opts.Logger}
+	if layer.Kind != migrate.ImageLayer {
+		return t.fill(ctx, driver, layer, content, v)
+	}
+	meta, err := t.newLayerDir(layer, parts)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, meta.discard()) }()
+	if parts != nil && !t.opts.Trust {
+		v.Complete = func(ctx context.Context, volume string) error {
+			return t.verifyTar(ctx, driver, volume, meta.dir, layer)
+		}
+	}
+	if err := t.fill(ctx, driver, layer, content, v); err != nil {
+		return err
+	}
+	if err := meta.complete(ctx, driver, layer); err != nil {
+		return err
+	}
+	return t.copyDistribution(layer)
+}
+
+// fill makes the volume of a layer.
+func (t *Target) fill(ctx context.Context, driver *cowdriver.Driver, layer *migrate.Layer, content *migrate.Content, v fill.Volume) error {
+	report, err := fill.Make(ctx, driver.Backend(), content, v)
+	if errdefs.IsAlreadyExists(err) {
+		return nil // a run that was cut off has made it
+	}
+	if err != nil {
+		return err
+	}
+	t.opts.Logger.Debug("made a layer", "layer", layer.ID, "how", report.How, "copied", report.Copied)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.verified[layer.ID] = v.Complete != nil || report.How == migrate.Cloned && layer.Kind != migrate.ImageLayer
+	return nil
+}
+
+func limit(layer *migrate.Layer) quota.Limit {
+	if layer.Limit <= 0 {
+		return quota.Limit{}
+	}
+	return quota.Limit{Bytes: uint64(layer.Limit), Scope: quota.ScopeLayer}
+}
+
+// verifyTar reassembles a layer's tar from the parts in dir and the files of a volume. Returns ErrNotFound if there are no
+// parts.
+func (t *Target) verifyTar(ctx context.Context, driver *cowdriver.Driver, volume, dir string, layer *migrate.Layer) (err error) {
+	parts, err := openParts(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, parts.Close()) }()
+	files, err := driver.WithContext(ctx).DiffGetter(volume)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, files.Close()) }()
+	return image.VerifyParts(ctx, files, parts, layer.DiffID)
+}
+
+// Verify implements migrate.Target.
+func (t *Target) Verify(ctx context.Context, item migrate.Item, source migrate.Source) error {
+	switch {
+	case item.Image != nil:
+		return t.verifyImage(item.Image)
+	case item.Container != nil:
+		return t.verifyContainer(item.Container)
+	}
+	t.mu.Lock()
+	was := t.verified[item.Layer.ID]
+	delete(t.verified, item.Layer.ID)
+	t.mu.Unlock()
+	if was {
+		return nil
+	}
+	return t.verifyLayer(ctx, item.Layer, source)
+}
+
+func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, source migrate.Source) (err error) {
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	if layer.Kind == migrate.ImageLayer {
+		if err := t.verifyTar(ctx, driver, layer.ID, t.layerDir(layer), layer); !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	content, err := source.Open(ctx, layer.ID)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, content.Close()) }()
+	return fill.Verify(ctx, driver.Backend(), layer.ID, layer.Parent, content)
+}
+
+// Remove implements migrate.Target.
+func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
+	switch {
+	case item.Image != nil:
+		return t.removeImage(item.Image)
+	case item.Container != nil:
+		return t.removeContainer(item.Container)
+	}
+	if item.Layer.Kind == migrate.ImageLayer {
+		if err := removeAll(t.layerDir(item.Layer)); err != nil {
+			return err
+		}
+	}
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	return driver.Backend().Remove(ctx, item.Layer.ID)
+}
+
+// path is the path of a file of the target's state.
+func (t *Target) path(elem ...string) string {
+	return filepath.Join(append([]string{t.opts.State}, elem...)...)
+}

@@ -1,0 +1,369 @@
+// Package tostore is the target of a migration that is the store of the command cowshed: layers in a driver, and
+// records of images beside them.
+//
+// Layers of images get the names that an import gives them, so that images share them. The layer of a container gets
+// the container's name, and the layer below it that name with "-init".
+package tostore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/fill"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Options says which store it is.
+type Options struct {
+	Driver *cowdriver.Driver
+	Images *image.Store // with layers in Driver
+	Home   string       // of Driver
+	// State is a directory for files of the target, which is made when it is needed.
+	State  string
+	Origin string // of the images, for people
+	Trust  bool   // layers are not verified before they get their names
+	Logger *slog.Logger
+}
+
+// Target is a store. It implements migrate.Target.
+type Target struct {
+	opts    Options
+	backend cowcommon.Backend
+	names   *names
+
+	mu       sync.Mutex
+	takeover *image.Takeover
+	verified map[string]bool // volumes that were made and compared just now
+}
+
+var _ migrate.Target = (*Target)(nil)
+
+// New makes a Target. The caller keeps the store open until the Target is closed.
+func New(opts Options) (*Target, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.Default()
+	}
+	names, err := openNames(opts.State)
+	if err != nil {
+		return nil, err
+	}
+	return &Target{opts: opts, backend: opts.Driver.Backend(), names: names, verified: make(map[string]bool)}, nil
+}
+
+// Close implements migrate.Target. The store stays open.
+func (t *Target) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.takeover == nil {
+		return nil
+	}
+	err := t.takeover.Close()
+	t.takeover = nil
+	return err
+}
+
+// open locks the store the first time that it is to be changed.
+func (t *Target) open(ctx context.Context) (*image.Takeover, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.takeover != nil {
+		return t.takeover, nil
+	}
+	var err error
+	t.takeover, err = t.opts.Images.TakeOver(ctx)
+	return t.takeover, err
+}
+
+// Check implements migrate.Target.
+func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
+	if err := t.names.choose(inv, func(name string) (bool, error) { return t.exists(ctx, name) }); err != nil {
+		return err
+	}
+	for i := range inv.Images {
+		if err := t.checkNames(&inv.Images[i]); err != nil {
+			return err
+		}
+	}
+	return fill.CheckSpace(ctx, t.opts.Home, source, inv, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+		has, err := t.Has(ctx, migrate.Item{Layer: layer})
+		if has || err != nil {
+			return "", 0, err
+		}
+		return t.How(ctx, layer, content)
+	})
+}
+
+// checkNames returns ErrAlreadyExists if another image has one of the names.
+func (t *Target) checkNames(img *migrate.Image) error {
+	for _, name := range imageNames(img) {
+		if image.CheckName(name) != nil {
+			continue // a problem of that image
+		}
+		there, err := t.opts.Images.Get(name)
+		switch {
+		case errdefs.IsNotFound(err):
+		case err != nil:
+			return err
+		case there.ID() != img.ID:
+			return fault.New(errdefs.ErrAlreadyExists, "the store has another image %s: remove it with cowshed rmi %[1]s, or give the source's another name", name)
+		}
+	}
+	return nil
+}
+
+// imageNames are the names of an image in the store. An untagged image is named by its ID.
+func imageNames(img *migrate.Image) []string {
+	if len(img.Names) == 0 {
+		return []string{"untagged:" + img.ID.Encoded()[:12]}
+	}
+	names := make([]string, len(img.Names))
+	for i, name := range img.Names {
+		names[i] = image.FamiliarName(name)
+	}
+	return names
+}
+
+// How implements migrate.Target.
+func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+	return fill.How(ctx, t.backend, t.opts.Home, layer, content)
+}
+
+// exists reports whether there is a volume of that name.
+func (t *Target) exists(ctx context.Context, name string) (bool, error) {
+	_, err := t.backend.Stat(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Has implements migrate.Target.
+func (t *Target) Has(ctx context.Context, item migrate.Item) (bool, error) {
+	switch {
+	case item.Image != nil:
+		return t.hasImage(item.Image)
+	case item.Container != nil:
+		name, ok := t.names.saved[containerKey(item.Container)]
+		if !ok {
+			return false, nil
+		}
+		return t.exists(ctx, name)
+	}
+	name, ok := t.volume(item.Layer)
+	if !ok {
+		return false, nil
+	}
+	return t.exists(ctx, name)
+}
+
+func (t *Target) hasImage(img *migrate.Image) (bool, error) {
+	for _, name := range imageNames(img) {
+		there, err := t.opts.Images.Get(name)
+		if errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if there.ID() != img.ID {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// volume is the name of a layer in the store; ok is false if it has none yet.
+func (t *Target) volume(layer *migrate.Layer) (name string, ok bool) {
+	t.names.note(layer)
+	return t.names.of(layer.ID)
+}
+
+// parent is the name of the layer below in the store, "" for a base.
+func (t *Target) parent(layer *migrate.Layer) (string, error) {
+	if layer.Parent == "" {
+		return "", nil
+	}
+	name, ok := t.names.of(layer.Parent)
+	if !ok {
+		return "", fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.Parent)
+	}
+	return name, nil
+}
+
+// MakeLayer implements migrate.Target. The name of an image's layer says which content it has. So MakeLayer verifies
+// the content before the layer gets the name.
+func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *migrate.Content, parts io.Reader) error {
+	takeover, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	name, ok := t.volume(layer)
+	if !ok {
+		return fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.ID)
+	}
+	parent, err := t.parent(layer)
+	if err != nil {
+		return err
+	}
+	if err := t.names.keep(layer.ID); err != nil {
+		return err
+	}
+	v := fill.Volume{Name: name, Parent: parent, Limit: limit(layer), Partial: takeover.Partial(name), Logger: t.opts.Logger}
+	checked := false
+	if parts != nil && layer.DiffID != "" {
+		if err := takeover.KeepParts(name, parts); err != nil {
+			return err
+		}
+		if !t.opts.Trust {
+			v.Complete = func(ctx context.Context, volume string) error {
+				checked = true
+				return takeover.Verify(ctx, volume, name, layer.DiffID)
+			}
+		}
+	}
+	report, err := fill.Make(ctx, t.backend, content, v)
+	if errdefs.IsAlreadyExists(err) {
+		return nil // an import was faster
+	}
+	if err != nil {
+		return errors.Join(err, takeover.DropParts(context.WithoutCancel(ctx), name))
+	}
+	t.opts.Logger.Debug("made a layer", "layer", name, "how", report.How, "copied", report.Copied)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.verified[name] = checked || report.How == migrate.Cloned && parts == nil
+	return nil
+}
+
+func limit(layer *migrate.Layer) quota.Limit {
+	if layer.Limit <= 0 {
+		return quota.Limit{}
+	}
+	return quota.Limit{Bytes: uint64(layer.Limit), Scope: quota.ScopeLayer}
+}
+
+// MakeImage implements migrate.Target.
+func (t *Target) MakeImage(ctx context.Context, img *migrate.Image) error {
+	takeover, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range imageNames(img) {
+		if err := takeover.Record(ctx, name, t.opts.Origin, img.Config); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// MakeContainer implements migrate.Target. A container is its layer here.
+func (t *Target) MakeContainer(ctx context.Context, container *migrate.Container) error {
+	name, ok := t.names.of(container.Layer)
+	if ok {
+		exists, err := t.exists(ctx, name)
+		if err != nil {
+			return err
+		}
+		ok = exists
+	}
+	if !ok {
+		return fault.New(errdefs.ErrNotFound, "the layer of container %s", container.ID)
+	}
+	return t.names.keepAs(containerKey(container), name)
+}
+
+// containerKey is the key of a container among the names. IDs of layers have no slash.
+func containerKey(c *migrate.Container) string { return "container/" + c.ID }
+
+// Commit implements migrate.Target. Everything is there already.
+func (t *Target) Commit(context.Context) error { return nil }
+
+// Verify implements migrate.Target.
+func (t *Target) Verify(ctx context.Context, item migrate.Item, source migrate.Source) error {
+	switch {
+	case item.Image != nil, item.Container != nil:
+		has, err := t.Has(ctx, item)
+		if err == nil && !has {
+			err = fault.New(errdefs.ErrDataLoss, "it is not in the store, or another one is")
+		}
+		return err
+	}
+	name, _ := t.volume(item.Layer)
+	if t.wasVerified(name) {
+		return nil
+	}
+	return t.verifyLayer(ctx, name, item.Layer, source)
+}
+
+// wasVerified reports, once, whether MakeLayer has compared a volume.
+func (t *Target) wasVerified(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := t.verified[name]
+	delete(t.verified, name)
+	return was
+}
+
+func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.Layer, source migrate.Source) (err error) {
+	takeover, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	if layer.DiffID != "" {
+		if err := takeover.Verify(ctx, name, name, layer.DiffID); !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	parent, err := t.parent(layer)
+	if err != nil {
+		return err
+	}
+	content, err := source.Open(ctx, layer.ID)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, content.Close()) }()
+	return fill.Verify(ctx, t.backend, name, parent, content)
+}
+
+// Undo implements migrate.Target. It removes the remains of a run that was cut off.
+func (t *Target) Undo(ctx context.Context) error {
+	_, err := t.open(ctx)
+	return err
+}
+
+// Remove implements migrate.Target. Returns ErrFailedPrecondition if something else in the store needs the layer.
+func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
+	takeover, err := t.open(ctx)
+	switch {
+	case err != nil:
+		return err
+	case item.Container != nil:
+		return t.names.remove(containerKey(item.Container))
+	case item.Image != nil:
+		for _, name := range imageNames(item.Image) {
+			if err := takeover.Forget(ctx, name, item.Image.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	name, ok := t.volume(item.Layer)
+	if !ok {
+		return nil // it was never made
+	}
+	if err := takeover.Remove(ctx, name); err != nil {
+		return err
+	}
+	return t.names.remove(item.Layer.ID)
+}

@@ -1,0 +1,114 @@
+package snapshotter
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// foreign makes a subvolume, as another program does, with a file.
+func (h *host) foreign(name string) string {
+	h.t.Helper()
+	dir := filepath.Join(h.mnt, name)
+	out, err := exec.Command("btrfs", "subvolume", "create", dir).CombinedOutput()
+	require.NoError(h.t, err, "%s", out)
+	require.NoError(h.t, os.WriteFile(filepath.Join(dir, "foreign"), []byte(name), 0o600))
+	return dir
+}
+
+// TestOffer adopts volumes through a socket, as containerd and the command do.
+func TestOffer(t *testing.T) {
+	h := newHost(t, Options{})
+	conn, stop, err := serve(t.TempDir(), h.Snapshotter, nil)
+	require.NoError(t, err)
+	t.Cleanup(stop)
+	client := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "cowshed")
+	offers, ctx := OffersClient{conn}, t.Context()
+	adopt := label(AdoptLabel, Offered)
+	h.image("base")
+
+	source := h.foreign("source")
+	for _, parent := range []string{"", "base"} {
+		key := "moby/7/with-" + parent
+		require.NoError(t, offers.Offer(ctx, "moby", "with-"+parent, source))
+		_, err = client.Prepare(ctx, key, parent, adopt, label("containerd.io/snapshot/other", "kept"))
+		require.NoError(t, err)
+		assert.Equal(t, "source", h.content(key, "foreign"))
+		info, err := client.Stat(ctx, key)
+		require.NoError(t, err)
+		assert.Equal(t, map[string]string{"containerd.io/snapshot/other": "kept"}, info.Labels)
+		assert.Equal(t, parent, info.Parent)
+		v, err := h.backend.Stat(ctx, h.volume(key))
+		require.NoError(t, err)
+		if parent != "" {
+			assert.Equal(t, h.volume(parent), v.Parent, "its changes are found by the filesystem")
+		}
+		h.write(key, "more", nil)
+		require.NoError(t, client.Commit(ctx, key+"-committed", key))
+	}
+	assert.NoFileExists(t, filepath.Join(source, "more"))
+
+	before := h.state()
+	refused := func(want error, key string, opts ...snapshots.Opt) {
+		t.Helper()
+		_, err := client.Prepare(ctx, key, "base", opts...)
+		require.ErrorIs(t, err, want)
+		assert.Equal(t, before, h.state())
+	}
+	refused(errdefs.ErrNotFound, "moby/8/with-base", adopt) // the offer was for one snapshot
+	refused(errdefs.ErrInvalidArgument, "moby/9/x", label(AdoptLabel, source))
+
+	require.NoError(t, offers.Offer(ctx, "moby", "key", source))
+	refused(errdefs.ErrNotFound, "other/10/key", adopt)
+	h.offers[offerKey{"moby", "key"}] = offer{source, time.Now().Add(-time.Second)}
+	refused(errdefs.ErrNotFound, "moby/10/key", adopt)
+
+	require.NoError(t, os.Mkdir(filepath.Join(source, "directory"), 0o700))
+	require.NoError(t, offers.Offer(ctx, "moby", "key", filepath.Join(source, "directory")))
+	refused(errdefs.ErrNotImplemented, "moby/11/key", adopt)
+
+	require.NoError(t, offers.Offer(ctx, "moby", "plain", source))
+	h.prepare("moby/12/plain", "base") // without the label
+	assert.NoFileExists(t, filepath.Join(h.dir("moby/12/plain"), "foreign"))
+	_, err = client.View(ctx, "moby/13/plain", "base", adopt)
+	require.NoError(t, err)
+
+	require.ErrorIs(t, offers.Offer(ctx, "moby", "", source), errdefs.ErrInvalidArgument)
+	require.ErrorIs(t, offers.Offer(ctx, "moby", "key", ""), errdefs.ErrInvalidArgument)
+}
+
+// TestOffersAreBounded: offers that nobody takes are forgotten, and do not pile up.
+func TestOffersAreBounded(t *testing.T) {
+	s := newSnapshotter(t.Context(), t.TempDir(), adopting{}, Options{})
+	old := offer{"source", time.Now().Add(-time.Second)}
+	for n := range maxOffers {
+		s.offers[offerKey{"old", string(rune(n + 1))}] = old
+	}
+	for n := range maxOffers {
+		require.NoError(t, s.Offer(t.Context(), "new", string(rune(n+1)), "source"))
+	}
+	require.ErrorIs(t, s.Offer(t.Context(), "new", "one more", "source"), errdefs.ErrResourceExhausted)
+	assert.Len(t, s.offers, maxOffers)
+}
+
+type adopting struct {
+	cowcommon.Backend
+	cowcommon.Adopter
+}
+
+// TestOfferWithoutAdopter: the client is told at once.
+func TestOfferWithoutAdopter(t *testing.T) {
+	s := newSnapshotter(t.Context(), t.TempDir(), struct{ cowcommon.Backend }{}, Options{})
+	require.ErrorIs(t, s.Offer(t.Context(), "moby", "key", "source"), errdefs.ErrNotImplemented)
+}

@@ -1,0 +1,55 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/staging"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Scratch implements cowcommon.Scratcher with a dataset under a name that no volume can have.
+func (b *Backend) Scratch(ctx context.Context, fill func(dir string) error) (cowcommon.View, error) {
+	name := staging.Name(stagingPrefix)
+	m, err := b.viewed.Acquire(ctx, name, inuse.Viewed, func() (*mountedSnapshot, error) {
+		return b.makeScratch(ctx, name, fill)
+	})
+	if err != nil {
+		return nil, fault.Wrap("make scratch tree", "", err)
+	}
+	return b.newView(view{b: b, snapshot: m.name, key: name, dir: m.dir}), nil
+}
+
+func (b *Backend) makeScratch(ctx context.Context, name string, fill func(dir string) error) (*mountedSnapshot, error) {
+	m := &mountedSnapshot{name: b.datasetOf(name), temporary: true, dir: filepath.Join(b.views, name)}
+	discard := func(ctx context.Context) error { return b.discard(ctx, m.name, "-r") }
+	_, err := b.act(ctx, step{
+		args:     append(append([]string{"create"}, properties(quota.Limit{})...), m.name),
+		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, it may lack properties
+		undo:     discard,
+	})
+	if err != nil {
+		return nil, errors.Join(b.explainSpace(ctx, err), b.after(err, func() error { return discard(ctx) }))
+	}
+	if err := b.fillScratch(ctx, m, fill); err != nil {
+		return nil, errors.Join(err, b.unmountSnapshot(m))
+	}
+	return m, nil
+}
+
+// fillScratch mounts a new dataset, fills it, and mounts it again, read-only.
+func (b *Backend) fillScratch(ctx context.Context, m *mountedSnapshot, fill func(dir string) error) error {
+	if err := b.mountAt(m.name, m.dir, 0, ""); err != nil {
+		return err
+	}
+	if err := errors.Join(fill(m.dir), unmountPoint(m.dir, false)); err != nil {
+		return err
+	}
+	return b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")
+}
