@@ -15,6 +15,7 @@ import (
 
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/admintool"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
 // ZFS reports whether the ZFS driver can work at path, which need not exist yet, in the dataset that is
@@ -51,6 +52,7 @@ func ZFSDataset(ctx context.Context, name string) error { return linuxZFS.check(
 type zfsHost struct {
 	filesystems string // /proc/filesystems
 	device      string // /dev/zfs
+	version     func() error
 	lookPath    func(command string) (string, error)
 	run         func(ctx context.Context, command string, args ...string) ([]byte, error)
 	privilege   func() (zfsPrivilege, error)
@@ -58,7 +60,8 @@ type zfsHost struct {
 
 var linuxZFS = zfsHost{
 	filesystems: "/proc/filesystems",
-	device:      "/dev/zfs",
+	device:      zfsctl.Device,
+	version:     zfsctl.CheckVersion,
 	lookPath:    admintool.Look,
 	run:         runCommand,
 	privilege:   readPrivilege,
@@ -114,7 +117,7 @@ func (h zfsHost) check(ctx context.Context, dataset string) error {
 	return nil
 }
 
-// checkPrerequisites looks for the kernel module, its device and the commands.
+// checkPrerequisites looks for the kernel module, its device and version, and the commands.
 func (h zfsHost) checkPrerequisites() error {
 	known, err := os.ReadFile(h.filesystems)
 	if err != nil {
@@ -129,6 +132,9 @@ func (h zfsHost) checkPrerequisites() error {
 	}
 	if err != nil {
 		return fmt.Errorf("detect: %w", err)
+	}
+	if err := h.version(); err != nil {
+		return fmt.Errorf("%w: %w", graphdriver.ErrPrerequisites, err)
 	}
 	for _, command := range []string{"zfs", "zpool"} {
 		if _, err := h.lookPath(command); err != nil {

@@ -39,6 +39,7 @@ func TestZFSDataset(t *testing.T) {
 		"encrypted, key loaded":  {change: map[string]string{"dataset": strings.Replace(wellDataset, "keystatus\t-", "keystatus\tavailable", 1)}},
 		"no module":              {map[string]string{"filesystems": "nodev\tproc\n"}, graphdriver.ErrPrerequisites, `run "modprobe zfs"`},
 		"no device":              {map[string]string{"device": "missing"}, graphdriver.ErrPrerequisites, "device is missing: in a container, pass the device in"},
+		"unknown version":        {map[string]string{"version": "9.9"}, graphdriver.ErrPrerequisites, "OpenZFS 9.9"},
 		"no command":             {map[string]string{"commands": "zpool"}, graphdriver.ErrPrerequisites, "the command zfs is missing: install the package"},
 		"no zpool command":       {map[string]string{"commands": "zfs"}, graphdriver.ErrPrerequisites, "the command zpool is missing"},
 		"no pool":                {map[string]string{"pool": ""}, graphdriver.ErrIncompatibleFS, "cannot ask for the state of the pool tank"},
@@ -90,6 +91,12 @@ func fakeZFS(t *testing.T, state map[string]string) zfsHost {
 	t.Helper()
 	dir := t.TempDir()
 	h := zfsHost{filesystems: filepath.Join(dir, "filesystems"), device: filepath.Join(dir, "device")}
+	h.version = func() error {
+		if state["version"] != "" {
+			return errors.New("OpenZFS " + state["version"])
+		}
+		return nil
+	}
 	require.NoError(t, os.WriteFile(h.filesystems, []byte(state["filesystems"]), 0o600))
 	if state["device"] != "missing" {
 		require.NoError(t, os.WriteFile(h.device, nil, 0o600))

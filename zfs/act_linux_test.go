@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,25 +11,33 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
-// acting is a backend whose zfs is a script, with an index of the list that the script prints, and one step.
+// acting is a backend with a fake kernel and one step.
 type acting struct {
 	*Backend
+	kernel        *fakeKernel
 	dir           string
 	step          step
+	begun         chan struct{} // closed when the step has begun
 	looks, undone atomic.Int32
 }
 
-// newActing returns an acting. Its zfs lists the dataset "a", and runs script for any other command.
-func newActing(t *testing.T, script string, happened bool, lookErr error) *acting {
+// newActing returns an acting. Its kernel lists the volume "a", and its step calls do.
+func newActing(t *testing.T, do func() error, happened bool, lookErr error) *acting {
 	t.Helper()
-	c, dir := fakeZFS(t, "if [ \"$1\" = list ]; then\n"+oneDataset+"exit\nfi\n"+script)
-	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler)}, dir: dir}
+	k := oneDataset()
+	c, dir := newFake(t, k)
+	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler)}, kernel: k, dir: dir, begun: make(chan struct{})}
 	x := fakeIndex(t, c, dir)
 	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, x.log
 	a.step = step{
-		args: []string{"create", "pool/new"},
+		op: "create",
+		do: func(kernel) error {
+			close(a.begun)
+			return do()
+		},
 		happened: func(ctx context.Context) (bool, error) {
 			a.looks.Add(1)
 			return happened, errors.Join(lookErr, ctx.Err())
@@ -45,14 +52,6 @@ func newActing(t *testing.T, script string, happened bool, lookErr error) *actin
 	return a
 }
 
-// listed is the number of times that zfs has listed.
-func (a *acting) listed(t *testing.T) int {
-	t.Helper()
-	loads, err := os.ReadFile(a.dir + "/loads")
-	require.NoError(t, err)
-	return len(loads)
-}
-
 // lookAgain looks into the index again.
 func (a *acting) lookAgain(t *testing.T) {
 	t.Helper()
@@ -61,29 +60,23 @@ func (a *acting) lookAgain(t *testing.T) {
 	assert.True(t, ok)
 }
 
-// TestAct: the outcome of a step is the answer of zfs. If zfs was killed, the outcome is the state of the pool.
+// TestAct: the outcome of a step is the answer of the kernel. If the call was interrupted, the outcome is the state of
+// the pool.
 func TestAct(t *testing.T) {
-	lookErr := errors.New("no /dev/zfs")
+	lookErr := errors.New("no answer")
 	for name, test := range map[string]struct {
-		script   string
+		result   error
 		happened bool
 		lookErr  error
 		// The expected answer:
-		out    string
 		says   []string // parts of the error; nil: there is no error
 		looked bool     // the step looked at the pool, and the index is read again
 	}{
-		"succeeds":                 {script: "echo done", out: "done\n"},
-		"warns":                    {script: "echo done; echo 'warning: not shared' >&2", out: "done\n"},
-		"is slow":                  {script: "touch started; sleep 0.3; echo do; sleep 0.3; echo ne", out: "do\nne\n"},
-		"fails":                    {script: "echo \"cannot create 'pool/new': out of space\" >&2; exit 1", says: []string{"zfs create: cannot create 'pool/new': out of space"}},
-		"fails without words":      {script: "exit 2", says: []string{"zfs create: exit status 2"}},
-		"fails after some output":  {script: "echo half; exit 255", says: []string{"exit status 255"}},
-		"killed, has happened":     {script: "kill -9 $$", happened: true, looked: true},
-		"killed, has not happened": {script: "echo words >&2; kill -9 $$", says: []string{"was interrupted", "killed"}, looked: true},
-		"terminated":               {script: "kill -TERM $$", says: []string{"was interrupted", "terminated"}, looked: true},
-		"dumped core":              {script: "kill -SEGV $$", happened: true, looked: true},
-		"killed, nobody knows":     {script: "kill -9 $$", happened: true, lookErr: lookErr, says: []string{"was interrupted", "cannot be found out", lookErr.Error()}, looked: true},
+		"succeeds":                      {},
+		"fails":                         {result: refused(unix.ENOSPC), says: []string{"zfs create pool/new: no space left on device"}},
+		"interrupted, has happened":     {result: refused(unix.EINTR), happened: true, looked: true},
+		"interrupted, has not happened": {result: refused(unix.EINTR), says: []string{"was interrupted", "interrupted system call"}, looked: true},
+		"interrupted, nobody knows":     {result: refused(unix.EINTR), happened: true, lookErr: lookErr, says: []string{"was interrupted", "cannot be found out", lookErr.Error()}, looked: true},
 	} {
 		for _, cancelled := range []bool{false, true} {
 			title := name
@@ -91,15 +84,16 @@ func TestAct(t *testing.T) {
 				title += ", cancelled"
 			}
 			t.Run(title, func(t *testing.T) {
-				// zfs has time to end.
-				a := newActing(t, "touch begun\n"+test.script, test.happened, test.lookErr)
+				a := newActing(t, func() error {
+					time.Sleep(50 * time.Millisecond)
+					return test.result
+				}, test.happened, test.lookErr)
 				a.zfs.patience = time.Minute
 				ctx := t.Context()
 				if cancelled {
-					ctx = cancelledAt(t, a.dir+"/begun")
+					ctx = cancelledAt(t, a.begun)
 				}
-				out, err := a.act(ctx, a.step)
-				assert.Equal(t, test.out, string(out))
+				err := a.act(ctx, a.step)
 				if test.says == nil {
 					require.NoError(t, err)
 				}
@@ -114,41 +108,41 @@ func TestAct(t *testing.T) {
 					assert.EqualValues(t, 1, a.looks.Load())
 					want = 2
 				} else {
-					assert.Zero(t, a.looks.Load(), "zfs has said so")
+					assert.Zero(t, a.looks.Load(), "the kernel has said so")
 				}
 				a.lookAgain(t)
-				assert.Equal(t, want, a.listed(t))
+				assert.EqualValues(t, want, a.kernel.loads.Load())
 			})
 		}
 	}
 }
 
-// TestActDoesNotEnd: if zfs does not end in time, the step returns ErrUnavailable. Until zfs ends, each look is at the
-// pool. Its changes until then are undone.
+// TestActDoesNotEnd: if a call does not end in time, the step returns ErrUnavailable. Until the call ends, each look is
+// at the pool. Its changes until then are undone.
 func TestActDoesNotEnd(t *testing.T) {
 	for name, test := range map[string]struct {
 		happened bool
-		end      string
+		result   error
 		undone   int32
 	}{
-		"and succeeds":             {true, "echo done", 1},
-		"and fails":                {false, "exit 1", 0},
-		"and is killed":            {false, "kill -9 $$", 0},
-		"and is killed afterwards": {true, "kill -9 $$", 1},
+		"and succeeds":                  {true, nil, 1},
+		"and fails":                     {false, refused(unix.EIO), 0},
+		"and is interrupted":            {false, refused(unix.EINTR), 0},
+		"and is interrupted afterwards": {true, refused(unix.EINTR), 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newActing(t, "touch begun\nwhile [ ! -e end ]; do sleep 0.01; done\n"+test.end, test.happened, nil)
-			out, err := a.act(cancelledAt(t, a.dir+"/begun"), a.step)
+			end := make(chan struct{})
+			a := newActing(t, func() error { <-end; return test.result }, test.happened, nil)
+			err := a.act(cancelledAt(t, a.begun), a.step)
 			require.ErrorIs(t, err, errdefs.ErrUnavailable)
 			require.ErrorIs(t, err, context.Canceled)
 			assert.True(t, isLost(err))
-			assert.Empty(t, out)
 
-			before := a.listed(t)
+			before := a.kernel.loads.Load()
 			for range 3 {
 				a.lookAgain(t)
 			}
-			assert.Equal(t, before+3, a.listed(t))
+			assert.Equal(t, before+3, a.kernel.loads.Load())
 			assert.Zero(t, a.looks.Load(), "it may still happen")
 			settled := make(chan struct{})
 			require.NoError(t, a.after(err, func() error { close(settled); return nil }))
@@ -158,45 +152,36 @@ func TestActDoesNotEnd(t *testing.T) {
 			default:
 			}
 
-			require.NoError(t, os.WriteFile(a.dir+"/end", nil, 0o600))
+			close(end)
 			<-settled
 			assert.EqualValues(t, 1, a.looks.Load())
 			assert.Equal(t, test.undone, a.undone.Load())
-			before = a.listed(t)
+			before = a.kernel.loads.Load()
 			for range 3 {
 				a.lookAgain(t)
 			}
-			assert.Equal(t, before+1, a.listed(t), "once, since something may have changed")
+			assert.Equal(t, before+1, a.kernel.loads.Load(), "once, since something may have changed")
 		})
 	}
 }
 
-// TestActNotBegun: a step does not begin if its context has ended, or on a pool that takes no writes.
-func TestActNotBegun(t *testing.T) {
-	a := newActing(t, "touch begun", true, nil)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	gaveUp := errors.New("gave up")
-	cancel(gaveUp)
-	_, err := a.act(ctx, a.step)
-	require.ErrorIs(t, err, gaveUp)
-	require.NoError(t, os.WriteFile(a.dir+"/pool/state", []byte("SUSPENDED\n"), 0o600))
-	_, err = a.act(t.Context(), a.step)
-	require.ErrorIs(t, err, errdefs.ErrUnavailable)
-	assert.NoFileExists(t, a.dir+"/begun")
-	assert.Zero(t, a.looks.Load())
-}
-
-// TestActOnSuspendedPool: if the pool is suspended while zfs runs, the step returns at once, and is settled later.
+// TestActOnSuspendedPool: if the pool is suspended during a call, the step returns at once, and is settled later.
 func TestActOnSuspendedPool(t *testing.T) {
-	a := newActing(t, "echo SUSPENDED >pool/state\nwhile [ ! -e end ]; do sleep 0.01; done", true, nil)
-	_, err := a.act(t.Context(), a.step)
+	end := make(chan struct{})
+	var a *acting
+	a = newActing(t, func() error {
+		setState(t, a.dir, "SUSPENDED")
+		<-end
+		return nil
+	}, true, nil)
+	err := a.act(t.Context(), a.step)
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
 	require.ErrorContains(t, err, "zpool clear")
 	assert.Zero(t, a.looks.Load())
 	settled := make(chan struct{})
 	require.NoError(t, a.after(err, func() error { close(settled); return nil }))
-	require.NoError(t, os.WriteFile(a.dir+"/pool/state", []byte("ONLINE\n"), 0o600))
-	require.NoError(t, os.WriteFile(a.dir+"/end", nil, 0o600))
+	setState(t, a.dir, "ONLINE")
+	close(end)
 	<-settled
 	assert.EqualValues(t, 1, a.undone.Load())
 	a.lookAgain(t)

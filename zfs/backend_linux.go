@@ -38,7 +38,7 @@ type Backend struct {
 	frozen  bool // opened for reading alone
 	log     *slog.Logger
 	ctx     context.Context // for steps that must end although their request was cancelled
-	zfs     *commands
+	zfs     *control
 	volumes index
 	lock    *os.File
 
@@ -56,8 +56,7 @@ var _ cowcommon.Complete = (*Backend)(nil)
 // home if that is missing, and gives up when ctx ends. Unless another Backend has the same home open, Open destroys
 // half-made datasets and unmounts mounts that a crash has left.
 //
-// It runs zfs once, and once more for each dataset or snapshot that it destroys. Returns errdefs.ErrUnavailable if the
-// pool is not imported, or is suspended.
+// Returns errdefs.ErrUnavailable if the pool is not imported, or is suspended.
 func Open(ctx context.Context, home, root string, opts Options) (*Backend, error) {
 	return openHome(ctx, home, root, opts, false)
 }
@@ -105,7 +104,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 		return nil, err
 	}
 	pool, _, _ := strings.Cut(root, "/")
-	if b.zfs, err = newCommands(pool); err != nil {
+	if b.zfs, err = openControl(pool); err != nil {
 		return nil, err
 	}
 	if b.layout, err = makeLayout(home, opts.GID); err != nil {
@@ -116,13 +115,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 		return nil, err
 	}
 	b.volumes = index{ctx: b.ctx, zfs: b.zfs, root: root, counter: counter{file}, log: b.log}
-	if b.zfs.running, err = b.openRunning(); err != nil {
-		return nil, err
-	}
 	if b.lock, err = homedir.Lock(ctx, b.home, b.recover); err != nil {
-		return nil, err
-	}
-	if err := flock.Shared(ctx, b.zfs.running); err != nil {
 		return nil, err
 	}
 	if err := b.keepPrivate(b.gid); err != nil { // the Backend that was alone may be in another mount namespace
@@ -143,9 +136,6 @@ func (b *Backend) recover(ctx context.Context) error {
 	warn := func(what string, err error) {
 		b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
 	}
-	if err := b.zfs.awaitOrphans(ctx); err != nil {
-		warn(b.root, err)
-	}
 	datasets, err := b.volumes.all(ctx)
 	if err != nil {
 		return err
@@ -162,15 +152,22 @@ func (b *Backend) recover(ctx context.Context) error {
 	}
 	for name, d := range datasets {
 		if strings.HasPrefix(name, stagingPrefix) {
-			if err := b.discard(ctx, b.datasetOf(name), "-r"); err != nil {
+			if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discardTree(ctx, b.datasetOf(name))); err != nil {
 				warn(b.datasetOf(name), err)
 			} else {
 				b.volumes.drop(name)
 			}
 			continue
 		}
-		for _, snapshot := range d.leaves {
-			if !d.own || origins[snapshot] {
+		if !d.own || !d.snapshotted {
+			continue
+		}
+		leaves, err := b.leaves(ctx, name)
+		if err != nil {
+			return err
+		}
+		for _, snapshot := range leaves {
+			if origins[snapshot] {
 				continue
 			}
 			if err := b.discard(ctx, snapshot); err != nil {
@@ -179,6 +176,39 @@ func (b *Backend) recover(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// leaves lists the snapshots of a volume that Cowshed takes for a while, by their full names.
+func (b *Backend) leaves(ctx context.Context, name string) ([]string, error) {
+	dataset := b.datasetOf(name)
+	return read(ctx, b.zfs, "list", func(k kernel) (leaves []string, err error) {
+		for d, err := range k.Snapshots(dataset) {
+			if err != nil {
+				return nil, err
+			}
+			snapshot := strings.TrimPrefix(d.Name, dataset+"@")
+			if strings.HasPrefix(snapshot, viewPrefix) || strings.HasPrefix(snapshot, clonePrefix) {
+				leaves = append(leaves, d.Name)
+			}
+		}
+		return leaves, nil
+	})
+}
+
+// unmountDataset unmounts a dataset of which only the beginning was made: until it has its properties, it inherits a mount
+// point, and zfs mounts it when the pool is imported.
+func unmountDataset(dataset string) error {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != "zfs" || m.Source != dataset, false
+	})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range mounts {
+		errs = append(errs, unmount(m.Mountpoint))
+	}
+	return errors.Join(errs...)
 }
 
 // unmountLeft unmounts the mounts that were left in graph and views, and deletes the locks of views.
@@ -259,14 +289,11 @@ func (b *Backend) closeFiles() error {
 	if b.lock != nil {
 		errs = append(errs, flock.Release(b.lock))
 	}
-	files := []*os.File{b.volumes.counter.file}
-	if b.zfs != nil { // not unlocked: zfs processes that live on keep the lock
-		files = append(files, b.zfs.running)
+	if b.volumes.counter.file != nil {
+		errs = append(errs, b.volumes.counter.file.Close())
 	}
-	for _, f := range files {
-		if f != nil {
-			errs = append(errs, f.Close())
-		}
+	if b.zfs != nil {
+		errs = append(errs, b.zfs.kernel.Close())
 	}
 	return errors.Join(errs...)
 }

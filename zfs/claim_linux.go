@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"errors"
-	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -71,8 +70,8 @@ func (b *Backend) claimNew(ctx context.Context, name string) (*claim, error) {
 	return c, nil
 }
 
-// done gives up the claim. If err says that a zfs process was left to itself, done returns at once. The claim then ends
-// when that process has ended and its outcome is settled.
+// done gives up the claim. If err says that a call was left to itself, done returns at once. The claim then ends when
+// that call has ended and its outcome is settled.
 func (c *claim) done(err error) error {
 	return c.b.after(err, func() error {
 		err := c.lock.unlock(nil)
@@ -80,10 +79,6 @@ func (c *claim) done(err error) error {
 		return err
 	})
 }
-
-// file returns the file of the lock, for zfs processes that work on the volume to inherit. So the volume stays locked
-// if this process is killed.
-func (c *claim) file() []*os.File { return []*os.File{c.lock.File} }
 
 // rely uses a volume for one step: until the caller calls done, nobody changes the volume as a whole. It waits while
 // somebody does.

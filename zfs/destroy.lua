@@ -1,5 +1,7 @@
 -- Destroys a dataset and what of its snapshots is Cowshed's own, or nothing. See program_linux.go.
 --
+-- It names at most 16 of the datasets and snapshots that are in the way, so that its answer always fits.
+--
 -- Arguments: the dataset; the snapshot that it was made from, or "-"; full names of snapshots that were views
 -- of processes that are gone.
 
@@ -14,25 +16,29 @@ end
 
 local sealed = dataset .. "@layer"
 local clones_from = dataset .. "@cowshed-clone-"
-local own, blockers, was_sealed = {}, {}, false
+local own, blockers, more, was_sealed = {}, {}, false, false
 
-for child in zfs.list.children(dataset) do table.insert(blockers, child) end
+local function block(name)
+	if #blockers == 16 then more = true else table.insert(blockers, name) end
+end
+
+for child in zfs.list.children(dataset) do block(child) end
 for snapshot in zfs.list.snapshots(dataset) do
 	local used = false
 	for clone in zfs.list.clones(snapshot) do
 		used = true
-		table.insert(blockers, clone)
+		block(clone)
 	end
 	if snapshot == sealed then
 		was_sealed = true
 	elseif dead[snapshot] or string.sub(snapshot, 1, string.len(clones_from)) == clones_from then
 		table.insert(own, snapshot)
 	elseif not used then
-		table.insert(blockers, snapshot)
+		block(snapshot)
 	end
 end
 if #blockers > 0 then
-	return {errno = 16, blockers = blockers} -- EBUSY
+	return {errno = 16, blockers = blockers, more = more} -- EBUSY
 end
 
 if was_sealed then table.insert(own, sealed) end

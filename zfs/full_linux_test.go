@@ -41,7 +41,7 @@ func TestFull(t *testing.T) {
 			mountpoint := t.TempDir() + "/root"
 			root := pool + "/root"
 			zfs(t, append(append([]string{"create", "-o", "mountpoint=" + mountpoint}, properties...), root)...)
-			f := &full{faulty{Backend: openOn(t, root, mountpoint), beside: openOn(t, root, mountpoint)}, mountpoint}
+			f := &full{faultyOn(t, root, mountpoint), mountpoint}
 			f.prepare(t)
 			for _, level := range levels {
 				f.fillTo(t, level)

@@ -48,7 +48,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: fmt.Errorf("%s was not cloned from %s", topView.volume, baseView.snapshot)}
 	}
 
-	changed, err := changedObjects(ctx, baseView.snapshot, topView.snapshot)
+	changed, err := b.zfs.changedObjects(ctx, baseView.snapshot, topView.snapshot)
 	if err != nil {
 		return nil, err
 	}

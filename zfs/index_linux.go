@@ -1,19 +1,17 @@
 package zfs
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"iter"
 	"log/slog"
 	"maps"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -33,19 +31,20 @@ type dataset struct {
 	sealed  bool
 	limit   quota.Limit
 	created time.Time
-	marked  bool     // Cowshed made it, and completely
-	own     bool     // it is a volume: Cowshed or moby's driver made it
-	leaves  []string // full names of snapshots that Cowshed takes for a while
+	marked  bool // Cowshed made it, and completely
+	own     bool // it is a volume: Cowshed or moby's driver made it
+	// snapshotted says that it had snapshots of its own when it was read.
+	snapshotted bool
 }
 
-// index answers from memory which volumes exist. One zfs list loads it. It is loaded again after another process has
-// changed something, or after a command has had an unexpected result.
+// index answers from memory which volumes exist. It is loaded from the kernel, and again after another process has changed
+// something, or after a call has had an unexpected result.
 //
-// Each process that changes something says so in a counter in a file. A change by hand is noticed when a command fails
+// Each process that changes something says so in a counter in a file. A change by hand is noticed when a call fails
 // because of it.
 type index struct {
 	ctx     context.Context // for telling others of changes, which have happened although their request was cancelled
-	zfs     *commands
+	zfs     *control
 	root    string // the dataset above those of the volumes
 	counter counter
 	log     *slog.Logger
@@ -55,7 +54,7 @@ type index struct {
 	seen     count                      // the count for which datasets is right, or will be when it is loaded
 	valid    bool                       // datasets is right while the counter stays
 	doubted  bool                       // something has made the load under way useless since it began
-	left     int                        // number of zfs processes that do not end, and may change something at any time
+	left     int                        // number of calls that do not end, and may change something at any time
 	untold   bool                       // the counter does not show a change by this process
 	begun    uint64                     // number of loads that have begun
 	loaded   uint64                     // the number of the load that datasets is from
@@ -161,8 +160,8 @@ func (x *index) doubt() {
 	x.tell()
 }
 
-// doubtWhile doubts the datasets. With left they stay in doubt, because a zfs process that was left to itself may
-// change them at any time. A call without left says that this process has ended.
+// doubtWhile doubts the datasets. With left they stay in doubt, because a call of the kernel that was left to itself may
+// change them at any time. doubtWhile without left says that this call has ended.
 func (x *index) doubtWhile(left bool) {
 	x.doubt()
 	x.mu.Lock()
@@ -220,86 +219,59 @@ func (x *index) update(name string, change func(*dataset)) {
 	})
 }
 
-// read lists all datasets and snapshots by zfs list.
+// read asks the kernel for all datasets, and which of them are sealed.
 func (x *index) read(ctx context.Context) (map[string]dataset, error) {
-	out, err := x.zfs.read(ctx, "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,volume,snapshot",
-		"-o", "name,origin,creation,quota,refquota,"+markProperty+",mountpoint", x.root)
-	if err != nil {
-		return nil, err
-	}
-	datasets := make(map[string]dataset)
-	rootListed := false
-	for line, err := range listed(out) {
-		if err != nil {
+	return read(ctx, x.zfs, "list", func(k kernel) (map[string]dataset, error) {
+		if _, err := k.Stats(x.root); err != nil { // else it would have no datasets
 			return nil, err
 		}
-		rootListed = rootListed || line.name == x.root
-		rest, below := strings.CutPrefix(line.name, x.root+"/")
-		name, snapshot, isSnapshot := strings.Cut(rest, "@")
-		switch {
-		case !below || strings.Contains(name, "/"): // the root, its snapshots, and datasets below volumes
-		case !isSnapshot:
-			d := datasets[name]
-			d.origin, d.created, d.limit, d.marked = line.origin, line.created, line.limit, line.marked
-			d.own = cowcommon.CheckID(name) == nil && (line.marked || line.legacy && mobyID.MatchString(name))
-			datasets[name] = d
-		default:
-			d := datasets[name]
-			d.sealed = d.sealed || snapshot == sealName
-			if strings.HasPrefix(snapshot, viewPrefix) || strings.HasPrefix(snapshot, clonePrefix) {
-				d.leaves = append(d.leaves, line.name)
+		datasets := make(map[string]dataset)
+		for child, err := range k.Children(x.root) {
+			if err == nil {
+				err = ctx.Err()
 			}
-			datasets[name] = d
-		}
-	}
-	if !rootListed {
-		return nil, fmt.Errorf("zfs list: the list lacks %s itself", x.root)
-	}
-	return datasets, nil
-}
-
-// listLine is one line of zfs list.
-type listLine struct {
-	name, origin   string
-	created        time.Time
-	limit          quota.Limit
-	marked, legacy bool
-}
-
-// listed parses the output of zfs list.
-func listed(out []byte) iter.Seq2[listLine, error] {
-	return func(yield func(listLine, error) bool) {
-		for line := range bytes.Lines(out) {
-			l, err := parseListLine(strings.TrimSuffix(string(line), "\n"))
 			if err != nil {
-				err = fmt.Errorf("zfs list: line %q: %w", line, err)
+				return nil, err
 			}
-			if !yield(l, err) {
-				return
+			name := strings.TrimPrefix(child.Name, x.root+"/")
+			d := describe(name, child)
+			if d.sealed, d.snapshotted, err = snapshotsOf(k, child); err != nil {
+				return nil, err
 			}
+			datasets[name] = d
 		}
-	}
+		return datasets, nil
+	})
 }
 
-func parseListLine(line string) (listLine, error) {
-	const none = "-" // in place of a property that a dataset cannot have
-	fields := strings.Split(line, "\t")
-	if len(fields) != 7 {
-		return listLine{}, fmt.Errorf("%d fields instead of 7", len(fields))
+// describe describes a dataset below the root, but not whether it is sealed.
+func describe(name string, from zfsctl.Dataset) dataset {
+	d := dataset{origin: from.Origin}
+	created, _ := from.Properties.Number("creation")
+	d.created = time.Unix(int64(created), 0)
+	layer, _ := from.Properties.Number("quota")
+	total, _ := from.Properties.Number("refquota")
+	d.limit = quota.DatasetLimit(layer, total)
+	mark, _ := from.Properties.Text(markProperty)
+	mountpoint, _ := from.Properties.Text("mountpoint")
+	d.marked = mark == markValue
+	d.own = cowcommon.CheckID(name) == nil && (d.marked || mountpoint == "legacy" && mobyID.MatchString(name))
+	return d
+}
+
+// snapshotsOf reports whether a dataset is sealed, and whether it has snapshots at all. The property prevsnap is its latest
+// snapshot. Without a snapshot prevsnap is the origin of the dataset, or is missing. So the snapshots have to be listed
+// only if there is a later snapshot than the seal.
+func snapshotsOf(k kernel, of zfsctl.Dataset) (sealed, snapshotted bool, err error) {
+	latest, _ := of.Properties.Text("prevsnap")
+	snapshot, has := strings.CutPrefix(latest, of.Name+"@")
+	if !has || snapshot == sealName {
+		return has, has, nil
 	}
-	l := listLine{name: fields[0], marked: fields[5] == markValue, legacy: fields[6] == "legacy"}
-	if fields[1] != none {
-		l.origin = fields[1]
-	}
-	seconds, err := strconv.ParseInt(fields[2], 10, 64)
-	if err != nil {
-		return listLine{}, fmt.Errorf("creation: %w", err)
-	}
-	l.created = time.Unix(seconds, 0)
-	if fields[3] != none && fields[4] != none {
-		if l.limit, err = quota.DatasetLimit(fields[3], fields[4]); err != nil {
-			return listLine{}, err
+	for d, err := range k.Snapshots(of.Name) {
+		if err != nil || d.Name == of.Name+"@"+sealName {
+			return err == nil, true, err
 		}
 	}
-	return l, nil
+	return false, true, nil
 }

@@ -2,8 +2,8 @@ package zfs
 
 import (
 	"context"
-	"fmt"
-	"os"
+	"errors"
+	"iter"
 	"strings"
 	"testing"
 	"time"
@@ -11,103 +11,129 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/nvlist"
+	"github.com/cowshed/cowshed/internal/zfsctl"
+	"github.com/cowshed/cowshed/quota"
 )
 
-// TestIndexOfOddLists: a look fails if zfs fails, or lists something that the index does not understand. Neither a part
-// of the list nor an earlier list counts. The next look reads the list again.
-func TestIndexOfOddLists(t *testing.T) {
-	for name, odd := range map[string]struct{ script, says string }{
-		"garbage":                    {`echo 'internal error: out of memory'`, "1 fields instead of 7"},
-		"bytes":                      {`head -c 4096 /dev/urandom`, "fields instead of 7"},
-		"an empty line":              {`printf '` + rootLine + `\n'`, "1 fields instead of 7"},
-		"a field is missing":         {`printf '` + rootLine + `pool/b\t-\t1\t0\t0\t1\n'`, "6 fields instead of 7"},
-		"a field too many":           {`printf '` + rootLine + `pool/b\t-\t1\t0\t0\t1\tlegacy\t-\n'`, "8 fields instead of 7"},
-		"no time":                    {`printf '` + rootLine + `pool/b\t-\t-\t0\t0\t1\tlegacy\n'`, "creation"},
-		"no size":                    {`printf '` + rootLine + `pool/b\t-\t1\tmuch\t0\t1\tlegacy\n'`, "much"},
-		"two sizes":                  {`printf '` + rootLine + `pool/b\t-\t1\t-1\t0\t1\tlegacy\n'`, "-1"},
-		"nothing":                    {``, "pool"},
-		"without the dataset itself": {`printf 'pool/b\t-\t1\t0\t0\t1\tlegacy\n'`, "pool"},
-		"a status without words":     {`exit 3`, "exit status 3"},
-		"words and a status":         {`echo "cannot open 'pool': dataset does not exist" >&2; exit 1`, "dataset does not exist"},
-		"whole, and a status":        {oneDataset + `exit 1`, "exit status 1"},
-		"killed in the middle":       {`printf '` + rootLine + `'; kill -9 $$`, "killed"},
-		"a program that is missing":  {`exec /nonexistent/zfs`, "not found"},
+// TestIndexWhoseListFails: a look fails if the list fails in the middle. Neither a part of the list nor an earlier list
+// counts. The next look reads the list again.
+func TestIndexWhoseListFails(t *testing.T) {
+	k := oneDataset()
+	c, dir := newFake(t, k)
+	x := fakeIndex(t, c, dir)
+	assertKnown := func() {
+		t.Helper()
+		d, ok, err := x.get(t.Context(), "a")
+		require.NoError(t, err)
+		assert.True(t, ok && d.own)
+	}
+	assertKnown()
+	x.invalidate()
+	failure := error(&zfsctl.Error{Op: "list", Name: "pool", Err: unix.EIO})
+	k.err.Store(&failure)
+	for range 2 {
+		_, _, err := x.get(t.Context(), "a")
+		require.ErrorIs(t, err, unix.EIO)
+		_, err = x.all(t.Context())
+		require.ErrorIs(t, err, unix.EIO)
+	}
+	k.err.Store(nil)
+	assertKnown()
+}
+
+// TestDescribe: the index describes datasets as the kernel does, and survives a lack of properties.
+func TestDescribe(t *testing.T) {
+	own := volumeNamed("a")
+	limited := volumeNamed("a")
+	limited.Origin = "pool/base@layer"
+	limited.Properties["refquota"] = nvlist.List{"value": uint64(5)}
+	moby := strings.Repeat("0123456789abcdef", 4)
+	for name, test := range map[string]struct {
+		name string
+		from zfsctl.Dataset
+		want dataset
+	}{
+		"own":                {"a", own, dataset{created: time.Unix(1, 0), marked: true, own: true}},
+		"limited clone":      {"a", limited, dataset{origin: "pool/base@layer", limit: quota.Limit{Bytes: 5, Scope: quota.ScopeTotal}, created: time.Unix(1, 0), marked: true, own: true}},
+		"name of no volume":  {"..", own, dataset{created: time.Unix(1, 0), marked: true}},
+		"no properties":      {"a", zfsctl.Dataset{}, dataset{created: time.Unix(0, 0)}},
+		"of another":         {"a", zfsctl.Dataset{Properties: zfsctl.Properties{"mountpoint": nvlist.List{"value": "legacy"}}}, dataset{created: time.Unix(0, 0)}},
+		"of moby":            {moby, zfsctl.Dataset{Properties: zfsctl.Properties{"mountpoint": nvlist.List{"value": "legacy"}}}, dataset{created: time.Unix(0, 0), own: true}},
+		"moby's, but mounts": {moby, zfsctl.Dataset{Properties: zfsctl.Properties{"mountpoint": nvlist.List{"value": "/x"}}}, dataset{created: time.Unix(0, 0)}},
+		"odd properties":     {"a", zfsctl.Dataset{Properties: zfsctl.Properties{"creation": "x", "quota": nvlist.List{"value": "x"}, markProperty: nvlist.List{"value": uint64(1)}}}, dataset{created: time.Unix(0, 0)}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			c, dir := fakeZFS(t, "if [ ! -e odd ]; then\n"+oneDataset+"exit\nfi\n"+odd.script)
-			x := fakeIndex(t, c, dir)
-			assertKnown := func() {
-				t.Helper()
-				d, ok, err := x.get(t.Context(), "a")
-				require.NoError(t, err)
-				assert.True(t, ok && d.own)
-			}
-			assertKnown()
-			x.invalidate()
-			require.NoError(t, os.WriteFile(dir+"/odd", nil, 0o600))
-			for range 2 {
-				_, _, err := x.get(t.Context(), "a")
-				require.ErrorContains(t, err, odd.says)
-				_, err = x.all(t.Context())
-				require.ErrorContains(t, err, odd.says)
-			}
-			require.NoError(t, os.Remove(dir+"/odd"))
-			assertKnown()
-		})
+		assert.Equal(t, test.want, describe(test.name, test.from), name)
 	}
 }
 
-const rootLine = `pool\t-\t1\t0\t0\t-\t/pool\n`
-
-// TestIndexOfUnusualLists: warnings of zfs, a slow zfs and long lines do not matter.
-func TestIndexOfUnusualLists(t *testing.T) {
-	const long = 1 << 20
-	for name, script := range map[string]string{
-		"words and no status": `echo 'warning: something is deprecated' >&2` + "\n" + oneDataset,
-		"many words":          `head -c 1000000 /dev/zero >&2` + "\n" + oneDataset,
-		"slow": `printf '` + rootLine + `'; sleep 0.2; printf 'pool/a\t-\t1\t0'; sleep 0.2; printf '\t0\t1\tlegacy'; sleep 0.2; echo
-`,
-		"no end of the last line": `printf '` + rootLine + `pool/a\t-\t1\t0\t0\t1\tlegacy'`,
-		"a long name":             oneDataset + fmt.Sprintf(`printf 'pool/%%s\t-\t1\t0\t0\t1\tlegacy\n' "$(head -c %d /dev/zero | tr '\0' n)"`, long),
-		"names of others": oneDataset + `printf 'pool/a/below\t-\t1\t0\t0\t1\tlegacy\npool@layer\t-\t1\t-\t-\t-\t-\npool/..\t-\t1\t0\t0\t1\tlegacy\n'
-`,
-		"a snapshot of nothing": oneDataset + `printf 'pool/gone@layer\t-\t1\t-\t-\t-\t-\n'`,
+// TestSnapshotsOf: snapshots are listed only if there is a later one than the seal.
+func TestSnapshotsOf(t *testing.T) {
+	for latest, test := range map[string]struct {
+		snapshots    []string
+		listed, want bool
+	}{
+		"":                      {},
+		"pool/base@layer":       {},
+		"pool/a2@layer":         {},
+		"pool/a@layer":          {want: true},
+		"pool/a@cowshed-view-1": {[]string{"cowshed-view-1"}, true, false},
+		"pool/a@cowshed-view-2": {[]string{"layer", "cowshed-view-2"}, true, true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			c, dir := fakeZFS(t, script)
-			x := fakeIndex(t, c, dir)
-			all, err := x.all(t.Context())
-			require.NoError(t, err)
-			assert.Equal(t, dataset{created: time.Unix(1, 0), marked: true, own: true}, all["a"])
-			delete(all, "a")
-			for name, d := range all {
-				assert.False(t, d.own, "%.32q is no layer", name)
-				assert.NotContains(t, name, "below")
-			}
-			if name == "a long name" {
-				assert.Contains(t, all, strings.Repeat("n", long))
-			}
-		})
+		d := zfsctl.Dataset{Name: "pool/a", Properties: zfsctl.Properties{}}
+		if latest != "" {
+			d.Properties["prevsnap"] = nvlist.List{"value": latest}
+		}
+		k := &snapshotKernel{snapshots: test.snapshots}
+		sealed, snapshotted, err := snapshotsOf(k, d)
+		require.NoError(t, err)
+		assert.Equal(t, test.want, sealed, latest)
+		assert.Equal(t, test.want || test.listed, snapshotted, latest)
+		assert.Equal(t, test.listed, k.listed, latest)
 	}
 }
 
-// TestIndexCancelled: a look that is cancelled ends its own zfs, and no other look.
+// snapshotKernel lists the snapshots of one dataset.
+type snapshotKernel struct {
+	kernel
+	snapshots []string
+	listed    bool
+}
+
+func (k *snapshotKernel) Snapshots(name string) iter.Seq2[zfsctl.Dataset, error] {
+	k.listed = true
+	return func(yield func(zfsctl.Dataset, error) bool) {
+		for _, s := range k.snapshots {
+			if !yield(zfsctl.Dataset{Name: name + "@" + s, IsSnapshot: true}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// TestIndexCancelled: a look that is cancelled ends its own list, and no other look.
 func TestIndexCancelled(t *testing.T) {
-	c, dir := fakeZFS(t, `if [ -e started ]; then
-`+oneDataset+`exit
-fi
-printf '`+rootLine+`pool/b'
-touch started
-exec sleep 100`)
+	k := oneDataset()
+	c, dir := newFake(t, k)
 	c.patience = 20 * time.Second
 	x := fakeIndex(t, c, dir)
-	ctx := cancelledAt(t, dir+"/cancel")
+	started, end := make(chan struct{}), make(chan struct{})
+	stop := func() {
+		k.stops.Store(nil)
+		close(started)
+		<-end
+	}
+	k.stops.Store(&stop)
+	cancel := make(chan struct{})
+	ctx := cancelledAt(t, cancel)
 	given := make(chan error)
 	go func() {
 		_, _, err := x.get(ctx, "a")
 		given <- err
 	}()
-	waitFor(t, dir+"/started")
+	<-started
 	others := make(chan error)
 	for range 3 {
 		go func() {
@@ -118,12 +144,37 @@ exec sleep 100`)
 			others <- err
 		}()
 	}
-	require.NoError(t, os.WriteFile(dir+"/cancel", nil, 0o600))
+	close(cancel)
 	require.ErrorIs(t, <-given, context.Canceled)
 	for range 3 {
 		require.NoError(t, <-others)
 	}
+	close(end)
 	_, ok, err := x.get(t.Context(), "b")
 	require.NoError(t, err)
 	assert.False(t, ok)
+}
+
+// TestReadDestroyed: the answer of destroy.lua, and answers that it does not give.
+func TestReadDestroyed(t *testing.T) {
+	d, err := readDestroyed(nvlist.List{"errno": int64(16), "blockers": nvlist.List{"1": "b", "2": "a"}, "more": true})
+	require.NoError(t, err)
+	assert.Equal(t, destroyed{errno: unix.EBUSY, blockers: []string{"a", "b"}, more: true}, d)
+	assert.Equal(t, "a, b and others", d.names())
+	d, err = readDestroyed(nvlist.List{"errno": int64(0), "blockers": nvlist.List{}})
+	require.NoError(t, err)
+	assert.Equal(t, destroyed{}, d)
+	for _, odd := range []any{nil, "x", nvlist.List{}, nvlist.List{"errno": "x"}} {
+		_, err := readDestroyed(odd)
+		assert.Error(t, err, odd)
+	}
+}
+
+// TestErrorsOfKernel: errors of calls are found by their errno.
+func TestErrorsOfKernel(t *testing.T) {
+	err := refused(unix.EEXIST)
+	assert.True(t, isRefused(err))
+	assert.True(t, isRefused(&zfsctl.ProgramError{Said: "words", Err: err}))
+	assert.False(t, isRefused(errors.New("other")))
+	assert.False(t, isRefused(nil))
 }

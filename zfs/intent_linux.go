@@ -64,7 +64,7 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 			continue
 		}
 		if d, ok := datasets[name]; ok && isHalfMade(d, info.ModTime()) {
-			if err := b.discard(ctx, b.datasetOf(name)); err != nil {
+			if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
 				warn(b.datasetOf(name), err)
 				continue
 			}

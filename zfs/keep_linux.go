@@ -19,7 +19,7 @@ type kept struct {
 	limit  quota.Limit
 }
 
-// Keep implements cowcommon.Keeper with one zfs snapshot. Until Close the volume cannot be removed.
+// Keep implements cowcommon.Keeper with one snapshot. Until Close the volume cannot be removed.
 func (b *Backend) Keep(ctx context.Context, name string) (cowcommon.Kept, error) {
 	k, err := b.keep(ctx, name)
 	if err != nil {
@@ -73,9 +73,10 @@ func (k *kept) rollBack(ctx context.Context) (err error) {
 	if err := k.b.checkNotMounted(k.volume); err != nil {
 		return err
 	}
-	_, err = k.b.act(ctx, step{
-		args:     []string{"rollback", k.m.name},
-		inherits: c.file(),
+	dataset := k.b.datasetOf(k.volume)
+	err = k.b.act(ctx, step{
+		op:       "rollback",
+		do:       func(kernel kernel) error { return kernel.Rollback(dataset, k.m.name) },
 		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
 	})
 	return err

@@ -22,7 +22,6 @@ const (
 	viewsName   = "views" // snapshots are mounted here
 	locksName   = "locks"
 	intentsName = "intents"
-	runningName = "running"
 	claimsName  = "claims"
 )
 

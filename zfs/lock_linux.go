@@ -19,7 +19,7 @@ import (
 
 // A volume's lock is one byte of the empty file claims, so it needs no space. A process that uses the volume's dataset
 // has the lock shared. A process that makes the volume, or changes it as a whole, has the lock exclusively. The kernel
-// releases the locks of a process that has ended, once the zfs processes that have inherited them have ended too.
+// releases the locks of a process that has ended, once its last call has ended too.
 
 // volumeLock is the lock of a volume. It is kept while the file is open.
 type volumeLock struct {

@@ -9,7 +9,7 @@ import (
 )
 
 // Names lists the layers of the driver that Init would open on home with these options. Programs use it to help people
-// type the names. It opens, locks, mounts and cleans up nothing. It runs zfs once.
+// type the names. It locks, mounts and cleans up nothing.
 func Names(ctx context.Context, home string, options []string) ([]string, error) {
 	opts, err := parseOptions(options)
 	if err != nil {
@@ -27,10 +27,11 @@ func Names(ctx context.Context, home string, options []string) ([]string, error)
 		root = found.Source
 	}
 	pool, _, _ := strings.Cut(root, "/")
-	zfs, err := newCommands(pool)
+	zfs, err := openControl(pool)
 	if err != nil {
 		return nil, err
 	}
+	defer zfs.kernel.Close()
 	datasets, err := (&index{zfs: zfs, root: root}).read(ctx)
 	if err != nil {
 		return nil, err

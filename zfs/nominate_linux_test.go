@@ -94,10 +94,20 @@ func (l *lineage) freeze(from int) pair {
 	return p
 }
 
+// changedObjects asks the kernel, as a Backend does.
+func changedObjects(t testing.TB, base, top string) (objectSet, error) {
+	t.Helper()
+	pool, _, _ := strings.Cut(base, "/")
+	c, err := openControl(pool)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, c.kernel.Close()) }()
+	return c.changedObjects(t.Context(), base, top)
+}
+
 // hintsOf returns the hints from the kernel's answer and the directories.
 func hintsOf(t testing.TB, p pair) (*treediff.Hints, error) {
 	t.Helper()
-	changed, err := changedObjects(t.Context(), p.base, p.top)
+	changed, err := changedObjects(t, p.base, p.top)
 	require.NoError(t, err)
 	return nominate(t.Context(), changed, p.baseDir, p.topDir)
 }
@@ -303,11 +313,11 @@ func TestNominateUnrelated(t *testing.T) {
 	p := l.freeze(0)
 	zfs(t, "create", "-o", "mountpoint=legacy", l.dataset+"/other")
 	zfs(t, "snapshot", l.dataset+"/other@layer")
-	_, err := changedObjects(t.Context(), l.dataset+"/other@layer", p.top)
+	_, err := changedObjects(t, l.dataset+"/other@layer", p.top)
 	var noHints *treediff.NoHintsError
 	require.ErrorAs(t, err, &noHints)
 	assert.Equal(t, "unrelated", noHints.Reason)
-	_, err = changedObjects(t.Context(), l.dataset+"/none@layer", p.top)
+	_, err = changedObjects(t, l.dataset+"/none@layer", p.top)
 	require.ErrorIs(t, err, unix.ENOENT)
 }
 

@@ -7,29 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"slices"
-	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
-	"github.com/cowshed/cowshed/internal/sigmask"
 )
 
-// From sys/fs/zfs.h and sys/zfs_ioctl.h, the same in OpenZFS 2.0 to 2.3.
 const (
-	zfsIocDiff = 0x5a36
-
-	// struct zfs_cmd, up to the last member that ZFS_IOC_DIFF reads. The kernel reads and writes all of it.
-	cmdName   = 0    // zc_name: the later snapshot
-	cmdValue  = 4144 // zc_value: the earlier snapshot
-	cmdCookie = 12616
-	cmdSize   = 64 << 10 // more than in any version
-
-	maxSnapshotName = 256 // ZFS_MAX_DATASET_NAME_LEN
-
 	// dmu_diff_record_t: type, first and last object.
 	diffRecordSize = 24
 	diffInUse      = 2 // DDR_INUSE
@@ -58,19 +43,11 @@ func (s objectSet) has(object uint64) bool {
 
 // changedObjects asks the kernel which objects of the snapshot top may differ from those of base. These are all objects
 // in each block of 32 that was written since base. top must have come from base. zfs diff begins in the same way
-// (ZFS_IOC_DIFF). Nothing needs to be mounted for it. Returns *[treediff.NoHintsError] if the version of OpenZFS is not
-// known, or if the kernel gives no valid answer.
-func changedObjects(ctx context.Context, base, top string) (objectSet, error) {
-	version, err := os.ReadFile("/sys/module/zfs/version")
-	if err != nil || !strings.HasPrefix(string(version), "2.") {
-		return nil, &treediff.NoHintsError{Reason: "version", Err: errors.Join(fmt.Errorf("OpenZFS %q is not known to the driver", version), err)}
-	}
-	if len(base) >= maxSnapshotName || len(top) >= maxSnapshotName {
-		return nil, fmt.Errorf("snapshots %s, %s: %w", base, top, unix.ENAMETOOLONG)
-	}
-	objects, err := diffSnapshots(ctx, base, top)
+// (ZFS_IOC_DIFF). Nothing needs to be mounted for it. Returns *[treediff.NoHintsError] if the kernel gives no valid answer.
+func (c *control) changedObjects(ctx context.Context, base, top string) (objectSet, error) {
+	objects, err := c.diffSnapshots(ctx, base, top)
 	for errors.Is(err, unix.EINTR) { // the process was stopped or frozen meanwhile
-		objects, err = diffSnapshots(ctx, base, top)
+		objects, err = c.diffSnapshots(ctx, base, top)
 	}
 	reason := "kernel"
 	switch {
@@ -91,47 +68,22 @@ func changedObjects(ctx context.Context, base, top string) (objectSet, error) {
 // errMalformed says that records of the kernel break their format.
 var errMalformed = errors.New("malformed records")
 
-// diffSnapshots runs ZFS_IOC_DIFF once, on a thread that takes no signals. At a signal the kernel would fail, or begin
-// again and write all records a second time. Repeated records are malformed.
-func diffSnapshots(ctx context.Context, base, top string) (objectSet, error) {
-	control, err := os.OpenFile("/dev/zfs", os.O_RDWR, 0)
+// diffSnapshots asks for the objects once. If the kernel writes all records a second time, which it may do when the
+// process was frozen, they are malformed.
+func (c *control) diffSnapshots(ctx context.Context, base, top string) (objectSet, error) {
+	sets := make(chan objectSet, 1)
+	err := c.output(ctx, "diff", func(k kernel, to *os.File) error { return k.Diff(base, top, to) }, func(r io.Reader) error {
+		set, err := readObjects(r)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errMalformed, err)
+		}
+		sets <- set
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer control.Close()
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-
-	cmd := make([]byte, cmdSize)
-	copy(cmd[cmdName:], top)
-	copy(cmd[cmdValue:], base)
-	binary.NativeEndian.PutUint64(cmd[cmdCookie:], uint64(w.Fd())) // Fd puts w into blocking mode
-	ended := make(chan error, 1)
-	go func() {
-		err := sigmask.Do(func() error {
-			_, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), zfsIocDiff, uintptr(unsafe.Pointer(&cmd[0])))
-			runtime.KeepAlive(cmd)
-			if errno != 0 {
-				return errno
-			}
-			return nil
-		})
-		ended <- errors.Join(err, w.Close())
-	}()
-	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
-	objects, readErr := readObjects(r)
-	stop()
-	_ = r.Close() // the kernel gets EPIPE if it is still writing
-	err = <-ended
-	// If the records are malformed, this stops reading, and the kernel gets EPIPE. If they end early, the kernel's
-	// error is the reason.
-	if readErr != nil && (err == nil || errors.Is(err, unix.EPIPE)) {
-		return nil, fmt.Errorf("%w: %w", errMalformed, readErr)
-	}
-	return objects, err
+	return <-sets, nil
 }
 
 // readObjects reads the records of ZFS_IOC_DIFF and returns the objects in use. It ignores the ranges of free objects:

@@ -4,22 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+	"iter"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
-// The outcome of a zfs process that was killed, or does not end, is not known until it has been looked at. The kernel
-// or another zfs process shows it, never the index.
+// The outcome of a call that was interrupted, or does not end, is not known until it has been looked at. The kernel shows
+// it, never the index.
 
-// step is one run of zfs that changes something.
+// step is one call that changes something.
 type step struct {
-	args     []string
-	in       io.Reader
-	inherits []*os.File
+	op string // for errors and the log
+	do func(kernel) error
 	// happened looks whether the step has happened completely. If the step has happened in part, happened removes that
 	// part.
 	happened func(ctx context.Context) (bool, error)
@@ -28,36 +28,33 @@ type step struct {
 	undo func(ctx context.Context) error
 }
 
-// act does a step, and returns the output of zfs. Without an error the step has happened. With an error it has not,
-// unless the error says that the outcome is not known (see after). The index is doubted if zfs was killed or does not
-// end.
-func (b *Backend) act(ctx context.Context, s step) ([]byte, error) {
-	out, err := b.zfs.change(ctx, s.inherits, s.in, s.args...)
+// act does a step. Without an error the step has happened. With an error it has not, unless the error says that the
+// outcome is not known (see after). The index is doubted if the call was interrupted or does not end.
+func (b *Backend) act(ctx context.Context, s step) error {
+	err := b.zfs.change(ctx, s.op, s.do)
 	var lost *lostError
 	switch {
-	case err == nil:
-		return out, nil
 	case !errors.As(err, &lost):
-		return nil, err
+		return err
 	case lost.left:
 		b.settleLater(ctx, lost, s)
-		return nil, fault.New(errdefs.ErrUnavailable, "its outcome is not known yet, look again later: %w", err)
+		return fault.New(errdefs.ErrUnavailable, "its outcome is not known yet, look again later: %w", err)
 	}
 	b.volumes.doubt()
 	happened, lookErr := s.happened(context.WithoutCancel(ctx))
 	switch {
 	case lookErr != nil:
-		return nil, fmt.Errorf("%w, and its outcome cannot be found out: %w", err, lookErr)
+		return fmt.Errorf("%w, and its outcome cannot be found out: %w", err, lookErr)
 	case happened:
-		return nil, nil
+		return nil
 	}
-	return nil, err
+	return err
 }
 
-// settleLater waits in the background for a process that was left to itself. If its step has happened then, settleLater
+// settleLater waits in the background for a call that was left to itself. If its step has happened then, settleLater
 // undoes it. Until then the index is doubted, since anything may change at any time.
 func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
-	ctx = context.WithoutCancel(ctx) // the process goes on when the request is cancelled
+	ctx = context.WithoutCancel(ctx) // the call goes on when the request is cancelled
 	b.volumes.doubtWhile(true)
 	settled := make(chan struct{})
 	lost.settled = settled
@@ -69,12 +66,12 @@ func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
 			err = s.undo(ctx)
 		}
 		b.volumes.doubtWhile(false)
-		b.log.Warn("zfs: a command that was left to itself has ended", "command", s.args, "happened", happened, "error", err)
+		b.log.Warn("zfs: a call that was left to itself has ended", "call", s.op, "happened", happened, "error", err)
 	}()
 }
 
-// after calls f. If err says that a process was left to itself, after returns at once. Then f is called when that
-// process has ended and its outcome is settled.
+// after calls f. If err says that a call was left to itself, after returns at once. Then f is called when that call has
+// ended and its outcome is settled.
 func (b *Backend) after(err error, f func() error) error {
 	var lost *lostError
 	if !errors.As(err, &lost) || lost.settled == nil {
@@ -83,7 +80,7 @@ func (b *Backend) after(err error, f func() error) error {
 	go func() {
 		<-lost.settled
 		if err := f(); err != nil {
-			b.log.Warn("zfs: after a command that was left to itself", "command", lost.args, "error", err)
+			b.log.Warn("zfs: after a call that was left to itself", "call", lost.op, "error", err)
 		}
 	}()
 	return nil
@@ -103,14 +100,46 @@ func (b *Backend) isThere(name string) func(context.Context) (bool, error) {
 }
 
 // discard destroys a dataset or snapshot that nobody was told of, if it exists.
-func (b *Backend) discard(ctx context.Context, name string, options ...string) error {
+func (b *Backend) discard(ctx context.Context, name string) error {
+	if strings.Contains(name, "@") {
+		return b.destroyIfThere(ctx, name, func(k kernel) error { return k.DestroySnapshot(name) })
+	}
+	return b.destroyIfThere(ctx, name, func(k kernel) error { return k.Destroy(name) })
+}
+
+// discardTree destroys a dataset that nobody was told of, with its snapshots and the datasets below it, if it exists.
+func (b *Backend) discardTree(ctx context.Context, name string) error {
+	return b.destroyIfThere(ctx, name, func(k kernel) error { return destroyTree(k, name) })
+}
+
+func (b *Backend) destroyIfThere(ctx context.Context, name string, destroy func(kernel) error) error {
 	there, err := b.zfs.exists(name)
 	if err != nil || !there {
 		return err
 	}
-	_, err = b.act(context.WithoutCancel(ctx), step{
-		args:     append(append([]string{"destroy"}, options...), name),
-		happened: b.isGone(name),
-	})
-	return err
+	return b.act(context.WithoutCancel(ctx), step{op: "destroy", do: destroy, happened: b.isGone(name)})
+}
+
+func destroyTree(k kernel, name string) error {
+	for _, below := range []struct {
+		list    iter.Seq2[zfsctl.Dataset, error]
+		destroy func(string) error
+	}{
+		{k.Children(name), func(child string) error { return destroyTree(k, child) }},
+		{k.Snapshots(name), k.DestroySnapshot},
+	} {
+		var names []string // collected first: the list goes on from a place that destroying may move
+		for d, err := range below.list {
+			if err != nil {
+				return err
+			}
+			names = append(names, d.Name)
+		}
+		for _, name := range names {
+			if err := below.destroy(name); err != nil {
+				return err
+			}
+		}
+	}
+	return k.Destroy(name)
 }

@@ -8,70 +8,154 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
-// faultyZFS runs the real zfs. The file fault names a command and its fault: "COMMAND FAULT". faultyZFS produces the
-// fault in one run of this command, and then makes the file hit.
-const faultyZFS = `#!/bin/sh
-dir=%q zfs=%q
-read -r command fault <"$dir/fault" 2>/dev/null
-[ "$1" = "$command" ] || exec "$zfs" "$@"
-rm "$dir/fault"
-case $fault in
-killed-before) touch "$dir/hit"; kill -9 $$ ;;
-killed-after) "$zfs" "$@"; touch "$dir/hit"; kill -9 $$ ;;
-killed-half) # the dataset is there, its properties are not
-	while [ $# -gt 2 ]; do case $2 in -o) shift 2 ;; *) break ;; esac; done
-	shift
-	case $command in create) "$zfs" create -o mountpoint=legacy "$1" ;; *) "$zfs" clone -o mountpoint=legacy "$1" "$2" ;; esac
-	touch "$dir/hit"; kill -9 $$ ;;
-cancelled-before) touch "$dir/hit"; sleep 0.2; exec "$zfs" "$@" ;;
-cancelled-after) "$zfs" "$@"; status=$?; touch "$dir/hit"; sleep 0.2; exit $status ;;
-stuck-before) touch "$dir/hit"; sleep 2; exec "$zfs" "$@" ;;
-stuck-after) "$zfs" "$@"; status=$?; touch "$dir/hit"; sleep 2; exit $status ;;
-esac
-`
+// faultyKernel is the real kernel, with a fault in one call of one function.
+type faultyKernel struct {
+	kernel
+	mu    sync.Mutex
+	op    string        // the function of the fault, "" for no fault
+	fault string        // the fault
+	hit   chan struct{} // closed when the fault is there
+}
 
-// faults have outcomes that do not depend on the context. stuckFaults are those of a process that does not end in time.
+// arm makes the next call of a function have a fault. The channel is closed when the fault is there.
+func (k *faultyKernel) arm(op, fault string) <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.op, k.fault, k.hit = op, fault, make(chan struct{})
+	return k.hit
+}
+
+// armed returns the fault of a call, if it has one.
+func (k *faultyKernel) armed(op string) (fault string, hit chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.op != op {
+		return "", nil
+	}
+	k.op = ""
+	return k.fault, k.hit
+}
+
+// call makes a call, maybe with its fault. half does a part of it, as before a power cut.
+func (k *faultyKernel) call(op string, do, half func() error) error {
+	fault, hit := k.armed(op)
+	interrupted := &zfsctl.Error{Op: op, Name: "faulty", Err: unix.EINTR}
+	switch fault {
+	case "interrupted-before":
+		close(hit)
+		return interrupted
+	case "interrupted-after":
+		_ = do()
+		close(hit)
+		return interrupted
+	case "interrupted-half":
+		_ = half()
+		close(hit)
+		return interrupted
+	case "cancelled-before", "stuck-before":
+		close(hit)
+		time.Sleep(pauses[fault])
+		return do()
+	case "cancelled-after", "stuck-after":
+		err := do()
+		close(hit)
+		time.Sleep(pauses[fault])
+		return err
+	}
+	return do()
+}
+
+var pauses = map[string]time.Duration{
+	"cancelled-before": 200 * time.Millisecond, "cancelled-after": 200 * time.Millisecond,
+	"stuck-before": 2 * time.Second, "stuck-after": 2 * time.Second,
+}
+
+// unmarked are properties as far as they are set when a dataset is half-made.
+var unmarked = zfsctl.Values{"mountpoint": "legacy"}
+
+func (k *faultyKernel) Create(name string, values zfsctl.Values) error {
+	return k.call("create", func() error { return k.kernel.Create(name, values) }, func() error { return k.kernel.Create(name, unmarked) })
+}
+
+func (k *faultyKernel) Clone(name, origin string, values zfsctl.Values) error {
+	return k.call("clone", func() error { return k.kernel.Clone(name, origin, values) }, func() error { return k.kernel.Clone(name, origin, unmarked) })
+}
+
+func (k *faultyKernel) Snapshot(name string) error {
+	return k.call("snapshot", func() error { return k.kernel.Snapshot(name) }, nil)
+}
+
+func (k *faultyKernel) Rename(name, to string) error {
+	return k.call("rename", func() error { return k.kernel.Rename(name, to) }, nil)
+}
+
+func (k *faultyKernel) Set(name string, values zfsctl.Values) error {
+	return k.call("set", func() error { return k.kernel.Set(name, values) }, nil)
+}
+
+func (k *faultyKernel) Program(pool, program string, argv []string) (answer any, err error) {
+	err = k.call("program", func() error {
+		answer, err = k.kernel.Program(pool, program, argv)
+		return err
+	}, nil)
+	return answer, err
+}
+
+func (k *faultyKernel) Receive(snapshot, origin string, values zfsctl.Values, from *os.File) error {
+	return k.call("receive", func() error { return k.kernel.Receive(snapshot, origin, values, from) }, nil)
+}
+
+// faults have outcomes that do not depend on the context. stuckFaults are those of a call that does not end in time.
 var (
-	faults      = []string{"killed-before", "killed-after", "cancelled-before", "cancelled-after"}
+	faults      = []string{"interrupted-before", "interrupted-after", "cancelled-before", "cancelled-after"}
 	stuckFaults = []string{"stuck-before", "stuck-after"}
 )
 
-// faulty is a Backend whose zfs has faults, and a second Backend that only hears of changes.
+// faulty is a Backend whose kernel has faults, and a second Backend that only hears of changes.
 type faulty struct {
 	*Backend
 	beside *Backend
-	dir    string
+	faults *faultyKernel
 }
 
 func openFaulty(t *testing.T) faulty {
 	root, mountpoint := testfs.ZFS(t)
-	f := faulty{Backend: openOn(t, root, mountpoint), beside: openOn(t, root, mountpoint), dir: t.TempDir()}
-	require.NoError(t, os.WriteFile(f.dir+"/zfs", fmt.Appendf(nil, faultyZFS, f.dir, f.zfs.path), 0o700))
-	f.zfs.path = f.dir + "/zfs"
+	return faultyOn(t, root, mountpoint)
+}
+
+func faultyOn(t *testing.T, root, mountpoint string) faulty {
+	f := faulty{Backend: openOn(t, root, mountpoint), beside: openOn(t, root, mountpoint)}
+	f.faults = &faultyKernel{kernel: f.zfs.kernel}
+	f.zfs.kernel = f.faults
 	f.zfs.patience = time.Minute // the test machine may be slow
 	return f
 }
 
-// with does an operation with a fault in one run of zfs, and cancels the context when the fault is there.
-func (f faulty) with(t *testing.T, command, fault string, operation func(context.Context) error) error {
+// with does an operation with a fault in one call, and cancels the context when the fault is there.
+func (f faulty) with(t *testing.T, op, fault string, operation func(context.Context) error) error {
 	t.Helper()
-	require.NoError(t, os.RemoveAll(f.dir+"/hit"))
-	require.NoError(t, os.WriteFile(f.dir+"/fault", []byte(command+" "+fault+"\n"), 0o600))
-	err := operation(cancelledAt(t, f.dir+"/hit"))
-	require.FileExists(t, f.dir+"/hit", "zfs %s was run", command)
-	require.NoFileExists(t, f.dir+"/fault")
+	hit := f.faults.arm(op, fault)
+	err := operation(cancelledAt(t, hit))
+	select {
+	case <-hit:
+	default:
+		require.Fail(t, "no call", op)
+	}
 	return err
 }
 
@@ -90,7 +174,7 @@ func (f faulty) assertTold(t *testing.T, what string) {
 		require.NoError(t, err)
 		for _, datasets := range []map[string]dataset{want, got} {
 			for name, d := range datasets {
-				d.created, d.leaves = time.Time{}, nil
+				d.created, d.snapshotted = time.Time{}, false
 				datasets[name] = d
 			}
 		}
@@ -98,7 +182,7 @@ func (f faulty) assertTold(t *testing.T, what string) {
 	}
 }
 
-// interruption is an operation, the zfs command in which it is interrupted, and the state of the pool after the
+// interruption is an operation, the call in which it is interrupted, and the state of the pool after the
 // operation.
 type interruption struct {
 	name, command string
@@ -107,7 +191,7 @@ type interruption struct {
 	there, absent string // ends of lines of the state, once it has happened
 }
 
-// interruptions returns one interruption for each zfs command of each operation. Volumes: "base" writable, "image"
+// interruptions returns one interruption for each call of each operation. Volumes: "base" writable, "image"
 // sealed.
 func interruptions(stream []byte) []interruption {
 	limit := quota.Limit{Bytes: 64 << 20}
@@ -162,7 +246,7 @@ func mountBase(t *testing.T, f faulty) {
 	t.Cleanup(func() { assert.NoError(t, f.Unmount(context.Background(), "base")) })
 }
 
-// TestInterrupted does each operation with each fault of each of its commands. The answer agrees with the pool: the
+// TestInterrupted does each operation with each fault of each of its calls. The answer agrees with the pool: the
 // operation has happened completely or not at all. And all processes are told.
 func TestInterrupted(t *testing.T) {
 	f := openFaulty(t)
@@ -182,7 +266,7 @@ func TestInterrupted(t *testing.T) {
 			tried = faults[n%len(faults):][:1]
 		}
 		if i.command == "create" || i.command == "clone" {
-			tried = append(slices.Clone(tried), "killed-half")
+			tried = append(slices.Clone(tried), "interrupted-half")
 		}
 		for _, fault := range tried {
 			t.Run(i.name+"/"+i.command+" "+fault, func(t *testing.T) {
@@ -235,7 +319,7 @@ func hasEnd(state []string, end string) bool {
 	})
 }
 
-// TestStuck does operations with a zfs process that does not end in time. They fail. Later changes by that process are
+// TestStuck does operations with a call that does not end in time. They fail. Later changes by that call are
 // undone, or told to all if they cannot be undone.
 func TestStuck(t *testing.T) {
 	f := openFaulty(t)
@@ -300,7 +384,7 @@ func TestWrittenAfterSealing(t *testing.T) {
 	require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
 	tried := faults
 	if !testfs.Long() {
-		tried = []string{"killed-after", "cancelled-after"}
+		tried = []string{"interrupted-after", "cancelled-after"}
 	}
 	for _, fault := range tried {
 		_ = f.with(t, "snapshot", fault, func(ctx context.Context) error {
@@ -337,8 +421,7 @@ func TestKilledBesides(t *testing.T) {
 	ctx := t.Context()
 	_, err := b.volumes.all(ctx)
 	require.NoError(t, err)
-	args := append([]string{"create"}, properties(quota.Limit{})...)
-	zfs(t, append(args, b.datasetOf("made"))...)
+	require.NoError(t, b.zfs.kernel.Create(b.datasetOf("made"), properties(quota.Limit{})))
 	v, err := b.Stat(ctx, "made")
 	require.NoError(t, err)
 	assert.False(t, v.Sealed)
@@ -355,7 +438,7 @@ func TestKilledBesides(t *testing.T) {
 	require.NoError(t, b.Create(ctx, "made", cowcommon.VolumeOptions{}))
 	zfs(t, "destroy", "-r", b.datasetOf("made"))
 	require.NoError(t, b.Remove(ctx, "made"))
-	zfs(t, append(args, b.datasetOf("made"))...)
+	require.NoError(t, b.zfs.kernel.Create(b.datasetOf("made"), properties(quota.Limit{})))
 	require.NoError(t, b.Remove(ctx, "made"), "the index knows of none")
 	assert.NotContains(t, zfs(t, "list", "-Hr", "-o", "name", b.root), "made")
 }
@@ -390,7 +473,7 @@ func TestFailedCloneUnsealsUnderNobody(t *testing.T) {
 	for round := range rounds {
 		base := fmt.Sprintf("base-%d", round)
 		require.NoError(t, f.Create(ctx, base, cowcommon.VolumeOptions{}))
-		require.NoError(t, os.WriteFile(f.dir+"/fault", []byte("clone killed-before\n"), 0o600))
+		f.faults.arm("clone", "interrupted-before")
 		results := make(chan error)
 		for i := range 3 {
 			go func() { results <- f.Clone(ctx, fmt.Sprintf("%s-clone-%d", base, i), base, cowcommon.VolumeOptions{}) }()

@@ -1,10 +1,8 @@
 package zfs
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,20 +10,23 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/nvlist"
 )
 
 // Channel programs (zfs-program(8)) run in the kernel within one transaction group. Nothing that a program has looked
-// at can change before it acts. After a crash it has run as a whole or not at all. Only a signal to the zfs process
+// at can change before it acts. After a crash it has run as a whole or not at all. Only a signal that cannot be blocked
 // stops a program in the middle.
 //
 //go:embed destroy.lua
-var destroyProgram []byte
+var destroyProgram string
 
 // destroyed is the answer of destroy.lua.
 type destroyed struct {
-	Errno    unix.Errno        `json:"errno"`    // 0 if the dataset is gone
-	Blockers map[string]string `json:"blockers"` // datasets and snapshots that are in the way, by number
-	Busy     string            `json:"busy"`     // could not be destroyed, without blockers
+	errno    unix.Errno // 0 if the dataset is gone
+	blockers []string   // datasets and snapshots that are in the way; not all, if they are many
+	more     bool       // there are more blockers
+	busy     string     // could not be destroyed, without blockers
 }
 
 // runDestroy destroys a claimed volume's dataset with the snapshots that are Cowshed's own and that nobody uses. These
@@ -34,31 +35,59 @@ type destroyed struct {
 // it was taken for this clone alone, it goes too.
 func (b *Backend) runDestroy(ctx context.Context, c *claim, origin string, deadViews []string) (destroyed, error) {
 	dataset := b.datasetOf(c.name)
+	answers := make(chan any, 1)
 	s := step{
-		args:     append([]string{"program", "-j", b.zfs.pool, "-", dataset, origin}, deadViews...),
-		in:       bytes.NewReader(destroyProgram),
-		inherits: c.file(),
+		op: "program",
+		do: func(k kernel) error {
+			answer, err := k.Program(b.zfs.pool, destroyProgram, append([]string{dataset, origin}, deadViews...))
+			if err == nil {
+				answers <- answer
+			}
+			return err
+		},
 		happened: b.isGone(dataset),
 	}
-	out, err := b.act(ctx, s)
+	err := b.act(ctx, s)
 	var lost *lostError
-	if errors.As(err, &lost) && !lost.left { // a killed program stops in the middle: run it to its end
-		s.in = bytes.NewReader(destroyProgram)
-		out, err = b.act(context.WithoutCancel(ctx), s)
+	if errors.As(err, &lost) && !lost.left { // an interrupted program stops in the middle: run it to its end
+		err = b.act(context.WithoutCancel(ctx), s)
 	}
-	if err != nil || out == nil {
+	if err != nil {
 		return destroyed{}, err
 	}
-	var result struct {
-		Return destroyed `json:"return"`
+	select {
+	case answer := <-answers:
+		return readDestroyed(answer)
+	default: // it was interrupted, and has happened
+		return destroyed{}, nil
 	}
-	if err := json.Unmarshal(out, &result); err != nil {
-		return destroyed{}, fmt.Errorf("zfs program: %q: %w", out, err)
+}
+
+// readDestroyed reads the answer of destroy.lua.
+func readDestroyed(answer any) (destroyed, error) {
+	values, _ := answer.(nvlist.List)
+	errno, ok := values["errno"].(int64)
+	if !ok {
+		return destroyed{}, fmt.Errorf("zfs program: unexpected answer %v", answer)
 	}
-	return result.Return, nil
+	d := destroyed{errno: unix.Errno(errno)}
+	d.busy, _ = values["busy"].(string)
+	d.more, _ = values["more"].(bool)
+	blockers, _ := values["blockers"].(nvlist.List)
+	for _, name := range slices.Sorted(maps.Keys(blockers)) {
+		if blocker, ok := blockers[name].(string); ok {
+			d.blockers = append(d.blockers, blocker)
+		}
+	}
+	slices.Sort(d.blockers)
+	return d, nil
 }
 
 // names lists the blockers for people.
 func (d destroyed) names() string {
-	return strings.Join(slices.Sorted(maps.Values(d.Blockers)), ", ")
+	names := strings.Join(d.blockers, ", ")
+	if d.more {
+		names += " and others"
+	}
+	return names
 }

@@ -28,9 +28,10 @@ func (b *Backend) Scratch(ctx context.Context, fill func(dir string) error) (cow
 
 func (b *Backend) makeScratch(ctx context.Context, name string, fill func(dir string) error) (*mountedSnapshot, error) {
 	m := &mountedSnapshot{name: b.datasetOf(name), temporary: true, dir: filepath.Join(b.views, name)}
-	discard := func(ctx context.Context) error { return b.discard(ctx, m.name, "-r") }
-	_, err := b.act(ctx, step{
-		args:     append(append([]string{"create"}, properties(quota.Limit{})...), m.name),
+	discard := func(ctx context.Context) error { return b.discardTree(ctx, m.name) }
+	err := b.act(ctx, step{
+		op:       "create",
+		do:       func(k kernel) error { return k.Create(m.name, properties(quota.Limit{})) },
 		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, it may lack properties
 		undo:     discard,
 	})

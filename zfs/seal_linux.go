@@ -56,7 +56,7 @@ func (b *Backend) seals() sealing.Volumes[string] {
 func (b *Backend) cloneInUse(ctx context.Context, name string, clone func(origin string) error) error {
 	origin := b.datasetOf(name) + "@" + staging.Name(clonePrefix)
 	discard := func(ctx context.Context) error { return b.discard(ctx, origin) }
-	if err := b.snapshot(ctx, name, origin, nil, discard); err != nil {
+	if err := b.snapshot(ctx, name, origin, discard); err != nil {
 		return err
 	}
 	err := clone(origin)
@@ -96,7 +96,7 @@ func (b *Backend) freeze(ctx context.Context, c *claim) error {
 	if err := b.checkNotMounted(c.name); err != nil {
 		return err
 	}
-	err := b.snapshot(ctx, c.name, b.sealOf(c.name), c.file(), func(ctx context.Context) error { return b.thaw(ctx, c) })
+	err := b.snapshot(ctx, c.name, b.sealOf(c.name), func(ctx context.Context) error { return b.thaw(ctx, c) })
 	if err == nil {
 		b.volumes.update(c.name, func(d *dataset) { d.sealed = true })
 	}
@@ -107,7 +107,7 @@ func (b *Backend) freeze(ctx context.Context, c *claim) error {
 func (b *Backend) thaw(ctx context.Context, c *claim) error {
 	err := b.discard(ctx, b.sealOf(c.name))
 	b.volumes.doubt()
-	if isCommandError(err) {
+	if isRefused(err) {
 		b.log.Debug("zfs: stays sealed", "volume", c.name, "error", err)
 		return nil
 	}
@@ -151,17 +151,17 @@ func (b *Backend) destroy(ctx context.Context, c *claim, origin string, dead []s
 	var result destroyed
 	err := poll.WhileBusy(ctx, patient(busyFor), func() (busy bool, err error) {
 		result, err = b.runDestroy(ctx, c, origin, dead)
-		return err == nil && result.Errno == unix.EBUSY && len(result.Blockers) == 0, err
+		return err == nil && result.errno == unix.EBUSY && len(result.blockers) == 0, err
 	})
 	switch {
 	case err != nil:
 		return err
-	case result.Errno == 0, result.Errno == unix.ENOENT:
+	case result.errno == 0, result.errno == unix.ENOENT:
 		return nil
-	case len(result.Blockers) > 0:
+	case len(result.blockers) > 0:
 		return fault.New(fault.ErrInUse, "%s depend on it: remove them first", result.names())
-	case result.Errno == unix.EBUSY:
-		return b.busy(result.Errno, result.Busy)
+	case result.errno == unix.EBUSY:
+		return b.busy(result.errno, result.busy)
 	}
-	return fmt.Errorf("destroy %s: %w", dataset, result.Errno)
+	return fmt.Errorf("destroy %s: %w", dataset, result.errno)
 }

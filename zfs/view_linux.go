@@ -126,11 +126,7 @@ func (b *Backend) takeTemporary(ctx context.Context, volume, lockName string) (*
 	}
 	m.name, m.temporary = b.datasetOf(lockName), true
 	discard := func(ctx context.Context) error { return b.discard(ctx, m.name) }
-	var inherits []*os.File
-	if m.lock != nil {
-		inherits = []*os.File{m.lock}
-	}
-	if err := b.snapshot(ctx, volume, m.name, inherits, discard); err != nil {
+	if err := b.snapshot(ctx, volume, m.name, discard); err != nil {
 		return nil, errors.Join(err, b.after(err, func() error { return b.unlockView(m.lock, nil) }))
 	}
 	return m, nil
@@ -162,18 +158,18 @@ func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 	return err
 }
 
-// snapshot takes a snapshot of a volume as it is now. undo destroys the snapshot if zfs takes it after the caller was
-// told that the outcome is not known.
-func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, inherits []*os.File, undo func(context.Context) error) error {
+// snapshot takes a snapshot of a volume as it is now. undo destroys the snapshot if it is taken after the caller was told
+// that the outcome is not known.
+func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, undo func(context.Context) error) error {
 	if b.mounts.Held(volume) > 0 {
 		// Else the snapshot would lack data that programs have written through memory maps.
 		if err := syncFilesystem(b.mountpoint(volume)); err != nil {
 			return err
 		}
 	}
-	_, err := b.act(ctx, step{
-		args:     []string{"snapshot", snapshot},
-		inherits: inherits,
+	err := b.act(ctx, step{
+		op:       "snapshot",
+		do:       func(k kernel) error { return k.Snapshot(snapshot) },
 		happened: b.isThere(snapshot),
 		undo:     undo,
 	})
@@ -206,7 +202,7 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 		}
 		return b.destroySnapshot(m.name)
 	})
-	if isCommandError(err) {
+	if isRefused(err) {
 		// Files of it that are still open keep it busy. Its lock file stays, so that the snapshot goes later: with the
 		// volume, or when the home is next opened.
 		b.log.Debug("zfs: the snapshot of a view cannot go yet", "snapshot", m.name, "error", err)
@@ -219,7 +215,7 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 func (b *Backend) destroySnapshot(snapshot string) error {
 	return poll.WhileBusy(b.ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
 		err = b.discard(b.ctx, snapshot)
-		return isCommandError(err), err
+		return isRefused(err), err
 	})
 }
 

@@ -7,35 +7,42 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
-// properties returns the properties of every dataset that Cowshed makes, and the limit, as options of zfs create and
-// zfs clone.
-func properties(limit quota.Limit) []string {
-	options := []string{
-		"-o", "mountpoint=legacy",
-		"-o", "canmount=noauto",
-		"-o", "com.sun:auto-snapshot=false",
-		"-o", markProperty + "=" + markValue,
+// properties returns the properties of every dataset that Cowshed makes, and the limit.
+func properties(limit quota.Limit) zfsctl.Values {
+	values := zfsctl.Values{
+		"mountpoint":            "legacy",
+		"canmount":              zfsctl.CanMountNoAuto,
+		"com.sun:auto-snapshot": "false",
+		markProperty:            markValue,
 	}
-	for _, property := range limit.DatasetProperties() {
-		options = append(options, "-o", property)
+	if limit.Bytes > 0 {
+		values[limit.DatasetProperty()] = limit.Bytes
 	}
-	return options
+	return values
 }
 
-// Create makes an empty volume. It runs one zfs create. It runs a second process if the root directory of the volume is
+// replaceLimit returns the properties that give a dataset a limit in place of any that it has.
+func replaceLimit(limit quota.Limit) zfsctl.Values {
+	values := zfsctl.Values{"quota": uint64(0), "refquota": uint64(0)}
+	values[limit.DatasetProperty()] = limit.Bytes
+	return values
+}
+
+// Create makes an empty volume, with one call. It takes a second one, and a mount, if the root directory of the volume is
 // to belong to another user or group than root's.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
 	return fault.Wrap("create volume", name, b.create(ctx, name, opts))
@@ -47,11 +54,11 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	args := append([]string{"create"}, properties(opts.Limit)...)
 	if opts.UID == 0 && opts.GID == 0 { // as in any new dataset, with mode 0755
-		err = b.make(ctx, c, append(args, b.datasetOf(name)))
+		dataset := b.datasetOf(name)
+		err = b.make(ctx, c, "create", func(k kernel) error { return k.Create(dataset, properties(opts.Limit)) })
 	} else {
-		err = b.createStaged(ctx, c, args, opts)
+		err = b.createStaged(ctx, c, opts)
 	}
 	if err != nil {
 		return b.explain(ctx, err, name, "")
@@ -60,17 +67,17 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 	return nil
 }
 
-// make runs the zfs command that makes the dataset of a volume under its own name.
-func (b *Backend) make(ctx context.Context, c *claim, args []string) (err error) {
+// make makes the dataset of a volume under its own name.
+func (b *Backend) make(ctx context.Context, c *claim, op string, do func(kernel) error) (err error) {
 	intended := time.Now()
 	made, err := b.intend(c.name)
 	if err != nil {
 		return err
 	}
 	known := true
-	_, err = b.act(ctx, step{
-		args:     args,
-		inherits: c.file(),
+	err = b.act(ctx, step{
+		op: op,
+		do: do,
 		happened: func(ctx context.Context) (happened bool, err error) {
 			happened, err = b.isMade(ctx, c.name, intended)
 			known = err == nil
@@ -102,15 +109,15 @@ func (b *Backend) isMade(ctx context.Context, name string, intended time.Time) (
 	return false, err
 }
 
-// createStaged makes a volume with args, and gives its root directory an owner.
-func (b *Backend) createStaged(ctx context.Context, c *claim, args []string, opts cowcommon.VolumeOptions) error {
+// createStaged makes a volume, and gives its root directory an owner.
+func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.VolumeOptions) error {
 	return b.stage(ctx, c, func(staged string, discard func(context.Context) error) error {
-		_, err := b.act(ctx, step{
-			args:     append(args, staged),
+		return b.act(ctx, step{
+			op:       "create",
+			do:       func(k kernel) error { return k.Create(staged, properties(opts.Limit)) },
 			happened: func(context.Context) (bool, error) { return false, nil }, // if it has, it may lack properties
 			undo:     discard,
 		})
-		return err
 	}, func(staged string) error {
 		dir := filepath.Join(b.views, filepath.Base(staged))
 		if err := b.mountAt(staged, dir, 0, ""); err != nil {
@@ -125,16 +132,17 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, args []string, opt
 // destroys the dataset.
 func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string, discard func(context.Context) error) error, complete func(staged string) error) error {
 	staged := b.datasetOf(staging.Name(stagingPrefix))
-	discard := func(ctx context.Context) error { return b.discard(ctx, staged, "-r") }
+	discard := func(ctx context.Context) error { return b.discardTree(ctx, staged) }
 	return staging.Make(staging.Steps{
 		Create:   func() error { return create(staged, discard) },
 		Complete: func() error { return complete(staged) },
 		Publish: func() error {
-			_, err := b.act(ctx, step{
-				args:     []string{"rename", staged, b.datasetOf(c.name)},
-				inherits: c.file(),
+			dataset := b.datasetOf(c.name)
+			err := b.act(ctx, step{
+				op:       "rename",
+				do:       func(k kernel) error { return k.Rename(staged, dataset) },
 				happened: b.isGone(staged), // only the rename can have taken it away
-				undo:     func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name), "-r") },
+				undo:     func(ctx context.Context) error { return b.discardTree(ctx, dataset) },
 			})
 			if err != nil {
 				return b.explainSpace(ctx, err) // before Discard makes room
@@ -145,13 +153,13 @@ func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string
 	})
 }
 
-// checkFree checks whether a new volume could have that name. zfs decides in the end, but nothing else should be
+// checkFree checks whether a new volume could have that name. The kernel decides in the end, but nothing else should be
 // changed in vain before that. Returns errdefs.ErrAlreadyExists if the name is taken.
 func (b *Backend) checkFree(ctx context.Context, name string) error {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
 	}
-	if most := maxSnapshotName - 1 - len(b.datasetOf("")) - len("@"+viewPrefix+staging.Name("")); len(name) > most {
+	if most := zfsctl.MaxName - len(b.datasetOf("")) - len("@"+viewPrefix+staging.Name("")); len(name) > most {
 		return fault.New(errdefs.ErrInvalidArgument, "layer id %.32q… has %d bytes, more than the %d for which names in %s leave room", name, len(name), most, b.root)
 	}
 	d, taken, err := b.volumes.get(ctx, name)
@@ -171,17 +179,19 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 	return nil
 }
 
-// explain adds the reason to the error of a command that was to make the volume name: the name is taken, source is
-// gone, or space is lacking. source is the volume from which the command was to make it, or "".
+// explain adds the reason to the error of a call that was to make the volume name: the name is taken, source is gone, or
+// space is lacking. source is the volume from which the call was to make it, or "".
 func (b *Backend) explain(ctx context.Context, err error, name, source string) error {
-	if !isCommandError(err) {
+	if !isRefused(err) {
 		return err
 	}
 	b.volumes.invalidate()
-	if freeErr := b.checkFree(ctx, name); errdefs.IsAlreadyExists(freeErr) {
-		return fmt.Errorf("%w: %w", freeErr, err)
-	}
-	if source != "" {
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		if freeErr := b.checkFree(ctx, name); errdefs.IsAlreadyExists(freeErr) {
+			return fmt.Errorf("%w: %w", freeErr, err)
+		}
+	case errors.Is(err, unix.ENOENT) && source != "":
 		if _, sourceErr := b.volume(ctx, source); errdefs.IsNotFound(sourceErr) {
 			return fmt.Errorf("%w: %w", sourceErr, err)
 		}
@@ -192,23 +202,18 @@ func (b *Backend) explain(ctx context.Context, err error, name, source string) e
 // explainLimit checks whether source could not be cloned because of the limit: ZFS does not make a dataset that exceeds
 // its refquota from the start. Returns errdefs.ErrInvalidArgument in this case.
 func (b *Backend) explainLimit(ctx context.Context, err error, source string, limit quota.Limit) error {
-	if limit.Bytes == 0 || limit.Scope != quota.ScopeTotal || !isCommandError(err) {
+	if limit.Bytes == 0 || limit.Scope != quota.ScopeTotal || !errors.Is(err, unix.ENOSPC) {
 		return err
 	}
 	usage, usageErr := b.usage(ctx, source)
 	if usageErr != nil || usage.Total < limit.Bytes {
 		return err
 	}
-	return fault.New(errdefs.ErrInvalidArgument, "the image holds %s, which leaves nothing of %s: %w", quota.FormatSize(usage.Total), limit, err)
+	return fault.New(errdefs.ErrInvalidArgument, "the image holds %s, which leaves nothing of %s: %v", quota.FormatSize(usage.Total), limit, err)
 }
 
-func isCommandError(err error) bool {
-	var failed *commandError
-	return errors.As(err, &failed)
-}
-
-// Clone makes name a clone of the snapshot that seals source. It runs one zfs clone, and a second process if source has
-// to be sealed first. Returns errdefs.ErrInvalidArgument if the content of source exceeds a limit of scope total.
+// Clone makes name a clone of the snapshot that seals source, with one call, and a second one if source has to be sealed
+// first. Returns errdefs.ErrInvalidArgument if the content of source exceeds a limit of scope total.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
@@ -220,8 +225,10 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
 	return b.seals().Clone(ctx, source, func(origin string) error {
-		args := append([]string{"clone"}, properties(opts.Limit)...)
-		if err := b.make(ctx, c, append(args, origin, b.datasetOf(name))); err != nil {
+		err := b.make(ctx, c, "clone", func(k kernel) error {
+			return k.Clone(b.datasetOf(name), origin, properties(opts.Limit))
+		})
+		if err != nil {
 			return b.explainLimit(ctx, b.explain(ctx, err, name, source), source, opts.Limit)
 		}
 		b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
@@ -229,10 +236,10 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 	})
 }
 
-// explainMissing adds the reason to the error of a command on a volume: errdefs.ErrNotFound if the volume is gone, or
-// the lack of space.
+// explainMissing adds the reason to the error of a call about a volume: errdefs.ErrNotFound if the volume is gone, or the
+// lack of space.
 func (b *Backend) explainMissing(ctx context.Context, err error, name string) error {
-	if !isCommandError(err) {
+	if !isRefused(err) {
 		return err
 	}
 	b.volumes.invalidate()
@@ -284,9 +291,9 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	if err := dead.forget(); err != nil {
 		return err
 	}
-	if _, err := b.act(ctx, step{
-		args:     []string{"rename", b.datasetOf(name), b.datasetOf(to)},
-		inherits: append(c.file(), target.file()...),
+	if err := b.act(ctx, step{
+		op: "rename",
+		do: func(k kernel) error { return k.Rename(b.datasetOf(name), b.datasetOf(to)) },
 		happened: func(ctx context.Context) (bool, error) {
 			gone, err := b.isGone(b.datasetOf(name))(ctx)
 			if err != nil || !gone {
@@ -373,7 +380,7 @@ func (b *Backend) parentOf(d dataset) string {
 	return parent
 }
 
-// Volumes lists the volumes, by one zfs list.
+// Volumes lists the volumes, from the kernel.
 func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
 	return func(yield func(cowcommon.Volume, error) bool) {
 		b.volumes.invalidate() // the list shows changes made by hand
@@ -401,19 +408,21 @@ func (b *Backend) usage(ctx context.Context, name string) (quota.Usage, error) {
 	if _, err := b.volume(ctx, name); err != nil {
 		return quota.Usage{}, err
 	}
-	out, err := b.zfs.read(ctx, "list", "-Hp", "-o", "used,referenced", b.datasetOf(name))
+	d, err := b.stats(ctx, b.datasetOf(name))
 	if err != nil {
 		return quota.Usage{}, b.explainMissing(ctx, err, name)
 	}
-	used, referenced, _ := strings.Cut(strings.TrimSuffix(string(out), "\n"), "\t")
-	var usage quota.Usage
-	if usage.Bytes, err = strconv.ParseUint(used, 10, 64); err == nil {
-		usage.Total, err = strconv.ParseUint(referenced, 10, 64)
+	used, ok1 := d.Properties.Number("used")
+	referenced, ok2 := d.Properties.Number("referenced")
+	if !ok1 || !ok2 {
+		return quota.Usage{}, fmt.Errorf("zfs get: %s has no size", b.datasetOf(name))
 	}
-	if err != nil {
-		return quota.Usage{}, fmt.Errorf("zfs list: %q: %w", out, err)
-	}
-	return usage, nil
+	return quota.Usage{Bytes: used, Total: referenced}, nil
+}
+
+// stats asks the kernel about a dataset.
+func (b *Backend) stats(ctx context.Context, dataset string) (zfsctl.Dataset, error) {
+	return read(ctx, b.zfs, "get", func(k kernel) (zfsctl.Dataset, error) { return k.Stats(dataset) })
 }
 
 // SetLimit replaces a volume's limit. Returns errdefs.ErrFailedPrecondition if the volume already has more data than
@@ -434,7 +443,8 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	}
 	set := func(limit quota.Limit) step {
 		return step{
-			args: append(append([]string{"set"}, limit.DatasetReplacement()...), b.datasetOf(name)),
+			op: "set",
+			do: func(k kernel) error { return k.Set(b.datasetOf(name), replaceLimit(limit)) },
 			happened: func(ctx context.Context) (bool, error) {
 				b.volumes.doubt()
 				d, ok, err := b.volumes.get(ctx, name)
@@ -442,20 +452,20 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 			},
 		}
 	}
-	_, err = b.act(ctx, set(limit))
+	err = b.act(ctx, set(limit))
 	if err == nil {
 		b.volumes.update(name, func(d *dataset) { d.limit = limit })
 	}
 	return errors.Join(b.explainHeld(ctx, err, name, limit), b.after(err, func() error {
 		defer release()
-		if !isCommandError(err) && !isLost(err) {
+		if !isRefused(err) && !isLost(err) {
 			return nil
 		}
-		// zfs may have set one of two properties.
+		// The kernel may have set one of two properties.
 		b.volumes.doubt()
 		there, err := b.zfs.exists(b.datasetOf(name))
 		if there {
-			_, err = b.act(context.WithoutCancel(ctx), set(d.limit))
+			err = b.act(context.WithoutCancel(ctx), set(d.limit))
 		}
 		return err
 	}))
@@ -464,7 +474,7 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 // explainHeld checks whether a limit could not be set because the volume has too much data already. Returns
 // errdefs.ErrFailedPrecondition in this case.
 func (b *Backend) explainHeld(ctx context.Context, err error, name string, limit quota.Limit) error {
-	if !isCommandError(err) {
+	if !errors.Is(err, unix.ENOSPC) {
 		return err
 	}
 	usage, usageErr := b.usage(ctx, name)
@@ -472,7 +482,7 @@ func (b *Backend) explainHeld(ctx context.Context, err error, name string, limit
 		return errors.Join(err, usageErr)
 	}
 	if held := heldAgainst(usage, limit); held >= limit.Bytes {
-		return fault.New(errdefs.ErrFailedPrecondition, "the volume holds %s already, more than %s: %w", quota.FormatSize(held), limit, err)
+		return fault.New(errdefs.ErrFailedPrecondition, "the volume holds %s already, more than %s: %v", quota.FormatSize(held), limit, err)
 	}
 	return b.explainSpace(ctx, err)
 }

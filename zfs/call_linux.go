@@ -1,0 +1,262 @@
+package zfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/zfsctl"
+)
+
+// kernel has the calls of the kernel that the package makes. *zfsctl.Control implements it. Tests have another, with faults.
+type kernel interface {
+	Exists(name string) (bool, error)
+	Stats(name string) (zfsctl.Dataset, error)
+	Children(name string) iter.Seq2[zfsctl.Dataset, error]
+	Snapshots(name string) iter.Seq2[zfsctl.Dataset, error]
+
+	Create(name string, values zfsctl.Values) error
+	Clone(name, origin string, values zfsctl.Values) error
+	Snapshot(name string) error
+	Set(name string, values zfsctl.Values) error
+	Rename(name, to string) error
+	Rollback(name, snapshot string) error
+	Destroy(name string) error
+	DestroySnapshot(name string) error
+	Program(pool, program string, argv []string) (any, error)
+
+	Send(snapshot, from string, to *os.File) error
+	Receive(snapshot, origin string, values zfsctl.Values, from *os.File) error
+	Diff(from, snapshot string, to *os.File) error
+
+	Close() error
+}
+
+// patience is how long a call that changes something may take to end after its context has ended. Then it is left to
+// itself.
+const patience = 10 * time.Second
+
+// control makes calls of the kernel. Its methods are safe for concurrent use.
+type control struct {
+	kernel   kernel
+	pool     string
+	kstats   string // where the kernel module shows its statistics, with a directory per pool
+	patience time.Duration
+}
+
+func openControl(pool string) (*control, error) {
+	k, err := zfsctl.Open()
+	if err != nil {
+		return nil, err
+	}
+	return &control{kernel: k, pool: pool, kstats: "/proc/spl/kstat/zfs", patience: patience}, nil
+}
+
+// read makes a call that changes nothing, and returns its result. If ctx ends, read does not wait for the call to end.
+func read[T any](ctx context.Context, c *control, op string, call func(kernel) (T, error)) (T, error) {
+	var value, none T
+	err := c.run(ctx, op, 0, func(k kernel) (err error) {
+		value, err = call(k)
+		return err
+	})
+	var lost *lostError
+	switch {
+	case errors.As(err, &lost):
+		return none, lost.err // the call may still write to value
+	case err != nil:
+		return none, err
+	}
+	return value, nil
+}
+
+// change makes a call that changes something. Once the call has begun, its own result counts, even if ctx ends
+// meanwhile. Returns a *lostError if the outcome is not known.
+func (c *control) change(ctx context.Context, op string, call func(kernel) error) error {
+	err := c.run(ctx, op, c.patience, call)
+	if errors.Is(err, unix.EINTR) { // the process was frozen, or a debugger has stopped it
+		return &lostError{op: op, err: err}
+	}
+	return err
+}
+
+// run makes a call. Returns a *lostError if the call does not end. After any other error the call has failed, or has not
+// begun.
+//
+// A call waits in the kernel while its pool is suspended, and nothing can end it there. It is then left to itself. So is
+// a call that does not end although ctx has ended. When this process is killed, its calls come to their end, and until
+// then the kernel keeps its files open and locked.
+func (c *control) run(ctx context.Context, op string, patience time.Duration, call func(kernel) error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := c.checkPool(); err != nil {
+		return err
+	}
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err = call(c.kernel)
+	}()
+	if gaveUp := c.await(ctx, patience, ended); gaveUp != nil {
+		return &lostError{op: op, err: gaveUp, left: true, ended: ended}
+	}
+	return err
+}
+
+// await waits for a call to end. Returns the reason if it gives up.
+func (c *control) await(ctx context.Context, patience time.Duration, ended <-chan struct{}) error {
+	poll := time.NewTicker(time.Second)
+	defer poll.Stop()
+	cancelled := ctx.Done()
+	var giveUp <-chan time.Time
+	for {
+		select {
+		case <-ended:
+			return nil
+		case <-poll.C:
+			if err := c.checkPool(); err != nil {
+				return err
+			}
+		case <-cancelled:
+			cancelled = nil
+			giveUp = time.After(patience)
+		case <-giveUp:
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// exists reports whether a dataset or snapshot exists.
+func (c *control) exists(name string) (bool, error) {
+	return read(context.Background(), c, "get", func(k kernel) (bool, error) { return k.Exists(name) })
+}
+
+// checkPool reports, without a call, whether the pool is imported and accepts writes. Returns errdefs.ErrUnavailable if
+// it is not imported, or is suspended.
+func (c *control) checkPool() error {
+	state, err := os.ReadFile(filepath.Join(c.kstats, c.pool, "state"))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fault.New(errdefs.ErrUnavailable, "the pool %s is not imported: run \"zpool import %[1]s\"", c.pool)
+	case err != nil:
+		return err
+	case string(bytes.TrimSpace(state)) == "SUSPENDED":
+		return fault.New(errdefs.ErrUnavailable, "the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", c.pool)
+	}
+	return nil
+}
+
+// output makes a call that writes to a pipe, and gives the other end to read. The end of ctx ends the call. The error of
+// read counts if it has made the call fail.
+func (c *control) output(ctx context.Context, op string, call func(k kernel, to *os.File) error, read func(io.Reader) error) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	defer context.AfterFunc(ctx, func() { _ = r.Close() })()
+	var readErr error
+	wasRead := make(chan struct{})
+	go func() {
+		defer close(wasRead)
+		readErr = read(r)
+		_ = r.Close() // the call fails if it still writes
+	}()
+	err = c.run(ctx, op, c.patience, func(k kernel) error {
+		defer w.Close()
+		return call(k, w)
+	})
+	var lost *lostError
+	if errors.As(err, &lost) {
+		_ = r.Close()
+		<-wasRead
+		return lost.err
+	}
+	_ = w.Close() // the call may not have begun
+	<-wasRead
+	switch {
+	case ctx.Err() != nil && (err != nil || readErr != nil):
+		return context.Cause(ctx)
+	case readErr != nil && (err == nil || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EINTR)):
+		return readErr
+	}
+	return err
+}
+
+// input makes a call that receives a stream from a pipe, and feeds in into the pipe. The end of ctx ends the stream.
+// Nothing waits for in, which may never end. An error of in counts if it has made the call fail.
+func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, from *os.File) error) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = w.Close() })()
+	failed := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(w, in)
+		if err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, os.ErrClosed) { // not the pipe
+			failed <- err
+		}
+		_ = w.Close()
+	}()
+	closeInput := sync.OnceFunc(func() { _ = r.Close() })
+	err = c.change(ctx, "receive", func(k kernel) error {
+		defer closeInput()
+		return call(k, r)
+	})
+	switch {
+	case isLost(err):
+		_ = w.Close()
+		return err
+	case err != nil && ctx.Err() != nil:
+		err = context.Cause(ctx)
+	}
+	closeInput() // the call may not have begun
+	select {
+	case readErr := <-failed:
+		return errors.Join(readErr, err)
+	default:
+		return err
+	}
+}
+
+// isRefused reports whether err is that of a call that the kernel has refused.
+func isRefused(err error) bool {
+	var refused *zfsctl.Error
+	return errors.As(err, &refused)
+}
+
+// lostError is a call whose outcome is not known: it was interrupted, or does not end.
+type lostError struct {
+	op    string
+	err   error
+	left  bool            // the call had not ended when the error was made
+	ended <-chan struct{} // closed when the call has ended; nil unless left
+	// settled is closed later, when the outcome has been looked at. nil: no call was left to itself.
+	settled <-chan struct{}
+}
+
+func (e *lostError) Error() string {
+	if e.left {
+		return "zfs " + e.op + ": does not end: " + e.err.Error()
+	}
+	return "zfs " + e.op + ": was interrupted: " + e.err.Error()
+}
+
+func (e *lostError) Unwrap() error { return e.err }
+
+func isLost(err error) bool {
+	var lost *lostError
+	return errors.As(err, &lost)
+}

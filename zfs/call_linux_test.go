@@ -1,0 +1,334 @@
+package zfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/nvlist"
+	"github.com/cowshed/cowshed/internal/zfsctl"
+)
+
+// fakeKernel lists datasets below "pool". So a test has faults that the real kernel does not produce on demand. Other
+// calls panic.
+type fakeKernel struct {
+	kernel
+	children []zfsctl.Dataset
+	err      atomic.Pointer[error]  // after the children
+	stops    atomic.Pointer[func()] // called before the error
+	loads    atomic.Int32           // number of lists
+}
+
+// oneDataset lists the volume "a".
+func oneDataset() *fakeKernel { return &fakeKernel{children: []zfsctl.Dataset{volumeNamed("a")}} }
+
+func volumeNamed(name string) zfsctl.Dataset {
+	return zfsctl.Dataset{Name: "pool/" + name, Type: zfsctl.Filesystem, Properties: zfsctl.Properties{
+		"creation": nvlist.List{"value": uint64(1)}, "quota": nvlist.List{"value": uint64(0)}, "refquota": nvlist.List{"value": uint64(0)},
+		markProperty: nvlist.List{"value": markValue}, "mountpoint": nvlist.List{"value": "legacy"},
+	}}
+}
+
+func (k *fakeKernel) Stats(name string) (zfsctl.Dataset, error) {
+	k.loads.Add(1)
+	return zfsctl.Dataset{Name: name}, nil
+}
+
+func (k *fakeKernel) Children(string) iter.Seq2[zfsctl.Dataset, error] {
+	return func(yield func(zfsctl.Dataset, error) bool) {
+		for _, d := range k.children {
+			if !yield(d, nil) {
+				return
+			}
+		}
+		if stop := k.stops.Load(); stop != nil {
+			(*stop)()
+		}
+		if err := k.err.Load(); err != nil {
+			yield(zfsctl.Dataset{}, *err)
+		}
+	}
+}
+
+func (k *fakeKernel) Snapshots(string) iter.Seq2[zfsctl.Dataset, error] {
+	return func(func(zfsctl.Dataset, error) bool) {}
+}
+
+// newFake returns a control of a kernel, and the directory that has the state of the pool.
+func newFake(t *testing.T, k kernel) (c *control, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	require.NoError(t, os.Mkdir(dir+"/pool", 0o700))
+	setState(t, dir, "ONLINE")
+	return &control{kernel: k, pool: "pool", kstats: dir, patience: 100 * time.Millisecond}, dir
+}
+
+func setState(t *testing.T, dir, state string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(dir+"/pool/state", []byte(state+"\n"), 0o600))
+}
+
+// cancelledAt returns a context that ends when begun is closed.
+func cancelledAt(t *testing.T, begun <-chan struct{}) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		select {
+		case <-begun:
+		case <-ctx.Done():
+		}
+	}()
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// refused is an error of the kernel.
+func refused(errno unix.Errno) error {
+	return &zfsctl.Error{Op: "create", Name: "pool/new", Err: errno}
+}
+
+// TestOutcomeOfCall: the result of a call that changes something counts, even if the context has ended.
+func TestOutcomeOfCall(t *testing.T) {
+	for name, test := range map[string]struct {
+		result error
+		lost   bool
+	}{
+		"succeeds":       {nil, false},
+		"fails":          {refused(unix.ENOSPC), false},
+		"is interrupted": {refused(unix.EINTR), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := newFake(t, nil)
+			c.patience = 20 * time.Second
+			begun := make(chan struct{})
+			err := c.change(cancelledAt(t, begun), "create", func(kernel) error {
+				close(begun)
+				time.Sleep(50 * time.Millisecond)
+				return test.result
+			})
+			require.ErrorIs(t, err, test.result)
+			assert.Equal(t, test.lost, isLost(err))
+			assert.Equal(t, test.result != nil, isRefused(err))
+		})
+	}
+}
+
+// TestCallNotBegun: a call does not begin if its context has ended, or on a pool that takes none.
+func TestCallNotBegun(t *testing.T) {
+	c, dir := newFake(t, nil)
+	call := func(kernel) error { panic("called") }
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, c.change(ctx, "create", call), context.Canceled)
+	setState(t, dir, "SUSPENDED")
+	require.ErrorContains(t, c.change(t.Context(), "create", call), "zpool clear")
+	require.NoError(t, os.Remove(dir+"/pool/state"))
+	err := c.change(t.Context(), "create", call)
+	require.ErrorContains(t, err, "zpool import")
+	assert.False(t, isLost(err))
+	copying := func(_ kernel, f *os.File) error { panic("called") }
+	require.ErrorContains(t, c.output(t.Context(), "send", copying, func(r io.Reader) error { _, err := io.ReadAll(r); return err }), "zpool import")
+	require.ErrorContains(t, c.input(t.Context(), strings.NewReader("x"), copying), "zpool import")
+}
+
+// TestCallDoesNotEnd: a call that does not end is left to itself.
+func TestCallDoesNotEnd(t *testing.T) {
+	c, dir := newFake(t, nil)
+	begun, end := make(chan struct{}), make(chan struct{})
+	wait := func(kernel) error {
+		close(begun)
+		<-end
+		return nil
+	}
+	err := c.change(cancelledAt(t, begun), "create", wait)
+	var lost *lostError
+	require.ErrorAs(t, err, &lost)
+	require.ErrorIs(t, err, context.Canceled)
+	assert.True(t, lost.left)
+	select {
+	case <-lost.ended:
+		require.Fail(t, "it has not ended")
+	default:
+	}
+	close(end)
+	<-lost.ended
+
+	begun, end = make(chan struct{}), make(chan struct{})
+	defer close(end)
+	err = c.change(t.Context(), "create", func(k kernel) error {
+		return errors.Join(os.WriteFile(dir+"/pool/state", []byte("SUSPENDED\n"), 0o600), wait(k))
+	})
+	require.ErrorContains(t, err, "zpool clear")
+	assert.True(t, isLost(err))
+}
+
+// TestReadIsLeft: a call that changes nothing is left to itself as soon as its context ends.
+func TestReadIsLeft(t *testing.T) {
+	c, _ := newFake(t, nil)
+	c.patience = 20 * time.Second
+	begun, end := make(chan struct{}), make(chan struct{})
+	defer close(end)
+	_, err := read(cancelledAt(t, begun), c, "list", func(kernel) (int, error) {
+		close(begun)
+		<-end
+		return 1, nil
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	assert.False(t, isLost(err))
+}
+
+// TestStreams: errors of either end reach the caller, and either end may be slow, or end never.
+func TestStreams(t *testing.T) {
+	broken := errors.New("broken")
+	c, _ := newFake(t, nil)
+	ctx := t.Context()
+	readAll := func(_ kernel, f *os.File) error {
+		_, err := io.ReadAll(f)
+		return errors.Join(err, refused(unix.EINVAL))
+	}
+	write := func(_ kernel, f *os.File) error {
+		_, err := f.WriteString("stream")
+		return err
+	}
+	writeMuch := func(_ kernel, f *os.File) error {
+		for {
+			if _, err := f.Write(make([]byte, 1<<20)); err != nil {
+				return err
+			}
+		}
+	}
+	copyTo := func(w io.Writer) func(io.Reader) error {
+		return func(r io.Reader) error { _, err := io.Copy(w, r); return err }
+	}
+
+	require.ErrorIs(t, c.input(ctx, io.MultiReader(strings.NewReader("x"), failing{broken}), readAll), broken)
+	require.ErrorIs(t, c.output(ctx, "send", write, copyTo(failing{broken})), broken)
+	require.ErrorIs(t, c.output(ctx, "send", writeMuch, copyTo(failing{broken})), broken)
+	slow := &slowWriter{pause: 1500 * time.Millisecond}
+	require.NoError(t, c.output(ctx, "send", write, copyTo(slow)))
+	assert.Equal(t, "stream", slow.String())
+	require.ErrorIs(t, c.output(ctx, "send", func(kernel, *os.File) error { return refused(unix.ENOENT) }, copyTo(io.Discard)), unix.ENOENT)
+
+	r, w := io.Pipe() // r never ends
+	defer w.Close()
+	require.ErrorIs(t, c.input(ctx, r, func(kernel, *os.File) error { return refused(unix.EEXIST) }), unix.EEXIST)
+
+	begun := make(chan struct{})
+	ended := c.input(cancelledAt(t, begun), r, func(k kernel, f *os.File) error {
+		close(begun)
+		return readAll(k, f)
+	})
+	require.ErrorIs(t, ended, context.Canceled)
+	assert.False(t, isLost(ended))
+	begun = make(chan struct{})
+	ended = c.output(cancelledAt(t, begun), "send", func(k kernel, f *os.File) error {
+		close(begun)
+		return writeMuch(k, f)
+	}, copyTo(io.Discard))
+	require.ErrorIs(t, ended, context.Canceled)
+}
+
+// TestStreamIsLeft: after a stream was left to itself, nothing is written any more.
+func TestStreamIsLeft(t *testing.T) {
+	c, _ := newFake(t, nil)
+	begun, end := make(chan struct{}), make(chan struct{})
+	var written bytes.Buffer
+	err := c.output(cancelledAt(t, begun), "send", func(_ kernel, f *os.File) error {
+		_, _ = f.WriteString("first")
+		close(begun)
+		<-end
+		_, _ = f.WriteString("second")
+		return nil
+	}, func(r io.Reader) error { _, err := io.Copy(&written, r); return err })
+	require.ErrorIs(t, err, context.Canceled)
+	close(end)
+	assert.NotContains(t, written.String(), "second") // the race detector would report a write meanwhile
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error)  { return 0, f.err }
+func (f failing) Write([]byte) (int, error) { return 0, f.err }
+
+type slowWriter struct {
+	pause time.Duration
+	bytes.Buffer
+}
+
+func (w *slowWriter) Write(b []byte) (int, error) {
+	time.Sleep(w.pause)
+	return w.Buffer.Write(b)
+}
+
+// fakeIndex returns an index with a counter in dir.
+func fakeIndex(t *testing.T, c *control, dir string) *index {
+	t.Helper()
+	file, err := os.OpenFile(filepath.Join(dir, counterName), os.O_RDWR|os.O_CREATE, 0o600)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, file.Close()) })
+	return &index{ctx: t.Context(), zfs: c, root: "pool", counter: counter{file}, log: slog.Default()}
+}
+
+// TestIndexBesideBusyProcess: readers get answers while another process changes something all the time.
+func TestIndexBesideBusyProcess(t *testing.T) {
+	k := oneDataset()
+	c, dir := newFake(t, k)
+	x, other := fakeIndex(t, c, dir), fakeIndex(t, c, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				other.doubt()
+			}
+		}
+	}()
+	for range 5 {
+		_, ok, err := x.get(ctx, "a")
+		require.NoError(t, err)
+		assert.True(t, ok)
+	}
+	close(stop)
+	<-stopped
+	assert.LessOrEqual(t, int(k.loads.Load()), 10, "a load or two for each")
+}
+
+// TestIndexWhileCallIsLeft: while a call may change something at any time, every look is at the pool.
+func TestIndexWhileCallIsLeft(t *testing.T) {
+	k := oneDataset()
+	c, dir := newFake(t, k)
+	x := fakeIndex(t, c, dir)
+	look := func() {
+		_, _, err := x.get(t.Context(), "a")
+		require.NoError(t, err)
+	}
+	look()
+	look()
+	assert.EqualValues(t, 1, k.loads.Load())
+	x.doubtWhile(true)
+	look()
+	look()
+	assert.EqualValues(t, 3, k.loads.Load())
+	x.doubtWhile(false)
+	look()
+	look()
+	assert.EqualValues(t, 4, k.loads.Load())
+}
