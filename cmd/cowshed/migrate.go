@@ -51,7 +51,7 @@ They come to one of three places:
     --to plugin      the graph driver plugin of Docker 20.10 to 26; images and containers keep their IDs
     --to containerd  images and snapshots of containerd; in the namespace moby those of Docker 29 and later
 
-The root itself stays as it is until finish removes it. On one btrfs or ZFS pool, volumes are cloned. On one btrfs, the
+The root itself stays as it is until finish removes it. On one btrfs, volumes are cloned, and the
 files of other drivers share their data. Otherwise data is copied.
 
 Stop the engine that works on the root first. Then go these steps:
