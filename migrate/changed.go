@@ -26,9 +26,9 @@ func (m *Migration) isChanged(ctx context.Context, j *journal, item Item) (_ boo
 	return changedSince(ctx, content.Dir, j.since(item))
 }
 
-// refresh removes the containers' layers that were changed in the source since an earlier run has made them, with
-// everything above them, so that this run makes them again. Once they are committed, they stay: the engine may have
-// changed them in the target as well. They are problems then.
+// refresh removes the containers' layers that were changed in the source since an earlier run has made them. Everything
+// above them goes too, and this run makes all of it again. Once they are committed, they stay: the engine may have changed
+// them in the target as well. They are problems then.
 func (r *run) refresh(ctx context.Context, items []Item) error {
 	stale := newDependents()
 	for _, item := range items {

@@ -15,7 +15,7 @@ import (
 // changedSince reports whether anything in a tree was changed after a moment, by the kernel's time of the last change of
 // each name. No program can set that time back. It stops at the first change.
 func changedSince(ctx context.Context, tree *os.File, since time.Time) (bool, error) {
-	root, err := treeat.OpenDir(int(tree.Fd()), ".") // which has an offset of its own
+	root, err := treeat.OpenDir(int(tree.Fd()), ".") // anew, for an offset of its own
 	if err != nil {
 		return false, fmt.Errorf("open %s: %w", tree.Name(), err)
 	}

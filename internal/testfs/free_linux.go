@@ -8,8 +8,7 @@ import (
 )
 
 // Free waits until check finds nothing that uses a tree of which the test has just unmounted something. A process that
-// was started meanwhile, by this test or another, may have a copy of the mount for a moment, in a mount namespace of its
-// own.
+// was started meanwhile may have a copy of the mount for a moment, in a mount namespace of its own.
 func Free(t testing.TB, check func() error) {
 	t.Helper()
 	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.NoError(c, check()) }, 30*time.Second, 50*time.Millisecond)
