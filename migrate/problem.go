@@ -83,7 +83,7 @@ func (i Item) label() string {
 	return shortID(i.Container.ID)
 }
 
-// errLeftBehind is the kind of a thing that cannot come along because another one cannot.
+// leftBehind is the error of a thing that cannot come along because another one cannot.
 func leftBehind(what, id string) error {
 	return fault.New(errdefs.ErrFailedPrecondition, "its %s %s does not come along", what, shortID(id))
 }

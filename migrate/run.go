@@ -15,7 +15,7 @@ type Result struct {
 	Problems []Problem      // of things that did not come along
 }
 
-// Run makes everything in the target that is not there, and commits it. A run that was interrupted is gone on with.
+// Run makes everything in the target that is not there, and commits it. After an interrupted run it goes on from there.
 //
 // Run returns an error and changes nothing if a program works on the source, or if the target refuses. The same goes for
 // a journal of another migration. Returns a *PartialError besides the result if single things did not come along.

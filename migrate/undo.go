@@ -8,8 +8,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Undo removes the things that runs have made, and nothing else. Changes that were made to it since are lost. Returns ErrNotFound
-// if there was no run, and a *PartialError if things could not be removed; a later Undo tries again.
+// Undo removes the things that runs have made, and nothing else. Changes that were made to them since are lost. Returns
+// ErrNotFound if there was no run, and a *PartialError if things could not be removed. A later Undo tries again.
 func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, err error) {
 	if progress == nil {
 		progress = noProgress{}
@@ -60,12 +60,13 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 	return removed, err
 }
 
-// Finish removes the source, after a run that has brought everything to the target. The caller has asked the user. A
-// Finish that was cut off is gone on with, by a source that is Removed if nothing is left of it.
+// Finish removes the source, after a run that has brought everything to the target. The caller has asked the user. After
+// a Finish that was cut off, the next one goes on. Its source is Removed if nothing is left of the root.
 //
-// Returns ErrFailedPrecondition if there was no such run. Returns a *PartialError if something of the source is not in
-// the target. If partial is true, it removes the things that are not in the target all the same, and returns them as
-// lost. It then refuses for others alone: things that may be newer in the source, and those of which nothing is known.
+// Returns ErrFailedPrecondition if the run is not complete, and ErrNotFound if there was none. Returns a *PartialError if
+// something of the source is not in the target. If partial is true, it removes the things that are not in the target all
+// the same, and returns them as lost. It then refuses for others alone: things that may be newer in the source, and those
+// of which nothing is known.
 func (m *Migration) Finish(ctx context.Context, partial bool) (lost []Problem, err error) {
 	if err := m.source.InUse(ctx); err != nil {
 		return nil, err

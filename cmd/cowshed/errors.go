@@ -41,7 +41,8 @@ const exitCodesHelp = `Exit codes of cowshed:
        read-only
     6  not supported here: by the filesystem, the kernel or this program
     7  no space: the filesystem is full, or a limit is reached
-    8  done in part: cowshed migrate has listed the images and containers that are left out
+    8  not complete: cowshed migrate has listed the layers, images and containers that it has left out, or
+       that are not as in the old root
   128+N  stopped by signal N, after cleaning up: 130 for Ctrl-C, 143 for SIGTERM, 141 when the reader of
          the output went away`
 

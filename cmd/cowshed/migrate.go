@@ -41,7 +41,7 @@ func newMigrateCommand(a *app) *cobra.Command {
 		Short: "Move images and containers of Docker or Podman to Cowshed",
 		Long: `Moves the images and containers of an old graph root to Cowshed. Three kinds of root can be moved:
 
-    /var/lib/docker             of Docker, with the drivers btrfs, zfs, overlay2, fuse-overlayfs, vfs and aufs
+    /var/lib/docker             of Docker since 1.10, with the drivers btrfs, zfs, overlay2, fuse-overlayfs, vfs and aufs
     /var/lib/containers/storage of Podman, CRI-O and Buildah, with the drivers overlay, btrfs, zfs and vfs
     /var/lib/docker             of Docker before 0.7
 
@@ -51,13 +51,15 @@ They come to one of three places:
     --to plugin      the graph driver plugin of Docker 20.10 to 26; images and containers keep their IDs
     --to containerd  images and snapshots of containerd; in the namespace moby those of Docker 29 and later
 
-The root itself stays as it is until finish removes it. On one btrfs, volumes are cloned, and the
-files of other drivers share their data. Otherwise data is copied.
+The layers and images of the root stay as they are until finish removes them. With --to plugin, and in the namespace moby,
+run changes the configurations of Docker's containers in its last step. undo restores them.
+
+On one btrfs, volumes are cloned, and the files of other drivers share their data. Otherwise data is copied.
 
 Stop the engine that works on the root first. Then go these steps:
 
     cowshed migrate plan    shows the things that would come along, and how
-    cowshed migrate run     moves it, and compares each layer with its source
+    cowshed migrate run     moves them, and compares each layer with its source
     cowshed migrate verify  compares everything once more
     cowshed migrate undo    removes everything that run has made
     cowshed migrate finish  removes the old root
@@ -75,7 +77,7 @@ run can be stopped at any time, and goes on when it is called again. A journal i
 	flags.StringVar(&f.dataset, "dataset", "", "dataset with the layers of an old root on ZFS, if it is not that of the root (Docker's option zfs.fsname)")
 	flags.StringVar(&f.to, "to", "", "where images and containers come to: store, plugin or containerd")
 	flags.StringVar(&f.state, "state", "", "directory of the journal; if not given, \"migration\" beside the new layers")
-	flags.StringVar(&f.dockerRoot, "docker-root", "", "Docker's root for plugin, and for containers in containerd; the old root if not given")
+	flags.StringVar(&f.dockerRoot, "docker-root", "", "Docker's root for plugin, and for containers in containerd; if not given, the old root if it is of Docker since 1.10")
 	flags.StringVar(&f.pluginName, "plugin-name", "cowshed", "name of the plugin: docker_plugin in the daemon's configuration")
 	flags.StringVar(&f.address, "containerd-address", daemon.Default().ContainerdAddress, "socket of containerd")
 	flags.StringVar(&f.namespace, "namespace", "moby", "namespace of containerd: moby for Docker, k8s.io for Kubernetes, default for nerdctl")
@@ -109,7 +111,7 @@ func newMigrateRun(a *app, f *migrateFlags) *cobra.Command {
 		Use:   "run",
 		Short: "Move images and containers",
 		Long: `Makes all layers, images and containers of the old root in the new place, and compares each layer with its source.
-The old root stays as it is. A run that was stopped goes on where it was.
+The old root's layers and images stay as they are. A run that was stopped goes on where it was.
 
 Nothing is changed if a program works on the old root, or if a name in the new place is taken by something else. If
 single images or containers cannot come along, the others do.`,
@@ -177,7 +179,7 @@ type migration struct {
 }
 
 // migrate opens both ends of a migration, calls do, and closes them.
-func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) (err error) {
+func (a *app) migrate(ctx context.Context, f *migrateFlags, do func(*migration) error) error {
 	if err := f.checkTo(); err != nil {
 		return err
 	}

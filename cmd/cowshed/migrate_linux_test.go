@@ -271,7 +271,6 @@ func TestMigrateFinds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := a.run(t, append([]string{"migrate"}, strings.Fields(c.args)...)...)
-			t.Log(r.err)
 			assert.Equal(t, c.code, r.code)
 			assert.Contains(t, r.err, c.text)
 			if r.code != exitOK {

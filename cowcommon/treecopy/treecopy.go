@@ -3,9 +3,9 @@
 //
 // A file in dst gets all of its file in src: type, content with its holes, owner, mode, times to the nanosecond and
 // extended attributes, which are security.capability, POSIX ACLs, user.* and trusted.*. Attributes that it had before
-// and that src does not have go. Records of Cowshed (trusted.cowshed.*) are not copied, nor the attributes that are marks in
-// a directory of changes. Names of one inode are hard links in dst too,
-// if the copy has all of them. The root of dst gets the attributes of the root of src.
+// and that src does not have go. Records of Cowshed (trusted.cowshed.*) are not copied, nor the attributes that are marks
+// in a directory of changes. Names of one inode are hard links in dst too, if the copy has all of them. The root of dst
+// gets the attributes of the root of src.
 //
 // # What is safe
 //
@@ -26,9 +26,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 
-	"github.com/cowshed/cowshed/internal/treeat"
-
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // Options says how trees are copied. The zero value is usable.

@@ -361,7 +361,7 @@ func TestOpenChooses(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	source, err := Open(ctx, Options{Dir: s.dir, Driver: "vfs"})
 	require.NoError(t, err)
-	assert.Equal(t, "vfs", source.Driver())
+	assert.Equal(t, "vfs", source.driver)
 	require.NoError(t, source.Close())
 }
 

@@ -42,7 +42,6 @@ type imageRecord struct {
 	Names           []string                 `json:"names"`
 	TopLayer        string                   `json:"layer"`
 	MappedTopLayers []string                 `json:"mapped-layers"`
-	BigDataNames    []string                 `json:"big-data-names"`
 	BigDataDigests  map[string]digest.Digest `json:"big-data-digests"`
 }
 

@@ -128,9 +128,6 @@ func detect(root *rootdir.Dir) (found []string, err error) {
 	return found, nil
 }
 
-// Driver is the driver that made the layers.
-func (s *Source) Driver() string { return s.driver }
-
 // Close implements migrate.Source.
 func (s *Source) Close() error { return errors.Join(s.locks.Release(), s.root.Close()) }
 

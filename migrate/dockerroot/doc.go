@@ -1,4 +1,4 @@
-// Package dockerroot reads the graph roots of Docker, such as /var/lib/docker, for package migrate.
+// Package dockerroot reads the graph roots of Docker since 1.10, such as /var/lib/docker, for package migrate.
 //
 // A root has a part for each graph driver that it was used with:
 //

@@ -14,7 +14,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// keepers of things that a removal leaves alone.
+// addOthers adds things that a removal leaves alone. check checks that they are there still.
 func (s *sample) addOthers() (check func()) {
 	outside := s.t.TempDir()
 	canary := filepath.Join(outside, "canary")

@@ -283,7 +283,7 @@ func TestIntoMounted(t *testing.T) {
 	})
 }
 
-// aufsChanges are the directories of a driver that keeps changes.
+// aufsTarget is a target whose driver keeps the changes of layers in directories.
 func aufsTarget(t testing.TB) (*target, *plainDriver) {
 	testfs.Root(t)
 	dir := t.TempDir()

@@ -240,7 +240,7 @@ func (g *graph) parentsFirst() []*image {
 	return list
 }
 
-// names reads the names of images: by repository and tag, the ID of an image.
+// readNames reads the names of images: by repository and tag, the ID of an image.
 func readNames(root *rootdir.Dir) (map[string]map[string]string, error) {
 	for _, file := range []string{"repositories", "repositories.json"} {
 		data, err := root.ReadFile(file, maxNames)

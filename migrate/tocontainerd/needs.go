@@ -15,9 +15,9 @@ import (
 	"github.com/cowshed/cowshed/migrate"
 )
 
-// needs says which parts of a layer of an image other things need. Containerd collects the rest at the end. So a layer that no image
-// has gets no blob: a container whose image was removed has such layers. A layer that no container has either is left
-// out, and Has and Verify have nothing to find of it.
+// needs says which parts of a layer of an image other things need. The garbage collection of containerd removes the rest
+// at the end. So a layer that no image has gets no blob: a container whose image was removed has such layers. A layer that
+// no container has either is left out, and Has and Verify have nothing to find of it.
 //
 // Commit keeps the needs in StateDir: a later process may not get an inventory.
 type needs struct{ snapshot, blob bool }
