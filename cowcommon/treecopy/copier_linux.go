@@ -27,7 +27,7 @@ type copier struct {
 	report Report
 }
 
-// newCopier makes a copier. isContent tells the extended attributes that are copied, besides opts.
+// newCopier makes a copier. isContent tells the extended attributes that are copied.
 func newCopier(ctx context.Context, dst, src *os.File, opts Options, isContent func(name string) bool) *copier {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
@@ -37,7 +37,7 @@ func newCopier(ctx context.Context, dst, src *os.File, opts Options, isContent f
 		ctx: ctx, opts: opts,
 		src: treeat.DirStack{Root: int(src.Fd())}, dst: treeat.DirStack{Root: root},
 		links: links{dirs: treeat.DirStack{Root: root}, made: make(map[inode]*madeName)},
-		meta:  metadata{isContent: isContent, leave: opts.LeaveXattr},
+		meta:  metadata{isContent: isContent},
 	}
 }
 

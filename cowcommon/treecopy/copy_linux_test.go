@@ -273,21 +273,6 @@ func memDir(t testing.TB) string {
 	return dir
 }
 
-// TestLeaveXattr leaves attributes out of src, and leaves those of dst alone.
-func TestLeaveXattr(t *testing.T) {
-	testfs.Root(t)
-	dir := memDir(t)
-	for _, tree := range []string{"src", "dst"} {
-		require.NoError(t, os.MkdirAll(dir+"/"+tree+"/d", 0o755))
-		require.NoError(t, unix.Setxattr(dir+"/"+tree+"/d", "user."+tree, nil, 0))
-		require.NoError(t, unix.Setxattr(dir+"/"+tree+"/d", "trusted."+tree, nil, 0))
-	}
-	opts := Options{LeaveXattr: func(name string) bool { return strings.HasPrefix(name, "user.") }}
-	_, err := Copy(t.Context(), openDir(t, dir+"/dst"), openDir(t, dir+"/src"), []archive.Change{{Path: "/d"}}, opts)
-	require.NoError(t, err)
-	assert.ElementsMatch(t, []string{"user.dst", "trusted.src"}, xattrs(t, dir+"/dst/d"))
-}
-
 // TestReflink copies files whose data is shared, an attribute C of chattr(1) notwithstanding.
 func TestReflink(t *testing.T) {
 	mnt := testfs.Btrfs(t)

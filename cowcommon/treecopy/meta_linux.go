@@ -19,7 +19,6 @@ const (
 // metadata copies attributes, and counts extended attributes that dst's filesystem does not have.
 type metadata struct {
 	isContent func(name string) bool
-	leave     func(name string) bool // nil: none besides
 
 	names, value, other []byte
 
@@ -128,7 +127,7 @@ func (m *metadata) list(file treeat.File) (map[string]bool, error) {
 	}
 	var list map[string]bool
 	for name := range bytes.SplitSeq(m.names[:n], []byte{0}) {
-		if len(name) == 0 || !m.isContent(string(name)) || m.leave != nil && m.leave(string(name)) {
+		if len(name) == 0 || !m.isContent(string(name)) {
 			continue
 		}
 		if list == nil {

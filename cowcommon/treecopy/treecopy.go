@@ -32,9 +32,6 @@ import (
 
 // Options says how trees are copied. The zero value is usable.
 type Options struct {
-	// LeaveXattr says which extended attributes are neither copied nor removed, besides those of the package
-	// documentation. nil: no others.
-	LeaveXattr func(name string) bool
 	// Logger receives one warning for all attributes that dst's filesystem cannot take. nil: slog.Default().
 	Logger *slog.Logger
 }
