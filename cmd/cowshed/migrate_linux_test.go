@@ -85,7 +85,7 @@ func TestMigrateToStore(t *testing.T) {
 	r = a.run(t, migrate("run")...)
 	require.Zero(t, r.code, r.err)
 	assert.Equal(t, "moved 7 layers, 3 images, 2 containers\n", r.out)
-	assert.Contains(t, r.err, "cowshed migrate finish --from "+old.Dir+" --root "+a.root+" --to store")
+	assert.Contains(t, r.err, "cowshed migrate finish --from "+old.Dir+" --to store --root="+a.root+"\n")
 	assert.Contains(t, a.ok(t, "images"), "localhost:5000/team/web:1")
 	assert.Contains(t, a.ok(t, "ls"), "shop")
 	a.with(t, "blog", func(dir string) {
