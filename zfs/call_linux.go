@@ -2,6 +2,7 @@ package zfs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
@@ -83,7 +85,9 @@ func read[T any](ctx context.Context, c *control, op string, call func(kernel) (
 // meanwhile. Returns a *lostError if the outcome is not known.
 func (c *control) change(ctx context.Context, op string, call func(kernel) error) error {
 	err := c.run(ctx, op, c.patience, call)
-	if errors.Is(err, unix.EINTR) { // the process was frozen, or a debugger has stopped it
+	switch {
+	case errors.Is(err, unix.EINTR), // the process was frozen, or a debugger has stopped it
+		errors.Is(err, unix.ENOMEM), errors.Is(err, nvlist.ErrMalformed): // of the answer, perhaps
 		return &lostError{op: op, err: err}
 	}
 	return err
@@ -110,6 +114,9 @@ func (c *control) run(ctx context.Context, op string, patience time.Duration, ca
 	}()
 	if gaveUp := c.await(ctx, patience, ended); gaveUp != nil {
 		return &lostError{op: op, err: gaveUp, left: true, ended: ended}
+	}
+	if errors.Is(err, unix.EAGAIN) { // the pool was suspended in between
+		return cmp.Or(c.checkPool(), err)
 	}
 	return err
 }
@@ -234,7 +241,7 @@ func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, f
 // isRefused reports whether err is that of a call that the kernel has refused.
 func isRefused(err error) bool {
 	var refused *zfsctl.Error
-	return errors.As(err, &refused)
+	return errors.As(err, &refused) && !isLost(err)
 }
 
 // lostError is a call whose outcome is not known: it was interrupted, or does not end.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -30,6 +32,7 @@ type fakeKernel struct {
 	err      atomic.Pointer[error]  // after the children
 	stops    atomic.Pointer[func()] // called before the error
 	loads    atomic.Int32           // number of lists
+	gone     bool                   // the dataset above them, before the list ends
 }
 
 // oneDataset lists the volume "a".
@@ -46,6 +49,8 @@ func (k *fakeKernel) Stats(name string) (zfsctl.Dataset, error) {
 	k.loads.Add(1)
 	return zfsctl.Dataset{Name: name}, nil
 }
+
+func (k *fakeKernel) Exists(string) (bool, error) { return !k.gone, nil }
 
 func (k *fakeKernel) Children(string) iter.Seq2[zfsctl.Dataset, error] {
 	return func(yield func(zfsctl.Dataset, error) bool) {
@@ -106,9 +111,11 @@ func TestOutcomeOfCall(t *testing.T) {
 		result error
 		lost   bool
 	}{
-		"succeeds":       {nil, false},
-		"fails":          {refused(unix.ENOSPC), false},
-		"is interrupted": {refused(unix.EINTR), true},
+		"succeeds":                   {nil, false},
+		"fails":                      {refused(unix.ENOSPC), false},
+		"is interrupted":             {refused(unix.EINTR), true},
+		"has no room for its answer": {refused(unix.ENOMEM), true},
+		"has a malformed answer":     {fmt.Errorf("zfs create: %w", nvlist.ErrMalformed), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, _ := newFake(t, nil)
@@ -121,9 +128,23 @@ func TestOutcomeOfCall(t *testing.T) {
 			})
 			require.ErrorIs(t, err, test.result)
 			assert.Equal(t, test.lost, isLost(err))
-			assert.Equal(t, test.result != nil, isRefused(err))
+			assert.Equal(t, test.result != nil && !test.lost, isRefused(err))
 		})
 	}
+}
+
+// TestSuspendedInBetween: the pool is suspended after the call has begun, and the kernel refuses it.
+func TestSuspendedInBetween(t *testing.T) {
+	c, dir := newFake(t, nil)
+	err := c.change(t.Context(), "create", func(kernel) error {
+		setState(t, dir, "SUSPENDED")
+		return refused(unix.EAGAIN)
+	})
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "zpool clear")
+	setState(t, dir, "ONLINE")
+	err = c.change(t.Context(), "create", func(kernel) error { return refused(unix.EAGAIN) })
+	require.ErrorIs(t, err, unix.EAGAIN)
 }
 
 // TestCallNotBegun: a call does not begin if its context has ended, or on a pool that takes none.

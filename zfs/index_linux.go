@@ -10,7 +10,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -240,7 +243,12 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 			}
 			datasets[name] = d
 		}
-		return datasets, nil
+		// If the root was renamed meanwhile, the kernel has ended the list early.
+		there, err := k.Exists(x.root)
+		if err == nil && !there {
+			err = fault.New(errdefs.ErrUnavailable, "dataset %s was renamed or destroyed", x.root)
+		}
+		return datasets, err
 	})
 }
 

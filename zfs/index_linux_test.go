@@ -42,6 +42,14 @@ func TestIndexWhoseListFails(t *testing.T) {
 	}
 	k.err.Store(nil)
 	assertKnown()
+
+	// The kernel ends the list of a dataset that is renamed meanwhile, without an error.
+	x.invalidate()
+	k.gone = true
+	_, err := x.all(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	k.gone = false
+	assertKnown()
 }
 
 // TestDescribe: the index describes datasets as the kernel does, and survives a lack of properties.

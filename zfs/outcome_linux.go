@@ -51,6 +51,16 @@ func (b *Backend) act(ctx context.Context, s step) error {
 	return err
 }
 
+// actToEnd does a step that stops in the middle when it is interrupted, and then does it again.
+func (b *Backend) actToEnd(ctx context.Context, s step) error {
+	err := b.act(ctx, s)
+	var lost *lostError
+	if errors.As(err, &lost) && !lost.left {
+		err = b.act(context.WithoutCancel(ctx), s)
+	}
+	return err
+}
+
 // settleLater waits in the background for a call that was left to itself. If its step has happened then, settleLater
 // undoes it. Until then the index is doubted, since anything may change at any time.
 func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
@@ -117,7 +127,7 @@ func (b *Backend) destroyIfThere(ctx context.Context, name string, destroy func(
 	if err != nil || !there {
 		return err
 	}
-	return b.act(context.WithoutCancel(ctx), step{op: "destroy", do: destroy, happened: b.isGone(name)})
+	return b.actToEnd(context.WithoutCancel(ctx), step{op: "destroy", do: destroy, happened: b.isGone(name)})
 }
 
 func destroyTree(k kernel, name string) error {

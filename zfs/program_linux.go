@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -47,12 +46,7 @@ func (b *Backend) runDestroy(ctx context.Context, c *claim, origin string, deadV
 		},
 		happened: b.isGone(dataset),
 	}
-	err := b.act(ctx, s)
-	var lost *lostError
-	if errors.As(err, &lost) && !lost.left { // an interrupted program stops in the middle: run it to its end
-		err = b.act(context.WithoutCancel(ctx), s)
-	}
-	if err != nil {
+	if err := b.actToEnd(ctx, s); err != nil {
 		return destroyed{}, err
 	}
 	select {

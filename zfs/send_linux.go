@@ -91,11 +91,18 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 	return nil
 }
 
-// checkReceived checks that a stream has made a filesystem. Returns errdefs.ErrInvalidArgument if it has made a volume.
+// checkReceived checks that a stream has made a filesystem, with the properties of a volume. Returns
+// errdefs.ErrInvalidArgument if it has made a block device. The kernel succeeds even if it cannot set properties.
 func (b *Backend) checkReceived(ctx context.Context, staged string) error {
 	d, err := b.stats(context.WithoutCancel(ctx), staged)
 	if err == nil && d.Type != zfsctl.Filesystem {
 		err = fault.New(errdefs.ErrInvalidArgument, "the stream does not hold a filesystem")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if mark, _ := d.Properties.Text(markProperty); mark != markValue {
+		return fault.New(errdefs.ErrUnavailable, "the kernel has not set the properties of %s", staged)
+	}
+	return nil
 }
