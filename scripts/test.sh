@@ -24,6 +24,7 @@ Steps:
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
            images; prints the results
+  migrations  the long variants of the tests that move images and containers of old engines
   kernels  the tests on btrfs with two of Debian's kernels, in the test machine (scripts/test-kernels.sh)
   engines  a small run of the benchmark through containerd
   systemd  the package for Debian in a virtual machine with systemd (scripts/test-systemd.sh)
@@ -31,8 +32,8 @@ Steps:
   fresh  make test in a new Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race, fuzz, zfs and daemons
   long   race, zfs and equivalence with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash
-         images of all states, long random runs, and the tars of other programs. Then clients, engines, systemd, release and
-         fresh. This takes hours
+         images of all states, long random runs, and the tars of other programs. Then clients, migrations, engines, systemd, release
+         and fresh. This takes hours
 
 Goes on after a step that fails. At the end it prints the time of each step, the failed steps, and "N passed, N failed".
 
@@ -40,7 +41,7 @@ Environment:
   FUZZTIME             time per fuzz target, as -fuzztime of go test
   PKG                  packages to test, default ./...
   RUN                  tests to run, as -run of go test
-  COWSHED_TEST_LONG    1: the long variants of the tests; the steps long and clients set it
+  COWSHED_TEST_LONG    1: the long variants of the tests; the steps long, clients and migrations set it
   COWSHED_CLIENTS_OUT  directory for the output of the suites of clients, which is deleted otherwise
   COWSHED_TEST_ZPOOL   a pool of this host for the step zfs, instead of the test machine
   COWSHED_CACHE        directory of the test machine, default /var/cache/cowshed
@@ -246,6 +247,11 @@ clients() {
 	find "$out" -name '*.md' -exec cat {} +
 }
 
+migrations() {
+	step 'build containerd and dockerd' scripts/daemons.sh build
+	COWSHED_TEST_LONG=1 step 'long migrations' in_module e2e/daemons ./migrate 3h
+}
+
 fresh() {
 	# This run has its own caches, and tests nothing twice.
 	step 'make test on a fresh machine' env -u COWSHED_TEST_LONG -u PKG -u RUN scripts/fresh-machine.sh
@@ -259,12 +265,12 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | quick | race | fuzz | zfs | equivalence | kernels | daemons | clients | engines | systemd | release | fresh) steps+=("$name") ;;
+		gates | unit | quick | race | fuzz | zfs | equivalence | kernels | daemons | clients | migrations | engines | systemd | release | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
 			test_timeout=11h
-			steps+=(race zfs equivalence clients engines systemd release fresh)
+			steps+=(race zfs equivalence clients migrations engines systemd release fresh)
 			;;
 		-h | --help | help)
 			usage
