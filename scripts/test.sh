@@ -17,7 +17,7 @@ Steps:
   quick  all tests as root, to repeat after each change: without the race detector, and only in packages that have changed
          since their tests passed; a skipped test fails
   race   all tests as root, with the race detector; a skipped test fails
-  fuzz   each fuzz target for FUZZTIME (default 10s, in CI 30s)
+  fuzz   each fuzz target for FUZZTIME (default 10s, in CI 20s and 5s)
   zfs    the tests that need ZFS, in the test machine or on this host
   equivalence  the tests that compare layers with those of the peers, which gates runs too; the long variant has more tars
          (docs/testing.md)
@@ -146,12 +146,11 @@ fuzz_packages() {
 }
 
 # fuzz_list: prints a line "package target time" for each fuzz target. In CI, targets that read a stream from outside,
-# and so from an attacker, get 30 seconds, and the others 10. Outside CI all get 10. FUZZTIME replaces all of these.
+# and so from an attacker, get 20 seconds, and the others 5. Outside CI all get 10. FUZZTIME replaces all of these.
 fuzz_list() {
 	local time=${FUZZTIME:-10s} less package list target
-	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=30s
 	less=$time
-	[[ -n ${FUZZTIME:-} ]] || less=10s
+	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=20s less=5s
 	for package in $(fuzz_packages); do
 		list=$(go test -list '^Fuzz' "$package") || return
 		while read -r target; do
