@@ -45,23 +45,28 @@ func TestMigrateToDocker(t *testing.T) {
 
 			cow := h.StartCowshed("containerd")
 			containerd := h.StartContainerd("containerd", cow.Options())
-			source, err := dockerroot.Open(ctx, dockerroot.Options{Dir: old.Root, Driver: driver})
-			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, source.Close()) })
-			state := filepath.Join(h.Data, "migration")
 			var log bytes.Buffer
-			target, err := tocontainerd.New(ctx, tocontainerd.Options{
-				Address: containerd.Address, Namespace: tocontainerd.Moby, Snapshotter: harness.CowshedSnapshotter,
-				DockerRoot: old.Root, StateDir: migrate.TargetState(state),
-				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			// migrating calls do with an open migration, which keeps engines out until it is closed.
+			migrating := func(do func(*migrate.Migration)) {
+				source, err := dockerroot.Open(ctx, dockerroot.Options{Dir: old.Root, Driver: driver})
+				require.NoError(t, err)
+				defer func() { require.NoError(t, source.Close()) }()
+				state := filepath.Join(h.Data, "migration")
+				target, err := tocontainerd.New(ctx, tocontainerd.Options{
+					Address: containerd.Address, Namespace: tocontainerd.Moby, Snapshotter: harness.CowshedSnapshotter,
+					DockerRoot: old.Root, StateDir: migrate.TargetState(state),
+					Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+				})
+				require.NoError(t, err)
+				defer func() { require.NoError(t, target.Close()) }()
+				do(migrate.New(source, target, migrate.Options{Source: old.Root, Target: "containerd", State: state}))
+			}
+			migrating(func(m *migrate.Migration) {
+				result, err := m.Run(ctx, nil)
+				requireMoved(t, err)
+				assert.NotContains(t, log.String(), "not adopted")
+				assert.Equal(t, map[string]int{"layer": len(image.RootFS.Layers) + 2, "image": 1, "container": 1}, result.Made)
 			})
-			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, target.Close()) })
-			migration := migrate.New(source, target, migrate.Options{Source: old.Root, Target: "containerd", State: state})
-			result, err := migration.Run(ctx, nil)
-			requireMoved(t, err)
-			assert.NotContains(t, log.String(), "not adopted")
-			assert.Equal(t, map[string]int{"layer": len(image.RootFS.Layers) + 2, "image": 1, "container": 1}, result.Made)
 
 			now := h.StartDocker(harness.EngineOptions{Driver: harness.CowshedSnapshotter, Containerd: containerd})
 			images, err := now.Images(ctx)
@@ -73,8 +78,10 @@ func TestMigrateToDocker(t *testing.T) {
 			assert.Equal(t, image.RootFS.Layers, moved.RootFS.Layers)
 			_, err = now.ImageInspect(ctx, image.ID)
 			require.ErrorIs(t, err, errdefs.ErrNotFound, "Docker 29 knows an image by its manifest alone")
-			_, err = migration.Verify(ctx, nil)
-			requireMoved(t, err)
+			migrating(func(m *migrate.Migration) {
+				_, err := m.Verify(ctx, nil)
+				requireMoved(t, err)
+			})
 
 			require.NoError(t, now.StartContainer(ctx, "web"))
 			require.NoError(t, now.Commit(ctx, "web", "cowshed/committed:1"))
@@ -82,12 +89,15 @@ func TestMigrateToDocker(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, harness.Result{Output: "as committed\n"}, committed)
 			require.NoError(t, now.Remove(ctx, "again"))
-			_, err = migration.Undo(ctx, nil)
-			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "the engine runs")
+			migrating(func(m *migrate.Migration) {
+				_, err := m.Undo(ctx, nil)
+				require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "the engine runs")
+			})
 			now.Stop()
-
-			_, err = migration.Undo(ctx, nil)
-			requireMoved(t, err)
+			migrating(func(m *migrate.Migration) {
+				_, err := m.Undo(ctx, nil)
+				requireMoved(t, err)
+			})
 			back := h.StartDebianDocker(harness.EngineOptions{Driver: driver})
 			assert.Equal(t, before, describe(t, ctx, back, "web"))
 			require.NoError(t, back.StartContainer(ctx, "web"))
