@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/poll"
 	"github.com/cowshed/cowshed/migrate/internal/dataset"
 	"github.com/cowshed/cowshed/migrate/internal/rootuse"
 )
+
+// monitorsFor is how long InUse waits for conmon.
+const monitorsFor = 3 * time.Second
 
 // InUse implements migrate.Source. It looks for locks, for conmon, which runs as long as its container, and for mounts
 // of layers. If there are none, the records of layers and containers stay locked until Close, as for a program that reads
@@ -24,6 +29,10 @@ func (s *Source) inUse(ctx context.Context) (err error) {
 			err = errors.Join(err, s.locks.Release())
 		}
 	}()
+	// Before the locks: conmon ends with a program that needs them.
+	if err := s.awaitMonitors(ctx); err != nil {
+		return err
+	}
 	for _, lock := range []string{"storage.lock", s.driver + "-images/images.lock"} {
 		if err := rootuse.Locked(s.root, lock); err != nil {
 			return err
@@ -34,11 +43,17 @@ func (s *Source) inUse(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	below := s.root.Path() + "/"
-	if err := rootuse.Process("conmon", func(argument string) bool { return strings.HasPrefix(argument, below) }); err != nil {
-		return err
-	}
 	return s.mounted(ctx)
+}
+
+// awaitMonitors waits a while for the processes of conmon to end: they live on for a moment when a container has ended.
+func (s *Source) awaitMonitors(ctx context.Context) error {
+	below := s.root.Path() + "/"
+	pauses := poll.Pauses{First: 20 * time.Millisecond, Longest: 200 * time.Millisecond, AtMost: monitorsFor}
+	return poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
+		err = rootuse.Process("conmon", func(argument string) bool { return strings.HasPrefix(argument, below) })
+		return errors.Is(err, fault.ErrInUse), err
+	})
 }
 
 // mounted looks at each layer by itself, since the overlay driver leaves its directory mounted on itself. Layers that are
