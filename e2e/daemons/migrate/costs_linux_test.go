@@ -31,7 +31,7 @@ type size struct {
 // costSize is that of the tests of costs: small, or in long runs the size that users have.
 func costSize() size {
 	if testfs.Long() {
-		return size{100, 20, 8 << 20, 0}
+		return size{100, 20, 32 << 20, 0}
 	}
 	return size{16, 4, 16 << 20, 1 << 20}
 }
@@ -40,7 +40,7 @@ func costSize() size {
 func TestCosts(t *testing.T) {
 	for _, driver := range []string{"btrfs", "overlay2"} {
 		t.Run(driver, func(t *testing.T) {
-			h := harness.NewHost(t, testfs.Btrfs(t, testfs.WithSize(6<<30)))
+			h := harness.NewHost(t, testfs.Btrfs(t, testfs.WithSize(12<<30)))
 			ctx := testContext(t)
 			n := costSize()
 			s := makeLarge(t, ctx, h, driver, n)
