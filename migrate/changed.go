@@ -32,7 +32,7 @@ func (m *Migration) isChanged(ctx context.Context, j *journal, item Item) (_ boo
 func (r *run) refresh(ctx context.Context, items []Item) error {
 	stale := newDependents()
 	for _, item := range items {
-		if err := interrupted(ctx); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return err
 		}
 		if stale.check(item) != nil {

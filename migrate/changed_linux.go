@@ -30,7 +30,7 @@ func changedSince(ctx context.Context, tree *os.File, since time.Time) (bool, er
 		return true, nil
 	}
 	for todo := []string{""}; len(todo) > 0; {
-		if err := interrupted(ctx); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return false, err
 		}
 		path := todo[len(todo)-1]

@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -229,14 +228,6 @@ func (d *dependents) check(item Item) error {
 		if d.missing[key{"layer", layer}] {
 			return leftBehind("layer", layer)
 		}
-	}
-	return nil
-}
-
-// interrupted returns the cause of the end of ctx, nil before its end.
-func interrupted(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
 	}
 	return nil
 }

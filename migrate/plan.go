@@ -66,7 +66,7 @@ func (m *Migration) Plan(ctx context.Context) (_ *Plan, err error) {
 	}
 	without := newDependents()
 	for _, item := range inv.items() {
-		if err := interrupted(ctx); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
 		err := without.check(item)

@@ -105,7 +105,7 @@ func (r *run) kind(ctx context.Context, kind string, items []Item) (err error) {
 		}
 	}()
 	for _, item := range those {
-		if err := interrupted(ctx); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return err
 		}
 		task.Next(item.label())
@@ -231,7 +231,7 @@ func (r *run) commit(ctx context.Context) error {
 	if r.journal.phases[phaseCommit] == stepDone && !r.changed || len(r.result.Made)+len(r.result.There) == 0 {
 		return nil
 	}
-	if err := interrupted(ctx); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	// An engine may have been started meanwhile.

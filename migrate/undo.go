@@ -32,7 +32,7 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 		task := progress.Start("things", len(j.begun))
 		for n := len(j.begun) - 1; n >= 0; n-- {
 			item := j.begun[n]
-			if err := interrupted(ctx); err != nil {
+			if err := context.Cause(ctx); err != nil {
 				task.End("stopped")
 				return err
 			}
@@ -123,7 +123,7 @@ func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) (lo
 	lost = append(lost, inv.Problems...)
 	var unsure []Problem
 	for _, item := range inv.items() {
-		if err := interrupted(ctx); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
 		has, err := m.target.Has(ctx, item)
@@ -132,7 +132,7 @@ func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) (lo
 		}
 		switch {
 		case ctx.Err() != nil:
-			return nil, interrupted(ctx)
+			return nil, context.Cause(ctx)
 		case err == nil && !has:
 			lost = append(lost, item.problem(fault.New(errdefs.ErrNotFound, "it is not in the target")))
 			continue

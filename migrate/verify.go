@@ -30,7 +30,7 @@ func (m *Migration) Verify(ctx context.Context, progress Progress) (equal int, e
 		items := withJournal(inv, j)
 		task := progress.Start("things", len(items))
 		for _, item := range items {
-			if err := interrupted(ctx); err != nil {
+			if err := context.Cause(ctx); err != nil {
 				task.End("stopped")
 				return err
 			}
@@ -42,7 +42,7 @@ func (m *Migration) Verify(ctx context.Context, progress Progress) (equal int, e
 			}
 		}
 		task.End("done")
-		return interrupted(ctx)
+		return context.Cause(ctx)
 	})
 	if err == nil && len(problems) > 0 {
 		err = &PartialError{Operation: "verify", Problems: problems}

@@ -173,24 +173,17 @@ func (t *Target) openContainer(id string) (*rootdir.Dir, error) {
 	}
 	root, err := rootdir.Open(t.opts.DockerRoot)
 	if err != nil {
-		return nil, notFound(err)
+		return nil, rootdir.NotFound(err)
 	}
 	dir, err := root.Sub(containersDir + "/" + id)
-	return dir, errors.Join(notFound(err), root.Close())
-}
-
-func notFound(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fault.As(errdefs.ErrNotFound, err)
-	}
-	return err
+	return dir, errors.Join(rootdir.NotFound(err), root.Close())
 }
 
 // readConfig reads config.v2.json, and keeps fields that are unknown here.
 func readConfig(dir *rootdir.Dir) (map[string]json.RawMessage, error) {
 	data, err := dir.ReadFile(configName, maxConfig)
 	if err != nil {
-		return nil, notFound(err)
+		return nil, rootdir.NotFound(err)
 	}
 	config := make(map[string]json.RawMessage)
 	if err := json.Unmarshal(data, &config); err != nil {

@@ -27,7 +27,6 @@ import (
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/fill"
-	"github.com/cowshed/cowshed/quota"
 )
 
 // Options says which engine it is.
@@ -283,7 +282,7 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	if err := t.note(layer); err != nil {
 		return err
 	}
-	v := fill.Volume{Name: layer.ID, Parent: layer.Parent, Limit: limit(layer), Partial: newPartial(), Logger: t.opts.Logger}
+	v := fill.Volume{Name: layer.ID, Parent: layer.Parent, Limit: fill.Limit(layer), Partial: newPartial(), Logger: t.opts.Logger}
 	metadata := ""
 	if !t.opts.Trust {
 		v.Complete = func(ctx context.Context, volume string, how migrate.How) error {
@@ -324,13 +323,6 @@ func (t *Target) fill(ctx context.Context, driver *cowdriver.Driver, layer *migr
 	return nil
 }
 
-func limit(layer *migrate.Layer) quota.Limit {
-	if layer.Limit <= 0 {
-		return quota.Limit{}
-	}
-	return quota.Limit{Bytes: uint64(layer.Limit), Scope: quota.ScopeLayer}
-}
-
 // compared is a volume that is compared with its source.
 type compared struct {
 	volume   string
@@ -338,23 +330,12 @@ type compared struct {
 	adopted  bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
 }
 
-// compare compares a volume with its source. It compares a layer of an image with the layer's tar too.
+// compare compares a volume with its source.
 func (t *Target) compare(ctx context.Context, driver *cowdriver.Driver, layer *migrate.Layer, content *migrate.Content, c compared) error {
-	if layer.Kind == migrate.ImageLayer {
-		err := fill.VerifyTar(ctx, driver.Backend(), c.volume, layer.Parent, layer.DiffID, func(w io.Writer) error {
-			return writeTar(ctx, w, driver, c.volume, c.metadata)
-		})
-		if errdefs.IsNotFound(err) {
-			err = fill.VerifyDigest(ctx, driver.Backend(), c.volume, layer.Parent, layer.DiffID)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if c.adopted {
-		return nil
-	}
-	return fill.Verify(ctx, driver.Backend(), c.volume, layer.Parent, content)
+	v := fill.Compared{Volume: c.volume, Parent: layer.Parent, Adopted: c.adopted}
+	return fill.Compare(ctx, driver.Backend(), layer, content, v, func(w io.Writer) error {
+		return writeTar(ctx, w, driver, c.volume, c.metadata)
+	})
 }
 
 // writeTar reassembles a layer's tar from the parts in dir and the files of a volume. Returns ErrNotFound if there are no

@@ -21,7 +21,6 @@ import (
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/fill"
-	"github.com/cowshed/cowshed/quota"
 )
 
 // Options says which store it is.
@@ -251,7 +250,7 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	if err := t.names.keep(layer.ID); err != nil {
 		return err
 	}
-	v := fill.Volume{Name: name, Parent: parent, Limit: limit(layer), Partial: takeover.Partial(name), Logger: t.opts.Logger}
+	v := fill.Volume{Name: name, Parent: parent, Limit: fill.Limit(layer), Partial: takeover.Partial(name), Logger: t.opts.Logger}
 	if parts != nil && layer.DiffID != "" {
 		if err := takeover.KeepParts(name, parts); err != nil {
 			return err
@@ -293,13 +292,6 @@ func (t *Target) identify(ctx context.Context, layer *migrate.Layer, name, volum
 		return err
 	}
 	return t.names.identify(layer.ID, identity(v))
-}
-
-func limit(layer *migrate.Layer) quota.Limit {
-	if layer.Limit <= 0 {
-		return quota.Limit{}
-	}
-	return quota.Limit{Bytes: uint64(layer.Limit), Scope: quota.ScopeLayer}
 }
 
 // MakeImage implements migrate.Target.
@@ -405,24 +397,12 @@ type compared struct {
 	adopted      bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
 }
 
-// compare compares a volume with its source. It compares a layer of an image with the layer's tar too: others may rely on
-// the layer's name, and the source may be an attacker's.
+// compare compares a volume with its source.
 func (t *Target) compare(ctx context.Context, takeover *image.Takeover, layer *migrate.Layer, content *migrate.Content, c compared) error {
-	if layer.DiffID != "" {
-		err := fill.VerifyTar(ctx, t.backend, c.volume, c.parent, layer.DiffID, func(w io.Writer) error {
-			return takeover.WriteTar(ctx, w, c.volume, c.name)
-		})
-		if errdefs.IsNotFound(err) {
-			err = fill.VerifyDigest(ctx, t.backend, c.volume, c.parent, layer.DiffID)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if c.adopted {
-		return nil
-	}
-	return fill.Verify(ctx, t.backend, c.volume, c.parent, content)
+	v := fill.Compared{Volume: c.volume, Parent: c.parent, Adopted: c.adopted}
+	return fill.Compare(ctx, t.backend, layer, content, v, func(w io.Writer) error {
+		return takeover.WriteTar(ctx, w, c.volume, c.name)
+	})
 }
 
 func (t *Target) verifyLayer(ctx context.Context, name string, layer *migrate.Layer, source migrate.Source) (err error) {

@@ -69,7 +69,7 @@ func (l *lister) dirs(a, b *dir, depth int) (changed bool, err error) {
 	if depth > maxDepth {
 		return false, errTooDeep
 	}
-	if err := interrupted(l.ctx); err != nil {
+	if err := context.Cause(l.ctx); err != nil {
 		return false, err
 	}
 	before := len(l.list)

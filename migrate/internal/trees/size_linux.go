@@ -27,7 +27,7 @@ func (s *sizer) add(d *dir, depth int) error {
 	if depth > maxDepth {
 		return errTooDeep
 	}
-	if err := interrupted(s.ctx); err != nil {
+	if err := context.Cause(s.ctx); err != nil {
 		return err
 	}
 	names, err := d.names()

@@ -108,7 +108,7 @@ func (v *tarVerifier) noteAbove(name string) {
 // read reads the tar, by the rules by which Docker applies one.
 func (v *tarVerifier) read(in *tar.Reader) error {
 	for {
-		if err := interrupted(v.ctx); err != nil {
+		if err := context.Cause(v.ctx); err != nil {
 			return err
 		}
 		h, err := in.Next()
@@ -264,7 +264,7 @@ func (v *tarVerifier) compare(path string, size int64, in io.Reader) (same bool,
 		return false, err
 	}
 	for {
-		if err := interrupted(v.ctx); err != nil {
+		if err := context.Cause(v.ctx); err != nil {
 			return false, err
 		}
 		n, errTar := io.ReadFull(in, v.buffers[0])
@@ -316,7 +316,7 @@ func (v *tarVerifier) walk(got, base *dir, depth int) error {
 	if depth > maxDepth {
 		return errTooDeep
 	}
-	if err := interrupted(v.ctx); err != nil {
+	if err := context.Cause(v.ctx); err != nil {
 		return err
 	}
 	names, err := got.names()

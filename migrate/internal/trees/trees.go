@@ -70,12 +70,5 @@ func join(dir, name string) string {
 	return dir + "/" + name
 }
 
-func interrupted(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return nil
-}
-
 // Size is the sum of the sizes of the regular files below a directory, in bytes. A file with several names counts once.
 func Size(ctx context.Context, dir *os.File) (int64, error) { return size(ctx, dir) }

@@ -69,7 +69,7 @@ func (v *verifier) dirs(got, want, base *dir, depth int) error {
 	if depth > maxDepth {
 		return errTooDeep
 	}
-	if err := interrupted(v.ctx); err != nil {
+	if err := context.Cause(v.ctx); err != nil {
 		return err
 	}
 	names, err := want.names()
@@ -189,7 +189,7 @@ func (v *verifier) name(got, want, base *dir, name string, replaced bool, depth 
 		}
 		return v.sub(g, w, b, depth)
 	case g.isPlain():
-		if err := interrupted(v.ctx); err != nil {
+		if err := context.Cause(v.ctx); err != nil {
 			return err
 		}
 		data, err := v.data(w, base)
@@ -332,7 +332,7 @@ func (v *verifier) unchanged(got *dir, b *entry, name string, depth int) (err er
 	if depth+1 > maxDepth {
 		return errTooDeep
 	}
-	if err := interrupted(v.ctx); err != nil {
+	if err := context.Cause(v.ctx); err != nil {
 		return err
 	}
 	return v.rest(x, y, nil, nil, depth+1)
