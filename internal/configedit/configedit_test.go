@@ -107,6 +107,8 @@ func TestSetJSON(t *testing.T) {
 		"its object":     {feature, true, "{\n    \"features\": {\n        \"x\": false\n    }\n}", "{\n    \"features\": {\n        \"x\": false,\n        \"store\": true\n    }\n}"},
 		"object in line": {feature, true, "{\n  \"features\": {\"x\": false}\n}", "{\n  \"features\": {\"x\": false, \"store\": true}\n}"},
 		"empty object":   {feature, true, "{\n  \"features\": {}\n}", "{\n  \"features\": {\n    \"store\": true\n  }\n}"},
+		"empty, lines":   {feature[1:], "new", "{ \n\n }", "{\n  \"store\": \"new\"\n\n }"},
+		"lines within":   {feature, true, "{\"features\": {\r\n}\r\n}", "{\"features\": {\r\n    \"store\": true\r\n}\r\n}"},
 		"off":            {feature, true, "{\"features\": {\"store\": false}}", "{\"features\": {\"store\": true}}"},
 		"Windows":        {feature[1:], "new", "{\r\n  \"a\": 1\r\n}\r\n", "{\r\n  \"a\": 1,\r\n  \"store\": \"new\"\r\n}\r\n"},
 		"no object":      {feature, true, "{\"features\": []}", ""},

@@ -205,6 +205,14 @@ func (o *jsonObject) style(text []byte) jsonStyle {
 
 // insert puts the rest of a path into the object at a depth, which lacks it.
 func (o *jsonObject) insert(text []byte, style jsonStyle, depth int, path []string, literal string) []byte {
+	if at := bytes.IndexAny(text[o.open:o.close], "\r\n"); at >= 0 && len(o.members) == 0 {
+		// The object has lines, even if the outermost one has none. They stay.
+		if style.eol == "" {
+			style.eol, style.indent = newline(text), "  "
+		}
+		added := style.eol + strings.Repeat(style.indent, depth+1) + style.member(depth+1, path, literal)
+		return splice(text, insertion{o.open + 1, o.open + at, added})
+	}
 	added := style.member(depth+1, path, literal)
 	if len(o.members) == 0 {
 		return splice(text, insertion{o.open, o.close + 1, style.object(depth, added)})
