@@ -456,7 +456,7 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	if err == nil {
 		b.volumes.update(name, func(d *dataset) { d.limit = limit })
 	}
-	return errors.Join(b.explainHeld(ctx, err, name, limit), b.after(err, func() error {
+	return errors.Join(b.explainLimited(ctx, err, name, limit), b.after(err, func() error {
 		defer release()
 		if !isRefused(err) && !isLost(err) {
 			return nil
@@ -471,11 +471,11 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	}))
 }
 
-// explainHeld checks whether a limit could not be set because the volume has too much data already. Returns
-// errdefs.ErrFailedPrecondition in this case.
-func (b *Backend) explainHeld(ctx context.Context, err error, name string, limit quota.Limit) error {
+// explainLimited adds the reason to the error of a call that was to set a limit: errdefs.ErrFailedPrecondition if the
+// volume has too much data already, errdefs.ErrNotFound if the volume is gone, or the lack of space.
+func (b *Backend) explainLimited(ctx context.Context, err error, name string, limit quota.Limit) error {
 	if !errors.Is(err, unix.ENOSPC) {
-		return err
+		return b.explainMissing(ctx, err, name)
 	}
 	usage, usageErr := b.usage(ctx, name)
 	if usageErr != nil {
