@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/staging"
@@ -54,6 +56,11 @@ func (b *Backend) keep(ctx context.Context, name string) (_ *kept, err error) {
 // Restore rolls the volume back. It fails if the volume has a newer snapshot, for a view or a clone.
 func (k *kept) Restore(ctx context.Context) error {
 	err := k.rollBack(ctx)
+	if errors.Is(err, unix.EDQUOT) { // the content of then exceeds the limit of now, and not that of then
+		if err = k.restoreLimit(ctx); err == nil {
+			err = k.rollBack(ctx)
+		}
+	}
 	if err == nil {
 		err = k.restoreLimit(ctx)
 	}
@@ -79,7 +86,7 @@ func (k *kept) rollBack(ctx context.Context) (err error) {
 		do:       func(kernel kernel) error { return kernel.Rollback(dataset, k.m.name) },
 		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
 	})
-	return err
+	return k.b.explainMissing(ctx, err, k.volume)
 }
 
 func (k *kept) restoreLimit(ctx context.Context) error {

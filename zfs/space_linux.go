@@ -20,14 +20,23 @@ func (b *Backend) explainSpace(ctx context.Context, err error) error {
 	if !isRefused(err) || !fault.IsFull(err) {
 		return err
 	}
+	if reason := b.lackOfSpace(ctx); reason != nil {
+		return fmt.Errorf("%w: %w", reason, err)
+	}
+	return err
+}
+
+// lackOfSpace says where space is certainly lacking for a new dataset or snapshot, whatever limits volumes have. It
+// returns nil if there is enough.
+func (b *Backend) lackOfSpace(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	switch {
 	case b.isLittle(ctx, b.zfs.pool):
-		return fmt.Errorf("the pool %s is full: remove something: %w: %w", b.zfs.pool, unix.ENOSPC, err)
+		return fmt.Errorf("the pool %s is full: remove something: %w", b.zfs.pool, unix.ENOSPC)
 	case b.isLittle(ctx, b.root):
-		return fmt.Errorf("a quota of %s is reached: remove something or raise it: %w: %w", b.root, unix.EDQUOT, err)
+		return fmt.Errorf("a quota of %s is reached: remove something or raise it: %w", b.root, unix.EDQUOT)
 	}
-	return err
+	return nil
 }
 
 // isLittle reports whether a dataset certainly has little space.

@@ -43,7 +43,7 @@ func replaceLimit(limit quota.Limit) zfsctl.Values {
 }
 
 // Create makes an empty volume, with one call. It takes a second one, and a mount, if the root directory of the volume is
-// to belong to another user or group than root's.
+// to belong to another user or group than root's. Returns errdefs.ErrInvalidArgument if an empty volume exceeds the limit.
 func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
 	return fault.Wrap("create volume", name, b.create(ctx, name, opts))
 }
@@ -61,7 +61,7 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 		err = b.createStaged(ctx, c, opts)
 	}
 	if err != nil {
-		return b.explain(ctx, err, name, "")
+		return b.explain(ctx, b.explainLimit(ctx, err, "", opts.Limit), name, "")
 	}
 	b.volumes.set(name, dataset{limit: opts.Limit, created: time.Now(), marked: true, own: true})
 	return nil
@@ -199,21 +199,8 @@ func (b *Backend) explain(ctx context.Context, err error, name, source string) e
 	return b.explainSpace(ctx, err)
 }
 
-// explainLimit checks whether source could not be cloned because of the limit: ZFS does not make a dataset that exceeds
-// its refquota from the start. Returns errdefs.ErrInvalidArgument in this case.
-func (b *Backend) explainLimit(ctx context.Context, err error, source string, limit quota.Limit) error {
-	if limit.Bytes == 0 || limit.Scope != quota.ScopeTotal || !errors.Is(err, unix.ENOSPC) {
-		return err
-	}
-	usage, usageErr := b.usage(ctx, source)
-	if usageErr != nil || usage.Total < limit.Bytes {
-		return err
-	}
-	return fault.New(errdefs.ErrInvalidArgument, "the image holds %s, which leaves nothing of %s: %v", quota.FormatSize(usage.Total), limit, err)
-}
-
 // Clone makes name a clone of the snapshot that seals source, with one call, and a second one if source has to be sealed
-// first. Returns errdefs.ErrInvalidArgument if the content of source exceeds a limit of scope total.
+// first. Returns errdefs.ErrInvalidArgument if the clone exceeds the limit, with the content of source if that counts.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
@@ -229,7 +216,7 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 			return k.Clone(b.datasetOf(name), origin, properties(opts.Limit))
 		})
 		if err != nil {
-			return b.explainLimit(ctx, b.explain(ctx, err, name, source), source, opts.Limit)
+			return b.explain(ctx, b.explainLimit(ctx, err, source, opts.Limit), name, source)
 		}
 		b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
 		return nil
@@ -469,28 +456,4 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 		}
 		return err
 	}))
-}
-
-// explainLimited adds the reason to the error of a call that was to set a limit: errdefs.ErrFailedPrecondition if the
-// volume has too much data already, errdefs.ErrNotFound if the volume is gone, or the lack of space.
-func (b *Backend) explainLimited(ctx context.Context, err error, name string, limit quota.Limit) error {
-	if !errors.Is(err, unix.ENOSPC) {
-		return b.explainMissing(ctx, err, name)
-	}
-	usage, usageErr := b.usage(ctx, name)
-	if usageErr != nil {
-		return errors.Join(err, usageErr)
-	}
-	if held := heldAgainst(usage, limit); held >= limit.Bytes {
-		return fault.New(errdefs.ErrFailedPrecondition, "the volume holds %s already, more than %s: %v", quota.FormatSize(held), limit, err)
-	}
-	return b.explainSpace(ctx, err)
-}
-
-// heldAgainst is the part of usage that counts against a limit.
-func heldAgainst(usage quota.Usage, limit quota.Limit) uint64 {
-	if limit.Scope == quota.ScopeTotal {
-		return usage.Total
-	}
-	return usage.Bytes
 }
