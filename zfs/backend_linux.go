@@ -30,7 +30,8 @@ type Options struct {
 //
 // Several Backends may be open on the same home, in one process or in several. While one has a volume mounted, the
 // others do not seal, rename or remove it. While one has a view of a volume, the others do not rename or remove it.
-// Only the first Backend to open cleans up the remains of a crash.
+// A Backend that is alone when it opens cleans up the remains of a crash first. Otherwise it does so in the background, when
+// the others have gone: a process that was killed counts until its last call has ended.
 type Backend struct {
 	layout
 	root    string // the dataset above those of the volumes
@@ -41,6 +42,11 @@ type Backend struct {
 	zfs     *control
 	volumes index
 	lock    *os.File
+
+	presence  volumeLock
+	recovered bool // it was alone when it opened, and has cleaned up
+	recovery  recovery
+	pending   pending
 
 	mounts inuse.Table[volumeLock]       // datasets that are mounted, by volume, with their locks
 	relied inuse.Table[volumeLock]       // volumes that are used for one step
@@ -56,7 +62,7 @@ var _ cowcommon.Complete = (*Backend)(nil)
 // home if that is missing, and gives up when ctx ends. Unless another Backend has the same home open, Open destroys
 // half-made datasets and unmounts mounts that a crash has left.
 //
-// Returns errdefs.ErrUnavailable if the pool is not imported, or is suspended.
+// Returns errdefs.ErrUnavailable if the pool is not imported or is suspended, or if the kernel does not answer at all.
 func Open(ctx context.Context, home, root string, opts Options) (*Backend, error) {
 	return openHome(ctx, home, root, opts, false)
 }
@@ -104,7 +110,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 		return nil, err
 	}
 	pool, _, _ := strings.Cut(root, "/")
-	if b.zfs, err = openControl(pool); err != nil {
+	if b.zfs, err = openControl(ctx, pool); err != nil {
 		return nil, err
 	}
 	if b.layout, err = makeLayout(home, opts.GID); err != nil {
@@ -118,11 +124,17 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	if b.lock, err = homedir.Lock(ctx, b.home, b.recover); err != nil {
 		return nil, err
 	}
+	if b.presence, err = b.lockPresence(); err != nil {
+		return nil, err
+	}
 	if err := b.keepPrivate(b.gid); err != nil { // the Backend that was alone may be in another mount namespace
 		return nil, err
 	}
 	if _, err := b.volumes.all(ctx); err != nil {
 		return nil, err
+	}
+	if !b.recovered {
+		b.recoverLater()
 	}
 	return b, nil
 }
@@ -130,12 +142,11 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 // recover unmounts and destroys the remains of processes that are gone. No other Backend has the home open meanwhile.
 // Remains that cannot be cleaned up are logged. They are in nobody's way, and the next start tries again.
 func (b *Backend) recover(ctx context.Context) error {
+	b.recovered = true
 	if err := b.keepPrivate(b.gid); err != nil {
 		return err
 	}
-	warn := func(what string, err error) {
-		b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
-	}
+	warn := b.warnLeft
 	datasets, err := b.volumes.all(ctx)
 	if err != nil {
 		return err
@@ -152,10 +163,8 @@ func (b *Backend) recover(ctx context.Context) error {
 	}
 	for name, d := range datasets {
 		if strings.HasPrefix(name, stagingPrefix) {
-			if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discardTree(ctx, b.datasetOf(name))); err != nil {
+			if err := b.discardStaged(ctx, name); err != nil {
 				warn(b.datasetOf(name), err)
-			} else {
-				b.volumes.drop(name)
 			}
 			continue
 		}
@@ -193,6 +202,19 @@ func (b *Backend) leaves(ctx context.Context, name string) ([]string, error) {
 		}
 		return leaves, nil
 	})
+}
+
+func (b *Backend) warnLeft(what string, err error) {
+	b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
+}
+
+// discardStaged destroys a dataset in staging that was left.
+func (b *Backend) discardStaged(ctx context.Context, name string) error {
+	err := errors.Join(unmountDataset(b.datasetOf(name)), b.discardTree(ctx, b.datasetOf(name)))
+	if err == nil {
+		b.volumes.drop(name)
+	}
+	return err
 }
 
 // unmountDataset unmounts a dataset of which only the beginning was made: until it has its properties, it inherits a mount
@@ -257,9 +279,13 @@ func removeFiles(dir string) error {
 
 // Close closes the open views, unmounts datasets that are mounted and not busy, and releases every descriptor. Volumes
 // stay. A second Close does nothing.
+//
+// Close does not wait for a call that was left to itself. Until this call has ended and its outcome is settled, the home and
+// the volumes of the call stay locked, as they do when a process is killed. The descriptors are released then.
 func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
+	b.recovery.end(b.zfs.patience)
 	viewsErr := b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) })
 	mountsErr := b.mounts.CloseAll(func(name string, lock volumeLock) error {
 		return lock.unlock(func() error {
@@ -270,7 +296,9 @@ func (b *Backend) close() error {
 			return err
 		})
 	})
-	return errors.Join(viewsErr, mountsErr, b.leave())
+	return errors.Join(viewsErr, mountsErr, b.pending.close(b.leave, func(err error) {
+		b.log.Warn("zfs: after the last call that was left to itself", "home", b.home, "error", err)
+	}))
 }
 
 // leave unmounts the mounts that all Backends share, unless another Backend has the home open, and closes the files.
@@ -288,6 +316,9 @@ func (b *Backend) closeFiles() error {
 	var errs []error
 	if b.lock != nil {
 		errs = append(errs, flock.Release(b.lock))
+	}
+	if b.presence.File != nil {
+		errs = append(errs, b.presence.unlock(nil))
 	}
 	if b.volumes.counter.file != nil {
 		errs = append(errs, b.volumes.counter.file.Close())
@@ -326,7 +357,7 @@ func (b *Backend) look(ctx context.Context, name string) (d dataset, ok bool, er
 	if ok || err != nil {
 		return d, ok, err
 	}
-	there, err := b.zfs.exists(b.datasetOf(name))
+	there, err := b.zfs.exists(ctx, b.datasetOf(name))
 	if err != nil || !there {
 		return dataset{}, false, err
 	}

@@ -5,11 +5,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io"
 	"iter"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -20,7 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
-// kernel has the calls of the kernel that the package makes. *zfsctl.Control implements it. Tests have another, with faults.
+// kernel has the calls of the kernel that the package makes. linux implements it. Tests have another, with faults.
 type kernel interface {
 	Exists(name string) (bool, error)
 	Stats(name string) (zfsctl.Dataset, error)
@@ -41,12 +39,27 @@ type kernel interface {
 	Receive(snapshot, origin string, values zfsctl.Values, from *os.File) error
 	Diff(from, snapshot string, to *os.File) error
 
+	Mount(source, dir string, flags uintptr, data string) error
+
 	Close() error
+}
+
+// linux has the calls of the kernel module, and mount(2).
+type linux struct{ *zfsctl.Control }
+
+func (linux) Mount(source, dir string, flags uintptr, data string) error {
+	return unix.Mount(source, dir, "zfs", flags, data)
 }
 
 // patience is how long a call that changes something may take to end after its context has ended. Then it is left to
 // itself.
 const patience = 10 * time.Second
+
+// grace is how long the steps that follow a call may take after its context has ended.
+const grace = time.Minute
+
+// probeFor is how long opening a home waits for the first answer of the kernel.
+const probeFor = 30 * time.Second
 
 // control makes calls of the kernel. Its methods are safe for concurrent use.
 type control struct {
@@ -54,14 +67,49 @@ type control struct {
 	pool     string
 	kstats   string // where the kernel module shows its statistics, with a directory per pool
 	patience time.Duration
+	grace    time.Duration
 }
 
-func openControl(pool string) (*control, error) {
-	k, err := zfsctl.Open()
+// openControl opens the interface of the kernel, and checks its answers. Returns errdefs.ErrUnavailable if the pool is not
+// imported or is suspended, or if the kernel does not answer in time.
+func openControl(ctx context.Context, pool string) (*control, error) {
+	device, err := zfsctl.Open()
 	if err != nil {
 		return nil, err
 	}
-	return &control{kernel: k, pool: pool, kstats: "/proc/spl/kstat/zfs", patience: patience}, nil
+	c := &control{kernel: linux{device}, pool: pool, kstats: "/proc/spl/kstat/zfs", patience: patience, grace: grace}
+	if err := c.probe(ctx, probeFor, device.Check); err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	return c, nil
+}
+
+// probe waits for the first answer of the kernel, at most for that time.
+func (c *control) probe(ctx context.Context, atMost time.Duration, check func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, atMost, fault.New(errdefs.ErrUnavailable,
+		"%s has not answered for %s, perhaps because a pool is being imported: try again when \"zpool list\" answers", zfsctl.Device, atMost))
+	defer cancel()
+	return c.ask(ctx, "probe", check)
+}
+
+// ask makes a call that changes nothing, and has no result but an error.
+func (c *control) ask(ctx context.Context, op string, call func() error) error {
+	_, err := read(ctx, c, op, func(kernel) (struct{}, error) { return struct{}{}, call() })
+	return err
+}
+
+// later returns a context for the steps that follow a call. It ends some time after ctx, so that they are done although the
+// request was cancelled, and do not keep its caller waiting for ever.
+func (c *control) later(ctx context.Context) (context.Context, context.CancelFunc) {
+	after, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(c.grace, func() { cancel(context.Cause(ctx)) })
+		context.AfterFunc(after, func() { timer.Stop() })
+	})
+	return after, func() {
+		stop()
+		cancel(context.Canceled)
+	}
 }
 
 // read makes a call that changes nothing, and returns its result. If ctx ends, read does not wait for the call to end.
@@ -96,8 +144,8 @@ func (c *control) change(ctx context.Context, op string, call func(kernel) error
 // run makes a call. Returns a *lostError if the call does not end. After any other error the call has failed, or has not
 // begun.
 //
-// A call waits in the kernel while its pool is suspended, and nothing can end it there. It is then left to itself. So is
-// a call that does not end although ctx has ended. When this process is killed, its calls come to their end, and until
+// A call waits in the kernel while its pool is suspended or another is being imported, and nothing can end it there. If the
+// pool is suspended, the call is left to itself. So is a call that does not end although ctx has ended. When this process is killed, its calls come to their end, and until
 // then the kernel keeps its files open and locked.
 func (c *control) run(ctx context.Context, op string, patience time.Duration, call func(kernel) error) error {
 	if ctx.Err() != nil {
@@ -145,8 +193,8 @@ func (c *control) await(ctx context.Context, patience time.Duration, ended <-cha
 }
 
 // exists reports whether a dataset or snapshot exists.
-func (c *control) exists(name string) (bool, error) {
-	return read(context.Background(), c, "get", func(k kernel) (bool, error) { return k.Exists(name) })
+func (c *control) exists(ctx context.Context, name string) (bool, error) {
+	return read(ctx, c, "get", func(k kernel) (bool, error) { return k.Exists(name) })
 }
 
 // checkPool reports, without a call, whether the pool is imported and accepts writes. Returns errdefs.ErrUnavailable if
@@ -162,80 +210,6 @@ func (c *control) checkPool() error {
 		return fault.New(errdefs.ErrUnavailable, "the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", c.pool)
 	}
 	return nil
-}
-
-// output makes a call that writes to a pipe, and gives the other end to read. The end of ctx ends the call. The error of
-// read counts if it has made the call fail.
-func (c *control) output(ctx context.Context, op string, call func(k kernel, to *os.File) error, read func(io.Reader) error) error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	defer context.AfterFunc(ctx, func() { _ = r.Close() })()
-	var readErr error
-	wasRead := make(chan struct{})
-	go func() {
-		defer close(wasRead)
-		readErr = read(r)
-		_ = r.Close() // the call fails if it still writes
-	}()
-	err = c.run(ctx, op, c.patience, func(k kernel) error {
-		defer w.Close()
-		return call(k, w)
-	})
-	var lost *lostError
-	if errors.As(err, &lost) {
-		_ = r.Close()
-		<-wasRead
-		return lost.err
-	}
-	_ = w.Close() // the call may not have begun
-	<-wasRead
-	switch {
-	case ctx.Err() != nil && (err != nil || readErr != nil):
-		return context.Cause(ctx)
-	case readErr != nil && (err == nil || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EINTR)):
-		return readErr
-	}
-	return err
-}
-
-// input makes a call that receives a stream from a pipe, and feeds in into the pipe. The end of ctx ends the stream.
-// Nothing waits for in, which may never end. An error of in counts if it has made the call fail.
-func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, from *os.File) error) error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { _ = w.Close() })()
-	failed := make(chan error, 1)
-	go func() {
-		_, err := io.Copy(w, in)
-		if err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, os.ErrClosed) { // not the pipe
-			failed <- err
-		}
-		_ = w.Close()
-	}()
-	closeInput := sync.OnceFunc(func() { _ = r.Close() })
-	err = c.change(ctx, "receive", func(k kernel) error {
-		defer closeInput()
-		return call(k, r)
-	})
-	switch {
-	case isLost(err):
-		_ = w.Close()
-		return err
-	case err != nil && ctx.Err() != nil:
-		err = context.Cause(ctx)
-	}
-	closeInput() // the call may not have begun
-	select {
-	case readErr := <-failed:
-		return errors.Join(readErr, err)
-	default:
-		return err
-	}
 }
 
 // isRefused reports whether err is that of a call that the kernel has refused.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -78,7 +79,7 @@ func newFake(t *testing.T, k kernel) (c *control, dir string) {
 	dir = t.TempDir()
 	require.NoError(t, os.Mkdir(dir+"/pool", 0o700))
 	setState(t, dir, "ONLINE")
-	return &control{kernel: k, pool: "pool", kstats: dir, patience: 100 * time.Millisecond}, dir
+	return &control{kernel: k, pool: "pool", kstats: dir, patience: 100 * time.Millisecond, grace: 10 * time.Second}, dir
 }
 
 func setState(t *testing.T, dir, state string) {
@@ -161,7 +162,7 @@ func TestCallNotBegun(t *testing.T) {
 	require.ErrorContains(t, err, "zpool import")
 	assert.False(t, isLost(err))
 	copying := func(_ kernel, f *os.File) error { panic("called") }
-	require.ErrorContains(t, c.output(t.Context(), "send", copying, func(r io.Reader) error { _, err := io.ReadAll(r); return err }), "zpool import")
+	require.ErrorContains(t, c.output(t.Context(), "send", 0, copying, func(r io.Reader) error { _, err := io.ReadAll(r); return err }), "zpool import")
 	require.ErrorContains(t, c.input(t.Context(), strings.NewReader("x"), copying), "zpool import")
 }
 
@@ -211,6 +212,70 @@ func TestReadIsLeft(t *testing.T) {
 	assert.False(t, isLost(err))
 }
 
+// TestProbe: opening a home does not wait for ever for a kernel that does not answer, as while a pool is being imported.
+func TestProbe(t *testing.T) {
+	c, dir := newFake(t, nil)
+	end := make(chan struct{})
+	defer close(end)
+	stuck := func() error { <-end; return nil }
+	err := c.probe(t.Context(), 50*time.Millisecond, stuck)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "zpool list")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, c.probe(ctx, time.Hour, stuck), context.DeadlineExceeded)
+	setState(t, dir, "SUSPENDED")
+	require.ErrorContains(t, c.probe(t.Context(), time.Hour, func() error { panic("called") }), "zpool clear")
+	setState(t, dir, "ONLINE")
+	require.NoError(t, c.probe(t.Context(), time.Hour, func() error { return nil }))
+}
+
+// TestExistsIsLeft: the question whether a dataset exists ends with its context.
+func TestExistsIsLeft(t *testing.T) {
+	end := make(chan struct{})
+	defer close(end)
+	c, _ := newFake(t, &stuckKernel{end: end})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := c.exists(ctx, "pool/a")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+// stuckKernel answers no question before end is closed.
+type stuckKernel struct {
+	kernel
+	end <-chan struct{}
+}
+
+func (k *stuckKernel) Exists(string) (bool, error) {
+	<-k.end
+	return false, nil
+}
+
+// TestLater: the steps after a call have some time after its context has ended, and not for ever.
+func TestLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &control{grace: time.Minute}
+		reason := errors.New("reason")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		later, done := c.later(ctx)
+		defer done()
+		time.Sleep(time.Hour)
+		require.NoError(t, later.Err(), "the request is under way")
+		cancel(reason)
+		time.Sleep(59 * time.Second)
+		require.NoError(t, later.Err())
+		time.Sleep(2 * time.Second)
+		require.ErrorIs(t, context.Cause(later), reason)
+
+		later, done = c.later(ctx)
+		time.Sleep(time.Second)
+		require.NoError(t, later.Err(), "it began after the end of the request")
+		done()
+		require.Error(t, later.Err())
+	})
+}
+
 // TestStreams: errors of either end reach the caller, and either end may be slow, or end never.
 func TestStreams(t *testing.T) {
 	broken := errors.New("broken")
@@ -236,12 +301,12 @@ func TestStreams(t *testing.T) {
 	}
 
 	require.ErrorIs(t, c.input(ctx, io.MultiReader(strings.NewReader("x"), failing{broken}), readAll), broken)
-	require.ErrorIs(t, c.output(ctx, "send", write, copyTo(failing{broken})), broken)
-	require.ErrorIs(t, c.output(ctx, "send", writeMuch, copyTo(failing{broken})), broken)
+	require.ErrorIs(t, c.output(ctx, "send", 0, write, copyTo(failing{broken})), broken)
+	require.ErrorIs(t, c.output(ctx, "send", 0, writeMuch, copyTo(failing{broken})), broken)
 	slow := &slowWriter{pause: 1500 * time.Millisecond}
-	require.NoError(t, c.output(ctx, "send", write, copyTo(slow)))
+	require.NoError(t, c.output(ctx, "send", 0, write, copyTo(slow)))
 	assert.Equal(t, "stream", slow.String())
-	require.ErrorIs(t, c.output(ctx, "send", func(kernel, *os.File) error { return refused(unix.ENOENT) }, copyTo(io.Discard)), unix.ENOENT)
+	require.ErrorIs(t, c.output(ctx, "send", 0, func(kernel, *os.File) error { return refused(unix.ENOENT) }, copyTo(io.Discard)), unix.ENOENT)
 
 	r, w := io.Pipe() // r never ends
 	defer w.Close()
@@ -255,7 +320,7 @@ func TestStreams(t *testing.T) {
 	require.ErrorIs(t, ended, context.Canceled)
 	assert.False(t, isLost(ended))
 	begun = make(chan struct{})
-	ended = c.output(cancelledAt(t, begun), "send", func(k kernel, f *os.File) error {
+	ended = c.output(cancelledAt(t, begun), "send", 0, func(k kernel, f *os.File) error {
 		close(begun)
 		return writeMuch(k, f)
 	}, copyTo(io.Discard))
@@ -267,7 +332,7 @@ func TestStreamIsLeft(t *testing.T) {
 	c, _ := newFake(t, nil)
 	begun, end := make(chan struct{}), make(chan struct{})
 	var written bytes.Buffer
-	err := c.output(cancelledAt(t, begun), "send", func(_ kernel, f *os.File) error {
+	err := c.output(cancelledAt(t, begun), "send", 0, func(_ kernel, f *os.File) error {
 		_, _ = f.WriteString("first")
 		close(begun)
 		<-end

@@ -35,7 +35,9 @@ func (b *Backend) nameHolders(ctx context.Context, err error, name string) error
 	if !errors.Is(err, errMounted) {
 		return err
 	}
-	done, relyErr := b.rely(context.WithoutCancel(ctx), name)
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
+	done, relyErr := b.rely(ctx, name)
 	if relyErr != nil {
 		return errors.Join(err, relyErr)
 	}
@@ -111,9 +113,11 @@ func mountsOf(dataset string) ([]mounttable.Use, error) {
 
 // deviceOf mounts a dataset once more, on dir, and returns its device number, or 0 if it cannot be mounted.
 func (b *Backend) deviceOf(dataset, dir string) (device uint64, err error) {
-	if err := b.mountAt(dataset, dir, 0, ""); err != nil {
-		if err = b.mountAt(dataset, dir, unix.MS_RDONLY, ""); err != nil {
-			return 0, unmountPoint(dir, true)
+	ctx, cancel := context.WithTimeout(b.ctx, b.zfs.patience)
+	defer cancel()
+	if err := b.mountAt(ctx, dataset, dir, 0, ""); err != nil {
+		if err = b.mountAt(ctx, dataset, dir, unix.MS_RDONLY, ""); err != nil {
+			return 0, b.after(err, func() error { return unmountPoint(dir, true) })
 		}
 	}
 	var stat unix.Stat_t

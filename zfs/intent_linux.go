@@ -63,16 +63,24 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 			warn(path, err)
 			continue
 		}
-		if d, ok := datasets[name]; ok && isHalfMade(d, info.ModTime()) {
-			if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
-				warn(b.datasetOf(name), err)
-				continue
-			}
-			delete(datasets, name)
-			b.volumes.drop(name)
+		gone, err := b.fulfil(ctx, name, datasets, info)
+		if err != nil {
+			warn(b.datasetOf(name), err)
 		}
-		if err := os.Remove(path); err != nil {
-			warn(path, err)
+		if gone {
+			delete(datasets, name)
 		}
 	}
+}
+
+// fulfil destroys the dataset of an intent if it was left half-made, and then deletes the intent.
+func (b *Backend) fulfil(ctx context.Context, name string, datasets map[string]dataset, intent fs.FileInfo) (gone bool, err error) {
+	if d, ok := datasets[name]; ok && isHalfMade(d, intent.ModTime()) {
+		if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
+			return false, err
+		}
+		gone = true
+		b.volumes.drop(name)
+	}
+	return gone, os.Remove(filepath.Join(b.intents, name))
 }

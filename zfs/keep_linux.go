@@ -40,7 +40,7 @@ func (b *Backend) keep(ctx context.Context, name string) (_ *kept, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.after(err, done)) }()
-	switch is, err := b.isSealed(name); {
+	switch is, err := b.isSealed(ctx, name); {
 	case err != nil:
 		return nil, err
 	case is:

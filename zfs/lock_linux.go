@@ -21,6 +21,35 @@ import (
 // has the lock shared. A process that makes the volume, or changes it as a whole, has the lock exclusively. The kernel
 // releases the locks of a process that has ended, once its last call has ended too.
 
+// Beside volumes, datasets in staging have such locks, so that what a killed process has left can be told from what a
+// process is making. And each Backend has one byte shared.
+
+// presenceAt is the byte that each Backend has locked shared while it has the home open. No volume has it.
+const presenceAt = 1 << 62
+
+// lockPresence makes this Backend present.
+func (l layout) lockPresence() (volumeLock, error) {
+	lock, err := l.openVolumeLock("")
+	if err != nil {
+		return volumeLock{}, err
+	}
+	lock.at = presenceAt
+	if ok, err := lock.try(unix.F_RDLCK); !ok {
+		return volumeLock{}, errors.Join(err, fmt.Errorf("lock %s: somebody else has it exclusively", lock.Name()), lock.Close())
+	}
+	return lock, nil
+}
+
+// isAlone reports whether nobody else has the lock, without a change of it.
+func (l volumeLock) isAlone() (bool, error) {
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: l.at, Len: 1}
+	err := eintr.Ignore(func() error { return unix.FcntlFlock(l.Fd(), unix.F_OFD_GETLK, &lock) })
+	if err != nil {
+		return false, &os.PathError{Op: "look at lock", Path: l.Name(), Err: err}
+	}
+	return lock.Type == unix.F_UNLCK, nil
+}
+
 // volumeLock is the lock of a volume. It is kept while the file is open.
 type volumeLock struct {
 	*os.File

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 		}
 		if err := b.mountDataset(ctx, name, mountLabel); err != nil {
 			unmount := func() error { return unmountPoint(b.mountpoint(name), false) }
-			return volumeLock{}, errors.Join(err, lock.unlock(unmount))
+			return volumeLock{}, errors.Join(err, b.after(err, func() error { return lock.unlock(unmount) }))
 		}
 		return lock, nil
 	})
@@ -63,7 +64,7 @@ func (b *Backend) unmount(name string, kind inuse.Kind) error {
 
 func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) error {
 	// While this waited for the lock, a process may have sealed the volume and been killed before it told others.
-	isSealed, err := b.isSealed(name)
+	isSealed, err := b.isSealed(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) err
 // nothing if another process has mounted the source on dir already.
 func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags uintptr, data string) error {
 	return poll.WhileBusy(ctx, patient(busyFor), func() (busy bool, err error) {
-		err = b.mountAt(source, dir, flags, data)
+		err = b.mountAt(ctx, source, dir, flags, data)
 		if !errors.Is(err, unix.EBUSY) {
 			return false, err
 		}
@@ -98,16 +99,23 @@ func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags ui
 	})
 }
 
-// mountAt mounts a dataset or snapshot on dir, and makes dir if that is missing.
-func (b *Backend) mountAt(source, dir string, flags uintptr, data string) error {
-	if err := b.zfs.checkPool(); err != nil {
-		return err
-	}
+// mountAt mounts a dataset or snapshot on dir, and makes dir if that is missing. Like a call of the kernel module, a mount
+// may be left to itself. If it is made after all, it is unmounted if dir is in views, where nobody else has it. A mount in
+// graph goes with the lock of its volume.
+func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr, data string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	err := unix.Mount(source, dir, "zfs", flags, data)
+	err := b.zfs.change(ctx, "mount", func(k kernel) error { return k.Mount(source, dir, flags, data) })
+	var lost *lostError
 	switch {
+	case errors.As(err, &lost) && lost.left:
+		s := step{op: "mount", happened: func(context.Context) (bool, error) { return isMountedAt(source, dir) }}
+		if filepath.Dir(dir) == b.views {
+			s.undo = func(context.Context) error { return unmountPoint(dir, true) }
+		}
+		b.settleLater(ctx, lost, s)
+		return fault.New(errdefs.ErrUnavailable, "mount %s on %s: %w", source, dir, err)
 	case errors.Is(err, unix.ENOENT):
 		return fault.New(errdefs.ErrNotFound, "dataset %s is gone", source)
 	case errors.Is(err, unix.EACCES):
@@ -137,6 +145,9 @@ func isMountedAt(source, dir string) (bool, error) {
 func (b *Backend) isMounted(dataset string) (bool, error) {
 	dir := filepath.Join(b.zfs.kstats, b.zfs.pool)
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		err = cmp.Or(b.zfs.checkPool(), err)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -169,7 +180,12 @@ func (b *Backend) Sync(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.unmount(name, inuse.Brief)) }()
-	return syncFilesystem(b.mountpoint(name))
+	return b.syncMounted(ctx, name)
+}
+
+// syncMounted writes the content of a mounted volume back.
+func (b *Backend) syncMounted(ctx context.Context, name string) error {
+	return b.zfs.ask(ctx, "sync", func() error { return syncFilesystem(b.mountpoint(name)) })
 }
 
 func syncFilesystem(dir string) error {

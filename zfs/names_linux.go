@@ -27,7 +27,7 @@ func Names(ctx context.Context, home string, options []string) ([]string, error)
 		root = found.Source
 	}
 	pool, _, _ := strings.Cut(root, "/")
-	zfs, err := openControl(pool)
+	zfs, err := openControl(ctx, pool)
 	if err != nil {
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func (l *lineage) freeze(from int) pair {
 func changedObjects(t testing.TB, base, top string) (objectSet, error) {
 	t.Helper()
 	pool, _, _ := strings.Cut(base, "/")
-	c, err := openControl(pool)
+	c, err := openControl(t.Context(), pool)
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, c.kernel.Close()) }()
 	return c.changedObjects(t.Context(), base, top)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/zfsctl"
@@ -41,7 +42,9 @@ func (b *Backend) act(ctx context.Context, s step) error {
 		return fault.New(errdefs.ErrUnavailable, "its outcome is not known yet, look again later: %w", err)
 	}
 	b.volumes.doubt()
-	happened, lookErr := s.happened(context.WithoutCancel(ctx))
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
+	happened, lookErr := s.happened(ctx)
 	switch {
 	case lookErr != nil:
 		return fmt.Errorf("%w, and its outcome cannot be found out: %w", err, lookErr)
@@ -56,7 +59,9 @@ func (b *Backend) actToEnd(ctx context.Context, s step) error {
 	err := b.act(ctx, s)
 	var lost *lostError
 	if errors.As(err, &lost) && !lost.left {
-		err = b.act(context.WithoutCancel(ctx), s)
+		ctx, cancel := b.zfs.later(ctx)
+		defer cancel()
+		err = b.act(ctx, s)
 	}
 	return err
 }
@@ -68,7 +73,9 @@ func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
 	b.volumes.doubtWhile(true)
 	settled := make(chan struct{})
 	lost.settled = settled
+	done := b.pending.begin()
 	go func() {
+		defer done()
 		defer close(settled)
 		<-lost.ended
 		happened, err := s.happened(ctx)
@@ -87,7 +94,9 @@ func (b *Backend) after(err error, f func() error) error {
 	if !errors.As(err, &lost) || lost.settled == nil {
 		return f()
 	}
+	done := b.pending.begin()
 	go func() {
+		defer done()
 		<-lost.settled
 		if err := f(); err != nil {
 			b.log.Warn("zfs: after a call that was left to itself", "call", lost.op, "error", err)
@@ -98,15 +107,15 @@ func (b *Backend) after(err error, f func() error) error {
 
 // isGone is step.happened for steps that destroy a dataset or snapshot.
 func (b *Backend) isGone(name string) func(context.Context) (bool, error) {
-	return func(context.Context) (bool, error) {
-		there, err := b.zfs.exists(name)
+	return func(ctx context.Context) (bool, error) {
+		there, err := b.zfs.exists(ctx, name)
 		return !there, err
 	}
 }
 
 // isThere is step.happened for steps that make a snapshot.
 func (b *Backend) isThere(name string) func(context.Context) (bool, error) {
-	return func(context.Context) (bool, error) { return b.zfs.exists(name) }
+	return func(ctx context.Context) (bool, error) { return b.zfs.exists(ctx, name) }
 }
 
 // discard destroys a dataset or snapshot that nobody was told of, if it exists.
@@ -123,11 +132,17 @@ func (b *Backend) discardTree(ctx context.Context, name string) error {
 }
 
 func (b *Backend) destroyIfThere(ctx context.Context, name string, destroy func(kernel) error) error {
-	there, err := b.zfs.exists(name)
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
+	there, err := b.zfs.exists(ctx, name)
 	if err != nil || !there {
 		return err
 	}
-	return b.actToEnd(context.WithoutCancel(ctx), step{op: "destroy", do: destroy, happened: b.isGone(name)})
+	err = b.actToEnd(ctx, step{op: "destroy", do: destroy, happened: b.isGone(name)})
+	if isRefused(err) && errors.Is(err, unix.ENOENT) { // somebody else was faster
+		return nil
+	}
+	return err
 }
 
 func destroyTree(k kernel, name string) error {
@@ -146,7 +161,7 @@ func destroyTree(k kernel, name string) error {
 			names = append(names, d.Name)
 		}
 		for _, name := range names {
-			if err := below.destroy(name); err != nil {
+			if err := below.destroy(name); err != nil && !errors.Is(err, unix.ENOENT) {
 				return err
 			}
 		}

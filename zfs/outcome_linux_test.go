@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -30,6 +31,7 @@ type faultyKernel struct {
 	op    string        // the function of the fault, "" for no fault
 	fault string        // the fault
 	hit   chan struct{} // closed when the fault is there
+	race  func()        // what happens before a call with the fault "race"
 }
 
 // arm makes the next call of a function have a fault. The channel is closed when the fault is there.
@@ -67,6 +69,10 @@ func (k *faultyKernel) call(op string, do, half func() error) error {
 		_ = half()
 		close(hit)
 		return interrupted
+	case "race":
+		close(hit)
+		k.race()
+		return do()
 	case "cancelled-before", "stuck-before":
 		close(hit)
 		time.Sleep(pauses[fault])
@@ -100,12 +106,40 @@ func (k *faultyKernel) Snapshot(name string) error {
 	return k.call("snapshot", func() error { return k.kernel.Snapshot(name) }, nil)
 }
 
+func (k *faultyKernel) Stats(name string) (d zfsctl.Dataset, err error) {
+	err = k.call("stats", func() error {
+		d, err = k.kernel.Stats(name)
+		return err
+	}, nil)
+	return d, err
+}
+
+func (k *faultyKernel) Exists(name string) (there bool, err error) {
+	err = k.call("exists", func() error {
+		there, err = k.kernel.Exists(name)
+		return err
+	}, nil)
+	return there, err
+}
+
+func (k *faultyKernel) Rollback(name, snapshot string) error {
+	return k.call("rollback", func() error { return k.kernel.Rollback(name, snapshot) }, nil)
+}
+
+func (k *faultyKernel) Send(snapshot, from string, to *os.File) error {
+	return k.call("send", func() error { return k.kernel.Send(snapshot, from, to) }, nil)
+}
+
 func (k *faultyKernel) Rename(name, to string) error {
 	return k.call("rename", func() error { return k.kernel.Rename(name, to) }, nil)
 }
 
 func (k *faultyKernel) Set(name string, values zfsctl.Values) error {
 	return k.call("set", func() error { return k.kernel.Set(name, values) }, nil)
+}
+
+func (k *faultyKernel) Mount(source, dir string, flags uintptr, data string) error {
+	return k.call("mount", func() error { return k.kernel.Mount(source, dir, flags, data) }, nil)
 }
 
 func (k *faultyKernel) Program(pool, program string, argv []string) (answer any, err error) {
@@ -371,6 +405,95 @@ func TestStuck(t *testing.T) {
 	}
 }
 
+// TestRemovedMeanwhile: a volume is removed between the look-up and the call of each operation. The answer is ErrNotFound.
+func TestRemovedMeanwhile(t *testing.T) {
+	f := openFaulty(t)
+	ctx := t.Context()
+	for _, test := range []struct {
+		name, volume, command string
+		operation             func() error
+	}{
+		{"mount", "base", "exists", func() error { return second(f.Mount(ctx, "base", "")) }},
+		{"mount", "base", "mount", func() error { return second(f.Mount(ctx, "base", "")) }},
+		{"view", "base", "exists", func() error { return closeView(f.View(ctx, "base")) }},
+		{"view", "base", "snapshot", func() error { return closeView(f.View(ctx, "base")) }},
+		{"view", "base", "mount", func() error { return closeView(f.View(ctx, "base")) }},
+		{"view of sealed", "image", "mount", func() error { return closeView(f.View(ctx, "image")) }},
+		{"usage", "base", "stats", func() error { return second(f.Usage(ctx, "base")) }},
+		{"set limit", "base", "set", func() error { return f.SetLimit(ctx, "base", quota.Limit{Bytes: 1 << 30}) }},
+		{"seal", "base", "exists", func() error { return f.Seal(ctx, "base") }},
+		{"seal", "base", "snapshot", func() error { return f.Seal(ctx, "base") }},
+		{"keep", "base", "snapshot", func() error { return second(f.Keep(ctx, "base")) }},
+		{"restore", "base", "rollback", func() error {
+			k, err := f.Keep(ctx, "base")
+			require.NoError(t, err)
+			return errors.Join(k.Restore(ctx), k.Close())
+		}},
+		{"clone", "image", "clone", func() error { return f.Clone(ctx, "new", "image", cowcommon.VolumeOptions{}) }},
+		{"clone and seal", "base", "exists", func() error { return f.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}) }},
+		{"clone and seal", "base", "snapshot", func() error { return f.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}) }},
+		{"rename", "base", "rename", func() error { return f.Rename(ctx, "base", "new") }},
+		{"send", "image", "send", func() error {
+			v, err := f.View(ctx, "image")
+			require.NoError(t, err)
+			require.NoError(t, unix.Unmount(v.Dir(), 0)) // or it could not be removed
+			return errors.Join(f.Send(ctx, io.Discard, nil, v), v.Close())
+		}},
+		{"receive", "image", "exists", func() error { return f.Receive(ctx, "new", "image", bytes.NewReader(nil)) }},
+	} {
+		t.Run(test.name+"/"+test.command, func(t *testing.T) {
+			require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+			require.NoError(t, f.Create(ctx, "image", cowcommon.VolumeOptions{}))
+			require.NoError(t, f.Seal(ctx, "image"))
+			f.faults.race = func() { zfs(t, "destroy", "-r", f.datasetOf(test.volume)) }
+			hit := f.faults.arm(test.command, "race")
+			err := test.operation()
+			<-hit
+			require.ErrorIs(t, err, errdefs.ErrNotFound)
+			f.assertTold(t, test.name)
+			assert.NotContains(t, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", f.root), f.datasetOf(test.volume))
+			for _, name := range []string{"new", "base", "image"} {
+				require.NoError(t, f.Remove(ctx, name))
+			}
+			assert.Len(t, f.state(t), 2, "only the root")
+		})
+	}
+}
+
+// TestStuckMount: a mount that does not end in time fails. When it is made after all, it is unmounted, and its snapshot
+// destroyed. The volume is free then.
+func TestStuckMount(t *testing.T) {
+	f := openFaulty(t)
+	f.zfs.patience = 50 * time.Millisecond
+	ctx := t.Context()
+	for what, operation := range map[string]func(context.Context) error{
+		"mount":        func(ctx context.Context) error { return second(f.Mount(ctx, "base", "")) },
+		"view":         func(ctx context.Context) error { return closeView(f.View(ctx, "base")) },
+		"create owned": func(ctx context.Context) error { return createOwned(ctx, f) },
+		"scratch": func(ctx context.Context) error {
+			return closeView(f.Scratch(ctx, func(string) error { return nil }))
+		},
+	} {
+		for _, fault := range stuckFaults {
+			t.Run(what+" "+fault, func(t *testing.T) {
+				require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+				before := f.state(t)
+				err := f.with(t, "mount", fault, operation)
+				require.ErrorIs(t, err, errdefs.ErrUnavailable)
+				require.ErrorIs(t, err, context.Canceled)
+				require.Eventually(t, func() bool { return !f.isDoubted() && slices.Equal(before, f.state(t)) }, 2*time.Minute, 100*time.Millisecond,
+					"before: %v", before)
+				require.Eventually(t, func() bool { return f.Remove(ctx, "base") == nil }, time.Minute, 100*time.Millisecond)
+				for _, dir := range []string{f.views, f.graph, f.locks} {
+					entries, err := os.ReadDir(dir)
+					require.NoError(t, err)
+					assert.Empty(t, entries, dir)
+				}
+			})
+		}
+	}
+}
+
 func (f faulty) isDoubted() bool {
 	f.volumes.mu.Lock()
 	defer f.volumes.mu.Unlock()
@@ -493,7 +616,7 @@ func TestFailedCloneUnsealsUnderNobody(t *testing.T) {
 		}
 		assert.Positive(t, failed)
 		assert.Positive(t, succeeded)
-		there, err := f.isSealed(base)
+		there, err := f.isSealed(ctx, base)
 		require.NoError(t, err)
 		assert.True(t, there)
 		for _, b := range []*Backend{f.Backend, f.beside} {

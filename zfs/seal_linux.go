@@ -16,9 +16,9 @@ import (
 // seals gives package sealing access to the volumes. There, the value for a sealed volume or for the source of a clone
 // is the full name of a snapshot.
 func (b *Backend) seals() sealing.Volumes[string] {
-	held := func(name string, done func(cause error) error) (v sealing.Held[string], err error) {
+	held := func(ctx context.Context, name string, done func(cause error) error) (v sealing.Held[string], err error) {
 		v = sealing.Held[string]{Volume: b.sealOf(name), Done: done}
-		is, err := b.isSealed(name)
+		is, err := b.isSealed(ctx, name)
 		if is {
 			v.State = sealing.Sealed
 		}
@@ -36,14 +36,14 @@ func (b *Backend) seals() sealing.Volumes[string] {
 			if err != nil {
 				return v, err
 			}
-			return held(name, func(cause error) error { return b.after(cause, done) })
+			return held(ctx, name, func(cause error) error { return b.after(cause, done) })
 		},
 		Claim: func(ctx context.Context, name string) (v sealing.Held[string], err error) {
 			c, err := b.claim(ctx, name)
 			if err != nil {
 				return v, err
 			}
-			v, err = held(name, c.done)
+			v, err = held(ctx, name, c.done)
 			v.Move = c.move
 			return v, err
 		},
@@ -71,7 +71,9 @@ func (b *Backend) sealOf(name string) string { return b.datasetOf(name) + "@" + 
 
 // isSealed asks the kernel whether a volume is sealed. The answer stays right while the caller claims the volume,
 // relies on it or has its lock.
-func (b *Backend) isSealed(name string) (bool, error) { return b.zfs.exists(b.sealOf(name)) }
+func (b *Backend) isSealed(ctx context.Context, name string) (bool, error) {
+	return b.zfs.exists(ctx, b.sealOf(name))
+}
 
 // move brings the volume into another state, as sealing.Held describes it. Returns errdefs.ErrFailedPrecondition if the
 // volume is to be sealed and is mounted, or if it is doomed and has dependents or users.
@@ -79,7 +81,12 @@ func (c *claim) move(ctx context.Context, to sealing.State) (changed bool, err e
 	if to == sealing.Doomed {
 		return true, c.b.destroyClaimed(ctx, c)
 	}
-	is, err := c.b.isSealed(c.name)
+	if to == sealing.Writable { // it undoes a step, so nobody cancels it
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.b.zfs.grace)
+		defer cancel()
+	}
+	is, err := c.b.isSealed(ctx, c.name)
 	if err != nil || is == (to == sealing.Sealed) {
 		return false, err
 	}

@@ -16,7 +16,8 @@ import (
 )
 
 // Send writes the stream of zfs send for top, incremental from base unless base is nil. top must have been cloned from
-// base.
+// base. Without an error, it has written one whole stream. Returns errdefs.ErrUnavailable if the process was stopped in the
+// middle.
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
@@ -30,18 +31,23 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		}
 		from = baseView.snapshot
 	}
-	err := b.zfs.output(ctx, "send", func(k kernel, to *os.File) error {
+	err := b.zfs.output(ctx, "send", zfsctl.BeginSize, func(k kernel, to *os.File) error {
 		return k.Send(topView.snapshot, from, to)
 	}, func(r io.Reader) error {
 		_, err := io.Copy(w, r)
 		return err
 	})
+	if errors.Is(err, unix.ENOENT) {
+		err = fault.New(errdefs.ErrNotFound, "a snapshot to be sent is gone: %w", err)
+	}
 	return fault.Wrap("send volume", topView.volume, err)
 }
 
 // Receive makes a volume from the stream of a zfs send of one snapshot, and seals it. An incremental stream needs the
-// sealed volume that it builds on. The kernel checks that source is this volume. Returns errdefs.ErrInvalidArgument if
-// the stream holds something else.
+// sealed volume that it builds on. The kernel checks that source is this volume. Errors name the fault of a stream:
+//   - errdefs.ErrInvalidArgument if the stream holds something else, is cut off or damaged, or builds on a volume and source is ""
+//   - errdefs.ErrFailedPrecondition if the stream builds on another volume than source
+//   - errdefs.ErrNotImplemented if the stream needs a feature that the pool or the kernel module lacks
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
 	return fault.Wrap("receive volume", name, b.receive(ctx, name, source, r))
 }
@@ -62,11 +68,15 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 			return err
 		}
 		defer func() { err = errors.Join(err, b.after(err, done)) }()
-		isSealed, err := b.isSealed(source)
+		isSealed, err := b.isSealed(ctx, source)
 		if err != nil {
 			return err
 		}
 		if !isSealed {
+			b.volumes.invalidate()
+			if _, err := b.volume(ctx, source); err != nil { // it was removed meanwhile
+				return err
+			}
 			return fault.New(errdefs.ErrFailedPrecondition, "source %s is not sealed", source)
 		}
 		origin = b.sealOf(source)
@@ -79,10 +89,7 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 		if errors.As(err, &lost) && lost.left {
 			b.settleLater(ctx, lost, step{op: "receive", happened: b.isThere(staged), undo: discard})
 		}
-		if errors.Is(err, unix.EINVAL) {
-			return fault.New(errdefs.ErrInvalidArgument, "the stream does not hold one snapshot of one filesystem, or is cut off: %w", err)
-		}
-		return err
+		return explainStream(err, source)
 	}, func(staged string) error { return b.checkReceived(ctx, staged) })
 	if err != nil {
 		return b.explain(ctx, err, name, source)
@@ -91,10 +98,38 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 	return nil
 }
 
+// explainStream says what is wrong with a stream that was received with err, and what to do.
+func explainStream(err error, source string) error {
+	var stream *zfsctl.StreamError
+	if !errors.As(err, &stream) || isLost(err) {
+		return err
+	}
+	bad := func(text string) error { return fault.New(errdefs.ErrInvalidArgument, "%s: %w", text, err) }
+	switch stream.Fault {
+	case zfsctl.NoStream:
+		return bad("this is not a stream of zfs send")
+	case zfsctl.Compound:
+		return bad("the stream holds more than one snapshot: send it without -R, -I and -p")
+	case zfsctl.Truncated:
+		return bad("the stream is cut off: send it again, and wait for its end")
+	case zfsctl.Damaged:
+		return bad("the stream was damaged on its way, its checksum is wrong: send it again")
+	case zfsctl.LacksOrigin:
+		return bad("the stream is incremental: name the layer that it builds on, or send a full one")
+	case zfsctl.OtherOrigin:
+		return fault.New(errdefs.ErrFailedPrecondition, "the stream builds on another snapshot than that of %s: name the layer that it was made from, or send a full one: %w", source, err)
+	case zfsctl.Unsupported:
+		return fault.New(errdefs.ErrNotImplemented, "the stream needs a feature that this pool or its kernel module lacks: run \"zpool upgrade\", or send it without -L, -c, -e and -w: %w", err)
+	}
+	return bad("the stream makes no sense to the kernel: send it again, from OpenZFS")
+}
+
 // checkReceived checks that a stream has made a filesystem, with the properties of a volume. Returns
 // errdefs.ErrInvalidArgument if it has made a block device. The kernel succeeds even if it cannot set properties.
 func (b *Backend) checkReceived(ctx context.Context, staged string) error {
-	d, err := b.stats(context.WithoutCancel(ctx), staged)
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
+	d, err := b.stats(ctx, staged)
 	if err == nil && d.Type != zfsctl.Filesystem {
 		err = fault.New(errdefs.ErrInvalidArgument, "the stream does not hold a filesystem")
 	}

@@ -29,7 +29,8 @@ func (b *Backend) explainSpace(ctx context.Context, err error) error {
 // lackOfSpace says where space is certainly lacking for a new dataset or snapshot, whatever limits volumes have. It
 // returns nil if there is enough.
 func (b *Backend) lackOfSpace(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
 	switch {
 	case b.isLittle(ctx, b.zfs.pool):
 		return fmt.Errorf("the pool %s is full: remove something: %w", b.zfs.pool, unix.ENOSPC)

@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"strconv"
-	"strings"
 
 	gozfs "github.com/mistifyio/go-zfs/v3"
 
@@ -12,34 +11,43 @@ import (
 
 // Status describes the pool and the dataset that holds the volumes, as they are now, under the names that moby's driver
 // uses. Sizes are in bytes.
-func (b *Backend) Status(context.Context) [][2]string {
-	var pool, health, used, available, limit, compression string
-	if err := b.zfs.checkPool(); err != nil { // go-zfs would wait for a suspended pool
-		health = cowcommon.OrUnknown("", err)
-	} else if p, err := gozfs.GetZpool(b.zfs.pool); err != nil {
-		health = cowcommon.OrUnknown("", err)
-	} else {
-		health = p.Health
-		d, err := gozfs.GetDataset(b.root)
-		if err != nil {
-			used = cowcommon.OrUnknown("", err)
-		} else {
-			used, available = strconv.FormatUint(d.Used, 10), strconv.FormatUint(d.Avail, 10)
-			compression = d.Compression
-			limit = "no"
-			if d.Quota != 0 {
-				limit = strconv.FormatUint(d.Quota, 10)
-			}
-		}
+func (b *Backend) Status(ctx context.Context) [][2]string {
+	// go-zfs waits for the kernel, and takes no context.
+	f, err := read(ctx, b.zfs, "status", func(kernel) (facts, error) { return readFacts(b.zfs.pool, b.root), nil })
+	if err != nil {
+		f.health = cowcommon.OrUnknown("", err)
 	}
-	pool, _, _ = strings.Cut(b.root, "/")
 	return [][2]string{
-		{"Zpool", pool},
-		{"Zpool Health", health},
+		{"Zpool", b.zfs.pool},
+		{"Zpool Health", f.health},
 		{"Parent Dataset", b.root},
-		{"Space Used By Parent", used},
-		{"Space Available", available},
-		{"Parent Quota", limit},
-		{"Compression", compression},
+		{"Space Used By Parent", f.used},
+		{"Space Available", f.available},
+		{"Parent Quota", f.limit},
+		{"Compression", f.compression},
 	}
+}
+
+// facts describe a pool and a dataset in it.
+type facts struct{ health, used, available, limit, compression string }
+
+func readFacts(pool, root string) (f facts) {
+	p, err := gozfs.GetZpool(pool)
+	if err != nil {
+		f.health = cowcommon.OrUnknown("", err)
+		return f
+	}
+	f.health = p.Health
+	d, err := gozfs.GetDataset(root)
+	if err != nil {
+		f.used = cowcommon.OrUnknown("", err)
+		return f
+	}
+	f.used, f.available = strconv.FormatUint(d.Used, 10), strconv.FormatUint(d.Avail, 10)
+	f.compression = d.Compression
+	f.limit = "no"
+	if d.Quota != 0 {
+		f.limit = strconv.FormatUint(d.Quota, 10)
+	}
+	return f
 }

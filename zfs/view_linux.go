@@ -41,7 +41,8 @@ type mountedSnapshot struct {
 	name      string // of the snapshot, in full
 	temporary bool   // it was taken for a view
 	dir       string
-	lock      *os.File // nil: there was no space for it
+	lock      *os.File     // nil: there was no space for it
+	unlock    func() error // of a dataset in staging; nil: it is a snapshot
 }
 
 // View mounts the snapshot that seals a volume. Of an unsealed volume it takes a snapshot, and mounts it.
@@ -62,7 +63,7 @@ func (b *Backend) view(ctx context.Context, name string) (_ *view, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.after(err, done)) }()
-	isSealed, err := b.isSealed(name)
+	isSealed, err := b.isSealed(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +154,7 @@ func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 	err := b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")
 	if err != nil {
 		b.volumes.invalidate() // it should have been there
-		err = errors.Join(err, b.unmountSnapshot(m))
+		err = errors.Join(err, b.after(err, func() error { return b.unmountSnapshot(m) }))
 	}
 	return err
 }
@@ -163,7 +164,8 @@ func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 func (b *Backend) snapshot(ctx context.Context, volume, snapshot string, undo func(context.Context) error) error {
 	if b.mounts.Held(volume) > 0 {
 		// Else the snapshot would lack data that programs have written through memory maps.
-		if err := syncFilesystem(b.mountpoint(volume)); err != nil {
+		err := b.syncMounted(ctx, volume)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // it was unmounted meanwhile, which writes everything back
 			return err
 		}
 	}
@@ -202,6 +204,9 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 		}
 		return b.destroySnapshot(m.name)
 	})
+	if m.unlock != nil {
+		err = errors.Join(err, b.after(err, m.unlock))
+	}
 	if isRefused(err) {
 		// Files of it that are still open keep it busy. Its lock file stays, so that the snapshot goes later: with the
 		// volume, or when the home is next opened.
@@ -211,10 +216,13 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 	return err
 }
 
-// destroySnapshot destroys the snapshot of a view, and waits a while if the snapshot is busy.
+// destroySnapshot destroys the snapshot of a view, and waits a while if the snapshot is busy. Nobody can cancel that, so it
+// is bounded.
 func (b *Backend) destroySnapshot(snapshot string) error {
-	return poll.WhileBusy(b.ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
-		err = b.discard(b.ctx, snapshot)
+	ctx, cancel := context.WithTimeout(b.ctx, b.zfs.grace)
+	defer cancel()
+	return poll.WhileBusy(ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
+		err = b.discard(ctx, snapshot)
 		return isRefused(err), err
 	})
 }

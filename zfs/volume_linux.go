@@ -15,6 +15,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/zfsctl"
@@ -95,7 +96,7 @@ func (b *Backend) make(ctx context.Context, c *claim, op string, do func(kernel)
 
 // isMade reports whether a claimed volume was made completely. It destroys a half-made volume.
 func (b *Backend) isMade(ctx context.Context, name string, intended time.Time) (bool, error) {
-	there, err := b.zfs.exists(b.datasetOf(name))
+	there, err := b.zfs.exists(ctx, b.datasetOf(name))
 	if err != nil || !there {
 		return false, err
 	}
@@ -120,7 +121,7 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 		})
 	}, func(staged string) error {
 		dir := filepath.Join(b.views, filepath.Base(staged))
-		if err := b.mountAt(staged, dir, 0, ""); err != nil {
+		if err := b.mountAt(ctx, staged, dir, 0, ""); err != nil {
 			return err
 		}
 		// Unmounting writes everything back.
@@ -130,8 +131,13 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 
 // stage makes a dataset under a name that no volume can have, completes it, and gives it the claimed name. discard
 // destroys the dataset.
-func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string, discard func(context.Context) error) error, complete func(staged string) error) error {
-	staged := b.datasetOf(staging.Name(stagingPrefix))
+func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string, discard func(context.Context) error) error, complete func(staged string) error) (err error) {
+	name, unlock, err := b.lockStaged()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.after(err, unlock)) }()
+	staged := b.datasetOf(name)
 	discard := func(ctx context.Context) error { return b.discardTree(ctx, staged) }
 	return staging.Make(staging.Steps{
 		Create:   func() error { return create(staged, discard) },
@@ -153,6 +159,19 @@ func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string
 	})
 }
 
+// lockStaged returns a new name for a dataset in staging, which is locked. Others see by the lock that it is not left over.
+func (b *Backend) lockStaged() (name string, unlock func() error, err error) {
+	name = staging.Name(stagingPrefix)
+	lock, ok, err := b.tryLockVolume(name)
+	if err != nil {
+		return "", nil, err
+	}
+	if !ok {
+		return "", nil, inuse.ByAnotherProcess(name)
+	}
+	return name, func() error { return lock.unlock(nil) }, nil
+}
+
 // checkFree checks whether a new volume could have that name. The kernel decides in the end, but nothing else should be
 // changed in vain before that. Returns errdefs.ErrAlreadyExists if the name is taken.
 func (b *Backend) checkFree(ctx context.Context, name string) error {
@@ -164,7 +183,7 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 	}
 	d, taken, err := b.volumes.get(ctx, name)
 	if taken { // the process that removed it may have been killed before it told others
-		if taken, err = b.zfs.exists(b.datasetOf(name)); !taken {
+		if taken, err = b.zfs.exists(ctx, b.datasetOf(name)); !taken {
 			b.volumes.invalidate()
 		}
 	}
@@ -286,7 +305,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 			if err != nil || !gone {
 				return false, err
 			}
-			return b.zfs.exists(b.datasetOf(to))
+			return b.zfs.exists(ctx, b.datasetOf(to))
 		},
 	}); err != nil {
 		return b.explain(ctx, err, to, name)
@@ -450,9 +469,14 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 		}
 		// The kernel may have set one of two properties.
 		b.volumes.doubt()
-		there, err := b.zfs.exists(b.datasetOf(name))
+		ctx, cancel := b.zfs.later(ctx)
+		defer cancel()
+		there, err := b.zfs.exists(ctx, b.datasetOf(name))
 		if there {
-			err = b.act(context.WithoutCancel(ctx), set(d.limit))
+			err = b.act(ctx, set(d.limit))
+		}
+		if isRefused(err) && errors.Is(err, unix.ENOENT) { // it has gone, with its limits
+			return nil
 		}
 		return err
 	}))

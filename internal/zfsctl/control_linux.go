@@ -37,15 +37,15 @@ type Control struct {
 	closed bool // the device is closed at the end of the last call
 }
 
-// Open opens /dev/zfs. Returns errdefs.ErrFailedPrecondition if the kernel module has another interface than the known
-// one, and fs.ErrNotExist if there is none.
+// Open opens /dev/zfs, without a call. Returns errdefs.ErrFailedPrecondition if the kernel module has another version than
+// the known ones, and fs.ErrNotExist if there is none.
 func Open() (*Control, error) {
 	file, err := os.OpenFile(Device, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	c := &Control{file: file}
-	if err := c.check(); err != nil {
+	if err := CheckVersion(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
@@ -99,11 +99,9 @@ func CheckVersion() error {
 	return nil
 }
 
-// check checks the version, and two answers that the known interface gives.
-func (c *Control) check() error {
-	if err := CheckVersion(); err != nil {
-		return err
-	}
+// Check checks two answers that the known interface gives. Like every call, it may wait for the import of a pool. Returns
+// errdefs.ErrFailedPrecondition if there are others.
+func (c *Control) Check() error {
 	// A name that no dataset can have, and a pool that cannot be there.
 	_, invalid := c.Stats("@")
 	_, absent := c.Stats(strings.Repeat("p", MaxName))

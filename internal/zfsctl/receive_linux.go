@@ -1,7 +1,7 @@
 package zfsctl
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,25 +12,20 @@ import (
 	"github.com/cowshed/cowshed/internal/nvlist"
 )
 
-const (
-	beginSize  = 312         // sizeof (dmu_replay_record_t)
-	beginMagic = 0x2F5bacbac // DMU_BACKUP_MAGIC
-	atMagic    = 8           // drr_magic
-	atVersion  = 16          // drr_versioninfo
-	substream  = 1           // DMU_SUBSTREAM
-	headerType = 0x3         // DMU_GET_STREAM_HDRTYPE
-)
-
 // Receive makes a filesystem with one snapshot from the stream that from gives (ZFS_IOC_RECV_NEW). origin is the
-// snapshot that an incremental stream builds on, or "". Returns unix.EINVAL if the stream does not hold exactly one
-// snapshot: it was made by zfs send with -R or -p.
+// snapshot that an incremental stream builds on, or "". Returns *StreamError if the stream is at fault, and unix.EEXIST if
+// the filesystem exists.
 func (c *Control) Receive(snapshot, origin string, values Values, from *os.File) error {
-	begin := make([]byte, beginSize)
+	begin := make([]byte, BeginSize)
 	if _, err := io.ReadFull(from, begin); err != nil {
-		return fmt.Errorf("zfs receive %s: read the beginning of the stream: %w", snapshot, err)
+		err = fmt.Errorf("zfs receive %s: read the beginning of the stream: %w", snapshot, err)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return &StreamError{Truncated, err}
+		}
+		return err
 	}
-	if !isSingle(begin) {
-		return &Error{"receive", snapshot, unix.EINVAL}
+	if fault := faultOfBeginning(begin, origin); fault != 0 {
+		return &StreamError{fault, &Error{"receive", snapshot, unix.EINVAL}}
 	}
 	input := nvlist.List{
 		"snapname": snapshot, "begin_record": begin, "input_fd": int32(from.Fd()), "localprops": nvlist.List(values),
@@ -39,19 +34,25 @@ func (c *Control) Receive(snapshot, origin string, values Values, from *os.File)
 		input["origin"] = origin
 	}
 	answer := nvlist.List{}
-	name, _, _ := strings.Cut(snapshot, "@")
-	return c.do(request{
-		op: "receive", number: iocRecvNew, name: name, input: input, answer: &answer, history: "zfs receive " + snapshot,
+	err := c.do(request{
+		op: "receive", number: iocRecvNew, name: parentOf(snapshot), input: input, answer: &answer, history: "zfs receive " + snapshot,
 	})
-}
-
-// isSingle reports whether a stream that begins so holds one snapshot. The stream may come from a machine with the other
-// byte order.
-func isSingle(begin []byte) bool {
-	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
-		if order.Uint64(begin[atMagic:]) == beginMagic {
-			return order.Uint64(begin[atVersion:])&headerType == substream
+	var refused *Error
+	if errors.As(err, &refused) {
+		refused.Name = snapshot
+		if fault := faultOfErrno(refused.Err); fault != 0 {
+			return &StreamError{fault, err}
 		}
 	}
-	return false
+	return err
+}
+
+// parentOf is the dataset above that of a snapshot. Permission to receive is a matter of that dataset: the new one does not
+// exist yet, and so belongs to no user namespace.
+func parentOf(snapshot string) string {
+	name, _, _ := strings.Cut(snapshot, "@")
+	if end := strings.LastIndexByte(name, '/'); end >= 0 {
+		return name[:end]
+	}
+	return name
 }

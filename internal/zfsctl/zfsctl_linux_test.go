@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,6 +43,7 @@ func open(t *testing.T) (c *Control, root, mountpoint string) {
 	root, mountpoint = testfs.ZFS(t)
 	c, err := Open()
 	require.NoError(t, err)
+	require.NoError(t, c.Check())
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	return c, root, mountpoint
 }
@@ -401,6 +403,50 @@ func TestZFSStream(t *testing.T) {
 	time.AfterFunc(100*time.Millisecond, func() { _ = r.Close() })
 	require.Error(t, c.Send(root+"/a@s", "", w))
 	require.NoError(t, w.Close())
+}
+
+// TestZFSReceiveInUserNamespace receives below a dataset that was handed to a nested user namespace. Before the receive, the
+// new dataset belongs to nobody.
+func TestZFSReceiveInUserNamespace(t *testing.T) {
+	const env = "COWSHED_TEST_RECEIVE" // for the child: the snapshot and the file with the stream
+	if task := strings.Fields(os.Getenv(env)); len(task) == 2 {
+		_, err := os.Stdin.Read(make([]byte, 1)) // the parent has handed the dataset over
+		require.NoError(t, err)
+		c, err := Open()
+		require.NoError(t, err)
+		stream, err := os.Open(task[1])
+		require.NoError(t, err)
+		require.NoError(t, c.Receive(task[0], "", Values{"canmount": CanMountNoAuto}, stream))
+		return
+	}
+	c, root, _ := open(t)
+	if version, err := os.ReadFile(versionFile); err == nil && strings.HasPrefix(string(version), "2.1.") {
+		t.Skip("OpenZFS 2.1 hands no dataset to a user namespace")
+	}
+	require.NoError(t, c.Create(root+"/a", own()))
+	require.NoError(t, c.Snapshot(root+"/a@s"))
+	path := t.TempDir() + "/stream"
+	file, err := os.Create(path)
+	require.NoError(t, err)
+	require.NoError(t, c.Send(root+"/a@s", "", file))
+	require.NoError(t, file.Close())
+	require.NoError(t, c.Create(root+"/handed", Values{"canmount": CanMountNoAuto}))
+
+	child := exec.Command(os.Args[0], "-test.run=^TestZFSReceiveInUserNamespace$", "-test.v")
+	child.Env = append(os.Environ(), env+"="+root+"/handed/new@s "+path)
+	all := []syscall.SysProcIDMap{{Size: 65536}}
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: all, GidMappings: all}
+	var out bytes.Buffer
+	child.Stdout, child.Stderr = &out, &out
+	stdin, err := child.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, child.Start())
+	run(t, "zfs", "set", "zoned=on", root+"/handed")
+	run(t, "zfs", "zone", fmt.Sprintf("/proc/%d/ns/user", child.Process.Pid), root+"/handed")
+	_, err = stdin.Write([]byte("x"))
+	require.NoError(t, err)
+	require.NoError(t, child.Wait(), &out)
+	assertExists(t, c, root+"/handed/new@s", true)
 }
 
 // TestZFSDiff: the records of objects that may differ have the form that package zfs reads.
