@@ -280,8 +280,8 @@ func removeFiles(dir string) error {
 // Close closes the open views, unmounts datasets that are mounted and not busy, and releases every descriptor. Volumes
 // stay. A second Close does nothing.
 //
-// Close does not wait for a call that was left to itself. Until this call has ended and its outcome is settled, the home and
-// the volumes of the call stay locked, as they do when a process is killed. The descriptors are released then.
+// Close does not wait for a call that was left to itself. The home and the volumes of this call stay locked, as when a
+// process is killed. The locks and all descriptors are released when the call has ended and its outcome is settled.
 func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {

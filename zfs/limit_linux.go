@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,8 +15,8 @@ import (
 // of the second kind are made here. They are none of a full filesystem: fault.IsFull is false for them.
 
 // explainLimit checks whether a call that was to make a volume has failed because of the volume's limit. ZFS makes no
-// dataset that exceeds its limit from the start. An empty one holds some KiB, and with scope total a clone holds what
-// source holds. source is "" for an empty volume. Returns errdefs.ErrInvalidArgument in this case.
+// dataset that exceeds its limit from the start. An empty one holds some KiB, and with scope total a clone holds the
+// data of source. source is "" for an empty volume. Returns errdefs.ErrInvalidArgument in this case.
 func (b *Backend) explainLimit(ctx context.Context, err error, source string, limit quota.Limit) error {
 	if limit.Bytes == 0 || isLost(err) || !fault.IsFull(err) {
 		return err
@@ -47,7 +46,7 @@ func (b *Backend) explainLimited(ctx context.Context, err error, name string, li
 	}
 	usage, usageErr := b.usage(ctx, name)
 	if usageErr != nil {
-		return fmt.Errorf("%w: %v", usageErr, err)
+		return usageErr
 	}
 	// The volume may hold less by now.
 	if held := heldAgainst(usage, limit); held >= limit.Bytes || b.lackOfSpace(ctx) == nil {

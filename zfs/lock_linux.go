@@ -21,8 +21,8 @@ import (
 // has the lock shared. A process that makes the volume, or changes it as a whole, has the lock exclusively. The kernel
 // releases the locks of a process that has ended, once its last call has ended too.
 
-// Beside volumes, datasets in staging have such locks, so that what a killed process has left can be told from what a
-// process is making. And each Backend has one byte shared.
+// Beside volumes, datasets in staging have such locks. By these, remains of a killed process can be told from a dataset
+// that is being made. And each Backend has one byte shared.
 
 // presenceAt is the byte that each Backend has locked shared while it has the home open. No volume has it.
 const presenceAt = 1 << 62

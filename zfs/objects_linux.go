@@ -68,8 +68,8 @@ func (c *control) changedObjects(ctx context.Context, base, top string) (objectS
 // errMalformed says that records of the kernel break their format.
 var errMalformed = errors.New("malformed records")
 
-// diffSnapshots asks for the objects once. If the kernel has begun to write all records a second time, as it may when the
-// process was frozen, it returns unix.EINTR, or the records are malformed.
+// diffSnapshots asks for the objects once. When the process was frozen, the kernel may begin to write all records a second
+// time. diffSnapshots then returns unix.EINTR, or the records are malformed.
 func (c *control) diffSnapshots(ctx context.Context, base, top string) (objectSet, error) {
 	sets := make(chan objectSet, 1)
 	err := c.output(ctx, "diff", 0, func(k kernel, to *os.File) error { return k.Diff(base, top, to) }, func(r io.Reader) error {

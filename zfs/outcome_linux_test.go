@@ -31,7 +31,7 @@ type faultyKernel struct {
 	op    string        // the function of the fault, "" for no fault
 	fault string        // the fault
 	hit   chan struct{} // closed when the fault is there
-	race  func()        // what happens before a call with the fault "race"
+	race  func()        // called before a call with the fault "race"
 }
 
 // arm makes the next call of a function have a fault. The channel is closed when the fault is there.

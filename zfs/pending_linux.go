@@ -2,15 +2,15 @@ package zfs
 
 import "sync"
 
-// pending counts what goes on in the background, and keeps the files of a Backend open meanwhile. The zero value counts
-// nothing.
+// pending counts the activities in the background, and keeps the files of a Backend open meanwhile. The zero value counts
+// none.
 type pending struct {
 	mu    sync.Mutex
 	count int
 	last  func() // called at the end of the last; nil before close
 }
 
-// begin counts one thing more, until the caller calls done.
+// begin counts one more, until the caller calls done.
 func (p *pending) begin() (done func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -31,8 +31,8 @@ func (p *pending) end() {
 	}
 }
 
-// close calls leave and returns its error if nothing goes on. Otherwise close returns at once. Then leave is called when the
-// last thing has ended, and failed if that fails.
+// close calls leave and returns its error if there are none. Otherwise close returns at once. Then leave is called when the
+// last one has ended, and failed if that fails.
 func (p *pending) close(leave func() error, failed func(error)) error {
 	p.mu.Lock()
 	if p.count > 0 {

@@ -16,8 +16,8 @@ import (
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
-// A Backend that opens beside others cannot clean up as one that is alone does: the others, and later it itself, use what
-// looks left over. This matters after a process was killed in a call that waits in the kernel. The next process finds the
+// A Backend that opens beside others cannot clean up in the way of a Backend that is alone. The others, and later it itself,
+// use things that look left over. This matters after a process was killed in a call that waits in the kernel. The next process finds the
 // home open until the call has ended, and the call may make something just before.
 //
 // So that process cleans up when all others have gone, and leaves everything whose lock somebody has. Two kinds of remains

@@ -38,6 +38,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		return err
 	})
 	if errors.Is(err, unix.ENOENT) {
+		b.volumes.invalidate()
 		err = fault.New(errdefs.ErrNotFound, "a snapshot to be sent is gone: %w", err)
 	}
 	return fault.Wrap("send volume", topView.volume, err)
@@ -98,7 +99,7 @@ func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader)
 	return nil
 }
 
-// explainStream says what is wrong with a stream that was received with err, and what to do.
+// explainStream names the fault of a stream that was received with err, and a way out.
 func explainStream(err error, source string) error {
 	var stream *zfsctl.StreamError
 	if !errors.As(err, &stream) || isLost(err) {

@@ -77,7 +77,7 @@ func TestBadStreams(t *testing.T) {
 		err := to.Receive(ctx, "bad", test.source, test.stream)
 		require.ErrorIs(t, err, test.kind, name)
 		require.ErrorContains(t, err, test.says, name)
-		assert.Equal(t, test.kind == errdefs.ErrInvalidArgument, errdefs.IsInvalidArgument(err), name)
+		assert.Equal(t, errdefs.IsInvalidArgument(test.kind), errdefs.IsInvalidArgument(err), name)
 		t.Logf("%s: %v", name, err)
 		assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", to.root), name)
 	}

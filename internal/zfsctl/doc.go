@@ -5,6 +5,6 @@
 // Open checks the version of the kernel module, and Control.Check two of its answers.
 //
 // The functions neither mount nor unmount. A call waits in the kernel, mostly for a transaction group. It waits for ever
-// while the pool is suspended, and it may wait while another pool is being imported. No signal interrupts a call that changes something. When a process is killed, its call comes to
-// its end, and until then its files stay open and locked.
+// while the pool is suspended, and it may wait while another pool is being imported. No signal interrupts a call that
+// changes something. When a process is killed, its call comes to its end, and until then its files stay open and locked.
 package zfsctl
