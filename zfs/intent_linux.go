@@ -63,7 +63,7 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 			warn(path, err)
 			continue
 		}
-		gone, err := b.fulfil(ctx, name, datasets, info)
+		gone, err := b.endIntent(ctx, name, datasets, info)
 		if err != nil {
 			warn(b.datasetOf(name), err)
 		}
@@ -73,8 +73,8 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 	}
 }
 
-// fulfil destroys the dataset of an intent if it was left half-made, and then deletes the intent.
-func (b *Backend) fulfil(ctx context.Context, name string, datasets map[string]dataset, intent fs.FileInfo) (gone bool, err error) {
+// endIntent destroys the dataset of an intent if it was left half-made, and then deletes the intent.
+func (b *Backend) endIntent(ctx context.Context, name string, datasets map[string]dataset, intent fs.FileInfo) (gone bool, err error) {
 	if d, ok := datasets[name]; ok && isHalfMade(d, intent.ModTime()) {
 		if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
 			return false, err

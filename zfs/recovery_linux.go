@@ -85,7 +85,7 @@ func (b *Backend) recoverBeside(ctx context.Context) error {
 	if b.frozen {
 		return nil
 	}
-	if err := b.fulfilLeft(ctx); err != nil {
+	if err := b.endLeftIntents(ctx); err != nil {
 		return err
 	}
 	origins := make(map[string]bool)
@@ -150,8 +150,8 @@ func (b *Backend) unmountLeftVolumes(ctx context.Context) error {
 	return nil
 }
 
-// fulfilLeft destroys volumes that were left half-made.
-func (b *Backend) fulfilLeft(ctx context.Context) error {
+// endLeftIntents destroys volumes that were left half-made.
+func (b *Backend) endLeftIntents(ctx context.Context) error {
 	entries, err := os.ReadDir(b.intents)
 	if err != nil {
 		return err
@@ -170,7 +170,7 @@ func (b *Backend) fulfilLeft(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			_, err = b.fulfil(ctx, name, datasets, intent)
+			_, err = b.endIntent(ctx, name, datasets, intent)
 			return err
 		})
 		if err != nil {
