@@ -233,7 +233,7 @@ systemd() {
 }
 
 release() {
-	COWSHED_TEST_LONG=1 step 'release for all architectures' in_module scripts/internal/release
+	COWSHED_TEST_LONG=1 step 'release for all architectures' in_module scripts/internal/release ./... 1h
 }
 
 clients() {
