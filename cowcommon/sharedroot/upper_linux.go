@@ -69,6 +69,10 @@ type entry struct {
 
 func (e *entry) source() treeat.File { return treeat.File{Dir: e.upper, Name: e.name, FD: -1} }
 
+func (e *entry) target() treeat.File { return treeat.File{Dir: e.lower, Name: e.name, FD: -1} }
+
+func (e *entry) targetDir() treeat.File { return treeat.File{Dir: e.lower, Name: ".", FD: -1} }
+
 func newWalk(ctx context.Context, upper, lower int) *walk {
 	return &walk{
 		ctx:   ctx,
