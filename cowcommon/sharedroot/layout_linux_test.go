@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/overlaymark"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -191,6 +192,63 @@ func TestWhiteoutsOfTheLower(t *testing.T) {
 	unmount()
 	h.fold("v")
 	treecmp.Equal(t, h.path("lower"), h.path("v"), treecmp.Options{})
+}
+
+// TestNestedSubvolume has a subvolume in the lower. As in a clone, its content is not in the volume. All that was made in
+// it is.
+func TestNestedSubvolume(t *testing.T) {
+	h := newHome(t, testfs.Btrfs(t)+"/home")
+	h.create("lower")
+	require.NoError(t, btrfsctl.CreateSubvolume(int(h.open("lower").Fd()), "nested", nil))
+	require.NoError(t, os.MkdirAll(h.path("lower/nested/d/e"), 0o755))
+	for _, name := range []string{"kept", "gone", "d/kept", "d/gone"} {
+		require.NoError(t, os.WriteFile(h.path("lower/nested/"+name), []byte("old"), 0o600))
+	}
+	h.seal("lower")
+	h.prepare("v", "lower")
+	view, unmount := h.mount("v", "lower")
+	for _, name := range []string{"gone", "d/gone"} {
+		require.NoError(t, os.Remove(view+"/nested/"+name))
+	}
+	for _, name := range []string{"new", "d/new"} {
+		require.NoError(t, os.WriteFile(view+"/nested/"+name, []byte("new"), 0o600))
+	}
+	require.NoError(t, os.Chmod(view+"/nested", 0o711))
+	want, err := treecmp.Read(view, merged)
+	require.NoError(t, err)
+	unmount()
+	for steps := 0; !h.stopped("v", steps); steps++ {
+	}
+	h.isPlain("v")
+	got, err := treecmp.Read(h.path("v"), merged)
+	require.NoError(t, err)
+	assert.Equal(t, []string{
+		`"nested/d/e": only in the first`, `"nested/d/kept": only in the first`, `"nested/kept": only in the first`,
+	}, want.Diff(got, merged))
+}
+
+// TestAttributesOfOverlays has attributes that look like overlayfs's own. Newer kernels let a user set them in an overlay.
+func TestAttributesOfOverlays(t *testing.T) {
+	h := newHome(t, testfs.Btrfs(t)+"/home")
+	h.create("lower")
+	h.seal("lower")
+	h.prepare("v", "lower")
+	view, unmount := h.mount("v", "lower")
+	for _, dir := range []string{"/d", "/e/f"} {
+		require.NoError(t, os.MkdirAll(view+dir, 0o700))
+		if err := unix.Setxattr(view+dir, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+			require.ErrorIs(t, err, unix.EOPNOTSUPP)
+		}
+		require.NoError(t, unix.Setxattr(view+dir, "user.overlay.opaque", []byte("y"), 0))
+	}
+	unmount()
+	h.fold("v")
+	for _, dir := range []string{"/d", "/e/f"} {
+		names := make([]byte, 1000)
+		n, err := unix.Listxattr(h.path("v")+dir, names)
+		require.NoError(t, err)
+		assert.Equal(t, "user.overlay.opaque\x00", string(names[:n]))
+	}
 }
 
 func TestMountOptions(t *testing.T) {
