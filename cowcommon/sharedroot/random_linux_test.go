@@ -23,7 +23,7 @@ import (
 var merged = treecmp.Options{Roots: true, LinksInTree: true}
 
 // TestFoldIsTheOverlay does random operations in an overlay. A fold of a snapshot of the volume is the tree that the
-// overlay shows, and the names in the upper give the changes that a full comparison finds.
+// overlay shows. The names in the upper give the changes that a full comparison finds.
 func TestFoldIsTheOverlay(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	for seed := range uint64(60) {
@@ -89,7 +89,7 @@ func (u *user) special(old, fresh string) {
 		_ = exec.Command("mv", "-f", "-T", "--", old, fresh).Run()
 	case 1:
 		_ = unix.Renameat2(unix.AT_FDCWD, old, unix.AT_FDCWD, fresh, unix.RENAME_EXCHANGE)
-	case 2: // a descriptor from before copy up, and one that writes
+	case 2: // descriptors from before copy up
 		if info.Mode().IsRegular() {
 			for _, flags := range []int{os.O_RDONLY, os.O_RDWR} {
 				f, err := os.OpenFile(old, flags, 0)
@@ -97,7 +97,7 @@ func (u *user) special(old, fresh string) {
 				u.open = append(u.open, f)
 			}
 		}
-	case 3: // which may be unlinked by now
+	case 3: // the file may be unlinked by now
 		if len(u.open) > 0 {
 			f := u.open[u.IntN(len(u.open))]
 			_, _ = f.WriteAt(u.Content(), int64(u.IntN(5000)))
