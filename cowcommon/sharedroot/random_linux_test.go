@@ -28,13 +28,23 @@ func TestFoldIsTheOverlay(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			h := newHome(t, filepath.Join(mnt, fmt.Sprint(seed)))
-			u := newUser(t, seed, h)
-			for range 3 {
-				u.work(1 << (seed % 8))
-				u.check()
-			}
+			testFold(t, seed, newHome(t, filepath.Join(mnt, fmt.Sprint(seed))))
 		})
+	}
+}
+
+func TestFoldIsTheOverlayZFS(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { testFold(t, seed, newZFSHome(t)) })
+	}
+}
+
+func testFold(t *testing.T, seed uint64, h home) {
+	t.Helper()
+	u := newUser(t, seed, h)
+	for range 3 {
+		u.work(1 << (seed % 8))
+		u.check()
 	}
 }
 
