@@ -24,6 +24,7 @@ help: ## list the targets
 	@echo
 	@echo 'Variables: PKG=./btrfs/... and RUN=TestName narrow the tests, FUZZTIME=1m sets the time per fuzz target,'
 	@echo 'DRIVER=btrfs|zfs chooses the filesystem of demo and bench, QUICK=1 makes a short bench,'
+	@echo 'MAINTAINER="Name <address>" is the maintainer whom the packages of release name,'
 	@echo 'PREFIX ($(PREFIX)), SYSCONFDIR ($(SYSCONFDIR)) and DESTDIR say where install puts things,'
 	@echo 'COWSHED_CACHE (now $(COWSHED_CACHE)) is where tools and the ZFS test machine are kept.'
 
@@ -76,7 +77,7 @@ uninstall: ## remove what make install has installed, but for a configuration th
 
 release: ## build static programs, packages, bills of materials and checksums of the commit in dist/, twice, and compare
 	@scripts/deps.sh build
-	go -C scripts/internal/release run . -tree '$(CURDIR)' -out '$(CURDIR)/dist'
+	go -C scripts/internal/release run . -maintainer "$$MAINTAINER" -tree '$(CURDIR)' -out '$(CURDIR)/dist'
 
 # PKG or RUN are for the moment after a change: the tests of these packages, or of that name, and nothing else.
 test: ## run every test, as root; with PKG or RUN these alone, and nothing that takes long
@@ -115,7 +116,7 @@ zfs-shell: ## get a shell in the ZFS test machine
 	scripts/zfs-machine/zfs-machine.sh build
 	scripts/zfs-machine/zfs-machine.sh shell --dir .
 
-gates: ## check formatting, go vet, builds for every platform, and that deps.sh brings what is run
+gates: ## check formatting, go vet, builds for every platform, examples, and that deps.sh brings what is run
 	@scripts/deps.sh bench gates
 	scripts/test.sh gates
 
@@ -130,8 +131,7 @@ lint: $(GOLANGCI) ## run golangci-lint, shellcheck, and a linter for words
 	cd scripts/internal/commandcheck && $(GOLANGCI) run ./...
 	cd scripts/internal/release && $(GOLANGCI) run ./...
 	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
-	go run ./scripts/internal/proselint -exempt scripts/internal/proselint/exempt.txt \
-		$$(git ls-files --cached --others --exclude-standard '*.go' '*.md')
+	go run ./scripts/internal/proselint $$(git ls-files --cached --others --exclude-standard '*.go' '*.md')
 
 # Built from source, which takes minutes, and kept.
 $(GOLANGCI):

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
@@ -29,6 +30,7 @@ const (
 	opContainerDiff operation = "diff of the container"
 	opCommit        operation = "commit of the container"
 	opContainerGone operation = "remove the container"
+	opRecordGone    operation = "remove a container without a snapshot"
 	opPrune         operation = "prune the image"
 	opPruneFreed    operation = "prune the image, until its space is free"
 )
@@ -127,10 +129,27 @@ func (t *turn) live() error {
 			return err
 		}
 	}
+	if err := t.recordOnly(ctx, keep); err != nil {
+		return err
+	}
 	if err := t.store.RemoveLeases(ctx); err != nil {
 		return err
 	}
 	return errors.Join(t.delete(ctx, committed, t.image.layers), t.delete(ctx, img, 0))
+}
+
+// recordOnly removes a container that never had a snapshot, which takes containerd's own part of a removal. keep volumes stay.
+func (t *turn) recordOnly(ctx context.Context, keep int) error {
+	record := containers.Container{ID: "record", Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2"}}
+	if _, err := t.store.ContainerService().Create(ctx, record); err != nil {
+		return err
+	}
+	return t.timed(ctx, opRecordGone, func(ctx context.Context) error {
+		if err := t.store.RemoveContainer(ctx, record.ID); err != nil {
+			return err
+		}
+		return t.collect(ctx, keep)
+	})
 }
 
 // run runs a container that appends its id to files.

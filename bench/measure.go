@@ -63,7 +63,7 @@ var operations = []operation{
 	opSnapshotCommit + besideFew, opSnapshotCommit + besideMany, opSnapshotRemove + besideFew, opSnapshotRemove + besideMany,
 	of(opLoad, layertar.Plain), of(opLoad, layertar.Gzip), of(opLoad, layertar.Zstd),
 	of(opPull, layertar.Plain), of(opPull, layertar.Gzip), of(opPull, layertar.Zstd),
-	opRun, opContainerDiff, opCommit, opContainerGone, opPrune, opPruneFreed,
+	opRun, opContainerDiff, opCommit, opContainerGone, opRecordGone, opPrune, opPruneFreed,
 }
 
 // samples are the times of one contender, by operation.

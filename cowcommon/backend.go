@@ -79,6 +79,7 @@ type VolumeOptions struct {
 	UID, GID   int         // owner of an empty volume's root directory, as host ids
 	Limit      quota.Limit // the zero Limit: none
 	MountLabel string      // SELinux label of the tree, or ""
+	RootStyle  RootStyle   // of a clone; a Backend without shared roots ignores it
 }
 
 // Volume describes a volume.
@@ -88,6 +89,8 @@ type Volume struct {
 	Sealed  bool
 	Limit   quota.Limit
 	Created time.Time
+	// RootStyle is given by Stat alone, and is DefaultRoot from a Backend without shared roots.
+	RootStyle RootStyle
 	// Details are the backend's own facts by name, for people: subvolume id, dataset, path.
 	Details map[string]string
 }

@@ -32,9 +32,6 @@ func ZFSDataset(context.Context, string) error { return notOnThisPlatform() }
 // SimpleQuota answers with graphdriver.ErrNotSupported on this platform.
 func SimpleQuota() error { return notOnThisPlatform() }
 
-// NoDataSend answers with graphdriver.ErrNotSupported on this platform.
-func NoDataSend(string) error { return notOnThisPlatform() }
-
 // SubvolSyncWait answers with graphdriver.ErrNotSupported on this platform.
 func SubvolSyncWait(string) error { return notOnThisPlatform() }
 

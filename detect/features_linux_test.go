@@ -38,26 +38,6 @@ func TestSimpleQuotaTried(t *testing.T) {
 	}
 }
 
-func TestNoDataSend(t *testing.T) {
-	dir := testfs.Btrfs(t)
-	for range 2 { // tried, then remembered
-		require.NoError(t, NoDataSend(dir))
-		entries, err := os.ReadDir(dir)
-		require.NoError(t, err)
-		assert.Empty(t, entries)
-	}
-	require.ErrorIs(t, NoDataSend("/proc"), graphdriver.ErrNotSupported)
-
-	// On this filesystem it cannot be tried.
-	readOnly := testfs.Btrfs(t)
-	require.NoError(t, unix.Mount("", readOnly, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-	err := NoDataSend(readOnly)
-	require.ErrorIs(t, err, unix.EROFS)
-	require.NotErrorIs(t, err, graphdriver.ErrNotSupported)
-	require.NoError(t, unix.Mount("", readOnly, "", unix.MS_REMOUNT, ""))
-	require.NoError(t, NoDataSend(readOnly), "what could not be told is not remembered")
-}
-
 func TestSubvolSyncWait(t *testing.T) {
 	dir := testfs.Btrfs(t)
 	if err := SubvolSyncWait(dir); err != nil {

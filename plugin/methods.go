@@ -15,10 +15,7 @@ func (h *Handler) init(w http.ResponseWriter, r *http.Request) (any, error) {
 
 func create(w http.ResponseWriter, r *http.Request, create func(id, parent, label string, options map[string]string) error) (any, error) {
 	var request CreateRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	return struct{}{}, create(request.ID, request.Parent, request.MountLabel, request.StorageOpt)
@@ -26,10 +23,7 @@ func create(w http.ResponseWriter, r *http.Request, create func(id, parent, labe
 
 func (h *Handler) remove(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request RemoveRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	return struct{}{}, h.driver.Remove(request.ID)
@@ -37,10 +31,7 @@ func (h *Handler) remove(w http.ResponseWriter, r *http.Request) (any, error) {
 
 func (h *Handler) get(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request GetRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	dir, err := h.driver.Get(request.ID, request.MountLabel)
@@ -49,10 +40,7 @@ func (h *Handler) get(w http.ResponseWriter, r *http.Request) (any, error) {
 
 func (h *Handler) put(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request PutRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	return struct{}{}, h.driver.Put(request.ID)
@@ -60,10 +48,7 @@ func (h *Handler) put(w http.ResponseWriter, r *http.Request) (any, error) {
 
 func (h *Handler) exists(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request ExistsRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	return ExistsResponse{Exists: h.driver.Exists(request.ID)}, nil
@@ -78,10 +63,7 @@ func (h *Handler) status(w http.ResponseWriter, r *http.Request) (any, error) {
 
 func (h *Handler) getMetadata(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request GetMetadataRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	metadata, err := h.driver.GetMetadata(request.ID)
@@ -97,10 +79,7 @@ func (h *Handler) cleanup(w http.ResponseWriter, r *http.Request) (any, error) {
 
 func (h *Handler) changes(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request ChangesRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	changes, err := h.driver.Changes(request.ID, request.Parent)
@@ -109,10 +88,7 @@ func (h *Handler) changes(w http.ResponseWriter, r *http.Request) (any, error) {
 
 func (h *Handler) diffSize(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request DiffSizeRequest
-	if err := decode(w, r, &request); err != nil {
-		return nil, err
-	}
-	if err := checkID(request.ID); err != nil {
+	if err := decodeFor(w, r, &request, &request.ID); err != nil {
 		return nil, err
 	}
 	size, err := h.driver.DiffSize(request.ID, request.Parent)

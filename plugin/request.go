@@ -65,6 +65,14 @@ func decode(w http.ResponseWriter, r *http.Request, message any) error {
 	return badRequest("invalid request body: %w", err)
 }
 
+// decodeFor reads a request about a layer, whose ID is in the message.
+func decodeFor(w http.ResponseWriter, r *http.Request, message any, id *string) error {
+	if err := decode(w, r, message); err != nil {
+		return err
+	}
+	return checkID(*id)
+}
+
 // decodeNothing reads the body of a request that has no arguments: an empty object, or nothing.
 func decodeNothing(w http.ResponseWriter, r *http.Request) error {
 	if r.ContentLength == 0 {

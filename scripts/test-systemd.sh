@@ -51,7 +51,7 @@ disks() {
 	local deb=$2
 	mkdir "$work/files"
 	if [[ -z $deb ]]; then
-		go -C scripts/internal/release run . -once -arch amd64 -tree "$PWD" -out "$work/dist" >&2
+		go -C scripts/internal/release run . -once -maintainer 'Tests <tests@example.org>' -arch amd64 -tree "$PWD" -out "$work/dist" >&2
 		deb=$(echo "$work"/dist/*_amd64.deb)
 	fi
 	cp "$deb" "$here/checks.sh" "$work/files/"

@@ -11,8 +11,8 @@ Usage: test.sh STEP...
 
 Steps:
   gates  gofmt, go vet, and a build and go vet for each other platform; go vet and tests of the modules of the benchmarks,
-         of commandcheck and of make release; whether scripts/deps.sh installs the commands that the tree runs
-         (scripts/check-commands.sh)
+         of commandcheck and of make release; whether each public package has an example; whether scripts/deps.sh installs
+         the commands that the tree runs (scripts/check-commands.sh)
   unit   the tests that need no root; others are skipped
   quick  all tests as root, to repeat after each change: without the race detector, and only in packages that have changed
          since their tests passed; a skipped test fails
@@ -93,6 +93,7 @@ gates() {
 	step 'go vet and tests of bench' in_module bench
 	step 'go vet and tests of commandcheck' in_module scripts/internal/commandcheck
 	step 'go vet and tests of release' in_module scripts/internal/release
+	step 'examples of public packages' go test -count=1 ./scripts/internal/examples
 	step 'commands that deps.sh brings' scripts/check-commands.sh
 }
 
@@ -232,7 +233,7 @@ systemd() {
 }
 
 release() {
-	COWSHED_TEST_LONG=1 step 'release for all architectures' in_module scripts/internal/release
+	COWSHED_TEST_LONG=1 step 'release for all architectures' in_module scripts/internal/release ./... 1h
 }
 
 clients() {

@@ -273,27 +273,20 @@ func (m *migration) run(cmd *cobra.Command) error {
 	return m.reported(cmd, err)
 }
 
-func (m *migration) verify(cmd *cobra.Command) error {
-	progress := m.app.migrationProgress(cmd)
-	equal, err := m.Verify(cmd.Context(), progress)
-	progress.wait()
-	var partial *migrate.PartialError
-	if err != nil && !errors.As(err, &partial) {
-		return err
-	}
-	fmt.Fprintf(cmd.OutOrStdout(), "equal: %d\n", equal)
-	return m.reported(cmd, err)
-}
+func (m *migration) verify(cmd *cobra.Command) error { return m.count(cmd, "equal", m.Verify) }
 
-func (m *migration) undo(cmd *cobra.Command) error {
+func (m *migration) undo(cmd *cobra.Command) error { return m.count(cmd, "removed", m.Undo) }
+
+// count shows the progress of work, and how many things it was done for.
+func (m *migration) count(cmd *cobra.Command, what string, work func(context.Context, migrate.Progress) (int, error)) error {
 	progress := m.app.migrationProgress(cmd)
-	removed, err := m.Undo(cmd.Context(), progress)
+	number, err := work(cmd.Context(), progress)
 	progress.wait()
 	var partial *migrate.PartialError
 	if err != nil && !errors.As(err, &partial) {
 		return err
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "removed: %d\n", removed)
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: %d\n", what, number)
 	return m.reported(cmd, err)
 }
 

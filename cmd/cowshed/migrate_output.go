@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -129,18 +128,10 @@ func printMigration(w io.Writer, p *migrate.Plan) error {
 }
 
 // things shows work on a number of things on a terminal, and nothing elsewhere.
-type things struct {
-	container *mpb.Progress // nil: nothing is shown
-
-	mu   sync.Mutex
-	open []*thingsBar
-}
+type things struct{ bars }
 
 func (a *app) migrationProgress(cmd *cobra.Command) *things {
-	if a.quiet || !isTerminal(cmd.ErrOrStderr()) {
-		return &things{}
-	}
-	return &things{container: mpb.New(mpb.WithOutput(cmd.ErrOrStderr()), mpb.WithWidth(48))}
+	return &things{bars{container: barsOn(cmd, a.quiet)}}
 }
 
 // Start implements migrate.Progress.
@@ -149,68 +140,39 @@ func (t *things) Start(what string, total int) migrate.Task {
 		return nothing{}
 	}
 	b := &thingsBar{}
-	b.bar = t.container.New(int64(total), mpb.BarFillerBuilder(mpb.BarStyle()),
+	b.shown = t.container.New(int64(total), mpb.BarFillerBuilder(mpb.BarStyle()),
 		mpb.PrependDecorators(decor.Name(what, decor.WCSyncSpaceR), decor.CountersNoUnit("%d/%d", decor.WCSyncSpace)),
-		mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_MMSS), decor.Name(" "), decor.Any(func(decor.Statistics) string { return b.text() })))
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.open = append(t.open, b)
+		mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_MMSS), decor.Name(" "), decor.Any(b.text)))
+	t.add(b)
 	return b
 }
 
-// wait draws the bars for the last time.
-func (t *things) wait() {
-	if t.container == nil {
-		return
-	}
-	t.mu.Lock()
-	for _, b := range t.open {
-		b.End("")
-	}
-	t.mu.Unlock()
-	t.container.Wait()
-}
-
-// thingsBar is the bar of one kind of things.
+// thingsBar is the bar of one kind of things. Its note is the name of the present thing.
 type thingsBar struct {
-	bar *mpb.Bar
-
-	mu    sync.Mutex
+	bar
 	begun bool
-	over  bool
-	note  string
 }
 
 // Next implements migrate.Task.
 func (b *thingsBar) Next(name string) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.begun {
-		b.bar.Increment()
-	}
+	begun := b.begun
 	b.begun, b.note = true, name
+	b.mu.Unlock()
+	if begun { // not under the lock: drawing the bar needs it, and Increment waits for that
+		b.shown.Increment()
+	}
 }
 
 // End implements migrate.Task.
 func (b *thingsBar) End(note string) {
-	b.mu.Lock()
-	over := b.over
-	if !over {
-		b.over, b.note = true, note
+	if !b.end(note) {
+		return
 	}
-	b.mu.Unlock()
-	if !over {
-		if note == "done" {
-			b.bar.Increment()
-		}
-		b.bar.SetTotal(-1, true)
+	if note == "done" {
+		b.shown.Increment()
 	}
-}
-
-func (b *thingsBar) text() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.note
+	b.finish()
 }
 
 // Next implements migrate.Task.

@@ -15,17 +15,24 @@ type bars struct {
 	container *mpb.Progress // nil: nothing is shown
 
 	mu   sync.Mutex
-	open []*bar
+	open []ender
 }
+
+type ender interface{ End(note string) }
 
 var _ image.Progress = (*bars)(nil)
 
 // progress returns bars on standard error, which the caller waits for in the end.
 func (s *store) progress(cmd *cobra.Command) *bars {
-	if s.quiet || !isTerminal(cmd.ErrOrStderr()) {
-		return &bars{}
+	return &bars{container: barsOn(cmd, s.quiet)}
+}
+
+// barsOn makes a place for bars on standard error. It is nil if nothing is to be shown.
+func barsOn(cmd *cobra.Command, quiet bool) *mpb.Progress {
+	if quiet || !isTerminal(cmd.ErrOrStderr()) {
+		return nil
 	}
-	return &bars{container: mpb.New(mpb.WithOutput(cmd.ErrOrStderr()), mpb.WithWidth(48))}
+	return mpb.New(mpb.WithOutput(cmd.ErrOrStderr()), mpb.WithWidth(48))
 }
 
 // Start implements image.Progress.
@@ -34,22 +41,25 @@ func (b *bars) Start(what string, total int64) image.Task {
 		return nothing{}
 	}
 	t := &bar{}
-	done := decor.Any(func(decor.Statistics) string { return t.ended() })
 	style := mpb.BarFillerBuilder(mpb.BarStyle())
 	if total <= 0 {
 		style = mpb.SpinnerStyle().PositionLeft()
 	}
-	t.bar = b.container.New(max(total, 0), style,
+	t.shown = b.container.New(max(total, 0), style,
 		mpb.PrependDecorators(decor.Name(what, decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(
 			decor.CurrentKibiByte("% .1f", decor.WCSyncSpace),
 			decor.AverageSpeed(decor.SizeB1024(0), " % .1f", decor.WCSyncSpace),
-			decor.Name(" "), done,
+			decor.Name(" "), decor.Any(t.text),
 		))
-	b.mu.Lock()
-	b.open = append(b.open, t)
-	b.mu.Unlock()
+	b.add(t)
 	return t
+}
+
+func (b *bars) add(t ender) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.open = append(b.open, t)
 }
 
 // wait draws the bars for the last time.
@@ -67,7 +77,7 @@ func (b *bars) wait() {
 
 // bar is one task.
 type bar struct {
-	bar *mpb.Bar
+	shown *mpb.Bar
 
 	mu   sync.Mutex
 	note string
@@ -75,22 +85,33 @@ type bar struct {
 }
 
 // Add implements image.Task.
-func (t *bar) Add(n int64) { t.bar.IncrInt64(n) }
+func (t *bar) Add(n int64) { t.shown.IncrInt64(n) }
 
 // End implements image.Task.
 func (t *bar) End(note string) {
-	t.mu.Lock()
-	over := t.over
-	if !over {
-		t.over, t.note = true, note
-	}
-	t.mu.Unlock()
-	if !over {
-		t.bar.SetTotal(-1, true) // all work is done
+	if t.end(note) {
+		t.finish()
 	}
 }
 
-func (t *bar) ended() string {
+// finish lets wait return, however much of the work was done. A bar whose total is known takes no other, and is aborted.
+func (t *bar) finish() {
+	t.shown.SetTotal(-1, true)
+	t.shown.Abort(false)
+}
+
+// end notes how the task has ended, the first time.
+func (t *bar) end(note string) (first bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	first = !t.over
+	if first {
+		t.over, t.note = true, note
+	}
+	return first
+}
+
+func (t *bar) text(decor.Statistics) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.note

@@ -23,7 +23,6 @@ const FSTreeObjectID = 5
 const (
 	subvolReadOnly      = 1 << 1
 	subvolQgroupInherit = 1 << 2
-	subvolSpecByID      = 1 << 4
 )
 
 // Flags of btrfs_qgroup_limit: which of its members are in force.
@@ -76,7 +75,7 @@ type volArgsV2 struct {
 	size    uint64         // of *inherit; shares its place with devid and unused
 	inherit unsafe.Pointer // *qgroupInherit
 	_       [2]uint64
-	name    [maxSubvolName + 1]byte // or, with subvolSpecByID, a le64 subvolume id
+	name    [maxSubvolName + 1]byte
 }
 
 func (a *volArgsV2) setName(name string) error {
@@ -132,14 +131,6 @@ func DestroySubvolume(dirfd int, name string) error {
 		return err
 	}
 	return ioctl(dirfd, iocSnapDestroyV2, unsafe.Pointer(args))
-}
-
-// DestroySubvolumeByID is DestroySubvolume for the subvolume with that id, wherever on the filesystem of
-// fd it is linked.
-func DestroySubvolumeByID(fd int, id uint64) error {
-	args := &volArgsV2{flags: subvolSpecByID}
-	*(*uint64)(unsafe.Pointer(&args.name)) = id
-	return ioctl(fd, iocSnapDestroyV2, unsafe.Pointer(args))
 }
 
 // SetReadOnly makes the subvolume open as fd read-only or writable. Descriptors that are open for

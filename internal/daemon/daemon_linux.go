@@ -24,6 +24,7 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/closers"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/unixsocket"
 	"github.com/cowshed/cowshed/quota"
@@ -51,7 +52,7 @@ func Run(ctx context.Context, c Config, opts Options) error {
 		return err
 	}
 	err = d.serve(ctx)
-	return errors.Join(err, d.close())
+	return errors.Join(err, d.closers.Close())
 }
 
 // daemon is all that is open.
@@ -64,7 +65,7 @@ type daemon struct {
 	health      *health.Server
 	docker      *dockerPlugin // nil: none
 	metrics     *http.Server  // nil: none
-	closers     []func() error
+	closers     closers.Closers
 	snapshotter *snapshotter.Snapshotter
 }
 
@@ -75,13 +76,13 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.close())
+			err = errors.Join(err, d.closers.Close())
 		}
 	}()
 	if d.listeners, err = activated(); err != nil {
 		return nil, err
 	}
-	d.closeLater(d.listeners.close)
+	d.closers.Add(d.listeners.close)
 	if err := d.lock(); err != nil {
 		return nil, err
 	}
@@ -106,18 +107,6 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 	return d, nil
 }
 
-func (d *daemon) closeLater(f func() error) { d.closers = append(d.closers, f) }
-
-// close closes everything, the last first.
-func (d *daemon) close() error {
-	var errs []error
-	for i := len(d.closers) - 1; i >= 0; i-- {
-		errs = append(errs, d.closers[i]())
-	}
-	d.closers = nil
-	return errors.Join(errs...)
-}
-
 // lock makes the directories and keeps other daemons out.
 func (d *daemon) lock() error {
 	if err := os.MkdirAll(d.config.Root, 0o711); err != nil {
@@ -130,7 +119,7 @@ func (d *daemon) lock() error {
 	if err != nil {
 		return err
 	}
-	d.closeLater(func() error { return flock.Release(lock) })
+	d.closers.Add(func() error { return flock.Release(lock) })
 	return nil
 }
 
@@ -145,14 +134,14 @@ func (d *daemon) openServices(ctx context.Context, m *metrics) ([]source, error)
 		grpc.WaitForHandlers(true),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))...)
-	d.closeLater(func() error { d.server.Stop(); return nil })
+	d.closers.Add(func() error { d.server.Stop(); return nil })
 	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m, d.log}, measuredDiffer{differ, m})
 	healthapi.RegisterHealthServer(d.server, d.health)
 	sources := []source{s}
 
 	if d.config.DockerPlugin != "" {
 		d.docker = newDockerPlugin(ctx, d.config, m, d.log)
-		d.closeLater(d.docker.adapter.Close)
+		d.closers.Add(d.docker.adapter.Close)
 		d.docker.resume()
 		sources = append(sources, d.docker.source())
 	}
@@ -207,13 +196,13 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 		return source{}, nil, err
 	}
 	scrapes := newScrapes(ctx, driver.Backend(), d.config.StopTimeout.Duration)
-	d.closeLater(func() error { return scrapes.close(d.snapshotter.Close) })
+	d.closers.Add(func() error { return scrapes.close(d.snapshotter.Close) })
 	d.reportLost()
 	conn, err := connectContainerd(d.config.ContainerdAddress)
 	if err != nil {
 		return source{}, nil, err
 	}
-	d.closeLater(conn.Close)
+	d.closers.Add(conn.Close)
 	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn),
 		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))),
 		snapshotter.WithBlobFiles(contentRoot(conn)))

@@ -44,13 +44,16 @@ type metrics struct {
 // durations are the bounds of the histogram, in seconds: from the cost of one system call to that of a large layer.
 var durations = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
+func newCounter(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
 func newMetrics(version string) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cowshed_operations_total",
-			Help: "Operations that have ended, by outcome: ok or the kind of error, such as not_found.",
-		}, []string{"service", "operation", "outcome"}),
+		operations: newCounter("cowshed_operations_total",
+			"Operations that have ended, by outcome: ok or the kind of error, such as not_found.",
+			"service", "operation", "outcome"),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "cowshed_operation_duration_seconds",
 			Help:    "How long operations took.",
@@ -60,22 +63,18 @@ func newMetrics(version string) *metrics {
 			Name: "cowshed_operations_running",
 			Help: "Operations that are under way.",
 		}, []string{"service"}),
-		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cowshed_layers_total",
-			Help: "Layers by direction: applied to a volume, or made from a volume's changes.",
-		}, []string{"service", "direction"}),
-		layerBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cowshed_layer_bytes_total",
-			Help: "Bytes of these layers: of the tar where applied, as stored or sent where made.",
-		}, []string{"service", "direction"}),
-		limitHits: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cowshed_limit_hits_total",
-			Help: "Operations of the daemon that failed at a volume's limit (quota) or on a full filesystem (space).",
-		}, []string{"service", "limit"}),
-		prepared: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cowshed_snapshots_prepared_total",
-			Help: "Active snapshots of containerd's clients, by use: container, build or unpack.",
-		}, []string{"use"}),
+		layers: newCounter("cowshed_layers_total",
+			"Layers by direction: applied to a volume, or made from a volume's changes.",
+			"service", "direction"),
+		layerBytes: newCounter("cowshed_layer_bytes_total",
+			"Bytes of these layers: of the tar where applied, as stored or sent where made.",
+			"service", "direction"),
+		limitHits: newCounter("cowshed_limit_hits_total",
+			"Operations of the daemon that failed at a volume's limit (quota) or on a full filesystem (space).",
+			"service", "limit"),
+		prepared: newCounter("cowshed_snapshots_prepared_total",
+			"Active snapshots of containerd's clients, by use: container, build or unpack.",
+			"use"),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "cowshed_build_info",

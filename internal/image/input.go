@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/closers"
 	"github.com/cowshed/cowshed/internal/stream"
 )
 
@@ -31,7 +32,7 @@ type input struct {
 
 	plain   *bufio.Reader // decompressed; nil before it is asked for
 	format  layertar.Format
-	closers []func() error
+	closers closers.Closers
 }
 
 func openInput(path string, stdin io.Reader) (*input, error) {
@@ -49,21 +50,14 @@ func openInput(path string, stdin io.Reader) (*input, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	in := &input{raw: bufio.NewReaderSize(f, peekSize), size: -1, closers: []func() error{f.Close}}
+	in := &input{raw: bufio.NewReaderSize(f, peekSize), size: -1, closers: closers.Closers{f.Close}}
 	if info.Mode().IsRegular() {
 		in.file, in.size = f, info.Size()
 	}
 	return in, nil
 }
 
-func (in *input) close() error {
-	var errs []error
-	for i := len(in.closers) - 1; i >= 0; i-- {
-		errs = append(errs, in.closers[i]())
-	}
-	in.closers = nil
-	return errors.Join(errs...)
-}
+func (in *input) close() error { return in.closers.Close() }
 
 // decompress makes in.plain readable.
 func (in *input) decompress() error {
@@ -74,7 +68,7 @@ func (in *input) decompress() error {
 	if err != nil {
 		return err
 	}
-	in.closers = append(in.closers, r.Close)
+	in.closers.Add(r.Close)
 	in.plain, in.format = bufio.NewReaderSize(r, peekSize), format
 	return nil
 }

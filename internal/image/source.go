@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/closers"
 )
 
 // Source is an image that can be imported.
@@ -29,7 +30,7 @@ type Source struct {
 	layers   []sourceLayer
 	// describe makes the config of an image that has none, once its diff IDs are known.
 	describe func(diffIDs []digest.Digest) ([]byte, error)
-	closers  []func() error
+	closers  closers.Closers
 }
 
 // sourceLayer is a layer tar, compressed or not.
@@ -43,14 +44,7 @@ type sourceLayer struct {
 }
 
 // Close releases the resources of the source.
-func (s *Source) Close() error {
-	var errs []error
-	for i := len(s.closers) - 1; i >= 0; i-- {
-		errs = append(errs, s.closers[i]())
-	}
-	s.closers = nil
-	return errors.Join(errs...)
-}
+func (s *Source) Close() error { return s.closers.Close() }
 
 // OpenOptions says how a source is opened.
 type OpenOptions struct {
@@ -93,7 +87,7 @@ func Open(ctx context.Context, ref Reference, opts OpenOptions) (_ *Source, err 
 		if err != nil {
 			return nil, asNotFound(err)
 		}
-		s.closers = append(s.closers, dir.close)
+		s.closers.Add(dir.close)
 		return s, s.fromLayout(ctx, dir, ref, opts)
 	}
 
@@ -101,7 +95,7 @@ func Open(ctx context.Context, ref Reference, opts OpenOptions) (_ *Source, err 
 	if err != nil {
 		return nil, asNotFound(err)
 	}
-	s.closers = append(s.closers, in.close)
+	s.closers.Add(in.close)
 	return s, s.fromInput(ctx, in, ref, opts)
 }
 
@@ -127,7 +121,7 @@ func (s *Source) fromInput(ctx context.Context, in *input, ref Reference, opts O
 	if err != nil {
 		return fmt.Errorf("read archive: %w", err)
 	}
-	s.closers = append(s.closers, archive.close)
+	s.closers.Add(archive.close)
 	err = s.fromArchive(ctx, archive, ref, opts)
 	if s.guessed && errors.Is(err, ErrMalformed) {
 		err = fmt.Errorf("%w; if it is a root filesystem, write %s", err, Reference{Transport: RootFS, Path: ref.Path})

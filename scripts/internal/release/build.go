@@ -16,11 +16,12 @@ import (
 
 // build makes the files of one commit in a directory of its own.
 type build struct {
-	tree   string // a clone that has the commit
-	commit string
-	dir    string // is made
-	arches []string
-	cache  string // of Go's builds; "" for the usual one
+	tree       string // a clone that has the commit
+	commit     string
+	maintainer string // of the packages, as checkMaintainer has it
+	dir        string // is made
+	arches     []string
+	cache      string // of Go's builds; "" for the usual one
 }
 
 func (b build) source() string { return filepath.Join(b.dir, "source") }

@@ -3,11 +3,12 @@
 //
 // Usage:
 //
-//	release -tree DIR -out DIR [-arch LIST] [-shared-cache] [-once]
+//	release -maintainer ADDRESS -tree DIR -out DIR [-arch LIST] [-shared-cache] [-once]
 //
 // It builds the commit that is checked out in the tree twice: in clones with different paths, the second without the
 // cache of builds. It puts the files into the directory of -out, which it replaces, if both builds gave the same bytes.
-// Otherwise it names the files that differ, and exits with 1. With -once it builds once, for tests.
+// Otherwise it names the files that differ, and exits with 1. With -once it builds once, for tests. The packages name the
+// maintainer, so the same files come only of the same one.
 //
 // It is a module of its own because the library that makes packages, nfpm, requires many others.
 package main
@@ -41,6 +42,7 @@ func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("release", flag.ContinueOnError)
 	tree := flags.String("tree", ".", "the `directory` of the tree whose commit is built")
 	out := flags.String("out", "dist", "the `directory` for the files, which is replaced")
+	maintainer := flags.String("maintainer", "", "the `name and address` of the packages' maintainer, as in \"Jo Doe <jo@example.org>\"")
 	arches := flags.String("arch", "amd64,arm64", "the architectures, with commas")
 	sharedCache := flags.Bool("shared-cache", false, "use Go's cache for the second build too, which is quicker and shows less")
 	once := flags.Bool("once", false, "build once, and compare nothing")
@@ -48,6 +50,9 @@ func run(ctx context.Context, args []string) error {
 		return flag.ErrHelp
 	}
 
+	if err := checkMaintainer(*maintainer); err != nil {
+		return err
+	}
 	work, err := os.MkdirTemp("", "cowshed-release-")
 	if err != nil {
 		return err
@@ -57,14 +62,14 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	b := build{tree: *tree, commit: commit, maintainer: *maintainer, dir: filepath.Join(work, "one"), arches: strings.Split(*arches, ",")}
 	if *once {
-		b := build{tree: *tree, commit: commit, dir: filepath.Join(work, "one"), arches: strings.Split(*arches, ",")}
 		if err := b.run(ctx); err != nil {
 			return err
 		}
 		return replace(*out, b.dist())
 	}
-	dist, err := buildTwice(ctx, *tree, commit, work, strings.Split(*arches, ","), *sharedCache)
+	dist, err := buildTwice(ctx, b, filepath.Join(work, "the-other", "deeper"), *sharedCache)
 	if err != nil {
 		return err
 	}
@@ -83,13 +88,13 @@ func replace(dir, by string) error {
 	return os.CopyFS(dir, os.DirFS(by))
 }
 
-// buildTwice builds a commit of the tree in two directories below work. It returns the directory of the first result,
-// or an error that names the files that differ.
-func buildTwice(ctx context.Context, tree, commit, work string, arches []string, sharedCache bool) (dist string, err error) {
-	first := build{tree: tree, commit: commit, dir: filepath.Join(work, "one"), arches: arches}
-	second := build{tree: tree, commit: commit, dir: filepath.Join(work, "the-other", "deeper"), arches: arches}
+// buildTwice builds as first says, and once more in another directory. It returns the directory of the first result, or an
+// error that names the files that differ.
+func buildTwice(ctx context.Context, first build, elsewhere string, sharedCache bool) (dist string, err error) {
+	second := first
+	second.dir = elsewhere
 	if !sharedCache {
-		second.cache = filepath.Join(work, "cache")
+		second.cache = filepath.Join(elsewhere, "cache")
 	}
 	for _, b := range []build{first, second} {
 		if err := b.run(ctx); err != nil {

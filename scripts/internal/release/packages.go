@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/goreleaser/nfpm/v2"
@@ -13,6 +14,18 @@ import (
 	"github.com/goreleaser/nfpm/v2/files"
 	"github.com/goreleaser/nfpm/v2/rpm"
 )
+
+// validMaintainer is a name and an address in the form of deb-email(7), with a domain that is more than one label.
+var validMaintainer = regexp.MustCompile(`^[^<>",[:cntrl:] ][^<>",[:cntrl:]]* <[^<>@"[:cntrl:] ]+@[^<>@"[:cntrl:] ]+\.[^<>@"[:cntrl:] ]+>$`)
+
+// checkMaintainer returns an error unless the text is a name and an address. Debian's policy asks for the maintainer's name
+// and a working address, so there is no default.
+func checkMaintainer(text string) error {
+	if validMaintainer.MatchString(text) {
+		return nil
+	}
+	return fmt.Errorf("maintainer of the packages %q: give a name and an address, as in: make release MAINTAINER='Jo Doe <jo@example.org>'", text)
+}
 
 // writePackages writes the packages of an architecture.
 func (b build) writePackages(p program) error {
@@ -47,7 +60,7 @@ func (b build) packageInfo(p program, place func(string) string) (*nfpm.Info, er
 		Name: "cowshed", Arch: p.arch, Platform: "linux",
 		Version: packageVersion(p.version()), VersionSchema: "none", Release: "1",
 		Section: "admin", Priority: "optional",
-		Maintainer: "The Cowshed authors <cowshed@users.noreply.github.com>",
+		Maintainer: b.maintainer,
 		Homepage:   "https://github.com/cowshed/cowshed",
 		License:    "Apache-2.0",
 		Description: `container layers as copy-on-write volumes of btrfs and ZFS

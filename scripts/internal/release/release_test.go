@@ -28,6 +28,8 @@ import (
 // tree is the top of the tree.
 const tree = "../../.."
 
+const maintainer = "Jo Doe <jo@example.org>"
+
 // packaged are files that packages hold, by their places on Debian.
 var packaged = []string{
 	"/etc/cowshed/config.toml",
@@ -54,7 +56,8 @@ func TestRelease(t *testing.T) {
 	work := t.TempDir()
 	commit, err := checkedOut(t.Context(), tree)
 	require.NoError(t, err)
-	dist, err := buildTwice(t.Context(), tree, commit, work, arches, sharedCache)
+	first := build{tree: tree, commit: commit, maintainer: maintainer, dir: filepath.Join(work, "one"), arches: arches}
+	dist, err := buildTwice(t.Context(), first, filepath.Join(work, "the-other", "deeper"), sharedCache)
 	require.NoError(t, err)
 
 	date, err := commitDate(t.Context(), filepath.Join(work, "one", "source"))
@@ -102,7 +105,7 @@ func text(t *testing.T, dir, name string, args ...string) string {
 
 // filesOfDeb lists the files of a package for Debian, and checks its metadata.
 func filesOfDeb(t *testing.T, file, arch string, date time.Time) []string {
-	for field, want := range map[string]string{"Package": "cowshed", "Architecture": arch, "Section": "admin", "Recommends": "btrfs-progs"} {
+	for field, want := range map[string]string{"Package": "cowshed", "Architecture": arch, "Section": "admin", "Recommends": "btrfs-progs", "Maintainer": maintainer} {
 		assert.Equal(t, want, text(t, "", "dpkg-deb", "--field", file, field))
 	}
 	version := text(t, "", "dpkg-deb", "--field", file, "Version")
@@ -168,6 +171,9 @@ func filesOfRPM(t *testing.T, file string) []string {
 			paths = append(paths, info.Name())
 		}
 	}
+	packager, err := rpm.Header.GetString(rpmutils.PACKAGER)
+	require.NoError(t, err)
+	assert.Equal(t, maintainer, packager)
 	for _, tag := range []int{rpmutils.POSTIN, rpmutils.PREUN, rpmutils.POSTUN} {
 		script, err := rpm.Header.GetString(tag)
 		require.NoError(t, err)
@@ -296,6 +302,16 @@ func TestPackageVersion(t *testing.T) {
 			assert.Negative(t, rpmutils.Vercmp(before, version.want), "%s before %s", before, version.want)
 		}
 	}
+}
+
+func TestMaintainer(t *testing.T) {
+	for _, text := range []string{maintainer, "Zoë O'Łódź <zoe@lists.example.org>"} {
+		require.NoError(t, checkMaintainer(text))
+	}
+	for _, text := range []string{"", "jo@example.org", "<jo@example.org>", "Jo Doe", "Jo Doe <jo.doe@localhost>", "Jo <jo@example.org>\nX: y", "Doe, Jo <jo@example.org>"} {
+		require.ErrorContains(t, checkMaintainer(text), "MAINTAINER=", text)
+	}
+	require.ErrorContains(t, run(t.Context(), []string{"-tree", tree, "-out", t.TempDir()}), "MAINTAINER=")
 }
 
 func TestCompare(t *testing.T) {

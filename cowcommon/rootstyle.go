@@ -1,0 +1,28 @@
+package cowcommon
+
+import (
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// RootStyle says of what the tree of a mounted volume consists.
+type RootStyle string
+
+const (
+	// DefaultRoot stands for the style that the Backend was opened with.
+	DefaultRoot RootStyle = ""
+	// SnapshotRoot is the volume itself: a copy-on-write clone of the image.
+	SnapshotRoot RootStyle = "snapshot"
+	// SharedRoot is an overlay of the volume over the image, so that all containers of the image share one page cache.
+	SharedRoot RootStyle = "shared"
+)
+
+// ParseRootStyle reads the name of a style. Returns errdefs.ErrInvalidArgument if there is no such style.
+func ParseRootStyle(name string) (RootStyle, error) {
+	switch style := RootStyle(name); style {
+	case SnapshotRoot, SharedRoot:
+		return style, nil
+	}
+	return DefaultRoot, fault.New(errdefs.ErrInvalidArgument, "root style %q: use %q or %q", name, SnapshotRoot, SharedRoot)
+}

@@ -1,0 +1,64 @@
+package tostore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"path/filepath"
+	"testing"
+
+	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/testroot"
+	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/dockerroot"
+	"github.com/cowshed/cowshed/migrate/tostore"
+)
+
+// docker is the root of a Docker Engine, and store that of the command cowshed. TestExamples makes them on one btrfs.
+var docker, store = "/var/lib/docker", "/var/lib/cowshed"
+
+func TestExamples(t *testing.T) {
+	mnt := testfs.Btrfs(t)
+	docker, store = filepath.Join(mnt, "docker"), filepath.Join(mnt, "cowshed")
+	sample := testroot.NewSample(t, docker, "overlay2")
+	testfs.Example(t, Example, "debian:12\nlocalhost:5000/team/web:1\nlocalhost:5000/team/web:latest\nuntagged:"+sample.NoName.Encoded()[:12])
+}
+
+// The images and containers of Docker come to the store of the command cowshed. Run by TestExamples.
+func Example() {
+	ctx := context.Background()
+	home, state := filepath.Join(store, "btrfs"), filepath.Join(store, "migration")
+	backend, err := btrfs.Open(ctx, home, btrfs.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	driver := cowdriver.New("btrfs", backend, cowdriver.Options{})
+	images := image.NewStore(filepath.Join(store, "images"), driver, nil)
+	target, err := tostore.New(tostore.Options{
+		Driver: driver, Images: images, Home: home, State: migrate.TargetState(state), Origin: "docker",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	source, err := dockerroot.Open(ctx, dockerroot.Options{Dir: docker})
+	if err != nil {
+		log.Fatal(err)
+	}
+	m := migrate.New(source, target, migrate.Options{Source: docker, Target: "store " + store, State: state})
+	_, err = m.Run(ctx, nil)
+	if err := errors.Join(err, source.Close(), target.Close()); err != nil {
+		log.Fatal(err)
+	}
+
+	list, err := images.List()
+	if err := errors.Join(err, driver.Cleanup()); err != nil {
+		log.Fatal(err)
+	}
+	for _, i := range list {
+		fmt.Println(i.Name)
+	}
+}
