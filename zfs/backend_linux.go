@@ -156,6 +156,7 @@ func (b *Backend) recover(ctx context.Context) error {
 				warn(b.datasetOf(name), err)
 			} else {
 				b.volumes.drop(name)
+				delete(datasets, name)
 			}
 			continue
 		}
@@ -175,7 +176,7 @@ func (b *Backend) recover(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	return b.destroyUnneeded(ctx, datasets, warn)
 }
 
 // leaves lists the snapshots of a volume that Cowshed takes for a while, by their full names.

@@ -11,9 +11,9 @@ import (
 )
 
 // Status describes the pool and the dataset that holds the volumes, as they are now, under the names that moby's driver
-// uses. Sizes are in bytes.
-func (b *Backend) Status(context.Context) [][2]string {
-	var pool, health, used, available, limit, compression string
+// uses. It adds the removed volumes that were set aside. Sizes are in bytes.
+func (b *Backend) Status(ctx context.Context) [][2]string {
+	var pool, health, used, available, limit, compression, removed, retained string
 	if err := b.zfs.checkPool(); err != nil { // go-zfs would wait for a suspended pool
 		health = cowcommon.OrUnknown("", err)
 	} else if p, err := gozfs.GetZpool(b.zfs.pool); err != nil {
@@ -32,6 +32,11 @@ func (b *Backend) Status(context.Context) [][2]string {
 			}
 		}
 	}
+	if r, err := b.Retained(ctx); err != nil {
+		removed = cowcommon.OrUnknown("", err)
+	} else {
+		removed, retained = strconv.Itoa(r.Volumes), strconv.FormatUint(r.Bytes, 10)
+	}
 	pool, _, _ = strings.Cut(b.root, "/")
 	return [][2]string{
 		{"Zpool", pool},
@@ -41,5 +46,7 @@ func (b *Backend) Status(context.Context) [][2]string {
 		{"Space Available", available},
 		{"Parent Quota", limit},
 		{"Compression", compression},
+		{"Removed Layers With Children", removed},
+		{"Space Used By Removed Layers", retained},
 	}
 }
