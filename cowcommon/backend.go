@@ -31,7 +31,7 @@ import (
 // kernel cannot).
 //
 // Functions of some filesystems are interfaces of their own: Sealer, Renamer, SpecMounter, Hinter, Limiter, Streamer,
-// Keeper, Examiner, Scratcher and Adopter. As finds them.
+// Keeper, Examiner, Scratcher, Retainer and Adopter. As finds them.
 type Backend interface {
 	// Create makes an empty writable volume. Its root directory is 0755 and owned by opts.UID and GID.
 	Create(ctx context.Context, name string, opts VolumeOptions) error
@@ -40,8 +40,9 @@ type Backend interface {
 	Clone(ctx context.Context, name, source string, opts VolumeOptions) error
 	// Remove destroys a volume and everything inside it, on a full filesystem too. Removing an absent volume is not
 	// an error. If Remove fails, the volume is as before, or it is gone and the error is about remains that no method
-	// finds. Returns ErrFailedPrecondition if the volume is in use, if a view of it is open, or if its dependents
-	// have to go first: on ZFS its clones.
+	// finds. Clones of the volume do not matter, and stay complete. The data that they share with it stays until the
+	// last of them is removed. Returns ErrFailedPrecondition if the volume is in use, or if a view of it is open. On ZFS
+	// it does so too if other programs have taken a snapshot of the volume, or made a dataset below it.
 	Remove(ctx context.Context, name string) error
 
 	// Mount makes a volume's tree reachable and returns the absolute path of its root. Mounts are
@@ -85,7 +86,7 @@ type VolumeOptions struct {
 // Volume describes a volume.
 type Volume struct {
 	Name    string
-	Parent  string // the volume it was cloned from, "" if none or if it is gone
+	Parent  string // the volume it was cloned from, "" if none or if that was removed
 	Sealed  bool
 	Limit   quota.Limit
 	Created time.Time

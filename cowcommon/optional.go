@@ -31,7 +31,8 @@ func As[T any](backend Backend) (found T, ok bool) {
 	}
 }
 
-// Complete is a Backend with all of the optional interfaces but Examiner, Scratcher and Adopter.
+// Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
+// Retainer and Adopter.
 type Complete interface {
 	Backend
 	Sealer
@@ -232,4 +233,17 @@ func Adopt(ctx context.Context, backend Backend, name, parent, source string, op
 		return a.Adopt(ctx, name, parent, source, opts)
 	}
 	return cannot("adopt", backend)
+}
+
+// Retainer is a Backend whose filesystem keeps the data of a removed volume as long as clones of the volume exist.
+type Retainer interface {
+	// Retained counts the removed volumes whose data is still there.
+	Retained(ctx context.Context) (Retained, error)
+}
+
+// Retained are removed volumes whose data is still there, because others were cloned from them.
+type Retained struct {
+	Volumes int
+	// Bytes is the space that becomes free with the last clones. The clones still need a part of that data.
+	Bytes uint64
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -89,6 +88,17 @@ func operations(s system) []operation {
 		{"clone", func(d *cowdriver.Driver) error { return d.CreateReadWrite("new", "base", sized) }, whole("new", limitBytes)},
 		{"clone and seal", func(d *cowdriver.Driver) error { return d.CreateReadWrite("new", "child", nil) }, whole("new", 0)},
 		{"remove", func(d *cowdriver.Driver) error { return d.Remove("child") }, gone("child")},
+		{"remove parent", func(d *cowdriver.Driver) error {
+			return errors.Join(d.CreateReadWrite("new", "child", nil), d.Remove("child"))
+		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
+			assert.False(t, acknowledged && d.Exists("child"))
+			for _, id := range []string{"child", "new"} {
+				if d.Exists(id) {
+					assertContent(t, d, id)
+				}
+			}
+			assert.True(t, d.Exists("child") || d.Exists("new"))
+		}},
 		{"remove nested", func(d *cowdriver.Driver) error { return d.Remove("nested") }, gone("nested")},
 		{"rename", func(d *cowdriver.Driver) error {
 			return cowcommon.Rename(context.Background(), d.Backend(), "child", "renamed")
@@ -304,7 +314,7 @@ func prepare(t *testing.T, s system, root string) {
 	t.Helper()
 	d, err := s.tryOpen(root, user.IdentityMapping{})
 	require.NoError(t, err)
-	for _, id := range childrenFirst(t, d) {
+	for _, id := range layerIDs(t, d) {
 		if id != "base" {
 			require.NoError(t, d.Remove(id))
 		}
@@ -340,26 +350,6 @@ func layerIDs(t *testing.T, d *cowdriver.Driver) []string {
 		ids = append(ids, v.Name)
 	}
 	slices.Sort(ids)
-	return ids
-}
-
-// childrenFirst returns the ids of all layers in an order in which each can be removed: on ZFS a layer that others
-// were made from cannot go before them.
-func childrenFirst(t *testing.T, d *cowdriver.Driver) []string {
-	t.Helper()
-	parents := make(map[string]string)
-	for v, err := range d.Backend().Volumes(t.Context()) {
-		require.NoError(t, err)
-		parents[v.Name] = v.Parent
-	}
-	depth := func(id string) (n int) {
-		for ; id != ""; id = parents[id] {
-			n++
-		}
-		return n
-	}
-	ids := slices.Collect(maps.Keys(parents))
-	slices.SortFunc(ids, func(a, b string) int { return depth(b) - depth(a) })
 	return ids
 }
 
@@ -454,7 +444,7 @@ func TestKilledAtRandom(t *testing.T) {
 			require.NoError(t, d.Cleanup())
 		}
 		d := s.open(t, root, user.IdentityMapping{})
-		for _, id := range childrenFirst(t, d) {
+		for _, id := range layerIDs(t, d) {
 			require.NoError(t, d.Remove(id))
 		}
 		if s.driver == "btrfs" {

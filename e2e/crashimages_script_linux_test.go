@@ -237,7 +237,7 @@ func layerSteps(s system, round int) []step {
 	return append(steps,
 		receive(id("received"), "", "", base, first),
 		receive(id("increment"), id("received"), base, top, liveFiles),
-		remove(id("increment")), remove(id("received")), remove(live), remove(top))
+		remove(id("received")), remove(id("increment")), remove(top), remove(live))
 }
 
 // imageSteps are the operations of the store of images.

@@ -35,6 +35,7 @@ type faultOperation struct {
 	run     func(ctx context.Context, d *cowdriver.Driver) error
 	again   func(ctx context.Context, d *cowdriver.Driver) error // after a failure; nil: run
 	verify  func(ctx context.Context, d *cowdriver.Driver) error // that it is done, as a whole
+	leaves  []string                                             // begin differences that are part of the result
 	broken  []string                                             // begin differences that remain where a step fails
 }
 
@@ -111,6 +112,15 @@ func faultOperations(s system) []faultOperation {
 			name:   "remove",
 			run:    func(ctx context.Context, d *cowdriver.Driver) error { return d.WithContext(ctx).Remove("child") },
 			verify: func(ctx context.Context, d *cowdriver.Driver) error { return isGone(ctx, d, "child") },
+		},
+		{
+			name:    "remove parent",
+			prepare: func(_ context.Context, d *cowdriver.Driver) error { return d.CreateReadWrite("new", "child", nil) },
+			run:     func(ctx context.Context, d *cowdriver.Driver) error { return d.WithContext(ctx).Remove("child") },
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
+				return errors.Join(isGone(ctx, d, "child"), isThere(ctx, d, "new", "", false, 0), hasContent(d, "new"))
+			},
+			leaves: []string{"left: dataset "}, // on ZFS it is set aside
 		},
 		{
 			name:   "remove nested",

@@ -79,7 +79,7 @@ func TestMountLabel(t *testing.T) {
 		}
 		require.ErrorIs(t, err, unix.EINVAL)
 		assert.False(t, d.Exists("refused"))
-		for _, id := range childrenFirst(t, d) {
+		for _, id := range layerIDs(t, d) {
 			require.NoError(t, d.Remove(id))
 		}
 	})

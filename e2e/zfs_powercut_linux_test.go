@@ -191,7 +191,7 @@ func TestZFSAfterCut(t *testing.T) {
 	assert.Positive(t, checked)
 	ids := layerIDs(t, d)
 	assertNothingLeft(t, s, root, ids)
-	for _, id := range childrenFirst(t, d) {
+	for _, id := range layerIDs(t, d) {
 		assert.NoError(t, d.Remove(id))
 	}
 	assertNothingLeft(t, s, root, nil)

@@ -121,12 +121,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	s.doomed = nil
 	s.mu.Unlock()
 
-	// Whatever was cloned from a volume may have to be destroyed before it, and may be doomed after it.
 	left, errs := s.destroyAll(ctx, doomed)
-	for len(left) > 0 && len(left) < len(doomed) && len(errs) == 0 {
-		doomed = left
-		left, errs = s.destroyAll(ctx, doomed)
-	}
 	s.mu.Lock()
 	s.doomed = slices.Concat(left, s.doomed)
 	s.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
@@ -25,8 +26,8 @@ func TestZFS(t *testing.T) {
 		"prepare":            testPrepareIsWritable,
 		"remove and cleanup": func(t *testing.T, fs filesystem) { testRemoveAndCleanup(t, fs) },
 		"commit":             testCommitSeals,
-		"commit mounted":     func(t *testing.T, fs filesystem) { checkSourceGoesLast(testCommitMounted(t, fs)) },
-		"interrupted commit": func(t *testing.T, fs filesystem) { checkSourceGoesLast(testRecoverInterruptedCommit(t, fs)) },
+		"commit mounted":     func(t *testing.T, fs filesystem) { checkSourceIsRetained(testCommitMounted(t, fs)) },
+		"interrupted commit": func(t *testing.T, fs filesystem) { checkSourceIsRetained(testRecoverInterruptedCommit(t, fs)) },
 		"resolve":            testResolveChangedOptions,
 		"compare":            testCompareAgreesWithContainerd,
 		"create diff":        testCreateDiff,
@@ -36,16 +37,26 @@ func TestZFS(t *testing.T) {
 	}
 }
 
-// checkSourceGoesLast: on ZFS the volume from which the image's was cloned stays as long as that of the image, and
-// goes with it. No snapshot names it any more.
-func checkSourceGoesLast(h *host) {
+// checkSourceIsRetained: the volume from which the image's was cloned goes as on btrfs. ZFS keeps its data, which goes with
+// the image.
+func checkSourceIsRetained(h *host) {
 	h.t.Helper()
-	assert.Len(h.t, h.volumes(), 2)
+	assert.Equal(h.t, []string{h.volume("image")}, h.volumes())
+	check := func(want int) {
+		retainer, ok := cowcommon.As[cowcommon.Retainer](h.backend)
+		require.True(h.t, ok)
+		retained, err := retainer.Retained(h.t.Context())
+		require.NoError(h.t, err)
+		assert.Equal(h.t, want, retained.Volumes)
+	}
+	check(1)
 	require.NoError(h.t, h.restart(nil))
-	assert.Len(h.t, h.volumes(), 2)
+	assert.Equal(h.t, []string{h.volume("image")}, h.volumes())
+	check(1)
 	require.NoError(h.t, h.Remove(h.t.Context(), "image"))
 	require.NoError(h.t, h.Cleanup(h.t.Context()))
 	assert.Empty(h.t, h.volumes())
+	check(0)
 }
 
 func TestSnapshotterSuiteZFS(t *testing.T) {

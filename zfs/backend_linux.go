@@ -165,6 +165,8 @@ func (b *Backend) recover(ctx context.Context) error {
 		if strings.HasPrefix(name, stagingPrefix) {
 			if err := b.discardStaged(ctx, name); err != nil {
 				warn(b.datasetOf(name), err)
+			} else {
+				delete(datasets, name)
 			}
 			continue
 		}
@@ -184,7 +186,7 @@ func (b *Backend) recover(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	return b.destroyUnneeded(ctx, datasets, warn)
 }
 
 // leaves lists the snapshots of a volume that Cowshed takes for a while, by their full names.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
@@ -55,22 +57,40 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	return nominate(ctx, changed, baseView.Dir(), topView.Dir())
 }
 
-// moment is a volume at the moment of one of its snapshots.
-type moment struct{ volume, snapshot string }
+// moment is a dataset at the moment of one of its snapshots.
+type moment struct{ dataset, snapshot string }
 
-// isAncestor reports whether top was cloned, directly or through other clones, from the snapshot of the view base.
+// isAncestor reports whether top was cloned, directly or through other clones, from the snapshot of the view base. Some
+// of the volumes in between may have been removed and set aside.
 func (b *Backend) isAncestor(ctx context.Context, base, top *view) (bool, error) {
-	for m, err := range ancestry.Of(moment{top.volume, top.snapshot}, func(m moment) (_ moment, ok bool, err error) {
-		d, err := b.volume(ctx, m.volume)
-		if errdefs.IsNotFound(err) {
-			return moment{}, false, nil
-		}
-		parent := b.parentOf(d)
-		return moment{parent, d.origin}, parent != "", err
+	for m, err := range ancestry.Of(moment{b.datasetOf(top.volume), top.snapshot}, func(m moment) (_ moment, ok bool, err error) {
+		origin, err := b.originOf(ctx, m.dataset)
+		return moment{sourceOf(origin), origin}, origin != "", err
 	}) {
 		if err != nil || m.snapshot == base.snapshot {
 			return err == nil, err
 		}
 	}
 	return false, nil
+}
+
+// originOf is the snapshot from which the dataset of a volume was cloned, or a dataset that was set aside. It is "" for
+// others, and if there is no such dataset.
+func (b *Backend) originOf(ctx context.Context, dataset string) (string, error) {
+	name, ok := strings.CutPrefix(dataset, b.root+"/")
+	if !ok {
+		return "", nil
+	}
+	if isAside(name) {
+		d, err := b.stats(ctx, dataset)
+		if errors.Is(err, unix.ENOENT) {
+			err = nil
+		}
+		return d.Origin, err
+	}
+	d, err := b.volume(ctx, name)
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		err = nil
+	}
+	return d.origin, err
 }

@@ -29,6 +29,16 @@ func (b *Backend) checkNotMounted(name string) error {
 	return err
 }
 
+// checkIdle is checkNotMounted for a claimed volume that is to be renamed, which the kernel would do with a mounted
+// dataset too. The error names the users.
+func (b *Backend) checkIdle(name string) error {
+	err := b.checkNotMounted(name)
+	if errors.Is(err, errMounted) {
+		err = b.busy(err, b.datasetOf(name))
+	}
+	return err
+}
+
 // nameHolders adds the users of a volume's dataset to an errMounted. Clones do not need their names, and are spared the
 // search. The search may mount the dataset, so nameHolders relies on the volume meanwhile.
 func (b *Backend) nameHolders(ctx context.Context, err error, name string) error {

@@ -237,6 +237,9 @@ func (x *index) read(ctx context.Context) (map[string]dataset, error) {
 				return nil, err
 			}
 			name := strings.TrimPrefix(child.Name, x.root+"/")
+			if name == asideName {
+				continue
+			}
 			d := describe(name, child)
 			if d.sealed, d.snapshotted, err = snapshotsOf(k, child); err != nil {
 				return nil, err

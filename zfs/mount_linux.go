@@ -156,7 +156,7 @@ func (b *Backend) isMounted(dataset string) (bool, error) {
 			continue
 		}
 		stats, err := os.ReadFile(filepath.Join(dir, entry.Name()))
-		if errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EIO) { // it has gone since, or since it was opened
 			continue
 		}
 		if err != nil {

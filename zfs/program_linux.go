@@ -22,23 +22,24 @@ var destroyProgram string
 
 // destroyed is the answer of destroy.lua.
 type destroyed struct {
-	errno    unix.Errno // 0 if the dataset is gone
+	errno    unix.Errno // 0 if the dataset is gone; EEXIST if only clones are in the way
 	blockers []string   // datasets and snapshots that are in the way; not all, if they are many
 	more     bool       // there are more blockers
 	busy     string     // could not be destroyed, without blockers
 }
 
-// runDestroy destroys a claimed volume's dataset with the snapshots that are Cowshed's own and that nobody uses. These
-// are the snapshot that seals it, snapshots whose clones are gone, and those of the views in deadViews. Anything else
-// below the dataset is a blocker, and then nothing changes. origin is the snapshot that the dataset was cloned from. If
-// it was taken for this clone alone, it goes too.
-func (b *Backend) runDestroy(ctx context.Context, c *claim, origin string, deadViews []string) (destroyed, error) {
-	dataset := b.datasetOf(c.name)
+// runDestroy destroys a dataset with the snapshots that are Cowshed's own and that nobody uses. These are the snapshot
+// that seals it, snapshots whose clones are gone, and those of the views in deadViews. Anything else below the dataset
+// is a blocker, and then nothing changes. Nothing changes either if a snapshot has clones.
+//
+// The snapshot that it was cloned from goes too, if it was taken for this clone alone. So do all datasets that were set
+// aside and that no clone needs any more.
+func (b *Backend) runDestroy(ctx context.Context, dataset string, deadViews []string) (destroyed, error) {
 	answers := make(chan any, 1)
 	s := step{
 		op: "program",
 		do: func(k kernel) error {
-			answer, err := k.Program(b.zfs.pool, destroyProgram, append([]string{dataset, origin}, deadViews...))
+			answer, err := k.Program(b.zfs.pool, destroyProgram, append([]string{dataset, b.datasetOf(asideName)}, deadViews...))
 			if err == nil {
 				answers <- answer
 			}

@@ -127,48 +127,50 @@ func (b *Backend) Seal(ctx context.Context, name string) error {
 	return fault.Wrap("seal volume", name, b.nameHolders(ctx, err, name))
 }
 
-// destroyClaimed destroys a claimed volume's dataset and Cowshed's own snapshots of it.
+// destroyClaimed destroys a claimed volume's dataset and Cowshed's own snapshots of it, or sets the dataset aside if it
+// has clones.
 func (b *Backend) destroyClaimed(ctx context.Context, c *claim) error {
 	dead, err := b.endDeadViews(c.name)
 	if err != nil {
 		return err
 	}
-	d, _, err := b.volumes.get(ctx, c.name) // looked up under the claim, so nobody else can change it
+	cloned, err := b.destroy(ctx, c, dead.snapshots)
+	if err == nil && cloned {
+		err = b.setAside(ctx, c)
+	}
 	if err != nil {
-		return err
-	}
-	origin := d.origin
-	if origin == "" {
-		origin = "-"
-	}
-	if err := b.destroy(ctx, c, origin, dead.snapshots); err != nil {
 		b.volumes.invalidate()
 		return err
 	}
-	b.volumes.drop(c.name)
+	if !cloned {
+		b.volumes.drop(c.name)
+	}
 	if err := dead.forget(); err != nil { // the volume is gone nevertheless
 		b.log.Warn("zfs: locks of views are left over", "volume", c.name, "error", err)
 	}
 	return nil
 }
 
-// destroy destroys a claimed volume's dataset, and waits a while if the dataset is busy.
-func (b *Backend) destroy(ctx context.Context, c *claim, origin string, dead []string) error {
+// destroy destroys a claimed volume's dataset, and waits a while if the dataset is busy. It changes nothing if only
+// clones are in the way; cloned says so.
+func (b *Backend) destroy(ctx context.Context, c *claim, dead []string) (cloned bool, err error) {
 	dataset := b.datasetOf(c.name)
 	var result destroyed
-	err := poll.WhileBusy(ctx, patient(busyFor), func() (busy bool, err error) {
-		result, err = b.runDestroy(ctx, c, origin, dead)
+	err = poll.WhileBusy(ctx, patient(busyFor), func() (busy bool, err error) {
+		result, err = b.runDestroy(ctx, dataset, dead)
 		return err == nil && result.errno == unix.EBUSY && len(result.blockers) == 0, err
 	})
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case result.errno == 0, result.errno == unix.ENOENT:
-		return nil
+		return false, nil
 	case len(result.blockers) > 0:
-		return fault.New(fault.ErrInUse, "%s depend on it: remove them first", result.names())
+		return false, fault.New(fault.ErrInUse, "%s depend on it: remove them first", result.names())
+	case result.errno == unix.EEXIST:
+		return true, nil
 	case result.errno == unix.EBUSY:
-		return b.busy(result.errno, result.busy)
+		return false, b.busy(result.errno, result.busy)
 	}
-	return fmt.Errorf("destroy %s: %w", dataset, result.errno)
+	return false, fmt.Errorf("destroy %s: %w", dataset, result.errno)
 }

@@ -10,12 +10,18 @@ import (
 )
 
 // Status describes the pool and the dataset that holds the volumes, as they are now, under the names that moby's driver
-// uses. Sizes are in bytes.
+// uses. It adds the removed volumes that were set aside. Sizes are in bytes.
 func (b *Backend) Status(ctx context.Context) [][2]string {
 	// go-zfs waits for the kernel, and takes no context.
 	f, err := read(ctx, b.zfs, "status", func(kernel) (facts, error) { return readFacts(b.zfs.pool, b.root), nil })
 	if err != nil {
 		f.health = cowcommon.OrUnknown("", err)
+	}
+	var removed, retained string
+	if r, err := b.Retained(ctx); err != nil {
+		removed = cowcommon.OrUnknown("", err)
+	} else {
+		removed, retained = strconv.Itoa(r.Volumes), strconv.FormatUint(r.Bytes, 10)
 	}
 	return [][2]string{
 		{"Zpool", b.zfs.pool},
@@ -25,6 +31,8 @@ func (b *Backend) Status(ctx context.Context) [][2]string {
 		{"Space Available", f.available},
 		{"Parent Quota", f.limit},
 		{"Compression", f.compression},
+		{"Removed Layers With Children", removed},
+		{"Space Used By Removed Layers", retained},
 	}
 }
 

@@ -274,12 +274,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	// The kernel would rename a mounted dataset.
-	err = b.checkNotMounted(name)
-	if errors.Is(err, errMounted) {
-		return b.busy(err, b.datasetOf(name))
-	}
-	if err != nil {
+	if err := b.checkIdle(name); err != nil {
 		return err
 	}
 	dead, err := b.endDeadViews(name)
@@ -297,7 +292,22 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	if err := dead.forget(); err != nil {
 		return err
 	}
-	if err := b.act(ctx, step{
+	if err := b.renameDataset(ctx, name, to); err != nil {
+		return b.explain(ctx, err, to, name)
+	}
+	b.volumes.changed(func(datasets map[string]dataset) {
+		if d, ok := datasets[name]; ok {
+			datasets[to] = d
+			delete(datasets, name)
+		}
+		b.renameOrigins(datasets, name, to)
+	})
+	return nil
+}
+
+// renameDataset renames the dataset of a claimed volume.
+func (b *Backend) renameDataset(ctx context.Context, name, to string) error {
+	return b.act(ctx, step{
 		op: "rename",
 		do: func(k kernel) error { return k.Rename(b.datasetOf(name), b.datasetOf(to)) },
 		happened: func(ctx context.Context) (bool, error) {
@@ -307,27 +317,22 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 			}
 			return b.zfs.exists(ctx, b.datasetOf(to))
 		},
-	}); err != nil {
-		return b.explain(ctx, err, to, name)
-	}
-	b.volumes.changed(func(datasets map[string]dataset) {
-		if d, ok := datasets[name]; ok {
-			datasets[to] = d
-			delete(datasets, name)
-		}
-		for other, d := range datasets {
-			if snapshot, ok := strings.CutPrefix(d.origin, b.datasetOf(name)+"@"); ok {
-				d.origin = b.datasetOf(to) + "@" + snapshot
-				datasets[other] = d
-			}
-		}
 	})
-	return nil
 }
 
-// Remove destroys a volume's dataset and Cowshed's own snapshots of it, in one step. Returns
-// errdefs.ErrFailedPrecondition if the volume is in use, or if clones of it, or datasets or snapshots of others, depend
-// on it. The error names these.
+// renameOrigins notes that a dataset was renamed, from which others were cloned.
+func (b *Backend) renameOrigins(datasets map[string]dataset, name, to string) {
+	for other, d := range datasets {
+		if snapshot, ok := strings.CutPrefix(d.origin, b.datasetOf(name)+"@"); ok {
+			d.origin = b.datasetOf(to) + "@" + snapshot
+			datasets[other] = d
+		}
+	}
+}
+
+// Remove destroys a volume's dataset and Cowshed's own snapshots of it, in one step. If the volume has clones, its dataset
+// is set aside, and is destroyed with the last of them. Returns errdefs.ErrFailedPrecondition if the volume is in use, or
+// if datasets or snapshots of others depend on it. The error names these.
 func (b *Backend) Remove(ctx context.Context, name string) error {
 	return fault.Wrap("remove volume", name, b.remove(ctx, name))
 }
@@ -378,9 +383,8 @@ func (b *Backend) describe(name string, d dataset) cowcommon.Volume {
 
 // parentOf is the volume that a dataset was cloned from, "" if there is no such volume.
 func (b *Backend) parentOf(d dataset) string {
-	source, _, _ := strings.Cut(d.origin, "@")
-	parent, ok := strings.CutPrefix(source, b.root+"/")
-	if !ok || strings.Contains(parent, "/") {
+	parent, ok := strings.CutPrefix(sourceOf(d.origin), b.root+"/")
+	if !ok || strings.Contains(parent, "/") || isAside(parent) {
 		return ""
 	}
 	return parent

@@ -52,7 +52,8 @@ type volumeCount struct {
 	at                        time.Time
 	sealed, writable, limited int
 	limitBytes                uint64
-	full                      int // -1: not known
+	full                      int                 // -1: not known
+	retained                  *cowcommon.Retained // nil: the filesystem retains nothing
 }
 
 var (
@@ -67,6 +68,10 @@ var (
 		"Sum of the limits of volumes.", []string{"service"}, nil)
 	fullDesc = prometheus.NewDesc("cowshed_volumes_full",
 		"Volumes within one percent of their limit. Missing where counting takes longer than a second, as on ZFS with many limits.", []string{"service"}, nil)
+	removedDesc = prometheus.NewDesc("cowshed_volumes_removed",
+		"Removed volumes whose data is kept for the volumes made from them, on ZFS.", []string{"service"}, nil)
+	removedBytesDesc = prometheus.NewDesc("cowshed_volumes_removed_bytes",
+		"Space of removed volumes that is kept for the volumes made from them, on ZFS.", []string{"service"}, nil)
 	lostDesc = prometheus.NewDesc("cowshed_volumes_lost",
 		"Volumes that the metadata does not know: see cowshed lost.", []string{"service"}, nil)
 	filesystemDesc = prometheus.NewDesc("cowshed_filesystem_bytes",
@@ -75,7 +80,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, lostDesc, filesystemDesc} {
+	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, removedDesc, removedBytesDesc, lostDesc, filesystemDesc} {
 		descs <- desc
 	}
 }
@@ -128,6 +133,10 @@ func (c *collector) collectVolumes(ctx context.Context, found chan<- prometheus.
 	if count.full >= 0 {
 		gauge(fullDesc, float64(count.full))
 	}
+	if count.retained != nil {
+		gauge(removedDesc, float64(count.retained.Volumes))
+		gauge(removedBytesDesc, float64(count.retained.Bytes))
+	}
 }
 
 // begin reports whether the caller has to count volumes, and to call end then: nobody else does, or has just done so.
@@ -173,6 +182,13 @@ func countVolumes(ctx context.Context, b cowcommon.Backend) (volumeCount, error)
 		}
 	}
 	count.full = countFull(ctx, b, limited)
+	if r, ok := cowcommon.As[cowcommon.Retainer](b); ok {
+		retained, err := r.Retained(ctx)
+		if err != nil {
+			return volumeCount{}, err
+		}
+		count.retained = &retained
+	}
 	return count, nil
 }
 

@@ -25,8 +25,11 @@ func (v Values) options() string {
 	return b.String()
 }
 
-// CanMountNoAuto is the value of the property canmount with which nobody mounts a dataset by itself.
-const CanMountNoAuto uint64 = 2
+// Values of the property canmount: the dataset cannot be mounted, or is mounted only when somebody asks for it.
+const (
+	CanMountOff    uint64 = 0
+	CanMountNoAuto uint64 = 2
+)
 
 // Create makes a filesystem (ZFS_IOC_CREATE). Returns unix.EEXIST if the name is taken.
 func (c *Control) Create(name string, values Values) error {
