@@ -100,7 +100,7 @@ func (s *sample) read() (names []string) {
 func everything(t *testing.T, r *testRoot) (*migrate.Inventory, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	s, err := Open(ctx, Options{Dir: r.dir, Driver: r.driver, Log: silent})
+	s, err := Open(ctx, Options{Dir: r.dir, Driver: r.driver, Logger: silent})
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +170,7 @@ func TestLinks(t *testing.T) {
 	s := fill(newTestRoot(t, t.TempDir(), "overlay2"))
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(s.dir, link))
-	src, err := Open(t.Context(), Options{Dir: link, Log: silent})
+	src, err := Open(t.Context(), Options{Dir: link, Logger: silent})
 	require.NoError(t, err)
 	inv, err := src.Inventory(t.Context())
 	require.NoError(t, err)

@@ -22,7 +22,7 @@ var silent = slog.New(slog.DiscardHandler)
 var treeDrivers = []string{"btrfs", "overlay2", "fuse-overlayfs", "vfs", "aufs"}
 
 func open(t testing.TB, r *testRoot) *Source {
-	s, err := Open(t.Context(), Options{Dir: r.dir, Driver: r.driver, Log: silent})
+	s, err := Open(t.Context(), Options{Dir: r.dir, Driver: r.driver, Logger: silent})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.Close()) })
 	return s
