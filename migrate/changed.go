@@ -47,7 +47,7 @@ func (r *run) refresh(ctx context.Context, items []Item) error {
 			return err
 		case err != nil: // damage of the source
 			r.broken[item.key()] = err
-		case changed && r.isCommitted():
+		case changed && r.journal.mayBeCommitted():
 			r.broken[item.key()] = errChanged
 		case changed:
 			r.log.Info("it was changed in the old root, and is made again", item.key().kind, item.key().id)
@@ -63,10 +63,4 @@ func (r *run) refresh(ctx context.Context, items []Item) error {
 		}
 	}
 	return nil
-}
-
-// isCommitted reports whether the target may have handed things over to an engine.
-func (r *run) isCommitted() bool {
-	phase := r.journal.phases[phaseCommit]
-	return phase == stepIntent || phase == stepDone
 }

@@ -162,9 +162,25 @@ func TestPartialFinish(t *testing.T) {
 	assert.True(t, a.w.gone)
 }
 
+// TestLimitOfAll: a limit that is not that of a container is as bad as a full disk.
+func TestLimitOfAll(t *testing.T) {
+	a := newAttempt(t)
+	a.w.fail["make layer web"] = fault.New(errdefs.ErrResourceExhausted, "write: %w", syscall.EDQUOT)
+	require.ErrorIs(t, a.run(), syscall.EDQUOT)
+	assert.False(t, a.w.target["committed"])
+	delete(a.w.fail, "make layer web")
+	require.NoError(t, a.run())
+	assert.True(t, a.w.target["committed"])
+}
+
 // TestLimitOfOne: a container at its limit leaves the others alone.
 func TestLimitOfOne(t *testing.T) {
 	a := newAttempt(t)
+	for i := range a.inv.Layers {
+		if a.inv.Layers[i].ID == "web" {
+			a.inv.Layers[i].Limit = 1 << 20
+		}
+	}
 	a.w.fail["make layer web"] = fault.New(errdefs.ErrResourceExhausted, "write: %w", syscall.EDQUOT)
 	var partial *PartialError
 	require.ErrorAs(t, a.run(), &partial)

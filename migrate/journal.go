@@ -93,6 +93,7 @@ type journal struct {
 
 	file *os.File // nil: it is not there yet
 	size int64    // bytes of whole lines
+	torn bool     // a part of a line may follow them
 	dir  string
 	// fault is a test's: it is called before and after each write.
 	fault func(point string)
@@ -267,6 +268,12 @@ func (j *journal) drop(k key, at int) {
 func (j *journal) hasBegun(item Item) bool { _, ok := j.at[item.key()]; return ok }
 func (j *journal) isMade(item Item) bool   { return j.made[item.key()] }
 
+// mayBeCommitted reports whether the target may have handed things over to an engine.
+func (j *journal) mayBeCommitted() bool {
+	step := j.phases[phaseCommit]
+	return step == stepIntent || step == stepDone
+}
+
 // since is when the making of a thing began.
 func (j *journal) since(item Item) time.Time { return j.times[item.key()] }
 
@@ -308,13 +315,27 @@ func (j *journal) append(e entry) error {
 		return fault.New(errdefs.ErrInvalidArgument, "%s %.32q has more names than a journal can hold", e.Item.key().kind, e.Item.key().id)
 	}
 	j.fault("before write")
+	if err := j.mend(); err != nil {
+		return err
+	}
 	if _, err := j.file.Write(append(line, '\n')); err != nil {
-		return errors.Join(err, j.file.Truncate(j.size)) // a part of a line on a full filesystem
+		j.torn = true // on a full filesystem
+		return errors.Join(err, j.mend())
 	}
 	j.size += int64(len(line) + 1)
 	j.fault("after write")
 	j.note(e)
 	return nil
+}
+
+// mend removes the part of a line that a failed write has left.
+func (j *journal) mend() error {
+	if !j.torn {
+		return nil
+	}
+	err := j.file.Truncate(j.size)
+	j.torn = err != nil
+	return err
 }
 
 func (j *journal) intent(item Item, began time.Time) error {

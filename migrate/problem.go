@@ -88,8 +88,10 @@ func leftBehind(what, id string) error {
 	return fault.New(errdefs.ErrFailedPrecondition, "its %s %s does not come along", what, shortID(id))
 }
 
-// stopsAll reports whether an error about one thing would come again with all others. A limit that is reached (EDQUOT) is
-// that of one container.
-func stopsAll(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EROFS) || errors.Is(err, errdefs.ErrUnavailable)
+// stopsAll reports whether an error about the item would come again with all others. A limit that is reached (EDQUOT) may be
+// that of the item alone.
+func (i Item) stopsAll(err error) bool {
+	limited := i.Layer != nil && i.Layer.Limit > 0
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) && !limited ||
+		errors.Is(err, syscall.EROFS) || errors.Is(err, errdefs.ErrUnavailable)
 }

@@ -117,7 +117,7 @@ func (r *run) kind(ctx context.Context, kind string, items []Item) (err error) {
 			continue
 		}
 		var journalled *journalError
-		if ctx.Err() != nil || errors.As(err, &journalled) || stopsAll(err) {
+		if ctx.Err() != nil || errors.As(err, &journalled) || item.stopsAll(err) {
 			return err
 		}
 		r.log.Warn("it does not come along", item.key().kind, item.key().id, "error", err)

@@ -20,14 +20,19 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 			return errFinishing
 		}
 		// Should this be cut off, a run does not take it for committed.
-		if err := j.phase(phaseCommit, stepIntent); err != nil {
-			return err
+		committed := j.mayBeCommitted()
+		if committed {
+			if err := j.phase(phaseCommit, stepIntent); err != nil {
+				return err
+			}
 		}
 		if err := m.target.Undo(ctx); err != nil {
 			return err
 		}
-		if err := j.phase(phaseCommit, stepRemoved); err != nil {
-			return err
+		if committed {
+			if err := j.phase(phaseCommit, stepRemoved); err != nil {
+				return err
+			}
 		}
 		task := progress.Start("things", len(j.begun))
 		for n := len(j.begun) - 1; n >= 0; n-- {
@@ -39,7 +44,8 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 			task.Next(item.label())
 			err := m.target.Remove(ctx, item)
 			if err == nil {
-				if err := j.removed(item); err != nil {
+				// On a full filesystem this goes on without the note, and so makes room. A later Undo removes nothing twice.
+				if err := j.removed(item); err != nil && !fault.IsFull(err) {
 					return err
 				}
 				removed++

@@ -1,4 +1,4 @@
-package snapshotter
+package snapshotter_test
 
 import (
 	"fmt"
@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/labels"
 
 	"github.com/cowshed/cowshed/internal/golden"
+	"github.com/cowshed/cowshed/migrate/tocontainerd"
+	"github.com/cowshed/cowshed/snapshotter"
 )
 
 // TestLabelsReference: docs/reference/labels.md has the labels with a meaning here.
@@ -30,9 +32,9 @@ The snapshotter keeps all labels of a snapshot, and returns them. These have a m
 			"mounts map user ids. It needs the label for group ids"},
 		{snapshots.LabelSnapshotGIDMapping, "snapshots", "`container:host:size`, several with commas",
 			"mounts map group ids. It needs the label for user ids"},
-		{AdoptLabel, "active snapshots", "`" + Offered + "`",
+		{snapshotter.AdoptLabel, "active snapshots", "`" + snapshotter.Offered + "`",
 			"the snapshot is a copy of a volume of another program, see below. Not kept. No effect on Commit and View"},
-		{VolumeLabel, "snapshots", "the name of the volume",
+		{snapshotter.VolumeLabel, "snapshots", "the name of the volume",
 			"for the snapshotter itself, in `metadata.db`. Clients do not see it, and a request that sets it fails with `InvalidArgument`"},
 		{labels.LabelUncompressed, "blobs that the differ makes", "the digest of the layer's tar",
 			"set by the differ on each blob that it compresses"},
@@ -55,5 +57,25 @@ Only root can connect to the socket. containerd passes on labels below ` + "`con
 images, and no others. So no label names a volume: the author of a pod who sets this one gets an error, and reads nothing.
 An offer is good for one snapshot, and for one minute.
 `)
+	b.WriteString(`
+## Labels of a migration
+
+` + "`cowshed migrate --to containerd`" + ` knows by these labels the things that it has made. They are in containerd's own database:
+
+| label | of | value |
+|---|---|---|
+`)
+	for _, row := range [][3]string{
+		{tocontainerd.LayerLabel, "snapshots, and the lease of a container", "the ID of the layer in the old root"},
+		{tocontainerd.FillingLabel, "active snapshots", "there until the snapshot is whole"},
+		{tocontainerd.NameLabel, "the snapshot of a container, outside the namespace `" + tocontainerd.Moby + "`", "the name of the container"},
+		{tocontainerd.FormatLabel, "blobs of layers", "how the blob is compressed"},
+		{tocontainerd.ImageLabel, "images and manifests", "the ID of the image in the old root"},
+		{tocontainerd.TagLabel, "images", "the name that the migration has given. `docker tag` copies the label, and so it tells the copy"},
+		{tocontainerd.ParentLabel, "images", "the ID, in the old root, of the image that it was built from"},
+		{tocontainerd.ViewLabel, "leases of views", "the name of the migration's lease"},
+	} {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", row[0], row[1], row[2])
+	}
 	golden.Check(t, "../docs/reference/labels.md", b.String())
 }

@@ -103,7 +103,7 @@ func (f *migrateFlags) open(ctx context.Context, a *app) (*oldRoot, error) {
 	root := &oldRoot{graphState: state, dir: dir}
 	switch state.program {
 	case ofDocker:
-		root.Source, err = dockerroot.Open(ctx, dockerroot.Options{Dir: dir, Driver: state.driver, Dataset: f.dataset, Log: a.log})
+		root.Source, err = dockerroot.Open(ctx, dockerroot.Options{Dir: dir, Driver: state.driver, Dataset: f.dataset, Logger: a.log})
 	case ofPodman:
 		root.Source, err = containersstorage.Open(ctx, containersstorage.Options{Dir: dir, Driver: state.driver, Dataset: f.dataset})
 	default:

@@ -156,9 +156,13 @@ func (f *migrateFlags) openContainerd(ctx context.Context, a *app, from *oldRoot
 	if err != nil {
 		return nil, err
 	}
-	target, err := tocontainerd.New(ctx, tocontainerd.Options{
+	opts := tocontainerd.Options{
 		Address: f.address, Namespace: f.namespace, Snapshotter: f.snapshotter, DockerRoot: engine, StateDir: migrate.TargetState(state), Logger: a.log,
-	})
+	}
+	if engine != "" {
+		opts.Idle = func(ctx context.Context) error { return engineIdle(ctx, engine, from) }
+	}
+	target, err := tocontainerd.New(ctx, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -132,16 +132,32 @@ func (t *Takeover) WriteTar(ctx context.Context, w io.Writer, volume, layer stri
 }
 
 // JoinParts reassembles a layer tar from its parts, in the uncompressed JSON of tar-split, and files. The caller checks its
-// digest. Returns errdefs.ErrDataLoss if the parts or the files are others.
+// digest. Returns errdefs.ErrDataLoss if the parts or the files are others, and the error of w if it cannot be written.
 func JoinParts(ctx context.Context, w io.Writer, files storage.FileGetter, parts io.Reader) error {
-	err := joinTar(files, stream.ReadUntil(ctx, ShortLines(parts)), w)
+	out := &output{w: w}
+	err := joinTar(files, stream.ReadUntil(ctx, ShortLines(parts)), out)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case out.err != nil:
+		return out.err
 	case err != nil:
 		return fmt.Errorf("reassemble the layer's tar: %w", fault.As(errdefs.ErrDataLoss, err))
 	}
 	return nil
+}
+
+// output is a writer that keeps its error.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	o.err = err
+	return n, err
 }
 
 func (t *Takeover) hasParts(layer string) bool {

@@ -367,7 +367,11 @@ func (p tarPart) copyFile(files storage.FileGetter, w io.Writer) (err error) {
 		}
 	}
 	sum := crc64.New(storage.CRCTable)
-	if _, err := io.CopyN(io.MultiWriter(w, sum), f, p.Size); err != nil && !errors.Is(err, io.EOF) {
+	n, err := io.CopyN(io.MultiWriter(w, sum), f, p.Size)
+	switch {
+	case errors.Is(err, io.EOF):
+		return fault.New(errdefs.ErrDataLoss, "file %q has %d bytes, and its tar %d", clip(p.GetName()), p.Offset+n, p.Offset+p.Size)
+	case err != nil:
 		return err
 	}
 	if !bytes.Equal(sum.Sum(nil), p.Payload) {

@@ -7,6 +7,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,13 +23,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Root is a root with one driver: overlay2, vfs or btrfs.
+// Root is a root with one driver: overlay2, fuse-overlayfs, aufs, vfs or btrfs, or another with Content.
 type Root struct {
 	Dir    string
 	Driver string
+	// Content makes the content of a layer, where that takes more than directories and files. nil: the Root does.
+	Content func(id, parent string)
+	// Names are the names of images: by repository, and by name in it, the ID.
+	Names map[string]map[string]string
 
-	t     testing.TB
-	names map[string]map[string]string
+	t       testing.TB
+	parents map[string]string // of layers in the driver
 }
 
 // Layer is a layer of images.
@@ -48,21 +53,37 @@ type Entry struct {
 // New makes an empty root.
 func New(t testing.TB, dir, driver string) *Root {
 	t.Helper()
-	r := &Root{Dir: dir, Driver: driver, t: t, names: make(map[string]map[string]string)}
+	r := &Root{Dir: dir, Driver: driver, t: t, Names: make(map[string]map[string]string), parents: make(map[string]string)}
 	for _, name := range []string{
-		"containers", "volumes", "image/" + driver + "/layerdb/mounts", "image/" + driver + "/layerdb/sha256",
-		"image/" + driver + "/imagedb/content/sha256", "image/" + driver + "/distribution/v2metadata-by-diffid/sha256", driver,
+		"containers", "volumes", r.db("layerdb/mounts"), r.db("layerdb/sha256"), r.db("layerdb/tmp/write-set-1"), r.db("imagedb/content/sha256"),
+		r.db("distribution/v2metadata-by-diffid/sha256"), driver,
 	} {
-		require.NoError(t, os.MkdirAll(r.path(name), 0o711))
+		r.Mkdir(name)
 	}
 	return r
 }
 
-func (r *Root) path(elem ...string) string { return filepath.Join(append([]string{r.Dir}, elem...)...) }
+// db is a name in the driver's database.
+func (r *Root) db(name string) string { return "image/" + r.Driver + "/" + name }
 
-func (r *Root) write(name, text string) {
-	require.NoError(r.t, os.MkdirAll(filepath.Dir(r.path(name)), 0o755))
-	require.NoError(r.t, os.WriteFile(r.path(name), []byte(text), 0o600))
+// Path is the path of a name in the root.
+func (r *Root) Path(name string) string { return filepath.Join(r.Dir, name) }
+
+// Mkdir makes a directory of the root.
+func (r *Root) Mkdir(name string) { require.NoError(r.t, os.MkdirAll(r.Path(name), 0o755)) }
+
+// Write writes a file of the root.
+func (r *Root) Write(name, text string) {
+	r.Mkdir(filepath.Dir(name))
+	require.NoError(r.t, os.WriteFile(r.Path(name), []byte(text), 0o644))
+}
+
+// WriteJSON writes a file of the root, and returns its content.
+func (r *Root) WriteJSON(name string, value any) []byte {
+	data, err := json.Marshal(value)
+	require.NoError(r.t, err)
+	r.Write(name, string(data))
+	return data
 }
 
 var when = time.Date(2021, 2, 3, 4, 5, 6, 0, time.UTC)
@@ -100,30 +121,50 @@ func (r *Root) Layer(parent *Layer, entries ...Entry) *Layer {
 	l.ID = digest.FromString("cache " + string(l.Chain)).Encoded()
 
 	var parts bytes.Buffer
-	z := gzip.NewWriter(&parts)
-	stream, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(layerTar), storage.NewJSONPacker(z), storage.NewDiscardFilePutter())
+	stream, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(layerTar), storage.NewJSONPacker(&parts), storage.NewDiscardFilePutter())
 	require.NoError(r.t, err)
 	_, err = io.Copy(io.Discard, stream)
 	require.NoError(r.t, err)
 	require.NoError(r.t, <-done)
-	require.NoError(r.t, z.Close())
-
-	db := r.LayerDir(l)
-	r.write(db+"/cache-id", l.ID)
-	r.write(db+"/diff", string(l.Diff))
-	r.write(db+"/size", strconv.Itoa(len(layerTar)))
-	r.write(db+"/tar-split.json.gz", parts.String())
-	if parent != nil {
-		r.write(db+"/parent", string(parent.Chain))
-	}
-	r.write("image/"+r.Driver+"/distribution/v2metadata-by-diffid/sha256/"+l.Diff.Encoded(), `[{"Digest":"`+string(l.Diff)+`","SourceRepository":"docker.io/library/test"}]`)
-	r.content(l.ID, idOf(parent), entries)
+	r.AddLayer(l, len(layerTar), parts.String())
+	r.Write(r.db("distribution/v2metadata-by-diffid/sha256/"+l.Diff.Encoded()), `[{"Digest":"`+string(l.Diff)+`","SourceRepository":"docker.io/library/test"}]`)
+	r.MakeContent(l.ID, idOf(parent), entries...)
 	return l
 }
 
+// AddLayer makes a layer's records. parts is the JSON of tar-split.
+func (r *Root) AddLayer(l *Layer, size int, parts string) {
+	r.t.Helper()
+	dir := r.LayerDir(l)
+	r.Write(dir+"/cache-id", l.ID)
+	r.Write(dir+"/diff", string(l.Diff))
+	r.Write(dir+"/size", strconv.Itoa(size))
+	r.Write(dir+"/tar-split.json.gz", Zipped(r.t, parts))
+	if l.Parent != nil {
+		r.Write(dir+"/parent", string(l.Parent.Chain))
+	}
+}
+
+// Zipped is a text in the form of gzip.
+func Zipped(t testing.TB, text string) string {
+	t.Helper()
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, err := io.WriteString(z, text)
+	require.NoError(t, err)
+	require.NoError(t, z.Close())
+	return out.String()
+}
+
 // LayerDir is the directory of a layer in the layerdb, relative to the root.
-func (r *Root) LayerDir(l *Layer) string {
-	return "image/" + r.Driver + "/layerdb/sha256/" + l.Chain.Encoded()
+func (r *Root) LayerDir(l *Layer) string { return r.db("layerdb/sha256/" + l.Chain.Encoded()) }
+
+// MountDir is the directory of a container in the layerdb, relative to the root.
+func (r *Root) MountDir(container string) string { return r.db("layerdb/mounts/" + container) }
+
+// ConfigFile is the configuration of an image, relative to the root.
+func (r *Root) ConfigFile(image digest.Digest) string {
+	return r.db("imagedb/content/sha256/" + image.Encoded())
 }
 
 func idOf(l *Layer) string {
@@ -134,23 +175,39 @@ func idOf(l *Layer) string {
 }
 
 // Tree is the directory with the content of a layer.
-func (r *Root) Tree(id string) string {
+func (r *Root) Tree(id string) string { return r.Path(r.TreeName(id)) }
+
+// TreeName is Tree, relative to the root.
+func (r *Root) TreeName(id string) string {
 	switch r.Driver {
 	case "btrfs":
-		return r.path("btrfs/subvolumes", id)
+		return "btrfs/subvolumes/" + id
 	case "vfs":
-		return r.path("vfs/dir", id)
+		return "vfs/dir/" + id
+	case "aufs":
+		return "aufs/diff/" + id
 	}
-	return r.path(r.Driver, id, "diff")
+	return r.Driver + "/" + id + "/diff"
 }
 
-// content makes the content of a layer.
-func (r *Root) content(id, parent string, entries []Entry) {
+// isOverlay reports whether the driver has the form of overlay2.
+func (r *Root) isOverlay() bool { return r.Driver == "overlay2" || r.Driver == "fuse-overlayfs" }
+
+// MakeContent makes the content of a layer.
+func (r *Root) MakeContent(id, parent string, entries ...Entry) {
+	r.t.Helper()
+	r.parents[id] = parent
+	if r.Content != nil {
+		r.Content(id, parent)
+		return
+	}
 	tree := r.Tree(id)
 	require.NoError(r.t, os.MkdirAll(filepath.Dir(tree), 0o711))
 	switch {
-	case r.Driver == "overlay2":
+	case r.isOverlay():
 		r.overlay(id, parent)
+	case r.Driver == "aufs":
+		r.aufs(id, parent)
 	case r.Driver == "btrfs" && parent == "":
 		r.run("btrfs", "subvolume", "create", tree)
 	case r.Driver == "btrfs":
@@ -176,24 +233,35 @@ func (r *Root) run(args ...string) {
 
 // overlay makes the directory of a layer of overlay2.
 func (r *Root) overlay(id, parent string) {
-	dir := "overlay2/" + id
-	require.NoError(r.t, os.MkdirAll(r.path(dir, "diff"), 0o755))
-	short := strings.ToUpper(digest.FromString(id).Encoded()[:26])
-	require.NoError(r.t, os.MkdirAll(r.path("overlay2/l"), 0o755))
-	require.NoError(r.t, os.Symlink("../"+id+"/diff", r.path("overlay2/l", short)))
-	r.write(dir+"/link", short)
+	dir := r.Driver + "/" + id
+	r.Mkdir(dir + "/diff")
+	r.Mkdir(r.Driver + "/l")
+	require.NoError(r.t, os.Symlink("../"+id+"/diff", r.Path(r.Driver+"/l/"+LinkOf(id))))
+	r.Write(dir+"/link", LinkOf(id))
 	if parent == "" {
 		return
 	}
-	require.NoError(r.t, os.Mkdir(r.path(dir, "work"), 0o700))
-	r.write("overlay2/"+parent+"/committed", "")
-	link, err := os.ReadFile(r.path("overlay2", parent, "link"))
-	require.NoError(r.t, err)
-	lower := "l/" + string(link)
-	if below, err := os.ReadFile(r.path("overlay2", parent, "lower")); err == nil {
-		lower += ":" + string(below)
+	r.Mkdir(dir + "/work")
+	r.Write(r.Driver+"/"+parent+"/committed", "")
+	var lower []string
+	for ; parent != ""; parent = r.parents[parent] {
+		lower = append(lower, "l/"+LinkOf(parent))
 	}
-	r.write(dir+"/lower", lower)
+	r.Write(dir+"/lower", strings.Join(lower, ":"))
+}
+
+// LinkOf is the short name of a layer of overlay2.
+func LinkOf(id string) string { return strings.ToUpper(digest.FromString(id).Encoded()[:26]) }
+
+// aufs makes the directories of a layer of aufs.
+func (r *Root) aufs(id, parent string) {
+	above := ""
+	for ; parent != ""; parent = r.parents[parent] {
+		above += parent + "\n"
+	}
+	r.Write("aufs/layers/"+id, above)
+	r.Mkdir("aufs/mnt/" + id)
+	r.Mkdir("aufs/diff/" + id)
 }
 
 func (r *Root) apply(tree string, e Entry) {
@@ -201,7 +269,7 @@ func (r *Root) apply(tree string, e Entry) {
 	require.NoError(r.t, os.MkdirAll(filepath.Dir(path), 0o755))
 	if removed, ok := strings.CutPrefix(filepath.Base(path), ".wh."); ok {
 		path = filepath.Join(filepath.Dir(path), removed)
-		if r.Driver != "overlay2" {
+		if !r.isOverlay() {
 			require.NoError(r.t, os.RemoveAll(path))
 			return
 		}
@@ -230,48 +298,86 @@ func (r *Root) settle(path string) {
 // Image makes an image with names such as "debian:12", whose last layer is top.
 func (r *Root) Image(top *Layer, names ...string) digest.Digest {
 	r.t.Helper()
+	return r.AddImage(top, strings.Join(names, " "), names...)
+}
+
+// AddImage is Image with a comment, which makes an image another one.
+func (r *Root) AddImage(top *Layer, comment string, names ...string) digest.Digest {
+	r.t.Helper()
 	var diffs []digest.Digest
 	for l := top; l != nil; l = l.Parent {
 		diffs = append([]digest.Digest{l.Diff}, diffs...)
 	}
 	config, err := json.Marshal(map[string]any{
-		"architecture": "amd64", "os": "linux", "config": map[string]any{"Cmd": names},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+		"architecture": "amd64", "os": "linux", "comment": comment, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
 	})
 	require.NoError(r.t, err)
 	id := digest.FromBytes(config)
-	r.write("image/"+r.Driver+"/imagedb/content/sha256/"+id.Encoded(), string(config))
-	r.write("image/"+r.Driver+"/imagedb/metadata/sha256/"+id.Encoded()+"/lastUpdated", "2021-01-01T00:00:00Z")
+	r.Write(r.ConfigFile(id), string(config))
+	r.Write(r.db("imagedb/metadata/sha256/"+id.Encoded()+"/lastUpdated"), "2021-01-01T00:00:00Z")
 	for _, name := range names {
-		repository := name[:strings.LastIndexByte(name, ':')]
-		repository = strings.TrimSuffix(repository, "@sha256")
-		if r.names[repository] == nil {
-			r.names[repository] = make(map[string]string)
-		}
-		r.names[repository][name] = id.String()
+		r.Name(name, id.String())
 	}
-	data, err := json.Marshal(map[string]any{"Repositories": r.names})
-	require.NoError(r.t, err)
-	r.write("image/"+r.Driver+"/repositories.json", string(data))
+	r.SaveNames(r.Names)
 	return id
+}
+
+// Name gives a name to an image.
+func (r *Root) Name(name, image string) {
+	repository := strings.TrimSuffix(name[:strings.LastIndexAny(name, ":@")], "@sha256")
+	if r.Names[repository] == nil {
+		r.Names[repository] = make(map[string]string)
+	}
+	r.Names[repository][name] = image
+	r.SaveNames(r.Names)
+}
+
+// SaveNames writes names of images.
+func (r *Root) SaveNames(names map[string]map[string]string) {
+	r.WriteJSON(r.db("repositories.json"), map[string]any{"Repositories": names})
+}
+
+// Container is a container, whose layers are made apart.
+type Container struct {
+	ID, Name    string
+	Image       digest.Digest
+	Top         *Layer // of the image
+	Mount, Init string // its layers; Init may be ""
+	// More are parts of its configuration that are not those of a container that is stopped.
+	More map[string]any
+	Host any // hostconfig.json; nil: none
+}
+
+// AddContainer makes the records of a container.
+func (r *Root) AddContainer(c Container) {
+	r.t.Helper()
+	mounts := r.MountDir(c.ID)
+	r.Write(mounts+"/mount-id", c.Mount)
+	if c.Init != "" {
+		r.Write(mounts+"/init-id", c.Init)
+	}
+	if c.Top != nil {
+		r.Write(mounts+"/parent", string(c.Top.Chain))
+	}
+	config := map[string]any{
+		"ID": c.ID, "Name": "/" + c.Name, "Driver": r.Driver, "Image": c.Image, "State": map[string]any{"Running": false, "Pid": 0}, "Path": "/bin/true",
+	}
+	maps.Copy(config, c.More)
+	r.WriteJSON("containers/"+c.ID+"/config.v2.json", config)
+	if c.Host != nil {
+		r.WriteJSON("containers/"+c.ID+"/hostconfig.json", c.Host)
+	}
 }
 
 // Container makes a container of an image, with changes, and returns its ID and that of its layer.
 func (r *Root) Container(name string, image digest.Digest, top *Layer, entries ...Entry) (id, layer string) {
 	r.t.Helper()
 	id, layer = digest.FromString("container "+name).Encoded(), digest.FromString("mount "+name).Encoded()
-	mounts := "image/" + r.Driver + "/layerdb/mounts/" + id
-	r.write(mounts+"/mount-id", layer)
-	r.write(mounts+"/init-id", layer+"-init")
-	r.write(mounts+"/parent", string(top.Chain))
-	r.content(layer+"-init", top.ID, []Entry{{Name: "etc/"}, {Name: "etc/hostname"}})
-	r.content(layer, layer+"-init", entries)
-	config, err := json.Marshal(map[string]any{
-		"ID": id, "Name": "/" + name, "Driver": r.Driver, "Image": image, "State": map[string]any{"Running": false}, "Path": "/bin/true",
+	r.MakeContent(layer+"-init", top.ID, Entry{Name: "etc/"}, Entry{Name: "etc/hostname"})
+	r.MakeContent(layer, layer+"-init", entries...)
+	r.AddContainer(Container{
+		ID: id, Name: name, Image: image, Top: top, Mount: layer, Init: layer + "-init", Host: map[string]any{"NetworkMode": "default"},
 	})
-	require.NoError(r.t, err)
-	r.write("containers/"+id+"/config.v2.json", string(config))
-	r.write("containers/"+id+"/hostconfig.json", `{"NetworkMode":"default"}`)
 	return id, layer
 }
 

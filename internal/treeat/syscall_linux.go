@@ -2,7 +2,6 @@ package treeat
 
 import (
 	"errors"
-	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -70,13 +69,4 @@ func ChmodByFD(dirfd int, name string, mode uint32) error {
 	}
 	defer unix.Close(fd)
 	return unix.Chmod(ProcPath(fd, ""), mode)
-}
-
-// ProcPath names the file of an O_PATH descriptor, or a name in it, for calls that take only paths.
-func ProcPath(fd int, name string) string {
-	p := "/proc/self/fd/" + strconv.Itoa(fd)
-	if name != "" {
-		p += "/" + name
-	}
-	return p
 }

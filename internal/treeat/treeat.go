@@ -12,3 +12,12 @@ func Quote(name string) string {
 	}
 	return strconv.Quote(name[:most]) + "…"
 }
+
+// ProcPath names the file of a descriptor, or a name in it, for calls that take only paths.
+func ProcPath(fd int, name string) string {
+	p := "/proc/self/fd/" + strconv.Itoa(fd)
+	if name != "" {
+		p += "/" + name
+	}
+	return p
+}

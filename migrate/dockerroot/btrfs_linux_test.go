@@ -15,7 +15,7 @@ import (
 
 func btrfsSample(t *testing.T) *sample {
 	r := newTestRoot(t, testfs.Btrfs(t)+"/docker", "btrfs")
-	makeSubvolumes(r)
+	r.Content = nil
 	return fill(r)
 }
 
@@ -28,7 +28,7 @@ func TestBtrfs(t *testing.T) {
 	for _, l := range inv.Layers {
 		c, err := s.Open(t.Context(), l.ID)
 		require.NoError(t, err)
-		assert.Equal(t, sample.path("btrfs/subvolumes/"+l.ID), c.Volume)
+		assert.Equal(t, sample.Path("btrfs/subvolumes/"+l.ID), c.Volume)
 		require.NoError(t, c.Close())
 	}
 }
@@ -38,34 +38,34 @@ func TestBtrfsRemove(t *testing.T) {
 	sample := btrfsSample(t)
 	check := sample.addOthers()
 	subvolume := func(dir, name string) {
-		at, err := os.Open(sample.path(dir))
+		at, err := os.Open(sample.Path(dir))
 		require.NoError(t, err)
 		defer at.Close()
 		require.NoError(t, btrfsctl.CreateSubvolume(int(at.Fd()), name, nil))
 	}
 	setReadOnly := func(dir string) {
-		at, err := os.Open(sample.path(dir))
+		at, err := os.Open(sample.Path(dir))
 		require.NoError(t, err)
 		defer at.Close()
 		require.NoError(t, btrfsctl.SetReadOnly(int(at.Fd()), true))
 	}
-	web := sample.tree(sample.web.mount)
-	sample.mkdir(web + "/var/lib")
+	web := sample.TreeName(sample.web.Mount)
+	sample.Mkdir(web + "/var/lib")
 	subvolume(web+"/var/lib", "nested")
-	sample.mkdir(web + "/var/lib/nested/more")
+	sample.Mkdir(web + "/var/lib/nested/more")
 	subvolume(web+"/var/lib/nested/more", "nested")
-	sample.write(web+"/var/lib/nested/more/nested/file", "")
-	for _, dir := range []string{web + "/var/lib/nested/more/nested", web + "/var/lib/nested", web, sample.tree(sample.a.id)} {
+	sample.Write(web+"/var/lib/nested/more/nested/file", "")
+	for _, dir := range []string{web + "/var/lib/nested/more/nested", web + "/var/lib/nested", web, sample.TreeName(sample.a.ID)} {
 		setReadOnly(dir)
 	}
 	subvolume("btrfs/subvolumes", "unknown")
 	subvolume("volumes", "other")
 
 	require.NoError(t, open(t, sample.testRoot).Remove(t.Context()))
-	require.NoDirExists(t, sample.path("btrfs"))
-	require.NoDirExists(t, sample.path("image/btrfs"))
+	require.NoDirExists(t, sample.Path("btrfs"))
+	require.NoDirExists(t, sample.Path("image/btrfs"))
 	check()
-	assert.Equal(t, []string{"docker/volumes/other"}, testfs.Subvolumes(t, sample.path("..")))
+	assert.Equal(t, []string{"docker/volumes/other"}, testfs.Subvolumes(t, sample.Path("..")))
 }
 
 // A subvolume that is mounted somewhere is in use.
@@ -73,7 +73,7 @@ func TestBtrfsInUse(t *testing.T) {
 	sample := btrfsSample(t)
 	s := open(t, sample.testRoot)
 	require.NoError(t, s.InUse(t.Context()))
-	unmount := mountOn(t, sample.path(sample.tree(sample.b.id)), t.TempDir(), "", unix.MS_BIND, "")
+	unmount := mountOn(t, sample.Path(sample.TreeName(sample.b.ID)), t.TempDir(), "", unix.MS_BIND, "")
 	require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
 	unmount()
 	testfs.Free(t, func() error { return s.InUse(t.Context()) })

@@ -55,7 +55,7 @@ func TestHostile(t *testing.T) {
 			tried := 0
 			for _, name := range s.read() {
 				for kind, trap := range traps {
-					path := s.path(name)
+					path := s.Path(name)
 					aside := filepath.Join(outside, "aside")
 					require.NoError(t, os.Rename(path, aside))
 					trap(t, path, aside)
@@ -79,9 +79,9 @@ func TestHostile(t *testing.T) {
 
 // read lists the files and directories of the sample that a source reads.
 func (s *sample) read() (names []string) {
-	unread := []string{"volumes", "image/" + s.driver + "/distribution", "image/" + s.driver + "/layerdb/tmp", "image/" + s.driver + "/imagedb/metadata"}
-	require.NoError(s.t, filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
-		name, _ := filepath.Rel(s.dir, path)
+	unread := []string{"volumes", "image/" + s.Driver + "/distribution", "image/" + s.Driver + "/layerdb/tmp", "image/" + s.Driver + "/imagedb/metadata"}
+	require.NoError(s.t, filepath.WalkDir(s.Dir, func(path string, d fs.DirEntry, err error) error {
+		name, _ := filepath.Rel(s.Dir, path)
 		switch base := filepath.Base(path); {
 		case err != nil:
 			return err
@@ -100,7 +100,7 @@ func (s *sample) read() (names []string) {
 func everything(t *testing.T, r *testRoot) (*migrate.Inventory, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	s, err := Open(ctx, Options{Dir: r.dir, Driver: r.driver, Log: silent})
+	s, err := Open(ctx, Options{Dir: r.Dir, Driver: r.Driver, Logger: silent})
 	if err != nil {
 		return nil, err
 	}
@@ -136,8 +136,8 @@ func TestHostileDatabase(t *testing.T) {
 	for _, name := range []string{"volumes/metadata.db", "buildkit/x.db", "buildkit"} {
 		for kind, trap := range traps {
 			s := fill(newTestRoot(t, t.TempDir(), "vfs"))
-			s.mkdir(filepath.Dir(name))
-			trap(t, s.path(name), outside)
+			s.Mkdir(filepath.Dir(name))
+			trap(t, s.Path(name), outside)
 			err := open(t, s.testRoot).InUse(t.Context())
 			if kind == "huge file" && name != "buildkit" || kind == "directory" && name == "buildkit" {
 				require.NoError(t, err, "%s in place of %s", kind, name)
@@ -152,8 +152,8 @@ func TestHostileDatabase(t *testing.T) {
 func TestHostileNames(t *testing.T) {
 	s := fill(newTestRoot(t, t.TempDir(), "vfs"))
 	for _, name := range []string{"image/vfs/layerdb/sha256/", "image/vfs/layerdb/mounts/", "image/vfs/imagedb/content/sha256/", "containers/"} {
-		s.write(name+strings.Repeat("x", 255), "")
-		s.write(name+"\x1b[2Jescape", "")
+		s.Write(name+strings.Repeat("x", 255), "")
+		s.Write(name+"\x1b[2Jescape", "")
 	}
 	inv, err := everything(t, s.testRoot)
 	require.NoError(t, err)
@@ -169,30 +169,30 @@ func TestHostileNames(t *testing.T) {
 func TestLinks(t *testing.T) {
 	s := fill(newTestRoot(t, t.TempDir(), "overlay2"))
 	link := filepath.Join(t.TempDir(), "link")
-	require.NoError(t, os.Symlink(s.dir, link))
-	src, err := Open(t.Context(), Options{Dir: link, Log: silent})
+	require.NoError(t, os.Symlink(s.Dir, link))
+	src, err := Open(t.Context(), Options{Dir: link, Logger: silent})
 	require.NoError(t, err)
 	inv, err := src.Inventory(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, s.inventory(), inv)
 
-	require.NoError(t, os.Rename(s.path("overlay2"), s.path("elsewhere")))
-	require.NoError(t, os.Symlink("elsewhere", s.path("overlay2")))
+	require.NoError(t, os.Rename(s.Path("overlay2"), s.Path("elsewhere")))
+	require.NoError(t, os.Symlink("elsewhere", s.Path("overlay2")))
 	_, err = src.Inventory(t.Context())
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
-	assert.ErrorContains(t, err, s.path("overlay2"))
+	assert.ErrorContains(t, err, s.Path("overlay2"))
 	require.NoError(t, src.Close())
 }
 
 // Two layers that claim one ID are known by none, with or without an Inventory.
 func TestClaimedTwice(t *testing.T) {
 	s := fill(newTestRoot(t, t.TempDir(), "vfs"))
-	s.write(s.layerDir(s.c)+"/cache-id", s.b.id)
+	s.Write(s.LayerDir(s.c)+"/cache-id", s.b.ID)
 	src := open(t, s.testRoot)
 	for range 2 {
-		_, err := src.Parts(t.Context(), s.b.id)
+		_, err := src.Parts(t.Context(), s.b.ID)
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
-		parts, err := src.Parts(t.Context(), s.a.id)
+		parts, err := src.Parts(t.Context(), s.a.ID)
 		require.NoError(t, err)
 		require.NoError(t, parts.Close())
 		_, err = src.Inventory(t.Context())

@@ -96,7 +96,7 @@ func (s *Source) checkMounts(finder *rootuse.Finder, name string) error {
 	if err != nil {
 		return err
 	}
-	uses = slices.DeleteFunc(uses, func(u mounttable.Use) bool { return isElsewhere(u.Layer, has) })
+	uses = slices.DeleteFunc(uses, func(u mounttable.Use) bool { return isElsewhere(u.Layer, name, has) })
 	return mounttable.InUse("a layer in "+dir, uses)
 }
 
@@ -116,9 +116,18 @@ func (s *Source) namesIn(dir string) (map[string]bool, error) {
 }
 
 // isElsewhere reports whether the path of an overlay's layer is that of another root's layer. The kernel tells such paths
-// only, whose ends are the same in all roots. IDs and short names are not.
-func isElsewhere(layer string, has map[string]bool) bool {
+// only, whose ends are the same in all roots. IDs and short names are not, nor are other names in the directory dir.
+func isElsewhere(layer, dir string, has map[string]bool) bool {
 	named := false
+	for _, below := range strings.Split(layer, "/"+dir+"/")[1:] {
+		switch name, _, _ := strings.Cut(below, "/"); {
+		case name == linkDir: // all roots have it
+		case has[name]:
+			return false
+		default:
+			named = true
+		}
+	}
 	for name := range strings.SplitSeq(layer, "/") {
 		if isLayerID(name) || isLink(name) {
 			if has[name] {

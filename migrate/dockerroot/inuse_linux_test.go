@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/testroot"
 )
 
 // An engine that runs has its databases locked.
@@ -24,18 +25,18 @@ func TestInUseByEngine(t *testing.T) {
 		"volumes/metadata.db", "network/files/local-kv.db", "buildkit/cache.db", "containerd/daemon/io.containerd.metadata.v1.bolt/meta.db",
 	} {
 		sample := fill(newTestRoot(t, t.TempDir(), "vfs"))
-		sample.mkdir(filepath.Dir(name))
+		sample.Mkdir(filepath.Dir(name))
 		s := open(t, sample.testRoot)
 		require.NoError(t, s.InUse(t.Context()))
 
-		db, err := bolt.Open(sample.path(name), 0o600, &bolt.Options{Timeout: time.Second})
+		db, err := bolt.Open(sample.Path(name), 0o600, &bolt.Options{Timeout: time.Second})
 		require.NoError(t, err)
 		err = s.InUse(t.Context())
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
-		assert.ErrorContains(t, err, sample.path(name))
+		assert.ErrorContains(t, err, sample.Path(name))
 		assert.ErrorContains(t, err, filepath.Base(os.Args[0]), "it names the process")
 		require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
-		require.DirExists(t, sample.path(sample.tree(sample.a.id)))
+		require.DirExists(t, sample.Path(sample.TreeName(sample.a.ID)))
 
 		require.NoError(t, db.Close())
 		require.NoError(t, s.InUse(t.Context()))
@@ -46,22 +47,22 @@ func TestInUseByEngine(t *testing.T) {
 func TestInUseKeepsEnginesOut(t *testing.T) {
 	const name = "volumes/metadata.db"
 	sample := fill(newTestRoot(t, t.TempDir(), "vfs"))
-	sample.mkdir(filepath.Dir(name))
+	sample.Mkdir(filepath.Dir(name))
 	engine := func() error {
-		db, err := bolt.Open(sample.path(name), 0o600, &bolt.Options{Timeout: 50 * time.Millisecond})
+		db, err := bolt.Open(sample.Path(name), 0o600, &bolt.Options{Timeout: 50 * time.Millisecond})
 		if err != nil {
 			return err
 		}
 		return db.Close()
 	}
 	require.NoError(t, engine())
-	s, err := Open(t.Context(), Options{Dir: sample.dir})
+	s, err := Open(t.Context(), Options{Dir: sample.Dir})
 	require.NoError(t, err)
 	require.NoError(t, engine(), "to open the root locks nothing")
 	for range 2 {
 		require.NoError(t, s.InUse(t.Context()))
 		require.ErrorIs(t, engine(), berrors.ErrTimeout)
-		require.NoError(t, Idle(t.Context(), sample.dir), "it is idle for another part of the migration")
+		require.NoError(t, Idle(t.Context(), sample.Dir), "it is idle for another part of the migration")
 		require.ErrorIs(t, engine(), berrors.ErrTimeout)
 	}
 	require.NoError(t, s.Close())
@@ -75,7 +76,7 @@ func TestInUseByMounts(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			sample := fill(newTestRoot(t, t.TempDir(), driver))
 			s := open(t, sample.testRoot)
-			content := sample.path(sample.tree(sample.web.mount))
+			content := sample.Path(sample.TreeName(sample.web.Mount))
 
 			elsewhere := t.TempDir()
 			unmount := mountOn(t, content, elsewhere, "", unix.MS_BIND, "")
@@ -83,7 +84,7 @@ func TestInUseByMounts(t *testing.T) {
 			unmount()
 			testfs.Free(t, func() error { return s.InUse(t.Context()) })
 
-			unmount = mountOn(t, "overlay", elsewhere, "overlay", 0, "lowerdir="+content+":"+sample.path(sample.tree(sample.a.id)))
+			unmount = mountOn(t, "overlay", elsewhere, "overlay", 0, "lowerdir="+content+":"+sample.Path(sample.TreeName(sample.a.ID)))
 			require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
 			unmount()
 
@@ -96,7 +97,7 @@ func TestInUseByMounts(t *testing.T) {
 			unmount()
 
 			// Docker leaves such a mount when it is killed.
-			home := sample.path(driver)
+			home := sample.Path(driver)
 			unmount = mountOn(t, home, home, "", unix.MS_BIND, "")
 			testfs.Free(t, func() error { return s.InUse(t.Context()) })
 			unmount()
@@ -114,17 +115,21 @@ func TestInUseElsewhere(t *testing.T) {
 	y := other.layer("y", x)
 	lower := func(r *testRoot, ids ...string) string {
 		for i, id := range ids {
-			ids[i] = r.path("overlay2/l/" + linkOf(id))
+			ids[i] = r.Path("overlay2/l/" + testroot.LinkOf(id))
 		}
 		return "lowerdir=" + strings.Join(ids, ":")
 	}
-	unmount := mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(other, x.id, y.id))
+	unmount := mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(other, x.ID, y.ID))
 	require.NoError(t, s.InUse(t.Context()))
 	unmount()
-	unmount = mountOn(t, "overlay", t.TempDir(), "overlay", 0, "lowerdir="+other.path(other.tree(x.id))+":"+other.path(other.tree(y.id)))
+	unmount = mountOn(t, "overlay", t.TempDir(), "overlay", 0, "lowerdir="+other.Path(other.TreeName(x.ID))+":"+other.Path(other.TreeName(y.ID)))
 	testfs.Free(t, func() error { return s.InUse(t.Context()) })
 	unmount()
-	mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(sample.testRoot, sample.b.id, sample.a.id))
+	other.Mkdir("overlay2/base/diff") // of a program with other names
+	unmount = mountOn(t, "overlay", t.TempDir(), "overlay", 0, "lowerdir="+other.Path("overlay2/base/diff")+":"+other.Path("volumes"))
+	testfs.Free(t, func() error { return s.InUse(t.Context()) })
+	unmount()
+	mountOn(t, "overlay", t.TempDir(), "overlay", 0, lower(sample.testRoot, sample.b.ID, sample.a.ID))
 	require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
 }
 
@@ -134,8 +139,8 @@ func TestInUseRelative(t *testing.T) {
 	sample := fill(newTestRoot(t, t.TempDir(), "overlay2"))
 	s := open(t, sample.testRoot)
 	target := t.TempDir()
-	command := exec.Command("mount", "-t", "overlay", "overlay", "-o", "lowerdir=l/"+linkOf(sample.b.id)+":l/"+linkOf(sample.a.id), target)
-	command.Dir = sample.path("overlay2")
+	command := exec.Command("mount", "-t", "overlay", "overlay", "-o", "lowerdir=l/"+testroot.LinkOf(sample.b.ID)+":l/"+testroot.LinkOf(sample.a.ID), target)
+	command.Dir = sample.Path("overlay2")
 	out, err := command.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	defer func() { assert.NoError(t, unix.Unmount(target, 0)) }()

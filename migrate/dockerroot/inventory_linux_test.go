@@ -22,7 +22,7 @@ var silent = slog.New(slog.DiscardHandler)
 var treeDrivers = []string{"btrfs", "overlay2", "fuse-overlayfs", "vfs", "aufs"}
 
 func open(t testing.TB, r *testRoot) *Source {
-	s, err := Open(t.Context(), Options{Dir: r.dir, Driver: r.driver, Log: silent})
+	s, err := Open(t.Context(), Options{Dir: r.Dir, Driver: r.Driver, Logger: silent})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.Close()) })
 	return s
@@ -38,7 +38,7 @@ func TestInventory(t *testing.T) {
 			require.Equal(t, sample.inventory(), inv)
 			checkContents(t, s, inv)
 
-			drivers, err := Detect(sample.dir)
+			drivers, err := Detect(sample.Dir)
 			require.NoError(t, err)
 			assert.Equal(t, []string{driver}, drivers)
 		})
@@ -80,14 +80,14 @@ func TestOpenWithoutInventory(t *testing.T) {
 	sample := fill(newTestRoot(t, t.TempDir(), "vfs"))
 	sample.remove("containers")
 	s := open(t, sample.testRoot)
-	c, err := s.Open(t.Context(), sample.web.init)
+	c, err := s.Open(t.Context(), sample.web.Init)
 	require.NoError(t, err)
 	require.NoError(t, c.Close())
-	parts, err := s.Parts(t.Context(), sample.b.id)
+	parts, err := s.Parts(t.Context(), sample.b.ID)
 	require.NoError(t, err)
 	require.NoError(t, parts.Close())
 
-	for _, id := range []string{"", "..", "../../containers", "x", hexOf("none"), sample.a.id + "/..", hexOf("a") + "-init-init"} {
+	for _, id := range []string{"", "..", "../../containers", "x", hexOf("none"), sample.a.ID + "/..", hexOf("a") + "-init-init"} {
 		_, err := s.Open(t.Context(), id)
 		require.Error(t, err, id)
 		assert.True(t, errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err), "%s: %v", id, err)
@@ -145,7 +145,7 @@ func TestTwoDrivers(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, inv.Problems)
 	require.Len(t, inv.Containers, 1)
-	assert.Equal(t, other.id, inv.Containers[0].ID)
+	assert.Equal(t, other.ID, inv.Containers[0].ID)
 }
 
 // The oldest containers have no driver in their configuration, and mean aufs.
@@ -179,12 +179,12 @@ func TestLimits(t *testing.T) {
 			r := newTestRoot(t, t.TempDir(), c.driver)
 			container := r.container("web", "", r.layer("a", nil), false, nil, c.host)
 			if c.record != "" {
-				r.write("btrfs/quotas/"+container.mount, c.record)
+				r.Write("btrfs/quotas/"+container.Mount, c.record)
 			}
 			inv, err := open(t, r).Inventory(t.Context())
 			require.NoError(t, err)
 			require.Empty(t, inv.Problems)
-			assert.Equal(t, container.mount, inv.Layers[1].ID)
+			assert.Equal(t, container.Mount, inv.Layers[1].ID)
 			assert.Equal(t, c.want, inv.Layers[1].Limit)
 		})
 	}
@@ -223,11 +223,11 @@ func TestParents(t *testing.T) {
 	r := newTestRoot(t, t.TempDir(), "vfs")
 	layer := r.layer("layer", nil)
 	parent := func(image, parent digest.Digest) {
-		r.write("image/vfs/imagedb/metadata/sha256/"+image.Encoded()+"/parent", string(parent))
+		r.Write("image/vfs/imagedb/metadata/sha256/"+image.Encoded()+"/parent", string(parent))
 	}
 	var ids []digest.Digest
 	for _, name := range []string{"base", "middle", "top", "round", "and round", "into it", "self", "of none", "odd"} {
-		ids = append(ids, r.image(layer, name))
+		ids = append(ids, r.AddImage(layer, name))
 	}
 	parent(ids[1], ids[0])
 	parent(ids[2], ids[1])
@@ -238,7 +238,7 @@ func TestParents(t *testing.T) {
 	parent(ids[7], digest.FromString("none"))
 	parent(ids[8], "../odd")
 
-	s, err := Open(t.Context(), Options{Dir: r.dir})
+	s, err := Open(t.Context(), Options{Dir: r.Dir})
 	require.NoError(t, err)
 	defer s.Close()
 	inv, err := s.Inventory(t.Context())

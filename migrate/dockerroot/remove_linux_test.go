@@ -19,16 +19,16 @@ func (s *sample) addOthers() (check func()) {
 	outside := s.t.TempDir()
 	canary := filepath.Join(outside, "canary")
 	require.NoError(s.t, os.WriteFile(canary, nil, 0o644))
-	s.write("volumes/data/_data/file", "")
-	s.write("image/other/layerdb/sha256/x", "")
-	for _, name := range []string{s.tree(s.web.mount) + "/link", "image/" + s.driver + "/link", s.driver + "/link"} {
-		require.NoError(s.t, os.Symlink(outside, s.path(name)))
+	s.Write("volumes/data/_data/file", "")
+	s.Write("image/other/layerdb/sha256/x", "")
+	for _, name := range []string{s.TreeName(s.web.Mount) + "/link", "image/" + s.Driver + "/link", s.Driver + "/link"} {
+		require.NoError(s.t, os.Symlink(outside, s.Path(name)))
 	}
 	return func() {
 		require.FileExists(s.t, canary)
-		require.FileExists(s.t, s.path("volumes/data/_data/file"))
-		require.FileExists(s.t, s.path("containers/"+s.web.id+"/config.v2.json"))
-		require.FileExists(s.t, s.path("image/other/layerdb/sha256/x"))
+		require.FileExists(s.t, s.Path("volumes/data/_data/file"))
+		require.FileExists(s.t, s.Path("containers/"+s.web.ID+"/config.v2.json"))
+		require.FileExists(s.t, s.Path("image/other/layerdb/sha256/x"))
 	}
 }
 
@@ -40,13 +40,13 @@ func TestRemove(t *testing.T) {
 			s := open(t, sample.testRoot)
 			require.NoError(t, s.Remove(t.Context()))
 			require.NoError(t, s.Remove(t.Context()), "again")
-			require.NoDirExists(t, sample.path(driver))
-			require.NoDirExists(t, sample.path("image/"+driver))
+			require.NoDirExists(t, sample.Path(driver))
+			require.NoDirExists(t, sample.Path("image/"+driver))
 			check()
 			inv, err := s.Inventory(t.Context())
 			require.NoError(t, err)
 			assert.Empty(t, inv.Layers)
-			_, err = Open(t.Context(), Options{Dir: sample.dir, Driver: driver})
+			_, err = Open(t.Context(), Options{Dir: sample.Dir, Driver: driver})
 			require.ErrorIs(t, err, errdefs.ErrNotFound)
 		})
 	}
@@ -65,8 +65,8 @@ func TestRemoveInterrupted(t *testing.T) {
 		}
 		require.ErrorIs(t, err, context.Canceled)
 		require.NoError(t, open(t, sample.testRoot).Remove(t.Context()))
-		require.NoDirExists(t, sample.path("overlay2"))
-		require.NoDirExists(t, sample.path("image/overlay2"))
+		require.NoDirExists(t, sample.Path("overlay2"))
+		require.NoDirExists(t, sample.Path("image/overlay2"))
 	}
 }
 
@@ -77,8 +77,8 @@ func TestRemoveHostile(t *testing.T) {
 			sample := fill(newTestRoot(t, t.TempDir(), driver))
 			s := open(t, sample.testRoot)
 			outside := filepath.Join(t.TempDir(), "moved")
-			require.NoError(t, os.Rename(sample.path(name), outside))
-			require.NoError(t, os.Symlink(outside, sample.path(name)))
+			require.NoError(t, os.Rename(sample.Path(name), outside))
+			require.NoError(t, os.Symlink(outside, sample.Path(name)))
 			before := count(t, outside)
 			require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrInvalidArgument, name)
 			assert.Equal(t, before, count(t, outside), name)
@@ -89,7 +89,7 @@ func TestRemoveHostile(t *testing.T) {
 // A container can make a tree so deep that its paths are too long, and so are lists of open directories.
 func TestRemoveDeep(t *testing.T) {
 	sample := fill(newTestRoot(t, t.TempDir(), "vfs"))
-	at, err := unix.Open(sample.path(sample.tree(sample.web.mount)), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	at, err := unix.Open(sample.Path(sample.TreeName(sample.web.Mount)), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	require.NoError(t, err)
 	for range 2500 {
 		require.NoError(t, unix.Mkdirat(at, "d", 0o755))
@@ -104,7 +104,7 @@ func TestRemoveDeep(t *testing.T) {
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1000, Max: limit.Max}))
 	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }()
 	require.NoError(t, open(t, sample.testRoot).Remove(t.Context()))
-	require.NoDirExists(t, sample.path("vfs"))
+	require.NoDirExists(t, sample.Path("vfs"))
 }
 
 func count(t *testing.T, dir string) (n int) {
@@ -116,9 +116,9 @@ func count(t *testing.T, dir string) (n int) {
 func TestRemoveMountPoint(t *testing.T) {
 	testfs.Root(t)
 	sample := fill(newTestRoot(t, t.TempDir(), "overlay2"))
-	home := sample.path("overlay2")
+	home := sample.Path("overlay2")
 	mountOn(t, home, home, "", unix.MS_BIND, "")
 	require.NoError(t, open(t, sample.testRoot).Remove(t.Context()))
 	assert.Equal(t, 1, count(t, home))
-	require.NoDirExists(t, sample.path("image/overlay2"))
+	require.NoDirExists(t, sample.Path("image/overlay2"))
 }

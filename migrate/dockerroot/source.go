@@ -23,7 +23,7 @@ type Options struct {
 	Dir     string       // the root, such as /var/lib/docker
 	Driver  string       // a driver that Detect names; "" if the root has one
 	Dataset string       // that of Docker's option zfs.fsname; "" for the dataset that the root is in
-	Log     *slog.Logger // nil: slog.Default
+	Logger  *slog.Logger // nil: slog.Default
 }
 
 // Source is a root with one of its drivers. It implements migrate.Source.
@@ -49,7 +49,7 @@ func Open(_ context.Context, o Options) (_ *Source, err error) {
 	if err != nil {
 		return nil, rootdir.NotFound(err)
 	}
-	s := &Source{root: root, log: cmp.Or(o.Log, slog.Default())}
+	s := &Source{root: root, log: cmp.Or(o.Logger, slog.Default())}
 	if s.driver, err = choose(root, o.Driver); err == nil {
 		s.image = path.Join("image", s.driver)
 		s.keeper, err = newKeeper(s, o)

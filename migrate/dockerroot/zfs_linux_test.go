@@ -29,8 +29,8 @@ func runZFS(t testing.TB, args ...string) string {
 func zfsSample(t *testing.T) (s *sample, parent string) {
 	parent, mountpoint := testfs.ZFS(t)
 	r := newTestRoot(t, filepath.Join(mountpoint, "docker"), "zfs")
-	r.mkdir("zfs/graph")
-	r.content = func(id, below string) {
+	r.Mkdir("zfs/graph")
+	r.Content = func(id, below string) {
 		name := parent + "/" + id
 		if below == "" {
 			runZFS(t, "create", "-o", "mountpoint=legacy", name)
@@ -40,8 +40,8 @@ func zfsSample(t *testing.T) (s *sample, parent string) {
 			runZFS(t, "clone", "-o", "mountpoint=legacy", snapshot, name)
 			runZFS(t, "destroy", "-d", snapshot)
 		}
-		unmount := mountOn(t, name, r.path("zfs/graph"), "zfs", 0, "")
-		r.write("zfs/graph/file", id)
+		unmount := mountOn(t, name, r.Path("zfs/graph"), "zfs", 0, "")
+		r.Write("zfs/graph/file", id)
 		unmount()
 	}
 	return fill(r), parent
@@ -49,7 +49,7 @@ func zfsSample(t *testing.T) (s *sample, parent string) {
 
 func TestZFS(t *testing.T) {
 	sample, parent := zfsSample(t)
-	runZFS(t, "set", "quota=1G", parent+"/"+sample.web.mount)
+	runZFS(t, "set", "quota=1G", parent+"/"+sample.web.Mount)
 	want := sample.inventory()
 	for i := range want.Layers {
 		if want.Layers[i].Limit > 0 {
@@ -82,19 +82,19 @@ func TestZFS(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, string(mounts), string(now))
 
-	unmount := mountOn(t, parent+"/"+sample.b.id, t.TempDir(), "zfs", 0, "")
+	unmount := mountOn(t, parent+"/"+sample.b.ID, t.TempDir(), "zfs", 0, "")
 	require.ErrorIs(t, s.InUse(t.Context()), errdefs.ErrFailedPrecondition)
-	check(sample.b.id)
+	check(sample.b.ID)
 	unmount()
 	require.NoError(t, s.InUse(t.Context()))
 
 	_, err = s.Open(t.Context(), hexOf("none"))
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
-	runZFS(t, "destroy", "-r", parent+"/"+sample.old.mount)
+	runZFS(t, "destroy", "-r", parent+"/"+sample.old.Mount)
 	inv, err = s.Inventory(t.Context())
 	require.NoError(t, err)
 	require.Len(t, inv.Problems, 1)
-	assert.Equal(t, sample.old.id, inv.Problems[0].ID)
+	assert.Equal(t, sample.old.ID, inv.Problems[0].ID)
 	require.ErrorIs(t, inv.Problems[0].Err, errdefs.ErrNotFound)
 }
 
@@ -102,34 +102,34 @@ func TestZFS(t *testing.T) {
 func TestZFSRemove(t *testing.T) {
 	sample, parent := zfsSample(t)
 	runZFS(t, "create", "-o", "mountpoint=legacy", parent+"/other")
-	runZFS(t, "snapshot", parent+"/"+sample.a.id+"@mine")
-	runZFS(t, "clone", "-o", "mountpoint=legacy", parent+"/"+sample.a.id+"@mine", parent+"/mine")
+	runZFS(t, "snapshot", parent+"/"+sample.a.ID+"@mine")
+	runZFS(t, "clone", "-o", "mountpoint=legacy", parent+"/"+sample.a.ID+"@mine", parent+"/mine")
 
 	s := open(t, sample.testRoot)
 	require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
 	list := runZFS(t, "list", "-H", "-o", "name", "-r", parent)
 	assert.Contains(t, list, parent+"/mine\n")
-	require.DirExists(t, sample.path("image/zfs"))
+	require.DirExists(t, sample.Path("image/zfs"))
 
 	runZFS(t, "promote", parent+"/mine")
 	require.NoError(t, s.Remove(t.Context()))
 	list = runZFS(t, "list", "-H", "-o", "name", "-r", parent)
 	assert.Equal(t, []string{parent, parent + "/mine", parent + "/other"}, strings.Fields(list))
-	require.NoDirExists(t, sample.path("image/zfs"))
-	require.NoDirExists(t, sample.path("zfs"))
-	require.DirExists(t, sample.path("containers"))
+	require.NoDirExists(t, sample.Path("image/zfs"))
+	require.NoDirExists(t, sample.Path("zfs"))
+	require.DirExists(t, sample.Path("containers"))
 }
 
 // A root that is not on ZFS needs the dataset of the layers.
 func TestZFSElsewhere(t *testing.T) {
 	r := newTestRoot(t, t.TempDir(), "zfs")
-	_, err := Open(t.Context(), Options{Dir: r.dir, Driver: "zfs"})
+	_, err := Open(t.Context(), Options{Dir: r.Dir, Driver: "zfs"})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	for _, name := range []string{"-r", "pool/x@y", "pool/x\ty", "1pool"} {
-		_, err = Open(t.Context(), Options{Dir: r.dir, Driver: "zfs", Dataset: name})
+		_, err = Open(t.Context(), Options{Dir: r.Dir, Driver: "zfs", Dataset: name})
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	}
-	s, err := Open(t.Context(), Options{Dir: r.dir, Driver: "zfs", Dataset: "pool/docker layers"})
+	s, err := Open(t.Context(), Options{Dir: r.Dir, Driver: "zfs", Dataset: "pool/docker layers"})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
 }

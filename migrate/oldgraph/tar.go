@@ -21,6 +21,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/internal/stream"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // The names of aufs for its own files.
@@ -111,4 +112,4 @@ func splitTar(ctx context.Context, dir *os.File) io.ReadCloser {
 }
 
 // descriptorPath is a path that leads to an open file, whatever has its name now.
-func descriptorPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+func descriptorPath(f *os.File) string { return treeat.ProcPath(int(f.Fd()), "") }

@@ -9,23 +9,34 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	containerdlabels "github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/vbatts/tar-split/tar/storage"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/stream"
+	"github.com/cowshed/cowshed/internal/treeat"
+	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/fill"
 	"github.com/cowshed/cowshed/migrate/internal/trees"
 )
 
 const uncompressedLabel = containerdlabels.LabelUncompressed
+
+// How blobs of layers are compressed.
+const (
+	format         = layertar.Zstd
+	layerMediaType = ocispec.MediaTypeImageLayerZstd
+)
 
 // layerBlob finds the blob of a layer, in the format that the Target writes. Returns errdefs.ErrNotFound if there is none.
 func (t *Target) layerBlob(ctx context.Context, diffID digest.Digest) (ocispec.Descriptor, error) {
@@ -34,44 +45,80 @@ func (t *Target) layerBlob(ctx context.Context, diffID digest.Digest) (ocispec.D
 	}
 	found, err := t.findBlob(ctx, layersOf, diffID)
 	if err == nil && found.Digest == "" {
-		err = fault.New(errdefs.ErrNotFound, "there is no %s blob of layer %s", t.opts.Format, diffID)
+		err = fault.New(errdefs.ErrNotFound, "there is no %s blob of layer %s", format, diffID)
 	}
 	return found, err
 }
 
-// blob makes the blob of a layer of an image, whose snapshot is there.
-func (m making) blob(ctx context.Context, parts io.Reader) error {
-	if there, err := m.layerBlob(ctx, m.layer.DiffID); !errdefs.IsNotFound(err) {
-		if err != nil {
+// tar makes the tar of a layer of an image from the layer's snapshot, and compares both. It makes the layer's blob of the
+// tar. Returns errdefs.ErrDataLoss if it is another tar, or the snapshot has anything that is not in it. For other
+// layers tar does nothing.
+func (m making) tar(ctx context.Context, snapshot snapshots.Info) error {
+	if m.layer.Kind != migrate.ImageLayer {
+		return nil
+	}
+	makes := m.needsOf(m.layer.ID).blob
+	if makes {
+		there, err := m.layerBlob(ctx, m.layer.DiffID)
+		if err == nil {
+			makes, err = false, m.hold(ctx, m.lease, "content", there.Digest.String())
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
-		return m.hold(ctx, m.lease, "content", there.Digest.String())
 	}
-	return m.withView(ctx, m.name, func(dir *os.File) error {
-		return m.writeBlob(ctx, func(w io.Writer) error {
-			if parts != nil {
-				return rebuild(ctx, w, dir, parts)
-			}
-			return m.diff(ctx, w, dir)
-		})
+	return m.withSnapshot(ctx, snapshot, func(dir *os.File) error {
+		return m.withBelow(ctx, func(base *os.File) error { return m.tarOf(ctx, dir, base, makes) })
 	})
 }
 
-// diff writes the tar of a layer whose parts were not kept: a tar that has the same tree. Whether it is the tar that the
-// layer came from, its digest says.
-func (m making) diff(ctx context.Context, w io.Writer, dir *os.File) error {
+// withBelow calls do with the tree of the snapshot below, nil for none.
+func (m making) withBelow(ctx context.Context, do func(base *os.File) error) error {
 	if m.parent == "" {
-		return writeDiff(ctx, w, dir, nil, m.opts.Logger)
+		return do(nil)
 	}
-	return m.withView(ctx, m.parent, func(base *os.File) error { return writeDiff(ctx, w, dir, base, m.opts.Logger) })
+	return m.withView(ctx, m.parent, do)
 }
+
+// tarOf compares a tree with the layer's tar. If makes is true, it makes the blob.
+func (m making) tarOf(ctx context.Context, dir, base *os.File, makes bool) error {
+	verified := func(w io.Writer) error {
+		return fill.VerifyDirTar(ctx, dir, base, m.layer.DiffID, func(tar io.Writer) error {
+			return image.JoinParts(ctx, io.MultiWriter(tar, w), tree{dir}, m.parts)
+		})
+	}
+	var err error
+	switch {
+	case makes && m.parts != nil:
+		err = m.writeBlob(ctx, verified)
+	case makes:
+		// A tar that has the same tree. Whether it is the tar that the layer came from, its digest says.
+		err = m.writeBlob(ctx, func(w io.Writer) error { return writeDiff(ctx, w, dir, base, m.opts.Logger) })
+	case m.parts != nil:
+		err = verified(io.Discard)
+	default:
+		return nil // Verify compares the snapshot with its source
+	}
+	if err == nil {
+		m.equal[m.layer.ID] = true
+	}
+	return err
+}
+
+// tree has the files of a layer.
+type tree struct{ dir *os.File }
+
+var _ storage.FileGetter = tree{}
+
+// Get implements storage.FileGetter.
+func (t tree) Get(name string) (io.ReadCloser, error) { return openInTree(t.dir, name) }
 
 func writeDiff(ctx context.Context, w io.Writer, dir, base *os.File, log *slog.Logger) error {
 	changes, err := trees.Changes(ctx, dir, base)
 	if err != nil {
 		return err
 	}
-	return layertar.Write(ctx, w, "/proc/self/fd/"+strconv.Itoa(int(dir.Fd())), changes, layertar.WriteOptions{Logger: log})
+	return layertar.Write(ctx, w, treeat.ProcPath(int(dir.Fd()), ""), changes, layertar.WriteOptions{Logger: log})
 }
 
 // viewTime is how long a view stays that a process has left behind.
@@ -81,7 +128,7 @@ const viewTime = 24 * time.Hour
 func (t *Target) withView(ctx context.Context, name string, do func(dir *os.File) error) (err error) {
 	key := t.lease.ID + "-view-" + name
 	lease := leases.Lease{ID: key}
-	leased, err := t.underLease(ctx, lease.ID, leases.WithExpiration(viewTime), leases.WithLabel(viewLabel, t.lease.ID))
+	leased, err := t.underLease(ctx, lease.ID, leases.WithExpiration(viewTime), leases.WithLabel(ViewLabel, t.lease.ID))
 	if err != nil {
 		return err
 	}
@@ -105,7 +152,7 @@ func (t *Target) withView(ctx context.Context, name string, do func(dir *os.File
 // writeBlob writes a blob of the layer to the content store. After an error there is none, and no upload.
 func (m making) writeBlob(ctx context.Context, tar func(w io.Writer) error) (err error) {
 	ref := m.lease + "-layer-" + m.layer.DiffID.String()
-	w, err := content.OpenWriter(ctx, m.content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{MediaType: m.opts.mediaType()}))
+	w, err := content.OpenWriter(ctx, m.content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{MediaType: layerMediaType}))
 	if err != nil {
 		return fmt.Errorf("open upload: %w", err)
 	}
@@ -126,7 +173,7 @@ func (m making) writeBlob(ctx context.Context, tar func(w io.Writer) error) (err
 		return err
 	}
 	blob := w.Digest()
-	labels := map[string]string{uncompressedLabel: m.layer.DiffID.String(), FormatLabel: m.opts.Format.String()}
+	labels := map[string]string{uncompressedLabel: m.layer.DiffID.String(), FormatLabel: format.String()}
 	if err := w.Commit(ctx, 0, blob, content.WithLabels(labels)); err != nil && !errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("commit upload: %w", err)
 	}
@@ -148,7 +195,7 @@ func (m making) noteLayer(ctx context.Context, blob digest.Digest) error {
 	}
 	all, err := m.known(ctx)
 	if err == nil {
-		note(all.layers, m.layer.DiffID, ocispec.Descriptor{MediaType: m.opts.mediaType(), Digest: blob, Size: info.Size})
+		note(all.layers, m.layer.DiffID, ocispec.Descriptor{MediaType: layerMediaType, Digest: blob, Size: info.Size})
 	}
 	return err
 }
@@ -156,7 +203,7 @@ func (m making) noteLayer(ctx context.Context, blob digest.Digest) error {
 // compress writes the compressed tar. Returns errdefs.ErrDataLoss if the tar is not the layer's.
 func (m making) compress(ctx context.Context, w io.Writer, tar func(w io.Writer) error) (err error) {
 	pieces := bufio.NewWriterSize(stream.WriteUntil(ctx, w), 1<<20)
-	compressed, err := layertar.Compress(pieces, m.opts.Format, 0)
+	compressed, err := layertar.Compress(pieces, format, 0)
 	if err != nil {
 		return err
 	}

@@ -31,8 +31,8 @@ func (t *Target) known(ctx context.Context) (*blobs, error) {
 	}
 	found := &blobs{make(map[digest.Digest]ocispec.Descriptor), make(map[digest.Digest]ocispec.Descriptor)}
 	err := t.content.Walk(ctx, func(info content.Info) error {
-		desc := ocispec.Descriptor{MediaType: t.opts.mediaType(), Digest: info.Digest, Size: info.Size}
-		if info.Labels[FormatLabel] == t.opts.Format.String() {
+		desc := ocispec.Descriptor{MediaType: layerMediaType, Digest: info.Digest, Size: info.Size}
+		if info.Labels[FormatLabel] == format.String() {
 			note(found.layers, digest.Digest(info.Labels[uncompressedLabel]), desc)
 		}
 		if id := info.Labels[ImageLabel]; id != "" && id == info.Labels[configReference] {
@@ -40,7 +40,7 @@ func (t *Target) known(ctx context.Context) (*blobs, error) {
 			note(found.manifests, digest.Digest(id), desc)
 		}
 		return nil
-	}, fmt.Sprintf("labels.%q==%q", FormatLabel, t.opts.Format), fmt.Sprintf("labels.%q", ImageLabel))
+	}, fmt.Sprintf("labels.%q==%q", FormatLabel, format), fmt.Sprintf("labels.%q", ImageLabel))
 	if err != nil {
 		return nil, err
 	}

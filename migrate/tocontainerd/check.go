@@ -4,20 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
-	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
 // Check implements migrate.Target. It notes how the layers of the inventory belong together.
 func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
 	t.learn(inv)
 	ctx = t.in(ctx)
-	errs := []error{t.checkEngine()}
+	errs := []error{t.idle(ctx)}
 	if t.moby() && t.opts.DockerRoot == "" && inv.Program == "docker" && len(inv.Containers) > 0 {
 		errs = append(errs, errNoRoot)
 	}
@@ -81,34 +79,10 @@ func (t *Target) checkContainer(ctx context.Context, c *migrate.Container) error
 	return nil
 }
 
-// locks are files in DockerRoot that a running engine has locked, of whatever version.
-var locks = []string{"volumes/metadata.db", "network/files/local-kv.db"}
-
-// checkEngine returns errdefs.ErrFailedPrecondition if an engine runs on DockerRoot.
-func (t *Target) checkEngine() (err error) {
-	if !t.moby() || t.opts.DockerRoot == "" {
+// idle returns errdefs.ErrFailedPrecondition if an engine works on DockerRoot.
+func (t *Target) idle(ctx context.Context) error {
+	if !t.moby() || t.opts.Idle == nil {
 		return nil
 	}
-	root, err := rootdir.Open(t.opts.DockerRoot)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, root.Close()) }()
-	for _, name := range locks {
-		file, err := root.OpenFile(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		free, err := isFree(file)
-		if err := errors.Join(err, file.Close()); err != nil {
-			return err
-		}
-		if !free {
-			return fault.New(errdefs.ErrFailedPrecondition, "an engine works on %s (%s is locked): stop it first", root.Path(), root.Join(name))
-		}
-	}
-	return nil
+	return t.opts.Idle(ctx)
 }

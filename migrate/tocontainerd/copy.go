@@ -36,13 +36,17 @@ func (t *Target) checkSpace(ctx context.Context, source migrate.Source, inv *mig
 	if t.root == "" || source == nil {
 		return nil
 	}
-	return fill.CheckSpace(ctx, t.root, source, inv, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+	has := func(layer *migrate.Layer) (bool, error) {
 		if needs := t.needsOf(layer.ID); layer.Kind == migrate.ImageLayer && !needs.snapshot {
-			return "", 0, nil
+			return true, nil
 		}
-		if _, err := t.find(ctx, layer); err == nil || !errdefs.IsNotFound(err) {
-			return "", 0, err
+		_, err := t.find(ctx, layer)
+		if errdefs.IsNotFound(err) {
+			return false, nil
 		}
+		return err == nil, err
+	}
+	return fill.CheckSpace(ctx, t.root, source, inv, has, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
 		return t.howOf(ctx, layer, content)
 	})
 }

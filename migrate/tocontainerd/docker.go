@@ -351,7 +351,7 @@ func (t *Target) Commit(ctx context.Context) error {
 func (t *Target) Undo(ctx context.Context) error {
 	ctx = t.in(ctx)
 	t.undoing = true
-	if err := t.checkEngine(); err != nil {
+	if err := t.idle(ctx); err != nil {
 		return err
 	}
 	if t.moby() {

@@ -49,10 +49,10 @@ type host struct {
 	source  *source
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t *testing.T, opts ...testfs.BtrfsOption) *host {
 	t.Helper()
 	testfs.CheckLeaks(t)
-	h := &host{t: t, mnt: testfs.Btrfs(t)}
+	h := &host{t: t, mnt: testfs.Btrfs(t, opts...)}
 	backend, err := btrfs.Open(t.Context(), filepath.Join(h.mnt, "volumes"), btrfs.Options{})
 	require.NoError(t, err)
 	h.backend = backend

@@ -58,17 +58,11 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	if ctx, err = t.underLease(ctx, lease, opts...); err != nil {
 		return err
 	}
-	m := making{Target: t, layer: layer, from: content, name: p.name, parent: parent, lease: lease}
-	switch layer.Kind {
-	case migrate.ContainerLayer:
+	m := making{Target: t, layer: layer, from: content, parts: parts, name: p.name, parent: parent, lease: lease}
+	if layer.Kind == migrate.ContainerLayer {
 		return m.active(ctx)
-	case migrate.InitLayer:
-		return m.committed(ctx)
 	}
-	if err := m.committed(ctx); err != nil || !t.needsOf(layer.ID).blob {
-		return err
-	}
-	return m.blob(ctx, parts)
+	return m.committed(ctx)
 }
 
 // making is a layer that is being made.
@@ -76,12 +70,13 @@ type making struct {
 	*Target
 	layer  *migrate.Layer
 	from   *migrate.Content
-	name   string // of the snapshot
-	parent string // name of the snapshot below
+	parts  io.Reader // nil: they were not kept
+	name   string    // of the snapshot
+	parent string    // name of the snapshot below
 	lease  string
 }
 
-// committed makes a committed snapshot. A crash leaves an active one with the key.
+// committed makes a committed snapshot, and the blob of a layer of an image. A crash leaves an active one with the key.
 func (m making) committed(ctx context.Context) error {
 	key := keyOf(m.layer, m.name)
 	info, err := m.snapshots.Stat(ctx, m.name)
@@ -95,7 +90,12 @@ func (m making) committed(ctx context.Context) error {
 		return err
 	}
 	labels := map[string]string{LayerLabel: m.layer.ID, FillingLabel: untilCommit}
-	if err := m.fill(ctx, key, labels); err != nil {
+	err = m.fill(ctx, key, labels)
+	if err == nil {
+		// Others may rely on the name that the snapshot gets.
+		err = m.tar(ctx, snapshots.Info{Name: key, Kind: snapshots.KindActive})
+	}
+	if err != nil {
 		return errors.Join(err, m.forget(context.WithoutCancel(ctx), key))
 	}
 	labels = map[string]string{LayerLabel: m.layer.ID}
@@ -119,7 +119,7 @@ func (m making) committed(ctx context.Context) error {
 // accept takes a snapshot that is there for the layer, if it can be, and holds it. A snapshot under the chain ID of
 // an image's layer has the files of that layer, also if another program has made it.
 func (m making) accept(ctx context.Context, info snapshots.Info) error {
-	delete(m.adopted, m.layer.ID)
+	delete(m.equal, m.layer.ID)
 	switch {
 	case info.Kind != snapshots.KindCommitted:
 		return fault.New(errdefs.ErrAlreadyExists, "snapshot %s is another one: it is not committed", info.Name)
@@ -128,7 +128,10 @@ func (m making) accept(ctx context.Context, info snapshots.Info) error {
 	case m.layer.Kind != migrate.ImageLayer && info.Labels[LayerLabel] != m.layer.ID:
 		return fault.New(errdefs.ErrAlreadyExists, "snapshot %s is another one", info.Name)
 	}
-	return m.hold(ctx, m.lease, m.ofSnapshots(), info.Name)
+	if err := m.hold(ctx, m.lease, m.ofSnapshots(), info.Name); err != nil {
+		return err
+	}
+	return m.tar(ctx, info)
 }
 
 // active makes the writable layer of a container. A crash leaves a snapshot with FillingLabel.
@@ -187,7 +190,7 @@ func (m making) forget(ctx context.Context, key string) error {
 
 // fill makes an active snapshot with the content of the layer, which survives a power cut.
 func (m making) fill(ctx context.Context, key string, labels map[string]string) error {
-	delete(m.adopted, m.layer.ID)
+	delete(m.equal, m.layer.ID)
 	adopted, err := m.adopt(ctx, key, labels)
 	if adopted || err != nil {
 		return err
@@ -217,7 +220,7 @@ func (m making) adopt(ctx context.Context, key string, labels map[string]string)
 			if err := m.checkOrigin(mounts); err != nil {
 				return false, err // the caller removes it
 			}
-			m.adopted[m.layer.ID] = true
+			m.equal[m.layer.ID] = true
 			return true, nil
 		}
 		err = prepared

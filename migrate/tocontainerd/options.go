@@ -1,14 +1,13 @@
 package tocontainerd
 
 import (
+	"context"
 	"log/slog"
 	"regexp"
 
 	"github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/cowcommon/layertar"
 )
 
 // Moby is the namespace in which Docker keeps its images and containers.
@@ -28,11 +27,11 @@ type Options struct {
 	// DockerRoot is the root of the Docker Engine, whose directory "containers" has the containers of the old root. It is
 	// needed for containers in namespace Moby.
 	DockerRoot string
+	// Idle returns errdefs.ErrFailedPrecondition while the Docker Engine works on DockerRoot. nil: there is no engine.
+	Idle func(ctx context.Context) error
 	// StateDir is a directory that keeps the files that Commit replaces, until the migration is finished or undone. It
 	// belongs to one migration, and its path gives the migration's lease its name.
 	StateDir string
-	// Format is how blobs of layers are compressed: layertar.Zstd or layertar.Gzip. layertar.Plain stands for Zstd.
-	Format layertar.Format
 	// Logger gets a note if something is done in another way than the best. nil: slog.Default.
 	Logger *slog.Logger
 }
@@ -53,20 +52,5 @@ func (o *Options) complete() error {
 	case o.StateDir == "":
 		return fault.New(errdefs.ErrInvalidArgument, "a directory for the state is needed")
 	}
-	switch o.Format {
-	case layertar.Plain:
-		o.Format = layertar.Zstd
-	case layertar.Gzip, layertar.Zstd:
-	default:
-		return fault.New(errdefs.ErrInvalidArgument, "layers cannot be stored as %s: zstd or gzip", o.Format)
-	}
 	return nil
-}
-
-// mediaType is that of the blobs of layers.
-func (o *Options) mediaType() string {
-	if o.Format == layertar.Gzip {
-		return ocispec.MediaTypeImageLayerGzip
-	}
-	return ocispec.MediaTypeImageLayerZstd
 }

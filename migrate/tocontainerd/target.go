@@ -35,7 +35,9 @@ const (
 	// NameLabel is a label of the snapshot of a container in other namespaces than Moby: the name of the container.
 	NameLabel = "cowshed.dev/migrate.name"
 
-	viewLabel = "cowshed.dev/migrate.view" // of the lease of a view
+	// ViewLabel is a label of the lease of a view: the name of the migration's lease.
+	ViewLabel = "cowshed.dev/migrate.view"
+
 	rootLabel = "containerd.io/gc.root"
 )
 
@@ -50,7 +52,7 @@ type Target struct {
 
 	blobs        *blobs           // nil: not listed yet
 	needs        map[string]needs // of layers of images that are not needed as a whole, by ID; nil: not known yet
-	adopted      map[string]bool  // layers whose volumes this process has adopted, by ID
+	equal        map[string]bool  // layers that this process knows to be equal to their source's, by ID
 	collectLater func() error     // nil: nothing has become garbage
 	undoing      bool
 }
@@ -79,7 +81,7 @@ func newTarget(o Options, s *services) *Target {
 	}
 	sum := sha256.Sum256([]byte(state))
 	lease := leases.Lease{ID: "cowshed-migrate-" + hex.EncodeToString(sum[:8])}
-	return &Target{services: s, opts: o, lease: lease, adopted: make(map[string]bool)}
+	return &Target{services: s, opts: o, lease: lease, equal: make(map[string]bool)}
 }
 
 // Close implements migrate.Target.
@@ -122,7 +124,7 @@ func (t *Target) ofSnapshots() string { return "snapshots/" + t.opts.Snapshotter
 
 // endLeases deletes the lease of the migration, and those of views that a killed process has left.
 func (t *Target) endLeases(ctx context.Context) error {
-	err := t.deleteLeases(ctx, viewLabel, t.lease.ID)
+	err := t.deleteLeases(ctx, ViewLabel, t.lease.ID)
 	return errors.Join(err, t.endLease(ctx, t.lease))
 }
 

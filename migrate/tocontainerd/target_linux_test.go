@@ -2,6 +2,7 @@ package tocontainerd
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -20,8 +21,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/treecmp"
 	"github.com/cowshed/cowshed/migrate"
@@ -234,7 +235,7 @@ func TestOtherNamespace(t *testing.T) {
 	h := newHost(t)
 	h.newSource(directories)
 	o := h.options("k8s.io")
-	o.DockerRoot, o.Format = "", layertar.Gzip
+	o.DockerRoot = ""
 	target := h.target(o)
 	empty := h.state("k8s.io")
 	h.run(target)
@@ -248,7 +249,7 @@ func TestOtherNamespace(t *testing.T) {
 	require.NoError(t, err)
 	m, err := images.Manifest(h.in("k8s.io"), target.content, manifest, nil)
 	require.NoError(t, err)
-	assert.Equal(t, ocispec.MediaTypeImageLayerGzip, m.Layers[0].MediaType)
+	assert.Equal(t, ocispec.MediaTypeImageLayerZstd, m.Layers[0].MediaType)
 
 	_, err = h.migration(target).Undo(t.Context(), nil)
 	require.NoError(t, err)
@@ -347,16 +348,12 @@ func TestCheck(t *testing.T) {
 		require.NoError(t, target.snapshots.Remove(ctx, key))
 	}
 
-	for _, name := range locks {
-		file := filepath.Join(h.dockerRoot(), name)
-		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o700))
-		f, err := os.Create(file)
-		require.NoError(t, err)
-		require.NoError(t, target.Check(t.Context(), s, &s.inv))
-		require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
-		require.ErrorIs(t, target.Check(t.Context(), s, &s.inv), errdefs.ErrFailedPrecondition)
-		require.NoError(t, f.Close())
-	}
+	running := fault.New(errdefs.ErrFailedPrecondition, "an engine runs")
+	target.opts.Idle = func(context.Context) error { return running }
+	require.ErrorIs(t, target.Check(t.Context(), s, &s.inv), running)
+	require.ErrorIs(t, target.Undo(t.Context()), running)
+	target.opts.Idle = func(context.Context) error { return nil }
+	require.NoError(t, target.Check(t.Context(), s, &s.inv))
 
 	inv := s.inv
 	inv.Containers = []migrate.Container{{ID: "../up", Layer: "mount"}}
@@ -366,7 +363,7 @@ func TestCheck(t *testing.T) {
 // TestOptions: malformed options are refused.
 func TestOptions(t *testing.T) {
 	for _, o := range []Options{
-		{Namespace: "", StateDir: "x"}, {Namespace: "a/b", StateDir: "x"}, {Namespace: "a"}, {Namespace: "a", StateDir: "x", Format: layertar.XZ},
+		{Namespace: "", StateDir: "x"}, {Namespace: "a/b", StateDir: "x"}, {Namespace: "a"},
 	} {
 		_, err := New(t.Context(), o)
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
@@ -440,8 +437,8 @@ func TestWithoutParts(t *testing.T) {
 func TestVerifyFinds(t *testing.T) {
 	h := newHost(t)
 	s := h.newSource(overlays)
+	h.run(h.target(h.options(Moby)))
 	target := h.target(h.options(Moby))
-	h.run(target)
 	for _, id := range []string{"base-id", "top-id", "mount-init", "mount"} {
 		require.NoError(t, target.Verify(t.Context(), migrate.Item{Layer: s.layerOf(id)}, s))
 		file := filepath.Join(s.dir, id, "added")

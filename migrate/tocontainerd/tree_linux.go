@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
-	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // openInTree opens a regular file of a tree. Symbolic links are those of the tree: none of them leads out of it.
@@ -35,15 +34,6 @@ func openInTree(dir *os.File, name string) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
-}
-
-// isFree reports whether nobody has a file locked.
-func isFree(file *os.File) (bool, error) {
-	ok, err := flock.TryShared(file)
-	if ok {
-		err = flock.Unlock(file)
-	}
-	return ok, err
 }
 
 // isCopy reports whether a volume is a snapshot of another one, whose root directory is of.

@@ -11,5 +11,3 @@ import (
 func openInTree(*os.File, string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
 
 func isCopy(_, _ *os.File) (bool, error) { return false, errdefs.ErrNotImplemented }
-
-func isFree(*os.File) (bool, error) { return false, errdefs.ErrNotImplemented }

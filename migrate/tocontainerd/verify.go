@@ -37,8 +37,9 @@ func (t *Target) Verify(ctx context.Context, item migrate.Item, source migrate.S
 	if item.Layer.Kind == migrate.ImageLayer && !needs.snapshot {
 		return nil
 	}
-	// This process has seen that the snapshot is one of the source's volume: there is nothing to compare.
-	if !t.adopted[item.Layer.ID] {
+	// If this process has adopted the source's volume, or compared the snapshot with the layer's tar, it does not compare
+	// them with each other.
+	if !t.equal[item.Layer.ID] {
 		if err := t.verifyTree(ctx, item.Layer, source); err != nil {
 			return err
 		}

@@ -10,7 +10,6 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
 	"github.com/cowshed/cowshed/internal/syncdir"
+	"github.com/cowshed/cowshed/internal/treeat"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
@@ -227,7 +227,7 @@ func (t *Target) writeConfig(id string, text []byte, mode fs.FileMode) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	return atomicfile.Write(filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), configFile), text, mode)
+	return atomicfile.Write(treeat.ProcPath(int(dir.Fd()), configFile), text, mode)
 }
 
 func (t *Target) verifyContainer(c *migrate.Container) error {

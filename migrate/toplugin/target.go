@@ -174,11 +174,8 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 			return err
 		}
 	}
-	return fill.CheckSpace(ctx, t.opts.Home, source, inv, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-		has, err := t.exists(ctx, layer.ID)
-		if has || err != nil {
-			return "", 0, err
-		}
+	has := func(layer *migrate.Layer) (bool, error) { return t.exists(ctx, layer.ID) }
+	return fill.CheckSpace(ctx, t.opts.Home, source, inv, has, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
 		return t.How(ctx, layer, content)
 	})
 }
@@ -286,7 +283,7 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	metadata := ""
 	if !t.opts.Trust {
 		v.Complete = func(ctx context.Context, volume string, how migrate.How) error {
-			return t.compare(ctx, driver, layer, content, compared{volume, metadata, how == migrate.Cloned})
+			return t.compare(ctx, driver, layer, content, compared{volume, metadata, how})
 		}
 	}
 	if layer.Kind != migrate.ImageLayer {
@@ -298,13 +295,16 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	}
 	defer func() { err = errors.Join(err, meta.discard()) }()
 	metadata = meta.dir
+	if err := t.copyDistribution(layer); err != nil {
+		return err
+	}
 	if err := t.fill(ctx, driver, layer, content, v); err != nil {
 		return err
 	}
 	if err := meta.complete(ctx, driver, layer); err != nil {
-		return err
+		return errors.Join(err, t.Remove(context.WithoutCancel(ctx), migrate.Item{Layer: layer}))
 	}
-	return t.copyDistribution(layer)
+	return nil
 }
 
 // fill makes the volume of a layer.
@@ -327,12 +327,12 @@ func (t *Target) fill(ctx context.Context, driver *cowdriver.Driver, layer *migr
 type compared struct {
 	volume   string
 	metadata string // the directory of an image's layer
-	adopted  bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
+	made     migrate.How
 }
 
 // compare compares a volume with its source.
 func (t *Target) compare(ctx context.Context, driver *cowdriver.Driver, layer *migrate.Layer, content *migrate.Content, c compared) error {
-	v := fill.Compared{Volume: c.volume, Parent: layer.Parent, Adopted: c.adopted}
+	v := fill.Compared{Volume: c.volume, Parent: layer.Parent, Made: c.made}
 	return fill.Compare(ctx, driver.Backend(), layer, content, v, func(w io.Writer) error {
 		return writeTar(ctx, w, driver, c.volume, c.metadata)
 	})

@@ -34,9 +34,9 @@ type engine struct {
 	busy   error
 }
 
-func newEngine(t *testing.T, driver string) *engine {
+func newEngine(t *testing.T, driver string, opts ...testfs.BtrfsOption) *engine {
 	t.Helper()
-	root := filepath.Join(testfs.Btrfs(t), "docker")
+	root := filepath.Join(testfs.Btrfs(t, opts...), "docker")
 	return &engine{t: t, sample: testroot.NewSample(t, root, driver), root: root}
 }
 

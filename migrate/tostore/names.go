@@ -110,7 +110,8 @@ func (n *names) write(m made) error {
 	}
 	line = append(line, '\n')
 	if _, err := n.log.Write(line); err != nil {
-		return errors.Join(err, n.log.Truncate(n.size)) // a part of a line on a full filesystem
+		// On a full filesystem a part of the line may be there. The next write opens the file without it.
+		return errors.Join(err, n.close())
 	}
 	n.size += int64(len(line))
 	n.take(m)
@@ -167,11 +168,8 @@ func (n *names) choose(inv *migrate.Inventory, taken func(name string) (bool, er
 	for _, name := range n.chosen {
 		used[name] = true
 	}
-	free := func(name string) (bool, error) {
-		if !usable(name) {
-			return false, nil
-		}
-		for _, name := range []string{name, name + initSuffix} {
+	free := func(names ...string) (bool, error) {
+		for _, name := range names {
 			if used[name] {
 				return false, nil
 			}
@@ -191,7 +189,7 @@ func (n *names) choose(inv *migrate.Inventory, taken func(name string) (bool, er
 		name, ok := n.chosen[container.Layer]
 		if !ok {
 			var err error
-			if name, err = firstFree(candidates(container), free); err != nil {
+			if name, err = n.chooseFor(container, layers, free); err != nil {
 				return fmt.Errorf("container %s: %w", container.ID, err)
 			}
 			n.chosen[container.Layer] = name
@@ -209,6 +207,24 @@ func (n *names) choose(inv *migrate.Inventory, taken func(name string) (bool, er
 		}
 	}
 	return n.chooseOthers(inv, used, taken)
+}
+
+// chooseFor chooses the name of a container's layer. free says whether names are not taken.
+func (n *names) chooseFor(c migrate.Container, layers map[string]*migrate.Layer, free func(names ...string) (bool, error)) (string, error) {
+	// A run that was cut off may have made the layer below.
+	if layer := layers[c.Layer]; layer != nil {
+		if name, ok := strings.CutSuffix(n.chosen[layer.Parent], initSuffix); ok {
+			if is, err := free(name); is || err != nil {
+				return name, err
+			}
+		}
+	}
+	return firstFree(candidates(c), func(name string) (bool, error) {
+		if !usable(name) {
+			return false, nil
+		}
+		return free(name, name+initSuffix)
+	})
 }
 
 const initSuffix = "-init"
@@ -283,13 +299,17 @@ func (n *names) keepAs(m made) error {
 	return n.write(m)
 }
 
-// remove gives up the name of a thing that is gone, or another's.
+// remove gives up the name of a thing that is gone, or another's. On a full filesystem the file keeps the name: its line
+// tells the thing from others of that name, so that nothing else is taken for it.
 func (n *names) remove(key string) error {
 	delete(n.chosen, key)
 	if _, ok := n.saved[key]; !ok {
 		return nil
 	}
-	return n.write(made{Key: key, Gone: true})
+	if err := n.write(made{Key: key, Gone: true}); !fault.IsFull(err) {
+		return err
+	}
+	return nil
 }
 
 // dropTaken gives up names that others have taken meanwhile. isOther says whether the volume of a name is another than the

@@ -104,11 +104,8 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 			return err
 		}
 	}
-	return fill.CheckSpace(ctx, t.opts.Home, source, inv, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-		has, err := t.Has(ctx, migrate.Item{Layer: layer})
-		if has || err != nil {
-			return "", 0, err
-		}
+	has := func(layer *migrate.Layer) (bool, error) { return t.Has(ctx, migrate.Item{Layer: layer}) }
+	return fill.CheckSpace(ctx, t.opts.Home, source, inv, has, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
 		return t.How(ctx, layer, content)
 	})
 }
@@ -258,7 +255,7 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	}
 	v.Complete = func(ctx context.Context, volume string, how migrate.How) error {
 		if !t.opts.Trust {
-			if err := t.compare(ctx, takeover, layer, content, compared{volume: volume, name: name, parent: parent, adopted: how == migrate.Cloned}); err != nil {
+			if err := t.compare(ctx, takeover, layer, content, compared{volume: volume, name: name, parent: parent, made: how}); err != nil {
 				return err
 			}
 		}
@@ -394,12 +391,12 @@ func (t *Target) wasVerified(name string) bool {
 type compared struct {
 	volume       string
 	name, parent string // of the layer
-	adopted      bool   // the volume is a copy-on-write copy of the source's, which needs no comparison
+	made         migrate.How
 }
 
 // compare compares a volume with its source.
 func (t *Target) compare(ctx context.Context, takeover *image.Takeover, layer *migrate.Layer, content *migrate.Content, c compared) error {
-	v := fill.Compared{Volume: c.volume, Parent: c.parent, Adopted: c.adopted}
+	v := fill.Compared{Volume: c.volume, Parent: c.parent, Made: c.made}
 	return fill.Compare(ctx, t.backend, layer, content, v, func(w io.Writer) error {
 		return takeover.WriteTar(ctx, w, c.volume, c.name)
 	})

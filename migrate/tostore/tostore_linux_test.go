@@ -42,7 +42,13 @@ type place struct {
 func newPlace(t *testing.T, driver string) *place {
 	t.Helper()
 	mnt := testfs.Btrfs(t)
-	p := &place{t: t, sample: testroot.NewSample(t, filepath.Join(mnt, "docker"), driver), store: filepath.Join(mnt, "store")}
+	return newPlaceOf(t, testroot.NewSample(t, filepath.Join(mnt, "docker"), driver), mnt)
+}
+
+// newPlaceOf makes a store on the filesystem at mnt.
+func newPlaceOf(t *testing.T, sample *testroot.Sample, mnt string) *place {
+	t.Helper()
+	p := &place{t: t, sample: sample, store: filepath.Join(mnt, "store")}
 	d, err := btrfs.Init(filepath.Join(p.store, "btrfs"), nil, user.IdentityMapping{})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })

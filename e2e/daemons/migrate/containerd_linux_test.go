@@ -31,12 +31,27 @@ func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) 
 	requireSame(t, s.before, after, false)
 	requirePushes(t, ctx, e, registry, after)
 	requireLimit(t, ctx, e, s)
+	requireCommit(t, ctx, e)
+	_, err = m.try(ctx, "undo")
+	require.ErrorContains(t, err, "stop the engine")
 	e.Stop()
 
 	m.run(t, ctx, "undo")
 	requireNothing(t, ctx, store)
 	requireOld(t, ctx, s)
 	return after
+}
+
+// requireCommit has an engine make an image of a container that has come along, and a container of the image.
+func requireCommit(t *testing.T, ctx context.Context, e *harness.Engine) {
+	t.Helper()
+	require.NoError(t, e.Commit(ctx, "changed", "cowtest/changed:1"))
+	committed, err := e.RunContainer(ctx, "again", "cowtest/changed:1", harness.CheckScript, nil)
+	require.NoError(t, err)
+	require.Equal(t, harness.Result{Output: "as committed\n"}, committed)
+	require.NoError(t, e.Remove(ctx, "again"))
+	_, err = e.ImageRemove(ctx, "cowtest/changed:1", client.ImageRemoveOptions{})
+	require.NoError(t, err)
 }
 
 // containerd starts containerd on Cowshed, for the migration of the scenario to its namespace for Docker.

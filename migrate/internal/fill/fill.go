@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -18,6 +17,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/cowcommon/treecopy"
+	"github.com/cowshed/cowshed/internal/treeat"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/trees"
 	"github.com/cowshed/cowshed/quota"
@@ -191,24 +191,27 @@ func Verify(ctx context.Context, backend cowcommon.Backend, name, parent string,
 // VerifyTar compares a volume with the tar of its layer, which write writes. Returns ErrDataLoss if the tar has another
 // digest, or the volume anything that the tar does not have.
 func VerifyTar(ctx context.Context, backend cowcommon.Backend, name, parent string, diffID digest.Digest, write func(w io.Writer) error) error {
-	return withTrees(ctx, backend, name, parent, func(got, base *os.File) error {
-		r, w := io.Pipe()
-		go func() { w.CloseWithError(write(w)) }() // never fails
-		hash := digest.SHA256.Hash()
-		tar := io.TeeReader(r, hash)
-		differs := trees.VerifyTar(ctx, got, base, tar)
-		_, err := io.Copy(io.Discard, tar)
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil:
-			return err
-		}
-		if err := checkDigest(hash, diffID); err != nil {
-			return err
-		}
-		return differs
-	})
+	return withTrees(ctx, backend, name, parent, func(got, base *os.File) error { return VerifyDirTar(ctx, got, base, diffID, write) })
+}
+
+// VerifyDirTar is VerifyTar for the tree of a volume. base is the tree of the layer below, nil for none.
+func VerifyDirTar(ctx context.Context, dir, base *os.File, diffID digest.Digest, write func(w io.Writer) error) error {
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(write(w)) }() // never fails
+	hash := digest.SHA256.Hash()
+	tar := io.TeeReader(r, hash)
+	differs := trees.VerifyTar(ctx, dir, base, tar)
+	_, err := io.Copy(io.Discard, tar)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return err
+	}
+	if err := checkDigest(hash, diffID); err != nil {
+		return err
+	}
+	return differs
 }
 
 func checkDigest(hash hash.Hash, diffID digest.Digest) error {
@@ -241,4 +244,4 @@ func VerifyDir(ctx context.Context, dir, base *os.File, content *migrate.Content
 }
 
 // path is a path by which others reach an open directory.
-func path(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) + "/." }
+func path(f *os.File) string { return treeat.ProcPath(int(f.Fd()), ".") }

@@ -62,10 +62,20 @@ func pool(f detect.Filesystem) string {
 	return f.Source
 }
 
-// CheckSpace returns an ENOSPC error if the data of the layers needs more space than the filesystem of a home has.
-func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *migrate.Inventory, how func(*migrate.Layer, *migrate.Content) (migrate.How, int64, error)) error {
+// CheckSpace returns an ENOSPC error if the data of layers needs more space than the filesystem of a home has. Layers that
+// the target has need none.
+func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *migrate.Inventory,
+	has func(*migrate.Layer) (bool, error), how func(*migrate.Layer, *migrate.Content) (migrate.How, int64, error),
+) error {
 	needed := uint64(0)
 	for i := range inv.Layers {
+		is, err := has(&inv.Layers[i])
+		if err != nil {
+			return err
+		}
+		if is {
+			continue
+		}
 		content, err := source.Open(ctx, inv.Layers[i].ID)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -2,13 +2,13 @@ package rootdir
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 func openDir(path string) (*os.File, error) {
@@ -27,7 +27,7 @@ func (d *Dir) find(name string) (*os.File, error) {
 
 // reopen opens the data of a regular file that was found, even if it has another name by now.
 func reopen(found *os.File) (*os.File, error) {
-	path := fmt.Sprintf("/proc/self/fd/%d", found.Fd())
+	path := treeat.ProcPath(int(found.Fd()), "")
 	fd, err := eintr.Retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: found.Name(), Err: err}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/internal/treeat"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
@@ -122,7 +123,7 @@ func MountOf(dir *os.File) (mount *mountinfo.Info, below string, err error) {
 	if len(mounts) == 0 {
 		return nil, "", fault.New(errdefs.ErrNotFound, "mount %d cannot be seen from here", id)
 	}
-	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(dir.Fd())))
+	path, err := os.Readlink(treeat.ProcPath(int(dir.Fd()), ""))
 	if err != nil {
 		return nil, "", err
 	}

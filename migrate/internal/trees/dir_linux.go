@@ -7,12 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // dir is an open directory of a tree.
@@ -114,7 +114,7 @@ type inode struct{ dev, ino uint64 }
 
 // proc is a path by which calls without a descriptor find the entry. Its last part is not followed by such calls.
 func (e *entry) proc() string {
-	return "/proc/self/fd/" + strconv.Itoa(int(e.dir.file.Fd())) + "/" + e.name
+	return treeat.ProcPath(int(e.dir.file.Fd()), e.name)
 }
 
 // link is the target of a symbolic link.

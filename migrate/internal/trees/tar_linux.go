@@ -12,7 +12,6 @@ import (
 	"os"
 	pathpkg "path"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +20,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treecopy"
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // tarVerifier compares a tree with a tar.
@@ -96,7 +96,7 @@ func tarDifference(path, format string, args ...any) error {
 
 // pathOf is the path of an open file.
 func pathOf(f *os.File) (string, error) {
-	return os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+	return os.Readlink(treeat.ProcPath(int(f.Fd()), ""))
 }
 
 func (v *tarVerifier) noteAbove(name string) {
