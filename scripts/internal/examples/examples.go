@@ -67,7 +67,7 @@ func faultsOf(dir string) ([]string, error) {
 	return faults, nil
 }
 
-// parse reads the Go files of a directory. It reports whether they are a package that others import.
+// parse reads the Go files of a directory. It reports whether they are a package that exports something.
 func parse(dir string) (public bool, tests []*ast.File, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -78,18 +78,13 @@ func parse(dir string) (public bool, tests []*ast.File, err error) {
 		if filepath.Ext(entry.Name()) != ".go" {
 			continue
 		}
-		mode := parser.ParseComments
-		isTest := strings.HasSuffix(entry.Name(), "_test.go")
-		if !isTest {
-			mode = parser.PackageClauseOnly
-		}
-		file, err := parser.ParseFile(files, filepath.Join(dir, entry.Name()), nil, mode)
+		file, err := parser.ParseFile(files, filepath.Join(dir, entry.Name()), nil, parser.ParseComments)
 		switch {
 		case err != nil:
 			return false, nil, err
-		case isTest:
+		case strings.HasSuffix(entry.Name(), "_test.go"):
 			tests = append(tests, file)
-		case file.Name.Name != "main":
+		case file.Name.Name != "main" && ast.FileExports(file):
 			public = true
 		}
 	}
