@@ -2,10 +2,10 @@
 #
 # Builds the ZFS test machine from Debian packages. Run by "zfs-machine.sh build".
 #
-#   build.sh CACHE NAME KERNEL
+#   build.sh CACHE NAME KERNEL ZFS
 #
 # leaves CACHE/NAME/{vmlinuz,root.img,versions}, and in CACHE/modules the compiled OpenZFS modules, so that a change to
-# the rest of the machine does not compile them again. KERNEL is stable or backports.
+# the rest of the machine does not compile them again. KERNEL and ZFS are each stable or backports.
 
 set -euo pipefail
 
@@ -28,7 +28,7 @@ absent_packages=(
 	perl perl-base python3 usr-is-merged
 )
 
-readonly cache=$1 name=$2 kernel_from=$3
+readonly cache=$1 name=$2 kernel_from=$3 zfs_from=$4
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 # shellcheck source=/dev/null
 debian=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
@@ -84,14 +84,15 @@ install_on_host() {
 		apt-get "${apt[@]}" -o DPkg::Lock::Timeout=300 install "${missing[@]}"
 }
 
-# Downloads all packages for an otherwise empty system, with OpenZFS from backports if it is there.
+# Downloads all packages for an otherwise empty system. Backports that do not have OpenZFS leave that of the release.
 download_packages() {
 	local package dir=$work/apt
 	for package in "${absent_packages[@]}"; do
 		printf 'Package: %s\nVersion: 999\nArchitecture: all\nMulti-Arch: foreign\n' "$package"
 		printf 'Status: install ok installed\nMaintainer: none\nDescription: not in the machine\n\n'
 	done >"$dir/status"
-	cat >"$dir/preferences" <<-END
+	: >"$dir/preferences"
+	[[ $zfs_from != backports ]] || cat >>"$dir/preferences" <<-END
 		Package: zfs* libzfs* libzpool* libnvpair* libuutil*
 		Pin: release n=$debian-backports
 		Pin-Priority: 600
@@ -135,7 +136,7 @@ unpack_packages() {
 
 version_of() { dpkg-deb -f "$work"/apt/cache/archives/"$1"_*.deb Version; }
 
-# Compiles spl.ko and zfs.ko, unless these versions have been compiled before.
+# Compiles the modules of OpenZFS, unless these versions have been compiled before. Since 2.2 there are two.
 compile_modules() {
 	modules=$cache/modules/${kernel}_${kernel_version}_$zfs_version
 	[[ ! -e $modules/zfs.ko ]] || return 0
@@ -146,11 +147,10 @@ compile_modules() {
 		--with-linux="$src/linux-headers-${kernel%-cloud-amd64}-common" --with-linux-obj="$src/linux-headers-$kernel"
 	quietly "compiling $zfs" make -j"$(nproc)"
 	cd "$work"
-	strip --strip-debug "$src/$zfs"/module/{spl,zfs}.ko
-	mkdir -p "$cache/modules"
-	mv "$src/$zfs/module" "$modules.new"
-	find "$modules.new" -mindepth 1 ! -name spl.ko ! -name zfs.ko -delete
-	rm -rf "$modules"
+	rm -rf "$modules" "$modules.new"
+	mkdir -p "$modules.new"
+	find "$src/$zfs/module" -name '*.ko' -exec mv -t "$modules.new" {} +
+	strip --strip-debug "$modules.new"/*.ko
 	mv "$modules.new" "$modules"
 }
 
