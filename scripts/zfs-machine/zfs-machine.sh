@@ -19,8 +19,9 @@ build   Builds the machine into the cache; does nothing if it is there. As root 
         with, plus their contrib and backports. apt's configuration and package lists stay as they are.
         --force builds again with the present versions of Debian; modules are compiled if the versions are new.
         KERNEL is stable (default), the kernel of this host's Debian release, or backports, the newest kernel in its
-        backports. VERSION is backports (default), the OpenZFS in its backports, or stable, that of the release
-        itself: 2.1 for Debian 12. Each combination has a machine of its own.
+        backports. VERSION is backports (default), the OpenZFS in its backports; stable, that of the release itself,
+        2.1 for Debian 12; or next, the modules that the backports of Debian 13 have, beside the commands of backports.
+        Each combination has a machine of its own.
 run     Boots the machine, runs COMMAND in it as root and exits with COMMAND's status. The output of COMMAND, on stdout
         and stderr, appears here on stdout as it is printed.
 shell   Boots the machine with an interactive shell on this terminal. Without a terminal, runs the script on stdin.
@@ -80,10 +81,12 @@ readonly here cache recipe release
 
 # choose_machine [--kernel KERNEL] [--zfs VERSION]: selects the machine to build or run, and keeps what is not given.
 choose_machine() {
-	if [[ $# -gt 0 ]]; then
-		[[ $2 == stable || $2 == backports ]] || die "$1: stable or backports, not $2"
-		if [[ $1 == --kernel ]]; then kernel=$2; else zfs=$2; fi
-	fi
+	case ${1:-}${2:+=$2} in
+	'') ;;
+	--kernel=stable | --kernel=backports) kernel=$2 ;;
+	--zfs=stable | --zfs=backports | --zfs=next) zfs=$2 ;;
+	*) die "$1 does not know ${2:-an empty value}" ;;
+	esac
 	name=$release
 	[[ $kernel == stable ]] || name+=-$kernel
 	[[ $zfs == backports ]] || name+=-zfs-$zfs
@@ -105,8 +108,10 @@ build() {
 		shift
 	done
 	mkdir -p "$cache"
-	exec {lock}>"$cache/lock"
-	flock "$lock" # a second build waits, and then finds the machine
+	if [[ -n $force || ! -e $machine/versions ]]; then
+		exec {lock}>"$cache/lock"
+		flock "$lock" # a second build waits, and then finds the machine
+	fi
 	if [[ -n $force || ! -e $machine/versions ]]; then
 		SECONDS=0
 		rm -rf "$cache"/build.* # of a build that was killed
