@@ -100,9 +100,9 @@ docker_tests() {
 readonly lanes=(graph packages docker e2e) lane_of_two=concurrent
 readonly lanes_of_tree=(graph packages e2e "$lane_of_two") # docker has a directory of its own
 
-# Tests of containerd that take more than a minute in the test machine, and that btrfs passes in CI.
-long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$')
-[[ -z ${COWSHED_TEST_LONG:-}$zfs ]] || long_tests=()
+# Tests that take more than a minute in the test machine, and have a twin on btrfs that stays in CI. RUN chooses them too.
+long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$|^TestMigrateZFS$')
+[[ -z ${COWSHED_TEST_LONG:-}${RUN:-}$zfs ]] || long_tests=()
 readonly long_tests
 
 # build DIR: makes in DIR, in the shape of the tree, the test binaries and the files that they read. For each lane it
@@ -170,7 +170,7 @@ build_docker() {
 		path=$module/${rel#./}
 		mkdir -p "$dir/$rel"
 		CGO_ENABLED=0 go -C "$rel" test -c -o "$dir/$rel/tests" .
-		add_tests docker "-test.run=${RUN:-ZFS}"
+		add_tests docker "-test.run=${RUN:-ZFS}" "${long_tests[@]}"
 	done
 	end_lane "$dir/docker.sh"
 }
