@@ -2,7 +2,6 @@ package daemons
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,7 +103,7 @@ func requireNoIntents(t *testing.T, h *harness.Host, c *harness.Cowshed) {
 		assert.NotContains(t, string(mounts), " "+filepath.Join(dir, "graph")+"/")
 		assert.NotContains(t, string(mounts), " "+filepath.Join(dir, "views")+"/")
 		intents, err := os.ReadDir(filepath.Join(dir, "intents"))
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) {
 			continue // no daemon has used this home
 		}
 		require.NoError(t, err)
