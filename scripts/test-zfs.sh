@@ -7,7 +7,7 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
 usage() {
 	cat <<'END'
-Usage: test-zfs.sh [-counts FILE]
+Usage: test-zfs.sh [-counts FILE] [-beside PID] [-zfs VERSION]
 
 Runs the tests that need ZFS. These are all tests of package zfs, of packages below it, and of e2e, which tests ZFS if it is
 given a pool. Of other packages they are the tests with ZFS in their name. Among those are the tests of e2e/daemons, with a
@@ -21,6 +21,9 @@ if it is not in the cache. There, more tests follow:
   TestMountLabel      only in the long variant: labels of SELinux, in a machine whose kernel enforces a policy, on btrfs too
 
   -counts FILE   add the numbers of passed and failed tests to FILE instead of printing them
+  -beside PID    leave a processor to that process while it runs
+  -zfs VERSION   run the tests in the test machine with that OpenZFS (see there), whatever the host has: those of zfs,
+                 internal/zfsctl and snapshotter, and the conformance suite of e2e
 
 Environment:
   PKG                 packages to test, default ./... ./e2e/daemons
@@ -41,9 +44,31 @@ test_timeout=55m machine_timeout=3600 power_cuts=1
 [[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200 && power_cuts=3; }
 readonly test_timeout machine_timeout power_cuts
 module=$(go list -m)
+
+counts=() zfs='' beside=''
+while [[ $# -gt 0 ]]; do
+	case $1 in
+	-counts) counts=(-counts "${2:?-counts needs a file}") ;;
+	-beside) beside=${2:?-beside needs a process id} ;;
+	-zfs) zfs=${2:?-zfs needs a version} ;;
+	-h | --help | help)
+		usage
+		exit
+		;;
+	*)
+		usage >&2
+		exit 2
+		;;
+	esac
+	shift 2
+done
+readonly counts zfs beside openzfs=${zfs:-backports}
+
 # The tests with Docker Engine are in a module of their own.
 docker_module=e2e/daemons docker_packages=(e2e/daemons e2e/daemons/migrate) with_docker=
-read -ra packages <<<"${PKG:-./... ./$docker_module}"
+default_packages="./... ./$docker_module"
+[[ -z $zfs ]] || default_packages='./zfs/... ./internal/zfsctl ./snapshotter ./e2e'
+read -ra packages <<<"${PKG:-$default_packages}"
 for i in "${!packages[@]}"; do
 	[[ ${packages[i]} != ./"$docker_module" ]] || { unset "packages[i]" && with_docker=1; }
 done
@@ -69,10 +94,16 @@ docker_tests() {
 	find "${docker_packages[@]}" -maxdepth 1 -name '*_test.go' -exec sed -nE 's/^func (Test\w*ZFS\w*)\(.*/\1/p' {} + | grep -E -- "${RUN:+${RUN%%/*}}" || true
 }
 
-# Lanes are parts of the tests that take about as long each. As many run at once as there are processors, with one
+# Lanes are parts of the tests, the longest first. As many run at once as there are processors, with one
 # processor each: on two processors, two machines with two each are more than twice as slow. Tests of concurrency run
 # with two processors, after the others.
-readonly lanes=(graph e2e packages) lane_of_two=concurrent
+readonly lanes=(graph packages docker e2e) lane_of_two=concurrent
+readonly lanes_of_tree=(graph packages e2e "$lane_of_two") # docker has a directory of its own
+
+# Tests that take more than a minute in the test machine, and have a twin on btrfs that stays in CI. RUN chooses them too.
+long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$|^TestMigrateZFS$')
+[[ -z ${COWSHED_TEST_LONG:-}${RUN:-}$zfs ]] || long_tests=()
+readonly long_tests
 
 # build DIR: makes in DIR, in the shape of the tree, the test binaries and the files that they read. For each lane it
 # also makes a script LANE.sh that runs its tests and prints test2json events.
@@ -80,7 +111,7 @@ build() {
 	local dir=$1 path rel lane flags=()
 	[[ ${RACE:-} != 1 ]] || flags=(-race)
 	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
-	for lane in "${lanes[@]}" "$lane_of_two"; do
+	for lane in "${lanes_of_tree[@]}"; do
 		begin_lane "$dir/$lane.sh"
 	done
 	for path in $(zfs_packages); do
@@ -95,14 +126,14 @@ build() {
 		elif [[ $rel == ./e2e ]]; then
 			add_tests graph '-test.run=^TestGraph$' '-test.skip=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
 			add_tests "$lane_of_two" '-test.run=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
-			add_tests e2e '-test.skip=^TestGraph$|^TestSetUp'
+			[[ -n $zfs ]] || add_tests e2e '-test.skip=^TestGraph$|^TestSetUp'
 		elif [[ $rel == ./zfs || $rel == ./zfs/* ]]; then
 			add_tests packages -test.run=.
 		else
-			add_tests packages -test.run=ZFS
+			add_tests packages -test.run=ZFS "${long_tests[@]}"
 		fi
 	done
-	for lane in "${lanes[@]}" "$lane_of_two"; do
+	for lane in "${lanes_of_tree[@]}"; do
 		end_lane "$dir/$lane.sh"
 	done
 }
@@ -118,15 +149,18 @@ end_lane() { echo 'exit "$status"' >>"$1" && chmod +x "$1"; }
 # it.
 build_docker() {
 	local dir=$1 path rel programs busybox
-	programs=$(scripts/daemons.sh build)/debian
-	mkdir -p "$dir"/daemons/{bin,debian/bin,libraries}
+	programs=$(scripts/daemons.sh build)
+	mkdir -p "$dir"/daemons/{debian/bin,libraries}
 	CGO_ENABLED=0 go build -o "$dir/test2json" cmd/test2json
+	cp -r "$programs/bin" "$dir/daemons/"
 	CGO_ENABLED=0 go build -o "$dir/daemons/bin/cowshed" ./cmd/cowshed
-	(cd "$programs" && cp -a --parents usr/bin/containerd{,-shim-runc-v2} usr/sbin/{dockerd,runc} "$dir/daemons/debian")
-	for busybox in "$programs"/{usr/bin,bin}/busybox; do
+	(cd "$programs/debian" && cp -a --parents usr/bin/{containerd,containerd-shim-runc-v2,docker-registry} usr/sbin/{dockerd,runc} "$dir/daemons/debian")
+	for busybox in "$programs"/debian/{usr/bin,bin}/busybox; do
 		[[ ! -e $busybox ]] || cp "$busybox" "$dir/daemons/debian/bin/"
 	done
-	ldd "$programs"/usr/sbin/{dockerd,runc} | awk '$2 == "=>" { print $3 }' | sort -u | xargs cp -L -t "$dir/daemons/libraries"
+	# ldd fails for programs that are static.
+	{ find "$dir"/daemons/{bin,debian/usr} -type f -exec ldd {} + 2>/dev/null || true; } | awk '$2 == "=>" { print $3 }' |
+		sort -u | xargs cp -L -t "$dir/daemons/libraries"
 	begin_lane "$dir/docker.sh"
 	# In /usr/lib, the loader finds only libraries that no other directory of the machine has.
 	# shellcheck disable=SC2016 # expanded when the script runs
@@ -136,7 +170,7 @@ build_docker() {
 		path=$module/${rel#./}
 		mkdir -p "$dir/$rel"
 		CGO_ENABLED=0 go -C "$rel" test -c -o "$dir/$rel/tests" .
-		add_tests docker "-test.run=${RUN:-ZFS}"
+		add_tests docker "-test.run=${RUN:-ZFS}" "${long_tests[@]}"
 	done
 	end_lane "$dir/docker.sh"
 }
@@ -176,7 +210,7 @@ on_host() {
 in_machine() {
 	local cpus=1
 	[[ $2 != "$lane_of_two" ]] || cpus=2
-	"$machine" run --timeout "$machine_timeout" --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
+	"$machine" run --zfs "$openzfs" --timeout "$machine_timeout" --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
 		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" -- "/work/$2.sh"
 }
 
@@ -230,35 +264,85 @@ mount_labels() {
 }
 
 # job NAME COMMAND...: starts a command that prints test2json events, and writes their summary to NAME.log. It waits
-# first while as many jobs run as there are processors.
+# first while as many jobs run as there are free processors.
 job() {
-	local name=$1 begun code=0
-	((running < $(nproc))) || wait_for_job
+	local name=$1 begun
+	await_processor
 	jobs+=("$name")
-	((++running))
 	{
+		trap 'echo "$name" >>"$dir/ended"' EXIT
 		begun=$SECONDS
-		"${@:2}" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || code=1
+		"${@:2}" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || echo "$name" >>"$dir/failed"
 		echo "== ZFS tests, $name: $((SECONDS - begun)) s"
-		exit "$code"
 	} >"$dir/$name.log" 2>&1 &
 }
 
-wait_for_job() {
-	wait -n || status=1
-	((running--)) || true
+# await_processor: waits until a processor is free for a job.
+await_processor() {
+	local processors
+	while :; do
+		processors=$(nproc)
+		[[ -z $beside || $processors -eq 1 ]] || ! kill -0 "$beside" 2>/dev/null || ((--processors))
+		((${#jobs[@]} - $(ended) >= processors)) || return 0
+		sleep 1
+	done
+}
+
+# ended [JOB]: prints the number of jobs that have ended; or succeeds if that job has ended.
+ended() {
+	if [[ $# -eq 0 ]]; then
+		wc -l <"$dir/ended"
+	else
+		grep -qxF "$1" "$dir/ended"
+	fi
 }
 
 # finish_jobs: waits for the jobs, and prints their logs in the order of their start.
 finish_jobs() {
 	local name
-	while ((running > 0)); do
-		wait_for_job
-	done
+	wait
 	for name in "${jobs[@]}"; do
 		cat "$dir/$name.log"
 	done
 	jobs=()
+	: >"$dir/ended"
+}
+
+# start_jobs WHERE: starts all that runs beside other jobs. Images of a crash need the log that the script of the crash
+# writes, so that goes first.
+start_jobs() {
+	local where=$1 lane work cut part
+	local crash=''
+	if [[ $where == in_machine && -z $zfs && -x $dir/work/e2e/tests && (-z ${RUN:-} || $RUN == TestZFSCrashImages) ]]; then
+		crash=1
+		mkdir -p "$dir/crash/e2e"
+		ln "$dir/work/test2json" "$dir/crash/"
+		ln "$dir/work/e2e/tests" "$dir/crash/e2e/"
+		job crash-script crash_script "$dir/crash"
+	fi
+	for lane in "${lanes[@]}"; do
+		work=$dir/work
+		[[ $lane != docker ]] || work=$dir/docker
+		! has_tests "$work" "$lane" || job "$lane" "$where" "$work" "$lane"
+	done
+	if [[ -n $crash ]]; then
+		until ended crash-script; do
+			sleep 1
+		done
+		[[ ! -e $dir/writes ]] || mv "$dir/writes" "$dir/crash/e2e/writes"
+		for ((part = 1; part <= $(nproc); part++)); do
+			[[ ! -e $dir/crash/e2e/writes ]] || job "crash-images-$part" crash_images "$dir/crash" "$part/$(nproc)"
+		done
+	fi
+	[[ $where == in_machine && -z $zfs && -x $dir/work/e2e/tests ]] || return 0
+	if [[ -z ${RUN:-} ]]; then
+		for ((cut = 1; cut <= power_cuts; cut++)); do
+			job "cut-$cut" power_cut "$dir/work" "cut-$cut"
+		done
+	fi
+	if [[ -z ${RUN:-} && -n ${COWSHED_TEST_LONG:-} || ${RUN:-} == TestMountLabel ]]; then
+		job mount-labels mount_labels "$dir/work"
+	fi
 }
 
 has_zfs() {
@@ -266,67 +350,29 @@ has_zfs() {
 }
 
 main() {
-	local counts=() dir
-	case ${1:-} in
-	'') ;;
-	-counts) counts=(-counts "${2:?-counts needs a file}") ;;
-	-h | --help | help)
-		usage
-		exit
-		;;
-	*)
-		usage >&2
-		exit 2
-		;;
-	esac
-
 	dir=$(mktemp -d)
 	# shellcheck disable=SC2064 # expands the name here
 	trap "rm -rf -- '$dir'" EXIT
+	: >"$dir/ended"
 	mkdir "$dir/work"
 	build "$dir/work"
 	mkdir "$dir/docker"
 	[[ -z $(docker_tests) ]] || build_docker "$dir/docker"
 	go build -o "$dir/testsum" ./scripts/internal/testsum
 	local where=in_machine
-	if [[ -n ${COWSHED_TEST_ZPOOL:-} ]] || has_zfs; then
+	if [[ -z $zfs ]] && { [[ -n ${COWSHED_TEST_ZPOOL:-} ]] || has_zfs; }; then
 		where=on_host
 	else
-		"$machine" build
+		"$machine" build --zfs "$openzfs"
 	fi
-	local lane work cut part status=0 jobs=() running=0
-	for lane in docker "${lanes[@]}"; do
-		work=$dir/work
-		[[ $lane != docker ]] || work=$dir/docker
-		! has_tests "$work" "$lane" || job "$lane" "$where" "$work" "$lane"
-	done
-	if [[ $where == in_machine && -x $dir/work/e2e/tests ]]; then
-		if [[ -z ${RUN:-} ]]; then
-			for ((cut = 1; cut <= power_cuts; cut++)); do
-				job "cut-$cut" power_cut "$dir/work" "cut-$cut"
-			done
-		fi
-		if [[ -z ${RUN:-} || $RUN == TestZFSCrashImages ]]; then
-			job crash-script crash_script "$dir/work"
-		fi
-		if [[ -z ${RUN:-} && -n ${COWSHED_TEST_LONG:-} || ${RUN:-} == TestMountLabel ]]; then
-			job mount-labels mount_labels "$dir/work"
-		fi
-	fi
+	jobs=()
+	start_jobs "$where"
 	finish_jobs
-	if [[ -e $dir/writes ]]; then
-		mv "$dir/writes" "$dir/work/e2e/writes"
-		for ((part = 1; part <= $(nproc); part++)); do
-			job "crash-images-$part" crash_images "$dir/work" "$part/$(nproc)"
-		done
-		finish_jobs
-		rm "$dir/work/e2e/writes"
-	fi
 	if has_tests "$dir/work" "$lane_of_two"; then
 		job "$lane_of_two" "$where" "$dir/work" "$lane_of_two"
 		finish_jobs
 	fi
-	return "$status"
+	[[ ! -e $dir/failed ]]
 }
 
-main "$@"
+main

@@ -19,6 +19,7 @@ Steps:
   race   all tests as root, with the race detector; a skipped test fails
   fuzz   each fuzz target for FUZZTIME (default 10s, in CI 20s and 5s)
   zfs    the tests that need ZFS, in the test machine or on this host
+  zfs-other  the tests of ZFS that depend on its version, in a test machine with the OpenZFS of Debian's release itself
   equivalence  the tests that compare layers with those of the peers, which gates runs too; the long variant has more tars
          (docs/testing.md)
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
@@ -30,8 +31,8 @@ Steps:
   systemd  the package for Debian in a virtual machine with systemd (scripts/test-systemd.sh)
   release  the release of the commit, for all architectures, built twice and compared
   fresh  make test in a new Debian root filesystem (scripts/fresh-machine.sh)
-  all    gates, race, fuzz, zfs and daemons
-  long   race, zfs and equivalence with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash
+  all    gates, race and fuzz, then zfs and daemons side by side
+  long   race, zfs, zfs-other and equivalence with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash
          images of all states, long random runs, and the tars of other programs. Then clients, migrations, engines, systemd, release
          and fresh. This takes hours
 
@@ -55,7 +56,7 @@ readonly root=$PWD
 test_timeout=30m
 readonly other_platforms=(windows darwin freebsd)
 read -ra packages <<<"${PKG:-./...}"
-failed=()
+failed=() lanes=() lane_pids=()
 
 # step NAME COMMAND...: runs the command, and remembers whether it failed.
 step() {
@@ -83,18 +84,44 @@ formatted() {
 	}
 }
 
+# in_lane NAME COMMAND...: runs the command, which consists of steps, beside all that follows until finish_lanes. That
+# prints what the lanes printed, and remembers those with failed steps.
+in_lane() {
+	run_lane "${@:2}" >"$work/$1.log" 2>&1 &
+	lanes+=("$1")
+	lane_pids+=($!)
+}
+
+# run_lane COMMAND...: fails if one of the steps of the command fails.
+run_lane() {
+	local failed=()
+	"$@"
+	((${#failed[@]} == 0))
+}
+
+finish_lanes() {
+	local i
+	for i in "${!lanes[@]}"; do
+		wait "${lane_pids[i]}" || failed+=("lane ${lanes[i]}")
+		cat "$work/${lanes[i]}.log"
+	done
+	lanes=() lane_pids=()
+}
+
 gates() {
+	# The tests of bench take about as long as all the rest, and one processor.
+	in_lane bench step 'go vet and tests of bench' in_module bench
 	step gofmt formatted
 	step 'go vet' go vet "${packages[@]}"
 	step 'go build without cgo' env CGO_ENABLED=0 go build "${packages[@]}"
 	for os in "${other_platforms[@]}"; do
 		step "go build and vet for $os" other_platform "$os"
 	done
-	step 'go vet and tests of bench' in_module bench
 	step 'go vet and tests of commandcheck' in_module scripts/internal/commandcheck
 	step 'go vet and tests of release' in_module scripts/internal/release
 	step 'examples of public packages' go test -count=1 ./scripts/internal/examples
 	step 'commands that deps.sh brings' scripts/check-commands.sh
+	finish_lanes
 }
 
 other_platform() {
@@ -180,34 +207,40 @@ fuzz_target() {
 	"$testsum" -counts "$work/counts" <"$events"
 }
 
-# fuzz_lane LANE: runs every second target of the list, from the given number on. It fails if one of these targets
-# fails, and ignores earlier failures.
+# fuzz_lane LANE: runs every second target of the list, from the given number on.
 fuzz_lane() {
-	local n=0 package target time failed=()
+	local n=0 package target time
 	while read -r package target time; do
 		((n++ % fuzz_lanes == $1)) || continue
 		step "fuzz $target of $package for $time" fuzz_target "$package" "$target" "$time"
 	done <"$work/fuzz-targets"
-	((${#failed[@]} == 0))
 }
 
 readonly fuzz_lanes=2
 
 fuzz() {
-	local lane pids=()
+	local lane
 	fuzz_list >"$work/fuzz-targets" || failed+=('list fuzz targets')
 	for ((lane = 0; lane < fuzz_lanes; lane++)); do
-		fuzz_lane "$lane" >"$work/fuzz-$lane.log" 2>&1 &
-		pids+=($!)
+		in_lane "fuzz-$lane" fuzz_lane "$lane"
 	done
-	for ((lane = 0; lane < fuzz_lanes; lane++)); do
-		wait "${pids[lane]}" || failed+=("fuzz targets, lane $lane")
-		cat "$work/fuzz-$lane.log"
-	done
+	finish_lanes
 }
 
 zfs() {
-	step 'ZFS tests' scripts/test-zfs.sh -counts "$work/counts"
+	step 'ZFS tests' scripts/test-zfs.sh -counts "$work/counts" "$@"
+}
+
+# zfs-other: Debian's other OpenZFS, with the short variants.
+zfs-other() {
+	step 'tests with another OpenZFS' env -u COWSHED_TEST_LONG -u PKG -u RUN scripts/test-zfs.sh -zfs stable -counts "$work/counts"
+}
+
+# zfs-and-daemons: the tests with daemons run on this host, those of ZFS in machines with a processor each.
+zfs-and-daemons() {
+	in_lane daemons daemons
+	zfs -beside "${lane_pids[0]}"
+	finish_lanes
 }
 
 kernels() {
@@ -265,12 +298,12 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | quick | race | fuzz | zfs | equivalence | kernels | daemons | clients | migrations | engines | systemd | release | fresh) steps+=("$name") ;;
-		all) steps+=(gates race fuzz zfs daemons) ;;
+		gates | unit | quick | race | fuzz | zfs | zfs-other | equivalence | kernels | daemons | clients | migrations | engines | systemd | release | fresh) steps+=("$name") ;;
+		all) steps+=(gates race fuzz zfs-and-daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
 			test_timeout=11h
-			steps+=(race zfs equivalence clients migrations engines systemd release fresh)
+			steps+=(race zfs zfs-other equivalence clients migrations engines systemd release fresh)
 			;;
 		-h | --help | help)
 			usage

@@ -54,19 +54,31 @@ type containerdHost struct {
 	containerd *harness.Containerd
 	cowshed    *harness.Cowshed // nil: the snapshotter is another
 	store      *harness.Store   // on the snapshotter under test
+	fs         filesystem
 }
 
-// inEachSnapshotter runs the test with each snapshotter. When it is done, nothing stays of its snapshots.
-func inEachSnapshotter(t *testing.T, list []snapshotter, test func(t *testing.T, ctx context.Context, h containerdHost)) {
+// containerdTest is a test with a containerd that has no images.
+type containerdTest func(t *testing.T, ctx context.Context, h containerdHost)
+
+// inEachSnapshotter runs the test with each snapshotter, on btrfs. When it is done, nothing stays of its snapshots.
+func inEachSnapshotter(t *testing.T, list []snapshotter, test containerdTest) {
+	t.Helper()
+	inEachSnapshotterOn(t, onBtrfs(), list, test)
+}
+
+// inEachSnapshotterOn is inEachSnapshotter on another filesystem.
+func inEachSnapshotterOn(t *testing.T, fs filesystem, list []snapshotter, test containerdTest) {
+	t.Helper()
 	for _, s := range list {
 		t.Run(s.name, func(t *testing.T) {
 			testfs.CheckLeaks(t)
-			h := containerdHost{Host: harness.NewHost(t, testfs.Btrfs(t))}
+			h := containerdHost{Host: harness.NewHost(t, fs.fresh(t)), fs: fs}
+			fs.prepare(t, h.Host)
 			var opts harness.ContainerdOptions
 			opts, h.cowshed = s.start(t, h.Host)
 			h.containerd = h.StartContainerd("containerd", opts)
 			h.store = h.containerd.Store("e2e", s.name)
-			ctx := h.store.Context(testContext(t))
+			ctx := h.store.Context(contextOf(t, fs.timeout))
 
 			test(t, ctx, h)
 
@@ -74,13 +86,13 @@ func inEachSnapshotter(t *testing.T, list []snapshotter, test func(t *testing.T,
 				require.NoError(t, h.store.CollectGarbage(ctx))
 				keys, err := h.store.Keys(ctx)
 				require.NoError(t, err)
-				volumes := volumes(t, h.Host)
+				volumes := fs.volumes(t, h.Host)
 				assert.LessOrEqual(t, len(volumes), len(keys), "each volume is that of a snapshot: %q, %q", volumes, keys)
 			}
 			requireCleared(t, ctx, h.store)
 			if h.cowshed != nil {
-				assert.Empty(t, volumes(t, h.Host))
-				requireNoQgroups(t, h.Host, h.cowshed)
+				assert.Empty(t, fs.volumes(t, h.Host))
+				fs.requireTidy(t, h.Host, h.cowshed)
 			}
 		})
 	}
@@ -115,53 +127,56 @@ func requireNoQgroups(t *testing.T, h *harness.Host, c *harness.Cowshed) {
 // TestContainerd takes an image through the life it has in containerd: imported, run, changed, committed, pushed,
 // and pulled by another containerd.
 func TestContainerd(t *testing.T) {
-	inEachSnapshotter(t, snapshotters(), func(t *testing.T, ctx context.Context, h containerdHost) {
-		here := h.store
-		registry := h.StartRegistry()
-		img, err := here.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
-		require.NoError(t, err)
+	inEachSnapshotter(t, snapshotters(), liveInContainerd)
+}
 
-		result, err := here.Run(ctx, "one", img, harness.ChangeScript)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
+// liveInContainerd is TestContainerd in one containerd.
+func liveInContainerd(t *testing.T, ctx context.Context, h containerdHost) {
+	here := h.store
+	registry := h.StartRegistry()
+	img, err := here.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
+	require.NoError(t, err)
 
-		committed, err := here.Commit(ctx, "one", img, registry+"/sample:2")
-		require.NoError(t, err)
-		require.NoError(t, here.SnapshotTree(ctx, "one", func(container string) error {
-			return here.ImageTree(ctx, committed, func(image string) error {
-				treecmp.Equal(t, container, image, sameLayer)
-				return nil
-			})
-		}))
-		if h.cowshed != nil {
-			requireNative(t, ctx, h.cowshed, "snapshots")
-			assert.NotContains(t, h.cowshed.Log(), "a blob is read by requests", "layers are read in containerd's files")
-		}
+	result, err := here.Run(ctx, "one", img, harness.ChangeScript)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "changed\n"}, result)
 
-		require.NoError(t, here.PushImage(ctx, committed, committed.Name()))
-		there := h.StartContainerd("there", harness.ContainerdOptions{}).Store("e2e", "overlayfs")
-		pulled, err := there.PullImage(ctx, committed.Name())
-		require.NoError(t, err)
-		assert.Equal(t, committed.Target().Digest, pulled.Target().Digest)
-		require.NoError(t, here.ImageTree(ctx, committed, func(a string) error {
-			return there.ImageTree(ctx, pulled, func(b string) error {
-				treecmp.Equal(t, a, b, sameLayer)
-				return nil
-			})
-		}))
-		result, err = there.Run(ctx, "one", pulled, harness.CheckScript)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+	committed, err := here.Commit(ctx, "one", img, registry+"/sample:2")
+	require.NoError(t, err)
+	require.NoError(t, here.SnapshotTree(ctx, "one", func(container string) error {
+		return here.ImageTree(ctx, committed, func(image string) error {
+			treecmp.Equal(t, container, image, sameLayer)
+			return nil
+		})
+	}))
+	if h.cowshed != nil {
+		requireNative(t, ctx, h.cowshed, "snapshots")
+		assert.NotContains(t, h.cowshed.Log(), "a blob is read by requests", "layers are read in containerd's files")
+	}
 
-		// A pushed image is unpacked again after all of it is gone here.
-		requireCleared(t, ctx, here)
-		pulled, err = here.PullImage(ctx, committed.Name())
-		require.NoError(t, err)
-		result, err = here.Run(ctx, "again", pulled, harness.CheckScript)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
-		requireCleared(t, ctx, there)
-	})
+	require.NoError(t, here.PushImage(ctx, committed, committed.Name()))
+	there := h.StartContainerd("there", harness.ContainerdOptions{}).Store("e2e", "overlayfs")
+	pulled, err := there.PullImage(ctx, committed.Name())
+	require.NoError(t, err)
+	assert.Equal(t, committed.Target().Digest, pulled.Target().Digest)
+	require.NoError(t, here.ImageTree(ctx, committed, func(a string) error {
+		return there.ImageTree(ctx, pulled, func(b string) error {
+			treecmp.Equal(t, a, b, sameLayer)
+			return nil
+		})
+	}))
+	result, err = there.Run(ctx, "one", pulled, harness.CheckScript)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+
+	// A pushed image is unpacked again after all of it is gone here.
+	requireCleared(t, ctx, here)
+	pulled, err = here.PullImage(ctx, committed.Name())
+	require.NoError(t, err)
+	result, err = here.Run(ctx, "again", pulled, harness.CheckScript)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
+	requireCleared(t, ctx, there)
 }
 
 // requireNative checks that the daemon has compared volumes, and has never walked them.
@@ -176,29 +191,32 @@ func requireNative(t *testing.T, ctx context.Context, c *harness.Cowshed, servic
 // TestContainerdRestart kills containerd, and its snapshotter's server, while a container runs. The container goes on
 // running, and its changes can then be committed.
 func TestContainerdRestart(t *testing.T) {
-	inEachSnapshotter(t, snapshotters(), func(t *testing.T, ctx context.Context, h containerdHost) {
-		store := h.store
-		img, err := store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
-		require.NoError(t, err)
-		c, err := store.Create(ctx, "one", img, harness.ChangeScript+"; exec sleep 600")
-		require.NoError(t, err)
-		output := filepath.Join(h.Dir, "one.out")
-		require.NoError(t, store.StartTask(ctx, c, output))
-		require.NoError(t, harness.WaitText(ctx, output, "changed"))
+	inEachSnapshotter(t, snapshotters(), restartContainerd)
+}
 
-		for _, restart := range restarts(h) {
-			restart()
-			c, err = store.LoadContainer(ctx, "one")
-			require.NoError(t, err)
-			assert.Contains(t, requireKeys(t, ctx, store), "one")
-		}
-		require.NoError(t, store.StopTask(ctx, c))
-		committed, err := store.Commit(ctx, "one", img, "cowshed/sample:2")
+// restartContainerd is TestContainerdRestart in one containerd.
+func restartContainerd(t *testing.T, ctx context.Context, h containerdHost) {
+	store := h.store
+	img, err := store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
+	require.NoError(t, err)
+	c, err := store.Create(ctx, "one", img, harness.ChangeScript+"; exec sleep 600")
+	require.NoError(t, err)
+	output := filepath.Join(h.Dir, "one.out")
+	require.NoError(t, store.StartTask(ctx, c, output))
+	require.NoError(t, harness.WaitText(ctx, output, "changed"))
+
+	for _, restart := range restarts(h) {
+		restart()
+		c, err = store.LoadContainer(ctx, "one")
 		require.NoError(t, err)
-		result, err := store.Run(ctx, "two", committed, harness.CheckScript)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
-	})
+		assert.Contains(t, requireKeys(t, ctx, store), "one")
+	}
+	require.NoError(t, store.StopTask(ctx, c))
+	committed, err := store.Commit(ctx, "one", img, "cowshed/sample:2")
+	require.NoError(t, err)
+	result, err := store.Run(ctx, "two", committed, harness.CheckScript)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "as committed\n"}, result)
 }
 
 // requireKeys lists the store's snapshots. containerd notices after a moment that its snapshotter's server is back.
@@ -234,64 +252,73 @@ func restarts(h containerdHost) []func() {
 
 // TestContainerdAtOnce runs, commits and removes containers of one image at the same time.
 func TestContainerdAtOnce(t *testing.T) {
-	const containers = 10
-	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
-		store := h.store
-		img, err := store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
-		require.NoError(t, err)
+	inEachSnapshotter(t, []snapshotter{cowshed()}, runAtOnce)
+}
 
-		var g errgroup.Group
-		for n := range containers {
-			g.Go(func() error {
-				id := fmt.Sprintf("c%d", n)
-				result, err := store.Run(ctx, id, img, fmt.Sprintf("echo %d >/number; %s", n, harness.ChangeScript))
-				if err != nil || result.Code != 0 {
-					return fmt.Errorf("%s: %v: %w", id, result, err)
-				}
-				committed, err := store.Commit(ctx, id, img, "cowshed/"+id)
-				if err != nil {
-					return err
-				}
-				result, err = store.Run(ctx, id+"-again", committed, "cat /number; "+harness.CheckScript)
-				if want := fmt.Sprintf("%d\nas committed\n", n); err != nil || result.Output != want {
-					return fmt.Errorf("%s: %v: %w", id, result, err)
-				}
-				return store.RemoveContainer(ctx, id)
-			})
-		}
-		require.NoError(t, g.Wait())
-	})
+// runAtOnce is TestContainerdAtOnce in one containerd.
+func runAtOnce(t *testing.T, ctx context.Context, h containerdHost) {
+	const containers = 10
+	store := h.store
+	img, err := store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
+	require.NoError(t, err)
+
+	var g errgroup.Group
+	for n := range containers {
+		g.Go(func() error {
+			id := fmt.Sprintf("c%d", n)
+			result, err := store.Run(ctx, id, img, fmt.Sprintf("echo %d >/number; %s", n, harness.ChangeScript))
+			if err != nil || result.Code != 0 {
+				return fmt.Errorf("%s: %v: %w", id, result, err)
+			}
+			committed, err := store.Commit(ctx, id, img, "cowshed/"+id)
+			if err != nil {
+				return err
+			}
+			result, err = store.Run(ctx, id+"-again", committed, "cat /number; "+harness.CheckScript)
+			if want := fmt.Sprintf("%d\nas committed\n", n); err != nil || result.Output != want {
+				return fmt.Errorf("%s: %v: %w", id, result, err)
+			}
+			return store.RemoveContainer(ctx, id)
+		})
+	}
+	require.NoError(t, g.Wait())
 }
 
 // TestContainerdLimit writes to the limit of a container, which then can delete and write again.
 func TestContainerdLimit(t *testing.T) {
-	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
-		img, err := h.store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
-		require.NoError(t, err)
-		result, err := h.store.Run(ctx, "one", img, limitScript,
-			snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.Itoa(32 << 20)}))
-		require.NoError(t, err)
-		assert.Contains(t, result.Output, "Disk quota exceeded")
-		assert.Contains(t, result.Output, "and then: again\n")
-		usage, err := h.store.Snapshots().Usage(ctx, "one")
-		require.NoError(t, err)
-		assert.Less(t, usage.Size, int64(32<<20))
-	})
+	inEachSnapshotter(t, []snapshotter{cowshed()}, runToLimit)
+}
+
+// runToLimit is TestContainerdLimit in one containerd.
+func runToLimit(t *testing.T, ctx context.Context, h containerdHost) {
+	img, err := h.store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
+	require.NoError(t, err)
+	result, err := h.store.Run(ctx, "one", img, limitScript,
+		snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.Itoa(32 << 20)}))
+	require.NoError(t, err)
+	assert.Contains(t, result.Output, "Disk quota exceeded")
+	assert.Contains(t, result.Output, "and then: again\n")
+	usage, err := h.store.Snapshots().Usage(ctx, "one")
+	require.NoError(t, err)
+	assert.Less(t, usage.Size, int64(32<<20))
 }
 
 // TestContainerdManyFiles commits three changes of an image of 50,000 files, which are found without a walk.
 func TestContainerdManyFiles(t *testing.T) {
-	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
-		img, err := h.store.ImportFile(ctx, h.SaveImage(manyImage(t, h.Host), "cowshed/many:1"))
-		require.NoError(t, err)
-		result, err := h.store.Run(ctx, "one", img, fewChangesScript)
-		require.NoError(t, err)
-		assert.Equal(t, harness.Result{Output: "changed\n"}, result)
-		begun := time.Now()
-		layer, err := rootfs.CreateDiff(ctx, "one", h.store.Snapshots(), h.store.DiffService())
-		require.NoError(t, err)
-		t.Logf("Compare took %s, for a layer of %d bytes", time.Since(begun), layer.Size)
-		assert.Less(t, layer.Size, int64(4<<10))
-		requireNative(t, ctx, h.cowshed, "snapshots")
-	})
+	inEachSnapshotter(t, []snapshotter{cowshed()}, commitFewOfMany)
+}
+
+// commitFewOfMany is TestContainerdManyFiles in one containerd.
+func commitFewOfMany(t *testing.T, ctx context.Context, h containerdHost) {
+	img, err := h.store.ImportFile(ctx, h.SaveImage(manyImage(t, h.Host), "cowshed/many:1"))
+	require.NoError(t, err)
+	result, err := h.store.Run(ctx, "one", img, fewChangesScript)
+	require.NoError(t, err)
+	assert.Equal(t, harness.Result{Output: "changed\n"}, result)
+	begun := time.Now()
+	layer, err := rootfs.CreateDiff(ctx, "one", h.store.Snapshots(), h.store.DiffService())
+	require.NoError(t, err)
+	t.Logf("Compare took %s, for a layer of %d bytes", time.Since(begun), layer.Size)
+	assert.Less(t, layer.Size, int64(4<<10))
+	requireNative(t, ctx, h.cowshed, "snapshots")
 }

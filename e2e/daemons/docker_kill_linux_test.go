@@ -35,60 +35,63 @@ func longBuild(n int) []harness.File {
 // TestDockerKillUnderBuild kills Cowshed at any moment of a build, several times, and restarts the engine after half of
 // the builds. A build may fail; the next one does not, and nothing stays that the engine has not lost track of.
 func TestDockerKillUnderBuild(t *testing.T) {
+	inEach(t, onCowshed(), killUnderBuild)
+}
+
+// killUnderBuild is TestDockerKillUnderBuild in one engine.
+func killUnderBuild(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	builders := []build.BuilderVersion{build.BuilderV1, build.BuilderBuildKit}
-	inEach(t, onCowshed(), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-		kills := 4
-		if e.containerd != nil {
-			kills = 2 // TestContainerdLoadKilled has more
-		}
-		var took []time.Duration
-		for n, builder := range builders {
-			begun := time.Now()
-			require.NoError(t, e.Build(ctx, "cowshed/whole", longBuild(n), builder))
-			took = append(took, time.Since(begun))
-		}
-		for n := range kills {
-			builder, restart := n%len(builders), n%4 < 2
-			ctx = testContext(t)
-			ended := make(chan error, 1)
-			go func() { ended <- e.Build(ctx, "cowshed/killed", longBuild(len(builders)+n), builders[builder]) }()
-			moment := rand.N(took[builder])
-			time.Sleep(moment) // any moment will do
-			e.cowshed.Kill()
-			e.cowshed.Start()
-			e.reconnect()
-			err := <-ended
-			t.Logf("Cowshed was killed after %s of %s, the engine restarted: %t; the build: %v", moment, took[builder], restart, err)
-			if e.containerd == nil {
-				// One request of a build at a time makes layers: a container's and the one below it.
-				most := 2
-				if err == nil {
-					most = 0
-				}
-				lost := removeLost(t, ctx, e)
-				assert.LessOrEqual(t, len(lost), most, "%q", lost)
+	kills := 4
+	if e.containerd != nil {
+		kills = 2 // TestContainerdLoadKilled has more
+	}
+	var took []time.Duration
+	for n, builder := range builders {
+		begun := time.Now()
+		require.NoError(t, e.Build(ctx, "cowshed/whole", longBuild(n), builder))
+		took = append(took, time.Since(begun))
+	}
+	for n := range kills {
+		builder, restart := n%len(builders), n%4 < 2
+		ctx = contextOf(t, e.fs.timeout)
+		ended := make(chan error, 1)
+		go func() { ended <- e.Build(ctx, "cowshed/killed", longBuild(len(builders)+n), builders[builder]) }()
+		moment := rand.N(took[builder])
+		time.Sleep(moment) // any moment will do
+		e.cowshed.Kill()
+		e.cowshed.Start()
+		e.reconnect()
+		err := <-ended
+		t.Logf("Cowshed was killed after %s of %s, the engine restarted: %t; the build: %v", moment, took[builder], restart, err)
+		if e.containerd == nil {
+			// One request of a build at a time makes layers: a container's and the one below it.
+			most := 2
+			if err == nil {
+				most = 0
 			}
-			if restart {
-				e.Restart()
-			}
-			require.NoError(t, buildAndRun(ctx, e, n, builders[builder]))
+			lost := removeLost(t, ctx, e)
+			assert.LessOrEqual(t, len(lost), most, "%q", lost)
 		}
-		// BuildKit forgets layers that it could not commit, in leases of containerd's, or could not unmount, in the
-		// engine.
-		require.NoError(t, e.RemoveAllContainers(ctx))
-		require.NoError(t, e.Prune(ctx))
-		e.Stop()
-		if e.containerd != nil {
-			store := e.containerd.Store("moby", e.driver)
-			require.NoError(t, store.RemoveLeases(store.Context(ctx)))
-		} else {
-			lost, err := e.LostMounts()
-			require.NoError(t, err)
-			t.Logf("lost with mounts: %q", lost)
-			require.NoError(t, e.cowshed.RemoveLayers(ctx, e.Engine, lost...))
+		if restart {
+			e.Restart()
 		}
-		e.Daemon.Start()
-	})
+		require.NoError(t, buildAndRun(ctx, e, n, builders[builder]))
+	}
+	// BuildKit forgets layers that it could not commit, in leases of containerd's, or could not unmount, in the
+	// engine.
+	require.NoError(t, e.RemoveAllContainers(ctx))
+	require.NoError(t, e.Prune(ctx))
+	e.Stop()
+	if e.containerd != nil {
+		store := e.containerd.Store("moby", e.driver)
+		require.NoError(t, store.RemoveLeases(store.Context(ctx)))
+	} else {
+		lost, err := e.LostMounts()
+		require.NoError(t, err)
+		t.Logf("lost with mounts: %q", lost)
+		require.NoError(t, e.cowshed.RemoveLayers(ctx, e.Engine, lost...))
+	}
+	e.Daemon.Start()
 }
 
 // removeLost removes the layers that Debian's engine has lost track of, as an operator does, and returns their ids. The
@@ -100,7 +103,7 @@ func removeLost(t *testing.T, ctx context.Context, e engineHost) (lost []string)
 		lost, err = e.cowshed.LostLayers(ctx, e.Engine)
 		require.NoError(c, err)
 		require.NoError(c, e.cowshed.RemoveLayers(ctx, e.Engine, lost...))
-	}, 20*time.Second, 100*time.Millisecond)
+	}, e.fs.soon, 100*time.Millisecond)
 	return lost
 }
 
@@ -155,7 +158,7 @@ func TestDockerKillUnderCreate(t *testing.T) {
 // TestDockerLost makes a container whose limit is too low for the engine's files below it, with each driver of
 // Debian's engine. The engine never removes a layer if making the container then failed.
 func TestDockerLost(t *testing.T) {
-	list := []engine{{"debian-cowshed", "4k", onPlugin()}, {"debian-btrfs", "4k", onGraphDriver}}
+	list := []engine{{"debian-cowshed", "4k", onPlugin()}, {"debian-btrfs", "4k", onGraphDriver("btrfs")}}
 	inEach(t, list, func(t *testing.T, ctx context.Context, s engine, e engineHost) {
 		err := e.CreateContainer(ctx, "one", "cowshed/sample:1", "true", map[string]string{"size": s.size})
 		require.ErrorContains(t, err, "quota exceeded")

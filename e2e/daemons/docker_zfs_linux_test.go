@@ -1,22 +1,38 @@
 package daemons
 
-import "testing"
+import (
+	"maps"
+	"slices"
+	"testing"
 
-// The tests in this file take Debian's engine on Cowshed on ZFS through the same as the others do on btrfs.
+	"github.com/stretchr/testify/assert"
 
-func inDebianOnZFS(t *testing.T, test engineTest) {
-	t.Helper()
-	inEachOn(t, onZFS(), []engine{{"debian-cowshed", "32m", onPlugin()}}, test)
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// TestDockerZFS is TestDocker on ZFS. The long variant has other tests too, which run on btrfs in the short one.
+func TestDockerZFS(t *testing.T) {
+	plugin := []engine{{"debian-cowshed", "32m", onPlugin()}}
+	t.Run("life", func(t *testing.T) { inEachOn(t, onZFS(), onCowshed(), liveInEngine) })
+	if !testfs.Long() {
+		return
+	}
+	t.Run("limit", func(t *testing.T) { inEachOn(t, onZFS(), plugin, writeToLimit) })
+	t.Run("build", func(t *testing.T) { inEachOn(t, onZFS(), onCowshed(), buildAtOnce) })
+	t.Run("restart", func(t *testing.T) { inEachOn(t, onZFS(), onCowshed(), restartDaemons) })
+	t.Run("many files", func(t *testing.T) { inEachOn(t, onZFS(), onCowshed(), changeFewOfMany) })
+	t.Run("kill under build", func(t *testing.T) { inEachOn(t, onZFS(), onCowshed(), killUnderBuild) })
+	t.Run("observed", observeOnZFS)
 }
 
-// TestDockerZFS is TestDocker.
-func TestDockerZFS(t *testing.T) { inDebianOnZFS(t, liveInEngine) }
-
-// TestDockerLimitZFS is TestDockerLimit.
-func TestDockerLimitZFS(t *testing.T) { inDebianOnZFS(t, writeToLimit) }
-
-// TestDockerBuildZFS is TestDockerBuild.
-func TestDockerBuildZFS(t *testing.T) { inDebianOnZFS(t, buildAtOnce) }
-
-// TestDockerRestartZFS is TestDockerRestart.
-func TestDockerRestartZFS(t *testing.T) { inDebianOnZFS(t, restartDaemons) }
+// observeOnZFS is TestDockerObserved on ZFS. Users of the engine's own driver find all that it tells them in Cowshed's
+// description too.
+func observeOnZFS(t *testing.T) {
+	ours, theirs := observeBoth(t, onZFS(), "zfs")
+	for _, both := range [][2]map[string]string{{ours.Status, theirs.Status}, {ours.Image, theirs.Image}, {ours.Container, theirs.Container}} {
+		assert.NotEmpty(t, both[1])
+		assert.Subset(t, slices.Collect(maps.Keys(both[0])), slices.Collect(maps.Keys(both[1])))
+	}
+	assert.Equal(t, "true", ours.Image["Sealed"])
+	assert.Equal(t, "false", ours.Container["Sealed"])
+}

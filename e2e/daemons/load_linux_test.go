@@ -120,7 +120,7 @@ func requireOnlyImage(t *testing.T, ctx context.Context, h containerdHost, image
 	require.NoError(t, h.store.CollectGarbage(ctx))
 	assert.Len(t, requireKeys(t, ctx, h.store), snapshots)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		assert.Len(c, volumes(t, h.Host), snapshots)
+		assert.Len(c, h.fs.volumes(t, h.Host), snapshots)
 	}, 20*time.Second, 50*time.Millisecond)
 }
 

@@ -2,10 +2,11 @@
 #
 # Builds the ZFS test machine from Debian packages. Run by "zfs-machine.sh build".
 #
-#   build.sh CACHE NAME KERNEL
+#   build.sh CACHE NAME KERNEL ZFS
 #
 # leaves CACHE/NAME/{vmlinuz,root.img,versions}, and in CACHE/modules the compiled OpenZFS modules, so that a change to
-# the rest of the machine does not compile them again. KERNEL is stable or backports.
+# the rest of the machine does not compile them again. KERNEL is stable or backports. ZFS is either
+# too, or next.
 
 set -euo pipefail
 
@@ -25,10 +26,13 @@ module_packages=(linux-headers-cloud-amd64 zfs-dkms)
 # Dependencies that neither needs (it has no package manager and runs no Python): apt is told that they are there.
 absent_packages=(
 	debconf dkms dpkg file gcc-12 initramfs-tools libc6-dev libpam-runtime libpython3-stdlib linux-base lsb-release
-	perl perl-base python3 usr-is-merged
+	perl perl-base python3 python3-distutils usr-is-merged
 )
 
-readonly cache=$1 name=$2 kernel_from=$3
+# The release whose backports have the newest OpenZFS.
+readonly next_release=trixie
+
+readonly cache=$1 name=$2 kernel_from=$3 zfs_from=$4
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 # shellcheck source=/dev/null
 debian=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
@@ -67,6 +71,7 @@ prepare_apt() {
 			[[ -f $keyring ]] || keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 			echo "deb [signed-by=$keyring] $uri $release main contrib"
 			[[ $release != "$debian" ]] || echo "deb [signed-by=$keyring] $uri $debian-backports main contrib"
+			[[ $release != "$debian" || $zfs_from != next ]] || echo "deb [signed-by=$keyring] $uri $next_release-backports contrib"
 		done | sort -u >"$dir/sources.list"
 	grep -q " $debian " "$dir/sources.list" || die "apt is configured with no archive of Debian ${debian:-(unknown)}"
 	apt+=(-o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts="$dir/empty")
@@ -84,17 +89,32 @@ install_on_host() {
 		apt-get "${apt[@]}" -o DPkg::Lock::Timeout=300 install "${missing[@]}"
 }
 
-# Downloads all packages for an otherwise empty system, with OpenZFS from backports if it is there.
+# Downloads all packages for an otherwise empty system. Backports that do not have OpenZFS leave that of the release.
 download_packages() {
-	local package dir=$work/apt
+	local package multi_arch dir=$work/apt
 	for package in "${absent_packages[@]}"; do
-		printf 'Package: %s\nVersion: 999\nArchitecture: all\nMulti-Arch: foreign\n' "$package"
+		# Others depend on perl:any, as the real package permits.
+		multi_arch=foreign
+		[[ $package != perl ]] || multi_arch=allowed
+		printf 'Package: %s\nVersion: 999\nArchitecture: all\nMulti-Arch: %s\n' "$package" "$multi_arch"
 		printf 'Status: install ok installed\nMaintainer: none\nDescription: not in the machine\n\n'
 	done >"$dir/status"
-	cat >"$dir/preferences" <<-END
+	: >"$dir/preferences"
+	[[ $zfs_from == stable ]] || cat >>"$dir/preferences" <<-END
 		Package: zfs* libzfs* libzpool* libnvpair* libuutil*
 		Pin: release n=$debian-backports
 		Pin-Priority: 600
+	END
+	# Its sources of the modules can be compiled here; its programs cannot run here.
+	[[ $zfs_from != next ]] || cat >>"$dir/preferences" <<-END
+
+		Package: *
+		Pin: release n=$next_release-backports
+		Pin-Priority: -1
+
+		Package: zfs-dkms
+		Pin: release n=$next_release-backports
+		Pin-Priority: 700
 	END
 	[[ $kernel_from != backports ]] || cat >>"$dir/preferences" <<-END
 
@@ -135,7 +155,7 @@ unpack_packages() {
 
 version_of() { dpkg-deb -f "$work"/apt/cache/archives/"$1"_*.deb Version; }
 
-# Compiles spl.ko and zfs.ko, unless these versions have been compiled before.
+# Compiles the modules of OpenZFS, unless these versions have been compiled before. Since 2.2 there are two.
 compile_modules() {
 	modules=$cache/modules/${kernel}_${kernel_version}_$zfs_version
 	[[ ! -e $modules/zfs.ko ]] || return 0
@@ -146,11 +166,10 @@ compile_modules() {
 		--with-linux="$src/linux-headers-${kernel%-cloud-amd64}-common" --with-linux-obj="$src/linux-headers-$kernel"
 	quietly "compiling $zfs" make -j"$(nproc)"
 	cd "$work"
-	strip --strip-debug "$src/$zfs"/module/{spl,zfs}.ko
-	mkdir -p "$cache/modules"
-	mv "$src/$zfs/module" "$modules.new"
-	find "$modules.new" -mindepth 1 ! -name spl.ko ! -name zfs.ko -delete
-	rm -rf "$modules"
+	rm -rf "$modules" "$modules.new"
+	mkdir -p "$modules.new"
+	find "$src/$zfs/module" -name '*.ko' -exec mv -t "$modules.new" {} +
+	strip --strip-debug "$modules.new"/*.ko
 	mv "$modules.new" "$modules"
 }
 

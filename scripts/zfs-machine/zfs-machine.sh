@@ -7,7 +7,7 @@ usage() {
 The ZFS test machine: runs a command in a small virtual machine with a real OpenZFS, on a Debian host that has none.
 
 Usage:
-  zfs-machine.sh build [--force] [--kernel KERNEL]
+  zfs-machine.sh build [--force] [--kernel KERNEL] [--zfs VERSION]
   zfs-machine.sh run [OPTION...] -- COMMAND [ARG...]
   zfs-machine.sh shell [OPTION...]
   zfs-machine.sh path
@@ -15,12 +15,13 @@ Usage:
 
 build   Builds the machine into the cache; does nothing if it is there. As root it installs on this host, if missing:
         qemu-system-x86, build-essential, libelf1, e2fsprogs, xz-utils. It unpacks everything else in the cache: a
-        kernel, OpenZFS (from backports if they have it), and the usual command line tools. These come from the Debian
-        archives that apt is configured with, plus their contrib and backports. apt's configuration and package lists
-        stay as they are.
+        kernel, OpenZFS, and the usual command line tools. These come from the Debian archives that apt is configured
+        with, plus their contrib and backports. apt's configuration and package lists stay as they are.
         --force builds again with the present versions of Debian; modules are compiled if the versions are new.
         KERNEL is stable (default), the kernel of this host's Debian release, or backports, the newest kernel in its
-        backports. Each has a machine of its own.
+        backports. VERSION is backports (default), the OpenZFS in its backports; stable, that of the release itself,
+        2.1 for Debian 12; or next, the modules that the backports of Debian 13 have, beside the commands of backports.
+        Each combination has a machine of its own.
 run     Boots the machine, runs COMMAND in it as root and exits with COMMAND's status. The output of COMMAND, on stdout
         and stderr, appears here on stdout as it is printed.
 shell   Boots the machine with an interactive shell on this terminal. Without a terminal, runs the script on stdin.
@@ -32,6 +33,7 @@ HOME=/root, TMPDIR=/tmp (a tmpfs), no network. "power-cut" there cuts the power 
 
 Options of run and shell:
   --kernel KERNEL     use the machine with that kernel, see build
+  --zfs VERSION       use the machine with that OpenZFS, see build
   --kernel-options TEXT  add to the kernel's command line. With security=selinux, the machine loads its SELinux policy.
                       This policy knows the labels of containers, and allows everything except unknown labels.
   --timeout SECONDS   kill the machine after that long, boot included (default 1800; shell: no limit)
@@ -77,14 +79,18 @@ recipe=$(cd "$here" && cat build.sh guest-init power-cut selinux.conf | sha256su
 release=$(. /etc/os-release && echo "${VERSION_CODENAME:-unknown}")
 readonly here cache recipe release
 
-# choose_machine KERNEL: selects the machine to build or run.
+# choose_machine [--kernel KERNEL] [--zfs VERSION]: selects the machine to build or run, and keeps what is not given.
 choose_machine() {
-	case $1 in
-	stable | backports) kernel=$1 ;;
-	*) die "--kernel: stable or backports, not $1" ;;
+	case ${1:-}${2:+=$2} in
+	'') ;;
+	--kernel=stable | --kernel=backports) kernel=$2 ;;
+	--zfs=stable | --zfs=backports | --zfs=next) zfs=$2 ;;
+	*) die "$1 does not know ${2:-an empty value}" ;;
 	esac
-	name=$release-${recipe:0:12}
-	[[ $kernel == stable ]] || name=$release-$kernel-${recipe:0:12}
+	name=$release
+	[[ $kernel == stable ]] || name+=-$kernel
+	[[ $zfs == backports ]] || name+=-zfs-$zfs
+	name+=-${recipe:0:12}
 	machine=$cache/$name
 }
 
@@ -93,8 +99,8 @@ build() {
 	while [[ $# -gt 0 ]]; do
 		case $1 in
 		--force) force=1 ;;
-		--kernel)
-			choose_machine "${2:?--kernel needs a value}"
+		--kernel | --zfs)
+			choose_machine "$1" "${2:-}"
 			shift
 			;;
 		*) die "build: unknown argument: $1" ;;
@@ -102,12 +108,14 @@ build() {
 		shift
 	done
 	mkdir -p "$cache"
-	exec {lock}>"$cache/lock"
-	flock "$lock" # a second build waits, and then finds the machine
+	if [[ -n $force || ! -e $machine/versions ]]; then
+		exec {lock}>"$cache/lock"
+		flock "$lock" # a second build waits, and then finds the machine
+	fi
 	if [[ -n $force || ! -e $machine/versions ]]; then
 		SECONDS=0
 		rm -rf "$cache"/build.* # of a build that was killed
-		bash "$here/build.sh" "$cache" "$name" "$kernel" {lock}>&-
+		bash "$here/build.sh" "$cache" "$name" "$kernel" "$zfs" {lock}>&-
 		say "built in $SECONDS s"
 	fi
 	say "$machine: $(<"$machine/versions")"
@@ -134,13 +142,13 @@ parse_options() {
 			shift
 			continue
 			;;
-		--kernel | --kernel-options | --timeout | --dir | --out | --mem | --cpus | --disk | --pool-image | --write-log | --append-env | --console | --kill-after | --kill-when)
+		--kernel | --zfs | --kernel-options | --timeout | --dir | --out | --mem | --cpus | --disk | --pool-image | --write-log | --append-env | --console | --kill-after | --kill-when)
 			[[ $# -gt 1 ]] || die "$1 needs a value"
 			;;
 		*) die "unknown option: $1 (see --help; COMMAND comes after --)" ;;
 		esac
 		case $1 in
-		--kernel) choose_machine "$2" ;;
+		--kernel | --zfs) choose_machine "$1" "$2" ;;
 		--kernel-options) kernel_options=$2 ;;
 		--timeout) timeout=$2 ;;
 		--dir) dir=$2 ;;
@@ -416,7 +424,7 @@ clean_up() {
 
 run() {
 	parse_options "$@"
-	[[ -e $machine/versions ]] || die "there is no machine in $cache yet, or an old one: run \"$0 build --kernel $kernel\""
+	[[ -e $machine/versions ]] || die "there is no machine in $cache yet, or an old one: run \"$0 build --kernel $kernel --zfs $zfs\""
 	command -v qemu-system-x86_64 >/dev/null || die 'qemu-system-x86_64 is missing: scripts/deps.sh test installs it'
 	qemu='' follower='' watcher='' terminal='' qemu_args=()
 	tmp=$(mktemp -d "${TMPDIR:-/var/tmp}/zfs-machine.XXXXXX")
@@ -433,8 +441,8 @@ run() {
 	report
 }
 
-mode=${1:-}
-choose_machine stable
+mode=${1:-} kernel=stable zfs=backports
+choose_machine
 case $mode in
 build) build "${@:2}" ;;
 run | shell) run "${@:2}" ;;
