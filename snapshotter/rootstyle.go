@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -67,26 +68,39 @@ func (s *Snapshotter) styleOfExisting(info snapshots.Info) (rootStyle, error) {
 	return s.styleOf(info.Name, labelled, ids), err
 }
 
-// clone makes a volume from another. Where others cannot mount volumes of SharedRoot, it is one of SnapshotRoot, unless a
-// label names the style. Then it returns errdefs.ErrNotImplemented, and the caller removes the volume.
+// clone makes a volume from another. Where volumes of SharedRoot cannot be made, or others cannot mount them, it is one of
+// SnapshotRoot, unless a label names the style.
 func (s *Snapshotter) clone(ctx context.Context, volume, source string, style rootStyle, opts cowcommon.VolumeOptions) error {
-	opts.RootStyle = style.RootStyle
-	if style.RootStyle == cowcommon.SharedRoot && !style.named && s.notShared.Load() {
-		opts.RootStyle = cowcommon.SnapshotRoot
+	opts.RootStyle = cowcommon.SnapshotRoot
+	if style.RootStyle != cowcommon.SharedRoot || !style.named && s.notShared.Load() {
+		return s.backend.Clone(ctx, volume, source, opts)
 	}
-	if err := s.backend.Clone(ctx, volume, source, opts); err != nil || opts.RootStyle != cowcommon.SharedRoot {
+	shared := opts
+	shared.RootStyle = cowcommon.SharedRoot
+	err := s.cloneShared(ctx, volume, source, shared)
+	switch {
+	case style.named:
+		return err
+	case errdefs.IsNotImplemented(err):
+		if !s.notShared.Swap(true) {
+			s.log.Warn("snapshotter: containers do not have the root style that is configured", "style", style.RootStyle, "reason", err)
+		}
+	case errdefs.IsInvalidArgument(err): // the name of this source cannot be in the options of a mount
+		s.log.Info("snapshotter: a container does not have the root style that is configured", "volume", volume, "reason", err)
+	default:
+		return err
+	}
+	return s.backend.Clone(ctx, volume, source, opts)
+}
+
+// cloneShared makes a volume of SharedRoot that others can mount. If it fails, there is no volume.
+func (s *Snapshotter) cloneShared(ctx context.Context, volume, source string, opts cowcommon.VolumeOptions) error {
+	if err := s.backend.Clone(ctx, volume, source, opts); err != nil {
 		return err
 	}
 	_, err := s.mounter.MountSpec(ctx, volume, false)
-	if !errdefs.IsNotImplemented(err) || style.named {
-		return err
+	if err != nil {
+		err = errors.Join(err, s.backend.Remove(context.WithoutCancel(ctx), volume))
 	}
-	if !s.notShared.Swap(true) {
-		s.log.Warn("snapshotter: containers do not have the root style that is configured", "style", style.RootStyle, "reason", err)
-	}
-	if err := s.backend.Remove(ctx, volume); err != nil {
-		return err
-	}
-	opts.RootStyle = cowcommon.SnapshotRoot
-	return s.backend.Clone(ctx, volume, source, opts)
+	return err
 }

@@ -143,6 +143,21 @@ func TestRootStyleOfCopies(t *testing.T) {
 	}
 }
 
+// TestRootStyleOfUnpackedImage: the volume of an image has the key with which it was unpacked in its name. A colon in the
+// key does not keep containers from sharing it.
+func TestRootStyleOfUnpackedImage(t *testing.T) {
+	h, _ := newStyledHost(t, false, cowcommon.SharedRoot)
+	h.prepare(unpackKey, "")
+	h.write(unpackKey, "file", []byte("text"))
+	h.commit("sha256:abc", unpackKey)
+	mounts := h.prepare("web", "sha256:abc")
+	require.Len(t, mounts, 1)
+	assert.Equal(t, "overlay", mounts[0].Type)
+	v, err := h.backend.Stat(t.Context(), h.volume("web"))
+	require.NoError(t, err)
+	assert.Equal(t, cowcommon.SharedRoot, v.RootStyle)
+}
+
 // TestRootStyleThatOthersCannotMount: the default gives way to a volume of the snapshot's own, which is tried once. A style
 // that a label names does not, and leaves nothing.
 func TestRootStyleThatOthersCannotMount(t *testing.T) {
