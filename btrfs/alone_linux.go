@@ -25,3 +25,6 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	}
 	return do(v.File)
 }
+
+// KeepsPaths says that a volume has its path even when it is not mounted.
+func (b *Backend) KeepsPaths() bool { return true }

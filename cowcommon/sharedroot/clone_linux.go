@@ -35,24 +35,26 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 		}
 	}
 	for {
-		lower, err := b.index.lower(source)
-		if err != nil {
-			return err
-		}
-		isLive := false
-		if lower != "" {
-			if err := b.fold(ctx, source); err != nil {
-				if !errors.Is(err, fault.ErrInUse) {
-					return err
-				}
-				isLive = true
-			}
-		}
-		err = b.cloneLocked(ctx, name, source, lower, isLive, opts)
+		err := b.untilFolded(ctx, source, func() error { return b.tryClone(ctx, name, source, opts) })
 		if !errors.Is(err, errStyleChanged) {
 			return err
 		}
 	}
+}
+
+func (b *Backend) tryClone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	lower, err := b.index.lower(source)
+	if err != nil {
+		return err
+	}
+	isLive := false
+	if lower != "" {
+		err := b.fold(ctx, source)
+		if isLive = errors.Is(err, fault.ErrInUse); err != nil && !isLive {
+			return err
+		}
+	}
+	return b.cloneLocked(ctx, name, source, lower, isLive, opts)
 }
 
 // canShare reports whether a clone of source can be shared.
@@ -86,7 +88,10 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, i
 		if err != nil {
 			return err
 		}
-		if s != stateNone {
+		switch s {
+		case stateFolding:
+			return errFolding
+		case stateShared:
 			return errors.Join(errStyleChanged, b.index.add(source, found))
 		}
 	}
@@ -121,10 +126,12 @@ func (b *Backend) share(ctx context.Context, name, lower string) error {
 func (b *Backend) cloneLive(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
 	err := b.hold(ctx, source, "", func(dir string) error { // so it is not sealed
 		s, found, err := inspectDir(dir)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if s != stateShared || found != lower {
+		case s == stateFolding:
+			return errFolding
+		case s != stateShared || found != lower:
 			return errStyleChanged
 		}
 		if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
