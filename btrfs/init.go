@@ -44,7 +44,7 @@ func openDriver(ctx context.Context, home string, options []string, idMap user.I
 	}
 	_, gid := idMap.RootPair()
 	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, RootStyle: o.RootStyle, Logger: log}
-	return cowdriver.Open(Name, detect.Btrfs(home), opts, func(why error) (cowcommon.Backend, error) {
+	return cowdriver.Open(ctx, Name, home, detect.Btrfs(home), opts, func(why error) (cowcommon.Backend, error) {
 		return openBackend(ctx, home, gid, o, log, why)
 	})
 }

@@ -24,6 +24,8 @@ func TestReadOnly(t *testing.T) {
 		"limit":   SetLimit(t.Context(), b, "a", quota.Limit{}),
 		"sync":    b.Sync(t.Context(), "a"),
 		"keep":    second(Keep(t.Context(), b, "a")),
+
+		"set root style of": SetRootStyle(t.Context(), b, "a", SharedRoot),
 		"receive": Receive(t.Context(), b, "a", "", nil),
 	} {
 		require.ErrorIs(t, err, ErrReadOnly)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/staging"
 )
@@ -113,12 +114,12 @@ func mountsOf(dataset string) ([]mounttable.Use, error) {
 func (b *Backend) deviceOf(dataset, dir string) (device uint64, err error) {
 	if err := b.mountAt(dataset, dir, 0, ""); err != nil {
 		if err = b.mountAt(dataset, dir, unix.MS_RDONLY, ""); err != nil {
-			return 0, unmountPoint(dir, true)
+			return 0, mountdir.Remove(dir, true)
 		}
 	}
 	var stat unix.Stat_t
 	if err = unix.Stat(dir, &stat); err == nil {
 		device = stat.Dev
 	}
-	return device, errors.Join(err, unmountPoint(dir, true))
+	return device, errors.Join(err, mountdir.Remove(dir, true))
 }

@@ -47,7 +47,7 @@ func openDriver(ctx context.Context, home string, options []string, idMap user.I
 	_, gid := idMap.RootPair()
 	dataset, usable := detectDataset(ctx, home, o.FSName)
 	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, RootStyle: o.RootStyle, Logger: log}
-	return cowdriver.Open(Name, usable, opts, func(why error) (cowcommon.Backend, error) {
+	return cowdriver.Open(ctx, Name, home, usable, opts, func(why error) (cowcommon.Backend, error) {
 		return openBackend(ctx, home, dataset, gid, log, why)
 	})
 }

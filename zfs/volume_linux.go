@@ -15,6 +15,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/zfsctl"
@@ -124,7 +125,7 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 			return err
 		}
 		// Unmounting writes everything back.
-		return errors.Join(os.Chown(dir, opts.UID, opts.GID), unmountPoint(dir, false))
+		return errors.Join(os.Chown(dir, opts.UID, opts.GID), mountdir.Remove(dir, false))
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/filemeta"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
@@ -152,5 +153,5 @@ func (c *changeCopier) dirTimes(path string) error {
 	if err := treeat.Lstat(srcDir, name, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
-	return setTimes(treeat.File{Dir: dstDir, Name: name, FD: -1}, &st)
+	return filemeta.SetTimes(treeat.File{Dir: dstDir, Name: name, FD: -1}, &st)
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/filemeta"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
@@ -20,7 +21,7 @@ type copier struct {
 
 	src, dst treeat.DirStack
 	links    links
-	meta     metadata
+	meta     filemeta.Copier
 	noRange  bool   // copy_file_range does not work between these trees
 	buf      []byte // for data that is read and written
 
@@ -37,7 +38,7 @@ func newCopier(ctx context.Context, dst, src *os.File, opts Options, isContent f
 		ctx: ctx, opts: opts,
 		src: treeat.DirStack{Root: int(src.Fd())}, dst: treeat.DirStack{Root: root},
 		links: links{dirs: treeat.DirStack{Root: root}, made: make(map[inode]*madeName)},
-		meta:  metadata{isContent: isContent},
+		meta:  filemeta.Copier{IsContent: isContent},
 	}
 }
 
@@ -49,7 +50,7 @@ func (c *copier) done(operation string, err error) (Report, error) {
 	if err != nil {
 		return c.report, fmt.Errorf("%s: %w", operation, err)
 	}
-	c.meta.log(c.opts.Logger)
+	c.meta.Log(c.opts.Logger, "treecopy")
 	return c.report, nil
 }
 
@@ -104,7 +105,7 @@ func (c *copier) putDir(e *entry) error {
 		return fmt.Errorf("make directory: %w", err)
 	}
 	c.report.Files++
-	return c.meta.set(e.target(), e.source(), &e.st)
+	return c.meta.Set(e.target(), e.source(), &e.st)
 }
 
 // put makes the file of an entry, which is no directory, in place of anything that has its name. data is the file that
@@ -148,10 +149,10 @@ func (c *copier) make(e *entry, data int) error {
 	default:
 		return fmt.Errorf("a file of unknown type %#o: %w", e.st.Mode, unix.EINVAL)
 	}
-	if err := c.meta.set(e.target(), e.source(), &e.st); err != nil {
+	if err := c.meta.Set(e.target(), e.source(), &e.st); err != nil {
 		return err
 	}
-	return setTimes(e.target(), &e.st)
+	return filemeta.SetTimes(e.target(), &e.st)
 }
 
 // makeFile makes a regular file.
@@ -187,10 +188,10 @@ func (c *copier) fill(out, data, in int, e *entry) error {
 		return err
 	}
 	target := treeat.File{Dir: e.dstDir, Name: e.name, FD: out}
-	if err := c.meta.set(target, treeat.File{Dir: e.srcDir, Name: e.name, FD: in}, &e.st); err != nil {
+	if err := c.meta.Set(target, treeat.File{Dir: e.srcDir, Name: e.name, FD: in}, &e.st); err != nil {
 		return err
 	}
-	return setTimes(target, &e.st)
+	return filemeta.SetTimes(target, &e.st)
 }
 
 // openFile opens a regular file to read it. Should the name be something else by now, this neither follows nor blocks.
@@ -208,10 +209,10 @@ func (c *copier) root() error {
 	e := entry{srcDir: c.src.Root, dstDir: c.dst.Root, name: "."}
 	err := treeat.Lstat(e.srcDir, e.name, &e.st)
 	if err == nil {
-		err = c.meta.set(e.target(), e.source(), &e.st)
+		err = c.meta.Set(e.target(), e.source(), &e.st)
 	}
 	if err == nil {
-		err = setTimes(e.target(), &e.st)
+		err = filemeta.SetTimes(e.target(), &e.st)
 	}
 	if err != nil {
 		return fmt.Errorf("root: %w", err)

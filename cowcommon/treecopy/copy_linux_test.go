@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
 )
@@ -47,15 +48,15 @@ func TestCopyMakesTreesEqual(t *testing.T) {
 			dir := filepath.Join(mnt, fmt.Sprint(seed))
 			base, src, dst, upper, merged := dir+"/base", dir+"/src", dir+"/dst", dir+"/upper", dir+"/merged"
 			require.NoError(t, os.MkdirAll(base, 0o755))
-			f := newForest(t, seed, base)
-			f.plain = seed%2 == 0
-			f.change(60)
+			f := forest.New(t, seed, base)
+			f.Plain = seed%2 == 0
+			f.Change(60)
 			clone(t, base, src)
 			clone(t, base, dst)
 			clone(t, base, merged)
-			f.root = src
-			f.change(1 << (seed % 7))
-			f.touchLinks()
+			f.Root = src
+			f.Change(1 << (seed % 7))
+			f.TouchLinks()
 
 			changes := compare(t, src, base)
 			report := mustCopy(t, dst, src)
@@ -72,7 +73,7 @@ func TestCopyMakesTreesEqual(t *testing.T) {
 			treecmp.Equal(t, src, merged, listed)
 			assertOverlayShows(t, src, listed, dir, upper, base)
 
-			if f.plain {
+			if f.Plain {
 				for _, form := range []Marks{AufsMarks, FuseOverlayMarks} {
 					other := fmt.Sprint(dir, "/other-", form)
 					clone(t, base, other)
@@ -447,7 +448,7 @@ func TestCancelled(t *testing.T) {
 	dir := memDir(t)
 	src := dir + "/src"
 	require.NoError(t, os.Mkdir(src, 0o755))
-	newForest(t, 1, src).change(60)
+	forest.New(t, 1, src).Change(60)
 	require.NoError(t, os.WriteFile(src+"/large", make([]byte, 3*chunk), 0o600))
 	for name, run := range map[string]func(ctx context.Context, dst *os.File) error{
 		"copy": func(ctx context.Context, dst *os.File) error {

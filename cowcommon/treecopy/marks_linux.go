@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/overlaymark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
@@ -77,48 +78,26 @@ func (m Marks) meanFile(e *entry) (meaning, error) {
 		return meaning{}, err
 	}
 	if e.st.Size == 0 {
-		_, is, err := m.attribute(e.source(), "whiteout")
+		_, is, err := overlaymark.Read(e.source(), "whiteout", m.Spaces()...)
 		if err != nil || is {
 			return meaning{whiteout: is, gone: e.name}, err
 		}
 	}
-	_, is, err := m.attribute(e.source(), "metacopy")
+	_, is, err := overlaymark.Read(e.source(), "metacopy", m.Spaces()...)
 	if err != nil || !is {
 		return meaning{}, err
 	}
-	if _, moved, err := m.attribute(e.source(), "redirect"); err != nil || moved {
+	if _, moved, err := overlaymark.Read(e.source(), "redirect", m.Spaces()...); err != nil || moved {
 		return meaning{}, errors.Join(err, ErrRedirected)
 	}
 	return meaning{metacopy: true}, nil
 }
 
-// attribute reads an attribute of overlayfs. A value that is longer than a mark has is cut off.
-func (m Marks) attribute(file treeat.File, name string) (value string, is bool, err error) {
-	var buf [8]byte
-	for _, space := range m.Spaces() {
-		n, err := file.GetXattr(space+name, buf[:])
-		switch {
-		case err == nil:
-			return string(buf[:n]), true, nil
-		case errors.Is(err, unix.ERANGE):
-			return "", true, nil
-		case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
-		default:
-			return "", false, fmt.Errorf("extended attribute %s: %w", space+name, err)
-		}
-	}
-	return "", false, nil
-}
-
 // opaque reports whether the directory of an entry of src hides the directory below.
 func (m Marks) opaque(e *entry) (bool, error) {
 	if m.overlays() {
-		if _, moved, err := m.attribute(e.source(), "redirect"); err != nil || moved {
-			return false, errors.Join(err, ErrRedirected)
-		}
-		value, is, err := m.attribute(e.source(), "opaque")
-		if err != nil || is && value == "y" {
-			return true, err
+		if is, err := overlaymark.Opaque(e.source(), m.Spaces()...); err != nil || is {
+			return is, err
 		}
 	}
 	if !m.files() {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/filemeta"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
@@ -219,5 +220,5 @@ func (m *merger) leave() error {
 	if err != nil {
 		return err
 	}
-	return setTimes(treeat.File{Dir: dir, Name: name, FD: -1}, &l.st)
+	return filemeta.SetTimes(treeat.File{Dir: dir, Name: name, FD: -1}, &l.st)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
 )
@@ -29,8 +30,8 @@ func TestMergeIsOverlay(t *testing.T) {
 				for _, d := range []string{lower, upper, work, view} {
 					require.NoError(t, os.MkdirAll(d, 0o755))
 				}
-				f := newForest(t, seed, lower)
-				f.change(60)
+				f := forest.New(t, seed, lower)
+				f.Change(60)
 				merged := dir + "/merged"
 				clone(t, lower, merged)
 
@@ -41,11 +42,11 @@ func TestMergeIsOverlay(t *testing.T) {
 				require.NoError(t, unix.Mount("overlay", view, "overlay", 0, mountOptions))
 				unmount := sync.OnceValue(func() error { return unix.Unmount(view, 0) })
 				defer unmount()
-				f.root = view
+				f.Root = view
 				// Such an overlay cannot note the origin of a device. Its names have different inode numbers there, if it
 				// is linked after copy up.
-				f.linkFiles = options == "userxattr"
-				f.change(1 << (seed % 7))
+				f.LinkFiles = options == "userxattr"
+				f.Change(1 << (seed % 7))
 				// Numbers of links in an overlay are those of its layers, so the tree is copied first.
 				want := dir + "/want"
 				clone(t, view, want)

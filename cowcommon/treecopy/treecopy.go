@@ -23,10 +23,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 
-	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/overlaymark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
@@ -47,7 +46,7 @@ type Report struct {
 // ErrRedirected says that a directory of an overlay takes its content from below another name, or a file its data. The
 // changes alone do not tell the tree then. The caller can mount the overlay, and copy the tree that it shows. It is also
 // an errdefs.ErrNotImplemented.
-var ErrRedirected = fault.New(errdefs.ErrNotImplemented, "its content is below another name in a lower layer (overlay redirect)")
+var ErrRedirected = overlaymark.ErrRedirected
 
 // Marks says how a directory of changes says that names are gone.
 type Marks int
@@ -70,9 +69,9 @@ const (
 func (m Marks) Spaces() []string {
 	switch m {
 	case OverlayMarks:
-		return []string{"trusted.overlay."}
+		return []string{overlaymark.Space}
 	case FuseOverlayMarks:
-		return []string{"trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."}
+		return []string{overlaymark.Space, "user.overlay.", "user.fuseoverlayfs."}
 	}
 	return nil
 }

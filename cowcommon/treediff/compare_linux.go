@@ -8,6 +8,8 @@ import (
 
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/sharedmark"
 )
 
 func compare(ctx context.Context, topPath, basePath string, hints *Hints) ([]archive.Change, error) {
@@ -116,6 +118,11 @@ func (w *worker) compareName(d *dir, name string, is [2]kind, hint *node) error 
 	if w.stopped.Load() {
 		return errStopped
 	}
+	if d.parent == nil && name == sharedmark.Dir {
+		if err := w.hideShared(d, &is); err != nil {
+			return err
+		}
+	}
 	var known [2]bool // in w.st
 	for s := range is {
 		if is[s] == unknown {
@@ -155,6 +162,23 @@ func (w *worker) compareName(d *dir, name string, is [2]kind, hint *node) error 
 		return err
 	}
 	return w.list(d, name, archive.ChangeModify)
+}
+
+// hideShared makes the directory absent that Cowshed has at the root of a shared root.
+func (w *worker) hideShared(d *dir, is *[2]kind) error {
+	for s := range is {
+		if !d.has[s] || is[s] == absent {
+			continue
+		}
+		hidden, err := sharedmark.IsIn(d.fd[s])
+		if err != nil {
+			return w.fail("getxattr", side(s), sharedmark.Dir, err)
+		}
+		if hidden {
+			is[s] = absent
+		}
+	}
+	return nil
 }
 
 // sameFile reports whether two files of one type that is not directory, described by w.st, are equal.
@@ -250,7 +274,7 @@ func (w *worker) enter(d *dir, c child) (*dir, error) {
 	}
 	sub.changed = !same || !w.caps[top].equal(&w.caps[base])
 	sub.kind = archive.ChangeModify
-	sub.byHint = d.byHint && !c.hint.has(Deep) && w.cloned(sub.id[top], sub.id[base])
+	sub.byHint = d.byHint && !c.hint.has(Deep) && (w.hints.ByName || w.cloned(sub.id[top], sub.id[base]))
 	return sub, nil
 }
 

@@ -14,6 +14,10 @@ const (
 // removed or given another inode, or if its inode was changed. The zero value says that the trees are equal. Hints is
 // not safe for concurrent use, except that any number of comparisons may use it while nobody adds to it.
 type Hints struct {
+	// ByName says that the trees need not share inode numbers, because the hints come from elsewhere. A directory that
+	// both trees have is compared by the names that are hinted in it, unless it is hinted [Deep].
+	ByName bool
+
 	root node
 	n    int
 }

@@ -131,7 +131,7 @@ func (w *walk) openRoots() (*dir, error) {
 	}
 	if w.hints != nil {
 		d.hint = &w.hints.root
-		d.byHint = w.size != nil || d.has[base] && !d.hint.has(Deep) && (w.cloned(d.id[top], d.id[base]) || d.id[top].btime == d.id[base].btime && d.id[top].btime != noTime)
+		d.byHint = w.size != nil || d.has[base] && !d.hint.has(Deep) && (w.hints.ByName || w.cloned(d.id[top], d.id[base]) || d.id[top].btime == d.id[base].btime && d.id[top].btime != noTime)
 	}
 	// The walk closes each directory after it. The roots stay open, to start from again when directories are moved
 	// during the walk.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 )
@@ -102,10 +103,10 @@ func ParseOptions(driver string, options []string) (cowcommon.DriverOptions, err
 	return r.ParseOptions(options)
 }
 
-// Open makes the driver called name over the Backend that open opens. usable is the answer of package detect. Open
-// returns it as an error if the driver cannot work there. why is nil for a Backend that can be written to. Otherwise it
+// Open makes the driver called name over the Backend that open opens on home, and lets its volumes have shared roots.
+// usable is the answer of package detect. Open returns it as an error if the driver cannot work there. why is nil for a Backend that can be written to. Otherwise it
 // is the reason why not: the option for reading alone, or, with this option, a filesystem that is read-only.
-func Open(name string, usable error, opts Options, open func(why error) (cowcommon.Backend, error)) (graphdriver.Driver, error) {
+func Open(ctx context.Context, name, home string, usable error, opts Options, open func(why error) (cowcommon.Backend, error)) (graphdriver.Driver, error) {
 	var why error
 	var cannotWrite *detect.ReadOnlyError
 	switch {
@@ -120,5 +121,10 @@ func Open(name string, usable error, opts Options, open func(why error) (cowcomm
 	if err != nil {
 		return nil, err
 	}
-	return New(name, backend, opts), nil
+	_, gid := opts.IDMap.RootPair()
+	shared, err := sharedroot.New(ctx, backend, home, sharedroot.Options{GID: gid, ReadOnly: why != nil, Logger: opts.Logger})
+	if err != nil {
+		return nil, errors.Join(err, backend.Close())
+	}
+	return New(name, shared, opts), nil
 }

@@ -1,4 +1,4 @@
-package treecopy
+package filemeta
 
 import (
 	"bytes"
@@ -16,9 +16,10 @@ const (
 	specialBits = 0o7000
 )
 
-// metadata copies attributes, and counts extended attributes that dst's filesystem does not have.
-type metadata struct {
-	isContent func(name string) bool
+// Copier copies attributes, and counts extended attributes that the filesystem of the targets does not have.
+type Copier struct {
+	// IsContent tells the extended attributes that are copied.
+	IsContent func(name string) bool
 
 	names, value, other []byte
 
@@ -26,8 +27,8 @@ type metadata struct {
 	first   error
 }
 
-// set gives a file the attributes of another, except times. st describes the other.
-func (m *metadata) set(target, source treeat.File, st *unix.Stat_t) error {
+// Set gives a file the attributes of another, except times. st describes the other.
+func (m *Copier) Set(target, source treeat.File, st *unix.Stat_t) error {
 	var now unix.Stat_t
 	var err error
 	if target.FD >= 0 {
@@ -61,7 +62,7 @@ func (m *metadata) set(target, source treeat.File, st *unix.Stat_t) error {
 }
 
 // xattrs gives a file the extended attributes of another, and no others. acl: the access ACL has changed.
-func (m *metadata) xattrs(target, source treeat.File) (acl bool, err error) {
+func (m *Copier) xattrs(target, source treeat.File) (acl bool, err error) {
 	want, err := m.list(source)
 	if err != nil {
 		return false, err
@@ -90,7 +91,7 @@ func (m *metadata) xattrs(target, source treeat.File) (acl bool, err error) {
 }
 
 // xattr copies an extended attribute, unless both files have it with the same value.
-func (m *metadata) xattr(target, source treeat.File, name string, has bool) (changed bool, err error) {
+func (m *Copier) xattr(target, source treeat.File, name string, has bool) (changed bool, err error) {
 	if m.value == nil {
 		m.value, m.other = make([]byte, treeat.MaxXattrValue), make([]byte, treeat.MaxXattrValue)
 	}
@@ -114,7 +115,7 @@ func (m *metadata) xattr(target, source treeat.File, name string, has bool) (cha
 }
 
 // list returns the names of the extended attributes of a file that are copied, nil if there are none.
-func (m *metadata) list(file treeat.File) (map[string]bool, error) {
+func (m *Copier) list(file treeat.File) (map[string]bool, error) {
 	if m.names == nil {
 		m.names = make([]byte, treeat.MaxXattrNames)
 	}
@@ -127,7 +128,7 @@ func (m *metadata) list(file treeat.File) (map[string]bool, error) {
 	}
 	var list map[string]bool
 	for name := range bytes.SplitSeq(m.names[:n], []byte{0}) {
-		if len(name) == 0 || !m.isContent(string(name)) {
+		if len(name) == 0 || !m.IsContent(string(name)) {
 			continue
 		}
 		if list == nil {
@@ -138,14 +139,15 @@ func (m *metadata) list(file treeat.File) (map[string]bool, error) {
 	return list, nil
 }
 
-func (m *metadata) log(log *slog.Logger) {
+// Log warns of the extended attributes that were left out. operation begins the message.
+func (m *Copier) Log(log *slog.Logger, operation string) {
 	if m.leftOut > 0 {
-		log.Warn("treecopy: extended attributes were left out, which the filesystem cannot take", "count", m.leftOut, "first", m.first)
+		log.Warn(operation+": extended attributes were left out, which the filesystem cannot take", "count", m.leftOut, "first", m.first)
 	}
 }
 
-// setTimes sets the times of access and modification.
-func setTimes(target treeat.File, st *unix.Stat_t) error {
+// SetTimes sets the times of access and modification.
+func SetTimes(target treeat.File, st *unix.Stat_t) error {
 	if err := target.SetTimes(&[2]unix.Timespec{st.Atim, st.Mtim}); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}

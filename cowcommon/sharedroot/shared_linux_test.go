@@ -1,0 +1,108 @@
+package sharedroot
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+)
+
+// home is a directory on btrfs in which a test has its volumes.
+type home struct {
+	t   testing.TB
+	dir string
+}
+
+func newHome(t testing.TB, dir string) home {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	return home{t, dir}
+}
+
+func (h home) path(name string) string { return filepath.Join(h.dir, name) }
+
+func (h home) open(name string) *os.File {
+	h.t.Helper()
+	f, err := os.Open(h.path(name))
+	require.NoError(h.t, err)
+	h.t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// create makes an empty volume.
+func (h home) create(name string) {
+	h.t.Helper()
+	require.NoError(h.t, btrfsctl.CreateSubvolume(int(h.open(".").Fd()), name, nil))
+}
+
+// clone makes a volume from another.
+func (h home) clone(name, from string) {
+	h.t.Helper()
+	source := h.open(from)
+	defer source.Close()
+	dir := h.open(".")
+	defer dir.Close()
+	require.NoError(h.t, btrfsctl.Snapshot(int(dir.Fd()), name, int(source.Fd()), false, nil))
+}
+
+func (h home) seal(name string) {
+	h.t.Helper()
+	require.NoError(h.t, btrfsctl.SetReadOnly(int(h.open(name).Fd()), true))
+}
+
+// prepare makes a shared volume from a sealed one.
+func (h home) prepare(name, lower string) {
+	h.t.Helper()
+	h.clone(name, lower)
+	require.NoError(h.t, prepare(h.open(name), lower))
+}
+
+// fold folds a volume.
+func (h home) fold(name string) {
+	h.t.Helper()
+	require.NoError(h.t, fold(h.t.Context(), h.open(name)))
+	h.isPlain(name)
+}
+
+// isPlain checks that nothing is left of a shared root.
+func (h home) isPlain(name string) {
+	h.t.Helper()
+	s, _, err := inspect(h.open(name))
+	require.NoError(h.t, err)
+	require.Equal(h.t, stateNone, s)
+	require.NoDirExists(h.t, h.path(name)+"/.cowshed")
+}
+
+// mount mounts a shared volume at "view", and returns the way to unmount it.
+func (h home) mount(name, lower string) (view string, unmount func()) {
+	h.t.Helper()
+	own := h.path(name) + "/.cowshed/"
+	return h.overlay(h.path(lower), own+upperName, own+workName)
+}
+
+// view mounts a shared volume read-only.
+func (h home) view(name, lower string) (view string, unmount func()) {
+	h.t.Helper()
+	return h.overlay(h.path(lower), h.path(name)+"/.cowshed/"+upperName, "")
+}
+
+func (h home) overlay(lower, upper, work string) (view string, unmount func()) {
+	h.t.Helper()
+	options, err := mountOptions(lower, upper, work, features{uuidNull: true})
+	require.NoError(h.t, err)
+	view, err = os.MkdirTemp(h.dir, "view-")
+	require.NoError(h.t, err)
+	require.NoError(h.t, unix.Mount("overlay", view, "overlay", 0, strings.Join(options, ",")))
+	unmount = sync.OnceFunc(func() {
+		require.NoError(h.t, unix.Unmount(view, 0))
+		require.NoError(h.t, os.Remove(view))
+	})
+	h.t.Cleanup(unmount)
+	return view, unmount
+}

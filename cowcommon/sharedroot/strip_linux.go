@@ -1,0 +1,175 @@
+package sharedroot
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/filemeta"
+	"github.com/cowshed/cowshed/internal/overlaymark"
+	"github.com/cowshed/cowshed/internal/treeat"
+)
+
+// strip takes overlayfs's attributes away from a file. gone: they say that the file is a whiteout.
+func (f *folder) strip(file treeat.File) (gone bool, err error) {
+	if f.list == nil {
+		f.list = make([]byte, treeat.MaxXattrNames)
+	}
+	n, err := file.ListXattr(f.list)
+	if errors.Is(err, unix.ENOTSUP) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("list extended attributes: %w", err)
+	}
+	for raw := range bytes.SplitSeq(f.list[:n], []byte{0}) {
+		mark, is := strings.CutPrefix(string(raw), overlaymark.Space)
+		if !is {
+			continue
+		}
+		switch mark {
+		case "whiteout":
+			return true, nil
+		case "redirect", "metacopy":
+			return false, overlaymark.ErrRedirected
+		}
+		if err := f.ctx.Err(); err != nil {
+			return false, err
+		}
+		if err := file.RemoveXattr(string(raw)); err != nil && !errors.Is(err, unix.ENODATA) {
+			return false, fmt.Errorf("remove extended attribute %s: %w", treeat.Quote(string(raw)), err)
+		}
+	}
+	return false, nil
+}
+
+// stripTree takes overlayfs's attributes and whiteouts away from a directory and all that is below it.
+func (f *folder) stripTree(e *entry) error {
+	top, err := treeat.OpenDir(e.upper, e.name)
+	if err != nil {
+		return fmt.Errorf("open directory: %w", err)
+	}
+	defer unix.Close(top)
+	dirs := treeat.DirStack{Root: top}
+	defer dirs.Close()
+	s := stripper{folder: f, buf: make([]byte, 32<<10)}
+	for todo := []string{""}; len(todo) > 0; {
+		path := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		dir, err := dirs.Dir(path)
+		if err == nil {
+			err = s.dir(dir)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", treeat.Quote(path), err)
+		}
+		for _, name := range s.subdirs {
+			todo = append(todo, path+"/"+name)
+		}
+	}
+	return nil
+}
+
+// stripper strips one directory after the other.
+type stripper struct {
+	*folder
+	buf     []byte // for directory entries
+	names   []treeat.Dirent
+	subdirs []string // in the last directory
+}
+
+// dir strips a directory and the files in it.
+func (s *stripper) dir(dir int) error {
+	for again := true; again; {
+		var err error
+		if again, err = s.files(dir); err != nil {
+			return err
+		}
+	}
+	here := treeat.File{Dir: dir, Name: ".", FD: -1}
+	if _, err := s.strip(here); err != nil {
+		return err
+	}
+	times, changed, err := readNote(here)
+	if err != nil || !changed {
+		return err
+	}
+	if err := s.ctx.Err(); err != nil {
+		return err
+	}
+	if err := filemeta.SetTimes(here, &unix.Stat_t{Atim: times[0], Mtim: times[1]}); err != nil {
+		return err
+	}
+	return removeNote(here)
+}
+
+// files strips the files of a directory. again: it has removed a name, so reading may have missed another.
+func (s *stripper) files(dir int) (again bool, err error) {
+	fd, err := treeat.Open(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false, fmt.Errorf("open directory: %w", err)
+	}
+	defer unix.Close(fd)
+	s.subdirs = s.subdirs[:0]
+	for {
+		if s.names, err = treeat.ReadDir(fd, s.buf, s.names); err != nil {
+			return false, fmt.Errorf("read directory: %w", err)
+		}
+		if len(s.names) == 0 {
+			return again, nil
+		}
+		for _, d := range s.names {
+			gone, err := s.file(&entry{upper: dir, name: d.Name, kind: d.Type})
+			if err != nil {
+				return false, fmt.Errorf("%s: %w", treeat.Quote(d.Name), err)
+			}
+			again = again || gone
+		}
+	}
+}
+
+// file strips a name, unless it is that of a directory, and removes a whiteout.
+func (s *stripper) file(e *entry) (gone bool, err error) {
+	if err := e.know(); err != nil {
+		return false, err
+	}
+	if e.kind == unix.DT_DIR {
+		s.subdirs = append(s.subdirs, e.name)
+		return false, nil
+	}
+	if gone, err = e.isWhiteout(); err == nil && !gone {
+		gone, err = s.strip(e.source())
+	}
+	if err != nil || !gone {
+		return false, err
+	}
+	return true, s.removeWhiteout(e)
+}
+
+// removeWhiteout removes a whiteout that hides nothing, and notes the times of its directory before.
+func (s *stripper) removeWhiteout(e *entry) error {
+	here := treeat.File{Dir: e.upper, Name: ".", FD: -1}
+	_, noted, err := readNote(here)
+	if err != nil {
+		return err
+	}
+	if err := s.ctx.Err(); err != nil {
+		return err
+	}
+	if !noted {
+		var st unix.Stat_t
+		if err := treeat.Lstat(here.Dir, here.Name, &st); err != nil {
+			return fmt.Errorf("stat: %w", err)
+		}
+		if err := writeNote(here, &st); err != nil {
+			return err
+		}
+	}
+	if err := unix.Unlinkat(e.upper, e.name, 0); err != nil {
+		return fmt.Errorf("remove whiteout: %w", err)
+	}
+	return nil
+}
