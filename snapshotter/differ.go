@@ -88,7 +88,8 @@ func typed(err error) error {
 	switch {
 	case fault.IsFull(err):
 		return fault.As(errdefs.ErrResourceExhausted, err)
-	case errors.Is(err, layertar.ErrMalformed), errors.Is(err, layertar.ErrReservedName), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, layertar.ErrMalformed), errors.Is(err, layertar.ErrReservedName), errors.Is(err, layertar.ErrCowshedName),
+		errors.Is(err, io.ErrUnexpectedEOF):
 		return fault.As(errdefs.ErrInvalidArgument, err)
 	}
 	return err

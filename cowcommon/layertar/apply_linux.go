@@ -149,6 +149,9 @@ func (a *applier) entry(hdr *tar.Header) error {
 	if name == "." {
 		return nil // the root is not the layer's
 	}
+	if isCowshedName(name) {
+		return ErrCowshedName
+	}
 	if strings.HasPrefix(name, archive.WhiteoutMetaPrefix) && name != archive.WhiteoutOpaqueDir {
 		if strings.HasPrefix(name, archive.WhiteoutLinkDir) && hdr.Typeflag == tar.TypeReg {
 			return a.keepPlink(name, hdr)

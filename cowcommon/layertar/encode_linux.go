@@ -145,6 +145,9 @@ func (e *encoder) change(index int) error {
 		}
 		return e.whiteout(parent, base)
 	}
+	if isCowshedName(c.Path[1:]) {
+		return ErrCowshedName
+	}
 	dirfd, err := e.dirs.Dir(parent)
 	if err != nil {
 		return err

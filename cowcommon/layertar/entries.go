@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/zero"
 )
 
@@ -148,6 +149,12 @@ func cleanName(name string) (string, error) {
 		return "", fmt.Errorf("%w: the name leads out of the root", ErrMalformed)
 	}
 	return clean, nil
+}
+
+// isCowshedName reports whether a clean name, relative to the root, is Cowshed's own directory or below it.
+func isCowshedName(name string) bool {
+	rest, ok := strings.CutPrefix(name, sharedmark.Dir)
+	return ok && (rest == "" || rest[0] == '/')
 }
 
 // splitName cuts a clean path that is not ".".

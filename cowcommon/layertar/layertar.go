@@ -26,6 +26,7 @@
 //   - A file whose name begins with ".wh." cannot be told from a whiteout. Docker exports it as it is, and the
 //     image then lacks a file that the name happens to hide. Here it is [ErrReservedName]. The removal of such a
 //     file is left out: it was never part of a layer.
+//   - The name .cowshed at the root is Cowshed's own: [ErrCowshedName].
 //   - Hard links are told by device and inode number, so that files of a nested subvolume or another mount are not
 //     taken for links.
 //
@@ -48,6 +49,7 @@
 //   - An opaque marker keeps directories with files of this layer, also when they have no entry of their own. It
 //     does nothing else to them.
 //   - The whiteouts ".wh.", ".wh.." and ".wh..." are errors: they name nothing, the directory or its parent.
+//   - An entry .cowshed at the root, or below it, is [ErrCowshedName]. Its whiteout is like any other.
 //     go-archive removes the directory for the first two; containerd has the error.
 //   - A directory that a later entry removed or replaced has no times to be set (go-archive fails).
 //   - PAX global headers are ignored entirely (peers remove a file that has the name of the header).
@@ -78,11 +80,16 @@ import (
 
 	"github.com/moby/sys/user"
 
+	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // ErrReservedName says that a file's name begins with ".wh.", so that no layer tar can hold it.
 var ErrReservedName = errors.New("a name that begins with .wh. stands for a whiteout in a layer")
+
+// ErrCowshedName says that a file is /.cowshed, or below it. Volumes of root style "shared" have a directory of Cowshed's
+// own there, so neither a layer that is written nor one that is applied has such a file.
+var ErrCowshedName = errors.New("/" + sharedmark.Dir + " is a name of Cowshed's own: rename the file")
 
 // ErrTooLarge says that a layer holds more than ApplyOptions.MaxBytes.
 var ErrTooLarge = errors.New("layer is larger than allowed")

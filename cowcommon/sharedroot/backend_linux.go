@@ -9,10 +9,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
@@ -21,6 +21,7 @@ import (
 	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/namelock"
+	"github.com/cowshed/cowshed/internal/sharedmark"
 )
 
 // Names below the home. docs/reference/on-disk-format.md specifies them.
@@ -177,8 +178,12 @@ func (b *Backend) makeMountPoints() error {
 	return mountdir.KeepPrivate(b.roots, b.opts.GID)
 }
 
-// tryOverlay finds out whether overlays work with directories of the home's filesystem.
+// tryOverlay finds out whether overlays work with directories of the home's filesystem. Overlays that are only read
+// depend on no feature.
 func (b *Backend) tryOverlay() (features, error) {
+	if b.opts.ReadOnly {
+		return features{}, nil
+	}
 	has, err := probe(b.home)
 	return has, fault.Wrap("try an overlay in", b.home, err)
 }
@@ -239,32 +244,15 @@ func (b *Backend) indexAll(ctx context.Context) error {
 	return nil
 }
 
-// isUnused reports whether an overlay is mounted nowhere else: a container may have outlived the process that mounted
-// its root.
+// isUnused reports whether the overlay that is mounted on a mount point is mounted nowhere else. A container may have
+// outlived the process that mounted its root.
 func (b *Backend) isUnused(m *mountinfo.Info) bool {
-	uses, err := usesOfMount(m.Mountpoint)
-	return err == nil && uses <= 1
-}
-
-// usesOfMount counts the mounts of the filesystem that is mounted on a directory, in all mount namespaces.
-func usesOfMount(dir string) (int, error) {
-	f, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return 0, err
+	name := filepath.Base(m.Mountpoint)
+	if strings.HasPrefix(name, viewPrefix) {
+		return true
 	}
-	defer f.Close()
-	fs, err := mounttable.New(int(f.Fd()))
-	if err != nil {
-		return 0, err
-	}
-	uses, err := fs.UsesOf("/")
-	n := 0
-	for _, u := range uses {
-		if u.Layer == "" {
-			n++
-		}
-	}
-	return n, err
+	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir))
+	return err == nil && len(uses) <= 1
 }
 
 // Close closes all open views, and unmounts those overlays that nobody else has mounted. Volumes stay. Closing twice

@@ -95,13 +95,9 @@ func (f *folder) begin() error {
 	if err := w.run(); err != nil {
 		return err
 	}
-	if err := f.ctx.Err(); err != nil {
-		return err
-	}
-	if err := unix.Renameat(f.own, upperName, f.own, foldingName); err != nil {
-		return fmt.Errorf("rename the upper directory: %w", err)
-	}
-	return nil
+	return f.do("rename the upper directory", func() error {
+		return unix.Renameat(f.own, upperName, f.own, foldingName)
+	})
 }
 
 // checkReserved refuses a file of a user that would replace Cowshed's own directory.
@@ -151,14 +147,12 @@ func (f *folder) leaveRoot(l *level) (again bool, err error) {
 	if err := withNote(source, &st); err != nil {
 		return false, err
 	}
-	if err := f.ctx.Err(); err != nil {
+	err = f.do("root", func() error { return f.meta.Set(target, source, &st) }, target)
+	if err == nil {
+		err = f.do("root", func() error { return writeNote(target, &st) })
+	}
+	if err != nil {
 		return false, err
-	}
-	if err := f.meta.Set(target, source, &st); err != nil {
-		return false, fmt.Errorf("root: %w", err)
-	}
-	if err := writeNote(target, &st); err != nil {
-		return false, fmt.Errorf("root: %w", err)
 	}
 	return f.removeEmpty(source, l.seen)
 }
@@ -173,18 +167,17 @@ func (f *folder) end() error {
 	if err := withNote(root, &st); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
-	if err := f.ctx.Err(); err != nil {
-		return err
-	}
+	var err error
 	if f.own >= 0 {
-		if err := treeat.RemoveTree(f.ctx, f.root, sharedmark.Dir); err != nil {
-			return err
-		}
+		err = f.do("remove directory", func() error { return treeat.RemoveTree(f.ctx, f.root, sharedmark.Dir) })
 	}
-	if err := filemeta.SetTimes(root, &st); err != nil {
-		return fmt.Errorf("root: %w", err)
+	if err == nil {
+		err = f.do("root", func() error { return filemeta.SetTimes(root, &st) })
 	}
-	return removeNote(root)
+	if err == nil {
+		err = f.do("root", func() error { return removeNote(root) })
+	}
+	return err
 }
 
 // place moves a name of the folded directory to its place, unless it is that of a directory that is merged.
@@ -205,17 +198,16 @@ func (f *folder) place(e *entry) error {
 	if gone {
 		return f.whiteout(e)
 	}
-	err = unix.Renameat(e.upper, e.name, e.lower, e.name)
-	if errors.Is(err, unix.EISDIR) {
-		if err := f.remove(e); err != nil {
-			return err
+	if err = f.rename(e); errors.Is(err, unix.EISDIR) {
+		if err = f.remove(e); err == nil {
+			err = f.rename(e)
 		}
-		err = unix.Renameat(e.upper, e.name, e.lower, e.name)
 	}
-	if err != nil {
-		return fmt.Errorf("rename: %w", err)
-	}
-	return nil
+	return err
+}
+
+func (f *folder) rename(e *entry) error {
+	return f.do("rename", func() error { return unix.Renameat(e.upper, e.name, e.lower, e.name) }, e.source(), e.target(), e.targetDir())
 }
 
 // whiteout removes a name, and the whiteout after it.
@@ -223,13 +215,7 @@ func (f *folder) whiteout(e *entry) error {
 	if err := f.remove(e); err != nil {
 		return err
 	}
-	if err := f.ctx.Err(); err != nil {
-		return err
-	}
-	if err := unix.Unlinkat(e.upper, e.name, 0); err != nil {
-		return fmt.Errorf("remove whiteout: %w", err)
-	}
-	return nil
+	return f.do("remove whiteout", func() error { return unix.Unlinkat(e.upper, e.name, 0) })
 }
 
 // placeDir replaces all that has the name of a directory by it. The name goes first: without a directory in its place
@@ -241,25 +227,33 @@ func (f *folder) placeDir(e *entry) error {
 	if err := f.stripTree(e); err != nil {
 		return err
 	}
-	if err := f.ctx.Err(); err != nil {
-		return err
-	}
-	if err := unix.Renameat(e.upper, e.name, e.lower, e.name); err != nil {
-		return fmt.Errorf("rename: %w", err)
-	}
-	return nil
+	return f.rename(e)
 }
 
 // remove removes the name of an entry in the volume's tree, and all that is below it.
 func (f *folder) remove(e *entry) error {
-	if err := f.ctx.Err(); err != nil {
+	return f.do("remove", func() error {
+		err := unix.Unlinkat(e.lower, e.name, 0)
+		if errors.Is(err, unix.EISDIR) {
+			return f.removeDir(e)
+		}
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
 		return err
+	}, e.target(), e.targetDir())
+}
+
+// removeDir removes a directory in the volume's tree.
+func (f *folder) removeDir(e *entry) error {
+	err := treeat.RemoveTree(f.ctx, e.lower, e.name)
+	if errors.Is(err, unix.EPERM) {
+		if err := f.unprotectTree(e.lower, e.name); err != nil {
+			return err
+		}
+		err = treeat.RemoveTree(f.ctx, e.lower, e.name)
 	}
-	err := unix.Unlinkat(e.lower, e.name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return f.ctx.Err()
-	}
-	return treeat.RemoveTree(f.ctx, e.lower, e.name)
+	return err
 }
 
 // leave gives a merged directory its attributes, the times last, and removes the one in the folded directory.
@@ -281,13 +275,11 @@ func (f *folder) leave(l *level) (again bool, err error) {
 	if err := withNote(source, &st); err != nil {
 		return false, err
 	}
-	if err := f.ctx.Err(); err != nil {
-		return false, err
+	err = f.do("directory", func() error { return f.meta.Set(target, source, &st) }, target)
+	if err == nil {
+		err = f.do("directory", func() error { return filemeta.SetTimes(target, &st) })
 	}
-	if err := f.meta.Set(target, source, &st); err != nil {
-		return false, err
-	}
-	if err := filemeta.SetTimes(target, &st); err != nil {
+	if err != nil {
 		return false, err
 	}
 	return f.removeEmpty(source, l.seen)
@@ -306,4 +298,25 @@ func (f *folder) removeEmpty(dir treeat.File, seen int) (again bool, err error) 
 		return false, fmt.Errorf("remove directory: %w", err)
 	}
 	return false, nil
+}
+
+// do takes a step, unless the context has ended. A protection of the files, such as "chattr +i" sets, does not hinder it:
+// the owner of the overlay's tree has taken it away there, or could not have made the change.
+func (f *folder) do(step string, action func() error, files ...treeat.File) error {
+	if err := f.ctx.Err(); err != nil {
+		return err
+	}
+	err := action()
+	if errors.Is(err, unix.EPERM) {
+		for _, file := range files {
+			if err := unprotect(file); err != nil {
+				return fmt.Errorf("%s: %w", step, err)
+			}
+		}
+		err = action()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", step, err)
+	}
+	return nil
 }

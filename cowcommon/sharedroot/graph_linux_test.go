@@ -1,7 +1,6 @@
 package sharedroot_test
 
 import (
-	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -16,7 +15,6 @@ import (
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/graphdriver/graphtest"
-	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -49,12 +47,8 @@ func TestGraph(t *testing.T) {
 		FrozenDiff:   true,
 		DiffGetter:   true,
 		DiffPath:     true,
-		NestedVolume: func(t testing.TB, path string) {
-			dir, err := os.Open(filepath.Dir(path))
-			require.NoError(t, err)
-			defer dir.Close()
-			require.NoError(t, btrfsctl.CreateSubvolume(int(dir.Fd()), filepath.Base(path), nil))
-		},
+		CustomImages: true,
+		Overlay:      true,
 	})
 }
 

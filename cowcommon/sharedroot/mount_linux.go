@@ -123,6 +123,7 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 // checkNotMounted checks that nobody else has mounted an overlay of a volume: the kernel allows two of one upper, and
 // they would disturb each other.
 func (b *Backend) checkNotMounted(dir, name string) error {
+	// The kernel tells the layers of an overlay only as paths, so the end of the path is enough.
 	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir))
 	if err != nil {
 		return err

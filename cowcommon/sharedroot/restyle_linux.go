@@ -126,7 +126,7 @@ func unfoldInto(ctx context.Context, root *os.File, lower string, changed []arch
 	if err := unix.Mkdirat(rootFD, sharedmark.Dir, dirMode); err != nil {
 		return fmt.Errorf("make directory %s: %w", sharedmark.Dir, err)
 	}
-	own, err := treeat.OpenDir(rootFD, sharedmark.Dir)
+	own, err := treeat.Open(rootFD, sharedmark.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return fmt.Errorf("open directory %s: %w", sharedmark.Dir, err)
 	}
@@ -160,7 +160,7 @@ func unfoldInto(ctx context.Context, root *os.File, lower string, changed []arch
 
 // copyChanges writes the changes of the tree to the new upper.
 func copyChanges(ctx context.Context, own int, root *os.File, changed []archive.Change, st *unix.Stat_t) error {
-	fd, err := treeat.OpenDir(own, stagedName)
+	fd, err := treeat.Open(own, stagedName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return fmt.Errorf("open the upper directory: %w", err)
 	}

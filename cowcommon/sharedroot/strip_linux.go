@@ -36,11 +36,9 @@ func (f *folder) strip(file treeat.File) (gone bool, err error) {
 		case "redirect", "metacopy":
 			return false, overlaymark.ErrRedirected
 		}
-		if err := f.ctx.Err(); err != nil {
+		err := f.do("remove extended attribute", func() error { return file.RemoveXattr(string(raw)) }, file)
+		if err != nil && !errors.Is(err, unix.ENODATA) {
 			return false, err
-		}
-		if err := file.RemoveXattr(string(raw)); err != nil && !errors.Is(err, unix.ENODATA) {
-			return false, fmt.Errorf("remove extended attribute %s: %w", treeat.Quote(string(raw)), err)
 		}
 	}
 	return false, nil
@@ -48,25 +46,34 @@ func (f *folder) strip(file treeat.File) (gone bool, err error) {
 
 // stripTree takes overlayfs's attributes and whiteouts away from a directory and all that is below it.
 func (f *folder) stripTree(e *entry) error {
-	top, err := treeat.OpenDir(e.upper, e.name)
+	s := stripper{folder: f, buf: make([]byte, 32<<10)}
+	return eachDir(e.upper, e.name, func(dir int) ([]string, error) {
+		err := s.dir(dir)
+		return s.subdirs, err
+	})
+}
+
+// eachDir calls a function for a directory and all that are below it. The function returns the names of those in it.
+func eachDir(dir int, name string, call func(dir int) (subdirs []string, err error)) error {
+	top, err := treeat.OpenDir(dir, name)
 	if err != nil {
 		return fmt.Errorf("open directory: %w", err)
 	}
 	defer unix.Close(top)
 	dirs := treeat.DirStack{Root: top}
 	defer dirs.Close()
-	s := stripper{folder: f, buf: make([]byte, 32<<10)}
 	for todo := []string{""}; len(todo) > 0; {
 		path := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		dir, err := dirs.Dir(path)
+		var subdirs []string
 		if err == nil {
-			err = s.dir(dir)
+			subdirs, err = call(dir)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", treeat.Quote(path), err)
 		}
-		for _, name := range s.subdirs {
+		for _, name := range subdirs {
 			todo = append(todo, path+"/"+name)
 		}
 	}
@@ -97,13 +104,13 @@ func (s *stripper) dir(dir int) error {
 	if err != nil || !changed {
 		return err
 	}
-	if err := s.ctx.Err(); err != nil {
-		return err
+	err = s.do("directory", func() error {
+		return filemeta.SetTimes(here, &unix.Stat_t{Atim: times[0], Mtim: times[1]})
+	})
+	if err == nil {
+		err = s.do("directory", func() error { return removeNote(here) })
 	}
-	if err := filemeta.SetTimes(here, &unix.Stat_t{Atim: times[0], Mtim: times[1]}); err != nil {
-		return err
-	}
-	return removeNote(here)
+	return err
 }
 
 // files strips the files of a directory. again: it has removed a name, so reading may have missed another.
@@ -156,20 +163,14 @@ func (s *stripper) removeWhiteout(e *entry) error {
 	if err != nil {
 		return err
 	}
-	if err := s.ctx.Err(); err != nil {
-		return err
-	}
 	if !noted {
 		var st unix.Stat_t
 		if err := treeat.Lstat(here.Dir, here.Name, &st); err != nil {
 			return fmt.Errorf("stat: %w", err)
 		}
-		if err := writeNote(here, &st); err != nil {
+		if err := s.do("directory", func() error { return writeNote(here, &st) }); err != nil {
 			return err
 		}
 	}
-	if err := unix.Unlinkat(e.upper, e.name, 0); err != nil {
-		return fmt.Errorf("remove whiteout: %w", err)
-	}
-	return nil
+	return s.do("remove whiteout", func() error { return unix.Unlinkat(e.upper, e.name, 0) })
 }

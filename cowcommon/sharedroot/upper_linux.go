@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/overlaymark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
@@ -68,6 +69,10 @@ type entry struct {
 }
 
 func (e *entry) source() treeat.File { return treeat.File{Dir: e.upper, Name: e.name, FD: -1} }
+
+func (e *entry) target() treeat.File { return treeat.File{Dir: e.lower, Name: e.name, FD: -1} }
+
+func (e *entry) targetDir() treeat.File { return treeat.File{Dir: e.lower, Name: ".", FD: -1} }
 
 func newWalk(ctx context.Context, upper, lower int) *walk {
 	return &walk{
@@ -210,7 +215,8 @@ func (e *entry) isWhiteout() (bool, error) {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0, nil
 }
 
-// isMerged reports whether the overlay merges a directory with one in the lower.
+// isMerged reports whether the overlay merges a directory with one in the lower. A directory of the volume that stands for
+// a nested subvolume of the lower is none: it is empty, and cannot be written.
 func (e *entry) isMerged() (bool, error) {
 	opaque, err := overlaymark.Opaque(e.source(), overlaymark.Space)
 	if err != nil || opaque {
@@ -224,5 +230,5 @@ func (e *entry) isMerged() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("stat in the lower: %w", err)
 	}
-	return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Ino != btrfsctl.StandInInode, nil
 }

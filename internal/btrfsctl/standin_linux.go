@@ -10,6 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// StandInInode is the inode number of each empty directory that a snapshot has in the place of a nested subvolume. Nothing
+// can be made in such a directory (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
+const StandInInode = 2
+
 // StandsFor describes the subvolume that a directory stands for which a snapshot has in place of it: the entry in the
 // directory above has that subvolume's id for its inode number. GET_SUBVOL_INFO answers ENOTTY for such a directory. It
 // needs CAP_SYS_ADMIN.
