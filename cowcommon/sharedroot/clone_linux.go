@@ -124,7 +124,7 @@ func (b *Backend) share(ctx context.Context, name, lower string) error {
 
 // cloneLive clones a shared volume that is in use.
 func (b *Backend) cloneLive(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
-	err := b.hold(ctx, source, "", func(dir string) error { // so it is not sealed
+	err := b.hold(ctx, source, func(dir string) error { // so it is not sealed
 		s, found, err := inspectDir(dir)
 		switch {
 		case err != nil:
