@@ -59,6 +59,9 @@ func (b *Backend) tryClone(ctx context.Context, name, source string, opts cowcom
 
 // canShare reports whether a clone of source can be shared.
 func (b *Backend) canShare(name, source string) error {
+	if _, ok := b.Backend.(inner); !ok && !b.opts.ReadOnly {
+		return fault.New(errdefs.ErrNotImplemented, "volumes of a %T cannot have shared roots", b.Backend)
+	}
 	if _, err := b.supported(); err != nil {
 		return err
 	}

@@ -134,7 +134,7 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	}
 	in, ok := b.Backend.(inner)
 	if !ok {
-		return fault.New(errdefs.ErrNotImplemented, "a %T cannot have shared roots", b.Backend)
+		return fault.New(errdefs.ErrNotImplemented, "volumes of a %T cannot have shared roots", b.Backend)
 	}
 	b.unmountLeft(name)
 	return in.Alone(ctx, name, do)
