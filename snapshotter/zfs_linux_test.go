@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
@@ -50,7 +51,8 @@ func checkSourceGoesLast(h *host) {
 
 func TestSnapshotterSuiteZFS(t *testing.T) {
 	testfs.Zpool(t)
-	runSuite(t, onZFS, byProxy)
+	t.Run("snapshot", func(t *testing.T) { runSuite(t, onZFS, byProxy, Options{}) })
+	t.Run("shared", func(t *testing.T) { runSuite(t, onZFS, byProxy, Options{RootStyle: cowcommon.SharedRoot}) })
 }
 
 // TestFullZFS: where the quota of the dataset that holds all is reached, snapshots can be removed, which makes room.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 
@@ -148,7 +149,8 @@ func isOverlay(dir string) (bool, error) {
 // flagsKept are flags of a volume's mount that its overlay has too. They are the same bits as MS_*.
 const flagsKept = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NOATIME | unix.ST_NODIRATIME
 
-// mountOverlay mounts an overlay on a new directory. Without a work directory it is read-only.
+// mountOverlay mounts an overlay on a new directory, whose name is the source of the mount too, for people and for the
+// command. Without a work directory it is read-only.
 func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) error {
 	has, err := b.supported()
 	if err != nil {
@@ -170,7 +172,7 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 		return err
 	}
 	data := label.FormatMountLabel(strings.Join(options, ","), mountLabel)
-	if err := unix.Mount("overlay", point, "overlay", flags, data); err != nil {
+	if err := unix.Mount(filepath.Base(point), point, "overlay", flags, data); err != nil {
 		return errors.Join(&fs.PathError{Op: "mount overlay", Path: point, Err: err}, mountdir.Remove(point, false))
 	}
 	return nil
@@ -178,23 +180,17 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 
 // Unmount releases one Mount.
 func (b *Backend) Unmount(_ context.Context, name string) error {
-	err := b.mounts.Release(name, inuse.Held, func(m *mounted) error {
-		return b.release(name, m, func() bool { return true })
-	})
+	err := b.mounts.Release(name, inuse.Held, func(m *mounted) error { return b.release(name, m) })
 	return fault.Wrap("unmount volume", name, err)
 }
 
-// release unmounts a volume. If its overlay is busy, or may says no, the overlay stays, and keeps the volume in use.
-func (b *Backend) release(name string, m *mounted, may func() bool) error {
+// release unmounts a volume. If its overlay is busy, or is mounted elsewhere too, the overlay stays. Then the next Mount
+// finds it: a second overlay of the same upper is not possible.
+func (b *Backend) release(name string, m *mounted) error {
 	if m.lower == "" {
 		return b.Backend.Unmount(b.ctx, name)
 	}
-	unmount := func() error {
-		if !may() {
-			return nil
-		}
-		return b.unmountPoint(name)
-	}
+	unmount := func() error { return b.unmountPoint(name) }
 	var err error
 	if b.opts.ReadOnly {
 		err = unmount()
@@ -204,7 +200,11 @@ func (b *Backend) release(name string, m *mounted, may func() bool) error {
 	return errors.Join(err, b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
 }
 
+// unmountPoint unmounts the overlay of a volume, unless it is busy or mounted elsewhere too.
 func (b *Backend) unmountPoint(name string) error {
+	if !b.isUnused(&mountinfo.Info{Mountpoint: b.point(name)}) {
+		return nil
+	}
 	err := mountdir.Remove(b.point(name), false)
 	if errors.Is(err, unix.EBUSY) {
 		b.log.Debug("shared roots: an overlay is busy and stays mounted", "volume", name)

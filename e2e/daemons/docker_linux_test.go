@@ -393,7 +393,7 @@ func TestDockerObserved(t *testing.T) {
 
 	assert.ElementsMatch(t, []string{
 		"Backing Filesystem", "Filesystem UUID", "Device", "Space Total", "Space Used", "Space Available", "Quota Mode",
-		"Quota Scope", "Native Diff",
+		"Quota Scope", "Root Style", "Native Diff",
 	}, slices.Collect(maps.Keys(ours.Status)))
 	assert.NotContains(t, slices.Collect(maps.Values(ours.Status)), "")
 	assert.Equal(t, "btrfs", ours.Status["Backing Filesystem"])

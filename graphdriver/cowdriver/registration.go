@@ -15,7 +15,6 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
-	"github.com/cowshed/cowshed/quota"
 )
 
 // Registration describes a driver over a Backend to programs that have not opened it. docs/add-a-backend.md says how to
@@ -29,7 +28,7 @@ type Registration struct {
 	// Open opens the driver.
 	Open graphdriver.OpenFunc
 	// ParseOptions reads the driver's options, and returns those that every driver has.
-	ParseOptions func(options []string) (quota.Options, error)
+	ParseOptions func(options []string) (cowcommon.DriverOptions, error)
 	// Names lists the names of probable layers, for the completion of command lines. It opens, locks, mounts and cleans
 	// up nothing.
 	Names func(ctx context.Context, home string, options []string) ([]string, error)
@@ -96,10 +95,10 @@ func Filesystems() string {
 
 // ParseOptions reads the options of a driver, and returns those that every driver has. Returns ErrInvalidArgument if
 // there is no such driver or option.
-func ParseOptions(driver string, options []string) (quota.Options, error) {
+func ParseOptions(driver string, options []string) (cowcommon.DriverOptions, error) {
 	r, ok := Lookup(driver)
 	if !ok {
-		return quota.Options{}, fault.New(errdefs.ErrInvalidArgument, "driver %q has no options", driver)
+		return cowcommon.DriverOptions{}, fault.New(errdefs.ErrInvalidArgument, "driver %q has no options", driver)
 	}
 	return r.ParseOptions(options)
 }
