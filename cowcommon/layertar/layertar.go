@@ -88,7 +88,7 @@ import (
 var ErrReservedName = errors.New("a name that begins with .wh. stands for a whiteout in a layer")
 
 // ErrCowshedName says that a file is /.cowshed, or below it. Volumes of root style "shared" have a directory of Cowshed's
-// own there, so neither a layer that is written nor one that is applied has such a file.
+// own there. So no layer has such a file, whether it is written or applied.
 var ErrCowshedName = errors.New("/" + sharedmark.Dir + " is a name of Cowshed's own: rename the file")
 
 // ErrTooLarge says that a layer holds more than ApplyOptions.MaxBytes.

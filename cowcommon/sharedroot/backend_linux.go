@@ -178,14 +178,24 @@ func (b *Backend) makeMountPoints() error {
 	return mountdir.KeepPrivate(b.roots, b.opts.GID)
 }
 
-// tryOverlay finds out whether overlays work with directories of the home's filesystem. Overlays that are only read
+// tryOverlay finds out whether overlays work with directories of the volumes' filesystem. Overlays that are only read
 // depend on no feature.
 func (b *Backend) tryOverlay() (features, error) {
 	if b.opts.ReadOnly {
 		return features{}, nil
 	}
-	has, err := probe(b.home)
-	return has, fault.Wrap("try an overlay in", b.home, err)
+	if b.keepsPaths {
+		return probe(b.home)
+	}
+	var has features
+	tree, err := cowcommon.Scratch(b.ctx, b.Backend, func(dir string) (err error) {
+		has, err = probe(dir)
+		return err
+	})
+	if err == nil {
+		err = tree.Close()
+	}
+	return has, err
 }
 
 // recover cleans up after a crash. No other Backend has the home open meanwhile.

@@ -27,20 +27,38 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
 	"github.com/cowshed/cowshed/quota"
+	"github.com/cowshed/cowshed/zfs"
 )
 
-// store is a home with a Backend for shared roots, around one on btrfs.
+// store is a home with a Backend for shared roots.
 type store struct {
 	cowcommon.Backend
 	t     *testing.T
-	inner *btrfs.Backend
+	inner cowcommon.Backend
 	home  string
+	start func() (cowcommon.Backend, error)
 }
 
+// newStore makes a store on btrfs.
 func newStore(t *testing.T) *store {
 	t.Helper()
 	testfs.CheckLeaks(t)
-	s := &store{t: t, home: filepath.Join(testfs.Btrfs(t, testfs.WithSimpleQuota()), "home")}
+	home := filepath.Join(testfs.Btrfs(t, testfs.WithSimpleQuota()), "home")
+	return openStore(t, home, func() (cowcommon.Backend, error) { return btrfs.Open(t.Context(), home, btrfs.Options{}) })
+}
+
+// newStoreOnZFS makes a store on ZFS. Its home is on another filesystem, as it often is.
+func newStoreOnZFS(t *testing.T) *store {
+	t.Helper()
+	testfs.CheckLeaks(t)
+	dataset, _ := testfs.ZFS(t)
+	home := t.TempDir()
+	return openStore(t, home, func() (cowcommon.Backend, error) { return zfs.Open(t.Context(), home, dataset, zfs.Options{}) })
+}
+
+func openStore(t *testing.T, home string, start func() (cowcommon.Backend, error)) *store {
+	t.Helper()
+	s := &store{t: t, home: home, start: start}
 	s.open()
 	t.Cleanup(func() { assert.NoError(t, s.Close()) })
 	return s
@@ -49,10 +67,48 @@ func newStore(t *testing.T) *store {
 func (s *store) open() {
 	s.t.Helper()
 	var err error
-	s.inner, err = btrfs.Open(s.t.Context(), s.home, btrfs.Options{})
+	s.inner, err = s.start()
 	require.NoError(s.t, err)
 	s.Backend, err = sharedroot.New(s.t.Context(), s.inner, s.home, sharedroot.Options{})
 	require.NoError(s.t, err)
+}
+
+// inside calls do with the volume's own tree.
+func (s *store) inside(name string, do func(dir string)) {
+	s.t.Helper()
+	dir, err := s.inner.Mount(s.t.Context(), name, "")
+	require.NoError(s.t, err)
+	do(dir)
+	require.NoError(s.t, s.inner.Unmount(s.t.Context(), name))
+}
+
+// backendTests are tests for any Backend inside.
+var backendTests = map[string]func(t *testing.T, s *store){
+	"SharedRoot":      testSharedRoot,
+	"SealFolds":       testSealFolds,
+	"CloneOfShared":   testCloneOfShared,
+	"CloneOfWritable": testCloneOfWritable,
+	"ViewOfRunning":   testViewOfRunning,
+	"Restart":         testRestart,
+	"BusyUnmount":     testBusyUnmount,
+	"Limit":           testLimit,
+	"SetRootStyle":    testSetRootStyle,
+	"Keep":            testKeep,
+	"TwoBackends":     testTwoBackends,
+	"FailedClone":     testFailedClone,
+	"Identities":      testIdentities,
+}
+
+func TestOnBtrfs(t *testing.T) {
+	for name, test := range backendTests {
+		t.Run(name, func(t *testing.T) { test(t, newStore(t)) })
+	}
+}
+
+func TestOnZFS(t *testing.T) {
+	for name, test := range backendTests {
+		t.Run(name, func(t *testing.T) { test(t, newStoreOnZFS(t)) })
+	}
 }
 
 // crash forgets the Backend without its Close, as the end of a process does: the locks and descriptors go, and mounts
@@ -153,8 +209,7 @@ func overlaysBelow(t *testing.T, dir string) (points []string) {
 	return points
 }
 
-func TestSharedRoot(t *testing.T) {
-	s := newStore(t)
+func testSharedRoot(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
 	s.container("c", "image")
@@ -199,7 +254,7 @@ func TestSnapshotRoot(t *testing.T) {
 	assert.NoDirExists(t, s.home+"/roots")
 }
 
-// All containers of an image read the same pages, and no two files have one identity.
+// All containers of an image read the same pages.
 func TestPagesAreShared(t *testing.T) {
 	s := newStore(t)
 	s.image("image")
@@ -216,12 +271,22 @@ func TestPagesAreShared(t *testing.T) {
 	assert.Equal(t, (1<<20)/os.Getpagesize(), cachedPages(t, dirs[1]+"/big"), "pages of a, seen through b")
 	assert.Equal(t, backing(t, image+"/big"), backing(t, dirs[0]+"/big"))
 
-	for i := range 50 { // new inodes, and copied ones
-		require.NoError(t, os.WriteFile(fmt.Sprintf("%s/etc/new-%d", dirs[0], i), nil, 0o644))
+	for _, name := range []string{"a", "b", "image"} {
+		s.unmount(name)
 	}
-	require.NoError(t, os.Chmod(dirs[0]+"/etc/conf", 0o600))
+}
+
+// No two files with one link have the same device and inode number.
+func testIdentities(t *testing.T, s *store) {
+	s.image("image")
+	s.container("c", "image")
+	dir := s.mount("c")
+	for i := range 50 { // new inodes, and copied ones
+		require.NoError(t, os.WriteFile(fmt.Sprintf("%s/etc/new-%d", dir, i), nil, 0o644))
+	}
+	require.NoError(t, os.Chmod(dir+"/etc/conf", 0o600))
 	seen := map[[2]uint64]string{}
-	require.NoError(t, filepath.WalkDir(dirs[0], func(path string, _ fs.DirEntry, err error) error {
+	require.NoError(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err == nil {
 			err = unix.Lstat(path, &st)
@@ -233,9 +298,7 @@ func TestPagesAreShared(t *testing.T) {
 		}
 		return err
 	}))
-	for _, name := range []string{"a", "b", "image"} {
-		s.unmount(name)
-	}
+	s.unmount("c")
 }
 
 // backing is the extent of the first byte of a file.
@@ -287,8 +350,7 @@ func cachedPages(t *testing.T, path string) (n int) {
 	return n
 }
 
-func TestSealFolds(t *testing.T) {
-	s := newStore(t)
+func testSealFolds(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
 	s.container("c", "image")
@@ -302,7 +364,7 @@ func TestSealFolds(t *testing.T) {
 	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
 	s.hasStyle("c", cowcommon.SnapshotRoot)
 	sealed := s.mount("c")
-	assert.Equal(t, s.home+"/subvolumes/c", sealed)
+	assert.NotEqual(t, dir, sealed)
 	got, err := treecmp.Read(sealed, links)
 	require.NoError(t, err)
 	assert.Empty(t, want.Diff(got, links))
@@ -312,8 +374,7 @@ func TestSealFolds(t *testing.T) {
 }
 
 // A clone of a shared volume that nobody uses seals it, and so folds it. In use, it stays shared.
-func TestCloneOfShared(t *testing.T) {
-	s := newStore(t)
+func testCloneOfShared(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
 	s.container("c", "image")
@@ -342,8 +403,7 @@ func TestCloneOfShared(t *testing.T) {
 }
 
 // A clone of a volume that is written to cannot share it.
-func TestCloneOfWritable(t *testing.T) {
-	s := newStore(t)
+func testCloneOfWritable(t *testing.T, s *store) {
 	require.NoError(t, s.Create(t.Context(), "c", cowcommon.VolumeOptions{}))
 	s.mount("c")
 	require.NoError(t, s.Clone(t.Context(), "d", "c", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
@@ -352,8 +412,7 @@ func TestCloneOfWritable(t *testing.T) {
 }
 
 // A view shows one moment, whatever is written meanwhile.
-func TestViewOfRunning(t *testing.T) {
-	s := newStore(t)
+func testViewOfRunning(t *testing.T, s *store) {
 	s.image("image")
 	s.container("c", "image")
 	dir := s.mount("c")
@@ -422,8 +481,7 @@ func TestMountSpec(t *testing.T) {
 }
 
 // A crash leaves mounts and changes of style that have begun. The next start cleans up.
-func TestRestart(t *testing.T) {
-	s := newStore(t)
+func testRestart(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
 	for _, name := range []string{"mounted", "busy", "folding", "cloned"} {
@@ -433,9 +491,10 @@ func TestRestart(t *testing.T) {
 	busy := s.mount("busy")
 	s.typical(busy)
 	s.edit("folding", s.typical)
-	upper := s.home + "/subvolumes/folding/.cowshed/"
-	require.NoError(t, os.Rename(upper+"upper", upper+"folding"))
-	require.NoError(t, os.RemoveAll(s.home+"/subvolumes/cloned/.cowshed")) // killed between clone and prepare
+	s.inside("folding", func(dir string) {
+		require.NoError(t, os.Rename(dir+"/.cowshed/upper", dir+"/.cowshed/folding"))
+	})
+	s.inside("cloned", func(dir string) { require.NoError(t, os.RemoveAll(dir+"/.cowshed")) }) // killed between clone and prepare
 	container := t.TempDir()
 	require.NoError(t, unix.Mount(busy, container, "", unix.MS_BIND, ""))
 	_, err := s.View(ctx, "mounted")
@@ -445,9 +504,9 @@ func TestRestart(t *testing.T) {
 	s.crash()
 	s.open()
 	assert.Equal(t, []string{"busy"}, overlaysBelow(t, s.home), "a container may run in it")
-	s.hasStyle("folding", cowcommon.SnapshotRoot)
-	assert.NoDirExists(t, s.home+"/subvolumes/folding/.cowshed")
 	assert.Equal(t, typicalChanges, s.changes("folding", "image", true))
+	s.hasStyle("folding", cowcommon.SnapshotRoot)
+	s.inside("folding", func(dir string) { assert.NoDirExists(t, dir+"/.cowshed") })
 	s.hasStyle("cloned", cowcommon.SnapshotRoot)
 	require.NoError(t, s.Remove(ctx, "cloned"))
 
@@ -481,8 +540,7 @@ func TestLostNotes(t *testing.T) {
 }
 
 // An overlay that is busy when its last user gives it back stays, and is used again or unmounted later.
-func TestBusyUnmount(t *testing.T) {
-	s := newStore(t)
+func testBusyUnmount(t *testing.T, s *store) {
 	s.image("image")
 	s.container("c", "image")
 	dir := s.mount("c")
@@ -498,8 +556,7 @@ func TestBusyUnmount(t *testing.T) {
 	assert.Empty(t, overlaysBelow(t, s.home))
 }
 
-func TestLimitOfSharedRoot(t *testing.T) {
-	s := newStore(t)
+func testLimit(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
 	limit := quota.Limit{Bytes: 8 << 20}
@@ -525,8 +582,7 @@ func noise(n int) []byte {
 }
 
 // The style of a volume changes there and back, and its tree and its changes stay.
-func TestSetRootStyle(t *testing.T) {
-	s := newStore(t)
+func testSetRootStyle(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
 	require.NoError(t, s.Clone(ctx, "c", "image", cowcommon.VolumeOptions{}))
@@ -561,8 +617,7 @@ func TestSetRootStyle(t *testing.T) {
 }
 
 // A kept state has the style of its moment, and cannot be restored without the lower.
-func TestKeepSharedRoot(t *testing.T) {
-	s := newStore(t)
+func testKeep(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
 	s.container("c", "image")
@@ -585,11 +640,10 @@ func TestKeepSharedRoot(t *testing.T) {
 }
 
 // Two Backends on one home, as in two processes, share a mount and respect each other's.
-func TestTwoBackends(t *testing.T) {
-	s := newStore(t)
+func testTwoBackends(t *testing.T, s *store) {
 	s.image("image")
 	s.container("c", "image")
-	other := &store{t: t, home: s.home}
+	other := &store{t: t, home: s.home, start: s.start}
 	other.open()
 	dir := s.mount("c")
 	assert.Equal(t, dir, other.mount("c"))
@@ -641,8 +695,7 @@ func TestReadOnly(t *testing.T) {
 }
 
 // A clone that fails at its last step leaves nothing.
-func TestFailedClone(t *testing.T) {
-	s := newStore(t)
+func testFailedClone(t *testing.T, s *store) {
 	require.NoError(t, s.Create(t.Context(), "odd", cowcommon.VolumeOptions{}))
 	s.edit("odd", func(dir string) { require.NoError(t, os.Mkdir(dir+"/.cowshed", 0o755)) })
 	err := s.Clone(t.Context(), "c", "odd", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot})

@@ -59,6 +59,9 @@ func (b *Backend) tryClone(ctx context.Context, name, source string, opts cowcom
 
 // canShare reports whether a clone of source can be shared.
 func (b *Backend) canShare(name, source string) error {
+	if _, ok := b.Backend.(inner); !ok && !b.opts.ReadOnly {
+		return fault.New(errdefs.ErrNotImplemented, "volumes of a %T cannot have shared roots", b.Backend)
+	}
 	if _, err := b.supported(); err != nil {
 		return err
 	}
@@ -124,7 +127,7 @@ func (b *Backend) share(ctx context.Context, name, lower string) error {
 
 // cloneLive clones a shared volume that is in use.
 func (b *Backend) cloneLive(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
-	err := b.hold(ctx, source, "", func(dir string) error { // so it is not sealed
+	err := b.hold(ctx, source, func(dir string) error { // so it is not sealed
 		s, found, err := inspectDir(dir)
 		switch {
 		case err != nil:

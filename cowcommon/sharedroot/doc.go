@@ -1,5 +1,5 @@
 // Package sharedroot gives volumes the root style "shared". Such a volume is an overlay of its changes over the one
-// sealed volume that it is made from, so all containers of an image share one page cache. No other package knows that
+// sealed volume that it is made from. So all containers of an image share one page cache. No other package knows that
 // overlayfs does this.
 //
 // # Layout

@@ -22,6 +22,9 @@ import (
 // Each step can be taken again. So after an error, a crash or a power cut the volume is shared still, or it is in
 // stateFolding and fold completes it. Nothing is synced.
 //
+// Renames take space. Returns an error for which fault.IsFull holds if there is none left, or if the volume has reached
+// its limit: the caller lifts a limit for the time of the fold.
+//
 // Returns errdefs.ErrFailedPrecondition if the tree has a file of the reserved name. The volume is shared still then.
 func fold(ctx context.Context, root *os.File) error {
 	s, _, err := inspect(root)

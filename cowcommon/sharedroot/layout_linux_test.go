@@ -162,6 +162,8 @@ func TestFoldOtherMarks(t *testing.T) {
 	require.NoError(t, os.WriteFile(upper+"/d/sub/y", nil, 0o600))
 	set(upper+"/d/sub/y", "trusted.overlay.whiteout", "")
 	set(upper+"/d/sub/kept", "trusted.overlay.origin", "x")
+	require.NoError(t, os.WriteFile(upper+"/full", []byte("full"), 0o600))
+	set(upper+"/full", "trusted.overlay.whiteout", "")
 	require.NoError(t, unix.UtimesNanoAt(unix.AT_FDCWD, upper+"/d/sub", times, 0))
 
 	h.clone("redirected", "v")

@@ -100,10 +100,11 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 	if b.opts.ReadOnly {
 		return m, b.mountOverlay(m.dir, lowerDir, upperOf(dir), "", label)
 	}
-	alone := false
-	if m.lock, alone, err = namelock.Either(ctx, b.locks, mountKey(name)); err != nil {
+	lock, alone, err := namelock.Either(ctx, b.locks, mountKey(name))
+	if err != nil {
 		return nil, err
 	}
+	m.lock = lock
 	isMounted, err := isOverlay(m.dir) // by another process, or one before a crash
 	if err == nil && !isMounted {
 		if err = b.checkNotMounted(dir, name); err == nil && !alone {

@@ -47,8 +47,8 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 		return spec, err
 	}
 	spec = cowcommon.MountSpec{Type: "overlay", Source: name}
-	err = b.hold(ctx, lower, "", func(lowerDir string) error {
-		return b.hold(ctx, name, "", func(dir string) (err error) {
+	err = b.hold(ctx, lower, func(lowerDir string) error {
+		return b.hold(ctx, name, func(dir string) (err error) {
 			work := workOf(dir)
 			if readOnly {
 				work = ""

@@ -34,7 +34,7 @@ func readNote(file treeat.File) (times [2]unix.Timespec, is bool, err error) {
 		return times, false, fmt.Errorf("noted times: %w", err)
 	}
 	_, err = fmt.Sscanf(string(buf[:n]), noteFormat, &times[0].Sec, &times[0].Nsec, &times[1].Sec, &times[1].Nsec)
-	return times, err == nil, nil //nolint:nilerr // as documented
+	return times, err == nil, nil
 }
 
 // withNote replaces the times in st by those that are noted.

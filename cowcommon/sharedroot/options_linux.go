@@ -10,13 +10,13 @@ import (
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
-// features is what the kernel's overlayfs has, as far as options depend on it.
+// features are abilities of the kernel's overlayfs that the options depend on.
 type features struct {
 	uuidNull bool // knows the option uuid=null
 }
 
-// formatOptions keep the kernel's defaults, which its configuration and its modules' parameters set, from changing what
-// an upper looks like. "userxattr" cannot be turned off: it is off unless it is named.
+// formatOptions decide the format of an upper. Without them the kernel's configuration and its modules' parameters would
+// decide. "userxattr" cannot be turned off: it is off unless it is named.
 var formatOptions = []string{"index=off", "metacopy=off", "redirect_dir=off", "nfs_export=off", "xino=off"}
 
 // mountOptions returns the options of an overlay of an upper over a lower. Without a work directory the overlay is

@@ -90,7 +90,7 @@ func probeTypes(dir int) error {
 	return nil
 }
 
-// probeMount mounts the overlay, and looks at what changes leave in the upper.
+// probeMount mounts the overlay, changes its tree, and looks into the upper.
 func probeMount(path string, dir int, has features) error {
 	options, err := mountOptions(path+"/lower", path+"/"+upperName, path+"/"+workName, has)
 	if err != nil {

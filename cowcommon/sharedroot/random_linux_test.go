@@ -23,18 +23,28 @@ import (
 var merged = treecmp.Options{Roots: true, LinksInTree: true}
 
 // TestFoldIsTheOverlay does random operations in an overlay. A fold of a snapshot of the volume is the tree that the
-// overlay shows, and the names in the upper give the changes that a full comparison finds.
+// overlay shows. The names in the upper give the changes that a full comparison finds.
 func TestFoldIsTheOverlay(t *testing.T) {
 	mnt := testfs.Btrfs(t)
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			h := newHome(t, filepath.Join(mnt, fmt.Sprint(seed)))
-			u := newUser(t, seed, h)
-			for range 3 {
-				u.work(1 << (seed % 8))
-				u.check()
-			}
+			testFold(t, seed, newHome(t, filepath.Join(mnt, fmt.Sprint(seed))))
 		})
+	}
+}
+
+func TestFoldIsTheOverlayZFS(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { testFold(t, seed, newZFSHome(t)) })
+	}
+}
+
+func testFold(t *testing.T, seed uint64, h home) {
+	t.Helper()
+	u := newUser(t, seed, h)
+	for range 3 {
+		u.work(1 << (seed % 8))
+		u.check()
 	}
 }
 
@@ -89,7 +99,7 @@ func (u *user) special(old, fresh string) {
 		_ = exec.Command("mv", "-f", "-T", "--", old, fresh).Run()
 	case 1:
 		_ = unix.Renameat2(unix.AT_FDCWD, old, unix.AT_FDCWD, fresh, unix.RENAME_EXCHANGE)
-	case 2: // a descriptor from before copy up, and one that writes
+	case 2: // descriptors from before copy up
 		if info.Mode().IsRegular() {
 			for _, flags := range []int{os.O_RDONLY, os.O_RDWR} {
 				f, err := os.OpenFile(old, flags, 0)
@@ -97,7 +107,7 @@ func (u *user) special(old, fresh string) {
 				u.open = append(u.open, f)
 			}
 		}
-	case 3: // which may be unlinked by now
+	case 3: // the file may be unlinked by now
 		if len(u.open) > 0 {
 			f := u.open[u.IntN(len(u.open))]
 			_, _ = f.WriteAt(u.Content(), int64(u.IntN(5000)))

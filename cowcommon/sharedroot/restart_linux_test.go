@@ -79,8 +79,12 @@ func (h home) kinds() (view string) {
 
 // TestFoldStopped stops a fold after each of its steps. Folded on, the volume and a snapshot of it at that moment, as a
 // crash would leave it, are the tree that the overlay shows.
-func TestFoldStopped(t *testing.T) {
-	h := newHome(t, testfs.Btrfs(t)+"/home")
+func TestFoldStopped(t *testing.T) { testFoldStopped(t, newHome(t, testfs.Btrfs(t)+"/home")) }
+
+func TestFoldStoppedZFS(t *testing.T) { testFoldStopped(t, newZFSHome(t)) }
+
+func testFoldStopped(t *testing.T, h home) {
+	t.Helper()
 	view := h.kinds()
 	want, err := treecmp.Read(view, merged)
 	require.NoError(t, err)

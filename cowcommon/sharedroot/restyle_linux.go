@@ -59,7 +59,7 @@ func (b *Backend) setShared(ctx context.Context, name, lower string) error {
 		if err := b.index.add(name, lower); err != nil {
 			return err
 		}
-		err = b.hold(ctx, lower, "", func(dir string) error { return unfold(ctx, root, dir, lower) })
+		err = b.hold(ctx, lower, func(dir string) error { return unfold(ctx, root, dir, lower) })
 		if err == nil {
 			err = unix.Syncfs(int(root.Fd()))
 		}
@@ -79,11 +79,12 @@ func (b *Backend) checkLower(ctx context.Context, lower string) error {
 	return err
 }
 
-// unfold makes a volume of style snapshot, whose root is open for reading, one that is shared over the tree in lowerDir.
-// Nobody else may use the volume meanwhile. It walks both trees. The upper gets reflinks of what the volume has changed.
+// unfold gives a volume of style snapshot, whose root is open for reading, a root that is shared over the tree in
+// lowerDir. Nobody else may use the volume meanwhile. It walks both trees. The upper gets reflinks of the files that the
+// volume has changed.
 //
-// After an error, a crash or a power cut the volume is in stateFolding and fold makes it what it was, or it is shared.
-// The steps are in this order for that:
+// After a crash or a power cut the volume is shared, or it is in stateFolding and fold restores it. The steps are in this
+// order for that:
 //
 //  1. The changes are copied to the directory that fold removes.
 //  2. The directory gets the name of an upper that is folded, which would put all that it has in its place.
@@ -179,7 +180,7 @@ func copyChanges(ctx context.Context, own int, root *os.File, changed []archive.
 func removeAdded(ctx context.Context, root int, changed []archive.Change) error {
 	dirs := treeat.DirStack{Root: root}
 	defer dirs.Close()
-	removed := "" // what is below is gone as well
+	removed := "" // with all that is below it
 	for _, c := range changed {
 		if c.Kind != archive.ChangeAdd || removed != "" && strings.HasPrefix(c.Path, removed+"/") {
 			continue

@@ -2,6 +2,7 @@ package sharedroot
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -11,18 +12,34 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// home is a directory on btrfs in which a test has its volumes.
+// home is a directory on btrfs or ZFS in which a test has its volumes.
 type home struct {
-	t   testing.TB
-	dir string
+	t       testing.TB
+	dir     string
+	dataset string // "": btrfs
 }
 
 func newHome(t testing.TB, dir string) home {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(dir, 0o700))
-	return home{t, dir}
+	return home{t: t, dir: dir}
+}
+
+func newZFSHome(t testing.TB) home {
+	t.Helper()
+	dataset, dir := testfs.ZFS(t)
+	h := home{t: t, dir: dir, dataset: dataset}
+	h.zfs("set", "acltype=posixacl", "xattr=sa", dataset)
+	return h
+}
+
+func (h home) zfs(args ...string) {
+	h.t.Helper()
+	out, err := exec.Command("zfs", args...).CombinedOutput()
+	require.NoError(h.t, err, "zfs %v: %s", args, out)
 }
 
 func (h home) path(name string) string { return filepath.Join(h.dir, name) }
@@ -38,12 +55,22 @@ func (h home) open(name string) *os.File {
 // create makes an empty volume.
 func (h home) create(name string) {
 	h.t.Helper()
+	if h.dataset != "" {
+		h.zfs("create", h.dataset+"/"+name)
+		return
+	}
 	require.NoError(h.t, btrfsctl.CreateSubvolume(int(h.open(".").Fd()), name, nil))
 }
 
 // clone makes a volume from another.
 func (h home) clone(name, from string) {
 	h.t.Helper()
+	if h.dataset != "" {
+		snapshot := h.dataset + "/" + from + "@" + name
+		h.zfs("snapshot", snapshot)
+		h.zfs("clone", snapshot, h.dataset+"/"+name)
+		return
+	}
 	source := h.open(from)
 	defer source.Close()
 	dir := h.open(".")
@@ -53,6 +80,10 @@ func (h home) clone(name, from string) {
 
 func (h home) seal(name string) {
 	h.t.Helper()
+	if h.dataset != "" {
+		h.zfs("set", "readonly=on", h.dataset+"/"+name)
+		return
+	}
 	require.NoError(h.t, btrfsctl.SetReadOnly(int(h.open(name).Fd()), true))
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
-// strip takes overlayfs's attributes away from a file. gone: they say that the file is a whiteout.
+// strip takes overlayfs's attributes away from a file. gone: they say that the file, which is empty, is a whiteout.
 func (f *folder) strip(file treeat.File) (gone bool, err error) {
 	if f.list == nil {
 		f.list = make([]byte, treeat.MaxXattrNames)
@@ -32,7 +32,13 @@ func (f *folder) strip(file treeat.File) (gone bool, err error) {
 		}
 		switch mark {
 		case "whiteout":
-			return true, nil
+			var st unix.Stat_t
+			if err := treeat.Lstat(file.Dir, file.Name, &st); err != nil {
+				return false, fmt.Errorf("stat: %w", err)
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+				return true, nil
+			}
 		case "redirect", "metacopy":
 			return false, overlaymark.ErrRedirected
 		}

@@ -44,7 +44,7 @@ func inspectDir(dir string) (s state, lower string, err error) {
 
 // look tells the state of a volume.
 func (b *Backend) look(ctx context.Context, name string) (s state, lower string, err error) {
-	err = b.hold(ctx, name, "", func(dir string) (err error) {
+	err = b.hold(ctx, name, func(dir string) (err error) {
 		s, lower, err = inspectDir(dir)
 		return err
 	})
@@ -62,8 +62,8 @@ func (b *Backend) peek(ctx context.Context, name string) (s state, lower string,
 }
 
 // hold calls do while the volume itself, without an overlay, is mounted.
-func (b *Backend) hold(ctx context.Context, name, label string, do func(dir string) error) error {
-	dir, err := b.Backend.Mount(ctx, name, label)
+func (b *Backend) hold(ctx context.Context, name string, do func(dir string) error) error {
+	dir, err := b.Backend.Mount(ctx, name, "")
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	}
 	in, ok := b.Backend.(inner)
 	if !ok {
-		return fault.New(errdefs.ErrNotImplemented, "a %T cannot have shared roots", b.Backend)
+		return fault.New(errdefs.ErrNotImplemented, "volumes of a %T cannot have shared roots", b.Backend)
 	}
 	b.unmountLeft(name)
 	return in.Alone(ctx, name, do)

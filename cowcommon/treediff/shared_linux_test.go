@@ -22,12 +22,16 @@ func TestSharedRootIsHidden(t *testing.T) {
 	for _, name := range []string{"user", "own"} {
 		require.NoError(t, os.MkdirAll(tree(name)+"/.cowshed/upper", 0o700))
 	}
-	mark := func(path string) { require.NoError(t, unix.Setxattr(path, "trusted.cowshed.shared", []byte("1 lower"), 0)) }
+	mark := func(path string) {
+		require.NoError(t, unix.Setxattr(path, "trusted.cowshed.shared", []byte("1 lower"), 0))
+	}
 	mark(tree("own") + "/.cowshed")
 	require.NoError(t, os.WriteFile(tree("file")+"/.cowshed", nil, 0o600))
 	mark(tree("file") + "/.cowshed")
 
-	change := func(path string, kind archive.ChangeType) archive.Change { return archive.Change{Path: path, Kind: kind} }
+	change := func(path string, kind archive.ChangeType) archive.Change {
+		return archive.Change{Path: path, Kind: kind}
+	}
 	added := []archive.Change{change("/.cowshed", archive.ChangeAdd), change("/.cowshed/upper", archive.ChangeAdd)}
 	gone := []archive.Change{change("/.cowshed", archive.ChangeDelete)}
 	below := []archive.Change{change("/d", archive.ChangeAdd), change("/d/.cowshed", archive.ChangeAdd), change("/d/.cowshed/f", archive.ChangeAdd)}

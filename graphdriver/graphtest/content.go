@@ -94,7 +94,7 @@ var contents = []content{
 		w.mknod("null", unix.S_IFCHR|0o666, 1, 3)
 		w.mknod("loop", unix.S_IFBLK|0o660, 7, 0)
 		w.mknod("large numbers", unix.S_IFBLK|0o600, 4000, 300000)
-		if !w.isOverlay() { // which does not allow it
+		if !w.isOverlay() { // an overlay does not allow it
 			w.mknod(likeWhiteout, unix.S_IFCHR|0o600, 0, 0)
 		}
 		w.chown("loop", 0, 6)

@@ -101,8 +101,8 @@ type Want struct {
 	Exclusive bool // else shared
 }
 
-// All locks all of these names, by bytes of file. It waits for those that somebody else has. Callers that lock the same
-// names in another order do not wait for each other, since All takes the locks in an order of its own.
+// All locks all of these names, by bytes of file. It waits for those that somebody else has. It takes the locks in an order
+// of its own, so that two callers with the same names do not wait for each other.
 func All(ctx context.Context, file string, wants ...Want) (unlock func() error, err error) {
 	how := make(map[int64]int16, len(wants))
 	for _, w := range wants {
