@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -717,4 +718,25 @@ func testFailedClone(t *testing.T, s *store) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	require.NoError(t, s.Clone(t.Context(), "c", "odd", cowcommon.VolumeOptions{}))
 	s.edit("c", func(dir string) { assert.DirExists(t, dir+"/.cowshed") })
+}
+
+// Another mount namespace has a copy of an overlay that was mounted when the namespace was made. The copy keeps nothing
+// in use.
+func TestCopiedNamespace(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	s.mount("c")
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation=private", "--", "sh", "-c", "echo ready; read wait")
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = io.ReadFull(out, make([]byte, len("ready\n")))
+	require.NoError(t, err)
+	s.unmount("c")
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
+	require.NoError(t, in.Close())
+	_ = cmd.Wait() // read fails at the end of its input
 }
