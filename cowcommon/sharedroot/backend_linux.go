@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -105,6 +106,9 @@ func New(ctx context.Context, in cowcommon.Backend, home string, opts Options) (
 
 func (b *Backend) start(ctx context.Context, home string) (err error) {
 	if b.home, err = filepath.Abs(home); err != nil {
+		return err
+	}
+	if b.home, err = filepath.EvalSymlinks(b.home); err != nil { // as the kernel lists mount points
 		return err
 	}
 	b.roots, b.index.dir, b.locks = filepath.Join(b.home, rootsName), filepath.Join(b.home, indexName), homedir.LockFile(b.home)
@@ -254,15 +258,17 @@ func (b *Backend) indexAll(ctx context.Context) error {
 	return nil
 }
 
-// isUnused reports whether the overlay that is mounted on a mount point is mounted nowhere else. A container may have
-// outlived the process that mounted its root.
+// isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have
+// outlived the process that mounted its root. Namespaces that were copied have the mount at the same place. The kernel
+// unmounts such copies when the mount point is removed.
 func (b *Backend) isUnused(m *mountinfo.Info) bool {
 	name := filepath.Base(m.Mountpoint)
 	if strings.HasPrefix(name, viewPrefix) {
 		return true
 	}
 	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir))
-	return err == nil && len(uses) <= 1
+	elsewhere := func(u mounttable.Use) bool { return u.Mountpoint != m.Mountpoint }
+	return err == nil && !slices.ContainsFunc(uses, elsewhere)
 }
 
 // Close closes all open views, and unmounts those overlays that nobody else has mounted. Volumes stay. Closing twice
