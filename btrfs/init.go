@@ -25,9 +25,9 @@ func init() {
 	})
 }
 
-// Init opens the driver on the directory home, and makes home if it is missing. Options are btrfs.size, btrfs.quota_scope
-// and btrfs.read_only, as described at quota.Options. btrfs.min_space is the least size that a layer may be given, and
-// btrfs.quota is described at quota.Policy. With btrfs.read_only=true it opens an existing home as OpenReadOnly does. The
+// Init opens the driver on the directory home, and makes home if it is missing. Options are btrfs.size, btrfs.quota_scope,
+// btrfs.read_only and btrfs.root_style, as described at cowcommon.DriverOptions. btrfs.min_space is the least size that a
+// layer may be given, and btrfs.quota is described at quota.Policy. With btrfs.read_only=true it opens an existing home as OpenReadOnly does. The
 // result is a *cowdriver.Driver.
 //
 // Returns graphdriver.ErrPrerequisites if home is not on btrfs, and graphdriver.ErrIncompatibleFS if the driver cannot work
@@ -43,8 +43,8 @@ func openDriver(ctx context.Context, home string, options []string, idMap user.I
 		return nil, err
 	}
 	_, gid := idMap.RootPair()
-	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, Logger: log}
-	return cowdriver.Open(Name, detect.Btrfs(home), opts, func(why error) (cowcommon.Backend, error) {
+	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, RootStyle: o.RootStyle, Logger: log}
+	return cowdriver.Open(ctx, Name, home, detect.Btrfs(home), opts, func(why error) (cowcommon.Backend, error) {
 		return openBackend(ctx, home, gid, o, log, why)
 	})
 }

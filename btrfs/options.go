@@ -3,13 +3,14 @@ package btrfs
 import (
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
 // driverOptions are the options of the driver.
 type driverOptions struct {
-	quota.Options
+	cowcommon.DriverOptions
 	Policy quota.Policy
 }
 
@@ -35,7 +36,7 @@ func parseOptions(opts []string) (o driverOptions, err error) {
 }
 
 // sharedOptions returns the options that every driver has.
-func sharedOptions(opts []string) (quota.Options, error) {
+func sharedOptions(opts []string) (cowcommon.DriverOptions, error) {
 	o, err := parseOptions(opts)
-	return o.Options, err
+	return o.DriverOptions, err
 }

@@ -200,6 +200,22 @@ type Kept interface {
 	Close() error
 }
 
+// RootStyler is a Backend whose volumes can have shared roots.
+type RootStyler interface {
+	// SetRootStyle changes the style of a volume that nobody uses. Its tree stays the same. A crash leaves the volume in
+	// either style. Returns ErrFailedPrecondition if the volume is in use or, for SharedRoot, if it is sealed or was not
+	// cloned from a sealed volume. Returns ErrNotImplemented if overlays do not work on this filesystem.
+	SetRootStyle(ctx context.Context, name string, style RootStyle) error
+}
+
+// SetRootStyle is RootStyler.SetRootStyle. Returns ErrNotImplemented if the backend is none.
+func SetRootStyle(ctx context.Context, backend Backend, name string, style RootStyle) error {
+	if r, ok := As[RootStyler](backend); ok {
+		return r.SetRootStyle(ctx, name, style)
+	}
+	return cannot("set the root style", backend)
+}
+
 // Scratcher is a Backend that can hold a tree for a while that is no volume.
 type Scratcher interface {
 	// Scratch makes an empty tree on the Backend's filesystem, which fill writes. The result is that tree, read-only. Its

@@ -47,6 +47,7 @@ func TestWithoutOptionalInterfaces(t *testing.T) {
 		"send":    Send(ctx, b, nil, nil, nil),
 		"receive": Receive(ctx, b, "a", "", nil),
 		"keep":    second(Keep(ctx, b, "a")),
+		"style":   SetRootStyle(ctx, b, "a", SharedRoot),
 		"scratch": second(Scratch(ctx, b, nil)),
 		"adopt":   Adopt(ctx, b, "a", "", "/b", VolumeOptions{}),
 		"hints":   second(Hints(ctx, b, nil, nil)),

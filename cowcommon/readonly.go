@@ -49,6 +49,7 @@ var _ interface {
 	Limiter
 	Streamer
 	Keeper
+	RootStyler
 	Scratcher
 	Adopter
 } = (*readOnlyBackend)(nil)
@@ -94,6 +95,10 @@ func (b *readOnlyBackend) Send(ctx context.Context, w io.Writer, base, top View)
 
 func (b *readOnlyBackend) Keep(_ context.Context, name string) (Kept, error) {
 	return nil, b.refuse("keep", name)
+}
+
+func (b *readOnlyBackend) SetRootStyle(_ context.Context, name string, _ RootStyle) error {
+	return b.refuse("set root style of", name)
 }
 
 func (b *readOnlyBackend) Receive(_ context.Context, name, _ string, _ io.Reader) error {

@@ -16,15 +16,17 @@ import (
 func TestReadOnly(t *testing.T) {
 	b := ReadOnly(nil, errors.New("the disk is worn out"))
 	for name, err := range map[string]error{
-		"create":  b.Create(t.Context(), "a", VolumeOptions{}),
-		"clone":   b.Clone(t.Context(), "a", "b", VolumeOptions{}),
-		"seal":    Seal(t.Context(), b, "a"),
-		"rename":  Rename(t.Context(), b, "a", "b"),
-		"remove":  b.Remove(t.Context(), "a"),
-		"limit":   SetLimit(t.Context(), b, "a", quota.Limit{}),
-		"sync":    b.Sync(t.Context(), "a"),
-		"keep":    second(Keep(t.Context(), b, "a")),
-		"receive": Receive(t.Context(), b, "a", "", nil),
+		"create": b.Create(t.Context(), "a", VolumeOptions{}),
+		"clone":  b.Clone(t.Context(), "a", "b", VolumeOptions{}),
+		"seal":   Seal(t.Context(), b, "a"),
+		"rename": Rename(t.Context(), b, "a", "b"),
+		"remove": b.Remove(t.Context(), "a"),
+		"limit":  SetLimit(t.Context(), b, "a", quota.Limit{}),
+		"sync":   b.Sync(t.Context(), "a"),
+		"keep":   second(Keep(t.Context(), b, "a")),
+
+		"set root style of": SetRootStyle(t.Context(), b, "a", SharedRoot),
+		"receive":           Receive(t.Context(), b, "a", "", nil),
 	} {
 		require.ErrorIs(t, err, ErrReadOnly)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)

@@ -24,23 +24,33 @@ import (
 // TestNativeAgreesWithWalk changes layers at random and compares the native list of changes with that of the walk.
 // They must be the same, except for files and symbolic links whose content differs while lstat shows no difference.
 func TestNativeAgreesWithWalk(t *testing.T) {
-	inEachOwn(t, func(t *testing.T, s system) {
-		d := s.open(t, s.root(t), user.IdentityMapping{})
-		rounds := 40
-		if s.slow() {
-			rounds = 2
-		}
-		if testing.Short() {
-			rounds = 5
-		}
-		for range rounds {
-			seed := rand.Uint64()
-			t.Run(fmt.Sprintf("seed=%#x", seed), func(t *testing.T) { randomRound(t, d, seed) })
-		}
-		stats := d.CompareStats()
-		assert.Empty(t, stats.Walked, "fell back to the walk")
-		assert.Positive(t, stats.Native)
-	})
+	inEachOwn(t, nativeAgreesWithWalk)
+}
+
+// TestNativeAgreesWithWalkOfShared does the same with shared roots, where the upper has the names that changed. Before the
+// last comparisons they are folded.
+func TestNativeAgreesWithWalkOfShared(t *testing.T) {
+	for _, s := range sharedSystems() {
+		t.Run(s.name, func(t *testing.T) { nativeAgreesWithWalk(t, s) })
+	}
+}
+
+func nativeAgreesWithWalk(t *testing.T, s system) {
+	d := s.open(t, s.root(t), user.IdentityMapping{})
+	rounds := 40
+	if s.slow() {
+		rounds = 2
+	}
+	if testing.Short() {
+		rounds = 5
+	}
+	for range rounds {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprintf("seed=%#x", seed), func(t *testing.T) { randomRound(t, d, seed) })
+	}
+	stats := d.CompareStats()
+	assert.Empty(t, stats.Walked, "fell back to the walk")
+	assert.Positive(t, stats.Native)
 }
 
 // TestNativeAgreesWithWalkOnSeeds repeats the rounds that once found a fault.
@@ -74,6 +84,7 @@ func randomRound(t *testing.T, d *cowdriver.Driver, seed uint64) {
 		assertAgree(t, d, id, layers[i]) // while it is still mounted and writable
 		require.NoError(t, d.Put(id))
 	}
+	require.NoError(t, cowcommon.SetRootStyle(t.Context(), d.Backend(), layers[3], cowcommon.SnapshotRoot))
 	assertAgree(t, d, layers[3], layers[1])
 	assertAgree(t, d, layers[2], layers[1])
 	for _, id := range slices.Backward(layers[1:]) {

@@ -43,6 +43,16 @@ func systems() []system {
 	}
 }
 
+// sharedSystems are systems whose containers have shared roots.
+func sharedSystems() []system {
+	if pool := os.Getenv(testfs.ZpoolEnv); pool != "" && pool != testfs.ZpoolElsewhere {
+		return []system{{name: "zfs-shared", driver: "zfs", options: []string{"zfs.root_style=shared"}, root: zfsRoot}}
+	}
+	return []system{{
+		name: "btrfs-shared", driver: "btrfs", options: []string{"btrfs.quota=simple", "btrfs.root_style=shared"}, root: btrfsRoot(),
+	}}
+}
+
 func btrfsRoot(opts ...testfs.BtrfsOption) func(testing.TB) string {
 	return func(t testing.TB) string { return filepath.Join(testfs.Btrfs(t, opts...), "root") }
 }

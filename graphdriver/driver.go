@@ -13,7 +13,8 @@ type CreateOpts struct {
 	MountLabel string
 
 	// StorageOpt holds options by name. Every driver that can limit layers knows "size": how much the layer may add
-	// to its parent's data, such as "10G". Units are powers of 1024.
+	// to its parent's data, such as "10G". Units are powers of 1024. Drivers over a copy-on-write Backend know "root_style":
+	// "snapshot" or "shared", as cowcommon.RootStyle describes them.
 	//
 	// A name that the driver does not know is an error, found before anything is created. So is a size that is not a
 	// positive whole number of bytes, or does not fit 64 bits. If the driver cannot enforce sizes, any size is an

@@ -24,18 +24,19 @@ func ExampleParseSize() {
 }
 
 // A driver has a default, and a layer may have a size of its own.
-func ExampleOptions_LayerLimit() {
+func ExampleOptions_ParseLimit() {
 	options := quota.Options{MinSpace: quota.Minimum{Bytes: 1 << 30, Option: "btrfs.min_space"}}
 	if err := options.Setters().Parse("btrfs", []string{"btrfs.size=20G"}); err != nil {
 		fmt.Println(err)
 		return
 	}
-	for _, layer := range []map[string]string{nil, {"size": "2G"}, {"size": "2M"}} {
-		limit, err := options.LayerLimit(layer, true)
+	fmt.Println(quota.FormatSize(options.DefaultLimit().Bytes))
+	for _, size := range []string{"2G", "2M"} {
+		limit, err := options.ParseLimit(size)
 		fmt.Println(quota.FormatSize(limit.Bytes), errdefs.IsInvalidArgument(err))
 	}
 	// Output:
-	// 20GiB false
+	// 20GiB
 	// 2GiB false
 	// 0B true
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Options are the options that every storage driver has. The zero value is the default of each.
+// Options are options that every storage driver has, those about limits first. The zero value is the default of each.
 type Options struct {
 	Size     uint64  // default limit of read-write layers in bytes; 0: none
 	Scope    Scope   // whose data counts against a size
@@ -29,7 +29,7 @@ type Minimum struct {
 // Setters set the options of a driver by their values. The keys are without the driver's prefix.
 type Setters map[string]func(value string) error
 
-// Setters set the options that every driver has: size, quota_scope and read_only. A driver adds its own.
+// Setters set these options: size, quota_scope and read_only.
 func (o *Options) Setters() Setters {
 	return Setters{
 		"size":        Set(&o.Size, ParseSize),
@@ -101,32 +101,23 @@ func (o Options) checkMinSpace(size uint64) error {
 	return nil
 }
 
-// LayerLimit reads the options of one layer. "size", in any case, is the only option. Without it a read-write layer
-// has the driver's default limit, and any other layer has no limit.
-//
-// Returns errdefs.ErrInvalidArgument if there is another key, or if ParseSize refuses the size, or if the size is
-// below MinSpace.
-func (o Options) LayerLimit(storageOpt map[string]string, readWrite bool) (Limit, error) {
-	limit := Limit{Scope: o.Scope}
-	if readWrite {
-		limit.Bytes = o.Size
+// DefaultLimit is the limit of a read-write layer that names no size; the zero Limit: none.
+func (o Options) DefaultLimit() Limit {
+	if o.Size == 0 {
+		return Limit{}
 	}
-	// Sorted, so that of several errors it is always the same that is reported.
-	for _, key := range slices.Sorted(maps.Keys(storageOpt)) {
-		if name := strings.ToLower(key); name != "size" {
-			return Limit{}, fault.New(errdefs.ErrInvalidArgument, "unknown layer option %q: there is only size", key)
-		}
-		size, err := ParseSize(storageOpt[key])
-		if err != nil {
-			return Limit{}, err
-		}
-		if err := o.checkMinSpace(size); err != nil {
-			return Limit{}, err
-		}
-		limit.Bytes = size
+	return Limit{Bytes: o.Size, Scope: o.Scope}
+}
+
+// ParseLimit reads the size that a layer names. Returns errdefs.ErrInvalidArgument if ParseSize refuses the size, or if
+// it is below MinSpace.
+func (o Options) ParseLimit(size string) (Limit, error) {
+	bytes, err := ParseSize(size)
+	if err == nil {
+		err = o.checkMinSpace(bytes)
 	}
-	if limit.Bytes == 0 {
-		return Limit{}, nil
+	if err != nil {
+		return Limit{}, err
 	}
-	return limit, nil
+	return Limit{Bytes: bytes, Scope: o.Scope}, nil
 }

@@ -54,43 +54,23 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestLayerLimit(t *testing.T) {
+func TestLimits(t *testing.T) {
 	o := Options{Size: 10 * units.GiB, MinSpace: Minimum{units.GiB, "btrfs.min_space"}, Scope: ScopeTotal}
-	for name, c := range map[string]struct {
-		opt       map[string]string
-		readWrite bool
-		want      Limit
-	}{
-		"none":       {},
-		"default":    {readWrite: true, want: Limit{10 * units.GiB, ScopeTotal}},
-		"given":      {opt: map[string]string{"size": "2G"}, readWrite: true, want: Limit{2 * units.GiB, ScopeTotal}},
-		"image too":  {opt: map[string]string{"SIZE": "2G"}, want: Limit{2 * units.GiB, ScopeTotal}},
-		"least size": {opt: map[string]string{"size": "1G"}, want: Limit{units.GiB, ScopeTotal}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := o.LayerLimit(c.opt, c.readWrite)
-			require.NoError(t, err)
-			assert.Equal(t, c.want, got)
-		})
+	assert.Equal(t, Limit{10 * units.GiB, ScopeTotal}, o.DefaultLimit())
+	assert.Zero(t, Options{Scope: ScopeTotal}.DefaultLimit())
+	for size, want := range map[string]uint64{"2G": 2 * units.GiB, "1G": units.GiB} {
+		got, err := o.ParseLimit(size)
+		require.NoError(t, err)
+		assert.Equal(t, Limit{want, ScopeTotal}, got)
 	}
-	none, err := Options{Scope: ScopeTotal}.LayerLimit(nil, true)
-	require.NoError(t, err)
-	assert.Zero(t, none)
-
-	for name, c := range map[string]struct {
-		opt  map[string]string
-		want string
-	}{
-		"unknown":   {map[string]string{"size": "2G", "inodes": "5"}, `unknown layer option "inodes": there is only size`},
-		"zero":      {map[string]string{"size": "0"}, `size "0": must be`},
-		"empty":     {map[string]string{"size": ""}, `size "": must not be empty`},
-		"too small": {map[string]string{"size": "1023m"}, "size 1023MiB is below btrfs.min_space, 1GiB"},
+	for size, want := range map[string]string{
+		"0":     `size "0": must be`,
+		"":      `size "": must not be empty`,
+		"1023m": "size 1023MiB is below btrfs.min_space, 1GiB",
 	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := o.LayerLimit(c.opt, true)
-			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
-			assert.ErrorContains(t, err, c.want)
-		})
+		_, err := o.ParseLimit(size)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		assert.ErrorContains(t, err, want)
 	}
 }
 

@@ -113,7 +113,7 @@ func (s *Snapshotter) seal(ctx context.Context, volume, copied string) (sealed s
 		return "", snapshots.Usage{}, err
 	}
 	usage = s.measureOnce(ctx, volume)
-	if err := s.backend.Clone(ctx, copied, volume, cowcommon.VolumeOptions{}); err != nil {
+	if err := s.backend.Clone(ctx, copied, volume, cowcommon.VolumeOptions{RootStyle: cowcommon.SnapshotRoot}); err != nil {
 		return "", snapshots.Usage{}, err
 	}
 	v, err := s.backend.Stat(ctx, volume)

@@ -20,7 +20,8 @@ import (
 
 // Prepare makes an active snapshot. The label containerd.io/snapshot/max-size, a decimal number of bytes, sets its
 // limit. Without the label, the limit is that of Options for the use that UseOf derives from the key. The label has
-// no effect for UseUnpack. The label AdoptLabel is about Offer.
+// no effect for UseUnpack. RootStyleLabel and InheritedRootStyleLabel name the root style, for which Options have a default
+// too. The label AdoptLabel is about Offer.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := s.create(ctx, snapshots.KindActive, key, parent, opts)
 	return mounts, wrap("prepare snapshot", key, err)
@@ -138,6 +139,7 @@ func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key
 	if kind == snapshots.KindActive {
 		opts.Limit = s.limitOf(r, key)
 	}
+	style := s.styleOf(key, r.style, r.ids)
 	return s.settling(func() error {
 		switch {
 		case r.adopt && kind == snapshots.KindActive:
@@ -145,7 +147,7 @@ func (s *Snapshotter) createVolume(ctx context.Context, kind snapshots.Kind, key
 		case made.parentVolume == "":
 			return s.backend.Create(ctx, made.volume, opts)
 		}
-		return s.backend.Clone(ctx, made.volume, made.parentVolume, opts)
+		return s.clone(ctx, made.volume, made.parentVolume, style, opts)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -134,6 +135,13 @@ func (h *differHost) fillTree(dir string) {
 	do(os.Symlink("same", filepath.Join(dir, "symlink")))
 }
 
+// move renames a directory as mv(1) does: where an overlay refuses that, it copies.
+func (h *differHost) move(from, to string) {
+	h.t.Helper()
+	out, err := exec.Command("mv", from, to).CombinedOutput()
+	require.NoError(h.t, err, "%s", out)
+}
+
 func (h *differHost) changeTree(dir string) {
 	do := func(err error) { h.t.Helper(); require.NoError(h.t, err) }
 	do(os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root and more"), 0o600))
@@ -142,7 +150,7 @@ func (h *differHost) changeTree(dir string) {
 	do(os.Chmod(filepath.Join(dir, "usr/bin/tool"), 0o4755))
 	do(os.RemoveAll(filepath.Join(dir, "gone")))
 	do(os.Remove(filepath.Join(dir, "removed")))
-	do(os.Rename(filepath.Join(dir, "moved"), filepath.Join(dir, "usr/lib/moved")))
+	h.move(filepath.Join(dir, "moved"), filepath.Join(dir, "usr/lib/moved"))
 	do(os.Remove(filepath.Join(dir, "symlink")))
 	do(os.Mkdir(filepath.Join(dir, "symlink"), 0o700))
 	do(unix.Mkfifo(filepath.Join(dir, "symlink/fifo"), 0o640))

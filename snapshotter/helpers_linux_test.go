@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/zfs"
 )
@@ -35,7 +37,11 @@ func onBtrfs(opts ...testfs.BtrfsOption) filesystem {
 		t.Helper()
 		mnt := testfs.Btrfs(t, opts...)
 		return mnt, func(home string) (cowcommon.Backend, error) {
-			return btrfs.Open(t.Context(), filepath.Join(mnt, home), btrfs.Options{})
+			backend, err := btrfs.Open(t.Context(), filepath.Join(mnt, home), btrfs.Options{})
+			if err != nil {
+				return nil, err
+			}
+			return withSharedRoots(t, backend, filepath.Join(mnt, home))
 		}
 	}
 }
@@ -47,8 +53,22 @@ func onZFS(t *testing.T) (string, openFunc) {
 		if out, err := exec.Command("zfs", "create", "-p", dataset+"/"+home).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("zfs create: %w: %s", err, out)
 		}
-		return zfs.Open(t.Context(), filepath.Join(mnt, home), dataset+"/"+home, zfs.Options{})
+		backend, err := zfs.Open(t.Context(), filepath.Join(mnt, home), dataset+"/"+home, zfs.Options{})
+		if err != nil {
+			return nil, err
+		}
+		return withSharedRoots(t, backend, filepath.Join(mnt, home))
 	}
+}
+
+// withSharedRoots wraps a Backend as cowdriver.Open does.
+func withSharedRoots(t *testing.T, backend cowcommon.Backend, home string) (cowcommon.Backend, error) {
+	t.Helper()
+	shared, err := sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
+	if err != nil {
+		return nil, errors.Join(err, backend.Close())
+	}
+	return shared, nil
 }
 
 // host is a snapshotter and the means to open it again.

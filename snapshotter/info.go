@@ -43,6 +43,9 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 	if slices.Contains(fieldpaths, "labels."+VolumeLabel) {
 		return snapshots.Info{}, fault.New(errdefs.ErrInvalidArgument, "label %s is not for clients", VolumeLabel)
 	}
+	if _, err := labelledStyle(info.Name, info.Labels); err != nil {
+		return snapshots.Info{}, err
+	}
 	if err := s.awaitMade(ctx, info.Name); err != nil {
 		return snapshots.Info{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -21,7 +22,8 @@ const maxKeyLength = 32768
 // request has a client's options besides key and parent.
 type request struct {
 	info  snapshots.Info
-	limit quota.Limit // from the label; 0 bytes: none
+	limit quota.Limit         // from the label; 0 bytes: none
+	style cowcommon.RootStyle // from a label; DefaultRoot: none
 	ids   idMapping
 	adopt bool // the volume that was offered
 }
@@ -44,6 +46,9 @@ func (s *Snapshotter) parseRequest(key string, opts []snapshots.Opt) (r request,
 		return request{}, err
 	}
 	if r.limit, err = parseLimit(r.info.Labels, s.opts.Scope); err != nil {
+		return request{}, err
+	}
+	if r.style, err = labelledStyle(key, r.info.Labels); err != nil {
 		return request{}, err
 	}
 	r.ids, err = parseIDMapping(r.info.Labels)

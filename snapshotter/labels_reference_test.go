@@ -32,6 +32,10 @@ The snapshotter keeps all labels of a snapshot, and returns them. These have a m
 			"mounts map user ids. It needs the label for group ids"},
 		{snapshots.LabelSnapshotGIDMapping, "snapshots", "`container:host:size`, several with commas",
 			"mounts map group ids. It needs the label for user ids"},
+		{snapshotter.RootStyleLabel, "active snapshots", "`snapshot` or `shared`",
+			"the snapshot's root style, instead of `root_style`. containerd does not pass this label on, so it is for clients of Cowshed's own socket. No effect on Commit, View and Update, nor on a snapshot without a parent"},
+		{snapshotter.InheritedRootStyleLabel, "active snapshots", "`snapshot` or `shared`",
+			"the same, for clients of containerd. No effect on a snapshot into which a layer is unpacked. The label above comes first"},
 		{snapshotter.AdoptLabel, "active snapshots", "`" + snapshotter.Offered + "`",
 			"the snapshot is a copy of a volume of another program, see below. Not kept. No effect on Commit and View"},
 		{snapshotter.VolumeLabel, "snapshots", "the name of the volume",
@@ -43,7 +47,7 @@ The snapshotter keeps all labels of a snapshot, and returns them. These have a m
 	}
 	b.WriteString(`
 Values that cannot be read are ` + "`InvalidArgument`" + `. [snapshot-uses.md](snapshot-uses.md) says which limit a snapshot without
-` + "`max-size`" + ` gets.
+` + "`max-size`" + ` gets. A snapshot without a label of a root style has ` + "`root_style`" + ` if its use is container, and ` + "`snapshot`" + ` otherwise.
 `)
 	b.WriteString(`
 ## Volumes of other programs

@@ -129,11 +129,14 @@ func candidate(m mount.Mount) string {
 	return name
 }
 
+// objectOptions name the object of a mount: a subvolume, or the directories of an overlay.
+var objectOptions = []string{"subvol", "subvolid", "lowerdir", "upperdir", "workdir"}
+
 // identity names the object of a mount: all of the mount except its access mode.
 func identity(m mount.Mount) string {
 	parts := []string{m.Type, m.Source}
 	for _, option := range m.Options {
-		if strings.HasPrefix(option, "subvol=") || strings.HasPrefix(option, "subvolid=") {
+		if name, _, _ := strings.Cut(option, "="); slices.Contains(objectOptions, name) {
 			parts = append(parts, option)
 		}
 	}

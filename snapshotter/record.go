@@ -56,7 +56,7 @@ func keyOfVolume(volume string) (key string, whole bool) {
 const maxEncodedKey = 88
 
 // encodeKey makes a key part of a volume's name. A byte that a name cannot have is "_" and two hexadecimal digits; a
-// "_" at the end says that the key goes on.
+// "_" at the end says that the key goes on. A colon is such a byte too: it separates the layers of an overlay.
 func encodeKey(key string) string {
 	var b strings.Builder
 	for i := range len(key) {
@@ -72,7 +72,7 @@ func encodeKey(key string) string {
 	return b.String()
 }
 
-const plainInNames = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-:."
+const plainInNames = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-."
 
 // decodeKey is the reverse of encodeKey. whole is false if the key goes on, or if this is none.
 func decodeKey(encoded string) (key string, whole bool) {

@@ -88,12 +88,12 @@ func TestRecoverUnfinished(t *testing.T) {
 	for name, crash := range map[string]func(t *testing.T, key, volume string){
 		"thaw, not begun": func(*testing.T, string, string) {},
 		"thaw, before the clone": func(t *testing.T, key, volume string) {
-			_, err := h.beginThaw(ctx, key, volume, newVolumeName(snapshotPrefix, key))
+			_, _, err := h.beginThaw(ctx, key, volume, newVolumeName(snapshotPrefix, key))
 			require.NoError(t, err)
 		},
 		"thaw, after the clone": func(t *testing.T, key, volume string) {
 			clone := newVolumeName(snapshotPrefix, key)
-			_, err := h.beginThaw(ctx, key, volume, clone)
+			_, _, err := h.beginThaw(ctx, key, volume, clone)
 			require.NoError(t, err)
 			require.NoError(t, h.backend.Clone(ctx, clone, volume, cowcommon.VolumeOptions{}))
 		},
@@ -109,7 +109,7 @@ func TestRecoverUnfinished(t *testing.T) {
 			require.NoError(t, h.change(ctx, func(_ context.Context, tx *bolt.Tx) error {
 				return errors.Join(copies.del(tx, copied), doomed.put(tx, copied, ""))
 			}))
-			_, err := h.beginThaw(ctx, key, volume, clone)
+			_, _, err := h.beginThaw(ctx, key, volume, clone)
 			require.NoError(t, err)
 			require.NoError(t, h.backend.Clone(ctx, clone, volume, cowcommon.VolumeOptions{}))
 		},

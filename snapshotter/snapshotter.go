@@ -34,6 +34,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -56,7 +57,7 @@ const metadataName = "metadata.db"
 // lockTimeout is how long New waits for another process to release the metadata.
 const lockTimeout = time.Second
 
-// Options configures a Snapshotter. The zero value limits nothing.
+// Options configures a Snapshotter. The zero value limits nothing, and shares no roots.
 type Options struct {
 	// DefaultLimit limits active snapshots for UseContainer that have no label of their own. 0 bytes: no limit.
 	DefaultLimit quota.Limit
@@ -65,6 +66,9 @@ type Options struct {
 	BuildLimit quota.Limit
 	// Scope is the scope of limits from labels.
 	Scope quota.Scope
+	// RootStyle is the style of active snapshots for UseContainer that have no label of their own. DefaultRoot:
+	// SnapshotRoot.
+	RootStyle cowcommon.RootStyle
 	// CountInodes makes Usage count the inodes that a snapshot adds. Neither btrfs nor the Backend counts them. So
 	// they come from a native diff, at a cost in proportion to the changes, or from a walk if there is no parent.
 	// Without CountInodes Usage.Inodes is 0.
@@ -112,6 +116,8 @@ type Snapshotter struct {
 	lost      map[string]Lost     // by volume
 	spoiled   map[string]struct{} // volumes with a part of a layer that could not be taken back
 	offers    map[offerKey]offer  // volumes of other programs that wait for their Prepare
+
+	notShared atomic.Bool // others cannot mount volumes of SharedRoot here
 
 	measured sync.Map // snapshots.Usage of committed snapshots that had to be counted, by volume
 

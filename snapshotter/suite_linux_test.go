@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -29,9 +30,10 @@ var modes = []struct {
 // TestSnapshotterSuite runs containerd's own tests of snapshotters the way that containerd reaches a snapshotter.
 func TestSnapshotterSuite(t *testing.T) {
 	for _, mode := range modes {
-		t.Run(mode.name, func(t *testing.T) { runSuite(t, onBtrfs(mode.opts...), byProxy) })
+		t.Run(mode.name, func(t *testing.T) { runSuite(t, onBtrfs(mode.opts...), byProxy, Options{}) })
 	}
-	t.Run("direct", func(t *testing.T) { runSuite(t, onBtrfs(), direct) })
+	t.Run("direct", func(t *testing.T) { runSuite(t, onBtrfs(), direct, Options{}) })
+	t.Run("shared", func(t *testing.T) { runSuite(t, onBtrfs(), byProxy, Options{RootStyle: cowcommon.SharedRoot}) })
 }
 
 // connectFunc makes the tested snapshotter of a snapshotter. root is a directory of its own.
@@ -58,15 +60,19 @@ type served struct {
 
 func (s served) Close() error { return s.close() }
 
-func runSuite(t *testing.T, fs filesystem, connect connectFunc) {
+func runSuite(t *testing.T, fs filesystem, connect connectFunc, opts Options) {
 	_, open := fs(t)
 	var homes atomic.Int64
-	testsuite.SnapshotterSuite(t, "cowshed", func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+	name := "cowshed"
+	if opts.RootStyle == cowcommon.SharedRoot {
+		name = "overlayfs" // so that no directory of a lower layer is renamed, which an overlay refuses with EXDEV
+	}
+	testsuite.SnapshotterSuite(t, name, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		backend, err := open(fmt.Sprint("home-", homes.Add(1)))
 		if err != nil {
 			return nil, nil, err
 		}
-		s, err := New(ctx, filepath.Join(root, "snapshotter"), backend, Options{})
+		s, err := New(ctx, filepath.Join(root, "snapshotter"), backend, opts)
 		if err != nil {
 			return nil, nil, errors.Join(err, backend.Close())
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
-// thaw gives an active snapshot whose volume has been sealed a writable clone of it, with the same limit. A snapshot
-// that has been committed, removed or thawed by another meanwhile stays as it is.
+// thaw gives an active snapshot whose volume has been sealed a writable clone of it, with the same limit. The clone has the
+// root style of a new snapshot. A snapshot that has been committed, removed or thawed by another meanwhile stays as it is.
 //
 // The metadata names the clone and its source before the clone exists: should this process end meanwhile, the next
 // start finds either the clone or the volume to clone.
@@ -26,10 +26,11 @@ func (s *Snapshotter) thaw(ctx context.Context, key string, sealed cowcommon.Vol
 func (s *Snapshotter) thawTo(ctx context.Context, key string, sealed cowcommon.Volume, end func(ctx context.Context, sealed, clone string) error) error {
 	clone := newVolumeName(snapshotPrefix, key)
 	defer s.busyWith(clone)()
-	if began, err := s.beginThaw(ctx, key, sealed.Name, clone); !began || err != nil {
+	began, style, err := s.beginThaw(ctx, key, sealed.Name, clone)
+	if !began || err != nil {
 		return err
 	}
-	if err := s.backend.Clone(ctx, clone, sealed.Name, cowcommon.VolumeOptions{Limit: sealed.Limit}); err != nil {
+	if err := s.clone(ctx, clone, sealed.Name, style, cowcommon.VolumeOptions{Limit: sealed.Limit}); err != nil {
 		s.setFrozen(key, true)
 		return errors.Join(fmt.Errorf("make it writable again: %w", err), s.undoThaw(ctx, key, sealed.Name, clone))
 	}
@@ -50,7 +51,7 @@ func (s *Snapshotter) thawFrozen(ctx context.Context, key, volume string) error 
 	return s.thaw(ctx, key, v)
 }
 
-func (s *Snapshotter) beginThaw(ctx context.Context, key, sealed, clone string) (began bool, err error) {
+func (s *Snapshotter) beginThaw(ctx context.Context, key, sealed, clone string) (began bool, style rootStyle, err error) {
 	err = s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
 		began = false
 		r, err := lookup(ctx, key)
@@ -63,10 +64,13 @@ func (s *Snapshotter) beginThaw(ctx context.Context, key, sealed, clone string) 
 		if r.volume != sealed && r.volume != clone {
 			return nil
 		}
+		if style, err = s.styleOfExisting(r.info); err != nil {
+			return err
+		}
 		began = true
 		return errors.Join(renameVolume(ctx, key, clone), thawing.put(tx, clone, sealed))
 	})
-	return began, err
+	return began, style, err
 }
 
 // undoThaw has the snapshot name its sealed volume again.

@@ -61,7 +61,8 @@ func checkSourceIsRetained(h *host) {
 
 func TestSnapshotterSuiteZFS(t *testing.T) {
 	testfs.Zpool(t)
-	runSuite(t, onZFS, byProxy)
+	t.Run("snapshot", func(t *testing.T) { runSuite(t, onZFS, byProxy, Options{}) })
+	t.Run("shared", func(t *testing.T) { runSuite(t, onZFS, byProxy, Options{RootStyle: cowcommon.SharedRoot}) })
 }
 
 // TestFullZFS: where the quota of the dataset that holds all is reached, snapshots can be removed, which makes room.

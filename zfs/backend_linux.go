@@ -18,6 +18,8 @@ import (
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/homedir"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
+	"github.com/cowshed/cowshed/internal/namelock"
 )
 
 // Options configures a Backend. The zero value is the default.
@@ -43,13 +45,13 @@ type Backend struct {
 	volumes index
 	lock    *os.File
 
-	presence  volumeLock
+	presence  namelock.Lock
 	recovered bool // it was alone when it opened, and has cleaned up
 	recovery  recovery
 	pending   pending
 
-	mounts inuse.Table[volumeLock]       // datasets that are mounted, by volume, with their locks
-	relied inuse.Table[volumeLock]       // volumes that are used for one step
+	mounts inuse.Table[namelock.Lock]    // datasets that are mounted, by volume, with their locks
+	relied inuse.Table[namelock.Lock]    // volumes that are used for one step
 	limits inuse.Table[struct{}]         // volumes whose limit is being set
 	viewed inuse.Table[*mountedSnapshot] // snapshots that are mounted for views
 
@@ -230,7 +232,7 @@ func unmountDataset(dataset string) error {
 	}
 	var errs []error
 	for _, m := range mounts {
-		errs = append(errs, unmount(m.Mountpoint))
+		errs = append(errs, mountdir.Unmount(m.Mountpoint))
 	}
 	return errors.Join(errs...)
 }
@@ -238,45 +240,13 @@ func unmountDataset(dataset string) error {
 // unmountLeft unmounts the mounts that were left in graph and views, and deletes the locks of views.
 func (b *Backend) unmountLeft(warn func(what string, err error)) {
 	for _, dir := range []string{b.graph, b.views} {
-		if err := unmountBelow(dir); err != nil {
+		if err := mountdir.UnmountBelow(dir, nil); err != nil {
 			warn(dir, err)
 		}
 	}
-	if err := removeFiles(b.locks); err != nil {
+	if err := mountdir.RemoveFiles(b.locks); err != nil {
 		warn(b.locks, err)
 	}
-}
-
-// unmountBelow unmounts the mounts below dir, and removes their mount points. A busy mount stays, and its error is
-// returned.
-func unmountBelow(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, m := range mounts {
-		if m.Mountpoint == dir { // mounted by keepPrivate
-			continue
-		}
-		errs = append(errs, unmountPoint(m.Mountpoint, false))
-	}
-	return errors.Join(append(errs, removeFiles(dir))...)
-}
-
-// removeFiles removes the files and empty directories in dir. Directories on which something is mounted stay.
-func removeFiles(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, entry := range entries {
-		if err := os.Remove(filepath.Join(dir, entry.Name())); err != nil && !errors.Is(err, unix.EBUSY) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Close closes the open views, unmounts datasets that are mounted and not busy, and releases every descriptor. Volumes
@@ -289,9 +259,9 @@ func (b *Backend) Close() error { return b.closeOnce() }
 func (b *Backend) close() error {
 	b.recovery.end(b.zfs.patience)
 	viewsErr := b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) })
-	mountsErr := b.mounts.CloseAll(func(name string, lock volumeLock) error {
-		return lock.unlock(func() error {
-			err := unmountPoint(b.mountpoint(name), false)
+	mountsErr := b.mounts.CloseAll(func(name string, lock namelock.Lock) error {
+		return lock.Unlock(func() error {
+			err := mountdir.Remove(b.mountpoint(name), false)
 			if errors.Is(err, unix.EBUSY) {
 				return nil // processes that live on keep it busy
 			}
@@ -320,7 +290,7 @@ func (b *Backend) closeFiles() error {
 		errs = append(errs, flock.Release(b.lock))
 	}
 	if b.presence.File != nil {
-		errs = append(errs, b.presence.unlock(nil))
+		errs = append(errs, b.presence.Unlock(nil))
 	}
 	if b.volumes.counter.file != nil {
 		errs = append(errs, b.volumes.counter.file.Close())

@@ -9,13 +9,15 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
+	"github.com/cowshed/cowshed/internal/namelock"
 )
 
 // claim is a claimed volume, or the claimed name of a volume that is to be made.
 type claim struct {
 	b       *Backend
 	name    string
-	lock    volumeLock
+	lock    namelock.Lock
 	release func()
 }
 
@@ -46,7 +48,7 @@ func (b *Backend) claim(ctx context.Context, name string) (_ *claim, err error) 
 	}
 	c.lock = lock
 	// Nobody holds the lock, so a mount there is left from a process that is gone.
-	if err := unmountPoint(b.mountpoint(name), false); err != nil && !errors.Is(err, unix.EBUSY) {
+	if err := mountdir.Remove(b.mountpoint(name), false); err != nil && !errors.Is(err, unix.EBUSY) {
 		return nil, errors.Join(err, c.done(nil))
 	}
 	return c, nil
@@ -74,7 +76,7 @@ func (b *Backend) claimNew(ctx context.Context, name string) (*claim, error) {
 // that call has ended and its outcome is settled.
 func (c *claim) done(err error) error {
 	return c.b.after(err, func() error {
-		err := c.lock.unlock(nil)
+		err := c.lock.Unlock(nil)
 		c.release()
 		return err
 	})
@@ -86,11 +88,11 @@ func (b *Backend) rely(ctx context.Context, name string) (done func() error, err
 	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
 		return nil, err
 	}
-	_, err = b.relied.Acquire(ctx, name, inuse.Brief, func() (volumeLock, error) { return b.lockShared(ctx, name) })
+	_, err = b.relied.Acquire(ctx, name, inuse.Brief, func() (namelock.Lock, error) { return b.lockShared(ctx, name) })
 	if err != nil {
 		return nil, err
 	}
 	return func() error {
-		return b.relied.Release(name, inuse.Brief, func(lock volumeLock) error { return lock.unlock(nil) })
+		return b.relied.Release(name, inuse.Brief, func(lock namelock.Lock) error { return lock.Unlock(nil) })
 	}, nil
 }

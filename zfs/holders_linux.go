@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/staging"
 )
@@ -127,12 +128,12 @@ func (b *Backend) deviceOf(dataset, dir string) (device uint64, err error) {
 	defer cancel()
 	if err := b.mountAt(ctx, dataset, dir, 0, ""); err != nil {
 		if err = b.mountAt(ctx, dataset, dir, unix.MS_RDONLY, ""); err != nil {
-			return 0, b.after(err, func() error { return unmountPoint(dir, true) })
+			return 0, b.after(err, func() error { return mountdir.Remove(dir, true) })
 		}
 	}
 	var stat unix.Stat_t
 	if err = unix.Stat(dir, &stat); err == nil {
 		device = stat.Dev
 	}
-	return device, errors.Join(err, unmountPoint(dir, true))
+	return device, errors.Join(err, mountdir.Remove(dir, true))
 }

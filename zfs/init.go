@@ -28,8 +28,8 @@ func init() {
 
 // Init opens the driver on the directory home, and makes home if it is missing. zfs.fsname names the dataset that holds
 // the layers' datasets. Without it, the dataset that is mounted at home holds them. Other options are zfs.size,
-// zfs.quota_scope and zfs.read_only, as described at quota.Options. With zfs.read_only=true it opens an existing home
-// as OpenReadOnly does. The result is a *cowdriver.Driver.
+// zfs.quota_scope, zfs.read_only and zfs.root_style, as described at cowcommon.DriverOptions. With zfs.read_only=true it
+// opens an existing home as OpenReadOnly does. The result is a *cowdriver.Driver.
 //
 // Returns graphdriver.ErrPrerequisites if home is not on ZFS or a part of ZFS is missing, and
 // graphdriver.ErrIncompatibleFS if the dataset cannot hold layers. Returns graphdriver.ErrNotSupported off Linux, and
@@ -46,8 +46,8 @@ func openDriver(ctx context.Context, home string, options []string, idMap user.I
 	}
 	_, gid := idMap.RootPair()
 	dataset, usable := detectDataset(ctx, home, o.FSName)
-	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, Logger: log}
-	return cowdriver.Open(Name, usable, opts, func(why error) (cowcommon.Backend, error) {
+	opts := cowdriver.Options{IDMap: idMap, Quota: o.Options, RootStyle: o.RootStyle, Logger: log}
+	return cowdriver.Open(ctx, Name, home, usable, opts, func(why error) (cowcommon.Backend, error) {
 		return openBackend(ctx, home, dataset, gid, log, why)
 	})
 }

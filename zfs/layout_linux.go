@@ -4,16 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"syscall"
-
-	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/homedir"
+	"github.com/cowshed/cowshed/internal/mountdir"
 )
 
 // Names below the home. docs/reference/on-disk-format.md specifies them.
@@ -63,78 +57,12 @@ func makeLayout(home string, gid int) (layout, error) {
 	return l, nil
 }
 
-// mountPoints is the source of the filesystems in memory that have the mount points.
-const mountPoints = "cowshed-mount-points"
-
-// keepPrivate mounts a private filesystem in memory on graph and on views. So mounts below do not appear in other mount
-// namespaces, where they would keep datasets busy, and mount points need no space.
+// keepPrivate keeps the mounts in graph and views out of other mount namespaces.
 func (l layout) keepPrivate(gid int) error {
-	for _, dir := range []string{l.graph, l.views} {
-		mounted, err := mountinfo.Mounted(dir)
-		if err != nil {
-			return err
-		}
-		if mounted {
-			continue
-		}
-		data := fmt.Sprintf("mode=0710,uid=%d,gid=%d", os.Getuid(), gid)
-		if err := unix.Mount(mountPoints, dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, data); err != nil {
-			return &os.PathError{Op: "mount tmpfs", Path: dir, Err: err}
-		}
-		if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
-			return &os.PathError{Op: "make private", Path: dir, Err: err}
-		}
-	}
-	return nil
+	return errors.Join(mountdir.KeepPrivate(l.graph, gid), mountdir.KeepPrivate(l.views, gid))
 }
 
 // release undoes keepPrivate, unless something is still mounted there.
 func (l layout) release() error {
-	var errs []error
-	for _, dir := range []string{l.graph, l.views} {
-		mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
-		if len(mounts) > 0 && mounts[0].Source == mountPoints { // else the mount is somebody else's
-			if err = unmount(dir); errors.Is(err, unix.EBUSY) {
-				err = nil
-			}
-		}
-		if err != nil {
-			errs = append(errs, &os.PathError{Op: "unmount", Path: dir, Err: err})
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// unmount is unmount(2). It also succeeds while a child is being forked: until the child executes its program, it has
-// the files of this process open.
-func unmount(dir string) error {
-	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	if errors.Is(err, unix.EBUSY) {
-		syscall.ForkLock.RLock()
-		syscall.ForkLock.RUnlock() //nolint:staticcheck,gocritic // only waits for the lock
-		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	}
-	return err
-}
-
-// unmountPoint unmounts all mounts on dir and removes the directory. With detach it unmounts busy mounts too. They
-// vanish from here, and live on until their last user is gone. If other mount namespaces have a copy of a mount, the
-// kernel unmounts the copy when the directory goes.
-func unmountPoint(dir string, detach bool) error {
-	for {
-		err := unmount(dir)
-		if detach && errors.Is(err, unix.EBUSY) {
-			err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
-		}
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // nothing is mounted on dir
-			break
-		}
-		if err != nil {
-			return &os.PathError{Op: "unmount", Path: dir, Err: err}
-		}
-	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("mount point: %w", err)
-	}
-	return nil
+	return errors.Join(mountdir.Release(l.graph), mountdir.Release(l.views))
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
+	"github.com/cowshed/cowshed/internal/namelock"
 	"github.com/cowshed/cowshed/internal/poll"
 )
 
@@ -41,14 +43,14 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
 		return err
 	}
-	_, err := b.mounts.Acquire(ctx, name, kind, func() (volumeLock, error) {
+	_, err := b.mounts.Acquire(ctx, name, kind, func() (namelock.Lock, error) {
 		lock, err := b.lockShared(ctx, name)
 		if err != nil {
-			return volumeLock{}, err
+			return namelock.Lock{}, err
 		}
 		if err := b.mountDataset(ctx, name, mountLabel); err != nil {
-			unmount := func() error { return unmountPoint(b.mountpoint(name), false) }
-			return volumeLock{}, errors.Join(err, b.after(err, func() error { return lock.unlock(unmount) }))
+			unmount := func() error { return mountdir.Remove(b.mountpoint(name), false) }
+			return namelock.Lock{}, errors.Join(err, b.after(err, func() error { return lock.Unlock(unmount) }))
 		}
 		return lock, nil
 	})
@@ -56,9 +58,9 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 }
 
 func (b *Backend) unmount(name string, kind inuse.Kind) error {
-	return b.mounts.Release(name, kind, func(lock volumeLock) error {
+	return b.mounts.Release(name, kind, func(lock namelock.Lock) error {
 		// Another process may use the same mount.
-		return lock.unlock(func() error { return unmountPoint(b.mountpoint(name), true) })
+		return lock.Unlock(func() error { return mountdir.Remove(b.mountpoint(name), true) })
 	})
 }
 
@@ -112,7 +114,7 @@ func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr
 	case errors.As(err, &lost) && lost.left:
 		s := step{op: "mount", happened: func(context.Context) (bool, error) { return isMountedAt(source, dir) }}
 		if filepath.Dir(dir) == b.views {
-			s.undo = func(context.Context) error { return unmountPoint(dir, true) }
+			s.undo = func(context.Context) error { return mountdir.Remove(dir, true) }
 		}
 		b.settleLater(ctx, lost, s)
 		return fault.New(errdefs.ErrUnavailable, "mount %s on %s: %w", source, dir, err)

@@ -5,13 +5,14 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
 // driverOptions are the options of the driver.
 type driverOptions struct {
-	quota.Options
+	cowcommon.DriverOptions
 	FSName string // dataset that holds the layers' datasets; "": the dataset mounted at home
 }
 
@@ -36,7 +37,7 @@ func parseDatasetName(value string) (string, error) {
 }
 
 // sharedOptions returns the options that every driver has.
-func sharedOptions(opts []string) (quota.Options, error) {
+func sharedOptions(opts []string) (cowcommon.DriverOptions, error) {
 	o, err := parseOptions(opts)
-	return o.Options, err
+	return o.DriverOptions, err
 }

@@ -53,7 +53,7 @@ func (b *Backend) recoverLater() {
 		defer close(b.recovery.ended)
 		defer done()
 		err := poll.WhileBusy(ctx, poll.Pauses{First: time.Second, Longest: 30 * time.Second}, func() (busy bool, err error) {
-			alone, err := b.presence.isAlone()
+			alone, err := b.presence.IsAlone()
 			return !alone && err == nil, err
 		})
 		if err == nil {
@@ -200,7 +200,7 @@ func (b *Backend) discardLeftStaged(ctx context.Context, name string) error {
 		return err
 	}
 	err = b.discardStaged(ctx, name)
-	return errors.Join(err, b.after(err, func() error { return lock.unlock(nil) }))
+	return errors.Join(err, b.after(err, func() error { return lock.Unlock(nil) }))
 }
 
 // discardLeftOrigins destroys the snapshots of a volume that were taken for clones which do not exist. origins has the

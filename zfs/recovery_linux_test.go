@@ -112,13 +112,13 @@ func TestRecoveryBesideKilled(t *testing.T) {
 func TestCloseBesideLivingProcess(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	first, second := openOn(t, root, mountpoint), openOn(t, root, mountpoint)
-	alone, err := second.presence.isAlone()
+	alone, err := second.presence.IsAlone()
 	require.NoError(t, err)
 	assert.False(t, alone)
 	begun := time.Now()
 	require.NoError(t, second.Close())
 	assert.Less(t, time.Since(begun), first.zfs.patience/2)
-	alone, err = first.presence.isAlone()
+	alone, err = first.presence.IsAlone()
 	require.NoError(t, err)
 	assert.True(t, alone)
 }

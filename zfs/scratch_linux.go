@@ -10,6 +10,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -52,7 +53,7 @@ func (b *Backend) fillScratch(ctx context.Context, m *mountedSnapshot, fill func
 	if err := b.mountAt(ctx, m.name, m.dir, 0, ""); err != nil {
 		return err
 	}
-	if err := errors.Join(fill(m.dir), unmountPoint(m.dir, false)); err != nil {
+	if err := errors.Join(fill(m.dir), mountdir.Remove(m.dir, false)); err != nil {
 		return err
 	}
 	return b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")

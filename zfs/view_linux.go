@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/poll"
 	"github.com/cowshed/cowshed/internal/staging"
 )
@@ -196,7 +197,7 @@ func (v *view) release() (err error) {
 
 func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 	err := b.unlockView(m.lock, func() error {
-		if err := unmountPoint(m.dir, true); err != nil {
+		if err := mountdir.Remove(m.dir, true); err != nil {
 			return err
 		}
 		if !m.temporary {
@@ -255,7 +256,7 @@ func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
 		if strings.HasPrefix(snapshot, viewPrefix) {
 			dead.snapshots = append(dead.snapshots, b.datasetOf(entry.Name()))
 		}
-		if err := errors.Join(unmountPoint(filepath.Join(b.views, entry.Name()), true), flock.Release(lock)); err != nil {
+		if err := errors.Join(mountdir.Remove(filepath.Join(b.views, entry.Name()), true), flock.Release(lock)); err != nil {
 			return deadViews{}, err
 		}
 	}

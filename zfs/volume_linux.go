@@ -16,6 +16,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/zfsctl"
@@ -125,7 +126,7 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 			return err
 		}
 		// Unmounting writes everything back.
-		return errors.Join(os.Chown(dir, opts.UID, opts.GID), unmountPoint(dir, false))
+		return errors.Join(os.Chown(dir, opts.UID, opts.GID), mountdir.Remove(dir, false))
 	})
 }
 
@@ -169,7 +170,7 @@ func (b *Backend) lockStaged() (name string, unlock func() error, err error) {
 	if !ok {
 		return "", nil, inuse.ByAnotherProcess(name)
 	}
-	return name, func() error { return lock.unlock(nil) }, nil
+	return name, func() error { return lock.Unlock(nil) }, nil
 }
 
 // checkFree checks whether a new volume could have that name. The kernel decides in the end, but nothing else should be

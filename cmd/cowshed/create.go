@@ -17,6 +17,7 @@ type createFlags struct {
 	parent     string
 	size       string
 	mountLabel string
+	rootStyle  string
 	readWrite  bool
 }
 
@@ -30,7 +31,9 @@ empty; with it, it is a writable copy of that layer, or of that image's uppermos
 sealed: it cannot be changed any more, unless it is mounted, in which case the copy is of this moment.
 
 A layer for a container to write to is made with --read-write. It has the limit that the driver's option
-size says (btrfs.size, zfs.size), unless --size says another.`,
+size says (btrfs.size, zfs.size), unless --size says another. Likewise it has the root style of the option root_style,
+unless --root-style says another. With the style shared, its tree is an overlay over the parent, and shares the
+parent's page cache. Other layers have the style snapshot, unless --root-style says another.`,
 		Example: `  cowshed create web --parent debian:12 --size 10G --read-write`,
 		Args:    usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,8 +49,10 @@ size says (btrfs.size, zfs.size), unless --size says another.`,
 	flags.StringVarP(&f.parent, "parent", "p", "", "layer or image to copy")
 	flags.StringVar(&f.size, "size", "", "how much the layer may hold, such as 10G")
 	flags.StringVar(&f.mountLabel, "mount-label", "", "SELinux label of the layer's files")
-	flags.BoolVar(&f.readWrite, "read-write", false, "a layer for a container, with the driver's default limit")
+	flags.StringVar(&f.rootStyle, "root-style", "", "root of a copy: "+rootStyles)
+	flags.BoolVar(&f.readWrite, "read-write", false, "a layer for a container, with the driver's default limit and root style")
 	must(cmd.RegisterFlagCompletionFunc("parent", completeLayers(a, -1, true)))
+	must(cmd.RegisterFlagCompletionFunc("root-style", completeRootStyles))
 	return cmd
 }
 
@@ -58,6 +63,9 @@ func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 	if image.IsLayerName(name) || image.IsPartial(name) {
 		return failf(errdefs.ErrInvalidArgument, "layer name %s is of the form that layers of images have; choose another", name)
 	}
+	if f.rootStyle == string(cowcommon.SharedRoot) && f.parent == "" {
+		return usagef("--root-style %s needs --parent: an empty layer shares nothing", f.rootStyle)
+	}
 	parent := cowcommon.Volume{}
 	if f.parent != "" {
 		var err error
@@ -65,9 +73,12 @@ func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 			return fmt.Errorf("parent: %w", err)
 		}
 	}
-	opts := &graphdriver.CreateOpts{MountLabel: f.mountLabel}
+	opts := &graphdriver.CreateOpts{MountLabel: f.mountLabel, StorageOpt: make(map[string]string)}
 	if f.size != "" {
-		opts.StorageOpt = map[string]string{"size": f.size}
+		opts.StorageOpt["size"] = f.size
+	}
+	if f.rootStyle != "" {
+		opts.StorageOpt["root_style"] = f.rootStyle
 	}
 	driver := s.driver.WithContext(cmd.Context())
 	create := driver.Create
@@ -80,6 +91,12 @@ func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 	_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
 	return err
 }
+
+// rootStyles lists the root styles, for the help of flags.
+const rootStyles = string(cowcommon.SnapshotRoot + " or " + cowcommon.SharedRoot)
+
+// completeRootStyles offers the root styles.
+var completeRootStyles = cobra.FixedCompletions([]string{string(cowcommon.SnapshotRoot), string(cowcommon.SharedRoot)}, cobra.ShellCompDirectiveNoFileComp)
 
 func randomName() string {
 	var b [8]byte

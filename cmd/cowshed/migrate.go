@@ -59,7 +59,7 @@ On one btrfs, volumes are cloned, and the files of other drivers share their dat
 Stop the engine that works on the root first. Then go these steps:
 
     cowshed migrate plan    shows the things that would come along, and how
-    cowshed migrate run     moves them, and compares each layer with its source
+    cowshed migrate run     moves them, and compares each layer with its tar or its source
     cowshed migrate verify  compares everything once more
     cowshed migrate undo    removes everything that run has made
     cowshed migrate finish  removes the old root
@@ -110,7 +110,8 @@ func newMigrateRun(a *app, f *migrateFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Move images and containers",
-		Long: `Makes all layers, images and containers of the old root in the new place, and compares each layer with its source.
+		Long: `Makes all layers, images and containers of the old root in the new place. It compares each
+layer with its tar, or with its source if the layer has none.
 The old root's layers and images stay as they are. A run that was stopped goes on where it was.
 
 Nothing is changed if a program works on the old root, or if a name in the new place is taken by something else. If

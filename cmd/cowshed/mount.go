@@ -129,13 +129,17 @@ func (s *store) makeOwnTarget(ctx context.Context, v cowcommon.Volume) (target s
 	return target, err == nil, err
 }
 
-func (s *store) bind(ctx context.Context, v cowcommon.Volume, target string, readOnly bool) (err error) {
-	dir, err := s.driver.WithContext(ctx).Get(v.Name, "")
+func (s *store) bind(ctx context.Context, v cowcommon.Volume, target string, readOnly bool) error {
+	return s.mounted(ctx, v.Name, func(dir string) error { return bindmount.Bind(dir, target, readOnly) })
+}
+
+// mounted calls do while the driver itself has a layer mounted on dir.
+func (s *store) mounted(ctx context.Context, name string, do func(dir string) error) error {
+	dir, err := s.driver.WithContext(ctx).Get(name, "")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.driver.Put(v.Name)) }()
-	return bindmount.Bind(dir, target, readOnly)
+	return errors.Join(do(dir), s.driver.Put(name))
 }
 
 func contains(paths []string, path string) bool {
@@ -163,10 +167,15 @@ a slash in it is a directory. The directory TARGET stays, also where cowshed mou
 }
 
 func (s *store) unmount(cmd *cobra.Command, what string) error {
-	targets, err := s.toUnmount(cmd, what)
+	name, targets, err := s.toUnmount(cmd, what)
 	if err != nil {
 		return err
 	}
+	// The driver's own mount of a shared root goes with the last of the others.
+	return s.mounted(cmd.Context(), name, func(string) error { return s.unmountTargets(targets) })
+}
+
+func (s *store) unmountTargets(targets []string) error {
 	for _, target := range targets {
 		if err := bindmount.Unmount(target); err != nil {
 			return err
@@ -180,39 +189,39 @@ func (s *store) unmount(cmd *cobra.Command, what string) error {
 	return nil
 }
 
-// toUnmount finds the mount points that are meant.
-func (s *store) toUnmount(cmd *cobra.Command, what string) ([]string, error) {
+// toUnmount finds the mount points that are meant, and the name of the layer there.
+func (s *store) toUnmount(cmd *cobra.Command, what string) (name string, targets []string, err error) {
 	if !strings.Contains(what, "/") {
 		v, err := s.layer(cmd.Context(), what)
 		if err != nil {
-			return nil, err
+			return "", nil, err
 		}
 		targets, err := s.targets(cmd.Context(), v.Name)
 		if err == nil && len(targets) == 0 {
 			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", shortName(v.Name))
 		}
-		return targets, err
+		return v.Name, targets, err
 	}
 
 	target, err := filepath.Abs(what)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	name, err := bindmount.Named(target, s.home(), s.driver.String())
+	name, err = bindmount.Named(target, s.home(), s.driver.String())
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	// Another filesystem may have something of the same name.
-	targets, err := s.targets(cmd.Context(), name)
+	targets, err = s.targets(cmd.Context(), name)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	real, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	if !contains(targets, real) {
-		return nil, failf(errdefs.ErrNotFound, "the mount on %s is no layer of this store", target)
+		return "", nil, failf(errdefs.ErrNotFound, "the mount on %s is no layer of this store", target)
 	}
-	return []string{real}, nil
+	return name, []string{real}, nil
 }

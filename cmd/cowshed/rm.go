@@ -170,14 +170,10 @@ func (s *store) checkUnmounted(ctx context.Context, v cowcommon.Volume) error {
 
 // targets lists where a layer is mounted, the driver's own mount apart.
 func (s *store) targets(ctx context.Context, name string) (targets []string, err error) {
-	dir, err := s.driver.WithContext(ctx).Get(name, "")
-	if err != nil {
-		return nil, err
-	}
-	targets, err = bindmount.Targets(dir, s.home(), s.driver.String())
-	targets = slices.DeleteFunc(targets, func(target string) bool { return target == dir })
-	if putErr := s.driver.Put(name); err == nil {
-		err = putErr
-	}
+	err = s.mounted(ctx, name, func(dir string) (err error) {
+		targets, err = bindmount.Targets(dir, s.home(), s.driver.String())
+		targets = slices.DeleteFunc(targets, func(target string) bool { return target == dir })
+		return err
+	})
 	return targets, err
 }

@@ -48,6 +48,8 @@ used meanwhile. A second daemon on the same root is refused.`,
 	flags.StringVar(&f.config.DefaultLimit, "default-limit", "", "most that a container may write, as `SIZE` such as 20G; none by default")
 	flags.StringVar(&f.config.BuildLimit, "build-limit", "", "most that a snapshot of a build, or a layer that is unpacked, may hold, as `SIZE`; none by default")
 	flags.StringVar(&f.config.LimitScope, "limit-scope", f.config.LimitScope, "data that limits count: layer or total")
+	flags.StringVar(&f.config.RootStyle, "root-style", f.config.RootStyle, "root of a container: "+rootStyles)
+	must(cmd.RegisterFlagCompletionFunc("root-style", completeRootStyles))
 	flags.BoolVar(&f.config.CountInodes, "count-inodes", false, "count inodes when usage is asked for, by comparing layers")
 	flags.StringVar(&f.config.DockerPlugin, "docker-plugin", "", "serve Docker Engines that have graph driver plugins, under this `NAME`")
 	flags.StringVar(&f.config.DockerHome, "docker-home", "", "`DIR` for that driver's layers, instead of the engine's data root")
@@ -100,6 +102,7 @@ func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 		"default-limit":      func() { c.DefaultLimit = f.config.DefaultLimit },
 		"build-limit":        func() { c.BuildLimit = f.config.BuildLimit },
 		"limit-scope":        func() { c.LimitScope = f.config.LimitScope },
+		"root-style":         func() { c.RootStyle = f.config.RootStyle },
 		"count-inodes":       func() { c.CountInodes = f.config.CountInodes },
 		"docker-plugin":      func() { c.DockerPlugin = f.config.DockerPlugin },
 		"docker-home":        func() { c.DockerHome = f.config.DockerHome },

@@ -263,6 +263,7 @@ func TestServeConfiguration(t *testing.T) {
 		"unknown key":  {"roots = '/x'\n", `line 1: unknown key "roots"`, nil},
 		"wrong flag":   {"", "default_limit", []string{"--default-limit", "many"}},
 		"build flag":   {"default_limit = '1G'\n", `build_limit: `, []string{"--build-limit", "1.5.5G"}},
+		"wrong style":  {"", `root_style: `, []string{"--root-style", "overlay"}},
 		"wrong driver": {"", "driver", []string{"--driver", "overlay2"}},
 		"no file":      {"", "no such file", []string{"--config", filepath.Join(d.dir, "none")}},
 	} {

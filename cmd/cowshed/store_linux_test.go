@@ -497,6 +497,9 @@ func TestBadInput(t *testing.T) {
 		{[]string{"create", "new", "--parent", "none"}, exitNotFound, "none"},
 		{[]string{"create", "new", "--parent", "../x"}, exitUsage, "../x"},
 		{[]string{"create", "new", "--size", "0"}, exitUsage, `"0"`},
+		{[]string{"create", "new", "--root-style", "overlay"}, exitUsage, `"overlay"`},
+		{[]string{"create", "new", "--root-style", "shared"}, exitUsage, "--parent"},
+		{[]string{"create", "new", "--parent", "web", "--root-style", "Shared"}, exitUsage, `"Shared"`},
 		{[]string{"create", "new", "--size", "-1G"}, exitUsage, "-1G"},
 		{[]string{"create", "new", "--size", "1.5"}, exitUsage, "1.5"},
 		{[]string{"create", "new", "--size", "99999999999T"}, exitUsage, "99999999999T"},
@@ -856,6 +859,8 @@ func TestCompletion(t *testing.T) {
 	assert.Contains(t, complete("create", "--parent", ""), "app:1")
 	assert.Contains(t, complete("rmi", ""), "app:1")
 	assert.Contains(t, complete("diff", "web", "--compress", ""), "zstd")
+	assert.Subset(t, complete("create", "--root-style", ""), []string{"snapshot", "shared"})
+	assert.Subset(t, complete("serve", "--root-style", ""), []string{"snapshot", "shared"})
 
 	t.Run("nothing is cleaned up", func(t *testing.T) {
 		left := filepath.Join(a.root, "btrfs/staging/left~over")

@@ -383,11 +383,11 @@ func TestDockerObserved(t *testing.T) {
 
 	assert.ElementsMatch(t, []string{
 		"Backing Filesystem", "Filesystem UUID", "Device", "Space Total", "Space Used", "Space Available", "Quota Mode",
-		"Quota Scope", "Native Diff",
+		"Quota Scope", "Root Style", "Native Diff",
 	}, slices.Collect(maps.Keys(ours.Status)))
 	assert.NotContains(t, slices.Collect(maps.Values(ours.Status)), "")
 	assert.Equal(t, "btrfs", ours.Status["Backing Filesystem"])
-	layer := []string{"Path", "SubvolumeID", "UUID", "Parent", "Sealed", "Usage"}
+	layer := []string{"Path", "SubvolumeID", "UUID", "Parent", "Sealed", "Usage", "Root Style"}
 	assert.ElementsMatch(t, layer, slices.Collect(maps.Keys(ours.Image)))
 	assert.Equal(t, "true", ours.Image["Sealed"])
 	assert.ElementsMatch(t, append(layer, "Limit", "LimitScope"), slices.Collect(maps.Keys(ours.Container)))

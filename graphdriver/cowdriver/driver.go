@@ -25,9 +25,10 @@ import (
 
 // Options configures a Driver. The zero value limits nothing and maps no ids.
 type Options struct {
-	IDMap  user.IdentityMapping
-	Quota  quota.Options // default and least size of layers, and the scope of every limit
-	Logger *slog.Logger  // nil: slog.Default
+	IDMap     user.IdentityMapping
+	Quota     quota.Options       // default and least size of layers, and the scope of every limit
+	RootStyle cowcommon.RootStyle // of containers' layers that name none; DefaultRoot: SnapshotRoot
+	Logger    *slog.Logger        // nil: slog.Default
 	// BaseImages are images that the program has without pulling them. The driver lists them, and looks at none.
 	BaseImages []graphdriver.CustomImageInfo
 }
@@ -77,15 +78,15 @@ func (d *Driver) String() string { return d.name }
 // Backend is the driver's Backend.
 func (d *Driver) Backend() cowcommon.Backend { return d.backend }
 
-// Create makes a layer that is to hold an image layer's content. Without a parent it is empty. It has no
-// limit unless opts names a size. Errors are those of Backend.Create and Clone, and
+// Create makes a layer that is to hold an image layer's content. Without a parent it is empty, and a root style has no
+// effect. It has no limit unless opts names a size, and SnapshotRoot unless opts names another style. Errors are those of Backend.Create and Clone, and
 // errdefs.ErrInvalidArgument for an id or option that cannot be.
 func (d *Driver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
 	return d.create(id, parent, opts, false)
 }
 
 // CreateReadWrite makes a layer for a container to write to. It differs from Create in having the
-// driver's default limit where opts names no size.
+// driver's default limit and root style where opts names none.
 func (d *Driver) CreateReadWrite(id, parent string, opts *graphdriver.CreateOpts) error {
 	return d.create(id, parent, opts, true)
 }
@@ -99,11 +100,11 @@ func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWri
 	if err := cowcommon.CheckID(id); err != nil {
 		return err
 	}
-	limit, err := d.opts.Quota.LayerLimit(opts.StorageOpt, readWrite)
+	volume, err := d.opts.volumeOptions(opts.StorageOpt, readWrite)
 	if err != nil {
 		return err
 	}
-	volume := cowcommon.VolumeOptions{Limit: limit, MountLabel: opts.MountLabel}
+	volume.MountLabel = opts.MountLabel
 	if parent == "" {
 		volume.UID, volume.GID = d.opts.IDMap.RootPair()
 		return d.backend.Create(d.ctx, id, volume)
@@ -154,7 +155,7 @@ func (d *Driver) Status() [][2]string {
 	if d.opts.Quota.Size != 0 {
 		status = append(status, [2]string{"Default Size", quota.FormatSize(d.opts.Quota.Size)})
 	}
-	return append(status, [2]string{"Quota Scope", d.opts.Quota.Scope.String()})
+	return append(status, [2]string{"Quota Scope", d.opts.Quota.Scope.String()}, [2]string{"Root Style", string(d.opts.rootStyle())})
 }
 
 // NativeDiff says for people whether the filesystem tells which files changed.
@@ -165,7 +166,7 @@ func (d *Driver) NativeDiff() string {
 	return "available"
 }
 
-// GetMetadata describes a layer: the backend's own facts about it, and Parent, Sealed, Limit and Usage
+// GetMetadata describes a layer: the backend's own facts about it, and Parent, Sealed, Root Style, Limit and Usage
 // where they are known, the latter two in bytes.
 func (d *Driver) GetMetadata(id string) (map[string]string, error) {
 	if err := cowcommon.CheckID(id); err != nil {
@@ -182,6 +183,9 @@ func (d *Driver) GetMetadata(id string) (map[string]string, error) {
 	metadata["Sealed"] = strconv.FormatBool(v.Sealed)
 	if v.Parent != "" {
 		metadata["Parent"] = v.Parent
+	}
+	if v.RootStyle != cowcommon.DefaultRoot {
+		metadata["Root Style"] = string(v.RootStyle)
 	}
 	if v.Limit.Bytes != 0 {
 		metadata["Limit"] = strconv.FormatUint(v.Limit.Bytes, 10)

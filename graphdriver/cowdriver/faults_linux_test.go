@@ -31,8 +31,8 @@ var (
 	errHints     = errors.New("hints failed")
 )
 
-// observed is a real Backend that counts open views, and fails where it is told to. It notes calls of its methods
-// without the mark in their context.
+// observed is a real Backend that counts open views, and fails where it is told to. It notes the options of volumes, and
+// calls of its methods without the mark in their context.
 type observed struct {
 	cowcommon.Backend
 	failClose, failHints bool
@@ -40,6 +40,7 @@ type observed struct {
 	mu       sync.Mutex
 	views    int
 	unmarked []string
+	made     map[string]cowcommon.VolumeOptions // by volume, options that Create and Clone were called with
 }
 
 var (
@@ -59,13 +60,24 @@ func (o *observed) note(ctx context.Context, method string) {
 	}
 }
 
+func (o *observed) noteMade(name string, opts cowcommon.VolumeOptions) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.made == nil {
+		o.made = make(map[string]cowcommon.VolumeOptions)
+	}
+	o.made[name] = opts
+}
+
 func (o *observed) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
 	o.note(ctx, "Create")
+	o.noteMade(name, opts)
 	return o.Backend.Create(ctx, name, opts)
 }
 
 func (o *observed) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	o.note(ctx, "Clone")
+	o.noteMade(name, opts)
 	return o.Backend.Clone(ctx, name, source, opts)
 }
 
@@ -154,11 +166,16 @@ func (v *observedView) Close() error {
 // observe makes a driver of an observed backend, with a base and a child that has a few files.
 func observe(t *testing.T) (*cowdriver.Driver, *observed, string) {
 	t.Helper()
+	return observeWith(t, cowdriver.Options{})
+}
+
+func observeWith(t *testing.T, opts cowdriver.Options) (*cowdriver.Driver, *observed, string) {
+	t.Helper()
 	home := filepath.Join(testfs.Btrfs(t), "btrfs")
 	backend, err := btrfs.Open(t.Context(), home, btrfs.Options{})
 	require.NoError(t, err)
 	o := &observed{Backend: backend}
-	d := cowdriver.New("btrfs", o, cowdriver.Options{})
+	d := cowdriver.New("btrfs", o, opts)
 	t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
 	require.NoError(t, d.Create("base", "", nil))
 	require.NoError(t, d.Create("child", "base", nil))

@@ -12,9 +12,9 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
-	"github.com/cowshed/cowshed/quota"
 )
 
 // Registration describes a driver over a Backend to programs that have not opened it. docs/add-a-backend.md says how to
@@ -28,7 +28,7 @@ type Registration struct {
 	// Open opens the driver.
 	Open graphdriver.OpenFunc
 	// ParseOptions reads the driver's options, and returns those that every driver has.
-	ParseOptions func(options []string) (quota.Options, error)
+	ParseOptions func(options []string) (cowcommon.DriverOptions, error)
 	// Names lists the names of probable layers, for the completion of command lines. It opens, locks, mounts and cleans
 	// up nothing.
 	Names func(ctx context.Context, home string, options []string) ([]string, error)
@@ -95,18 +95,18 @@ func Filesystems() string {
 
 // ParseOptions reads the options of a driver, and returns those that every driver has. Returns ErrInvalidArgument if
 // there is no such driver or option.
-func ParseOptions(driver string, options []string) (quota.Options, error) {
+func ParseOptions(driver string, options []string) (cowcommon.DriverOptions, error) {
 	r, ok := Lookup(driver)
 	if !ok {
-		return quota.Options{}, fault.New(errdefs.ErrInvalidArgument, "driver %q has no options", driver)
+		return cowcommon.DriverOptions{}, fault.New(errdefs.ErrInvalidArgument, "driver %q has no options", driver)
 	}
 	return r.ParseOptions(options)
 }
 
-// Open makes the driver called name over the Backend that open opens. usable is the answer of package detect. Open
-// returns it as an error if the driver cannot work there. why is nil for a Backend that can be written to. Otherwise it
+// Open makes the driver called name over the Backend that open opens on home, and lets its volumes have shared roots.
+// usable is the answer of package detect. Open returns it as an error if the driver cannot work there. why is nil for a Backend that can be written to. Otherwise it
 // is the reason why not: the option for reading alone, or, with this option, a filesystem that is read-only.
-func Open(name string, usable error, opts Options, open func(why error) (cowcommon.Backend, error)) (graphdriver.Driver, error) {
+func Open(ctx context.Context, name, home string, usable error, opts Options, open func(why error) (cowcommon.Backend, error)) (graphdriver.Driver, error) {
 	var why error
 	var cannotWrite *detect.ReadOnlyError
 	switch {
@@ -121,5 +121,10 @@ func Open(name string, usable error, opts Options, open func(why error) (cowcomm
 	if err != nil {
 		return nil, err
 	}
-	return New(name, backend, opts), nil
+	_, gid := opts.IDMap.RootPair()
+	shared, err := sharedroot.New(ctx, backend, home, sharedroot.Options{GID: gid, ReadOnly: why != nil, Logger: opts.Logger})
+	if err != nil {
+		return nil, errors.Join(err, backend.Close())
+	}
+	return New(name, shared, opts), nil
 }

@@ -39,7 +39,7 @@ func TestOpen(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			opened := false
-			d, err := Open("cow", c.usable, Options{Quota: quota.Options{ReadOnly: c.asked}}, func(why error) (cowcommon.Backend, error) {
+			d, err := Open(t.Context(), "cow", t.TempDir(), c.usable, Options{Quota: quota.Options{ReadOnly: c.asked}}, func(why error) (cowcommon.Backend, error) {
 				if c.err != nil {
 					return nil, c.err
 				}

@@ -54,6 +54,10 @@ type Config struct {
 	// CustomImages: the driver is a graphdriver.CustomImageDriver.
 	CustomImages bool
 
+	// Overlay: the kernel's overlayfs shows a layer on its parent. Writing to a file of the parent gives that name a copy
+	// of its own, so other hard links to it stay as they are.
+	Overlay bool
+
 	// ChainLength is how many layers are stacked on each other. 0: 125, as many as Docker stacks.
 	ChainLength int
 }

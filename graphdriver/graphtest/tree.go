@@ -5,8 +5,10 @@ package graphtest
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -94,13 +96,34 @@ func (w tree) remove(name string) {
 
 func (w tree) rename(name, newName string) {
 	w.t.Helper()
-	require.NoError(w.t, os.Rename(w.path(name), w.path(newName)))
+	err := os.Rename(w.path(name), w.path(newName))
+	if errors.Is(err, unix.EXDEV) && w.isOverlay() { // a directory of the parent
+		out, err := exec.CommandContext(w.t.Context(), "mv", "-T", w.path(name), w.path(newName)).CombinedOutput()
+		require.NoError(w.t, err, string(out))
+		return
+	}
+	require.NoError(w.t, err)
 }
 
-// exchange swaps two names in one step.
+// exchange swaps two names, in one step where the filesystem can.
 func (w tree) exchange(a, b string) {
 	w.t.Helper()
-	require.NoError(w.t, unix.Renameat2(unix.AT_FDCWD, w.path(a), unix.AT_FDCWD, w.path(b), unix.RENAME_EXCHANGE))
+	err := unix.Renameat2(unix.AT_FDCWD, w.path(a), unix.AT_FDCWD, w.path(b), unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EXDEV) && w.isOverlay() {
+		w.rename(a, "being exchanged")
+		w.rename(b, a)
+		w.rename("being exchanged", b)
+		return
+	}
+	require.NoError(w.t, err)
+}
+
+// isOverlay reports whether the tree is an overlay, in which directories of the lower cannot be renamed in one step.
+func (w tree) isOverlay() bool {
+	w.t.Helper()
+	var st unix.Statfs_t
+	require.NoError(w.t, unix.Statfs(w.dir, &st))
+	return st.Type == unix.OVERLAYFS_SUPER_MAGIC
 }
 
 // touch sets a name's time of modification to when.

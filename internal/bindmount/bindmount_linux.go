@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
 // Bind mounts the directory dir on the directory target, privately. With readOnly nothing can be changed through
@@ -66,7 +67,8 @@ func Unmount(target string) error {
 }
 
 // Targets lists where in this mount namespace the directory dir is mounted: mount points outside of home,
-// the driver's own directory, whose root is dir. fsType is the type of the filesystem that layers are on.
+// the driver's own directory, whose root is dir. fsType is the type of the filesystem that layers are on. A layer with
+// a shared root is an overlay.
 func Targets(dir, home, fsType string) ([]string, error) {
 	var own unix.Stat_t
 	if err := unix.Stat(dir, &own); err != nil {
@@ -86,7 +88,8 @@ func Targets(dir, home, fsType string) ([]string, error) {
 	return targets, nil
 }
 
-// Named returns the name that the layer mounted on target seems to have: that of its subvolume or dataset. Returns
+// Named returns the name that the layer mounted on target seems to have: that of its subvolume or dataset, or the source of
+// its overlay. Returns
 // errdefs.ErrNotFound if the mount there cannot be a layer, or if there is no mount.
 func Named(target, home, fsType string) (string, error) {
 	target, err := filepath.Abs(target)
@@ -105,7 +108,7 @@ func Named(target, home, fsType string) (string, error) {
 		if m.Mountpoint != target {
 			continue
 		}
-		if name = filepath.Base(m.Root); m.Root == "/" { // a dataset of its own
+		if name = filepath.Base(m.Root); m.Root == "/" { // a dataset of its own, or an overlay
 			name = filepath.Base(m.Source)
 		}
 	}
@@ -115,11 +118,24 @@ func Named(target, home, fsType string) (string, error) {
 	return name, nil
 }
 
-// ofLayers passes mounts of the type of filesystem that layers are on, at places outside of home. Others are not
-// even looked at: a network filesystem might not answer.
+// ofLayers passes mounts of the type of filesystem that layers are on, and overlays of directories in home, at places
+// outside of home. Others are not even looked at: a network filesystem might not answer.
 func ofLayers(home, fsType string) mountinfo.FilterFunc {
 	return func(m *mountinfo.Info) (skip, stop bool) {
-		inHome := m.Mountpoint == home || strings.HasPrefix(m.Mountpoint, home+"/")
-		return m.FSType != fsType || inHome, false
+		ofLayer := m.FSType == fsType || m.FSType == "overlay" && isOverlayOf(home, m)
+		return !ofLayer || isWithin(home, m.Mountpoint), false
 	}
 }
+
+// isOverlayOf reports whether an overlay consists of directories in home alone.
+func isOverlayOf(home string, m *mountinfo.Info) bool {
+	layers := mounttable.LayersOf(m.VFSOptions)
+	for _, layer := range layers {
+		if !isWithin(home, layer) {
+			return false
+		}
+	}
+	return len(layers) > 0
+}
+
+func isWithin(home, path string) bool { return path == home || strings.HasPrefix(path, home+"/") }

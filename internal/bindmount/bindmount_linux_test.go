@@ -49,6 +49,37 @@ func TestBind(t *testing.T) {
 	assert.Empty(t, targets)
 }
 
+// TestOverlay: a layer can be an overlay of directories in the home. Other overlays are none.
+func TestOverlay(t *testing.T) {
+	mnt := testfs.Btrfs(t)
+	home := filepath.Join(mnt, "home")
+	overlay := func(source, layers, point string) {
+		options := ""
+		for name, dir := range map[string]string{"lowerdir": "lower", "upperdir": "upper", "workdir": "work"} {
+			dir = filepath.Join(layers, dir)
+			require.NoError(t, os.MkdirAll(dir, 0o755))
+			options += "," + name + "=" + dir
+		}
+		require.NoError(t, os.MkdirAll(point, 0o755))
+		require.NoError(t, unix.Mount(source, point, "overlay", 0, options[1:]))
+		t.Cleanup(func() { assert.NoError(t, unix.Unmount(point, 0)) })
+	}
+	layer, target, other := filepath.Join(home, "roots/web"), t.TempDir(), filepath.Join(mnt, "other")
+	overlay("web", filepath.Join(home, "layers/web"), layer)
+	overlay("web", filepath.Join(mnt, "layers"), other)
+
+	require.NoError(t, Bind(layer, target, false))
+	targets, err := Targets(layer, home, "btrfs")
+	require.NoError(t, err)
+	assert.Equal(t, []string{target}, targets)
+	name, err := Named(target, home, "btrfs")
+	require.NoError(t, err)
+	assert.Equal(t, "web", name)
+	_, err = Named(other, home, "btrfs")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.NoError(t, Unmount(target))
+}
+
 // Flags that the store's mount forbids are forbidden where a layer is mounted read-only, by either system call.
 func TestReadOnlyKeepsFlags(t *testing.T) {
 	mnt := testfs.Btrfs(t)

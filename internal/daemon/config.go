@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
@@ -41,6 +42,7 @@ type Config struct {
 	DefaultLimit      string `toml:"default_limit"`
 	BuildLimit        string `toml:"build_limit"`
 	LimitScope        string `toml:"limit_scope"`
+	RootStyle         string `toml:"root_style"`
 	CountInodes       bool   `toml:"count_inodes"`
 
 	DockerPlugin  string `toml:"docker_plugin"`
@@ -76,6 +78,7 @@ func Default() Config {
 		Address:           "/run/cowshed/cowshed.sock",
 		ContainerdAddress: "/run/containerd/containerd.sock",
 		LimitScope:        quota.ScopeLayer.String(),
+		RootStyle:         string(cowcommon.SnapshotRoot),
 		DockerSpecDir:     plugin.SpecDir,
 		LogLevel:          "info",
 		LogFormat:         "text",
@@ -146,6 +149,8 @@ func (c Config) Validate() error {
 	check("build_limit", err)
 	_, err = quota.ParseScope(c.LimitScope)
 	check("limit_scope", err)
+	_, err = cowcommon.ParseRootStyle(c.RootStyle)
+	check("root_style", err)
 	check("driver", c.checkDriver())
 	check("storage_options", c.checkStorageOptions())
 	if c.DockerPlugin != "" {
@@ -189,6 +194,8 @@ func (c Config) checkStorageOptions() error {
 			return fmt.Errorf("%q: say default_limit or build_limit", option)
 		case name == "quota_scope":
 			return fmt.Errorf("%q: say limit_scope", option)
+		case name == "root_style":
+			return fmt.Errorf("%q: say root_style", option)
 		case isPlace(driver, name) && c.Driver != driver:
 			return fmt.Errorf("%q needs driver = %q", option, driver)
 		}
@@ -228,7 +235,7 @@ func parseLimit(limit string) (uint64, error) {
 	return quota.ParseSize(limit)
 }
 
-// driverOptions are the storage options, with the daemon's limits as options of the driver.
+// driverOptions are the storage options, with the daemon's limits and root style as options of the driver.
 func (c Config) driverOptions(driver string) []string {
 	return c.limitedOptions(driver, c.DefaultLimit)
 }
@@ -241,7 +248,7 @@ func (c Config) limitedOptions(driver, limit string) []string {
 			options = append(options, option)
 		}
 	}
-	options = append(options, driver+".quota_scope="+c.LimitScope)
+	options = append(options, driver+".quota_scope="+c.LimitScope, driver+".root_style="+c.RootStyle)
 	if limit != "" {
 		options = append(options, driver+".size="+limit)
 	}

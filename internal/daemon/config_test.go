@@ -51,6 +51,7 @@ driver = "btrfs"
 storage_options = ["btrfs.quota=classic"]
 default_limit = "10G"
 build_limit = "50G"
+root_style = "shared"
 docker_plugin = "cows"
 stop_timeout = "1m30s"
 `))
@@ -60,8 +61,8 @@ stop_timeout = "1m30s"
 	assert.Equal(t, "50G", c.BuildLimit)
 	assert.Equal(t, Duration{90 * time.Second}, c.StopTimeout)
 	assert.Equal(t, Default().Address, c.Address, "what is not named has its default")
-	assert.Equal(t, []string{"btrfs.quota=classic", "btrfs.quota_scope=layer", "btrfs.size=10G"}, c.driverOptions("btrfs"))
-	assert.Equal(t, []string{"zfs.quota_scope=layer", "zfs.size=10G"}, c.driverOptions("zfs"))
+	assert.Equal(t, []string{"btrfs.quota=classic", "btrfs.quota_scope=layer", "btrfs.root_style=shared", "btrfs.size=10G"}, c.driverOptions("btrfs"))
+	assert.Equal(t, []string{"zfs.quota_scope=layer", "zfs.root_style=shared", "zfs.size=10G"}, c.driverOptions("zfs"))
 	socket, err := c.dockerSocket()
 	require.NoError(t, err)
 	assert.Equal(t, "/run/docker/plugins/cows.sock", socket)
@@ -109,12 +110,15 @@ func TestWrongValues(t *testing.T) {
 		"builds, no quota":   {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=off"}; c.BuildLimit = "1G" }, `build_limit = "1G"`},
 		"builds, min_space":  {func(c *Config) { c.StorageOptions = []string{"btrfs.min_space=2G"}; c.BuildLimit = "1G" }, `build_limit = "1G"`},
 		"scope":              {func(c *Config) { c.LimitScope = "all" }, "limit_scope"},
+		"root style":         {func(c *Config) { c.RootStyle = "overlay" }, `root_style: invalid argument: root style "overlay"`},
+		"no root style":      {func(c *Config) { c.RootStyle = "" }, "root_style"},
 		"driver":             {func(c *Config) { c.Driver = "overlay2" }, "driver"},
 		"option":             {func(c *Config) { c.StorageOptions = []string{"btrfs.quoat=off"} }, "storage_options"},
 		"option of no one":   {func(c *Config) { c.StorageOptions = []string{"brtfs.quota=off"} }, "storage_options"},
 		"option, no value":   {func(c *Config) { c.StorageOptions = []string{"btrfs.quota"} }, "storage_options"},
 		"size as option":     {func(c *Config) { c.StorageOptions = []string{"btrfs.size=1G"} }, "default_limit"},
 		"scope as option":    {func(c *Config) { c.StorageOptions = []string{"btrfs.quota_scope=total"} }, "limit_scope"},
+		"style as option":    {func(c *Config) { c.StorageOptions = []string{"btrfs.root_style=shared"} }, "say root_style"},
 		"dataset for any":    {func(c *Config) { c.StorageOptions = []string{"zfs.fsname=a/b"} }, "needs driver"},
 		"limit and no quota": {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=off"}; c.DefaultLimit = "1G" }, "exclude"},
 		"simple and total":   {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=simple"}; c.LimitScope = "total" }, "exclude"},

@@ -177,6 +177,7 @@ func newSnapshotter(ctx context.Context, c Config, dir string, driver *cowdriver
 		DefaultLimit: quota.Limit{Bytes: options.Size, Scope: options.Scope},
 		BuildLimit:   quota.Limit{Bytes: buildLimit, Scope: options.Scope},
 		Scope:        options.Scope,
+		RootStyle:    options.RootStyle,
 		CountInodes:  c.CountInodes,
 		Logger:       log,
 	})

@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -146,10 +147,24 @@ func (d *dockerDriver) Create(id, parent string, opts *graphdriver.CreateOpts) e
 	if opts != nil {
 		limited = *opts
 	}
-	if limit := d.plugin.config.BuildLimit; limit != "" && len(limited.StorageOpt) == 0 {
-		limited.StorageOpt = map[string]string{"size": limit}
+	if limit := d.plugin.config.BuildLimit; limit != "" && !namesSize(limited.StorageOpt) {
+		limited.StorageOpt = maps.Clone(limited.StorageOpt)
+		if limited.StorageOpt == nil {
+			limited.StorageOpt = make(map[string]string, 1)
+		}
+		limited.StorageOpt["size"] = limit
 	}
 	return d.Driver.Create(id, parent, &limited)
+}
+
+// namesSize reports whether the options of a layer name its size. Case does not matter in their keys.
+func namesSize(storageOpt map[string]string) bool {
+	for key := range storageOpt {
+		if strings.EqualFold(key, "size") {
+			return true
+		}
+	}
+	return false
 }
 
 // ApplyDiff implements graphdriver.Driver.

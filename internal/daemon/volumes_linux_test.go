@@ -13,10 +13,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
-	"github.com/cowshed/cowshed/quota"
 )
 
 // openedAnother has the options of each opening of the driver "another".
@@ -30,7 +30,7 @@ var registerAnother = sync.OnceFunc(func() {
 			openedAnother = append(openedAnother, options)
 			return btrfs.Init(home, nil, idMap)
 		},
-		ParseOptions: func([]string) (quota.Options, error) { return quota.Options{}, nil },
+		ParseOptions: func([]string) (cowcommon.DriverOptions, error) { return cowcommon.DriverOptions{}, nil },
 		Usable:       func(context.Context, string) error { return nil },
 	})
 })

@@ -102,7 +102,7 @@ func (f *Filesystem) listed(dir string) ([]Use, error) {
 				if !buffer.has(statmountOptions) {
 					return nil, unix.ENOSYS
 				}
-				o.layers = layersOf(buffer.options())
+				o.layers = LayersOf(buffer.options())
 				found[id] = o
 				s.addOverlay(o)
 			case f.is(buffer.device()):

@@ -79,7 +79,7 @@ func TestLayersOf(t *testing.T) {
 		`ro,lowerdir=/a\134:b:/c\040d::/e`:                   {"/a:b", "/c d", "/e"},
 		"rw":                                                 nil,
 	} {
-		assert.Equal(t, layers, layersOf(options), options)
+		assert.Equal(t, layers, LayersOf(options), options)
 	}
 }
 

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// layersOf lists the directories that an overlay consists of, from the options that the kernel shows.
-func layersOf(options string) (layers []string) {
+// LayersOf lists the directories that an overlay consists of, from the options that the kernel shows.
+func LayersOf(options string) (layers []string) {
 	for option := range strings.SplitSeq(options, ",") {
 		key, value, _ := strings.Cut(option, "=")
 		value = unescape(value)

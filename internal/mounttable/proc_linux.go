@@ -29,7 +29,7 @@ func (f *Filesystem) inProc(dir string) (uses []Use, err error) {
 				continue
 			}
 			if string(line.fsType) == "overlay" {
-				s.addOverlay(&overlay{point: unescape(string(line.point)), layers: layersOf(string(line.options))})
+				s.addOverlay(&overlay{point: unescape(string(line.point)), layers: LayersOf(string(line.options))})
 			} else if f.is(line.device) {
 				s.mounts = append(s.mounts, mount{root: unescape(string(line.root)), point: unescape(string(line.point))})
 			}

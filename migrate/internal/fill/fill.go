@@ -75,7 +75,7 @@ func made(ctx context.Context, backend cowcommon.Backend, content *migrate.Conte
 	if v.Parent == "" {
 		err = backend.Create(ctx, v.Partial, cowcommon.VolumeOptions{})
 	} else {
-		err = backend.Clone(ctx, v.Partial, v.Parent, cowcommon.VolumeOptions{})
+		err = backend.Clone(ctx, v.Partial, v.Parent, cowcommon.VolumeOptions{RootStyle: cowcommon.SnapshotRoot})
 	}
 	if err != nil {
 		return Report{}, err

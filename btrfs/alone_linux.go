@@ -1,0 +1,30 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// Alone calls do with the open root of a writable volume that nobody uses. Others wait for its end before they use the
+// volume. Returns fault.ErrInUse if somebody uses the volume, and fault.ErrSealed if it is sealed.
+func (b *Backend) Alone(ctx context.Context, name string, do func(root *os.File) error) error {
+	return fault.Wrap("claim volume", name, b.alone(ctx, name, do))
+}
+
+func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File) error) (err error) {
+	v, err := b.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.done()) }()
+	if v.info.ReadOnly {
+		return fault.ErrSealed
+	}
+	return do(v.File)
+}
+
+// KeepsPaths says that a volume has its path even when it is not mounted.
+func (b *Backend) KeepsPaths() bool { return true }

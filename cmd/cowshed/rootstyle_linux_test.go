@@ -1,0 +1,86 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func TestRootStyleOfDriver(t *testing.T) {
+	a := newStore(t)
+	var status map[string]string
+	a.json(t, &status, "status")
+	assert.Equal(t, "snapshot", status["Root Style"])
+	a.json(t, &status, "status", "--storage-opt", "btrfs.root_style=shared")
+	assert.Equal(t, "shared", status["Root Style"])
+}
+
+func isOverlay(t *testing.T, dir string) bool {
+	t.Helper()
+	var fs unix.Statfs_t
+	require.NoError(t, unix.Statfs(dir, &fs))
+	return fs.Type == unix.OVERLAYFS_SUPER_MAGIC
+}
+
+// TestSharedRoot: a layer with a shared root is mounted, compared, applied to and copied as any other.
+func TestSharedRoot(t *testing.T) {
+	a := newStore(t)
+	a.ok(t, "create", "base")
+	a.with(t, "base", func(dir string) {
+		write(t, filepath.Join(dir, "file"), "base")
+		write(t, filepath.Join(dir, "gone"), "base")
+	})
+	a.ok(t, "create", "web", "--parent", "base", "--root-style", "shared")
+	a.with(t, "web", func(dir string) {
+		assert.True(t, isOverlay(t, dir))
+		write(t, filepath.Join(dir, "file"), "changed")
+		write(t, filepath.Join(dir, "new"), "new")
+		require.NoError(t, os.Remove(filepath.Join(dir, "gone")))
+	})
+	const changes = "C /file\nD /gone\nA /new\n"
+	assert.Equal(t, changes, a.ok(t, "changes", "web"))
+	assert.Equal(t, changes, a.ok(t, "changes", "web", "--walk"))
+	tarball := filepath.Join(t.TempDir(), "web.tar")
+	a.ok(t, "diff", "web", "-o", tarball)
+	a.ok(t, "create", "copy", "--parent", "base", "--read-write", "--storage-opt", "btrfs.root_style=shared")
+	a.ok(t, "apply", "copy", tarball)
+	assert.Equal(t, changes, a.ok(t, "changes", "copy"))
+	assert.Empty(t, a.ok(t, "changes", "copy", "web"))
+
+	one, two := t.TempDir(), t.TempDir()
+	a.ok(t, "mount", "web", one)
+	a.ok(t, "mount", "web", two)
+	write(t, filepath.Join(one, "through one"), "text")
+	assert.FileExists(t, filepath.Join(two, "through one"), "both show the same tree")
+	assert.Contains(t, a.ok(t, "changes", "web"), "A /through one\n")
+	r := a.run(t, "rm", "web")
+	assert.Equal(t, exitPrecondition, r.code)
+	assert.Contains(t, r.err, one)
+	a.ok(t, "create", "fork", "--parent", "web")
+	a.ok(t, "unmount", one)
+	write(t, filepath.Join(two, "later"), "text")
+	a.ok(t, "unmount", "web")
+	assert.NoFileExists(t, filepath.Join(two, "file"))
+	assert.Equal(t, exitNotFound, a.run(t, "unmount", "web").code)
+	a.with(t, "fork", func(dir string) {
+		assert.False(t, isOverlay(t, dir))
+		assert.FileExists(t, filepath.Join(dir, "through one"))
+		assert.NoFileExists(t, filepath.Join(dir, "later"))
+	})
+
+	r = a.run(t, "rm", "base")
+	assert.Equal(t, exitPrecondition, r.code)
+	assert.Contains(t, r.err, "web")
+	a.ok(t, "create", "child", "--parent", "web")
+	assert.Equal(t, "web\n", strings.TrimPrefix(a.ok(t, "ls", "--names"), "base\nchild\ncopy\nfork\n"))
+	a.with(t, "web", func(dir string) {
+		assert.False(t, isOverlay(t, dir), "it has become an image")
+		assert.FileExists(t, filepath.Join(dir, "later"))
+	})
+	a.ok(t, "rm", "child", "fork", "copy", "web", "base")
+}

@@ -1,0 +1,293 @@
+package sharedroot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/homedir"
+	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
+	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/internal/namelock"
+	"github.com/cowshed/cowshed/internal/sharedmark"
+)
+
+// Names below the home. docs/reference/on-disk-format.md specifies them.
+const (
+	rootsName = "roots"  // overlays are mounted here
+	indexName = "shared" // a symbolic link for each volume that may be shared, to the name of its lower
+)
+
+// runDir has the mount points of homes that are opened for reading alone. They go when the machine stops.
+const runDir = "/run/cowshed/read-only-roots"
+
+// inner is the Backend inside.
+type inner interface {
+	cowcommon.Backend
+	// Alone calls do with the open root of a writable volume that nobody uses. Others wait for its end before they use
+	// the volume. Returns fault.ErrInUse if somebody uses the volume, and fault.ErrSealed if it is sealed.
+	Alone(ctx context.Context, name string, do func(root *os.File) error) error
+}
+
+// pathKeeper is an inner Backend that may have each volume at a path that everybody in its mount namespace can use,
+// mounted or not.
+type pathKeeper interface {
+	// KeepsPaths reports whether the result of Mount stays valid without the mount.
+	KeepsPaths() bool
+}
+
+// Backend is a Backend whose volumes may have shared roots. It implements cowcommon.Backend and RootStyler, and has the
+// other optional interfaces that the Backend inside has.
+//
+// Several Backends may be open on the same home, in one process or several. They exclude each other by the bytes of the
+// home's lock file. A volume's byte is locked while its style is changed or relied on.
+type Backend struct {
+	cowcommon.Backend // the one inside
+	home              string
+	opts              Options
+	log               *slog.Logger
+	ctx               context.Context // for cleaning up, which the end of no request stops
+	keepsPaths        bool            // as pathKeeper says
+
+	index index
+	roots string         // the directory of mount points
+	locks string         // the file whose bytes are the locks
+	open  *namelock.Lock // held while the Backend is open; nil for reading alone
+
+	mounts   inuse.Table[*mounted] // by volume
+	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
+	overlays *mounttable.Filesystem
+
+	makeRoots func() error             // makes the directory of mount points, once
+	supported func() (features, error) // tries overlays on this filesystem, once
+	closeOnce func() error
+}
+
+var _ interface {
+	cowcommon.RootStyler
+	cowcommon.Sealer
+	cowcommon.Renamer
+	cowcommon.SpecMounter
+	cowcommon.Hinter
+	cowcommon.Streamer
+	cowcommon.Keeper
+	cowcommon.Adopter
+} = (*Backend)(nil)
+
+// New lets the volumes of a Backend, which has that home, have shared roots. It completes changes of style that a crash
+// has interrupted, and unmounts overlays that nobody uses, unless another process has the same home open. Close closes
+// the Backend inside too. If New fails, the Backend inside stays open.
+func New(ctx context.Context, in cowcommon.Backend, home string, opts Options) (cowcommon.Backend, error) {
+	b := &Backend{Backend: in, opts: opts, log: opts.Logger, ctx: context.WithoutCancel(ctx)}
+	if b.log == nil {
+		b.log = slog.Default()
+	}
+	if k, ok := cowcommon.As[pathKeeper](in); ok {
+		b.keepsPaths = k.KeepsPaths()
+	}
+	b.makeRoots = sync.OnceValue(b.makeMountPoints)
+	b.supported = sync.OnceValues(b.tryOverlay)
+	b.closeOnce = sync.OnceValue(b.close)
+	return b, fault.Wrap("open shared roots of home", home, b.start(ctx, home))
+}
+
+func (b *Backend) start(ctx context.Context, home string) (err error) {
+	if b.home, err = filepath.Abs(home); err != nil {
+		return err
+	}
+	if b.home, err = filepath.EvalSymlinks(b.home); err != nil { // as the kernel lists mount points
+		return err
+	}
+	b.roots, b.index.dir, b.locks = filepath.Join(b.home, rootsName), filepath.Join(b.home, indexName), homedir.LockFile(b.home)
+	if b.opts.ReadOnly {
+		sum := sha256.Sum256([]byte(b.home))
+		b.roots = filepath.Join(runDir, hex.EncodeToString(sum[:8]))
+	}
+	dir, err := os.Open(b.home)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil || b.opts.ReadOnly {
+		return err
+	}
+	lock, alone, err := namelock.Either(ctx, b.locks, openKey)
+	if err != nil {
+		return err
+	}
+	if alone {
+		if err = b.recover(ctx); err == nil {
+			err = lock.Share()
+		}
+		if err != nil {
+			return errors.Join(err, lock.Unlock(nil))
+		}
+	}
+	b.open = &lock
+	return nil
+}
+
+// Keys of locks, none of which is the name of a volume.
+const openKey = "/open"
+
+// mountKey is the key of the lock that a process has while it uses the overlay of a volume.
+func mountKey(name string) string { return "/mounted/" + name }
+
+// Unwrap returns the Backend inside.
+func (b *Backend) Unwrap() cowcommon.Backend { return b.Backend }
+
+// exclusive and shared are locks of names.
+func exclusive(name string) namelock.Want { return namelock.Want{Name: name, Exclusive: true} }
+func shared(name string) namelock.Want    { return namelock.Want{Name: name} }
+
+// lock locks the styles of volumes: exclusively to change them, or shared to rely on them.
+func (b *Backend) lock(ctx context.Context, wants ...namelock.Want) (unlock func(), err error) {
+	if b.opts.ReadOnly {
+		return func() {}, nil
+	}
+	release, err := namelock.All(ctx, b.locks, wants...)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		if err := release(); err != nil {
+			b.log.Warn("shared roots: closing a lock failed", "error", err)
+		}
+	}, nil
+}
+
+// makeMountPoints makes the directory of mount points.
+func (b *Backend) makeMountPoints() error {
+	if b.opts.ReadOnly {
+		if err := os.MkdirAll(filepath.Dir(b.roots), 0o711); err != nil {
+			return err
+		}
+	}
+	if err := homedir.Make(b.roots, b.opts.GID); err != nil {
+		return err
+	}
+	return mountdir.KeepPrivate(b.roots, b.opts.GID)
+}
+
+// tryOverlay finds out whether overlays work with directories of the volumes' filesystem. Overlays that are only read
+// depend on no feature.
+func (b *Backend) tryOverlay() (features, error) {
+	if b.opts.ReadOnly {
+		return features{}, nil
+	}
+	if b.keepsPaths {
+		return probe(b.home)
+	}
+	var has features
+	tree, err := cowcommon.Scratch(b.ctx, b.Backend, func(dir string) (err error) {
+		has, err = probe(dir)
+		return err
+	})
+	if err == nil {
+		err = tree.Close()
+	}
+	return has, err
+}
+
+// recover cleans up after a crash. No other Backend has the home open meanwhile.
+func (b *Backend) recover(ctx context.Context) error {
+	if err := mountdir.UnmountBelow(b.roots, b.isUnused); err != nil && !errors.Is(err, os.ErrNotExist) {
+		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	}
+	isNew, err := b.index.make()
+	if err == nil {
+		err = b.index.clean()
+	}
+	if err != nil {
+		return err
+	}
+	if isNew && b.keepsPaths {
+		if err := b.indexAll(ctx); err != nil {
+			return err
+		}
+	}
+	if !b.keepsPaths {
+		return nil // looking costs a mount each, so the first user looks
+	}
+	names, err := b.index.all()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		s, _, err := b.peek(ctx, name)
+		if err == nil && s == stateFolding {
+			err = b.fold(ctx, name)
+		}
+		if err != nil && !isGone(err) {
+			b.log.Warn("shared roots: a change of root style cannot be completed yet", "volume", name, "error", err)
+		}
+	}
+	return nil
+}
+
+// indexAll looks at all volumes, and notes those that are shared.
+func (b *Backend) indexAll(ctx context.Context) error {
+	for v, err := range b.Volumes(ctx) {
+		if err != nil {
+			return err
+		}
+		if v.Sealed {
+			continue
+		}
+		s, lower, err := b.look(ctx, v.Name)
+		if err == nil && s != stateNone && lower != "" {
+			err = b.index.add(v.Name, lower)
+		}
+		if err != nil && !isGone(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have
+// outlived the process that mounted its root. Namespaces that were copied have the mount at the same place. The kernel
+// unmounts such copies when the mount point is removed.
+func (b *Backend) isUnused(m *mountinfo.Info) bool {
+	name := filepath.Base(m.Mountpoint)
+	if strings.HasPrefix(name, viewPrefix) {
+		return true
+	}
+	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir))
+	elsewhere := func(u mounttable.Use) bool { return u.Mountpoint != m.Mountpoint }
+	return err == nil && !slices.ContainsFunc(uses, elsewhere)
+}
+
+// Close closes all open views, and unmounts those overlays that nobody else has mounted. Volumes stay. Closing twice
+// does nothing.
+func (b *Backend) Close() error { return b.closeOnce() }
+
+func (b *Backend) close() error {
+	errs := []error{
+		b.views.CloseAll(func(_ string, o *overlay) error { return o.close() }),
+		b.mounts.CloseAll(func(name string, m *mounted) error {
+			return b.release(name, m, func() bool { return b.isUnused(&mountinfo.Info{Mountpoint: b.point(name)}) })
+		}),
+	}
+	errs = append(errs, b.Backend.Close())
+	if b.open != nil {
+		errs = append(errs, b.open.Unlock(func() error { return mountdir.Release(b.roots) }))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close shared roots: %w", err)
+	}
+	return nil
+}

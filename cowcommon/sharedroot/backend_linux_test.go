@@ -1,0 +1,742 @@
+package sharedroot_test
+
+import (
+	"crypto/rand"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"github.com/moby/sys/user"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/treecmp"
+	"github.com/cowshed/cowshed/quota"
+	"github.com/cowshed/cowshed/zfs"
+)
+
+// store is a home with a Backend for shared roots.
+type store struct {
+	cowcommon.Backend
+	t     *testing.T
+	inner cowcommon.Backend
+	home  string
+	start func() (cowcommon.Backend, error)
+	// keepsOrigins: a volume cannot be removed before its clones.
+	keepsOrigins bool
+}
+
+// newStore makes a store on btrfs.
+func newStore(t *testing.T) *store {
+	t.Helper()
+	testfs.CheckLeaks(t)
+	home := filepath.Join(testfs.Btrfs(t, testfs.WithSimpleQuota()), "home")
+	return openStore(t, home, func() (cowcommon.Backend, error) { return btrfs.Open(t.Context(), home, btrfs.Options{}) })
+}
+
+// newStoreOnZFS makes a store on ZFS. Its home is on another filesystem, as it often is.
+func newStoreOnZFS(t *testing.T) *store {
+	t.Helper()
+	testfs.CheckLeaks(t)
+	dataset, _ := testfs.ZFS(t)
+	home := t.TempDir()
+	s := openStore(t, home, func() (cowcommon.Backend, error) { return zfs.Open(t.Context(), home, dataset, zfs.Options{}) })
+	s.keepsOrigins = true
+	return s
+}
+
+func openStore(t *testing.T, home string, start func() (cowcommon.Backend, error)) *store {
+	t.Helper()
+	s := &store{t: t, home: home, start: start}
+	s.open()
+	t.Cleanup(func() { assert.NoError(t, s.Close()) })
+	return s
+}
+
+func (s *store) open() {
+	s.t.Helper()
+	var err error
+	s.inner, err = s.start()
+	require.NoError(s.t, err)
+	s.Backend, err = sharedroot.New(s.t.Context(), s.inner, s.home, sharedroot.Options{})
+	require.NoError(s.t, err)
+}
+
+// inside calls do with the volume's own tree.
+func (s *store) inside(name string, do func(dir string)) {
+	s.t.Helper()
+	dir, err := s.inner.Mount(s.t.Context(), name, "")
+	require.NoError(s.t, err)
+	do(dir)
+	require.NoError(s.t, s.inner.Unmount(s.t.Context(), name))
+}
+
+// backendTests are tests for any Backend inside.
+var backendTests = map[string]func(t *testing.T, s *store){
+	"SharedRoot":      testSharedRoot,
+	"SealFolds":       testSealFolds,
+	"CloneOfShared":   testCloneOfShared,
+	"CloneOfWritable": testCloneOfWritable,
+	"ViewOfRunning":   testViewOfRunning,
+	"Restart":         testRestart,
+	"BusyUnmount":     testBusyUnmount,
+	"Limit":           testLimit,
+	"SetRootStyle":    testSetRootStyle,
+	"Keep":            testKeep,
+	"TwoBackends":     testTwoBackends,
+	"FailedClone":     testFailedClone,
+	"Identities":      testIdentities,
+}
+
+func TestOnBtrfs(t *testing.T) {
+	for name, test := range backendTests {
+		t.Run(name, func(t *testing.T) { test(t, newStore(t)) })
+	}
+}
+
+func TestOnZFS(t *testing.T) {
+	for name, test := range backendTests {
+		t.Run(name, func(t *testing.T) { test(t, newStoreOnZFS(t)) })
+	}
+}
+
+// crash forgets the Backend without its Close, as the end of a process does: the locks and descriptors go, and mounts
+// stay.
+func (s *store) crash() {
+	s.t.Helper()
+	require.NoError(s.t, s.inner.Close())
+	sharedroot.Abandon(s.Backend)
+}
+
+// image makes a sealed volume with some content.
+func (s *store) image(name string) {
+	s.t.Helper()
+	require.NoError(s.t, s.Create(s.t.Context(), name, cowcommon.VolumeOptions{}))
+	s.edit(name, func(dir string) {
+		require.NoError(s.t, os.MkdirAll(dir+"/etc/deep", 0o755))
+		require.NoError(s.t, os.WriteFile(dir+"/etc/conf", []byte("of the image"), 0o644))
+		require.NoError(s.t, os.WriteFile(dir+"/etc/deep/same", []byte("same"), 0o644))
+		require.NoError(s.t, os.WriteFile(dir+"/gone", []byte("gone"), 0o644))
+		require.NoError(s.t, os.WriteFile(dir+"/big", make([]byte, 1<<20), 0o644))
+	})
+	require.NoError(s.t, cowcommon.Seal(s.t.Context(), s.Backend, name))
+}
+
+// container makes a shared clone.
+func (s *store) container(name, image string) {
+	s.t.Helper()
+	require.NoError(s.t, s.Clone(s.t.Context(), name, image, cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+	s.hasStyle(name, cowcommon.SharedRoot)
+}
+
+func (s *store) hasStyle(name string, style cowcommon.RootStyle) {
+	s.t.Helper()
+	v, err := s.Stat(s.t.Context(), name)
+	require.NoError(s.t, err)
+	require.Equal(s.t, style, v.RootStyle, "of volume %s", name)
+}
+
+func (s *store) mount(name string) string {
+	s.t.Helper()
+	dir, err := s.Mount(s.t.Context(), name, "")
+	require.NoError(s.t, err)
+	return dir
+}
+
+func (s *store) unmount(name string) {
+	s.t.Helper()
+	require.NoError(s.t, s.Unmount(s.t.Context(), name))
+}
+
+func (s *store) edit(name string, do func(dir string)) {
+	s.t.Helper()
+	do(s.mount(name))
+	s.unmount(name)
+}
+
+// typical makes changes of each kind.
+func (s *store) typical(dir string) {
+	s.t.Helper()
+	require.NoError(s.t, os.WriteFile(dir+"/etc/conf", []byte("of the container"), 0o600))
+	require.NoError(s.t, os.Remove(dir+"/gone"))
+	require.NoError(s.t, os.MkdirAll(dir+"/new/dir", 0o750))
+	require.NoError(s.t, os.WriteFile(dir+"/new/dir/file", []byte("new"), 0o644))
+}
+
+var typicalChanges = []string{"C /etc", "C /etc/conf", "D /gone", "A /new", "A /new/dir", "A /new/dir/file"}
+
+// links are compared as far as an overlay keeps them.
+var links = treecmp.Options{LinksInTree: true}
+
+// changes compares two volumes, natively unless how says another.
+func (s *store) changes(name, parent string, native bool) (list []string) {
+	s.t.Helper()
+	way := cowcommon.Auto
+	if !native {
+		way = cowcommon.Walk
+	}
+	comparer := cowcommon.NewComparer(s.Backend, user.IdentityMapping{}, slog.New(slog.DiscardHandler))
+	c, err := comparer.Compare(s.t.Context(), name, parent, way)
+	require.NoError(s.t, err)
+	assert.Equal(s.t, native, c.Native, c.Reason)
+	for _, change := range c.Changes {
+		list = append(list, change.String())
+	}
+	require.NoError(s.t, c.Close())
+	return list
+}
+
+func overlaysBelow(t *testing.T, dir string) (points []string) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	require.NoError(t, err)
+	for _, m := range mounts {
+		if m.FSType == "overlay" {
+			points = append(points, filepath.Base(m.Mountpoint))
+		}
+	}
+	return points
+}
+
+func testSharedRoot(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+
+	dir := s.mount("c")
+	assert.Equal(t, dir, s.mount("c"), "mounts are counted")
+	s.typical(dir)
+	s.unmount("c")
+	assert.Equal(t, []string{"c"}, overlaysBelow(t, s.home))
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true), "while it is mounted")
+	s.unmount("c")
+	s.unmount("c")
+	assert.Empty(t, overlaysBelow(t, s.home))
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+	assert.Equal(t, typicalChanges, s.changes("c", "image", false))
+	assert.Empty(t, overlaysBelow(t, s.home), "views are closed")
+
+	err := s.Remove(ctx, "image")
+	require.ErrorIs(t, err, fault.ErrInUse)
+	assert.ErrorContains(t, err, "(c)")
+	require.ErrorIs(t, cowcommon.Rename(ctx, s.Backend, "image", "i"), fault.ErrInUse)
+
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "c", "d"))
+	s.hasStyle("d", cowcommon.SharedRoot)
+	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse)
+	require.NoError(t, s.Remove(ctx, "d"))
+	require.NoError(t, s.Remove(ctx, "image"))
+}
+
+// A clone of style snapshot is as it was before there were shared roots.
+func TestSnapshotRoot(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	require.NoError(t, s.Clone(t.Context(), "c", "image", cowcommon.VolumeOptions{}))
+	s.hasStyle("c", cowcommon.SnapshotRoot)
+	s.edit("c", func(dir string) {
+		assert.Equal(t, s.home+"/subvolumes/c", dir)
+		s.typical(dir)
+	})
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+	require.NoError(t, s.Remove(t.Context(), "image"), "nothing shares it")
+	assert.NoDirExists(t, s.home+"/roots")
+}
+
+// All containers of an image read the same pages.
+func TestPagesAreShared(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	image := s.mount("image")
+	var dirs []string
+	for _, name := range []string{"a", "b"} {
+		s.container(name, "image")
+		dirs = append(dirs, s.mount(name))
+	}
+	drop(t, image+"/big")
+	require.Zero(t, cachedPages(t, dirs[1]+"/big"))
+	_, err := os.ReadFile(dirs[0] + "/big")
+	require.NoError(t, err)
+	assert.Equal(t, (1<<20)/os.Getpagesize(), cachedPages(t, dirs[1]+"/big"), "pages of a, seen through b")
+	assert.Equal(t, backing(t, image+"/big"), backing(t, dirs[0]+"/big"))
+
+	for _, name := range []string{"a", "b", "image"} {
+		s.unmount(name)
+	}
+}
+
+// No two files with one link have the same device and inode number.
+func testIdentities(t *testing.T, s *store) {
+	s.image("image")
+	s.container("c", "image")
+	dir := s.mount("c")
+	for i := range 50 { // new inodes, and copied ones
+		require.NoError(t, os.WriteFile(fmt.Sprintf("%s/etc/new-%d", dir, i), nil, 0o644))
+	}
+	require.NoError(t, os.Chmod(dir+"/etc/conf", 0o600))
+	seen := map[[2]uint64]string{}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if st.Nlink == 1 || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			id := [2]uint64{st.Dev, st.Ino}
+			assert.Empty(t, seen[id], path)
+			seen[id] = path
+		}
+		return err
+	}))
+	s.unmount("c")
+}
+
+// backing is the extent of the first byte of a file.
+func backing(t *testing.T, path string) string {
+	t.Helper()
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	maps, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, unix.Munmap(maps)) }()
+	text, err := os.ReadFile("/proc/self/maps")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 5 && strings.HasSuffix(fields[5], "/big") {
+			return fields[4] // the inode
+		}
+	}
+	t.Fatal("no mapping of " + path)
+	return ""
+}
+
+// drop takes a file out of the page cache.
+func drop(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	require.NoError(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+}
+
+// cachedPages counts the pages of a file that are in memory.
+func cachedPages(t *testing.T, path string) (n int) {
+	t.Helper()
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	info, err := f.Stat()
+	require.NoError(t, err)
+	data, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, unix.Munmap(data)) }()
+	resident := make([]byte, (len(data)+os.Getpagesize()-1)/os.Getpagesize())
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&data[0])), uintptr(len(data)), uintptr(unsafe.Pointer(&resident[0])))
+	require.Zero(t, errno)
+	for _, r := range resident {
+		n += int(r & 1)
+	}
+	return n
+}
+
+func testSealFolds(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	dir := s.mount("c")
+	s.typical(dir)
+	require.ErrorIs(t, cowcommon.Seal(ctx, s.Backend, "c"), fault.ErrInUse)
+	s.hasStyle("c", cowcommon.SharedRoot)
+	want, err := treecmp.Read(dir, links)
+	require.NoError(t, err)
+	s.unmount("c")
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
+	s.hasStyle("c", cowcommon.SnapshotRoot)
+	sealed := s.mount("c")
+	assert.NotEqual(t, dir, sealed)
+	got, err := treecmp.Read(sealed, links)
+	require.NoError(t, err)
+	assert.Empty(t, want.Diff(got, links))
+	s.unmount("c")
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true), "by the filesystem's own hints")
+	if !s.keepsOrigins {
+		require.NoError(t, s.Remove(ctx, "image"))
+	}
+}
+
+// A clone of a shared volume that nobody uses seals it, and so folds it. In use, it stays shared.
+func testCloneOfShared(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	s.typical(s.mount("c"))
+	for name, style := range map[string]cowcommon.RootStyle{"fork": cowcommon.SharedRoot, "plain": cowcommon.SnapshotRoot} {
+		require.NoError(t, s.Clone(ctx, name, "c", cowcommon.VolumeOptions{RootStyle: style}))
+		s.hasStyle(name, style)
+		assert.Equal(t, typicalChanges, s.changes(name, "image", style == cowcommon.SharedRoot || name == "plain"))
+	}
+	require.ErrorIs(t, s.Clone(ctx, "fork", "c", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}), errdefs.ErrAlreadyExists)
+	s.hasStyle("c", cowcommon.SharedRoot)
+	s.unmount("c")
+	if !s.keepsOrigins {
+		require.NoError(t, s.Remove(ctx, "c"))
+	}
+	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse, "the fork shares it")
+
+	require.NoError(t, s.Clone(ctx, "child", "fork", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+	s.hasStyle("fork", cowcommon.SnapshotRoot)
+	s.hasStyle("child", cowcommon.SharedRoot)
+	require.ErrorIs(t, s.Remove(ctx, "fork"), fault.ErrInUse)
+	if !s.keepsOrigins {
+		require.NoError(t, s.Remove(ctx, "image"), "fork was folded")
+	}
+	s.edit("child", func(dir string) {
+		content, err := os.ReadFile(dir + "/etc/conf")
+		require.NoError(t, err)
+		assert.Equal(t, "of the container", string(content))
+	})
+}
+
+// A clone of a volume that is written to cannot share it.
+func testCloneOfWritable(t *testing.T, s *store) {
+	require.NoError(t, s.Create(t.Context(), "c", cowcommon.VolumeOptions{}))
+	s.mount("c")
+	require.NoError(t, s.Clone(t.Context(), "d", "c", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+	s.hasStyle("d", cowcommon.SnapshotRoot)
+	s.unmount("c")
+}
+
+// A view shows one moment, whatever is written meanwhile.
+func testViewOfRunning(t *testing.T, s *store) {
+	s.image("image")
+	s.container("c", "image")
+	dir := s.mount("c")
+	s.typical(dir)
+	v, err := s.View(t.Context(), "c")
+	require.NoError(t, err)
+	before, err := treecmp.Read(v.Dir(), links)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(dir+"/etc/conf", []byte("later"), 0o600))
+	require.NoError(t, os.RemoveAll(dir+"/new"))
+	require.NoError(t, os.WriteFile(dir+"/big", []byte("short"), 0o600))
+	after, err := treecmp.Read(v.Dir(), links)
+	require.NoError(t, err)
+	assert.Empty(t, before.Diff(after, links))
+	content, err := os.ReadFile(v.Dir() + "/etc/conf")
+	require.NoError(t, err)
+	assert.Equal(t, "of the container", string(content))
+	require.ErrorIs(t, os.WriteFile(v.Dir()+"/etc/conf", nil, 0o600), unix.EROFS)
+
+	other, err := s.View(t.Context(), "image")
+	require.NoError(t, err)
+	require.ErrorIs(t, cowcommon.Send(t.Context(), s.Backend, io.Discard, other, v), errdefs.ErrNotImplemented)
+	_, err = cowcommon.Hints(t.Context(), s.Backend, v, other)
+	require.ErrorIs(t, err, treediff.ErrNoHints)
+	require.NoError(t, other.Close())
+	require.NoError(t, v.Close())
+	require.NoError(t, v.Close())
+	s.unmount("c")
+}
+
+// Others mount a shared root by its MountSpec. It is in use then.
+func TestMountSpec(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	for _, readOnly := range []bool{false, true} {
+		spec, err := s.Backend.(cowcommon.SpecMounter).MountSpec(ctx, "c", readOnly)
+		require.NoError(t, err)
+		at := t.TempDir()
+		flags := uintptr(0)
+		if readOnly {
+			flags = unix.MS_RDONLY
+		}
+		options := strings.Join(spec.Options, ",")
+		options = strings.ReplaceAll(options, ",noatime", "")
+		require.NoError(t, unix.Mount(spec.Source, at, spec.Type, flags, options))
+		if readOnly {
+			require.ErrorIs(t, os.WriteFile(at+"/etc/conf", nil, 0o600), unix.EROFS)
+		} else {
+			s.typical(at)
+		}
+		_, err = s.Mount(ctx, "c", "")
+		require.ErrorIs(t, err, fault.ErrInUse, "a second overlay of one upper")
+		require.ErrorIs(t, s.Remove(ctx, "c"), fault.ErrInUse)
+		require.ErrorIs(t, cowcommon.Seal(ctx, s.Backend, "c"), fault.ErrInUse)
+		require.ErrorIs(t, cowcommon.Rename(ctx, s.Backend, "c", "d"), fault.ErrInUse)
+		assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+		require.NoError(t, unix.Unmount(at, 0))
+	}
+	spec, err := s.Backend.(cowcommon.SpecMounter).MountSpec(ctx, "image", true)
+	require.NoError(t, err)
+	assert.Equal(t, "btrfs", spec.Type)
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+}
+
+// A crash leaves mounts and changes of style that have begun. The next start cleans up.
+func testRestart(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	for _, name := range []string{"mounted", "busy", "folding", "cloned"} {
+		s.container(name, "image")
+	}
+	s.typical(s.mount("mounted"))
+	busy := s.mount("busy")
+	s.typical(busy)
+	s.edit("folding", s.typical)
+	s.inside("folding", func(dir string) {
+		require.NoError(t, os.Rename(dir+"/.cowshed/upper", dir+"/.cowshed/folding"))
+	})
+	s.inside("cloned", func(dir string) { require.NoError(t, os.RemoveAll(dir+"/.cowshed")) }) // killed between clone and prepare
+	container := t.TempDir()
+	require.NoError(t, unix.Mount(busy, container, "", unix.MS_BIND, ""))
+	_, err := s.View(ctx, "mounted")
+	require.NoError(t, err)
+	require.Len(t, overlaysBelow(t, s.home), 3)
+
+	s.crash()
+	s.open()
+	assert.Equal(t, []string{"busy"}, overlaysBelow(t, s.home), "a container may run in it")
+	assert.Equal(t, typicalChanges, s.changes("folding", "image", true))
+	s.hasStyle("folding", cowcommon.SnapshotRoot)
+	s.inside("folding", func(dir string) { assert.NoDirExists(t, dir+"/.cowshed") })
+	s.hasStyle("cloned", cowcommon.SnapshotRoot)
+	require.NoError(t, s.Remove(ctx, "cloned"))
+
+	assert.Equal(t, busy, s.mount("busy"), "the mount that the container has")
+	require.NoError(t, os.WriteFile(container+"/through", []byte("the container"), 0o600))
+	assert.FileExists(t, busy+"/through")
+	require.NoError(t, unix.Unmount(container, 0))
+	s.unmount("busy")
+	assert.Empty(t, overlaysBelow(t, s.home))
+	s.edit("mounted", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
+}
+
+// A home whose notes are lost, as in a copy of it, is still right.
+func TestLostNotes(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, s.Close())
+	require.NoError(t, os.RemoveAll(s.home+"/shared"))
+	s.open()
+	s.hasStyle("c", cowcommon.SharedRoot)
+	require.ErrorIs(t, s.Remove(t.Context(), "image"), fault.ErrInUse)
+
+	require.NoError(t, os.Remove(s.home+"/shared/c"))
+	s.edit("c", s.typical)
+	require.ErrorIs(t, s.Remove(t.Context(), "image"), fault.ErrInUse)
+	require.NoError(t, os.Remove(s.home+"/shared/c"))
+	require.NoError(t, s.Clone(t.Context(), "d", "c", cowcommon.VolumeOptions{}))
+	s.hasStyle("c", cowcommon.SnapshotRoot)
+	assert.Equal(t, typicalChanges, s.changes("d", "image", true))
+}
+
+// An overlay that is busy when its last user gives it back stays, and is used again or unmounted later.
+func testBusyUnmount(t *testing.T, s *store) {
+	s.image("image")
+	s.container("c", "image")
+	dir := s.mount("c")
+	f, err := os.Create(dir + "/open")
+	require.NoError(t, err)
+	s.unmount("c")
+	assert.Equal(t, []string{"c"}, overlaysBelow(t, s.home))
+	require.ErrorIs(t, s.Remove(t.Context(), "c"), fault.ErrInUse)
+	assert.Equal(t, dir, s.mount("c"))
+	s.unmount("c")
+	require.NoError(t, f.Close())
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
+	assert.Empty(t, overlaysBelow(t, s.home))
+}
+
+func testLimit(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	limit := quota.Limit{Bytes: 8 << 20}
+	require.NoError(t, s.Clone(ctx, "c", "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot, Limit: limit}))
+	dir := s.mount("c")
+	f, err := os.OpenFile(dir+"/big", os.O_WRONLY, 0) // a copy of the image's file costs nothing
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.ErrorIs(t, os.WriteFile(dir+"/too-much", noise(16<<20), 0o600), unix.EDQUOT)
+	require.NoError(t, os.Remove(dir+"/too-much"))
+	s.unmount("c")
+	usage, err := cowcommon.Usage(ctx, s.Backend, "c")
+	require.NoError(t, err)
+	assert.Less(t, usage.Bytes, uint64(1<<20))
+	require.NoError(t, cowcommon.SetLimit(ctx, s.Backend, "c", quota.Limit{}))
+}
+
+// noise is data that cannot be compressed.
+func noise(n int) []byte {
+	data := make([]byte, n)
+	_, _ = rand.Read(data) // never fails
+	return data
+}
+
+// The style of a volume changes there and back, and its tree and its changes stay.
+func testSetRootStyle(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	require.NoError(t, s.Clone(ctx, "c", "image", cowcommon.VolumeOptions{}))
+	s.edit("c", s.typical)
+	read := func() (tree treecmp.Tree) {
+		s.edit("c", func(dir string) {
+			var err error
+			tree, err = treecmp.Read(dir, links)
+			require.NoError(t, err)
+		})
+		return tree
+	}
+	want := read()
+	for _, style := range []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SharedRoot, cowcommon.SnapshotRoot, cowcommon.SharedRoot} {
+		require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", style))
+		s.hasStyle("c", style)
+		assert.Empty(t, want.Diff(read(), links), style)
+		assert.Equal(t, typicalChanges, s.changes("c", "image", true), style)
+	}
+	// A name that the lower does not have is gone for good.
+	s.edit("c", func(dir string) { require.NoError(t, os.RemoveAll(dir+"/new")) })
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+	assert.Equal(t, typicalChanges[:3], s.changes("c", "image", true))
+
+	s.mount("c")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SharedRoot), fault.ErrInUse)
+	s.unmount("c")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SharedRoot), errdefs.ErrFailedPrecondition)
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SnapshotRoot))
+	require.NoError(t, s.Create(ctx, "alone", cowcommon.VolumeOptions{}))
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "alone", cowcommon.SharedRoot), errdefs.ErrFailedPrecondition)
+}
+
+// A kept state has the style of its moment, and cannot be restored without the lower.
+func testKeep(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	s.edit("c", s.typical)
+	kept, err := cowcommon.Keep(ctx, s.Backend, "c")
+	require.NoError(t, err)
+	s.edit("c", func(dir string) { require.NoError(t, os.RemoveAll(dir+"/etc")) })
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+	require.NoError(t, kept.Restore(ctx))
+	require.NoError(t, kept.Close())
+	s.hasStyle("c", cowcommon.SharedRoot)
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+
+	if s.keepsOrigins {
+		return
+	}
+	kept, err = cowcommon.Keep(ctx, s.Backend, "c")
+	require.NoError(t, err)
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+	require.NoError(t, s.Remove(ctx, "image"))
+	require.ErrorIs(t, kept.Restore(ctx), errdefs.ErrFailedPrecondition)
+	require.NoError(t, kept.Close())
+}
+
+// Two Backends on one home, as in two processes, share a mount and respect each other's.
+func testTwoBackends(t *testing.T, s *store) {
+	s.image("image")
+	s.container("c", "image")
+	other := &store{t: t, home: s.home, start: s.start}
+	other.open()
+	dir := s.mount("c")
+	assert.Equal(t, dir, other.mount("c"))
+	require.ErrorIs(t, other.Remove(t.Context(), "image"), fault.ErrInUse)
+	s.unmount("c")
+	assert.Equal(t, []string{"c"}, overlaysBelow(t, s.home), "the other has it mounted")
+	require.ErrorIs(t, s.Remove(t.Context(), "c"), fault.ErrInUse)
+	s.typical(dir)
+	other.unmount("c")
+	assert.Empty(t, overlaysBelow(t, s.home))
+	require.NoError(t, other.Close())
+	require.NoError(t, s.Remove(t.Context(), "c"))
+}
+
+// A shared root that cannot be, since its name cannot be in the options of a mount, is refused before anything is made.
+func TestNameWithColon(t *testing.T) {
+	s := newStore(t)
+	s.image("a:b")
+	err := s.Clone(t.Context(), "c", "a:b", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	_, err = s.Stat(t.Context(), "c")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+}
+
+// A Backend that is open for reading alone shows shared roots, and completes nothing.
+func TestReadOnly(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	s.edit("c", s.typical)
+	require.NoError(t, s.Close())
+	mnt := filepath.Dir(s.home)
+	require.NoError(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	inner, err := btrfs.OpenReadOnly(t.Context(), s.home, btrfs.Options{}, fmt.Errorf("it is"))
+	require.NoError(t, err)
+	b, err := sharedroot.New(t.Context(), inner, s.home, sharedroot.Options{ReadOnly: true})
+	require.NoError(t, err)
+	read := &store{t: t, home: s.home, Backend: b}
+	read.edit("c", func(dir string) {
+		assert.FileExists(t, dir+"/new/dir/file")
+		require.ErrorIs(t, os.WriteFile(dir+"/x", nil, 0o600), unix.EROFS)
+	})
+	assert.Equal(t, typicalChanges, read.changes("c", "image", true))
+	require.ErrorIs(t, b.Remove(t.Context(), "c"), cowcommon.ErrReadOnly)
+	require.ErrorIs(t, cowcommon.Seal(t.Context(), b, "c"), cowcommon.ErrReadOnly)
+	require.NoError(t, b.Close())
+	require.NoError(t, unix.Mount("", mnt, "", unix.MS_REMOUNT, ""))
+	s.open()
+}
+
+// A clone that fails at its last step leaves nothing.
+func testFailedClone(t *testing.T, s *store) {
+	require.NoError(t, s.Create(t.Context(), "odd", cowcommon.VolumeOptions{}))
+	s.edit("odd", func(dir string) { require.NoError(t, os.Mkdir(dir+"/.cowshed", 0o755)) })
+	err := s.Clone(t.Context(), "c", "odd", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	_, err = s.Stat(t.Context(), "c")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.NoError(t, s.Clone(t.Context(), "c", "odd", cowcommon.VolumeOptions{}))
+	s.edit("c", func(dir string) { assert.DirExists(t, dir+"/.cowshed") })
+}
+
+// Another mount namespace has a copy of an overlay that was mounted when the namespace was made. The copy keeps nothing
+// in use.
+func TestCopiedNamespace(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	s.mount("c")
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation=private", "--", "sh", "-c", "echo ready; read wait")
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = io.ReadFull(out, make([]byte, len("ready\n")))
+	require.NoError(t, err)
+	s.unmount("c")
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
+	require.NoError(t, in.Close())
+	_ = cmd.Wait() // read fails at the end of its input
+}

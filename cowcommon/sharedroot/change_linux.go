@@ -1,0 +1,207 @@
+package sharedroot
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/namelock"
+)
+
+// wants are the locks to rely on a lower, "" for none.
+func (b *Backend) wants(lower string) []namelock.Want {
+	if lower == "" {
+		return nil
+	}
+	return []namelock.Want{shared(lower)}
+}
+
+// Stat describes a volume, with its root style.
+func (b *Backend) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
+	v, err := b.Backend.Stat(ctx, name)
+	if err != nil {
+		return v, err
+	}
+	v.RootStyle = cowcommon.SnapshotRoot
+	if noted, err := b.index.lower(name); noted == "" || err != nil || v.Sealed {
+		return v, fault.Wrap("stat volume", name, err)
+	}
+	s, _, err := b.look(ctx, name)
+	if s == stateShared {
+		v.RootStyle = cowcommon.SharedRoot
+	}
+	return v, fault.Wrap("stat volume", name, err)
+}
+
+// Seal makes a volume one of style snapshot, and seals it.
+func (b *Backend) Seal(ctx context.Context, name string) error {
+	return fault.Wrap("seal volume", name, b.seal(ctx, name))
+}
+
+func (b *Backend) seal(ctx context.Context, name string) error {
+	unlock, err := b.lock(ctx, exclusive(name))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := b.plain(ctx, name); err != nil {
+		return err
+	}
+	return cowcommon.Seal(ctx, b.Backend, name)
+}
+
+// plain makes a volume one of style snapshot. The caller has its lock.
+func (b *Backend) plain(ctx context.Context, name string) error {
+	s, _, err := b.peek(ctx, name)
+	if err != nil || s == stateNone {
+		return err
+	}
+	return b.foldLocked(ctx, name)
+}
+
+// Remove destroys a volume. Returns fault.ErrInUse if it is the lower of shared volumes.
+func (b *Backend) Remove(ctx context.Context, name string) error {
+	return fault.Wrap("remove volume", name, b.remove(ctx, name))
+}
+
+func (b *Backend) remove(ctx context.Context, name string) error {
+	if err := cowcommon.CheckID(name); err != nil {
+		return err
+	}
+	unlock, err := b.lock(ctx, exclusive(name))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := b.checkNoUsers(ctx, name); err != nil {
+		return err
+	}
+	b.unmountLeft(name)
+	if err := b.Backend.Remove(ctx, name); err != nil {
+		return err
+	}
+	if err := b.index.forget(name); err != nil { // harmless: a note without a volume says nothing
+		b.log.Warn("shared roots: the note of a volume is left over", "volume", name, "error", err)
+	}
+	return nil
+}
+
+// maxNamed is how many users an error names.
+const maxNamed = 3
+
+// checkNoUsers checks that no volume is shared over this one. The caller has its lock exclusively.
+func (b *Backend) checkNoUsers(ctx context.Context, name string) error {
+	noted, err := b.index.users(name)
+	if err != nil {
+		return err
+	}
+	var users []string
+	for _, user := range noted {
+		s, lower, err := b.look(ctx, user)
+		if err != nil && !isGone(err) {
+			return err
+		}
+		if err == nil && s != stateNone && lower == name {
+			users = append(users, user)
+		}
+	}
+	if len(users) == 0 {
+		return nil
+	}
+	list := strings.Join(users[:min(len(users), maxNamed)], ", ")
+	if len(users) > maxNamed {
+		list += ", …"
+	}
+	return fault.New(fault.ErrInUse, "the roots of %d volumes share it (%s): remove them first, or change their root style to snapshot", len(users), list)
+}
+
+// Rename gives a volume another name. Returns fault.ErrInUse if it is the lower of shared volumes.
+func (b *Backend) Rename(ctx context.Context, name, to string) error {
+	return fault.WrapWith("rename volume", name, fault.To(to), b.rename(ctx, name, to))
+}
+
+func (b *Backend) rename(ctx context.Context, name, to string) error {
+	lower, err := b.index.lower(name)
+	if err == nil {
+		err = cowcommon.CheckID(to)
+	}
+	if err != nil {
+		return err
+	}
+	unlock, err := b.lock(ctx, append(b.wants(lower), exclusive(name), exclusive(to))...)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := b.checkNoUsers(ctx, name); err != nil {
+		return err
+	}
+	b.unmountLeft(name)
+	if lower == "" {
+		return cowcommon.Rename(ctx, b.Backend, name, to)
+	}
+	if _, err := b.Backend.Stat(ctx, to); !errdefs.IsNotFound(err) {
+		if err == nil {
+			err = errdefs.ErrAlreadyExists
+		}
+		return err
+	}
+	if err := b.index.add(to, lower); err != nil {
+		return err
+	}
+	if err := cowcommon.Rename(ctx, b.Backend, name, to); err != nil {
+		return err // the note about to is harmless
+	}
+	return b.index.forget(name)
+}
+
+// Receive makes a volume from a native stream. source becomes one of style snapshot, as when it is sealed. Returns
+// errdefs.ErrInvalidArgument if the stream is that of a shared volume, whose lower could be any volume here.
+func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
+	err := b.withPlain(ctx, name, source, func() error {
+		if err := cowcommon.Receive(ctx, b.Backend, name, source, r); err != nil {
+			return err
+		}
+		s, _, err := b.look(ctx, name)
+		if err == nil && s != stateNone {
+			err = fault.New(errdefs.ErrInvalidArgument, "the stream is that of a volume with a shared root")
+		}
+		if err != nil {
+			err = errors.Join(err, b.Backend.Remove(b.ctx, name))
+		}
+		return err
+	})
+	return fault.Wrap("receive volume", name, err)
+}
+
+// Adopt makes a volume from one of another program. parent becomes one of style snapshot, as when it is sealed.
+func (b *Backend) Adopt(ctx context.Context, name, parent, source string, opts cowcommon.VolumeOptions) error {
+	err := b.withPlain(ctx, name, parent, func() error {
+		return cowcommon.Adopt(ctx, b.Backend, name, parent, source, opts)
+	})
+	return fault.WrapWith("adopt volume", name, fault.From(source), err)
+}
+
+// withPlain calls do, which makes the volume name, when base is a volume of style snapshot or "".
+func (b *Backend) withPlain(ctx context.Context, name, base string, do func() error) error {
+	wants := []namelock.Want{exclusive(name)}
+	if base != "" {
+		wants = append(wants, exclusive(base))
+	}
+	unlock, err := b.lock(ctx, wants...)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if base != "" {
+		if err := b.plain(ctx, base); err != nil {
+			return err
+		}
+	}
+	return do()
+}

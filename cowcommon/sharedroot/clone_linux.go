@@ -1,0 +1,155 @@
+package sharedroot
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// errStyleChanged says that somebody has changed the style of the source of a clone meanwhile.
+var errStyleChanged = errors.New("its root style has changed meanwhile")
+
+// Clone makes a volume of the style that the options name. The clone of a source that is writable and in use has the
+// style of its source, or, on demand, the style snapshot. A crash may leave a clone in the other style than asked for.
+// The tree is the same.
+func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
+}
+
+func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	for _, id := range []string{name, source} {
+		if err := cowcommon.CheckID(id); err != nil {
+			return err
+		}
+	}
+	opts.RootStyle = b.orDefault(opts.RootStyle)
+	if opts.RootStyle == cowcommon.SharedRoot {
+		if err := b.canShare(name, source); err != nil {
+			return err
+		}
+	}
+	for {
+		err := b.untilFolded(ctx, source, func() error { return b.tryClone(ctx, name, source, opts) })
+		if !errors.Is(err, errStyleChanged) {
+			return err
+		}
+	}
+}
+
+func (b *Backend) tryClone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	lower, err := b.index.lower(source)
+	if err != nil {
+		return err
+	}
+	isLive := false
+	if lower != "" {
+		err := b.fold(ctx, source)
+		if isLive = errors.Is(err, fault.ErrInUse); err != nil && !isLive {
+			return err
+		}
+	}
+	return b.cloneLocked(ctx, name, source, lower, isLive, opts)
+}
+
+// canShare reports whether a clone of source can be shared.
+func (b *Backend) canShare(name, source string) error {
+	if _, ok := b.Backend.(inner); !ok && !b.opts.ReadOnly {
+		return fault.New(errdefs.ErrNotImplemented, "volumes of a %T cannot have shared roots", b.Backend)
+	}
+	if _, err := b.supported(); err != nil {
+		return err
+	}
+	if strings.Contains(name+source, ":") {
+		return fault.New(errdefs.ErrInvalidArgument, "a volume with a colon in its name cannot have a shared root, nor be the lower of one")
+	}
+	return nil
+}
+
+// cloneLocked clones source, which is shared over lower if it is live.
+func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, isLive bool, opts cowcommon.VolumeOptions) error {
+	wants := append(b.wants(lower), exclusive(name), shared(source))
+	unlock, err := b.lock(ctx, wants...)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if isLive {
+		return b.cloneLive(ctx, name, source, lower, opts)
+	}
+	src, err := b.Backend.Stat(ctx, source)
+	if err != nil {
+		return err
+	}
+	if !src.Sealed {
+		s, found, err := b.peek(ctx, source)
+		if err != nil {
+			return err
+		}
+		switch s {
+		case stateFolding:
+			return errFolding
+		case stateShared:
+			return errors.Join(errStyleChanged, b.index.add(source, found))
+		}
+	}
+	if err := b.Backend.Clone(ctx, name, source, opts); err != nil || opts.RootStyle != cowcommon.SharedRoot {
+		return err
+	}
+	if !src.Sealed {
+		if src, err = b.Backend.Stat(ctx, source); err != nil || !src.Sealed {
+			return err // it was in use, and goes on changing
+		}
+	}
+	return b.share(ctx, name, source)
+}
+
+// share gives a fresh clone of a sealed volume a shared root. The caller has the locks of both.
+func (b *Backend) share(ctx context.Context, name, lower string) error {
+	err := b.index.add(name, lower)
+	if err == nil {
+		err = b.alone(ctx, name, func(root *os.File) error { return prepare(root, lower) })
+	}
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, fault.ErrInUse) || errors.Is(err, fault.ErrSealed) {
+		b.log.Debug("shared roots: somebody already uses the clone, so it has the style snapshot", "volume", name, "error", err)
+		return b.index.forget(name)
+	}
+	return errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
+}
+
+// cloneLive clones a shared volume that is in use.
+func (b *Backend) cloneLive(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
+	err := b.hold(ctx, source, func(dir string) error { // so it is not sealed
+		s, found, err := inspectDir(dir)
+		switch {
+		case err != nil:
+			return err
+		case s == stateFolding:
+			return errFolding
+		case s != stateShared || found != lower:
+			return errStyleChanged
+		}
+		if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
+			if err == nil {
+				err = errdefs.ErrAlreadyExists
+			}
+			return err
+		}
+		if err := b.index.add(name, lower); err != nil {
+			return err
+		}
+		return b.Backend.Clone(ctx, name, source, opts)
+	})
+	if err != nil || opts.RootStyle == cowcommon.SharedRoot {
+		return err
+	}
+	return b.foldLocked(ctx, name)
+}

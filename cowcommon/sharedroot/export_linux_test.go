@@ -1,0 +1,17 @@
+package sharedroot
+
+import (
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// Abandon gives up the locks of a Backend, as the end of its process does, and leaves its mounts.
+func Abandon(b cowcommon.Backend) {
+	own := b.(*Backend)
+	_ = own.open.Close()
+	_ = own.mounts.CloseAll(func(_ string, m *mounted) error {
+		if m.lower == "" {
+			return nil
+		}
+		return m.lock.Close()
+	})
+}

@@ -1,0 +1,63 @@
+package sharedroot_test
+
+import (
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/moby/sys/user"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
+	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/graphdriver/graphtest"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// TestGraph runs the conformance suite of graph drivers, with shared roots for all layers that have a parent.
+func TestGraph(t *testing.T) {
+	var homes sync.Map // of drivers
+	open := func(t testing.TB, home string, idMap user.IdentityMapping) graphdriver.Driver {
+		backend := openShared(t, home, sharedroot.Options{Default: cowcommon.SharedRoot})
+		d := cowdriver.New("btrfs", backend, cowdriver.Options{IDMap: idMap})
+		t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
+		homes.Store(d, home)
+		return d
+	}
+	graphtest.Run(t, graphtest.Config{
+		New: func(t testing.TB) graphdriver.Driver {
+			return open(t, filepath.Join(testfs.Btrfs(t, testfs.WithSimpleQuota()), "home"), user.IdentityMapping{})
+		},
+		NewIDMapped: func(t testing.TB, idMap user.IdentityMapping) graphdriver.Driver {
+			return open(t, filepath.Join(testfs.Btrfs(t, testfs.WithSimpleQuota()), "home"), idMap)
+		},
+		Reopen: func(t testing.TB, d graphdriver.Driver) graphdriver.Driver {
+			require.NoError(t, d.Cleanup())
+			home, ok := homes.Load(d)
+			require.True(t, ok)
+			return open(t, home.(string), user.IdentityMapping{})
+		},
+		Quota:        true,
+		SealsParents: true,
+		SeesWrites:   true,
+		FrozenDiff:   true,
+		DiffGetter:   true,
+		DiffPath:     true,
+		CustomImages: true,
+		Overlay:      true,
+	})
+}
+
+// openShared opens a home on btrfs, without closing it at the end.
+func openShared(t testing.TB, home string, opts sharedroot.Options) cowcommon.Backend {
+	t.Helper()
+	inner, err := btrfs.Open(t.Context(), home, btrfs.Options{})
+	require.NoError(t, err)
+	backend, err := sharedroot.New(t.Context(), inner, home, opts)
+	require.NoError(t, err)
+	return backend
+}

@@ -1,0 +1,251 @@
+package sharedroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mountdir"
+	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/internal/namelock"
+	"github.com/cowshed/cowshed/internal/sharedmark"
+)
+
+// mounted is a mounted volume.
+type mounted struct {
+	dir   string        // the root of its tree
+	lower string        // "" if the volume is of style snapshot; else:
+	lock  namelock.Lock // of mountKey
+}
+
+// upperOf and workOf are directories in the tree of a shared volume.
+func upperOf(dir string) string { return filepath.Join(dir, sharedmark.Dir, upperName) }
+func workOf(dir string) string  { return filepath.Join(dir, sharedmark.Dir, workName) }
+
+// point is where the overlay of a volume is mounted.
+func (b *Backend) point(name string) string { return filepath.Join(b.roots, name) }
+
+// Mount mounts a volume, and an overlay if its root is shared.
+func (b *Backend) Mount(ctx context.Context, name, label string) (string, error) {
+	m, err := b.mounts.Acquire(ctx, name, inuse.Held, func() (m *mounted, err error) {
+		err = b.untilFolded(ctx, name, func() (err error) {
+			m, err = b.mount(ctx, name, label)
+			return err
+		})
+		return m, err
+	})
+	if err != nil {
+		return "", fault.Wrap("mount volume", name, err)
+	}
+	return m.dir, nil
+}
+
+func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, err error) {
+	unlock, err := b.lock(ctx, shared(name))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	dir, err := b.Backend.Mount(ctx, name, label)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.Backend.Unmount(b.ctx, name))
+		}
+	}()
+	s, lower, err := inspectDir(dir)
+	switch {
+	case err != nil:
+		return nil, err
+	case s == stateFolding:
+		return nil, errFolding
+	case s == stateNone:
+		return &mounted{dir: dir}, nil
+	}
+	if !b.opts.ReadOnly {
+		if err := b.index.add(name, lower); err != nil { // in a home that was put together from other files
+			return nil, err
+		}
+	}
+	return b.mountShared(ctx, name, dir, lower, label)
+}
+
+func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label string) (_ *mounted, err error) {
+	if err := b.makeRoots(); err != nil {
+		return nil, err
+	}
+	m := &mounted{dir: b.point(name), lower: lower}
+	lowerDir, err := b.Backend.Mount(ctx, lower, label)
+	if err != nil {
+		return nil, fmt.Errorf("lower: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.Backend.Unmount(b.ctx, lower))
+		}
+	}()
+	if b.opts.ReadOnly {
+		return m, b.mountOverlay(m.dir, lowerDir, upperOf(dir), "", label)
+	}
+	lock, alone, err := namelock.Either(ctx, b.locks, mountKey(name))
+	if err != nil {
+		return nil, err
+	}
+	m.lock = lock
+	isMounted, err := isOverlay(m.dir) // by another process, or one before a crash
+	if err == nil && !isMounted {
+		if err = b.checkNotMounted(dir, name); err == nil && !alone {
+			err = inuse.ByAnotherProcess(name)
+		}
+		if err == nil {
+			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), workOf(dir), label)
+		}
+	}
+	if err == nil && alone {
+		err = m.lock.Share()
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.lock.Unlock(nil))
+	}
+	return m, nil
+}
+
+// checkNotMounted checks that nobody else has mounted an overlay of a volume: the kernel allows two of one upper, and
+// they would disturb each other.
+func (b *Backend) checkNotMounted(dir, name string) error {
+	// The kernel tells the layers of an overlay only as paths, so the end of the path is enough.
+	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir))
+	if err != nil {
+		return err
+	}
+	return mounttable.InUse("the root of volume "+name, uses)
+}
+
+// isOverlay reports whether an overlay is mounted on dir.
+func isOverlay(dir string) (bool, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return st.Type == unix.OVERLAYFS_SUPER_MAGIC, nil
+}
+
+// flagsKept are flags of a volume's mount that its overlay has too. They are the same bits as MS_*.
+const flagsKept = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NOATIME | unix.ST_NODIRATIME
+
+// mountOverlay mounts an overlay on a new directory, whose name is the source of the mount too, for people and for the
+// command. Without a work directory it is read-only.
+func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) error {
+	has, err := b.supported()
+	if err != nil {
+		return err
+	}
+	options, err := mountOptions(lower, upper, work, has)
+	if err != nil {
+		return err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(upper, &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: upper, Err: err}
+	}
+	flags := uintptr(st.Flags) & flagsKept
+	if work == "" {
+		flags |= unix.MS_RDONLY
+	}
+	if err := os.Mkdir(point, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	data := label.FormatMountLabel(strings.Join(options, ","), mountLabel)
+	if err := unix.Mount(filepath.Base(point), point, "overlay", flags, data); err != nil {
+		return errors.Join(&fs.PathError{Op: "mount overlay", Path: point, Err: err}, mountdir.Remove(point, false))
+	}
+	return nil
+}
+
+// Unmount releases one Mount.
+func (b *Backend) Unmount(_ context.Context, name string) error {
+	err := b.mounts.Release(name, inuse.Held, func(m *mounted) error {
+		return b.release(name, m, func() bool { return true })
+	})
+	return fault.Wrap("unmount volume", name, err)
+}
+
+// release unmounts a volume. If its overlay is busy or mounted elsewhere too, or may says no, the overlay stays, and keeps
+// the volume in use. The next Mount then finds it: a second overlay of the same upper is not possible.
+func (b *Backend) release(name string, m *mounted, may func() bool) error {
+	if m.lower == "" {
+		return b.Backend.Unmount(b.ctx, name)
+	}
+	unmount := func() error {
+		if !may() {
+			return nil
+		}
+		return b.unmountPoint(name)
+	}
+	var err error
+	if b.opts.ReadOnly {
+		err = unmount()
+	} else {
+		err = m.lock.Unlock(unmount)
+	}
+	return errors.Join(err, b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
+}
+
+// unmountPoint unmounts the overlay of a volume, unless it is busy, or mounted elsewhere in this mount namespace too. Copies
+// of the mount that other namespaces were made with do not count: nobody may know of them.
+func (b *Backend) unmountPoint(name string) error {
+	if isElsewhere, err := isMountedElsewhere(b.point(name)); isElsewhere || err != nil {
+		return err
+	}
+	err := mountdir.Remove(b.point(name), false)
+	if errors.Is(err, unix.EBUSY) {
+		b.log.Debug("shared roots: an overlay is busy and stays mounted", "volume", name)
+		return nil
+	}
+	return err
+}
+
+// isMountedElsewhere reports whether the filesystem that is mounted on a directory has other mounts in this mount
+// namespace.
+func isMountedElsewhere(dir string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return false, err
+	}
+	isAt := func(m *mountinfo.Info) bool { return m.Mountpoint == dir }
+	i := slices.IndexFunc(mounts, isAt)
+	return i >= 0 && slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
+		return !isAt(m) && m.Major == mounts[i].Major && m.Minor == mounts[i].Minor
+	}), nil
+}
+
+// unmountLeft unmounts the overlay of a volume if no process has it in use: it was busy, or a crash has left it.
+func (b *Backend) unmountLeft(name string) {
+	if is, err := isOverlay(b.point(name)); !is || err != nil {
+		return
+	}
+	lock, ok, err := namelock.TryExclusive(b.locks, mountKey(name))
+	if ok {
+		err = errors.Join(b.unmountPoint(name), lock.Unlock(nil))
+	}
+	if err != nil {
+		b.log.Warn("shared roots: left over, and cannot be unmounted", "volume", name, "error", err)
+	}
+}

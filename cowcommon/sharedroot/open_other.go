@@ -1,0 +1,14 @@
+//go:build !linux
+
+package sharedroot
+
+import (
+	"context"
+
+	"github.com/cowshed/cowshed/cowcommon"
+)
+
+// New returns inner: only Linux has overlays.
+func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowcommon.Backend, error) {
+	return inner, nil
+}
