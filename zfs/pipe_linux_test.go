@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"testing"
 	"time"
@@ -76,6 +77,32 @@ func TestRepeatedOutput(t *testing.T) {
 	}
 }
 
+// TestCallBeginsAnew: a call that was interrupted after it had written something begins anew, as the kernel makes it. It takes
+// the pipe by its number again, and fails.
+func TestCallBeginsAnew(t *testing.T) {
+	c, _ := newFake(t, nil)
+	stream := randomBytes(256 << 10)
+	var got bytes.Buffer
+	err := c.output(t.Context(), "send", zfsctl.BeginSize, func(_ kernel, to *os.File) error {
+		for range 2 {
+			fd, err := unix.FcntlInt(to.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			pipe := os.NewFile(uintptr(fd), "pipe of the kernel")
+			_, err = pipe.Write(stream)
+			_ = pipe.Close()
+			if err != nil {
+				return refused(unix.EPIPE)
+			}
+		}
+		return nil
+	}, func(r io.Reader) error { _, err := io.Copy(&got, r); return err })
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorIs(t, err, unix.EINTR)
+	assert.True(t, bytes.Equal(stream, got.Bytes()), "nothing comes twice: %d bytes", got.Len())
+}
+
 // stopping is a writer that stops this process once, before the first write, and then continues it.
 type stopping struct {
 	bytes.Buffer
@@ -94,8 +121,8 @@ func (w *stopping) Write(b []byte) (int, error) {
 	return w.Buffer.Write(b)
 }
 
-// TestSendOfStoppedProcess: after the process was stopped, the kernel begins a stream anew. Then Send fails. It never
-// succeeds with a stream that has its beginning twice.
+// TestSendOfStoppedProcess: after the process was stopped, the kernel ends a stream in the middle, or begins it anew. Then Send
+// fails.
 func TestSendOfStoppedProcess(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
