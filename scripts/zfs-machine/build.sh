@@ -105,16 +105,11 @@ download_packages() {
 		Pin: release n=$debian-backports
 		Pin-Priority: 600
 	END
-	# Its sources of the modules can be compiled here; its programs cannot run here.
 	[[ $zfs_from != next ]] || cat >>"$dir/preferences" <<-END
 
 		Package: *
 		Pin: release n=$next_release-backports
 		Pin-Priority: -1
-
-		Package: zfs-dkms
-		Pin: release n=$next_release-backports
-		Pin-Priority: 700
 	END
 	[[ $kernel_from != backports ]] || cat >>"$dir/preferences" <<-END
 
@@ -122,10 +117,17 @@ download_packages() {
 		Pin: release n=$debian-backports
 		Pin-Priority: 600
 	END
-	quietly 'downloading packages' apt-get "${apt[@]}" -o Dir::State::Status="$dir/status" \
-		-o Dir::State::Extended_States="$dir/states" -o Dir::Etc::PreferencesParts="$dir/empty" \
-		-o Dir::Etc::Preferences="$dir/preferences" -o APT::Keep-Downloaded-Packages=true \
+	apt+=(-o Dir::State::Status="$dir/status" -o Dir::State::Extended_States="$dir/states"
+		-o Dir::Etc::PreferencesParts="$dir/empty" -o Dir::Etc::Preferences="$dir/preferences")
+	quietly 'downloading packages' apt-get "${apt[@]}" -o APT::Keep-Downloaded-Packages=true \
 		--download-only install "${guest_packages[@]}" "${module_packages[@]}"
+	[[ $zfs_from == next ]] || return 0
+	# apt does not install commands and modules of different versions together. The next release's commands need its
+	# libraries; the sources of its modules can be compiled here.
+	rm "$dir"/cache/archives/zfs-dkms_*.deb
+	cd "$dir/cache/archives"
+	quietly 'downloading newer modules' apt-get "${apt[@]}" download "zfs-dkms/$next_release-backports"
+	cd "$work"
 }
 
 # Unpacks the packages: what modules are compiled from into $work/src, the machine into $work/root.
