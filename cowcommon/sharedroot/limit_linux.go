@@ -15,8 +15,8 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// liftedNotes begins the names of the symbolic links in the index that have the limits of volumes in their targets, while
-// these are lifted for a fold. No volume has such a name.
+// liftedNotes begins the names of symbolic links in the index. Their targets are the limits of volumes that are lifted for
+// a fold. No volume has such a name.
 const liftedNotes = ".limit-"
 
 // foldUnlimited calls fold, and again without the limit of the volume if the limit is in the way: renames take space. A
