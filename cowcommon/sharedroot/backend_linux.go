@@ -279,7 +279,9 @@ func (b *Backend) Close() error { return b.closeOnce() }
 func (b *Backend) close() error {
 	errs := []error{
 		b.views.CloseAll(func(_ string, o *overlay) error { return o.close() }),
-		b.mounts.CloseAll(b.release),
+		b.mounts.CloseAll(func(name string, m *mounted) error {
+			return b.release(name, m, func() bool { return b.isUnused(&mountinfo.Info{Mountpoint: b.point(name)}) })
+		}),
 	}
 	errs = append(errs, b.Backend.Close())
 	if b.open != nil {

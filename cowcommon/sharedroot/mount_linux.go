@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -180,17 +181,24 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 
 // Unmount releases one Mount.
 func (b *Backend) Unmount(_ context.Context, name string) error {
-	err := b.mounts.Release(name, inuse.Held, func(m *mounted) error { return b.release(name, m) })
+	err := b.mounts.Release(name, inuse.Held, func(m *mounted) error {
+		return b.release(name, m, func() bool { return true })
+	})
 	return fault.Wrap("unmount volume", name, err)
 }
 
-// release unmounts a volume. If its overlay is busy, or is mounted elsewhere too, the overlay stays. Then the next Mount
-// finds it: a second overlay of the same upper is not possible.
-func (b *Backend) release(name string, m *mounted) error {
+// release unmounts a volume. If its overlay is busy or mounted elsewhere too, or may says no, the overlay stays, and keeps
+// the volume in use. The next Mount then finds it: a second overlay of the same upper is not possible.
+func (b *Backend) release(name string, m *mounted, may func() bool) error {
 	if m.lower == "" {
 		return b.Backend.Unmount(b.ctx, name)
 	}
-	unmount := func() error { return b.unmountPoint(name) }
+	unmount := func() error {
+		if !may() {
+			return nil
+		}
+		return b.unmountPoint(name)
+	}
 	var err error
 	if b.opts.ReadOnly {
 		err = unmount()
@@ -200,10 +208,11 @@ func (b *Backend) release(name string, m *mounted) error {
 	return errors.Join(err, b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
 }
 
-// unmountPoint unmounts the overlay of a volume, unless it is busy or mounted elsewhere too.
+// unmountPoint unmounts the overlay of a volume, unless it is busy, or mounted elsewhere in this mount namespace too. Copies
+// of the mount that other namespaces were made with do not count: nobody may know of them.
 func (b *Backend) unmountPoint(name string) error {
-	if !b.isUnused(&mountinfo.Info{Mountpoint: b.point(name)}) {
-		return nil
+	if isElsewhere, err := isMountedElsewhere(b.point(name)); isElsewhere || err != nil {
+		return err
 	}
 	err := mountdir.Remove(b.point(name), false)
 	if errors.Is(err, unix.EBUSY) {
@@ -211,6 +220,20 @@ func (b *Backend) unmountPoint(name string) error {
 		return nil
 	}
 	return err
+}
+
+// isMountedElsewhere reports whether the filesystem that is mounted on a directory has other mounts in this mount
+// namespace.
+func isMountedElsewhere(dir string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return false, err
+	}
+	isAt := func(m *mountinfo.Info) bool { return m.Mountpoint == dir }
+	i := slices.IndexFunc(mounts, isAt)
+	return i >= 0 && slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
+		return !isAt(m) && m.Major == mounts[i].Major && m.Minor == mounts[i].Minor
+	}), nil
 }
 
 // unmountLeft unmounts the overlay of a volume if no process has it in use: it was busy, or a crash has left it.

@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/bindmount"
 )
 
 // inLayer calls do with the root of a layer.
@@ -131,6 +132,27 @@ func tarOf(t *testing.T, name string) []byte {
 	require.NoError(t, w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600}))
 	require.NoError(t, w.Close())
 	return layer.Bytes()
+}
+
+// TestSharedRootMountedElsewhere: a user of Get may mount the tree elsewhere, and then Put it. The next Get shows the same
+// tree, and the layer is in use until the other mount ends.
+func TestSharedRootMountedElsewhere(t *testing.T) {
+	d := newDriver(t, "btrfs.root_style=shared")
+	require.NoError(t, d.Create("image", "", nil))
+	require.NoError(t, d.CreateReadWrite("web", "image", nil))
+	elsewhere := t.TempDir()
+	inLayer(t, d, "web", func(dir string) { require.NoError(t, bindmount.Bind(dir, elsewhere, false)) })
+	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "file"), nil, 0o644))
+	inLayer(t, d, "web", func(dir string) {
+		assert.FileExists(t, filepath.Join(dir, "file"))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "back"), nil, 0o644))
+	})
+	assert.FileExists(t, filepath.Join(elsewhere, "back"))
+	require.NoError(t, d.Create("copy", "web", nil))
+	assert.ErrorIs(t, d.Remove("web"), errdefs.ErrFailedPrecondition)
+	inLayer(t, d, "web", func(dir string) { assert.FileExists(t, filepath.Join(dir, "back")) })
+	require.NoError(t, bindmount.Unmount(elsewhere))
+	require.NoError(t, d.Remove("web"))
 }
 
 // TestSharedRootBesideSnapshots: layers of both styles are clones of one image, and each keeps its own changes. A copy of a
