@@ -230,5 +230,13 @@ func (e *entry) isMerged() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("stat in the lower: %w", err)
 	}
-	return st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Ino != btrfsctl.StandInInode, nil
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Ino != btrfsctl.StandInInode {
+		return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+	}
+	// On ZFS any directory may have that number.
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(e.lower, &fs); err != nil {
+		return false, fmt.Errorf("filesystem of the lower: %w", err)
+	}
+	return fs.Type != unix.BTRFS_SUPER_MAGIC, nil
 }
