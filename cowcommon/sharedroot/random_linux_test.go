@@ -1,6 +1,7 @@
 package sharedroot
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -34,7 +35,7 @@ func TestFoldIsTheOverlay(t *testing.T) {
 }
 
 func TestFoldIsTheOverlayZFS(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { testFold(t, seed, newZFSHome(t)) })
 	}
 }
@@ -115,6 +116,9 @@ func (u *user) special(old, fresh string) {
 	case 4:
 		dir := filepath.Dir(fresh)
 		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o640)
+		if errors.Is(err, unix.EOPNOTSUPP) { // overlayfs before Linux 6.3
+			break
+		}
 		require.NoError(t, err)
 		_, err = unix.Write(fd, u.Content())
 		require.NoError(t, err)
