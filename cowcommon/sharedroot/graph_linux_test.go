@@ -61,3 +61,23 @@ func openShared(t testing.TB, home string, opts sharedroot.Options) cowcommon.Ba
 	require.NoError(t, err)
 	return backend
 }
+
+// BenchmarkContainer makes a container of each style, mounts it, unmounts it and removes it.
+func BenchmarkContainer(b *testing.B) {
+	home := filepath.Join(testfs.Btrfs(b, testfs.WithSimpleQuota()), "home")
+	backend := openShared(b, home, sharedroot.Options{})
+	b.Cleanup(func() { assert.NoError(b, backend.Close()) })
+	require.NoError(b, backend.Create(b.Context(), "image", cowcommon.VolumeOptions{}))
+	require.NoError(b, cowcommon.Seal(b.Context(), backend, "image"))
+	for _, style := range []cowcommon.RootStyle{cowcommon.SnapshotRoot, cowcommon.SharedRoot} {
+		b.Run(string(style), func(b *testing.B) {
+			for b.Loop() {
+				require.NoError(b, backend.Clone(b.Context(), "c", "image", cowcommon.VolumeOptions{RootStyle: style}))
+				_, err := backend.Mount(b.Context(), "c", "")
+				require.NoError(b, err)
+				require.NoError(b, backend.Unmount(b.Context(), "c"))
+				require.NoError(b, backend.Remove(b.Context(), "c"))
+			}
+		})
+	}
+}
