@@ -1,6 +1,7 @@
 package sharedroot_test
 
 import (
+	"context"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -22,8 +23,8 @@ import (
 func TestGraph(t *testing.T) {
 	var homes sync.Map // of drivers
 	open := func(t testing.TB, home string, idMap user.IdentityMapping) graphdriver.Driver {
-		backend := openShared(t, home, sharedroot.Options{Default: cowcommon.SharedRoot})
-		d := cowdriver.New("btrfs", backend, cowdriver.Options{IDMap: idMap})
+		backend := openShared(t, home, sharedroot.Options{})
+		d := cowdriver.New("btrfs", allShared{backend}, cowdriver.Options{IDMap: idMap})
 		t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
 		homes.Store(d, home)
 		return d
@@ -50,6 +51,18 @@ func TestGraph(t *testing.T) {
 		CustomImages: true,
 		Overlay:      true,
 	})
+}
+
+// allShared gives each clone a shared root, whatever its caller asks for.
+type allShared struct{ cowcommon.Backend }
+
+// Unwrap returns the Backend inside.
+func (b allShared) Unwrap() cowcommon.Backend { return b.Backend }
+
+// Clone clones with a shared root.
+func (b allShared) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	opts.RootStyle = cowcommon.SharedRoot
+	return b.Backend.Clone(ctx, name, source, opts)
 }
 
 // openShared opens a home on btrfs, without closing it at the end.
