@@ -27,7 +27,7 @@ var merged = treecmp.Options{Roots: true, LinksInTree: true}
 // overlay shows. The names in the upper give the changes that a full comparison finds.
 func TestFoldIsTheOverlay(t *testing.T) {
 	mnt := testfs.Btrfs(t)
-	for seed := range uint64(60) {
+	for seed := range uint64(30) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			testFold(t, seed, newHome(t, filepath.Join(mnt, fmt.Sprint(seed))))
 		})
