@@ -14,8 +14,7 @@ import (
 )
 
 // thaw gives an active snapshot whose volume has been sealed a writable clone of it, with the same limit. The clone has the
-// root style of a new snapshot. A snapshot
-// that has been committed, removed or thawed by another meanwhile stays as it is.
+// root style of a new snapshot. A snapshot that has been committed, removed or thawed by another meanwhile stays as it is.
 //
 // The metadata names the clone and its source before the clone exists: should this process end meanwhile, the next
 // start finds either the clone or the volume to clone.
