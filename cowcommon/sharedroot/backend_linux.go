@@ -214,6 +214,7 @@ func (b *Backend) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.restoreLimits(ctx)
 	if isNew && b.keepsPaths {
 		if err := b.indexAll(ctx); err != nil {
 			return err

@@ -97,6 +97,7 @@ var backendTests = map[string]func(t *testing.T, s *store){
 	"Restart":         testRestart,
 	"BusyUnmount":     testBusyUnmount,
 	"Limit":           testLimit,
+	"FullLimit":       testFullLimit,
 	"SetRootStyle":    testSetRootStyle,
 	"Keep":            testKeep,
 	"TwoBackends":     testTwoBackends,
@@ -739,4 +740,49 @@ func TestCopiedNamespace(t *testing.T) {
 	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
 	require.NoError(t, in.Close())
 	_ = cmd.Wait() // read fails at the end of its input
+}
+
+// A container that has reached its limit can be committed, and has its limit afterwards.
+func testFullLimit(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	limit := quota.Limit{Bytes: 2 << 20}
+	require.NoError(t, s.Clone(ctx, "c", "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot, Limit: limit}))
+	s.edit("c", func(dir string) {
+		var err error
+		for d := 0; err == nil; d++ {
+			at := fmt.Sprintf("%s/etc/deep/%d", dir, d)
+			err = os.Mkdir(at, 0o755)
+			for f := 0; err == nil && f < 100; f++ {
+				err = os.WriteFile(fmt.Sprintf("%s/%d", at, f), noise(1000), 0o600)
+			}
+		}
+		require.ErrorIs(t, err, unix.EDQUOT)
+	})
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+	v, err := s.Stat(ctx, "c")
+	require.NoError(t, err)
+	assert.Equal(t, limit, v.Limit)
+	s.inside("c", func(dir string) {
+		assert.FileExists(t, dir+"/etc/deep/0/99")
+		assert.NoDirExists(t, dir+"/.cowshed")
+	})
+}
+
+// A crash while a limit is lifted for a fold does not lose the limit.
+func TestLiftedLimitAfterCrash(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, os.Symlink("8388608 layer", s.home+"/shared/.limit-c"))
+	require.NoError(t, os.Symlink("8388608 layer", s.home+"/shared/.limit-gone"))
+	s.crash()
+	s.open()
+	v, err := s.Stat(ctx, "c")
+	require.NoError(t, err)
+	assert.Equal(t, quota.Limit{Bytes: 8 << 20}, v.Limit)
+	notes, err := filepath.Glob(s.home + "/shared/.*")
+	require.NoError(t, err)
+	assert.Empty(t, notes)
 }

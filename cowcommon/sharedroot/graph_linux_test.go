@@ -1,6 +1,7 @@
 package sharedroot_test
 
 import (
+	"context"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -22,8 +23,8 @@ import (
 func TestGraph(t *testing.T) {
 	var homes sync.Map // of drivers
 	open := func(t testing.TB, home string, idMap user.IdentityMapping) graphdriver.Driver {
-		backend := openShared(t, home, sharedroot.Options{Default: cowcommon.SharedRoot})
-		d := cowdriver.New("btrfs", backend, cowdriver.Options{IDMap: idMap})
+		backend := openShared(t, home, sharedroot.Options{})
+		d := cowdriver.New("btrfs", allShared{backend}, cowdriver.Options{IDMap: idMap})
 		t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
 		homes.Store(d, home)
 		return d
@@ -52,6 +53,18 @@ func TestGraph(t *testing.T) {
 	})
 }
 
+// allShared gives each clone a shared root, whatever its caller asks for.
+type allShared struct{ cowcommon.Backend }
+
+// Unwrap returns the Backend inside.
+func (b allShared) Unwrap() cowcommon.Backend { return b.Backend }
+
+// Clone clones with a shared root.
+func (b allShared) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	opts.RootStyle = cowcommon.SharedRoot
+	return b.Backend.Clone(ctx, name, source, opts)
+}
+
 // openShared opens a home on btrfs, without closing it at the end.
 func openShared(t testing.TB, home string, opts sharedroot.Options) cowcommon.Backend {
 	t.Helper()
@@ -60,4 +73,24 @@ func openShared(t testing.TB, home string, opts sharedroot.Options) cowcommon.Ba
 	backend, err := sharedroot.New(t.Context(), inner, home, opts)
 	require.NoError(t, err)
 	return backend
+}
+
+// BenchmarkContainer makes a container of each style, mounts it, unmounts it and removes it.
+func BenchmarkContainer(b *testing.B) {
+	home := filepath.Join(testfs.Btrfs(b, testfs.WithSimpleQuota()), "home")
+	backend := openShared(b, home, sharedroot.Options{})
+	b.Cleanup(func() { assert.NoError(b, backend.Close()) })
+	require.NoError(b, backend.Create(b.Context(), "image", cowcommon.VolumeOptions{}))
+	require.NoError(b, cowcommon.Seal(b.Context(), backend, "image"))
+	for _, style := range []cowcommon.RootStyle{cowcommon.SnapshotRoot, cowcommon.SharedRoot} {
+		b.Run(string(style), func(b *testing.B) {
+			for b.Loop() {
+				require.NoError(b, backend.Clone(b.Context(), "c", "image", cowcommon.VolumeOptions{RootStyle: style}))
+				_, err := backend.Mount(b.Context(), "c", "")
+				require.NoError(b, err)
+				require.NoError(b, backend.Unmount(b.Context(), "c"))
+				require.NoError(b, backend.Remove(b.Context(), "c"))
+			}
+		})
+	}
 }

@@ -77,7 +77,7 @@ func (x index) all() (names []string, err error) {
 	if names, err = dir.Readdirnames(-1); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(names, isStaged), nil
+	return slices.DeleteFunc(names, isNoVolume), nil
 }
 
 // users lists the volumes that may have a volume as their lower.
@@ -112,6 +112,6 @@ func (x index) clean() error {
 }
 
 // stagedNotes begins the names of notes that are being made. No volume has such a name.
-const stagedNotes = "."
+const stagedNotes = ".new-"
 
-func isStaged(name string) bool { return cowcommon.CheckID(name) != nil }
+func isNoVolume(name string) bool { return cowcommon.CheckID(name) != nil }

@@ -306,3 +306,9 @@ func TestProbe(t *testing.T) {
 	_, err = probe(mnt + "/missing")
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
+
+func TestProbeZFS(t *testing.T) {
+	has, err := probe(newZFSHome(t).dir)
+	require.NoError(t, err)
+	t.Logf("%+v", has)
+}

@@ -79,17 +79,18 @@ func (h home) kinds() (view string) {
 
 // TestFoldStopped stops a fold after each of its steps. Folded on, the volume and a snapshot of it at that moment, as a
 // crash would leave it, are the tree that the overlay shows.
-func TestFoldStopped(t *testing.T) { testFoldStopped(t, newHome(t, testfs.Btrfs(t)+"/home")) }
+func TestFoldStopped(t *testing.T) { testFoldStopped(t, newHome(t, testfs.Btrfs(t)+"/home"), 1) }
 
-func TestFoldStoppedZFS(t *testing.T) { testFoldStopped(t, newZFSHome(t)) }
+func TestFoldStoppedZFS(t *testing.T) { testFoldStopped(t, newZFSHome(t), 11) }
 
-func testFoldStopped(t *testing.T, h home) {
+// testFoldStopped stops folds after so many steps more each time.
+func testFoldStopped(t *testing.T, h home, stride int) {
 	t.Helper()
 	view := h.kinds()
 	want, err := treecmp.Read(view, merged)
 	require.NoError(t, err)
 	steps := 0
-	for ; ; steps++ {
+	for ; ; steps += stride {
 		name, crashed := fmt.Sprint("v-", steps), fmt.Sprint("crashed-", steps)
 		h.clone(name, "v")
 		done := h.stopped(name, steps)

@@ -125,7 +125,9 @@ func (h home) view(name, lower string) (view string, unmount func()) {
 
 func (h home) overlay(lower, upper, work string) (view string, unmount func()) {
 	h.t.Helper()
-	options, err := mountOptions(lower, upper, work, features{uuidNull: true})
+	has, err := probe(h.dir)
+	require.NoError(h.t, err)
+	options, err := mountOptions(lower, upper, work, has)
 	require.NoError(h.t, err)
 	view, err = os.MkdirTemp(h.dir, "view-")
 	require.NoError(h.t, err)

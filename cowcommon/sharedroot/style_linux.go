@@ -111,15 +111,17 @@ func (b *Backend) fold(ctx context.Context, name string) error {
 
 // foldLocked is fold for a caller that has the lock of the volume.
 func (b *Backend) foldLocked(ctx context.Context, name string) error {
-	err := b.alone(ctx, name, func(root *os.File) error {
-		s, _, err := inspect(root)
-		if err != nil || s == stateNone {
-			return err
-		}
-		if err := fold(ctx, root); err != nil {
-			return err
-		}
-		return unix.Syncfs(int(root.Fd()))
+	err := b.foldUnlimited(ctx, name, func() error {
+		return b.alone(ctx, name, func(root *os.File) error {
+			s, _, err := inspect(root)
+			if err != nil || s == stateNone {
+				return err
+			}
+			if err := fold(ctx, root); err != nil {
+				return err
+			}
+			return unix.Syncfs(int(root.Fd()))
+		})
 	})
 	if err != nil && !errors.Is(err, fault.ErrSealed) { // a sealed volume was folded before
 		return err

@@ -230,22 +230,13 @@ func (e *entry) isMerged() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("stat in the lower: %w", err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return false, nil
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Ino != btrfsctl.StandInInode {
+		return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 	}
-	standsIn, err := e.standsIn(&st)
-	return !standsIn, err
-}
-
-// standsIn reports whether a directory of the lower stands for a nested subvolume. Other filesystems than btrfs have
-// ordinary directories of that inode number.
-func (e *entry) standsIn(st *unix.Stat_t) (bool, error) {
-	if st.Ino != btrfsctl.StandInInode {
-		return false, nil
-	}
+	// On ZFS any directory may have that number.
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(e.lower, &fs); err != nil {
-		return false, fmt.Errorf("statfs of the lower: %w", err)
+		return false, fmt.Errorf("filesystem of the lower: %w", err)
 	}
-	return fs.Type == unix.BTRFS_SUPER_MAGIC, nil
+	return fs.Type != unix.BTRFS_SUPER_MAGIC, nil
 }
