@@ -297,11 +297,11 @@ func TestLimits(t *testing.T) {
 		"auto total":    {Quota: quota.PolicyAuto, Scope: quota.ScopeTotal},
 	} {
 		t.Run(mode, func(t *testing.T) {
+			ctx := t.Context()
+			mnt := testfs.Btrfs(t)
 			if err := detect.SimpleQuota(); err != nil && opts.Quota == quota.PolicySimple {
 				testfs.Skip(t, "needs simple quotas: %v", err)
 			}
-			ctx := t.Context()
-			mnt := testfs.Btrfs(t)
 			b := open(t, mnt, opts)
 			limit := func(bytes uint64) quota.Limit { return quota.Limit{Bytes: bytes, Scope: opts.Scope} }
 			// A limit from the start turns quotas on before there is data to recount.
