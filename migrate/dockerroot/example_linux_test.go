@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -20,9 +21,8 @@ func TestExamples(t *testing.T) {
 	root = filepath.Join(t.TempDir(), "docker")
 	testroot.NewSample(t, root, "overlay2")
 	testfs.Example(t, Example, `[overlay2]
-image of 2 layers: [localhost:5000/team/web:1 localhost:5000/team/web:latest]
-image of 1 layers: [docker.io/library/debian:12]
-image of 3 layers: []
+7 layers
+3 images: [docker.io/library/debian:12 localhost:5000/team/web:1 localhost:5000/team/web:latest]
 container blog
 container shop`)
 }
@@ -44,10 +44,18 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	var images, containers []string // in the inventory they are sorted by their IDs
 	for _, image := range inventory.Images {
-		fmt.Printf("image of %d layers: %v\n", len(image.Layers), image.Names)
+		images = append(images, image.Names...)
 	}
 	for _, container := range inventory.Containers {
-		fmt.Println("container", container.Name)
+		containers = append(containers, container.Name)
+	}
+	slices.Sort(images)
+	slices.Sort(containers)
+	fmt.Println(len(inventory.Layers), "layers")
+	fmt.Printf("%d images: %v\n", len(inventory.Images), images)
+	for _, name := range containers {
+		fmt.Println("container", name)
 	}
 }
