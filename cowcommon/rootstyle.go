@@ -6,7 +6,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// RootStyle says of what the tree of a mounted volume consists.
+// RootStyle is the structure of a mounted volume's tree.
 type RootStyle string
 
 const (

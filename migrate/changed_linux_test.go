@@ -208,7 +208,7 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 }
 
-// TestJournalForgets: what is removed is no longer begun, in any order, and the rest keeps its place.
+// TestJournalForgets: removed things are no longer begun, in any order, and the rest keeps its place.
 func TestJournalForgets(t *testing.T) {
 	j, err := openJournal(t.TempDir(), true)
 	require.NoError(t, err)

@@ -98,7 +98,7 @@ func Either(ctx context.Context, file, name string) (lock Lock, alone bool, err 
 // presenceAt is the byte of Present, which no name has.
 const presenceAt = 1 << 62
 
-// Present locks a byte of file shared that no name has. So those who keep it can find out whether they are alone.
+// Present locks a byte of file shared that no name has. So each keeper can find out whether it is alone.
 func Present(file string) (Lock, error) {
 	f, err := openFile(file)
 	if err != nil {
