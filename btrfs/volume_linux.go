@@ -43,7 +43,7 @@ func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon
 }
 
 func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	if err := b.checkFree(name); err != nil {
+	if err := errors.Join(opts.CheckRoot(), b.checkFree(name)); err != nil {
 		return err
 	}
 	if opts.Limit.Bytes != 0 {

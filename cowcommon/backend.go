@@ -80,7 +80,7 @@ type VolumeOptions struct {
 	UID, GID   int         // owner of an empty volume's root directory, as host ids
 	Limit      quota.Limit // the zero Limit: none
 	MountLabel string      // SELinux label of the tree, or ""
-	RootStyle  RootStyle   // of a clone; a Backend without shared roots ignores it
+	RootStyle  RootStyle   // of a clone; a Backend without shared roots returns ErrNotImplemented for SharedRoot
 }
 
 // Volume describes a volume.

@@ -202,9 +202,9 @@ type Kept interface {
 
 // RootStyler is a Backend whose volumes can have shared roots.
 type RootStyler interface {
-	// SetRootStyle changes the style of a volume that nobody uses. Its tree stays the same. A crash leaves the volume in
-	// either style. Returns ErrFailedPrecondition if the volume is in use or, for SharedRoot, if it is sealed or was not
-	// cloned from a sealed volume. Returns ErrNotImplemented if overlays do not work on this filesystem.
+	// SetRootStyle gives a volume that nobody uses SnapshotRoot. Its tree stays the same. A crash leaves the volume in
+	// either style. Returns ErrFailedPrecondition if the volume is in use, and ErrNotImplemented if SharedRoot is asked
+	// for and the volume has another style.
 	SetRootStyle(ctx context.Context, name string, style RootStyle) error
 }
 

@@ -226,6 +226,9 @@ func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon
 }
 
 func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) (err error) {
+	if err := opts.CheckRoot(); err != nil {
+		return err
+	}
 	c, err := b.claimNew(ctx, name)
 	if err != nil {
 		return err

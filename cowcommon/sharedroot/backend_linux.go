@@ -25,11 +25,8 @@ import (
 	"github.com/cowshed/cowshed/internal/sharedmark"
 )
 
-// Names below the home. docs/reference/on-disk-format.md specifies them.
-const (
-	rootsName = "roots"  // overlays are mounted here
-	indexName = "shared" // a symbolic link for each volume that may be shared, to the name of its lower
-)
+// docs/reference/on-disk-format.md specifies this name and indexName.
+const rootsName = "roots" // overlays are mounted here
 
 // runDir has the mount points of homes that are opened for reading alone. They go when the machine stops.
 const runDir = "/run/cowshed/read-only-roots"
@@ -124,6 +121,9 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil || b.opts.ReadOnly {
 		return err
 	}
+	if err := b.turnOn(); err != nil {
+		return err
+	}
 	lock, alone, err := namelock.Either(ctx, b.locks, openKey)
 	if err != nil {
 		return err
@@ -207,19 +207,10 @@ func (b *Backend) recover(ctx context.Context) error {
 	if err := mountdir.UnmountBelow(b.roots, b.isUnused); err != nil && !errors.Is(err, os.ErrNotExist) {
 		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
 	}
-	isNew, err := b.index.make()
-	if err == nil {
-		err = b.index.clean()
-	}
-	if err != nil {
+	if err := b.index.clean(); err != nil {
 		return err
 	}
 	b.restoreLimits(ctx)
-	if isNew && b.keepsPaths {
-		if err := b.indexAll(ctx); err != nil {
-			return err
-		}
-	}
 	if !b.keepsPaths {
 		return nil // looking costs a mount each, so the first user looks
 	}
@@ -228,32 +219,15 @@ func (b *Backend) recover(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		s, _, err := b.peek(ctx, name)
-		if err == nil && s == stateFolding {
+		s, _, err := b.look(ctx, name)
+		switch {
+		case err == nil && s == stateFolding:
 			err = b.fold(ctx, name)
+		case err == nil && s == stateNone: // a crash came before or after the change
+			err = b.index.forget(name)
 		}
 		if err != nil && !isGone(err) {
 			b.log.Warn("shared roots: a change of root style cannot be completed yet", "volume", name, "error", err)
-		}
-	}
-	return nil
-}
-
-// indexAll looks at all volumes, and notes those that are shared.
-func (b *Backend) indexAll(ctx context.Context) error {
-	for v, err := range b.Volumes(ctx) {
-		if err != nil {
-			return err
-		}
-		if v.Sealed {
-			continue
-		}
-		s, lower, err := b.look(ctx, v.Name)
-		if err == nil && s != stateNone && lower != "" {
-			err = b.index.add(v.Name, lower)
-		}
-		if err != nil && !isGone(err) {
-			return err
 		}
 	}
 	return nil

@@ -25,6 +25,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
 	"github.com/cowshed/cowshed/quota"
@@ -531,24 +532,67 @@ func testRestart(t *testing.T, s *store) {
 	s.edit("mounted", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
 }
 
-// A home whose notes are lost, as in a copy of it, is still right.
-func TestLostNotes(t *testing.T) {
+// Privileged containers can make the mark of a shared root. Without a note of the home it says nothing.
+func TestForgedMark(t *testing.T) {
 	s := newStore(t)
 	s.image("image")
-	s.container("c", "image")
-	require.NoError(t, s.Close())
-	require.NoError(t, os.RemoveAll(s.home+"/shared"))
-	s.open()
-	s.hasStyle("c", cowcommon.SharedRoot)
-	require.ErrorIs(t, s.Remove(t.Context(), "image"), fault.ErrInUse)
+	s.image("victim")
+	require.NoError(t, s.Clone(t.Context(), "c", "image", cowcommon.VolumeOptions{}))
+	s.edit("c", func(dir string) {
+		own := filepath.Join(dir, sharedmark.Dir)
+		require.NoError(t, os.Mkdir(own, 0o700))
+		require.NoError(t, unix.Setxattr(own, sharedmark.Xattr, []byte("1 victim"), 0))
+		require.NoError(t, os.Symlink("/etc", filepath.Join(own, "upper")))
+	})
+	for range 2 { // before and after a start
+		s.hasStyle("c", cowcommon.SnapshotRoot)
+		s.edit("c", func(dir string) { assert.DirExists(t, filepath.Join(dir, sharedmark.Dir)) })
+		require.NoError(t, s.Close())
+		s.open()
+	}
+	require.NoError(t, s.Remove(t.Context(), "victim"))
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
+	s.edit("c", func(dir string) { assert.DirExists(t, filepath.Join(dir, sharedmark.Dir)) })
+}
 
-	require.NoError(t, os.Remove(s.home+"/shared/c"))
-	s.edit("c", s.typical)
-	require.ErrorIs(t, s.Remove(t.Context(), "image"), fault.ErrInUse)
-	require.NoError(t, os.Remove(s.home+"/shared/c"))
+// TestTurnOn: shared roots are turned on only while nobody works on the home without them.
+func TestTurnOn(t *testing.T) {
+	home := filepath.Join(testfs.Btrfs(t), "volumes")
+	off, err := btrfs.Open(t.Context(), home, btrfs.Options{})
+	require.NoError(t, err)
+	end, isOn, err := sharedroot.StayOff(t.Context(), home)
+	require.NoError(t, err)
+	require.False(t, isOn)
+	backend, err := btrfs.Open(t.Context(), home, btrfs.Options{})
+	require.NoError(t, err)
+	_, err = sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.False(t, sharedroot.IsOn(home))
+	require.NoError(t, end())
+	require.NoError(t, off.Close())
+
+	on, err := sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, on.Close()) }()
+	_, isOn, err = sharedroot.StayOff(t.Context(), home)
+	require.NoError(t, err)
+	require.True(t, isOn)
+}
+
+// TestOutdatedNote: a note that a crash left about an ordinary volume keeps nobody from cloning it while it is in use.
+func TestOutdatedNote(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	require.NoError(t, s.Clone(t.Context(), "c", "image", cowcommon.VolumeOptions{}))
+	require.NoError(t, os.Symlink("image", filepath.Join(s.home, "shared", "c")))
+	s.mount("c")
 	require.NoError(t, s.Clone(t.Context(), "d", "c", cowcommon.VolumeOptions{}))
-	s.hasStyle("c", cowcommon.SnapshotRoot)
-	assert.Equal(t, typicalChanges, s.changes("d", "image", true))
+	s.unmount("c")
+	require.NoFileExists(t, filepath.Join(s.home, "shared", "c"))
+	require.NoError(t, os.Symlink("image", filepath.Join(s.home, "shared", "d")))
+	require.NoError(t, s.Close())
+	s.open()
+	assert.NoFileExists(t, filepath.Join(s.home, "shared", "d"))
 }
 
 // An overlay that is busy when its last user gives it back stays, and is used again or unmounted later.
@@ -593,11 +637,11 @@ func noise(n int) []byte {
 	return data
 }
 
-// The style of a volume changes there and back, and its tree and its changes stay.
+// The style of a shared volume changes, and its tree and its changes stay. There is no way back.
 func testSetRootStyle(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
-	require.NoError(t, s.Clone(ctx, "c", "image", cowcommon.VolumeOptions{}))
+	s.container("c", "image")
 	s.edit("c", s.typical)
 	read := func() (tree treecmp.Tree) {
 		s.edit("c", func(dir string) {
@@ -608,24 +652,20 @@ func testSetRootStyle(t *testing.T, s *store) {
 		return tree
 	}
 	want := read()
-	for _, style := range []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SharedRoot, cowcommon.SnapshotRoot, cowcommon.SharedRoot} {
+	s.mount("c")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot), fault.ErrInUse)
+	s.unmount("c")
+	for _, style := range []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SnapshotRoot, cowcommon.SnapshotRoot} {
 		require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", style))
 		s.hasStyle("c", style)
 		assert.Empty(t, want.Diff(read(), links), style)
 		assert.Equal(t, typicalChanges, s.changes("c", "image", true), style)
 	}
-	// A name that the lower does not have is gone for good.
-	s.edit("c", func(dir string) { require.NoError(t, os.RemoveAll(dir+"/new")) })
-	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
-	assert.Equal(t, typicalChanges[:3], s.changes("c", "image", true))
-
-	s.mount("c")
-	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SharedRoot), fault.ErrInUse)
-	s.unmount("c")
-	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SharedRoot), errdefs.ErrFailedPrecondition)
-	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SnapshotRoot))
-	require.NoError(t, s.Create(ctx, "alone", cowcommon.VolumeOptions{}))
-	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "alone", cowcommon.SharedRoot), errdefs.ErrFailedPrecondition)
+	for _, plain := range []string{"c", "image"} {
+		require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, plain, cowcommon.SharedRoot), errdefs.ErrNotImplemented)
+		require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, plain, cowcommon.SnapshotRoot))
+	}
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "absent", cowcommon.SnapshotRoot), errdefs.ErrNotFound)
 }
 
 // A kept state has the style of its moment, and cannot be restored without the lower.

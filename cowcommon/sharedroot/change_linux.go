@@ -57,7 +57,7 @@ func (b *Backend) seal(ctx context.Context, name string) error {
 
 // plain makes a volume one of style snapshot. The caller has its lock.
 func (b *Backend) plain(ctx context.Context, name string) error {
-	s, _, err := b.peek(ctx, name)
+	s, _, err := b.look(ctx, name)
 	if err != nil || s == stateNone {
 		return err
 	}
@@ -85,7 +85,7 @@ func (b *Backend) remove(ctx context.Context, name string) error {
 	if err := b.Backend.Remove(ctx, name); err != nil {
 		return err
 	}
-	if err := b.index.forget(name); err != nil { // harmless: a note without a volume says nothing
+	if err := errors.Join(b.index.forget(name), b.index.forget(liftedNotes+name)); err != nil { // harmless: a note without a volume says nothing
 		b.log.Warn("shared roots: the note of a volume is left over", "volume", name, "error", err)
 	}
 	return nil
@@ -167,14 +167,7 @@ func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader)
 		if err := cowcommon.Receive(ctx, b.Backend, name, source, r); err != nil {
 			return err
 		}
-		s, _, err := b.look(ctx, name)
-		if err == nil && s != stateNone {
-			err = fault.New(errdefs.ErrInvalidArgument, "the stream is that of a volume with a shared root")
-		}
-		if err != nil {
-			err = errors.Join(err, b.Backend.Remove(b.ctx, name))
-		}
-		return err
+		return b.refuseMarked(ctx, name)
 	})
 	return fault.Wrap("receive volume", name, err)
 }
@@ -182,9 +175,32 @@ func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader)
 // Adopt makes a volume from one of another program. parent becomes one of style snapshot, as when it is sealed.
 func (b *Backend) Adopt(ctx context.Context, name, parent, source string, opts cowcommon.VolumeOptions) error {
 	err := b.withPlain(ctx, name, parent, func() error {
-		return cowcommon.Adopt(ctx, b.Backend, name, parent, source, opts)
+		if err := cowcommon.Adopt(ctx, b.Backend, name, parent, source, plain(opts)); err != nil {
+			return err
+		}
+		return b.refuseMarked(ctx, name)
 	})
 	return fault.WrapWith("adopt volume", name, fault.From(source), err)
+}
+
+// refuseMarked removes a volume that came from elsewhere if its tree has the mark of a shared root.
+func (b *Backend) refuseMarked(ctx context.Context, name string) error {
+	err := b.hold(ctx, name, func(dir string) error {
+		root, err := openRoot(dir)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		s, _, err := inspect(root)
+		if err == nil && s != stateNone {
+			err = fault.New(errdefs.ErrInvalidArgument, "it has a shared root, whose lower is not here")
+		}
+		return err
+	})
+	if err != nil {
+		err = errors.Join(err, b.Backend.Remove(b.ctx, name))
+	}
+	return err
 }
 
 // withPlain calls do, which makes the volume name, when base is a volume of style snapshot or "".

@@ -39,6 +39,9 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 		if !errors.Is(err, errStyleChanged) {
 			return err
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 	}
 }
 
@@ -87,7 +90,7 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, i
 		return err
 	}
 	if !src.Sealed {
-		s, found, err := b.peek(ctx, source)
+		s, _, err := b.look(ctx, source)
 		if err != nil {
 			return err
 		}
@@ -95,10 +98,10 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, i
 		case stateFolding:
 			return errFolding
 		case stateShared:
-			return errors.Join(errStyleChanged, b.index.add(source, found))
+			return errStyleChanged
 		}
 	}
-	if err := b.Backend.Clone(ctx, name, source, opts); err != nil || opts.RootStyle != cowcommon.SharedRoot {
+	if err := b.Backend.Clone(ctx, name, source, plain(opts)); err != nil || opts.RootStyle != cowcommon.SharedRoot {
 		return err
 	}
 	if !src.Sealed {
@@ -125,16 +128,25 @@ func (b *Backend) share(ctx context.Context, name, lower string) error {
 	return errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
 }
 
-// cloneLive clones a shared volume that is in use.
+// plain are the options for the Backend inside.
+func plain(opts cowcommon.VolumeOptions) cowcommon.VolumeOptions {
+	opts.RootStyle = cowcommon.SnapshotRoot
+	return opts
+}
+
+// cloneLive clones a shared volume that is in use. If it fails, there is no clone.
 func (b *Backend) cloneLive(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
+	noted := false
 	err := b.hold(ctx, source, func(dir string) error { // so it is not sealed
-		s, found, err := inspectDir(dir)
+		s, found, err := b.inspectDir(source, dir)
 		switch {
 		case err != nil:
 			return err
 		case s == stateFolding:
 			return errFolding
-		case s != stateShared || found != lower:
+		case s == stateNone: // the note is outdated, and nobody changes the style while this call has the lock
+			return errors.Join(errStyleChanged, b.index.forget(source))
+		case found != lower:
 			return errStyleChanged
 		}
 		if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
@@ -143,13 +155,17 @@ func (b *Backend) cloneLive(ctx context.Context, name, source, lower string, opt
 			}
 			return err
 		}
+		noted = true
 		if err := b.index.add(name, lower); err != nil {
 			return err
 		}
-		return b.Backend.Clone(ctx, name, source, opts)
+		return b.Backend.Clone(ctx, name, source, plain(opts))
 	})
-	if err != nil || opts.RootStyle == cowcommon.SharedRoot {
-		return err
+	if err == nil && opts.RootStyle != cowcommon.SharedRoot {
+		err = b.foldLocked(ctx, name)
 	}
-	return b.foldLocked(ctx, name)
+	if err != nil && noted {
+		err = errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
+	}
+	return err
 }

@@ -18,13 +18,16 @@ type index struct {
 	dir string
 }
 
-// make makes the directory. isNew is false if it existed.
-func (x index) make() (isNew bool, err error) {
-	err = os.Mkdir(x.dir, 0o700)
+// make makes the directory, unless it is there.
+func (x index) make() error {
+	err := os.Mkdir(x.dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		return false, nil
+		return nil
 	}
-	return err == nil, err
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(x.dir))
 }
 
 // lower returns the lower that is noted for a volume, or "".
@@ -39,7 +42,7 @@ func (x index) lower(name string) (string, error) {
 	return lower, err
 }
 
-// add notes that a volume may be shared.
+// add notes, so that it survives a power cut, that a volume may be shared.
 func (x index) add(name, lower string) error {
 	if noted, err := x.lower(name); err != nil || noted == lower {
 		return err
@@ -50,9 +53,18 @@ func (x index) add(name, lower string) error {
 	}
 	err := os.Rename(staged, filepath.Join(x.dir, name))
 	if err != nil {
-		err = errors.Join(err, os.Remove(staged))
+		return errors.Join(err, os.Remove(staged))
 	}
-	return err
+	return syncDir(x.dir)
+}
+
+// syncDir makes the names in a directory survive a power cut.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // forget removes the note about a volume, if there is one.

@@ -32,7 +32,7 @@ func (k *kept) take(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	s, lower, err := k.b.peek(ctx, k.volume)
+	s, lower, err := k.b.look(ctx, k.volume)
 	if err == nil && s == stateFolding {
 		err = errFolding
 	}

@@ -24,7 +24,7 @@ const liftedNotes = ".limit-"
 func (b *Backend) foldUnlimited(ctx context.Context, name string, fold func() error) error {
 	err := fold()
 	if !errors.Is(err, unix.EDQUOT) {
-		return err
+		return errors.Join(err, b.restoreLimit(b.ctx, name)) // of a fold that a crash has interrupted
 	}
 	v, statErr := b.Backend.Stat(ctx, name)
 	if statErr != nil || v.Limit.Bytes == 0 {

@@ -66,7 +66,7 @@ func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, er
 			err = errors.Join(err, b.Backend.Unmount(b.ctx, name))
 		}
 	}()
-	s, lower, err := inspectDir(dir)
+	s, lower, err := b.inspectDir(name, dir)
 	switch {
 	case err != nil:
 		return nil, err
@@ -76,7 +76,7 @@ func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, er
 		return &mounted{dir: dir}, nil
 	}
 	if !b.opts.ReadOnly {
-		if err := b.index.add(name, lower); err != nil { // in a home that was put together from other files
+		if err := b.restoreLimit(ctx, name); err != nil { // after a crash
 			return nil, err
 		}
 	}

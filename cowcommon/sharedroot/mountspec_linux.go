@@ -31,7 +31,7 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 		return spec, err
 	}
 	defer unlock()
-	s, lower, err := b.peek(ctx, name)
+	s, lower, err := b.look(ctx, name)
 	switch {
 	case err != nil:
 		return spec, err

@@ -12,3 +12,8 @@ import (
 func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowcommon.Backend, error) {
 	return inner, nil
 }
+
+// StayOff does nothing.
+func StayOff(context.Context, string) (end func() error, isOn bool, err error) {
+	return func() error { return nil }, false, nil
+}

@@ -2,9 +2,21 @@ package sharedroot
 
 import (
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
+
+// indexName is the directory of a home whose volumes can have shared roots. It has a symbolic link for each volume that may
+// be shared, to the name of its lower.
+const indexName = "shared"
+
+// IsOn reports whether a home was opened with shared roots before.
+func IsOn(home string) bool {
+	info, err := os.Lstat(filepath.Join(home, indexName))
+	return err == nil && info.IsDir()
+}
 
 // Options configures shared roots. The zero value is usable.
 type Options struct {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // errFolding says that a fold of the volume has begun and has to be completed first.
@@ -28,37 +29,38 @@ func openRoot(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), dir), nil
 }
 
-// inspectDir tells the state of the tree in a directory. A lower that cannot be the name of a volume is an error.
-func inspectDir(dir string) (s state, lower string, err error) {
+// inspectDir tells the state of a volume whose tree is in a directory, and its lower. Without a note about the volume, a
+// mark in its tree was made by somebody else, such as a privileged container.
+func (b *Backend) inspectDir(name, dir string) (s state, lower string, err error) {
+	noted, err := b.index.lower(name)
+	if err != nil || noted == "" {
+		return stateNone, "", err
+	}
 	root, err := openRoot(dir)
 	if err != nil {
 		return stateNone, "", err
 	}
 	defer root.Close()
 	s, lower, err = inspect(root)
-	if err == nil && s == stateShared {
-		err = cowcommon.CheckID(lower)
+	if err == nil && s == stateShared && lower != noted {
+		err = fault.New(errdefs.ErrDataLoss, "its tree names volume %s as its lower, and the home names %s", treeat.Quote(lower), noted)
 	}
-	return s, lower, err
+	if s == stateNone {
+		noted = "" // outdated
+	}
+	return s, noted, err
 }
 
-// look tells the state of a volume.
+// look tells the state of a volume, and its lower.
 func (b *Backend) look(ctx context.Context, name string) (s state, lower string, err error) {
+	if noted, err := b.index.lower(name); noted == "" || err != nil {
+		return stateNone, "", err // without a mount
+	}
 	err = b.hold(ctx, name, func(dir string) (err error) {
-		s, lower, err = inspectDir(dir)
+		s, lower, err = b.inspectDir(name, dir)
 		return err
 	})
 	return s, lower, err
-}
-
-// peek is look, which spares the mount where there is no note about the volume and a mount would be needed to look.
-func (b *Backend) peek(ctx context.Context, name string) (s state, lower string, err error) {
-	if !b.keepsPaths {
-		if noted, err := b.index.lower(name); noted == "" || err != nil {
-			return stateNone, "", err
-		}
-	}
-	return b.look(ctx, name)
 }
 
 // hold calls do while the volume itself, without an overlay, is mounted.

@@ -61,7 +61,7 @@ func (b *Backend) view(ctx context.Context, name string) (cowcommon.View, error)
 	if v.tree, err = b.Backend.View(ctx, name); err != nil {
 		return nil, err
 	}
-	s, lower, err := inspectDir(v.tree.Dir())
+	s, lower, err := b.inspectDir(name, v.tree.Dir())
 	if err == nil && s == stateFolding {
 		err = errFolding
 	}

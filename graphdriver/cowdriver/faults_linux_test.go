@@ -78,6 +78,7 @@ func (o *observed) Create(ctx context.Context, name string, opts cowcommon.Volum
 func (o *observed) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	o.note(ctx, "Clone")
 	o.noteMade(name, opts)
+	opts.RootStyle = cowcommon.SnapshotRoot // the Backend inside has no shared roots
 	return o.Backend.Clone(ctx, name, source, opts)
 }
 

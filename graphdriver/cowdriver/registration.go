@@ -103,9 +103,12 @@ func ParseOptions(driver string, options []string) (cowcommon.DriverOptions, err
 	return r.ParseOptions(options)
 }
 
-// Open makes the driver called name over the Backend that open opens on home, and lets its volumes have shared roots.
-// usable is the answer of package detect. Open returns it as an error if the driver cannot work there. why is nil for a Backend that can be written to. Otherwise it
+// Open makes the driver called name over the Backend that open opens on home. usable is the answer of package detect. Open
+// returns it as an error if the driver cannot work there. why is nil for a Backend that can be written to. Otherwise it
 // is the reason why not: the option for reading alone, or, with this option, a filesystem that is read-only.
+//
+// Volumes can have shared roots if opts.RootStyle asks for them, or if the home was once opened so. Other homes pay nothing
+// for them.
 func Open(ctx context.Context, name, home string, usable error, opts Options, open func(why error) (cowcommon.Backend, error)) (graphdriver.Driver, error) {
 	var why error
 	var cannotWrite *detect.ReadOnlyError
@@ -121,10 +124,43 @@ func Open(ctx context.Context, name, home string, usable error, opts Options, op
 	if err != nil {
 		return nil, err
 	}
-	_, gid := opts.IDMap.RootPair()
-	shared, err := sharedroot.New(ctx, backend, home, sharedroot.Options{GID: gid, ReadOnly: why != nil, Logger: opts.Logger})
+	d, err := openStyle(ctx, name, home, backend, why != nil, opts)
 	if err != nil {
 		return nil, errors.Join(err, backend.Close())
 	}
+	return d, nil
+}
+
+// openStyle makes the driver over a Backend with or without shared roots.
+func openStyle(ctx context.Context, name, home string, backend cowcommon.Backend, readOnly bool, opts Options) (*Driver, error) {
+	switch {
+	case readOnly && !sharedroot.IsOn(home):
+		return New(name, backend, opts), nil
+	case !readOnly && opts.RootStyle != cowcommon.SharedRoot:
+		end, isOn, err := sharedroot.StayOff(ctx, home)
+		if err != nil {
+			return nil, err
+		}
+		if !isOn {
+			return New(name, &unshared{backend, end}, opts), nil
+		}
+	}
+	_, gid := opts.IDMap.RootPair()
+	shared, err := sharedroot.New(ctx, backend, home, sharedroot.Options{GID: gid, ReadOnly: readOnly, Logger: opts.Logger})
+	if err != nil {
+		return nil, err
+	}
 	return New(name, shared, opts), nil
 }
+
+// unshared is a Backend without shared roots. Until it is closed, nobody turns them on.
+type unshared struct {
+	cowcommon.Backend
+	end func() error
+}
+
+// Unwrap returns the Backend inside.
+func (b *unshared) Unwrap() cowcommon.Backend { return b.Backend }
+
+// Close closes the Backend inside first. Closing twice does nothing.
+func (b *unshared) Close() error { return errors.Join(b.Backend.Close(), b.end()) }

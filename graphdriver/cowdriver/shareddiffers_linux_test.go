@@ -22,7 +22,7 @@ func TestSharedRootDiffers(t *testing.T) {
 	for _, style := range []string{"snapshot", "shared"} {
 		t.Run(style, func(t *testing.T) {
 			isShared := style == "shared"
-			d := newDriver(t)
+			d := newDriver(t, "btrfs.root_style=shared")
 			require.NoError(t, d.Create("image", "", nil))
 			inLayer(t, d, "image", func(dir string) {
 				for _, sub := range []string{"dir/deep", "other"} {

@@ -46,7 +46,7 @@ func forgetPages(t *testing.T, name string) {
 // TestSharedRootSharesPages: pages of the image that one container has read are cached for the others too.
 func TestSharedRootSharesPages(t *testing.T) {
 	const pages = 64
-	d := newDriver(t)
+	d := newDriver(t, "btrfs.root_style=shared")
 	require.NoError(t, d.Create("image", "", nil))
 	write(t, d, "image", "file", pages*os.Getpagesize())
 	for style, want := range map[string]int{"snapshot": 0, "shared": pages} {

@@ -158,12 +158,13 @@ func TestSharedRootMountedElsewhere(t *testing.T) {
 // TestSharedRootBesideSnapshots: layers of both styles are clones of one image, and each keeps its own changes. A copy of a
 // running container is an ordinary layer unless it names the style.
 func TestSharedRootBesideSnapshots(t *testing.T) {
-	d := newDriver(t)
+	d := newDriver(t, "btrfs.root_style=shared")
 	require.NoError(t, d.Create("image", "", nil))
 	write(t, d, "image", "file", 10)
 	shared := &graphdriver.CreateOpts{StorageOpt: map[string]string{"root_style": "shared"}}
 	require.NoError(t, d.CreateReadWrite("shared", "image", shared))
-	require.NoError(t, d.CreateReadWrite("own", "image", nil))
+	own := &graphdriver.CreateOpts{StorageOpt: map[string]string{"root_style": "snapshot"}}
+	require.NoError(t, d.CreateReadWrite("own", "image", own))
 	write(t, d, "shared", "of-shared", 1)
 	write(t, d, "own", "of-own", 1)
 	inLayer(t, d, "shared", func(string) {
