@@ -78,7 +78,7 @@ readonly docker_module docker_packages with_docker packages
 zfs_packages() {
 	local driver
 	[[ ${#packages[@]} -gt 0 ]] || return 0
-	driver=$(go list -f '{{.ImportPath}}' ./zfs/... 2>/dev/null)
+	driver=$(go list -f '{{.ImportPath}}' ./zfs/...)
 	go list -f '{{.ImportPath}} {{.Dir}}' "${packages[@]}" | while read -r path dir; do
 		compgen -G "$dir/*_test.go" >/dev/null || continue
 		[[ $path != "$module"/e2e || -n $driver ]] || continue
@@ -114,7 +114,9 @@ build() {
 	for lane in "${lanes_of_tree[@]}"; do
 		begin_lane "$dir/$lane.sh"
 	done
-	for path in $(zfs_packages); do
+	local found
+	found=$(zfs_packages)
+	for path in $found; do
 		rel=${path#"$module"}
 		rel=.${rel:-/}
 		mkdir -p "$dir/$rel"
@@ -270,9 +272,8 @@ job() {
 	await_processor
 	jobs+=("$name")
 	{
-		trap 'echo "$name" >>"$dir/ended"' EXIT
 		begun=$SECONDS
-		"${@:2}" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips || echo "$name" >>"$dir/failed"
+		"${@:2}" | "$dir/testsum" "${counts[@]}" -allow scripts/allowed-skips && echo "$name" >>"$dir/passed"
 		echo "== ZFS tests, $name: $((SECONDS - begun)) s"
 	} >"$dir/$name.log" 2>&1 &
 }
@@ -283,29 +284,21 @@ await_processor() {
 	while :; do
 		processors=$(nproc)
 		[[ -z $beside || $processors -eq 1 ]] || ! kill -0 "$beside" 2>/dev/null || ((--processors))
-		((${#jobs[@]} - $(ended) >= processors)) || return 0
+		(($(jobs -rp | wc -l) >= processors)) || return 0
 		sleep 1
 	done
 }
 
-# ended [JOB]: prints the number of jobs that have ended; or succeeds if that job has ended.
-ended() {
-	if [[ $# -eq 0 ]]; then
-		wc -l <"$dir/ended"
-	else
-		grep -qxF "$1" "$dir/ended"
-	fi
-}
-
-# finish_jobs: waits for the jobs, and prints their logs in the order of their start.
+# finish_jobs: waits for the jobs, and prints their logs in the order of their start. A job that did not say that it has
+# passed has failed, however it has ended.
 finish_jobs() {
 	local name
 	wait
 	for name in "${jobs[@]}"; do
 		cat "$dir/$name.log"
+		grep -qxF "$name" "$dir/passed" || failed+=("$name")
 	done
 	jobs=()
-	: >"$dir/ended"
 }
 
 # start_jobs WHERE: starts all that runs beside other jobs. Images of a crash need the log that the script of the crash
@@ -314,11 +307,11 @@ start_jobs() {
 	local where=$1 lane work cut part
 	local crash=''
 	if [[ $where == in_machine && -z $zfs && -x $dir/work/e2e/tests && (-z ${RUN:-} || $RUN == TestZFSCrashImages) ]]; then
-		crash=1
 		mkdir -p "$dir/crash/e2e"
 		ln "$dir/work/test2json" "$dir/crash/"
 		ln "$dir/work/e2e/tests" "$dir/crash/e2e/"
 		job crash-script crash_script "$dir/crash"
+		crash=$!
 	fi
 	for lane in "${lanes[@]}"; do
 		work=$dir/work
@@ -326,9 +319,7 @@ start_jobs() {
 		! has_tests "$work" "$lane" || job "$lane" "$where" "$work" "$lane"
 	done
 	if [[ -n $crash ]]; then
-		until ended crash-script; do
-			sleep 1
-		done
+		wait "$crash" || true # finish_jobs tells
 		[[ ! -e $dir/writes ]] || mv "$dir/writes" "$dir/crash/e2e/writes"
 		for ((part = 1; part <= $(nproc); part++)); do
 			[[ ! -e $dir/crash/e2e/writes ]] || job "crash-images-$part" crash_images "$dir/crash" "$part/$(nproc)"
@@ -353,7 +344,7 @@ main() {
 	dir=$(mktemp -d)
 	# shellcheck disable=SC2064 # expands the name here
 	trap "rm -rf -- '$dir'" EXIT
-	: >"$dir/ended"
+	: >"$dir/passed"
 	mkdir "$dir/work"
 	build "$dir/work"
 	mkdir "$dir/docker"
@@ -365,14 +356,18 @@ main() {
 	else
 		"$machine" build --zfs "$openzfs"
 	fi
-	jobs=()
+	jobs=() failed=()
 	start_jobs "$where"
+	if [[ ${#jobs[@]} -eq 0 ]] && ! has_tests "$dir/work" "$lane_of_two"; then
+		echo "no test that needs ZFS: PKG=${PKG:-}, RUN=${RUN:-}" >&2
+		exit 1
+	fi
 	finish_jobs
 	if has_tests "$dir/work" "$lane_of_two"; then
 		job "$lane_of_two" "$where" "$dir/work" "$lane_of_two"
 		finish_jobs
 	fi
-	[[ ! -e $dir/failed ]]
+	[[ ${#failed[@]} -eq 0 ]]
 }
 
 main

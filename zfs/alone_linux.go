@@ -25,7 +25,7 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.done(nil)) }()
+	defer func() { err = errors.Join(err, c.done(err)) }()
 	isSealed, err := b.isSealed(ctx, name)
 	if err != nil {
 		return err
@@ -38,7 +38,7 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	}
 	dir := b.mountpoint(name)
 	if err := b.mountWaiting(ctx, b.datasetOf(name), dir, 0, ""); err != nil {
-		return errors.Join(err, mountdir.Remove(dir, false))
+		return errors.Join(err, b.after(err, func() error { return mountdir.Remove(dir, false) }))
 	}
 	defer func() { err = errors.Join(err, mountdir.Remove(dir, false)) }()
 	root, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)

@@ -100,7 +100,9 @@ func (b *Backend) discardEmptyAside(ctx context.Context) error {
 // destroyAside destroys a dataset that was set aside, unless it has clones. Of one with clones it frees the data that no
 // clone has.
 func (b *Backend) destroyAside(ctx context.Context, dataset string) error {
-	result, err := b.runDestroy(context.WithoutCancel(ctx), dataset, nil)
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
+	result, err := b.runDestroy(ctx, dataset, nil)
 	switch {
 	case err != nil:
 		return err
@@ -142,6 +144,22 @@ func (b *Backend) asides(ctx context.Context, datasets map[string]dataset) ([]zf
 	return asides, nil
 }
 
+// origins are the snapshots from which datasets were cloned: these datasets, and those that were set aside.
+func (b *Backend) origins(ctx context.Context, datasets map[string]dataset) (map[string]bool, error) {
+	asides, err := b.asides(ctx, datasets)
+	if err != nil {
+		return nil, err
+	}
+	origins := make(map[string]bool)
+	for _, d := range datasets {
+		origins[d.origin] = true
+	}
+	for _, d := range asides {
+		origins[d.Origin] = true
+	}
+	return origins, nil
+}
+
 // destroyUnneeded destroys the datasets that were set aside and from which none of these datasets was cloned, directly or
 // through other clones. Such datasets are left by a crash, or when others have destroyed or promoted a clone.
 func (b *Backend) destroyUnneeded(ctx context.Context, datasets map[string]dataset, warn func(what string, err error)) error {
@@ -149,12 +167,13 @@ func (b *Backend) destroyUnneeded(ctx context.Context, datasets map[string]datas
 	if err != nil {
 		return err
 	}
-	needed := make(map[string]bool)
-	for _, d := range datasets {
-		needed[sourceOf(d.origin)] = true
+	origins, err := b.origins(ctx, datasets)
+	if err != nil {
+		return err
 	}
-	for _, d := range asides {
-		needed[sourceOf(d.Origin)] = true
+	needed := make(map[string]bool)
+	for origin := range origins {
+		needed[sourceOf(origin)] = true
 	}
 	for _, d := range asides {
 		if needed[d.Name] {

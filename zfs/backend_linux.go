@@ -159,9 +159,9 @@ func (b *Backend) recover(ctx context.Context) error {
 	}
 
 	b.destroyHalfMade(ctx, datasets, warn)
-	origins := make(map[string]bool)
-	for _, d := range datasets {
-		origins[d.origin] = true
+	origins, err := b.origins(ctx, datasets)
+	if err != nil {
+		return err
 	}
 	for name, d := range datasets {
 		if strings.HasPrefix(name, stagingPrefix) {

@@ -126,7 +126,8 @@ func (x *index) tryLook(asked uint64, look func(map[string]dataset)) (done bool,
 	}
 	x.loading = make(chan struct{})
 	x.begun++
-	x.since, x.doubted, x.seen = nil, false, now
+	// If the load fails, the datasets that are there stay outdated.
+	x.valid, x.since, x.doubted, x.seen = false, nil, false, now
 	return false, nil, nil
 }
 

@@ -43,6 +43,16 @@ func TestIndexWhoseListFails(t *testing.T) {
 	k.err.Store(nil)
 	assertKnown()
 
+	// Another process has changed something.
+	fakeIndex(t, c, dir).doubt()
+	k.err.Store(&failure)
+	for range 2 {
+		_, _, err := x.get(t.Context(), "a")
+		require.ErrorIs(t, err, unix.EIO)
+	}
+	k.err.Store(nil)
+	assertKnown()
+
 	// The kernel ends the list of a dataset that is renamed meanwhile, without an error.
 	x.invalidate()
 	k.gone = true

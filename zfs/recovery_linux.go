@@ -88,9 +88,9 @@ func (b *Backend) recoverBeside(ctx context.Context) error {
 	if err := b.endLeftIntents(ctx); err != nil {
 		return err
 	}
-	origins := make(map[string]bool)
-	for _, d := range datasets {
-		origins[d.origin] = true
+	origins, err := b.origins(ctx, datasets)
+	if err != nil {
+		return err
 	}
 	for name, d := range datasets {
 		switch {
@@ -107,7 +107,10 @@ func (b *Backend) recoverBeside(ctx context.Context) error {
 			b.warnLeft(b.datasetOf(name), err)
 		}
 	}
-	return nil
+	if datasets, err = b.volumes.all(ctx); err != nil { // what was cleaned up needs nothing any more
+		return err
+	}
+	return b.destroyUnneeded(ctx, datasets, b.warnLeft)
 }
 
 // endLeftViews ends the views that have a lock file which nobody holds.
