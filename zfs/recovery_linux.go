@@ -107,7 +107,7 @@ func (b *Backend) recoverBeside(ctx context.Context) error {
 			b.warnLeft(b.datasetOf(name), err)
 		}
 	}
-	if datasets, err = b.volumes.all(ctx); err != nil { // what was cleaned up needs nothing any more
+	if datasets, err = b.volumes.all(ctx); err != nil { // without the remains
 		return err
 	}
 	return b.destroyUnneeded(ctx, datasets, b.warnLeft)
