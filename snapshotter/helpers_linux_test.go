@@ -61,7 +61,7 @@ func onZFS(t *testing.T) (string, openFunc) {
 	}
 }
 
-// withSharedRoots wraps a Backend as cowdriver.Open does.
+// withSharedRoots wraps a Backend as cowdriver.Open does where shared roots are on.
 func withSharedRoots(t *testing.T, backend cowcommon.Backend, home string) (cowcommon.Backend, error) {
 	t.Helper()
 	shared, err := sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
