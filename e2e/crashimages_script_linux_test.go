@@ -193,7 +193,7 @@ func layerSteps(s system, round int) []step {
 	takeBack := step{
 		name: "take back what is written to " + leaf, commits: true,
 		run: func(ctx context.Context, h *host) error {
-			volume, err := h.d.Backend().(cowcommon.Keeper).Keep(ctx, leaf)
+			volume, err := cowcommon.Keep(ctx, h.d.Backend(), leaf)
 			if err != nil {
 				return err
 			}

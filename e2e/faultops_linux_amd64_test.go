@@ -352,7 +352,7 @@ func applyChange(ctx context.Context, d *cowdriver.Driver) error {
 
 // takeBackChange keeps child, changes it, and takes the change back.
 func takeBackChange(ctx context.Context, d *cowdriver.Driver) (err error) {
-	keeper, ok := d.Backend().(cowcommon.Keeper)
+	keeper, ok := cowcommon.As[cowcommon.Keeper](d.Backend())
 	if !ok {
 		return fmt.Errorf("%T keeps nothing", d.Backend())
 	}
