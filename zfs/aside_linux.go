@@ -144,12 +144,8 @@ func (b *Backend) asides(ctx context.Context, datasets map[string]dataset) ([]zf
 	return asides, nil
 }
 
-// origins are the snapshots from which datasets were cloned: these datasets, and those that were set aside.
-func (b *Backend) origins(ctx context.Context, datasets map[string]dataset) (map[string]bool, error) {
-	asides, err := b.asides(ctx, datasets)
-	if err != nil {
-		return nil, err
-	}
+// originsOf are the snapshots from which these datasets were cloned, and those that were set aside.
+func originsOf(datasets map[string]dataset, asides []zfsctl.Dataset) map[string]bool {
 	origins := make(map[string]bool)
 	for _, d := range datasets {
 		origins[d.origin] = true
@@ -157,7 +153,7 @@ func (b *Backend) origins(ctx context.Context, datasets map[string]dataset) (map
 	for _, d := range asides {
 		origins[d.Origin] = true
 	}
-	return origins, nil
+	return origins
 }
 
 // destroyUnneeded destroys the datasets that were set aside and from which none of these datasets was cloned, directly or
@@ -167,12 +163,8 @@ func (b *Backend) destroyUnneeded(ctx context.Context, datasets map[string]datas
 	if err != nil {
 		return err
 	}
-	origins, err := b.origins(ctx, datasets)
-	if err != nil {
-		return err
-	}
 	needed := make(map[string]bool)
-	for origin := range origins {
+	for origin := range originsOf(datasets, asides) {
 		needed[sourceOf(origin)] = true
 	}
 	for _, d := range asides {

@@ -159,10 +159,11 @@ func (b *Backend) recover(ctx context.Context) error {
 	}
 
 	b.destroyHalfMade(ctx, datasets, warn)
-	origins, err := b.origins(ctx, datasets)
+	asides, err := b.asides(ctx, datasets)
 	if err != nil {
 		return err
 	}
+	origins := originsOf(datasets, asides)
 	for name, d := range datasets {
 		if strings.HasPrefix(name, stagingPrefix) {
 			if err := b.discardStaged(ctx, name); err != nil {

@@ -88,10 +88,11 @@ func (b *Backend) recoverBeside(ctx context.Context) error {
 	if err := b.endLeftIntents(ctx); err != nil {
 		return err
 	}
-	origins, err := b.origins(ctx, datasets)
+	asides, err := b.asides(ctx, datasets)
 	if err != nil {
 		return err
 	}
+	origins := originsOf(datasets, asides)
 	for name, d := range datasets {
 		switch {
 		case ctx.Err() != nil:
