@@ -10,7 +10,7 @@ import (
 type RootStyle string
 
 const (
-	// DefaultRoot stands for the style that the Backend was opened with.
+	// DefaultRoot names no style. A clone without a style has SnapshotRoot.
 	DefaultRoot RootStyle = ""
 	// SnapshotRoot is the volume itself: a copy-on-write clone of the image.
 	SnapshotRoot RootStyle = "snapshot"

@@ -28,7 +28,6 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 			return err
 		}
 	}
-	opts.RootStyle = b.orDefault(opts.RootStyle)
 	if opts.RootStyle == cowcommon.SharedRoot {
 		if err := b.canShare(name, source); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/staging"
+	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
 // index is a directory with a symbolic link for each volume that may be shared. The link has the name of the volume,
@@ -27,7 +28,7 @@ func (x index) make() error {
 	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(x.dir))
+	return syncdir.Sync(filepath.Dir(x.dir))
 }
 
 // lower returns the lower that is noted for a volume, or "".
@@ -55,16 +56,7 @@ func (x index) add(name, lower string) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(staged))
 	}
-	return syncDir(x.dir)
-}
-
-// syncDir makes the names in a directory survive a power cut.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return syncdir.Sync(x.dir)
 }
 
 // forget removes the note about a volume, if there is one.

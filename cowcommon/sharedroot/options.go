@@ -4,8 +4,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-
-	"github.com/cowshed/cowshed/cowcommon"
 )
 
 // indexName is the directory of a home whose volumes can have shared roots. It has a symbolic link for each volume that may
@@ -20,8 +18,7 @@ func IsOn(home string) bool {
 
 // Options configures shared roots. The zero value is usable.
 type Options struct {
-	Default  cowcommon.RootStyle // of clones that name none; DefaultRoot: SnapshotRoot
-	GID      int                 // group that may pass through the directory of mount points, besides root
-	ReadOnly bool                // the Backend inside was opened for reading alone
-	Logger   *slog.Logger        // nil: slog.Default
+	GID      int          // group that may pass through the directory of mount points, besides root
+	ReadOnly bool         // the Backend inside was opened for reading alone
+	Logger   *slog.Logger // nil: slog.Default
 }

@@ -17,7 +17,7 @@ func (b *Backend) setRootStyle(ctx context.Context, name string, style cowcommon
 	switch {
 	case err != nil:
 		return err
-	case style == cowcommon.SnapshotRoot && s != stateNone:
+	case style != cowcommon.SharedRoot && s != stateNone:
 		return b.fold(ctx, name)
 	case style == cowcommon.SharedRoot && s != stateShared:
 		return fault.New(errdefs.ErrNotImplemented, "a volume cannot get a shared root later: clone its parent again")

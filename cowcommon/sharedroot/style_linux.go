@@ -87,17 +87,7 @@ func (b *Backend) untilFolded(ctx context.Context, name string, do func() error)
 
 // SetRootStyle implements cowcommon.RootStyler.
 func (b *Backend) SetRootStyle(ctx context.Context, name string, style cowcommon.RootStyle) error {
-	return fault.Wrap("set root style of volume", name, b.setRootStyle(ctx, name, b.orDefault(style)))
-}
-
-func (b *Backend) orDefault(style cowcommon.RootStyle) cowcommon.RootStyle {
-	if style == cowcommon.DefaultRoot {
-		style = b.opts.Default
-	}
-	if style == cowcommon.DefaultRoot {
-		style = cowcommon.SnapshotRoot
-	}
-	return style
+	return fault.Wrap("set root style of volume", name, b.setRootStyle(ctx, name, style))
 }
 
 // fold makes a volume that nobody uses one of style snapshot, and its tree durable. A volume that is not shared stays as
