@@ -387,7 +387,7 @@ func TestDockerObserved(t *testing.T) {
 	}, slices.Collect(maps.Keys(ours.Status)))
 	assert.NotContains(t, slices.Collect(maps.Values(ours.Status)), "")
 	assert.Equal(t, "btrfs", ours.Status["Backing Filesystem"])
-	layer := []string{"Path", "SubvolumeID", "UUID", "Parent", "Sealed", "Usage", "Root Style"}
+	layer := []string{"Path", "SubvolumeID", "UUID", "Parent", "Sealed", "Usage"}
 	assert.ElementsMatch(t, layer, slices.Collect(maps.Keys(ours.Image)))
 	assert.Equal(t, "true", ours.Image["Sealed"])
 	assert.ElementsMatch(t, append(layer, "Limit", "LimitScope"), slices.Collect(maps.Keys(ours.Container)))

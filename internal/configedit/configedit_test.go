@@ -194,6 +194,7 @@ func FuzzTOML(f *testing.F) {
 func FuzzJSON(f *testing.F) {
 	for _, seed := range []string{
 		"", "{}", "{\n \"features\" : {\n}\n}", "{\"a\":[{\"b\":1,\"c\":null}],\"features\":{\"x\":true}}", "{\"f\\u0065atures\":{}}", "[1]",
+		"{\"features\" : {}\n\n} ",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -210,7 +211,7 @@ func FuzzJSON(f *testing.F) {
 			changed, err := ParseJSON(after)
 			require.NoError(t, err)
 			require.NoError(t, check(before, changed, path, "new"))
-			requireOnlyAdded(t, bytes.TrimSpace(text), after)
+			requireOnlyAdded(t, bytes.TrimSpace(text), bytes.TrimSpace(after))
 		}
 	})
 }
