@@ -1,3 +1,5 @@
+//go:build testselinux
+
 package e2e
 
 import (
@@ -15,10 +17,6 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
-// selinuxEnv is set where the kernel has SELinux with a policy, as in the machine that scripts/test-zfs.sh runs
-// TestMountLabel in.
-const selinuxEnv = "COWSHED_TEST_SELINUX"
-
 // The labels of two containers.
 const (
 	oneLabel     = "system_u:object_r:container_file_t:s0:c0,c1"
@@ -27,10 +25,7 @@ const (
 
 // TestMountLabel gives layers labels of SELinux. On btrfs a layer is labelled when it is made, on ZFS while it is mounted.
 func TestMountLabel(t *testing.T) {
-	if os.Getenv(selinuxEnv) == "" {
-		t.Skip("runs in a test machine with SELinux: RUN=TestMountLabel scripts/test-zfs.sh") // scripts/allowed-skips has it
-	}
-	require.True(t, selinux.GetEnabled())
+	require.True(t, selinux.GetEnabled(), "runs in a test machine with SELinux: RUN=TestMountLabel scripts/test-zfs.sh")
 	inEachOwn(t, func(t *testing.T, s system) {
 		d := s.open(t, s.root(t), user.IdentityMapping{})
 		require.NoError(t, d.Create("base", "", nil))
