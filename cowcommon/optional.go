@@ -206,6 +206,17 @@ type RootStyler interface {
 	// either style. Returns ErrFailedPrecondition if the volume is in use, and ErrNotImplemented if SharedRoot is asked
 	// for and the volume has another style.
 	SetRootStyle(ctx context.Context, name string, style RootStyle) error
+	// SealAsIs is Sealer.Seal for a volume that is to keep its root style, because only one volume is cloned from it. Seal
+	// gives it SnapshotRoot. Shared clones of a sealed volume of SharedRoot share the same volume.
+	SealAsIs(ctx context.Context, name string) error
+}
+
+// SealAsIs is RootStyler.SealAsIs, or Seal if the backend has no root styles.
+func SealAsIs(ctx context.Context, backend Backend, name string) error {
+	if r, ok := As[RootStyler](backend); ok {
+		return r.SealAsIs(ctx, name)
+	}
+	return Seal(ctx, backend, name)
 }
 
 // SetRootStyle is RootStyler.SetRootStyle. Returns ErrNotImplemented if the backend is none.

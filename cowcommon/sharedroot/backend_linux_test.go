@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -25,6 +26,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
@@ -90,20 +92,21 @@ func (s *store) inside(name string, do func(dir string)) {
 
 // backendTests are tests for any Backend inside.
 var backendTests = map[string]func(t *testing.T, s *store){
-	"SharedRoot":      testSharedRoot,
-	"SealFolds":       testSealFolds,
-	"CloneOfShared":   testCloneOfShared,
-	"CloneOfWritable": testCloneOfWritable,
-	"ViewOfRunning":   testViewOfRunning,
-	"Restart":         testRestart,
-	"BusyUnmount":     testBusyUnmount,
-	"Limit":           testLimit,
-	"FullLimit":       testFullLimit,
-	"SetRootStyle":    testSetRootStyle,
-	"Keep":            testKeep,
-	"TwoBackends":     testTwoBackends,
-	"FailedClone":     testFailedClone,
-	"Identities":      testIdentities,
+	"SharedRoot":       testSharedRoot,
+	"SealFolds":        testSealFolds,
+	"CloneOfShared":    testCloneOfShared,
+	"CloneSealsShared": testCloneSealsShared,
+	"CloneOfWritable":  testCloneOfWritable,
+	"ViewOfRunning":    testViewOfRunning,
+	"Restart":          testRestart,
+	"BusyUnmount":      testBusyUnmount,
+	"Limit":            testLimit,
+	"FullLimit":        testFullLimit,
+	"SetRootStyle":     testSetRootStyle,
+	"Keep":             testKeep,
+	"TwoBackends":      testTwoBackends,
+	"FailedClone":      testFailedClone,
+	"Identities":       testIdentities,
 }
 
 func TestOnBtrfs(t *testing.T) {
@@ -382,7 +385,7 @@ func testSealFolds(t *testing.T, s *store) {
 	}
 }
 
-// A clone of a shared volume that nobody uses seals it, and so folds it. In use, it stays shared.
+// A clone of a shared volume is shared over the same lower, or, on demand, it is folded.
 func testCloneOfShared(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
@@ -396,23 +399,121 @@ func testCloneOfShared(t *testing.T, s *store) {
 	require.ErrorIs(t, s.Clone(ctx, "fork", "c", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}), errdefs.ErrAlreadyExists)
 	s.hasStyle("c", cowcommon.SharedRoot)
 	s.unmount("c")
+	require.NoError(t, s.Clone(ctx, "child", "c", cowcommon.VolumeOptions{}))
+	s.hasStyle("c", cowcommon.SnapshotRoot)
 	if !s.keepsOrigins {
 		require.NoError(t, s.Remove(ctx, "c"))
 	}
 	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse, "the fork shares it")
+}
 
-	require.NoError(t, s.Clone(ctx, "child", "fork", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
-	s.hasStyle("fork", cowcommon.SnapshotRoot)
-	s.hasStyle("child", cowcommon.SharedRoot)
-	require.ErrorIs(t, s.Remove(ctx, "fork"), fault.ErrInUse)
-	if !s.keepsOrigins {
-		require.NoError(t, s.Remove(ctx, "image"), "fork was folded")
-	}
-	s.edit("child", func(dir string) {
-		content, err := os.ReadFile(dir + "/etc/conf")
-		require.NoError(t, err)
-		assert.Equal(t, "of the container", string(content))
+// A shared clone seals a volume that nobody uses with its shared root. Such is an engine's layer between an image and a
+// container. Both share the image.
+func testCloneSealsShared(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("init", "image")
+	s.edit("init", func(dir string) {
+		s.typical(dir)
+		require.NoError(t, os.WriteFile(dir+"/etc/hosts", nil, 0o644))
+		require.NoError(t, os.WriteFile(dir+"/new/same", []byte("same"), 0o644))
+		require.NoError(t, os.Mkdir(dir+"/new/replaced", 0o755))
+		require.NoError(t, os.WriteFile(dir+"/new/replaced/by", []byte("another"), 0o644))
 	})
+	s.container("c", "init")
+	s.isSealed("init", cowcommon.SharedRoot)
+	assert.Empty(t, s.changes("c", "init", true), "the changes of init are not those of c")
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "init"), "it is already")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "init", cowcommon.SnapshotRoot), fault.ErrSealed)
+	require.ErrorIs(t, cowcommon.Receive(ctx, s.Backend, "d", "init", strings.NewReader("")), fault.ErrSealed)
+	s.isSealed("init", cowcommon.SharedRoot)
+	s.edit("init", func(dir string) { require.ErrorIs(t, os.WriteFile(dir+"/x", nil, 0o600), unix.EROFS) })
+
+	s.edit("c", func(dir string) {
+		info, err := os.Stat(dir + "/new/same")
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(dir+"/new/same", []byte("else"), 0o644))
+		require.NoError(t, os.Chtimes(dir+"/new/same", info.ModTime(), info.ModTime()))
+		require.NoError(t, os.Remove(dir+"/etc/hosts"))
+		require.NoError(t, os.WriteFile(dir+"/etc/deep/same", []byte("same"), 0o600))
+		require.NoError(t, os.WriteFile(dir+"/gone", []byte("back"), 0o644))
+		require.NoError(t, os.RemoveAll(dir+"/new/replaced"))
+		require.NoError(t, os.Mkdir(dir+"/new/replaced", 0o755))
+	})
+	want := []string{"C /etc", "C /etc/deep", "C /etc/deep/same", "D /etc/hosts", "A /gone", "C /new", "C /new/replaced", "D /new/replaced/by", "C /new/same"}
+	assert.Equal(t, want, s.changes("c", "init", true))
+
+	require.NoError(t, s.Clone(ctx, "plain", "init", cowcommon.VolumeOptions{}))
+	s.hasStyle("plain", cowcommon.SnapshotRoot)
+	assert.Empty(t, s.changes("plain", "init", false))
+	require.NoError(t, s.Close())
+	s.open()
+	s.isSealed("init", cowcommon.SharedRoot)
+	assert.Equal(t, want, s.changes("c", "init", true))
+
+	err := s.Remove(ctx, "image")
+	require.ErrorIs(t, err, fault.ErrInUse)
+	assert.ErrorContains(t, err, "2 volumes")
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "init", "renamed"))
+	s.isSealed("renamed", cowcommon.SharedRoot)
+	assert.Equal(t, want, s.changes("c", "renamed", true))
+	if s.keepsOrigins {
+		return
+	}
+	require.NoError(t, s.Remove(ctx, "renamed"))
+	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse)
+	s.edit("c", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
+	s.isSealed("c", cowcommon.SnapshotRoot)
+	s.edit("c", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
+	require.NoError(t, s.Remove(ctx, "image"))
+}
+
+// TestRandomClones does random operations in a volume and in its shared clone. The Backend's hints give the changes that a
+// walk finds, and files of which the bytes alone are others.
+func TestRandomClones(t *testing.T) {
+	s := newStore(t)
+	require.NoError(t, s.Create(t.Context(), "image", cowcommon.VolumeOptions{}))
+	s.edit("image", func(dir string) { forest.New(t, 0, dir).Change(80) })
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "image"))
+	for seed := range uint64(20) {
+		init, c := fmt.Sprint("init-", seed), fmt.Sprint("c-", seed)
+		s.container(init, "image")
+		s.edit(init, func(dir string) { forest.New(t, seed, dir).Change(1 + int(seed)) })
+		s.container(c, init)
+		s.edit(c, func(dir string) { forest.New(t, seed+100, dir).Change(1 + int(seed)) })
+		native, walked := s.changes(c, init, true), s.changes(c, init, false)
+		for _, change := range native {
+			if slices.Contains(walked, change) {
+				continue
+			}
+			kind, path, _ := strings.Cut(change, " ")
+			assert.Equal(t, "C", kind, "seed %d: %s", seed, change)
+			assert.NotEqual(t, s.read(init, path), s.read(c, path), "seed %d: %s", seed, change)
+		}
+		for _, change := range walked {
+			assert.Contains(t, native, change, "seed %d", seed)
+		}
+	}
+}
+
+// read reads a file of a volume.
+func (s *store) read(name, path string) (content string) {
+	s.t.Helper()
+	s.edit(name, func(dir string) {
+		data, err := os.ReadFile(dir + path)
+		require.NoError(s.t, err)
+		content = string(data)
+	})
+	return content
+}
+
+func (s *store) isSealed(name string, style cowcommon.RootStyle) {
+	s.t.Helper()
+	s.hasStyle(name, style)
+	v, err := s.Stat(s.t.Context(), name)
+	require.NoError(s.t, err)
+	require.True(s.t, v.Sealed, "volume %s", name)
 }
 
 // A clone of a volume that is written to cannot share it.

@@ -33,6 +33,18 @@ type mounted struct {
 func upperOf(dir string) string { return filepath.Join(dir, sharedmark.Dir, upperName) }
 func workOf(dir string) string  { return filepath.Join(dir, sharedmark.Dir, workName) }
 
+// workIn is workOf for the tree of a volume that can be written to, and "" for that of a sealed volume.
+func workIn(dir string) (string, error) {
+	err := unix.Access(upperOf(dir), unix.W_OK)
+	if errors.Is(err, unix.EROFS) {
+		return "", nil
+	}
+	if err != nil {
+		return "", &fs.PathError{Op: "access", Path: upperOf(dir), Err: err}
+	}
+	return workOf(dir), nil
+}
+
 // point is where the overlay of a volume is mounted.
 func (b *Backend) point(name string) string { return filepath.Join(b.roots, name) }
 
@@ -110,8 +122,12 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 		if err = b.checkNotMounted(dir, name); err == nil && !alone {
 			err = inuse.ByAnotherProcess(name)
 		}
+		work := ""
 		if err == nil {
-			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), workOf(dir), label)
+			work, err = workIn(dir)
+		}
+		if err == nil {
+			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), work, label)
 		}
 	}
 	if err == nil && alone {

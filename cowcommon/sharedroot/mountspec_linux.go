@@ -48,8 +48,11 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 	}
 	spec = cowcommon.MountSpec{Type: "overlay", Source: name}
 	err = b.hold(ctx, lower, func(lowerDir string) error {
-		return b.hold(ctx, name, func(dir string) (err error) {
-			work := workOf(dir)
+		return b.hold(ctx, name, func(dir string) error {
+			work, err := workIn(dir)
+			if err != nil {
+				return err
+			}
 			if readOnly {
 				work = ""
 			}

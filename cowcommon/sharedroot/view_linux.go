@@ -126,7 +126,7 @@ func (v *view) release() error {
 }
 
 // Hints says where two views may differ. Between a shared volume and its lower these are the names in the upper. Between
-// two volumes of style snapshot, the Backend inside says it.
+// two volumes that are shared over the same lower, and between two of style snapshot, the Backend inside says it.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	t, isTop := top.(*view)
 	u, isBase := base.(*view)
@@ -135,6 +135,13 @@ func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		return cowcommon.Hints(ctx, b.Backend, inside(base), inside(top))
 	case isTop && isBase && t.over != nil && u.over == nil && u.volume == t.over.lower:
 		return t.over.hints(ctx)
+	case isTop && isBase && t.over != nil && u.over != nil && t.over.lower == u.over.lower:
+		hints, err := cowcommon.Hints(ctx, b.Backend, u.tree, t.tree)
+		if err != nil {
+			return nil, err
+		}
+		hints, err = betweenUppers(hints, u.tree.Dir(), t.tree.Dir())
+		return hints, treediff.WithoutHints(ctx, "upper", err)
 	}
 	return nil, &treediff.NoHintsError{Reason: "root style", Err: errors.New("one of the volumes is shared over another than the other")}
 }
