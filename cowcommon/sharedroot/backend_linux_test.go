@@ -497,6 +497,46 @@ func TestRandomClones(t *testing.T) {
 	}
 }
 
+// TestRandomUnfold does random operations in volumes of style snapshot. Shared, and folded again, they have the same trees.
+func TestRandomUnfold(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	require.NoError(t, s.Create(ctx, "image", cowcommon.VolumeOptions{}))
+	s.edit("image", func(dir string) { forest.New(t, 0, dir).Change(80) })
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "image"))
+	read := func(name string) (tree treecmp.Tree) {
+		s.edit(name, func(dir string) {
+			var err error
+			tree, err = treecmp.Read(dir, treecmp.Options{LinksInTree: true, Roots: true})
+			require.NoError(t, err)
+		})
+		return tree
+	}
+	shared := 0
+	for seed := range uint64(30) {
+		name := fmt.Sprint("c-", seed)
+		require.NoError(t, s.Clone(ctx, name, "image", cowcommon.VolumeOptions{}))
+		s.edit(name, func(dir string) { forest.New(t, seed+1, dir).Change(1 + int(seed)) })
+		want, changes := read(name), s.changes(name, "image", true)
+		for _, style := range []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SnapshotRoot} {
+			err := cowcommon.SetRootStyle(ctx, s.Backend, name, style)
+			if errdefs.IsFailedPrecondition(err) {
+				t.Log(seed, err)
+				s.hasStyle(name, cowcommon.SnapshotRoot)
+				continue
+			}
+			require.NoError(t, err)
+			s.hasStyle(name, style)
+			if style == cowcommon.SharedRoot {
+				shared++
+			}
+			assert.Empty(t, want.Diff(read(name), treecmp.Options{LinksInTree: true, Roots: true}), "seed %d: %s", seed, style)
+			assert.Equal(t, changes, s.changes(name, "image", true), "seed %d: %s", seed, style)
+		}
+	}
+	assert.Greater(t, shared, 15)
+}
+
 // read reads a file of a volume.
 func (s *store) read(name, path string) (content string) {
 	s.t.Helper()
@@ -738,7 +778,7 @@ func noise(n int) []byte {
 	return data
 }
 
-// The style of a shared volume changes, and its tree and its changes stay. There is no way back.
+// The style of a volume changes, to and fro, and its tree and its changes stay.
 func testSetRootStyle(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
@@ -756,16 +796,29 @@ func testSetRootStyle(t *testing.T, s *store) {
 	s.mount("c")
 	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot), fault.ErrInUse)
 	s.unmount("c")
-	for _, style := range []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SnapshotRoot, cowcommon.SnapshotRoot} {
+	styles := []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SnapshotRoot, cowcommon.SnapshotRoot, cowcommon.SharedRoot, cowcommon.SharedRoot, cowcommon.SnapshotRoot}
+	for _, style := range styles {
 		require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", style))
 		s.hasStyle("c", style)
 		assert.Empty(t, want.Diff(read(), links), style)
 		assert.Equal(t, typicalChanges, s.changes("c", "image", true), style)
 	}
-	for _, plain := range []string{"c", "image"} {
-		require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, plain, cowcommon.SharedRoot), errdefs.ErrNotImplemented)
-		require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, plain, cowcommon.SnapshotRoot))
-	}
+	s.mount("c")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SharedRoot), fault.ErrInUse)
+	s.unmount("c")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SharedRoot), errdefs.ErrFailedPrecondition, "without a parent")
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SnapshotRoot))
+
+	// A clone that never was shared, of a volume that shares the image.
+	s.container("init", "image")
+	s.edit("init", s.typical)
+	require.NoError(t, cowcommon.SealAsIs(ctx, s.Backend, "init"))
+	s.isSealed("init", cowcommon.SharedRoot)
+	require.NoError(t, s.Clone(ctx, "d", "init", cowcommon.VolumeOptions{}))
+	s.edit("d", func(dir string) { require.NoError(t, os.WriteFile(dir+"/etc/more", nil, 0o600)) })
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "d", cowcommon.SharedRoot))
+	s.hasStyle("d", cowcommon.SharedRoot)
+	assert.Equal(t, slices.Insert(slices.Clone(typicalChanges), 2, "A /etc/more"), s.changes("d", "image", true))
 	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "absent", cowcommon.SnapshotRoot), errdefs.ErrNotFound)
 }
 

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/eintr"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
@@ -54,25 +55,38 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 
 // isReplaced reports whether a path is that of two directories of which neither is a clone of the other.
 func isReplaced(dirs *[2]treeat.DirStack, name string) (bool, error) {
+	at, last := path.Split(name)
+	if last == "" {
+		last = "."
+	}
 	var st [2]unix.Statx_t
 	for i := range dirs {
-		at, last := path.Split(name)
-		fd, err := dirs[i].Dir(strings.TrimSuffix(at, "/"))
-		if err == nil {
-			if last == "" {
-				last = "."
-			}
-			err = unix.Statx(fd, last, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st[i])
-		}
+		dir, err := dirs[i].Dir(strings.TrimSuffix(at, "/"))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			return false, nil
 		}
 		if err != nil {
 			return false, err
 		}
-		if st[i].Mode&unix.S_IFMT != unix.S_IFDIR {
-			return false, nil
+		if is, err := lookAt(dir, last, &st[i]); !is || err != nil || !isDir(&st[i]) {
+			return false, err
 		}
 	}
-	return st[0].Ino != st[1].Ino || st[0].Btime != st[1].Btime, nil
+	return !sameInode(&st[0], &st[1]), nil
 }
+
+// lookAt describes a name without following a symbolic link. is: the name exists.
+func lookAt(dir int, name string, st *unix.Statx_t) (is bool, err error) {
+	err = eintr.Ignore(func() error {
+		return unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func isDir(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+// sameInode reports whether an inode is the clone of another. A number may be used again after a while.
+func sameInode(a, b *unix.Statx_t) bool { return a.Ino == b.Ino && a.Btime == b.Btime }
