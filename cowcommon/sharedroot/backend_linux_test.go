@@ -1,6 +1,7 @@
 package sharedroot_test
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -631,6 +632,49 @@ func TestMountSpec(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "btrfs", spec.Type)
 	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+}
+
+// claimedBackend calls a function when a volume has been claimed and found unused.
+type claimedBackend struct {
+	*btrfs.Backend
+	claimed func()
+}
+
+func (b *claimedBackend) Alone(ctx context.Context, name string, do func(root *os.File) error) error {
+	return b.Backend.Alone(ctx, name, func(root *os.File) error {
+		b.claimed()
+		return do(root)
+	})
+}
+
+// Others mount a shared root at the moment in which it is sealed. It stays shared, and has all that they write.
+func TestMountedWhileSealed(t *testing.T) {
+	testfs.CheckLeaks(t)
+	home := filepath.Join(testfs.Btrfs(t), "home")
+	claimed := &claimedBackend{claimed: func() {}}
+	s := openStore(t, home, func() (_ cowcommon.Backend, err error) {
+		claimed.Backend, err = btrfs.Open(t.Context(), home, btrfs.Options{})
+		return claimed, err
+	})
+	s.image("image")
+	s.container("c", "image")
+	spec, err := s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	require.NoError(t, err)
+	at := t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) }) // of a test that has failed
+	claimed.claimed = func() {
+		options := strings.ReplaceAll(strings.Join(spec.Options, ","), ",noatime", "")
+		require.NoError(t, unix.Mount(spec.Source, at, spec.Type, 0, options))
+	}
+	err = cowcommon.Seal(t.Context(), s.Backend, "c")
+	claimed.claimed = func() {}
+	require.ErrorIs(t, err, fault.ErrInUse)
+	s.hasStyle("c", cowcommon.SharedRoot)
+	s.typical(at)
+	require.NoError(t, unix.Unmount(at, 0))
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
+	s.isSealed("c", cowcommon.SnapshotRoot)
 	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
 }
 

@@ -109,7 +109,7 @@ func (b *Backend) foldLocked(ctx context.Context, name string) error {
 			if err != nil || s == stateNone {
 				return err
 			}
-			if err := fold(ctx, root); err != nil {
+			if err := fold(ctx, root, func() error { return b.checkNotMounted(root.Name(), name) }); err != nil {
 				return err
 			}
 			return unix.Syncfs(int(root.Fd()))
