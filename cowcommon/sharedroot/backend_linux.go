@@ -68,9 +68,10 @@ type Backend struct {
 	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
 	overlays *mounttable.Filesystem
 
-	makeRoots func() error             // makes the directory of mount points, once
-	supported func() (features, error) // tries overlays on this filesystem, once
-	closeOnce func() error
+	makeRoots  func() error // makes the directory of mount points, once
+	tryOverlay func() error // finds out features, once
+	features   features
+	closeOnce  func() error
 }
 
 var _ interface {
@@ -95,8 +96,8 @@ func New(ctx context.Context, in cowcommon.Backend, home string, opts Options) (
 	if k, ok := cowcommon.As[pathKeeper](in); ok {
 		b.keepsPaths = k.KeepsPaths()
 	}
-	b.makeRoots = sync.OnceValue(b.makeMountPoints)
-	b.supported = sync.OnceValues(b.tryOverlay)
+	b.makeRoots = untilDone(b.makeMountPoints)
+	b.tryOverlay = untilDone(b.probe)
 	b.closeOnce = sync.OnceValue(b.close)
 	return b, fault.Wrap("open shared roots of home", home, b.start(ctx, home))
 }
@@ -182,24 +183,47 @@ func (b *Backend) makeMountPoints() error {
 	return mountdir.KeepPrivate(b.roots, b.opts.GID)
 }
 
-// tryOverlay finds out whether overlays work with directories of the volumes' filesystem. Overlays that are only read
+// untilDone returns a function that calls do, until a call has succeeded.
+func untilDone(do func() error) func() error {
+	var mu sync.Mutex
+	done := false
+	return func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if done {
+			return nil
+		}
+		err := do()
+		done = err == nil
+		return err
+	}
+}
+
+// supported finds out whether overlays work with directories of the volumes' filesystem. Overlays that are only read
 // depend on no feature.
-func (b *Backend) tryOverlay() (features, error) {
+func (b *Backend) supported() (features, error) {
 	if b.opts.ReadOnly {
 		return features{}, nil
 	}
-	if b.keepsPaths {
-		return probe(b.home)
+	if err := b.tryOverlay(); err != nil {
+		return features{}, err
 	}
-	var has features
+	return b.features, nil
+}
+
+func (b *Backend) probe() (err error) {
+	if b.keepsPaths {
+		b.features, err = probe(b.home)
+		return err
+	}
 	tree, err := cowcommon.Scratch(b.ctx, b.Backend, func(dir string) (err error) {
-		has, err = probe(dir)
+		b.features, err = probe(dir)
 		return err
 	})
 	if err == nil {
 		err = tree.Close()
 	}
-	return has, err
+	return err
 }
 
 // recover cleans up after a crash. No other Backend has the home open meanwhile.

@@ -921,6 +921,31 @@ func TestNameWithColon(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }
 
+// TestFullAtFirst: where the first overlay cannot be tried or mounted for want of space, the next one is tried again.
+func TestFullAtFirst(t *testing.T) {
+	testfs.CheckLeaks(t)
+	mnt := testfs.Btrfs(t, testfs.WithSize(256<<20))
+	home := filepath.Join(mnt, "home")
+	s := openStore(t, home, func() (cowcommon.Backend, error) { return btrfs.Open(t.Context(), home, btrfs.Options{}) })
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, s.Close())
+	s.open()
+	testfs.Fill(t, mnt, testfs.Data, 100)
+	testfs.Fill(t, mnt, testfs.Metadata, 100)
+	_, mountErr := s.Mount(t.Context(), "c", "")
+	_, specErr := s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	for _, err := range []error{mountErr, specErr} {
+		require.Error(t, err)
+		assert.True(t, fault.IsFull(err), "%v", err)
+		assert.False(t, errdefs.IsNotImplemented(err), "%v", err)
+	}
+	require.NoError(t, os.RemoveAll(filepath.Join(mnt, "filler")))
+	s.edit("c", s.typical)
+	_, specErr = s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	require.NoError(t, specErr)
+}
+
 // A Backend that is open for reading alone shows shared roots, and completes nothing.
 func TestReadOnly(t *testing.T) {
 	s := newStore(t)
