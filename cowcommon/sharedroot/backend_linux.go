@@ -80,6 +80,7 @@ var _ interface {
 	cowcommon.Renamer
 	cowcommon.SpecMounter
 	cowcommon.Hinter
+	cowcommon.Limiter
 	cowcommon.Streamer
 	cowcommon.Keeper
 	cowcommon.Adopter

@@ -1049,3 +1049,41 @@ func TestLiftedLimitAfterCrash(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, notes)
 }
+
+// A limit that is set after a crash in a fold stays. The note of the former one has no effect, under any name.
+func TestLimitAfterLiftedLimit(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	note := func(name string) {
+		require.NoError(t, os.Symlink("8388608 layer", s.home+"/shared/.limit-"+name))
+	}
+	has := func(name string, bytes uint64) {
+		t.Helper()
+		v, err := s.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, bytes, v.Limit.Bytes, name)
+		assert.NoFileExists(t, s.home+"/shared/.limit-"+name)
+	}
+	for name, bytes := range map[string]uint64{"later": 4 << 20, "none": 0} {
+		s.container(name, "image")
+		note(name)
+		require.NoError(t, cowcommon.SetLimit(ctx, s.Backend, name, quota.Limit{Bytes: bytes}))
+		s.edit(name, s.typical)
+		has(name, bytes)
+		require.NoError(t, cowcommon.Seal(ctx, s.Backend, name))
+		has(name, bytes)
+	}
+	s.container("spec", "image")
+	note("spec")
+	_, err := s.Backend.(cowcommon.SpecMounter).MountSpec(ctx, "spec", false)
+	require.NoError(t, err)
+	has("spec", 8<<20)
+	s.container("old", "image")
+	note("old")
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "old", "new"))
+	has("new", 8<<20)
+	note("gone")
+	s.container("gone", "image")
+	has("gone", 0)
+}

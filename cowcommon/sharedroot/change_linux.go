@@ -167,6 +167,9 @@ func (b *Backend) rename(ctx context.Context, name, to string) error {
 		return err
 	}
 	b.unmountLeft(name)
+	if err := b.restoreLimit(ctx, name); err != nil { // the note has the name of the volume
+		return err
+	}
 	if lower == "" {
 		return cowcommon.Rename(ctx, b.Backend, name, to)
 	}

@@ -82,6 +82,9 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 		return err
 	}
 	defer unlock()
+	if err := b.forgetLimit(ctx, name); err != nil {
+		return err
+	}
 	if lower != "" {
 		return b.cloneShared(ctx, name, source, lower, opts)
 	}

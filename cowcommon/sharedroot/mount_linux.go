@@ -78,6 +78,9 @@ func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, er
 			err = errors.Join(err, b.Backend.Unmount(b.ctx, name))
 		}
 	}()
+	if err := b.restoreLimit(ctx, name); err != nil { // after a crash
+		return nil, err
+	}
 	s, lower, err := b.inspectDir(name, dir)
 	switch {
 	case err != nil:
@@ -86,11 +89,6 @@ func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, er
 		return nil, errFolding
 	case s == stateNone:
 		return &mounted{dir: dir}, nil
-	}
-	if !b.opts.ReadOnly {
-		if err := b.restoreLimit(ctx, name); err != nil { // after a crash
-			return nil, err
-		}
 	}
 	return b.mountShared(ctx, name, dir, lower, label)
 }

@@ -31,6 +31,9 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 		return spec, err
 	}
 	defer unlock()
+	if err := b.restoreLimit(ctx, name); err != nil { // after a crash
+		return spec, err
+	}
 	s, lower, err := b.look(ctx, name)
 	switch {
 	case err != nil:
