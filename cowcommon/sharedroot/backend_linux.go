@@ -62,6 +62,7 @@ type Backend struct {
 	index index
 	roots string         // the directory of mount points
 	locks string         // the file whose bytes are the locks
+	uses  string         // the file whose bytes are the locks of mount points
 	open  *namelock.Lock // held while the Backend is open; nil for reading alone
 
 	mounts   inuse.Table[*mounted] // by volume
@@ -111,17 +112,23 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 		return err
 	}
 	b.roots, b.index.dir, b.locks = filepath.Join(b.home, rootsName), filepath.Join(b.home, indexName), homedir.LockFile(b.home)
+	b.uses = b.locks
 	if b.opts.ReadOnly {
 		sum := sha256.Sum256([]byte(b.home))
 		b.roots = filepath.Join(runDir, hex.EncodeToString(sum[:8]))
+		b.uses = b.roots + ".lock"
 	}
 	dir, err := os.Open(b.home)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil || b.opts.ReadOnly {
+	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil {
 		return err
+	}
+	b.sweep()
+	if b.opts.ReadOnly {
+		return nil
 	}
 	if err := b.turnOn(); err != nil {
 		return err
@@ -145,7 +152,10 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 // Keys of locks, none of which is the name of a volume.
 const openKey = "/open"
 
-// mountKey is the key of the lock that a process has while it uses the overlay of a volume.
+// rootsKey is the key of the lock for making the directory of mount points.
+const rootsKey = "/roots"
+
+// mountKey is the key of the lock that a process has while it uses the overlay on a mount point.
 func mountKey(name string) string { return "/mounted/" + name }
 
 // Unwrap returns the Backend inside.
@@ -181,7 +191,11 @@ func (b *Backend) makeMountPoints() error {
 	if err := homedir.Make(b.roots, b.opts.GID); err != nil {
 		return err
 	}
-	return mountdir.KeepPrivate(b.roots, b.opts.GID)
+	unlock, err := namelock.All(b.ctx, b.uses, exclusive(rootsKey))
+	if err != nil {
+		return err
+	}
+	return errors.Join(mountdir.KeepPrivate(b.roots, b.opts.GID), unlock())
 }
 
 // untilDone returns a function that calls do, until a call has succeeded.
@@ -229,8 +243,8 @@ func (b *Backend) probe() (err error) {
 
 // recover cleans up after a crash. No other Backend has the home open meanwhile.
 func (b *Backend) recover(ctx context.Context) error {
-	if err := mountdir.UnmountBelow(b.roots, b.isUnused); err != nil && !errors.Is(err, os.ErrNotExist) {
-		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	if err := mountdir.RemoveFiles(b.roots); err != nil && !errors.Is(err, os.ErrNotExist) {
+		b.log.Warn("shared roots: mount points are left over", "error", err)
 	}
 	if err := b.index.clean(); err != nil {
 		return err
@@ -256,6 +270,27 @@ func (b *Backend) recover(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// sweep unmounts the overlays that processes have left when they were killed.
+func (b *Backend) sweep() {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(b.roots))
+	for _, m := range mounts {
+		if m.Mountpoint == b.roots {
+			continue
+		}
+		lock, ok, lockErr := namelock.TryExclusive(b.uses, mountKey(filepath.Base(m.Mountpoint)))
+		if ok && b.isUnused(m) {
+			lockErr = mountdir.Remove(m.Mountpoint, false)
+		}
+		if ok {
+			lockErr = errors.Join(lockErr, lock.Unlock(nil))
+		}
+		err = errors.Join(err, lockErr)
+	}
+	if err != nil {
+		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	}
 }
 
 // isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have

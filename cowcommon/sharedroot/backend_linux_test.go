@@ -972,6 +972,65 @@ func TestReadOnly(t *testing.T) {
 	s.open()
 }
 
+// Backends that are open for reading alone use one overlay of a volume, as in two processes. It stays as long as it is mounted
+// elsewhere.
+func TestReadOnlyMountsOnce(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, s.Close())
+	open := func() *store {
+		inner, err := btrfs.OpenReadOnly(t.Context(), s.home, btrfs.Options{}, fmt.Errorf("it is"))
+		require.NoError(t, err)
+		b, err := sharedroot.New(t.Context(), inner, s.home, sharedroot.Options{ReadOnly: true})
+		require.NoError(t, err)
+		return &store{t: t, home: s.home, Backend: b}
+	}
+	first, second := open(), open()
+	dir := first.mount("c")
+	assert.Equal(t, dir, second.mount("c"))
+	assert.Len(t, overlaysBelow(t, filepath.Dir(dir)), 1)
+	first.unmount("c")
+	assert.FileExists(t, dir+"/etc/conf")
+	at := t.TempDir()
+	require.NoError(t, unix.Mount(dir, at, "", unix.MS_BIND, ""))
+	second.unmount("c")
+	assert.Len(t, overlaysBelow(t, filepath.Dir(dir)), 1)
+	assert.Equal(t, dir, first.mount("c"))
+	assert.Len(t, overlaysBelow(t, filepath.Dir(dir)), 1)
+	require.NoError(t, unix.Unmount(at, 0))
+	first.unmount("c")
+	assert.Empty(t, overlaysBelow(t, filepath.Dir(dir)))
+
+	_, err := first.View(t.Context(), "c")
+	require.ErrorIs(t, err, cowcommon.ErrReadOnly, "it is not sealed")
+	require.NoError(t, first.Close())
+	require.NoError(t, second.Close())
+	s.open()
+}
+
+// The views of a killed process go at the next start of another, while others have the home open.
+func TestViewsOfTheKilled(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	v, err := s.View(t.Context(), "c")
+	require.NoError(t, err)
+	killed := &store{t: t, home: s.home, start: s.start}
+	killed.open()
+	left, err := killed.View(t.Context(), "c")
+	require.NoError(t, err)
+	killed.mount("c")
+	require.Len(t, overlaysBelow(t, s.home), 3)
+	killed.crash()
+	next := &store{t: t, home: s.home, start: s.start}
+	next.open()
+	assert.Equal(t, []string{filepath.Base(v.Dir())}, overlaysBelow(t, s.home))
+	assert.NoDirExists(t, left.Dir())
+	require.NoError(t, next.Close())
+	require.NoError(t, v.Close())
+}
+
 // A clone that fails at its last step leaves nothing.
 func testFailedClone(t *testing.T, s *store) {
 	require.NoError(t, s.Create(t.Context(), "odd", cowcommon.VolumeOptions{}))

@@ -107,22 +107,21 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 			err = errors.Join(err, b.Backend.Unmount(b.ctx, lower))
 		}
 	}()
-	if b.opts.ReadOnly {
-		return m, b.mountOverlay(m.dir, lowerDir, upperOf(dir), "", label)
-	}
-	lock, alone, err := namelock.Either(ctx, b.locks, mountKey(name))
+	lock, alone, err := namelock.Either(ctx, b.uses, mountKey(name))
 	if err != nil {
 		return nil, err
 	}
 	m.lock = lock
 	isMounted, err := isOverlay(m.dir) // by another process, or one before a crash
 	if err == nil && !isMounted {
-		if err = b.checkNotMounted(dir, name); err == nil && !alone {
+		if !alone {
 			err = inuse.ByAnotherProcess(name)
 		}
 		work := ""
-		if err == nil {
-			work, err = workIn(dir)
+		if err == nil && !b.opts.ReadOnly {
+			if err = b.checkNotMounted(dir, name); err == nil {
+				work, err = workIn(dir)
+			}
 		}
 		if err == nil {
 			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), work, label)
@@ -213,13 +212,7 @@ func (b *Backend) release(name string, m *mounted, may func() bool) error {
 		}
 		return b.unmountPoint(name)
 	}
-	var err error
-	if b.opts.ReadOnly {
-		err = unmount()
-	} else {
-		err = m.lock.Unlock(unmount)
-	}
-	return errors.Join(err, b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
+	return errors.Join(m.lock.Unlock(unmount), b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
 }
 
 // unmountPoint unmounts the overlay of a volume, unless it is busy, or mounted elsewhere in this mount namespace too. Copies
@@ -255,7 +248,7 @@ func (b *Backend) unmountLeft(name string) {
 	if is, err := isOverlay(b.point(name)); !is || err != nil {
 		return
 	}
-	lock, ok, err := namelock.TryExclusive(b.locks, mountKey(name))
+	lock, ok, err := namelock.TryExclusive(b.uses, mountKey(name))
 	if ok {
 		err = errors.Join(b.unmountPoint(name), lock.Unlock(nil))
 	}
