@@ -202,10 +202,24 @@ type Kept interface {
 
 // RootStyler is a Backend whose volumes can have shared roots.
 type RootStyler interface {
-	// SetRootStyle gives a volume that nobody uses SnapshotRoot. Its tree stays the same. A crash leaves the volume in
-	// either style. Returns ErrFailedPrecondition if the volume is in use, and ErrNotImplemented if SharedRoot is asked
-	// for and the volume has another style.
+	// SetRootStyle gives a volume that nobody uses a root style. Its tree stays the same. A crash leaves the volume in
+	// either style. Others must not mount it by a MountSpec from before.
+	//
+	// A volume gets SharedRoot over its Parent, or over the volume that its Parent shares. Returns ErrFailedPrecondition
+	// if the volume is sealed or in use, has no sealed Parent, or has changes that an overlay cannot show. Returns
+	// ErrNotImplemented if the filesystem does not list the changes.
 	SetRootStyle(ctx context.Context, name string, style RootStyle) error
+	// SealAsIs is Sealer.Seal for a volume that is to keep its root style, because only one volume is cloned from it. Seal
+	// gives it SnapshotRoot. Shared clones of a sealed volume of SharedRoot share the same volume.
+	SealAsIs(ctx context.Context, name string) error
+}
+
+// SealAsIs is RootStyler.SealAsIs, or Seal if the backend has no root styles.
+func SealAsIs(ctx context.Context, backend Backend, name string) error {
+	if r, ok := As[RootStyler](backend); ok {
+		return r.SealAsIs(ctx, name)
+	}
+	return Seal(ctx, backend, name)
 }
 
 // SetRootStyle is RootStyler.SetRootStyle. Returns ErrNotImplemented if the backend is none.

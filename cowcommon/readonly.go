@@ -101,6 +101,10 @@ func (b *readOnlyBackend) SetRootStyle(_ context.Context, name string, _ RootSty
 	return b.refuse("set root style of", name)
 }
 
+func (b *readOnlyBackend) SealAsIs(_ context.Context, name string) error {
+	return b.refuse("seal", name)
+}
+
 func (b *readOnlyBackend) Receive(_ context.Context, name, _ string, _ io.Reader) error {
 	return b.refuse("receive", name)
 }

@@ -41,7 +41,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	copied := newVolumeName(snapshotPrefix, name) // if it has to be a copy
 	defer s.busyWith(copied)()
-	sealed, usage, err := s.seal(ctx, active.volume, copied)
+	sealed, usage, err := s.seal(ctx, key, active.volume, copied)
 	if err == nil {
 		err = s.recordCommit(ctx, name, key, active.volume, sealed, usage, r.info.Labels)
 	}
@@ -95,9 +95,14 @@ func (s *Snapshotter) checkCommit(ctx context.Context, name, key, parent string)
 	return active, err
 }
 
-// seal seals a volume and measures it. It returns the volume that is sealed: the copy, if the volume is in use.
-func (s *Snapshotter) seal(ctx context.Context, volume, copied string) (sealed string, usage snapshots.Usage, err error) {
-	err = cowcommon.Seal(ctx, s.backend, volume)
+// seal seals the volume of a snapshot and measures it. It returns the volume that is sealed: the copy, if the volume is in
+// use.
+func (s *Snapshotter) seal(ctx context.Context, key, volume, copied string) (sealed string, usage snapshots.Usage, err error) {
+	if isInitKey(key) {
+		err = cowcommon.SealAsIs(ctx, s.backend, volume)
+	} else {
+		err = cowcommon.Seal(ctx, s.backend, volume)
+	}
 	if err == nil {
 		return volume, s.measureOnce(ctx, volume), nil
 	}

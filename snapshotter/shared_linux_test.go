@@ -2,10 +2,14 @@ package snapshotter
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/moby/go-archive"
+	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -56,6 +60,44 @@ func TestShared(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { test(t, sharing(onBtrfs(testfs.WithSimpleQuota()))) })
 	}
+}
+
+// TestSharedInit: Docker's layer between an image and a container keeps its root style when it is committed. So the
+// container is an overlay over the image. Its changes are those since that layer.
+func TestSharedInit(t *testing.T) {
+	h := newHost(t, Options{RootStyle: cowcommon.SharedRoot})
+	h.image("image")
+	id := strings.Repeat("1a", 32)
+	h.prepare("moby/7/"+id+"-init-key", "image")
+	h.write("moby/7/"+id+"-init-key", "hosts", nil)
+	h.commit(id+"-init", "moby/7/"+id+"-init-key")
+	v, err := h.backend.Stat(t.Context(), h.volume(id+"-init"))
+	require.NoError(t, err)
+	assert.True(t, v.Sealed)
+	assert.Equal(t, cowcommon.SharedRoot, v.RootStyle)
+
+	mounts := h.prepare(id, id+"-init")
+	assert.Contains(t, mounts[0].Options, "lowerdir="+h.dir("image"))
+	dir, unmount := h.mountAt(mounts)
+	assert.FileExists(t, filepath.Join(dir, "hosts"))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), nil, 0o644))
+	unmount()
+	comparer := cowcommon.NewComparer(h.backend, user.IdentityMapping{}, slog.New(slog.DiscardHandler))
+	c, err := comparer.Compare(t.Context(), h.volume(id), h.volume(id+"-init"), cowcommon.Auto)
+	require.NoError(t, err)
+	assert.True(t, c.Native, c.Reason)
+	assert.Equal(t, []archive.Change{{Path: "/new", Kind: archive.ChangeAdd}}, c.Changes)
+	require.NoError(t, c.Close())
+	viewed, unmount := h.mountAt(h.view("view", id+"-init"))
+	assert.FileExists(t, filepath.Join(viewed, "hosts"))
+	assert.ErrorIs(t, os.WriteFile(filepath.Join(viewed, "hosts"), nil, 0o644), unix.EROFS)
+	unmount()
+
+	for _, key := range []string{"view", id, id + "-init", "image"} {
+		require.NoError(t, h.Remove(t.Context(), key))
+	}
+	require.NoError(t, h.Cleanup(t.Context()))
+	assert.Empty(t, h.volumes())
 }
 
 // TestSharedMounts: the mounts of a container with a shared root are an overlay over the image, whatever their access mode.

@@ -59,6 +59,16 @@ var (
 	buildkitID = regexp.MustCompile(`^[0-9a-z]{25}$`)
 )
 
+// initKey is Docker's layer between an image and a container: the id of the container, and a suffix.
+var initKey = regexp.MustCompile(`^[0-9a-f]{64}-init-key$`)
+
+// isInitKey reports whether an active snapshot is to be Docker's layer between an image and a single container. Its root
+// style stays when it is committed, so that the container shares the image and not this layer.
+func isInitKey(key string) bool {
+	_, key = splitKey(key)
+	return initKey.MatchString(key)
+}
+
 // splitKey returns the namespace that containerd has put before a key, with a number and slashes, and the key that its
 // client has chosen. namespace is "" if the key is a client's of the snapshotter itself.
 func splitKey(key string) (namespace, own string) {

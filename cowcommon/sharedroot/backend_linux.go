@@ -62,15 +62,17 @@ type Backend struct {
 	index index
 	roots string         // the directory of mount points
 	locks string         // the file whose bytes are the locks
+	uses  string         // the file whose bytes are the locks of mount points
 	open  *namelock.Lock // held while the Backend is open; nil for reading alone
 
 	mounts   inuse.Table[*mounted] // by volume
 	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
 	overlays *mounttable.Filesystem
 
-	makeRoots func() error             // makes the directory of mount points, once
-	supported func() (features, error) // tries overlays on this filesystem, once
-	closeOnce func() error
+	makeRoots  func() error // makes the directory of mount points, once
+	tryOverlay func() error // finds out features, once
+	features   features
+	closeOnce  func() error
 }
 
 var _ interface {
@@ -79,6 +81,7 @@ var _ interface {
 	cowcommon.Renamer
 	cowcommon.SpecMounter
 	cowcommon.Hinter
+	cowcommon.Limiter
 	cowcommon.Streamer
 	cowcommon.Keeper
 	cowcommon.Adopter
@@ -95,8 +98,8 @@ func New(ctx context.Context, in cowcommon.Backend, home string, opts Options) (
 	if k, ok := cowcommon.As[pathKeeper](in); ok {
 		b.keepsPaths = k.KeepsPaths()
 	}
-	b.makeRoots = sync.OnceValue(b.makeMountPoints)
-	b.supported = sync.OnceValues(b.tryOverlay)
+	b.makeRoots = untilDone(b.makeMountPoints)
+	b.tryOverlay = untilDone(b.probe)
 	b.closeOnce = sync.OnceValue(b.close)
 	return b, fault.Wrap("open shared roots of home", home, b.start(ctx, home))
 }
@@ -109,17 +112,23 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 		return err
 	}
 	b.roots, b.index.dir, b.locks = filepath.Join(b.home, rootsName), filepath.Join(b.home, indexName), homedir.LockFile(b.home)
+	b.uses = b.locks
 	if b.opts.ReadOnly {
 		sum := sha256.Sum256([]byte(b.home))
 		b.roots = filepath.Join(runDir, hex.EncodeToString(sum[:8]))
+		b.uses = b.roots + ".lock"
 	}
 	dir, err := os.Open(b.home)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil || b.opts.ReadOnly {
+	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil {
 		return err
+	}
+	b.sweep()
+	if b.opts.ReadOnly {
+		return nil
 	}
 	if err := b.turnOn(); err != nil {
 		return err
@@ -143,7 +152,10 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 // Keys of locks, none of which is the name of a volume.
 const openKey = "/open"
 
-// mountKey is the key of the lock that a process has while it uses the overlay of a volume.
+// rootsKey is the key of the lock for making the directory of mount points.
+const rootsKey = "/roots"
+
+// mountKey is the key of the lock that a process has while it uses the overlay on a mount point.
 func mountKey(name string) string { return "/mounted/" + name }
 
 // Unwrap returns the Backend inside.
@@ -179,33 +191,60 @@ func (b *Backend) makeMountPoints() error {
 	if err := homedir.Make(b.roots, b.opts.GID); err != nil {
 		return err
 	}
-	return mountdir.KeepPrivate(b.roots, b.opts.GID)
+	unlock, err := namelock.All(b.ctx, b.uses, exclusive(rootsKey))
+	if err != nil {
+		return err
+	}
+	return errors.Join(mountdir.KeepPrivate(b.roots, b.opts.GID), unlock())
 }
 
-// tryOverlay finds out whether overlays work with directories of the volumes' filesystem. Overlays that are only read
+// untilDone returns a function that calls do, until a call has succeeded.
+func untilDone(do func() error) func() error {
+	var mu sync.Mutex
+	done := false
+	return func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if done {
+			return nil
+		}
+		err := do()
+		done = err == nil
+		return err
+	}
+}
+
+// supported finds out whether overlays work with directories of the volumes' filesystem. Overlays that are only read
 // depend on no feature.
-func (b *Backend) tryOverlay() (features, error) {
+func (b *Backend) supported() (features, error) {
 	if b.opts.ReadOnly {
 		return features{}, nil
 	}
-	if b.keepsPaths {
-		return probe(b.home)
+	if err := b.tryOverlay(); err != nil {
+		return features{}, err
 	}
-	var has features
+	return b.features, nil
+}
+
+func (b *Backend) probe() (err error) {
+	if b.keepsPaths {
+		b.features, err = probe(b.home)
+		return err
+	}
 	tree, err := cowcommon.Scratch(b.ctx, b.Backend, func(dir string) (err error) {
-		has, err = probe(dir)
+		b.features, err = probe(dir)
 		return err
 	})
 	if err == nil {
 		err = tree.Close()
 	}
-	return has, err
+	return err
 }
 
 // recover cleans up after a crash. No other Backend has the home open meanwhile.
 func (b *Backend) recover(ctx context.Context) error {
-	if err := mountdir.UnmountBelow(b.roots, b.isUnused); err != nil && !errors.Is(err, os.ErrNotExist) {
-		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	if err := mountdir.RemoveFiles(b.roots); err != nil && !errors.Is(err, os.ErrNotExist) {
+		b.log.Warn("shared roots: mount points are left over", "error", err)
 	}
 	if err := b.index.clean(); err != nil {
 		return err
@@ -231,6 +270,27 @@ func (b *Backend) recover(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// sweep unmounts the overlays that processes have left when they were killed.
+func (b *Backend) sweep() {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(b.roots))
+	for _, m := range mounts {
+		if m.Mountpoint == b.roots {
+			continue
+		}
+		lock, ok, lockErr := namelock.TryExclusive(b.uses, mountKey(filepath.Base(m.Mountpoint)))
+		if ok && b.isUnused(m) {
+			lockErr = mountdir.Remove(m.Mountpoint, false)
+		}
+		if ok {
+			lockErr = errors.Join(lockErr, lock.Unlock(nil))
+		}
+		err = errors.Join(err, lockErr)
+	}
+	if err != nil {
+		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	}
 }
 
 // isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have

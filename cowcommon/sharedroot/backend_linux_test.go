@@ -1,6 +1,7 @@
 package sharedroot_test
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -25,6 +27,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
@@ -90,20 +93,21 @@ func (s *store) inside(name string, do func(dir string)) {
 
 // backendTests are tests for any Backend inside.
 var backendTests = map[string]func(t *testing.T, s *store){
-	"SharedRoot":      testSharedRoot,
-	"SealFolds":       testSealFolds,
-	"CloneOfShared":   testCloneOfShared,
-	"CloneOfWritable": testCloneOfWritable,
-	"ViewOfRunning":   testViewOfRunning,
-	"Restart":         testRestart,
-	"BusyUnmount":     testBusyUnmount,
-	"Limit":           testLimit,
-	"FullLimit":       testFullLimit,
-	"SetRootStyle":    testSetRootStyle,
-	"Keep":            testKeep,
-	"TwoBackends":     testTwoBackends,
-	"FailedClone":     testFailedClone,
-	"Identities":      testIdentities,
+	"SharedRoot":       testSharedRoot,
+	"SealFolds":        testSealFolds,
+	"CloneOfShared":    testCloneOfShared,
+	"CloneSealsShared": testCloneSealsShared,
+	"CloneOfWritable":  testCloneOfWritable,
+	"ViewOfRunning":    testViewOfRunning,
+	"Restart":          testRestart,
+	"BusyUnmount":      testBusyUnmount,
+	"Limit":            testLimit,
+	"FullLimit":        testFullLimit,
+	"SetRootStyle":     testSetRootStyle,
+	"Keep":             testKeep,
+	"TwoBackends":      testTwoBackends,
+	"FailedClone":      testFailedClone,
+	"Identities":       testIdentities,
 }
 
 func TestOnBtrfs(t *testing.T) {
@@ -382,7 +386,7 @@ func testSealFolds(t *testing.T, s *store) {
 	}
 }
 
-// A clone of a shared volume that nobody uses seals it, and so folds it. In use, it stays shared.
+// A clone of a shared volume is shared over the same lower, or, on demand, it is folded.
 func testCloneOfShared(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
@@ -396,23 +400,161 @@ func testCloneOfShared(t *testing.T, s *store) {
 	require.ErrorIs(t, s.Clone(ctx, "fork", "c", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}), errdefs.ErrAlreadyExists)
 	s.hasStyle("c", cowcommon.SharedRoot)
 	s.unmount("c")
+	require.NoError(t, s.Clone(ctx, "child", "c", cowcommon.VolumeOptions{}))
+	s.hasStyle("c", cowcommon.SnapshotRoot)
 	if !s.keepsOrigins {
 		require.NoError(t, s.Remove(ctx, "c"))
 	}
 	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse, "the fork shares it")
+}
 
-	require.NoError(t, s.Clone(ctx, "child", "fork", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
-	s.hasStyle("fork", cowcommon.SnapshotRoot)
-	s.hasStyle("child", cowcommon.SharedRoot)
-	require.ErrorIs(t, s.Remove(ctx, "fork"), fault.ErrInUse)
-	if !s.keepsOrigins {
-		require.NoError(t, s.Remove(ctx, "image"), "fork was folded")
-	}
-	s.edit("child", func(dir string) {
-		content, err := os.ReadFile(dir + "/etc/conf")
-		require.NoError(t, err)
-		assert.Equal(t, "of the container", string(content))
+// A shared clone seals a volume that nobody uses with its shared root. Such is an engine's layer between an image and a
+// container. Both share the image.
+func testCloneSealsShared(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("init", "image")
+	s.edit("init", func(dir string) {
+		s.typical(dir)
+		require.NoError(t, os.WriteFile(dir+"/etc/hosts", nil, 0o644))
+		require.NoError(t, os.WriteFile(dir+"/new/same", []byte("same"), 0o644))
+		require.NoError(t, os.Mkdir(dir+"/new/replaced", 0o755))
+		require.NoError(t, os.WriteFile(dir+"/new/replaced/by", []byte("another"), 0o644))
 	})
+	s.container("c", "init")
+	s.isSealed("init", cowcommon.SharedRoot)
+	assert.Empty(t, s.changes("c", "init", true), "the changes of init are not those of c")
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "init"), "it is already")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "init", cowcommon.SnapshotRoot), fault.ErrSealed)
+	require.ErrorIs(t, cowcommon.Receive(ctx, s.Backend, "d", "init", strings.NewReader("")), fault.ErrSealed)
+	s.isSealed("init", cowcommon.SharedRoot)
+	s.edit("init", func(dir string) { require.ErrorIs(t, os.WriteFile(dir+"/x", nil, 0o600), unix.EROFS) })
+
+	s.edit("c", func(dir string) {
+		info, err := os.Stat(dir + "/new/same")
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(dir+"/new/same", []byte("else"), 0o644))
+		require.NoError(t, os.Chtimes(dir+"/new/same", info.ModTime(), info.ModTime()))
+		require.NoError(t, os.Remove(dir+"/etc/hosts"))
+		require.NoError(t, os.WriteFile(dir+"/etc/deep/same", []byte("same"), 0o600))
+		require.NoError(t, os.WriteFile(dir+"/gone", []byte("back"), 0o644))
+		require.NoError(t, os.RemoveAll(dir+"/new/replaced"))
+		require.NoError(t, os.Mkdir(dir+"/new/replaced", 0o755))
+	})
+	want := []string{"C /etc", "C /etc/deep", "C /etc/deep/same", "D /etc/hosts", "A /gone", "C /new", "C /new/replaced", "D /new/replaced/by", "C /new/same"}
+	assert.Equal(t, want, s.changes("c", "init", true))
+
+	require.NoError(t, s.Clone(ctx, "plain", "init", cowcommon.VolumeOptions{}))
+	s.hasStyle("plain", cowcommon.SnapshotRoot)
+	assert.Empty(t, s.changes("plain", "init", false))
+	require.NoError(t, s.Close())
+	s.open()
+	s.isSealed("init", cowcommon.SharedRoot)
+	assert.Equal(t, want, s.changes("c", "init", true))
+
+	err := s.Remove(ctx, "image")
+	require.ErrorIs(t, err, fault.ErrInUse)
+	assert.ErrorContains(t, err, "2 volumes")
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "init", "renamed"))
+	s.isSealed("renamed", cowcommon.SharedRoot)
+	assert.Equal(t, want, s.changes("c", "renamed", true))
+	if s.keepsOrigins {
+		return
+	}
+	require.NoError(t, s.Remove(ctx, "renamed"))
+	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse)
+	s.edit("c", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
+	s.isSealed("c", cowcommon.SnapshotRoot)
+	s.edit("c", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
+	require.NoError(t, s.Remove(ctx, "image"))
+}
+
+// TestRandomClones does random operations in a volume and in its shared clone. The Backend's hints give the changes that a
+// walk finds, and files of which the bytes alone are others.
+func TestRandomClones(t *testing.T) {
+	s := newStore(t)
+	require.NoError(t, s.Create(t.Context(), "image", cowcommon.VolumeOptions{}))
+	s.edit("image", func(dir string) { forest.New(t, 0, dir).Change(80) })
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "image"))
+	for seed := range uint64(20) {
+		init, c := fmt.Sprint("init-", seed), fmt.Sprint("c-", seed)
+		s.container(init, "image")
+		s.edit(init, func(dir string) { forest.New(t, seed, dir).Change(1 + int(seed)) })
+		s.container(c, init)
+		s.edit(c, func(dir string) { forest.New(t, seed+100, dir).Change(1 + int(seed)) })
+		native, walked := s.changes(c, init, true), s.changes(c, init, false)
+		for _, change := range native {
+			if slices.Contains(walked, change) {
+				continue
+			}
+			kind, path, _ := strings.Cut(change, " ")
+			assert.Equal(t, "C", kind, "seed %d: %s", seed, change)
+			assert.NotEqual(t, s.read(init, path), s.read(c, path), "seed %d: %s", seed, change)
+		}
+		for _, change := range walked {
+			assert.Contains(t, native, change, "seed %d", seed)
+		}
+	}
+}
+
+// TestRandomUnfold does random operations in volumes of style snapshot. Shared, and folded again, they have the same trees.
+func TestRandomUnfold(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	require.NoError(t, s.Create(ctx, "image", cowcommon.VolumeOptions{}))
+	s.edit("image", func(dir string) { forest.New(t, 0, dir).Change(80) })
+	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "image"))
+	read := func(name string) (tree treecmp.Tree) {
+		s.edit(name, func(dir string) {
+			var err error
+			tree, err = treecmp.Read(dir, treecmp.Options{LinksInTree: true, Roots: true})
+			require.NoError(t, err)
+		})
+		return tree
+	}
+	shared := 0
+	for seed := range uint64(30) {
+		name := fmt.Sprint("c-", seed)
+		require.NoError(t, s.Clone(ctx, name, "image", cowcommon.VolumeOptions{}))
+		s.edit(name, func(dir string) { forest.New(t, seed+1, dir).Change(1 + int(seed)) })
+		want, changes := read(name), s.changes(name, "image", true)
+		for _, style := range []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SnapshotRoot} {
+			err := cowcommon.SetRootStyle(ctx, s.Backend, name, style)
+			if errdefs.IsFailedPrecondition(err) {
+				t.Log(seed, err)
+				s.hasStyle(name, cowcommon.SnapshotRoot)
+				continue
+			}
+			require.NoError(t, err)
+			s.hasStyle(name, style)
+			if style == cowcommon.SharedRoot {
+				shared++
+			}
+			assert.Empty(t, want.Diff(read(name), treecmp.Options{LinksInTree: true, Roots: true}), "seed %d: %s", seed, style)
+			assert.Equal(t, changes, s.changes(name, "image", true), "seed %d: %s", seed, style)
+		}
+	}
+	assert.Greater(t, shared, 15)
+}
+
+// read reads a file of a volume.
+func (s *store) read(name, path string) (content string) {
+	s.t.Helper()
+	s.edit(name, func(dir string) {
+		data, err := os.ReadFile(dir + path)
+		require.NoError(s.t, err)
+		content = string(data)
+	})
+	return content
+}
+
+func (s *store) isSealed(name string, style cowcommon.RootStyle) {
+	s.t.Helper()
+	s.hasStyle(name, style)
+	v, err := s.Stat(s.t.Context(), name)
+	require.NoError(s.t, err)
+	require.True(s.t, v.Sealed, "volume %s", name)
 }
 
 // A clone of a volume that is written to cannot share it.
@@ -490,6 +632,49 @@ func TestMountSpec(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "btrfs", spec.Type)
 	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+}
+
+// claimedBackend calls a function when a volume has been claimed and found unused.
+type claimedBackend struct {
+	*btrfs.Backend
+	claimed func()
+}
+
+func (b *claimedBackend) Alone(ctx context.Context, name string, do func(root *os.File) error) error {
+	return b.Backend.Alone(ctx, name, func(root *os.File) error {
+		b.claimed()
+		return do(root)
+	})
+}
+
+// Others mount a shared root at the moment in which it is sealed. It stays shared, and has all that they write.
+func TestMountedWhileSealed(t *testing.T) {
+	testfs.CheckLeaks(t)
+	home := filepath.Join(testfs.Btrfs(t), "home")
+	claimed := &claimedBackend{claimed: func() {}}
+	s := openStore(t, home, func() (_ cowcommon.Backend, err error) {
+		claimed.Backend, err = btrfs.Open(t.Context(), home, btrfs.Options{})
+		return claimed, err
+	})
+	s.image("image")
+	s.container("c", "image")
+	spec, err := s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	require.NoError(t, err)
+	at := t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) }) // of a test that has failed
+	claimed.claimed = func() {
+		options := strings.ReplaceAll(strings.Join(spec.Options, ","), ",noatime", "")
+		require.NoError(t, unix.Mount(spec.Source, at, spec.Type, 0, options))
+	}
+	err = cowcommon.Seal(t.Context(), s.Backend, "c")
+	claimed.claimed = func() {}
+	require.ErrorIs(t, err, fault.ErrInUse)
+	s.hasStyle("c", cowcommon.SharedRoot)
+	s.typical(at)
+	require.NoError(t, unix.Unmount(at, 0))
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
+	s.isSealed("c", cowcommon.SnapshotRoot)
 	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
 }
 
@@ -637,7 +822,7 @@ func noise(n int) []byte {
 	return data
 }
 
-// The style of a shared volume changes, and its tree and its changes stay. There is no way back.
+// The style of a volume changes, to and fro, and its tree and its changes stay.
 func testSetRootStyle(t *testing.T, s *store) {
 	ctx := t.Context()
 	s.image("image")
@@ -655,16 +840,29 @@ func testSetRootStyle(t *testing.T, s *store) {
 	s.mount("c")
 	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot), fault.ErrInUse)
 	s.unmount("c")
-	for _, style := range []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SnapshotRoot, cowcommon.SnapshotRoot} {
+	styles := []cowcommon.RootStyle{cowcommon.SharedRoot, cowcommon.SnapshotRoot, cowcommon.SnapshotRoot, cowcommon.SharedRoot, cowcommon.SharedRoot, cowcommon.SnapshotRoot}
+	for _, style := range styles {
 		require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", style))
 		s.hasStyle("c", style)
 		assert.Empty(t, want.Diff(read(), links), style)
 		assert.Equal(t, typicalChanges, s.changes("c", "image", true), style)
 	}
-	for _, plain := range []string{"c", "image"} {
-		require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, plain, cowcommon.SharedRoot), errdefs.ErrNotImplemented)
-		require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, plain, cowcommon.SnapshotRoot))
-	}
+	s.mount("c")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SharedRoot), fault.ErrInUse)
+	s.unmount("c")
+	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SharedRoot), errdefs.ErrFailedPrecondition, "without a parent")
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "image", cowcommon.SnapshotRoot))
+
+	// A clone that never was shared, of a volume that shares the image.
+	s.container("init", "image")
+	s.edit("init", s.typical)
+	require.NoError(t, cowcommon.SealAsIs(ctx, s.Backend, "init"))
+	s.isSealed("init", cowcommon.SharedRoot)
+	require.NoError(t, s.Clone(ctx, "d", "init", cowcommon.VolumeOptions{}))
+	s.edit("d", func(dir string) { require.NoError(t, os.WriteFile(dir+"/etc/more", nil, 0o600)) })
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "d", cowcommon.SharedRoot))
+	s.hasStyle("d", cowcommon.SharedRoot)
+	assert.Equal(t, slices.Insert(slices.Clone(typicalChanges), 2, "A /etc/more"), s.changes("d", "image", true))
 	require.ErrorIs(t, cowcommon.SetRootStyle(ctx, s.Backend, "absent", cowcommon.SnapshotRoot), errdefs.ErrNotFound)
 }
 
@@ -723,6 +921,31 @@ func TestNameWithColon(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }
 
+// TestFullAtFirst: where the first overlay cannot be tried or mounted for want of space, the next one is tried again.
+func TestFullAtFirst(t *testing.T) {
+	testfs.CheckLeaks(t)
+	mnt := testfs.Btrfs(t, testfs.WithSize(256<<20))
+	home := filepath.Join(mnt, "home")
+	s := openStore(t, home, func() (cowcommon.Backend, error) { return btrfs.Open(t.Context(), home, btrfs.Options{}) })
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, s.Close())
+	s.open()
+	testfs.Fill(t, mnt, testfs.Data, 100)
+	testfs.Fill(t, mnt, testfs.Metadata, 100)
+	_, mountErr := s.Mount(t.Context(), "c", "")
+	_, specErr := s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	for _, err := range []error{mountErr, specErr} {
+		require.Error(t, err)
+		assert.True(t, fault.IsFull(err), "%v", err)
+		assert.False(t, errdefs.IsNotImplemented(err), "%v", err)
+	}
+	require.NoError(t, os.RemoveAll(filepath.Join(mnt, "filler")))
+	s.edit("c", s.typical)
+	_, specErr = s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	require.NoError(t, specErr)
+}
+
 // A Backend that is open for reading alone shows shared roots, and completes nothing.
 func TestReadOnly(t *testing.T) {
 	s := newStore(t)
@@ -747,6 +970,65 @@ func TestReadOnly(t *testing.T) {
 	require.NoError(t, b.Close())
 	require.NoError(t, unix.Mount("", mnt, "", unix.MS_REMOUNT, ""))
 	s.open()
+}
+
+// Backends that are open for reading alone use one overlay of a volume, as in two processes. It stays as long as it is mounted
+// elsewhere.
+func TestReadOnlyMountsOnce(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, s.Close())
+	open := func() *store {
+		inner, err := btrfs.OpenReadOnly(t.Context(), s.home, btrfs.Options{}, fmt.Errorf("it is"))
+		require.NoError(t, err)
+		b, err := sharedroot.New(t.Context(), inner, s.home, sharedroot.Options{ReadOnly: true})
+		require.NoError(t, err)
+		return &store{t: t, home: s.home, Backend: b}
+	}
+	first, second := open(), open()
+	dir := first.mount("c")
+	assert.Equal(t, dir, second.mount("c"))
+	assert.Len(t, overlaysBelow(t, filepath.Dir(dir)), 1)
+	first.unmount("c")
+	assert.FileExists(t, dir+"/etc/conf")
+	at := t.TempDir()
+	require.NoError(t, unix.Mount(dir, at, "", unix.MS_BIND, ""))
+	second.unmount("c")
+	assert.Len(t, overlaysBelow(t, filepath.Dir(dir)), 1)
+	assert.Equal(t, dir, first.mount("c"))
+	assert.Len(t, overlaysBelow(t, filepath.Dir(dir)), 1)
+	require.NoError(t, unix.Unmount(at, 0))
+	first.unmount("c")
+	assert.Empty(t, overlaysBelow(t, filepath.Dir(dir)))
+
+	_, err := first.View(t.Context(), "c")
+	require.ErrorIs(t, err, cowcommon.ErrReadOnly, "it is not sealed")
+	require.NoError(t, first.Close())
+	require.NoError(t, second.Close())
+	s.open()
+}
+
+// The views of a killed process go at the next start of another, while others have the home open.
+func TestViewsOfTheKilled(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	v, err := s.View(t.Context(), "c")
+	require.NoError(t, err)
+	killed := &store{t: t, home: s.home, start: s.start}
+	killed.open()
+	left, err := killed.View(t.Context(), "c")
+	require.NoError(t, err)
+	killed.mount("c")
+	require.Len(t, overlaysBelow(t, s.home), 3)
+	killed.crash()
+	next := &store{t: t, home: s.home, start: s.start}
+	next.open()
+	assert.Equal(t, []string{filepath.Base(v.Dir())}, overlaysBelow(t, s.home))
+	assert.NoDirExists(t, left.Dir())
+	require.NoError(t, next.Close())
+	require.NoError(t, v.Close())
 }
 
 // A clone that fails at its last step leaves nothing.
@@ -825,4 +1107,42 @@ func TestLiftedLimitAfterCrash(t *testing.T) {
 	notes, err := filepath.Glob(s.home + "/shared/.*")
 	require.NoError(t, err)
 	assert.Empty(t, notes)
+}
+
+// A limit that is set after a crash in a fold stays. The note of the former one has no effect, under any name.
+func TestLimitAfterLiftedLimit(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	note := func(name string) {
+		require.NoError(t, os.Symlink("8388608 layer", s.home+"/shared/.limit-"+name))
+	}
+	has := func(name string, bytes uint64) {
+		t.Helper()
+		v, err := s.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, bytes, v.Limit.Bytes, name)
+		assert.NoFileExists(t, s.home+"/shared/.limit-"+name)
+	}
+	for name, bytes := range map[string]uint64{"later": 4 << 20, "none": 0} {
+		s.container(name, "image")
+		note(name)
+		require.NoError(t, cowcommon.SetLimit(ctx, s.Backend, name, quota.Limit{Bytes: bytes}))
+		s.edit(name, s.typical)
+		has(name, bytes)
+		require.NoError(t, cowcommon.Seal(ctx, s.Backend, name))
+		has(name, bytes)
+	}
+	s.container("spec", "image")
+	note("spec")
+	_, err := s.Backend.(cowcommon.SpecMounter).MountSpec(ctx, "spec", false)
+	require.NoError(t, err)
+	has("spec", 8<<20)
+	s.container("old", "image")
+	note("old")
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "old", "new"))
+	has("new", 8<<20)
+	note("gone")
+	s.container("gone", "image")
+	has("gone", 0)
 }

@@ -50,7 +50,7 @@ func BenchmarkFold(b *testing.B) {
 			b.Helper()
 			root := h.open(volume)
 			begin := time.Now()
-			require.NoError(b, fold(b.Context(), root))
+			require.NoError(b, fold(b.Context(), root, nil))
 			b.ReportMetric(float64(time.Since(begin).Microseconds())/1000, "ms/last")
 		})
 		measure("renames", func(b *testing.B, volume string) {

@@ -28,7 +28,7 @@ func (b *Backend) Stat(ctx context.Context, name string) (cowcommon.Volume, erro
 		return v, err
 	}
 	v.RootStyle = cowcommon.SnapshotRoot
-	if noted, err := b.index.lower(name); noted == "" || err != nil || v.Sealed {
+	if noted, err := b.index.lower(name); noted == "" || err != nil {
 		return v, fault.Wrap("stat volume", name, err)
 	}
 	s, _, err := b.look(ctx, name)
@@ -38,7 +38,7 @@ func (b *Backend) Stat(ctx context.Context, name string) (cowcommon.Volume, erro
 	return v, fault.Wrap("stat volume", name, err)
 }
 
-// Seal makes a volume one of style snapshot, and seals it.
+// Seal makes a volume one of style snapshot, and seals it. A volume that a clone has sealed stays as it is.
 func (b *Backend) Seal(ctx context.Context, name string) error {
 	return fault.Wrap("seal volume", name, b.seal(ctx, name))
 }
@@ -49,13 +49,38 @@ func (b *Backend) seal(ctx context.Context, name string) error {
 		return err
 	}
 	defer unlock()
-	if err := b.plain(ctx, name); err != nil {
+	if err := b.plain(ctx, name); errors.Is(err, fault.ErrSealed) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	return cowcommon.Seal(ctx, b.Backend, name)
 }
 
-// plain makes a volume one of style snapshot. The caller has its lock.
+// SealAsIs seals a volume in the root style that it has.
+func (b *Backend) SealAsIs(ctx context.Context, name string) error {
+	return fault.Wrap("seal volume", name, b.untilFolded(ctx, name, func() error { return b.sealAsIs(ctx, name) }))
+}
+
+func (b *Backend) sealAsIs(ctx context.Context, name string) error {
+	unlock, err := b.lock(ctx, exclusive(name))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s, _, err := b.look(ctx, name)
+	if err != nil {
+		return err
+	}
+	if s == stateFolding {
+		return errFolding
+	}
+	b.unmountLeft(name)
+	return cowcommon.Seal(ctx, b.Backend, name)
+}
+
+// plain makes a volume one of style snapshot. The caller has its lock. Returns fault.ErrSealed if it was sealed with its
+// shared root.
 func (b *Backend) plain(ctx context.Context, name string) error {
 	s, _, err := b.look(ctx, name)
 	if err != nil || s == stateNone {
@@ -142,6 +167,9 @@ func (b *Backend) rename(ctx context.Context, name, to string) error {
 		return err
 	}
 	b.unmountLeft(name)
+	if err := b.restoreLimit(ctx, name); err != nil { // the note has the name of the volume
+		return err
+	}
 	if lower == "" {
 		return cowcommon.Rename(ctx, b.Backend, name, to)
 	}

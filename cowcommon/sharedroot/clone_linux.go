@@ -15,9 +15,9 @@ import (
 // errStyleChanged says that somebody has changed the style of the source of a clone meanwhile.
 var errStyleChanged = errors.New("its root style has changed meanwhile")
 
-// Clone makes a volume of the style that the options name. The clone of a source that is writable and in use has the
-// style of its source, or, on demand, the style snapshot. A crash may leave a clone in the other style than asked for.
-// The tree is the same.
+// Clone makes a volume of the style that the options name. The shared clone of a shared source has the lower of its source.
+// The clone of another source that is writable and in use has the style snapshot. A crash may leave a clone in the other
+// style than asked for. The tree is the same.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
@@ -49,14 +49,15 @@ func (b *Backend) tryClone(ctx context.Context, name, source string, opts cowcom
 	if err != nil {
 		return err
 	}
-	isLive := false
-	if lower != "" {
-		err := b.fold(ctx, source)
-		if isLive = errors.Is(err, fault.ErrInUse); err != nil && !isLive {
+	if lower != "" && opts.RootStyle != cowcommon.SharedRoot {
+		switch err := b.fold(ctx, source); {
+		case err == nil:
+			lower = ""
+		case !errors.Is(err, fault.ErrInUse) && !errors.Is(err, fault.ErrSealed):
 			return err
 		}
 	}
-	return b.cloneLocked(ctx, name, source, lower, isLive, opts)
+	return b.cloneLocked(ctx, name, source, lower, opts)
 }
 
 // canShare reports whether a clone of source can be shared.
@@ -73,16 +74,19 @@ func (b *Backend) canShare(name, source string) error {
 	return nil
 }
 
-// cloneLocked clones source, which is shared over lower if it is live.
-func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, isLive bool, opts cowcommon.VolumeOptions) error {
+// cloneLocked clones source, which is shared over lower unless that is "".
+func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
 	wants := append(b.wants(lower), exclusive(name), shared(source))
 	unlock, err := b.lock(ctx, wants...)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if isLive {
-		return b.cloneLive(ctx, name, source, lower, opts)
+	if err := b.forgetLimit(ctx, name); err != nil {
+		return err
+	}
+	if lower != "" {
+		return b.cloneShared(ctx, name, source, lower, opts)
 	}
 	src, err := b.Backend.Stat(ctx, source)
 	if err != nil {
@@ -133,37 +137,33 @@ func plain(opts cowcommon.VolumeOptions) cowcommon.VolumeOptions {
 	return opts
 }
 
-// cloneLive clones a shared volume that is in use. If it fails, there is no clone.
-func (b *Backend) cloneLive(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
-	noted := false
-	err := b.hold(ctx, source, func(dir string) error { // so it is not sealed
-		s, found, err := b.inspectDir(source, dir)
-		switch {
-		case err != nil:
-			return err
-		case s == stateFolding:
-			return errFolding
-		case s == stateNone: // the note is outdated, and nobody changes the style while this call has the lock
-			return errors.Join(errStyleChanged, b.index.forget(source))
-		case found != lower:
-			return errStyleChanged
+// cloneShared clones a shared volume together with its upper: the clone is shared over the same lower. A source that nobody
+// uses is sealed, and stays shared. If cloneShared fails, there is no clone.
+func (b *Backend) cloneShared(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
+	s, found, err := b.look(ctx, source)
+	switch {
+	case err != nil:
+		return err
+	case s == stateFolding:
+		return errFolding
+	case s == stateNone: // the note is outdated, and nobody changes the style while this call has the lock
+		return errors.Join(errStyleChanged, b.index.forget(source))
+	case found != lower:
+		return errStyleChanged
+	}
+	if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
+		if err == nil {
+			err = errdefs.ErrAlreadyExists
 		}
-		if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
-			if err == nil {
-				err = errdefs.ErrAlreadyExists
-			}
-			return err
-		}
-		noted = true
-		if err := b.index.add(name, lower); err != nil {
-			return err
-		}
-		return b.Backend.Clone(ctx, name, source, plain(opts))
-	})
+		return err
+	}
+	if err = b.index.add(name, lower); err == nil {
+		err = b.Backend.Clone(ctx, name, source, plain(opts))
+	}
 	if err == nil && opts.RootStyle != cowcommon.SharedRoot {
 		err = b.foldLocked(ctx, name)
 	}
-	if err != nil && noted {
+	if err != nil {
 		err = errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 func Abandon(b cowcommon.Backend) {
 	own := b.(*Backend)
 	_ = own.open.Close()
+	_ = own.views.CloseAll(func(_ string, o *overlay) error { return o.lock.Close() })
 	_ = own.mounts.CloseAll(func(_ string, m *mounted) error {
 		if m.lower == "" {
 			return nil

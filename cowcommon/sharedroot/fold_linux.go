@@ -19,6 +19,9 @@ import (
 // fold makes a shared volume, whose root is open for reading, one of style snapshot with the tree that its overlay
 // shows. Nobody else may use the volume meanwhile. The cost is in proportion to the changes, and no data is copied.
 //
+// Others may mount the overlay until the fold begins, and by its path no longer. unused is called then, and may be nil. If
+// it fails, the volume is shared as before.
+//
 // Each step can be taken again. So after an error, a crash or a power cut the volume is shared still, or it is in
 // stateFolding and fold completes it. Nothing is synced.
 //
@@ -26,12 +29,12 @@ import (
 // its limit: the caller lifts a limit for the time of the fold.
 //
 // Returns errdefs.ErrFailedPrecondition if the tree has a file of the reserved name. The volume is shared still then.
-func fold(ctx context.Context, root *os.File) error {
+func fold(ctx context.Context, root *os.File, unused func() error) error {
 	s, _, err := inspect(root)
 	if err != nil || s == stateNone {
 		return err
 	}
-	f := folder{ctx: ctx, root: int(root.Fd()), own: -1, meta: filemeta.Copier{IsContent: isContent}}
+	f := folder{ctx: ctx, unused: unused, root: int(root.Fd()), own: -1, meta: filemeta.Copier{IsContent: isContent}}
 	if err := f.run(s); err != nil {
 		return fmt.Errorf("fold a shared root: %w", err)
 	}
@@ -39,10 +42,11 @@ func fold(ctx context.Context, root *os.File) error {
 }
 
 type folder struct {
-	ctx  context.Context
-	root int // its descriptor
-	own  int // the directory of sharedmark, while there is one
-	meta filemeta.Copier
+	ctx    context.Context
+	unused func() error
+	root   int // its descriptor
+	own    int // the directory of sharedmark, while there is one
+	meta   filemeta.Copier
 
 	list []byte // names of extended attributes
 	*walk
@@ -75,7 +79,8 @@ func (f *folder) run(s state) error {
 }
 
 // begin notes the times of the directories that are merged, which renames out of them will change. Then it begins the
-// fold in one step.
+// fold in one step. The writes of an overlay that is being mounted at this moment, and is not listed yet, are moved with the
+// others, or fail.
 func (f *folder) begin() error {
 	upper, err := treeat.OpenDir(f.own, upperName)
 	if err != nil {
@@ -98,9 +103,18 @@ func (f *folder) begin() error {
 	if err := w.run(); err != nil {
 		return err
 	}
-	return f.do("rename the upper directory", func() error {
+	err = f.do("rename the upper directory", func() error {
 		return unix.Renameat(f.own, upperName, f.own, foldingName)
 	})
+	if err != nil {
+		return err
+	}
+	if f.unused != nil {
+		if err := f.unused(); err != nil {
+			return errors.Join(err, unix.Renameat(f.own, foldingName, f.own, upperName))
+		}
+	}
+	return nil
 }
 
 // checkReserved refuses a file of a user that would replace Cowshed's own directory.

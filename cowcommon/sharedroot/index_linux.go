@@ -48,11 +48,16 @@ func (x index) add(name, lower string) error {
 	if noted, err := x.lower(name); err != nil || noted == lower {
 		return err
 	}
+	return x.put(name, lower)
+}
+
+// put writes a note, in place of one of the same name.
+func (x index) put(note, text string) error {
 	staged := filepath.Join(x.dir, staging.Name(stagedNotes))
-	if err := os.Symlink(lower, staged); err != nil {
+	if err := os.Symlink(text, staged); err != nil {
 		return err
 	}
-	err := os.Rename(staged, filepath.Join(x.dir, name))
+	err := os.Rename(staged, filepath.Join(x.dir, note))
 	if err != nil {
 		return errors.Join(err, os.Remove(staged))
 	}

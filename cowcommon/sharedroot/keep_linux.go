@@ -57,6 +57,9 @@ func (k *kept) restore(ctx context.Context) error {
 	}
 	defer unlock()
 	k.b.unmountLeft(k.volume)
+	if err := k.b.restoreLimit(ctx, k.volume); err != nil { // of the present state, not of the restored one
+		return err
+	}
 	if k.lower != "" {
 		_, err := k.b.Backend.Stat(ctx, k.lower)
 		if errdefs.IsNotFound(err) {

@@ -86,31 +86,50 @@ func exists(dir int, name string) (bool, error) {
 // without a mark.
 //
 // Returns errdefs.ErrFailedPrecondition if the tree has a file of the reserved name.
-func prepare(root *os.File, lower string) (err error) {
+func prepare(root *os.File, lower string) error {
 	rootFD := int(root.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstat(rootFD, &st); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
-	if err := unix.Mkdirat(rootFD, sharedmark.Dir, dirMode); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return fault.New(errdefs.ErrFailedPrecondition, "the tree has a file /%s, which a shared root cannot have", sharedmark.Dir)
-		}
-		return fmt.Errorf("make directory %s: %w", sharedmark.Dir, err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, treeat.RemoveTree(context.Background(), rootFD, sharedmark.Dir))
-		}
-		err = errors.Join(err, filemeta.SetTimes(treeat.File{FD: rootFD}, &st))
-	}()
-	own, err := treeat.Open(rootFD, sharedmark.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	own, err := makeOwn(rootFD, lower, &st)
 	if err != nil {
-		return fmt.Errorf("open directory %s: %w", sharedmark.Dir, err)
+		return err
 	}
 	defer unix.Close(own)
+	if err := unix.Renameat(own, stagedName, own, upperName); err != nil {
+		return errors.Join(fmt.Errorf("rename directory %s: %w", stagedName, err), removeOwn(rootFD, &st))
+	}
+	return nil
+}
+
+// makeOwn makes and opens Cowshed's directory at the root of a volume, which st describes. In it is an empty directory,
+// the staged upper, with the attributes of the root. If makeOwn fails, nothing is left.
+func makeOwn(root int, lower string, st *unix.Stat_t) (own int, err error) {
+	if err := unix.Mkdirat(root, sharedmark.Dir, dirMode); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return -1, fault.New(errdefs.ErrFailedPrecondition, "the tree has a file /%s, which a shared root cannot have", sharedmark.Dir)
+		}
+		return -1, fmt.Errorf("make directory %s: %w", sharedmark.Dir, err)
+	}
+	own, err = treeat.Open(root, sharedmark.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err == nil {
+		if err = fillOwn(own, root, lower, st); err == nil {
+			err = filemeta.SetTimes(treeat.File{FD: root}, st)
+		}
+		if err != nil {
+			unix.Close(own)
+		}
+	}
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("directory %s: %w", sharedmark.Dir, err), removeOwn(root, st))
+	}
+	return own, nil
+}
+
+func fillOwn(own, root int, lower string, st *unix.Stat_t) error {
 	if err := makePrivate(own, lower); err != nil {
-		return fmt.Errorf("directory %s: %w", sharedmark.Dir, err)
+		return err
 	}
 	for _, name := range []string{workName, stagedName} {
 		if err := unix.Mkdirat(own, name, dirMode); err != nil {
@@ -118,17 +137,20 @@ func prepare(root *os.File, lower string) (err error) {
 		}
 	}
 	meta := filemeta.Copier{IsContent: isContent}
-	upper := treeat.File{Dir: own, Name: stagedName, FD: -1}
-	if err := meta.Set(upper, treeat.File{FD: rootFD}, &st); err != nil {
-		return fmt.Errorf("attributes of the root: %w", err)
+	target := treeat.File{Dir: own, Name: stagedName, FD: -1}
+	err := meta.Set(target, treeat.File{FD: root}, st)
+	if err == nil {
+		err = filemeta.SetTimes(target, st)
 	}
-	if err := filemeta.SetTimes(upper, &st); err != nil {
+	if err != nil {
 		return fmt.Errorf("attributes of the root: %w", err)
-	}
-	if err := unix.Renameat(own, stagedName, own, upperName); err != nil {
-		return fmt.Errorf("rename directory %s: %w", stagedName, err)
 	}
 	return nil
+}
+
+// removeOwn removes Cowshed's directory, and gives the root the times in st.
+func removeOwn(root int, st *unix.Stat_t) error {
+	return errors.Join(treeat.RemoveTree(context.Background(), root, sharedmark.Dir), filemeta.SetTimes(treeat.File{FD: root}, st))
 }
 
 // makePrivate gives a fresh directory its mark, and takes away all that it has inherited from the root.

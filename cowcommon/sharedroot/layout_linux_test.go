@@ -119,7 +119,7 @@ func TestReservedName(t *testing.T) {
 	require.NoError(t, os.MkdirAll(h.path("own/.cowshed/upper"), 0o755))
 	require.ErrorIs(t, prepare(h.open("own"), "lower"), errdefs.ErrFailedPrecondition)
 	require.DirExists(t, h.path("own/.cowshed/upper"))
-	require.NoError(t, fold(t.Context(), h.open("own")))
+	require.NoError(t, fold(t.Context(), h.open("own"), nil))
 	require.DirExists(t, h.path("own/.cowshed/upper"))
 
 	h.create("lower")
@@ -128,7 +128,7 @@ func TestReservedName(t *testing.T) {
 	view, unmount := h.mount("v", "lower")
 	require.NoError(t, os.MkdirAll(view+"/.cowshed/upper", 0o755))
 	h.clone("snap", "v")
-	err := fold(t.Context(), h.open("snap"))
+	err := fold(t.Context(), h.open("snap"), nil)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	s, _, err := inspect(h.open("snap"))
 	require.NoError(t, err)
@@ -168,7 +168,7 @@ func TestFoldOtherMarks(t *testing.T) {
 
 	h.clone("redirected", "v")
 	set(h.path("redirected/.cowshed/upper/d"), "trusted.overlay.redirect", "/e")
-	require.ErrorIs(t, fold(t.Context(), h.open("redirected")), overlaymark.ErrRedirected)
+	require.ErrorIs(t, fold(t.Context(), h.open("redirected"), nil), overlaymark.ErrRedirected)
 
 	want, err := treecmp.Read(upper, treecmp.Options{Skip: func(path string) bool {
 		return path == "a" || path == "d/x" || path == "d/sub/x" || path == "d/sub/y"

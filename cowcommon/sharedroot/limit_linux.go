@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -39,14 +40,59 @@ func (b *Backend) foldUnlimited(ctx context.Context, name string, fold func() er
 	return errors.Join(err, b.restoreLimit(b.ctx, name))
 }
 
-// restoreLimit gives a volume the limit that was lifted for a fold, if there is a note of it.
+// Usage is that of the Backend inside.
+func (b *Backend) Usage(ctx context.Context, name string) (quota.Usage, error) {
+	return cowcommon.Usage(ctx, b.Backend, name)
+}
+
+// SetLimit replaces a volume's limit. A limit that was lifted for a fold, which a crash has interrupted, is not given back.
+func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
+	return fault.Wrap("limit volume", name, b.setLimit(ctx, name, limit))
+}
+
+func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {
+	if err := cowcommon.CheckID(name); err != nil {
+		return err
+	}
+	unlock, err := b.lock(ctx, exclusive(name))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, noted, err := b.index.limit(name)
+	if err != nil {
+		return err
+	}
+	if !noted {
+		return cowcommon.SetLimit(ctx, b.Backend, name, limit)
+	}
+	if err := b.index.noteLimit(name, limit); err != nil {
+		return err
+	}
+	return b.restoreLimit(ctx, name)
+}
+
+// restoreLimit gives a volume the limit that was lifted for a fold, if there is a note of it. Nobody folds the volume
+// meanwhile.
 func (b *Backend) restoreLimit(ctx context.Context, name string) error {
-	limit, err := b.index.limit(name)
-	if err != nil || limit.Bytes == 0 {
+	limit, noted, err := b.index.limit(name)
+	if err != nil || !noted || b.opts.ReadOnly {
 		return err
 	}
 	if err := cowcommon.SetLimit(ctx, b.Backend, name, limit); err != nil && !isGone(err) {
 		return err
+	}
+	return b.index.forget(liftedNotes + name)
+}
+
+// forgetLimit removes the note of a limit that a crash has left of a removed volume, before there is another of that name.
+func (b *Backend) forgetLimit(ctx context.Context, name string) error {
+	_, noted, err := b.index.limit(name)
+	if err != nil || !noted {
+		return err
+	}
+	if _, err := b.Backend.Stat(ctx, name); !isGone(err) {
+		return err // it will be found to exist
 	}
 	return b.index.forget(liftedNotes + name)
 }
@@ -63,27 +109,24 @@ func (b *Backend) restoreLimits(ctx context.Context) {
 	}
 }
 
+// noteLimit notes a limit so that it survives a power cut.
 func (x index) noteLimit(name string, limit quota.Limit) error {
-	err := os.Symlink(fmt.Sprintf("%d %s", limit.Bytes, limit.Scope), filepath.Join(x.dir, liftedNotes+name))
-	if errors.Is(err, fs.ErrExist) {
-		return nil // of an earlier fold, and not restored since
-	}
-	return err
+	return x.put(liftedNotes+name, fmt.Sprintf("%d %s", limit.Bytes, limit.Scope))
 }
 
-// limit reads the limit that is noted for a volume, the zero Limit if there is none.
-func (x index) limit(name string) (limit quota.Limit, err error) {
+// limit reads the limit that is noted for a volume.
+func (x index) limit(name string) (limit quota.Limit, noted bool, err error) {
 	note, err := os.Readlink(filepath.Join(x.dir, liftedNotes+name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return limit, nil
+		return limit, false, nil
 	}
 	if err != nil {
-		return limit, err
+		return limit, false, err
 	}
 	var scope string
 	if _, err := fmt.Sscanf(note, "%d %s", &limit.Bytes, &scope); err != nil {
-		return limit, fmt.Errorf("noted limit of volume %s: %w", name, err)
+		return limit, false, fmt.Errorf("noted limit of volume %s: %w", name, err)
 	}
 	limit.Scope, err = quota.ParseScope(scope)
-	return limit, err
+	return limit, err == nil, err
 }

@@ -40,7 +40,7 @@ func TestFoldAtALimit(t *testing.T) {
 			want, err := treecmp.Read(view, merged)
 			require.NoError(t, err)
 			unmount()
-			err = fold(t.Context(), h.open("v"))
+			err = fold(t.Context(), h.open("v"), nil)
 			t.Log(err)
 			if err != nil {
 				require.True(t, fault.IsFull(err), "%v", err)

@@ -33,6 +33,18 @@ type mounted struct {
 func upperOf(dir string) string { return filepath.Join(dir, sharedmark.Dir, upperName) }
 func workOf(dir string) string  { return filepath.Join(dir, sharedmark.Dir, workName) }
 
+// workIn is workOf for the tree of a volume that can be written to, and "" for that of a sealed volume.
+func workIn(dir string) (string, error) {
+	err := unix.Access(upperOf(dir), unix.W_OK)
+	if errors.Is(err, unix.EROFS) {
+		return "", nil
+	}
+	if err != nil {
+		return "", &fs.PathError{Op: "access", Path: upperOf(dir), Err: err}
+	}
+	return workOf(dir), nil
+}
+
 // point is where the overlay of a volume is mounted.
 func (b *Backend) point(name string) string { return filepath.Join(b.roots, name) }
 
@@ -66,6 +78,9 @@ func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, er
 			err = errors.Join(err, b.Backend.Unmount(b.ctx, name))
 		}
 	}()
+	if err := b.restoreLimit(ctx, name); err != nil { // after a crash
+		return nil, err
+	}
 	s, lower, err := b.inspectDir(name, dir)
 	switch {
 	case err != nil:
@@ -74,11 +89,6 @@ func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, er
 		return nil, errFolding
 	case s == stateNone:
 		return &mounted{dir: dir}, nil
-	}
-	if !b.opts.ReadOnly {
-		if err := b.restoreLimit(ctx, name); err != nil { // after a crash
-			return nil, err
-		}
 	}
 	return b.mountShared(ctx, name, dir, lower, label)
 }
@@ -97,21 +107,24 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 			err = errors.Join(err, b.Backend.Unmount(b.ctx, lower))
 		}
 	}()
-	if b.opts.ReadOnly {
-		return m, b.mountOverlay(m.dir, lowerDir, upperOf(dir), "", label)
-	}
-	lock, alone, err := namelock.Either(ctx, b.locks, mountKey(name))
+	lock, alone, err := namelock.Either(ctx, b.uses, mountKey(name))
 	if err != nil {
 		return nil, err
 	}
 	m.lock = lock
 	isMounted, err := isOverlay(m.dir) // by another process, or one before a crash
 	if err == nil && !isMounted {
-		if err = b.checkNotMounted(dir, name); err == nil && !alone {
+		if !alone {
 			err = inuse.ByAnotherProcess(name)
 		}
+		work := ""
+		if err == nil && !b.opts.ReadOnly {
+			if err = b.checkNotMounted(dir, name); err == nil {
+				work, err = workIn(dir)
+			}
+		}
 		if err == nil {
-			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), workOf(dir), label)
+			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), work, label)
 		}
 	}
 	if err == nil && alone {
@@ -199,13 +212,7 @@ func (b *Backend) release(name string, m *mounted, may func() bool) error {
 		}
 		return b.unmountPoint(name)
 	}
-	var err error
-	if b.opts.ReadOnly {
-		err = unmount()
-	} else {
-		err = m.lock.Unlock(unmount)
-	}
-	return errors.Join(err, b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
+	return errors.Join(m.lock.Unlock(unmount), b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
 }
 
 // unmountPoint unmounts the overlay of a volume, unless it is busy, or mounted elsewhere in this mount namespace too. Copies
@@ -241,7 +248,7 @@ func (b *Backend) unmountLeft(name string) {
 	if is, err := isOverlay(b.point(name)); !is || err != nil {
 		return
 	}
-	lock, ok, err := namelock.TryExclusive(b.locks, mountKey(name))
+	lock, ok, err := namelock.TryExclusive(b.uses, mountKey(name))
 	if ok {
 		err = errors.Join(b.unmountPoint(name), lock.Unlock(nil))
 	}

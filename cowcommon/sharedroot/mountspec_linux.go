@@ -31,6 +31,9 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 		return spec, err
 	}
 	defer unlock()
+	if err := b.restoreLimit(ctx, name); err != nil { // after a crash
+		return spec, err
+	}
 	s, lower, err := b.look(ctx, name)
 	switch {
 	case err != nil:
@@ -48,8 +51,11 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 	}
 	spec = cowcommon.MountSpec{Type: "overlay", Source: name}
 	err = b.hold(ctx, lower, func(lowerDir string) error {
-		return b.hold(ctx, name, func(dir string) (err error) {
-			work := workOf(dir)
+		return b.hold(ctx, name, func(dir string) error {
+			work, err := workIn(dir)
+			if err != nil {
+				return err
+			}
 			if readOnly {
 				work = ""
 			}

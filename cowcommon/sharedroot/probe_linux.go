@@ -23,7 +23,8 @@ const probePrefix = ".probe-"
 // probe tries an overlay of directories below dir, which is on the filesystem of the volumes. The mount is attached
 // nowhere, so nobody else sees it, and a crash leaves none.
 //
-// Returns errdefs.ErrNotImplemented, with the reason, if the kernel or the filesystem cannot have shared roots.
+// Returns errdefs.ErrNotImplemented, with the reason, if the kernel or the filesystem cannot have shared roots. Want of space,
+// memory or descriptors is no such reason.
 func probe(dir string) (features, error) {
 	base, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -33,10 +34,18 @@ func probe(dir string) (features, error) {
 	name := staging.Name(probePrefix)
 	has, err := probeIn(filepath.Join(dir, name), int(base.Fd()), name)
 	err = errors.Join(err, treeat.RemoveTree(context.Background(), int(base.Fd()), name))
+	if isWant(err) {
+		return features{}, fmt.Errorf("probe overlayfs: %w", err)
+	}
 	if err != nil {
 		return features{}, fault.New(errdefs.ErrNotImplemented, "overlayfs on %s: %w", dir, err)
 	}
 	return has, nil
+}
+
+// isWant reports whether an error says that something is used up at this moment.
+func isWant(err error) bool {
+	return fault.IsFull(err) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
 }
 
 // probed are the names in a directory of the lower that a probe makes.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -33,7 +34,7 @@ func (c *endingContext) Err() error {
 // stopped folds a volume until that many steps are done. done: the fold has ended before.
 func (h home) stopped(name string, steps int) (done bool) {
 	h.t.Helper()
-	err := fold(&endingContext{h.t.Context(), steps}, h.open(name))
+	err := fold(&endingContext{h.t.Context(), steps}, h.open(name), nil)
 	if err != nil {
 		require.ErrorIs(h.t, err, context.Canceled)
 	}
@@ -128,6 +129,61 @@ func testFoldStopped(t *testing.T, h home, stride int) {
 	assert.Greater(t, steps, 50)
 }
 
+// TestFoldWhileMounting folds beside an overlay that nobody finds, since its mount has not ended. Each write in it is in the
+// folded volume, or fails.
+func TestFoldWhileMounting(t *testing.T) {
+	h := newHome(t, testfs.Btrfs(t)+"/home")
+	h.create("lower")
+	for i := range 20 {
+		dir := fmt.Sprint(h.path("lower"), "/d-", i)
+		require.NoError(t, os.Mkdir(dir, 0o755))
+		require.NoError(t, os.WriteFile(dir+"/file", []byte("lower"), 0o644))
+	}
+	h.seal("lower")
+	for round := range 20 {
+		name := fmt.Sprint("v-", round)
+		h.prepare(name, "lower")
+		view, unmount := h.mount(name, "lower")
+		for i := range 10 { // some directories are copied up before
+			require.NoError(t, os.WriteFile(fmt.Sprintf("%s/d-%d/before", view, i), nil, 0o644))
+		}
+		var written []string
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				file := fmt.Sprintf("/d-%d/%d", i%20, i)
+				if i%3 == 0 {
+					file = fmt.Sprintf("/d-%d/file", i/3%20)
+				}
+				if os.WriteFile(view+file, []byte(file), 0o644) == nil {
+					written = append(written, file)
+				}
+			}
+		}()
+		time.Sleep(time.Duration(round) * 100 * time.Microsecond)
+		err := fold(t.Context(), h.open(name), nil)
+		close(stop)
+		<-stopped
+		unmount()
+		if err != nil { // a name came when its directory had been read
+			require.ErrorIs(t, err, unix.ENOTEMPTY)
+			h.fold(name)
+		}
+		h.isPlain(name)
+		for _, file := range written {
+			content, err := os.ReadFile(h.path(name) + file)
+			require.NoError(t, err)
+			require.Equal(t, file, string(content))
+		}
+	}
+}
+
 func isNote(_, name string) bool { return name == noteXattr }
 
 // TestPrepareStopped has remains of a prepare that a crash has ended. A fold removes them.
@@ -179,7 +235,7 @@ func TestFoldOnAFullDisk(t *testing.T) {
 	testfs.Fill(t, mnt, testfs.Data, 100)
 	testfs.Fill(t, mnt, testfs.Metadata, 100)
 
-	err = fold(t.Context(), h.open("v"))
+	err = fold(t.Context(), h.open("v"), nil)
 	if err != nil {
 		t.Log(err)
 		require.True(t, fault.IsFull(err), "%v", err)

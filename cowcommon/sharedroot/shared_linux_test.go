@@ -97,7 +97,7 @@ func (h home) prepare(name, lower string) {
 // fold folds a volume.
 func (h home) fold(name string) {
 	h.t.Helper()
-	require.NoError(h.t, fold(h.t.Context(), h.open(name)))
+	require.NoError(h.t, fold(h.t.Context(), h.open(name), nil))
 	h.isPlain(name)
 }
 

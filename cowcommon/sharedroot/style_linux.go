@@ -91,7 +91,7 @@ func (b *Backend) SetRootStyle(ctx context.Context, name string, style cowcommon
 }
 
 // fold makes a volume that nobody uses one of style snapshot, and its tree durable. A volume that is not shared stays as
-// it is. Returns errdefs.ErrFailedPrecondition if the volume is in use.
+// it is. Returns errdefs.ErrFailedPrecondition if the volume is in use, or if it was sealed with its shared root.
 func (b *Backend) fold(ctx context.Context, name string) error {
 	unlock, err := b.lock(ctx, exclusive(name))
 	if err != nil {
@@ -109,13 +109,19 @@ func (b *Backend) foldLocked(ctx context.Context, name string) error {
 			if err != nil || s == stateNone {
 				return err
 			}
-			if err := fold(ctx, root); err != nil {
+			if err := fold(ctx, root, func() error { return b.checkNotMounted(root.Name(), name) }); err != nil {
 				return err
 			}
 			return unix.Syncfs(int(root.Fd()))
 		})
 	})
-	if err != nil && !errors.Is(err, fault.ErrSealed) { // a sealed volume was folded before
+	if errors.Is(err, fault.ErrSealed) {
+		if s, _, lookErr := b.look(ctx, name); lookErr != nil || s != stateNone {
+			return errors.Join(err, lookErr)
+		}
+		err = nil // it was folded before
+	}
+	if err != nil {
 		return err
 	}
 	return b.index.forget(name)

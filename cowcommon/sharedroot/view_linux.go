@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/treediff"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/mountdir"
+	"github.com/cowshed/cowshed/internal/namelock"
 	"github.com/cowshed/cowshed/internal/staging"
 )
 
@@ -33,6 +34,7 @@ type overlay struct {
 	point       string
 	lower       string // the name of that volume
 	tree, below cowcommon.View
+	lock        namelock.Lock // of mountKey
 }
 
 // viewPrefix begins the names of mount points of views. No volume has such a name.
@@ -83,19 +85,25 @@ func (b *Backend) openOverlay(ctx context.Context, point, lower string, tree cow
 	if err := b.makeRoots(); err != nil {
 		return nil, err
 	}
-	below, err := b.Backend.View(ctx, lower)
+	lock, err := namelock.Shared(ctx, b.uses, mountKey(filepath.Base(point)))
 	if err != nil {
 		return nil, err
 	}
-	if err := b.mountOverlay(point, below.Dir(), upperOf(tree.Dir()), "", ""); err != nil {
-		return nil, errors.Join(err, below.Close())
+	below, err := b.Backend.View(ctx, lower)
+	if err == nil {
+		if err = b.mountOverlay(point, below.Dir(), upperOf(tree.Dir()), "", ""); err != nil {
+			err = errors.Join(err, below.Close())
+		}
 	}
-	return &overlay{point: point, lower: lower, tree: tree, below: below}, nil
+	if err != nil {
+		return nil, errors.Join(err, lock.Unlock(nil))
+	}
+	return &overlay{point: point, lower: lower, tree: tree, below: below, lock: lock}, nil
 }
 
 // close unmounts the overlay, and closes the views below it. Files of it that are still open stay readable.
 func (o *overlay) close() error {
-	return errors.Join(mountdir.Remove(o.point, true), o.tree.Close(), o.below.Close())
+	return errors.Join(mountdir.Remove(o.point, true), o.lock.Unlock(nil), o.tree.Close(), o.below.Close())
 }
 
 // Dir is the absolute path of the view's root.
@@ -126,7 +134,7 @@ func (v *view) release() error {
 }
 
 // Hints says where two views may differ. Between a shared volume and its lower these are the names in the upper. Between
-// two volumes of style snapshot, the Backend inside says it.
+// two volumes that are shared over the same lower, and between two of style snapshot, the Backend inside says it.
 func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treediff.Hints, error) {
 	t, isTop := top.(*view)
 	u, isBase := base.(*view)
@@ -135,6 +143,13 @@ func (b *Backend) Hints(ctx context.Context, base, top cowcommon.View) (*treedif
 		return cowcommon.Hints(ctx, b.Backend, inside(base), inside(top))
 	case isTop && isBase && t.over != nil && u.over == nil && u.volume == t.over.lower:
 		return t.over.hints(ctx)
+	case isTop && isBase && t.over != nil && u.over != nil && t.over.lower == u.over.lower:
+		hints, err := cowcommon.Hints(ctx, b.Backend, u.tree, t.tree)
+		if err != nil {
+			return nil, err
+		}
+		hints, err = betweenUppers(hints, u.tree.Dir(), t.tree.Dir())
+		return hints, treediff.WithoutHints(ctx, "upper", err)
 	}
 	return nil, &treediff.NoHintsError{Reason: "root style", Err: errors.New("one of the volumes is shared over another than the other")}
 }

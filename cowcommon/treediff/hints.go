@@ -1,5 +1,7 @@
 package treediff
 
+import "iter"
+
 // Flags says which differences are possible at a hinted path.
 type Flags uint8
 
@@ -59,6 +61,23 @@ func (h *Hints) Add(path string, flags Flags) {
 
 // Len is the number of distinct paths hinted.
 func (h *Hints) Len() int { return h.n }
+
+// All lists the hinted paths, each absolute, "" for the root, with its flags.
+func (h *Hints) All() iter.Seq2[string, Flags] {
+	return func(yield func(string, Flags) bool) { h.root.all("", yield) }
+}
+
+func (n *node) all(path string, yield func(string, Flags) bool) bool {
+	if n.hinted && !yield(path, n.flags) {
+		return false
+	}
+	for name, child := range n.children {
+		if !child.all(path+"/"+name, yield) {
+			return false
+		}
+	}
+	return true
+}
 
 // child returns the node of a name below n, which may be nil.
 func (n *node) child(name string) *node {

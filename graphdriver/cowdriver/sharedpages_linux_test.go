@@ -43,7 +43,8 @@ func forgetPages(t *testing.T, name string) {
 	require.NoError(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
 }
 
-// TestSharedRootSharesPages: pages of the image that one container has read are cached for the others too.
+// TestSharedRootSharesPages: pages of the image that one container has read are cached for the others too. Each container
+// has a layer of the engine's own between itself and the image.
 func TestSharedRootSharesPages(t *testing.T) {
 	const pages = 64
 	d := newDriver(t, "btrfs.root_style=shared")
@@ -52,7 +53,13 @@ func TestSharedRootSharesPages(t *testing.T) {
 	for style, want := range map[string]int{"snapshot": 0, "shared": pages} {
 		one, two := "one-"+style, "two-"+style
 		for _, id := range []string{one, two} {
-			require.NoError(t, d.CreateReadWrite(id, "image", &graphdriver.CreateOpts{StorageOpt: map[string]string{"root_style": style}}))
+			opts := &graphdriver.CreateOpts{StorageOpt: map[string]string{"root_style": style}}
+			require.NoError(t, d.CreateReadWrite(id+"-init", "image", opts))
+			write(t, d, id+"-init", "hosts", 0)
+			require.NoError(t, d.CreateReadWrite(id, id+"-init", opts))
+			changes, err := d.Changes(id, id+"-init")
+			require.NoError(t, err)
+			assert.Empty(t, changes)
 		}
 		inLayer(t, d, one, func(oneDir string) {
 			inLayer(t, d, two, func(twoDir string) {

@@ -105,7 +105,7 @@ func TestSharedRoot(t *testing.T) {
 
 	assert.ErrorIs(t, d.Remove("image"), errdefs.ErrFailedPrecondition, "its containers read it")
 	require.NoError(t, d.CreateReadWrite("child", "web", nil))
-	assert.Equal(t, "snapshot", styleOf(t, d, "web"), "it has become an image")
+	assert.Equal(t, "shared", styleOf(t, d, "web"), "its changes are copied with it")
 	assert.Equal(t, want, changes("web"))
 	assert.Equal(t, "shared", styleOf(t, d, "child"))
 	_, err = d.ApplyDiff("child", "web", bytes.NewReader(tarOf(t, "applied")))
