@@ -144,7 +144,11 @@ func openHost(s system, mnt string) (_ *host, err error) {
 		return nil, errors.Join(err, h.d.Cleanup())
 	}
 	h.backend = containers.Backend()
-	if h.snapshots, err = snapshotter.New(context.Background(), filepath.Join(mnt, metadataDir), h.backend, snapshotter.Options{}); err != nil {
+	opts := snapshotter.Options{}
+	if s.shared {
+		opts.RootStyle = cowcommon.SharedRoot
+	}
+	if h.snapshots, err = snapshotter.New(context.Background(), filepath.Join(mnt, metadataDir), h.backend, opts); err != nil {
 		return nil, errors.Join(err, containers.Cleanup(), h.d.Cleanup())
 	}
 	return h, nil
@@ -302,6 +306,9 @@ func (f found) assertNothingElse(t *testing.T) {
 	var want []string
 	for root, ids := range of {
 		dir := filepath.Join(f.h.mnt, root)
+		if f.h.s.shared {
+			assertNoSharedLeft(t, filepath.Join(dir, f.h.s.driver), ids)
+		}
 		if f.h.s.driver != "btrfs" {
 			assertNothingLeftOnZFS(t, dir, ids)
 			continue

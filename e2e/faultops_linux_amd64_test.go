@@ -115,7 +115,7 @@ func faultOperations(s system) []faultOperation {
 		},
 		{
 			name:    "remove parent",
-			prepare: func(_ context.Context, d *cowdriver.Driver) error { return d.CreateReadWrite("new", "child", nil) },
+			prepare: func(_ context.Context, d *cowdriver.Driver) error { return d.Create("new", "child", nil) },
 			run:     func(ctx context.Context, d *cowdriver.Driver) error { return d.WithContext(ctx).Remove("child") },
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isGone(ctx, d, "child"), isThere(ctx, d, "new", "", false, 0), hasContent(d, "new"))

@@ -353,7 +353,7 @@ func TestFaultyVictim(t *testing.T) {
 	if name == "" {
 		return
 	}
-	s := systems()[slices.IndexFunc(systems(), func(s system) bool { return s.name == os.Getenv(victimSystemEnv) })]
+	s := systemNamed(os.Getenv(victimSystemEnv))
 	root := os.Getenv(victimRootEnv)
 	d, err := s.tryOpen(root, user.IdentityMapping{})
 	require.NoError(t, err)
