@@ -268,7 +268,7 @@ func killAtEachStep(t *testing.T, s system, op operation) {
 	// the rest.
 	most := 30
 	if s.shared {
-		most = 12
+		most = 8
 	}
 	if testfs.Long() {
 		most = total

@@ -157,7 +157,6 @@ func TestFaults(t *testing.T) {
 
 // TestFaultsShared is TestFaults with shared roots.
 func TestFaultsShared(t *testing.T) {
-	t.Parallel()
 	rng := faultsRandom(t)
 	inEachShared(t, func(t *testing.T, s system) { faultsIn(t, s, rng) })
 }
@@ -209,7 +208,7 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	}
 	if !testfs.Long() {
 		most := 4
-		if s.driver == "zfs" {
+		if s.driver == "zfs" || s.shared {
 			most = 2
 		}
 		rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
