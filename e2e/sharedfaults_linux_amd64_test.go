@@ -13,8 +13,7 @@ import (
 )
 
 // isOfSharedRoots reports whether a problem may remain where a step fails. A note without a volume says nothing, and goes at
-// the next lone start. A process whose first overlay cannot be made mounts no shared root until it is restarted:
-// docs/howto/shared-roots.md has this among the open ends.
+// the next lone start. A process whose first overlay cannot be made may mount no shared root until it is restarted.
 func isOfSharedRoots(problem string) bool {
 	return strings.HasPrefix(problem, "left: shared/") ||
 		strings.HasPrefix(problem, "cannot be repeated: ") &&
