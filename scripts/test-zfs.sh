@@ -101,7 +101,7 @@ readonly lanes=(graph packages docker e2e) lane_of_two=concurrent
 readonly lanes_of_tree=(graph packages e2e "$lane_of_two") # docker has a directory of its own
 
 # Tests that take more than a minute in the test machine, and have a twin on btrfs that stays in CI. RUN chooses them too.
-long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$|^TestMigrateZFS$')
+long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$|^TestMigrateZFS$|^TestGraphShared$|^Test(Containerd|Docker)SharedZFS$')
 [[ -z ${COWSHED_TEST_LONG:-}${RUN:-}$zfs ]] || long_tests=()
 readonly long_tests
 
