@@ -73,8 +73,8 @@ func (s *Snapshotter) changeLimit(ctx context.Context, info snapshots.Info, fiel
 	return cowcommon.SetLimit(ctx, s.backend, r.volume, limit)
 }
 
-// checkHeld reports a limit that is below what a volume holds. Where the filesystem keeps no count yet, it counts what is
-// written from the first limit on.
+// checkHeld reports a limit that is below the present size of a volume. Without quotas there is no such count: the first
+// limit starts it.
 func (s *Snapshotter) checkHeld(ctx context.Context, volume string, limit quota.Limit) error {
 	usage, err := cowcommon.Usage(ctx, s.backend, volume)
 	if errdefs.IsNotImplemented(err) {
