@@ -74,21 +74,21 @@ func TestLimit(t *testing.T) {
 	full := errors.New("full")
 	for name, c := range map[string]struct {
 		id, size string
-		s        oneSnapshot
+		s        *oneSnapshot
 		outcome  string
 		limit    uint64
 		err      error
 	}{
-		"set":       {"web", "2G", oneSnapshot{}, outcomeSet, 2 << 30, nil},
-		"kept":      {"web", "2G", oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1"}}, outcomeKept, 0, nil},
-		"elsewhere": {"other", "much", oneSnapshot{}, outcomeElsewhere, 0, nil},
-		"no size":   {"web", "much", oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
-		"empty":     {"web", "", oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
-		"too large": {"web", "5G", oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
-		"failed":    {"web", "2G", oneSnapshot{fault: full}, outcomeFailed, 2 << 30, full},
+		"set":       {"web", "2G", &oneSnapshot{}, outcomeSet, 2 << 30, nil},
+		"kept":      {"web", "2G", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1"}}, outcomeKept, 0, nil},
+		"elsewhere": {"other", "much", &oneSnapshot{}, outcomeElsewhere, 0, nil},
+		"no size":   {"web", "much", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
+		"empty":     {"web", "", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
+		"too large": {"web", "5G", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
+		"failed":    {"web", "2G", &oneSnapshot{fault: full}, outcomeFailed, 2 << 30, full},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g, m, state := testGroup(t, &c.s)
+			g, m, state := testGroup(t, c.s)
 			limited := Container{Engine: "e", Namespace: "moby", ID: c.id, Name: "n", Setting: "size", Size: c.size, Max: 4 << 30}
 			require.ErrorIs(t, g.limiter.Limit(t.Context(), limited), c.err)
 			assert.Equal(t, c.limit, c.s.limit)

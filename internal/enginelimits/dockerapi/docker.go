@@ -68,8 +68,8 @@ func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) error {
 		return err
 	}
 	for _, id := range ids {
-		if ctx.Err() != nil {
-			return nil
+		if err := ctx.Err(); err != nil {
+			return err
 		}
 		s.limit(ctx, l, id)
 	}

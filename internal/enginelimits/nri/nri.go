@@ -68,7 +68,7 @@ func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected fun
 // link is the connection in both directions.
 type link struct {
 	server *ttrpc.Server // of the plugin
-	served chan error
+	served chan struct{} // closed when server has ended
 	client *ttrpc.Client // of containerd's service
 	ended  chan struct{} // closed when the connection has ended
 }
@@ -87,9 +87,12 @@ func connect(ctx context.Context, mux multiplex.Mux, p *plugin) (link, error) {
 		return link{}, err
 	}
 	api.RegisterPluginService(server, p)
-	k := link{server: server, served: make(chan error, 1), ended: make(chan struct{})}
+	k := link{server: server, served: make(chan struct{}), ended: make(chan struct{})}
 	k.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(sync.OnceFunc(func() { close(k.ended) })))
-	go func() { k.served <- server.Serve(ctx, listener) }()
+	go func() {
+		defer close(k.served)
+		_ = server.Serve(ctx, listener) // it ends with the connection, which the client notices
+	}()
 	return k, nil
 }
 

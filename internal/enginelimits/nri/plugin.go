@@ -97,10 +97,9 @@ func (p *plugin) Configure(context.Context, *api.ConfigureRequest) (*api.Configu
 // after the answer, for which containerd does not wait long.
 func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (*api.SynchronizeResponse, error) {
 	p.mu.Lock()
-	parts := append(p.partial, req)
-	if req.GetMore() {
-		p.partial = parts
-	} else {
+	p.partial = append(p.partial, req)
+	parts := p.partial
+	if !req.GetMore() {
 		p.partial = nil
 	}
 	p.mu.Unlock()
