@@ -32,7 +32,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer and Adopter.
+// Retainer, Adopter, Forker and Exchanger.
 type Complete interface {
 	Backend
 	Sealer
