@@ -21,17 +21,22 @@ quotas on, in the mode of the option btrfs.quota.`,
 		Example: "  cowshed limit web 20G\n  cowshed limit web none",
 		Args:    usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bytes := uint64(0)
-			if args[1] != "none" {
-				var err error
-				if bytes, err = parseLimit(args[1]); err != nil {
-					return err
-				}
+			bytes, err := parseLimitOrNone(args[1])
+			if err != nil {
+				return err
 			}
 			return a.with(cmd.Context(), func(s *store) error { return s.limit(cmd, args[0], bytes) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
+}
+
+// parseLimitOrNone reads a size, or none as 0 bytes.
+func parseLimitOrNone(size string) (uint64, error) {
+	if size == "none" {
+		return 0, nil
+	}
+	return parseLimit(size)
 }
 
 func parseLimit(size string) (uint64, error) {

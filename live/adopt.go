@@ -1,0 +1,57 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
+)
+
+// Adopt makes name a layer with the content of a directory, which stays as it is. A subvolume that the Backend can adopt is
+// adopted; snapshot says so. Other directories are copied, by reflink on the same filesystem. Nobody may change them
+// meanwhile. dir is absolute. If Adopt fails, or a crash interrupts it, it leaves nothing.
+func (l *Layers) Adopt(ctx context.Context, name, dir string, opts cowcommon.VolumeOptions) (snapshot bool, err error) {
+	if err := cowcommon.CheckID(name); err != nil {
+		return false, err
+	}
+	if IsMoment(name) {
+		return false, fault.New(errdefs.ErrInvalidArgument, "layer name %s is of the form that moments have; choose another", name)
+	}
+	unlock, err := l.begin(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	err = cowcommon.Adopt(ctx, l.backend, name, "", dir, opts)
+	if !errdefs.IsNotImplemented(err) {
+		return err == nil, err
+	}
+	if _, taken, err := l.exists(ctx, name); err != nil || taken {
+		if taken {
+			err = fault.Wrap("adopt directory", dir, fault.New(errdefs.ErrAlreadyExists, "layer %s", name))
+		}
+		return false, err
+	}
+	changes, err := treediff.Compare(ctx, dir, "", nil)
+	if err != nil {
+		return false, err
+	}
+	// Until it is complete, the next Sweep takes it for a moment that nothing needs.
+	volume := newMoment(name, "").Volume
+	if err := l.backend.Create(ctx, volume, opts); err != nil {
+		return false, err
+	}
+	err = l.apply(ctx, volume, func(root *os.File) error { return copyChanges(ctx, root, dir, changes) })
+	if err == nil {
+		err = cowcommon.Rename(ctx, l.backend, volume, name)
+	}
+	if err != nil {
+		err = errors.Join(err, l.backend.Remove(context.WithoutCancel(ctx), volume))
+	}
+	return false, err
+}
