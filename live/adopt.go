@@ -41,17 +41,16 @@ func (l *Layers) Adopt(ctx context.Context, name, dir string, opts cowcommon.Vol
 	if err != nil {
 		return false, err
 	}
-	// Until it is complete, the next Sweep takes it for a moment that nothing needs.
-	volume := newMoment(name, "").Volume
-	if err := l.backend.Create(ctx, volume, opts); err != nil {
+	r := newMoment(name, "") // its volume is the layer's, until it is complete
+	if err := l.save(pendingDir, r); err != nil {
 		return false, err
 	}
-	err = l.apply(ctx, volume, func(root *os.File) error { return copyChanges(ctx, root, dir, changes) })
+	err = l.backend.Create(ctx, r.Volume, opts)
 	if err == nil {
-		err = cowcommon.Rename(ctx, l.backend, volume, name)
+		err = l.apply(ctx, r.Volume, func(root *os.File) error { return copyChanges(ctx, root, dir, changes) })
 	}
-	if err != nil {
-		err = errors.Join(err, l.backend.Remove(context.WithoutCancel(ctx), volume))
+	if err == nil {
+		err = cowcommon.Rename(ctx, l.backend, r.Volume, name)
 	}
-	return false, err
+	return false, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r)) // removes it, if it was not renamed
 }

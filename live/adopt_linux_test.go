@@ -43,7 +43,7 @@ func TestAdopt(t *testing.T) {
 // TestAdoptCrash: there is a whole layer, or nothing.
 func TestAdoptCrash(t *testing.T) {
 	dir := func(h home) string { return filepath.Join(filepath.Dir(h.records), "plain") }
-	eachCrash(t,
+	eachCrash(t, onBtrfs(),
 		func(h home) {
 			require.NoError(t, os.Mkdir(dir(h), 0o755))
 			require.NoError(t, os.WriteFile(filepath.Join(dir(h), "file"), []byte("1"), 0o644))

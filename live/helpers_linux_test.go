@@ -190,26 +190,39 @@ func (f failingNative) Exchange(ctx context.Context, name, other string) error {
 	return f.call(func() error { return cowcommon.Exchange(ctx, f.Backend, name, other) })
 }
 
+// crashing makes homes, and the Backends that fail.
+type crashing struct {
+	home func(t *testing.T) home
+	wrap func(*failing) cowcommon.Backend
+}
+
+func byClones(f *failing) cowcommon.Backend { return f }
+
+// onBtrfs are Backends with and without Forker and Exchanger.
+func onBtrfs() map[string]crashing {
+	return map[string]crashing{
+		"native":    {newHome, func(f *failing) cowcommon.Backend { return failingNative{f} }},
+		"by clones": {newHome, byClones},
+	}
+}
+
 // eachCrash runs do with Backends that fail for good after each number of calls, until do succeeds. After each failure
 // check looks at the remains.
-func eachCrash(t *testing.T, begin func(h home), do func(h home) error, check func(h home, done bool)) {
-	for kind, wrap := range map[string]func(*failing) cowcommon.Backend{
-		"native":    func(f *failing) cowcommon.Backend { return failingNative{f} },
-		"by clones": func(f *failing) cowcommon.Backend { return f },
-	} {
-		t.Run(kind, func(t *testing.T) {
+func eachCrash(t *testing.T, kinds map[string]crashing, begin func(h home), do func(h home) error, check func(h home, done bool)) {
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) {
 			for n := 0; ; n++ {
 				require.Less(t, n, 40)
 				done := false
 				t.Run("", func(t *testing.T) {
-					h := newHome(t)
+					h := kind.home(t)
 					begin(h)
-					err := do(h.over(wrap(&failing{Backend: h.backend, left: n})))
+					err := do(h.over(kind.wrap(&failing{Backend: h.backend, left: n})))
 					done = err == nil
 					if !done {
 						require.ErrorIs(t, err, errCrash)
 					}
-					check(h.over(wrap(&failing{Backend: h.backend, left: -1})), done)
+					check(h.over(kind.wrap(&failing{Backend: h.backend, left: -1})), done)
 				})
 				if done || t.Failed() {
 					break

@@ -39,30 +39,30 @@ func (h home) forked() {
 }
 
 // TestMerge merges changes of both sides that do not touch each other.
-func TestMerge(t *testing.T) {
-	eachHome(t, func(t *testing.T, h home) {
-		for _, inPlace := range []bool{false, true} {
-			ctx := t.Context()
-			h.forked()
-			h.sh("fork", "echo 2 >d/x; rm -r d/e; ln -sf y link; mkdir -p new/dir; echo 2 >new/dir/file; chmod 700 other; echo same >both")
-			h.sh("web", "echo 2 >file; echo 2 >d/ours; rm a; echo 2 >b; echo 2 >other/z; echo same >both; chmod 711 .")
-			merged, err := h.Merge(ctx, "fork", live.MergeOptions{Live: inPlace})
-			require.NoError(t, err)
-			assert.Equal(t, "web", merged.Into)
-			assert.Equal(t, "before-merge-1", merged.Before.Name)
-			h.sh("web", `test "$(cat file d/x d/ours b other/z new/dir/file both)" = "$(printf '2\n2\n2\n2\n2\n2\nsame')"
-				test ! -e a; test ! -e d/e; test "$(readlink link)" = y; test $(stat -c %a other) = 700; test $(stat -c %a .) = 711`)
-			assert.Equal(t, []string{"before-merge-1"}, h.names("web"))
-			_, err = h.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{})
-			require.NoError(t, err)
-			h.sh("web", "test -e d/e/y; test ! -e new; test $(stat -c %a .) = 711")
+func TestMerge(t *testing.T) { eachHome(t, testMerge) }
 
-			for _, layer := range []string{"web", "fork"} {
-				require.NoError(t, h.backend.Remove(ctx, layer))
-			}
-			h.assertClean(0)
+func testMerge(t *testing.T, h home) {
+	for _, inPlace := range []bool{false, true} {
+		ctx := t.Context()
+		h.forked()
+		h.sh("fork", "echo 2 >d/x; rm -r d/e; ln -sf y link; mkdir -p new/dir; echo 2 >new/dir/file; chmod 700 other; echo same >both")
+		h.sh("web", "echo 2 >file; echo 2 >d/ours; rm a; echo 2 >b; echo 2 >other/z; echo same >both; chmod 711 .")
+		merged, err := h.Merge(ctx, "fork", live.MergeOptions{Live: inPlace})
+		require.NoError(t, err)
+		assert.Equal(t, "web", merged.Into)
+		assert.Equal(t, "before-merge-1", merged.Before.Name)
+		h.sh("web", `test "$(cat file d/x d/ours b other/z new/dir/file both)" = "$(printf '2\n2\n2\n2\n2\n2\nsame')"
+			test ! -e a; test ! -e d/e; test "$(readlink link)" = y; test $(stat -c %a other) = 700; test $(stat -c %a .) = 711`)
+		assert.Equal(t, []string{"before-merge-1"}, h.names("web"))
+		_, err = h.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{})
+		require.NoError(t, err)
+		h.sh("web", "test -e d/e/y; test ! -e new; test $(stat -c %a .) = 711")
+
+		for _, layer := range []string{"web", "fork"} {
+			require.NoError(t, h.backend.Remove(ctx, layer))
 		}
-	})
+		h.assertClean(0)
+	}
 }
 
 func TestMergeConflicts(t *testing.T) {
@@ -173,8 +173,10 @@ func TestMergeRandom(t *testing.T) {
 }
 
 // TestMergeCrash: the layer has all changes or none, and its content of before is kept.
-func TestMergeCrash(t *testing.T) {
-	eachCrash(t,
+func TestMergeCrash(t *testing.T) { testMergeCrash(t, onBtrfs()) }
+
+func testMergeCrash(t *testing.T, kinds map[string]crashing) {
+	eachCrash(t, kinds,
 		func(h home) { h.forked(); h.put("fork", "one", "1"); h.put("fork", "two", "2") },
 		func(h home) error {
 			_, err := h.Merge(t.Context(), "fork", live.MergeOptions{})

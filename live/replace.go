@@ -3,13 +3,10 @@ package live
 import (
 	"context"
 	"errors"
-	"strings"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
-
-func trimNew(volume string) string { return strings.TrimSuffix(volume, newSuffix) }
 
 // replace gives a layer that nobody uses a new content, which starts as that of the moment source. prepare may be nil; it
 // changes the volume that becomes the layer. The former content becomes the moment r, which the caller commits.
@@ -68,6 +65,7 @@ func (l *Layers) endReplace(ctx context.Context, r record) (done bool, err error
 	if err != nil {
 		return false, err
 	}
+	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume + newSuffix
 	_, hasFresh, err := l.exists(ctx, fresh)
 	switch {
@@ -84,7 +82,7 @@ func (l *Layers) endReplace(ctx context.Context, r record) (done bool, err error
 		return true, l.forget(pendingDir, r.Volume)
 	case !hasFormer:
 		return true, l.forget(pendingDir, r.Volume)
-	case hasLayer && layer.Created.Equal(r.Replaced): // before the exchange
+	case exchanges && hasLayer && layer.Created.Equal(r.Replaced): // before the exchange
 		return false, nil
 	}
 	if err := cowcommon.Seal(ctx, l.backend, r.Volume); err != nil {

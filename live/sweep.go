@@ -80,7 +80,7 @@ func (l *Layers) removeUnused(ctx context.Context, name string) error {
 	return err
 }
 
-// sweepOnce removes moments that nothing needs. A moment may need another, so the caller repeats it after it has removed
+// sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A moment may need another, so the caller repeats it after it has removed
 // some.
 func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 	volumes := make(map[string]cowcommon.Volume)
@@ -98,9 +98,7 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	recorded := make(map[string]bool)
 	for _, r := range records {
-		recorded[r.Volume] = true
 		if _, ok := volumes[r.Volume]; !ok {
 			if err := l.forget(momentsDir, r.Volume); err != nil {
 				return false, err
@@ -128,19 +126,6 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 			}
 		}
 	}
-	for name := range volumes {
-		if !IsMoment(name) || recorded[name] || needed[name] || l.isPending(name) {
-			continue
-		}
-		if _, err := l.load(momentsDir, name); !errdefs.IsNotFound(err) { // its record cannot be read
-			continue
-		}
-		gone, err := l.removeMoment(ctx, name)
-		if err != nil {
-			return false, err
-		}
-		again = again || gone
-	}
 	return again, nil
 }
 
@@ -167,12 +152,6 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// isPending reports whether a volume belongs to a step that has not ended.
-func (l *Layers) isPending(volume string) bool {
-	_, err := l.load(pendingDir, momentName.FindString(trimNew(volume)))
-	return !errdefs.IsNotFound(err)
 }
 
 // endPending ends a step that has failed or was interrupted: it undoes the step, unless the layer has its new content.

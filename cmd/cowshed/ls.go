@@ -152,8 +152,8 @@ func (s *store) describe(ctx context.Context, v cowcommon.Volume) (layerInfo, er
 	}
 	if m, err := s.live.ForkedFrom(ctx, v); err == nil {
 		l.ForkOf = m.Layer
-	} else if !errdefs.IsNotFound(err) {
-		return l, err
+	} else if !errdefs.IsNotFound(err) { // the layer is there all the same
+		s.log.Warn("a moment's record cannot be read", "layer", v.Name, "error", err)
 	}
 	usage, err := cowcommon.Usage(ctx, s.driver.Backend(), v.Name)
 	switch {
