@@ -32,7 +32,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer, Leaver and Adopter.
+// Retainer, Leaver, Adopter, Forker and Exchanger.
 type Complete interface {
 	Backend
 	Sealer

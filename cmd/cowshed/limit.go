@@ -29,12 +29,9 @@ size is refused, and a limit cannot be removed.`,
   cowshed limit docker:web 20G`,
 		Args: usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bytes := uint64(0)
-			if args[1] != "none" {
-				var err error
-				if bytes, err = parseLimit(args[1]); err != nil {
-					return err
-				}
+			bytes, err := parseLimitOrNone(args[1])
+			if err != nil {
+				return err
 			}
 			if isContainerName(args[0]) {
 				return f.limitContainer(cmd, args[0], bytes)
@@ -45,6 +42,14 @@ size is refused, and a limit cannot be removed.`,
 	}
 	cmd.Flags().StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve, for containers")
 	return cmd
+}
+
+// parseLimitOrNone reads a size, or none as 0 bytes.
+func parseLimitOrNone(size string) (uint64, error) {
+	if size == "none" {
+		return 0, nil
+	}
+	return parseLimit(size)
 }
 
 func parseLimit(size string) (uint64, error) {
