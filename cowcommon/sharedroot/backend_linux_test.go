@@ -108,6 +108,7 @@ var backendTests = map[string]func(t *testing.T, s *store){
 	"TwoBackends":      testTwoBackends,
 	"FailedClone":      testFailedClone,
 	"Identities":       testIdentities,
+	"Fork":             testFork,
 }
 
 func TestOnBtrfs(t *testing.T) {
