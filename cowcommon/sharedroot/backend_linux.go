@@ -37,6 +37,9 @@ type inner interface {
 	// Alone calls do with the open root of a writable volume that nobody uses. Others wait for its end before they use
 	// the volume. Returns fault.ErrInUse if somebody uses the volume, and fault.ErrSealed if it is sealed.
 	Alone(ctx context.Context, name string, do func(root *os.File) error) error
+	// Peek calls do with the open root of a volume, used or not. That is no use because of which a claim in this process
+	// fails.
+	Peek(ctx context.Context, name string, do func(root *os.File) error) error
 }
 
 // pathKeeper is an inner Backend that may have each volume at a path that everybody in its mount namespace can use,
@@ -68,6 +71,7 @@ type Backend struct {
 	mounts   inuse.Table[*mounted] // by volume
 	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
 	overlays *mounttable.Filesystem
+	removed  removed
 
 	makeRoots  func() error // makes the directory of mount points, once
 	tryOverlay func() error // finds out features, once
@@ -259,22 +263,19 @@ func (b *Backend) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := b.forgetGone(ctx, names); err != nil { // a crash came before the volume was made, or after it was removed
+		return err
+	}
+	if !b.keepsPaths {
+		return nil // looking costs a mount, so the first user looks
+	}
 	for _, name := range names {
-		if _, err := b.Backend.Stat(ctx, name); isGone(err) { // a crash came before the volume was made, or after it was removed
-			if err := b.index.forget(name); err != nil {
-				return err
-			}
-			continue
-		}
-		if !b.keepsPaths {
-			continue // looking costs a mount, so the first user looks
-		}
 		s, _, err := b.look(ctx, name)
 		switch {
 		case err == nil && s == stateFolding:
 			err = b.fold(ctx, name)
 		case err == nil && s == stateNone: // a crash came before or after the change
-			err = b.index.forget(name)
+			err = b.forgetOutdated(ctx, name)
 		}
 		if err != nil && !isGone(err) {
 			b.log.Warn("shared roots: a change of root style cannot be completed yet", "volume", name, "error", err)
@@ -322,6 +323,9 @@ func (b *Backend) isUnused(m *mountinfo.Info) bool {
 func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
+	if names := b.removed.take(1); len(names) > 0 {
+		b.forgetRemoved(names)
+	}
 	errs := []error{
 		b.views.CloseAll(func(_ string, o *overlay) error { return o.close() }),
 		b.mounts.CloseAll(func(name string, m *mounted) error {

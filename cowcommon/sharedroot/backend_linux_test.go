@@ -109,6 +109,9 @@ var backendTests = map[string]func(t *testing.T, s *store){
 	"FailedClone":      testFailedClone,
 	"Identities":       testIdentities,
 	"Fork":             testFork,
+	"RestoreNotes":     testRestoreNotes,
+	"WithoutWork":      testWithoutWork,
+	"NotesOfRemoved":   testNotesOfRemoved,
 }
 
 func TestOnBtrfs(t *testing.T) {
