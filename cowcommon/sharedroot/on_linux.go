@@ -2,6 +2,8 @@ package sharedroot
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"path/filepath"
 	"sync"
 
@@ -20,6 +22,21 @@ const offKey = "/off"
 // and the caller uses New.
 func StayOff(ctx context.Context, home string) (end func() error, isOn bool, err error) {
 	lock, err := namelock.Shared(ctx, homedir.LockFile(home), offKey)
+	return stayOff(home, lock, err)
+}
+
+// StayOffToRead is StayOff for a home that is opened for reading alone. It makes no file. A home without a lock file was never
+// opened to be written, and has no lock.
+func StayOffToRead(ctx context.Context, home string) (end func() error, isOn bool, err error) {
+	lock, err := namelock.SharedToRead(ctx, homedir.LockFile(home), offKey)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() error { return nil }, IsOn(home), nil
+	}
+	return stayOff(home, lock, err)
+}
+
+// stayOff says whether shared roots are on, now that nobody can turn them on.
+func stayOff(home string, lock namelock.Lock, err error) (end func() error, isOn bool, _ error) {
 	if err != nil {
 		return nil, false, fault.Wrap("lock home", home, err)
 	}

@@ -17,3 +17,8 @@ func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowco
 func StayOff(context.Context, string) (end func() error, isOn bool, err error) {
 	return func() error { return nil }, false, nil
 }
+
+// StayOffToRead does nothing.
+func StayOffToRead(context.Context, string) (end func() error, isOn bool, err error) {
+	return func() error { return nil }, false, nil
+}
