@@ -63,10 +63,13 @@ type Backend struct {
 	keepsPaths        bool            // as pathKeeper says
 
 	index index
-	roots string         // the directory of mount points
-	locks string         // the file whose bytes are the locks
-	uses  string         // the file whose bytes are the locks of mount points
-	open  *namelock.Lock // held while the Backend is open; nil for reading alone
+	roots string // the directory of mount points
+	locks string // the file whose bytes are the locks
+	uses  string // the file whose bytes are the locks of mount points
+
+	readers string // the directory of mount points of Backends that are open for reading alone
+
+	open *namelock.Lock // held while the Backend is open; nil for reading alone
 
 	mounts   inuse.Table[*mounted] // by volume
 	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
@@ -122,10 +125,11 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 	}
 	b.roots, b.index.dir, b.locks = filepath.Join(b.home, rootsName), filepath.Join(b.home, indexName), homedir.LockFile(b.home)
 	b.uses = b.locks
+	sum := sha256.Sum256([]byte(b.home))
+	b.readers = filepath.Join(runDir, hex.EncodeToString(sum[:8]))
 	if b.opts.ReadOnly {
-		sum := sha256.Sum256([]byte(b.home))
-		b.roots = filepath.Join(runDir, hex.EncodeToString(sum[:8]))
-		b.uses = b.roots + ".lock"
+		b.roots = b.readers
+		b.uses = usesOf(b.readers)
 	}
 	dir, err := os.Open(b.home)
 	if err != nil {
@@ -135,7 +139,7 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil {
 		return err
 	}
-	b.sweep()
+	b.sweepAll()
 	if b.opts.ReadOnly {
 		return nil
 	}
@@ -284,14 +288,28 @@ func (b *Backend) recover(ctx context.Context) error {
 	return nil
 }
 
-// sweep unmounts the overlays that processes have left when they were killed.
-func (b *Backend) sweep() {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(b.roots))
+// usesOf is the file whose bytes are the locks of mount points in readers.
+func usesOf(readers string) string { return readers + ".lock" }
+
+// sweepAll unmounts the overlays that processes have left when they were killed.
+func (b *Backend) sweepAll() {
+	err := b.sweep(b.roots, b.uses)
+	if b.roots != b.readers {
+		err = errors.Join(err, b.sweep(b.readers, usesOf(b.readers)))
+	}
+	if err != nil {
+		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	}
+}
+
+// sweep does so in one directory of mount points, whose locks are bytes of the file uses.
+func (b *Backend) sweep(points, uses string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(points))
 	for _, m := range mounts {
-		if m.Mountpoint == b.roots {
+		if m.Mountpoint == points {
 			continue
 		}
-		lock, ok, lockErr := namelock.TryExclusive(b.uses, mountKey(filepath.Base(m.Mountpoint)))
+		lock, ok, lockErr := namelock.TryExclusive(uses, mountKey(filepath.Base(m.Mountpoint)))
 		if ok && b.isUnused(m) {
 			lockErr = mountdir.Remove(m.Mountpoint, false)
 		}
@@ -300,9 +318,7 @@ func (b *Backend) sweep() {
 		}
 		err = errors.Join(err, lockErr)
 	}
-	if err != nil {
-		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
-	}
+	return err
 }
 
 // isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have

@@ -795,6 +795,7 @@ func TestForgedMark(t *testing.T) {
 		s.open()
 	}
 	require.NoError(t, s.Remove(t.Context(), "victim"))
+	require.NoError(t, cowcommon.SetRootStyle(t.Context(), s.Backend, "c", cowcommon.SnapshotRoot))
 	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
 	s.edit("c", func(dir string) { assert.DirExists(t, filepath.Join(dir, sharedmark.Dir)) })
 }
@@ -812,15 +813,23 @@ func TestTurnOn(t *testing.T) {
 	_, err = sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.False(t, sharedroot.IsOn(home))
+	endReading, isOn, err := sharedroot.StayOffToRead(t.Context(), home)
+	require.NoError(t, err)
+	require.False(t, isOn)
 	require.NoError(t, end())
+	_, err = sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.NoError(t, endReading())
 	require.NoError(t, off.Close())
 
 	on, err := sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, on.Close()) }()
-	_, isOn, err = sharedroot.StayOff(t.Context(), home)
-	require.NoError(t, err)
-	require.True(t, isOn)
+	for _, stayOff := range []func(context.Context, string) (func() error, bool, error){sharedroot.StayOff, sharedroot.StayOffToRead} {
+		_, isOn, err = stayOff(t.Context(), home)
+		require.NoError(t, err)
+		require.True(t, isOn)
+	}
 }
 
 // TestOutdatedNote: a note that a crash left about an ordinary volume keeps nobody from cloning it while it is in use.
@@ -1088,6 +1097,47 @@ func TestViewsOfTheKilled(t *testing.T) {
 	assert.NoDirExists(t, left.Dir())
 	require.NoError(t, next.Close())
 	require.NoError(t, v.Close())
+}
+
+// Readers that were killed keep nobody from writing.
+func TestOverlaysOfKilledReaders(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	s.container("sealed", "image")
+	require.NoError(t, cowcommon.SealAsIs(ctx, s.Backend, "sealed"))
+	s.container("c", "image")
+	read := func() *store {
+		inner, err := btrfs.OpenReadOnly(ctx, s.home, btrfs.Options{}, fmt.Errorf("it is"))
+		require.NoError(t, err)
+		b, err := sharedroot.New(ctx, inner, s.home, sharedroot.Options{ReadOnly: true})
+		require.NoError(t, err)
+		return &store{t: t, home: s.home, Backend: b, inner: inner}
+	}
+	killed := read()
+	points := filepath.Dir(killed.mount("c"))
+	require.Equal(t, []string{"c"}, overlaysBelow(t, points))
+	killed.crash()
+	s.edit("c", s.typical) // in a process that runs on
+	assert.Empty(t, overlaysBelow(t, points))
+
+	killed = read()
+	killed.mount("c")
+	killed.crash()
+	require.NoError(t, s.Close())
+	s.open()
+	assert.Empty(t, overlaysBelow(t, points))
+
+	reader := read()
+	reader.mount("c")
+	reader.mount("sealed")
+	s.edit("sealed", func(dir string) { assert.FileExists(t, dir+"/etc/conf") })
+	_, err := s.Mount(ctx, "c", "")
+	require.ErrorIs(t, err, fault.ErrInUse, "of a reader that lives")
+	reader.unmount("c")
+	reader.unmount("sealed")
+	require.NoError(t, reader.Close())
+	s.edit("c", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
 }
 
 // A clone that fails at its last step leaves nothing.

@@ -123,8 +123,8 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 		}
 		work := ""
 		if err == nil && !b.opts.ReadOnly {
-			if err = b.checkNotMounted(dir, name); err == nil {
-				work, err = workIn(dir)
+			if work, err = workIn(dir); err == nil && work != "" {
+				err = b.checkNotMounted(dir, name)
 			}
 		}
 		if err == nil {
@@ -141,8 +141,17 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 }
 
 // checkNotMounted checks that nobody else has mounted an overlay of a volume: the kernel allows two of one upper, and
-// they would disturb each other.
+// they would disturb each other. Overlays of killed processes go.
 func (b *Backend) checkNotMounted(dir, name string) error {
+	err := b.checkNoOverlay(dir, name)
+	if errors.Is(err, fault.ErrInUse) {
+		b.sweepAll()
+		err = b.checkNoOverlay(dir, name)
+	}
+	return err
+}
+
+func (b *Backend) checkNoOverlay(dir, name string) error {
 	// The kernel tells the layers of an overlay only as paths, so the end of the path is enough.
 	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir))
 	if err != nil {
