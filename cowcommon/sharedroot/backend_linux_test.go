@@ -524,7 +524,7 @@ func changeAndReplace(t *testing.T, f *forest.Forest, n int) {
 	}
 }
 
-// A directory that hides one of the image is compared in full: one of the uppers alone has it, with no name for what it hides.
+// A directory that hides one of the image is compared in full. Only one of the uppers has it, without the names that it hides.
 func TestReplacedInClone(t *testing.T) {
 	s := newStore(t)
 	require.NoError(t, s.Create(t.Context(), "image", cowcommon.VolumeOptions{}))
@@ -1116,6 +1116,7 @@ func TestOverlaysOfKilledReaders(t *testing.T) {
 	}
 	killed := read()
 	points := filepath.Dir(killed.mount("c"))
+	t.Cleanup(func() { _ = unix.Unmount(points, unix.MNT_DETACH) }) // with all overlays of a test that has failed
 	require.Equal(t, []string{"c"}, overlaysBelow(t, points))
 	killed.crash()
 	s.edit("c", s.typical) // in a process that runs on
