@@ -3,7 +3,6 @@ package sharedroot
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -45,7 +44,7 @@ type unfoldPlanner struct {
 	links     map[uint64]links
 	decided   map[string]unfoldAction
 	steps     []unfoldStep
-	list      []byte // names of extended attributes
+	attrs     attrNames
 }
 
 // links counts the names of a file with several.
@@ -59,7 +58,6 @@ type links struct{ has, moved uint64 }
 func planUnfold(ctx context.Context, hints *treediff.Hints, top, base string) ([]unfoldStep, error) {
 	p := &unfoldPlanner{
 		ctx: ctx, links: make(map[uint64]links), decided: map[string]unfoldAction{"": unfoldMerge},
-		list: make([]byte, treeat.MaxXattrNames),
 	}
 	for _, tree := range []struct {
 		dir  string
@@ -209,11 +207,11 @@ func (p *unfoldPlanner) checkFile(dir int, name string) error {
 		l := p.links[st.Ino]
 		p.links[st.Ino] = links{has: uint64(st.Nlink), moved: l.moved + 1} //nolint:unconvert // its type depends on the architecture
 	}
-	n, err := treeat.File{Dir: dir, Name: name, FD: -1}.ListXattr(p.list)
-	if err != nil && !errors.Is(err, unix.ENOTSUP) {
+	list, err := p.attrs.of(treeat.File{Dir: dir, Name: name, FD: -1})
+	if err != nil {
 		return err
 	}
-	for attr := range bytes.SplitSeq(p.list[:max(n, 0)], []byte{0}) {
+	for attr := range bytes.SplitSeq(list, []byte{0}) {
 		if bytes.HasPrefix(attr, []byte(overlaymark.Space)) {
 			return fault.New(errdefs.ErrFailedPrecondition, "a shared root cannot have the extended attribute %s", attr)
 		}
