@@ -149,6 +149,7 @@ tidy: ## bring go.mod and go.sum of all modules up to date
 bench: ## measure Cowshed inside containerd and beside moby, podman and containerd, and write docs/benchmarks.md
 	@scripts/deps.sh bench $(if $(filter btrfs,$(DRIVER)),daemons)
 	$(if $(filter btrfs,$(DRIVER)),scripts/bench.sh engines)
+	$(if $(filter btrfs,$(DRIVER)),scripts/bench.sh containers)
 	scripts/bench.sh $(DRIVER)
 
 demo: build ## show the main job on a real Debian root filesystem

@@ -38,17 +38,22 @@ type containerd struct {
 	blobs       map[string]ocispec.Descriptor // layers in the content store, by path of their files
 }
 
-// newContainerd opens containerd's btrfs snapshotter on root, with its walking differ. It decompresses gzip with igzip: the
-// fastest way that it has, which it takes where the program is installed.
-func newContainerd(root, work string) (contender, error) {
-	if err := checkIgzip(); err != nil {
-		return nil, err
+// newContainerdBtrfs opens containerd's btrfs snapshotter on root.
+func newContainerdBtrfs(root, work string) (contender, error) {
+	snapshotter, err := btrfs.NewSnapshotter(filepath.Join(root, "btrfs"))
+	return newContainerd(snapshotter, err, work)
+}
+
+// newContainerd is a snapshotter of containerd, if it could be opened, with its walking differ. It decompresses gzip with
+// igzip: the fastest way that it has, which it takes where the program is installed.
+func newContainerd(snapshotter snapshots.Snapshotter, err error, work string) (contender, error) {
+	if err == nil {
+		err = checkIgzip()
 	}
-	store, err := openStore(work)
 	if err != nil {
 		return nil, err
 	}
-	snapshotter, err := btrfs.NewSnapshotter(filepath.Join(root, "btrfs"))
+	store, err := openStore(work)
 	if err != nil {
 		return nil, err
 	}

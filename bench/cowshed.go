@@ -19,8 +19,8 @@ import (
 // cowshed is this project's driver through its graph driver API, as a program would use it.
 type cowshed struct{ driver graphdriver.Driver }
 
-func newCowshed(filesystem, root string) (contender, error) {
-	driver, err := graphdriver.New(filesystem, graphdriver.Options{Root: root})
+func newCowshed(filesystem, root string, options ...string) (contender, error) {
+	driver, err := graphdriver.New(filesystem, graphdriver.Options{Root: root, DriverOptions: options})
 	if err != nil {
 		return nil, err
 	}

@@ -11,11 +11,12 @@ import (
 
 // Parts of a report, in their order. Each is written by a run of its own, which leaves the others.
 const (
-	enginesPart = "engines"
-	layersPart  = "layers"
+	enginesPart    = "engines"
+	containersPart = "containers"
+	layersPart     = "layers"
 )
 
-var documentParts = []string{enginesPart, layersPart}
+var documentParts = []string{enginesPart, containersPart, layersPart}
 
 func documentTitle(filesystem string) string { return "# Benchmarks on " + filesystem + "\n" }
 

@@ -124,7 +124,7 @@ func (r *engineReport) writeResult(w io.Writer, result *engineResult) {
 	for _, op := range measured(&result.result) {
 		cells := []string{string(op)}
 		for _, name := range columns {
-			cells = append(cells, cell(result.samples[name][op]))
+			cells = append(cells, op.cell(result.samples[name][op]))
 		}
 		for _, peer := range enginePeers {
 			cells = append(cells, ratio(median(result.samples[peer][op]), median(result.samples["cowshed"][op])))

@@ -33,6 +33,10 @@ func main() {
 			run = func() error { return runMemory(os.Args[2:]) }
 		case enginesCommand:
 			run = func() error { return runEngines(os.Args[2:], os.Stdout) }
+		case containersCommand:
+			run = func() error { return runContainers(os.Args[2:], os.Stdout) }
+		case holdCommand:
+			run = hold
 		}
 	}
 	if isCounter(os.Args[0]) {

@@ -61,6 +61,8 @@ var operations = []operation{
 	opCompare, opPrepare, opSnapshotUsage, opSnapshotCommit, opSnapshotRemove,
 	opPrepare + besideFew, opPrepare + besideMany, opSnapshotUsage + besideFew, opSnapshotUsage + besideMany,
 	opSnapshotCommit + besideFew, opSnapshotCommit + besideMany, opSnapshotRemove + besideFew, opSnapshotRemove + besideMany,
+	opMount, opRemoveChanged, opRunChanges, opRunDiff, opPageCache, opOnePSS, opPSS, opFirstStart, opThirdStart, opFirstWrite,
+	opSmallFiles, opRenameDir,
 	of(opLoad, layertar.Plain), of(opLoad, layertar.Gzip), of(opLoad, layertar.Zstd),
 	of(opPull, layertar.Plain), of(opPull, layertar.Gzip), of(opPull, layertar.Zstd),
 	opRun, opContainerDiff, opCommit, opContainerGone, opRecordGone, opPrune, opPruneFreed,
@@ -75,6 +77,7 @@ func (s samples) add(op operation, d time.Duration) { s[op] = append(s[op], d) }
 type config struct {
 	filesystem string
 	root       string // a directory on the filesystem under test
+	ext4       string // a directory on an ext4 beside it; "": none
 	pool       string // of that directory, on ZFS
 	work       string // a directory on another filesystem
 	rounds     int
@@ -119,8 +122,9 @@ type workload struct {
 	steps  []step
 	memory bool // measure that of applying and exporting
 
-	snapshots bool // of containerd's snapshotters, instead of graph drivers
-	others    int  // snapshots that exist in the end, besides the measured snapshot
+	snapshots  bool // of containerd's snapshotters, instead of graph drivers
+	containers bool // of overlayfs's users, instead of drivers for the filesystem
+	others     int  // snapshots that exist in the end, besides the measured snapshot
 }
 
 // step is a part of a round.
@@ -258,8 +262,11 @@ func (c config) contenders() []opener {
 
 // contendersOf are those that go through a workload.
 func (c config) contendersOf(w workload) []opener {
-	if w.snapshots {
+	switch {
+	case w.snapshots:
 		return c.wanted(c.snapshotters())
+	case w.containers:
+		return c.wanted(c.overlays())
 	}
 	return c.contenders()
 }
@@ -274,7 +281,7 @@ func (c config) wanted(all []opener) []opener {
 // measure runs all contenders through a workload.
 func (c config) measure(w workload) (_ *result, err error) {
 	formats := allFormats
-	if c.filesystem == "zfs" {
+	if c.filesystem == "zfs" || w.containers {
 		formats = allFormats[:1]
 	}
 	base, err := makeLayer(filepath.Join(c.work, "layer-"+w.key+".tar"), formats, w.write)
@@ -298,7 +305,12 @@ func (c config) measure(w workload) (_ *result, err error) {
 		r.samples[o.name] = make(samples)
 	}
 	// Where layers are made once for all, they are in one place, which the first contender has filled.
-	rootOf := func(o opener) string { return filepath.Join(c.root, o.name) }
+	rootOf := func(o opener) string {
+		if o.name == onExt4 {
+			return filepath.Join(c.ext4, o.name)
+		}
+		return filepath.Join(c.root, o.name)
+	}
 	if w.once != nil {
 		shared := filepath.Join(c.root, "shared")
 		rootOf = func(opener) string { return shared }

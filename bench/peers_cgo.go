@@ -3,7 +3,12 @@
 package main
 
 import (
-	_ "github.com/moby/moby/v2/daemon/graphdriver/btrfs" // registers the driver
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	_ "github.com/moby/moby/v2/daemon/graphdriver/btrfs"    // registers the driver
+	_ "github.com/moby/moby/v2/daemon/graphdriver/overlay2" // registers the driver
+	_ "go.podman.io/storage/drivers/overlay"                // registers the driver
 	podmanreexec "go.podman.io/storage/pkg/reexec"
 )
 
@@ -12,7 +17,7 @@ func (c config) btrfsPeers() []opener {
 	return []opener{
 		{"moby", func(root string) (contender, error) { return newMoby(c.filesystem, root) }},
 		{"podman", func(root string) (contender, error) { return newPodman(c.filesystem, root) }},
-		{"containerd", func(root string) (contender, error) { return newContainerd(root, c.work) }},
+		{"containerd", func(root string) (contender, error) { return newContainerdBtrfs(root, c.work) }},
 		{"floor", newFloor},
 	}
 }
@@ -21,8 +26,28 @@ func (c config) btrfsPeers() []opener {
 func (c config) snapshotters() []opener {
 	return []opener{
 		{"cowshed", func(root string) (contender, error) { return newCowshedSnapshotter(root, c.work) }},
-		{"containerd", func(root string) (contender, error) { return newContainerd(root, c.work) }},
+		{"containerd", func(root string) (contender, error) { return newContainerdBtrfs(root, c.work) }},
 	}
+}
+
+// overlays are Cowshed in both root styles, and drivers that use overlayfs.
+func (c config) overlays() []opener {
+	all := []opener{
+		{"cowshed", func(root string) (contender, error) { return newCowshed(c.filesystem, root) }},
+		{"cowshed-shared", func(root string) (contender, error) {
+			return newCowshed(c.filesystem, root, c.filesystem+".root_style=shared")
+		}},
+		{"overlay2", func(root string) (contender, error) { return newMoby("overlay2", root) }},
+		{"podman-overlay", func(root string) (contender, error) { return newPodman("overlay", root) }},
+		{"containerd-overlayfs", func(root string) (contender, error) {
+			snapshotter, err := overlay.NewSnapshotter(filepath.Join(root, "overlayfs"))
+			return newContainerd(snapshotter, err, c.work)
+		}},
+	}
+	if c.ext4 != "" {
+		all = append(all, opener{onExt4, func(root string) (contender, error) { return newMoby("overlay2", root) }})
+	}
+	return all
 }
 
 // peerCommand does the task for which podman's driver has started this program again, and reports whether there was

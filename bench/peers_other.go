@@ -7,4 +7,6 @@ func (config) btrfsPeers() []opener { return []opener{{"floor", newFloor}} }
 
 func (config) snapshotters() []opener { return nil }
 
+func (config) overlays() []opener { return nil }
+
 func peerCommand() bool { return false }

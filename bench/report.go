@@ -19,13 +19,15 @@ type report struct {
 	revision   string
 	rounds     int
 	machine    machine
+	loadBefore string
+	loadAfter  string
 	results    []*result
 	processes  processes
 	plots      []string // paths relative to the report, one per result
 }
 
 // order is the order of columns.
-var order = []string{"cowshed", "moby", "podman", "containerd", "btrfs", "overlayfs", "native", "floor"}
+var order = []string{"cowshed", "cowshed-shared", "overlay2", onExt4, "podman-overlay", "containerd-overlayfs", "moby", "podman", "containerd", "btrfs", "overlayfs", "native", "floor"}
 
 // bar is a promise of the project about the ratio to a peer.
 type bar struct {
@@ -182,7 +184,7 @@ func (r *report) writeTimes(w io.Writer, result *result) {
 	for _, op := range measured(result) {
 		cells := []string{string(op)}
 		for _, name := range columns {
-			cells = append(cells, cell(result.samples[name][op]))
+			cells = append(cells, op.cell(result.samples[name][op]))
 		}
 		fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 	}
@@ -224,12 +226,12 @@ func mebibytes(n int64) string {
 	return fmt.Sprintf("%d MiB", (n+1<<19)>>20)
 }
 
-// cell formats the times of an operation.
-func cell(times []time.Duration) string {
-	if len(times) == 0 {
+// cell formats the samples of an operation.
+func (op operation) cell(samples []time.Duration) string {
+	if len(samples) == 0 {
 		return "–"
 	}
-	return fmt.Sprintf("%s (%s – %s)", short(median(times)), short(slices.Min(times)), short(slices.Max(times)))
+	return fmt.Sprintf("%s (%s – %s)", op.format(median(samples)), op.format(slices.Min(samples)), op.format(slices.Max(samples)))
 }
 
 func (r *report) writeRatios(w io.Writer, result *result) {

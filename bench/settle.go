@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
@@ -20,6 +21,11 @@ func (c config) settle() error {
 	}
 	if c.filesystem == "btrfs" {
 		if err := c.onRoot(waitCleaned); err != nil {
+			return err
+		}
+	}
+	if c.ext4 != "" {
+		if err := onDir(c.ext4, unix.Syncfs); err != nil {
 			return err
 		}
 	}
@@ -71,7 +77,7 @@ func (c config) removeAll(root string) error {
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
-		if st.Ino == btrfsctl.FirstFreeObjectID {
+		if st.Ino == btrfsctl.FirstFreeObjectID && (c.ext4 == "" || !strings.HasPrefix(path, c.ext4+"/")) {
 			subvolumes = append(subvolumes, path)
 		}
 		return nil
@@ -110,8 +116,10 @@ func (c config) commit() error {
 	return c.onRoot(btrfsctl.Commit)
 }
 
-func (c config) onRoot(do func(fd int) error) error {
-	f, err := os.Open(c.root)
+func (c config) onRoot(do func(fd int) error) error { return onDir(c.root, do) }
+
+func onDir(dir string, do func(fd int) error) error {
+	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}

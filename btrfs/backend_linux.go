@@ -57,7 +57,11 @@ type Backend struct {
 	closeOnce func() error
 }
 
-var _ cowcommon.Complete = (*Backend)(nil)
+var _ interface {
+	cowcommon.Complete
+	cowcommon.Forker
+	cowcommon.Exchanger
+} = (*Backend)(nil)
 
 // Open opens the directory home, on btrfs, as a Backend. It makes home, as a subvolume of its own, and the layout below
 // it where they are missing. It destroys volumes that a crash has left half-made or half-removed, unless another

@@ -32,7 +32,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer and Adopter.
+// Retainer, Leaver, Adopter, Forker and Exchanger.
 type Complete interface {
 	Backend
 	Sealer
@@ -276,4 +276,10 @@ type Retained struct {
 	Volumes int
 	// Bytes is the space that becomes free with the last clones. The clones still need a part of that data.
 	Bytes uint64
+}
+
+// Leaver is a Backend that leaves a call of the kernel to itself if the call does not end.
+type Leaver interface {
+	// Left is how many calls were left to themselves and have not ended. It asks the kernel nothing.
+	Left() int
 }

@@ -40,17 +40,18 @@ func TestAs(t *testing.T) {
 func TestWithoutOptionalInterfaces(t *testing.T) {
 	b, ctx := plainBackend{}, t.Context()
 	for name, err := range map[string]error{
-		"seal":    Seal(ctx, b, "a"),
-		"rename":  Rename(ctx, b, "a", "b"),
-		"usage":   second(Usage(ctx, b, "a")),
-		"limit":   SetLimit(ctx, b, "a", quota.Limit{}),
-		"send":    Send(ctx, b, nil, nil, nil),
-		"receive": Receive(ctx, b, "a", "", nil),
-		"keep":    second(Keep(ctx, b, "a")),
-		"style":   SetRootStyle(ctx, b, "a", SharedRoot),
-		"scratch": second(Scratch(ctx, b, nil)),
-		"adopt":   Adopt(ctx, b, "a", "", "/b", VolumeOptions{}),
-		"hints":   second(Hints(ctx, b, nil, nil)),
+		"seal":     Seal(ctx, b, "a"),
+		"rename":   Rename(ctx, b, "a", "b"),
+		"usage":    second(Usage(ctx, b, "a")),
+		"limit":    SetLimit(ctx, b, "a", quota.Limit{}),
+		"send":     Send(ctx, b, nil, nil, nil),
+		"receive":  Receive(ctx, b, "a", "", nil),
+		"keep":     second(Keep(ctx, b, "a")),
+		"style":    SetRootStyle(ctx, b, "a", SharedRoot),
+		"scratch":  second(Scratch(ctx, b, nil)),
+		"adopt":    Adopt(ctx, b, "a", "", "/b", VolumeOptions{}),
+		"exchange": Exchange(ctx, b, "a", "b"),
+		"hints":    second(Hints(ctx, b, nil, nil)),
 	} {
 		require.ErrorIs(t, err, errdefs.ErrNotImplemented, name)
 	}

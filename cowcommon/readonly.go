@@ -52,6 +52,8 @@ var _ interface {
 	RootStyler
 	Scratcher
 	Adopter
+	Forker
+	Exchanger
 } = (*readOnlyBackend)(nil)
 
 // Unwrap returns the Backend inside, whose other optional interfaces change nothing.
@@ -115,4 +117,12 @@ func (b *readOnlyBackend) Scratch(context.Context, func(string) error) (View, er
 
 func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ VolumeOptions) error {
 	return fault.WrapWith("adopt volume", name, fault.From(source), b.err)
+}
+
+func (b *readOnlyBackend) Fork(_ context.Context, source, moment string, _ []string, _ VolumeOptions) error {
+	return fault.WrapWith("fork volume", moment, fault.From(source), b.err)
+}
+
+func (b *readOnlyBackend) Exchange(_ context.Context, name, _ string) error {
+	return b.refuse("exchange", name)
 }

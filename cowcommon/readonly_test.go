@@ -25,6 +25,8 @@ func TestReadOnly(t *testing.T) {
 		"sync":   b.Sync(t.Context(), "a"),
 		"keep":   second(Keep(t.Context(), b, "a")),
 
+		"fork":              b.(Forker).Fork(t.Context(), "b", "a", nil, VolumeOptions{}),
+		"exchange":          b.(Exchanger).Exchange(t.Context(), "a", "b"),
 		"set root style of": SetRootStyle(t.Context(), b, "a", SharedRoot),
 		"receive":           Receive(t.Context(), b, "a", "", nil),
 	} {

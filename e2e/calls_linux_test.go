@@ -24,7 +24,8 @@ func TestCloneIsOneIoctl(t *testing.T) {
 	clone := ops[slices.IndexFunc(ops, func(o operation) bool { return o.name == "clone" })]
 	// Calls of the Go runtime, at moments of its own choice.
 	runtime := []uint64{unix.SYS_FUTEX, unix.SYS_RT_SIGRETURN, unix.SYS_TGKILL, unix.SYS_GETPID, unix.SYS_NANOSLEEP,
-		unix.SYS_MADVISE, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_EPOLL_PWAIT, unix.SYS_SCHED_YIELD, unix.SYS_RT_SIGPROCMASK,
+		unix.SYS_MADVISE, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_EPOLL_PWAIT, unix.SYS_SCHED_YIELD,
+		unix.SYS_RT_SIGPROCMASK,
 		unix.SYS_CLONE, unix.SYS_SIGALTSTACK, unix.SYS_GETTID, unix.SYS_RSEQ, unix.SYS_SET_ROBUST_LIST, unix.SYS_PRCTL, unix.SYS_CLONE3}
 	counts := map[uint64]int{}
 	total := 0

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	loggedSize  = 512 << 20
-	crashStates = 75 // of each quota mode, in a short run
+	loggedSize        = 512 << 20
+	crashStates       = 75 // of each quota mode, in a short run
+	sharedCrashStates = 15 // with shared roots, likewise
 )
 
 // TestCrashImages runs a script of all operations on a disk that logs all writes. It recovers from the disk's state
@@ -23,30 +24,45 @@ func TestCrashImages(t *testing.T) {
 		if s.driver != "btrfs" || s.countsImage() {
 			return // ZFS: TestZFSCrashImages. The scope of limits does not matter here.
 		}
-		var opts []testfs.BtrfsOption
-		if s.name == "btrfs-classic" {
-			opts = append(opts, testfs.WithClassicQuota())
+		cutPowerOften(t, s, crashStates)
+	})
+}
+
+// TestCrashImagesShared is TestCrashImages with shared roots.
+func TestCrashImagesShared(t *testing.T) {
+	inEachShared(t, func(t *testing.T, s system) {
+		if s.driver == "btrfs" { // ZFS: TestZFSCrashImages
+			cutPowerOften(t, s, sharedCrashStates)
 		}
-		mnt, marks, finish := testfs.LoggedBtrfs(t, append(opts, testfs.WithSize(loggedSize))...)
-		steps, keeps := script(s, 2)
-		runScript(t, s, mnt, steps, keeps, marks)
-		log, image := finish()
-		checked := checkBtrfs(t, image)
-		if !checked {
-			require.Equal(t, "btrfs-simple", s.name, "btrfs check before 6.7 does not know simple quotas, and must know the rest")
-		}
-		cuts := chooseCuts(t, log, loggedSize, crashStates)
-		replay(t, log, 0, loggedSize, cuts, func(c cut, image string) {
-			ok := t.Run(c.name(steps), func(t *testing.T) {
-				assert.True(t, !checked || checkBtrfs(t, image), "as it is after the power cut")
-				mnt, unmount := testfs.MountBtrfs(t, image)
-				c.check(t, s, mnt, steps, keeps)
-				scrubBtrfs(t, mnt)
-				unmount()
-				assert.True(t, !checked || checkBtrfs(t, image), "after recovery")
-			})
-			require.True(t, ok)
+	})
+}
+
+// cutPowerOften is TestCrashImages of one system, with so many states in a short run.
+func cutPowerOften(t *testing.T, s system, states int) {
+	t.Helper()
+	var opts []testfs.BtrfsOption
+	if s.name == "btrfs-classic" {
+		opts = append(opts, testfs.WithClassicQuota())
+	}
+	mnt, marks, finish := testfs.LoggedBtrfs(t, append(opts, testfs.WithSize(loggedSize))...)
+	steps, keeps := script(s, 2)
+	runScript(t, s, mnt, steps, keeps, marks)
+	log, image := finish()
+	checked := checkBtrfs(t, image)
+	if !checked {
+		require.Contains(t, []string{"btrfs-simple", "btrfs-shared"}, s.name, "btrfs check before 6.7 does not know simple quotas, and must know the rest")
+	}
+	cuts := chooseCuts(t, log, loggedSize, states)
+	replay(t, log, 0, loggedSize, cuts, func(c cut, image string) {
+		ok := t.Run(c.name(steps), func(t *testing.T) {
+			assert.True(t, !checked || checkBtrfs(t, image), "as it is after the power cut")
+			mnt, unmount := testfs.MountBtrfs(t, image)
+			c.check(t, s, mnt, steps, keeps)
+			scrubBtrfs(t, mnt)
+			unmount()
+			assert.True(t, !checked || checkBtrfs(t, image), "after recovery")
 		})
+		require.True(t, ok)
 	})
 }
 

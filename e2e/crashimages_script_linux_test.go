@@ -231,8 +231,13 @@ func layerSteps(s system, round int) []step {
 		lower = limit
 	}
 	steps = append(steps, cloneInUse, diff, create(id("old")), rename, seal, clone(leaf, live, limit, liveFiles), takeBack, remove(leaf))
-	if s.driver == "btrfs" {
+	if s.driver == "btrfs" && !s.shared { // overlayfs passes no ioctl on
 		steps = append(steps, nested...)
+	}
+	if s.shared {
+		steps = append(steps, clone(id("one"), base, 0, first))
+		steps = append(steps, sharedSteps(id("one"), id("two"), id("three"), remove)...)
+		steps = append(steps, foldStep(top))
 	}
 	return append(steps,
 		receive(id("received"), "", "", base, first),
@@ -401,8 +406,14 @@ func makeVolume(dir, name string) error {
 }
 
 func writeTree(dir string, files tree) error {
-	for path, content := range files {
-		if err := os.WriteFile(filepath.Join(dir, path), []byte(content), 0o644); err != nil {
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		var err error
+		if strings.HasSuffix(path, "/") {
+			err = os.MkdirAll(filepath.Join(dir, path), 0o755)
+		} else {
+			err = os.WriteFile(filepath.Join(dir, path), []byte(files[path]), 0o644)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ type faultOperation struct {
 }
 
 // viewLeft begin the differences that remain where a step of closing a view fails.
-var viewLeft = []string{"left: views/child", "left: mount on ", "left: dataset "}
+var viewLeft = []string{"left: views/child", "left: mount on ", "left: dataset ", "left: roots/"}
 
 // cancelledBySignal returns a context that SIGUSR1 ends, which is then acknowledged.
 func cancelledBySignal(t *testing.T) context.Context {
@@ -115,7 +116,7 @@ func faultOperations(s system) []faultOperation {
 		},
 		{
 			name:    "remove parent",
-			prepare: func(_ context.Context, d *cowdriver.Driver) error { return d.CreateReadWrite("new", "child", nil) },
+			prepare: func(_ context.Context, d *cowdriver.Driver) error { return d.Create("new", "child", nil) },
 			run:     func(ctx context.Context, d *cowdriver.Driver) error { return d.WithContext(ctx).Remove("child") },
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isGone(ctx, d, "child"), isThere(ctx, d, "new", "", false, 0), hasContent(d, "new"))
@@ -143,7 +144,7 @@ func faultOperations(s system) []faultOperation {
 				return err
 			},
 			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
-			broken: []string{"left: graph/child"},
+			broken: []string{"left: graph/child", "left: roots/child", "left: mount on "},
 		},
 		{
 			name: "changes",
@@ -258,14 +259,14 @@ func faultOperations(s system) []faultOperation {
 			name: "open",
 			run: func(_ context.Context, d *cowdriver.Driver) error {
 				// The home that d has open.
-				dir, err := d.Get("child", "")
+				dir, err := d.Get("base", "")
 				if err != nil {
 					return err
 				}
-				if err := d.Put("child"); err != nil {
+				if err := d.Put("base"); err != nil {
 					return err
 				}
-				other, err := s.tryOpen(strings.TrimSuffix(dir, "/btrfs/subvolumes/child"), user.IdentityMapping{})
+				other, err := s.tryOpen(strings.TrimSuffix(dir, "/btrfs/subvolumes/base"), user.IdentityMapping{})
 				if err != nil {
 					return err
 				}
@@ -273,6 +274,10 @@ func faultOperations(s system) []faultOperation {
 			},
 			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 		})
+	}
+	if s.shared {
+		unsent := func(op faultOperation) bool { return op.name == "send" || op.name == "receive" }
+		operations = append(slices.DeleteFunc(operations, unsent), sharedFaultOperations()...)
 	}
 	if s.limits() {
 		operations = append(operations, faultOperation{

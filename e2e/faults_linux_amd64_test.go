@@ -147,30 +147,46 @@ func setResult(tid int, errno unix.Errno) error {
 // Long, every step of every operation. Else a choice of them; the seed is printed, and COWSHED_FAULTS_SEED sets it.
 func TestFaults(t *testing.T) {
 	t.Parallel()
+	rng := faultsRandom(t)
+	inEachOwn(t, func(t *testing.T, s system) {
+		if s.name != "btrfs-total" { // as btrfs-classic, except the scope of limits
+			faultsIn(t, s, rng)
+		}
+	})
+}
+
+// TestFaultsShared is TestFaults with shared roots.
+func TestFaultsShared(t *testing.T) {
+	rng := faultsRandom(t)
+	inEachShared(t, func(t *testing.T, s system) { faultsIn(t, s, rng) })
+}
+
+func faultsRandom(t *testing.T) *rand.Rand {
+	t.Helper()
 	seed := rand.Uint64()
 	if s := os.Getenv("COWSHED_FAULTS_SEED"); s != "" {
 		_, err := fmt.Sscanf(s, "%v", &seed)
 		require.NoError(t, err)
 	}
 	t.Logf("seed %#x", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
-	inEachOwn(t, func(t *testing.T, s system) {
-		if s.name == "btrfs-total" {
-			return // as btrfs-classic, except the scope of limits
-		}
-		root := s.root(t)
-		operations := faultOperations(s)
-		// The first limit turns quotas on, which takes steps of its own.
-		prepare(t, s, root)
-		runFaulty(t, s, root, operations[0], fault{kind: none})
-		if s.slow() {
-			rng.Shuffle(len(operations), func(i, j int) { operations[i], operations[j] = operations[j], operations[i] })
-			operations = operations[:3]
-		}
-		for _, op := range operations {
-			t.Run(op.name, func(t *testing.T) { faultsOf(t, s, root, op, rng) })
-		}
-	})
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// faultsIn is TestFaults of one system.
+func faultsIn(t *testing.T, s system, rng *rand.Rand) {
+	t.Helper()
+	root := s.root(t)
+	operations := faultOperations(s)
+	// The first limit turns quotas on, which takes steps of its own.
+	prepare(t, s, root)
+	runFaulty(t, s, root, operations[0], fault{kind: none})
+	if s.slow() {
+		rng.Shuffle(len(operations), func(i, j int) { operations[i], operations[j] = operations[j], operations[i] })
+		operations = operations[:3]
+	}
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) { faultsOf(t, s, root, op, rng) })
+	}
 }
 
 func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.Rand) {
@@ -192,7 +208,7 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	}
 	if !testfs.Long() {
 		most := 4
-		if s.driver == "zfs" {
+		if s.driver == "zfs" || s.shared {
 			most = 2
 		}
 		rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
@@ -209,6 +225,9 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 		}
 		if f.kind == fails && result.Error != "" {
 			result.Problems = without(result.Problems, op.broken)
+		}
+		if f.kind == fails && s.shared {
+			result.Problems = slices.DeleteFunc(result.Problems, isOfSharedRoots)
 		}
 		if len(result.Problems) > 0 {
 			t.Errorf("%v (of %d, call %d with %#x): answer %q:\n\t%s", f, quiet.steps, r.at.call, r.at.args, result.Error, strings.Join(result.Problems, "\n\t"))
@@ -252,20 +271,22 @@ type homeState struct{ volumes, left []string }
 func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 	t.Helper()
 	var ids []string // of volumes, on btrfs
+	isVolume := make(map[string]bool)
 	for v, err := range d.Volumes(t.Context()) {
 		require.NoError(t, err)
 		ids = append(ids, v.Details["SubvolumeID"])
+		isVolume[v.Name] = true
 		state.volumes = append(state.volumes, fmt.Sprintf("volume %s of %q, sealed %v, limit %v", v.Name, v.Parent, v.Sealed, v.Limit))
 	}
 	home := filepath.Join(root, s.driver)
-	for _, dir := range []string{"subvolumes", "staging", "views", "removing", "intents", "graph"} {
+	for _, dir := range []string{"subvolumes", "staging", "views", "removing", "intents", "graph", "shared", "roots"} {
 		entries, err := os.ReadDir(filepath.Join(home, dir))
 		if !errors.Is(err, fs.ErrNotExist) {
 			require.NoError(t, err)
 		}
 		for _, entry := range entries {
-			if dir == "subvolumes" && !strings.HasPrefix(entry.Name(), ".") {
-				continue // a volume
+			if dir == "subvolumes" && !strings.HasPrefix(entry.Name(), ".") || dir == "shared" && isVolume[entry.Name()] {
+				continue // a volume, or the note about one
 			}
 			// The mark of a qgroup stays until the kernel has dropped the destroyed subvolume.
 			mark, isMark := strings.CutPrefix(entry.Name(), "qgroup-")
@@ -277,7 +298,7 @@ func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
 	for line := range strings.Lines(string(mounts)) {
-		if point := strings.Fields(line)[4]; strings.HasPrefix(point, root+"/") {
+		if point := strings.Fields(line)[4]; strings.HasPrefix(point, root+"/") && point != filepath.Join(home, "roots") {
 			state.left = append(state.left, "mount on "+point)
 		}
 	}
@@ -353,7 +374,7 @@ func TestFaultyVictim(t *testing.T) {
 	if name == "" {
 		return
 	}
-	s := systems()[slices.IndexFunc(systems(), func(s system) bool { return s.name == os.Getenv(victimSystemEnv) })]
+	s := systemNamed(os.Getenv(victimSystemEnv))
 	root := os.Getenv(victimRootEnv)
 	d, err := s.tryOpen(root, user.IdentityMapping{})
 	require.NoError(t, err)

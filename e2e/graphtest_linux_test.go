@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,7 +11,9 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/graphdriver/graphtest"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
@@ -30,6 +33,27 @@ func TestGraph(t *testing.T) {
 	})
 }
 
+// TestGraphShared runs the conformance suite with shared roots for all layers that have a parent.
+func TestGraphShared(t *testing.T) {
+	inEachShared(t, func(t *testing.T, s system) {
+		if s.driver != "btrfs" { // TestGraph of package sharedroot runs it there
+			graphtest.Run(t, s.config())
+		}
+	})
+}
+
+// allShared gives each clone a shared root, whatever its caller asks for.
+type allShared struct{ cowcommon.Backend }
+
+// Unwrap returns the Backend inside.
+func (b allShared) Unwrap() cowcommon.Backend { return b.Backend }
+
+// Clone clones with a shared root.
+func (b allShared) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	opts.RootStyle = cowcommon.SharedRoot
+	return b.Backend.Clone(ctx, name, source, opts)
+}
+
 func BenchmarkGraph(b *testing.B) {
 	for _, s := range systems() {
 		b.Run(s.name, func(b *testing.B) { graphtest.RunBenchmarks(b, s.config(), 1000, 10000) })
@@ -41,6 +65,9 @@ func (s system) config() graphtest.Config {
 	var roots sync.Map // of drivers
 	open := func(t testing.TB, root string, idMap user.IdentityMapping) graphdriver.Driver {
 		d := s.open(t, root, idMap)
+		if s.shared {
+			d = cowdriver.New(s.driver, allShared{d.Backend()}, cowdriver.Options{IDMap: idMap})
+		}
 		roots.Store(d, root)
 		return d
 	}
@@ -63,11 +90,12 @@ func (s system) config() graphtest.Config {
 		DiffGetter:   true,
 		DiffPath:     true,
 		CustomImages: true,
+		Overlay:      s.shared,
 	}
 	if s.slow() {
 		config.ChainLength = 25
 	}
-	if s.driver == "btrfs" {
+	if s.driver == "btrfs" && !s.shared { // overlayfs passes no ioctl on
 		config.NestedVolume = func(t testing.TB, path string) {
 			dir, err := os.Open(filepath.Dir(path))
 			require.NoError(t, err)

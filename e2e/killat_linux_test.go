@@ -19,7 +19,8 @@ var steps = []uint64{
 	unix.SYS_IOCTL, unix.SYS_OPENAT, unix.SYS_MKDIRAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_UNLINKAT,
 	unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_SYNCFS, unix.SYS_MOUNT,
 	unix.SYS_UMOUNT2, unix.SYS_UTIMENSAT, unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_FTRUNCATE, unix.SYS_OPENAT2,
-	unix.SYS_CLOSE, unix.SYS_WAITID, unix.SYS_FLOCK,
+	unix.SYS_CLOSE, unix.SYS_WAITID, unix.SYS_FLOCK, unix.SYS_SYMLINKAT, unix.SYS_FSYNC,
+	unix.SYS_SETXATTR, unix.SYS_LSETXATTR, unix.SYS_FSETXATTR, unix.SYS_REMOVEXATTR, unix.SYS_LREMOVEXATTR, unix.SYS_FREMOVEXATTR,
 }
 
 // markStep is the system call by which a victim says where the calls that count begin and end: it asks for

@@ -30,9 +30,7 @@ func TestNativeAgreesWithWalk(t *testing.T) {
 // TestNativeAgreesWithWalkOfShared does the same with shared roots, where the upper has the names that changed. Before the
 // last comparisons they are folded.
 func TestNativeAgreesWithWalkOfShared(t *testing.T) {
-	for _, s := range sharedSystems() {
-		t.Run(s.name, func(t *testing.T) { nativeAgreesWithWalk(t, s) })
-	}
+	inEachShared(t, nativeAgreesWithWalk)
 }
 
 func nativeAgreesWithWalk(t *testing.T, s system) {

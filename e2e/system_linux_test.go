@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/moby/sys/user"
@@ -25,6 +26,8 @@ type system struct {
 	root func(t testing.TB) string
 	// asAnother: it is as another system except for the scope of limits, and tested for limits only.
 	asAnother bool
+	// shared: containers have shared roots.
+	shared bool
 }
 
 // systems are the systems under test: btrfs in every quota mode or, where a pool is given, ZFS.
@@ -46,11 +49,17 @@ func systems() []system {
 // sharedSystems are systems whose containers have shared roots.
 func sharedSystems() []system {
 	if pool := os.Getenv(testfs.ZpoolEnv); pool != "" && pool != testfs.ZpoolElsewhere {
-		return []system{{name: "zfs-shared", driver: "zfs", options: []string{"zfs.root_style=shared"}, root: zfsRoot}}
+		return []system{{name: "zfs-shared", driver: "zfs", options: []string{"zfs.root_style=shared"}, root: zfsRoot, shared: true}}
 	}
 	return []system{{
-		name: "btrfs-shared", driver: "btrfs", options: []string{"btrfs.quota=simple", "btrfs.root_style=shared"}, root: btrfsRoot(),
+		name: "btrfs-shared", driver: "btrfs", options: []string{"btrfs.quota=simple", "btrfs.root_style=shared"}, root: btrfsRoot(), shared: true,
 	}}
+}
+
+// systemNamed is one of all systems, in the process of a victim.
+func systemNamed(name string) system {
+	all := append(systems(), sharedSystems()...)
+	return all[slices.IndexFunc(all, func(s system) bool { return s.name == name })]
 }
 
 func btrfsRoot(opts ...testfs.BtrfsOption) func(testing.TB) string {
@@ -75,6 +84,13 @@ func inEachOwn(t *testing.T, test func(t *testing.T, s system)) {
 			test(t, s)
 		}
 	})
+}
+
+// inEachShared is inEachSystem for those with shared roots.
+func inEachShared(t *testing.T, test func(t *testing.T, s system)) {
+	for _, s := range sharedSystems() {
+		t.Run(s.name, func(t *testing.T) { test(t, s) })
+	}
 }
 
 // open opens the driver on root and closes it at the end of the test.

@@ -7,7 +7,7 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
 usage() {
 	cat <<'END'
-Usage: bench.sh [btrfs|zfs|engines] [-- OPTION...]
+Usage: bench.sh [btrfs|zfs|engines|containers] [-- OPTION...]
 
 Builds the program in bench/, makes a loopback image, and measures Cowshed, moby, podman and containerd on it in one run.
 Then it writes docs/benchmarks.md and plots, and deletes the image. OPTIONs are for the program; see bench/bin/bench -help.
@@ -15,12 +15,16 @@ Then it writes docs/benchmarks.md and plots, and deletes the image. OPTIONs are 
 With engines it measures the operations of clients: one containerd on btrfs, with Cowshed's snapshotter and containerd's
 own ones. It writes the first part of docs/benchmarks.md and leaves the rest. scripts/daemons.sh builds the daemons.
 
+With containers it measures Cowshed in both root styles beside those that use overlayfs, without quotas: one page cache or
+many, starts, writes, diffs. An ext4 for one of them is in a second image. It writes a part of docs/benchmarks.md too.
+
 With zfs it measures Cowshed and moby, and writes docs/benchmarks-zfs.md. If the host has ZFS, the pool is in an image.
 Otherwise all runs in the test machine (scripts/zfs-machine). As a rule this is emulated, and ten times slower for all.
 
 Environment:
   QUICK=1            small bases and few rounds, in a few minutes; prints the tables and writes nothing
-  FILES              numbers of files of the bases, default 50000,200000; for ZFS 5000; for engines 50000,10000
+  FILES              numbers of files of the bases, default 50000,200000; for ZFS 5000; for engines 50000,10000, for
+                     containers 50000
   LARGE              MiB of each of the four files of the base of large files, default 256; for ZFS 0; for engines 64;
                      0: no such base
   LAYERS             layers that exist when a driver starts, default 5000, for ZFS 2000. As many exist while a snapshot of
@@ -57,6 +61,12 @@ options() {
 	rounds=${ROUNDS:-$rounds}
 	options=(-files "${FILES-$files}" -large "${LARGE:-$large}" -layers "${LAYERS:-$layers}" -rounds "$rounds")
 	options+=(-revision "$(git describe --tags --always --dirty 2>/dev/null || echo unknown)")
+	if [[ $1 == containers ]]; then
+		files=50000
+		[[ ${QUICK:-} != 1 ]] || files=1000 rounds=1
+		options=(-files "${FILES-$files}" -rounds "$rounds" "${options[@]: -2}")
+		return
+	fi
 	[[ $1 == engines ]] || options+=(-repeat "$repeat" -driver "$1")
 }
 
@@ -64,7 +74,7 @@ options() {
 on_loop() {
 	local what=$1 filesystem=$1 dir run
 	shift
-	[[ $what != engines ]] || filesystem=btrfs
+	[[ $what != engines && $what != containers ]] || filesystem=btrfs
 	dir=$("${root[@]}" mktemp -d "${COWSHED_BENCH_DIR:-/var/tmp}/cowshed-bench.XXXXXX")
 	image=$dir/bench.img
 	# shellcheck disable=SC2064 # expands the name here
@@ -73,12 +83,21 @@ on_loop() {
 	"${root[@]}" scripts/mkfs-loop.sh mount "$image" "$dir/mnt"
 	"${root[@]}" mkdir "$dir/work"
 	run=("${root[@]}" env TMPDIR="$dir/work" "$program")
+	if [[ $what == containers ]]; then
+		"${root[@]}" truncate -s 8G "$dir/ext4.img"
+		"${root[@]}" mkfs.ext4 -q "$dir/ext4.img"
+		"${root[@]}" mkdir "$dir/ext4"
+		"${root[@]}" mount -o loop,noatime "$dir/ext4.img" "$dir/ext4"
+		"${root[@]}" mkdir "$dir/ext4/layers" # beside lost+found
+		run+=(containers -ext4 "$dir/ext4/layers")
+	fi
 	# This runs go to build cowshed. The sockets of its daemons are below TMPDIR, whose path has to be short.
 	[[ $what != engines ]] || run=(scripts/as-root.sh "$program" engines)
 	"${run[@]}" -root "$dir/mnt" -work "$dir/work" -image "a loopback image on $(stat -f -c %T "$dir")" "$@"
 }
 
 cleanup() {
+	! mountpoint -q "$1/ext4" || "${root[@]}" umount "$1/ext4" || true
 	"${root[@]}" scripts/mkfs-loop.sh unmount "$1/bench.img" || true
 	"${root[@]}" scripts/mkfs-loop.sh delete "$1/bench.img" || true
 	"${root[@]}" rm -rf --one-file-system -- "$1"
@@ -117,7 +136,7 @@ machine_note() {
 main() {
 	local what=btrfs output=docs/benchmarks.md least=3
 	case ${1:-} in
-	btrfs | zfs | engines)
+	btrfs | zfs | engines | containers)
 		what=$1
 		shift
 		;;
@@ -134,7 +153,7 @@ main() {
 	[[ ${1:-} != -- ]] || shift
 
 	program=bench/bin/bench
-	if [[ $what == btrfs ]]; then
+	if [[ $what == btrfs || $what == containers ]]; then
 		(cd bench && go build -trimpath -o bin/bench .)
 	else # static, for the test machine; without the calls of drivers for btrfs
 		program=bench/bin/bench-static

@@ -72,7 +72,7 @@ step() {
 
 # judged [OPTION...] -- COMMAND...: runs the command, a go test -json, through testsum.
 judged() {
-	"$testsum" -counts "$work/counts" -allow scripts/allowed-skips "$@"
+	"$testsum" -counts "$work/counts" "$@"
 }
 
 formatted() {

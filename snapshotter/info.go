@@ -30,7 +30,7 @@ func (s *Snapshotter) Volume(ctx context.Context, key string) (string, error) {
 
 // Update replaces the labels of a snapshot: those that fieldpaths name, or all of them. Another value of the
 // label containerd.io/snapshot/max-size changes the limit of an active snapshot, but not of one for UseUnpack. Without the
-// label the limit stays.
+// label the limit stays. Returns errdefs.ErrFailedPrecondition if the snapshot holds more than that already.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.update(ctx, info, fieldpaths)
 	return updated, wrap("update snapshot", info.Name, err)
@@ -52,6 +52,10 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 	if err := s.changeLimit(ctx, info, fieldpaths); err != nil {
 		return snapshots.Info{}, err
 	}
+	return s.writeLabels(ctx, info, fieldpaths)
+}
+
+func (s *Snapshotter) writeLabels(ctx context.Context, info snapshots.Info, fieldpaths []string) (updated snapshots.Info, err error) {
 	err = s.change(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		r, err := lookup(ctx, info.Name)
 		if err != nil {
@@ -65,30 +69,6 @@ func (s *Snapshotter) update(ctx context.Context, info snapshots.Info, fieldpath
 		return snapshots.Info{}, err
 	}
 	return visible(updated), nil
-}
-
-// changeLimit sets the limit that an Update asks for, unless the snapshot has it. A crash before the label is written leaves
-// the limit, and the client repeats the Update.
-func (s *Snapshotter) changeLimit(ctx context.Context, info snapshots.Info, fieldpaths []string) error {
-	const label = snapshots.LabelSnapshotMaxSize
-	if len(fieldpaths) > 0 && !slices.Contains(fieldpaths, "labels") && !slices.Contains(fieldpaths, "labels."+label) {
-		return nil
-	}
-	if info.Labels[label] == "" || UseOf(info.Name) == UseUnpack {
-		return nil
-	}
-	r, err := s.read(ctx, info.Name)
-	if err != nil {
-		return err
-	}
-	if r.info.Kind != snapshots.KindActive || r.info.Labels[label] == info.Labels[label] {
-		return nil
-	}
-	limit, err := parseLimit(info.Labels, s.opts.Scope)
-	if err != nil {
-		return err
-	}
-	return cowcommon.SetLimit(ctx, s.backend, r.volume, limit)
 }
 
 // Walk calls fn for each snapshot that matches one of the filters, in the state that all were in at one moment.

@@ -61,12 +61,18 @@ func (s *salvaged) read(ctx context.Context, file string) error {
 	)
 }
 
-// readAll reads snapshots in one direction, as far as that goes.
-func (s *salvaged) readAll(ctx context.Context, tx *bolt.Tx, first, next func(*bolt.Cursor) (k, v []byte)) error {
+// snapshotBucket is the bucket that package storage keeps the snapshots in, by key, or nil if it has never kept any.
+func snapshotBucket(tx *bolt.Tx) *bolt.Bucket {
 	bucket := tx.Bucket([]byte("v1"))
 	if bucket != nil {
 		bucket = bucket.Bucket([]byte("snapshots"))
 	}
+	return bucket
+}
+
+// readAll reads snapshots in one direction, as far as that goes.
+func (s *salvaged) readAll(ctx context.Context, tx *bolt.Tx, first, next func(*bolt.Cursor) (k, v []byte)) error {
+	bucket := snapshotBucket(tx)
 	if bucket == nil {
 		return nil
 	}

@@ -3,6 +3,7 @@ package zfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // acting is a backend with a fake kernel and one step.
@@ -29,7 +33,7 @@ func newActing(t *testing.T, do func() error, happened bool, lookErr error) *act
 	t.Helper()
 	k := oneDataset()
 	c, dir := newFake(t, k)
-	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler)}, kernel: k, dir: dir, begun: make(chan struct{})}
+	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler), closing: t.Context()}, kernel: k, dir: dir, begun: make(chan struct{})}
 	x := fakeIndex(t, c, dir)
 	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, x.log
 	a.step = step{
@@ -163,6 +167,139 @@ func TestActDoesNotEnd(t *testing.T) {
 			assert.Equal(t, before+1, a.kernel.loads.Load(), "once, since something may have changed")
 		})
 	}
+}
+
+// TestSequel: the functions that follow a call which was left to itself are called in their order. If a call of such a
+// function is left to itself too, the next functions wait for it.
+func TestSequel(t *testing.T) {
+	ends := []chan struct{}{make(chan struct{}), make(chan struct{})}
+	a := newActing(t, func() error { <-ends[0]; return nil }, false, nil)
+	err := a.act(cancelledAt(t, a.begun), a.step)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	const n = 20
+	called := make(chan int, n+1)
+	for i := range n {
+		require.NoError(t, a.after(err, func() error {
+			time.Sleep(time.Duration(n-i) * time.Millisecond)
+			called <- i
+			if i != n/2 {
+				return nil
+			}
+			begun := make(chan struct{})
+			s := a.step
+			s.do = func(kernel) error { close(begun); <-ends[1]; return nil }
+			return a.act(cancelledAt(t, begun), s)
+		}))
+	}
+	select {
+	case <-called:
+		require.Fail(t, "it has not ended")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(ends[0])
+	for i := range n/2 + 1 {
+		assert.Equal(t, i, <-called)
+	}
+	select {
+	case <-called:
+		require.Fail(t, "the call of the one before has not ended")
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(ends[1])
+	for i := range n/2 - 1 {
+		assert.Equal(t, n/2+1+i, <-called)
+	}
+	failed := errors.New("failed")
+	require.Eventually(t, func() bool { return a.Left() == 0 && a.pendingNow() == 0 }, time.Minute, time.Millisecond)
+	require.ErrorIs(t, a.after(err, func() error { return failed }), failed, "all have ended")
+}
+
+func (b *Backend) pendingNow() int {
+	b.pending.mu.Lock()
+	defer b.pending.mu.Unlock()
+	return b.pending.count
+}
+
+// TestSettledWhenPoolAnswers: while the pool does not say whether a call has happened that was left to itself, its volume
+// stays claimed. Then the call is undone. Close ends that.
+func TestSettledWhenPoolAnswers(t *testing.T) {
+	for _, closes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("closes %t", closes), func(t *testing.T) {
+			end := make(chan struct{})
+			a := newActing(t, func() error { <-end; return nil }, true, nil)
+			var beginClose context.CancelFunc
+			a.closing, beginClose = context.WithCancel(t.Context())
+			defer beginClose()
+			var answers atomic.Bool
+			look := a.step.happened
+			a.step.happened = func(ctx context.Context) (bool, error) {
+				if !answers.Load() {
+					return false, errdefs.ErrUnavailable
+				}
+				return look(ctx)
+			}
+			err := a.act(cancelledAt(t, a.begun), a.step)
+			require.ErrorIs(t, err, errdefs.ErrUnavailable)
+			settled := make(chan struct{})
+			require.NoError(t, a.after(err, func() error { close(settled); return nil }))
+			close(end)
+			select {
+			case <-settled:
+				require.Fail(t, "nobody knows its outcome")
+			case <-time.After(500 * time.Millisecond):
+			}
+			if closes {
+				beginClose()
+				<-settled
+				assert.Zero(t, a.undone.Load())
+				return
+			}
+			answers.Store(true)
+			<-settled
+			assert.EqualValues(t, 1, a.undone.Load())
+		})
+	}
+}
+
+// TestWaitOnSuspendedPool: nobody waits for a claim that waits for a suspended pool.
+func TestWaitOnSuspendedPool(t *testing.T) {
+	for name, wait := range map[string]func(ctx context.Context, b *Backend) error{
+		"mount": func(ctx context.Context, b *Backend) error { return second(b.Mount(ctx, "a", "")) },
+		"claim": func(ctx context.Context, b *Backend) error { return second(b.claim(ctx, "a")) },
+		"rely":  func(ctx context.Context, b *Backend) error { return second(b.rely(ctx, "a")) },
+		"limit": func(ctx context.Context, b *Backend) error { return b.SetLimit(ctx, "a", quota.Limit{}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newActing(t, nil, false, nil)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			release, err := a.mounts.Claim(ctx, "a")
+			require.NoError(t, err)
+			defer release()
+			release, err = a.relied.Claim(ctx, "a")
+			require.NoError(t, err)
+			defer release()
+			time.AfterFunc(100*time.Millisecond, func() { setState(t, a.dir, "SUSPENDED") })
+			err = wait(ctx, a.Backend)
+			require.ErrorIs(t, err, errdefs.ErrUnavailable)
+			require.ErrorContains(t, err, "zpool clear")
+		})
+	}
+}
+
+// TestAfterSeveral: a function that follows several calls which were left to themselves waits for all of them.
+func TestAfterSeveral(t *testing.T) {
+	b := &Backend{log: slog.New(slog.DiscardHandler)}
+	lost := []*lostError{{op: "a", next: &sequel{}}, {op: "b", next: &sequel{}}}
+	err := fault.New(errdefs.ErrUnavailable, "more: %w", errors.Join(lost[0], errors.New("other"), fmt.Errorf("%w, %w", errors.New("x"), lost[1])))
+	var called []int
+	for i := range 3 {
+		require.NoError(t, b.after(err, func() error { called = append(called, i); return nil }))
+	}
+	b.follow(lost[1].next, func() {})
+	assert.Empty(t, called)
+	b.follow(lost[0].next, func() {})
+	assert.Equal(t, []int{0, 1, 2}, called)
 }
 
 // TestActOnSuspendedPool: if the pool is suspended during a call, the step returns at once, and is settled later.

@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/mountdir"
 )
 
 // Alone calls do with the open root of a writable volume that nobody uses. Others wait for its end before they use the
@@ -37,10 +36,15 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 		return err
 	}
 	dir := b.mountpoint(name)
-	if err := b.mountWaiting(ctx, b.datasetOf(name), dir, 0, ""); err != nil {
-		return errors.Join(err, b.after(err, func() error { return mountdir.Remove(dir, false) }))
+	unmount := func() error {
+		ctx, cancel := b.ending()
+		defer cancel()
+		return b.unmountAt(ctx, dir, false)
 	}
-	defer func() { err = errors.Join(err, mountdir.Remove(dir, false)) }()
+	if err := b.mountWaiting(ctx, b.datasetOf(name), dir, 0, ""); err != nil {
+		return errors.Join(err, b.after(err, unmount))
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
 	root, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err

@@ -184,7 +184,7 @@ func (b *Backend) destroyUnneeded(ctx context.Context, datasets map[string]datas
 	if err != nil || !there {
 		return err
 	}
-	if err := errors.Join(unmountDataset(name), b.discardEmptyAside(ctx)); err != nil {
+	if err := errors.Join(b.unmountDataset(ctx, name), b.discardEmptyAside(ctx)); err != nil {
 		warn(name, err)
 	}
 	return nil

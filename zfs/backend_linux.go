@@ -41,6 +41,7 @@ type Backend struct {
 	frozen  bool // opened for reading alone
 	log     *slog.Logger
 	ctx     context.Context // for steps that must end although their request was cancelled
+	closing context.Context // ends when Close begins
 	zfs     *control
 	volumes index
 	lock    *os.File
@@ -55,7 +56,8 @@ type Backend struct {
 	limits inuse.Table[struct{}]         // volumes whose limit is being set
 	viewed inuse.Table[*mountedSnapshot] // snapshots that are mounted for views
 
-	closeOnce func() error
+	beginClose context.CancelFunc // ends closing
+	closeOnce  func() error
 }
 
 var _ cowcommon.Complete = (*Backend)(nil)
@@ -98,12 +100,14 @@ func openBackend(ctx context.Context, home, root string, gid int, log *slog.Logg
 
 func openHome(ctx context.Context, home, root string, opts Options, frozen bool) (_ *Backend, err error) {
 	b := &Backend{root: root, gid: opts.GID, frozen: frozen, log: opts.Logger, ctx: context.WithoutCancel(ctx)}
+	b.closing, b.beginClose = context.WithCancel(b.ctx)
 	b.closeOnce = sync.OnceValue(b.close)
 	if b.log == nil {
 		b.log = slog.Default()
 	}
 	defer func() {
 		if err != nil {
+			b.beginClose()
 			err = errors.Join(fault.WrapWith("open home", home, "on "+root, err), b.leave())
 		}
 	}()
@@ -153,7 +157,7 @@ func (b *Backend) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.unmountLeft(warn)
+	b.unmountLeft(ctx, warn)
 	if b.frozen {
 		return nil
 	}
@@ -215,7 +219,7 @@ func (b *Backend) warnLeft(what string, err error) {
 
 // discardStaged destroys a dataset in staging that was left.
 func (b *Backend) discardStaged(ctx context.Context, name string) error {
-	err := errors.Join(unmountDataset(b.datasetOf(name)), b.discardTree(ctx, b.datasetOf(name)))
+	err := errors.Join(b.unmountDataset(ctx, b.datasetOf(name)), b.discardTree(ctx, b.datasetOf(name)))
 	if err == nil {
 		b.volumes.drop(name)
 	}
@@ -224,7 +228,7 @@ func (b *Backend) discardStaged(ctx context.Context, name string) error {
 
 // unmountDataset unmounts a dataset of which only the beginning was made: until it has its properties, it inherits a mount
 // point, and zfs mounts it when the pool is imported.
-func unmountDataset(dataset string) error {
+func (b *Backend) unmountDataset(ctx context.Context, dataset string) error {
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		return m.FSType != "zfs" || m.Source != dataset, false
 	})
@@ -233,19 +237,23 @@ func unmountDataset(dataset string) error {
 	}
 	var errs []error
 	for _, m := range mounts {
-		errs = append(errs, mountdir.Unmount(m.Mountpoint))
+		errs = append(errs, b.change(ctx, step{
+			op:       "unmount",
+			do:       func(kernel) error { return mountdir.Unmount(m.Mountpoint) },
+			happened: func(context.Context) (bool, error) { return false, nil }, // it is looked for again
+		}))
 	}
 	return errors.Join(errs...)
 }
 
 // unmountLeft unmounts the mounts that were left in graph and views, and deletes the locks of views.
-func (b *Backend) unmountLeft(warn func(what string, err error)) {
+func (b *Backend) unmountLeft(ctx context.Context, warn func(what string, err error)) {
 	for _, dir := range []string{b.graph, b.views} {
-		if err := mountdir.UnmountBelow(dir, nil); err != nil {
+		if err := b.unmountBelow(ctx, dir); err != nil {
 			warn(dir, err)
 		}
 	}
-	if err := mountdir.RemoveFiles(b.locks); err != nil {
+	if err := b.zfs.ask(ctx, "unlock", func() error { return mountdir.RemoveFiles(b.locks) }); err != nil {
 		warn(b.locks, err)
 	}
 }
@@ -255,19 +263,23 @@ func (b *Backend) unmountLeft(warn func(what string, err error)) {
 //
 // Close does not wait for a call that was left to itself. The home and the volumes of this call stay locked, as when a
 // process is killed. The locks and all descriptors are released when the call has ended and its outcome is settled.
+//
+// Close takes a minute at most, and some seconds. Returns errdefs.ErrUnavailable if the pool is suspended, or does not
+// answer in that time: then mounts and snapshots of views are left over for the next Open, as after a crash.
 func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
+	b.beginClose()
+	ctx, cancel := context.WithTimeoutCause(b.ctx, b.zfs.grace, fault.New(errdefs.ErrUnavailable, "the kernel takes longer than %s to close the views and mounts", b.zfs.grace))
+	defer cancel()
 	b.recovery.end(b.zfs.patience)
-	viewsErr := b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(m) })
+	viewsErr := b.viewed.CloseAll(func(_ string, m *mountedSnapshot) error { return b.unmountSnapshot(ctx, m) })
 	mountsErr := b.mounts.CloseAll(func(name string, lock namelock.Lock) error {
-		return lock.Unlock(func() error {
-			err := mountdir.Remove(b.mountpoint(name), false)
-			if errors.Is(err, unix.EBUSY) {
-				return nil // processes that live on keep it busy
-			}
-			return err
-		})
+		err := b.unlockMount(ctx, name, lock, false)
+		if errors.Is(err, unix.EBUSY) {
+			return nil // processes that live on keep it busy
+		}
+		return err
 	})
 	return errors.Join(viewsErr, mountsErr, b.pending.close(b.leave, func(err error) {
 		b.log.Warn("zfs: after the last call that was left to itself", "home", b.home, "error", err)

@@ -393,8 +393,7 @@ func TestRecovers(t *testing.T) {
 	zfs(t, "snapshot", b.datasetOf("base@"+clonePrefix+"dead"))
 	zfs(t, "create", b.datasetOf(stagingPrefix+"dead"))
 	intend := func(name string, at time.Time) {
-		_, err := b.intend(name)
-		require.NoError(t, err)
+		require.NoError(t, b.intend(ctx, name))
 		require.NoError(t, os.Chtimes(filepath.Join(b.intents, name), at, at))
 	}
 	intend("base", time.Now())
@@ -568,41 +567,6 @@ func TestPoolFull(t *testing.T) {
 	}
 	require.NoError(t, b.Remove(ctx, "base"))
 	require.NoError(t, b.Create(ctx, "after", cowcommon.VolumeOptions{}))
-}
-
-// TestPoolSuspended: nothing hangs on a pool whose device fails, and every error says what to do. When the device is
-// back, everything works again.
-func TestPoolSuspended(t *testing.T) {
-	pool, dir := ownPool(t, 96<<20)
-	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
-	require.NoError(t, err)
-	defer func() { assert.NoError(t, b.Close()) }()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
-	at, err := b.Mount(ctx, "base", "")
-	require.NoError(t, err)
-	written := make(chan error, 1)
-	go func() { // hangs until the pool is back
-		written <- errors.Join(os.WriteFile(at+"/f", randomBytes(100<<20), 0o644), syncFilesystem(at))
-	}()
-	require.Eventually(t, func() bool { return b.zfs.checkPool() != nil }, 50*time.Second, 50*time.Millisecond, "the pool is suspended")
-
-	for what, err := range map[string]error{
-		"create": b.Create(ctx, "new", cowcommon.VolumeOptions{}),
-		"clone":  b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}),
-		"limit":  b.SetLimit(ctx, "base", quota.Limit{Bytes: 1 << 30}),
-	} {
-		require.ErrorIs(t, err, errdefs.ErrUnavailable, what)
-		require.ErrorContains(t, err, "zpool clear", what)
-	}
-	assert.Contains(t, fmt.Sprint(b.Status(ctx)), "suspended")
-
-	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%d", 512<<20)))
-	run(t, "zpool", "clear", pool)
-	require.NoError(t, <-written)
-	require.NoError(t, b.Unmount(ctx, "base"))
-	require.NoError(t, b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}))
 }
 
 // TestPoolExported: errors say that a pool has been exported. When it is imported again, it is used again.

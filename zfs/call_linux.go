@@ -8,12 +8,14 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
@@ -40,16 +42,20 @@ type kernel interface {
 	Diff(from, snapshot string, to *os.File) error
 
 	Mount(source, dir string, flags uintptr, data string) error
+	// Unmount unmounts everything on a directory, and removes the directory, as mountdir.Remove.
+	Unmount(dir string, detach bool) error
 
 	Close() error
 }
 
-// linux has the calls of the kernel module, and mount(2).
+// linux has the calls of the kernel module, mount(2) and unmount(2).
 type linux struct{ *zfsctl.Control }
 
 func (linux) Mount(source, dir string, flags uintptr, data string) error {
 	return unix.Mount(source, dir, "zfs", flags, data)
 }
+
+func (linux) Unmount(dir string, detach bool) error { return mountdir.Remove(dir, detach) }
 
 // patience is how long a call that changes something may take to end after its context has ended. Then it is left to
 // itself.
@@ -57,6 +63,9 @@ const patience = 10 * time.Second
 
 // grace is how long the steps that follow a call may take after its context has ended.
 const grace = time.Minute
+
+// lookEvery is how often a call that waits looks whether the pool is suspended.
+const lookEvery = time.Second
 
 // probeFor is how long opening a home waits for the first answer of the kernel.
 const probeFor = 30 * time.Second
@@ -68,6 +77,7 @@ type control struct {
 	kstats   string // where the kernel module shows its statistics, with a directory per pool
 	patience time.Duration
 	grace    time.Duration
+	calls    calls
 }
 
 // openControl opens the interface of the kernel, and checks its answers. Returns errdefs.ErrUnavailable if the pool is not
@@ -154,24 +164,36 @@ func (c *control) run(ctx context.Context, op string, patience time.Duration, ca
 	if err := c.checkPool(); err != nil {
 		return err
 	}
-	var err error
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		err = call(c.kernel)
-	}()
-	if gaveUp := c.await(ctx, patience, ended); gaveUp != nil {
-		return &lostError{op: op, err: gaveUp, left: true, ended: ended}
-	}
+	err := c.wait(ctx, op, patience, func() error { return call(c.kernel) })
 	if errors.Is(err, unix.EAGAIN) { // the pool was suspended in between
 		return cmp.Or(c.checkPool(), err)
 	}
 	return err
 }
 
+// wait makes a call that may wait for the pool, without a look at the pool before. Returns a *lostError if the call does
+// not end, and errdefs.ErrUnavailable, without the call, if too many others have not ended.
+func (c *control) wait(ctx context.Context, op string, patience time.Duration, call func() error) error {
+	end, err := c.calls.begin()
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer end()
+		err = call()
+	}()
+	if gaveUp := c.await(ctx, patience, ended); gaveUp != nil {
+		c.calls.leave(ended)
+		return &lostError{op: op, err: gaveUp, left: true, ended: ended}
+	}
+	return err
+}
+
 // await waits for a call to end. Returns the reason if it gives up.
 func (c *control) await(ctx context.Context, patience time.Duration, ended <-chan struct{}) error {
-	poll := time.NewTicker(time.Second)
+	poll := time.NewTicker(lookEvery)
 	defer poll.Stop()
 	cancelled := ctx.Done()
 	var giveUp <-chan time.Time
@@ -190,6 +212,32 @@ func (c *control) await(ctx context.Context, patience time.Duration, ended <-cha
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// waiting returns a context for the wait for others, which may themselves wait for the pool. It ends when the pool is
+// suspended.
+// Returns errdefs.ErrUnavailable if the pool is suspended already.
+func (c *control) waiting(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if err := c.checkPool(); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stopped := make(chan struct{})
+	var look func()
+	look = func() {
+		select {
+		case <-stopped:
+			return
+		default:
+		}
+		if err := c.checkPool(); err != nil {
+			cancel(err)
+			return
+		}
+		time.AfterFunc(lookEvery, look)
+	}
+	time.AfterFunc(lookEvery, look)
+	return ctx, sync.OnceFunc(func() { close(stopped); cancel(context.Canceled) }), nil
 }
 
 // exists reports whether a dataset or snapshot exists.
@@ -224,8 +272,7 @@ type lostError struct {
 	err   error
 	left  bool            // the call had not ended when the error was made
 	ended <-chan struct{} // closed when the call has ended; nil unless left
-	// settled is closed later, when the outcome has been looked at. nil: no call was left to itself.
-	settled <-chan struct{}
+	next  *sequel         // called when the outcome has been looked at; nil: nobody looks later
 }
 
 func (e *lostError) Error() string {

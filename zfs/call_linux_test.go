@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
@@ -252,6 +253,51 @@ func (k *stuckKernel) Exists(string) (bool, error) {
 	return false, nil
 }
 
+// TestCallsAreBounded: callers that go away leave only so many calls behind. Then no call begins, until some have ended.
+func TestCallsAreBounded(t *testing.T) {
+	end := make(chan struct{})
+	c, _ := newFake(t, &stuckKernel{end: end})
+	c.patience = 0
+	b := &Backend{zfs: c}
+	for range maxLeft {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		_, err := c.exists(ctx, "pool/a")
+		cancel()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	}
+	assert.Equal(t, maxLeft, b.Left())
+	for range 3 {
+		_, err := c.exists(t.Context(), "pool/a")
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorContains(t, err, "have not ended")
+		err = c.change(t.Context(), "create", func(kernel) error { panic("called") })
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		assert.False(t, isLost(err))
+	}
+	close(end)
+	require.Eventually(t, func() bool { return b.Left() == 0 }, time.Minute, time.Millisecond)
+	_, err := c.exists(t.Context(), "pool/a")
+	require.NoError(t, err)
+
+	// Callers that come at once, and wait.
+	end = make(chan struct{})
+	c.kernel = &stuckKernel{end: end}
+	ctx, cancel := context.WithCancel(t.Context())
+	refused := make(chan error, 2*maxCalls)
+	for range cap(refused) {
+		go func() { refused <- second(c.exists(ctx, "pool/a")) }()
+	}
+	for range maxCalls {
+		require.ErrorContains(t, <-refused, "are under way")
+	}
+	cancel()
+	for range maxCalls {
+		require.ErrorIs(t, <-refused, context.Canceled)
+	}
+	close(end)
+	require.Eventually(t, func() bool { return b.Left() == 0 && c.calls.count == 0 }, time.Minute, time.Millisecond)
+}
+
 // TestLater: the steps after a call have some time after its context has ended, and not for ever.
 func TestLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -417,4 +463,48 @@ func TestIndexWhileCallIsLeft(t *testing.T) {
 	look()
 	look()
 	assert.EqualValues(t, 4, k.loads.Load())
+}
+
+// TestIndexWhileCounterIsLocked: another process was stopped while it had the counter locked. Looks answer from memory
+// meanwhile, and others are told of changes later.
+func TestIndexWhileCounterIsLocked(t *testing.T) {
+	k := oneDataset()
+	c, dir := newFake(t, k)
+	x, other := fakeIndex(t, c, dir), fakeIndex(t, c, dir)
+	look := func(x *index) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), tellFor/2)
+		defer cancel()
+		_, _, err := x.get(ctx, "a")
+		require.NoError(t, err)
+	}
+	look(x)
+	look(other)
+	stopped, err := os.OpenFile(filepath.Join(dir, counterName), os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer stopped.Close()
+	require.NoError(t, flock.Exclusive(t.Context(), stopped))
+	const n = 10
+	told := make(chan struct{}, n)
+	for range n {
+		go func() { x.drop("b"); told <- struct{}{} }()
+	}
+	time.Sleep(100 * time.Millisecond)
+	before := k.loads.Load()
+	for range 3 {
+		look(x)
+	}
+	assert.Equal(t, before, k.loads.Load(), "from memory")
+	begun := time.Now()
+	for range n {
+		<-told
+	}
+	assert.Less(t, time.Since(begun), 2*tellFor)
+	require.NoError(t, flock.Unlock(stopped))
+	look(x)
+	require.Eventually(t, func() bool {
+		before := k.loads.Load()
+		look(other)
+		return k.loads.Load() > before
+	}, time.Minute, 10*time.Millisecond, "the other is told")
 }

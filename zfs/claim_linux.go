@@ -9,7 +9,6 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
-	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/namelock"
 )
 
@@ -25,14 +24,16 @@ type claim struct {
 // processes wait until the caller calls done. Returns errdefs.ErrFailedPrecondition if the volume is in use, here or in
 // another process. It does not detect mounts by other programs: see checkNotMounted.
 func (b *Backend) claim(ctx context.Context, name string) (_ *claim, err error) {
-	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
-		return nil, err
-	}
-	releaseMount, err := b.mounts.Claim(ctx, name)
+	waiting, cancel, err := b.zfs.waiting(ctx)
 	if err != nil {
 		return nil, err
 	}
-	releaseUse, err := b.relied.Claim(ctx, name)
+	defer cancel()
+	releaseMount, err := b.mounts.Claim(waiting, name)
+	if err != nil {
+		return nil, err
+	}
+	releaseUse, err := b.relied.Claim(waiting, name)
 	if err != nil {
 		releaseMount()
 		return nil, err
@@ -48,8 +49,8 @@ func (b *Backend) claim(ctx context.Context, name string) (_ *claim, err error) 
 	}
 	c.lock = lock
 	// Nobody holds the lock, so a mount there is left from a process that is gone.
-	if err := mountdir.Remove(b.mountpoint(name), false); err != nil && !errors.Is(err, unix.EBUSY) {
-		return nil, errors.Join(err, c.done(nil))
+	if err := b.unmountAt(ctx, b.mountpoint(name), false); err != nil && !errors.Is(err, unix.EBUSY) {
+		return nil, errors.Join(err, c.done(err))
 	}
 	return c, nil
 }
@@ -85,10 +86,12 @@ func (c *claim) done(err error) error {
 // rely uses a volume for one step: until the caller calls done, nobody changes the volume as a whole. It waits while
 // somebody does.
 func (b *Backend) rely(ctx context.Context, name string) (done func() error, err error) {
-	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
+	waiting, cancel, err := b.zfs.waiting(ctx)
+	if err != nil {
 		return nil, err
 	}
-	_, err = b.relied.Acquire(ctx, name, inuse.Brief, func() (namelock.Lock, error) { return b.lockShared(ctx, name) })
+	defer cancel()
+	_, err = b.relied.Acquire(waiting, name, inuse.Brief, func() (namelock.Lock, error) { return b.lockShared(waiting, name) })
 	if err != nil {
 		return nil, err
 	}

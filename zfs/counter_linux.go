@@ -45,7 +45,7 @@ func (c counter) read() (count, error) {
 
 // add changes the count, and returns the counts before and after the change.
 func (c counter) add(ctx context.Context) (before, now count, err error) {
-	// Others hold this lock only for a few system calls.
+	// Others hold this lock only for a few system calls. These may wait for a suspended pool.
 	if err := flock.Exclusive(ctx, c.file); err != nil {
 		return count{}, count{}, fmt.Errorf("change counter: %w", err)
 	}

@@ -54,7 +54,9 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if err != nil {
 		return nil, err
 	}
-	return nominate(ctx, changed, baseView.Dir(), topView.Dir())
+	return read(ctx, b.zfs, "compare", func(kernel) (*treediff.Hints, error) { // it waits for the pool
+		return nominate(ctx, changed, baseView.Dir(), topView.Dir())
+	})
 }
 
 // moment is a dataset at the moment of one of its snapshots.

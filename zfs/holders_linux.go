@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/staging"
 )
@@ -124,16 +123,17 @@ func mountsOf(dataset string) ([]mounttable.Use, error) {
 
 // deviceOf mounts a dataset once more, on dir, and returns its device number, or 0 if it cannot be mounted.
 func (b *Backend) deviceOf(dataset, dir string) (device uint64, err error) {
-	ctx, cancel := context.WithTimeout(b.ctx, b.zfs.patience)
+	ctx, cancel := b.ending()
 	defer cancel()
 	if err := b.mountAt(ctx, dataset, dir, 0, ""); err != nil {
 		if err = b.mountAt(ctx, dataset, dir, unix.MS_RDONLY, ""); err != nil {
-			return 0, b.after(err, func() error { return mountdir.Remove(dir, true) })
+			return 0, b.after(err, func() error { return b.unmountAt(ctx, dir, true) })
 		}
 	}
-	var stat unix.Stat_t
-	if err = unix.Stat(dir, &stat); err == nil {
-		device = stat.Dev
-	}
-	return device, errors.Join(err, mountdir.Remove(dir, true))
+	device, err = read(ctx, b.zfs, "stat", func(kernel) (uint64, error) {
+		var stat unix.Stat_t
+		err := unix.Stat(dir, &stat)
+		return stat.Dev, err
+	})
+	return device, errors.Join(err, b.unmountAt(ctx, dir, true))
 }

@@ -2,6 +2,7 @@ package zfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -52,13 +53,16 @@ type index struct {
 	counter counter
 	log     *slog.Logger
 
+	// mu is held over nothing that may wait: the file of the counter may be in the pool.
 	mu       sync.Mutex
 	datasets map[string]dataset         // by name without root
 	seen     count                      // the count for which datasets is right, or will be when it is loaded
 	valid    bool                       // datasets is right while the counter stays
 	doubted  bool                       // something has made the load under way useless since it began
 	left     int                        // number of calls that do not end, and may change something at any time
-	untold   bool                       // the counter does not show a change by this process
+	changes  uint64                     // changes by this process, so far
+	told     uint64                     // changes that the counter shows
+	telling  *telling                   // the change of the counter under way; nil if there is none
 	begun    uint64                     // number of loads that have begun
 	loaded   uint64                     // the number of the load that datasets is from
 	loading  chan struct{}              // closed when the load under way has ended, nil if there is none
@@ -82,46 +86,51 @@ func (x *index) all(ctx context.Context) (all map[string]dataset, err error) {
 
 // with calls look with the datasets as they were at some moment since with was called.
 func (x *index) with(ctx context.Context, look func(map[string]dataset)) error {
-	x.mu.Lock()
-	asked := x.begun
-	x.mu.Unlock()
+	asked := x.ask()
 	for {
-		done, loading, err := x.tryLook(asked, look)
+		done, wait, err := x.tryLook(ctx, asked, look)
 		if err != nil || done {
 			return err
 		}
-		if loading == nil {
-			if err := x.load(ctx); err != nil {
-				return err
-			}
-			continue
+		if wait == nil {
+			err = x.load(ctx)
+		} else {
+			err = x.zfs.await(ctx, 0, wait)
 		}
-		select {
-		case <-loading:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err != nil {
+			return err
 		}
 	}
 }
 
-// tryLook calls look if the datasets are up to date, or come from a load that began after asked loads had begun. Such a
-// load is accepted, because other processes may change something all the time. Else tryLook returns the load to wait
-// for, or nil if the caller is to load.
-func (x *index) tryLook(asked uint64, look func(map[string]dataset)) (done bool, loading <-chan struct{}, err error) {
+// ask returns the number of loads that have begun. It has a change told that could not be told when it was made.
+func (x *index) ask() (begun uint64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.untold {
-		x.tell()
+	if x.told < x.changes && x.telling == nil {
+		x.beginTelling()
 	}
-	now, err := x.counter.read()
+	return x.begun
+}
+
+// tryLook calls look if the datasets are up to date, or come from a load that began after asked loads had begun. Such a
+// load is accepted, because other processes may change something all the time. Else tryLook returns what to wait for, or
+// nil if the caller is to load.
+func (x *index) tryLook(ctx context.Context, asked uint64, look func(map[string]dataset)) (done bool, wait <-chan struct{}, err error) {
+	now, telling, err := x.readCounter(ctx)
 	if err != nil {
 		return false, nil, err
 	}
-	if x.valid && x.left == 0 && x.seen == now || x.loaded > asked {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	current := x.valid && x.left == 0
+	switch {
+	case current && x.seen == now, x.loaded > asked:
 		look(x.datasets)
 		return true, nil, nil
-	}
-	if x.loading != nil {
+	case current && telling != nil: // the counter shows a change by this process, perhaps
+		return false, telling.ended, nil
+	case x.loading != nil:
 		return false, x.loading, nil
 	}
 	x.loading = make(chan struct{})
@@ -129,6 +138,28 @@ func (x *index) tryLook(asked uint64, look func(map[string]dataset)) (done bool,
 	// If the load fails, the datasets that are there stay outdated.
 	x.valid, x.since, x.doubted, x.seen = false, nil, false, now
 	return false, nil, nil
+}
+
+// readCounter reads the counter, and returns the change of it by this process that was under way meanwhile, if there was one.
+func (x *index) readCounter(ctx context.Context) (now count, before *telling, err error) {
+	x.mu.Lock()
+	before = x.telling
+	x.mu.Unlock()
+	var read count
+	err = x.zfs.wait(ctx, "read change counter", 0, func() (err error) {
+		read, err = x.counter.read()
+		return err
+	})
+	var lost *lostError
+	if errors.As(err, &lost) {
+		return count{}, nil, lost.err // the call may still write to read
+	}
+	if before == nil {
+		x.mu.Lock()
+		before = x.telling
+		x.mu.Unlock()
+	}
+	return read, before, err
 }
 
 // load reads all datasets again.
@@ -158,51 +189,100 @@ func (x *index) invalidate() {
 
 // doubt makes the next look read all datasets again, in all processes: something may have changed.
 func (x *index) doubt() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.valid, x.doubted = false, true
+	x.invalidate()
 	x.tell()
 }
 
 // doubtWhile doubts the datasets. With left they stay in doubt, because a call of the kernel that was left to itself may
 // change them at any time. doubtWhile without left says that this call has ended.
 func (x *index) doubtWhile(left bool) {
-	x.doubt()
 	x.mu.Lock()
-	defer x.mu.Unlock()
 	if left {
 		x.left++
 	} else {
 		x.left--
 	}
+	x.mu.Unlock()
+	x.doubt()
 }
 
 // changed records a change that this process has just made, and tells other processes that something has changed. It
 // cannot fail: the change has happened.
 func (x *index) changed(change func(map[string]dataset)) {
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.tell()
 	if x.loading != nil {
 		x.since = append(x.since, change)
 	}
 	if x.datasets != nil {
 		change(x.datasets)
 	}
+	x.mu.Unlock()
+	x.tell()
 }
 
-// tell tells other processes that something has changed. If it cannot, it notes that they are still to be told.
+// tellFor is how long a change waits until other processes are told of it.
+const tellFor = 10 * time.Second
+
+// telling is one change of the counter.
+type telling struct {
+	upTo  uint64        // the changes by this process that it tells of
+	ended chan struct{} // closed at its end
+}
+
+// tell tells other processes that something has changed. If it cannot in time, that is tried again: the file of the counter
+// may be in a pool that is suspended, or another process that was stopped may have it locked.
 func (x *index) tell() {
-	before, now, err := x.counter.add(x.ctx)
-	x.untold = err != nil
-	if err != nil {
-		x.valid, x.doubted = false, true
-		x.log.Warn("zfs: other processes that have the home open cannot be told of a change", "error", err)
-		return
+	ctx, cancel := context.WithTimeoutCause(x.ctx, tellFor, fault.New(errdefs.ErrUnavailable, "it takes longer than %s", tellFor))
+	defer cancel()
+	x.mu.Lock()
+	x.changes++
+	want := x.changes
+	for x.told < want {
+		t := x.telling
+		if t == nil {
+			t = x.beginTelling()
+		}
+		x.mu.Unlock()
+		if err := x.zfs.await(ctx, 0, t.ended); err != nil {
+			x.warnUntold(err)
+			return
+		}
+		if t.upTo >= want {
+			return
+		}
+		x.mu.Lock()
 	}
-	if before == x.seen { // else another process has changed something too
-		x.seen = now
-	}
+	x.mu.Unlock()
+}
+
+// beginTelling changes the counter in the background. The caller has mu. At most one such change is under way, and it tells
+// of all changes by this process that were made before.
+func (x *index) beginTelling() *telling {
+	t := &telling{upTo: x.changes, ended: make(chan struct{})}
+	x.telling = t
+	go func() {
+		defer close(t.ended)
+		ctx, cancel := context.WithTimeout(x.ctx, tellFor)
+		defer cancel()
+		before, now, err := x.counter.add(ctx)
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.telling = nil
+		if err != nil {
+			x.valid, x.doubted = false, true
+			x.warnUntold(err)
+			return
+		}
+		x.told = t.upTo
+		if before == x.seen { // else another process has changed something too
+			x.seen = now
+		}
+	}()
+	return t
+}
+
+func (x *index) warnUntold(err error) {
+	x.log.Warn("zfs: other processes that have the home open cannot be told of a change yet", "error", err)
 }
 
 func (x *index) set(name string, d dataset) {

@@ -18,24 +18,47 @@ import (
 // last of these. A power cut in between leaves a dataset without it. Only the intent tells this dataset from the
 // datasets of others.
 
-// intend records that a volume is about to be made, so that the record survives a power cut. The caller calls made when
+// intend records that a volume is about to be made, so that the record survives a power cut. The caller calls forget when
 // the volume was made, or could not be made.
-func (l layout) intend(name string) (made func() error, err error) {
-	path := filepath.Join(l.intents, name)
+func (b *Backend) intend(ctx context.Context, name string) error {
+	path := filepath.Join(b.intents, name)
+	return b.change(ctx, step{
+		op:       "record",
+		do:       func(kernel) error { return writeIntent(path) },
+		happened: isPresent(path),
+		undo:     func(context.Context) error { return removeIntent(path) },
+	})
+}
+
+func writeIntent(path string) error {
 	f, err := os.OpenFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(f.Sync(), f.Close(), syncdir.Sync(l.intents)); err != nil {
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	return func() error {
-		err := os.Remove(path)
-		if errors.Is(err, fs.ErrNotExist) { // another caller made the same volume, and was faster
-			return nil
-		}
 		return err
-	}, nil
+	}
+	if err := errors.Join(f.Sync(), f.Close(), syncdir.Sync(filepath.Dir(path))); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+func removeIntent(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) { // another caller made the same volume, and was faster
+		return nil
+	}
+	return err
+}
+
+// forget deletes the record that a volume is about to be made. A record that stays is in nobody's way, and the next start
+// deletes it.
+func (b *Backend) forget(name string) {
+	ctx, cancel := b.ending()
+	defer cancel()
+	path := filepath.Join(b.intents, name)
+	err := b.change(ctx, step{op: "forget", do: func(kernel) error { return removeIntent(path) }, happened: isAbsentAt(path)})
+	if err != nil {
+		b.log.Warn("zfs: the record of a volume that was about to be made is left over", "path", path, "error", err)
+	}
 }
 
 // intentFor is the longest time from an intent to the creation of its dataset. Older and younger datasets are those of
@@ -52,7 +75,7 @@ func isHalfMade(d dataset, intent time.Time) bool {
 // ended. It deletes them from datasets, and deletes the intents. The intent of a dataset that cannot be destroyed
 // stays.
 func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]dataset, warn func(what string, err error)) {
-	entries, err := os.ReadDir(b.intents)
+	entries, err := b.files(ctx, b.intents)
 	if err != nil {
 		warn(b.intents, err)
 	}
@@ -76,11 +99,11 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 // endIntent destroys the dataset of an intent if it was left half-made, and then deletes the intent.
 func (b *Backend) endIntent(ctx context.Context, name string, datasets map[string]dataset, intent fs.FileInfo) (gone bool, err error) {
 	if d, ok := datasets[name]; ok && isHalfMade(d, intent.ModTime()) {
-		if err := errors.Join(unmountDataset(b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
+		if err := errors.Join(b.unmountDataset(ctx, b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
 			return false, err
 		}
 		gone = true
 		b.volumes.drop(name)
 	}
-	return gone, os.Remove(filepath.Join(b.intents, name))
+	return gone, b.zfs.ask(ctx, "forget", func() error { return os.Remove(filepath.Join(b.intents, name)) })
 }

@@ -99,5 +99,5 @@ func (k *kept) restoreLimit(ctx context.Context) error {
 
 // Close destroys the snapshot.
 func (k *kept) Close() error {
-	return fault.Wrap("forget kept volume", k.volume, k.b.unmountSnapshot(k.m))
+	return fault.Wrap("forget kept volume", k.volume, k.b.endView(k.m))
 }

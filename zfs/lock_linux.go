@@ -56,22 +56,36 @@ func (l layout) tryLockView(name string) (_ *os.File, ok bool, err error) {
 	}
 }
 
-// unlockView gives up the lock of a view. It calls gone first, and deletes the file unless gone fails. f is nil for a
-// view without a lock, and gone may be nil.
-func (l layout) unlockView(f *os.File, gone func() error) (err error) {
-	if f == nil && gone == nil {
+// lockView is tryLockView for a home that may be in the pool: the file may wait for the pool.
+func (b *Backend) lockView(ctx context.Context, name string) (*os.File, bool, error) {
+	var f *os.File
+	var ok bool
+	err := b.change(ctx, step{
+		op:       "lock",
+		do:       func(kernel) (err error) { f, ok, err = b.tryLockView(name); return err },
+		happened: func(context.Context) (bool, error) { return f != nil, nil },
+		undo:     func(ctx context.Context) error { return b.unlockView(ctx, f, true) },
+	})
+	if err != nil { // then the call may still write to f
+		return nil, false, err
+	}
+	return f, ok, nil
+}
+
+// unlockView gives up the lock of a view, and deletes its file if the view is gone. f is nil for a view without a lock.
+func (b *Backend) unlockView(ctx context.Context, f *os.File, gone bool) (err error) {
+	if f == nil {
 		return nil
 	}
-	if f == nil {
-		return gone()
+	if gone {
+		err = b.change(ctx, step{op: "unlock", do: func(kernel) error { return os.Remove(f.Name()) }, happened: isAbsentAt(f.Name())})
 	}
-	defer func() { err = errors.Join(err, flock.Release(f)) }()
-	if gone != nil {
-		if err := gone(); err != nil {
-			return err
-		}
-	}
-	return os.Remove(f.Name())
+	return errors.Join(err, b.after(err, func() error { return flock.Release(f) }))
+}
+
+// files lists a directory of the home, which may be in the pool.
+func (b *Backend) files(ctx context.Context, dir string) ([]os.DirEntry, error) {
+	return read(ctx, b.zfs, "list", func(kernel) ([]os.DirEntry, error) { return os.ReadDir(dir) })
 }
 
 // isCurrent reports whether f is still the file of its name. f was just locked, unless err says that this failed. The

@@ -40,17 +40,22 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 	if _, err := b.volume(ctx, name); err != nil {
 		return err
 	}
-	if err := b.zfs.checkPool(); err != nil { // with a suspended pool, the wait below might not end
+	waiting, cancel, err := b.zfs.waiting(ctx)
+	if err != nil {
 		return err
 	}
-	_, err := b.mounts.Acquire(ctx, name, kind, func() (namelock.Lock, error) {
-		lock, err := b.lockShared(ctx, name)
+	defer cancel()
+	_, err = b.mounts.Acquire(waiting, name, kind, func() (namelock.Lock, error) {
+		lock, err := b.lockShared(waiting, name)
 		if err != nil {
 			return namelock.Lock{}, err
 		}
 		if err := b.mountDataset(ctx, name, mountLabel); err != nil {
-			unmount := func() error { return mountdir.Remove(b.mountpoint(name), false) }
-			return namelock.Lock{}, errors.Join(err, b.after(err, func() error { return lock.Unlock(unmount) }))
+			return namelock.Lock{}, errors.Join(err, b.after(err, func() error {
+				ctx, cancel := b.ending()
+				defer cancel()
+				return b.unlockMount(ctx, name, lock, false)
+			}))
 		}
 		return lock, nil
 	})
@@ -59,9 +64,25 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 
 func (b *Backend) unmount(name string, kind inuse.Kind) error {
 	return b.mounts.Release(name, kind, func(lock namelock.Lock) error {
-		// Another process may use the same mount.
-		return lock.Unlock(func() error { return mountdir.Remove(b.mountpoint(name), true) })
+		ctx, cancel := b.ending()
+		defer cancel()
+		return b.unlockMount(ctx, name, lock, true)
 	})
+}
+
+// ending returns a context for the end of a use, which nobody cancels and which has some time.
+func (b *Backend) ending() (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(b.ctx, b.zfs.grace, fault.New(errdefs.ErrUnavailable, "the kernel takes longer than %s", b.zfs.grace))
+}
+
+// unlockMount gives up the lock of a mounted volume. It unmounts the volume first, unless another process uses the same
+// mount. If the unmount is left to itself, the lock is given up at its end.
+func (b *Backend) unlockMount(ctx context.Context, name string, lock namelock.Lock, detach bool) error {
+	alone, err := lock.Leave()
+	if alone {
+		err = b.unmountAt(ctx, b.mountpoint(name), detach)
+	}
+	return errors.Join(err, b.after(err, func() error { return lock.Unlock(nil) }))
 }
 
 func (b *Backend) mountDataset(ctx context.Context, name, mountLabel string) error {
@@ -108,16 +129,16 @@ func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	err := b.zfs.change(ctx, "mount", func(k kernel) error { return k.Mount(source, dir, flags, data) })
-	var lost *lostError
+	s := step{
+		op:       "mount",
+		do:       func(k kernel) error { return k.Mount(source, dir, flags, data) },
+		happened: func(context.Context) (bool, error) { return isMountedAt(source, dir) },
+	}
+	if filepath.Dir(dir) == b.views {
+		s.undo = func(ctx context.Context) error { return b.unmountAt(ctx, dir, true) }
+	}
+	err := b.change(ctx, s)
 	switch {
-	case errors.As(err, &lost) && lost.left:
-		s := step{op: "mount", happened: func(context.Context) (bool, error) { return isMountedAt(source, dir) }}
-		if filepath.Dir(dir) == b.views {
-			s.undo = func(context.Context) error { return mountdir.Remove(dir, true) }
-		}
-		b.settleLater(ctx, lost, s)
-		return fault.New(errdefs.ErrUnavailable, "mount %s on %s: %w", source, dir, err)
 	case errors.Is(err, unix.ENOENT):
 		return fault.New(errdefs.ErrNotFound, "dataset %s is gone", source)
 	case errors.Is(err, unix.EACCES):
@@ -126,6 +147,36 @@ func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr
 		return fmt.Errorf("mount %s on %s: %w", source, dir, err)
 	}
 	return nil
+}
+
+// unmountAt unmounts everything on dir, and removes dir. With detach it unmounts busy mounts too. unmount(2) writes back,
+// so it waits for the pool. Returns errdefs.ErrUnavailable if the pool is suspended: the mount stays then, for the next
+// user of the volume, or for the next start. Like a call of the kernel module, an unmount may be left to itself.
+func (b *Backend) unmountAt(ctx context.Context, dir string, detach bool) error {
+	err := b.change(ctx, step{
+		op:       "unmount",
+		do:       func(k kernel) error { return k.Unmount(dir, detach) },
+		happened: isAbsentAt(dir),
+	})
+	if isLost(err) {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return err
+}
+
+// unmountBelow unmounts everything below dir, and removes the mount points.
+func (b *Backend) unmountBelow(ctx context.Context, dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range mounts {
+		if m.Mountpoint != dir { // mounted by keepPrivate
+			errs = append(errs, b.unmountAt(ctx, m.Mountpoint, false))
+		}
+	}
+	return errors.Join(append(errs, mountdir.RemoveFiles(dir))...)
 }
 
 // isMountedAt reports whether a dataset or snapshot is mounted on dir.

@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
+	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/poll"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
@@ -32,14 +36,9 @@ type step struct {
 // act does a step. Without an error the step has happened. With an error it has not, unless the error says that the
 // outcome is not known (see after). The index is doubted if the call was interrupted or does not end.
 func (b *Backend) act(ctx context.Context, s step) error {
-	err := b.zfs.change(ctx, s.op, s.do)
-	var lost *lostError
-	switch {
-	case !errors.As(err, &lost):
+	err := b.change(ctx, s)
+	if !isLost(err) || isLeft(err) {
 		return err
-	case lost.left:
-		b.settleLater(ctx, lost, s)
-		return fault.New(errdefs.ErrUnavailable, "its outcome is not known yet, look again later: %w", err)
 	}
 	b.volumes.doubt()
 	ctx, cancel := b.zfs.later(ctx)
@@ -50,6 +49,17 @@ func (b *Backend) act(ctx context.Context, s step) error {
 		return fmt.Errorf("%w, and its outcome cannot be found out: %w", err, lookErr)
 	case happened:
 		return nil
+	}
+	return err
+}
+
+// change makes the call of a step. If it is left to itself, its outcome is settled later.
+func (b *Backend) change(ctx context.Context, s step) error {
+	err := b.zfs.change(ctx, s.op, s.do)
+	var lost *lostError
+	if errors.As(err, &lost) && lost.left {
+		b.settleLater(ctx, lost, s)
+		return fault.New(errdefs.ErrUnavailable, "its outcome is not known yet, look again later: %w", err)
 	}
 	return err
 }
@@ -71,38 +81,35 @@ func (b *Backend) actToEnd(ctx context.Context, s step) error {
 func (b *Backend) settleLater(ctx context.Context, lost *lostError, s step) {
 	ctx = context.WithoutCancel(ctx) // the call goes on when the request is cancelled
 	b.volumes.doubtWhile(true)
-	settled := make(chan struct{})
-	lost.settled = settled
+	lost.next = &sequel{op: s.op}
 	done := b.pending.begin()
 	go func() {
-		defer done()
-		defer close(settled)
 		<-lost.ended
-		happened, err := s.happened(ctx)
-		if err == nil && happened && s.undo != nil {
-			err = s.undo(ctx)
-		}
-		b.volumes.doubtWhile(false)
+		happened, err := b.settle(ctx, s)
 		b.log.Warn("zfs: a call that was left to itself has ended", "call", s.op, "happened", happened, "error", err)
+		_ = b.after(err, func() error { // the undo may be left to itself too
+			b.volumes.doubtWhile(false)
+			b.follow(lost.next, done)
+			return nil
+		})
 	}()
 }
 
-// after calls f. If err says that a call was left to itself, after returns at once. Then f is called when that call has
-// ended and its outcome is settled.
-func (b *Backend) after(err error, f func() error) error {
-	var lost *lostError
-	if !errors.As(err, &lost) || lost.settled == nil {
-		return f()
-	}
-	done := b.pending.begin()
-	go func() {
-		defer done()
-		<-lost.settled
-		if err := f(); err != nil {
-			b.log.Warn("zfs: after a call that was left to itself", "call", lost.op, "error", err)
+// settle looks whether a step has happened whose call has ended, and undoes it then. It looks again while the pool is
+// unavailable, and ends with Close: the locks that this process has keep others away, and must not be given up for an
+// outcome that nobody knows.
+func (b *Backend) settle(ctx context.Context, s step) (happened bool, err error) {
+	looking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(b.closing, cancel)()
+	err = poll.WhileBusy(looking, poll.Pauses{First: 100 * time.Millisecond, Longest: 10 * time.Second}, func() (busy bool, err error) {
+		happened, err = s.happened(ctx)
+		if err == nil && happened && s.undo != nil {
+			err = s.undo(ctx)
 		}
-	}()
-	return nil
+		return errdefs.IsUnavailable(err) && !isLeft(err), err
+	})
+	return happened, err
 }
 
 // isGone is step.happened for steps that destroy a dataset or snapshot.
@@ -116,6 +123,25 @@ func (b *Backend) isGone(name string) func(context.Context) (bool, error) {
 // isThere is step.happened for steps that make a snapshot.
 func (b *Backend) isThere(name string) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) { return b.zfs.exists(ctx, name) }
+}
+
+// isPresent is step.happened for steps that make a file.
+func isPresent(path string) func(context.Context) (bool, error) {
+	return func(context.Context) (bool, error) {
+		_, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+}
+
+// isAbsentAt is step.happened for steps that delete a file or directory.
+func isAbsentAt(path string) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		present, err := isPresent(path)(ctx)
+		return !present && err == nil, err
+	}
 }
 
 // discard destroys a dataset or snapshot that nobody was told of, if it exists.

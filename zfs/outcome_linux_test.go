@@ -143,6 +143,10 @@ func (k *faultyKernel) Mount(source, dir string, flags uintptr, data string) err
 	return k.call("mount", func() error { return k.kernel.Mount(source, dir, flags, data) }, nil)
 }
 
+func (k *faultyKernel) Unmount(dir string, detach bool) error {
+	return k.call("unmount", func() error { return k.kernel.Unmount(dir, detach) }, nil)
+}
+
 func (k *faultyKernel) Program(pool, program string, argv []string) (answer any, err error) {
 	err = k.call("program", func() error {
 		answer, err = k.kernel.Program(pool, program, argv)

@@ -76,7 +76,7 @@ func (b *Backend) recoverBeside(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := b.endLeftViews(); err != nil {
+	if err := b.endLeftViews(ctx); err != nil {
 		return err
 	}
 	if err := b.unmountLeftVolumes(ctx); err != nil {
@@ -115,16 +115,16 @@ func (b *Backend) recoverBeside(ctx context.Context) error {
 }
 
 // endLeftViews ends the views that have a lock file which nobody holds.
-func (b *Backend) endLeftViews() error {
-	entries, err := os.ReadDir(b.locks)
+func (b *Backend) endLeftViews(ctx context.Context) error {
+	entries, err := b.files(ctx, b.locks)
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
 		_, snapshot, _ := strings.Cut(entry.Name(), "@")
-		lock, free, err := b.tryLockView(entry.Name())
+		lock, free, err := b.lockView(ctx, entry.Name())
 		if err == nil && free {
-			err = b.unmountSnapshot(&mountedSnapshot{
+			err = b.unmountSnapshot(ctx, &mountedSnapshot{
 				name: b.datasetOf(entry.Name()), temporary: strings.HasPrefix(snapshot, viewPrefix),
 				dir: filepath.Join(b.views, entry.Name()), lock: lock,
 			})
@@ -156,7 +156,7 @@ func (b *Backend) unmountLeftVolumes(ctx context.Context) error {
 
 // endLeftIntents destroys volumes that were left half-made.
 func (b *Backend) endLeftIntents(ctx context.Context) error {
-	entries, err := os.ReadDir(b.intents)
+	entries, err := b.files(ctx, b.intents)
 	if err != nil {
 		return err
 	}

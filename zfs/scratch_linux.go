@@ -10,7 +10,6 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
-	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -43,7 +42,7 @@ func (b *Backend) makeScratch(ctx context.Context, name string, unlock func() er
 		return nil, errors.Join(b.explainSpace(ctx, err), b.after(err, func() error { return errors.Join(discard(ctx), unlock()) }))
 	}
 	if err := b.fillScratch(ctx, m, fill); err != nil {
-		return nil, errors.Join(err, b.after(err, func() error { return b.unmountSnapshot(m) }))
+		return nil, errors.Join(err, b.after(err, func() error { return b.endView(m) }))
 	}
 	return m, nil
 }
@@ -53,7 +52,7 @@ func (b *Backend) fillScratch(ctx context.Context, m *mountedSnapshot, fill func
 	if err := b.mountAt(ctx, m.name, m.dir, 0, ""); err != nil {
 		return err
 	}
-	if err := errors.Join(fill(m.dir), mountdir.Remove(m.dir, false)); err != nil {
+	if err := errors.Join(fill(m.dir), b.unmountAt(ctx, m.dir, false)); err != nil {
 		return err
 	}
 	return b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")

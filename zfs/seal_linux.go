@@ -52,15 +52,20 @@ func (b *Backend) seals() sealing.Volumes[string] {
 	}
 }
 
-// cloneInUse takes a snapshot of a volume for one clone, and destroys the snapshot if cloning fails.
-func (b *Backend) cloneInUse(ctx context.Context, name string, clone func(origin string) error) error {
+// cloneInUse takes a snapshot of a volume for one clone, and destroys the snapshot if cloning fails. It relies on the volume
+// meanwhile: others could claim it, and destroy snapshots of it that have no clones.
+func (b *Backend) cloneInUse(ctx context.Context, name string, clone func(origin string) error) (err error) {
+	done, err := b.rely(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.after(err, done)) }()
 	origin := b.datasetOf(name) + "@" + staging.Name(clonePrefix)
 	discard := func(ctx context.Context) error { return b.discard(ctx, origin) }
 	if err := b.snapshot(ctx, name, origin, discard); err != nil {
 		return err
 	}
-	err := clone(origin)
-	if err != nil {
+	if err = clone(origin); err != nil {
 		err = errors.Join(err, b.after(err, func() error { return discard(ctx) }))
 	}
 	return err
@@ -130,7 +135,7 @@ func (b *Backend) Seal(ctx context.Context, name string) error {
 // destroyClaimed destroys a claimed volume's dataset and Cowshed's own snapshots of it, or sets the dataset aside if it
 // has clones.
 func (b *Backend) destroyClaimed(ctx context.Context, c *claim) error {
-	dead, err := b.endDeadViews(c.name)
+	dead, err := b.endDeadViews(ctx, c.name)
 	if err != nil {
 		return err
 	}
@@ -145,7 +150,7 @@ func (b *Backend) destroyClaimed(ctx context.Context, c *claim) error {
 	if !cloned {
 		b.volumes.drop(c.name)
 	}
-	if err := dead.forget(); err != nil { // the volume is gone nevertheless
+	if err := b.forgetViews(ctx, dead); err != nil { // the volume is gone nevertheless
 		b.log.Warn("zfs: locks of views are left over", "volume", c.name, "error", err)
 	}
 	return nil

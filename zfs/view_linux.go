@@ -15,7 +15,6 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/inuse"
-	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/poll"
 	"github.com/cowshed/cowshed/internal/staging"
 )
@@ -103,7 +102,7 @@ func (b *Backend) viewFrozen(ctx context.Context, name string) (*view, error) {
 
 // mountSeal mounts the snapshot that seals a volume.
 func (b *Backend) mountSeal(ctx context.Context, name string) (*mountedSnapshot, error) {
-	m, err := b.lockSnapshot(staging.Name(name + "@" + sealName + "-"))
+	m, err := b.lockSnapshot(ctx, staging.Name(name+"@"+sealName+"-"))
 	if err != nil {
 		return nil, err
 	}
@@ -122,21 +121,25 @@ func (b *Backend) mountTemporary(ctx context.Context, volume, lockName string) (
 
 // takeTemporary takes a snapshot of a volume under the name lockName.
 func (b *Backend) takeTemporary(ctx context.Context, volume, lockName string) (*mountedSnapshot, error) {
-	m, err := b.lockSnapshot(lockName)
+	m, err := b.lockSnapshot(ctx, lockName)
 	if err != nil {
 		return nil, err
 	}
 	m.name, m.temporary = b.datasetOf(lockName), true
 	discard := func(ctx context.Context) error { return b.discard(ctx, m.name) }
 	if err := b.snapshot(ctx, volume, m.name, discard); err != nil {
-		return nil, errors.Join(err, b.after(err, func() error { return b.unlockView(m.lock, nil) }))
+		return nil, errors.Join(err, b.after(err, func() error {
+			ctx, cancel := b.ending()
+			defer cancel()
+			return b.unlockView(ctx, m.lock, true)
+		}))
 	}
 	return m, nil
 }
 
 // lockSnapshot takes the lock of a snapshot that is to be taken or mounted, if there is space for the lock.
-func (b *Backend) lockSnapshot(lockName string) (*mountedSnapshot, error) {
-	lock, ok, err := b.tryLockView(lockName)
+func (b *Backend) lockSnapshot(ctx context.Context, lockName string) (*mountedSnapshot, error) {
+	lock, ok, err := b.lockView(ctx, lockName)
 	if fault.IsFull(err) {
 		err, ok = nil, true
 	}
@@ -155,7 +158,7 @@ func (b *Backend) mountSnapshot(ctx context.Context, m *mountedSnapshot) error {
 	err := b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")
 	if err != nil {
 		b.volumes.invalidate() // it should have been there
-		err = errors.Join(err, b.after(err, func() error { return b.unmountSnapshot(m) }))
+		err = errors.Join(err, b.after(err, func() error { return b.endView(m) }))
 	}
 	return err
 }
@@ -190,24 +193,49 @@ func (v *view) release() (err error) {
 	if v.key == "" {
 		err = v.b.unmount(v.volume, inuse.Viewed)
 	} else {
-		err = v.b.viewed.Release(v.key, inuse.Viewed, v.b.unmountSnapshot)
+		err = v.b.viewed.Release(v.key, inuse.Viewed, v.b.endView)
 	}
 	return fault.Wrap("close view of volume", v.volume, err)
 }
 
-func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
-	err := b.unlockView(m.lock, func() error {
-		if err := mountdir.Remove(m.dir, true); err != nil {
-			return err
-		}
-		if !m.temporary {
-			return nil
-		}
-		return b.destroySnapshot(m.name)
-	})
-	if m.unlock != nil {
-		err = errors.Join(err, b.after(err, m.unlock))
+// endView is unmountSnapshot with the time that the end of a use has.
+func (b *Backend) endView(m *mountedSnapshot) error {
+	ctx, cancel := b.ending()
+	defer cancel()
+	return b.unmountSnapshot(ctx, m)
+}
+
+// unmountSnapshot unmounts a snapshot, destroys it if it was taken for a view, and gives up its lock.
+func (b *Backend) unmountSnapshot(ctx context.Context, m *mountedSnapshot) error {
+	err := b.unmountAt(ctx, m.dir, true)
+	if isLeft(err) {
+		return errors.Join(err, b.after(err, func() error {
+			ctx, cancel := b.ending()
+			defer cancel()
+			return b.endSnapshot(ctx, m, nil)
+		}))
 	}
+	return b.endSnapshot(ctx, m, err)
+}
+
+// endSnapshot is unmountSnapshot after the unmount, which has failed with err unless that is nil.
+func (b *Backend) endSnapshot(ctx context.Context, m *mountedSnapshot, err error) error {
+	if err == nil && m.temporary {
+		err = b.destroySnapshot(ctx, m.name)
+	}
+	gone, left := err == nil, isLeft(err)
+	err = errors.Join(err, b.after(err, func() error {
+		if left { // ctx has ended
+			var cancel context.CancelFunc
+			ctx, cancel = b.ending()
+			defer cancel()
+		}
+		err := b.unlockView(ctx, m.lock, gone)
+		if m.unlock != nil {
+			err = errors.Join(err, m.unlock())
+		}
+		return err
+	}))
 	if isRefused(err) {
 		// Files of it that are still open keep it busy. Its lock file stays, so that the snapshot goes later: with the
 		// volume, or when the home is next opened.
@@ -217,11 +245,8 @@ func (b *Backend) unmountSnapshot(m *mountedSnapshot) error {
 	return err
 }
 
-// destroySnapshot destroys the snapshot of a view, and waits a while if the snapshot is busy. Nobody can cancel that, so it
-// is bounded.
-func (b *Backend) destroySnapshot(snapshot string) error {
-	ctx, cancel := context.WithTimeout(b.ctx, b.zfs.grace)
-	defer cancel()
+// destroySnapshot destroys the snapshot of a view, and waits a while if the snapshot is busy.
+func (b *Backend) destroySnapshot(ctx context.Context, snapshot string) error {
 	return poll.WhileBusy(ctx, patient(snapshotBusyFor), func() (busy bool, err error) {
 		err = b.discard(ctx, snapshot)
 		return isRefused(err), err
@@ -235,8 +260,8 @@ type deadViews struct {
 }
 
 // endDeadViews unmounts the dead views of a volume. Returns errdefs.ErrFailedPrecondition if another view is open.
-func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
-	entries, err := os.ReadDir(b.locks)
+func (b *Backend) endDeadViews(ctx context.Context, name string) (dead deadViews, err error) {
+	entries, err := b.files(ctx, b.locks)
 	if err != nil {
 		return deadViews{}, err
 	}
@@ -245,7 +270,7 @@ func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
 		if !ok {
 			continue
 		}
-		lock, ok, err := b.tryLockView(entry.Name())
+		lock, ok, err := b.lockView(ctx, entry.Name())
 		if err != nil {
 			return deadViews{}, err
 		}
@@ -256,20 +281,26 @@ func (b *Backend) endDeadViews(name string) (dead deadViews, err error) {
 		if strings.HasPrefix(snapshot, viewPrefix) {
 			dead.snapshots = append(dead.snapshots, b.datasetOf(entry.Name()))
 		}
-		if err := errors.Join(mountdir.Remove(filepath.Join(b.views, entry.Name()), true), flock.Release(lock)); err != nil {
+		err = b.unmountAt(ctx, filepath.Join(b.views, entry.Name()), true)
+		releaseErr := b.after(err, func() error { return flock.Release(lock) })
+		if err := errors.Join(err, releaseErr); err != nil {
 			return deadViews{}, err
 		}
 	}
 	return dead, nil
 }
 
-// forget removes the lock files of views that are gone for good.
-func (d deadViews) forget() error {
-	var errs []error
-	for _, lock := range d.locks {
-		if err := os.Remove(lock); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
+// forgetViews removes the lock files of views that are gone for good.
+func (b *Backend) forgetViews(ctx context.Context, d deadViews) error {
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
+	return b.zfs.ask(ctx, "unlock", func() error {
+		var errs []error
+		for _, lock := range d.locks {
+			if err := os.Remove(lock); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
-	}
-	return errors.Join(errs...)
+		return errors.Join(errs...)
+	})
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/inuse"
-	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/zfsctl"
@@ -72,8 +71,7 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 // make makes the dataset of a volume under its own name.
 func (b *Backend) make(ctx context.Context, c *claim, op string, do func(kernel) error) (err error) {
 	intended := time.Now()
-	made, err := b.intend(c.name)
-	if err != nil {
+	if err := b.intend(ctx, c.name); err != nil {
 		return err
 	}
 	known := true
@@ -88,10 +86,10 @@ func (b *Backend) make(ctx context.Context, c *claim, op string, do func(kernel)
 		undo: func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name)) },
 	})
 	return errors.Join(err, b.after(err, func() error {
-		if !known { // the intent stays, so that the next start looks at the dataset
-			return nil
+		if known { // otherwise the record stays, so that the next start looks at the dataset
+			b.forget(c.name)
 		}
-		return made()
+		return nil
 	}))
 }
 
@@ -126,7 +124,8 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 			return err
 		}
 		// Unmounting writes everything back.
-		return errors.Join(os.Chown(dir, opts.UID, opts.GID), mountdir.Remove(dir, false))
+		own := func() error { return os.Chown(dir, opts.UID, opts.GID) }
+		return errors.Join(b.zfs.ask(ctx, "chown", own), b.unmountAt(ctx, dir, false))
 	})
 }
 
@@ -281,7 +280,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	if err := b.checkIdle(name); err != nil {
 		return err
 	}
-	dead, err := b.endDeadViews(name)
+	dead, err := b.endDeadViews(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -293,7 +292,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 			return fmt.Errorf("view that was left: %w", err)
 		}
 	}
-	if err := dead.forget(); err != nil {
+	if err := b.forgetViews(ctx, dead); err != nil {
 		return err
 	}
 	if err := b.renameDataset(ctx, name, to); err != nil {
@@ -445,14 +444,28 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 	return fault.Wrap("limit volume", name, b.setLimit(ctx, name, limit))
 }
 
-func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {
-	release, err := b.limits.Claim(ctx, name) // so that the last limit to be set is the last to be told
+func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) (err error) {
+	waiting, cancel, err := b.zfs.waiting(ctx)
 	if err != nil {
 		return err
 	}
+	defer cancel()
+	release, err := b.limits.Claim(waiting, name) // so that the last limit to be set is the last to be told
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.after(err, func() error { release(); return nil })) }()
+	if _, err := b.volume(ctx, name); err != nil {
+		return err
+	}
+	// Otherwise a call that is late could reach another volume, which has the name by then.
+	done, err := b.rely(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.after(err, done)) }()
 	d, err := b.volume(ctx, name)
 	if err != nil {
-		release()
 		return err
 	}
 	set := func(limit quota.Limit) step {
@@ -469,12 +482,12 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	err = b.act(ctx, set(limit))
 	if err == nil {
 		b.volumes.update(name, func(d *dataset) { d.limit = limit })
+		return nil
+	}
+	if !isRefused(err) && !isLost(err) {
+		return b.explainLimited(ctx, err, name, limit)
 	}
 	return errors.Join(b.explainLimited(ctx, err, name, limit), b.after(err, func() error {
-		defer release()
-		if !isRefused(err) && !isLost(err) {
-			return nil
-		}
 		// The kernel may have set one of two properties.
 		b.volumes.doubt()
 		ctx, cancel := b.zfs.later(ctx)

@@ -17,6 +17,7 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/loopstore"
+	"github.com/cowshed/cowshed/live"
 )
 
 // app has the values of the global flags.
@@ -34,6 +35,7 @@ type store struct {
 	root   string // absolute
 	driver *cowdriver.Driver
 	images *image.Store
+	live   *live.Layers
 	log    *slog.Logger
 	quiet  bool
 
@@ -43,9 +45,13 @@ type store struct {
 // home is the driver's own directory.
 func (s *store) home() string { return filepath.Join(s.root, s.driver.String()) }
 
+// liveDir is where the moments of layers are recorded.
+func (a *app) liveDir() string { return filepath.Join(a.root, liveDir) }
+
 // Names below the root, next to the drivers' directories.
 const (
 	imagesDir = "images"
+	liveDir   = "live"
 	mountsDir = "mnt" // where layers are mounted that are mounted nowhere else
 )
 
@@ -108,7 +114,8 @@ func (a *app) openDriver(ctx context.Context, readOnly bool) (*store, error) {
 		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
 	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log)
-	return &store{root: root, driver: driver, images: images, log: a.log, quiet: a.quiet, readOnly: readOnly}, nil
+	moments := live.New(driver.Backend(), filepath.Join(root, liveDir), a.log)
+	return &store{root: root, driver: driver, images: images, live: moments, log: a.log, quiet: a.quiet, readOnly: readOnly}, nil
 }
 
 // namedDriver is the driver that the command line names, "" if it is to be found.

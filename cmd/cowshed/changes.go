@@ -46,7 +46,8 @@ func newChangesCommand(a *app) *cobra.Command {
 		Use:   "changes NAME [PARENT]",
 		Short: "List the changes of a layer",
 		Long: `Lists the paths that a layer added (A), changed (C) or deleted (D), compared with the layer that it was made
-from, or with PARENT. A directory with a change in it is listed as changed.
+from, or with PARENT. LAYER@SNAPSHOT stands for a snapshot in both places. The changes of a fork are those since it was
+forked. A directory with a change in it is listed as changed.
 
 Cowshed asks the filesystem where the two differ, and walks both if it cannot tell. --log-level info shows the way
 taken. Names that are not plain text are printed in quotes, as "a\nb". With -0 names are printed as they are, and
@@ -143,19 +144,24 @@ type changeInfo struct {
 	Bytes []byte `json:"bytes,omitempty"`
 }
 
+func changeInfos(changes []archive.Change) []changeInfo {
+	infos := make([]changeInfo, 0, len(changes))
+	for _, change := range changes {
+		info := changeInfo{Kind: kindLetter(change.Kind), Path: change.Path}
+		if !utf8.ValidString(change.Path) {
+			info.Bytes = []byte(change.Path)
+		}
+		infos = append(infos, info)
+	}
+	return infos
+}
+
 func writeChangesJSON(w io.Writer, c *cowcommon.Comparison) error {
 	result := struct {
 		Native  bool         `json:"native"`
 		Reason  string       `json:"reason,omitempty"` // why both were walked
 		Changes []changeInfo `json:"changes"`
-	}{Native: c.Native, Reason: c.Reason, Changes: make([]changeInfo, 0, len(c.Changes))}
-	for _, change := range c.Changes {
-		info := changeInfo{Kind: kindLetter(change.Kind), Path: change.Path}
-		if !utf8.ValidString(change.Path) {
-			info.Bytes = []byte(change.Path)
-		}
-		result.Changes = append(result.Changes, info)
-	}
+	}{Native: c.Native, Reason: c.Reason, Changes: changeInfos(c.Changes)}
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")

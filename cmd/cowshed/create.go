@@ -11,6 +11,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/live"
 )
 
 type createFlags struct {
@@ -60,8 +61,8 @@ func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 	if name == "" {
 		name = randomName()
 	}
-	if image.IsLayerName(name) || image.IsPartial(name) {
-		return failf(errdefs.ErrInvalidArgument, "layer name %s is of the form that layers of images have; choose another", name)
+	if err := checkNewLayer(name); err != nil {
+		return err
 	}
 	if f.rootStyle == string(cowcommon.SharedRoot) && f.parent == "" {
 		return usagef("--root-style %s needs --parent: an empty layer shares nothing", f.rootStyle)
@@ -90,6 +91,14 @@ func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 	}
 	_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
 	return err
+}
+
+// checkNewLayer refuses names of the forms that layers of images, and moments, have.
+func checkNewLayer(name string) error {
+	if image.IsLayerName(name) || image.IsPartial(name) || live.IsMoment(name) {
+		return failf(errdefs.ErrInvalidArgument, "layer name %s is of the form that layers of images or snapshots have; choose another", name)
+	}
+	return nil
 }
 
 // rootStyles lists the root styles, for the help of flags.

@@ -24,7 +24,7 @@ func newDiffCommand(a *app) *cobra.Command {
 		Use:   "diff NAME [PARENT]",
 		Short: "Write the changes of a layer as a tar",
 		Long: `Writes the changes of a layer since the layer that it was made from, or since PARENT, as a layer tar (OCI
-image-spec, layer.md). The tar goes to standard output or a file. The same changes give the same bytes. With
+image-spec, layer.md). LAYER@SNAPSHOT stands for a snapshot in both places. The tar goes to standard output or a file. The same changes give the same bytes. With
 SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.`,
 		Example: "  cowshed diff web -o web.tar.zst --compress zstd\n  cowshed diff web | tar -t",
 		Args:    usageArgs(cobra.RangeArgs(1, 2)),

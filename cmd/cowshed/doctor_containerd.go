@@ -79,6 +79,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	}
 	d.daemonAnswers(ctx, c)
 	h.lost()
+	h.engines()
 	config, err := containerdconf.Read(f.containerdConfig, nil)
 	if err != nil {
 		d.add(fail, containerdCheck, h.advise(setup.Containerd, "", "put that right: containerd cannot read it either"), "%v", err)

@@ -27,6 +27,7 @@ const (
 	exitUnsupported  = 6
 	exitFull         = 7
 	exitPartial      = 8
+	exitConflict     = 9
 	exitSignal       = 128 // plus the number of the signal
 )
 
@@ -43,6 +44,7 @@ const exitCodesHelp = `Exit codes of cowshed:
     7  no space: the filesystem is full, or a limit is reached
     8  not complete: cowshed migrate has listed the layers, images and containers that it has left out, or
        that are not as in the old root
+    9  not merged: both sides have changed the paths that cowshed merge has listed
   128+N  stopped by signal N, after cleaning up: 130 for Ctrl-C, 143 for SIGTERM, 141 when the reader of
          the output went away`
 
@@ -88,6 +90,8 @@ func exitCode(err error) int {
 		return exitPartial
 	case errors.As(err, &usage), errdefs.IsInvalidArgument(err):
 		return exitUsage
+	case errdefs.IsConflict(err):
+		return exitConflict
 	case errdefs.IsNotFound(err):
 		return exitNotFound
 	case errdefs.IsAlreadyExists(err):

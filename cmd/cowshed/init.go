@@ -218,7 +218,7 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 		if !yes {
 			return usagef("this deletes the empty store in %s; to do so, add --yes", home)
 		}
-		return s.images.Delete(cmd.Context())
+		return errors.Join(s.live.Delete(cmd.Context()), s.images.Delete(cmd.Context()))
 	})
 	if err != nil {
 		return err

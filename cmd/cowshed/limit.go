@@ -7,31 +7,49 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/quota"
 )
 
 func newLimitCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "limit NAME SIZE|none",
-		Short: "Limit how much a layer may hold",
+	f := &daemonFlags{app: a}
+	cmd := &cobra.Command{
+		Use:   "limit NAME|containerd:NAMESPACE/KEY|docker:NAME SIZE|none",
+		Short: "Limit how much a layer or a container may hold",
 		Long: `Sets or removes the limit of a layer. Over it, writing fails with "disk quota exceeded" and deleting still
 works. It counts the data that the layer adds to its parent's, or with the driver's option quota_scope=total all
 that the layer holds. A layer of an image gets no limit, but layers made from it do. On btrfs the first limit turns
-quotas on, in the mode of the option btrfs.quota.`,
-		Example: "  cowshed limit web 20G\n  cowshed limit web none",
-		Args:    usageArgs(cobra.ExactArgs(2)),
+quotas on, in the mode of the option btrfs.quota.
+
+containerd:NAMESPACE/KEY is the snapshot of a container of cowshed serve, such as containerd:k8s.io/CONTAINER-ID.
+docker:NAME is a container of Docker 29 and later. Their limits change while the container runs. A limit below the present
+size is refused, and a limit cannot be removed.`,
+		Example: `  cowshed limit web 20G
+  cowshed limit web none
+  cowshed limit docker:web 20G`,
+		Args: usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bytes := uint64(0)
-			if args[1] != "none" {
-				var err error
-				if bytes, err = parseLimit(args[1]); err != nil {
-					return err
-				}
+			bytes, err := parseLimitOrNone(args[1])
+			if err != nil {
+				return err
+			}
+			if isContainerName(args[0]) {
+				return f.limitContainer(cmd, args[0], bytes)
 			}
 			return a.with(cmd.Context(), func(s *store) error { return s.limit(cmd, args[0], bytes) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
+	cmd.Flags().StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve, for containers")
+	return cmd
+}
+
+// parseLimitOrNone reads a size, or none as 0 bytes.
+func parseLimitOrNone(size string) (uint64, error) {
+	if size == "none" {
+		return 0, nil
+	}
+	return parseLimit(size)
 }
 
 func parseLimit(size string) (uint64, error) {

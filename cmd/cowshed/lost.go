@@ -15,7 +15,7 @@ import (
 )
 
 func newLostCommand(a *app) *cobra.Command {
-	f := &lostFlags{app: a}
+	f := &daemonFlags{app: a}
 	cmd := &cobra.Command{
 		Use:   "lost",
 		Short: "List, give back or remove volumes that the daemon's metadata does not know",
@@ -35,14 +35,14 @@ To give a volume back or remove it, stop the daemon first. Containers go on runn
 	return cmd
 }
 
-// lostFlags are the flags that all of these commands have.
-type lostFlags struct {
+// daemonFlags are the flags of commands that need the configuration of the daemon.
+type daemonFlags struct {
 	app        *app
 	configFile string
 }
 
 // config is the configuration of the daemon.
-func (f *lostFlags) config(cmd *cobra.Command) (daemon.Config, error) {
+func (f *daemonFlags) config(cmd *cobra.Command) (daemon.Config, error) {
 	c, err := (&serveFlags{configFile: f.configFile}).read(cmd.Flags())
 	if err != nil {
 		return daemon.Config{}, err
@@ -53,7 +53,7 @@ func (f *lostFlags) config(cmd *cobra.Command) (daemon.Config, error) {
 }
 
 // with calls do with the snapshotter of a daemon that does not run.
-func (f *lostFlags) with(cmd *cobra.Command, do func(*snapshotter.Snapshotter) error) error {
+func (f *daemonFlags) with(cmd *cobra.Command, do func(*snapshotter.Snapshotter) error) error {
 	c, err := f.config(cmd)
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (f *lostFlags) with(cmd *cobra.Command, do func(*snapshotter.Snapshotter) e
 	return daemon.WithSnapshotter(cmd.Context(), c, f.app.log, do)
 }
 
-func (f *lostFlags) newList() *cobra.Command {
+func (f *daemonFlags) newList() *cobra.Command {
 	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "ls",
@@ -89,7 +89,7 @@ While the daemon runs, the list has the volumes that were lost at its start.`,
 	return cmd
 }
 
-func (f *lostFlags) list(cmd *cobra.Command) (lost []snapshotter.Lost, err error) {
+func (f *daemonFlags) list(cmd *cobra.Command) (lost []snapshotter.Lost, err error) {
 	err = f.with(cmd, func(s *snapshotter.Snapshotter) error {
 		lost = s.Lost()
 		return nil
@@ -120,7 +120,7 @@ func printLost(cmd *cobra.Command, lost []snapshotter.Lost) error {
 	return table(cmd.OutOrStdout(), []string{"VOLUME", "STATE", "CREATED", "KEY", "MADE FOR"}, rows)
 }
 
-func (f *lostFlags) newRestore() *cobra.Command {
+func (f *daemonFlags) newRestore() *cobra.Command {
 	all := false
 	cmd := &cobra.Command{
 		Use:   "restore VOLUME [KEY]",
@@ -166,7 +166,7 @@ func restoreAll(cmd *cobra.Command, s *snapshotter.Snapshotter) error {
 	return errors.Join(errs...)
 }
 
-func (f *lostFlags) newRemove() *cobra.Command {
+func (f *daemonFlags) newRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm VOLUME...",
 		Short: "Destroy lost volumes",

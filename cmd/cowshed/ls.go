@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -24,7 +25,8 @@ type layerInfo struct {
 	LimitScope string            `json:"limitScope,omitempty"` // whose data the limit counts: layer or total
 	Usage      *uint64           `json:"usage"`                // bytes; null where the filesystem does not keep count
 	Created    time.Time         `json:"created"`
-	Image      string            `json:"image,omitempty"` // that has it as its uppermost layer
+	ForkOf     string            `json:"forkOf,omitempty"` // the layer of whose moment it is a fork
+	Image      string            `json:"image,omitempty"`  // that has it as its uppermost layer
 	Details    map[string]string `json:"details,omitempty"`
 }
 
@@ -76,11 +78,19 @@ func (s *store) ls(cmd *cobra.Command, f lsFlags) error {
 	rows := make([][]string, 0, len(layers))
 	for _, l := range layers {
 		rows = append(rows, []string{
-			shown(l.Name), orDash(shown(l.Parent)), strconv.FormatBool(l.Sealed), limitText(l), usageText(l.Usage),
+			shown(l.Name), orDash(shown(l.shownParent())), strconv.FormatBool(l.Sealed), limitText(l), usageText(l.Usage),
 			l.Created.Local().Format(time.DateTime),
 		})
 	}
 	return table(cmd.OutOrStdout(), []string{"NAME", "PARENT", "SEALED", "LIMIT", "USAGE", "CREATED"}, rows)
+}
+
+// shownParent is the parent as people are shown it: the moment of a fork is that of a layer.
+func (l layerInfo) shownParent() string {
+	if l.ForkOf != "" {
+		return l.ForkOf
+	}
+	return l.Parent
 }
 
 func limitText(l layerInfo) string {
@@ -116,6 +126,9 @@ func (s *store) list(ctx context.Context) ([]layerInfo, error) {
 		if err != nil {
 			return nil, err
 		}
+		if live.IsMoment(v.Name) {
+			continue
+		}
 		l, err := s.describe(ctx, v)
 		if errdefs.IsNotFound(err) { // removed meanwhile
 			continue
@@ -136,6 +149,11 @@ func (s *store) describe(ctx context.Context, v cowcommon.Volume) (layerInfo, er
 	}
 	if v.Limit.Bytes != 0 {
 		l.LimitScope = v.Limit.Scope.String()
+	}
+	if m, err := s.live.ForkedFrom(ctx, v); err == nil {
+		l.ForkOf = m.Layer
+	} else if !errdefs.IsNotFound(err) { // the layer is there all the same
+		s.log.Warn("a moment's record cannot be read", "layer", v.Name, "error", err)
 	}
 	usage, err := cowcommon.Usage(ctx, s.driver.Backend(), v.Name)
 	switch {

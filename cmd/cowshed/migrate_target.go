@@ -61,7 +61,8 @@ func (f *migrateFlags) openStore(ctx context.Context, a *app, from *oldRoot) (_ 
 		return nil, err
 	}
 	target, err := tostore.New(tostore.Options{
-		Driver: s.driver, Images: s.images, Home: s.home(), State: migrate.TargetState(state), Origin: from.String(), Trust: f.noVerify, Logger: a.log,
+		Driver: s.driver, Images: filepath.Join(s.root, imagesDir), Home: s.home(), State: migrate.TargetState(state),
+		Origin: from.String(), Trust: f.noVerify, Logger: a.log,
 	})
 	if err != nil {
 		return nil, err

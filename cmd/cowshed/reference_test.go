@@ -225,6 +225,7 @@ func TestErrorReference(t *testing.T) {
 		{"errdefs.ErrNotImplemented", "the filesystem, the kernel or the program has no such function", errdefs.ErrNotImplemented},
 		{"errdefs.ErrPermissionDenied", "the kernel or a registry refuses", errdefs.ErrPermissionDenied},
 		{"errdefs.ErrResourceExhausted", "the filesystem is full, or a limit is reached", errdefs.ErrResourceExhausted},
+		{"errdefs.ErrConflict", "a fork and the layer that it is merged into have changed the same paths", errdefs.ErrConflict},
 		{"errdefs.ErrAborted", "another change came first: try again", errdefs.ErrAborted},
 		{"errdefs.ErrUnavailable", "the filesystem or a daemon does not answer: try again later", errdefs.ErrUnavailable},
 		{"errdefs.ErrDataLoss", "stored data is damaged", errdefs.ErrDataLoss},

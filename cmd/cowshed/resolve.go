@@ -11,13 +11,14 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/live"
 )
 
 // minPrefix is how much of the name of an image's layer has to be given at least.
 const minPrefix = 6
 
 // layer finds the layer that name stands for: one of that name, or the uppermost one of an image of that
-// name, or the only layer of an image whose name starts so.
+// name, or the only layer of an image whose name starts so. LAYER@SNAPSHOT stands for the volume of a snapshot.
 func (s *store) layer(ctx context.Context, name string) (cowcommon.Volume, error) {
 	v, err := s.driver.Backend().Stat(ctx, name)
 	if err == nil || !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
@@ -29,10 +30,26 @@ func (s *store) layer(ctx context.Context, name string) (cowcommon.Volume, error
 		}
 		return s.driver.Backend().Stat(ctx, img.Top())
 	}
+	if layer, snapshot, ok := live.Cut(name); ok {
+		return s.snapshotVolume(ctx, layer, snapshot)
+	}
 	if checkErr := cowcommon.CheckID(name); checkErr != nil {
 		return v, checkErr
 	}
 	return s.layerByPrefix(ctx, name)
+}
+
+// snapshotVolume finds the volume of a snapshot.
+func (s *store) snapshotVolume(ctx context.Context, layer, snapshot string) (cowcommon.Volume, error) {
+	v, err := s.layerAlone(ctx, layer)
+	if err != nil {
+		return v, err
+	}
+	m, err := s.live.Get(v.Name, snapshot)
+	if err != nil {
+		return v, err
+	}
+	return s.driver.Backend().Stat(ctx, m.Volume)
 }
 
 func (s *store) layerByPrefix(ctx context.Context, prefix string) (found cowcommon.Volume, err error) {
@@ -65,7 +82,7 @@ func (s *store) parent(ctx context.Context, layer cowcommon.Volume, named string
 		return "", nil
 	}
 	if named == "" {
-		return layer.Parent, nil
+		return s.live.Base(ctx, layer)
 	}
 	v, err := s.layer(ctx, named)
 	return v.Name, err
@@ -112,7 +129,7 @@ func (a *app) names(ctx context.Context, layers, images bool) []cobra.Completion
 		}
 		list, _ := driver.Names(ctx, filepath.Join(a.root, driver.Name), a.storageOpts)
 		for _, name := range list {
-			if !image.IsPartial(name) {
+			if !image.IsPartial(name) && !live.IsMoment(name) {
 				names = append(names, name)
 			}
 		}

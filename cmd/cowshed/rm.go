@@ -12,6 +12,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/bindmount"
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/live"
 )
 
 func newRmCommand(a *app) *cobra.Command {
@@ -23,7 +24,8 @@ func newRmCommand(a *app) *cobra.Command {
 be removed: a layer that is mounted, that other layers were made from, or that an image has cannot.
 
 With --force, the command ignores layers that do not exist, and removes layers that others were made from.
-The others stay complete, but cannot be compared with the removed layer afterwards.`,
+The others stay complete, but cannot be compared with the removed layer afterwards. The snapshots of a layer go with
+it, and its forks stay.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd.Context(), func(s *store) error { return s.rm(cmd, args, force) })
@@ -54,7 +56,7 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 			return err
 		}
 	}
-	return nil
+	return s.live.Sweep(cmd.Context())
 }
 
 // removable finds the layers to remove, children before parents, and makes sure that they can be.
@@ -100,6 +102,9 @@ func (s *store) removable(cmd *cobra.Command, names []string, force bool) ([]cow
 // layerAlone finds the layer of that name, or the only layer of an image whose name starts so. The name of an
 // image stands for no layer here.
 func (s *store) layerAlone(ctx context.Context, name string) (cowcommon.Volume, error) {
+	if live.IsMoment(name) || strings.Contains(name, "@") {
+		return cowcommon.Volume{}, failf(errdefs.ErrInvalidArgument, "%s is not the name of a layer; snapshots are removed with: cowshed snapshot rm", name)
+	}
 	v, err := s.driver.Backend().Stat(ctx, name)
 	if errdefs.IsNotFound(err) {
 		v, err = s.layerByPrefix(ctx, name)
@@ -119,7 +124,7 @@ func (s *store) children(cmd *cobra.Command) (map[string][]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if v.Parent != "" {
+		if v.Parent != "" && !live.IsMoment(v.Name) { // snapshots go with their layer
 			children[v.Parent] = append(children[v.Parent], v.Name)
 		}
 	}

@@ -85,10 +85,13 @@ changed any more. An image is a chain of such layers with a config.`,
 			newInitCommand(a), newDeinitCommand(a), newDoctorCommand(a), newStatusCommand(a),
 		}},
 		{"layers", "Layers:", []*cobra.Command{
-			newCreateCommand(a), newRmCommand(a), newLsCommand(a), newTreeCommand(a), newLimitCommand(a), newUsageCommand(a),
+			newCreateCommand(a), newAdoptCommand(a), newRmCommand(a), newLsCommand(a), newTreeCommand(a), newLimitCommand(a), newUsageCommand(a),
 		}},
 		{"contents", "Contents of layers:", []*cobra.Command{
 			newMountCommand(a), newUnmountCommand(a), newChangesCommand(a), newDiffCommand(a), newApplyCommand(a),
+		}},
+		{"live", "Moments of layers:", []*cobra.Command{
+			newForkCommand(a), newSnapshotCommand(a), newRollbackCommand(a), newMergeCommand(a), newLogCommand(a),
 		}},
 		{"images", "Images:", []*cobra.Command{
 			newImportCommand(a), newExportCommand(a), newImagesCommand(a), newRmiCommand(a),

@@ -47,6 +47,10 @@ used meanwhile. A second daemon on the same root is refused.`,
 	flags.StringVar(&f.config.ContainerdAddress, "containerd-address", f.config.ContainerdAddress, "`SOCKET` of containerd, for its content store")
 	flags.StringVar(&f.config.DefaultLimit, "default-limit", "", "most that a container may write, as `SIZE` such as 20G; none by default")
 	flags.StringVar(&f.config.BuildLimit, "build-limit", "", "most that a snapshot of a build, or a layer that is unpacked, may hold, as `SIZE`; none by default")
+	flags.StringVar(&f.config.MaxLimit, "max-limit", "", "largest `SIZE` that an engine may name for a container")
+	flags.BoolVar(&f.config.NRI, "nri", false, "limit containers of Kubernetes by annotations of their pods, as a plugin of NRI")
+	flags.StringVar(&f.config.NRISocket, "nri-socket", f.config.NRISocket, "`SOCKET` of containerd's NRI")
+	flags.StringVar(&f.config.DockerAPI, "docker-api", "", "limit containers of the Docker Engine at this `ADDRESS`, as unix:///run/docker.sock, by --storage-opt size")
 	flags.StringVar(&f.config.LimitScope, "limit-scope", f.config.LimitScope, "data that limits count: layer or total")
 	flags.StringVar(&f.config.RootStyle, "root-style", f.config.RootStyle, "root of a container: "+rootStyles)
 	must(cmd.RegisterFlagCompletionFunc("root-style", completeRootStyles))
@@ -101,6 +105,10 @@ func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 		"containerd-address": func() { c.ContainerdAddress = f.config.ContainerdAddress },
 		"default-limit":      func() { c.DefaultLimit = f.config.DefaultLimit },
 		"build-limit":        func() { c.BuildLimit = f.config.BuildLimit },
+		"max-limit":          func() { c.MaxLimit = f.config.MaxLimit },
+		"nri":                func() { c.NRI = f.config.NRI },
+		"nri-socket":         func() { c.NRISocket = f.config.NRISocket },
+		"docker-api":         func() { c.DockerAPI = f.config.DockerAPI },
 		"limit-scope":        func() { c.LimitScope = f.config.LimitScope },
 		"root-style":         func() { c.RootStyle = f.config.RootStyle },
 		"count-inodes":       func() { c.CountInodes = f.config.CountInodes },

@@ -53,7 +53,7 @@ func makeTree(layers []layerInfo) []*treeNode {
 	roots := []*treeNode{}
 	for _, l := range layers {
 		node := nodes[l.Name]
-		if parent, ok := nodes[l.Parent]; ok && parent != node {
+		if parent, ok := nodes[l.shownParent()]; ok && parent != node {
 			parent.Children = append(parent.Children, node)
 		} else {
 			roots = append(roots, node)

@@ -7,17 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
 
-	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/changelist"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
@@ -42,7 +38,7 @@ const (
 // are never followed. When ctx ends or a Write to w fails, Write returns as soon as a running Write to w does.
 // Nothing is left running then, and no descriptor open.
 func Write(ctx context.Context, w io.Writer, dir string, changes []archive.Change, opts WriteOptions) error {
-	changes, err := sorted(changes)
+	changes, err := changelist.Sorted(changes)
 	if err != nil {
 		return fmt.Errorf("layertar: write: %w", err)
 	}
@@ -57,21 +53,6 @@ func Write(ctx context.Context, w io.Writer, dir string, changes []archive.Chang
 		return fmt.Errorf("layertar: write: %w", err)
 	}
 	return nil
-}
-
-// sorted returns the changes in the order in which they are written.
-func sorted(changes []archive.Change) ([]archive.Change, error) {
-	for _, c := range changes {
-		if !strings.HasPrefix(c.Path, "/") || path.Clean(c.Path) != c.Path {
-			return nil, fault.New(errdefs.ErrInvalidArgument, "change of %s: want an absolute, clean path", treeat.Quote(c.Path))
-		}
-	}
-	byPath := func(a, b archive.Change) int { return strings.Compare(a.Path, b.Path) }
-	if !slices.IsSortedFunc(changes, byPath) {
-		changes = slices.Clone(changes)
-		slices.SortStableFunc(changes, byPath)
-	}
-	return changes, nil
 }
 
 // exporter writes one change set. It cuts the changes into spans, which workers turn into pieces of the tar, ready to

@@ -260,14 +260,20 @@ func (b *Backend) recover(ctx context.Context) error {
 		return err
 	}
 	b.restoreLimits(ctx)
-	if !b.keepsPaths {
-		return nil // looking costs a mount each, so the first user looks
-	}
 	names, err := b.index.all()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
+		if _, err := b.Backend.Stat(ctx, name); isGone(err) { // a crash came before the volume was made, or after it was removed
+			if err := b.index.forget(name); err != nil {
+				return err
+			}
+			continue
+		}
+		if !b.keepsPaths {
+			continue // looking costs a mount, so the first user looks
+		}
 		s, _, err := b.look(ctx, name)
 		switch {
 		case err == nil && s == stateFolding:

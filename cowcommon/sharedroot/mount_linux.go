@@ -215,10 +215,14 @@ func (b *Backend) release(name string, m *mounted, may func() bool) error {
 	return errors.Join(m.lock.Unlock(unmount), b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
 }
 
-// unmountPoint unmounts the overlay of a volume, unless it is busy, or mounted elsewhere in this mount namespace too. Copies
-// of the mount that other namespaces were made with do not count: nobody may know of them.
+// unmountPoint unmounts the overlay of a volume, unless it is busy, mounted elsewhere in this mount namespace too, or a layer
+// of another overlay, which would keep its upper in use unseen. Copies of the mount that other namespaces were made with do
+// not count: nobody may know of them.
 func (b *Backend) unmountPoint(name string) error {
 	if isElsewhere, err := isMountedElsewhere(b.point(name)); isElsewhere || err != nil {
+		return err
+	}
+	if over, err := b.overlays.UsesOf(b.point(name)); len(over) > 0 || err != nil {
 		return err
 	}
 	err := mountdir.Remove(b.point(name), false)

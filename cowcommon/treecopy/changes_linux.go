@@ -5,15 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
-	"slices"
-	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
 
-	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/changelist"
 	"github.com/cowshed/cowshed/internal/filemeta"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
@@ -45,7 +41,7 @@ type changeCopier struct {
 }
 
 func (c *changeCopier) run(changes []archive.Change) error {
-	changes, err := sorted(changes)
+	changes, err := changelist.Sorted(changes)
 	if err != nil {
 		return err
 	}
@@ -69,21 +65,6 @@ func (c *changeCopier) run(changes []archive.Change) error {
 		}
 	}
 	return c.root()
-}
-
-// sorted returns the changes so that each directory comes before all that is below it.
-func sorted(changes []archive.Change) ([]archive.Change, error) {
-	for _, c := range changes {
-		if !strings.HasPrefix(c.Path, "/") || path.Clean(c.Path) != c.Path {
-			return nil, fault.New(errdefs.ErrInvalidArgument, "change of %s: want an absolute, clean path", treeat.Quote(c.Path))
-		}
-	}
-	byPath := func(a, b archive.Change) int { return strings.Compare(a.Path, b.Path) }
-	if !slices.IsSortedFunc(changes, byPath) {
-		changes = slices.Clone(changes)
-		slices.SortStableFunc(changes, byPath)
-	}
-	return changes, nil
 }
 
 func (c *changeCopier) change(change *archive.Change) error {

@@ -257,11 +257,15 @@ func (d *Driver) SetLimit(ctx context.Context, id string, bytes uint64) error {
 	if err := cowcommon.CheckID(id); err != nil {
 		return d.wrap("limit layer", id, err)
 	}
-	limit := quota.Limit{}
-	if bytes != 0 {
-		limit = quota.Limit{Bytes: bytes, Scope: d.opts.Quota.Scope}
+	return d.wrap("limit layer", id, cowcommon.SetLimit(ctx, d.backend, id, d.Limit(bytes)))
+}
+
+// Limit is the limit of a layer to so many bytes, in the driver's quota scope. 0 bytes are no limit.
+func (d *Driver) Limit(bytes uint64) quota.Limit {
+	if bytes == 0 {
+		return quota.Limit{}
 	}
-	return d.wrap("limit layer", id, cowcommon.SetLimit(ctx, d.backend, id, limit))
+	return quota.Limit{Bytes: bytes, Scope: d.opts.Quota.Scope}
 }
 
 // Compare is cowcommon.Comparer.Compare.

@@ -1,15 +1,57 @@
 package btrfsctl
 
-import "unsafe"
+import (
+	"time"
+	"unsafe"
+)
+
+// Pauses after which Commit asks for a commit again.
+const (
+	firstPause   = 20 * time.Millisecond
+	longestPause = time.Second
+)
 
 // Commit makes everything that has been changed on the filesystem of fd durable, file data included
 // where delayed allocation has been started; metadata operations on subvolumes and qgroups always are.
+//
+// The kernel asks its thread for the commit by one bit, and waits until the thread begins. While another transaction ends, the
+// thread takes the bit for that one, and begins with the next interval, 30 s later. So Commit asks again meanwhile.
 func Commit(fd int) error {
-	var transid uint64
-	if err := ioctl(fd, iocStartSync, unsafe.Pointer(&transid)); err != nil {
-		return err
+	ended := make(chan error)
+	go func() {
+		var transid uint64
+		err := startCommit(fd, &transid)
+		if err == nil {
+			err = ioctl(fd, iocWaitSync, unsafe.Pointer(&transid))
+		}
+		ended <- err
+	}()
+	pause := firstPause
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	var firstErr error
+	for calls := 1; calls > 0; {
+		select {
+		case err := <-ended:
+			calls--
+			if firstErr == nil {
+				firstErr = err
+			}
+		case <-timer.C:
+			calls++
+			go func() {
+				var newer uint64
+				ended <- startCommit(fd, &newer)
+			}()
+			pause = min(2*pause, longestPause)
+			timer.Reset(pause)
+		}
 	}
-	return ioctl(fd, iocWaitSync, unsafe.Pointer(&transid))
+	return firstErr
+}
+
+func startCommit(fd int, transid *uint64) error {
+	return ioctl(fd, iocStartSync, unsafe.Pointer(transid))
 }
 
 // WakeCleaner commits the transaction and wakes the thread that frees the space of destroyed subvolumes,

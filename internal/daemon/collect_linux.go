@@ -72,6 +72,8 @@ var (
 		"Removed volumes whose data is kept for the volumes made from them, on ZFS.", []string{"service"}, nil)
 	removedBytesDesc = prometheus.NewDesc("cowshed_volumes_removed_bytes",
 		"Space of removed volumes that is kept for the volumes made from them, on ZFS.", []string{"service"}, nil)
+	leftDesc = prometheus.NewDesc("cowshed_kernel_calls_left",
+		"Calls of the kernel that have not ended although nobody waits for them, as on a suspended pool, on ZFS. With 64 of them no other call begins.", []string{"service"}, nil)
 	lostDesc = prometheus.NewDesc("cowshed_volumes_lost",
 		"Volumes that the metadata does not know: see cowshed lost.", []string{"service"}, nil)
 	filesystemDesc = prometheus.NewDesc("cowshed_filesystem_bytes",
@@ -80,7 +82,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, removedDesc, removedBytesDesc, lostDesc, filesystemDesc} {
+	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, removedDesc, removedBytesDesc, leftDesc, lostDesc, filesystemDesc} {
 		descs <- desc
 	}
 }
@@ -98,7 +100,12 @@ func (c *collector) Collect(found chan<- prometheus.Metric) {
 		}
 	}
 	for _, s := range c.sources {
-		s.use(func(ctx context.Context, b cowcommon.Backend) { c.collectVolumes(ctx, found, s.service, b) })
+		s.use(func(ctx context.Context, b cowcommon.Backend) {
+			if l, ok := cowcommon.As[cowcommon.Leaver](b); ok {
+				found <- prometheus.MustNewConstMetric(leftDesc, prometheus.GaugeValue, float64(l.Left()), s.service)
+			}
+			c.collectVolumes(ctx, found, s.service, b)
+		})
 		if s.lost != nil {
 			found <- prometheus.MustNewConstMetric(lostDesc, prometheus.GaugeValue, float64(s.lost()), s.service)
 		}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"log/slog"
 	"testing"
@@ -27,7 +28,17 @@ func (retaining) Retained(context.Context) (cowcommon.Retained, error) {
 	return cowcommon.Retained{Volumes: 2, Bytes: 4096}, nil
 }
 
-// TestRetained: there are metrics of removed volumes whose data is kept, if the backend keeps data.
+// leaving has left calls of the kernel to themselves, and cannot count its volumes.
+type leaving struct{ cowcommon.Backend }
+
+func (leaving) Left() int { return 3 }
+
+func (leaving) Volumes(context.Context) iter.Seq2[cowcommon.Volume, error] {
+	return func(yield func(cowcommon.Volume, error) bool) { yield(cowcommon.Volume{}, errors.New("suspended")) }
+}
+
+// TestRetained: there are metrics of removed volumes whose data is kept, if the backend keeps data. There is a metric of
+// calls that do not end, also while nothing else can be asked.
 func TestRetained(t *testing.T) {
 	for name, test := range map[string]struct {
 		backend cowcommon.Backend
@@ -35,6 +46,7 @@ func TestRetained(t *testing.T) {
 	}{
 		"keeps data": {retaining{}, map[string]float64{"cowshed_volumes_removed": 2, "cowshed_volumes_removed_bytes": 4096}},
 		"keeps none": {empty{}, map[string]float64{}},
+		"left calls": {leaving{}, map[string]float64{"cowshed_kernel_calls_left": 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			registry := prometheus.NewRegistry()
@@ -47,7 +59,8 @@ func TestRetained(t *testing.T) {
 			require.NoError(t, err)
 			got := map[string]float64{}
 			for _, family := range families {
-				if name := family.GetName(); name == "cowshed_volumes_removed" || name == "cowshed_volumes_removed_bytes" {
+				switch name := family.GetName(); name {
+				case "cowshed_volumes_removed", "cowshed_volumes_removed_bytes", "cowshed_kernel_calls_left":
 					got[name] = family.GetMetric()[0].GetGauge().GetValue()
 				}
 			}

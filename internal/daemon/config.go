@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
 	"github.com/cowshed/cowshed/plugin"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -41,9 +42,14 @@ type Config struct {
 	ContainerdAddress string `toml:"containerd_address"`
 	DefaultLimit      string `toml:"default_limit"`
 	BuildLimit        string `toml:"build_limit"`
+	MaxLimit          string `toml:"max_limit"`
 	LimitScope        string `toml:"limit_scope"`
 	RootStyle         string `toml:"root_style"`
 	CountInodes       bool   `toml:"count_inodes"`
+
+	NRI       bool   `toml:"nri"`
+	NRISocket string `toml:"nri_socket"`
+	DockerAPI string `toml:"docker_api"`
 
 	DockerPlugin  string `toml:"docker_plugin"`
 	DockerHome    string `toml:"docker_home"`
@@ -79,6 +85,7 @@ func Default() Config {
 		ContainerdAddress: "/run/containerd/containerd.sock",
 		LimitScope:        quota.ScopeLayer.String(),
 		RootStyle:         string(cowcommon.SnapshotRoot),
+		NRISocket:         "/var/run/nri/nri.sock",
 		DockerSpecDir:     plugin.SpecDir,
 		LogLevel:          "info",
 		LogFormat:         "text",
@@ -136,7 +143,7 @@ func (c Config) Validate() error {
 		optional  bool
 	}{
 		{"root", c.Root, false}, {"state", c.State, false}, {"address", c.Address, false},
-		{"containerd_address", c.ContainerdAddress, false}, {"docker_home", c.DockerHome, true},
+		{"containerd_address", c.ContainerdAddress, false}, {"nri_socket", c.NRISocket, false}, {"docker_home", c.DockerHome, true},
 		{"docker_socket", c.DockerSocket, true}, {"docker_spec_dir", c.DockerSpecDir, false},
 	} {
 		if !dir.optional || dir.path != "" {
@@ -147,6 +154,11 @@ func (c Config) Validate() error {
 	check("default_limit", err)
 	_, err = parseLimit(c.BuildLimit)
 	check("build_limit", err)
+	_, err = parseLimit(c.MaxLimit)
+	check("max_limit", err)
+	if c.DockerAPI != "" {
+		check("docker_api", dockerapi.CheckAddress(c.DockerAPI))
+	}
 	_, err = quota.ParseScope(c.LimitScope)
 	check("limit_scope", err)
 	_, err = cowcommon.ParseRootStyle(c.RootStyle)

@@ -25,6 +25,7 @@ import (
 
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/closers"
+	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/unixsocket"
 	"github.com/cowshed/cowshed/quota"
@@ -67,6 +68,7 @@ type daemon struct {
 	metrics     *http.Server  // nil: none
 	closers     closers.Closers
 	snapshotter *snapshotter.Snapshotter
+	engines     *enginelimits.Group
 }
 
 func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
@@ -129,13 +131,16 @@ func (d *daemon) openServices(ctx context.Context, m *metrics) ([]source, error)
 	if err != nil {
 		return nil, fmt.Errorf("containerd's volumes: %w", err)
 	}
+	if err := d.openEngines(m); err != nil {
+		return nil, err
+	}
 	d.health = health.NewServer()
 	d.server = grpc.NewServer(append(interceptors{m, d.log}.options(),
 		grpc.WaitForHandlers(true),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))...)
 	d.closers.Add(func() error { d.server.Stop(); return nil })
-	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m, d.log}, measuredDiffer{differ, m})
+	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m, d.engines, d.log}, measuredDiffer{differ, m})
 	healthapi.RegisterHealthServer(d.server, d.health)
 	sources := []source{s}
 
@@ -271,6 +276,10 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.log.Info("serving Docker", "plugin", d.config.DockerPlugin, "address", d.listeners.docker.Addr().String())
 		group.Go(func() error { return d.docker.serve(ctx, d.listeners.docker) })
 	}
+	group.Go(func() error {
+		d.engines.Run(ctx)
+		return nil
+	})
 	if d.metrics != nil {
 		d.log.Info("serving metrics", "address", d.listeners.metrics.Addr().String())
 		group.Go(func() error { return d.serveMetrics(ctx) })

@@ -7,14 +7,16 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
 // measuredSnapshotter counts the limits that a snapshotter runs into, and the uses of snapshots. Interceptors count
-// the rest: they see errors only in gRPC's form.
+// the rest: they see errors only in gRPC's form. A snapshot for a container tells that an engine runs.
 type measuredSnapshotter struct {
 	*snapshotter.Snapshotter
 	metrics *metrics
+	engines *enginelimits.Group
 	log     *slog.Logger
 }
 
@@ -34,6 +36,9 @@ func (s measuredSnapshotter) Prepare(ctx context.Context, key, parent string, op
 	use := snapshotter.UseOf(key)
 	if err == nil {
 		s.metrics.prepared.WithLabelValues(string(use)).Inc()
+	}
+	if use == snapshotter.UseContainer {
+		s.engines.Wake()
 	}
 	s.log.Debug("prepare", "key", key, "parent", parent, "use", use, "error", err)
 	return mounts, s.noted(err)
@@ -56,15 +61,18 @@ func (s measuredSnapshotter) Commit(ctx context.Context, name, key string, opts 
 	return s.noted(s.Snapshotter.Commit(ctx, name, key, opts...))
 }
 
-// Remove implements snapshots.Snapshotter.
-func (s measuredSnapshotter) Remove(ctx context.Context, key string) error {
-	return s.noted(s.Snapshotter.Remove(ctx, key))
-}
-
 // Update implements snapshots.Snapshotter.
 func (s measuredSnapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.Snapshotter.Update(ctx, info, fieldpaths...)
+	if err == nil && updated.Labels[snapshots.LabelSnapshotMaxSize] != "" {
+		s.engines.Limited(updated.Name)
+	}
 	return updated, s.noted(err)
+}
+
+// Remove implements snapshots.Snapshotter.
+func (s measuredSnapshotter) Remove(ctx context.Context, key string) error {
+	return s.noted(s.Snapshotter.Remove(ctx, key))
 }
 
 // Usage implements snapshots.Snapshotter.

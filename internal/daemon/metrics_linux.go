@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -39,6 +40,7 @@ type metrics struct {
 	layerBytes *prometheus.CounterVec
 	limitHits  *prometheus.CounterVec
 	prepared   *prometheus.CounterVec
+	engines    *enginelimits.Metrics
 }
 
 // durations are the bounds of the histogram, in seconds: from the cost of one system call to that of a large layer.
@@ -75,6 +77,7 @@ func newMetrics(version string) *metrics {
 		prepared: newCounter("cowshed_snapshots_prepared_total",
 			"Active snapshots of containerd's clients, by use: container, build or unpack.",
 			"use"),
+		engines: enginelimits.NewMetrics(),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "cowshed_build_info",
@@ -82,7 +85,7 @@ func newMetrics(version string) *metrics {
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.operations, m.duration, m.running, m.layers, m.layerBytes, m.limitHits, m.prepared, build,
+	m.registry.MustRegister(m.operations, m.duration, m.running, m.layers, m.layerBytes, m.limitHits, m.prepared, m.engines, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, service := range []string{snapshotsService, diffService} {
 		m.running.WithLabelValues(service)
@@ -97,9 +100,9 @@ func newMetrics(version string) *metrics {
 func (m *metrics) limits(c Config) {
 	limits := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "cowshed_configured_limit_bytes",
-		Help: "Limits of the configuration, by key: default_limit and build_limit. Limits that are not set are missing.",
+		Help: "Limits of the configuration, by key: default_limit, build_limit and max_limit. Limits that are not set are missing.",
 	}, []string{"key"})
-	for key, limit := range map[string]string{"default_limit": c.DefaultLimit, "build_limit": c.BuildLimit} {
+	for key, limit := range map[string]string{"default_limit": c.DefaultLimit, "build_limit": c.BuildLimit, "max_limit": c.MaxLimit} {
 		if bytes, err := parseLimit(limit); err == nil && bytes != 0 {
 			limits.WithLabelValues(key).Set(float64(bytes))
 		}

@@ -14,6 +14,8 @@ import (
 const (
 	modeMask    = 0o7777
 	specialBits = 0o7000
+
+	seLinuxLabel = "security.selinux"
 )
 
 // Copier copies attributes, and counts extended attributes that the filesystem of the targets does not have.
@@ -75,7 +77,11 @@ func (m *Copier) xattrs(target, source treeat.File) (acl bool, err error) {
 		if want[name] {
 			continue
 		}
-		if err := target.RemoveXattr(name); err != nil && !errors.Is(err, unix.ENODATA) {
+		err := target.RemoveXattr(name)
+		if errors.Is(err, unix.EACCES) && name == seLinuxLabel {
+			continue // with SELinux each file has a label, which cannot be removed
+		}
+		if err != nil && !errors.Is(err, unix.ENODATA) {
 			return false, fmt.Errorf("remove extended attribute %s: %w", treeat.Quote(name), err)
 		}
 		acl = acl || name == treeat.ACLAccess

@@ -172,19 +172,25 @@ func (l Lock) wait(ctx context.Context, try func() (ok bool, err error)) error {
 	return errors.Join(err, l.Close())
 }
 
+// Leave gives up a lock. If nobody else has it then, Leave takes it exclusively, and alone is true. The caller calls Unlock
+// afterwards in any case.
+func (l Lock) Leave() (alone bool, err error) {
+	// Unlock first: otherwise two callers at once would each find the lock of the other, and neither would be alone.
+	if _, err = l.try(unix.F_UNLCK); err != nil {
+		return false, err
+	}
+	return l.try(unix.F_WRLCK)
+}
+
 // Unlock gives up a lock. If nobody else has it then, Unlock takes it exclusively, and so keeps others out while it calls
 // alone. Closing the file is not enough: a child that is being forked may have it open. alone may be nil.
 func (l Lock) Unlock(alone func() error) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
-	// Unlock first: otherwise two callers at once would each find the lock of the other, and neither would call alone.
-	_, err = l.try(unix.F_UNLCK)
 	if alone == nil {
-		return nil // if that has failed, closing the file unlocks
+		_, _ = l.try(unix.F_UNLCK) // if that fails, closing the file unlocks
+		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if ok, err := l.try(unix.F_WRLCK); !ok {
+	if ok, err := l.Leave(); !ok {
 		return err
 	}
 	err = alone()

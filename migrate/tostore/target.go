@@ -26,8 +26,8 @@ import (
 // Options says which store it is.
 type Options struct {
 	Driver *cowdriver.Driver
-	Images *image.Store // with layers in Driver
-	Home   string       // of Driver
+	Images string // directory of the records of images, whose layers are in Driver
+	Home   string // of Driver
 	// State is a directory for files of the target, which is made when it is needed.
 	State  string
 	Origin string // of the images, for people
@@ -39,6 +39,7 @@ type Options struct {
 type Target struct {
 	opts    Options
 	backend cowcommon.Backend
+	images  *image.Store
 	names   *names
 
 	mu       sync.Mutex
@@ -57,7 +58,13 @@ func New(opts Options) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Target{opts: opts, backend: opts.Driver.Backend(), names: names, verified: make(map[string]bool)}, nil
+	return &Target{
+		opts:     opts,
+		backend:  opts.Driver.Backend(),
+		images:   image.NewStore(opts.Images, opts.Driver, opts.Logger),
+		names:    names,
+		verified: make(map[string]bool),
+	}, nil
 }
 
 // Close implements migrate.Target. The store stays open.
@@ -80,7 +87,7 @@ func (t *Target) open(ctx context.Context) (*image.Takeover, error) {
 		return t.takeover, nil
 	}
 	var err error
-	t.takeover, err = t.opts.Images.TakeOver(ctx)
+	t.takeover, err = t.images.TakeOver(ctx)
 	return t.takeover, err
 }
 
@@ -116,7 +123,7 @@ func (t *Target) checkNames(img *migrate.Image) error {
 		if image.CheckName(name) != nil {
 			continue // a problem of that image
 		}
-		there, err := t.opts.Images.Get(name)
+		there, err := t.images.Get(name)
 		switch {
 		case errdefs.IsNotFound(err):
 		case err != nil:
@@ -197,7 +204,7 @@ func (t *Target) Has(ctx context.Context, item migrate.Item) (bool, error) {
 
 func (t *Target) hasImage(img *migrate.Image) (bool, error) {
 	for _, name := range imageNames(img) {
-		there, err := t.opts.Images.Get(name)
+		there, err := t.images.Get(name)
 		if errdefs.IsNotFound(err) {
 			return false, nil
 		}
@@ -310,7 +317,7 @@ func (t *Target) record(ctx context.Context, takeover *image.Takeover, name stri
 	if err := image.CheckName(name); err != nil {
 		return err
 	}
-	there, err := t.opts.Images.Get(name)
+	there, err := t.images.Get(name)
 	if err == nil && there.ID() == img.ID {
 		return nil
 	}

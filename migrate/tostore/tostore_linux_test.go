@@ -60,7 +60,7 @@ func newPlaceOf(t *testing.T, sample *testroot.Sample, mnt string) *place {
 func (p *place) target() *Target {
 	p.t.Helper()
 	target, err := New(Options{
-		Driver: p.driver, Images: p.images, Home: filepath.Join(p.store, "btrfs"), State: migrate.TargetState(p.state()), Origin: "docker", Trust: p.trust,
+		Driver: p.driver, Images: filepath.Join(p.store, "images"), Home: filepath.Join(p.store, "btrfs"), State: migrate.TargetState(p.state()), Origin: "docker", Trust: p.trust,
 	})
 	require.NoError(p.t, err)
 	return target

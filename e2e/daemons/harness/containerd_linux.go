@@ -37,6 +37,8 @@ type ContainerdOptions struct {
 	// CRI turns the plugin for Kubernetes on. It uses Snapshotter.
 	CRI         *CRI
 	Snapshotter string
+	// NRI turns the Node Resource Interface on, at NRISocket.
+	NRI bool
 	// Configure, if it is not nil, changes the configuration before containerd starts.
 	Configure func(file string)
 }
@@ -83,6 +85,11 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 // ContainerdAddress is the path of the socket of the containerd with this name, which need not run yet: its plugins
 // may need to know where to ask back.
 func (h *Host) ContainerdAddress(name string) string { return filepath.Join(h.Dir, name, "c.sock") }
+
+// NRISocket is the path of the NRI socket of the containerd with this name, which need not run yet.
+func (h *Host) NRISocket(name string) string { return nriSocket(filepath.Join(h.Dir, name)) }
+
+func nriSocket(state string) string { return filepath.Join(state, "nri.sock") }
 
 // Client connects to containerd, with the given default namespace. It is closed when the test ends.
 func (c *Containerd) Client(namespace string) *client.Client {
@@ -134,7 +141,9 @@ func containerdConfig(c *Containerd, state, logLevel string, opts ContainerdOpti
 	fmt.Fprintf(&b, "[debug]\n  level = %q\n\n[plugins]\n", logLevel)
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.grpc']\n    address = %q\n", c.Address)
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.server.v1.ttrpc']\n    address = %q\n", c.Address+".ttrpc")
-	fmt.Fprintf(&b, "  [plugins.'io.containerd.nri.v1.nri']\n    disable = true\n")
+	none := filepath.Join(state, "none")
+	fmt.Fprintf(&b, "  [plugins.'io.containerd.nri.v1.nri']\n    disable = %t\n    socket_path = %q\n    plugin_path = %q\n    plugin_config_path = %q\n",
+		!opts.NRI, nriSocket(state), none, none)
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.shim.v1.manager']\n    socket_dir = %q\n", filepath.Join(state, "s"))
 	if len(opts.Differs) > 0 {
 		fmt.Fprintf(&b, "  [plugins.'io.containerd.service.v1.diff-service']\n    default = %s\n", tomlStrings(opts.Differs))

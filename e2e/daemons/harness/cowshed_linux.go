@@ -156,6 +156,30 @@ func (c *Cowshed) Prepared(ctx context.Context, use string) (int, error) {
 	return counts[fmt.Sprintf("{use=%q}", use)], err
 }
 
+// EngineConnected reports whether the daemon is connected to an engine that knows limits: "nri" or "docker".
+func (c *Cowshed) EngineConnected(ctx context.Context, engine string) (bool, error) {
+	counts, err := c.counts(ctx, "cowshed_engine_connected")
+	return counts[fmt.Sprintf("{engine=%q}", engine)] == 1, err
+}
+
+// EngineLimits is how many containers of an engine had the given outcome since the daemon was started.
+func (c *Cowshed) EngineLimits(ctx context.Context, engine, outcome string) (int, error) {
+	counts, err := c.counts(ctx, "cowshed_engine_limits_total")
+	return counts[fmt.Sprintf("{engine=%q,outcome=%q}", engine, outcome)], err
+}
+
+// Configure adds lines to the configuration, which hold when the daemon is started again.
+func (c *Cowshed) Configure(lines ...string) {
+	c.host.t.Helper()
+	text, err := os.ReadFile(c.Config)
+	if err == nil {
+		err = os.WriteFile(c.Config, append(text, strings.Join(lines, "\n")+"\n"...), 0o600)
+	}
+	if err != nil {
+		c.host.t.Fatalf("harness: %v", err)
+	}
+}
+
 // counts are the values of a metric by its labels, as they are written.
 func (c *Cowshed) counts(ctx context.Context, metric string) (map[string]int, error) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

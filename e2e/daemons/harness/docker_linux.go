@@ -73,11 +73,14 @@ func (o EngineOptions) unlessConfigured(flags ...string) []string {
 	return flags
 }
 
+// EngineSocket is the path of the API's socket of the engine, which need not run yet.
+func (h *Host) EngineSocket() string { return filepath.Join(h.Dir, "docker", "d.sock") }
+
 func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 	h.t.Helper()
 	exec := h.dir(h.Dir, name)
 	e := &Engine{
-		Socket: filepath.Join(exec, "d.sock"), Root: h.dir(h.Data, name), driver: opts.Driver,
+		Socket: h.EngineSocket(), Root: h.dir(h.Data, name), driver: opts.Driver,
 		containerdPid: filepath.Join(exec, "exec", "containerd", "containerd.pid"),
 	}
 	var err error

@@ -1,0 +1,123 @@
+package btrfs
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/inuse"
+)
+
+// Fork implements cowcommon.Forker: moment is a read-only snapshot of source, and each of names a snapshot of moment. If
+// nothing but a limit goes with them, each is one call.
+func (b *Backend) Fork(ctx context.Context, source, moment string, names []string, opts cowcommon.VolumeOptions) error {
+	return fault.WrapWith("fork volume", moment, fault.From(source), b.fork(ctx, source, moment, names, opts))
+}
+
+func (b *Backend) fork(ctx context.Context, source, moment string, names []string, opts cowcommon.VolumeOptions) error {
+	if err := opts.CheckRoot(); err != nil {
+		return err
+	}
+	for _, name := range append([]string{moment}, names...) {
+		if err := b.checkFree(name); err != nil {
+			return fault.Wrap("clone volume", name, err)
+		}
+	}
+	if opts.Limit.Bytes != 0 && len(names) > 0 {
+		// As in clone.
+		if _, err := b.quotas.Enable(ctx, opts.Limit.Scope); err != nil {
+			return err
+		}
+	}
+	if err := b.takeMoment(ctx, source, moment); err != nil {
+		return err
+	}
+	made := []string{moment}
+	err := func() error {
+		src, err := b.openVolume(moment)
+		if err != nil {
+			return err
+		}
+		defer src.Close()
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			if err := b.cloneFrom(ctx, name, src, opts); err != nil {
+				return fault.Wrap("clone volume", name, err)
+			}
+			made = append(made, name)
+		}
+		return nil
+	}()
+	if err != nil {
+		for _, name := range made {
+			err = errors.Join(err, b.remove(b.ctx, name))
+		}
+	}
+	return err
+}
+
+// takeMoment makes moment a read-only snapshot of source. The kernel makes it durable.
+func (b *Backend) takeMoment(ctx context.Context, source, moment string) error {
+	dir, err := b.acquire(ctx, source, inuse.Brief)
+	if err != nil {
+		return err
+	}
+	nested, err := b.nestedIn(dir.info.ID)
+	if err == nil && len(nested) > 0 {
+		err = fault.New(errdefs.ErrNotImplemented, "a snapshot would lack the subvolumes nested in it")
+	}
+	if err == nil {
+		err = snapshotError(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), moment, dir.fd(), true, nil))
+	}
+	return errors.Join(err, b.release(source, inuse.Brief))
+}
+
+// Exchange implements cowcommon.Exchanger with one rename.
+func (b *Backend) Exchange(ctx context.Context, name, other string) error {
+	return fault.WrapWith("exchange volume", name, "with "+other, b.exchange(ctx, name, other))
+}
+
+func (b *Backend) exchange(ctx context.Context, name, other string) (err error) {
+	if name == other {
+		return fault.New(errdefs.ErrInvalidArgument, "a volume cannot be exchanged with itself")
+	}
+	// In one order, so that two callers do not wait for each other.
+	first, err := b.claimToExchange(ctx, min(name, other))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, first.done()) }()
+	second, err := b.claimToExchange(ctx, max(name, other))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, second.done()) }()
+	subvolumes := int(b.dirs.subvolumes.Fd())
+	if err := unix.Renameat2(subvolumes, name, subvolumes, other, unix.RENAME_EXCHANGE); err != nil {
+		return err
+	}
+	return b.commit()
+}
+
+// claimToExchange claims a volume, and sets the limit that moby's driver recorded for its name: the limit stays with the
+// volume.
+func (b *Backend) claimToExchange(ctx context.Context, name string) (*claimed, error) {
+	c, err := b.claim(ctx, name)
+	if err != nil {
+		return nil, fault.Wrap("claim volume", name, err)
+	}
+	if err = b.applyRecordedLimit(ctx, name, c.subvolume); err == nil {
+		err = b.forgetRecordedLimit(name)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.done())
+	}
+	return c, nil
+}

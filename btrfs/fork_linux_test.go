@@ -1,0 +1,134 @@
+package btrfs
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// content reads a file in a volume.
+func content(t *testing.T, b *Backend, volume, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(tree(t, b, volume), name))
+	require.NoError(t, err)
+	require.NoError(t, b.Unmount(t.Context(), volume))
+	return string(data)
+}
+
+// TestFork forks a volume in use and a volume that nobody uses. Neither is sealed, and both forks are native changes of
+// their moment, and of the base.
+func TestFork(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mnt string) {
+		b, ctx := open(t, mnt, Options{}), t.Context()
+		require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+		require.NoError(t, b.Clone(ctx, "web", "base", cowcommon.VolumeOptions{}))
+		put(t, b, "web", "file", "now")
+		for name, use := range map[string]bool{"idle": false, "busy": true} {
+			if use {
+				tree(t, b, "web")
+			}
+			require.NoError(t, b.Fork(ctx, "web", name+".moment", []string{name + ".1", name + ".2"}, cowcommon.VolumeOptions{}))
+			if use {
+				require.NoError(t, b.Unmount(ctx, "web"))
+			}
+			put(t, b, "web", "file", "later")
+			put(t, b, name+".1", "own", "own")
+			assert.Equal(t, "now", content(t, b, name+".2", "file"))
+			moment, err := b.Stat(ctx, name+".moment")
+			require.NoError(t, err)
+			assert.True(t, moment.Sealed)
+			assertParent(t, b, name+".1", name+".moment")
+			assert.Equal(t, []string{"A /own"}, assertNative(t, b, name+".1", name+".moment"))
+			assert.Equal(t, []string{"A /file"}, assertNative(t, b, name+".moment", "base"))
+			put(t, b, "web", "file", "now")
+		}
+		web, err := b.Stat(ctx, "web")
+		require.NoError(t, err)
+		assert.False(t, web.Sealed)
+
+		require.NoError(t, b.Remove(ctx, "web"))
+		require.NoError(t, b.Remove(ctx, "idle.moment"))
+		assert.Equal(t, "now", content(t, b, "idle.1", "file"))
+		assertClean(t, b, "base", "busy.1", "busy.2", "busy.moment", "idle.1", "idle.2")
+	})
+}
+
+// TestForkLimit: each fork has the limit, and the moment has none.
+func TestForkLimit(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t, testfs.WithSimpleQuota()), Options{}), t.Context()
+	require.NoError(t, b.Create(ctx, "web", cowcommon.VolumeOptions{}))
+	limit := quota.Limit{Bytes: 64 << 20}
+	require.NoError(t, b.Fork(ctx, "web", "moment", []string{"fork"}, cowcommon.VolumeOptions{Limit: limit}))
+	for name, want := range map[string]quota.Limit{"web": {}, "moment": {}, "fork": limit} {
+		v, err := b.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, want.Bytes, v.Limit.Bytes, name)
+	}
+}
+
+// TestForkFails: if a fork fails, neither the moment nor another fork is left.
+func TestForkFails(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	for _, name := range []string{"web", "taken", "outer"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+	}
+	outer, err := os.Open(tree(t, b, "outer"))
+	require.NoError(t, err)
+	defer outer.Close()
+	require.NoError(t, btrfsctl.CreateSubvolume(int(outer.Fd()), "inner", nil))
+	require.NoError(t, b.Unmount(ctx, "outer"))
+	for _, c := range []struct {
+		source, moment string
+		names          []string
+		want           error
+	}{
+		{"none", "moment", nil, errdefs.ErrNotFound},
+		{"web", "taken", nil, errdefs.ErrAlreadyExists},
+		{"web", "moment", []string{"fork", "taken"}, errdefs.ErrAlreadyExists},
+		{"web", "moment", []string{"fork", "fork"}, errdefs.ErrAlreadyExists}, // the second fails when the first is made
+		{"web", "moment", []string{"../fork"}, errdefs.ErrInvalidArgument},
+		{"outer", "moment", nil, errdefs.ErrNotImplemented},
+	} {
+		require.ErrorIs(t, b.Fork(ctx, c.source, c.moment, c.names, cowcommon.VolumeOptions{}), c.want)
+		assertClean(t, b, "outer", "taken", "web")
+	}
+}
+
+// TestExchange exchanges two volumes with their limits and seals, and neither while it is in use.
+func TestExchange(t *testing.T) {
+	mnt := testfs.Btrfs(t, testfs.WithSimpleQuota())
+	b, other, ctx := open(t, mnt, Options{}), open(t, mnt, Options{}), t.Context()
+	limit := quota.Limit{Bytes: 64 << 20}
+	require.NoError(t, b.Create(ctx, "a", cowcommon.VolumeOptions{Limit: limit}))
+	require.NoError(t, b.Create(ctx, "b", cowcommon.VolumeOptions{}))
+	put(t, b, "a", "file", "of a")
+	put(t, b, "b", "file", "of b")
+	require.NoError(t, b.Seal(ctx, "b"))
+	tree(t, other, "a")
+	require.ErrorIs(t, b.Exchange(ctx, "a", "b"), errdefs.ErrFailedPrecondition)
+	require.NoError(t, other.Unmount(ctx, "a"))
+	require.ErrorIs(t, b.Exchange(ctx, "a", "a"), errdefs.ErrInvalidArgument)
+	require.ErrorIs(t, b.Exchange(ctx, "a", "none"), errdefs.ErrNotFound)
+
+	require.NoError(t, b.Exchange(ctx, "a", "b"))
+	assert.Equal(t, "of a", content(t, b, "b", "file"))
+	assert.Equal(t, "of b", content(t, b, "a", "file"))
+	a, err := b.Stat(ctx, "a")
+	require.NoError(t, err)
+	assert.True(t, a.Sealed)
+	assert.Zero(t, a.Limit.Bytes)
+	was, err := b.Stat(ctx, "b")
+	require.NoError(t, err)
+	assert.False(t, was.Sealed)
+	assert.Equal(t, limit.Bytes, was.Limit.Bytes)
+	assertClean(t, b, "a", "b")
+}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// read reads a file in a mounted layer or snapshot.
+func (a at) read(t *testing.T, layer, name string) (content string) {
+	t.Helper()
+	a.with(t, layer, func(dir string) {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		require.NoError(t, err)
+		content = string(data)
+	})
+	return content
+}
+
+func (a at) write(t *testing.T, layer, name, data string) {
+	t.Helper()
+	a.with(t, layer, func(dir string) { write(t, filepath.Join(dir, name), data) })
+}
+
+// newWeb makes a store with the layer web, made from the layer base.
+func newWeb(t *testing.T) at {
+	t.Helper()
+	a := newStore(t)
+	a.ok(t, "create", "base")
+	a.ok(t, "create", "web", "--parent", "base", "--read-write")
+	a.write(t, "web", "file", "1")
+	return a
+}
+
+func TestForkCommand(t *testing.T) {
+	a := newWeb(t)
+	dir := strings.TrimSpace(a.ok(t, "mount", "web"))
+	assert.Equal(t, "test\n", a.ok(t, "fork", "web", "test", "--size", "1G"))
+	write(t, filepath.Join(dir, "file"), "2")
+	assert.Equal(t, "1", a.read(t, "test", "file"))
+	assert.Empty(t, a.ok(t, "changes", "test"))
+	a.ok(t, "unmount", "web")
+
+	pattern := filepath.Join(t.TempDir(), "try-%d")
+	assert.Equal(t, "try-1\ntry-2\n", a.ok(t, "fork", "web", "try", "-n", "2", "--mount-at", pattern, "--label", "task=1"))
+	for _, n := range []string{"1", "2"} {
+		target := strings.ReplaceAll(pattern, "%d", n)
+		write(t, filepath.Join(target, "new"), n)
+		require.NoError(t, unix.Unmount(target, 0))
+	}
+	assert.Equal(t, "A /new\n", a.ok(t, "changes", "try-2"))
+
+	var layers []layerInfo
+	a.json(t, &layers, "ls")
+	of := make(map[string]string)
+	for _, l := range layers {
+		of[l.Name] = l.ForkOf
+		if l.Name == "test" {
+			assert.EqualValues(t, 1<<30, l.Limit)
+		}
+	}
+	assert.Equal(t, map[string]string{"base": "", "web": "", "test": "web", "try-1": "web", "try-2": "web"}, of)
+	assert.Contains(t, a.ok(t, "tree"), "    └── try-2")
+
+	for _, args := range [][]string{
+		{"fork", "web", "test"}, {"fork", "none"}, {"fork", "web", "--count", "0"}, {"fork", "web", "--ttl", "-1s"},
+		{"fork", "web", "-n", "2", "--mount-at", "/x"}, {"fork", "web", "x/y"}, {"fork", "web@none", "x"}, {"fork", "web", "x", "--size", "-1"},
+	} {
+		r := a.run(t, args...)
+		assert.Contains(t, []int{exitUsage, exitNotFound, exitExists}, r.code, args)
+	}
+	a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
+	a.ok(t, "rm", "web", "test")
+	assert.NotContains(t, a.ok(t, "ls"), "brief", "it has expired")
+}
+
+func TestAdoptCommand(t *testing.T) {
+	a := newStore(t)
+	dir := filepath.Join(filepath.Dir(a.root), "app")
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	write(t, filepath.Join(dir, "file"), "1")
+	assert.Equal(t, "app\n", a.ok(t, "adopt", dir))
+	var info adoptInfo
+	a.json(t, &info, "adopt", dir, "limited", "--size", "1G")
+	assert.Equal(t, adoptInfo{Name: "limited"}, info)
+	assert.Equal(t, "1", a.read(t, "app", "file"))
+	for code, args := range map[int][]string{
+		exitExists: {"adopt", dir}, exitNotFound: {"adopt", dir + "/none", "x"}, exitUsage: {"adopt", filepath.Dir(a.root), "x"},
+	} {
+		assert.Equal(t, code, a.run(t, args...).code, args)
+	}
+}
+
+// TestDeinitAfterSnapshots: the records of moments go with the store.
+func TestDeinitAfterSnapshots(t *testing.T) {
+	a := at{root: filepath.Join(testfs.Btrfs(t), "store")}
+	a.ok(t, "init")
+	a.ok(t, "create", "web")
+	a.ok(t, "snapshot", "web")
+	assert.Equal(t, exitPrecondition, a.run(t, "deinit", "--yes").code)
+	a.ok(t, "rm", "web")
+	a.ok(t, "deinit", "--yes")
+	assert.NoDirExists(t, a.root)
+}
+
+func TestSnapshotCommand(t *testing.T) {
+	a := newWeb(t)
+	assert.Equal(t, "before\n", a.ok(t, "snapshot", "web", "before", "-m", "before the upgrade"))
+	assert.Equal(t, exitExists, a.run(t, "snapshot", "web", "before").code)
+	a.write(t, "web", "file", "2")
+	a.write(t, "web", "new", "2")
+	assert.Equal(t, "snapshot-1\n", a.ok(t, "snapshot", "web"))
+	assert.Equal(t, "C /file\nA /new\n", a.ok(t, "changes", "web", "web@before"))
+	assert.Equal(t, "A /file\n", a.ok(t, "changes", "web@before"), "since the layer's parent")
+	assert.NotContains(t, a.ok(t, "ls", "--json"), "moment-")
+
+	var infos []snapshotInfo
+	a.json(t, &infos, "snapshot", "ls", "web")
+	require.Len(t, infos, 2)
+	assert.Equal(t, "before the upgrade", infos[0].Message)
+	assert.Contains(t, a.ok(t, "snapshot", "ls", "web"), "before the upgrade")
+
+	target := strings.TrimSpace(a.ok(t, "snapshot", "mount", "web", "before"))
+	require.ErrorIs(t, os.WriteFile(filepath.Join(target, "file"), nil, 0o644), unix.EROFS)
+	a.ok(t, "unmount", "web@before")
+
+	t.Run("rollback", func(t *testing.T) {
+		a.with(t, "web", func(dir string) {
+			r := a.run(t, "rollback", "web", "before")
+			assert.Equal(t, exitPrecondition, r.code)
+			assert.Contains(t, r.err, dir)
+			assert.Equal(t, "before-rollback-1\n", a.ok(t, "rollback", "web", "before", "--live"))
+			assert.NoFileExists(t, filepath.Join(dir, "new"))
+		})
+		assert.Equal(t, "before-rollback-2\n", a.ok(t, "rollback", "web", "before-rollback-1"))
+		assert.Equal(t, "2", a.read(t, "web", "new"))
+		assert.Equal(t, "A /file\nA /new\n", a.ok(t, "changes", "web"), "the parent stays")
+		assert.Equal(t, exitNotFound, a.run(t, "rollback", "web", "none").code)
+	})
+	t.Run("log", func(t *testing.T) {
+		a.ok(t, "fork", "web@before", "fork")
+		a.ok(t, "fork", "fork", "of-fork")
+		out := a.ok(t, "log", "web")
+		for _, want := range []string{"@before  before the upgrade", "@before-rollback-1", "    fork\n", "        of-fork\n"} {
+			assert.Contains(t, out, want)
+		}
+		var l logLayer
+		a.json(t, &l, "log", "web")
+		assert.Len(t, l.Moments, 5)
+	})
+	t.Run("completion", func(t *testing.T) {
+		assert.Contains(t, a.ok(t, "__complete", "--root", a.root, "rollback", "web", ""), "before-rollback-1")
+		assert.NotContains(t, a.ok(t, "__complete", "--root", a.root, "rm", ""), "moment-")
+	})
+	a.ok(t, "snapshot", "rm", "web", "before", "snapshot-1")
+	assert.Equal(t, exitNotFound, a.run(t, "snapshot", "rm", "web", "before").code)
+	assert.Equal(t, exitUsage, a.run(t, "rm", "web@before-rollback-1").code)
+	assert.Equal(t, exitUsage, a.run(t, "rm", infos[0].Volume).code)
+	assert.Equal(t, exitUsage, a.run(t, "create", infos[0].Volume).code)
+	a.ok(t, "rm", "web", "base", "fork", "of-fork")
+	entries, err := os.ReadDir(filepath.Join(a.root, "btrfs/subvolumes"))
+	require.NoError(t, err)
+	assert.Empty(t, entries)
+}
+
+func TestMergeCommand(t *testing.T) {
+	a := newWeb(t)
+	a.ok(t, "fork", "web", "test")
+	a.write(t, "test", "file", "2")
+	a.write(t, "test", "new", "2")
+	a.write(t, "web", "file", "3")
+	r := a.run(t, "merge", "test")
+	assert.Equal(t, exitConflict, r.code)
+	assert.Equal(t, "CC /file\n", r.out)
+	var info mergeInfo
+	a.json(t, &info, "merge", "test", "--force-path", "/file")
+	assert.Equal(t, "before-merge-1", info.Before)
+	assert.Equal(t, []conflictInfo{{Path: "/file", Fork: "C", Layer: "C"}}, info.Conflicts)
+	assert.Equal(t, "2", a.read(t, "web", "file"))
+	assert.Equal(t, "2", a.read(t, "web", "new"))
+	assert.Empty(t, a.ok(t, "merge", "test"), "there is nothing more to apply")
+
+	assert.Equal(t, exitUsage, a.run(t, "merge", "test", "--ours", "--theirs").code)
+	assert.Equal(t, exitUsage, a.run(t, "merge", "test", "--force-path", "file").code)
+	assert.Equal(t, exitNotFound, a.run(t, "merge", "web").code)
+	a.with(t, "web", func(string) {
+		a.write(t, "test", "new", "4")
+		assert.Equal(t, exitPrecondition, a.run(t, "merge", "test", "--theirs").code)
+		assert.Equal(t, "before-merge-2\n", a.ok(t, "merge", "test", "--theirs", "--live"))
+	})
+	assert.Equal(t, "4", a.read(t, "web", "new"))
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/printable"
+	"github.com/cowshed/cowshed/live"
+)
+
+// snapshotInfo is a snapshot in the output of snapshot ls --json.
+type snapshotInfo struct {
+	Name    string    `json:"name"`
+	Layer   string    `json:"layer"`
+	Time    time.Time `json:"time"`
+	Message string    `json:"message,omitempty"`
+	Usage   *uint64   `json:"usage"` // bytes that it alone holds; null where the filesystem does not keep count
+	Volume  string    `json:"volume"`
+}
+
+func newSnapshotCommand(a *app) *cobra.Command {
+	message, asJSON := "", false
+	cmd := &cobra.Command{
+		Use:   "snapshot LAYER [NAME]",
+		Short: "Keep a layer as it is now, in use or not",
+		Long: `Keeps the content of a layer as it is at this moment, read-only, and prints the name of the snapshot. The name is
+made up if none is given. The layer may be in use; it stays writable. Programs that are writing see nothing of it, so
+the snapshot is like the disk after a power cut.
+
+Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@before. A snapshot goes with its layer.`,
+		Example: `  cowshed snapshot web before -m "before the upgrade"
+  cowshed changes web web@before
+  cowshed rollback web before`,
+		Args: usageArgs(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := ""
+			if len(args) > 1 {
+				name = args[1]
+			}
+			return a.with(cmd.Context(), func(s *store) error { return s.snapshot(cmd, args[0], name, message, asJSON) })
+		},
+		ValidArgsFunction: completeLayers(a, 1, false),
+	}
+	cmd.Flags().StringVarP(&message, "message", "m", "", "text that is listed with the snapshot")
+	addJSON(cmd, &asJSON)
+	cmd.AddCommand(newSnapshotLsCommand(a), newSnapshotRmCommand(a), newSnapshotMountCommand(a))
+	return cmd
+}
+
+func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON bool) error {
+	v, err := s.layerOf(cmd.Context(), layer)
+	if err != nil {
+		return err
+	}
+	m, err := s.live.Snapshot(cmd.Context(), v.Name, name, live.SnapshotOptions{Message: message})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		info, err := s.describeSnapshot(cmd, m)
+		if err != nil {
+			return err
+		}
+		return printJSON(cmd, info)
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), m.Name)
+	return err
+}
+
+func (s *store) describeSnapshot(cmd *cobra.Command, m live.Moment) (snapshotInfo, error) {
+	info := snapshotInfo{Name: m.Name, Layer: m.Layer, Time: m.Time, Message: m.Message, Volume: m.Volume}
+	usage, err := cowcommon.Usage(cmd.Context(), s.driver.Backend(), m.Volume)
+	switch {
+	case err == nil:
+		info.Usage = &usage.Bytes
+	case !errdefs.IsNotImplemented(err):
+		return info, err
+	}
+	return info, nil
+}
+
+func newSnapshotLsCommand(a *app) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:   "ls LAYER",
+		Short: "List the snapshots of a layer",
+		Args:  usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd.Context(), func(s *store) error { return s.snapshots(cmd, args[0], asJSON) })
+		},
+		ValidArgsFunction: completeLayers(a, 1, false),
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func (s *store) snapshots(cmd *cobra.Command, layer string, asJSON bool) error {
+	v, err := s.layerAlone(cmd.Context(), layer)
+	if err != nil {
+		return err
+	}
+	moments, err := s.live.Snapshots(cmd.Context(), v.Name)
+	if err != nil {
+		return err
+	}
+	infos := make([]snapshotInfo, 0, len(moments))
+	for _, m := range moments {
+		info, err := s.describeSnapshot(cmd, m)
+		if errdefs.IsNotFound(err) { // removed meanwhile
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		infos = append(infos, info)
+	}
+	if asJSON {
+		return printJSON(cmd, infos)
+	}
+	rows := make([][]string, 0, len(infos))
+	for _, i := range infos {
+		rows = append(rows, []string{i.Name, i.Time.Local().Format(time.DateTime), usageText(i.Usage), orDash(printable.Path(i.Message))})
+	}
+	return table(cmd.OutOrStdout(), []string{"NAME", "TIME", "USAGE", "MESSAGE"}, rows)
+}
+
+func newSnapshotRmCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm LAYER NAME...",
+		Short: "Remove snapshots of a layer",
+		Long:  `Removes snapshots of a layer. Layers that were forked from a snapshot stay as they are.`,
+		Args:  usageArgs(cobra.MinimumNArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd.Context(), func(s *store) error {
+				v, err := s.layerAlone(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				for _, name := range args[1:] {
+					if err := s.live.RemoveSnapshot(cmd.Context(), v.Name, name); err != nil {
+						return err
+					}
+					if _, err := fmt.Fprintln(cmd.OutOrStdout(), name); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+		ValidArgsFunction: completeSnapshots(a, -1),
+	}
+}
+
+func newSnapshotMountCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "mount LAYER NAME [TARGET]",
+		Short: "Show a snapshot's tree at a directory",
+		Long: `Mounts a snapshot read-only on the directory TARGET, or on one of its own in the store, and prints the path.
+cowshed unmount LAYER@NAME undoes that.`,
+		Args: usageArgs(cobra.RangeArgs(2, 3)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target := ""
+			if len(args) > 2 {
+				target = args[2]
+			}
+			return a.with(cmd.Context(), func(s *store) error { return s.mount(cmd, args[0]+"@"+args[1], target, true) })
+		},
+		ValidArgsFunction: completeSnapshots(a, 2),
+	}
+}
+
+func newRollbackCommand(a *app) *cobra.Command {
+	opts, asJSON := live.RollbackOptions{}, false
+	cmd := &cobra.Command{
+		Use:   "rollback LAYER SNAPSHOT",
+		Short: "Make a layer as one of its snapshots is",
+		Long: `Gives a layer the content of one of its snapshots, in one step. Prints the name of a new snapshot, which has
+the content of before. All other snapshots stay. Without --live a layer that is in use is left as it is.
+
+With --live, the files that differ are changed one by one, also in a layer that is in use. Programs see them change. A
+crash in the middle leaves a part of the changes, and the snapshot of before.`,
+		Example: `  cowshed rollback web before`,
+		Args:    usageArgs(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd.Context(), func(s *store) error { return s.rollback(cmd, args[0], args[1], opts, asJSON) })
+		},
+		ValidArgsFunction: completeSnapshots(a, 2),
+	}
+	cmd.Flags().BoolVar(&opts.Live, "live", false, "change the files in place, also while the layer is in use")
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func (s *store) rollback(cmd *cobra.Command, layer, snapshot string, opts live.RollbackOptions, asJSON bool) error {
+	v, err := s.layerOf(cmd.Context(), layer)
+	if err != nil {
+		return err
+	}
+	if !opts.Live {
+		if err := s.checkUnmounted(cmd.Context(), v); err != nil {
+			return err
+		}
+	}
+	before, err := s.live.Rollback(cmd.Context(), v.Name, snapshot, opts)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		info, err := s.describeSnapshot(cmd, before)
+		if err != nil {
+			return err
+		}
+		return printJSON(cmd, info)
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), before.Name)
+	return err
+}
+
+// completeSnapshots offers layers for the first argument, and snapshots of that layer for the next, n in all.
+func completeSnapshots(a *app, n int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		switch {
+		case len(args) == 0:
+			return a.names(cmd.Context(), true, false), cobra.ShellCompDirectiveNoFileComp
+		case n >= 0 && len(args) >= n:
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		a.setUpQuiet()
+		var names []cobra.Completion
+		snapshots, _ := live.New(nil, a.liveDir(), a.log).Snapshots(cmd.Context(), args[0])
+		for _, s := range snapshots {
+			names = append(names, s.Name)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}

@@ -1,0 +1,189 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+)
+
+// manifold is a layer with a shared root, and a change of each kind that a fold treats in a way of its own.
+const manifold = "manifold"
+
+// manifoldBase is in the layer base too, where containers have shared roots.
+var manifoldBase = tree{"dir/": "", "dir/changed": "base", "dir/gone": "base", "opaque/": "", "opaque/gone": "base", "tofile/": "", "tofile/gone": "base", "todir": "base"}
+
+var manifoldTree = tree{"dir/": "", "dir/changed": "new", "dir/new": "new", "opaque/": "", "opaque/new": "new", "tofile": "new", "todir/": "", "todir/new": "new"}
+
+func makeManifold(t *testing.T, d *cowdriver.Driver) {
+	t.Helper()
+	require.NoError(t, d.CreateReadWrite(manifold, "base", nil))
+	dir := get(t, d, manifold)
+	for _, gone := range []string{"dir/gone", "opaque", "tofile", "todir"} {
+		require.NoError(t, os.RemoveAll(filepath.Join(dir, gone)))
+	}
+	require.NoError(t, writeTree(dir, manifoldTree))
+	require.NoError(t, d.Put(manifold))
+	require.NoError(t, d.Backend().Sync(t.Context(), manifold))
+}
+
+// manifoldDiffs lists how a layer differs from manifold.
+func manifoldDiffs(d *cowdriver.Driver, id string) ([]string, error) {
+	dir, err := d.Get(id, "")
+	if err != nil {
+		return nil, err
+	}
+	files, err := readTree(dir)
+	delete(files, "file") // of base
+	return files.diff(manifoldTree), errors.Join(err, d.Put(id))
+}
+
+func assertManifold(t *testing.T, d *cowdriver.Driver, id string) {
+	t.Helper()
+	diffs, err := manifoldDiffs(d, id)
+	require.NoError(t, err)
+	assert.Empty(t, diffs, id)
+}
+
+func styleOf(ctx context.Context, d *cowdriver.Driver, id string) (cowcommon.RootStyle, error) {
+	v, err := d.Backend().Stat(ctx, id)
+	return v.RootStyle, err
+}
+
+func foldManifold(ctx context.Context, d *cowdriver.Driver) error {
+	return cowcommon.SetRootStyle(ctx, d.Backend(), manifold, cowcommon.SnapshotRoot)
+}
+
+// cloneManifoldInUse clones manifold while it is mounted. readWrite: the clone has a shared root, else it is folded.
+func cloneManifoldInUse(ctx context.Context, d *cowdriver.Driver, readWrite bool) error {
+	if _, err := d.Get(manifold, ""); err != nil {
+		return err
+	}
+	create := d.WithContext(ctx).Create
+	if readWrite {
+		create = d.WithContext(ctx).CreateReadWrite
+	}
+	return errors.Join(create("new", manifold, nil), d.Put(manifold))
+}
+
+// sharedOperations are those that a process with shared roots is killed in, besides operations.
+func sharedOperations() []operation {
+	cloned := func(style cowcommon.RootStyle) func(*testing.T, *cowdriver.Driver, bool) {
+		return func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
+			assertManifold(t, d, manifold)
+			got, err := styleOf(t.Context(), d, "new")
+			if !acknowledged && errdefs.IsNotFound(err) {
+				return
+			}
+			require.NoError(t, err)
+			assertManifold(t, d, "new")
+			if acknowledged {
+				assert.Equal(t, style, got)
+			}
+		}
+	}
+	return []operation{
+		{"fold", func(d *cowdriver.Driver) error { return foldManifold(context.Background(), d) }, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
+			assertManifold(t, d, manifold)
+			style, err := styleOf(t.Context(), d, manifold)
+			require.NoError(t, err)
+			if acknowledged {
+				assert.Equal(t, cowcommon.SnapshotRoot, style)
+			}
+			require.NoError(t, cowcommon.Seal(t.Context(), d.Backend(), manifold))
+			assertManifold(t, d, manifold)
+		}},
+		{"clone in use", func(d *cowdriver.Driver) error {
+			return cloneManifoldInUse(context.Background(), d, true)
+		}, cloned(cowcommon.SharedRoot)},
+		{"clone in use and fold", func(d *cowdriver.Driver) error {
+			return cloneManifoldInUse(context.Background(), d, false)
+		}, cloned(cowcommon.SnapshotRoot)},
+		{"mount", func(d *cowdriver.Driver) error {
+			_, err := manifoldDiffs(d, manifold)
+			return err
+		}, func(t *testing.T, d *cowdriver.Driver, _ bool) { assertManifold(t, d, manifold) }},
+	}
+}
+
+// assertNoSharedLeft asserts that all that a home has for shared roots is that of its volumes, and that no overlay is
+// mounted.
+func assertNoSharedLeft(t *testing.T, home string, ids []string) {
+	t.Helper()
+	notes, err := os.ReadDir(filepath.Join(home, "shared"))
+	require.NoError(t, err)
+	for _, note := range notes {
+		assert.Contains(t, ids, note.Name(), "a note about a volume that is gone")
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(mounts)) {
+		assert.NotContains(t, line, " "+filepath.Join(home, "roots")+"/", "an overlay is left")
+	}
+}
+
+// TestKilledShared is TestKilled with shared roots. Like all tests with these, it does not run beside others: the overlay of
+// a volume keeps volumes of that name in all homes in use, since the kernel tells no more than paths.
+func TestKilledShared(t *testing.T) {
+	inEachShared(t, func(t *testing.T, s system) {
+		for _, op := range operations(s) {
+			t.Run(op.name, func(t *testing.T) { killAtEachStep(t, s, op) })
+		}
+	})
+}
+
+// TestKilledAtRandomShared is TestKilledAtRandom with shared roots.
+func TestKilledAtRandomShared(t *testing.T) { inEachShared(t, killAtRandom) }
+
+// TestPowerCutShared is TestPowerCut with shared roots.
+func TestPowerCutShared(t *testing.T) { inEachShared(t, cutPower) }
+
+// foldStep gives a volume the root style snapshot.
+func foldStep(name string) step {
+	return step{
+		name: "fold " + name, commits: true, after: unchanged,
+		run: func(ctx context.Context, h *host) error {
+			return cowcommon.SetRootStyle(ctx, h.d.Backend(), name, cowcommon.SnapshotRoot)
+		},
+	}
+}
+
+// sharedSteps change the volume one, which has a shared root, clone it and the clone in use, and remove all of them.
+func sharedSteps(one, two, three string, remove func(name string) step) []step {
+	changed := tree{"etc/": "", "etc/new": random(one, 40<<10), "bin/": "", "bin/few": "changed"}
+	unknown := func(k kept) { k.change(one, func(v *keptVolume) { v.files = nil }) }
+	write := step{
+		name: "write to " + one, commits: true, between: []func(kept){unknown},
+		run: func(ctx context.Context, h *host) error {
+			err := h.in(ctx, h.d.Backend(), one, func(dir string) error {
+				gone := []error{os.RemoveAll(filepath.Join(dir, "etc")), os.RemoveAll(filepath.Join(dir, "bin/tool"))}
+				return errors.Join(append(gone, writeTree(dir, changed))...)
+			})
+			return errors.Join(err, h.d.Backend().Sync(ctx, one))
+		},
+		after: func(k kept) { k.change(one, func(v *keptVolume) { v.files = changed }) },
+	}
+	cloneInUse := func(name, source string) step {
+		return step{
+			name: "clone " + name + " of " + source + " in use", commits: true,
+			run: func(ctx context.Context, h *host) error {
+				return h.in(ctx, h.d.Backend(), source, func(string) error { return h.d.CreateReadWrite(name, source, nil) })
+			},
+			after: func(k kept) { k.volumes[name] = keptVolume{parent: source, files: changed} },
+		}
+	}
+	return []step{
+		write, cloneInUse(two, one), remove(one),
+		cloneInUse(three, two), // its note is durable at once, and a removal before it need not be
+		remove(three), foldStep(two), remove(two),
+	}
+}

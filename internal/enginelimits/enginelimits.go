@@ -1,0 +1,142 @@
+// Package enginelimits limits the containers of engines that know a limit and do not pass it on to the snapshotter.
+//
+// A Source is connected to one engine, and names containers with their sizes to the Limiter. The label
+// containerd.io/snapshot/max-size of a snapshot tells whether its limit has been set: by a Source, by a client or by cowshed
+// limit. A container that a Source names again keeps that limit. So a Source names all containers when it connects, and
+// thereby those that were made while the daemon was away.
+package enginelimits
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// Snapshotter is the part of snapshotter.Snapshotter that limits need.
+type Snapshotter interface {
+	Key(ctx context.Context, namespace, own string) (string, error)
+	Stat(ctx context.Context, key string) (snapshots.Info, error)
+	SetLimit(ctx context.Context, key string, bytes uint64) error
+}
+
+// Source is an engine that knows limits.
+type Source interface {
+	// Engine names the engine in metrics, the log and the Report.
+	Engine() string
+	// Run connects to the engine, calls connected, and names containers to l until ctx is done or the connection ends.
+	Run(ctx context.Context, l *Limiter, connected func()) error
+}
+
+// Container is a container whose engine knows a limit for it.
+type Container struct {
+	Engine    string
+	Namespace string // of containerd
+	ID        string // and key of its snapshot in that namespace
+	Name      string // by which people know it
+	Setting   string // that says the size, such as an annotation
+	Size      string
+	Max       uint64    // the largest size that is allowed; 0: any
+	Created   time.Time // zero: not known
+}
+
+// Limiter sets limits of containers.
+type Limiter struct {
+	snapshotter Snapshotter
+	metrics     *Metrics
+	report      *report
+	log         *slog.Logger
+}
+
+// Outcomes of a container that a Source has named, as metrics name them.
+const (
+	outcomeSet       = "set"       // the limit is in force
+	outcomeKept      = "kept"      // a limit had been set before
+	outcomeInvalid   = "invalid"   // the size cannot be read, or is above the largest
+	outcomeElsewhere = "elsewhere" // the container is on another snapshotter
+	outcomeFailed    = "failed"
+)
+
+var outcomes = []string{outcomeSet, outcomeKept, outcomeInvalid, outcomeElsewhere, outcomeFailed}
+
+// Limit gives a container its limit, unless it has been given one. It returns nil if the container is not on Cowshed.
+// Returns errdefs.ErrInvalidArgument if the size cannot be read or is not allowed. Each error is logged and counted.
+func (l *Limiter) Limit(ctx context.Context, c Container) error {
+	outcome, err := l.limit(ctx, c)
+	l.metrics.limits.WithLabelValues(c.Engine, outcome).Inc()
+	level := slog.LevelDebug
+	if err != nil {
+		level = slog.LevelError
+	}
+	l.log.Log(ctx, level, "limit of a container", "engine", c.Engine, "name", c.Name, "id", c.ID, "setting", c.Setting, "size", c.Size,
+		"outcome", outcome, "error", err)
+	if outcome == outcomeSet && !c.Created.IsZero() {
+		l.metrics.delay.WithLabelValues(c.Engine).Observe(max(0, time.Since(c.Created).Seconds()))
+	}
+	return err
+}
+
+// Catch is Limit for a container that exists whatever the result: the Report has its error until Forget.
+func (l *Limiter) Catch(ctx context.Context, c Container) {
+	if err := l.Limit(ctx, c); err != nil && ctx.Err() == nil {
+		l.report.refused(c, err)
+	}
+}
+
+// Unknown notes a container whose engine could not say whether it has a limit.
+func (l *Limiter) Unknown(ctx context.Context, c Container, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	l.metrics.limits.WithLabelValues(c.Engine, outcomeFailed).Inc()
+	l.log.Error("an engine does not describe a container, which may be without its limit", "engine", c.Engine, "id", c.ID, "error", err)
+	l.report.refused(c, err)
+}
+
+// Forget notes that a container is gone.
+func (l *Limiter) Forget(namespace, id string) { l.report.forget(namespace, id) }
+
+func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err error) {
+	key, err := l.snapshotter.Key(ctx, c.Namespace, c.ID)
+	if errdefs.IsNotFound(err) {
+		return outcomeElsewhere, nil
+	}
+	if err != nil {
+		return outcomeFailed, err
+	}
+	info, err := l.snapshotter.Stat(ctx, key)
+	switch {
+	case errdefs.IsNotFound(err):
+		return outcomeElsewhere, nil // removed meanwhile
+	case err != nil:
+		return outcomeFailed, err
+	case info.Labels[snapshots.LabelSnapshotMaxSize] != "":
+		return outcomeKept, nil
+	}
+	bytes, err := c.bytes()
+	if err != nil {
+		return outcomeInvalid, err
+	}
+	if err := l.snapshotter.SetLimit(ctx, key, bytes); err != nil {
+		return outcomeFailed, fmt.Errorf("%s = %s: %w", c.Setting, c.Size, err)
+	}
+	return outcomeSet, nil
+}
+
+func (c Container) bytes() (uint64, error) {
+	bytes, err := quota.ParseSize(c.Size)
+	if err == nil && c.Max != 0 && bytes > c.Max {
+		err = fault.New(errdefs.ErrInvalidArgument, "size %q is more than the %s that the configuration of cowshed serve allows",
+			c.Size, quota.FormatSize(c.Max))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", c.Setting, err)
+	}
+	return bytes, nil
+}

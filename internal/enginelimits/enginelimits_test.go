@@ -1,0 +1,189 @@
+package enginelimits
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// oneSnapshot has one snapshot, with the key moby/1/web, whose limit cannot always be set.
+type oneSnapshot struct {
+	mu     sync.Mutex
+	limit  uint64
+	labels map[string]string
+	fault  error
+}
+
+func (s *oneSnapshot) Key(_ context.Context, namespace, own string) (string, error) {
+	if namespace != "moby" || own != "web" {
+		return "", errdefs.ErrNotFound
+	}
+	return "moby/1/web", nil
+}
+
+func (s *oneSnapshot) Stat(context.Context, string) (snapshots.Info, error) {
+	return snapshots.Info{Labels: s.labels}, nil
+}
+
+func (s *oneSnapshot) SetLimit(_ context.Context, _ string, bytes uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = bytes
+	return s.fault
+}
+
+func testGroup(t *testing.T, s Snapshotter, sources ...Source) (*Group, *Metrics, string) {
+	t.Helper()
+	state, m := t.TempDir(), NewMetrics()
+	return NewGroup(sources, s, m, state, slog.New(slog.DiscardHandler)), m, state
+}
+
+// counts reports whether the series of a metric whose labels include this value is 1.
+func counts(t *testing.T, m *Metrics, name, label string) bool {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(m)
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, family := range families {
+		for _, series := range family.GetMetric() {
+			for _, pair := range series.GetLabel() {
+				if family.GetName() == name && pair.GetValue() == label {
+					return series.GetCounter().GetValue()+series.GetGauge().GetValue() == 1
+				}
+			}
+		}
+	}
+	return false
+}
+
+// TestLimit: each outcome is counted, and an error of a container that exists is reported until the container is limited
+// or gone.
+func TestLimit(t *testing.T) {
+	full := errors.New("full")
+	for name, c := range map[string]struct {
+		id, size string
+		s        *oneSnapshot
+		outcome  string
+		limit    uint64
+		err      error
+	}{
+		"set":       {"web", "2G", &oneSnapshot{}, outcomeSet, 2 << 30, nil},
+		"kept":      {"web", "2G", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1"}}, outcomeKept, 0, nil},
+		"elsewhere": {"other", "much", &oneSnapshot{}, outcomeElsewhere, 0, nil},
+		"no size":   {"web", "much", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
+		"empty":     {"web", "", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
+		"too large": {"web", "5G", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
+		"failed":    {"web", "2G", &oneSnapshot{fault: full}, outcomeFailed, 2 << 30, full},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, m, state := testGroup(t, c.s)
+			limited := Container{Engine: "e", Namespace: "moby", ID: c.id, Name: "n", Setting: "size", Size: c.size, Max: 4 << 30}
+			require.ErrorIs(t, g.limiter.Limit(t.Context(), limited), c.err)
+			assert.Equal(t, c.limit, c.s.limit)
+			assert.True(t, counts(t, m, "cowshed_engine_limits_total", c.outcome))
+			_, err := ReadReport(state)
+			require.ErrorIs(t, err, fs.ErrNotExist)
+
+			g.limiter.Catch(t.Context(), limited)
+			if c.err == nil {
+				return
+			}
+			for _, end := range []func(){
+				func() { g.limiter.Forget("moby", "web") },
+				func() { g.Limited("moby/1/web") },
+				func() { g.limiter.report.begin("e"); g.limiter.report.write() },
+			} {
+				g.limiter.Catch(t.Context(), limited)
+				r, err := ReadReport(state)
+				require.NoError(t, err)
+				require.Len(t, r.Refused, 1)
+				assert.Equal(t, "n", r.Refused[0].Name)
+				end()
+				r, err = ReadReport(state)
+				require.NoError(t, err)
+				assert.Empty(t, r.Refused)
+			}
+		})
+	}
+}
+
+// TestReportIsBounded: only the first containers are named.
+func TestReportIsBounded(t *testing.T) {
+	g, _, state := testGroup(t, &oneSnapshot{})
+	for i := range maxRefused + 2 {
+		g.limiter.Unknown(t.Context(), Container{Engine: "e", Namespace: "moby", ID: string(rune('a' + i))}, errdefs.ErrUnavailable)
+	}
+	r, err := ReadReport(state)
+	require.NoError(t, err)
+	assert.Len(t, r.Refused, maxRefused)
+	assert.Equal(t, 2, r.More)
+	require.NoError(t, RemoveReport(state))
+	require.NoError(t, RemoveReport(state))
+}
+
+// awaySource is an engine that is away, except at the attempts that connect.
+type awaySource struct {
+	began    time.Time
+	attempts []time.Duration
+	connects map[int]bool
+}
+
+func (s *awaySource) Engine() string { return "e" }
+
+func (s *awaySource) Run(ctx context.Context, _ *Limiter, connected func()) error {
+	s.attempts = append(s.attempts, time.Since(s.began))
+	if s.connects[len(s.attempts)] {
+		connected()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return errdefs.ErrUnavailable
+}
+
+// TestReconnect: an engine that is away is asked for less and less often, and soon when it has shown that it runs.
+func TestReconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &awaySource{began: time.Now(), connects: map[int]bool{10: true}}
+		g, m, state := testGroup(t, &oneSnapshot{}, s)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { g.Run(ctx) })
+		time.Sleep(200 * time.Second)
+		synctest.Wait()
+		seconds := func(list ...int) (d []time.Duration) {
+			for _, s := range list {
+				d = append(d, time.Duration(s)*time.Second)
+			}
+			return d
+		}
+		assert.Equal(t, seconds(0, 1, 3, 7, 15, 31, 63, 123, 183), s.attempts)
+		assert.False(t, counts(t, m, "cowshed_engine_connected", "e"))
+		r, err := ReadReport(state)
+		require.NoError(t, err)
+		assert.False(t, r.Engines[0].Connected)
+		assert.NotEmpty(t, r.Engines[0].Error)
+
+		g.Wake()
+		g.Wake()
+		synctest.Wait()
+		assert.Len(t, s.attempts, 10)
+		assert.True(t, counts(t, m, "cowshed_engine_connected", "e"))
+		r, err = ReadReport(state)
+		require.NoError(t, err)
+		assert.True(t, r.Engines[0].Connected)
+		cancel()
+		running.Wait()
+	})
+}

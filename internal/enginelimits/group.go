@@ -1,0 +1,116 @@
+package enginelimits
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Pauses between attempts to connect.
+const (
+	firstPause   = time.Second
+	longestPause = time.Minute
+)
+
+// Group runs sources, and connects each again when its engine was away.
+type Group struct {
+	sources []Source
+	limiter *Limiter
+	wake    []chan struct{} // by source
+}
+
+// NewGroup makes a group whose Report is in the directory state.
+func NewGroup(sources []Source, s Snapshotter, m *Metrics, state string, log *slog.Logger) *Group {
+	r := &report{file: filepath.Join(state, reportName), log: log}
+	g := &Group{sources: sources, limiter: &Limiter{snapshotter: s, metrics: m, report: r, log: log}}
+	for _, source := range sources {
+		m.add(source.Engine())
+		g.wake = append(g.wake, make(chan struct{}, 1))
+	}
+	return g
+}
+
+// Run keeps the sources connected until ctx is done. Engines that are away do not make it fail.
+func (g *Group) Run(ctx context.Context) {
+	var running sync.WaitGroup
+	for i := range g.sources {
+		running.Go(func() { g.keep(ctx, g.sources[i], g.wake[i]) })
+	}
+	running.Wait()
+}
+
+// Wake makes sources that wait for their engine try to connect soon. It is for the moment when an engine has asked for a
+// snapshot, so that nobody has to look often whether it is there.
+func (g *Group) Wake() {
+	for _, wake := range g.wake {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Limited notes that a client has limited the snapshot of a key, which the Report may name.
+func (g *Group) Limited(key string) { g.limiter.report.limited(key) }
+
+// keep connects a source again and again.
+func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {
+	pause := firstPause
+	for {
+		connected := false
+		err := s.Run(ctx, g.limiter, func() {
+			connected = true
+			g.connected(s)
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		g.disconnected(s, err, connected || pause == firstPause)
+		if connected {
+			pause = firstPause
+		}
+		if !wait(ctx, pause, wake) {
+			return
+		}
+		pause = min(2*pause, longestPause)
+	}
+}
+
+func (g *Group) connected(s Source) {
+	g.limiter.report.begin(s.Engine())
+	g.limiter.metrics.connected.WithLabelValues(s.Engine()).Set(1)
+	g.limiter.report.engine(s.Engine(), true, nil)
+	g.limiter.log.Info("connected to an engine, for the limits of its containers", "engine", s.Engine())
+}
+
+func (g *Group) disconnected(s Source, err error, isNews bool) {
+	g.limiter.metrics.connected.WithLabelValues(s.Engine()).Set(0)
+	g.limiter.report.engine(s.Engine(), false, err)
+	level := slog.LevelDebug
+	if isNews {
+		level = slog.LevelWarn
+	}
+	g.limiter.log.Log(context.Background(), level, "not connected to an engine, so new containers do not get the limits that it knows",
+		"engine", s.Engine(), "error", err)
+}
+
+// wait waits for a pause to end, or after the first second for wake. It returns false if ctx is done.
+func wait(ctx context.Context, pause time.Duration, wake <-chan struct{}) bool {
+	for _, step := range []struct {
+		pause time.Duration
+		wake  <-chan struct{}
+	}{{firstPause, nil}, {pause - firstPause, wake}} {
+		timer := time.NewTimer(step.pause)
+		select {
+		case <-timer.C:
+		case <-step.wake:
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		}
+	}
+	return true
+}

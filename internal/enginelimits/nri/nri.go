@@ -1,0 +1,115 @@
+// Package nri is the Source of Kubernetes: a plugin of containerd's Node Resource Interface, to which annotations of pods say
+// the sizes of containers' roots. A container whose size is not valid is rejected.
+//
+// It speaks to containerd by the API of github.com/containerd/nri. It does without the stub there, whose Start neither ends
+// with its context nor when the connection ends before the plugin is configured.
+package nri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/net/multiplex"
+	"github.com/containerd/ttrpc"
+
+	"github.com/cowshed/cowshed/internal/enginelimits"
+)
+
+// Annotations of pods.
+const (
+	SizeAnnotation          = "cowshed.dev/size"  // of each container
+	ContainerSizeAnnotation = "size.cowshed.dev/" // of the container whose name follows; it comes first
+	namespace               = "k8s.io"            // in which CRI has its containers
+	engine                  = "nri"               // in metrics and the log
+	pluginName              = "cowshed"           // by which containerd knows the plugin
+	pluginIndex             = "10"                // its place among plugins, which does not matter
+	answerTimeout           = 10 * time.Second    // for containerd to register and configure the plugin
+)
+
+// Source is the plugin.
+type Source struct {
+	Socket string // of NRI
+	Max    uint64 // the largest size that is allowed; 0: any
+}
+
+// Engine implements enginelimits.Source.
+func (s *Source) Engine() string { return engine }
+
+// Run implements enginelimits.Source.
+func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var dialer net.Dialer
+	trunk, err := dialer.DialContext(ctx, "unix", s.Socket)
+	if err != nil {
+		return err
+	}
+	mux := multiplex.Multiplex(trunk)
+	p := &plugin{source: s, limiter: l, configured: make(chan struct{}), jobs: make(chan job), ended: make(chan struct{})}
+	link, err := connect(ctx, mux, p)
+	if err != nil {
+		return errors.Join(err, mux.Close())
+	}
+	registered := make(chan error, 1)
+	go func() { registered <- register(ctx, link.client) }()
+	err = p.run(ctx, registered, link.ended, connected)
+	close(p.ended)
+	cancel()
+	link.close(mux)
+	p.catching.Wait()
+	return err
+}
+
+// link is the connection in both directions.
+type link struct {
+	server *ttrpc.Server // of the plugin
+	served chan struct{} // closed when server has ended
+	client *ttrpc.Client // of containerd's service
+	ended  chan struct{} // closed when the connection has ended
+}
+
+func connect(ctx context.Context, mux multiplex.Mux, p *plugin) (link, error) {
+	listener, err := mux.Listen(multiplex.PluginServiceConn)
+	if err != nil {
+		return link{}, err
+	}
+	conn, err := mux.Open(multiplex.RuntimeServiceConn)
+	if err != nil {
+		return link{}, err
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		return link{}, err
+	}
+	api.RegisterPluginService(server, p)
+	k := link{server: server, served: make(chan struct{}), ended: make(chan struct{})}
+	k.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(sync.OnceFunc(func() { close(k.ended) })))
+	go func() {
+		defer close(k.served)
+		_ = server.Serve(ctx, listener) // it ends with the connection, which the client notices
+	}()
+	return k, nil
+}
+
+// close ends the connection. Errors of a connection that may have ended already tell nothing.
+func (k link) close(mux multiplex.Mux) {
+	_ = k.client.Close()
+	_ = k.server.Close()
+	_ = mux.Close()
+	<-k.served
+}
+
+func register(ctx context.Context, client *ttrpc.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	_, err := api.NewRuntimeClient(client).RegisterPlugin(ctx, &api.RegisterPluginRequest{PluginName: pluginName, PluginIdx: pluginIndex})
+	if err != nil {
+		return fmt.Errorf("register with NRI: %w", err)
+	}
+	return nil
+}

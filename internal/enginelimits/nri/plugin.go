@@ -1,0 +1,197 @@
+package nri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/nri/pkg/api"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cowshed/cowshed/internal/enginelimits"
+)
+
+// events are the requests and events that containerd sends.
+var events = func() int32 {
+	var mask api.EventMask
+	mask.Set(api.Event_CREATE_CONTAINER, api.Event_REMOVE_CONTAINER)
+	return int32(mask)
+}()
+
+// plugin answers containerd on one connection. The goroutine of run sets limits, and the goroutine of a catch-up. Both have
+// ended when Source.Run returns.
+type plugin struct {
+	source     *Source
+	limiter    *enginelimits.Limiter
+	configured chan struct{} // closed when containerd has configured the plugin
+	configure  sync.Once
+	jobs       chan job
+	ended      chan struct{} // closed when run has returned
+	catching   sync.WaitGroup
+
+	mu      sync.Mutex
+	partial []*api.SynchronizeRequest // the first parts of one
+}
+
+// job is work for the goroutine of run.
+type job struct {
+	do   func(ctx context.Context) // ctx is that of run
+	done chan struct{}
+}
+
+// run does the work of requests until the connection ends.
+func (p *plugin) run(ctx context.Context, registered <-chan error, ended <-chan struct{}, connected func()) error {
+	timeout := time.NewTimer(answerTimeout)
+	defer timeout.Stop()
+	configured := p.configured
+	var jobs chan job // nil until the plugin is configured
+	for {
+		select {
+		case j := <-jobs:
+			j.do(ctx)
+			close(j.done)
+		case err := <-registered:
+			if err != nil {
+				return err
+			}
+			registered = nil
+		case <-configured:
+			configured, jobs = nil, p.jobs
+			timeout.Stop()
+			connected()
+		case <-timeout.C:
+			return errors.New("NRI has not configured the plugin")
+		case <-ended:
+			return errors.New("NRI has ended the connection")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// inRun calls f in the goroutine of run, once the plugin is configured.
+func (p *plugin) inRun(ctx context.Context, f func(ctx context.Context)) error {
+	j := job{f, make(chan struct{})}
+	select {
+	case p.jobs <- j:
+		<-j.done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.ended:
+		return status.Error(codes.Unavailable, "cowshed: the daemon stops")
+	}
+}
+
+// Configure implements api.PluginService.
+func (p *plugin) Configure(context.Context, *api.ConfigureRequest) (*api.ConfigureResponse, error) {
+	p.configure.Do(func() { close(p.configured) })
+	return &api.ConfigureResponse{Events: events}, nil
+}
+
+// Synchronize implements api.PluginService. It names all containers, in parts if they are many. They get their limits
+// after the answer, for which containerd does not wait long.
+func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (*api.SynchronizeResponse, error) {
+	p.mu.Lock()
+	p.partial = append(p.partial, req)
+	parts := p.partial
+	if !req.GetMore() {
+		p.partial = nil
+	}
+	p.mu.Unlock()
+	if req.GetMore() {
+		return &api.SynchronizeResponse{More: true}, nil
+	}
+	containers := p.asked(parts)
+	err := p.inRun(ctx, func(ctx context.Context) {
+		p.catching.Go(func() { p.catchUp(ctx, containers) })
+	})
+	return &api.SynchronizeResponse{}, err
+}
+
+// asked lists the containers for which a pod asks for a limit.
+func (p *plugin) asked(parts []*api.SynchronizeRequest) []enginelimits.Container {
+	pods := make(map[string]*api.PodSandbox)
+	for _, part := range parts {
+		for _, pod := range part.GetPods() {
+			pods[pod.GetId()] = pod
+		}
+	}
+	var containers []enginelimits.Container
+	for _, part := range parts {
+		for _, c := range part.GetContainers() {
+			limited, ok := p.source.container(pods[c.GetPodSandboxId()], c)
+			if !ok {
+				continue
+			}
+			if c.GetCreatedAt() != 0 {
+				limited.Created = time.Unix(0, c.GetCreatedAt())
+			}
+			containers = append(containers, limited)
+		}
+	}
+	return containers
+}
+
+// catchUp limits containers until the connection ends; the next one names them again.
+func (p *plugin) catchUp(ctx context.Context, containers []enginelimits.Container) {
+	for _, c := range containers {
+		if ctx.Err() != nil {
+			return
+		}
+		p.limiter.Catch(ctx, c)
+	}
+}
+
+// CreateContainer implements api.PluginService. Its error rejects the container.
+func (p *plugin) CreateContainer(ctx context.Context, req *api.CreateContainerRequest) (*api.CreateContainerResponse, error) {
+	c, ok := p.source.container(req.GetPod(), req.GetContainer())
+	if !ok {
+		return &api.CreateContainerResponse{}, nil
+	}
+	c.Created = time.Now()
+	var err error
+	if runErr := p.inRun(ctx, func(ctx context.Context) { err = p.limiter.Limit(ctx, c) }); runErr != nil {
+		return nil, runErr
+	}
+	switch {
+	case errdefs.IsInvalidArgument(err):
+		err = status.Errorf(codes.InvalidArgument, "cowshed: %v", err)
+	case err != nil:
+		err = status.Errorf(codes.Internal, "cowshed: the limit of the container's root cannot be set: %v", err)
+	}
+	return &api.CreateContainerResponse{}, err
+}
+
+// container returns a container with the size that the annotations of its pod say, if they say any.
+func (s *Source) container(pod *api.PodSandbox, c *api.Container) (enginelimits.Container, bool) {
+	limited := enginelimits.Container{
+		Engine: engine, Namespace: namespace, ID: c.GetId(), Max: s.Max,
+		Name: fmt.Sprintf("%s/%s/%s", pod.GetNamespace(), pod.GetName(), c.GetName()),
+	}
+	for _, annotation := range []string{ContainerSizeAnnotation + c.GetName(), SizeAnnotation} {
+		if size, ok := pod.GetAnnotations()[annotation]; ok {
+			limited.Setting, limited.Size = "annotation "+annotation, size
+			return limited, true
+		}
+	}
+	return limited, false
+}
+
+// RemoveContainer implements api.PluginService.
+func (p *plugin) RemoveContainer(_ context.Context, req *api.RemoveContainerRequest) (*api.RemoveContainerResponse, error) {
+	p.limiter.Forget(namespace, req.GetContainer().GetId())
+	return &api.RemoveContainerResponse{}, nil
+}
+
+// StateChange implements api.PluginService. Some versions of containerd send RemoveContainer as one.
+func (p *plugin) StateChange(_ context.Context, event *api.StateChangeEvent) (*api.Empty, error) {
+	if event.GetEvent() == api.Event_REMOVE_CONTAINER {
+		p.limiter.Forget(namespace, event.GetContainer().GetId())
+	}
+	return &api.Empty{}, nil
+}

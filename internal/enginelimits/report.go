@@ -1,0 +1,156 @@
+package enginelimits
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cowshed/cowshed/internal/atomicfile"
+)
+
+// reportName is the file in the state directory that has the Report.
+const reportName = "engines.json"
+
+// maxRefused is how many containers a Report names.
+const maxRefused = 100
+
+// Report is the state of the engines, for cowshed doctor.
+type Report struct {
+	Engines []Engine  `json:"engines"`
+	Refused []Refused `json:"refused"` // the first of them
+	More    int       `json:"more"`    // that are not named
+}
+
+// Engine is the state of the connection to an engine.
+type Engine struct {
+	Name      string    `json:"name"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"`
+	Error     string    `json:"error,omitempty"` // that ended the last connection
+}
+
+// Refused is a container that has not the limit that its engine knows.
+type Refused struct {
+	Engine    string `json:"engine"`
+	Namespace string `json:"namespace"`
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	Error     string `json:"error"`
+}
+
+// ReadReport reads the report of the running daemon in its state directory. Returns fs.ErrNotExist if it has no engines.
+func ReadReport(state string) (Report, error) {
+	name := filepath.Join(state, reportName)
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return Report{}, err
+	}
+	var r Report
+	if err := json.Unmarshal(text, &r); err != nil {
+		return Report{}, fmt.Errorf("read %s: %w", name, err)
+	}
+	return r, nil
+}
+
+// RemoveReport removes the report of a former daemon.
+func RemoveReport(state string) error {
+	if err := os.Remove(filepath.Join(state, reportName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// report keeps a Report in its file.
+type report struct {
+	file string
+	log  *slog.Logger
+
+	mu    sync.Mutex
+	state Report
+}
+
+func (r *report) engine(name string, connected bool, reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := Engine{Name: name, Connected: connected, Since: time.Now()}
+	if reason != nil {
+		e.Error = reason.Error()
+	}
+	i := slices.IndexFunc(r.state.Engines, func(e Engine) bool { return e.Name == name })
+	if i < 0 {
+		r.state.Engines = append(r.state.Engines, e)
+	} else {
+		if r.state.Engines[i].Connected == connected {
+			e.Since = r.state.Engines[i].Since
+		}
+		r.state.Engines[i] = e
+	}
+	r.write()
+}
+
+func (r *report) refused(c Container, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	entry := Refused{c.Engine, c.Namespace, c.ID, c.Name, err.Error()}
+	i := r.find(c.Namespace, c.ID)
+	switch {
+	case i >= 0:
+		r.state.Refused[i] = entry
+	case len(r.state.Refused) < maxRefused:
+		r.state.Refused = append(r.state.Refused, entry)
+	default:
+		r.state.More++
+	}
+	r.write()
+}
+
+func (r *report) forget(namespace, id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := r.find(namespace, id); i >= 0 {
+		r.state.Refused = slices.Delete(r.state.Refused, i, i+1)
+		r.write()
+	}
+}
+
+func (r *report) limited(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := slices.IndexFunc(r.state.Refused, func(c Refused) bool {
+		return strings.HasPrefix(key, c.Namespace+"/") && strings.HasSuffix(key, "/"+c.ID)
+	})
+	if i >= 0 {
+		r.state.Refused = slices.Delete(r.state.Refused, i, i+1)
+		r.write()
+	}
+}
+
+// begin forgets the refused containers of an engine, which is going to name all of its containers.
+func (r *report) begin(engine string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state.Refused = slices.DeleteFunc(r.state.Refused, func(c Refused) bool { return c.Engine == engine })
+	r.state.More = 0
+}
+
+func (r *report) find(namespace, id string) int {
+	return slices.IndexFunc(r.state.Refused, func(c Refused) bool { return c.Namespace == namespace && c.ID == id })
+}
+
+func (r *report) write() {
+	text, err := json.Marshal(r.state)
+	if err == nil {
+		err = atomicfile.Write(r.file, text, 0o600)
+	}
+	if err != nil {
+		r.log.Warn("the state of the engines cannot be written for cowshed doctor", "error", err)
+	}
+}

@@ -1,0 +1,86 @@
+package live_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/live"
+)
+
+// BenchmarkFork forks a layer of 5,000 files that is written to, beside the bare calls of the kernel: one snapshot, and two,
+// of the layer and of that snapshot. It reports medians.
+func BenchmarkFork(b *testing.B) {
+	mnt := testfs.Btrfs(b)
+	backend, err := btrfs.Open(b.Context(), filepath.Join(mnt, "home"), btrfs.Options{})
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, backend.Close()) })
+	require.NoError(b, backend.Create(b.Context(), "web", cowcommon.VolumeOptions{}))
+	dir, err := backend.Mount(b.Context(), "web", "")
+	require.NoError(b, err)
+	for i := range 5000 {
+		require.NoError(b, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), []byte("1"), 0o644))
+	}
+	layers := live.New(backend, filepath.Join(mnt, "live"), nil)
+	bare, err := os.Open(mnt)
+	require.NoError(b, err)
+	defer bare.Close()
+	source, err := os.Open(dir)
+	require.NoError(b, err)
+	defer source.Close()
+
+	i := 0
+	change := func() {
+		i++
+		require.NoError(b, os.WriteFile(filepath.Join(dir, "written"), []byte(fmt.Sprint(i)), 0o644))
+	}
+	snapshot := func(name string, of int, readOnly bool) {
+		require.NoError(b, btrfsctl.Snapshot(int(bare.Fd()), name, of, readOnly, nil))
+	}
+	for _, c := range []struct {
+		name string
+		do   func()
+	}{
+		{"one-call", func() { snapshot(fmt.Sprintf("one-%d", i), int(source.Fd()), false) }},
+		{"two-calls", func() {
+			name := fmt.Sprintf("two-%d", i)
+			snapshot(name, int(source.Fd()), true)
+			of, err := os.Open(filepath.Join(mnt, name))
+			require.NoError(b, err)
+			defer of.Close()
+			snapshot(name+".fork", int(of.Fd()), false)
+		}},
+		{"backend", func() {
+			name := fmt.Sprintf("backend-%d", i)
+			require.NoError(b, cowcommon.Fork(b.Context(), backend, "web", name, []string{name + ".fork"}, cowcommon.VolumeOptions{}))
+		}},
+		{"live", func() {
+			_, err := layers.Fork(b.Context(), "web", []string{fmt.Sprintf("live-%d", i)}, live.ForkOptions{})
+			require.NoError(b, err)
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var took []time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				change()
+				b.StartTimer()
+				start := time.Now()
+				c.do()
+				took = append(took, time.Since(start))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+		})
+	}
+}

@@ -1,0 +1,145 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// Layers are the layers of a Backend, with their moments.
+type Layers struct {
+	backend  cowcommon.Backend
+	comparer *cowcommon.Comparer
+	dir      string
+	log      *slog.Logger
+}
+
+// New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. A nil log
+// stands for slog.Default().
+func New(backend cowcommon.Backend, dir string, log *slog.Logger) *Layers {
+	if log == nil {
+		log = slog.Default()
+	}
+	return &Layers{backend: backend, comparer: cowcommon.NewComparer(backend, user.IdentityMapping{}, log), dir: dir, log: log}
+}
+
+// Files in the directory.
+const (
+	lockFile   = ".lock"
+	namesFile  = ".names"
+	momentsDir = "moments" // one record per moment
+	pendingDir = "pending" // one record per step that has not ended
+)
+
+func (l *Layers) path(elem ...string) string {
+	return filepath.Join(append([]string{l.dir}, elem...)...)
+}
+
+// begin keeps others from cleaning up until unlock is called. If nobody else is at work, it first ends the steps that a
+// crash interrupted.
+func (l *Layers) begin(ctx context.Context) (unlock func() error, err error) {
+	lock, err := l.openLock(lockFile)
+	if err != nil {
+		return nil, err
+	}
+	alone, err := lock.tryExclusive()
+	if err == nil && alone {
+		err = l.endInterrupted(ctx)
+	}
+	if err == nil {
+		err = lock.shared(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.close())
+	}
+	return lock.close, nil
+}
+
+// alone waits until nobody else is at work, and keeps others away until unlock is called.
+func (l *Layers) alone(ctx context.Context) (unlock func() error, err error) {
+	lock, err := l.openLock(lockFile)
+	if err != nil {
+		return nil, err
+	}
+	if err = lock.exclusive(ctx); err == nil {
+		err = l.endInterrupted(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.close())
+	}
+	return lock.close, nil
+}
+
+func (l *Layers) openLock(name string) (*lock, error) {
+	for _, dir := range []string{l.dir, l.path(momentsDir), l.path(pendingDir)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return openLock(l.path(name))
+}
+
+// Base returns the volume from which a layer's changes count: the image or moment that it was made from, "" for none. That
+// is its Parent, unless the layer was rolled back. The changes of a moment count from where those of its layer did.
+func (l *Layers) Base(ctx context.Context, v cowcommon.Volume) (string, error) {
+	moment := v.Parent
+	if IsMoment(v.Name) {
+		moment = v.Name
+	}
+	if !IsMoment(moment) {
+		return v.Parent, nil
+	}
+	m, err := l.load(momentsDir, moment)
+	switch {
+	case errdefs.IsNotFound(err):
+		return v.Parent, nil
+	case err != nil:
+		return "", err
+	case moment != v.Name && m.Layer != v.Name: // a fork
+		return v.Parent, nil
+	case m.Base == "":
+		return "", nil
+	}
+	if _, there, err := l.exists(ctx, m.Base); err != nil || !there {
+		return "", err
+	}
+	return m.Base, nil
+}
+
+// ForkedFrom returns the moment from which a layer was forked. Returns ErrNotFound if it is no fork.
+func (l *Layers) ForkedFrom(ctx context.Context, v cowcommon.Volume) (Moment, error) {
+	base, err := l.Base(ctx, v)
+	if err != nil {
+		return Moment{}, err
+	}
+	if IsMoment(v.Name) || !IsMoment(base) {
+		return Moment{}, fault.New(errdefs.ErrNotFound, "layer %s is no fork", v.Name)
+	}
+	r, err := l.load(momentsDir, base)
+	return r.Moment, err
+}
+
+// stat describes a layer, and returns its base.
+func (l *Layers) stat(ctx context.Context, layer string) (v cowcommon.Volume, base string, err error) {
+	if v, err = l.backend.Stat(ctx, layer); err == nil {
+		base, err = l.Base(ctx, v)
+	}
+	return v, base, err
+}
+
+// exists reports whether there is a volume of that name, and describes it.
+func (l *Layers) exists(ctx context.Context, name string) (v cowcommon.Volume, ok bool, err error) {
+	v, err = l.backend.Stat(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}

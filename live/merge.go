@@ -1,0 +1,208 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/go-archive"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// MergeOptions says how a fork is merged.
+type MergeOptions struct {
+	// Into is the layer that gets the changes, "" for the layer from which the fork was made.
+	Into string
+	// Live changes the tree in place, also while it is in use. An error or a crash leaves a part of the changes.
+	Live bool
+	// Resolve decides about a conflict. nil: nothing is merged if there is one.
+	Resolve func(Conflict) Resolution
+}
+
+// Resolution is a decision about a conflict.
+type Resolution int
+
+const (
+	// Refuse merges nothing.
+	Refuse Resolution = iota
+	// Ours keeps the layer's state of the path.
+	Ours
+	// Theirs takes the fork's state of the path, with all below it.
+	Theirs
+)
+
+// Conflict is a path that the fork and the layer have changed in different ways.
+type Conflict struct {
+	Path string
+	// Fork and Layer are the two changes. A change of the kind ChangeModify may be that of a path above or below, or of
+	// another name of the same file; Reason says so.
+	Fork, Layer archive.ChangeType
+	Reason      string
+}
+
+// ConflictError says that nothing was merged, because of conflicts. It is also an errdefs.ErrConflict.
+type ConflictError struct{ Conflicts []Conflict }
+
+// Error counts the conflicts.
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("both sides have changed %d paths in different ways, such as %q", len(e.Conflicts), e.Conflicts[0].Path)
+}
+
+// Unwrap returns errdefs.ErrConflict.
+func (e *ConflictError) Unwrap() error { return errdefs.ErrConflict }
+
+// Merged is the result of a merge.
+type Merged struct {
+	Into      string
+	Changes   []archive.Change // that were applied
+	Conflicts []Conflict       // that were resolved
+	Before    Moment           // the snapshot with the content of before; none if there was nothing to apply
+}
+
+// Merge applies the changes of a fork, since it was forked, to the layer from which it was forked or to another. Paths that
+// both have changed in different ways are conflicts. Both may be in use; without opts.Live, the layer must not be. Without
+// opts.Live all changes are applied in one step.
+//
+// Returns a *ConflictError if there is a conflict that opts does not resolve, and ErrNotFound if fork is no fork. Returns
+// ErrFailedPrecondition if the layer is in use or sealed. Nothing has changed then.
+func (l *Layers) Merge(ctx context.Context, fork string, opts MergeOptions) (merged Merged, err error) {
+	unlock, err := l.begin(ctx)
+	if err != nil {
+		return merged, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	f, err := l.backend.Stat(ctx, fork)
+	if err != nil {
+		return merged, err
+	}
+	base, err := l.ForkedFrom(ctx, f)
+	if err != nil {
+		return merged, err
+	}
+	if merged.Into = opts.Into; merged.Into == "" {
+		merged.Into = base.Layer
+	}
+	if merged.Into == fork {
+		return merged, fault.New(errdefs.ErrInvalidArgument, "layer %s cannot be merged into itself", fork)
+	}
+	v, vBase, err := l.stat(ctx, merged.Into)
+	if err != nil {
+		return merged, fmt.Errorf("layer to merge into: %w", err)
+	}
+	if v.Sealed {
+		return merged, fault.Wrap("merge into layer", v.Name, fault.New(fault.ErrSealed, "other layers were made from it"))
+	}
+	const attempts = 3
+	for range attempts {
+		m := merge{l: l, fork: fork, base: base.Volume, layer: v, opts: opts}
+		err = m.run(ctx, newMoment(v.Name, vBase), &merged)
+		if !errors.Is(err, errChanged) {
+			return merged, err
+		}
+		if v, err = l.backend.Stat(ctx, v.Name); err != nil {
+			return merged, err
+		}
+	}
+	return merged, fault.Wrap("merge into layer", v.Name, fault.New(errdefs.ErrAborted, "it changed while it was merged; merge it again"))
+}
+
+// errChanged says that the layer changed during a merge.
+var errChanged = errors.New("the layer changed meanwhile")
+
+// merge is one attempt to merge.
+type merge struct {
+	l     *Layers
+	fork  string
+	base  string // volume of the moment from which both come
+	layer cowcommon.Volume
+	opts  MergeOptions
+}
+
+// run merges. now becomes the moment of the layer with which the fork is compared.
+func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error) {
+	l := m.l
+	if err := l.take(ctx, now, m.layer.Name, cowcommon.VolumeOptions{}); err != nil {
+		return err
+	}
+	kept := false
+	defer func() {
+		if !kept {
+			err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), now))
+		}
+	}()
+	theirs, err := l.comparer.Compare(ctx, m.fork, m.base, cowcommon.Auto)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, theirs.Close()) }()
+	ours, err := l.comparer.Compare(ctx, now.Volume, m.base, cowcommon.Auto)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ours.Close()) }()
+	p, err := m.plan(ctx, theirs, ours)
+	if err != nil {
+		return err
+	}
+	merged.Changes, merged.Conflicts = p.changes, p.conflicts
+	if p.isEmpty() {
+		return nil
+	}
+	apply := func(ctx context.Context, volume string) error {
+		return l.apply(ctx, volume, func(root *os.File) error { return p.apply(ctx, root, theirs.Dir(), ours.Dir()) })
+	}
+	if m.opts.Live {
+		now.Message = "before the merge of " + m.fork
+		if merged.Before, err = l.commitNamed(ctx, now, "", beforeMerge); err != nil {
+			return err
+		}
+		kept = true
+		return apply(ctx, m.layer.Name)
+	}
+	r := newMoment(m.layer.Name, now.Base)
+	r.Name, r.Message = beforeMerge, "before the merge of "+m.fork
+	if err := l.replace(ctx, r, m.layer, now.Volume, func(volume string) error { return apply(ctx, volume) }); err != nil {
+		return err
+	}
+	if err := m.checkUnchanged(ctx, r, now); err != nil {
+		return err
+	}
+	merged.Before, err = l.commitNamed(ctx, r, "", beforeMerge)
+	return err
+}
+
+// beforeMerge begins the names of the snapshots that a merge takes.
+const beforeMerge = "before-merge"
+
+// checkUnchanged compares the former content of the layer with that of which the merge was made. If it is another, it
+// makes it the content again, and returns errChanged.
+func (m *merge) checkUnchanged(ctx context.Context, former, now record) (err error) {
+	c, err := m.l.comparer.Compare(ctx, former.Volume, now.Volume, cowcommon.Auto)
+	if err != nil {
+		return err
+	}
+	changed := len(c.Changes) > 0
+	if err := c.Close(); err != nil || !changed {
+		return err
+	}
+	before, err := m.l.commitNamed(ctx, former, "", beforeMerge)
+	if err != nil {
+		return err
+	}
+	v, err := m.l.backend.Stat(ctx, m.layer.Name)
+	if err != nil {
+		return err
+	}
+	undo := newMoment(m.layer.Name, now.Base)
+	if err := m.l.replace(ctx, undo, v, before.Volume, nil); err != nil {
+		return fmt.Errorf("layer %s changed while it was merged, and its content is snapshot %s: %w", v.Name, before.Name, err)
+	}
+	if _, err := m.l.commit(undo); err != nil { // it goes with the next Sweep
+		return err
+	}
+	return errChanged
+}

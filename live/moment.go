@@ -1,0 +1,174 @@
+package live
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/staging"
+)
+
+// Moment is the content of a layer at one time.
+type Moment struct {
+	Volume  string    `json:"volume"`            // has the content
+	Layer   string    `json:"layer"`             // whose content it is
+	Base    string    `json:"base,omitempty"`    // from which the layer's changes count
+	Name    string    `json:"name,omitempty"`    // of the snapshot; "" for a moment that exists for its forks alone
+	Message string    `json:"message,omitempty"` // of the snapshot
+	Time    time.Time `json:"time"`
+	Forks   []Fork    `json:"forks,omitempty"`
+}
+
+// Fork is a layer that was forked from a moment.
+type Fork struct {
+	Name    string            `json:"name"`
+	Expires time.Time         `json:"expires,omitzero"` // when it is removed, unless it is in use then
+	Labels  map[string]string `json:"labels,omitempty"`
+}
+
+// record is a moment as it is kept in a file.
+type record struct {
+	Version int `json:"version"`
+	Moment
+	// Replaced is the time at which the layer's former volume was made, while Volume is about to become the layer and the
+	// layer the moment.
+	Replaced time.Time `json:"replaced,omitzero"`
+}
+
+const (
+	recordVersion   = 1
+	maxRecordSize   = 4 << 20
+	temporaryPrefix = ".new-"
+	recordSuffix    = ".json"
+	newSuffix       = ".new" // of the volume that is about to become a layer
+)
+
+var momentName = regexp.MustCompile(`^moment-[0-9a-f]{12}-[a-z2-7]{12}$`)
+
+// IsMoment reports whether a volume of that name is a moment. No layer has such a name.
+func IsMoment(name string) bool {
+	return momentName.MatchString(strings.TrimSuffix(name, newSuffix))
+}
+
+// tag begins the names of the volumes of a layer's moments, so that these are found without reading every record.
+func tag(layer string) string {
+	sum := sha256.Sum256([]byte(layer))
+	return "moment-" + hex.EncodeToString(sum[:6]) + "-"
+}
+
+// newMoment describes a moment of layer that is about to be made.
+func newMoment(layer, base string) record {
+	return record{Version: recordVersion, Moment: Moment{
+		Volume: staging.Name(tag(layer)), Layer: layer, Base: base, Time: time.Now().UTC().Truncate(time.Millisecond),
+	}}
+}
+
+// save writes a record, so that it survives a power cut.
+func (l *Layers) save(dir string, r record) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.WriteAs(l.path(dir, r.Volume+recordSuffix), temporaryPrefix, append(data, '\n'), 0o600)
+}
+
+// commit records a moment whose step has ended. A crash leaves the record of the step too, which then counts no more.
+func (l *Layers) commit(r record) (Moment, error) {
+	r.Replaced = time.Time{}
+	if err := l.save(momentsDir, r); err != nil {
+		return Moment{}, err
+	}
+	return r.Moment, l.forget(pendingDir, r.Volume)
+}
+
+// forget deletes a record.
+func (l *Layers) forget(dir, volume string) error {
+	err := os.Remove(l.path(dir, volume+recordSuffix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// load reads a record. Returns errdefs.ErrNotFound if there is none.
+func (l *Layers) load(dir, volume string) (r record, err error) {
+	path := l.path(dir, volume+recordSuffix)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("record of a moment %s: %w", path, err)
+		}
+	}()
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, fault.New(errdefs.ErrNotFound, "moment %s", volume)
+	}
+	if err != nil {
+		return r, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxRecordSize+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return r, err
+	}
+	if len(data) > maxRecordSize {
+		return r, fault.New(errdefs.ErrDataLoss, "it is longer than %d bytes", maxRecordSize)
+	}
+	if err := json.NewDecoder(bytes.NewReader(data)).Decode(&r); err != nil {
+		return r, fault.As(errdefs.ErrDataLoss, err)
+	}
+	switch {
+	case r.Version != recordVersion:
+		return r, fault.New(errdefs.ErrNotImplemented, "version %d, where %d is known", r.Version, recordVersion)
+	case r.Volume != volume || !IsMoment(volume) || cowcommon.CheckID(r.Layer) != nil:
+		return r, fault.New(errdefs.ErrDataLoss, "it is of moment %q of layer %q", r.Volume, r.Layer)
+	}
+	return r, nil
+}
+
+// records reads the records whose volumes' names begin so, oldest first. It reports records that cannot be read.
+func (l *Layers) records(dir, prefix string) ([]record, error) {
+	entries, err := os.ReadDir(l.path(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var records []record
+	for _, entry := range entries {
+		volume, ok := strings.CutSuffix(entry.Name(), recordSuffix)
+		if !ok || !strings.HasPrefix(volume, prefix) || !IsMoment(volume) {
+			continue
+		}
+		r, err := l.load(dir, volume)
+		switch {
+		case errdefs.IsNotFound(err): // it has just gone
+		case err != nil:
+			l.log.Warn("a moment is left out", "error", err)
+		default:
+			records = append(records, r)
+		}
+	}
+	slices.SortStableFunc(records, func(a, b record) int { return a.Time.Compare(b.Time) })
+	return records, nil
+}
+
+// recordsOf reads the records of a layer's moments, oldest first.
+func (l *Layers) recordsOf(layer string) ([]record, error) {
+	records, err := l.records(momentsDir, tag(layer))
+	return slices.DeleteFunc(records, func(r record) bool { return r.Layer != layer }), err
+}

@@ -1,0 +1,104 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/moby/go-archive"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/treecopy"
+)
+
+// RollbackOptions says how a layer is rolled back.
+type RollbackOptions struct {
+	// Live changes the tree of a layer in place, also while it is in use. An error or a crash leaves a part of the changes.
+	Live bool
+}
+
+// Rollback gives a layer the content of one of its snapshots. It returns the snapshot that has the content of before. Newer
+// snapshots stay. Returns ErrFailedPrecondition if the layer is in use, unless opts.Live is set, or if it is sealed. Then
+// nothing has changed.
+func (l *Layers) Rollback(ctx context.Context, layer, snapshot string, opts RollbackOptions) (before Moment, err error) {
+	unlock, err := l.begin(ctx)
+	if err != nil {
+		return before, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	to, err := l.Get(layer, snapshot)
+	if err != nil {
+		return before, err
+	}
+	v, base, err := l.stat(ctx, layer)
+	if err != nil {
+		return before, err
+	}
+	r := newMoment(layer, base)
+	r.Name, r.Message = "before-rollback", "before the rollback to "+snapshot
+	if opts.Live {
+		return l.rollbackLive(ctx, r, v, to)
+	}
+	if err := l.replace(ctx, r, v, to.Volume, nil); err != nil {
+		return before, err
+	}
+	return l.commitNamed(ctx, r, "", r.Name)
+}
+
+func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume, to Moment) (before Moment, err error) {
+	prefix := r.Name
+	r.Name = ""
+	if err := l.take(ctx, r, v.Name, cowcommon.VolumeOptions{}); err != nil {
+		return before, err
+	}
+	if before, err = l.commitNamed(ctx, r, "", prefix); err != nil {
+		return before, err
+	}
+	c, err := l.comparer.Compare(ctx, to.Volume, r.Volume, cowcommon.Auto)
+	if err != nil {
+		return before, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	return before, l.apply(ctx, v.Name, func(root *os.File) error { return copyChanges(ctx, root, c.Dir(), c.Changes) })
+}
+
+// apply calls change with the root of a volume, and makes the changes survive a power cut. Returns ErrFailedPrecondition if
+// the volume is sealed.
+func (l *Layers) apply(ctx context.Context, name string, change func(root *os.File) error) (err error) {
+	v, err := l.backend.Stat(ctx, name)
+	if err != nil {
+		return err
+	}
+	if v.Sealed {
+		return fault.Wrap("change layer", name, fault.New(fault.ErrSealed, "other layers were made from it"))
+	}
+	dir, err := l.backend.Mount(ctx, name, "")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.backend.Unmount(context.WithoutCancel(ctx), name)) }()
+	root, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(change(root), root.Close())
+	if err != nil {
+		return err
+	}
+	return l.backend.Sync(ctx, name)
+}
+
+// copyChanges makes the changes in the tree at root, from the tree in the directory from.
+func copyChanges(ctx context.Context, root *os.File, from string, changes []archive.Change) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	if _, err := treecopy.Copy(ctx, root, src, changes, treecopy.Options{}); err != nil {
+		return fmt.Errorf("copy changes: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,199 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// ForkOptions says how forks are made.
+type ForkOptions struct {
+	Volume cowcommon.VolumeOptions
+	// Fork has the facts about each fork, except its name.
+	Fork Fork
+}
+
+// Fork makes each of names a layer with the content of source as it is now. source is a layer, in use or not, or the volume
+// of a moment. All names are of the same moment. If Fork fails, or a crash interrupts it, none of them is left. Returns
+// ErrNotImplemented if the Backend cannot take the moment of such a layer.
+func (l *Layers) Fork(ctx context.Context, source string, names []string, opts ForkOptions) (m Moment, err error) {
+	for _, name := range names {
+		if IsMoment(name) {
+			return m, fault.New(errdefs.ErrInvalidArgument, "layer name %s is of the form that moments have; choose another", name)
+		}
+	}
+	unlock, err := l.begin(ctx)
+	if err != nil {
+		return m, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	r, err := l.momentOf(ctx, source)
+	if err != nil {
+		return m, err
+	}
+	for _, name := range names {
+		// A crash before any fork is made must not remove another's layer.
+		if _, taken, err := l.exists(ctx, name); err != nil || taken {
+			if taken {
+				err = fault.Wrap("fork layer", name, errdefs.ErrAlreadyExists)
+			}
+			return m, err
+		}
+		fork := opts.Fork
+		fork.Name = name
+		r.Forks = append(r.Forks, fork)
+	}
+	if err := l.take(ctx, r, source, opts.Volume); err != nil {
+		return m, err
+	}
+	return l.commit(r)
+}
+
+// momentOf describes a new moment of a layer, or of the layer of another moment.
+func (l *Layers) momentOf(ctx context.Context, source string) (record, error) {
+	if IsMoment(source) {
+		of, err := l.load(momentsDir, source)
+		return newMoment(of.Layer, of.Base), err
+	}
+	_, base, err := l.stat(ctx, source)
+	return newMoment(source, base), err
+}
+
+// take makes the volume of a moment and its forks. If it fails, it leaves nothing.
+func (l *Layers) take(ctx context.Context, r record, source string, opts cowcommon.VolumeOptions) error {
+	if err := l.save(pendingDir, r); err != nil {
+		return err
+	}
+	names := make([]string, 0, len(r.Forks))
+	for _, fork := range r.Forks {
+		names = append(names, fork.Name)
+	}
+	err := cowcommon.Fork(ctx, l.backend, source, r.Volume, names, opts)
+	if err != nil {
+		err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+	}
+	return err
+}
+
+// SnapshotOptions says how a snapshot is made.
+type SnapshotOptions struct {
+	Message string
+}
+
+// Snapshot keeps the content of a layer as it is now, in use or not. Without a name the snapshot gets one. Returns
+// ErrAlreadyExists if the layer has a snapshot of that name.
+func (l *Layers) Snapshot(ctx context.Context, layer, name string, opts SnapshotOptions) (m Moment, err error) {
+	if name != "" {
+		if err := cowcommon.CheckID(name); err != nil {
+			return m, fmt.Errorf("snapshot: %w", err)
+		}
+	}
+	unlock, err := l.begin(ctx)
+	if err != nil {
+		return m, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if IsMoment(layer) {
+		return m, fault.New(errdefs.ErrInvalidArgument, "%s is a snapshot itself", layer)
+	}
+	r, err := l.momentOf(ctx, layer)
+	if err != nil {
+		return m, err
+	}
+	r.Message = opts.Message
+	if err := l.take(ctx, r, layer, cowcommon.VolumeOptions{}); err != nil {
+		return m, err
+	}
+	m, err = l.commitNamed(ctx, r, name, "snapshot")
+	if err != nil {
+		err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+	}
+	return m, err
+}
+
+// commitNamed is commit of a snapshot. If name is "", its name is prefix with the next free number.
+func (l *Layers) commitNamed(ctx context.Context, r record, name, prefix string) (m Moment, err error) {
+	lock, err := l.openLock(namesFile) // nobody else names a snapshot meanwhile
+	if err != nil {
+		return m, err
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+	if err := lock.exclusive(ctx); err != nil {
+		return m, err
+	}
+	others, err := l.recordsOf(r.Layer)
+	if err != nil {
+		return m, err
+	}
+	taken := func(name string) bool {
+		return slices.ContainsFunc(others, func(o record) bool { return o.Name == name })
+	}
+	if name != "" && taken(name) {
+		return m, fault.New(errdefs.ErrAlreadyExists, "layer %s has a snapshot %s already", r.Layer, name)
+	}
+	for i := 1; name == ""; i++ {
+		if next := fmt.Sprintf("%s-%d", prefix, i); !taken(next) {
+			name = next
+		}
+	}
+	r.Name = name
+	return l.commit(r)
+}
+
+// Snapshots lists the snapshots of a layer, oldest first.
+func (l *Layers) Snapshots(_ context.Context, layer string) ([]Moment, error) {
+	moments, err := l.list(layer)
+	return slices.DeleteFunc(moments, func(m Moment) bool { return m.Name == "" }), err
+}
+
+// Moments lists the moments of a layer, oldest first: its snapshots, and those that exist for its forks alone.
+func (l *Layers) Moments(_ context.Context, layer string) ([]Moment, error) { return l.list(layer) }
+
+func (l *Layers) list(layer string) ([]Moment, error) {
+	records, err := l.recordsOf(layer)
+	moments := make([]Moment, 0, len(records))
+	for _, r := range records {
+		moments = append(moments, r.Moment)
+	}
+	return moments, err
+}
+
+// Get returns a snapshot of a layer. Returns ErrNotFound if there is no such snapshot.
+func (l *Layers) Get(layer, name string) (Moment, error) {
+	moments, err := l.list(layer)
+	if err != nil {
+		return Moment{}, err
+	}
+	if i := slices.IndexFunc(moments, func(m Moment) bool { return m.Name == name && name != "" }); i >= 0 {
+		return moments[i], nil
+	}
+	return Moment{}, fault.New(errdefs.ErrNotFound, "layer %s has no snapshot %s", layer, name)
+}
+
+// Cut splits a reference LAYER@SNAPSHOT.
+func Cut(ref string) (layer, snapshot string, ok bool) { return strings.Cut(ref, "@") }
+
+// RemoveSnapshot removes a snapshot. Its forks stay.
+func (l *Layers) RemoveSnapshot(ctx context.Context, layer, name string) (err error) {
+	unlock, err := l.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	m, err := l.Get(layer, name)
+	if err != nil {
+		return err
+	}
+	m.Name, m.Message = "", ""
+	if err := l.save(momentsDir, record{Version: recordVersion, Moment: m}); err != nil {
+		return err
+	}
+	return l.sweep(ctx)
+}

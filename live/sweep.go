@@ -1,0 +1,204 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// Sweep removes forks that have expired and are not in use, and moments that nothing needs any more: those without a
+// name or without their layer, from which nothing is made. It does nothing while somebody else is at work; they do so
+// later.
+func (l *Layers) Sweep(ctx context.Context) (err error) {
+	lock, err := l.openLock(lockFile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+	if alone, err := lock.tryExclusive(); err != nil || !alone {
+		return err
+	}
+	if err := l.endInterrupted(ctx); err != nil {
+		return err
+	}
+	return l.sweep(ctx)
+}
+
+func (l *Layers) sweep(ctx context.Context) error {
+	if err := l.expire(ctx, time.Now()); err != nil {
+		return err
+	}
+	for {
+		again, err := l.sweepOnce(ctx)
+		if err != nil || !again {
+			return err
+		}
+	}
+}
+
+// expire removes the forks that have expired.
+func (l *Layers) expire(ctx context.Context, now time.Time) error {
+	records, err := l.records(momentsDir, "")
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		for _, fork := range r.Forks {
+			if fork.Expires.IsZero() || now.Before(fork.Expires) {
+				continue
+			}
+			v, ok, err := l.exists(ctx, fork.Name)
+			if err != nil {
+				return err
+			}
+			if !ok || v.Parent != r.Volume { // it is another layer of that name
+				continue
+			}
+			if err := l.removeUnused(ctx, fork.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// removeUnused removes a volume, unless it is in use.
+func (l *Layers) removeUnused(ctx context.Context, name string) error {
+	err := l.backend.Remove(ctx, name)
+	if errors.Is(err, fault.ErrInUse) || errdefs.IsFailedPrecondition(err) {
+		l.log.Info("it stays until nobody uses it", "volume", name, "error", err)
+		return nil
+	}
+	return err
+}
+
+// sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A moment may need another, so the caller repeats it after it has removed
+// some.
+func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
+	volumes := make(map[string]cowcommon.Volume)
+	needed := make(map[string]bool)
+	for v, err := range l.backend.Volumes(ctx) {
+		if err != nil {
+			return false, err
+		}
+		volumes[v.Name] = v
+		if v.Parent != "" {
+			needed[v.Parent] = true
+		}
+	}
+	records, err := l.records(momentsDir, "")
+	if err != nil {
+		return false, err
+	}
+	for _, r := range records {
+		if _, ok := volumes[r.Volume]; !ok {
+			if err := l.forget(momentsDir, r.Volume); err != nil {
+				return false, err
+			}
+			continue
+		}
+		was := len(r.Forks)
+		r.Forks = slices.DeleteFunc(r.Forks, func(f Fork) bool { return volumes[f.Name].Parent != r.Volume })
+		_, hasLayer := volumes[r.Layer]
+		nameless := r.Name == "" || !hasLayer
+		if nameless && !needed[r.Volume] {
+			gone, err := l.removeMoment(ctx, r.Volume)
+			if err != nil {
+				return false, err
+			}
+			again = again || gone
+			continue
+		}
+		if len(r.Forks) < was || nameless && r.Name != "" {
+			if !hasLayer {
+				r.Name = ""
+			}
+			if err := l.save(momentsDir, r); err != nil {
+				return false, err
+			}
+		}
+	}
+	return again, nil
+}
+
+// removeMoment removes the volume of a moment and its record, unless it is in use.
+func (l *Layers) removeMoment(ctx context.Context, volume string) (gone bool, err error) {
+	if err := l.removeUnused(ctx, volume); err != nil {
+		return false, err
+	}
+	if _, still, err := l.exists(ctx, volume); err != nil || still {
+		return false, err
+	}
+	return true, l.forget(momentsDir, volume)
+}
+
+// endInterrupted ends the steps that a crash interrupted.
+func (l *Layers) endInterrupted(ctx context.Context) error {
+	records, err := l.records(pendingDir, "")
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if err := l.endPending(ctx, r); err != nil {
+			l.log.Warn("an interrupted step is ended later", "moment", r.Volume, "layer", r.Layer, "error", err)
+		}
+	}
+	return nil
+}
+
+// endPending ends a step that has failed or was interrupted: it undoes the step, unless the layer has its new content.
+func (l *Layers) endPending(ctx context.Context, r record) error {
+	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
+		if err == nil {
+			err = l.forget(pendingDir, r.Volume) // it had ended
+		}
+		return err
+	}
+	if !r.Replaced.IsZero() {
+		done, err := l.endReplace(ctx, r)
+		if err != nil || done {
+			return err
+		}
+	}
+	for _, fork := range r.Forks {
+		v, ok, err := l.exists(ctx, fork.Name)
+		if err != nil {
+			return err
+		}
+		if ok && v.Parent == r.Volume {
+			if err := l.backend.Remove(ctx, fork.Name); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.backend.Remove(ctx, r.Volume); err != nil {
+		return err
+	}
+	return l.forget(pendingDir, r.Volume)
+}
+
+// Delete deletes the directory of the records, if there are no moments. Foreign files in it stay, and are an error.
+func (l *Layers) Delete(ctx context.Context) (err error) {
+	unlock, err := l.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if err := l.sweep(ctx); err != nil {
+		return err
+	}
+	for _, name := range []string{momentsDir, pendingDir, namesFile, lockFile, "."} {
+		if err := os.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

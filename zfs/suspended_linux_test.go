@@ -1,0 +1,244 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// TestPoolSuspended: nothing hangs on a pool whose device fails, and every error says what to do. When the device is
+// back, everything works again. The home is elsewhere, or in the pool itself.
+func TestPoolSuspended(t *testing.T) {
+	t.Run("home elsewhere", func(t *testing.T) { poolSuspended(t, false) })
+	t.Run("home in the pool", func(t *testing.T) { poolSuspended(t, true) })
+}
+
+func poolSuspended(t *testing.T, homeInPool bool) {
+	pool, dir := ownPool(t, 96<<20)
+	home := t.TempDir() + "/home"
+	if homeInPool {
+		at := t.TempDir()
+		zfs(t, "create", "-o", "mountpoint="+at, pool+"/homes")
+		home = at + "/home"
+	}
+	zfs(t, "create", pool+"/root")
+	openHere := func() *Backend {
+		b, err := Open(t.Context(), home, pool+"/root", Options{})
+		require.NoError(t, err)
+		return b
+	}
+	b := openHere()
+	defer func() { assert.NoError(t, b.Close()) }()
+	resume := sync.OnceFunc(func() {
+		assert.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%d", 512<<20)))
+		run(t, "zpool", "clear", pool)
+	})
+	defer resume()
+	closing := openHere()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for _, name := range []string{"base", "other", "third"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+	}
+	at, err := b.Mount(ctx, "base", "")
+	require.NoError(t, err)
+	require.NoError(t, second(b.Mount(ctx, "other", "")))
+	view, err := b.View(ctx, "other")
+	require.NoError(t, err)
+	require.NoError(t, second(closing.Mount(ctx, "third", "")))
+	require.NoError(t, second(closing.View(ctx, "third")))
+	written := make(chan error, 1)
+	go func() { // hangs until the pool is back
+		written <- errors.Join(os.WriteFile(at+"/f", randomBytes(100<<20), 0o644), syncFilesystem(at))
+	}()
+	require.Eventually(t, func() bool { return b.zfs.checkPool() != nil }, 50*time.Second, 50*time.Millisecond, "the pool is suspended")
+
+	promptly := func(what string, call func() error) error {
+		t.Helper()
+		result := make(chan error, 1)
+		go func() { result <- call() }()
+		select {
+		case err := <-result:
+			return err
+		case <-time.After(tellFor + 10*time.Second):
+			require.Fail(t, "it hangs", what)
+			return nil
+		}
+	}
+	// A change that was made just before is told to others. In the pool, this waits for the pool.
+	var telling sync.WaitGroup
+	for range 3 {
+		telling.Go(func() { b.volumes.doubtWhile(true); b.volumes.doubtWhile(false); b.volumes.drop("nothing") })
+	}
+	require.NoError(t, promptly("tell", func() error { telling.Wait(); return nil }))
+	for what, call := range map[string]func() error{
+		"create":     func() error { return b.Create(ctx, "new", cowcommon.VolumeOptions{}) },
+		"clone":      func() error { return b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}) },
+		"limit":      func() error { return b.SetLimit(ctx, "base", quota.Limit{Bytes: 1 << 30}) },
+		"look again": func() error { return second(b.Stat(ctx, "base")) },
+		"unmount":    func() error { return b.Unmount(ctx, "other") },
+		"close view": view.Close,
+		"close":      closing.Close,
+	} {
+		err := promptly(what, call)
+		require.ErrorIs(t, err, errdefs.ErrUnavailable, what)
+		require.ErrorContains(t, err, "zpool clear", what)
+	}
+	assert.Contains(t, fmt.Sprint(b.Status(ctx)), "suspended")
+
+	resume()
+	require.NoError(t, <-written)
+	require.NoError(t, b.Unmount(ctx, "base"))
+	require.NoError(t, b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}))
+	for _, name := range []string{"new", "base", "other", "third"} {
+		require.NoError(t, b.Remove(ctx, name))
+	}
+	for _, dir := range []string{b.graph, b.views, b.locks, b.intents} {
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		assert.Empty(t, entries, dir)
+	}
+	assert.Zero(t, b.Left())
+}
+
+// TestStuckUnmount: an unmount that does not end in time fails, and keeps nobody waiting. Its volume stays locked until it
+// has ended.
+func TestStuckUnmount(t *testing.T) {
+	f := openFaulty(t)
+	f.zfs.patience, f.zfs.grace = 50*time.Millisecond, 50*time.Millisecond
+	ctx := t.Context()
+	require.NoError(t, f.Create(ctx, "image", cowcommon.VolumeOptions{}))
+	require.NoError(t, f.Seal(ctx, "image"))
+	mount := func(t *testing.T) func() error {
+		require.NoError(t, second(f.Mount(ctx, "base", "")))
+		return func() error { return f.Unmount(ctx, "base") }
+	}
+	view := func(name string) func(t *testing.T) func() error {
+		return func(t *testing.T) func() error {
+			v, err := f.View(ctx, name)
+			require.NoError(t, err)
+			return v.Close
+		}
+	}
+	for what, use := range map[string]func(*testing.T) func() error{"mount": mount, "view": view("base"), "view of sealed": view("image")} {
+		for _, fault := range stuckFaults {
+			t.Run(what+" "+fault, func(t *testing.T) {
+				require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+				before := f.state(t)
+				end := use(t)
+				f.faults.arm("unmount", fault)
+				begun := time.Now()
+				require.ErrorIs(t, end(), errdefs.ErrUnavailable)
+				assert.Less(t, time.Since(begun), pauses[fault]/2)
+				if what == "mount" {
+					require.ErrorIs(t, f.beside.Remove(ctx, "base"), errdefs.ErrFailedPrecondition)
+				}
+				f.zfs.grace = time.Minute
+				require.Eventually(t, func() bool { return !f.isDoubted() && slices.Equal(before, f.state(t)) }, 2*time.Minute, 100*time.Millisecond)
+				require.Eventually(t, func() bool { return f.beside.Remove(ctx, "base") == nil }, time.Minute, 100*time.Millisecond)
+				f.zfs.grace = 50 * time.Millisecond
+				for _, dir := range []string{f.views, f.graph, f.locks} {
+					entries, err := os.ReadDir(dir)
+					require.NoError(t, err)
+					assert.Empty(t, entries, dir)
+				}
+			})
+		}
+	}
+}
+
+// slowKernel takes its time to destroy a snapshot.
+type slowKernel struct {
+	kernel
+	pause time.Duration
+}
+
+func (k slowKernel) DestroySnapshot(name string) error {
+	time.Sleep(k.pause)
+	return k.kernel.DestroySnapshot(name)
+}
+
+// TestCloseOfManyViews: the time that Close may take does not grow with the views. Views that it could not end are ended
+// at the next start.
+func TestCloseOfManyViews(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	ctx := t.Context()
+	b, err := Open(ctx, filepath.Join(mountpoint, "home"), root, Options{})
+	require.NoError(t, err)
+	require.NoError(t, b.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	list := func() string { return zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root) }
+	before := list()
+	for range 6 {
+		require.NoError(t, second(b.View(ctx, "base")))
+	}
+	const pause = 2 * time.Second
+	b.zfs.kernel, b.zfs.grace, b.zfs.patience = slowKernel{b.zfs.kernel, pause}, pause, 100*time.Millisecond
+	begun := time.Now()
+	require.ErrorIs(t, b.Close(), errdefs.ErrUnavailable)
+	assert.Less(t, time.Since(begun), 4*pause)
+	require.Eventually(t, func() bool { return b.pendingNow() == 0 }, time.Minute, 10*time.Millisecond)
+	again := openOn(t, root, mountpoint)
+	assert.True(t, again.recovered)
+	assert.Equal(t, before, list())
+}
+
+// TestRecoveryBesideCloneInUse: cleaning up leaves the snapshot alone that a clone is being made from.
+func TestRecoveryBesideCloneInUse(t *testing.T) {
+	f := openFaulty(t)
+	ctx := t.Context()
+	require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	dir := t.TempDir()
+	run(t, "mount", "-t", "zfs", f.datasetOf("base"), dir) // so that no Backend has it locked
+	defer run(t, "umount", dir)
+	f.faults.race = func() {
+		datasets, err := f.beside.volumes.all(ctx)
+		assert.NoError(t, err)
+		assert.NoError(t, f.beside.discardLeftOrigins(ctx, "base", originsOf(datasets, nil)))
+		assert.ErrorIs(t, f.beside.Rename(ctx, "base", "renamed"), errdefs.ErrFailedPrecondition)
+	}
+	hit := f.faults.arm("clone", "race")
+	require.NoError(t, f.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}))
+	<-hit
+	require.NoError(t, f.Remove(ctx, "new"))
+}
+
+// TestLateLimit: while a limit may still be set by a call whose caller left, nobody gives the name of the volume to
+// another.
+func TestLateLimit(t *testing.T) {
+	f := openFaulty(t)
+	f.zfs.patience = 50 * time.Millisecond
+	ctx := t.Context()
+	require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	err := f.with(t, "set", "stuck-before", func(ctx context.Context) error {
+		return f.SetLimit(ctx, "base", quota.Limit{Bytes: 1 << 30})
+	})
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorIs(t, f.beside.Remove(ctx, "base"), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, f.beside.Rename(ctx, "base", "renamed"), errdefs.ErrFailedPrecondition)
+	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, f.Remove(soon, "base"), context.DeadlineExceeded)
+	require.NoError(t, f.Remove(ctx, "base"), "after the call")
+	require.NoError(t, f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	time.Sleep(pauses["stuck-before"])
+	d, err := f.stats(ctx, f.datasetOf("base"))
+	require.NoError(t, err)
+	limit, _ := d.Properties.Number("quota")
+	assert.Zero(t, limit)
+	require.NoError(t, f.Remove(ctx, "base"))
+}
