@@ -39,7 +39,7 @@ type unfoldStep struct {
 // unfoldPlanner finds the steps that make a volume of style snapshot a shared one.
 type unfoldPlanner struct {
 	ctx       context.Context
-	top, base treeat.DirStack
+	top, base *treeat.DirStack
 	device    uint64 // of top
 	links     map[uint64]links
 	decided   map[string]unfoldAction
@@ -56,20 +56,14 @@ type links struct{ has, moved uint64 }
 // Returns errdefs.ErrFailedPrecondition if an overlay cannot show the tree: a file has changed and unchanged names, a
 // changed file has a meaning for overlayfs, or a subvolume is nested in a changed directory.
 func planUnfold(ctx context.Context, hints *treediff.Hints, top, base string) ([]unfoldStep, error) {
-	p := &unfoldPlanner{
-		ctx: ctx, links: make(map[uint64]links), decided: map[string]unfoldAction{"": unfoldMerge},
+	trees, err := openTrees(top, base)
+	if err != nil {
+		return nil, err
 	}
-	for _, tree := range []struct {
-		dir  string
-		dirs *treeat.DirStack
-	}{{top, &p.top}, {base, &p.base}} {
-		root, err := openRoot(tree.dir)
-		if err != nil {
-			return nil, err
-		}
-		defer root.Close()
-		tree.dirs.Root = int(root.Fd())
-		defer tree.dirs.Close()
+	defer trees.close()
+	p := &unfoldPlanner{
+		ctx: ctx, top: &trees.dirs[0], base: &trees.dirs[1],
+		links: make(map[uint64]links), decided: map[string]unfoldAction{"": unfoldMerge},
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(p.top.Root, &st); err != nil {
