@@ -28,3 +28,7 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 
 // KeepsPaths says that a volume has its path even when it is not mounted.
 func (b *Backend) KeepsPaths() bool { return true }
+
+// CloneSyncs says that Clone makes earlier changes in the home survive a power cut: the kernel commits its transaction when
+// it takes a snapshot.
+func (b *Backend) CloneSyncs() bool { return true }

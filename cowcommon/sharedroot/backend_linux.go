@@ -46,6 +46,12 @@ type pathKeeper interface {
 	KeepsPaths() bool
 }
 
+// cloneSyncer is an inner Backend whose Clone may write out the home.
+type cloneSyncer interface {
+	// CloneSyncs reports whether Clone makes earlier changes in the home survive a power cut.
+	CloneSyncs() bool
+}
+
 // Backend is a Backend whose volumes may have shared roots. It implements cowcommon.Backend and RootStyler, and has the
 // other optional interfaces that the Backend inside has.
 //
@@ -58,6 +64,7 @@ type Backend struct {
 	log               *slog.Logger
 	ctx               context.Context // for cleaning up, which the end of no request stops
 	keepsPaths        bool            // as pathKeeper says
+	cloneSyncs        bool            // as cloneSyncer says
 
 	index index
 	roots string         // the directory of mount points
@@ -97,6 +104,9 @@ func New(ctx context.Context, in cowcommon.Backend, home string, opts Options) (
 	}
 	if k, ok := cowcommon.As[pathKeeper](in); ok {
 		b.keepsPaths = k.KeepsPaths()
+	}
+	if s, ok := cowcommon.As[cloneSyncer](in); ok {
+		b.cloneSyncs = s.CloneSyncs()
 	}
 	b.makeRoots = untilDone(b.makeMountPoints)
 	b.tryOverlay = untilDone(b.probe)

@@ -104,23 +104,49 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 			return errStyleChanged
 		}
 	}
-	if err := b.Backend.Clone(ctx, name, source, plain(opts)); err != nil || opts.RootStyle != cowcommon.SharedRoot {
+	if opts.RootStyle != cowcommon.SharedRoot {
+		return b.Backend.Clone(ctx, name, source, plain(opts))
+	}
+	if err := b.cloneNoted(ctx, name, source, source, opts); err != nil {
 		return err
 	}
 	if !src.Sealed {
 		if src, err = b.Backend.Stat(ctx, source); err != nil || !src.Sealed {
-			return err // it was in use, and goes on changing
+			return errors.Join(err, b.index.forget(name)) // it was in use, and goes on changing
 		}
 	}
 	return b.share(ctx, name, source)
 }
 
+// cloneNoted clones a volume, and notes before that the clone may be shared over lower.
+func (b *Backend) cloneNoted(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
+	// The note would be about the volume of that name.
+	if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
+		if err == nil {
+			err = errdefs.ErrAlreadyExists
+		}
+		return err
+	}
+	err := b.index.put(name, lower)
+	if err == nil && !b.cloneSyncs {
+		err = b.index.sync()
+	}
+	if err == nil {
+		err = b.Backend.Clone(ctx, name, source, plain(opts))
+	}
+	if err != nil {
+		// A clone whose making could not be stopped is shared if its source is.
+		if _, statErr := b.Backend.Stat(b.ctx, name); isGone(statErr) {
+			err = errors.Join(err, b.index.forget(name))
+		}
+		return err
+	}
+	return nil
+}
+
 // share gives a fresh clone of a sealed volume a shared root. The caller has the locks of both.
 func (b *Backend) share(ctx context.Context, name, lower string) error {
-	err := b.index.add(name, lower)
-	if err == nil {
-		err = b.alone(ctx, name, func(root *os.File) error { return prepare(root, lower) })
-	}
+	err := b.alone(ctx, name, func(root *os.File) error { return prepare(root, lower) })
 	if err == nil {
 		return nil
 	}
@@ -151,20 +177,11 @@ func (b *Backend) cloneShared(ctx context.Context, name, source, lower string, o
 	case found != lower:
 		return errStyleChanged
 	}
-	if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
-		if err == nil {
-			err = errdefs.ErrAlreadyExists
-		}
+	if err := b.cloneNoted(ctx, name, source, lower, opts); err != nil || opts.RootStyle == cowcommon.SharedRoot {
 		return err
 	}
-	if err = b.index.add(name, lower); err == nil {
-		err = b.Backend.Clone(ctx, name, source, plain(opts))
+	if err := b.foldLocked(ctx, name); err != nil {
+		return errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
 	}
-	if err == nil && opts.RootStyle != cowcommon.SharedRoot {
-		err = b.foldLocked(ctx, name)
-	}
-	if err != nil {
-		err = errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
-	}
-	return err
+	return nil
 }

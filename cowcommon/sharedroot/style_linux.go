@@ -103,6 +103,15 @@ func (b *Backend) fold(ctx context.Context, name string) error {
 
 // foldLocked is fold for a caller that has the lock of the volume.
 func (b *Backend) foldLocked(ctx context.Context, name string) error {
+	if err := b.foldThen(ctx, name, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) }); err != nil {
+		return err
+	}
+	return b.index.forget(name)
+}
+
+// foldThen folds a volume, which the caller has locked, and then calls do with its root. The note about the volume is to go
+// when its tree is durable.
+func (b *Backend) foldThen(ctx context.Context, name string, do func(root *os.File) error) error {
 	err := b.foldUnlimited(ctx, name, func() error {
 		return b.alone(ctx, name, func(root *os.File) error {
 			s, _, err := inspect(root)
@@ -112,7 +121,7 @@ func (b *Backend) foldLocked(ctx context.Context, name string) error {
 			if err := fold(ctx, root, func() error { return b.checkNotMounted(root.Name(), name) }); err != nil {
 				return err
 			}
-			return unix.Syncfs(int(root.Fd()))
+			return do(root)
 		})
 	})
 	if errors.Is(err, fault.ErrSealed) {
@@ -121,10 +130,7 @@ func (b *Backend) foldLocked(ctx context.Context, name string) error {
 		}
 		err = nil // it was folded before
 	}
-	if err != nil {
-		return err
-	}
-	return b.index.forget(name)
+	return err
 }
 
 // alone calls do with the open root of a volume that nobody uses, not even as a left-over mount.

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
-	"github.com/cowshed/cowshed/internal/eintr"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
@@ -17,16 +16,11 @@ import (
 // betweenUppers makes hints for the trees of two overlays over one lower from hints for the volumes in which their uppers
 // are. base and top are the roots of these volumes.
 func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, error) {
-	var dirs [2]treeat.DirStack
-	for i, volume := range [2]string{base, top} {
-		upper, err := openRoot(upperOf(volume))
-		if err != nil {
-			return nil, err
-		}
-		defer upper.Close()
-		dirs[i].Root = int(upper.Fd())
-		defer dirs[i].Close()
+	uppers, err := openTrees(upperOf(base), upperOf(top))
+	if err != nil {
+		return nil, err
 	}
+	defer uppers.close()
 	// Hints for volumes rely on the numbers of inodes. Those of overlays do not tell a directory of the lower from its copy.
 	hints := &treediff.Hints{ByName: true}
 	for name, flags := range volumes.All() {
@@ -34,7 +28,7 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 		if !is || below != "" && below[0] != '/' {
 			continue
 		}
-		replaced, err := isReplaced(&dirs, below)
+		replaced, err := uppers.isReplaced(below)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", treeat.Quote(below), err)
 		}
@@ -43,7 +37,7 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 		}
 		hints.Add(below, flags|treediff.Written)
 	}
-	replaced, err := isReplaced(&dirs, "")
+	replaced, err := uppers.isReplaced("")
 	if replaced { // the root style was changed in between
 		err = &treediff.NoHintsError{Reason: "root style", Err: errors.New("one upper is no clone of the other")}
 	}
@@ -54,14 +48,14 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 }
 
 // isReplaced reports whether a path is that of two directories of which neither is a clone of the other.
-func isReplaced(dirs *[2]treeat.DirStack, name string) (bool, error) {
+func (p *treePair) isReplaced(name string) (bool, error) {
 	at, last := path.Split(name)
 	if last == "" {
 		last = "."
 	}
 	var st [2]unix.Statx_t
-	for i := range dirs {
-		dir, err := dirs[i].Dir(strings.TrimSuffix(at, "/"))
+	for i := range p.dirs {
+		dir, err := p.dirs[i].Dir(strings.TrimSuffix(at, "/"))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			return false, nil
 		}
@@ -74,19 +68,3 @@ func isReplaced(dirs *[2]treeat.DirStack, name string) (bool, error) {
 	}
 	return !sameInode(&st[0], &st[1]), nil
 }
-
-// lookAt describes a name without following a symbolic link. is: the name exists.
-func lookAt(dir int, name string, st *unix.Statx_t) (is bool, err error) {
-	err = eintr.Ignore(func() error {
-		return unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-func isDir(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
-
-// sameInode reports whether an inode is the clone of another. A number may be used again after a while.
-func sameInode(a, b *unix.Statx_t) bool { return a.Ino == b.Ino && a.Btime == b.Btime }
