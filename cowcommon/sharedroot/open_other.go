@@ -4,6 +4,7 @@ package sharedroot
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
@@ -12,6 +13,9 @@ import (
 func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowcommon.Backend, error) {
 	return inner, nil
 }
+
+// Sweep does nothing.
+func Sweep(string, *slog.Logger) {}
 
 // StayOff does nothing.
 func StayOff(context.Context, string) (end func() error, isOn bool, err error) {
