@@ -26,7 +26,7 @@ func (l *Layers) Diff(ctx context.Context, ref, since string) (*cowcommon.Compar
 	if err != nil {
 		return nil, err
 	}
-	base := ""
+	var base string
 	if since == "" {
 		base, err = l.Base(ctx, v)
 	} else {

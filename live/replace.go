@@ -88,6 +88,6 @@ func (l *Layers) endReplace(ctx context.Context, r record) (done bool, err error
 	if err := cowcommon.Seal(ctx, l.backend, r.Volume); err != nil {
 		return false, err
 	}
-	_, err = l.commitNamed(ctx, r, "", r.Name)
+	_, err = l.commitNamed(ctx, r, r.Name)
 	return true, err
 }
