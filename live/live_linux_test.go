@@ -87,6 +87,8 @@ func testSnapshots(t *testing.T, h home) {
 	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
 	_, err = h.Snapshot(ctx, "web", "../x", live.SnapshotOptions{})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	_, err = h.Snapshot(ctx, "web", "long", live.SnapshotOptions{Message: strings.Repeat("x", 4<<20)})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	for range 2 {
 		_, err = h.Snapshot(ctx, "web", "", live.SnapshotOptions{})
 		require.NoError(t, err)

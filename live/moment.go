@@ -78,11 +78,14 @@ func newMoment(layer, base string) record {
 	}}
 }
 
-// save writes a record, so that it survives a power cut.
+// save writes a record, so that it survives a power cut. Returns ErrInvalidArgument if load would refuse it for its size.
 func (l *Layers) save(dir string, r record) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
+	}
+	if len(data) >= maxRecordSize {
+		return fault.New(errdefs.ErrInvalidArgument, "message, names and labels have %d bytes: at most %d fit", len(data), maxRecordSize)
 	}
 	return atomicfile.WriteAs(l.path(dir, r.Volume+recordSuffix), temporaryPrefix, append(data, '\n'), 0o600)
 }
