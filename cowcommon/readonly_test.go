@@ -27,6 +27,8 @@ func TestReadOnly(t *testing.T) {
 
 		"set root style of": SetRootStyle(t.Context(), b, "a", SharedRoot),
 		"receive":           Receive(t.Context(), b, "a", "", nil),
+		"adopt":             Adopt(t.Context(), b, "a", "", "/b", VolumeOptions{}),
+		"settle":            Settle(t.Context(), b, "a"),
 	} {
 		require.ErrorIs(t, err, ErrReadOnly)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
