@@ -254,7 +254,8 @@ type Adopter interface {
 	//
 	// source is the absolute path of a subvolume's root on btrfs, and the name of a dataset on ZFS. Returns
 	// ErrNotImplemented if it is not a volume of this filesystem, has volumes nested in it, or has no ancestor in common
-	// with parent. Returns ErrInvalidArgument if it is a volume of this Backend.
+	// with parent. Returns it too if the copy could not be settled. Returns ErrInvalidArgument if it is a volume of this
+	// Backend.
 	Adopt(ctx context.Context, name, parent, source string, opts VolumeOptions) error
 }
 

@@ -155,7 +155,7 @@ var offersDesc = grpc.ServiceDesc{
 
 // offersHandler makes the handler of a method, which grpc's compiler makes for other services.
 func offersHandler(method string, do func(ctx context.Context, offerer Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error) grpc.MethodHandler {
-	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // grpc's order
+	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
 		request := new(snapshotsapi.PrepareSnapshotRequest)
 		if err := decode(request); err != nil {
 			return nil, err

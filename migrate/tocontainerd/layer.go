@@ -253,7 +253,7 @@ func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
 // told its path, and another one may be there by now, or a symbolic link on the way.
 func (m making) checkOrigin(mounts []mount.Mount) error {
 	return withTree(mounts, func(dir *os.File) error {
-		is, err := isCopy(dir, m.from.Dir)
+		is, err := isCopy(mounts, dir, m.from)
 		if err == nil && !is {
 			err = fault.New(errdefs.ErrDataLoss, "another volume than that of the layer was at %s", m.from.Volume)
 		}
