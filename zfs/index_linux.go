@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -39,6 +40,11 @@ type dataset struct {
 	own     bool // it is a volume: Cowshed or moby's driver made it
 	// snapshotted says that it had snapshots of its own when it was read.
 	snapshotted bool
+	// guid is its number, as the kernel gives it. It is 0 if this process has made the volume and nobody has asked since.
+	guid uint64
+	// adopted says that parent is the recorded parent: its guid, 0 for none.
+	adopted bool
+	parent  uint64
 }
 
 // index answers from memory which volumes exist. It is loaded from the kernel, and again after another process has changed
@@ -354,6 +360,12 @@ func describe(name string, from zfsctl.Dataset) dataset {
 	mark, _ := from.Properties.Text(markProperty)
 	mountpoint, _ := from.Properties.Text("mountpoint")
 	d.marked = mark == markValue
+	d.guid, _ = from.Properties.Number("guid")
+	if parent, ok := from.Properties.Text(parentProperty); ok {
+		var err error
+		d.parent, err = strconv.ParseUint(parent, 10, 64)
+		d.adopted = err == nil
+	}
 	d.own = cowcommon.CheckID(name) == nil && (d.marked || mountpoint == "legacy" && mobyID.MatchString(name))
 	return d
 }

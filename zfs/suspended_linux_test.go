@@ -119,7 +119,7 @@ func poolSuspended(t *testing.T, homeInPool bool) {
 		"close view": func(context.Context) error { _ = lateView.Close(); return unix.EAGAIN },
 	}
 	if homeInPool {
-		lateCalls["record"] = func(ctx context.Context) error { return late.intend(ctx, "third") }
+		lateCalls["record"] = func(ctx context.Context) error { return late.intend(ctx, "third", "") }
 		lateCalls["lock"] = func(ctx context.Context) error {
 			_, _, err := late.lockView(ctx, "third@"+viewPrefix+"late")
 			return err
