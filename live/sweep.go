@@ -154,7 +154,8 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 	return nil
 }
 
-// endPending ends a step that has failed or was interrupted: it undoes the step, unless the layer has its new content.
+// endPending ends a step that has failed or was interrupted: it undoes the step, unless all of the step's volumes are there or
+// the layer has its new content.
 func (l *Layers) endPending(ctx context.Context, r record) error {
 	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
 		if err == nil {
@@ -168,15 +169,27 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 			return err
 		}
 	}
+	var forks []string
 	for _, fork := range r.Forks {
 		v, ok, err := l.exists(ctx, fork.Name)
 		if err != nil {
 			return err
 		}
 		if ok && v.Parent == r.Volume {
-			if err := l.backend.Remove(ctx, fork.Name); err != nil {
-				return err
-			}
+			forks = append(forks, fork.Name)
+		}
+	}
+	v, _, err := l.exists(ctx, r.Volume)
+	if err != nil {
+		return err
+	}
+	if r.Replaced.IsZero() && v.Sealed && len(forks) == len(r.Forks) && (len(forks) > 0 || r.Name != "") {
+		_, err := l.commit(r)
+		return err
+	}
+	for _, fork := range forks {
+		if err := l.backend.Remove(ctx, fork); err != nil {
+			return err
 		}
 	}
 	if err := l.backend.Remove(ctx, r.Volume); err != nil {

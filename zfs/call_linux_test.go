@@ -504,6 +504,9 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 		<-told
 	}
 	assert.Less(t, time.Since(begun), 2*tellFor)
+	begun = time.Now()
+	x.drop("c")
+	assert.Less(t, time.Since(begun), tellFor/2, "it does not wait again")
 	require.NoError(t, flock.Unlock(stopped))
 	look(x)
 	require.Eventually(t, func() bool {

@@ -111,13 +111,21 @@ func poolSuspended(t *testing.T, homeInPool bool) {
 	require.NoError(t, os.Mkdir(filepath.Join(state, pool), 0o700))
 	require.NoError(t, os.WriteFile(filepath.Join(state, pool, "state"), []byte("ONLINE\n"), 0o600))
 	late.zfs.kstats, late.zfs.patience, late.zfs.grace = state, 100*time.Millisecond, 5*time.Second
-	for what, call := range map[string]func(context.Context) error{
+	lateCalls := map[string]func(context.Context) error{
 		"create":     func(ctx context.Context) error { return late.Create(ctx, "late", cowcommon.VolumeOptions{}) },
 		"view":       func(ctx context.Context) error { return closeView(late.View(ctx, "third")) },
 		"limit":      func(ctx context.Context) error { return late.SetLimit(ctx, "third", quota.Limit{Bytes: 1 << 30}) },
 		"unmount":    func(ctx context.Context) error { _ = late.Unmount(ctx, "fourth"); return unix.EAGAIN },
 		"close view": func(context.Context) error { _ = lateView.Close(); return unix.EAGAIN },
-	} {
+	}
+	if homeInPool {
+		lateCalls["record"] = func(ctx context.Context) error { return late.intend(ctx, "third") }
+		lateCalls["lock"] = func(ctx context.Context) error {
+			_, _, err := late.lockView(ctx, "third@"+viewPrefix+"late")
+			return err
+		}
+	}
+	for what, call := range lateCalls {
 		soon, cancel := context.WithTimeout(ctx, time.Second)
 		require.Error(t, promptly("late "+what, func() error { return call(soon) }), what)
 		cancel()

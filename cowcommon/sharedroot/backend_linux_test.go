@@ -754,6 +754,12 @@ func TestTurnOn(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.False(t, sharedroot.IsOn(home))
 	require.NoError(t, end())
+	end, isOn, err = sharedroot.StayOffReading(t.Context(), home)
+	require.NoError(t, err)
+	require.False(t, isOn)
+	_, err = sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "a reader does not know of them")
+	require.NoError(t, end())
 	require.NoError(t, off.Close())
 
 	on, err := sharedroot.New(t.Context(), backend, home, sharedroot.Options{})

@@ -2,10 +2,14 @@ package sharedroot
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/homedir"
@@ -28,6 +32,18 @@ func StayOff(ctx context.Context, home string) (end func() error, isOn bool, err
 		return nil, true, end()
 	}
 	return end, false, nil
+}
+
+// StayOffReading is StayOff for a process that only reads. It makes no file: in a home without locks, and on a filesystem that
+// cannot be written to, it locks nothing.
+func StayOffReading(ctx context.Context, home string) (end func() error, isOn bool, err error) {
+	if _, err = os.Lstat(homedir.LockFile(home)); err == nil {
+		end, isOn, err = StayOff(ctx, home)
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return func() error { return nil }, IsOn(home), nil
+	}
+	return end, isOn, err
 }
 
 // turnOn makes the index of a home. Returns errdefs.ErrFailedPrecondition if there is none and processes have the home open

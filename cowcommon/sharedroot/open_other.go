@@ -17,6 +17,11 @@ func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowco
 // Sweep does nothing.
 func Sweep(string, *slog.Logger) {}
 
+// StayOffReading does nothing.
+func StayOffReading(ctx context.Context, home string) (end func() error, isOn bool, err error) {
+	return StayOff(ctx, home)
+}
+
 // StayOff does nothing.
 func StayOff(context.Context, string) (end func() error, isOn bool, err error) {
 	return func() error { return nil }, false, nil

@@ -138,11 +138,12 @@ func Open(ctx context.Context, name, home string, usable error, opts Options, op
 
 // openStyle makes the driver over a Backend with or without shared roots.
 func openStyle(ctx context.Context, name, home string, backend cowcommon.Backend, readOnly bool, opts Options) (*Driver, error) {
-	switch {
-	case readOnly && !sharedroot.IsOn(home):
-		return New(name, backend, opts), nil
-	case !readOnly && opts.RootStyle != cowcommon.SharedRoot:
-		end, isOn, err := sharedroot.StayOff(ctx, home)
+	if readOnly || opts.RootStyle != cowcommon.SharedRoot {
+		stayOff := sharedroot.StayOff
+		if readOnly {
+			stayOff = sharedroot.StayOffReading
+		}
+		end, isOn, err := stayOff(ctx, home)
 		if err != nil {
 			return nil, err
 		}
