@@ -208,6 +208,14 @@ func (l *Layers) RemoveSnapshot(ctx context.Context, layer, name string) (err er
 	if err != nil {
 		return err
 	}
+	// A full filesystem may have no room for a new record.
+	if _, needed, err := l.volumes(ctx); err != nil {
+		return err
+	} else if !needed[m.Volume] {
+		if gone, err := l.removeMoment(ctx, m.Volume); err != nil || gone {
+			return err
+		}
+	}
 	m.Name, m.Message = "", ""
 	if err := l.save(momentsDir, record{Version: recordVersion, Moment: m}); err != nil {
 		return err

@@ -18,6 +18,9 @@ import (
 // name or without their layer, from which nothing is made. It does nothing while somebody else is at work; they do so
 // later.
 func (l *Layers) Sweep(ctx context.Context) (err error) {
+	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
+		return nil
+	}
 	lock, err := l.openLock(lockFile)
 	if err != nil {
 		return err
@@ -83,16 +86,9 @@ func (l *Layers) removeUnused(ctx context.Context, name string) error {
 // sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A moment may need another, so the caller repeats it after it has removed
 // some.
 func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
-	volumes := make(map[string]cowcommon.Volume)
-	needed := make(map[string]bool)
-	for v, err := range l.backend.Volumes(ctx) {
-		if err != nil {
-			return false, err
-		}
-		volumes[v.Name] = v
-		if v.Parent != "" {
-			needed[v.Parent] = true
-		}
+	volumes, needed, err := l.volumes(ctx)
+	if err != nil {
+		return false, err
 	}
 	records, err := l.records(momentsDir, "")
 	if err != nil {
@@ -121,12 +117,28 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 			if !hasLayer {
 				r.Name = ""
 			}
-			if err := l.save(momentsDir, r); err != nil {
+			err := l.save(momentsDir, r)
+			if err != nil && !fault.IsFull(err) { // a later Sweep finds the same
 				return false, err
 			}
 		}
 	}
 	return again, nil
+}
+
+// volumes lists all volumes by name, and the names of those from which others were made.
+func (l *Layers) volumes(ctx context.Context) (volumes map[string]cowcommon.Volume, needed map[string]bool, err error) {
+	volumes, needed = make(map[string]cowcommon.Volume), make(map[string]bool)
+	for v, err := range l.backend.Volumes(ctx) {
+		if err != nil {
+			return nil, nil, err
+		}
+		volumes[v.Name] = v
+		if v.Parent != "" {
+			needed[v.Parent] = true
+		}
+	}
+	return volumes, needed, nil
 }
 
 // removeMoment removes the volume of a moment and its record, unless it is in use.
