@@ -31,6 +31,7 @@ func TestZFS(t *testing.T) {
 		"resolve":            testResolveChangedOptions,
 		"compare":            testCompareAgreesWithContainerd,
 		"create diff":        testCreateDiff,
+		"limit below held":   testLimitBelowHeldZFS,
 		"apply taken back":   func(t *testing.T, fs filesystem) { testApplyTakenBack(t, fs, "image", layertar.Gzip) },
 	} {
 		t.Run(name, func(t *testing.T) { test(t, onZFS) })
@@ -57,6 +58,13 @@ func checkSourceIsRetained(h *host) {
 	require.NoError(h.t, h.Cleanup(h.t.Context()))
 	assert.Empty(h.t, h.volumes())
 	check(0)
+}
+
+// testLimitBelowHeldZFS: ZFS itself refuses a limit below the present size, which therefore stays.
+func testLimitBelowHeldZFS(t *testing.T, fs filesystem) {
+	h := testUpdateBelowHeld(t, fs)
+	require.ErrorIs(t, h.SetLimit(t.Context(), heldKey, 4*mib), errdefs.ErrFailedPrecondition)
+	assert.EqualValues(t, 24*mib, h.currentLimit(heldKey))
 }
 
 func TestSnapshotterSuiteZFS(t *testing.T) {

@@ -216,7 +216,7 @@ func (b *Backend) release(name string, m *mounted, may func() bool) error {
 }
 
 // unmountPoint unmounts the overlay of a volume, unless it is busy, mounted elsewhere in this mount namespace too, or a layer
-// of another overlay, which would keep its upper in use unseen. Copies of the mount that other namespaces were made with do
+// of another overlay. That would keep the upper in use unseen. Copies of the mount that other namespaces were made with do
 // not count: nobody may know of them.
 func (b *Backend) unmountPoint(name string) error {
 	if isElsewhere, err := isMountedElsewhere(b.point(name)); isElsewhere || err != nil {

@@ -4,6 +4,7 @@ package sharedroot
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
@@ -17,6 +18,9 @@ func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowco
 func StayOffReading(ctx context.Context, home string) (end func() error, isOn bool, err error) {
 	return StayOff(ctx, home)
 }
+
+// Sweep does nothing.
+func Sweep(string, *slog.Logger) {}
 
 // StayOff does nothing.
 func StayOff(context.Context, string) (end func() error, isOn bool, err error) {

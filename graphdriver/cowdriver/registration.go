@@ -1,9 +1,11 @@
 package cowdriver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -119,6 +121,9 @@ func Open(ctx context.Context, name, home string, usable error, opts Options, op
 		return nil, fmt.Errorf("%s: %w", name, usable)
 	case opts.Quota.ReadOnly:
 		why = fmt.Errorf("it was opened with %s.read_only=true", name)
+	}
+	if why == nil {
+		sharedroot.Sweep(home, cmp.Or(opts.Logger, slog.Default()))
 	}
 	backend, err := open(why)
 	if err != nil {
