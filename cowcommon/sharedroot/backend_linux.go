@@ -136,7 +136,9 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil {
 		return err
 	}
-	b.sweep()
+	if err := sweep(b.roots, b.uses, b.isLeft); err != nil {
+		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	}
 	if b.opts.ReadOnly {
 		return nil
 	}
@@ -288,25 +290,11 @@ func (b *Backend) recover(ctx context.Context) error {
 	return nil
 }
 
-// sweep unmounts the overlays that processes have left when they were killed.
-func (b *Backend) sweep() {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(b.roots))
-	for _, m := range mounts {
-		if m.Mountpoint == b.roots {
-			continue
-		}
-		lock, ok, lockErr := namelock.TryExclusive(b.uses, mountKey(filepath.Base(m.Mountpoint)))
-		if ok && b.isUnused(m) {
-			lockErr = mountdir.Remove(m.Mountpoint, false)
-		}
-		if ok {
-			lockErr = errors.Join(lockErr, lock.Unlock(nil))
-		}
-		err = errors.Join(err, lockErr)
-	}
-	if err != nil {
-		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
-	}
+// isLeft reports whether the overlay of a killed process can go. It is no layer of another overlay, which would keep its
+// upper in use unseen.
+func (b *Backend) isLeft(m *mountinfo.Info) bool {
+	over, err := b.overlays.UsesOf(m.Mountpoint)
+	return err == nil && len(over) == 0 && b.isUnused(m)
 }
 
 // isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have

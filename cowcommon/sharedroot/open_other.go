@@ -14,13 +14,13 @@ func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowco
 	return inner, nil
 }
 
-// Sweep does nothing.
-func Sweep(string, *slog.Logger) {}
-
 // StayOffReading does nothing.
 func StayOffReading(ctx context.Context, home string) (end func() error, isOn bool, err error) {
 	return StayOff(ctx, home)
 }
+
+// Sweep does nothing.
+func Sweep(string, *slog.Logger) {}
 
 // StayOff does nothing.
 func StayOff(context.Context, string) (end func() error, isOn bool, err error) {

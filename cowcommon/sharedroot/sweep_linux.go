@@ -2,7 +2,6 @@ package sharedroot
 
 import (
 	"errors"
-	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -14,36 +13,42 @@ import (
 	"github.com/cowshed/cowshed/internal/namelock"
 )
 
-// Sweep unmounts the overlays of views that killed processes have left in a home, unless somebody has it open with shared
-// roots. It comes before the Backend inside is opened, which cannot destroy the views below an overlay on ZFS.
+// Sweep unmounts the overlays of views that killed processes have left in a home. It comes before the Backend inside is
+// opened, which cannot destroy the views below an overlay on ZFS.
 func Sweep(home string, log *slog.Logger) {
 	if !IsOn(home) {
 		return
 	}
-	if err := sweep(home); err != nil {
+	dir, err := filepath.Abs(home)
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir) // as the kernel lists mount points
+	}
+	if err == nil {
+		err = sweep(filepath.Join(dir, rootsName), homedir.LockFile(dir), func(m *mountinfo.Info) bool {
+			return strings.HasPrefix(filepath.Base(m.Mountpoint), viewPrefix)
+		})
+	}
+	if err != nil {
 		log.Warn("shared roots: views are left over, and cannot be unmounted", "home", home, "error", err)
 	}
 }
 
-func sweep(home string) error {
-	home, err := filepath.Abs(home)
-	if err == nil {
-		home, err = filepath.EvalSymlinks(home) // as the kernel lists mount points
-	}
-	if err != nil {
-		return err
-	}
-	lock, alone, err := namelock.TryExclusive(homedir.LockFile(home), openKey)
-	if err != nil || !alone {
-		return err
-	}
-	return lock.Unlock(func() error {
-		err := mountdir.UnmountBelow(filepath.Join(home, rootsName), func(m *mountinfo.Info) bool {
-			return strings.HasPrefix(filepath.Base(m.Mountpoint), viewPrefix)
-		})
-		if errors.Is(err, fs.ErrNotExist) { // no overlay was ever mounted
-			return nil
+// sweep unmounts the overlays in a directory of mount points that no process uses, and for which may returns true. uses is
+// the file whose bytes are the locks of mount points.
+func sweep(roots, uses string, may func(m *mountinfo.Info) bool) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(roots))
+	for _, m := range mounts {
+		if m.Mountpoint == roots {
+			continue
 		}
-		return err
-	})
+		lock, ok, lockErr := namelock.TryExclusive(uses, mountKey(filepath.Base(m.Mountpoint)))
+		if ok {
+			if may(m) {
+				lockErr = mountdir.Remove(m.Mountpoint, false)
+			}
+			lockErr = errors.Join(lockErr, lock.Unlock(nil))
+		}
+		err = errors.Join(err, lockErr)
+	}
+	return err
 }
