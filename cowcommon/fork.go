@@ -3,10 +3,6 @@ package cowcommon
 import (
 	"context"
 	"errors"
-
-	"github.com/containerd/errdefs"
-
-	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Forker is a Backend that can take the moment of a volume, in use or not, without sealing the volume.
@@ -14,16 +10,13 @@ type Forker interface {
 	// Fork makes moment a sealed volume with the content of source as it is now. It makes each of names a writable clone
 	// of moment with opts. source stays as it is: neither its use nor its seal changes. The Parent of each name is moment.
 	// If Fork fails, it leaves nothing. A crash may leave moment with some of names. Returns ErrNotImplemented if no
-	// snapshot has all of source.
+	// snapshot has all of source, as if it has a shared root.
 	Fork(ctx context.Context, source, moment string, names []string, opts VolumeOptions) error
 }
 
 // Fork is Forker.Fork. A Backend that is none clones source while it is mounted, and seals the clone. Returns
-// ErrNotImplemented if the backend cannot seal either, or if source has a shared root.
+// ErrNotImplemented if the backend cannot seal either.
 func Fork(ctx context.Context, backend Backend, source, moment string, names []string, opts VolumeOptions) error {
-	if err := refuseShared(ctx, backend, "fork", source); err != nil {
-		return err
-	}
 	if f, ok := As[Forker](backend); ok {
 		return f.Fork(ctx, source, moment, names, opts)
 	}
@@ -74,28 +67,15 @@ func forkByClones(ctx context.Context, backend Backend, source, moment string, n
 type Exchanger interface {
 	// Exchange gives each of two volumes the name of the other. Limits and seals stay with their volumes. A crash leaves
 	// the state of before or of after. Returns ErrFailedPrecondition if a volume is in use; nothing has changed then.
+	// Returns ErrNotImplemented if a volume has a shared root.
 	Exchange(ctx context.Context, name, other string) error
 }
 
-// Exchange is Exchanger.Exchange. Returns ErrNotImplemented if the backend is none, or if a volume has a shared root.
+// Exchange is Exchanger.Exchange. Returns ErrNotImplemented if the backend is none.
 func Exchange(ctx context.Context, backend Backend, name, other string) error {
 	e, ok := As[Exchanger](backend)
 	if !ok {
 		return cannot("exchange volumes", backend)
 	}
-	for _, n := range []string{name, other} {
-		if err := refuseShared(ctx, backend, "exchange", n); err != nil {
-			return err
-		}
-	}
 	return e.Exchange(ctx, name, other)
-}
-
-// refuseShared returns ErrNotImplemented if a volume has a shared root: only a part of its tree is in the volume.
-func refuseShared(ctx context.Context, backend Backend, operation, name string) error {
-	v, err := backend.Stat(ctx, name)
-	if err == nil && v.RootStyle == SharedRoot {
-		err = fault.Wrap(operation+" volume", name, fault.New(errdefs.ErrNotImplemented, "it has a shared root"))
-	}
-	return err
 }

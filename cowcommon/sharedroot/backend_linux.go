@@ -92,6 +92,7 @@ var _ interface {
 	cowcommon.Streamer
 	cowcommon.Keeper
 	cowcommon.Adopter
+	cowcommon.Forker
 } = (*Backend)(nil)
 
 // New lets the volumes of a Backend, which has that home, have shared roots. It completes changes of style that a crash
@@ -111,7 +112,11 @@ func New(ctx context.Context, in cowcommon.Backend, home string, opts Options) (
 	b.makeRoots = untilDone(b.makeMountPoints)
 	b.tryOverlay = untilDone(b.probe)
 	b.closeOnce = sync.OnceValue(b.close)
-	return b, fault.Wrap("open shared roots of home", home, b.start(ctx, home))
+	err := fault.Wrap("open shared roots of home", home, b.start(ctx, home))
+	if _, ok := cowcommon.As[cowcommon.Exchanger](in); ok {
+		return &exchanger{b}, err
+	}
+	return b, err
 }
 
 func (b *Backend) start(ctx context.Context, home string) (err error) {

@@ -108,6 +108,7 @@ var backendTests = map[string]func(t *testing.T, s *store){
 	"TwoBackends":      testTwoBackends,
 	"FailedClone":      testFailedClone,
 	"Identities":       testIdentities,
+	"Fork":             testFork,
 }
 
 func TestOnBtrfs(t *testing.T) {
@@ -480,9 +481,9 @@ func TestRandomClones(t *testing.T) {
 	for seed := range uint64(20) {
 		init, c := fmt.Sprint("init-", seed), fmt.Sprint("c-", seed)
 		s.container(init, "image")
-		s.edit(init, func(dir string) { forest.New(t, seed, dir).Change(1 + int(seed)) })
+		s.edit(init, func(dir string) { changeAndReplace(t, forest.New(t, seed, dir), 1+int(seed)) })
 		s.container(c, init)
-		s.edit(c, func(dir string) { forest.New(t, seed+100, dir).Change(1 + int(seed)) })
+		s.edit(c, func(dir string) { changeAndReplace(t, forest.New(t, seed+100, dir), 1+int(seed)) })
 		native, walked := s.changes(c, init, true), s.changes(c, init, false)
 		for _, change := range native {
 			if slices.Contains(walked, change) {
@@ -496,6 +497,61 @@ func TestRandomClones(t *testing.T) {
 			assert.Contains(t, native, change, "seed %d", seed)
 		}
 	}
+}
+
+// changeAndReplace does n random operations. A third of them replace a directory, or a name that is gone, by another directory.
+// Where the lower has a directory, that one becomes opaque.
+func changeAndReplace(t *testing.T, f *forest.Forest, n int) {
+	t.Helper()
+	for range n {
+		if f.IntN(3) > 0 {
+			f.Change(1)
+			continue
+		}
+		_, dirs := f.Paths()
+		old, other := f.Pick(dirs), f.Pick(dirs)
+		if old == f.Root {
+			continue
+		}
+		require.NoError(t, os.RemoveAll(old))
+		if other == f.Root || os.Rename(other, old) != nil { // EXDEV for a directory of the lower
+			_ = os.MkdirAll(old, 0o755)
+			_ = os.WriteFile(filepath.Join(old, f.Pick(forest.Names)), f.Content(), 0o600)
+		}
+	}
+}
+
+// A directory that hides one of the image is compared in full: one of the uppers alone has it, with no name for what it hides.
+func TestReplacedInClone(t *testing.T) {
+	s := newStore(t)
+	require.NoError(t, s.Create(t.Context(), "image", cowcommon.VolumeOptions{}))
+	s.edit("image", func(dir string) {
+		for _, name := range []string{"made", "moved", "back", "deep/made"} {
+			require.NoError(t, os.MkdirAll(dir+"/"+name, 0o755))
+			require.NoError(t, os.WriteFile(dir+"/"+name+"/old", []byte("old"), 0o644))
+		}
+	})
+	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "image"))
+	s.container("init", "image")
+	s.edit("init", func(dir string) {
+		require.NoError(t, os.MkdirAll(dir+"/fresh", 0o755))
+		require.NoError(t, os.RemoveAll(dir+"/back"))
+		require.NoError(t, os.Mkdir(dir+"/back", 0o755))
+	})
+	s.container("c", "init")
+	s.edit("c", func(dir string) {
+		for _, name := range []string{"made", "moved", "deep/made"} {
+			require.NoError(t, os.RemoveAll(dir+"/"+name))
+		}
+		require.NoError(t, os.Mkdir(dir+"/made", 0o755))
+		require.NoError(t, os.Mkdir(dir+"/deep/made", 0o755))
+		require.NoError(t, os.Rename(dir+"/fresh", dir+"/moved"))
+	})
+	want := s.changes("c", "init", false)
+	for _, name := range []string{"made", "moved", "deep/made"} {
+		assert.Contains(t, want, "D /"+name+"/old")
+	}
+	assert.Equal(t, want, s.changes("c", "init", true))
 }
 
 // TestRandomUnfold does random operations in volumes of style snapshot. Shared, and folded again, they have the same trees.

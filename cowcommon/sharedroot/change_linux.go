@@ -164,18 +164,31 @@ func (b *Backend) Rename(ctx context.Context, name, to string) error {
 }
 
 func (b *Backend) rename(ctx context.Context, name, to string) error {
-	lower, err := b.index.lower(name)
-	if err == nil {
-		err = cowcommon.CheckID(to)
-	}
-	if err != nil {
+	if err := cowcommon.CheckID(to); err != nil {
 		return err
 	}
+	return untilSteady(ctx, func() error {
+		lower, err := b.index.lower(name)
+		if err != nil {
+			return err
+		}
+		return b.renameLocked(ctx, name, to, lower)
+	})
+}
+
+// renameLocked renames a volume whose note said lower, before the locks for that were taken.
+func (b *Backend) renameLocked(ctx context.Context, name, to, lower string) error {
 	unlock, err := b.lock(ctx, append(b.wants(lower), exclusive(name), exclusive(to))...)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	switch noted, err := b.index.lower(name); {
+	case err != nil:
+		return err
+	case noted != lower:
+		return errStyleChanged
+	}
 	if err := b.checkNoUsers(ctx, name); err != nil {
 		return err
 	}
@@ -183,8 +196,17 @@ func (b *Backend) rename(ctx context.Context, name, to string) error {
 	if err := b.restoreLimit(ctx, name); err != nil { // the note has the name of the volume
 		return err
 	}
+	if err := b.clearNotes(ctx, to); err != nil {
+		return err
+	}
 	if lower == "" {
 		return cowcommon.Rename(ctx, b.Backend, name, to)
+	}
+	switch s, _, err := b.look(ctx, name); {
+	case err != nil:
+		return err
+	case s != stateNone && strings.Contains(to, ":"):
+		return errColon
 	}
 	if _, err := b.Backend.Stat(ctx, to); !errdefs.IsNotFound(err) {
 		if err == nil {
@@ -196,9 +218,14 @@ func (b *Backend) rename(ctx context.Context, name, to string) error {
 		return err
 	}
 	if err := cowcommon.Rename(ctx, b.Backend, name, to); err != nil {
-		return err // the note about to is harmless
+		return errors.Join(err, b.clearNotes(b.ctx, to))
 	}
 	return b.index.forget(name)
+}
+
+// Create makes an empty volume, of style snapshot.
+func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.VolumeOptions) error {
+	return fault.Wrap("create volume", name, b.withPlain(ctx, name, "", func() error { return b.Backend.Create(ctx, name, opts) }))
 }
 
 // Receive makes a volume from a native stream. source becomes one of style snapshot, as when it is sealed. Returns
@@ -244,6 +271,23 @@ func (b *Backend) refuseMarked(ctx context.Context, name string) error {
 	return err
 }
 
+// clearNotes removes the notes that have been left of a volume, before there is another of its name. The caller has the name
+// locked exclusively. A name that a volume has keeps its notes.
+func (b *Backend) clearNotes(ctx context.Context, name string) error {
+	lower, err := b.index.lower(name)
+	if err != nil {
+		return err
+	}
+	_, limited, err := b.index.limit(name)
+	if err != nil || lower == "" && !limited || b.opts.ReadOnly {
+		return err
+	}
+	if _, err := b.Backend.Stat(ctx, name); !isGone(err) {
+		return err // it will be found to exist
+	}
+	return errors.Join(b.index.forget(name), b.index.forget(liftedNotes+name))
+}
+
 // withPlain calls do, which makes the volume name, when base is a volume of style snapshot or "".
 func (b *Backend) withPlain(ctx context.Context, name, base string, do func() error) error {
 	wants := []namelock.Want{exclusive(name)}
@@ -255,6 +299,9 @@ func (b *Backend) withPlain(ctx context.Context, name, base string, do func() er
 		return err
 	}
 	defer unlock()
+	if err := b.clearNotes(ctx, name); err != nil {
+		return err
+	}
 	if base != "" {
 		if err := b.plain(ctx, base); err != nil {
 			return err

@@ -12,8 +12,24 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// errStyleChanged says that somebody has changed the style of the source of a clone meanwhile.
+// errStyleChanged says that somebody has changed the style of a volume since its note was read, without a lock.
 var errStyleChanged = errors.New("its root style has changed meanwhile")
+
+// untilSteady calls do, again if it has found that the style has changed.
+func untilSteady(ctx context.Context, do func() error) error {
+	for {
+		err := do()
+		if !errors.Is(err, errStyleChanged) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// errColon says that a name cannot be in the options of an overlay.
+var errColon = fault.New(errdefs.ErrInvalidArgument, "a volume with a colon in its name cannot have a shared root, nor be the lower of one")
 
 // Clone makes a volume of the style that the options name. The shared clone of a shared source has the lower of its source.
 // The clone of another source that is writable and in use has the style snapshot. A crash may leave a clone in the other
@@ -33,15 +49,9 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 			return err
 		}
 	}
-	for {
-		err := b.untilFolded(ctx, source, func() error { return b.tryClone(ctx, name, source, opts) })
-		if !errors.Is(err, errStyleChanged) {
-			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-	}
+	return untilSteady(ctx, func() error {
+		return b.untilFolded(ctx, source, func() error { return b.tryClone(ctx, name, source, opts) })
+	})
 }
 
 func (b *Backend) tryClone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
@@ -69,7 +79,7 @@ func (b *Backend) canShare(name, source string) error {
 		return err
 	}
 	if strings.Contains(name+source, ":") {
-		return fault.New(errdefs.ErrInvalidArgument, "a volume with a colon in its name cannot have a shared root, nor be the lower of one")
+		return errColon
 	}
 	return nil
 }
@@ -82,7 +92,7 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 		return err
 	}
 	defer unlock()
-	if err := b.forgetLimit(ctx, name); err != nil {
+	if err := b.clearNotes(ctx, name); err != nil {
 		return err
 	}
 	if lower != "" {
@@ -92,17 +102,13 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 	if err != nil {
 		return err
 	}
-	if !src.Sealed {
-		s, _, err := b.look(ctx, source)
-		if err != nil {
-			return err
-		}
-		switch s {
-		case stateFolding:
-			return errFolding
-		case stateShared:
-			return errStyleChanged
-		}
+	switch s, _, err := b.look(ctx, source); {
+	case err != nil:
+		return err
+	case s == stateFolding:
+		return errFolding
+	case s == stateShared:
+		return errStyleChanged
 	}
 	if opts.RootStyle != cowcommon.SharedRoot {
 		return b.Backend.Clone(ctx, name, source, plain(opts))

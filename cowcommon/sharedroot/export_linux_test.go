@@ -6,7 +6,7 @@ import (
 
 // Abandon gives up the locks of a Backend, as the end of its process does, and leaves its mounts.
 func Abandon(b cowcommon.Backend) {
-	own := b.(*Backend)
+	own, _ := cowcommon.As[*Backend](b)
 	_ = own.open.Close()
 	_ = own.views.CloseAll(func(_ string, o *overlay) error { return o.lock.Close() })
 	_ = own.mounts.CloseAll(func(_ string, m *mounted) error {

@@ -85,18 +85,6 @@ func (b *Backend) restoreLimit(ctx context.Context, name string) error {
 	return b.index.forget(liftedNotes + name)
 }
 
-// forgetLimit removes the note of a limit that a crash has left of a removed volume, before there is another of that name.
-func (b *Backend) forgetLimit(ctx context.Context, name string) error {
-	_, noted, err := b.index.limit(name)
-	if err != nil || !noted {
-		return err
-	}
-	if _, err := b.Backend.Stat(ctx, name); !isGone(err) {
-		return err // it will be found to exist
-	}
-	return b.index.forget(liftedNotes + name)
-}
-
 // restoreLimits does so for all volumes, after a crash.
 func (b *Backend) restoreLimits(ctx context.Context) {
 	notes, err := filepath.Glob(filepath.Join(b.index.dir, liftedNotes+"*"))

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/internal/overlaymark"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
@@ -47,24 +48,47 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 	return hints, nil
 }
 
-// isReplaced reports whether a path is that of two directories of which neither is a clone of the other.
+// isReplaced reports whether the trees of both overlays may have different directories at a path, with the difference not in
+// the names below that path in the uppers: neither upper's directory is a clone of the other, or only one of them hides the
+// directory of the lower.
 func (p *treePair) isReplaced(name string) (bool, error) {
+	var sides [2]upperDir
+	for i := range p.dirs {
+		var err error
+		if sides[i], err = lookAtDir(&p.dirs[i], name); err != nil {
+			return false, err
+		}
+	}
+	base, top := &sides[0], &sides[1]
+	if base.is && top.is && !sameInode(&base.st, &top.st) {
+		return true, nil
+	}
+	return base.opaque != top.opaque, nil
+}
+
+// upperDir is a path in an upper.
+type upperDir struct {
+	is     bool // it is that of a directory; if so:
+	st     unix.Statx_t
+	opaque bool // it hides the directory of the lower
+}
+
+func lookAtDir(dirs *treeat.DirStack, name string) (d upperDir, err error) {
 	at, last := path.Split(name)
 	if last == "" {
 		last = "."
 	}
-	var st [2]unix.Statx_t
-	for i := range p.dirs {
-		dir, err := p.dirs[i].Dir(strings.TrimSuffix(at, "/"))
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		if is, err := lookAt(dir, last, &st[i]); !is || err != nil || !isDir(&st[i]) {
-			return false, err
-		}
+	dir, err := dirs.Dir(strings.TrimSuffix(at, "/"))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return d, nil
 	}
-	return !sameInode(&st[0], &st[1]), nil
+	if err != nil {
+		return d, err
+	}
+	if is, err := lookAt(dir, last, &d.st); !is || err != nil || !isDir(&d.st) {
+		return d, err
+	}
+	d.is = true
+	d.opaque, err = overlaymark.Opaque(treeat.File{Dir: dir, Name: last, FD: -1}, overlaymark.Space)
+	return d, err
 }
