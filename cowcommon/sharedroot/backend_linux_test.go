@@ -521,7 +521,8 @@ func changeAndReplace(t *testing.T, f *forest.Forest, n int) {
 	}
 }
 
-// A directory that hides one of the image is compared in full: one of the uppers alone has it, with no name for what it hides.
+// A directory that hides another of the image is compared in full: only one of the uppers has it, and no upper has a name for
+// the hidden files.
 func TestReplacedInClone(t *testing.T) {
 	s := newStore(t)
 	require.NoError(t, s.Create(t.Context(), "image", cowcommon.VolumeOptions{}))

@@ -46,7 +46,7 @@ func (b *Backend) fork(ctx context.Context, source, moment string, names []strin
 	return cowcommon.Fork(ctx, b.Backend, source, moment, names, opts)
 }
 
-// exchanger is a Backend over one that can exchange volumes.
+// exchanger is a Backend over another that can exchange volumes.
 type exchanger struct {
 	*Backend
 }

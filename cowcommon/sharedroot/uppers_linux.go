@@ -48,9 +48,8 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 	return hints, nil
 }
 
-// isReplaced reports whether the trees of both overlays may have different directories at a path, with the difference not in
-// the names below that path in the uppers: neither upper's directory is a clone of the other, or only one of them hides the
-// directory of the lower.
+// isReplaced reports whether the trees of both overlays may have different directories at a path, without names below it in the
+// uppers that tell. Then neither upper's directory is a clone of the other, or only one of them hides the lower's directory.
 func (p *treePair) isReplaced(name string) (bool, error) {
 	var sides [2]upperDir
 	for i := range p.dirs {
