@@ -33,3 +33,7 @@ func (b *Backend) Peek(_ context.Context, name string, do func(root *os.File) er
 
 // KeepsPaths says that a volume has its path even when it is not mounted.
 func (b *Backend) KeepsPaths() bool { return true }
+
+// CloneSyncs says that Clone makes earlier changes in the home survive a power cut: the kernel commits its transaction when
+// it takes a snapshot.
+func (b *Backend) CloneSyncs() bool { return true }

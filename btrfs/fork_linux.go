@@ -37,30 +37,34 @@ func (b *Backend) fork(ctx context.Context, source, moment string, names []strin
 	if err := b.takeMoment(ctx, source, moment); err != nil {
 		return err
 	}
-	made := []string{moment}
-	err := func() error {
-		src, err := b.openVolume(moment)
-		if err != nil {
-			return err
-		}
-		defer src.Close()
-		for _, name := range names {
-			if err := ctx.Err(); err != nil {
-				return context.Cause(ctx)
-			}
-			if err := b.cloneFrom(ctx, name, src, opts); err != nil {
-				return fault.Wrap("clone volume", name, err)
-			}
-			made = append(made, name)
-		}
-		return nil
-	}()
+	err := b.cloneMoment(ctx, moment, names, opts)
 	if err != nil {
-		for _, name := range made {
-			err = errors.Join(err, b.remove(b.ctx, name))
-		}
+		err = errors.Join(err, b.remove(b.ctx, moment))
 	}
 	return err
+}
+
+// cloneMoment makes each of names a clone of a sealed volume, one after the other: the kernel takes the lock of the directory
+// for a whole snapshot, so side by side they take longer. If one fails, none is left.
+func (b *Backend) cloneMoment(ctx context.Context, moment string, names []string, opts cowcommon.VolumeOptions) error {
+	src, err := b.openVolume(moment)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	for i, name := range names {
+		err := context.Cause(ctx)
+		if err == nil {
+			err = fault.Wrap("clone volume", name, b.cloneFrom(ctx, name, src, opts))
+		}
+		if err != nil {
+			for _, made := range names[:i] {
+				err = errors.Join(err, b.remove(b.ctx, made))
+			}
+			return err
+		}
+	}
+	return nil
 }
 
 // takeMoment makes moment a read-only snapshot of source. The kernel makes it durable.

@@ -32,7 +32,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer, Leaver, Adopter, Forker and Exchanger.
+// Retainer, Leaver, Adopter, Settler, Forker and Exchanger.
 type Complete interface {
 	Backend
 	Sealer
@@ -249,11 +249,13 @@ func Scratch(ctx context.Context, backend Backend, fill func(dir string) error) 
 type Adopter interface {
 	// Adopt makes name a writable copy of a foreign volume as it is now, and parent its Parent, "" for none. parent is
 	// sealed as by Clone, and was itself adopted from an ancestor of the foreign volume, or cloned from such a volume.
-	// Comparing name with it stays native. The foreign volume stays as it is, and may be removed afterwards.
+	// Comparing name with it stays native. The foreign volume stays as it is. It may be removed afterwards, on a Settler
+	// after Settle.
 	//
 	// source is the absolute path of a subvolume's root on btrfs, and the name of a dataset on ZFS. Returns
 	// ErrNotImplemented if it is not a volume of this filesystem, has volumes nested in it, or has no ancestor in common
-	// with parent. Returns ErrInvalidArgument if it is a volume of this Backend.
+	// with parent. Returns it too if the copy could not be settled. Returns ErrInvalidArgument if it is a volume of this
+	// Backend.
 	Adopt(ctx context.Context, name, parent, source string, opts VolumeOptions) error
 }
 
@@ -263,6 +265,23 @@ func Adopt(ctx context.Context, backend Backend, name, parent, source string, op
 		return a.Adopt(ctx, name, parent, source, opts)
 	}
 	return cannot("adopt", backend)
+}
+
+// Settler is an Adopter whose adopted volumes keep their foreign volumes from being removed until they are settled.
+type Settler interface {
+	// Settle makes an adopted volume independent of its foreign volume, which depends on it from then on, and is to be
+	// removed. The parent of the volume is settled first. Its content and its users do not matter, and stay. A volume that
+	// was settled or not adopted stays as it is. Returns ErrFailedPrecondition if others have made snapshots of the foreign
+	// volume that would become part of the volume.
+	Settle(ctx context.Context, name string) error
+}
+
+// Settle is Settler.Settle. It does nothing if the backend is none.
+func Settle(ctx context.Context, backend Backend, name string) error {
+	if s, ok := As[Settler](backend); ok {
+		return s.Settle(ctx, name)
+	}
+	return nil
 }
 
 // Retainer is a Backend whose filesystem keeps the data of a removed volume as long as clones of the volume exist.

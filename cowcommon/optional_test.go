@@ -55,6 +55,7 @@ func TestWithoutOptionalInterfaces(t *testing.T) {
 	} {
 		require.ErrorIs(t, err, errdefs.ErrNotImplemented, name)
 	}
+	require.NoError(t, Settle(ctx, b, "a"), "a backend that is no Settler has nothing to settle")
 	_, err := Hints(ctx, b, nil, nil)
 	require.ErrorIs(t, err, treediff.ErrNoHints)
 }

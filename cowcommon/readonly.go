@@ -52,6 +52,7 @@ var _ interface {
 	RootStyler
 	Scratcher
 	Adopter
+	Settler
 	Forker
 	Exchanger
 } = (*readOnlyBackend)(nil)
@@ -113,6 +114,10 @@ func (b *readOnlyBackend) Receive(_ context.Context, name, _ string, _ io.Reader
 
 func (b *readOnlyBackend) Scratch(context.Context, func(string) error) (View, error) {
 	return nil, fault.Wrap("make scratch tree", "", b.err)
+}
+
+func (b *readOnlyBackend) Settle(_ context.Context, name string) error {
+	return b.refuse("settle", name)
 }
 
 func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ VolumeOptions) error {

@@ -29,6 +29,8 @@ func TestReadOnly(t *testing.T) {
 		"exchange":          b.(Exchanger).Exchange(t.Context(), "a", "b"),
 		"set root style of": SetRootStyle(t.Context(), b, "a", SharedRoot),
 		"receive":           Receive(t.Context(), b, "a", "", nil),
+		"adopt":             Adopt(t.Context(), b, "a", "", "/b", VolumeOptions{}),
+		"settle":            Settle(t.Context(), b, "a"),
 	} {
 		require.ErrorIs(t, err, ErrReadOnly)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)

@@ -381,13 +381,6 @@ func assertContent(t *testing.T, d *cowdriver.Driver, id string) {
 
 func assertRecovers(t *testing.T, s system, root string, op operation, acknowledged bool) {
 	t.Helper()
-	if s.shared && s.driver == "zfs" {
-		// The start that unmounts the overlay of a view does so after ZFS could not destroy the view's snapshot. The next one
-		// destroys it.
-		d, err := s.tryOpen(root, user.IdentityMapping{})
-		require.NoError(t, err)
-		require.NoError(t, d.Cleanup())
-	}
 	d, err := s.tryOpen(root, user.IdentityMapping{})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, d.Cleanup()) }()

@@ -227,7 +227,7 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 			result.Problems = without(result.Problems, op.broken)
 		}
 		if f.kind == fails && s.shared {
-			result.Problems = slices.DeleteFunc(result.Problems, isOfSharedRoots)
+			result.Problems = without(result.Problems, noteLeft)
 		}
 		if len(result.Problems) > 0 {
 			t.Errorf("%v (of %d, call %d with %#x): answer %q:\n\t%s", f, quiet.steps, r.at.call, r.at.args, result.Error, strings.Join(result.Problems, "\n\t"))

@@ -23,8 +23,8 @@ const (
 	anotherLabel = "system_u:object_r:container_file_t:s0:c2,c3"
 )
 
-// TestMountLabel gives layers labels of SELinux. On btrfs a layer is labelled when it is made, on ZFS while it is mounted, and
-// a shared root by the context of its overlay.
+// TestMountLabel gives layers labels of SELinux. On btrfs a layer is labelled when it is made, on ZFS while it is mounted. A
+// shared root has the label as context of its overlay.
 func TestMountLabel(t *testing.T) {
 	require.True(t, selinux.GetEnabled(), "runs in a test machine with SELinux: RUN=TestMountLabel scripts/test-zfs.sh")
 	inEachOwn(t, mountLabel)

@@ -6,19 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
-// isOfSharedRoots reports whether a problem may remain where a step fails. A note without a volume says nothing, and goes at
-// the next lone start. A process whose first overlay cannot be made may mount no shared root until it is restarted.
-func isOfSharedRoots(problem string) bool {
-	return strings.HasPrefix(problem, "left: shared/") ||
-		strings.HasPrefix(problem, "cannot be repeated: ") &&
-			(strings.Contains(problem, ": overlayfs on ") || strings.Contains(problem, ": mount tmpfs "))
-}
+// noteLeft begins the differences that may remain where a step fails: a note without a volume says nothing, and goes at the
+// next lone start.
+var noteLeft = []string{"left: shared/"}
 
 // sharedFaultOperations are those of shared roots alone.
 func sharedFaultOperations() []faultOperation {

@@ -52,5 +52,8 @@ func (l *Layers) Adopt(ctx context.Context, name, dir string, opts cowcommon.Vol
 	if err == nil {
 		err = cowcommon.Rename(ctx, l.backend, r.Volume, name)
 	}
-	return false, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r)) // removes it, if it was not renamed
+	if err != nil {
+		return false, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+	}
+	return false, l.forget(pendingDir, r.Volume)
 }

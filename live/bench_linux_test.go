@@ -18,19 +18,11 @@ import (
 )
 
 // BenchmarkFork forks a layer of 5,000 files that is written to, beside the bare calls of the kernel: one snapshot, and two,
-// of the layer and of that snapshot. It reports medians.
+// of the layer and of that snapshot. Likewise 100 forks by one call. It reports percentiles.
 func BenchmarkFork(b *testing.B) {
-	mnt := testfs.Btrfs(b)
-	backend, err := btrfs.Open(b.Context(), filepath.Join(mnt, "home"), btrfs.Options{})
-	require.NoError(b, err)
-	b.Cleanup(func() { require.NoError(b, backend.Close()) })
-	require.NoError(b, backend.Create(b.Context(), "web", cowcommon.VolumeOptions{}))
+	mnt, backend, layers := benchHome(b)
 	dir, err := backend.Mount(b.Context(), "web", "")
 	require.NoError(b, err)
-	for i := range 5000 {
-		require.NoError(b, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), []byte("1"), 0o644))
-	}
-	layers := live.New(backend, filepath.Join(mnt, "live"), nil)
 	bare, err := os.Open(mnt)
 	require.NoError(b, err)
 	defer bare.Close()
@@ -63,24 +55,106 @@ func BenchmarkFork(b *testing.B) {
 			name := fmt.Sprintf("backend-%d", i)
 			require.NoError(b, cowcommon.Fork(b.Context(), backend, "web", name, []string{name + ".fork"}, cowcommon.VolumeOptions{}))
 		}},
+		{"bare-100", func() {
+			for n := range 100 {
+				snapshot(fmt.Sprintf("bare-%d-%d", i, n), int(source.Fd()), false)
+			}
+		}},
+		{"live-100", func() {
+			names := make([]string, 100)
+			for n := range names {
+				names[n] = fmt.Sprintf("hundred-%d-%d", i, n)
+			}
+			_, err := layers.Fork(b.Context(), "web", names, live.ForkOptions{})
+			require.NoError(b, err)
+		}},
 		{"live", func() {
 			_, err := layers.Fork(b.Context(), "web", []string{fmt.Sprintf("live-%d", i)}, live.ForkOptions{})
 			require.NoError(b, err)
 		}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			var took []time.Duration
-			for b.Loop() {
-				b.StopTimer()
-				change()
-				b.StartTimer()
-				start := time.Now()
-				c.do()
-				took = append(took, time.Since(start))
-			}
-			slices.Sort(took)
-			b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
-			b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+			measure(b, change, c.do)
+		})
+	}
+}
+
+// benchHome has the layer web, with 5,000 files.
+func benchHome(b *testing.B) (mnt string, backend *btrfs.Backend, layers *live.Layers) {
+	b.Helper()
+	mnt = testfs.Btrfs(b)
+	backend, err := btrfs.Open(b.Context(), filepath.Join(mnt, "home"), btrfs.Options{})
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, backend.Close()) })
+	require.NoError(b, backend.Create(b.Context(), "web", cowcommon.VolumeOptions{}))
+	writeFiles(b, backend, "web", 5000, "1")
+	return mnt, backend, live.New(backend, filepath.Join(mnt, "live"), nil)
+}
+
+func writeFiles(b *testing.B, backend cowcommon.Backend, layer string, n int, content string) {
+	b.Helper()
+	dir, err := backend.Mount(b.Context(), layer, "")
+	require.NoError(b, err)
+	for i := range n {
+		require.NoError(b, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), []byte(content), 0o644))
+	}
+	require.NoError(b, backend.Unmount(b.Context(), layer))
+}
+
+// measure reports percentiles of the time that do takes after each prepare.
+func measure(b *testing.B, prepare, do func()) {
+	b.Helper()
+	var took []time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		prepare()
+		b.StartTimer()
+		start := time.Now()
+		do()
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+}
+
+// BenchmarkThreeChanges takes snapshots of a layer of 5,000 files, rolls it back and merges forks, with three changed files.
+func BenchmarkThreeChanges(b *testing.B) {
+	_, backend, layers := benchHome(b)
+	_, err := layers.Snapshot(b.Context(), "web", "kept", live.SnapshotOptions{})
+	require.NoError(b, err)
+	i := 0
+	change := func() {
+		i++
+		writeFiles(b, backend, "web", 3, fmt.Sprint(i))
+	}
+	b.Run("snapshot", func(b *testing.B) {
+		measure(b, change, func() {
+			_, err := layers.Snapshot(b.Context(), "web", "", live.SnapshotOptions{})
+			require.NoError(b, err)
+		})
+	})
+	for name, opts := range map[string]live.RollbackOptions{"rollback": {}, "rollback-live": {Live: true}} {
+		b.Run(name, func(b *testing.B) {
+			measure(b, change, func() {
+				_, err := layers.Rollback(b.Context(), "web", "kept", opts)
+				require.NoError(b, err)
+			})
+		})
+	}
+	for name, opts := range map[string]live.MergeOptions{"merge": {}, "merge-live": {Live: true}} {
+		b.Run(name, func(b *testing.B) {
+			fork := ""
+			measure(b, func() {
+				i++
+				fork = fmt.Sprintf("fork-%d", i)
+				_, err := layers.Fork(b.Context(), "web", []string{fork}, live.ForkOptions{})
+				require.NoError(b, err)
+				writeFiles(b, backend, fork, 3, fmt.Sprint(i))
+			}, func() {
+				_, err := layers.Merge(b.Context(), fork, opts)
+				require.NoError(b, err)
+			})
 		})
 	}
 }

@@ -26,9 +26,9 @@ type home struct {
 	*live.Layers
 }
 
-func newHome(t *testing.T) home {
+func newHome(t *testing.T, opts ...testfs.BtrfsOption) home {
 	t.Helper()
-	mnt := testfs.Btrfs(t)
+	mnt := testfs.Btrfs(t, opts...)
 	backend, err := btrfs.Open(t.Context(), filepath.Join(mnt, "home"), btrfs.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, backend.Close()) })
@@ -200,9 +200,10 @@ func byClones(f *failing) cowcommon.Backend { return f }
 
 // onBtrfs are Backends with and without Forker and Exchanger.
 func onBtrfs() map[string]crashing {
+	home := func(t *testing.T) home { return newHome(t) }
 	return map[string]crashing{
-		"native":    {newHome, func(f *failing) cowcommon.Backend { return failingNative{f} }},
-		"by clones": {newHome, byClones},
+		"native":    {home, func(f *failing) cowcommon.Backend { return failingNative{f} }},
+		"by clones": {home, byClones},
 	}
 }
 

@@ -1,15 +1,23 @@
 package live_test
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // TestFork forks a layer in use and removes layer and forks in each order.
@@ -78,6 +86,8 @@ func testSnapshots(t *testing.T, h home) {
 	_, err = h.Snapshot(ctx, "web", "first", live.SnapshotOptions{})
 	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
 	_, err = h.Snapshot(ctx, "web", "../x", live.SnapshotOptions{})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	_, err = h.Snapshot(ctx, "web", "long", live.SnapshotOptions{Message: strings.Repeat("x", 4<<20)})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	for range 2 {
 		_, err = h.Snapshot(ctx, "web", "", live.SnapshotOptions{})
@@ -216,4 +226,144 @@ func testRollbackCrash(t *testing.T, kinds map[string]crashing) {
 			require.NoError(h.t, err)
 			assert.Equal(h.t, "2", h.get("web", "file"))
 		})
+}
+
+// TestConcurrency: forks, snapshots, rollbacks, removals and sweeps of one layer at once, by two users of the directory.
+func TestConcurrency(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	other := h.over(h.backend)
+	h.create("web")
+	h.put("web", "file", "1")
+	_, err := h.Snapshot(ctx, "web", "kept", live.SnapshotOptions{})
+	require.NoError(t, err)
+	var group errgroup.Group
+	for i := range 6 {
+		l := h
+		if i%2 == 1 {
+			l = other
+		}
+		group.Go(func() error {
+			for n := range 5 {
+				fork := fmt.Sprintf("fork-%d-%d", i, n)
+				if _, err := l.Fork(ctx, "web", []string{fork}, live.ForkOptions{}); err != nil {
+					return err
+				}
+				s, err := l.Snapshot(ctx, "web", "", live.SnapshotOptions{})
+				if err != nil {
+					return err
+				}
+				before, err := l.Rollback(ctx, "web", "kept", live.RollbackOptions{})
+				if err == nil {
+					err = l.RemoveSnapshot(ctx, "web", before.Name)
+				}
+				if err != nil && !errdefs.IsFailedPrecondition(err) { // others look at it
+					return err
+				}
+				if err := errors.Join(l.backend.Remove(ctx, fork), l.Sweep(ctx), l.RemoveSnapshot(ctx, "web", s.Name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
+	assert.Equal(t, []string{"kept"}, h.names("web"))
+	assert.Equal(t, "1", h.get("web", "file"))
+	require.NoError(t, h.backend.Remove(ctx, "web"))
+	h.assertClean(0)
+}
+
+// TestDiff compares layers, snapshots and forks in each direction. The filesystem lists the changes of each.
+func TestDiff(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	h.create("distro")
+	require.NoError(t, h.backend.Clone(ctx, "web", "distro", cowcommon.VolumeOptions{}))
+	h.put("web", "file", "1")
+	_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	_, err = h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
+	require.NoError(t, err)
+	h.put("web", "new", "2")
+	_, err = h.Rollback(ctx, "web", "one", live.RollbackOptions{})
+	require.NoError(t, err)
+	h.put("web", "file", "3")
+	h.put("fork", "own", "4")
+	for _, c := range []struct{ ref, since, want string }{
+		{"web", "", "A /file"},
+		{"web", "web@one", "C /file"},
+		{"web", "web@before-rollback-1", "C /file D /new"},
+		{"web@before-rollback-1", "", "A /file A /new"},
+		{"web@before-rollback-1", "web@one", "A /new"},
+		{"web@one", "web@before-rollback-1", "D /new"},
+		{"fork", "", "A /own"},
+		{"fork", "web", "C /file A /own"},
+		{"fork", "distro", "A /file A /own"},
+	} {
+		d, err := h.Diff(ctx, c.ref, c.since)
+		require.NoError(t, err, c)
+		var changes []string
+		for _, change := range d.Changes {
+			changes = append(changes, change.String())
+		}
+		assert.Equal(t, c.want, strings.Join(changes, " "), c)
+		assert.True(t, d.Native, c)
+		require.NoError(t, d.Close())
+	}
+	for _, refs := range [][2]string{{"none", ""}, {"web", "none"}, {"web@none", ""}, {"web", "web@none"}} {
+		_, err := h.Diff(ctx, refs[0], refs[1])
+		require.ErrorIs(t, err, errdefs.ErrNotFound, refs)
+	}
+}
+
+// TestLimits: a fork has its own limit, and a layer keeps its limit through a rollback. A snapshot has none.
+func TestLimits(t *testing.T) {
+	h, ctx := newHome(t, testfs.WithSimpleQuota()), t.Context()
+	limit := quota.Limit{Bytes: 64 << 20}
+	require.NoError(t, h.backend.Create(ctx, "web", cowcommon.VolumeOptions{Limit: limit}))
+	m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	forks := live.ForkOptions{Volume: cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 32 << 20}}}
+	_, err = h.Fork(ctx, "web", []string{"fork"}, forks)
+	require.NoError(t, err)
+	_, err = h.Rollback(ctx, "web", "one", live.RollbackOptions{})
+	require.NoError(t, err)
+	for name, want := range map[string]uint64{"web": 64 << 20, "fork": 32 << 20, m.Volume: 0} {
+		v, err := h.backend.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, want, v.Limit.Bytes, name)
+	}
+}
+
+// TestRecordStays: a crash may leave the record of a step that has ended where it was. The step counts, and its record goes
+// with the moment later.
+func TestRecordStays(t *testing.T) {
+	for _, kind := range []string{"snapshot", "fork"} {
+		t.Run(kind, func(t *testing.T) {
+			h, ctx := newHome(t), t.Context()
+			h.create("web")
+			var m live.Moment
+			var err error
+			if kind == "fork" {
+				m, err = h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
+			} else {
+				m, err = h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+			}
+			require.NoError(t, err)
+			record := m.Volume + ".json"
+			require.NoError(t, os.Rename(filepath.Join(h.records, "moments", record), filepath.Join(h.records, "pending", record)))
+			if kind == "fork" {
+				h.assertClean(1, "fork", "web")
+				v, err := h.backend.Stat(ctx, "fork")
+				require.NoError(t, err)
+				_, err = h.ForkedFrom(ctx, v)
+				require.NoError(t, err)
+				require.NoError(t, h.backend.Remove(ctx, "fork"))
+			} else {
+				h.assertClean(1, "web")
+				assert.Equal(t, []string{"one"}, h.names("web"))
+				require.NoError(t, h.RemoveSnapshot(ctx, "web", "one"))
+			}
+			h.assertClean(0, "web")
+		})
+	}
 }

@@ -125,6 +125,9 @@ type merge struct {
 // run merges. now becomes the moment of the layer with which the fork is compared.
 func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error) {
 	l := m.l
+	if err := l.save(pendingDir, now); err != nil {
+		return err
+	}
 	if err := l.take(ctx, now, m.layer.Name, cowcommon.VolumeOptions{}); err != nil {
 		return err
 	}
@@ -157,7 +160,7 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	}
 	if m.opts.Live {
 		now.Message = "before the merge of " + m.fork
-		if merged.Before, err = l.commitNamed(ctx, now, "", beforeMerge); err != nil {
+		if merged.Before, err = l.commitNamed(ctx, now, beforeMerge); err != nil {
 			return err
 		}
 		kept = true
@@ -171,7 +174,7 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	if err := m.checkUnchanged(ctx, r, now); err != nil {
 		return err
 	}
-	merged.Before, err = l.commitNamed(ctx, r, "", beforeMerge)
+	merged.Before, err = l.commitNamed(ctx, r, beforeMerge)
 	return err
 }
 
@@ -189,7 +192,7 @@ func (m *merge) checkUnchanged(ctx context.Context, former, now record) (err err
 	if err := c.Close(); err != nil || !changed {
 		return err
 	}
-	before, err := m.l.commitNamed(ctx, former, "", beforeMerge)
+	before, err := m.l.commitNamed(ctx, former, beforeMerge)
 	if err != nil {
 		return err
 	}

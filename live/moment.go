@@ -78,11 +78,14 @@ func newMoment(layer, base string) record {
 	}}
 }
 
-// save writes a record, so that it survives a power cut.
+// save writes a record, so that it survives a power cut. Returns ErrInvalidArgument if load would refuse it for its size.
 func (l *Layers) save(dir string, r record) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
+	}
+	if len(data) >= maxRecordSize {
+		return fault.New(errdefs.ErrInvalidArgument, "message, names and labels have %d bytes: at most %d fit", len(data), maxRecordSize)
 	}
 	return atomicfile.WriteAs(l.path(dir, r.Volume+recordSuffix), temporaryPrefix, append(data, '\n'), 0o600)
 }
@@ -94,6 +97,16 @@ func (l *Layers) commit(r record) (Moment, error) {
 		return Moment{}, err
 	}
 	return r.Moment, l.forget(pendingDir, r.Volume)
+}
+
+// commitMade is commit of a moment that Backend calls alone have made. The record of the step is durable, and tells a moment
+// with all its forks. So a crash may leave it where it was: endPending completes the step. Without one of several forks it
+// would not: somebody may have removed the fork since.
+func (l *Layers) commitMade(r record) (Moment, error) {
+	if len(r.Forks) > 1 {
+		return l.commit(r)
+	}
+	return r.Moment, os.Rename(l.path(pendingDir, r.Volume+recordSuffix), l.path(momentsDir, r.Volume+recordSuffix))
 }
 
 // forget deletes a record.
@@ -168,7 +181,7 @@ func (l *Layers) records(dir, prefix string) ([]record, error) {
 }
 
 // recordsOf reads the records of a layer's moments, oldest first.
-func (l *Layers) recordsOf(layer string) ([]record, error) {
-	records, err := l.records(momentsDir, tag(layer))
+func (l *Layers) recordsOf(dir, layer string) ([]record, error) {
+	records, err := l.records(dir, tag(layer))
 	return slices.DeleteFunc(records, func(r record) bool { return r.Layer != layer }), err
 }

@@ -3,9 +3,11 @@ package live
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // replace gives a layer that nobody uses a new content, which starts as that of the moment source. prepare may be nil; it
@@ -51,7 +53,17 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 			return err
 		}
 	}
-	return cowcommon.Seal(ctx, l.backend, r.Volume)
+	return l.sealFormer(ctx, r.Volume)
+}
+
+// sealFormer seals the former volume of a layer. Somebody who was about to use the layer may have its former volume locked
+// for a moment.
+func (l *Layers) sealFormer(ctx context.Context, volume string) error {
+	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: 5 * time.Second}
+	return poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
+		err = cowcommon.Seal(ctx, l.backend, volume)
+		return errors.Is(err, fault.ErrInUse), err
+	})
 }
 
 // endReplace ends an interrupted replacement. done says that the layer has its new content, or that nothing is left to
@@ -85,9 +97,9 @@ func (l *Layers) endReplace(ctx context.Context, r record) (done bool, err error
 	case exchanges && hasLayer && layer.Created.Equal(r.Replaced): // before the exchange
 		return false, nil
 	}
-	if err := cowcommon.Seal(ctx, l.backend, r.Volume); err != nil {
+	if err := l.sealFormer(ctx, r.Volume); err != nil {
 		return false, err
 	}
-	_, err = l.commitNamed(ctx, r, "", r.Name)
+	_, err = l.commitNamed(ctx, r, r.Name)
 	return true, err
 }

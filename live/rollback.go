@@ -44,16 +44,19 @@ func (l *Layers) Rollback(ctx context.Context, layer, snapshot string, opts Roll
 	if err := l.replace(ctx, r, v, to.Volume, nil); err != nil {
 		return before, err
 	}
-	return l.commitNamed(ctx, r, "", r.Name)
+	return l.commitNamed(ctx, r, r.Name)
 }
 
 func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume, to Moment) (before Moment, err error) {
 	prefix := r.Name
 	r.Name = ""
+	if err := l.save(pendingDir, r); err != nil {
+		return before, err
+	}
 	if err := l.take(ctx, r, v.Name, cowcommon.VolumeOptions{}); err != nil {
 		return before, err
 	}
-	if before, err = l.commitNamed(ctx, r, "", prefix); err != nil {
+	if before, err = l.commitNamed(ctx, r, prefix); err != nil {
 		return before, err
 	}
 	c, err := l.comparer.Compare(ctx, to.Volume, r.Volume, cowcommon.Auto)

@@ -50,10 +50,13 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 		fork.Name = name
 		r.Forks = append(r.Forks, fork)
 	}
+	if err := l.save(pendingDir, r); err != nil {
+		return m, err
+	}
 	if err := l.take(ctx, r, source, opts.Volume); err != nil {
 		return m, err
 	}
-	return l.commit(r)
+	return l.commitMade(r)
 }
 
 // momentOf describes a new moment of a layer, or of the layer of another moment.
@@ -66,11 +69,8 @@ func (l *Layers) momentOf(ctx context.Context, source string) (record, error) {
 	return newMoment(source, base), err
 }
 
-// take makes the volume of a moment and its forks. If it fails, it leaves nothing.
+// take makes the volume of a recorded moment and its forks. If it fails, it leaves nothing.
 func (l *Layers) take(ctx context.Context, r record, source string, opts cowcommon.VolumeOptions) error {
-	if err := l.save(pendingDir, r); err != nil {
-		return err
-	}
 	names := make([]string, 0, len(r.Forks))
 	for _, fork := range r.Forks {
 		names = append(names, fork.Name)
@@ -108,35 +108,52 @@ func (l *Layers) Snapshot(ctx context.Context, layer, name string, opts Snapshot
 		return m, err
 	}
 	r.Message = opts.Message
+	err = l.named(ctx, &r, name, "snapshot", func() error { return l.save(pendingDir, r) })
+	if err != nil {
+		return m, err
+	}
 	if err := l.take(ctx, r, layer, cowcommon.VolumeOptions{}); err != nil {
 		return m, err
 	}
-	m, err = l.commitNamed(ctx, r, name, "snapshot")
-	if err != nil {
-		err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
-	}
+	return l.commitMade(r)
+}
+
+// commitNamed is commit of a snapshot whose name is prefix with the next free number.
+func (l *Layers) commitNamed(ctx context.Context, r record, prefix string) (m Moment, err error) {
+	err = l.named(ctx, &r, "", prefix, func() error {
+		m, err = l.commit(r)
+		return err
+	})
 	return m, err
 }
 
-// commitNamed is commit of a snapshot. If name is "", its name is prefix with the next free number.
-func (l *Layers) commitNamed(ctx context.Context, r record, name, prefix string) (m Moment, err error) {
-	lock, err := l.openLock(namesFile) // nobody else names a snapshot meanwhile
+// named gives a snapshot a name of its own, and calls save before others can take the name. If name is "", it is prefix with
+// the next free number.
+func (l *Layers) named(ctx context.Context, r *record, name, prefix string, save func() error) (err error) {
+	lock, err := l.openLock(namesFile)
 	if err != nil {
-		return m, err
+		return err
 	}
 	defer func() { err = errors.Join(err, lock.close()) }()
 	if err := lock.exclusive(ctx); err != nil {
-		return m, err
+		return err
 	}
-	others, err := l.recordsOf(r.Layer)
+	// In this order, since records go from the one to the other.
+	others, err := l.recordsOf(pendingDir, r.Layer)
 	if err != nil {
-		return m, err
+		return err
 	}
+	others = slices.DeleteFunc(others, func(o record) bool { return !o.Replaced.IsZero() }) // their names are prefixes
+	ended, err := l.recordsOf(momentsDir, r.Layer)
+	if err != nil {
+		return err
+	}
+	others = append(others, ended...)
 	taken := func(name string) bool {
 		return slices.ContainsFunc(others, func(o record) bool { return o.Name == name })
 	}
 	if name != "" && taken(name) {
-		return m, fault.New(errdefs.ErrAlreadyExists, "layer %s has a snapshot %s already", r.Layer, name)
+		return fault.New(errdefs.ErrAlreadyExists, "layer %s has a snapshot %s already", r.Layer, name)
 	}
 	for i := 1; name == ""; i++ {
 		if next := fmt.Sprintf("%s-%d", prefix, i); !taken(next) {
@@ -144,7 +161,7 @@ func (l *Layers) commitNamed(ctx context.Context, r record, name, prefix string)
 		}
 	}
 	r.Name = name
-	return l.commit(r)
+	return save()
 }
 
 // Snapshots lists the snapshots of a layer, oldest first.
@@ -157,7 +174,7 @@ func (l *Layers) Snapshots(_ context.Context, layer string) ([]Moment, error) {
 func (l *Layers) Moments(_ context.Context, layer string) ([]Moment, error) { return l.list(layer) }
 
 func (l *Layers) list(layer string) ([]Moment, error) {
-	records, err := l.recordsOf(layer)
+	records, err := l.recordsOf(momentsDir, layer)
 	moments := make([]Moment, 0, len(records))
 	for _, r := range records {
 		moments = append(moments, r.Moment)
@@ -190,6 +207,14 @@ func (l *Layers) RemoveSnapshot(ctx context.Context, layer, name string) (err er
 	m, err := l.Get(layer, name)
 	if err != nil {
 		return err
+	}
+	// A full filesystem may have no room for a new record.
+	if _, needed, err := l.volumes(ctx); err != nil {
+		return err
+	} else if !needed[m.Volume] {
+		if gone, err := l.removeMoment(ctx, m.Volume); err != nil || gone {
+			return err
+		}
 	}
 	m.Name, m.Message = "", ""
 	if err := l.save(momentsDir, record{Version: recordVersion, Moment: m}); err != nil {

@@ -18,6 +18,9 @@ import (
 // name or without their layer, from which nothing is made. It does nothing while somebody else is at work; they do so
 // later.
 func (l *Layers) Sweep(ctx context.Context) (err error) {
+	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
+		return nil
+	}
 	lock, err := l.openLock(lockFile)
 	if err != nil {
 		return err
@@ -83,16 +86,9 @@ func (l *Layers) removeUnused(ctx context.Context, name string) error {
 // sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A moment may need another, so the caller repeats it after it has removed
 // some.
 func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
-	volumes := make(map[string]cowcommon.Volume)
-	needed := make(map[string]bool)
-	for v, err := range l.backend.Volumes(ctx) {
-		if err != nil {
-			return false, err
-		}
-		volumes[v.Name] = v
-		if v.Parent != "" {
-			needed[v.Parent] = true
-		}
+	volumes, needed, err := l.volumes(ctx)
+	if err != nil {
+		return false, err
 	}
 	records, err := l.records(momentsDir, "")
 	if err != nil {
@@ -121,12 +117,28 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 			if !hasLayer {
 				r.Name = ""
 			}
-			if err := l.save(momentsDir, r); err != nil {
+			err := l.save(momentsDir, r)
+			if err != nil && !fault.IsFull(err) { // a later Sweep finds the same
 				return false, err
 			}
 		}
 	}
 	return again, nil
+}
+
+// volumes lists all volumes by name, and the names of those from which others were made.
+func (l *Layers) volumes(ctx context.Context) (volumes map[string]cowcommon.Volume, needed map[string]bool, err error) {
+	volumes, needed = make(map[string]cowcommon.Volume), make(map[string]bool)
+	for v, err := range l.backend.Volumes(ctx) {
+		if err != nil {
+			return nil, nil, err
+		}
+		volumes[v.Name] = v
+		if v.Parent != "" {
+			needed[v.Parent] = true
+		}
+	}
+	return volumes, needed, nil
 }
 
 // removeMoment removes the volume of a moment and its record, unless it is in use.
@@ -154,7 +166,8 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 	return nil
 }
 
-// endPending ends a step that has failed or was interrupted: it undoes the step, unless the layer has its new content.
+// endPending ends a step that has failed or was interrupted: it undoes the step, unless all of the step's volumes are there or
+// the layer has its new content.
 func (l *Layers) endPending(ctx context.Context, r record) error {
 	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
 		if err == nil {
@@ -168,15 +181,27 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 			return err
 		}
 	}
+	var forks []string
 	for _, fork := range r.Forks {
 		v, ok, err := l.exists(ctx, fork.Name)
 		if err != nil {
 			return err
 		}
 		if ok && v.Parent == r.Volume {
-			if err := l.backend.Remove(ctx, fork.Name); err != nil {
-				return err
-			}
+			forks = append(forks, fork.Name)
+		}
+	}
+	v, _, err := l.exists(ctx, r.Volume)
+	if err != nil {
+		return err
+	}
+	if r.Replaced.IsZero() && v.Sealed && len(forks) == len(r.Forks) && (len(forks) > 0 || r.Name != "") {
+		_, err := l.commit(r)
+		return err
+	}
+	for _, fork := range forks {
+		if err := l.backend.Remove(ctx, fork); err != nil {
+			return err
 		}
 	}
 	if err := l.backend.Remove(ctx, r.Volume); err != nil {

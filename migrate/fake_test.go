@@ -182,6 +182,17 @@ func (t *fakeTarget) Remove(_ context.Context, item Item) error {
 	return nil
 }
 
+func (t *fakeTarget) Settle(_ context.Context, layer *Layer) error {
+	name := itemName(Item{Layer: layer})
+	if err := t.w.fail["settle "+name]; err != nil {
+		return err
+	}
+	t.w.point("before settle " + name)
+	t.w.log = append(t.w.log, "settle "+name)
+	t.w.point("after settle " + name)
+	return nil
+}
+
 func (t *fakeTarget) Close() error { return nil }
 
 // id makes the digest of an image.

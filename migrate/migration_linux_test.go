@@ -158,6 +158,25 @@ func TestKilledFinish(t *testing.T) {
 	}
 }
 
+// TestFinishSettles: each layer becomes independent of the source before that is removed, parents first.
+func TestFinishSettles(t *testing.T) {
+	a := newAttempt(t)
+	require.NoError(t, a.run())
+	a.w.log = nil
+	a.w.fail["settle layer two"] = fault.New(errdefs.ErrNotFound, "its user has removed it")
+	boom := errors.New("boom")
+	a.w.fail["settle layer web"] = boom
+	require.ErrorIs(t, finish(a.migration(), false), boom)
+	assert.False(t, a.w.gone)
+	assert.Equal(t, []string{"settle layer base", "settle layer one", "settle layer web-init"}, a.w.log)
+
+	delete(a.w.fail, "settle layer web")
+	a.w.log = nil
+	require.NoError(t, finish(a.migration(), false))
+	assert.True(t, a.w.gone)
+	assert.Equal(t, []string{"settle layer base", "settle layer one", "settle layer web-init", "settle layer web"}, a.w.log)
+}
+
 // TestFinishOfRemoved: if nothing is left of the source, a finish that has begun to remove it is done.
 func TestFinishOfRemoved(t *testing.T) {
 	left := fault.New(errdefs.ErrNotFound, "nothing is left")

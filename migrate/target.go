@@ -46,6 +46,10 @@ type Target interface {
 	// a later run that has made more.
 	Commit(ctx context.Context) error
 
+	// Settle makes a layer independent of the source's, which is removed next. The layer below was settled before. It is
+	// repeated after a crash. Returns errdefs.ErrNotFound if the layer is not there.
+	Settle(ctx context.Context, layer *Layer) error
+
 	// Verify compares a thing with its source. Returns errdefs.ErrDataLoss if it differs.
 	Verify(ctx context.Context, item Item, source Source) error
 	// Undo takes back a Commit, or a part of one, and removes remains of a run that was cut off. Without them it does

@@ -111,7 +111,23 @@ func (m *Migration) remove(ctx context.Context, j *journal) error {
 	if err := m.checkDriver(j, inv); err != nil {
 		return err
 	}
+	if err := m.settle(ctx, j); err != nil {
+		return err
+	}
 	return m.source.Remove(ctx)
+}
+
+// settle makes the layers that runs have made independent of the source, parents first. A user may have removed some.
+func (m *Migration) settle(ctx context.Context, j *journal) error {
+	for _, item := range j.begun {
+		if item.Layer == nil {
+			continue
+		}
+		if err := m.target.Settle(ctx, item.Layer); err != nil && !errdefs.IsNotFound(err) {
+			return fault.Wrap("settle layer", item.Layer.ID, err)
+		}
+	}
+	return nil
 }
 
 // mayFinish returns the things that are lost if the source is removed now, and an error if it must not be.

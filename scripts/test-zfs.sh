@@ -64,6 +64,10 @@ while [[ $# -gt 0 ]]; do
 done
 readonly counts zfs beside openzfs=${zfs:-backports}
 
+allowed_skips=()
+[[ ! -e scripts/allowed-skips-zfs-$openzfs ]] || allowed_skips=(-allow "scripts/allowed-skips-zfs-$openzfs")
+readonly allowed_skips
+
 # The tests with Docker Engine are in a module of their own.
 docker_module=e2e/daemons docker_packages=(e2e/daemons e2e/daemons/migrate) with_docker=
 default_packages="./... ./$docker_module"
@@ -273,7 +277,7 @@ job() {
 	jobs+=("$name")
 	{
 		begun=$SECONDS
-		"${@:2}" | "$dir/testsum" "${counts[@]}" && echo "$name" >>"$dir/passed"
+		"${@:2}" | "$dir/testsum" "${counts[@]}" "${allowed_skips[@]}" && echo "$name" >>"$dir/passed"
 		echo "== ZFS tests, $name: $((SECONDS - begun)) s"
 	} >"$dir/$name.log" 2>&1 &
 }

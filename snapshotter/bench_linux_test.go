@@ -38,12 +38,12 @@ func BenchmarkLifecycle(b *testing.B) {
 			check(b, err)
 			check(b, s.Commit(ctx, "image", "unpack"))
 			for i := range others {
-				_, err := s.Prepare(ctx, fmt.Sprint("other-", i), "image")
+				_, err := s.Prepare(ctx, fmt.Sprintf("moby/%d/other", i+1), "image")
 				check(b, err)
 			}
 
 			n := 0
-			key := func() string { n++; return fmt.Sprint("key-", n) }
+			key := func() string { n++; return fmt.Sprintf("moby/%d/key-%d", others+n, n) }
 			measure := func(name string, op func(key string) error) {
 				b.Run(name, func(b *testing.B) {
 					for b.Loop() {
@@ -63,6 +63,14 @@ func BenchmarkLifecycle(b *testing.B) {
 			}
 			measure("prepare", func(k string) error { _, err := s.Prepare(ctx, k, "image"); return err })
 			measure("usage", func(k string) error { _, err := s.Usage(ctx, k); return err })
+			measure("limit", func(k string) error {
+				namespace, own := splitKey(k)
+				found, err := s.Key(ctx, namespace, own)
+				if err != nil {
+					return err
+				}
+				return s.SetLimit(ctx, found, 1<<30)
+			})
 			measure("commit", func(k string) error { return s.Commit(ctx, "c-"+k, k) })
 			measure("remove", func(k string) error {
 				if err := s.Remove(ctx, k); err != nil {

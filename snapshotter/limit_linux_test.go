@@ -18,38 +18,52 @@ func limitUpdate(key, bytes string) snapshots.Info {
 
 // TestUpdateBelowHeld: a limit below the present size is refused with that size. SetLimit sets it all the same.
 func TestUpdateBelowHeld(t *testing.T) {
-	h := newHost(t, Options{})
-	h.image("base")
-	const key = "k8s.io/1/web"
-	h.prepare(key, "base", label(snapshots.LabelSnapshotMaxSize, "16777216"))
-	file := filepath.Join(h.dir(key), "data")
-	h.write(key, "data", make([]byte, 8<<20))
-	syncFile(t, file)
-
-	_, err := h.Update(t.Context(), limitUpdate(key, "4194304"), "labels."+snapshots.LabelSnapshotMaxSize)
-	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, "a limit of 4MiB is less than the 8")
-	v, err := h.backend.Stat(t.Context(), h.volume(key))
-	require.NoError(t, err)
-	assert.EqualValues(t, 16<<20, v.Limit.Bytes)
-
-	require.NoError(t, h.SetLimit(t.Context(), key, 4<<20))
-	v, err = h.backend.Stat(t.Context(), h.volume(key))
-	require.NoError(t, err)
-	assert.EqualValues(t, 4<<20, v.Limit.Bytes)
-	info, err := h.Stat(t.Context(), key)
+	h := testUpdateBelowHeld(t, onBtrfs())
+	require.NoError(t, h.SetLimit(t.Context(), heldKey, 4*mib))
+	assert.EqualValues(t, 4*mib, h.currentLimit(heldKey))
+	info, err := h.Stat(t.Context(), heldKey)
 	require.NoError(t, err)
 	assert.Equal(t, "4194304", info.Labels[snapshots.LabelSnapshotMaxSize])
-	require.ErrorIs(t, os.WriteFile(file+"2", make([]byte, 8<<20), 0o600), unix.EDQUOT)
+	h.in(heldKey, func(dir string) { require.ErrorIs(t, fill(filepath.Join(dir, "more"), 8*mib), unix.EDQUOT) })
 
-	require.ErrorIs(t, h.SetLimit(t.Context(), "base", 4<<20), errdefs.ErrFailedPrecondition)
-	require.ErrorIs(t, h.SetLimit(t.Context(), "none", 4<<20), errdefs.ErrNotFound)
-	require.ErrorIs(t, h.SetLimit(t.Context(), key, 0), errdefs.ErrInvalidArgument)
+	require.ErrorIs(t, h.SetLimit(t.Context(), "base", 4*mib), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, h.SetLimit(t.Context(), "none", 4*mib), errdefs.ErrNotFound)
+	require.ErrorIs(t, h.SetLimit(t.Context(), heldKey, 0), errdefs.ErrInvalidArgument)
 }
 
-func syncFile(t *testing.T, path string) {
+const heldKey = "k8s.io/1/web"
+
+// testUpdateBelowHeld leaves a snapshot that holds 8 MiB of at most 24.
+func testUpdateBelowHeld(t *testing.T, fs filesystem) *host {
 	t.Helper()
-	f, err := os.Open(path)
+	h := newHostOn(t, fs, Options{})
+	h.image("base")
+	h.prepare(heldKey, "base", label(snapshots.LabelSnapshotMaxSize, "16777216"))
+	h.in(heldKey, func(dir string) {
+		require.NoError(t, fill(filepath.Join(dir, "data"), 8*mib))
+		syncFilesystem(t, dir)
+	})
+	_, err := h.Update(t.Context(), limitUpdate(heldKey, "4194304"), "labels."+snapshots.LabelSnapshotMaxSize)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "a limit of 4MiB is less than the 8")
+	assert.EqualValues(t, 16*mib, h.currentLimit(heldKey))
+	_, err = h.Update(t.Context(), limitUpdate(heldKey, "25165824"), "labels."+snapshots.LabelSnapshotMaxSize)
+	require.NoError(t, err)
+	assert.EqualValues(t, 24*mib, h.currentLimit(heldKey))
+	return h
+}
+
+// currentLimit is the limit of a snapshot, as the filesystem tells it.
+func (h *host) currentLimit(key string) uint64 {
+	h.t.Helper()
+	v, err := h.backend.Stat(h.t.Context(), h.volume(key))
+	require.NoError(h.t, err)
+	return v.Limit.Bytes
+}
+
+func syncFilesystem(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
 	require.NoError(t, err)
 	require.NoError(t, unix.Syncfs(int(f.Fd())))
 	require.NoError(t, f.Close())

@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,6 +110,40 @@ func TestOffersAreBounded(t *testing.T) {
 type adopting struct {
 	cowcommon.Backend
 	cowcommon.Adopter
+}
+
+// settling notes which volumes are settled.
+type settling struct {
+	cowcommon.Backend
+	settled *[]string
+}
+
+func (b settling) Unwrap() cowcommon.Backend { return b.Backend }
+
+func (b settling) Settle(_ context.Context, name string) error {
+	*b.settled = append(*b.settled, name)
+	return nil
+}
+
+// TestSettle settles the volumes of snapshots through a socket, by the names that containerd's clients know.
+func TestSettle(t *testing.T) {
+	h := newHost(t, Options{})
+	var settled []string
+	h.Snapshotter.backend = settling{h.backend, &settled}
+	conn, stop, err := serve(t.TempDir(), h.Snapshotter, nil)
+	require.NoError(t, err)
+	t.Cleanup(stop)
+	offers, ctx := OffersClient{conn}, t.Context()
+	h.prepare("moby/1/key", "")
+	h.prepare("other/2/key", "")
+	h.prepare("plain", "")
+	require.NoError(t, offers.Settle(ctx, "moby", "key"))
+	require.NoError(t, offers.Settle(ctx, "", "plain"))
+	assert.Equal(t, []string{h.volume("moby/1/key"), h.volume("plain")}, settled)
+	for namespace, key := range map[string]string{"moby": "absent", "": "key", "third": "key"} {
+		require.ErrorIs(t, offers.Settle(ctx, namespace, key), errdefs.ErrNotFound)
+	}
+	assert.Len(t, settled, 2)
 }
 
 // TestOfferWithoutAdopter: the client is told at once.

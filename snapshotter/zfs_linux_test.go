@@ -31,6 +31,7 @@ func TestZFS(t *testing.T) {
 		"resolve":            testResolveChangedOptions,
 		"compare":            testCompareAgreesWithContainerd,
 		"create diff":        testCreateDiff,
+		"limit below held":   testLimitBelowHeldZFS,
 		"apply taken back":   func(t *testing.T, fs filesystem) { testApplyTakenBack(t, fs, "image", layertar.Gzip) },
 	} {
 		t.Run(name, func(t *testing.T) { test(t, onZFS) })
@@ -57,6 +58,13 @@ func checkSourceIsRetained(h *host) {
 	require.NoError(h.t, h.Cleanup(h.t.Context()))
 	assert.Empty(h.t, h.volumes())
 	check(0)
+}
+
+// testLimitBelowHeldZFS: ZFS itself refuses a limit below the present size, which therefore stays.
+func testLimitBelowHeldZFS(t *testing.T, fs filesystem) {
+	h := testUpdateBelowHeld(t, fs)
+	require.ErrorIs(t, h.SetLimit(t.Context(), heldKey, 4*mib), errdefs.ErrFailedPrecondition)
+	assert.EqualValues(t, 24*mib, h.currentLimit(heldKey))
 }
 
 func TestSnapshotterSuiteZFS(t *testing.T) {
@@ -100,4 +108,33 @@ func TestFullZFS(t *testing.T) {
 		return err == nil
 	}, time.Minute, time.Second)
 	assert.Empty(t, h.Lost())
+}
+
+// TestOfferZFS adopts a dataset of another program, which is then settled and destroyed.
+func TestOfferZFS(t *testing.T) {
+	testfs.Zpool(t)
+	h := newHostOn(t, onZFS, Options{})
+	conn, stop, err := serve(t.TempDir(), h.Snapshotter, nil)
+	require.NoError(t, err)
+	t.Cleanup(stop)
+	zfs := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("zfs", args...).CombinedOutput()
+		require.NoError(t, err, "zfs %q: %s", args, out)
+		return strings.TrimSpace(string(out))
+	}
+	others := zfs("list", "-Ho", "name", h.mnt) + "/others"
+	zfs("create", others)
+	zfs("create", others+"/source")
+	require.NoError(t, os.WriteFile(filepath.Join(h.mnt, "others/source/foreign"), []byte("foreign"), 0o600))
+
+	offers, ctx := OffersClient{conn}, t.Context()
+	require.NoError(t, offers.Offer(ctx, "moby", "key", others+"/source"))
+	_, err = h.Prepare(ctx, "moby/1/key", "", label(AdoptLabel, Offered))
+	require.NoError(t, err)
+	require.NoError(t, h.Commit(ctx, "moby/2/image", "moby/1/key"))
+	require.NoError(t, offers.Settle(ctx, "moby", "image"))
+	zfs("destroy", "-r", others)
+	h.prepare("moby/3/container", "moby/2/image")
+	assert.Equal(t, "foreign", h.content("moby/3/container", "foreign"))
 }

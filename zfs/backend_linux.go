@@ -60,7 +60,11 @@ type Backend struct {
 	closeOnce  func() error
 }
 
-var _ cowcommon.Complete = (*Backend)(nil)
+var _ interface {
+	cowcommon.Complete
+	cowcommon.Adopter
+	cowcommon.Settler
+} = (*Backend)(nil)
 
 // Open opens the dataset root as a Backend that keeps its mount points and locks below the directory home. It makes
 // home if that is missing, and gives up when ctx ends. Unless another Backend has the same home open, Open destroys
@@ -188,7 +192,7 @@ func (b *Backend) recover(ctx context.Context) error {
 			if origins[snapshot] {
 				continue
 			}
-			if err := b.discard(ctx, snapshot); err != nil {
+			if err := b.discardUncloned(ctx, snapshot); err != nil { // a foreign dataset may be its clone
 				warn(snapshot, err)
 			}
 		}

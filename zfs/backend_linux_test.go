@@ -393,7 +393,7 @@ func TestRecovers(t *testing.T) {
 	zfs(t, "snapshot", b.datasetOf("base@"+clonePrefix+"dead"))
 	zfs(t, "create", b.datasetOf(stagingPrefix+"dead"))
 	intend := func(name string, at time.Time) {
-		require.NoError(t, b.intend(ctx, name))
+		require.NoError(t, b.intend(ctx, name, ""))
 		require.NoError(t, os.Chtimes(filepath.Join(b.intents, name), at, at))
 	}
 	intend("base", time.Now())
@@ -594,7 +594,7 @@ func TestPoolExported(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// TestHintsOfRelatives: grandchildren are compared by hints of the kernel, siblings by a walk.
+// TestHintsOfRelatives: grandchildren and siblings are compared by hints of the kernel, strangers by a walk.
 func TestHintsOfRelatives(t *testing.T) {
 	b := open(t)
 	ctx := t.Context()
@@ -604,6 +604,7 @@ func TestHintsOfRelatives(t *testing.T) {
 		require.NoError(t, b.Clone(ctx, step[0], step[1], cowcommon.VolumeOptions{}))
 		fill(t, b, step[0], step[0], []byte("x"))
 	}
+	require.NoError(t, b.Create(ctx, "stranger", cowcommon.VolumeOptions{}))
 	d := cowdriver.New(Name, b, cowdriver.Options{})
 	for _, pair := range []struct {
 		top, base, want string
@@ -612,7 +613,9 @@ func TestHintsOfRelatives(t *testing.T) {
 		{"b", "a", "[{/b A}]", true},
 		{"c", "b", "[{/c A}]", true},
 		{"c", "a", "[{/b A} {/c A}]", true},
-		{"sibling", "b", "[{/b D} {/sibling A}]", false},
+		{"sibling", "b", "[{/b D} {/sibling A}]", true},
+		{"a", "c", "[{/b D} {/c D}]", true},
+		{"stranger", "c", "[{/b D} {/c D} {/f D}]", false},
 		{"a", "a", "[]", true},
 	} {
 		c, err := d.Compare(ctx, pair.top, pair.base, cowcommon.Auto)

@@ -35,6 +35,8 @@ type kernel interface {
 	Rollback(name, snapshot string) error
 	Destroy(name string) error
 	DestroySnapshot(name string) error
+	DestroySnapshotLater(name string) error
+	Promote(name string) error
 	Program(pool, program string, argv []string) (any, error)
 
 	Send(snapshot, from string, to *os.File) error

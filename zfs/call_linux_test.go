@@ -295,7 +295,11 @@ func TestCallsAreBounded(t *testing.T) {
 		require.ErrorIs(t, <-refused, context.Canceled)
 	}
 	close(end)
-	require.Eventually(t, func() bool { return b.Left() == 0 && c.calls.count == 0 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		c.calls.mu.Lock()
+		defer c.calls.mu.Unlock()
+		return c.calls.left == 0 && c.calls.count == 0
+	}, time.Minute, time.Millisecond)
 }
 
 // TestLater: the steps after a call have some time after its context has ended, and not for ever.
@@ -500,6 +504,9 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 		<-told
 	}
 	assert.Less(t, time.Since(begun), 2*tellFor)
+	begun = time.Now()
+	x.drop("c")
+	assert.Less(t, time.Since(begun), tellFor/2, "it does not wait again")
 	require.NoError(t, flock.Unlock(stopped))
 	look(x)
 	require.Eventually(t, func() bool {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
@@ -52,6 +53,8 @@ func (c *calls) leave(ended <-chan struct{}) {
 		c.left--
 	}()
 }
+
+var _ cowcommon.Leaver = (*Backend)(nil)
 
 // Left implements cowcommon.Leaver.
 func (b *Backend) Left() int { return b.zfs.calls.leftNow() }

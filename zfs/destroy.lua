@@ -101,7 +101,8 @@ while origin and origin ~= "" do
 	local source = string.match(origin, "^[^@]*")
 	if not begins(source, removed) then
 		-- The snapshot that was taken for this clone alone, whose dataset lives on.
-		if string.match(origin, "@cowshed%-clone%-") and not has_clones(origin) then zfs.sync.destroy(origin) end
+		-- It may have gone with the clone already.
+		if string.match(origin, "@cowshed%-clone%-") and zfs.exists(origin) and not has_clones(origin) then zfs.sync.destroy(origin) end
 		break
 	end
 	origin = zfs.get_prop(source, "origin")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -39,6 +40,11 @@ type dataset struct {
 	own     bool // it is a volume: Cowshed or moby's driver made it
 	// snapshotted says that it had snapshots of its own when it was read.
 	snapshotted bool
+	// guid is its number, as the kernel gives it. It is 0 if this process has made the volume and nobody has asked since.
+	guid uint64
+	// adopted says that parent is the recorded parent: its guid, 0 for none.
+	adopted bool
+	parent  uint64
 }
 
 // index answers from memory which volumes exist. It is loaded from the kernel, and again after another process has changed
@@ -63,6 +69,7 @@ type index struct {
 	changes  uint64                     // changes by this process, so far
 	told     uint64                     // changes that the counter shows
 	telling  *telling                   // the change of the counter under way; nil if there is none
+	late     bool                       // the last change of the counter takes too long, or has taken too long
 	begun    uint64                     // number of loads that have begun
 	loaded   uint64                     // the number of the load that datasets is from
 	loading  chan struct{}              // closed when the load under way has ended, nil if there is none
@@ -128,7 +135,7 @@ func (x *index) tryLook(ctx context.Context, asked uint64, look func(map[string]
 	case current && x.seen == now, x.loaded > asked:
 		look(x.datasets)
 		return true, nil, nil
-	case current && telling != nil: // the counter shows a change by this process, perhaps
+	case current && telling != nil && !x.late: // the counter shows a change by this process, perhaps
 		return false, telling.ended, nil
 	case x.loading != nil:
 		return false, x.loading, nil
@@ -230,7 +237,8 @@ type telling struct {
 }
 
 // tell tells other processes that something has changed. If it cannot in time, that is tried again: the file of the counter
-// may be in a pool that is suspended, or another process that was stopped may have it locked.
+// may be in a pool that is suspended, or another process that was stopped may have it locked. Later changes do not wait
+// then, until others have been told.
 func (x *index) tell() {
 	ctx, cancel := context.WithTimeoutCause(x.ctx, tellFor, fault.New(errdefs.ErrUnavailable, "it takes longer than %s", tellFor))
 	defer cancel()
@@ -242,15 +250,20 @@ func (x *index) tell() {
 		if t == nil {
 			t = x.beginTelling()
 		}
+		if x.late {
+			break
+		}
 		x.mu.Unlock()
-		if err := x.zfs.await(ctx, 0, t.ended); err != nil {
+		err := x.zfs.await(ctx, 0, t.ended)
+		x.mu.Lock()
+		if err != nil {
+			x.late = x.late || x.telling == t
 			x.warnUntold(err)
-			return
+			break
 		}
 		if t.upTo >= want {
-			return
+			break
 		}
-		x.mu.Lock()
 	}
 	x.mu.Unlock()
 }
@@ -267,7 +280,7 @@ func (x *index) beginTelling() *telling {
 		before, now, err := x.counter.add(ctx)
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		x.telling = nil
+		x.telling, x.late = nil, errors.Is(err, context.DeadlineExceeded)
 		if err != nil {
 			x.valid, x.doubted = false, true
 			x.warnUntold(err)
@@ -347,6 +360,12 @@ func describe(name string, from zfsctl.Dataset) dataset {
 	mark, _ := from.Properties.Text(markProperty)
 	mountpoint, _ := from.Properties.Text("mountpoint")
 	d.marked = mark == markValue
+	d.guid, _ = from.Properties.Number("guid")
+	if parent, ok := from.Properties.Text(parentProperty); ok {
+		var err error
+		d.parent, err = strconv.ParseUint(parent, 10, 64)
+		d.adopted = err == nil
+	}
 	d.own = cowcommon.CheckID(name) == nil && (d.marked || mountpoint == "legacy" && mobyID.MatchString(name))
 	return d
 }

@@ -3,39 +3,45 @@ package zfs
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/syncdir"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
-// An intent is an empty file with the name of a volume that is about to be made. The kernel first makes a dataset, and
+// An intent is a file with the name of a volume that is about to be made. It is empty, or holds the full name of the snapshot
+// that is about to be taken of a foreign dataset for the volume alone. The kernel first makes a dataset, and
 // then gives it its properties (zfs_ioc_create and zfs_ioc_clone in module/zfs/zfs_ioctl.c). markProperty is among the
 // last of these. A power cut in between leaves a dataset without it. Only the intent tells this dataset from the
 // datasets of others.
 
-// intend records that a volume is about to be made, so that the record survives a power cut. The caller calls forget when
-// the volume was made, or could not be made.
-func (b *Backend) intend(ctx context.Context, name string) error {
+// intend records that a volume is about to be made, so that the record survives a power cut. origin is the snapshot to be
+// taken of a foreign dataset, or "". The caller calls forget when the volume was made, or could not be made.
+func (b *Backend) intend(ctx context.Context, name, origin string) error {
 	path := filepath.Join(b.intents, name)
 	return b.change(ctx, step{
 		op:       "record",
-		do:       func(kernel) error { return writeIntent(path) },
+		do:       func(kernel) error { return writeIntent(path, origin) },
 		happened: isPresent(path),
 		undo:     func(context.Context) error { return removeIntent(path) },
 	})
 }
 
-func writeIntent(path string) error {
+func writeIntent(path, origin string) error {
 	f, err := os.OpenFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close(), syncdir.Sync(filepath.Dir(path))); err != nil {
+	_, err = f.WriteString(origin)
+	if err := errors.Join(err, f.Sync(), f.Close(), syncdir.Sync(filepath.Dir(path))); err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
 	return nil
@@ -60,6 +66,26 @@ func (b *Backend) forget(name string) {
 		b.log.Warn("zfs: the record of a volume that was about to be made is left over", "path", path, "error", err)
 	}
 }
+
+// intendedOrigin reads the snapshot of an intent. A name that a power cut has cut off is "": the snapshot is taken later than
+// the intent is complete.
+func (b *Backend) intendedOrigin(ctx context.Context, name string) (string, error) {
+	data, err := read(ctx, b.zfs, "read record", func(kernel) ([]byte, error) {
+		f, err := os.OpenFile(filepath.Join(b.intents, name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return io.ReadAll(io.LimitReader(f, zfsctl.MaxName+1))
+	})
+	if origin := string(data); strings.HasPrefix(origin, b.zfs.pool+"/") && cloneSnapshot.MatchString(origin) {
+		return origin, err
+	}
+	return "", err
+}
+
+// cloneSnapshot is the form of the name of a snapshot that is taken for one clone.
+var cloneSnapshot = regexp.MustCompile(`^[^@]+@` + clonePrefix + `[^@/]+$`)
 
 // intentFor is the longest time from an intent to the creation of its dataset. Older and younger datasets are those of
 // others.
@@ -96,14 +122,24 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 	}
 }
 
-// endIntent destroys the dataset of an intent if it was left half-made, and then deletes the intent.
+// endIntent destroys the dataset of an intent if it was left half-made, and the snapshot that was taken for it unless it has
+// clones. Then it deletes the intent.
 func (b *Backend) endIntent(ctx context.Context, name string, datasets map[string]dataset, intent fs.FileInfo) (gone bool, err error) {
+	origin, err := b.intendedOrigin(ctx, name)
+	if err != nil {
+		return false, err
+	}
 	if d, ok := datasets[name]; ok && isHalfMade(d, intent.ModTime()) {
 		if err := errors.Join(b.unmountDataset(ctx, b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
 			return false, err
 		}
 		gone = true
 		b.volumes.drop(name)
+	}
+	if origin != "" {
+		if err := b.discardUncloned(ctx, origin); err != nil {
+			return gone, err
+		}
 	}
 	return gone, b.zfs.ask(ctx, "forget", func() error { return os.Remove(filepath.Join(b.intents, name)) })
 }

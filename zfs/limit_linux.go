@@ -16,18 +16,18 @@ import (
 
 // explainLimit checks whether a call that was to make a volume has failed because of the volume's limit. ZFS makes no
 // dataset that exceeds its limit from the start. An empty one holds some KiB, and with scope total a clone holds the
-// data of source. source is "" for an empty volume. Returns errdefs.ErrInvalidArgument in this case.
+// data of the dataset source. source is "" for an empty volume. Returns errdefs.ErrInvalidArgument in this case.
 func (b *Backend) explainLimit(ctx context.Context, err error, source string, limit quota.Limit) error {
 	if limit.Bytes == 0 || isLost(err) || !fault.IsFull(err) {
 		return err
 	}
 	held := uint64(0)
 	if source != "" && limit.Scope == quota.ScopeTotal {
-		usage, usageErr := b.usage(ctx, source)
-		if usageErr != nil {
+		d, statsErr := b.stats(ctx, source)
+		if statsErr != nil {
 			return err
 		}
-		held = usage.Total
+		held, _ = d.Properties.Number("referenced")
 	}
 	switch {
 	case held >= limit.Bytes:

@@ -18,7 +18,7 @@ import (
 //
 // Errors are those of reading the trees. Returns *[treediff.NoHintsError] if a path is too long to be looked up, or if
 // the kernel lacks openat2.
-func nominate(ctx context.Context, changed objectSet, baseDir, topDir string) (*treediff.Hints, error) {
+func nominate(ctx context.Context, changed changes, baseDir, topDir string) (*treediff.Hints, error) {
 	base, err := openFrozenTree(baseDir)
 	if err != nil {
 		return nil, err
@@ -30,7 +30,7 @@ func nominate(ctx context.Context, changed objectSet, baseDir, topDir string) (*
 	}
 	defer top.close()
 
-	n := &nominator{hints: &treediff.Hints{}, trees: [2]*frozenTree{inBase: base, inTop: top}}
+	n := &nominator{changed: changed, hints: &treediff.Hints{}, trees: [2]*frozenTree{inBase: base, inTop: top}}
 	var candidates []string
 	for pending := []string{""}; len(pending) > 0; {
 		if err := ctx.Err(); err != nil {
@@ -70,8 +70,9 @@ const (
 
 // nominator collects hints.
 type nominator struct {
-	hints *treediff.Hints
-	trees [2]*frozenTree
+	changed changes
+	hints   *treediff.Hints
+	trees   [2]*frozenTree
 }
 
 // candidate hints at a path of top, unless base has the same unchanged inode there. Of a changed directory it also
@@ -90,7 +91,7 @@ func (n *nominator) candidate(ctx context.Context, path string) error {
 	}
 	b, t := &stat[inBase], &stat[inTop]
 	sameInode := ok[inBase] && ok[inTop] && isSameInode(path, b, t)
-	if sameInode && b.Ctime == t.Ctime {
+	if sameInode && b.Ctime == t.Ctime && !n.mayHaveChangedTwice(path, t) {
 		return nil // it shares a block with an inode that was changed
 	}
 	n.hints.Add(path, treediff.Written)
@@ -101,6 +102,16 @@ func (n *nominator) candidate(ctx context.Context, path string) error {
 		})
 	}
 	return nil
+}
+
+// mayHaveChangedTwice reports whether an inode may have changed on both ways from the common snapshot. Then equal times mean
+// nothing: both changes may have been within one tick of the kernel's clock. The root of a mounted snapshot has an inode number
+// that belongs to the mount.
+func (n *nominator) mayHaveChangedTwice(path string, t *unix.Statx_t) bool {
+	if path == "" {
+		return len(n.changed.base) > 0 && len(n.changed.top) > 0
+	}
+	return n.changed.onBoth(t.Ino)
 }
 
 // isSameInode reports whether the inodes at a path of both trees are the same file. The root of a mounted snapshot has

@@ -109,7 +109,7 @@ func hintsOf(t testing.TB, p pair) (*treediff.Hints, error) {
 	t.Helper()
 	changed, err := changedObjects(t, p.base, p.top)
 	require.NoError(t, err)
-	return nominate(t.Context(), changed, p.baseDir, p.topDir)
+	return nominate(t.Context(), changes{top: changed}, p.baseDir, p.topDir)
 }
 
 // assertAgree asserts that comparing with the hints finds the changes of a walk, and files whose content alone differs.
@@ -353,6 +353,41 @@ func nominateRandomly(t *testing.T, seed uint64) {
 	hints, err := hintsOf(t, p)
 	require.NoError(t, err)
 	assertAgree(t, p, hints)
+}
+
+// TestNominateRandomSiblings changes two clones of one snapshot at the same time, and compares each with the other.
+func TestNominateRandomSiblings(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %#x", seed)
+	l := newLineage(t)
+	edits := &randomEdits{rng: rand.New(rand.NewPCG(seed, 0)), root: l.current()}
+	for range 200 {
+		edits.edit(t)
+	}
+	trees := [2]string{l.clone(), filepath.Join(l.mnt, "sibling")}
+	names := [2]string{l.name(1), l.dataset + "/sibling"}
+	zfs(t, "clone", "-o", "mountpoint=legacy", l.name(0)+"@layer", names[1])
+	l.mount(names[1], trees[1])
+	for range 150 {
+		for _, edits.root = range trees {
+			edits.edit(t)
+		}
+	}
+	var views [2]string
+	var changed [2]objectSet
+	for i, name := range names {
+		zfs(t, "snapshot", name+"@view")
+		views[i] = filepath.Join(l.mnt, "view"+strconv.Itoa(i))
+		l.mount(name+"@view", views[i])
+		var err error
+		changed[i], err = changedObjects(t, l.name(0)+"@layer", name+"@view")
+		require.NoError(t, err)
+	}
+	for i := range names {
+		hints, err := nominate(t.Context(), changes{base: changed[i], top: changed[1-i]}, views[i], views[1-i])
+		require.NoError(t, err)
+		assertAgree(t, pair{baseDir: views[i], topDir: views[1-i]}, hints)
+	}
 }
 
 // freezeAgain pairs the last snapshot with the seal of an earlier clone.

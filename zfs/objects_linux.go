@@ -41,6 +41,15 @@ func (s objectSet) has(object uint64) bool {
 	return found
 }
 
+// changes are the objects that may have changed on two ways from one snapshot: to base and to top.
+type changes struct{ base, top objectSet }
+
+// has reports whether an object may have changed on either way.
+func (c changes) has(object uint64) bool { return c.base.has(object) || c.top.has(object) }
+
+// onBoth reports whether an object may have changed on both ways.
+func (c changes) onBoth(object uint64) bool { return c.base.has(object) && c.top.has(object) }
+
 // changedObjects asks the kernel which objects of the snapshot top may differ from those of base. These are all objects
 // in each block of 32 that was written since base. top must have come from base. zfs diff begins in the same way
 // (ZFS_IOC_DIFF). Nothing needs to be mounted for it. Returns *[treediff.NoHintsError] if the kernel gives no valid answer.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -135,6 +136,14 @@ func (k *faultyKernel) Rename(name, to string) error {
 	return k.call("rename", func() error { return k.kernel.Rename(name, to) }, nil)
 }
 
+func (k *faultyKernel) Promote(name string) error {
+	return k.call("promote", func() error { return k.kernel.Promote(name) }, nil)
+}
+
+func (k *faultyKernel) DestroySnapshotLater(name string) error {
+	return k.call("destroy later", func() error { return k.kernel.DestroySnapshotLater(name) }, nil)
+}
+
 func (k *faultyKernel) Set(name string, values zfsctl.Values) error {
 	return k.call("set", func() error { return k.kernel.Set(name, values) }, nil)
 }
@@ -213,7 +222,7 @@ func (f faulty) assertTold(t *testing.T, what string) {
 		require.NoError(t, err)
 		for _, datasets := range []map[string]dataset{want, got} {
 			for name, d := range datasets {
-				d.created, d.snapshotted = time.Time{}, false
+				d.created, d.snapshotted, d.guid = time.Time{}, false, 0
 				datasets[name] = d
 				if isAside(name) { // no volume; it may be gone
 					delete(datasets, name)
@@ -248,6 +257,11 @@ func interruptions(stream []byte) []interruption {
 		{name: "clone and seal", command: "clone", there: "/base@layer", operation: cloneOf("base")},
 		{name: "clone in use", command: "snapshot", there: "/new", prepare: mountBase, operation: cloneOf("base")},
 		{name: "clone in use", command: "clone", there: "/new", prepare: mountBase, operation: cloneOf("base")},
+		{name: "adopt", command: "snapshot", there: "/new", prepare: makeForeign, operation: adoptForeign},
+		{name: "adopt", command: "clone", there: "/new", prepare: makeForeign, operation: adoptForeign},
+		{name: "settle", command: "set", there: fmt.Sprint(32 << 20), prepare: adopted, operation: settleNew},
+		{name: "settle", command: "destroy later", there: fmt.Sprint(32 << 20), prepare: adopted, operation: settleNew},
+		{name: "settle", command: "promote", there: fmt.Sprint(32 << 20), prepare: adopted, operation: settleNew},
 		{name: "seal", command: "snapshot", there: "/base@layer", operation: func(ctx context.Context, f faulty) error {
 			return f.Seal(ctx, "base")
 		}},
@@ -279,6 +293,31 @@ func cloneOf(source string) func(context.Context, faulty) error {
 	return func(ctx context.Context, f faulty) error {
 		return f.Clone(ctx, "new", source, cowcommon.VolumeOptions{})
 	}
+}
+
+// makeForeign makes a dataset of another program.
+func makeForeign(t *testing.T, f faulty) {
+	zfs(t, "create", "-p", "-o", "mountpoint=legacy", f.root+"/others/foreign")
+	t.Cleanup(func() { zfs(t, "destroy", "-r", f.root+"/others") })
+}
+
+func adoptForeign(ctx context.Context, f faulty) error {
+	return f.Adopt(ctx, "new", "", f.root+"/others/foreign", cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 32 << 20}})
+}
+
+func adopted(t *testing.T, f faulty) {
+	makeForeign(t, f)
+	require.NoError(t, adoptForeign(t.Context(), f))
+}
+
+// settleNew settles again after an error, as finish does when it is repeated, and destroys the foreign dataset.
+func settleNew(ctx context.Context, f faulty) error {
+	if err := f.Settle(ctx, "new"); err != nil {
+		if err := f.Settle(context.WithoutCancel(ctx), "new"); err != nil {
+			return err
+		}
+	}
+	return exec.Command("zfs", "destroy", "-r", f.root+"/others/foreign").Run()
 }
 
 func receive(stream []byte) func(context.Context, faulty) error {

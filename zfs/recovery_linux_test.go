@@ -52,7 +52,7 @@ func TestRecoveryBesideKilled(t *testing.T) {
 	k := killed.zfs.kernel
 	leave := func(suffix string) {
 		require.NoError(t, k.Create(killed.datasetOf(stagingPrefix+suffix), properties(quota.Limit{})))
-		require.NoError(t, killed.intend(ctx, "half-"+suffix))
+		require.NoError(t, killed.intend(ctx, "half-"+suffix, ""))
 		require.NoError(t, k.Create(killed.datasetOf("half-"+suffix), unmarked))
 		view := "base@" + viewPrefix + suffix
 		require.NoError(t, os.WriteFile(filepath.Join(killed.locks, view), nil, 0o600))

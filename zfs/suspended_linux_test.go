@@ -52,7 +52,7 @@ func poolSuspended(t *testing.T, homeInPool bool) {
 	closing := openHere()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	for _, name := range []string{"base", "other", "third"} {
+	for _, name := range []string{"base", "other", "third", "fourth"} {
 		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
 	}
 	at, err := b.Mount(ctx, "base", "")
@@ -62,6 +62,11 @@ func poolSuspended(t *testing.T, homeInPool bool) {
 	require.NoError(t, err)
 	require.NoError(t, second(closing.Mount(ctx, "third", "")))
 	require.NoError(t, second(closing.View(ctx, "third")))
+	late := openHere()
+	require.NoError(t, second(late.Mount(ctx, "fourth", "")))
+	lateView, err := late.View(ctx, "fourth")
+	require.NoError(t, err)
+	idle := late.pendingNow()
 	written := make(chan error, 1)
 	go func() { // hangs until the pool is back
 		written <- errors.Join(os.WriteFile(at+"/f", randomBytes(100<<20), 0o644), syncFilesystem(at))
@@ -101,11 +106,43 @@ func poolSuspended(t *testing.T, homeInPool bool) {
 	}
 	assert.Contains(t, fmt.Sprint(b.Status(ctx)), "suspended")
 
+	// As if it had looked at the pool just before that was suspended.
+	state := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(state, pool), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(state, pool, "state"), []byte("ONLINE\n"), 0o600))
+	late.zfs.kstats, late.zfs.patience, late.zfs.grace = state, 100*time.Millisecond, 5*time.Second
+	lateCalls := map[string]func(context.Context) error{
+		"create":     func(ctx context.Context) error { return late.Create(ctx, "late", cowcommon.VolumeOptions{}) },
+		"view":       func(ctx context.Context) error { return closeView(late.View(ctx, "third")) },
+		"limit":      func(ctx context.Context) error { return late.SetLimit(ctx, "third", quota.Limit{Bytes: 1 << 30}) },
+		"unmount":    func(ctx context.Context) error { _ = late.Unmount(ctx, "fourth"); return unix.EAGAIN },
+		"close view": func(context.Context) error { _ = lateView.Close(); return unix.EAGAIN },
+	}
+	if homeInPool {
+		lateCalls["record"] = func(ctx context.Context) error { return late.intend(ctx, "third", "") }
+		lateCalls["lock"] = func(ctx context.Context) error {
+			_, _, err := late.lockView(ctx, "third@"+viewPrefix+"late")
+			return err
+		}
+	}
+	for what, call := range lateCalls {
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		require.Error(t, promptly("late "+what, func() error { return call(soon) }), what)
+		cancel()
+	}
+
 	resume()
 	require.NoError(t, <-written)
+	require.Eventually(t, func() bool { return late.pendingNow() == idle && late.Left() == 0 }, time.Minute, 10*time.Millisecond)
+	require.NoError(t, late.Close())
+	_, err = b.Stat(ctx, "late")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	v, err := b.Stat(ctx, "third")
+	require.NoError(t, err)
+	assert.Zero(t, v.Limit)
 	require.NoError(t, b.Unmount(ctx, "base"))
 	require.NoError(t, b.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}))
-	for _, name := range []string{"new", "base", "other", "third"} {
+	for _, name := range []string{"new", "base", "other", "third", "fourth"} {
 		require.NoError(t, b.Remove(ctx, name))
 	}
 	for _, dir := range []string{b.graph, b.views, b.locks, b.intents} {

@@ -70,27 +70,46 @@ func (b *Backend) create(ctx context.Context, name string, opts cowcommon.Volume
 
 // make makes the dataset of a volume under its own name.
 func (b *Backend) make(ctx context.Context, c *claim, op string, do func(kernel) error) (err error) {
+	return b.intended(ctx, c.name, "", nil, func(intended time.Time) (func() bool, error) {
+		return b.makeIntended(ctx, c, intended, op, do)
+	})
+}
+
+// intended calls do, which makes a volume, with an intent. If do fails, discard destroys the snapshot origin that was
+// taken for the volume; it is nil without such a snapshot. known reports whether it is known if the volume was made.
+func (b *Backend) intended(ctx context.Context, name, origin string, discard func(context.Context) error, do func(intended time.Time) (known func() bool, err error)) error {
 	intended := time.Now()
-	if err := b.intend(ctx, c.name); err != nil {
+	if err := b.intend(ctx, name, origin); err != nil {
 		return err
 	}
-	known := true
+	known, err := do(intended)
+	return errors.Join(err, b.after(err, func() error {
+		if err != nil && discard != nil {
+			if err := discard(ctx); err != nil { // the record stays, so that the next start does it
+				return err
+			}
+		}
+		if known() { // otherwise the record stays, so that the next start looks at the dataset
+			b.forget(name)
+		}
+		return nil
+	}))
+}
+
+// makeIntended makes the dataset of a volume that has an intent.
+func (b *Backend) makeIntended(ctx context.Context, c *claim, intended time.Time, op string, do func(kernel) error) (known func() bool, err error) {
+	isKnown := true
 	err = b.act(ctx, step{
 		op: op,
 		do: do,
 		happened: func(ctx context.Context) (happened bool, err error) {
 			happened, err = b.isMade(ctx, c.name, intended)
-			known = err == nil
+			isKnown = err == nil
 			return happened, err
 		},
 		undo: func(ctx context.Context) error { return b.discard(ctx, b.datasetOf(c.name)) },
 	})
-	return errors.Join(err, b.after(err, func() error {
-		if known { // otherwise the record stays, so that the next start looks at the dataset
-			b.forget(c.name)
-		}
-		return nil
-	}))
+	return func() bool { return isKnown }, err
 }
 
 // isMade reports whether a claimed volume was made completely. It destroys a half-made volume.
@@ -238,7 +257,7 @@ func (b *Backend) clone(ctx context.Context, name, source string, opts cowcommon
 			return k.Clone(b.datasetOf(name), origin, properties(opts.Limit))
 		})
 		if err != nil {
-			return b.explain(ctx, b.explainLimit(ctx, err, source, opts.Limit), name, source)
+			return b.explain(ctx, b.explainLimit(ctx, err, b.datasetOf(source), opts.Limit), name, source)
 		}
 		b.volumes.set(name, dataset{origin: origin, limit: opts.Limit, created: time.Now(), marked: true, own: true})
 		return nil
@@ -366,13 +385,17 @@ func (b *Backend) Stat(ctx context.Context, name string) (cowcommon.Volume, erro
 	if err != nil {
 		return cowcommon.Volume{}, fault.Wrap("stat volume", name, err)
 	}
-	return b.describe(name, d), nil
+	parent := b.parentOf(d, nil)
+	if d.parent != 0 {
+		err = b.volumes.with(ctx, func(datasets map[string]dataset) { parent = b.parentOf(d, byGUID(datasets)) })
+	}
+	return b.describe(name, parent, d), fault.Wrap("stat volume", name, err)
 }
 
-func (b *Backend) describe(name string, d dataset) cowcommon.Volume {
+func (b *Backend) describe(name, parent string, d dataset) cowcommon.Volume {
 	return cowcommon.Volume{
 		Name:    name,
-		Parent:  b.parentOf(d),
+		Parent:  parent,
 		Sealed:  d.sealed,
 		Limit:   d.limit,
 		Created: d.created,
@@ -384,13 +407,28 @@ func (b *Backend) describe(name string, d dataset) cowcommon.Volume {
 	}
 }
 
-// parentOf is the volume that a dataset was cloned from, "" if there is no such volume.
-func (b *Backend) parentOf(d dataset) string {
+// parentOf is the volume that a dataset was cloned from, or the recorded parent of an adopted one; "" if there is no such
+// volume.
+func (b *Backend) parentOf(d dataset, byGUID map[uint64]string) string {
+	if d.adopted {
+		return byGUID[d.parent]
+	}
 	parent, ok := strings.CutPrefix(sourceOf(d.origin), b.root+"/")
 	if !ok || strings.Contains(parent, "/") || isAside(parent) {
 		return ""
 	}
 	return parent
+}
+
+// byGUID maps the numbers of volumes to their names.
+func byGUID(datasets map[string]dataset) map[uint64]string {
+	names := make(map[uint64]string, len(datasets))
+	for name, d := range datasets {
+		if d.own && d.guid != 0 {
+			names[d.guid] = name
+		}
+	}
+	return names
 }
 
 // Volumes lists the volumes, from the kernel.
@@ -402,8 +440,9 @@ func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error
 			yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", err))
 			return
 		}
+		names := byGUID(datasets)
 		for name, d := range datasets {
-			if d.own && !yield(b.describe(name, d), nil) {
+			if d.own && !yield(b.describe(name, b.parentOf(d, names), d), nil) {
 				return
 			}
 		}

@@ -54,7 +54,8 @@ They come to one of three places:
 The layers and images of the root stay as they are until finish removes them. With --to plugin, and in the namespace moby,
 run changes the configurations of Docker's containers in its last step. undo restores them.
 
-On one btrfs, volumes are cloned, and the files of other drivers share their data. Otherwise data is copied.
+In one btrfs or ZFS pool, volumes are cloned. On one btrfs, the files of other drivers share their data. Otherwise data is
+copied. On ZFS, run takes snapshots of the old volumes, which undo destroys.
 
 Stop the engine that works on the root first. Then go these steps:
 

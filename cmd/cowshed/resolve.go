@@ -45,11 +45,7 @@ func (s *store) snapshotVolume(ctx context.Context, layer, snapshot string) (cow
 	if err != nil {
 		return v, err
 	}
-	m, err := s.live.Get(v.Name, snapshot)
-	if err != nil {
-		return v, err
-	}
-	return s.driver.Backend().Stat(ctx, m.Volume)
+	return s.live.Find(ctx, v.Name+"@"+snapshot)
 }
 
 func (s *store) layerByPrefix(ctx context.Context, prefix string) (found cowcommon.Volume, err error) {

@@ -49,6 +49,12 @@ type pathKeeper interface {
 	KeepsPaths() bool
 }
 
+// cloneSyncer is an inner Backend whose Clone may write out the home.
+type cloneSyncer interface {
+	// CloneSyncs reports whether Clone makes earlier changes in the home survive a power cut.
+	CloneSyncs() bool
+}
+
 // Backend is a Backend whose volumes may have shared roots. It implements cowcommon.Backend and RootStyler, and has the
 // other optional interfaces that the Backend inside has.
 //
@@ -61,6 +67,7 @@ type Backend struct {
 	log               *slog.Logger
 	ctx               context.Context // for cleaning up, which the end of no request stops
 	keepsPaths        bool            // as pathKeeper says
+	cloneSyncs        bool            // as cloneSyncer says
 
 	index index
 	roots string // the directory of mount points
@@ -105,6 +112,9 @@ func New(ctx context.Context, in cowcommon.Backend, home string, opts Options) (
 	}
 	if k, ok := cowcommon.As[pathKeeper](in); ok {
 		b.keepsPaths = k.KeepsPaths()
+	}
+	if s, ok := cowcommon.As[cloneSyncer](in); ok {
+		b.cloneSyncs = s.CloneSyncs()
 	}
 	b.makeRoots = untilDone(b.makeMountPoints)
 	b.tryOverlay = untilDone(b.probe)
@@ -293,32 +303,20 @@ func usesOf(readers string) string { return readers + ".lock" }
 
 // sweepAll unmounts the overlays that processes have left when they were killed.
 func (b *Backend) sweepAll() {
-	err := b.sweep(b.roots, b.uses)
+	err := sweep(b.roots, b.uses, b.isLeft)
 	if b.roots != b.readers {
-		err = errors.Join(err, b.sweep(b.readers, usesOf(b.readers)))
+		err = errors.Join(err, sweep(b.readers, usesOf(b.readers), b.isLeft))
 	}
 	if err != nil {
 		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
 	}
 }
 
-// sweep does so in one directory of mount points, whose locks are bytes of the file uses.
-func (b *Backend) sweep(points, uses string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(points))
-	for _, m := range mounts {
-		if m.Mountpoint == points {
-			continue
-		}
-		lock, ok, lockErr := namelock.TryExclusive(uses, mountKey(filepath.Base(m.Mountpoint)))
-		if ok && b.isUnused(m) {
-			lockErr = mountdir.Remove(m.Mountpoint, false)
-		}
-		if ok {
-			lockErr = errors.Join(lockErr, lock.Unlock(nil))
-		}
-		err = errors.Join(err, lockErr)
-	}
-	return err
+// isLeft reports whether the overlay of a killed process can go. It is no layer of another overlay, which would keep its
+// upper in use unseen.
+func (b *Backend) isLeft(m *mountinfo.Info) bool {
+	over, err := b.overlays.UsesOf(m.Mountpoint)
+	return err == nil && len(over) == 0 && b.isUnused(m)
 }
 
 // isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have

@@ -524,7 +524,8 @@ func changeAndReplace(t *testing.T, f *forest.Forest, n int) {
 	}
 }
 
-// A directory that hides one of the image is compared in full. Only one of the uppers has it, without the names that it hides.
+// A directory that hides another of the image is compared in full: only one of the uppers has it, and no upper has a name for
+// the hidden files.
 func TestReplacedInClone(t *testing.T) {
 	s := newStore(t)
 	require.NoError(t, s.Create(t.Context(), "image", cowcommon.VolumeOptions{}))
@@ -813,19 +814,19 @@ func TestTurnOn(t *testing.T) {
 	_, err = sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.False(t, sharedroot.IsOn(home))
-	endReading, isOn, err := sharedroot.StayOffToRead(t.Context(), home)
+	require.NoError(t, end())
+	end, isOn, err = sharedroot.StayOffReading(t.Context(), home)
 	require.NoError(t, err)
 	require.False(t, isOn)
-	require.NoError(t, end())
 	_, err = sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
-	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.NoError(t, endReading())
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "a reader does not know of them")
+	require.NoError(t, end())
 	require.NoError(t, off.Close())
 
 	on, err := sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, on.Close()) }()
-	for _, stayOff := range []func(context.Context, string) (func() error, bool, error){sharedroot.StayOff, sharedroot.StayOffToRead} {
+	for _, stayOff := range []func(context.Context, string) (func() error, bool, error){sharedroot.StayOff, sharedroot.StayOffReading} {
 		_, isOn, err = stayOff(t.Context(), home)
 		require.NoError(t, err)
 		require.True(t, isOn)

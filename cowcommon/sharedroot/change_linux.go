@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -49,12 +50,24 @@ func (b *Backend) seal(ctx context.Context, name string) error {
 		return err
 	}
 	defer unlock()
-	if err := b.plain(ctx, name); errors.Is(err, fault.ErrSealed) {
-		return nil
-	} else if err != nil {
+	s, _, err := b.look(ctx, name)
+	if err != nil {
 		return err
 	}
-	return cowcommon.Seal(ctx, b.Backend, name)
+	if s == stateNone {
+		return cowcommon.Seal(ctx, b.Backend, name)
+	}
+	err = b.foldThen(ctx, name, func(*os.File) error { return nil })
+	if errors.Is(err, fault.ErrSealed) {
+		return nil
+	}
+	if err == nil {
+		err = cowcommon.Seal(ctx, b.Backend, name) // which makes it durable
+	}
+	if err != nil {
+		return err
+	}
+	return b.index.forget(name)
 }
 
 // SealAsIs seals a volume in the root style that it has.

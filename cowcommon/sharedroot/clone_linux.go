@@ -116,7 +116,10 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 			return err
 		}
 	}
-	if err := b.Backend.Clone(ctx, name, source, plain(opts)); err != nil || !canShare {
+	if !canShare {
+		return b.Backend.Clone(ctx, name, source, plain(opts))
+	}
+	if err := b.cloneNoted(ctx, name, source, source, opts); err != nil {
 		return err
 	}
 	return b.share(ctx, name, source)
@@ -147,12 +150,32 @@ func (b *Backend) checkFree(ctx context.Context, name string) error {
 	return err
 }
 
+// cloneNoted clones a volume, and notes before that the clone may be shared over lower.
+func (b *Backend) cloneNoted(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
+	// The note would be about the volume of that name.
+	if err := b.checkFree(ctx, name); err != nil {
+		return err
+	}
+	err := b.index.put(name, lower)
+	if err == nil && !b.cloneSyncs {
+		err = b.index.sync()
+	}
+	if err == nil {
+		err = b.Backend.Clone(ctx, name, source, plain(opts))
+	}
+	if err != nil {
+		// A clone whose making could not be stopped is shared if its source is.
+		if _, statErr := b.Backend.Stat(b.ctx, name); isGone(statErr) {
+			err = errors.Join(err, b.index.forget(name))
+		}
+		return err
+	}
+	return nil
+}
+
 // share gives a fresh clone of a sealed volume a shared root. The caller has the locks of both.
 func (b *Backend) share(ctx context.Context, name, lower string) error {
-	err := b.index.add(name, lower)
-	if err == nil {
-		err = b.alone(ctx, name, func(root *os.File) error { return prepare(root, lower) })
-	}
+	err := b.alone(ctx, name, func(root *os.File) error { return prepare(root, lower) })
 	if err == nil {
 		return nil
 	}
@@ -186,17 +209,11 @@ func (b *Backend) cloneShared(ctx context.Context, name, source, lower string, o
 	case found != lower:
 		return errStyleChanged
 	}
-	if err := b.checkFree(ctx, name); err != nil {
+	if err := b.cloneNoted(ctx, name, source, lower, opts); err != nil || opts.RootStyle == cowcommon.SharedRoot {
 		return err
 	}
-	if err = b.index.add(name, lower); err == nil {
-		err = b.Backend.Clone(ctx, name, source, plain(opts))
+	if err := b.foldLocked(ctx, name); err != nil {
+		return errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
 	}
-	if err == nil && opts.RootStyle != cowcommon.SharedRoot {
-		err = b.foldLocked(ctx, name)
-	}
-	if err != nil {
-		err = errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
-	}
-	return err
+	return nil
 }

@@ -48,7 +48,7 @@ type folder struct {
 	own    int // the directory of sharedmark, while there is one
 	meta   filemeta.Copier
 
-	list []byte // names of extended attributes
+	attrs attrNames
 	*walk
 }
 

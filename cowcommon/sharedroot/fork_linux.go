@@ -46,7 +46,7 @@ func (b *Backend) fork(ctx context.Context, source, moment string, names []strin
 	return cowcommon.Fork(ctx, b.Backend, source, moment, names, opts)
 }
 
-// exchanger is a Backend whose Backend inside can exchange volumes.
+// exchanger is a Backend over another that can exchange volumes.
 type exchanger struct {
 	*Backend
 }
@@ -91,5 +91,8 @@ func (e *exchanger) prepareExchange(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return e.foldLocked(ctx, name)
+	if err := e.foldLocked(ctx, name); err != nil {
+		return err
+	}
+	return e.restoreLimit(ctx, name) // or fail: foldLocked goes on without
 }

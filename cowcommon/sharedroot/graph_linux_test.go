@@ -2,6 +2,8 @@ package sharedroot_test
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -9,6 +11,7 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
@@ -75,22 +78,57 @@ func openShared(t testing.TB, home string, opts sharedroot.Options) cowcommon.Ba
 	return backend
 }
 
-// BenchmarkContainer makes a container of each style, mounts it, unmounts it and removes it.
+// BenchmarkContainer is the life of a container of each style: it is made, mounted, changes three files, and is removed or
+// committed. The part "overlay" is an overlay over a sealed volume, with the same directories in an ordinary one.
 func BenchmarkContainer(b *testing.B) {
 	home := filepath.Join(testfs.Btrfs(b, testfs.WithSimpleQuota()), "home")
 	backend := openShared(b, home, sharedroot.Options{})
 	b.Cleanup(func() { assert.NoError(b, backend.Close()) })
 	require.NoError(b, backend.Create(b.Context(), "image", cowcommon.VolumeOptions{}))
+	change := func(dir string) {
+		for _, name := range []string{"one", "two", "three"} {
+			require.NoError(b, os.WriteFile(filepath.Join(dir, name), []byte(dir), 0o600))
+		}
+	}
+	image, err := backend.Mount(b.Context(), "image", "")
+	require.NoError(b, err)
+	change(image)
+	require.NoError(b, backend.Unmount(b.Context(), "image"))
 	require.NoError(b, cowcommon.Seal(b.Context(), backend, "image"))
+	n := 0
 	for _, style := range []cowcommon.RootStyle{cowcommon.SnapshotRoot, cowcommon.SharedRoot} {
-		b.Run(string(style), func(b *testing.B) {
+		live := func(b *testing.B, end func(name string) error) {
+			b.Helper()
 			for b.Loop() {
-				require.NoError(b, backend.Clone(b.Context(), "c", "image", cowcommon.VolumeOptions{RootStyle: style}))
-				_, err := backend.Mount(b.Context(), "c", "")
+				n++
+				name := fmt.Sprint("c-", n)
+				require.NoError(b, backend.Clone(b.Context(), name, "image", cowcommon.VolumeOptions{RootStyle: style}))
+				dir, err := backend.Mount(b.Context(), name, "")
 				require.NoError(b, err)
-				require.NoError(b, backend.Unmount(b.Context(), "c"))
-				require.NoError(b, backend.Remove(b.Context(), "c"))
+				change(dir)
+				require.NoError(b, backend.Unmount(b.Context(), name))
+				require.NoError(b, end(name))
 			}
+		}
+		b.Run("remove/"+string(style), func(b *testing.B) {
+			live(b, func(name string) error { return backend.Remove(b.Context(), name) })
+		})
+		b.Run("commit/"+string(style), func(b *testing.B) {
+			live(b, func(name string) error { return cowcommon.Seal(b.Context(), backend, name) })
 		})
 	}
+	b.Run("remove/overlay", func(b *testing.B) {
+		for b.Loop() {
+			n++
+			root := filepath.Join(home, fmt.Sprint("plain-", n))
+			for _, dir := range []string{"", "upper", "work", "merged"} {
+				require.NoError(b, os.Mkdir(filepath.Join(root, dir), 0o700))
+			}
+			options := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", image, root, root)
+			require.NoError(b, unix.Mount("overlay", root+"/merged", "overlay", 0, options))
+			change(root + "/merged")
+			require.NoError(b, unix.Unmount(root+"/merged", 0))
+			require.NoError(b, os.RemoveAll(root))
+		}
+	})
 }

@@ -50,8 +50,11 @@ func (x index) add(name, lower string) error {
 	if noted, err := x.lower(name); err != nil || noted == lower {
 		return err
 	}
-	return x.put(name, lower)
+	return errors.Join(x.put(name, lower), x.sync())
 }
+
+// sync makes notes survive a power cut.
+func (x index) sync() error { return syncdir.Sync(x.dir) }
 
 // put writes a note, in place of one of the same name.
 func (x index) put(note, text string) error {
@@ -63,7 +66,7 @@ func (x index) put(note, text string) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(staged))
 	}
-	return syncdir.Sync(x.dir)
+	return nil
 }
 
 // forget removes the note about a volume, if there is one.

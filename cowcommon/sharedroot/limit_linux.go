@@ -115,7 +115,7 @@ func (b *Backend) restoreLimits(ctx context.Context) {
 
 // noteLimit notes a limit so that it survives a power cut.
 func (x index) noteLimit(name string, limit quota.Limit) error {
-	return x.put(liftedNotes+name, fmt.Sprintf("%d %s", limit.Bytes, limit.Scope))
+	return errors.Join(x.put(liftedNotes+name, fmt.Sprintf("%d %s", limit.Bytes, limit.Scope)), x.sync())
 }
 
 // limit reads the limit that is noted for a volume.

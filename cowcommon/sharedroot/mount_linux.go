@@ -228,8 +228,8 @@ func (b *Backend) release(name string, m *mounted, may func() bool) error {
 	return errors.Join(m.lock.Unlock(unmount), b.Backend.Unmount(b.ctx, m.lower), b.Backend.Unmount(b.ctx, name))
 }
 
-// unmountPoint unmounts the overlay of a volume, unless it is busy, or mounted elsewhere in this mount namespace too. A layer of
-// another overlay stays mounted: that overlay would keep the upper in use unseen. Copies of the mount that other namespaces were made with do
+// unmountPoint unmounts the overlay of a volume, unless it is busy, mounted elsewhere in this mount namespace too, or a layer
+// of another overlay. That would keep the upper in use unseen. Copies of the mount that other namespaces were made with do
 // not count: nobody may know of them.
 func (b *Backend) unmountPoint(name string) error {
 	if isElsewhere, err := isMountedElsewhere(b.point(name)); isElsewhere || err != nil {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/homedir"
@@ -22,21 +24,6 @@ const offKey = "/off"
 // and the caller uses New.
 func StayOff(ctx context.Context, home string) (end func() error, isOn bool, err error) {
 	lock, err := namelock.Shared(ctx, homedir.LockFile(home), offKey)
-	return stayOff(home, lock, err)
-}
-
-// StayOffToRead is StayOff for a home that is opened for reading alone. It makes no file. A home without a lock file was never
-// opened to be written, and has no lock.
-func StayOffToRead(ctx context.Context, home string) (end func() error, isOn bool, err error) {
-	lock, err := namelock.SharedToRead(ctx, homedir.LockFile(home), offKey)
-	if errors.Is(err, fs.ErrNotExist) {
-		return func() error { return nil }, IsOn(home), nil
-	}
-	return stayOff(home, lock, err)
-}
-
-// stayOff says whether shared roots are on, now that nobody can turn them on.
-func stayOff(home string, lock namelock.Lock, err error) (end func() error, isOn bool, _ error) {
 	if err != nil {
 		return nil, false, fault.Wrap("lock home", home, err)
 	}
@@ -45,6 +32,18 @@ func stayOff(home string, lock namelock.Lock, err error) (end func() error, isOn
 		return nil, true, end()
 	}
 	return end, false, nil
+}
+
+// StayOffReading is StayOff for a process that only reads. It makes no file: in a home without locks, and on a filesystem that
+// cannot be written to, it locks nothing.
+func StayOffReading(ctx context.Context, home string) (end func() error, isOn bool, err error) {
+	if _, err = os.Lstat(homedir.LockFile(home)); err == nil {
+		end, isOn, err = StayOff(ctx, home)
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return func() error { return nil }, IsOn(home), nil
+	}
+	return end, isOn, err
 }
 
 // turnOn makes the index of a home. Returns errdefs.ErrFailedPrecondition if there is none and processes have the home open

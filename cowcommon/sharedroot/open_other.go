@@ -4,6 +4,7 @@ package sharedroot
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/cowshed/cowshed/cowcommon"
 )
@@ -13,12 +14,15 @@ func New(_ context.Context, inner cowcommon.Backend, _ string, _ Options) (cowco
 	return inner, nil
 }
 
-// StayOff does nothing.
-func StayOff(context.Context, string) (end func() error, isOn bool, err error) {
-	return func() error { return nil }, false, nil
+// StayOffReading does nothing.
+func StayOffReading(ctx context.Context, home string) (end func() error, isOn bool, err error) {
+	return StayOff(ctx, home)
 }
 
-// StayOffToRead does nothing.
-func StayOffToRead(context.Context, string) (end func() error, isOn bool, err error) {
+// Sweep does nothing.
+func Sweep(string, *slog.Logger) {}
+
+// StayOff does nothing.
+func StayOff(context.Context, string) (end func() error, isOn bool, err error) {
 	return func() error { return nil }, false, nil
 }

@@ -92,19 +92,22 @@ func (b *Backend) lowerFor(ctx context.Context, v cowcommon.Volume) (string, err
 
 // planUnfold compares a volume, which the caller has locked, with its future lower.
 func (b *Backend) planUnfold(ctx context.Context, name, lower string) (_ []unfoldStep, err error) {
-	var views [2]cowcommon.View
-	for i, volume := range [2]string{lower, name} {
-		if views[i], err = b.Backend.View(ctx, volume); err != nil {
-			return nil, err
-		}
-		defer func() { err = errors.Join(err, views[i].Close()) }()
+	base, err := b.Backend.View(ctx, lower)
+	if err != nil {
+		return nil, err
 	}
-	hints, err := cowcommon.Hints(ctx, b.Backend, views[0], views[1])
+	defer func() { err = errors.Join(err, base.Close()) }()
+	top, err := b.Backend.View(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, top.Close()) }()
+	hints, err := cowcommon.Hints(ctx, b.Backend, base, top)
 	if errors.Is(err, treediff.ErrNoHints) {
 		err = fault.New(errdefs.ErrNotImplemented, "the filesystem does not list its changes: %w", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return planUnfold(ctx, hints, views[1].Dir(), views[0].Dir())
+	return planUnfold(ctx, hints, top.Dir(), base.Dir())
 }

@@ -15,17 +15,11 @@ import (
 
 // strip takes overlayfs's attributes away from a file. gone: they say that the file, which is empty, is a whiteout.
 func (f *folder) strip(file treeat.File) (gone bool, err error) {
-	if f.list == nil {
-		f.list = make([]byte, treeat.MaxXattrNames)
-	}
-	n, err := file.ListXattr(f.list)
-	if errors.Is(err, unix.ENOTSUP) {
-		return false, nil
-	}
+	list, err := f.attrs.of(file)
 	if err != nil {
-		return false, fmt.Errorf("list extended attributes: %w", err)
+		return false, err
 	}
-	for raw := range bytes.SplitSeq(f.list[:n], []byte{0}) {
+	for raw := range bytes.SplitSeq(list, []byte{0}) {
 		mark, is := strings.CutPrefix(string(raw), overlaymark.Space)
 		if !is {
 			continue
@@ -48,6 +42,30 @@ func (f *folder) strip(file treeat.File) (gone bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+// attrNames lists the extended attributes of one file after the other.
+type attrNames struct {
+	buf []byte
+}
+
+// of lists the names, each with a NUL after it. They are valid until the next call.
+func (a *attrNames) of(file treeat.File) ([]byte, error) {
+	if a.buf == nil {
+		a.buf = make([]byte, 512) // the kernel allocates as much for each call
+	}
+	n, err := file.ListXattr(a.buf)
+	if errors.Is(err, unix.ERANGE) && len(a.buf) < treeat.MaxXattrNames {
+		a.buf = make([]byte, treeat.MaxXattrNames)
+		n, err = file.ListXattr(a.buf)
+	}
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list extended attributes: %w", err)
+	}
+	return a.buf[:n], nil
 }
 
 // stripTree takes overlayfs's attributes and whiteouts away from a directory and all that is below it.

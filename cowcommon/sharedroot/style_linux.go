@@ -123,9 +123,18 @@ func (b *Backend) fold(ctx context.Context, name string) error {
 
 // foldLocked is fold for a caller that has the lock of the volume.
 func (b *Backend) foldLocked(ctx context.Context, name string) error {
+	if err := b.foldThen(ctx, name, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) }); err != nil {
+		return err
+	}
+	return b.index.forget(name)
+}
+
+// foldThen folds a volume, which the caller has locked, and then calls do with its root. The note about the volume is to go
+// when its tree is durable.
+func (b *Backend) foldThen(ctx context.Context, name string, do func(root *os.File) error) error {
 	noted, err := b.index.lower(name)
 	if err != nil || noted == "" {
-		return errors.Join(err, b.restoreLimit(ctx, name))
+		return errors.Join(err, b.tryRestoreLimit(ctx, name))
 	}
 	err = b.foldUnlimited(ctx, name, func() error {
 		return b.alone(ctx, name, func(root *os.File) error {
@@ -136,19 +145,16 @@ func (b *Backend) foldLocked(ctx context.Context, name string) error {
 			if err != nil {
 				return err
 			}
-			return unix.Syncfs(int(root.Fd()))
+			return do(root)
 		})
 	})
 	if errors.Is(err, fault.ErrSealed) {
 		if s, _, lookErr := b.look(ctx, name); lookErr != nil || s != stateNone {
 			return errors.Join(err, lookErr)
 		}
-		return b.forgetOutdated(ctx, name) // it was folded before
+		return b.peek(ctx, name, do) // it was folded before
 	}
-	if err != nil {
-		return err
-	}
-	return b.index.forget(name)
+	return err
 }
 
 // alone calls do with the open root of a volume that nobody uses, not even as a left-over mount.

@@ -129,8 +129,8 @@ func TestReadOnlyView(t *testing.T) {
 	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
 }
 
-// TestNested: in a container with a shared root, an overlay can have directories of the root as its lower, as those of an
-// image that is unpacked there. Its upper must be on a volume, as with overlayfs in general. A home there is refused.
+// TestNested: in a container with a shared root, an overlay can have directories of the root as its lower. An image that is
+// unpacked there has such directories. The upper must be on a volume, as with overlayfs in general. A home there is refused.
 func TestNested(t *testing.T) {
 	s := newStore(t)
 	s.image("image")
@@ -204,8 +204,8 @@ func TestMappedIDs(t *testing.T) {
 		require.NoError(t, unix.Close(fd))
 	})
 
-	// Mapped ids of the lower alone show in the overlay, and so a copy of a file in the upper would have another owner than
-	// the file has in the image.
+	// Mapped ids of the lower alone show in the overlay. So a copy of a file in the upper would have another owner than the
+	// file has in the image.
 	lower := s.mount("image")
 	at := t.TempDir()
 	fd, err := mapped(lower)

@@ -50,8 +50,7 @@ func unfold(ctx context.Context, root *os.File, lower string, steps []unfoldStep
 			return fmt.Errorf("%s: %w", treeat.Quote(s.path), err)
 		}
 	}
-	setTimes := func(dir treeat.File, st *unix.Stat_t) error { return filemeta.SetTimes(dir, st) }
-	if err := u.eachMerged(setTimes); err != nil {
+	if err := u.eachMerged(filemeta.SetTimes); err != nil {
 		return err
 	}
 	if err := unix.Renameat(own, foldingName, own, upperName); err != nil {

@@ -3,7 +3,6 @@ package sharedroot
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -40,12 +39,12 @@ type unfoldStep struct {
 // unfoldPlanner finds the steps that make a volume of style snapshot a shared one.
 type unfoldPlanner struct {
 	ctx       context.Context
-	top, base treeat.DirStack
+	top, base *treeat.DirStack
 	device    uint64 // of top
 	links     map[uint64]links
 	decided   map[string]unfoldAction
 	steps     []unfoldStep
-	list      []byte // names of extended attributes
+	attrs     attrNames
 }
 
 // links counts the names of a file with several.
@@ -57,21 +56,14 @@ type links struct{ has, moved uint64 }
 // Returns errdefs.ErrFailedPrecondition if an overlay cannot show the tree: a file has changed and unchanged names, a
 // changed file has a meaning for overlayfs, or a subvolume is nested in a changed directory.
 func planUnfold(ctx context.Context, hints *treediff.Hints, top, base string) ([]unfoldStep, error) {
-	p := &unfoldPlanner{
-		ctx: ctx, links: make(map[uint64]links), decided: map[string]unfoldAction{"": unfoldMerge},
-		list: make([]byte, treeat.MaxXattrNames),
+	trees, err := openTrees(top, base)
+	if err != nil {
+		return nil, err
 	}
-	for _, tree := range []struct {
-		dir  string
-		dirs *treeat.DirStack
-	}{{top, &p.top}, {base, &p.base}} {
-		root, err := openRoot(tree.dir)
-		if err != nil {
-			return nil, err
-		}
-		defer root.Close()
-		tree.dirs.Root = int(root.Fd())
-		defer tree.dirs.Close()
+	defer trees.close()
+	p := &unfoldPlanner{
+		ctx: ctx, top: &trees.dirs[0], base: &trees.dirs[1],
+		links: make(map[uint64]links), decided: map[string]unfoldAction{"": unfoldMerge},
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(p.top.Root, &st); err != nil {
@@ -209,11 +201,11 @@ func (p *unfoldPlanner) checkFile(dir int, name string) error {
 		l := p.links[st.Ino]
 		p.links[st.Ino] = links{has: uint64(st.Nlink), moved: l.moved + 1} //nolint:unconvert // its type depends on the architecture
 	}
-	n, err := treeat.File{Dir: dir, Name: name, FD: -1}.ListXattr(p.list)
-	if err != nil && !errors.Is(err, unix.ENOTSUP) {
+	list, err := p.attrs.of(treeat.File{Dir: dir, Name: name, FD: -1})
+	if err != nil {
 		return err
 	}
-	for attr := range bytes.SplitSeq(p.list[:max(n, 0)], []byte{0}) {
+	for attr := range bytes.SplitSeq(list, []byte{0}) {
 		if bytes.HasPrefix(attr, []byte(overlaymark.Space)) {
 			return fault.New(errdefs.ErrFailedPrecondition, "a shared root cannot have the extended attribute %s", attr)
 		}

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/treediff"
-	"github.com/cowshed/cowshed/internal/eintr"
 	"github.com/cowshed/cowshed/internal/overlaymark"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/treeat"
@@ -18,16 +17,11 @@ import (
 // betweenUppers makes hints for the trees of two overlays over one lower from hints for the volumes in which their uppers
 // are. base and top are the roots of these volumes.
 func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, error) {
-	var dirs [2]treeat.DirStack
-	for i, volume := range [2]string{base, top} {
-		upper, err := openRoot(upperOf(volume))
-		if err != nil {
-			return nil, err
-		}
-		defer upper.Close()
-		dirs[i].Root = int(upper.Fd())
-		defer dirs[i].Close()
+	uppers, err := openTrees(upperOf(base), upperOf(top))
+	if err != nil {
+		return nil, err
 	}
+	defer uppers.close()
 	// Hints for volumes rely on the numbers of inodes. Those of overlays do not tell a directory of the lower from its copy.
 	hints := &treediff.Hints{ByName: true}
 	for name, flags := range volumes.All() {
@@ -35,7 +29,7 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 		if !is || below != "" && below[0] != '/' {
 			continue
 		}
-		replaced, err := isReplaced(&dirs, below)
+		replaced, err := uppers.isReplaced(below)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", treeat.Quote(below), err)
 		}
@@ -44,7 +38,7 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 		}
 		hints.Add(below, flags|treediff.Written)
 	}
-	replaced, err := isReplaced(&dirs, "")
+	replaced, err := uppers.isReplaced("")
 	if replaced { // the root style was changed in between
 		err = &treediff.NoHintsError{Reason: "root style", Err: errors.New("one upper is no clone of the other")}
 	}
@@ -54,14 +48,13 @@ func betweenUppers(volumes *treediff.Hints, base, top string) (*treediff.Hints, 
 	return hints, nil
 }
 
-// isReplaced reports whether the trees of both overlays may have different directories at a path, with the difference not in
-// the names below that path in the uppers: neither upper's directory is a clone of the other, or only one of them hides the
-// directory of the lower.
-func isReplaced(dirs *[2]treeat.DirStack, name string) (bool, error) {
+// isReplaced reports whether the trees of both overlays may have different directories at a path, without names below it in the
+// uppers that tell. Then neither upper's directory is a clone of the other, or only one of them hides the lower's directory.
+func (p *treePair) isReplaced(name string) (bool, error) {
 	var sides [2]upperDir
-	for i := range dirs {
+	for i := range p.dirs {
 		var err error
-		if sides[i], err = lookAtDir(&dirs[i], name); err != nil {
+		if sides[i], err = lookAtDir(&p.dirs[i], name); err != nil {
 			return false, err
 		}
 	}
@@ -98,19 +91,3 @@ func lookAtDir(dirs *treeat.DirStack, name string) (d upperDir, err error) {
 	d.opaque, err = overlaymark.Opaque(treeat.File{Dir: dir, Name: last, FD: -1}, overlaymark.Space)
 	return d, err
 }
-
-// lookAt describes a name without following a symbolic link. is: the name exists.
-func lookAt(dir int, name string, st *unix.Statx_t) (is bool, err error) {
-	err = eintr.Ignore(func() error {
-		return unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-func isDir(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
-
-// sameInode reports whether an inode is the clone of another. A number may be used again after a while.
-func sameInode(a, b *unix.Statx_t) bool { return a.Ino == b.Ino && a.Btime == b.Btime }

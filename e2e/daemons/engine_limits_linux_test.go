@@ -275,6 +275,9 @@ func TestDockerStorageOptAtOnce(t *testing.T) {
 		}
 		require.NoError(t, group.Wait())
 		requireOutcomes(t, ctx, e.cowshed, "docker", "set", atOnce()+1)
+		delays, err := e.cowshed.EngineDelays(ctx, "docker")
+		require.NoError(t, err)
+		assert.Equal(t, atOnce()+1, delays)
 		store := e.containerd.Store("moby", harness.CowshedSnapshotter)
 		for n := range atOnce() + 1 {
 			c, err := e.ContainerInspect(ctx, fmt.Sprintf("c%d", n), client.ContainerInspectOptions{})

@@ -1,9 +1,11 @@
 package cowdriver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -120,6 +122,9 @@ func Open(ctx context.Context, name, home string, usable error, opts Options, op
 	case opts.Quota.ReadOnly:
 		why = fmt.Errorf("it was opened with %s.read_only=true", name)
 	}
+	if why == nil {
+		sharedroot.Sweep(home, cmp.Or(opts.Logger, slog.Default()))
+	}
 	backend, err := open(why)
 	if err != nil {
 		return nil, err
@@ -133,11 +138,11 @@ func Open(ctx context.Context, name, home string, usable error, opts Options, op
 
 // openStyle makes the driver over a Backend with or without shared roots.
 func openStyle(ctx context.Context, name, home string, backend cowcommon.Backend, readOnly bool, opts Options) (*Driver, error) {
-	stayOff := sharedroot.StayOff
-	if readOnly {
-		stayOff = sharedroot.StayOffToRead
-	}
 	if readOnly || opts.RootStyle != cowcommon.SharedRoot {
+		stayOff := sharedroot.StayOff
+		if readOnly {
+			stayOff = sharedroot.StayOffReading
+		}
 		end, isOn, err := stayOff(ctx, home)
 		if err != nil {
 			return nil, err

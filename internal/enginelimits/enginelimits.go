@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -52,6 +53,8 @@ type Limiter struct {
 	metrics     *Metrics
 	report      *report
 	log         *slog.Logger
+
+	limiting inuse.Table[struct{}] // keys of snapshots: an event and a list may name a container at the same time
 }
 
 // Outcomes of a container that a Source has named, as metrics name them.
@@ -110,6 +113,11 @@ func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err e
 	if err != nil {
 		return outcomeFailed, err
 	}
+	end, err := l.limiting.Claim(ctx, key)
+	if err != nil {
+		return outcomeFailed, err
+	}
+	defer end()
 	info, err := l.snapshotter.Stat(ctx, key)
 	switch {
 	case errdefs.IsNotFound(err):

@@ -30,17 +30,6 @@ func open(file, name string) (Lock, error) {
 	return Lock{f, byteOf(name)}, err
 }
 
-// SharedToRead is Shared for a file that is not made or written, as on a filesystem that is read-only. Returns fs.ErrNotExist
-// if there is no file.
-func SharedToRead(ctx context.Context, file, name string) (Lock, error) {
-	f, err := os.OpenFile(file, unix.O_RDONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return Lock{}, err
-	}
-	lock := Lock{f, byteOf(name)}
-	return lock, lock.wait(ctx, func() (bool, error) { return lock.try(unix.F_RDLCK) })
-}
-
 func openFile(file string) (*os.File, error) {
 	return os.OpenFile(file, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 }

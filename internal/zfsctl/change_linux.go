@@ -60,6 +60,12 @@ func (c *Control) DestroySnapshot(name string) error {
 	return c.single(request{op: "destroy", number: iocDestroySnaps, history: "zfs destroy " + name}, name)
 }
 
+// DestroySnapshotLater destroys a snapshot when its last clone, mount or hold is gone, and at once if there is none
+// (ZFS_IOC_DESTROY_SNAPS). A snapshot that does not exist is no error.
+func (c *Control) DestroySnapshotLater(name string) error {
+	return c.single(request{op: "destroy", number: iocDestroySnaps, history: "zfs destroy -d " + name, input: nvlist.List{"defer": nvlist.Flag{}}}, name)
+}
+
 // single makes a request about one snapshot. The errno of the snapshot is in the answer.
 func (c *Control) single(r request, name string) error {
 	if len(name) > MaxName {
@@ -67,7 +73,9 @@ func (c *Control) single(r request, name string) error {
 	}
 	answer := nvlist.List{}
 	r.name, r.answer = poolOf(name), &answer
-	r.input = nvlist.List{"snaps": nvlist.List{name: nvlist.Flag{}}}
+	input := nvlist.List{"snaps": nvlist.List{name: nvlist.Flag{}}}
+	maps.Copy(input, r.input)
+	r.input = input
 	err := c.do(r)
 	var refused *Error
 	if errors.As(err, &refused) {

@@ -28,7 +28,7 @@ func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate
 }
 
 // adopts reports whether Cowshed can adopt volumes on its filesystem.
-func (t *Target) adopts(to detect.Filesystem) bool { return t.offers != nil && to.Type == "btrfs" }
+func (t *Target) adopts(to detect.Filesystem) bool { return t.offers != nil && fill.Adopts(to) }
 
 // checkSpace returns an ENOSPC error if the layers that are to be made have no room where the volumes are. Blobs do not
 // count: how far they are compressed is not known, and containerd keeps them elsewhere.

@@ -233,11 +233,27 @@ func (m making) adopt(ctx context.Context, key string, labels map[string]string)
 	return false, nil
 }
 
+// Settle implements migrate.Target. A snapshotter that cannot settle volumes has adopted none.
+func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
+	if t.offers == nil {
+		return nil
+	}
+	info, err := t.find(t.in(ctx), layer)
+	if err != nil {
+		return err
+	}
+	err = t.offers.Settle(ctx, t.opts.Namespace, info.Name)
+	if errdefs.IsNotImplemented(err) {
+		return nil
+	}
+	return err
+}
+
 // checkOrigin returns errdefs.ErrDataLoss if a snapshot was not made of the volume that the source has opened. Cowshed was
 // told its path, and another one may be there by now, or a symbolic link on the way.
 func (m making) checkOrigin(mounts []mount.Mount) error {
 	return withTree(mounts, func(dir *os.File) error {
-		is, err := isCopy(dir, m.from.Dir)
+		is, err := isCopy(mounts, dir, m.from)
 		if err == nil && !is {
 			err = fault.New(errdefs.ErrDataLoss, "another volume than that of the layer was at %s", m.from.Volume)
 		}

@@ -146,7 +146,8 @@ func TestSpace(t *testing.T) {
 	s := h.newSource(subvolumes)
 	target := h.target(h.options(Moby))
 	assert.True(t, target.adopts(detect.Filesystem{Type: "btrfs"}))
-	assert.False(t, target.adopts(detect.Filesystem{Type: "zfs"}))
+	assert.True(t, target.adopts(detect.Filesystem{Type: "zfs"}))
+	assert.False(t, target.adopts(detect.Filesystem{Type: "xfs"}))
 
 	s.layerOf("base-id").Size = 1 << 60
 	require.NoError(t, target.Check(t.Context(), s, &s.inv), "it is cloned")

@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/zfsctl"
+	"github.com/cowshed/cowshed/migrate"
 )
 
 // openInTree opens a regular file of a tree. Symbolic links are those of the tree: none of them leads out of it.
@@ -36,8 +40,31 @@ func openInTree(dir *os.File, name string) (*os.File, error) {
 	return f, nil
 }
 
-// isCopy reports whether a volume is a snapshot of another one, whose root directory is of.
-func isCopy(dir, of *os.File) (bool, error) {
+// isCopy reports whether the volume with these mounts, whose root directory is dir, is a copy of the volume from.
+func isCopy(mounts []mount.Mount, dir *os.File, from *migrate.Content) (bool, error) {
+	if len(mounts) == 1 && mounts[0].Type == "zfs" {
+		return isCloneOf(mounts[0].Source, from.Volume)
+	}
+	return isSnapshotOf(dir, from.Dir)
+}
+
+// isCloneOf reports whether a dataset was cloned from another. That cannot be destroyed while the source has it open, and no
+// symbolic link leads to it.
+func isCloneOf(dataset, of string) (is bool, err error) {
+	zfs, err := zfsctl.Open()
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, zfs.Close()) }()
+	made, err := zfs.Stats(dataset)
+	if err != nil {
+		return false, fmt.Errorf("adopted volume: %w", err)
+	}
+	return strings.HasPrefix(made.Origin, of+"@"), nil
+}
+
+// isSnapshotOf reports whether a subvolume is a snapshot of another one. Both are root directories.
+func isSnapshotOf(dir, of *os.File) (bool, error) {
 	origin, err := btrfsctl.Info(int(of.Fd()))
 	if errors.Is(err, unix.ENOTTY) {
 		return false, nil // no path of the source's leads to another filesystem

@@ -5,9 +5,14 @@ package tocontainerd
 import (
 	"os"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/migrate"
 )
 
 func openInTree(*os.File, string) (*os.File, error) { return nil, errdefs.ErrNotImplemented }
 
-func isCopy(_, _ *os.File) (bool, error) { return false, errdefs.ErrNotImplemented }
+func isCopy([]mount.Mount, *os.File, *migrate.Content) (bool, error) {
+	return false, errdefs.ErrNotImplemented
+}

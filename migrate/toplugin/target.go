@@ -22,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
@@ -387,6 +388,15 @@ func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, source m
 		c.metadata = t.layerDir(layer)
 	}
 	return t.compare(ctx, driver, layer, content, c)
+}
+
+// Settle implements migrate.Target.
+func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	return cowcommon.Settle(ctx, driver.Backend(), layer.ID)
 }
 
 // Remove implements migrate.Target.

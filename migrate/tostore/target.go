@@ -432,6 +432,15 @@ func (t *Target) Undo(ctx context.Context) error {
 	return err
 }
 
+// Settle implements migrate.Target.
+func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
+	name, ok := t.volume(layer)
+	if !ok {
+		return fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.ID)
+	}
+	return cowcommon.Settle(ctx, t.backend, name)
+}
+
 // Remove implements migrate.Target. Returns ErrFailedPrecondition if something else in the store needs the layer.
 func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
 	takeover, err := t.open(ctx)

@@ -168,6 +168,13 @@ func (c *Cowshed) EngineLimits(ctx context.Context, engine, outcome string) (int
 	return counts[fmt.Sprintf("{engine=%q,outcome=%q}", engine, outcome)], err
 }
 
+// EngineDelays is how many containers of an engine the daemon has limited, since it was started, whose time without their
+// limit it shows.
+func (c *Cowshed) EngineDelays(ctx context.Context, engine string) (int, error) {
+	counts, err := c.counts(ctx, "cowshed_engine_limit_delay_seconds_count")
+	return counts[fmt.Sprintf("{engine=%q}", engine)], err
+}
+
 // Configure adds lines to the configuration, which hold when the daemon is started again.
 func (c *Cowshed) Configure(lines ...string) {
 	c.host.t.Helper()

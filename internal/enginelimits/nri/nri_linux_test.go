@@ -72,8 +72,8 @@ func accept(t *testing.T, l net.Listener) *runtime {
 	return r
 }
 
-// TestConnection: containers that containerd names in parts, one that it creates, a bad one, and the end of the connection,
-// after which the source connects again.
+// TestConnection: containerd names containers in parts, creates a good and a bad container, and ends the connection. The source
+// connects again.
 func TestConnection(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "nri.sock")

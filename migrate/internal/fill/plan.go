@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 	"syscall"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -31,8 +30,11 @@ func HowNew(ctx context.Context, home string, layer *migrate.Layer, content *mig
 	if err != nil {
 		return "", 0, err
 	}
-	return HowTo(ctx, to.Type == "btrfs", to, layer, content)
+	return HowTo(ctx, Adopts(to), to, layer, content)
 }
+
+// Adopts reports whether homes on that filesystem adopt volumes.
+func Adopts(to detect.Filesystem) bool { return to.Type == "btrfs" || to.Type == "zfs" }
 
 // HowTo is How into a home on that filesystem. adopts says whether volumes can be adopted there.
 func HowTo(ctx context.Context, adopts bool, to detect.Filesystem, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
@@ -40,9 +42,22 @@ func HowTo(ctx context.Context, adopts bool, to detect.Filesystem, layer *migrat
 	if err != nil {
 		return "", 0, err
 	}
-	same := from.Type == to.Type && pool(from) == pool(to)
+	same := from.Type == to.Type
+	clones := adopts && content.Form == migrate.Whole && content.Volume != ""
+	switch to.Type {
+	case "zfs":
+		// The source may have mounted its dataset where no list of mounts shows it.
+		if clones = clones && same; clones {
+			if clones, err = zfsClones(content.Volume, to.Source); err != nil {
+				return "", 0, err
+			}
+		}
+	default:
+		same = same && from.Source == to.Source
+		clones = clones && same
+	}
 	switch {
-	case same && adopts && content.Form == migrate.Whole && content.Volume != "":
+	case clones:
 		return migrate.Cloned, 0, nil
 	case same && to.Type == "btrfs":
 		return migrate.Reflinked, 0, nil
@@ -51,15 +66,6 @@ func HowTo(ctx context.Context, adopts bool, to detect.Filesystem, layer *migrat
 	}
 	size, err := trees.Size(ctx, content.Dir)
 	return migrate.Copied, size, err
-}
-
-// pool names the space that a filesystem takes its own from.
-func pool(f detect.Filesystem) string {
-	if f.Type == "zfs" {
-		name, _, _ := strings.Cut(f.Source, "/")
-		return name
-	}
-	return f.Source
 }
 
 // CheckSpace returns an ENOSPC error if the data of layers needs more space than the filesystem of a home has. Layers that

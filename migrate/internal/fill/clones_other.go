@@ -1,0 +1,5 @@
+//go:build !linux
+
+package fill
+
+func zfsClones(_, _ string) (bool, error) { return false, nil }

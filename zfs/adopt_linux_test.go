@@ -1,0 +1,505 @@
+package zfs
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/treecmp"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// foreign is a dataset in which another program keeps datasets, as moby's driver does.
+type foreign struct {
+	t      *testing.T
+	holder string
+}
+
+func newForeign(t *testing.T, root string) foreign {
+	t.Helper()
+	holder := root + "/others"
+	zfs(t, "create", "-o", "mountpoint=none", holder)
+	return foreign{t, holder}
+}
+
+func (f foreign) dataset(name string) string { return f.holder + "/" + name }
+
+// create makes a dataset, of another unless that is "".
+func (f foreign) create(name, from string, options ...string) {
+	f.t.Helper()
+	options = append([]string{"-o", "mountpoint=legacy"}, options...)
+	if from == "" {
+		zfs(f.t, append(append([]string{"create"}, options...), f.dataset(name))...)
+		return
+	}
+	snapshot := f.dataset(from) + "@7" + strings.Map(func(r rune) rune { return '0' + r%10 }, name)
+	zfs(f.t, "snapshot", snapshot)
+	zfs(f.t, append(append([]string{"clone"}, options...), snapshot, f.dataset(name))...)
+	zfs(f.t, "destroy", "-d", snapshot)
+}
+
+// mounted calls do with the root of a dataset.
+func (f foreign) mounted(name string, do func(dir string)) {
+	f.t.Helper()
+	dir := f.t.TempDir()
+	require.NoError(f.t, unix.Mount(f.dataset(name), dir, "zfs", 0, ""))
+	do(dir)
+	require.NoError(f.t, unix.Unmount(dir, 0))
+}
+
+func (f foreign) write(name, path, content string) {
+	f.t.Helper()
+	f.mounted(name, func(dir string) {
+		require.NoError(f.t, os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755))
+		require.NoError(f.t, os.WriteFile(filepath.Join(dir, path), []byte(content), 0o644))
+	})
+}
+
+func (f foreign) destroy(name string) {
+	f.t.Helper()
+	zfs(f.t, "destroy", "-r", f.dataset(name))
+}
+
+// state lists all of the other program's datasets and snapshots.
+func (f foreign) state() string {
+	f.t.Helper()
+	return zfs(f.t, "list", "-Hr", "-t", "all", "-o", "name,origin", f.holder)
+}
+
+// chain makes three datasets, each of the one before.
+func (f foreign) chain() {
+	f.t.Helper()
+	f.create("1", "")
+	f.write("1", "dir/base", "base")
+	f.write("1", "dir/gone", "gone")
+	f.create("2", "1")
+	f.write("2", "dir/two", "two")
+	f.mounted("2", func(dir string) { require.NoError(f.t, os.Remove(dir+"/dir/gone")) })
+	f.create("3", "2", "-o", "quota=64M")
+	f.write("3", "three", "three")
+	f.mounted("3", func(dir string) { require.NoError(f.t, os.Rename(dir+"/dir", dir+"/moved")) })
+}
+
+func assertParent(t *testing.T, b *Backend, name, parent string) {
+	t.Helper()
+	v, err := b.Stat(t.Context(), name)
+	require.NoError(t, err)
+	assert.Equal(t, parent, v.Parent, "parent of %s", name)
+	for v, err := range b.Volumes(t.Context()) {
+		require.NoError(t, err)
+		if v.Name == name {
+			assert.Equal(t, parent, v.Parent, "parent of %s in the list", name)
+		}
+	}
+}
+
+// assertNative compares two volumes by the filesystem's hints and by walking, and returns the changed paths.
+func assertNative(t *testing.T, b *Backend, name, parent string) (paths []string) {
+	t.Helper()
+	comparer := cowcommon.NewComparer(b, user.IdentityMapping{}, b.log)
+	native, err := comparer.Compare(t.Context(), name, parent, cowcommon.Auto)
+	require.NoError(t, err)
+	assert.True(t, native.Native, "%s since %s: %s", name, parent, native.Reason)
+	walked, err := comparer.Compare(t.Context(), name, parent, cowcommon.Walk)
+	require.NoError(t, err)
+	assert.Equal(t, walked.Changes, native.Changes)
+	for _, c := range native.Changes {
+		paths = append(paths, c.String())
+	}
+	require.NoError(t, native.Close())
+	require.NoError(t, walked.Close())
+	return paths
+}
+
+// adoptChain adopts the three datasets of chain as the volumes a, b and c.
+func adoptChain(t *testing.T, b *Backend, f foreign) {
+	t.Helper()
+	ctx := t.Context()
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "b", "a", f.dataset("2"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "c", "b", f.dataset("3"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 64 << 20}}))
+}
+
+// assertChain checks facts about the volumes of adoptChain.
+func assertChain(t *testing.T, b *Backend) {
+	t.Helper()
+	assertParent(t, b, "a", "")
+	assertParent(t, b, "b", "a")
+	assertParent(t, b, "c", "b")
+	for name, sealed := range map[string]bool{"a": true, "b": true, "c": false} {
+		v, err := b.Stat(t.Context(), name)
+		require.NoError(t, err)
+		assert.Equal(t, sealed, v.Sealed, name)
+	}
+	assert.Equal(t, []string{"C /dir", "D /dir/gone", "A /dir/two"}, assertNative(t, b, "b", "a"))
+	assert.Equal(t, []string{"D /dir", "A /moved", "A /moved/base", "A /moved/two", "A /three"}, assertNative(t, b, "c", "b"))
+	assert.Contains(t, assertNative(t, b, "c", "a"), "A /three")
+	assert.Contains(t, assertNative(t, b, "a", "c"), "A /dir/gone", "the other way round")
+	v, err := b.Stat(t.Context(), "c")
+	require.NoError(t, err)
+	assert.Equal(t, quota.Limit{Bytes: 64 << 20}, v.Limit)
+}
+
+// TestAdopt adopts a chain of foreign datasets. The volumes know their parents, and are compared natively. When they are
+// removed, nothing is left of them on the foreign datasets.
+func TestAdopt(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	b, ctx := openOn(t, root, mountpoint), t.Context()
+	f := newForeign(t, root)
+	f.chain()
+	before := f.state()
+	adoptChain(t, b, f)
+	for name, source := range map[string]string{"a": "1", "b": "2", "c": "3"} {
+		dir, err := b.Mount(ctx, name, "")
+		require.NoError(t, err)
+		f.mounted(source, func(of string) { treecmp.Equal(t, of, dir, treecmp.Options{Roots: true}) })
+		require.NoError(t, b.Unmount(ctx, name))
+	}
+	assertChain(t, b)
+
+	// A later write to the source does not reach the layer, nor one to the layer the source.
+	f.write("3", "later", "x")
+	fill(t, b, "c", "new", []byte("new"))
+	f.mounted("3", func(dir string) { assert.NoFileExists(t, dir+"/new") })
+	_, err := content(ctx, b, "c", "later")
+	require.ErrorIs(t, err, os.ErrNotExist)
+	dir, err := b.Mount(ctx, "c", "")
+	require.NoError(t, err)
+	require.ErrorIs(t, os.WriteFile(dir+"/too-much", randomBytes(80<<20), 0o600), unix.EDQUOT)
+	require.NoError(t, os.Remove(dir+"/too-much"))
+	require.NoError(t, os.Remove(dir+"/new"))
+	require.NoError(t, b.Unmount(ctx, "c"))
+
+	require.NoError(t, b.Clone(ctx, "d", "c", cowcommon.VolumeOptions{}))
+	assertParent(t, b, "d", "c")
+	require.NoError(t, b.Rename(ctx, "b", "renamed"))
+	assertParent(t, b, "c", "renamed")
+	require.NoError(t, b.Close())
+	b = openOn(t, root, mountpoint)
+	assertParent(t, b, "c", "renamed")
+	require.NoError(t, b.Remove(ctx, "c"))
+	assertParent(t, b, "d", "")
+	for _, name := range []string{"d", "renamed", "a"} {
+		require.NoError(t, b.Remove(ctx, name))
+	}
+	assert.Equal(t, before, f.state())
+}
+
+// TestAdoptAgain: volumes of one foreign dataset are relatives.
+func TestAdoptAgain(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	f.write("1", "file", "x")
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	f.write("1", "more", "x")
+	require.NoError(t, b.Adopt(ctx, "b", "a", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "other", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	check := func() {
+		t.Helper()
+		assertParent(t, b, "a", "")
+		assertParent(t, b, "b", "a")
+		assertParent(t, b, "other", "")
+		assert.Equal(t, []string{"A /more"}, assertNative(t, b, "b", "a"))
+	}
+	check()
+	for _, name := range []string{"a", "b", "other"} {
+		require.NoError(t, b.Settle(ctx, name))
+	}
+	f.destroy("1")
+	check()
+	for _, name := range []string{"a", "b", "other"} {
+		require.NoError(t, b.Remove(ctx, name))
+	}
+	assertOnly(t, b, "others")
+}
+
+// TestAdoptNot: such datasets are not adopted, and nothing is left.
+func TestAdoptNot(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("origin", "")
+	f.create("good", "origin")
+	f.create("outer", "origin")
+	f.create("outer/inner", "")
+	f.create("stranger", "")
+	f.create("removed", "")
+	zfs(t, "create", "-s", "-V", "1M", f.dataset("volume"))
+	key := filepath.Join(t.TempDir(), "key")
+	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("k", 32)), 0o600))
+	f.create("secret", "", "-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://"+key)
+	f.create("held", "")
+	zfs(t, "snapshot", f.dataset("held")+"@snapshot")
+	require.NoError(t, b.Create(ctx, "there", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "parent", "", f.dataset("origin"), cowcommon.VolumeOptions{}))
+	before := zfs(t, "list", "-Hr", "-t", "all", "-o", "name", b.root)
+	for name, tt := range map[string]struct {
+		name, parent, source string
+		limit                quota.Limit
+		want                 error
+	}{
+		"nested":               {name: "new", source: f.dataset("outer"), want: errdefs.ErrNotImplemented},
+		"a path":               {name: "new", source: "/tank", want: errdefs.ErrNotImplemented},
+		"a snapshot":           {name: "new", source: f.dataset("held@snapshot"), want: errdefs.ErrNotImplemented},
+		"a zvol":               {name: "new", source: f.dataset("volume"), want: errdefs.ErrNotImplemented},
+		"encrypted":            {name: "new", source: f.dataset("secret"), want: errdefs.ErrNotImplemented},
+		"another pool":         {name: "new", source: "elsewhere/good", want: errdefs.ErrNotImplemented},
+		"nothing":              {name: "new", source: f.dataset("nothing"), want: unix.ENOENT},
+		"a layer here":         {name: "new", source: b.datasetOf("there"), want: errdefs.ErrInvalidArgument},
+		"the home":             {name: "new", source: b.root, want: errdefs.ErrInvalidArgument},
+		"a name that is there": {name: "there", source: f.dataset("good"), want: errdefs.ErrAlreadyExists},
+		"a wrong name":         {name: "../x", source: f.dataset("good"), want: errdefs.ErrInvalidArgument},
+		"a wrong parent":       {name: "new", parent: "../x", source: f.dataset("good"), want: errdefs.ErrInvalidArgument},
+		"another origin":       {name: "new", parent: "parent", source: f.dataset("stranger"), want: errdefs.ErrNotImplemented},
+		"no such parent":       {name: "new", parent: "none", source: f.dataset("good"), want: errdefs.ErrNotFound},
+		"no room": {
+			name: "new", source: f.dataset("good"), want: errdefs.ErrInvalidArgument,
+			limit: quota.Limit{Bytes: 4096, Scope: quota.ScopeTotal},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.ErrorIs(t, b.Adopt(ctx, tt.name, tt.parent, tt.source, cowcommon.VolumeOptions{Limit: tt.limit}), tt.want)
+			assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", b.root))
+			intents, err := os.ReadDir(b.intents)
+			require.NoError(t, err)
+			assert.Empty(t, intents)
+		})
+	}
+	// A parent in use is not sealed, as by Clone.
+	_, err := b.Mount(ctx, "parent", "")
+	require.NoError(t, err)
+	require.NoError(t, b.Adopt(ctx, "new", "parent", f.dataset("good"), cowcommon.VolumeOptions{}))
+	v, err := b.Stat(ctx, "parent")
+	require.NoError(t, err)
+	assert.False(t, v.Sealed)
+	assertParent(t, b, "new", "parent")
+	require.NoError(t, b.Unmount(ctx, "parent"))
+}
+
+// TestAdoptRecovers: the next start destroys the snapshots that a crash has left on foreign datasets, and nothing else.
+func TestAdoptRecovers(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	b, ctx := openOn(t, root, mountpoint), t.Context()
+	f := newForeign(t, root)
+	f.create("1", "")
+	before := f.state()
+	origin := func(name string) string { return f.dataset("1") + "@" + clonePrefix + name }
+	intend := func(name, origin string) {
+		t.Helper()
+		require.NoError(t, b.intend(ctx, name, origin))
+	}
+	intend("not taken", origin("0"))
+	intend("taken", origin("1"))
+	zfs(t, "snapshot", origin("1"))
+	intend("half", origin("2"))
+	zfs(t, "snapshot", origin("2"))
+	zfs(t, "clone", "-o", "mountpoint=legacy", origin("2"), b.datasetOf("half"))
+	for name, content := range map[string]string{
+		"cut off": f.dataset("1") + "@cow", "long": strings.Repeat("x", 1<<20), "elsewhere": "elsewhere/x@" + clonePrefix + "1",
+		"a dataset": f.dataset("1"),
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(b.intents, name), []byte(content), 0o600))
+	}
+	require.NoError(t, b.Adopt(ctx, "whole", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	d, err := b.volume(ctx, "whole")
+	require.NoError(t, err)
+	intend("whole", d.origin)
+	require.NoError(t, b.Close())
+	b = openOn(t, root, mountpoint)
+	assertOnly(t, b, "whole", "others", "others/1")
+	intents, err := os.ReadDir(b.intents)
+	require.NoError(t, err)
+	assert.Empty(t, intents)
+	require.NoError(t, b.Remove(ctx, "whole"))
+	assert.Equal(t, before, f.state())
+
+	// Beside others, which have the home open.
+	beside := openOn(t, root, mountpoint)
+	intend("taken", origin("1"))
+	zfs(t, "snapshot", origin("1"))
+	require.NoError(t, beside.recoverBeside(ctx))
+	assert.Equal(t, before, f.state())
+}
+
+// TestSettle: volumes outlive the foreign datasets that they were adopted from.
+func TestSettle(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	b, ctx := openOn(t, root, mountpoint), t.Context()
+	f := newForeign(t, root)
+	f.chain()
+	adoptChain(t, b, f)
+	require.NoError(t, b.Clone(ctx, "container", "b", cowcommon.VolumeOptions{}))
+	_, err := b.Mount(ctx, "c", "") // a container that runs
+	require.NoError(t, err)
+	for _, name := range []string{"a", "b", "c"} {
+		if name == "b" { // another process goes on
+			require.NoError(t, b.Unmount(ctx, "c"))
+			require.NoError(t, b.Close())
+			b = openOn(t, root, mountpoint)
+			_, err := b.Mount(ctx, "c", "")
+			require.NoError(t, err)
+		}
+		require.NoError(t, b.Settle(ctx, name))
+		require.NoError(t, b.Settle(ctx, name), "again")
+		assertChain(t, b)
+	}
+	require.NoError(t, b.Settle(ctx, "container"))
+	require.ErrorIs(t, b.Settle(ctx, "none"), errdefs.ErrNotFound)
+	for _, source := range []string{"3", "2", "1"} {
+		f.destroy(source)
+	}
+	assertChain(t, b)
+	require.NoError(t, b.Unmount(ctx, "c"))
+	assertContent(t, b, "container", "dir/two", "two")
+	assert.NotContains(t, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root), clonePrefix, "the snapshots went with the sources")
+
+	for _, name := range []string{"a", "b", "c", "container"} {
+		require.NoError(t, b.Remove(ctx, name))
+	}
+	assertOnly(t, b, "others")
+}
+
+// TestSettleRemoved: a removed volume lives on for its clones, which settle it.
+func TestSettleRemoved(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	f.write("1", "file", "x")
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Clone(ctx, "child", "a", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Remove(ctx, "a"))
+	require.NoError(t, b.Settle(ctx, "child"))
+	f.destroy("1")
+	assertContent(t, b, "child", "file", "x")
+	require.NoError(t, b.Remove(ctx, "child"))
+	assertOnly(t, b, "others")
+}
+
+// TestSettleRemoveBefore: a volume that was settled half is removed as any other.
+func TestSettleRemoveBefore(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	before := f.state()
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	d, err := b.volume(ctx, "a")
+	require.NoError(t, err)
+	require.NoError(t, b.zfs.kernel.DestroySnapshotLater(d.origin))
+	require.NoError(t, b.Remove(ctx, "a"))
+	assert.Equal(t, before, f.state())
+}
+
+// TestSettleLimit: a volume that holds more than its limit when it is settled gets a higher one.
+func TestSettleLimit(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	f.create("2", "1")
+	f.write("2", "file", string(randomBytes(8<<20)))
+	f.create("3", "1")
+	f.write("3", "file", string(randomBytes(1<<20)))
+	require.NoError(t, b.Adopt(ctx, "base", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	limits := map[string]quota.Limit{"over": {Bytes: 4 << 20}, "under": {Bytes: 16 << 20}}
+	require.NoError(t, b.Adopt(ctx, "over", "base", f.dataset("2"), cowcommon.VolumeOptions{Limit: limits["over"]}))
+	require.NoError(t, b.Adopt(ctx, "under", "base", f.dataset("3"), cowcommon.VolumeOptions{Limit: limits["under"]}))
+	for _, name := range []string{"base", "over", "under"} {
+		require.NoError(t, b.Settle(ctx, name))
+	}
+	v, err := b.Stat(ctx, "under")
+	require.NoError(t, err)
+	assert.Equal(t, limits["under"], v.Limit)
+	v, err = b.Stat(ctx, "over")
+	require.NoError(t, err)
+	assert.Greater(t, v.Limit.Bytes, uint64(8<<20))
+	assert.Less(t, v.Limit.Bytes, uint64(16<<20))
+	f.destroy("3")
+	f.destroy("2")
+	f.destroy("1")
+	usage, err := b.Usage(ctx, "over")
+	require.NoError(t, err)
+	assert.Greater(t, usage.Bytes, uint64(8<<20))
+
+	// A crash before the promotion, and after it.
+	f.create("4", "")
+	require.NoError(t, b.Adopt(ctx, "crashed", "", f.dataset("4"), cowcommon.VolumeOptions{Limit: limits["under"]}))
+	without := func() { zfs(t, "set", "quota=none", limitProperty+"=16777216", b.datasetOf("crashed")) }
+	without()
+	require.NoError(t, b.Settle(ctx, "crashed"))
+	for range 2 {
+		v, err = b.Stat(ctx, "crashed")
+		require.NoError(t, err)
+		assert.Equal(t, limits["under"], v.Limit)
+		without()
+		require.NoError(t, b.Settle(ctx, "crashed"))
+	}
+}
+
+// TestSettleNot: snapshots of others do not become a layer's.
+func TestSettleNot(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	zfs(t, "snapshot", f.dataset("1")+"@of-others")
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 1 << 20}}))
+	zfs(t, "snapshot", f.dataset("1")+"@later")
+	before := zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root)
+	err := b.Settle(ctx, "a")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, f.dataset("1")+"@of-others")
+	require.NotContains(t, err.Error(), "@later")
+	assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root))
+	zfs(t, "destroy", f.dataset("1")+"@of-others")
+
+	// The snapshot of a foreign dataset may have the name of one of the volume's.
+	zfs(t, "snapshot", b.datasetOf("a@7"))
+	require.NoError(t, b.zfs.kernel.Snapshot(f.dataset("1")+"@"+clonePrefix+"x"))
+	require.NoError(t, b.Settle(ctx, "a"))
+	zfs(t, "destroy", b.datasetOf("a@7"))
+}
+
+// TestAdoptFullPool: without space nothing is adopted or settled, and all is as before. Removing works.
+func TestAdoptFullPool(t *testing.T) {
+	pool, _ := ownPoolOf(t, 96<<20, 256<<20)
+	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, b.Close()) }()
+	ctx := t.Context()
+	f := newForeign(t, pool)
+	f.create("1", "")
+	for _, name := range []string{"kept", "removed"} {
+		require.NoError(t, b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 4 << 20}}))
+	}
+	f.create("filler", "")
+	f.mounted("filler", func(dir string) {
+		require.ErrorIs(t, os.WriteFile(dir+"/all", randomBytes(120<<20), 0o644), unix.ENOSPC)
+		for n := range 50 { // until not one block is left
+			_ = os.WriteFile(filepath.Join(dir, strconv.Itoa(n)), randomBytes(1<<10), 0o644)
+		}
+	})
+	state := func() string { return zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", pool) }
+	before := state()
+	for name, err := range map[string]error{
+		"adopt":  b.Adopt(ctx, "new", "", f.dataset("1"), cowcommon.VolumeOptions{}),
+		"settle": b.Settle(ctx, "kept"),
+	} {
+		require.ErrorIs(t, err, unix.ENOSPC, name)
+	}
+	assert.Equal(t, before, state())
+	require.NoError(t, b.Remove(ctx, "removed"))
+	f.destroy("filler")
+	require.NoError(t, b.Settle(ctx, "kept"))
+	f.destroy("1")
+	v, err := b.Stat(ctx, "kept")
+	require.NoError(t, err)
+	assert.Equal(t, quota.Limit{Bytes: 4 << 20}, v.Limit)
+}

@@ -1,0 +1,197 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/zfsctl"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// limitProperty records the quota of a dataset, in bytes, while it is promoted without a quota.
+const limitProperty = "cowshed:limit"
+
+// Settle implements cowcommon.Settler. It promotes the volume's dataset, which then has the snapshots of the foreign dataset
+// up to the origin. With these, more data counts against the limit: if it is more than the limit, the limit is raised.
+func (b *Backend) Settle(ctx context.Context, name string) error {
+	return fault.Wrap("settle volume", name, b.settleVolume(ctx, name))
+}
+
+func (b *Backend) settleVolume(ctx context.Context, name string) (err error) {
+	waiting, cancel, err := b.zfs.waiting(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	release, err := b.limits.Claim(waiting, name) // the limit is lifted for a while
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.after(err, func() error { release(); return nil })) }()
+	if _, err := b.volume(ctx, name); err != nil {
+		return err
+	}
+	done, err := b.rely(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.after(err, done)) }()
+	for {
+		clone, err := b.unsettled(ctx, b.datasetOf(name))
+		if err != nil {
+			return err
+		}
+		if clone.Name == "" {
+			return b.restoreQuota(ctx, b.datasetOf(name))
+		}
+		if err := b.promote(ctx, clone); err != nil {
+			return b.explainSpace(ctx, err)
+		}
+	}
+}
+
+// unsettled finds the dataset that keeps a volume dependent on a foreign dataset: that of the volume, or of an ancestor. The
+// ancestor may have been removed and set aside. The result is the zero Dataset if there is none.
+func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset, error) {
+	for {
+		d, err := b.stats(ctx, dataset)
+		if err != nil || d.Origin == "" {
+			return zfsctl.Dataset{}, err
+		}
+		if dataset = sourceOf(d.Origin); !b.isHere(dataset) {
+			return d, nil
+		}
+	}
+}
+
+// promote makes a clone the owner of its origin, and of the earlier snapshots of the foreign dataset.
+func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) error {
+	if err := b.checkMoved(ctx, clone.Origin); err != nil {
+		return err
+	}
+	limit, _ := clone.Properties.Number("quota")
+	if limit > 0 {
+		values := zfsctl.Values{"quota": uint64(0), limitProperty: strconv.FormatUint(limit, 10)}
+		if err := b.setValues(ctx, clone.Name, values); err != nil {
+			return err
+		}
+	}
+	// Then its last clone, which is the foreign dataset, takes it along.
+	if strings.HasPrefix(snapshotName(clone.Origin), clonePrefix) {
+		if err := b.act(ctx, step{
+			op:       "destroy",
+			do:       func(k kernel) error { return k.DestroySnapshotLater(clone.Origin) },
+			happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
+		}); err != nil {
+			return err
+		}
+	}
+	err := b.act(ctx, step{
+		op: "promote",
+		do: func(k kernel) error { return k.Promote(clone.Name) },
+		happened: func(ctx context.Context) (bool, error) {
+			d, err := b.stats(ctx, clone.Name)
+			return err == nil && d.Origin != clone.Origin, err
+		},
+	})
+	b.volumes.doubt() // the origins of others are different too
+	if isRefused(err) && errors.Is(err, unix.EEXIST) {
+		err = fault.New(errdefs.ErrFailedPrecondition, "snapshots of %s have names as those of %s: rename them with zfs rename: %w",
+			sourceOf(clone.Origin), clone.Name, err)
+	}
+	if err != nil {
+		return errors.Join(err, b.after(err, func() error { return b.restoreQuota(ctx, clone.Name) }))
+	}
+	return b.restoreQuota(ctx, clone.Name)
+}
+
+// checkMoved checks whether the snapshots of a foreign dataset up to a clone's origin may become the clone's. These are
+// those that Cowshed has taken, and those that go with their last clones, as moby's driver takes them. Returns
+// errdefs.ErrFailedPrecondition with the names of others.
+func (b *Backend) checkMoved(ctx context.Context, origin string) error {
+	last, err := b.createdIn(ctx, origin)
+	if err != nil {
+		return err
+	}
+	others, err := read(ctx, b.zfs, "list", func(k kernel) (others []string, err error) {
+		for s, err := range k.Snapshots(sourceOf(origin)) {
+			if err != nil {
+				return nil, err
+			}
+			if strings.HasPrefix(snapshotName(s.Name), clonePrefix) {
+				continue
+			}
+			d, err := k.Stats(s.Name)
+			if errors.Is(err, unix.ENOENT) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			created, _ := d.Properties.Number("createtxg")
+			if goes, _ := d.Properties.Number("defer_destroy"); created <= last && goes == 0 {
+				others = append(others, s.Name)
+			}
+		}
+		return others, nil
+	})
+	if err == nil && len(others) > 0 {
+		more := ""
+		if len(others) > 16 {
+			others, more = others[:16], " and others"
+		}
+		err = fault.New(errdefs.ErrFailedPrecondition, "other programs have taken the snapshots %s%s, which would become the layer's: destroy them first",
+			strings.Join(others, ", "), more)
+	}
+	return err
+}
+
+// snapshotName is the name of a snapshot without that of its dataset.
+func snapshotName(snapshot string) string {
+	_, name, _ := strings.Cut(snapshot, "@")
+	return name
+}
+
+func (b *Backend) setValues(ctx context.Context, dataset string, values zfsctl.Values) error {
+	s := step{
+		op:       "set",
+		do:       func(k kernel) error { return k.Set(dataset, values) },
+		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
+	}
+	return b.actToEnd(ctx, s)
+}
+
+// restoreQuota gives a dataset the quota that it had before it was promoted. If it holds more now, it gets that much, and
+// some more.
+func (b *Backend) restoreQuota(ctx context.Context, dataset string) error {
+	ctx, cancel := b.zfs.later(ctx)
+	defer cancel()
+	d, err := b.stats(ctx, dataset)
+	if err != nil {
+		return err
+	}
+	recorded, _ := d.Properties.Text(limitProperty)
+	limit, err := strconv.ParseUint(recorded, 10, 64)
+	if err != nil {
+		return nil // it had none, or has it again
+	}
+	err = b.setValues(ctx, dataset, zfsctl.Values{"quota": limit})
+	if isRefused(err) && errors.Is(err, unix.ENOSPC) {
+		used, _ := d.Properties.Number("used")
+		raised := used + little
+		b.log.Warn("zfs: a layer holds more than its limit, which is raised", "dataset", dataset,
+			"limit", quota.FormatSize(limit), "raised", quota.FormatSize(raised))
+		err = b.setValues(ctx, dataset, zfsctl.Values{"quota": raised})
+	}
+	if err == nil {
+		err = b.setValues(ctx, dataset, zfsctl.Values{limitProperty: ""})
+	}
+	b.volumes.doubt()
+	return err
+}
