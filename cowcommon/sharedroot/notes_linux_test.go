@@ -198,18 +198,22 @@ func testRestoreNotes(t *testing.T, s *store) {
 	assert.NoFileExists(t, s.note("c"))
 	s.unmount("c")
 
-	plain, err := cowcommon.Keep(ctx, s.Backend, "c")
-	require.NoError(t, err)
 	require.NoError(t, shared.Restore(ctx))
+	require.NoError(t, shared.Close())
 	s.hasStyle("c", cowcommon.SharedRoot)
 	v, err := s.Stat(ctx, "c")
 	require.NoError(t, err)
 	assert.Equal(t, uint64(8<<20), v.Limit.Bytes)
+
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+	plain, err := cowcommon.Keep(ctx, s.Backend, "c")
+	require.NoError(t, err)
+	require.NoError(t, os.Symlink("image", s.note("c")))
 	require.NoError(t, plain.Restore(ctx))
-	s.hasStyle("c", cowcommon.SnapshotRoot)
-	assert.NoFileExists(t, s.note("c"))
 	require.NoError(t, plain.Close())
-	require.NoError(t, shared.Close())
+	s.hasStyle("c", cowcommon.SnapshotRoot)
+	_, err = os.Readlink(s.note("c"))
+	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
 // A power cut may leave the upper without the work directory.
