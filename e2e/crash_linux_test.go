@@ -389,10 +389,11 @@ func assertRecovers(t *testing.T, s system, root string, op operation, acknowled
 	}
 	op.check(t, d, acknowledged)
 	ids := layerIDs(t, d)
-	if s.shared {
-		assert.NoError(t, d.Cleanup()) // notes of removed volumes wait for a sync, at the latest for this
-	}
 	assertNothingLeft(t, s, root, ids)
+	if s.shared {
+		assert.NoError(t, d.Cleanup())
+		assert.Empty(t, notesOfGone(t, filepath.Join(root, s.driver), ids), "notes about volumes that are gone")
+	}
 }
 
 // assertNothingLeft asserts that on the filesystem there is nothing of Cowshed's but these layers.
