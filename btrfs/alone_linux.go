@@ -26,6 +26,11 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	return do(v.File)
 }
 
+// Peek calls do with the open root of a volume, without a use or a claim of it.
+func (b *Backend) Peek(_ context.Context, name string, do func(root *os.File) error) error {
+	return b.withVolume("look at", name, func(dir *subvolume) error { return do(dir.File) })
+}
+
 // KeepsPaths says that a volume has its path even when it is not mounted.
 func (b *Backend) KeepsPaths() bool { return true }
 

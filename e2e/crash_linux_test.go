@@ -388,7 +388,12 @@ func assertRecovers(t *testing.T, s system, root string, op operation, acknowled
 		assert.Contains(t, slices.Concat(initialLayers, []string{"new", "renamed", manifold}), id)
 	}
 	op.check(t, d, acknowledged)
-	assertNothingLeft(t, s, root, layerIDs(t, d))
+	ids := layerIDs(t, d)
+	assertNothingLeft(t, s, root, ids)
+	if s.shared {
+		assert.NoError(t, d.Cleanup())
+		assert.Empty(t, notesOfGone(t, filepath.Join(root, s.driver), ids), "notes about volumes that are gone")
+	}
 }
 
 // assertNothingLeft asserts that on the filesystem there is nothing of Cowshed's but these layers.

@@ -37,6 +37,9 @@ type inner interface {
 	// Alone calls do with the open root of a writable volume that nobody uses. Others wait for its end before they use
 	// the volume. Returns fault.ErrInUse if somebody uses the volume, and fault.ErrSealed if it is sealed.
 	Alone(ctx context.Context, name string, do func(root *os.File) error) error
+	// Peek calls do with the open root of a volume, used or not. That is no use because of which a claim in this process
+	// fails.
+	Peek(ctx context.Context, name string, do func(root *os.File) error) error
 }
 
 // pathKeeper is an inner Backend that may have each volume at a path that everybody in its mount namespace can use,
@@ -67,14 +70,18 @@ type Backend struct {
 	cloneSyncs        bool            // as cloneSyncer says
 
 	index index
-	roots string         // the directory of mount points
-	locks string         // the file whose bytes are the locks
-	uses  string         // the file whose bytes are the locks of mount points
-	open  *namelock.Lock // held while the Backend is open; nil for reading alone
+	roots string // the directory of mount points
+	locks string // the file whose bytes are the locks
+	uses  string // the file whose bytes are the locks of mount points
+
+	readers string // the directory of mount points of Backends that are open for reading alone
+
+	open *namelock.Lock // held while the Backend is open; nil for reading alone
 
 	mounts   inuse.Table[*mounted] // by volume
 	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
 	overlays *mounttable.Filesystem
+	removed  removed
 
 	makeRoots  func() error // makes the directory of mount points, once
 	tryOverlay func() error // finds out features, once
@@ -128,10 +135,11 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 	}
 	b.roots, b.index.dir, b.locks = filepath.Join(b.home, rootsName), filepath.Join(b.home, indexName), homedir.LockFile(b.home)
 	b.uses = b.locks
+	sum := sha256.Sum256([]byte(b.home))
+	b.readers = filepath.Join(runDir, hex.EncodeToString(sum[:8]))
 	if b.opts.ReadOnly {
-		sum := sha256.Sum256([]byte(b.home))
-		b.roots = filepath.Join(runDir, hex.EncodeToString(sum[:8]))
-		b.uses = b.roots + ".lock"
+		b.roots = b.readers
+		b.uses = usesOf(b.readers)
 	}
 	dir, err := os.Open(b.home)
 	if err != nil {
@@ -141,9 +149,7 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil {
 		return err
 	}
-	if err := sweep(b.roots, b.uses, b.isLeft); err != nil {
-		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
-	}
+	b.sweepAll()
 	if b.opts.ReadOnly {
 		return nil
 	}
@@ -271,28 +277,39 @@ func (b *Backend) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := b.forgetGone(ctx, names); err != nil { // a crash came before the volume was made, or after it was removed
+		return err
+	}
+	if !b.keepsPaths {
+		return nil // looking costs a mount, so the first user looks
+	}
 	for _, name := range names {
-		if _, err := b.Backend.Stat(ctx, name); isGone(err) { // a crash came before the volume was made, or after it was removed
-			if err := b.index.forget(name); err != nil {
-				return err
-			}
-			continue
-		}
-		if !b.keepsPaths {
-			continue // looking costs a mount, so the first user looks
-		}
 		s, _, err := b.look(ctx, name)
 		switch {
 		case err == nil && s == stateFolding:
 			err = b.fold(ctx, name)
 		case err == nil && s == stateNone: // a crash came before or after the change
-			err = b.index.forget(name)
+			err = b.forgetOutdated(ctx, name)
 		}
 		if err != nil && !isGone(err) {
 			b.log.Warn("shared roots: a change of root style cannot be completed yet", "volume", name, "error", err)
 		}
 	}
 	return nil
+}
+
+// usesOf is the file whose bytes are the locks of mount points in readers.
+func usesOf(readers string) string { return readers + ".lock" }
+
+// sweepAll unmounts the overlays that processes have left when they were killed.
+func (b *Backend) sweepAll() {
+	err := sweep(b.roots, b.uses, b.isLeft)
+	if b.roots != b.readers {
+		err = errors.Join(err, sweep(b.readers, usesOf(b.readers), b.isLeft))
+	}
+	if err != nil {
+		b.log.Warn("shared roots: left over, and cannot be unmounted", "error", err)
+	}
 }
 
 // isLeft reports whether the overlay of a killed process can go. It is no layer of another overlay, which would keep its
@@ -320,6 +337,9 @@ func (b *Backend) isUnused(m *mountinfo.Info) bool {
 func (b *Backend) Close() error { return b.closeOnce() }
 
 func (b *Backend) close() error {
+	if names := b.removed.take(1); len(names) > 0 {
+		b.forgetRemoved(names)
+	}
 	errs := []error{
 		b.views.CloseAll(func(_ string, o *overlay) error { return o.close() }),
 		b.mounts.CloseAll(func(name string, m *mounted) error {

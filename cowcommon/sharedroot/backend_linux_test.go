@@ -109,6 +109,9 @@ var backendTests = map[string]func(t *testing.T, s *store){
 	"FailedClone":      testFailedClone,
 	"Identities":       testIdentities,
 	"Fork":             testFork,
+	"RestoreNotes":     testRestoreNotes,
+	"WithoutWork":      testWithoutWork,
+	"NotesOfRemoved":   testNotesOfRemoved,
 }
 
 func TestOnBtrfs(t *testing.T) {
@@ -793,6 +796,7 @@ func TestForgedMark(t *testing.T) {
 		s.open()
 	}
 	require.NoError(t, s.Remove(t.Context(), "victim"))
+	require.NoError(t, cowcommon.SetRootStyle(t.Context(), s.Backend, "c", cowcommon.SnapshotRoot))
 	require.NoError(t, cowcommon.Seal(t.Context(), s.Backend, "c"))
 	s.edit("c", func(dir string) { assert.DirExists(t, filepath.Join(dir, sharedmark.Dir)) })
 }
@@ -822,9 +826,11 @@ func TestTurnOn(t *testing.T) {
 	on, err := sharedroot.New(t.Context(), backend, home, sharedroot.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, on.Close()) }()
-	_, isOn, err = sharedroot.StayOff(t.Context(), home)
-	require.NoError(t, err)
-	require.True(t, isOn)
+	for _, stayOff := range []func(context.Context, string) (func() error, bool, error){sharedroot.StayOff, sharedroot.StayOffReading} {
+		_, isOn, err = stayOff(t.Context(), home)
+		require.NoError(t, err)
+		require.True(t, isOn)
+	}
 }
 
 // TestOutdatedNote: a note that a crash left about an ordinary volume keeps nobody from cloning it while it is in use.
@@ -1092,6 +1098,48 @@ func TestViewsOfTheKilled(t *testing.T) {
 	assert.NoDirExists(t, left.Dir())
 	require.NoError(t, next.Close())
 	require.NoError(t, v.Close())
+}
+
+// Readers that were killed keep nobody from writing.
+func TestOverlaysOfKilledReaders(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	s.container("sealed", "image")
+	require.NoError(t, cowcommon.SealAsIs(ctx, s.Backend, "sealed"))
+	s.container("c", "image")
+	read := func() *store {
+		inner, err := btrfs.OpenReadOnly(ctx, s.home, btrfs.Options{}, fmt.Errorf("it is"))
+		require.NoError(t, err)
+		b, err := sharedroot.New(ctx, inner, s.home, sharedroot.Options{ReadOnly: true})
+		require.NoError(t, err)
+		return &store{t: t, home: s.home, Backend: b, inner: inner}
+	}
+	killed := read()
+	points := filepath.Dir(killed.mount("c"))
+	t.Cleanup(func() { _ = unix.Unmount(points, unix.MNT_DETACH) }) // with all overlays of a test that has failed
+	require.Equal(t, []string{"c"}, overlaysBelow(t, points))
+	killed.crash()
+	s.edit("c", s.typical) // in a process that runs on
+	assert.Empty(t, overlaysBelow(t, points))
+
+	killed = read()
+	killed.mount("c")
+	killed.crash()
+	require.NoError(t, s.Close())
+	s.open()
+	assert.Empty(t, overlaysBelow(t, points))
+
+	reader := read()
+	reader.mount("c")
+	reader.mount("sealed")
+	s.edit("sealed", func(dir string) { assert.FileExists(t, dir+"/etc/conf") })
+	_, err := s.Mount(ctx, "c", "")
+	require.ErrorIs(t, err, fault.ErrInUse, "of a reader that lives")
+	reader.unmount("c")
+	reader.unmount("sealed")
+	require.NoError(t, reader.Close())
+	s.edit("c", func(dir string) { assert.FileExists(t, dir+"/new/dir/file") })
 }
 
 // A clone that fails at its last step leaves nothing.

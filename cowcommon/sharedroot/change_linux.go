@@ -108,6 +108,16 @@ func (b *Backend) Remove(ctx context.Context, name string) error {
 }
 
 func (b *Backend) remove(ctx context.Context, name string) error {
+	if err := b.removeLocked(ctx, name); err != nil {
+		return err
+	}
+	if names := b.removed.full(); len(names) > 0 {
+		b.forgetRemoved(names)
+	}
+	return nil
+}
+
+func (b *Backend) removeLocked(ctx context.Context, name string) error {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
 	}
@@ -123,8 +133,8 @@ func (b *Backend) remove(ctx context.Context, name string) error {
 	if err := b.Backend.Remove(ctx, name); err != nil {
 		return err
 	}
-	if err := errors.Join(b.index.forget(name), b.index.forget(liftedNotes+name)); err != nil { // harmless: a note without a volume says nothing
-		b.log.Warn("shared roots: the note of a volume is left over", "volume", name, "error", err)
+	if has, err := b.hasNotes(name); has && err == nil {
+		b.removed.add(name)
 	}
 	return nil
 }
@@ -193,13 +203,17 @@ func (b *Backend) renameLocked(ctx context.Context, name, to, lower string) erro
 		return err
 	}
 	b.unmountLeft(name)
-	if err := b.restoreLimit(ctx, name); err != nil { // the note has the name of the volume
+	if err := b.tryRestoreLimit(ctx, name); err != nil {
 		return err
 	}
 	if err := b.clearNotes(ctx, to); err != nil {
 		return err
 	}
-	if lower == "" {
+	has, err := b.hasNotes(name)
+	if err != nil {
+		return err
+	}
+	if !has {
 		return cowcommon.Rename(ctx, b.Backend, name, to)
 	}
 	switch s, _, err := b.look(ctx, name); {
@@ -208,19 +222,33 @@ func (b *Backend) renameLocked(ctx context.Context, name, to, lower string) erro
 	case s != stateNone && strings.Contains(to, ":"):
 		return errColon
 	}
-	if _, err := b.Backend.Stat(ctx, to); !errdefs.IsNotFound(err) {
-		if err == nil {
-			err = errdefs.ErrAlreadyExists
-		}
+	if err := b.checkFree(ctx, to); err != nil {
 		return err
 	}
-	if err := b.index.add(to, lower); err != nil {
+	err = b.copyNotes(name, to)
+	if err == nil {
+		err = cowcommon.Rename(ctx, b.Backend, name, to)
+	}
+	if err != nil {
+		return errors.Join(err, b.clearNotes(b.ctx, to)) // unless it is there
+	}
+	return errors.Join(b.index.forget(name), b.index.forget(liftedNotes+name))
+}
+
+// copyNotes gives a name, which no volume has, the notes of another.
+func (b *Backend) copyNotes(name, to string) error {
+	lower, err := b.index.lower(name)
+	if err == nil && lower != "" {
+		err = b.index.add(to, lower)
+	}
+	if err != nil {
 		return err
 	}
-	if err := cowcommon.Rename(ctx, b.Backend, name, to); err != nil {
-		return errors.Join(err, b.clearNotes(b.ctx, to))
+	limit, limited, err := b.index.limit(name)
+	if err == nil && limited {
+		err = b.index.noteLimit(to, limit)
 	}
-	return b.index.forget(name)
+	return err
 }
 
 // Create makes an empty volume, of style snapshot.
@@ -269,23 +297,6 @@ func (b *Backend) refuseMarked(ctx context.Context, name string) error {
 		err = errors.Join(err, b.Backend.Remove(b.ctx, name))
 	}
 	return err
-}
-
-// clearNotes removes the notes that have been left of a volume, before there is another of its name. The caller has the name
-// locked exclusively. A name that a volume has keeps its notes.
-func (b *Backend) clearNotes(ctx context.Context, name string) error {
-	lower, err := b.index.lower(name)
-	if err != nil {
-		return err
-	}
-	_, limited, err := b.index.limit(name)
-	if err != nil || lower == "" && !limited || b.opts.ReadOnly {
-		return err
-	}
-	if _, err := b.Backend.Stat(ctx, name); !isGone(err) {
-		return err // it will be found to exist
-	}
-	return errors.Join(b.index.forget(name), b.index.forget(liftedNotes+name))
 }
 
 // withPlain calls do, which makes the volume name, when base is a volume of style snapshot or "".

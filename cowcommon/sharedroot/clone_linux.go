@@ -110,27 +110,50 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 	case s == stateShared:
 		return errStyleChanged
 	}
-	if opts.RootStyle != cowcommon.SharedRoot {
+	canShare := opts.RootStyle == cowcommon.SharedRoot
+	if canShare && !src.Sealed {
+		if canShare, err = b.sealLower(ctx, name, source); err != nil {
+			return err
+		}
+	}
+	if !canShare {
 		return b.Backend.Clone(ctx, name, source, plain(opts))
 	}
 	if err := b.cloneNoted(ctx, name, source, source, opts); err != nil {
 		return err
 	}
-	if !src.Sealed {
-		if src, err = b.Backend.Stat(ctx, source); err != nil || !src.Sealed {
-			return errors.Join(err, b.index.forget(name)) // it was in use, and goes on changing
-		}
-	}
 	return b.share(ctx, name, source)
+}
+
+// sealLower seals a volume before a shared clone is made, so that the clone has its last state. is: it is sealed. Else it is in
+// use, and goes on changing.
+func (b *Backend) sealLower(ctx context.Context, clone, name string) (is bool, err error) {
+	if err := b.checkFree(ctx, clone); err != nil {
+		return false, err
+	}
+	err = cowcommon.Seal(ctx, b.Backend, name)
+	if errors.Is(err, fault.ErrInUse) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// checkFree checks that no volume has a name. Returns errdefs.ErrAlreadyExists if there is one.
+func (b *Backend) checkFree(ctx context.Context, name string) error {
+	_, err := b.Backend.Stat(ctx, name)
+	if isGone(err) {
+		return nil
+	}
+	if err == nil {
+		err = errdefs.ErrAlreadyExists
+	}
+	return err
 }
 
 // cloneNoted clones a volume, and notes before that the clone may be shared over lower.
 func (b *Backend) cloneNoted(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
 	// The note would be about the volume of that name.
-	if _, err := b.Backend.Stat(ctx, name); !errdefs.IsNotFound(err) {
-		if err == nil {
-			err = errdefs.ErrAlreadyExists
-		}
+	if err := b.checkFree(ctx, name); err != nil {
 		return err
 	}
 	err := b.index.put(name, lower)
@@ -179,7 +202,10 @@ func (b *Backend) cloneShared(ctx context.Context, name, source, lower string, o
 	case s == stateFolding:
 		return errFolding
 	case s == stateNone: // the note is outdated, and nobody changes the style while this call has the lock
-		return errors.Join(errStyleChanged, b.index.forget(source))
+		if err := b.forgetOutdated(ctx, source); err != nil {
+			return err
+		}
+		return errStyleChanged
 	case found != lower:
 		return errStyleChanged
 	}

@@ -7,7 +7,9 @@ import (
 // Abandon gives up the locks of a Backend, as the end of its process does, and leaves its mounts.
 func Abandon(b cowcommon.Backend) {
 	own, _ := cowcommon.As[*Backend](b)
-	_ = own.open.Close()
+	if own.open != nil {
+		_ = own.open.Close()
+	}
 	_ = own.views.CloseAll(func(_ string, o *overlay) error { return o.lock.Close() })
 	_ = own.mounts.CloseAll(func(_ string, m *mounted) error {
 		if m.lower == "" {

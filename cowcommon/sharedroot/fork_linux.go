@@ -84,13 +84,6 @@ func (e *exchanger) prepareExchange(ctx context.Context, name string) error {
 	if err := e.checkNoUsers(ctx, name); err != nil {
 		return err
 	}
-	noted, err := e.index.lower(name)
-	if err != nil {
-		return err
-	}
-	if noted == "" {
-		return e.restoreLimit(ctx, name)
-	}
 	s, _, err := e.look(ctx, name)
 	if err == nil && s == stateShared {
 		err = errShared
@@ -98,5 +91,8 @@ func (e *exchanger) prepareExchange(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return e.foldLocked(ctx, name) // it restores the limit, and removes an outdated note
+	if err := e.foldLocked(ctx, name); err != nil {
+		return err
+	}
+	return e.restoreLimit(ctx, name) // or fail: foldLocked goes on without
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/syncdir"
@@ -74,6 +76,15 @@ func (x index) forget(name string) error {
 		return nil
 	}
 	return err
+}
+
+// syncAll makes all changes of the filesystem of the index durable.
+func (x index) syncAll() error {
+	dir, err := os.Open(x.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(dir.Fd())), dir.Close())
 }
 
 // all lists the volumes that may be shared.

@@ -2,6 +2,7 @@ package sharedroot
 
 import (
 	"context"
+	"errors"
 
 	"github.com/containerd/errdefs"
 
@@ -39,6 +40,9 @@ func (k *kept) take(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := k.b.restoreLimit(ctx, k.volume); err != nil { // the limit is a part of the state
+		return err
+	}
 	k.lower = lower
 	k.Kept, err = cowcommon.Keep(ctx, k.b.Backend, k.volume)
 	return err
@@ -51,13 +55,30 @@ func (k *kept) Restore(ctx context.Context) error {
 }
 
 func (k *kept) restore(ctx context.Context) error {
-	unlock, err := k.b.lock(ctx, append(k.b.wants(k.lower), exclusive(k.volume))...)
+	return untilSteady(ctx, func() error {
+		present, err := k.b.index.lower(k.volume)
+		if err != nil {
+			return err
+		}
+		return k.restoreLocked(ctx, present)
+	})
+}
+
+// restoreLocked restores a volume whose note said present, before the locks for that were taken.
+func (k *kept) restoreLocked(ctx context.Context, present string) error {
+	unlock, err := k.b.lock(ctx, append(append(k.b.wants(k.lower), k.b.wants(present)...), exclusive(k.volume))...)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	switch noted, err := k.b.index.lower(k.volume); {
+	case err != nil:
+		return err
+	case noted != present:
+		return errStyleChanged
+	}
 	k.b.unmountLeft(k.volume)
-	if err := k.b.restoreLimit(ctx, k.volume); err != nil { // of the present state, not of the restored one
+	if err := k.b.tryRestoreLimit(ctx, k.volume); err != nil { // of the present state, not of the restored one
 		return err
 	}
 	if k.lower != "" {
@@ -72,5 +93,20 @@ func (k *kept) restore(ctx context.Context) error {
 			return err
 		}
 	}
-	return k.Kept.Restore(ctx)
+	err = k.Kept.Restore(ctx)
+	switch {
+	case errdefs.IsFailedPrecondition(err), errdefs.IsNotFound(err): // nothing has changed
+		return errors.Join(err, k.b.setNote(k.volume, present))
+	case err != nil: // it may have the former state
+		return err
+	}
+	return errors.Join(k.b.setNote(k.volume, k.lower), k.b.index.forget(liftedNotes+k.volume))
+}
+
+// setNote notes the lower of a volume, or removes the note for "".
+func (b *Backend) setNote(name, lower string) error {
+	if lower == "" {
+		return b.index.forget(name)
+	}
+	return b.index.add(name, lower)
 }

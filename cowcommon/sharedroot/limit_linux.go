@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -25,7 +26,7 @@ const liftedNotes = ".limit-"
 func (b *Backend) foldUnlimited(ctx context.Context, name string, fold func() error) error {
 	err := fold()
 	if !errors.Is(err, unix.EDQUOT) {
-		return errors.Join(err, b.restoreLimit(b.ctx, name)) // of a fold that a crash has interrupted
+		return errors.Join(err, b.tryRestoreLimit(b.ctx, name)) // of a fold that a crash has interrupted
 	}
 	v, statErr := b.Backend.Stat(ctx, name)
 	if statErr != nil || v.Limit.Bytes == 0 {
@@ -37,7 +38,7 @@ func (b *Backend) foldUnlimited(ctx context.Context, name string, fold func() er
 	if err = cowcommon.SetLimit(ctx, b.Backend, name, quota.Limit{}); err == nil {
 		err = fold()
 	}
-	return errors.Join(err, b.restoreLimit(b.ctx, name))
+	return errors.Join(err, b.tryRestoreLimit(b.ctx, name))
 }
 
 // Usage is that of the Backend inside.
@@ -59,7 +60,7 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 		return err
 	}
 	defer unlock()
-	_, noted, err := b.index.limit(name)
+	former, noted, err := b.index.limit(name)
 	if err != nil {
 		return err
 	}
@@ -69,7 +70,22 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	if err := b.index.noteLimit(name, limit); err != nil {
 		return err
 	}
-	return b.restoreLimit(ctx, name)
+	err = b.restoreLimit(ctx, name)
+	if errdefs.IsFailedPrecondition(err) { // nothing has changed
+		err = errors.Join(err, b.index.noteLimit(name, former))
+	}
+	return err
+}
+
+// tryRestoreLimit is restoreLimit for a user who can go on without. ZFS refuses a limit that is below the volume's size, which
+// a fold may have increased. The note stays then, until the volume is smaller.
+func (b *Backend) tryRestoreLimit(ctx context.Context, name string) error {
+	err := b.restoreLimit(ctx, name)
+	if errdefs.IsFailedPrecondition(err) {
+		b.log.Warn("shared roots: the limit of a volume, which was lifted to change its root style, cannot be restored yet", "volume", name, "error", err)
+		return nil
+	}
+	return err
 }
 
 // restoreLimit gives a volume the limit that was lifted for a fold, if there is a note of it. Nobody folds the volume

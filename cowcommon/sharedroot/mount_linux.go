@@ -33,7 +33,8 @@ type mounted struct {
 func upperOf(dir string) string { return filepath.Join(dir, sharedmark.Dir, upperName) }
 func workOf(dir string) string  { return filepath.Join(dir, sharedmark.Dir, workName) }
 
-// workIn is workOf for the tree of a volume that can be written to, and "" for that of a sealed volume.
+// workIn is workOf for the tree of a volume that can be written to, and "" for that of a sealed volume. It makes the directory if
+// that is missing: after a power cut the upper may be there without it, if only a file in the upper was synced.
 func workIn(dir string) (string, error) {
 	err := unix.Access(upperOf(dir), unix.W_OK)
 	if errors.Is(err, unix.EROFS) {
@@ -41,6 +42,9 @@ func workIn(dir string) (string, error) {
 	}
 	if err != nil {
 		return "", &fs.PathError{Op: "access", Path: upperOf(dir), Err: err}
+	}
+	if err := os.Mkdir(workOf(dir), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
 	}
 	return workOf(dir), nil
 }
@@ -78,7 +82,7 @@ func (b *Backend) mount(ctx context.Context, name, label string) (_ *mounted, er
 			err = errors.Join(err, b.Backend.Unmount(b.ctx, name))
 		}
 	}()
-	if err := b.restoreLimit(ctx, name); err != nil { // after a crash
+	if err := b.tryRestoreLimit(ctx, name); err != nil { // after a crash
 		return nil, err
 	}
 	s, lower, err := b.inspectDir(name, dir)
@@ -119,8 +123,8 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 		}
 		work := ""
 		if err == nil && !b.opts.ReadOnly {
-			if err = b.checkNotMounted(dir, name); err == nil {
-				work, err = workIn(dir)
+			if work, err = workIn(dir); err == nil && work != "" {
+				err = b.checkNotMounted(dir, name)
 			}
 		}
 		if err == nil {
@@ -137,8 +141,17 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 }
 
 // checkNotMounted checks that nobody else has mounted an overlay of a volume: the kernel allows two of one upper, and
-// they would disturb each other.
+// they would disturb each other. Overlays of killed processes go.
 func (b *Backend) checkNotMounted(dir, name string) error {
+	err := b.checkNoOverlay(dir, name)
+	if errors.Is(err, fault.ErrInUse) {
+		b.sweepAll()
+		err = b.checkNoOverlay(dir, name)
+	}
+	return err
+}
+
+func (b *Backend) checkNoOverlay(dir, name string) error {
 	// The kernel tells the layers of an overlay only as paths, so the end of the path is enough.
 	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir))
 	if err != nil {

@@ -31,7 +31,7 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 		return spec, err
 	}
 	defer unlock()
-	if err := b.restoreLimit(ctx, name); err != nil { // after a crash
+	if err := b.tryRestoreLimit(ctx, name); err != nil { // after a crash
 		return spec, err
 	}
 	s, lower, err := b.look(ctx, name)
@@ -52,12 +52,12 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 	spec = cowcommon.MountSpec{Type: "overlay", Source: name}
 	err = b.hold(ctx, lower, func(lowerDir string) error {
 		return b.hold(ctx, name, func(dir string) error {
-			work, err := workIn(dir)
-			if err != nil {
-				return err
-			}
-			if readOnly {
-				work = ""
+			work := ""
+			if !readOnly && !b.opts.ReadOnly {
+				var err error
+				if work, err = workIn(dir); err != nil {
+					return err
+				}
 			}
 			if spec.Options, err = mountOptions(lowerDir, upperOf(dir), work, has); err != nil {
 				return err

@@ -1,8 +1,12 @@
 package sharedroot_test
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,11 +15,14 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/homedir"
 	"github.com/cowshed/cowshed/internal/namelock"
 	"github.com/cowshed/cowshed/internal/sharedmark"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // note is the path of a note about a volume.
@@ -137,4 +144,203 @@ func TestNotesOfFormerVolume(t *testing.T) {
 		assert.NoFileExists(t, s.note(".limit-"+name))
 	}
 	require.NoError(t, s.Remove(ctx, "image"))
+}
+
+// clonedBackend calls a function after each clone.
+type clonedBackend struct {
+	*btrfs.Backend
+	cloned func()
+}
+
+func (b *clonedBackend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
+	err := b.Backend.Clone(ctx, name, source, opts)
+	b.cloned()
+	return err
+}
+
+// A clone has the state of the moment, and not a later one in which its source is sealed.
+func TestSealedWhileCloned(t *testing.T) {
+	testfs.CheckLeaks(t)
+	home := filepath.Join(testfs.Btrfs(t), "home")
+	hooked := &clonedBackend{cloned: func() {}}
+	s := openStore(t, home, func() (_ cowcommon.Backend, err error) {
+		hooked.Backend, err = btrfs.Open(t.Context(), home, btrfs.Options{})
+		return hooked, err
+	})
+	ctx := t.Context()
+	require.NoError(t, s.Create(ctx, "source", cowcommon.VolumeOptions{}))
+	dir := s.mount("source")
+	hooked.cloned = func() {
+		require.NoError(t, os.WriteFile(dir+"/later", nil, 0o600))
+		s.unmount("source")
+		require.NoError(t, cowcommon.Seal(ctx, hooked.Backend, "source"))
+	}
+	require.NoError(t, s.Clone(ctx, "c", "source", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+	hooked.cloned = func() {}
+	s.edit("c", func(dir string) { assert.NoFileExists(t, dir+"/later") })
+	s.hasStyle("c", cowcommon.SnapshotRoot)
+	s.container("d", "source")
+	s.edit("d", func(dir string) { assert.FileExists(t, dir+"/later") })
+}
+
+// A restore that fails leaves the note as it was, and one of a volume of style snapshot leaves none. The kept state has its limit.
+func testRestoreNotes(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, os.Symlink("8388608 layer", s.note(".limit-c"))) // of a fold that a crash has ended
+	shared, err := cowcommon.Keep(ctx, s.Backend, "c")
+	require.NoError(t, err)
+	require.NoError(t, cowcommon.SetLimit(ctx, s.Backend, "c", quota.Limit{}))
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+	s.mount("c")
+	require.ErrorIs(t, shared.Restore(ctx), errdefs.ErrFailedPrecondition)
+	assert.NoFileExists(t, s.note("c"))
+	s.unmount("c")
+
+	require.NoError(t, shared.Restore(ctx))
+	require.NoError(t, shared.Close())
+	s.hasStyle("c", cowcommon.SharedRoot)
+	v, err := s.Stat(ctx, "c")
+	require.NoError(t, err)
+	assert.Equal(t, uint64(8<<20), v.Limit.Bytes)
+
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+	plain, err := cowcommon.Keep(ctx, s.Backend, "c")
+	require.NoError(t, err)
+	require.NoError(t, os.Symlink("image", s.note("c")))
+	require.NoError(t, plain.Restore(ctx))
+	require.NoError(t, plain.Close())
+	s.hasStyle("c", cowcommon.SnapshotRoot)
+	_, err = os.Readlink(s.note("c"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// A power cut may leave the upper without the work directory.
+func testWithoutWork(t *testing.T, s *store) {
+	s.image("image")
+	s.container("c", "image")
+	lose := func() { s.inside("c", func(dir string) { require.NoError(t, os.RemoveAll(dir+"/.cowshed/work")) }) }
+	lose()
+	s.edit("c", s.typical)
+	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+	lose()
+	spec, err := s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	if errdefs.IsNotImplemented(err) { // on ZFS
+		return
+	}
+	require.NoError(t, err)
+	s.inside("c", func(dir string) { assert.DirExists(t, dir+"/.cowshed/work") })
+	assert.Contains(t, strings.Join(spec.Options, ","), "workdir=")
+}
+
+// refusingBackend refuses each limit, as ZFS does where a volume is larger.
+type refusingBackend struct {
+	*btrfs.Backend
+	refuse bool
+}
+
+func (b *refusingBackend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
+	if b.refuse {
+		return fault.New(errdefs.ErrFailedPrecondition, "the volume holds more")
+	}
+	return b.Backend.SetLimit(ctx, name, limit)
+}
+
+// A lifted limit that cannot be restored keeps nobody from using the volume, and goes with it.
+func TestLimitCannotBeRestored(t *testing.T) {
+	testfs.CheckLeaks(t)
+	home := filepath.Join(testfs.Btrfs(t, testfs.WithSimpleQuota()), "home")
+	inner := &refusingBackend{}
+	s := openStore(t, home, func() (_ cowcommon.Backend, err error) {
+		inner.Backend, err = btrfs.Open(t.Context(), home, btrfs.Options{})
+		return inner, err
+	})
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, os.Symlink("8388608 layer", s.note(".limit-c")))
+	inner.refuse = true
+	require.NoError(t, s.Close())
+	s.open()
+	s.edit("c", s.typical)
+	_, err := s.Backend.(cowcommon.SpecMounter).MountSpec(ctx, "c", false)
+	require.NoError(t, err)
+	require.ErrorIs(t, cowcommon.SetLimit(ctx, s.Backend, "c", quota.Limit{Bytes: 1 << 20}), errdefs.ErrFailedPrecondition)
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "c", "d"))
+	assert.NoFileExists(t, s.note(".limit-c"))
+	require.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "d", cowcommon.SnapshotRoot))
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "d", "e"))
+	inner.refuse = false
+	s.edit("e", func(string) {})
+	v, err := s.Stat(ctx, "e")
+	require.NoError(t, err)
+	assert.Equal(t, uint64(8<<20), v.Limit.Bytes)
+}
+
+// The note of a removed volume stays until its removal is durable.
+func testNotesOfRemoved(t *testing.T, s *store) {
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, s.Remove(ctx, "c"))
+	_, err := os.Readlink(s.note("c"))
+	require.NoError(t, err)
+	s.container("again", "image")
+	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse)
+	require.NoError(t, s.Remove(ctx, "again"))
+	require.NoError(t, s.Remove(ctx, "image"))
+	require.NoError(t, s.Close())
+	links, err := os.ReadDir(s.note("."))
+	require.NoError(t, err)
+	assert.Empty(t, links)
+	s.open()
+}
+
+// Notes of many removed volumes go together.
+func TestManyRemoved(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	for i := range 70 {
+		name := fmt.Sprint("c-", i)
+		require.NoError(t, s.Clone(t.Context(), name, "image", cowcommon.VolumeOptions{}))
+		require.NoError(t, os.Symlink("image", s.note(name)))
+		require.NoError(t, s.Remove(t.Context(), name))
+	}
+	links, err := os.ReadDir(s.note("."))
+	require.NoError(t, err)
+	assert.Len(t, links, 6)
+}
+
+// Looking at a volume is no use that keeps others from changing it.
+func TestLookingIsNoUse(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	other := &store{t: t, home: s.home, start: s.start}
+	other.open()
+	defer func() { require.NoError(t, other.Close()) }()
+	end := make(chan struct{})
+	var looking sync.WaitGroup
+	for _, b := range []cowcommon.Backend{s.Backend, other.Backend} {
+		looking.Go(func() {
+			for {
+				select {
+				case <-end:
+					return
+				default:
+					_, err := b.Stat(ctx, "c")
+					assert.True(t, err == nil || errdefs.IsNotFound(err), "%v", err)
+				}
+			}
+		})
+	}
+	for range 20 {
+		assert.NoError(t, s.Clone(ctx, "c", "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+		assert.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SnapshotRoot))
+		assert.NoError(t, cowcommon.SetRootStyle(ctx, s.Backend, "c", cowcommon.SharedRoot))
+		assert.NoError(t, s.Remove(ctx, "c"))
+	}
+	close(end)
+	looking.Wait()
 }

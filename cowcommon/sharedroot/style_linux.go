@@ -29,8 +29,7 @@ func openRoot(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), dir), nil
 }
 
-// inspectDir tells the state of a volume whose tree is in a directory, and its lower. Without a note about the volume, a
-// mark in its tree was made by somebody else, such as a privileged container.
+// inspectDir tells the state of a volume whose tree is in a directory, and its lower.
 func (b *Backend) inspectDir(name, dir string) (s state, lower string, err error) {
 	noted, err := b.index.lower(name)
 	if err != nil || noted == "" {
@@ -41,6 +40,12 @@ func (b *Backend) inspectDir(name, dir string) (s state, lower string, err error
 		return stateNone, "", err
 	}
 	defer root.Close()
+	return inspectNoted(root, noted)
+}
+
+// inspectNoted tells the state of the volume whose root is open, and its lower. Without a note about the volume, a mark in its
+// tree was made by somebody else, such as a privileged container.
+func inspectNoted(root *os.File, noted string) (s state, lower string, err error) {
 	s, lower, err = inspect(root)
 	if err == nil && s == stateShared && lower != noted {
 		err = fault.New(errdefs.ErrDataLoss, "its tree names volume %s as its lower, and the home names %s", treeat.Quote(lower), noted)
@@ -53,14 +58,29 @@ func (b *Backend) inspectDir(name, dir string) (s state, lower string, err error
 
 // look tells the state of a volume, and its lower.
 func (b *Backend) look(ctx context.Context, name string) (s state, lower string, err error) {
-	if noted, err := b.index.lower(name); noted == "" || err != nil {
+	noted, err := b.index.lower(name)
+	if noted == "" || err != nil {
 		return stateNone, "", err // without a mount
 	}
-	err = b.hold(ctx, name, func(dir string) (err error) {
-		s, lower, err = b.inspectDir(name, dir)
+	err = b.peek(ctx, name, func(root *os.File) (err error) {
+		s, lower, err = inspectNoted(root, noted)
 		return err
 	})
 	return s, lower, err
+}
+
+// peek calls do with the root of the volume itself, without an overlay. It is no use of the volume.
+func (b *Backend) peek(ctx context.Context, name string, do func(root *os.File) error) error {
+	if in, ok := b.Backend.(inner); ok {
+		return in.Peek(ctx, name, do)
+	}
+	return b.hold(ctx, name, func(dir string) error {
+		root, err := openRoot(dir)
+		if err != nil {
+			return err
+		}
+		return errors.Join(do(root), root.Close())
+	})
 }
 
 // hold calls do while the volume itself, without an overlay, is mounted.
@@ -112,13 +132,17 @@ func (b *Backend) foldLocked(ctx context.Context, name string) error {
 // foldThen folds a volume, which the caller has locked, and then calls do with its root. The note about the volume is to go
 // when its tree is durable.
 func (b *Backend) foldThen(ctx context.Context, name string, do func(root *os.File) error) error {
-	err := b.foldUnlimited(ctx, name, func() error {
+	noted, err := b.index.lower(name)
+	if err != nil || noted == "" {
+		return errors.Join(err, b.tryRestoreLimit(ctx, name))
+	}
+	err = b.foldUnlimited(ctx, name, func() error {
 		return b.alone(ctx, name, func(root *os.File) error {
 			s, _, err := inspect(root)
-			if err != nil || s == stateNone {
-				return err
+			if err == nil && s != stateNone {
+				err = fold(ctx, root, func() error { return b.checkNotMounted(root.Name(), name) })
 			}
-			if err := fold(ctx, root, func() error { return b.checkNotMounted(root.Name(), name) }); err != nil {
+			if err != nil {
 				return err
 			}
 			return do(root)
@@ -128,7 +152,7 @@ func (b *Backend) foldThen(ctx context.Context, name string, do func(root *os.Fi
 		if s, _, lookErr := b.look(ctx, name); lookErr != nil || s != stateNone {
 			return errors.Join(err, lookErr)
 		}
-		err = nil // it was folded before
+		return b.peek(ctx, name, do) // it was folded before
 	}
 	return err
 }

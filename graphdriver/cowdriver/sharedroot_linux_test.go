@@ -12,14 +12,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
+	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/bindmount"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // inLayer calls do with the root of a layer.
@@ -189,4 +192,23 @@ func TestSharedRootBesideSnapshots(t *testing.T) {
 	})
 	slices.Sort(entries)
 	assert.Equal(t, []string{"file", "of-shared"}, entries)
+}
+
+// A process that reads does not know of shared roots that others turn on later, so nobody turns them on before its end.
+func TestSharedRootsWhileRead(t *testing.T) {
+	home := filepath.Join(testfs.Btrfs(t), "btrfs")
+	open := func(option string) (graphdriver.Driver, error) {
+		return btrfs.Init(home, []string{option}, user.IdentityMapping{})
+	}
+	d, err := open("btrfs.root_style=snapshot")
+	require.NoError(t, err)
+	require.NoError(t, d.Cleanup())
+	reader, err := open("btrfs.read_only=true")
+	require.NoError(t, err)
+	_, err = open("btrfs.root_style=shared")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.NoError(t, reader.Cleanup())
+	d, err = open("btrfs.root_style=shared")
+	require.NoError(t, err)
+	require.NoError(t, d.Cleanup())
 }
