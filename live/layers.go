@@ -22,7 +22,8 @@ type Layers struct {
 	log      *slog.Logger
 }
 
-// New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. A nil log
+// New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. Each
+// Backend needs a directory of its own: a Sweep deletes the records of moments that its Backend does not have. A nil log
 // stands for slog.Default().
 func New(backend cowcommon.Backend, dir string, log *slog.Logger) *Layers {
 	if log == nil {
