@@ -147,9 +147,7 @@ func testRollback(t *testing.T, h home) {
 		v, err := h.backend.Stat(ctx, "web")
 		require.NoError(t, err)
 		assert.False(t, v.Sealed)
-		base, err := h.Base(ctx, v)
-		require.NoError(t, err)
-		assert.Equal(t, "distro", base)
+		h.assertBase("web", "distro")
 
 		h.put("web", "file", "4")
 		for name, want := range map[string]string{"before-rollback-1": "3", "two": "2", "one": "1"} {

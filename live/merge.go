@@ -131,10 +131,14 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	if err := l.take(ctx, now, m.layer.Name, cowcommon.VolumeOptions{}); err != nil {
 		return err
 	}
+	if _, err := l.commit(now); err != nil {
+		return errors.Join(err, l.endPending(context.WithoutCancel(ctx), now))
+	}
 	kept := false
 	defer func() {
-		if !kept {
-			err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), now))
+		if !kept { // it has no name, so it goes unless the layer is made from it
+			_, dropErr := l.removeUnneeded(context.WithoutCancel(ctx), now.Volume)
+			err = errors.Join(err, dropErr)
 		}
 	}()
 	theirs, err := l.comparer.Compare(ctx, m.fork, m.base, cowcommon.Auto)
@@ -174,6 +178,7 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	if err := m.checkUnchanged(ctx, r, now); err != nil {
 		return err
 	}
+	kept = true
 	merged.Before, err = l.commitNamed(ctx, r, beforeMerge)
 	return err
 }

@@ -209,12 +209,8 @@ func (l *Layers) RemoveSnapshot(ctx context.Context, layer, name string) (err er
 		return err
 	}
 	// A full filesystem may have no room for a new record.
-	if _, needed, err := l.volumes(ctx); err != nil {
+	if gone, err := l.removeUnneeded(ctx, m.Volume); err != nil || gone {
 		return err
-	} else if !needed[m.Volume] {
-		if gone, err := l.removeMoment(ctx, m.Volume); err != nil || gone {
-			return err
-		}
 	}
 	m.Name, m.Message = "", ""
 	if err := l.save(momentsDir, record{Version: recordVersion, Moment: m}); err != nil {

@@ -141,6 +141,15 @@ func (l *Layers) volumes(ctx context.Context) (volumes map[string]cowcommon.Volu
 	return volumes, needed, nil
 }
 
+// removeUnneeded removes the volume of a moment and its record, unless it is in use or a volume was made from it.
+func (l *Layers) removeUnneeded(ctx context.Context, volume string) (gone bool, err error) {
+	_, needed, err := l.volumes(ctx)
+	if err != nil || needed[volume] {
+		return false, err
+	}
+	return l.removeMoment(ctx, volume)
+}
+
 // removeMoment removes the volume of a moment and its record, unless it is in use.
 func (l *Layers) removeMoment(ctx context.Context, volume string) (gone bool, err error) {
 	if err := l.removeUnused(ctx, volume); err != nil {
