@@ -89,7 +89,8 @@ func (l *Layers) openLock(name string) (*lock, error) {
 }
 
 // Base returns the volume from which a layer's changes count: the image or moment that it was made from, "" for none. That
-// is its Parent, unless the layer got its content by a rollback or a merge. The changes of a moment count from where those of its layer did.
+// is its Parent, unless the layer got its content by a rollback or a merge. The changes of a moment count from where those of
+// its layer did.
 func (l *Layers) Base(ctx context.Context, v cowcommon.Volume) (string, error) {
 	moment := v.Parent
 	if IsMoment(v.Name) {

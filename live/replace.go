@@ -87,6 +87,10 @@ func (l *Layers) endReplace(ctx context.Context, r record) (done bool, err error
 		if err := cowcommon.Rename(ctx, l.backend, fresh, r.Layer); err != nil {
 			return false, err
 		}
+	case hasFresh && hasFormer: // another layer has got the name, and the former content its snapshot
+		if err := l.backend.Remove(ctx, fresh); err != nil {
+			return false, err
+		}
 	case hasFresh:
 		if err := l.backend.Remove(ctx, fresh); err != nil {
 			return false, err

@@ -21,6 +21,24 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
 		return nil
 	}
+	return l.ifAlone(ctx, l.sweep)
+}
+
+// Recover ends the steps that a crash interrupted. Until then a layer may have no name. It does nothing while somebody else is
+// at work; the next caller that is alone does it.
+func (l *Layers) Recover(ctx context.Context) error {
+	entries, err := os.ReadDir(l.path(pendingDir))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.ifAlone(ctx, func(context.Context) error { return nil })
+}
+
+// ifAlone ends interrupted steps and calls do, unless somebody else is at work.
+func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error) (err error) {
 	lock, err := l.openLock(lockFile)
 	if err != nil {
 		return err
@@ -32,7 +50,7 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if err := l.endInterrupted(ctx); err != nil {
 		return err
 	}
-	return l.sweep(ctx)
+	return do(ctx)
 }
 
 func (l *Layers) sweep(ctx context.Context) error {

@@ -63,7 +63,7 @@ func momentsDir(root, driver string, backend cowcommon.Backend) string {
 const (
 	imagesDir = "images"
 	liveDir   = "live" // has a directory of records for each home
-	mountsDir = "mnt" // where layers are mounted that are mounted nowhere else
+	mountsDir = "mnt"  // where layers are mounted that are mounted nowhere else
 )
 
 // with opens the existing store, calls do, and closes the store.
@@ -126,6 +126,11 @@ func (a *app) openDriver(ctx context.Context, readOnly bool) (*store, error) {
 	}
 	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log)
 	moments := live.New(driver.Backend(), momentsDir(root, driver.String(), driver.Backend()), a.log)
+	if !readOnly { // before anybody looks for a layer
+		if err := moments.Recover(ctx); err != nil {
+			a.log.Warn("interrupted steps are ended later", "error", err)
+		}
+	}
 	return &store{root: root, driver: driver, images: images, live: moments, log: a.log, quiet: a.quiet, readOnly: readOnly}, nil
 }
 
