@@ -152,21 +152,29 @@ func (l *Layers) load(dir, volume string) (r record, err error) {
 	return r, nil
 }
 
-// records reads the records whose volumes' names begin so, oldest first. It reports records that cannot be read.
-func (l *Layers) records(dir, prefix string) ([]record, error) {
+// recorded lists the moments that have a record and whose volumes' names begin so.
+func (l *Layers) recorded(dir, prefix string) (volumes []string, err error) {
 	entries, err := os.ReadDir(l.path(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	for _, entry := range entries {
+		volume, ok := strings.CutSuffix(entry.Name(), recordSuffix)
+		if ok && strings.HasPrefix(volume, prefix) && IsMoment(volume) {
+			volumes = append(volumes, volume)
+		}
+	}
+	return volumes, err
+}
+
+// records reads the records whose volumes' names begin so, oldest first. It reports records that cannot be read.
+func (l *Layers) records(dir, prefix string) ([]record, error) {
+	volumes, err := l.recorded(dir, prefix)
 	if err != nil {
 		return nil, err
 	}
 	var records []record
-	for _, entry := range entries {
-		volume, ok := strings.CutSuffix(entry.Name(), recordSuffix)
-		if !ok || !strings.HasPrefix(volume, prefix) || !IsMoment(volume) {
-			continue
-		}
+	for _, volume := range volumes {
 		r, err := l.load(dir, volume)
 		switch {
 		case errdefs.IsNotFound(err): // it has just gone

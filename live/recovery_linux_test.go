@@ -1,12 +1,14 @@
 package live_test
 
 import (
+	"context"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/live"
 )
 
@@ -50,3 +52,16 @@ func TestNameTaken(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "2", h.get("web", "file"))
 }
+
+// TestFailedRecovery: the layer still has no name after an attempt to recover. Its snapshots stay until it has.
+func TestFailedRecovery(t *testing.T) {
+	h := nameless(t)
+	require.NoError(t, h.over(noRename{h.backend}).Sweep(t.Context()))
+	h.assertClean(2, "web")
+	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+}
+
+// noRename is a Backend that cannot rename now.
+type noRename struct{ cowcommon.Backend }
+
+func (noRename) Rename(context.Context, string, string) error { return errCrash }

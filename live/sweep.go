@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -27,11 +28,7 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 // Recover ends the steps that a crash interrupted. Until then a layer may have no name. It does nothing while somebody else is
 // at work; the next caller that is alone does it.
 func (l *Layers) Recover(ctx context.Context) error {
-	entries, err := os.ReadDir(l.path(pendingDir))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
-		return nil
-	}
-	if err != nil {
+	if pending, err := l.recorded(pendingDir, ""); err != nil || len(pending) == 0 {
 		return err
 	}
 	return l.ifAlone(ctx, func(context.Context) error { return nil })
@@ -101,14 +98,19 @@ func (l *Layers) removeUnused(ctx context.Context, name string) error {
 	return err
 }
 
-// sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A moment may need another, so the caller repeats it after it has removed
-// some.
+// sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A layer with a step that could
+// not be ended counts as there, since it may have no name for the moment. A moment may need another, so the caller repeats it
+// after it has removed some.
 func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 	volumes, needed, err := l.volumes(ctx)
 	if err != nil {
 		return false, err
 	}
 	records, err := l.records(momentsDir, "")
+	if err != nil {
+		return false, err
+	}
+	pending, err := l.recorded(pendingDir, "")
 	if err != nil {
 		return false, err
 	}
@@ -122,6 +124,7 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 		was := len(r.Forks)
 		r.Forks = slices.DeleteFunc(r.Forks, func(f Fork) bool { return volumes[f.Name].Parent != r.Volume })
 		_, hasLayer := volumes[r.Layer]
+		hasLayer = hasLayer || slices.ContainsFunc(pending, func(volume string) bool { return strings.HasPrefix(volume, tag(r.Layer)) })
 		nameless := r.Name == "" || !hasLayer
 		if nameless && !needed[r.Volume] {
 			gone, err := l.removeMoment(ctx, r.Volume)
