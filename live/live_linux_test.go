@@ -186,11 +186,24 @@ func testForkCrash(t *testing.T, kinds map[string]crashing) {
 			return err
 		},
 		func(h home, done bool) {
-			if done {
-				h.assertClean(1, "a", "b", "web")
-			} else {
+			layers, _ := h.layers()
+			if len(layers) == 1 {
+				assert.False(h.t, done)
 				h.assertClean(0, "web")
+				return
 			}
+			if done {
+				assert.Equal(h.t, []string{"a", "b", "web"}, layers)
+			} else {
+				assert.Equal(h.t, []string{"a", "web"}, layers)
+			}
+			h.put("a", "work", "1")
+			h.assertClean(1, layers...) // what somebody has begun to use stays
+			assert.Equal(h.t, "1", h.get("a", "work"))
+			moments, err := h.Moments(t.Context(), "web")
+			require.NoError(h.t, err)
+			require.Len(h.t, moments, 1)
+			assert.Len(h.t, moments[0].Forks, len(layers)-1)
 		})
 }
 

@@ -99,13 +99,9 @@ func (l *Layers) commit(r record) (Moment, error) {
 	return r.Moment, l.forget(pendingDir, r.Volume)
 }
 
-// commitMade is commit of a moment that Backend calls alone have made. The record of the step is durable, and tells a moment
-// with all its forks. So a crash may leave it where it was: endPending completes the step. Without one of several forks it
-// would not: somebody may have removed the fork since.
+// commitMade is commit of a moment that Backend calls alone have made. The record of the step is durable. So a crash may leave
+// it where it was: endPending completes the step.
 func (l *Layers) commitMade(r record) (Moment, error) {
-	if len(r.Forks) > 1 {
-		return l.commit(r)
-	}
 	return r.Moment, os.Rename(l.path(pendingDir, r.Volume+recordSuffix), l.path(momentsDir, r.Volume+recordSuffix))
 }
 

@@ -21,8 +21,8 @@ type ForkOptions struct {
 }
 
 // Fork makes each of names a layer with the content of source as it is now. source is a layer, in use or not, or the volume
-// of a moment. All names are of the same moment. If Fork fails, or a crash interrupts it, none of them is left. Returns
-// ErrNotImplemented if the Backend cannot take the moment of such a layer.
+// of a moment. All names are of the same moment. If Fork fails, none of them is left. A crash may leave some, which are
+// complete. Returns ErrNotImplemented if the Backend cannot take the moment of such a layer.
 func (l *Layers) Fork(ctx context.Context, source string, names []string, opts ForkOptions) (m Moment, err error) {
 	for _, name := range names {
 		if IsMoment(name) {

@@ -196,8 +196,8 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 	return nil
 }
 
-// endPending ends a step that has failed or was interrupted: it undoes the step, unless all of the step's volumes are there or
-// the layer has its new content.
+// endPending ends a step that has failed or was interrupted: it undoes the step, unless a snapshot or a fork is complete or the
+// layer has its new content. A fork that is there stays, since somebody may be using it.
 func (l *Layers) endPending(ctx context.Context, r record) error {
 	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
 		if err == nil {
@@ -211,28 +211,24 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 			return err
 		}
 	}
-	var forks []string
+	var forks []Fork
 	for _, fork := range r.Forks {
 		v, ok, err := l.exists(ctx, fork.Name)
 		if err != nil {
 			return err
 		}
 		if ok && v.Parent == r.Volume {
-			forks = append(forks, fork.Name)
+			forks = append(forks, fork)
 		}
 	}
+	r.Forks = forks
 	v, _, err := l.exists(ctx, r.Volume)
 	if err != nil {
 		return err
 	}
-	if r.Replaced.IsZero() && v.Sealed && len(forks) == len(r.Forks) && (len(forks) > 0 || r.Name != "") {
+	if r.Replaced.IsZero() && v.Sealed && (len(forks) > 0 || r.Name != "") {
 		_, err := l.commit(r)
 		return err
-	}
-	for _, fork := range forks {
-		if err := l.backend.Remove(ctx, fork); err != nil {
-			return err
-		}
 	}
 	if err := l.backend.Remove(ctx, r.Volume); err != nil {
 		return err
