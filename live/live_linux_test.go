@@ -109,6 +109,44 @@ func testSnapshots(t *testing.T, h home) {
 	h.assertClean(0, "distro")
 }
 
+// TestNewLayer: a new layer does not have the snapshots of a former layer of that name, however it is made. Forks of these stay.
+func TestNewLayer(t *testing.T) {
+	for name, again := range map[string]func(h home) error{
+		"create": func(h home) error {
+			return errors.Join(h.NewLayer(t.Context(), "web"), h.backend.Create(t.Context(), "web", cowcommon.VolumeOptions{}))
+		},
+		"fork": func(h home) error {
+			_, err := h.Fork(t.Context(), "fork", []string{"web"}, live.ForkOptions{})
+			return err
+		},
+		"adopt": func(h home) error {
+			_, err := h.Adopt(t.Context(), "web", t.TempDir(), cowcommon.VolumeOptions{})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, ctx := newHome(t), t.Context()
+			h.create("web")
+			h.put("web", "file", "1")
+			m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+			require.NoError(t, err)
+			_, err = h.Fork(ctx, m.Volume, []string{"fork"}, live.ForkOptions{})
+			require.NoError(t, err)
+			require.ErrorIs(t, h.NewLayer(ctx, "web"), errdefs.ErrAlreadyExists)
+			require.NoError(t, h.backend.Remove(ctx, "web"))
+			require.NoError(t, again(h))
+			assert.Empty(t, h.names("web"))
+			assert.Equal(t, "1", h.get("fork", "file"))
+			moments := 2 // from which fork was made
+			if name == "fork" {
+				moments++
+			}
+			h.assertClean(moments, "fork", "web")
+		})
+	}
+	require.NoError(t, newHome(t).NewLayer(t.Context(), "web"), "there are no records yet")
+}
+
 func TestRollback(t *testing.T) { eachHome(t, testRollback) }
 
 func testRollback(t *testing.T, h home) {

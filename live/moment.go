@@ -71,6 +71,9 @@ func tag(layer string) string {
 	return "moment-" + hex.EncodeToString(sum[:6]) + "-"
 }
 
+// tagOf returns the tag in the name of a moment's volume.
+func tagOf(volume string) string { return volume[:strings.LastIndexByte(volume, '-')+1] }
+
 // newMoment describes a moment of layer that is about to be made.
 func newMoment(layer, base string) record {
 	return record{Version: recordVersion, Moment: Moment{

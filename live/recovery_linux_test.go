@@ -56,7 +56,9 @@ func TestNameTaken(t *testing.T) {
 // TestFailedRecovery: the layer still has no name after an attempt to recover. Its snapshots stay until it has.
 func TestFailedRecovery(t *testing.T) {
 	h := nameless(t)
-	require.NoError(t, h.over(noRename{h.backend}).Sweep(t.Context()))
+	other := h.over(noRename{h.backend})
+	require.NoError(t, other.Sweep(t.Context()))
+	require.ErrorIs(t, other.NewLayer(t.Context(), "web"), errdefs.ErrFailedPrecondition)
 	h.assertClean(2, "web")
 	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
 }

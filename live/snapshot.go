@@ -38,14 +38,10 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	if err != nil {
 		return m, err
 	}
+	if err := l.newLayers(ctx, names...); err != nil {
+		return m, fault.Wrap("fork layer", source, err)
+	}
 	for _, name := range names {
-		// A crash before any fork is made must not remove another's layer.
-		if _, taken, err := l.exists(ctx, name); err != nil || taken {
-			if taken {
-				err = fault.Wrap("fork layer", name, errdefs.ErrAlreadyExists)
-			}
-			return m, err
-		}
 		fork := opts.Fork
 		fork.Name = name
 		r.Forks = append(r.Forks, fork)
@@ -212,8 +208,7 @@ func (l *Layers) RemoveSnapshot(ctx context.Context, layer, name string) (err er
 	if gone, err := l.removeUnneeded(ctx, m.Volume); err != nil || gone {
 		return err
 	}
-	m.Name, m.Message = "", ""
-	if err := l.save(momentsDir, record{Version: recordVersion, Moment: m}); err != nil {
+	if err := l.dropName(record{Version: recordVersion, Moment: m}); err != nil {
 		return err
 	}
 	return l.sweep(ctx)

@@ -230,3 +230,20 @@ func TestInterruptedRollback(t *testing.T) {
 		})
 	}
 }
+
+// TestNameAgain: a new layer does not have the snapshots of a former one, also if others have kept rm from removing these.
+func TestNameAgain(t *testing.T) {
+	a := newWeb(t)
+	a.ok(t, "snapshot", "web", "one")
+	lock, err := os.Open(filepath.Join(a.root, "live/btrfs/.lock"))
+	require.NoError(t, err)
+	defer lock.Close()
+	require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_SH))
+	a.ok(t, "rm", "web")
+	a.ok(t, "create", "web")
+	assert.Equal(t, exitNotFound, a.run(t, "rollback", "web", "one").code)
+	a.ok(t, "snapshot", "web", "one")
+	var infos []snapshotInfo
+	a.json(t, &infos, "snapshot", "ls", "web")
+	assert.Len(t, infos, 1)
+}
