@@ -125,8 +125,7 @@ func (l *Layers) ForkedFrom(ctx context.Context, v cowcommon.Volume) (Moment, er
 	if IsMoment(v.Name) || !IsMoment(base) {
 		return Moment{}, fault.New(errdefs.ErrNotFound, "layer %s is no fork", v.Name)
 	}
-	r, err := l.load(momentsDir, base)
-	return r.Moment, err
+	return l.Moment(base)
 }
 
 // stat describes a layer, and returns its base.

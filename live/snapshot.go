@@ -190,6 +190,12 @@ func (l *Layers) Get(layer, name string) (Moment, error) {
 	return Moment{}, fault.New(errdefs.ErrNotFound, "layer %s has no snapshot %s", layer, name)
 }
 
+// Moment returns the moment whose content a volume has. Returns ErrNotFound if there is none.
+func (l *Layers) Moment(volume string) (Moment, error) {
+	r, err := l.load(momentsDir, volume)
+	return r.Moment, err
+}
+
 // Cut splits a reference LAYER@SNAPSHOT.
 func Cut(ref string) (layer, snapshot string, ok bool) { return strings.Cut(ref, "@") }
 

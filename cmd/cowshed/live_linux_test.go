@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,6 +79,13 @@ func TestForkCommand(t *testing.T) {
 		r := a.run(t, args...)
 		assert.Contains(t, []int{exitUsage, exitNotFound, exitExists}, r.code, args)
 	}
+	a.ok(t, "snapshot", "test", "one")
+	a.ok(t, "fork", "test@one", "of-snapshot")
+	layers = nil
+	a.json(t, &layers, "ls")
+	i := slices.IndexFunc(layers, func(l layerInfo) bool { return l.Name == "of-snapshot" })
+	assert.EqualValues(t, 1<<30, layers[i].Limit, "that of the snapshot's layer")
+
 	a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
 	a.ok(t, "rm", "web", "test")
 	assert.NotContains(t, a.ok(t, "ls"), "brief", "it has expired")
