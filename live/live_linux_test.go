@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
@@ -212,6 +213,31 @@ func TestRollbackNot(t *testing.T) {
 		_, err = h.Rollback(ctx, "web", "one", how)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	}
+}
+
+// TestRollbackNested: a snapshot that a clone would lack a part of is no new content of a layer.
+func TestRollbackNested(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	h.create("web")
+	_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	h.edit("web", func(dir string) {
+		root, err := os.Open(dir)
+		require.NoError(t, err)
+		defer root.Close()
+		require.NoError(t, btrfsctl.CreateSubvolume(int(root.Fd()), "inner", nil))
+	})
+	h.put("web", "inner/file", "1")
+	before, err := h.Rollback(ctx, "web", "one", live.RollbackOptions{})
+	require.NoError(t, err)
+	h.put("web", "file", "2")
+	_, err = h.Rollback(ctx, "web", before.Name, live.RollbackOptions{})
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	assert.Equal(t, "2", h.get("web", "file"))
+	h.assertClean(2, "web")
+	_, err = h.Rollback(ctx, "web", before.Name, live.RollbackOptions{Live: true})
+	require.NoError(t, err)
+	assert.Equal(t, "1", h.get("web", "inner/file"))
 }
 
 func TestForkCrash(t *testing.T) { testForkCrash(t, onBtrfs()) }

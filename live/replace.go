@@ -19,6 +19,9 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 	if v.Sealed {
 		return fault.Wrap("replace layer", v.Name, fault.New(fault.ErrSealed, "other layers were made from it"))
 	}
+	if err := cowcommon.CheckWhole(ctx, l.backend, source); err != nil {
+		return fault.Wrap("replace layer", v.Name, err)
+	}
 	r.Replaced = v.Created
 	if err := l.save(pendingDir, r); err != nil {
 		return err
