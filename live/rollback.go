@@ -41,10 +41,7 @@ func (l *Layers) Rollback(ctx context.Context, layer, snapshot string, opts Roll
 	if opts.Live {
 		return l.rollbackLive(ctx, r, v, to)
 	}
-	if err := l.replace(ctx, r, v, to.Volume, nil); err != nil {
-		return before, err
-	}
-	return l.commitNamed(ctx, r, r.Name)
+	return l.replace(ctx, r, v, to.Volume, nil)
 }
 
 func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume, to Moment) (before Moment, err error) {

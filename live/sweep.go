@@ -206,7 +206,7 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 		return err
 	}
 	if !r.Replaced.IsZero() {
-		done, err := l.endReplace(ctx, r)
+		_, done, err := l.endReplace(ctx, r)
 		if err != nil || done {
 			return err
 		}
