@@ -50,42 +50,36 @@ func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error
 	return do(ctx)
 }
 
+// sweep removes all that it can, also if something else cannot be removed.
 func (l *Layers) sweep(ctx context.Context) error {
-	if err := l.expire(ctx, time.Now()); err != nil {
-		return err
-	}
+	expireErr := l.expire(ctx, time.Now())
 	for {
 		again, err := l.sweepOnce(ctx)
-		if err != nil || !again {
-			return err
+		if !again {
+			return errors.Join(expireErr, err)
 		}
 	}
 }
 
 // expire removes the forks that have expired.
-func (l *Layers) expire(ctx context.Context, now time.Time) error {
+func (l *Layers) expire(ctx context.Context, now time.Time) (err error) {
 	records, err := l.records(momentsDir, "")
-	if err != nil {
-		return err
-	}
 	for _, r := range records {
 		for _, fork := range r.Forks {
-			if fork.Expires.IsZero() || now.Before(fork.Expires) {
-				continue
-			}
-			v, ok, err := l.exists(ctx, fork.Name)
-			if err != nil {
-				return err
-			}
-			if !ok || v.Parent != r.Volume { // it is another layer of that name
-				continue
-			}
-			if err := l.removeUnused(ctx, fork.Name); err != nil {
-				return err
+			if !fork.Expires.IsZero() && !now.Before(fork.Expires) {
+				err = errors.Join(err, l.removeExpired(ctx, r, fork.Name))
 			}
 		}
 	}
-	return nil
+	return err
+}
+
+func (l *Layers) removeExpired(ctx context.Context, r record, fork string) error {
+	v, ok, err := l.exists(ctx, fork)
+	if err != nil || !ok || v.Parent != r.Volume { // it is another layer of that name
+		return err
+	}
+	return l.removeUnused(ctx, fork)
 }
 
 // removeUnused removes a volume, unless it is in use.
@@ -115,36 +109,36 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	for _, r := range records {
-		if _, ok := volumes[r.Volume]; !ok {
-			if err := l.forget(momentsDir, r.Volume); err != nil {
-				return false, err
-			}
-			continue
-		}
-		was := len(r.Forks)
-		r.Forks = slices.DeleteFunc(r.Forks, func(f Fork) bool { return volumes[f.Name].Parent != r.Volume })
 		_, hasLayer := volumes[r.Layer]
 		hasLayer = hasLayer || slices.ContainsFunc(pending, func(volume string) bool { return strings.HasPrefix(volume, tag(r.Layer)) })
-		nameless := r.Name == "" || !hasLayer
-		if nameless && !needed[r.Volume] {
-			gone, err := l.removeMoment(ctx, r.Volume)
-			if err != nil {
-				return false, err
-			}
-			again = again || gone
-			continue
-		}
-		if len(r.Forks) < was || nameless && r.Name != "" {
-			if !hasLayer {
-				r.Name = ""
-			}
-			err := l.save(momentsDir, r)
-			if err != nil && !fault.IsFull(err) { // a later Sweep finds the same
-				return false, err
-			}
-		}
+		gone, recordErr := l.sweepRecord(ctx, r, volumes, hasLayer, needed[r.Volume])
+		again = again || gone
+		err = errors.Join(err, recordErr)
 	}
-	return again, nil
+	return again, err
+}
+
+// sweepRecord removes a moment if nothing needs it. Otherwise it takes out of its record what is no more.
+func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]cowcommon.Volume, hasLayer, needed bool) (gone bool, err error) {
+	if _, ok := volumes[r.Volume]; !ok {
+		return false, l.forget(momentsDir, r.Volume)
+	}
+	if (r.Name == "" || !hasLayer) && !needed {
+		return l.removeMoment(ctx, r.Volume)
+	}
+	was, name := len(r.Forks), r.Name
+	r.Forks = slices.DeleteFunc(r.Forks, func(f Fork) bool { return volumes[f.Name].Parent != r.Volume })
+	if !hasLayer {
+		r.Name = ""
+	}
+	if len(r.Forks) == was && r.Name == name {
+		return false, nil
+	}
+	err = l.save(momentsDir, r)
+	if fault.IsFull(err) { // a later Sweep finds the same
+		return false, nil
+	}
+	return false, err
 }
 
 // volumes lists all volumes by name, and the names of those from which others were made.
