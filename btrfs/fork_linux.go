@@ -73,14 +73,28 @@ func (b *Backend) takeMoment(ctx context.Context, source, moment string) error {
 	if err != nil {
 		return err
 	}
-	nested, err := b.nestedIn(dir.info.ID)
-	if err == nil && len(nested) > 0 {
-		err = fault.New(errdefs.ErrNotImplemented, "a snapshot would lack the subvolumes nested in it")
-	}
+	err = b.checkWhole(dir)
 	if err == nil {
 		err = snapshotError(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), moment, dir.fd(), true, nil))
 	}
 	return errors.Join(err, b.release(source, inuse.Brief))
+}
+
+// CheckWhole implements cowcommon.Forker: a snapshot lacks the subvolumes nested in its source.
+func (b *Backend) CheckWhole(_ context.Context, name string) error {
+	volume, err := b.openVolume(name)
+	if err == nil {
+		err = errors.Join(b.checkWhole(volume), volume.Close())
+	}
+	return fault.Wrap("clone volume", name, err)
+}
+
+func (b *Backend) checkWhole(volume *subvolume) error {
+	nested, err := b.nestedIn(volume.info.ID)
+	if err == nil && len(nested) > 0 {
+		err = fault.New(errdefs.ErrNotImplemented, "a snapshot would lack the subvolumes nested in it")
+	}
+	return err
 }
 
 // Exchange implements cowcommon.Exchanger with one rename.

@@ -101,6 +101,9 @@ func TestForkFails(t *testing.T) {
 		require.ErrorIs(t, b.Fork(ctx, c.source, c.moment, c.names, cowcommon.VolumeOptions{}), c.want)
 		assertClean(t, b, "outer", "taken", "web")
 	}
+	require.ErrorIs(t, b.CheckWhole(ctx, "outer"), errdefs.ErrNotImplemented)
+	require.NoError(t, b.CheckWhole(ctx, "web"))
+	require.ErrorIs(t, b.CheckWhole(ctx, "none"), errdefs.ErrNotFound)
 }
 
 // TestExchange exchanges two volumes with their limits and seals, and neither while it is in use.

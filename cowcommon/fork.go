@@ -12,6 +12,19 @@ type Forker interface {
 	// If Fork fails, it leaves nothing. A crash may leave moment with some of names. Returns ErrNotImplemented if no
 	// snapshot has all of source, as if it has a shared root.
 	Fork(ctx context.Context, source, moment string, names []string, opts VolumeOptions) error
+	// CheckWhole returns ErrNotImplemented if no snapshot or clone has all of a volume.
+	CheckWhole(ctx context.Context, name string) error
+}
+
+// CheckWhole is Forker.CheckWhole. It also returns ErrNotImplemented if the volume has a shared root.
+func CheckWhole(ctx context.Context, backend Backend, name string) error {
+	if err := refuseShared(ctx, backend, "clone", name); err != nil {
+		return err
+	}
+	if f, ok := As[Forker](backend); ok {
+		return f.CheckWhole(ctx, name)
+	}
+	return nil
 }
 
 // Fork is Forker.Fork. A Backend that is none clones source while it is mounted, and seals the clone. Returns

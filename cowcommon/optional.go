@@ -32,7 +32,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer, Leaver, Adopter, Settler, Forker and Exchanger.
+// Retainer, Leaver, Adopter, Settler, Forker, Exchanger and Placer.
 type Complete interface {
 	Backend
 	Sealer
@@ -46,6 +46,20 @@ type Complete interface {
 
 func cannot(operation string, backend Backend) error {
 	return fault.New(errdefs.ErrNotImplemented, "%s: a %T cannot", operation, backend)
+}
+
+// Placer is a Backend whose home does not tell where the volumes are.
+type Placer interface {
+	// Place names the place of the volumes. Two Backends on one home have the same volumes only if their places are the same.
+	Place() string
+}
+
+// Place is Placer.Place, "" for a Backend whose volumes are in its home.
+func Place(backend Backend) string {
+	if p, ok := As[Placer](backend); ok {
+		return p.Place()
+	}
+	return ""
 }
 
 // Sealer is a Backend that can seal a volume before others are cloned from it. The snapshotter needs one.

@@ -96,6 +96,10 @@ func (b *readOnlyBackend) Send(ctx context.Context, w io.Writer, base, top View)
 	return Send(ctx, b.Backend, w, base, top)
 }
 
+func (b *readOnlyBackend) CheckWhole(ctx context.Context, name string) error {
+	return CheckWhole(ctx, b.Backend, name)
+}
+
 func (b *readOnlyBackend) Keep(_ context.Context, name string) (Kept, error) {
 	return nil, b.refuse("keep", name)
 }

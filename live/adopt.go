@@ -27,15 +27,12 @@ func (l *Layers) Adopt(ctx context.Context, name, dir string, opts cowcommon.Vol
 		return false, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	if err := l.newLayers(ctx, name); err != nil {
+		return false, fault.Wrap("adopt directory", dir, err)
+	}
 	err = cowcommon.Adopt(ctx, l.backend, name, "", dir, opts)
 	if !errdefs.IsNotImplemented(err) {
 		return err == nil, err
-	}
-	if _, taken, err := l.exists(ctx, name); err != nil || taken {
-		if taken {
-			err = fault.Wrap("adopt directory", dir, fault.New(errdefs.ErrAlreadyExists, "layer %s", name))
-		}
-		return false, err
 	}
 	changes, err := treediff.Compare(ctx, dir, "", nil)
 	if err != nil {

@@ -186,6 +186,10 @@ func (f failingNative) Fork(ctx context.Context, source, moment string, names []
 	})
 }
 
+func (f failingNative) CheckWhole(ctx context.Context, name string) error {
+	return cowcommon.CheckWhole(ctx, f.Backend, name)
+}
+
 func (f failingNative) Exchange(ctx context.Context, name, other string) error {
 	return f.call(func() error { return cowcommon.Exchange(ctx, f.Backend, name, other) })
 }

@@ -22,7 +22,8 @@ type Layers struct {
 	log      *slog.Logger
 }
 
-// New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. A nil log
+// New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. Each
+// Backend needs a directory of its own: a Sweep deletes the records of moments that its Backend does not have. A nil log
 // stands for slog.Default().
 func New(backend cowcommon.Backend, dir string, log *slog.Logger) *Layers {
 	if log == nil {
@@ -88,7 +89,8 @@ func (l *Layers) openLock(name string) (*lock, error) {
 }
 
 // Base returns the volume from which a layer's changes count: the image or moment that it was made from, "" for none. That
-// is its Parent, unless the layer was rolled back. The changes of a moment count from where those of its layer did.
+// is its Parent, unless the layer got its content by a rollback or a merge. The changes of a moment count from where those of
+// its layer did.
 func (l *Layers) Base(ctx context.Context, v cowcommon.Volume) (string, error) {
 	moment := v.Parent
 	if IsMoment(v.Name) {
@@ -123,8 +125,7 @@ func (l *Layers) ForkedFrom(ctx context.Context, v cowcommon.Volume) (Moment, er
 	if IsMoment(v.Name) || !IsMoment(base) {
 		return Moment{}, fault.New(errdefs.ErrNotFound, "layer %s is no fork", v.Name)
 	}
-	r, err := l.load(momentsDir, base)
-	return r.Moment, err
+	return l.Moment(base)
 }
 
 // stat describes a layer, and returns its base.

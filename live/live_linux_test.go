@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
@@ -109,6 +110,44 @@ func testSnapshots(t *testing.T, h home) {
 	h.assertClean(0, "distro")
 }
 
+// TestNewLayer: a new layer does not have the snapshots of a former layer of that name, however it is made. Forks of these stay.
+func TestNewLayer(t *testing.T) {
+	for name, again := range map[string]func(h home) error{
+		"create": func(h home) error {
+			return errors.Join(h.NewLayer(t.Context(), "web"), h.backend.Create(t.Context(), "web", cowcommon.VolumeOptions{}))
+		},
+		"fork": func(h home) error {
+			_, err := h.Fork(t.Context(), "fork", []string{"web"}, live.ForkOptions{})
+			return err
+		},
+		"adopt": func(h home) error {
+			_, err := h.Adopt(t.Context(), "web", t.TempDir(), cowcommon.VolumeOptions{})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, ctx := newHome(t), t.Context()
+			h.create("web")
+			h.put("web", "file", "1")
+			m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+			require.NoError(t, err)
+			_, err = h.Fork(ctx, m.Volume, []string{"fork"}, live.ForkOptions{})
+			require.NoError(t, err)
+			require.ErrorIs(t, h.NewLayer(ctx, "web"), errdefs.ErrAlreadyExists)
+			require.NoError(t, h.backend.Remove(ctx, "web"))
+			require.NoError(t, again(h))
+			assert.Empty(t, h.names("web"))
+			assert.Equal(t, "1", h.get("fork", "file"))
+			moments := 2 // from which fork was made
+			if name == "fork" {
+				moments++
+			}
+			h.assertClean(moments, "fork", "web")
+		})
+	}
+	require.NoError(t, newHome(t).NewLayer(t.Context(), "web"), "there are no records yet")
+}
+
 func TestRollback(t *testing.T) { eachHome(t, testRollback) }
 
 func testRollback(t *testing.T, h home) {
@@ -147,9 +186,7 @@ func testRollback(t *testing.T, h home) {
 		v, err := h.backend.Stat(ctx, "web")
 		require.NoError(t, err)
 		assert.False(t, v.Sealed)
-		base, err := h.Base(ctx, v)
-		require.NoError(t, err)
-		assert.Equal(t, "distro", base)
+		h.assertBase("web", "distro")
 
 		h.put("web", "file", "4")
 		for name, want := range map[string]string{"before-rollback-1": "3", "two": "2", "one": "1"} {
@@ -178,6 +215,31 @@ func TestRollbackNot(t *testing.T) {
 	}
 }
 
+// TestRollbackNested: a snapshot that a clone would lack a part of is no new content of a layer.
+func TestRollbackNested(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	h.create("web")
+	_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	h.edit("web", func(dir string) {
+		root, err := os.Open(dir)
+		require.NoError(t, err)
+		defer root.Close()
+		require.NoError(t, btrfsctl.CreateSubvolume(int(root.Fd()), "inner", nil))
+	})
+	h.put("web", "inner/file", "1")
+	before, err := h.Rollback(ctx, "web", "one", live.RollbackOptions{})
+	require.NoError(t, err)
+	h.put("web", "file", "2")
+	_, err = h.Rollback(ctx, "web", before.Name, live.RollbackOptions{})
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	assert.Equal(t, "2", h.get("web", "file"))
+	h.assertClean(2, "web")
+	_, err = h.Rollback(ctx, "web", before.Name, live.RollbackOptions{Live: true})
+	require.NoError(t, err)
+	assert.Equal(t, "1", h.get("web", "inner/file"))
+}
+
 func TestForkCrash(t *testing.T) { testForkCrash(t, onBtrfs()) }
 
 func testForkCrash(t *testing.T, kinds map[string]crashing) {
@@ -188,11 +250,24 @@ func testForkCrash(t *testing.T, kinds map[string]crashing) {
 			return err
 		},
 		func(h home, done bool) {
-			if done {
-				h.assertClean(1, "a", "b", "web")
-			} else {
+			layers, _ := h.layers()
+			if len(layers) == 1 {
+				assert.False(h.t, done)
 				h.assertClean(0, "web")
+				return
 			}
+			if done {
+				assert.Equal(h.t, []string{"a", "b", "web"}, layers)
+			} else {
+				assert.Equal(h.t, []string{"a", "web"}, layers)
+			}
+			h.put("a", "work", "1")
+			h.assertClean(1, layers...) // what somebody has begun to use stays
+			assert.Equal(h.t, "1", h.get("a", "work"))
+			moments, err := h.Moments(t.Context(), "web")
+			require.NoError(h.t, err)
+			require.Len(h.t, moments, 1)
+			assert.Len(h.t, moments[0].Forks, len(layers)-1)
 		})
 }
 

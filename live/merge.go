@@ -131,10 +131,14 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	if err := l.take(ctx, now, m.layer.Name, cowcommon.VolumeOptions{}); err != nil {
 		return err
 	}
+	if _, err := l.commit(now); err != nil {
+		return errors.Join(err, l.endPending(context.WithoutCancel(ctx), now))
+	}
 	kept := false
 	defer func() {
-		if !kept {
-			err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), now))
+		if !kept { // it has no name, so it goes unless the layer is made from it
+			_, dropErr := l.removeUnneeded(context.WithoutCancel(ctx), now.Volume)
+			err = errors.Join(err, dropErr)
 		}
 	}()
 	theirs, err := l.comparer.Compare(ctx, m.fork, m.base, cowcommon.Auto)
@@ -168,14 +172,15 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	}
 	r := newMoment(m.layer.Name, now.Base)
 	r.Name, r.Message = beforeMerge, "before the merge of "+m.fork
-	if err := l.replace(ctx, r, m.layer, now.Volume, func(volume string) error { return apply(ctx, volume) }); err != nil {
+	before, err := l.replace(ctx, r, m.layer, now.Volume, func(volume string) error { return apply(ctx, volume) })
+	if err != nil {
 		return err
 	}
-	if err := m.checkUnchanged(ctx, r, now); err != nil {
+	if err := m.checkUnchanged(context.WithoutCancel(ctx), before, now); err != nil {
 		return err
 	}
-	merged.Before, err = l.commitNamed(ctx, r, beforeMerge)
-	return err
+	merged.Before, kept = before, true
+	return nil
 }
 
 // beforeMerge begins the names of the snapshots that a merge takes.
@@ -183,8 +188,13 @@ const beforeMerge = "before-merge"
 
 // checkUnchanged compares the former content of the layer with that of which the merge was made. If it is another, it
 // makes it the content again, and returns errChanged.
-func (m *merge) checkUnchanged(ctx context.Context, former, now record) (err error) {
-	c, err := m.l.comparer.Compare(ctx, former.Volume, now.Volume, cowcommon.Auto)
+func (m *merge) checkUnchanged(ctx context.Context, before Moment, now record) (err error) {
+	defer func() {
+		if err != nil && !errors.Is(err, errChanged) {
+			err = fmt.Errorf("layer %s may have changed while it was merged, and its content is snapshot %s: %w", m.layer.Name, before.Name, err)
+		}
+	}()
+	c, err := m.l.comparer.Compare(ctx, before.Volume, now.Volume, cowcommon.Auto)
 	if err != nil {
 		return err
 	}
@@ -192,19 +202,12 @@ func (m *merge) checkUnchanged(ctx context.Context, former, now record) (err err
 	if err := c.Close(); err != nil || !changed {
 		return err
 	}
-	before, err := m.l.commitNamed(ctx, former, beforeMerge)
-	if err != nil {
-		return err
-	}
 	v, err := m.l.backend.Stat(ctx, m.layer.Name)
 	if err != nil {
 		return err
 	}
-	undo := newMoment(m.layer.Name, now.Base)
-	if err := m.l.replace(ctx, undo, v, before.Volume, nil); err != nil {
-		return fmt.Errorf("layer %s changed while it was merged, and its content is snapshot %s: %w", v.Name, before.Name, err)
-	}
-	if _, err := m.l.commit(undo); err != nil { // it goes with the next Sweep
+	// The moment of the merged content has no name, so it goes with the next Sweep.
+	if _, err := m.l.replace(ctx, newMoment(m.layer.Name, now.Base), v, before.Volume, nil); err != nil {
 		return err
 	}
 	return errChanged

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/treecmp"
 	"github.com/cowshed/cowshed/live"
@@ -32,10 +33,21 @@ func (h home) sh(layer, script string) {
 // forked makes a layer with some files, and a fork of it.
 func (h home) forked() {
 	h.t.Helper()
-	h.create("web")
+	h.create("distro")
+	require.NoError(h.t, h.backend.Clone(h.t.Context(), "web", "distro", cowcommon.VolumeOptions{}))
 	h.sh("web", "mkdir -p d/e other; echo 1 >file; echo 1 >d/x; echo 1 >d/e/y; echo 1 >a; ln a b; ln -s x link; echo 1 >other/z")
 	_, err := h.Fork(h.t.Context(), "web", []string{"fork"}, live.ForkOptions{})
 	require.NoError(h.t, err)
+}
+
+// assertBase asserts that the changes of a layer count from base.
+func (h home) assertBase(layer, base string) {
+	h.t.Helper()
+	v, err := h.backend.Stat(h.t.Context(), layer)
+	require.NoError(h.t, err)
+	got, err := h.Base(h.t.Context(), v)
+	require.NoError(h.t, err)
+	assert.Equal(h.t, base, got)
 }
 
 // TestMerge merges changes of both sides that do not touch each other.
@@ -54,6 +66,8 @@ func testMerge(t *testing.T, h home) {
 		h.sh("web", `test "$(cat file d/x d/ours b other/z new/dir/file both)" = "$(printf '2\n2\n2\n2\n2\n2\nsame')"
 			test ! -e a; test ! -e d/e; test "$(readlink link)" = y; test $(stat -c %a other) = 700; test $(stat -c %a .) = 711`)
 		assert.Equal(t, []string{"before-merge-1"}, h.names("web"))
+		require.NoError(t, h.Sweep(ctx))
+		h.assertBase("web", "distro")
 		_, err = h.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{})
 		require.NoError(t, err)
 		h.sh("web", "test -e d/e/y; test ! -e new; test $(stat -c %a .) = 711")
@@ -61,7 +75,8 @@ func testMerge(t *testing.T, h home) {
 		for _, layer := range []string{"web", "fork"} {
 			require.NoError(t, h.backend.Remove(ctx, layer))
 		}
-		h.assertClean(0)
+		h.assertClean(0, "distro")
+		require.NoError(t, h.backend.Remove(ctx, "distro"))
 	}
 }
 
@@ -105,7 +120,7 @@ func TestMergeConflicts(t *testing.T) {
 			assert.Equal(t, c.paths, strings.Join(paths, " "))
 			assert.Empty(t, h.get("web", "more-of-fork"), "nothing is applied")
 			assert.Empty(t, h.names("web"))
-			h.assertClean(1, "fork", "web")
+			h.assertClean(1, "distro", "fork", "web")
 
 			for resolution, check := range map[live.Resolution]string{live.Theirs: c.theirs, live.Ours: c.ours} {
 				merged, err := h.Merge(ctx, "fork", live.MergeOptions{Resolve: func(live.Conflict) live.Resolution { return resolution }})
@@ -134,7 +149,7 @@ func TestMergeNot(t *testing.T) {
 		_, err = h.Merge(ctx, "fork", live.MergeOptions{})
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	})
-	h.assertClean(1, "fork", "web")
+	h.assertClean(1, "distro", "fork", "web")
 	assert.Empty(t, h.get("web", "new"))
 }
 
@@ -187,11 +202,12 @@ func testMergeCrash(t *testing.T, kinds map[string]crashing) {
 			assert.Equal(h.t, h.get("web", "one") != "", h.get("web", "two") != "")
 			if h.get("web", "one") == "" {
 				assert.False(h.t, done)
-				h.assertClean(1, "fork", "web")
+				h.assertClean(1, "distro", "fork", "web")
 				return
 			}
 			assert.Equal(h.t, []string{"before-merge-1"}, h.names("web"))
 			assert.Equal(h.t, "1\n", h.get("web", "file"))
-			h.assertClean(2, "fork", "web")
+			h.assertBase("web", "distro")
+			h.assertClean(3, "distro", "fork", "web")
 		})
 }

@@ -71,6 +71,9 @@ func tag(layer string) string {
 	return "moment-" + hex.EncodeToString(sum[:6]) + "-"
 }
 
+// tagOf returns the tag in the name of a moment's volume.
+func tagOf(volume string) string { return volume[:strings.LastIndexByte(volume, '-')+1] }
+
 // newMoment describes a moment of layer that is about to be made.
 func newMoment(layer, base string) record {
 	return record{Version: recordVersion, Moment: Moment{
@@ -99,13 +102,9 @@ func (l *Layers) commit(r record) (Moment, error) {
 	return r.Moment, l.forget(pendingDir, r.Volume)
 }
 
-// commitMade is commit of a moment that Backend calls alone have made. The record of the step is durable, and tells a moment
-// with all its forks. So a crash may leave it where it was: endPending completes the step. Without one of several forks it
-// would not: somebody may have removed the fork since.
+// commitMade is commit of a moment that Backend calls alone have made. The record of the step is durable. So a crash may leave
+// it where it was: endPending completes the step.
 func (l *Layers) commitMade(r record) (Moment, error) {
-	if len(r.Forks) > 1 {
-		return l.commit(r)
-	}
 	return r.Moment, os.Rename(l.path(pendingDir, r.Volume+recordSuffix), l.path(momentsDir, r.Volume+recordSuffix))
 }
 
@@ -152,21 +151,29 @@ func (l *Layers) load(dir, volume string) (r record, err error) {
 	return r, nil
 }
 
-// records reads the records whose volumes' names begin so, oldest first. It reports records that cannot be read.
-func (l *Layers) records(dir, prefix string) ([]record, error) {
+// recorded lists the moments that have a record and whose volumes' names begin so.
+func (l *Layers) recorded(dir, prefix string) (volumes []string, err error) {
 	entries, err := os.ReadDir(l.path(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	for _, entry := range entries {
+		volume, ok := strings.CutSuffix(entry.Name(), recordSuffix)
+		if ok && strings.HasPrefix(volume, prefix) && IsMoment(volume) {
+			volumes = append(volumes, volume)
+		}
+	}
+	return volumes, err
+}
+
+// records reads the records whose volumes' names begin so, oldest first. It reports records that cannot be read.
+func (l *Layers) records(dir, prefix string) ([]record, error) {
+	volumes, err := l.recorded(dir, prefix)
 	if err != nil {
 		return nil, err
 	}
 	var records []record
-	for _, entry := range entries {
-		volume, ok := strings.CutSuffix(entry.Name(), recordSuffix)
-		if !ok || !strings.HasPrefix(volume, prefix) || !IsMoment(volume) {
-			continue
-		}
+	for _, volume := range volumes {
 		r, err := l.load(dir, volume)
 		switch {
 		case errdefs.IsNotFound(err): // it has just gone

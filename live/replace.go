@@ -3,6 +3,7 @@ package live
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -11,23 +12,33 @@ import (
 )
 
 // replace gives a layer that nobody uses a new content, which starts as that of the moment source. prepare may be nil; it
-// changes the volume that becomes the layer. The former content becomes the moment r, which the caller commits.
+// changes the volume that becomes the layer. The former content becomes the moment r. If r has a name, it is a prefix, and the
+// moment gets the next free number. When the layer has its new content, replace goes on although ctx has ended.
 //
 // With an Exchanger, the volume r.Volume is first the new content, and then exchanged for the layer. Otherwise the layer
 // is renamed to it, and a volume beside it to the layer.
-func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) (err error) {
+func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) (former Moment, err error) {
 	if v.Sealed {
-		return fault.Wrap("replace layer", v.Name, fault.New(fault.ErrSealed, "other layers were made from it"))
+		return former, fault.Wrap("replace layer", v.Name, fault.New(fault.ErrSealed, "other layers were made from it"))
+	}
+	if err := cowcommon.CheckWhole(ctx, l.backend, source); err != nil {
+		return former, fault.Wrap("replace layer", v.Name, err)
 	}
 	r.Replaced = v.Created
 	if err := l.save(pendingDir, r); err != nil {
-		return err
+		return former, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
-		}
-	}()
+	if err := l.beginReplace(ctx, r, v, source, prepare); err != nil {
+		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+	}
+	if former, _, err = l.endReplace(context.WithoutCancel(ctx), r); err != nil {
+		return former, fmt.Errorf("layer %s gets its new content, but a later command has to complete that: %w", v.Name, err)
+	}
+	return former, nil
+}
+
+// beginReplace takes the steps of a replacement that can be undone. endReplace takes the others.
+func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) error {
 	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume
 	if !exchanges {
@@ -42,18 +53,9 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 		}
 	}
 	if exchanges {
-		if err := cowcommon.Exchange(ctx, l.backend, v.Name, r.Volume); err != nil {
-			return err
-		}
-	} else {
-		if err := cowcommon.Rename(ctx, l.backend, v.Name, r.Volume); err != nil {
-			return err
-		}
-		if err := cowcommon.Rename(context.WithoutCancel(ctx), l.backend, fresh, v.Name); err != nil {
-			return err
-		}
+		return cowcommon.Exchange(ctx, l.backend, v.Name, r.Volume)
 	}
-	return l.sealFormer(ctx, r.Volume)
+	return cowcommon.Rename(ctx, l.backend, v.Name, r.Volume)
 }
 
 // sealFormer seals the former volume of a layer. Somebody who was about to use the layer may have its former volume locked
@@ -66,40 +68,44 @@ func (l *Layers) sealFormer(ctx context.Context, volume string) error {
 	})
 }
 
-// endReplace ends an interrupted replacement. done says that the layer has its new content, or that nothing is left to
+// endReplace ends a replacement, interrupted or not. done says that the layer has its new content, or that nothing is left to
 // undo.
-func (l *Layers) endReplace(ctx context.Context, r record) (done bool, err error) {
+func (l *Layers) endReplace(ctx context.Context, r record) (former Moment, done bool, err error) {
 	layer, hasLayer, err := l.exists(ctx, r.Layer)
 	if err != nil {
-		return false, err
+		return former, false, err
 	}
 	_, hasFormer, err := l.exists(ctx, r.Volume)
 	if err != nil {
-		return false, err
+		return former, false, err
 	}
 	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume + newSuffix
 	_, hasFresh, err := l.exists(ctx, fresh)
 	switch {
 	case err != nil:
-		return false, err
+		return former, false, err
 	case hasFresh && !hasLayer && hasFormer:
 		if err := cowcommon.Rename(ctx, l.backend, fresh, r.Layer); err != nil {
-			return false, err
+			return former, false, err
 		}
-	case hasFresh:
+	case hasFresh: // the layer was not renamed, or another has got its name
 		if err := l.backend.Remove(ctx, fresh); err != nil {
-			return false, err
+			return former, false, err
 		}
-		return true, l.forget(pendingDir, r.Volume)
-	case !hasFormer:
-		return true, l.forget(pendingDir, r.Volume)
-	case exchanges && hasLayer && layer.Created.Equal(r.Replaced): // before the exchange
-		return false, nil
+	case exchanges && hasFormer && hasLayer && layer.Created.Equal(r.Replaced): // before the exchange
+		return former, false, nil
+	}
+	if !hasFormer {
+		return former, true, l.forget(pendingDir, r.Volume)
 	}
 	if err := l.sealFormer(ctx, r.Volume); err != nil {
-		return false, err
+		return former, false, err
 	}
-	_, err = l.commitNamed(ctx, r, r.Name)
-	return true, err
+	if r.Name == "" {
+		former, err = l.commit(r)
+	} else {
+		former, err = l.commitNamed(ctx, r, r.Name)
+	}
+	return former, true, err
 }

@@ -20,8 +20,8 @@ type RollbackOptions struct {
 }
 
 // Rollback gives a layer the content of one of its snapshots. It returns the snapshot that has the content of before. Newer
-// snapshots stay. Returns ErrFailedPrecondition if the layer is in use, unless opts.Live is set, or if it is sealed. Then
-// nothing has changed.
+// snapshots stay. Returns ErrFailedPrecondition if the layer is in use, unless opts.Live is set, or if it is sealed. Returns
+// ErrNotImplemented if the Backend cannot clone all of the snapshot, unless opts.Live is set. Then nothing has changed.
 func (l *Layers) Rollback(ctx context.Context, layer, snapshot string, opts RollbackOptions) (before Moment, err error) {
 	unlock, err := l.begin(ctx)
 	if err != nil {
@@ -41,10 +41,7 @@ func (l *Layers) Rollback(ctx context.Context, layer, snapshot string, opts Roll
 	if opts.Live {
 		return l.rollbackLive(ctx, r, v, to)
 	}
-	if err := l.replace(ctx, r, v, to.Volume, nil); err != nil {
-		return before, err
-	}
-	return l.commitNamed(ctx, r, r.Name)
+	return l.replace(ctx, r, v, to.Volume, nil)
 }
 
 func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume, to Moment) (before Moment, err error) {

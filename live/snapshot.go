@@ -21,8 +21,8 @@ type ForkOptions struct {
 }
 
 // Fork makes each of names a layer with the content of source as it is now. source is a layer, in use or not, or the volume
-// of a moment. All names are of the same moment. If Fork fails, or a crash interrupts it, none of them is left. Returns
-// ErrNotImplemented if the Backend cannot take the moment of such a layer.
+// of a moment. All names are of the same moment. If Fork fails, none of them is left. A crash may leave some, which are
+// complete. Returns ErrNotImplemented if the Backend cannot take the moment of such a layer.
 func (l *Layers) Fork(ctx context.Context, source string, names []string, opts ForkOptions) (m Moment, err error) {
 	for _, name := range names {
 		if IsMoment(name) {
@@ -38,14 +38,10 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	if err != nil {
 		return m, err
 	}
+	if err := l.newLayers(ctx, names...); err != nil {
+		return m, fault.Wrap("fork layer", source, err)
+	}
 	for _, name := range names {
-		// A crash before any fork is made must not remove another's layer.
-		if _, taken, err := l.exists(ctx, name); err != nil || taken {
-			if taken {
-				err = fault.Wrap("fork layer", name, errdefs.ErrAlreadyExists)
-			}
-			return m, err
-		}
 		fork := opts.Fork
 		fork.Name = name
 		r.Forks = append(r.Forks, fork)
@@ -194,6 +190,12 @@ func (l *Layers) Get(layer, name string) (Moment, error) {
 	return Moment{}, fault.New(errdefs.ErrNotFound, "layer %s has no snapshot %s", layer, name)
 }
 
+// Moment returns the moment whose content a volume has. Returns ErrNotFound if there is none.
+func (l *Layers) Moment(volume string) (Moment, error) {
+	r, err := l.load(momentsDir, volume)
+	return r.Moment, err
+}
+
 // Cut splits a reference LAYER@SNAPSHOT.
 func Cut(ref string) (layer, snapshot string, ok bool) { return strings.Cut(ref, "@") }
 
@@ -209,15 +211,10 @@ func (l *Layers) RemoveSnapshot(ctx context.Context, layer, name string) (err er
 		return err
 	}
 	// A full filesystem may have no room for a new record.
-	if _, needed, err := l.volumes(ctx); err != nil {
+	if gone, err := l.removeUnneeded(ctx, m.Volume); err != nil || gone {
 		return err
-	} else if !needed[m.Volume] {
-		if gone, err := l.removeMoment(ctx, m.Volume); err != nil || gone {
-			return err
-		}
 	}
-	m.Name, m.Message = "", ""
-	if err := l.save(momentsDir, record{Version: recordVersion, Moment: m}); err != nil {
+	if err := l.dropName(record{Version: recordVersion, Moment: m}); err != nil {
 		return err
 	}
 	return l.sweep(ctx)

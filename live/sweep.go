@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +22,20 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
 		return nil
 	}
+	return l.ifAlone(ctx, l.sweep)
+}
+
+// Recover ends the steps that a crash interrupted. Until then a layer may have no name. It does nothing while somebody else is
+// at work; the next caller that is alone does it.
+func (l *Layers) Recover(ctx context.Context) error {
+	if pending, err := l.recorded(pendingDir, ""); err != nil || len(pending) == 0 {
+		return err
+	}
+	return l.ifAlone(ctx, func(context.Context) error { return nil })
+}
+
+// ifAlone ends interrupted steps and calls do, unless somebody else is at work.
+func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error) (err error) {
 	lock, err := l.openLock(lockFile)
 	if err != nil {
 		return err
@@ -32,45 +47,39 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if err := l.endInterrupted(ctx); err != nil {
 		return err
 	}
-	return l.sweep(ctx)
+	return do(ctx)
 }
 
+// sweep removes all that it can, also if something else cannot be removed.
 func (l *Layers) sweep(ctx context.Context) error {
-	if err := l.expire(ctx, time.Now()); err != nil {
-		return err
-	}
+	expireErr := l.expire(ctx, time.Now())
 	for {
 		again, err := l.sweepOnce(ctx)
-		if err != nil || !again {
-			return err
+		if !again {
+			return errors.Join(expireErr, err)
 		}
 	}
 }
 
 // expire removes the forks that have expired.
-func (l *Layers) expire(ctx context.Context, now time.Time) error {
+func (l *Layers) expire(ctx context.Context, now time.Time) (err error) {
 	records, err := l.records(momentsDir, "")
-	if err != nil {
-		return err
-	}
 	for _, r := range records {
 		for _, fork := range r.Forks {
-			if fork.Expires.IsZero() || now.Before(fork.Expires) {
-				continue
-			}
-			v, ok, err := l.exists(ctx, fork.Name)
-			if err != nil {
-				return err
-			}
-			if !ok || v.Parent != r.Volume { // it is another layer of that name
-				continue
-			}
-			if err := l.removeUnused(ctx, fork.Name); err != nil {
-				return err
+			if !fork.Expires.IsZero() && !now.Before(fork.Expires) {
+				err = errors.Join(err, l.removeExpired(ctx, r, fork.Name))
 			}
 		}
 	}
-	return nil
+	return err
+}
+
+func (l *Layers) removeExpired(ctx context.Context, r record, fork string) error {
+	v, ok, err := l.exists(ctx, fork)
+	if err != nil || !ok || v.Parent != r.Volume { // it is another layer of that name
+		return err
+	}
+	return l.removeUnused(ctx, fork)
 }
 
 // removeUnused removes a volume, unless it is in use.
@@ -83,8 +92,9 @@ func (l *Layers) removeUnused(ctx context.Context, name string) error {
 	return err
 }
 
-// sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A moment may need another, so the caller repeats it after it has removed
-// some.
+// sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A layer with a step that could
+// not be ended counts as there, since it may have no name for the moment. A moment may need another, so the caller repeats it
+// after it has removed some.
 func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 	volumes, needed, err := l.volumes(ctx)
 	if err != nil {
@@ -94,36 +104,41 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for _, r := range records {
-		if _, ok := volumes[r.Volume]; !ok {
-			if err := l.forget(momentsDir, r.Volume); err != nil {
-				return false, err
-			}
-			continue
-		}
-		was := len(r.Forks)
-		r.Forks = slices.DeleteFunc(r.Forks, func(f Fork) bool { return volumes[f.Name].Parent != r.Volume })
-		_, hasLayer := volumes[r.Layer]
-		nameless := r.Name == "" || !hasLayer
-		if nameless && !needed[r.Volume] {
-			gone, err := l.removeMoment(ctx, r.Volume)
-			if err != nil {
-				return false, err
-			}
-			again = again || gone
-			continue
-		}
-		if len(r.Forks) < was || nameless && r.Name != "" {
-			if !hasLayer {
-				r.Name = ""
-			}
-			err := l.save(momentsDir, r)
-			if err != nil && !fault.IsFull(err) { // a later Sweep finds the same
-				return false, err
-			}
-		}
+	pending, err := l.recorded(pendingDir, "")
+	if err != nil {
+		return false, err
 	}
-	return again, nil
+	for _, r := range records {
+		_, hasLayer := volumes[r.Layer]
+		hasLayer = hasLayer || slices.ContainsFunc(pending, func(volume string) bool { return strings.HasPrefix(volume, tag(r.Layer)) })
+		gone, recordErr := l.sweepRecord(ctx, r, volumes, hasLayer, needed[r.Volume])
+		again = again || gone
+		err = errors.Join(err, recordErr)
+	}
+	return again, err
+}
+
+// sweepRecord removes a moment if nothing needs it. Otherwise it takes out of its record what is no more.
+func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]cowcommon.Volume, hasLayer, needed bool) (gone bool, err error) {
+	if _, ok := volumes[r.Volume]; !ok {
+		return false, l.forget(momentsDir, r.Volume)
+	}
+	if (r.Name == "" || !hasLayer) && !needed {
+		return l.removeMoment(ctx, r.Volume)
+	}
+	was, name := len(r.Forks), r.Name
+	r.Forks = slices.DeleteFunc(r.Forks, func(f Fork) bool { return volumes[f.Name].Parent != r.Volume })
+	if !hasLayer {
+		r.Name = ""
+	}
+	if len(r.Forks) == was && r.Name == name {
+		return false, nil
+	}
+	err = l.save(momentsDir, r)
+	if fault.IsFull(err) { // a later Sweep finds the same
+		return false, nil
+	}
+	return false, err
 }
 
 // volumes lists all volumes by name, and the names of those from which others were made.
@@ -139,6 +154,15 @@ func (l *Layers) volumes(ctx context.Context) (volumes map[string]cowcommon.Volu
 		}
 	}
 	return volumes, needed, nil
+}
+
+// removeUnneeded removes the volume of a moment and its record, unless it is in use or a volume was made from it.
+func (l *Layers) removeUnneeded(ctx context.Context, volume string) (gone bool, err error) {
+	_, needed, err := l.volumes(ctx)
+	if err != nil || needed[volume] {
+		return false, err
+	}
+	return l.removeMoment(ctx, volume)
 }
 
 // removeMoment removes the volume of a moment and its record, unless it is in use.
@@ -166,8 +190,8 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 	return nil
 }
 
-// endPending ends a step that has failed or was interrupted: it undoes the step, unless all of the step's volumes are there or
-// the layer has its new content.
+// endPending ends a step that has failed or was interrupted: it undoes the step, unless a snapshot or a fork is complete or the
+// layer has its new content. A fork that is there stays, since somebody may be using it.
 func (l *Layers) endPending(ctx context.Context, r record) error {
 	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
 		if err == nil {
@@ -176,33 +200,29 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 		return err
 	}
 	if !r.Replaced.IsZero() {
-		done, err := l.endReplace(ctx, r)
+		_, done, err := l.endReplace(ctx, r)
 		if err != nil || done {
 			return err
 		}
 	}
-	var forks []string
+	var forks []Fork
 	for _, fork := range r.Forks {
 		v, ok, err := l.exists(ctx, fork.Name)
 		if err != nil {
 			return err
 		}
 		if ok && v.Parent == r.Volume {
-			forks = append(forks, fork.Name)
+			forks = append(forks, fork)
 		}
 	}
+	r.Forks = forks
 	v, _, err := l.exists(ctx, r.Volume)
 	if err != nil {
 		return err
 	}
-	if r.Replaced.IsZero() && v.Sealed && len(forks) == len(r.Forks) && (len(forks) > 0 || r.Name != "") {
+	if r.Replaced.IsZero() && v.Sealed && (len(forks) > 0 || r.Name != "") {
 		_, err := l.commit(r)
 		return err
-	}
-	for _, fork := range forks {
-		if err := l.backend.Remove(ctx, fork); err != nil {
-			return err
-		}
 	}
 	if err := l.backend.Remove(ctx, r.Volume); err != nil {
 		return err

@@ -9,6 +9,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 )
 
+// Place implements cowcommon.Placer: it is the dataset above those of the volumes.
+func (b *Backend) Place() string { return b.root }
+
 // Status describes the pool and the dataset that holds the volumes, as they are now, under the names that moby's driver
 // uses. It adds the removed volumes that were set aside. Sizes are in bytes.
 func (b *Backend) Status(ctx context.Context) [][2]string {

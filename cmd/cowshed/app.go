@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
@@ -45,14 +48,22 @@ type store struct {
 // home is the driver's own directory.
 func (s *store) home() string { return filepath.Join(s.root, s.driver.String()) }
 
-// liveDir is where the moments of layers are recorded.
-func (a *app) liveDir() string { return filepath.Join(a.root, liveDir) }
+// momentsDir is the directory of the records of the layers' moments. Each home has its own, and each place of a driver whose
+// home does not tell the place.
+func momentsDir(root, driver string, backend cowcommon.Backend) string {
+	name := driver
+	if place := cowcommon.Place(backend); place != "" {
+		sum := sha256.Sum256([]byte(place))
+		name += "-" + hex.EncodeToString(sum[:6])
+	}
+	return filepath.Join(root, liveDir, name)
+}
 
 // Names below the root, next to the drivers' directories.
 const (
 	imagesDir = "images"
-	liveDir   = "live"
-	mountsDir = "mnt" // where layers are mounted that are mounted nowhere else
+	liveDir   = "live" // has a directory of records for each home
+	mountsDir = "mnt"  // where layers are mounted that are mounted nowhere else
 )
 
 // with opens the existing store, calls do, and closes the store.
@@ -114,7 +125,12 @@ func (a *app) openDriver(ctx context.Context, readOnly bool) (*store, error) {
 		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
 	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log)
-	moments := live.New(driver.Backend(), filepath.Join(root, liveDir), a.log)
+	moments := live.New(driver.Backend(), momentsDir(root, driver.String(), driver.Backend()), a.log)
+	if !readOnly { // before anybody looks for a layer
+		if err := moments.Recover(ctx); err != nil {
+			a.log.Warn("interrupted steps are ended later", "error", err)
+		}
+	}
 	return &store{root: root, driver: driver, images: images, live: moments, log: a.log, quiet: a.quiet, readOnly: readOnly}, nil
 }
 

@@ -81,6 +81,9 @@ func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 	if f.rootStyle != "" {
 		opts.StorageOpt["root_style"] = f.rootStyle
 	}
+	if err := s.live.NewLayer(cmd.Context(), name); err != nil {
+		return err
+	}
 	driver := s.driver.WithContext(cmd.Context())
 	create := driver.Create
 	if f.readWrite {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/live"
+	"github.com/cowshed/cowshed/quota"
 )
 
 type forkFlags struct {
@@ -82,13 +83,9 @@ func (s *store) fork(cmd *cobra.Command, args []string, f forkFlags) error {
 	if err != nil {
 		return err
 	}
-	opts := live.ForkOptions{Fork: live.Fork{Labels: f.labels}, Volume: cowcommon.VolumeOptions{Limit: source.Limit}}
-	if f.size != "" {
-		bytes, err := parseLimitOrNone(f.size)
-		if err != nil {
-			return err
-		}
-		opts.Volume.Limit = s.driver.Limit(bytes)
+	opts := live.ForkOptions{Fork: live.Fork{Labels: f.labels}}
+	if opts.Volume.Limit, err = s.forkLimit(cmd.Context(), source, f.size); err != nil {
+		return err
 	}
 	if f.ttl > 0 {
 		opts.Fork.Expires = time.Now().Add(f.ttl).UTC().Truncate(time.Second)
@@ -111,6 +108,23 @@ func (s *store) fork(cmd *cobra.Command, args []string, f forkFlags) error {
 		}
 	}
 	return nil
+}
+
+// forkLimit is the limit of the copies of a layer or snapshot, which has none itself.
+func (s *store) forkLimit(ctx context.Context, source cowcommon.Volume, size string) (quota.Limit, error) {
+	if size != "" {
+		bytes, err := parseLimitOrNone(size)
+		return s.driver.Limit(bytes), err
+	}
+	if !live.IsMoment(source.Name) {
+		return source.Limit, nil
+	}
+	m, err := s.live.Moment(source.Name)
+	if err != nil {
+		return quota.Limit{}, err
+	}
+	layer, err := s.driver.Backend().Stat(ctx, m.Layer)
+	return layer.Limit, err
 }
 
 // names are the names of the copies.

@@ -227,8 +227,10 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	if err := errors.Join(deleteHome(home, driver), removeIfThere(filepath.Join(root, mountsDir))); err != nil {
 		return err
 	}
-	if err := os.Remove(root); err != nil {
-		a.log.Info("the directory stays", "path", root, "reason", err)
+	for _, dir := range []string{filepath.Join(root, liveDir), root} { // another driver may have one
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			a.log.Info("the directory stays", "path", dir, "reason", err)
+		}
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "deleted the store in %s\n", root)
 	return err

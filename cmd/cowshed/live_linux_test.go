@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,6 +79,13 @@ func TestForkCommand(t *testing.T) {
 		r := a.run(t, args...)
 		assert.Contains(t, []int{exitUsage, exitNotFound, exitExists}, r.code, args)
 	}
+	a.ok(t, "snapshot", "test", "one")
+	a.ok(t, "fork", "test@one", "of-snapshot")
+	layers = nil
+	a.json(t, &layers, "ls")
+	i := slices.IndexFunc(layers, func(l layerInfo) bool { return l.Name == "of-snapshot" })
+	assert.EqualValues(t, 1<<30, layers[i].Limit, "that of the snapshot's layer")
+
 	a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
 	a.ok(t, "rm", "web", "test")
 	assert.NotContains(t, a.ok(t, "ls"), "brief", "it has expired")
@@ -196,4 +206,52 @@ func TestMergeCommand(t *testing.T) {
 		assert.Equal(t, "before-merge-2\n", a.ok(t, "merge", "test", "--theirs", "--live"))
 	})
 	assert.Equal(t, "4", a.read(t, "web", "new"))
+}
+
+// TestInterruptedRollback: a crash has left a layer without its name, as on ZFS. The next command finds the layer.
+func TestInterruptedRollback(t *testing.T) {
+	for _, args := range [][]string{{"ls"}, {"snapshot", "web", "again"}, {"fork", "web", "fork"}, {"rm", "web"}, {"create", "child", "--parent", "web"}} {
+		t.Run(args[0], func(t *testing.T) {
+			a := newWeb(t)
+			a.ok(t, "snapshot", "web", "one")
+			a.write(t, "web", "file", "2")
+			var infos []snapshotInfo
+			a.json(t, &infos, "snapshot", "ls", "web")
+			moment := infos[0].Volume
+			subvolumes := filepath.Join(a.root, "btrfs/subvolumes")
+			former := moment[:len(moment)-12] + "aaaaaaaaaaaa"
+			require.NoError(t, os.Rename(filepath.Join(subvolumes, "web"), filepath.Join(subvolumes, former)))
+			out, err := exec.Command("btrfs", "subvolume", "snapshot", filepath.Join(subvolumes, moment), filepath.Join(subvolumes, former+".new")).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			write(t, filepath.Join(a.root, "live/btrfs/pending", former+".json"), fmt.Sprintf(
+				`{"version": 1, "volume": %q, "layer": "web", "base": "base", "name": "before-rollback", "time": "2026-01-01T00:00:00Z", "replaced": "2026-01-01T00:00:00Z"}`, former))
+			a.ok(t, args...)
+			if args[0] == "rm" {
+				assert.NoFileExists(t, filepath.Join(subvolumes, former))
+				return
+			}
+			assert.Equal(t, "1", a.read(t, "web", "file"))
+			if args[0] != "create" { // which seals the layer
+				a.ok(t, "rollback", "web", "before-rollback-1")
+				assert.Equal(t, "2", a.read(t, "web", "file"))
+			}
+		})
+	}
+}
+
+// TestNameAgain: a new layer does not have the snapshots of a former one, also if others have kept rm from removing these.
+func TestNameAgain(t *testing.T) {
+	a := newWeb(t)
+	a.ok(t, "snapshot", "web", "one")
+	lock, err := os.Open(filepath.Join(a.root, "live/btrfs/.lock"))
+	require.NoError(t, err)
+	defer lock.Close()
+	require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_SH))
+	a.ok(t, "rm", "web")
+	a.ok(t, "create", "web")
+	assert.Equal(t, exitNotFound, a.run(t, "rollback", "web", "one").code)
+	a.ok(t, "snapshot", "web", "one")
+	var infos []snapshotInfo
+	a.json(t, &infos, "snapshot", "ls", "web")
+	assert.Len(t, infos, 1)
 }

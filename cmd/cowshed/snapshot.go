@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -231,9 +232,12 @@ func completeSnapshots(a *app, n int) cobra.CompletionFunc {
 		}
 		a.setUpQuiet()
 		var names []cobra.Completion
-		snapshots, _ := live.New(nil, a.liveDir(), a.log).Snapshots(cmd.Context(), args[0])
-		for _, s := range snapshots {
-			names = append(names, s.Name)
+		dirs, _ := filepath.Glob(filepath.Join(a.root, liveDir, "*"))
+		for _, dir := range dirs {
+			snapshots, _ := live.New(nil, dir, a.log).Snapshots(cmd.Context(), args[0])
+			for _, s := range snapshots {
+				names = append(names, s.Name)
+			}
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}

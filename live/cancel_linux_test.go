@@ -1,0 +1,109 @@
+package live_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/live"
+)
+
+// around is a Backend that calls before and after with each exchange of volumes, or each rename of a layer.
+type around struct {
+	failingNative
+	before, after func()
+}
+
+func (a around) Exchange(ctx context.Context, name, other string) error {
+	a.before()
+	defer a.after()
+	return a.failingNative.Exchange(ctx, name, other)
+}
+
+// cancelled returns the same layers, and a context that ends when a layer has its new content.
+func (h home) cancelled(t *testing.T, before func()) (home, context.Context) {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return h.over(around{failingNative{&failing{Backend: h.backend, left: -1}}, before, cancel}), ctx
+}
+
+// TestCancelled: a layer has its new content when the context ends. So the call succeeds.
+func TestCancelled(t *testing.T) {
+	h := newHome(t)
+	h.forked()
+	h.put("fork", "file", "2")
+	l, ctx := h.cancelled(t, func() {})
+	merged, err := l.Merge(ctx, "fork", live.MergeOptions{})
+	require.NoError(t, err)
+	require.ErrorIs(t, ctx.Err(), context.Canceled)
+	assert.Equal(t, "2", h.get("web", "file"))
+	assert.Equal(t, "before-merge-1", merged.Before.Name)
+
+	l, ctx = h.cancelled(t, func() {})
+	before, err := l.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{})
+	require.NoError(t, err)
+	require.ErrorIs(t, ctx.Err(), context.Canceled)
+	assert.Equal(t, "1\n", h.get("web", "file"))
+	assert.Equal(t, "before-rollback-1", before.Name)
+}
+
+// TestChangedMeanwhile: a layer changes after the moment of which the merge was made, and the context ends with the merge. The
+// layer keeps the change.
+func TestChangedMeanwhile(t *testing.T) {
+	h := newHome(t)
+	h.forked()
+	h.put("fork", "file", "2")
+	l, ctx := h.cancelled(t, func() {
+		if _, err := h.backend.Stat(t.Context(), "once"); err != nil {
+			h.create("once")
+			h.put("web", "meanwhile", "3")
+		}
+	})
+	_, err := l.Merge(ctx, "fork", live.MergeOptions{})
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Equal(t, "1\n", h.get("web", "file"))
+	assert.Equal(t, "3", h.get("web", "meanwhile"))
+	h.assertBase("web", "distro")
+
+	merged, err := h.Merge(t.Context(), "fork", live.MergeOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, "web", merged.Into)
+	assert.Equal(t, "2", h.get("web", "file"))
+	assert.Equal(t, "3", h.get("web", "meanwhile"))
+	for _, name := range h.names("web") {
+		assert.Regexp(t, "^before-merge-[0-9]+$", name)
+	}
+}
+
+// TestInterruptedUndo: an interrupted replacement whose former content is to have no name leaves a moment without a name.
+func TestInterruptedUndo(t *testing.T) {
+	for n := range 20 {
+		h := newHome(t)
+		h.forked()
+		h.put("fork", "file", "2")
+		first := true
+		backend := around{failingNative{&failing{Backend: h.backend, left: -1}}, nil, func() {}}
+		backend.before = func() {
+			if first {
+				first = false
+				h.put("web", "meanwhile", "3")
+				backend.left = n
+			}
+		}
+		_, err := h.over(backend).Merge(t.Context(), "fork", live.MergeOptions{})
+		h.Layers = live.New(h.backend, h.records, nil)
+		require.NoError(t, h.Sweep(t.Context()))
+		for _, name := range h.names("web") {
+			assert.Regexp(t, "^before-merge-[0-9]+$", name)
+		}
+		if err == nil {
+			return
+		}
+	}
+	require.Fail(t, "it never succeeds")
+}
+
+var _ cowcommon.Exchanger = around{}

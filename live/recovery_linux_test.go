@@ -1,0 +1,69 @@
+package live_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/live"
+)
+
+// nameless makes a layer with the snapshot "one", and interrupts a rollback to it when the layer has no name.
+func nameless(t *testing.T) home {
+	t.Helper()
+	for n := range 10 {
+		h := newHome(t)
+		h.create("web")
+		h.put("web", "file", "1")
+		_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		h.put("web", "file", "2")
+		_, err = h.over(&failing{Backend: h.backend, left: n}).Rollback(t.Context(), "web", "one", live.RollbackOptions{})
+		require.ErrorIs(t, err, errCrash)
+		if _, err := h.backend.Stat(t.Context(), "web"); errdefs.IsNotFound(err) {
+			return h.over(&failing{Backend: h.backend, left: -1})
+		}
+	}
+	require.Fail(t, "the layer always has a name")
+	return home{}
+}
+
+func TestRecover(t *testing.T) {
+	h := nameless(t)
+	require.NoError(t, h.Recover(t.Context()))
+	assert.Equal(t, "1", h.get("web", "file"))
+	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+	h.assertClean(2, "web")
+	require.NoError(t, newHome(t).Recover(t.Context()), "there is nothing yet")
+}
+
+// TestNameTaken: somebody makes another layer while a layer has no name. The former content is still a snapshot.
+func TestNameTaken(t *testing.T) {
+	h := nameless(t)
+	h.create("web")
+	require.NoError(t, h.Recover(t.Context()))
+	h.assertClean(2, "web")
+	require.Contains(t, h.names("web"), "before-rollback-1")
+	_, err := h.Rollback(t.Context(), "web", "before-rollback-1", live.RollbackOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, "2", h.get("web", "file"))
+}
+
+// TestFailedRecovery: the layer still has no name after an attempt to recover. Its snapshots stay until it has.
+func TestFailedRecovery(t *testing.T) {
+	h := nameless(t)
+	other := h.over(noRename{h.backend})
+	require.NoError(t, other.Sweep(t.Context()))
+	require.ErrorIs(t, other.NewLayer(t.Context(), "web"), errdefs.ErrFailedPrecondition)
+	h.assertClean(2, "web")
+	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+}
+
+// noRename is a Backend that cannot rename now.
+type noRename struct{ cowcommon.Backend }
+
+func (noRename) Rename(context.Context, string, string) error { return errCrash }
