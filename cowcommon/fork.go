@@ -12,15 +12,12 @@ type Forker interface {
 	// If Fork fails, it leaves nothing. A crash may leave moment with some of names. Returns ErrNotImplemented if no
 	// snapshot has all of source, as if it has a shared root.
 	Fork(ctx context.Context, source, moment string, names []string, opts VolumeOptions) error
-	// CheckWhole returns ErrNotImplemented if no snapshot or clone has all of a volume.
+	// CheckWhole returns ErrNotImplemented if no snapshot or clone has all of a volume, as if it has a shared root.
 	CheckWhole(ctx context.Context, name string) error
 }
 
-// CheckWhole is Forker.CheckWhole. It also returns ErrNotImplemented if the volume has a shared root.
+// CheckWhole is Forker.CheckWhole. It finds nothing if the backend is none.
 func CheckWhole(ctx context.Context, backend Backend, name string) error {
-	if err := refuseShared(ctx, backend, "clone", name); err != nil {
-		return err
-	}
 	if f, ok := As[Forker](backend); ok {
 		return f.CheckWhole(ctx, name)
 	}

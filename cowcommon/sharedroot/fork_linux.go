@@ -30,13 +30,8 @@ func (b *Backend) fork(ctx context.Context, source, moment string, names []strin
 		return err
 	}
 	defer unlock()
-	switch s, _, err := b.look(ctx, source); {
-	case err != nil:
+	if err := b.checkPlain(ctx, source); err != nil {
 		return err
-	case s == stateFolding:
-		return errFolding
-	case s == stateShared:
-		return errShared
 	}
 	for _, name := range made {
 		if err := b.clearNotes(ctx, name); err != nil {
@@ -44,6 +39,35 @@ func (b *Backend) fork(ctx context.Context, source, moment string, names []strin
 		}
 	}
 	return cowcommon.Fork(ctx, b.Backend, source, moment, names, opts)
+}
+
+// CheckWhole implements cowcommon.Forker. Returns errdefs.ErrNotImplemented if the volume has a shared root.
+func (b *Backend) CheckWhole(ctx context.Context, name string) error {
+	err := b.untilFolded(ctx, name, func() error {
+		unlock, err := b.lock(ctx, shared(name))
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if err := b.checkPlain(ctx, name); err != nil {
+			return err
+		}
+		return cowcommon.CheckWhole(ctx, b.Backend, name)
+	})
+	return fault.Wrap("examine volume", name, err)
+}
+
+// checkPlain returns an error unless a volume, which the caller has locked, has all of its tree.
+func (b *Backend) checkPlain(ctx context.Context, name string) error {
+	switch s, _, err := b.look(ctx, name); {
+	case err != nil:
+		return err
+	case s == stateFolding:
+		return errFolding
+	case s == stateShared:
+		return errShared
+	}
+	return nil
 }
 
 // exchanger is a Backend over another that can exchange volumes.
