@@ -31,6 +31,23 @@ func TestUpdateBelowHeld(t *testing.T) {
 	require.ErrorIs(t, h.SetLimit(t.Context(), heldKey, 0), errdefs.ErrInvalidArgument)
 }
 
+// TestLimitFilled limits a snapshot to less than it holds, through a socket and by the names that containerd's clients know.
+// An Update with the same limit is not refused.
+func TestLimitFilled(t *testing.T) {
+	h := testUpdateBelowHeld(t, onBtrfs())
+	conn, stop, err := serve(t.TempDir(), h.Snapshotter, nil)
+	require.NoError(t, err)
+	t.Cleanup(stop)
+	offers := OffersClient{conn}
+	require.NoError(t, offers.LimitFilled(t.Context(), "k8s.io", "web", 4*mib))
+	assert.EqualValues(t, 4*mib, h.currentLimit(heldKey))
+	_, err = h.Update(t.Context(), limitUpdate(heldKey, "4194304"), "labels."+snapshots.LabelSnapshotMaxSize)
+	require.NoError(t, err)
+
+	require.ErrorIs(t, offers.LimitFilled(t.Context(), "moby", "web", 4*mib), errdefs.ErrNotFound)
+	require.ErrorIs(t, offers.LimitFilled(t.Context(), "k8s.io", "web", 0), errdefs.ErrInvalidArgument)
+}
+
 const heldKey = "k8s.io/1/web"
 
 // testUpdateBelowHeld leaves a snapshot that holds 8 MiB of at most 24.

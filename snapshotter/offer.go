@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -127,17 +128,29 @@ func (s *Snapshotter) settleVolume(ctx context.Context, of offerKey) error {
 	return fault.New(errdefs.ErrNotFound, "there is no such snapshot in namespace %q", of.namespace)
 }
 
+// LimitFilled is SetLimit for a key in a namespace of containerd. A container that was moved here may hold more than its
+// limit, which Update refuses. An Update with the same limit follows, so that containerd knows it.
+func (s *Snapshotter) LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error {
+	own, err := s.Key(ctx, namespace, key)
+	if err != nil {
+		return err
+	}
+	return s.SetLimit(ctx, own, bytes)
+}
+
 // Offerer is a snapshotter that takes offers: a *Snapshotter, or one around it.
 type Offerer interface {
 	Offer(ctx context.Context, namespace, key, source string) error
 	Settle(ctx context.Context, namespace, key string) error
+	LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error
 }
 
-// The service has two methods, and their messages are containerd's.
+// The service has three methods, and their messages are containerd's.
 const (
 	offersService = "cowshed.snapshotter.v1.Offers"
 	offerMethod   = "Offer"
 	settleMethod  = "Settle"
+	limitMethod   = "LimitFilled"
 )
 
 var offersDesc = grpc.ServiceDesc{
@@ -149,6 +162,13 @@ var offersDesc = grpc.ServiceDesc{
 		})},
 		{MethodName: settleMethod, Handler: offersHandler(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Settle(ctx, namespace, r.GetKey())
+		})},
+		{MethodName: limitMethod, Handler: offersHandler(limitMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+			bytes, err := strconv.ParseUint(r.GetLabels()[limitLabel], 10, 64)
+			if err != nil {
+				return fault.New(errdefs.ErrInvalidArgument, "%q is no limit in bytes", r.GetLabels()[limitLabel])
+			}
+			return o.LimitFilled(ctx, namespace, r.GetKey(), bytes)
 		})},
 	},
 }
@@ -176,7 +196,7 @@ func offersHandler(method string, do func(ctx context.Context, offerer Offerer, 
 	}
 }
 
-// OffersClient makes offers to a snapshotter that another process serves, and settles its snapshots.
+// OffersClient makes offers to a snapshotter that another process serves, and settles and limits its snapshots.
 type OffersClient struct{ Conn grpc.ClientConnInterface }
 
 // Offer is Snapshotter.Offer. Returns errdefs.ErrNotImplemented if the server takes no offers.
@@ -187,6 +207,12 @@ func (c OffersClient) Offer(ctx context.Context, namespace, key, source string) 
 // Settle is Snapshotter.Settle. Returns errdefs.ErrNotImplemented if the server settles nothing.
 func (c OffersClient) Settle(ctx context.Context, namespace, key string) error {
 	return c.call(ctx, settleMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
+}
+
+// LimitFilled is Snapshotter.LimitFilled. Returns errdefs.ErrNotImplemented if the server is of a version without it.
+func (c OffersClient) LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error {
+	labels := map[string]string{limitLabel: strconv.FormatUint(bytes, 10)}
+	return c.call(ctx, limitMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key, Labels: labels})
 }
 
 func (c OffersClient) call(ctx context.Context, method, namespace string, request *snapshotsapi.PrepareSnapshotRequest) error {

@@ -163,6 +163,11 @@ func (m making) active(ctx context.Context) error {
 	delete(labels, FillingLabel)
 	if m.layer.Limit > 0 {
 		labels[snapshots.LabelSnapshotMaxSize] = strconv.FormatInt(m.layer.Limit, 10)
+		if m.offers != nil {
+			if err := m.offers.LimitFilled(ctx, m.opts.Namespace, m.name, uint64(m.layer.Limit)); err != nil {
+				return err
+			}
+		}
 	}
 	if !m.moby() {
 		labels[rootLabel] = "migrated"
