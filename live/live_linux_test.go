@@ -313,7 +313,7 @@ func testForkCrash(t *testing.T, kinds map[string]crashing) {
 				assert.Equal(h.t, []string{"a", "web"}, layers)
 			}
 			h.put("a", "work", "1")
-			h.assertClean(1, layers...) // what somebody has begun to use stays
+			h.assertClean(1, layers...) // a fork that somebody has begun to use stays
 			assert.Equal(h.t, "1", h.get("a", "work"))
 			moments, err := h.Moments(t.Context(), "web")
 			require.NoError(h.t, err)

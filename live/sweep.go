@@ -133,7 +133,8 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 	return again, err
 }
 
-// sweepRecord removes a moment if nothing needs it. Otherwise it takes out of its record what is no more.
+// sweepRecord removes a moment if nothing needs it. Otherwise it takes forks that are gone out of the record, and the
+// name if the layer is gone.
 func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]cowcommon.Volume, hasLayer, needed bool) (gone bool, err error) {
 	if _, ok := volumes[r.Volume]; !ok {
 		return false, l.forget(momentsDir, r.Volume)
