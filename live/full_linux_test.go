@@ -13,7 +13,7 @@ import (
 	"github.com/cowshed/cowshed/live"
 )
 
-// TestFull: snapshots, layers and what they leave are removed on a full filesystem.
+// TestFull: snapshots, layers and their moments are removed on a full filesystem.
 func TestFull(t *testing.T) {
 	h, ctx := newHome(t), t.Context()
 	h.create("web")

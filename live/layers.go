@@ -128,6 +128,13 @@ func (l *Layers) ForkedFrom(ctx context.Context, v cowcommon.Volume) (Moment, er
 	return l.Moment(base)
 }
 
+// isFork reports whether a volume is a fork of a moment. It may have got its content by a rollback or a merge since. The zero
+// Volume is none.
+func (l *Layers) isFork(ctx context.Context, v cowcommon.Volume, moment string) (bool, error) {
+	base, err := l.Base(ctx, v)
+	return base == moment, err
+}
+
 // stat describes a layer, and returns its base.
 func (l *Layers) stat(ctx context.Context, layer string) (v cowcommon.Volume, base string, err error) {
 	if v, err = l.backend.Stat(ctx, layer); err == nil {

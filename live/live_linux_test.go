@@ -73,6 +73,57 @@ func TestForkExpires(t *testing.T) {
 	h.assertClean(1, "again", "web", "young")
 }
 
+// TestForkExpiresNot: a fork stays while others made from it are there, and its snapshots do not count.
+func TestForkExpiresNot(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	h.create("web")
+	_, err := h.Fork(ctx, "web", []string{"plain", "parent"}, live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
+	require.NoError(t, err)
+	_, err = h.Snapshot(ctx, "plain", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	require.NoError(t, h.backend.Clone(ctx, "child", "parent", cowcommon.VolumeOptions{}))
+	h.assertClean(1, "child", "parent", "web")
+	require.NoError(t, h.backend.Remove(ctx, "child"))
+	h.assertClean(0, "web")
+}
+
+// TestForkRolledBack: a fork is one also after a rollback, and after its snapshots have gone: it expires, and keeps its labels
+// and the moment from which its changes count.
+func TestForkRolledBack(t *testing.T) { eachHome(t, testForkRolledBack) }
+
+func testForkRolledBack(t *testing.T, h home) {
+	ctx := t.Context()
+	h.create("web")
+	h.put("web", "file", "1")
+	rollBack := func(fork string, opts live.ForkOptions) {
+		_, err := h.Fork(ctx, "web", []string{fork}, opts)
+		require.NoError(t, err)
+		h.put(fork, "own", "2")
+		_, err = h.Snapshot(ctx, fork, "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		_, err = h.Rollback(ctx, fork, "one", live.RollbackOptions{})
+		require.NoError(t, err)
+	}
+	rollBack("kept", live.ForkOptions{Fork: live.Fork{Labels: map[string]string{"task": "1"}}})
+	for _, name := range h.names("kept") {
+		require.NoError(t, h.RemoveSnapshot(ctx, "kept", name))
+	}
+	rollBack("expired", live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
+	h.assertClean(3, "kept", "web") // that of the fork, the former content of kept, and that from which its content was made
+	v, err := h.backend.Stat(ctx, "kept")
+	require.NoError(t, err)
+	m, err := h.ForkedFrom(ctx, v)
+	require.NoError(t, err)
+	require.Len(t, m.Forks, 1)
+	assert.Equal(t, map[string]string{"task": "1"}, m.Forks[0].Labels)
+	merged, err := h.Merge(ctx, "kept", live.MergeOptions{})
+	require.NoError(t, err)
+	require.Len(t, merged.Changes, 1)
+	assert.Equal(t, "/own", merged.Changes[0].Path)
+	require.NoError(t, errors.Join(h.backend.Remove(ctx, "kept"), h.backend.Remove(ctx, "web")))
+	h.assertClean(0)
+}
+
 func TestSnapshots(t *testing.T) { eachHome(t, testSnapshots) }
 
 func testSnapshots(t *testing.T, h home) {
@@ -262,7 +313,7 @@ func testForkCrash(t *testing.T, kinds map[string]crashing) {
 				assert.Equal(h.t, []string{"a", "web"}, layers)
 			}
 			h.put("a", "work", "1")
-			h.assertClean(1, layers...) // what somebody has begun to use stays
+			h.assertClean(1, layers...) // a fork that somebody has begun to use stays
 			assert.Equal(h.t, "1", h.get("a", "work"))
 			moments, err := h.Moments(t.Context(), "web")
 			require.NoError(h.t, err)

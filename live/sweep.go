@@ -15,9 +15,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Sweep removes forks that have expired and are not in use, and moments that nothing needs any more: those without a
-// name or without their layer, from which nothing is made. It does nothing while somebody else is at work; they do so
-// later.
+// Sweep removes forks that have expired, are not in use and have no layers made from them. It removes moments that nothing needs
+// any more: those without a name or without their layer, from which nothing is made. It does nothing while somebody else is
+// at work; they do so later.
 func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
 		return nil
@@ -61,25 +61,40 @@ func (l *Layers) sweep(ctx context.Context) error {
 	}
 }
 
-// expire removes the forks that have expired.
+// expire removes the forks that have expired, unless other layers were made from them.
 func (l *Layers) expire(ctx context.Context, now time.Time) (err error) {
 	records, err := l.records(momentsDir, "")
+	expired := make(map[string]record) // moments by fork
 	for _, r := range records {
 		for _, fork := range r.Forks {
 			if !fork.Expires.IsZero() && !now.Before(fork.Expires) {
-				err = errors.Join(err, l.removeExpired(ctx, r, fork.Name))
+				expired[fork.Name] = r
 			}
 		}
 	}
-	return err
-}
-
-func (l *Layers) removeExpired(ctx context.Context, r record, fork string) error {
-	v, ok, err := l.exists(ctx, fork)
-	if err != nil || !ok || v.Parent != r.Volume { // it is another layer of that name
+	if err != nil || len(expired) == 0 {
 		return err
 	}
-	return l.removeUnused(ctx, fork)
+	volumes, _, err := l.volumes(ctx)
+	if err != nil {
+		return err
+	}
+	parents := make(map[string]bool)
+	for _, v := range volumes {
+		parents[v.Parent] = parents[v.Parent] || !IsMoment(v.Name)
+	}
+	for fork, r := range expired {
+		is, forkErr := l.isFork(ctx, volumes[fork], r.Volume)
+		switch {
+		case !is: // it is another layer of that name
+		case parents[fork]:
+			l.log.Info("it stays until the layers that were made from it are removed", "volume", fork)
+		default:
+			forkErr = l.removeUnused(ctx, fork)
+		}
+		err = errors.Join(err, forkErr)
+	}
+	return err
 }
 
 // removeUnused removes a volume, unless it is in use.
@@ -96,11 +111,11 @@ func (l *Layers) removeUnused(ctx context.Context, name string) error {
 // not be ended counts as there, since it may have no name for the moment. A moment may need another, so the caller repeats it
 // after it has removed some.
 func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
-	volumes, needed, err := l.volumes(ctx)
-	if err != nil {
+	records, err := l.records(momentsDir, "")
+	if err != nil || len(records) == 0 {
 		return false, err
 	}
-	records, err := l.records(momentsDir, "")
+	volumes, needed, err := l.volumes(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -118,7 +133,8 @@ func (l *Layers) sweepOnce(ctx context.Context) (again bool, err error) {
 	return again, err
 }
 
-// sweepRecord removes a moment if nothing needs it. Otherwise it takes out of its record what is no more.
+// sweepRecord removes a moment if nothing needs it. Otherwise it takes forks that are gone out of the record, and the
+// name if the layer is gone.
 func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]cowcommon.Volume, hasLayer, needed bool) (gone bool, err error) {
 	if _, ok := volumes[r.Volume]; !ok {
 		return false, l.forget(momentsDir, r.Volume)
@@ -126,12 +142,21 @@ func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]c
 	if (r.Name == "" || !hasLayer) && !needed {
 		return l.removeMoment(ctx, r.Volume)
 	}
-	was, name := len(r.Forks), r.Name
-	r.Forks = slices.DeleteFunc(r.Forks, func(f Fork) bool { return volumes[f.Name].Parent != r.Volume })
+	was, name := r.Forks, r.Name
+	r.Forks = nil
+	for _, fork := range was {
+		is, err := l.isFork(ctx, volumes[fork.Name], r.Volume)
+		if err != nil {
+			return false, err
+		}
+		if is {
+			r.Forks = append(r.Forks, fork)
+		}
+	}
 	if !hasLayer {
 		r.Name = ""
 	}
-	if len(r.Forks) == was && r.Name == name {
+	if len(r.Forks) == len(was) && r.Name == name {
 		return false, nil
 	}
 	err = l.save(momentsDir, r)
@@ -207,11 +232,15 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 	}
 	var forks []Fork
 	for _, fork := range r.Forks {
-		v, ok, err := l.exists(ctx, fork.Name)
+		v, _, err := l.exists(ctx, fork.Name)
 		if err != nil {
 			return err
 		}
-		if ok && v.Parent == r.Volume {
+		is, err := l.isFork(ctx, v, r.Volume)
+		if err != nil {
+			return err
+		}
+		if is {
 			forks = append(forks, fork)
 		}
 	}

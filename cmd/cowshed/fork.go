@@ -37,7 +37,8 @@ layer, unless --size says another. cowshed changes lists the changes of the copy
 applies them to the layer. Layer and copies can be removed in any order.
 
 With --mount-at, each copy is also mounted on the directory of that name, in which %d stands for its number. A copy
-with --ttl is removed after that time, by the next command that lists or removes snapshots or layers, unless it is in use.`,
+with --ttl is removed after that time, by the next command that lists or removes snapshots or layers. It stays while it
+is in use, and while layers are there that were made from it.`,
 		Example: `  cowshed fork web web-test
   cowshed fork src try --count 8 --mount-at ../try-%d --ttl 2h`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),

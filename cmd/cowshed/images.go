@@ -82,6 +82,7 @@ lists layers that stay because of such a layer. Remove these later with cowshed 
 }
 
 func (s *store) rmi(cmd *cobra.Command, names []string) error {
+	s.sweep(cmd.Context()) // forks that have expired need no image
 	for _, name := range names {
 		img, err := s.image(cmd.Context(), name)
 		if err != nil {

@@ -255,3 +255,20 @@ func TestNameAgain(t *testing.T) {
 	a.json(t, &infos, "snapshot", "ls", "web")
 	assert.Len(t, infos, 1)
 }
+
+// TestExpiredFork: each command that lists or removes layers, images or snapshots removes expired forks first.
+func TestExpiredFork(t *testing.T) {
+	a := newWeb(t)
+	for _, args := range [][]string{{"ls"}, {"snapshot", "ls", "web"}, {"log", "web"}, {"rmi", "none"}, {"rm", "other"}} {
+		a.ok(t, "create", "other")
+		a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
+		r := a.run(t, args...)
+		assert.NotContains(t, r.out, "brief")
+		assert.NoDirExists(t, filepath.Join(a.root, "btrfs/subvolumes/brief"), args)
+		a.run(t, "rm", "other")
+	}
+	a.ok(t, "fork", "web", "fork", "--label", "task=1")
+	a.ok(t, "snapshot", "fork", "one")
+	a.ok(t, "rollback", "fork", "one")
+	assert.Contains(t, a.ok(t, "log", "web", "--json"), `"task": "1"`)
+}

@@ -48,11 +48,7 @@ with the forks and their moments below. Before that it removes forks that have e
 }
 
 func (s *store) showLog(cmd *cobra.Command, name string, asJSON bool) error {
-	if !s.readOnly {
-		if err := s.live.Sweep(cmd.Context()); err != nil {
-			return err
-		}
-	}
+	s.sweep(cmd.Context())
 	v, err := s.layerAlone(cmd.Context(), name)
 	if err != nil {
 		return err
@@ -65,6 +61,16 @@ func (s *store) showLog(cmd *cobra.Command, name string, asJSON bool) error {
 		return printJSON(cmd, l)
 	}
 	return printLog(cmd.OutOrStdout(), l, "")
+}
+
+// sweep removes expired forks, and moments that nothing needs, before a command that lists layers or snapshots.
+func (s *store) sweep(ctx context.Context) {
+	if s.readOnly {
+		return
+	}
+	if err := s.live.Sweep(ctx); err != nil {
+		s.log.Warn("expired forks or moments stay", "error", err)
+	}
 }
 
 // logOf describes a layer with its moments and forks. seen are the layers on the way to it.
@@ -82,7 +88,11 @@ func (s *store) logOf(ctx context.Context, fork live.Fork, seen map[string]bool)
 		shown := logMoment{Name: m.Name, Message: m.Message, Time: m.Time, Volume: m.Volume}
 		for _, f := range m.Forks {
 			v, err := s.driver.Backend().Stat(ctx, f.Name)
-			if errdefs.IsNotFound(err) || err == nil && v.Parent != m.Volume {
+			base := ""
+			if err == nil {
+				base, err = s.live.Base(ctx, v)
+			}
+			if errdefs.IsNotFound(err) || err == nil && base != m.Volume {
 				continue
 			}
 			if err != nil {

@@ -56,6 +56,7 @@ accept these too.`,
 }
 
 func (s *store) ls(cmd *cobra.Command, f lsFlags) error {
+	s.sweep(cmd.Context())
 	layers, err := s.list(cmd.Context())
 	if err != nil {
 		return err

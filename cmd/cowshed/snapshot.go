@@ -100,6 +100,7 @@ func newSnapshotLsCommand(a *app) *cobra.Command {
 }
 
 func (s *store) snapshots(cmd *cobra.Command, layer string, asJSON bool) error {
+	s.sweep(cmd.Context())
 	v, err := s.layerAlone(cmd.Context(), layer)
 	if err != nil {
 		return err
