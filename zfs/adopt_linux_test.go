@@ -1,11 +1,13 @@
 package zfs
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
@@ -16,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -441,6 +444,85 @@ func TestSettleLimit(t *testing.T) {
 		assert.Equal(t, limits["under"], v.Limit)
 		without()
 		require.NoError(t, b.Settle(ctx, "crashed"))
+	}
+}
+
+// mortal is a kernel of a process that is killed after some changes of properties and datasets. It changes one property after
+// the other, and quotas first, as the kernel does.
+type mortal struct {
+	kernel
+	left int
+}
+
+func (k *mortal) call(do func() error) error {
+	if k.left == 0 {
+		return refused(unix.EIO)
+	}
+	k.left--
+	return do()
+}
+
+func (k *mortal) Set(name string, values zfsctl.Values) error {
+	values = maps.Clone(values)
+	if quota, ok := values["quota"]; ok {
+		delete(values, "quota")
+		if err := k.call(func() error { return k.kernel.Set(name, zfsctl.Values{"quota": quota}) }); err != nil || len(values) == 0 {
+			return err
+		}
+	}
+	return k.call(func() error { return k.kernel.Set(name, values) })
+}
+
+func (k *mortal) DestroySnapshotLater(name string) error {
+	return k.call(func() error { return k.kernel.DestroySnapshotLater(name) })
+}
+
+func (k *mortal) Promote(name string) error {
+	return k.call(func() error { return k.kernel.Promote(name) })
+}
+
+// TestSettleLimitSurvives: a limit survives a crash between any two steps of Settle, and each error. A limit that is set after
+// a crash stays.
+func TestSettleLimitSurvives(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	assertLimit := func(name string, want quota.Limit) {
+		t.Helper()
+		b.volumes.invalidate()
+		v, err := b.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, want, v.Limit, name)
+	}
+	whole, limit := b.zfs.kernel, quota.Limit{Bytes: 16 << 20}
+	killed := 0
+	for done := false; !done; killed++ {
+		name := "killed" + strconv.Itoa(killed)
+		require.NoError(t, b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+		b.zfs.kernel = &mortal{kernel: whole, left: killed}
+		done = b.Settle(ctx, name) == nil
+		b.zfs.kernel = whole
+		if killed%2 == 0 {
+			require.NoError(t, b.Settle(ctx, name))
+			assertLimit(name, limit)
+		}
+		newer := quota.Limit{Bytes: 32 << 20}
+		require.NoError(t, b.SetLimit(ctx, name, newer))
+		require.NoError(t, b.Settle(ctx, name))
+		assertLimit(name, newer)
+		require.NoError(t, b.Remove(ctx, name))
+	}
+	assert.Equal(t, 6, killed-1, "the steps of Settle")
+
+	faults := &faultyKernel{kernel: whole}
+	b.zfs.kernel, b.zfs.patience = faults, time.Minute
+	for _, command := range []string{"destroy later", "promote"} {
+		require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+		ctx := cancelledAt(t, faults.arm(command, "interrupted-before"))
+		require.Error(t, b.Settle(ctx, "a"), command)
+		assertLimit("a", limit)
+		assert.NotContains(t, zfs(t, "get", "-H", "-o", "value", limitProperty, b.datasetOf("a")), "1")
+		require.NoError(t, b.Remove(t.Context(), "a"))
 	}
 }
 

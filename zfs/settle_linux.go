@@ -71,16 +71,13 @@ func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset
 }
 
 // promote makes a clone the owner of its origin, and of the earlier snapshots of the foreign dataset.
-func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) error {
+func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) (err error) {
 	if err := b.checkMoved(ctx, clone.Origin); err != nil {
 		return err
 	}
-	limit, _ := clone.Properties.Number("quota")
-	if limit > 0 {
-		values := zfsctl.Values{"quota": uint64(0), limitProperty: strconv.FormatUint(limit, 10)}
-		if err := b.setValues(ctx, clone.Name, values); err != nil {
-			return err
-		}
+	defer func() { err = errors.Join(err, b.after(err, func() error { return b.restoreQuota(ctx, clone.Name) })) }()
+	if err := b.liftQuota(ctx, clone); err != nil {
+		return err
 	}
 	// Then its last clone, which is the foreign dataset, takes it along.
 	if strings.HasPrefix(snapshotName(clone.Origin), clonePrefix) {
@@ -92,7 +89,7 @@ func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) error {
 			return err
 		}
 	}
-	err := b.act(ctx, step{
+	err = b.act(ctx, step{
 		op: "promote",
 		do: func(k kernel) error { return k.Promote(clone.Name) },
 		happened: func(ctx context.Context) (bool, error) {
@@ -105,10 +102,20 @@ func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) error {
 		err = fault.New(errdefs.ErrFailedPrecondition, "snapshots of %s have names as those of %s: rename them with zfs rename: %w",
 			sourceOf(clone.Origin), clone.Name, err)
 	}
-	if err != nil {
-		return errors.Join(err, b.after(err, func() error { return b.restoreQuota(ctx, clone.Name) }))
+	return err
+}
+
+// liftQuota records the quota of a dataset, and then removes it. The kernel sets a quota in a transaction group of its own,
+// so the record comes first, with a call of its own.
+func (b *Backend) liftQuota(ctx context.Context, d zfsctl.Dataset) error {
+	limit, _ := d.Properties.Number("quota")
+	if limit == 0 {
+		return nil
 	}
-	return b.restoreQuota(ctx, clone.Name)
+	if err := b.setValues(ctx, d.Name, zfsctl.Values{limitProperty: strconv.FormatUint(limit, 10)}); err != nil {
+		return err
+	}
+	return b.setValues(ctx, d.Name, zfsctl.Values{"quota": uint64(0)})
 }
 
 // checkMoved checks whether the snapshots of a foreign dataset up to a clone's origin may become the clone's. These are
