@@ -110,10 +110,17 @@ func (s *Snapshotter) adopt(ctx context.Context, key string, made record, opts c
 // Settle makes the volume of a snapshot independent of the volume that it was adopted from. It is cowcommon.Settler.Settle
 // for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there is no such snapshot.
 func (s *Snapshotter) Settle(ctx context.Context, namespace, key string) error {
-	return wrap("settle snapshot", key, s.settleVolume(ctx, offerKey{namespace, key}))
+	return wrap("settle snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.Settle))
 }
 
-func (s *Snapshotter) settleVolume(ctx context.Context, of offerKey) error {
+// CheckSettle is cowcommon.Settler.CheckSettle for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there
+// is no such snapshot.
+func (s *Snapshotter) CheckSettle(ctx context.Context, namespace, key string) error {
+	return wrap("check settling of snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.CheckSettle))
+}
+
+// withVolume calls do with the volume of a snapshot.
+func (s *Snapshotter) withVolume(ctx context.Context, of offerKey, do func(context.Context, cowcommon.Backend, string) error) error {
 	infos, err := s.list(ctx)
 	if err != nil {
 		return err
@@ -121,7 +128,7 @@ func (s *Snapshotter) settleVolume(ctx context.Context, of offerKey) error {
 	for _, info := range infos {
 		namespace, key := splitKey(info.Name)
 		if volume := info.Labels[VolumeLabel]; (offerKey{namespace, key}) == of && volume != "" {
-			return cowcommon.Settle(ctx, s.backend, volume)
+			return do(ctx, s.backend, volume)
 		}
 	}
 	return fault.New(errdefs.ErrNotFound, "there is no such snapshot in namespace %q", of.namespace)
@@ -131,13 +138,15 @@ func (s *Snapshotter) settleVolume(ctx context.Context, of offerKey) error {
 type Offerer interface {
 	Offer(ctx context.Context, namespace, key, source string) error
 	Settle(ctx context.Context, namespace, key string) error
+	CheckSettle(ctx context.Context, namespace, key string) error
 }
 
-// The service has two methods, and their messages are containerd's.
+// The service has three methods, and their messages are containerd's.
 const (
 	offersService = "cowshed.snapshotter.v1.Offers"
 	offerMethod   = "Offer"
 	settleMethod  = "Settle"
+	checkMethod   = "CheckSettle"
 )
 
 var offersDesc = grpc.ServiceDesc{
@@ -149,6 +158,9 @@ var offersDesc = grpc.ServiceDesc{
 		})},
 		{MethodName: settleMethod, Handler: offersHandler(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Settle(ctx, namespace, r.GetKey())
+		})},
+		{MethodName: checkMethod, Handler: offersHandler(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+			return o.CheckSettle(ctx, namespace, r.GetKey())
 		})},
 	},
 }
@@ -187,6 +199,11 @@ func (c OffersClient) Offer(ctx context.Context, namespace, key, source string) 
 // Settle is Snapshotter.Settle. Returns errdefs.ErrNotImplemented if the server settles nothing.
 func (c OffersClient) Settle(ctx context.Context, namespace, key string) error {
 	return c.call(ctx, settleMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
+}
+
+// CheckSettle is Snapshotter.CheckSettle. Returns errdefs.ErrNotImplemented if the server does not know it.
+func (c OffersClient) CheckSettle(ctx context.Context, namespace, key string) error {
+	return c.call(ctx, checkMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
 }
 
 func (c OffersClient) call(ctx context.Context, method, namespace string, request *snapshotsapi.PrepareSnapshotRequest) error {

@@ -447,6 +447,31 @@ func TestSettleLimit(t *testing.T) {
 	}
 }
 
+// TestSettleLeavesVolumes: a volume is settled without a change of other volumes, such as its parent.
+func TestSettleLeavesVolumes(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	f.write("1", "file", "x")
+	zfs(t, "snapshot", f.dataset("1")+"@of-others")
+	limit := quota.Limit{Bytes: 16 << 20}
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+	require.NoError(t, b.Clone(ctx, "child", "a", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Clone(ctx, "removed", "child", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Clone(ctx, "last", "removed", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Remove(ctx, "removed"))
+	before := zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root)
+	for _, name := range []string{"child", "last"} {
+		require.NoError(t, b.CheckSettle(ctx, name))
+		require.NoError(t, b.Settle(ctx, name))
+	}
+	assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root))
+	zfs(t, "destroy", f.dataset("1")+"@of-others")
+	require.NoError(t, b.Settle(ctx, "a"))
+	f.destroy("1")
+	assertContent(t, b, "last", "file", "x")
+}
+
 // mortal is a kernel of a process that is killed after some changes of properties and datasets. It changes one property after
 // the other, and quotas first, as the kernel does.
 type mortal struct {
@@ -539,14 +564,26 @@ func TestSettleNot(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, f.dataset("1")+"@of-others")
 	require.NotContains(t, err.Error(), "@later")
+	require.ErrorIs(t, b.CheckSettle(ctx, "a"), errdefs.ErrFailedPrecondition)
 	assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root))
 	zfs(t, "destroy", f.dataset("1")+"@of-others")
 
 	// The snapshot of a foreign dataset may have the name of one of the volume's.
 	zfs(t, "snapshot", b.datasetOf("a@7"))
 	require.NoError(t, b.zfs.kernel.Snapshot(f.dataset("1")+"@"+clonePrefix+"x"))
+	f.create("2", "1")
+	zfs(t, "snapshot", f.dataset("2")+"@"+clonePrefix+"y")
+	require.NoError(t, b.Adopt(ctx, "b", "", f.dataset("2"), cowcommon.VolumeOptions{}))
+	zfs(t, "snapshot", b.datasetOf("b@"+clonePrefix+"y"))
+	for name, err := range map[string]error{"check": b.CheckSettle(ctx, "b"), "settle": b.Settle(ctx, "b")} {
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
+		require.ErrorContains(t, err, "the snapshots "+f.dataset("2")+"@"+clonePrefix+"y have names", name)
+	}
+	require.NoError(t, b.CheckSettle(ctx, "a"))
 	require.NoError(t, b.Settle(ctx, "a"))
 	zfs(t, "destroy", b.datasetOf("a@7"))
+	require.NoError(t, b.CheckSettle(ctx, "a"))
+	require.ErrorIs(t, b.CheckSettle(ctx, "none"), errdefs.ErrNotFound)
 }
 
 // TestAdoptFullPool: without space nothing is adopted or settled, and all is as before. Removing works.
