@@ -334,6 +334,58 @@ func TestAdoptRecovers(t *testing.T) {
 	assert.Equal(t, before, f.state())
 }
 
+// TestIntentLeft: an intent that is left, with the snapshot that it names, is ended before the volume is made again.
+func TestIntentLeft(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	before := f.state()
+	origin := f.dataset("1") + "@" + clonePrefix + "left"
+	makers := map[string]func(name string) error{
+		"create": func(name string) error { return b.Create(ctx, name, cowcommon.VolumeOptions{}) },
+		"adopt":  func(name string) error { return b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{}) },
+	}
+	for name, do := range makers {
+		require.NoError(t, b.intend(ctx, name, origin))
+		zfs(t, "snapshot", origin)
+		require.NoError(t, do(name), name)
+		assert.NotContains(t, f.state(), origin, name)
+		require.NoError(t, b.Remove(ctx, name))
+		assert.Equal(t, before, f.state())
+	}
+	intents, err := os.ReadDir(b.intents)
+	require.NoError(t, err)
+	assert.Empty(t, intents)
+
+	// As long as the snapshot cannot be destroyed, the intent stays.
+	require.NoError(t, b.intend(ctx, "held", origin))
+	zfs(t, "snapshot", origin)
+	zfs(t, "hold", "tag", origin)
+	for _, do := range makers {
+		require.ErrorIs(t, do("held"), unix.EBUSY)
+	}
+	zfs(t, "release", "tag", origin)
+	require.NoError(t, makers["adopt"]("held"))
+	assert.NotContains(t, f.state(), origin)
+}
+
+// TestIntentOfWhole: the kernel says whether a volume is half-made. The index may have it as it was while it was being made.
+func TestIntentOfWhole(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	require.NoError(t, b.Create(ctx, "whole", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.intend(ctx, "whole", ""))
+	d, err := b.volume(ctx, "whole")
+	require.NoError(t, err)
+	// As old as the intent, and without its properties.
+	b.volumes.update("whole", func(d *dataset) { d.marked, d.created = false, time.Now() })
+	require.NoError(t, b.endLeftIntents(ctx))
+	b.volumes.set("whole", d)
+	there, err := b.zfs.exists(ctx, b.datasetOf("whole"))
+	require.NoError(t, err)
+	assert.True(t, there)
+	assert.NoFileExists(t, filepath.Join(b.intents, "whole"))
+}
+
 // TestSettle: volumes outlive the foreign datasets that they were adopted from.
 func TestSettle(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
