@@ -241,6 +241,10 @@ func TestAdoptNot(t *testing.T) {
 	key := filepath.Join(t.TempDir(), "key")
 	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("k", 32)), 0o600))
 	f.create("secret", "", "-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://"+key)
+	f.create("acls", "", "-o", "acltype=posix")
+	f.create("no-xattrs", "", "-o", "xattr=off")
+	moby := strings.Repeat("0123456789abcdef", 4)
+	zfs(t, "create", "-o", "mountpoint=legacy", b.datasetOf(moby))
 	f.create("held", "")
 	zfs(t, "snapshot", f.dataset("held")+"@snapshot")
 	require.NoError(t, b.Create(ctx, "there", cowcommon.VolumeOptions{}))
@@ -256,6 +260,9 @@ func TestAdoptNot(t *testing.T) {
 		"a snapshot":           {name: "new", source: f.dataset("held@snapshot"), want: errdefs.ErrNotImplemented},
 		"a zvol":               {name: "new", source: f.dataset("volume"), want: errdefs.ErrNotImplemented},
 		"encrypted":            {name: "new", source: f.dataset("secret"), want: errdefs.ErrNotImplemented},
+		"other ACLs":           {name: "new", source: f.dataset("acls"), want: errdefs.ErrNotImplemented},
+		"no attributes":        {name: "new", source: f.dataset("no-xattrs"), want: errdefs.ErrNotImplemented},
+		"moby's, here":         {name: "new", source: b.datasetOf(moby), want: errdefs.ErrNotImplemented},
 		"another pool":         {name: "new", source: "elsewhere/good", want: errdefs.ErrNotImplemented},
 		"nothing":              {name: "new", source: f.dataset("nothing"), want: unix.ENOENT},
 		"a layer here":         {name: "new", source: b.datasetOf("there"), want: errdefs.ErrInvalidArgument},
