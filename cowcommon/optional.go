@@ -285,9 +285,20 @@ func Adopt(ctx context.Context, backend Backend, name, parent, source string, op
 type Settler interface {
 	// Settle makes an adopted volume independent of its foreign volume, which depends on it from then on, and is to be
 	// removed. The parent of the volume is settled first. Its content and its users do not matter, and stay. A volume that
-	// was settled or not adopted stays as it is. Returns ErrFailedPrecondition if others have made snapshots of the foreign
-	// volume that would become part of the volume.
+	// was settled or not adopted stays as it is, and so do all other volumes. Returns ErrFailedPrecondition if others have
+	// made snapshots of the foreign volume that would become part of the volume.
 	Settle(ctx context.Context, name string) error
+	// CheckSettle returns the error that Settle would return, as far as that can be known before. It changes nothing. The
+	// parent of the volume need not be settled.
+	CheckSettle(ctx context.Context, name string) error
+}
+
+// CheckSettle is Settler.CheckSettle. Returns nil if the backend is none.
+func CheckSettle(ctx context.Context, backend Backend, name string) error {
+	if s, ok := As[Settler](backend); ok {
+		return s.CheckSettle(ctx, name)
+	}
+	return nil
 }
 
 // Settle is Settler.Settle. It does nothing if the backend is none.

@@ -56,6 +56,7 @@ func TestWithoutOptionalInterfaces(t *testing.T) {
 		require.ErrorIs(t, err, errdefs.ErrNotImplemented, name)
 	}
 	require.NoError(t, Settle(ctx, b, "a"), "a backend that is no Settler has nothing to settle")
+	require.NoError(t, CheckSettle(ctx, b, "a"))
 	_, err := Hints(ctx, b, nil, nil)
 	require.ErrorIs(t, err, treediff.ErrNoHints)
 }

@@ -124,6 +124,10 @@ func (b *readOnlyBackend) Settle(_ context.Context, name string) error {
 	return b.refuse("settle", name)
 }
 
+func (b *readOnlyBackend) CheckSettle(_ context.Context, name string) error {
+	return b.refuse("settle", name)
+}
+
 func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ VolumeOptions) error {
 	return fault.WrapWith("adopt volume", name, fault.From(source), b.err)
 }

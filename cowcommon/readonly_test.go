@@ -38,6 +38,7 @@ func TestReadOnly(t *testing.T) {
 		assert.ErrorContains(t, err, name+` volume "a"`)
 		assert.ErrorContains(t, err, "the disk is worn out")
 	}
+	require.ErrorIs(t, CheckSettle(t.Context(), b, "a"), ErrReadOnly)
 }
 
 // An error of a filesystem that the kernel made read-only meanwhile has the type too.

@@ -193,6 +193,10 @@ func (t *fakeTarget) Settle(_ context.Context, layer *Layer) error {
 	return nil
 }
 
+func (t *fakeTarget) CheckSettle(_ context.Context, layer *Layer) error {
+	return t.w.fail["check settle "+itemName(Item{Layer: layer})]
+}
+
 func (t *fakeTarget) Close() error { return nil }
 
 // id makes the digest of an image.

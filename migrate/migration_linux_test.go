@@ -177,6 +177,26 @@ func TestFinishSettles(t *testing.T) {
 	assert.Equal(t, []string{"settle layer base", "settle layer one", "settle layer web-init", "settle layer web"}, a.w.log)
 }
 
+// TestFinishChecksSettling: a finish that could not go on does not begin, so that undo is possible.
+func TestFinishChecksSettling(t *testing.T) {
+	a := newAttempt(t)
+	require.NoError(t, a.run())
+	a.w.log = nil
+	a.w.fail["check settle layer two"] = fault.New(errdefs.ErrNotFound, "its user has removed it")
+	a.w.fail["check settle layer web"] = fault.New(errdefs.ErrFailedPrecondition, "others have snapshots")
+	for _, partial := range []bool{false, true} {
+		var refused *PartialError
+		require.ErrorAs(t, finish(a.migration(), partial), &refused)
+		require.Len(t, refused.Problems, 1)
+		assert.Equal(t, "web", refused.Problems[0].ID)
+	}
+	assert.Empty(t, a.w.log)
+	assert.False(t, a.w.gone)
+	_, err := a.migration().Undo(t.Context(), nil)
+	require.NoError(t, err)
+	assert.Empty(t, a.things())
+}
+
 // TestFinishOfRemoved: if nothing is left of the source, a finish that has begun to remove it is done.
 func TestFinishOfRemoved(t *testing.T) {
 	left := fault.New(errdefs.ErrNotFound, "nothing is left")

@@ -49,6 +49,9 @@ type Target interface {
 	// Settle makes a layer independent of the source's, which is removed next. The layer below was settled before. It is
 	// repeated after a crash. Returns errdefs.ErrNotFound if the layer is not there.
 	Settle(ctx context.Context, layer *Layer) error
+	// CheckSettle returns the error that Settle would return, as far as that can be known before. It changes nothing.
+	// Returns errdefs.ErrNotFound if the layer is not there.
+	CheckSettle(ctx context.Context, layer *Layer) error
 
 	// Verify compares a thing with its source. Returns errdefs.ErrDataLoss if it differs.
 	Verify(ctx context.Context, item Item, source Source) error

@@ -71,8 +71,8 @@ func (m *Migration) Undo(ctx context.Context, progress Progress) (removed int, e
 //
 // Returns ErrFailedPrecondition if the run is not complete, and ErrNotFound if there was none. Returns a *PartialError if
 // something of the source is not in the target. If partial is true, it removes the things that are not in the target all
-// the same, and returns them as lost. It then refuses for others alone: things that may be newer in the source, and those
-// of which nothing is known.
+// the same, and returns them as lost. It then refuses for others alone: things that may be newer in the source, those
+// of which nothing is known, and layers that would not outlive the source.
 func (m *Migration) Finish(ctx context.Context, partial bool) (lost []Problem, err error) {
 	if err := m.source.InUse(ctx); err != nil {
 		return nil, err
@@ -162,6 +162,19 @@ func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) (lo
 			err = m.isWhole(ctx, j, item)
 		}
 		if err != nil {
+			unsure = append(unsure, item.problem(err))
+		}
+	}
+	for _, item := range j.begun {
+		if item.Layer == nil {
+			continue
+		}
+		// Once the source is being removed, there is no way back.
+		err := m.target.CheckSettle(ctx, item.Layer)
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case err != nil && !errdefs.IsNotFound(err):
 			unsure = append(unsure, item.problem(err))
 		}
 	}

@@ -111,10 +111,17 @@ func (s *Snapshotter) adopt(ctx context.Context, key string, made record, opts c
 // Settle makes the volume of a snapshot independent of the volume that it was adopted from. It is cowcommon.Settler.Settle
 // for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there is no such snapshot.
 func (s *Snapshotter) Settle(ctx context.Context, namespace, key string) error {
-	return wrap("settle snapshot", key, s.settleVolume(ctx, offerKey{namespace, key}))
+	return wrap("settle snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.Settle))
 }
 
-func (s *Snapshotter) settleVolume(ctx context.Context, of offerKey) error {
+// CheckSettle is cowcommon.Settler.CheckSettle for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there
+// is no such snapshot.
+func (s *Snapshotter) CheckSettle(ctx context.Context, namespace, key string) error {
+	return wrap("check settling of snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.CheckSettle))
+}
+
+// withVolume calls do with the volume of a snapshot.
+func (s *Snapshotter) withVolume(ctx context.Context, of offerKey, do func(context.Context, cowcommon.Backend, string) error) error {
 	infos, err := s.list(ctx)
 	if err != nil {
 		return err
@@ -122,7 +129,7 @@ func (s *Snapshotter) settleVolume(ctx context.Context, of offerKey) error {
 	for _, info := range infos {
 		namespace, key := splitKey(info.Name)
 		if volume := info.Labels[VolumeLabel]; (offerKey{namespace, key}) == of && volume != "" {
-			return cowcommon.Settle(ctx, s.backend, volume)
+			return do(ctx, s.backend, volume)
 		}
 	}
 	return fault.New(errdefs.ErrNotFound, "there is no such snapshot in namespace %q", of.namespace)
@@ -143,14 +150,16 @@ type Offerer interface {
 	Offer(ctx context.Context, namespace, key, source string) error
 	Settle(ctx context.Context, namespace, key string) error
 	LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error
+	CheckSettle(ctx context.Context, namespace, key string) error
 }
 
-// The service has three methods, and their messages are containerd's.
+// The service has four methods, and their messages are containerd's.
 const (
 	offersService = "cowshed.snapshotter.v1.Offers"
 	offerMethod   = "Offer"
 	settleMethod  = "Settle"
 	limitMethod   = "LimitFilled"
+	checkMethod   = "CheckSettle"
 )
 
 var offersDesc = grpc.ServiceDesc{
@@ -169,6 +178,9 @@ var offersDesc = grpc.ServiceDesc{
 				return fault.New(errdefs.ErrInvalidArgument, "%q is no limit in bytes", r.GetLabels()[limitLabel])
 			}
 			return o.LimitFilled(ctx, namespace, r.GetKey(), bytes)
+		})},
+		{MethodName: checkMethod, Handler: offersHandler(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+			return o.CheckSettle(ctx, namespace, r.GetKey())
 		})},
 	},
 }
@@ -213,6 +225,11 @@ func (c OffersClient) Settle(ctx context.Context, namespace, key string) error {
 func (c OffersClient) LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error {
 	labels := map[string]string{limitLabel: strconv.FormatUint(bytes, 10)}
 	return c.call(ctx, limitMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key, Labels: labels})
+}
+
+// CheckSettle is Snapshotter.CheckSettle. Returns errdefs.ErrNotImplemented if the server does not know it.
+func (c OffersClient) CheckSettle(ctx context.Context, namespace, key string) error {
+	return c.call(ctx, checkMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
 }
 
 func (c OffersClient) call(ctx context.Context, method, namespace string, request *snapshotsapi.PrepareSnapshotRequest) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // foreign makes a subvolume, as another program does, with a file.
@@ -125,6 +126,10 @@ func (b settling) Settle(_ context.Context, name string) error {
 	return nil
 }
 
+func (b settling) CheckSettle(_ context.Context, name string) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "not %s", name)
+}
+
 // TestSettle settles the volumes of snapshots through a socket, by the names that containerd's clients know.
 func TestSettle(t *testing.T) {
 	h := newHost(t, Options{})
@@ -140,8 +145,12 @@ func TestSettle(t *testing.T) {
 	require.NoError(t, offers.Settle(ctx, "moby", "key"))
 	require.NoError(t, offers.Settle(ctx, "", "plain"))
 	assert.Equal(t, []string{h.volume("moby/1/key"), h.volume("plain")}, settled)
+	err = offers.CheckSettle(ctx, "moby", "key")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "not "+h.volume("moby/1/key"))
 	for namespace, key := range map[string]string{"moby": "absent", "": "key", "third": "key"} {
 		require.ErrorIs(t, offers.Settle(ctx, namespace, key), errdefs.ErrNotFound)
+		require.ErrorIs(t, offers.CheckSettle(ctx, namespace, key), errdefs.ErrNotFound)
 	}
 	assert.Len(t, settled, 2)
 }

@@ -66,7 +66,7 @@ func (b *Backend) checkForeign(ctx context.Context, source string) error {
 	case pool != b.zfs.pool || strings.ContainsAny(source, "@#"):
 		return fault.New(errdefs.ErrNotImplemented, "%q is no dataset in the pool %s", source, b.zfs.pool)
 	case b.isHere(source):
-		return fault.New(errdefs.ErrInvalidArgument, "it is a layer here: clone that")
+		return b.explainHere(ctx, source)
 	}
 	home, err := b.stats(ctx, b.root)
 	if err != nil {
@@ -88,16 +88,23 @@ func (b *Backend) checkForeign(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	// It cannot be promoted into another encryption root.
-	from, _ := foreign.Properties.Text("encryptionroot")
-	to, _ := home.Properties.Text("encryptionroot")
-	if from != to {
-		return fault.New(errdefs.ErrNotImplemented, "it is encrypted below %q, and %s below %q", from, b.root, to)
-	}
-	if foreign.Type != zfsctl.Filesystem {
-		return fault.New(errdefs.ErrNotImplemented, "dataset %s is no filesystem", source)
+	if why := zfsctl.WhyNoClone(foreign, home); why != "" {
+		return fault.New(errdefs.ErrNotImplemented, "%s", why)
 	}
 	return nil
+}
+
+// explainHere says why a dataset where the volumes are cannot be adopted. Returns errdefs.ErrNotImplemented if another program
+// made it: Cowshed may have the dataset in which that program keeps its own.
+func (b *Backend) explainHere(ctx context.Context, source string) error {
+	d, ok, err := b.look(ctx, strings.TrimPrefix(source, b.root+"/"))
+	switch {
+	case err != nil:
+		return err
+	case ok && !d.marked:
+		return fault.New(errdefs.ErrNotImplemented, "another program has made it in %s, where the layers are", b.root)
+	}
+	return fault.New(errdefs.ErrInvalidArgument, "it is a layer here: clone that")
 }
 
 // isHere reports whether a dataset is one in which this Backend keeps a volume, or a removed one.

@@ -1,11 +1,13 @@
 package zfs
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
@@ -16,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -238,6 +241,10 @@ func TestAdoptNot(t *testing.T) {
 	key := filepath.Join(t.TempDir(), "key")
 	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("k", 32)), 0o600))
 	f.create("secret", "", "-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://"+key)
+	f.create("acls", "", "-o", "acltype=posix")
+	f.create("no-xattrs", "", "-o", "xattr=off")
+	moby := strings.Repeat("0123456789abcdef", 4)
+	zfs(t, "create", "-o", "mountpoint=legacy", b.datasetOf(moby))
 	f.create("held", "")
 	zfs(t, "snapshot", f.dataset("held")+"@snapshot")
 	require.NoError(t, b.Create(ctx, "there", cowcommon.VolumeOptions{}))
@@ -253,6 +260,9 @@ func TestAdoptNot(t *testing.T) {
 		"a snapshot":           {name: "new", source: f.dataset("held@snapshot"), want: errdefs.ErrNotImplemented},
 		"a zvol":               {name: "new", source: f.dataset("volume"), want: errdefs.ErrNotImplemented},
 		"encrypted":            {name: "new", source: f.dataset("secret"), want: errdefs.ErrNotImplemented},
+		"other ACLs":           {name: "new", source: f.dataset("acls"), want: errdefs.ErrNotImplemented},
+		"no attributes":        {name: "new", source: f.dataset("no-xattrs"), want: errdefs.ErrNotImplemented},
+		"moby's, here":         {name: "new", source: b.datasetOf(moby), want: errdefs.ErrNotImplemented},
 		"another pool":         {name: "new", source: "elsewhere/good", want: errdefs.ErrNotImplemented},
 		"nothing":              {name: "new", source: f.dataset("nothing"), want: unix.ENOENT},
 		"a layer here":         {name: "new", source: b.datasetOf("there"), want: errdefs.ErrInvalidArgument},
@@ -329,6 +339,58 @@ func TestAdoptRecovers(t *testing.T) {
 	zfs(t, "snapshot", origin("1"))
 	require.NoError(t, beside.recoverBeside(ctx))
 	assert.Equal(t, before, f.state())
+}
+
+// TestIntentLeft: an intent that is left, with the snapshot that it names, is ended before the volume is made again.
+func TestIntentLeft(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	before := f.state()
+	origin := f.dataset("1") + "@" + clonePrefix + "left"
+	makers := map[string]func(name string) error{
+		"create": func(name string) error { return b.Create(ctx, name, cowcommon.VolumeOptions{}) },
+		"adopt":  func(name string) error { return b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{}) },
+	}
+	for name, do := range makers {
+		require.NoError(t, b.intend(ctx, name, origin))
+		zfs(t, "snapshot", origin)
+		require.NoError(t, do(name), name)
+		assert.NotContains(t, f.state(), origin, name)
+		require.NoError(t, b.Remove(ctx, name))
+		assert.Equal(t, before, f.state())
+	}
+	intents, err := os.ReadDir(b.intents)
+	require.NoError(t, err)
+	assert.Empty(t, intents)
+
+	// As long as the snapshot cannot be destroyed, the intent stays.
+	require.NoError(t, b.intend(ctx, "held", origin))
+	zfs(t, "snapshot", origin)
+	zfs(t, "hold", "tag", origin)
+	for _, do := range makers {
+		require.ErrorIs(t, do("held"), unix.EBUSY)
+	}
+	zfs(t, "release", "tag", origin)
+	require.NoError(t, makers["adopt"]("held"))
+	assert.NotContains(t, f.state(), origin)
+}
+
+// TestIntentOfWhole: the kernel says whether a volume is half-made. The index may have it as it was while it was being made.
+func TestIntentOfWhole(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	require.NoError(t, b.Create(ctx, "whole", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.intend(ctx, "whole", ""))
+	d, err := b.volume(ctx, "whole")
+	require.NoError(t, err)
+	// As old as the intent, and without its properties.
+	b.volumes.update("whole", func(d *dataset) { d.marked, d.created = false, time.Now() })
+	require.NoError(t, b.endLeftIntents(ctx))
+	b.volumes.set("whole", d)
+	there, err := b.zfs.exists(ctx, b.datasetOf("whole"))
+	require.NoError(t, err)
+	assert.True(t, there)
+	assert.NoFileExists(t, filepath.Join(b.intents, "whole"))
 }
 
 // TestSettle: volumes outlive the foreign datasets that they were adopted from.
@@ -444,6 +506,110 @@ func TestSettleLimit(t *testing.T) {
 	}
 }
 
+// TestSettleLeavesVolumes: a volume is settled without a change of other volumes, such as its parent.
+func TestSettleLeavesVolumes(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	f.write("1", "file", "x")
+	zfs(t, "snapshot", f.dataset("1")+"@of-others")
+	limit := quota.Limit{Bytes: 16 << 20}
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+	require.NoError(t, b.Clone(ctx, "child", "a", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Clone(ctx, "removed", "child", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Clone(ctx, "last", "removed", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Remove(ctx, "removed"))
+	before := zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root)
+	for _, name := range []string{"child", "last"} {
+		require.NoError(t, b.CheckSettle(ctx, name))
+		require.NoError(t, b.Settle(ctx, name))
+	}
+	assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root))
+	zfs(t, "destroy", f.dataset("1")+"@of-others")
+	require.NoError(t, b.Settle(ctx, "a"))
+	f.destroy("1")
+	assertContent(t, b, "last", "file", "x")
+}
+
+// mortal is a kernel of a process that is killed after some changes of properties and datasets. It changes one property after
+// the other, and quotas first, as the kernel does.
+type mortal struct {
+	kernel
+	left int
+}
+
+func (k *mortal) call(do func() error) error {
+	if k.left == 0 {
+		return refused(unix.EIO)
+	}
+	k.left--
+	return do()
+}
+
+func (k *mortal) Set(name string, values zfsctl.Values) error {
+	values = maps.Clone(values)
+	if quota, ok := values["quota"]; ok {
+		delete(values, "quota")
+		if err := k.call(func() error { return k.kernel.Set(name, zfsctl.Values{"quota": quota}) }); err != nil || len(values) == 0 {
+			return err
+		}
+	}
+	return k.call(func() error { return k.kernel.Set(name, values) })
+}
+
+func (k *mortal) DestroySnapshotLater(name string) error {
+	return k.call(func() error { return k.kernel.DestroySnapshotLater(name) })
+}
+
+func (k *mortal) Promote(name string) error {
+	return k.call(func() error { return k.kernel.Promote(name) })
+}
+
+// TestSettleLimitSurvives: a limit survives a crash between any two steps of Settle, and each error. A limit that is set after
+// a crash stays.
+func TestSettleLimitSurvives(t *testing.T) {
+	b, ctx := open(t), t.Context()
+	f := newForeign(t, b.root)
+	f.create("1", "")
+	assertLimit := func(name string, want quota.Limit) {
+		t.Helper()
+		b.volumes.invalidate()
+		v, err := b.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, want, v.Limit, name)
+	}
+	whole, limit := b.zfs.kernel, quota.Limit{Bytes: 16 << 20}
+	killed := 0
+	for done := false; !done; killed++ {
+		name := "killed" + strconv.Itoa(killed)
+		require.NoError(t, b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+		b.zfs.kernel = &mortal{kernel: whole, left: killed}
+		done = b.Settle(ctx, name) == nil
+		b.zfs.kernel = whole
+		if killed%2 == 0 {
+			require.NoError(t, b.Settle(ctx, name))
+			assertLimit(name, limit)
+		}
+		newer := quota.Limit{Bytes: 32 << 20}
+		require.NoError(t, b.SetLimit(ctx, name, newer))
+		require.NoError(t, b.Settle(ctx, name))
+		assertLimit(name, newer)
+		require.NoError(t, b.Remove(ctx, name))
+	}
+	assert.Equal(t, 6, killed-1, "the steps of Settle")
+
+	faults := &faultyKernel{kernel: whole}
+	b.zfs.kernel, b.zfs.patience = faults, time.Minute
+	for _, command := range []string{"destroy later", "promote"} {
+		require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+		ctx := cancelledAt(t, faults.arm(command, "interrupted-before"))
+		require.Error(t, b.Settle(ctx, "a"), command)
+		assertLimit("a", limit)
+		assert.NotContains(t, zfs(t, "get", "-H", "-o", "value", limitProperty, b.datasetOf("a")), "1")
+		require.NoError(t, b.Remove(t.Context(), "a"))
+	}
+}
+
 // TestSettleNot: snapshots of others do not become a layer's.
 func TestSettleNot(t *testing.T) {
 	b, ctx := open(t), t.Context()
@@ -457,14 +623,26 @@ func TestSettleNot(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, f.dataset("1")+"@of-others")
 	require.NotContains(t, err.Error(), "@later")
+	require.ErrorIs(t, b.CheckSettle(ctx, "a"), errdefs.ErrFailedPrecondition)
 	assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root))
 	zfs(t, "destroy", f.dataset("1")+"@of-others")
 
 	// The snapshot of a foreign dataset may have the name of one of the volume's.
 	zfs(t, "snapshot", b.datasetOf("a@7"))
 	require.NoError(t, b.zfs.kernel.Snapshot(f.dataset("1")+"@"+clonePrefix+"x"))
+	f.create("2", "1")
+	zfs(t, "snapshot", f.dataset("2")+"@"+clonePrefix+"y")
+	require.NoError(t, b.Adopt(ctx, "b", "", f.dataset("2"), cowcommon.VolumeOptions{}))
+	zfs(t, "snapshot", b.datasetOf("b@"+clonePrefix+"y"))
+	for name, err := range map[string]error{"check": b.CheckSettle(ctx, "b"), "settle": b.Settle(ctx, "b")} {
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
+		require.ErrorContains(t, err, "the snapshots "+f.dataset("2")+"@"+clonePrefix+"y have names", name)
+	}
+	require.NoError(t, b.CheckSettle(ctx, "a"))
 	require.NoError(t, b.Settle(ctx, "a"))
 	zfs(t, "destroy", b.datasetOf("a@7"))
+	require.NoError(t, b.CheckSettle(ctx, "a"))
+	require.ErrorIs(t, b.CheckSettle(ctx, "none"), errdefs.ErrNotFound)
 }
 
 // TestAdoptFullPool: without space nothing is adopted or settled, and all is as before. Removing works.

@@ -3,6 +3,7 @@ package zfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -23,9 +24,21 @@ import (
 // last of these. A power cut in between leaves a dataset without it. Only the intent tells this dataset from the
 // datasets of others.
 
-// intend records that a volume is about to be made, so that the record survives a power cut. origin is the snapshot to be
-// taken of a foreign dataset, or "". The caller calls forget when the volume was made, or could not be made.
+// intend records that a claimed volume is about to be made, so that the record survives a power cut. origin is the snapshot
+// to be taken of a foreign dataset, or "". The caller calls forget when the volume was made, or could not be made. An intent
+// that was left is ended first, because it may name another snapshot.
 func (b *Backend) intend(ctx context.Context, name, origin string) error {
+	err := b.record(ctx, name, origin)
+	if errors.Is(err, fs.ErrExist) && !isLost(err) {
+		if _, err := b.endIntent(ctx, name); err != nil {
+			return fmt.Errorf("end what was left of it: %w", err)
+		}
+		err = b.record(ctx, name, origin)
+	}
+	return err
+}
+
+func (b *Backend) record(ctx context.Context, name, origin string) error {
 	path := filepath.Join(b.intents, name)
 	return b.change(ctx, step{
 		op:       "record",
@@ -36,7 +49,7 @@ func (b *Backend) intend(ctx context.Context, name, origin string) error {
 }
 
 func writeIntent(path, origin string) error {
-	f, err := os.OpenFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
@@ -67,21 +80,32 @@ func (b *Backend) forget(name string) {
 	}
 }
 
-// intendedOrigin reads the snapshot of an intent. A name that a power cut has cut off is "": the snapshot is taken later than
-// the intent is complete.
-func (b *Backend) intendedOrigin(ctx context.Context, name string) (string, error) {
-	data, err := read(ctx, b.zfs, "read record", func(kernel) ([]byte, error) {
+// intent is the record of a volume that was about to be made.
+type intent struct {
+	made time.Time
+	// origin is the snapshot of a foreign dataset. A name that a power cut has cut off is "": the snapshot is taken later than
+	// the intent is complete.
+	origin string
+}
+
+func (b *Backend) readIntent(ctx context.Context, name string) (intent, error) {
+	return read(ctx, b.zfs, "read record", func(kernel) (i intent, err error) {
 		f, err := os.OpenFile(filepath.Join(b.intents, name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		if err != nil {
-			return nil, err
+			return i, err
 		}
 		defer f.Close()
-		return io.ReadAll(io.LimitReader(f, zfsctl.MaxName+1))
+		info, err := f.Stat()
+		if err != nil {
+			return i, err
+		}
+		data, err := io.ReadAll(io.LimitReader(f, zfsctl.MaxName+1))
+		if origin := string(data); strings.HasPrefix(origin, b.zfs.pool+"/") && cloneSnapshot.MatchString(origin) {
+			i.origin = origin
+		}
+		i.made = info.ModTime()
+		return i, err
 	})
-	if origin := string(data); strings.HasPrefix(origin, b.zfs.pool+"/") && cloneSnapshot.MatchString(origin) {
-		return origin, err
-	}
-	return "", err
 }
 
 // cloneSnapshot is the form of the name of a snapshot that is taken for one clone.
@@ -106,13 +130,8 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 		warn(b.intents, err)
 	}
 	for _, entry := range entries {
-		name, path := entry.Name(), filepath.Join(b.intents, entry.Name())
-		info, err := entry.Info()
-		if err != nil {
-			warn(path, err)
-			continue
-		}
-		gone, err := b.endIntent(ctx, name, datasets, info)
+		name := entry.Name()
+		gone, err := b.endIntent(ctx, name)
 		if err != nil {
 			warn(b.datasetOf(name), err)
 		}
@@ -123,23 +142,31 @@ func (b *Backend) destroyHalfMade(ctx context.Context, datasets map[string]datas
 }
 
 // endIntent destroys the dataset of an intent if it was left half-made, and the snapshot that was taken for it unless it has
-// clones. Then it deletes the intent.
-func (b *Backend) endIntent(ctx context.Context, name string, datasets map[string]dataset, intent fs.FileInfo) (gone bool, err error) {
-	origin, err := b.intendedOrigin(ctx, name)
+// clones. Then it deletes the intent. The caller has claimed the volume, or is alone. The kernel describes the dataset: the
+// index may still have it as it was while it was being made.
+func (b *Backend) endIntent(ctx context.Context, name string) (gone bool, err error) {
+	intent, err := b.readIntent(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) { // its maker has deleted it
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
-	if d, ok := datasets[name]; ok && isHalfMade(d, intent.ModTime()) {
-		if err := errors.Join(b.unmountDataset(ctx, b.datasetOf(name)), b.discard(ctx, b.datasetOf(name))); err != nil {
+	d, err := b.stats(ctx, b.datasetOf(name))
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return false, err
+	}
+	if err == nil && isHalfMade(describe(name, d), intent.made) {
+		if err := errors.Join(b.unmountDataset(ctx, d.Name), b.discard(ctx, d.Name)); err != nil {
 			return false, err
 		}
 		gone = true
 		b.volumes.drop(name)
 	}
-	if origin != "" {
-		if err := b.discardUncloned(ctx, origin); err != nil {
+	if intent.origin != "" {
+		if err := b.discardUncloned(ctx, intent.origin); err != nil {
 			return gone, err
 		}
 	}
-	return gone, b.zfs.ask(ctx, "forget", func() error { return os.Remove(filepath.Join(b.intents, name)) })
+	return gone, b.zfs.ask(ctx, "forget", func() error { return removeIntent(filepath.Join(b.intents, name)) })
 }

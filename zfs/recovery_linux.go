@@ -3,8 +3,6 @@ package zfs
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -163,18 +161,7 @@ func (b *Backend) endLeftIntents(ctx context.Context) error {
 	for _, entry := range entries {
 		name := entry.Name()
 		err := b.whileClaimed(ctx, name, func() error {
-			intent, err := os.Lstat(filepath.Join(b.intents, name))
-			if errors.Is(err, fs.ErrNotExist) { // the last holder of the claim was its maker
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			datasets, err := b.volumes.all(ctx)
-			if err != nil {
-				return err
-			}
-			_, err = b.endIntent(ctx, name, datasets, intent)
+			_, err := b.endIntent(ctx, name)
 			return err
 		})
 		if err != nil {

@@ -42,45 +42,82 @@ func (b *Backend) settleVolume(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.after(err, done)) }()
+	own := b.datasetOf(name)
 	for {
-		clone, err := b.unsettled(ctx, b.datasetOf(name))
-		if err != nil {
+		clone, err := b.unsettled(ctx, own)
+		switch {
+		case err != nil:
 			return err
+		case clone.Name == "":
+			return b.restoreQuota(ctx, own)
+		case clone.Name == own:
+			err = b.promote(ctx, clone)
+		default:
+			err = b.promoteRemoved(ctx, waiting, own, clone.Name)
 		}
-		if clone.Name == "" {
-			return b.restoreQuota(ctx, b.datasetOf(name))
-		}
-		if err := b.promote(ctx, clone); err != nil {
+		if err != nil {
 			return b.explainSpace(ctx, err)
 		}
 	}
 }
 
-// unsettled finds the dataset that keeps a volume dependent on a foreign dataset: that of the volume, or of an ancestor. The
-// ancestor may have been removed and set aside. The result is the zero Dataset if there is none.
+// CheckSettle implements cowcommon.Settler. Whether the home has the space is not known before.
+func (b *Backend) CheckSettle(ctx context.Context, name string) error {
+	return fault.Wrap("check settling of volume", name, b.checkSettle(ctx, name))
+}
+
+func (b *Backend) checkSettle(ctx context.Context, name string) error {
+	if _, err := b.volume(ctx, name); err != nil {
+		return err
+	}
+	clone, err := b.unsettled(ctx, b.datasetOf(name))
+	if err != nil || clone.Name == "" {
+		return err
+	}
+	return b.checkMoved(ctx, clone)
+}
+
+// unsettled finds the dataset that keeps a volume dependent on a foreign dataset: that of the volume, or of a removed
+// ancestor that was set aside. An ancestor that is a volume is settled by itself: its users may be changing it. The result
+// is the zero Dataset if there is none.
 func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset, error) {
 	for {
 		d, err := b.stats(ctx, dataset)
 		if err != nil || d.Origin == "" {
 			return zfsctl.Dataset{}, err
 		}
-		if dataset = sourceOf(d.Origin); !b.isHere(dataset) {
+		dataset = sourceOf(d.Origin)
+		switch {
+		case !b.isHere(dataset):
 			return d, nil
+		case !isAside(strings.TrimPrefix(dataset, b.root+"/")):
+			return zfsctl.Dataset{}, nil
 		}
 	}
 }
 
-// promote makes a clone the owner of its origin, and of the earlier snapshots of the foreign dataset.
-func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) error {
-	if err := b.checkMoved(ctx, clone.Origin); err != nil {
+// promoteRemoved promotes the dataset of a removed ancestor of a volume. Other volumes may have the same ancestor.
+func (b *Backend) promoteRemoved(ctx, waiting context.Context, of, ancestor string) (err error) {
+	release, err := b.limits.Claim(waiting, strings.TrimPrefix(ancestor, b.root+"/"))
+	if err != nil {
 		return err
 	}
-	limit, _ := clone.Properties.Number("quota")
-	if limit > 0 {
-		values := zfsctl.Values{"quota": uint64(0), limitProperty: strconv.FormatUint(limit, 10)}
-		if err := b.setValues(ctx, clone.Name, values); err != nil {
-			return err
-		}
+	defer func() { err = errors.Join(err, b.after(err, func() error { release(); return nil })) }()
+	clone, err := b.unsettled(ctx, of)
+	if err != nil || clone.Name != ancestor { // another has settled it
+		return err
+	}
+	return b.promote(ctx, clone)
+}
+
+// promote makes a clone the owner of its origin, and of the earlier snapshots of the foreign dataset.
+func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) (err error) {
+	if err := b.checkMoved(ctx, clone); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.after(err, func() error { return b.restoreQuota(ctx, clone.Name) })) }()
+	if err := b.liftQuota(ctx, clone); err != nil {
+		return err
 	}
 	// Then its last clone, which is the foreign dataset, takes it along.
 	if strings.HasPrefix(snapshotName(clone.Origin), clonePrefix) {
@@ -92,7 +129,7 @@ func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) error {
 			return err
 		}
 	}
-	err := b.act(ctx, step{
+	err = b.act(ctx, step{
 		op: "promote",
 		do: func(k kernel) error { return k.Promote(clone.Name) },
 		happened: func(ctx context.Context) (bool, error) {
@@ -105,51 +142,82 @@ func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) error {
 		err = fault.New(errdefs.ErrFailedPrecondition, "snapshots of %s have names as those of %s: rename them with zfs rename: %w",
 			sourceOf(clone.Origin), clone.Name, err)
 	}
-	if err != nil {
-		return errors.Join(err, b.after(err, func() error { return b.restoreQuota(ctx, clone.Name) }))
+	return err
+}
+
+// liftQuota records the quota of a dataset, and then removes it. The kernel sets a quota in a transaction group of its own,
+// so the record comes first, with a call of its own.
+func (b *Backend) liftQuota(ctx context.Context, d zfsctl.Dataset) error {
+	limit, _ := d.Properties.Number("quota")
+	if limit == 0 {
+		return nil
 	}
-	return b.restoreQuota(ctx, clone.Name)
+	if err := b.setValues(ctx, d.Name, zfsctl.Values{limitProperty: strconv.FormatUint(limit, 10)}); err != nil {
+		return err
+	}
+	return b.setValues(ctx, d.Name, zfsctl.Values{"quota": uint64(0)})
 }
 
 // checkMoved checks whether the snapshots of a foreign dataset up to a clone's origin may become the clone's. These are
 // those that Cowshed has taken, and those that go with their last clones, as moby's driver takes them. Returns
-// errdefs.ErrFailedPrecondition with the names of others.
-func (b *Backend) checkMoved(ctx context.Context, origin string) error {
-	last, err := b.createdIn(ctx, origin)
+// errdefs.ErrFailedPrecondition with the names of others, and of those whose names the clone's own snapshots have.
+func (b *Backend) checkMoved(ctx context.Context, clone zfsctl.Dataset) error {
+	foreign := sourceOf(clone.Origin)
+	last, err := b.createdIn(ctx, clone.Origin)
 	if err != nil {
 		return err
 	}
-	others, err := read(ctx, b.zfs, "list", func(k kernel) (others []string, err error) {
-		for s, err := range k.Snapshots(sourceOf(origin)) {
+	var others, taken []string
+	err = b.zfs.ask(ctx, "list", func() error {
+		k := b.zfs.kernel
+		for s, err := range k.Snapshots(foreign) {
 			if err != nil {
-				return nil, err
-			}
-			if strings.HasPrefix(snapshotName(s.Name), clonePrefix) {
-				continue
+				return err
 			}
 			d, err := k.Stats(s.Name)
 			if errors.Is(err, unix.ENOENT) {
 				continue
 			}
 			if err != nil {
-				return nil, err
+				return err
 			}
+			name := snapshotName(s.Name)
 			created, _ := d.Properties.Number("createtxg")
-			if goes, _ := d.Properties.Number("defer_destroy"); created <= last && goes == 0 {
+			goes, _ := d.Properties.Number("defer_destroy")
+			if created > last {
+				continue
+			}
+			if goes == 0 && !strings.HasPrefix(name, clonePrefix) {
 				others = append(others, s.Name)
 			}
+			there, err := k.Exists(clone.Name + "@" + name)
+			if err != nil {
+				return err
+			}
+			if there {
+				taken = append(taken, s.Name)
+			}
 		}
-		return others, nil
+		return nil
 	})
-	if err == nil && len(others) > 0 {
-		more := ""
-		if len(others) > 16 {
-			others, more = others[:16], " and others"
-		}
-		err = fault.New(errdefs.ErrFailedPrecondition, "other programs have taken the snapshots %s%s, which would become the layer's: destroy them first",
-			strings.Join(others, ", "), more)
+	switch {
+	case err != nil:
+		return err
+	case len(others) > 0:
+		return fault.New(errdefs.ErrFailedPrecondition, "other programs have taken the snapshots %s, which would become the layer's: destroy them first",
+			someOf(others))
+	case len(taken) > 0:
+		return fault.New(errdefs.ErrFailedPrecondition, "the snapshots %s have names as those of %s: rename them with zfs rename", someOf(taken), clone.Name)
 	}
-	return err
+	return nil
+}
+
+// someOf lists names for an error.
+func someOf(names []string) string {
+	if len(names) > 16 {
+		return strings.Join(names[:16], ", ") + " and others"
+	}
+	return strings.Join(names, ", ")
 }
 
 // snapshotName is the name of a snapshot without that of its dataset.

@@ -503,6 +503,10 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 		return err
 	}
 	defer func() { err = errors.Join(err, b.after(err, done)) }()
+	// A limit that a Settle was cut off with is back first, so that the next Settle does not bring it back.
+	if err := b.restoreQuota(ctx, b.datasetOf(name)); err != nil {
+		return b.explainMissing(ctx, err, name)
+	}
 	d, err := b.volume(ctx, name)
 	if err != nil {
 		return err

@@ -240,6 +240,16 @@ func (m making) adopt(ctx context.Context, key string, labels map[string]string)
 
 // Settle implements migrate.Target. A snapshotter that cannot settle volumes has adopted none.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
+	return t.offered(ctx, layer, snapshotter.Offerer.Settle)
+}
+
+// CheckSettle implements migrate.Target.
+func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
+	return t.offered(ctx, layer, snapshotter.Offerer.CheckSettle)
+}
+
+// offered calls do with the snapshot of a layer, unless the snapshotter has adopted none.
+func (t *Target) offered(ctx context.Context, layer *migrate.Layer, do func(o snapshotter.Offerer, ctx context.Context, namespace, key string) error) error {
 	if t.offers == nil {
 		return nil
 	}
@@ -247,7 +257,7 @@ func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
 	if err != nil {
 		return err
 	}
-	err = t.offers.Settle(ctx, t.opts.Namespace, info.Name)
+	err = do(t.offers, ctx, t.opts.Namespace, info.Name)
 	if errdefs.IsNotImplemented(err) {
 		return nil
 	}

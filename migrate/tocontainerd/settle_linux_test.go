@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/snapshotter"
 )
@@ -25,6 +26,10 @@ func (s *settling) Settle(ctx context.Context, namespace, key string) error {
 		return s.err
 	}
 	return s.Offerer.Settle(ctx, namespace, key)
+}
+
+func (s *settling) CheckSettle(ctx context.Context, namespace, key string) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "not %s %s", namespace, key)
 }
 
 // TestSettle: each layer is settled through Cowshed's socket, as containerd names its snapshot.
@@ -46,6 +51,9 @@ func TestSettle(t *testing.T) {
 		require.NoError(t, err)
 		want = append(want, Moby+" "+info.Name)
 		require.NoError(t, target.Settle(t.Context(), layer))
+		err = target.CheckSettle(t.Context(), layer)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "not "+Moby+" "+info.Name)
 	}
 	require.NotEmpty(t, want)
 	assert.Equal(t, want, offers.settled)
@@ -58,4 +66,5 @@ func TestSettle(t *testing.T) {
 	require.ErrorIs(t, target.Settle(t.Context(), &migrate.Layer{ID: "none", Kind: migrate.ContainerLayer}), errdefs.ErrNotFound)
 	target.offers = nil
 	require.NoError(t, target.Settle(t.Context(), layer))
+	require.NoError(t, target.CheckSettle(t.Context(), layer))
 }

@@ -399,6 +399,15 @@ func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
 	return cowcommon.Settle(ctx, driver.Backend(), layer.ID)
 }
 
+// CheckSettle implements migrate.Target.
+func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	return cowcommon.CheckSettle(ctx, driver.Backend(), layer.ID)
+}
+
 // Remove implements migrate.Target.
 func (t *Target) Remove(ctx context.Context, item migrate.Item) error {
 	switch {

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/dockerroot"
 )
@@ -26,6 +27,10 @@ func (b *settling) Settle(_ context.Context, name string) error {
 	return nil
 }
 
+func (b *settling) CheckSettle(_ context.Context, name string) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "not %s", name)
+}
+
 // TestSettle: each layer is settled by the name that it has in the store.
 func TestSettle(t *testing.T) {
 	p := newPlace(t, "btrfs")
@@ -41,6 +46,9 @@ func TestSettle(t *testing.T) {
 	target.backend = backend
 	for i := range inv.Layers {
 		require.NoError(t, target.Settle(t.Context(), &inv.Layers[i]))
+		err := target.CheckSettle(t.Context(), &inv.Layers[i])
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "not "+backend.settled[i])
 	}
 	assert.ElementsMatch(t, p.volumes(), backend.settled)
 	require.ErrorIs(t, target.Settle(t.Context(), &migrate.Layer{ID: "none", Kind: migrate.ContainerLayer}), errdefs.ErrNotFound)

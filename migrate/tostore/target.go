@@ -434,11 +434,21 @@ func (t *Target) Undo(ctx context.Context) error {
 
 // Settle implements migrate.Target.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
+	return t.withVolume(ctx, layer, cowcommon.Settle)
+}
+
+// CheckSettle implements migrate.Target.
+func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
+	return t.withVolume(ctx, layer, cowcommon.CheckSettle)
+}
+
+// withVolume calls do with the volume of a layer.
+func (t *Target) withVolume(ctx context.Context, layer *migrate.Layer, do func(context.Context, cowcommon.Backend, string) error) error {
 	name, ok := t.volume(layer)
 	if !ok {
 		return fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.ID)
 	}
-	return cowcommon.Settle(ctx, t.backend, name)
+	return do(ctx, t.backend, name)
 }
 
 // Remove implements migrate.Target. Returns ErrFailedPrecondition if something else in the store needs the layer.

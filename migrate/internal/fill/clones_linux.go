@@ -9,8 +9,8 @@ import (
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
-// zfsClones reports whether a dataset can be cloned into the dataset of a home: both are in one pool, and in one encryption
-// root.
+// zfsClones reports whether a dataset can be cloned into the dataset of a home: both are in one pool and one encryption root
+// and show files alike, and no dataset is below it.
 func zfsClones(source, home string) (clones bool, err error) {
 	pool, _, _ := strings.Cut(home, "/")
 	if from, _, _ := strings.Cut(source, "/"); from != pool {
@@ -21,16 +21,18 @@ func zfsClones(source, home string) (clones bool, err error) {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, zfs.Close()) }()
-	var roots [2]string
+	var datasets [2]zfsctl.Dataset
 	for i, name := range []string{source, home} {
-		d, err := zfs.Stats(name)
+		datasets[i], err = zfs.Stats(name)
 		if errors.Is(err, unix.ENOENT) {
 			return false, nil
 		}
 		if err != nil {
 			return false, err
 		}
-		roots[i], _ = d.Properties.Text("encryptionroot")
 	}
-	return roots[0] == roots[1], nil
+	for _, err := range zfs.Children(source) {
+		return false, err // a clone would lack it
+	}
+	return zfsctl.WhyNoClone(datasets[0], datasets[1]) == "", nil
 }

@@ -27,11 +27,12 @@ func TestZFS(t *testing.T) {
 	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("k", 32)), 0o600))
 	run(t, "zfs", "create", "-o", "canmount=off", root+"/others")
 	for name, options := range map[string][]string{
-		"plain": nil, "secret": {"-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://" + key},
+		"plain": nil, "acls": {"-o", "acltype=posix"}, "outer": nil, "secret": {"-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://" + key},
 	} {
 		run(t, append(append([]string{"zfs", "create"}, options...), root+"/others/"+name)...)
 		put(t, filepath.Join(mnt, "others", name), "file", name)
 	}
+	run(t, "zfs", "create", "-o", "canmount=off", root+"/others/outer/inner")
 	home := filepath.Join(mnt, "home")
 	run(t, "zfs", "create", root+"/home")
 	var backend cowcommon.Backend
@@ -44,7 +45,9 @@ func TestZFS(t *testing.T) {
 			require.NoError(t, err)
 			backend = shared
 		}
-		for name, want := range map[string]migrate.How{"plain": migrate.Cloned, "secret": migrate.Copied} {
+		for name, want := range map[string]migrate.How{
+			"plain": migrate.Cloned, "acls": migrate.Copied, "outer": migrate.Copied, "secret": migrate.Copied,
+		} {
 			source := root + "/others/" + name
 			dir, err := dataset.Open(ctx, source)
 			require.NoError(t, err)
