@@ -145,9 +145,10 @@ umoci gc --layout "$TO"`,
 			registry:      `for name in $NAMES; do ctr images pull --all-platforms --plain-http "$name"; done`,
 		},
 		show: `ctr images ls | awk 'NR > 1 { print "name " $1; print "id " $3 }'`,
+		// Without --local, ctr may end before the file is complete: NewImageExportStream of containerd 2.4 copies in the background.
 		save: map[format]string{
-			ociArchive:    `ctr images export --all-platforms "$TO" ${NAMES:-$(ctr images ls -q)}`,
-			dockerArchive: `ctr images export --all-platforms "$TO" ${NAMES:-$(ctr images ls -q)}`,
+			ociArchive:    `ctr images export --local --all-platforms "$TO" ${NAMES:-$(ctr images ls -q)}`,
+			dockerArchive: `ctr images export --local --all-platforms "$TO" ${NAMES:-$(ctr images ls -q)}`,
 			registry:      `ctr images push --plain-http "$TO" "$(ctr images ls -q | head -n 1)"`,
 		},
 		keepsNames:     []format{ociArchive},
