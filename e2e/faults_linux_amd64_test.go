@@ -226,7 +226,7 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 		if f.kind == fails && result.Error != "" {
 			result.Problems = without(result.Problems, op.broken)
 		}
-		if f.kind == fails && s.shared {
+		if s.shared {
 			result.Problems = without(result.Problems, noteLeft)
 		}
 		if len(result.Problems) > 0 {

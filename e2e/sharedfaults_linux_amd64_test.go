@@ -11,8 +11,8 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
 
-// noteLeft begins the differences that may remain where a step fails: a note without a volume says nothing, and goes at the
-// next lone start.
+// noteLeft begins the differences that may remain while a home is open: a note without a volume says nothing. The note of a
+// removed volume goes with the next sync, and others go at the next lone start.
 var noteLeft = []string{"left: shared/"}
 
 // sharedFaultOperations are those of shared roots alone.

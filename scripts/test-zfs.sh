@@ -107,7 +107,10 @@ readonly lanes_of_tree=(graph packages e2e "$lane_of_two") # docker has a direct
 # Tests that take more than a minute in the test machine, and have a twin on btrfs that stays in CI. RUN chooses them too.
 long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$|^TestMigrateZFS$|^TestGraphShared$|^Test(Containerd|Docker)SharedZFS$')
 [[ -z ${COWSHED_TEST_LONG:-}${RUN:-}$zfs ]] || long_tests=()
-readonly long_tests
+# On ZFS the tests of e2e with shared roots take more than ten minutes.
+not_in_e2e='^TestGraph$|^TestSetUp|^TestMountLabel$'
+[[ -n ${COWSHED_TEST_LONG:-} ]] || not_in_e2e+='|Shared'
+readonly long_tests not_in_e2e
 
 # build DIR: makes in DIR, in the shape of the tree, the test binaries and the files that they read. For each lane it
 # also makes a script LANE.sh that runs its tests and prints test2json events.
@@ -132,7 +135,7 @@ build() {
 		elif [[ $rel == ./e2e ]]; then
 			add_tests graph '-test.run=^TestGraph$' '-test.skip=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
 			add_tests "$lane_of_two" '-test.run=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
-			[[ -n $zfs ]] || add_tests e2e '-test.skip=^TestGraph$|^TestSetUp|^TestMountLabel$'
+			[[ -n $zfs ]] || add_tests e2e "-test.skip=$not_in_e2e"
 		elif [[ $rel == ./zfs || $rel == ./zfs/* ]]; then
 			add_tests packages -test.run=.
 		else
