@@ -124,6 +124,9 @@ func (r *reader) rest() ([]byte, error) {
 		case <-r.closed:
 			return nil, io.ErrClosedPipe
 		case <-r.done:
+			if r.isClosed() { // perhaps that has stopped the function, whose output is not complete then
+				return nil, io.ErrClosedPipe
+			}
 			if err := r.end(); err != nil {
 				return nil, err
 			}
@@ -191,8 +194,9 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 
 // Close stops the writer and waits for it.
 func (r *reader) Close() error {
-	r.cancel()
+	// First, so that a reader does not take the end of the function for the end of the output.
 	r.once.Do(func() { close(r.closed) })
+	r.cancel()
 	r.mu.Lock()
 	r.giveBack()
 	r.mu.Unlock()
