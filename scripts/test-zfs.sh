@@ -101,11 +101,11 @@ docker_tests() {
 # Lanes are parts of the tests, the longest first. As many run at once as there are processors, with one
 # processor each: on two processors, two machines with two each are more than twice as slow. Tests of concurrency run
 # with two processors, after the others.
-readonly lanes=(graph packages docker e2e) lane_of_two=concurrent
-readonly lanes_of_tree=(graph packages e2e "$lane_of_two") # docker has a directory of its own
+readonly lanes=(backend graph packages docker e2e) lane_of_two=concurrent
+readonly lanes_of_tree=(backend graph packages e2e "$lane_of_two") # docker has a directory of its own
 
 # Tests that take more than a minute in the test machine, and have a twin on btrfs that stays in CI. RUN chooses them too.
-long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$|^TestMigrateZFS$|^TestGraphShared$|^Test(Containerd|Docker)SharedZFS$')
+long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/^128LayersMount$|^TestMigrateZFS$|^TestGraphShared$|^TestOnZFS$|^Test(Containerd|Docker)SharedZFS$')
 [[ -z ${COWSHED_TEST_LONG:-}${RUN:-}$zfs ]] || long_tests=()
 # On ZFS the tests of e2e with shared roots take more than ten minutes.
 not_in_e2e='^TestGraph$|^TestSetUp|^TestMountLabel$'
@@ -137,7 +137,7 @@ build() {
 			add_tests "$lane_of_two" '-test.run=^TestGraph$/./^(Concurrent|DiffWhileWriting)'
 			[[ -n $zfs ]] || add_tests e2e "-test.skip=$not_in_e2e"
 		elif [[ $rel == ./zfs || $rel == ./zfs/* ]]; then
-			add_tests packages -test.run=.
+			add_tests backend -test.run=.
 		else
 			add_tests packages -test.run=ZFS "${long_tests[@]}"
 		fi
