@@ -87,44 +87,42 @@ func exists(dir int, name string) (bool, error) {
 //
 // Returns errdefs.ErrFailedPrecondition if the tree has a file of the reserved name.
 func prepare(root *os.File, lower string) error {
-	rootFD := int(root.Fd())
-	var st unix.Stat_t
-	if err := unix.Fstat(rootFD, &st); err != nil {
-		return fmt.Errorf("root: %w", err)
-	}
-	own, err := makeOwn(rootFD, lower, &st)
+	own, st, err := makeOwn(int(root.Fd()), lower)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(own)
 	if err := unix.Renameat(own, stagedName, own, upperName); err != nil {
-		return errors.Join(fmt.Errorf("rename directory %s: %w", stagedName, err), removeOwn(rootFD, &st))
+		return errors.Join(fmt.Errorf("rename directory %s: %w", stagedName, err), removeOwn(int(root.Fd()), &st))
 	}
 	return nil
 }
 
-// makeOwn makes and opens Cowshed's directory at the root of a volume, which st describes. In it is an empty directory,
-// the staged upper, with the attributes of the root. If makeOwn fails, nothing is left.
-func makeOwn(root int, lower string, st *unix.Stat_t) (own int, err error) {
+// makeOwn makes and opens Cowshed's directory at the root of a volume. In it is an empty directory, the staged upper, with
+// the attributes of the root, which st describes. If makeOwn fails, nothing is left.
+func makeOwn(root int, lower string) (own int, st unix.Stat_t, err error) {
+	if err := unix.Fstat(root, &st); err != nil {
+		return -1, st, fmt.Errorf("root: %w", err)
+	}
 	if err := unix.Mkdirat(root, sharedmark.Dir, dirMode); err != nil {
 		if errors.Is(err, unix.EEXIST) {
-			return -1, fault.New(errdefs.ErrFailedPrecondition, "the tree has a file /%s, which a shared root cannot have", sharedmark.Dir)
+			return -1, st, fault.New(errdefs.ErrFailedPrecondition, "the tree has a file /%s, which a shared root cannot have", sharedmark.Dir)
 		}
-		return -1, fmt.Errorf("make directory %s: %w", sharedmark.Dir, err)
+		return -1, st, fmt.Errorf("make directory %s: %w", sharedmark.Dir, err)
 	}
 	own, err = treeat.Open(root, sharedmark.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err == nil {
-		if err = fillOwn(own, root, lower, st); err == nil {
-			err = filemeta.SetTimes(treeat.File{FD: root}, st)
+		if err = fillOwn(own, root, lower, &st); err == nil {
+			err = filemeta.SetTimes(treeat.File{FD: root}, &st)
 		}
 		if err != nil {
 			unix.Close(own)
 		}
 	}
 	if err != nil {
-		return -1, errors.Join(fmt.Errorf("directory %s: %w", sharedmark.Dir, err), removeOwn(root, st))
+		return -1, st, errors.Join(fmt.Errorf("directory %s: %w", sharedmark.Dir, err), removeOwn(root, &st))
 	}
-	return own, nil
+	return own, st, nil
 }
 
 func fillOwn(own, root int, lower string, st *unix.Stat_t) error {

@@ -32,37 +32,16 @@ func unprotect(file treeat.File) error {
 
 // unprotectTree takes the protection off a directory and all that is below it.
 func (f *folder) unprotectTree(dir int, name string) error {
-	buf := make([]byte, 32<<10)
-	return eachDir(dir, name, func(dir int) (subdirs []string, err error) {
-		fd, err := treeat.Open(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return nil, fmt.Errorf("open directory: %w", err)
+	if err := unprotect(treeat.File{Dir: dir, Name: name, FD: -1}); err != nil {
+		return err
+	}
+	return eachEntry(dir, name, func(e *entry) error {
+		if err := f.ctx.Err(); err != nil {
+			return err
 		}
-		defer unix.Close(fd)
-		if err := unprotect(treeat.File{Dir: dir, Name: ".", FD: -1}); err != nil {
-			return nil, err
+		if e.kind != unix.DT_DIR && e.kind != unix.DT_REG {
+			return nil
 		}
-		for names := []treeat.Dirent(nil); ; {
-			if names, err = treeat.ReadDir(fd, buf, names); err != nil || len(names) == 0 {
-				return subdirs, err
-			}
-			for _, d := range names {
-				if err := f.ctx.Err(); err != nil {
-					return nil, err
-				}
-				e := entry{upper: dir, name: d.Name, kind: d.Type}
-				if err := e.know(); err != nil {
-					return nil, err
-				}
-				switch e.kind {
-				case unix.DT_DIR:
-					subdirs = append(subdirs, d.Name)
-				case unix.DT_REG:
-					if err := unprotect(e.source()); err != nil {
-						return nil, err
-					}
-				}
-			}
-		}
+		return unprotect(e.source())
 	})
 }

@@ -104,6 +104,35 @@ func eachDir(dir int, name string, call func(dir int) (subdirs []string, err err
 	return nil
 }
 
+// eachEntry calls a function for each name in a directory and in those below it. A directory comes before the names in it.
+func eachEntry(dir int, name string, visit func(e *entry) error) error {
+	buf := make([]byte, 32<<10)
+	return eachDir(dir, name, func(dir int) (subdirs []string, err error) {
+		fd, err := treeat.Open(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open directory: %w", err)
+		}
+		defer unix.Close(fd)
+		for names := []treeat.Dirent(nil); ; {
+			if names, err = treeat.ReadDir(fd, buf, names); err != nil || len(names) == 0 {
+				return subdirs, err
+			}
+			for _, d := range names {
+				e := entry{upper: dir, name: d.Name, kind: d.Type}
+				if err = e.know(); err == nil {
+					err = visit(&e)
+				}
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", treeat.Quote(d.Name), err)
+				}
+				if e.kind == unix.DT_DIR {
+					subdirs = append(subdirs, d.Name)
+				}
+			}
+		}
+	})
+}
+
 // stripper strips one directory after the other.
 type stripper struct {
 	*folder

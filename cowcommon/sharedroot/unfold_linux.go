@@ -20,17 +20,12 @@ import (
 // The new upper is called folding until it is complete. So after an error or a crash the volume is in stateFolding, and
 // fold moves all names back.
 func unfold(ctx context.Context, root *os.File, lower string, steps []unfoldStep) error {
-	rootFD := int(root.Fd())
-	var st unix.Stat_t
-	if err := unix.Fstat(rootFD, &st); err != nil {
-		return fmt.Errorf("root: %w", err)
-	}
-	own, err := makeOwn(rootFD, lower, &st)
+	own, st, err := makeOwn(int(root.Fd()), lower)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(own)
-	u := unfolder{ctx: ctx, own: own, meta: filemeta.Copier{IsContent: isContent}, tree: treeat.DirStack{Root: rootFD}}
+	u := unfolder{ctx: ctx, own: own, meta: filemeta.Copier{IsContent: isContent}, tree: treeat.DirStack{Root: int(root.Fd())}}
 	if err := u.keep("", &st); err != nil {
 		return err
 	}

@@ -156,31 +156,7 @@ func (p *unfoldPlanner) check(dir int, name string, isDir bool) error {
 	if err := p.checkFile(dir, name); err != nil || !isDir {
 		return err
 	}
-	buf := make([]byte, 32<<10)
-	return eachDir(dir, name, func(dir int) (subdirs []string, err error) {
-		fd, err := treeat.Open(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return nil, fmt.Errorf("open directory: %w", err)
-		}
-		defer unix.Close(fd)
-		for names := []treeat.Dirent(nil); ; {
-			if names, err = treeat.ReadDir(fd, buf, names); err != nil || len(names) == 0 {
-				return subdirs, err
-			}
-			for _, d := range names {
-				e := entry{upper: dir, name: d.Name, kind: d.Type}
-				if err := e.know(); err != nil {
-					return nil, err
-				}
-				if err := p.checkFile(dir, d.Name); err != nil {
-					return nil, fmt.Errorf("%s: %w", treeat.Quote(d.Name), err)
-				}
-				if e.kind == unix.DT_DIR {
-					subdirs = append(subdirs, d.Name)
-				}
-			}
-		}
-	})
+	return eachEntry(dir, name, func(e *entry) error { return p.checkFile(e.upper, e.name) })
 }
 
 func (p *unfoldPlanner) checkFile(dir int, name string) error {
