@@ -23,25 +23,12 @@ func (b *Backend) Settle(ctx context.Context, name string) error {
 	return fault.Wrap("settle volume", name, b.settleVolume(ctx, name))
 }
 
-func (b *Backend) settleVolume(ctx context.Context, name string) (err error) {
-	waiting, cancel, err := b.zfs.waiting(ctx)
-	if err != nil {
-		return err
-	}
-	defer cancel()
-	release, err := b.limits.Claim(waiting, name) // the limit is lifted for a while
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.after(err, func() error { release(); return nil })) }()
-	if _, err := b.volume(ctx, name); err != nil {
-		return err
-	}
-	done, err := b.rely(ctx, name)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.after(err, done)) }()
+func (b *Backend) settleVolume(ctx context.Context, name string) error {
+	return b.limiting(ctx, name, func(waiting context.Context) error { return b.settleLimited(ctx, waiting, name) })
+}
+
+// settleLimited settles a volume whose limit nobody else sets meanwhile: it is lifted for a while.
+func (b *Backend) settleLimited(ctx, waiting context.Context, name string) error {
 	own := b.datasetOf(name)
 	for {
 		clone, err := b.unsettled(ctx, own)

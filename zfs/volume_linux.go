@@ -483,13 +483,19 @@ func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) 
 	return fault.Wrap("limit volume", name, b.setLimit(ctx, name, limit))
 }
 
-func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) (err error) {
+func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) error {
+	return b.limiting(ctx, name, func(context.Context) error { return b.replaceLimitOf(ctx, name, limit) })
+}
+
+// limiting calls do, which changes the limit of a volume. Nobody else in this process does so meanwhile, so that the last
+// limit to be set is the last to be told. Waits for others in do end with the context waiting.
+func (b *Backend) limiting(ctx context.Context, name string, do func(waiting context.Context) error) (err error) {
 	waiting, cancel, err := b.zfs.waiting(ctx)
 	if err != nil {
 		return err
 	}
 	defer cancel()
-	release, err := b.limits.Claim(waiting, name) // so that the last limit to be set is the last to be told
+	release, err := b.limits.Claim(waiting, name)
 	if err != nil {
 		return err
 	}
@@ -503,6 +509,10 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 		return err
 	}
 	defer func() { err = errors.Join(err, b.after(err, done)) }()
+	return do(waiting)
+}
+
+func (b *Backend) replaceLimitOf(ctx context.Context, name string, limit quota.Limit) error {
 	// A limit that a Settle was cut off with is back first, so that the next Settle does not bring it back.
 	if err := b.restoreQuota(ctx, b.datasetOf(name)); err != nil {
 		return b.explainMissing(ctx, err, name)
