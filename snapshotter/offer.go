@@ -122,17 +122,18 @@ func (s *Snapshotter) CheckSettle(ctx context.Context, namespace, key string) er
 
 // withVolume calls do with the volume of a snapshot.
 func (s *Snapshotter) withVolume(ctx context.Context, of offerKey, do func(context.Context, cowcommon.Backend, string) error) error {
-	infos, err := s.list(ctx)
+	key := of.key
+	if in, _ := splitKey(key); in != "" || of.namespace != "" { // else it does not come from containerd
+		var err error
+		if key, err = s.Key(ctx, of.namespace, of.key); err != nil {
+			return err
+		}
+	}
+	r, err := s.read(ctx, key)
 	if err != nil {
 		return err
 	}
-	for _, info := range infos {
-		namespace, key := splitKey(info.Name)
-		if volume := info.Labels[VolumeLabel]; (offerKey{namespace, key}) == of && volume != "" {
-			return do(ctx, s.backend, volume)
-		}
-	}
-	return fault.New(errdefs.ErrNotFound, "there is no such snapshot in namespace %q", of.namespace)
+	return do(ctx, s.backend, r.volume)
 }
 
 // LimitFilled is SetLimit for a key in a namespace of containerd. A container that was moved here may hold more than its
