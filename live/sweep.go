@@ -143,15 +143,9 @@ func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]c
 		return l.removeMoment(ctx, r.Volume)
 	}
 	was, name := r.Forks, r.Name
-	r.Forks = nil
-	for _, fork := range was {
-		is, err := l.isFork(ctx, volumes[fork.Name], r.Volume)
-		if err != nil {
-			return false, err
-		}
-		if is {
-			r.Forks = append(r.Forks, fork)
-		}
+	r.Forks, err = l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) { return volumes[name], nil })
+	if err != nil {
+		return false, err
 	}
 	if !hasLayer {
 		r.Name = ""
@@ -164,6 +158,25 @@ func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]c
 		return false, nil
 	}
 	return false, err
+}
+
+// forksThere returns the forks in a record that are there. find describes the volume of a name, and returns the zero Volume if
+// there is none.
+func (l *Layers) forksThere(ctx context.Context, r record, find func(name string) (cowcommon.Volume, error)) (forks []Fork, err error) {
+	for _, fork := range r.Forks {
+		v, err := find(fork.Name)
+		if err != nil {
+			return nil, err
+		}
+		is, err := l.isFork(ctx, v, r.Volume)
+		if err != nil {
+			return nil, err
+		}
+		if is {
+			forks = append(forks, fork)
+		}
+	}
+	return forks, nil
 }
 
 // volumes lists all volumes by name, and the names of those from which others were made.
@@ -230,19 +243,12 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 			return err
 		}
 	}
-	var forks []Fork
-	for _, fork := range r.Forks {
-		v, _, err := l.exists(ctx, fork.Name)
-		if err != nil {
-			return err
-		}
-		is, err := l.isFork(ctx, v, r.Volume)
-		if err != nil {
-			return err
-		}
-		if is {
-			forks = append(forks, fork)
-		}
+	forks, err := l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) {
+		v, _, err := l.exists(ctx, name)
+		return v, err
+	})
+	if err != nil {
+		return err
 	}
 	r.Forks = forks
 	v, _, err := l.exists(ctx, r.Volume)
