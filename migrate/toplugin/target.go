@@ -392,20 +392,21 @@ func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, source m
 
 // Settle implements migrate.Target.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
-	driver, err := t.open(ctx)
-	if err != nil {
-		return err
-	}
-	return cowcommon.Settle(ctx, driver.Backend(), layer.ID)
+	return t.onVolume(ctx, layer, cowcommon.Settle)
 }
 
 // CheckSettle implements migrate.Target.
 func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
+	return t.onVolume(ctx, layer, cowcommon.CheckSettle)
+}
+
+// onVolume calls do with the volume of a layer.
+func (t *Target) onVolume(ctx context.Context, layer *migrate.Layer, do func(context.Context, cowcommon.Backend, string) error) error {
 	driver, err := t.open(ctx)
 	if err != nil {
 		return err
 	}
-	return cowcommon.CheckSettle(ctx, driver.Backend(), layer.ID)
+	return do(ctx, driver.Backend(), layer.ID)
 }
 
 // Remove implements migrate.Target.
