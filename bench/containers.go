@@ -142,17 +142,7 @@ func (r *run) running() error {
 		if err != nil {
 			return err
 		}
-		return r.repeatedBy(func() (time.Duration, error) {
-			if err := r.forget(); err != nil {
-				return 0, err
-			}
-			start := time.Now()
-			result, err := r.driver.diff(childID, baseID)
-			if err == nil {
-				r.samples.add(opRunDiff, result.ready)
-			}
-			return time.Since(start), err
-		})
+		return r.timedDiff(opRunDiff, "")
 	})
 }
 

@@ -273,6 +273,11 @@ func (r *run) diff() error {
 	if _, err := r.driver.diff(childID, baseID); err != nil { // warms the caches
 		return err
 	}
+	return r.timedDiff(opDiff, opDiffReturn)
+}
+
+// timedDiff times diffs of the child: until the first byte can be read, and, unless returned is "", until the call returns.
+func (r *run) timedDiff(ready, returned operation) error {
 	return r.repeatedBy(func() (time.Duration, error) {
 		if err := r.forget(); err != nil {
 			return 0, err
@@ -281,8 +286,10 @@ func (r *run) diff() error {
 		result, err := r.driver.diff(childID, baseID)
 		took := time.Since(start)
 		if err == nil {
-			r.samples.add(opDiff, result.ready)
-			r.samples.add(opDiffReturn, took)
+			r.samples.add(ready, result.ready)
+			if returned != "" {
+				r.samples.add(returned, took)
+			}
 		}
 		return took, err
 	})
