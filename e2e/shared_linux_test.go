@@ -64,16 +64,21 @@ func foldManifold(ctx context.Context, d *cowdriver.Driver) error {
 	return cowcommon.SetRootStyle(ctx, d.Backend(), manifold, cowcommon.SnapshotRoot)
 }
 
-// cloneManifoldInUse clones manifold while it is mounted. readWrite: the clone has a shared root, else it is folded.
+// cloneManifoldInUse mounts manifold, and clones it as cloneManifold does.
 func cloneManifoldInUse(ctx context.Context, d *cowdriver.Driver, readWrite bool) error {
 	if _, err := d.Get(manifold, ""); err != nil {
 		return err
 	}
+	return errors.Join(cloneManifold(ctx, d, readWrite), d.Put(manifold))
+}
+
+// cloneManifold clones manifold. readWrite: the clone has a shared root, else it is folded.
+func cloneManifold(ctx context.Context, d *cowdriver.Driver, readWrite bool) error {
 	create := d.WithContext(ctx).Create
 	if readWrite {
 		create = d.WithContext(ctx).CreateReadWrite
 	}
-	return errors.Join(create("new", manifold, nil), d.Put(manifold))
+	return create("new", manifold, nil)
 }
 
 // sharedOperations are those that a process with shared roots is killed in, besides operations.

@@ -38,14 +38,16 @@ func sharedFaultOperations() []faultOperation {
 	cloneInUse := func(name string, readWrite bool, style cowcommon.RootStyle) faultOperation {
 		return faultOperation{
 			name: name,
-			run: func(ctx context.Context, d *cowdriver.Driver) error {
-				return cloneManifoldInUse(ctx, d, readWrite)
+			prepare: func(_ context.Context, d *cowdriver.Driver) error {
+				_, err := d.Get(manifold, "")
+				return err
 			},
+			run: func(ctx context.Context, d *cowdriver.Driver) error { return cloneManifold(ctx, d, readWrite) },
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
-				return errors.Join(isThere(ctx, d, "new", manifold, false, 0), hasStyle(ctx, d, "new", style),
+				return errors.Join(d.Put(manifold), isThere(ctx, d, "new", manifold, false, 0), hasStyle(ctx, d, "new", style),
 					hasStyle(ctx, d, manifold, cowcommon.SharedRoot), isManifold(d, "new", manifold))
 			},
-			broken: []string{"left: roots/manifold", "left: mount on ", "left: graph/manifold"},
+			broken: viewLeft,
 		}
 	}
 	return []faultOperation{

@@ -98,6 +98,15 @@ func get(table map[string]any, path []string) (any, bool) {
 	return value, ok
 }
 
+// replaceable returns an [Error] if a value is a table or a list: a single value in its place would drop its content.
+func replaceable(value any, path []string) error {
+	switch value.(type) {
+	case map[string]any, []any:
+		return errorf("%s is a table or a list there, and has to be a single value", strings.Join(path, "."))
+	}
+	return nil
+}
+
 // check is the last step of each function: after must be before with the value at the path.
 func check(before, after map[string]any, path []string, value any) error {
 	if !put(before, path, value) || !reflect.DeepEqual(before, after) {

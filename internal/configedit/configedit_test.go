@@ -62,6 +62,10 @@ func TestSetTOML(t *testing.T) {
 	got, err := SetTOML([]byte("[worker.oci]\nenabled = true\n"), []string{"worker", "oci", "enabled"}, false)
 	require.NoError(t, err)
 	assert.Equal(t, "[worker.oci]\nenabled = false\n", string(got))
+	for _, composite := range []string{"snapshotter = []", "[snapshotter]", "[[snapshotter]]", "snapshotter = {a = 1}", "snapshotter.a = 1"} {
+		_, err := SetTOML([]byte(composite), []string{"snapshotter"}, "new")
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, composite)
+	}
 	_, err = ParseTOML([]byte("a = 1\nb = \n"))
 	assert.ErrorContains(t, err, "line 2, column")
 }
@@ -99,27 +103,29 @@ func TestSetJSON(t *testing.T) {
 		value        any
 		before, want string
 	}{
-		"nothing":        {feature, true, "", "{\n  \"features\": {\n    \"store\": true\n  }\n}\n"},
-		"empty":          {feature[1:], "new", "{}", "{\n  \"store\": \"new\"\n}"},
-		"order":          {feature[1:], "new", "{\n\t\"z\": 1.50,\n\t\"a\": [ ]\n}\n", "{\n\t\"z\": 1.50,\n\t\"a\": [ ],\n\t\"store\": \"new\"\n}\n"},
-		"replaced":       {feature[1:], "new", "{\"store\" : \"old\", \"b\":2}", "{\"store\" : \"new\", \"b\":2}"},
-		"one line":       {feature, true, "{\"a\":1}", "{\"a\":1, \"features\":{\"store\":true}}"},
-		"its object":     {feature, true, "{\n    \"features\": {\n        \"x\": false\n    }\n}", "{\n    \"features\": {\n        \"x\": false,\n        \"store\": true\n    }\n}"},
-		"object in line": {feature, true, "{\n  \"features\": {\"x\": false}\n}", "{\n  \"features\": {\"x\": false, \"store\": true}\n}"},
-		"empty object":   {feature, true, "{\n  \"features\": {}\n}", "{\n  \"features\": {\n    \"store\": true\n  }\n}"},
-		"empty, lines":   {feature[1:], "new", "{ \n\n }", "{\n  \"store\": \"new\"\n\n }"},
-		"lines within":   {feature, true, "{\"features\": {\r\n}\r\n}", "{\"features\": {\r\n    \"store\": true\r\n}\r\n}"},
-		"off":            {feature, true, "{\"features\": {\"store\": false}}", "{\"features\": {\"store\": true}}"},
-		"Windows":        {feature[1:], "new", "{\r\n  \"a\": 1\r\n}\r\n", "{\r\n  \"a\": 1,\r\n  \"store\": \"new\"\r\n}\r\n"},
-		"no object":      {feature, true, "{\"features\": []}", ""},
-		"list":           {feature, true, "[]", ""},
-		"null":           {feature, true, "null", ""},
-		"twice":          {feature, true, "{\"a\": 1, \"a\": 2}", ""},
-		"twice, letters": {feature, true, "{\"a\": {\"B\": 1, \"b\": 2}}", ""},
-		"other letters":  {feature, true, "{\"Features\": {}}", ""},
-		"comment":        {feature, true, "{ // a\n}", ""},
-		"two":            {feature, true, "{}{}", ""},
-		"byte order":     {feature, true, "\xef\xbb\xbf{}", ""},
+		"nothing":         {feature, true, "", "{\n  \"features\": {\n    \"store\": true\n  }\n}\n"},
+		"empty":           {feature[1:], "new", "{}", "{\n  \"store\": \"new\"\n}"},
+		"order":           {feature[1:], "new", "{\n\t\"z\": 1.50,\n\t\"a\": [ ]\n}\n", "{\n\t\"z\": 1.50,\n\t\"a\": [ ],\n\t\"store\": \"new\"\n}\n"},
+		"replaced":        {feature[1:], "new", "{\"store\" : \"old\", \"b\":2}", "{\"store\" : \"new\", \"b\":2}"},
+		"one line":        {feature, true, "{\"a\":1}", "{\"a\":1, \"features\":{\"store\":true}}"},
+		"its object":      {feature, true, "{\n    \"features\": {\n        \"x\": false\n    }\n}", "{\n    \"features\": {\n        \"x\": false,\n        \"store\": true\n    }\n}"},
+		"object in line":  {feature, true, "{\n  \"features\": {\"x\": false}\n}", "{\n  \"features\": {\"x\": false, \"store\": true}\n}"},
+		"empty object":    {feature, true, "{\n  \"features\": {}\n}", "{\n  \"features\": {\n    \"store\": true\n  }\n}"},
+		"empty, lines":    {feature[1:], "new", "{ \n\n }", "{\n  \"store\": \"new\"\n\n }"},
+		"lines within":    {feature, true, "{\"features\": {\r\n}\r\n}", "{\"features\": {\r\n    \"store\": true\r\n}\r\n}"},
+		"off":             {feature, true, "{\"features\": {\"store\": false}}", "{\"features\": {\"store\": true}}"},
+		"Windows":         {feature[1:], "new", "{\r\n  \"a\": 1\r\n}\r\n", "{\r\n  \"a\": 1,\r\n  \"store\": \"new\"\r\n}\r\n"},
+		"no object":       {feature, true, "{\"features\": []}", ""},
+		"value an object": {feature, true, "{\"features\": {\"store\": {\n}}}", ""},
+		"value a list":    {feature[1:], "new", "{\"store\": [\n1]}", ""},
+		"list":            {feature, true, "[]", ""},
+		"null":            {feature, true, "null", ""},
+		"twice":           {feature, true, "{\"a\": 1, \"a\": 2}", ""},
+		"twice, letters":  {feature, true, "{\"a\": {\"B\": 1, \"b\": 2}}", ""},
+		"other letters":   {feature, true, "{\"Features\": {}}", ""},
+		"comment":         {feature, true, "{ // a\n}", ""},
+		"two":             {feature, true, "{}{}", ""},
+		"byte order":      {feature, true, "\xef\xbb\xbf{}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := SetJSON([]byte(c.before), c.path, c.value)
@@ -195,6 +201,7 @@ func FuzzJSON(f *testing.F) {
 	for _, seed := range []string{
 		"", "{}", "{\n \"features\" : {\n}\n}", "{\"a\":[{\"b\":1,\"c\":null}],\"features\":{\"x\":true}}", "{\"f\\u0065atures\":{}}", "[1]",
 		"{\"features\" : {}\n\n} ",
+		"{\"storage-driver\":[\n\n]}",
 	} {
 		f.Add([]byte(seed))
 	}

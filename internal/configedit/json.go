@@ -78,7 +78,11 @@ func SetJSON(text []byte, path []string, value any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if there, ok := get(before, path); ok && there == value {
+	there, ok := get(before, path)
+	if err := replaceable(there, path); err != nil {
+		return nil, err
+	}
+	if ok && there == value {
 		return text, nil
 	}
 	if len(bytes.TrimSpace(text)) == 0 {
