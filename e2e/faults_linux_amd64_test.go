@@ -315,11 +315,11 @@ func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 		}
 	}
 	if s.driver == "zfs" {
-		out, err := exec.Command("zfs", "list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", root).Output()
+		out, err := exec.Command("zfs", "list", "-H", "-o", "name,clones", "-t", "filesystem,snapshot", "-r", root).Output()
 		require.NoError(t, err)
 		for line := range strings.Lines(string(out)) {
-			name := strings.TrimSuffix(line, "\n")
-			if !strings.HasSuffix(name, "@layer") && strings.ContainsAny(name, "@ ") {
+			name, clones, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+			if !strings.HasSuffix(name, "@layer") && strings.ContainsAny(name, "@ ") && !takenForClone(name, clones) {
 				state.left = append(state.left, "dataset "+withoutRandom(name))
 			}
 		}
