@@ -55,6 +55,7 @@ func (f fault) String() string {
 // injected is the outcome of a run.
 type injected struct {
 	steps int      // between the marks
+	calls []uint64 // of the steps that were entered
 	at    callStop // where the fault was injected; zero if the operation was through before
 	done  bool
 }
@@ -78,6 +79,7 @@ func inject(cmd *exec.Cmd, f fault) (injected, error) {
 		if !slices.Contains(steps, s.call) || isRuntimes(s) || f.kind == fails && !mayFail(s) {
 			return false, nil
 		}
+		r.calls = append(r.calls, s.call)
 		if r.steps++; r.steps != f.step {
 			return false, nil
 		}
@@ -151,8 +153,9 @@ func setResult(tid int, errno unix.Errno) error {
 // nothing besides. A failed operation can be repeated in the same process. If a step of a removal fails,
 // docs/reference/on-disk-format.md lists the remains until the home is next opened.
 //
-// Long, every step of every operation. Else a choice of them, always the same for the same steps, so that a failure is
-// about the commit. COWSHED_FAULTS_SEED makes another choice: a number, or "random".
+// Long, every step of every operation; on ZFS, whose machine is slow, every external step, and a choice of the others.
+// Else a choice of all, always the same for the same steps, so that a failure is about the commit. COWSHED_FAULTS_SEED makes
+// another choice: a number, or "random".
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	rng := faultsRandom(t)
@@ -210,21 +213,26 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	require.Empty(t, result.Error)
 	require.Positive(t, quiet.steps)
 
-	var faults []fault
-	for step := 1; step <= quiet.steps; step++ {
-		faults = append(faults, fault{kind: cancelDuring, step: step}, fault{kind: cancelAfter, step: step},
-			fault{kind: signalled, step: step, signal: unix.SIGURG}, fault{kind: signalled, step: step, signal: unix.SIGWINCH})
-		for _, errno := range []unix.Errno{unix.EIO, unix.ENOSPC, unix.EINTR} {
-			faults = append(faults, fault{kind: fails, step: step, errno: errno})
+	var faults, inner []fault // inner: of steps that a choice is made of in any case
+	for i, call := range quiet.calls {
+		all := faultsOfStep(i + 1)
+		if s.driver == "zfs" && !slices.Contains(externalCalls, call) {
+			inner = append(inner, all...)
+		} else {
+			faults = append(faults, all...)
 		}
 	}
-	if !testfs.Long() {
-		most := 4
-		if s.driver == "zfs" || s.shared {
-			most = 2
-		}
-		rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
-		faults = faults[:min(most, len(faults))]
+	choice := func(of []fault, most int) []fault {
+		rng.Shuffle(len(of), func(i, j int) { of[i], of[j] = of[j], of[i] })
+		return of[:min(most, len(of))]
+	}
+	switch {
+	case testfs.Long():
+		faults = append(faults, choice(inner, 20)...)
+	case s.driver == "zfs" || s.shared:
+		faults = choice(append(faults, inner...), 2)
+	default:
+		faults = choice(faults, 4)
 	}
 	happened := 0
 	for _, f := range faults {
@@ -246,6 +254,23 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 		}
 	}
 	t.Logf("%d steps; %d of %d faults happened", quiet.steps, happened, len(faults))
+}
+
+// externalCalls are the system calls by which an operation asks something of the filesystem or changes it.
+var externalCalls = []uint64{
+	unix.SYS_IOCTL, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_UNLINKAT, unix.SYS_FSYNC,
+}
+
+// faultsOfStep are all that can happen in a step.
+func faultsOfStep(step int) []fault {
+	all := []fault{
+		{kind: cancelDuring, step: step}, {kind: cancelAfter, step: step},
+		{kind: signalled, step: step, signal: unix.SIGURG}, {kind: signalled, step: step, signal: unix.SIGWINCH},
+	}
+	for _, errno := range []unix.Errno{unix.EIO, unix.ENOSPC, unix.EINTR} {
+		all = append(all, fault{kind: fails, step: step, errno: errno})
+	}
+	return all
 }
 
 // runFaulty runs the operation in a process of its own with a fault, and checks the state after it.
