@@ -28,7 +28,8 @@ The layer may be in use. It is held for one moment only, and the changes are rea
 SOURCE_DATE_EPOCH in the environment no time in the new layer is later than that.
 
 IMAGE is a name in this store. With the prefix of a kind of place, it is a DESTINATION instead. The image is written
-there as by cowshed export, and is not in this store then. cowshed help export lists the kinds.
+there as by cowshed export, and is not in this store then. cowshed help export lists the kinds. Layers that a layout or
+registry has already are not written again.
 
 Promoting fails if another image has the name, or if the file is there, unless --force is given.`,
 		Example: `  cowshed promote web web:2 -m "as of the upgrade"

@@ -33,6 +33,8 @@ type ExportOptions struct {
 	Progress Progress        // nil: no one is told
 
 	Registries RegistryOptions
+
+	reuse bool // layers that the place has need not be written
 }
 
 // Exported describes the exported image.
@@ -119,9 +121,16 @@ type destination interface {
 	close() error
 }
 
+// holder is a destination that may have layers already.
+type holder interface {
+	// held finds the layers with these diff IDs, from the lowest up to the first that is not there in that format. Only
+	// their sizes are checked.
+	held(diffIDs []digest.Digest, format layertar.Format) []*blob
+}
+
 // blob is a layer tar as it is to be stored.
 type blob struct {
-	file   *os.File
+	file   *os.File // nil: the place has it
 	digest digest.Digest
 	diffID digest.Digest
 	size   int64 // bytes
@@ -149,7 +158,13 @@ func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts E
 	image := &writtenImage{name: opts.Name}
 	progress := orNoProgress(opts.Progress)
 	var changes []string
-	for _, layer := range plan.layers {
+	if h, ok := dest.(holder); ok && opts.reuse {
+		image.layers = h.held(plan.diffIDs(), opts.Format)
+	}
+	for _, layer := range plan.layers[:len(image.layers)] {
+		progress.Start(short(layer.top), 0).End("already there")
+	}
+	for _, layer := range plan.layers[len(image.layers):] {
 		b, err := s.writeLayer(ctx, layer, dest, opts, progress)
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", layer.top, err)
@@ -273,6 +288,17 @@ type plan struct {
 
 // whole reports whether it is an image as it was imported, with no layer more.
 func (p *plan) whole() bool { return p.base != nil && len(p.layers) == len(p.base.DiffIDs()) }
+
+// diffIDs are those of the layers that were imported, base first.
+func (p *plan) diffIDs() (ids []digest.Digest) {
+	for _, layer := range p.layers {
+		if layer.diffID == "" {
+			break
+		}
+		ids = append(ids, layer.diffID)
+	}
+	return ids
+}
 
 // planLayer is a layer that becomes one of the image's layer tars.
 type planLayer struct {

@@ -26,10 +26,11 @@ type Promotion struct {
 // PromotedLayer is the kind of the Source of a Promotion.
 const PromotedLayer Transport = "layer"
 
-// ExportPromotion writes the new image to the place that ref names, and nothing to the store. The errors are those of Export.
+// ExportPromotion writes the new image to the place that ref names, and nothing to the store. Layers that an image in a layout or
+// registry has are not written again. The errors are those of Export.
 // Returns errdefs.ErrInvalidArgument if the layer is part of an image.
 func (s *Store) ExportPromotion(ctx context.Context, p Promotion, ref Reference, opts ExportOptions) (*Exported, error) {
-	opts.Epoch = p.Epoch
+	opts.Epoch, opts.reuse = p.Epoch, true
 	exported, err := s.exportPlanned(ctx, ref, opts, func() (*plan, error) { return s.promotionPlan(ctx, p) })
 	if err != nil {
 		return nil, fmt.Errorf("promote %s to %s: %w", p.Name, ref, err)
@@ -46,10 +47,7 @@ func (s *Store) Promote(ctx context.Context, p Promotion, opts ImportOptions) (*
 		return nil, fmt.Errorf("promote %s: %w", p.Name, err)
 	}
 	last := len(plan.layers) - 1
-	src := &Source{Origin: Reference{Transport: PromotedLayer, Path: p.Name}.String(), Kind: PromotedLayer}
-	for _, layer := range plan.layers[:last] {
-		src.below = append(src.below, layer.diffID)
-	}
+	src := &Source{Origin: Reference{Transport: PromotedLayer, Path: p.Name}.String(), Kind: PromotedLayer, below: plan.diffIDs()}
 	src.layers = []sourceLayer{{size: -1, open: func(ctx context.Context) (io.ReadCloser, error) {
 		write := func(ctx context.Context, w io.Writer) error { return s.writeDiff(ctx, w, plan.layers[last], p.Epoch) }
 		return stream.New(ctx, write, func() error { return nil }), nil
@@ -67,10 +65,7 @@ func (s *Store) promotionPlan(ctx context.Context, p Promotion) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	images := 0
-	for images < len(plan.layers) && plan.layers[images].diffID != "" {
-		images++
-	}
+	images := len(plan.diffIDs())
 	if images == len(plan.layers) {
 		return nil, fault.New(errdefs.ErrInvalidArgument, "%s is part of image %s, and has no changes since: export that", p.Name, plan.name)
 	}

@@ -3,6 +3,8 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -173,3 +175,41 @@ func TestPromoteStopped(t *testing.T) {
 		assert.NoDirExists(t, dir+"/layout")
 	}
 }
+
+// TestPromoteReuses: layers that a layout has are not written again, unless they are of another form or not whole.
+func TestPromoteReuses(t *testing.T) {
+	s := newTestStore(t)
+	app := webOfApp(t, s)
+	dir := t.TempDir()
+	exported := s.mustExport(t, "app:1", "oci:"+dir+":app", ExportOptions{Format: layertar.Gzip})
+	promote := func(to string, format layertar.Format) (notes []string) {
+		progress := &noting{}
+		exported, err := s.ExportPromotion(t.Context(), promotion("web"), mustParseDestination(t, to), ExportOptions{Format: format, Progress: progress})
+		require.NoError(t, err)
+		assert.Equal(t, app.DiffIDs(), exported.Layers[:2])
+		return progress.notes
+	}
+	assert.Equal(t, []string{"already there", "already there", "done"}, promote("oci:"+dir+":web", layertar.Gzip))
+	s.mustImport(t, "oci:"+dir+":web", ImportOptions{Name: "web:1"})
+	assert.Equal(t, []string{"done", "done", "done"}, promote("oci:"+dir+":zstd", layertar.Zstd))
+	s.mustImport(t, "oci:"+dir+":zstd", ImportOptions{Name: "web:2"})
+
+	src, err := Open(t.Context(), mustParse(t, "oci:"+dir+":app"), OpenOptions{})
+	require.NoError(t, err)
+	upper := filepath.Join(dir, blobPath(src.layers[1].digest))
+	require.NoError(t, src.Close())
+	require.NoError(t, os.Truncate(upper, 10))
+	assert.Equal(t, []string{"already there", "done", "done"}, promote("oci:"+dir+":cut", layertar.Gzip))
+	require.NoError(t, os.Remove(filepath.Join(dir, blobPath(exported.Manifest))))
+	assert.Equal(t, []string{"already there", "already there", "done"}, promote("oci:"+dir+":again", layertar.Gzip))
+	s.mustImport(t, "oci:"+dir+":again", ImportOptions{Name: "web:3"})
+}
+
+// noting notes how each task ends.
+type noting struct {
+	noProgress
+	notes []string
+}
+
+func (n *noting) Start(string, int64) Task { return n }
+func (n *noting) End(note string)          { n.notes = append(n.notes, note) }

@@ -39,6 +39,8 @@ type Source struct {
 type sourceLayer struct {
 	digest digest.Digest // of the tar as it is stored; "": not known
 	size   int64         // bytes as it is stored; negative: not known
+	// mediaType is that of the manifest; "": there is none.
+	mediaType string
 	// unverified: no digest would tell that something of the tar is missing.
 	unverified bool
 	// open reads the tar from its start. It can be called again, unless that is a stream: errReadOnce.
