@@ -67,7 +67,7 @@ func (l *Layers) expire(ctx context.Context, now time.Time) (err error) {
 	expired := make(map[string]record) // moments by fork
 	for _, r := range records {
 		for _, fork := range r.Forks {
-			if !fork.Expires.IsZero() && !now.Before(fork.Expires) {
+			if fork.expired(now) {
 				expired[fork.Name] = r
 			}
 		}

@@ -298,3 +298,23 @@ func TestDiffText(t *testing.T) {
 	assert.Equal(t, out, string(written))
 	assert.Equal(t, exitUsage, a.run(t, "diff", "fork", "--text", "--compress", "gzip").code)
 }
+
+// TestDoctorMoments: doctor finds moments and forks that do not fit together, and says how to go on.
+func TestDoctorMoments(t *testing.T) {
+	a := newWeb(t)
+	a.ok(t, "snapshot", "web", "one")
+	assert.Contains(t, a.ok(t, "doctor"), "records of snapshots and forks agree with the volumes")
+	var infos []snapshotInfo
+	a.json(t, &infos, "snapshot", "ls", "web")
+	a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
+	out := a.ok(t, "doctor")
+	assert.Contains(t, out, "fork brief of layer web has expired")
+	assert.Contains(t, out, "the next cowshed ls removes it")
+	record := filepath.Join(a.root, "live/btrfs/moments", infos[0].Volume+".json")
+	write(t, record, "{")
+	r := a.run(t, "doctor")
+	assert.Equal(t, exitFailure, r.code)
+	assert.Contains(t, r.out, "delete the record "+record)
+	require.NoError(t, os.Remove(record))
+	assert.Contains(t, a.ok(t, "doctor"), "has the name of a moment, and no record")
+}
