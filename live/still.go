@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 
@@ -21,7 +22,8 @@ type Still struct {
 // Still keeps the content of a layer as it is now, in use or not, or that of LAYER@SNAPSHOT. Volume has the content until the
 // caller closes the result. The layer itself is held only until Still returns. After a crash a Sweep removes the moment.
 //
-// If the Backend cannot take the moment of such a layer, Volume is the layer itself: each View of it is of another moment.
+// If the Backend cannot take the moment of such a layer, Volume is the layer itself: each View of it is of another moment. So it is
+// on a filesystem that is read-only.
 func (l *Layers) Still(ctx context.Context, ref string) (_ *Still, err error) {
 	defer func() {
 		if err != nil {
@@ -32,13 +34,17 @@ func (l *Layers) Still(ctx context.Context, ref string) (_ *Still, err error) {
 	if err != nil {
 		return nil, err
 	}
+	s := &Still{layers: l, taken: !IsMoment(v.Name)}
 	unlock, err := l.begin(ctx) // nobody removes the moment before it has a view
+	if errors.Is(err, syscall.EROFS) {
+		s.Moment, err = l.standIn(ctx, v)
+		return s, err
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	s := &Still{layers: l}
-	if s.taken = !IsMoment(v.Name); s.taken {
+	if s.taken {
 		s.Moment, err = l.takeUnnamed(ctx, v)
 	} else {
 		s.Moment, err = l.Moment(v.Name)
@@ -68,13 +74,22 @@ func (l *Layers) takeUnnamed(ctx context.Context, v cowcommon.Volume) (Moment, e
 	}
 	err = l.take(ctx, r, v.Name, cowcommon.VolumeOptions{})
 	if errdefs.IsNotImplemented(err) {
-		r.Volume = v.Name
-		return r.Moment, nil
+		return l.standIn(ctx, v)
 	}
 	if err != nil {
 		return r.Moment, err
 	}
 	return l.commitMade(r)
+}
+
+// standIn describes a layer as if it were a moment of its own, or describes a moment.
+func (l *Layers) standIn(ctx context.Context, v cowcommon.Volume) (Moment, error) {
+	if IsMoment(v.Name) {
+		return l.Moment(v.Name)
+	}
+	r, err := l.momentOf(ctx, v.Name)
+	r.Volume = v.Name
+	return r.Moment, err
 }
 
 // Close ends the use of the moment, and removes it if it was made for that. If others are at work, a later Sweep removes it.

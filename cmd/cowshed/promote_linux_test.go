@@ -155,3 +155,40 @@ func TestPromoteStopped(t *testing.T) {
 	a.ok(t, "rmi", "web:1")
 	assert.Equal(t, before, a.state(t))
 }
+
+// TestPromoteKilled kills promotions at different times. The image is listed if it is complete, and else nothing is left of it.
+func TestPromoteKilled(t *testing.T) {
+	a := newAppWeb(t)
+	layout := filepath.Join(t.TempDir(), "layout")
+	a.ok(t, "export", "app:1", "oci:"+layout+":app")
+	before := a.ok(t, "ls", "--json")
+	self, err := os.Executable()
+	require.NoError(t, err)
+	for i := range 20 {
+		to := "web:1"
+		if i%2 == 1 {
+			to = "oci:" + layout + ":web"
+		}
+		cmd := exec.Command(self, "--root", a.root, "promote", "web", to)
+		cmd.Env = append(os.Environ(), asProgramEnv+"=1")
+		require.NoError(t, cmd.Start())
+		time.Sleep(time.Duration(i) * 8 * time.Millisecond)
+		require.NoError(t, cmd.Process.Kill())
+		_ = cmd.Wait() // it was killed, or had ended
+		a.ok(t, "import", "oci:"+layout+":app", "--name", "app:1")
+		if strings.Contains(a.ok(t, "images"), "web:1") {
+			a.ok(t, "export", "web:1", "oci-archive:"+filepath.Join(t.TempDir(), "web.tar"), "--exact")
+			a.ok(t, "rmi", "web:1")
+		}
+		for _, name := range strings.Fields(a.ok(t, "ls", "--names")) { // a layer without its image, which doctor reports
+			if image.IsLayerName(name) && !strings.Contains(before, name) {
+				assert.Contains(t, a.ok(t, "doctor"), "was imported, and no image has it")
+				a.ok(t, "rm", name)
+			}
+		}
+		assert.Equal(t, before, a.ok(t, "ls", "--json"))
+		a.assertNoMoments(t)
+	}
+	a.ok(t, "promote", "web", "oci:"+layout+":web")
+	a.ok(t, "import", "oci:"+layout+":web", "--name", "web:1")
+}

@@ -32,8 +32,9 @@ func promotion(volume string) Promotion {
 	return Promotion{Volume: volume, Name: "web@before", Created: time.Unix(1700000000, 0).UTC(), Comment: "why"}
 }
 
-func TestPromote(t *testing.T) {
-	s := newTestStore(t)
+func TestPromote(t *testing.T) { testPromote(t, newTestStore(t)) }
+
+func testPromote(t *testing.T, s *Store) {
 	app := webOfApp(t, s)
 	promoted, err := s.Promote(t.Context(), promotion("web"), ImportOptions{Name: "web:1"})
 	require.NoError(t, err)
@@ -112,7 +113,9 @@ func TestPromote(t *testing.T) {
 }
 
 // TestPromoteRemovals removes the layer, the image that it was made from and the new image in each order.
-func TestPromoteRemovals(t *testing.T) {
+func TestPromoteRemovals(t *testing.T) { testPromoteRemovals(t, newTestStore) }
+
+func testPromoteRemovals(t *testing.T, newStore func(t *testing.T) *Store) {
 	remove := map[string]func(s *Store) error{
 		"web":   func(s *Store) error { return s.driver.Remove("web") },
 		"app:1": func(s *Store) error { _, err := s.Remove(context.Background(), "app:1"); return err },
@@ -120,7 +123,7 @@ func TestPromoteRemovals(t *testing.T) {
 	}
 	for _, order := range []string{"web app:1 web:1", "web web:1 app:1", "app:1 web web:1", "app:1 web:1 web", "web:1 web app:1", "web:1 app:1 web"} {
 		t.Run(order, func(t *testing.T) {
-			s := newTestStore(t)
+			s := newStore(t)
 			app := webOfApp(t, s)
 			promoted, err := s.Promote(t.Context(), promotion("web"), ImportOptions{Name: "web:1"})
 			require.NoError(t, err)
