@@ -22,6 +22,7 @@ import (
 	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/namelock"
+	"github.com/cowshed/cowshed/internal/overlaysource"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 )
 
@@ -315,20 +316,21 @@ func (b *Backend) sweepAll() {
 // isLeft reports whether the overlay of a killed process can go. It is no layer of another overlay, which would keep its
 // upper in use unseen.
 func (b *Backend) isLeft(m *mountinfo.Info) bool {
-	over, err := b.overlays.UsesOf(m.Mountpoint)
-	return err == nil && len(over) == 0 && b.isUnused(m)
+	over, err := b.overlays.UsesOf(m.Mountpoint, nil)
+	source, _ := overlaysource.Parse(m.Source)
+	return err == nil && len(over) == 0 && b.isUnused(m.Mountpoint, source.Upper)
 }
 
-// isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have
-// outlived the process that mounted its root. Namespaces that were copied have the mount at the same place. The kernel
-// unmounts such copies when the mount point is removed.
-func (b *Backend) isUnused(m *mountinfo.Info) bool {
-	name := filepath.Base(m.Mountpoint)
+// isUnused reports whether the overlay that is mounted on a mount point, whose upper is in that tree, is mounted at no other
+// place. A container may have outlived the process that mounted its root. Namespaces that were copied have the mount at the
+// same place. The kernel unmounts such copies when the mount point is removed.
+func (b *Backend) isUnused(point string, tree overlaysource.Tree) bool {
+	name := filepath.Base(point)
 	if strings.HasPrefix(name, viewPrefix) {
 		return true
 	}
-	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir))
-	elsewhere := func(u mounttable.Use) bool { return u.Mountpoint != m.Mountpoint }
+	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir), upperIn(tree))
+	elsewhere := func(u mounttable.Use) bool { return u.Mountpoint != point }
 	return err == nil && !slices.ContainsFunc(uses, elsewhere)
 }
 
@@ -343,7 +345,7 @@ func (b *Backend) close() error {
 	errs := []error{
 		b.views.CloseAll(func(_ string, o *overlay) error { return o.close() }),
 		b.mounts.CloseAll(func(name string, m *mounted) error {
-			return b.release(name, m, func() bool { return b.isUnused(&mountinfo.Info{Mountpoint: b.point(name)}) })
+			return b.release(name, m, func() bool { return b.isUnused(b.point(name), m.tree) })
 		}),
 	}
 	errs = append(errs, b.Backend.Close())

@@ -19,14 +19,16 @@ import (
 	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/namelock"
+	"github.com/cowshed/cowshed/internal/overlaysource"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 )
 
 // mounted is a mounted volume.
 type mounted struct {
-	dir   string        // the root of its tree
-	lower string        // "" if the volume is of style snapshot; else:
-	lock  namelock.Lock // of mountKey
+	dir   string             // the root of its tree
+	lower string             // "" if the volume is of style snapshot; else:
+	tree  overlaysource.Tree // of the upper
+	lock  namelock.Lock      // of mountKey
 }
 
 // upperOf and workOf are directories in the tree of a shared volume.
@@ -102,6 +104,9 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 		return nil, err
 	}
 	m := &mounted{dir: b.point(name), lower: lower}
+	if m.tree, err = overlaysource.TreeAt(dir); err != nil {
+		return nil, err
+	}
 	lowerDir, err := b.Backend.Mount(ctx, lower, label)
 	if err != nil {
 		return nil, fmt.Errorf("lower: %w", err)
@@ -152,12 +157,23 @@ func (b *Backend) checkNotMounted(dir, name string) error {
 }
 
 func (b *Backend) checkNoOverlay(dir, name string) error {
-	// The kernel tells the layers of an overlay only as paths, so the end of the path is enough.
-	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir))
+	tree, err := overlaysource.TreeAt(dir)
+	if err != nil {
+		return err
+	}
+	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir), upperIn(tree))
 	if err != nil {
 		return err
 	}
 	return mounttable.InUse("the root of volume "+name, uses)
+}
+
+// upperIn tells the sources of overlays whose upper is in a tree. It is nil if the tree is not known.
+func upperIn(tree overlaysource.Tree) func(overlaysource.Source) bool {
+	if tree == 0 {
+		return nil
+	}
+	return func(s overlaysource.Source) bool { return s.Upper == tree }
 }
 
 // isOverlay reports whether an overlay is mounted on dir.
@@ -173,11 +189,24 @@ func isOverlay(dir string) (bool, error) {
 	return st.Type == unix.OVERLAYFS_SUPER_MAGIC, nil
 }
 
+// sourceOf is the source of an overlay of an upper over a lower. The command finds the volume by the name in it.
+func sourceOf(lower, upper, name string) (string, error) {
+	source := overlaysource.Source{Name: name}
+	var err error
+	if source.Upper, err = overlaysource.TreeAt(upper); err != nil {
+		return "", err
+	}
+	if source.Lower, err = overlaysource.TreeAt(lower); err != nil {
+		return "", err
+	}
+	return source.String(), nil
+}
+
 // flagsKept are flags of a volume's mount that its overlay has too. They are the same bits as MS_*.
 const flagsKept = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NOATIME | unix.ST_NODIRATIME
 
-// mountOverlay mounts an overlay on a new directory, whose name is the source of the mount too, for people and for the
-// command. Without a work directory it is read-only.
+// mountOverlay mounts an overlay on a new directory, whose name is in the source of the mount too. Without a work directory the
+// overlay is read-only.
 func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) error {
 	has, err := b.supported()
 	if err != nil {
@@ -191,6 +220,10 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 	if err := unix.Statfs(upper, &st); err != nil {
 		return &fs.PathError{Op: "statfs", Path: upper, Err: err}
 	}
+	source, err := sourceOf(lower, upper, filepath.Base(point))
+	if err != nil {
+		return err
+	}
 	flags := uintptr(st.Flags) & flagsKept
 	if work == "" {
 		flags |= unix.MS_RDONLY
@@ -199,7 +232,7 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 		return err
 	}
 	data := label.FormatMountLabel(strings.Join(options, ","), mountLabel)
-	if err := unix.Mount(filepath.Base(point), point, "overlay", flags, data); err != nil {
+	if err := unix.Mount(source, point, "overlay", flags, data); err != nil {
 		return errors.Join(&fs.PathError{Op: "mount overlay", Path: point, Err: err}, mountdir.Remove(point, false))
 	}
 	return nil
@@ -235,7 +268,7 @@ func (b *Backend) unmountPoint(name string) error {
 	if isElsewhere, err := isMountedElsewhere(b.point(name)); isElsewhere || err != nil {
 		return err
 	}
-	if over, err := b.overlays.UsesOf(b.point(name)); len(over) > 0 || err != nil {
+	if over, err := b.overlays.UsesOf(b.point(name), nil); len(over) > 0 || err != nil {
 		return err
 	}
 	err := mountdir.Remove(b.point(name), false)

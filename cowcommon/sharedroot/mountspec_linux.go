@@ -49,7 +49,7 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 	if err != nil {
 		return spec, err
 	}
-	spec = cowcommon.MountSpec{Type: "overlay", Source: name}
+	spec = cowcommon.MountSpec{Type: "overlay"}
 	err = b.hold(ctx, lower, func(lowerDir string) error {
 		return b.hold(ctx, name, func(dir string) error {
 			work := ""
@@ -60,6 +60,9 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 				}
 			}
 			if spec.Options, err = mountOptions(lowerDir, upperOf(dir), work, has); err != nil {
+				return err
+			}
+			if spec.Source, err = sourceOf(lowerDir, upperOf(dir), name); err != nil {
 				return err
 			}
 			var st unix.Statfs_t

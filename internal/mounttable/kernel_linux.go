@@ -26,10 +26,29 @@ type namespaceInfo struct {
 	id     uint64
 }
 
-// namespace is a mount namespace as the kernel lists it.
+// namespace is a mount namespace, with its information if the kernel lists it.
 type namespace struct {
 	namespaceInfo
 	inode uint64
+	own   bool // it belongs to the user namespace of this process
+}
+
+// look finds out about the namespace that is open as fd. user is the user namespace of this process.
+func (n *namespace) look(fd int, user uint64) (err error) {
+	if n.inode, err = inodeOf(fd); err != nil {
+		return err
+	}
+	owner, err := eintr.Retry(func() (int, error) { return unix.IoctlRetInt(fd, unix.NS_GET_USERNS) })
+	if errors.Is(err, unix.EPERM) { // it belongs to one above
+		return nil
+	}
+	if err != nil {
+		return os.NewSyscallError("ioctl", err)
+	}
+	defer unix.Close(owner)
+	inode, err := inodeOf(owner)
+	n.own = inode == user
+	return err
 }
 
 // namespaces lists all mount namespaces of the machine, also those without processes.
@@ -39,16 +58,20 @@ func namespaces() ([]namespace, error) {
 		return nil, err
 	}
 	defer unix.Close(own)
+	user, err := namespaceOf("self", "user")
+	if err != nil {
+		return nil, err
+	}
 	first := namespace{namespaceInfo: namespaceInfo{size: uint32(unsafe.Sizeof(namespaceInfo{}))}}
 	if _, err := namespaceIoctl(own, nsMntGetInfo, &first.namespaceInfo); err != nil {
 		return nil, err
 	}
-	if first.inode, err = inodeOf(own); err != nil {
+	if err := first.look(own, user); err != nil {
 		return nil, err
 	}
 	found := []namespace{first}
 	for _, direction := range []uintptr{nsMntGetNext, nsMntGetPrev} {
-		more, err := namespacesBeyond(own, direction)
+		more, err := namespacesBeyond(own, direction, user)
 		if err != nil {
 			return nil, err
 		}
@@ -58,7 +81,7 @@ func namespaces() ([]namespace, error) {
 }
 
 // namespacesBeyond lists the namespaces in one direction from the one open as fd.
-func namespacesBeyond(fd int, direction uintptr) (found []namespace, err error) {
+func namespacesBeyond(fd int, direction uintptr, user uint64) (found []namespace, err error) {
 	if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
 		return nil, err
 	}
@@ -73,7 +96,7 @@ func namespacesBeyond(fd int, direction uintptr) (found []namespace, err error) 
 			return nil, err
 		}
 		fd = next
-		if n.inode, err = inodeOf(fd); err != nil {
+		if err := n.look(fd, user); err != nil {
 			unix.Close(fd)
 			return nil, err
 		}
@@ -113,6 +136,7 @@ const (
 	statmountRoot       = 0x08
 	statmountPoint      = 0x10
 	statmountOptions    = 0x80
+	statmountSource     = 0x200 // from Linux 6.13
 )
 
 // fromRoot, as a mount, stands for all mounts below the root of a namespace (LSMT_ROOT).
@@ -177,6 +201,7 @@ func (s mountStat) parent() uint64        { return binary.NativeEndian.Uint64(s[
 func (s mountStat) options() string       { return s.text(4) }
 func (s mountStat) root() string          { return s.text(104) }
 func (s mountStat) point() string         { return s.text(108) }
+func (s mountStat) source() string        { return s.text(124) }
 
 // text is the string whose place is at that offset.
 func (s mountStat) text(offset int) string {
