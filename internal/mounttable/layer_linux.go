@@ -21,7 +21,7 @@ type overlay struct {
 	layers []string // their paths, as they were given
 
 	hasSource bool // the kernel has told the source
-	ofCowshed bool // it is one that Cowshed writes, and:
+	ofCowshed bool // Cowshed has written it, and:
 	source    overlaysource.Source
 }
 

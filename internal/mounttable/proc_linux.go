@@ -96,7 +96,7 @@ func eachNamespace(visit func(n namespace, lines *bufio.Scanner) error) error {
 }
 
 // namespaceAt describes the mount namespace with that inode number, which a process was found in. It counts as one of another
-// user namespace if the process has left it since. So what was opened of the process before is of this mount namespace.
+// user namespace if the process has left it since. So a list of mounts that was opened before is that of this mount namespace.
 func namespaceAt(process string, inode, user uint64) namespace {
 	n := namespace{inode: inode}
 	file, err := os.Open("/proc/" + process + "/ns/mnt")
