@@ -2,29 +2,23 @@ package btrfs
 
 import (
 	"fmt"
-	"os"
 	"path"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/mounttable"
-	"github.com/cowshed/cowshed/internal/overlaysource"
 )
 
-// checkNotMounted reports whether a volume, whose root is open, can be changed as a whole. The kernel does not check: it
-// would destroy a subvolume under its mounts.
+// checkNotMounted reports whether a volume can be changed as a whole. The kernel does not check: it would destroy a
+// subvolume under its mounts.
 //
 // Returns errdefs.ErrFailedPrecondition if the volume or a directory of it is mounted in some mount namespace, or is a
 // layer of a mounted overlay. The error says where.
-func (b *Backend) checkNotMounted(name string, root *os.File) error {
+func (b *Backend) checkNotMounted(name string) error {
 	at, err := b.pathFromTop()
 	if err != nil {
 		return fmt.Errorf("path of the home from the top of the filesystem: %w", err)
 	}
-	tree, err := overlaysource.TreeOf(root)
-	if err != nil {
-		return err
-	}
-	uses, err := b.mounts.UsesOf(path.Join(at, name), func(s overlaysource.Source) bool { return s.Has(tree) })
+	uses, err := b.mounts.UsesOf(path.Join(at, name), b.self.Volume(name).IsIn())
 	if err != nil {
 		return fmt.Errorf("find the mounts of volume %s: %w", name, err)
 	}

@@ -44,7 +44,7 @@ func (b *Backend) claim(ctx context.Context, name string) (*claimed, error) {
 		return nil, err
 	}
 	c := &claimed{subvolume: dir, b: b, name: name, release: release}
-	if err := b.checkNotMounted(name, dir.File); err != nil {
+	if err := b.checkNotMounted(name); err != nil {
 		return nil, errors.Join(err, c.done())
 	}
 	return c, nil

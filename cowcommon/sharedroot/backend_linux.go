@@ -82,6 +82,7 @@ type Backend struct {
 	mounts   inuse.Table[*mounted] // by volume
 	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
 	overlays *mounttable.Filesystem
+	self     overlaysource.Home // as the sources of overlays name it
 	removed  removed
 
 	makeRoots  func() error // makes the directory of mount points, once
@@ -147,6 +148,9 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 		return err
 	}
 	defer dir.Close()
+	if b.self, err = overlaysource.HomeOf(dir); err != nil {
+		return err
+	}
 	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil {
 		return err
 	}
@@ -317,19 +321,18 @@ func (b *Backend) sweepAll() {
 // upper in use unseen.
 func (b *Backend) isLeft(m *mountinfo.Info) bool {
 	over, err := b.overlays.UsesOf(m.Mountpoint, nil)
-	source, _ := overlaysource.Parse(m.Source)
-	return err == nil && len(over) == 0 && b.isUnused(m.Mountpoint, source.Upper)
+	return err == nil && len(over) == 0 && b.isUnused(m.Mountpoint)
 }
 
-// isUnused reports whether the overlay that is mounted on a mount point, whose upper is in that tree, is mounted at no other
-// place. A container may have outlived the process that mounted its root. Namespaces that were copied have the mount at the
-// same place. The kernel unmounts such copies when the mount point is removed.
-func (b *Backend) isUnused(point string, tree overlaysource.Tree) bool {
+// isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have
+// outlived the process that mounted its root. Namespaces that were copied have the mount at the same place. The kernel
+// unmounts such copies when the mount point is removed.
+func (b *Backend) isUnused(point string) bool {
 	name := filepath.Base(point)
 	if strings.HasPrefix(name, viewPrefix) {
 		return true
 	}
-	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir), upperIn(tree))
+	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir), b.self.Volume(name).IsUpper())
 	elsewhere := func(u mounttable.Use) bool { return u.Mountpoint != point }
 	return err == nil && !slices.ContainsFunc(uses, elsewhere)
 }
@@ -345,7 +348,7 @@ func (b *Backend) close() error {
 	errs := []error{
 		b.views.CloseAll(func(_ string, o *overlay) error { return o.close() }),
 		b.mounts.CloseAll(func(name string, m *mounted) error {
-			return b.release(name, m, func() bool { return b.isUnused(b.point(name), m.tree) })
+			return b.release(name, m, func() bool { return b.isUnused(b.point(name)) })
 		}),
 	}
 	errs = append(errs, b.Backend.Close())

@@ -25,10 +25,9 @@ import (
 
 // mounted is a mounted volume.
 type mounted struct {
-	dir   string             // the root of its tree
-	lower string             // "" if the volume is of style snapshot; else:
-	tree  overlaysource.Tree // of the upper
-	lock  namelock.Lock      // of mountKey
+	dir   string        // the root of its tree
+	lower string        // "" if the volume is of style snapshot; else:
+	lock  namelock.Lock // of mountKey
 }
 
 // upperOf and workOf are directories in the tree of a shared volume.
@@ -104,9 +103,6 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 		return nil, err
 	}
 	m := &mounted{dir: b.point(name), lower: lower}
-	if m.tree, err = overlaysource.TreeAt(dir); err != nil {
-		return nil, err
-	}
 	lowerDir, err := b.Backend.Mount(ctx, lower, label)
 	if err != nil {
 		return nil, fmt.Errorf("lower: %w", err)
@@ -133,7 +129,7 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 			}
 		}
 		if err == nil {
-			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), work, label)
+			err = b.mountOverlay(m.dir, lowerDir, dir, work, label)
 		}
 	}
 	if err == nil && alone {
@@ -157,23 +153,11 @@ func (b *Backend) checkNotMounted(dir, name string) error {
 }
 
 func (b *Backend) checkNoOverlay(dir, name string) error {
-	tree, err := overlaysource.TreeAt(dir)
-	if err != nil {
-		return err
-	}
-	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir), upperIn(tree))
+	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir), b.self.Volume(name).IsUpper())
 	if err != nil {
 		return err
 	}
 	return mounttable.InUse("the root of volume "+name, uses)
-}
-
-// upperIn tells the sources of overlays whose upper is in a tree. It is nil if the tree is not known.
-func upperIn(tree overlaysource.Tree) func(overlaysource.Source) bool {
-	if tree == 0 {
-		return nil
-	}
-	return func(s overlaysource.Source) bool { return s.Upper == tree }
 }
 
 // isOverlay reports whether an overlay is mounted on dir.
@@ -189,25 +173,20 @@ func isOverlay(dir string) (bool, error) {
 	return st.Type == unix.OVERLAYFS_SUPER_MAGIC, nil
 }
 
-// sourceOf is the source of an overlay of an upper over a lower. The command finds the volume by the name in it.
-func sourceOf(lower, upper, name string) (string, error) {
-	source := overlaysource.Source{Name: name}
-	var err error
-	if source.Upper, err = overlaysource.TreeAt(upper); err != nil {
-		return "", err
-	}
-	if source.Lower, err = overlaysource.TreeAt(lower); err != nil {
-		return "", err
-	}
-	return source.String(), nil
+// sourceOf is the source of the overlay over the trees of a volume and its lower, which are in these directories. They have the
+// names of the volumes, or the names of views, which are no volumes. The command finds the volume by the name in the source.
+func (b *Backend) sourceOf(lower, tree, name string) string {
+	upper := b.self.Volume(filepath.Base(tree))
+	return overlaysource.Source{Upper: upper, Lower: b.self.Volume(filepath.Base(lower)), Name: name}.String()
 }
 
 // flagsKept are flags of a volume's mount that its overlay has too. They are the same bits as MS_*.
 const flagsKept = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NOATIME | unix.ST_NODIRATIME
 
-// mountOverlay mounts an overlay on a new directory, whose name is in the source of the mount too. Without a work directory the
+// mountOverlay mounts an overlay of the upper in a tree on a new directory, whose name is in the source of the mount too. Without a work directory the
 // overlay is read-only.
-func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) error {
+func (b *Backend) mountOverlay(point, lower, tree, work, mountLabel string) error {
+	upper := upperOf(tree)
 	has, err := b.supported()
 	if err != nil {
 		return err
@@ -220,10 +199,6 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 	if err := unix.Statfs(upper, &st); err != nil {
 		return &fs.PathError{Op: "statfs", Path: upper, Err: err}
 	}
-	source, err := sourceOf(lower, upper, filepath.Base(point))
-	if err != nil {
-		return err
-	}
 	flags := uintptr(st.Flags) & flagsKept
 	if work == "" {
 		flags |= unix.MS_RDONLY
@@ -232,7 +207,7 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 		return err
 	}
 	data := label.FormatMountLabel(strings.Join(options, ","), mountLabel)
-	if err := unix.Mount(source, point, "overlay", flags, data); err != nil {
+	if err := unix.Mount(b.sourceOf(lower, tree, filepath.Base(point)), point, "overlay", flags, data); err != nil {
 		return errors.Join(&fs.PathError{Op: "mount overlay", Path: point, Err: err}, mountdir.Remove(point, false))
 	}
 	return nil

@@ -62,9 +62,7 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 			if spec.Options, err = mountOptions(lowerDir, upperOf(dir), work, has); err != nil {
 				return err
 			}
-			if spec.Source, err = sourceOf(lowerDir, upperOf(dir), name); err != nil {
-				return err
-			}
+			spec.Source = b.sourceOf(lowerDir, dir, name)
 			var st unix.Statfs_t
 			if err := unix.Statfs(dir, &st); err != nil {
 				return &fs.PathError{Op: "statfs", Path: dir, Err: err}

@@ -13,10 +13,10 @@ import (
 	"github.com/cowshed/cowshed/internal/overlaysource"
 )
 
-// Trees that the sources in these tests name.
+// Volumes that the sources in these tests name.
 const (
-	ours   overlaysource.Tree = 0xa11
-	theirs overlaysource.Tree = 0xb22
+	ours   overlaysource.Volume = 0xa11
+	theirs overlaysource.Volume = 0xb22
 )
 
 // homes are two filesystems with a volume of the same name.
@@ -75,7 +75,7 @@ func (h homes) users(names func(overlaysource.Source) bool) (points []string) {
 	return points
 }
 
-func source(upper, lower overlaysource.Tree) string {
+func source(upper, lower overlaysource.Volume) string {
 	return overlaysource.Source{Upper: upper, Lower: lower, Name: "web"}.String()
 }
 
@@ -85,16 +85,16 @@ func TestSourceOfOverlay(t *testing.T) {
 	for name, c := range map[string]struct {
 		source string
 		ofOurs bool // the layers are those of our home
-		known  bool // the tree of our volume is known
+		known  bool // our volume is known
 		uses   bool
 	}{
 		"ours":                        {source(ours, theirs), true, true, true},
 		"ours as the lower":           {source(theirs, ours), true, true, true},
 		"ours of a former version":    {"web", true, true, true},
 		"ours and the source lies":    {source(theirs, theirs), true, true, true},
-		"ours without a tree":         {source(theirs, theirs), true, false, true},
+		"ours without a volume":       {source(theirs, theirs), true, false, true},
 		"foreign":                     {source(theirs, theirs), false, true, false},
-		"foreign without a tree":      {source(theirs, theirs), false, false, true},
+		"foreign without a volume":    {source(theirs, theirs), false, false, true},
 		"foreign of a former version": {"web", false, true, true},
 		"foreign by an admin":         {"overlay", false, true, true},
 		"foreign with no source":      {"", false, true, true},

@@ -26,7 +26,7 @@ func TestSource(t *testing.T) {
 	assert.True(t, s.Has(0xcd))
 	assert.False(t, s.Has(0xef))
 	assert.False(t, Source{}.Has(0))
-	assert.Equal(t, "web", Source{Upper: 1, Name: "web"}.String(), "a tree is not known")
+	assert.Equal(t, "web", Source{Upper: 1, Name: "web"}.String(), "a volume is not known")
 }
 
 func TestNoSource(t *testing.T) {
