@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,77 +31,93 @@ type namespaceInfo struct {
 type namespace struct {
 	namespaceInfo
 	inode uint64
-	own   bool // it belongs to the user namespace of this process
-}
-
-// look finds out about the namespace that is open as fd. user is the user namespace of this process.
-func (n *namespace) look(fd int, user uint64) (err error) {
-	if n.inode, err = inodeOf(fd); err != nil {
-		return err
-	}
-	owner, err := eintr.Retry(func() (int, error) { return unix.IoctlRetInt(fd, unix.NS_GET_USERNS) })
-	if errors.Is(err, unix.EPERM) { // it belongs to one above
-		return nil
-	}
-	if err != nil {
-		return os.NewSyscallError("ioctl", err)
-	}
-	defer unix.Close(owner)
-	inode, err := inodeOf(owner)
-	n.own = inode == user
-	return err
+	own   func() bool // it belongs to the user namespace of this process
 }
 
 // namespaces lists all mount namespaces of the machine, also those without processes.
-func namespaces() ([]namespace, error) {
-	own, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(own)
-	user, err := namespaceOf("self", "user")
-	if err != nil {
-		return nil, err
-	}
-	first := namespace{namespaceInfo: namespaceInfo{size: uint32(unsafe.Sizeof(namespaceInfo{}))}}
-	if _, err := namespaceIoctl(own, nsMntGetInfo, &first.namespaceInfo); err != nil {
-		return nil, err
-	}
-	if err := first.look(own, user); err != nil {
-		return nil, err
-	}
-	found := []namespace{first}
-	for _, direction := range []uintptr{nsMntGetNext, nsMntGetPrev} {
-		more, err := namespacesBeyond(own, direction, user)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, more...)
-	}
-	return found, nil
+func namespaces() (found []namespace, err error) {
+	owned := sync.OnceValue(ownedNamespaces)
+	err = eachListed(func(_ int, n namespace) error {
+		n.own = func() bool { return owned()[n.id] }
+		found = append(found, n)
+		return nil
+	})
+	return found, err
 }
 
-// namespacesBeyond lists the namespaces in one direction from the one open as fd.
-func namespacesBeyond(fd int, direction uintptr, user uint64) (found []namespace, err error) {
+// ownedNamespaces has the ids of the mount namespaces that belong to the user namespace of this process, as far as it can tell.
+func ownedNamespaces() map[uint64]bool {
+	owned := map[uint64]bool{}
+	_ = eachListed(func(fd int, n namespace) error {
+		owned[n.id] = isOwned(fd)
+		return nil
+	})
+	return owned
+}
+
+// isOwned reports whether the namespace open as fd belongs to the user namespace of this process.
+func isOwned(fd int) bool {
+	owner, err := eintr.Retry(func() (int, error) { return unix.IoctlRetInt(fd, unix.NS_GET_USERNS) })
+	if err != nil { // it belongs to one above
+		return false
+	}
+	defer unix.Close(owner)
+	user, err := namespaceOf("self", "user")
+	if err != nil {
+		return false
+	}
+	inode, err := inodeOf(owner)
+	return err == nil && inode == user
+}
+
+// eachListed calls visit with all mount namespaces of the machine, each open as fd.
+func eachListed(visit func(fd int, n namespace) error) error {
+	own, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(own)
+	first := namespace{namespaceInfo: namespaceInfo{size: uint32(unsafe.Sizeof(namespaceInfo{}))}}
+	if _, err := namespaceIoctl(own, nsMntGetInfo, &first.namespaceInfo); err != nil {
+		return err
+	}
+	if first.inode, err = inodeOf(own); err != nil {
+		return err
+	}
+	if err := visit(own, first); err != nil {
+		return err
+	}
+	for _, direction := range []uintptr{nsMntGetNext, nsMntGetPrev} {
+		if err := eachBeyond(own, direction, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachBeyond calls visit with the namespaces in one direction from the one open as fd.
+func eachBeyond(fd int, direction uintptr, visit func(fd int, n namespace) error) (err error) {
 	if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-		return nil, err
+		return err
 	}
 	for {
 		n := namespace{namespaceInfo: namespaceInfo{size: uint32(unsafe.Sizeof(namespaceInfo{}))}}
 		next, err := namespaceIoctl(fd, direction, &n.namespaceInfo)
 		unix.Close(fd)
 		if errors.Is(err, unix.ENOENT) {
-			return found, nil
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		fd = next
-		if err := n.look(fd, user); err != nil {
-			unix.Close(fd)
-			return nil, err
+		if n.inode, err = inodeOf(fd); err == nil {
+			err = visit(fd, n)
 		}
-		found = append(found, n)
+		if err != nil {
+			unix.Close(fd)
+			return err
+		}
 	}
 }
 

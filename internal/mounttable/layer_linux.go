@@ -54,7 +54,7 @@ func (s *seen) layerIn(o *overlay, t target) (layer string, ok bool) {
 		if o.ofCowshed && t.names(o.source) {
 			return o.source.String(), true
 		}
-		if o.ofCowshed && s.namespace.own {
+		if o.ofCowshed && s.namespace.own() {
 			return "", false
 		}
 	}

@@ -59,10 +59,6 @@ func UsesOfSource(fsType string, is func(source string) bool) (uses []Use, err e
 
 // eachNamespace calls visit with the mounts of each mount namespace, as they are in mountinfo (proc(5)).
 func eachNamespace(visit func(n namespace, lines *bufio.Scanner) error) error {
-	user, err := namespaceOf("self", "user")
-	if err != nil {
-		return err
-	}
 	visited := map[uint64]bool{}
 	chrooted := map[uint64]int{} // a process, for namespaces that none was found in that can see all of them
 	for pid := range processes() {
@@ -80,7 +76,7 @@ func eachNamespace(visit func(n namespace, lines *bufio.Scanner) error) error {
 		if err != nil {
 			continue
 		}
-		if visited[inode], err = visitMounts(mounts, namespaceAt(process, inode, user), visit); err != nil {
+		if visited[inode], err = visitMounts(mounts, namespaceAt(process, inode), visit); err != nil {
 			return fmt.Errorf("mounts of process %d: %w", pid, err)
 		}
 	}
@@ -88,7 +84,7 @@ func eachNamespace(visit func(n namespace, lines *bufio.Scanner) error) error {
 		if visited[inode] {
 			continue
 		}
-		if err := visitFromWithin(pid, inode, user, visit); err != nil {
+		if err := visitFromWithin(pid, inode, visit); err != nil {
 			return fmt.Errorf("mounts in the namespace of process %d: %w", pid, err)
 		}
 	}
@@ -97,17 +93,16 @@ func eachNamespace(visit func(n namespace, lines *bufio.Scanner) error) error {
 
 // namespaceAt describes the mount namespace with that inode number, which a process was found in. It counts as one of another
 // user namespace if the process has left it since. So a list of mounts that was opened before is that of this mount namespace.
-func namespaceAt(process string, inode, user uint64) namespace {
-	n := namespace{inode: inode}
-	file, err := os.Open("/proc/" + process + "/ns/mnt")
-	if err != nil {
-		return n
-	}
-	defer file.Close()
-	if now := (namespace{}); now.look(int(file.Fd()), user) == nil && now.inode == inode {
-		n.own = now.own
-	}
-	return n
+func namespaceAt(process string, inode uint64) namespace {
+	return namespace{inode: inode, own: func() bool {
+		file, err := os.Open("/proc/" + process + "/ns/mnt")
+		if err != nil {
+			return false
+		}
+		defer file.Close()
+		now, err := inodeOf(int(file.Fd()))
+		return err == nil && now == inode && isOwned(int(file.Fd()))
+	}}
 }
 
 // visitMounts calls visit with the mounts in a file, and closes it. It reports whether they were all there: the file's
@@ -125,17 +120,17 @@ func visitMounts(file *os.File, n namespace, visit func(namespace, *bufio.Scanne
 
 // visitFromWithin calls visit with the mounts of the namespace of a process whose own root hides some of them. It
 // reads them as a thread that is in the namespace. If it may not enter, it takes the mounts that the process sees.
-func visitFromWithin(pid int, inode, user uint64, visit func(namespace, *bufio.Scanner) error) error {
+func visitFromWithin(pid int, inode uint64, visit func(namespace, *bufio.Scanner) error) error {
 	result := make(chan error)
 	go onOtherThread(func() {
-		mounts, n, err := openFromWithin(pid, user)
+		mounts, n, err := openFromWithin(pid)
 		if err != nil {
 			process := strconv.Itoa(pid)
 			if mounts, err = os.Open("/proc/" + process + "/mountinfo"); err != nil {
 				result <- nil // the process has ended
 				return
 			}
-			n = namespaceAt(process, inode, user)
+			n = namespaceAt(process, inode)
 		}
 		_, err = visitMounts(mounts, n, visit)
 		result <- err
@@ -160,7 +155,7 @@ func onOtherThread(f func()) {
 }
 
 // openFromWithin moves this thread into the mount namespace of a process, and opens the list of all mounts in there.
-func openFromWithin(pid int, user uint64) (mounts *os.File, n namespace, err error) {
+func openFromWithin(pid int) (mounts *os.File, n namespace, err error) {
 	proc, err := os.Open("/proc") // there may be none within
 	if err != nil {
 		return nil, n, err
@@ -171,9 +166,11 @@ func openFromWithin(pid int, user uint64) (mounts *os.File, n namespace, err err
 		return nil, n, err
 	}
 	defer file.Close()
-	if err := n.look(int(file.Fd()), user); err != nil {
+	if n.inode, err = inodeOf(int(file.Fd())); err != nil {
 		return nil, n, err
 	}
+	isOwn := isOwned(int(file.Fd()))
+	n.own = func() bool { return isOwn }
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, n, err
 	}
