@@ -98,6 +98,7 @@ var _ interface {
 	cowcommon.SpecMounter
 	cowcommon.Hinter
 	cowcommon.Limiter
+	cowcommon.ChangesSizer
 	cowcommon.Streamer
 	cowcommon.Keeper
 	cowcommon.Adopter
