@@ -183,8 +183,8 @@ func (b *Backend) sourceOf(lower, tree, name string) string {
 // flagsKept are flags of a volume's mount that its overlay has too. They are the same bits as MS_*.
 const flagsKept = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NOATIME | unix.ST_NODIRATIME
 
-// mountOverlay mounts an overlay of the upper in a tree on a new directory, whose name is in the source of the mount too. Without a work directory the
-// overlay is read-only.
+// mountOverlay mounts an overlay of the upper in a tree on a new directory, whose name is in the source of the mount too.
+// Without a work directory the overlay is read-only.
 func (b *Backend) mountOverlay(point, lower, tree, work, mountLabel string) error {
 	upper := upperOf(tree)
 	has, err := b.supported()
