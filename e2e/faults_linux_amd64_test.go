@@ -168,6 +168,7 @@ func TestFaults(t *testing.T) {
 
 // TestFaultsShared is TestFaults with shared roots.
 func TestFaultsShared(t *testing.T) {
+	t.Parallel()
 	rng := faultsRandom(t)
 	inEachShared(t, func(t *testing.T, s system) { faultsIn(t, s, rng) })
 }
