@@ -87,7 +87,7 @@ func (s *Snapshotter) resolve(ctx context.Context, mounts []mount.Mount) (mounte
 	}
 	m := mounts[0]
 	volume := candidate(m)
-	if !isVolumeName(volume) {
+	if !IsVolumeName(volume) {
 		return mounted{}, unknownMount(m)
 	}
 	same, err := s.isMountOf(ctx, m, volume)

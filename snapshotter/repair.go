@@ -139,7 +139,7 @@ func (r *rebuilder) insertActive(ctx context.Context, v cowcommon.Volume) error 
 	_, isOwned := r.keys[v.Name]
 	_, isDoomed := r.doomed[v.Name]
 	_, isTaken := r.made[key]
-	if !isVolumeName(v.Name) || !whole || v.Sealed || isOwned || isDoomed || isTaken {
+	if !IsVolumeName(v.Name) || !whole || v.Sealed || isOwned || isDoomed || isTaken {
 		return nil
 	}
 	kind := snapshots.KindActive
@@ -156,7 +156,7 @@ func (r *rebuilder) insertActive(ctx context.Context, v cowcommon.Volume) error 
 // parentByVolume is the committed snapshot that a volume was cloned from, made if need be; "" if the volume is gone.
 func (r *rebuilder) parentByVolume(ctx context.Context, v cowcommon.Volume) (string, error) {
 	p, ok := r.volumes[v.Parent]
-	if !ok || !p.Sealed || !isVolumeName(p.Name) {
+	if !ok || !p.Sealed || !IsVolumeName(p.Name) {
 		return "", nil
 	}
 	if key, ok := r.keys[p.Name]; ok {

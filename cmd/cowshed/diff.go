@@ -35,11 +35,12 @@ SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.`,
 			if f.output == "" && isTerminal(cmd.OutOrStdout()) {
 				return usagef("a tar is not for the terminal: use -o FILE, or a pipe")
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.diff(cmd, args, f) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.diff(cmd, args, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 2, true),
 	}
 	f.compareFlags.add(cmd)
+	addContainers(a, cmd)
 	flags := cmd.Flags()
 	flags.StringVarP(&f.output, "output", "o", "", "file to write, which must not be there yet; - for standard output")
 	addCompression(cmd, &f.compress, &f.level, "none")

@@ -35,7 +35,7 @@ func WithSnapshotter(ctx context.Context, c Config, log *slog.Logger, f func(*sn
 		return err
 	}
 	defer func() { err = errors.Join(err, flock.Release(lock)) }()
-	dir, driver, err := openContainerdDriver(ctx, c, log)
+	dir, driver, err := holdContainerdDriver(ctx, c, log)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func Repair(ctx context.Context, c Config, log *slog.Logger) (_ *snapshotter.Rep
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, flock.Release(lock)) }()
-	dir, driver, err := openContainerdDriver(ctx, c, log)
+	dir, driver, err := holdContainerdDriver(ctx, c, log)
 	if err != nil {
 		return nil, err
 	}
