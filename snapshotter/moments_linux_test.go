@@ -38,6 +38,11 @@ func newLiveHost(t *testing.T) *liveHost {
 func (h *liveHost) restart(meanwhile func(b cowcommon.Backend)) error {
 	h.t.Helper()
 	require.NoError(h.t, h.Close())
+	return h.openAgain(meanwhile)
+}
+
+func (h *liveHost) openAgain(meanwhile func(b cowcommon.Backend)) error {
+	h.t.Helper()
 	backend := h.openBackend()
 	if meanwhile != nil {
 		meanwhile(backend)
@@ -180,7 +185,7 @@ func TestUnfinishedRollback(t *testing.T) {
 	assert.Len(t, kept, 2)
 }
 
-// TestRestoreAfterRollback: a lost volume that was rolled back gets its image as its parent.
+// TestRestoreAfterRollback: a lost volume that was rolled back gets its image as its parent, and so it does by Repair.
 func TestRestoreAfterRollback(t *testing.T) {
 	h, ctx := newLiveHost(t), t.Context()
 	_, err := h.Prepare(ctx, "ns/1/layer", "")
@@ -208,4 +213,15 @@ func TestRestoreAfterRollback(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, snapshots.KindActive, info.Kind)
 	assert.Equal(t, "ns/2/image", info.Parent)
+
+	require.NoError(t, h.Close())
+	h.overwrite(h.pagesWith("ns/3/web")...)
+	require.NotNil(t, h.repair())
+	require.NoError(t, h.openAgain(nil))
+	info, err = h.Stat(ctx, "ns/3/web")
+	require.NoError(t, err)
+	assert.NotEmpty(t, info.Parent)
+	parent, err := h.Stat(ctx, info.Parent)
+	require.NoError(t, err)
+	assert.Equal(t, snapshots.KindCommitted, parent.Kind)
 }

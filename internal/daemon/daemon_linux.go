@@ -174,6 +174,11 @@ func holdContainerdDriver(ctx context.Context, c Config, log *slog.Logger) (dir 
 	return dir, driver, err
 }
 
+// layersOf are the volumes of a driver, with their forks and snapshots.
+func layersOf(dir string, driver *cowdriver.Driver, log *slog.Logger) *live.Layers {
+	return live.New(driver.Backend(), live.Dir(dir, driver.String(), driver.Backend()), log)
+}
+
 // newSnapshotter makes the snapshotter of a driver, which it closes if that fails.
 func newSnapshotter(ctx context.Context, c Config, dir string, driver *cowdriver.Driver, log *slog.Logger) (*snapshotter.Snapshotter, error) {
 	options, err := cowdriver.ParseOptions(driver.String(), c.driverOptions(driver.String()))
@@ -190,7 +195,7 @@ func newSnapshotter(ctx context.Context, c Config, dir string, driver *cowdriver
 		Scope:        options.Scope,
 		RootStyle:    options.RootStyle,
 		CountInodes:  c.CountInodes,
-		Layers:       live.New(driver.Backend(), live.Dir(dir, driver.String(), driver.Backend()), log),
+		Layers:       layersOf(dir, driver, log),
 		Logger:       log,
 	})
 	if err != nil {

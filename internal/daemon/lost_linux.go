@@ -62,5 +62,5 @@ func Repair(ctx context.Context, c Config, log *slog.Logger) (_ *snapshotter.Rep
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, driver.Cleanup()) }()
-	return snapshotter.Repair(ctx, dir, driver.Backend(), log)
+	return snapshotter.Repair(ctx, dir, driver.Backend(), snapshotter.Options{Layers: layersOf(dir, driver, log), Logger: log})
 }
