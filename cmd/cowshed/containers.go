@@ -18,7 +18,7 @@ import (
 )
 
 const containersHelp = `The containers of cowshed serve are layers too. These commands take them: fork, snapshot, rollback, merge, log,
-changes, diff, usage, limit, mount and unmount. Write a container as
+changes, diff, export, usage, limit, mount and unmount. Write a container as
 
   docker:NAME               a container of Docker 29 and later
   nerdctl:[NAMESPACE/]NAME  a container of nerdctl, in the namespace "default" unless another is named
@@ -32,6 +32,9 @@ that is stopped. The next start of the container sees the new content.
 
 The snapshots of a container go with it. A fork stays until "cowshed rm fork:NAME", or until its --ttl ends. Forks are kept
 with the daemon's volumes and not with the layers of the store: "cowshed ls --forks" lists them.
+
+If the store has an image of such a name, such as docker:27, the name stands for the image. "cowshed export" of a container
+writes its layers and those of its image, without the configuration of that.
 
 The commands read the configuration of cowshed serve, for its root and for the sockets of the engines. The daemon may
 run, and need not.`
@@ -52,7 +55,7 @@ func addContainers(a *app, cmd *cobra.Command) {
 func (a *app) withLayers(cmd *cobra.Command, names []string, do func(*store) error) error {
 	var references []string
 	for _, name := range names {
-		if layerref.Is(name) {
+		if a.isReference(name) {
 			references = append(references, name)
 		}
 	}
@@ -63,6 +66,16 @@ func (a *app) withLayers(cmd *cobra.Command, names []string, do func(*store) err
 		return a.withContainers(cmd, references, do)
 	}
 	return usagef("%s: a container and a layer of the store do not go together, since they are in different places", strings.Join(names, ", "))
+}
+
+// isReference reports whether a name is a reference to a container. The name of an image in the store, such as docker:27, is
+// none.
+func (a *app) isReference(name string) bool {
+	if !layerref.Is(name) {
+		return false
+	}
+	_, err := image.NewStore(filepath.Join(a.root, imagesDir), nil, a.log).Get(name)
+	return errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err)
 }
 
 // withContainers calls do with the open store of the daemon's volumes. It finds the volumes of the references first.

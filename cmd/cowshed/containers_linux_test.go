@@ -115,6 +115,10 @@ func TestContainerLayers(t *testing.T) {
 		h.cowshed("diff", web, "-o", tar)
 		assert.FileExists(t, tar)
 
+		layout := filepath.Join(t.TempDir(), "layout")
+		h.cowshed("export", web, "oci:"+layout+":web:1")
+		assert.FileExists(t, filepath.Join(layout, "index.json"))
+
 		shown := strings.TrimSpace(h.cowshed("mount", web))
 		require.Error(t, os.WriteFile(filepath.Join(shown, "new"), nil, 0o600), "a container is mounted read-only")
 		data, err := os.ReadFile(filepath.Join(shown, "new"))
@@ -168,6 +172,13 @@ func TestContainerLayers(t *testing.T) {
 		h.fails(test.code, test.says, test.args...)
 	}
 	h.stop()
+
+	// Docker's own image has the form of a reference.
+	layout := filepath.Join(t.TempDir(), "layout")
+	h.cowshed("export", web, "oci:"+layout+":docker:27")
+	at{root: h.root}.ok(t, "import", "oci:"+layout+":docker:27", "--name", "docker:27")
+	assert.Contains(t, h.cowshed("changes", "docker:27", "--whole"), "A /file\n")
+	h.fails(exitFailure, "no such file", "changes", "docker:28")
 }
 
 // TestContainerRollback: a container that is stopped goes back to a snapshot, and gets the changes of a fork, behind its key. A

@@ -46,10 +46,11 @@ name, unless IMAGE or --name gives another. Docker, containerd and podman read t
 			if ref.Path == image.Stdio && isTerminal(cmd.OutOrStdout()) {
 				return usagef("a tar is not for the terminal: use a file, or a pipe")
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, true),
 	}
+	addContainers(a, cmd)
 	addCompression(cmd, &f.compress, &f.level, "")
 	flags := cmd.Flags()
 	flags.Lookup("compress").Usage += " (default none for docker-archive, else gzip)"

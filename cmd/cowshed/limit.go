@@ -31,7 +31,7 @@ cannot be removed.`,
 			if err != nil {
 				return err
 			}
-			if ref, err := layerref.Parse(args[0]); layerref.Is(args[0]) && (err != nil || ref.Kind != layerref.Fork) {
+			if ref, err := layerref.Parse(args[0]); a.isReference(args[0]) && (err != nil || ref.Kind != layerref.Fork) {
 				if err != nil {
 					return err
 				}
