@@ -29,6 +29,17 @@ func (s *Snapshotter) isUnfinished(volume string) (bool, error) {
 	return s.opts.Layers.Unfinished(volume)
 }
 
+// givenBack ends a step after which a volume has its name again, and reports whether there was such a step. It does nothing while
+// the other process is at work.
+func (s *Snapshotter) givenBack(ctx context.Context, volume string) bool {
+	unfinished, err := s.isUnfinished(volume)
+	if err != nil || !unfinished {
+		return false
+	}
+	s.endSteps(ctx)
+	return true
+}
+
 // sweep removes forks that have expired, and the moments of volumes that are gone, unless forks need them.
 func (s *Snapshotter) sweep(ctx context.Context) error {
 	if s.opts.Layers == nil {

@@ -143,8 +143,19 @@ func TestVolumeOf(t *testing.T) {
 }
 
 // TestUnfinishedRollback: a volume that has no name for the moment, since another program replaces it, is not taken for lost. The
-// next start ends a step that a crash interrupted.
+// next mount or start ends a step that a crash interrupted.
 func TestUnfinishedRollback(t *testing.T) {
+	t.Run("mount", func(t *testing.T) { testUnfinished(t, func(*liveHost, string) {}) })
+	t.Run("start", func(t *testing.T) {
+		testUnfinished(t, func(h *liveHost, volume string) {
+			require.NoError(t, h.restart(nil))
+			assert.Contains(t, h.names(), volume)
+		})
+	})
+}
+
+func testUnfinished(t *testing.T, afterwards func(h *liveHost, volume string)) {
+	t.Helper()
 	h, ctx := newLiveHost(t), t.Context()
 	_, err := h.Prepare(ctx, "ns/1/web", "")
 	require.NoError(t, err)
@@ -174,9 +185,11 @@ func TestUnfinishedRollback(t *testing.T) {
 	require.NoError(t, err, "it is not removed while the other program is at work")
 	assert.Empty(t, h.ledger(gone))
 	assert.NotContains(t, h.names(), web)
+	_, err = h.Mounts(ctx, "ns/1/web")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	require.NoError(t, h.atWork.Close())
 
-	require.NoError(t, h.restart(nil))
+	afterwards(h, web)
 	_, err = h.Mounts(ctx, "ns/1/web")
 	require.NoError(t, err)
 	assert.Contains(t, h.names(), web)
