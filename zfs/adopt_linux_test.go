@@ -610,6 +610,62 @@ func TestSettleLimitSurvives(t *testing.T) {
 	}
 }
 
+// meddled is a kernel in which another process does something before a change of properties, each time once.
+type meddled struct {
+	kernel
+	after int // changes before that one
+	done  bool
+	do    func()
+}
+
+func (k *meddled) Set(name string, values zfsctl.Values) error {
+	if k.after == 0 {
+		k.done = true
+		k.do()
+	}
+	k.after--
+	return k.kernel.Set(name, values)
+}
+
+// TestSettleBesideLimit: a limit that another process sets while a volume is settled stays, whenever that is.
+func TestSettleBesideLimit(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	b, beside, ctx := openOn(t, root, mountpoint), openOn(t, root, mountpoint), t.Context()
+	f := newForeign(t, root)
+	f.create("1", "")
+	whole, newer := b.zfs.kernel, quota.Limit{Bytes: 32 << 20}
+	changes := 0
+	for {
+		name := "settled" + strconv.Itoa(changes)
+		require.NoError(t, b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 16 << 20}}))
+		limited := make(chan error, 1)
+		k := &meddled{kernel: whole, after: changes, do: func() {
+			go func() { limited <- beside.SetLimit(ctx, name, newer) }()
+			select {
+			case err := <-limited: // without waiting
+				limited <- err
+			case <-time.After(time.Second):
+			}
+		}}
+		b.zfs.kernel = k
+		require.NoError(t, b.Settle(ctx, name))
+		b.zfs.kernel = whole
+		if !k.done {
+			break
+		}
+		require.NoError(t, <-limited)
+		for _, b := range []*Backend{b, beside} {
+			b.volumes.invalidate()
+			v, err := b.Stat(ctx, name)
+			require.NoError(t, err)
+			assert.Equal(t, newer, v.Limit, "after %d changes", changes)
+		}
+		require.NoError(t, b.Remove(ctx, name))
+		changes++
+	}
+	assert.Equal(t, 4, changes, "the changes of properties by Settle")
+}
+
 // TestSettleNot: snapshots of others do not become a layer's.
 func TestSettleNot(t *testing.T) {
 	b, ctx := open(t), t.Context()

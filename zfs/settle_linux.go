@@ -85,11 +85,11 @@ func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset
 
 // promoteRemoved promotes the dataset of a removed ancestor of a volume. Other volumes may have the same ancestor.
 func (b *Backend) promoteRemoved(ctx, waiting context.Context, of, ancestor string) (err error) {
-	release, err := b.limits.Claim(waiting, strings.TrimPrefix(ancestor, b.root+"/"))
+	unlock, err := b.lockLimit(waiting, strings.TrimPrefix(ancestor, b.root+"/"))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.after(err, func() error { release(); return nil })) }()
+	defer func() { err = errors.Join(err, b.after(err, unlock)) }()
 	clone, err := b.unsettled(ctx, of)
 	if err != nil || clone.Name != ancestor { // another has settled it
 		return err
