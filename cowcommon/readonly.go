@@ -132,6 +132,10 @@ func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ Vol
 	return fault.WrapWith("adopt volume", name, fault.From(source), b.err)
 }
 
+func (b *readOnlyBackend) CheckAdopt(_ context.Context, _, source, _ string) error {
+	return fault.Wrap("check adopting of volume", source, b.err)
+}
+
 func (b *readOnlyBackend) Fork(_ context.Context, source, moment string, _ []string, _ VolumeOptions) error {
 	return fault.WrapWith("fork volume", moment, fault.From(source), b.err)
 }

@@ -102,7 +102,7 @@ type fakeTarget struct{ w *world }
 
 func (t *fakeTarget) Check(context.Context, Source, *Inventory) error { return t.w.fail["check"] }
 
-func (t *fakeTarget) How(context.Context, *Layer, *Content) (How, int64, error) {
+func (t *fakeTarget) How(context.Context, *Layer, *Content, Coming) (How, int64, error) {
 	return Copied, 120 << 20, nil
 }
 

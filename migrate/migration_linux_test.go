@@ -457,7 +457,7 @@ func TestPlanOfLies(t *testing.T) {
 // liar is a target for which layers are as large as can be.
 type liar struct{ fakeTarget }
 
-func (*liar) How(context.Context, *Layer, *Content) (How, int64, error) {
+func (*liar) How(context.Context, *Layer, *Content, Coming) (How, int64, error) {
 	return Copied, math.MaxInt64, nil
 }
 

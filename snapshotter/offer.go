@@ -23,8 +23,12 @@ const (
 	Offered    = "offered"
 )
 
-// sourceLabel is the label of a request to offer a volume: where the Backend finds it.
-const sourceLabel = "cowshed.dev/source"
+// Labels of a request to offer a volume, or to check that: where the Backend finds it, and the volume that its parent will be
+// adopted from.
+const (
+	sourceLabel  = "cowshed.dev/source"
+	plannedLabel = "cowshed.dev/planned"
+)
 
 const (
 	// offerTime is how long an offer waits for its Prepare.
@@ -108,6 +112,21 @@ func (s *Snapshotter) adopt(ctx context.Context, key string, made record, opts c
 	return adopter.Adopt(ctx, made.volume, made.parentVolume, source, opts)
 }
 
+// CheckOffer returns the error that Prepare of an offered volume would return because of the volume, or of the volume and its
+// parent. It is cowcommon.Adopter.CheckAdopt for the name of the parent in a namespace of containerd, "" for none.
+func (s *Snapshotter) CheckOffer(ctx context.Context, namespace, parent, source, planned string) error {
+	return wrap("check the offer of volume", source, s.checkOffer(ctx, offerKey{namespace, parent}, source, planned))
+}
+
+func (s *Snapshotter) checkOffer(ctx context.Context, parent offerKey, source, planned string) error {
+	if parent.key == "" {
+		return cowcommon.CheckAdopt(ctx, s.backend, "", source, planned)
+	}
+	return s.withVolume(ctx, parent, func(ctx context.Context, backend cowcommon.Backend, volume string) error {
+		return cowcommon.CheckAdopt(ctx, backend, volume, source, planned)
+	})
+}
+
 // Settle makes the volume of a snapshot independent of the volume that it was adopted from. It is cowcommon.Settler.Settle
 // for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there is no such snapshot.
 func (s *Snapshotter) Settle(ctx context.Context, namespace, key string) error {
@@ -149,15 +168,17 @@ func (s *Snapshotter) LimitFilled(ctx context.Context, namespace, key string, by
 // Offerer is a snapshotter that takes offers: a *Snapshotter, or one around it.
 type Offerer interface {
 	Offer(ctx context.Context, namespace, key, source string) error
+	CheckOffer(ctx context.Context, namespace, parent, source, planned string) error
 	Settle(ctx context.Context, namespace, key string) error
 	LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error
 	CheckSettle(ctx context.Context, namespace, key string) error
 }
 
-// The service has four methods, and their messages are containerd's.
+// The service has five methods, and their messages are containerd's.
 const (
 	offersService = "cowshed.snapshotter.v1.Offers"
 	offerMethod   = "Offer"
+	canMethod     = "CheckOffer"
 	settleMethod  = "Settle"
 	limitMethod   = "LimitFilled"
 	checkMethod   = "CheckSettle"
@@ -169,6 +190,9 @@ var offersDesc = grpc.ServiceDesc{
 	Methods: []grpc.MethodDesc{
 		{MethodName: offerMethod, Handler: offersHandler(offerMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Offer(ctx, namespace, r.GetKey(), r.GetLabels()[sourceLabel])
+		})},
+		{MethodName: canMethod, Handler: offersHandler(canMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+			return o.CheckOffer(ctx, namespace, r.GetParent(), r.GetLabels()[sourceLabel], r.GetLabels()[plannedLabel])
 		})},
 		{MethodName: settleMethod, Handler: offersHandler(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Settle(ctx, namespace, r.GetKey())
@@ -215,6 +239,12 @@ type OffersClient struct{ Conn grpc.ClientConnInterface }
 // Offer is Snapshotter.Offer. Returns errdefs.ErrNotImplemented if the server takes no offers.
 func (c OffersClient) Offer(ctx context.Context, namespace, key, source string) error {
 	return c.call(ctx, offerMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key, Labels: map[string]string{sourceLabel: source}})
+}
+
+// CheckOffer is Snapshotter.CheckOffer. Returns errdefs.ErrNotImplemented if the server does not know it.
+func (c OffersClient) CheckOffer(ctx context.Context, namespace, parent, source, planned string) error {
+	labels := map[string]string{sourceLabel: source, plannedLabel: planned}
+	return c.call(ctx, canMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Parent: parent, Labels: labels})
 }
 
 // Settle is Snapshotter.Settle. Returns errdefs.ErrNotImplemented if the server settles nothing.

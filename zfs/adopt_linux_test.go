@@ -283,8 +283,14 @@ func TestAdoptNot(t *testing.T) {
 			intents, err := os.ReadDir(b.intents)
 			require.NoError(t, err)
 			assert.Empty(t, intents)
+			if tt.name == "new" && tt.limit.Bytes == 0 {
+				require.ErrorIs(t, b.CheckAdopt(ctx, tt.parent, tt.source, ""), tt.want)
+			}
 		})
 	}
+	require.NoError(t, b.CheckAdopt(ctx, "parent", f.dataset("good"), ""))
+	require.NoError(t, b.CheckAdopt(ctx, "", f.dataset("good"), f.dataset("origin")))
+	require.ErrorIs(t, b.CheckAdopt(ctx, "", f.dataset("stranger"), f.dataset("origin")), errdefs.ErrNotImplemented)
 	// A parent in use is not sealed, as by Clone.
 	_, err := b.Mount(ctx, "parent", "")
 	require.NoError(t, err)

@@ -75,7 +75,7 @@ func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset
 		}
 		dataset = sourceOf(d.Origin)
 		switch {
-		case !b.isHere(dataset):
+		case !isBelow(b.root, dataset):
 			return d, nil
 		case !isAside(strings.TrimPrefix(dataset, b.root+"/")):
 			return zfsctl.Dataset{}, nil

@@ -112,9 +112,7 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 		}
 	}
 	has := func(layer *migrate.Layer) (bool, error) { return t.Has(ctx, migrate.Item{Layer: layer}) }
-	return fill.CheckSpace(ctx, t.opts.Home, source, inv, has, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-		return t.How(ctx, layer, content)
-	})
+	return fill.CheckSpace(ctx, t.opts.Home, inv, has, migrate.NewForecast(source, t.How))
 }
 
 // checkNames returns ErrAlreadyExists if another image has one of the names.
@@ -148,8 +146,15 @@ func imageNames(img *migrate.Image) []string {
 }
 
 // How implements migrate.Target.
-func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-	return fill.How(ctx, t.backend, t.opts.Home, layer, content)
+func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+	parent, err := "", error(nil)
+	if below.How == "" {
+		parent, err = t.parent(layer)
+	}
+	if err != nil {
+		return "", 0, err
+	}
+	return fill.How(ctx, t.backend, t.opts.Home, layer, content, below, parent)
 }
 
 // exists reports whether there is a volume of that name.
