@@ -302,13 +302,13 @@ type Settler interface {
 	// CheckSettle returns the error that Settle of one of these volumes would return if all are settled, as far as that can be
 	// known before. It changes nothing. Their parents need not be settled. Returns unix.EDQUOT or unix.ENOSPC if all of them
 	// together would have no room.
-	CheckSettle(ctx context.Context, name string) error
+	CheckSettle(ctx context.Context, names ...string) error
 }
 
 // CheckSettle is Settler.CheckSettle. Returns nil if the backend is none.
-func CheckSettle(ctx context.Context, backend Backend, name string) error {
+func CheckSettle(ctx context.Context, backend Backend, names ...string) error {
 	if s, ok := As[Settler](backend); ok {
-		return s.CheckSettle(ctx, name)
+		return s.CheckSettle(ctx, names...)
 	}
 	return nil
 }

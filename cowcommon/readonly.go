@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -124,8 +125,8 @@ func (b *readOnlyBackend) Settle(_ context.Context, name string) error {
 	return b.refuse("settle", name)
 }
 
-func (b *readOnlyBackend) CheckSettle(_ context.Context, name string) error {
-	return b.refuse("settle", name)
+func (b *readOnlyBackend) CheckSettle(_ context.Context, names ...string) error {
+	return b.refuse("settle", strings.Join(names, ", "))
 }
 
 func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ VolumeOptions) error {

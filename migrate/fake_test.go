@@ -193,8 +193,11 @@ func (t *fakeTarget) Settle(_ context.Context, layer *Layer) error {
 	return nil
 }
 
-func (t *fakeTarget) CheckSettle(_ context.Context, layer *Layer) error {
-	return t.w.fail["check settle "+itemName(Item{Layer: layer})]
+func (t *fakeTarget) CheckSettle(_ context.Context, layers ...*Layer) error {
+	if len(layers) != 1 {
+		return t.w.fail["check settle all"]
+	}
+	return t.w.fail["check settle "+itemName(Item{Layer: layers[0]})]
 }
 
 func (t *fakeTarget) Close() error { return nil }

@@ -58,7 +58,7 @@ type Target interface {
 	Settle(ctx context.Context, layer *Layer) error
 	// CheckSettle returns the error that Settle of one of these layers would return if all are settled, as far as that can be
 	// known before. It changes nothing. Returns errdefs.ErrNotFound if a layer is not there.
-	CheckSettle(ctx context.Context, layer *Layer) error
+	CheckSettle(ctx context.Context, layers ...*Layer) error
 
 	// Verify compares a thing with its source. Returns errdefs.ErrDataLoss if it differs.
 	Verify(ctx context.Context, item Item, source Source) error

@@ -2,6 +2,8 @@ package snapshotter
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -133,10 +135,20 @@ func (s *Snapshotter) Settle(ctx context.Context, namespace, key string) error {
 	return wrap("settle snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.Settle))
 }
 
-// CheckSettle is cowcommon.Settler.CheckSettle for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there
+// CheckSettle is cowcommon.Settler.CheckSettle for keys in a namespace of containerd. Returns errdefs.ErrNotFound if there
 // is no such snapshot.
-func (s *Snapshotter) CheckSettle(ctx context.Context, namespace, key string) error {
-	return wrap("check settling of snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.CheckSettle))
+func (s *Snapshotter) CheckSettle(ctx context.Context, namespace string, keys ...string) error {
+	var volumes []string
+	for _, key := range keys {
+		err := s.withVolume(ctx, offerKey{namespace, key}, func(_ context.Context, _ cowcommon.Backend, volume string) error {
+			volumes = append(volumes, volume)
+			return nil
+		})
+		if err != nil {
+			return wrap("check settling of snapshot", key, err)
+		}
+	}
+	return cowcommon.CheckSettle(ctx, s.backend, volumes...)
 }
 
 // withVolume calls do with the volume of a snapshot.
@@ -171,7 +183,7 @@ type Offerer interface {
 	CheckOffer(ctx context.Context, namespace, parent, source, planned string) error
 	Settle(ctx context.Context, namespace, key string) error
 	LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error
-	CheckSettle(ctx context.Context, namespace, key string) error
+	CheckSettle(ctx context.Context, namespace string, keys ...string) error
 }
 
 // The service has five methods, and their messages are containerd's.
@@ -205,7 +217,7 @@ var offersDesc = grpc.ServiceDesc{
 			return o.LimitFilled(ctx, namespace, r.GetKey(), bytes)
 		})},
 		{MethodName: checkMethod, Handler: offersHandler(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
-			return o.CheckSettle(ctx, namespace, r.GetKey())
+			return o.CheckSettle(ctx, namespace, slices.Sorted(maps.Keys(r.GetLabels()))...)
 		})},
 	},
 }
@@ -259,8 +271,12 @@ func (c OffersClient) LimitFilled(ctx context.Context, namespace, key string, by
 }
 
 // CheckSettle is Snapshotter.CheckSettle. Returns errdefs.ErrNotImplemented if the server does not know it.
-func (c OffersClient) CheckSettle(ctx context.Context, namespace, key string) error {
-	return c.call(ctx, checkMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
+func (c OffersClient) CheckSettle(ctx context.Context, namespace string, keys ...string) error {
+	labels := make(map[string]string, len(keys))
+	for _, key := range keys {
+		labels[key] = ""
+	}
+	return c.call(ctx, checkMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Labels: labels})
 }
 
 func (c OffersClient) call(ctx context.Context, method, namespace string, request *snapshotsapi.PrepareSnapshotRequest) error {

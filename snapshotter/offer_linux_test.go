@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,8 +127,8 @@ func (b settling) Settle(_ context.Context, name string) error {
 	return nil
 }
 
-func (b settling) CheckSettle(_ context.Context, name string) error {
-	return fault.New(errdefs.ErrFailedPrecondition, "not %s", name)
+func (b settling) CheckSettle(_ context.Context, names ...string) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "not %s", strings.Join(names, " "))
 }
 
 // TestSettle settles the volumes of snapshots through a socket, by the names that containerd's clients know.
@@ -148,6 +149,9 @@ func TestSettle(t *testing.T) {
 	err = offers.CheckSettle(ctx, "moby", "key")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "not "+h.volume("moby/1/key"))
+	h.prepare("moby/3/other", "")
+	require.ErrorContains(t, offers.CheckSettle(ctx, "moby", "other", "key"), "not "+h.volume("moby/1/key")+" "+h.volume("moby/3/other"))
+	require.ErrorIs(t, offers.CheckSettle(ctx, "moby", "key", "absent"), errdefs.ErrNotFound)
 	for namespace, key := range map[string]string{"moby": "absent", "": "key", "third": "key"} {
 		require.ErrorIs(t, offers.Settle(ctx, namespace, key), errdefs.ErrNotFound)
 		require.ErrorIs(t, offers.CheckSettle(ctx, namespace, key), errdefs.ErrNotFound)

@@ -672,6 +672,62 @@ func TestSettleBesideLimit(t *testing.T) {
 	assert.Equal(t, 4, changes, "the changes of properties by Settle")
 }
 
+// TestSettleRoom: it is known before whether all volumes together have room under quotas, beside reservations.
+func TestSettleRoom(t *testing.T) {
+	root, _ := testfs.ZFS(t)
+	outer, ctx := root+"/outer", t.Context()
+	home := outer + "/home"
+	zfs(t, "create", "-o", "mountpoint=none", outer)
+	zfs(t, "create", home)
+	b, err := Open(ctx, filepath.Join(t.TempDir(), "home"), home, Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, b.Close()) })
+	f := newForeign(t, root)
+	f.create("1", "")
+	f.write("1", "file", string(randomBytes(12<<20)))
+	f.create("2", "1")
+	f.write("2", "more", string(randomBytes(6<<20)))
+	limit := cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 4 << 20}} // Settle lifts it
+	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), limit))
+	require.NoError(t, b.Adopt(ctx, "b", "a", f.dataset("2"), limit))
+	for name, source := range map[string]string{"c": "3", "d": "4"} {
+		f.create(source, "")
+		f.write(source, "file", string(randomBytes(8<<20)))
+		require.NoError(t, b.Adopt(ctx, name, "", f.dataset(source), cowcommon.VolumeOptions{}))
+	}
+	hasRoom := func(names ...string) {
+		t.Helper()
+		require.NoError(t, b.CheckSettle(ctx, names...))
+		for _, name := range names {
+			require.NoError(t, b.Settle(ctx, name))
+		}
+	}
+	hasNoRoom := func(at string, names ...string) {
+		t.Helper()
+		err := b.CheckSettle(ctx, names...)
+		require.ErrorIs(t, err, unix.EDQUOT)
+		require.ErrorContains(t, err, "come to "+at+",")
+		last := names[len(names)-1]
+		for _, name := range names[:len(names)-1] {
+			require.NoError(t, b.Settle(ctx, name))
+		}
+		require.Error(t, b.Settle(ctx, last), "%s: the kernel says so too", last)
+	}
+	zfs(t, "set", "quota=15M", "refquota=1M", home)
+	require.NoError(t, b.CheckSettle(ctx, "a"))
+	require.NoError(t, b.CheckSettle(ctx, "b"))
+	hasNoRoom(home, "a", "b")
+	zfs(t, "set", "quota=20M", home)
+	hasRoom("a", "b")
+
+	zfs(t, "set", "quota=none", "reservation=30M", home)
+	zfs(t, "set", "quota=31M", outer)
+	hasRoom("a", "c")
+	hasNoRoom(outer, "c", "d")
+	zfs(t, "set", "quota=36M", outer)
+	hasRoom("d")
+}
+
 // TestSettleNot: snapshots of others do not become a layer's.
 func TestSettleNot(t *testing.T) {
 	b, ctx := open(t), t.Context()

@@ -405,21 +405,24 @@ func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, source m
 
 // Settle implements migrate.Target.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
-	return t.onVolume(ctx, layer, cowcommon.Settle)
-}
-
-// CheckSettle implements migrate.Target.
-func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
-	return t.onVolume(ctx, layer, cowcommon.CheckSettle)
-}
-
-// onVolume calls do with the volume of a layer.
-func (t *Target) onVolume(ctx context.Context, layer *migrate.Layer, do func(context.Context, cowcommon.Backend, string) error) error {
 	driver, err := t.open(ctx)
 	if err != nil {
 		return err
 	}
-	return do(ctx, driver.Backend(), layer.ID)
+	return cowcommon.Settle(ctx, driver.Backend(), layer.ID)
+}
+
+// CheckSettle implements migrate.Target.
+func (t *Target) CheckSettle(ctx context.Context, layers ...*migrate.Layer) error {
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(layers))
+	for i, layer := range layers {
+		names[i] = layer.ID
+	}
+	return cowcommon.CheckSettle(ctx, driver.Backend(), names...)
 }
 
 // Remove implements migrate.Target.

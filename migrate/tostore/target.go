@@ -439,21 +439,32 @@ func (t *Target) Undo(ctx context.Context) error {
 
 // Settle implements migrate.Target.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
-	return t.withVolume(ctx, layer, cowcommon.Settle)
+	names, err := t.volumes(layer)
+	if err != nil {
+		return err
+	}
+	return cowcommon.Settle(ctx, t.backend, names[0])
 }
 
 // CheckSettle implements migrate.Target.
-func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
-	return t.withVolume(ctx, layer, cowcommon.CheckSettle)
+func (t *Target) CheckSettle(ctx context.Context, layers ...*migrate.Layer) error {
+	names, err := t.volumes(layers...)
+	if err != nil {
+		return err
+	}
+	return cowcommon.CheckSettle(ctx, t.backend, names...)
 }
 
-// withVolume calls do with the volume of a layer.
-func (t *Target) withVolume(ctx context.Context, layer *migrate.Layer, do func(context.Context, cowcommon.Backend, string) error) error {
-	name, ok := t.volume(layer)
-	if !ok {
-		return fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.ID)
+// volumes are the names of layers in the store.
+func (t *Target) volumes(layers ...*migrate.Layer) (names []string, err error) {
+	for _, layer := range layers {
+		name, ok := t.volume(layer)
+		if !ok {
+			return nil, fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.ID)
+		}
+		names = append(names, name)
 	}
-	return do(ctx, t.backend, name)
+	return names, nil
 }
 
 // Remove implements migrate.Target. Returns ErrFailedPrecondition if something else in the store needs the layer.
