@@ -63,6 +63,11 @@ func TestOffer(t *testing.T) {
 		require.NoError(t, client.Commit(ctx, parent, key))
 	}
 	assert.NoFileExists(t, filepath.Join(source, "more"))
+	require.NoError(t, offers.CheckOffer(ctx, "moby", "", source, ""))
+	require.NoError(t, offers.CheckOffer(ctx, "moby", "first", source, ""))
+	require.ErrorIs(t, offers.CheckOffer(ctx, "", "base", source, ""), errdefs.ErrNotImplemented)
+	require.ErrorIs(t, offers.CheckOffer(ctx, "moby", "", source, h.foreign("stranger")), errdefs.ErrNotImplemented)
+	require.ErrorIs(t, offers.CheckOffer(ctx, "moby", "absent", source, ""), errdefs.ErrNotFound)
 
 	before := h.state()
 	refused := func(want error, key string, opts ...snapshots.Opt) {
