@@ -14,6 +14,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
@@ -50,16 +51,68 @@ func (b *Backend) adopt(ctx context.Context, name, parent, source string, opts c
 		return b.adoptFrom(ctx, name, btrfsctl.UUID{}, src, opts)
 	}
 	return b.seals().Clone(ctx, parent, func(p *subvolume) error {
-		// Otherwise they cannot be compared natively.
-		related, err := b.related(p, src)
-		if err != nil {
-			return fmt.Errorf("find common ancestor: %w", err)
-		}
-		if !related {
-			return fault.New(errdefs.ErrNotImplemented, "it has no common ancestor with the parent %q", parent)
+		if err := b.checkRelated(p, src, parent); err != nil {
+			return err
 		}
 		return b.adoptFrom(ctx, name, p.info.UUID, src, opts)
 	})
+}
+
+// CheckAdopt implements cowcommon.Adopter.
+func (b *Backend) CheckAdopt(_ context.Context, parent, source, planned string) error {
+	return fault.Wrap("check adopting of volume", source, b.checkAdopt(parent, source, planned))
+}
+
+func (b *Backend) checkAdopt(parent, source, planned string) error {
+	src, err := b.openForeign(source)
+	if err != nil {
+		return err
+	}
+	defer src.File.Close()
+	var p *subvolume
+	switch {
+	case parent != "":
+		p, err = b.openVolume(parent)
+	case planned != "":
+		p, err = b.openForeign(planned)
+	default:
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.File.Close()
+	return b.checkRelated(p, src, parent+planned)
+}
+
+// checkAdoptInto is CheckAdopt for a home that is not there yet.
+func checkAdoptInto(home, source, planned string) (err error) {
+	above, err := detect.Probe(home)
+	if err != nil {
+		return err
+	}
+	b := &Backend{home: home}
+	if b.fs, err = os.OpenFile(above.Path, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+		return err
+	}
+	defer b.fs.Close()
+	if b.fsUUID, err = btrfsctl.FilesystemUUID(int(b.fs.Fd())); err != nil {
+		return fmt.Errorf("filesystem UUID: %w", err)
+	}
+	return b.checkAdopt("", source, planned)
+}
+
+// checkRelated returns errdefs.ErrNotImplemented if a parent, or the subvolume that it will be adopted from, and a foreign
+// subvolume have no common ancestor: they cannot be compared natively.
+func (b *Backend) checkRelated(parent, src *subvolume, name string) error {
+	related, err := b.related(parent, src)
+	if err != nil {
+		return fmt.Errorf("find common ancestor: %w", err)
+	}
+	if !related {
+		return fault.New(errdefs.ErrNotImplemented, "it has no common ancestor with the parent %q", name)
+	}
+	return nil
 }
 
 func (b *Backend) adoptFrom(ctx context.Context, name string, parent btrfsctl.UUID, src *subvolume, opts cowcommon.VolumeOptions) error {

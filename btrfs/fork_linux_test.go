@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/adopttest"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
@@ -46,9 +47,9 @@ func TestFork(t *testing.T) {
 			moment, err := b.Stat(ctx, name+".moment")
 			require.NoError(t, err)
 			assert.True(t, moment.Sealed)
-			assertParent(t, b, name+".1", name+".moment")
-			assert.Equal(t, []string{"A /own"}, assertNative(t, b, name+".1", name+".moment"))
-			assert.Equal(t, []string{"A /file"}, assertNative(t, b, name+".moment", "base"))
+			adopttest.CheckParent(t, b, name+".1", name+".moment")
+			assert.Equal(t, []string{"A /own"}, adopttest.Changes(t, b, name+".1", name+".moment"))
+			assert.Equal(t, []string{"A /file"}, adopttest.Changes(t, b, name+".moment", "base"))
 			put(t, b, "web", "file", "now")
 		}
 		web, err := b.Stat(ctx, "web")

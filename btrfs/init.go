@@ -22,6 +22,9 @@ func init() {
 		Usable:       func(_ context.Context, path string) error { return detect.Btrfs(path) },
 		Devices:      examineDevices,
 		Features:     features,
+		CheckAdopt: func(_ context.Context, home string, _ []string, source, planned string) error {
+			return checkAdoptInto(home, source, planned)
+		},
 	})
 }
 

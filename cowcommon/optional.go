@@ -287,6 +287,17 @@ type Adopter interface {
 	// with parent. Returns it too if the copy could not be settled. Returns ErrInvalidArgument if it is a volume of this
 	// Backend.
 	Adopt(ctx context.Context, name, parent, source string, opts VolumeOptions) error
+	// CheckAdopt returns the error that Adopt would return because of source, or of source and its parent. It changes nothing.
+	// The parent may be missing: planned then is the foreign volume that it will be adopted from, and parent is "".
+	CheckAdopt(ctx context.Context, parent, source, planned string) error
+}
+
+// CheckAdopt is Adopter.CheckAdopt. Returns ErrNotImplemented if the backend is none.
+func CheckAdopt(ctx context.Context, backend Backend, parent, source, planned string) error {
+	if a, ok := As[Adopter](backend); ok {
+		return a.CheckAdopt(ctx, parent, source, planned)
+	}
+	return cannot("adopt", backend)
 }
 
 // Adopt is Adopter.Adopt. Returns ErrNotImplemented if the backend is none.
@@ -304,15 +315,16 @@ type Settler interface {
 	// was settled or not adopted stays as it is, and so do all other volumes. Returns ErrFailedPrecondition if others have
 	// made snapshots of the foreign volume that would become part of the volume.
 	Settle(ctx context.Context, name string) error
-	// CheckSettle returns the error that Settle would return, as far as that can be known before. It changes nothing. The
-	// parent of the volume need not be settled.
-	CheckSettle(ctx context.Context, name string) error
+	// CheckSettle returns the error that Settle of one of these volumes would return if all are settled, as far as that can be
+	// known before. It changes nothing. Their parents need not be settled. Returns unix.EDQUOT or unix.ENOSPC if all of them
+	// together would have no room.
+	CheckSettle(ctx context.Context, names ...string) error
 }
 
 // CheckSettle is Settler.CheckSettle. Returns nil if the backend is none.
-func CheckSettle(ctx context.Context, backend Backend, name string) error {
+func CheckSettle(ctx context.Context, backend Backend, names ...string) error {
 	if s, ok := As[Settler](backend); ok {
-		return s.CheckSettle(ctx, name)
+		return s.CheckSettle(ctx, names...)
 	}
 	return nil
 }

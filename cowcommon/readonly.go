@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -124,12 +125,16 @@ func (b *readOnlyBackend) Settle(_ context.Context, name string) error {
 	return b.refuse("settle", name)
 }
 
-func (b *readOnlyBackend) CheckSettle(_ context.Context, name string) error {
-	return b.refuse("settle", name)
+func (b *readOnlyBackend) CheckSettle(_ context.Context, names ...string) error {
+	return b.refuse("settle", strings.Join(names, ", "))
 }
 
 func (b *readOnlyBackend) Adopt(_ context.Context, name, _, source string, _ VolumeOptions) error {
 	return fault.WrapWith("adopt volume", name, fault.From(source), b.err)
+}
+
+func (b *readOnlyBackend) CheckAdopt(_ context.Context, _, source, _ string) error {
+	return fault.Wrap("check adopting of volume", source, b.err)
 }
 
 func (b *readOnlyBackend) Fork(_ context.Context, source, moment string, _ []string, _ VolumeOptions) error {

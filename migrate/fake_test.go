@@ -102,7 +102,7 @@ type fakeTarget struct{ w *world }
 
 func (t *fakeTarget) Check(context.Context, Source, *Inventory) error { return t.w.fail["check"] }
 
-func (t *fakeTarget) How(context.Context, *Layer, *Content) (How, int64, error) {
+func (t *fakeTarget) How(context.Context, *Layer, *Content, Coming) (How, int64, error) {
 	return Copied, 120 << 20, nil
 }
 
@@ -193,8 +193,11 @@ func (t *fakeTarget) Settle(_ context.Context, layer *Layer) error {
 	return nil
 }
 
-func (t *fakeTarget) CheckSettle(_ context.Context, layer *Layer) error {
-	return t.w.fail["check settle "+itemName(Item{Layer: layer})]
+func (t *fakeTarget) CheckSettle(_ context.Context, layers ...*Layer) error {
+	if len(layers) != 1 {
+		return t.w.fail["check settle all"]
+	}
+	return t.w.fail["check settle "+itemName(Item{Layer: layers[0]})]
 }
 
 func (t *fakeTarget) Close() error { return nil }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
@@ -190,6 +191,9 @@ func TestFinishChecksSettling(t *testing.T) {
 		require.Len(t, refused.Problems, 1)
 		assert.Equal(t, "web", refused.Problems[0].ID)
 	}
+	delete(a.w.fail, "check settle layer web")
+	a.w.fail["check settle all"] = unix.EDQUOT
+	require.ErrorIs(t, finish(a.migration(), true), unix.EDQUOT)
 	assert.Empty(t, a.w.log)
 	assert.False(t, a.w.gone)
 	_, err := a.migration().Undo(t.Context(), nil)
@@ -457,7 +461,7 @@ func TestPlanOfLies(t *testing.T) {
 // liar is a target for which layers are as large as can be.
 type liar struct{ fakeTarget }
 
-func (*liar) How(context.Context, *Layer, *Content) (How, int64, error) {
+func (*liar) How(context.Context, *Layer, *Content, Coming) (How, int64, error) {
 	return Copied, math.MaxInt64, nil
 }
 

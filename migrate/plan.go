@@ -65,13 +65,14 @@ func (m *Migration) Plan(ctx context.Context) (_ *Plan, err error) {
 		}
 	}
 	without := newDependents()
+	forecast := NewForecast(m.source, m.target.How)
 	for _, item := range inv.items() {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
 		err := without.check(item)
 		if err == nil {
-			err = m.plan(ctx, p, item)
+			err = m.plan(ctx, p, forecast, item)
 		}
 		if err != nil {
 			without.lost(item)
@@ -81,7 +82,7 @@ func (m *Migration) Plan(ctx context.Context) (_ *Plan, err error) {
 	return p, nil
 }
 
-func (m *Migration) plan(ctx context.Context, p *Plan, item Item) error {
+func (m *Migration) plan(ctx context.Context, p *Plan, forecast *Forecast, item Item) error {
 	p.Estimate += perThing
 	switch {
 	case item.Image != nil:
@@ -97,7 +98,7 @@ func (m *Migration) plan(ctx context.Context, p *Plan, item Item) error {
 		return err
 	}
 	if !layer.There {
-		if layer.How, layer.Bytes, err = m.how(ctx, item.Layer); err != nil {
+		if layer.How, layer.Bytes, err = forecast.Next(ctx, item.Layer); err != nil {
 			return err
 		}
 		// The source says how large its layers are, and may say anything.
@@ -108,15 +109,6 @@ func (m *Migration) plan(ctx context.Context, p *Plan, item Item) error {
 	}
 	p.Layers = append(p.Layers, layer)
 	return nil
-}
-
-func (m *Migration) how(ctx context.Context, layer *Layer) (How, int64, error) {
-	content, err := m.source.Open(ctx, layer.ID)
-	if err != nil {
-		return "", 0, err
-	}
-	how, n, err := m.target.How(ctx, layer, content)
-	return how, n, errors.Join(err, content.Close())
 }
 
 func (m *Migration) estimate(layer PlannedLayer) time.Duration {

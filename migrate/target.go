@@ -17,6 +17,12 @@ const (
 	Copied How = "copied"
 )
 
+// Coming says how a layer would come. The zero value is that of a layer that is in the target already, or of none.
+type Coming struct {
+	How    How
+	Volume string // Content.Volume of the layer
+}
+
 // Item is one thing that a target makes, with all that is known about it.
 type Item struct {
 	// One of them is set.
@@ -31,8 +37,9 @@ type Target interface {
 	// Check returns an error if something of the inventory cannot come to the target: a name or ID that is taken by
 	// something else, a filesystem that is too full, an engine that is running. It changes nothing.
 	Check(ctx context.Context, source Source, inv *Inventory) error
-	// How says how a layer's data would come, and how many bytes that takes. It changes nothing.
-	How(ctx context.Context, layer *Layer, content *Content) (How, int64, error)
+	// How says how a layer's data would come, and how many bytes that takes. below is the same of the layer below. It changes
+	// nothing.
+	How(ctx context.Context, layer *Layer, content *Content, below Coming) (How, int64, error)
 
 	// Has reports whether the thing is there.
 	Has(ctx context.Context, item Item) (bool, error)
@@ -49,9 +56,9 @@ type Target interface {
 	// Settle makes a layer independent of the source's, which is removed next. The layer below was settled before. It is
 	// repeated after a crash. Returns errdefs.ErrNotFound if the layer is not there.
 	Settle(ctx context.Context, layer *Layer) error
-	// CheckSettle returns the error that Settle would return, as far as that can be known before. It changes nothing.
-	// Returns errdefs.ErrNotFound if the layer is not there.
-	CheckSettle(ctx context.Context, layer *Layer) error
+	// CheckSettle returns the error that Settle of one of these layers would return if all are settled, as far as that can be
+	// known before. It changes nothing. Returns errdefs.ErrNotFound if a layer is not there.
+	CheckSettle(ctx context.Context, layers ...*Layer) error
 
 	// Verify compares a thing with its source. Returns errdefs.ErrDataLoss if it differs.
 	Verify(ctx context.Context, item Item, source Source) error

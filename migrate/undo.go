@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/containerd/errdefs"
 
@@ -165,23 +166,39 @@ func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) (lo
 			unsure = append(unsure, item.problem(err))
 		}
 	}
+	settled, problems, err := m.checkSettle(ctx, j)
+	if err != nil {
+		return nil, err
+	}
+	unsure = append(unsure, problems...)
+	if len(unsure) > 0 || len(lost) > 0 && !partial {
+		return nil, &PartialError{Operation: "finish", Problems: append(lost, unsure...)}
+	}
+	if err := m.target.CheckSettle(ctx, settled...); err != nil {
+		return nil, fmt.Errorf("all layers together: %w", err)
+	}
+	return lost, nil
+}
+
+// checkSettle checks each layer that settle would settle: once the source is being removed, there is no way back. It returns
+// the layers, and the problems of those that cannot be settled.
+func (m *Migration) checkSettle(ctx context.Context, j *journal) (settled []*Layer, problems []Problem, err error) {
 	for _, item := range j.begun {
 		if item.Layer == nil {
 			continue
 		}
-		// Once the source is being removed, there is no way back.
 		err := m.target.CheckSettle(ctx, item.Layer)
 		switch {
 		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
-		case err != nil && !errdefs.IsNotFound(err):
-			unsure = append(unsure, item.problem(err))
+			return nil, nil, context.Cause(ctx)
+		case errdefs.IsNotFound(err): // its user has removed it
+		case err != nil:
+			problems = append(problems, item.problem(err))
+		default:
+			settled = append(settled, item.Layer)
 		}
 	}
-	if len(unsure) > 0 || len(lost) > 0 && !partial {
-		return nil, &PartialError{Operation: "finish", Problems: append(lost, unsure...)}
-	}
-	return lost, nil
+	return settled, problems, nil
 }
 
 // isWhole returns an error if a thing in the target is not known to be as new as its source.

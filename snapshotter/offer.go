@@ -2,6 +2,8 @@ package snapshotter
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -23,8 +25,12 @@ const (
 	Offered    = "offered"
 )
 
-// sourceLabel is the label of a request to offer a volume: where the Backend finds it.
-const sourceLabel = "cowshed.dev/source"
+// Labels of a request to offer a volume, or to check that: where the Backend finds it, and the volume that its parent will be
+// adopted from.
+const (
+	sourceLabel  = "cowshed.dev/source"
+	plannedLabel = "cowshed.dev/planned"
+)
 
 const (
 	// offerTime is how long an offer waits for its Prepare.
@@ -108,16 +114,41 @@ func (s *Snapshotter) adopt(ctx context.Context, key string, made record, opts c
 	return adopter.Adopt(ctx, made.volume, made.parentVolume, source, opts)
 }
 
+// CheckOffer returns the error that Prepare of an offered volume would return because of the volume, or of the volume and its
+// parent. It is cowcommon.Adopter.CheckAdopt for the name of the parent in a namespace of containerd, "" for none.
+func (s *Snapshotter) CheckOffer(ctx context.Context, namespace, parent, source, planned string) error {
+	return wrap("check the offer of volume", source, s.checkOffer(ctx, offerKey{namespace, parent}, source, planned))
+}
+
+func (s *Snapshotter) checkOffer(ctx context.Context, parent offerKey, source, planned string) error {
+	if parent.key == "" {
+		return cowcommon.CheckAdopt(ctx, s.backend, "", source, planned)
+	}
+	return s.withVolume(ctx, parent, func(ctx context.Context, backend cowcommon.Backend, volume string) error {
+		return cowcommon.CheckAdopt(ctx, backend, volume, source, planned)
+	})
+}
+
 // Settle makes the volume of a snapshot independent of the volume that it was adopted from. It is cowcommon.Settler.Settle
 // for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there is no such snapshot.
 func (s *Snapshotter) Settle(ctx context.Context, namespace, key string) error {
 	return wrap("settle snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.Settle))
 }
 
-// CheckSettle is cowcommon.Settler.CheckSettle for a key in a namespace of containerd. Returns errdefs.ErrNotFound if there
+// CheckSettle is cowcommon.Settler.CheckSettle for keys in a namespace of containerd. Returns errdefs.ErrNotFound if there
 // is no such snapshot.
-func (s *Snapshotter) CheckSettle(ctx context.Context, namespace, key string) error {
-	return wrap("check settling of snapshot", key, s.withVolume(ctx, offerKey{namespace, key}, cowcommon.CheckSettle))
+func (s *Snapshotter) CheckSettle(ctx context.Context, namespace string, keys ...string) error {
+	var volumes []string
+	for _, key := range keys {
+		err := s.withVolume(ctx, offerKey{namespace, key}, func(_ context.Context, _ cowcommon.Backend, volume string) error {
+			volumes = append(volumes, volume)
+			return nil
+		})
+		if err != nil {
+			return wrap("check settling of snapshot", key, err)
+		}
+	}
+	return cowcommon.CheckSettle(ctx, s.backend, volumes...)
 }
 
 // withVolume calls do with the volume of a snapshot.
@@ -149,15 +180,17 @@ func (s *Snapshotter) LimitFilled(ctx context.Context, namespace, key string, by
 // Offerer is a snapshotter that takes offers: a *Snapshotter, or one around it.
 type Offerer interface {
 	Offer(ctx context.Context, namespace, key, source string) error
+	CheckOffer(ctx context.Context, namespace, parent, source, planned string) error
 	Settle(ctx context.Context, namespace, key string) error
 	LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error
-	CheckSettle(ctx context.Context, namespace, key string) error
+	CheckSettle(ctx context.Context, namespace string, keys ...string) error
 }
 
-// The service has four methods, and their messages are containerd's.
+// The service has five methods, and their messages are containerd's.
 const (
 	offersService = "cowshed.snapshotter.v1.Offers"
 	offerMethod   = "Offer"
+	canMethod     = "CheckOffer"
 	settleMethod  = "Settle"
 	limitMethod   = "LimitFilled"
 	checkMethod   = "CheckSettle"
@@ -170,6 +203,9 @@ var offersDesc = grpc.ServiceDesc{
 		{MethodName: offerMethod, Handler: offersHandler(offerMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Offer(ctx, namespace, r.GetKey(), r.GetLabels()[sourceLabel])
 		})},
+		{MethodName: canMethod, Handler: offersHandler(canMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+			return o.CheckOffer(ctx, namespace, r.GetParent(), r.GetLabels()[sourceLabel], r.GetLabels()[plannedLabel])
+		})},
 		{MethodName: settleMethod, Handler: offersHandler(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Settle(ctx, namespace, r.GetKey())
 		})},
@@ -181,7 +217,7 @@ var offersDesc = grpc.ServiceDesc{
 			return o.LimitFilled(ctx, namespace, r.GetKey(), bytes)
 		})},
 		{MethodName: checkMethod, Handler: offersHandler(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
-			return o.CheckSettle(ctx, namespace, r.GetKey())
+			return o.CheckSettle(ctx, namespace, slices.Sorted(maps.Keys(r.GetLabels()))...)
 		})},
 	},
 }
@@ -217,6 +253,12 @@ func (c OffersClient) Offer(ctx context.Context, namespace, key, source string) 
 	return c.call(ctx, offerMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key, Labels: map[string]string{sourceLabel: source}})
 }
 
+// CheckOffer is Snapshotter.CheckOffer. Returns errdefs.ErrNotImplemented if the server does not know it.
+func (c OffersClient) CheckOffer(ctx context.Context, namespace, parent, source, planned string) error {
+	labels := map[string]string{sourceLabel: source, plannedLabel: planned}
+	return c.call(ctx, canMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Parent: parent, Labels: labels})
+}
+
 // Settle is Snapshotter.Settle. Returns errdefs.ErrNotImplemented if the server settles nothing.
 func (c OffersClient) Settle(ctx context.Context, namespace, key string) error {
 	return c.call(ctx, settleMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
@@ -229,8 +271,12 @@ func (c OffersClient) LimitFilled(ctx context.Context, namespace, key string, by
 }
 
 // CheckSettle is Snapshotter.CheckSettle. Returns errdefs.ErrNotImplemented if the server does not know it.
-func (c OffersClient) CheckSettle(ctx context.Context, namespace, key string) error {
-	return c.call(ctx, checkMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key})
+func (c OffersClient) CheckSettle(ctx context.Context, namespace string, keys ...string) error {
+	labels := make(map[string]string, len(keys))
+	for _, key := range keys {
+		labels[key] = ""
+	}
+	return c.call(ctx, checkMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Labels: labels})
 }
 
 func (c OffersClient) call(ctx context.Context, method, namespace string, request *snapshotsapi.PrepareSnapshotRequest) error {

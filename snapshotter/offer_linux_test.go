@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,6 +63,11 @@ func TestOffer(t *testing.T) {
 		require.NoError(t, client.Commit(ctx, parent, key))
 	}
 	assert.NoFileExists(t, filepath.Join(source, "more"))
+	require.NoError(t, offers.CheckOffer(ctx, "moby", "", source, ""))
+	require.NoError(t, offers.CheckOffer(ctx, "moby", "first", source, ""))
+	require.ErrorIs(t, offers.CheckOffer(ctx, "", "base", source, ""), errdefs.ErrNotImplemented)
+	require.ErrorIs(t, offers.CheckOffer(ctx, "moby", "", source, h.foreign("stranger")), errdefs.ErrNotImplemented)
+	require.ErrorIs(t, offers.CheckOffer(ctx, "moby", "absent", source, ""), errdefs.ErrNotFound)
 
 	before := h.state()
 	refused := func(want error, key string, opts ...snapshots.Opt) {
@@ -126,8 +132,8 @@ func (b settling) Settle(_ context.Context, name string) error {
 	return nil
 }
 
-func (b settling) CheckSettle(_ context.Context, name string) error {
-	return fault.New(errdefs.ErrFailedPrecondition, "not %s", name)
+func (b settling) CheckSettle(_ context.Context, names ...string) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "not %s", strings.Join(names, " "))
 }
 
 // TestSettle settles the volumes of snapshots through a socket, by the names that containerd's clients know.
@@ -148,6 +154,9 @@ func TestSettle(t *testing.T) {
 	err = offers.CheckSettle(ctx, "moby", "key")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "not "+h.volume("moby/1/key"))
+	h.prepare("moby/3/other", "")
+	require.ErrorContains(t, offers.CheckSettle(ctx, "moby", "other", "key"), "not "+h.volume("moby/1/key")+" "+h.volume("moby/3/other"))
+	require.ErrorIs(t, offers.CheckSettle(ctx, "moby", "key", "absent"), errdefs.ErrNotFound)
 	for namespace, key := range map[string]string{"moby": "absent", "": "key", "third": "key"} {
 		require.ErrorIs(t, offers.Settle(ctx, namespace, key), errdefs.ErrNotFound)
 		require.ErrorIs(t, offers.CheckSettle(ctx, namespace, key), errdefs.ErrNotFound)

@@ -5,16 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/staging"
-	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
 // parentProperty is the property of an adopted volume that records its parent: the parent's property guid, which a dataset
@@ -41,7 +38,7 @@ func (b *Backend) adopt(ctx context.Context, name, parent, source string, opts c
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	if err := b.checkForeign(ctx, source); err != nil {
+	if err := b.zfs.checkForeign(ctx, b.root, source); err != nil {
 		return err
 	}
 	if parent == "" {
@@ -51,7 +48,10 @@ func (b *Backend) adopt(ctx context.Context, name, parent, source string, opts c
 	// The volume has no data of its parent, so a parent in use needs no snapshot.
 	seals.CloneInUse = func(_ context.Context, _ string, adopt func(string) error) error { return adopt("") }
 	return seals.Clone(ctx, parent, func(string) error {
-		guid, err := b.checkRelated(ctx, parent, source)
+		if err := b.zfs.checkRelated(ctx, b.datasetOf(parent), source); err != nil {
+			return err
+		}
+		guid, err := b.guidOf(ctx, parent)
 		if err != nil {
 			return err
 		}
@@ -59,76 +59,17 @@ func (b *Backend) adopt(ctx context.Context, name, parent, source string, opts c
 	})
 }
 
-// checkForeign checks whether a dataset can be adopted.
-func (b *Backend) checkForeign(ctx context.Context, source string) error {
-	pool, _, _ := strings.Cut(source, "/")
-	switch {
-	case pool != b.zfs.pool || strings.ContainsAny(source, "@#"):
-		return fault.New(errdefs.ErrNotImplemented, "%q is no dataset in the pool %s", source, b.zfs.pool)
-	case b.isHere(source):
-		return b.explainHere(ctx, source)
-	}
-	home, err := b.stats(ctx, b.root)
-	if err != nil {
-		return err
-	}
-	foreign, err := read(ctx, b.zfs, "get", func(k kernel) (zfsctl.Dataset, error) {
-		d, err := k.Stats(source)
-		if err != nil {
-			return d, err
-		}
-		for below, err := range k.Children(source) {
-			if err == nil {
-				err = fault.New(errdefs.ErrNotImplemented, "a clone would lack the datasets below it, such as %s", below.Name)
-			}
-			return d, err
-		}
-		return d, nil
-	})
-	if err != nil {
-		return err
-	}
-	if why := zfsctl.WhyNoClone(foreign, home); why != "" {
-		return fault.New(errdefs.ErrNotImplemented, "%s", why)
-	}
-	return nil
-}
-
-// explainHere says why a dataset where the volumes are cannot be adopted. Returns errdefs.ErrNotImplemented if another program
-// made it: Cowshed may have the dataset in which that program keeps its own.
-func (b *Backend) explainHere(ctx context.Context, source string) error {
-	d, ok, err := b.look(ctx, strings.TrimPrefix(source, b.root+"/"))
-	switch {
-	case err != nil:
-		return err
-	case ok && !d.marked:
-		return fault.New(errdefs.ErrNotImplemented, "another program has made it in %s, where the layers are", b.root)
-	}
-	return fault.New(errdefs.ErrInvalidArgument, "it is a layer here: clone that")
-}
-
-// isHere reports whether a dataset is one in which this Backend keeps a volume, or a removed one.
-func (b *Backend) isHere(dataset string) bool {
-	name, below := strings.CutPrefix(dataset, b.root+"/")
-	return dataset == b.root || below && (!strings.Contains(name, "/") || isAside(name))
-}
-
-// checkRelated returns the guid of a parent. Returns errdefs.ErrNotImplemented if the parent and a foreign dataset have not
-// come from the same snapshot: they cannot be compared natively.
-func (b *Backend) checkRelated(ctx context.Context, parent, source string) (guid uint64, err error) {
-	d, err := b.stats(ctx, b.datasetOf(parent))
+// guidOf asks the kernel for the guid of a volume.
+func (b *Backend) guidOf(ctx context.Context, name string) (uint64, error) {
+	d, err := b.stats(ctx, b.datasetOf(name))
 	if err != nil {
 		return 0, err
 	}
-	guid, _ = d.Properties.Number("guid")
-	_, related, err := b.meet(ctx, moment{dataset: b.datasetOf(parent)}, moment{dataset: source})
-	if err != nil {
-		return 0, fmt.Errorf("find common ancestor: %w", err)
+	guid, ok := d.Properties.Number("guid")
+	if !ok {
+		return 0, fmt.Errorf("zfs get: %s has no guid", d.Name)
 	}
-	if !related || guid == 0 {
-		return 0, fault.New(errdefs.ErrNotImplemented, "it has no common ancestor with the parent %q", parent)
-	}
-	b.volumes.update(parent, func(d *dataset) { d.guid = guid })
+	b.volumes.update(name, func(d *dataset) { d.guid = guid })
 	return guid, nil
 }
 

@@ -4,20 +4,20 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/adopttest"
 	"github.com/cowshed/cowshed/internal/testfs"
-	"github.com/cowshed/cowshed/internal/treecmp"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -35,42 +35,47 @@ func newForeign(t *testing.T, root string) foreign {
 	return foreign{t, holder}
 }
 
-func (f foreign) dataset(name string) string { return f.holder + "/" + name }
+// Source is the name of a dataset.
+func (f foreign) Source(name string) string { return f.holder + "/" + name }
 
-// create makes a dataset, of another unless that is "".
+func (f foreign) Create(name, from string) {
+	f.t.Helper()
+	f.create(name, from)
+}
+
+// create is Create with options of zfs create or zfs clone.
 func (f foreign) create(name, from string, options ...string) {
 	f.t.Helper()
 	options = append([]string{"-o", "mountpoint=legacy"}, options...)
 	if from == "" {
-		zfs(f.t, append(append([]string{"create"}, options...), f.dataset(name))...)
+		zfs(f.t, append(append([]string{"create"}, options...), f.Source(name))...)
 		return
 	}
-	snapshot := f.dataset(from) + "@7" + strings.Map(func(r rune) rune { return '0' + r%10 }, name)
+	snapshot := f.Source(from) + "@7" + strings.Map(func(r rune) rune { return '0' + r%10 }, name)
 	zfs(f.t, "snapshot", snapshot)
-	zfs(f.t, append(append([]string{"clone"}, options...), snapshot, f.dataset(name))...)
+	zfs(f.t, append(append([]string{"clone"}, options...), snapshot, f.Source(name))...)
 	zfs(f.t, "destroy", "-d", snapshot)
 }
 
-// mounted calls do with the root of a dataset.
-func (f foreign) mounted(name string, do func(dir string)) {
+func (f foreign) Mounted(name string, do func(dir string)) {
 	f.t.Helper()
 	dir := f.t.TempDir()
-	require.NoError(f.t, unix.Mount(f.dataset(name), dir, "zfs", 0, ""))
+	require.NoError(f.t, unix.Mount(f.Source(name), dir, "zfs", 0, ""))
 	do(dir)
 	require.NoError(f.t, unix.Unmount(dir, 0))
 }
 
 func (f foreign) write(name, path, content string) {
 	f.t.Helper()
-	f.mounted(name, func(dir string) {
+	f.Mounted(name, func(dir string) {
 		require.NoError(f.t, os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755))
 		require.NoError(f.t, os.WriteFile(filepath.Join(dir, path), []byte(content), 0o644))
 	})
 }
 
-func (f foreign) destroy(name string) {
+func (f foreign) Destroy(name string) {
 	f.t.Helper()
-	zfs(f.t, "destroy", "-r", f.dataset(name))
+	zfs(f.t, "destroy", "-r", f.Source(name))
 }
 
 // state lists all of the other program's datasets and snapshots.
@@ -79,120 +84,17 @@ func (f foreign) state() string {
 	return zfs(f.t, "list", "-Hr", "-t", "all", "-o", "name,origin", f.holder)
 }
 
-// chain makes three datasets, each of the one before.
-func (f foreign) chain() {
-	f.t.Helper()
-	f.create("1", "")
-	f.write("1", "dir/base", "base")
-	f.write("1", "dir/gone", "gone")
-	f.create("2", "1")
-	f.write("2", "dir/two", "two")
-	f.mounted("2", func(dir string) { require.NoError(f.t, os.Remove(dir+"/dir/gone")) })
-	f.create("3", "2", "-o", "quota=64M")
-	f.write("3", "three", "three")
-	f.mounted("3", func(dir string) { require.NoError(f.t, os.Rename(dir+"/dir", dir+"/moved")) })
-}
-
-func assertParent(t *testing.T, b *Backend, name, parent string) {
-	t.Helper()
-	v, err := b.Stat(t.Context(), name)
-	require.NoError(t, err)
-	assert.Equal(t, parent, v.Parent, "parent of %s", name)
-	for v, err := range b.Volumes(t.Context()) {
-		require.NoError(t, err)
-		if v.Name == name {
-			assert.Equal(t, parent, v.Parent, "parent of %s in the list", name)
-		}
-	}
-}
-
-// assertNative compares two volumes by the filesystem's hints and by walking, and returns the changed paths.
-func assertNative(t *testing.T, b *Backend, name, parent string) (paths []string) {
-	t.Helper()
-	comparer := cowcommon.NewComparer(b, user.IdentityMapping{}, b.log)
-	native, err := comparer.Compare(t.Context(), name, parent, cowcommon.Auto)
-	require.NoError(t, err)
-	assert.True(t, native.Native, "%s since %s: %s", name, parent, native.Reason)
-	walked, err := comparer.Compare(t.Context(), name, parent, cowcommon.Walk)
-	require.NoError(t, err)
-	assert.Equal(t, walked.Changes, native.Changes)
-	for _, c := range native.Changes {
-		paths = append(paths, c.String())
-	}
-	require.NoError(t, native.Close())
-	require.NoError(t, walked.Close())
-	return paths
-}
-
-// adoptChain adopts the three datasets of chain as the volumes a, b and c.
-func adoptChain(t *testing.T, b *Backend, f foreign) {
-	t.Helper()
-	ctx := t.Context()
-	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
-	require.NoError(t, b.Adopt(ctx, "b", "a", f.dataset("2"), cowcommon.VolumeOptions{}))
-	require.NoError(t, b.Adopt(ctx, "c", "b", f.dataset("3"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 64 << 20}}))
-}
-
-// assertChain checks facts about the volumes of adoptChain.
-func assertChain(t *testing.T, b *Backend) {
-	t.Helper()
-	assertParent(t, b, "a", "")
-	assertParent(t, b, "b", "a")
-	assertParent(t, b, "c", "b")
-	for name, sealed := range map[string]bool{"a": true, "b": true, "c": false} {
-		v, err := b.Stat(t.Context(), name)
-		require.NoError(t, err)
-		assert.Equal(t, sealed, v.Sealed, name)
-	}
-	assert.Equal(t, []string{"C /dir", "D /dir/gone", "A /dir/two"}, assertNative(t, b, "b", "a"))
-	assert.Equal(t, []string{"D /dir", "A /moved", "A /moved/base", "A /moved/two", "A /three"}, assertNative(t, b, "c", "b"))
-	assert.Contains(t, assertNative(t, b, "c", "a"), "A /three")
-	assert.Contains(t, assertNative(t, b, "a", "c"), "A /dir/gone", "the other way round")
-	v, err := b.Stat(t.Context(), "c")
-	require.NoError(t, err)
-	assert.Equal(t, quota.Limit{Bytes: 64 << 20}, v.Limit)
-}
-
-// TestAdopt adopts a chain of foreign datasets. The volumes know their parents, and are compared natively. When they are
-// removed, nothing is left of them on the foreign datasets.
+// TestAdopt: the contract. When adopted volumes are removed before they are settled, nothing is left of them on the foreign
+// datasets.
 func TestAdopt(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
-	b, ctx := openOn(t, root, mountpoint), t.Context()
 	f := newForeign(t, root)
-	f.chain()
-	before := f.state()
-	adoptChain(t, b, f)
-	for name, source := range map[string]string{"a": "1", "b": "2", "c": "3"} {
-		dir, err := b.Mount(ctx, name, "")
-		require.NoError(t, err)
-		f.mounted(source, func(of string) { treecmp.Equal(t, of, dir, treecmp.Options{Roots: true}) })
-		require.NoError(t, b.Unmount(ctx, name))
-	}
-	assertChain(t, b)
+	adopttest.Adopt(t, f, func() adopttest.Backend { return openOn(t, root, mountpoint) }, nil)
 
-	// A later write to the source does not reach the layer, nor one to the layer the source.
-	f.write("3", "later", "x")
-	fill(t, b, "c", "new", []byte("new"))
-	f.mounted("3", func(dir string) { assert.NoFileExists(t, dir+"/new") })
-	_, err := content(ctx, b, "c", "later")
-	require.ErrorIs(t, err, os.ErrNotExist)
-	dir, err := b.Mount(ctx, "c", "")
-	require.NoError(t, err)
-	require.ErrorIs(t, os.WriteFile(dir+"/too-much", randomBytes(80<<20), 0o600), unix.EDQUOT)
-	require.NoError(t, os.Remove(dir+"/too-much"))
-	require.NoError(t, os.Remove(dir+"/new"))
-	require.NoError(t, b.Unmount(ctx, "c"))
-
-	require.NoError(t, b.Clone(ctx, "d", "c", cowcommon.VolumeOptions{}))
-	assertParent(t, b, "d", "c")
-	require.NoError(t, b.Rename(ctx, "b", "renamed"))
-	assertParent(t, b, "c", "renamed")
-	require.NoError(t, b.Close())
-	b = openOn(t, root, mountpoint)
-	assertParent(t, b, "c", "renamed")
-	require.NoError(t, b.Remove(ctx, "c"))
-	assertParent(t, b, "d", "")
-	for _, name := range []string{"d", "renamed", "a"} {
+	b, ctx := openOn(t, root, mountpoint), t.Context()
+	adopttest.AdoptChain(t, b, f)
+	before := regexp.MustCompile(`(?m)^.*@`+clonePrefix+`.*\n`).ReplaceAllString(f.state(), "")
+	for _, name := range []string{"c", "b", "a"} {
 		require.NoError(t, b.Remove(ctx, name))
 	}
 	assert.Equal(t, before, f.state())
@@ -204,22 +106,22 @@ func TestAdoptAgain(t *testing.T) {
 	f := newForeign(t, b.root)
 	f.create("1", "")
 	f.write("1", "file", "x")
-	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{}))
 	f.write("1", "more", "x")
-	require.NoError(t, b.Adopt(ctx, "b", "a", f.dataset("1"), cowcommon.VolumeOptions{}))
-	require.NoError(t, b.Adopt(ctx, "other", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "b", "a", f.Source("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "other", "", f.Source("1"), cowcommon.VolumeOptions{}))
 	check := func() {
 		t.Helper()
-		assertParent(t, b, "a", "")
-		assertParent(t, b, "b", "a")
-		assertParent(t, b, "other", "")
-		assert.Equal(t, []string{"A /more"}, assertNative(t, b, "b", "a"))
+		adopttest.CheckParent(t, b, "a", "")
+		adopttest.CheckParent(t, b, "b", "a")
+		adopttest.CheckParent(t, b, "other", "")
+		assert.Equal(t, []string{"A /more"}, adopttest.Changes(t, b, "b", "a"))
 	}
 	check()
 	for _, name := range []string{"a", "b", "other"} {
 		require.NoError(t, b.Settle(ctx, name))
 	}
-	f.destroy("1")
+	f.Destroy("1")
 	check()
 	for _, name := range []string{"a", "b", "other"} {
 		require.NoError(t, b.Remove(ctx, name))
@@ -229,15 +131,11 @@ func TestAdoptAgain(t *testing.T) {
 
 // TestAdoptNot: such datasets are not adopted, and nothing is left.
 func TestAdoptNot(t *testing.T) {
-	b, ctx := open(t), t.Context()
+	b := open(t)
 	f := newForeign(t, b.root)
-	f.create("origin", "")
-	f.create("good", "origin")
-	f.create("outer", "origin")
+	f.create("outer", "")
 	f.create("outer/inner", "")
-	f.create("stranger", "")
-	f.create("removed", "")
-	zfs(t, "create", "-s", "-V", "1M", f.dataset("volume"))
+	zfs(t, "create", "-s", "-V", "1M", f.Source("volume"))
 	key := filepath.Join(t.TempDir(), "key")
 	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("k", 32)), 0o600))
 	f.create("secret", "", "-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://"+key)
@@ -246,54 +144,40 @@ func TestAdoptNot(t *testing.T) {
 	moby := strings.Repeat("0123456789abcdef", 4)
 	zfs(t, "create", "-o", "mountpoint=legacy", b.datasetOf(moby))
 	f.create("held", "")
-	zfs(t, "snapshot", f.dataset("held")+"@snapshot")
-	require.NoError(t, b.Create(ctx, "there", cowcommon.VolumeOptions{}))
-	require.NoError(t, b.Adopt(ctx, "parent", "", f.dataset("origin"), cowcommon.VolumeOptions{}))
-	before := zfs(t, "list", "-Hr", "-t", "all", "-o", "name", b.root)
-	for name, tt := range map[string]struct {
-		name, parent, source string
-		limit                quota.Limit
-		want                 error
-	}{
-		"nested":               {name: "new", source: f.dataset("outer"), want: errdefs.ErrNotImplemented},
-		"a path":               {name: "new", source: "/tank", want: errdefs.ErrNotImplemented},
-		"a snapshot":           {name: "new", source: f.dataset("held@snapshot"), want: errdefs.ErrNotImplemented},
-		"a zvol":               {name: "new", source: f.dataset("volume"), want: errdefs.ErrNotImplemented},
-		"encrypted":            {name: "new", source: f.dataset("secret"), want: errdefs.ErrNotImplemented},
-		"other ACLs":           {name: "new", source: f.dataset("acls"), want: errdefs.ErrNotImplemented},
-		"no attributes":        {name: "new", source: f.dataset("no-xattrs"), want: errdefs.ErrNotImplemented},
-		"moby's, here":         {name: "new", source: b.datasetOf(moby), want: errdefs.ErrNotImplemented},
-		"another pool":         {name: "new", source: "elsewhere/good", want: errdefs.ErrNotImplemented},
-		"nothing":              {name: "new", source: f.dataset("nothing"), want: unix.ENOENT},
-		"a layer here":         {name: "new", source: b.datasetOf("there"), want: errdefs.ErrInvalidArgument},
-		"the home":             {name: "new", source: b.root, want: errdefs.ErrInvalidArgument},
-		"a name that is there": {name: "there", source: f.dataset("good"), want: errdefs.ErrAlreadyExists},
-		"a wrong name":         {name: "../x", source: f.dataset("good"), want: errdefs.ErrInvalidArgument},
-		"a wrong parent":       {name: "new", parent: "../x", source: f.dataset("good"), want: errdefs.ErrInvalidArgument},
-		"another origin":       {name: "new", parent: "parent", source: f.dataset("stranger"), want: errdefs.ErrNotImplemented},
-		"no such parent":       {name: "new", parent: "none", source: f.dataset("good"), want: errdefs.ErrNotFound},
-		"no room": {
-			name: "new", source: f.dataset("good"), want: errdefs.ErrInvalidArgument,
-			limit: quota.Limit{Bytes: 4096, Scope: quota.ScopeTotal},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			require.ErrorIs(t, b.Adopt(ctx, tt.name, tt.parent, tt.source, cowcommon.VolumeOptions{Limit: tt.limit}), tt.want)
-			assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", b.root))
-			intents, err := os.ReadDir(b.intents)
-			require.NoError(t, err)
-			assert.Empty(t, intents)
-		})
+	zfs(t, "snapshot", f.Source("held")+"@snapshot")
+	more := map[string]adopttest.Refusal{
+		"no room": {Name: "new", Source: f.Source("held"), Want: errdefs.ErrInvalidArgument, Limit: quota.Limit{Bytes: 4096, Scope: quota.ScopeTotal}},
 	}
-	// A parent in use is not sealed, as by Clone.
-	_, err := b.Mount(ctx, "parent", "")
-	require.NoError(t, err)
-	require.NoError(t, b.Adopt(ctx, "new", "parent", f.dataset("good"), cowcommon.VolumeOptions{}))
-	v, err := b.Stat(ctx, "parent")
-	require.NoError(t, err)
-	assert.False(t, v.Sealed)
-	assertParent(t, b, "new", "parent")
-	require.NoError(t, b.Unmount(ctx, "parent"))
+	for name, r := range map[string]struct {
+		source string
+		want   error
+	}{
+		"nested":        {f.Source("outer"), errdefs.ErrNotImplemented},
+		"a path":        {"/tank", errdefs.ErrNotImplemented},
+		"a snapshot":    {f.Source("held@snapshot"), errdefs.ErrNotImplemented},
+		"a zvol":        {f.Source("volume"), errdefs.ErrNotImplemented},
+		"encrypted":     {f.Source("secret"), errdefs.ErrNotImplemented},
+		"other ACLs":    {f.Source("acls"), errdefs.ErrNotImplemented},
+		"no attributes": {f.Source("no-xattrs"), errdefs.ErrNotImplemented},
+		"moby's, here":  {b.datasetOf(moby), errdefs.ErrNotImplemented},
+		"another pool":  {"elsewhere/good", errdefs.ErrNotImplemented},
+		"a layer here":  {b.datasetOf("there"), errdefs.ErrInvalidArgument},
+		"the home":      {b.root, errdefs.ErrInvalidArgument},
+	} {
+		more[name] = adopttest.Refusal{Name: "new", Source: r.source, Want: r.want}
+	}
+	before := ""
+	adopttest.AdoptNot(t, b, f, f.Source("nothing"), more, func(t *testing.T) {
+		now := zfs(t, "list", "-Hr", "-t", "all", "-o", "name", b.root)
+		if before == "" {
+			before = now // the first refusal is compared with the others
+			assert.Equal(t, 1, strings.Count(now, "@"+clonePrefix), "the snapshot of the parent alone")
+		}
+		assert.Equal(t, before, now)
+		intents, err := os.ReadDir(b.intents)
+		require.NoError(t, err)
+		assert.Empty(t, intents)
+	})
 }
 
 // TestAdoptRecovers: the next start destroys the snapshots that a crash has left on foreign datasets, and nothing else.
@@ -303,7 +187,7 @@ func TestAdoptRecovers(t *testing.T) {
 	f := newForeign(t, root)
 	f.create("1", "")
 	before := f.state()
-	origin := func(name string) string { return f.dataset("1") + "@" + clonePrefix + name }
+	origin := func(name string) string { return f.Source("1") + "@" + clonePrefix + name }
 	intend := func(name, origin string) {
 		t.Helper()
 		require.NoError(t, b.intend(ctx, name, origin))
@@ -315,12 +199,12 @@ func TestAdoptRecovers(t *testing.T) {
 	zfs(t, "snapshot", origin("2"))
 	zfs(t, "clone", "-o", "mountpoint=legacy", origin("2"), b.datasetOf("half"))
 	for name, content := range map[string]string{
-		"cut off": f.dataset("1") + "@cow", "long": strings.Repeat("x", 1<<20), "elsewhere": "elsewhere/x@" + clonePrefix + "1",
-		"a dataset": f.dataset("1"),
+		"cut off": f.Source("1") + "@cow", "long": strings.Repeat("x", 1<<20), "elsewhere": "elsewhere/x@" + clonePrefix + "1",
+		"a dataset": f.Source("1"),
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(b.intents, name), []byte(content), 0o600))
 	}
-	require.NoError(t, b.Adopt(ctx, "whole", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "whole", "", f.Source("1"), cowcommon.VolumeOptions{}))
 	d, err := b.volume(ctx, "whole")
 	require.NoError(t, err)
 	intend("whole", d.origin)
@@ -347,10 +231,10 @@ func TestIntentLeft(t *testing.T) {
 	f := newForeign(t, b.root)
 	f.create("1", "")
 	before := f.state()
-	origin := f.dataset("1") + "@" + clonePrefix + "left"
+	origin := f.Source("1") + "@" + clonePrefix + "left"
 	makers := map[string]func(name string) error{
 		"create": func(name string) error { return b.Create(ctx, name, cowcommon.VolumeOptions{}) },
-		"adopt":  func(name string) error { return b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{}) },
+		"adopt":  func(name string) error { return b.Adopt(ctx, name, "", f.Source("1"), cowcommon.VolumeOptions{}) },
 	}
 	for name, do := range makers {
 		require.NoError(t, b.intend(ctx, name, origin))
@@ -398,8 +282,7 @@ func TestSettle(t *testing.T) {
 	root, mountpoint := testfs.ZFS(t)
 	b, ctx := openOn(t, root, mountpoint), t.Context()
 	f := newForeign(t, root)
-	f.chain()
-	adoptChain(t, b, f)
+	adopttest.AdoptChain(t, b, f)
 	require.NoError(t, b.Clone(ctx, "container", "b", cowcommon.VolumeOptions{}))
 	_, err := b.Mount(ctx, "c", "") // a container that runs
 	require.NoError(t, err)
@@ -413,14 +296,14 @@ func TestSettle(t *testing.T) {
 		}
 		require.NoError(t, b.Settle(ctx, name))
 		require.NoError(t, b.Settle(ctx, name), "again")
-		assertChain(t, b)
+		adopttest.CheckChain(t, b)
 	}
 	require.NoError(t, b.Settle(ctx, "container"))
 	require.ErrorIs(t, b.Settle(ctx, "none"), errdefs.ErrNotFound)
 	for _, source := range []string{"3", "2", "1"} {
-		f.destroy(source)
+		f.Destroy(source)
 	}
-	assertChain(t, b)
+	adopttest.CheckChain(t, b)
 	require.NoError(t, b.Unmount(ctx, "c"))
 	assertContent(t, b, "container", "dir/two", "two")
 	assert.NotContains(t, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root), clonePrefix, "the snapshots went with the sources")
@@ -437,11 +320,11 @@ func TestSettleRemoved(t *testing.T) {
 	f := newForeign(t, b.root)
 	f.create("1", "")
 	f.write("1", "file", "x")
-	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{}))
 	require.NoError(t, b.Clone(ctx, "child", "a", cowcommon.VolumeOptions{}))
 	require.NoError(t, b.Remove(ctx, "a"))
 	require.NoError(t, b.Settle(ctx, "child"))
-	f.destroy("1")
+	f.Destroy("1")
 	assertContent(t, b, "child", "file", "x")
 	require.NoError(t, b.Remove(ctx, "child"))
 	assertOnly(t, b, "others")
@@ -453,7 +336,7 @@ func TestSettleRemoveBefore(t *testing.T) {
 	f := newForeign(t, b.root)
 	f.create("1", "")
 	before := f.state()
-	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{}))
 	d, err := b.volume(ctx, "a")
 	require.NoError(t, err)
 	require.NoError(t, b.zfs.kernel.DestroySnapshotLater(d.origin))
@@ -470,10 +353,10 @@ func TestSettleLimit(t *testing.T) {
 	f.write("2", "file", string(randomBytes(8<<20)))
 	f.create("3", "1")
 	f.write("3", "file", string(randomBytes(1<<20)))
-	require.NoError(t, b.Adopt(ctx, "base", "", f.dataset("1"), cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Adopt(ctx, "base", "", f.Source("1"), cowcommon.VolumeOptions{}))
 	limits := map[string]quota.Limit{"over": {Bytes: 4 << 20}, "under": {Bytes: 16 << 20}}
-	require.NoError(t, b.Adopt(ctx, "over", "base", f.dataset("2"), cowcommon.VolumeOptions{Limit: limits["over"]}))
-	require.NoError(t, b.Adopt(ctx, "under", "base", f.dataset("3"), cowcommon.VolumeOptions{Limit: limits["under"]}))
+	require.NoError(t, b.Adopt(ctx, "over", "base", f.Source("2"), cowcommon.VolumeOptions{Limit: limits["over"]}))
+	require.NoError(t, b.Adopt(ctx, "under", "base", f.Source("3"), cowcommon.VolumeOptions{Limit: limits["under"]}))
 	for _, name := range []string{"base", "over", "under"} {
 		require.NoError(t, b.Settle(ctx, name))
 	}
@@ -484,16 +367,16 @@ func TestSettleLimit(t *testing.T) {
 	require.NoError(t, err)
 	assert.Greater(t, v.Limit.Bytes, uint64(8<<20))
 	assert.Less(t, v.Limit.Bytes, uint64(16<<20))
-	f.destroy("3")
-	f.destroy("2")
-	f.destroy("1")
+	f.Destroy("3")
+	f.Destroy("2")
+	f.Destroy("1")
 	usage, err := b.Usage(ctx, "over")
 	require.NoError(t, err)
 	assert.Greater(t, usage.Bytes, uint64(8<<20))
 
 	// A crash before the promotion, and after it.
 	f.create("4", "")
-	require.NoError(t, b.Adopt(ctx, "crashed", "", f.dataset("4"), cowcommon.VolumeOptions{Limit: limits["under"]}))
+	require.NoError(t, b.Adopt(ctx, "crashed", "", f.Source("4"), cowcommon.VolumeOptions{Limit: limits["under"]}))
 	without := func() { zfs(t, "set", "quota=none", limitProperty+"=16777216", b.datasetOf("crashed")) }
 	without()
 	require.NoError(t, b.Settle(ctx, "crashed"))
@@ -512,9 +395,9 @@ func TestSettleLeavesVolumes(t *testing.T) {
 	f := newForeign(t, b.root)
 	f.create("1", "")
 	f.write("1", "file", "x")
-	zfs(t, "snapshot", f.dataset("1")+"@of-others")
+	zfs(t, "snapshot", f.Source("1")+"@of-others")
 	limit := quota.Limit{Bytes: 16 << 20}
-	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+	require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{Limit: limit}))
 	require.NoError(t, b.Clone(ctx, "child", "a", cowcommon.VolumeOptions{}))
 	require.NoError(t, b.Clone(ctx, "removed", "child", cowcommon.VolumeOptions{}))
 	require.NoError(t, b.Clone(ctx, "last", "removed", cowcommon.VolumeOptions{}))
@@ -525,9 +408,9 @@ func TestSettleLeavesVolumes(t *testing.T) {
 		require.NoError(t, b.Settle(ctx, name))
 	}
 	assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root))
-	zfs(t, "destroy", f.dataset("1")+"@of-others")
+	zfs(t, "destroy", f.Source("1")+"@of-others")
 	require.NoError(t, b.Settle(ctx, "a"))
-	f.destroy("1")
+	f.Destroy("1")
 	assertContent(t, b, "last", "file", "x")
 }
 
@@ -582,7 +465,7 @@ func TestSettleLimitSurvives(t *testing.T) {
 	killed := 0
 	for done := false; !done; killed++ {
 		name := "killed" + strconv.Itoa(killed)
-		require.NoError(t, b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+		require.NoError(t, b.Adopt(ctx, name, "", f.Source("1"), cowcommon.VolumeOptions{Limit: limit}))
 		b.zfs.kernel = &mortal{kernel: whole, left: killed}
 		done = b.Settle(ctx, name) == nil
 		b.zfs.kernel = whole
@@ -601,7 +484,7 @@ func TestSettleLimitSurvives(t *testing.T) {
 	faults := &faultyKernel{kernel: whole}
 	b.zfs.kernel, b.zfs.patience = faults, time.Minute
 	for _, command := range []string{"destroy later", "promote"} {
-		require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: limit}))
+		require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{Limit: limit}))
 		ctx := cancelledAt(t, faults.arm(command, "interrupted-before"))
 		require.Error(t, b.Settle(ctx, "a"), command)
 		assertLimit("a", limit)
@@ -610,33 +493,145 @@ func TestSettleLimitSurvives(t *testing.T) {
 	}
 }
 
+// meddled is a kernel in which another process does something before a change of properties, each time once.
+type meddled struct {
+	kernel
+	after int // changes before that one
+	done  bool
+	do    func()
+}
+
+func (k *meddled) Set(name string, values zfsctl.Values) error {
+	if k.after == 0 {
+		k.done = true
+		k.do()
+	}
+	k.after--
+	return k.kernel.Set(name, values)
+}
+
+// TestSettleBesideLimit: a limit that another process sets while a volume is settled stays, whenever that is.
+func TestSettleBesideLimit(t *testing.T) {
+	root, mountpoint := testfs.ZFS(t)
+	b, beside, ctx := openOn(t, root, mountpoint), openOn(t, root, mountpoint), t.Context()
+	f := newForeign(t, root)
+	f.create("1", "")
+	whole, newer := b.zfs.kernel, quota.Limit{Bytes: 32 << 20}
+	changes := 0
+	for {
+		name := "settled" + strconv.Itoa(changes)
+		require.NoError(t, b.Adopt(ctx, name, "", f.Source("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 16 << 20}}))
+		limited := make(chan error, 1)
+		k := &meddled{kernel: whole, after: changes, do: func() {
+			go func() { limited <- beside.SetLimit(ctx, name, newer) }()
+			select {
+			case err := <-limited: // without waiting
+				limited <- err
+			case <-time.After(time.Second):
+			}
+		}}
+		b.zfs.kernel = k
+		require.NoError(t, b.Settle(ctx, name))
+		b.zfs.kernel = whole
+		if !k.done {
+			break
+		}
+		require.NoError(t, <-limited)
+		for _, b := range []*Backend{b, beside} {
+			b.volumes.invalidate()
+			v, err := b.Stat(ctx, name)
+			require.NoError(t, err)
+			assert.Equal(t, newer, v.Limit, "after %d changes", changes)
+		}
+		require.NoError(t, b.Remove(ctx, name))
+		changes++
+	}
+	assert.Equal(t, 4, changes, "the changes of properties by Settle")
+}
+
+// TestSettleRoom: it is known before whether all volumes together have room under quotas, beside reservations.
+func TestSettleRoom(t *testing.T) {
+	root, _ := testfs.ZFS(t)
+	outer, ctx := root+"/outer", t.Context()
+	home := outer + "/home"
+	zfs(t, "create", "-o", "mountpoint=none", outer)
+	zfs(t, "create", home)
+	b, err := Open(ctx, filepath.Join(t.TempDir(), "home"), home, Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, b.Close()) })
+	f := newForeign(t, root)
+	f.create("1", "")
+	f.write("1", "file", string(randomBytes(12<<20)))
+	f.create("2", "1")
+	f.write("2", "more", string(randomBytes(6<<20)))
+	limit := cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 4 << 20}} // Settle lifts it
+	require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), limit))
+	require.NoError(t, b.Adopt(ctx, "b", "a", f.Source("2"), limit))
+	for name, source := range map[string]string{"c": "3", "d": "4"} {
+		f.create(source, "")
+		f.write(source, "file", string(randomBytes(8<<20)))
+		require.NoError(t, b.Adopt(ctx, name, "", f.Source(source), cowcommon.VolumeOptions{}))
+	}
+	hasRoom := func(names ...string) {
+		t.Helper()
+		require.NoError(t, b.CheckSettle(ctx, names...))
+		for _, name := range names {
+			require.NoError(t, b.Settle(ctx, name))
+		}
+	}
+	hasNoRoom := func(at string, names ...string) {
+		t.Helper()
+		err := b.CheckSettle(ctx, names...)
+		require.ErrorIs(t, err, unix.EDQUOT)
+		require.ErrorContains(t, err, "come to "+at+",")
+		last := names[len(names)-1]
+		for _, name := range names[:len(names)-1] {
+			require.NoError(t, b.Settle(ctx, name))
+		}
+		require.Error(t, b.Settle(ctx, last), "%s: the kernel says so too", last)
+	}
+	zfs(t, "set", "quota=15M", "refquota=1M", home)
+	require.NoError(t, b.CheckSettle(ctx, "a"))
+	require.NoError(t, b.CheckSettle(ctx, "b"))
+	hasNoRoom(home, "a", "b")
+	zfs(t, "set", "quota=20M", home)
+	hasRoom("a", "b")
+
+	zfs(t, "set", "quota=none", "reservation=30M", home)
+	zfs(t, "set", "quota=31M", outer)
+	hasRoom("a", "c")
+	hasNoRoom(outer, "c", "d")
+	zfs(t, "set", "quota=36M", outer)
+	hasRoom("d")
+}
+
 // TestSettleNot: snapshots of others do not become a layer's.
 func TestSettleNot(t *testing.T) {
 	b, ctx := open(t), t.Context()
 	f := newForeign(t, b.root)
 	f.create("1", "")
-	zfs(t, "snapshot", f.dataset("1")+"@of-others")
-	require.NoError(t, b.Adopt(ctx, "a", "", f.dataset("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 1 << 20}}))
-	zfs(t, "snapshot", f.dataset("1")+"@later")
+	zfs(t, "snapshot", f.Source("1")+"@of-others")
+	require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 1 << 20}}))
+	zfs(t, "snapshot", f.Source("1")+"@later")
 	before := zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root)
 	err := b.Settle(ctx, "a")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, f.dataset("1")+"@of-others")
+	require.ErrorContains(t, err, f.Source("1")+"@of-others")
 	require.NotContains(t, err.Error(), "@later")
 	require.ErrorIs(t, b.CheckSettle(ctx, "a"), errdefs.ErrFailedPrecondition)
 	assert.Equal(t, before, zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", b.root))
-	zfs(t, "destroy", f.dataset("1")+"@of-others")
+	zfs(t, "destroy", f.Source("1")+"@of-others")
 
 	// The snapshot of a foreign dataset may have the name of one of the volume's.
 	zfs(t, "snapshot", b.datasetOf("a@7"))
-	require.NoError(t, b.zfs.kernel.Snapshot(f.dataset("1")+"@"+clonePrefix+"x"))
+	require.NoError(t, b.zfs.kernel.Snapshot(f.Source("1")+"@"+clonePrefix+"x"))
 	f.create("2", "1")
-	zfs(t, "snapshot", f.dataset("2")+"@"+clonePrefix+"y")
-	require.NoError(t, b.Adopt(ctx, "b", "", f.dataset("2"), cowcommon.VolumeOptions{}))
+	zfs(t, "snapshot", f.Source("2")+"@"+clonePrefix+"y")
+	require.NoError(t, b.Adopt(ctx, "b", "", f.Source("2"), cowcommon.VolumeOptions{}))
 	zfs(t, "snapshot", b.datasetOf("b@"+clonePrefix+"y"))
 	for name, err := range map[string]error{"check": b.CheckSettle(ctx, "b"), "settle": b.Settle(ctx, "b")} {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
-		require.ErrorContains(t, err, "the snapshots "+f.dataset("2")+"@"+clonePrefix+"y have names", name)
+		require.ErrorContains(t, err, "the snapshots "+f.Source("2")+"@"+clonePrefix+"y have names", name)
 	}
 	require.NoError(t, b.CheckSettle(ctx, "a"))
 	require.NoError(t, b.Settle(ctx, "a"))
@@ -655,10 +650,10 @@ func TestAdoptFullPool(t *testing.T) {
 	f := newForeign(t, pool)
 	f.create("1", "")
 	for _, name := range []string{"kept", "removed"} {
-		require.NoError(t, b.Adopt(ctx, name, "", f.dataset("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 4 << 20}}))
+		require.NoError(t, b.Adopt(ctx, name, "", f.Source("1"), cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 4 << 20}}))
 	}
 	f.create("filler", "")
-	f.mounted("filler", func(dir string) {
+	f.Mounted("filler", func(dir string) {
 		require.ErrorIs(t, os.WriteFile(dir+"/all", randomBytes(120<<20), 0o644), unix.ENOSPC)
 		for n := range 50 { // until not one block is left
 			_ = os.WriteFile(filepath.Join(dir, strconv.Itoa(n)), randomBytes(1<<10), 0o644)
@@ -667,16 +662,16 @@ func TestAdoptFullPool(t *testing.T) {
 	state := func() string { return zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", pool) }
 	before := state()
 	for name, err := range map[string]error{
-		"adopt":  b.Adopt(ctx, "new", "", f.dataset("1"), cowcommon.VolumeOptions{}),
+		"adopt":  b.Adopt(ctx, "new", "", f.Source("1"), cowcommon.VolumeOptions{}),
 		"settle": b.Settle(ctx, "kept"),
 	} {
 		require.ErrorIs(t, err, unix.ENOSPC, name)
 	}
 	assert.Equal(t, before, state())
 	require.NoError(t, b.Remove(ctx, "removed"))
-	f.destroy("filler")
+	f.Destroy("filler")
 	require.NoError(t, b.Settle(ctx, "kept"))
-	f.destroy("1")
+	f.Destroy("1")
 	v, err := b.Stat(ctx, "kept")
 	require.NoError(t, err)
 	assert.Equal(t, quota.Limit{Bytes: 4 << 20}, v.Limit)

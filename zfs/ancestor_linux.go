@@ -2,12 +2,10 @@ package zfs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // moment is a dataset at the moment of one of its snapshots, or as it is now if snapshot is "".
@@ -15,7 +13,7 @@ type moment struct{ dataset, snapshot string }
 
 // meet finds the latest dataset from which two moments have come, and the two moments of it from which they have: one of
 // them is the earlier one. Each moment has come from its own dataset. Removed volumes and foreign datasets count.
-func (b *Backend) meet(ctx context.Context, one, other moment) (at [2]moment, ok bool, err error) {
+func meet(ctx context.Context, one, other moment, originOf func(context.Context, string) (string, error)) (at [2]moment, ok bool, err error) {
 	seen := [2]map[string]string{{}, {}}
 	next := [2]moment{one, other}
 	for next[0].dataset != "" || next[1].dataset != "" {
@@ -31,7 +29,7 @@ func (b *Backend) meet(ctx context.Context, one, other moment) (at [2]moment, ok
 				return at, false, nil
 			}
 			seen[i][m.dataset] = m.snapshot
-			origin, err := b.originOf(ctx, m.dataset)
+			origin, err := originOf(ctx, m.dataset)
 			if err != nil {
 				return at, false, err
 			}
@@ -43,7 +41,7 @@ func (b *Backend) meet(ctx context.Context, one, other moment) (at [2]moment, ok
 
 // commonSnapshot finds the latest snapshot from which two moments have come. It is "" if there is none.
 func (b *Backend) commonSnapshot(ctx context.Context, one, other moment) (string, error) {
-	at, ok, err := b.meet(ctx, one, other)
+	at, ok, err := meet(ctx, one, other, b.originOf)
 	switch {
 	case err != nil || !ok:
 		return "", err
@@ -86,9 +84,5 @@ func (b *Backend) originOf(ctx context.Context, dataset string) (string, error) 
 		}
 		return d.origin, err
 	}
-	d, err := b.stats(ctx, dataset)
-	if errors.Is(err, unix.ENOENT) {
-		err = nil
-	}
-	return d.Origin, err
+	return b.zfs.originOf(ctx, dataset)
 }

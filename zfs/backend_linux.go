@@ -53,7 +53,6 @@ type Backend struct {
 
 	mounts inuse.Table[namelock.Lock]    // datasets that are mounted, by volume, with their locks
 	relied inuse.Table[namelock.Lock]    // volumes that are used for one step
-	limits inuse.Table[struct{}]         // volumes whose limit is being set
 	viewed inuse.Table[*mountedSnapshot] // snapshots that are mounted for views
 
 	beginClose context.CancelFunc // ends closing

@@ -21,8 +21,15 @@ func init() {
 		Names:        Names,
 		Usable:       detect.ZFS,
 		CheckShared:  checkShared,
-		Place:        placeOption,
-		Files:        []string{counterName},
+		CheckAdopt: func(ctx context.Context, home string, options []string, source, planned string) error {
+			o, err := parseOptions(options)
+			if err != nil {
+				return err
+			}
+			return checkAdoptInto(ctx, home, o.FSName, source, planned)
+		},
+		Place: placeOption,
+		Files: []string{counterName},
 	})
 }
 

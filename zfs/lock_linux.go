@@ -32,6 +32,12 @@ func (l layout) lockShared(ctx context.Context, name string) (namelock.Lock, err
 	return namelock.Shared(ctx, filepath.Join(l.home, claimsName), name)
 }
 
+// lockLimit locks the limit of a volume, or of a removed one, in all processes. It waits for others to end their changes. The
+// users of the volume do not matter.
+func (l layout) lockLimit(ctx context.Context, name string) (unlock func() error, err error) {
+	return namelock.All(ctx, filepath.Join(l.home, claimsName), namelock.Want{Name: "limit of " + name, Exclusive: true})
+}
+
 // A view's lock is a file of its own in the directory locks, so that the view is known after its process has gone. A
 // process that finds the lock free may remove the view, with the file.
 

@@ -15,6 +15,9 @@ func openBackend(context.Context, string, string, int, *slog.Logger, error) (cow
 	return nil, nil
 }
 
+// checkAdoptInto is not called either.
+func checkAdoptInto(context.Context, string, string, string, string) error { return nil }
+
 // Names works on Linux only.
 func Names(ctx context.Context, _ string, _ []string) ([]string, error) {
 	return nil, detect.ZFS(ctx, "")

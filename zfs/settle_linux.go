@@ -48,12 +48,20 @@ func (b *Backend) settleLimited(ctx, waiting context.Context, name string) error
 	}
 }
 
-// CheckSettle implements cowcommon.Settler. Whether the home has the space is not known before.
-func (b *Backend) CheckSettle(ctx context.Context, name string) error {
-	return fault.Wrap("check settling of volume", name, b.checkSettle(ctx, name))
+// CheckSettle implements cowcommon.Settler. It does not know the data that others write before Settle.
+func (b *Backend) CheckSettle(ctx context.Context, names ...string) error {
+	r := newRoom()
+	for _, name := range names {
+		if err := b.checkSettle(ctx, name, r); err != nil {
+			return fault.Wrap("check settling of volume", name, err)
+		}
+	}
+	err := b.zfs.ask(ctx, "get", func() error { return r.check(b.zfs.kernel) })
+	return fault.Wrap("check the room for settling", "", err)
 }
 
-func (b *Backend) checkSettle(ctx context.Context, name string) error {
+// checkSettle checks one volume, and notes the data that settling it moves.
+func (b *Backend) checkSettle(ctx context.Context, name string, r *room) error {
 	if _, err := b.volume(ctx, name); err != nil {
 		return err
 	}
@@ -61,7 +69,11 @@ func (b *Backend) checkSettle(ctx context.Context, name string) error {
 	if err != nil || clone.Name == "" {
 		return err
 	}
-	return b.checkMoved(ctx, clone)
+	moved, err := b.checkMoved(ctx, clone)
+	if err == nil {
+		r.move(clone.Name, moved)
+	}
+	return err
 }
 
 // unsettled finds the dataset that keeps a volume dependent on a foreign dataset: that of the volume, or of a removed
@@ -75,7 +87,7 @@ func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset
 		}
 		dataset = sourceOf(d.Origin)
 		switch {
-		case !b.isHere(dataset):
+		case !isBelow(b.root, dataset):
 			return d, nil
 		case !isAside(strings.TrimPrefix(dataset, b.root+"/")):
 			return zfsctl.Dataset{}, nil
@@ -85,11 +97,11 @@ func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset
 
 // promoteRemoved promotes the dataset of a removed ancestor of a volume. Other volumes may have the same ancestor.
 func (b *Backend) promoteRemoved(ctx, waiting context.Context, of, ancestor string) (err error) {
-	release, err := b.limits.Claim(waiting, strings.TrimPrefix(ancestor, b.root+"/"))
+	unlock, err := b.lockLimit(waiting, strings.TrimPrefix(ancestor, b.root+"/"))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.after(err, func() error { release(); return nil })) }()
+	defer func() { err = errors.Join(err, b.after(err, unlock)) }()
 	clone, err := b.unsettled(ctx, of)
 	if err != nil || clone.Name != ancestor { // another has settled it
 		return err
@@ -99,7 +111,7 @@ func (b *Backend) promoteRemoved(ctx, waiting context.Context, of, ancestor stri
 
 // promote makes a clone the owner of its origin, and of the earlier snapshots of the foreign dataset.
 func (b *Backend) promote(ctx context.Context, clone zfsctl.Dataset) (err error) {
-	if err := b.checkMoved(ctx, clone); err != nil {
+	if _, err := b.checkMoved(ctx, clone); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.after(err, func() error { return b.restoreQuota(ctx, clone.Name) })) }()
@@ -145,28 +157,27 @@ func (b *Backend) liftQuota(ctx context.Context, d zfsctl.Dataset) error {
 	return b.setValues(ctx, d.Name, zfsctl.Values{"quota": uint64(0)})
 }
 
-// checkMoved checks whether the snapshots of a foreign dataset up to a clone's origin may become the clone's. These are
-// those that Cowshed has taken, and those that go with their last clones, as moby's driver takes them. Returns
+// checkMoved lists the snapshots of a foreign dataset up to a clone's origin, and checks whether they may become the clone's.
+// These are those that Cowshed has taken, and those that go with their last clones, as moby's driver takes them. Returns
 // errdefs.ErrFailedPrecondition with the names of others, and of those whose names the clone's own snapshots have.
-func (b *Backend) checkMoved(ctx context.Context, clone zfsctl.Dataset) error {
+func (b *Backend) checkMoved(ctx context.Context, clone zfsctl.Dataset) (moved []zfsctl.Dataset, err error) {
 	foreign := sourceOf(clone.Origin)
 	last, err := b.createdIn(ctx, clone.Origin)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var others, taken []string
-	err = b.zfs.ask(ctx, "list", func() error {
-		k := b.zfs.kernel
+	moved, err = read(ctx, b.zfs, "list", func(k kernel) (moved []zfsctl.Dataset, err error) {
 		for s, err := range k.Snapshots(foreign) {
 			if err != nil {
-				return err
+				return nil, err
 			}
 			d, err := k.Stats(s.Name)
 			if errors.Is(err, unix.ENOENT) {
 				continue
 			}
 			if err != nil {
-				return err
+				return nil, err
 			}
 			name := snapshotName(s.Name)
 			created, _ := d.Properties.Number("createtxg")
@@ -174,29 +185,30 @@ func (b *Backend) checkMoved(ctx context.Context, clone zfsctl.Dataset) error {
 			if created > last {
 				continue
 			}
+			moved = append(moved, d)
 			if goes == 0 && !strings.HasPrefix(name, clonePrefix) {
 				others = append(others, s.Name)
 			}
 			there, err := k.Exists(clone.Name + "@" + name)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if there {
 				taken = append(taken, s.Name)
 			}
 		}
-		return nil
+		return moved, nil
 	})
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case len(others) > 0:
-		return fault.New(errdefs.ErrFailedPrecondition, "other programs have taken the snapshots %s, which would become the layer's: destroy them first",
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "other programs have taken the snapshots %s, which would become the layer's: destroy them first",
 			someOf(others))
 	case len(taken) > 0:
-		return fault.New(errdefs.ErrFailedPrecondition, "the snapshots %s have names as those of %s: rename them with zfs rename", someOf(taken), clone.Name)
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "the snapshots %s have names as those of %s: rename them with zfs rename", someOf(taken), clone.Name)
 	}
-	return nil
+	return moved, nil
 }
 
 // someOf lists names for an error.

@@ -487,19 +487,19 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	return b.limiting(ctx, name, func(context.Context) error { return b.replaceLimitOf(ctx, name, limit) })
 }
 
-// limiting calls do, which changes the limit of a volume. Nobody else in this process does so meanwhile, so that the last
-// limit to be set is the last to be told. Waits for others in do end with the context waiting.
+// limiting calls do, which changes the limit of a volume. Nobody else does so meanwhile, so that the last limit to be set
+// is the last to be told. Waits for others in do end with the context waiting.
 func (b *Backend) limiting(ctx context.Context, name string, do func(waiting context.Context) error) (err error) {
 	waiting, cancel, err := b.zfs.waiting(ctx)
 	if err != nil {
 		return err
 	}
 	defer cancel()
-	release, err := b.limits.Claim(waiting, name)
+	unlock, err := b.lockLimit(waiting, name)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.after(err, func() error { release(); return nil })) }()
+	defer func() { err = errors.Join(err, b.after(err, unlock)) }()
 	if _, err := b.volume(ctx, name); err != nil {
 		return err
 	}

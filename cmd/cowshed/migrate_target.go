@@ -96,8 +96,9 @@ func (f *migrateFlags) openPlugin(ctx context.Context, a *app, from *oldRoot) (*
 	engine := root // whose databases tell whether it runs
 	opts := toplugin.Options{
 		Root: root, Plugin: f.pluginName, Home: filepath.Join(home, driver), State: migrate.TargetState(state), Trust: f.noVerify, Logger: a.log,
-		Open: func(ctx context.Context) (*cowdriver.Driver, error) { return a.openPluginDriver(ctx, driver, home) },
-		Idle: func(ctx context.Context) error { return engineIdle(ctx, engine, from) },
+		Open:          func(ctx context.Context) (*cowdriver.Driver, error) { return a.openPluginDriver(ctx, driver, home) },
+		DriverOptions: a.storageOpts,
+		Idle:          func(ctx context.Context) error { return engineIdle(ctx, engine, from) },
 	}
 	if from.program == ofDocker {
 		opts.SourceRoot, opts.SourceDriver = from.dir, from.driver

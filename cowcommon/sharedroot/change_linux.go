@@ -279,6 +279,11 @@ func (b *Backend) Adopt(ctx context.Context, name, parent, source string, opts c
 	return fault.WrapWith("adopt volume", name, fault.From(source), err)
 }
 
+// CheckAdopt implements cowcommon.Adopter. Whether the tree of the source has a shared root is not known before.
+func (b *Backend) CheckAdopt(ctx context.Context, parent, source, planned string) error {
+	return cowcommon.CheckAdopt(ctx, b.Backend, parent, source, planned)
+}
+
 // refuseMarked removes a volume that came from elsewhere if its tree has the mark of a shared root.
 func (b *Backend) refuseMarked(ctx context.Context, name string) error {
 	err := b.hold(ctx, name, func(dir string) error {

@@ -46,6 +46,8 @@ type Registration struct {
 	// CheckShared reports whether the driver can work in dir while other services work in directories beside it.
 	// Returns ErrFailedPrecondition if the driver would take their volumes for its own.
 	CheckShared func(dir string, options []string) error
+	// CheckAdopt is cowcommon.Adopter.CheckAdopt for a home that is not there yet.
+	CheckAdopt func(ctx context.Context, home string, options []string, source, planned string) error
 	// Place is the option that names the place of the volumes, if that is not the home.
 	Place string
 	// Files are the files in a home that are not empty even without volumes.

@@ -6,7 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/cowshed/cowshed/detect"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/fill"
 )
@@ -19,16 +19,13 @@ func (m making) copy(ctx context.Context, dst *os.File) error {
 
 // How implements migrate.Target. The bytes are those of the data, and of the blob of a layer of an image: at most the size
 // of the layer.
-func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-	how, bytes, err := t.howOf(ctx, layer, content)
+func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+	how, bytes, err := t.howOf(ctx, layer, content, below)
 	if layer.Kind == migrate.ImageLayer && layer.Size > 0 {
 		bytes += layer.Size
 	}
 	return how, bytes, err
 }
-
-// adopts reports whether Cowshed can adopt volumes on its filesystem.
-func (t *Target) adopts(to detect.Filesystem) bool { return t.offers != nil && fill.Adopts(to) }
 
 // checkSpace returns an ENOSPC error if the layers that are to be made have no room where the volumes are. Blobs do not
 // count: how far they are compressed is not known, and containerd keeps them elsewhere.
@@ -46,18 +43,23 @@ func (t *Target) checkSpace(ctx context.Context, source migrate.Source, inv *mig
 		}
 		return err == nil, err
 	}
-	return fill.CheckSpace(ctx, t.root, source, inv, has, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-		return t.howOf(ctx, layer, content)
-	})
+	return fill.CheckSpace(ctx, t.root, inv, has, migrate.NewForecast(source, t.howOf))
 }
 
-func (t *Target) howOf(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-	if t.root == "" {
-		return migrate.Copied, max(layer.Size, 0), nil // nobody says where the volumes are
+// howOf is How without the blobs.
+func (t *Target) howOf(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+	parent := ""
+	if layer.Parent != "" && below.How == "" {
+		p, err := t.placeOf(t.in(ctx), layer.Parent)
+		if err != nil {
+			return "", 0, err
+		}
+		parent = p.name
 	}
-	to, err := detect.Probe(t.root)
-	if err != nil {
-		return "", 0, err
-	}
-	return fill.HowTo(ctx, t.adopts(to), to, layer, content)
+	return fill.HowTo(ctx, t.root, layer, content, below, func(ctx context.Context, _, planned string) error {
+		if t.offers == nil {
+			return fault.New(errdefs.ErrNotImplemented, "nobody takes offers")
+		}
+		return t.offers.CheckOffer(ctx, t.opts.Namespace, parent, content.Volume, planned)
+	})
 }

@@ -240,24 +240,32 @@ func (m making) adopt(ctx context.Context, key string, labels map[string]string)
 
 // Settle implements migrate.Target. A snapshotter that cannot settle volumes has adopted none.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
-	return t.offered(ctx, layer, snapshotter.Offerer.Settle)
+	return t.offered(ctx, []*migrate.Layer{layer}, func(keys ...string) error {
+		return t.offers.Settle(ctx, t.opts.Namespace, keys[0])
+	})
 }
 
 // CheckSettle implements migrate.Target.
-func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
-	return t.offered(ctx, layer, snapshotter.Offerer.CheckSettle)
+func (t *Target) CheckSettle(ctx context.Context, layers ...*migrate.Layer) error {
+	return t.offered(ctx, layers, func(keys ...string) error {
+		return t.offers.CheckSettle(ctx, t.opts.Namespace, keys...)
+	})
 }
 
-// offered calls do with the snapshot of a layer, unless the snapshotter has adopted none.
-func (t *Target) offered(ctx context.Context, layer *migrate.Layer, do func(o snapshotter.Offerer, ctx context.Context, namespace, key string) error) error {
+// offered calls do with the snapshots of layers, unless the snapshotter has adopted none.
+func (t *Target) offered(ctx context.Context, layers []*migrate.Layer, do func(keys ...string) error) error {
 	if t.offers == nil {
 		return nil
 	}
-	info, err := t.find(t.in(ctx), layer)
-	if err != nil {
-		return err
+	keys := make([]string, len(layers))
+	for i, layer := range layers {
+		info, err := t.find(t.in(ctx), layer)
+		if err != nil {
+			return err
+		}
+		keys[i] = info.Name
 	}
-	err = do(t.offers, ctx, t.opts.Namespace, info.Name)
+	err := do(keys...)
 	if errdefs.IsNotImplemented(err) {
 		return nil
 	}

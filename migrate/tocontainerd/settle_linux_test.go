@@ -2,6 +2,7 @@ package tocontainerd
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -28,8 +29,8 @@ func (s *settling) Settle(ctx context.Context, namespace, key string) error {
 	return s.Offerer.Settle(ctx, namespace, key)
 }
 
-func (s *settling) CheckSettle(ctx context.Context, namespace, key string) error {
-	return fault.New(errdefs.ErrFailedPrecondition, "not %s %s", namespace, key)
+func (s *settling) CheckSettle(_ context.Context, namespace string, keys ...string) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "not %s %s", namespace, strings.Join(keys, " "))
 }
 
 // TestSettle: each layer is settled through Cowshed's socket, as containerd names its snapshot.
@@ -56,6 +57,8 @@ func TestSettle(t *testing.T) {
 		require.ErrorContains(t, err, "not "+Moby+" "+info.Name)
 	}
 	require.NotEmpty(t, want)
+	both := want[len(want)-2] + " " + strings.TrimPrefix(want[len(want)-1], Moby+" ")
+	require.ErrorContains(t, target.CheckSettle(t.Context(), s.layerOf("mount-init"), s.layerOf("mount")), "not "+both)
 	assert.Equal(t, want, offers.settled)
 
 	layer := s.layerOf("mount")

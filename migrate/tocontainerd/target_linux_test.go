@@ -468,12 +468,15 @@ func TestHow(t *testing.T) {
 			c, err := s.Open(t.Context(), "base-id")
 			require.NoError(t, err)
 			defer c.Close()
-			how, bytes, err := target.How(t.Context(), s.layerOf("base-id"), c)
+			how, bytes, err := target.How(t.Context(), s.layerOf("base-id"), c, migrate.Coming{})
 			require.NoError(t, err)
 			assert.Equal(t, want, how)
 			assert.Equal(t, int64(1000), bytes, "the blob")
-			target.root = ""
-			how, _, err = target.How(t.Context(), s.layerOf("base-id"), c)
+			how, _, err = target.How(t.Context(), s.layerOf("top-id"), c, migrate.Coming{How: migrate.Copied})
+			require.NoError(t, err)
+			assert.Equal(t, migrate.Reflinked, how, "onto a copy")
+			target.root, target.offers = "", nil
+			how, _, err = target.How(t.Context(), s.layerOf("base-id"), c, migrate.Coming{})
 			require.NoError(t, err)
 			assert.Equal(t, migrate.Copied, how)
 		})

@@ -38,6 +38,8 @@ type Options struct {
 	Home string
 	// Open opens the driver, and makes its home. The Target closes it.
 	Open func(ctx context.Context) (*cowdriver.Driver, error)
+	// DriverOptions are those with which Open opens the driver.
+	DriverOptions []string
 	// Idle returns ErrFailedPrecondition while the engine runs.
 	Idle func(ctx context.Context) error
 	// State is a directory for files of the target, which is made when it is needed.
@@ -176,9 +178,7 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 		}
 	}
 	has := func(layer *migrate.Layer) (bool, error) { return t.exists(ctx, layer.ID) }
-	return fill.CheckSpace(ctx, t.opts.Home, source, inv, has, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-		return t.How(ctx, layer, content)
-	})
+	return fill.CheckSpace(ctx, t.opts.Home, inv, has, migrate.NewForecast(source, t.How))
 }
 
 // idle returns ErrFailedPrecondition while the engine or the plugin runs.
@@ -237,19 +237,32 @@ func (t *Target) checkFree(ctx context.Context) error {
 }
 
 // How implements migrate.Target.
-func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
+func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
 	open, err := t.isOpen()
 	if err != nil {
 		return "", 0, err
 	}
 	if !open {
-		return fill.HowNew(ctx, t.opts.Home, layer, content)
+		return fill.HowTo(ctx, t.opts.Home, layer, content, below, t.checkAdoptNew)
 	}
 	driver, err := t.open(ctx)
 	if err != nil {
 		return "", 0, err
 	}
-	return fill.How(ctx, driver.Backend(), t.opts.Home, layer, content)
+	parent := ""
+	if below.How == "" {
+		parent = layer.Parent
+	}
+	return fill.How(ctx, driver.Backend(), t.opts.Home, layer, content, below, parent)
+}
+
+// checkAdoptNew is cowcommon.Adopter.CheckAdopt for a home that is not there yet.
+func (t *Target) checkAdoptNew(ctx context.Context, source, planned string) error {
+	driver, ok := cowdriver.Lookup(filepath.Base(t.opts.Home))
+	if !ok || driver.CheckAdopt == nil {
+		return fault.New(errdefs.ErrNotImplemented, "no driver for %s", t.opts.Home)
+	}
+	return driver.CheckAdopt(ctx, t.opts.Home, t.opts.DriverOptions, source, planned)
 }
 
 // Has implements migrate.Target.
@@ -392,21 +405,24 @@ func (t *Target) verifyLayer(ctx context.Context, layer *migrate.Layer, source m
 
 // Settle implements migrate.Target.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
-	return t.onVolume(ctx, layer, cowcommon.Settle)
-}
-
-// CheckSettle implements migrate.Target.
-func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
-	return t.onVolume(ctx, layer, cowcommon.CheckSettle)
-}
-
-// onVolume calls do with the volume of a layer.
-func (t *Target) onVolume(ctx context.Context, layer *migrate.Layer, do func(context.Context, cowcommon.Backend, string) error) error {
 	driver, err := t.open(ctx)
 	if err != nil {
 		return err
 	}
-	return do(ctx, driver.Backend(), layer.ID)
+	return cowcommon.Settle(ctx, driver.Backend(), layer.ID)
+}
+
+// CheckSettle implements migrate.Target.
+func (t *Target) CheckSettle(ctx context.Context, layers ...*migrate.Layer) error {
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(layers))
+	for i, layer := range layers {
+		names[i] = layer.ID
+	}
+	return cowcommon.CheckSettle(ctx, driver.Backend(), names...)
 }
 
 // Remove implements migrate.Target.

@@ -2,6 +2,7 @@ package tostore
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -27,8 +28,8 @@ func (b *settling) Settle(_ context.Context, name string) error {
 	return nil
 }
 
-func (b *settling) CheckSettle(_ context.Context, name string) error {
-	return fault.New(errdefs.ErrFailedPrecondition, "not %s", name)
+func (b *settling) CheckSettle(_ context.Context, names ...string) error {
+	return fault.New(errdefs.ErrFailedPrecondition, "not %s", strings.Join(names, " "))
 }
 
 // TestSettle: each layer is settled by the name that it has in the store.
@@ -51,5 +52,6 @@ func TestSettle(t *testing.T) {
 		require.ErrorContains(t, err, "not "+backend.settled[i])
 	}
 	assert.ElementsMatch(t, p.volumes(), backend.settled)
+	require.ErrorContains(t, target.CheckSettle(t.Context(), &inv.Layers[0], &inv.Layers[1]), backend.settled[0]+" "+backend.settled[1])
 	require.ErrorIs(t, target.Settle(t.Context(), &migrate.Layer{ID: "none", Kind: migrate.ContainerLayer}), errdefs.ErrNotFound)
 }

@@ -112,9 +112,7 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 		}
 	}
 	has := func(layer *migrate.Layer) (bool, error) { return t.Has(ctx, migrate.Item{Layer: layer}) }
-	return fill.CheckSpace(ctx, t.opts.Home, source, inv, has, func(layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-		return t.How(ctx, layer, content)
-	})
+	return fill.CheckSpace(ctx, t.opts.Home, inv, has, migrate.NewForecast(source, t.How))
 }
 
 // checkNames returns ErrAlreadyExists if another image has one of the names.
@@ -148,8 +146,15 @@ func imageNames(img *migrate.Image) []string {
 }
 
 // How implements migrate.Target.
-func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-	return fill.How(ctx, t.backend, t.opts.Home, layer, content)
+func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+	parent, err := "", error(nil)
+	if below.How == "" {
+		parent, err = t.parent(layer)
+	}
+	if err != nil {
+		return "", 0, err
+	}
+	return fill.How(ctx, t.backend, t.opts.Home, layer, content, below, parent)
 }
 
 // exists reports whether there is a volume of that name.
@@ -434,21 +439,32 @@ func (t *Target) Undo(ctx context.Context) error {
 
 // Settle implements migrate.Target.
 func (t *Target) Settle(ctx context.Context, layer *migrate.Layer) error {
-	return t.withVolume(ctx, layer, cowcommon.Settle)
+	names, err := t.volumes(layer)
+	if err != nil {
+		return err
+	}
+	return cowcommon.Settle(ctx, t.backend, names[0])
 }
 
 // CheckSettle implements migrate.Target.
-func (t *Target) CheckSettle(ctx context.Context, layer *migrate.Layer) error {
-	return t.withVolume(ctx, layer, cowcommon.CheckSettle)
+func (t *Target) CheckSettle(ctx context.Context, layers ...*migrate.Layer) error {
+	names, err := t.volumes(layers...)
+	if err != nil {
+		return err
+	}
+	return cowcommon.CheckSettle(ctx, t.backend, names...)
 }
 
-// withVolume calls do with the volume of a layer.
-func (t *Target) withVolume(ctx context.Context, layer *migrate.Layer, do func(context.Context, cowcommon.Backend, string) error) error {
-	name, ok := t.volume(layer)
-	if !ok {
-		return fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.ID)
+// volumes are the names of layers in the store.
+func (t *Target) volumes(layers ...*migrate.Layer) (names []string, err error) {
+	for _, layer := range layers {
+		name, ok := t.volume(layer)
+		if !ok {
+			return nil, fault.New(errdefs.ErrNotFound, "the name of layer %s in the store", layer.ID)
+		}
+		names = append(names, name)
 	}
-	return do(ctx, t.backend, name)
+	return names, nil
 }
 
 // Remove implements migrate.Target. Returns ErrFailedPrecondition if something else in the store needs the layer.

@@ -62,6 +62,8 @@ func (h *Host) StartDebianDocker(opts EngineOptions) *Engine {
 		Program: filepath.Join(sbin, "dockerd"),
 		Args:    opts.unlessConfigured("--experimental"),
 		Env:     []string{path(sbin, bin)},
+		// It ends if its own containerd is not ready in 15 seconds. An emulated machine may need more for the first start.
+		Attempts: 3,
 	})
 }
 

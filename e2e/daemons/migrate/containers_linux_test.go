@@ -181,4 +181,4 @@ func start(ctx context.Context, e *harness.Engine, id string, writing bool) (con
 	}
 }
 
-const startTimeout = 30 * time.Second
+const startTimeout = 2 * time.Minute // in an emulated machine beside other work

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -15,9 +16,9 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// TestMigrateZFS is TestDocker with the old engine's zfs driver, and with fewer images: the machine with the pool may be an
-// emulated one. Only Debian's engine is there. No data is copied, undo leaves nothing on the old driver's datasets, and
-// after finish the layers need none of them.
+// TestMigrateZFS migrates a data root of the old engine's zfs driver to the plugin. It has fewer images than TestDocker, and
+// starts engines less often: the machine with the pool may be an emulated one. Only Debian's engine is there. No data is
+// copied, undo leaves nothing on the old driver's datasets, and after finish the layers need none of them.
 func TestMigrateZFS(t *testing.T) {
 	dataset, mountpoint := testfs.ZFS(t)
 	h := harness.NewHost(t, mountpoint)
@@ -28,10 +29,13 @@ func TestMigrateZFS(t *testing.T) {
 		h.DataMounts = append(h.DataMounts, filepath.Join(h.Data, home))
 	}
 
-	ctx := contextOf(t, 4*testTimeout)
+	ctx := contextOf(t, 2*testTimeout)
+	begun := time.Now()
+	passed := func(step string) { t.Logf("%s: %s after the start", step, time.Since(begun).Round(time.Second)) }
 	s := makeScenario(t, ctx, h, "zfs", true, func(name string) bool {
 		return fewNames(name) || name == "cowtest/data:1" || name == "limited"
 	})
+	passed("images and containers are made")
 	layers := oldDatasets(t, dataset)
 	require.NotEmpty(t, layers)
 	used := bytesOf(t, dataset)
@@ -42,21 +46,25 @@ func TestMigrateZFS(t *testing.T) {
 	t.Logf("%d MiB are used, and %d KiB more after the migration", used>>20, grown>>10)
 	// Each dataset takes some 100 KiB of its own, which is much beside the small layers here.
 	assert.Less(t, grown, used/100+int64(len(layers))*(150<<10))
+	m.run(t, ctx, "verify")
 	m.run(t, ctx, "undo")
 	assert.Equal(t, layers, oldDatasets(t, dataset))
-
-	toPlugin(t, ctx, s, "")
+	passed("migrated and undone")
+	requireOld(t, ctx, s)
 	assert.Equal(t, layers, oldDatasets(t, dataset))
+	passed("the old engine has all")
 
 	m.run(t, ctx, "run")
 	m.run(t, ctx, "finish", "--yes")
 	assert.Empty(t, oldDatasets(t, dataset))
+	passed("migrated and finished")
 	cowshed := h.StartCowshed("containerd")
 	e := h.StartDebianDocker(harness.EngineOptions{Driver: cowshed.Plugin})
 	requireSame(t, s.before, recordAll(t, ctx, e, sameDigest, everything), true)
 	requireLimit(t, ctx, e, s)
 	e.Stop()
 	cowshed.Stop()
+	passed("the engine has all on the plugin")
 }
 
 // oldDatasets lists the datasets and snapshots of the old driver's layers with their origins.

@@ -61,11 +61,7 @@ func Make(ctx context.Context, backend cowcommon.Backend, content *migrate.Conte
 // made makes the volume under its partial name.
 func made(ctx context.Context, backend cowcommon.Backend, content *migrate.Content, v Volume) (Report, error) {
 	if content.Form == migrate.Whole && content.Volume != "" {
-		source := content.Volume
-		if filepath.IsAbs(source) {
-			source = path(content.Dir) // another directory may have that path now
-		}
-		err := cowcommon.Adopt(ctx, backend, v.Partial, v.Parent, source, cowcommon.VolumeOptions{Limit: v.Limit})
+		err := cowcommon.Adopt(ctx, backend, v.Partial, v.Parent, sourceOf(content), cowcommon.VolumeOptions{Limit: v.Limit})
 		if !errdefs.IsNotImplemented(err) {
 			return Report{How: migrate.Cloned}, err
 		}
@@ -86,6 +82,14 @@ func made(ctx context.Context, backend cowcommon.Backend, content *migrate.Conte
 		err = cowcommon.SetLimit(ctx, backend, v.Partial, v.Limit)
 	}
 	return report, err
+}
+
+// sourceOf is where a Backend finds the volume of a layer.
+func sourceOf(content *migrate.Content) string {
+	if filepath.IsAbs(content.Volume) {
+		return path(content.Dir) // another directory may have that path now
+	}
+	return content.Volume
 }
 
 func (v Volume) log() *slog.Logger {

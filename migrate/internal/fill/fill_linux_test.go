@@ -118,8 +118,12 @@ func TestForms(t *testing.T) {
 				return ""
 			}
 			lower, upper := open(t, base, c.form, volumeOf(base)), open(t, top, c.form, volumeOf(top))
-			for _, content := range []*migrate.Content{lower, upper} {
-				how, n, err := How(t.Context(), backend, dir, &migrate.Layer{Size: 5}, content)
+			source := &contents{"lower": lower, "upper": upper}
+			forecast := migrate.NewForecast(source, func(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+				return How(ctx, backend, dir, layer, content, below, "")
+			})
+			for _, layer := range []migrate.Layer{{ID: "lower", Size: 5}, {ID: "upper", Parent: "lower", Size: 5}} {
+				how, n, err := forecast.Next(t.Context(), &layer)
 				require.NoError(t, err)
 				assert.Equal(t, c.how, how)
 				assert.Zero(t, n)
@@ -146,6 +150,69 @@ func TestForms(t *testing.T) {
 			put(t, filepath.Join(dir, "subvolumes/upper"), "usr/tool", "look")
 			require.ErrorIs(t, Verify(t.Context(), backend, "upper", "lower", upper), errdefs.ErrDataLoss)
 		})
+	}
+}
+
+// contents is a source of open layers.
+type contents map[string]*migrate.Content
+
+func (s contents) Open(_ context.Context, layer string) (*migrate.Content, error) {
+	content := *s[layer]
+	dir, err := os.Open(path(content.Dir))
+	content.Dir = dir
+	return &content, err
+}
+
+// TestOntoCopy: a volume is not cloned onto a parent that is no clone of its relative, as the plan says. It does not matter
+// whether the parent is there already.
+func TestOntoCopy(t *testing.T) {
+	backend, mnt, dir := home(t)
+	layers := []migrate.Layer{{ID: "plain"}, {ID: "above", Parent: "plain"}, {ID: "top", Parent: "above"}, {ID: "stranger"}, {ID: "child", Parent: "stranger"}}
+	want := map[string]migrate.How{
+		"plain": migrate.Reflinked, "above": migrate.Reflinked, "top": migrate.Reflinked, "stranger": migrate.Cloned, "child": migrate.Reflinked,
+	}
+	source := contents{}
+	for _, layer := range layers {
+		path, volume := filepath.Join(mnt, layer.ID), ""
+		switch layer.ID {
+		case "plain":
+			require.NoError(t, os.Mkdir(path, 0o755))
+		case "top":
+			run(t, "btrfs", "subvolume", "snapshot", filepath.Join(mnt, "above"), path)
+			volume = path
+		default:
+			run(t, "btrfs", "subvolume", "create", path)
+			volume = path
+		}
+		put(t, path, layer.ID, layer.ID)
+		source[layer.ID] = open(t, path, migrate.Whole, volume)
+	}
+	existing := func(parent string, below migrate.Coming) string {
+		if below.How == "" {
+			return parent
+		}
+		return ""
+	}
+	newForecast := func() *migrate.Forecast {
+		return migrate.NewForecast(source, func(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+			return How(ctx, backend, dir, layer, content, below, existing(layer.Parent, below))
+		})
+	}
+	before := newForecast()
+	for i := range layers {
+		layer := &layers[i]
+		how, _, err := before.Next(t.Context(), layer)
+		require.NoError(t, err)
+		assert.Equal(t, want[layer.ID], how, layer.ID)
+	}
+	for i := range layers {
+		layer := &layers[i]
+		how, _, err := newForecast().Next(t.Context(), layer) // the parent is there
+		require.NoError(t, err)
+		assert.Equal(t, want[layer.ID], how, layer.ID)
+		report, err := Make(t.Context(), backend, source[layer.ID], Volume{Name: layer.ID, Parent: layer.Parent, Partial: "p"})
+		require.NoError(t, err)
+		assert.Equal(t, want[layer.ID], report.How, layer.ID)
 	}
 }
 
@@ -183,7 +250,7 @@ func TestOtherFilesystem(t *testing.T) {
 	put(t, other, "layer/file", "four")
 	content := open(t, filepath.Join(other, "layer"), migrate.Whole, "")
 	for size, want := range map[int64]int64{-1: 4, 1000: 1000} {
-		how, n, err := How(t.Context(), backend, dir, &migrate.Layer{Size: size}, content)
+		how, n, err := How(t.Context(), backend, dir, &migrate.Layer{Size: size}, content, migrate.Coming{}, "")
 		require.NoError(t, err)
 		assert.Equal(t, migrate.Copied, how)
 		assert.Equal(t, want, n)

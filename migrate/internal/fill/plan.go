@@ -2,10 +2,11 @@ package fill
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"syscall"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
@@ -14,52 +15,31 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// How says how the data of a layer would come into a home, and how many bytes that takes. It changes nothing.
-func How(ctx context.Context, backend cowcommon.Backend, home string, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-	to, err := detect.Probe(home)
-	if err != nil {
-		return "", 0, err
+// How says how the data of a layer would come into the home of a Backend, and how many bytes that takes. below says how the
+// layer below would come, and parent is its volume if it is there already. It changes nothing.
+func How(ctx context.Context, backend cowcommon.Backend, home string, layer *migrate.Layer, content *migrate.Content, below migrate.Coming, parent string) (migrate.How, int64, error) {
+	if cowcommon.Place(backend) != "" {
+		home = "" // it does not tell where the volumes are
 	}
-	_, adopts := cowcommon.As[cowcommon.Adopter](backend)
-	return HowTo(ctx, adopts, to, layer, content)
+	return HowTo(ctx, home, layer, content, below, func(ctx context.Context, source, planned string) error {
+		return cowcommon.CheckAdopt(ctx, backend, parent, source, planned)
+	})
 }
 
-// HowNew is How for a home that need not be there yet.
-func HowNew(ctx context.Context, home string, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-	to, err := detect.Probe(home)
-	if err != nil {
-		return "", 0, err
-	}
-	return HowTo(ctx, Adopts(to), to, layer, content)
-}
-
-// Adopts reports whether homes on that filesystem adopt volumes.
-func Adopts(to detect.Filesystem) bool { return to.Type == "btrfs" || to.Type == "zfs" }
-
-// HowTo is How into a home on that filesystem. adopts says whether volumes can be adopted there.
-func HowTo(ctx context.Context, adopts bool, to detect.Filesystem, layer *migrate.Layer, content *migrate.Content) (migrate.How, int64, error) {
-	from, err := detect.Probe(path(content.Dir))
-	if err != nil {
-		return "", 0, err
-	}
-	same := from.Type == to.Type
-	clones := adopts && content.Form == migrate.Whole && content.Volume != ""
-	switch to.Type {
-	case "zfs":
-		// The source may have mounted its dataset where no list of mounts shows it.
-		if clones = clones && same; clones {
-			if clones, err = zfsClones(content.Volume, to.Source); err != nil {
-				return "", 0, err
-			}
+// HowTo is How where adopts decides whether a volume can be adopted, as cowcommon.Adopter.CheckAdopt. The home need not be
+// there yet. It is "" if it is not on the filesystem of the volumes.
+func HowTo(ctx context.Context, home string, layer *migrate.Layer, content *migrate.Content, below migrate.Coming, adopts func(ctx context.Context, source, planned string) error) (migrate.How, int64, error) {
+	if content.Form == migrate.Whole && content.Volume != "" && (below.How == "" || below.How == migrate.Cloned) {
+		err := adopts(ctx, sourceOf(content), below.Volume)
+		if !errdefs.IsNotImplemented(err) {
+			return migrate.Cloned, 0, err
 		}
-	default:
-		same = same && from.Source == to.Source
-		clones = clones && same
 	}
+	reflinks, err := reflinksTo(home, content)
 	switch {
-	case clones:
-		return migrate.Cloned, 0, nil
-	case same && to.Type == "btrfs":
+	case err != nil:
+		return "", 0, err
+	case reflinks:
 		return migrate.Reflinked, 0, nil
 	case layer.Size >= 0:
 		return migrate.Copied, layer.Size, nil
@@ -68,11 +48,23 @@ func HowTo(ctx context.Context, adopts bool, to detect.Filesystem, layer *migrat
 	return migrate.Copied, size, err
 }
 
+// reflinksTo reports whether files of a layer can share their data with files in a home.
+func reflinksTo(home string, content *migrate.Content) (bool, error) {
+	if home == "" {
+		return false, nil
+	}
+	from, err := detect.Probe(path(content.Dir))
+	if err != nil {
+		return false, err
+	}
+	to, err := detect.Probe(home)
+	same := to.Type == from.Type && to.Source == from.Source
+	return same && to.Type == "btrfs", err
+}
+
 // CheckSpace returns an ENOSPC error if the data of layers needs more space than the filesystem of a home has. Layers that
 // the target has need none.
-func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *migrate.Inventory,
-	has func(*migrate.Layer) (bool, error), how func(*migrate.Layer, *migrate.Content) (migrate.How, int64, error),
-) error {
+func CheckSpace(ctx context.Context, home string, inv *migrate.Inventory, has func(*migrate.Layer) (bool, error), forecast *migrate.Forecast) error {
 	needed := uint64(0)
 	for i := range inv.Layers {
 		is, err := has(&inv.Layers[i])
@@ -82,16 +74,12 @@ func CheckSpace(ctx context.Context, home string, source migrate.Source, inv *mi
 		if is {
 			continue
 		}
-		content, err := source.Open(ctx, inv.Layers[i].ID)
+		_, n, err := forecast.Next(ctx, &inv.Layers[i])
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if err != nil {
 			continue // a problem of that layer
-		}
-		_, n, err := how(&inv.Layers[i], content)
-		if err := errors.Join(err, content.Close()); err != nil {
-			return err
 		}
 		// The source says how large its layers are, and may say anything.
 		if needed += uint64(max(n, 0)); needed > math.MaxInt64 {

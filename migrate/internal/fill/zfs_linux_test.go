@@ -12,6 +12,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/sharedroot"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/internal/dataset"
@@ -52,12 +53,18 @@ func TestZFS(t *testing.T) {
 			dir, err := dataset.Open(ctx, source)
 			require.NoError(t, err)
 			content := &migrate.Content{Dir: dir, Form: migrate.Whole, Volume: source}
+			layer := &migrate.Layer{Size: 123}
 			for _, how := range []func() (migrate.How, int64, error){
 				func() (migrate.How, int64, error) {
-					return How(ctx, backend, home, &migrate.Layer{Size: 123}, content)
+					return How(ctx, backend, home, layer, content, migrate.Coming{}, "")
 				},
 				func() (migrate.How, int64, error) {
-					return HowNew(ctx, filepath.Join(home, "new"), &migrate.Layer{Size: 123}, content)
+					place := filepath.Join(home, "new")
+					return HowTo(ctx, place, layer, content, migrate.Coming{}, func(ctx context.Context, source, planned string) error {
+						driver, ok := cowdriver.Lookup(zfs.Name)
+						require.True(t, ok)
+						return driver.CheckAdopt(ctx, place, nil, source, planned)
+					})
 				},
 			} {
 				got, n, err := how()
@@ -73,5 +80,60 @@ func TestZFS(t *testing.T) {
 			require.NoError(t, cowcommon.Settle(ctx, backend, name))
 			require.NoError(t, backend.Remove(context.WithoutCancel(ctx), name))
 		}
+	}
+}
+
+// TestZFSElsewhere: the dataset of the volumes decides, wherever the home is. A child of a copy is copied too, as the plan says.
+func TestZFSElsewhere(t *testing.T) {
+	root, mnt := testfs.ZFS(t)
+	ctx := t.Context()
+	key := filepath.Join(t.TempDir(), "key")
+	require.NoError(t, os.WriteFile(key, []byte(strings.Repeat("k", 32)), 0o600))
+	secret := []string{"-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://" + key}
+	run(t, append(append([]string{"zfs", "create", "-o", "canmount=off"}, secret...), root+"/place")...)
+	run(t, "zfs", "create", "-o", "canmount=off", root+"/others")
+	run(t, "zfs", "create", root+"/others/plain")
+	put(t, filepath.Join(mnt, "others/plain"), "file", "plain")
+	run(t, "zfs", "create", root+"/place/volumes")
+	run(t, "zfs", "create", "-o", "canmount=off", root+"/place/others")
+	for _, name := range []string{"base", "stranger"} {
+		run(t, "zfs", "create", root+"/place/others/"+name)
+		put(t, filepath.Join(mnt, "place/others", name), "file", name)
+	}
+	run(t, "zfs", "snapshot", root+"/place/others/base@1")
+	run(t, "zfs", "clone", root+"/place/others/base@1", root+"/place/others/top")
+	sources := map[string]string{
+		"plain": root + "/others/plain", "onto-copy": root + "/place/others/stranger",
+		"base": root + "/place/others/base", "top": root + "/place/others/top", "stranger": root + "/place/others/stranger",
+	}
+	source := contents{}
+	for name, volume := range sources {
+		dir, err := dataset.Open(ctx, volume)
+		require.NoError(t, err)
+		t.Cleanup(func() { assert.NoError(t, dir.Close()) })
+		source[name] = &migrate.Content{Dir: dir, Form: migrate.Whole, Volume: volume}
+	}
+	home := filepath.Join(mnt, "home") // not in the encrypted dataset
+	backend, err := zfs.Open(ctx, home, root+"/place/volumes", zfs.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, backend.Close()) })
+	forecast := migrate.NewForecast(source, func(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+		return How(ctx, backend, home, layer, content, below, "")
+	})
+	layers := []migrate.Layer{
+		{ID: "plain"}, {ID: "onto-copy", Parent: "plain"}, {ID: "base"}, {ID: "top", Parent: "base"}, {ID: "stranger", Parent: "base"},
+	}
+	want := map[string]migrate.How{
+		"plain": migrate.Copied, "onto-copy": migrate.Copied, "base": migrate.Cloned, "top": migrate.Cloned, "stranger": migrate.Copied,
+	}
+	for i := range layers {
+		how, _, err := forecast.Next(ctx, &layers[i])
+		require.NoError(t, err)
+		assert.Equal(t, want[layers[i].ID], how, layers[i].ID)
+	}
+	for _, layer := range layers {
+		report, err := Make(ctx, backend, source[layer.ID], Volume{Name: layer.ID, Parent: layer.Parent, Partial: "p"})
+		require.NoError(t, err)
+		assert.Equal(t, want[layer.ID], report.How, layer.ID)
 	}
 }
