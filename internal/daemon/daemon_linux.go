@@ -69,6 +69,8 @@ type daemon struct {
 	closers     closers.Closers
 	snapshotter *snapshotter.Snapshotter
 	engines     *enginelimits.Group
+	containerd  *grpc.ClientConn
+	limits      *limitWatch
 }
 
 func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
@@ -94,6 +96,9 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 		return nil, err
 	}
 	m.registry.MustRegister(newCollector(sources, c.Root, d.log))
+	if err := d.openLimitWatch(sources, m); err != nil {
+		return nil, err
+	}
 	m.limits(c)
 	if err := d.listen(ctx); err != nil {
 		return nil, err
@@ -208,6 +213,7 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 	if err != nil {
 		return source{}, nil, err
 	}
+	d.containerd = conn
 	d.closers.Add(conn.Close)
 	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn),
 		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))),
@@ -278,6 +284,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	group.Go(func() error {
 		d.engines.Run(ctx)
+		return nil
+	})
+	group.Go(func() error {
+		d.limits.run(ctx)
 		return nil
 	})
 	if d.metrics != nil {

@@ -22,6 +22,7 @@ func TestMetricsReference(t *testing.T) {
 	m := newMetrics("VERSION")
 	m.limits(Config{})
 	m.registry.MustRegister(newCollector(nil, "", slog.New(slog.DiscardHandler)))
+	m.registry.MustRegister(newLimitWatch(Config{ContainerMetrics: 1}, nil, nil, slog.New(slog.DiscardHandler)))
 	descs := make(chan *prometheus.Desc)
 	go func() {
 		m.registry.Describe(descs)
