@@ -76,7 +76,8 @@ func TestName(t *testing.T) {
 		"moby/unasked":   {nerdctlLabel: "wrong"},
 		"another/docker": {},
 	}})
-	go func() { _ = server.Serve(listen("containerd")) }()
+	containerd := listen("containerd")
+	go func() { _ = server.Serve(containerd) }()
 	defer server.Stop()
 	engine := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/containers/1234/json" {
@@ -85,7 +86,8 @@ func TestName(t *testing.T) {
 		}
 		_, _ = w.Write([]byte(`{"Id":"1234","Name":"/web"}`))
 	})}
-	go func() { _ = engine.Serve(listen("docker")) }()
+	api := listen("docker")
+	go func() { _ = engine.Serve(api) }()
 	defer engine.Close()
 	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "containerd"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)

@@ -32,6 +32,9 @@ const DefaultConfigFile = "/etc/cowshed/config.toml"
 // filesystem.
 const autoDriver = "auto"
 
+// containerdDir is the directory in the root for the snapshotter of containerd.
+const containerdDir = "containerd"
+
 // maxContainerMetrics is the most containers that can have metrics of their own.
 const maxContainerMetrics = 10000
 

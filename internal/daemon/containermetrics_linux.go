@@ -32,7 +32,7 @@ type containerSeries struct {
 }
 
 // set makes series of the fullest containers, no more than most.
-func (m *containerMetrics) set(all []watched, most int, n *lookedUp) {
+func (m *containerMetrics) set(all []watched, most int, n *containername.Look) {
 	counted := slices.DeleteFunc(slices.Clone(all), func(w watched) bool { return !w.Counted })
 	slices.SortFunc(counted, func(a, b watched) int {
 		return cmp.Or(cmp.Compare(limited.Percent(b.Held, b.Limit.Bytes), limited.Percent(a.Held, a.Limit.Bytes)), cmp.Compare(a.Name, b.Name))
@@ -41,7 +41,7 @@ func (m *containerMetrics) set(all []watched, most int, n *lookedUp) {
 	var series []containerSeries
 	places := make(map[[3]string]int)
 	for _, w := range counted[:min(most, len(counted))] {
-		s := containerSeries{labelsOf(w, n.name(w.id)), w.Volume}
+		s := containerSeries{labelsOf(w, n.Name(w.id)), w.Volume}
 		if i, ok := places[s.labels]; !ok {
 			places[s.labels] = len(series)
 			series = append(series, s)

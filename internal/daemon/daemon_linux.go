@@ -32,9 +32,6 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// containerdDir is the directory in the root for the snapshotter of containerd.
-const containerdDir = "containerd"
-
 // Run serves until ctx is done, and then ends running requests: they may go on for StopTimeout, then they are
 // cancelled and undone. It returns nil when that went well.
 //

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -37,18 +36,13 @@ const (
 type limitWatch struct {
 	config     Config
 	sources    []source
-	names      nameSource
+	names      containername.Source
 	state      *limitalert.State
 	sender     *limitalert.Sender
 	alerts     *prometheus.CounterVec
 	containers containerMetrics
 	log        *slog.Logger
 	known      map[containername.ID]containername.Name // of the last look
-}
-
-// nameSource is a containername.Names.
-type nameSource interface {
-	Name(ctx context.Context, id containername.ID) (containername.Name, error)
 }
 
 // watched is a volume with a limit, and its container.
@@ -73,7 +67,7 @@ func (d *daemon) openLimitWatch(sources []source, m *metrics) error {
 	return nil
 }
 
-func newLimitWatch(c Config, sources []source, names nameSource, log *slog.Logger) *limitWatch {
+func newLimitWatch(c Config, sources []source, names containername.Source, log *slog.Logger) *limitWatch {
 	w := &limitWatch{
 		config: c, sources: sources, names: names, log: log,
 		sender: limitalert.NewSender(c.AlertCommand, c.AlertWebhook, log),
@@ -119,7 +113,7 @@ func (w *limitWatch) open() {
 func (w *limitWatch) look(ctx context.Context) {
 	asking, cancel := context.WithTimeout(ctx, namesTimeout)
 	defer cancel()
-	n := &lookedUp{ctx: asking, from: w.names, before: w.known, now: make(map[containername.ID]containername.Name)}
+	n := containername.NewLook(asking, w.names, w.known)
 	var all []watched
 	for _, s := range w.sources {
 		volumes, err := measured(ctx, s)
@@ -154,7 +148,7 @@ func (w *limitWatch) look(ctx context.Context) {
 		}
 	}
 	w.containers.set(all, w.config.ContainerMetrics, n)
-	w.known = n.now
+	w.known = n.Known()
 }
 
 // errClosed says that a service has no volumes open.
@@ -173,8 +167,8 @@ func measured(ctx context.Context, s source) (volumes []limited.Volume, err erro
 }
 
 // report reports a container that has crossed a level.
-func (w *limitWatch) report(v watched, level int, n *lookedUp) {
-	name := n.name(v.id)
+func (w *limitWatch) report(v watched, level int, n *containername.Look) {
+	name := n.Name(v.id)
 	w.alerts.WithLabelValues(strconv.Itoa(level)).Inc()
 	a := limitalert.Alert{
 		Percent: level, Held: v.Held, Limit: v.Limit.Bytes, Namespace: v.id.Namespace, ID: v.id.ID,
@@ -185,43 +179,6 @@ func (w *limitWatch) report(v watched, level int, n *lookedUp) {
 		"namespace", a.Namespace, "id", a.ID, "pod_namespace", a.PodNamespace, "pod", a.Pod, "container", a.Container,
 		"service", a.Service, "volume", a.Volume)
 	w.sender.Send(a)
-}
-
-// lookedUp has the names of containers in one look.
-type lookedUp struct {
-	ctx         context.Context // of all questions
-	from        nameSource
-	before, now map[containername.ID]containername.Name
-	failed      map[string]bool // namespaces whose engine does not answer
-}
-
-// name is the name of a container, as far as its engine knows it and answers.
-func (n *lookedUp) name(id containername.ID) containername.Name {
-	if id.ID == "" || id.Namespace == "" {
-		return containername.Name{}
-	}
-	if name, ok := n.now[id]; ok {
-		return name
-	}
-	name, ok := n.before[id]
-	if !ok {
-		if n.failed[id.Namespace] || n.ctx.Err() != nil {
-			return containername.Name{}
-		}
-		var err error
-		name, err = n.from.Name(n.ctx, id)
-		if err != nil {
-			if !errdefs.IsNotFound(err) { // the others are not asked for either in this look
-				if n.failed == nil {
-					n.failed = make(map[string]bool)
-				}
-				n.failed[id.Namespace] = true
-			}
-			return containername.Name{}
-		}
-	}
-	n.now[id] = name
-	return name
 }
 
 // Describe implements prometheus.Collector.

@@ -17,7 +17,6 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
-	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -117,15 +116,11 @@ func TestLimitWatch(t *testing.T) {
 	assert.NotContains(t, r.log.String(), "a container is near its limit")
 }
 
-// slowNames answers after a while, or fails.
-type slowNames struct {
-	asked int
-	err   error
-}
+// digitless names containers by their ids.
+type digitless struct{}
 
-func (n *slowNames) Name(_ context.Context, id containername.ID) (containername.Name, error) {
-	n.asked++
-	return containername.Name{Container: strings.TrimRight(id.ID, "0123456789")}, n.err
+func (digitless) Name(_ context.Context, id containername.ID) (containername.Name, error) {
+	return containername.Name{Container: strings.TrimRight(id.ID, "0123456789")}, nil
 }
 
 func watchedAt(id string, held uint64, at int64) watched {
@@ -146,37 +141,13 @@ func TestContainerMetrics(t *testing.T) {
 		9: {"web 30", "a� 40", "db 20", "low 10"},
 	} {
 		var m containerMetrics
-		m.set(all, most, &lookedUp{ctx: t.Context(), from: &slowNames{}, now: map[containername.ID]containername.Name{}})
+		m.set(all, most, containername.NewLook(t.Context(), digitless{}, nil))
 		var got []string
 		for _, s := range *m.last.Load() {
 			assert.Equal(t, "test", s.labels[0])
 			got = append(got, s.labels[2]+" "+quota.FormatSize(s.Held)[:2])
 		}
 		assert.Equal(t, want, got, most)
-	}
-}
-
-// TestLookedUp: names are kept from look to look. An engine that fails is not asked again in the same look, and an engine that does
-// not know a container is.
-func TestLookedUp(t *testing.T) {
-	for name, test := range map[string]struct {
-		err  error
-		want int
-	}{"answers": {nil, 2}, "fails": {errdefs.ErrUnavailable, 1}, "not found": {errdefs.ErrNotFound, 3}} {
-		t.Run(name, func(t *testing.T) {
-			names := &slowNames{err: test.err}
-			n := &lookedUp{ctx: t.Context(), from: names, now: map[containername.ID]containername.Name{}}
-			for _, id := range []string{"a", "b", "a"} {
-				n.name(containername.ID{Namespace: "test", ID: id})
-			}
-			n.name(containername.ID{ID: "unknown"})
-			assert.Equal(t, test.want, names.asked)
-			next := &lookedUp{ctx: t.Context(), from: names, before: n.now, now: map[containername.ID]containername.Name{}}
-			next.name(containername.ID{Namespace: "test", ID: "a"})
-			if test.err == nil {
-				assert.Equal(t, test.want, names.asked)
-			}
-		})
 	}
 }
 
