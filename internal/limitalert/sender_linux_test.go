@@ -70,7 +70,7 @@ func TestFailingCommand(t *testing.T) {
 	require.ErrorContains(t, err, "exit status 3")
 	assert.ErrorContains(t, err, "why")
 	assert.Less(t, len(err.Error()), 8<<10)
-	require.Error(t, commandOf([]string{"/nonexistent"})(t.Context(), alert, nil))
+	require.Error(t, commandOf([]string{filepath.Join(t.TempDir(), "none")})(t.Context(), alert, nil))
 }
 
 // TestCommandThatDoesNotEnd: it is killed with the processes that it has started.
