@@ -130,6 +130,7 @@ lint: $(GOLANGCI) ## run golangci-lint, shellcheck, and a linter for words
 	cd e2e/daemons && $(GOLANGCI) run ./...
 	cd scripts/internal/commandcheck && $(GOLANGCI) run ./...
 	cd scripts/internal/release && $(GOLANGCI) run ./...
+	cd scripts/internal/manifests && $(GOLANGCI) run ./...
 	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
 	go run ./scripts/internal/proselint $$(git ls-files --cached --others --exclude-standard '*.go' '*.md')
 
@@ -145,6 +146,7 @@ tidy: ## bring go.mod and go.sum of all modules up to date
 	cd e2e/daemons && go mod tidy
 	cd scripts/internal/commandcheck && go mod tidy
 	cd scripts/internal/release && go mod tidy
+	cd scripts/internal/manifests && go mod tidy
 
 bench: ## measure Cowshed inside containerd and beside moby, podman and containerd, and write docs/benchmarks.md
 	@scripts/deps.sh bench $(if $(filter btrfs,$(DRIVER)),daemons)

@@ -322,7 +322,6 @@ func TestReceiveStaysInside(t *testing.T) {
 		"clone from link":  {mkfile("f", 1), symlink("l", "../outside/secret"), &sendstream.Clone{Path: p("f"), ClonePath: p("l"), CloneUUID: sendstream.UUID{1}, Len: 4096}},
 		"fallocate":        {&sendstream.Fallocate{Path: p("out/secret"), Size: 1 << 20}},
 		"encoded write":    {&sendstream.EncodedWrite{Path: p("out/secret"), Data: p("x"), UnencodedLen: 4096, UnencodedFileLen: 4096, Compression: 2}},
-		"verity":           {&sendstream.EnableVerity{Path: p("out/secret"), Algorithm: 1, BlockSize: 4096}},
 		"directory, then link in its place": {
 			mkdir("d", 1), mkdir("d/dir", 2), write("d/none", ""),
 		},
@@ -485,7 +484,6 @@ func TestReceiveRefuses(t *testing.T) {
 		"missing file":         {[]sendstream.Command{subvol(), write("f", "x")}, unix.ENOENT, `WRITE: open f`},
 		"name taken":           {[]sendstream.Command{subvol(), mkfile("f", 1), mkfile("f", 1)}, unix.EEXIST, ""},
 		"directory not empty":  {[]sendstream.Command{subvol(), mkdir("d", 1), mkfile("d/f", 1), rmdir("d")}, unix.ENOTEMPTY, ""},
-		"verity":               {[]sendstream.Command{subvol(), mkfile("f", 1), &sendstream.EnableVerity{Path: p("f"), Algorithm: 1, BlockSize: 4096}}, errdefs.ErrNotImplemented, "fs-verity"},
 		"encrypted":            {[]sendstream.Command{subvol(), mkfile("f", 1), &sendstream.EncodedWrite{Path: p("f"), Encryption: 1}}, errdefs.ErrNotImplemented, ""},
 		"bomb":                 {[]sendstream.Command{subvol(), mkfile("f", 1), &sendstream.EncodedWrite{Path: p("f"), UnencodedLen: 1 << 40, UnencodedFileLen: 1 << 40, Data: p("x"), Compression: 2}}, errdefs.ErrInvalidArgument, ""},
 		"more than there is":   {[]sendstream.Command{subvol(), mkfile("f", 1), &sendstream.EncodedWrite{Path: p("f"), UnencodedLen: 4096, UnencodedFileLen: 4096, UnencodedOffset: 1, Data: p("x")}}, errdefs.ErrInvalidArgument, ""},
@@ -499,6 +497,19 @@ func TestReceiveRefuses(t *testing.T) {
 			require.ErrorContains(t, err, tc.text)
 		})
 	}
+	t.Run("verity where the kernel has none", func(t *testing.T) {
+		s := &sender{t: t, dir: s.dir, fd: s.fd}
+		verity := &sendstream.EnableVerity{Path: p("f"), Algorithm: 1, BlockSize: 4096}
+		root, err := s.receiveFull(encode(t, subvol(), mkfile("f", 1), verity, &sendstream.End{}), "with-verity")
+		if err == nil {
+			var stat unix.Statx_t
+			require.NoError(t, unix.Statx(unix.AT_FDCWD, filepath.Join(root, "f"), 0, 0, &stat))
+			require.NotZero(t, stat.Attributes&unix.STATX_ATTR_VERITY, "the kernel has it, so the file has to")
+			return
+		}
+		require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+		require.ErrorContains(t, err, "fs-verity")
+	})
 	t.Run("truncated", func(t *testing.T) {
 		stream, err := io.ReadAll(s.send("", top, 0, 1))
 		require.NoError(t, err)

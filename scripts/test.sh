@@ -119,6 +119,7 @@ gates() {
 	done
 	step 'go vet and tests of commandcheck' in_module scripts/internal/commandcheck
 	step 'go vet and tests of release' in_module scripts/internal/release
+	step 'go vet and tests of manifests' in_module scripts/internal/manifests
 	step 'examples of public packages' go test -count=1 ./scripts/internal/examples
 	step 'commands that deps.sh brings' scripts/check-commands.sh
 	finish_lanes

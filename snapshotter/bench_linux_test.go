@@ -64,7 +64,7 @@ func BenchmarkLifecycle(b *testing.B) {
 			measure("prepare", func(k string) error { _, err := s.Prepare(ctx, k, "image"); return err })
 			measure("usage", func(k string) error { _, err := s.Usage(ctx, k); return err })
 			measure("limit", func(k string) error {
-				namespace, own := splitKey(k)
+				namespace, own := SplitKey(k)
 				found, err := s.Key(ctx, namespace, own)
 				if err != nil {
 					return err

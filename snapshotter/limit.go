@@ -120,7 +120,7 @@ func findKey(tx *bolt.Tx, namespace, own string) string {
 		if !bytes.HasSuffix(k, []byte("/"+own)) {
 			continue
 		}
-		if in, client := splitKey(string(k)); in == namespace && client == own {
+		if in, client := SplitKey(string(k)); in == namespace && client == own {
 			return string(k)
 		}
 	}

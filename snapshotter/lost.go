@@ -52,7 +52,7 @@ func putGone(tx *bolt.Tx, volume string, info snapshots.Info, usage snapshots.Us
 
 // setLost notes a lost volume. was is its entry in the ledger, "" if it has none.
 func (s *Snapshotter) setLost(v cowcommon.Volume, was string) {
-	made, whole := keyOfVolume(v.Name)
+	made, whole := KeyOfVolume(v.Name)
 	l := Lost{Volume: v.Name, Made: made, Sealed: v.Sealed, Parent: v.Parent, Created: v.Created}
 	if whole && !v.Sealed {
 		l.Key = made

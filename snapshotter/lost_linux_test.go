@@ -228,7 +228,7 @@ func TestKeyInVolumeName(t *testing.T) {
 		require.NoError(t, cowcommon.CheckID(name))
 		assert.True(t, IsVolumeName(name), name)
 		assert.LessOrEqual(t, len(name), 120)
-		got, whole := keyOfVolume(name)
+		got, whole := KeyOfVolume(name)
 		assert.True(t, strings.HasPrefix(key, got), "%q %q", key, got)
 		if whole {
 			assert.Equal(t, key, got)
@@ -236,10 +236,10 @@ func TestKeyInVolumeName(t *testing.T) {
 			assert.Greater(t, len(key), 28, "%q", key)
 		}
 	}
-	_, whole := keyOfVolume("s-ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+	_, whole := KeyOfVolume("s-ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 	assert.False(t, whole)
 	for _, malformed := range []string{"s-ABCDEFGHIJKLMNOPQRSTUVWXYZ.", "s-ABCDEFGHIJKLMNOPQRSTUVWXYZ._0", "s-ABCDEFGHIJKLMNOPQRSTUVWXYZ.a_zz"} {
-		_, whole := keyOfVolume(malformed)
+		_, whole := KeyOfVolume(malformed)
 		assert.False(t, whole, malformed)
 	}
 }

@@ -89,7 +89,7 @@ func (s *Snapshotter) offer(of offerKey, source string) error {
 // takeOffer returns the volume that was offered for a key, and forgets the offer. Returns errdefs.ErrNotFound if there is
 // none.
 func (s *Snapshotter) takeOffer(key string) (source string, err error) {
-	namespace, own := splitKey(key)
+	namespace, own := SplitKey(key)
 	of := offerKey{namespace, own}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,7 +154,7 @@ func (s *Snapshotter) CheckSettle(ctx context.Context, namespace string, keys ..
 // withVolume calls do with the volume of a snapshot.
 func (s *Snapshotter) withVolume(ctx context.Context, of offerKey, do func(context.Context, cowcommon.Backend, string) error) error {
 	key := of.key
-	if in, _ := splitKey(key); in != "" || of.namespace != "" { // else it does not come from containerd
+	if in, _ := SplitKey(key); in != "" || of.namespace != "" { // else it does not come from containerd
 		var err error
 		if key, err = s.Key(ctx, of.namespace, of.key); err != nil {
 			return err

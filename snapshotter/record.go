@@ -42,9 +42,9 @@ func IsVolumeName(name string) bool {
 	return ok && len(random) == randomLength && strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
 
-// keyOfVolume is the key in a volume's name: that with which the snapshot was prepared, or the name to which one was
+// KeyOfVolume is the key in a volume's name: that with which the snapshot was prepared, or the name to which one was
 // committed that was in use. Otherwise the key is cut off, or not known.
-func keyOfVolume(volume string) (key string, whole bool) {
+func KeyOfVolume(volume string) (key string, whole bool) {
 	_, encoded, ok := strings.Cut(volume, ".")
 	if !ok {
 		return "", false

@@ -141,7 +141,7 @@ func (r *rebuilder) insertRead(ctx context.Context, key string) error {
 
 // insertActive makes the active snapshot that a volume was prepared for, if that is known.
 func (r *rebuilder) insertActive(ctx context.Context, v cowcommon.Volume) error {
-	key, whole := keyOfVolume(v.Name)
+	key, whole := KeyOfVolume(v.Name)
 	_, isOwned := r.keys[v.Name]
 	_, isDoomed := r.doomed[v.Name]
 	_, isTaken := r.made[key]

@@ -172,7 +172,7 @@ func TestDamagedPages(t *testing.T) {
 // nameOf finds the volume that was made for a key.
 func (h *host) nameOf(volumes []string, key string) string {
 	for _, volume := range volumes {
-		if made, _ := keyOfVolume(volume); made == key {
+		if made, _ := KeyOfVolume(volume); made == key {
 			return volume
 		}
 	}

@@ -32,7 +32,7 @@ func Uses() []Use { return []Use{UseContainer, UseBuild, UseUnpack} }
 // can be an id, and is the id of a container only if somebody with containerd's socket chose it: CRI, Docker and
 // nerdctl make ids of 64 characters.
 func UseOf(key string) Use {
-	namespace, key := splitKey(key)
+	namespace, key := SplitKey(key)
 	switch {
 	case isUnpackKey(key) || layerKey.MatchString(key) || unmappedKey.MatchString(key):
 		return UseUnpack
@@ -65,13 +65,13 @@ var initKey = regexp.MustCompile(`^[0-9a-f]{64}-init-key$`)
 // isInitKey reports whether an active snapshot is to be Docker's layer between an image and a single container. Its root
 // style stays when it is committed, so that the container shares the image and not this layer.
 func isInitKey(key string) bool {
-	_, key = splitKey(key)
+	_, key = SplitKey(key)
 	return initKey.MatchString(key)
 }
 
-// splitKey returns the namespace that containerd has put before a key, with a number and slashes, and the key that its
+// SplitKey returns the namespace that containerd has put before a key, with a number and slashes, and the key that its
 // client has chosen. namespace is "" if the key is a client's of the snapshotter itself.
-func splitKey(key string) (namespace, own string) {
+func SplitKey(key string) (namespace, own string) {
 	parts := strings.SplitN(key, "/", 3)
 	if len(parts) < 3 || parts[0] == "" {
 		return "", key

@@ -85,7 +85,7 @@ changed any more. An image is a chain of such layers with a config.`,
 			newInitCommand(a), newDeinitCommand(a), newDoctorCommand(a), newStatusCommand(a),
 		}},
 		{"layers", "Layers:", []*cobra.Command{
-			newCreateCommand(a), newAdoptCommand(a), newRmCommand(a), newLsCommand(a), newTreeCommand(a), newLimitCommand(a), newUsageCommand(a),
+			newCreateCommand(a), newAdoptCommand(a), newRmCommand(a), newLsCommand(a), newTreeCommand(a), newLimitCommand(a), newUsageCommand(a), newTopCommand(a),
 		}},
 		{"contents", "Contents of layers:", []*cobra.Command{
 			newMountCommand(a), newUnmountCommand(a), newChangesCommand(a), newDiffCommand(a), newApplyCommand(a),

@@ -51,6 +51,10 @@ used meanwhile. A second daemon on the same root is refused.`,
 	flags.BoolVar(&f.config.NRI, "nri", false, "limit containers of Kubernetes by annotations of their pods, as a plugin of NRI")
 	flags.StringVar(&f.config.NRISocket, "nri-socket", f.config.NRISocket, "`SOCKET` of containerd's NRI")
 	flags.StringVar(&f.config.DockerAPI, "docker-api", "", "limit containers of the Docker Engine at this `ADDRESS`, as unix:///run/docker.sock, by --storage-opt size")
+	flags.IntSliceVar(&f.config.AlertPercents, "alert-percents", f.config.AlertPercents, "report containers at these parts of their limit, in percent")
+	flags.StringArrayVar(&f.config.AlertCommand, "alert-command", nil, "absolute path or `ARGUMENT` of the command that gets these reports (repeatable)")
+	flags.StringVar(&f.config.AlertWebhook, "alert-webhook", "", "`URL` to which these reports are posted")
+	flags.IntVar(&f.config.ContainerMetrics, "container-metrics", 0, "how many containers have metrics of their own, the fullest first")
 	flags.StringVar(&f.config.LimitScope, "limit-scope", f.config.LimitScope, "data that limits count: layer or total")
 	flags.StringVar(&f.config.RootStyle, "root-style", f.config.RootStyle, "root of a container: "+rootStyles)
 	must(cmd.RegisterFlagCompletionFunc("root-style", completeRootStyles))
@@ -109,6 +113,10 @@ func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 		"nri":                func() { c.NRI = f.config.NRI },
 		"nri-socket":         func() { c.NRISocket = f.config.NRISocket },
 		"docker-api":         func() { c.DockerAPI = f.config.DockerAPI },
+		"alert-percents":     func() { c.AlertPercents = f.config.AlertPercents },
+		"alert-command":      func() { c.AlertCommand = f.config.AlertCommand },
+		"alert-webhook":      func() { c.AlertWebhook = f.config.AlertWebhook },
+		"container-metrics":  func() { c.ContainerMetrics = f.config.ContainerMetrics },
 		"limit-scope":        func() { c.LimitScope = f.config.LimitScope },
 		"root-style":         func() { c.RootStyle = f.config.RootStyle },
 		"count-inodes":       func() { c.CountInodes = f.config.CountInodes },

@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/quota"
+	"github.com/cowshed/cowshed/internal/limited"
 )
 
 const (
@@ -170,7 +170,7 @@ func countVolumes(ctx context.Context, b cowcommon.Backend) (volumeCount, error)
 	ctx, cancel := context.WithTimeout(ctx, volumesFresh)
 	defer cancel()
 	count := volumeCount{at: time.Now()}
-	var limited []cowcommon.Volume
+	var withLimit []cowcommon.Volume
 	for v, err := range b.Volumes(ctx) {
 		switch {
 		case err != nil:
@@ -184,11 +184,11 @@ func countVolumes(ctx context.Context, b cowcommon.Backend) (volumeCount, error)
 			count.limited++
 			count.limitBytes += v.Limit.Bytes
 			if !v.Sealed {
-				limited = append(limited, v)
+				withLimit = append(withLimit, v)
 			}
 		}
 	}
-	count.full = countFull(ctx, b, limited)
+	count.full = countFull(ctx, b, withLimit)
 	if r, ok := cowcommon.As[cowcommon.Retainer](b); ok {
 		retained, err := r.Retained(ctx)
 		if err != nil {
@@ -205,18 +205,14 @@ func countFull(ctx context.Context, b cowcommon.Backend, volumes []cowcommon.Vol
 	defer cancel()
 	full := 0
 	for _, v := range volumes {
-		usage, err := cowcommon.Usage(ctx, b, v.Name)
+		held, err := limited.Held(ctx, b, v.Name, v.Limit)
 		if ctx.Err() != nil {
 			return -1
 		}
 		if err != nil {
 			continue // removed meanwhile, or not counted
 		}
-		used := usage.Bytes
-		if v.Limit.Scope == quota.ScopeTotal {
-			used = usage.Total
-		}
-		if used >= v.Limit.Bytes-v.Limit.Bytes/100 {
+		if held >= v.Limit.Bytes-v.Limit.Bytes/100 {
 			full++
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/limitalert"
 	"github.com/cowshed/cowshed/plugin"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -30,6 +31,12 @@ const DefaultConfigFile = "/etc/cowshed/config.toml"
 // autoDriver is the Driver that stands for the driver with volumes in the root, or else for the driver that fits its
 // filesystem.
 const autoDriver = "auto"
+
+// containerdDir is the directory in the root for the snapshotter of containerd.
+const containerdDir = "containerd"
+
+// maxContainerMetrics is the most containers that can have metrics of their own.
+const maxContainerMetrics = 10000
 
 // Config says how the daemon works. packaging/cowshed.toml describes each key.
 type Config struct {
@@ -50,6 +57,11 @@ type Config struct {
 	NRI       bool   `toml:"nri"`
 	NRISocket string `toml:"nri_socket"`
 	DockerAPI string `toml:"docker_api"`
+
+	AlertPercents    []int    `toml:"alert_percents"`
+	AlertCommand     []string `toml:"alert_command"`
+	AlertWebhook     string   `toml:"alert_webhook"`
+	ContainerMetrics int      `toml:"container_metrics"`
 
 	DockerPlugin  string `toml:"docker_plugin"`
 	DockerHome    string `toml:"docker_home"`
@@ -86,6 +98,7 @@ func Default() Config {
 		LimitScope:        quota.ScopeLayer.String(),
 		RootStyle:         string(cowcommon.SnapshotRoot),
 		NRISocket:         "/var/run/nri/nri.sock",
+		AlertPercents:     []int{80, 95},
 		DockerSpecDir:     plugin.SpecDir,
 		LogLevel:          "info",
 		LogFormat:         "text",
@@ -158,6 +171,14 @@ func (c Config) Validate() error {
 	check("max_limit", err)
 	if c.DockerAPI != "" {
 		check("docker_api", dockerapi.CheckAddress(c.DockerAPI))
+	}
+	check("alert_percents", limitalert.CheckLevels(c.AlertPercents))
+	check("alert_command", limitalert.CheckCommand(c.AlertCommand))
+	if c.AlertWebhook != "" {
+		check("alert_webhook", limitalert.CheckWebhook(c.AlertWebhook))
+	}
+	if c.ContainerMetrics < 0 || c.ContainerMetrics > maxContainerMetrics {
+		check("container_metrics", fmt.Errorf("%d must be from 0 to %d", c.ContainerMetrics, maxContainerMetrics))
 	}
 	_, err = quota.ParseScope(c.LimitScope)
 	check("limit_scope", err)

@@ -25,7 +25,7 @@ func TestSample(t *testing.T) {
 	sample, err := ReadConfig(sampleFile)
 	require.NoError(t, err)
 	want := Default()
-	want.StorageOptions = []string{}
+	want.StorageOptions, want.AlertCommand = []string{}, []string{}
 	assert.Equal(t, want, sample)
 	require.NoError(t, sample.Validate())
 
@@ -122,6 +122,13 @@ func TestWrongValues(t *testing.T) {
 		"dataset for any":    {func(c *Config) { c.StorageOptions = []string{"zfs.fsname=a/b"} }, "needs driver"},
 		"limit and no quota": {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=off"}; c.DefaultLimit = "1G" }, "exclude"},
 		"simple and total":   {func(c *Config) { c.StorageOptions = []string{"btrfs.quota=simple"}; c.LimitScope = "total" }, "exclude"},
+		"alert at 0":         {func(c *Config) { c.AlertPercents = []int{0, 95} }, "alert_percents"},
+		"alerts descend":     {func(c *Config) { c.AlertPercents = []int{95, 80} }, "ascending"},
+		"alert above 100":    {func(c *Config) { c.AlertPercents = []int{101} }, "alert_percents"},
+		"too many alerts":    {func(c *Config) { c.AlertPercents = []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11} }, "more than 10"},
+		"relative command":   {func(c *Config) { c.AlertCommand = []string{"mail", "root"} }, "alert_command"},
+		"webhook":            {func(c *Config) { c.AlertWebhook = "unix:///secret" }, "alert_webhook: invalid argument: must be http://HOST"},
+		"container metrics":  {func(c *Config) { c.ContainerMetrics = -1 }, "container_metrics"},
 		"metrics":            {func(c *Config) { c.Metrics = "9417" }, "metrics"},
 		"metrics socket":     {func(c *Config) { c.Metrics = "unix://x" }, "metrics"},
 		"level":              {func(c *Config) { c.LogLevel = "loud" }, "log_level"},

@@ -33,9 +33,6 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// containerdDir is the directory in the root for the snapshotter of containerd.
-const containerdDir = "containerd"
-
 // Run serves until ctx is done, and then ends running requests: they may go on for StopTimeout, then they are
 // cancelled and undone. It returns nil when that went well.
 //
@@ -70,6 +67,8 @@ type daemon struct {
 	closers     closers.Closers
 	snapshotter *snapshotter.Snapshotter
 	engines     *enginelimits.Group
+	containerd  *grpc.ClientConn
+	limits      *limitWatch
 }
 
 func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
@@ -95,6 +94,9 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 		return nil, err
 	}
 	m.registry.MustRegister(newCollector(sources, c.Root, d.log), newLiveCollector(c.Root, d.log))
+	if err := d.openLimitWatch(sources, m); err != nil {
+		return nil, err
+	}
 	m.limits(c)
 	if err := d.listen(ctx); err != nil {
 		return nil, err
@@ -220,6 +222,7 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 	if err != nil {
 		return source{}, nil, err
 	}
+	d.containerd = conn
 	d.closers.Add(conn.Close)
 	differ := snapshotter.NewDiffer(d.snapshotter, contentproxy.NewContentStore(conn),
 		snapshotter.WithLeases(leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn))),
@@ -290,6 +293,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	group.Go(func() error {
 		d.engines.Run(ctx)
+		return nil
+	})
+	group.Go(func() error {
+		d.limits.run(ctx)
 		return nil
 	})
 	if d.metrics != nil {

@@ -17,33 +17,45 @@ import (
 // descForm is the form in which a description prints itself, which has no other access to its parts.
 var descForm = regexp.MustCompile(`^Desc\{fqName: "(\w+)", help: "(.*?)"(?:, unit: "[^"]*")?, constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
 
-// TestMetricsReference: docs/reference/metrics.md has each metric.
-func TestMetricsReference(t *testing.T) {
+// metricDesc is the description of a metric.
+type metricDesc struct{ name, help, constant, labels string }
+
+// described lists all metrics of the daemon.
+func described(t *testing.T) (list []metricDesc) {
+	t.Helper()
 	m := newMetrics("VERSION")
 	m.limits(Config{})
 	log := slog.New(slog.DiscardHandler)
 	m.registry.MustRegister(newCollector(nil, "", log), newLiveCollector("", log))
+	m.registry.MustRegister(newLimitWatch(Config{ContainerMetrics: 1}, nil, nil, log))
 	descs := make(chan *prometheus.Desc)
 	go func() {
 		m.registry.Describe(descs)
 		close(descs)
 	}()
-	var rows []string
 	for desc := range descs {
 		parts := descForm.FindStringSubmatch(desc.String())
 		if parts == nil && !strings.Contains(desc.String(), `"cowshed_`) {
 			continue // of a Go process
 		}
 		require.NotNil(t, parts, desc.String())
-		name, labels := parts[1], parts[4]
-		if !strings.HasPrefix(name, "cowshed_") {
-			continue
+		if strings.HasPrefix(parts[1], "cowshed_") {
+			list = append(list, metricDesc{parts[1], parts[2], parts[3], parts[4]})
 		}
-		if constant, _, found := strings.Cut(parts[3], "="); found {
+	}
+	return list
+}
+
+// TestMetricsReference: docs/reference/metrics.md has each metric.
+func TestMetricsReference(t *testing.T) {
+	var rows []string
+	for _, d := range described(t) {
+		labels := d.labels
+		if constant, _, found := strings.Cut(d.constant, "="); found {
 			labels = constant
 		}
-		help := strings.TrimSuffix(strings.ReplaceAll(parts[2], "|", `\|`), ".")
-		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s | %s |\n", name, metricType(name), strings.ReplaceAll(labels, ",", ", "), help))
+		help := strings.TrimSuffix(strings.ReplaceAll(d.help, "|", `\|`), ".")
+		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s | %s |\n", d.name, metricType(d.name), strings.ReplaceAll(labels, ",", ", "), help))
 	}
 	slices.Sort(rows)
 	golden.Check(t, "../../docs/reference/metrics.md", `# Metrics

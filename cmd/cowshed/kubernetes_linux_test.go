@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// kubernetesNode is the root of a node, with the programs of this machine, a btrfs, and a systemctl that writes down its
+// arguments.
+type kubernetesNode struct {
+	t                   *testing.T
+	root, files, config string
+	command             []string // of the container that installs
+	caps                string   // of that container, as setpriv wants them
+}
+
+// newKubernetesNode prepares a node and the container of packaging/kubernetes.
+func newKubernetesNode(t *testing.T, onBtrfs bool) *kubernetesNode {
+	t.Helper()
+	testfs.Root(t)
+	n := &kubernetesNode{t: t, root: t.TempDir(), files: t.TempDir(), config: t.TempDir()}
+	for _, dir := range []string{"usr", "etc/containerd", "run", "tmp", "dev", "proc", "var/lib/cowshed"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(n.root, dir), 0o755))
+	}
+	for _, link := range []string{"bin", "sbin", "lib", "lib64"} {
+		require.NoError(t, os.Symlink("usr/"+link, filepath.Join(n.root, link)))
+	}
+	self, err := os.Executable()
+	require.NoError(t, err)
+	write(t, filepath.Join(n.root, "self"), "")
+	for _, m := range [][2]string{{"/usr", "usr"}, {"/dev", "dev"}, {"/proc", "proc"}, {self, "self"}} {
+		n.mount(m[0], m[1], "", unix.MS_BIND)
+	}
+	n.mount("tmpfs", "usr/local", "tmpfs", 0)
+	n.mount("tmpfs", "run", "tmpfs", 0)
+	n.mount("tmpfs", "etc", "tmpfs", 0)
+	if onBtrfs {
+		n.mount(testfs.Btrfs(t), "var/lib/cowshed", "", unix.MS_BIND)
+	} else {
+		n.mount("tmpfs", "var/lib/cowshed", "tmpfs", 0)
+	}
+	require.NoError(t, os.MkdirAll(n.path("/etc/containerd"), 0o755))
+	require.NoError(t, os.Mkdir(n.path("/usr/local/bin"), 0o755))
+	write(t, filepath.Join(n.root, "etc/containerd/config.toml"), "version = 3\n")
+	n.script(n.path("/usr/local/bin/systemctl"), `echo "$*" >>/etc/systemctl.log`)
+
+	n.script(filepath.Join(n.files, "cowshed"), `export `+asProgramEnv+`=1; exec /self "$@"`)
+	for from, name := range map[string]string{"kubernetes/node.sh": "node.sh", "cowshed.service": "cowshed.service", "cowshed.socket": "cowshed.socket"} {
+		text, err := os.ReadFile("../../packaging/" + from)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(n.files, name), text, 0o755))
+	}
+	n.readManifest()
+	return n
+}
+
+// readManifest takes the configuration, the command and the capabilities from the manifest.
+func (n *kubernetesNode) readManifest() {
+	n.t.Helper()
+	manifest, err := os.ReadFile("../../packaging/kubernetes/cowshed.yaml")
+	require.NoError(n.t, err)
+	_, text, ok := strings.Cut(string(manifest), "\n  config.toml: |\n")
+	require.True(n.t, ok)
+	text, _, _ = strings.Cut(text, "---")
+	write(n.t, filepath.Join(n.config, "config.toml"), regexp.MustCompile(`(?m)^    `).ReplaceAllString(text, ""))
+	list := func(key string) []string {
+		found := regexp.MustCompile(key + `: \[(.*)\]`).FindSubmatch(manifest)
+		require.NotNil(n.t, found, key)
+		return strings.Split(string(found[1]), ", ")
+	}
+	n.command = list("command")
+	require.Equal(n.t, []string{"/opt/cowshed/node.sh", "install", "/host"}, n.command)
+	n.caps = "-all"
+	for _, name := range list("add") {
+		n.caps += ",+" + strings.ToLower(name)
+	}
+}
+
+func (n *kubernetesNode) path(path string) string { return filepath.Join(n.root, path) }
+
+func (n *kubernetesNode) mount(from, to, fstype string, flags uintptr) {
+	n.t.Helper()
+	require.NoError(n.t, unix.Mount(from, n.path(to), fstype, flags, ""))
+	n.t.Cleanup(func() { require.NoError(n.t, unix.Unmount(n.path(to), 0)) })
+}
+
+func (n *kubernetesNode) script(file, text string) {
+	n.t.Helper()
+	require.NoError(n.t, os.WriteFile(file, []byte("#!/bin/sh\n"+text+"\n"), 0o755))
+}
+
+// install runs the container's command with the container's rights.
+func (n *kubernetesNode) install() (output string, err error) {
+	n.t.Helper()
+	cmd := exec.Command("setpriv", "--inh-caps=-all", "--bounding-set="+n.caps, filepath.Join(n.files, "node.sh"), n.command[1], n.root)
+	cmd.Env = append(os.Environ(), "COWSHED_FILES="+n.files, "COWSHED_CONFIG="+n.config)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// tree is the content of the files of the node that installing may change.
+func (n *kubernetesNode) tree() map[string]string {
+	n.t.Helper()
+	found := make(map[string]string)
+	for _, top := range []string{"/etc", "/usr/local"} {
+		require.NoError(n.t, filepath.WalkDir(n.path(top), func(path string, entry os.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || entry.Name() == "systemctl.log" {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			found[strings.TrimPrefix(path, n.root)] = string(text)
+			return err
+		}))
+	}
+	return found
+}
+
+// calls are the calls of systemctl since the last ones.
+func (n *kubernetesNode) calls() string {
+	n.t.Helper()
+	text, err := os.ReadFile(n.path("/etc/systemctl.log"))
+	require.NoError(n.t, err)
+	require.NoError(n.t, os.Remove(n.path("/etc/systemctl.log")))
+	return string(text)
+}
+
+// TestKubernetesNode: the container's command installs a daemon that starts, changes nothing the second time, and restarts the
+// daemon for another configuration. The script that it leaves takes everything off again.
+func TestKubernetesNode(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	before := n.tree()
+	out, err := n.install()
+	require.NoError(t, err, out)
+	assert.Equal(t, "daemon-reload\nenable cowshed.socket cowshed.service\nrestart cowshed.socket cowshed.service\n", n.calls())
+	installed := n.tree()
+	for _, name := range []string{
+		"/etc/cowshed/config.toml", "/etc/systemd/system/cowshed.service", "/etc/systemd/system/cowshed.socket", "/usr/local/bin/cowshed",
+		"/etc/containerd/conf.d/cowshed.toml", "/etc/containerd/conf.d/cowshed-kubernetes.toml", "/usr/local/lib/cowshed/node.sh",
+	} {
+		assert.Contains(t, installed, name)
+	}
+	assert.Contains(t, installed["/etc/systemd/system/cowshed.service"], "ExecStart=/usr/local/bin/cowshed serve")
+	n.serves()
+
+	out, err = n.install()
+	require.NoError(t, err, out)
+	assert.Equal(t, "daemon-reload\nenable cowshed.socket cowshed.service\nstart cowshed.socket cowshed.service\n", n.calls())
+	assert.Equal(t, installed, n.tree())
+
+	write(t, filepath.Join(n.config, "config.toml"), "default_limit = \"30G\"\n")
+	out, err = n.install()
+	require.NoError(t, err, out)
+	assert.Contains(t, n.calls(), "\nrestart cowshed.socket cowshed.service\n")
+	assert.Equal(t, "default_limit = \"30G\"\n", n.tree()["/etc/cowshed/config.toml"])
+
+	uninstall := func() ([]byte, error) {
+		return exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/").CombinedOutput()
+	}
+	// systemd fails in between, and uninstall is repeated.
+	n.script(n.path("/usr/local/bin/systemctl"), "exit 1")
+	text, err := uninstall()
+	require.Error(t, err, "%s", text)
+	n.script(n.path("/usr/local/bin/systemctl"), `echo "$*" >>/etc/systemctl.log`)
+	text, err = uninstall()
+	require.NoError(t, err, "%s", text)
+	assert.Equal(t, "disable --now cowshed.socket cowshed.service\ndaemon-reload\n", n.calls())
+	assert.Equal(t, before, n.tree())
+}
+
+// serves starts the daemon with the installed configuration, and stops it.
+func (n *kubernetesNode) serves() {
+	n.t.Helper()
+	var log bytes.Buffer
+	cmd := exec.Command("chroot", n.root, "/usr/local/bin/cowshed", "serve", "--metrics", "") // the port may be taken
+	cmd.Stderr = &log
+	require.NoError(n.t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	deadline := time.After(30 * time.Second)
+	for {
+		if _, err := os.Stat(n.path("/run/cowshed/cowshed.sock")); err == nil {
+			break
+		}
+		select {
+		case err := <-ended:
+			require.NoError(n.t, err, "%s", &log)
+			n.t.Fatal("the daemon has ended")
+		case <-deadline:
+			n.t.Fatal("the daemon does not serve")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	require.NoError(n.t, cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(n.t, <-ended, "%s", &log)
+}
+
+// TestKubernetesRefuses: a node without btrfs or ZFS, and a node on which Cowshed was installed in another way, stay as they are.
+func TestKubernetesRefuses(t *testing.T) {
+	for name, test := range map[string]struct {
+		onBtrfs bool
+		file    string
+		says    string
+	}{
+		"filesystem": {false, "", "neither on btrfs nor on ZFS"},
+		"package":    {true, "/usr/local/bin/cowshed", "installed in another way"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newKubernetesNode(t, test.onBtrfs)
+			if test.file != "" {
+				write(t, filepath.Join(n.root, test.file), "")
+			}
+			before := n.tree()
+			out, err := n.install()
+			require.Error(t, err)
+			assert.Contains(t, out, test.says)
+			assert.Equal(t, before, n.tree())
+			assert.NoFileExists(t, n.path("/etc/systemctl.log"))
+			out, err = runScript(n, "uninstall")
+			require.Error(t, err)
+			assert.Contains(t, out, "was not installed by Kubernetes")
+		})
+	}
+}
+
+// TestKubernetesWithoutNode: where no root of a node is mounted, the script ends.
+func TestKubernetesWithoutNode(t *testing.T) {
+	testfs.Root(t)
+	out, err := exec.Command("sh", "../../packaging/kubernetes/node.sh", "install", t.TempDir()).CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(out), "no program of the node can be run")
+}
+
+// runScript runs the script of the image on a node.
+func runScript(n *kubernetesNode, action string) (string, error) {
+	out, err := exec.Command("sh", filepath.Join(n.files, "node.sh"), action, n.root).CombinedOutput()
+	return string(out), err
+}

@@ -1,0 +1,181 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/containername"
+	"github.com/cowshed/cowshed/internal/limited"
+	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
+)
+
+// podContainers serves one container, of a pod.
+type podContainers struct {
+	containersapi.UnimplementedContainersServer
+	id string
+}
+
+func (c podContainers) Get(_ context.Context, r *containersapi.GetContainerRequest) (*containersapi.GetContainerResponse, error) {
+	if r.GetID() != c.id {
+		return nil, status.Error(codes.NotFound, "none")
+	}
+	return &containersapi.GetContainerResponse{Container: &containersapi.Container{ID: c.id, Labels: map[string]string{
+		"io.kubernetes.pod.namespace": "shop", "io.kubernetes.pod.name": "web-0", "io.kubernetes.container.name": "app",
+	}}}, nil
+}
+
+// TestLimitWatch: a container near its limit is reported once, also by daemons that follow each other, with the names of its
+// pod. Layers that are unpacked are not.
+func TestLimitWatch(t *testing.T) {
+	testfs.CheckLeaks(t)
+	id := strings.Repeat("0123456789abcdef", 4)
+	c := testConfig(t, testfs.WithSimpleQuota())
+	c.DefaultLimit, c.BuildLimit, c.ContainerMetrics = "16M", "16M", 10
+	out := filepath.Join(c.State, "alerts")
+	command := filepath.Join(c.State, "command")
+	require.NoError(t, os.WriteFile(command, []byte("#!/bin/sh\necho $COWSHED_PERCENT $COWSHED_POD_NAMESPACE/$COWSHED_POD/$COWSHED_CONTAINER >>\"$1\"\n"), 0o700))
+	c.AlertCommand = []string{command, out}
+	l, err := net.Listen("unix", c.ContainerdAddress)
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	containersapi.RegisterContainersServer(server, podContainers{id: id})
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+
+	fill := func(s snapshots.Snapshotter, key, name string) {
+		mounts, err := s.Mounts(t.Context(), key)
+		require.NoError(t, err)
+		in(t, mounts, func(dir string) {
+			write(t, dir, name, strings.Repeat("x", 14<<20))
+			f, err := os.Open(dir)
+			require.NoError(t, err)
+			defer f.Close()
+			require.NoError(t, unix.Syncfs(int(f.Fd())))
+		})
+	}
+	r := start(t, c)
+	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	for _, key := range []string{"k8s.io/7/" + id, "k8s.io/8/empty", "k8s.io/9/extract-1-Ab_- sha256:" + id} {
+		_, err := s.Prepare(t.Context(), key, "")
+		require.NoError(t, err)
+	}
+	fill(s, "k8s.io/7/"+id, "much")
+	fill(s, "k8s.io/9/extract-1-Ab_- sha256:"+id, "layer")
+	require.NoError(t, r.stop())
+	assert.NoFileExists(t, out)
+
+	metrics := func() (lines []string) {
+		for line := range strings.Lines(httpDo(t, filepath.Join(c.State, "metrics.sock"), http.MethodGet, "/metrics")) {
+			if strings.HasPrefix(line, "cowshed_container_") || strings.HasPrefix(line, "cowshed_limit_alerts") {
+				lines = append(lines, strings.TrimSpace(line))
+			}
+		}
+		return lines
+	}
+	r = start(t, c)
+	sent := `cowshed_limit_alerts_sent_total{outcome="ok",way="command"} 1`
+	require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), sent) }, 30*time.Second, 20*time.Millisecond)
+	text, err := os.ReadFile(out)
+	require.NoError(t, err)
+	assert.Equal(t, "80 shop/web-0/app\n", string(text))
+	lines := metrics()
+	assert.Contains(t, lines, `cowshed_limit_alerts_total{percent="80"} 1`)
+	assert.Contains(t, lines, `cowshed_container_limit_bytes{container="app",namespace="shop",pod="web-0"} 1.6777216e+07`)
+	assert.Contains(t, lines, `cowshed_container_limit_bytes{container="empty",namespace="k8s.io",pod=""} 1.6777216e+07`)
+	assert.Contains(t, strings.Join(lines, "\n"), `cowshed_container_held_bytes{container="app",namespace="shop",pod="web-0"} 1.46`)
+	assert.Len(t, lines, 4+2+3, "%v", lines)
+	require.NoError(t, r.stop())
+	assert.Contains(t, r.log.String(), "a container is near its limit")
+
+	r = start(t, c)
+	require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), `pod="web-0"`) }, 30*time.Second, 20*time.Millisecond)
+	assert.Contains(t, metrics(), `cowshed_limit_alerts_total{percent="80"} 0`)
+	require.NoError(t, r.stop())
+	assert.NotContains(t, r.log.String(), "a container is near its limit")
+}
+
+// digitless names containers by their ids.
+type digitless struct{}
+
+func (digitless) Name(_ context.Context, id containername.ID) (containername.Name, error) {
+	return containername.Name{Container: strings.TrimRight(id.ID, "0123456789")}, nil
+}
+
+func watchedAt(id string, held uint64, at int64) watched {
+	return watched{
+		Volume:  limited.Volume{Name: "v-" + id, Held: held, Limit: quota.Limit{Bytes: 100}, Counted: true, Created: time.Unix(at, 0)},
+		service: snapshotsService, id: containername.ID{Namespace: "test", ID: id},
+	}
+}
+
+// TestContainerMetrics: there are no more series than the configuration says, of the fullest containers, and one for
+// containers with the same name. A label is valid whatever the key of a snapshot.
+func TestContainerMetrics(t *testing.T) {
+	all := []watched{watchedAt("web1", 50, 1), watchedAt("web2", 30, 2), watchedAt("db", 20, 3), watchedAt("a\xff", 40, 4), watchedAt("low", 10, 5)}
+	for most, want := range map[int][]string{
+		0: nil,
+		1: {"web 50"},
+		4: {"web 30", "a� 40", "db 20"},
+		9: {"web 30", "a� 40", "db 20", "low 10"},
+	} {
+		var m containerMetrics
+		m.set(all, most, containername.NewLook(t.Context(), digitless{}, nil))
+		var got []string
+		for _, s := range *m.last.Load() {
+			assert.Equal(t, "test", s.labels[0])
+			got = append(got, s.labels[2]+" "+quota.FormatSize(s.Held)[:2])
+		}
+		assert.Equal(t, want, got, most)
+	}
+}
+
+// TestWatchPause: the daemon looks once a minute, and less often where a look takes long.
+func TestWatchPause(t *testing.T) {
+	for took, want := range map[time.Duration]int{0: 10, 3 * time.Second: 2} {
+		synctest.Test(t, func(t *testing.T) {
+			c := Default()
+			c.State = t.TempDir()
+			looks := 0
+			w := newLimitWatch(c, []source{{service: snapshotsService, use: func(func(context.Context, cowcommon.Backend)) {
+				looks++
+				time.Sleep(took)
+			}}}, nil, slog.New(slog.DiscardHandler))
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute-time.Second)
+			defer cancel()
+			w.run(ctx)
+			assert.Equal(t, want, looks)
+		})
+	}
+}
+
+// TestNothingToWatch: without alerts and metrics nobody looks.
+func TestNothingToWatch(t *testing.T) {
+	c := Default()
+	c.AlertPercents = []int{}
+	var log bytes.Buffer
+	newLimitWatch(c, []source{{use: func(func(context.Context, cowcommon.Backend)) { t.Error("it looks") }}}, nil,
+		slog.New(slog.NewTextHandler(&log, nil))).run(t.Context())
+	assert.Empty(t, log.String())
+}

@@ -1,0 +1,114 @@
+#!/bin/sh
+# Installs Cowshed on a node of Kubernetes, and takes it off again.
+#
+# node.sh install HOST     runs in the container of cowshed.yaml. HOST is where the node's root is mounted.
+# node.sh uninstall HOST   runs on the node, where install has left this script. HOST is /.
+#
+# Programs of the node do all that concerns files of the node. Nothing restarts containerd: that is for whoever has drained
+# the node.
+set -eu
+
+action=$1 host=$2
+files=${COWSHED_FILES:-/opt/cowshed}       # program, units and this script, in the image
+config=${COWSHED_CONFIG:-/config}          # directory with config.toml
+mark=/etc/cowshed/installed-by-kubernetes # install has made the files of the node
+program=/usr/local/bin/cowshed
+script=/usr/local/lib/cowshed/node.sh
+units=/etc/systemd/system
+containerd=${CONTAINERD_CONFIG:-/etc/containerd/config.toml}
+changed=
+
+fail() {
+	echo "node.sh: $1" >&2
+	exit 1
+}
+
+on_node() { SYSTEMD_IGNORE_CHROOT=1 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot "$host" "$@"; }
+
+# put FILE MODE PATH: makes a file of the node, whole or not at all, unless it is there.
+put() {
+	new=$(on_node sha256sum <"$1")
+	old=$(on_node sha256sum "$3" 2>/dev/null) || old=
+	if [ "${old%% *}" = "${new%% *}" ]; then
+		return
+	fi
+	on_node mkdir -p "$(dirname "$3")"
+	on_node tee "$3.new" <"$1" >/dev/null
+	on_node chmod "$2" "$3.new"
+	on_node sync "$3.new"
+	on_node mv "$3.new" "$3"
+	changed=yes
+}
+
+# key NAME: the value of a key of the configuration, if that is a string.
+key() { sed -n "s/^$1 *= *[\"']\\(.*\\)[\"'].*/\\1/p" "$config/config.toml"; }
+
+# check_root: fails unless the root is on a filesystem that Cowshed can use.
+check_root() {
+	root=$(key root)
+	dir=${root:-/var/lib/cowshed}
+	until [ "$dir" = / ] || on_node test -e "$dir"; do
+		dir=$(dirname "$dir")
+	done
+	case $(on_node stat -f -c %t "$dir") in
+	9123683e | 2fc12fc1) ;; # btrfs, ZFS
+	*) fail "$dir of this node is neither on btrfs nor on ZFS: put the root on one of them, or choose other nodes" ;;
+	esac
+}
+
+check_mark() {
+	on_node test -e "$mark" && return
+	for path in "$program" "$units/cowshed.service" "$units/cowshed.socket" /etc/cowshed/config.toml /usr/bin/cowshed; do
+		if on_node test -e "$path"; then
+			fail "$path of this node is there already: Cowshed was installed in another way"
+		fi
+	done
+	on_node mkdir -p /etc/cowshed
+	on_node touch "$mark"
+	on_node sync "$mark"
+}
+
+install() {
+	check_root
+	check_mark
+	put "$files/node.sh" 755 "$script"
+	put "$files/cowshed" 755 "$program"
+	put "$config/config.toml" 644 /etc/cowshed/config.toml
+	put "$files/cowshed.socket" 644 "$units/cowshed.socket"
+	put "$files/cowshed.service" 644 "$units/cowshed.service"
+	on_node systemctl daemon-reload
+	on_node systemctl enable cowshed.socket cowshed.service
+	if [ -n "$changed" ]; then
+		on_node systemctl restart cowshed.socket cowshed.service
+	else
+		on_node systemctl start cowshed.socket cowshed.service
+	fi
+	on_node "$program" setup containerd --apply --containerd-config "$containerd"
+	on_node "$program" setup kubernetes --apply --containerd-config "$containerd"
+	echo 'Cowshed is installed. New pods use it after: kubectl drain NODE, and systemctl restart containerd on the node'
+}
+
+uninstall() {
+	on_node test -e "$mark" || fail 'Cowshed was not installed by Kubernetes on this node'
+	if on_node test -e "$program"; then
+		on_node "$program" setup kubernetes --undo --containerd-config "$containerd"
+		on_node "$program" setup containerd --undo --containerd-config "$containerd"
+	fi
+	if on_node test -e "$units/cowshed.service"; then
+		on_node systemctl disable --now cowshed.socket cowshed.service
+	fi
+	# The mark goes last, so that uninstall can be repeated.
+	on_node rm -f "$units/cowshed.service" "$units/cowshed.socket" "$program" /etc/cowshed/config.toml
+	on_node systemctl daemon-reload
+	on_node rm -f "$script" "$mark"
+	on_node rmdir "$(dirname "$script")" /etc/cowshed 2>/dev/null || true # there are files of others
+	echo 'Cowshed is off this node, but for its root. Restart containerd'
+}
+
+case $action in
+install | uninstall)
+	on_node true || fail "no program of the node can be run in $host"
+	"$action"
+	;;
+*) fail "$action: say install or uninstall" ;;
+esac
