@@ -131,7 +131,7 @@ func TestTopInTerminal(t *testing.T) {
 	for strings.Count(shown.String(), clearBelow) < 2 {
 		before := shown.Len()
 		read()
-		require.Greater(t, shown.Len(), before, "%s%s", shown.String(), log.String())
+		require.Greater(t, shown.Len(), before, shown.String())
 	}
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	require.NoError(t, cmd.Wait(), log.String())
