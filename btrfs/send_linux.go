@@ -38,6 +38,23 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 	return fault.Wrap("send volume", topView.volume, err)
 }
 
+// StreamKind implements cowcommon.Identifier.
+func (b *Backend) StreamKind() string { return Name }
+
+// Identify implements cowcommon.Identifier: the identity is the UUID of the subvolume that the view was received from, and that
+// of the view's own subvolume. The kernel clears the former in each writable snapshot.
+func (b *Backend) Identify(_ context.Context, v cowcommon.View) (cowcommon.Identity, error) {
+	own, ok := v.(*view)
+	if !ok {
+		return cowcommon.Identity{}, fault.Wrap("identify volume", "", fault.New(errdefs.ErrInvalidArgument, "not a view of this backend"))
+	}
+	info := own.dir.info
+	if info.ReceivedUUID == (btrfsctl.UUID{}) {
+		return cowcommon.Identity{IDs: [][]byte{info.UUID[:]}}, nil
+	}
+	return cowcommon.Identity{IDs: [][]byte{info.ReceivedUUID[:], info.UUID[:]}}, nil
+}
+
 // Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental stream needs
 // the sealed volume that it builds on. Receive compares UUIDs to make sure that source is that volume.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {

@@ -1,0 +1,81 @@
+package layerstream
+
+import (
+	"encoding/binary"
+	"io"
+)
+
+// Magic begins each stream, and Version follows it.
+const (
+	Magic   = "cowshed"
+	Version = 1
+)
+
+// MaxChunk is the largest chunk of a native stream, in bytes.
+const MaxChunk = 1 << 20
+
+// Types of frames. Each begins with its type and the number of bytes that follow.
+const (
+	frameParent byte = 'P' // the header of a parent, after which other layers follow
+	frameLayer  byte = 'L' // the header of the last layer
+	frameData   byte = 'D' // a chunk of a native stream
+	frameDigest byte = 'T' // ends a layer
+	frameEnd    byte = 'E' // ends the stream
+)
+
+// checkSize returns an ErrMalformed if a frame of that type cannot have that size.
+func checkSize(frame byte, size uint64) error {
+	fits := false
+	switch frame {
+	case frameParent, frameLayer:
+		fits = size > 0 && size <= MaxHeader
+	case frameData:
+		fits = size > 0 && size <= MaxChunk
+	case frameDigest:
+		fits = size == uint64(len(Digest{}))
+	case frameEnd:
+		fits = size == 0
+	default:
+		return malformed("a frame of type %q", frame)
+	}
+	if !fits {
+		return malformed("a frame of type %q with %d bytes", frame, size)
+	}
+	return nil
+}
+
+// readFrameHead reads the type and the size of a frame.
+func readFrameHead(r io.ByteReader) (frame byte, size int, err error) {
+	if frame, err = r.ReadByte(); err != nil {
+		return 0, 0, cut(err)
+	}
+	var b []byte
+	for more := true; more; {
+		if len(b) == 3 { // as many as MaxChunk needs
+			return 0, 0, malformed("a frame of type %q is too large", frame)
+		}
+		c, err := r.ReadByte()
+		if err != nil {
+			return 0, 0, cut(err)
+		}
+		b = append(b, c)
+		more = c&0x80 != 0
+	}
+	n, _, err := uvarint(b)
+	if err == nil {
+		err = checkSize(frame, n)
+	}
+	return frame, int(n), err
+}
+
+// writeFrame writes a frame.
+func writeFrame(w io.Writer, frame byte, content []byte) error {
+	if _, err := w.Write(binary.AppendUvarint([]byte{frame}, uint64(len(content)))); err != nil {
+		return err
+	}
+	if len(content) == 0 {
+		return nil
+	}
+	_, err := w.Write(content)
+	return err
+}
