@@ -24,8 +24,10 @@ type ReceiveOptions struct {
 	// Parent is the layer on which the stream builds. If it is "", it is the layer of the name that the stream says.
 	Parent string
 	// ParentNames lists the names that a parent of that name in the stream may have here. A parent that is made gets the
-	// last. If ParentNames is nil, the parent has the name that the stream says.
+	// last. Another layer may have one of the others. If ParentNames is nil, the parent has the name that the stream says.
 	ParentNames func(name string) []string
+	// CheckName returns an error if a layer must not get a name. It may be nil.
+	CheckName func(name string) error
 	// Limit gives the last layer the limit that the stream says. On btrfs this can turn quotas on.
 	Limit bool
 	// Progress is as in SendOptions.
@@ -104,13 +106,18 @@ func (rc *receiver) checkKind(kind string) error {
 	return nil
 }
 
-// checkName refuses a name that the last layer cannot have.
+// checkName refuses a name that a new layer cannot have.
 func (rc *receiver) checkName(ctx context.Context, name string) error {
 	if err := cowcommon.CheckID(name); err != nil {
 		return err
 	}
 	if IsMoment(name) {
 		return fault.New(errdefs.ErrInvalidArgument, "layer name %s is of the form that moments have; choose another", name)
+	}
+	if rc.opts.CheckName != nil {
+		if err := rc.opts.CheckName(name); err != nil {
+			return err
+		}
 	}
 	if _, there, err := rc.layers.exists(ctx, name); err != nil || there {
 		if there {
@@ -142,9 +149,6 @@ func (rc *receiver) native(ctx context.Context, r io.Reader, kind string) error 
 	}))
 	end(err)
 	one.Bytes = bytes.Load()
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = fault.As(errdefs.ErrInvalidArgument, errors.Join(layerstream.ErrTruncated, err))
-	}
 	if err == nil {
 		rc.received = append(rc.received, one)
 	}
@@ -213,7 +217,8 @@ func (rc *receiver) place(ctx context.Context, layer *layerstream.Layer) (name s
 		}
 		return name, false, rc.checkName(ctx, name)
 	}
-	for _, name = range rc.parentNames(h.Name) {
+	names := rc.parentNames(h.Name)
+	for i, name := range names {
 		if err := cowcommon.CheckID(name); err != nil {
 			return "", false, err
 		}
@@ -223,10 +228,11 @@ func (rc *receiver) place(ctx context.Context, layer *layerstream.Layer) (name s
 			return "", false, err
 		case same:
 			return name, true, nil
-		case there:
+		case there && i == len(names)-1:
 			return "", false, fault.New(errdefs.ErrAlreadyExists, "another layer %s is there, with the same name as parent %s of the stream: remove it, or send the layer without its parents", name, h.Name)
 		}
 	}
+	name = names[len(names)-1]
 	return name, false, rc.checkName(ctx, name)
 }
 
