@@ -1,7 +1,9 @@
 package layerstream
 
 import (
+	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -194,14 +196,14 @@ func (h *Header) set(field byte, value []byte) error {
 		digest := Digest(value)
 		h.Parent.Digest = &digest
 	case fieldLimit:
-		bytes, rest, err := uvarint(value)
+		n, rest, err := uvarint(value)
 		if err != nil {
 			return err
 		}
-		if bytes == 0 || len(rest) != 1 || rest[0] > scopeTotal {
+		if n == 0 || len(rest) != 1 || rest[0] > scopeTotal {
 			return malformed("limit %x", value)
 		}
-		h.Limit = Limit{Bytes: bytes, Total: rest[0] == scopeTotal}
+		h.Limit = Limit{Bytes: n, Total: rest[0] == scopeTotal}
 	case fieldImageName:
 		h.Image.Name = string(value)
 	case fieldImageID:
@@ -241,3 +243,15 @@ func (d Digest) String() string { return fmt.Sprintf("sha256:%x", d[:]) }
 
 // MarshalText returns String.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what MarshalText writes. Returns ErrMalformed for anything else.
+func (d *Digest) UnmarshalText(text []byte) error {
+	digits, ok := bytes.CutPrefix(text, []byte("sha256:"))
+	if !ok || len(digits) != hex.EncodedLen(len(d)) {
+		return malformed("digest %.80q", text)
+	}
+	if _, err := hex.Decode(d[:], digits); err != nil {
+		return malformed("digest %.80q", text)
+	}
+	return nil
+}

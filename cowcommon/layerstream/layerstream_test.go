@@ -233,3 +233,15 @@ func TestDetect(t *testing.T) {
 	}
 	assert.Equal(t, []string{"", "", "btrfs", "zfs"}, []string{Unknown.Kind(), Framed.Kind(), Btrfs.Kind(), ZFS.Kind()})
 }
+
+func TestDigestText(t *testing.T) {
+	want := Digest{1, 31: 255}
+	text, err := want.MarshalText()
+	require.NoError(t, err)
+	var got Digest
+	require.NoError(t, got.UnmarshalText(text))
+	assert.Equal(t, want, got)
+	for _, bad := range []string{"", "sha256:", "sha512:" + string(text[7:]), string(text) + "0", string(text[:len(text)-1]) + "x"} {
+		require.ErrorIs(t, got.UnmarshalText([]byte(bad)), ErrMalformed, bad)
+	}
+}
