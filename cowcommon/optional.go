@@ -193,7 +193,7 @@ func Receive(ctx context.Context, backend Backend, name, source string, r io.Rea
 // Identity says how the native streams of a filesystem name the content of a volume.
 type Identity struct {
 	// IDs are the names. The first is in streams of the volume. A stream that builds on the volume has any of them. Each
-	// stays with the volume for as long as it is sealed. Whoever makes a stream chooses the name in it.
+	// stays with the volume for as long as it is sealed. The maker of a stream chooses the name in it.
 	IDs [][]byte
 }
 

@@ -34,7 +34,7 @@ Without NAME that is the name in the stream. The layer gets its name only after 
 its digest is right. Nothing is left of a stream that is cut off or damaged.
 
 A stream with the changes alone needs the layer on which it builds. That is found by its name in the stream, or named
-with --parent. It has to be the very layer that was sent, or one that was received from the same.
+with --parent. It has to be the very layer that was sent, or a layer received from the same.
 
 Parents in the stream that are here already are passed over. Another layer with the name of a parent is an error.
 Layers of images are made under the name image- and the first 12 digits of theirs.

@@ -107,8 +107,7 @@ func (s *store) whyNotSent(ctx context.Context, v cowcommon.Volume, err error) e
 	if v, statErr := s.driver.Backend().Stat(ctx, v.Name); statErr != nil || v.RootStyle != cowcommon.SharedRoot {
 		return err
 	}
-	return fmt.Errorf("%w, so no stream of the filesystem holds it; unmount it and make a layer from it, which gives it a root of its own (cowshed create NAME --parent %s), or send its changes as a tar (cowshed diff %[2]s)",
-		err, v.Name)
+	return fmt.Errorf("%w, so no stream of the filesystem holds it; to give it a root of its own, unmount it and run: cowshed create NAME --parent %s; or send its changes as a tar: cowshed diff %[2]s", err, v.Name)
 }
 
 // ofLayer shows the progress of a layer.

@@ -164,7 +164,7 @@ func TestSendSharedRoot(t *testing.T) {
 	a.write(t, "web", "file", "1")
 	r := a.run(t, "send", "web")
 	assert.Equal(t, exitUnsupported, r.code)
-	assert.Contains(t, r.err, "it has a shared root, so no stream of the filesystem holds it; unmount it and make a layer from it")
+	assert.Contains(t, r.err, "it has a shared root, so no stream of the filesystem holds it; to give it a root of its own, unmount it")
 	a.ok(t, "create", "copy", "--parent", "web")
 	stream := a.ok(t, "send", "web", "--with-parents")
 	to.reading(strings.NewReader(stream)).ok(t, "receive")

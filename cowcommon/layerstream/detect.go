@@ -2,7 +2,7 @@ package layerstream
 
 import "encoding/binary"
 
-// Format is what a stream begins like.
+// Format is the format of a stream, as far as its first bytes tell.
 type Format int
 
 // Formats of streams.

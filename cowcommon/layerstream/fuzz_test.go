@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// FuzzReader: a stream that is read without an error is the same if it is written again, but for the sizes of its chunks.
+// FuzzReader: a stream that is read without an error is the same if it is written again. Only the sizes of its chunks may differ.
 func FuzzReader(f *testing.F) {
 	small := sample()
 	for i := range small {

@@ -244,7 +244,7 @@ func (d Digest) String() string { return fmt.Sprintf("sha256:%x", d[:]) }
 // MarshalText returns String.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText reads what MarshalText writes. Returns ErrMalformed for anything else.
+// UnmarshalText reads the output of MarshalText. Returns ErrMalformed for anything else.
 func (d *Digest) UnmarshalText(text []byte) error {
 	digits, ok := bytes.CutPrefix(text, []byte("sha256:"))
 	if !ok || len(digits) != hex.EncodedLen(len(d)) {

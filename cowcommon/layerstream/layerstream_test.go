@@ -69,7 +69,7 @@ func write(t testing.TB, parts []part) []byte {
 	return out.Bytes()
 }
 
-// read reads a stream, and what came of each layer until the error.
+// read reads a stream. With an error it returns the layers until then, the last as far as it was read.
 func read(in io.Reader) (parts []part, err error) {
 	r, err := NewReader(in)
 	if err != nil {
@@ -112,7 +112,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestOverhead: what is around the native stream of a few changes is small beside it.
+// TestOverhead: frames and header of a stream of a few changes are small beside it.
 func TestOverhead(t *testing.T) {
 	h := Header{Kind: "btrfs", Name: "web", ID: make([]byte, 16), Parent: Parent{Name: "base", ID: make([]byte, 16)}}
 	assert.LessOrEqual(t, len(write(t, []part{{h, make([]byte, 1000)}})), 1110)

@@ -110,7 +110,7 @@ type Layer struct {
 
 	r     *Reader
 	sum   hash.Hash
-	buf   []byte // what is left of the chunk, which is the last if over is set
+	buf   []byte // the rest of the chunk, which is the last if over is set
 	chunk []byte // reused
 	over  bool   // the digest is right, and the frame after it is as it should be
 
@@ -150,7 +150,7 @@ func (l *Layer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill reads a chunk, and what has to be known before it can be given.
+// fill reads a chunk, and the frames that have to be known before it can be given.
 func (l *Layer) fill() error {
 	r := l.r
 	if r.frame == frameData {
