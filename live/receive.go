@@ -91,7 +91,7 @@ type receivedLayer struct {
 	digest layerstream.Digest
 }
 
-// undo removes what was made. A layer that somebody uses already stays.
+// undo removes the layers that were made. A layer that somebody uses already stays.
 func (rc *receiver) undo(ctx context.Context) (err error) {
 	for i := len(rc.made) - 1; i >= 0; i-- {
 		err = errors.Join(err, rc.layers.removeUnused(ctx, rc.made[i]))
@@ -184,6 +184,9 @@ func (rc *receiver) layer(ctx context.Context, layer *layerstream.Layer) error {
 	if err := rc.checkKind(h.Kind); err != nil {
 		return err
 	}
+	if h.Parent.Name == "" && rc.opts.Parent != "" && rc.isFirst() {
+		return fault.New(errdefs.ErrInvalidArgument, "the stream holds the whole layer and does not build on %s: leave the parent out", rc.opts.Parent)
+	}
 	name, skip, err := rc.place(ctx, layer)
 	if err != nil {
 		return err
@@ -207,6 +210,9 @@ func (rc *receiver) layer(ctx context.Context, layer *layerstream.Layer) error {
 	rc.received = append(rc.received, one)
 	return nil
 }
+
+// isFirst reports whether no layer of the stream has been received yet.
+func (rc *receiver) isFirst() bool { return len(rc.received) == 0 }
 
 // place finds the name that a layer gets. skip: the layer is there.
 func (rc *receiver) place(ctx context.Context, layer *layerstream.Layer) (name string, skip bool, err error) {
@@ -289,11 +295,7 @@ func (rc *receiver) make(ctx context.Context, name string, layer *layerstream.La
 
 // parent finds the layer on which a native stream builds.
 func (rc *receiver) parent(ctx context.Context, p layerstream.Parent) (string, error) {
-	first := len(rc.received) == 0
 	if p.Name == "" {
-		if first && rc.opts.Parent != "" {
-			return "", fault.New(errdefs.ErrInvalidArgument, "the stream holds the whole layer and does not build on %s: leave the parent out", rc.opts.Parent)
-		}
 		return "", nil
 	}
 	if here, ok := rc.here[string(p.ID)]; ok {
@@ -302,7 +304,7 @@ func (rc *receiver) parent(ctx context.Context, p layerstream.Parent) (string, e
 		}
 		return here.name, nil
 	}
-	if first && rc.opts.Parent != "" {
+	if rc.opts.Parent != "" && rc.isFirst() {
 		if _, same, err := rc.is(ctx, rc.opts.Parent, p.ID); err != nil || !same {
 			if err == nil {
 				err = fault.New(errdefs.ErrFailedPrecondition, "it builds on layer %s with the identity %s, and %s is another or can still change: name the layer that was received from the same, or send the whole layer",

@@ -15,7 +15,7 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
-// SendOptions says what is sent of a layer.
+// SendOptions says how a layer is sent.
 type SendOptions struct {
 	// From is a sealed volume, such as that of a snapshot, on which the stream builds. The receiver has it. If it is "", the
 	// stream holds everything.

@@ -52,7 +52,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 func (b *Backend) StreamKind() string { return Name }
 
 // Identify implements cowcommon.Identifier: the identity is the guid of the snapshot, as 8 bytes, the highest first. A received
-// snapshot has the guid of the one that was sent.
+// snapshot has the guid of its original.
 func (b *Backend) Identify(ctx context.Context, v cowcommon.View) (cowcommon.Identity, error) {
 	own, ok := v.(*view)
 	if !ok {

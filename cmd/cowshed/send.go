@@ -72,9 +72,7 @@ func (s *store) send(cmd *cobra.Command, name string, f sendFlags) error {
 		}
 		opts.From = from.Name
 	}
-	if opts.Image, err = s.imageOf(); err != nil {
-		return err
-	}
+	opts.Image = s.imageOf()
 	bars := s.progress(cmd)
 	defer bars.wait()
 	opts.Progress = bars.ofLayer
@@ -93,13 +91,16 @@ func (s *store) send(cmd *cobra.Command, name string, f sendFlags) error {
 }
 
 // imageOf returns a function that finds the image whose uppermost layer a volume is.
-func (s *store) imageOf() (func(volume string) layerstream.Image, error) {
+func (s *store) imageOf() func(volume string) layerstream.Image {
 	images, err := s.images.List()
+	if err != nil {
+		s.log.Warn("images are left out whose records cannot be read", "error", err)
+	}
 	tops := make(map[string]layerstream.Image, len(images))
 	for _, img := range images {
 		tops[img.Top()] = layerstream.Image{Name: img.Name, ID: img.ID().String()}
 	}
-	return func(volume string) layerstream.Image { return tops[volume] }, err
+	return func(volume string) layerstream.Image { return tops[volume] }
 }
 
 // whyNotSent says what to do about a layer with a shared root.

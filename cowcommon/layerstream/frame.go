@@ -11,8 +11,14 @@ const (
 	Version = 1
 )
 
-// MaxChunk is the largest chunk of a native stream, in bytes.
-const MaxChunk = 1 << 20
+// Bounds of a stream.
+const (
+	MaxLayers = 1000
+	MaxChunk  = 1 << 20 // the largest chunk of a native stream, in bytes
+)
+
+// errTooMany says that a stream has too many layers.
+var errTooMany = malformed("more than %d layers", MaxLayers)
 
 // Types of frames. Each begins with its type and the number of bytes that follow.
 const (
@@ -25,7 +31,7 @@ const (
 
 // checkSize returns an ErrMalformed if a frame of that type cannot have that size.
 func checkSize(frame byte, size uint64) error {
-	fits := false
+	var fits bool
 	switch frame {
 	case frameParent, frameLayer:
 		fits = size > 0 && size <= MaxHeader

@@ -198,6 +198,25 @@ func TestReaderErrors(t *testing.T) {
 	require.ErrorIs(t, err, errOver, "it is not whole")
 }
 
+// TestTooMany: the number of layers is bounded.
+func TestTooMany(t *testing.T) {
+	h := sample()[0].header
+	var out bytes.Buffer
+	w := NewWriter(&out)
+	for range MaxLayers {
+		_, err := w.Parent(h, send(nil))
+		require.NoError(t, err)
+	}
+	_, err := w.Layer(h, send(nil))
+	require.ErrorIs(t, err, ErrMalformed)
+	w.layers = 1
+	_, err = w.Layer(h, send(nil))
+	require.NoError(t, err)
+	got, err := read(&out)
+	require.ErrorIs(t, err, ErrMalformed)
+	assert.Len(t, got, MaxLayers)
+}
+
 func TestBadHeaders(t *testing.T) {
 	good := sample()[1].header
 	for name, change := range map[string]func(h *Header){

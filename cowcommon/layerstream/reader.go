@@ -14,6 +14,7 @@ type Reader struct {
 	mu      sync.Mutex
 	in      *bufio.Reader
 	present *Layer // nil before the first
+	layers  int
 	err     atomic.Pointer[error]
 
 	// The frame that is next in the input, after its type and size.
@@ -61,6 +62,10 @@ func (r *Reader) Next() (*Layer, error) {
 		if l.Last {
 			return nil, io.EOF
 		}
+	}
+	r.layers++
+	if r.layers > MaxLayers {
+		return nil, r.fail(errTooMany)
 	}
 	l, err := r.layer()
 	if err != nil {

@@ -13,10 +13,10 @@ const chunk = 256 << 10
 
 // Writer writes a stream. It is not safe for concurrent use. After an error, the stream is not whole.
 type Writer struct {
-	w     io.Writer
-	begun bool
-	over  bool // the last layer was written, or something has failed
-	buf   []byte
+	w      io.Writer
+	layers int  // that were begun
+	over   bool // the last layer was written, or something has failed
+	buf    []byte
 }
 
 // NewWriter returns a Writer to w. It writes nothing before the first layer.
@@ -49,13 +49,16 @@ func (w *Writer) layer(frame byte, h Header, send func(io.Writer) error) (writte
 	if w.over {
 		return written, errOver
 	}
+	if w.layers == MaxLayers {
+		return written, errTooMany
+	}
 	header, err := h.encode()
 	if err != nil {
 		return written, fmt.Errorf("layer %.64q: %w", h.Name, err)
 	}
 	w.over = true // until all has been written
-	if !w.begun {
-		w.begun = true
+	w.layers++
+	if w.layers == 1 {
 		if _, err := w.w.Write(append([]byte(Magic), Version)); err != nil {
 			return written, err
 		}
