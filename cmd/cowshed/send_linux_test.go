@@ -103,9 +103,11 @@ func TestSendSnapshots(t *testing.T) {
 	assert.Equal(t, "C /file\n", to.ok(t, "changes", "tuesday"))
 
 	native := filepath.Join(from.root, "btrfs/subvolumes/base")
-	stream, err := exec.Command("btrfs", "send", native).Output()
-	require.NoError(t, err)
-	assert.Equal(t, "base\n", to.reading(bytes.NewReader(stream)).ok(t, "receive", "base"))
+	var stream, errOut bytes.Buffer
+	cmd := exec.Command("btrfs", "send", "-q", native)
+	cmd.Stdout, cmd.Stderr = &stream, &errOut
+	require.NoError(t, cmd.Run(), &errOut)
+	assert.Equal(t, "base\n", to.reading(&stream).ok(t, "receive", "base"))
 }
 
 func TestSendRefused(t *testing.T) {

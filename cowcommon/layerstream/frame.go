@@ -20,12 +20,14 @@ const (
 // errTooMany says that a stream has too many layers.
 var errTooMany = malformed("more than %d layers", MaxLayers)
 
-// Types of frames. Each begins with its type and the number of bytes that follow.
+// Types of frames. Each begins with its type and the number of bytes that follow. A damaged type is another type only if at least
+// three bits of it have changed: otherwise a damaged digest could pass for a chunk, and the chunk before it would be given.
 const (
-	frameParent byte = 'P' // the header of a parent, after which other layers follow
-	frameLayer  byte = 'L' // the header of the last layer
-	frameData   byte = 'D' // a chunk of a native stream
-	frameDigest byte = 'T' // ends a layer
+	frameParent byte = 'p' // the header of a parent, after which other layers follow
+	frameLayer  byte = 'l' // the header of the last layer
+	frameData   byte = 'c' // a chunk of a native stream
+	framePacked byte = 'Z' // the same, compressed
+	frameDigest byte = '6' // ends a layer
 	frameEnd    byte = 'E' // ends the stream
 )
 
@@ -35,7 +37,7 @@ func checkSize(frame byte, size uint64) error {
 	switch frame {
 	case frameParent, frameLayer:
 		fits = size > 0 && size <= MaxHeader
-	case frameData:
+	case frameData, framePacked:
 		fits = size > 0 && size <= MaxChunk
 	case frameDigest:
 		fits = size == uint64(len(Digest{}))

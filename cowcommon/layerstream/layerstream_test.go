@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math/bits"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -115,7 +116,38 @@ func TestRoundTrip(t *testing.T) {
 // TestOverhead: frames and header of a stream of a few changes are small beside it.
 func TestOverhead(t *testing.T) {
 	h := Header{Kind: "btrfs", Name: "web", ID: make([]byte, 16), Parent: Parent{Name: "base", ID: make([]byte, 16)}}
-	assert.LessOrEqual(t, len(write(t, []part{{h, make([]byte, 1000)}})), 1110)
+	random := sample()[0].data[:1000]
+	assert.LessOrEqual(t, len(write(t, []part{{h, random}})), 1110, "what cannot be compressed")
+	assert.LessOrEqual(t, len(write(t, []part{{h, bytes.Repeat(random[:100], 10)}})), 350)
+}
+
+func TestTypes(t *testing.T) {
+	types := []byte{frameParent, frameLayer, frameData, framePacked, frameDigest, frameEnd}
+	for i, a := range types {
+		for _, b := range types[:i] {
+			assert.GreaterOrEqual(t, bits.OnesCount8(a^b), 3, "%q %q", a, b)
+		}
+	}
+}
+
+// TestUnpack: a compressed chunk has bounds, and ends with its frame.
+func TestUnpack(t *testing.T) {
+	for name, chunk := range map[string][]byte{"largest": make([]byte, MaxChunk), "small": []byte("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")} {
+		packed, ok := pack(chunk)
+		require.True(t, ok, name)
+		got, err := unpack(packed, nil)
+		require.NoError(t, err, name)
+		assert.True(t, bytes.Equal(chunk, got), name)
+		_, err = unpack(append(packed, 0), nil)
+		require.ErrorIs(t, err, ErrMalformed, name)
+		_, err = unpack(packed[:len(packed)-1], nil)
+		require.ErrorIs(t, err, ErrMalformed, name)
+	}
+	for name, chunk := range map[string][]byte{"too large": make([]byte, MaxChunk+1), "empty": nil} {
+		packed, _ := pack(chunk)
+		_, err := unpack(packed, nil)
+		require.ErrorIs(t, err, ErrMalformed, name)
+	}
 }
 
 // complete counts the layers whose native streams have come to their ends.
@@ -153,9 +185,11 @@ func TestDamage(t *testing.T) {
 	for n := range 60 {
 		places = append(places, n, rand.IntN(len(stream)), second+n-20, len(stream)-1-n)
 	}
+	bit := rand.IntN(8)
 	for _, n := range places {
 		damaged := bytes.Clone(stream)
-		damaged[n] ^= 1 << rand.IntN(8)
+		bit++
+		damaged[n] ^= 1 << (bit % 8)
 		got, err := read(bytes.NewReader(damaged))
 		require.Error(t, err, n)
 		var kind error = errdefs.ErrInvalidArgument

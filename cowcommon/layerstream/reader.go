@@ -113,11 +113,12 @@ type Layer struct {
 	Header Header
 	Last   bool // it is no parent of another
 
-	r     *Reader
-	sum   hash.Hash
-	buf   []byte // the rest of the chunk, which is the last if over is set
-	chunk []byte // reused
-	over  bool   // the digest is right, and the frame after it is as it should be
+	r        *Reader
+	sum      hash.Hash
+	buf      []byte // the rest of the chunk, which is the last if over is set
+	chunk    []byte // reused, as unpacked is
+	unpacked []byte
+	over     bool // the digest is right, and the frame after it is as it should be
 
 	given  atomic.Bool // all has been read
 	bytes  atomic.Int64
@@ -158,21 +159,38 @@ func (l *Layer) Read(p []byte) (int, error) {
 // fill reads a chunk, and the frames that have to be known before it can be given.
 func (l *Layer) fill() error {
 	r := l.r
-	if r.frame == frameData {
-		if cap(l.chunk) < r.size {
-			l.chunk = make([]byte, r.size)
+	if isChunk(r.frame) {
+		buf, err := l.readChunk()
+		if err != nil {
+			return err
 		}
-		l.buf = l.chunk[:r.size]
-		if _, err := io.ReadFull(r.in, l.buf); err != nil {
-			l.buf = nil
-			return cut(err)
-		}
-		l.sum.Write(l.buf) // never fails
-		if err := r.head(); err != nil || r.frame == frameData {
+		l.sum.Write(buf) // never fails
+		l.buf = buf
+		if err := r.head(); err != nil || isChunk(r.frame) {
 			return err
 		}
 	}
 	return l.end()
+}
+
+func isChunk(frame byte) bool { return frame == frameData || frame == framePacked }
+
+// readChunk reads a chunk, which is valid until the next call.
+func (l *Layer) readChunk() ([]byte, error) {
+	packed := l.r.frame == framePacked
+	if cap(l.chunk) < l.r.size {
+		l.chunk = make([]byte, l.r.size)
+	}
+	buf := l.chunk[:l.r.size]
+	if _, err := io.ReadFull(l.r.in, buf); err != nil {
+		return nil, cut(err)
+	}
+	if !packed {
+		return buf, nil
+	}
+	unpacked, err := unpack(buf, l.unpacked)
+	l.unpacked = unpacked
+	return unpacked, err
 }
 
 // end verifies the digest, and looks at the frame after it.

@@ -121,7 +121,12 @@ func (c *chunks) flush() error {
 	}
 	c.sum.Write(c.buf)
 	c.bytes += int64(len(c.buf))
-	err := writeFrame(c.w, frameData, c.buf)
+	frame, content := frameData, c.buf
+	if len(c.buf) < packBelow {
+		if packed, ok := pack(c.buf); ok {
+			frame, content = framePacked, packed
+		}
+	}
 	c.buf = c.buf[:0]
-	return err
+	return writeFrame(c.w, frame, content)
 }
