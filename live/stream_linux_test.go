@@ -66,13 +66,14 @@ func (h home) assertSame(layer string, there home, other string) {
 	assert.NoError(h.t, errors.Join(a.Close(), b.Close()))
 }
 
-// newChain makes the layers base, middle, which was made from it, and web, which was made from a fork of a clone of middle.
+// newChain makes the layers ground, middle, which was made from it, and web, which was made from a fork of a clone of middle. The
+// first two are sealed only if nobody uses a layer of the same name as the lower of an overlay. So ground has a name of its own.
 func (h home) newChain() home {
 	h.t.Helper()
 	ctx := h.t.Context()
-	h.create("base")
-	h.put("base", "d/base", strings.Repeat("base", 50_000))
-	require.NoError(h.t, h.backend.Clone(ctx, "middle", "base", cowcommon.VolumeOptions{}))
+	h.create("ground")
+	h.put("ground", "d/base", strings.Repeat("ground", 50_000))
+	require.NoError(h.t, h.backend.Clone(ctx, "middle", "ground", cowcommon.VolumeOptions{}))
 	h.put("middle", "d/middle", "middle")
 	require.NoError(h.t, h.backend.Clone(ctx, "origin", "middle", cowcommon.VolumeOptions{}))
 	h.put("origin", "origin", "origin")
@@ -107,7 +108,7 @@ func testSendReceive(t *testing.T, from, to home) {
 	for _, s := range sent {
 		names = append(names, s.Parent+">"+s.Name)
 	}
-	assert.Equal(t, []string{">base", "base>middle", "middle>web"}, names)
+	assert.Equal(t, []string{">ground", "ground>middle", "middle>web"}, names)
 	for i, skipped := range []bool{false, true} {
 		name := fmt.Sprintf("web-%d", i)
 		got, err := to.receive(chain, live.ReceiveOptions{Name: name})
@@ -120,11 +121,11 @@ func testSendReceive(t *testing.T, from, to home) {
 		assert.Equal(t, "middle", v.Parent)
 		assert.True(t, v.Sealed)
 	}
-	to.assertSame("base", from, "base")
+	to.assertSame("ground", from, "ground")
 	to.assertSame("middle", from, "middle")
 
 	// From a parent that is there, which the stream finds by itself, or under another name.
-	increment := from.send("web", live.SendOptions{From: "base", WithParents: true})
+	increment := from.send("web", live.SendOptions{From: "ground", WithParents: true})
 	assert.Less(t, len(increment), len(whole)/4)
 	require.NoError(t, to.backend.Remove(ctx, "middle"))
 	got, err = to.receive(increment, live.ReceiveOptions{Name: "web-2"})
@@ -132,7 +133,7 @@ func testSendReceive(t *testing.T, from, to home) {
 	require.Len(t, got, 2)
 	to.assertSame("web-2", from, "web")
 	increment = from.send("web", live.SendOptions{From: "middle"})
-	_, err = to.receive(increment, live.ReceiveOptions{Name: "x", Parent: "base"})
+	_, err = to.receive(increment, live.ReceiveOptions{Name: "x", Parent: "ground"})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	_, err = to.receive(increment, live.ReceiveOptions{Name: "x", Parent: "none"})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -147,7 +148,7 @@ func testSendReceive(t *testing.T, from, to home) {
 	// A parent whose name another layer has gets another name.
 	got, err = to.receive(chain, live.ReceiveOptions{Name: "web-4", ParentNames: func(name string) []string { return []string{"web", "new-" + name} }})
 	require.NoError(t, err)
-	assert.Equal(t, []string{"new-base", "new-middle", "web-4"}, []string{got[0].Name, got[1].Name, got[2].Name})
+	assert.Equal(t, []string{"new-ground", "new-middle", "web-4"}, []string{got[0].Name, got[1].Name, got[2].Name})
 	to.assertSame("web-4", from, "web")
 
 	// And back again.
@@ -225,7 +226,7 @@ func testBadReceive(t *testing.T, from, to home) {
 			"another layer taken is there"},
 		"parent refused": {bytes.NewReader(chain), live.ReceiveOptions{CheckName: func(name string) error {
 			return fault.New(errdefs.ErrInvalidArgument, "not %s", name)
-		}}, errdefs.ErrInvalidArgument, "not base"},
+		}}, errdefs.ErrInvalidArgument, "not ground"},
 		"last parent taken": {bytes.NewReader(chain), live.ReceiveOptions{ParentNames: func(name string) []string {
 			return []string{strings.Replace(name, "middle", "taken", 1)}
 		}}, errdefs.ErrAlreadyExists, "another layer taken is there"},
@@ -345,23 +346,23 @@ func (h home) bare(volume, base string) []byte {
 
 func testNativeStream(t *testing.T, from, to home) {
 	from.newChain()
-	base, middle := from.bare("base", ""), from.bare("middle", "base")
+	base, middle := from.bare("ground", ""), from.bare("middle", "ground")
 	_, err := to.receive(base, live.ReceiveOptions{})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "it has no name")
-	_, err = to.receive(base[:len(base)-5], live.ReceiveOptions{Name: "base"})
+	_, err = to.receive(base[:len(base)-5], live.ReceiveOptions{Name: "ground"})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "cut off")
 	for _, n := range []int{len(base) / 2, len(base) / 3} {
 		damaged := bytes.Clone(base)
 		damaged[n] ^= 1
-		_, err = to.receive(damaged, live.ReceiveOptions{Name: "base"})
+		_, err = to.receive(damaged, live.ReceiveOptions{Name: "ground"})
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, n)
 	}
 	_, err = to.receive(middle, live.ReceiveOptions{Name: "middle"})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "it builds on another")
-	got, err := to.receive(base, live.ReceiveOptions{Name: "base"})
+	got, err := to.receive(base, live.ReceiveOptions{Name: "ground"})
 	require.NoError(t, err)
 	assert.GreaterOrEqual(t, got[0].Bytes, int64(len(base)))
-	_, err = to.receive(middle, live.ReceiveOptions{Name: "middle", Parent: "base"})
+	_, err = to.receive(middle, live.ReceiveOptions{Name: "middle", Parent: "ground"})
 	require.NoError(t, err)
 	to.assertSame("middle", from, "middle")
 

@@ -102,9 +102,11 @@ func TestSendSnapshots(t *testing.T) {
 	assert.Equal(t, "2", to.read(t, "tuesday", "file"))
 	assert.Equal(t, "C /file\n", to.ok(t, "changes", "tuesday"))
 
-	native := filepath.Join(from.root, "btrfs/subvolumes/base")
+	moments, err := filepath.Glob(filepath.Join(from.root, "btrfs/subvolumes/moment-*"))
+	require.NoError(t, err)
+	require.Len(t, moments, 2)
 	var stream, errOut bytes.Buffer
-	cmd := exec.Command("btrfs", "send", "-q", native)
+	cmd := exec.Command("btrfs", "send", "-q", moments[0])
 	cmd.Stdout, cmd.Stderr = &stream, &errOut
 	require.NoError(t, cmd.Run(), &errOut)
 	assert.Equal(t, "base\n", to.reading(&stream).ok(t, "receive", "base"))
@@ -162,15 +164,15 @@ func TestSendToTerminal(t *testing.T) {
 func TestSendSharedRoot(t *testing.T) {
 	a, to := newStore(t), newStore(t)
 	a.ok(t, "create", "base")
-	a.ok(t, "create", "web", "--parent", "base", "--root-style", "shared", "--storage-opt", "btrfs.root_style=shared")
-	a.write(t, "web", "file", "1")
-	r := a.run(t, "send", "web")
+	a.ok(t, "create", "shared-web", "--parent", "base", "--root-style", "shared", "--storage-opt", "btrfs.root_style=shared")
+	a.write(t, "shared-web", "file", "1")
+	r := a.run(t, "send", "shared-web")
 	assert.Equal(t, exitUnsupported, r.code)
 	assert.Contains(t, r.err, "it has a shared root, so no stream of the filesystem holds it; to give it a root of its own, unmount it")
-	a.ok(t, "create", "copy", "--parent", "web")
-	stream := a.ok(t, "send", "web", "--with-parents")
+	a.ok(t, "create", "copy", "--parent", "shared-web")
+	stream := a.ok(t, "send", "shared-web", "--with-parents")
 	to.reading(strings.NewReader(stream)).ok(t, "receive")
-	assert.Equal(t, "1", to.read(t, "web", "file"))
+	assert.Equal(t, "1", to.read(t, "shared-web", "file"))
 }
 
 // TestReceiveKilled kills a process that receives, at some moment and while it waits. Nothing is left but whole parents, and the
