@@ -18,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/internal/homedir"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/internal/overlaysource"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -46,6 +47,7 @@ type Backend struct {
 	dirs   dirs
 	quotas *quota.Qgroups
 	mounts *mounttable.Filesystem
+	self   overlaysource.Home // as the sources of overlays name it
 
 	records string // the directory in which moby's driver recorded limits, "" if there is none
 
@@ -117,6 +119,9 @@ func openHome(ctx context.Context, home string, opts Options, readOnly bool) (_ 
 		if err == nil {
 			err = stubError(b.fs)
 		}
+		return nil, err
+	}
+	if b.self, err = overlaysource.HomeOf(b.fs); err != nil {
 		return nil, err
 	}
 	if b.mounts, err = mounttable.New(int(b.fs.Fd())); err != nil {

@@ -18,7 +18,7 @@ func (b *Backend) checkNotMounted(name string) error {
 	if err != nil {
 		return fmt.Errorf("path of the home from the top of the filesystem: %w", err)
 	}
-	uses, err := b.mounts.UsesOf(path.Join(at, name))
+	uses, err := b.mounts.UsesOf(path.Join(at, name), b.self.Volume(name).IsIn())
 	if err != nil {
 		return fmt.Errorf("find the mounts of volume %s: %w", name, err)
 	}

@@ -30,6 +30,19 @@ import (
 // sendCompressed makes the kernel send compressed extents as they are (BTRFS_SEND_FLAG_COMPRESSED).
 const sendCompressed = 0x10
 
+// compressedSendCrashes reports whether a send of compressed extents can crash the kernel (CVE-2024-56582).
+func compressedSendCrashes(t *testing.T) bool {
+	t.Helper()
+	return testfs.KernelBefore(t, 6, 13)
+}
+
+func skipWhereCompressedSendCrashes(t *testing.T) {
+	t.Helper()
+	if compressedSendCrashes(t) {
+		testfs.Skip(t, "a send of compressed extents can crash this kernel (CVE-2024-56582)")
+	}
+}
+
 // receiveFull receives a full stream into a new subvolume, as the backend does, and returns its path.
 func (s *sender) receiveFull(r io.Reader, name string) (string, error) {
 	s.t.Helper()
@@ -80,6 +93,9 @@ var ways = []struct {
 func TestReceiveOfRandomChanges(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
+			if way.flags&sendCompressed != 0 {
+				skipWhereCompressedSendCrashes(t)
+			}
 			from, to := newSender(t), newSender(t)
 			seed := testSeed(t)
 			m := &mutator{t: t, rand: rand.New(rand.NewPCG(seed, 0)), root: from.create("work")}
@@ -150,6 +166,9 @@ func TestReceiveOfScenarios(t *testing.T) {
 			shell(t, work, tc.top)
 			top := from.snapshot(work, fmt.Sprintf("top-%d", i), true)
 			for j, way := range ways {
+				if way.flags&sendCompressed != 0 && compressedSendCrashes(t) {
+					continue
+				}
 				baseCopy, err := to.receiveFull(from.send("", base, way.flags, way.version), fmt.Sprintf("base-%d-%d", i, j))
 				require.NoError(t, err, way.name)
 				treecmp.Equal(t, base, baseCopy, everything)
@@ -177,6 +196,7 @@ func TestReceiveBesideTheOriginal(t *testing.T) {
 
 // TestReceiveKeepsCompressedData checks that compressed extents arrive as they were sent.
 func TestReceiveKeepsCompressedData(t *testing.T) {
+	skipWhereCompressedSendCrashes(t)
 	s := newSender(t)
 	work := s.create("work")
 	shell(t, work, "setfattr -n btrfs.compression -v zstd .; yes | head -c 10000000 >y; sync")
@@ -199,6 +219,7 @@ func TestReceiveKeepsCompressedData(t *testing.T) {
 
 // TestReceiveDecompresses receives compressed extents on a filesystem that cannot store them as they are.
 func TestReceiveDecompresses(t *testing.T) {
+	skipWhereCompressedSendCrashes(t)
 	s := newSender(t)
 	for i, algorithm := range []string{"zlib", "zstd", "lzo"} {
 		t.Run(algorithm, func(t *testing.T) {

@@ -165,6 +165,22 @@ func SetLimit(ctx context.Context, backend Backend, name string, limit quota.Lim
 	return cannot("limit", backend)
 }
 
+// ChangesSizer is a Backend that keeps the changes of some volumes apart.
+type ChangesSizer interface {
+	// ChangesSize returns the sum of the sizes of the regular files that a volume has apart from base, each once however many
+	// names it has: those that were made and those that were changed, even back. Returns ErrNotImplemented if the volume does
+	// not have its changes to base apart.
+	ChangesSize(ctx context.Context, name, base string) (int64, error)
+}
+
+// ChangesSize is ChangesSizer.ChangesSize. Returns ErrNotImplemented if the backend is none.
+func ChangesSize(ctx context.Context, backend Backend, name, base string) (int64, error) {
+	if s, ok := As[ChangesSizer](backend); ok {
+		return s.ChangesSize(ctx, name, base)
+	}
+	return 0, cannot("measure changes", backend)
+}
+
 // Streamer is a Backend with native streams of volumes.
 type Streamer interface {
 	// Send writes the native stream of top, incremental from base unless base is nil.

@@ -30,6 +30,7 @@ func TestCrashImages(t *testing.T) {
 
 // TestCrashImagesShared is TestCrashImages with shared roots.
 func TestCrashImagesShared(t *testing.T) {
+	t.Parallel()
 	inEachShared(t, func(t *testing.T, s system) {
 		if s.driver == "btrfs" { // ZFS: TestZFSCrashImages
 			cutPowerOften(t, s, sharedCrashStates)

@@ -55,6 +55,7 @@ func (f fault) String() string {
 // injected is the outcome of a run.
 type injected struct {
 	steps int      // between the marks
+	calls []uint64 // of the steps that were entered
 	at    callStop // where the fault was injected; zero if the operation was through before
 	done  bool
 }
@@ -75,9 +76,10 @@ func inject(cmd *exec.Cmd, f fault) (injected, error) {
 			}
 			return false, nil
 		}
-		if !slices.Contains(steps, s.call) || f.kind == fails && !mayFail(s) {
+		if !slices.Contains(steps, s.call) || isRuntimes(s) || f.kind == fails && !mayFail(s) {
 			return false, nil
 		}
+		r.calls = append(r.calls, s.call)
 		if r.steps++; r.steps != f.step {
 			return false, nil
 		}
@@ -112,11 +114,18 @@ func mayFail(s *callStop) bool {
 		return false
 	case unix.SYS_IOCTL:
 		return s.args[1] != iocStartSync && s.args[1] != iocWaitSync
-	case unix.SYS_WRITE: // by which the Go runtime wakes its poller
-		target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", s.pid, s.args[0]))
-		return !strings.HasPrefix(target, "anon_inode:")
 	}
 	return true
+}
+
+// isRuntimes reports whether a call is the one by which the Go runtime wakes its poller. A thread that is held in it would
+// keep the scheduler from running the goroutine that acknowledges.
+func isRuntimes(s *callStop) bool {
+	if s.call != unix.SYS_WRITE {
+		return false
+	}
+	target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", s.pid, s.args[0]))
+	return strings.HasPrefix(target, "anon_inode:")
 }
 
 // skipCall replaces the call that a thread is about to make by a call that does nothing.
@@ -144,8 +153,9 @@ func setResult(tid int, errno unix.Errno) error {
 // nothing besides. A failed operation can be repeated in the same process. If a step of a removal fails,
 // docs/reference/on-disk-format.md lists the remains until the home is next opened.
 //
-// Long, every step of every operation. Else a choice of them, always the same for the same steps, so that a failure is
-// about the commit. COWSHED_FAULTS_SEED makes another choice: a number, or "random".
+// Long, every step of every operation; on ZFS, whose machine is slow, every external step, and a choice of the others.
+// Else a choice of all, always the same for the same steps, so that a failure is about the commit. COWSHED_FAULTS_SEED makes
+// another choice: a number, or "random".
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	rng := faultsRandom(t)
@@ -158,6 +168,7 @@ func TestFaults(t *testing.T) {
 
 // TestFaultsShared is TestFaults with shared roots.
 func TestFaultsShared(t *testing.T) {
+	t.Parallel()
 	rng := faultsRandom(t)
 	inEachShared(t, func(t *testing.T, s system) { faultsIn(t, s, rng) })
 }
@@ -203,21 +214,26 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	require.Empty(t, result.Error)
 	require.Positive(t, quiet.steps)
 
-	var faults []fault
-	for step := 1; step <= quiet.steps; step++ {
-		faults = append(faults, fault{kind: cancelDuring, step: step}, fault{kind: cancelAfter, step: step},
-			fault{kind: signalled, step: step, signal: unix.SIGURG}, fault{kind: signalled, step: step, signal: unix.SIGWINCH})
-		for _, errno := range []unix.Errno{unix.EIO, unix.ENOSPC, unix.EINTR} {
-			faults = append(faults, fault{kind: fails, step: step, errno: errno})
+	var faults, inner []fault // inner: of steps that a choice is made of in any case
+	for i, call := range quiet.calls {
+		all := faultsOfStep(i + 1)
+		if s.driver == "zfs" && !slices.Contains(externalCalls, call) {
+			inner = append(inner, all...)
+		} else {
+			faults = append(faults, all...)
 		}
 	}
-	if !testfs.Long() {
-		most := 4
-		if s.driver == "zfs" || s.shared {
-			most = 2
-		}
-		rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
-		faults = faults[:min(most, len(faults))]
+	choice := func(of []fault, most int) []fault {
+		rng.Shuffle(len(of), func(i, j int) { of[i], of[j] = of[j], of[i] })
+		return of[:min(most, len(of))]
+	}
+	switch {
+	case testfs.Long():
+		faults = append(faults, choice(inner, 20)...)
+	case s.driver == "zfs" || s.shared:
+		faults = choice(append(faults, inner...), 2)
+	default:
+		faults = choice(faults, 4)
 	}
 	happened := 0
 	for _, f := range faults {
@@ -241,6 +257,23 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	t.Logf("%d steps; %d of %d faults happened", quiet.steps, happened, len(faults))
 }
 
+// externalCalls are the system calls by which an operation asks something of the filesystem or changes it.
+var externalCalls = []uint64{
+	unix.SYS_IOCTL, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_UNLINKAT, unix.SYS_FSYNC,
+}
+
+// faultsOfStep are all that can happen in a step.
+func faultsOfStep(step int) []fault {
+	all := []fault{
+		{kind: cancelDuring, step: step}, {kind: cancelAfter, step: step},
+		{kind: signalled, step: step, signal: unix.SIGURG}, {kind: signalled, step: step, signal: unix.SIGWINCH},
+	}
+	for _, errno := range []unix.Errno{unix.EIO, unix.ENOSPC, unix.EINTR} {
+		all = append(all, fault{kind: fails, step: step, errno: errno})
+	}
+	return all
+}
+
 // runFaulty runs the operation in a process of its own with a fault, and checks the state after it.
 func runFaulty(t *testing.T, s system, root string, op faultOperation, f fault) (injected, faultResult) {
 	t.Helper()
@@ -249,7 +282,7 @@ func runFaulty(t *testing.T, s system, root string, op faultOperation, f fault) 
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	r, err := inject(cmd, f)
-	require.NoError(t, err, "%v: %s", f, out.String())
+	require.NoError(t, err, "%v, call %d with %#x: %s", f, r.at.call, r.at.args, out.String())
 	var result faultResult
 	_, line, found := strings.Cut(out.String(), resultMark)
 	require.True(t, found, "%v: %s", f, out.String())
@@ -308,11 +341,11 @@ func stateOf(t *testing.T, s system, d lister, root string) (state homeState) {
 		}
 	}
 	if s.driver == "zfs" {
-		out, err := exec.Command("zfs", "list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", root).Output()
+		out, err := exec.Command("zfs", "list", "-H", "-o", "name,clones", "-t", "filesystem,snapshot", "-r", root).Output()
 		require.NoError(t, err)
 		for line := range strings.Lines(string(out)) {
-			name := strings.TrimSuffix(line, "\n")
-			if !strings.HasSuffix(name, "@layer") && strings.ContainsAny(name, "@ ") {
+			name, clones, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+			if !strings.HasSuffix(name, "@layer") && strings.ContainsAny(name, "@ ") && !takenForClone(name, clones) {
 				state.left = append(state.left, "dataset "+withoutRandom(name))
 			}
 		}

@@ -79,10 +79,15 @@ func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (kil
 	defer func() { _ = cmd.Wait() }()
 	pid := cmd.Process.Pid
 	const longest = time.Minute // the processes in question need a second
-	watchdog := time.AfterFunc(longest, func() { _ = unix.Kill(pid, unix.SIGKILL) })
+	held := 0
+	watchdog := time.AfterFunc(longest, func() {
+		_ = unix.Kill(pid, unix.SIGQUIT) // has Go's runtime print the goroutines
+		time.Sleep(5 * time.Second)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	})
 	defer func() {
 		if !watchdog.Stop() && err == nil {
-			err = fmt.Errorf("not through within %v", longest)
+			err = fmt.Errorf("not through within %v; held thread: %d", longest, held)
 		}
 	}()
 	var status unix.WaitStatus
@@ -93,7 +98,7 @@ func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (kil
 	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
 		return false, err
 	}
-	marks, held := 0, 0
+	marks := 0
 	tid := pid
 	for {
 		signal := 0

@@ -146,9 +146,9 @@ func assertNoSharedLeft(t *testing.T, home string, ids []string) {
 	}
 }
 
-// TestKilledShared is TestKilled with shared roots. Like all tests with these, it does not run beside others: the overlay of
-// a volume keeps volumes of that name in all homes in use, since the kernel tells no more than paths.
+// TestKilledShared is TestKilled with shared roots.
 func TestKilledShared(t *testing.T) {
+	t.Parallel()
 	inEachShared(t, func(t *testing.T, s system) {
 		for _, op := range operations(s) {
 			t.Run(op.name, func(t *testing.T) { killAtEachStep(t, s, op) })

@@ -2,6 +2,8 @@ package live_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -67,3 +69,15 @@ func TestFailedRecovery(t *testing.T) {
 type noRename struct{ cowcommon.Backend }
 
 func (noRename) Rename(context.Context, string, string) error { return errCrash }
+
+// TestTemporaryRecords: records that a crash has left half-written go.
+func TestTemporaryRecords(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	for _, dir := range []string{"moments", "pending"} {
+		require.NoError(t, os.WriteFile(filepath.Join(h.records, dir, ".new-1"), nil, 0o600))
+	}
+	h.assertClean(1, "web")
+}

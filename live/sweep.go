@@ -52,7 +52,7 @@ func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error
 
 // sweep removes all that it can, also if something else cannot be removed.
 func (l *Layers) sweep(ctx context.Context) error {
-	expireErr := l.expire(ctx, time.Now())
+	expireErr := errors.Join(l.removeTemporary(momentsDir), l.expire(ctx, time.Now()))
 	for {
 		again, err := l.sweepOnce(ctx)
 		if !again {
@@ -67,7 +67,7 @@ func (l *Layers) expire(ctx context.Context, now time.Time) (err error) {
 	expired := make(map[string]record) // moments by fork
 	for _, r := range records {
 		for _, fork := range r.Forks {
-			if !fork.Expires.IsZero() && !now.Before(fork.Expires) {
+			if fork.expired(now) {
 				expired[fork.Name] = r
 			}
 		}
@@ -214,8 +214,22 @@ func (l *Layers) removeMoment(ctx context.Context, volume string) (gone bool, er
 	return true, l.forget(momentsDir, volume)
 }
 
+// removeTemporary removes records that a crash has left half-written. The caller is alone.
+func (l *Layers) removeTemporary(dir string) error {
+	entries, err := os.ReadDir(l.path(dir))
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), temporaryPrefix) {
+			err = errors.Join(err, os.Remove(l.path(dir, entry.Name())))
+		}
+	}
+	return err
+}
+
 // endInterrupted ends the steps that a crash interrupted.
 func (l *Layers) endInterrupted(ctx context.Context) error {
+	if err := l.removeTemporary(pendingDir); err != nil {
+		return err
+	}
 	records, err := l.records(pendingDir, "")
 	if err != nil {
 		return err

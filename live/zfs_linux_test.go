@@ -30,7 +30,7 @@ func newZFSHome(t *testing.T) home {
 func TestZFS(t *testing.T) {
 	testfs.Zpool(t)
 	for name, test := range map[string]func(t *testing.T, h home){
-		"fork": testFork, "fork rolled back": testForkRolledBack, "snapshots": testSnapshots, "rollback": testRollback, "merge": testMerge,
+		"fork": testFork, "fork rolled back": testForkRolledBack, "snapshots": testSnapshots, "rollback": testRollback, "merge": testMerge, "still": testStill,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newZFSHome(t)) })
 	}

@@ -39,7 +39,7 @@ build() {
 	mkdir "$work"
 	CGO_ENABLED=0 go build -o "$work/test2json" cmd/test2json
 	# shellcheck disable=SC2016 # expanded when the script runs
-	printf '#!/bin/bash\nwork=$(dirname "$(readlink -f "$0")")\nstatus=0\n' >"$work/tests.sh"
+	printf '#!/bin/bash\nmodprobe fuse || exit\nwork=$(dirname "$(readlink -f "$0")")\nstatus=0\n' >"$work/tests.sh"
 	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' "${packages[@]}" >"$dir/packages"
 	while read -r path; do
 		rel=${path#"$module"/}

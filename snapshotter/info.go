@@ -128,7 +128,7 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 	}
 	usage, err := s.measure(ctx, r.volume)
 	if errdefs.IsNotImplemented(err) {
-		return s.count(ctx, r)
+		return s.countActive(ctx, r)
 	}
 	if err == nil && s.opts.CountInodes {
 		var counted snapshots.Usage
@@ -175,6 +175,17 @@ func (s *Snapshotter) measureOnce(ctx context.Context, volume string) snapshots.
 		s.log.Warn("snapshotter: usage cannot be read, and will be counted", "volume", volume, "error", err)
 	}
 	return unmeasured
+}
+
+// countActive is count for an active snapshot. Changes that are apart are not compared, unless inodes count too.
+func (s *Snapshotter) countActive(ctx context.Context, r record) (snapshots.Usage, error) {
+	if !s.opts.CountInodes {
+		size, err := cowcommon.ChangesSize(ctx, s.backend, r.volume, r.parentVolume)
+		if !errdefs.IsNotImplemented(err) {
+			return snapshots.Usage{Size: size}, err
+		}
+	}
+	return s.count(ctx, r)
 }
 
 // count compares a snapshot with its parent.

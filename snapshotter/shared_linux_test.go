@@ -144,3 +144,29 @@ func TestSharedMounts(t *testing.T) {
 	require.NoError(t, h.Cleanup(t.Context()))
 	assert.Empty(t, h.volumes())
 }
+
+// TestUsageOfShared: without quotas, the usage of an active snapshot with a shared root is the size of its files apart, and nothing
+// is compared.
+func TestUsageOfShared(t *testing.T) {
+	for _, inodes := range []bool{false, true} {
+		h := newHost(t, Options{RootStyle: cowcommon.SharedRoot, CountInodes: inodes})
+		h.image("image")
+		dir, unmount := h.mountAt(h.prepare(strings.Repeat("1a", 32), "image"))
+		require.NoError(t, fill(filepath.Join(dir, "new"), 4*mib))
+		file, err := os.OpenFile(filepath.Join(dir, "file"), os.O_WRONLY, 0) // copied up, and equal
+		require.NoError(t, err)
+		require.NoError(t, file.Close())
+		size, err := os.Stat(filepath.Join(dir, "file"))
+		require.NoError(t, err)
+		usage, err := h.Usage(t.Context(), strings.Repeat("1a", 32))
+		require.NoError(t, err)
+		if inodes {
+			assert.EqualValues(t, 4*mib, usage.Size)
+			assert.EqualValues(t, 1, usage.Inodes)
+		} else {
+			assert.EqualValues(t, 4*mib+size.Size(), usage.Size)
+			assert.Zero(t, usage.Inodes)
+		}
+		unmount()
+	}
+}

@@ -124,8 +124,8 @@ func (a *app) openDriver(ctx context.Context, readOnly bool) (*store, error) {
 	if !ok {
 		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
-	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log)
 	moments := live.New(driver.Backend(), momentsDir(root, driver.String(), driver.Backend()), a.log)
+	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log).WithBase(moments.Base)
 	if !readOnly { // before anybody looks for a layer
 		if err := moments.Recover(ctx); err != nil {
 			a.log.Warn("interrupted steps are ended later", "error", err)

@@ -9,6 +9,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/outfile"
 	"github.com/cowshed/cowshed/internal/stream"
+	"github.com/cowshed/cowshed/internal/textdiff"
 )
 
 type diffFlags struct {
@@ -16,23 +17,34 @@ type diffFlags struct {
 	output   string
 	compress string
 	level    int
+	text     bool
 }
+
+// textLimits bound diff --text.
+var textLimits = textdiff.Limits{File: 1 << 20, Total: 16 << 20}
 
 func newDiffCommand(a *app) *cobra.Command {
 	f := diffFlags{}
 	cmd := &cobra.Command{
 		Use:   "diff NAME [PARENT]",
-		Short: "Write the changes of a layer as a tar",
+		Short: "Write the changes of a layer as a tar, or as text",
 		Long: `Writes the changes of a layer since the layer that it was made from, or since PARENT, as a layer tar (OCI
 image-spec, layer.md). LAYER@SNAPSHOT stands for a snapshot in both places. The tar goes to standard output or a file. The same changes give the same bytes. With
-SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.`,
-		Example: "  cowshed diff web -o web.tar.zst --compress zstd\n  cowshed diff web | tar -t",
+SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.
+
+With --text, the changes are shown for people instead. Files of UTF-8 of up to 1 MiB are shown as a unified diff, up to 16 MiB
+in all. Others are named with their sizes, as are changes of modes, links and devices. Bytes that a terminal would act
+on are written as \x1b, and paths with such bytes are quoted.`,
+		Example: "  cowshed diff web -o web.tar.zst --compress zstd\n  cowshed diff web | tar -t\n  cowshed diff try-3 --text",
 		Args:    usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(args); err != nil {
 				return err
 			}
-			if f.output == "" && isTerminal(cmd.OutOrStdout()) {
+			if f.text && (cmd.Flags().Changed("compress") || cmd.Flags().Changed("level")) {
+				return usagef("--text is not compressed")
+			}
+			if f.output == "" && !f.text && isTerminal(cmd.OutOrStdout()) {
 				return usagef("a tar is not for the terminal: use -o FILE, or a pipe")
 			}
 			return a.with(cmd.Context(), func(s *store) error { return s.diff(cmd, args, f) })
@@ -42,6 +54,7 @@ SOURCE_DATE_EPOCH in the environment no time in the tar is later than that.`,
 	f.compareFlags.add(cmd)
 	flags := cmd.Flags()
 	flags.StringVarP(&f.output, "output", "o", "", "file to write, which must not be there yet; - for standard output")
+	flags.BoolVar(&f.text, "text", false, "show the changes as text")
 	addCompression(cmd, &f.compress, &f.level, "none")
 	return cmd
 }
@@ -68,6 +81,11 @@ func (s *store) diff(cmd *cobra.Command, args []string, f diffFlags) (err error)
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 
+	if f.text {
+		return toOutput(cmd, f.output, func(w io.Writer) error {
+			return textdiff.Write(cmd.Context(), w, c.Dir(), c.BaseDir(), c.Changes, textLimits)
+		})
+	}
 	return toOutput(cmd, f.output, func(w io.Writer) error {
 		compressor, err := layertar.Compress(w, format, f.level)
 		if err != nil {

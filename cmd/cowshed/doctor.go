@@ -233,6 +233,7 @@ func (d *doctor) store(ctx context.Context) {
 	d.layers(ctx, s)
 	d.nativeDiff(ctx, s)
 	d.images(ctx, s)
+	d.moments(ctx, s)
 }
 
 // layers counts layers.
@@ -299,6 +300,28 @@ func (d *doctor) images(ctx context.Context, s *store) {
 	}
 	if len(problems) == 0 {
 		d.add(ok, "images", "", "records and layers agree")
+	}
+}
+
+// moments looks for forks, snapshots and their records that do not fit together.
+func (d *doctor) moments(ctx context.Context, s *store) {
+	problems, err := s.live.Check(ctx)
+	switch {
+	case errdefs.IsUnavailable(err):
+		d.add(ok, "moments", "", "not looked at: %v", err)
+		return
+	case err != nil:
+		d.add(fail, "moments", "", "%v", err)
+		return
+	case len(problems) == 0:
+		d.add(ok, "moments", "", "records of snapshots and forks agree with the volumes")
+	}
+	for _, p := range problems {
+		v := warn
+		if p.Severe {
+			v = fail
+		}
+		d.add(v, "moments", p.Advice, "%s", p.What)
 	}
 }
 

@@ -43,32 +43,39 @@ name, unless IMAGE or --name gives another. Docker, containerd and podman read t
 			if err != nil {
 				return usageError{err}
 			}
-			if ref.Path == image.Stdio && isTerminal(cmd.OutOrStdout()) {
-				return usagef("a tar is not for the terminal: use a file, or a pipe")
+			if err := checkOutput(cmd, ref); err != nil {
+				return err
 			}
 			return a.with(cmd.Context(), func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, true),
 	}
+	f.add(cmd)
+	flags := cmd.Flags()
+	flags.BoolVarP(&f.force, "force", "f", false, "write over a file that is there")
+	flags.BoolVar(&f.exact, "exact", false, "fail if an image that was imported would come out with another ID")
+	return cmd
+}
+
+// add adds the flags that say how an image is written.
+func (f *exportFlags) add(cmd *cobra.Command) {
 	addCompression(cmd, &f.compress, &f.level, "")
 	flags := cmd.Flags()
 	flags.Lookup("compress").Usage += " (default none for docker-archive, else gzip)"
 	flags.StringVar(&f.name, "name", "", "name of the image in the layout or archive; as here if not given")
-	flags.BoolVarP(&f.force, "force", "f", false, "write over a file that is there")
-	flags.BoolVar(&f.exact, "exact", false, "fail if an image that was imported would come out with another ID")
 	flags.BoolVar(&f.insecure, "insecure", false, "talk to a registry without TLS, or without checking its certificate")
 	addJSON(cmd, &f.json)
-	return cmd
+}
+
+// checkOutput refuses to write a tar to a terminal.
+func checkOutput(cmd *cobra.Command, ref image.Reference) error {
+	if ref.Path == image.Stdio && isTerminal(cmd.OutOrStdout()) {
+		return usagef("a tar is not for the terminal: use a file, or a pipe")
+	}
+	return nil
 }
 
 func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference, f exportFlags) error {
-	if f.compress == "" && ref.Transport != image.DockerArchive {
-		f.compress = layertar.Gzip.String()
-	}
-	format, err := layertar.ParseFormat(f.compress)
-	if err != nil {
-		return err
-	}
 	epoch, err := sourceDateEpoch()
 	if err != nil {
 		return err
@@ -81,9 +88,24 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 		}
 		what = v.Name
 	}
+	return s.writeImage(cmd, what, ref, f, func(opts image.ExportOptions) (*image.Exported, error) {
+		opts.Epoch, opts.Exact = epoch, f.exact
+		return s.images.Export(cmd.Context(), what, ref, opts)
+	})
+}
+
+// writeImage calls export with the options of the flags, and tells of the result.
+func (s *store) writeImage(cmd *cobra.Command, what string, ref image.Reference, f exportFlags, export func(image.ExportOptions) (*image.Exported, error)) error {
+	if f.compress == "" && ref.Transport != image.DockerArchive {
+		f.compress = layertar.Gzip.String()
+	}
+	format, err := layertar.ParseFormat(f.compress)
+	if err != nil {
+		return err
+	}
 	bars := s.progress(cmd)
-	exported, err := s.images.Export(cmd.Context(), what, ref, image.ExportOptions{
-		Format: format, Level: f.level, Epoch: epoch, Name: f.name, Replace: f.force, Exact: f.exact, Stdout: cmd.OutOrStdout(), Progress: bars,
+	exported, err := export(image.ExportOptions{
+		Format: format, Level: f.level, Name: f.name, Replace: f.force, Stdout: cmd.OutOrStdout(), Progress: bars,
 		Registries: image.RegistryOptions{Insecure: f.insecure},
 	})
 	bars.wait()

@@ -90,18 +90,23 @@ func (s *store) importImage(cmd *cobra.Command, source string, f importFlags) (e
 	if err != nil {
 		return err
 	}
-	if f.json {
+	if src.Kind == image.RootFS && ref.Transport != image.RootFS && !f.json {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: taken for %s:%s, since nothing of an image is in it\n", image.RootFS, source)
+	}
+	return printImported(cmd, imported, src.Kind, f.json)
+}
+
+// printImported tells of an image that is now in the store.
+func printImported(cmd *cobra.Command, imported *image.Imported, kind image.Transport, asJSON bool) error {
+	if asJSON {
 		return printJSON(cmd, struct {
 			imageInfo
 			Kind   image.Transport `json:"kind"`
 			Made   []string        `json:"made"`
 			Reused []string        `json:"reused"`
-		}{describeImage(imported.Image), src.Kind, orEmpty(imported.Made), orEmpty(imported.Reused)})
+		}{describeImage(imported.Image), kind, orEmpty(imported.Made), orEmpty(imported.Reused)})
 	}
-	if src.Kind == image.RootFS && ref.Transport != image.RootFS {
-		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: taken for %s:%s, since nothing of an image is in it\n", image.RootFS, source)
-	}
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), imported.Image.Name)
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), imported.Image.Name)
 	return err
 }
 

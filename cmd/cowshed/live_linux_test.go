@@ -272,3 +272,49 @@ func TestExpiredFork(t *testing.T) {
 	a.ok(t, "rollback", "fork", "one")
 	assert.Contains(t, a.ok(t, "log", "web", "--json"), `"task": "1"`)
 }
+
+// TestDiffText compares layer, snapshot, fork and parent.
+func TestDiffText(t *testing.T) {
+	a := newWeb(t)
+	a.ok(t, "snapshot", "web", "one")
+	a.write(t, "web", "file", "2\n")
+	a.ok(t, "fork", "web", "fork")
+	a.write(t, "fork", "file", "3\n")
+	a.write(t, "fork", "\x1b[2J", "\x1b[2J")
+	const head = "diff a/file b/file\n--- a/file\n+++ b/file\n@@ -1,1 +1,1 @@\n"
+	const noNewline = "\n\\ No newline at end of file\n"
+	assert.Equal(t, head+"-1"+noNewline+"+2\n", a.ok(t, "diff", "web", "web@one", "--text"))
+	assert.Contains(t, a.ok(t, "diff", "web", "--text"), "--- /dev/null\n+++ b/file\n@@ -0,0 +1,1 @@\n+2\n")
+	assert.Contains(t, a.ok(t, "diff", "web@one", "--text"), "+1"+noNewline)
+	out := a.ok(t, "diff", "fork", "--text")
+	assert.Contains(t, out, head+"-2\n+3\n")
+	assert.Contains(t, out, `+++ "b/\x1b[2J"`)
+	assert.NotContains(t, out, "\x1b")
+	assert.Contains(t, a.ok(t, "diff", "web@one", "fork", "--text"), head+"-3\n+1"+noNewline)
+	path := filepath.Join(t.TempDir(), "text")
+	a.ok(t, "diff", "fork", "--text", "-o", path)
+	written, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, out, string(written))
+	assert.Equal(t, exitUsage, a.run(t, "diff", "fork", "--text", "--compress", "gzip").code)
+}
+
+// TestDoctorMoments: doctor finds moments and forks that do not fit together, and says how to go on.
+func TestDoctorMoments(t *testing.T) {
+	a := newWeb(t)
+	a.ok(t, "snapshot", "web", "one")
+	assert.Contains(t, a.ok(t, "doctor"), "records of snapshots and forks agree with the volumes")
+	var infos []snapshotInfo
+	a.json(t, &infos, "snapshot", "ls", "web")
+	a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
+	out := a.ok(t, "doctor")
+	assert.Contains(t, out, "fork brief of layer web has expired")
+	assert.Contains(t, out, "the next cowshed ls removes it")
+	record := filepath.Join(a.root, "live/btrfs/moments", infos[0].Volume+".json")
+	write(t, record, "{")
+	r := a.run(t, "doctor")
+	assert.Equal(t, exitFailure, r.code)
+	assert.Contains(t, r.out, "delete the record "+record)
+	require.NoError(t, os.Remove(record))
+	assert.Contains(t, a.ok(t, "doctor"), "has the name of a moment, and no record")
+}

@@ -44,6 +44,8 @@ func assertReads(t *testing.T, a at, why string) {
 	assert.Contains(t, a.ok(t, "diff", "mid"), "mid")
 	a.ok(t, "export", "app:1", "oci-archive:"+filepath.Join(outside, "app.tar"))
 	a.ok(t, "export", "web", "docker-archive:"+filepath.Join(outside, "web.tar")+":web:1")
+	a.ok(t, "promote", "web", "oci-archive:"+filepath.Join(outside, "promoted.tar")+":web:1")
+	assert.Contains(t, a.ok(t, "diff", "web", "--text"), "+web")
 
 	target := filepath.Join(outside, "mnt")
 	a.ok(t, "mount", "--read-only", "web", target)
@@ -58,7 +60,7 @@ func assertReads(t *testing.T, a at, why string) {
 	image, _ := writeImage(t, "other:1", 1)
 	for _, args := range [][]string{
 		{"create", "new"}, {"create", "new", "--parent", "base"}, {"create", "new", "--parent", "web"},
-		{"rm", "web"}, {"rmi", "app:1"}, {"import", image}, {"limit", "web", "1G"},
+		{"rm", "web"}, {"rmi", "app:1"}, {"import", image}, {"promote", "web", "new:1"}, {"limit", "web", "1G"},
 		{"apply", "web", filepath.Join(outside, "empty.tar")}, {"mount", "web", target}, {"mount", "--read-only", "web"},
 	} {
 		r := a.run(t, args...)

@@ -91,7 +91,7 @@ changed any more. An image is a chain of such layers with a config.`,
 			newMountCommand(a), newUnmountCommand(a), newChangesCommand(a), newDiffCommand(a), newApplyCommand(a),
 		}},
 		{"live", "Moments of layers:", []*cobra.Command{
-			newForkCommand(a), newSnapshotCommand(a), newRollbackCommand(a), newMergeCommand(a), newLogCommand(a),
+			newForkCommand(a), newSnapshotCommand(a), newRollbackCommand(a), newMergeCommand(a), newPromoteCommand(a), newLogCommand(a),
 		}},
 		{"images", "Images:", []*cobra.Command{
 			newImportCommand(a), newExportCommand(a), newImagesCommand(a), newRmiCommand(a),

@@ -22,6 +22,7 @@ import (
 	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/namelock"
+	"github.com/cowshed/cowshed/internal/overlaysource"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 )
 
@@ -81,6 +82,7 @@ type Backend struct {
 	mounts   inuse.Table[*mounted] // by volume
 	views    inuse.Table[*overlay] // overlays for one view each, by name in the directory of mount points
 	overlays *mounttable.Filesystem
+	self     overlaysource.Home // as the sources of overlays name it
 	removed  removed
 
 	makeRoots  func() error // makes the directory of mount points, once
@@ -96,6 +98,7 @@ var _ interface {
 	cowcommon.SpecMounter
 	cowcommon.Hinter
 	cowcommon.Limiter
+	cowcommon.ChangesSizer
 	cowcommon.Streamer
 	cowcommon.Keeper
 	cowcommon.Adopter
@@ -146,6 +149,9 @@ func (b *Backend) start(ctx context.Context, home string) (err error) {
 		return err
 	}
 	defer dir.Close()
+	if b.self, err = overlaysource.HomeOf(dir); err != nil {
+		return err
+	}
 	if b.overlays, err = mounttable.New(int(dir.Fd())); err != nil {
 		return err
 	}
@@ -315,20 +321,20 @@ func (b *Backend) sweepAll() {
 // isLeft reports whether the overlay of a killed process can go. It is no layer of another overlay, which would keep its
 // upper in use unseen.
 func (b *Backend) isLeft(m *mountinfo.Info) bool {
-	over, err := b.overlays.UsesOf(m.Mountpoint)
-	return err == nil && len(over) == 0 && b.isUnused(m)
+	over, err := b.overlays.UsesOf(m.Mountpoint, nil)
+	return err == nil && len(over) == 0 && b.isUnused(m.Mountpoint)
 }
 
 // isUnused reports whether the overlay that is mounted on a mount point is mounted at no other place. A container may have
 // outlived the process that mounted its root. Namespaces that were copied have the mount at the same place. The kernel
 // unmounts such copies when the mount point is removed.
-func (b *Backend) isUnused(m *mountinfo.Info) bool {
-	name := filepath.Base(m.Mountpoint)
+func (b *Backend) isUnused(point string) bool {
+	name := filepath.Base(point)
 	if strings.HasPrefix(name, viewPrefix) {
 		return true
 	}
-	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir))
-	elsewhere := func(u mounttable.Use) bool { return u.Mountpoint != m.Mountpoint }
+	uses, err := b.overlays.UsesOf(filepath.Join(b.home, name, sharedmark.Dir), b.self.Volume(name).IsUpper())
+	elsewhere := func(u mounttable.Use) bool { return u.Mountpoint != point }
 	return err == nil && !slices.ContainsFunc(uses, elsewhere)
 }
 
@@ -343,7 +349,7 @@ func (b *Backend) close() error {
 	errs := []error{
 		b.views.CloseAll(func(_ string, o *overlay) error { return o.close() }),
 		b.mounts.CloseAll(func(name string, m *mounted) error {
-			return b.release(name, m, func() bool { return b.isUnused(&mountinfo.Info{Mountpoint: b.point(name)}) })
+			return b.release(name, m, func() bool { return b.isUnused(b.point(name)) })
 		}),
 	}
 	errs = append(errs, b.Backend.Close())

@@ -3,6 +3,7 @@ package sharedroot_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -79,7 +80,8 @@ func openShared(t testing.TB, home string, opts sharedroot.Options) cowcommon.Ba
 }
 
 // BenchmarkContainer is the life of a container of each style: it is made, mounted, changes three files, and is removed or
-// committed. The part "overlay" is an overlay over a sealed volume, with the same directories in an ordinary one.
+// committed. The part "overlay" is an overlay over a sealed volume, with the same directories in an ordinary one. The part
+// "usage" measures the three changes while the container runs, without quotas: from the changes apart, or by a comparison.
 func BenchmarkContainer(b *testing.B) {
 	home := filepath.Join(testfs.Btrfs(b, testfs.WithSimpleQuota()), "home")
 	backend := openShared(b, home, sharedroot.Options{})
@@ -117,6 +119,25 @@ func BenchmarkContainer(b *testing.B) {
 			live(b, func(name string) error { return cowcommon.Seal(b.Context(), backend, name) })
 		})
 	}
+	require.NoError(b, backend.Clone(b.Context(), "measured", "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+	dir, err := backend.Mount(b.Context(), "measured", "")
+	require.NoError(b, err)
+	change(dir)
+	b.Run("usage/apart", func(b *testing.B) {
+		for b.Loop() {
+			_, err := cowcommon.ChangesSize(b.Context(), backend, "measured", "image")
+			require.NoError(b, err)
+		}
+	})
+	b.Run("usage/compared", func(b *testing.B) {
+		comparer := cowcommon.NewComparer(backend, user.IdentityMapping{}, slog.New(slog.DiscardHandler))
+		for b.Loop() {
+			c, err := comparer.Compare(b.Context(), "measured", "image", cowcommon.Auto)
+			require.NoError(b, err)
+			require.NoError(b, c.Close())
+		}
+	})
+	require.NoError(b, backend.Unmount(b.Context(), "measured"))
 	b.Run("remove/overlay", func(b *testing.B) {
 		for b.Loop() {
 			n++

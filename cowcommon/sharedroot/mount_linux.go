@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/namelock"
+	"github.com/cowshed/cowshed/internal/overlaysource"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 )
 
@@ -128,7 +129,7 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 			}
 		}
 		if err == nil {
-			err = b.mountOverlay(m.dir, lowerDir, upperOf(dir), work, label)
+			err = b.mountOverlay(m.dir, lowerDir, dir, work, label)
 		}
 	}
 	if err == nil && alone {
@@ -152,8 +153,7 @@ func (b *Backend) checkNotMounted(dir, name string) error {
 }
 
 func (b *Backend) checkNoOverlay(dir, name string) error {
-	// The kernel tells the layers of an overlay only as paths, so the end of the path is enough.
-	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir))
+	uses, err := b.overlays.UsesOf(filepath.Join(dir, sharedmark.Dir), b.self.Volume(name).IsUpper())
 	if err != nil {
 		return err
 	}
@@ -173,12 +173,20 @@ func isOverlay(dir string) (bool, error) {
 	return st.Type == unix.OVERLAYFS_SUPER_MAGIC, nil
 }
 
+// sourceOf is the source of the overlay over the trees of a volume and its lower, which are in these directories. They have the
+// names of the volumes, or the names of views, which are no volumes. The command finds the volume by the name in the source.
+func (b *Backend) sourceOf(lower, tree, name string) string {
+	upper := b.self.Volume(filepath.Base(tree))
+	return overlaysource.Source{Upper: upper, Lower: b.self.Volume(filepath.Base(lower)), Name: name}.String()
+}
+
 // flagsKept are flags of a volume's mount that its overlay has too. They are the same bits as MS_*.
 const flagsKept = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NOATIME | unix.ST_NODIRATIME
 
-// mountOverlay mounts an overlay on a new directory, whose name is the source of the mount too, for people and for the
-// command. Without a work directory it is read-only.
-func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) error {
+// mountOverlay mounts an overlay of the upper in a tree on a new directory, whose name is in the source of the mount too.
+// Without a work directory the overlay is read-only.
+func (b *Backend) mountOverlay(point, lower, tree, work, mountLabel string) error {
+	upper := upperOf(tree)
 	has, err := b.supported()
 	if err != nil {
 		return err
@@ -199,7 +207,7 @@ func (b *Backend) mountOverlay(point, lower, upper, work, mountLabel string) err
 		return err
 	}
 	data := label.FormatMountLabel(strings.Join(options, ","), mountLabel)
-	if err := unix.Mount(filepath.Base(point), point, "overlay", flags, data); err != nil {
+	if err := unix.Mount(b.sourceOf(lower, tree, filepath.Base(point)), point, "overlay", flags, data); err != nil {
 		return errors.Join(&fs.PathError{Op: "mount overlay", Path: point, Err: err}, mountdir.Remove(point, false))
 	}
 	return nil
@@ -235,7 +243,7 @@ func (b *Backend) unmountPoint(name string) error {
 	if isElsewhere, err := isMountedElsewhere(b.point(name)); isElsewhere || err != nil {
 		return err
 	}
-	if over, err := b.overlays.UsesOf(b.point(name)); len(over) > 0 || err != nil {
+	if over, err := b.overlays.UsesOf(b.point(name), nil); len(over) > 0 || err != nil {
 		return err
 	}
 	err := mountdir.Remove(b.point(name), false)

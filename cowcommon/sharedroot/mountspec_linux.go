@@ -49,7 +49,7 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 	if err != nil {
 		return spec, err
 	}
-	spec = cowcommon.MountSpec{Type: "overlay", Source: name}
+	spec = cowcommon.MountSpec{Type: "overlay"}
 	err = b.hold(ctx, lower, func(lowerDir string) error {
 		return b.hold(ctx, name, func(dir string) error {
 			work := ""
@@ -62,6 +62,7 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 			if spec.Options, err = mountOptions(lowerDir, upperOf(dir), work, has); err != nil {
 				return err
 			}
+			spec.Source = b.sourceOf(lowerDir, dir, name)
 			var st unix.Statfs_t
 			if err := unix.Statfs(dir, &st); err != nil {
 				return &fs.PathError{Op: "statfs", Path: dir, Err: err}

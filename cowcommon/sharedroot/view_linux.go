@@ -91,7 +91,7 @@ func (b *Backend) openOverlay(ctx context.Context, point, lower string, tree cow
 	}
 	below, err := b.Backend.View(ctx, lower)
 	if err == nil {
-		if err = b.mountOverlay(point, below.Dir(), upperOf(tree.Dir()), "", ""); err != nil {
+		if err = b.mountOverlay(point, below.Dir(), tree.Dir(), "", ""); err != nil {
 			err = errors.Join(err, below.Close())
 		}
 	}

@@ -93,7 +93,7 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m.registry.MustRegister(newCollector(sources, c.Root, d.log))
+	m.registry.MustRegister(newCollector(sources, c.Root, d.log), newLiveCollector(c.Root, d.log))
 	m.limits(c)
 	if err := d.listen(ctx); err != nil {
 		return nil, err

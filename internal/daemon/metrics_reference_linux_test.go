@@ -21,7 +21,8 @@ var descForm = regexp.MustCompile(`^Desc\{fqName: "(\w+)", help: "(.*?)"(?:, uni
 func TestMetricsReference(t *testing.T) {
 	m := newMetrics("VERSION")
 	m.limits(Config{})
-	m.registry.MustRegister(newCollector(nil, "", slog.New(slog.DiscardHandler)))
+	log := slog.New(slog.DiscardHandler)
+	m.registry.MustRegister(newCollector(nil, "", log), newLiveCollector("", log))
 	descs := make(chan *prometheus.Desc)
 	go func() {
 		m.registry.Describe(descs)
@@ -56,7 +57,8 @@ The key [metrics](configuration.md#metrics) turns these on. [monitoring.md](../h
 `+strings.Join(rows, "")+`
 The label `+"`service`"+` is `+"`snapshots`"+` or `+"`diff`"+` for containerd, and `+"`docker`"+` for the plugin. The label `+"`outcome`"+` has the
 values of [errors.md](errors.md#kinds-of-errors), and `+"`ok`"+`. The endpoint serves the usual metrics of a Go process too
-(`+"`go_`, `process_`"+`). Volumes are counted at most every ten seconds.
+(`+"`go_`, `process_`"+`). Volumes, snapshots and forks are counted at most every ten seconds. The label `+"`home`"+` is
+the name of a directory of records, see [on-disk-format.md](on-disk-format.md#moments).
 `)
 }
 

@@ -33,6 +33,8 @@ type ExportOptions struct {
 	Progress Progress        // nil: no one is told
 
 	Registries RegistryOptions
+
+	reuse bool // layers that the place has need not be written
 }
 
 // Exported describes the exported image.
@@ -56,12 +58,16 @@ type Exported struct {
 //
 // Returns errdefs.ErrNotFound if there is no such image or layer, and errdefs.ErrAlreadyExists if the file exists.
 // Returns errdefs.ErrInvalidArgument if the place cannot be written to in that way.
-func (s *Store) Export(ctx context.Context, what string, ref Reference, opts ExportOptions) (_ *Exported, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("export %s to %s: %w", what, ref, err)
-		}
-	}()
+func (s *Store) Export(ctx context.Context, what string, ref Reference, opts ExportOptions) (*Exported, error) {
+	exported, err := s.exportPlanned(ctx, ref, opts, func() (*plan, error) { return s.plan(ctx, what) })
+	if err != nil {
+		return nil, fmt.Errorf("export %s to %s: %w", what, ref, err)
+	}
+	return exported, nil
+}
+
+// exportPlanned writes the image that makePlan plans. Nobody removes images meanwhile.
+func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOptions, makePlan func() (*plan, error)) (_ *Exported, err error) {
 	lock, _, err := s.lockShared(ctx)
 	if err == nil {
 		err = lock.shared(ctx) // another may export at the same time
@@ -71,7 +77,7 @@ func (s *Store) Export(ctx context.Context, what string, ref Reference, opts Exp
 	}
 	defer func() { err = errors.Join(err, lock.close()) }()
 
-	plan, err := s.plan(ctx, what)
+	plan, err := makePlan()
 	if err != nil {
 		return nil, err
 	}
@@ -115,9 +121,16 @@ type destination interface {
 	close() error
 }
 
+// holder is a destination that may have layers already.
+type holder interface {
+	// held finds the layers with these diff IDs, from the lowest up to the first that is not there in that format. Only
+	// their sizes are checked.
+	held(diffIDs []digest.Digest, format layertar.Format) []*blob
+}
+
 // blob is a layer tar as it is to be stored.
 type blob struct {
-	file   *os.File
+	file   *os.File // nil: the place has it
 	digest digest.Digest
 	diffID digest.Digest
 	size   int64 // bytes
@@ -145,7 +158,13 @@ func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts E
 	image := &writtenImage{name: opts.Name}
 	progress := orNoProgress(opts.Progress)
 	var changes []string
-	for _, layer := range plan.layers {
+	if h, ok := dest.(holder); ok && opts.reuse {
+		image.layers = h.held(plan.diffIDs(), opts.Format)
+	}
+	for _, layer := range plan.layers[:len(image.layers)] {
+		progress.Start(short(layer.top), 0).End("already there")
+	}
+	for _, layer := range plan.layers[len(image.layers):] {
 		b, err := s.writeLayer(ctx, layer, dest, opts, progress)
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", layer.top, err)
@@ -270,11 +289,24 @@ type plan struct {
 // whole reports whether it is an image as it was imported, with no layer more.
 func (p *plan) whole() bool { return p.base != nil && len(p.layers) == len(p.base.DiffIDs()) }
 
+// diffIDs are those of the layers that were imported, base first.
+func (p *plan) diffIDs() (ids []digest.Digest) {
+	for _, layer := range p.layers {
+		if layer.diffID == "" {
+			break
+		}
+		ids = append(ids, layer.diffID)
+	}
+	return ids
+}
+
 // planLayer is a layer that becomes one of the image's layer tars.
 type planLayer struct {
 	top, base string
 	diffID    digest.Digest // that it was imported with; "": it was not
 	created   time.Time
+	createdBy string // of its entry in the history, as is comment
+	comment   string
 }
 
 // plan finds out which layers an image is made of.
@@ -299,16 +331,23 @@ func (s *Store) plan(ctx context.Context, what string) (*plan, error) {
 		if err != nil {
 			return nil, fmt.Errorf("no image or layer %s: %w", id, err)
 		}
-		added = append([]planLayer{{top: id, base: v.Parent, created: v.Created}}, added...)
-		if v.Parent == "" {
+		base, err := s.base(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		added = append([]planLayer{{top: id, base: base, created: v.Created, createdBy: exportedBy(id)}}, added...)
+		if base == "" {
 			return &plan{name: what, layers: added}, nil
 		}
 		if len(added) > maxLayers {
 			return nil, fault.New(errdefs.ErrInvalidArgument, "layer %s has more than %d layers below it", what, maxLayers)
 		}
-		id = v.Parent
+		id = base
 	}
 }
+
+// exportedBy is the entry for a layer in the history of an exported image.
+func exportedBy(layer string) string { return "cowshed export " + layer }
 
 // findChain returns the plan of the image with the layer on top, or else of the lower part of an image up to that
 // layer. It returns nil if no image has the layer.
@@ -337,7 +376,7 @@ func imagePlan(image *Image, n int) *plan {
 	}
 	base := ""
 	for i, id := range image.Layers()[:n] {
-		p.layers = append(p.layers, planLayer{top: id, base: base, diffID: image.DiffIDs()[i], created: image.Imported})
+		p.layers = append(p.layers, planLayer{top: id, base: base, diffID: image.DiffIDs()[i], created: image.Imported, createdBy: exportedBy(id)})
 		base = id
 	}
 	return p
@@ -355,7 +394,7 @@ func (p *plan) makeConfig(diffIDs []digest.Digest, epoch *time.Time) ([]byte, oc
 	for _, layer := range p.layers[inherited:] {
 		created = notAfter(layer.created.UTC(), epoch)
 		at := created
-		history = append(history, ocispec.History{Created: &at, CreatedBy: "cowshed export " + layer.top})
+		history = append(history, ocispec.History{Created: &at, CreatedBy: layer.createdBy, Comment: layer.comment})
 	}
 
 	switch {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,18 +108,24 @@ func (im *importer) run(ctx context.Context) error {
 	return im.finish(image)
 }
 
-// runUndescribed imports an image of one layer whose digest is not known before it was read.
+// runUndescribed imports an image whose uppermost layer has a digest that is not known before it was read. The others are
+// there.
 func (im *importer) runUndescribed(ctx context.Context) error {
-	filled, err := im.fill(ctx, "rootfs", "", im.src.layers[0], "")
+	below := layerIDs(im.src.below)
+	parent := ""
+	if len(below) > 0 {
+		parent = below[len(below)-1]
+	}
+	filled, err := im.fill(ctx, "rootfs", parent, im.src.layers[0], "")
 	if err != nil {
-		return fmt.Errorf("root filesystem: %w", err)
+		return fmt.Errorf("%s: %w", im.src.Kind, err)
 	}
 	if im.src.guessed {
 		err = im.checkNoImage(ctx, filled)
 	}
 	var config []byte
 	if err == nil {
-		config, err = im.src.describe([]digest.Digest{filled.diffID})
+		config, err = im.src.describe(append(slices.Clone(im.src.below), filled.diffID))
 	}
 	if err != nil {
 		return errors.Join(err, filled.discard(ctx))
@@ -130,6 +137,7 @@ func (im *importer) runUndescribed(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, filled.discard(ctx))
 	}
+	im.done.Reused = append(im.done.Reused, below...)
 	if err := im.rename(ctx, filled, image.Top()); err != nil {
 		return err
 	}

@@ -51,6 +51,9 @@ func (l *layoutWriter) newBlob() (*os.File, error) {
 
 func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
 	for _, b := range image.layers {
+		if b.file == nil { // it is there
+			continue
+		}
 		if err := b.file.Sync(); err != nil {
 			return err
 		}

@@ -207,7 +207,7 @@ func checkLayer(d ocispec.Descriptor) error {
 }
 
 func blobLayer(f files, d ocispec.Descriptor) sourceLayer {
-	return sourceLayer{digest: d.Digest, size: d.Size, open: func(context.Context) (io.ReadCloser, error) {
+	return sourceLayer{digest: d.Digest, size: d.Size, mediaType: d.MediaType, open: func(context.Context) (io.ReadCloser, error) {
 		r, _, err := f.open(blobPath(d.Digest))
 		return r, asMalformed(err)
 	}}

@@ -78,6 +78,18 @@ func ParseReference(s string) (Reference, error) {
 	return guessReference(s)
 }
 
+// NamesDestination reports whether a text begins with a transport that an image can be written to.
+func NamesDestination(s string) bool {
+	transport, rest, ok := strings.Cut(s, ":")
+	switch Transport(transport) {
+	case OCILayout, OCIArchive, DockerArchive:
+		return ok
+	case Registry:
+		return strings.HasPrefix(rest, "//")
+	}
+	return false
+}
+
 // ParseDestination reads a reference to a place that an image is to be written to, which therefore names
 // its transport. The error is errdefs.ErrInvalidArgument.
 func ParseDestination(s string) (Reference, error) {

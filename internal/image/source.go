@@ -28,6 +28,8 @@ type Source struct {
 	platform *ocispec.Platform // the platform in an index's entry for the image; nil: none
 	config   []byte            // nil: there is none, as for a plain root filesystem
 	layers   []sourceLayer
+	// below are the diff IDs of the layers below, which are in the store. With config, there are none.
+	below []digest.Digest
 	// describe makes the config of an image that has none, once its diff IDs are known.
 	describe func(diffIDs []digest.Digest) ([]byte, error)
 	closers  closers.Closers
@@ -37,6 +39,8 @@ type Source struct {
 type sourceLayer struct {
 	digest digest.Digest // of the tar as it is stored; "": not known
 	size   int64         // bytes as it is stored; negative: not known
+	// mediaType is that of the manifest; "": there is none.
+	mediaType string
 	// unverified: no digest would tell that something of the tar is missing.
 	unverified bool
 	// open reads the tar from its start. It can be called again, unless that is a stream: errReadOnce.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
@@ -23,7 +24,11 @@ type Store struct {
 	driver *cowdriver.Driver
 	dir    string
 	log    *slog.Logger
+	base   BaseFunc
 }
+
+// BaseFunc returns the volume from which the changes of a layer count, "" for none.
+type BaseFunc func(ctx context.Context, layer cowcommon.Volume) (string, error)
 
 // NewStore returns the store of the images whose layers driver has and whose records are in dir, which is
 // made when the first image is. A nil log stands for slog.Default().
@@ -31,7 +36,16 @@ func NewStore(dir string, driver *cowdriver.Driver, log *slog.Logger) *Store {
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Store{driver: driver, dir: dir, log: log}
+	parent := func(_ context.Context, layer cowcommon.Volume) (string, error) { return layer.Parent, nil }
+	return &Store{driver: driver, dir: dir, log: log, base: parent}
+}
+
+// WithBase returns a store of the same images, in which base says from which volume the changes of a layer count. In others
+// that is its parent.
+func (s *Store) WithBase(base BaseFunc) *Store {
+	with := *s
+	with.base = base
+	return &with
 }
 
 // Files in a store's directory.

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/overlaysource"
 )
 
 // Filesystem is one whose mounts are looked for. It is safe for concurrent use.
@@ -18,6 +21,8 @@ type Filesystem struct {
 	// filesystem, and its id is not used again. The map is replaced, never changed.
 	others atomic.Pointer[map[uint64]*overlay]
 	old    atomic.Bool // the kernel cannot list mounts (before Linux 6.12, or without privilege)
+
+	noSources bool // the kernel's list is taken to have no sources, as before Linux 6.13
 }
 
 // New returns the filesystem that the file open as fd is on. Where its mount cannot be seen from here, it stands
@@ -38,25 +43,27 @@ func (f *Filesystem) ByProc() *Filesystem {
 }
 
 // UsesOf lists the mounts of a directory, of everything below it, and of overlays that it is a layer of, in all mount
-// namespaces. dir is its path from the top of the filesystem.
+// namespaces. dir is its path from the top of the filesystem. names reports whether the source of an overlay of Cowshed
+// names the directory. It is nil if this is not known.
 //
 // The kernel does not tell the layers of an overlay, only by which paths they were given. They are compared with the
-// mounts of the filesystem in the same namespace, and with the end of dir. Mounts that are in no namespace cannot be
-// found, such as those below a detached mount.
-func (f *Filesystem) UsesOf(dir string) ([]Use, error) {
+// mounts of the filesystem in the same namespace. The end of a path that is the end of dir counts too, unless names can
+// tell. Mounts that are in no namespace cannot be found, such as those below a detached mount.
+func (f *Filesystem) UsesOf(dir string, names func(overlaysource.Source) bool) ([]Use, error) {
+	t := target{dir: dir, names: names, ownSources: sync.OnceValue(ownSources)}
 	if !f.old.Load() {
-		uses, err := f.listed(dir)
+		uses, err := f.listed(t)
 		if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EPERM) &&
 			!errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EACCES) {
 			return uses, err
 		}
 		f.old.Store(true)
 	}
-	return f.inProc(dir)
+	return f.inProc(t)
 }
 
 // listed is UsesOf by the kernel's list of mounts. It asks about mounts of other filesystems only once.
-func (f *Filesystem) listed(dir string) ([]Use, error) {
+func (f *Filesystem) listed(t target) ([]Use, error) {
 	namespaces, err := namespaces()
 	if err != nil {
 		return nil, err
@@ -78,7 +85,7 @@ func (f *Filesystem) listed(dir string) ([]Use, error) {
 			return nil, err
 		}
 		total += len(ids)
-		s := seen{namespace: n.inode}
+		s := seen{namespace: n}
 		for _, id := range ids {
 			if o, ok := known[id]; ok {
 				s.addOverlay(o)
@@ -92,8 +99,8 @@ func (f *Filesystem) listed(dir string) ([]Use, error) {
 			}
 			switch {
 			case buffer.magic() == unix.OVERLAYFS_SUPER_MAGIC:
-				o := &overlay{point: buffer.point()}
-				if buffer, err = n.stat(id, statmountOptions, buffer); err != nil {
+				o := &overlay{point: buffer.point(), device: buffer.device()}
+				if buffer, err = n.stat(id, statmountOptions|statmountSource, buffer); err != nil {
 					if errors.Is(err, unix.ENOENT) {
 						continue
 					}
@@ -103,6 +110,9 @@ func (f *Filesystem) listed(dir string) ([]Use, error) {
 					return nil, unix.ENOSYS
 				}
 				o.layers = LayersOf(buffer.options())
+				if buffer.has(statmountSource) && !f.noSources {
+					o.setSource(buffer.source())
+				}
 				found[id] = o
 				s.addOverlay(o)
 			case f.is(buffer.device()):
@@ -111,7 +121,7 @@ func (f *Filesystem) listed(dir string) ([]Use, error) {
 				found[id] = nil
 			}
 		}
-		uses = append(uses, s.usesOf(dir)...)
+		uses = append(uses, s.usesOf(t)...)
 	}
 	if len(found) > 0 {
 		f.remember(known, found, total)
@@ -137,15 +147,9 @@ type mount struct {
 	point string
 }
 
-// overlay is a mount of an overlay.
-type overlay struct {
-	point  string
-	layers []string // their paths, as they were given
-}
-
 // seen has the mounts of one mount namespace.
 type seen struct {
-	namespace uint64
+	namespace namespace
 	mounts    []mount
 	overlays  []*overlay
 }
@@ -156,31 +160,28 @@ func (s *seen) addOverlay(o *overlay) {
 	}
 }
 
-func (s *seen) usesOf(dir string) (uses []Use) {
+func (s *seen) usesOf(t target) (uses []Use) {
 	for _, m := range s.mounts {
-		if within(m.root, dir) {
-			uses = append(uses, Use{Mountpoint: m.point, namespace: s.namespace})
+		if within(m.root, t.dir) {
+			uses = append(uses, Use{Mountpoint: m.point, namespace: s.namespace.inode})
 		}
 	}
 	for _, o := range s.overlays {
-		for _, layer := range o.layers {
-			if s.isWithin(layer, dir) {
-				uses = append(uses, Use{Mountpoint: o.point, Layer: layer, namespace: s.namespace})
-				break
-			}
+		if layer, ok := s.layerIn(o, t); ok {
+			uses = append(uses, Use{Mountpoint: o.point, Layer: layer, namespace: s.namespace.inode})
 		}
 	}
 	return uses
 }
 
-// isWithin reports whether a layer of an overlay can be dir or something below it.
+// isWithin reports whether a mount of the namespace shows that a layer of an overlay is dir or something below it.
 func (s *seen) isWithin(layer, dir string) bool {
 	for _, m := range s.mounts {
 		if within(layer, m.point) && within(join(m.root, layer[len(m.point):]), dir) {
 			return true
 		}
 	}
-	return looksWithin(layer, dir)
+	return false
 }
 
 // looksWithin reports whether a path names dir or something below it. The path may be meant in another namespace, or

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,58 +27,97 @@ type namespaceInfo struct {
 	id     uint64
 }
 
-// namespace is a mount namespace as the kernel lists it.
+// namespace is a mount namespace, with its information if the kernel lists it.
 type namespace struct {
 	namespaceInfo
 	inode uint64
+	own   func() bool // it belongs to the user namespace of this process
 }
 
 // namespaces lists all mount namespaces of the machine, also those without processes.
-func namespaces() ([]namespace, error) {
+func namespaces() (found []namespace, err error) {
+	owned := sync.OnceValue(ownedNamespaces)
+	err = eachListed(func(_ int, n namespace) error {
+		n.own = func() bool { return owned()[n.id] }
+		found = append(found, n)
+		return nil
+	})
+	return found, err
+}
+
+// ownedNamespaces has the ids of the mount namespaces that belong to the user namespace of this process, as far as it can tell.
+func ownedNamespaces() map[uint64]bool {
+	owned := map[uint64]bool{}
+	_ = eachListed(func(fd int, n namespace) error {
+		owned[n.id] = isOwned(fd)
+		return nil
+	})
+	return owned
+}
+
+// isOwned reports whether the namespace open as fd belongs to the user namespace of this process.
+func isOwned(fd int) bool {
+	owner, err := eintr.Retry(func() (int, error) { return unix.IoctlRetInt(fd, unix.NS_GET_USERNS) })
+	if err != nil { // it belongs to one above
+		return false
+	}
+	defer unix.Close(owner)
+	user, err := namespaceOf("self", "user")
+	if err != nil {
+		return false
+	}
+	inode, err := inodeOf(owner)
+	return err == nil && inode == user
+}
+
+// eachListed calls visit with all mount namespaces of the machine, each open as fd.
+func eachListed(visit func(fd int, n namespace) error) error {
 	own, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unix.Close(own)
 	first := namespace{namespaceInfo: namespaceInfo{size: uint32(unsafe.Sizeof(namespaceInfo{}))}}
 	if _, err := namespaceIoctl(own, nsMntGetInfo, &first.namespaceInfo); err != nil {
-		return nil, err
+		return err
 	}
 	if first.inode, err = inodeOf(own); err != nil {
-		return nil, err
+		return err
 	}
-	found := []namespace{first}
+	if err := visit(own, first); err != nil {
+		return err
+	}
 	for _, direction := range []uintptr{nsMntGetNext, nsMntGetPrev} {
-		more, err := namespacesBeyond(own, direction)
-		if err != nil {
-			return nil, err
+		if err := eachBeyond(own, direction, visit); err != nil {
+			return err
 		}
-		found = append(found, more...)
 	}
-	return found, nil
+	return nil
 }
 
-// namespacesBeyond lists the namespaces in one direction from the one open as fd.
-func namespacesBeyond(fd int, direction uintptr) (found []namespace, err error) {
+// eachBeyond calls visit with the namespaces in one direction from the one open as fd.
+func eachBeyond(fd int, direction uintptr, visit func(fd int, n namespace) error) (err error) {
 	if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-		return nil, err
+		return err
 	}
 	for {
 		n := namespace{namespaceInfo: namespaceInfo{size: uint32(unsafe.Sizeof(namespaceInfo{}))}}
 		next, err := namespaceIoctl(fd, direction, &n.namespaceInfo)
 		unix.Close(fd)
 		if errors.Is(err, unix.ENOENT) {
-			return found, nil
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		fd = next
-		if n.inode, err = inodeOf(fd); err != nil {
-			unix.Close(fd)
-			return nil, err
+		if n.inode, err = inodeOf(fd); err == nil {
+			err = visit(fd, n)
 		}
-		found = append(found, n)
+		if err != nil {
+			unix.Close(fd)
+			return err
+		}
 	}
 }
 
@@ -113,6 +153,7 @@ const (
 	statmountRoot       = 0x08
 	statmountPoint      = 0x10
 	statmountOptions    = 0x80
+	statmountSource     = 0x200 // from Linux 6.13
 )
 
 // fromRoot, as a mount, stands for all mounts below the root of a namespace (LSMT_ROOT).
@@ -177,6 +218,7 @@ func (s mountStat) parent() uint64        { return binary.NativeEndian.Uint64(s[
 func (s mountStat) options() string       { return s.text(4) }
 func (s mountStat) root() string          { return s.text(104) }
 func (s mountStat) point() string         { return s.text(108) }
+func (s mountStat) source() string        { return s.text(124) }
 
 // text is the string whose place is at that offset.
 func (s mountStat) text(offset int) string {

@@ -53,7 +53,7 @@ func TestDeadServer(t *testing.T) {
 	})
 	for _, fs := range []*Filesystem{fs, fs.ByProc()} {
 		answers(t, func() {
-			uses, err := fs.UsesOf("/nothing/of/that/name")
+			uses, err := fs.UsesOf("/nothing/of/that/name", nil)
 			require.NoError(t, err)
 			assert.Empty(t, uses)
 		})

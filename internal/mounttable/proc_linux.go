@@ -15,11 +15,11 @@ import (
 )
 
 // inProc is UsesOf by means of /proc. Mount namespaces without processes are not in there.
-func (f *Filesystem) inProc(dir string) (uses []Use, err error) {
+func (f *Filesystem) inProc(t target) (uses []Use, err error) {
 	device := fmt.Appendf(nil, " %d:%d ", unix.Major(f.device), unix.Minor(f.device))
 	overlays := []byte(" - overlay ")
-	err = eachNamespace(func(namespace uint64, lines *bufio.Scanner) error {
-		s := seen{namespace: namespace}
+	err = eachNamespace(func(n namespace, lines *bufio.Scanner) error {
+		s := seen{namespace: n}
 		for lines.Scan() {
 			if f.device != 0 && !bytes.Contains(lines.Bytes(), device) && !bytes.Contains(lines.Bytes(), overlays) {
 				continue // most are of something else, and are not worth being taken apart
@@ -29,12 +29,14 @@ func (f *Filesystem) inProc(dir string) (uses []Use, err error) {
 				continue
 			}
 			if string(line.fsType) == "overlay" {
-				s.addOverlay(&overlay{point: unescape(string(line.point)), layers: LayersOf(string(line.options))})
+				o := &overlay{point: unescape(string(line.point)), device: line.device, layers: LayersOf(string(line.options))}
+				o.setSource(unescape(string(line.source)))
+				s.addOverlay(o)
 			} else if f.is(line.device) {
 				s.mounts = append(s.mounts, mount{root: unescape(string(line.root)), point: unescape(string(line.point))})
 			}
 		}
-		uses = append(uses, s.usesOf(dir)...)
+		uses = append(uses, s.usesOf(t)...)
 		return lines.Err()
 	})
 	return uses, err
@@ -43,11 +45,11 @@ func (f *Filesystem) inProc(dir string) (uses []Use, err error) {
 // UsesOfSource lists the mounts of a filesystem that has a source of its own, as ZFS datasets do, in all mount
 // namespaces that have processes.
 func UsesOfSource(fsType string, is func(source string) bool) (uses []Use, err error) {
-	err = eachNamespace(func(namespace uint64, lines *bufio.Scanner) error {
+	err = eachNamespace(func(n namespace, lines *bufio.Scanner) error {
 		for lines.Scan() {
 			line, ok := parseLine(lines.Bytes())
 			if ok && string(line.fsType) == fsType && is(unescape(string(line.source))) {
-				uses = append(uses, Use{Mountpoint: unescape(string(line.point)), namespace: namespace})
+				uses = append(uses, Use{Mountpoint: unescape(string(line.point)), namespace: n.inode})
 			}
 		}
 		return lines.Err()
@@ -56,46 +58,60 @@ func UsesOfSource(fsType string, is func(source string) bool) (uses []Use, err e
 }
 
 // eachNamespace calls visit with the mounts of each mount namespace, as they are in mountinfo (proc(5)).
-func eachNamespace(visit func(namespace uint64, lines *bufio.Scanner) error) error {
+func eachNamespace(visit func(n namespace, lines *bufio.Scanner) error) error {
 	visited := map[uint64]bool{}
 	chrooted := map[uint64]int{} // a process, for namespaces that none was found in that can see all of them
 	for pid := range processes() {
 		process := strconv.Itoa(pid)
-		namespace, err := namespaceOf(process)
-		if err != nil || visited[namespace] { // it is gone, or a kernel thread
+		inode, err := namespaceOf(process, "mnt")
+		if err != nil || visited[inode] { // it is gone, or a kernel thread
 			continue
 		}
 		// Its mountinfo has the mounts below its root.
 		if root, err := os.Readlink("/proc/" + process + "/root"); err != nil || root != "/" {
-			chrooted[namespace] = pid
+			chrooted[inode] = pid
 			continue
 		}
 		mounts, err := os.Open("/proc/" + process + "/mountinfo")
 		if err != nil {
 			continue
 		}
-		if visited[namespace], err = visitMounts(mounts, namespace, visit); err != nil {
+		if visited[inode], err = visitMounts(mounts, namespaceAt(process, inode), visit); err != nil {
 			return fmt.Errorf("mounts of process %d: %w", pid, err)
 		}
 	}
-	for namespace, pid := range chrooted {
-		if visited[namespace] {
+	for inode, pid := range chrooted {
+		if visited[inode] {
 			continue
 		}
-		if err := visitFromWithin(pid, namespace, visit); err != nil {
+		if err := visitFromWithin(pid, inode, visit); err != nil {
 			return fmt.Errorf("mounts in the namespace of process %d: %w", pid, err)
 		}
 	}
 	return nil
 }
 
+// namespaceAt describes the mount namespace with that inode number, which a process was found in. It counts as one of another
+// user namespace if the process has left it since. So a list of mounts that was opened before is that of this mount namespace.
+func namespaceAt(process string, inode uint64) namespace {
+	return namespace{inode: inode, own: func() bool {
+		file, err := os.Open("/proc/" + process + "/ns/mnt")
+		if err != nil {
+			return false
+		}
+		defer file.Close()
+		now, err := inodeOf(int(file.Fd()))
+		return err == nil && now == inode && isOwned(int(file.Fd()))
+	}}
+}
+
 // visitMounts calls visit with the mounts in a file, and closes it. It reports whether they were all there: the file's
 // process may have ended.
-func visitMounts(file *os.File, namespace uint64, visit func(uint64, *bufio.Scanner) error) (bool, error) {
+func visitMounts(file *os.File, n namespace, visit func(namespace, *bufio.Scanner) error) (bool, error) {
 	defer file.Close()
 	lines := bufio.NewScanner(file)
 	lines.Buffer(make([]byte, 64<<10), 1<<20)
-	err := visit(namespace, lines)
+	err := visit(n, lines)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESRCH) {
 		return false, nil
 	}
@@ -104,17 +120,19 @@ func visitMounts(file *os.File, namespace uint64, visit func(uint64, *bufio.Scan
 
 // visitFromWithin calls visit with the mounts of the namespace of a process whose own root hides some of them. It
 // reads them as a thread that is in the namespace. If it may not enter, it takes the mounts that the process sees.
-func visitFromWithin(pid int, namespace uint64, visit func(uint64, *bufio.Scanner) error) error {
+func visitFromWithin(pid int, inode uint64, visit func(namespace, *bufio.Scanner) error) error {
 	result := make(chan error)
 	go onOtherThread(func() {
-		mounts, err := openFromWithin(pid)
+		mounts, n, err := openFromWithin(pid)
 		if err != nil {
-			if mounts, err = os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid)); err != nil {
+			process := strconv.Itoa(pid)
+			if mounts, err = os.Open("/proc/" + process + "/mountinfo"); err != nil {
 				result <- nil // the process has ended
 				return
 			}
+			n = namespaceAt(process, inode)
 		}
-		_, err = visitMounts(mounts, namespace, visit)
+		_, err = visitMounts(mounts, n, visit)
 		result <- err
 	})
 	return <-result
@@ -137,28 +155,33 @@ func onOtherThread(f func()) {
 }
 
 // openFromWithin moves this thread into the mount namespace of a process, and opens the list of all mounts in there.
-func openFromWithin(pid int) (*os.File, error) {
+func openFromWithin(pid int) (mounts *os.File, n namespace, err error) {
 	proc, err := os.Open("/proc") // there may be none within
 	if err != nil {
-		return nil, err
+		return nil, n, err
 	}
 	defer proc.Close()
-	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	if err != nil {
-		return nil, err
+		return nil, n, err
 	}
-	defer namespace.Close()
+	defer file.Close()
+	if n.inode, err = inodeOf(int(file.Fd())); err != nil {
+		return nil, n, err
+	}
+	isOwn := isOwned(int(file.Fd()))
+	n.own = func() bool { return isOwn }
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return nil, err
+		return nil, n, err
 	}
-	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
-		return nil, err
+	if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNS); err != nil {
+		return nil, n, err
 	}
 	fd, err := unix.Openat(int(proc.Fd()), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, n, err
 	}
-	return os.NewFile(uintptr(fd), "mountinfo"), nil
+	return os.NewFile(uintptr(fd), "mountinfo"), n, nil
 }
 
 // mountLine is a line of mountinfo. Its texts are escaped.

@@ -12,7 +12,7 @@ import (
 // Use is a mount that keeps something in use.
 type Use struct {
 	Mountpoint string // as the processes of its mount namespace see it
-	Layer      string // the path by which it is a layer of an overlay that is mounted there, "" if it is mounted itself
+	Layer      string // the path by which it is a layer of an overlay that is mounted there, or the overlay's source; "" if it is mounted itself
 	namespace  uint64 // inode number of the mount namespace
 }
 
@@ -22,7 +22,7 @@ func (u Use) String() string {
 	if u.Layer != "" {
 		place = fmt.Sprintf("a layer (%s) of the overlay mounted on %s", u.Layer, u.Mountpoint)
 	}
-	if own, err := namespaceOf("self"); err == nil && own == u.namespace {
+	if own, err := namespaceOf("self", "mnt"); err == nil && own == u.namespace {
 		return place
 	}
 	pid := processIn(u.namespace)
@@ -32,19 +32,19 @@ func (u Use) String() string {
 	return fmt.Sprintf("%s in the mount namespace of %s", place, DescribeProcess(pid))
 }
 
-// namespaceOf is the inode number of the mount namespace of a process, which identifies it.
-func namespaceOf(process string) (uint64, error) {
-	link, err := os.Readlink("/proc/" + process + "/ns/mnt") // mnt:[4026531841]
+// namespaceOf is the inode number of the namespace of that kind of a process, which identifies it.
+func namespaceOf(process, kind string) (uint64, error) {
+	link, err := os.Readlink("/proc/" + process + "/ns/" + kind) // mnt:[4026531841]
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, "mnt:["), "]"), 10, 64)
+	return strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, kind+":["), "]"), 10, 64)
 }
 
 // processIn finds a process in that mount namespace, 0 if there is none.
 func processIn(namespace uint64) int {
 	for pid := range processes() {
-		if ns, err := namespaceOf(strconv.Itoa(pid)); err == nil && ns == namespace {
+		if ns, err := namespaceOf(strconv.Itoa(pid), "mnt"); err == nil && ns == namespace {
 			return pid
 		}
 	}

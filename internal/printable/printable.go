@@ -18,3 +18,24 @@ func Path(path string) string {
 	}
 	return strconv.Quote(path)
 }
+
+// Line makes a line of text safe to print, without quotes around it: tabs and printable characters stay as they are, and others
+// become escapes of Go, such as \x1b. So do characters that are not seen, or that change the direction of text.
+func Line(line string) string {
+	bad := func(r rune) bool { return r != '\t' && r != ' ' && !unicode.IsPrint(r) }
+	if utf8.ValidString(line) && !strings.ContainsFunc(line, bad) {
+		return line
+	}
+	var b strings.Builder
+	for i := 0; i < len(line); {
+		r, n := utf8.DecodeRuneInString(line[i:])
+		piece := line[i : i+n]
+		if r == utf8.RuneError && n == 1 || bad(r) {
+			quoted := strconv.Quote(piece)
+			piece = quoted[1 : len(quoted)-1]
+		}
+		b.WriteString(piece)
+		i += n
+	}
+	return b.String()
+}

@@ -90,7 +90,7 @@ func (f *Finder) Uses(name string) ([]mounttable.Use, error) {
 	if err != nil {
 		return nil, err
 	}
-	uses, err := filesystem.UsesOf(filepath.Join(mount.Root, below))
+	uses, err := filesystem.UsesOf(filepath.Join(mount.Root, below), nil)
 	return uses, fault.Wrap("find the mounts of", dir.Name(), err)
 }
 

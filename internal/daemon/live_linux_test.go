@@ -1,0 +1,51 @@
+package daemon
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+)
+
+func TestLiveMetrics(t *testing.T) {
+	root := t.TempDir()
+	c := newLiveCollector(root, slog.New(slog.DiscardHandler))
+	require.Empty(t, gathered(t, c), "there is nothing yet")
+	for file, record := range map[string]string{
+		"moments/moment-4b5e57f6eb2f-aaaaaaaaaaaa": `{"version":1,"volume":"moment-4b5e57f6eb2f-aaaaaaaaaaaa","layer":"web","name":"one","forks":[{"name":"a"},{"name":"b","expires":"2020-01-01T00:00:00Z"}]}`,
+		"moments/moment-4b5e57f6eb2f-bbbbbbbbbbbb": `{`,
+		"pending/moment-4b5e57f6eb2f-cccccccccccc": `{}`,
+	} {
+		path := filepath.Join(root, "live/btrfs", file+".json")
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		require.NoError(t, os.WriteFile(path, []byte(record), 0o600))
+	}
+	require.Empty(t, gathered(t, c), "it has just counted")
+	require.Equal(t, map[string]float64{
+		"cowshed_live_forks btrfs expired": 1, "cowshed_live_forks btrfs kept": 1, "cowshed_live_snapshots btrfs": 1,
+		"cowshed_live_steps btrfs": 1, "cowshed_live_records_unreadable btrfs": 1,
+	}, gathered(t, newLiveCollector(root, slog.New(slog.DiscardHandler))))
+}
+
+// gathered has the gauges of a collector, by name and values of labels.
+func gathered(t *testing.T, c prometheus.Collector) map[string]float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	require.NoError(t, registry.Register(c))
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	values := make(map[string]float64)
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			name := family.GetName()
+			for _, label := range metric.GetLabel() {
+				name += " " + label.GetValue()
+			}
+			values[name] = metric.GetGauge().GetValue()
+		}
+	}
+	return values
+}
