@@ -296,3 +296,9 @@ func (l *Layers) Delete(ctx context.Context) (err error) {
 	}
 	return nil
 }
+
+// Unfinished reports whether a step has not ended that may give a layer its name back. Until then the layer may have no name.
+func (l *Layers) Unfinished(layer string) (bool, error) {
+	pending, err := l.recorded(pendingDir, tag(layer))
+	return len(pending) > 0, err
+}

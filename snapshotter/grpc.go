@@ -21,11 +21,15 @@ type DiffService interface {
 }
 
 // Register serves a snapshotter, and a differ unless it is nil, with the protocols of containerd's proxy plugins
-// of the types "snapshot" and "diff". If the snapshotter is an Offerer, Register serves OffersClient too.
+// of the types "snapshot" and "diff". Register also serves OffersClient
+// if the snapshotter is an Offerer, and VolumesClient if it is a Finder.
 func Register(server *grpc.Server, s snapshots.Snapshotter, d DiffService) {
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(servable{s}))
 	if offerer, ok := s.(Offerer); ok {
 		server.RegisterService(&offersDesc, offerer)
+	}
+	if finder, ok := s.(Finder); ok {
+		server.RegisterService(&volumesDesc, finder)
 	}
 	if d != nil {
 		diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d, d))

@@ -118,11 +118,15 @@ func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
 			was.Kind = snapshots.KindCommitted
 		}
 	}
+	base, err := s.baseOf(ctx, v)
+	if err != nil {
+		return err
+	}
 	err = s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
 		if r, err := lookup(ctx, key); err == nil && r.volume == volume {
 			return nil // by the transaction before this one
 		}
-		parent, err := parentOf(ctx, v, was.Parent)
+		parent, err := parentOf(ctx, base, was.Parent)
 		if err != nil {
 			return err
 		}
@@ -140,18 +144,18 @@ func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
 	return nil
 }
 
-// parentOf finds the committed snapshot that a volume was cloned from, "" if there is none. ctx carries a transaction.
-func parentOf(ctx context.Context, v cowcommon.Volume, named string) (parent string, err error) {
+// parentOf finds the committed snapshot of the volume base, "" if there is none. ctx carries a transaction.
+func parentOf(ctx context.Context, base, named string) (parent string, err error) {
 	if named != "" {
 		if r, err := lookup(ctx, named); err == nil && r.info.Kind == snapshots.KindCommitted {
 			return named, nil
 		}
 	}
-	if v.Parent == "" {
+	if base == "" {
 		return "", nil
 	}
 	err = storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Kind == snapshots.KindCommitted && info.Labels[VolumeLabel] == v.Parent {
+		if info.Kind == snapshots.KindCommitted && info.Labels[VolumeLabel] == base {
 			parent = info.Name
 		}
 		return nil

@@ -226,7 +226,7 @@ func TestKeyInVolumeName(t *testing.T) {
 	} {
 		name := newVolumeName(snapshotPrefix, key)
 		require.NoError(t, cowcommon.CheckID(name))
-		assert.True(t, isVolumeName(name), name)
+		assert.True(t, IsVolumeName(name), name)
 		assert.LessOrEqual(t, len(name), 120)
 		got, whole := keyOfVolume(name)
 		assert.True(t, strings.HasPrefix(key, got), "%q %q", key, got)

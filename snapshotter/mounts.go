@@ -67,6 +67,9 @@ func (s *Snapshotter) mounts(ctx context.Context, kind snapshots.Kind, volume st
 // mountSpec is a mount of a volume without its access mode.
 func (s *Snapshotter) mountSpec(ctx context.Context, volume string, readOnly bool) (mount.Mount, error) {
 	spec, err := s.mounter.MountSpec(ctx, volume, readOnly)
+	if errdefs.IsNotFound(err) && s.givenBack(ctx, volume) {
+		spec, err = s.mounter.MountSpec(ctx, volume, readOnly)
+	}
 	return mount.Mount{Type: spec.Type, Source: spec.Source, Options: spec.Options}, err
 }
 
@@ -87,7 +90,7 @@ func (s *Snapshotter) resolve(ctx context.Context, mounts []mount.Mount) (mounte
 	}
 	m := mounts[0]
 	volume := candidate(m)
-	if !isVolumeName(volume) {
+	if !IsVolumeName(volume) {
 		return mounted{}, unknownMount(m)
 	}
 	same, err := s.isMountOf(ctx, m, volume)

@@ -32,8 +32,8 @@ const randomLength = 26
 // newVolumeName makes a name that no volume has had, and that says whose the volume is.
 func newVolumeName(prefix, key string) string { return prefix + rand.Text() + "." + encodeKey(key) }
 
-// isVolumeName reports whether newVolumeName could have made the name.
-func isVolumeName(name string) bool {
+// IsVolumeName reports whether a name is of the form that the snapshotter gives to volumes. No fork has such a name.
+func IsVolumeName(name string) bool {
 	random, ok := strings.CutPrefix(name, snapshotPrefix)
 	if !ok {
 		random, ok = strings.CutPrefix(name, emptyViewPrefix)

@@ -19,12 +19,16 @@ type inventory struct {
 	owners  map[string]snapshots.Info
 	volumes map[string]cowcommon.Volume // all that are there and have the name of one of the snapshotter's
 
+	// unfinished has owned volumes that may have no name while another process replaces them.
+	unfinished map[string]struct{}
+
 	making, copies, thawing, doomed, gone map[string]string
 }
 
 // recover brings metadata and volumes into agreement, after a crash or after somebody has removed volumes. It
 // destroys only volumes that the metadata lists for destruction.
 func (s *Snapshotter) recover(ctx context.Context) error {
+	s.endSteps(ctx)
 	known, err := s.takeInventory(ctx)
 	if err != nil {
 		return err
@@ -58,7 +62,9 @@ func (s *Snapshotter) takeInventory(ctx context.Context) (*inventory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read metadata: %w", err)
 	}
-	known := &inventory{infos: infos, owners: make(map[string]snapshots.Info), volumes: make(map[string]cowcommon.Volume)}
+	known := &inventory{
+		infos: infos, owners: make(map[string]snapshots.Info), volumes: make(map[string]cowcommon.Volume), unfinished: make(map[string]struct{}),
+	}
 	for _, info := range infos {
 		if volume := info.Labels[VolumeLabel]; volume != "" {
 			known.owners[volume] = info
@@ -76,20 +82,44 @@ func (s *Snapshotter) takeInventory(ctx context.Context) (*inventory, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, owned := known.owners[v.Name]; owned || isVolumeName(v.Name) {
+		if _, owned := known.owners[v.Name]; owned || IsVolumeName(v.Name) {
 			known.volumes[v.Name] = v
-		} else {
+		} else if !isOfLive(v) {
 			s.log.Warn("snapshotter: volume is not one of the snapshotter's, and is left alone", "volume", v.Name)
 		}
 	}
-	return known, nil
+	return known, s.findUnfinished(known)
+}
+
+// findUnfinished finds the volumes that are not there because another process is replacing them.
+func (s *Snapshotter) findUnfinished(known *inventory) error {
+	for volume := range known.owners {
+		if _, ok := known.volumes[volume]; ok {
+			continue
+		}
+		unfinished, err := s.isUnfinished(volume)
+		if err != nil {
+			return err
+		}
+		if unfinished {
+			known.unfinished[volume] = struct{}{}
+		}
+	}
+	return nil
+}
+
+// isThere reports whether a volume is there, or will be.
+func (k *inventory) isThere(volume string) bool {
+	_, ok := k.volumes[volume]
+	_, unfinished := k.unfinished[volume]
+	return ok || unfinished
 }
 
 // check makes sure that this is not the metadata of another home.
 func (k *inventory) check() error {
 	made := 0 // for certain
 	for name := range k.owners {
-		if _, ok := k.volumes[name]; ok {
+		if k.isThere(name) {
 			return nil
 		}
 		if _, ok := k.making[name]; !ok {
@@ -237,7 +267,7 @@ func (k *inventory) missing() []snapshots.Info {
 	keys := make(map[string]struct{})
 	for _, info := range k.infos {
 		volume := info.Labels[VolumeLabel]
-		if _, ok := k.volumes[volume]; !ok && volume != "" {
+		if volume != "" && !k.isThere(volume) {
 			missing = append(missing, info)
 			keys[info.Name] = struct{}{}
 		}

@@ -114,7 +114,8 @@ func (s *Snapshotter) isBusyWith(volume string) bool {
 }
 
 // Cleanup destroys the volumes of removed snapshots. A volume that is still in use, mounted for example, is no error:
-// it is left for the next Cleanup.
+// it is left for the next Cleanup. Cleanup also removes the snapshots of volumes that are gone, and forks that have
+// expired: see Options.Layers.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	s.mu.Lock()
 	doomed := s.doomed
@@ -122,6 +123,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	s.mu.Unlock()
 
 	left, errs := s.destroyAll(ctx, doomed)
+	errs = append(errs, s.sweep(ctx))
 	s.mu.Lock()
 	s.doomed = slices.Concat(left, s.doomed)
 	s.mu.Unlock()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/boltfile"
 	"github.com/cowshed/cowshed/internal/syncdir"
+	"github.com/cowshed/cowshed/live"
 )
 
 // recoveredPrefix begins the names of committed snapshots of which only the volume is left, and that others need as
@@ -35,13 +35,13 @@ type Repaired struct {
 // Repair puts damaged metadata aside, in the directory root. It makes new metadata from the readable parts and from
 // the volumes of the backend, which it does not change. It returns nil if nothing is damaged.
 //
-// A volume's name has the key that it was prepared with, and the filesystem knows its parent. A writable volume with
+// Of opts it uses Layers and Logger. A volume's name has the key that it was prepared with, and the filesystem knows its parent. A writable volume with
 // its whole key becomes an active snapshot again, without labels. The volumes that it was cloned from become
 // committed snapshots. Their names are not known, so they get others. All other volumes are Lost when New is called
 // next.
 //
 // Returns errdefs.ErrUnavailable if another process has the snapshotter open.
-func Repair(ctx context.Context, root string, backend cowcommon.Backend, log *slog.Logger) (_ *Repaired, err error) {
+func Repair(ctx context.Context, root string, backend cowcommon.Backend, opts Options) (_ *Repaired, err error) {
 	path := filepath.Join(root, metadataName)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -54,8 +54,9 @@ func Repair(ctx context.Context, root string, backend cowcommon.Backend, log *sl
 	if err := errors.Join(os.Rename(path, done.Aside), syncdir.Sync(root)); err != nil {
 		return nil, openError(root, err)
 	}
-	read := salvage(ctx, done.Aside, log)
-	s := newSnapshotter(ctx, root, backend, Options{Logger: log})
+	s := newSnapshotter(ctx, root, backend, opts)
+	s.endSteps(ctx)
+	read := salvage(ctx, done.Aside, s.log)
 	if err := s.openMeta(); err != nil {
 		return done, openError(root, err)
 	}
@@ -72,6 +73,11 @@ func (s *Snapshotter) rebuild(ctx context.Context, read salvaged, done *Repaired
 	for v, err := range s.backend.Volumes(ctx) {
 		if err != nil {
 			return err
+		}
+		if IsVolumeName(v.Name) && live.IsMoment(v.Parent) { // it was rolled back
+			if v.Parent, err = s.baseOf(ctx, v); err != nil {
+				return err
+			}
 		}
 		r.volumes[v.Name] = v
 	}
@@ -139,7 +145,7 @@ func (r *rebuilder) insertActive(ctx context.Context, v cowcommon.Volume) error 
 	_, isOwned := r.keys[v.Name]
 	_, isDoomed := r.doomed[v.Name]
 	_, isTaken := r.made[key]
-	if !isVolumeName(v.Name) || !whole || v.Sealed || isOwned || isDoomed || isTaken {
+	if !IsVolumeName(v.Name) || !whole || v.Sealed || isOwned || isDoomed || isTaken {
 		return nil
 	}
 	kind := snapshots.KindActive
@@ -156,7 +162,7 @@ func (r *rebuilder) insertActive(ctx context.Context, v cowcommon.Volume) error 
 // parentByVolume is the committed snapshot that a volume was cloned from, made if need be; "" if the volume is gone.
 func (r *rebuilder) parentByVolume(ctx context.Context, v cowcommon.Volume) (string, error) {
 	p, ok := r.volumes[v.Parent]
-	if !ok || !p.Sealed || !isVolumeName(p.Name) {
+	if !ok || !p.Sealed || !IsVolumeName(p.Name) {
 		return "", nil
 	}
 	if key, ok := r.keys[p.Name]; ok {

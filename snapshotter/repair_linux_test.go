@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/live"
 )
 
 const pageSize = 4096
@@ -55,7 +55,11 @@ func (h *host) pagesWith(text string) (pages []int) {
 func (h *host) repair() *Repaired {
 	h.t.Helper()
 	backend := h.openBackend()
-	done, err := Repair(h.t.Context(), filepath.Dir(h.metadata()), backend, slog.New(slog.NewTextHandler(h.log, nil)))
+	opts := h.opts
+	if opts.Layers != nil {
+		opts.Layers = live.New(backend, filepath.Join(h.mnt, "live"), opts.Logger)
+	}
+	done, err := Repair(h.t.Context(), filepath.Dir(h.metadata()), backend, opts)
 	require.NoError(h.t, err)
 	require.NoError(h.t, backend.Close())
 	return done

@@ -20,7 +20,8 @@
 //
 // Volumes are the snapshotter's by their names, provided that the backend's home is the snapshotter's alone: that
 // home must not be shared with the graph driver or the command's store, nor with another snapshotter. Volumes with
-// other names are left alone and reported.
+// other names are left alone and reported. Package live may fork a volume, roll it back and keep snapshots of it, from
+// another process: see Options.Layers.
 //
 // Each operation takes one write transaction of the metadata, or a few where something is unusual, and no volume
 // operation runs inside one: clients that create and remove snapshots wait for each other only as long as bolt
@@ -48,6 +49,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/boltfile"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -73,6 +75,9 @@ type Options struct {
 	// they come from a native diff, at a cost in proportion to the changes, or from a walk if there is no parent.
 	// Without CountInodes Usage.Inodes is 0.
 	CountInodes bool
+	// Layers records forks and snapshots of volumes, which other programs make in the Backend's home. The snapshotter removes
+	// the snapshots of a volume with it. Forks stay, and are listed by no method. nil: there are none.
+	Layers *live.Layers
 	// Logger receives repairs, and faults that could not be repaired. nil: slog.Default.
 	Logger *slog.Logger
 }

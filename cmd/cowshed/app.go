@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -14,7 +12,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
@@ -31,6 +28,8 @@ type app struct {
 	logLevel    string
 	quiet       bool
 	log         *slog.Logger
+
+	configFile string // of the daemon, for commands of addContainers
 }
 
 // store is an open store.
@@ -43,27 +42,18 @@ type store struct {
 	quiet  bool
 
 	readOnly bool // nothing can be changed
+	// containers has the volumes of the references that the command names, by these without their snapshots. It is nil for the
+	// command's own store, and not for that of the daemon's volumes.
+	containers map[string]string
 }
 
 // home is the driver's own directory.
 func (s *store) home() string { return filepath.Join(s.root, s.driver.String()) }
 
-// momentsDir is the directory of the records of the layers' moments. Each home has its own, and each place of a driver whose
-// home does not tell the place.
-func momentsDir(root, driver string, backend cowcommon.Backend) string {
-	name := driver
-	if place := cowcommon.Place(backend); place != "" {
-		sum := sha256.Sum256([]byte(place))
-		name += "-" + hex.EncodeToString(sum[:6])
-	}
-	return filepath.Join(root, liveDir, name)
-}
-
 // Names below the root, next to the drivers' directories.
 const (
 	imagesDir = "images"
-	liveDir   = "live" // has a directory of records for each home
-	mountsDir = "mnt"  // where layers are mounted that are mounted nowhere else
+	mountsDir = "mnt" // where layers are mounted that are mounted nowhere else
 )
 
 // with opens the existing store, calls do, and closes the store.
@@ -124,7 +114,7 @@ func (a *app) openDriver(ctx context.Context, readOnly bool) (*store, error) {
 	if !ok {
 		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
-	moments := live.New(driver.Backend(), momentsDir(root, driver.String(), driver.Backend()), a.log)
+	moments := live.New(driver.Backend(), live.Dir(root, driver.String(), driver.Backend()), a.log)
 	images := image.NewStore(filepath.Join(root, imagesDir), driver, a.log).WithBase(moments.Base)
 	if !readOnly { // before anybody looks for a layer
 		if err := moments.Recover(ctx); err != nil {

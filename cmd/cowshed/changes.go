@@ -60,12 +60,13 @@ each line ends in a zero byte instead.`,
 			if f.json && f.zero {
 				return usagef("--json and --null do not go together")
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.changes(cmd, args, f) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.changes(cmd, args, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 2, true),
 	}
 	f.add(cmd)
 	addJSON(cmd, &f.json)
+	addContainers(a, cmd)
 	cmd.Flags().BoolVarP(&f.zero, "null", "0", false, "end lines with a zero byte, and quote nothing")
 	return cmd
 }

@@ -47,11 +47,12 @@ on are written as \x1b, and paths with such bytes are quoted.`,
 			if f.output == "" && !f.text && isTerminal(cmd.OutOrStdout()) {
 				return usagef("a tar is not for the terminal: use -o FILE, or a pipe")
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.diff(cmd, args, f) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.diff(cmd, args, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 2, true),
 	}
 	f.compareFlags.add(cmd)
+	addContainers(a, cmd)
 	flags := cmd.Flags()
 	flags.StringVarP(&f.output, "output", "o", "", "file to write, which must not be there yet; - for standard output")
 	flags.BoolVar(&f.text, "text", false, "show the changes as text")

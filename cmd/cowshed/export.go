@@ -46,11 +46,12 @@ name, unless IMAGE or --name gives another. Docker, containerd and podman read t
 			if err := checkOutput(cmd, ref); err != nil {
 				return err
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, true),
 	}
 	f.add(cmd)
+	addContainers(a, cmd)
 	flags := cmd.Flags()
 	flags.BoolVarP(&f.force, "force", "f", false, "write over a file that is there")
 	flags.BoolVar(&f.exact, "exact", false, "fail if an image that was imported would come out with another ID")

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -46,7 +47,7 @@ is in use, and while layers are there that were made from it.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.fork(cmd, args, f) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.fork(cmd, args, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
@@ -57,6 +58,7 @@ is in use, and while layers are there that were made from it.`,
 	flags.StringVar(&f.mountAt, "mount-at", "", "directory to mount each copy on; %d stands for its number")
 	flags.StringToStringVar(&f.labels, "label", nil, "fact about the copies as KEY=VALUE (repeatable)")
 	addJSON(cmd, &f.json)
+	addContainers(a, cmd)
 	return cmd
 }
 
@@ -80,7 +82,7 @@ func (s *store) fork(cmd *cobra.Command, args []string, f forkFlags) error {
 	if err != nil {
 		return err
 	}
-	names, err := f.names(args[1:])
+	names, err := f.names(args[1:], s.containers != nil)
 	if err != nil {
 		return err
 	}
@@ -100,11 +102,14 @@ func (s *store) fork(cmd *cobra.Command, args []string, f forkFlags) error {
 			return fmt.Errorf("the layers are made, but not all mounted: %w", err)
 		}
 	}
+	for i := range m.Forks {
+		m.Forks[i].Name = s.shown(m.Forks[i].Name)
+	}
 	if f.json {
 		return printJSON(cmd, m.Forks)
 	}
-	for _, name := range names {
-		if _, err := fmt.Fprintln(cmd.OutOrStdout(), name); err != nil {
+	for _, fork := range m.Forks {
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), fork.Name); err != nil {
 			return err
 		}
 	}
@@ -128,19 +133,22 @@ func (s *store) forkLimit(ctx context.Context, source cowcommon.Volume, size str
 	return layer.Limit, err
 }
 
-// names are the names of the copies.
-func (f *forkFlags) names(named []string) ([]string, error) {
-	name := randomName()
+// names are the names of the copies. A copy of a container may be named as a reference.
+func (f *forkFlags) names(named []string, ofContainer bool) ([]string, error) {
+	name, check := randomName(), checkNewLayer
 	if len(named) > 0 {
 		name = named[0]
 	}
+	if ofContainer {
+		name, check = strings.TrimPrefix(name, string(layerref.Fork)+":"), checkFork
+	}
 	if f.count == 1 {
-		return []string{name}, checkNewLayer(name)
+		return []string{name}, check(name)
 	}
 	names := make([]string, f.count)
 	for i := range names {
 		names[i] = fmt.Sprintf("%s-%d", name, i+1)
-		if err := checkNewLayer(names[i]); err != nil {
+		if err := check(names[i]); err != nil {
 			return nil, err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/loopstore"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -227,7 +228,7 @@ func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	if err := errors.Join(deleteHome(home, driver), removeIfThere(filepath.Join(root, mountsDir))); err != nil {
 		return err
 	}
-	for _, dir := range []string{filepath.Join(root, liveDir), root} { // another driver may have one
+	for _, dir := range []string{live.DirsIn(root), root} { // another driver may have one
 		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			a.log.Info("the directory stays", "path", dir, "reason", err)
 		}

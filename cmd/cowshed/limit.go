@@ -7,23 +7,21 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
-	"github.com/cowshed/cowshed/internal/daemon"
+	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/quota"
 )
 
 func newLimitCommand(a *app) *cobra.Command {
-	f := &daemonFlags{app: a}
 	cmd := &cobra.Command{
-		Use:   "limit NAME|containerd:NAMESPACE/KEY|docker:NAME SIZE|none",
+		Use:   "limit NAME SIZE|none",
 		Short: "Limit how much a layer or a container may hold",
 		Long: `Sets or removes the limit of a layer. Over it, writing fails with "disk quota exceeded" and deleting still
 works. It counts the data that the layer adds to its parent's, or with the driver's option quota_scope=total all
 that the layer holds. A layer of an image gets no limit, but layers made from it do. On btrfs the first limit turns
 quotas on, in the mode of the option btrfs.quota.
 
-containerd:NAMESPACE/KEY is the snapshot of a container of cowshed serve, such as containerd:k8s.io/CONTAINER-ID.
-docker:NAME is a container of Docker 29 and later. Their limits change while the container runs. A limit below the present
-size is refused, and a limit cannot be removed.`,
+The limit of a container changes while the container runs. A limit below the present size is refused then, and a limit
+cannot be removed.`,
 		Example: `  cowshed limit web 20G
   cowshed limit web none
   cowshed limit docker:web 20G`,
@@ -33,14 +31,17 @@ size is refused, and a limit cannot be removed.`,
 			if err != nil {
 				return err
 			}
-			if isContainerName(args[0]) {
-				return f.limitContainer(cmd, args[0], bytes)
+			if ref, err := layerref.Parse(args[0]); a.isReference(args[0]) && (err != nil || ref.Kind != layerref.Fork) {
+				if err != nil {
+					return err
+				}
+				return a.limitContainer(cmd, ref, bytes)
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.limit(cmd, args[0], bytes) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.limit(cmd, args[0], bytes) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
-	cmd.Flags().StringVar(&f.configFile, "config", daemon.DefaultConfigFile, "configuration `FILE` of cowshed serve, for containers")
+	addContainers(a, cmd)
 	return cmd
 }
 
@@ -93,11 +94,12 @@ func newUsageCommand(a *app) *cobra.Command {
 filesystem counts that, at no cost. Else it is the sum of the sizes of the files that were added or changed.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(s *store) error { return s.usage(cmd, args, asJSON) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.usage(cmd, args, asJSON) })
 		},
 		ValidArgsFunction: completeLayers(a, -1, true),
 	}
 	addJSON(cmd, &asJSON)
+	addContainers(a, cmd)
 	return cmd
 }
 
@@ -112,7 +114,7 @@ func (s *store) usage(cmd *cobra.Command, names []string, asJSON bool) error {
 		if err != nil {
 			return err
 		}
-		infos = append(infos, usageInfo{Name: v.Name, Bytes: usage.Bytes, Total: usage.Total, Limit: v.Limit.Bytes})
+		infos = append(infos, usageInfo{Name: s.shown(v.Name), Bytes: usage.Bytes, Total: usage.Total, Limit: v.Limit.Bytes})
 	}
 	if asJSON {
 		return printJSON(cmd, infos)

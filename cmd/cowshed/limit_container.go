@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"regexp"
 	"strconv"
-	"strings"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -16,31 +14,22 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
-	"github.com/cowshed/cowshed/internal/daemon"
-	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/layerref"
 )
-
-// Prefixes of the names of containers' snapshots, beside those of layers, which have no colon.
-const (
-	containerdPrefix = "containerd:"
-	dockerPrefix     = "docker:"
-)
-
-// isContainerName reports whether a name is that of a container of the daemon's, and not of a layer.
-func isContainerName(name string) bool {
-	return strings.HasPrefix(name, containerdPrefix) || strings.HasPrefix(name, dockerPrefix)
-}
 
 // limitContainer has the running daemon change the limit of a container's snapshot.
-func (f *daemonFlags) limitContainer(cmd *cobra.Command, name string, bytes uint64) error {
-	c, err := f.config(cmd)
+func (a *app) limitContainer(cmd *cobra.Command, ref layerref.Reference, bytes uint64) error {
+	c, err := a.daemonConfig(cmd)
 	if err != nil {
 		return err
+	}
+	if ref.Snapshot != "" {
+		return usagef("a snapshot has no limit: name the container")
 	}
 	if bytes == 0 {
 		return usagef("the limit of a container can be raised, and not be removed: give a size")
 	}
-	namespace, own, err := snapshotOf(cmd.Context(), c, name)
+	namespace, own, err := resolver(c).Snapshot(cmd.Context(), ref)
 	if err != nil {
 		return err
 	}
@@ -55,31 +44,6 @@ func (f *daemonFlags) limitContainer(cmd *cobra.Command, name string, bytes uint
 		_, err = s.Update(ctx, snapshots.Info{Name: key, Labels: map[string]string{label: strconv.FormatUint(bytes, 10)}}, "labels."+label)
 		return err
 	})
-}
-
-// snapshotOf finds the namespace and key of a container's snapshot, as the client of containerd calls it.
-func snapshotOf(ctx context.Context, c daemon.Config, name string) (namespace, own string, err error) {
-	if rest, ok := strings.CutPrefix(name, containerdPrefix); ok {
-		namespace, own, ok = strings.Cut(rest, "/")
-		if !ok || namespace == "" || own == "" {
-			return "", "", usagef("%q: say %sNAMESPACE/KEY, such as %sk8s.io/CONTAINER-ID", name, containerdPrefix, containerdPrefix)
-		}
-		return namespace, own, nil
-	}
-	address := c.DockerAPI
-	if address == "" {
-		address = dockerapi.DefaultAddress
-	}
-	client, err := dockerapi.NewClient(address)
-	if err != nil {
-		return "", "", err
-	}
-	defer client.Close()
-	container, err := client.Container(ctx, strings.TrimPrefix(name, dockerPrefix))
-	if err != nil {
-		return "", "", fmt.Errorf("container %s: %w", name, err)
-	}
-	return dockerapi.Namespace, container.ID, nil
 }
 
 // keyOf finds the snapshot that a client of containerd calls own. containerd puts the namespace and a number before that.

@@ -39,11 +39,12 @@ func newLogCommand(a *app) *cobra.Command {
 with the forks and their moments below. Before that it removes forks that have expired.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(s *store) error { return s.showLog(cmd, args[0], asJSON) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.showLog(cmd, args[0], asJSON) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
 	addJSON(cmd, &asJSON)
+	addContainers(a, cmd)
 	return cmd
 }
 
@@ -75,7 +76,7 @@ func (s *store) sweep(ctx context.Context) {
 
 // logOf describes a layer with its moments and forks. seen are the layers on the way to it.
 func (s *store) logOf(ctx context.Context, fork live.Fork, seen map[string]bool) (logLayer, error) {
-	l := logLayer{Name: fork.Name, Expires: fork.Expires, Labels: fork.Labels}
+	l := logLayer{Name: s.shown(fork.Name), Expires: fork.Expires, Labels: fork.Labels}
 	if seen[fork.Name] { // a later layer of that name
 		return l, nil
 	}

@@ -34,6 +34,7 @@ type lsFlags struct {
 	json      bool
 	namesOnly bool
 	noTrunc   bool
+	forks     bool
 }
 
 func newLsCommand(a *app) *cobra.Command {
@@ -46,10 +47,15 @@ size of their own data, which is listed too. Names of images' layers are cut to 
 accept these too.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.forks {
+				return a.withContainers(cmd, nil, func(s *store) error { return s.ls(cmd, f) })
+			}
 			return a.with(cmd.Context(), func(s *store) error { return s.ls(cmd, f) })
 		},
 	}
 	addJSON(cmd, &f.json)
+	addContainers(a, cmd)
+	cmd.Flags().BoolVar(&f.forks, "forks", false, "list the forks of containers instead")
 	cmd.Flags().BoolVarP(&f.namesOnly, "names", "n", false, "print names only")
 	cmd.Flags().BoolVar(&f.noTrunc, "no-trunc", false, "print names in full")
 	return cmd
@@ -127,7 +133,7 @@ func (s *store) list(ctx context.Context) ([]layerInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		if live.IsMoment(v.Name) {
+		if live.IsMoment(v.Name) || s.isContainer(v) {
 			continue
 		}
 		l, err := s.describe(ctx, v)
@@ -146,7 +152,7 @@ func (s *store) list(ctx context.Context) ([]layerInfo, error) {
 
 func (s *store) describe(ctx context.Context, v cowcommon.Volume) (layerInfo, error) {
 	l := layerInfo{
-		Name: v.Name, Parent: v.Parent, Sealed: v.Sealed, Limit: v.Limit.Bytes, Created: v.Created.UTC(), Details: v.Details,
+		Name: s.shown(v.Name), Parent: v.Parent, Sealed: v.Sealed, Limit: v.Limit.Bytes, Created: v.Created.UTC(), Details: v.Details,
 	}
 	if v.Limit.Bytes != 0 {
 		l.LimitScope = v.Limit.Scope.String()

@@ -59,7 +59,7 @@ by one.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.merge(cmd, args[0], f) })
+			return a.withLayers(cmd, f.layers(args[0]), func(s *store) error { return s.merge(cmd, args[0], f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
@@ -70,8 +70,17 @@ by one.`,
 	flags.BoolVar(&f.theirs, "theirs", false, "take the fork's state where both have changed")
 	flags.StringArrayVar(&f.force, "force-path", nil, "take the fork's state of this path and below (repeatable)")
 	addJSON(cmd, &f.json)
+	addContainers(a, cmd)
 	must(cmd.RegisterFlagCompletionFunc("into", completeLayers(a, -1, false)))
 	return cmd
+}
+
+// layers are the layers that the command names.
+func (f *mergeFlags) layers(fork string) []string {
+	if f.into == "" {
+		return []string{fork}
+	}
+	return []string{fork, f.into}
 }
 
 func (f *mergeFlags) check() error {
@@ -126,7 +135,7 @@ func (s *store) merge(cmd *cobra.Command, fork string, f mergeFlags) error {
 	merged, err := s.live.Merge(cmd.Context(), v.Name, live.MergeOptions{Into: target.Name, Live: f.live, Resolve: f.resolve})
 	var conflict *live.ConflictError
 	if errors.As(err, &conflict) {
-		if listErr := listConflicts(cmd, target.Name, conflict.Conflicts, f.json); listErr != nil {
+		if listErr := listConflicts(cmd, s.shown(target.Name), conflict.Conflicts, f.json); listErr != nil {
 			return errors.Join(err, listErr)
 		}
 	}
@@ -134,7 +143,7 @@ func (s *store) merge(cmd *cobra.Command, fork string, f mergeFlags) error {
 		return err
 	}
 	if f.json {
-		info := mergeInfo{Into: merged.Into, Before: merged.Before.Name, Changes: changeInfos(merged.Changes), Conflicts: conflictInfos(merged.Conflicts)}
+		info := mergeInfo{Into: s.shown(merged.Into), Before: merged.Before.Name, Changes: changeInfos(merged.Changes), Conflicts: conflictInfos(merged.Conflicts)}
 		return printJSON(cmd, info)
 	}
 	if merged.Before.Name == "" {

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/live"
 )
 
 // placed is a Backend of a place.
@@ -23,7 +24,7 @@ func (p placed) Place() string { return p.place }
 func TestMomentsDir(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, dir := range []string{
-		momentsDir("/r", "btrfs", nil), momentsDir("/r", "zfs", nil), momentsDir("/r", "zfs", placed{place: "tank/a"}), momentsDir("/r", "zfs", placed{place: "tank/b"}),
+		live.Dir("/r", "btrfs", nil), live.Dir("/r", "zfs", nil), live.Dir("/r", "zfs", placed{place: "tank/a"}), live.Dir("/r", "zfs", placed{place: "tank/b"}),
 	} {
 		assert.False(t, seen[dir], dir)
 		seen[dir] = true

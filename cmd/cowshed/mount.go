@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -26,7 +27,7 @@ func newMountCommand(a *app) *cobra.Command {
 made if its parent directory exists. The layer stays mounted until cowshed unmount, or until the machine stops.
 While it is mounted, it is not removed, and not sealed when another layer is made from it.
 
-Sealed layers and layers of images are mounted read-only.`,
+Sealed layers, layers of images and containers are mounted read-only.`,
 		Example: `  cowshed mount web /mnt/web
   dir=$(cowshed mount web) && chroot "$dir" sh`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
@@ -35,10 +36,11 @@ Sealed layers and layers of images are mounted read-only.`,
 			if len(args) > 1 {
 				target = args[1]
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.mount(cmd, args[0], target, readOnly) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.mount(cmd, args[0], target, readOnly) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, true),
 	}
+	addContainers(a, cmd)
 	cmd.Flags().BoolVarP(&readOnly, "read-only", "r", false, "mount it so that nothing can be changed")
 	return cmd
 }
@@ -52,7 +54,7 @@ func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (e
 	if err != nil {
 		return err
 	}
-	if _, ofImage := users[v.Name]; ofImage || v.Sealed {
+	if _, ofImage := users[v.Name]; ofImage || v.Sealed || s.isContainer(v) {
 		readOnly = true
 	}
 	if s.readOnly && !readOnly {
@@ -152,18 +154,21 @@ func contains(paths []string, path string) bool {
 }
 
 func newUnmountCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "unmount NAME|TARGET",
 		Aliases: []string{"umount"},
 		Short:   "Undo mount",
 		Long: `Unmounts a layer: from the directory TARGET, or from wherever it is mounted if it is named. A name that has
-a slash in it is a directory. The directory TARGET stays, also where cowshed mount has made it.`,
+a slash in it is a directory. The directory TARGET stays, also where cowshed mount has made it. A container that is named
+stays mounted where its engine has mounted it: only the directory that cowshed mount has made for it is unmounted.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(s *store) error { return s.unmount(cmd, args[0]) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.unmount(cmd, args[0]) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
+	addContainers(a, cmd)
+	return cmd
 }
 
 func (s *store) unmount(cmd *cobra.Command, what string) error {
@@ -191,14 +196,17 @@ func (s *store) unmountTargets(targets []string) error {
 
 // toUnmount finds the mount points that are meant, and the name of the layer there.
 func (s *store) toUnmount(cmd *cobra.Command, what string) (name string, targets []string, err error) {
-	if !strings.Contains(what, "/") {
+	if !strings.Contains(what, "/") || s.containers != nil {
 		v, err := s.layer(cmd.Context(), what)
 		if err != nil {
 			return "", nil, err
 		}
 		targets, err := s.targets(cmd.Context(), v.Name)
+		if s.isContainer(v) { // the others are its engine's
+			targets = slices.DeleteFunc(targets, func(target string) bool { return filepath.Dir(target) != filepath.Join(s.root, mountsDir) })
+		}
 		if err == nil && len(targets) == 0 {
-			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", shortName(v.Name))
+			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", shortName(s.shown(v.Name)))
 		}
 		return v.Name, targets, err
 	}

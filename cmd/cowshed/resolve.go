@@ -20,6 +20,9 @@ const minPrefix = 6
 // layer finds the layer that name stands for: one of that name, or the uppermost one of an image of that
 // name, or the only layer of an image whose name starts so. LAYER@SNAPSHOT stands for the volume of a snapshot.
 func (s *store) layer(ctx context.Context, name string) (cowcommon.Volume, error) {
+	if s.containers != nil {
+		return s.containerLayer(ctx, name)
+	}
 	v, err := s.driver.Backend().Stat(ctx, name)
 	if err == nil || !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
 		return v, err

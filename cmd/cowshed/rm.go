@@ -28,10 +28,11 @@ The others stay complete, but cannot be compared with the removed layer afterwar
 it, and its forks stay.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(s *store) error { return s.rm(cmd, args, force) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.rm(cmd, args, force) })
 		},
 		ValidArgsFunction: completeLayers(a, -1, false),
 	}
+	addContainers(a, cmd)
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "ignore layers that do not exist, and remove layers that others were made from")
 	return cmd
 }
@@ -52,7 +53,7 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 		if err := remove(cmd.Context(), v.Name); err != nil {
 			return s.whyKept(cmd.Context(), v, err)
 		}
-		if _, err := fmt.Fprintln(cmd.OutOrStdout(), v.Name); err != nil {
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), s.shown(v.Name)); err != nil {
 			return err
 		}
 	}
@@ -84,6 +85,9 @@ func (s *store) removable(cmd *cobra.Command, names []string, force bool) ([]cow
 		return nil, err
 	}
 	for _, v := range chosen {
+		if s.isContainer(v) {
+			return nil, failf(errdefs.ErrFailedPrecondition, "%s is not removed here, but by its engine", s.shown(v.Name))
+		}
 		if user, ok := users[v.Name]; ok {
 			return nil, failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s; remove that with cowshed rmi", shortName(v.Name), user)
 		}
@@ -104,6 +108,9 @@ func (s *store) removable(cmd *cobra.Command, names []string, force bool) ([]cow
 func (s *store) layerAlone(ctx context.Context, name string) (cowcommon.Volume, error) {
 	if live.IsMoment(name) || strings.Contains(name, "@") {
 		return cowcommon.Volume{}, failf(errdefs.ErrInvalidArgument, "%s is not the name of a layer; snapshots are removed with: cowshed snapshot rm", name)
+	}
+	if s.containers != nil {
+		return s.containerLayer(ctx, name)
 	}
 	v, err := s.driver.Backend().Stat(ctx, name)
 	if errdefs.IsNotFound(err) {
@@ -166,9 +173,12 @@ func (s *store) checkUnmounted(ctx context.Context, v cowcommon.Volume) error {
 	if err != nil {
 		return err
 	}
+	if len(targets) > 0 && s.isContainer(v) {
+		return failf(errdefs.ErrFailedPrecondition, "%s is mounted on %s; stop the container first", s.shown(v.Name), strings.Join(targets, ", "))
+	}
 	if len(targets) > 0 {
 		return failf(errdefs.ErrFailedPrecondition, "layer %s is mounted on %s; unmount it with cowshed unmount %[1]s",
-			v.Name, strings.Join(targets, ", "))
+			s.shown(v.Name), strings.Join(targets, ", "))
 	}
 	return nil
 }

@@ -106,7 +106,7 @@ changed any more. An image is a chain of such layers with a config.`,
 			root.AddCommand(command)
 		}
 	}
-	root.AddCommand(newVersionCommand(), newExitCodesTopic(), newManCommand())
+	root.AddCommand(newVersionCommand(), newExitCodesTopic(), newContainersTopic(), newManCommand())
 	return root
 }
 

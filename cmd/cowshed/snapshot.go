@@ -42,12 +42,13 @@ Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@b
 			if len(args) > 1 {
 				name = args[1]
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.snapshot(cmd, args[0], name, message, asJSON) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.snapshot(cmd, args[0], name, message, asJSON) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
 	cmd.Flags().StringVarP(&message, "message", "m", "", "text that is listed with the snapshot")
 	addJSON(cmd, &asJSON)
+	addContainers(a, cmd)
 	cmd.AddCommand(newSnapshotLsCommand(a), newSnapshotRmCommand(a), newSnapshotMountCommand(a))
 	return cmd
 }
@@ -73,7 +74,7 @@ func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON
 }
 
 func (s *store) describeSnapshot(cmd *cobra.Command, m live.Moment) (snapshotInfo, error) {
-	info := snapshotInfo{Name: m.Name, Layer: m.Layer, Time: m.Time, Message: m.Message, Volume: m.Volume}
+	info := snapshotInfo{Name: m.Name, Layer: s.shown(m.Layer), Time: m.Time, Message: m.Message, Volume: m.Volume}
 	usage, err := cowcommon.Usage(cmd.Context(), s.driver.Backend(), m.Volume)
 	switch {
 	case err == nil:
@@ -91,11 +92,12 @@ func newSnapshotLsCommand(a *app) *cobra.Command {
 		Short: "List the snapshots of a layer",
 		Args:  usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(s *store) error { return s.snapshots(cmd, args[0], asJSON) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.snapshots(cmd, args[0], asJSON) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
 	addJSON(cmd, &asJSON)
+	addContainers(a, cmd)
 	return cmd
 }
 
@@ -131,13 +133,13 @@ func (s *store) snapshots(cmd *cobra.Command, layer string, asJSON bool) error {
 }
 
 func newSnapshotRmCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "rm LAYER NAME...",
 		Short: "Remove snapshots of a layer",
 		Long:  `Removes snapshots of a layer. Layers that were forked from a snapshot stay as they are.`,
 		Args:  usageArgs(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(s *store) error {
+			return a.withLayers(cmd, args[:1], func(s *store) error {
 				v, err := s.layerAlone(cmd.Context(), args[0])
 				if err != nil {
 					return err
@@ -155,10 +157,12 @@ func newSnapshotRmCommand(a *app) *cobra.Command {
 		},
 		ValidArgsFunction: completeSnapshots(a, -1),
 	}
+	addContainers(a, cmd)
+	return cmd
 }
 
 func newSnapshotMountCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "mount LAYER NAME [TARGET]",
 		Short: "Show a snapshot's tree at a directory",
 		Long: `Mounts a snapshot read-only on the directory TARGET, or on one of its own in the store, and prints the path.
@@ -169,10 +173,12 @@ cowshed unmount LAYER@NAME undoes that.`,
 			if len(args) > 2 {
 				target = args[2]
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.mount(cmd, args[0]+"@"+args[1], target, true) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.mount(cmd, args[0]+"@"+args[1], target, true) })
 		},
 		ValidArgsFunction: completeSnapshots(a, 2),
 	}
+	addContainers(a, cmd)
+	return cmd
 }
 
 func newRollbackCommand(a *app) *cobra.Command {
@@ -188,10 +194,11 @@ crash in the middle leaves a part of the changes, and the snapshot of before.`,
 		Example: `  cowshed rollback web before`,
 		Args:    usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(s *store) error { return s.rollback(cmd, args[0], args[1], opts, asJSON) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.rollback(cmd, args[0], args[1], opts, asJSON) })
 		},
 		ValidArgsFunction: completeSnapshots(a, 2),
 	}
+	addContainers(a, cmd)
 	cmd.Flags().BoolVar(&opts.Live, "live", false, "change the files in place, also while the layer is in use")
 	addJSON(cmd, &asJSON)
 	return cmd
@@ -233,7 +240,7 @@ func completeSnapshots(a *app, n int) cobra.CompletionFunc {
 		}
 		a.setUpQuiet()
 		var names []cobra.Completion
-		dirs, _ := filepath.Glob(filepath.Join(a.root, liveDir, "*"))
+		dirs, _ := filepath.Glob(filepath.Join(live.DirsIn(a.root), "*"))
 		for _, dir := range dirs {
 			snapshots, _ := live.New(nil, dir, a.log).Snapshots(cmd.Context(), args[0])
 			for _, s := range snapshots {

@@ -28,6 +28,7 @@ import (
 	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/unixsocket"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
 	"github.com/cowshed/cowshed/snapshotter"
 )
@@ -153,7 +154,7 @@ func (d *daemon) openServices(ctx context.Context, m *metrics) ([]source, error)
 	return sources, nil
 }
 
-// openContainerdDriver opens the driver for containerd's snapshots. The caller has locked the root.
+// openContainerdDriver opens the driver for containerd's snapshots.
 func openContainerdDriver(ctx context.Context, c Config, log *slog.Logger) (dir string, driver *cowdriver.Driver, err error) {
 	root, err := filepath.EvalSymlinks(c.Root)
 	if err != nil {
@@ -161,11 +162,21 @@ func openContainerdDriver(ctx context.Context, c Config, log *slog.Logger) (dir 
 	}
 	dir = filepath.Join(root, containerdDir)
 	driver, err = openDriver(ctx, dir, c.Driver, c.driverOptions, user.IdentityMapping{}, log)
-	if err != nil {
-		return "", nil, err // and nothing is in the root that was not there
+	return dir, driver, err // and nothing is in the root that was not there
+}
+
+// holdContainerdDriver is openContainerdDriver, and says which process has the root. The caller has locked the root.
+func holdContainerdDriver(ctx context.Context, c Config, log *slog.Logger) (dir string, driver *cowdriver.Driver, err error) {
+	dir, driver, err = openContainerdDriver(ctx, c, log)
+	if err == nil {
+		_ = noteHolder(c.Root) // it needs space, which there may be none of
 	}
-	_ = noteHolder(root) // it needs space, which there may be none of
-	return dir, driver, nil
+	return dir, driver, err
+}
+
+// layersOf are the volumes of a driver, with their forks and snapshots.
+func layersOf(dir string, driver *cowdriver.Driver, log *slog.Logger) *live.Layers {
+	return live.New(driver.Backend(), live.Dir(dir, driver.String(), driver.Backend()), log)
 }
 
 // newSnapshotter makes the snapshotter of a driver, which it closes if that fails.
@@ -184,6 +195,7 @@ func newSnapshotter(ctx context.Context, c Config, dir string, driver *cowdriver
 		Scope:        options.Scope,
 		RootStyle:    options.RootStyle,
 		CountInodes:  c.CountInodes,
+		Layers:       layersOf(dir, driver, log),
 		Logger:       log,
 	})
 	if err != nil {
@@ -194,7 +206,7 @@ func newSnapshotter(ctx context.Context, c Config, dir string, driver *cowdriver
 
 // openContainerd opens snapshotter and differ.
 func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Differ, error) {
-	dir, driver, err := openContainerdDriver(ctx, d.config, d.log)
+	dir, driver, err := holdContainerdDriver(ctx, d.config, d.log)
 	if err != nil {
 		return source{}, nil, err
 	}

@@ -35,7 +35,7 @@ func WithSnapshotter(ctx context.Context, c Config, log *slog.Logger, f func(*sn
 		return err
 	}
 	defer func() { err = errors.Join(err, flock.Release(lock)) }()
-	dir, driver, err := openContainerdDriver(ctx, c, log)
+	dir, driver, err := holdContainerdDriver(ctx, c, log)
 	if err != nil {
 		return err
 	}
@@ -57,10 +57,10 @@ func Repair(ctx context.Context, c Config, log *slog.Logger) (_ *snapshotter.Rep
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, flock.Release(lock)) }()
-	dir, driver, err := openContainerdDriver(ctx, c, log)
+	dir, driver, err := holdContainerdDriver(ctx, c, log)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, driver.Cleanup()) }()
-	return snapshotter.Repair(ctx, dir, driver.Backend(), log)
+	return snapshotter.Repair(ctx, dir, driver.Backend(), snapshotter.Options{Layers: layersOf(dir, driver, log), Logger: log})
 }

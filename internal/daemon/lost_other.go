@@ -8,6 +8,7 @@ import (
 	"log/slog"
 
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -19,4 +20,14 @@ func WithSnapshotter(context.Context, Config, *slog.Logger, func(*snapshotter.Sn
 // Repair says that this platform has no daemon.
 func Repair(context.Context, Config, *slog.Logger) (*snapshotter.Repaired, error) {
 	return nil, fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
+}
+
+// VolumeOf says that this platform has no daemon.
+func VolumeOf(context.Context, Config, *slog.Logger, string, string) (string, error) {
+	return "", fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
+}
+
+// OpenHome says that this platform has no daemon.
+func OpenHome(context.Context, Config, *slog.Logger) (string, *cowdriver.Driver, error) {
+	return "", nil, fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
 }

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -128,6 +129,17 @@ func (c *Cowshed) Command(ctx context.Context, args ...string) error {
 		return fmt.Errorf("cowshed %q: %w: %s", args, err, out)
 	}
 	return nil
+}
+
+// Output is Command, and returns the standard output.
+func (c *Cowshed) Output(ctx context.Context, args ...string) (string, error) {
+	var out, problem bytes.Buffer
+	cmd := exec.CommandContext(ctx, c.program, args...)
+	cmd.Stdout, cmd.Stderr = &out, &problem
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("cowshed %q: %w: %s", args, err, &problem)
+	}
+	return out.String(), nil
 }
 
 // Options make containerd take its snapshotter and its first differ from Cowshed.

@@ -1,0 +1,69 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/snapshotter"
+)
+
+// VolumeOf returns the volume of the snapshot that a client of containerd calls key in its namespace. It asks the daemon. If
+// that does not run, it opens the daemon's snapshotter itself. Returns errdefs.ErrNotFound if there is no such snapshot.
+func VolumeOf(ctx context.Context, c Config, log *slog.Logger, namespace, key string) (volume string, err error) {
+	if err := checkHome(c); err != nil {
+		return "", err
+	}
+	volume, err = askVolume(ctx, c.Address, namespace, key)
+	if !errdefs.IsUnavailable(err) {
+		return volume, err
+	}
+	unavailable := err
+	err = WithSnapshotter(ctx, c, log, func(s *snapshotter.Snapshotter) error {
+		volume, err = s.VolumeOf(ctx, namespace, key)
+		return err
+	})
+	if errdefs.IsFailedPrecondition(err) { // another daemon has the root, which listens elsewhere
+		err = errors.Join(unavailable, err)
+	}
+	return volume, err
+}
+
+func askVolume(ctx context.Context, socket, namespace, key string) (volume string, err error) {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	return snapshotter.VolumesClient{Conn: conn}.VolumeOf(ctx, namespace, key)
+}
+
+// OpenHome opens the driver of a daemon's snapshots beside the daemon, which may run. dir is the root of the driver. Returns
+// errdefs.ErrNotFound if no daemon has ever kept snapshots there.
+func OpenHome(ctx context.Context, c Config, log *slog.Logger) (dir string, driver *cowdriver.Driver, err error) {
+	if err := c.Validate(); err != nil {
+		return "", nil, err
+	}
+	if err := checkHome(c); err != nil {
+		return "", nil, err
+	}
+	return openContainerdDriver(ctx, c, log)
+}
+
+// checkHome makes sure that a daemon has kept snapshots in its root. Otherwise opening them would make directories.
+func checkHome(c Config) error {
+	_, err := os.Stat(filepath.Join(c.Root, containerdDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fault.New(errdefs.ErrNotFound, "there are no containers in %s: cowshed serve has kept none there", c.Root)
+	}
+	return err
+}

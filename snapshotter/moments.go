@@ -1,0 +1,57 @@
+package snapshotter
+
+import (
+	"context"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/live"
+)
+
+// isOfLive reports whether a volume is a moment of another, or a fork of such a moment. Both are in the home beside the
+// snapshotter's volumes, and package live keeps the records of them.
+func isOfLive(v cowcommon.Volume) bool { return live.IsMoment(v.Name) || live.IsMoment(v.Parent) }
+
+// endSteps ends forks, rollbacks and merges of volumes that a crash interrupted. Until then a volume may have no name.
+func (s *Snapshotter) endSteps(ctx context.Context) {
+	if s.opts.Layers == nil {
+		return
+	}
+	if err := s.opts.Layers.Recover(ctx); err != nil {
+		s.log.Warn("snapshotter: interrupted steps on volumes are ended later", "error", err)
+	}
+}
+
+// isUnfinished reports whether a volume may have no name at the moment, since another process is replacing it.
+func (s *Snapshotter) isUnfinished(volume string) (bool, error) {
+	if s.opts.Layers == nil {
+		return false, nil
+	}
+	return s.opts.Layers.Unfinished(volume)
+}
+
+// givenBack ends a step after which a volume has its name again, and reports whether there was such a step. It does nothing while
+// the other process is at work.
+func (s *Snapshotter) givenBack(ctx context.Context, volume string) bool {
+	unfinished, err := s.isUnfinished(volume)
+	if err != nil || !unfinished {
+		return false
+	}
+	s.endSteps(ctx)
+	return true
+}
+
+// sweep removes forks that have expired, and the moments of volumes that are gone, unless forks need them.
+func (s *Snapshotter) sweep(ctx context.Context) error {
+	if s.opts.Layers == nil {
+		return nil
+	}
+	return s.opts.Layers.Sweep(ctx)
+}
+
+// baseOf returns the volume that another was cloned from, also after a rollback or a merge.
+func (s *Snapshotter) baseOf(ctx context.Context, v cowcommon.Volume) (string, error) {
+	if s.opts.Layers == nil {
+		return v.Parent, nil
+	}
+	return s.opts.Layers.Base(ctx, v)
+}

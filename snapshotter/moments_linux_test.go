@@ -1,0 +1,240 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/live"
+)
+
+// liveHost is a snapshotter whose volumes are forked, by a program with the same home: that has a Backend of its own.
+type liveHost struct {
+	*host
+	dir    string
+	atWork *os.File // the lock of another program
+}
+
+func newLiveHost(t *testing.T) *liveHost {
+	t.Helper()
+	h := &liveHost{host: newHost(t, Options{})}
+	h.dir = filepath.Join(h.mnt, "live")
+	require.NoError(t, h.restart(nil))
+	return h
+}
+
+// restart closes the snapshotter and opens it again.
+func (h *liveHost) restart(meanwhile func(b cowcommon.Backend)) error {
+	h.t.Helper()
+	require.NoError(h.t, h.Close())
+	return h.openAgain(meanwhile)
+}
+
+func (h *liveHost) openAgain(meanwhile func(b cowcommon.Backend)) error {
+	h.t.Helper()
+	backend := h.openBackend()
+	if meanwhile != nil {
+		meanwhile(backend)
+	}
+	h.opts.Layers = live.New(backend, h.dir, h.opts.Logger)
+	s, err := New(context.WithoutCancel(h.t.Context()), filepath.Join(h.mnt, "snapshotter"), backend, h.opts)
+	if err != nil {
+		require.NoError(h.t, backend.Close())
+		return err
+	}
+	h.Snapshotter = s
+	return nil
+}
+
+// other calls do as another program does.
+func (h *liveHost) other(do func(layers *live.Layers, backend cowcommon.Backend)) {
+	h.t.Helper()
+	backend := h.openBackend()
+	defer func() { require.NoError(h.t, backend.Close()) }()
+	do(live.New(backend, h.dir, h.opts.Logger), backend)
+}
+
+func (h *liveHost) names() (names []string) {
+	h.t.Helper()
+	for v, err := range h.backend.Volumes(h.t.Context()) {
+		require.NoError(h.t, err)
+		names = append(names, v.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// TestForksOfSnapshots: the forks and snapshots of a volume stay across restarts and Cleanup. The snapshots go with the volume, and
+// the forks stay until they are removed or have expired.
+func TestForksOfSnapshots(t *testing.T) {
+	h, ctx := newLiveHost(t), t.Context()
+	for _, key := range []string{"ns/1/web", "ns/2/other"} {
+		_, err := h.Prepare(ctx, key, "")
+		require.NoError(t, err)
+	}
+	web, err := h.VolumeOf(ctx, "ns", "web")
+	require.NoError(t, err)
+	other, err := h.VolumeOf(ctx, "ns", "other")
+	require.NoError(t, err)
+	h.other(func(layers *live.Layers, _ cowcommon.Backend) {
+		_, err := layers.Snapshot(ctx, web, "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		_, err = layers.Fork(ctx, web, []string{"try"}, live.ForkOptions{})
+		require.NoError(t, err)
+		_, err = layers.Snapshot(ctx, "try", "of-fork", live.SnapshotOptions{})
+		require.NoError(t, err)
+		_, err = layers.Fork(ctx, other, []string{"brief"}, live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
+		require.NoError(t, err)
+	})
+	require.Len(t, h.names(), 8)
+	require.NoError(t, h.restart(nil))
+	require.NoError(t, h.Cleanup(ctx))
+	all := h.names()
+	require.Len(t, all, 6, "the fork that has expired is gone, with its moment: %v", all)
+	assert.Empty(t, h.Lost())
+	assert.NotContains(t, h.log.String(), "left alone")
+	usage, err := h.Usage(ctx, "ns/1/web")
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, usage.Size, int64(0))
+
+	require.NoError(t, h.Remove(ctx, "ns/1/web"))
+	h.other(func(layers *live.Layers, _ cowcommon.Backend) { require.NoError(t, layers.Sweep(ctx)) })
+	assert.Equal(t, all, h.names(), "the volume is there until Cleanup")
+	require.NoError(t, h.Cleanup(ctx))
+	left := h.names()
+	assert.Contains(t, left, "try")
+	assert.Contains(t, left, other)
+	assert.Len(t, left, 4, "the fork, its moment and its snapshot: %v", left)
+	require.NoError(t, h.restart(nil))
+	assert.Equal(t, left, h.names())
+	require.NoError(t, h.backend.Remove(ctx, "try"))
+	require.NoError(t, h.Cleanup(ctx))
+	assert.Equal(t, []string{other}, h.names())
+}
+
+// TestVolumeOf: a view has no volume of its own, and a key that is not there has none.
+func TestVolumeOf(t *testing.T) {
+	h, ctx := newHost(t, Options{}), t.Context()
+	_, err := h.Prepare(ctx, "ns/1/a", "")
+	require.NoError(t, err)
+	require.NoError(t, h.Commit(ctx, "ns/2/image", "ns/1/a"))
+	_, err = h.View(ctx, "ns/3/view", "ns/2/image")
+	require.NoError(t, err)
+	volume, err := h.VolumeOf(ctx, "ns", "image")
+	require.NoError(t, err)
+	assert.True(t, IsVolumeName(volume), volume)
+	_, err = h.VolumeOf(ctx, "ns", "view")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	for _, namespace := range []string{"ns", "n", "", "ns/2"} {
+		_, err = h.VolumeOf(ctx, namespace, "a")
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+	}
+}
+
+// TestUnfinishedRollback: a volume that has no name for the moment, since another program replaces it, is not taken for lost. The
+// next mount or start ends a step that a crash interrupted.
+func TestUnfinishedRollback(t *testing.T) {
+	t.Run("mount", func(t *testing.T) { testUnfinished(t, func(*liveHost, string) {}) })
+	t.Run("start", func(t *testing.T) {
+		testUnfinished(t, func(h *liveHost, volume string) {
+			require.NoError(t, h.restart(nil))
+			assert.Contains(t, h.names(), volume)
+		})
+	})
+}
+
+func testUnfinished(t *testing.T, afterwards func(h *liveHost, volume string)) {
+	t.Helper()
+	h, ctx := newLiveHost(t), t.Context()
+	_, err := h.Prepare(ctx, "ns/1/web", "")
+	require.NoError(t, err)
+	web, err := h.VolumeOf(ctx, "ns", "web")
+	require.NoError(t, err)
+	var taken live.Moment
+	h.other(func(layers *live.Layers, _ cowcommon.Backend) {
+		taken, err = layers.Snapshot(ctx, web, "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+	})
+	// As on a filesystem that cannot exchange names: between the two renames.
+	former := taken.Volume[:len(taken.Volume)-1] + map[bool]string{true: "b", false: "a"}[taken.Volume[len(taken.Volume)-1] == 'a']
+	require.NoError(t, h.restart(func(b cowcommon.Backend) {
+		v, err := b.Stat(ctx, web)
+		require.NoError(t, err)
+		record, err := json.Marshal(map[string]any{"version": 1, "volume": former, "layer": web, "name": "before-rollback", "time": time.Now(), "replaced": v.Created})
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(h.dir, "pending", former+".json"), record, 0o600))
+		require.NoError(t, b.Clone(ctx, former+".new", taken.Volume, cowcommon.VolumeOptions{}))
+		require.NoError(t, cowcommon.Rename(ctx, b, web, former))
+		lock, err := os.Open(filepath.Join(h.dir, ".lock"))
+		require.NoError(t, err)
+		require.NoError(t, flock.Shared(ctx, lock))
+		h.atWork = lock
+	}))
+	_, err = h.Stat(ctx, "ns/1/web")
+	require.NoError(t, err, "it is not removed while the other program is at work")
+	assert.Empty(t, h.ledger(gone))
+	assert.NotContains(t, h.names(), web)
+	_, err = h.Mounts(ctx, "ns/1/web")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.NoError(t, h.atWork.Close())
+
+	afterwards(h, web)
+	_, err = h.Mounts(ctx, "ns/1/web")
+	require.NoError(t, err)
+	assert.Contains(t, h.names(), web)
+	kept, err := h.opts.Layers.Snapshots(ctx, web)
+	require.NoError(t, err)
+	assert.Len(t, kept, 2)
+}
+
+// TestRestoreAfterRollback: a lost volume that was rolled back gets its image as its parent, and so it does by Repair.
+func TestRestoreAfterRollback(t *testing.T) {
+	h, ctx := newLiveHost(t), t.Context()
+	_, err := h.Prepare(ctx, "ns/1/layer", "")
+	require.NoError(t, err)
+	require.NoError(t, h.Commit(ctx, "ns/2/image", "ns/1/layer"))
+	_, err = h.Prepare(ctx, "ns/3/web", "ns/2/image")
+	require.NoError(t, err)
+	web, err := h.VolumeOf(ctx, "ns", "web")
+	require.NoError(t, err)
+	image, err := h.VolumeOf(ctx, "ns", "image")
+	require.NoError(t, err)
+	h.other(func(layers *live.Layers, _ cowcommon.Backend) {
+		_, err := layers.Snapshot(ctx, web, "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		_, err = layers.Rollback(ctx, web, "one", live.RollbackOptions{})
+		require.NoError(t, err)
+	})
+	require.NoError(t, h.restart(func(cowcommon.Backend) {
+		require.NoError(t, os.Remove(filepath.Join(h.mnt, "snapshotter", metadataName)))
+	}))
+	require.Len(t, h.Lost(), 2)
+	require.NoError(t, h.Restore(ctx, image, "ns/2/image"))
+	require.NoError(t, h.Restore(ctx, web, ""))
+	info, err := h.Stat(ctx, "ns/3/web")
+	require.NoError(t, err)
+	assert.Equal(t, snapshots.KindActive, info.Kind)
+	assert.Equal(t, "ns/2/image", info.Parent)
+
+	require.NoError(t, h.Close())
+	h.overwrite(h.pagesWith("ns/3/web")...)
+	require.NotNil(t, h.repair())
+	require.NoError(t, h.openAgain(nil))
+	info, err = h.Stat(ctx, "ns/3/web")
+	require.NoError(t, err)
+	assert.NotEmpty(t, info.Parent)
+	parent, err := h.Stat(ctx, info.Parent)
+	require.NoError(t, err)
+	assert.Equal(t, snapshots.KindCommitted, parent.Kind)
+}
