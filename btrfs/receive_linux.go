@@ -25,7 +25,7 @@ type received struct {
 
 // receive applies a send stream to the writable subvolume whose root is open as root. For a full stream, the subvolume
 // is empty. For an incremental stream, it is a snapshot of source, the read-only subvolume that the stream builds on.
-// receive ends at the end of the stream. The caller makes the result durable and read-only, and records the subvolume
+// receive waits for the end of r, and nothing may follow the stream. The caller makes the result durable and read-only, and records the subvolume
 // that it was received from.
 //
 // Whatever the stream holds, receive changes nothing outside of root, and reads nothing outside of root and source.
@@ -68,6 +68,13 @@ func receive(ctx context.Context, root, source *os.File, r io.Reader) (received,
 	}
 	if err := stream.Err(); err != nil {
 		return received{}, fmt.Errorf("receive: %w", explainStream(err))
+	}
+	more, err := stream.More()
+	if err != nil {
+		return received{}, fmt.Errorf("receive: after the end: %w", err)
+	}
+	if more {
+		return received{}, fmt.Errorf("receive: %w", invalid("the stream goes on after its end: if it is of more than one subvolume, send each by itself"))
 	}
 	return v.received, nil
 }

@@ -186,7 +186,8 @@ type Streamer interface {
 	// Send writes the native stream of top, incremental from base unless base is nil.
 	Send(ctx context.Context, w io.Writer, base, top View) error
 	// Receive makes a volume from a native stream. source names the volume that an incremental stream
-	// builds on, which is in use for as long, or is "".
+	// builds on, which is in use for as long, or is "". Receive reads r to its end before the volume has its name. An
+	// error of r, or bytes after the native stream, make it fail.
 	Receive(ctx context.Context, name, source string, r io.Reader) error
 }
 

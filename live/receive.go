@@ -278,9 +278,6 @@ func (rc *receiver) make(ctx context.Context, name string, layer *layerstream.La
 		return "", err
 	}
 	rc.made = append(rc.made, name)
-	if _, err := layer.Digest(); err != nil { // the native stream has ended before its frames
-		return "", err
-	}
 	limit := layer.Header.Limit
 	if limit.Bytes == 0 || !rc.opts.Limit || !layer.Last {
 		return parent, nil

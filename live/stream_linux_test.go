@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -359,6 +360,14 @@ func testNativeStream(t *testing.T, from, to home) {
 	}
 	_, err = to.receive(middle, live.ReceiveOptions{Name: "middle"})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "it builds on another")
+	_, err = to.receive(slices.Concat(base, middle), live.ReceiveOptions{Name: "ground"})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.ErrorContains(t, err, "more than one")
+	broken := errors.New("the network is down")
+	_, err = to.Receive(t.Context(), io.MultiReader(bytes.NewReader(base), iotest.ErrReader(broken)), live.ReceiveOptions{Name: "ground"})
+	require.ErrorIs(t, err, broken)
+	layers, _ := to.layers()
+	assert.Empty(t, layers)
 	got, err := to.receive(base, live.ReceiveOptions{Name: "ground"})
 	require.NoError(t, err)
 	assert.GreaterOrEqual(t, got[0].Bytes, int64(len(base)))
@@ -381,23 +390,33 @@ func testNativeStream(t *testing.T, from, to home) {
 
 func TestNativeStream(t *testing.T) { testNativeStream(t, newHome(t), newHome(t)) }
 
-// TestEarlyEnd: a layer whose native stream ends before its frames do is not kept, since its digest is not known.
-func TestEarlyEnd(t *testing.T) {
-	from, to := newHome(t), newHome(t)
+// testEarlyEnd: a layer whose native stream ends before its frames do gets no name, since its digest is not known.
+func testEarlyEnd(t *testing.T, from, to home) {
+	kind, err := cowcommon.StreamKind(to.backend)
+	require.NoError(t, err)
 	from.create("web")
 	from.put("web", "file", "1")
 	native := from.bare("web", "")
 	var out bytes.Buffer
-	_, err := layerstream.NewWriter(&out).Layer(layerstream.Header{Kind: "btrfs", Name: "web", ID: []byte("id")}, func(w io.Writer) error {
+	_, err = layerstream.NewWriter(&out).Layer(layerstream.Header{Kind: kind, Name: "web", ID: []byte("id")}, func(w io.Writer) error {
 		_, err := w.Write(append(native, make([]byte, 1<<20)...))
 		return err
 	})
 	require.NoError(t, err)
-	_, err = to.receive(out.Bytes(), live.ReceiveOptions{})
-	require.ErrorIs(t, err, layerstream.ErrMalformed)
+	named := false
+	_, err = to.receive(out.Bytes(), live.ReceiveOptions{Progress: func(string) (func(int64), func(error)) {
+		return func(int64) {}, func(error) {
+			layers, _ := to.layers()
+			named = named || len(layers) > 0
+		}
+	}})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	assert.False(t, named)
 	layers, _ := to.layers()
 	assert.Empty(t, layers)
 }
+
+func TestEarlyEnd(t *testing.T) { testEarlyEnd(t, newHome(t), newHome(t)) }
 
 // TestReceivedLimit: the limit of a layer comes along if that is wanted.
 func TestReceivedLimit(t *testing.T) {
