@@ -42,7 +42,8 @@ type Received struct {
 }
 
 // Receive makes sealed layers from a stream of Send, or a single one from the native stream of another program. Parents that are
-// there already are read and passed over. If Receive fails, it leaves nothing. A crash may leave parents, which are complete.
+// there already are read and passed over. If Receive fails, the parents that it has made stay, and nothing else. They are
+// whole, and others may build on them by now. The next Receive passes over them.
 //
 // Returns ErrInvalidArgument if the stream is cut off, damaged or malformed. Returns ErrNotImplemented if it is of another
 // filesystem, and ErrNotFound if the layer on which it builds is not there. Returns ErrFailedPrecondition if the layer that
@@ -70,7 +71,7 @@ func (l *Layers) Receive(ctx context.Context, r io.Reader, opts ReceiveOptions) 
 		err = fault.New(errdefs.ErrInvalidArgument, "this is neither a stream of cowshed send nor one of btrfs send or zfs send")
 	}
 	if err != nil {
-		return nil, errors.Join(err, rc.undo(context.WithoutCancel(ctx)))
+		return nil, err
 	}
 	return rc.received, nil
 }
@@ -81,7 +82,6 @@ type receiver struct {
 	kind     string
 	opts     ReceiveOptions
 	here     map[string]receivedLayer // the layers of the stream by identity
-	made     []string                 // layers that were made
 	received []Received
 }
 
@@ -89,14 +89,6 @@ type receiver struct {
 type receivedLayer struct {
 	name   string
 	digest layerstream.Digest
-}
-
-// undo removes the layers that were made. A layer that somebody uses already stays.
-func (rc *receiver) undo(ctx context.Context) (err error) {
-	for i := len(rc.made) - 1; i >= 0; i-- {
-		err = errors.Join(err, rc.layers.removeUnused(ctx, rc.made[i]))
-	}
-	return err
 }
 
 func (rc *receiver) checkKind(kind string) error {
@@ -277,7 +269,6 @@ func (rc *receiver) make(ctx context.Context, name string, layer *layerstream.La
 	if err := cowcommon.Receive(ctx, rc.layers.backend, name, parent, stream.CountReads(layer, add)); err != nil {
 		return "", err
 	}
-	rc.made = append(rc.made, name)
 	limit := layer.Header.Limit
 	if limit.Bytes == 0 || !rc.opts.Limit || !layer.Last {
 		return parent, nil
@@ -286,8 +277,19 @@ func (rc *receiver) make(ctx context.Context, name string, layer *layerstream.La
 	if limit.Total {
 		scope = quota.ScopeTotal
 	}
-	err = cowcommon.SetLimit(ctx, rc.layers.backend, name, quota.Limit{Bytes: limit.Bytes, Scope: scope})
-	return parent, err
+	if err := cowcommon.SetLimit(ctx, rc.layers.backend, name, quota.Limit{Bytes: limit.Bytes, Scope: scope}); err != nil {
+		return "", errors.Join(err, rc.undo(context.WithoutCancel(ctx), name, layer.Header.ID))
+	}
+	return parent, nil
+}
+
+// undo removes the layer that was made, unless another has its name by now, or somebody uses it.
+func (rc *receiver) undo(ctx context.Context, name string, id []byte) error {
+	_, same, err := rc.is(ctx, name, id)
+	if err == nil && same {
+		err = rc.layers.removeUnused(ctx, name)
+	}
+	return err
 }
 
 // parent finds the layer on which a native stream builds.

@@ -178,6 +178,14 @@ func testBadReceive(t *testing.T, from, to home) {
 	rest := func() {
 		t.Helper()
 		layers, moments := to.layers()
+		layers = slices.DeleteFunc(layers, func(name string) bool {
+			whole := name == "ground" || name == "middle" // parents whose digest was right
+			if whole {
+				to.assertSame(name, from, name)
+				require.NoError(t, to.backend.Remove(ctx, name))
+			}
+			return whole
+		})
 		assert.Equal(t, []string{"taken", "unsealed"}, layers)
 		assert.Zero(t, moments)
 	}
@@ -434,7 +442,58 @@ func TestReceivedLimit(t *testing.T) {
 	}
 }
 
-// TestReceiveOnFull: on a full filesystem nothing is left, and the error says so.
+// TestReceiveKeepsParents: a receive that fails removes no parents. Neither those that it has made, on which others may build by
+// now, nor others of the same name.
+func TestReceiveKeepsParents(t *testing.T) {
+	from, to, ctx := newHome(t), newHome(t), t.Context()
+	from.newChain()
+	chain := from.send("web", live.SendOptions{WithParents: true})
+	broken := errors.New("the network is down")
+	_, err := to.Receive(ctx, io.MultiReader(bytes.NewReader(chain[:len(chain)-1]), readerFunc(func([]byte) (int, error) {
+		got, err := to.receive(chain, live.ReceiveOptions{Name: "other"})
+		require.NoError(t, err)
+		assert.True(t, got[0].Skipped)
+		require.NoError(t, to.backend.Remove(ctx, "other"))
+		require.NoError(t, to.backend.Remove(ctx, "ground"))
+		to.create("ground")
+		return 0, broken
+	})), live.ReceiveOptions{})
+	require.ErrorIs(t, err, broken)
+	layers, _ := to.layers()
+	assert.Equal(t, []string{"ground", "middle"}, layers)
+	to.assertSame("middle", from, "middle")
+}
+
+// limitless is a Backend that cannot set a limit.
+type limitless struct {
+	cowcommon.Backend
+	cowcommon.Limiter
+	setLimit func() error
+}
+
+func (l limitless) Unwrap() cowcommon.Backend { return l.Backend }
+
+func (l limitless) SetLimit(context.Context, string, quota.Limit) error { return l.setLimit() }
+
+// TestReceivedLimitFails: the layer that cannot get its limit is removed, and no other of its name.
+func TestReceivedLimitFails(t *testing.T) {
+	from, to, ctx := newHome(t), newHome(t), t.Context()
+	require.NoError(t, from.backend.Create(ctx, "web", cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 1 << 30}}))
+	stream := from.send("web", live.SendOptions{})
+	broken := errors.New("no quotas")
+	for name, do := range map[string]func(){"alone": func() {}, "another": func() {
+		require.NoError(t, to.backend.Remove(ctx, "another"))
+		to.create("another")
+	}} {
+		to := to.over(limitless{Backend: to.backend, setLimit: func() error { do(); return broken }})
+		_, err := to.receive(stream, live.ReceiveOptions{Name: name, Limit: true})
+		require.ErrorIs(t, err, broken, name)
+	}
+	layers, _ := to.layers()
+	assert.Equal(t, []string{"another"}, layers)
+}
+
+// TestReceiveOnFull: on a full filesystem nothing but whole parents is left, and the error says so.
 func TestReceiveOnFull(t *testing.T) {
 	from, to := newHome(t), newHome(t)
 	from.newChain()

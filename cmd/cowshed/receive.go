@@ -31,7 +31,7 @@ func newReceiveCommand(a *app) *cobra.Command {
 		Short: "Make a layer of a stream",
 		Long: `Makes a sealed layer of a stream of cowshed send, which it reads from standard input, and prints the layer's name.
 Without NAME that is the name in the stream. The layer gets its name only after the stream has come to its end, and
-its digest is right. Nothing is left of a stream that is cut off or damaged.
+its digest is right. Of a stream that is cut off or damaged, whole parents stay, and nothing else.
 
 A stream with the changes alone needs the layer on which it builds. That is found by its name in the stream, or named
 with --parent. It has to be the very layer that was sent, or a layer received from the same.
