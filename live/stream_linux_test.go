@@ -384,6 +384,8 @@ func testNativeStream(t *testing.T, from, to home) {
 	to.assertSame("middle", from, "middle")
 
 	// A layer that was received so is a parent as any other.
+	_, err = to.receive(base, live.ReceiveOptions{Name: "x", Parent: "ground"})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "it is a full one")
 	got, err = to.receive(from.send("web", live.SendOptions{WithParents: true}), live.ReceiveOptions{})
 	require.NoError(t, err)
 	assert.True(t, got[0].Skipped && got[1].Skipped)

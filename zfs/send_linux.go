@@ -79,9 +79,9 @@ func (b *Backend) identify(ctx context.Context, v *view) (cowcommon.Identity, er
 
 // Receive makes a volume from the stream of a zfs send of one snapshot, and seals it. An incremental stream needs the
 // sealed volume that it builds on. The kernel checks that source is this volume. Errors name the fault of a stream:
-//   - errdefs.ErrInvalidArgument if the stream holds something else, is cut off or damaged, or builds on a volume and source is ""
+//   - errdefs.ErrInvalidArgument if the stream holds something else, is cut off or damaged, or builds on a volume and source is "", or the other way round
 //   - errdefs.ErrFailedPrecondition if the stream builds on another volume than source
-//   - errdefs.ErrNotImplemented if the stream needs a feature that the pool or the kernel module lacks
+//   - errdefs.ErrNotImplemented if the stream needs a feature that the pool or the kernel module lacks, or was resumed
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
 	return fault.Wrap("receive volume", name, b.receive(ctx, name, source, r))
 }
@@ -150,6 +150,10 @@ func explainStream(err error, source string) error {
 		return bad("the stream was damaged on its way, its checksum is wrong: send it again")
 	case zfsctl.LacksOrigin:
 		return bad("the stream is incremental: name the layer that it builds on, or send a full one")
+	case zfsctl.NeedlessOrigin:
+		return bad("the stream is a full one, and does not build on another layer: leave the parent out")
+	case zfsctl.Resumed:
+		return fault.New(errdefs.ErrNotImplemented, "resumed streams are not taken: send the whole stream again, without -t: %w", err)
 	case zfsctl.OtherOrigin:
 		return fault.New(errdefs.ErrFailedPrecondition, "the stream builds on another snapshot than that of %s: name the layer that it was made from, or send a full one: %w", source, err)
 	case zfsctl.Unsupported:
