@@ -20,7 +20,7 @@ type SendOptions struct {
 	// From is a sealed volume, such as that of a snapshot, on which the stream builds. The receiver has it. If it is "", the
 	// stream holds everything.
 	From string
-	// WithParents sends the sealed layers from which the layer was made too, those after From.
+	// WithParents sends the sealed layers from which the layer was made too, those after From. The layer was made from From then.
 	WithParents bool
 	// Image returns the image whose uppermost layer a volume is, the zero Image if there is none. It may be nil.
 	Image func(volume string) layerstream.Image
@@ -38,7 +38,8 @@ type Sent struct {
 }
 
 // Send writes a layer as a stream of package layerstream. layer is a layer, in use or not, or the volume of a moment. It is sent
-// as it is now. Returns ErrNotImplemented if no native stream holds it, as if it has a shared root. Returns
+// as it is now. Returns ErrInvalidArgument if its parents are to come after SendOptions.From, and it was not made from that.
+// Returns ErrNotImplemented if no native stream holds it, as if it has a shared root. Returns
 // ErrFailedPrecondition if SendOptions.From is not sealed, or if the filesystem cannot build a stream on it.
 func (l *Layers) Send(ctx context.Context, w io.Writer, layer string, opts SendOptions) (_ []Sent, err error) {
 	kind, err := cowcommon.StreamKind(l.backend)
@@ -79,27 +80,33 @@ func (l *Layers) chain(ctx context.Context, layer string, opts SendOptions) ([]c
 	}
 	chain := []cowcommon.Volume{top}
 	if opts.WithParents {
-		for v, is := top, true; is; {
-			if v, is, err = l.sealedAbove(ctx, v); err != nil {
+		for v := top; ; {
+			var is bool
+			if v, is, err = l.sealedAbove(ctx, v, from.Name); err != nil {
 				return nil, err
 			}
-			if is = is && v.Name != from.Name; is {
-				chain = append(chain, v)
+			if !is && from.Name != "" {
+				return nil, fault.New(errdefs.ErrInvalidArgument, "%s is not a layer that %s was made from: send it without its parents", from.Name, layer)
 			}
+			if !is || v.Name == from.Name {
+				break
+			}
+			chain = append(chain, v)
 		}
 	}
 	slices.Reverse(chain)
 	return append([]cowcommon.Volume{from}, chain...), nil
 }
 
-// sealedAbove finds the nearest sealed layer from which a volume was made, directly or not. Moments are passed over.
-func (l *Layers) sealedAbove(ctx context.Context, v cowcommon.Volume) (_ cowcommon.Volume, is bool, err error) {
+// sealedAbove finds the nearest sealed layer from which a volume was made, directly or not. Moments but from are
+// passed over.
+func (l *Layers) sealedAbove(ctx context.Context, v cowcommon.Volume, from string) (_ cowcommon.Volume, is bool, err error) {
 	for v.Parent != "" {
 		var there bool
 		if v, there, err = l.exists(ctx, v.Parent); err != nil || !there {
 			return v, false, err
 		}
-		if v.Sealed && !IsMoment(v.Name) {
+		if v.Sealed && (!IsMoment(v.Name) || v.Name == from) {
 			return v, true, nil
 		}
 	}

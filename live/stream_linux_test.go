@@ -295,6 +295,35 @@ func TestSendRefused(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "a subvolume is nested in it")
 }
 
+// testSendFromMoment: a stream with parents begins after a snapshot only if the layer was made from that.
+func testSendFromMoment(t *testing.T, from, to home) {
+	ctx := t.Context()
+	from.create("ground")
+	require.NoError(t, from.backend.Clone(ctx, "web", "ground", cowcommon.VolumeOptions{}))
+	m, err := from.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	require.NoError(t, from.backend.Clone(ctx, "clone", m.Volume, cowcommon.VolumeOptions{}))
+	require.NoError(t, from.backend.Clone(ctx, "top", "clone", cowcommon.VolumeOptions{}))
+	from.put("top", "file", "1")
+	var out bytes.Buffer
+	_, err = from.Send(ctx, &out, "web", live.SendOptions{From: m.Volume, WithParents: true})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	assert.ErrorContains(t, err, "not a layer that web was made from")
+	assert.Zero(t, out.Len())
+
+	sent, err := from.Send(ctx, &out, "top", live.SendOptions{From: m.Volume, WithParents: true})
+	require.NoError(t, err)
+	require.Len(t, sent, 2)
+	assert.Equal(t, []string{"web@one", "clone"}, []string{sent[0].Parent, sent[1].Parent})
+	_, err = to.receive(from.send(m.Volume, live.SendOptions{}), live.ReceiveOptions{Name: "web-one"})
+	require.NoError(t, err)
+	_, err = to.receive(out.Bytes(), live.ReceiveOptions{Parent: "web-one"})
+	require.NoError(t, err)
+	to.assertSame("top", from, "top")
+}
+
+func TestSendFromMoment(t *testing.T) { testSendFromMoment(t, newHome(t), newHome(t)) }
+
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

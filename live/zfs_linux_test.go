@@ -35,7 +35,7 @@ func TestZFS(t *testing.T) {
 		t.Run(name, func(t *testing.T) { test(t, newZFSHome(t)) })
 	}
 	for name, test := range map[string]func(t *testing.T, from, to home){
-		"send and receive": testSendReceive, "bad receive": testBadReceive, "native stream": testNativeStream, "early end": testEarlyEnd,
+		"send and receive": testSendReceive, "bad receive": testBadReceive, "native stream": testNativeStream, "early end": testEarlyEnd, "from moment": testSendFromMoment,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newZFSHome(t), newZFSHome(t)) })
 	}

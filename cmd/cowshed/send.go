@@ -34,7 +34,7 @@ Without flags the stream holds the whole layer, and needs no other. With --from,
 which the receiver has. BASE is a snapshot, or a layer from which others were made. On ZFS the layer was made from BASE.
 
 With --with-parents, the layers from which the layer was made come before it, each with its own changes. The receiver
-passes over those that it has.`,
+passes over those that it has. With --from too, the layer was made from BASE, directly or not.`,
 		Example: `  cowshed send web --with-parents | ssh host cowshed receive
   cowshed send web@tuesday --from web@monday -o web.stream`,
 		Args: usageArgs(cobra.ExactArgs(1)),
