@@ -21,6 +21,8 @@ type sendFlags struct {
 	json        bool
 }
 
+func (f sendFlags) toStdout() bool { return f.output == "" || outfile.Stdout(f.output) }
+
 func newSendCommand(a *app) *cobra.Command {
 	f := sendFlags{}
 	cmd := &cobra.Command{
@@ -39,11 +41,10 @@ passes over those that it has. With --from too, the layer was made from BASE, di
   cowshed send web@tuesday --from web@monday -o web.stream`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			toStdout := f.output == "" || outfile.Stdout(f.output)
 			switch {
-			case toStdout && isTerminal(cmd.OutOrStdout()):
+			case f.toStdout() && isTerminal(cmd.OutOrStdout()):
 				return usagef("a stream is not for the terminal: use -o FILE, or a pipe")
-			case toStdout && f.json:
+			case f.toStdout() && f.json:
 				return usagef("--json needs -o FILE: the stream goes to standard output")
 			}
 			return a.with(cmd.Context(), func(s *store) error { return s.send(cmd, args[0], f) })
@@ -77,10 +78,15 @@ func (s *store) send(cmd *cobra.Command, name string, f sendFlags) error {
 	defer bars.wait()
 	opts.Progress = bars.ofLayer
 	var sent []live.Sent
-	err = toOutput(cmd, f.output, func(w io.Writer) (err error) {
+	write := func(w io.Writer) (err error) {
 		sent, err = s.live.Send(cmd.Context(), w, v.Name, opts)
 		return err
-	})
+	}
+	if f.toStdout() {
+		err = toStandardOutput(cmd.Context(), cmd.OutOrStdout(), write)
+	} else {
+		err = toOutput(cmd, f.output, write)
+	}
 	if errdefs.IsNotImplemented(err) {
 		err = s.whyNotSent(cmd.Context(), v, err)
 	}

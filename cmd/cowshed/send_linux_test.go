@@ -227,6 +227,28 @@ func TestSendNoReader(t *testing.T) {
 	assert.Empty(t, errOut.String())
 }
 
+// TestSendStalledReader: a signal ends the command although nobody reads its output.
+func TestSendStalledReader(t *testing.T) {
+	a := newWeb(t)
+	a.write(t, "web", "large", strings.Repeat("large", 1<<20))
+	program, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(program, "--root", a.root, "send", "web")
+	cmd.Env = append(os.Environ(), asProgramEnv+"=1")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = io.ReadFull(out, make([]byte, 1000))
+	require.NoError(t, err)
+	time.Sleep(200 * time.Millisecond) // it fills the pipe
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	kill := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	require.Error(t, cmd.Wait())
+	assert.Equal(t, exitSignal+int(syscall.SIGTERM), cmd.ProcessState.ExitCode())
+	a.ok(t, "rm", "web")
+}
+
 func unmarshal(t *testing.T, data []byte, into any) {
 	t.Helper()
 	require.NoError(t, json.Unmarshal(data, into), string(data))
