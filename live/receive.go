@@ -183,6 +183,11 @@ func (rc *receiver) layer(ctx context.Context, layer *layerstream.Layer) error {
 	if err != nil {
 		return err
 	}
+	if skip && rc.opts.Parent != "" && rc.isFirst() {
+		if _, err := rc.parent(ctx, h.Parent); err != nil {
+			return err
+		}
+	}
 	add, end := progressOf(rc.opts.Progress, h.Name)
 	one := Received{Sent: Sent{Name: name}, Header: *h, Skipped: skip}
 	if skip {

@@ -93,6 +93,9 @@ func (l *Layers) chain(ctx context.Context, layer string, opts SendOptions) ([]c
 			}
 			chain = append(chain, v)
 		}
+		if len(chain) > layerstream.MaxLayers {
+			return nil, fault.New(errdefs.ErrInvalidArgument, "%s and its parents are more than %d layers: send one of the parents first, and the rest from that", layer, layerstream.MaxLayers)
+		}
 	}
 	slices.Reverse(chain)
 	return append([]cowcommon.Volume{from}, chain...), nil
@@ -140,14 +143,15 @@ func (s *sender) open(ctx context.Context, v cowcommon.Volume) error {
 	if err != nil {
 		return err
 	}
-	if err := cowcommon.CheckWhole(ctx, s.layers.backend, v.Name); err != nil {
-		return fault.Wrap("send layer", name, err)
-	}
 	view, err := s.layers.backend.View(ctx, v.Name)
 	if err != nil {
 		return err
 	}
 	s.views = append(s.views, sentView{volume: v, name: name, view: view})
+	// After the view was taken: the view lacks what a check before it could not have seen.
+	if err := cowcommon.CheckWhole(ctx, s.layers.backend, v.Name); err != nil {
+		return fault.Wrap("send layer", name, err)
+	}
 	identity, err := cowcommon.Identify(ctx, s.layers.backend, view)
 	if err == nil {
 		s.views[len(s.views)-1].id = identity.IDs[0]

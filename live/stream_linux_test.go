@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -133,6 +134,8 @@ func testSendReceive(t *testing.T, from, to home) {
 	require.NoError(t, err)
 	require.Len(t, got, 2)
 	to.assertSame("web-2", from, "web")
+	_, err = to.receive(increment, live.ReceiveOptions{Name: "x", Parent: "web"})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "middle is there, and was not made from web")
 	increment = from.send("web", live.SendOptions{From: "middle"})
 	_, err = to.receive(increment, live.ReceiveOptions{Name: "x", Parent: "ground"})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -178,14 +181,13 @@ func testBadReceive(t *testing.T, from, to home) {
 	rest := func() {
 		t.Helper()
 		layers, moments := to.layers()
-		layers = slices.DeleteFunc(layers, func(name string) bool {
-			whole := name == "ground" || name == "middle" // parents whose digest was right
-			if whole {
-				to.assertSame(name, from, name)
-				require.NoError(t, to.backend.Remove(ctx, name))
+		for _, parent := range []string{"middle", "ground"} { // those whose digest was right
+			if i := slices.Index(layers, parent); i >= 0 {
+				to.assertSame(parent, from, parent)
+				require.NoError(t, to.backend.Remove(ctx, parent))
+				layers = slices.Delete(layers, i, i+1)
 			}
-			return whole
-		})
+		}
 		assert.Equal(t, []string{"taken", "unsealed"}, layers)
 		assert.Zero(t, moments)
 	}
@@ -293,6 +295,59 @@ func TestSendRefused(t *testing.T) {
 	})
 	_, err = h.Send(ctx, io.Discard, "web", live.SendOptions{})
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "a subvolume is nested in it")
+}
+
+// nesting is a Backend of btrfs in which a subvolume is made just before a view is taken.
+type nesting struct {
+	cowcommon.Backend
+	dir string
+}
+
+func (n nesting) Unwrap() cowcommon.Backend { return n.Backend }
+
+func (n nesting) View(ctx context.Context, name string) (cowcommon.View, error) {
+	if err := exec.Command("btrfs", "subvolume", "create", filepath.Join(n.dir, "nested")).Run(); err != nil {
+		return nil, err
+	}
+	return n.Backend.View(ctx, name)
+}
+
+// TestSendNestedMeanwhile: a layer is checked when its view has been taken.
+func TestSendNestedMeanwhile(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	h.edit("web", func(dir string) {
+		_, err := h.over(nesting{h.backend, dir}).Send(t.Context(), io.Discard, "web", live.SendOptions{})
+		require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	})
+	entries, err := os.ReadDir(filepath.Join(filepath.Dir(h.records), "home", "views"))
+	require.NoError(t, err)
+	assert.Empty(t, entries)
+}
+
+// descended is a Backend in which layer n was made from layer n-1.
+type descended struct{ cowcommon.Backend }
+
+func (d descended) Unwrap() cowcommon.Backend { return d.Backend }
+
+func (d descended) Stat(_ context.Context, name string) (cowcommon.Volume, error) {
+	n, err := strconv.Atoi(name)
+	v := cowcommon.Volume{Name: name, Sealed: true}
+	if n > 1 {
+		v.Parent = strconv.Itoa(n - 1)
+	}
+	return v, err
+}
+
+// TestSendTooMany: a chain that no stream can hold is refused before anything is written.
+func TestSendTooMany(t *testing.T) {
+	h := newHome(t)
+	h = h.over(descended{h.backend})
+	_, err := h.Send(t.Context(), io.Discard, strconv.Itoa(layerstream.MaxLayers), live.SendOptions{WithParents: true})
+	require.ErrorIs(t, err, errdefs.ErrNotFound, "there is none to be opened")
+	_, err = h.Send(t.Context(), io.Discard, strconv.Itoa(layerstream.MaxLayers+1), live.SendOptions{WithParents: true})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.ErrorContains(t, err, "more than 1000 layers")
 }
 
 // testSendFromMoment: a stream with parents begins after a snapshot only if the layer was made from that.
