@@ -134,7 +134,7 @@ func (rc *receiver) native(ctx context.Context, r io.Reader, kind string) error 
 	}
 	add, end := progressOf(rc.opts.Progress, name)
 	one := Received{Sent: Sent{Name: name, Parent: rc.opts.Parent}}
-	var bytes atomic.Int64 // a backend may still read the stream after it has received it
+	var bytes atomic.Int64 // a backend may still read the stream after it has failed
 	err := cowcommon.Receive(ctx, rc.layers.backend, name, rc.opts.Parent, stream.CountReads(r, func(n int64) {
 		bytes.Add(n)
 		add(n)

@@ -148,7 +148,7 @@ func (s *sender) open(ctx context.Context, v cowcommon.Volume) error {
 		return err
 	}
 	s.views = append(s.views, sentView{volume: v, name: name, view: view})
-	// After the view was taken: the view lacks what a check before it could not have seen.
+	// A subvolume could be nested between a check and the view. So the check comes after the view.
 	if err := cowcommon.CheckWhole(ctx, s.layers.backend, v.Name); err != nil {
 		return fault.Wrap("send layer", name, err)
 	}

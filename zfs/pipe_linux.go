@@ -154,7 +154,7 @@ func (c *control) output(ctx context.Context, op string, beginning int, call fun
 
 // input makes a call that receives a stream from a pipe, and feeds in into the pipe. The end of ctx ends the stream.
 // If the call fails, nothing waits for in, which may never end, and an error of in counts if it has made the call fail. If the
-// call succeeds, in has to end too. Returns a *zfsctl.StreamError if anything follows what the call has read.
+// call succeeds, in has to end too. Returns a *zfsctl.StreamError if bytes follow those that the call has read.
 func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, from *os.File) error) error {
 	r, w, err := os.Pipe()
 	if err != nil {
