@@ -114,22 +114,24 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 func TestSendMadeWritable(t *testing.T) {
 	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
 	require.NoError(t, b.Receive(ctx, "x", "", encode(t, subvol(), mkfile("f", 1), &sendstream.End{})))
-	view := func() cowcommon.View {
+	viewOf := func() cowcommon.View {
 		v, err := b.View(ctx, "x")
 		require.NoError(t, err)
 		t.Cleanup(func() { assert.NoError(t, v.Close()) })
 		return v
 	}
-	sealed := view()
-	_, err := b.Identify(ctx, sealed)
+	sealed := viewOf()
+	received := sealed.(*view).dir.info.ReceivedUUID
+	identity, err := b.Identify(ctx, sealed)
 	require.NoError(t, err)
+	assert.True(t, identity.Has(received[:]))
 	require.NoError(t, b.Send(ctx, io.Discard, nil, sealed))
 	require.NoError(t, sealed.Close())
-	b2, err := b.openVolume("x")
+	volume, err := b.openVolume("x")
 	require.NoError(t, err)
-	require.NoError(t, btrfsctl.SetReadOnly(b2.fd(), false))
-	require.NoError(t, b2.Close())
-	changed := view()
+	require.NoError(t, btrfsctl.SetReadOnly(volume.fd(), false))
+	require.NoError(t, volume.Close())
+	changed := viewOf()
 	_, err = b.Identify(ctx, changed)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorIs(t, b.Send(ctx, io.Discard, nil, changed), errdefs.ErrFailedPrecondition)
@@ -138,4 +140,14 @@ func TestSendMadeWritable(t *testing.T) {
 	require.NoError(t, err)
 	require.ErrorIs(t, b.Send(ctx, io.Discard, changed, y), errdefs.ErrFailedPrecondition)
 	require.NoError(t, y.Close())
+
+	// Its moments do not have that UUID, and can be sent.
+	require.NoError(t, b.takeMoment(ctx, "x", "moment"))
+	moment, err := b.View(ctx, "moment")
+	require.NoError(t, err)
+	identity, err = b.Identify(ctx, moment)
+	require.NoError(t, err)
+	assert.False(t, identity.Has(received[:]))
+	require.NoError(t, b.Send(ctx, io.Discard, nil, moment))
+	require.NoError(t, moment.Close())
 }
