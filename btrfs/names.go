@@ -18,7 +18,7 @@ const (
 )
 
 // removedPrefix begins a name in the directory subvolumes: that of a volume which is being removed and has subvolumes
-// nested in it. No other volume has such a name.
+// nested in it, or which was received and is being sealed. No other volume has such a name.
 const removedPrefix = ".removed-"
 
 // Names lists the names in the directory home that seem to be layers, for programs that help people to type them. It

@@ -25,7 +25,7 @@ type received struct {
 
 // receive applies a send stream to the writable subvolume whose root is open as root. For a full stream, the subvolume
 // is empty. For an incremental stream, it is a snapshot of source, the read-only subvolume that the stream builds on.
-// receive ends at the end of the stream. The caller makes the result durable and read-only, and records the subvolume
+// receive waits for the end of r, and nothing may follow the stream. The caller makes the result durable and read-only, and records the subvolume
 // that it was received from.
 //
 // Whatever the stream holds, receive changes nothing outside of root, and reads nothing outside of root and source.
@@ -34,16 +34,17 @@ type received struct {
 //
 // Errors name the command and its place in the stream:
 //
-//   - errdefs.ErrInvalidArgument if the stream is not of the kind that root and source are for, or makes no sense
+//   - errdefs.ErrInvalidArgument if the stream is not of the kind that root and source are for, is cut off or damaged, or makes
+//     no sense
 //   - errdefs.ErrFailedPrecondition if the stream builds on, or clones from, another subvolume than source
 //   - errdefs.ErrNotImplemented if the stream needs a function that this kernel or Cowshed does not have
 //
-// Other errors are a *sendstream.Error, errors of the filesystem, and the cause of ctx's end. receive looks at ctx
+// Other errors are those of r and of the filesystem, and the cause of ctx's end. receive looks at ctx
 // between commands; it does not interrupt a read from r.
 func receive(ctx context.Context, root, source *os.File, r io.Reader) (received, error) {
 	stream, err := sendstream.NewReader(r)
 	if err != nil {
-		return received{}, fmt.Errorf("receive: %w", err)
+		return received{}, fmt.Errorf("receive: %w", explainStream(err))
 	}
 	v := &receiver{tree: newReceiveTree(int(root.Fd()))}
 	defer v.tree.close()
@@ -66,9 +67,31 @@ func receive(ctx context.Context, root, source *os.File, r io.Reader) (received,
 		}
 	}
 	if err := stream.Err(); err != nil {
-		return received{}, fmt.Errorf("receive: %w", err)
+		return received{}, fmt.Errorf("receive: %w", explainStream(err))
+	}
+	more, err := stream.More()
+	if err != nil {
+		return received{}, fmt.Errorf("receive: after the end: %w", err)
+	}
+	if more {
+		return received{}, fmt.Errorf("receive: %w", invalid("the stream goes on after its end: if it is of more than one subvolume, send each by itself"))
 	}
 	return v.received, nil
+}
+
+// explainStream gives the fault of a stream its kind, and names a way out. Errors of the stream's reader stay as they are.
+func explainStream(err error) error {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fault.New(errdefs.ErrInvalidArgument, "the stream is cut off: send it again, and wait for its end: %w", err)
+	case errors.Is(err, sendstream.ErrChecksum):
+		return fault.New(errdefs.ErrInvalidArgument, "the stream was damaged on its way: send it again: %w", err)
+	case errors.Is(err, sendstream.ErrNotStream), errors.Is(err, sendstream.ErrMalformed), errors.Is(err, sendstream.ErrTooLong):
+		return fault.As(errdefs.ErrInvalidArgument, err)
+	case errors.Is(err, sendstream.ErrVersion), errors.Is(err, sendstream.ErrUnknownCommand), errors.Is(err, sendstream.ErrUnknownAttribute):
+		return fault.New(errdefs.ErrNotImplemented, "the stream needs a newer version: send it with btrfs send --proto 1: %w", err)
+	}
+	return err
 }
 
 // receiver applies the commands of one stream.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/eintr"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // receiveTree is a directory tree that is changed by paths relative to its root. No path leads out of it. openat2 finds
@@ -64,12 +65,12 @@ func (t *receiveTree) closeFile() {
 	}
 }
 
-// pathError wraps the error of an operation on a path; nil stays nil.
+// pathError wraps the error of an operation on a path, which it quotes; nil stays nil.
 func pathError(op string, path []byte, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &fs.PathError{Op: op, Path: string(path), Err: err}
+	return &fs.PathError{Op: op, Path: treeat.Quote(string(path)), Err: err}
 }
 
 // at returns the directory that holds the last name of a path, and that name. The descriptor is valid until the second
@@ -276,7 +277,7 @@ func (t *receiveTree) rename(path, to []byte) error {
 		return err
 	}
 	if err := unix.Renameat(fromDir, fromName, toDir, toName); err != nil {
-		return fmt.Errorf("to %q: %w", to, pathError("rename", path, err))
+		return fmt.Errorf("to %s: %w", treeat.Quote(string(to)), pathError("rename", path, err))
 	}
 	t.moved(path)
 	t.moved(to)
@@ -293,7 +294,7 @@ func (t *receiveTree) link(path, target []byte) error {
 		return err
 	}
 	if err := unix.Linkat(targetDir, targetName, dir, name, 0); err != nil {
-		return fmt.Errorf("to %q: %w", target, pathError("link", path, err))
+		return fmt.Errorf("to %s: %w", treeat.Quote(string(target)), pathError("link", path, err))
 	}
 	return nil
 }
@@ -366,7 +367,7 @@ func (t *receiveTree) setXattr(path, name, value []byte) error {
 		t.inheritedOK = false
 	}
 	if err := unix.Lsetxattr(file, string(name), value, 0); err != nil {
-		return fmt.Errorf("%q: %w", name, pathError("setxattr", path, err))
+		return fmt.Errorf("%s: %w", treeat.Quote(string(name)), pathError("setxattr", path, err))
 	}
 	return nil
 }
@@ -382,7 +383,7 @@ func (t *receiveTree) removeXattr(path, name []byte) error {
 		t.inheritedOK = false
 	}
 	if err := unix.Lremovexattr(file, string(name)); err != nil && !errors.Is(err, unix.ENODATA) {
-		return fmt.Errorf("%q: %w", name, pathError("removexattr", path, err))
+		return fmt.Errorf("%s: %w", treeat.Quote(string(name)), pathError("removexattr", path, err))
 	}
 	return nil
 }

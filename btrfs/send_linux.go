@@ -15,7 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
-	"github.com/cowshed/cowshed/internal/sealing"
+	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -26,16 +26,51 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 	if !ok {
 		return fault.Wrap("send volume", "", fault.New(errdefs.ErrInvalidArgument, "not a view of this backend"))
 	}
+	if err := topView.checkIdentity(); err != nil {
+		return fault.Wrap("send volume", topView.volume, err)
+	}
 	parent := uint64(0)
 	if base != nil {
 		baseView, ok := base.(*view)
 		if !ok {
 			return fault.Wrap("send volume", topView.volume, fault.New(errdefs.ErrInvalidArgument, "base is not a view of this backend"))
 		}
+		if err := baseView.checkIdentity(); err != nil {
+			return fault.Wrap("send volume", topView.volume, err)
+		}
 		parent = baseView.dir.info.ID
 	}
 	err := b.send(ctx, topView, parent, 0, func(r io.Reader) error { return sendstream.Copy(w, r) })
 	return fault.Wrap("send volume", topView.volume, err)
+}
+
+// StreamKind implements cowcommon.Identifier.
+func (b *Backend) StreamKind() string { return Name }
+
+// Identify implements cowcommon.Identifier: the identity is the UUID of the subvolume that the view was received from, and that
+// of the view's own subvolume. The kernel clears the former in each writable snapshot.
+func (b *Backend) Identify(_ context.Context, v cowcommon.View) (cowcommon.Identity, error) {
+	own, ok := v.(*view)
+	if !ok {
+		return cowcommon.Identity{}, fault.Wrap("identify volume", "", fault.New(errdefs.ErrInvalidArgument, "not a view of this backend"))
+	}
+	if err := own.checkIdentity(); err != nil {
+		return cowcommon.Identity{}, fault.Wrap("identify volume", own.volume, err)
+	}
+	info := own.dir.info
+	if info.ReceivedUUID == (btrfsctl.UUID{}) {
+		return cowcommon.Identity{IDs: [][]byte{info.UUID[:]}}, nil
+	}
+	return cowcommon.Identity{IDs: [][]byte{info.ReceivedUUID[:], info.UUID[:]}}, nil
+}
+
+// checkIdentity returns an error if the view has the received UUID of a volume that is not sealed, and so may have been changed
+// since. The kernel keeps that UUID in a read-only snapshot, and sends it as the identity of the content.
+func (v *view) checkIdentity() error {
+	if v.dir.info.ReceivedUUID == (btrfsctl.UUID{}) || v.snapshot == "" && v.dir.info.ReadOnly {
+		return nil
+	}
+	return fault.New(errdefs.ErrFailedPrecondition, "it was received, and made writable afterwards, so its content may be another: make a layer from it, and send that")
 }
 
 // Receive makes a volume from a btrfs send stream, as "btrfs receive" does, and seals it. An incremental stream needs
@@ -86,41 +121,38 @@ func (b *Backend) receiveFrom(ctx context.Context, name string, src *subvolume, 
 			}
 			return unix.Syncfs(dir.fd())
 		},
-		publish: func(rename func() error, dir *subvolume) error {
-			return b.publishReceived(ctx, name, dir, from, rename)
+		publish: func(staged string, dir *subvolume, rename func(from *os.File, as string) error) error {
+			return b.publishReceived(staged, name, dir, from, rename)
 		},
 	})
 }
 
-// publishReceived gives a received volume its name and seals it. Nobody can use the volume before it is sealed: this
-// process has claimed the name, and other processes wait for the lock. After a crash in between, the volume exists and
-// is complete. It is not sealed, and may lack its received UUID.
-func (b *Backend) publishReceived(ctx context.Context, name string, dir *subvolume, from received, rename func() error) error {
-	release, err := b.uses.Claim(ctx, name)
-	if errdefs.IsFailedPrecondition(err) {
-		return errdefs.ErrAlreadyExists
+// publishReceived seals a received volume, and then gives it its name by rename. A read-only subvolume cannot be moved to
+// another directory. So the volume is sealed in the directory subvolumes, under a name that no volume has. After a crash the
+// next start destroys it there.
+func (b *Backend) publishReceived(staged, name string, dir *subvolume, from received, rename func(from *os.File, as string) error) error {
+	hidden := staging.Name(removedPrefix + name + "~")
+	if err := unix.Renameat(int(b.dirs.staging.Fd()), staged, int(b.dirs.subvolumes.Fd()), hidden); err != nil {
+		return fmt.Errorf("hide: %w", err)
+	}
+	err := b.sealReceived(dir, from)
+	if err == nil {
+		err = rename(b.dirs.subvolumes, hidden)
 	}
 	if err != nil {
-		return err
+		err = errors.Join(err, b.destroy(b.dirs.subvolumes, hidden))
 	}
-	defer release()
-	if err := lockAlone(ctx, dir.File); err != nil {
-		return err
+	return err
+}
+
+// sealReceived records the subvolume that a received volume was sent from, and makes the volume read-only. Both are durable
+// when it returns.
+func (b *Backend) sealReceived(dir *subvolume, from received) error {
+	if err := btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid); err != nil {
+		return fmt.Errorf("set received UUID: %w", err)
 	}
-	if err := rename(); err != nil {
-		return err
+	if err := b.insist(func() error { return btrfsctl.SetReadOnly(dir.fd(), true) }); err != nil {
+		return fmt.Errorf("make read-only: %w", err)
 	}
-	// The caller closes the root, which releases the lock.
-	c := &claimed{subvolume: dir, b: b, name: name, release: release}
-	err = btrfsctl.SetReceived(dir.fd(), from.uuid, from.ctransid)
-	if err != nil {
-		err = fmt.Errorf("set received UUID: %w", err)
-	} else {
-		_, err = c.move(ctx, sealing.Sealed)
-	}
-	if err != nil {
-		_, doomErr := c.move(ctx, sealing.Doomed)
-		return errors.Join(err, doomErr)
-	}
-	return nil
+	return b.commit()
 }

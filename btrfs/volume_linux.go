@@ -87,9 +87,9 @@ func (b *Backend) checkFree(name string) error {
 
 // recipe has the steps that make a volume.
 type recipe struct {
-	create  func(staged string) error                       // makes the subvolume, in the directory staging
-	finish  func(dir *subvolume) error                      // completes it; may be nil
-	publish func(rename func() error, dir *subvolume) error // does more around the rename; may be nil
+	create  func(staged string) error                                                              // makes the subvolume, in the directory staging
+	finish  func(dir *subvolume) error                                                             // completes it; may be nil
+	publish func(staged string, dir *subvolume, rename func(from *os.File, as string) error) error // gives it its name by rename; may be nil
 }
 
 // stage makes a volume under a name of its own in staging, and completes it. It sets the limit if setLimit says so, and
@@ -131,13 +131,13 @@ func (b *Backend) stage(ctx context.Context, name string, opts cowcommon.VolumeO
 			return nil
 		},
 		Publish: func() (err error) {
-			rename := func() error {
-				return alreadyExists(unix.Renameat2(int(b.dirs.staging.Fd()), staged, int(b.dirs.subvolumes.Fd()), name, unix.RENAME_NOREPLACE))
+			rename := func(from *os.File, as string) error {
+				return alreadyExists(unix.Renameat2(int(from.Fd()), as, int(b.dirs.subvolumes.Fd()), name, unix.RENAME_NOREPLACE))
 			}
 			if r.publish != nil {
-				err = r.publish(rename, dir)
+				err = r.publish(staged, dir, rename)
 			} else {
-				err = rename()
+				err = rename(b.dirs.staging, staged)
 			}
 			if err != nil {
 				return err

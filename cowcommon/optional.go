@@ -1,8 +1,10 @@
 package cowcommon
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -32,7 +34,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer, Leaver, Adopter, Settler, Forker, Exchanger and Placer.
+// Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer and Identifier.
 type Complete interface {
 	Backend
 	Sealer
@@ -184,7 +186,8 @@ type Streamer interface {
 	// Send writes the native stream of top, incremental from base unless base is nil.
 	Send(ctx context.Context, w io.Writer, base, top View) error
 	// Receive makes a volume from a native stream. source names the volume that an incremental stream
-	// builds on, which is in use for as long, or is "".
+	// builds on, which is in use for as long, or is "". Receive reads r to its end before the volume has its name. An
+	// error of r, or bytes after the native stream, make it fail.
 	Receive(ctx context.Context, name, source string, r io.Reader) error
 }
 
@@ -202,6 +205,42 @@ func Receive(ctx context.Context, backend Backend, name, source string, r io.Rea
 		return s.Receive(ctx, name, source, r)
 	}
 	return cannot("receive", backend)
+}
+
+// Identity says how the native streams of a filesystem name the content of a volume.
+type Identity struct {
+	// IDs are the names. The first is in streams of the volume. A stream that builds on the volume has any of them. Each
+	// stays with the volume for as long as it is sealed. The maker of a stream chooses the name in it.
+	IDs [][]byte
+}
+
+// Has reports whether a stream with that name is of the volume, or builds on it.
+func (i Identity) Has(id []byte) bool {
+	return slices.ContainsFunc(i.IDs, func(own []byte) bool { return bytes.Equal(own, id) })
+}
+
+// Identifier is a Streamer whose native streams name the volumes that they are of.
+type Identifier interface {
+	// StreamKind is the kind of the native streams: "btrfs" or "zfs".
+	StreamKind() string
+	// Identify returns the identity of the content of a view. Returns ErrNotImplemented if no native stream holds it.
+	Identify(ctx context.Context, v View) (Identity, error)
+}
+
+// StreamKind is Identifier.StreamKind. Returns ErrNotImplemented if the backend is none.
+func StreamKind(backend Backend) (string, error) {
+	if i, ok := As[Identifier](backend); ok && i.StreamKind() != "" {
+		return i.StreamKind(), nil
+	}
+	return "", cannot("identify volumes", backend)
+}
+
+// Identify is Identifier.Identify. Returns ErrNotImplemented if the backend is none.
+func Identify(ctx context.Context, backend Backend, v View) (Identity, error) {
+	if i, ok := As[Identifier](backend); ok {
+		return i.Identify(ctx, v)
+	}
+	return Identity{}, cannot("identify volumes", backend)
 }
 
 // Keeper is a Backend that can restore a former state of a volume.

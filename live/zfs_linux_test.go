@@ -1,14 +1,17 @@
 package live_test
 
 import (
+	"io"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/zfs"
 )
 
@@ -31,10 +34,26 @@ func TestZFS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newZFSHome(t)) })
 	}
+	for name, test := range map[string]func(t *testing.T, from, to home){
+		"send and receive": testSendReceive, "bad receive": testBadReceive, "native stream": testNativeStream, "early end": testEarlyEnd, "from moment": testSendFromMoment,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, newZFSHome(t), newZFSHome(t)) })
+	}
 	kinds := map[string]crashing{"zfs": {newZFSHome, byClones}}
 	for name, test := range map[string]func(t *testing.T, kinds map[string]crashing){
 		"fork crash": testForkCrash, "rollback crash": testRollbackCrash, "merge crash": testMergeCrash,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, kinds) })
 	}
+}
+
+// TestZFSUnrelatedBase: a dataset of ZFS is sent from those only that it was made from.
+func TestZFSUnrelatedBase(t *testing.T) {
+	h, ctx := newZFSHome(t), t.Context()
+	h.create("web")
+	m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	h.put("web", "file", "1")
+	_, err = h.Send(ctx, io.Discard, "web", live.SendOptions{From: m.Volume})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 }

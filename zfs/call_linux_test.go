@@ -358,7 +358,19 @@ func TestStreams(t *testing.T) {
 	assert.Equal(t, "stream", slow.String())
 	require.ErrorIs(t, c.output(ctx, "send", 0, func(kernel, *os.File) error { return refused(unix.ENOENT) }, copyTo(io.Discard)), unix.ENOENT)
 
+	readOne := func(_ kernel, f *os.File) error { _, err := f.Read(make([]byte, 1)); return err }
+	require.NoError(t, c.input(ctx, strings.NewReader("x"), readOne))
+	var after *zfsctl.StreamError
+	require.ErrorAs(t, c.input(ctx, strings.NewReader("xy"), readOne), &after)
+	assert.Equal(t, zfsctl.Compound, after.Fault)
+	require.ErrorIs(t, c.input(ctx, io.MultiReader(strings.NewReader("x"), failing{broken}), readOne), broken)
+
 	r, w := io.Pipe() // r never ends
+	read := make(chan struct{})
+	require.ErrorIs(t, c.input(cancelledAt(t, read), io.MultiReader(strings.NewReader("x"), r), func(k kernel, f *os.File) error {
+		defer close(read)
+		return readOne(k, f)
+	}), context.Canceled)
 	defer w.Close()
 	require.ErrorIs(t, c.input(ctx, r, func(kernel, *os.File) error { return refused(unix.EEXIST) }), unix.EEXIST)
 

@@ -153,7 +153,8 @@ func (c *control) output(ctx context.Context, op string, beginning int, call fun
 }
 
 // input makes a call that receives a stream from a pipe, and feeds in into the pipe. The end of ctx ends the stream.
-// Nothing waits for in, which may never end. An error of in counts if it has made the call fail.
+// If the call fails, nothing waits for in, which may never end, and an error of in counts if it has made the call fail. If the
+// call succeeds, in has to end too. Returns a *zfsctl.StreamError if bytes follow those that the call has read.
 func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, from *os.File) error) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -168,19 +169,30 @@ func (c *control) input(ctx context.Context, in io.Reader, call func(k kernel, f
 		}
 		_ = w.Close()
 	}()
-	closeInput := sync.OnceFunc(func() { _ = r.Close() })
+	called := make(chan struct{})
 	err = c.change(ctx, "receive", func(k kernel) error {
-		defer closeInput()
+		defer close(called)
 		return call(k, r)
 	})
-	switch {
-	case isLost(err):
+	if isLost(err) {
 		_ = w.Close()
+		go func() {
+			<-called
+			_ = r.Close()
+		}()
 		return err
-	case err != nil && ctx.Err() != nil:
-		err = context.Cause(ctx)
 	}
-	closeInput() // the call may not have begun
+	more := 0
+	if err == nil {
+		more, _ = r.Read(make([]byte, 1)) // an error of in is in failed before the pipe ends
+	}
+	_ = r.Close()
+	switch {
+	case (err != nil || more == 0) && ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case more > 0:
+		return &zfsctl.StreamError{Fault: zfsctl.Compound, Err: errors.New("it goes on after its end")}
+	}
 	select {
 	case readErr := <-failed:
 		var stream *zfsctl.StreamError

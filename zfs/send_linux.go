@@ -2,6 +2,7 @@ package zfs
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -16,8 +17,8 @@ import (
 )
 
 // Send writes the stream of zfs send for top, incremental from base unless base is nil. top must have been cloned from
-// base. Without an error, it has written one whole stream. Returns errdefs.ErrUnavailable if the process was stopped in the
-// middle.
+// base, directly or not: otherwise Send returns errdefs.ErrFailedPrecondition. Without an error, it has written one whole stream.
+// Returns errdefs.ErrUnavailable if the process was stopped in the middle.
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {
 	topView, ok := top.(*view)
 	if !ok {
@@ -41,14 +42,46 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		b.volumes.invalidate()
 		err = fault.New(errdefs.ErrNotFound, "a snapshot to be sent is gone: %w", err)
 	}
+	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ENODEV) {
+		err = fault.New(errdefs.ErrFailedPrecondition, "it was not made from the volume that the stream is to build on: %w", err)
+	}
 	return fault.Wrap("send volume", topView.volume, err)
+}
+
+// StreamKind implements cowcommon.Identifier.
+func (b *Backend) StreamKind() string { return Name }
+
+// Identify implements cowcommon.Identifier: the identity is the guid of the snapshot, as 8 bytes, the highest first. A received
+// snapshot has the guid of its original.
+func (b *Backend) Identify(ctx context.Context, v cowcommon.View) (cowcommon.Identity, error) {
+	own, ok := v.(*view)
+	if !ok {
+		return cowcommon.Identity{}, fault.Wrap("identify volume", "", fault.New(errdefs.ErrInvalidArgument, "not a view of this backend"))
+	}
+	id, err := b.identify(ctx, own)
+	return id, fault.Wrap("identify volume", own.volume, err)
+}
+
+func (b *Backend) identify(ctx context.Context, v *view) (cowcommon.Identity, error) {
+	if v.snapshot == "" {
+		return cowcommon.Identity{}, fault.New(errdefs.ErrFailedPrecondition, "it is not sealed, and the pool takes no snapshot of it now")
+	}
+	d, err := b.stats(ctx, v.snapshot)
+	if err != nil {
+		return cowcommon.Identity{}, err
+	}
+	guid, ok := d.Properties.Number("guid")
+	if !ok {
+		return cowcommon.Identity{}, fault.New(errdefs.ErrUnavailable, "the kernel does not tell the guid of %s", v.snapshot)
+	}
+	return cowcommon.Identity{IDs: [][]byte{binary.BigEndian.AppendUint64(nil, guid)}}, nil
 }
 
 // Receive makes a volume from the stream of a zfs send of one snapshot, and seals it. An incremental stream needs the
 // sealed volume that it builds on. The kernel checks that source is this volume. Errors name the fault of a stream:
-//   - errdefs.ErrInvalidArgument if the stream holds something else, is cut off or damaged, or builds on a volume and source is ""
+//   - errdefs.ErrInvalidArgument if the stream holds something else, is cut off or damaged, or builds on a volume and source is "", or the other way round
 //   - errdefs.ErrFailedPrecondition if the stream builds on another volume than source
-//   - errdefs.ErrNotImplemented if the stream needs a feature that the pool or the kernel module lacks
+//   - errdefs.ErrNotImplemented if the stream needs a feature that the pool or the kernel module lacks, or was resumed
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
 	return fault.Wrap("receive volume", name, b.receive(ctx, name, source, r))
 }
@@ -117,6 +150,10 @@ func explainStream(err error, source string) error {
 		return bad("the stream was damaged on its way, its checksum is wrong: send it again")
 	case zfsctl.LacksOrigin:
 		return bad("the stream is incremental: name the layer that it builds on, or send a full one")
+	case zfsctl.NeedlessOrigin:
+		return bad("the stream is a full one, and does not build on another layer: leave the parent out")
+	case zfsctl.Resumed:
+		return fault.New(errdefs.ErrNotImplemented, "resumed streams are not taken: send the whole stream again, without -t: %w", err)
 	case zfsctl.OtherOrigin:
 		return fault.New(errdefs.ErrFailedPrecondition, "the stream builds on another snapshot than that of %s: name the layer that it was made from, or send a full one: %w", source, err)
 	case zfsctl.Unsupported:

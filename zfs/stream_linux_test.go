@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os/exec"
+	"slices"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -50,6 +51,8 @@ func TestBadStreams(t *testing.T) {
 		changed[at] ^= 1
 		return changed
 	}
+	resumed := bytes.Clone(whole)
+	resumed[18] ^= 1 << 6
 	require.NoError(t, to.Create(ctx, "stranger", cowcommon.VolumeOptions{}))
 	require.NoError(t, to.Seal(ctx, "stranger"))
 	before := zfs(t, "list", "-Hr", "-t", "all", "-o", "name", to.root)
@@ -61,18 +64,22 @@ func TestBadStreams(t *testing.T) {
 		kind   error
 		says   string
 	}{
-		"empty":              {bytes.NewReader(nil), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
-		"cut off at once":    {bytes.NewReader(whole[:100]), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
-		"cut off":            {bytes.NewReader(whole[:len(whole)/2]), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
-		"without its end":    {bytes.NewReader(whole[:len(whole)-312]), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
-		"read error":         {io.MultiReader(bytes.NewReader(whole[:1000]), failing{broken}), "", broken, "the network is down"},
-		"garbage":            {bytes.NewReader(randomBytes(1 << 16)), "", errdefs.ErrInvalidArgument, "not a stream of zfs send"},
-		"damaged":            {bytes.NewReader(change(len(whole) / 2)), "", errdefs.ErrInvalidArgument, "checksum is wrong: send it again"},
-		"several snapshots":  {bytes.NewReader(replicated), "", errdefs.ErrInvalidArgument, "without -R"},
-		"block device":       {bytes.NewReader(device), "", errdefs.ErrInvalidArgument, "does not hold a filesystem"},
-		"without its parent": {bytes.NewReader(increment), "", errdefs.ErrInvalidArgument, "incremental: name the layer"},
-		"another parent":     {bytes.NewReader(increment), "stranger", errdefs.ErrFailedPrecondition, "another snapshot than that of stranger"},
-		"unknown feature":    {bytes.NewReader(change(17)), "", errdefs.ErrNotImplemented, "needs a feature"},
+		"empty":               {bytes.NewReader(nil), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
+		"cut off at once":     {bytes.NewReader(whole[:100]), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
+		"cut off":             {bytes.NewReader(whole[:len(whole)/2]), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
+		"without its end":     {bytes.NewReader(whole[:len(whole)-312]), "", errdefs.ErrInvalidArgument, "is cut off: send it again"},
+		"read error":          {io.MultiReader(bytes.NewReader(whole[:1000]), failing{broken}), "", broken, "the network is down"},
+		"garbage":             {bytes.NewReader(randomBytes(1 << 16)), "", errdefs.ErrInvalidArgument, "not a stream of zfs send"},
+		"damaged":             {bytes.NewReader(change(len(whole) / 2)), "", errdefs.ErrInvalidArgument, "checksum is wrong: send it again"},
+		"several snapshots":   {bytes.NewReader(replicated), "", errdefs.ErrInvalidArgument, "without -R"},
+		"block device":        {bytes.NewReader(device), "", errdefs.ErrInvalidArgument, "does not hold a filesystem"},
+		"without its parent":  {bytes.NewReader(increment), "", errdefs.ErrInvalidArgument, "incremental: name the layer"},
+		"another parent":      {bytes.NewReader(increment), "stranger", errdefs.ErrFailedPrecondition, "another snapshot than that of stranger"},
+		"needless parent":     {bytes.NewReader(whole), "stranger", errdefs.ErrInvalidArgument, "leave the parent out"},
+		"resumed":             {bytes.NewReader(resumed), "", errdefs.ErrNotImplemented, "resumed streams are not taken"},
+		"more after its end":  {bytes.NewReader(slices.Concat(whole, increment)), "", errdefs.ErrInvalidArgument, "more than one snapshot"},
+		"error after its end": {io.MultiReader(bytes.NewReader(whole), failing{broken}), "", broken, "the network is down"},
+		"unknown feature":     {bytes.NewReader(change(17)), "", errdefs.ErrNotImplemented, "needs a feature"},
 	} {
 		err := to.Receive(ctx, "bad", test.source, test.stream)
 		require.ErrorIs(t, err, test.kind, name)

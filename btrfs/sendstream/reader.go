@@ -3,6 +3,7 @@ package sendstream
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -75,6 +76,16 @@ func (r *Reader) Command() Command { return r.command }
 
 // Err is the error that made Next return false, or nil if the stream was complete.
 func (r *Reader) Err() error { return r.err }
+
+// More reports whether there are bytes after the END command, such as the stream of another subvolume. It waits for the end
+// of the input.
+func (r *Reader) More() (bool, error) {
+	_, err := r.r.Peek(1)
+	if errors.Is(err, io.EOF) {
+		return false, nil
+	}
+	return err == nil, err
+}
 
 // Next decodes the next command. It returns false after the END command, and if the stream is wrong.
 func (r *Reader) Next() bool {

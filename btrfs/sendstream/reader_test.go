@@ -279,6 +279,26 @@ func TestReaderStopsAtEnd(t *testing.T) {
 	require.NoError(t, stream.Err())
 	assert.False(t, stream.Next())
 	assert.IsType(t, &sendstream.End{}, stream.Command())
+	more, err := stream.More()
+	require.NoError(t, err)
+	assert.True(t, more)
+}
+
+func TestReaderMore(t *testing.T) {
+	b, broken := realStreams(t)["nodata-v1.stream"], errors.New("broken")
+	for name, rest := range map[string]struct {
+		io.Reader
+		err error
+	}{"end": {strings.NewReader(""), nil}, "error": {iotest.ErrReader(broken), broken}} {
+		stream, err := sendstream.NewReader(io.MultiReader(bytes.NewReader(b), rest))
+		require.NoError(t, err)
+		for stream.Next() {
+		}
+		require.NoError(t, stream.Err(), name)
+		more, err := stream.More()
+		assert.Equal(t, rest.err, err, name)
+		assert.False(t, more, name)
+	}
 }
 
 // stream builds a stream of raw commands.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -96,6 +97,27 @@ func standardInput(ctx context.Context, r io.Reader) io.Reader {
 	}()
 	context.AfterFunc(ctx, func() { _ = pw.CloseWithError(ctx.Err()) })
 	return pr
+}
+
+// toStandardOutput calls write with a writer to out, but ends with the context. A write to out that is under way then cannot be
+// stopped: it goes on for as long as the process lives.
+func toStandardOutput(ctx context.Context, out io.Writer, write func(io.Writer) error) error {
+	pr, pw := io.Pipe()
+	copied := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(out, pr)
+		copied <- err
+		_ = pr.CloseWithError(err) // never fails
+	}()
+	defer context.AfterFunc(ctx, func() { _ = pr.CloseWithError(ctx.Err()) })()
+	err := write(pw)
+	_ = pw.Close() // never fails
+	select {
+	case copyErr := <-copied:
+		return cmp.Or(err, copyErr)
+	case <-ctx.Done():
+		return cmp.Or(err, ctx.Err())
+	}
 }
 
 // asNotFound makes errors for files that are not there match errdefs.ErrNotFound.

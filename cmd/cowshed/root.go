@@ -96,6 +96,7 @@ changed any more. An image is a chain of such layers with a config.`,
 		{"images", "Images:", []*cobra.Command{
 			newImportCommand(a), newExportCommand(a), newImagesCommand(a), newRmiCommand(a),
 		}},
+		{"streams", "Between stores:", []*cobra.Command{newSendCommand(a), newReceiveCommand(a)}},
 		{"migration", "Moving in:", []*cobra.Command{newMigrateCommand(a)}},
 		{"daemon", "The daemon:", []*cobra.Command{newServeCommand(a), newSetupCommand(a), newLostCommand(a)}},
 	} {

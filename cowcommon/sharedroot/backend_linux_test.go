@@ -112,6 +112,7 @@ var backendTests = map[string]func(t *testing.T, s *store){
 	"RestoreNotes":     testRestoreNotes,
 	"WithoutWork":      testWithoutWork,
 	"NotesOfRemoved":   testNotesOfRemoved,
+	"Receive":          testReceive,
 }
 
 func TestOnBtrfs(t *testing.T) {

@@ -256,16 +256,43 @@ func (b *Backend) Create(ctx context.Context, name string, opts cowcommon.Volume
 	return fault.Wrap("create volume", name, b.withPlain(ctx, name, "", func() error { return b.Backend.Create(ctx, name, opts) }))
 }
 
-// Receive makes a volume from a native stream. source becomes one of style snapshot, as when it is sealed. Returns
-// errdefs.ErrInvalidArgument if the stream is that of a shared volume, whose lower could be any volume here.
+// Receive makes a volume from a native stream. source is sealed and of style snapshot. Returns errdefs.ErrInvalidArgument if the
+// stream is that of a shared volume, whose lower could be any volume here.
 func (b *Backend) Receive(ctx context.Context, name, source string, r io.Reader) error {
-	err := b.withPlain(ctx, name, source, func() error {
+	return fault.Wrap("receive volume", name, b.receive(ctx, name, source, r))
+}
+
+func (b *Backend) receive(ctx context.Context, name, source string, r io.Reader) error {
+	if source != "" {
+		if err := b.checkSource(ctx, source); err != nil {
+			return err
+		}
+	}
+	// No lock of source is held while the stream lasts, since others use source too. Its style cannot change any more, and the
+	// Backend inside keeps it. The stream names its content, so another volume of the name would be refused.
+	return b.withPlain(ctx, name, "", func() error {
 		if err := cowcommon.Receive(ctx, b.Backend, name, source, r); err != nil {
 			return err
 		}
 		return b.refuseMarked(ctx, name)
 	})
-	return fault.Wrap("receive volume", name, err)
+}
+
+// checkSource returns an error if a stream cannot build on a volume: it is not sealed, or has a shared root.
+func (b *Backend) checkSource(ctx context.Context, source string) error {
+	unlock, err := b.lock(ctx, exclusive(source))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	v, err := b.Backend.Stat(ctx, source)
+	if err != nil {
+		return err
+	}
+	if !v.Sealed {
+		return fault.New(errdefs.ErrFailedPrecondition, "source %s is not sealed", source)
+	}
+	return b.plain(ctx, source)
 }
 
 // Adopt makes a volume from one of another program. parent becomes one of style snapshot, as when it is sealed.

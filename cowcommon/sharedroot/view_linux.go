@@ -182,6 +182,20 @@ func inside(v cowcommon.View) cowcommon.View {
 	return v
 }
 
+// StreamKind implements cowcommon.Identifier.
+func (b *Backend) StreamKind() string {
+	kind, _ := cowcommon.StreamKind(b.Backend) // "" if there is none
+	return kind
+}
+
+// Identify implements cowcommon.Identifier. Returns errdefs.ErrNotImplemented for a shared volume.
+func (b *Backend) Identify(ctx context.Context, v cowcommon.View) (cowcommon.Identity, error) {
+	if isShared(v) {
+		return cowcommon.Identity{}, fault.Wrap("identify volume", v.(*view).volume, errShared)
+	}
+	return cowcommon.Identify(ctx, b.Backend, inside(v))
+}
+
 // Send writes the native stream of a view. Returns errdefs.ErrNotImplemented for a shared volume, whose tree no stream of
 // the filesystem holds.
 func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.View) error {

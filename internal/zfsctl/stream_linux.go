@@ -19,6 +19,7 @@ const (
 	atFromGUID = 48          // drr_fromguid, 0 in a full stream
 	substream  = 1           // DMU_SUBSTREAM
 	headerType = 0x3         // DMU_GET_STREAM_HDRTYPE
+	resuming   = 1 << 22     // DMU_BACKUP_FEATURE_RESUMING, above the two bits of the type
 )
 
 // Numbers of zfs_errno_t. ECKSUM is unix.EBADE on Linux.
@@ -33,14 +34,16 @@ type StreamFault int
 
 // The faults.
 const (
-	NoStream    StreamFault = iota + 1 // it is not the output of zfs send
-	Compound                           // it holds several snapshots or their properties, as with zfs send -R, -I or -p
-	Truncated                          // it ends too early
-	Damaged                            // a checksum is wrong
-	Malformed                          // a record makes no sense to the kernel
-	OtherOrigin                        // it builds on another snapshot than the origin
-	LacksOrigin                        // it is incremental, and there is no origin
-	Unsupported                        // it needs a feature that the pool or the kernel module lacks
+	NoStream       StreamFault = iota + 1 // it is not the output of zfs send
+	Compound                              // it holds several snapshots or their properties, as with zfs send -R, -I or -p
+	Truncated                             // it ends too early
+	Damaged                               // a checksum is wrong
+	Malformed                             // a record makes no sense to the kernel
+	OtherOrigin                           // it builds on another snapshot than the origin
+	LacksOrigin                           // it is incremental, and there is no origin
+	NeedlessOrigin                        // it is not incremental, and there is an origin
+	Resumed                               // it is the rest of a stream that was broken off
+	Unsupported                           // it needs a feature that the pool or the kernel module lacks
 )
 
 // StreamError says that a stream cannot be received.
@@ -65,8 +68,12 @@ func faultOfBeginning(begin []byte, origin string) StreamFault {
 		switch {
 		case order.Uint64(begin[atVersion:])&headerType != substream:
 			return Compound
+		case order.Uint64(begin[atVersion:])&resuming != 0:
+			return Resumed
 		case order.Uint64(begin[atFromGUID:]) != 0 && origin == "":
 			return LacksOrigin
+		case order.Uint64(begin[atFromGUID:]) == 0 && origin != "":
+			return NeedlessOrigin
 		}
 		return 0
 	}
