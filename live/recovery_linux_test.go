@@ -2,6 +2,7 @@ package live_test
 
 import (
 	"context"
+	"iter"
 	"os"
 	"path/filepath"
 	"testing"
@@ -80,4 +81,42 @@ func TestTemporaryRecords(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(h.records, dir, ".new-1"), nil, 0o600))
 	}
 	h.assertClean(1, "web")
+}
+
+// TestStaleMemory: a process was killed when the layer had no name, and the Backend still describes the layer from memory. The
+// layer gets its new content, and no moment goes.
+func TestStaleMemory(t *testing.T) {
+	h := nameless(t)
+	known := &remembering{Backend: h.backend, volume: cowcommon.Volume{Name: "web"}}
+	require.NoError(t, h.over(known).Sweep(t.Context()))
+	assert.Equal(t, "1", h.get("web", "file"))
+	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+	h.assertClean(2, "web")
+}
+
+// remembering is a Backend that replaces by two renames, and believes that a volume is there until it lists all.
+type remembering struct {
+	cowcommon.Backend
+	volume cowcommon.Volume
+	listed bool
+}
+
+func (r *remembering) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
+	if name == r.volume.Name && !r.listed {
+		return r.volume, nil
+	}
+	return r.Backend.Stat(ctx, name)
+}
+
+func (r *remembering) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
+	r.listed = true
+	return r.Backend.Volumes(ctx)
+}
+
+func (r *remembering) Seal(ctx context.Context, name string) error {
+	return cowcommon.Seal(ctx, r.Backend, name)
+}
+
+func (r *remembering) Rename(ctx context.Context, name, to string) error {
+	return cowcommon.Rename(ctx, r.Backend, name, to)
 }

@@ -29,9 +29,9 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 		return former, err
 	}
 	if err := l.beginReplace(ctx, r, v, source, prepare); err != nil {
-		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.exists))
 	}
-	if former, _, err = l.endReplace(context.WithoutCancel(ctx), r); err != nil {
+	if former, _, err = l.endReplace(context.WithoutCancel(ctx), r, l.exists); err != nil {
 		return former, fmt.Errorf("layer %s gets its new content, but a later command has to complete that: %w", v.Name, err)
 	}
 	return former, nil
@@ -70,18 +70,18 @@ func (l *Layers) sealFormer(ctx context.Context, volume string) error {
 
 // endReplace ends a replacement, interrupted or not. done says that the layer has its new content, or that nothing is left to
 // undo.
-func (l *Layers) endReplace(ctx context.Context, r record) (former Moment, done bool, err error) {
-	layer, hasLayer, err := l.exists(ctx, r.Layer)
+func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former Moment, done bool, err error) {
+	layer, hasLayer, err := find(ctx, r.Layer)
 	if err != nil {
 		return former, false, err
 	}
-	_, hasFormer, err := l.exists(ctx, r.Volume)
+	_, hasFormer, err := find(ctx, r.Volume)
 	if err != nil {
 		return former, false, err
 	}
 	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume + newSuffix
-	_, hasFresh, err := l.exists(ctx, fresh)
+	_, hasFresh, err := find(ctx, fresh)
 	switch {
 	case err != nil:
 		return former, false, err

@@ -235,16 +235,32 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 		return err
 	}
 	for _, r := range records {
-		if err := l.endPending(ctx, r); err != nil {
+		if err := l.endListed(ctx, r); err != nil {
 			l.log.Warn("an interrupted step is ended later", "moment", r.Volume, "layer", r.Layer, "error", err)
 		}
 	}
 	return nil
 }
 
+// endListed is endPending of a step that may be of another process. A Backend may describe volumes from memory, which lacks the last change
+// of a process that was killed. So the list decides which volumes there are.
+func (l *Layers) endListed(ctx context.Context, r record) error {
+	volumes, _, err := l.volumes(ctx)
+	if err != nil {
+		return err
+	}
+	return l.endPending(ctx, r, func(_ context.Context, name string) (cowcommon.Volume, bool, error) {
+		v, ok := volumes[name]
+		return v, ok, nil
+	})
+}
+
+// finder describes a volume. ok is false if there is none of that name.
+type finder func(ctx context.Context, name string) (v cowcommon.Volume, ok bool, err error)
+
 // endPending ends a step that has failed or was interrupted: it undoes the step, unless a snapshot or a fork is complete or the
 // layer has its new content. A fork that is there stays, since somebody may be using it.
-func (l *Layers) endPending(ctx context.Context, r record) error {
+func (l *Layers) endPending(ctx context.Context, r record, find finder) error {
 	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
 		if err == nil {
 			err = l.forget(pendingDir, r.Volume) // it had ended
@@ -252,20 +268,20 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 		return err
 	}
 	if !r.Replaced.IsZero() {
-		_, done, err := l.endReplace(ctx, r)
+		_, done, err := l.endReplace(ctx, r, find)
 		if err != nil || done {
 			return err
 		}
 	}
 	forks, err := l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) {
-		v, _, err := l.exists(ctx, name)
+		v, _, err := find(ctx, name)
 		return v, err
 	})
 	if err != nil {
 		return err
 	}
 	r.Forks = forks
-	v, _, err := l.exists(ctx, r.Volume)
+	v, _, err := find(ctx, r.Volume)
 	if err != nil {
 		return err
 	}
