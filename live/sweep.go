@@ -242,8 +242,8 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 	return nil
 }
 
-// endListed is endPending of a step that may be of another process. A Backend may describe volumes from memory, which lacks the last change
-// of a process that was killed. So the list decides which volumes there are.
+// endListed is endPending of a step that may be of another process. A Backend may describe volumes from memory, which lacks the
+// last change of a process that was killed. So the list decides which volumes there are.
 func (l *Layers) endListed(ctx context.Context, r record) error {
 	volumes, _, err := l.volumes(ctx)
 	if err != nil {
