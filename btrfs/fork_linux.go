@@ -11,6 +11,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/sealing"
 )
 
 // Fork implements cowcommon.Forker: moment is a read-only snapshot of source, and each of names a snapshot of moment. If
@@ -117,6 +118,11 @@ func (b *Backend) exchange(ctx context.Context, name, other string) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, second.done()) }()
+	for _, c := range []*claimed{first, second} {
+		if c.name == name && c.state() == sealing.Sealed {
+			return fault.New(fault.ErrSealed, "others may be made from it")
+		}
+	}
 	subvolumes := int(b.dirs.subvolumes.Fd())
 	if err := unix.Renameat2(subvolumes, name, subvolumes, other, unix.RENAME_EXCHANGE); err != nil {
 		return err

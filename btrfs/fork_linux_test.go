@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
@@ -121,6 +122,8 @@ func TestExchange(t *testing.T) {
 	require.NoError(t, other.Unmount(ctx, "a"))
 	require.ErrorIs(t, b.Exchange(ctx, "a", "a"), errdefs.ErrInvalidArgument)
 	require.ErrorIs(t, b.Exchange(ctx, "a", "none"), errdefs.ErrNotFound)
+	require.ErrorIs(t, b.Exchange(ctx, "b", "a"), fault.ErrSealed)
+	assert.Equal(t, "of b", content(t, b, "b", "file"))
 
 	require.NoError(t, b.Exchange(ctx, "a", "b"))
 	assert.Equal(t, "of a", content(t, b, "b", "file"))

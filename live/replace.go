@@ -19,7 +19,7 @@ import (
 // is renamed to it, and a volume beside it to the layer.
 func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) (former Moment, err error) {
 	if v.Sealed {
-		return former, fault.Wrap("replace layer", v.Name, fault.New(fault.ErrSealed, "other layers were made from it"))
+		return former, fault.Wrap("replace layer", v.Name, errSealed)
 	}
 	if err := cowcommon.CheckWhole(ctx, l.backend, source); err != nil {
 		return former, fault.Wrap("replace layer", v.Name, err)
@@ -31,11 +31,18 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 	if err := l.beginReplace(ctx, r, v, source, prepare); err != nil {
 		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.exists))
 	}
-	if former, _, err = l.endReplace(context.WithoutCancel(ctx), r, l.exists); err != nil {
+	former, _, err = l.endReplace(context.WithoutCancel(ctx), r, l.exists)
+	switch {
+	case errors.Is(err, errSealed):
+		return former, fault.Wrap("replace layer", v.Name, err)
+	case err != nil:
 		return former, fmt.Errorf("layer %s gets its new content, but a later command has to complete that: %w", v.Name, err)
 	}
 	return former, nil
 }
+
+// errSealed says that a layer cannot get another content.
+var errSealed = fault.New(fault.ErrSealed, "other layers were made from it")
 
 // beginReplace takes the steps of a replacement that can be undone. endReplace takes the others.
 func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) error {
@@ -69,13 +76,13 @@ func (l *Layers) sealFormer(ctx context.Context, volume string) error {
 }
 
 // endReplace ends a replacement, interrupted or not. done says that the layer has its new content, or that nothing is left to
-// undo.
+// undo. Returns errSealed if somebody sealed the layer meanwhile. Then it has its former content.
 func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former Moment, done bool, err error) {
 	layer, hasLayer, err := find(ctx, r.Layer)
 	if err != nil {
 		return former, false, err
 	}
-	_, hasFormer, err := find(ctx, r.Volume)
+	replaced, hasFormer, err := find(ctx, r.Volume)
 	if err != nil {
 		return former, false, err
 	}
@@ -85,6 +92,18 @@ func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former 
 	switch {
 	case err != nil:
 		return former, false, err
+	case hasFresh && !hasLayer && replaced.Sealed: // a replacement seals it later
+		err := cowcommon.Rename(ctx, l.backend, r.Volume, r.Layer)
+		if err == nil {
+			err = l.backend.Remove(ctx, fresh)
+		}
+		if err == nil {
+			err = l.forget(pendingDir, r.Volume)
+		}
+		if err != nil {
+			return former, false, err
+		}
+		return former, true, errSealed
 	case hasFresh && !hasLayer && hasFormer:
 		if err := cowcommon.Rename(ctx, l.backend, fresh, r.Layer); err != nil {
 			return former, false, err

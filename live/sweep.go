@@ -269,6 +269,9 @@ func (l *Layers) endPending(ctx context.Context, r record, find finder) error {
 	}
 	if !r.Replaced.IsZero() {
 		_, done, err := l.endReplace(ctx, r, find)
+		if errors.Is(err, errSealed) { // it is undone
+			err = nil
+		}
 		if err != nil || done {
 			return err
 		}
