@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/poll"
@@ -24,7 +26,7 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 	if err := cowcommon.CheckWhole(ctx, l.backend, source); err != nil {
 		return former, fault.Wrap("replace layer", v.Name, err)
 	}
-	r.Replaced = v.Created
+	r.Replaced, r.Limit = v.Created, v.Limit.Bytes
 	if err := l.save(pendingDir, r); err != nil {
 		return former, err
 	}
@@ -88,7 +90,7 @@ func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former 
 	}
 	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume + newSuffix
-	_, hasFresh, err := find(ctx, fresh)
+	next, hasFresh, err := find(ctx, fresh)
 	switch {
 	case err != nil:
 		return former, false, err
@@ -108,6 +110,7 @@ func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former 
 		if err := cowcommon.Rename(ctx, l.backend, fresh, r.Layer); err != nil {
 			return former, false, err
 		}
+		layer = next
 	case hasFresh: // the layer was not renamed, or another has got its name
 		if err := l.backend.Remove(ctx, fresh); err != nil {
 			return former, false, err
@@ -118,6 +121,9 @@ func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former 
 	if !hasFormer {
 		return former, true, l.forget(pendingDir, r.Volume)
 	}
+	if err := l.keepLimit(ctx, r, replaced, layer); err != nil {
+		return former, false, err
+	}
 	if err := l.sealFormer(ctx, r.Volume); err != nil {
 		return former, false, err
 	}
@@ -127,4 +133,18 @@ func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former 
 		former, err = l.commitNamed(ctx, r, r.Name)
 	}
 	return former, true, err
+}
+
+// keepLimit gives a layer the limit that somebody has set for its former volume since the replacement of the record r began. A limit
+// that was set for the layer afterwards stays, and so does one that the filesystem refuses to change.
+func (l *Layers) keepLimit(ctx context.Context, r record, replaced, layer cowcommon.Volume) error {
+	if replaced.Limit.Bytes == r.Limit || layer.Limit.Bytes != r.Limit {
+		return nil
+	}
+	err := cowcommon.SetLimit(ctx, l.backend, r.Layer, replaced.Limit)
+	if errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) {
+		l.log.Warn("a limit that was set during a rollback or a merge cannot be set again", "layer", r.Layer, "limit", replaced.Limit, "error", err)
+		return nil
+	}
+	return err
 }
