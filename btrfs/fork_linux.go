@@ -123,9 +123,24 @@ func (b *Backend) exchange(ctx context.Context, name, other string) (err error) 
 			return fault.New(fault.ErrSealed, "others may be made from it")
 		}
 	}
-	subvolumes := int(b.dirs.subvolumes.Fd())
-	if err := unix.Renameat2(subvolumes, name, subvolumes, other, unix.RENAME_EXCHANGE); err != nil {
+	return b.exchangeClaimed(name, other)
+}
+
+// exchangeClaimed exchanges two volumes that the caller has claimed. A program outside may have mounted name by its path since the
+// kernel was asked for mounts. Then name gets its content back.
+func (b *Backend) exchangeClaimed(name, other string) error {
+	exchange := func() error {
+		subvolumes := int(b.dirs.subvolumes.Fd())
+		return unix.Renameat2(subvolumes, name, subvolumes, other, unix.RENAME_EXCHANGE)
+	}
+	if err := exchange(); err != nil {
 		return err
+	}
+	if err := b.checkNotMounted(other); err != nil {
+		if b.checkNotMounted(name) != nil { // somebody relies on its new content already
+			return b.commit()
+		}
+		return errors.Join(err, exchange(), b.commit())
 	}
 	return b.commit()
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
@@ -136,5 +137,23 @@ func TestExchange(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, was.Sealed)
 	assert.Equal(t, limit.Bytes, was.Limit.Bytes)
+	assertClean(t, b, "a", "b")
+}
+
+// TestMountedWhileExchanged: a program mounts a volume by its path after Exchange has looked for mounts. The volume keeps its name.
+func TestMountedWhileExchanged(t *testing.T) {
+	mnt := testfs.Btrfs(t)
+	b, ctx := open(t, mnt, Options{}), t.Context()
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+		put(t, b, name, "file", "of "+name)
+	}
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount(b.dirs.subvolumes.Name()+"/a", dir, "", unix.MS_BIND, ""))
+	require.ErrorIs(t, b.exchangeClaimed("a", "b"), fault.ErrInUse)
+	require.NoError(t, unix.Unmount(dir, 0))
+	assert.Equal(t, "of a", content(t, b, "a", "file"))
+	require.NoError(t, b.exchangeClaimed("a", "b"))
+	assert.Equal(t, "of b", content(t, b, "a", "file"))
 	assertClean(t, b, "a", "b")
 }

@@ -5,7 +5,9 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -119,4 +121,24 @@ func (r *remembering) Seal(ctx context.Context, name string) error {
 
 func (r *remembering) Rename(ctx context.Context, name, to string) error {
 	return cowcommon.Rename(ctx, r.Backend, name, to)
+}
+
+// TestFormerInUse: somebody uses the former volume of a layer when an interrupted step is to be ended. Others do not wait for that.
+func TestFormerInUse(t *testing.T) {
+	h, ctx := nameless(t), t.Context()
+	var former string
+	for v, err := range h.backend.Volumes(ctx) {
+		require.NoError(t, err)
+		if live.IsMoment(v.Name) && !v.Sealed && !strings.HasSuffix(v.Name, ".new") {
+			former = v.Name
+		}
+	}
+	_, err := h.backend.Mount(ctx, former, "")
+	require.NoError(t, err)
+	begun := time.Now()
+	require.NoError(t, h.Sweep(ctx))
+	assert.Less(t, time.Since(begun), 3*time.Second)
+	assert.Equal(t, "1", h.get("web", "file"))
+	require.NoError(t, h.backend.Unmount(ctx, former))
+	h.assertClean(2, "web")
 }

@@ -31,9 +31,9 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 		return former, err
 	}
 	if err := l.beginReplace(ctx, r, v, source, prepare); err != nil {
-		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.exists))
+		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.own()))
 	}
-	former, _, err = l.endReplace(context.WithoutCancel(ctx), r, l.exists)
+	former, _, err = l.endReplace(context.WithoutCancel(ctx), r, l.own())
 	switch {
 	case errors.Is(err, errSealed):
 		return former, fault.Wrap("replace layer", v.Name, err)
@@ -67,30 +67,34 @@ func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume,
 	return cowcommon.Rename(ctx, l.backend, v.Name, r.Volume)
 }
 
-// sealFormer seals the former volume of a layer. Somebody who was about to use the layer may have its former volume locked
-// for a moment.
-func (l *Layers) sealFormer(ctx context.Context, volume string) error {
+// seal seals the former volume of a layer.
+func (l *Layers) seal(ctx context.Context, volume string) error {
+	return cowcommon.Seal(ctx, l.backend, volume)
+}
+
+// sealSoon is seal, and waits a little: somebody who was about to use the layer may have its former volume locked for a moment.
+func (l *Layers) sealSoon(ctx context.Context, volume string) error {
 	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: 5 * time.Second}
 	return poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
-		err = cowcommon.Seal(ctx, l.backend, volume)
+		err = l.seal(ctx, volume)
 		return errors.Is(err, fault.ErrInUse), err
 	})
 }
 
 // endReplace ends a replacement, interrupted or not. done says that the layer has its new content, or that nothing is left to
 // undo. Returns errSealed if somebody sealed the layer meanwhile. Then it has its former content.
-func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former Moment, done bool, err error) {
-	layer, hasLayer, err := find(ctx, r.Layer)
+func (l *Layers) endReplace(ctx context.Context, r record, end ending) (former Moment, done bool, err error) {
+	layer, hasLayer, err := end.find(ctx, r.Layer)
 	if err != nil {
 		return former, false, err
 	}
-	replaced, hasFormer, err := find(ctx, r.Volume)
+	replaced, hasFormer, err := end.find(ctx, r.Volume)
 	if err != nil {
 		return former, false, err
 	}
 	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume + newSuffix
-	next, hasFresh, err := find(ctx, fresh)
+	next, hasFresh, err := end.find(ctx, fresh)
 	switch {
 	case err != nil:
 		return former, false, err
@@ -124,7 +128,7 @@ func (l *Layers) endReplace(ctx context.Context, r record, find finder) (former 
 	if err := l.keepLimit(ctx, r, replaced, layer); err != nil {
 		return former, false, err
 	}
-	if err := l.sealFormer(ctx, r.Volume); err != nil {
+	if err := end.seal(ctx, r.Volume); err != nil {
 		return former, false, err
 	}
 	if r.Name == "" {

@@ -249,18 +249,26 @@ func (l *Layers) endListed(ctx context.Context, r record) error {
 	if err != nil {
 		return err
 	}
-	return l.endPending(ctx, r, func(_ context.Context, name string) (cowcommon.Volume, bool, error) {
+	find := func(_ context.Context, name string) (cowcommon.Volume, bool, error) {
 		v, ok := volumes[name]
 		return v, ok, nil
-	})
+	}
+	return l.endPending(ctx, r, ending{find: find, seal: l.seal})
 }
 
-// finder describes a volume. ok is false if there is none of that name.
-type finder func(ctx context.Context, name string) (v cowcommon.Volume, ok bool, err error)
+// ending says how a step is ended.
+type ending struct {
+	// find describes a volume. ok is false if there is none of that name.
+	find func(ctx context.Context, name string) (v cowcommon.Volume, ok bool, err error)
+	seal func(ctx context.Context, volume string) error
+}
+
+// own is how a process ends a step of its own, of which the Backend has told it.
+func (l *Layers) own() ending { return ending{find: l.exists, seal: l.sealSoon} }
 
 // endPending ends a step that has failed or was interrupted: it undoes the step, unless a snapshot or a fork is complete or the
 // layer has its new content. A fork that is there stays, since somebody may be using it.
-func (l *Layers) endPending(ctx context.Context, r record, find finder) error {
+func (l *Layers) endPending(ctx context.Context, r record, end ending) error {
 	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
 		if err == nil {
 			err = l.forget(pendingDir, r.Volume) // it had ended
@@ -268,7 +276,7 @@ func (l *Layers) endPending(ctx context.Context, r record, find finder) error {
 		return err
 	}
 	if !r.Replaced.IsZero() {
-		_, done, err := l.endReplace(ctx, r, find)
+		_, done, err := l.endReplace(ctx, r, end)
 		if errors.Is(err, errSealed) { // it is undone
 			err = nil
 		}
@@ -277,14 +285,14 @@ func (l *Layers) endPending(ctx context.Context, r record, find finder) error {
 		}
 	}
 	forks, err := l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) {
-		v, _, err := find(ctx, name)
+		v, _, err := end.find(ctx, name)
 		return v, err
 	})
 	if err != nil {
 		return err
 	}
 	r.Forks = forks
-	v, _, err := find(ctx, r.Volume)
+	v, _, err := end.find(ctx, r.Volume)
 	if err != nil {
 		return err
 	}
