@@ -166,6 +166,7 @@ func TestContainerLayers(t *testing.T) {
 		{exitExists, "try", []string{"fork", web, "try"}},
 		{exitUsage, "of the form", []string{"fork", web, "s-ABCDEFGHIJKLMNOPQRSTUVWXYZ.x"}},
 		{exitPrecondition, "by its engine", []string{"rm", web}},
+		{exitUsage, "leave out " + h.web, []string{"mount", web, h.web}},
 		{exitFailure, "no such file", []string{"fork", "docker:web"}},
 		{exitFailure, "containerd", []string{"fork", "cri:web"}},
 	} {
