@@ -250,6 +250,22 @@ func TestUnfinishedThaw(t *testing.T) {
 	require.NoError(t, h.atWork.Close())
 }
 
+// TestThawWithSnapshots: a container whose volume was sealed for a commit goes on in another. Its snapshots go, and the log names
+// them.
+func TestThawWithSnapshots(t *testing.T) {
+	h, ctx := newLiveHost(t), t.Context()
+	h.prepare("ns/1/web", "")
+	web := h.volume("ns/1/web")
+	h.other(func(layers *live.Layers, _ cowcommon.Backend) {
+		_, err := layers.Snapshot(ctx, web, "precious", live.SnapshotOptions{})
+		require.NoError(t, err)
+	})
+	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, cowcommon.Seal(ctx, b, web)) }))
+	assert.Equal(t, []string{h.volume("ns/1/web")}, h.names())
+	assert.NotEqual(t, web, h.volume("ns/1/web"))
+	assert.Contains(t, h.log.String(), "snapshots=[precious]")
+}
+
 // TestRestoreAfterRollback: a lost volume that was rolled back gets its image as its parent, and so it does by Repair.
 func TestRestoreAfterRollback(t *testing.T) {
 	h, ctx := newLiveHost(t), t.Context()
