@@ -3,10 +3,12 @@ package live_test
 import (
 	"context"
 	"iter"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -14,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/live"
 )
 
@@ -141,4 +144,29 @@ func TestFormerInUse(t *testing.T) {
 	assert.Equal(t, "1", h.get("web", "file"))
 	require.NoError(t, h.backend.Unmount(ctx, former))
 	h.assertClean(2, "web")
+}
+
+// TestKeptFromSweep: another process is at work for hours, so that nothing is cleaned up. The log says so each hour.
+func TestKeptFromSweep(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	lock, err := os.Open(filepath.Join(h.records, ".lock"))
+	require.NoError(t, err)
+	require.NoError(t, flock.Shared(t.Context(), lock))
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		layers := live.New(h.backend, h.records, slog.New(slog.NewTextHandler(&log, nil)))
+		said := func() int { return strings.Count(log.String(), "nothing is cleaned up") }
+		for _, want := range []int{0, 0, 1, 1, 2} {
+			require.NoError(t, layers.Sweep(t.Context()))
+			assert.Equal(t, want, said())
+			time.Sleep(40 * time.Minute)
+		}
+		require.NoError(t, lock.Close())
+		require.NoError(t, layers.Sweep(t.Context()))
+		require.NoError(t, layers.Sweep(t.Context()))
+		assert.Equal(t, 2, said())
+	})
 }

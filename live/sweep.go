@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,13 +42,45 @@ func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.close()) }()
-	if alone, err := lock.tryExclusive(); err != nil || !alone {
+	alone, err := lock.tryExclusive()
+	if err != nil {
 		return err
+	}
+	if waited := l.kept.note(alone, time.Now()); waited > 0 {
+		l.log.Warn("nothing is cleaned up, since others are at work all the time", "for", waited, "lock", l.path(lockFile))
+	}
+	if !alone {
+		return nil
 	}
 	if err := l.endInterrupted(ctx); err != nil {
 		return err
 	}
 	return do(ctx)
+}
+
+// kept is the time since which others keep a process from cleaning up.
+type kept struct {
+	mu    sync.Mutex
+	since time.Time
+}
+
+// patience is how long others may keep a process from cleaning up before it says so, and then again.
+const patience = time.Hour
+
+// note notes an attempt to clean up. It returns how long there was none that succeeded, each time that this is too long.
+func (k *kept) note(alone bool, now time.Time) (waited time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case alone:
+		k.since = time.Time{}
+	case k.since.IsZero():
+		k.since = now
+	case now.Sub(k.since) >= patience:
+		waited = now.Sub(k.since)
+		k.since = now
+	}
+	return waited
 }
 
 // sweep removes all that it can, also if something else cannot be removed.
