@@ -140,7 +140,7 @@ func (l *Layers) endReplace(ctx context.Context, r record, end ending) (former M
 }
 
 // keepLimit gives a layer the limit that somebody has set for its former volume since the replacement of the record r began. A limit
-// that was set for the layer afterwards stays, and so does one that the filesystem refuses to change.
+// that was set for the layer afterwards stays. If the filesystem refuses the limit, the layer keeps its own.
 func (l *Layers) keepLimit(ctx context.Context, r record, replaced, layer cowcommon.Volume) error {
 	if replaced.Limit.Bytes == r.Limit || layer.Limit.Bytes != r.Limit {
 		return nil
