@@ -11,6 +11,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/sealing"
 )
 
 // Fork implements cowcommon.Forker: moment is a read-only snapshot of source, and each of names a snapshot of moment. If
@@ -121,9 +122,29 @@ func (b *Backend) exchange(ctx context.Context, name, other string) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, second.done()) }()
-	subvolumes := int(b.dirs.subvolumes.Fd())
-	if err := unix.Renameat2(subvolumes, name, subvolumes, other, unix.RENAME_EXCHANGE); err != nil {
+	for _, c := range []*claimed{first, second} {
+		if c.name == name && c.state() == sealing.Sealed {
+			return fault.New(fault.ErrSealed, "others may be made from it")
+		}
+	}
+	return b.exchangeClaimed(name, other)
+}
+
+// exchangeClaimed exchanges two volumes that the caller has claimed. A program outside may have mounted name by its path since the
+// kernel was asked for mounts. Then name gets its content back.
+func (b *Backend) exchangeClaimed(name, other string) error {
+	exchange := func() error {
+		subvolumes := int(b.dirs.subvolumes.Fd())
+		return unix.Renameat2(subvolumes, name, subvolumes, other, unix.RENAME_EXCHANGE)
+	}
+	if err := exchange(); err != nil {
 		return err
+	}
+	if err := b.checkNotMounted(other); err != nil {
+		if b.checkNotMounted(name) != nil { // somebody relies on its new content already
+			return b.commit()
+		}
+		return errors.Join(err, exchange(), b.commit())
 	}
 	return b.commit()
 }

@@ -8,8 +8,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/adopttest"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -122,6 +124,8 @@ func TestExchange(t *testing.T) {
 	require.NoError(t, other.Unmount(ctx, "a"))
 	require.ErrorIs(t, b.Exchange(ctx, "a", "a"), errdefs.ErrInvalidArgument)
 	require.ErrorIs(t, b.Exchange(ctx, "a", "none"), errdefs.ErrNotFound)
+	require.ErrorIs(t, b.Exchange(ctx, "b", "a"), fault.ErrSealed)
+	assert.Equal(t, "of b", content(t, b, "b", "file"))
 
 	require.NoError(t, b.Exchange(ctx, "a", "b"))
 	assert.Equal(t, "of a", content(t, b, "b", "file"))
@@ -134,5 +138,23 @@ func TestExchange(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, was.Sealed)
 	assert.Equal(t, limit.Bytes, was.Limit.Bytes)
+	assertClean(t, b, "a", "b")
+}
+
+// TestMountedWhileExchanged: a program mounts a volume by its path after Exchange has looked for mounts. The volume keeps its name.
+func TestMountedWhileExchanged(t *testing.T) {
+	mnt := testfs.Btrfs(t)
+	b, ctx := open(t, mnt, Options{}), t.Context()
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+		put(t, b, name, "file", "of "+name)
+	}
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount(b.dirs.subvolumes.Name()+"/a", dir, "", unix.MS_BIND, ""))
+	require.ErrorIs(t, b.exchangeClaimed("a", "b"), fault.ErrInUse)
+	require.NoError(t, unix.Unmount(dir, 0))
+	assert.Equal(t, "of a", content(t, b, "a", "file"))
+	require.NoError(t, b.exchangeClaimed("a", "b"))
+	assert.Equal(t, "of b", content(t, b, "a", "file"))
 	assertClean(t, b, "a", "b")
 }

@@ -77,7 +77,7 @@ func forkByClones(ctx context.Context, backend Backend, source, moment string, n
 type Exchanger interface {
 	// Exchange gives each of two volumes the name of the other. Limits and seals stay with their volumes. A crash leaves
 	// the state of before or of after. Returns ErrFailedPrecondition if a volume is in use; nothing has changed then.
-	// Returns ErrNotImplemented if a volume has a shared root.
+	// Returns fault.ErrSealed if name is sealed, and ErrNotImplemented if a volume has a shared root.
 	Exchange(ctx context.Context, name, other string) error
 }
 

@@ -50,7 +50,7 @@ func (l *Layers) Adopt(ctx context.Context, name, dir string, opts cowcommon.Vol
 		err = cowcommon.Rename(ctx, l.backend, r.Volume, name)
 	}
 	if err != nil {
-		return false, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+		return false, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.own()))
 	}
 	return false, l.forget(pendingDir, r.Volume)
 }

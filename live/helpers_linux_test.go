@@ -16,6 +16,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // home is a Backend with the records of its moments.
@@ -162,6 +163,14 @@ func (f *failing) Seal(ctx context.Context, name string) error {
 
 func (f *failing) Rename(ctx context.Context, name, to string) error {
 	return f.call(func() error { return cowcommon.Rename(ctx, f.Backend, name, to) })
+}
+
+func (f *failing) Usage(ctx context.Context, name string) (quota.Usage, error) {
+	return cowcommon.Usage(ctx, f.Backend, name)
+}
+
+func (f *failing) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
+	return f.call(func() error { return cowcommon.SetLimit(ctx, f.Backend, name, limit) })
 }
 
 func (f *failing) Sync(ctx context.Context, name string) error {

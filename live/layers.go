@@ -20,6 +20,7 @@ type Layers struct {
 	comparer *cowcommon.Comparer
 	dir      string
 	log      *slog.Logger
+	kept     kept
 }
 
 // New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. Each

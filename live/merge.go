@@ -132,7 +132,7 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 		return err
 	}
 	if _, err := l.commit(now); err != nil {
-		return errors.Join(err, l.endPending(context.WithoutCancel(ctx), now))
+		return errors.Join(err, l.endPending(context.WithoutCancel(ctx), now, l.own()))
 	}
 	kept := false
 	defer func() {

@@ -48,6 +48,8 @@ type record struct {
 	// Replaced is the time at which the layer's former volume was made, while Volume is about to become the layer and the
 	// layer the moment.
 	Replaced time.Time `json:"replaced,omitzero"`
+	// Limit is the limit of the layer in bytes when the replacement began.
+	Limit uint64 `json:"limit,omitempty"`
 }
 
 const (
@@ -95,7 +97,7 @@ func (l *Layers) save(dir string, r record) error {
 
 // commit records a moment whose step has ended. A crash leaves the record of the step too, which then counts no more.
 func (l *Layers) commit(r record) (Moment, error) {
-	r.Replaced = time.Time{}
+	r.Replaced, r.Limit = time.Time{}, 0
 	if err := l.save(momentsDir, r); err != nil {
 		return Moment{}, err
 	}

@@ -2,15 +2,21 @@ package live_test
 
 import (
 	"context"
+	"iter"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/live"
 )
 
@@ -80,4 +86,87 @@ func TestTemporaryRecords(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(h.records, dir, ".new-1"), nil, 0o600))
 	}
 	h.assertClean(1, "web")
+}
+
+// TestStaleMemory: a process was killed when the layer had no name, and the Backend still describes the layer from memory. The
+// layer gets its new content, and no moment goes.
+func TestStaleMemory(t *testing.T) {
+	h := nameless(t)
+	known := &remembering{Backend: h.backend, volume: cowcommon.Volume{Name: "web"}}
+	require.NoError(t, h.over(known).Sweep(t.Context()))
+	assert.Equal(t, "1", h.get("web", "file"))
+	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+	h.assertClean(2, "web")
+}
+
+// remembering is a Backend that replaces by two renames, and believes that a volume is there until it lists all.
+type remembering struct {
+	cowcommon.Backend
+	volume cowcommon.Volume
+	listed bool
+}
+
+func (r *remembering) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
+	if name == r.volume.Name && !r.listed {
+		return r.volume, nil
+	}
+	return r.Backend.Stat(ctx, name)
+}
+
+func (r *remembering) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
+	r.listed = true
+	return r.Backend.Volumes(ctx)
+}
+
+func (r *remembering) Seal(ctx context.Context, name string) error {
+	return cowcommon.Seal(ctx, r.Backend, name)
+}
+
+func (r *remembering) Rename(ctx context.Context, name, to string) error {
+	return cowcommon.Rename(ctx, r.Backend, name, to)
+}
+
+// TestFormerInUse: somebody uses the former volume of a layer when an interrupted step is to be ended. Others do not wait for that.
+func TestFormerInUse(t *testing.T) {
+	h, ctx := nameless(t), t.Context()
+	var former string
+	for v, err := range h.backend.Volumes(ctx) {
+		require.NoError(t, err)
+		if live.IsMoment(v.Name) && !v.Sealed && !strings.HasSuffix(v.Name, ".new") {
+			former = v.Name
+		}
+	}
+	_, err := h.backend.Mount(ctx, former, "")
+	require.NoError(t, err)
+	begun := time.Now()
+	require.NoError(t, h.Sweep(ctx))
+	assert.Less(t, time.Since(begun), 3*time.Second)
+	assert.Equal(t, "1", h.get("web", "file"))
+	require.NoError(t, h.backend.Unmount(ctx, former))
+	h.assertClean(2, "web")
+}
+
+// TestKeptFromSweep: another process is at work for hours, so that nothing is cleaned up. The log says so each hour.
+func TestKeptFromSweep(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	lock, err := os.Open(filepath.Join(h.records, ".lock"))
+	require.NoError(t, err)
+	require.NoError(t, flock.Shared(t.Context(), lock))
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		layers := live.New(h.backend, h.records, slog.New(slog.NewTextHandler(&log, nil)))
+		said := func() int { return strings.Count(log.String(), "nothing is cleaned up") }
+		for _, want := range []int{0, 0, 1, 1, 2} {
+			require.NoError(t, layers.Sweep(t.Context()))
+			assert.Equal(t, want, said())
+			time.Sleep(40 * time.Minute)
+		}
+		require.NoError(t, lock.Close())
+		require.NoError(t, layers.Sweep(t.Context()))
+		require.NoError(t, layers.Sweep(t.Context()))
+		assert.Equal(t, 2, said())
+	})
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/poll"
@@ -19,23 +21,30 @@ import (
 // is renamed to it, and a volume beside it to the layer.
 func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) (former Moment, err error) {
 	if v.Sealed {
-		return former, fault.Wrap("replace layer", v.Name, fault.New(fault.ErrSealed, "other layers were made from it"))
+		return former, fault.Wrap("replace layer", v.Name, errSealed)
 	}
 	if err := cowcommon.CheckWhole(ctx, l.backend, source); err != nil {
 		return former, fault.Wrap("replace layer", v.Name, err)
 	}
-	r.Replaced = v.Created
+	r.Replaced, r.Limit = v.Created, v.Limit.Bytes
 	if err := l.save(pendingDir, r); err != nil {
 		return former, err
 	}
 	if err := l.beginReplace(ctx, r, v, source, prepare); err != nil {
-		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.own()))
 	}
-	if former, _, err = l.endReplace(context.WithoutCancel(ctx), r); err != nil {
+	former, _, err = l.endReplace(context.WithoutCancel(ctx), r, l.own())
+	switch {
+	case errors.Is(err, errSealed):
+		return former, fault.Wrap("replace layer", v.Name, err)
+	case err != nil:
 		return former, fmt.Errorf("layer %s gets its new content, but a later command has to complete that: %w", v.Name, err)
 	}
 	return former, nil
 }
+
+// errSealed says that a layer cannot get another content.
+var errSealed = fault.New(fault.ErrSealed, "other layers were made from it")
 
 // beginReplace takes the steps of a replacement that can be undone. endReplace takes the others.
 func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) error {
@@ -58,37 +67,54 @@ func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume,
 	return cowcommon.Rename(ctx, l.backend, v.Name, r.Volume)
 }
 
-// sealFormer seals the former volume of a layer. Somebody who was about to use the layer may have its former volume locked
-// for a moment.
-func (l *Layers) sealFormer(ctx context.Context, volume string) error {
+// seal seals the former volume of a layer.
+func (l *Layers) seal(ctx context.Context, volume string) error {
+	return cowcommon.Seal(ctx, l.backend, volume)
+}
+
+// sealSoon is seal, and waits a little: somebody who was about to use the layer may have its former volume locked for a moment.
+func (l *Layers) sealSoon(ctx context.Context, volume string) error {
 	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: 5 * time.Second}
 	return poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
-		err = cowcommon.Seal(ctx, l.backend, volume)
+		err = l.seal(ctx, volume)
 		return errors.Is(err, fault.ErrInUse), err
 	})
 }
 
 // endReplace ends a replacement, interrupted or not. done says that the layer has its new content, or that nothing is left to
-// undo.
-func (l *Layers) endReplace(ctx context.Context, r record) (former Moment, done bool, err error) {
-	layer, hasLayer, err := l.exists(ctx, r.Layer)
+// undo. Returns errSealed if somebody sealed the layer meanwhile. Then it has its former content.
+func (l *Layers) endReplace(ctx context.Context, r record, end ending) (former Moment, done bool, err error) {
+	layer, hasLayer, err := end.find(ctx, r.Layer)
 	if err != nil {
 		return former, false, err
 	}
-	_, hasFormer, err := l.exists(ctx, r.Volume)
+	replaced, hasFormer, err := end.find(ctx, r.Volume)
 	if err != nil {
 		return former, false, err
 	}
 	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume + newSuffix
-	_, hasFresh, err := l.exists(ctx, fresh)
+	next, hasFresh, err := end.find(ctx, fresh)
 	switch {
 	case err != nil:
 		return former, false, err
+	case hasFresh && !hasLayer && replaced.Sealed: // a replacement seals it later
+		err := cowcommon.Rename(ctx, l.backend, r.Volume, r.Layer)
+		if err == nil {
+			err = l.backend.Remove(ctx, fresh)
+		}
+		if err == nil {
+			err = l.forget(pendingDir, r.Volume)
+		}
+		if err != nil {
+			return former, false, err
+		}
+		return former, true, errSealed
 	case hasFresh && !hasLayer && hasFormer:
 		if err := cowcommon.Rename(ctx, l.backend, fresh, r.Layer); err != nil {
 			return former, false, err
 		}
+		layer = next
 	case hasFresh: // the layer was not renamed, or another has got its name
 		if err := l.backend.Remove(ctx, fresh); err != nil {
 			return former, false, err
@@ -99,7 +125,10 @@ func (l *Layers) endReplace(ctx context.Context, r record) (former Moment, done 
 	if !hasFormer {
 		return former, true, l.forget(pendingDir, r.Volume)
 	}
-	if err := l.sealFormer(ctx, r.Volume); err != nil {
+	if err := l.keepLimit(ctx, r, replaced, layer); err != nil {
+		return former, false, err
+	}
+	if err := end.seal(ctx, r.Volume); err != nil {
 		return former, false, err
 	}
 	if r.Name == "" {
@@ -108,4 +137,18 @@ func (l *Layers) endReplace(ctx context.Context, r record) (former Moment, done 
 		former, err = l.commitNamed(ctx, r, r.Name)
 	}
 	return former, true, err
+}
+
+// keepLimit gives a layer the limit that somebody has set for its former volume since the replacement of the record r began. A limit
+// that was set for the layer afterwards stays. If the filesystem refuses the limit, the layer keeps its own.
+func (l *Layers) keepLimit(ctx context.Context, r record, replaced, layer cowcommon.Volume) error {
+	if replaced.Limit.Bytes == r.Limit || layer.Limit.Bytes != r.Limit {
+		return nil
+	}
+	err := cowcommon.SetLimit(ctx, l.backend, r.Layer, replaced.Limit)
+	if errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) {
+		l.log.Warn("a limit that was set during a rollback or a merge cannot be set again", "layer", r.Layer, "limit", replaced.Limit, "error", err)
+		return nil
+	}
+	return err
 }

@@ -72,7 +72,7 @@ func (l *Layers) apply(ctx context.Context, name string, change func(root *os.Fi
 		return err
 	}
 	if v.Sealed {
-		return fault.Wrap("change layer", name, fault.New(fault.ErrSealed, "other layers were made from it"))
+		return fault.Wrap("change layer", name, errSealed)
 	}
 	dir, err := l.backend.Mount(ctx, name, "")
 	if err != nil {

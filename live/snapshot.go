@@ -73,7 +73,7 @@ func (l *Layers) take(ctx context.Context, r record, source string, opts cowcomm
 	}
 	err := cowcommon.Fork(ctx, l.backend, source, r.Volume, names, opts)
 	if err != nil {
-		err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), r))
+		err = errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.own()))
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,13 +42,45 @@ func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.close()) }()
-	if alone, err := lock.tryExclusive(); err != nil || !alone {
+	alone, err := lock.tryExclusive()
+	if err != nil {
 		return err
+	}
+	if waited := l.kept.note(alone, time.Now()); waited > 0 {
+		l.log.Warn("nothing is cleaned up, since others are at work all the time", "for", waited, "lock", l.path(lockFile))
+	}
+	if !alone {
+		return nil
 	}
 	if err := l.endInterrupted(ctx); err != nil {
 		return err
 	}
 	return do(ctx)
+}
+
+// kept is the time since which others keep a process from cleaning up.
+type kept struct {
+	mu    sync.Mutex
+	since time.Time
+}
+
+// patience is how long others may keep a process from cleaning up before it says so, and then again.
+const patience = time.Hour
+
+// note notes an attempt to clean up. It returns how long there was none that succeeded, each time that this is too long.
+func (k *kept) note(alone bool, now time.Time) (waited time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case alone:
+		k.since = time.Time{}
+	case k.since.IsZero():
+		k.since = now
+	case now.Sub(k.since) >= patience:
+		waited = now.Sub(k.since)
+		k.since = now
+	}
+	return waited
 }
 
 // sweep removes all that it can, also if something else cannot be removed.
@@ -235,16 +268,40 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 		return err
 	}
 	for _, r := range records {
-		if err := l.endPending(ctx, r); err != nil {
+		if err := l.endListed(ctx, r); err != nil {
 			l.log.Warn("an interrupted step is ended later", "moment", r.Volume, "layer", r.Layer, "error", err)
 		}
 	}
 	return nil
 }
 
+// endListed is endPending of a step that may be of another process. A Backend may describe volumes from memory, which lacks the
+// last change of a process that was killed. So the list decides which volumes there are.
+func (l *Layers) endListed(ctx context.Context, r record) error {
+	volumes, _, err := l.volumes(ctx)
+	if err != nil {
+		return err
+	}
+	find := func(_ context.Context, name string) (cowcommon.Volume, bool, error) {
+		v, ok := volumes[name]
+		return v, ok, nil
+	}
+	return l.endPending(ctx, r, ending{find: find, seal: l.seal})
+}
+
+// ending says how a step is ended.
+type ending struct {
+	// find describes a volume. ok is false if there is none of that name.
+	find func(ctx context.Context, name string) (v cowcommon.Volume, ok bool, err error)
+	seal func(ctx context.Context, volume string) error
+}
+
+// own is how a process ends a step of its own, of which the Backend has told it.
+func (l *Layers) own() ending { return ending{find: l.exists, seal: l.sealSoon} }
+
 // endPending ends a step that has failed or was interrupted: it undoes the step, unless a snapshot or a fork is complete or the
 // layer has its new content. A fork that is there stays, since somebody may be using it.
-func (l *Layers) endPending(ctx context.Context, r record) error {
+func (l *Layers) endPending(ctx context.Context, r record, end ending) error {
 	if _, err := l.load(momentsDir, r.Volume); !errdefs.IsNotFound(err) {
 		if err == nil {
 			err = l.forget(pendingDir, r.Volume) // it had ended
@@ -252,20 +309,23 @@ func (l *Layers) endPending(ctx context.Context, r record) error {
 		return err
 	}
 	if !r.Replaced.IsZero() {
-		_, done, err := l.endReplace(ctx, r)
+		_, done, err := l.endReplace(ctx, r, end)
+		if errors.Is(err, errSealed) { // it is undone
+			err = nil
+		}
 		if err != nil || done {
 			return err
 		}
 	}
 	forks, err := l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) {
-		v, _, err := l.exists(ctx, name)
+		v, _, err := end.find(ctx, name)
 		return v, err
 	})
 	if err != nil {
 		return err
 	}
 	r.Forks = forks
-	v, _, err := l.exists(ctx, r.Volume)
+	v, _, err := end.find(ctx, r.Volume)
 	if err != nil {
 		return err
 	}

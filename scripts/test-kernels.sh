@@ -36,7 +36,8 @@ readonly module packages
 # script tests.sh that runs them and prints test2json events.
 build() {
 	local work=$dir/work path rel
-	mkdir "$work"
+	mkdir -p "$work/docs"
+	cp -r docs/reference "$work/docs/"
 	CGO_ENABLED=0 go build -o "$work/test2json" cmd/test2json
 	# shellcheck disable=SC2016 # expanded when the script runs
 	printf '#!/bin/bash\nmodprobe fuse || exit\nwork=$(dirname "$(readlink -f "$0")")\nstatus=0\n' >"$work/tests.sh"

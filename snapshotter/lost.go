@@ -199,7 +199,7 @@ func (s *Snapshotter) Discard(ctx context.Context, volume string) error {
 	s.mu.Lock()
 	delete(s.lost, volume)
 	s.mu.Unlock()
-	if err := s.backend.Remove(ctx, volume); err != nil {
+	if err := s.removeVolume(ctx, volume); err != nil {
 		s.doom(volume)
 		return wrap("discard lost volume", volume, err)
 	}

@@ -55,3 +55,21 @@ func (s *Snapshotter) baseOf(ctx context.Context, v cowcommon.Volume) (string, e
 	}
 	return s.opts.Layers.Base(ctx, v)
 }
+
+// warnOfMoments names the snapshots of a volume that is doomed, although the container goes on in another volume.
+func (s *Snapshotter) warnOfMoments(ctx context.Context, volume string) {
+	if s.opts.Layers == nil {
+		return
+	}
+	var names []string
+	taken, err := s.opts.Layers.Snapshots(ctx, volume)
+	for _, m := range taken {
+		names = append(names, m.Name)
+	}
+	if err != nil {
+		s.log.Warn("snapshotter: snapshots of a doomed volume cannot be listed", "volume", volume, "error", err)
+	}
+	if len(names) > 0 {
+		s.log.Warn("snapshotter: snapshots of a container go, since a commit that failed had sealed its volume", "volume", volume, "snapshots", names)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/flock"
@@ -156,10 +157,33 @@ func TestUnfinishedRollback(t *testing.T) {
 
 func testUnfinished(t *testing.T, afterwards func(h *liveHost, volume string)) {
 	t.Helper()
-	h, ctx := newLiveHost(t), t.Context()
+	ctx := t.Context()
+	h, web := newUnfinished(t)
+	_, err := h.Stat(ctx, "ns/1/web")
+	require.NoError(t, err, "it is not removed while the other program is at work")
+	assert.Empty(t, h.ledger(gone))
+	_, err = h.Mounts(ctx, "ns/1/web")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.NoError(t, h.atWork.Close())
+
+	afterwards(h, web)
+	_, err = h.Mounts(ctx, "ns/1/web")
+	require.NoError(t, err)
+	assert.Contains(t, h.names(), web)
+	kept, err := h.opts.Layers.Snapshots(ctx, web)
+	require.NoError(t, err)
+	assert.Len(t, kept, 2)
+}
+
+// newUnfinished makes a snapshot whose volume has no name, since another program is between the two renames of a rollback. It
+// returns the volume.
+func newUnfinished(t *testing.T) (h *liveHost, web string) {
+	t.Helper()
+	h = newLiveHost(t)
+	ctx := t.Context()
 	_, err := h.Prepare(ctx, "ns/1/web", "")
 	require.NoError(t, err)
-	web, err := h.VolumeOf(ctx, "ns", "web")
+	web, err = h.VolumeOf(ctx, "ns", "web")
 	require.NoError(t, err)
 	var taken live.Moment
 	h.other(func(layers *live.Layers, _ cowcommon.Backend) {
@@ -181,21 +205,65 @@ func testUnfinished(t *testing.T, afterwards func(h *liveHost, volume string)) {
 		require.NoError(t, flock.Shared(ctx, lock))
 		h.atWork = lock
 	}))
-	_, err = h.Stat(ctx, "ns/1/web")
-	require.NoError(t, err, "it is not removed while the other program is at work")
-	assert.Empty(t, h.ledger(gone))
-	assert.NotContains(t, h.names(), web)
-	_, err = h.Mounts(ctx, "ns/1/web")
-	require.ErrorIs(t, err, errdefs.ErrNotFound)
-	require.NoError(t, h.atWork.Close())
+	require.NotContains(t, h.names(), web)
+	return h, web
+}
 
-	afterwards(h, web)
-	_, err = h.Mounts(ctx, "ns/1/web")
+// TestRemoveUnfinished: a snapshot is removed while its volume has no name. The volume is destroyed when it can have its name
+// again, and is never lost.
+func TestRemoveUnfinished(t *testing.T) {
+	for name, meanwhile := range map[string]func(h *liveHost){
+		"none":  func(*liveHost) {},
+		"start": func(h *liveHost) { require.NoError(h.t, h.restart(nil)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, web := newUnfinished(t)
+			require.NoError(t, h.Remove(t.Context(), "ns/1/web"))
+			meanwhile(h)
+			require.NoError(t, h.Cleanup(t.Context()))
+			h.prepare("settles", "") // and then forgets the volumes that are destroyed
+			h.prepare("writes it down", "")
+			assert.Contains(t, h.ledger(doomed), web)
+			require.NoError(t, h.atWork.Close())
+			require.NoError(t, h.Cleanup(t.Context()))
+			assert.Len(t, h.names(), 2, "%v", h.names())
+			require.NoError(t, h.restart(nil))
+			assert.Empty(t, h.Lost())
+		})
+	}
+}
+
+// TestUnfinishedThaw: a start finds a thaw whose clone has no name at the moment. The snapshot keeps the clone.
+func TestUnfinishedThaw(t *testing.T) {
+	h, web := newUnfinished(t)
+	ctx := t.Context()
+	sealed := newVolumeName(snapshotPrefix, "ns/1/web")
+	require.NoError(t, h.change(ctx, func(_ context.Context, tx *bolt.Tx) error { return thawing.put(tx, web, sealed) }))
+	require.NoError(t, h.restart(func(b cowcommon.Backend) {
+		require.NoError(t, b.Create(ctx, sealed, cowcommon.VolumeOptions{}))
+		require.NoError(t, cowcommon.Seal(ctx, b, sealed))
+	}))
+	got, err := h.VolumeOf(ctx, "ns", "web")
 	require.NoError(t, err)
-	assert.Contains(t, h.names(), web)
-	kept, err := h.opts.Layers.Snapshots(ctx, web)
-	require.NoError(t, err)
-	assert.Len(t, kept, 2)
+	assert.Equal(t, web, got)
+	assert.NotContains(t, h.ledger(doomed), web)
+	require.NoError(t, h.atWork.Close())
+}
+
+// TestThawWithSnapshots: a container whose volume was sealed for a commit goes on in another. Its snapshots go, and the log names
+// them.
+func TestThawWithSnapshots(t *testing.T) {
+	h, ctx := newLiveHost(t), t.Context()
+	h.prepare("ns/1/web", "")
+	web := h.volume("ns/1/web")
+	h.other(func(layers *live.Layers, _ cowcommon.Backend) {
+		_, err := layers.Snapshot(ctx, web, "precious", live.SnapshotOptions{})
+		require.NoError(t, err)
+	})
+	require.NoError(t, h.restart(func(b cowcommon.Backend) { require.NoError(t, cowcommon.Seal(ctx, b, web)) }))
+	assert.Equal(t, []string{h.volume("ns/1/web")}, h.names())
+	assert.NotEqual(t, web, h.volume("ns/1/web"))
+	assert.Contains(t, h.log.String(), "snapshots=[precious]")
 }
 
 // TestRestoreAfterRollback: a lost volume that was rolled back gets its image as its parent, and so it does by Repair.

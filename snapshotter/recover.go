@@ -19,7 +19,7 @@ type inventory struct {
 	owners  map[string]snapshots.Info
 	volumes map[string]cowcommon.Volume // all that are there and have the name of one of the snapshotter's
 
-	// unfinished has owned volumes that may have no name while another process replaces them.
+	// unfinished has owned and doomed volumes that may have no name while another process replaces them.
 	unfinished map[string]struct{}
 
 	making, copies, thawing, doomed, gone map[string]string
@@ -93,16 +93,24 @@ func (s *Snapshotter) takeInventory(ctx context.Context) (*inventory, error) {
 
 // findUnfinished finds the volumes that are not there because another process is replacing them.
 func (s *Snapshotter) findUnfinished(known *inventory) error {
-	for volume := range known.owners {
+	find := func(volume string) error {
 		if _, ok := known.volumes[volume]; ok {
-			continue
+			return nil
 		}
 		unfinished, err := s.isUnfinished(volume)
-		if err != nil {
-			return err
-		}
 		if unfinished {
 			known.unfinished[volume] = struct{}{}
+		}
+		return err
+	}
+	for volume := range known.owners {
+		if err := find(volume); err != nil {
+			return err
+		}
+	}
+	for volume := range known.doomed {
+		if err := find(volume); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -137,7 +145,7 @@ func (k *inventory) check() error {
 func (s *Snapshotter) finishThaws(ctx context.Context, known *inventory) error {
 	for clone, sealed := range known.thawing {
 		owner, owned := known.owners[clone]
-		_, cloned := known.volumes[clone]
+		cloned := known.isThere(clone)
 		var err error
 		switch _, isThere := known.volumes[sealed]; {
 		case owned && cloned && known.hasChildren(sealed, clone):
@@ -210,7 +218,9 @@ func (s *Snapshotter) sort(known *inventory) {
 		}
 	}
 	for name := range known.doomed {
-		if _, ok := known.volumes[name]; !ok {
+		if _, ok := known.unfinished[name]; ok {
+			s.doom(name)
+		} else if _, ok := known.volumes[name]; !ok {
 			s.unsettled = append(s.unsettled, name)
 		}
 	}

@@ -57,9 +57,22 @@ func (s *Snapshotter) doom(volumes ...string) {
 	s.doomed = append(s.doomed, volumes...)
 }
 
+// removeVolume removes a volume that is doomed. Returns errdefs.ErrFailedPrecondition if it is in use, or if it has no name at the
+// moment and may get that back.
+func (s *Snapshotter) removeVolume(ctx context.Context, volume string) error {
+	if err := s.backend.Remove(ctx, volume); err != nil {
+		return err
+	}
+	unfinished, err := s.isUnfinished(volume)
+	if err == nil && unfinished {
+		err = fault.New(errdefs.ErrFailedPrecondition, "volume %s may get its name back when a rollback or a merge of it ends", volume)
+	}
+	return err
+}
+
 // destroy destroys a volume that is doomed, if it can be already.
 func (s *Snapshotter) destroy(ctx context.Context, volume string) {
-	if err := s.backend.Remove(ctx, volume); err != nil {
+	if err := s.removeVolume(ctx, volume); err != nil {
 		s.log.Warn("snapshotter: volume cannot be destroyed yet", "volume", volume, "error", err)
 		s.doom(volume)
 		return
@@ -122,6 +135,9 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	s.doomed = nil
 	s.mu.Unlock()
 
+	if len(doomed) > 0 {
+		s.endSteps(ctx) // after which a volume has its name again
+	}
 	left, errs := s.destroyAll(ctx, doomed)
 	errs = append(errs, s.sweep(ctx))
 	s.mu.Lock()
@@ -145,7 +161,7 @@ func (s *Snapshotter) destroyAll(ctx context.Context, doomed []string) (left []s
 			left = append(left, volume)
 			continue
 		}
-		err := s.backend.Remove(ctx, volume)
+		err := s.removeVolume(ctx, volume)
 		if err == nil {
 			s.noteDestroyed(volume)
 			continue

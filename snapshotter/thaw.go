@@ -102,6 +102,7 @@ func (s *Snapshotter) endThaw(ctx context.Context, sealed, clone string) error {
 		return errors.Join(thawing.del(tx, clone), doomed.put(tx, sealed, ""))
 	})
 	if err == nil {
+		s.warnOfMoments(ctx, sealed)
 		s.doom(sealed)
 	}
 	return err

@@ -127,9 +127,9 @@ func (a *app) volumeOf(ctx context.Context, c daemon.Config, name string) (strin
 	if ref.Kind == layerref.Fork {
 		return ref.Name, checkFork(ref.Name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	answer, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	namespace, key, err := resolver(c).Snapshot(ctx, ref)
+	namespace, key, err := resolver(c).Snapshot(answer, ref)
 	if err != nil {
 		return "", err
 	}

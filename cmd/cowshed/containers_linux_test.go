@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -166,6 +167,7 @@ func TestContainerLayers(t *testing.T) {
 		{exitExists, "try", []string{"fork", web, "try"}},
 		{exitUsage, "of the form", []string{"fork", web, "s-ABCDEFGHIJKLMNOPQRSTUVWXYZ.x"}},
 		{exitPrecondition, "by its engine", []string{"rm", web}},
+		{exitUsage, "leave out " + h.web, []string{"mount", web, h.web}},
 		{exitFailure, "no such file", []string{"fork", "docker:web"}},
 		{exitFailure, "containerd", []string{"fork", "cri:web"}},
 	} {
@@ -230,4 +232,34 @@ func (h *containersHost) removeAll(ctx context.Context, s snapshots.Snapshotter,
 	assert.Equal(h.t, "[]\n", h.cowshed("lost", "ls", "--json"), "nothing is lost")
 	assert.Equal(h.t, "fork:try\n", h.cowshed("rm", "fork:try"))
 	assert.Empty(h.t, h.volumes())
+}
+
+// TestContainerExport: the layers of a fork or of a container that was rolled back hold nothing that the container got later or
+// lost by that. Their volumes were made from the container's.
+func TestContainerExport(t *testing.T) {
+	h := newContainersHost(t)
+	h.cowshed("fork", web, "try")
+	h.cowshed("snapshot", web, "before")
+	h.run(webKey, func(dir string) { write(t, filepath.Join(dir, "secret"), "never shown") })
+	check := func(name string) {
+		t.Helper()
+		layout := filepath.Join(t.TempDir(), "layout")
+		h.cowshed("export", name, "oci:"+layout+":web:1", "--compress", "none")
+		var all strings.Builder
+		require.NoError(t, filepath.WalkDir(layout, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			all.Write(data)
+			return err
+		}))
+		assert.Contains(t, all.String(), "base", name)
+		assert.NotContains(t, all.String(), "secret", name)
+		assert.NotContains(t, all.String(), "never shown", name)
+	}
+	check("fork:try")
+	h.cowshed("rollback", web, "before")
+	check(web)
+	check("fork:try")
 }

@@ -27,7 +27,8 @@ func newMountCommand(a *app) *cobra.Command {
 made if its parent directory exists. The layer stays mounted until cowshed unmount, or until the machine stops.
 While it is mounted, it is not removed, and not sealed when another layer is made from it.
 
-Sealed layers, layers of images and containers are mounted read-only.`,
+Sealed layers, layers of images and containers are mounted read-only. A container has no TARGET, since unmount could not tell
+that mount from its engine's.`,
 		Example: `  cowshed mount web /mnt/web
   dir=$(cowshed mount web) && chroot "$dir" sh`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
@@ -49,6 +50,9 @@ func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (e
 	v, err := s.layer(cmd.Context(), name)
 	if err != nil {
 		return err
+	}
+	if target != "" && s.isContainer(v) {
+		return failf(errdefs.ErrInvalidArgument, "container %s is mounted on a directory of Cowshed alone: leave out %s", s.shown(v.Name), target)
 	}
 	users, err := s.images.Users()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -17,8 +18,12 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
+// answerTimeout is how long VolumeOf waits for a daemon.
+const answerTimeout = 5 * time.Second
+
 // VolumeOf returns the volume of the snapshot that a client of containerd calls key in its namespace. It asks the daemon. If
-// that does not run, it opens the daemon's snapshotter itself. Returns errdefs.ErrNotFound if there is no such snapshot.
+// that does not run, it opens the daemon's snapshotter itself, which may have much to recover. Returns errdefs.ErrNotFound if
+// there is no such snapshot, and context.DeadlineExceeded if the daemon does not answer.
 func VolumeOf(ctx context.Context, c Config, log *slog.Logger, namespace, key string) (volume string, err error) {
 	if err := checkHome(c); err != nil {
 		return "", err
@@ -44,6 +49,8 @@ func askVolume(ctx context.Context, socket, namespace, key string) (volume strin
 		return "", err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	return snapshotter.VolumesClient{Conn: conn}.VolumeOf(ctx, namespace, key)
 }
 
