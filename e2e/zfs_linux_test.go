@@ -52,8 +52,8 @@ func assertNothingLeftOnZFS(t *testing.T, root string, ids []string) {
 	assert.Empty(t, intents)
 }
 
-// takenForClone reports whether a snapshot of a volume in use was taken for a clone that is there, given the columns name
-// and clones of zfs list. The clone needs it.
+// takenForClone reports whether a snapshot of a volume in use was taken for a clone that is there, which needs it. The
+// arguments are columns of zfs list.
 func takenForClone(name, clones string) bool {
 	_, snapshot, _ := strings.Cut(name, "@")
 	return strings.HasPrefix(snapshot, "cowshed-clone-") && clones != "" && clones != "-"
