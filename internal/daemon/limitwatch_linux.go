@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	// watchPause is the shortest pause between two looks. A look that takes long is followed by a longer one, so that
-	// looking takes no more than a hundredth of the time.
-	watchPause = time.Minute
+	// watchPause is the shortest pause between two looks. A look that measures long is followed by a longer one, so that
+	// measuring takes no more than a hundredth of the time, up to maxWatchPause.
+	watchPause    = time.Minute
+	maxWatchPause = 10 * time.Minute
 	// watchTimeout is how long one look at a service may take.
 	watchTimeout = time.Minute
 	// namesTimeout is how long the questions for names may take in one look.
@@ -90,9 +91,8 @@ func (w *limitWatch) run(ctx context.Context) {
 	defer sending.Wait()
 	sending.Go(func() { w.sender.Run(ctx) })
 	for {
-		start := time.Now()
-		w.look(ctx)
-		pause := time.NewTimer(max(watchPause, 100*time.Since(start)))
+		measuring := w.look(ctx)
+		pause := time.NewTimer(min(max(watchPause, 100*measuring), maxWatchPause))
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
@@ -109,17 +109,19 @@ func (w *limitWatch) open() {
 	}
 }
 
-// look looks once.
-func (w *limitWatch) look(ctx context.Context) {
+// look looks once, and says how long it has measured.
+func (w *limitWatch) look(ctx context.Context) (measuring time.Duration) {
 	asking, cancel := context.WithTimeout(ctx, namesTimeout)
 	defer cancel()
 	n := containername.NewLook(asking, w.names, w.known)
 	var all []watched
 	for _, s := range w.sources {
+		start := time.Now()
 		volumes, err := measured(ctx, s)
+		measuring += time.Since(start)
 		switch {
 		case ctx.Err() != nil:
-			return
+			return measuring
 		case errors.Is(err, errClosed):
 			continue
 		case err != nil:
@@ -149,6 +151,7 @@ func (w *limitWatch) look(ctx context.Context) {
 	}
 	w.containers.set(all, w.config.ContainerMetrics, n)
 	w.known = n.Known()
+	return measuring
 }
 
 // errClosed says that a service has no volumes open.

@@ -3,6 +3,8 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"errors"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -151,18 +153,51 @@ func TestContainerMetrics(t *testing.T) {
 	}
 }
 
-// TestWatchPause: the daemon looks once a minute, and less often where a look takes long.
+// fullBackend has one container that is at its limit.
+type fullBackend struct{ cowcommon.Backend }
+
+const fullVolume = "s-ABCDEFGHIJKLMNOPQRSTUVWXYZ.k8s.io_2f1_2ffull"
+
+func (fullBackend) Volumes(context.Context) iter.Seq2[cowcommon.Volume, error] {
+	return func(yield func(cowcommon.Volume, error) bool) {
+		yield(cowcommon.Volume{Name: fullVolume, Limit: quota.Limit{Bytes: 100}}, nil)
+	}
+}
+
+func (fullBackend) Usage(context.Context, string) (quota.Usage, error) {
+	return quota.Usage{Bytes: 100}, nil
+}
+
+func (fullBackend) SetLimit(context.Context, string, quota.Limit) error {
+	return errors.New("not called")
+}
+
+// slowNames answers after a while.
+type slowNames time.Duration
+
+func (n slowNames) Name(ctx context.Context, id containername.ID) (containername.Name, error) {
+	select {
+	case <-time.After(time.Duration(n)):
+		return containername.Name{Container: "of " + id.ID}, nil
+	case <-ctx.Done():
+		return containername.Name{}, context.Cause(ctx)
+	}
+}
+
+// TestWatchPause: the daemon looks once a minute, and less often where measuring takes long, but every ten minutes. It does not
+// matter how long names take.
 func TestWatchPause(t *testing.T) {
-	for took, want := range map[time.Duration]int{0: 10, 3 * time.Second: 2} {
+	for took, want := range map[time.Duration]int{0: 60, 3 * time.Second: 12, time.Minute: 6} {
 		synctest.Test(t, func(t *testing.T) {
 			c := Default()
 			c.State = t.TempDir()
 			looks := 0
-			w := newLimitWatch(c, []source{{service: snapshotsService, use: func(func(context.Context, cowcommon.Backend)) {
+			w := newLimitWatch(c, []source{{service: snapshotsService, use: func(do func(context.Context, cowcommon.Backend)) {
 				looks++
 				time.Sleep(took)
-			}}}, nil, slog.New(slog.DiscardHandler))
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute-time.Second)
+				do(t.Context(), fullBackend{})
+			}}}, slowNames(5*time.Second), slog.New(slog.DiscardHandler))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour-time.Second)
 			defer cancel()
 			w.run(ctx)
 			assert.Equal(t, want, looks)
