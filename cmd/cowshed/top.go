@@ -239,11 +239,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // look measures all volumes that have a limit, the fullest first.
 func (t *top) look(ctx context.Context) ([]topRow, error) {
-	asking, cancel := context.WithTimeout(ctx, topNames)
-	defer cancel()
-	names := containername.NewLook(asking, t.names, t.known)
 	samples := make(map[volumeID][]sample)
-	rows := []topRow{}
+	var all []topVolume
 	for _, h := range t.homes {
 		volumes, err := limited.Volumes(ctx, h.backend)
 		if err != nil {
@@ -256,8 +253,15 @@ func (t *top) look(ctx context.Context) ([]topRow, error) {
 			}
 			id := volumeID{h.service, v.Name}
 			samples[id] = append(recent(t.samples[id], now), sample{now, v.Held})
-			rows = append(rows, newRow(id, v, growthOf(samples[id]), names))
+			all = append(all, topVolume{id, v})
 		}
+	}
+	asking, cancel := context.WithTimeout(ctx, topNames) // after measuring, which may take longer
+	defer cancel()
+	names := containername.NewLook(asking, t.names, t.known)
+	rows := make([]topRow, 0, len(all))
+	for _, v := range all {
+		rows = append(rows, newRow(v.id, v.Volume, growthOf(samples[v.id]), names))
 	}
 	t.samples, t.known = samples, names.Known()
 	sortRows(rows)

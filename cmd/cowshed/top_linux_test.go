@@ -2,13 +2,17 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -16,7 +20,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // syncAll makes a filesystem count its data.
@@ -163,6 +170,42 @@ func TestGrowth(t *testing.T) {
 		assert.Equal(t, step.want, growthText(growthOf(samples)), step.seconds)
 	}
 	assert.Len(t, samples, 2)
+}
+
+// slowBackend has a container with a limit, and measures longer than names may take.
+type slowBackend struct{ cowcommon.Backend }
+
+func (slowBackend) Volumes(context.Context) iter.Seq2[cowcommon.Volume, error] {
+	return func(yield func(cowcommon.Volume, error) bool) {
+		yield(cowcommon.Volume{Name: "s-ABCDEFGHIJKLMNOPQRSTUVWXYZ.k8s.io_2f1_2fweb", Limit: quota.Limit{Bytes: 100}}, nil)
+	}
+}
+
+func (slowBackend) Usage(context.Context, string) (quota.Usage, error) {
+	time.Sleep(2 * topNames)
+	return quota.Usage{Bytes: 50}, nil
+}
+
+func (slowBackend) SetLimit(context.Context, string, quota.Limit) error {
+	return errors.New("not called")
+}
+
+// podName names each container, while there is time.
+type podName struct{}
+
+func (podName) Name(ctx context.Context, _ containername.ID) (containername.Name, error) {
+	return containername.Name{PodNamespace: "shop", Pod: "web-0", Container: "app"}, ctx.Err()
+}
+
+// TestTopNamesAfterMeasuring: however long measuring takes, there is time for names.
+func TestTopNamesAfterMeasuring(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := top{homes: []topHome{{snapshotsService, slowBackend{}}}, names: podName{}}
+		rows, err := list.look(t.Context())
+		require.NoError(t, err)
+		require.Len(t, rows, 1)
+		assert.Equal(t, "shop/web-0/app", rows[0].name())
+	})
 }
 
 func TestTopNames(t *testing.T) {

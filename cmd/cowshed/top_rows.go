@@ -43,6 +43,12 @@ type topHome struct {
 
 type volumeID struct{ service, name string }
 
+// topVolume is a volume that was measured.
+type topVolume struct {
+	id volumeID
+	limited.Volume
+}
+
 // sample is how much a volume held at a time.
 type sample struct {
 	at   time.Time

@@ -111,47 +111,70 @@ func (w *limitWatch) open() {
 
 // look looks once, and says how long it has measured.
 func (w *limitWatch) look(ctx context.Context) (measuring time.Duration) {
-	asking, cancel := context.WithTimeout(ctx, namesTimeout)
+	start := time.Now()
+	all := w.measureAll(ctx)
+	measuring = time.Since(start)
+	if ctx.Err() != nil {
+		return measuring
+	}
+	asking, cancel := context.WithTimeout(ctx, namesTimeout) // after measuring, which may take longer
 	defer cancel()
 	n := containername.NewLook(asking, w.names, w.known)
-	var all []watched
-	for _, s := range w.sources {
-		start := time.Now()
-		volumes, err := measured(ctx, s)
-		measuring += time.Since(start)
-		switch {
-		case ctx.Err() != nil:
-			return measuring
-		case errors.Is(err, errClosed):
-			continue
-		case err != nil:
-			w.log.Warn("containers cannot be compared with their limits", "service", s.service, "error", err)
-			continue
-		}
-		ids := make(map[string]containername.ID, len(volumes))
-		of := volumes[:0]
-		for _, v := range volumes {
-			id, ok := containername.ID{}, true
-			if s.service == snapshotsService {
-				id, ok = containername.Of(v.Name)
-			}
-			if ok {
-				ids[v.Name] = id
-				of = append(of, v)
-				all = append(all, watched{v, s.service, id})
-			}
-		}
-		crossed, err := w.state.Look(s.service, of)
-		if err != nil {
-			w.log.Warn("containers that are near their limit may be reported again after a restart", "error", err)
-		}
-		for _, c := range crossed {
-			w.report(watched{c.Volume, s.service, ids[c.Name]}, c.Level, n)
-		}
+	var containers []watched
+	for _, s := range all {
+		containers = append(containers, w.compare(s, n)...)
 	}
-	w.containers.set(all, w.config.ContainerMetrics, n)
+	w.containers.set(containers, w.config.ContainerMetrics, n)
 	w.known = n.Known()
 	return measuring
+}
+
+// measuredService has the volumes of a service.
+type measuredService struct {
+	service string
+	volumes []limited.Volume
+}
+
+// measureAll measures the services whose volumes are open, until ctx is done.
+func (w *limitWatch) measureAll(ctx context.Context) (all []measuredService) {
+	for _, s := range w.sources {
+		volumes, err := measured(ctx, s)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errClosed):
+		case err != nil:
+			w.log.Warn("containers cannot be compared with their limits", "service", s.service, "error", err)
+		default:
+			all = append(all, measuredService{s.service, volumes})
+		}
+	}
+	return all
+}
+
+// compare reports the containers of a service that have crossed a level, and returns all of them.
+func (w *limitWatch) compare(s measuredService, n *containername.Look) (all []watched) {
+	ids := make(map[string]containername.ID, len(s.volumes))
+	of := s.volumes[:0]
+	for _, v := range s.volumes {
+		id, ok := containername.ID{}, true
+		if s.service == snapshotsService {
+			id, ok = containername.Of(v.Name)
+		}
+		if ok {
+			ids[v.Name] = id
+			of = append(of, v)
+			all = append(all, watched{v, s.service, id})
+		}
+	}
+	crossed, err := w.state.Look(s.service, of)
+	if err != nil {
+		w.log.Warn("containers that are near their limit may be reported again after a restart", "error", err)
+	}
+	for _, c := range crossed {
+		w.report(watched{c.Volume, s.service, ids[c.Name]}, c.Level, n)
+	}
+	return all
 }
 
 // errClosed says that a service has no volumes open.

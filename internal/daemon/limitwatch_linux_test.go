@@ -205,6 +205,21 @@ func TestWatchPause(t *testing.T) {
 	}
 }
 
+// TestNamesAfterMeasuring: however long measuring takes, there is time for names.
+func TestNamesAfterMeasuring(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := Default()
+		c.State, c.ContainerMetrics = t.TempDir(), 1
+		w := newLimitWatch(c, []source{{service: snapshotsService, use: func(do func(context.Context, cowcommon.Backend)) {
+			time.Sleep(watchTimeout)
+			do(t.Context(), fullBackend{})
+		}}}, slowNames(time.Second), slog.New(slog.DiscardHandler))
+		w.open()
+		assert.Equal(t, watchTimeout, w.look(t.Context()))
+		assert.Equal(t, [3]string{"k8s.io", "", "of full"}, (*w.containers.last.Load())[0].labels)
+	})
+}
+
 // TestNothingToWatch: without alerts and metrics nobody looks.
 func TestNothingToWatch(t *testing.T) {
 	c := Default()
