@@ -33,23 +33,37 @@ type containerSeries struct {
 
 // set makes series of the fullest containers, no more than most.
 func (m *containerMetrics) set(all []watched, most int, n *containername.Look) {
-	counted := slices.DeleteFunc(slices.Clone(all), func(w watched) bool { return !w.Counted })
-	slices.SortFunc(counted, func(a, b watched) int {
-		return cmp.Or(cmp.Compare(limited.Percent(b.Held, b.Limit.Bytes), limited.Percent(a.Held, a.Limit.Bytes)), cmp.Compare(a.Name, b.Name))
-	})
-	// Containers that were restarted have the same names. The newest has the series.
 	var series []containerSeries
-	places := make(map[[3]string]int)
-	for _, w := range counted[:min(most, len(counted))] {
-		s := containerSeries{labelsOf(w, n.Name(w.id)), w.Volume}
-		if i, ok := places[s.labels]; !ok {
-			places[s.labels] = len(series)
-			series = append(series, s)
-		} else if s.Created.After(series[i].Created) {
-			series[i] = s
+	if most > 0 {
+		series = seriesOf(all, n)
+	}
+	series = series[:min(most, len(series))]
+	m.last.Store(&series)
+}
+
+// seriesOf makes series of all containers, the fullest first. Containers that were restarted have the same names: the newest
+// has the series.
+func seriesOf(all []watched, n *containername.Look) []containerSeries {
+	counted := slices.DeleteFunc(slices.Clone(all), func(w watched) bool { return !w.Counted })
+	slices.SortFunc(counted, func(a, b watched) int { return fuller(a.Volume, b.Volume) }) // if time is short, these have names
+	newest := make(map[[3]string]limited.Volume)
+	for _, w := range counted {
+		labels := labelsOf(w, n.Name(w.id))
+		if other, ok := newest[labels]; !ok || w.Created.After(other.Created) {
+			newest[labels] = w.Volume
 		}
 	}
-	m.last.Store(&series)
+	series := make([]containerSeries, 0, len(newest))
+	for labels, v := range newest {
+		series = append(series, containerSeries{labels, v})
+	}
+	slices.SortFunc(series, func(a, b containerSeries) int { return fuller(a.Volume, b.Volume) })
+	return series
+}
+
+// fuller orders volumes, the fullest first.
+func fuller(a, b limited.Volume) int {
+	return cmp.Or(cmp.Compare(limited.Percent(b.Held, b.Limit.Bytes), limited.Percent(a.Held, a.Limit.Bytes)), cmp.Compare(a.Name, b.Name))
 }
 
 // labelsOf are the labels of a container. Without a name it has its id.

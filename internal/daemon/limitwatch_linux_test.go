@@ -133,23 +133,25 @@ func watchedAt(id string, held uint64, at int64) watched {
 }
 
 // TestContainerMetrics: there are no more series than the configuration says, of the fullest containers, and one for
-// containers with the same name. A label is valid whatever the key of a snapshot.
+// containers with the same name, of the newest, also if an older one is fuller. A label is valid whatever the key of a snapshot.
 func TestContainerMetrics(t *testing.T) {
 	all := []watched{watchedAt("web1", 50, 1), watchedAt("web2", 30, 2), watchedAt("db", 20, 3), watchedAt("a\xff", 40, 4), watchedAt("low", 10, 5)}
 	for most, want := range map[int][]string{
 		0: nil,
-		1: {"web 50"},
-		4: {"web 30", "a� 40", "db 20"},
-		9: {"web 30", "a� 40", "db 20", "low 10"},
+		1: {"a� 40"},
+		3: {"a� 40", "web 30", "db 20"},
+		9: {"a� 40", "web 30", "db 20", "low 10"},
 	} {
 		var m containerMetrics
-		m.set(all, most, containername.NewLook(t.Context(), digitless{}, nil))
+		n := containername.NewLook(t.Context(), digitless{}, nil)
+		m.set(all, most, n)
 		var got []string
 		for _, s := range *m.last.Load() {
 			assert.Equal(t, "test", s.labels[0])
 			got = append(got, s.labels[2]+" "+quota.FormatSize(s.Held)[:2])
 		}
 		assert.Equal(t, want, got, most)
+		assert.Equal(t, most == 0, len(n.Known()) == 0, "nobody is asked for names without metrics")
 	}
 }
 
