@@ -87,9 +87,11 @@ func (w *limitWatch) run(ctx context.Context) {
 		return
 	}
 	w.open()
-	var sending sync.WaitGroup
-	defer sending.Wait()
-	sending.Go(func() { w.sender.Run(ctx) })
+	sending, stop := context.WithCancel(context.WithoutCancel(ctx)) // until the last report
+	var sender sync.WaitGroup
+	defer sender.Wait()
+	defer stop()
+	sender.Go(func() { w.sender.Run(sending) })
 	for {
 		measuring := w.look(ctx)
 		pause := time.NewTimer(min(max(watchPause, 100*measuring), maxWatchPause))

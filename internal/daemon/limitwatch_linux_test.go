@@ -19,6 +19,7 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -219,6 +220,29 @@ func TestNamesAfterMeasuring(t *testing.T) {
 		w.open()
 		assert.Equal(t, watchTimeout, w.look(t.Context()))
 		assert.Equal(t, [3]string{"k8s.io", "", "of full"}, (*w.containers.last.Load())[0].labels)
+	})
+}
+
+// TestLastReport: a report that is made while the daemon stops has an outcome.
+func TestLastReport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := Default()
+		c.State, c.AlertCommand = t.TempDir(), []string{"/bin/true"}
+		w := newLimitWatch(c, []source{{service: snapshotsService, use: func(do func(context.Context, cowcommon.Backend)) {
+			do(t.Context(), fullBackend{})
+		}}}, slowNames(5*time.Second), slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		w.run(ctx)
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(w.sender)
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		outcomes := 0.0
+		for _, series := range families[0].GetMetric() {
+			outcomes += series.GetCounter().GetValue()
+		}
+		assert.InDelta(t, 1, outcomes, 0)
 	})
 }
 

@@ -19,7 +19,7 @@ const (
 const (
 	sent    = "ok"
 	failed  = "failed"
-	dropped = "dropped" // the queue was full
+	dropped = "dropped" // the queue was full, or the daemon has stopped
 )
 
 // queueLength is how many alerts wait while others are sent.
@@ -58,7 +58,7 @@ type way struct {
 func NewSender(command []string, webhook string, log *slog.Logger) *Sender {
 	s := &Sender{queue: make(chan Alert, queueLength), log: log, sent: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "cowshed_limit_alerts_sent_total",
-		Help: "Alerts by way (command or webhook) and outcome: ok, failed, or dropped since too many were waiting.",
+		Help: "Alerts by way (command or webhook) and outcome: ok, failed, or dropped since too many were waiting or the daemon stopped.",
 	}, []string{"way", "outcome"})}
 	if len(command) > 0 {
 		s.ways = append(s.ways, way{byCommand, commandOf(command)})
@@ -82,21 +82,33 @@ func (s *Sender) Send(a Alert) {
 	select {
 	case s.queue <- a:
 	default:
-		for _, w := range s.ways {
-			s.sent.WithLabelValues(w.name, dropped).Inc()
-		}
+		s.drop()
 	}
 }
 
-// Run sends alerts until ctx is done. A command that runs then is killed.
+func (s *Sender) drop() {
+	for _, w := range s.ways {
+		s.sent.WithLabelValues(w.name, dropped).Inc()
+	}
+}
+
+// Run sends alerts until ctx is done. A command that runs then is killed, and alerts that wait are dropped, and counted. Nobody
+// may call Send any more when ctx is done.
 func (s *Sender) Run(ctx context.Context) {
-	for {
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-			return
 		case a := <-s.queue:
 			s.send(ctx, a)
 		}
+	}
+	waiting := len(s.queue)
+	for range waiting {
+		<-s.queue
+		s.drop()
+	}
+	if waiting > 0 {
+		s.log.Warn("reports of containers near their limit were not sent, since the daemon stops", "reports", waiting)
 	}
 }
 

@@ -148,6 +148,12 @@ func TestSend(t *testing.T) {
 	got := counts(t, s)
 	assert.GreaterOrEqual(t, got["failed webhook"], 1.0)
 	assert.Contains(t, log.String(), "the webhook says 307")
+	for _, name := range []string{byCommand, byWebhook} {
+		all := got["ok "+name] + got["failed "+name] + got["dropped "+name]
+		assert.InDelta(t, 1+queueLength+3, all, 0, "each alert has an outcome, also when the daemon stops: %v", got)
+	}
+	assert.Greater(t, got["dropped command"], 3.0)
+	assert.Contains(t, log.String(), fmt.Sprintf("reports=%.0f", got["dropped command"]-3))
 
 	server.Close()
 	err := webhookOf(server.URL+"/secret")(t.Context(), alert, nil)
