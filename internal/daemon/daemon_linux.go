@@ -296,7 +296,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return nil
 	})
 	group.Go(func() error {
-		d.limits.run(ctx)
+		d.limits.runAndLeave(ctx, d.config.StopTimeout.Duration)
 		return nil
 	})
 	if d.metrics != nil {

@@ -25,10 +25,12 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/status"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/containername"
+	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/limited"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
@@ -243,6 +245,27 @@ func TestLastReport(t *testing.T) {
 			outcomes += series.GetCounter().GetValue()
 		}
 		assert.InDelta(t, 1, outcomes, 0)
+	})
+}
+
+// TestWatchThatDoesNotEnd: a daemon whose filesystem does not answer stops.
+func TestWatchThatDoesNotEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := Default()
+		c.State = t.TempDir()
+		var log bytes.Buffer
+		release := make(chan struct{})
+		w := newLimitWatch(c, []source{{service: snapshotsService, use: func(func(context.Context, cowcommon.Backend)) {
+			<-release
+		}}}, slowNames(0), slog.New(slog.NewTextHandler(&log, nil)))
+		d := &daemon{config: c, log: w.log, limits: w, server: grpc.NewServer(), health: health.NewServer(), engines: &enginelimits.Group{}}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		start := time.Now()
+		require.NoError(t, d.serve(ctx))
+		assert.Equal(t, time.Minute+c.StopTimeout.Duration, time.Since(start))
+		assert.Contains(t, log.String(), "which nobody waits for")
+		close(release)
 	})
 }
 
