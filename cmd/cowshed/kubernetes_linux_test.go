@@ -25,6 +25,7 @@ type kubernetesNode struct {
 	root, files, config string
 	command             []string // of the container that installs
 	caps                string   // of that container, as setpriv wants them
+	env                 []string // of that container
 }
 
 // newKubernetesNode prepares a node and the container of packaging/kubernetes.
@@ -106,7 +107,7 @@ func (n *kubernetesNode) script(file, text string) {
 func (n *kubernetesNode) install() (output string, err error) {
 	n.t.Helper()
 	cmd := exec.Command("setpriv", "--inh-caps=-all", "--bounding-set="+n.caps, filepath.Join(n.files, "node.sh"), n.command[1], n.root)
-	cmd.Env = append(os.Environ(), "COWSHED_FILES="+n.files, "COWSHED_CONFIG="+n.config)
+	cmd.Env = append(append(os.Environ(), "COWSHED_FILES="+n.files, "COWSHED_CONFIG="+n.config), n.env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -177,6 +178,30 @@ func TestKubernetesNode(t *testing.T) {
 	text, err = uninstall()
 	require.NoError(t, err, "%s", text)
 	assert.Equal(t, "disable --now cowshed.socket cowshed.service\ndaemon-reload\n", n.calls())
+	assert.Equal(t, before, n.tree())
+}
+
+// TestKubernetesContainerdElsewhere: the changes to a configuration of containerd are taken back in the same file, also when
+// another file is named meanwhile, and when uninstall is not told of it.
+func TestKubernetesContainerdElsewhere(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	for _, dir := range []string{"/etc/k3s", "/etc/rke2"} {
+		require.NoError(t, os.Mkdir(n.path(dir), 0o755))
+		write(t, n.path(dir+"/config.toml"), "version = 3\n")
+	}
+	before := n.tree()
+	for i, dir := range []string{"/etc/k3s", "/etc/rke2"} {
+		n.env = []string{"CONTAINERD_CONFIG=" + dir + "/config.toml"}
+		out, err := n.install()
+		require.NoError(t, err, out)
+		installed := n.tree()
+		assert.NotEqual(t, before[dir+"/config.toml"], installed[dir+"/config.toml"])
+		assert.Contains(t, installed, dir+"/conf.d/cowshed-kubernetes.toml")
+		assert.Equal(t, i == 0, installed["/etc/rke2/config.toml"] == before["/etc/rke2/config.toml"])
+	}
+	assert.Equal(t, before["/etc/k3s/config.toml"], n.tree()["/etc/k3s/config.toml"])
+	out, err := exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/").CombinedOutput()
+	require.NoError(t, err, "%s", out)
 	assert.Equal(t, before, n.tree())
 }
 

@@ -11,11 +11,12 @@ set -eu
 action=$1 host=$2
 files=${COWSHED_FILES:-/opt/cowshed}       # program, units and this script, in the image
 config=${COWSHED_CONFIG:-/config}          # directory with config.toml
-mark=/etc/cowshed/installed-by-kubernetes # install has made the files of the node
+mark=/etc/cowshed/installed-by-kubernetes # install has made the files of the node, for the configuration of containerd in it
 program=/usr/local/bin/cowshed
 script=/usr/local/lib/cowshed/node.sh
 units=/etc/systemd/system
 containerd=${CONTAINERD_CONFIG:-/etc/containerd/config.toml}
+former=  # that of the mark
 changed=
 
 fail() {
@@ -56,16 +57,39 @@ check_root() {
 	esac
 }
 
+# read_mark sets former. A mark without a path is about the default.
+read_mark() {
+	on_node test -e "$mark" || return
+	former=$(on_node cat "$mark") || fail "$mark of this node cannot be read"
+	former=${former:-$containerd}
+}
+
 check_mark() {
-	on_node test -e "$mark" && return
-	for path in "$program" "$units/cowshed.service" "$units/cowshed.socket" /etc/cowshed/config.toml /usr/bin/cowshed; do
-		if on_node test -e "$path"; then
-			fail "$path of this node is there already: Cowshed was installed in another way"
+	if read_mark; then
+		if [ "$former" = "$containerd" ]; then
+			return
 		fi
-	done
-	on_node mkdir -p /etc/cowshed
-	on_node touch "$mark"
-	on_node sync "$mark"
+		undo_setup
+	else
+		for path in "$program" "$units/cowshed.service" "$units/cowshed.socket" /etc/cowshed/config.toml /usr/bin/cowshed; do
+			if on_node test -e "$path"; then
+				fail "$path of this node is there already: Cowshed was installed in another way"
+			fi
+		done
+		on_node mkdir -p /etc/cowshed
+	fi
+	echo "$containerd" | on_node tee "$mark.new" >/dev/null
+	on_node sync "$mark.new"
+	on_node mv "$mark.new" "$mark"
+	on_node sync /etc/cowshed
+}
+
+# undo_setup takes back the changes of setup to the former configuration of containerd.
+undo_setup() {
+	if on_node test -e "$program"; then
+		on_node "$program" setup kubernetes --undo --containerd-config "$former"
+		on_node "$program" setup containerd --undo --containerd-config "$former"
+	fi
 }
 
 install() {
@@ -89,18 +113,15 @@ install() {
 }
 
 uninstall() {
-	on_node test -e "$mark" || fail 'Cowshed was not installed by Kubernetes on this node'
-	if on_node test -e "$program"; then
-		on_node "$program" setup kubernetes --undo --containerd-config "$containerd"
-		on_node "$program" setup containerd --undo --containerd-config "$containerd"
-	fi
+	read_mark || fail 'Cowshed was not installed by Kubernetes on this node'
+	undo_setup
 	if on_node test -e "$units/cowshed.service"; then
 		on_node systemctl disable --now cowshed.socket cowshed.service
 	fi
 	# The mark goes last, so that uninstall can be repeated.
 	on_node rm -f "$units/cowshed.service" "$units/cowshed.socket" "$program" /etc/cowshed/config.toml
 	on_node systemctl daemon-reload
-	on_node rm -f "$script" "$mark"
+	on_node rm -f "$script" "$mark" "$mark.new"
 	on_node rmdir "$(dirname "$script")" /etc/cowshed 2>/dev/null || true # there are files of others
 	echo 'Cowshed is off this node, but for its root. Restart containerd'
 }
