@@ -56,7 +56,7 @@ func newKubernetesNode(t *testing.T, onBtrfs bool) *kubernetesNode {
 	require.NoError(t, os.MkdirAll(n.path("/etc/containerd"), 0o755))
 	require.NoError(t, os.Mkdir(n.path("/usr/local/bin"), 0o755))
 	write(t, filepath.Join(n.root, "etc/containerd/config.toml"), "version = 3\n")
-	n.script(n.path("/usr/local/bin/systemctl"), `echo "$*" >>/etc/systemctl.log`)
+	n.systemctl("")
 
 	n.script(filepath.Join(n.files, "cowshed"), `export `+asProgramEnv+`=1; exec /self "$@"`)
 	for from, name := range map[string]string{"kubernetes/node.sh": "node.sh", "cowshed.service": "cowshed.service", "cowshed.socket": "cowshed.socket"} {
@@ -101,6 +101,12 @@ func (n *kubernetesNode) mount(from, to, fstype string, flags uintptr) {
 func (n *kubernetesNode) script(file, text string) {
 	n.t.Helper()
 	require.NoError(n.t, os.WriteFile(file, []byte("#!/bin/sh\n"+text+"\n"), 0o755))
+}
+
+// systemctl makes a systemctl that writes down its arguments, after a condition that may end it.
+func (n *kubernetesNode) systemctl(condition string) {
+	n.t.Helper()
+	n.script(n.path("/usr/local/bin/systemctl"), condition+"\n"+`echo "$*" >>/etc/systemctl.log`)
 }
 
 // install runs the container's command with the container's rights.
@@ -171,13 +177,54 @@ func TestKubernetesNode(t *testing.T) {
 		return exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/").CombinedOutput()
 	}
 	// systemd fails in between, and uninstall is repeated.
-	n.script(n.path("/usr/local/bin/systemctl"), "exit 1")
+	n.systemctl("exit 1")
 	text, err := uninstall()
 	require.Error(t, err, "%s", text)
-	n.script(n.path("/usr/local/bin/systemctl"), `echo "$*" >>/etc/systemctl.log`)
+	n.systemctl("")
 	text, err = uninstall()
 	require.NoError(t, err, "%s", text)
 	assert.Equal(t, "disable --now cowshed.socket cowshed.service\ndaemon-reload\n", n.calls())
+	assert.Equal(t, before, n.tree())
+}
+
+// TestKubernetesInterrupted: an attempt that follows an interrupted one restarts the daemon, whose files are there already.
+// Another mode is a change, too.
+func TestKubernetesInterrupted(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	before := n.tree()
+	out, err := n.install()
+	require.NoError(t, err, out)
+	n.calls()
+	installed := n.tree()
+
+	for name, change := range map[string]func(){
+		"configuration": func() { write(t, filepath.Join(n.config, "config.toml"), "default_limit = \"30G\"\n") },
+		"mode":          func() { require.NoError(t, os.Chmod(n.path("/usr/local/bin/cowshed"), 0o644)) },
+	} {
+		change()
+		n.systemctl("exit 1")
+		out, err = n.install()
+		require.Error(t, err, name+out)
+		n.systemctl("")
+		out, err = n.install()
+		require.NoError(t, err, out)
+		assert.Contains(t, n.calls(), "restart", name)
+		out, err = n.install()
+		require.NoError(t, err, out)
+		assert.NotContains(t, n.calls(), "restart", name)
+	}
+	info, err := os.Stat(n.path("/usr/local/bin/cowshed"))
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o755), info.Mode())
+	assert.Len(t, n.tree(), len(installed))
+
+	// uninstall also removes the files of an attempt that was interrupted.
+	for _, name := range []string{"/etc/cowshed/config.toml.new", "/usr/local/bin/cowshed.new", "/etc/cowshed/restart-pending"} {
+		write(t, n.path(name), "")
+	}
+	out, err = runScript(n, "uninstall")
+	require.NoError(t, err, out)
+	n.calls()
 	assert.Equal(t, before, n.tree())
 }
 

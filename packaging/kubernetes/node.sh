@@ -16,8 +16,8 @@ program=/usr/local/bin/cowshed
 script=/usr/local/lib/cowshed/node.sh
 units=/etc/systemd/system
 containerd=${CONTAINERD_CONFIG:-/etc/containerd/config.toml}
-former=  # that of the mark
-changed=
+pending=/etc/cowshed/restart-pending # files of the daemon were changed since it was restarted
+former=                              # that of the mark
 
 fail() {
 	echo "node.sh: $1" >&2
@@ -30,15 +30,16 @@ on_node() { SYSTEMD_IGNORE_CHROOT=1 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbi
 put() {
 	new=$(on_node sha256sum <"$1")
 	old=$(on_node sha256sum "$3" 2>/dev/null) || old=
-	if [ "${old%% *}" = "${new%% *}" ]; then
+	if [ "${old%% *} $(on_node stat -c %a "$3" 2>/dev/null)" = "${new%% *} $2" ]; then
 		return
 	fi
 	on_node mkdir -p "$(dirname "$3")"
 	on_node tee "$3.new" <"$1" >/dev/null
 	on_node chmod "$2" "$3.new"
 	on_node sync "$3.new"
+	on_node touch "$pending" # before the change, which the next attempt does not find any more
+	on_node sync "$pending" "$(dirname "$pending")"
 	on_node mv "$3.new" "$3"
-	changed=yes
 }
 
 # key NAME: the value of a key of the configuration, if that is a string.
@@ -102,8 +103,9 @@ install() {
 	put "$files/cowshed.service" 644 "$units/cowshed.service"
 	on_node systemctl daemon-reload
 	on_node systemctl enable cowshed.socket cowshed.service
-	if [ -n "$changed" ]; then
+	if on_node test -e "$pending"; then
 		on_node systemctl restart cowshed.socket cowshed.service
+		on_node rm -f "$pending"
 	else
 		on_node systemctl start cowshed.socket cowshed.service
 	fi
@@ -119,9 +121,11 @@ uninstall() {
 		on_node systemctl disable --now cowshed.socket cowshed.service
 	fi
 	# The mark goes last, so that uninstall can be repeated.
-	on_node rm -f "$units/cowshed.service" "$units/cowshed.socket" "$program" /etc/cowshed/config.toml
+	for path in "$units/cowshed.service" "$units/cowshed.socket" "$program" /etc/cowshed/config.toml; do
+		on_node rm -f "$path" "$path.new"
+	done
 	on_node systemctl daemon-reload
-	on_node rm -f "$script" "$mark" "$mark.new"
+	on_node rm -f "$pending" "$script" "$script.new" "$mark" "$mark.new"
 	on_node rmdir "$(dirname "$script")" /etc/cowshed 2>/dev/null || true # there are files of others
 	echo 'Cowshed is off this node, but for its root. Restart containerd'
 }
