@@ -151,7 +151,11 @@ func TestKubernetesNode(t *testing.T) {
 	before := n.tree()
 	out, err := n.install()
 	require.NoError(t, err, out)
-	assert.Equal(t, "daemon-reload\nenable cowshed.socket cowshed.service\nrestart cowshed.socket cowshed.service\n", n.calls())
+	const (
+		enabled   = "daemon-reload\nenable cowshed.socket cowshed.service\n"
+		newSocket = enabled + "stop cowshed.socket cowshed.service\nstart cowshed.socket\nrestart cowshed.service\n"
+	)
+	assert.Equal(t, newSocket, n.calls())
 	installed := n.tree()
 	for _, name := range []string{
 		"/etc/cowshed/config.toml", "/etc/systemd/system/cowshed.service", "/etc/systemd/system/cowshed.socket", "/usr/local/bin/cowshed",
@@ -164,14 +168,24 @@ func TestKubernetesNode(t *testing.T) {
 
 	out, err = n.install()
 	require.NoError(t, err, out)
-	assert.Equal(t, "daemon-reload\nenable cowshed.socket cowshed.service\nstart cowshed.socket cowshed.service\n", n.calls())
+	assert.Equal(t, enabled+"start cowshed.socket cowshed.service\n", n.calls())
 	assert.Equal(t, installed, n.tree())
 
 	write(t, filepath.Join(n.config, "config.toml"), "default_limit = \"30G\"\n")
 	out, err = n.install()
 	require.NoError(t, err, out)
-	assert.Contains(t, n.calls(), "\nrestart cowshed.socket cowshed.service\n")
+	assert.Equal(t, enabled+"is-active --quiet cowshed.socket\nrestart cowshed.service\n", n.calls(), "the socket stays")
 	assert.Equal(t, "default_limit = \"30G\"\n", n.tree()["/etc/cowshed/config.toml"])
+
+	// Another socket is made in the second attempt.
+	write(t, filepath.Join(n.files, "cowshed.socket"), installed["/etc/systemd/system/cowshed.socket"]+"# another\n")
+	n.systemctl("exit 1")
+	out, err = n.install()
+	require.Error(t, err, out)
+	n.systemctl("")
+	out, err = n.install()
+	require.NoError(t, err, out)
+	assert.Equal(t, newSocket, n.calls())
 
 	uninstall := func() ([]byte, error) {
 		return exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/").CombinedOutput()

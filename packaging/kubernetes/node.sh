@@ -16,7 +16,7 @@ program=/usr/local/bin/cowshed
 script=/usr/local/lib/cowshed/node.sh
 units=/etc/systemd/system
 containerd=${CONTAINERD_CONFIG:-/etc/containerd/config.toml}
-pending=/etc/cowshed/restart-pending # files of the daemon were changed since it was restarted
+pending=/etc/cowshed/restart-pending # paths of the files that were changed since the daemon was restarted
 former=                              # that of the mark
 
 fail() {
@@ -37,7 +37,7 @@ put() {
 	on_node tee "$3.new" <"$1" >/dev/null
 	on_node chmod "$2" "$3.new"
 	on_node sync "$3.new"
-	on_node touch "$pending" # before the change, which the next attempt does not find any more
+	echo "$3" | on_node tee -a "$pending" >/dev/null # before the change, which the next attempt does not find any more
 	on_node sync "$pending" "$(dirname "$pending")"
 	on_node mv "$3.new" "$3"
 }
@@ -93,6 +93,16 @@ undo_setup() {
 	fi
 }
 
+# restart restarts the daemon. The socket stays, so that containerd's requests wait, unless another one has to be made: systemd
+# makes none while the daemon runs.
+restart() {
+	if on_node grep -qxF "$units/cowshed.socket" "$pending" || ! on_node systemctl is-active --quiet cowshed.socket; then
+		on_node systemctl stop cowshed.socket cowshed.service
+		on_node systemctl start cowshed.socket
+	fi
+	on_node systemctl restart cowshed.service
+}
+
 install() {
 	check_root
 	check_mark
@@ -104,7 +114,7 @@ install() {
 	on_node systemctl daemon-reload
 	on_node systemctl enable cowshed.socket cowshed.service
 	if on_node test -e "$pending"; then
-		on_node systemctl restart cowshed.socket cowshed.service
+		restart
 		on_node rm -f "$pending"
 	else
 		on_node systemctl start cowshed.socket cowshed.service
