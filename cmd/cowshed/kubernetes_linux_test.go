@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -233,13 +235,85 @@ func TestKubernetesInterrupted(t *testing.T) {
 	assert.Len(t, n.tree(), len(installed))
 
 	// uninstall also removes the files of an attempt that was interrupted.
-	for _, name := range []string{"/etc/cowshed/config.toml.new", "/usr/local/bin/cowshed.new", "/etc/cowshed/restart-pending"} {
+	for _, name := range []string{"/etc/cowshed/config.toml.new", "/usr/local/bin/cowshed.old", "/etc/cowshed/restart-pending"} {
 		write(t, n.path(name), "")
 	}
 	out, err = runScript(n, "uninstall")
 	require.NoError(t, err, out)
 	n.calls()
 	assert.Equal(t, before, n.tree())
+}
+
+// TestKubernetesBadUpdate: a configuration or a program that does not work leaves the daemon as it is. One with which the daemon
+// does not start is taken back, also after an interruption at any change of a file.
+func TestKubernetesBadUpdate(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	config, program := filepath.Join(n.config, "config.toml"), filepath.Join(n.files, "cowshed")
+	good := make(map[string][]byte)
+	for _, name := range []string{config, program} {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		good[name] = text
+	}
+	out, err := n.install()
+	require.NoError(t, err, out)
+	n.calls()
+	installed := n.tree()
+	tree := func() map[string]string {
+		found := n.tree()
+		maps.DeleteFunc(found, func(name, _ string) bool { return strings.HasSuffix(name, ".new") })
+		return found
+	}
+
+	for name, text := range map[string]string{config: "default_limit = \"much\"\n", program: "#!/bin/sh\nexit 1\n"} {
+		require.NoError(t, os.WriteFile(name, []byte(text), 0o755))
+		out, err = n.install()
+		require.Error(t, err)
+		assert.Contains(t, out, "so the daemon stays as it is")
+		assert.Equal(t, installed, tree())
+		assert.NoFileExists(t, n.path("/etc/systemctl.log"))
+		require.NoError(t, os.WriteFile(name, good[name], 0o755))
+	}
+
+	write(t, config, "default_limit = \"30G\"\n")
+	require.NoError(t, os.WriteFile(program, append(good[program], "# another\n"...), 0o755))
+	n.systemctl(`case $1 in restart) ! grep -qs 30G /etc/cowshed/config.toml || exit 1 ;; esac`)
+	installed["/usr/local/bin/systemctl"] = n.tree()["/usr/local/bin/systemctl"]
+	require.NoError(t, os.Mkdir(n.path("/usr/local/sbin"), 0o755))
+	for i := range 5 {
+		n.script(n.path("/usr/local/sbin/mv"), fmt.Sprintf("echo >>/run/moves; test $(wc -l </run/moves) != %d || exit 1; exec /usr/bin/mv \"$@\"", i))
+		out, err = n.install()
+		require.Error(t, err, out)
+		moves, err := os.ReadFile(n.path("/run/moves"))
+		require.NoError(t, err)
+		require.NoError(t, os.Remove(n.path("/run/moves")))
+		require.NoError(t, os.Remove(n.path("/usr/local/sbin/mv")))
+		if i == 0 {
+			require.Len(t, moves, 4, "the files are put in their places, and back")
+		} else {
+			require.Len(t, moves, i)
+			out, err = n.install()
+			require.Error(t, err, out)
+		}
+		assert.Contains(t, out, "so the former are back", i)
+		assert.Equal(t, installed, n.tree(), i)
+		assert.True(t, strings.HasSuffix(n.calls(), "daemon-reload\nreset-failed cowshed.service\nis-active --quiet cowshed.socket\nrestart cowshed.service\n"), i)
+	}
+}
+
+// TestKubernetesDoesNotStart: the first attempt says that the daemon does not start, and another one starts it.
+func TestKubernetesDoesNotStart(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	n.systemctl(`test "$1" != restart || exit 1`)
+	out, err := n.install()
+	require.Error(t, err)
+	assert.Contains(t, out, "the daemon does not start: see journalctl")
+	n.systemctl("")
+	n.calls()
+	out, err = n.install()
+	require.NoError(t, err, out)
+	assert.Contains(t, n.calls(), "restart cowshed.service")
+	assert.NotContains(t, n.tree(), "/etc/cowshed/restart-pending")
 }
 
 // TestKubernetesContainerdElsewhere: the changes to a configuration of containerd are taken back in the same file, also when

@@ -14,7 +14,9 @@ config=${COWSHED_CONFIG:-/config}          # directory with config.toml
 mark=/etc/cowshed/installed-by-kubernetes # install has made the files of the node, for the configuration of containerd in it
 program=/usr/local/bin/cowshed
 script=/usr/local/lib/cowshed/node.sh
+installed_config=/etc/cowshed/config.toml
 units=/etc/systemd/system
+daemon_files="$program $installed_config $units/cowshed.socket $units/cowshed.service"
 containerd=${CONTAINERD_CONFIG:-/etc/containerd/config.toml}
 pending=/etc/cowshed/restart-pending # paths of the files that were changed since the daemon was restarted
 former=                              # that of the mark
@@ -26,8 +28,9 @@ fail() {
 
 on_node() { SYSTEMD_IGNORE_CHROOT=1 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot "$host" "$@"; }
 
-# put FILE MODE PATH: makes a file of the node, whole or not at all, unless it is there.
-put() {
+# stage FILE MODE PATH: makes PATH.new on the node, unless PATH is there with the same content and mode.
+stage() {
+	on_node rm -f "$3.new"
 	new=$(on_node sha256sum <"$1")
 	old=$(on_node sha256sum "$3" 2>/dev/null) || old=
 	if [ "${old%% *} $(on_node stat -c %a "$3" 2>/dev/null)" = "${new%% *} $2" ]; then
@@ -37,9 +40,51 @@ put() {
 	on_node tee "$3.new" <"$1" >/dev/null
 	on_node chmod "$2" "$3.new"
 	on_node sync "$3.new"
-	echo "$3" | on_node tee -a "$pending" >/dev/null # before the change, which the next attempt does not find any more
-	on_node sync "$pending" "$(dirname "$pending")"
-	on_node mv "$3.new" "$3"
+}
+
+# staged PATH: the file that is to be at PATH.
+staged() {
+	if on_node test -e "$1.new"; then
+		echo "$1.new"
+	else
+		echo "$1"
+	fi
+}
+
+# check_staged: fails unless the program runs on this node, and takes the configuration.
+check_staged() {
+	on_node "$(staged "$program")" setup containerd --config "$(staged "$installed_config")" --containerd-config "$containerd" >/dev/null ||
+		fail 'the program or the configuration does not work on this node, so the daemon stays as it is'
+}
+
+# replace puts the staged files of the daemon in their places. The former files stay beside them, until the daemon has started.
+replace() {
+	for path in $daemon_files; do
+		on_node test -e "$path.new" || continue
+		echo "$path" | on_node tee -a "$pending" >/dev/null # before the change, which the next attempt does not find any more
+		on_node sync "$pending" "$(dirname "$pending")"
+		if on_node test -e "$path" && ! on_node test -e "$path.old"; then # an interrupted attempt has kept one that worked
+			on_node ln "$path" "$path.old"
+		fi
+		on_node mv "$path.new" "$path"
+	done
+}
+
+# restore takes back all that was replaced since the daemon has started, and restarts it.
+restore() {
+	restored=
+	for path in $daemon_files; do
+		if on_node test -e "$path.old"; then
+			on_node mv "$path.old" "$path"
+			restored=yes
+		fi
+	done
+	[ -n "$restored" ] || fail 'the daemon does not start: see journalctl --unit cowshed on this node'
+	on_node systemctl daemon-reload
+	on_node systemctl reset-failed cowshed.service || true # so that its failures do not count
+	restart || fail 'the daemon starts neither with the new files nor with the former: see journalctl --unit cowshed on this node'
+	on_node rm -f "$pending"
+	fail 'the daemon does not start with the new files, so the former are back: see journalctl --unit cowshed on this node'
 }
 
 # key NAME: the value of a key of the configuration, if that is a string.
@@ -66,23 +111,22 @@ read_mark() {
 }
 
 check_mark() {
-	if read_mark; then
-		if [ "$former" = "$containerd" ]; then
-			return
+	read_mark && return
+	for path in "$program" "$units/cowshed.service" "$units/cowshed.socket" "$installed_config" /usr/bin/cowshed; do
+		if on_node test -e "$path"; then
+			fail "$path of this node is there already: Cowshed was installed in another way"
 		fi
-		undo_setup
-	else
-		for path in "$program" "$units/cowshed.service" "$units/cowshed.socket" /etc/cowshed/config.toml /usr/bin/cowshed; do
-			if on_node test -e "$path"; then
-				fail "$path of this node is there already: Cowshed was installed in another way"
-			fi
-		done
-		on_node mkdir -p /etc/cowshed
-	fi
+	done
+	on_node mkdir -p /etc/cowshed
+	write_mark
+}
+
+write_mark() {
 	echo "$containerd" | on_node tee "$mark.new" >/dev/null
 	on_node sync "$mark.new"
 	on_node mv "$mark.new" "$mark"
 	on_node sync /etc/cowshed
+	former=$containerd
 }
 
 # undo_setup takes back the changes of setup to the former configuration of containerd.
@@ -97,8 +141,7 @@ undo_setup() {
 # makes none while the daemon runs.
 restart() {
 	if on_node grep -qxF "$units/cowshed.socket" "$pending" || ! on_node systemctl is-active --quiet cowshed.socket; then
-		on_node systemctl stop cowshed.socket cowshed.service
-		on_node systemctl start cowshed.socket
+		on_node systemctl stop cowshed.socket cowshed.service && on_node systemctl start cowshed.socket || return
 	fi
 	on_node systemctl restart cowshed.service
 }
@@ -106,18 +149,31 @@ restart() {
 install() {
 	check_root
 	check_mark
-	put "$files/node.sh" 755 "$script"
-	put "$files/cowshed" 755 "$program"
-	put "$config/config.toml" 644 /etc/cowshed/config.toml
-	put "$files/cowshed.socket" 644 "$units/cowshed.socket"
-	put "$files/cowshed.service" 644 "$units/cowshed.service"
+	stage "$files/node.sh" 755 "$script"
+	if on_node test -e "$script.new"; then
+		on_node mv "$script.new" "$script"
+	fi
+	stage "$files/cowshed" 755 "$program"
+	stage "$config/config.toml" 644 "$installed_config"
+	stage "$files/cowshed.socket" 644 "$units/cowshed.socket"
+	stage "$files/cowshed.service" 644 "$units/cowshed.service"
+	check_staged
+	replace
 	on_node systemctl daemon-reload
 	on_node systemctl enable cowshed.socket cowshed.service
-	if on_node test -e "$pending"; then
-		restart
+	if ! on_node test -e "$pending"; then
+		on_node systemctl start cowshed.socket cowshed.service
+	elif restart; then
+		for path in $daemon_files; do
+			on_node rm -f "$path.old"
+		done
 		on_node rm -f "$pending"
 	else
-		on_node systemctl start cowshed.socket cowshed.service
+		restore
+	fi
+	if [ "$former" != "$containerd" ]; then
+		undo_setup
+		write_mark
 	fi
 	on_node "$program" setup containerd --apply --containerd-config "$containerd"
 	on_node "$program" setup kubernetes --apply --containerd-config "$containerd"
@@ -131,8 +187,8 @@ uninstall() {
 		on_node systemctl disable --now cowshed.socket cowshed.service
 	fi
 	# The mark goes last, so that uninstall can be repeated.
-	for path in "$units/cowshed.service" "$units/cowshed.socket" "$program" /etc/cowshed/config.toml; do
-		on_node rm -f "$path" "$path.new"
+	for path in $daemon_files; do
+		on_node rm -f "$path" "$path.new" "$path.old"
 	done
 	on_node systemctl daemon-reload
 	on_node rm -f "$pending" "$script" "$script.new" "$mark" "$mark.new"
