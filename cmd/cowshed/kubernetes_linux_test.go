@@ -316,6 +316,25 @@ func TestKubernetesDoesNotStart(t *testing.T) {
 	assert.NotContains(t, n.tree(), "/etc/cowshed/restart-pending")
 }
 
+// TestKubernetesSecrets: only root reads the configuration on the node, also one whose attempt was interrupted.
+func TestKubernetesSecrets(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	check := func(name string) {
+		info, err := os.Stat(n.path(name))
+		require.NoError(t, err)
+		assert.Equal(t, os.FileMode(0o600), info.Mode(), name)
+	}
+	require.NoError(t, os.Mkdir(n.path("/usr/local/sbin"), 0o755))
+	n.script(n.path("/usr/local/sbin/chmod"), `test "$1" != 600 && exec /usr/bin/chmod "$@"`)
+	out, err := n.install()
+	require.Error(t, err, out)
+	check("/etc/cowshed/config.toml.new")
+	require.NoError(t, os.Remove(n.path("/usr/local/sbin/chmod")))
+	out, err = n.install()
+	require.NoError(t, err, out)
+	check("/etc/cowshed/config.toml")
+}
+
 // TestKubernetesContainerdElsewhere: the changes to a configuration of containerd are taken back in the same file, also when
 // another file is named meanwhile, and when uninstall is not told of it.
 func TestKubernetesContainerdElsewhere(t *testing.T) {

@@ -37,7 +37,7 @@ stage() {
 		return
 	fi
 	on_node mkdir -p "$(dirname "$3")"
-	on_node tee "$3.new" <"$1" >/dev/null
+	(umask 077 && on_node tee "$3.new" <"$1" >/dev/null)
 	on_node chmod "$2" "$3.new"
 	on_node sync "$3.new"
 }
@@ -154,7 +154,7 @@ install() {
 		on_node mv "$script.new" "$script"
 	fi
 	stage "$files/cowshed" 755 "$program"
-	stage "$config/config.toml" 644 "$installed_config"
+	stage "$config/config.toml" 600 "$installed_config" # the address of a webhook may be a secret
 	stage "$files/cowshed.socket" 644 "$units/cowshed.socket"
 	stage "$files/cowshed.service" 644 "$units/cowshed.service"
 	check_staged
