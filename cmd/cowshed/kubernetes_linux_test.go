@@ -335,6 +335,35 @@ func TestKubernetesSecrets(t *testing.T) {
 	check("/etc/cowshed/config.toml")
 }
 
+// TestKubernetesRoot: the root of the configuration is checked, in both kinds of quotes and with a comment behind it.
+func TestKubernetesRoot(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	for _, quoted := range []string{`"/run/cowshed"`, `'/run/cowshed'`} {
+		write(t, filepath.Join(n.config, "config.toml"), "root = "+quoted+" # not \"/var/lib/cowshed\", 'never'\n")
+		out, err := n.install()
+		require.Error(t, err)
+		assert.Contains(t, out, "/run of this node is neither on btrfs")
+	}
+	write(t, filepath.Join(n.config, "config.toml"), "root = \"/var/lib/cowshed\" # \"here\", it's btrfs\n")
+	out, err := n.install()
+	require.NoError(t, err, out)
+}
+
+// TestKubernetesOwner: a configuration of containerd that is not root's keeps its owner.
+func TestKubernetesOwner(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	file := n.path("/etc/containerd/config.toml")
+	write(t, file, "version = 2\n")
+	require.NoError(t, os.Chown(file, 1234, 4321))
+	out, err := n.install()
+	require.NoError(t, err, out)
+	info, err := os.Stat(file)
+	require.NoError(t, err)
+	assert.Contains(t, n.tree()["/etc/containerd/config.toml"], "imports")
+	stat := info.Sys().(*syscall.Stat_t)
+	assert.Equal(t, [2]uint32{1234, 4321}, [2]uint32{stat.Uid, stat.Gid})
+}
+
 // TestKubernetesContainerdElsewhere: the changes to a configuration of containerd are taken back in the same file, also when
 // another file is named meanwhile, and when uninstall is not told of it.
 func TestKubernetesContainerdElsewhere(t *testing.T) {

@@ -88,7 +88,7 @@ restore() {
 }
 
 # key NAME: the value of a key of the configuration, if that is a string.
-key() { sed -n "s/^$1 *= *[\"']\\(.*\\)[\"'].*/\\1/p" "$config/config.toml"; }
+key() { sed -n -e "s/^$1 *= *\"\([^\"]*\)\".*/\\1/p" -e "s/^$1 *= *'\([^']*\)'.*/\\1/p" "$config/config.toml"; }
 
 # check_root: fails unless the root is on a filesystem that Cowshed can use.
 check_root() {
