@@ -364,8 +364,8 @@ func TestKubernetesOwner(t *testing.T) {
 	assert.Equal(t, [2]uint32{1234, 4321}, [2]uint32{stat.Uid, stat.Gid})
 }
 
-// TestKubernetesContainerdElsewhere: the changes to a configuration of containerd are taken back in the same file, also when
-// another file is named meanwhile, and when uninstall is not told of it.
+// TestKubernetesContainerdElsewhere: the changes to a configuration of containerd are taken back in the same file. Another file
+// may have been named meanwhile, and uninstall need not be told.
 func TestKubernetesContainerdElsewhere(t *testing.T) {
 	n := newKubernetesNode(t, true)
 	for _, dir := range []string{"/etc/k3s", "/etc/rke2"} {

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// watchPause is the shortest pause between two looks. A look that measures long is followed by a longer one, so that
-	// measuring takes no more than a hundredth of the time, up to maxWatchPause.
+	// watchPause is the shortest pause between two looks. A look that measures long is followed by a longer one, up to
+	// maxWatchPause. So measuring seldom takes more than a hundredth of the time.
 	watchPause    = time.Minute
 	maxWatchPause = 10 * time.Minute
 	// watchTimeout is how long one look at a service may take.

@@ -135,8 +135,8 @@ func watchedAt(id string, held uint64, at int64) watched {
 	}
 }
 
-// TestContainerMetrics: there are no more series than the configuration says, of the fullest containers, and one for
-// containers with the same name, of the newest, also if an older one is fuller. A label is valid whatever the key of a snapshot.
+// TestContainerMetrics: there are no more series than the configuration says, of the fullest containers. Of containers with the
+// same name the newest has the series, also if an older one is fuller. A label is valid whatever the key of a snapshot.
 func TestContainerMetrics(t *testing.T) {
 	all := []watched{watchedAt("web1", 50, 1), watchedAt("web2", 30, 2), watchedAt("db", 20, 3), watchedAt("a\xff", 40, 4), watchedAt("low", 10, 5)}
 	for most, want := range map[int][]string{
@@ -177,16 +177,12 @@ func (fullBackend) SetLimit(context.Context, string, quota.Limit) error {
 	return errors.New("not called")
 }
 
-// slowNames answers after a while.
+// slowNames answers after a while, and does not end before.
 type slowNames time.Duration
 
 func (n slowNames) Name(ctx context.Context, id containername.ID) (containername.Name, error) {
-	select {
-	case <-time.After(time.Duration(n)):
-		return containername.Name{Container: "of " + id.ID}, nil
-	case <-ctx.Done():
-		return containername.Name{}, context.Cause(ctx)
-	}
+	time.Sleep(time.Duration(n))
+	return containername.Name{Container: "of " + id.ID}, ctx.Err()
 }
 
 // TestWatchPause: the daemon looks once a minute, and less often where measuring takes long, but every ten minutes. It does not
