@@ -3,6 +3,8 @@ package snapshotter
 import (
 	"context"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/live"
 )
@@ -27,6 +29,23 @@ func (s *Snapshotter) isUnfinished(volume string) (bool, error) {
 		return false, nil
 	}
 	return s.opts.Layers.Unfinished(volume)
+}
+
+// lookAgain looks for a volume that was not there. A step of another process may have ended since, and given it its name back. If
+// that may still happen, unfinished is true.
+func (s *Snapshotter) lookAgain(ctx context.Context, volume string) (v cowcommon.Volume, there, unfinished bool, err error) {
+	if s.opts.Layers == nil {
+		return v, false, false, nil
+	}
+	unfinished, err = s.isUnfinished(volume)
+	if err != nil || unfinished {
+		return v, false, unfinished, err
+	}
+	v, err = s.backend.Stat(ctx, volume)
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) { // damaged metadata may have anything as a name
+		return v, false, false, nil
+	}
+	return v, err == nil, false, err
 }
 
 // givenBack ends a step after which a volume has its name again, and reports whether there was such a step. It does nothing while
