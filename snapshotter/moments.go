@@ -48,15 +48,14 @@ func (s *Snapshotter) lookAgain(ctx context.Context, volume string) (v cowcommon
 	return v, err == nil, false, err
 }
 
-// givenBack ends a step after which a volume has its name again, and reports whether there was such a step. It does nothing while
-// the other process is at work.
+// givenBack reports whether a volume that was not there may have its name again by now. If need be, it ends the step that gives it
+// the name. It does nothing while the other process is at work.
 func (s *Snapshotter) givenBack(ctx context.Context, volume string) bool {
-	unfinished, err := s.isUnfinished(volume)
-	if err != nil || !unfinished {
-		return false
+	_, there, unfinished, err := s.lookAgain(ctx, volume)
+	if err == nil && unfinished {
+		s.endSteps(ctx)
 	}
-	s.endSteps(ctx)
-	return true
+	return err == nil && (there || unfinished)
 }
 
 // sweep removes forks that have expired, and the moments of volumes that are gone, unless forks need them.

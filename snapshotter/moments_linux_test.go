@@ -270,6 +270,24 @@ func (b endsAt) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] 
 	}
 }
 
+func (b endsAt) Remove(ctx context.Context, name string) error {
+	err := b.Backend.Remove(ctx, name)
+	b.endIf("remove")
+	return err
+}
+
+func (b endsAt) MountSpec(ctx context.Context, name string, readOnly bool) (spec cowcommon.MountSpec, err error) {
+	mounter, ok := cowcommon.As[cowcommon.SpecMounter](b.Backend)
+	if !ok {
+		return spec, errdefs.ErrNotImplemented
+	}
+	spec, err = mounter.MountSpec(ctx, name, readOnly)
+	b.endIf("mount")
+	return spec, err
+}
+
+func (b endsAt) CheckMountSpec() error { return nil }
+
 // openEnding opens the snapshotter over an endsAt whose step is that of newUnfinished.
 func (h *liveHost) openEnding(call string) {
 	h.t.Helper()
@@ -325,6 +343,29 @@ func TestEndsDuringRepair(t *testing.T) {
 			assert.Equal(t, web, h.volume("ns/1/web"))
 		})
 	}
+}
+
+// TestEndsDuringMount: the other program ends the rollback of a volume while somebody mounts that.
+func TestEndsDuringMount(t *testing.T) {
+	h, _ := newUnfinished(t)
+	h.openEnding("mount")
+	_, err := h.Mounts(t.Context(), "ns/1/web")
+	require.NoError(t, err)
+}
+
+// TestEndsDuringCleanup: a doomed volume gets its name back just after an attempt to destroy it. It is not lost: the next Cleanup
+// destroys it.
+func TestEndsDuringCleanup(t *testing.T) {
+	h, web := newUnfinished(t)
+	require.NoError(t, h.Remove(t.Context(), "ns/1/web"))
+	h.openEnding("remove")
+	assert.Contains(t, h.names(), web)
+	h.prepare("settles", "") // and then forgets the volumes that are destroyed
+	h.prepare("writes it down", "")
+	require.NoError(t, h.Cleanup(t.Context()))
+	assert.NotContains(t, h.names(), web)
+	require.NoError(t, h.restart(nil))
+	assert.Empty(t, h.Lost())
 }
 
 // TestUnfinishedThaw: a start finds a thaw whose clone has no name at the moment. The snapshot keeps the clone.
