@@ -141,7 +141,7 @@ func (b *Backend) exchangeClaimed(name, other string) error {
 		return err
 	}
 	if err := b.checkNotMounted(other); err != nil {
-		if b.checkNotMounted(name) != nil { // somebody relies on its new content already
+		if errors.Is(b.checkNotMounted(name), fault.ErrInUse) { // somebody relies on its new content already
 			return b.commit()
 		}
 		return errors.Join(err, exchange(), b.commit())

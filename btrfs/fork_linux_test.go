@@ -152,6 +152,14 @@ func TestMountedWhileExchanged(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount(b.dirs.subvolumes.Name()+"/a", dir, "", unix.MS_BIND, ""))
 	require.ErrorIs(t, b.exchangeClaimed("a", "b"), fault.ErrInUse)
+	// The same if nobody can say where a volume is mounted.
+	fs := b.fs
+	none, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	b.fs = none
+	require.Error(t, b.exchangeClaimed("a", "b"))
+	b.fs = fs
+	require.NoError(t, none.Close())
 	require.NoError(t, unix.Unmount(dir, 0))
 	assert.Equal(t, "of a", content(t, b, "a", "file"))
 	require.NoError(t, b.exchangeClaimed("a", "b"))
