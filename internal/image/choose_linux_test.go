@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -118,6 +119,39 @@ func TestFirstEntryIsAnything(t *testing.T) {
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 		require.ErrorContains(t, err, "oci-archive:")
 	})
+}
+
+// TestExportAtTheSameTime exports an image to a layout while another process adds one: both are in the index.
+func TestExportAtTheSameTime(t *testing.T) {
+	s := newTestStore(t)
+	s.makeLayer(t, "one", "", "file", "1")
+	s.makeLayer(t, "two", "", "file", "2")
+	path := filepath.Join(t.TempDir(), "layout")
+	first := s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
+	other := &layoutWriter{dir: path}
+	done := make(chan error, 1)
+	require.NoError(t, other.locked(t.Context(), func() error {
+		index, err := other.readIndex()
+		require.NoError(t, err)
+		go func() {
+			_, err := s.Export(t.Context(), "two", Reference{Transport: OCILayout, Path: path}, ExportOptions{Name: "two:1"})
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			t.Errorf("it did not wait: %v", err)
+			done <- err
+		case <-time.After(500 * time.Millisecond):
+		}
+		index.Manifests[0].Annotations["added"] = "meanwhile"
+		return other.writeJSON(ocispec.ImageIndexFile, index)
+	}))
+	require.NoError(t, <-done)
+	index, err := other.readIndex()
+	require.NoError(t, err)
+	require.Len(t, index.Manifests, 2)
+	assert.Equal(t, first.Manifest, index.Manifests[0].Digest)
+	assert.Equal(t, "meanwhile", index.Manifests[0].Annotations["added"])
 }
 
 // TestExportBesideOthers exports images of equal tags into one layout: none pushes another out, and the same name does.

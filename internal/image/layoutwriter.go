@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -49,7 +50,7 @@ func (l *layoutWriter) newBlob() (*os.File, error) {
 	return f, f.Chmod(0o644)
 }
 
-func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
+func (l *layoutWriter) finish(ctx context.Context, image *writtenImage) error {
 	for _, b := range image.layers {
 		if b.file == nil { // it is there
 			continue
@@ -66,6 +67,11 @@ func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
 			return err
 		}
 	}
+	return l.locked(ctx, func() error { return l.addToIndex(image) })
+}
+
+// addToIndex adds the image to the index. The caller has the lock, so no image that others add meanwhile is lost.
+func (l *layoutWriter) addToIndex(image *writtenImage) error {
 	index, err := l.readIndex()
 	if err != nil {
 		return err
@@ -75,6 +81,20 @@ func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
 		return err
 	}
 	return l.writeJSON(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+}
+
+// locked calls do while no other process of Cowshed changes which images the layout has. NFS cannot lock a directory: then nobody
+// waits.
+func (l *layoutWriter) locked(ctx context.Context, do func() error) (err error) {
+	lock, err := openLock(l.dir, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+	if err := lock.alone(ctx); err != nil && !errors.Is(err, syscall.EBADF) {
+		return err
+	}
+	return do()
 }
 
 func (l *layoutWriter) readIndex() (*ocispec.Index, error) {
