@@ -154,6 +154,30 @@ func TestExportAtTheSameTime(t *testing.T) {
 	assert.Equal(t, "meanwhile", index.Manifests[0].Annotations["added"])
 }
 
+// TestExportAfterCrash: a process was killed while it wrote to a new layout. The next export succeeds, and removes its files. It does
+// not remove those of a process that is at work.
+func TestExportAfterCrash(t *testing.T) {
+	s := newTestStore(t)
+	s.makeLayer(t, "one", "", "file", "1")
+	path := filepath.Join(t.TempDir(), "layout")
+	killed, err := newLayoutWriter(t.Context(), path)
+	require.NoError(t, err)
+	blob, err := killed.newBlob()
+	require.NoError(t, err)
+	s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
+	require.FileExists(t, blob.Name())
+
+	require.NoError(t, killed.lock.close())
+	require.NoError(t, blob.Close())
+	s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
+	require.NoFileExists(t, blob.Name())
+
+	early := filepath.Join(t.TempDir(), "layout")
+	require.NoError(t, os.Mkdir(early, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(early, temporaryPrefix+"1"), nil, 0o600))
+	s.mustExport(t, "one", "oci:"+early, ExportOptions{Name: "one:1"})
+}
+
 // TestExportBesideOthers exports images of equal tags into one layout: none pushes another out, and the same name does.
 func TestExportBesideOthers(t *testing.T) {
 	s := newTestStore(t)

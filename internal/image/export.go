@@ -87,7 +87,7 @@ func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOpt
 	if opts.Name == "" {
 		opts.Name = plan.name
 	}
-	dest, err := s.destination(ref, opts)
+	dest, err := s.destination(ctx, ref, opts)
 	if err != nil {
 		return nil, err
 	}
