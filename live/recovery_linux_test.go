@@ -62,8 +62,8 @@ func TestNameTaken(t *testing.T) {
 	assert.Equal(t, "2", h.get("web", "file"))
 }
 
-// TestNameBackMeanwhile: a layer has no name when somebody looks for it who wants to make another of that name, and has its name
-// again when he looks for steps. The layer keeps its snapshots.
+// TestNameBackMeanwhile: NewLayer looks for a layer that has no name at the moment. The layer has its name again when NewLayer looks
+// for steps, and keeps its snapshots.
 func TestNameBackMeanwhile(t *testing.T) {
 	h := newHome(t)
 	h.create("web")
