@@ -75,9 +75,8 @@ func (b *Backend) takeMoment(ctx context.Context, source, moment string) error {
 		return err
 	}
 	err = b.checkWhole(dir)
-	if err == nil && !dir.info.ReadOnly && dir.info.ReceivedUUID != (btrfsctl.UUID{}) {
-		// It was made writable after it was received. A read-only snapshot would have the UUID of content that is another by now.
-		err = btrfsctl.SetReceived(dir.fd(), btrfsctl.UUID{}, 0)
+	if err == nil {
+		err = dir.forgetReceived()
 	}
 	if err == nil {
 		err = snapshotError(btrfsctl.Snapshot(int(b.dirs.subvolumes.Fd()), moment, dir.fd(), true, nil))
@@ -141,7 +140,7 @@ func (b *Backend) exchangeClaimed(name, other string) error {
 		return err
 	}
 	if err := b.checkNotMounted(other); err != nil {
-		if b.checkNotMounted(name) != nil { // somebody relies on its new content already
+		if errors.Is(b.checkNotMounted(name), fault.ErrInUse) { // somebody relies on its new content already
 			return b.commit()
 		}
 		return errors.Join(err, exchange(), b.commit())

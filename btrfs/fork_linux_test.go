@@ -1,8 +1,10 @@
 package btrfs
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -152,9 +154,52 @@ func TestMountedWhileExchanged(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount(b.dirs.subvolumes.Name()+"/a", dir, "", unix.MS_BIND, ""))
 	require.ErrorIs(t, b.exchangeClaimed("a", "b"), fault.ErrInUse)
+	// The same if nobody can say where a volume is mounted.
+	fs := b.fs
+	none, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	b.fs = none
+	require.Error(t, b.exchangeClaimed("a", "b"))
+	b.fs = fs
+	require.NoError(t, none.Close())
 	require.NoError(t, unix.Unmount(dir, 0))
 	assert.Equal(t, "of a", content(t, b, "a", "file"))
 	require.NoError(t, b.exchangeClaimed("a", "b"))
 	assert.Equal(t, "of b", content(t, b, "a", "file"))
 	assertClean(t, b, "a", "b")
+}
+
+// TestLimitWhileExchanged: two volumes are exchanged while one gets a limit. The volume that has the name then has the limit.
+func TestLimitWhileExchanged(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{Quota: quota.PolicyClassic}), t.Context()
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+	}
+	exchanged := false
+	exchange := sync.OnceFunc(func() {
+		assert.NoError(t, b.Exchange(ctx, "a", "b"))
+		exchanged = true
+	})
+	limit := quota.Limit{Bytes: 64 << 20}
+	require.NoError(t, b.SetLimit(watched{ctx, exchange}, "a", limit)) // turns quotas on, and waits for that
+	require.True(t, exchanged)
+	v, err := b.Stat(ctx, "a")
+	require.NoError(t, err)
+	assert.Equal(t, limit, v.Limit)
+}
+
+// watched is a context that calls look when somebody waits for its end.
+type watched struct {
+	context.Context
+	look func()
+}
+
+func (w watched) Done() <-chan struct{} {
+	w.look()
+	return w.Context.Done()
+}
+
+func (w watched) Err() error {
+	w.look()
+	return w.Context.Err()
 }

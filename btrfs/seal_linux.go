@@ -71,11 +71,26 @@ func (c *claimed) move(_ context.Context, to sealing.State) (changed bool, err e
 	if c.info.ReadOnly == readOnly {
 		return false, nil
 	}
+	if err := c.forgetReceived(); err != nil {
+		return false, err
+	}
 	if err := c.setReadOnly(readOnly); err != nil {
 		return false, err // the kernel has undone the change
 	}
 	c.info.ReadOnly = readOnly
 	return true, nil
+}
+
+// forgetReceived deletes the received UUID of a volume that was made writable after it was received. It must not be read-only with
+// that UUID, nor may a snapshot: its content is perhaps another by now.
+func (s *subvolume) forgetReceived() error {
+	if s.info.ReadOnly || s.info.ReceivedUUID == (btrfsctl.UUID{}) {
+		return nil
+	}
+	if err := btrfsctl.SetReceived(s.fd(), btrfsctl.UUID{}, 0); err != nil {
+		return fmt.Errorf("delete received UUID: %w", err)
+	}
+	return nil
 }
 
 func (c *claimed) setReadOnly(readOnly bool) error {

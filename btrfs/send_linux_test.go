@@ -151,3 +151,28 @@ func TestSendMadeWritable(t *testing.T) {
 	require.NoError(t, b.Send(ctx, io.Discard, nil, moment))
 	require.NoError(t, moment.Close())
 }
+
+// TestSealMadeWritable: a received volume that was made writable and is sealed again does not have the received UUID.
+func TestSealMadeWritable(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	require.NoError(t, b.Receive(ctx, "x", "", encode(t, subvol(), mkfile("f", 1), &sendstream.End{})))
+	volume, err := b.openVolume("x")
+	require.NoError(t, err)
+	received := volume.info.ReceivedUUID
+	require.NotZero(t, received)
+	require.NoError(t, b.Seal(ctx, "x"))
+	require.NoError(t, volume.Close())
+
+	volume, err = b.openVolume("x")
+	require.NoError(t, err)
+	require.Equal(t, received, volume.info.ReceivedUUID, "it was sealed all the time")
+	require.NoError(t, btrfsctl.SetReadOnly(volume.fd(), false))
+	require.NoError(t, volume.Close())
+	require.NoError(t, b.Seal(ctx, "x"))
+	view, err := b.View(ctx, "x")
+	require.NoError(t, err)
+	identity, err := b.Identify(ctx, view)
+	require.NoError(t, err)
+	assert.False(t, identity.Has(received[:]))
+	require.NoError(t, view.Close())
+}

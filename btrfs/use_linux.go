@@ -135,6 +135,28 @@ func (b *Backend) withVolume(operation, name string, do func(dir *subvolume) err
 	return fault.Wrap(operation+" volume", name, err)
 }
 
+// withNamed is withVolume, and calls do again if another volume has the name afterwards.
+func (b *Backend) withNamed(operation, name string, do func(dir *subvolume) error) error {
+	for {
+		var did uint64
+		err := b.withVolume(operation, name, func(dir *subvolume) error {
+			did = dir.info.ID
+			return do(dir)
+		})
+		if err != nil {
+			return err
+		}
+		var same bool
+		err = b.withVolume(operation, name, func(dir *subvolume) error {
+			same = dir.info.ID == did
+			return nil
+		})
+		if err != nil || same {
+			return err
+		}
+	}
+}
+
 func volumeError(name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.New(errdefs.ErrNotFound, "volume %s", name)

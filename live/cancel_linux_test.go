@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -104,6 +105,63 @@ func TestInterruptedUndo(t *testing.T) {
 		}
 	}
 	require.Fail(t, "it never succeeds")
+}
+
+// TestCancelledRename: the context ends in the call that takes the layer's name away. The call is not given up.
+func TestCancelledRename(t *testing.T) {
+	for name, wrap := range map[string]func(before func(), f *failing) cowcommon.Backend{
+		"native":    func(before func(), f *failing) cowcommon.Backend { return around{failingNative{f}, before, func() {}} },
+		"by clones": func(before func(), f *failing) cowcommon.Backend { return meanwhile{f, before} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHome(t)
+			h.forked()
+			_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+			require.NoError(t, err)
+			h.put("web", "file", "2")
+			ctx, cancel := context.WithCancel(t.Context())
+			layers := h.over(wrap(cancel, &failing{Backend: h.backend, left: -1}))
+			_, err = layers.Rollback(ctx, "web", "one", live.RollbackOptions{})
+			require.NoError(t, err)
+			require.ErrorIs(t, ctx.Err(), context.Canceled)
+			assert.Equal(t, "1\n", h.get("web", "file"))
+		})
+	}
+}
+
+// TestRenamedLater: the Backend gives up the call that takes the layer's name away, and the call happens after the rollback has
+// failed. The next command completes the rollback.
+func TestRenamedLater(t *testing.T) {
+	h := newHome(t)
+	h.forked()
+	_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	h.put("web", "file", "2")
+	later := &postponing{failing: &failing{Backend: h.backend, left: -1}}
+	_, err = h.over(later).Rollback(t.Context(), "web", "one", live.RollbackOptions{})
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.NoError(t, later.postponed())
+	_, err = h.backend.Stat(t.Context(), "web")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+
+	h = h.over(later.failing)
+	require.NoError(t, h.Recover(t.Context()))
+	assert.Equal(t, "1\n", h.get("web", "file"))
+	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+}
+
+// postponing is a Backend without Exchanger that leaves the renames of web to postponed.
+type postponing struct {
+	*failing
+	postponed func() error
+}
+
+func (p *postponing) Rename(ctx context.Context, name, to string) error {
+	if name != "web" {
+		return p.failing.Rename(ctx, name, to)
+	}
+	p.postponed = func() error { return p.failing.Rename(ctx, name, to) }
+	return errdefs.ErrUnavailable
 }
 
 var _ cowcommon.Exchanger = around{}

@@ -135,7 +135,7 @@ func (h home) assertClean(moments int, layers ...string) {
 var errCrash = errors.New("crash")
 
 // failing is a Backend without Forker and Exchanger of which left calls succeed, and none after these. A negative left
-// stands for all.
+// stands for all. It gives up a rename or an exchange whose context has ended.
 type failing struct {
 	cowcommon.Backend
 	left int
@@ -162,6 +162,9 @@ func (f *failing) Seal(ctx context.Context, name string) error {
 }
 
 func (f *failing) Rename(ctx context.Context, name, to string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return f.call(func() error { return cowcommon.Rename(ctx, f.Backend, name, to) })
 }
 
@@ -200,6 +203,9 @@ func (f failingNative) CheckWhole(ctx context.Context, name string) error {
 }
 
 func (f failingNative) Exchange(ctx context.Context, name, other string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return f.call(func() error { return cowcommon.Exchange(ctx, f.Backend, name, other) })
 }
 

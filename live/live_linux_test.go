@@ -41,11 +41,13 @@ func testFork(t *testing.T, h home) {
 	require.Len(t, m.Forks, 2)
 	assert.Equal(t, map[string]string{"task": "1"}, m.Forks[1].Labels)
 
+	_, err := h.Fork(ctx, "web", []string{"c"}, live.ForkOptions{Fork: live.Fork{Labels: map[string]string{"task": "1\n"}}})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	for _, taken := range []string{"a", "web"} {
 		_, err := h.Fork(ctx, "web", []string{"c", taken}, live.ForkOptions{})
 		require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
 	}
-	_, err := h.Fork(ctx, "none", []string{"c"}, live.ForkOptions{})
+	_, err = h.Fork(ctx, "none", []string{"c"}, live.ForkOptions{})
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	_, err = h.Fork(ctx, "web", []string{m.Volume}, live.ForkOptions{})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)

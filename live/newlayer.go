@@ -38,13 +38,10 @@ func (l *Layers) newLayerLocked(ctx context.Context, name string) (err error) {
 func (l *Layers) newLayers(ctx context.Context, names ...string) error {
 	tags := make(map[string]string, len(names))
 	for _, name := range names {
-		if _, taken, err := l.exists(ctx, name); err != nil || taken {
-			if taken {
-				err = fault.New(errdefs.ErrAlreadyExists, "layer %s", name)
-			}
-			return err
-		}
 		tags[tag(name)] = name
+	}
+	if err := l.checkFree(ctx, names); err != nil {
+		return err
 	}
 	pending, err := l.recorded(pendingDir, "")
 	if err != nil {
@@ -54,6 +51,9 @@ func (l *Layers) newLayers(ctx context.Context, names ...string) error {
 		if name, ok := tags[tagOf(volume)]; ok {
 			return fault.New(errdefs.ErrFailedPrecondition, "layer %s may get its name back when an interrupted step is ended; try again later", name)
 		}
+	}
+	if err := l.checkFree(ctx, names); err != nil { // a step may have given a layer its name back since
+		return err
 	}
 	recorded, err := l.recorded(momentsDir, "")
 	if err != nil {
@@ -66,6 +66,20 @@ func (l *Layers) newLayers(ctx context.Context, names ...string) error {
 		r, err := l.load(momentsDir, volume)
 		if err == nil && r.Name != "" && tags[tag(r.Layer)] == r.Layer {
 			err = l.dropName(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFree returns ErrAlreadyExists if there is a layer of one of the names.
+func (l *Layers) checkFree(ctx context.Context, names []string) error {
+	for _, name := range names {
+		_, taken, err := l.exists(ctx, name)
+		if taken {
+			err = fault.New(errdefs.ErrAlreadyExists, "layer %s", name)
 		}
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +60,54 @@ func TestNameTaken(t *testing.T) {
 	_, err := h.Rollback(t.Context(), "web", "before-rollback-1", live.RollbackOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, "2", h.get("web", "file"))
+}
+
+// TestNameBackMeanwhile: NewLayer looks for a layer that has no name at the moment. The layer has its name again when NewLayer looks
+// for steps, and keeps its snapshots.
+func TestNameBackMeanwhile(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	looked, ended := make(chan struct{}), make(chan error)
+	nameless := make(chan struct{})
+	rollback := h.over(beforeName{&failing{Backend: h.backend, left: -1}, func() { close(nameless); <-looked }})
+	go func() {
+		_, err := rollback.Rollback(t.Context(), "web", "one", live.RollbackOptions{})
+		ended <- err
+	}()
+	<-nameless
+	other := h.over(afterLook{h.backend, sync.OnceFunc(func() {
+		close(looked)
+		assert.NoError(t, <-ended)
+	})})
+	require.ErrorIs(t, other.NewLayer(t.Context(), "web"), errdefs.ErrAlreadyExists)
+	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+}
+
+// beforeName is a Backend without Exchanger that calls do just before a volume becomes the layer web.
+type beforeName struct {
+	*failing
+	do func()
+}
+
+func (b beforeName) Rename(ctx context.Context, name, to string) error {
+	if to == "web" {
+		b.do()
+	}
+	return b.failing.Rename(ctx, name, to)
+}
+
+// afterLook is a Backend that calls do after each look for a volume.
+type afterLook struct {
+	cowcommon.Backend
+	do func()
+}
+
+func (b afterLook) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
+	v, err := b.Backend.Stat(ctx, name)
+	b.do()
+	return v, err
 }
 
 // TestFailedRecovery: the layer still has no name after an attempt to recover. Its snapshots stay until it has.

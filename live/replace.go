@@ -15,7 +15,8 @@ import (
 
 // replace gives a layer that nobody uses a new content, which starts as that of the moment source. prepare may be nil; it
 // changes the volume that becomes the layer. The former content becomes the moment r. If r has a name, it is a prefix, and the
-// moment gets the next free number. When the layer has its new content, replace goes on although ctx has ended.
+// moment gets the next free number. From the call that takes the layer's name away, replace goes on although ctx has ended.
+// Returns ErrUnavailable if the outcome of a call is not known. A later command then ends the replacement.
 //
 // With an Exchanger, the volume r.Volume is first the new content, and then exchanged for the layer. Otherwise the layer
 // is renamed to it, and a volume beside it to the layer.
@@ -30,7 +31,11 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 	if err := l.save(pendingDir, r); err != nil {
 		return former, err
 	}
-	if err := l.beginReplace(ctx, r, v, source, prepare); err != nil {
+	err = l.beginReplace(ctx, r, v, source, prepare)
+	switch {
+	case errdefs.IsUnavailable(err): // the last call may still happen, so the record stays
+		return former, fmt.Errorf("a later command has to find out if layer %s gets its new content: %w", v.Name, err)
+	case err != nil:
 		return former, errors.Join(err, l.endPending(context.WithoutCancel(ctx), r, l.own()))
 	}
 	former, _, err = l.endReplace(context.WithoutCancel(ctx), r, l.own())
@@ -61,6 +66,10 @@ func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume,
 			return err
 		}
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	ctx = context.WithoutCancel(ctx) // a call that is given up may happen later, and leave the layer without a name
 	if exchanges {
 		return cowcommon.Exchange(ctx, l.backend, v.Name, r.Volume)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/layerstream"
 )
 
 // ForkOptions says how forks are made.
@@ -22,11 +23,17 @@ type ForkOptions struct {
 
 // Fork makes each of names a layer with the content of source as it is now. source is a layer, in use or not, or the volume
 // of a moment. All names are of the same moment. If Fork fails, none of them is left. A crash may leave some, which are
-// complete. Returns ErrNotImplemented if the Backend cannot take the moment of such a layer.
+// complete. Returns ErrNotImplemented if the Backend cannot take the moment of such a layer. Returns ErrInvalidArgument if a label is
+// not UTF-8 or has control characters.
 func (l *Layers) Fork(ctx context.Context, source string, names []string, opts ForkOptions) (m Moment, err error) {
 	for _, name := range names {
 		if IsMoment(name) {
 			return m, fault.New(errdefs.ErrInvalidArgument, "layer name %s is of the form that moments have; choose another", name)
+		}
+	}
+	for key, value := range opts.Fork.Labels {
+		if !layerstream.IsLabel(key) || !layerstream.IsLabel(value) {
+			return m, fault.New(errdefs.ErrInvalidArgument, "label %q=%q is not UTF-8 or has control characters", key, value)
 		}
 	}
 	unlock, err := l.begin(ctx)

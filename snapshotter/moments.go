@@ -3,6 +3,8 @@ package snapshotter
 import (
 	"context"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/live"
 )
@@ -29,15 +31,31 @@ func (s *Snapshotter) isUnfinished(volume string) (bool, error) {
 	return s.opts.Layers.Unfinished(volume)
 }
 
-// givenBack ends a step after which a volume has its name again, and reports whether there was such a step. It does nothing while
-// the other process is at work.
-func (s *Snapshotter) givenBack(ctx context.Context, volume string) bool {
-	unfinished, err := s.isUnfinished(volume)
-	if err != nil || !unfinished {
-		return false
+// lookAgain looks for a volume that was not there. A step of another process may have ended since, and given it its name back. If
+// that may still happen, unfinished is true.
+func (s *Snapshotter) lookAgain(ctx context.Context, volume string) (v cowcommon.Volume, there, unfinished bool, err error) {
+	if s.opts.Layers == nil {
+		return v, false, false, nil
 	}
-	s.endSteps(ctx)
-	return true
+	unfinished, err = s.isUnfinished(volume)
+	if err != nil || unfinished {
+		return v, false, unfinished, err
+	}
+	v, err = s.backend.Stat(ctx, volume)
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) { // damaged metadata may have anything as a name
+		return v, false, false, nil
+	}
+	return v, err == nil, false, err
+}
+
+// givenBack reports whether a volume that was not there may have its name again by now. If need be, it ends the step that gives it
+// the name. It does nothing while the other process is at work.
+func (s *Snapshotter) givenBack(ctx context.Context, volume string) bool {
+	_, there, unfinished, err := s.lookAgain(ctx, volume)
+	if err == nil && unfinished {
+		s.endSteps(ctx)
+	}
+	return err == nil && (there || unfinished)
 }
 
 // sweep removes forks that have expired, and the moments of volumes that are gone, unless forks need them.

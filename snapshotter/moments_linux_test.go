@@ -3,9 +3,12 @@ package snapshotter
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -231,6 +234,138 @@ func TestRemoveUnfinished(t *testing.T) {
 			assert.Empty(t, h.Lost())
 		})
 	}
+}
+
+// endsAt is a Backend during whose first call of a kind another program ends a step. The call has the result of before that.
+type endsAt struct {
+	cowcommon.Backend
+	call string
+	end  func()
+}
+
+func (b endsAt) Unwrap() cowcommon.Backend { return b.Backend }
+
+func (b endsAt) endIf(call string) {
+	if b.call == call {
+		b.end()
+	}
+}
+
+func (b endsAt) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
+	return func(yield func(cowcommon.Volume, error) bool) {
+		var volumes []cowcommon.Volume
+		for v, err := range b.Backend.Volumes(ctx) {
+			if err != nil {
+				yield(v, err)
+				return
+			}
+			volumes = append(volumes, v)
+		}
+		b.endIf("list")
+		for _, v := range volumes {
+			if !yield(v, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (b endsAt) Remove(ctx context.Context, name string) error {
+	err := b.Backend.Remove(ctx, name)
+	b.endIf("remove")
+	return err
+}
+
+func (b endsAt) MountSpec(ctx context.Context, name string, readOnly bool) (spec cowcommon.MountSpec, err error) {
+	mounter, ok := cowcommon.As[cowcommon.SpecMounter](b.Backend)
+	if !ok {
+		return spec, errdefs.ErrNotImplemented
+	}
+	spec, err = mounter.MountSpec(ctx, name, readOnly)
+	b.endIf("mount")
+	return spec, err
+}
+
+func (b endsAt) CheckMountSpec() error { return nil }
+
+// openEnding opens the snapshotter over an endsAt whose step is that of newUnfinished.
+func (h *liveHost) openEnding(call string) {
+	h.t.Helper()
+	require.NoError(h.t, h.Close())
+	backend := h.ending(call)
+	s, err := New(context.WithoutCancel(h.t.Context()), filepath.Join(h.mnt, "snapshotter"), backend, h.opts)
+	require.NoError(h.t, err)
+	h.Snapshotter = s
+}
+
+func (h *liveHost) ending(call string) cowcommon.Backend {
+	h.t.Helper()
+	backend := h.openBackend()
+	h.opts.Layers = live.New(backend, h.dir, h.opts.Logger)
+	return endsAt{backend, call, sync.OnceFunc(func() {
+		require.NoError(h.t, h.atWork.Close())
+		h.other(func(layers *live.Layers, _ cowcommon.Backend) { require.NoError(h.t, layers.Recover(h.t.Context())) })
+	})}
+}
+
+// TestEndsDuringStart: a start lists the volumes while a volume has no name, and gets to the records when it has its name again. The
+// snapshot stays.
+func TestEndsDuringStart(t *testing.T) {
+	h, web := newUnfinished(t)
+	h.openEnding("list")
+	_, err := h.Mounts(t.Context(), "ns/1/web")
+	require.NoError(t, err)
+	assert.Contains(t, h.names(), web)
+	assert.Empty(t, h.ledger(gone))
+	assert.Empty(t, h.Lost())
+}
+
+// TestEndsDuringRepair: the same with damaged metadata, whether or not the volume has its name again in time.
+func TestEndsDuringRepair(t *testing.T) {
+	for _, call := range []string{"list", "never"} {
+		t.Run(call, func(t *testing.T) {
+			h, web := newUnfinished(t)
+			for i := range 40 {
+				h.prepare(fmt.Sprintf("other-%02d", i), "")
+			}
+			other := h.volume("other-39")
+			require.NoError(t, h.Close())
+			h.overwrite(h.pagesWith(other)...)
+			backend := h.ending(call)
+			done, err := Repair(t.Context(), filepath.Join(h.mnt, "snapshotter"), backend, h.opts)
+			require.NoError(t, err)
+			require.NoError(t, backend.Close())
+			require.NotNil(t, done)
+			if call == "never" {
+				require.NoError(t, h.atWork.Close())
+			}
+			require.NoError(t, h.openAgain(nil))
+			assert.Equal(t, web, h.volume("ns/1/web"))
+		})
+	}
+}
+
+// TestEndsDuringMount: the other program ends the rollback of a volume while somebody mounts that.
+func TestEndsDuringMount(t *testing.T) {
+	h, _ := newUnfinished(t)
+	h.openEnding("mount")
+	_, err := h.Mounts(t.Context(), "ns/1/web")
+	require.NoError(t, err)
+}
+
+// TestEndsDuringCleanup: a doomed volume gets its name back just after an attempt to destroy it. It is not lost: the next Cleanup
+// destroys it.
+func TestEndsDuringCleanup(t *testing.T) {
+	h, web := newUnfinished(t)
+	require.NoError(t, h.Remove(t.Context(), "ns/1/web"))
+	h.openEnding("remove")
+	assert.Contains(t, h.names(), web)
+	h.prepare("settles", "") // and then forgets the volumes that are destroyed
+	h.prepare("writes it down", "")
+	require.NoError(t, h.Cleanup(t.Context()))
+	assert.NotContains(t, h.names(), web)
+	require.NoError(t, h.restart(nil))
+	assert.Empty(t, h.Lost())
 }
 
 // TestUnfinishedThaw: a start finds a thaw whose clone has no name at the moment. The snapshot keeps the clone.

@@ -88,17 +88,20 @@ func (s *Snapshotter) takeInventory(ctx context.Context) (*inventory, error) {
 			s.log.Warn("snapshotter: volume is not one of the snapshotter's, and is left alone", "volume", v.Name)
 		}
 	}
-	return known, s.findUnfinished(known)
+	return known, s.findUnfinished(ctx, known)
 }
 
-// findUnfinished finds the volumes that are not there because another process is replacing them.
-func (s *Snapshotter) findUnfinished(known *inventory) error {
+// findUnfinished finds the volumes that the list lacks because another process is replacing them, or was then.
+func (s *Snapshotter) findUnfinished(ctx context.Context, known *inventory) error {
 	find := func(volume string) error {
 		if _, ok := known.volumes[volume]; ok {
 			return nil
 		}
-		unfinished, err := s.isUnfinished(volume)
-		if unfinished {
+		v, there, unfinished, err := s.lookAgain(ctx, volume)
+		switch {
+		case there:
+			known.volumes[volume] = v
+		case unfinished:
 			known.unfinished[volume] = struct{}{}
 		}
 		return err

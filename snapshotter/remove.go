@@ -57,15 +57,15 @@ func (s *Snapshotter) doom(volumes ...string) {
 	s.doomed = append(s.doomed, volumes...)
 }
 
-// removeVolume removes a volume that is doomed. Returns errdefs.ErrFailedPrecondition if it is in use, or if it has no name at the
-// moment and may get that back.
+// removeVolume removes a volume that is doomed. Returns errdefs.ErrFailedPrecondition if it is in use, or if it had no name and
+// may get that back or has got it since.
 func (s *Snapshotter) removeVolume(ctx context.Context, volume string) error {
 	if err := s.backend.Remove(ctx, volume); err != nil {
 		return err
 	}
-	unfinished, err := s.isUnfinished(volume)
-	if err == nil && unfinished {
-		err = fault.New(errdefs.ErrFailedPrecondition, "volume %s may get its name back when a rollback or a merge of it ends", volume)
+	_, there, unfinished, err := s.lookAgain(ctx, volume)
+	if err == nil && (there || unfinished) {
+		err = fault.New(errdefs.ErrFailedPrecondition, "volume %s gets its name back when a rollback or a merge of it ends, or has got that since", volume)
 	}
 	return err
 }

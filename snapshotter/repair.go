@@ -81,6 +81,22 @@ func (s *Snapshotter) rebuild(ctx context.Context, read salvaged, done *Repaired
 		}
 		r.volumes[v.Name] = v
 	}
+	for _, was := range read.snapshots {
+		volume := was.Labels[VolumeLabel]
+		if _, ok := r.volumes[volume]; ok || volume == "" {
+			continue
+		}
+		v, there, unfinished, err := s.lookAgain(ctx, volume)
+		if err != nil {
+			return err
+		}
+		if unfinished {
+			v.Name = volume
+		}
+		if there || unfinished {
+			r.volumes[volume] = v
+		}
+	}
 	return s.change(ctx, func(ctx context.Context, tx *bolt.Tx) error {
 		clear(r.made)
 		for volume := range read.doomed {

@@ -88,7 +88,17 @@ func (h *Header) check() error {
 	case h.Image.Name == "" && h.Image.ID != "" || h.Image.Name != "" && (!isName(h.Image.Name) || !isName(h.Image.ID)):
 		return malformed("image %.64q", h.Image.Name)
 	}
+	for key, value := range h.Labels {
+		if !IsLabel(key) || !IsLabel(value) {
+			return malformed("label %.64q", key)
+		}
+	}
 	return nil
+}
+
+// IsLabel reports whether a text can be the key or the value of a label: UTF-8 without control characters.
+func IsLabel(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
 }
 
 func isID(id []byte) bool { return len(id) > 0 && len(id) <= MaxID }

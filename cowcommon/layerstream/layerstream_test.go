@@ -45,7 +45,7 @@ func sample() []part {
 		{Header{Kind: "btrfs", Name: "base", ID: []byte("0123456789abcdef"), Image: Image{"debian:12", "sha256:0"}}, data(3*chunk + 1)},
 		{Header{
 			Kind: "btrfs", Name: "web@one", ID: []byte("fedcba9876543210"), Parent: Parent{Name: "base", ID: []byte("0123456789abcdef")},
-			Limit: Limit{Bytes: 300, Total: true}, Labels: map[string]string{"": "", "task": "1", "a": "\x00é"},
+			Limit: Limit{Bytes: 300, Total: true}, Labels: map[string]string{"": "", "task": "1", "a": " é"},
 		}, data(chunk)},
 	}
 }
@@ -265,6 +265,10 @@ func TestBadHeaders(t *testing.T) {
 		"parent's id":     func(h *Header) { h.Parent.ID = nil },
 		"limit":           func(h *Header) { h.Limit.Bytes = 0 },
 		"image":           func(h *Header) { h.Image.Name = "web" },
+		"label's key":     func(h *Header) { h.Labels = map[string]string{"\xff": ""} },
+		"label's value":   func(h *Header) { h.Labels = map[string]string{"a": "\u009b2J"} },
+		"label's end":     func(h *Header) { h.Labels = map[string]string{"a": "b\x7f"} },
+		"label's line":    func(h *Header) { h.Labels = map[string]string{"a": "b\n"} },
 		"too long":        func(h *Header) { h.Labels = map[string]string{"a": strings.Repeat("x", MaxHeader)} },
 	} {
 		h := good

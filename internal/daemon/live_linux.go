@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -88,6 +89,9 @@ func (c *liveCollector) count() map[string]live.Counts {
 		return counts
 	}
 	for _, home := range homes {
+		if !utf8.ValidString(home.Name()) { // it is not Cowshed's, and no label can have it
+			continue
+		}
 		n, countErr := live.Count(filepath.Join(c.root, liveDir, home.Name()), time.Now())
 		if countErr != nil {
 			err = errors.Join(err, countErr)

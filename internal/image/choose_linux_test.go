@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -118,6 +119,63 @@ func TestFirstEntryIsAnything(t *testing.T) {
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 		require.ErrorContains(t, err, "oci-archive:")
 	})
+}
+
+// TestExportAtTheSameTime exports an image to a layout while another process adds one: both are in the index.
+func TestExportAtTheSameTime(t *testing.T) {
+	s := newTestStore(t)
+	s.makeLayer(t, "one", "", "file", "1")
+	s.makeLayer(t, "two", "", "file", "2")
+	path := filepath.Join(t.TempDir(), "layout")
+	first := s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
+	other := &layoutWriter{dir: path}
+	done := make(chan error, 1)
+	require.NoError(t, other.locked(t.Context(), func() error {
+		index, err := other.readIndex()
+		require.NoError(t, err)
+		go func() {
+			_, err := s.Export(t.Context(), "two", Reference{Transport: OCILayout, Path: path}, ExportOptions{Name: "two:1"})
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			t.Errorf("it did not wait: %v", err)
+			done <- err
+		case <-time.After(500 * time.Millisecond):
+		}
+		index.Manifests[0].Annotations["added"] = "meanwhile"
+		return other.writeJSON(ocispec.ImageIndexFile, index)
+	}))
+	require.NoError(t, <-done)
+	index, err := other.readIndex()
+	require.NoError(t, err)
+	require.Len(t, index.Manifests, 2)
+	assert.Equal(t, first.Manifest, index.Manifests[0].Digest)
+	assert.Equal(t, "meanwhile", index.Manifests[0].Annotations["added"])
+}
+
+// TestExportAfterCrash: a process was killed while it wrote to a new layout. The next export succeeds, and removes its files. It does
+// not remove those of a process that is at work.
+func TestExportAfterCrash(t *testing.T) {
+	s := newTestStore(t)
+	s.makeLayer(t, "one", "", "file", "1")
+	path := filepath.Join(t.TempDir(), "layout")
+	killed, err := newLayoutWriter(t.Context(), path)
+	require.NoError(t, err)
+	blob, err := killed.newBlob()
+	require.NoError(t, err)
+	s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
+	require.FileExists(t, blob.Name())
+
+	require.NoError(t, killed.lock.close())
+	require.NoError(t, blob.Close())
+	s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
+	require.NoFileExists(t, blob.Name())
+
+	early := filepath.Join(t.TempDir(), "layout")
+	require.NoError(t, os.Mkdir(early, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(early, temporaryPrefix+"1"), nil, 0o600))
+	s.mustExport(t, "one", "oci:"+early, ExportOptions{Name: "one:1"})
 }
 
 // TestExportBesideOthers exports images of equal tags into one layout: none pushes another out, and the same name does.

@@ -12,14 +12,14 @@ import (
 )
 
 // destination opens the place that ref names for writing. Nothing is there before the image is complete,
-// save blobs in a layout, which are no image by themselves.
-func (s *Store) destination(ref Reference, opts ExportOptions) (destination, error) {
+// save blobs and the mark of a layout, which are no image by themselves.
+func (s *Store) destination(ctx context.Context, ref Reference, opts ExportOptions) (destination, error) {
 	switch ref.Transport {
 	case OCILayout:
 		if ref.Path == Stdio {
 			return nil, fault.New(errdefs.ErrInvalidArgument, "a directory cannot be written to standard output, use %s:-", OCIArchive)
 		}
-		return newLayoutWriter(ref.Path)
+		return newLayoutWriter(ctx, ref.Path)
 	case OCIArchive, DockerArchive:
 		return newArchiveWriter(ref, opts)
 	case Registry:

@@ -87,7 +87,7 @@ func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOpt
 	if opts.Name == "" {
 		opts.Name = plan.name
 	}
-	dest, err := s.destination(ref, opts)
+	dest, err := s.destination(ctx, ref, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -311,20 +311,31 @@ type planLayer struct {
 
 // plan finds out which layers an image is made of.
 func (s *Store) plan(ctx context.Context, what string) (*plan, error) {
-	images, err := s.List()
-	if err != nil {
-		s.log.Warn("some image records cannot be read", "error", err)
-	}
+	images := s.readable()
 	for _, image := range images {
 		if image.Name == what {
 			return imagePlan(image, len(image.DiffIDs())), nil
 		}
 	}
+	return s.layerPlan(ctx, images, what)
+}
+
+// readable lists the images whose records can be read.
+func (s *Store) readable() []*Image {
+	images, err := s.List()
+	if err != nil {
+		s.log.Warn("some image records cannot be read", "error", err)
+	}
+	return images
+}
+
+// layerPlan is the plan of a layer with those below it, down to the first of an image.
+func (s *Store) layerPlan(ctx context.Context, images []*Image, layer string) (*plan, error) {
 	var added []planLayer
-	for id := what; ; {
+	for id := layer; ; {
 		if base := findChain(images, id); base != nil {
 			p := base
-			p.name, p.layers = what, append(p.layers, added...)
+			p.name, p.layers = layer, append(p.layers, added...)
 			return p, nil
 		}
 		v, err := s.driver.Backend().Stat(ctx, id)
@@ -337,10 +348,10 @@ func (s *Store) plan(ctx context.Context, what string) (*plan, error) {
 		}
 		added = append([]planLayer{{top: id, base: base, created: v.Created, createdBy: exportedBy(id)}}, added...)
 		if base == "" {
-			return &plan{name: what, layers: added}, nil
+			return &plan{name: layer, layers: added}, nil
 		}
 		if len(added) > maxLayers {
-			return nil, fault.New(errdefs.ErrInvalidArgument, "layer %s has more than %d layers below it", what, maxLayers)
+			return nil, fault.New(errdefs.ErrInvalidArgument, "layer %s has more than %d layers below it", layer, maxLayers)
 		}
 		id = base
 	}

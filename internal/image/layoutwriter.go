@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -21,23 +22,77 @@ import (
 
 // layoutWriter adds an image to an OCI layout in a directory. Other images there stay.
 type layoutWriter struct {
-	dir   string
-	blobs []*os.File // under temporary names, unless the image was finished
+	dir    string
+	blobs  []*os.File // under temporary names, unless the image was finished
+	lock   *lock      // keeps others from removing temporary files
+	marked bool       // it made the directory a layout
 }
 
-func newLayoutWriter(dir string) (*layoutWriter, error) {
+// newLayoutWriter begins a layout with the file that marks it. So a layout in which nothing was finished before a crash is one, and
+// can be written to again.
+func newLayoutWriter(ctx context.Context, dir string) (_ *layoutWriter, err error) {
+	if err := checkLayout(dir); err != nil {
+		return nil, err
+	}
+	l := &layoutWriter{dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if !exists(filepath.Join(dir, ocispec.ImageLayoutFile)) {
+		if err := l.writeMark(); err != nil {
+			return nil, err
+		}
+		l.marked = true
+	}
+	blobs := filepath.Join(dir, ocispec.ImageBlobsDir)
+	if err := os.MkdirAll(filepath.Join(blobs, digest.SHA256.String()), 0o755); err != nil {
+		return nil, err
+	}
+	if l.lock, err = openLock(blobs, os.O_RDONLY); err != nil {
+		return nil, err
+	}
+	if l.lock.exclusive() == nil {
+		if err := removeTemporary(blobs, filepath.Join(blobs, digest.SHA256.String())); err != nil {
+			return nil, err
+		}
+	}
+	return l, l.lock.shared(ctx)
+}
+
+// checkLayout returns ErrAlreadyExists if a directory has other things in it than a layout.
+func checkLayout(dir string) error {
 	entries, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, err
-	case len(entries) > 0 && !exists(filepath.Join(dir, ocispec.ImageLayoutFile)):
-		return nil, fault.New(errdefs.ErrAlreadyExists, "directory %s has other things in it than an OCI layout", dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, digest.SHA256.String()), 0o755); err != nil {
-		return nil, err
+	isTemporary := func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), temporaryPrefix) } // a crash has left it
+	if err == nil && len(slices.DeleteFunc(entries, isTemporary)) > 0 && !exists(filepath.Join(dir, ocispec.ImageLayoutFile)) {
+		err = fault.New(errdefs.ErrAlreadyExists, "directory %s has other things in it than an OCI layout", dir)
 	}
-	return &layoutWriter{dir: dir}, nil
+	return err
+}
+
+// removeTemporary removes files that a crash has left. Nobody writes others meanwhile.
+func removeTemporary(dirs ...string) error {
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), temporaryPrefix) {
+				if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func (l *layoutWriter) newBlob() (*os.File, error) {
@@ -49,7 +104,7 @@ func (l *layoutWriter) newBlob() (*os.File, error) {
 	return f, f.Chmod(0o644)
 }
 
-func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
+func (l *layoutWriter) finish(ctx context.Context, image *writtenImage) error {
 	for _, b := range image.layers {
 		if b.file == nil { // it is there
 			continue
@@ -66,6 +121,11 @@ func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
 			return err
 		}
 	}
+	return l.locked(ctx, func() error { return l.addToIndex(image) })
+}
+
+// addToIndex adds the image to the index. The caller has the lock, so no image that others add meanwhile is lost.
+func (l *layoutWriter) addToIndex(image *writtenImage) error {
 	index, err := l.readIndex()
 	if err != nil {
 		return err
@@ -74,7 +134,25 @@ func (l *layoutWriter) finish(_ context.Context, image *writtenImage) error {
 	if err := l.writeJSON(ocispec.ImageIndexFile, index); err != nil {
 		return err
 	}
+	return l.writeMark()
+}
+
+// writeMark writes the file that says that the directory is a layout.
+func (l *layoutWriter) writeMark() error {
 	return l.writeJSON(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+}
+
+// locked calls do while nobody else changes which images the layout has. On NFS it keeps away those on the same machine.
+func (l *layoutWriter) locked(ctx context.Context, do func() error) (err error) {
+	lock, err := openLock(l.dir, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.close()) }()
+	if err := lock.alone(ctx); err != nil {
+		return err
+	}
+	return do()
 }
 
 func (l *layoutWriter) readIndex() (*ocispec.Index, error) {
@@ -111,10 +189,16 @@ func (l *layoutWriter) close() error {
 			errs = append(errs, err)
 		}
 	}
-	// Directories that were made for nothing go; those with something in them stay.
-	_ = os.Remove(filepath.Join(l.dir, ocispec.ImageBlobsDir, digest.SHA256.String()))
-	_ = os.Remove(filepath.Join(l.dir, ocispec.ImageBlobsDir))
+	// Directories that were made for nothing go, and the mark with them; those with something in them stay.
+	blobs := filepath.Join(l.dir, ocispec.ImageBlobsDir)
+	_ = os.Remove(filepath.Join(blobs, digest.SHA256.String()))
+	if err := os.Remove(blobs); l.marked && (err == nil || errors.Is(err, fs.ErrNotExist)) {
+		errs = append(errs, os.Remove(filepath.Join(l.dir, ocispec.ImageLayoutFile)))
+	}
 	_ = os.Remove(l.dir)
+	if l.lock != nil {
+		errs = append(errs, l.lock.close())
+	}
 	return errors.Join(errs...)
 }
 

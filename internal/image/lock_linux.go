@@ -43,6 +43,14 @@ func (l *lock) exclusive() error {
 	return err
 }
 
+// alone waits until no one else holds the lock, or ctx ends, and takes it for its holder alone.
+func (l *lock) alone(ctx context.Context) error {
+	if l.f == nil {
+		return nil
+	}
+	return flock.Exclusive(ctx, l.f)
+}
+
 // close releases the lock.
 func (l *lock) close() error {
 	if l.f == nil {

@@ -61,7 +61,7 @@ func (s *Store) Promote(ctx context.Context, p Promotion, opts ImportOptions) (*
 
 // promotionPlan is the plan of the layer with all layers down to the first of an image as one.
 func (s *Store) promotionPlan(ctx context.Context, p Promotion) (*plan, error) {
-	plan, err := s.plan(ctx, p.Volume)
+	plan, err := s.layerPlan(ctx, s.readable(), p.Volume)
 	if err != nil {
 		return nil, err
 	}

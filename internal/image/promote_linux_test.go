@@ -99,6 +99,13 @@ func testPromote(t *testing.T, s *Store) {
 		of, err := s.Promote(t.Context(), promotion("scratch"), ImportOptions{Name: "scratch:1"})
 		require.NoError(t, err)
 		assert.Len(t, of.Image.DiffIDs(), 1)
+
+		// An image with the name of the layer is not the layer.
+		_, err = s.Promote(t.Context(), promotion("web"), ImportOptions{Name: "scratch"})
+		require.NoError(t, err)
+		again, err := s.Promote(t.Context(), promotion("scratch"), ImportOptions{Name: "scratch:2"})
+		require.NoError(t, err)
+		assert.Equal(t, of.Image.ID(), again.Image.ID())
 	})
 	t.Run("refused", func(t *testing.T) {
 		s.requireUnchanged(t, func() {

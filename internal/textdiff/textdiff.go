@@ -143,8 +143,17 @@ func (t *trees) change(change archive.Change) (string, error) {
 	return b.String(), nil
 }
 
-// entry looks a path up. The parents of a changed path are directories.
-func (t *trees) entry(root *os.Root, path string) (e entry, err error) {
+// entry looks a path up. The parents of a changed path are directories. The error does not name the path: its bytes are hostile.
+func (t *trees) entry(root *os.Root, path string) (entry, error) {
+	e, err := t.look(root, path)
+	var named *fs.PathError
+	if errors.As(err, &named) {
+		err = fmt.Errorf("%s: %w", named.Op, named.Err)
+	}
+	return e, err
+}
+
+func (t *trees) look(root *os.Root, path string) (e entry, err error) {
 	rel := strings.TrimPrefix(path, "/")
 	if e.info, err = root.Lstat(rel); err != nil {
 		return entry{}, err

@@ -108,6 +108,12 @@ func TestHostile(t *testing.T) {
 +\x1b[2Jtext\r
 added symbolic link /out -> "\x1b[2J"
 `, got)
+
+	require.NoError(t, os.Remove(filepath.Join(top, name)))
+	err := Write(t.Context(), &strings.Builder{}, top, "", []archive.Change{{Path: "/" + name, Kind: archive.ChangeAdd}}, wide)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	assert.NotContains(t, err.Error(), "\x1b")
+	assert.Contains(t, err.Error(), `"/a\n\x1b[2J\xff": `)
 }
 
 func TestLimits(t *testing.T) {
