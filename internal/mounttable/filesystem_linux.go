@@ -47,8 +47,8 @@ func (f *Filesystem) ByProc() *Filesystem {
 // names the directory. It is nil if this is not known.
 //
 // The kernel does not tell the layers of an overlay, only by which paths they were given. They are compared with the
-// mounts of the filesystem in the same namespace. The end of a path that is the end of dir counts too, unless names can
-// tell. Mounts that are in no namespace cannot be found, such as those below a detached mount.
+// mounts of the filesystem in the same namespace, and in that of this process with dir itself. The end of a path that is the
+// end of dir counts too, unless names can tell. Mounts that are in no namespace cannot be found, such as those below a detached mount.
 func (f *Filesystem) UsesOf(dir string, names func(overlaysource.Source) bool) ([]Use, error) {
 	t := target{dir: dir, names: names, ownSources: sync.OnceValue(ownSources)}
 	if !f.old.Load() {

@@ -34,6 +34,12 @@ type namespace struct {
 	own   func() bool // it belongs to the user namespace of this process
 }
 
+// isOfProcess reports whether it is the mount namespace of this process.
+func (n namespace) isOfProcess() bool {
+	inode, err := namespaceOf("self", "mnt")
+	return err == nil && inode == n.inode
+}
+
 // namespaces lists all mount namespaces of the machine, also those without processes.
 func namespaces() (found []namespace, err error) {
 	owned := sync.OnceValue(ownedNamespaces)

@@ -32,13 +32,15 @@ func (o *overlay) setSource(source string) {
 
 // layerIn reports whether an overlay has a target as a layer, and tells the path by which it has, or the source.
 //
+// In the mount namespace of this process, a path below the target's own counts, whatever is mounted there.
+//
 // Anybody can mount an overlay with any source, in a user namespace of their own. So a source may only add a use there. An
 // overlay in a mount namespace of this user namespace was mounted by somebody who is privileged here. Its source stands for
 // the comparison of the ends of paths, which is a guess.
 func (s *seen) layerIn(o *overlay, t target) (layer string, ok bool) {
 	guess := ""
 	for _, layer := range o.layers {
-		if s.isWithin(layer, t.dir) {
+		if s.isWithin(layer, t.dir) || within(layer, t.dir) && s.namespace.isOfProcess() {
 			return layer, true
 		}
 		if guess == "" && looksWithin(layer, t.dir) {
@@ -46,7 +48,7 @@ func (s *seen) layerIn(o *overlay, t target) (layer string, ok bool) {
 		}
 	}
 	if t.names != nil {
-		if !o.hasSource && guess != "" {
+		if !o.hasSource {
 			known := *o // others read o
 			known.setSource(t.ownSources()[o.device])
 			o = &known
@@ -54,7 +56,7 @@ func (s *seen) layerIn(o *overlay, t target) (layer string, ok bool) {
 		if o.ofCowshed && t.names(o.source) {
 			return o.source.String(), true
 		}
-		if o.ofCowshed && s.namespace.own() {
+		if guess != "" && o.ofCowshed && s.namespace.own() {
 			return "", false
 		}
 	}

@@ -140,7 +140,7 @@ func TestSourceWithoutPath(t *testing.T) {
 	defer dir.Close()
 	fs, err := New(int(dir.Fd()))
 	require.NoError(t, err)
-	for _, fs := range []*Filesystem{fs, fs.ByProc()} {
+	for _, fs := range []*Filesystem{fs, {device: fs.device, noSources: true}, fs.ByProc()} {
 		uses, err := fs.UsesOf("/subvolumes/web", func(s overlaysource.Source) bool { return s.Upper == ours })
 		require.NoError(t, err)
 		require.Len(t, uses, 1)
