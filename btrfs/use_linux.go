@@ -135,7 +135,8 @@ func (b *Backend) withVolume(operation, name string, do func(dir *subvolume) err
 	return fault.Wrap(operation+" volume", name, err)
 }
 
-// withNamed is withVolume, and calls do again if another volume has the name afterwards.
+// withNamed is withVolume, and calls do again if another volume has the name afterwards. If that cannot be seen, the first call
+// counts.
 func (b *Backend) withNamed(operation, name string, do func(dir *subvolume) error) error {
 	for {
 		var did uint64
@@ -146,13 +147,17 @@ func (b *Backend) withNamed(operation, name string, do func(dir *subvolume) erro
 		if err != nil {
 			return err
 		}
-		var same bool
+		var now uint64
 		err = b.withVolume(operation, name, func(dir *subvolume) error {
-			same = dir.info.ID == did
+			now = dir.info.ID
 			return nil
 		})
-		if err != nil || same {
-			return err
+		if err != nil {
+			b.log.Debug("btrfs: it cannot be seen if the volume still has its name", "volume", name, "error", err)
+			return nil
+		}
+		if now == did {
+			return nil
 		}
 	}
 }
