@@ -11,6 +11,8 @@ import (
 	"github.com/moby/go-archive"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // tree makes files, and directories and symbolic links, whose content begins with "-> ".
@@ -44,7 +46,7 @@ var wide = Limits{File: 1 << 20, Total: 1 << 20}
 
 func TestWrite(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("Windows has other file names and modes")
+		testfs.Skip(t, "Windows has other file names and modes")
 	}
 	base := tree(t, map[string]string{
 		"dir/file": "1\n2\n3\n", "same": "same\n", "gone": "gone\n", "bin": "\x00", "latin": "\xe9", "link": "-> old", "was-dir/x": "", "empty": "", "tree/x": "x",
@@ -96,7 +98,7 @@ added file /was-dir, 4 bytes
 // TestHostile: neither names nor content reach a terminal as they are.
 func TestHostile(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("Windows has no such names")
+		testfs.Skip(t, "Windows has no such names")
 	}
 	name := "a\n\x1b[2J\xff"
 	top := tree(t, map[string]string{name: "\x1b[2Jtext\r\n", "out": "-> \x1b[2J"})
