@@ -37,11 +37,11 @@ func (s *store) apply(cmd *cobra.Command, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	users, err := s.images.Users()
+	user, err := s.userOf(v)
 	if err != nil {
 		return err
 	}
-	if user, ok := users[v.Name]; ok {
+	if user != "" {
 		return failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s and cannot be changed; make one from it with cowshed create --parent",
 			shortName(v.Name), user)
 	}

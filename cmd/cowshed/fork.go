@@ -182,11 +182,11 @@ func (s *store) layerOf(ctx context.Context, name string) (cowcommon.Volume, err
 	if err != nil {
 		return v, err
 	}
-	users, err := s.images.Users()
+	user, err := s.userOf(v)
 	if err != nil {
 		return v, err
 	}
-	if user, ok := users[v.Name]; ok {
+	if user != "" {
 		return v, failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s; make a layer from it: cowshed create NAME --parent %s",
 			shortName(v.Name), user, name)
 	}

@@ -66,11 +66,11 @@ func (s *store) limit(cmd *cobra.Command, name string, bytes uint64) error {
 	if err != nil {
 		return err
 	}
-	users, err := s.images.Users()
+	user, err := s.userOf(v)
 	if err != nil {
 		return err
 	}
-	if user, ok := users[v.Name]; ok && bytes != 0 {
+	if user != "" && bytes != 0 {
 		return failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s and is not written to any more; make a layer from it "+
 			"and limit that: cowshed create NAME --parent %s --size SIZE --read-write", shortName(v.Name), user, name)
 	}

@@ -54,11 +54,11 @@ func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (e
 	if target != "" && s.isContainer(v) {
 		return failf(errdefs.ErrInvalidArgument, "container %s is mounted on a directory of Cowshed alone: leave out %s", s.shown(v.Name), target)
 	}
-	users, err := s.images.Users()
+	user, err := s.userOf(v)
 	if err != nil {
 		return err
 	}
-	if _, ofImage := users[v.Name]; ofImage || v.Sealed || s.isContainer(v) {
+	if user != "" || v.Sealed || s.isContainer(v) {
 		readOnly = true
 	}
 	if s.readOnly && !readOnly {

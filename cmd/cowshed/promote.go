@@ -67,11 +67,11 @@ func (s *store) promote(cmd *cobra.Command, what, to string, ref image.Reference
 	if err != nil {
 		return err
 	}
-	users, err := s.images.Users()
+	user, err := s.userOf(v)
 	if err != nil {
 		return err
 	}
-	if user, ok := users[v.Name]; ok {
+	if user != "" {
 		return failf(errdefs.ErrInvalidArgument, "%s is part of %s, and has no changes since: use cowshed export", what, user)
 	}
 	still, err := s.live.Still(cmd.Context(), v.Name)

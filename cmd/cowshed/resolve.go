@@ -135,3 +135,9 @@ func (a *app) names(ctx context.Context, layers, images bool) []cobra.Completion
 	}
 	return names
 }
+
+// userOf names the image that a layer is part of, "" if it is part of none.
+func (s *store) userOf(v cowcommon.Volume) (string, error) {
+	users, err := s.images.Users()
+	return users[v.Name], err
+}
