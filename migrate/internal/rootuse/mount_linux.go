@@ -15,6 +15,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/internal/overlaysource"
 	"github.com/cowshed/cowshed/internal/treeat"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
@@ -90,9 +91,13 @@ func (f *Finder) Uses(name string) ([]mounttable.Use, error) {
 	if err != nil {
 		return nil, err
 	}
-	uses, err := filesystem.UsesOf(filepath.Join(mount.Root, below), nil)
+	uses, err := filesystem.UsesOf(filepath.Join(mount.Root, below), noVolume)
 	return uses, fault.Wrap("find the mounts of", dir.Name(), err)
 }
+
+// noVolume tells of each overlay of Cowshed that it uses none of the directories: its volumes are in a home, and not in the
+// root of another tool.
+func noVolume(overlaysource.Source) bool { return false }
 
 func (f *Finder) filesystem(dir *os.File) (*mounttable.Filesystem, error) {
 	var stat unix.Stat_t

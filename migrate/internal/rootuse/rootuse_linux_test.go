@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/overlaysource"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
@@ -43,6 +44,27 @@ func TestMounts(t *testing.T) {
 	require.ErrorIs(t, Mounts(root, names), fault.ErrInUse)
 	require.NoError(t, unix.Unmount(root.Join("layers/a/b"), 0))
 	testfs.Free(t, func() error { return Mounts(root, names) })
+}
+
+// TestMountsOfCowshed: an overlay of Cowshed uses no directory of the root, although its layers' paths end like one of them.
+// The same overlay of another program may be in use here: its paths are perhaps those of another mount namespace.
+func TestMountsOfCowshed(t *testing.T) {
+	testfs.Root(t)
+	dir, home, at := t.TempDir(), t.TempDir(), t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "subvolumes/base"), 0o755))
+	for _, layer := range []string{"subvolumes/base", "subvolumes/web"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(home, layer), 0o755))
+	}
+	root, err := rootdir.Open(dir)
+	require.NoError(t, err)
+	defer root.Close()
+	ofCowshed := overlaysource.Source{Upper: 1, Lower: 2, Name: "web"}.String()
+	for source, want := range map[string]error{ofCowshed: nil, "overlay": fault.ErrInUse} {
+		require.NoError(t, unix.Mount(source, at, "overlay", 0, "lowerdir="+home+"/subvolumes/web:"+home+"/subvolumes/base"))
+		err := Mounts(root, []string{"subvolumes/base"})
+		require.NoError(t, unix.Unmount(at, 0))
+		require.ErrorIs(t, err, want, source)
+	}
 }
 
 func TestLocks(t *testing.T) {
