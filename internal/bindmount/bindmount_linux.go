@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
@@ -54,7 +55,7 @@ func remountReadOnly(target string) error {
 // Unmount unmounts target. Returns errdefs.ErrFailedPrecondition if it is in use, and errdefs.ErrNotFound if nothing
 // is mounted there.
 func Unmount(target string) error {
-	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	err := mountdir.Unmount(target)
 	switch {
 	case err == nil:
 		return nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -46,13 +47,18 @@ func Release(dir string) error {
 	return nil
 }
 
-// Unmount is unmount(2). It also succeeds while a child is being forked: until the child executes its program, it has
-// the files of this process open.
+// Unmount is unmount(2). It also succeeds while a child of this process is on its way to its program. Until then, the child
+// has the files of this process open. It closes them one after another, and lets fork return before it has closed all. So
+// Unmount tries again for a tenth of a second if the mount is busy.
 func Unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	if errors.Is(err, unix.EBUSY) {
-		syscall.ForkLock.RLock()
-		syscall.ForkLock.RUnlock() //nolint:staticcheck,gocritic // only waits for the lock
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock() //nolint:staticcheck,gocritic // only waits for the lock
+	for pause := time.Millisecond; errors.Is(err, unix.EBUSY) && pause < 100*time.Millisecond; pause *= 2 {
+		time.Sleep(pause)
 		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	}
 	return err

@@ -4,9 +4,9 @@ import (
 	"context"
 
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/migrate/internal/removal"
 	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
@@ -43,7 +43,7 @@ func (s *Source) unmountDriver() error {
 		if err != nil || len(mounts) == 0 {
 			return err
 		}
-		if err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); err != nil {
+		if err := mountdir.Unmount(path); err != nil {
 			return fault.Wrap("unmount", path, err)
 		}
 	}
