@@ -250,6 +250,9 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 		if s.shared {
 			result.Problems = without(result.Problems, noteLeft)
 		}
+		if s.driver == "zfs" && f.kind == fails {
+			result.Problems = without(result.Problems, intentLeft)
+		}
 		if len(result.Problems) > 0 {
 			t.Errorf("%v (of %d, call %d with %#x): answer %q:\n\t%s", f, quiet.steps, r.at.call, r.at.args, result.Error, strings.Join(result.Problems, "\n\t"))
 		}
@@ -369,6 +372,10 @@ func withoutRandom(name string) string {
 	name, _, _ = strings.Cut(name, "~")
 	return name
 }
+
+// intentLeft begins the differences that may remain on ZFS if a step fails: the record of a volume that was about to be made is
+// in nobody's way, and the next start deletes it.
+var intentLeft = []string{"left: intents/"}
 
 // differences lists the lines that only one of the states has.
 func differences(before, after []string) (all []string) {
