@@ -159,10 +159,13 @@ quick() {
 }
 
 race() {
+	# e2e takes longest, and so it begins first.
+	local longest=()
+	[[ -n ${PKG:-} ]] || longest=(./e2e)
 	# Tests that need a pool run in the step zfs.
 	COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere step 'all tests, race detector' \
 		judged -elsewhere -- go test -json -race -count=1 -timeout "$test_timeout" -exec "$PWD/scripts/as-root.sh" \
-		${RUN:+-run "$RUN"} "${packages[@]}"
+		${RUN:+-run "$RUN"} "${longest[@]}" "${packages[@]}"
 }
 
 # fuzz_packages: prints the packages that have fuzz targets.
