@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/stub"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -109,6 +111,76 @@ func TestKubernetesLimitsKill(t *testing.T) {
 			})
 		})
 	}
+}
+
+// holding is a plugin of NRI that holds up the creation of a container.
+type holding struct {
+	synchronized, asked, release chan struct{}
+}
+
+// Synchronize is the first request of containerd, which creates no container before it has the answer.
+func (h *holding) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) ([]*api.ContainerUpdate, error) {
+	close(h.synchronized)
+	return nil, nil
+}
+
+func (h *holding) CreateContainer(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	close(h.asked)
+	<-h.release
+	return nil, nil, nil
+}
+
+// holdUp connects a plugin that containerd asks before Cowshed.
+func holdUp(t *testing.T, ctx context.Context, socket string) *holding {
+	t.Helper()
+	h := &holding{make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	plugin, err := stub.New(h, stub.WithSocketPath(socket), stub.WithPluginName("holding"), stub.WithPluginIdx("00"))
+	require.NoError(t, err)
+	require.NoError(t, plugin.Start(ctx))
+	t.Cleanup(plugin.Stop)
+	select {
+	case <-h.synchronized:
+	case <-ctx.Done():
+		require.NoError(t, ctx.Err())
+	}
+	return h
+}
+
+// TestKubernetesLimitBetween: Cowshed is killed when a container has its snapshot, and before NRI asks for its limit. containerd
+// finishes the container. It has its limit as soon as Cowshed is back, and a metric has the time without it.
+func TestKubernetesLimitBetween(t *testing.T) {
+	inEachSnapshotter(t, []snapshotter{withNRI("nri = true")}, func(t *testing.T, ctx context.Context, h containerdHost) {
+		k, store := newKubelet(t, ctx, h)
+		ctx = store.Context(ctx)
+		waitConnected(t, ctx, h.cowshed, "nri")
+		web := k.run(ctx, podNamed("web"), map[string]string{sizeOfPods: "4M"})
+		hold := holdUp(t, ctx, h.NRISocket("containerd"))
+		var id string
+		var group errgroup.Group
+		group.Go(func() (err error) {
+			id, err = web.create(ctx, "web")
+			return err
+		})
+		select {
+		case <-hold.asked:
+			h.cowshed.Kill()
+		case <-ctx.Done():
+		}
+		close(hold.release)
+		require.NoError(t, group.Wait())
+
+		h.cowshed.Start()
+		requireOutcomes(t, ctx, h.cowshed, "nri", "set", 1)
+		delays, err := h.cowshed.EngineDelays(ctx, "nri")
+		require.NoError(t, err)
+		assert.Equal(t, 1, delays)
+		_, err = k.cri.StartContainer(ctx, &criapi.StartContainerRequest{ContainerId: id})
+		require.NoError(t, err)
+		stdout, _ := web.exec(ctx, id, write6)
+		assert.Contains(t, stdout, overLimit)
+		web.remove(ctx)
+		requireCleared(t, ctx, store)
+	})
 }
 
 // requireOwnLimits checks that each container of a pod, cN, gets its own limit of 16+N MiB soon, and that the kernel enforces it.
