@@ -15,6 +15,7 @@ Usage: clients.sh build [SET...]|path SET
 Sets, each built from the sources of its module, with the dependencies that the module pins:
   buildkit    buildkitd, buildctl and buildkit-client.test, the suite of BuildKit's client
   cri         critest, the suite for the interface between Kubernetes and containerd
+  crictl      crictl, the command for the same interface
   cni         the network plugins that pods need
   containerd  containerd-client.test, the suite of containerd's client, and runc-fp, which it needs
   nerdctl     nerdctl
@@ -29,7 +30,7 @@ Exit codes: 0 done; 1 failed, or not built; 2 wrong usage.
 END
 }
 
-readonly sets=(buildkit cri cni containerd nerdctl docker buildx compose)
+readonly sets=(buildkit cri crictl cni containerd nerdctl docker buildx compose)
 readonly unused_days=14
 cache=${COWSHED_CACHE:-/var/cache/cowshed}/clients
 
@@ -39,7 +40,7 @@ say() { echo "clients.sh: $*" >&2; }
 module() {
 	case $1 in
 	buildkit) echo github.com/moby/buildkit@v0.34.2 ;;
-	cri) echo sigs.k8s.io/cri-tools@v1.37.0 ;;
+	cri | crictl) echo sigs.k8s.io/cri-tools@v1.37.0 ;;
 	cni) echo github.com/containernetworking/plugins@v1.9.1 ;;
 	# The suite belongs to the containerd that the tests run.
 	containerd) go -C e2e/daemons list -m -f '{{.Path}}@{{.Version}}' github.com/containerd/containerd/v2 ;;
@@ -63,6 +64,10 @@ compile_buildkit() {
 
 compile_cri() {
 	go test -c -ldflags '-s -w' -o "$1/critest" ./cmd/critest
+}
+
+compile_crictl() {
+	go build -ldflags '-s -w' -o "$1/" ./cmd/crictl
 }
 
 compile_cni() {

@@ -257,7 +257,7 @@ equivalence() {
 
 daemons() {
 	step 'build containerd and dockerd' scripts/daemons.sh build
-	step 'build the clients' scripts/clients.sh build buildkit nerdctl docker
+	step 'build the clients' scripts/clients.sh build buildkit crictl nerdctl docker
 	step 'tests with containerd and dockerd' in_module e2e/daemons
 }
 

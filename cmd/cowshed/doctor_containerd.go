@@ -77,9 +77,9 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		h.repairMetadata(cmd)
 		return
 	}
-	d.daemonAnswers(ctx, c)
+	answers := d.daemonAnswers(ctx, c)
 	h.lost()
-	h.engines()
+	h.engines(answers)
 	config, err := containerdconf.Read(f.containerdConfig, nil)
 	if err != nil {
 		d.add(fail, containerdCheck, h.advise(setup.Containerd, "", "put that right: containerd cannot read it either"), "%v", err)
@@ -105,11 +105,11 @@ func limitsOf(c daemon.Config) string {
 		orNone(c.DefaultLimit), orNone(c.BuildLimit))
 }
 
-// daemonAnswers asks the daemon whether it is well.
-func (d *doctor) daemonAnswers(ctx context.Context, c daemon.Config) {
+// daemonAnswers asks the daemon whether it is well, and returns whether it says so.
+func (d *doctor) daemonAnswers(ctx context.Context, c daemon.Config) bool {
 	if _, err := os.Stat(c.Address); err != nil {
 		d.add(fail, "daemon", "start it with: systemctl enable --now cowshed.service", "%v", err)
-		return
+		return false
 	}
 	err := ask(ctx, c.Address, func(ctx context.Context, conn *grpc.ClientConn) error {
 		answer, err := healthapi.NewHealthClient(conn).Check(ctx, &healthapi.HealthCheckRequest{})
@@ -120,9 +120,10 @@ func (d *doctor) daemonAnswers(ctx context.Context, c daemon.Config) {
 	})
 	if err != nil {
 		d.add(fail, "daemon", "see: journalctl -u cowshed", "%s: %v", c.Address, err)
-		return
+		return false
 	}
 	d.add(ok, "daemon", "", "it answers on %s", c.Address)
+	return true
 }
 
 // ask connects to a daemon on a socket and asks it something.

@@ -252,6 +252,25 @@ func TestDoctorLimits(t *testing.T) {
 	assert.Len(t, d.finds(ok, "containers: 20G (default_limit); builds and layers that are unpacked: 100G (build_limit)"), 1)
 }
 
+// TestDoctorEngines: doctor says whether the daemon learns limits from an engine. A daemon that was killed is not connected,
+// although its report says so.
+func TestDoctorEngines(t *testing.T) {
+	const connected = "nri is connected since"
+	d := newDoctored(t)
+	d.replace("cowshed.toml", "root = ", fmt.Sprintf("nri = true\nstate = %q\nroot = ", d.dir))
+	assert.Len(t, d.finds(fail, "the daemon has not tried to connect to an engine"), 1)
+	d.write("engines.json", `{"engines": [{"name": "nri", "connected": true, "since": "2026-01-02T03:04:05Z"}],
+		"refused": [{"engine": "nri", "namespace": "k8s.io", "id": "abc", "name": "default/web/app", "error": "much"}]}`)
+	const refused = "container default/web/app of nri is without the limit that it asks for: much"
+	assert.Len(t, d.finds(ok, connected), 1)
+	assert.Len(t, d.finds(fail, refused), 1)
+
+	d.replace("cowshed.toml", "cowshed.sock", "gone.sock")
+	assert.Empty(t, d.finds(ok, connected))
+	assert.Len(t, d.finds(fail, "nri is not connected, since the daemon does not answer"), 1)
+	assert.Len(t, d.finds(fail, refused), 1)
+}
+
 // TestDoctorSaysWhatToSee: where only a person can find out, doctor says where to look.
 func TestDoctorSaysWhatToSee(t *testing.T) {
 	d := newDoctored(t)

@@ -9,8 +9,8 @@ import (
 )
 
 // engines reports engines of the configuration from which the daemon does not learn limits, and containers without the limit
-// that they ask for.
-func (h hostCheck) engines() {
+// that they ask for. Without the daemon, the report of the former one stands.
+func (h hostCheck) engines(daemonAnswers bool) {
 	const check = "limits of engines"
 	if !h.config.NRI && h.config.DockerAPI == "" {
 		return
@@ -26,6 +26,11 @@ func (h hostCheck) engines() {
 		return
 	}
 	for _, e := range report.Engines {
+		if !daemonAnswers {
+			h.add(fail, check, "start the daemon, which then limits the containers that were created meanwhile",
+				"%s is not connected, since the daemon does not answer", e.Name)
+			continue
+		}
 		if e.Connected {
 			h.add(ok, check, "", "%s is connected since %s", e.Name, e.Since.Format(time.DateTime))
 			continue

@@ -111,7 +111,7 @@ func tabulate(withOverlay, withCowshed map[string]outcome) table {
 	return t
 }
 
-// markdown is a line of a table, and below it the tests that do not pass with both.
+// markdown is a line of a table, and below it the tests by their outcomes.
 func (t table) markdown(suite string, known map[string]string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "| suite | passed by both | failed by both | skipped by both | failed only with Cowshed | failed only with overlayfs |\n")
@@ -126,6 +126,7 @@ func (t table) markdown(suite string, known map[string]string) string {
 		{"failed only with overlayfs", t.onlyOverlay},
 		{"failed by both", t.failed},
 		{"skipped by both", t.skipped},
+		{"passed by both", t.passed},
 	} {
 		for _, name := range list.names {
 			fmt.Fprintf(&b, "- %s: %s\n", list.what, strings.TrimSuffix(name+": "+known[name], ": "))

@@ -121,14 +121,19 @@ func end(text string, size int) string {
 	return "…" + text[strings.Index(text, "\n")+1:]
 }
 
-// logFile makes a file for all output of a suite, for the user who runs the tests, if outEnv asks for it.
+// outDir is the directory of outEnv for the output of suites, or else a directory of the test.
+func outDir(t *testing.T) string {
+	t.Helper()
+	if dir := os.Getenv(outEnv); dir != "" {
+		return dir
+	}
+	return t.TempDir()
+}
+
+// logFile makes a file for all output of a suite.
 func logFile(t *testing.T, suite string) *os.File {
 	t.Helper()
-	dir := os.Getenv(outEnv)
-	if dir == "" {
-		dir = t.TempDir()
-	}
-	f, err := os.Create(filepath.Join(dir, suite+".log"))
+	f, err := os.Create(filepath.Join(outDir(t), suite+".log"))
 	require.NoError(t, err)
 	return f
 }

@@ -1,0 +1,212 @@
+package daemons
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/stub"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cowshed/cowshed/e2e/daemons/harness"
+)
+
+// createAgain makes a container of idleImage, again and again as a kubelet does until it is told that there is one.
+func (p *pod) createAgain(ctx context.Context, name string) error {
+	for attempt := uint32(0); ; attempt++ {
+		_, err := p.k.cri.CreateContainer(ctx, &criapi.CreateContainerRequest{
+			PodSandboxId: p.id, SandboxConfig: p.config,
+			Config: &criapi.ContainerConfig{
+				Metadata: &criapi.ContainerMetadata{Name: name, Attempt: attempt},
+				Image:    &criapi.ImageSpec{Image: idleName},
+				Linux:    &criapi.LinuxContainerConfig{SecurityContext: &criapi.LinuxContainerSecurityContext{NamespaceOptions: hostNetwork()}},
+			},
+		})
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// awayTime is how long a daemon is away that was killed.
+const awayTime = 500 * time.Millisecond
+
+// TestKubernetesLimitsKill: containerd or Cowshed is killed while many containers are created at once. When both are back, each
+// container has its own limit: also those that containerd had begun to create. doctor and a metric show the time between.
+func TestKubernetesLimitsKill(t *testing.T) {
+	for victim, kill := range map[string]struct {
+		daemon func(containerdHost) *harness.Daemon
+		shown  func(t *testing.T, ctx context.Context, c *harness.Cowshed)
+	}{
+		"containerd": {
+			func(h containerdHost) *harness.Daemon { return h.containerd.Daemon },
+			func(t *testing.T, ctx context.Context, c *harness.Cowshed) {
+				t.Helper()
+				require.Eventually(t, func() bool {
+					connected, err := c.EngineConnected(ctx, "nri")
+					return err == nil && !connected
+				}, testTimeout, 10*time.Millisecond)
+				requireDoctor(t, ctx, c, "nri is not connected since")
+			},
+		},
+		"cowshed": {
+			func(h containerdHost) *harness.Daemon { return h.cowshed.Daemon },
+			func(t *testing.T, ctx context.Context, c *harness.Cowshed) {
+				t.Helper()
+				_, err := c.EngineConnected(ctx, "nri")
+				require.Error(t, err, "there is no metric")
+				requireDoctor(t, ctx, c, "nri is not connected, since the daemon does not answer")
+			},
+		},
+	} {
+		t.Run(victim, func(t *testing.T) {
+			inEachSnapshotter(t, []snapshotter{withNRI("nri = true")}, func(t *testing.T, ctx context.Context, h containerdHost) {
+				k, store := newKubelet(t, ctx, h)
+				ctx = store.Context(ctx)
+				waitConnected(t, ctx, h.cowshed, "nri")
+				annotations := make(map[string]string)
+				for n := range atOnce() {
+					annotations[fmt.Sprintf("size.cowshed.dev/c%d", n)] = fmt.Sprintf("%dM", 16+n)
+				}
+				many := k.run(ctx, podNamed("many"), annotations)
+				var group errgroup.Group
+				for n := range atOnce() {
+					group.Go(func() error { return many.createAgain(ctx, fmt.Sprintf("c%d", n)) })
+				}
+				daemon := kill.daemon(h)
+				require.Eventually(t, func() bool {
+					set, err := h.cowshed.EngineLimits(ctx, "nri", "set")
+					return err == nil && set >= atOnce()/3
+				}, testTimeout, time.Millisecond)
+				daemon.Kill()
+				time.Sleep(awayTime)
+				kill.shown(t, ctx, h.cowshed)
+				daemon.Start()
+				require.NoError(t, group.Wait())
+				waitConnected(t, ctx, h.cowshed, "nri")
+
+				requireOwnLimits(t, ctx, h, many)
+				set, err := h.cowshed.EngineLimits(ctx, "nri", "set")
+				require.NoError(t, err)
+				kept, err := h.cowshed.EngineLimits(ctx, "nri", "kept")
+				require.NoError(t, err)
+				t.Logf("of the daemon that runs, %d limits are new and %d were there", set, kept)
+				many.remove(ctx)
+				require.NoError(t, store.RemoveLeases(ctx)) // of creations that were cut off
+				requireCleared(t, ctx, store)
+			})
+		})
+	}
+}
+
+// holding is a plugin of NRI that holds up the creation of a container.
+type holding struct {
+	synchronized, asked, release chan struct{}
+}
+
+// Synchronize is the first request of containerd, which creates no container before it has the answer.
+func (h *holding) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) ([]*api.ContainerUpdate, error) {
+	close(h.synchronized)
+	return nil, nil
+}
+
+func (h *holding) CreateContainer(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	close(h.asked)
+	<-h.release
+	return nil, nil, nil
+}
+
+// holdUp connects a plugin that containerd asks before Cowshed.
+func holdUp(t *testing.T, ctx context.Context, socket string) *holding {
+	t.Helper()
+	h := &holding{make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	plugin, err := stub.New(h, stub.WithSocketPath(socket), stub.WithPluginName("holding"), stub.WithPluginIdx("00"))
+	require.NoError(t, err)
+	require.NoError(t, plugin.Start(ctx))
+	t.Cleanup(plugin.Stop)
+	select {
+	case <-h.synchronized:
+	case <-ctx.Done():
+		require.NoError(t, ctx.Err())
+	}
+	return h
+}
+
+// TestKubernetesLimitBetween: Cowshed is killed when a container has its snapshot, and before NRI asks for its limit. containerd
+// finishes the container. It has its limit as soon as Cowshed is back, and a metric has the time without it.
+func TestKubernetesLimitBetween(t *testing.T) {
+	inEachSnapshotter(t, []snapshotter{withNRI("nri = true")}, func(t *testing.T, ctx context.Context, h containerdHost) {
+		k, store := newKubelet(t, ctx, h)
+		ctx = store.Context(ctx)
+		waitConnected(t, ctx, h.cowshed, "nri")
+		web := k.run(ctx, podNamed("web"), map[string]string{sizeOfPods: "4M"})
+		hold := holdUp(t, ctx, h.NRISocket("containerd"))
+		var id string
+		var group errgroup.Group
+		group.Go(func() (err error) {
+			id, err = web.create(ctx, "web")
+			return err
+		})
+		select {
+		case <-hold.asked:
+			h.cowshed.Kill()
+		case <-ctx.Done():
+		}
+		close(hold.release)
+		require.NoError(t, group.Wait())
+
+		h.cowshed.Start()
+		requireOutcomes(t, ctx, h.cowshed, "nri", "set", 1)
+		delays, err := h.cowshed.EngineDelays(ctx, "nri")
+		require.NoError(t, err)
+		assert.Equal(t, 1, delays)
+		_, err = k.cri.StartContainer(ctx, &criapi.StartContainerRequest{ContainerId: id})
+		require.NoError(t, err)
+		stdout, _ := web.exec(ctx, id, write6)
+		assert.Contains(t, stdout, overLimit)
+		web.remove(ctx)
+		requireCleared(t, ctx, store)
+	})
+}
+
+// requireOwnLimits checks that each container of a pod, cN, gets its own limit of 16+N MiB soon, and that the kernel enforces it.
+func requireOwnLimits(t *testing.T, ctx context.Context, h containerdHost, p *pod) {
+	t.Helper()
+	listed, err := p.k.cri.ListContainers(ctx, &criapi.ListContainersRequest{Filter: &criapi.ContainerFilter{PodSandboxId: p.id}})
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, len(listed.GetContainers()), atOnce())
+	want := make(map[string]uint64)
+	for _, c := range listed.GetContainers() {
+		var n uint64
+		_, err := fmt.Sscanf(c.GetMetadata().GetName(), "c%d", &n)
+		require.NoError(t, err)
+		want[c.GetId()] = (16 + n) << 20
+	}
+	require.EventuallyWithT(t, func(t *assert.CollectT) {
+		out, err := h.cowshed.Output(ctx, "top", "--json", "--interval", "0", "--config", h.cowshed.Config)
+		require.NoError(t, err)
+		var rows []struct {
+			ID    string
+			Limit uint64
+		}
+		require.NoError(t, json.Unmarshal([]byte(out), &rows), out)
+		limits := make(map[string]uint64)
+		for _, r := range rows {
+			if _, ok := want[r.ID]; ok {
+				limits[r.ID] = r.Limit
+			}
+		}
+		assert.Equal(t, want, limits)
+	}, h.fs.soon, 200*time.Millisecond)
+}
