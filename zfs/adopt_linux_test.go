@@ -661,13 +661,12 @@ func TestAdoptFullPool(t *testing.T) {
 	})
 	state := func() string { return zfs(t, "list", "-Hr", "-t", "all", "-o", "name,origin,quota", pool) }
 	before := state()
-	for name, err := range map[string]error{
-		"adopt":  b.Adopt(ctx, "new", "", f.Source("1"), cowcommon.VolumeOptions{}),
-		"settle": b.Settle(ctx, "kept"),
-	} {
-		require.ErrorIs(t, err, unix.ENOSPC, name)
-	}
+	require.ErrorIs(t, b.Adopt(ctx, "new", "", f.Source("1"), cowcommon.VolumeOptions{}), unix.ENOSPC)
 	assert.Equal(t, before, state())
+	if err := b.Settle(ctx, "kept"); err != nil { // OpenZFS 2.1 finds space for it
+		require.ErrorIs(t, err, unix.ENOSPC)
+		assert.Equal(t, before, state())
+	}
 	require.NoError(t, b.Remove(ctx, "removed"))
 	f.Destroy("filler")
 	require.NoError(t, b.Settle(ctx, "kept"))
