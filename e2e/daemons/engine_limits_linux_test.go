@@ -49,7 +49,18 @@ func waitConnected(t *testing.T, ctx context.Context, c *harness.Cowshed, engine
 	require.Eventually(t, func() bool {
 		connected, err := c.EngineConnected(ctx, engine)
 		return err == nil && connected
-	}, 30*time.Second, 20*time.Millisecond)
+	}, testTimeout, 20*time.Millisecond)
+}
+
+// reconnecting returns a function that waits until Cowshed has connected to an engine once more. The metric does not tell: it may
+// still be that of the former connection.
+func reconnecting(t *testing.T, c *harness.Cowshed, engine string) (wait func()) {
+	t.Helper()
+	before := c.EngineConnections(engine)
+	return func() {
+		t.Helper()
+		require.Eventually(t, func() bool { return c.EngineConnections(engine) > before }, testTimeout, 20*time.Millisecond)
+	}
 }
 
 func requireOutcomes(t *testing.T, ctx context.Context, c *harness.Cowshed, engine, outcome string, want int) {
@@ -58,7 +69,7 @@ func requireOutcomes(t *testing.T, ctx context.Context, c *harness.Cowshed, engi
 		count, err := c.EngineLimits(ctx, engine, outcome)
 		assert.NoError(t, err)
 		assert.Equal(t, want, count, outcome)
-	}, 10*time.Second, 10*time.Millisecond)
+	}, testTimeout, 20*time.Millisecond)
 }
 
 func podNamed(name string) *criapi.PodSandboxMetadata {
@@ -106,14 +117,19 @@ func TestKubernetesAnnotations(t *testing.T) {
 		pod.exec(ctx, web, "rm /held; sync -f /")
 		requireWrites(web, fits)
 
+		reconnected := reconnecting(t, h.cowshed, "nri")
 		h.containerd.Kill()
 		h.containerd.Start()
+		early := pod.start(ctx, "early") // perhaps before Cowshed is connected again
+		reconnected()
+		requireSnapshotLimit(t, ctx, store, early, 4)
+		requireWrites(early, overLimit)
 		requireWrites(web, fits)
 		requireWrites(pod.start(ctx, "after"), overLimit)
 		h.cowshed.Kill()
 		h.cowshed.Start()
 		waitConnected(t, ctx, h.cowshed, "nri")
-		requireOutcomes(t, ctx, h.cowshed, "nri", "kept", 3)
+		requireOutcomes(t, ctx, h.cowshed, "nri", "kept", 4)
 		requireWrites(web, fits)
 		requireWrites(big, fits)
 
@@ -168,19 +184,24 @@ func TestKubernetesAnnotationsAtOnce(t *testing.T) {
 	})
 }
 
+// requireSnapshotLimit waits until a snapshot has a limit.
 func requireSnapshotLimit(t *testing.T, ctx context.Context, store *harness.Store, key string, mib int) {
 	t.Helper()
-	info, err := store.Snapshots().Stat(ctx, key)
-	require.NoError(t, err)
-	assert.Equal(t, fmt.Sprint(mib<<20), info.Labels[snapshots.LabelSnapshotMaxSize])
+	require.EventuallyWithT(t, func(t *assert.CollectT) {
+		info, err := store.Snapshots().Stat(ctx, key)
+		assert.NoError(t, err)
+		assert.Equal(t, fmt.Sprint(mib<<20), info.Labels[snapshots.LabelSnapshotMaxSize])
+	}, testTimeout, 20*time.Millisecond)
 }
 
-// requireDoctor checks that cowshed doctor says something about limits, among other things.
+// requireDoctor waits until cowshed doctor says something about limits, among other things.
 func requireDoctor(t *testing.T, ctx context.Context, c *harness.Cowshed, want string) {
 	t.Helper()
-	// The host of a test has no configurations of containerd and Docker in the places where doctor looks.
-	err := c.Command(ctx, "doctor", "--containerd", "--config", c.Config)
-	require.ErrorContains(t, err, want)
+	require.EventuallyWithT(t, func(t *assert.CollectT) {
+		// The host of a test has no configurations of containerd and Docker in the places where doctor looks.
+		err := c.Command(ctx, "doctor", "--containerd", "--config", c.Config)
+		assert.ErrorContains(t, err, want)
+	}, testTimeout, 20*time.Millisecond)
 }
 
 // engineAPI is a line of the configuration.
@@ -208,16 +229,17 @@ const idle = "trap exit TERM; sleep 3600 & wait"
 func TestDockerStorageOpt(t *testing.T) {
 	inEach(t, dockerWith(withDockerAPI()), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		waitConnected(t, ctx, e.cowshed, "docker")
-		result, err := e.RunContainer(ctx, "run", "cowshed/sample:1", limitScript, map[string]string{"size": "8M"})
-		require.NoError(t, err)
-		assert.Contains(t, result.Output, overLimit)
-		assert.Contains(t, result.Output, "and then: again\n")
-
 		start := func(name, size string) {
 			t.Helper()
 			require.NoError(t, e.CreateContainer(ctx, name, "cowshed/sample:1", idle, map[string]string{"size": size}))
 			require.NoError(t, e.StartContainer(ctx, name))
 		}
+		start("run", "8M")
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 1) // the engine does not wait for it
+		result, err := e.Exec(ctx, "run", limitScript)
+		require.NoError(t, err)
+		assert.Contains(t, result.Output, overLimit)
+		assert.Contains(t, result.Output, "and then: again\n")
 		requireWrites := func(name, want string) {
 			t.Helper()
 			result, err := e.Exec(ctx, name, write6)
@@ -228,6 +250,7 @@ func TestDockerStorageOpt(t *testing.T) {
 			return e.cowshed.Command(ctx, "limit", "docker:web", size, "--config", e.cowshed.Config)
 		}
 		start("web", "4M")
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 2)
 		requireWrites("web", overLimit)
 		require.NoError(t, limit("12M"))
 		_, err = e.Exec(ctx, "web", "dd if=/dev/urandom of=/held bs=1M count=6 conv=fsync; sync -f /")
@@ -275,9 +298,11 @@ func TestDockerStorageOptAtOnce(t *testing.T) {
 		}
 		require.NoError(t, group.Wait())
 		requireOutcomes(t, ctx, e.cowshed, "docker", "set", atOnce()+1)
-		delays, err := e.cowshed.EngineDelays(ctx, "docker")
-		require.NoError(t, err)
-		assert.Equal(t, atOnce()+1, delays)
+		require.EventuallyWithT(t, func(t *assert.CollectT) {
+			delays, err := e.cowshed.EngineDelays(ctx, "docker")
+			assert.NoError(t, err)
+			assert.Equal(t, atOnce()+1, delays)
+		}, testTimeout, 20*time.Millisecond)
 		store := e.containerd.Store("moby", harness.CowshedSnapshotter)
 		for n := range atOnce() + 1 {
 			c, err := e.ContainerInspect(ctx, fmt.Sprintf("c%d", n), client.ContainerInspectOptions{})

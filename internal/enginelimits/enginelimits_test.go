@@ -152,6 +152,25 @@ func (s *awaySource) Run(ctx context.Context, _ *Limiter, connected func()) erro
 	return errdefs.ErrUnavailable
 }
 
+// TestWake: an engine that asks for snapshots is tried without a long pause, and not without any.
+func TestWake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &awaySource{began: time.Now()}
+		g, _, _ := testGroup(t, &oneSnapshot{}, s)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { g.Run(ctx) })
+		for range 50 {
+			time.Sleep(10 * time.Millisecond)
+			g.Wake()
+		}
+		synctest.Wait()
+		assert.InDelta(t, 500*time.Millisecond/wakePause, len(s.attempts), 1)
+		cancel()
+		running.Wait()
+	})
+}
+
 // TestReconnect: an engine that is away is asked for less and less often, and soon when it has shown that it runs.
 func TestReconnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

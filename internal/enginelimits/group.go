@@ -12,6 +12,7 @@ import (
 const (
 	firstPause   = time.Second
 	longestPause = time.Minute
+	wakePause    = 50 * time.Millisecond // at least, however often an engine asks for snapshots
 )
 
 // Group runs sources, and connects each again when its engine was away.
@@ -96,12 +97,12 @@ func (g *Group) disconnected(s Source, err error, isNews bool) {
 		"engine", s.Engine(), "error", err)
 }
 
-// wait waits for a pause to end, or after the first second for wake. It returns false if ctx is done.
+// wait waits for a pause to end, or after wakePause for wake. It returns false if ctx is done.
 func wait(ctx context.Context, pause time.Duration, wake <-chan struct{}) bool {
 	for _, step := range []struct {
 		pause time.Duration
 		wake  <-chan struct{}
-	}{{firstPause, nil}, {pause - firstPause, wake}} {
+	}{{wakePause, nil}, {pause - wakePause, wake}} {
 		timer := time.NewTimer(step.pause)
 		select {
 		case <-timer.C:

@@ -29,6 +29,7 @@ const (
 	pluginName              = "cowshed"           // by which containerd knows the plugin
 	pluginIndex             = "10"                // its place among plugins, which does not matter
 	answerTimeout           = 10 * time.Second    // for containerd to register and configure the plugin
+	catchUpTime             = time.Second         // in which containers get their limits before containerd starts any
 )
 
 // Source is the plugin.
@@ -50,14 +51,14 @@ func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected fun
 		return err
 	}
 	mux := multiplex.Multiplex(trunk)
-	p := &plugin{source: s, limiter: l, configured: make(chan struct{}), jobs: make(chan job), ended: make(chan struct{})}
+	p := &plugin{source: s, limiter: l, connected: connected, configured: make(chan struct{}), jobs: make(chan job), ended: make(chan struct{})}
 	link, err := connect(ctx, mux, p)
 	if err != nil {
 		return errors.Join(err, mux.Close())
 	}
 	registered := make(chan error, 1)
 	go func() { registered <- register(ctx, link.client) }()
-	err = p.run(ctx, registered, link.ended, connected)
+	err = p.run(ctx, registered, link.ended)
 	close(p.ended)
 	cancel()
 	link.close(mux)

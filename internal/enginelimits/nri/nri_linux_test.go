@@ -2,12 +2,12 @@ package nri
 
 import (
 	"context"
+	"io/fs"
 	"log/slog"
 	"net"
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -95,6 +95,8 @@ func TestConnection(t *testing.T) {
 	mask.Set(api.Event_CREATE_CONTAINER, api.Event_REMOVE_CONTAINER)
 	assert.Equal(t, int32(mask), configured.GetEvents())
 
+	_, err = enginelimits.ReadReport(dir)
+	require.ErrorIs(t, err, fs.ErrNotExist, "containerd does not ask about new containers yet")
 	pod := &api.PodSandbox{Id: "p", Name: "web", Namespace: "default", Annotations: map[string]string{SizeAnnotation: "2G", ContainerSizeAnnotation + "big": "4G", ContainerSizeAnnotation + "bad": "9G"}}
 	container := func(id, name string) *api.Container { return &api.Container{Id: id, PodSandboxId: "p", Name: name} }
 	answer, err := r.plugin.Synchronize(ctx, &api.SynchronizeRequest{Pods: []*api.PodSandbox{pod}, Containers: []*api.Container{container("1", "one")}, More: true})
@@ -103,7 +105,9 @@ func TestConnection(t *testing.T) {
 	answer, err = r.plugin.Synchronize(ctx, &api.SynchronizeRequest{Containers: []*api.Container{container("2", "big"), {Id: "3", PodSandboxId: "none", Name: "other"}}})
 	require.NoError(t, err)
 	assert.False(t, answer.GetMore())
-	require.Eventually(t, func() bool { _, ok := set.Load("2"); return ok }, 10*time.Second, time.Millisecond)
+	report, err := enginelimits.ReadReport(dir)
+	require.NoError(t, err)
+	assert.True(t, report.Engines[0].Connected)
 	for id, want := range map[string]any{"1": uint64(2 << 30), "2": uint64(4 << 30), "3": nil} {
 		limit, _ := set.Load(id)
 		assert.Equal(t, want, limit, id)

@@ -27,6 +27,7 @@ var events = func() int32 {
 type plugin struct {
 	source     *Source
 	limiter    *enginelimits.Limiter
+	connected  func()
 	configured chan struct{} // closed when containerd has configured the plugin
 	configure  sync.Once
 	jobs       chan job
@@ -44,7 +45,7 @@ type job struct {
 }
 
 // run does the work of requests until the connection ends.
-func (p *plugin) run(ctx context.Context, registered <-chan error, ended <-chan struct{}, connected func()) error {
+func (p *plugin) run(ctx context.Context, registered <-chan error, ended <-chan struct{}) error {
 	timeout := time.NewTimer(answerTimeout)
 	defer timeout.Stop()
 	configured := p.configured
@@ -62,7 +63,6 @@ func (p *plugin) run(ctx context.Context, registered <-chan error, ended <-chan 
 		case <-configured:
 			configured, jobs = nil, p.jobs
 			timeout.Stop()
-			connected()
 		case <-timeout.C:
 			return errors.New("NRI has not configured the plugin")
 		case <-ended:
@@ -93,8 +93,9 @@ func (p *plugin) Configure(context.Context, *api.ConfigureRequest) (*api.Configu
 	return &api.ConfigureResponse{Events: events}, nil
 }
 
-// Synchronize implements api.PluginService. It names all containers, in parts if they are many. They get their limits
-// after the answer, for which containerd does not wait long.
+// Synchronize implements api.PluginService. It names all containers, in parts if they are many. containerd neither creates nor
+// starts a container before it has the answer, and asks about each container afterwards. So the plugin is connected now, and
+// containers that were created before get their limits first, as far as containerd's patience goes.
 func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (*api.SynchronizeResponse, error) {
 	p.mu.Lock()
 	p.partial = append(p.partial, req)
@@ -107,10 +108,23 @@ func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (
 		return &api.SynchronizeResponse{More: true}, nil
 	}
 	containers := p.asked(parts)
-	err := p.inRun(ctx, func(ctx context.Context) {
-		p.catching.Go(func() { p.catchUp(ctx, containers) })
-	})
-	return &api.SynchronizeResponse{}, err
+	caught := make(chan struct{})
+	if err := p.inRun(ctx, func(ctx context.Context) {
+		p.connected()
+		p.catching.Go(func() {
+			defer close(caught)
+			p.catchUp(ctx, containers)
+		})
+	}); err != nil {
+		return nil, err
+	}
+	patience := time.NewTimer(catchUpTime)
+	defer patience.Stop()
+	select {
+	case <-caught:
+	case <-patience.C:
+	}
+	return &api.SynchronizeResponse{}, nil
 }
 
 // asked lists the containers for which a pod asks for a limit.
