@@ -12,7 +12,7 @@ import (
 // that they ask for.
 func (h hostCheck) engines() {
 	const check = "limits of engines"
-	if !h.config.NRI && h.config.DockerAPI == "" {
+	if !h.config.NRI && h.config.DockerAPI == "" && h.config.DockerNRI == "" {
 		return
 	}
 	report, err := enginelimits.ReadReport(h.config.State)

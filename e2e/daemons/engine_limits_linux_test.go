@@ -23,6 +23,8 @@ const (
 	fits       = "6+0 records out"
 	overLimit  = "Disk quota exceeded"
 	sizeOfPods = "cowshed.dev/size"
+
+	labelOfSize = "cowshed.size"
 )
 
 // atOnce is how many containers are made at the same time.
@@ -261,6 +263,11 @@ func TestDockerStorageOpt(t *testing.T) {
 		_, err = e.ContainerRestart(ctx, "web", client.ContainerRestartOptions{Timeout: new(int)})
 		require.NoError(t, err)
 		requireWrites("web", fits)
+		require.NoError(t, e.CreateLabelled(ctx, "label", "cowshed/sample:1", idle, map[string]string{labelOfSize: "4M"}))
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 3)
+		require.NoError(t, e.StartContainer(ctx, "label"))
+		requireWrites("label", overLimit)
+		require.NoError(t, e.Remove(ctx, "label"))
 		start("bad", "much")
 		requireOutcomes(t, ctx, e.cowshed, "docker", "invalid", 1)
 		requireDoctor(t, ctx, e.cowshed, "container bad of docker is without the limit that it asks for: --storage-opt size: invalid argument: size")
@@ -268,7 +275,7 @@ func TestDockerStorageOpt(t *testing.T) {
 		e.Kill()
 		e.Daemon.Start()
 		start("after", "4M")
-		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 3)
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 4)
 		requireWrites("after", overLimit)
 		e.cowshed.Kill()
 		e.cowshed.Start()
@@ -309,6 +316,84 @@ func TestDockerStorageOptAtOnce(t *testing.T) {
 			require.NoError(t, err)
 			requireSnapshotLimit(t, store.Context(ctx), store, c.Container.ID, 16+n)
 		}
+		require.NoError(t, e.RemoveAllContainers(ctx))
+	})
+}
+
+// withDockerNRI is Cowshed that is a plugin of the engine's NRI, and the engine.
+func withDockerNRI(settings ...string) []engine {
+	s := snapshotter{harness.CowshedSnapshotter, func(_ *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
+		c := h.StartCowshed("containerd", append(settings, fmt.Sprintf("docker_nri = %q", h.EngineNRISocket()))...)
+		return c.Options(), c
+	}}
+	return []engine{{"docker-nri", "", onSnapshotterWith(s, harness.EngineOptions{NRI: true})}}
+}
+
+// TestDockerNRI: with the NRI of the engine, the label cowshed.size limits a container from the start, and a bad one rejects it.
+// A container that was created while the daemon or the engine was away gets its limit afterwards.
+func TestDockerNRI(t *testing.T) {
+	inEach(t, withDockerNRI(`default_limit = "128M"`, `max_limit = "64M"`), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+		waitConnected(t, ctx, e.cowshed, "docker-nri")
+		store := e.containerd.Store("moby", harness.CowshedSnapshotter)
+		ctx = store.Context(ctx)
+		create := func(name, size string) error {
+			return e.CreateLabelled(ctx, name, "cowshed/sample:1", idle, map[string]string{labelOfSize: size})
+		}
+		limitOf := func(name string) string {
+			t.Helper()
+			c, err := e.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+			require.NoError(t, err)
+			info, err := store.Snapshots().Stat(ctx, c.Container.ID)
+			require.NoError(t, err)
+			return info.Labels[snapshots.LabelSnapshotMaxSize]
+		}
+		requireWrites := func(name, want string) {
+			t.Helper()
+			require.NoError(t, e.StartContainer(ctx, name))
+			result, err := e.Exec(ctx, name, write6)
+			require.NoError(t, err)
+			assert.Contains(t, result.Output, want)
+		}
+
+		require.NoError(t, create("web", "4M"))
+		assert.Equal(t, fmt.Sprint(4<<20), limitOf("web"), "without any wait")
+		requireWrites("web", overLimit)
+		require.NoError(t, create("big", "12M"))
+		requireWrites("big", fits)
+		var group errgroup.Group
+		for n := range atOnce() {
+			group.Go(func() error { return create(fmt.Sprintf("c%d", n), fmt.Sprintf("%dM", 16+n%32)) })
+		}
+		require.NoError(t, group.Wait())
+		for n := range atOnce() {
+			assert.Equal(t, fmt.Sprint((16+n%32)<<20), limitOf(fmt.Sprintf("c%d", n)))
+		}
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "set", 2+atOnce())
+
+		for size, want := range map[string]string{
+			"much": `cowshed: label cowshed.size: invalid argument: size "much": must be a number of bytes`,
+			"65M":  `cowshed: label cowshed.size: invalid argument: size "65M" is more than the 64MiB that the configuration`,
+		} {
+			require.ErrorContains(t, create("bad", size), want)
+			_, err := e.ContainerInspect(ctx, "bad", client.ContainerInspectOptions{})
+			require.Error(t, err, "nothing is left of it")
+		}
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "invalid", 2)
+
+		reconnected := reconnecting(t, e.cowshed, "docker-nri")
+		e.Kill()
+		e.Daemon.Start()
+		require.NoError(t, create("early", "4M")) // perhaps before Cowshed is connected again
+		reconnected()
+		c, err := e.ContainerInspect(ctx, "early", client.ContainerInspectOptions{})
+		require.NoError(t, err)
+		requireSnapshotLimit(t, ctx, store, c.Container.ID, 4)
+		requireWrites("early", overLimit)
+
+		e.cowshed.Kill()
+		e.cowshed.Start()
+		e.reconnect()
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "kept", 3+atOnce())
 		require.NoError(t, e.RemoveAllContainers(ctx))
 	})
 }

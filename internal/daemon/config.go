@@ -57,6 +57,7 @@ type Config struct {
 	NRI       bool   `toml:"nri"`
 	NRISocket string `toml:"nri_socket"`
 	DockerAPI string `toml:"docker_api"`
+	DockerNRI string `toml:"docker_nri"`
 
 	AlertPercents    []int    `toml:"alert_percents"`
 	AlertCommand     []string `toml:"alert_command"`
@@ -156,7 +157,7 @@ func (c Config) Validate() error {
 		optional  bool
 	}{
 		{"root", c.Root, false}, {"state", c.State, false}, {"address", c.Address, false},
-		{"containerd_address", c.ContainerdAddress, false}, {"nri_socket", c.NRISocket, false}, {"docker_home", c.DockerHome, true},
+		{"containerd_address", c.ContainerdAddress, false}, {"nri_socket", c.NRISocket, false}, {"docker_nri", c.DockerNRI, true}, {"docker_home", c.DockerHome, true},
 		{"docker_socket", c.DockerSocket, true}, {"docker_spec_dir", c.DockerSpecDir, false},
 	} {
 		if !dir.optional || dir.path != "" {

@@ -99,6 +99,7 @@ func TestWrongValues(t *testing.T) {
 		"no root":            {func(c *Config) { c.Root = "" }, "root"},
 		"relative address":   {func(c *Config) { c.Address = "x.sock" }, "address"},
 		"containerd":         {func(c *Config) { c.ContainerdAddress = "" }, "containerd_address"},
+		"docker nri":         {func(c *Config) { c.DockerNRI = "nri.sock" }, "docker_nri"},
 		"docker home":        {func(c *Config) { c.DockerHome = "x" }, "docker_home"},
 		"docker socket":      {func(c *Config) { c.DockerSocket = "x" }, "docker_socket"},
 		"docker name":        {func(c *Config) { c.DockerPlugin = "a/b" }, "docker_plugin"},

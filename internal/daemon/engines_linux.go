@@ -24,23 +24,26 @@ func (c Config) limitSources() ([]enginelimits.Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The author of a pod or an image is no operator of the host, and does not raise the limit of containers.
+	most := maxLimit
+	if most == 0 {
+		if most, err = parseLimit(c.DefaultLimit); err != nil {
+			return nil, err
+		}
+	}
 	var sources []enginelimits.Source
 	if c.NRI {
-		// The author of a pod is no operator of the host, and does not raise the limit of containers.
-		most := maxLimit
-		if most == 0 {
-			if most, err = parseLimit(c.DefaultLimit); err != nil {
-				return nil, err
-			}
-		}
 		sources = append(sources, &nri.Source{Socket: c.NRISocket, Max: most})
+	}
+	if c.DockerNRI != "" {
+		sources = append(sources, &nri.Source{Socket: c.DockerNRI, Max: most, Docker: true})
 	}
 	if c.DockerAPI != "" {
 		client, err := dockerapi.NewClient(c.DockerAPI)
 		if err != nil {
 			return nil, err
 		}
-		sources = append(sources, &dockerapi.Source{Client: client, Max: maxLimit})
+		sources = append(sources, &dockerapi.Source{Client: client, Max: maxLimit, MaxLabel: most})
 	}
 	return sources, nil
 }

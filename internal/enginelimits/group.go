@@ -53,8 +53,8 @@ func (g *Group) Wake() {
 	}
 }
 
-// Limited notes that a client has limited the snapshot of a key, which the Report may name.
-func (g *Group) Limited(key string) { g.limiter.report.limited(key) }
+// Settled notes that a client has limited or removed the snapshot of a key, which the Report may name.
+func (g *Group) Settled(key string) { g.limiter.report.settled(key) }
 
 // keep connects a source again and again.
 func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {

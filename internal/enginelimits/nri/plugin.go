@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
+	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
 )
 
 // events are the requests and events that containerd sends.
@@ -161,15 +163,21 @@ func (p *plugin) catchUp(ctx context.Context, containers []enginelimits.Containe
 	}
 }
 
-// CreateContainer implements api.PluginService. Its error rejects the container.
+// CreateContainer implements api.PluginService. Its error rejects the container. containerd has prepared the container's snapshot
+// before, and Docker Engine does it afterwards.
 func (p *plugin) CreateContainer(ctx context.Context, req *api.CreateContainerRequest) (*api.CreateContainerResponse, error) {
 	c, ok := p.source.container(req.GetPod(), req.GetContainer())
 	if !ok {
 		return &api.CreateContainerResponse{}, nil
 	}
-	c.Created = time.Now()
+	limit := p.limiter.Limit
+	if p.source.Docker {
+		limit = p.limiter.Expect
+	} else {
+		c.Created = time.Now()
+	}
 	var err error
-	if runErr := p.inRun(ctx, func(ctx context.Context) { err = p.limiter.Limit(ctx, c) }); runErr != nil {
+	if runErr := p.inRun(ctx, func(ctx context.Context) { err = limit(ctx, c) }); runErr != nil {
 		return nil, runErr
 	}
 	switch {
@@ -181,12 +189,15 @@ func (p *plugin) CreateContainer(ctx context.Context, req *api.CreateContainerRe
 	return &api.CreateContainerResponse{}, err
 }
 
-// container returns a container with the size that the annotations of its pod say, if they say any.
+// container returns a container with the size that its label or the annotations of its pod say, if they say any.
 func (s *Source) container(pod *api.PodSandbox, c *api.Container) (enginelimits.Container, bool) {
-	limited := enginelimits.Container{
-		Engine: engine, Namespace: namespace, ID: c.GetId(), Max: s.Max,
-		Name: fmt.Sprintf("%s/%s/%s", pod.GetNamespace(), pod.GetName(), c.GetName()),
+	limited := enginelimits.Container{Engine: s.Engine(), Namespace: s.namespace(), ID: c.GetId(), Max: s.Max}
+	if s.Docker {
+		size, ok := c.GetLabels()[dockerapi.SizeLabel]
+		limited.Name, limited.Setting, limited.Size = strings.TrimPrefix(c.GetName(), "/"), "label "+dockerapi.SizeLabel, size
+		return limited, ok
 	}
+	limited.Name = fmt.Sprintf("%s/%s/%s", pod.GetNamespace(), pod.GetName(), c.GetName())
 	for _, annotation := range []string{ContainerSizeAnnotation + c.GetName(), SizeAnnotation} {
 		if size, ok := pod.GetAnnotations()[annotation]; ok {
 			limited.Setting, limited.Size = "annotation "+annotation, size
@@ -198,14 +209,14 @@ func (s *Source) container(pod *api.PodSandbox, c *api.Container) (enginelimits.
 
 // RemoveContainer implements api.PluginService.
 func (p *plugin) RemoveContainer(_ context.Context, req *api.RemoveContainerRequest) (*api.RemoveContainerResponse, error) {
-	p.limiter.Forget(namespace, req.GetContainer().GetId())
+	p.limiter.Forget(p.source.namespace(), req.GetContainer().GetId())
 	return &api.RemoveContainerResponse{}, nil
 }
 
 // StateChange implements api.PluginService. Some versions of containerd send RemoveContainer as one.
 func (p *plugin) StateChange(_ context.Context, event *api.StateChangeEvent) (*api.Empty, error) {
 	if event.GetEvent() == api.Event_REMOVE_CONTAINER {
-		p.limiter.Forget(namespace, event.GetContainer().GetId())
+		p.limiter.Forget(p.source.namespace(), event.GetContainer().GetId())
 	}
 	return &api.Empty{}, nil
 }
