@@ -3,6 +3,7 @@ package daemon
 import (
 	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
 	"github.com/cowshed/cowshed/internal/enginelimits/nri"
 )
 
@@ -33,7 +34,13 @@ func (c Config) limitSources() ([]enginelimits.Source, error) {
 	}
 	var sources []enginelimits.Source
 	if c.NRI {
-		sources = append(sources, &nri.Source{Socket: c.NRISocket, Max: most})
+		pods := &nri.Source{Socket: c.NRISocket, Max: most}
+		if c.KubeletPods {
+			client := &kubelet.Client{Address: c.KubeletAddress, CA: c.KubeletCA, Credential: c.KubeletCredential}
+			pods.Kubelet = kubelet.NewSource(client, most)
+			sources = append(sources, pods.Kubelet)
+		}
+		sources = append(sources, pods)
 	}
 	if c.DockerNRI != "" {
 		sources = append(sources, &nri.Source{Socket: c.DockerNRI, Max: most, Docker: true})

@@ -17,7 +17,7 @@ func NewMetrics() *Metrics {
 	return &Metrics{
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "cowshed_engine_connected",
-			Help: "1 while the daemon is connected to an engine whose containers have limits (nri, docker or docker-nri), else 0.",
+			Help: "1 while the daemon is connected to an engine whose containers have limits (nri, kubelet, docker or docker-nri), else 0.",
 		}, []string{"engine"}),
 		limits: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_engine_limits_total",

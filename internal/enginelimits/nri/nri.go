@@ -20,6 +20,7 @@ import (
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
 )
 
 // Annotations of pods.
@@ -29,6 +30,7 @@ const (
 	pluginName              = "cowshed"           // by which containerd knows the plugin
 	pluginIndex             = "10"                // its place among plugins, which does not matter
 	answerTimeout           = 10 * time.Second    // for containerd to register and configure the plugin
+	kubeletTime             = time.Second         // for the kubelet to name a new pod, before its container is created
 	catchUpTime             = time.Second         // in which containers get their limits before containerd starts any
 )
 
@@ -37,6 +39,8 @@ type Source struct {
 	Socket string // of NRI
 	Max    uint64 // the largest size that is allowed; 0: any
 	Docker bool   // the socket is a Docker Engine's, not containerd's
+	// Kubelet says the limits of containers without an annotation; nil: they have none.
+	Kubelet *kubelet.Source
 }
 
 // Engine implements enginelimits.Source.

@@ -2,12 +2,16 @@ package nri
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -18,6 +22,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet/kubelettest"
 )
 
 // limits are the limits that have been set, by id.
@@ -124,4 +130,75 @@ func TestConnection(t *testing.T) {
 
 	require.NoError(t, r.mux.Close())
 	accept(t, l) // and it is not configured when everything ends
+}
+
+// TestKubelet: a container without an annotation gets the limit that the kubelet knows. While the kubelet is away the container
+// is created without it, which the report says, and it gets the limit afterwards.
+func TestKubelet(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "nri.sock")
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	defer l.Close()
+	var away atomic.Bool
+	k := kubelettest.Start(t, func(w http.ResponseWriter, _ *http.Request) {
+		if away.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		const container = `{"name": "%s", "resources": {"limits": {"ephemeral-storage": "%s"}}}`
+		fmt.Fprintf(w, `{"items": [{"metadata": {"uid": "u"}, "spec": {"containers": [`+container+`, `+container+`]}},
+			{"metadata": {"uid": "v"}, "spec": {"containers": [`+container+`]}}]}`, "web", "1Gi", "annotated", "2Gi", "web", "3Gi")
+	})
+	source := &Source{Socket: socket, Kubelet: kubelet.NewSource(&kubelet.Client{Address: k.Address, CA: k.CA, Credential: k.Credential}, 0)}
+	var set limits
+	group := enginelimits.NewGroup([]enginelimits.Source{source, source.Kubelet}, &set, enginelimits.NewMetrics(), dir, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { group.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	r := accept(t, l)
+	configured, err := r.plugin.Configure(ctx, &api.ConfigureRequest{})
+	require.NoError(t, err)
+	var mask api.EventMask
+	mask.Set(api.Event_CREATE_CONTAINER, api.Event_REMOVE_CONTAINER, api.Event_RUN_POD_SANDBOX)
+	assert.Equal(t, int32(mask), configured.GetEvents())
+	limitOf := func(id string) any { limit, _ := set.Load(id); return limit }
+	refused := func() []enginelimits.Refused {
+		report, err := enginelimits.ReadReport(dir)
+		require.NoError(t, err)
+		return report.Refused
+	}
+
+	pod := &api.PodSandbox{Id: "p", Uid: "u", Annotations: map[string]string{ContainerSizeAnnotation + "annotated": "4G"}}
+	_, err = r.plugin.Synchronize(ctx, &api.SynchronizeRequest{Pods: []*api.PodSandbox{pod}, Containers: []*api.Container{
+		{Id: "1", PodSandboxId: "p", Name: "web"}, {Id: "2", PodSandboxId: "p", Name: "annotated"}, {Id: "3", PodSandboxId: "p", Name: "free"},
+	}})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return limitOf("1") != nil }, 10*time.Second, time.Millisecond)
+	assert.Equal(t, []any{uint64(1 << 30), uint64(4 << 30), nil}, []any{limitOf("1"), limitOf("2"), limitOf("3")})
+	_, err = r.plugin.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: pod})
+	require.NoError(t, err)
+	create := func(id, uid, name string) {
+		t.Helper()
+		_, err := r.plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: &api.PodSandbox{Uid: uid}, Container: &api.Container{Id: id, Name: name}})
+		require.NoError(t, err)
+	}
+	create("4", "v", "web")
+	assert.Equal(t, uint64(3<<30), limitOf("4"))
+	create("5", "none", "web")
+	assert.Nil(t, limitOf("5"))
+	assert.Empty(t, refused())
+
+	away.Store(true)
+	create("6", "w", "web")
+	require.Len(t, refused(), 1)
+	assert.Contains(t, refused()[0].Error, "the kubelet does not say the limits of pods")
+	away.Store(false)
+	require.Eventually(t, func() bool {
+		group.Wake()
+		return len(refused()) == 0
+	}, 10*time.Second, time.Millisecond)
+	assert.Nil(t, limitOf("6"), "its pod is gone")
 }
