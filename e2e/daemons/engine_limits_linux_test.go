@@ -121,6 +121,10 @@ func TestKubernetesAnnotations(t *testing.T) {
 
 		reconnected := reconnecting(t, h.cowshed, "nri")
 		h.containerd.Kill()
+		requireDoctor(t, ctx, h.cowshed, "nri is not connected since")
+		connected, err := h.cowshed.EngineConnected(ctx, "nri")
+		require.NoError(t, err)
+		assert.False(t, connected)
 		h.containerd.Start()
 		early := pod.start(ctx, "early") // perhaps before Cowshed is connected again
 		reconnected()
