@@ -34,7 +34,7 @@ type Source struct {
 
 	mu      sync.Mutex
 	pods    pods                 // of the last answer
-	away    error                // why the kubelet is away; nil: it is there, or being asked for the first time
+	away    error                // why the last request failed; nil: it did not, or there was none yet
 	waiting []chan error         // for the answer to the next request
 	later   map[string]Container // that wait for the kubelet, by id
 }
@@ -49,9 +49,6 @@ func (s *Source) Engine() string { return Engine }
 
 // Run implements enginelimits.Source. A request that fails ends it.
 func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) (err error) {
-	s.mu.Lock()
-	s.away = nil
-	s.mu.Unlock()
 	for first := true; ; first = false {
 		if err := s.refresh(ctx); err != nil {
 			return err
@@ -77,10 +74,10 @@ func (s *Source) refresh(ctx context.Context) error {
 	list, err := s.client.pods(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.away = err
 	if err == nil {
 		s.pods = list
 	} else {
-		s.away = err
 		waiting, s.waiting = append(waiting, s.waiting...), nil
 	}
 	for _, w := range waiting {
@@ -122,7 +119,7 @@ func (s *Source) Wanted(pod string) {
 }
 
 // Limit returns a container with the size of its limit, or without one if its pod names none. It waits for the kubelet if the pod
-// is new, until ctx is done. Returns the reason if the kubelet is away.
+// is new, until ctx is done. A kubelet that is away is not waited for. Returns the reason then.
 func (s *Source) Limit(ctx context.Context, c Container) (enginelimits.Container, error) {
 	s.mu.Lock()
 	_, ok := s.pods[c.Pod]

@@ -87,7 +87,7 @@ func TestSource(t *testing.T) {
 	assert.Equal(t, "1073741824", got)
 	_, err = size("3", "web")
 	require.ErrorContains(t, err, "503 Service Unavailable")
-	require.Eventually(t, func() bool { return !connected() }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return !connected() }, time.Minute, time.Millisecond)
 	for _, c := range []Container{containerIn("1", "web"), containerIn("2", "web"), containerIn("1", "gone")} {
 		s.Later(c)
 	}
@@ -98,7 +98,7 @@ func TestSource(t *testing.T) {
 		group.Wake()
 		_, ok := set.Load("1web")
 		return ok
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	limit, _ := set.Load("1web")
 	assert.Equal(t, uint64(1<<30), limit)
 	_, ok := set.Load("2web")
@@ -106,7 +106,7 @@ func TestSource(t *testing.T) {
 	require.True(t, connected())
 
 	s.Later(containerIn("1", "init"))
-	require.Eventually(t, func() bool { _, ok := set.Load("1init"); return ok }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { _, ok := set.Load("1init"); return ok }, time.Minute, time.Millisecond)
 }
 
 // TestHostileQuantity: a limit that is no quantity is reported, and the others count.
