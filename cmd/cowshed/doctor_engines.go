@@ -12,7 +12,7 @@ import (
 // that they ask for. Without the daemon, the report of the former one stands.
 func (h hostCheck) engines(daemonAnswers bool) {
 	const check = "limits of engines"
-	if !h.config.NRI && h.config.DockerAPI == "" {
+	if !h.config.NRI && h.config.DockerAPI == "" && h.config.DockerNRI == "" {
 		return
 	}
 	report, err := enginelimits.ReadReport(h.config.State)

@@ -23,18 +23,19 @@ import (
 // kubernetesNode is the root of a node, with the programs of this machine, a btrfs, and a systemctl that writes down its
 // arguments.
 type kubernetesNode struct {
-	t                   *testing.T
-	root, files, config string
-	command             []string // of the container that installs
-	caps                string   // of that container, as setpriv wants them
-	env                 []string // of that container
+	t               *testing.T
+	root, files     string
+	config, kubelet string
+	command         []string // of the container that installs
+	caps            string   // of that container, as setpriv wants them
+	env             []string // of that container
 }
 
 // newKubernetesNode prepares a node and the container of packaging/kubernetes.
 func newKubernetesNode(t *testing.T, onBtrfs bool) *kubernetesNode {
 	t.Helper()
 	testfs.Root(t)
-	n := &kubernetesNode{t: t, root: t.TempDir(), files: t.TempDir(), config: t.TempDir()}
+	n := &kubernetesNode{t: t, root: t.TempDir(), files: t.TempDir(), config: t.TempDir(), kubelet: t.TempDir()}
 	for _, dir := range []string{"usr", "etc/containerd", "run", "tmp", "dev", "proc", "var/lib/cowshed"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(n.root, dir), 0o755))
 	}
@@ -115,7 +116,7 @@ func (n *kubernetesNode) systemctl(condition string) {
 func (n *kubernetesNode) install() (output string, err error) {
 	n.t.Helper()
 	cmd := exec.Command("setpriv", "--inh-caps=-all", "--bounding-set="+n.caps, filepath.Join(n.files, "node.sh"), n.command[1], n.root)
-	cmd.Env = append(append(os.Environ(), "COWSHED_FILES="+n.files, "COWSHED_CONFIG="+n.config), n.env...)
+	cmd.Env = append(append(os.Environ(), "COWSHED_FILES="+n.files, "COWSHED_CONFIG="+n.config, "COWSHED_KUBELET="+n.kubelet), n.env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -333,6 +334,36 @@ func TestKubernetesSecrets(t *testing.T) {
 	out, err = n.install()
 	require.NoError(t, err, out)
 	check("/etc/cowshed/config.toml")
+}
+
+// TestKubernetesToken: only root reads the token for the kubelet. It changes without a restart of the daemon, and goes when the
+// cluster has it no more, and with Cowshed.
+func TestKubernetesToken(t *testing.T) {
+	n := newKubernetesNode(t, true)
+	before := n.tree()
+	const name = "/etc/cowshed/kubelet-token"
+	for _, text := range []string{"one", "another"} {
+		write(t, filepath.Join(n.kubelet, "token"), text)
+		out, err := n.install()
+		require.NoError(t, err, out)
+		assert.Equal(t, text == "one", strings.Contains(n.calls(), "restart"), text)
+		assert.Equal(t, text, n.tree()[name])
+		info, err := os.Stat(n.path(name))
+		require.NoError(t, err)
+		assert.Equal(t, os.FileMode(0o600), info.Mode())
+	}
+	token := filepath.Join(n.kubelet, "token")
+	require.NoError(t, os.Remove(token))
+	out, err := n.install()
+	require.NoError(t, err, out)
+	assert.NotContains(t, n.tree(), name)
+	write(t, token, "one")
+	out, err = n.install()
+	require.NoError(t, err, out)
+	out, err = runScript(n, "uninstall")
+	require.NoError(t, err, out)
+	n.calls()
+	assert.Equal(t, before, n.tree())
 }
 
 // TestKubernetesRoot: the root of the configuration is checked, in both kinds of quotes and with a comment behind it.

@@ -50,6 +50,11 @@ used meanwhile. A second daemon on the same root is refused.`,
 	flags.StringVar(&f.config.MaxLimit, "max-limit", "", "largest `SIZE` that an engine may name for a container")
 	flags.BoolVar(&f.config.NRI, "nri", false, "limit containers of Kubernetes by annotations of their pods, as a plugin of NRI")
 	flags.StringVar(&f.config.NRISocket, "nri-socket", f.config.NRISocket, "`SOCKET` of containerd's NRI")
+	flags.BoolVar(&f.config.KubeletPods, "kubelet-pods", false, "ask the kubelet for the limits of pods without such an annotation")
+	flags.StringVar(&f.config.KubeletAddress, "kubelet-address", f.config.KubeletAddress, "`HOST:PORT` of the kubelet")
+	flags.StringVar(&f.config.KubeletCA, "kubelet-ca", "", "`FILE` with the authority of the kubelet's certificate")
+	flags.StringVar(&f.config.KubeletCredential, "kubelet-credential", "", "`FILE` with a token, or a certificate and its key, for the kubelet")
+	flags.StringVar(&f.config.DockerNRI, "docker-nri", "", "limit containers of the Docker Engine with NRI at this `SOCKET` by their label cowshed.size")
 	flags.StringVar(&f.config.DockerAPI, "docker-api", "", "limit containers of the Docker Engine at this `ADDRESS`, as unix:///run/docker.sock, by --storage-opt size")
 	flags.IntSliceVar(&f.config.AlertPercents, "alert-percents", f.config.AlertPercents, "report containers at these parts of their limit, in percent")
 	flags.StringArrayVar(&f.config.AlertCommand, "alert-command", nil, "absolute path or `ARGUMENT` of the command that gets these reports (repeatable)")
@@ -112,6 +117,11 @@ func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 		"max-limit":          func() { c.MaxLimit = f.config.MaxLimit },
 		"nri":                func() { c.NRI = f.config.NRI },
 		"nri-socket":         func() { c.NRISocket = f.config.NRISocket },
+		"kubelet-pods":       func() { c.KubeletPods = f.config.KubeletPods },
+		"kubelet-address":    func() { c.KubeletAddress = f.config.KubeletAddress },
+		"kubelet-ca":         func() { c.KubeletCA = f.config.KubeletCA },
+		"kubelet-credential": func() { c.KubeletCredential = f.config.KubeletCredential },
+		"docker-nri":         func() { c.DockerNRI = f.config.DockerNRI },
 		"docker-api":         func() { c.DockerAPI = f.config.DockerAPI },
 		"alert-percents":     func() { c.AlertPercents = f.config.AlertPercents },
 		"alert-command":      func() { c.AlertCommand = f.config.AlertCommand },

@@ -226,7 +226,7 @@ func requireKeys(t *testing.T, ctx context.Context, store *harness.Store) (keys 
 		var err error
 		keys, err = store.Keys(ctx)
 		require.NoError(c, err)
-	}, 20*time.Second, 50*time.Millisecond)
+	}, testTimeout, 50*time.Millisecond)
 	return keys
 }
 

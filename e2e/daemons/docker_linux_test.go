@@ -64,12 +64,18 @@ func engines() []engine {
 
 // onSnapshotter starts the engine of today on a containerd with the snapshotter.
 func onSnapshotter(s snapshotter) func(*testing.T, *harness.Host, filesystem) engineHost {
+	return onSnapshotterWith(s, harness.EngineOptions{})
+}
+
+// onSnapshotterWith is onSnapshotter with more options of the engine.
+func onSnapshotterWith(s snapshotter, engine harness.EngineOptions) func(*testing.T, *harness.Host, filesystem) engineHost {
 	return func(t *testing.T, h *harness.Host, fs filesystem) engineHost {
 		opts, cowshed := s.start(t, h)
 		containerd := h.StartContainerd("containerd", opts)
 		store := containerd.Store("moby", s.name)
+		engine.Driver, engine.Containerd = s.name, containerd
 		return engineHost{
-			Engine: h.StartDocker(harness.EngineOptions{Driver: s.name, Containerd: containerd}),
+			Engine: h.StartDocker(engine),
 			host:   h, driver: s.name, containerd: containerd, cowshed: cowshed, service: "snapshots",
 			left: func() []string {
 				ctx := store.Context(testContext(t))

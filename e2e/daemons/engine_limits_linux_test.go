@@ -23,6 +23,8 @@ const (
 	fits       = "6+0 records out"
 	overLimit  = "Disk quota exceeded"
 	sizeOfPods = "cowshed.dev/size"
+
+	labelOfSize = "cowshed.size"
 )
 
 // atOnce is how many containers are made at the same time.
@@ -49,7 +51,18 @@ func waitConnected(t *testing.T, ctx context.Context, c *harness.Cowshed, engine
 	require.Eventually(t, func() bool {
 		connected, err := c.EngineConnected(ctx, engine)
 		return err == nil && connected
-	}, 30*time.Second, 20*time.Millisecond)
+	}, testTimeout, 20*time.Millisecond)
+}
+
+// reconnecting returns a function that waits until Cowshed has connected to an engine once more. The metric does not tell: it may
+// still be that of the former connection.
+func reconnecting(t *testing.T, c *harness.Cowshed, engine string) (wait func()) {
+	t.Helper()
+	before := c.EngineConnections(engine)
+	return func() {
+		t.Helper()
+		require.Eventually(t, func() bool { return c.EngineConnections(engine) > before }, testTimeout, 20*time.Millisecond)
+	}
 }
 
 func requireOutcomes(t *testing.T, ctx context.Context, c *harness.Cowshed, engine, outcome string, want int) {
@@ -58,7 +71,7 @@ func requireOutcomes(t *testing.T, ctx context.Context, c *harness.Cowshed, engi
 		count, err := c.EngineLimits(ctx, engine, outcome)
 		assert.NoError(t, err)
 		assert.Equal(t, want, count, outcome)
-	}, 10*time.Second, 10*time.Millisecond)
+	}, testTimeout, 20*time.Millisecond)
 }
 
 func podNamed(name string) *criapi.PodSandboxMetadata {
@@ -106,14 +119,23 @@ func TestKubernetesAnnotations(t *testing.T) {
 		pod.exec(ctx, web, "rm /held; sync -f /")
 		requireWrites(web, fits)
 
+		reconnected := reconnecting(t, h.cowshed, "nri")
 		h.containerd.Kill()
+		requireDoctor(t, ctx, h.cowshed, "nri is not connected since")
+		connected, err := h.cowshed.EngineConnected(ctx, "nri")
+		require.NoError(t, err)
+		assert.False(t, connected)
 		h.containerd.Start()
+		early := pod.start(ctx, "early") // perhaps before Cowshed is connected again
+		reconnected()
+		requireSnapshotLimit(t, ctx, store, early, 4)
+		requireWrites(early, overLimit)
 		requireWrites(web, fits)
 		requireWrites(pod.start(ctx, "after"), overLimit)
 		h.cowshed.Kill()
 		h.cowshed.Start()
 		waitConnected(t, ctx, h.cowshed, "nri")
-		requireOutcomes(t, ctx, h.cowshed, "nri", "kept", 3)
+		requireOutcomes(t, ctx, h.cowshed, "nri", "kept", 4)
 		requireWrites(web, fits)
 		requireWrites(big, fits)
 
@@ -168,19 +190,24 @@ func TestKubernetesAnnotationsAtOnce(t *testing.T) {
 	})
 }
 
+// requireSnapshotLimit waits until a snapshot has a limit.
 func requireSnapshotLimit(t *testing.T, ctx context.Context, store *harness.Store, key string, mib int) {
 	t.Helper()
-	info, err := store.Snapshots().Stat(ctx, key)
-	require.NoError(t, err)
-	assert.Equal(t, fmt.Sprint(mib<<20), info.Labels[snapshots.LabelSnapshotMaxSize])
+	require.EventuallyWithT(t, func(t *assert.CollectT) {
+		info, err := store.Snapshots().Stat(ctx, key)
+		assert.NoError(t, err)
+		assert.Equal(t, fmt.Sprint(mib<<20), info.Labels[snapshots.LabelSnapshotMaxSize])
+	}, testTimeout, 20*time.Millisecond)
 }
 
-// requireDoctor checks that cowshed doctor says something about limits, among other things.
+// requireDoctor waits until cowshed doctor says something about limits, among other things.
 func requireDoctor(t *testing.T, ctx context.Context, c *harness.Cowshed, want string) {
 	t.Helper()
-	// The host of a test has no configurations of containerd and Docker in the places where doctor looks.
-	err := c.Command(ctx, "doctor", "--containerd", "--config", c.Config)
-	require.ErrorContains(t, err, want)
+	require.EventuallyWithT(t, func(t *assert.CollectT) {
+		// The host of a test has no configurations of containerd and Docker in the places where doctor looks.
+		err := c.Command(ctx, "doctor", "--containerd", "--config", c.Config)
+		assert.ErrorContains(t, err, want)
+	}, testTimeout, 20*time.Millisecond)
 }
 
 // engineAPI is a line of the configuration.
@@ -208,16 +235,17 @@ const idle = "trap exit TERM; sleep 3600 & wait"
 func TestDockerStorageOpt(t *testing.T) {
 	inEach(t, dockerWith(withDockerAPI()), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		waitConnected(t, ctx, e.cowshed, "docker")
-		result, err := e.RunContainer(ctx, "run", "cowshed/sample:1", limitScript, map[string]string{"size": "8M"})
-		require.NoError(t, err)
-		assert.Contains(t, result.Output, overLimit)
-		assert.Contains(t, result.Output, "and then: again\n")
-
 		start := func(name, size string) {
 			t.Helper()
 			require.NoError(t, e.CreateContainer(ctx, name, "cowshed/sample:1", idle, map[string]string{"size": size}))
 			require.NoError(t, e.StartContainer(ctx, name))
 		}
+		start("run", "8M")
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 1) // the engine does not wait for it
+		result, err := e.Exec(ctx, "run", limitScript)
+		require.NoError(t, err)
+		assert.Contains(t, result.Output, overLimit)
+		assert.Contains(t, result.Output, "and then: again\n")
 		requireWrites := func(name, want string) {
 			t.Helper()
 			result, err := e.Exec(ctx, name, write6)
@@ -228,6 +256,7 @@ func TestDockerStorageOpt(t *testing.T) {
 			return e.cowshed.Command(ctx, "limit", "docker:web", size, "--config", e.cowshed.Config)
 		}
 		start("web", "4M")
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 2)
 		requireWrites("web", overLimit)
 		require.NoError(t, limit("12M"))
 		_, err = e.Exec(ctx, "web", "dd if=/dev/urandom of=/held bs=1M count=6 conv=fsync; sync -f /")
@@ -238,6 +267,11 @@ func TestDockerStorageOpt(t *testing.T) {
 		_, err = e.ContainerRestart(ctx, "web", client.ContainerRestartOptions{Timeout: new(int)})
 		require.NoError(t, err)
 		requireWrites("web", fits)
+		require.NoError(t, e.CreateLabelled(ctx, "label", "cowshed/sample:1", idle, map[string]string{labelOfSize: "4M"}))
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 3)
+		require.NoError(t, e.StartContainer(ctx, "label"))
+		requireWrites("label", overLimit)
+		require.NoError(t, e.Remove(ctx, "label"))
 		start("bad", "much")
 		requireOutcomes(t, ctx, e.cowshed, "docker", "invalid", 1)
 		requireDoctor(t, ctx, e.cowshed, "container bad of docker is without the limit that it asks for: --storage-opt size: invalid argument: size")
@@ -245,7 +279,7 @@ func TestDockerStorageOpt(t *testing.T) {
 		e.Kill()
 		e.Daemon.Start()
 		start("after", "4M")
-		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 3)
+		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 4)
 		requireWrites("after", overLimit)
 		e.cowshed.Kill()
 		e.cowshed.Start()
@@ -275,15 +309,95 @@ func TestDockerStorageOptAtOnce(t *testing.T) {
 		}
 		require.NoError(t, group.Wait())
 		requireOutcomes(t, ctx, e.cowshed, "docker", "set", atOnce()+1)
-		delays, err := e.cowshed.EngineDelays(ctx, "docker")
-		require.NoError(t, err)
-		assert.Equal(t, atOnce()+1, delays)
+		require.EventuallyWithT(t, func(t *assert.CollectT) {
+			delays, err := e.cowshed.EngineDelays(ctx, "docker")
+			assert.NoError(t, err)
+			assert.Equal(t, atOnce()+1, delays)
+		}, testTimeout, 20*time.Millisecond)
 		store := e.containerd.Store("moby", harness.CowshedSnapshotter)
 		for n := range atOnce() + 1 {
 			c, err := e.ContainerInspect(ctx, fmt.Sprintf("c%d", n), client.ContainerInspectOptions{})
 			require.NoError(t, err)
 			requireSnapshotLimit(t, store.Context(ctx), store, c.Container.ID, 16+n)
 		}
+		require.NoError(t, e.RemoveAllContainers(ctx))
+	})
+}
+
+// withDockerNRI is Cowshed that is a plugin of the engine's NRI, and the engine.
+func withDockerNRI(settings ...string) []engine {
+	s := snapshotter{harness.CowshedSnapshotter, func(_ *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
+		c := h.StartCowshed("containerd", append(settings, fmt.Sprintf("docker_nri = %q", h.EngineNRISocket()))...)
+		return c.Options(), c
+	}}
+	return []engine{{"docker-nri", "", onSnapshotterWith(s, harness.EngineOptions{NRI: true})}}
+}
+
+// TestDockerNRI: with the NRI of the engine, the label cowshed.size limits a container from the start, and a bad one rejects it.
+// A container that was created while the daemon or the engine was away gets its limit afterwards.
+func TestDockerNRI(t *testing.T) {
+	inEach(t, withDockerNRI(`default_limit = "128M"`, `max_limit = "64M"`), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+		waitConnected(t, ctx, e.cowshed, "docker-nri")
+		store := e.containerd.Store("moby", harness.CowshedSnapshotter)
+		ctx = store.Context(ctx)
+		create := func(name, size string) error {
+			return e.CreateLabelled(ctx, name, "cowshed/sample:1", idle, map[string]string{labelOfSize: size})
+		}
+		limitOf := func(name string) string {
+			t.Helper()
+			c, err := e.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+			require.NoError(t, err)
+			info, err := store.Snapshots().Stat(ctx, c.Container.ID)
+			require.NoError(t, err)
+			return info.Labels[snapshots.LabelSnapshotMaxSize]
+		}
+		requireWrites := func(name, want string) {
+			t.Helper()
+			require.NoError(t, e.StartContainer(ctx, name))
+			result, err := e.Exec(ctx, name, write6)
+			require.NoError(t, err)
+			assert.Contains(t, result.Output, want)
+		}
+
+		require.NoError(t, create("web", "4M"))
+		assert.Equal(t, fmt.Sprint(4<<20), limitOf("web"), "without any wait")
+		requireWrites("web", overLimit)
+		require.NoError(t, create("big", "12M"))
+		requireWrites("big", fits)
+		var group errgroup.Group
+		for n := range atOnce() {
+			group.Go(func() error { return create(fmt.Sprintf("c%d", n), fmt.Sprintf("%dM", 16+n%32)) })
+		}
+		require.NoError(t, group.Wait())
+		for n := range atOnce() {
+			assert.Equal(t, fmt.Sprint((16+n%32)<<20), limitOf(fmt.Sprintf("c%d", n)))
+		}
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "set", 2+atOnce())
+
+		for size, want := range map[string]string{
+			"much": `cowshed: label cowshed.size: invalid argument: size "much": must be a number of bytes`,
+			"65M":  `cowshed: label cowshed.size: invalid argument: size "65M" is more than the 64MiB that the configuration`,
+		} {
+			require.ErrorContains(t, create("bad", size), want)
+			_, err := e.ContainerInspect(ctx, "bad", client.ContainerInspectOptions{})
+			require.Error(t, err, "nothing is left of it")
+		}
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "invalid", 2)
+
+		reconnected := reconnecting(t, e.cowshed, "docker-nri")
+		e.Kill()
+		e.Daemon.Start()
+		require.NoError(t, create("early", "4M")) // perhaps before Cowshed is connected again
+		reconnected()
+		c, err := e.ContainerInspect(ctx, "early", client.ContainerInspectOptions{})
+		require.NoError(t, err)
+		requireSnapshotLimit(t, ctx, store, c.Container.ID, 4)
+		requireWrites("early", overLimit)
+
+		e.cowshed.Kill()
+		e.cowshed.Start()
+		e.reconnect()
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "kept", 3+atOnce())
 		require.NoError(t, e.RemoveAllContainers(ctx))
 	})
 }

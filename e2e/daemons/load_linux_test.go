@@ -121,7 +121,7 @@ func requireOnlyImage(t *testing.T, ctx context.Context, h containerdHost, image
 	assert.Len(t, requireKeys(t, ctx, h.store), snapshots)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		assert.Len(c, h.fs.volumes(t, h.Host), snapshots)
-	}, 20*time.Second, 50*time.Millisecond)
+	}, testTimeout, 50*time.Millisecond)
 }
 
 // TestContainerdLoad has 200 containers live their lives at the hands of 16 clients.

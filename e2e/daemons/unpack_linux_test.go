@@ -62,7 +62,7 @@ func requireConnected(t *testing.T, ctx context.Context, store *harness.Store) {
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		_, err := store.Snapshots().Prepare(ctx, "connected", "")
 		require.NoError(c, err)
-	}, 20*time.Second, 50*time.Millisecond)
+	}, testTimeout, 50*time.Millisecond)
 	if err := store.Snapshots().Remove(ctx, "connected"); !errdefs.IsNotFound(err) { // containerd may have collected it: nothing refers to it
 		require.NoError(t, err)
 	}

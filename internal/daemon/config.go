@@ -20,6 +20,7 @@ import (
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
 	"github.com/cowshed/cowshed/internal/limitalert"
 	"github.com/cowshed/cowshed/plugin"
 	"github.com/cowshed/cowshed/quota"
@@ -57,6 +58,12 @@ type Config struct {
 	NRI       bool   `toml:"nri"`
 	NRISocket string `toml:"nri_socket"`
 	DockerAPI string `toml:"docker_api"`
+	DockerNRI string `toml:"docker_nri"`
+
+	KubeletPods       bool   `toml:"kubelet_pods"`
+	KubeletAddress    string `toml:"kubelet_address"`
+	KubeletCA         string `toml:"kubelet_ca"`
+	KubeletCredential string `toml:"kubelet_credential"`
 
 	AlertPercents    []int    `toml:"alert_percents"`
 	AlertCommand     []string `toml:"alert_command"`
@@ -98,6 +105,7 @@ func Default() Config {
 		LimitScope:        quota.ScopeLayer.String(),
 		RootStyle:         string(cowcommon.SnapshotRoot),
 		NRISocket:         "/var/run/nri/nri.sock",
+		KubeletAddress:    "127.0.0.1:10250",
 		AlertPercents:     []int{80, 95},
 		DockerSpecDir:     plugin.SpecDir,
 		LogLevel:          "info",
@@ -156,7 +164,8 @@ func (c Config) Validate() error {
 		optional  bool
 	}{
 		{"root", c.Root, false}, {"state", c.State, false}, {"address", c.Address, false},
-		{"containerd_address", c.ContainerdAddress, false}, {"nri_socket", c.NRISocket, false}, {"docker_home", c.DockerHome, true},
+		{"containerd_address", c.ContainerdAddress, false}, {"nri_socket", c.NRISocket, false}, {"docker_nri", c.DockerNRI, true}, {"docker_home", c.DockerHome, true},
+		{"kubelet_ca", c.KubeletCA, !c.KubeletPods}, {"kubelet_credential", c.KubeletCredential, !c.KubeletPods},
 		{"docker_socket", c.DockerSocket, true}, {"docker_spec_dir", c.DockerSpecDir, false},
 	} {
 		if !dir.optional || dir.path != "" {
@@ -171,6 +180,10 @@ func (c Config) Validate() error {
 	check("max_limit", err)
 	if c.DockerAPI != "" {
 		check("docker_api", dockerapi.CheckAddress(c.DockerAPI))
+	}
+	check("kubelet_address", kubelet.CheckAddress(c.KubeletAddress))
+	if c.KubeletPods && !c.NRI {
+		check("kubelet_pods", errors.New("needs nri = true"))
 	}
 	check("alert_percents", limitalert.CheckLevels(c.AlertPercents))
 	check("alert_command", limitalert.CheckCommand(c.AlertCommand))

@@ -32,8 +32,12 @@ func (s measuredSnapshotter) noted(err error) error {
 
 // Prepare implements snapshots.Snapshotter.
 func (s measuredSnapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := s.Snapshotter.Prepare(ctx, key, parent, opts...)
 	use := snapshotter.UseOf(key)
+	var mounts []mount.Mount
+	err := s.engines.Prepare(ctx, key, func(limit ...snapshots.Opt) (err error) {
+		mounts, err = s.Snapshotter.Prepare(ctx, key, parent, append(limit, opts...)...)
+		return err
+	})
 	if err == nil {
 		s.metrics.prepared.WithLabelValues(string(use)).Inc()
 	}
@@ -65,14 +69,18 @@ func (s measuredSnapshotter) Commit(ctx context.Context, name, key string, opts 
 func (s measuredSnapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.Snapshotter.Update(ctx, info, fieldpaths...)
 	if err == nil && updated.Labels[snapshots.LabelSnapshotMaxSize] != "" {
-		s.engines.Limited(updated.Name)
+		s.engines.Settled(updated.Name)
 	}
 	return updated, s.noted(err)
 }
 
 // Remove implements snapshots.Snapshotter.
 func (s measuredSnapshotter) Remove(ctx context.Context, key string) error {
-	return s.noted(s.Snapshotter.Remove(ctx, key))
+	err := s.Snapshotter.Remove(ctx, key)
+	if err == nil {
+		s.engines.Settled(key)
+	}
+	return s.noted(err)
 }
 
 // Usage implements snapshots.Snapshotter.

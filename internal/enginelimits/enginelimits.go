@@ -52,6 +52,7 @@ type Limiter struct {
 	snapshotter Snapshotter
 	metrics     *Metrics
 	report      *report
+	expected    expected
 	log         *slog.Logger
 
 	limiting inuse.Table[struct{}] // keys of snapshots: an event and a list may name a container at the same time
@@ -72,6 +73,12 @@ var outcomes = []string{outcomeSet, outcomeKept, outcomeInvalid, outcomeElsewher
 // Returns errdefs.ErrInvalidArgument if the size cannot be read or is not allowed. Each error is logged and counted.
 func (l *Limiter) Limit(ctx context.Context, c Container) error {
 	outcome, err := l.limit(ctx, c)
+	l.note(ctx, c, outcome, err)
+	return err
+}
+
+// note counts and logs the outcome for a container.
+func (l *Limiter) note(ctx context.Context, c Container, outcome string, err error) {
 	l.metrics.limits.WithLabelValues(c.Engine, outcome).Inc()
 	level := slog.LevelDebug
 	if err != nil {
@@ -82,7 +89,6 @@ func (l *Limiter) Limit(ctx context.Context, c Container) error {
 	if outcome == outcomeSet && !c.Created.IsZero() {
 		l.metrics.delay.WithLabelValues(c.Engine).Observe(max(0, time.Since(c.Created).Seconds()))
 	}
-	return err
 }
 
 // Catch is Limit for a container that exists whatever the result: the Report has its error until Forget.

@@ -3,6 +3,7 @@ package enginelimits
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"sync"
@@ -102,7 +103,7 @@ func TestLimit(t *testing.T) {
 			}
 			for _, end := range []func(){
 				func() { g.limiter.Forget("moby", "web") },
-				func() { g.Limited("moby/1/web") },
+				func() { g.Settled("moby/1/web") },
 				func() { g.limiter.report.begin("e"); g.limiter.report.write() },
 			} {
 				g.limiter.Catch(t.Context(), limited)
@@ -116,6 +117,57 @@ func TestLimit(t *testing.T) {
 				assert.Empty(t, r.Refused)
 			}
 		})
+	}
+}
+
+// TestExpect: a container that an engine announces gets its limit with its snapshot, once. A bad size is refused, and of many
+// containers without snapshots the oldest are forgotten.
+func TestExpect(t *testing.T) {
+	g, m, _ := testGroup(t, &oneSnapshot{})
+	c := Container{Engine: "e", Namespace: "moby", ID: "web", Setting: "size", Size: "2G", Max: 4 << 30}
+	prepared := func(key string, fault error) (label string, err error) {
+		err = g.Prepare(t.Context(), key, func(limit ...snapshots.Opt) error {
+			var info snapshots.Info
+			for _, set := range limit {
+				require.NoError(t, set(&info))
+			}
+			label = info.Labels[snapshots.LabelSnapshotMaxSize]
+			return fault
+		})
+		return label, err
+	}
+	require.NoError(t, g.limiter.Expect(t.Context(), c))
+	for _, key := range []string{"moby/1/web-init", "k8s.io/1/web", "web"} {
+		label, err := prepared(key, nil)
+		require.NoError(t, err)
+		assert.Empty(t, label)
+	}
+	label, err := prepared("moby/1/web", nil)
+	require.NoError(t, err)
+	assert.Equal(t, "2147483648", label)
+	assert.True(t, counts(t, m, "cowshed_engine_limits_total", outcomeSet))
+	label, err = prepared("moby/2/web", nil)
+	require.NoError(t, err)
+	assert.Empty(t, label)
+
+	require.NoError(t, g.limiter.Expect(t.Context(), c))
+	_, err = prepared("moby/3/web", errdefs.ErrAlreadyExists)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	assert.True(t, counts(t, m, "cowshed_engine_limits_total", outcomeFailed))
+
+	c.Size = "5G"
+	require.ErrorIs(t, g.limiter.Expect(t.Context(), c), errdefs.ErrInvalidArgument)
+	assert.True(t, counts(t, m, "cowshed_engine_limits_total", outcomeInvalid))
+
+	c.Size = "2G"
+	for i := range maxExpected + 1 {
+		c.ID = fmt.Sprint(i)
+		require.NoError(t, g.limiter.Expect(t.Context(), c))
+	}
+	for key, want := range map[string]string{"moby/1/0": "", "moby/1/1": "2147483648", "moby/1/1000": "2147483648"} {
+		label, err := prepared(key, nil)
+		require.NoError(t, err)
+		assert.Equal(t, want, label, key)
 	}
 }
 
@@ -150,6 +202,25 @@ func (s *awaySource) Run(ctx context.Context, _ *Limiter, connected func()) erro
 		return ctx.Err()
 	}
 	return errdefs.ErrUnavailable
+}
+
+// TestWake: an engine that asks for snapshots is tried without a long pause, and not without any.
+func TestWake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &awaySource{began: time.Now()}
+		g, _, _ := testGroup(t, &oneSnapshot{}, s)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { g.Run(ctx) })
+		for range 50 {
+			time.Sleep(10 * time.Millisecond)
+			g.Wake()
+		}
+		synctest.Wait()
+		assert.InDelta(t, 500*time.Millisecond/wakePause, len(s.attempts), 1)
+		cancel()
+		running.Wait()
+	})
 }
 
 // TestReconnect: an engine that is away is asked for less and less often, and soon when it has shown that it runs.

@@ -12,6 +12,7 @@ import (
 const (
 	firstPause   = time.Second
 	longestPause = time.Minute
+	wakePause    = 50 * time.Millisecond // at least, however often an engine asks for snapshots
 )
 
 // Group runs sources, and connects each again when its engine was away.
@@ -52,8 +53,8 @@ func (g *Group) Wake() {
 	}
 }
 
-// Limited notes that a client has limited the snapshot of a key, which the Report may name.
-func (g *Group) Limited(key string) { g.limiter.report.limited(key) }
+// Settled notes that a client has limited or removed the snapshot of a key, which the Report may name.
+func (g *Group) Settled(key string) { g.limiter.report.settled(key) }
 
 // keep connects a source again and again.
 func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {
@@ -96,12 +97,12 @@ func (g *Group) disconnected(s Source, err error, isNews bool) {
 		"engine", s.Engine(), "error", err)
 }
 
-// wait waits for a pause to end, or after the first second for wake. It returns false if ctx is done.
+// wait waits for a pause to end, or after wakePause for wake. It returns false if ctx is done.
 func wait(ctx context.Context, pause time.Duration, wake <-chan struct{}) bool {
 	for _, step := range []struct {
 		pause time.Duration
 		wake  <-chan struct{}
-	}{{firstPause, nil}, {pause - firstPause, wake}} {
+	}{{wakePause, nil}, {pause - wakePause, wake}} {
 		timer := time.NewTimer(step.pause)
 		select {
 		case <-timer.C:

@@ -17,7 +17,7 @@ func NewMetrics() *Metrics {
 	return &Metrics{
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "cowshed_engine_connected",
-			Help: "1 while the daemon is connected to an engine whose containers have limits (nri or docker), else 0.",
+			Help: "1 while the daemon is connected to an engine whose containers have limits (nri, kubelet, docker or docker-nri), else 0.",
 		}, []string{"engine"}),
 		limits: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_engine_limits_total",
@@ -27,7 +27,7 @@ func NewMetrics() *Metrics {
 		delay: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cowshed_engine_limit_delay_seconds",
 			Help: "How long containers were without the limit that their engine knew: from their creation to the limit. " +
-				"With nri a container does not start before it has its limit.",
+				"With nri a container does not start before it has its limit, and with docker-nri its snapshot is made with it.",
 			Buckets: delays,
 		}, []string{"engine"}),
 	}

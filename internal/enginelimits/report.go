@@ -9,11 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/snapshotter"
 )
 
 // reportName is the file in the state directory that has the Report.
@@ -121,17 +121,7 @@ func (r *report) forget(namespace, id string) {
 	}
 }
 
-func (r *report) limited(key string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	i := slices.IndexFunc(r.state.Refused, func(c Refused) bool {
-		return strings.HasPrefix(key, c.Namespace+"/") && strings.HasSuffix(key, "/"+c.ID)
-	})
-	if i >= 0 {
-		r.state.Refused = slices.Delete(r.state.Refused, i, i+1)
-		r.write()
-	}
-}
+func (r *report) settled(key string) { r.forget(snapshotter.SplitKey(key)) }
 
 // begin forgets the refused containers of an engine, which is going to name all of its containers.
 func (r *report) begin(engine string) {

@@ -11,10 +11,12 @@ set -eu
 action=$1 host=$2
 files=${COWSHED_FILES:-/opt/cowshed}       # program, units and this script, in the image
 config=${COWSHED_CONFIG:-/config}          # directory with config.toml
+kubelet=${COWSHED_KUBELET:-/kubelet}       # directory with token, if kubelet-pods.yaml was applied
 mark=/etc/cowshed/installed-by-kubernetes # install has made the files of the node, for the configuration of containerd in it
 program=/usr/local/bin/cowshed
 script=/usr/local/lib/cowshed/node.sh
 installed_config=/etc/cowshed/config.toml
+token=/etc/cowshed/kubelet-token # the daemon reads it whenever it needs it
 units=/etc/systemd/system
 daemon_files="$program $installed_config $units/cowshed.socket $units/cowshed.service"
 containerd=${CONTAINERD_CONFIG:-/etc/containerd/config.toml}
@@ -103,6 +105,19 @@ check_root() {
 	esac
 }
 
+# install_token brings the token to the node, or takes it away if there is none any more.
+install_token() {
+	if ! [ -s "$kubelet/token" ]; then
+		on_node rm -f "$token" "$token.new"
+		return
+	fi
+	stage "$kubelet/token" 600 "$token"
+	if on_node test -e "$token.new"; then
+		on_node mv "$token.new" "$token"
+		on_node sync /etc/cowshed
+	fi
+}
+
 # read_mark sets former. A mark without a path is about the default.
 read_mark() {
 	on_node test -e "$mark" || return
@@ -158,6 +173,7 @@ install() {
 	stage "$files/cowshed.socket" 644 "$units/cowshed.socket"
 	stage "$files/cowshed.service" 644 "$units/cowshed.service"
 	check_staged
+	install_token
 	replace
 	on_node systemctl daemon-reload
 	on_node systemctl enable cowshed.socket cowshed.service
@@ -191,7 +207,7 @@ uninstall() {
 		on_node rm -f "$path" "$path.new" "$path.old"
 	done
 	on_node systemctl daemon-reload
-	on_node rm -f "$pending" "$script" "$script.new" "$mark" "$mark.new"
+	on_node rm -f "$token" "$token.new" "$pending" "$script" "$script.new" "$mark" "$mark.new"
 	on_node rmdir "$(dirname "$script")" /etc/cowshed 2>/dev/null || true # there are files of others
 	echo 'Cowshed is off this node, but for its root. Restart containerd'
 }

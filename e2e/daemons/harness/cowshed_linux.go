@@ -174,6 +174,12 @@ func (c *Cowshed) EngineConnected(ctx context.Context, engine string) (bool, err
 	return counts[fmt.Sprintf("{engine=%q}", engine)] == 1, err
 }
 
+// EngineConnections is how often the daemon, also before it was started again, has connected to an engine.
+func (c *Cowshed) EngineConnections(engine string) int {
+	c.host.t.Helper()
+	return strings.Count(c.Log(), `msg="connected to an engine, for the limits of its containers" engine=`+engine+"\n")
+}
+
 // EngineLimits is how many containers of an engine had the given outcome since the daemon was started.
 func (c *Cowshed) EngineLimits(ctx context.Context, engine, outcome string) (int, error) {
 	counts, err := c.counts(ctx, "cowshed_engine_limits_total")

@@ -35,6 +35,8 @@ type EngineOptions struct {
 	Driver string
 	// Containerd is that of the engine of today. Debian's engine runs its own.
 	Containerd *Containerd
+	// NRI turns the engine's Node Resource Interface on, at EngineNRISocket.
+	NRI bool
 	// StorageOpts are those of a graph driver.
 	StorageOpts []string
 	// Configure, if it is not nil, changes daemon.json before the engine starts. The file then names the storage:
@@ -78,6 +80,9 @@ func (o EngineOptions) unlessConfigured(flags ...string) []string {
 // EngineSocket is the path of the API's socket of the engine, which need not run yet.
 func (h *Host) EngineSocket() string { return filepath.Join(h.Dir, "docker", "d.sock") }
 
+// EngineNRISocket is the path of the NRI socket of the engine, which need not run yet.
+func (h *Host) EngineNRISocket() string { return nriSocket(filepath.Join(h.Dir, "docker")) }
+
 func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 	h.t.Helper()
 	exec := h.dir(h.Dir, name)
@@ -117,6 +122,11 @@ func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 		"--cgroup-parent", "/"+h.Cgroup,
 	)
 	spec.Args = append(spec.Args, opts.unlessConfigured("--storage-driver", opts.Driver)...)
+	if opts.NRI {
+		none := filepath.Join(exec, "none")
+		spec.Args = append(spec.Args, "--nri-opts",
+			"enable=true,socket-path="+h.EngineNRISocket()+",plugin-path="+none+",plugin-config-path="+none)
+	}
 	for _, opt := range opts.StorageOpts {
 		spec.Args = append(spec.Args, "--storage-opt", opt)
 	}

@@ -59,9 +59,18 @@ func (e *Engine) Save(ctx context.Context, image, file string) error {
 // CreateContainer makes a container with no network, whose command runs as in a shell script. storage are options of
 // the storage driver, or nil.
 func (e *Engine) CreateContainer(ctx context.Context, name, image, script string, storage map[string]string) error {
+	return e.create(ctx, name, image, script, nil, storage)
+}
+
+// CreateLabelled is CreateContainer with labels instead.
+func (e *Engine) CreateLabelled(ctx context.Context, name, image, script string, labels map[string]string) error {
+	return e.create(ctx, name, image, script, labels, nil)
+}
+
+func (e *Engine) create(ctx context.Context, name, image, script string, labels, storage map[string]string) error {
 	_, err := e.ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name:       name,
-		Config:     &container.Config{Image: image, Cmd: []string{"/bin/sh", "-c", script}},
+		Config:     &container.Config{Image: image, Cmd: []string{"/bin/sh", "-c", script}, Labels: labels},
 		HostConfig: &container.HostConfig{NetworkMode: "none", StorageOpt: storage},
 	})
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // leftTimeout is how long processes that have been told to end, and their resources, may take to go.
-const leftTimeout = 5 * time.Second
+const leftTimeout = 30 * time.Second
 
 // checkLeft fails the test for each process, mount, loop device and cgroup that is left after the host's daemons have
 // ended. It takes these away.

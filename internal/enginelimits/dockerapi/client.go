@@ -33,9 +33,12 @@ const (
 
 // Container is the part of a container's description that limits need.
 type Container struct {
-	ID         string    `json:"Id"`
-	Name       string    `json:"Name"`
-	Created    time.Time `json:"Created"`
+	ID      string    `json:"Id"`
+	Name    string    `json:"Name"`
+	Created time.Time `json:"Created"`
+	Config  struct {
+		Labels map[string]string `json:"Labels"`
+	} `json:"Config"`
 	HostConfig struct {
 		StorageOpt map[string]string `json:"StorageOpt"`
 	} `json:"HostConfig"`

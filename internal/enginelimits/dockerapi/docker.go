@@ -12,6 +12,10 @@ import (
 	"github.com/cowshed/cowshed/internal/enginelimits"
 )
 
+// SizeLabel is the label of a container that says the size of its root. It comes before --storage-opt size, since it is known
+// earlier where the engine has NRI.
+const SizeLabel = "cowshed.size"
+
 const (
 	engine = "docker" // in metrics and the log
 	// atOnce is how many containers are limited at the same time.
@@ -20,8 +24,9 @@ const (
 
 // Source is an engine.
 type Source struct {
-	Client *Client
-	Max    uint64 // the largest size that is allowed; 0: any
+	Client   *Client
+	Max      uint64 // the largest size that is allowed; 0: any
+	MaxLabel uint64 // the same for labels, which an image may bring with it
 }
 
 // Engine implements enginelimits.Source.
@@ -78,7 +83,7 @@ func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) error {
 
 // limit limits a container if it was made with a size.
 func (s *Source) limit(ctx context.Context, l *enginelimits.Limiter, id string) {
-	limited := enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id, Setting: "--storage-opt size", Max: s.Max}
+	limited := enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id}
 	c, err := s.Client.Container(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return
@@ -87,9 +92,15 @@ func (s *Source) limit(ctx context.Context, l *enginelimits.Limiter, id string) 
 		l.Unknown(ctx, limited, err)
 		return
 	}
+	limited.Name, limited.Created = strings.TrimPrefix(c.Name, "/"), c.Created
+	if size, ok := c.Config.Labels[SizeLabel]; ok {
+		limited.Setting, limited.Size, limited.Max = "label "+SizeLabel, size, s.MaxLabel
+		l.Catch(ctx, limited)
+		return
+	}
 	for name, size := range c.HostConfig.StorageOpt {
 		if strings.EqualFold(name, "size") {
-			limited.Name, limited.Size, limited.Created = strings.TrimPrefix(c.Name, "/"), size, c.Created
+			limited.Setting, limited.Size, limited.Max = "--storage-opt size", size, s.Max
 			l.Catch(ctx, limited)
 		}
 	}

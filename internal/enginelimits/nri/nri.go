@@ -1,5 +1,6 @@
-// Package nri is the Source of Kubernetes: a plugin of containerd's Node Resource Interface, to which annotations of pods say
-// the sizes of containers' roots. A container whose size is not valid is rejected.
+// Package nri has the Sources of Kubernetes and of Docker Engine 29: a plugin of the Node Resource Interface of containerd or of
+// the engine. Annotations of pods and labels of Docker's containers say the sizes of containers' roots. A container whose size is
+// not valid is rejected.
 //
 // It speaks to containerd by the API of github.com/containerd/nri. It does without the stub there, whose Start neither ends
 // with its context nor when the connection ends before the plugin is configured.
@@ -18,27 +19,45 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
+	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
 )
 
 // Annotations of pods.
 const (
 	SizeAnnotation          = "cowshed.dev/size"  // of each container
 	ContainerSizeAnnotation = "size.cowshed.dev/" // of the container whose name follows; it comes first
-	namespace               = "k8s.io"            // in which CRI has its containers
-	engine                  = "nri"               // in metrics and the log
 	pluginName              = "cowshed"           // by which containerd knows the plugin
 	pluginIndex             = "10"                // its place among plugins, which does not matter
 	answerTimeout           = 10 * time.Second    // for containerd to register and configure the plugin
+	kubeletTime             = time.Second         // for the kubelet to name a new pod, before its container is created
+	catchUpTime             = time.Second         // in which containers get their limits before containerd starts any
 )
 
 // Source is the plugin.
 type Source struct {
 	Socket string // of NRI
 	Max    uint64 // the largest size that is allowed; 0: any
+	Docker bool   // the socket is a Docker Engine's, not containerd's
+	// Kubelet says the limits of containers without an annotation; nil: they have none.
+	Kubelet *kubelet.Source
 }
 
 // Engine implements enginelimits.Source.
-func (s *Source) Engine() string { return engine }
+func (s *Source) Engine() string {
+	if s.Docker {
+		return "docker-nri"
+	}
+	return "nri"
+}
+
+// namespace is the engine's in containerd.
+func (s *Source) namespace() string {
+	if s.Docker {
+		return dockerapi.Namespace
+	}
+	return "k8s.io"
+}
 
 // Run implements enginelimits.Source.
 func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) error {
@@ -50,14 +69,14 @@ func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected fun
 		return err
 	}
 	mux := multiplex.Multiplex(trunk)
-	p := &plugin{source: s, limiter: l, configured: make(chan struct{}), jobs: make(chan job), ended: make(chan struct{})}
+	p := &plugin{source: s, limiter: l, connected: connected, configured: make(chan struct{}), jobs: make(chan job), ended: make(chan struct{})}
 	link, err := connect(ctx, mux, p)
 	if err != nil {
 		return errors.Join(err, mux.Close())
 	}
 	registered := make(chan error, 1)
 	go func() { registered <- register(ctx, link.client) }()
-	err = p.run(ctx, registered, link.ended, connected)
+	err = p.run(ctx, registered, link.ended)
 	close(p.ended)
 	cancel()
 	link.close(mux)

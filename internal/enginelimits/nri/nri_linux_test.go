@@ -2,22 +2,27 @@ package nri
 
 import (
 	"context"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
-	"github.com/containerd/nri/pkg/net/multiplex"
-	"github.com/containerd/ttrpc"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet/kubelettest"
+	"github.com/cowshed/cowshed/internal/enginelimits/nri/nritest"
 )
 
 // limits are the limits that have been set, by id.
@@ -37,41 +42,6 @@ func (l *limits) SetLimit(_ context.Context, key string, bytes uint64) error {
 	return nil
 }
 
-// runtime is containerd's side of a connection.
-type runtime struct {
-	api.RuntimeService
-	mux        multiplex.Mux
-	plugin     api.PluginService
-	registered chan *api.RegisterPluginRequest
-}
-
-func (r *runtime) RegisterPlugin(_ context.Context, req *api.RegisterPluginRequest) (*api.Empty, error) {
-	r.registered <- req
-	return &api.Empty{}, nil
-}
-
-// accept waits for the plugin to connect and to register.
-func accept(t *testing.T, l net.Listener) *runtime {
-	t.Helper()
-	conn, err := l.Accept()
-	require.NoError(t, err)
-	r := &runtime{mux: multiplex.Multiplex(conn), registered: make(chan *api.RegisterPluginRequest, 1)}
-	t.Cleanup(func() { require.NoError(t, r.mux.Close()) })
-	listener, err := r.mux.Listen(multiplex.RuntimeServiceConn)
-	require.NoError(t, err)
-	server, err := ttrpc.NewServer()
-	require.NoError(t, err)
-	api.RegisterRuntimeService(server, r)
-	go func() { _ = server.Serve(t.Context(), listener) }()
-	t.Cleanup(func() { _ = server.Close() })
-	to, err := r.mux.Open(multiplex.PluginServiceConn)
-	require.NoError(t, err)
-	r.plugin = api.NewPluginClient(ttrpc.NewClient(to))
-	req := <-r.registered
-	assert.Equal(t, "cowshed", req.GetPluginName())
-	return r
-}
-
 // TestConnection: containerd names containers in parts, creates a good and a bad container, and ends the connection. The source
 // connects again.
 func TestConnection(t *testing.T) {
@@ -88,36 +58,111 @@ func TestConnection(t *testing.T) {
 	defer running.Wait()
 	defer cancel()
 
-	r := accept(t, l)
-	configured, err := r.plugin.Configure(ctx, &api.ConfigureRequest{})
+	r := nritest.Accept(t, l)
+	configured, err := r.Plugin.Configure(ctx, &api.ConfigureRequest{})
 	require.NoError(t, err)
 	var mask api.EventMask
 	mask.Set(api.Event_CREATE_CONTAINER, api.Event_REMOVE_CONTAINER)
 	assert.Equal(t, int32(mask), configured.GetEvents())
 
+	_, err = enginelimits.ReadReport(dir)
+	require.ErrorIs(t, err, fs.ErrNotExist, "containerd does not ask about new containers yet")
 	pod := &api.PodSandbox{Id: "p", Name: "web", Namespace: "default", Annotations: map[string]string{SizeAnnotation: "2G", ContainerSizeAnnotation + "big": "4G", ContainerSizeAnnotation + "bad": "9G"}}
 	container := func(id, name string) *api.Container { return &api.Container{Id: id, PodSandboxId: "p", Name: name} }
-	answer, err := r.plugin.Synchronize(ctx, &api.SynchronizeRequest{Pods: []*api.PodSandbox{pod}, Containers: []*api.Container{container("1", "one")}, More: true})
+	answer, err := r.Plugin.Synchronize(ctx, &api.SynchronizeRequest{Pods: []*api.PodSandbox{pod}, Containers: []*api.Container{container("1", "one")}, More: true})
 	require.NoError(t, err)
 	assert.True(t, answer.GetMore())
-	answer, err = r.plugin.Synchronize(ctx, &api.SynchronizeRequest{Containers: []*api.Container{container("2", "big"), {Id: "3", PodSandboxId: "none", Name: "other"}}})
+	answer, err = r.Plugin.Synchronize(ctx, &api.SynchronizeRequest{Containers: []*api.Container{container("2", "big"), {Id: "3", PodSandboxId: "none", Name: "other"}}})
 	require.NoError(t, err)
 	assert.False(t, answer.GetMore())
-	require.Eventually(t, func() bool { _, ok := set.Load("2"); return ok }, 10*time.Second, time.Millisecond)
+	report, err := enginelimits.ReadReport(dir)
+	require.NoError(t, err)
+	assert.True(t, report.Engines[0].Connected)
 	for id, want := range map[string]any{"1": uint64(2 << 30), "2": uint64(4 << 30), "3": nil} {
 		limit, _ := set.Load(id)
 		assert.Equal(t, want, limit, id)
 	}
 
-	_, err = r.plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: container("4", "init")})
+	_, err = r.Plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: container("4", "init")})
 	require.NoError(t, err)
 	limit, _ := set.Load("4")
 	assert.Equal(t, uint64(2<<30), limit)
-	_, err = r.plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: container("5", "bad")})
+	_, err = r.Plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: container("5", "bad")})
 	require.ErrorContains(t, err, `cowshed: annotation size.cowshed.dev/bad: invalid argument: size "9G" is more than the 8GiB`)
-	_, err = r.plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: &api.PodSandbox{}, Container: container("6", "free")})
+	_, err = r.Plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: &api.PodSandbox{}, Container: container("6", "free")})
 	require.NoError(t, err)
 
-	require.NoError(t, r.mux.Close())
-	accept(t, l) // and it is not configured when everything ends
+	require.NoError(t, r.Mux.Close())
+	nritest.Accept(t, l) // and it is not configured when everything ends
+}
+
+// TestKubelet: a container without an annotation gets the limit that the kubelet knows. While the kubelet is away the container
+// is created without it, which the report says, and it gets the limit afterwards.
+func TestKubelet(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "nri.sock")
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	defer l.Close()
+	var away atomic.Bool
+	k := kubelettest.Start(t, func(w http.ResponseWriter, _ *http.Request) {
+		if away.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		const container = `{"name": "%s", "resources": {"limits": {"ephemeral-storage": "%s"}}}`
+		fmt.Fprintf(w, `{"items": [{"metadata": {"uid": "u"}, "spec": {"containers": [`+container+`, `+container+`]}},
+			{"metadata": {"uid": "v"}, "spec": {"containers": [`+container+`]}}]}`, "web", "1Gi", "annotated", "2Gi", "web", "3Gi")
+	})
+	source := &Source{Socket: socket, Kubelet: kubelet.NewSource(&kubelet.Client{Address: k.Address, CA: k.CA, Credential: k.Credential}, 0)}
+	var set limits
+	group := enginelimits.NewGroup([]enginelimits.Source{source, source.Kubelet}, &set, enginelimits.NewMetrics(), dir, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { group.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	r := nritest.Accept(t, l)
+	configured, err := r.Plugin.Configure(ctx, &api.ConfigureRequest{})
+	require.NoError(t, err)
+	var mask api.EventMask
+	mask.Set(api.Event_CREATE_CONTAINER, api.Event_REMOVE_CONTAINER, api.Event_RUN_POD_SANDBOX)
+	assert.Equal(t, int32(mask), configured.GetEvents())
+	limitOf := func(id string) any { limit, _ := set.Load(id); return limit }
+	refused := func() []enginelimits.Refused {
+		report, err := enginelimits.ReadReport(dir)
+		require.NoError(t, err)
+		return report.Refused
+	}
+
+	pod := &api.PodSandbox{Id: "p", Uid: "u", Annotations: map[string]string{ContainerSizeAnnotation + "annotated": "4G"}}
+	_, err = r.Plugin.Synchronize(ctx, &api.SynchronizeRequest{Pods: []*api.PodSandbox{pod}, Containers: []*api.Container{
+		{Id: "1", PodSandboxId: "p", Name: "web"}, {Id: "2", PodSandboxId: "p", Name: "annotated"}, {Id: "3", PodSandboxId: "p", Name: "free"},
+	}})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return limitOf("1") != nil }, time.Minute, time.Millisecond)
+	assert.Equal(t, []any{uint64(1 << 30), uint64(4 << 30), nil}, []any{limitOf("1"), limitOf("2"), limitOf("3")})
+	_, err = r.Plugin.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: pod})
+	require.NoError(t, err)
+	create := func(id, uid, name string) {
+		t.Helper()
+		_, err := r.Plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: &api.PodSandbox{Uid: uid}, Container: &api.Container{Id: id, Name: name}})
+		require.NoError(t, err)
+	}
+	create("4", "v", "web")
+	assert.Equal(t, uint64(3<<30), limitOf("4"))
+	create("5", "none", "web")
+	assert.Nil(t, limitOf("5"))
+	assert.Empty(t, refused())
+
+	away.Store(true)
+	create("6", "w", "web")
+	require.Len(t, refused(), 1)
+	assert.Contains(t, refused()[0].Error, "the kubelet does not say the limits of pods")
+	away.Store(false)
+	require.Eventually(t, func() bool {
+		group.Wake()
+		return len(refused()) == 0
+	}, time.Minute, time.Millisecond)
+	assert.Nil(t, limitOf("6"), "its pod is gone")
 }

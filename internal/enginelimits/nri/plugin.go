@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,20 +14,26 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
+	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
 )
 
 // events are the requests and events that containerd sends.
-var events = func() int32 {
+func (s *Source) events() int32 {
 	var mask api.EventMask
 	mask.Set(api.Event_CREATE_CONTAINER, api.Event_REMOVE_CONTAINER)
+	if s.Kubelet != nil {
+		mask.Set(api.Event_RUN_POD_SANDBOX)
+	}
 	return int32(mask)
-}()
+}
 
 // plugin answers containerd on one connection. The goroutine of run sets limits, and the goroutine of a catch-up. Both have
 // ended when Source.Run returns.
 type plugin struct {
 	source     *Source
 	limiter    *enginelimits.Limiter
+	connected  func()
 	configured chan struct{} // closed when containerd has configured the plugin
 	configure  sync.Once
 	jobs       chan job
@@ -44,7 +51,7 @@ type job struct {
 }
 
 // run does the work of requests until the connection ends.
-func (p *plugin) run(ctx context.Context, registered <-chan error, ended <-chan struct{}, connected func()) error {
+func (p *plugin) run(ctx context.Context, registered <-chan error, ended <-chan struct{}) error {
 	timeout := time.NewTimer(answerTimeout)
 	defer timeout.Stop()
 	configured := p.configured
@@ -62,7 +69,6 @@ func (p *plugin) run(ctx context.Context, registered <-chan error, ended <-chan 
 		case <-configured:
 			configured, jobs = nil, p.jobs
 			timeout.Stop()
-			connected()
 		case <-timeout.C:
 			return errors.New("NRI has not configured the plugin")
 		case <-ended:
@@ -90,11 +96,12 @@ func (p *plugin) inRun(ctx context.Context, f func(ctx context.Context)) error {
 // Configure implements api.PluginService.
 func (p *plugin) Configure(context.Context, *api.ConfigureRequest) (*api.ConfigureResponse, error) {
 	p.configure.Do(func() { close(p.configured) })
-	return &api.ConfigureResponse{Events: events}, nil
+	return &api.ConfigureResponse{Events: p.source.events()}, nil
 }
 
-// Synchronize implements api.PluginService. It names all containers, in parts if they are many. They get their limits
-// after the answer, for which containerd does not wait long.
+// Synchronize implements api.PluginService. It names all containers, in parts if they are many. containerd neither creates nor
+// starts a container before it has the answer, and asks about each container afterwards. So the plugin is connected now, and
+// containers that were created before get their limits first, as far as containerd's patience goes.
 func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (*api.SynchronizeResponse, error) {
 	p.mu.Lock()
 	p.partial = append(p.partial, req)
@@ -107,13 +114,26 @@ func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (
 		return &api.SynchronizeResponse{More: true}, nil
 	}
 	containers := p.asked(parts)
-	err := p.inRun(ctx, func(ctx context.Context) {
-		p.catching.Go(func() { p.catchUp(ctx, containers) })
-	})
-	return &api.SynchronizeResponse{}, err
+	caught := make(chan struct{})
+	if err := p.inRun(ctx, func(ctx context.Context) {
+		p.connected()
+		p.catching.Go(func() {
+			defer close(caught)
+			p.catchUp(ctx, containers)
+		})
+	}); err != nil {
+		return nil, err
+	}
+	patience := time.NewTimer(catchUpTime)
+	defer patience.Stop()
+	select {
+	case <-caught:
+	case <-patience.C:
+	}
+	return &api.SynchronizeResponse{}, nil
 }
 
-// asked lists the containers for which a pod asks for a limit.
+// asked lists the containers for which an annotation asks for a limit. The others wait for the kubelet.
 func (p *plugin) asked(parts []*api.SynchronizeRequest) []enginelimits.Container {
 	pods := make(map[string]*api.PodSandbox)
 	for _, part := range parts {
@@ -124,14 +144,17 @@ func (p *plugin) asked(parts []*api.SynchronizeRequest) []enginelimits.Container
 	var containers []enginelimits.Container
 	for _, part := range parts {
 		for _, c := range part.GetContainers() {
-			limited, ok := p.source.container(pods[c.GetPodSandboxId()], c)
-			if !ok {
-				continue
-			}
+			pod := pods[c.GetPodSandboxId()]
+			limited, ok := p.source.container(pod, c)
 			if c.GetCreatedAt() != 0 {
 				limited.Created = time.Unix(0, c.GetCreatedAt())
 			}
-			containers = append(containers, limited)
+			switch {
+			case ok:
+				containers = append(containers, limited)
+			case p.source.Kubelet != nil:
+				p.source.Kubelet.Later(inPod(limited, pod, c))
+			}
 		}
 	}
 	return containers
@@ -147,15 +170,21 @@ func (p *plugin) catchUp(ctx context.Context, containers []enginelimits.Containe
 	}
 }
 
-// CreateContainer implements api.PluginService. Its error rejects the container.
+// CreateContainer implements api.PluginService. Its error rejects the container. containerd has prepared the container's snapshot
+// before, and Docker Engine does it afterwards.
 func (p *plugin) CreateContainer(ctx context.Context, req *api.CreateContainerRequest) (*api.CreateContainerResponse, error) {
 	c, ok := p.source.container(req.GetPod(), req.GetContainer())
 	if !ok {
-		return &api.CreateContainerResponse{}, nil
+		return &api.CreateContainerResponse{}, p.askKubelet(ctx, inPod(c, req.GetPod(), req.GetContainer()))
 	}
-	c.Created = time.Now()
+	limit := p.limiter.Limit
+	if p.source.Docker {
+		limit = p.limiter.Expect
+	} else {
+		c.Created = time.Now()
+	}
 	var err error
-	if runErr := p.inRun(ctx, func(ctx context.Context) { err = p.limiter.Limit(ctx, c) }); runErr != nil {
+	if runErr := p.inRun(ctx, func(ctx context.Context) { err = limit(ctx, c) }); runErr != nil {
 		return nil, runErr
 	}
 	switch {
@@ -167,12 +196,51 @@ func (p *plugin) CreateContainer(ctx context.Context, req *api.CreateContainerRe
 	return &api.CreateContainerResponse{}, err
 }
 
-// container returns a container with the size that the annotations of its pod say, if they say any.
-func (s *Source) container(pod *api.PodSandbox, c *api.Container) (enginelimits.Container, bool) {
-	limited := enginelimits.Container{
-		Engine: engine, Namespace: namespace, ID: c.GetId(), Max: s.Max,
-		Name: fmt.Sprintf("%s/%s/%s", pod.GetNamespace(), pod.GetName(), c.GetName()),
+// askKubelet gives a container the limit that the kubelet knows. It never rejects the container: the pod was perhaps made for
+// nodes without Cowshed.
+func (p *plugin) askKubelet(ctx context.Context, c kubelet.Container) error {
+	if p.source.Kubelet == nil {
+		return nil
 	}
+	c.Created = time.Now()
+	waiting, cancel := context.WithTimeout(ctx, kubeletTime)
+	limited, err := p.source.Kubelet.Limit(waiting, c)
+	cancel()
+	if err == nil && limited.Size == "" {
+		return nil
+	}
+	if err == nil {
+		return p.inRun(ctx, func(ctx context.Context) { p.limiter.Catch(ctx, limited) })
+	}
+	return p.inRun(ctx, func(ctx context.Context) {
+		c.Engine = kubelet.Engine
+		p.limiter.Unknown(ctx, c.Container, err)
+		p.source.Kubelet.Later(c)
+	})
+}
+
+// inPod is a container as the kubelet knows it.
+func inPod(limited enginelimits.Container, pod *api.PodSandbox, c *api.Container) kubelet.Container {
+	return kubelet.Container{Container: limited, Pod: pod.GetUid(), InPod: c.GetName()}
+}
+
+// RunPodSandbox implements api.PluginService. The kubelet is asked while it still gets the images.
+func (p *plugin) RunPodSandbox(_ context.Context, req *api.RunPodSandboxRequest) (*api.RunPodSandboxResponse, error) {
+	if p.source.Kubelet != nil {
+		p.source.Kubelet.Wanted(req.GetPod().GetUid())
+	}
+	return &api.RunPodSandboxResponse{}, nil
+}
+
+// container returns a container with the size that its label or the annotations of its pod say, if they say any.
+func (s *Source) container(pod *api.PodSandbox, c *api.Container) (enginelimits.Container, bool) {
+	limited := enginelimits.Container{Engine: s.Engine(), Namespace: s.namespace(), ID: c.GetId(), Max: s.Max}
+	if s.Docker {
+		size, ok := c.GetLabels()[dockerapi.SizeLabel]
+		limited.Name, limited.Setting, limited.Size = strings.TrimPrefix(c.GetName(), "/"), "label "+dockerapi.SizeLabel, size
+		return limited, ok
+	}
+	limited.Name = fmt.Sprintf("%s/%s/%s", pod.GetNamespace(), pod.GetName(), c.GetName())
 	for _, annotation := range []string{ContainerSizeAnnotation + c.GetName(), SizeAnnotation} {
 		if size, ok := pod.GetAnnotations()[annotation]; ok {
 			limited.Setting, limited.Size = "annotation "+annotation, size
@@ -184,14 +252,21 @@ func (s *Source) container(pod *api.PodSandbox, c *api.Container) (enginelimits.
 
 // RemoveContainer implements api.PluginService.
 func (p *plugin) RemoveContainer(_ context.Context, req *api.RemoveContainerRequest) (*api.RemoveContainerResponse, error) {
-	p.limiter.Forget(namespace, req.GetContainer().GetId())
+	p.forget(req.GetContainer())
 	return &api.RemoveContainerResponse{}, nil
 }
 
 // StateChange implements api.PluginService. Some versions of containerd send RemoveContainer as one.
 func (p *plugin) StateChange(_ context.Context, event *api.StateChangeEvent) (*api.Empty, error) {
 	if event.GetEvent() == api.Event_REMOVE_CONTAINER {
-		p.limiter.Forget(namespace, event.GetContainer().GetId())
+		p.forget(event.GetContainer())
 	}
 	return &api.Empty{}, nil
+}
+
+func (p *plugin) forget(c *api.Container) {
+	p.limiter.Forget(p.source.namespace(), c.GetId())
+	if p.source.Kubelet != nil {
+		p.source.Kubelet.Gone(c.GetId())
+	}
 }

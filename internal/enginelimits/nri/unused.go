@@ -11,11 +11,6 @@ import (
 // Shutdown implements api.PluginService.
 func (p *plugin) Shutdown(context.Context, *api.Empty) (*api.Empty, error) { return &api.Empty{}, nil }
 
-// RunPodSandbox implements api.PluginService.
-func (p *plugin) RunPodSandbox(context.Context, *api.RunPodSandboxRequest) (*api.RunPodSandboxResponse, error) {
-	return &api.RunPodSandboxResponse{}, nil
-}
-
 // UpdatePodSandbox implements api.PluginService.
 func (p *plugin) UpdatePodSandbox(context.Context, *api.UpdatePodSandboxRequest) (*api.UpdatePodSandboxResponse, error) {
 	return &api.UpdatePodSandboxResponse{}, nil

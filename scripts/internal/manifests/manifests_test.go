@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -30,6 +31,9 @@ func decode(text []byte) (objects []runtime.Object, err error) {
 		return nil, err
 	}
 	if err := appsv1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	if err := rbacv1.AddToScheme(scheme); err != nil {
 		return nil, err
 	}
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
@@ -52,20 +56,30 @@ func decode(text []byte) (objects []runtime.Object, err error) {
 	}
 }
 
-// TestManifests: each manifest has objects of the API alone, in its own namespace, that refer to each other by their names. No
-// object gives rights in the cluster, and no container is privileged.
+// manifest reads the objects of a file of packaging/kubernetes.
+func manifest(t *testing.T, file string) []runtime.Object {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(directory, file))
+	require.NoError(t, err)
+	objects, err := decode(text)
+	require.NoError(t, err, file)
+	return objects
+}
+
+// TestManifests: each manifest has objects of the API alone, in its own namespace, that refer to each other by their names. Only
+// kubelet-pods.yaml gives rights in the cluster, and no container is privileged.
 func TestManifests(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(directory, "*.yaml"))
 	require.NoError(t, err)
-	require.NotEmpty(t, files)
+	require.Len(t, files, 2)
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		require.NoError(t, err)
-		objects, err := decode(text)
-		require.NoError(t, err, file)
+		file = filepath.Base(file)
+		if file == kubeletPods {
+			continue // TestKubeletPods
+		}
 		var namespaces, configMaps []string
 		daemonSets := 0
-		for _, object := range objects {
+		for _, object := range manifest(t, file) {
 			meta, ok := object.(metav1.Object)
 			require.True(t, ok)
 			assert.Empty(t, validation.IsDNS1123Subdomain(meta.GetName()))
@@ -90,6 +104,46 @@ func TestManifests(t *testing.T) {
 		}
 		assert.Equal(t, 1, daemonSets, file)
 	}
+}
+
+const kubeletPods = "kubelet-pods.yaml"
+
+// TestKubeletPods: the manifest makes a token that has the right to read pods of kubelets and no other. The DaemonSet mounts its
+// Secret if it is there.
+func TestKubeletPods(t *testing.T) {
+	const name, namespace = "cowshed-kubelet", "cowshed"
+	kinds := make(map[string]bool)
+	for _, object := range manifest(t, kubeletPods) {
+		meta, ok := object.(metav1.Object)
+		require.True(t, ok)
+		assert.Equal(t, name, meta.GetName())
+		kinds[object.GetObjectKind().GroupVersionKind().Kind] = true
+		switch object := object.(type) {
+		case *corev1.ServiceAccount:
+			assert.Equal(t, namespace, object.Namespace)
+		case *rbacv1.ClusterRole:
+			assert.Equal(t, []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes/pods", "nodes/proxy"}, Verbs: []string{"get"}}}, object.Rules)
+		case *rbacv1.ClusterRoleBinding:
+			assert.Equal(t, rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name}, object.RoleRef)
+			assert.Equal(t, []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: namespace}}, object.Subjects)
+		case *corev1.Secret:
+			assert.Equal(t, namespace, object.Namespace)
+			assert.Equal(t, corev1.SecretTypeServiceAccountToken, object.Type)
+			assert.Equal(t, map[string]string{corev1.ServiceAccountNameKey: name}, object.Annotations)
+		}
+	}
+	assert.Equal(t, map[string]bool{"ServiceAccount": true, "ClusterRole": true, "ClusterRoleBinding": true, "Secret": true}, kinds)
+	mounted := false
+	for _, object := range manifest(t, "cowshed.yaml") {
+		if d, ok := object.(*appsv1.DaemonSet); ok {
+			for _, v := range d.Spec.Template.Spec.Volumes {
+				if v.Secret != nil {
+					mounted = v.Secret.SecretName == name && *v.Secret.Optional
+				}
+			}
+		}
+	}
+	assert.True(t, mounted)
 }
 
 func checkDaemonSet(t *testing.T, d *appsv1.DaemonSet, configMaps []string) {

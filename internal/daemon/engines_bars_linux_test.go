@@ -1,0 +1,229 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/nri/pkg/api"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cowshed/cowshed/internal/enginelimits/nri/nritest"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// recordEngine is the API of an engine whose containers are records.
+type recordEngine struct {
+	events chan string
+	asked  atomic.Int64
+}
+
+func (e *recordEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.asked.Add(1)
+	id, ok := strings.CutPrefix(r.URL.Path, "/containers/")
+	switch {
+	case r.URL.Path == "/events":
+		flush := http.NewResponseController(w)
+		_ = flush.Flush()
+		for {
+			select {
+			case id := <-e.events:
+				fmt.Fprintf(w, `{"Action": "create", "Actor": {"ID": "%s"}}`, id)
+				_ = flush.Flush()
+			case <-r.Context().Done():
+				return
+			}
+		}
+	case r.URL.Path == "/containers/json":
+		fmt.Fprint(w, `[]`)
+	case ok:
+		fmt.Fprintf(w, `{"Id": "%s", "Name": "/c", "Created": "%s", "HostConfig": {"StorageOpt": {"size": "1M"}}}`,
+			strings.TrimSuffix(id, "/json"), time.Now().Format(time.RFC3339Nano))
+	}
+}
+
+// barsHost is a daemon whose engines are this test, and their snapshots.
+type barsHost struct {
+	t         testing.TB
+	engine    *recordEngine
+	nri       api.PluginService
+	snapshots snapshots.Snapshotter
+}
+
+func newBarsHost(t testing.TB) *barsHost {
+	t.Helper()
+	c := testConfig(t)
+	h := &barsHost{t: t, engine: &recordEngine{events: make(chan string)}}
+	listen := func(name string) net.Listener {
+		l, err := net.Listen("unix", filepath.Join(c.State, name))
+		require.NoError(t, err)
+		return l
+	}
+	docker, nri := listen("docker"), listen("nri")
+	t.Cleanup(func() { require.NoError(t, nri.Close()) })
+	server := &http.Server{Handler: h.engine, ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(docker) }()
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	c.DockerAPI, c.NRI, c.NRISocket = "unix://"+docker.Addr().String(), true, nri.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, c, Options{Logger: slog.New(slog.DiscardHandler), Ready: func() { close(ready) }})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-ended)
+	})
+	<-ready
+	r := nritest.Accept(t, nri)
+	_, err := r.Plugin.Configure(t.Context(), &api.ConfigureRequest{})
+	require.NoError(t, err)
+	_, err = r.Plugin.Synchronize(t.Context(), &api.SynchronizeRequest{})
+	require.NoError(t, err)
+	h.nri = r.Plugin
+	conn, err := grpc.NewClient("unix://"+c.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	h.snapshots = snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "cowshed")
+	_, err = h.snapshots.Prepare(t.Context(), "moby/1/base-active", "")
+	require.NoError(t, err)
+	require.NoError(t, h.snapshots.Commit(t.Context(), "moby/2/base", "moby/1/base-active"))
+	return h
+}
+
+// id is that of container n, as engines make them.
+func (h *barsHost) id(n int) string { return fmt.Sprintf("%064d", n) }
+
+// docker creates container n of Docker, and returns how long it was without its limit.
+func (h *barsHost) docker(n int) time.Duration {
+	h.t.Helper()
+	key := fmt.Sprintf("moby/%d/%s", n+3, h.id(n))
+	_, err := h.snapshots.Prepare(h.t.Context(), key, "moby/2/base")
+	require.NoError(h.t, err)
+	begun := time.Now()
+	h.engine.events <- h.id(n)
+	for {
+		info, err := h.snapshots.Stat(h.t.Context(), key)
+		require.NoError(h.t, err)
+		if info.Labels[snapshots.LabelSnapshotMaxSize] != "" {
+			return time.Since(begun)
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
+// kubernetes is docker for a container of a pod.
+func (h *barsHost) kubernetes(n int) time.Duration {
+	h.t.Helper()
+	_, err := h.snapshots.Prepare(h.t.Context(), fmt.Sprintf("k8s.io/%d/%s", n+3, h.id(n)), "moby/2/base")
+	require.NoError(h.t, err)
+	begun := time.Now()
+	_, err = h.nri.CreateContainer(h.t.Context(), &api.CreateContainerRequest{
+		Pod: &api.PodSandbox{Annotations: map[string]string{"cowshed.dev/size": "1M"}}, Container: &api.Container{Id: h.id(n)},
+	})
+	require.NoError(h.t, err)
+	return time.Since(begun)
+}
+
+// requireInForce writes to a container, and expects the limit of 1 MiB.
+func (h *barsHost) requireInForce(key string) {
+	h.t.Helper()
+	mounts, err := h.snapshots.Mounts(h.t.Context(), key)
+	require.NoError(h.t, err)
+	require.NoError(h.t, mount.WithTempMount(h.t.Context(), mounts, func(root string) error {
+		f, err := os.Create(filepath.Join(root, "big"))
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(make([]byte, 2<<20))
+		err = errors.Join(err, f.Sync())
+		assert.ErrorIs(h.t, err, syscall.EDQUOT)
+		return f.Close()
+	}))
+}
+
+// heap is the memory in use, without garbage.
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+// TestEngineMemory: a container that an engine limits takes little of the daemon's memory. A daemon that has nothing to do asks no
+// engine anything.
+func TestEngineMemory(t *testing.T) {
+	const warm = 20 // containers, after which connections and buffers are there
+	containers, idle := 100, 2*time.Second
+	if testfs.Long() {
+		containers, idle = manyContainers, 130*time.Second
+	}
+	h := newBarsHost(t)
+	h.kubernetes(0)
+	for n := range warm {
+		h.docker(n)
+	}
+	before := heap()
+	for n := range containers {
+		h.docker(warm + n)
+	}
+	growth := max(0, int64(heap()-before)) / int64(containers)
+	t.Logf("%d containers: %d bytes of the heap for each", containers, growth)
+	assert.LessOrEqual(t, growth, int64(1024))
+
+	asked := h.engine.asked.Load()
+	time.Sleep(idle)
+	assert.Zero(t, h.engine.asked.Load()-asked, "requests in %s without anything to do", idle)
+	h.requireInForce(fmt.Sprintf("moby/%d/%s", containers+3, h.id(containers))) // not the last
+	h.requireInForce(fmt.Sprintf("k8s.io/%d/%s", 3, h.id(0)))
+}
+
+// BenchmarkEngineLimits measures the time from the creation of a container to its limit, beside many others.
+func BenchmarkEngineLimits(b *testing.B) {
+	h := newBarsHost(b)
+	n := 0
+	for ; n < manyContainers; n++ {
+		h.docker(n)
+	}
+	for _, engine := range []struct {
+		name   string
+		create func(n int) time.Duration
+	}{{"docker_api", h.docker}, {"nri", h.kubernetes}} {
+		b.Run(engine.name, func(b *testing.B) {
+			times := make([]time.Duration, 0, b.N)
+			for b.Loop() {
+				times = append(times, engine.create(n))
+				n++
+			}
+			slices.Sort(times)
+			b.ReportMetric(milliseconds(times[len(times)/2]), "p50-ms")
+			b.ReportMetric(milliseconds(times[len(times)*99/100]), "p99-ms")
+			b.ReportMetric(milliseconds(times[len(times)-1]), "max-ms")
+		})
+	}
+}
+
+// manyContainers are on the host while others are created.
+const manyContainers = 1000
+
+func milliseconds(d time.Duration) float64 { return d.Seconds() * 1000 }

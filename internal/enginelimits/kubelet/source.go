@@ -1,0 +1,198 @@
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/enginelimits"
+)
+
+// Engine names the kubelet in metrics, the log and the report.
+const Engine = "kubelet"
+
+// maxLater is how many containers can wait for the kubelet. NRI names all again when it connects.
+const maxLater = 10000
+
+// Container is a container of a pod.
+type Container struct {
+	enginelimits.Container        // without a size
+	Pod                    string // its unique id
+	InPod                  string // the container's name there
+}
+
+// Source is the kubelet. It is asked for its pods when it connects, and when somebody wants a pod that it had not named. The
+// limits of a pod's containers do not change.
+type Source struct {
+	client *Client
+	max    uint64
+	want   chan struct{}
+
+	mu      sync.Mutex
+	pods    pods                 // of the last answer
+	away    error                // why the last request failed; nil: it did not, or there was none yet
+	waiting []chan error         // for the answer to the next request
+	later   map[string]Container // that wait for the kubelet, by id
+}
+
+// NewSource makes a source that caps sizes at most; 0: it does not.
+func NewSource(c *Client, most uint64) *Source {
+	return &Source{client: c, max: most, want: make(chan struct{}, 1), later: make(map[string]Container)}
+}
+
+// Engine implements enginelimits.Source.
+func (s *Source) Engine() string { return Engine }
+
+// Run implements enginelimits.Source. A request that fails ends it.
+func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) (err error) {
+	for first := true; ; first = false {
+		if err := s.refresh(ctx); err != nil {
+			return err
+		}
+		if first {
+			connected()
+		}
+		s.catchUp(ctx, l)
+		select {
+		case <-s.want:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// refresh asks for the pods, and tells all who have waited since before.
+func (s *Source) refresh(ctx context.Context) error {
+	s.mu.Lock()
+	waiting := s.waiting
+	s.waiting = nil
+	s.mu.Unlock()
+	list, err := s.client.pods(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = err
+	if err == nil {
+		s.pods = list
+	} else {
+		waiting, s.waiting = append(waiting, s.waiting...), nil
+	}
+	for _, w := range waiting {
+		w <- err
+	}
+	return err
+}
+
+// catchUp limits containers that had to wait.
+func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) {
+	s.mu.Lock()
+	later := s.later
+	s.later = make(map[string]Container)
+	s.mu.Unlock()
+	for _, c := range later {
+		if ctx.Err() != nil {
+			return
+		}
+		limited, err := s.known(c)
+		switch {
+		case err != nil:
+			l.Unknown(ctx, c.Container, err)
+		case limited.Size == "":
+			l.Forget(c.Namespace, c.ID)
+		default:
+			l.Catch(ctx, limited)
+		}
+	}
+}
+
+// Wanted asks for a pod, so that its limits are known when its containers are created.
+func (s *Source) Wanted(pod string) {
+	s.mu.Lock()
+	_, ok := s.pods[pod]
+	s.mu.Unlock()
+	if !ok {
+		s.ask()
+	}
+}
+
+// Limit returns a container with the size of its limit, or without one if its pod names none. It waits for the kubelet if the pod
+// is new, until ctx is done. A kubelet that is away is not waited for. Returns the reason then.
+func (s *Source) Limit(ctx context.Context, c Container) (enginelimits.Container, error) {
+	s.mu.Lock()
+	_, ok := s.pods[c.Pod]
+	away := s.away
+	if ok || away != nil {
+		s.mu.Unlock()
+		if ok {
+			away = nil
+		}
+		return s.orAway(c, away)
+	}
+	answer := make(chan error, 1)
+	s.waiting = append(s.waiting, answer)
+	s.mu.Unlock()
+	s.ask()
+	select {
+	case err := <-answer:
+		return s.orAway(c, err)
+	case <-ctx.Done():
+		return s.orAway(c, fault.New(errdefs.ErrUnavailable, "no answer yet"))
+	}
+}
+
+func (s *Source) orAway(c Container, away error) (enginelimits.Container, error) {
+	if away != nil {
+		return c.Container, fmt.Errorf("the kubelet does not say the limits of pods: %w", away)
+	}
+	return s.known(c)
+}
+
+// known is a container with its limit from the last answer. A pod that is not in it was not made by the kubelet.
+func (s *Source) known(c Container) (enginelimits.Container, error) {
+	limited := c.Container
+	limited.Engine, limited.Setting = Engine, "resources.limits.ephemeral-storage"
+	s.mu.Lock()
+	size := s.pods[c.Pod][c.InPod]
+	s.mu.Unlock()
+	if size == "" {
+		return limited, nil
+	}
+	bytes, err := parseQuantity(size)
+	if err != nil {
+		return limited, fmt.Errorf("%s: %w", limited.Setting, err)
+	}
+	if s.max != 0 {
+		bytes = min(bytes, s.max)
+	}
+	if bytes > 0 {
+		limited.Size = strconv.FormatUint(bytes, 10)
+	}
+	return limited, nil
+}
+
+// Later limits a container when the kubelet has answered the next time.
+func (s *Source) Later(c Container) {
+	s.mu.Lock()
+	if len(s.later) < maxLater {
+		s.later[c.ID] = c
+	}
+	s.mu.Unlock()
+	s.ask()
+}
+
+// Gone notes that a container is gone.
+func (s *Source) Gone(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.later, id)
+}
+
+func (s *Source) ask() {
+	select {
+	case s.want <- struct{}{}:
+	default:
+	}
+}

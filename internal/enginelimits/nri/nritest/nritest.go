@@ -1,0 +1,50 @@
+// Package nritest is containerd's side of NRI, for tests.
+package nritest
+
+import (
+	"context"
+	"net"
+	"testing"
+
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/net/multiplex"
+	"github.com/containerd/ttrpc"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Runtime is containerd's side of a connection.
+type Runtime struct {
+	api.RuntimeService
+	Mux        multiplex.Mux
+	Plugin     api.PluginService
+	registered chan *api.RegisterPluginRequest
+}
+
+// RegisterPlugin implements api.RuntimeService.
+func (r *Runtime) RegisterPlugin(_ context.Context, req *api.RegisterPluginRequest) (*api.Empty, error) {
+	r.registered <- req
+	return &api.Empty{}, nil
+}
+
+// Accept waits for the plugin to connect and to register.
+func Accept(t testing.TB, l net.Listener) *Runtime {
+	t.Helper()
+	conn, err := l.Accept()
+	require.NoError(t, err)
+	r := &Runtime{Mux: multiplex.Multiplex(conn), registered: make(chan *api.RegisterPluginRequest, 1)}
+	t.Cleanup(func() { require.NoError(t, r.Mux.Close()) })
+	listener, err := r.Mux.Listen(multiplex.RuntimeServiceConn)
+	require.NoError(t, err)
+	server, err := ttrpc.NewServer()
+	require.NoError(t, err)
+	api.RegisterRuntimeService(server, r)
+	go func() { _ = server.Serve(t.Context(), listener) }()
+	t.Cleanup(func() { _ = server.Close() })
+	to, err := r.Mux.Open(multiplex.PluginServiceConn)
+	require.NoError(t, err)
+	r.Plugin = api.NewPluginClient(ttrpc.NewClient(to))
+	req := <-r.registered
+	assert.Equal(t, "cowshed", req.GetPluginName())
+	return r
+}
