@@ -9,10 +9,10 @@ import (
 type Forker interface {
 	// Fork makes moment a sealed volume with the content of source as it is now. It makes each of names a writable clone
 	// of moment with opts. source stays as it is: neither its use nor its seal changes. The Parent of each name is moment.
-	// If Fork fails, it leaves nothing. A crash may leave moment with some of names. Returns ErrNotImplemented if no
-	// snapshot has all of source, as if it has a shared root.
+	// Each name has the root style of source, unless opts name another. If Fork fails, it leaves nothing. A crash may leave
+	// moment with some of names. Returns ErrNotImplemented if no snapshot has all of source, as if volumes are nested in it.
 	Fork(ctx context.Context, source, moment string, names []string, opts VolumeOptions) error
-	// CheckWhole returns ErrNotImplemented if no snapshot or clone has all of a volume, as if it has a shared root.
+	// CheckWhole returns ErrNotImplemented if no snapshot or clone has all of a volume, as if volumes are nested in it.
 	CheckWhole(ctx context.Context, name string) error
 }
 
@@ -50,13 +50,19 @@ func forkByClones(ctx context.Context, backend Backend, source, moment string, n
 		if _, err := backend.Mount(ctx, source, ""); err != nil {
 			return err
 		}
-		err := clone(ctx, moment, source, VolumeOptions{})
+		v, err := backend.Stat(ctx, source)
+		if err == nil {
+			err = clone(ctx, moment, source, VolumeOptions{RootStyle: v.RootStyle})
+		}
 		err = errors.Join(err, backend.Unmount(context.WithoutCancel(ctx), source))
 		if err == nil {
-			err = Seal(ctx, backend, moment)
+			err = SealAsIs(ctx, backend, moment)
 		}
 		if err != nil {
 			return err
+		}
+		if opts.RootStyle == DefaultRoot {
+			opts.RootStyle = v.RootStyle
 		}
 		for _, name := range names {
 			if err := clone(ctx, name, moment, opts); err != nil {
@@ -75,9 +81,9 @@ func forkByClones(ctx context.Context, backend Backend, source, moment string, n
 
 // Exchanger is a Backend that can exchange the names of two volumes in one step.
 type Exchanger interface {
-	// Exchange gives each of two volumes the name of the other. Limits and seals stay with their volumes. A crash leaves
-	// the state of before or of after. Returns ErrFailedPrecondition if a volume is in use; nothing has changed then.
-	// Returns fault.ErrSealed if name is sealed, and ErrNotImplemented if a volume has a shared root.
+	// Exchange gives each of two volumes the name of the other. Limits and seals stay with their volumes, and root styles
+	// too, unless both share different volumes. A crash leaves the state of before or of after. Returns
+	// ErrFailedPrecondition if a volume is in use; its name has not changed then. Returns fault.ErrSealed if name is sealed.
 	Exchange(ctx context.Context, name, other string) error
 }
 

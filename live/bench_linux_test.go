@@ -12,21 +12,32 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 )
 
+// benchStyles runs a benchmark for layers of each root style.
+func benchStyles(b *testing.B, bench func(b *testing.B, style cowcommon.RootStyle)) {
+	for _, style := range []cowcommon.RootStyle{cowcommon.SnapshotRoot, cowcommon.SharedRoot} {
+		b.Run(string(style), func(b *testing.B) { bench(b, style) })
+	}
+}
+
 // BenchmarkFork forks a layer of 5,000 files that is written to, beside the bare calls of the kernel: one snapshot, and two,
 // of the layer and of that snapshot. Likewise 100 forks by one call. It reports percentiles.
-func BenchmarkFork(b *testing.B) {
-	mnt, backend, layers := benchHome(b)
+func BenchmarkFork(b *testing.B) { benchStyles(b, benchFork) }
+
+func benchFork(b *testing.B, style cowcommon.RootStyle) {
+	mnt, backend, layers := benchHome(b, style)
 	dir, err := backend.Mount(b.Context(), "web", "")
 	require.NoError(b, err)
+	defer func() { require.NoError(b, backend.Unmount(b.Context(), "web")) }()
 	bare, err := os.Open(mnt)
 	require.NoError(b, err)
 	defer bare.Close()
-	source, err := os.Open(dir)
+	source, err := os.Open(filepath.Join(mnt, "home/subvolumes/web"))
 	require.NoError(b, err)
 	defer source.Close()
 
@@ -79,15 +90,22 @@ func BenchmarkFork(b *testing.B) {
 	}
 }
 
-// benchHome has the layer web, with 5,000 files.
-func benchHome(b *testing.B) (mnt string, backend *btrfs.Backend, layers *live.Layers) {
+// benchHome has the layer web, made from one with 5,000 files.
+func benchHome(b *testing.B, style cowcommon.RootStyle) (mnt string, backend cowcommon.Backend, layers *live.Layers) {
 	b.Helper()
 	mnt = testfs.Btrfs(b)
-	backend, err := btrfs.Open(b.Context(), filepath.Join(mnt, "home"), btrfs.Options{})
+	dir := filepath.Join(mnt, "home")
+	var err error
+	backend, err = btrfs.Open(b.Context(), dir, btrfs.Options{})
 	require.NoError(b, err)
+	if style == cowcommon.SharedRoot {
+		backend, err = sharedroot.New(b.Context(), backend, dir, sharedroot.Options{})
+		require.NoError(b, err)
+	}
 	b.Cleanup(func() { require.NoError(b, backend.Close()) })
-	require.NoError(b, backend.Create(b.Context(), "web", cowcommon.VolumeOptions{}))
-	writeFiles(b, backend, "web", 5000, "1")
+	require.NoError(b, backend.Create(b.Context(), "distro", cowcommon.VolumeOptions{}))
+	writeFiles(b, backend, "distro", 5000, "1")
+	require.NoError(b, backend.Clone(b.Context(), "web", "distro", cowcommon.VolumeOptions{RootStyle: style}))
 	return mnt, backend, live.New(backend, filepath.Join(mnt, "live"), nil)
 }
 
@@ -119,8 +137,10 @@ func measure(b *testing.B, prepare, do func()) {
 }
 
 // BenchmarkThreeChanges takes snapshots of a layer of 5,000 files, rolls it back and merges forks, with three changed files.
-func BenchmarkThreeChanges(b *testing.B) {
-	_, backend, layers := benchHome(b)
+func BenchmarkThreeChanges(b *testing.B) { benchStyles(b, benchThreeChanges) }
+
+func benchThreeChanges(b *testing.B, style cowcommon.RootStyle) {
+	_, backend, layers := benchHome(b, style)
 	_, err := layers.Snapshot(b.Context(), "web", "kept", live.SnapshotOptions{})
 	require.NoError(b, err)
 	i := 0

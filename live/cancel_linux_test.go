@@ -33,50 +33,54 @@ func (h home) cancelled(t *testing.T, before func()) (home, context.Context) {
 
 // TestCancelled: a layer has its new content when the context ends. So the call succeeds.
 func TestCancelled(t *testing.T) {
-	h := newHome(t)
-	h.forked()
-	h.put("fork", "file", "2")
-	l, ctx := h.cancelled(t, func() {})
-	merged, err := l.Merge(ctx, "fork", live.MergeOptions{})
-	require.NoError(t, err)
-	require.ErrorIs(t, ctx.Err(), context.Canceled)
-	assert.Equal(t, "2", h.get("web", "file"))
-	assert.Equal(t, "before-merge-1", merged.Before.Name)
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h := newHome(t)
+		h.forked()
+		h.put("fork", "file", "2")
+		l, ctx := h.cancelled(t, func() {})
+		merged, err := l.Merge(ctx, "fork", live.MergeOptions{})
+		require.NoError(t, err)
+		require.ErrorIs(t, ctx.Err(), context.Canceled)
+		assert.Equal(t, "2", h.get("web", "file"))
+		assert.Equal(t, "before-merge-1", merged.Before.Name)
 
-	l, ctx = h.cancelled(t, func() {})
-	before, err := l.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{})
-	require.NoError(t, err)
-	require.ErrorIs(t, ctx.Err(), context.Canceled)
-	assert.Equal(t, "1\n", h.get("web", "file"))
-	assert.Equal(t, "before-rollback-1", before.Name)
+		l, ctx = h.cancelled(t, func() {})
+		before, err := l.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{})
+		require.NoError(t, err)
+		require.ErrorIs(t, ctx.Err(), context.Canceled)
+		assert.Equal(t, "1\n", h.get("web", "file"))
+		assert.Equal(t, "before-rollback-1", before.Name)
+	})
 }
 
 // TestChangedMeanwhile: a layer changes after the moment of which the merge was made, and the context ends with the merge. The
 // layer keeps the change.
 func TestChangedMeanwhile(t *testing.T) {
-	h := newHome(t)
-	h.forked()
-	h.put("fork", "file", "2")
-	l, ctx := h.cancelled(t, func() {
-		if _, err := h.backend.Stat(t.Context(), "once"); err != nil {
-			h.create("once")
-			h.put("web", "meanwhile", "3")
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h := newHome(t)
+		h.forked()
+		h.put("fork", "file", "2")
+		l, ctx := h.cancelled(t, func() {
+			if _, err := h.backend.Stat(t.Context(), "once"); err != nil {
+				h.create("once")
+				h.put("web", "meanwhile", "3")
+			}
+		})
+		_, err := l.Merge(ctx, "fork", live.MergeOptions{})
+		require.ErrorIs(t, err, context.Canceled)
+		assert.Equal(t, "1\n", h.get("web", "file"))
+		assert.Equal(t, "3", h.get("web", "meanwhile"))
+		h.assertBase("web", "distro")
+
+		merged, err := h.Merge(t.Context(), "fork", live.MergeOptions{})
+		require.NoError(t, err)
+		assert.Equal(t, "web", merged.Into)
+		assert.Equal(t, "2", h.get("web", "file"))
+		assert.Equal(t, "3", h.get("web", "meanwhile"))
+		for _, name := range h.names("web") {
+			assert.Regexp(t, "^before-merge-[0-9]+$", name)
 		}
 	})
-	_, err := l.Merge(ctx, "fork", live.MergeOptions{})
-	require.ErrorIs(t, err, context.Canceled)
-	assert.Equal(t, "1\n", h.get("web", "file"))
-	assert.Equal(t, "3", h.get("web", "meanwhile"))
-	h.assertBase("web", "distro")
-
-	merged, err := h.Merge(t.Context(), "fork", live.MergeOptions{})
-	require.NoError(t, err)
-	assert.Equal(t, "web", merged.Into)
-	assert.Equal(t, "2", h.get("web", "file"))
-	assert.Equal(t, "3", h.get("web", "meanwhile"))
-	for _, name := range h.names("web") {
-		assert.Regexp(t, "^before-merge-[0-9]+$", name)
-	}
 }
 
 // TestInterruptedUndo: an interrupted replacement whose former content is to have no name leaves a moment without a name.

@@ -14,28 +14,64 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
 )
 
-// home is a Backend with the records of its moments.
+// home is a Backend with the records of its moments. Its layers have one root style.
 type home struct {
 	t       *testing.T
 	backend cowcommon.Backend
+	style   cowcommon.RootStyle
 	records string
 	*live.Layers
 }
 
 func newHome(t *testing.T, opts ...testfs.BtrfsOption) home {
 	t.Helper()
+	return openHome(t, cowcommon.DefaultRoot, opts...)
+}
+
+// openHome makes a home on btrfs for layers of a root style.
+func openHome(t *testing.T, style cowcommon.RootStyle, opts ...testfs.BtrfsOption) home {
+	t.Helper()
 	mnt := testfs.Btrfs(t, opts...)
-	backend, err := btrfs.Open(t.Context(), filepath.Join(mnt, "home"), btrfs.Options{})
+	dir := filepath.Join(mnt, "home")
+	backend, err := btrfs.Open(t.Context(), dir, btrfs.Options{})
 	require.NoError(t, err)
+	return newStyledHome(t, backend, dir, style, filepath.Join(mnt, "live"))
+}
+
+// newStyledHome makes a home of an open Backend, and closes that at the end.
+func newStyledHome(t *testing.T, backend cowcommon.Backend, dir string, style cowcommon.RootStyle, records string) home {
+	t.Helper()
+	if style == cowcommon.SharedRoot {
+		var err error
+		backend, err = sharedroot.New(t.Context(), backend, dir, sharedroot.Options{})
+		require.NoError(t, err)
+		require.NoError(t, backend.Create(t.Context(), lowest, cowcommon.VolumeOptions{}))
+	}
 	t.Cleanup(func() { assert.NoError(t, backend.Close()) })
-	h := home{t: t, backend: backend, records: filepath.Join(mnt, "live")}
+	h := home{t: t, backend: backend, style: style, records: records}
 	return h.over(backend)
 }
+
+// makeHome makes a home on btrfs.
+type makeHome func(t *testing.T, opts ...testfs.BtrfsOption) home
+
+// eachStyle runs a test for layers of each root style.
+func eachStyle(t *testing.T, test func(t *testing.T, newHome makeHome)) {
+	for name, style := range map[string]cowcommon.RootStyle{"snapshot": cowcommon.DefaultRoot, "shared": cowcommon.SharedRoot} {
+		t.Run(name, func(t *testing.T) {
+			test(t, func(t *testing.T, opts ...testfs.BtrfsOption) home { return openHome(t, style, opts...) })
+		})
+	}
+}
+
+// lowest is the volume that layers share which are made from nothing else.
+const lowest = "lowest"
 
 // over returns the same layers over another Backend.
 func (h home) over(backend cowcommon.Backend) home {
@@ -45,10 +81,12 @@ func (h home) over(backend cowcommon.Backend) home {
 
 // eachHome runs a test with the Backend's own Forker and Exchanger, and without both.
 func eachHome(t *testing.T, test func(t *testing.T, h home)) {
-	t.Run("native", func(t *testing.T) { test(t, newHome(t)) })
-	t.Run("by clones", func(t *testing.T) {
-		h := newHome(t)
-		test(t, h.over(&failing{Backend: h.backend, left: -1}))
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		t.Run("native", func(t *testing.T) { test(t, newHome(t)) })
+		t.Run("by clones", func(t *testing.T) {
+			h := newHome(t)
+			test(t, h.over(&failing{Backend: h.backend, left: -1}))
+		})
 	})
 }
 
@@ -61,9 +99,42 @@ func (h home) edit(layer string, do func(dir string)) {
 	require.NoError(h.t, h.backend.Unmount(h.t.Context(), layer))
 }
 
+// create makes an empty layer.
 func (h home) create(layer string) {
 	h.t.Helper()
+	h.createWith(layer, cowcommon.VolumeOptions{})
+}
+
+func (h home) createWith(layer string, opts cowcommon.VolumeOptions) {
+	h.t.Helper()
+	if h.style == cowcommon.SharedRoot {
+		opts.RootStyle = h.style
+		require.NoError(h.t, h.backend.Clone(h.t.Context(), layer, lowest, opts))
+		return
+	}
+	require.NoError(h.t, h.backend.Create(h.t.Context(), layer, opts))
+}
+
+// image makes an empty layer for others to be cloned from, with a root of its own.
+func (h home) image(layer string) {
+	h.t.Helper()
 	require.NoError(h.t, h.backend.Create(h.t.Context(), layer, cowcommon.VolumeOptions{}))
+}
+
+// clone makes a layer from another.
+func (h home) clone(layer, source string) {
+	h.t.Helper()
+	require.NoError(h.t, h.backend.Clone(h.t.Context(), layer, source, cowcommon.VolumeOptions{RootStyle: h.style}))
+}
+
+// assertStyle asserts that volumes have the root style of the home.
+func (h home) assertStyle(volumes ...string) {
+	h.t.Helper()
+	for _, volume := range volumes {
+		v, err := h.backend.Stat(h.t.Context(), volume)
+		require.NoError(h.t, err)
+		assert.Equal(h.t, h.style, v.RootStyle, volume)
+	}
 }
 
 func (h home) put(layer, name, data string) {
@@ -99,7 +170,7 @@ func (h home) layers() (layers []string, moments int) {
 		require.NoError(h.t, err)
 		if live.IsMoment(v.Name) {
 			moments++
-		} else {
+		} else if v.Name != lowest {
 			layers = append(layers, v.Name)
 		}
 	}
@@ -161,6 +232,14 @@ func (f *failing) Seal(ctx context.Context, name string) error {
 	return f.call(func() error { return cowcommon.Seal(ctx, f.Backend, name) })
 }
 
+func (f *failing) SealAsIs(ctx context.Context, name string) error {
+	return f.call(func() error { return cowcommon.SealAsIs(ctx, f.Backend, name) })
+}
+
+func (f *failing) SetRootStyle(ctx context.Context, name string, style cowcommon.RootStyle) error {
+	return f.call(func() error { return cowcommon.SetRootStyle(ctx, f.Backend, name, style) })
+}
+
 func (f *failing) Rename(ctx context.Context, name, to string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -219,10 +298,14 @@ func byClones(f *failing) cowcommon.Backend { return f }
 
 // onBtrfs are Backends with and without Forker and Exchanger.
 func onBtrfs() map[string]crashing {
-	home := func(t *testing.T) home { return newHome(t) }
+	plain := func(t *testing.T) home { return newHome(t) }
+	shared := func(t *testing.T) home { return openHome(t, cowcommon.SharedRoot) }
+	native := func(f *failing) cowcommon.Backend { return failingNative{f} }
 	return map[string]crashing{
-		"native":    {home, func(f *failing) cowcommon.Backend { return failingNative{f} }},
-		"by clones": {home, byClones},
+		"native":           {plain, native},
+		"by clones":        {plain, byClones},
+		"shared native":    {shared, native},
+		"shared by clones": {shared, byClones},
 	}
 }
 

@@ -40,6 +40,7 @@ func testFork(t *testing.T, h home) {
 	assert.Equal(t, "web", m.Layer)
 	require.Len(t, m.Forks, 2)
 	assert.Equal(t, map[string]string{"task": "1"}, m.Forks[1].Labels)
+	h.assertStyle("web", m.Volume, "a", "b")
 
 	_, err := h.Fork(ctx, "web", []string{"c"}, live.ForkOptions{Fork: live.Fork{Labels: map[string]string{"task": "1\n"}}})
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
@@ -77,16 +78,18 @@ func TestForkExpires(t *testing.T) {
 
 // TestForkExpiresNot: a fork stays while others made from it are there, and its snapshots do not count.
 func TestForkExpiresNot(t *testing.T) {
-	h, ctx := newHome(t), t.Context()
-	h.create("web")
-	_, err := h.Fork(ctx, "web", []string{"plain", "parent"}, live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
-	require.NoError(t, err)
-	_, err = h.Snapshot(ctx, "plain", "one", live.SnapshotOptions{})
-	require.NoError(t, err)
-	require.NoError(t, h.backend.Clone(ctx, "child", "parent", cowcommon.VolumeOptions{}))
-	h.assertClean(1, "child", "parent", "web")
-	require.NoError(t, h.backend.Remove(ctx, "child"))
-	h.assertClean(0, "web")
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h, ctx := newHome(t), t.Context()
+		h.create("web")
+		_, err := h.Fork(ctx, "web", []string{"plain", "parent"}, live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
+		require.NoError(t, err)
+		_, err = h.Snapshot(ctx, "plain", "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		h.clone("child", "parent")
+		h.assertClean(1, "child", "parent", "web")
+		require.NoError(t, h.backend.Remove(ctx, "child"))
+		h.assertClean(0, "web")
+	})
 }
 
 // TestForkRolledBack: a fork is one also after a rollback, and after its snapshots have gone: it expires, and keeps its labels
@@ -130,8 +133,8 @@ func TestSnapshots(t *testing.T) { eachHome(t, testSnapshots) }
 
 func testSnapshots(t *testing.T, h home) {
 	ctx := t.Context()
-	h.create("distro")
-	require.NoError(t, h.backend.Clone(ctx, "web", "distro", cowcommon.VolumeOptions{}))
+	h.image("distro")
+	h.clone("web", "distro")
 	h.put("web", "file", "1")
 	m, err := h.Snapshot(ctx, "web", "first", live.SnapshotOptions{Message: "before the upgrade"})
 	require.NoError(t, err)
@@ -206,8 +209,8 @@ func TestRollback(t *testing.T) { eachHome(t, testRollback) }
 func testRollback(t *testing.T, h home) {
 	for _, how := range []live.RollbackOptions{{}, {Live: true}} {
 		ctx := t.Context()
-		h.create("distro")
-		require.NoError(t, h.backend.Clone(ctx, "web", "distro", cowcommon.VolumeOptions{}))
+		h.image("distro")
+		h.clone("web", "distro")
 		h.put("web", "dir/file", "1")
 		h.put("web", "gone", "1")
 		_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
@@ -239,6 +242,7 @@ func testRollback(t *testing.T, h home) {
 		v, err := h.backend.Stat(ctx, "web")
 		require.NoError(t, err)
 		assert.False(t, v.Sealed)
+		h.assertStyle("web")
 		h.assertBase("web", "distro")
 
 		h.put("web", "file", "4")
@@ -257,15 +261,17 @@ func testRollback(t *testing.T, h home) {
 
 // TestRollbackNot: a layer from which others were made cannot change.
 func TestRollbackNot(t *testing.T) {
-	h, ctx := newHome(t), t.Context()
-	h.create("web")
-	_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
-	require.NoError(t, err)
-	require.NoError(t, h.backend.Clone(ctx, "child", "web", cowcommon.VolumeOptions{}))
-	for _, how := range []live.RollbackOptions{{}, {Live: true}} {
-		_, err = h.Rollback(ctx, "web", "one", how)
-		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	}
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h, ctx := newHome(t), t.Context()
+		h.create("web")
+		_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		h.clone("child", "web")
+		for _, how := range []live.RollbackOptions{{}, {Live: true}} {
+			_, err = h.Rollback(ctx, "web", "one", how)
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		}
+	})
 }
 
 // TestRollbackNested: a snapshot that a clone would lack a part of is no new content of a layer.
@@ -358,108 +364,114 @@ func testRollbackCrash(t *testing.T, kinds map[string]crashing) {
 
 // TestConcurrency: forks, snapshots, rollbacks, removals and sweeps of one layer at once, by two users of the directory.
 func TestConcurrency(t *testing.T) {
-	h, ctx := newHome(t), t.Context()
-	other := h.over(h.backend)
-	h.create("web")
-	h.put("web", "file", "1")
-	_, err := h.Snapshot(ctx, "web", "kept", live.SnapshotOptions{})
-	require.NoError(t, err)
-	var group errgroup.Group
-	for i := range 6 {
-		l := h
-		if i%2 == 1 {
-			l = other
-		}
-		group.Go(func() error {
-			for n := range 5 {
-				fork := fmt.Sprintf("fork-%d-%d", i, n)
-				if _, err := l.Fork(ctx, "web", []string{fork}, live.ForkOptions{}); err != nil {
-					return err
-				}
-				s, err := l.Snapshot(ctx, "web", "", live.SnapshotOptions{})
-				if err != nil {
-					return err
-				}
-				before, err := l.Rollback(ctx, "web", "kept", live.RollbackOptions{})
-				if err == nil {
-					err = l.RemoveSnapshot(ctx, "web", before.Name)
-				}
-				if err != nil && !errdefs.IsFailedPrecondition(err) { // others look at it
-					return err
-				}
-				if err := errors.Join(l.backend.Remove(ctx, fork), l.Sweep(ctx), l.RemoveSnapshot(ctx, "web", s.Name)); err != nil {
-					return err
-				}
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h, ctx := newHome(t), t.Context()
+		other := h.over(h.backend)
+		h.create("web")
+		h.put("web", "file", "1")
+		_, err := h.Snapshot(ctx, "web", "kept", live.SnapshotOptions{})
+		require.NoError(t, err)
+		var group errgroup.Group
+		for i := range 6 {
+			l := h
+			if i%2 == 1 {
+				l = other
 			}
-			return nil
-		})
-	}
-	require.NoError(t, group.Wait())
-	assert.Equal(t, []string{"kept"}, h.names("web"))
-	assert.Equal(t, "1", h.get("web", "file"))
-	require.NoError(t, h.backend.Remove(ctx, "web"))
-	h.assertClean(0)
+			group.Go(func() error {
+				for n := range 5 {
+					fork := fmt.Sprintf("fork-%d-%d", i, n)
+					if _, err := l.Fork(ctx, "web", []string{fork}, live.ForkOptions{}); err != nil {
+						return err
+					}
+					s, err := l.Snapshot(ctx, "web", "", live.SnapshotOptions{})
+					if err != nil {
+						return err
+					}
+					before, err := l.Rollback(ctx, "web", "kept", live.RollbackOptions{})
+					if err == nil {
+						err = l.RemoveSnapshot(ctx, "web", before.Name)
+					}
+					if err != nil && !errdefs.IsFailedPrecondition(err) { // others look at it
+						return err
+					}
+					if err := errors.Join(l.backend.Remove(ctx, fork), l.Sweep(ctx), l.RemoveSnapshot(ctx, "web", s.Name)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		require.NoError(t, group.Wait())
+		assert.Equal(t, []string{"kept"}, h.names("web"))
+		assert.Equal(t, "1", h.get("web", "file"))
+		require.NoError(t, h.backend.Remove(ctx, "web"))
+		h.assertClean(0)
+	})
 }
 
 // TestDiff compares layers, snapshots and forks in each direction. The filesystem lists the changes of each.
 func TestDiff(t *testing.T) {
-	h, ctx := newHome(t), t.Context()
-	h.create("distro")
-	require.NoError(t, h.backend.Clone(ctx, "web", "distro", cowcommon.VolumeOptions{}))
-	h.put("web", "file", "1")
-	_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
-	require.NoError(t, err)
-	_, err = h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
-	require.NoError(t, err)
-	h.put("web", "new", "2")
-	_, err = h.Rollback(ctx, "web", "one", live.RollbackOptions{})
-	require.NoError(t, err)
-	h.put("web", "file", "3")
-	h.put("fork", "own", "4")
-	for _, c := range []struct{ ref, since, want string }{
-		{"web", "", "A /file"},
-		{"web", "web@one", "C /file"},
-		{"web", "web@before-rollback-1", "C /file D /new"},
-		{"web@before-rollback-1", "", "A /file A /new"},
-		{"web@before-rollback-1", "web@one", "A /new"},
-		{"web@one", "web@before-rollback-1", "D /new"},
-		{"fork", "", "A /own"},
-		{"fork", "web", "C /file A /own"},
-		{"fork", "distro", "A /file A /own"},
-	} {
-		d, err := h.Diff(ctx, c.ref, c.since)
-		require.NoError(t, err, c)
-		var changes []string
-		for _, change := range d.Changes {
-			changes = append(changes, change.String())
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h, ctx := newHome(t), t.Context()
+		h.image("distro")
+		h.clone("web", "distro")
+		h.put("web", "file", "1")
+		_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		_, err = h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
+		require.NoError(t, err)
+		h.put("web", "new", "2")
+		_, err = h.Rollback(ctx, "web", "one", live.RollbackOptions{})
+		require.NoError(t, err)
+		h.put("web", "file", "3")
+		h.put("fork", "own", "4")
+		for _, c := range []struct{ ref, since, want string }{
+			{"web", "", "A /file"},
+			{"web", "web@one", "C /file"},
+			{"web", "web@before-rollback-1", "C /file D /new"},
+			{"web@before-rollback-1", "", "A /file A /new"},
+			{"web@before-rollback-1", "web@one", "A /new"},
+			{"web@one", "web@before-rollback-1", "D /new"},
+			{"fork", "", "A /own"},
+			{"fork", "web", "C /file A /own"},
+			{"fork", "distro", "A /file A /own"},
+		} {
+			d, err := h.Diff(ctx, c.ref, c.since)
+			require.NoError(t, err, c)
+			var changes []string
+			for _, change := range d.Changes {
+				changes = append(changes, change.String())
+			}
+			assert.Equal(t, c.want, strings.Join(changes, " "), c)
+			assert.True(t, d.Native, c)
+			require.NoError(t, d.Close())
 		}
-		assert.Equal(t, c.want, strings.Join(changes, " "), c)
-		assert.True(t, d.Native, c)
-		require.NoError(t, d.Close())
-	}
-	for _, refs := range [][2]string{{"none", ""}, {"web", "none"}, {"web@none", ""}, {"web", "web@none"}} {
-		_, err := h.Diff(ctx, refs[0], refs[1])
-		require.ErrorIs(t, err, errdefs.ErrNotFound, refs)
-	}
+		for _, refs := range [][2]string{{"none", ""}, {"web", "none"}, {"web@none", ""}, {"web", "web@none"}} {
+			_, err := h.Diff(ctx, refs[0], refs[1])
+			require.ErrorIs(t, err, errdefs.ErrNotFound, refs)
+		}
+	})
 }
 
 // TestLimits: a fork has its own limit, and a layer keeps its limit through a rollback. A snapshot has none.
 func TestLimits(t *testing.T) {
-	h, ctx := newHome(t, testfs.WithSimpleQuota()), t.Context()
-	limit := quota.Limit{Bytes: 64 << 20}
-	require.NoError(t, h.backend.Create(ctx, "web", cowcommon.VolumeOptions{Limit: limit}))
-	m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
-	require.NoError(t, err)
-	forks := live.ForkOptions{Volume: cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 32 << 20}}}
-	_, err = h.Fork(ctx, "web", []string{"fork"}, forks)
-	require.NoError(t, err)
-	_, err = h.Rollback(ctx, "web", "one", live.RollbackOptions{})
-	require.NoError(t, err)
-	for name, want := range map[string]uint64{"web": 64 << 20, "fork": 32 << 20, m.Volume: 0} {
-		v, err := h.backend.Stat(ctx, name)
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h, ctx := newHome(t, testfs.WithSimpleQuota()), t.Context()
+		limit := quota.Limit{Bytes: 64 << 20}
+		h.createWith("web", cowcommon.VolumeOptions{Limit: limit})
+		m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
 		require.NoError(t, err)
-		assert.Equal(t, want, v.Limit.Bytes, name)
-	}
+		forks := live.ForkOptions{Volume: cowcommon.VolumeOptions{Limit: quota.Limit{Bytes: 32 << 20}}}
+		_, err = h.Fork(ctx, "web", []string{"fork"}, forks)
+		require.NoError(t, err)
+		_, err = h.Rollback(ctx, "web", "one", live.RollbackOptions{})
+		require.NoError(t, err)
+		for name, want := range map[string]uint64{"web": 64 << 20, "fork": 32 << 20, m.Volume: 0} {
+			v, err := h.backend.Stat(ctx, name)
+			require.NoError(t, err)
+			assert.Equal(t, want, v.Limit.Bytes, name)
+		}
+	})
 }
 
 // TestRecordStays: a crash may leave the record of a step that has ended where it was. The step counts, and its record goes

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
@@ -23,22 +24,24 @@ import (
 // TestModel does random operations on a tree of forks, while a writer is at work in one layer. It compares layers and
 // snapshots with plain copies.
 func TestModel(t *testing.T) {
-	steps := 60
-	if testfs.Long() {
-		steps = 2000
-	}
-	seed := rand.Uint64()
-	t.Run(fmt.Sprint(seed), func(t *testing.T) {
-		m := newModel(t, newHome(t), seed)
-		stop := m.write("web")
-		for range steps {
-			m.step()
-			if t.Failed() {
-				break
-			}
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		steps := 60
+		if testfs.Long() {
+			steps = 2000
 		}
-		stop()
-		m.removeAll()
+		seed := rand.Uint64()
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			m := newModel(t, newHome(t), seed)
+			stop := m.write("web")
+			for range steps {
+				m.step()
+				if t.Failed() {
+					break
+				}
+			}
+			stop()
+			m.removeAll()
+		})
 	})
 }
 
@@ -60,7 +63,9 @@ func newModel(t *testing.T, h home, seed uint64) *model {
 			t.Logf("operations: %q", m.log)
 		}
 	})
-	h.create("web")
+	h.image("distro")
+	h.edit("distro", m.changeTree)
+	h.clone("web", "distro")
 	m.change("web")
 	return m
 }
@@ -94,12 +99,17 @@ const tree = "tree"
 func (m *model) change(layer string) {
 	m.t.Helper()
 	m.edit(layer, func(dir string) {
-		require.NoError(m.t, os.MkdirAll(filepath.Join(dir, tree), 0o755))
-		f := forest.New(m.t, m.Uint64(), filepath.Join(dir, tree))
-		f.Plain = true
-		f.Change(1 + m.IntN(20))
+		m.changeTree(dir)
 		m.copyTree(filepath.Join(dir, tree), layer)
 	})
+}
+
+func (m *model) changeTree(dir string) {
+	m.t.Helper()
+	require.NoError(m.t, os.MkdirAll(filepath.Join(dir, tree), 0o755))
+	f := forest.New(m.t, m.Uint64(), filepath.Join(dir, tree))
+	f.Plain = true
+	f.Change(1 + m.IntN(20))
 }
 
 // check compares a layer or snapshot with its copy.
@@ -116,7 +126,7 @@ func (m *model) check(name string) {
 			info, err := os.Lstat(filepath.Join(m.copyOf(name), path))
 			return err == nil && info.IsDir()
 		}
-		treecmp.Equal(m.t, m.copyOf(name), filepath.Join(dir, tree), treecmp.Options{SkipTime: isDir})
+		treecmp.Equal(m.t, m.copyOf(name), filepath.Join(dir, tree), treecmp.Options{SkipTime: isDir, LinksInTree: m.style == cowcommon.SharedRoot})
 		if name != inUse { // the writer goes on between the two
 			assert.NoError(m.t, checkPair(dir), name)
 		}
@@ -287,5 +297,5 @@ func (m *model) removeAll() {
 	for _, layer := range layers {
 		require.NoError(m.t, m.backend.Remove(m.t.Context(), layer))
 	}
-	m.assertClean(0)
+	m.assertClean(0, "distro")
 }

@@ -18,7 +18,7 @@ import (
 // moment gets the next free number. From the call that takes the layer's name away, replace goes on although ctx has ended.
 // Returns ErrUnavailable if the outcome of a call is not known. A later command then ends the replacement.
 //
-// With an Exchanger, the volume r.Volume is first the new content, and then exchanged for the layer. Otherwise the layer
+// The new content has the root style of source. With an Exchanger, the volume r.Volume is first the new content, and then exchanged for the layer. Otherwise the layer
 // is renamed to it, and a volume beside it to the layer.
 func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) (former Moment, err error) {
 	if v.Sealed {
@@ -58,7 +58,11 @@ func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume,
 	if !exchanges {
 		fresh += newSuffix
 	}
-	if err := l.backend.Clone(ctx, fresh, source, cowcommon.VolumeOptions{Limit: v.Limit}); err != nil {
+	from, err := l.backend.Stat(ctx, source)
+	if err == nil {
+		err = l.backend.Clone(ctx, fresh, source, cowcommon.VolumeOptions{Limit: v.Limit, RootStyle: from.RootStyle})
+	}
+	if err != nil {
 		return err
 	}
 	if prepare != nil {
@@ -76,9 +80,9 @@ func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume,
 	return cowcommon.Rename(ctx, l.backend, v.Name, r.Volume)
 }
 
-// seal seals the former volume of a layer.
+// seal seals the former volume of a layer, in its root style: moments that share a volume are compared without a walk.
 func (l *Layers) seal(ctx context.Context, volume string) error {
-	return cowcommon.Seal(ctx, l.backend, volume)
+	return cowcommon.SealAsIs(ctx, l.backend, volume)
 }
 
 // sealSoon is seal, and waits a little: somebody who was about to use the layer may have its former volume locked for a moment.

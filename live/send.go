@@ -38,9 +38,10 @@ type Sent struct {
 }
 
 // Send writes a layer as a stream of package layerstream. layer is a layer, in use or not, or the volume of a moment. It is sent
-// as it is now. Returns ErrInvalidArgument if its parents are to come after SendOptions.From, and it was not made from that.
-// Returns ErrNotImplemented if no native stream holds it, as if it has a shared root. Returns
-// ErrFailedPrecondition if SendOptions.From is not sealed, or if the filesystem cannot build a stream on it.
+// as it is now. If it has a shared root, the stream has a copy with a root of its own. So no later stream can build on that layer
+// or moment. Returns ErrInvalidArgument if its parents are to come after SendOptions.From, and it was not made from that. Returns
+// ErrNotImplemented if no native stream holds it, or if SendOptions.From has a shared root. Returns ErrFailedPrecondition if
+// SendOptions.From is not sealed, or if the filesystem cannot build a stream on it.
 func (l *Layers) Send(ctx context.Context, w io.Writer, layer string, opts SendOptions) (_ []Sent, err error) {
 	kind, err := cowcommon.StreamKind(l.backend)
 	if err != nil {
@@ -52,10 +53,21 @@ func (l *Layers) Send(ctx context.Context, w io.Writer, layer string, opts SendO
 	}
 	s := sender{layers: l, kind: kind, opts: opts, w: layerstream.NewWriter(w), digests: make(map[string]layerstream.Digest)}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, v := range chain { // all of the same moment
-		if err := s.open(ctx, v); err != nil {
+	below, top := chain[:len(chain)-1], chain[len(chain)-1]
+	for _, v := range below { // all of the same moment
+		if err := s.open(ctx, v, v.Name); err != nil {
 			return nil, err
 		}
+	}
+	content := top.Name
+	if top.RootStyle == cowcommon.SharedRoot {
+		if s.copy, err = l.plain(ctx, top); err != nil {
+			return nil, fault.Wrap("copy layer", top.Name, err)
+		}
+		content = s.copy.volume
+	}
+	if err := s.open(ctx, top, content); err != nil {
+		return nil, err
 	}
 	return s.send(ctx)
 }
@@ -76,6 +88,8 @@ func (l *Layers) chain(ctx context.Context, layer string, opts SendOptions) ([]c
 			return nil, fault.New(errdefs.ErrInvalidArgument, "a stream of %s cannot build on itself", layer)
 		case !from.Sealed:
 			return nil, fault.New(errdefs.ErrFailedPrecondition, "a stream cannot build on layer %s, which can still change: take a snapshot of it, and send that first", from.Name)
+		case from.RootStyle == cowcommon.SharedRoot:
+			return nil, fault.New(errdefs.ErrNotImplemented, "a stream cannot build on %s, which has a shared root and was sent as a copy: send %s whole, or from its image", from.Name, layer)
 		}
 	}
 	chain := []cowcommon.Volume{top}
@@ -102,14 +116,14 @@ func (l *Layers) chain(ctx context.Context, layer string, opts SendOptions) ([]c
 }
 
 // sealedAbove finds the nearest sealed layer from which a volume was made, directly or not. Moments but from are
-// passed over.
+// passed over, and so are layers that keep their shared roots: the stream has their changes with those of v.
 func (l *Layers) sealedAbove(ctx context.Context, v cowcommon.Volume, from string) (_ cowcommon.Volume, is bool, err error) {
 	for v.Parent != "" {
 		var there bool
 		if v, there, err = l.exists(ctx, v.Parent); err != nil || !there {
 			return v, false, err
 		}
-		if v.Sealed && (!IsMoment(v.Name) || v.Name == from) {
+		if v.Sealed && v.RootStyle != cowcommon.SharedRoot && (!IsMoment(v.Name) || v.Name == from) {
 			return v, true, nil
 		}
 	}
@@ -123,6 +137,7 @@ type sender struct {
 	opts    SendOptions
 	w       *layerstream.Writer
 	views   []sentView
+	copy    *plain                        // of the last layer, if it has a shared root
 	digests map[string]layerstream.Digest // of the layers that were sent
 }
 
@@ -134,7 +149,8 @@ type sentView struct {
 	id     []byte
 }
 
-func (s *sender) open(ctx context.Context, v cowcommon.Volume) error {
+// open opens a view of a volume whose content another has, or itself.
+func (s *sender) open(ctx context.Context, v cowcommon.Volume, content string) error {
 	if v.Name == "" {
 		s.views = append(s.views, sentView{})
 		return nil
@@ -143,13 +159,13 @@ func (s *sender) open(ctx context.Context, v cowcommon.Volume) error {
 	if err != nil {
 		return err
 	}
-	view, err := s.layers.backend.View(ctx, v.Name)
+	view, err := s.layers.backend.View(ctx, content)
 	if err != nil {
 		return err
 	}
 	s.views = append(s.views, sentView{volume: v, name: name, view: view})
 	// A subvolume could be nested between a check and the view. So the check comes after the view.
-	if err := cowcommon.CheckWhole(ctx, s.layers.backend, v.Name); err != nil {
+	if err := cowcommon.CheckWhole(ctx, s.layers.backend, content); err != nil {
 		return fault.Wrap("send layer", name, err)
 	}
 	identity, err := cowcommon.Identify(ctx, s.layers.backend, view)
@@ -191,6 +207,9 @@ func (s *sender) close() error {
 		if v.view != nil {
 			errs = append(errs, v.view.Close())
 		}
+	}
+	if s.copy != nil {
+		errs = append(errs, s.copy.close())
 	}
 	return errors.Join(errs...)
 }

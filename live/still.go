@@ -24,16 +24,19 @@ type Still struct {
 //
 // If the Backend cannot take the moment of such a layer, Volume is the layer itself: each View of it is of another moment. So it is
 // on a filesystem that is read-only.
-func (l *Layers) Still(ctx context.Context, ref string) (_ *Still, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("keep %s as it is: %w", ref, err)
-		}
-	}()
+func (l *Layers) Still(ctx context.Context, ref string) (s *Still, err error) {
 	v, err := l.Find(ctx, ref)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		s, err = l.still(ctx, v)
 	}
+	if err != nil {
+		return nil, fmt.Errorf("keep %s as it is: %w", ref, err)
+	}
+	return s, nil
+}
+
+// still is Still of a volume.
+func (l *Layers) still(ctx context.Context, v cowcommon.Volume) (_ *Still, err error) {
 	s := &Still{layers: l, taken: !IsMoment(v.Name)}
 	unlock, err := l.begin(ctx) // nobody removes the moment before it has a view
 	if errors.Is(err, syscall.EROFS) {
@@ -100,8 +103,13 @@ func (s *Still) Close() error {
 	if err := s.view.Close(); err != nil || !s.taken {
 		return err
 	}
-	return s.layers.ifAlone(context.Background(), func(ctx context.Context) error {
-		_, err := s.layers.removeUnneeded(ctx, s.Volume)
+	return s.layers.drop(s.Volume)
+}
+
+// drop removes the volume of a moment that nothing needs. If others are at work, a later Sweep removes it.
+func (l *Layers) drop(volume string) error {
+	return l.ifAlone(context.Background(), func(ctx context.Context) error {
+		_, err := l.removeUnneeded(ctx, volume)
 		return err
 	})
 }

@@ -90,30 +90,32 @@ func TestStillOfPart(t *testing.T) {
 
 // TestStillsAtOnce: each reader has its moment until its end, while others come and go and Sweeps run.
 func TestStillsAtOnce(t *testing.T) {
-	h := newHome(t)
-	h.create("web")
-	h.put("web", "file", "1")
-	var g errgroup.Group
-	for range 8 {
-		g.Go(func() error {
-			for range 5 {
-				still, err := h.Still(t.Context(), "web")
-				if err != nil {
-					return err
+	eachStyle(t, func(t *testing.T, newHome makeHome) {
+		h := newHome(t)
+		h.create("web")
+		h.put("web", "file", "1")
+		var g errgroup.Group
+		for range 8 {
+			g.Go(func() error {
+				for range 5 {
+					still, err := h.Still(t.Context(), "web")
+					if err != nil {
+						return err
+					}
+					if err := h.Sweep(t.Context()); err != nil {
+						return err
+					}
+					if _, err := h.backend.Stat(t.Context(), still.Volume); err != nil {
+						return err
+					}
+					if err := still.Close(); err != nil {
+						return err
+					}
 				}
-				if err := h.Sweep(t.Context()); err != nil {
-					return err
-				}
-				if _, err := h.backend.Stat(t.Context(), still.Volume); err != nil {
-					return err
-				}
-				if err := still.Close(); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	require.NoError(t, g.Wait())
-	h.assertClean(0, "web")
+				return nil
+			})
+		}
+		require.NoError(t, g.Wait())
+		h.assertClean(0, "web")
+	})
 }

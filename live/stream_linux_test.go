@@ -73,11 +73,11 @@ func (h home) assertSame(layer string, there home, other string) {
 func (h home) newChain() home {
 	h.t.Helper()
 	ctx := h.t.Context()
-	h.create("ground")
+	h.image("ground")
 	h.put("ground", "d/base", strings.Repeat("ground", 50_000))
 	require.NoError(h.t, h.backend.Clone(ctx, "middle", "ground", cowcommon.VolumeOptions{}))
 	h.put("middle", "d/middle", "middle")
-	require.NoError(h.t, h.backend.Clone(ctx, "origin", "middle", cowcommon.VolumeOptions{}))
+	h.clone("origin", "middle")
 	h.put("origin", "origin", "origin")
 	_, err := h.Fork(ctx, "origin", []string{"web"}, live.ForkOptions{Fork: live.Fork{Labels: map[string]string{"task": "1"}}})
 	require.NoError(h.t, err)
@@ -169,7 +169,33 @@ func testSendReceive(t *testing.T, from, to home) {
 	from.assertSame("changed-middle", to, "changed-middle")
 }
 
-func TestSendReceive(t *testing.T) { testSendReceive(t, newHome(t), newHome(t)) }
+func TestSendReceive(t *testing.T) {
+	eachStyle(t, func(t *testing.T, newHomeOf makeHome) { testSendReceive(t, newHomeOf(t), newHome(t)) })
+}
+
+// sending is failing with the streams of its Backend.
+type sending struct{ *failing }
+
+func (s sending) Unwrap() cowcommon.Backend { return s.Backend }
+
+// TestSendCrash: nothing is left of the copy of a layer with a shared root, whose sending fails or is interrupted.
+func TestSendCrash(t *testing.T) {
+	shared := func(t *testing.T) home { return openHome(t, cowcommon.SharedRoot) }
+	eachCrash(t, map[string]crashing{"shared": {shared, func(f *failing) cowcommon.Backend { return sending{f} }}},
+		func(h home) { h.create("web"); h.put("web", "file", "1") },
+		func(h home) error {
+			_, err := h.Send(t.Context(), io.Discard, "web", live.SendOptions{})
+			return err
+		},
+		func(h home, done bool) {
+			if done {
+				_, moments := h.layers()
+				assert.Zero(h.t, moments)
+			}
+			h.assertClean(0, "web")
+			h.assertStyle("web")
+		})
+}
 
 func testBadReceive(t *testing.T, from, to home) {
 	ctx := t.Context()

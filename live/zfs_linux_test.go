@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/zfs"
@@ -17,13 +17,17 @@ import (
 
 func newZFSHome(t *testing.T) home {
 	t.Helper()
+	return openZFSHome(t, cowcommon.DefaultRoot)
+}
+
+func openZFSHome(t *testing.T, style cowcommon.RootStyle) home {
+	t.Helper()
 	dataset, mnt := testfs.ZFS(t)
 	require.NoError(t, exec.Command("zfs", "create", dataset+"/home").Run())
-	backend, err := zfs.Open(t.Context(), filepath.Join(mnt, "home"), dataset+"/home", zfs.Options{})
+	dir := filepath.Join(mnt, "home")
+	backend, err := zfs.Open(t.Context(), dir, dataset+"/home", zfs.Options{})
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, backend.Close()) })
-	h := home{t: t, backend: backend, records: filepath.Join(mnt, "live")}
-	return h.over(backend)
+	return newStyledHome(t, backend, dir, style, filepath.Join(mnt, "live"))
 }
 
 // TestZFS runs the tests on ZFS that are independent of the filesystem.
@@ -33,13 +37,15 @@ func TestZFS(t *testing.T) {
 		"fork": testFork, "fork rolled back": testForkRolledBack, "snapshots": testSnapshots, "rollback": testRollback, "merge": testMerge, "still": testStill,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newZFSHome(t)) })
+		t.Run(name+" shared", func(t *testing.T) { test(t, openZFSHome(t, cowcommon.SharedRoot)) })
 	}
 	for name, test := range map[string]func(t *testing.T, from, to home){
 		"send and receive": testSendReceive, "bad receive": testBadReceive, "native stream": testNativeStream, "early end": testEarlyEnd, "from moment": testSendFromMoment,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newZFSHome(t), newZFSHome(t)) })
 	}
-	kinds := map[string]crashing{"zfs": {newZFSHome, byClones}}
+	shared := func(t *testing.T) home { return openZFSHome(t, cowcommon.SharedRoot) }
+	kinds := map[string]crashing{"zfs": {newZFSHome, byClones}, "zfs shared": {shared, byClones}}
 	for name, test := range map[string]func(t *testing.T, kinds map[string]crashing){
 		"fork crash": testForkCrash, "rollback crash": testRollbackCrash, "merge crash": testMergeCrash,
 	} {

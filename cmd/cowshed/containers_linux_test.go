@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 )
@@ -23,6 +24,7 @@ import (
 type containersHost struct {
 	*served
 	t      *testing.T
+	style  string // root style of the container
 	config string
 	web    string // where the container is mounted while it runs
 }
@@ -32,13 +34,13 @@ const (
 	web    = "containerd:test/web"
 )
 
-func newContainersHost(t *testing.T) *containersHost {
+func newContainersHost(t *testing.T, style string) *containersHost {
 	t.Helper()
 	testfs.CheckLeaks(t)
-	h := &containersHost{served: newServed(t), t: t, web: t.TempDir()}
+	h := &containersHost{served: newServed(t), t: t, style: style, web: t.TempDir()}
 	h.config = filepath.Join(h.dir, "config.toml")
 	require.NoError(t, os.WriteFile(h.config, fmt.Appendf(nil, "root = %q\nstate = %q\naddress = %q\n", h.root, h.dir, h.socket), 0o600))
-	h.start(h.command())
+	h.serve()
 	s, ctx := h.snapshotter()
 	_, err := s.Prepare(ctx, "test/1/layer", "")
 	require.NoError(t, err)
@@ -50,6 +52,19 @@ func newContainersHost(t *testing.T) *containersHost {
 	return h
 }
 
+// serve starts the daemon.
+func (h *containersHost) serve() {
+	h.t.Helper()
+	h.start(h.command("--root-style", h.style))
+}
+
+// eachRootStyle runs a test with a container of each root style.
+func eachRootStyle(t *testing.T, test func(t *testing.T, h *containersHost)) {
+	for _, style := range []cowcommon.RootStyle{cowcommon.SnapshotRoot, cowcommon.SharedRoot} {
+		t.Run(string(style), func(t *testing.T) { test(t, newContainersHost(t, string(style))) })
+	}
+}
+
 // run does something while a snapshot is mounted, as a container runs in it.
 func (h *containersHost) run(key string, do func(dir string)) {
 	h.t.Helper()
@@ -58,6 +73,9 @@ func (h *containersHost) run(key string, do func(dir string)) {
 	require.NoError(h.t, err)
 	require.NoError(h.t, mount.All(mounts, h.web))
 	defer func() { require.NoError(h.t, mount.UnmountAll(h.web, 0)) }()
+	if key == webKey {
+		assert.Equal(h.t, h.style == string(cowcommon.SharedRoot), isOverlay(h.t, h.web))
+	}
 	do(h.web)
 }
 
@@ -97,13 +115,14 @@ func (h *containersHost) volumes() (names []string) {
 func (h *containersHost) restart() {
 	h.t.Helper()
 	h.kill()
-	h.start(h.command())
+	h.serve()
 }
 
 // TestContainerLayers: a container that runs is compared, forked, snapshotted and mounted by its reference, whether the daemon runs
 // or not.
-func TestContainerLayers(t *testing.T) {
-	h := newContainersHost(t)
+func TestContainerLayers(t *testing.T) { eachRootStyle(t, testContainerLayers) }
+
+func testContainerLayers(t *testing.T, h *containersHost) {
 	h.run(webKey, func(dir string) {
 		assert.Equal(t, "A /file\n", h.cowshed("changes", web))
 		assert.Equal(t, "fork:try\n", h.cowshed("fork", web, "try"))
@@ -147,7 +166,7 @@ func TestContainerLayers(t *testing.T) {
 	assert.Equal(t, "A /new\n", h.cowshed("changes", web, web+"@before"))
 	assert.Equal(t, "fork:late\n", h.cowshed("fork", web+"@before", "fork:late"))
 	assert.Equal(t, "before\n", h.cowshed("snapshot", "rm", web, "before"))
-	h.start(h.command())
+	h.serve()
 	assert.Equal(t, "fork:late\nfork:try\n", h.cowshed("ls", "--forks", "--names"))
 
 	at{root: h.root}.ok(t, "init", "--driver", "btrfs")
@@ -185,8 +204,9 @@ func TestContainerLayers(t *testing.T) {
 
 // TestContainerRollback: a container that is stopped goes back to a snapshot, and gets the changes of a fork, behind its key. A
 // container that runs is refused.
-func TestContainerRollback(t *testing.T) {
-	h := newContainersHost(t)
+func TestContainerRollback(t *testing.T) { eachRootStyle(t, testContainerRollback) }
+
+func testContainerRollback(t *testing.T, h *containersHost) {
 	h.cowshed("snapshot", web, "before")
 	h.cowshed("fork", web, "try")
 	h.run(webKey, func(dir string) {
@@ -225,19 +245,28 @@ func (h *containersHost) removeAll(ctx context.Context, s snapshots.Snapshotter,
 	require.NoError(h.t, s.Remove(ctx, key))
 	require.NoError(h.t, s.Remove(ctx, "test/2/image"))
 	require.NoError(h.t, s.(snapshots.Cleaner).Cleanup(ctx))
-	assert.Equal(h.t, []string{"try"}, slices.DeleteFunc(h.volumes(), live.IsMoment), "and the moments that it comes from")
+	left := slices.DeleteFunc(h.volumes(), live.IsMoment)
+	assert.Contains(h.t, left, "try")
+	if h.style == string(cowcommon.SharedRoot) {
+		assert.Len(h.t, left, 2, "it shares the image")
+	} else {
+		assert.Len(h.t, left, 1, "and the moments that it comes from")
+	}
 	assert.Contains(h.t, h.cowshed("changes", "fork:try"), "A /merged")
 	h.restart()
 	assert.Equal(h.t, "fork:try\n", h.cowshed("ls", "--forks", "--names"))
 	assert.Equal(h.t, "[]\n", h.cowshed("lost", "ls", "--json"), "nothing is lost")
 	assert.Equal(h.t, "fork:try\n", h.cowshed("rm", "fork:try"))
+	s, ctx = h.snapshotter()
+	require.NoError(h.t, s.(snapshots.Cleaner).Cleanup(ctx))
 	assert.Empty(h.t, h.volumes())
 }
 
 // TestContainerExport: the layers of a fork or of a container that was rolled back hold nothing that the container got later or
 // lost by that. Their volumes were made from the container's.
-func TestContainerExport(t *testing.T) {
-	h := newContainersHost(t)
+func TestContainerExport(t *testing.T) { eachRootStyle(t, testContainerExport) }
+
+func testContainerExport(t *testing.T, h *containersHost) {
 	h.cowshed("fork", web, "try")
 	h.cowshed("snapshot", web, "before")
 	h.run(webKey, func(dir string) { write(t, filepath.Join(dir, "secret"), "never shown") })
@@ -262,4 +291,5 @@ func TestContainerExport(t *testing.T) {
 	h.cowshed("rollback", web, "before")
 	check(web)
 	check("fork:try")
+	h.stop()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/bindmount"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/live"
@@ -46,11 +48,7 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 		if err := cmd.Context().Err(); err != nil {
 			return err
 		}
-		remove := s.driver.Backend().Remove
-		if image.IsLayerName(v.Name) { // it may come from an import
-			remove = s.images.RemoveLayer
-		}
-		if err := remove(cmd.Context(), v.Name); err != nil {
+		if err := s.removeLayer(cmd.Context(), v.Name); err != nil {
 			return s.whyKept(cmd.Context(), v, err)
 		}
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), s.shown(v.Name)); err != nil {
@@ -58,6 +56,22 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 		}
 	}
 	return s.live.Sweep(cmd.Context())
+}
+
+// removeLayer removes a layer. Moments whose roots share it, and of which the layers are gone, go first.
+func (s *store) removeLayer(ctx context.Context, name string) error {
+	remove := s.driver.Backend().Remove
+	if image.IsLayerName(name) { // it may come from an import
+		remove = s.images.RemoveLayer
+	}
+	err := remove(ctx, name)
+	if errors.Is(err, fault.ErrInUse) {
+		if err := s.live.Sweep(ctx); err != nil {
+			return err
+		}
+		err = remove(ctx, name)
+	}
+	return err
 }
 
 // removable finds the layers to remove, children before parents, and makes sure that they can be.

@@ -87,3 +87,43 @@ func TestSharedRoot(t *testing.T) {
 	})
 	a.ok(t, "rm", "child", "fork", "copy", "web", "base")
 }
+
+// TestSharedRootLive: a layer with a shared root is forked, rolled back, merged and promoted while it is mounted, as any other.
+func TestSharedRootLive(t *testing.T) {
+	a := newStore(t)
+	path, _ := writeImage(t, "app:1", 2)
+	a.ok(t, "import", path, "--name", "app:1")
+	a.ok(t, "create", "web", "--parent", "app:1", "--root-style", "shared", "--storage-opt", "btrfs.root_style=shared")
+	at, fork := t.TempDir(), t.TempDir()
+	a.ok(t, "mount", "web", at)
+	write(t, filepath.Join(at, "file"), "1")
+	assert.Equal(t, "one\n", a.ok(t, "snapshot", "web", "one"))
+	a.ok(t, "fork", "web", "fork", "--mount-at", fork)
+	assert.True(t, isOverlay(t, fork), "it shares the image too")
+	write(t, filepath.Join(fork, "of-fork"), "2")
+	write(t, filepath.Join(at, "file"), "3")
+	assert.Equal(t, "web:1\n", a.ok(t, "promote", "web", "web:1"))
+	assert.Equal(t, "3", a.read(t, "web:1", "file"))
+	assert.Equal(t, exitPrecondition, a.run(t, "rollback", "web", "one").code, "it is mounted")
+	a.ok(t, "rollback", "web", "one", "--live")
+	a.ok(t, "merge", "fork", "--live")
+	for file, want := range map[string]string{"file": "1", "of-fork": "2"} {
+		content, err := os.ReadFile(filepath.Join(at, file))
+		require.NoError(t, err)
+		assert.Equal(t, want, string(content))
+	}
+	a.ok(t, "unmount", "web")
+	a.ok(t, "rollback", "web", "one")
+	assert.Empty(t, a.ok(t, "changes", "web", "web@one"))
+	a.with(t, "web", func(dir string) { assert.True(t, isOverlay(t, dir)) })
+	assert.Contains(t, a.ok(t, "log", "web"), "fork")
+
+	a.ok(t, "unmount", "fork")
+	a.ok(t, "create", "base")
+	a.ok(t, "create", "shared", "--parent", "base", "--root-style", "shared")
+	a.ok(t, "snapshot", "shared", "one")
+	a.ok(t, "rm", "shared", "base") // the snapshot shares it
+	a.ok(t, "rm", "web", "fork")
+	a.ok(t, "rmi", "web:1", "app:1")
+	assert.Empty(t, a.ok(t, "ls", "--names"))
+}

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layerstream"
 	"github.com/cowshed/cowshed/internal/outfile"
 	"github.com/cowshed/cowshed/live"
@@ -34,6 +31,8 @@ snapshot. The stream goes to standard output or a file.
 
 Without flags the stream holds the whole layer, and needs no other. With --from, it holds the changes since BASE alone,
 which the receiver has. BASE is a snapshot, or a layer from which others were made. On ZFS the layer was made from BASE.
+
+A layer with a shared root is sent as a copy with a root of its own. So it cannot be BASE.
 
 With --with-parents, the layers from which the layer was made come before it, each with its own changes. The receiver
 passes over those that it has. With --from too, the layer was made from BASE, directly or not.`,
@@ -87,9 +86,6 @@ func (s *store) send(cmd *cobra.Command, name string, f sendFlags) error {
 	} else {
 		err = toOutput(cmd, f.output, write)
 	}
-	if errdefs.IsNotImplemented(err) {
-		err = s.whyNotSent(cmd.Context(), v, err)
-	}
 	if err != nil || !f.json {
 		return err
 	}
@@ -107,14 +103,6 @@ func (s *store) imageOf() func(volume string) layerstream.Image {
 		tops[img.Top()] = layerstream.Image{Name: img.Name, ID: img.ID().String()}
 	}
 	return func(volume string) layerstream.Image { return tops[volume] }
-}
-
-// whyNotSent says what to do about a layer with a shared root.
-func (s *store) whyNotSent(ctx context.Context, v cowcommon.Volume, err error) error {
-	if v, statErr := s.driver.Backend().Stat(ctx, v.Name); statErr != nil || v.RootStyle != cowcommon.SharedRoot {
-		return err
-	}
-	return fmt.Errorf("%w, so no stream of the filesystem holds it; to give it a root of its own, unmount it and run: cowshed create NAME --parent %s; or send its changes as a tar: cowshed diff %[2]s", err, v.Name)
 }
 
 // ofLayer shows the progress of a layer.

@@ -160,19 +160,24 @@ func TestSendToTerminal(t *testing.T) {
 	assert.Contains(t, errOut.String(), "a stream does not come from the terminal")
 }
 
-// TestSendSharedRoot: the error says how to send a layer with a shared root, and that works.
+// TestSendSharedRoot: a layer with a shared root is sent as a copy with a root of its own, while it is in use. No stream builds on it.
 func TestSendSharedRoot(t *testing.T) {
 	a, to := newStore(t), newStore(t)
 	a.ok(t, "create", "base")
 	a.ok(t, "create", "shared-web", "--parent", "base", "--root-style", "shared", "--storage-opt", "btrfs.root_style=shared")
 	a.write(t, "shared-web", "file", "1")
-	r := a.run(t, "send", "shared-web")
-	assert.Equal(t, exitUnsupported, r.code)
-	assert.Contains(t, r.err, "it has a shared root, so no stream of the filesystem holds it; to give it a root of its own, unmount it")
-	a.ok(t, "create", "copy", "--parent", "shared-web")
+	at := t.TempDir()
+	a.ok(t, "mount", "shared-web", at)
+	a.ok(t, "snapshot", "shared-web", "one")
 	stream := a.ok(t, "send", "shared-web", "--with-parents")
+	assert.True(t, isOverlay(t, at), "it stays as it is")
+	r := a.run(t, "send", "shared-web", "--from", "shared-web@one", "-o", filepath.Join(t.TempDir(), "stream"))
+	assert.Equal(t, exitUnsupported, r.code)
+	assert.Contains(t, r.err, "has a shared root")
+	a.ok(t, "unmount", "shared-web")
 	to.reading(strings.NewReader(stream)).ok(t, "receive")
 	assert.Equal(t, "1", to.read(t, "shared-web", "file"))
+	assert.Equal(t, "A /file\n", to.ok(t, "changes", "shared-web"))
 }
 
 // TestReceiveKilled kills a process that receives, at some moment and while it waits. Nothing is left but whole parents, and the

@@ -3,6 +3,7 @@ package sharedroot_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -109,6 +110,7 @@ var backendTests = map[string]func(t *testing.T, s *store){
 	"FailedClone":      testFailedClone,
 	"Identities":       testIdentities,
 	"Fork":             testFork,
+	"ForkNot":          testForkNot,
 	"RestoreNotes":     testRestoreNotes,
 	"WithoutWork":      testWithoutWork,
 	"NotesOfRemoved":   testNotesOfRemoved,
@@ -659,7 +661,7 @@ func testViewOfRunning(t *testing.T, s *store) {
 	s.unmount("c")
 }
 
-// Others mount a shared root by its MountSpec. It is in use then.
+// Others mount a shared root by its MountSpec. It is in use then. If it is writable there, Mount shows the same overlay.
 func TestMountSpec(t *testing.T) {
 	s := newStore(t)
 	ctx := t.Context()
@@ -681,8 +683,12 @@ func TestMountSpec(t *testing.T) {
 		} else {
 			s.typical(at)
 		}
-		_, err = s.Mount(ctx, "c", "")
-		require.ErrorIs(t, err, fault.ErrInUse, "a second overlay of one upper")
+		if readOnly {
+			_, err = s.Mount(ctx, "c", "")
+			require.ErrorIs(t, err, fault.ErrInUse, "a second overlay of one upper")
+		} else {
+			s.showsOther("c", at)
+		}
 		require.ErrorIs(t, s.Remove(ctx, "c"), fault.ErrInUse)
 		require.ErrorIs(t, cowcommon.Seal(ctx, s.Backend, "c"), fault.ErrInUse)
 		require.ErrorIs(t, cowcommon.Rename(ctx, s.Backend, "c", "d"), fault.ErrInUse)
@@ -694,6 +700,47 @@ func TestMountSpec(t *testing.T) {
 	assert.Equal(t, "btrfs", spec.Type)
 	require.NoError(t, cowcommon.Seal(ctx, s.Backend, "c"))
 	assert.Equal(t, typicalChanges, s.changes("c", "image", true))
+}
+
+// showsOther mounts a volume that others have mounted, and unmounts it. Both are one filesystem, and theirs stays.
+func (s *store) showsOther(name, at string) {
+	s.t.Helper()
+	dir := s.mount(name)
+	var here, there unix.Stat_t
+	require.NoError(s.t, errors.Join(unix.Stat(dir, &here), unix.Stat(at, &there)))
+	assert.Equal(s.t, there.Dev, here.Dev)
+	assert.Equal(s.t, dir, s.mount(name), "mounts are counted")
+	require.NoError(s.t, os.WriteFile(dir+"/etc/through", nil, 0o600))
+	require.NoError(s.t, os.Remove(at+"/etc/through"))
+	s.unmount(name)
+	s.unmount(name)
+	assert.Empty(s.t, overlaysBelow(s.t, s.home))
+	assert.FileExists(s.t, at+"/etc/conf")
+
+	require.NoError(s.t, unix.Mount("none", at, "tmpfs", 0, ""))
+	_, err := s.Mount(s.t.Context(), name, "")
+	require.ErrorIs(s.t, err, fault.ErrInUse, "another mount covers it")
+	require.NoError(s.t, unix.Unmount(at, 0))
+	assert.Empty(s.t, overlaysBelow(s.t, s.home))
+}
+
+// TestKilledWhileBound: a process ends while it shows the overlay of others. It is gone when they mount the volume again.
+func TestKilledWhileBound(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	for range 2 {
+		at := t.TempDir()
+		s.mountSpec("c", "", at)
+		require.Empty(t, overlaysBelow(t, s.home))
+		s.mount("c")
+		s.crash()
+		s.open()
+		require.NoError(t, os.WriteFile(at+"/etc/conf", nil, 0o600))
+		require.NoError(t, unix.Unmount(at, 0))
+	}
+	require.NoError(t, s.Remove(t.Context(), "c"))
+	assert.Empty(t, overlaysBelow(t, s.home))
 }
 
 // claimedBackend calls a function when a volume has been claimed and found unused.

@@ -195,19 +195,8 @@ func plain(opts cowcommon.VolumeOptions) cowcommon.VolumeOptions {
 // cloneShared clones a shared volume together with its upper: the clone is shared over the same lower. A source that nobody
 // uses is sealed, and stays shared. If cloneShared fails, there is no clone.
 func (b *Backend) cloneShared(ctx context.Context, name, source, lower string, opts cowcommon.VolumeOptions) error {
-	s, found, err := b.look(ctx, source)
-	switch {
-	case err != nil:
+	if _, err := b.isOver(ctx, source, lower); err != nil {
 		return err
-	case s == stateFolding:
-		return errFolding
-	case s == stateNone: // the note is outdated, and nobody changes the style while this call has the lock
-		if err := b.forgetOutdated(ctx, source); err != nil {
-			return err
-		}
-		return errStyleChanged
-	case found != lower:
-		return errStyleChanged
 	}
 	if err := b.cloneNoted(ctx, name, source, lower, opts); err != nil || opts.RootStyle == cowcommon.SharedRoot {
 		return err

@@ -1,6 +1,7 @@
 package sharedroot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/bindmount"
 	"github.com/cowshed/cowshed/internal/inuse"
 	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/mounttable"
@@ -28,6 +30,7 @@ type mounted struct {
 	dir   string        // the root of its tree
 	lower string        // "" if the volume is of style snapshot; else:
 	lock  namelock.Lock // of mountKey
+	bound bool          // the overlay is that of others
 }
 
 // upperOf and workOf are directories in the tree of a shared volume.
@@ -119,17 +122,10 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 	m.lock = lock
 	isMounted, err := isOverlay(m.dir) // by another process, or one before a crash
 	if err == nil && !isMounted {
-		if !alone {
+		if alone {
+			err = b.mountFirst(m, name, dir, lowerDir, label)
+		} else {
 			err = inuse.ByAnotherProcess(name)
-		}
-		work := ""
-		if err == nil && !b.opts.ReadOnly {
-			if work, err = workIn(dir); err == nil && work != "" {
-				err = b.checkNotMounted(dir, name)
-			}
-		}
-		if err == nil {
-			err = b.mountOverlay(m.dir, lowerDir, dir, work, label)
 		}
 	}
 	if err == nil && alone {
@@ -139,6 +135,62 @@ func (b *Backend) mountShared(ctx context.Context, name, dir, lower, label strin
 		return nil, errors.Join(err, m.lock.Unlock(nil))
 	}
 	return m, nil
+}
+
+// mountFirst mounts the overlay of a volume on m.dir. If others have mounted it by its MountSpec, as for a container that runs,
+// theirs is bound there: there may be only one.
+func (b *Backend) mountFirst(m *mounted, name, dir, lowerDir, label string) error {
+	work := ""
+	if !b.opts.ReadOnly {
+		var err error
+		if work, err = workIn(dir); err == nil && work != "" {
+			err = b.checkNotMounted(dir, name)
+		}
+		if errors.Is(err, fault.ErrInUse) {
+			m.bound, err = b.bindOther(m.dir, name, dir, lowerDir, err)
+		}
+		if m.bound || err != nil {
+			return err
+		}
+	}
+	return b.mountOverlay(m.dir, lowerDir, dir, work, label)
+}
+
+// bindOther binds the overlay of a volume on a new directory, if a MountSpec of it is mounted and writable in this mount namespace.
+// Otherwise it returns inUse.
+func (b *Backend) bindOther(point, name, tree, lowerDir string, inUse error) (bound bool, err error) {
+	source := b.sourceOf(lowerDir, tree, name)
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		is := m.FSType == "overlay" && m.Root == "/" && m.Source == source && isWritable(m) && isOverlayOf(m, lowerDir, upperOf(tree))
+		return !is, is
+	})
+	if err != nil || len(mounts) == 0 {
+		return false, cmp.Or(err, inUse)
+	}
+	if err := os.Mkdir(point, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, err
+	}
+	m := mounts[0]
+	if err = bindmount.Bind(m.Mountpoint, point, false); err == nil {
+		var st unix.Stat_t
+		if err = unix.Stat(point, &st); err == nil && st.Dev == unix.Mkdev(uint32(m.Major), uint32(m.Minor)) {
+			return true, nil
+		}
+		err = errors.Join(err, inUse) // another mount covers it, or it is gone
+	}
+	return false, errors.Join(err, mountdir.Remove(point, false))
+}
+
+// isWritable reports whether neither a mount nor its filesystem is read-only.
+func isWritable(m *mountinfo.Info) bool {
+	options := strings.Split(m.Options+","+m.VFSOptions, ",")
+	return !slices.Contains(options, "ro")
+}
+
+// isOverlayOf reports whether an overlay is that of an upper over a lower, and of nothing else.
+func isOverlayOf(m *mountinfo.Info, lower, upper string) bool {
+	options := strings.Split(m.VFSOptions, ",")
+	return slices.Contains(options, "upperdir="+upper) && slices.Contains(options, "lowerdir="+lower)
 }
 
 // checkNotMounted checks that nobody else has mounted an overlay of a volume: the kernel allows two of one upper, and
@@ -228,7 +280,10 @@ func (b *Backend) release(name string, m *mounted, may func() bool) error {
 		return b.Backend.Unmount(b.ctx, name)
 	}
 	unmount := func() error {
-		if !may() {
+		switch {
+		case m.bound:
+			return b.removePoint(name)
+		case !may():
 			return nil
 		}
 		return b.unmountPoint(name)
@@ -246,6 +301,11 @@ func (b *Backend) unmountPoint(name string) error {
 	if over, err := b.overlays.UsesOf(b.point(name), nil); len(over) > 0 || err != nil {
 		return err
 	}
+	return b.removePoint(name)
+}
+
+// removePoint unmounts the overlay of a volume from its mount point, unless it is busy there.
+func (b *Backend) removePoint(name string) error {
 	err := mountdir.Remove(b.point(name), false)
 	if errors.Is(err, unix.EBUSY) {
 		b.log.Debug("shared roots: an overlay is busy and stays mounted", "volume", name)

@@ -49,6 +49,7 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 	if err != nil {
 		return spec, err
 	}
+	b.unmountLeft(name) // others are about to mount the only overlay
 	spec = cowcommon.MountSpec{Type: "overlay"}
 	err = b.hold(ctx, lower, func(lowerDir string) error {
 		return b.hold(ctx, name, func(dir string) error {

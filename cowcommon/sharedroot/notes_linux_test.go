@@ -38,44 +38,6 @@ func (s *store) halfFolded(name, image string) {
 	})
 }
 
-// A fork completes a fold first, and refuses a shared volume.
-func testFork(t *testing.T, s *store) {
-	ctx := t.Context()
-	s.image("image")
-	s.container("c", "image")
-	none := cowcommon.VolumeOptions{}
-	require.ErrorIs(t, cowcommon.Fork(ctx, s.Backend, "c", "moment", nil, none), errdefs.ErrNotImplemented)
-	s.halfFolded("folding", "image")
-	require.NoError(t, os.Symlink("image", s.note("fork"))) // of a volume that was removed
-	require.NoError(t, cowcommon.Fork(ctx, s.Backend, "folding", "moment", []string{"fork"}, none))
-	assert.NoFileExists(t, s.note("fork"))
-	for _, name := range []string{"folding", "moment", "fork"} {
-		s.hasStyle(name, cowcommon.SnapshotRoot)
-		assert.Equal(t, typicalChanges, s.changes(name, "image", false), name)
-	}
-}
-
-// Volumes are exchanged only if no note is about them, and no shared root is over them.
-func TestExchange(t *testing.T) {
-	s := newStore(t)
-	ctx := t.Context()
-	s.image("image")
-	s.image("other")
-	s.container("c", "image")
-	require.ErrorIs(t, cowcommon.Exchange(ctx, s.Backend, "image", "other"), fault.ErrInUse)
-	require.ErrorIs(t, cowcommon.Exchange(ctx, s.Backend, "other", "image"), fault.ErrInUse)
-	require.ErrorIs(t, cowcommon.Exchange(ctx, s.Backend, "c", "other"), errdefs.ErrNotImplemented)
-	s.halfFolded("folding", "image")
-	require.NoError(t, os.Symlink("8388608 layer", s.note(".limit-other")))
-	require.NoError(t, cowcommon.Exchange(ctx, s.Backend, "folding", "other"))
-	assert.NoFileExists(t, s.note("folding"))
-	assert.NoFileExists(t, s.note(".limit-other"))
-	assert.Equal(t, typicalChanges, s.changes("other", "image", false))
-	v, err := s.Stat(ctx, "folding")
-	require.NoError(t, err)
-	assert.Equal(t, uint64(8<<20), v.Limit.Bytes, "the limit stays with its volume")
-}
-
 // A volume becomes shared while it waits to be renamed.
 func TestSharedWhileRenamed(t *testing.T) {
 	s := newStore(t)

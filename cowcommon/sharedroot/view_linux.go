@@ -182,6 +182,9 @@ func inside(v cowcommon.View) cowcommon.View {
 	return v
 }
 
+// errShared says that only a part of the tree is in the volume.
+var errShared = fault.New(errdefs.ErrNotImplemented, "it has a shared root")
+
 // StreamKind implements cowcommon.Identifier.
 func (b *Backend) StreamKind() string {
 	kind, _ := cowcommon.StreamKind(b.Backend) // "" if there is none
