@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/live"
 )
@@ -36,7 +37,7 @@ func (r *request) createLayer() error {
 		return refused(api.KindPermissionDenied, fmt.Sprintf("layers of namespace %s expire, and only forks can", n.Name), "fork a layer")
 	}
 	opts := layerstore.CreateOptions{Size: body.Size, RootStyle: body.RootStyle, ReadWrite: body.ReadWrite}
-	if isReference(name) || isReference(body.Parent) && r.server.opts.Stores.IsContainer(body.Parent) {
+	if layerref.Is(name) || r.server.opts.Stores.IsContainer(body.Parent) {
 		return refused(api.KindInvalidArgument, "a layer cannot be made from a container", "fork the container")
 	}
 	s, release, err := r.open(changes, body.Parent) // the parent is sealed

@@ -16,7 +16,6 @@ import (
 
 	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/live"
 )
@@ -159,7 +158,7 @@ func (r *request) open(a access, refs ...string) (_ *layerstore.Store, release f
 			continue
 		}
 		named++
-		if err := errors.Join(checkRef(ref)); err != nil {
+		if err := checkRef(ref); err != nil {
 			return nil, nil, err
 		}
 		if err := r.caller.mayName(ref, a); err != nil {
@@ -226,6 +225,3 @@ var (
 	layerAlone findBy = func(s *layerstore.Store) func(context.Context, string) (cowcommon.Volume, error) { return s.LayerAlone }
 	layerOf    findBy = func(s *layerstore.Store) func(context.Context, string) (cowcommon.Volume, error) { return s.LayerOf }
 )
-
-// isReference reports whether a name is written as a reference to a container or its fork.
-func isReference(name string) bool { return layerref.Is(name) }

@@ -72,7 +72,7 @@ func (s *Store) ForkNames(name string, count int) ([]string, error) {
 	return names, nil
 }
 
-// ForkLimit is the limit of the forks of a layer or snapshot, which has none itself. size is that which was asked for, "" for none.
+// ForkLimit is the limit of the forks of a layer or snapshot, which has none itself. size is the limit that the request names, "" for none.
 func (s *Store) ForkLimit(ctx context.Context, source cowcommon.Volume, size string) (quota.Limit, error) {
 	if size != "" {
 		bytes, err := ParseLimitOrNone(size)

@@ -49,7 +49,7 @@ func New(root string, driver *cowdriver.Driver, moments *live.Layers, log *slog.
 // Options say how a store is opened.
 type Options struct {
 	Root          string
-	Driver        string // "": the driver that has been at work in the root, or else the one that fits its filesystem
+	Driver        string // "": the driver that has been at work in the root, or else the driver that fits its filesystem
 	DriverOptions []string
 	// DriverOptionsFor returns the options of the driver that is found, instead of DriverOptions. It may be nil.
 	DriverOptionsFor func(driver string) []string
