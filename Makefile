@@ -131,6 +131,7 @@ lint: $(GOLANGCI) ## run golangci-lint, shellcheck, and a linter for words
 	cd scripts/internal/commandcheck && $(GOLANGCI) run ./...
 	cd scripts/internal/release && $(GOLANGCI) run ./...
 	cd scripts/internal/manifests && $(GOLANGCI) run ./...
+	cd scripts/internal/apicontract && $(GOLANGCI) run ./...
 	shellcheck .ci/run $$(git ls-files --cached --others --exclude-standard '*.sh')
 	go run ./scripts/internal/proselint $$(git ls-files --cached --others --exclude-standard '*.go' '*.md')
 
@@ -147,6 +148,7 @@ tidy: ## bring go.mod and go.sum of all modules up to date
 	cd scripts/internal/commandcheck && go mod tidy
 	cd scripts/internal/release && go mod tidy
 	cd scripts/internal/manifests && go mod tidy
+	cd scripts/internal/apicontract && go mod tidy
 
 bench: ## measure Cowshed inside containerd and beside moby, podman and containerd, and write docs/benchmarks.md
 	@scripts/deps.sh bench $(if $(filter btrfs,$(DRIVER)),daemons)

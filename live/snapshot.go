@@ -31,6 +31,9 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 			return m, fault.New(errdefs.ErrInvalidArgument, "layer name %s is of the form that moments have; choose another", name)
 		}
 	}
+	if err := checkLabelSize(opts.Fork.Labels, len(names)); err != nil {
+		return m, err
+	}
 	for key, value := range opts.Fork.Labels {
 		if !layerstream.IsLabel(key) || !layerstream.IsLabel(value) {
 			return m, fault.New(errdefs.ErrInvalidArgument, "label %q=%q is not UTF-8 or has control characters", key, value)
@@ -60,6 +63,19 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 		return m, err
 	}
 	return l.commitMade(r)
+}
+
+// checkLabelSize refuses labels for which the record of a moment with so many forks would be too large. It would be made first
+// otherwise.
+func checkLabelSize(labels map[string]string, forks int) error {
+	size := 0
+	for key, value := range labels {
+		size += len(key) + len(value)
+	}
+	if size > maxRecordSize/max(forks, 1) {
+		return fault.New(errdefs.ErrInvalidArgument, "labels of %d bytes for each of %d forks: at most %d fit", size, forks, maxRecordSize)
+	}
+	return nil
 }
 
 // momentOf describes a new moment of a layer, or of the layer of another moment.
@@ -171,6 +187,37 @@ func (l *Layers) named(ctx context.Context, r *record, name, prefix string, save
 func (l *Layers) Snapshots(_ context.Context, layer string) ([]Moment, error) {
 	moments, err := l.list(layer)
 	return slices.DeleteFunc(moments, func(m Moment) bool { return m.Name == "" }), err
+}
+
+// CountSnapshots is the number of snapshots of several layers. It reads no records of other layers.
+func (l *Layers) CountSnapshots(_ context.Context, layers []string) (n int, err error) {
+	of := make(map[string]map[string]bool, len(layers)) // by tag, which two layers may share
+	for _, layer := range layers {
+		t := tag(layer)
+		if of[t] == nil {
+			of[t] = make(map[string]bool)
+		}
+		of[t][layer] = true
+	}
+	volumes, err := l.recorded(momentsDir, "")
+	if err != nil {
+		return 0, err
+	}
+	for _, volume := range volumes {
+		named := of[tagOf(volume)]
+		if named == nil {
+			continue
+		}
+		r, err := l.load(momentsDir, volume)
+		switch {
+		case errdefs.IsNotFound(err): // it has just gone
+		case err != nil:
+			l.log.Warn("a moment is left out", "error", err)
+		case r.Name != "" && named[r.Layer]:
+			n++
+		}
+	}
+	return n, nil
 }
 
 // Moments lists the moments of a layer, oldest first: its snapshots, and those that exist for its forks alone.

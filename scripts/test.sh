@@ -120,6 +120,7 @@ gates() {
 	step 'go vet and tests of commandcheck' in_module scripts/internal/commandcheck
 	step 'go vet and tests of release' in_module scripts/internal/release
 	step 'go vet and tests of manifests' in_module scripts/internal/manifests
+	step 'go vet and tests of apicontract' in_module scripts/internal/apicontract
 	step 'examples of public packages' go test -count=1 ./scripts/internal/examples
 	step 'commands that deps.sh brings' scripts/check-commands.sh
 	finish_lanes

@@ -70,6 +70,11 @@ type Config struct {
 	AlertWebhook     string   `toml:"alert_webhook"`
 	ContainerMetrics int      `toml:"container_metrics"`
 
+	API           string         `toml:"api"`
+	APIGroup      string         `toml:"api_group"`
+	APITokenFile  string         `toml:"api_token_file"`
+	APINamespaces []APINamespace `toml:"api_namespaces"`
+
 	DockerPlugin  string `toml:"docker_plugin"`
 	DockerHome    string `toml:"docker_home"`
 	DockerSocket  string `toml:"docker_socket"`
@@ -167,6 +172,7 @@ func (c Config) Validate() error {
 		{"containerd_address", c.ContainerdAddress, false}, {"nri_socket", c.NRISocket, false}, {"docker_nri", c.DockerNRI, true}, {"docker_home", c.DockerHome, true},
 		{"kubelet_ca", c.KubeletCA, !c.KubeletPods}, {"kubelet_credential", c.KubeletCredential, !c.KubeletPods},
 		{"docker_socket", c.DockerSocket, true}, {"docker_spec_dir", c.DockerSpecDir, false},
+		{"api", c.API, true}, {"api_token_file", c.APITokenFile, true},
 	} {
 		if !dir.optional || dir.path != "" {
 			check(dir.key, checkAbsolute(dir.path))
@@ -190,6 +196,7 @@ func (c Config) Validate() error {
 	if c.AlertWebhook != "" {
 		check("alert_webhook", limitalert.CheckWebhook(c.AlertWebhook))
 	}
+	check("api_namespaces", checkNamespaces(c.APINamespaces))
 	if c.ContainerMetrics < 0 || c.ContainerMetrics > maxContainerMetrics {
 		check("container_metrics", fmt.Errorf("%d must be from 0 to %d", c.ContainerMetrics, maxContainerMetrics))
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // modules are the directories of the tree's modules.
-var modules = []string{".", "bench", "e2e/daemons", "scripts/internal/commandcheck", "scripts/internal/manifests", "scripts/internal/release"}
+var modules = []string{".", "bench", "e2e/daemons", "scripts/internal/commandcheck", "scripts/internal/apicontract", "scripts/internal/manifests", "scripts/internal/release"}
 
 // goUses finds the programs and shell scripts that Go files give to os/exec. A value is followed from os/exec back
 // through variables, parameters and fields to the constants that it can be.
