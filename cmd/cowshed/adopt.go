@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 // adoptInfo is the output of adopt --json.
@@ -44,7 +45,7 @@ and share their data with the copy on the same filesystem. Nobody may change the
 }
 
 func (s *store) adopt(cmd *cobra.Command, args []string, size string, asJSON bool) error {
-	dir, err := realPath(args[0])
+	dir, err := layerstore.RealPath(args[0])
 	if err != nil {
 		return err
 	}
@@ -52,21 +53,21 @@ func (s *store) adopt(cmd *cobra.Command, args []string, size string, asJSON boo
 	if len(args) > 1 {
 		name = args[1]
 	}
-	if err := checkNewLayer(name); err != nil {
+	if err := layerstore.CheckNewLayer(name); err != nil {
 		return err
 	}
-	if s.root == dir || strings.HasPrefix(s.root, strings.TrimSuffix(dir, "/")+"/") {
-		return failf(errdefs.ErrInvalidArgument, "the store %s is in %s: adopt another directory, or use a store elsewhere", s.root, dir)
+	if s.Root == dir || strings.HasPrefix(s.Root, strings.TrimSuffix(dir, "/")+"/") {
+		return failf(errdefs.ErrInvalidArgument, "the store %s is in %s: adopt another directory, or use a store elsewhere", s.Root, dir)
 	}
 	opts := cowcommon.VolumeOptions{}
 	if size != "" {
-		bytes, err := parseLimit(size)
+		bytes, err := layerstore.ParseLimit(size)
 		if err != nil {
 			return err
 		}
-		opts.Limit = s.driver.Limit(bytes)
+		opts.Limit = s.Driver.Limit(bytes)
 	}
-	snapshot, err := s.live.Adopt(cmd.Context(), name, dir, opts)
+	snapshot, err := s.Live.Adopt(cmd.Context(), name, dir, opts)
 	if err != nil {
 		return asNotFound(err)
 	}

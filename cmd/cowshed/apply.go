@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/stream"
 )
 
@@ -33,17 +34,17 @@ If it fails, the layer is left as far as it was filled.`,
 }
 
 func (s *store) apply(cmd *cobra.Command, args []string) (err error) {
-	v, err := s.layer(cmd.Context(), args[0])
+	v, err := s.Layer(cmd.Context(), args[0])
 	if err != nil {
 		return err
 	}
-	user, err := s.userOf(v)
+	user, err := s.UserOf(v)
 	if err != nil {
 		return err
 	}
 	if user != "" {
 		return failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s and cannot be changed; make one from it with cowshed create --parent",
-			shortName(v.Name), user)
+			layerstore.ShortName(v.Name), user)
 	}
 	in, size, err := openInput(cmd, args[1:])
 	if err != nil {
@@ -59,10 +60,10 @@ func (s *store) apply(cmd *cobra.Command, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tar.Close()) }()
-	written, err := s.driver.Apply(cmd.Context(), v.Name, tar)
+	written, err := s.Driver.Apply(cmd.Context(), v.Name, tar)
 	task.End(outcome(err))
 	if err == nil {
-		s.log.Info("applied", "layer", v.Name, "bytes", written)
+		s.Log.Info("applied", "layer", v.Name, "bytes", written)
 	}
 	return err
 }

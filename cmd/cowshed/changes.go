@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
-	"unicode/utf8"
 
 	"github.com/moby/go-archive"
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/printable"
 )
 
@@ -81,7 +81,7 @@ func (f *compareFlags) check(args []string) error {
 
 // compare compares a layer as the arguments NAME [PARENT] say. The caller closes the result.
 func (s *store) compare(cmd *cobra.Command, args []string, f compareFlags) (*cowcommon.Comparison, error) {
-	v, err := s.layer(cmd.Context(), args[0])
+	v, err := s.Layer(cmd.Context(), args[0])
 	if err != nil {
 		return nil, err
 	}
@@ -89,22 +89,11 @@ func (s *store) compare(cmd *cobra.Command, args []string, f compareFlags) (*cow
 	if len(args) > 1 {
 		named = args[1]
 	}
-	parent, err := s.parent(cmd.Context(), v, named, f.whole)
+	parent, err := s.Parent(cmd.Context(), v, named, f.whole)
 	if err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
 	}
-	start := time.Now()
-	c, err := s.driver.Compare(cmd.Context(), v.Name, parent, f.way())
-	if err != nil {
-		return nil, err
-	}
-	way, reason := "asked the filesystem", ""
-	if !c.Native {
-		way, reason = "walked", c.Reason
-	}
-	s.log.Info("compared", "layer", v.Name, "parent", orDash(parent), "way", way, "reason", reason,
-		"changes", len(c.Changes), "took", time.Since(start).Round(10*time.Microsecond))
-	return c, nil
+	return s.Compare(cmd.Context(), v, parent, f.way())
 }
 
 func (s *store) changes(cmd *cobra.Command, args []string, f changesFlags) (err error) {
@@ -124,9 +113,9 @@ func (s *store) changes(cmd *cobra.Command, args []string, f changesFlags) (err 
 
 func writeChanges(w io.Writer, changes []archive.Change, zero bool) error {
 	for _, change := range changes {
-		line := kindLetter(change.Kind) + " " + printable.Path(change.Path) + "\n"
+		line := change.Kind.String() + " " + printable.Path(change.Path) + "\n"
 		if zero {
-			line = kindLetter(change.Kind) + " " + change.Path + "\x00"
+			line = change.Kind.String() + " " + change.Path + "\x00"
 		}
 		if _, err := io.WriteString(w, line); err != nil {
 			return err
@@ -135,36 +124,9 @@ func writeChanges(w io.Writer, changes []archive.Change, zero bool) error {
 	return nil
 }
 
-func kindLetter(kind archive.ChangeType) string { return kind.String() }
-
-// changeInfo is a change in the output of changes --json.
-type changeInfo struct {
-	Kind string `json:"kind"` // A, C or D
-	Path string `json:"path"`
-	// Bytes are those of the path, in base64, if it is not UTF-8 and path is therefore not all of it.
-	Bytes []byte `json:"bytes,omitempty"`
-}
-
-func changeInfos(changes []archive.Change) []changeInfo {
-	infos := make([]changeInfo, 0, len(changes))
-	for _, change := range changes {
-		info := changeInfo{Kind: kindLetter(change.Kind), Path: change.Path}
-		if !utf8.ValidString(change.Path) {
-			info.Bytes = []byte(change.Path)
-		}
-		infos = append(infos, info)
-	}
-	return infos
-}
-
 func writeChangesJSON(w io.Writer, c *cowcommon.Comparison) error {
-	result := struct {
-		Native  bool         `json:"native"`
-		Reason  string       `json:"reason,omitempty"` // why both were walked
-		Changes []changeInfo `json:"changes"`
-	}{Native: c.Native, Reason: c.Reason, Changes: changeInfos(c.Changes)}
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
-	return enc.Encode(result)
+	return enc.Encode(api.Changes{Native: c.Native, Reason: c.Reason, Changes: layerstore.Changes(c.Changes)})
 }

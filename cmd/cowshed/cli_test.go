@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
@@ -112,7 +113,7 @@ func TestQuotePath(t *testing.T) {
 }
 
 func TestMakeTree(t *testing.T) {
-	roots := makeTree([]layerInfo{
+	roots := makeTree([]api.Layer{
 		{Name: "a"}, {Name: "b", Parent: "a"}, {Name: "c", Parent: "b"}, {Name: "d", Parent: "a"}, {Name: "e", Parent: "gone"},
 		{Name: "self", Parent: "self"},
 	})

@@ -3,18 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/daemon"
-	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/layerref"
-	"github.com/cowshed/cowshed/live"
-	"github.com/cowshed/cowshed/snapshotter"
+	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 const containersHelp = `The containers of cowshed serve are layers too. These commands take them: fork, snapshot, rollback, merge, log,
@@ -68,15 +63,8 @@ func (a *app) withLayers(cmd *cobra.Command, names []string, do func(*store) err
 	return usagef("%s: a container and a layer of the store do not go together, since they are in different places", strings.Join(names, ", "))
 }
 
-// isReference reports whether a name is a reference to a container. The name of an image in the store, such as docker:27, is
-// none.
-func (a *app) isReference(name string) bool {
-	if !layerref.Is(name) {
-		return false
-	}
-	_, err := image.NewStore(filepath.Join(a.root, imagesDir), nil, a.log).Get(name)
-	return errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err)
-}
+// isReference reports whether a name is a reference to a container.
+func (a *app) isReference(name string) bool { return layerstore.IsContainer(a.root, name, a.log) }
 
 // withContainers calls do with the open store of the daemon's volumes. It finds the volumes of the references first.
 func (a *app) withContainers(cmd *cobra.Command, references []string, do func(*store) error) (err error) {
@@ -100,12 +88,10 @@ func (a *app) withContainers(cmd *cobra.Command, references []string, do func(*s
 		return err
 	}
 	defer func() { err = errors.Join(err, driver.Cleanup()) }()
-	moments := live.New(driver.Backend(), live.Dir(dir, driver.String(), driver.Backend()), a.log)
-	if err := moments.Recover(ctx); err != nil {
-		a.log.Warn("interrupted steps are ended later", "error", err)
-	}
-	images := image.NewStore(filepath.Join(dir, imagesDir), driver, a.log).WithBase(moments.Base) // there are no images
-	return do(&store{root: dir, driver: driver, images: images, live: moments, log: a.log, quiet: a.quiet, containers: volumes})
+	s := layerstore.New(dir, driver, nil, a.log) // there are no images
+	s.Containers = volumes
+	s.Recover(ctx)
+	return do(a.storeOf(s))
 }
 
 // daemonConfig is the configuration of the daemon, for a command of addContainers.
@@ -125,7 +111,7 @@ func (a *app) volumeOf(ctx context.Context, c daemon.Config, name string) (strin
 		return "", err
 	}
 	if ref.Kind == layerref.Fork {
-		return ref.Name, checkFork(ref.Name)
+		return ref.Name, layerstore.CheckFork(ref.Name)
 	}
 	answer, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -134,50 +120,4 @@ func (a *app) volumeOf(ctx context.Context, c daemon.Config, name string) (strin
 		return "", err
 	}
 	return daemon.VolumeOf(ctx, c, a.log, namespace, key)
-}
-
-// checkFork makes sure that a fork of a container can have a name: it is in the snapshotter's home.
-func checkFork(name string) error {
-	if err := cowcommon.CheckID(name); err != nil {
-		return err
-	}
-	if snapshotter.IsVolumeName(name) {
-		return failf(errdefs.ErrInvalidArgument, "layer name %s is of the form that volumes of containers have; choose another", name)
-	}
-	return checkNewLayer(name)
-}
-
-// containerLayer finds the volume that a reference names: that of a container, a fork or a snapshot. The volume's own name is
-// good too.
-func (s *store) containerLayer(ctx context.Context, name string) (cowcommon.Volume, error) {
-	if !layerref.Is(name) {
-		return s.driver.Backend().Stat(ctx, name)
-	}
-	layer := layerref.Layer(name)
-	v, err := s.driver.Backend().Stat(ctx, s.containers[layer])
-	if err != nil || layer == name {
-		return v, err
-	}
-	return s.live.Find(ctx, v.Name+name[len(layer):])
-}
-
-// isContainer reports whether a volume is the daemon's: that of a container or an image, and not a fork.
-func (s *store) isContainer(v cowcommon.Volume) bool {
-	return s.containers != nil && snapshotter.IsVolumeName(v.Name)
-}
-
-// shown is the name of a layer as commands take it.
-func (s *store) shown(name string) string {
-	if s.containers == nil || live.IsMoment(name) {
-		return name
-	}
-	for reference, volume := range s.containers {
-		if volume == name {
-			return reference
-		}
-	}
-	if snapshotter.IsVolumeName(name) {
-		return name
-	}
-	return string(layerref.Fork) + ":" + name
 }

@@ -1,17 +1,12 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/graphdriver"
-	"github.com/cowshed/cowshed/internal/image"
-	"github.com/cowshed/cowshed/live"
+	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 type createFlags struct {
@@ -59,49 +54,23 @@ parent's page cache. Other layers have the style snapshot, unless --root-style s
 
 func (s *store) create(cmd *cobra.Command, name string, f createFlags) error {
 	if name == "" {
-		name = randomName()
-	}
-	if err := checkNewLayer(name); err != nil {
-		return err
+		name = layerstore.RandomName()
 	}
 	if f.rootStyle == string(cowcommon.SharedRoot) && f.parent == "" {
 		return usagef("--root-style %s needs --parent: an empty layer shares nothing", f.rootStyle)
 	}
-	parent := cowcommon.Volume{}
+	opts := layerstore.CreateOptions{Size: f.size, MountLabel: f.mountLabel, RootStyle: f.rootStyle, ReadWrite: f.readWrite}
 	if f.parent != "" {
 		var err error
-		if parent, err = s.layer(cmd.Context(), f.parent); err != nil {
+		if opts.Parent, err = s.Layer(cmd.Context(), f.parent); err != nil {
 			return fmt.Errorf("parent: %w", err)
 		}
 	}
-	opts := &graphdriver.CreateOpts{MountLabel: f.mountLabel, StorageOpt: make(map[string]string)}
-	if f.size != "" {
-		opts.StorageOpt["size"] = f.size
-	}
-	if f.rootStyle != "" {
-		opts.StorageOpt["root_style"] = f.rootStyle
-	}
-	if err := s.live.NewLayer(cmd.Context(), name); err != nil {
-		return err
-	}
-	driver := s.driver.WithContext(cmd.Context())
-	create := driver.Create
-	if f.readWrite {
-		create = driver.CreateReadWrite
-	}
-	if err := create(name, parent.Name, opts); err != nil {
+	if err := s.Create(cmd.Context(), name, opts); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
 	return err
-}
-
-// checkNewLayer refuses names of the forms that layers of images, and moments, have.
-func checkNewLayer(name string) error {
-	if image.IsLayerName(name) || image.IsPartial(name) || live.IsMoment(name) {
-		return failf(errdefs.ErrInvalidArgument, "layer name %s is of the form that layers of images or snapshots have; choose another", name)
-	}
-	return nil
 }
 
 // rootStyles lists the root styles, for the help of flags.
@@ -109,9 +78,3 @@ const rootStyles = string(cowcommon.SnapshotRoot + " or " + cowcommon.SharedRoot
 
 // completeRootStyles offers the root styles.
 var completeRootStyles = cobra.FixedCompletions([]string{string(cowcommon.SnapshotRoot), string(cowcommon.SharedRoot)}, cobra.ShellCompDirectiveNoFileComp)
-
-func randomName() string {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}

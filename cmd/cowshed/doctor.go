@@ -16,6 +16,7 @@ import (
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/loopstore"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -224,12 +225,12 @@ func (d *doctor) store(ctx context.Context) {
 		return
 	}
 	defer func() {
-		if err := s.driver.Cleanup(); err != nil {
+		if err := s.Driver.Cleanup(); err != nil {
 			d.add(warn, "driver", "", "%v", err)
 		}
 	}()
-	d.add(ok, "driver", "", "%s, in %s", s.driver, s.home())
-	d.findings = append(d.findings, cowcommon.Examine(ctx, s.driver.Backend())...)
+	d.add(ok, "driver", "", "%s, in %s", s.Driver, s.Home())
+	d.findings = append(d.findings, cowcommon.Examine(ctx, s.Driver.Backend())...)
 	d.layers(ctx, s)
 	d.nativeDiff(ctx, s)
 	d.images(ctx, s)
@@ -239,7 +240,7 @@ func (d *doctor) store(ctx context.Context) {
 // layers counts layers.
 func (d *doctor) layers(ctx context.Context, s *store) {
 	count := 0
-	for _, err := range s.driver.Backend().Volumes(ctx) {
+	for _, err := range s.Driver.Backend().Volumes(ctx) {
 		if err != nil {
 			d.add(fail, "layers", "", "%v", err)
 			return
@@ -251,23 +252,23 @@ func (d *doctor) layers(ctx context.Context, s *store) {
 
 // nativeDiff asks the filesystem where a layer differs from its parent, if there is such a layer.
 func (d *doctor) nativeDiff(ctx context.Context, s *store) {
-	for v, err := range s.driver.Backend().Volumes(ctx) {
+	for v, err := range s.Driver.Backend().Volumes(ctx) {
 		if err != nil || v.Parent == "" {
 			continue
 		}
-		switch err := tryHints(ctx, s.driver.Backend(), v); {
+		switch err := tryHints(ctx, s.Driver.Backend(), v); {
 		case err == nil:
-			d.add(ok, "native diff", "", "the filesystem lists changes (tried with layer %s)", shortName(v.Name))
+			d.add(ok, "native diff", "", "the filesystem lists changes (tried with layer %s)", layerstore.ShortName(v.Name))
 		case errors.Is(err, treediff.ErrNoHints):
-			d.add(warn, "native diff", "layers are compared by walking them, which is slow", "layer %s: %v", shortName(v.Name), err)
+			d.add(warn, "native diff", "layers are compared by walking them, which is slow", "layer %s: %v", layerstore.ShortName(v.Name), err)
 		case errdefs.IsNotFound(err):
 			continue // removed meanwhile
 		default:
-			d.add(fail, "native diff", "", "layer %s: %v", shortName(v.Name), err)
+			d.add(fail, "native diff", "", "layer %s: %v", layerstore.ShortName(v.Name), err)
 		}
 		return
 	}
-	d.add(ok, "native diff", "", "%s (not tried: no layer was made from another)", s.driver.NativeDiff())
+	d.add(ok, "native diff", "", "%s (not tried: no layer was made from another)", s.Driver.NativeDiff())
 }
 
 func tryHints(ctx context.Context, backend cowcommon.Backend, v cowcommon.Volume) (err error) {
@@ -286,7 +287,7 @@ func tryHints(ctx context.Context, backend cowcommon.Backend, v cowcommon.Volume
 }
 
 func (d *doctor) images(ctx context.Context, s *store) {
-	problems, err := s.images.Check(ctx)
+	problems, err := s.Images.Check(ctx)
 	if err != nil {
 		d.add(fail, "images", "", "%v", err)
 		return
@@ -305,7 +306,7 @@ func (d *doctor) images(ctx context.Context, s *store) {
 
 // moments looks for forks, snapshots and their records that do not fit together.
 func (d *doctor) moments(ctx context.Context, s *store) {
-	problems, err := s.live.Check(ctx)
+	problems, err := s.Live.Check(ctx)
 	switch {
 	case errdefs.IsUnavailable(err):
 		d.add(ok, "moments", "", "not looked at: %v", err)

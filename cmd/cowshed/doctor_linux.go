@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/homedir"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/mounttable"
 )
 
@@ -49,7 +50,7 @@ func (d *doctor) lockHolders() {
 	for _, name := range graphdriver.Drivers() {
 		files = append(files, homedir.LockFile(filepath.Join(d.app.root, name)))
 	}
-	for _, file := range append(files, filepath.Join(d.app.root, imagesDir, ".lock")) {
+	for _, file := range append(files, filepath.Join(d.app.root, layerstore.ImagesDir, ".lock")) {
 		holders, err := holdersOf(file)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			d.add(warn, "locks", "", "%v", err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/migrate"
 )
 
@@ -138,14 +139,8 @@ func errorHint(cmd *cobra.Command, err error) string {
 		return "Try: --driver " + strings.Join(ambiguous.Drivers, " or --driver ")
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
 		return refusedHint(os.Geteuid())
-	case errors.Is(err, syscall.EROFS):
-		return "The filesystem is read-only: layers can be listed, compared, mounted and exported. For a way out, see: cowshed doctor"
-	case errors.Is(err, syscall.EDQUOT):
-		return "The layer's limit is reached. See: cowshed usage; change it with: cowshed limit"
-	case errors.Is(err, syscall.ENOSPC):
-		return "A filesystem is full. See: cowshed status; make room with: cowshed rm, cowshed rmi; an embedded store grows with: cowshed init --loop SIZE"
 	}
-	return ""
+	return layerstore.Advice(err)
 }
 
 // refusedHint says what to do where the kernel refuses something to a user.

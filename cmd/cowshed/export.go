@@ -82,8 +82,8 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 		return err
 	}
 	// A layer may be named by the start of its name; an image only in full.
-	if _, err := s.images.Get(what); err != nil {
-		v, err := s.layer(cmd.Context(), what)
+	if _, err := s.Images.Get(what); err != nil {
+		v, err := s.Layer(cmd.Context(), what)
 		if err != nil {
 			return err
 		}
@@ -91,7 +91,7 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	}
 	return s.writeImage(cmd, what, ref, f, func(opts image.ExportOptions) (*image.Exported, error) {
 		opts.Epoch, opts.Exact = epoch, f.exact
-		return s.images.Export(cmd.Context(), what, ref, opts)
+		return s.Images.Export(cmd.Context(), what, ref, opts)
 	})
 }
 

@@ -7,13 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/internal/layerref"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/live"
-	"github.com/cowshed/cowshed/quota"
 )
 
 type forkFlags struct {
@@ -62,13 +59,10 @@ is in use, and while layers are there that were made from it.`,
 	return cmd
 }
 
-// maxForks is the most copies that one call makes.
-const maxForks = 10_000
-
 func (f *forkFlags) check() error {
 	switch {
-	case f.count < 1 || f.count > maxForks:
-		return usagef("--count %d: say 1 to %d", f.count, maxForks)
+	case f.count < 1 || f.count > layerstore.MaxForks:
+		return usagef("--count %d: say 1 to %d", f.count, layerstore.MaxForks)
 	case f.ttl < 0:
 		return usagef("--ttl %s: say a time that is to come", f.ttl)
 	case f.count > 1 && f.mountAt != "" && !strings.Contains(f.mountAt, "%d"):
@@ -78,37 +72,33 @@ func (f *forkFlags) check() error {
 }
 
 func (s *store) fork(cmd *cobra.Command, args []string, f forkFlags) error {
-	source, err := s.layer(cmd.Context(), args[0])
+	source, err := s.Layer(cmd.Context(), args[0])
 	if err != nil {
 		return err
 	}
-	names, err := f.names(args[1:], s.containers != nil)
-	if err != nil {
+	opts := layerstore.ForkOptions{Count: f.count, TTL: f.ttl, Labels: f.labels}
+	if len(args) > 1 {
+		opts.Name = args[1]
+	}
+	if opts.Limit, err = s.ForkLimit(cmd.Context(), source, f.size); err != nil {
 		return err
 	}
-	opts := live.ForkOptions{Fork: live.Fork{Labels: f.labels}}
-	if opts.Volume.Limit, err = s.forkLimit(cmd.Context(), source, f.size); err != nil {
-		return err
-	}
-	if f.ttl > 0 {
-		opts.Fork.Expires = time.Now().Add(f.ttl).UTC().Truncate(time.Second)
-	}
-	m, err := s.live.Fork(cmd.Context(), source.Name, names, opts)
+	forks, err := s.Fork(cmd.Context(), source, opts)
 	if err != nil {
 		return err
 	}
 	if f.mountAt != "" {
-		if err := s.mountForks(cmd.Context(), names, f.mountAt); err != nil {
+		if err := s.mountForks(cmd.Context(), forks, f.mountAt); err != nil {
 			return fmt.Errorf("the layers are made, but not all mounted: %w", err)
 		}
 	}
-	for i := range m.Forks {
-		m.Forks[i].Name = s.shown(m.Forks[i].Name)
+	for i := range forks {
+		forks[i].Name = s.Shown(forks[i].Name)
 	}
 	if f.json {
-		return printJSON(cmd, m.Forks)
+		return printJSON(cmd, forks)
 	}
-	for _, fork := range m.Forks {
+	for _, fork := range forks {
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), fork.Name); err != nil {
 			return err
 		}
@@ -116,53 +106,14 @@ func (s *store) fork(cmd *cobra.Command, args []string, f forkFlags) error {
 	return nil
 }
 
-// forkLimit is the limit of the copies of a layer or snapshot, which has none itself.
-func (s *store) forkLimit(ctx context.Context, source cowcommon.Volume, size string) (quota.Limit, error) {
-	if size != "" {
-		bytes, err := parseLimitOrNone(size)
-		return s.driver.Limit(bytes), err
-	}
-	if !live.IsMoment(source.Name) {
-		return source.Limit, nil
-	}
-	m, err := s.live.Moment(source.Name)
-	if err != nil {
-		return quota.Limit{}, err
-	}
-	layer, err := s.driver.Backend().Stat(ctx, m.Layer)
-	return layer.Limit, err
-}
-
-// names are the names of the copies. A copy of a container may be named as a reference.
-func (f *forkFlags) names(named []string, ofContainer bool) ([]string, error) {
-	name, check := randomName(), checkNewLayer
-	if len(named) > 0 {
-		name = named[0]
-	}
-	if ofContainer {
-		name, check = strings.TrimPrefix(name, string(layerref.Fork)+":"), checkFork
-	}
-	if f.count == 1 {
-		return []string{name}, check(name)
-	}
-	names := make([]string, f.count)
-	for i := range names {
-		names[i] = fmt.Sprintf("%s-%d", name, i+1)
-		if err := check(names[i]); err != nil {
-			return nil, err
-		}
-	}
-	return names, nil
-}
-
 // mountForks mounts each layer on its directory.
-func (s *store) mountForks(ctx context.Context, names []string, pattern string) error {
-	for i, name := range names {
+func (s *store) mountForks(ctx context.Context, forks []live.Fork, pattern string) error {
+	for i, fork := range forks {
 		target, made, err := makeTarget(strings.ReplaceAll(pattern, "%d", fmt.Sprint(i+1)))
 		if err != nil {
 			return err
 		}
-		v, err := s.driver.Backend().Stat(ctx, name)
+		v, err := s.Driver.Backend().Stat(ctx, fork.Name)
 		if err == nil {
 			err = s.bind(ctx, v, target, false)
 		}
@@ -174,21 +125,4 @@ func (s *store) mountForks(ctx context.Context, names []string, pattern string) 
 		}
 	}
 	return nil
-}
-
-// layerOf finds a layer that is no snapshot, for commands that change it.
-func (s *store) layerOf(ctx context.Context, name string) (cowcommon.Volume, error) {
-	v, err := s.layerAlone(ctx, name)
-	if err != nil {
-		return v, err
-	}
-	user, err := s.userOf(v)
-	if err != nil {
-		return v, err
-	}
-	if user != "" {
-		return v, failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s; make a layer from it: cowshed create NAME --parent %s",
-			shortName(v.Name), user, name)
-	}
-	return v, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 // imageInfo is an image as images --json prints it.
@@ -47,7 +48,7 @@ func newImagesCommand(a *app) *cobra.Command {
 }
 
 func (s *store) listImages(cmd *cobra.Command, asJSON bool) error {
-	images, err := s.images.List()
+	images, err := s.Images.List()
 	if err != nil {
 		return err
 	}
@@ -82,24 +83,24 @@ lists layers that stay because of such a layer. Remove these later with cowshed 
 }
 
 func (s *store) rmi(cmd *cobra.Command, names []string) error {
-	s.sweep(cmd.Context()) // forks that have expired need no image
+	s.Sweep(cmd.Context()) // forks that have expired need no image
 	for _, name := range names {
 		img, err := s.image(cmd.Context(), name)
 		if err != nil {
 			return err
 		}
 		for _, id := range img.Layers() {
-			v, err := s.driver.Backend().Stat(cmd.Context(), id)
+			v, err := s.Driver.Backend().Stat(cmd.Context(), id)
 			if err != nil {
 				continue // gone already
 			}
-			if err := s.checkUnmounted(cmd.Context(), v); err != nil {
+			if err := s.CheckUnmounted(cmd.Context(), v); err != nil {
 				return err
 			}
 		}
 	}
 	for _, name := range names {
-		removed, err := s.images.Remove(cmd.Context(), name)
+		removed, err := s.Images.Remove(cmd.Context(), name)
 		if err != nil {
 			return err
 		}
@@ -115,9 +116,9 @@ func (s *store) rmi(cmd *cobra.Command, names []string) error {
 
 // image finds the image of that name.
 func (s *store) image(ctx context.Context, name string) (*image.Image, error) {
-	img, err := s.images.Get(name)
+	img, err := s.Images.Get(name)
 	if errdefs.IsNotFound(err) {
-		if v, layerErr := s.layerAlone(ctx, name); layerErr == nil {
+		if v, layerErr := s.LayerAlone(ctx, name); layerErr == nil {
 			err = failf(errdefs.ErrNotFound, "there is no image %s, but a layer; to remove that: cowshed rm %s", name, v.Name)
 		}
 	}
@@ -133,11 +134,11 @@ func keptText(name string, removed *image.Removed) string {
 	if more := len(removed.Needed) - maxNeeded; more > 0 {
 		needed = fmt.Sprintf("%s and %d more", strings.Join(removed.Needed[:maxNeeded], ", "), more)
 	}
-	text := fmt.Sprintf("kept of %s: layer %s, needed by %s", name, shortName(removed.Kept[0]), needed)
+	text := fmt.Sprintf("kept of %s: layer %s, needed by %s", name, layerstore.ShortName(removed.Kept[0]), needed)
 	if below := removed.Kept[1:]; len(below) > 0 {
 		short := make([]string, 0, len(below))
 		for _, layer := range below {
-			short = append(short, shortName(layer))
+			short = append(short, layerstore.ShortName(layer))
 		}
 		text += "; below it: " + strings.Join(short, ", ")
 	}

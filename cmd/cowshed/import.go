@@ -113,7 +113,7 @@ func printImported(cmd *cobra.Command, imported *image.Imported, kind image.Tran
 func (s *store) runImport(cmd *cobra.Command, src *image.Source, f importFlags) (*image.Imported, error) {
 	bars := s.progress(cmd)
 	defer bars.wait()
-	return s.images.Import(cmd.Context(), src, image.ImportOptions{Name: f.name, Replace: f.replace, Progress: bars})
+	return s.Images.Import(cmd.Context(), src, image.ImportOptions{Name: f.name, Replace: f.replace, Progress: bars})
 }
 
 func orEmpty[T any](list []T) []T {

@@ -80,12 +80,12 @@ func (a *app) init(cmd *cobra.Command, f initFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.driver.Cleanup()) }()
-	result.Root, result.Driver = s.root, s.driver.String()
+	defer func() { err = errors.Join(err, s.Driver.Cleanup()) }()
+	result.Root, result.Driver = s.Root, s.Driver.String()
 	if f.json {
 		return printJSON(cmd, result)
 	}
-	for _, done := range append(result.Done, fmt.Sprintf("the store %s is ready, with the driver %s", s.root, s.driver)) {
+	for _, done := range append(result.Done, fmt.Sprintf("the store %s is ready, with the driver %s", s.Root, s.Driver)) {
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), done); err != nil {
 			return err
 		}
@@ -138,10 +138,10 @@ func (a *app) initStore(cmd *cobra.Command, f initFlags, result *initResult) (*s
 
 func (a *app) sayMade(s *store, initialised bool, f initFlags, result *initResult) {
 	if !initialised {
-		result.Done = append(result.Done, fmt.Sprintf("made %s", s.home()))
+		result.Done = append(result.Done, fmt.Sprintf("made %s", s.Home()))
 	}
 	if f.size != 0 {
-		result.Done = append(result.Done, fmt.Sprintf("%s is on %s, so no embedded store is needed and none was made", s.root, s.driver))
+		result.Done = append(result.Done, fmt.Sprintf("%s is on %s, so no embedded store is needed and none was made", s.Root, s.Driver))
 	}
 }
 
@@ -203,23 +203,23 @@ func (a *app) deinit(cmd *cobra.Command, yes bool) error {
 func (a *app) deinitDirectories(cmd *cobra.Command, yes bool) error {
 	home, root, driver := "", "", ""
 	err := a.with(cmd.Context(), func(s *store) error {
-		home, root, driver = s.home(), s.root, s.driver.String()
-		layers, err := s.list(cmd.Context())
+		home, root, driver = s.Home(), s.Root, s.Driver.String()
+		layers, err := s.List(cmd.Context(), nil)
 		if err != nil {
 			return err
 		}
-		images, err := s.images.List()
+		images, err := s.Images.List()
 		if err != nil {
 			return err
 		}
 		if len(layers)+len(images) > 0 {
 			return failf(errdefs.ErrFailedPrecondition, "there are %d layers and %d images in %s; remove them first, with cowshed rmi and cowshed rm",
-				len(layers), len(images), s.root)
+				len(layers), len(images), s.Root)
 		}
 		if !yes {
 			return usagef("this deletes the empty store in %s; to do so, add --yes", home)
 		}
-		return errors.Join(s.live.Delete(cmd.Context()), s.images.Delete(cmd.Context()))
+		return errors.Join(s.Live.Delete(cmd.Context()), s.Images.Delete(cmd.Context()))
 	})
 	if err != nil {
 		return err

@@ -3,11 +3,11 @@ package main
 import (
 	"fmt"
 
-	"github.com/containerd/errdefs"
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/internal/layerref"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -27,7 +27,7 @@ cannot be removed.`,
   cowshed limit docker:web 20G`,
 		Args: usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bytes, err := parseLimitOrNone(args[1])
+			bytes, err := layerstore.ParseLimitOrNone(args[1])
 			if err != nil {
 				return err
 			}
@@ -45,44 +45,13 @@ cannot be removed.`,
 	return cmd
 }
 
-// parseLimitOrNone reads a size, or none as 0 bytes.
-func parseLimitOrNone(size string) (uint64, error) {
-	if size == "none" {
-		return 0, nil
-	}
-	return parseLimit(size)
-}
-
-func parseLimit(size string) (uint64, error) {
-	if bytes, err := units.RAMInBytes(size); err == nil && bytes == 0 {
-		return 0, usagef("size %q: a limit is more than 0; for no limit, use none", size)
-	}
-	return quota.ParseSize(size)
-}
-
 // limit sets the limit of a layer; 0 bytes removes it.
 func (s *store) limit(cmd *cobra.Command, name string, bytes uint64) error {
-	v, err := s.layer(cmd.Context(), name)
+	v, err := s.Layer(cmd.Context(), name)
 	if err != nil {
 		return err
 	}
-	user, err := s.userOf(v)
-	if err != nil {
-		return err
-	}
-	if user != "" && bytes != 0 {
-		return failf(errdefs.ErrFailedPrecondition, "layer %s is part of %s and is not written to any more; make a layer from it "+
-			"and limit that: cowshed create NAME --parent %s --size SIZE --read-write", shortName(v.Name), user, name)
-	}
-	return s.driver.SetLimit(cmd.Context(), v.Name, bytes)
-}
-
-// usageInfo is a layer in the output of usage --json.
-type usageInfo struct {
-	Name  string `json:"name"`
-	Bytes uint64 `json:"bytes"`           // that the layer itself holds
-	Total uint64 `json:"total,omitempty"` // with all that it was made from; left out if that is not known
-	Limit uint64 `json:"limit,omitempty"`
+	return s.SetLimit(cmd.Context(), v, name, bytes)
 }
 
 func newUsageCommand(a *app) *cobra.Command {
@@ -104,24 +73,24 @@ filesystem counts that, at no cost. Else it is the sum of the sizes of the files
 }
 
 func (s *store) usage(cmd *cobra.Command, names []string, asJSON bool) error {
-	infos := make([]usageInfo, 0, len(names))
+	infos := make([]api.Usage, 0, len(names))
 	for _, name := range names {
-		v, err := s.layer(cmd.Context(), name)
+		v, err := s.Layer(cmd.Context(), name)
 		if err != nil {
 			return err
 		}
-		usage, err := s.driver.Usage(cmd.Context(), v.Name)
+		usage, err := s.Usage(cmd.Context(), v)
 		if err != nil {
 			return err
 		}
-		infos = append(infos, usageInfo{Name: s.shown(v.Name), Bytes: usage.Bytes, Total: usage.Total, Limit: v.Limit.Bytes})
+		infos = append(infos, usage)
 	}
 	if asJSON {
 		return printJSON(cmd, infos)
 	}
 	rows := make([][]string, 0, len(infos))
 	for _, u := range infos {
-		rows = append(rows, []string{shortName(u.Name), quota.FormatSize(u.Bytes), sizeOrDash(u.Limit), percentOf(u)})
+		rows = append(rows, []string{layerstore.ShortName(u.Name), quota.FormatSize(u.Bytes), sizeOrDash(u.Limit), percentOf(u)})
 	}
 	return table(cmd.OutOrStdout(), []string{"NAME", "USAGE", "LIMIT", "FULL"}, rows)
 }
@@ -133,7 +102,7 @@ func sizeOrDash(bytes uint64) string {
 	return quota.FormatSize(bytes)
 }
 
-func percentOf(u usageInfo) string {
+func percentOf(u api.Usage) string {
 	if u.Limit == 0 {
 		return "-"
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -60,7 +61,7 @@ func TestForkCommand(t *testing.T) {
 	}
 	assert.Equal(t, "A /new\n", a.ok(t, "changes", "try-2"))
 
-	var layers []layerInfo
+	var layers []api.Layer
 	a.json(t, &layers, "ls")
 	of := make(map[string]string)
 	for _, l := range layers {
@@ -83,7 +84,7 @@ func TestForkCommand(t *testing.T) {
 	a.ok(t, "fork", "test@one", "of-snapshot")
 	layers = nil
 	a.json(t, &layers, "ls")
-	i := slices.IndexFunc(layers, func(l layerInfo) bool { return l.Name == "of-snapshot" })
+	i := slices.IndexFunc(layers, func(l api.Layer) bool { return l.Name == "of-snapshot" })
 	assert.EqualValues(t, 1<<30, layers[i].Limit, "that of the snapshot's layer")
 
 	a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
@@ -131,7 +132,7 @@ func TestSnapshotCommand(t *testing.T) {
 	assert.Equal(t, "A /file\n", a.ok(t, "changes", "web@before"), "since the layer's parent")
 	assert.NotContains(t, a.ok(t, "ls", "--json"), "moment-")
 
-	var infos []snapshotInfo
+	var infos []api.Snapshot
 	a.json(t, &infos, "snapshot", "ls", "web")
 	require.Len(t, infos, 2)
 	assert.Equal(t, "before the upgrade", infos[0].Message)
@@ -161,7 +162,7 @@ func TestSnapshotCommand(t *testing.T) {
 		for _, want := range []string{"@before  before the upgrade", "@before-rollback-1", "    fork\n", "        of-fork\n"} {
 			assert.Contains(t, out, want)
 		}
-		var l logLayer
+		var l api.Log
 		a.json(t, &l, "log", "web")
 		assert.Len(t, l.Moments, 5)
 	})
@@ -189,10 +190,10 @@ func TestMergeCommand(t *testing.T) {
 	r := a.run(t, "merge", "test")
 	assert.Equal(t, exitConflict, r.code)
 	assert.Equal(t, "CC /file\n", r.out)
-	var info mergeInfo
+	var info api.Merge
 	a.json(t, &info, "merge", "test", "--force-path", "/file")
 	assert.Equal(t, "before-merge-1", info.Before)
-	assert.Equal(t, []conflictInfo{{Path: "/file", Fork: "C", Layer: "C"}}, info.Conflicts)
+	assert.Equal(t, []api.Conflict{{Path: "/file", Fork: "C", Layer: "C"}}, info.Conflicts)
 	assert.Equal(t, "2", a.read(t, "web", "file"))
 	assert.Equal(t, "2", a.read(t, "web", "new"))
 	assert.Empty(t, a.ok(t, "merge", "test"), "there is nothing more to apply")
@@ -215,7 +216,7 @@ func TestInterruptedRollback(t *testing.T) {
 			a := newWeb(t)
 			a.ok(t, "snapshot", "web", "one")
 			a.write(t, "web", "file", "2")
-			var infos []snapshotInfo
+			var infos []api.Snapshot
 			a.json(t, &infos, "snapshot", "ls", "web")
 			moment := infos[0].Volume
 			subvolumes := filepath.Join(a.root, "btrfs/subvolumes")
@@ -251,7 +252,7 @@ func TestNameAgain(t *testing.T) {
 	a.ok(t, "create", "web")
 	assert.Equal(t, exitNotFound, a.run(t, "rollback", "web", "one").code)
 	a.ok(t, "snapshot", "web", "one")
-	var infos []snapshotInfo
+	var infos []api.Snapshot
 	a.json(t, &infos, "snapshot", "ls", "web")
 	assert.Len(t, infos, 1)
 }
@@ -304,7 +305,7 @@ func TestDoctorMoments(t *testing.T) {
 	a := newWeb(t)
 	a.ok(t, "snapshot", "web", "one")
 	assert.Contains(t, a.ok(t, "doctor"), "records of snapshots and forks agree with the volumes")
-	var infos []snapshotInfo
+	var infos []api.Snapshot
 	a.json(t, &infos, "snapshot", "ls", "web")
 	a.ok(t, "fork", "web", "brief", "--ttl", "1ns")
 	out := a.ok(t, "doctor")

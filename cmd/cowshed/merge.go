@@ -3,12 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"path"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/printable"
 	"github.com/cowshed/cowshed/live"
 )
@@ -20,22 +19,6 @@ type mergeFlags struct {
 	theirs bool
 	force  []string
 	json   bool
-}
-
-// mergeInfo is the output of merge --json.
-type mergeInfo struct {
-	Into      string         `json:"into"`
-	Changes   []changeInfo   `json:"changes"`
-	Conflicts []conflictInfo `json:"conflicts"`
-	Before    string         `json:"before,omitempty"` // the snapshot with the content of before
-}
-
-// conflictInfo is a conflict in the output of merge --json.
-type conflictInfo struct {
-	Path   string `json:"path"`
-	Fork   string `json:"fork"`  // A, C or D
-	Layer  string `json:"layer"` // A, C or D
-	Reason string `json:"reason,omitempty"`
 }
 
 func newMergeCommand(a *app) *cobra.Command {
@@ -56,10 +39,11 @@ by one.`,
   cowshed merge try-3 --into src --force-path /src/main.c`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(); err != nil {
+			opts, err := f.options()
+			if err != nil {
 				return err
 			}
-			return a.withLayers(cmd, f.layers(args[0]), func(s *store) error { return s.merge(cmd, args[0], f) })
+			return a.withLayers(cmd, f.layers(args[0]), func(s *store) error { return s.merge(cmd, args[0], f.into, opts, f.json) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
@@ -83,92 +67,60 @@ func (f *mergeFlags) layers(fork string) []string {
 	return []string{fork, f.into}
 }
 
-func (f *mergeFlags) check() error {
-	if f.ours && f.theirs {
-		return usagef("--ours and --theirs do not go together")
-	}
-	for i, p := range f.force {
-		if !strings.HasPrefix(p, "/") {
-			return usagef("--force-path %q: say a path from the layer's root, such as /etc/passwd", p)
-		}
-		f.force[i] = path.Clean(p)
-	}
-	return nil
-}
-
-// resolve decides about a conflict.
-func (f *mergeFlags) resolve(c live.Conflict) live.Resolution {
-	within := func(top string) bool {
-		return c.Path == top || strings.HasPrefix(c.Path, strings.TrimSuffix(top, "/")+"/")
-	}
+// options checks the flags.
+func (f *mergeFlags) options() (layerstore.MergeOptions, error) {
+	opts := layerstore.MergeOptions{Live: f.live, Strategy: api.Refuse}
 	switch {
-	case f.theirs, slices.ContainsFunc(f.force, within):
-		return live.Theirs
+	case f.ours && f.theirs:
+		return opts, usagef("--ours and --theirs do not go together")
 	case f.ours:
-		return live.Ours
+		opts.Strategy = api.Ours
+	case f.theirs:
+		opts.Strategy = api.Theirs
 	}
-	return live.Refuse
+	var err error
+	if opts.Paths, err = layerstore.CleanPaths(f.force); err != nil {
+		return opts, usagef("--force-path %w", err)
+	}
+	return opts, nil
 }
 
-func (s *store) merge(cmd *cobra.Command, fork string, f mergeFlags) error {
-	v, err := s.layerAlone(cmd.Context(), fork)
+func (s *store) merge(cmd *cobra.Command, fork, into string, opts layerstore.MergeOptions, asJSON bool) error {
+	v, err := s.LayerAlone(cmd.Context(), fork)
 	if err != nil {
 		return err
 	}
-	m, err := s.live.ForkedFrom(cmd.Context(), v)
+	target, err := s.MergeTarget(cmd.Context(), v, into)
 	if err != nil {
 		return err
 	}
-	into := f.into
-	if into == "" {
-		into = m.Layer
-	}
-	target, err := s.layerOf(cmd.Context(), into)
-	if err != nil {
-		return fmt.Errorf("layer to merge into: %w", err)
-	}
-	if !f.live {
-		if err := s.checkUnmounted(cmd.Context(), target); err != nil {
-			return err
-		}
-	}
-	merged, err := s.live.Merge(cmd.Context(), v.Name, live.MergeOptions{Into: target.Name, Live: f.live, Resolve: f.resolve})
+	merged, err := s.Merge(cmd.Context(), v, target, opts)
 	var conflict *live.ConflictError
 	if errors.As(err, &conflict) {
-		if listErr := listConflicts(cmd, s.shown(target.Name), conflict.Conflicts, f.json); listErr != nil {
+		if listErr := listConflicts(cmd, s.Shown(target.Name), layerstore.Conflicts(conflict.Conflicts), asJSON); listErr != nil {
 			return errors.Join(err, listErr)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	if f.json {
-		info := mergeInfo{Into: s.shown(merged.Into), Before: merged.Before.Name, Changes: changeInfos(merged.Changes), Conflicts: conflictInfos(merged.Conflicts)}
-		return printJSON(cmd, info)
+	if asJSON {
+		return printJSON(cmd, merged)
 	}
-	if merged.Before.Name == "" {
-		s.log.Info("there is nothing to merge", "fork", v.Name, "layer", merged.Into)
+	if merged.Before == "" {
+		s.Log.Info("there is nothing to merge", "fork", v.Name, "layer", merged.Into)
 		return nil
 	}
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), merged.Before.Name)
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), merged.Before)
 	return err
 }
 
-func conflictInfos(conflicts []live.Conflict) []conflictInfo {
-	infos := make([]conflictInfo, 0, len(conflicts))
-	for _, c := range conflicts {
-		infos = append(infos, conflictInfo{Path: c.Path, Fork: kindLetter(c.Fork), Layer: kindLetter(c.Layer), Reason: c.Reason})
-	}
-	return infos
-}
-
-func listConflicts(cmd *cobra.Command, into string, conflicts []live.Conflict, asJSON bool) error {
-	infos := conflictInfos(conflicts)
+func listConflicts(cmd *cobra.Command, into string, conflicts []api.Conflict, asJSON bool) error {
 	if asJSON {
-		return printJSON(cmd, mergeInfo{Into: into, Changes: []changeInfo{}, Conflicts: infos})
+		return printJSON(cmd, api.Merge{Into: into, Changes: []api.Change{}, Conflicts: conflicts})
 	}
-	for _, c := range infos {
-		line := c.Fork + c.Layer + " " + printable.Path(c.Path)
+	for _, c := range conflicts {
+		line := string(c.Fork+c.Layer) + " " + printable.Path(c.Path)
 		if c.Reason != "" {
 			line += " (" + printable.Path(c.Reason) + ")"
 		}

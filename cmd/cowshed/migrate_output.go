@@ -10,6 +10,7 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -121,7 +122,7 @@ func printMigration(w io.Writer, p *migrate.Plan) error {
 		}
 	}
 	for _, c := range p.Containers {
-		rows = append(rows, []string{"container", shortName(c.ID), orDash(c.Name)})
+		rows = append(rows, []string{"container", layerstore.ShortName(c.ID), orDash(c.Name)})
 	}
 	fmt.Fprintln(w)
 	return table(w, []string{"KIND", "ID", "NAME"}, rows)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/containersstorage"
 	"github.com/cowshed/cowshed/migrate/dockerroot"
@@ -83,7 +84,7 @@ func (f *migrateFlags) open(ctx context.Context, a *app) (*oldRoot, error) {
 	if f.from == "" {
 		return nil, usagef("say with --from which root is to be moved%s", foundRoots())
 	}
-	dir, err := realPath(f.from)
+	dir, err := layerstore.RealPath(f.from)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +125,7 @@ func (f *migrateFlags) recall(a *app) (*migrate.Ends, error) {
 	if beside == "" && f.state == "" {
 		return nil, nil
 	}
-	beside, err := realPath(beside)
+	beside, err := layerstore.RealPath(beside)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +146,7 @@ func (f *migrateFlags) recall(a *app) (*migrate.Ends, error) {
 	if f.from == "" {
 		f.from = ends.Source
 	}
-	from, err := realPath(f.from)
+	from, err := layerstore.RealPath(f.from)
 	if err != nil || from != ends.Source {
 		return nil, err // of another root: the migration refuses it
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/migrate"
 	"github.com/cowshed/cowshed/migrate/dockerroot"
 	"github.com/cowshed/cowshed/migrate/tocontainerd"
@@ -53,21 +54,21 @@ func (f *migrateFlags) openStore(ctx context.Context, a *app, from *oldRoot) (_ 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.driver.Cleanup())
+			err = errors.Join(err, s.Driver.Cleanup())
 		}
 	}()
-	state, err := f.stateDir(s.root)
+	state, err := f.stateDir(s.Root)
 	if err != nil {
 		return nil, err
 	}
 	target, err := tostore.New(tostore.Options{
-		Driver: s.driver, Images: filepath.Join(s.root, imagesDir), Home: s.home(), State: migrate.TargetState(state),
+		Driver: s.Driver, Images: filepath.Join(s.Root, layerstore.ImagesDir), Home: s.Home(), State: migrate.TargetState(state),
 		Origin: from.String(), Trust: f.noVerify, Logger: a.log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &newPlace{Target: target, name: "store " + s.root, state: state, after: s.driver.Cleanup}, nil
+	return &newPlace{Target: target, name: "store " + s.Root, state: state, after: s.Driver.Cleanup}, nil
 }
 
 // openPlugin opens the plugin of a Docker Engine.
@@ -146,7 +147,7 @@ func engineIdle(ctx context.Context, root string, from *oldRoot) (err error) {
 
 // openContainerd opens a namespace of containerd. Its state is in --root, which need not be a store.
 func (f *migrateFlags) openContainerd(ctx context.Context, a *app, from *oldRoot) (*newPlace, error) {
-	root, err := realPath(a.root)
+	root, err := layerstore.RealPath(a.root)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +185,7 @@ func (f *migrateFlags) containerdName(engine string) string {
 func (f *migrateFlags) engineRoot(from *oldRoot) (string, error) {
 	switch {
 	case f.dockerRoot != "":
-		return realPath(f.dockerRoot)
+		return layerstore.RealPath(f.dockerRoot)
 	case from.program == ofDocker: // others need a flag
 		return from.dir, nil
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/bindmount"
+	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 func newMountCommand(a *app) *cobra.Command {
@@ -47,23 +48,23 @@ that mount from its engine's.`,
 }
 
 func (s *store) mount(cmd *cobra.Command, name, target string, readOnly bool) (err error) {
-	v, err := s.layer(cmd.Context(), name)
+	v, err := s.Layer(cmd.Context(), name)
 	if err != nil {
 		return err
 	}
-	if target != "" && s.isContainer(v) {
-		return failf(errdefs.ErrInvalidArgument, "container %s is mounted on a directory of Cowshed alone: leave out %s", s.shown(v.Name), target)
+	if target != "" && s.IsContainer(v) {
+		return failf(errdefs.ErrInvalidArgument, "container %s is mounted on a directory of Cowshed alone: leave out %s", s.Shown(v.Name), target)
 	}
-	user, err := s.userOf(v)
+	user, err := s.UserOf(v)
 	if err != nil {
 		return err
 	}
-	if user != "" || v.Sealed || s.isContainer(v) {
+	if user != "" || v.Sealed || s.IsContainer(v) {
 		readOnly = true
 	}
-	if s.readOnly && !readOnly {
+	if s.ReadOnly && !readOnly {
 		return failf(cowcommon.ErrReadOnly, "layer %s cannot be mounted to be written to, since the filesystem is read-only (see cowshed doctor); "+
-			"add --read-only", shortName(v.Name))
+			"add --read-only", layerstore.ShortName(v.Name))
 	}
 	var made bool
 	if target == "" {
@@ -114,7 +115,7 @@ func checkTarget(target string) error {
 
 // makeOwnTarget makes the directory that a layer is mounted on if no other is named.
 func (s *store) makeOwnTarget(ctx context.Context, v cowcommon.Volume) (target string, made bool, err error) {
-	target = filepath.Join(s.root, mountsDir, v.Name)
+	target = filepath.Join(s.Root, mountsDir, v.Name)
 	if err = os.MkdirAll(filepath.Dir(target), 0o711); err == nil {
 		err = os.Mkdir(target, 0o700)
 	}
@@ -123,9 +124,9 @@ func (s *store) makeOwnTarget(ctx context.Context, v cowcommon.Volume) (target s
 			"name a TARGET elsewhere", filepath.Dir(target))
 	}
 	if errors.Is(err, fs.ErrExist) {
-		targets, err := s.targets(ctx, v.Name)
+		targets, err := s.Targets(ctx, v.Name)
 		if err == nil && contains(targets, target) {
-			err = failf(errdefs.ErrAlreadyExists, "layer %s is mounted on %s already", shortName(v.Name), target)
+			err = failf(errdefs.ErrAlreadyExists, "layer %s is mounted on %s already", layerstore.ShortName(v.Name), target)
 		}
 		if err == nil {
 			err = checkTarget(target)
@@ -136,16 +137,7 @@ func (s *store) makeOwnTarget(ctx context.Context, v cowcommon.Volume) (target s
 }
 
 func (s *store) bind(ctx context.Context, v cowcommon.Volume, target string, readOnly bool) error {
-	return s.mounted(ctx, v.Name, func(dir string) error { return bindmount.Bind(dir, target, readOnly) })
-}
-
-// mounted calls do while the driver itself has a layer mounted on dir.
-func (s *store) mounted(ctx context.Context, name string, do func(dir string) error) error {
-	dir, err := s.driver.WithContext(ctx).Get(name, "")
-	if err != nil {
-		return err
-	}
-	return errors.Join(do(dir), s.driver.Put(name))
+	return s.Mounted(ctx, v.Name, func(dir string) error { return bindmount.Bind(dir, target, readOnly) })
 }
 
 func contains(paths []string, path string) bool {
@@ -181,7 +173,7 @@ func (s *store) unmount(cmd *cobra.Command, what string) error {
 		return err
 	}
 	// The driver's own mount of a shared root goes with the last of the others.
-	return s.mounted(cmd.Context(), name, func(string) error { return s.unmountTargets(targets) })
+	return s.Mounted(cmd.Context(), name, func(string) error { return s.unmountTargets(targets) })
 }
 
 func (s *store) unmountTargets(targets []string) error {
@@ -189,7 +181,7 @@ func (s *store) unmountTargets(targets []string) error {
 		if err := bindmount.Unmount(target); err != nil {
 			return err
 		}
-		if filepath.Dir(target) == filepath.Join(s.root, mountsDir) {
+		if filepath.Dir(target) == filepath.Join(s.Root, mountsDir) {
 			if err := os.Remove(target); err != nil && !errors.Is(err, syscall.EROFS) {
 				return err
 			}
@@ -200,17 +192,17 @@ func (s *store) unmountTargets(targets []string) error {
 
 // toUnmount finds the mount points that are meant, and the name of the layer there.
 func (s *store) toUnmount(cmd *cobra.Command, what string) (name string, targets []string, err error) {
-	if !strings.Contains(what, "/") || s.containers != nil {
-		v, err := s.layer(cmd.Context(), what)
+	if !strings.Contains(what, "/") || s.Containers != nil {
+		v, err := s.Layer(cmd.Context(), what)
 		if err != nil {
 			return "", nil, err
 		}
-		targets, err := s.targets(cmd.Context(), v.Name)
-		if s.isContainer(v) { // the others are its engine's
-			targets = slices.DeleteFunc(targets, func(target string) bool { return filepath.Dir(target) != filepath.Join(s.root, mountsDir) })
+		targets, err := s.Targets(cmd.Context(), v.Name)
+		if s.IsContainer(v) { // the others are its engine's
+			targets = slices.DeleteFunc(targets, func(target string) bool { return filepath.Dir(target) != filepath.Join(s.Root, mountsDir) })
 		}
 		if err == nil && len(targets) == 0 {
-			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", shortName(s.shown(v.Name)))
+			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", layerstore.ShortName(s.Shown(v.Name)))
 		}
 		return v.Name, targets, err
 	}
@@ -219,12 +211,12 @@ func (s *store) toUnmount(cmd *cobra.Command, what string) (name string, targets
 	if err != nil {
 		return "", nil, err
 	}
-	name, err = bindmount.Named(target, s.home(), s.driver.String())
+	name, err = bindmount.Named(target, s.Home(), s.Driver.String())
 	if err != nil {
 		return "", nil, err
 	}
 	// Another filesystem may have something of the same name.
-	targets, err = s.targets(cmd.Context(), name)
+	targets, err = s.Targets(cmd.Context(), name)
 	if err != nil {
 		return "", nil, err
 	}

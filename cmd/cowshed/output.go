@@ -10,8 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-
-	"github.com/cowshed/cowshed/internal/image"
 )
 
 func addJSON(cmd *cobra.Command, asJSON *bool) {
@@ -38,14 +36,6 @@ func table(w io.Writer, header []string, rows [][]string) error {
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
-}
-
-// shortName is a layer's name as people are shown it: names of image layers have 64 digits.
-func shortName(name string) string {
-	if image.IsLayerName(name) {
-		return name[:12]
-	}
-	return name
 }
 
 // orDash is s, or a dash where there is nothing to say.

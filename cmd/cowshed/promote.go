@@ -63,18 +63,18 @@ func (s *store) promote(cmd *cobra.Command, what, to string, ref image.Reference
 	if err != nil {
 		return err
 	}
-	v, err := s.layer(cmd.Context(), what)
+	v, err := s.Layer(cmd.Context(), what)
 	if err != nil {
 		return err
 	}
-	user, err := s.userOf(v)
+	user, err := s.UserOf(v)
 	if err != nil {
 		return err
 	}
 	if user != "" {
 		return failf(errdefs.ErrInvalidArgument, "%s is part of %s, and has no changes since: use cowshed export", what, user)
 	}
-	still, err := s.live.Still(cmd.Context(), v.Name)
+	still, err := s.Live.Still(cmd.Context(), v.Name)
 	if err != nil {
 		return err
 	}
@@ -85,11 +85,11 @@ func (s *store) promote(cmd *cobra.Command, what, to string, ref image.Reference
 	}
 	if ref.Transport != "" {
 		return s.writeImage(cmd, p.Name, ref, f.exportFlags, func(opts image.ExportOptions) (*image.Exported, error) {
-			return s.images.ExportPromotion(cmd.Context(), p, ref, opts)
+			return s.Images.ExportPromotion(cmd.Context(), p, ref, opts)
 		})
 	}
 	bars := s.progress(cmd)
-	imported, err := s.images.Promote(cmd.Context(), p, image.ImportOptions{Name: to, Replace: f.force, Progress: bars})
+	imported, err := s.Images.Promote(cmd.Context(), p, image.ImportOptions{Name: to, Replace: f.force, Progress: bars})
 	bars.wait()
 	if errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("%w; choose another name, or use --force", err)

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/live"
 )
 
@@ -66,14 +67,14 @@ Only a stream from somebody you trust makes a layer whose programs you can trust
 }
 
 func (s *store) receive(cmd *cobra.Command, name string, f receiveFlags) error {
-	opts := live.ReceiveOptions{Name: name, Limit: f.limit, ParentNames: parentNames, CheckName: checkNewLayer}
+	opts := live.ReceiveOptions{Name: name, Limit: f.limit, ParentNames: parentNames, CheckName: layerstore.CheckNewLayer}
 	if name != "" {
-		if err := checkNewLayer(name); err != nil {
+		if err := layerstore.CheckNewLayer(name); err != nil {
 			return err
 		}
 	}
 	if f.parent != "" {
-		parent, err := s.layer(cmd.Context(), f.parent)
+		parent, err := s.Layer(cmd.Context(), f.parent)
 		if err != nil {
 			return fmt.Errorf("--parent: %w", err)
 		}
@@ -82,7 +83,7 @@ func (s *store) receive(cmd *cobra.Command, name string, f receiveFlags) error {
 	bars := s.progress(cmd)
 	defer bars.wait()
 	opts.Progress = bars.ofLayer
-	received, err := s.live.Receive(cmd.Context(), standardInput(cmd.Context(), cmd.InOrStdin()), opts)
+	received, err := s.Live.Receive(cmd.Context(), standardInput(cmd.Context(), cmd.InOrStdin()), opts)
 	if err != nil {
 		return err
 	}

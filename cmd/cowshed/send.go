@@ -1,15 +1,12 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/cowcommon/layerstream"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/outfile"
 	"github.com/cowshed/cowshed/live"
 )
@@ -61,25 +58,25 @@ passes over those that it has. With --from too, the layer was made from BASE, di
 }
 
 func (s *store) send(cmd *cobra.Command, name string, f sendFlags) error {
-	v, err := s.layer(cmd.Context(), name)
+	v, err := s.Layer(cmd.Context(), name)
 	if err != nil {
 		return err
 	}
 	opts := live.SendOptions{WithParents: f.withParents}
 	if f.from != "" {
-		from, err := s.layer(cmd.Context(), f.from)
+		from, err := s.Layer(cmd.Context(), f.from)
 		if err != nil {
 			return fmt.Errorf("--from: %w", err)
 		}
 		opts.From = from.Name
 	}
-	opts.Image = s.imageOf()
+	opts.Image = s.ImageOf()
 	bars := s.progress(cmd)
 	defer bars.wait()
 	opts.Progress = bars.ofLayer
 	var sent []live.Sent
 	write := func(w io.Writer) (err error) {
-		sent, err = s.live.Send(cmd.Context(), w, v.Name, opts)
+		sent, err = s.Live.Send(cmd.Context(), w, v.Name, opts)
 		return err
 	}
 	if f.toStdout() {
@@ -87,38 +84,15 @@ func (s *store) send(cmd *cobra.Command, name string, f sendFlags) error {
 	} else {
 		err = toOutput(cmd, f.output, write)
 	}
-	if errdefs.IsNotImplemented(err) {
-		err = s.whyNotSent(cmd.Context(), v, err)
-	}
+	err = s.WhyNotSent(cmd.Context(), v, err)
 	if err != nil || !f.json {
 		return err
 	}
 	return printJSON(cmd, sent)
 }
 
-// imageOf returns a function that finds the image whose uppermost layer a volume is.
-func (s *store) imageOf() func(volume string) layerstream.Image {
-	images, err := s.images.List()
-	if err != nil {
-		s.log.Warn("images are left out whose records cannot be read", "error", err)
-	}
-	tops := make(map[string]layerstream.Image, len(images))
-	for _, img := range images {
-		tops[img.Top()] = layerstream.Image{Name: img.Name, ID: img.ID().String()}
-	}
-	return func(volume string) layerstream.Image { return tops[volume] }
-}
-
-// whyNotSent says what to do about a layer with a shared root.
-func (s *store) whyNotSent(ctx context.Context, v cowcommon.Volume, err error) error {
-	if v, statErr := s.driver.Backend().Stat(ctx, v.Name); statErr != nil || v.RootStyle != cowcommon.SharedRoot {
-		return err
-	}
-	return fmt.Errorf("%w, so no stream of the filesystem holds it; to give it a root of its own, unmount it and run: cowshed create NAME --parent %s; or send its changes as a tar: cowshed diff %[2]s", err, v.Name)
-}
-
 // ofLayer shows the progress of a layer.
 func (b *bars) ofLayer(name string) (add func(int64), end func(error)) {
-	task := b.Start(shortName(name), -1)
+	task := b.Start(layerstore.ShortName(name), -1)
 	return task.Add, func(err error) { task.End(outcome(err)) }
 }

@@ -5,23 +5,11 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/printable"
 	"github.com/cowshed/cowshed/live"
 )
-
-// snapshotInfo is a snapshot in the output of snapshot ls --json.
-type snapshotInfo struct {
-	Name    string    `json:"name"`
-	Layer   string    `json:"layer"`
-	Time    time.Time `json:"time"`
-	Message string    `json:"message,omitempty"`
-	Usage   *uint64   `json:"usage"` // bytes that it alone holds; null where the filesystem does not keep count
-	Volume  string    `json:"volume"`
-}
 
 func newSnapshotCommand(a *app) *cobra.Command {
 	message, asJSON := "", false
@@ -54,16 +42,16 @@ Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@b
 }
 
 func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON bool) error {
-	v, err := s.layerOf(cmd.Context(), layer)
+	v, err := s.LayerOf(cmd.Context(), layer)
 	if err != nil {
 		return err
 	}
-	m, err := s.live.Snapshot(cmd.Context(), v.Name, name, live.SnapshotOptions{Message: message})
+	m, err := s.Live.Snapshot(cmd.Context(), v.Name, name, live.SnapshotOptions{Message: message})
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		info, err := s.describeSnapshot(cmd, m)
+		info, err := s.DescribeSnapshot(cmd.Context(), m)
 		if err != nil {
 			return err
 		}
@@ -71,18 +59,6 @@ func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON
 	}
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), m.Name)
 	return err
-}
-
-func (s *store) describeSnapshot(cmd *cobra.Command, m live.Moment) (snapshotInfo, error) {
-	info := snapshotInfo{Name: m.Name, Layer: s.shown(m.Layer), Time: m.Time, Message: m.Message, Volume: m.Volume}
-	usage, err := cowcommon.Usage(cmd.Context(), s.driver.Backend(), m.Volume)
-	switch {
-	case err == nil:
-		info.Usage = &usage.Bytes
-	case !errdefs.IsNotImplemented(err):
-		return info, err
-	}
-	return info, nil
 }
 
 func newSnapshotLsCommand(a *app) *cobra.Command {
@@ -102,25 +78,14 @@ func newSnapshotLsCommand(a *app) *cobra.Command {
 }
 
 func (s *store) snapshots(cmd *cobra.Command, layer string, asJSON bool) error {
-	s.sweep(cmd.Context())
-	v, err := s.layerAlone(cmd.Context(), layer)
+	s.Sweep(cmd.Context())
+	v, err := s.LayerAlone(cmd.Context(), layer)
 	if err != nil {
 		return err
 	}
-	moments, err := s.live.Snapshots(cmd.Context(), v.Name)
+	infos, err := s.Snapshots(cmd.Context(), v)
 	if err != nil {
 		return err
-	}
-	infos := make([]snapshotInfo, 0, len(moments))
-	for _, m := range moments {
-		info, err := s.describeSnapshot(cmd, m)
-		if errdefs.IsNotFound(err) { // removed meanwhile
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		infos = append(infos, info)
 	}
 	if asJSON {
 		return printJSON(cmd, infos)
@@ -140,12 +105,12 @@ func newSnapshotRmCommand(a *app) *cobra.Command {
 		Args:  usageArgs(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLayers(cmd, args[:1], func(s *store) error {
-				v, err := s.layerAlone(cmd.Context(), args[0])
+				v, err := s.LayerAlone(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
 				for _, name := range args[1:] {
-					if err := s.live.RemoveSnapshot(cmd.Context(), v.Name, name); err != nil {
+					if err := s.Live.RemoveSnapshot(cmd.Context(), v.Name, name); err != nil {
 						return err
 					}
 					if _, err := fmt.Fprintln(cmd.OutOrStdout(), name); err != nil {
@@ -205,21 +170,16 @@ crash in the middle leaves a part of the changes, and the snapshot of before.`,
 }
 
 func (s *store) rollback(cmd *cobra.Command, layer, snapshot string, opts live.RollbackOptions, asJSON bool) error {
-	v, err := s.layerOf(cmd.Context(), layer)
+	v, err := s.LayerOf(cmd.Context(), layer)
 	if err != nil {
 		return err
 	}
-	if !opts.Live {
-		if err := s.checkUnmounted(cmd.Context(), v); err != nil {
-			return err
-		}
-	}
-	before, err := s.live.Rollback(cmd.Context(), v.Name, snapshot, opts)
+	before, err := s.Rollback(cmd.Context(), v, snapshot, opts)
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		info, err := s.describeSnapshot(cmd, before)
+		info, err := s.DescribeSnapshot(cmd.Context(), before)
 		if err != nil {
 			return err
 		}

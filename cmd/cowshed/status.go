@@ -24,24 +24,24 @@ func newStatusCommand(a *app) *cobra.Command {
 
 func (s *store) status(cmd *cobra.Command, asJSON bool) error {
 	layers := 0
-	for _, err := range s.driver.Backend().Volumes(cmd.Context()) {
+	for _, err := range s.Driver.Backend().Volumes(cmd.Context()) {
 		if err != nil {
 			return err
 		}
 		layers++
 	}
-	images, err := s.images.List()
+	images, err := s.Images.List()
 	if err != nil {
 		return err
 	}
-	status := [][2]string{{"Root", s.root}, {"Driver", s.driver.String()}}
-	if embedded, err := loopstore.At(s.root); err == nil {
+	status := [][2]string{{"Root", s.Root}, {"Driver", s.Driver.String()}}
+	if embedded, err := loopstore.At(s.Root); err == nil {
 		if state, err := embedded.State(); err == nil && state != loopstore.Absent {
 			status = append(status, [2]string{"Embedded Store", embedded.Image})
 		}
 	}
 	status = append(status, [2]string{"Layers", fmt.Sprint(layers)}, [2]string{"Images", fmt.Sprint(len(images))})
-	status = append(status, s.driver.Status()...)
+	status = append(status, s.Driver.Status()...)
 
 	if asJSON {
 		object := make(map[string]string, len(status))

@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/internal/bindmount"
 	"github.com/cowshed/cowshed/internal/image"
@@ -89,7 +90,7 @@ func TestLayers(t *testing.T) {
 	})
 
 	t.Run("ls", func(t *testing.T) {
-		var layers []layerInfo
+		var layers []api.Layer
 		a.json(t, &layers, "ls")
 		require.Len(t, layers, 2)
 		assert.Equal(t, "base", layers[0].Name)
@@ -134,11 +135,11 @@ func TestLayers(t *testing.T) {
 		var result struct {
 			Native  bool
 			Reason  string
-			Changes []changeInfo
+			Changes []api.Change
 		}
 		a.json(t, &result, "changes", "web")
 		assert.True(t, result.Native)
-		assert.Equal(t, changeInfo{Kind: "C", Path: "/file"}, result.Changes[0])
+		assert.Equal(t, api.Change{Kind: "C", Path: "/file"}, result.Changes[0])
 		a.json(t, &result, "changes", "web", "--walk")
 		assert.False(t, result.Native)
 		assert.Equal(t, "asked", result.Reason)
@@ -180,7 +181,7 @@ func TestLayers(t *testing.T) {
 	})
 	t.Run("limit and usage", func(t *testing.T) {
 		a.ok(t, "limit", "web", "2G")
-		var usage []usageInfo
+		var usage []api.Usage
 		a.json(t, &usage, "usage", "web", "base")
 		assert.Equal(t, "web", usage[0].Name)
 		assert.EqualValues(t, 2<<30, usage[0].Limit)
@@ -232,7 +233,7 @@ func TestDriverOptions(t *testing.T) {
 	a := newStore(t)
 	a.ok(t, "create", "web", "--read-write", "--storage-opt", "btrfs.size=1G")
 	a.ok(t, "create", "image", "--storage-opt", "btrfs.size=1G")
-	var layers []layerInfo
+	var layers []api.Layer
 	a.json(t, &layers, "ls")
 	assert.Zero(t, layers[0].Limit, "the default is for read-write layers")
 	assert.EqualValues(t, 1<<30, layers[1].Limit)
@@ -339,16 +340,16 @@ func TestMountedMeanwhile(t *testing.T) {
 	a.ok(t, "mount", "web", target)
 	program := &app{root: a.root, driverName: "auto", log: slog.New(slog.DiscardHandler)}
 	require.NoError(t, program.with(t.Context(), func(s *store) error {
-		v, err := s.driver.Backend().Stat(t.Context(), "web")
+		v, err := s.Driver.Backend().Stat(t.Context(), "web")
 		require.NoError(t, err)
-		err = s.driver.Backend().Remove(t.Context(), "web")
+		err = s.Driver.Backend().Remove(t.Context(), "web")
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-		why := s.whyKept(t.Context(), v, err)
+		why := s.WhyKept(t.Context(), v, err)
 		require.ErrorIs(t, why, errdefs.ErrFailedPrecondition)
 		assert.Contains(t, why.Error(), target)
 		assert.Contains(t, why.Error(), "cowshed unmount web")
 		require.NoError(t, bindmount.Unmount(target))
-		assert.Equal(t, err, s.whyKept(t.Context(), v, err), "another reason stays as it is")
+		assert.Equal(t, err, s.WhyKept(t.Context(), v, err), "another reason stays as it is")
 		return nil
 	}))
 	a.ok(t, "rm", "web")
@@ -452,11 +453,11 @@ func TestImages(t *testing.T) {
 	})
 }
 
-func (a at) layer(t *testing.T, name string) layerInfo {
+func (a at) layer(t *testing.T, name string) api.Layer {
 	t.Helper()
-	var layers []layerInfo
+	var layers []api.Layer
 	a.json(t, &layers, "ls")
-	i := slices.IndexFunc(layers, func(l layerInfo) bool { return l.Name == name })
+	i := slices.IndexFunc(layers, func(l api.Layer) bool { return l.Name == name })
 	require.GreaterOrEqual(t, i, 0)
 	return layers[i]
 }
@@ -595,7 +596,7 @@ func TestOddNames(t *testing.T) {
 	})
 	assert.Equal(t, "A \"/a\\nb\"\nA \"/bad\\xff\"\nA \"/esc\\x1b[31m\"\n", a.ok(t, "changes", "web"))
 	assert.Equal(t, "A /a\nb\x00A /bad\xff\x00A /esc\x1b[31m\x00", a.ok(t, "changes", "web", "-0"))
-	var result struct{ Changes []changeInfo }
+	var result struct{ Changes []api.Change }
 	a.json(t, &result, "changes", "web")
 	assert.Equal(t, "/a\nb", result.Changes[0].Path)
 	assert.Nil(t, result.Changes[0].Bytes)

@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/limited"
 )
 
@@ -102,11 +103,13 @@ func (f *topFlags) open(cmd *cobra.Command) (_ *top, err error) {
 		return nil, err
 	}
 	if initialised {
-		s, err := f.app.openDriver(ctx, true)
+		opts := f.app.storeOptions()
+		opts.ReadOnly = true
+		s, err := layerstore.Open(ctx, opts)
 		if err != nil {
 			return nil, err
 		}
-		t.add(storeService, s.driver.Backend(), s.driver.Cleanup)
+		t.add(storeService, s.Driver.Backend(), s.Driver.Cleanup)
 	}
 	d, err := daemon.OpenToRead(ctx, c, f.app.log)
 	switch {

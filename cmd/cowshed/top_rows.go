@@ -11,6 +11,7 @@ import (
 	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
 	"github.com/cowshed/cowshed/internal/layerref"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/limited"
 	"github.com/cowshed/cowshed/internal/printable"
 	"github.com/cowshed/cowshed/quota"
@@ -93,7 +94,7 @@ func newRow(id volumeID, v limited.Volume, growth *float64, names *containername
 func (r topRow) name() string {
 	switch {
 	case r.Service == storeService:
-		return shortName(r.Volume)
+		return layerstore.ShortName(r.Volume)
 	case r.Pod != "":
 		return printable.Path(r.PodNamespace + "/" + r.Pod + "/" + r.Container)
 	case r.Container != "" && r.Namespace == dockerapi.Namespace:

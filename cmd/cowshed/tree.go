@@ -6,12 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/quota"
 )
 
 // treeNode is a layer as tree --json prints it.
 type treeNode struct {
-	layerInfo
+	api.Layer
 	Children []*treeNode `json:"children,omitempty"`
 }
 
@@ -23,7 +25,7 @@ func newTreeCommand(a *app) *cobra.Command {
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), func(s *store) error {
-				layers, err := s.list(cmd.Context())
+				layers, err := s.List(cmd.Context(), nil)
 				if err != nil {
 					return err
 				}
@@ -45,15 +47,15 @@ func newTreeCommand(a *app) *cobra.Command {
 }
 
 // makeTree puts layers below their parents. One whose parent is gone is a root.
-func makeTree(layers []layerInfo) []*treeNode {
+func makeTree(layers []api.Layer) []*treeNode {
 	nodes := make(map[string]*treeNode, len(layers))
 	for _, l := range layers {
-		nodes[l.Name] = &treeNode{layerInfo: l}
+		nodes[l.Name] = &treeNode{Layer: l}
 	}
 	roots := []*treeNode{}
 	for _, l := range layers {
 		node := nodes[l.Name]
-		if parent, ok := nodes[l.shownParent()]; ok && parent != node {
+		if parent, ok := nodes[shownParent(l)]; ok && parent != node {
 			parent.Children = append(parent.Children, node)
 		} else {
 			roots = append(roots, node)
@@ -63,7 +65,7 @@ func makeTree(layers []layerInfo) []*treeNode {
 }
 
 func printTree(w io.Writer, node *treeNode, first, rest string) error {
-	line := first + shortName(node.Name)
+	line := first + layerstore.ShortName(node.Name)
 	if node.Image != "" {
 		line += "  image " + node.Image
 	}
