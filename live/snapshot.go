@@ -173,6 +173,37 @@ func (l *Layers) Snapshots(_ context.Context, layer string) ([]Moment, error) {
 	return slices.DeleteFunc(moments, func(m Moment) bool { return m.Name == "" }), err
 }
 
+// CountSnapshots is the number of snapshots of several layers. It reads no records of other layers.
+func (l *Layers) CountSnapshots(_ context.Context, layers []string) (n int, err error) {
+	of := make(map[string]map[string]bool, len(layers)) // by tag, which two layers may share
+	for _, layer := range layers {
+		t := tag(layer)
+		if of[t] == nil {
+			of[t] = make(map[string]bool)
+		}
+		of[t][layer] = true
+	}
+	volumes, err := l.recorded(momentsDir, "")
+	if err != nil {
+		return 0, err
+	}
+	for _, volume := range volumes {
+		named := of[tagOf(volume)]
+		if named == nil {
+			continue
+		}
+		r, err := l.load(momentsDir, volume)
+		switch {
+		case errdefs.IsNotFound(err): // it has just gone
+		case err != nil:
+			l.log.Warn("a moment is left out", "error", err)
+		case r.Name != "" && named[r.Layer]:
+			n++
+		}
+	}
+	return n, nil
+}
+
 // Moments lists the moments of a layer, oldest first: its snapshots, and those that exist for its forks alone.
 func (l *Layers) Moments(_ context.Context, layer string) ([]Moment, error) { return l.list(layer) }
 

@@ -99,25 +99,9 @@ func (a *app) daemonConfig(cmd *cobra.Command) (daemon.Config, error) {
 	return (&daemonFlags{app: a, configFile: a.configFile}).config(cmd)
 }
 
-// resolver finds the containers of the engines that the daemon's configuration names.
-func resolver(c daemon.Config) layerref.Resolver {
-	return layerref.Resolver{DockerAPI: c.DockerAPI, Containerd: c.ContainerdAddress}
-}
-
 // volumeOf finds the volume that a reference names, without its snapshot.
 func (a *app) volumeOf(ctx context.Context, c daemon.Config, name string) (string, error) {
-	ref, err := layerref.Parse(name)
-	if err != nil {
-		return "", err
-	}
-	if ref.Kind == layerref.Fork {
-		return ref.Name, layerstore.CheckFork(ref.Name)
-	}
-	answer, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	namespace, key, err := resolver(c).Snapshot(answer, ref)
-	if err != nil {
-		return "", err
-	}
-	return daemon.VolumeOf(ctx, c, a.log, namespace, key)
+	return layerstore.VolumeOf(ctx, name, daemon.Resolver(c), func(ctx context.Context, namespace, key string) (string, error) {
+		return daemon.VolumeOf(ctx, c, a.log, namespace, key)
+	})
 }

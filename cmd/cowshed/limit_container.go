@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
+	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/layerref"
 )
 
@@ -29,7 +30,7 @@ func (a *app) limitContainer(cmd *cobra.Command, ref layerref.Reference, bytes u
 	if bytes == 0 {
 		return usagef("the limit of a container can be raised, and not be removed: give a size")
 	}
-	namespace, own, err := resolver(c).Snapshot(cmd.Context(), ref)
+	namespace, own, err := daemon.Resolver(c).Snapshot(cmd.Context(), ref)
 	if err != nil {
 		return err
 	}

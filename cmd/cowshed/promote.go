@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 type promoteFlags struct {
@@ -36,11 +37,7 @@ Promoting fails if another image has the name, or if the file is there, unless -
   cowshed promote web@before docker://registry.example/team/web:1`,
 		Args: usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var ref image.Reference
-			err := image.CheckName(args[1])
-			if image.NamesDestination(args[1]) {
-				ref, err = image.ParseDestination(args[1])
-			}
+			ref, err := layerstore.PromotionTarget(args[1])
 			if err != nil {
 				return usageError{err}
 			}
@@ -67,22 +64,11 @@ func (s *store) promote(cmd *cobra.Command, what, to string, ref image.Reference
 	if err != nil {
 		return err
 	}
-	user, err := s.UserOf(v)
-	if err != nil {
-		return err
-	}
-	if user != "" {
-		return failf(errdefs.ErrInvalidArgument, "%s is part of %s, and has no changes since: use cowshed export", what, user)
-	}
-	still, err := s.Live.Still(cmd.Context(), v.Name)
+	p, still, err := s.Promotion(cmd.Context(), v, what, f.message, epoch)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, still.Close()) }()
-	p := image.Promotion{Volume: still.Volume, Name: still.Layer, Created: still.Time, Comment: f.message, Epoch: epoch}
-	if still.Moment.Name != "" {
-		p.Name += "@" + still.Moment.Name
-	}
 	if ref.Transport != "" {
 		return s.writeImage(cmd, p.Name, ref, f.exportFlags, func(opts image.ExportOptions) (*image.Exported, error) {
 			return s.Images.ExportPromotion(cmd.Context(), p, ref, opts)

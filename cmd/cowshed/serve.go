@@ -59,6 +59,9 @@ used meanwhile. A second daemon on the same root is refused.`,
 	flags.StringVar(&f.config.RootStyle, "root-style", f.config.RootStyle, "root of a container: "+rootStyles)
 	must(cmd.RegisterFlagCompletionFunc("root-style", completeRootStyles))
 	flags.BoolVar(&f.config.CountInodes, "count-inodes", false, "count inodes when usage is asked for, by comparing layers")
+	flags.StringVar(&f.config.API, "api", "", "`SOCKET` of the HTTP API")
+	flags.StringVar(&f.config.APIGroup, "api-group", "", "`GROUP` whose members may connect to the API, besides root")
+	flags.StringVar(&f.config.APITokenFile, "api-token-file", "", "`FILE` with a token whose bearer may do everything by the API")
 	flags.StringVar(&f.config.DockerPlugin, "docker-plugin", "", "serve Docker Engines that have graph driver plugins, under this `NAME`")
 	flags.StringVar(&f.config.DockerHome, "docker-home", "", "`DIR` for that driver's layers, instead of the engine's data root")
 	flags.StringVar(&f.config.DockerSocket, "docker-socket", "", "`SOCKET` of that plugin, if not in /run/docker/plugins")
@@ -120,6 +123,9 @@ func (f *serveFlags) read(flags *pflag.FlagSet) (daemon.Config, error) {
 		"limit-scope":        func() { c.LimitScope = f.config.LimitScope },
 		"root-style":         func() { c.RootStyle = f.config.RootStyle },
 		"count-inodes":       func() { c.CountInodes = f.config.CountInodes },
+		"api":                func() { c.API = f.config.API },
+		"api-group":          func() { c.APIGroup = f.config.APIGroup },
+		"api-token-file":     func() { c.APITokenFile = f.config.APITokenFile },
 		"docker-plugin":      func() { c.DockerPlugin = f.config.DockerPlugin },
 		"docker-home":        func() { c.DockerHome = f.config.DockerHome },
 		"docker-socket":      func() { c.DockerSocket = f.config.DockerSocket },

@@ -15,12 +15,13 @@ import (
 const (
 	dockerSocketName  = "docker"
 	metricsSocketName = "metrics"
+	apiSocketName     = "api"
 )
 
 // listeners are the sockets that requests come from.
 type listeners struct {
-	containerd      []net.Listener
-	docker, metrics net.Listener // nil: none
+	containerd           []net.Listener
+	docker, metrics, api net.Listener // nil: none
 }
 
 // activated returns the sockets that systemd has passed on to this process, none where it has not.
@@ -38,6 +39,8 @@ func activated() (l listeners, err error) {
 				l.docker = passed
 			case name == metricsSocketName:
 				l.metrics = passed
+			case name == apiSocketName:
+				l.api = passed
 			default:
 				l.containerd = append(l.containerd, passed)
 			}

@@ -63,6 +63,11 @@ type Config struct {
 	AlertWebhook     string   `toml:"alert_webhook"`
 	ContainerMetrics int      `toml:"container_metrics"`
 
+	API           string         `toml:"api"`
+	APIGroup      string         `toml:"api_group"`
+	APITokenFile  string         `toml:"api_token_file"`
+	APINamespaces []APINamespace `toml:"api_namespaces"`
+
 	DockerPlugin  string `toml:"docker_plugin"`
 	DockerHome    string `toml:"docker_home"`
 	DockerSocket  string `toml:"docker_socket"`
@@ -157,7 +162,8 @@ func (c Config) Validate() error {
 	}{
 		{"root", c.Root, false}, {"state", c.State, false}, {"address", c.Address, false},
 		{"containerd_address", c.ContainerdAddress, false}, {"nri_socket", c.NRISocket, false}, {"docker_home", c.DockerHome, true},
-		{"docker_socket", c.DockerSocket, true}, {"docker_spec_dir", c.DockerSpecDir, false},
+		{"docker_socket", c.DockerSocket, true}, {"docker_spec_dir", c.DockerSpecDir, false}, {"api", c.API, true},
+		{"api_token_file", c.APITokenFile, true},
 	} {
 		if !dir.optional || dir.path != "" {
 			check(dir.key, checkAbsolute(dir.path))
@@ -177,6 +183,7 @@ func (c Config) Validate() error {
 	if c.AlertWebhook != "" {
 		check("alert_webhook", limitalert.CheckWebhook(c.AlertWebhook))
 	}
+	check("api_namespaces", checkNamespaces(c.APINamespaces))
 	if c.ContainerMetrics < 0 || c.ContainerMetrics > maxContainerMetrics {
 		check("container_metrics", fmt.Errorf("%d must be from 0 to %d", c.ContainerMetrics, maxContainerMetrics))
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -25,7 +26,7 @@ func TestSample(t *testing.T) {
 	sample, err := ReadConfig(sampleFile)
 	require.NoError(t, err)
 	want := Default()
-	want.StorageOptions, want.AlertCommand = []string{}, []string{}
+	want.StorageOptions, want.AlertCommand, want.APINamespaces = []string{}, []string{}, []APINamespace{}
 	assert.Equal(t, want, sample)
 	require.NoError(t, sample.Validate())
 
@@ -52,6 +53,7 @@ storage_options = ["btrfs.quota=classic"]
 default_limit = "10G"
 build_limit = "50G"
 root_style = "shared"
+api_namespaces = [{name = "ci", users = ["jenkins"], readable = ["src"], max_layers = 100, max_bytes = "1G", max_lifetime = "24h"}]
 docker_plugin = "cows"
 stop_timeout = "1m30s"
 `))
@@ -60,6 +62,9 @@ stop_timeout = "1m30s"
 	assert.Equal(t, "/srv", c.Root)
 	assert.Equal(t, "50G", c.BuildLimit)
 	assert.Equal(t, Duration{90 * time.Second}, c.StopTimeout)
+	assert.Equal(t, []APINamespace{{
+		Name: "ci", Users: []string{"jenkins"}, Readable: []string{"src"}, MaxLayers: 100, MaxBytes: "1G", MaxLifetime: Duration{24 * time.Hour},
+	}}, c.APINamespaces)
 	assert.Equal(t, Default().Address, c.Address, "what is not named has its default")
 	assert.Equal(t, []string{"btrfs.quota=classic", "btrfs.quota_scope=layer", "btrfs.root_style=shared", "btrfs.size=10G"}, c.driverOptions("btrfs"))
 	assert.Equal(t, []string{"zfs.quota_scope=layer", "zfs.root_style=shared", "zfs.size=10G"}, c.driverOptions("zfs"))
@@ -95,10 +100,20 @@ func TestWrongValues(t *testing.T) {
 		change func(*Config)
 		says   string
 	}{
-		"relative root":      {func(c *Config) { c.Root = "srv" }, "root"},
-		"no root":            {func(c *Config) { c.Root = "" }, "root"},
-		"relative address":   {func(c *Config) { c.Address = "x.sock" }, "address"},
-		"containerd":         {func(c *Config) { c.ContainerdAddress = "" }, "containerd_address"},
+		"relative root":    {func(c *Config) { c.Root = "srv" }, "root"},
+		"no root":          {func(c *Config) { c.Root = "" }, "root"},
+		"relative address": {func(c *Config) { c.Address = "x.sock" }, "address"},
+		"containerd":       {func(c *Config) { c.ContainerdAddress = "" }, "containerd_address"},
+		"api":              {func(c *Config) { c.API = "x.sock" }, "api"},
+		"api token":        {func(c *Config) { c.APITokenFile = "token" }, "api_token_file"},
+		"namespace name":   {func(c *Config) { c.APINamespaces = []APINamespace{{Name: "a.b", Users: []string{"1"}}} }, "a.b"},
+		"no members":       {func(c *Config) { c.APINamespaces = []APINamespace{{Name: "a"}} }, "neither users nor groups"},
+		"same name":        {func(c *Config) { c.APINamespaces = slices.Repeat([]APINamespace{{Name: "a", Users: []string{"1"}}}, 2) }, "twice"},
+		"namespace bytes":  {func(c *Config) { c.APINamespaces = []APINamespace{{Name: "a", Users: []string{"1"}, MaxBytes: "much"}} }, "much"},
+		"namespace layers": {func(c *Config) { c.APINamespaces = []APINamespace{{Name: "a", Users: []string{"1"}, MaxLayers: -1}} }, "max_layers"},
+		"readable": {func(c *Config) {
+			c.APINamespaces = []APINamespace{{Name: "a", Users: []string{"1"}, Readable: []string{"b@c"}}}
+		}, "readable"},
 		"docker home":        {func(c *Config) { c.DockerHome = "x" }, "docker_home"},
 		"docker socket":      {func(c *Config) { c.DockerSocket = "x" }, "docker_socket"},
 		"docker name":        {func(c *Config) { c.DockerPlugin = "a/b" }, "docker_plugin"},

@@ -27,6 +27,7 @@ import (
 	"github.com/cowshed/cowshed/internal/closers"
 	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/unixsocket"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
@@ -63,6 +64,7 @@ type daemon struct {
 	server      *grpc.Server
 	health      *health.Server
 	docker      *dockerPlugin // nil: none
+	api         *apiService   // nil: none
 	metrics     *http.Server  // nil: none
 	closers     closers.Closers
 	snapshotter *snapshotter.Snapshotter
@@ -218,6 +220,9 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 	scrapes := newScrapes(ctx, driver.Backend(), d.config.StopTimeout.Duration)
 	d.closers.Add(func() error { return scrapes.close(d.snapshotter.Close) })
 	d.reportLost()
+	if err := d.openAPI(layerstore.New(dir, driver, layersOf(dir, driver, d.log), d.log)); err != nil {
+		return source{}, nil, err
+	}
 	conn, err := connectContainerd(d.config.ContainerdAddress)
 	if err != nil {
 		return source{}, nil, err
@@ -245,6 +250,11 @@ func (d *daemon) listen(ctx context.Context) (err error) {
 		}
 		d.listeners.containerd = []net.Listener{l}
 	}
+	if d.api != nil && d.listeners.api == nil {
+		if d.listeners.api, err = d.api.listen(ctx, d.config.API); err != nil {
+			return err
+		}
+	}
 	if d.docker != nil && d.listeners.docker == nil {
 		if d.listeners.docker, err = d.docker.listen(ctx); err != nil {
 			return err
@@ -264,7 +274,7 @@ func (d *daemon) listen(ctx context.Context) (err error) {
 
 func (l *listeners) close() error {
 	var errs []error
-	for _, listener := range append(l.containerd, l.docker, l.metrics) {
+	for _, listener := range append(l.containerd, l.docker, l.metrics, l.api) {
 		if listener == nil {
 			continue
 		}
@@ -287,6 +297,10 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.stopRequests()
 		return nil
 	})
+	if d.api != nil {
+		d.log.Info("serving the API", "address", d.listeners.api.Addr().String())
+		group.Go(func() error { return d.api.server.Serve(ctx, d.listeners.api) })
+	}
 	if d.docker != nil {
 		d.log.Info("serving Docker", "plugin", d.config.DockerPlugin, "address", d.listeners.docker.Addr().String())
 		group.Go(func() error { return d.docker.serve(ctx, d.listeners.docker) })

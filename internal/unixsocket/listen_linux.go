@@ -24,14 +24,22 @@ import (
 // A socket that a process left behind is replaced. Returns errdefs.ErrAlreadyExists if a process listens at it, and
 // errdefs.ErrFailedPrecondition if path is not a socket. It gives up when ctx ends.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
-	l, err := listen(ctx, path)
+	return ListenFor(ctx, path, ownerAlone)
+}
+
+// ownerAlone is no group.
+const ownerAlone = -1
+
+// ListenFor is Listen at a socket that the members of a group can connect to too.
+func ListenFor(ctx context.Context, path string, gid int) (net.Listener, error) {
+	l, err := listen(ctx, path, gid)
 	if err != nil {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	return l, nil
 }
 
-func listen(ctx context.Context, path string) (_ net.Listener, err error) {
+func listen(ctx context.Context, path string, gid int) (_ net.Listener, err error) {
 	path, err = filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -47,12 +55,12 @@ func listen(ctx context.Context, path string) (_ net.Listener, err error) {
 	if err := checkUnused(ctx, path); err != nil {
 		return nil, err
 	}
-	return listenPrivately(ctx, path)
+	return listenPrivately(ctx, path, gid)
 }
 
 // listenPrivately makes the socket in a directory that only the owner can enter, so that nobody else can connect at
 // any moment. Then it moves the socket to its place, where it replaces an existing file.
-func listenPrivately(ctx context.Context, path string) (_ net.Listener, err error) {
+func listenPrivately(ctx context.Context, path string, gid int) (_ net.Listener, err error) {
 	private, err := os.MkdirTemp(filepath.Dir(path), ".new-")
 	if err != nil {
 		return nil, err
@@ -64,7 +72,14 @@ func listenPrivately(ctx context.Context, path string) (_ net.Listener, err erro
 		return nil, err
 	}
 	unixListener.SetUnlinkOnClose(false)
-	err = os.Chmod(made, 0o600)
+	mode := fs.FileMode(0o600)
+	if gid != ownerAlone {
+		mode = 0o660
+		err = os.Lchown(made, -1, gid)
+	}
+	if err == nil {
+		err = os.Chmod(made, mode)
+	}
 	var own os.FileInfo
 	if err == nil {
 		own, err = os.Lstat(made)

@@ -56,6 +56,21 @@ func TestListen(t *testing.T) {
 	assert.Empty(t, names(t, dir))
 }
 
+func TestListenFor(t *testing.T) {
+	testfs.CheckLeaks(t)
+	testfs.Root(t)
+	path := filepath.Join(t.TempDir(), "p.sock")
+	l, err := ListenFor(t.Context(), path, 12345)
+	require.NoError(t, err)
+	info, err := os.Lstat(path)
+	require.NoError(t, err)
+	assert.Equal(t, fs.ModeSocket|0o660, info.Mode(), "the owner and the group get in")
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	require.True(t, ok)
+	assert.Equal(t, []uint32{0, 12345}, []uint32{stat.Uid, stat.Gid})
+	require.NoError(t, l.Close())
+}
+
 // stale leaves a socket behind as a process that is killed does.
 func stale(t testing.TB, path string) {
 	t.Helper()

@@ -1,0 +1,252 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// TestMembers: a member forks the layers that its namespace may read, and does everything to its own layers and nothing to others.
+func TestMembers(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	s.ok("POST", "/v1/layers/base/snapshots", api.NewSnapshot{Name: "monday"}, nil)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "secret"}, nil)
+	s.ok("POST", "/v1/layers/secret/promote", api.NewImage{To: "ci.image"}, nil)
+	s.as(alice)
+	var info api.Info
+	s.ok("GET", "/v1/info", nil, &info)
+	assert.Equal(t, api.Info{Version: "test", UID: alice, Namespaces: []api.Namespace{{Name: "ci", Prefix: "ci.", Readable: []string{"base", "docker:web"}}}}, info)
+	assert.Equal(t, []string{"base"}, s.names("/v1/layers"))
+	for _, source := range []string{"base", "base@monday", "docker:web"} {
+		var forks api.Forks
+		s.ok("POST", at("/layers/%s/forks", source), api.NewForks{}, &forks)
+		name := forks.Forks[0].Name
+		assert.True(t, strings.HasPrefix(strings.TrimPrefix(name, "fork:"), "ci."), name)
+		s.ok("POST", at("/layers/%s/forks", name), api.NewForks{Name: strings.TrimPrefix(name, "fork:") + "-again"}, nil)
+		s.ok("POST", at("/layers/%s/snapshots", name), api.NewSnapshot{Name: "a"}, nil)
+		s.ok("POST", at("/layers/%s/rollback", name), api.NewRollback{Snapshot: "a"}, nil)
+		s.ok("POST", at("/layers/%s-again/merge", name), api.NewMerge{}, nil)
+		s.ok("GET", at("/layers/%s/changes?since=%s@a", name, name), nil, nil)
+		s.ok("GET", at("/layers/%s/log", name), nil, nil)
+		s.ok("GET", at("/layers/%s/export", name), nil, nil)
+		s.ok("GET", at("/layers/%s/usage", name), nil, nil)
+		var l api.Layer
+		s.ok("GET", at("/layers/%s", name), nil, &l)
+		assert.Empty(t, l.Details)
+		s.fails(api.KindPermissionDenied, "POST", at("/layers/%s/merge", name), api.NewMerge{}) // into a layer that it may only read
+		s.ok("DELETE", at("/layers/%s-again", name), nil, nil)
+
+		s.as(bob).fails(api.KindPermissionDenied, "GET", at("/layers/%s", name), nil)
+		s.fails(api.KindPermissionDenied, "DELETE", at("/layers/%s", name), nil)
+		s.fails(api.KindPermissionDenied, "POST", at("/layers/%s/forks", name), api.NewForks{Name: "dev.x"})
+		s.as(alice)
+	}
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "ci.own"}, nil)
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "ci.copy", Parent: "ci.own"}, nil)
+	s.ok("GET", "/v1/layers/base/changes", nil, nil)
+	s.ok("GET", "/v1/layers/base/snapshots", nil, nil)
+
+	for _, c := range []struct {
+		method, path string
+		body         any
+	}{
+		{"POST", "/v1/layers", api.NewLayer{Name: "own"}},
+		{"POST", "/v1/layers", api.NewLayer{Name: "dev.own"}},
+		{"POST", "/v1/layers", api.NewLayer{Name: "ci.x", Parent: "base"}}, // it would be sealed
+		{"POST", "/v1/layers/base/forks", api.NewForks{Name: "x"}},
+		{"POST", "/v1/layers/base/forks", api.NewForks{Name: "fork:x"}},
+		{"POST", "/v1/layers/secret/forks", api.NewForks{Name: "ci.x"}},
+		{"POST", "/v1/layers/gone/forks", api.NewForks{Name: "ci.x"}}, // it does not tell whether there is one
+		{"POST", "/v1/layers/base/snapshots", api.NewSnapshot{}},
+		{"DELETE", "/v1/layers/base/snapshots/monday", nil},
+		{"POST", "/v1/layers/base/rollback", api.NewRollback{Snapshot: "monday"}},
+		{"PUT", "/v1/layers/base/limit", api.NewLimit{Size: "1G"}},
+		{"DELETE", "/v1/layers/base", nil},
+		{"DELETE", "/v1/layers/secret?force=true", nil},
+		{"GET", "/v1/layers/secret", nil},
+		{"GET", "/v1/layers/base/log", nil},
+		{"GET", "/v1/layers/ci.image", nil}, // the name of an image leads to the layer of another
+		{"GET", "/v1/layers/base/changes?since=secret", nil},
+		{"GET", "/v1/layers/base/stream?from=secret", nil},
+		{"GET", "/v1/layers/docker:db", nil},
+		{"GET", "/v1/layers/containerd:default%2Fci.x", nil},
+		{"POST", "/v1/layers/ci.own/merge", api.NewMerge{Into: "base"}},
+	} {
+		s.fails(api.KindPermissionDenied, c.method, c.path, c.body)
+	}
+	momentOf := s.momentOf("base", "monday")
+	s.fails(api.KindPermissionDenied, "GET", at("/layers/%s", momentOf), nil)
+}
+
+func (s *served) momentOf(layer, snapshot string) string {
+	s.t.Helper()
+	m, err := s.stores.store.Live.Get(layer, snapshot)
+	require.NoError(s.t, err)
+	return m.Volume
+}
+
+// TestOutsiders: members of no namespace have no layers, and others are refused, whatever they ask for.
+func TestOutsiders(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	s.as(carol)
+	assert.Empty(t, s.names("/v1/layers"))
+	s.fails(api.KindPermissionDenied, "GET", "/v1/layers/base", nil)
+	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/base/forks", api.NewForks{})
+	s.as(mallory)
+	for _, p := range []string{"/v1/info", "/v1/openapi.yaml", "/v1/layers", "/v1/layers/base", "/nowhere"} {
+		s.fails(api.KindPermissionDenied, "GET", p, nil)
+	}
+}
+
+// TestToken: the token makes its bearer an admin, and another is refused.
+func TestToken(t *testing.T) {
+	s := newServed(t, nil).newBase().as(alice)
+	for token, status := range map[string]int{strings.Repeat("t", 32): 200, "wrong": 401, "": 403} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://cowshed/v1/layers/base/log", http.NoBody)
+		require.NoError(t, err)
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		answer, err := s.client().Do(r)
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+		assert.Equal(t, status, answer.StatusCode, token)
+	}
+}
+
+// TestLimits: the limits of a namespace hold, for each way to make a layer or a snapshot.
+func TestLimits(t *testing.T) {
+	s := newServed(t, func(ci *Namespace) { ci.Layers, ci.Bytes, ci.Lifetime = 4, 4<<30, time.Hour }).newBase().as(alice)
+	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a"})
+	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "none"})
+	s.fails(api.KindPermissionDenied, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "1G", TTL: "2h"})
+	s.fails(api.KindPermissionDenied, "POST", "/v1/layers", api.NewLayer{Name: "ci.a", Size: "1G"})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "1G", Count: 5})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "3G", Count: 2})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "7000P", Count: 3})
+	var forks api.Forks
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "1G"}, &forks)
+	assert.WithinDuration(t, time.Now().Add(time.Hour), forks.Forks[0].Expires, time.Minute)
+	s.ok("POST", "/v1/layers/docker:web/forks", api.NewForks{Name: "ci.b", Size: "2G", TTL: "1m"}, nil)
+	s.fails(api.KindResourceExhausted, "PUT", "/v1/layers/ci.a/limit", api.NewLimit{Size: "3G"})
+	s.fails(api.KindInvalidArgument, "PUT", "/v1/layers/ci.a/limit", api.NewLimit{Size: "none"})
+	s.ok("PUT", "/v1/layers/ci.a/limit", api.NewLimit{Size: "2G"}, nil)
+	s.ok("PUT", "/v1/layers/ci.a/limit", api.NewLimit{Size: "512M"}, nil)
+	s.ok("POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{Name: "one"}, nil)
+	s.ok("POST", "/v1/layers/ci.a/rollback", api.NewRollback{Snapshot: "one"}, nil)
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/ci.a/rollback", api.NewRollback{Snapshot: "one"})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "1M"})
+	s.ok("DELETE", "/v1/layers/ci.a/snapshots/one", nil, nil)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "1M"}, nil)
+}
+
+// TestLimitsAtOnce: of many requests at once as many succeed as the limits allow, and no more.
+func TestLimitsAtOnce(t *testing.T) {
+	const most, requests = 7, 16
+	s := newServed(t, func(ci *Namespace) { ci.Layers = most }).newBase().as(alice)
+	for range 3 {
+		var group errgroup.Group
+		made := make(chan string, requests)
+		for i := range requests {
+			group.Go(func() error {
+				source := []string{"base", "docker:web"}[i%2]
+				a, err := s.try("POST", at("/layers/%s/forks", source), api.NewForks{})
+				if err == nil && a.status == http.StatusCreated {
+					made <- source
+				}
+				if err == nil && a.status != http.StatusCreated {
+					assert.Equal(t, http.StatusInsufficientStorage, a.status, "%s", a.body)
+				}
+				return err
+			})
+		}
+		require.NoError(t, group.Wait())
+		assert.Len(t, made, most)
+		names := append(s.names("/v1/layers"), s.names("/v1/layers?forks=true")...)
+		assert.Len(t, names, most+1, "and base")
+		for _, name := range names {
+			if name != "base" {
+				s.ok("DELETE", at("/layers/%s", name), nil, nil)
+			}
+		}
+	}
+}
+
+// TestAdditions: an addition that fails makes room for a later one. An addition that waits for it ends with its context.
+func TestAdditions(t *testing.T) {
+	n := &namespace{Namespace: Namespace{Name: "ci", Layers: 2}}
+	none := func(context.Context) (amount, error) { return amount{}, nil }
+	first, err := n.add(t.Context(), amount{layers: 2}, none)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err = n.add(ctx, amount{layers: 1}, none)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	time.AfterFunc(10*time.Millisecond, first)
+	second, err := n.add(t.Context(), amount{layers: 1}, none)
+	require.NoError(t, err)
+	second()
+	assert.Empty(t, n.pending)
+}
+
+// TestKernelPeer: the kernel tells the user and the groups with which a process has connected.
+func TestKernelPeer(t *testing.T) {
+	testfs.Root(t)
+	socket := fmt.Sprintf("@cowshed-%d", os.Getpid()) // without a directory that others cannot enter
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	defer l.Close()
+	groups := make([]uint32, 100) // more than there is room for at first
+	for i := range groups {
+		groups[i] = uint32(10_000 + i)
+	}
+	dialled := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine
+		_, _, errno := unix.Syscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0])), 0)
+		if errno == 0 {
+			_, _, errno = unix.Syscall(unix.SYS_SETRESGID, 4321, 4321, 4321)
+		}
+		if errno != 0 {
+			dialled <- errno
+			return
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err == nil {
+			// The real user stays, so that the thread may go on.
+			_, _, errno = unix.Syscall(unix.SYS_SETRESUID, ^uintptr(0), 1234, 0)
+			if errno != 0 {
+				err = errno
+			}
+		}
+		if err == nil {
+			err = unix.Connect(fd, &unix.SockaddrUnix{Name: socket})
+		}
+		dialled <- err
+	}()
+	require.NoError(t, <-dialled)
+	conn, err := l.Accept()
+	require.NoError(t, err)
+	defer conn.Close()
+	p, err := kernelPeer(conn)
+	require.NoError(t, err)
+	assert.Equal(t, uint32(1234), p.UID)
+	assert.Equal(t, slices.Concat(groups, []uint32{4321}), p.Groups)
+}

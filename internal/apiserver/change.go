@@ -1,0 +1,306 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/layerstore"
+	"github.com/cowshed/cowshed/live"
+)
+
+// add lets the request make an addition to a namespace, which may be nil: see namespace.add.
+func (r *request) add(n *namespace, a amount) (done func(), err error) {
+	return n.add(r.Context(), a, func(ctx context.Context) (amount, error) { return r.server.count(ctx, n) })
+}
+
+func (r *request) createLayer() error {
+	var body api.NewLayer
+	if err := r.body(&body); err != nil {
+		return err
+	}
+	name, n, err := r.caller.newName(body.Name, layerstore.RandomName)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		name = layerstore.RandomName()
+	}
+	if n != nil && n.Lifetime > 0 {
+		return refused(api.KindPermissionDenied, fmt.Sprintf("layers of namespace %s expire, and only forks can", n.Name), "fork a layer")
+	}
+	opts := layerstore.CreateOptions{Size: body.Size, RootStyle: body.RootStyle, ReadWrite: body.ReadWrite}
+	if isReference(name) || isReference(body.Parent) && r.server.opts.Stores.IsContainer(body.Parent) {
+		return refused(api.KindInvalidArgument, "a layer cannot be made from a container", "fork the container")
+	}
+	s, release, err := r.open(changes, body.Parent) // the parent is sealed
+	if err != nil {
+		return err
+	}
+	defer release()
+	if body.Parent != "" {
+		if opts.Parent, err = r.find(s, changes, body.Parent, s.Layer); err != nil {
+			return fmt.Errorf("parent: %w", err)
+		}
+	}
+	var bytes uint64
+	if body.Size != "" {
+		if bytes, err = layerstore.ParseLimit(body.Size); err != nil {
+			return err
+		}
+	}
+	if err := n.checkLimit(bytes); err != nil {
+		return err
+	}
+	done, err := r.add(n, amount{layers: 1, bytes: bytes})
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := s.Create(r.Context(), name, opts); err != nil {
+		return err
+	}
+	v, err := s.Driver.Backend().Stat(r.Context(), name)
+	if err != nil {
+		return err
+	}
+	l, err := s.Describe(r.Context(), v)
+	if err != nil {
+		return err
+	}
+	r.redact(&l)
+	return r.json(http.StatusCreated, l)
+}
+
+func (r *request) removeLayer() error {
+	values, err := r.query("force")
+	if err != nil {
+		return err
+	}
+	force, err := boolOf(values, "force")
+	if err != nil {
+		return err
+	}
+	err = r.withLayer(changes, layerAlone, func(s *layerstore.Store, v cowcommon.Volume) error {
+		return s.Remove(r.Context(), []cowcommon.Volume{v}, force, func(cowcommon.Volume) error { return nil })
+	})
+	if err != nil && !(force && errdefs.IsNotFound(err)) {
+		return err
+	}
+	return r.done()
+}
+
+func (r *request) forkLayer() error {
+	var body api.NewForks
+	if err := r.body(&body); err != nil {
+		return err
+	}
+	name, n, err := r.caller.newName(body.Name, layerstore.RandomName)
+	if err != nil {
+		return err
+	}
+	opts := layerstore.ForkOptions{Name: name, Count: max(body.Count, 1), Labels: body.Labels}
+	if body.Count < 0 {
+		opts.Count = body.Count
+	}
+	if opts.TTL, err = n.lifetime(body.TTL); err != nil {
+		return err
+	}
+	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
+		if opts.Limit, err = s.ForkLimit(r.Context(), v, body.Size); err != nil {
+			return err
+		}
+		if err := n.checkLimit(opts.Limit.Bytes); err != nil {
+			return err
+		}
+		if _, err := s.ForkNames(opts.Name, opts.Count); err != nil {
+			return err
+		}
+		done, err := r.add(n, amount{layers: opts.Count, bytes: bytesOf(opts.Count, opts.Limit.Bytes)})
+		if err != nil {
+			return err
+		}
+		defer done()
+		forks, err := s.Fork(r.Context(), v, opts)
+		if err != nil {
+			return err
+		}
+		answer := api.Forks{Forks: make([]api.Fork, 0, len(forks))}
+		for _, f := range forks {
+			answer.Forks = append(answer.Forks, api.Fork{Name: s.Shown(f.Name), Expires: f.Expires, Labels: f.Labels})
+		}
+		return r.json(http.StatusCreated, answer)
+	})
+}
+
+// lifetime is the time after which forks expire, of which a request says ttl. n may be nil.
+func (n *namespace) lifetime(ttl string) (time.Duration, error) {
+	var d time.Duration
+	if ttl != "" {
+		var err error
+		if d, err = time.ParseDuration(ttl); err != nil || d <= 0 {
+			return 0, refused(api.KindInvalidArgument, fmt.Sprintf("ttl %.64q: say a time that is to come, such as 2h", ttl), "")
+		}
+	}
+	switch {
+	case n == nil || n.Lifetime == 0:
+	case d == 0:
+		d = n.Lifetime
+	case d > n.Lifetime:
+		return 0, refused(api.KindPermissionDenied, fmt.Sprintf("a fork of namespace %s exists for at most %s", n.Name, n.Lifetime), "say a shorter ttl")
+	}
+	return d, nil
+}
+
+func (r *request) takeSnapshot() error {
+	var body api.NewSnapshot
+	if err := r.body(&body); err != nil {
+		return err
+	}
+	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
+		done, err := r.addSnapshot(v)
+		if err != nil {
+			return err
+		}
+		defer done()
+		m, err := s.Live.Snapshot(r.Context(), v.Name, body.Name, live.SnapshotOptions{Message: body.Message})
+		if err != nil {
+			return err
+		}
+		return r.snapshot(s, http.StatusCreated, m)
+	})
+}
+
+// addSnapshot lets the request add a snapshot to a layer.
+func (r *request) addSnapshot(v cowcommon.Volume) (done func(), err error) {
+	return r.add(r.caller.namespaceOf(v.Name), amount{layers: 1})
+}
+
+func (r *request) snapshot(s *layerstore.Store, status int, m live.Moment) error {
+	info, err := s.DescribeSnapshot(r.Context(), m)
+	if err != nil {
+		return err
+	}
+	return r.json(status, info)
+}
+
+func (r *request) removeSnapshot() error {
+	return r.withLayer(changes, layerAlone, func(s *layerstore.Store, v cowcommon.Volume) error {
+		if err := s.Live.RemoveSnapshot(r.Context(), v.Name, r.PathValue("snapshot")); err != nil {
+			return err
+		}
+		return r.done()
+	})
+}
+
+func (r *request) rollBackLayer() error {
+	var body api.NewRollback
+	if err := r.body(&body); err != nil {
+		return err
+	}
+	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
+		done, err := r.addSnapshot(v)
+		if err != nil {
+			return err
+		}
+		defer done()
+		before, err := s.Rollback(r.Context(), v, body.Snapshot, live.RollbackOptions{Live: body.Live})
+		if err != nil {
+			return err
+		}
+		return r.snapshot(s, http.StatusOK, before)
+	})
+}
+
+func (r *request) mergeFork() error {
+	var body api.NewMerge
+	if err := r.body(&body); err != nil {
+		return err
+	}
+	opts := layerstore.MergeOptions{Live: body.Live, Strategy: body.Strategy}
+	switch opts.Strategy {
+	case "", api.Refuse, api.Ours, api.Theirs:
+	default:
+		return refused(api.KindInvalidArgument, fmt.Sprintf("strategy %.64q: say refuse, ours or theirs", body.Strategy), "")
+	}
+	var err error
+	if opts.Paths, err = layerstore.CleanPaths(body.Paths); err != nil {
+		return err
+	}
+	ref := r.PathValue("layer")
+	s, release, err := r.open(changes, ref, body.Into)
+	if err != nil {
+		return err
+	}
+	defer release()
+	fork, err := r.find(s, changes, ref, s.LayerAlone)
+	if err != nil {
+		return err
+	}
+	target, err := s.MergeTarget(r.Context(), fork, body.Into)
+	if err != nil {
+		return err
+	}
+	into := s.Shown(target.Name)
+	if err := r.caller.mayUse(into, target.Name, changes); err != nil {
+		return err
+	}
+	done, err := r.addSnapshot(target)
+	if err != nil {
+		return err
+	}
+	defer done()
+	merged, err := s.Merge(r.Context(), fork, target, opts)
+	var conflict *live.ConflictError
+	if errors.As(err, &conflict) {
+		return &conflictError{ConflictError: conflict, into: into}
+	}
+	if err != nil {
+		return err
+	}
+	return r.json(http.StatusOK, merged)
+}
+
+// conflictError is a ConflictError with the layer of the merge as requests name it.
+type conflictError struct {
+	*live.ConflictError
+	into string
+}
+
+// Unwrap returns the ConflictError.
+func (e *conflictError) Unwrap() error { return e.ConflictError }
+
+func (r *request) setLimit() error {
+	var body api.NewLimit
+	if err := r.body(&body); err != nil {
+		return err
+	}
+	bytes, err := layerstore.ParseLimitOrNone(body.Size)
+	if err != nil {
+		return err
+	}
+	return r.withLayer(changes, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
+		if s.IsContainer(v) {
+			return refused(api.KindNotImplemented, "the limit of a container is set by the command", "run: cowshed limit "+s.Shown(v.Name)+" "+body.Size)
+		}
+		n := r.caller.namespaceOf(v.Name)
+		if err := n.checkLimit(bytes); err != nil {
+			return err
+		}
+		done, err := r.add(n, amount{bytes: bytes - min(bytes, v.Limit.Bytes)})
+		if err != nil {
+			return err
+		}
+		defer done()
+		if err := s.SetLimit(r.Context(), v, s.Shown(v.Name), bytes); err != nil {
+			return err
+		}
+		return r.done()
+	})
+}

@@ -1,0 +1,53 @@
+package apiserver
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/internal/layerstore"
+	"github.com/cowshed/cowshed/live"
+)
+
+// count counts the layers and snapshots of a namespace, in the store and among the forks of containers. Forks that have expired
+// are removed first if the namespace is full.
+func (s *Server) count(ctx context.Context, n *namespace) (there amount, err error) {
+	for _, open := range []func() (*layerstore.Store, func(), error){
+		func() (*layerstore.Store, func(), error) { return s.opts.Stores.Open(ctx) },
+		func() (*layerstore.Store, func(), error) { return s.opts.Stores.OpenContainers(ctx, nil) },
+	} {
+		store, release, err := open()
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return there, err
+		}
+		store.Sweep(ctx)
+		in, err := countIn(ctx, store, n)
+		release()
+		if err != nil {
+			return there, err
+		}
+		there.layers += in.layers
+		there.bytes += in.bytes
+	}
+	return there, nil
+}
+
+func countIn(ctx context.Context, s *layerstore.Store, n *namespace) (there amount, err error) {
+	var layers []string
+	for v, err := range s.Driver.Backend().Volumes(ctx) {
+		if err != nil {
+			return there, err
+		}
+		if live.IsMoment(v.Name) || !n.owns(v.Name) {
+			continue
+		}
+		layers = append(layers, v.Name)
+		there.bytes += v.Limit.Bytes
+	}
+	snapshots, err := s.Live.CountSnapshots(ctx, layers)
+	there.layers = len(layers) + snapshots
+	return there, err
+}

@@ -1,0 +1,231 @@
+package apiserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/layerref"
+	"github.com/cowshed/cowshed/internal/layerstore"
+	"github.com/cowshed/cowshed/live"
+)
+
+// request is a request that is being answered.
+type request struct {
+	*http.Request
+	server *Server
+	caller *caller
+	out    *answer
+	err    error // of the handler
+}
+
+type requestKey struct{}
+
+// handler makes a handler of net/http of a function that returns its error.
+func handler(do func(r *request) error) http.HandlerFunc {
+	return func(_ http.ResponseWriter, r *http.Request) {
+		if req, ok := r.Context().Value(requestKey{}).(*request); ok {
+			req.Request = r
+			req.err = do(req)
+		}
+	}
+}
+
+// reply answers with an error, if there is one and the answer has not begun. Otherwise it ends the connection.
+func (r *request) reply(err error) {
+	if err == nil {
+		return
+	}
+	e := errorOf(err, r.PathValue("layer"))
+	level := slog.LevelDebug
+	if e.Kind == api.KindUnknown || e.Kind == api.KindDataLoss {
+		level = slog.LevelWarn
+	}
+	r.server.opts.Log.Log(r.Context(), level, "a request of the API has failed", "method", r.Method, "path", r.URL.Path, "kind", e.Kind, "error", err)
+	if r.out.begun {
+		panic(http.ErrAbortHandler)
+	}
+	if e.Kind == api.KindTooManyRequests || e.Kind == api.KindUnavailable {
+		r.out.w.Header().Set("Retry-After", "1")
+	}
+	if r.json(e.Kind.Status(), e) != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// json answers with JSON.
+func (r *request) json(status int, value any) error {
+	r.out.begin(status, "application/json")
+	enc := json.NewEncoder(r.out)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(value)
+}
+
+// done answers without a body.
+func (r *request) done() error {
+	r.out.begin(http.StatusNoContent, "")
+	return nil
+}
+
+// body reads the JSON body of the request.
+func (r *request) body(into any) (err error) {
+	control := http.NewResponseController(r.out.w)
+	if err := control.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	dec := json.NewDecoder(http.MaxBytesReader(r.out.w, r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	err = dec.Decode(into)
+	if err == nil {
+		if _, err = dec.Token(); errors.Is(err, io.EOF) {
+			err = nil
+		} else if err == nil {
+			err = errors.New("there is more after the object")
+		}
+	}
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return err
+	case err != nil:
+		r.out.w.Header().Set("Connection", "close")
+		return refused(api.KindInvalidArgument, fmt.Sprintf("body: %v", err), "send one JSON object, as GET /v1/openapi.yaml describes")
+	}
+	err = control.SetReadDeadline(time.Time{}) // the end of the connection is the end of the request from here on
+	if errors.Is(err, http.ErrNotSupported) {
+		err = nil
+	}
+	return err
+}
+
+// query returns the parameters of the query. Returns an error if others are there, or one twice.
+func (r *request) query(known ...string) (map[string]string, error) {
+	values := make(map[string]string)
+	all := r.URL.Query()
+	for _, name := range known {
+		if len(all[name]) > 1 {
+			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s comes twice", name), "")
+		}
+		values[name] = all.Get(name)
+		delete(all, name)
+	}
+	for name := range all {
+		return nil, refused(api.KindInvalidArgument, fmt.Sprintf("unknown parameter %.64q", name), "GET /v1/openapi.yaml lists the parameters")
+	}
+	return values, nil
+}
+
+// boolOf reads a parameter that is true or false.
+func boolOf(values map[string]string, name string) (bool, error) {
+	if values[name] == "" {
+		return false, nil
+	}
+	b, err := strconv.ParseBool(values[name])
+	if err != nil {
+		err = refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s: say true or false", name), "")
+	}
+	return b, err
+}
+
+// maxRef is the longest reference to a layer.
+const maxRef = 512
+
+// checkRef refuses texts that cannot be a reference to a layer.
+func checkRef(ref string) error {
+	if ref == "" || len(ref) > maxRef || !utf8.ValidString(ref) || strings.ContainsFunc(ref, unicode.IsControl) {
+		return refused(api.KindInvalidArgument, fmt.Sprintf("%.64q cannot name a layer", ref), "")
+	}
+	return nil
+}
+
+// open opens the store in which the layers of the references are. All are of the same one. The caller releases it. References that
+// are "" do not count.
+func (r *request) open(a access, refs ...string) (_ *layerstore.Store, release func(), err error) {
+	var containers []string
+	named := 0
+	for _, ref := range refs {
+		if ref == "" {
+			continue
+		}
+		named++
+		if err := errors.Join(checkRef(ref)); err != nil {
+			return nil, nil, err
+		}
+		if err := r.caller.mayName(ref, a); err != nil {
+			return nil, nil, err
+		}
+		if r.server.opts.Stores.IsContainer(ref) {
+			containers = append(containers, ref)
+		}
+	}
+	switch len(containers) {
+	case 0:
+		return r.server.opts.Stores.Open(r.Context())
+	case named:
+		return r.server.opts.Stores.OpenContainers(r.Context(), containers)
+	}
+	return nil, nil, refused(api.KindInvalidArgument, fmt.Sprintf("%s: a container and a layer of the store do not go together, since they are in different places",
+		strings.Join(refs, ", ")), "")
+}
+
+// find finds a layer of a store that open has opened for it, by a method of the store such as Layer.
+func (r *request) find(s *layerstore.Store, a access, ref string, by func(ctx context.Context, ref string) (cowcommon.Volume, error)) (cowcommon.Volume, error) {
+	v, err := by(r.Context(), ref)
+	if err != nil {
+		return v, err
+	}
+	return v, r.mayUse(s, a, ref, v)
+}
+
+// mayUse refuses a volume to which a reference has led, if it is not the caller's.
+func (r *request) mayUse(s *layerstore.Store, a access, ref string, v cowcommon.Volume) error {
+	layer := v.Name
+	if !r.caller.admin && live.IsMoment(layer) {
+		m, err := s.Live.Moment(layer)
+		if err != nil {
+			return err
+		}
+		layer = m.Layer
+	}
+	return r.caller.mayUse(ref, layer, a)
+}
+
+// withLayer opens the store of the layer in the path, finds the layer by a method of the store, and calls do.
+func (r *request) withLayer(a access, by func(s *layerstore.Store) func(ctx context.Context, ref string) (cowcommon.Volume, error),
+	do func(s *layerstore.Store, v cowcommon.Volume) error,
+) error {
+	ref := r.PathValue("layer")
+	s, release, err := r.open(a, ref)
+	if err != nil {
+		return err
+	}
+	defer release()
+	v, err := r.find(s, a, ref, by(s))
+	if err != nil {
+		return err
+	}
+	return do(s, v)
+}
+
+// Methods of a store that find a layer.
+type findBy = func(s *layerstore.Store) func(ctx context.Context, ref string) (cowcommon.Volume, error)
+
+var (
+	layer      findBy = func(s *layerstore.Store) func(context.Context, string) (cowcommon.Volume, error) { return s.Layer }
+	layerAlone findBy = func(s *layerstore.Store) func(context.Context, string) (cowcommon.Volume, error) { return s.LayerAlone }
+	layerOf    findBy = func(s *layerstore.Store) func(context.Context, string) (cowcommon.Volume, error) { return s.LayerOf }
+)
+
+// isReference reports whether a name is written as a reference to a container or its fork.
+func isReference(name string) bool { return layerref.Is(name) }

@@ -1,0 +1,218 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/internal/layerstore"
+)
+
+// Stores opens the stores of layers for requests.
+type Stores interface {
+	// IsContainer reports whether a reference names a container or the fork of one, and no image of the store.
+	IsContainer(ref string) bool
+	// Open opens the store, which the caller releases. Returns errdefs.ErrNotFound if there is none.
+	Open(ctx context.Context) (s *layerstore.Store, release func(), err error)
+	// OpenContainers opens the store of the daemon's volumes, for a request that names these references to containers.
+	OpenContainers(ctx context.Context, refs []string) (s *layerstore.Store, release func(), err error)
+}
+
+// Options say how a Server answers.
+type Options struct {
+	Version    string
+	Stores     Stores
+	Namespaces []Namespace
+	// Groups are those whose members may send requests, besides root.
+	Groups []uint32
+	// Token makes its bearer root's equal; "" is none.
+	Token string
+	// StopTimeout is how long requests may go on when the server stops.
+	StopTimeout time.Duration
+	Log         *slog.Logger
+}
+
+// Server answers requests.
+type Server struct {
+	opts       Options
+	token      [sha256.Size]byte
+	namespaces []*namespace
+	requests   *gate
+	handler    http.Handler
+	active     sync.WaitGroup // requests
+}
+
+// New returns a server.
+func New(opts Options) *Server {
+	s := &Server{opts: opts, token: sha256.Sum256([]byte(opts.Token)), requests: newGate(requestBounds)}
+	for _, n := range opts.Namespaces {
+		s.namespaces = append(s.namespaces, &namespace{Namespace: n})
+	}
+	s.handler = s.routes()
+	return s
+}
+
+// Serve answers the requests of a unix socket until ctx is done. Then requests may go on for StopTimeout, before they are
+// cancelled. It returns when all have ended.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, kernelPeer) }
+
+// serve is Serve, where peer names the process at the other end of a connection.
+func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) (Peer, error)) error {
+	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	server := &http.Server{
+		Handler: s, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		ConnContext: withPeer, BaseContext: func(net.Listener) context.Context { return requests },
+		ErrorLog: slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug), // clients cause these
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- server.Serve(&listener{Listener: l, gate: newGate(connectionBounds), peer: peer})
+	}()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		patient, stop := context.WithTimeout(requests, s.opts.StopTimeout)
+		if server.Shutdown(patient) != nil {
+			s.opts.Log.Warn("cancelling requests of the API that have not ended", "after", s.opts.StopTimeout)
+		}
+		stop()
+		err = <-ended
+	}
+	cancel()
+	closeErr := server.Close()
+	s.active.Wait()
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return errors.Join(err, closeErr)
+}
+
+// ServeHTTP answers a request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.active.Add(1)
+	defer s.active.Done()
+	req := &request{Request: r, server: s, out: newAnswer(w)}
+	req.reply(s.admit(req))
+}
+
+// admit calls the handler of a request if its sender may send requests.
+func (s *Server) admit(r *request) (err error) {
+	if r.caller, err = s.callerOf(r.Request); err != nil {
+		return err
+	}
+	leave, kind := s.requests.enter(r.caller.peer.UID)
+	switch kind {
+	case "":
+	case api.KindTooManyRequests:
+		return refused(kind, fmt.Sprintf("user %d has too many requests under way", r.caller.peer.UID), "")
+	default:
+		return refused(kind, "the server has too many requests under way", "")
+	}
+	defer leave()
+	if err := r.checkForm(); err != nil {
+		return err
+	}
+	ctx := context.WithValue(r.Context(), requestKey{}, r)
+	s.handler.ServeHTTP(r.out.w, r.WithContext(ctx))
+	return r.err
+}
+
+// callerOf finds the rights of the sender of a request.
+func (s *Server) callerOf(r *http.Request) (*caller, error) {
+	peer, ok := peerOf(r.Context())
+	c := &caller{peer: peer, admin: peer.UID == 0}
+	if !ok || !c.admin && !slices.ContainsFunc(peer.Groups, func(gid uint32) bool { return slices.Contains(s.opts.Groups, gid) }) {
+		c.admin = false
+		return c, refused(api.KindPermissionDenied, fmt.Sprintf("user %d is not a member of api_group", peer.UID), "ask an administrator")
+	}
+	if header := r.Header.Get("Authorization"); header != "" {
+		token, _ := strings.CutPrefix(header, "Bearer ")
+		sum := sha256.Sum256([]byte(token))
+		if s.opts.Token == "" || subtle.ConstantTimeCompare(sum[:], s.token[:]) != 1 {
+			return c, refused(api.KindUnauthenticated, "the token is not that of the server", "")
+		}
+		c.admin = true
+	}
+	if !c.admin {
+		for _, n := range s.namespaces {
+			if n.hasMember(peer) {
+				c.namespaces = append(c.namespaces, n)
+			}
+		}
+	}
+	return c, nil
+}
+
+// routes returns the handler of all paths.
+func (s *Server) routes() http.Handler {
+	const (
+		layers   = api.Prefix + "/layers"
+		layer    = layers + "/{layer}"
+		snapshot = layer + "/snapshots/{snapshot}"
+	)
+	methods := make(map[string][]string)
+	mux := http.NewServeMux()
+	handle := func(method, path string, do func(r *request) error) {
+		methods[path] = append(methods[path], method)
+		mux.HandleFunc(method+" "+path, handler(do))
+	}
+	handle("GET", api.Prefix+"/openapi.yaml", (*request).getDescription)
+	handle("GET", api.Prefix+"/info", (*request).getInfo)
+	handle("GET", layers, (*request).listLayers)
+	handle("POST", layers, (*request).createLayer)
+	handle("GET", layer, (*request).getLayer)
+	handle("DELETE", layer, (*request).removeLayer)
+	handle("POST", layer+"/forks", (*request).forkLayer)
+	handle("GET", layer+"/snapshots", (*request).listSnapshots)
+	handle("POST", layer+"/snapshots", (*request).takeSnapshot)
+	handle("DELETE", snapshot, (*request).removeSnapshot)
+	handle("POST", layer+"/rollback", (*request).rollBackLayer)
+	handle("POST", layer+"/merge", (*request).mergeFork)
+	handle("GET", layer+"/changes", (*request).listChanges)
+	handle("GET", layer+"/diff", (*request).diffLayer)
+	handle("GET", layer+"/log", (*request).getLog)
+	handle("GET", layer+"/usage", (*request).getUsage)
+	handle("PUT", layer+"/limit", (*request).setLimit)
+	handle("GET", layer+"/export", (*request).exportLayer)
+	handle("GET", layer+"/stream", (*request).sendLayer)
+	handle("POST", layer+"/promote", (*request).promoteLayer)
+	for path, allowed := range methods {
+		mux.HandleFunc(path, handler(func(r *request) error {
+			r.out.w.Header().Set("Allow", strings.Join(allowed, ", "))
+			return refused(api.KindMethodNotAllowed, "the path is for "+strings.Join(allowed, " and "), "GET /v1/openapi.yaml describes the API")
+		}))
+	}
+	mux.HandleFunc("/", handler(func(*request) error { return unknownPath() }))
+	return mux
+}
+
+func unknownPath() error {
+	return refused(api.KindNotFound, "there is no such path", "GET /v1/openapi.yaml describes the API")
+}
+
+// checkForm refuses requests that the multiplexer would redirect, and bodies that no handler reads.
+func (r *request) checkForm() error {
+	switch escaped := r.URL.EscapedPath(); {
+	case !strings.HasPrefix(escaped, "/"), path.Clean(escaped) != escaped:
+		return unknownPath()
+	case r.Method == http.MethodConnect || r.Method == http.MethodHead:
+		return refused(api.KindMethodNotAllowed, fmt.Sprintf("there is no method %s", r.Method), "")
+	case r.ContentLength != 0 && r.Method != http.MethodPost && r.Method != http.MethodPut:
+		r.out.w.Header().Set("Connection", "close")
+		return refused(api.KindInvalidArgument, fmt.Sprintf("a request %s has no body", r.Method), "")
+	}
+	return nil
+}

@@ -1,0 +1,260 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/user"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/apiserver"
+	"github.com/cowshed/cowshed/internal/layerref"
+	"github.com/cowshed/cowshed/internal/layerstore"
+	"github.com/cowshed/cowshed/internal/unixsocket"
+)
+
+// apiService is the HTTP API.
+type apiService struct {
+	server *apiserver.Server
+	gid    int // of the socket; 0: only root connects
+}
+
+// openAPI makes the server of the API, if the configuration has one.
+func (d *daemon) openAPI(containers *layerstore.Store) error {
+	if d.config.API == "" {
+		return nil
+	}
+	opts := apiserver.Options{
+		Version: d.opts.Version, StopTimeout: d.config.StopTimeout.Duration, Log: d.log,
+		Stores: &apiStores{daemon: d, containers: containers},
+	}
+	var err error
+	if opts.Token, err = readToken(d.config.APITokenFile); err != nil {
+		return fmt.Errorf("api_token_file: %w", err)
+	}
+	service := &apiService{}
+	if d.config.APIGroup != "" {
+		gid, err := groupID(d.config.APIGroup)
+		if err != nil {
+			return fmt.Errorf("api_group: %w", err)
+		}
+		service.gid, opts.Groups = int(gid), []uint32{gid}
+	}
+	for _, c := range d.config.APINamespaces {
+		n, err := c.resolve()
+		if err != nil {
+			return fmt.Errorf("api_namespaces: namespace %q: %w", c.Name, err)
+		}
+		opts.Namespaces = append(opts.Namespaces, n)
+	}
+	service.server = apiserver.New(opts)
+	d.api = service
+	return nil
+}
+
+// listen makes the socket of the API.
+func (s *apiService) listen(ctx context.Context, path string) (net.Listener, error) {
+	if s.gid == 0 {
+		return unixsocket.Listen(ctx, path)
+	}
+	return unixsocket.ListenFor(ctx, path, s.gid)
+}
+
+// resolve finds the users and groups of a namespace.
+func (n APINamespace) resolve() (r apiserver.Namespace, err error) {
+	r = apiserver.Namespace{Name: n.Name, Readable: n.Readable, Layers: n.MaxLayers, Lifetime: n.MaxLifetime.Duration}
+	if r.Bytes, err = parseLimit(n.MaxBytes); err != nil {
+		return r, err
+	}
+	for _, name := range n.Users {
+		uid, err := numberOr(name, func() (int, error) {
+			u, err := user.LookupUser(name)
+			return u.Uid, err
+		})
+		if err != nil {
+			return r, fmt.Errorf("user %q: %w", name, err)
+		}
+		r.UIDs = append(r.UIDs, uid)
+	}
+	for _, name := range n.Groups {
+		gid, err := groupID(name)
+		if err != nil {
+			return r, err
+		}
+		r.GIDs = append(r.GIDs, gid)
+	}
+	return r, nil
+}
+
+func groupID(name string) (uint32, error) {
+	gid, err := numberOr(name, func() (int, error) {
+		g, err := user.LookupGroup(name)
+		return g.Gid, err
+	})
+	if err != nil {
+		err = fmt.Errorf("group %q: %w", name, err)
+	}
+	return gid, err
+}
+
+// numberOr is the number that a text is, or that lookUp finds.
+func numberOr(text string, lookUp func() (int, error)) (uint32, error) {
+	if n, err := strconv.ParseUint(text, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	n, err := lookUp()
+	if err != nil {
+		return 0, fault.As(errdefs.ErrInvalidArgument, err)
+	}
+	return uint32(n), nil
+}
+
+// Bounds of a token.
+const (
+	minToken = 32
+	maxToken = 4096
+)
+
+// readToken reads the token of the API, "" if there is no file. Only root may read or change the file.
+func readToken(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() || info.Mode()&0o077 != 0 {
+		return "", fault.New(errdefs.ErrInvalidArgument, "%s must be a file with the mode 0600", path)
+	}
+	if info.Size() > maxToken {
+		return "", fault.New(errdefs.ErrInvalidArgument, "%s has more than %d bytes", path, maxToken)
+	}
+	data, err := os.ReadFile(path)
+	token := strings.TrimSpace(string(data))
+	if err == nil && len(token) < minToken {
+		err = fault.New(errdefs.ErrInvalidArgument, "%s has fewer than %d bytes", path, minToken)
+	}
+	return token, err
+}
+
+// apiStores opens the stores for requests of the API. That of the daemon's volumes is open as long as the daemon. The command's
+// store is open while requests use it, so that remains in it can be cleaned up.
+type apiStores struct {
+	daemon     *daemon
+	containers *layerstore.Store
+
+	mu    sync.Mutex // never held while the store is opened or closed
+	store *openStore // nil: it is closed
+}
+
+// openStore is a store that requests share.
+type openStore struct {
+	users  int
+	opened chan struct{} // closed when store and err are set
+	store  *layerstore.Store
+	err    error
+}
+
+// IsContainer implements apiserver.Stores.
+func (s *apiStores) IsContainer(ref string) bool {
+	return layerstore.IsContainer(s.daemon.config.Root, ref, s.daemon.log)
+}
+
+// Open implements apiserver.Stores.
+func (s *apiStores) Open(ctx context.Context) (*layerstore.Store, func(), error) {
+	s.mu.Lock()
+	o := s.store
+	first := o == nil
+	if first {
+		o = &openStore{opened: make(chan struct{})}
+		s.store = o
+	}
+	o.users++
+	s.mu.Unlock()
+	if first {
+		o.store, o.err = s.openStore(context.WithoutCancel(ctx)) // for others too
+		close(o.opened)
+	}
+	release := sync.OnceFunc(func() { s.release(o) })
+	select {
+	case <-o.opened:
+	case <-ctx.Done():
+		release()
+		return nil, nil, context.Cause(ctx)
+	}
+	if o.err != nil {
+		release()
+		return nil, nil, o.err
+	}
+	return o.store, release, nil
+}
+
+// release closes a store with its last user.
+func (s *apiStores) release(o *openStore) {
+	s.mu.Lock()
+	o.users--
+	last := o.users == 0
+	if last && s.store == o {
+		s.store = nil
+	}
+	s.mu.Unlock()
+	if !last {
+		return
+	}
+	<-o.opened
+	if o.store != nil {
+		if err := o.store.Driver.Cleanup(); err != nil {
+			s.daemon.log.Warn("the store cannot be closed", "error", err)
+		}
+	}
+}
+
+func (s *apiStores) openStore(ctx context.Context) (*layerstore.Store, error) {
+	c := s.daemon.config
+	driver := c.Driver
+	if driver == autoDriver {
+		driver = ""
+	}
+	there, err := layerstore.IsThere(c.Root, driver)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if !there {
+		return nil, fault.Said(errdefs.ErrNotFound, "there is no store in %s; make one with: cowshed init", c.Root)
+	}
+	return layerstore.OpenThere(ctx, layerstore.Options{Root: c.Root, Driver: driver, DriverOptionsFor: c.storeOptions, Log: s.daemon.log})
+}
+
+// storeOptions are the storage options of a driver for the command's store, which is in another place than containerd's volumes.
+func (c Config) storeOptions(driver string) []string {
+	var options []string
+	for _, option := range c.StorageOptions {
+		if of, name := splitOption(option); of == driver && !isPlace(driver, name) {
+			options = append(options, option)
+		}
+	}
+	return options
+}
+
+// OpenContainers implements apiserver.Stores.
+func (s *apiStores) OpenContainers(ctx context.Context, refs []string) (*layerstore.Store, func(), error) {
+	store := *s.containers
+	store.Containers = make(map[string]string)
+	for _, ref := range refs {
+		volume, err := layerstore.VolumeOf(ctx, ref, Resolver(s.daemon.config), s.daemon.snapshotter.VolumeOf)
+		if err != nil {
+			return nil, nil, err
+		}
+		store.Containers[layerref.Layer(ref)] = volume
+	}
+	return &store, func() {}, nil
+}

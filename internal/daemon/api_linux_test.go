@@ -1,0 +1,111 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// withAPI is a configuration with the API.
+func withAPI(t testing.TB, opts ...testfs.BtrfsOption) Config {
+	t.Helper()
+	c := testConfig(t, opts...)
+	c.API = filepath.Join(c.State, "api.sock")
+	return c
+}
+
+// call sends a request to the API, and reads its answer into a value.
+func (r *running) call(method, path, body string, into any) int {
+	r.t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", r.API)
+	}}}
+	request, err := http.NewRequestWithContext(r.t.Context(), method, "http://cowshed"+path, strings.NewReader(body))
+	require.NoError(r.t, err)
+	answer, err := client.Do(request)
+	require.NoError(r.t, err)
+	defer answer.Body.Close()
+	if into != nil {
+		require.NoError(r.t, json.NewDecoder(answer.Body).Decode(into))
+	}
+	return answer.StatusCode
+}
+
+// TestAPI: the daemon answers the API about its own volumes, and about the command's store once there is one.
+func TestAPI(t *testing.T) {
+	testfs.CheckLeaks(t)
+	c := withAPI(t)
+	c.APIGroup = "54321"
+	r := start(t, c)
+	info, err := os.Stat(c.API)
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o660), info.Mode().Perm())
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	require.True(t, ok)
+	assert.Equal(t, uint32(54321), stat.Gid)
+
+	var fault api.Error
+	assert.Equal(t, http.StatusNotFound, r.call("GET", "/v1/layers", "", &fault))
+	assert.Contains(t, fault.Message, "cowshed init")
+	require.NoError(t, os.Mkdir(filepath.Join(c.Root, "btrfs"), 0o700))
+	var layer api.Layer
+	assert.Equal(t, http.StatusCreated, r.call("POST", "/v1/layers", `{"name":"web"}`, &layer))
+	assert.Equal(t, "web", layer.Name)
+
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	_, err = s.Prepare(ctx, "k8s.io/1/running", "")
+	require.NoError(t, err)
+	var forks api.Forks
+	assert.Equal(t, http.StatusCreated, r.call("POST", "/v1/layers/containerd:k8s.io%2Frunning/forks", `{"name":"try"}`, &forks))
+	assert.Equal(t, "fork:try", forks.Forks[0].Name)
+	var layers api.Layers
+	assert.Equal(t, http.StatusOK, r.call("GET", "/v1/layers?forks=true", "", &layers))
+	require.Len(t, layers.Layers, 1)
+	assert.Equal(t, http.StatusNotFound, r.call("GET", "/v1/layers/containerd:k8s.io%2Fgone", "", nil))
+	assert.Equal(t, http.StatusNoContent, r.call("DELETE", "/v1/layers/fork:try", "", nil))
+	require.NoError(t, s.Remove(ctx, "k8s.io/1/running"))
+	require.NoError(t, r.stop())
+	assert.NoFileExists(t, c.API)
+}
+
+// TestAPINames: groups, users and tokens that are not there keep the daemon from starting.
+func TestAPINames(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, c *Config){
+		"group": func(_ *testing.T, c *Config) { c.APIGroup = "no-such-group" },
+		"user": func(_ *testing.T, c *Config) {
+			c.APINamespaces = []APINamespace{{Name: "ci", Users: []string{"no-such-user"}}}
+		},
+		"public token": func(t *testing.T, c *Config) {
+			c.APITokenFile = filepath.Join(c.State, "token")
+			require.NoError(t, os.WriteFile(c.APITokenFile, []byte(strings.Repeat("x", minToken)), 0o644))
+		},
+		"short token": func(t *testing.T, c *Config) {
+			c.APITokenFile = filepath.Join(c.State, "token")
+			require.NoError(t, os.WriteFile(c.APITokenFile, []byte("short"), 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testfs.CheckLeaks(t)
+			c := withAPI(t)
+			change(t, &c)
+			require.ErrorIs(t, Run(t.Context(), c, Options{}), errdefs.ErrInvalidArgument)
+		})
+	}
+}

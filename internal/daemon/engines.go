@@ -1,0 +1,8 @@
+package daemon
+
+import "github.com/cowshed/cowshed/internal/layerref"
+
+// Resolver finds the containers of the engines that a configuration names.
+func Resolver(c Config) layerref.Resolver {
+	return layerref.Resolver{DockerAPI: c.DockerAPI, Containerd: c.ContainerdAddress}
+}
