@@ -42,7 +42,7 @@ packages() {
 	# the cache already, and brings qemu-storage-daemon. busybox-static is the content of roots, and must not need libraries.
 	test)
 		echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr libcap2-bin bzip2 xz-utils qemu-system-x86 \
-			busybox-static
+			busybox-static curl python3
 		;;
 	lint) echo git shellcheck ;;
 	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
