@@ -47,6 +47,7 @@ type sent struct {
 	request string // method, path with its escapes, and query
 	body    string
 	token   string
+	accepts string // compressions
 }
 
 // calls are one call or more of each operation of the API, with the request that it sends, and an answer.
@@ -170,7 +171,7 @@ func TestRequests(t *testing.T) {
 			c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 				body, err := io.ReadAll(r.Body)
 				assert.NoError(t, err)
-				got = sent{r.Method + " " + r.RequestURI, string(body), r.Header.Get("Authorization")}
+				got = sent{r.Method + " " + r.RequestURI, string(body), r.Header.Get("Authorization"), r.Header.Get("Accept-Encoding")}
 				if call.answerType != "" {
 					w.Header().Set("Content-Type", call.answerType)
 				}
@@ -180,7 +181,7 @@ func TestRequests(t *testing.T) {
 			result, err := call.call(t.Context(), c)
 			require.NoError(t, err)
 			assert.Equal(t, call.want, result)
-			assert.Equal(t, sent{call.request, call.body, "Bearer secret"}, got)
+			assert.Equal(t, sent{request: call.request, body: call.body, token: "Bearer secret"}, got)
 		})
 	}
 }

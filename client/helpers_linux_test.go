@@ -25,6 +25,9 @@ type served struct {
 	socket string
 }
 
+// token is a token of the API.
+const token = "0123456789abcdef0123456789abcdef"
+
 // serve runs a daemon until the test ends.
 func serve(t *testing.T) served {
 	t.Helper()
@@ -40,7 +43,8 @@ func serve(t *testing.T) served {
 	c.Root, c.State, c.Metrics, c.DockerPlugin = root, state, "", ""
 	c.Address, c.ContainerdAddress = filepath.Join(state, "cowshed.sock"), filepath.Join(state, "containerd.sock")
 	c.DockerSocket, c.DockerSpecDir = "", filepath.Join(state, "specs")
-	c.API = filepath.Join(state, "api.sock")
+	c.API, c.APITokenFile = filepath.Join(state, "api.sock"), filepath.Join(state, "token")
+	require.NoError(t, os.WriteFile(c.APITokenFile, []byte(token), 0o600))
 
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ready, ended := make(chan struct{}), make(chan error, 1)

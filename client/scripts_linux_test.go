@@ -18,6 +18,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // backup runs examples/api/backup.sh.
@@ -87,8 +89,10 @@ func TestBackupScript(t *testing.T) {
 
 // TestBackupScriptCutOff: an answer that ends too early leaves neither a file nor a snapshot.
 func TestBackupScriptCutOff(t *testing.T) {
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "s")
+	if _, err := exec.LookPath("curl"); err != nil {
+		testfs.Skip(t, "needs curl: %v", err)
+	}
+	socket := filepath.Join(t.TempDir(), "s")
 	listener, err := net.Listen("unix", socket)
 	require.NoError(t, err)
 	var mu sync.Mutex
@@ -159,11 +163,22 @@ func TestUpgradeScript(t *testing.T) {
 	assert.Equal(t, "A /release\n", stdout)
 	assert.Len(t, s.snapshots("web"), 1)
 
-	_, stderr, err = upgrade(s.socket, "web", "sh", "-c", `echo broken >"$0"; exit 7`, s.path("web", "motd"))
-	require.Error(t, err)
-	assert.Contains(t, stderr, "rolling web back")
-	assert.Equal(t, "hello", s.read("web", "motd"))
-	assert.Equal(t, "new\n", s.read("web", "release"))
+	for name, command := range map[string][]string{
+		"a failure":       {"sh", "-c", `echo broken >"$0"; exit 7`},
+		"Ctrl-C":          {"sh", "-c", `echo broken >"$0"; kill -INT $PPID; exec sleep 1000`},
+		"no such command": {"./no-such-command"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, stderr, err := upgrade(s.socket, append(append([]string{"web"}, command...), s.path("web", "motd"))...)
+			var ended *exec.ExitError
+			require.ErrorAs(t, err, &ended, stderr)
+			assert.Equal(t, 1, ended.ExitCode())
+			assert.Contains(t, stderr, "rolling web back")
+			assert.NotContains(t, stderr, "Traceback")
+			assert.Equal(t, "hello", s.read("web", "motd"))
+			assert.Equal(t, "new\n", s.read("web", "release"))
+		})
+	}
 
 	_, stderr, err = upgrade(s.socket, "none", "true")
 	require.Error(t, err)

@@ -136,3 +136,14 @@ func TestServerErrors(t *testing.T) {
 		})
 	}
 }
+
+// TestServerToken: the server takes its own token, and refuses another.
+func TestServerToken(t *testing.T) {
+	s := serve(t)
+	for sent, kind := range map[string]error{token: nil, "fedcba9876543210fedcba9876543210": errdefs.ErrUnauthenticated} {
+		c := client.NewClient(s.socket, client.WithToken(sent))
+		_, err := c.Info(t.Context())
+		require.ErrorIs(t, err, kind)
+		c.Close()
+	}
+}

@@ -69,12 +69,22 @@ def layer_path(layer, *parts):
     return "/".join(["/layers", urllib.parse.quote(layer, safe=":@"), *parts])
 
 
+def run(command):
+    """Returns the exit code of a command, 127 if it cannot be run, and 130 after Ctrl-C."""
+    try:
+        return subprocess.run(command, check=False).returncode
+    except OSError as error:
+        print(f"upgrade.py: {error}", file=sys.stderr)
+        return 127
+    except KeyboardInterrupt:
+        return 130
+
+
 def upgrade(api, layer, command):
     """Returns the exit code."""
     message = {"message": "before " + " ".join(command)}
     before = api.call("POST", layer_path(layer, "snapshots"), message)["name"]
-    code = subprocess.run(command, check=False).returncode
-    if code != 0:
+    if run(command) != 0:
         print(f"upgrade.py: the command has failed: rolling {layer} back to {before}", file=sys.stderr)
         api.call("POST", layer_path(layer, "rollback"), {"snapshot": before})
         return 1
@@ -97,7 +107,7 @@ def main():
         if error.advice:
             print(error.advice, file=sys.stderr)
         return 1
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"upgrade.py: {api.path}: {error}: does cowshed serve have the key api?", file=sys.stderr)
         return 1
 
