@@ -4,12 +4,15 @@
 // docs/reference/api.md describes them.
 //
 // An error that the server answers is an *api.Error, for errors.As: with its kind, its object, and advice. It is also the error of
-// package errdefs for its kind, for errors.Is. If no server answers on the socket, the error is errdefs.ErrUnavailable.
+// package errdefs for its kind, for errors.Is.
+//
+// A method returns errdefs.ErrUnavailable if no server listens on the socket; nothing was sent then. It returns errdefs.ErrUnknown if the
+// connection ends before the answer does. The server may have carried out the request, or it may have closed the connection because
+// the caller has too many.
 package client
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"strings"
@@ -58,10 +61,10 @@ func NewClient(socket string, options ...Option) *Client {
 // Close closes the connections that no request uses. The Client can still be used.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// unavailable makes an error of connecting errdefs.ErrUnavailable, unless the context has ended.
+// unavailable makes an error of connecting errdefs.ErrUnavailable.
 func unavailable(err error) error {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err
+	if err == nil {
+		return nil
 	}
 	return fault.As(errdefs.ErrUnavailable, err)
 }

@@ -242,8 +242,10 @@ func TestErrors(t *testing.T) {
 				w.WriteHeader(test.status)
 				_, _ = io.WriteString(w, test.body)
 			})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
 			for _, call := range calls {
-				_, err := call.call(t.Context(), c)
+				_, err := call.call(ctx, c)
 				require.ErrorIs(t, err, test.kind, call.request)
 				var answered *api.Error
 				require.ErrorAs(t, err, &answered, call.request)
@@ -287,11 +289,22 @@ func TestCutOff(t *testing.T) {
 	})
 	_, err := c.GetLayer(t.Context(), "web")
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.ErrorIs(t, err, errdefs.ErrUnknown)
 	_, err = c.Promote(t.Context(), "web", api.NewImage{To: "web:1"}, nil)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	data, err := readAll(c.Diff(t.Context(), "web", CompareOptions{}, ""))
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	assert.Equal(t, half, data)
+}
+
+// TestNoAnswer: a connection that ends before the answer leaves the outcome unknown.
+func TestNoAnswer(t *testing.T) {
+	c := serve(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	for _, call := range calls {
+		_, err := call.call(t.Context(), c)
+		require.ErrorIs(t, err, errdefs.ErrUnknown, call.request)
+		require.NotErrorIs(t, err, errdefs.ErrUnavailable, call.request)
+	}
 }
 
 // TestPromoteWithoutEnd: an answer whose last line is neither an image nor an error is an error.

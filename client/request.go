@@ -76,7 +76,7 @@ func (c *Client) stream(ctx context.Context, r request, mediaType string) (io.Re
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, unanswered(ctx, err)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer resp.Body.Close()
@@ -137,6 +137,14 @@ func readError(resp *http.Response) error {
 	}
 }
 
+// unanswered describes a request that has no answer. Unless nothing was sent, the server may have done it.
+func unanswered(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errdefs.IsUnavailable(err) {
+		return err
+	}
+	return fault.As(errdefs.ErrUnknown, err)
+}
+
 // unreadable describes an answer that is not JSON of the API, or that was cut off.
 func unreadable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
@@ -145,7 +153,7 @@ func unreadable(ctx context.Context, err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return fmt.Errorf("read answer: %w", err)
+	return fault.As(errdefs.ErrUnknown, fmt.Errorf("read answer: %w", err))
 }
 
 // layerPath is the path of a layer, or of a part of it.

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -38,6 +39,7 @@ func upgrade(socket string, args ...string) (stdout, stderr string, err error) {
 
 func runScript(cmd *exec.Cmd, socket string, stdout io.Writer) (stderr string, err error) {
 	cmd.Env = append(os.Environ(), "COWSHED_API="+socket)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell starts it, for tests of Ctrl-C
 	var problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = stdout, &problems
 	err = cmd.Run()
@@ -75,6 +77,10 @@ func TestBackupScript(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, bytes.Equal(content, got))
 
+	info, err := f.Stat()
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o600), info.Mode())
+
 	require.NoError(t, os.Remove(file))
 	stderr, err = backup(s.socket, "no/such layer", file)
 	require.Error(t, err)
@@ -97,12 +103,16 @@ func TestBackupScriptCutOff(t *testing.T) {
 	require.NoError(t, err)
 	var mu sync.Mutex
 	var requests []string
+	lost := false // the answer about the snapshot
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		requests = append(requests, r.Method+" "+r.URL.EscapedPath())
 		mu.Unlock()
 		switch r.Method {
 		case http.MethodPost:
+			if lost {
+				panic(http.ErrAbortHandler)
+			}
 			w.WriteHeader(http.StatusCreated)
 		case http.MethodDelete:
 			w.WriteHeader(http.StatusNoContent)
@@ -127,6 +137,14 @@ func TestBackupScriptCutOff(t *testing.T) {
 	assert.Equal(t, "POST "+layer+"/snapshots", requests[0])
 	assert.True(t, strings.HasPrefix(requests[1], "GET "+layer+"@backup-"), requests[1])
 	assert.True(t, strings.HasPrefix(requests[2], "DELETE "+layer+"/snapshots/backup-"), requests[2])
+
+	// The snapshot may be there if its answer is lost.
+	requests, lost = nil, true
+	_, err = backup(socket, "web", filepath.Join(out, "web.tar.gz"))
+	require.Error(t, err)
+	assertNone(t, out)
+	require.Len(t, requests, 2)
+	assert.True(t, strings.HasPrefix(requests[1], "DELETE /v1/layers/web/snapshots/backup-"), requests[1])
 }
 
 // TestHowTo runs the requests of docs/howto/api.md.
@@ -165,7 +183,7 @@ func TestUpgradeScript(t *testing.T) {
 
 	for name, command := range map[string][]string{
 		"a failure":       {"sh", "-c", `echo broken >"$0"; exit 7`},
-		"Ctrl-C":          {"sh", "-c", `echo broken >"$0"; kill -INT $PPID; exec sleep 1000`},
+		"Ctrl-C":          {"sh", "-c", `echo broken >"$0"; kill -INT 0; exit 5`},
 		"no such command": {"./no-such-command"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,10 +22,16 @@ call() {
 		--request "$method" "$@" "http://cowshed/v1$path"
 }
 
-# failed CODE FILE: ends after curl has ended with CODE. The answer in FILE is an error if CODE is 22, and the beginning of a tar else.
+# failed CODE: ends after curl has ended with CODE. The answer is an error if CODE is 22, and the beginning of a tar else.
 failed() {
-	[ "$1" -ne 22 ] || cat -- "$2" >&2
+	[ "$1" -ne 22 ] || cat -- "$new" >&2
 	exit 1
+}
+
+# clean_up removes the part of a tar, and the snapshot if it may be there.
+clean_up() {
+	rm -f -- "$new"
+	[ -z "$taken" ] || call DELETE "/layers/$layer/snapshots/$snapshot"
 }
 
 [ $# -eq 2 ] || {
@@ -34,14 +40,20 @@ failed() {
 }
 # A layer can have any character that a file name can. In a path of the API, / is written %2F.
 layer=$(printf %s "$1" | sed 's|%|%25|g; s|/|%2F|g; s| |%20|g; s|?|%3F|g; s|#|%23|g')
-file=$2 new=$2.new snapshot=backup-$$
-trap 'rm -f -- "$new"' EXIT
+file=$2 snapshot=backup-$$ taken=
+new=$(mktemp "$file.XXXXXX")
+trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+taken=maybe
 call POST "/layers/$layer/snapshots" --header 'Content-Type: application/json' \
-	--data "{\"name\": \"$snapshot\", \"message\": \"for a backup\"}" --output "$new" || failed $? "$new"
-trap 'rm -f -- "$new"; call DELETE "/layers/$layer/snapshots/$snapshot"' EXIT
+	--data "{\"name\": \"$snapshot\", \"message\": \"for a backup\"}" --output "$new" || {
+	code=$?
+	# 7: nothing was sent. 22: the API has refused it, for example because another has a snapshot of that name.
+	case $code in 7 | 22) taken= ;; esac
+	failed $code
+}
 # If the server cannot make the whole tar, the connection ends too early, and curl fails.
-call GET "/layers/$layer@$snapshot/diff?whole=true&compress=gzip" --output "$new" || failed $? "$new"
+call GET "/layers/$layer@$snapshot/diff?whole=true&compress=gzip" --output "$new" || failed $?
 mv -- "$new" "$file"

@@ -15,6 +15,7 @@ COWSHED_API is the socket of the API, by default /run/cowshed/api.sock.
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -70,14 +71,16 @@ def layer_path(layer, *parts):
 
 
 def run(command):
-    """Returns the exit code of a command, 127 if it cannot be run, and 130 after Ctrl-C."""
+    """Returns the exit code of a command, and 127 if it cannot be run."""
+    # Ctrl-C reaches the command too. The command ends by it, and its exit code decides.
+    former = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         return subprocess.run(command, check=False).returncode
     except OSError as error:
         print(f"upgrade.py: {error}", file=sys.stderr)
         return 127
-    except KeyboardInterrupt:
-        return 130
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def upgrade(api, layer, command):
