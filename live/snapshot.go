@@ -31,6 +31,9 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 			return m, fault.New(errdefs.ErrInvalidArgument, "layer name %s is of the form that moments have; choose another", name)
 		}
 	}
+	if err := checkLabelSize(opts.Fork.Labels, len(names)); err != nil {
+		return m, err
+	}
 	for key, value := range opts.Fork.Labels {
 		if !layerstream.IsLabel(key) || !layerstream.IsLabel(value) {
 			return m, fault.New(errdefs.ErrInvalidArgument, "label %q=%q is not UTF-8 or has control characters", key, value)
@@ -60,6 +63,19 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 		return m, err
 	}
 	return l.commitMade(r)
+}
+
+// checkLabelSize refuses labels for which the record of a moment with so many forks would be too large. It would be made first
+// otherwise.
+func checkLabelSize(labels map[string]string, forks int) error {
+	size := 0
+	for key, value := range labels {
+		size += len(key) + len(value)
+	}
+	if size > maxRecordSize/max(forks, 1) {
+		return fault.New(errdefs.ErrInvalidArgument, "labels of %d bytes for each of %d forks: at most %d fit", size, forks, maxRecordSize)
+	}
+	return nil
 }
 
 // momentOf describes a new moment of a layer, or of the layer of another moment.

@@ -132,7 +132,10 @@ func TestToken(t *testing.T) {
 
 // TestLimits: the limits of a namespace hold, for each way to make a layer or a snapshot.
 func TestLimits(t *testing.T) {
-	s := newServed(t, func(ci *Namespace) { ci.Layers, ci.Bytes, ci.Lifetime = 4, 4<<30, time.Hour }).newBase().as(alice)
+	s := newServed(t, func(opts *Options) {
+		ci := &opts.Namespaces[0]
+		ci.Layers, ci.Bytes, ci.Lifetime = 4, 4<<30, time.Hour
+	}).newBase().as(alice)
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a"})
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "none"})
 	s.fails(api.KindPermissionDenied, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "1G", TTL: "2h"})
@@ -160,7 +163,7 @@ func TestLimits(t *testing.T) {
 // TestLimitsAtOnce: of many requests at once as many succeed as the limits allow, and no more.
 func TestLimitsAtOnce(t *testing.T) {
 	const most, requests = 7, 16
-	s := newServed(t, func(ci *Namespace) { ci.Layers = most }).newBase().as(alice)
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Layers = most }).newBase().as(alice)
 	for range 3 {
 		var group errgroup.Group
 		made := make(chan string, requests)

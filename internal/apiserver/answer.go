@@ -6,15 +6,16 @@ import (
 	"time"
 )
 
-// answer writes the answer to a request. The client has writeTimeout for each writeSize bytes.
+// answer writes the answer to a request. The client has a time for each writeSize bytes.
 type answer struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
+	timeout time.Duration
 	begun   bool
 }
 
-func newAnswer(w http.ResponseWriter) *answer {
-	return &answer{w: w, control: http.NewResponseController(w)}
+func newAnswer(w http.ResponseWriter, timeout time.Duration) *answer {
+	return &answer{w: w, control: http.NewResponseController(w), timeout: timeout}
 }
 
 // begin writes the status. Errors after that end the connection.
@@ -29,7 +30,7 @@ func (a *answer) begin(status int, mediaType string) {
 // Write implements io.Writer.
 func (a *answer) Write(data []byte) (written int, err error) {
 	for len(data) > 0 {
-		err := a.control.SetWriteDeadline(time.Now().Add(writeTimeout))
+		err := a.control.SetWriteDeadline(time.Now().Add(a.timeout))
 		if err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return written, err
 		}

@@ -105,6 +105,9 @@ func (r *request) forkLayer() error {
 	if err != nil {
 		return err
 	}
+	if err := checkLabels(body.Labels); err != nil {
+		return err
+	}
 	opts := layerstore.ForkOptions{Name: name, Count: max(body.Count, 1), Labels: body.Labels}
 	if body.Count < 0 {
 		opts.Count = body.Count
@@ -161,6 +164,9 @@ func (n *namespace) lifetime(ttl string) (time.Duration, error) {
 func (r *request) takeSnapshot() error {
 	var body api.NewSnapshot
 	if err := r.body(&body); err != nil {
+		return err
+	}
+	if err := checkMessage(body.Message); err != nil {
 		return err
 	}
 	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
@@ -228,6 +234,9 @@ func (r *request) mergeFork() error {
 	case "", api.Refuse, api.Ours, api.Theirs:
 	default:
 		return refused(api.KindInvalidArgument, fmt.Sprintf("strategy %.64q: say refuse, ours or theirs", body.Strategy), "")
+	}
+	if err := checkPaths(body.Paths); err != nil {
+		return err
 	}
 	var err error
 	if opts.Paths, err = layerstore.CleanPaths(body.Paths); err != nil {

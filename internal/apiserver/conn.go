@@ -64,13 +64,13 @@ func peerOf(ctx context.Context) (peer Peer, ok bool) {
 	return peer, ok
 }
 
-// How long a client may keep the server waiting.
-const (
-	headerTimeout = 10 * time.Second
-	bodyTimeout   = 30 * time.Second
-	writeTimeout  = 30 * time.Second // for each writeSize bytes
-	idleTimeout   = 2 * time.Minute
-)
+// patience is how long a client may keep the server waiting.
+type patience struct {
+	header, body, idle time.Duration
+	write              time.Duration // for each writeSize bytes
+}
+
+var usualPatience = patience{header: 10 * time.Second, body: 30 * time.Second, idle: 2 * time.Minute, write: 30 * time.Second}
 
 // Bounds of requests and answers.
 const (

@@ -60,8 +60,8 @@ func (r *request) exportLayer() error {
 	}
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
 		what := v.Name
-		if _, err := s.Images.Get(r.PathValue("layer")); err == nil {
-			what = r.PathValue("layer")
+		if img, err := s.Images.Get(r.PathValue("layer")); err == nil && img.Top() == v.Name {
+			what = img.Name
 		}
 		_, err := s.Images.Export(r.Context(), what, ref, image.ExportOptions{
 			Format: format, Name: values["name"], Stdout: stream{r.out, api.MediaTypeTar},
@@ -108,6 +108,9 @@ func (r *request) promoteLayer() error {
 	}
 	if !r.caller.admin {
 		return refused(api.KindPermissionDenied, "only an administrator makes images", "GET the path .../export, and import that")
+	}
+	if err := checkMessage(body.Message); err != nil {
+		return err
 	}
 	format, err := formatOf(body.Compress, layertar.Gzip)
 	if err != nil {

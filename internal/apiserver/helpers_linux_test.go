@@ -15,7 +15,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -27,15 +26,6 @@ import (
 	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/testfs"
-)
-
-// Users and groups of tests.
-const (
-	apiGroup = 5000
-	alice    = 1001 // a member of apiGroup and of the namespace ci
-	bob      = 1002 // a member of apiGroup and of the namespace dev
-	carol    = 1003 // a member of apiGroup alone
-	mallory  = 1004 // nobody
 )
 
 // fixedStores are a store and one for containers that are open all the time.
@@ -82,23 +72,20 @@ func openStore(t testing.TB, root string) *layerstore.Store {
 	return s
 }
 
-// newServed starts a server with the namespaces ci and dev, of which change may change the first.
-func newServed(t testing.TB, change func(ci *Namespace)) *served {
+// newServed starts a server with the namespaces ci and dev.
+func newServed(t testing.TB, change func(opts *Options)) *served {
 	t.Helper()
 	mnt := testfs.Btrfs(t)
-	ci := Namespace{Name: "ci", UIDs: []uint32{alice}, Readable: []string{"base", "docker:web"}}
-	if change != nil {
-		change(&ci)
-	}
 	s := &served{t: t, socket: filepath.Join(t.TempDir(), "api.sock")}
 	for _, dir := range []string{"root", "containers"} {
 		require.NoError(t, os.Mkdir(filepath.Join(mnt, dir), 0o711))
 	}
 	s.stores = fixedStores{openStore(t, filepath.Join(mnt, "root")), openStore(t, filepath.Join(mnt, "containers"))}
-	s.server = New(Options{
-		Version: "test", Stores: s.stores, Groups: []uint32{apiGroup}, Token: strings.Repeat("t", 32), StopTimeout: 5 * time.Second,
-		Namespaces: []Namespace{ci, {Name: "dev", UIDs: []uint32{bob}}}, Log: slog.New(slog.DiscardHandler),
-	})
+	opts := testOptions(s.stores)
+	if change != nil {
+		change(&opts)
+	}
+	s.server = New(opts)
 	l, err := net.Listen("unix", s.socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -115,11 +102,8 @@ func newServed(t testing.TB, change func(ci *Namespace)) *served {
 
 // as makes the senders of later requests a user.
 func (s *served) as(uid uint32) *served {
-	p := &Peer{UID: uid, Groups: []uint32{uid}}
-	if uid != mallory {
-		p.Groups = append(p.Groups, apiGroup)
-	}
-	s.peer.Store(p)
+	p := peerOfUser(uid)
+	s.peer.Store(&p)
 	return s
 }
 

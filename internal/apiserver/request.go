@@ -81,7 +81,7 @@ func (r *request) done() error {
 // body reads the JSON body of the request.
 func (r *request) body(into any) (err error) {
 	control := http.NewResponseController(r.out.w)
-	if err := control.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := control.SetReadDeadline(time.Now().Add(r.server.opts.patience.body)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	dec := json.NewDecoder(http.MaxBytesReader(r.out.w, r.Body, maxBody))

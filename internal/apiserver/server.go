@@ -41,6 +41,8 @@ type Options struct {
 	// StopTimeout is how long requests may go on when the server stops.
 	StopTimeout time.Duration
 	Log         *slog.Logger
+
+	patience patience // the zero value: usualPatience
 }
 
 // Server answers requests.
@@ -56,6 +58,9 @@ type Server struct {
 // New returns a server.
 func New(opts Options) *Server {
 	s := &Server{opts: opts, token: sha256.Sum256([]byte(opts.Token)), requests: newGate(requestBounds)}
+	if s.opts.patience == (patience{}) {
+		s.opts.patience = usualPatience
+	}
 	for _, n := range opts.Namespaces {
 		s.namespaces = append(s.namespaces, &namespace{Namespace: n})
 	}
@@ -72,7 +77,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	server := &http.Server{
-		Handler: s, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		Handler: s, ReadHeaderTimeout: s.opts.patience.header, IdleTimeout: s.opts.patience.idle, MaxHeaderBytes: maxHeader,
 		ConnContext: withPeer, BaseContext: func(net.Listener) context.Context { return requests },
 		ErrorLog: slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug), // clients cause these
 	}
@@ -104,7 +109,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.active.Add(1)
 	defer s.active.Done()
-	req := &request{Request: r, server: s, out: newAnswer(w)}
+	req := &request{Request: r, server: s, out: newAnswer(w, s.opts.patience.write)}
 	req.reply(s.admit(req))
 }
 

@@ -3,13 +3,17 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
@@ -83,6 +87,54 @@ func TestAPI(t *testing.T) {
 	require.NoError(t, s.Remove(ctx, "k8s.io/1/running"))
 	require.NoError(t, r.stop())
 	assert.NoFileExists(t, c.API)
+}
+
+// TestAPIFlood: while clients of the API send more requests than it takes, containerd's requests are served.
+func TestAPIFlood(t *testing.T) {
+	testfs.CheckLeaks(t)
+	c := withAPI(t)
+	c.LogLevel = "error"
+	r := start(t, c)
+	require.NoError(t, os.Mkdir(filepath.Join(c.Root, "btrfs"), 0o700))
+	require.Equal(t, http.StatusCreated, r.call("POST", "/v1/layers", `{"name":"web"}`, nil))
+	done := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 100 {
+		clients.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				r.flood([]string{"/v1/layers", "/v1/layers/web/export", "/v1/layers/web/changes?whole=true", "/v1/layers?forks=true"}[i%4])
+			}
+		})
+	}
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	for i := range 20 {
+		begun, key := time.Now(), fmt.Sprintf("k8s.io/%d/container", i)
+		_, err := s.Prepare(ctx, key, "")
+		require.NoError(t, err)
+		require.NoError(t, s.Remove(ctx, key))
+		assert.Less(t, time.Since(begun), 5*time.Second)
+	}
+	close(done)
+	clients.Wait()
+	assert.Equal(t, http.StatusOK, r.call("GET", "/v1/info", "", nil))
+}
+
+// flood sends a request whose answer does not matter.
+func (r *running) flood(path string) {
+	conn, err := (&net.Dialer{}).DialContext(r.t.Context(), "unix", r.API)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n"); err == nil {
+		_, _ = io.Copy(io.Discard, conn)
+	}
 }
 
 // TestAPINames: groups, users and tokens that are not there keep the daemon from starting.

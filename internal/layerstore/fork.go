@@ -56,6 +56,9 @@ func (s *Store) ForkNames(name string, count int) ([]string, error) {
 	if s.Containers != nil {
 		name, check = strings.TrimPrefix(name, string(layerref.Fork)+":"), CheckFork
 	}
+	if err := cowcommon.CheckID(name); err != nil { // before there are many of it
+		return nil, err
+	}
 	if count == 1 {
 		return []string{name}, check(name)
 	}

@@ -1,0 +1,226 @@
+package apiserver
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/api"
+)
+
+// dial connects as the user that as has set.
+func (s *served) dial() net.Conn {
+	s.t.Helper()
+	conn, err := net.Dial("unix", s.socket)
+	require.NoError(s.t, err)
+	s.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// isIdle reports whether no request is under way.
+func (s *served) isIdle() bool {
+	s.server.requests.mu.Lock()
+	defer s.server.requests.mu.Unlock()
+	return len(s.server.requests.users) == 0
+}
+
+// TestHostileBodies: bodies that are too large, malformed or of something else are refused.
+func TestHostileBodies(t *testing.T) {
+	s := newServed(t, nil).newBase().as(alice)
+	const forks = "/v1/layers/base/forks"
+	s.fails(api.KindTooLarge, "POST", forks, `{"name": "`+strings.Repeat("a", maxBody)+`"}`)
+	for name, body := range map[string]string{
+		"none": "", "no JSON": "name=ci.a", "no object": `[]`, "two": `{"name": "ci.a"} {}`, "more": `{"name": "ci.a"}]`,
+		"unknown field": `{"name": "ci.a", "into": "/etc"}`, "wrong type": `{"count": "8"}`, "deep": strings.Repeat(`{"labels":`, 20_000),
+		"cut off": `{"name": "ci.a`, "negative": `{"count": -1}`, "many": `{"count": 10001}`, "huge": `{"count": 1e300}`,
+		"labels": `{"count": 10000, "labels": {"a": "` + strings.Repeat("a", 100_000) + `"}}`, "control": `{"labels": {"a": "\u0000"}}`,
+		"ttl": `{"ttl": "-1s"}`, "long ttl": `{"ttl": "9999999h"}`, "size": `{"size": "much"}`, "negative size": `{"size": "-1G"}`,
+		"long name": `{"count": 10000, "name": "ci.` + strings.Repeat("a", 100_000) + `"}`,
+		"path":      `{"name": "ci./../x"}`, "zero": `{"name": "ci.\u0000"}`, "snapshot": `{"name": "ci.a@b"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.t = t
+			s.fails(api.KindInvalidArgument, "POST", forks, body)
+		})
+	}
+	s.t = t
+	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Paths: []string{"relative"}})
+	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Paths: make([]string, maxPaths+1)})
+	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Strategy: "mine"})
+	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{Message: strings.Repeat("a", maxMessage+1)})
+	s.fails(api.KindInvalidArgument, "GET", "/v1/layers/base", "body")
+	assert.Equal(t, []string{"base"}, s.names("/v1/layers"), "nothing was made")
+}
+
+// TestHostileNames: names that are no layers, and paths that are none, are refused.
+func TestHostileNames(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	for _, uid := range []uint32{0, alice} {
+		s.as(uid)
+		for _, name := range []string{
+			"%2e%2e", "..%2f..%2fetc", "ci.%2f..%2fbase", "a%00b", "%ff", "ci.a%0a", strings.Repeat("a", 600), "ci." + strings.Repeat("a", 300),
+			"@", "base@", "base@none", "ci.@", "docker:", "docker:@", "containerd:%2f", "fork:", "fork:..", "docker:gone", "-ci.a", "ci.a%20b", "ci.%e2%80%ae",
+		} {
+			for _, method := range []string{"GET", "DELETE"} {
+				a := s.send(method, "/v1/layers/"+name, nil)
+				assert.Contains(t, []int{400, 403, 404}, a.status, "%s %s: %s", method, name, a.body)
+			}
+			for _, op := range []string{"forks", "snapshots", "merge"} {
+				a := s.send("POST", "/v1/layers/"+name+"/"+op, "{}")
+				assert.Contains(t, []int{400, 403, 404}, a.status, "%s %s: %s", op, name, a.body)
+			}
+		}
+		for _, path := range []string{"/", "/v1", "/v2/layers", "/v1/layers/", "/v1//layers", "/v1/layers/../info", "/v1/layers/base/none", "/v1/layers/base/"} {
+			s.fails(api.KindNotFound, "GET", path, nil)
+		}
+		s.fails(api.KindMethodNotAllowed, "PUT", "/v1/layers", "{}")
+		s.fails(api.KindMethodNotAllowed, "OPTIONS", "/v1/layers/base", nil)
+		assert.Equal(t, http.StatusMethodNotAllowed, s.send("HEAD", "/v1/layers/base/export", nil).status)
+		for _, query := range []string{"?whole=perhaps", "?since=a&since=b", "?sincE=base", "?since=%00", "?walk=2"} {
+			s.fails(api.KindInvalidArgument, "GET", "/v1/layers/base/changes"+query, nil)
+		}
+	}
+}
+
+// impatient is a server that does not wait for long.
+func impatient(opts *Options) {
+	opts.patience = usualPatience
+	opts.patience.header, opts.patience.body, opts.patience.write = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
+}
+
+// TestSlowClients: clients that send or read slowly lose their connection, and keep nobody else waiting.
+func TestSlowClients(t *testing.T) {
+	s := newServed(t, impatient).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	s.as(alice)
+	readers := make([]net.Conn, 0, requestBounds.perUser)
+	for range requestBounds.perUser {
+		conn := s.dial()
+		_, err := io.WriteString(conn, "GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
+		require.NoError(t, err)
+		readers = append(readers, conn)
+	}
+	require.Eventually(t, func() bool {
+		a, err := s.try("GET", "/v1/info", nil)
+		return err == nil && a.status == http.StatusTooManyRequests && a.header.Get("Retry-After") != ""
+	}, 10*time.Second, time.Millisecond, "alice has too many")
+	s.as(bob).ok("GET", "/v1/info", nil, nil)
+	s.as(0).ok("GET", "/v1/layers", nil, nil)
+	require.Eventually(t, s.isIdle, 10*time.Second, 10*time.Millisecond, "they are given up")
+	s.as(alice).ok("GET", "/v1/info", nil, nil)
+	for _, conn := range readers {
+		n, err := io.Copy(io.Discard, conn)
+		require.True(t, err == nil || errors.Is(err, syscall.ECONNRESET), "%v", err)
+		assert.Less(t, n, int64(8<<20), "the answer is cut off")
+	}
+	for _, sent := range []string{
+		"GET /v1/in", "GET /v1/info HTTP/1.1\r\nHost:", "POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
+		"POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{",
+	} {
+		conn := s.dial()
+		_, err := io.WriteString(conn, sent)
+		require.NoError(t, err)
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+		_, err = io.Copy(io.Discard, conn)
+		require.False(t, errors.Is(err, os.ErrDeadlineExceeded), "%q", sent)
+	}
+}
+
+// TestManyConnections: a user cannot use up the connections of others.
+func TestManyConnections(t *testing.T) {
+	s := newServed(t, nil).as(alice)
+	for i := range connectionBounds.perUser + 10 {
+		conn := s.dial()
+		_, err := io.WriteString(conn, "GET /v1/info HTTP/1.1\r\nHost: c\r\n\r\n")
+		if i < connectionBounds.perUser {
+			require.NoError(t, err)
+			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			require.NoError(t, err)
+			require.NoError(t, answer.Body.Close())
+			continue
+		}
+		_, err = io.ReadAll(conn)
+		require.True(t, err == nil || errors.Is(err, syscall.ECONNRESET), "%v", err)
+	}
+	s.as(bob).ok("GET", "/v1/info", nil, nil)
+	s.as(0).ok("GET", "/v1/info", nil, nil)
+}
+
+// TestFlood: thousands of requests of many kinds leave neither memory nor goroutines behind.
+func TestFlood(t *testing.T) {
+	s := newServed(t, nil).newBase().as(alice)
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before, goroutines := heap(), runtime.NumGoroutine()
+	const clients, each = 40, 50
+	var answers [600]atomic.Int64
+	var group sync.WaitGroup
+	for i := range clients {
+		group.Go(func() {
+			for j := range each {
+				var a answered
+				var err error
+				switch j % 5 {
+				case 0:
+					a, err = s.try("GET", fmt.Sprintf("/v1/layers/ci.%d-%d", i, j), nil)
+				case 1:
+					a, err = s.try("POST", "/v1/layers/base/forks", strings.Repeat("[", 100_000))
+				case 2:
+					a, err = s.try("GET", "/v1/layers/base/export", nil)
+				case 3:
+					a, err = s.try("DELETE", "/v1/layers/base", nil)
+				case 4:
+					a, err = s.try("GET", "/v1/layers/secret/diff?since="+strings.Repeat("x", 1000), nil)
+				}
+				if err == nil {
+					answers[a.status].Add(1)
+				}
+			}
+		})
+	}
+	group.Wait()
+	var all int64
+	for status := range answers {
+		if n := answers[status].Load(); n > 0 {
+			assert.Contains(t, []int{200, 400, 403, 404, 429}, status)
+			all += n
+		}
+	}
+	assert.Greater(t, all, int64(clients*each/2), "others were too many connections")
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines+2 }, 10*time.Second, 10*time.Millisecond)
+	assert.Less(t, heap(), before+8<<20)
+	assert.True(t, s.isIdle())
+	s.ok("GET", "/v1/info", nil, nil)
+}
+
+// TestGivenUp: the end of a connection ends the request.
+func TestGivenUp(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	conn := s.as(alice).dial()
+	_, err := io.WriteString(conn, "GET /v1/layers/base/export HTTP/1.1\r\nHost: c\r\n\r\n")
+	require.NoError(t, err)
+	_, err = io.ReadFull(conn, make([]byte, 1000))
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+	require.Eventually(t, s.isIdle, 10*time.Second, 10*time.Millisecond)
+	require.NoError(t, s.stop(), "and no request is left for the end of the server")
+}
