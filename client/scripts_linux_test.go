@@ -104,13 +104,24 @@ func TestBackupScriptCutOff(t *testing.T) {
 	var mu sync.Mutex
 	var requests []string
 	lost := false // the answer about the snapshot
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	note := func(r *http.Request) (lose bool) {
 		mu.Lock()
+		defer mu.Unlock()
 		requests = append(requests, r.Method+" "+r.URL.EscapedPath())
-		mu.Unlock()
+		return lost
+	}
+	// take returns the requests so far, and says whether the next snapshot's answer is lost.
+	take := func(next bool) (taken []string) {
+		mu.Lock()
+		defer mu.Unlock()
+		taken, requests, lost = requests, nil, next
+		return taken
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		lose := note(r)
 		switch r.Method {
 		case http.MethodPost:
-			if lost {
+			if lose {
 				panic(http.ErrAbortHandler)
 			}
 			w.WriteHeader(http.StatusCreated)
@@ -132,19 +143,20 @@ func TestBackupScriptCutOff(t *testing.T) {
 	require.Error(t, err)
 	assert.NotContains(t, stderr, "the beginning")
 	assertNone(t, out)
-	require.Len(t, requests, 3)
+	sent := take(true)
+	require.Len(t, sent, 3)
 	layer := "/v1/layers/containerd:k8s.io%2Fa%20b"
-	assert.Equal(t, "POST "+layer+"/snapshots", requests[0])
-	assert.True(t, strings.HasPrefix(requests[1], "GET "+layer+"@backup-"), requests[1])
-	assert.True(t, strings.HasPrefix(requests[2], "DELETE "+layer+"/snapshots/backup-"), requests[2])
+	assert.Equal(t, "POST "+layer+"/snapshots", sent[0])
+	assert.True(t, strings.HasPrefix(sent[1], "GET "+layer+"@backup-"), sent[1])
+	assert.True(t, strings.HasPrefix(sent[2], "DELETE "+layer+"/snapshots/backup-"), sent[2])
 
 	// The snapshot may be there if its answer is lost.
-	requests, lost = nil, true
 	_, err = backup(socket, "web", filepath.Join(out, "web.tar.gz"))
 	require.Error(t, err)
 	assertNone(t, out)
-	require.Len(t, requests, 2)
-	assert.True(t, strings.HasPrefix(requests[1], "DELETE /v1/layers/web/snapshots/backup-"), requests[1])
+	sent = take(false)
+	require.Len(t, sent, 2)
+	assert.True(t, strings.HasPrefix(sent[1], "DELETE /v1/layers/web/snapshots/backup-"), sent[1])
 }
 
 // TestHowTo runs the requests of docs/howto/api.md.
