@@ -39,9 +39,10 @@ packages() {
 	case $1 in
 	build) echo git ;;
 	# gcc and libc6-dev: the race detector. mount has losetup. qemu-system-x86 runs the test machine for ZFS, which may be in
-	# the cache already, and brings qemu-storage-daemon.
+	# the cache already, and brings qemu-storage-daemon. busybox-static is the content of roots, and must not need libraries.
 	test)
-		echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr libcap2-bin bzip2 xz-utils qemu-system-x86
+		echo git gcc libc6-dev btrfs-progs e2fsprogs mount util-linux acl attr libcap2-bin bzip2 xz-utils qemu-system-x86 \
+			busybox-static curl python3
 		;;
 	lint) echo git shellcheck ;;
 	gates) echo git mount util-linux mmdebstrap ca-certificates ;;
