@@ -120,6 +120,7 @@ func (l *Layers) Check(ctx context.Context) (problems []Problem, err error) {
 			problems = append(problems, found...)
 		}
 	}
+	problems = append(problems, l.checkHooks()...)
 	return append(problems, unrecorded(volumes, known)...), nil
 }
 

@@ -100,7 +100,7 @@ func (a *app) withContainers(cmd *cobra.Command, references []string, do func(*s
 		return err
 	}
 	defer func() { err = errors.Join(err, driver.Cleanup()) }()
-	moments := live.New(driver.Backend(), live.Dir(dir, driver.String(), driver.Backend()), a.log)
+	moments := live.New(driver.Backend(), live.Dir(dir, driver.String(), driver.Backend()), a.log).WithProcesses(daemon.ProcessOf(c))
 	if err := moments.Recover(ctx); err != nil {
 		a.log.Warn("interrupted steps are ended later", "error", err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -23,8 +24,18 @@ type snapshotInfo struct {
 	Volume  string    `json:"volume"`
 }
 
+// snapshotFlags are the flags of snapshot.
+type snapshotFlags struct {
+	message string
+	hooks   live.Hooks
+	json    bool
+}
+
+// hookTimeout is how long a hook may take unless the user says otherwise.
+const hookTimeout = 30 * time.Second
+
 func newSnapshotCommand(a *app) *cobra.Command {
-	message, asJSON := "", false
+	f := snapshotFlags{}
 	cmd := &cobra.Command{
 		Use:   "snapshot LAYER [NAME]",
 		Short: "Keep a layer as it is now, in use or not",
@@ -32,36 +43,52 @@ func newSnapshotCommand(a *app) *cobra.Command {
 made up if none is given. The layer may be in use; it stays writable. Programs that are writing see nothing of it, so
 the snapshot is like the disk after a power cut.
 
+For programs that need more, --pre and --post are commands that are run on the host around the snapshot, by /bin/sh and
+as root. Their environment has COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume), COWSHED_REFERENCE (LAYER as it is
+given here), and COWSHED_PID: the first process of a container that runs. If --pre fails or takes too long, there is no
+snapshot, and --post is run all the same. If this command is killed in between, the next snapshot with hooks runs
+--post first.
+
 Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@before. A snapshot goes with its layer.`,
 		Example: `  cowshed snapshot web before -m "before the upgrade"
   cowshed changes web web@before
-  cowshed rollback web before`,
+  cowshed rollback web before
+  cowshed snapshot docker:db --pre 'docker exec db freeze' --post 'docker exec db thaw'`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
 			if len(args) > 1 {
 				name = args[1]
 			}
-			return a.withLayers(cmd, args[:1], func(s *store) error { return s.snapshot(cmd, args[0], name, message, asJSON) })
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.snapshot(cmd, args[0], name, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
-	cmd.Flags().StringVarP(&message, "message", "m", "", "text that is listed with the snapshot")
-	addJSON(cmd, &asJSON)
+	flags := cmd.Flags()
+	flags.StringVarP(&f.message, "message", "m", "", "text that is listed with the snapshot")
+	flags.StringVar(&f.hooks.Pre, "pre", "", "`COMMAND` that is run before the snapshot, and has to succeed")
+	flags.StringVar(&f.hooks.Post, "post", "", "`COMMAND` that is run afterwards, also if --pre has failed")
+	flags.DurationVar(&f.hooks.Timeout, "hook-timeout", hookTimeout, "how long each of these may take")
+	addJSON(cmd, &f.json)
 	addContainers(a, cmd)
 	cmd.AddCommand(newSnapshotLsCommand(a), newSnapshotRmCommand(a), newSnapshotMountCommand(a))
 	return cmd
 }
 
-func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON bool) error {
+func (s *store) snapshot(cmd *cobra.Command, layer, name string, f snapshotFlags) error {
 	v, err := s.layerOf(cmd.Context(), layer)
 	if err != nil {
 		return err
 	}
-	m, err := s.live.Snapshot(cmd.Context(), v.Name, name, live.SnapshotOptions{Message: message})
-	if err != nil {
+	f.hooks.Reference = layer
+	m, err := s.live.Snapshot(cmd.Context(), v.Name, name, live.SnapshotOptions{Message: f.message, Hooks: f.hooks})
+	if m.Name == "" {
 		return err
 	}
+	return errors.Join(err, s.printSnapshot(cmd, m, f.json)) // it is there, also if --post has failed
+}
+
+func (s *store) printSnapshot(cmd *cobra.Command, m live.Moment, asJSON bool) error {
 	if asJSON {
 		info, err := s.describeSnapshot(cmd, m)
 		if err != nil {
@@ -69,7 +96,7 @@ func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON
 		}
 		return printJSON(cmd, info)
 	}
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), m.Name)
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), m.Name)
 	return err
 }
 
@@ -218,15 +245,7 @@ func (s *store) rollback(cmd *cobra.Command, layer, snapshot string, opts live.R
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		info, err := s.describeSnapshot(cmd, before)
-		if err != nil {
-			return err
-		}
-		return printJSON(cmd, info)
-	}
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), before.Name)
-	return err
+	return s.printSnapshot(cmd, before, asJSON)
 }
 
 // completeSnapshots offers layers for the first argument, and snapshots of that layer for the next, n in all.

@@ -1,0 +1,43 @@
+package live
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// noFollow is a flag for files of which no symlink is followed.
+const noFollow = unix.O_NOFOLLOW
+
+// checkTrusted makes sure that nobody but root and the user of this process could have written a file, or put it there. The
+// file may be a directory. Returns ErrPermissionDenied if somebody else could.
+func checkTrusted(path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	for path = filepath.Join(dir, filepath.Base(path)); ; path = filepath.Dir(path) {
+		var stat unix.Stat_t
+		if err := unix.Lstat(path, &stat); err != nil {
+			return &os.PathError{Op: "lstat", Path: path, Err: err}
+		}
+		directory := stat.Mode&unix.S_IFMT == unix.S_IFDIR
+		others := stat.Mode & (unix.S_IWGRP | unix.S_IWOTH)
+		switch {
+		case stat.Uid != 0 && int(stat.Uid) != os.Geteuid():
+			return fault.New(errdefs.ErrPermissionDenied, "commands are not run from here, since %s is user %d's", path, stat.Uid)
+		case others != 0 && !(directory && stat.Mode&unix.S_ISVTX != 0):
+			return fault.New(errdefs.ErrPermissionDenied, "commands are not run from here, since %s has mode %#o, so that others may write it", path, stat.Mode&0o7777)
+		case path == filepath.Dir(path):
+			return nil
+		}
+	}
+}
