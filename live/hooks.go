@@ -59,7 +59,7 @@ func (h Hooks) Check() error {
 }
 
 // WithProcesses makes hooks get the number of a process, which find returns for the volume of a layer: the first process of its
-// container, 0 if none runs. It returns l.
+// container, 0 if none runs. It returns l, and is to be called before anything else.
 func (l *Layers) WithProcesses(find func(ctx context.Context, volume string) (pid uint32, err error)) *Layers {
 	l.process = find
 	return l
@@ -239,12 +239,12 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 	return h, nil
 }
 
-// checkHooks finds the post commands that nobody has run. The caller has the lock.
+// checkHooks finds the post commands that nobody has run.
 func (l *Layers) checkHooks() (problems []Problem) {
 	err := l.eachLeftHook(func(h *heldHook) error {
 		problems = append(problems, Problem{
 			What:   fmt.Sprintf("the post command of a snapshot of layer %s was not run, since its process is gone: %s", h.Layer, h.Post),
-			Advice: "the next snapshot with hooks runs it; or run it by hand, and delete the record " + h.path, Severe: true,
+			Advice: "start cowshed serve, which runs it, or run it by hand, and delete the record " + h.path, Severe: true,
 		})
 		return h.lock.close()
 	})

@@ -41,6 +41,8 @@ const (
 	momentsDir = "moments" // one record per moment
 	pendingDir = "pending" // one record per step that has not ended
 	hooksDir   = "hooks"   // one record per post command that has not ended
+
+	schedulesDir = "schedules" // one record per schedule
 )
 
 func (l *Layers) path(elem ...string) string {

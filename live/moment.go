@@ -31,7 +31,9 @@ type Moment struct {
 	Name    string    `json:"name,omitempty"`    // of the snapshot; "" for a moment that exists for its forks alone
 	Message string    `json:"message,omitempty"` // of the snapshot
 	Time    time.Time `json:"time"`
-	Forks   []Fork    `json:"forks,omitempty"`
+	// Schedule is the Name of the Schedule that took the snapshot, "" if it was taken by hand.
+	Schedule string `json:"schedule,omitempty"`
+	Forks    []Fork `json:"forks,omitempty"`
 }
 
 // Fork is a layer that was forked from a moment.

@@ -90,6 +90,8 @@ type SnapshotOptions struct {
 	Message string
 	// Hooks are run around the snapshot.
 	Hooks Hooks
+
+	schedule string // that takes it
 }
 
 // Snapshot keeps the content of a layer as it is now, in use or not. Without a name the snapshot gets one. Returns
@@ -125,7 +127,7 @@ func (l *Layers) snapshot(ctx context.Context, layer, name string, opts Snapshot
 	if err != nil {
 		return m, err
 	}
-	r.Message = opts.Message
+	r.Message, r.Schedule = opts.Message, opts.schedule
 	err = l.named(ctx, &r, name, "snapshot", func() error { return l.save(pendingDir, r) })
 	if err != nil {
 		return m, err

@@ -17,7 +17,7 @@ import (
 )
 
 // Sweep removes forks that have expired, are not in use and have no layers made from them. It removes moments that nothing needs
-// any more: those without a name or without their layer, from which nothing is made. It does nothing while somebody else is
+// any more: those without a name or without their layer, from which nothing is made. It ends the schedules of layers that are gone. It does nothing while somebody else is
 // at work; they do so later.
 func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
@@ -85,7 +85,7 @@ func (k *kept) note(alone bool, now time.Time) (waited time.Duration) {
 
 // sweep removes all that it can, also if something else cannot be removed.
 func (l *Layers) sweep(ctx context.Context) error {
-	expireErr := errors.Join(l.removeTemporary(momentsDir), l.removeTemporary(hooksDir), l.expire(ctx, time.Now()))
+	expireErr := errors.Join(l.removeTemporary(momentsDir), l.removeTemporary(hooksDir), l.expire(ctx, time.Now()), l.sweepSchedules(ctx))
 	for {
 		again, err := l.sweepOnce(ctx)
 		if !again {
@@ -352,7 +352,7 @@ func (l *Layers) Delete(ctx context.Context) (err error) {
 	if err := l.sweep(ctx); err != nil {
 		return err
 	}
-	for _, name := range []string{momentsDir, pendingDir, hooksDir, namesFile, lockFile, "."} {
+	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namesFile, lockFile, "."} {
 		if err := os.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -10,8 +10,11 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// noFollow is a flag for files of which no symlink is followed.
-const noFollow = unix.O_NOFOLLOW
+// Flags for files that may be of somebody else: no symlink is followed, and nobody waits for the other end of a pipe.
+const (
+	noFollow = unix.O_NOFOLLOW
+	nonBlock = unix.O_NONBLOCK
+)
 
 // checkTrusted makes sure that nobody but root and the user of this process could have written a file, or put it there. The
 // file may be a directory. Returns ErrPermissionDenied if somebody else could.

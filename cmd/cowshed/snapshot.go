@@ -22,11 +22,15 @@ type snapshotInfo struct {
 	Message string    `json:"message,omitempty"`
 	Usage   *uint64   `json:"usage"` // bytes that it alone holds; null where the filesystem does not keep count
 	Volume  string    `json:"volume"`
+
+	Schedule string `json:"schedule,omitempty"` // that has taken it
 }
 
 // snapshotFlags are the flags of snapshot.
 type snapshotFlags struct {
 	message string
+	every   time.Duration
+	keep    int
 	hooks   live.Hooks
 	json    bool
 }
@@ -46,13 +50,19 @@ the snapshot is like the disk after a power cut.
 For programs that need more, --pre and --post are commands that are run on the host around the snapshot, by /bin/sh and
 as root. Their environment has COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume), COWSHED_REFERENCE (LAYER as it is
 given here), and COWSHED_PID: the first process of a container that runs. If --pre fails or takes too long, there is no
-snapshot, and --post is run all the same. If this command is killed in between, the next snapshot with hooks runs
---post first.
+snapshot, and --post is run all the same. If this command is killed in between, cowshed serve runs --post at
+its next start, or the next snapshot with hooks does so first.
+
+With --every, this command takes no snapshot itself. It makes cowshed serve with the same root take them from now on, at
+full periods in UTC, such as each full hour. The last --keep of these stay, and all from which layers were
+made or that are in use. A layer may have several schedules with different periods; one with the same period is
+replaced. A schedule goes with its layer.
 
 Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@before. A snapshot goes with its layer.`,
 		Example: `  cowshed snapshot web before -m "before the upgrade"
   cowshed changes web web@before
   cowshed rollback web before
+  cowshed snapshot web --every 1h --keep 24
   cowshed snapshot docker:db --pre 'docker exec db freeze' --post 'docker exec db thaw'`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -60,18 +70,29 @@ Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@b
 			if len(args) > 1 {
 				name = args[1]
 			}
+			if cmd.Flags().Changed("every") {
+				if name != "" {
+					return usagef("%s: snapshots that are taken by --every have names of their own", name)
+				}
+				return a.withLayers(cmd, args, func(s *store) error { return s.schedule(cmd, args[0], f) })
+			}
+			if cmd.Flags().Changed("keep") {
+				return usagef("--keep %d: say --every too", f.keep)
+			}
 			return a.withLayers(cmd, args[:1], func(s *store) error { return s.snapshot(cmd, args[0], name, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&f.message, "message", "m", "", "text that is listed with the snapshot")
+	flags.DurationVar(&f.every, "every", 0, "have a snapshot taken by cowshed serve each time that this `PERIOD` has passed, in whole minutes, such as 1h")
+	flags.IntVar(&f.keep, "keep", defaultKeep, "with --every: how many of these snapshots stay")
 	flags.StringVar(&f.hooks.Pre, "pre", "", "`COMMAND` that is run before the snapshot, and has to succeed")
 	flags.StringVar(&f.hooks.Post, "post", "", "`COMMAND` that is run afterwards, also if --pre has failed")
 	flags.DurationVar(&f.hooks.Timeout, "hook-timeout", hookTimeout, "how long each of these may take")
 	addJSON(cmd, &f.json)
 	addContainers(a, cmd)
-	cmd.AddCommand(newSnapshotLsCommand(a), newSnapshotRmCommand(a), newSnapshotMountCommand(a))
+	cmd.AddCommand(newSnapshotLsCommand(a), newSnapshotRmCommand(a), newSnapshotMountCommand(a), newSnapshotSchedulesCommand(a), newSnapshotUnscheduleCommand(a))
 	return cmd
 }
 
@@ -101,7 +122,7 @@ func (s *store) printSnapshot(cmd *cobra.Command, m live.Moment, asJSON bool) er
 }
 
 func (s *store) describeSnapshot(cmd *cobra.Command, m live.Moment) (snapshotInfo, error) {
-	info := snapshotInfo{Name: m.Name, Layer: s.shown(m.Layer), Time: m.Time, Message: m.Message, Volume: m.Volume}
+	info := snapshotInfo{Name: m.Name, Layer: s.shown(m.Layer), Time: m.Time, Message: m.Message, Volume: m.Volume, Schedule: m.Schedule}
 	usage, err := cowcommon.Usage(cmd.Context(), s.driver.Backend(), m.Volume)
 	switch {
 	case err == nil:
