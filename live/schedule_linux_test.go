@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 )
@@ -157,6 +158,29 @@ func TestTakeScheduled(t *testing.T) {
 	})
 	require.NoError(t, h.backend.Remove(t.Context(), "web"))
 	h.assertClean(0)
+}
+
+// TestScheduledBesideOthers: while others are at work no snapshot is removed, and the next time removes all that are too many.
+func TestScheduledBesideOthers(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	require.NoError(t, h.SetSchedule(t.Context(), hourly(1)))
+	lock, err := os.Open(filepath.Join(h.records, ".lock"))
+	require.NoError(t, err)
+	defer lock.Close()
+	require.NoError(t, flock.Shared(t.Context(), lock))
+	synctest.Test(t, func(t *testing.T) {
+		h := h.in(t)
+		for _, want := range []int{1, 2, 3, 1} {
+			if want == 1 && len(h.names("web")) > 0 {
+				require.NoError(t, flock.Unlock(lock))
+			}
+			time.Sleep(time.Hour)
+			_, err := h.TakeScheduled(t.Context(), hourly(1))
+			require.NoError(t, err)
+			assert.Len(t, h.names("web"), want)
+		}
+	})
 }
 
 // in is the home in another test, such as a bubble.

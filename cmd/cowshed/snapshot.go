@@ -50,8 +50,8 @@ the snapshot is like the disk after a power cut.
 For programs that need more, --pre and --post are commands that are run on the host around the snapshot, by /bin/sh and
 as root. Their environment has COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume), COWSHED_REFERENCE (LAYER as it is
 given here), and COWSHED_PID: the first process of a container that runs. If --pre fails or takes too long, there is no
-snapshot, and --post is run all the same. If this command is killed in between, cowshed serve runs --post at
-its next start, or the next snapshot with hooks does so first.
+snapshot, and --post is run all the same. If this command is killed in between, cowshed serve runs --post
+within a minute, or at its next start. Or the next snapshot with hooks runs it first.
 
 With --every, this command takes no snapshot itself. It makes cowshed serve with the same root take them from now on, at
 full periods in UTC, such as each full hour. The last --keep of these stay, and all from which layers were

@@ -4,7 +4,6 @@ package schedule
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -44,7 +43,7 @@ type Runner struct {
 	homes func() ([]Home, error)
 	log   *slog.Logger
 	known map[id]next       // of Run alone, as is told
-	told  map[string]string // errors by directory
+	told  map[string]string // errors by message and directory
 
 	taken *prometheus.CounterVec
 
@@ -77,9 +76,8 @@ func New(homes func() ([]Home, error), log *slog.Logger) *Runner {
 	}
 }
 
-// Run takes snapshots until ctx is done, one after the other. First it runs the hooks that a former process has left.
+// Run takes snapshots until ctx is done, one after the other. At each look it first runs the hooks that other processes have left.
 func (r *Runner) Run(ctx context.Context) {
-	r.endHooks(ctx)
 	for ctx.Err() == nil {
 		pause := lookPause
 		if due := r.look(ctx); !due.IsZero() {
@@ -94,29 +92,18 @@ func (r *Runner) Run(ctx context.Context) {
 	}
 }
 
-func (r *Runner) endHooks(ctx context.Context) {
-	homes, err := r.homes()
-	for _, home := range homes {
-		if hookErr := home.records(r.log).EndHooks(ctx); hookErr != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", home.Dir, hookErr))
-		}
-	}
-	if err != nil {
-		r.log.Error("hooks of snapshots that a former process has left", "error", err)
-	}
-}
-
 // look takes the snapshots that are due, and returns when the next is.
 func (r *Runner) look(ctx context.Context) (due time.Time) {
 	homes, err := r.homes()
-	r.tell("", err)
+	r.tell("homes of layers cannot be listed", "", err)
 	states, known := make(map[state]int), make(map[id]next)
 	for _, home := range homes {
 		for _, outcome := range []string{taken, failed} {
 			r.taken.WithLabelValues(home.Place, outcome)
 		}
+		r.tell("a hook that a process has left", home.Dir, home.records(r.log).EndHooks(ctx))
 		schedules, err := home.records(r.log).Schedules()
-		r.tell(home.Dir, err)
+		r.tell("schedules of snapshots cannot be read", home.Dir, err)
 		if err != nil {
 			states[state{home.Place, failed}]++
 		}
@@ -145,15 +132,15 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 }
 
 // tell logs an error of a home, once as long as it is the same.
-func (r *Runner) tell(dir string, err error) {
-	text := ""
+func (r *Runner) tell(message, dir string, err error) {
+	of, text := message+dir, ""
 	if err != nil {
 		text = err.Error()
 	}
-	if text != r.told[dir] && err != nil {
-		r.log.Error("schedules of snapshots cannot be read", "dir", dir, "error", err)
+	if text != r.told[of] && err != nil {
+		r.log.Error(message, "dir", dir, "error", err)
 	}
-	r.told[dir] = text
+	r.told[of] = text
 }
 
 // keep takes the snapshot of a schedule if that is due. n is its result of before.

@@ -253,21 +253,29 @@ func TestClockPutBack(t *testing.T) {
 	})
 }
 
-// TestLeftHooks: the hook that a former process has left is run at the start.
+// TestLeftHooks: the hook that another process has left is run at the start, or within a minute.
 func TestLeftHooks(t *testing.T) {
 	h := newHost(t)
 	said := filepath.Join(t.TempDir(), "said")
 	dir := filepath.Join(h.home.Dir, "hooks")
 	require.NoError(t, os.MkdirAll(dir, 0o700))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "hook-aaaaaaaaaaaa.json"),
-		fmt.Appendf(nil, `{"version":1,"layer":"web","post":"echo $COWSHED_PID >>%s","timeout":60000000000}`, said), 0o600))
+	leave := func(post string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "hook-aaaaaaaaaaaa.json"),
+			fmt.Appendf(nil, `{"version":1,"layer":"web","post":%q,"timeout":60000000000}`, post), 0o600))
+	}
+	leave("echo start $COWSHED_PID >>" + said)
 	h.home.Process = func(context.Context, string) (uint32, error) { return 42, nil }
 	synctest.Test(t, func(t *testing.T) {
 		_, stop := h.run(t)
+		sleep(time.Second)
+		leave("echo later $COWSHED_PID >>" + said)
+		sleep(time.Minute)
+		leave("exit 1")
 		sleep(time.Hour)
 		stop()
 	})
+	assert.Equal(t, 1, strings.Count(h.log.String(), "exit status 1"))
 	text, err := os.ReadFile(said)
 	require.NoError(t, err)
-	assert.Equal(t, "42\n", string(text))
+	assert.Equal(t, "start 42\nlater 42\n", string(text))
 }
