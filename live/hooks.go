@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
@@ -30,7 +31,7 @@ type Hooks struct {
 	Pre string `json:"pre,omitempty"`
 	// Post is run after the snapshot, and after a Pre that has failed.
 	Post string `json:"post,omitempty"`
-	// Timeout is how long each may take. Then it is killed, and has failed.
+	// Timeout is how long each may take. Then it is killed, and has failed. The snapshot may take as long.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Reference is the layer as people write it, "" for the layer's own name.
 	Reference string `json:"reference,omitempty"`
@@ -41,6 +42,7 @@ const (
 	maxHookTimeout = 10 * time.Minute
 	hookPrefix     = "hook-"
 	shell          = "/bin/sh"
+	processTimeout = 5 * time.Second // to find the process of a container
 )
 
 func (h Hooks) none() bool { return h.Pre == "" && h.Post == "" }
@@ -48,8 +50,8 @@ func (h Hooks) none() bool { return h.Pre == "" && h.Post == "" }
 // Check returns ErrInvalidArgument if a command or the timeout cannot be.
 func (h Hooks) Check() error {
 	for _, command := range []string{h.Pre, h.Post} {
-		if len(command) > maxHook || strings.ContainsRune(command, 0) {
-			return fault.New(errdefs.ErrInvalidArgument, "hook: at most %d bytes, without NUL", maxHook)
+		if len(command) > maxHook || strings.ContainsRune(command, 0) || !utf8.ValidString(command) {
+			return fault.New(errdefs.ErrInvalidArgument, "hook: at most %d bytes of UTF-8, without NUL", maxHook)
 		}
 	}
 	if !h.none() && (h.Timeout <= 0 || h.Timeout > maxHookTimeout) {
@@ -65,20 +67,20 @@ func (l *Layers) WithProcesses(find func(ctx context.Context, volume string) (pi
 	return l
 }
 
-// runHook runs a command of h.
-func (l *Layers) runHook(ctx context.Context, layer, which, command string, h Hooks) error {
+// runHook runs a command of h, with files open in it.
+func (l *Layers) runHook(ctx context.Context, layer, which, command string, h Hooks, files ...*os.File) error {
 	if command == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.Timeout) // finding the process included
-	defer cancel()
 	reference := h.Reference
 	if reference == "" {
 		reference = layer
 	}
 	env := []string{hostcommand.Variable("HOOK", which), hostcommand.Variable("LAYER", layer), hostcommand.Variable("REFERENCE", reference)}
 	if l.process != nil {
-		pid, err := l.process(ctx, layer)
+		finding, cancel := context.WithTimeout(ctx, processTimeout) // and the command has all of its own time
+		pid, err := l.process(finding, layer)
+		cancel()
 		switch {
 		case err != nil:
 			l.log.Warn("a hook is run without the process of its container", "layer", layer, "hook", which, "error", err)
@@ -86,7 +88,7 @@ func (l *Layers) runHook(ctx context.Context, layer, which, command string, h Ho
 			env = append(env, hostcommand.Variable("PID", strconv.FormatUint(uint64(pid), 10)))
 		}
 	}
-	err := hostcommand.Command{Args: []string{shell, "-c", command}, Env: env, Timeout: h.Timeout}.Run(ctx)
+	err := hostcommand.Command{Args: []string{shell, "-c", command}, Env: env, Timeout: h.Timeout, Files: files}.Run(ctx)
 	if err != nil {
 		return fault.New(errdefs.ErrAborted, "%s command of layer %s: %w", which, reference, err)
 	}
@@ -120,10 +122,14 @@ func (l *Layers) snapshotWithHooks(ctx context.Context, layer, name string, opts
 	if err != nil {
 		return m, err
 	}
-	defer func() { err = errors.Join(err, l.endHook(context.WithoutCancel(ctx), h)) }()
-	if err := l.runHook(ctx, layer, "pre", h.Pre, h.Hooks); err != nil {
+	going := context.WithoutCancel(ctx)
+	defer func() { err = errors.Join(err, l.endHook(going, h, false)) }()
+	// If this process is killed, the record stays locked until the command has ended, and nobody runs the other before.
+	if err := l.runHook(ctx, layer, "pre", h.Pre, h.Hooks, h.lock.f); err != nil {
 		return m, fmt.Errorf("there is no snapshot: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, h.Timeout) // somebody waits for the post command
+	defer cancel()
 	return l.snapshot(ctx, layer, name, opts)
 }
 
@@ -140,6 +146,9 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 		return nil, err
 	}
 	if err := os.MkdirAll(l.path(hooksDir), 0o700); err != nil {
+		return nil, err
+	}
+	if err := checkTrusted(l.path(hooksDir), nil); err != nil {
 		return nil, err
 	}
 	h.path = l.path(hooksDir, staging.Name(hookPrefix)+recordSuffix)
@@ -166,21 +175,21 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 	return h, nil
 }
 
-// endHook runs a post command and forgets it, even if it fails. It stays recorded if ctx is done.
-func (l *Layers) endHook(ctx context.Context, h *heldHook) error {
+// endHook runs a post command and forgets it. If that fails and untilDone is set, or if ctx is done, it stays recorded.
+func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error {
 	err := l.runHook(ctx, h.Layer, "post", h.Post, h.Hooks)
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && (err == nil || !untilDone) {
 		err = errors.Join(err, removeIfThere(h.path))
 	}
 	return errors.Join(err, h.lock.close())
 }
 
-// EndHooks runs the post commands of snapshots whose process is gone, such as after a crash. A command that fails is not run
-// again. Returns ErrPermissionDenied if somebody else may have written such a record, which stays.
+// EndHooks runs the post commands of snapshots whose process is gone, such as after a crash. A command that fails stays for the
+// next call. Returns ErrPermissionDenied if somebody else may have written such a record, which stays.
 func (l *Layers) EndHooks(ctx context.Context) error {
 	return l.eachLeftHook(func(h *heldHook) error {
 		l.log.Warn("a post command is run now, since the process that was to run it after a snapshot is gone", "layer", h.Layer, "command", h.Post)
-		return l.endHook(ctx, h)
+		return l.endHook(ctx, h, true)
 	})
 }
 
@@ -219,7 +228,7 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 		alone = false // it has just ended, and no other record gets its name
 	}
 	if err == nil && alone {
-		err = checkTrusted(h.path)
+		err = checkTrusted(h.path, f)
 	}
 	if err == nil && alone {
 		err = decodeRecord(f, &h.hookRecord)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 )
@@ -81,7 +82,7 @@ func TestHooks(t *testing.T) {
 
 	for _, hooks := range []live.Hooks{
 		{Pre: "true"}, {Pre: "true", Timeout: -1}, {Post: "true", Timeout: time.Hour}, {Pre: "a\x00b", Timeout: 1},
-		{Post: strings.Repeat("x", 100_000), Timeout: 1},
+		{Post: strings.Repeat("x", 100_000), Timeout: 1}, {Pre: "\xff", Timeout: 1},
 	} {
 		_, err := h.Snapshot(ctx, "web", "", live.SnapshotOptions{Hooks: hooks})
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
@@ -161,12 +162,15 @@ func TestHooksOfKilled(t *testing.T) {
 	children := childrenOf(t, process.Process.Pid)
 	require.NoError(t, process.Process.Kill())
 	require.Error(t, process.Wait())
+	require.NoError(t, h.EndHooks(ctx))
+	assert.Empty(t, h.words(), "the pre command is still running, and may stop a program later")
 	for _, child := range children {
 		require.NoError(t, syscall.Kill(child, syscall.SIGKILL))
 	}
-	problems, err = h.Check(ctx)
-	require.NoError(t, err)
-	require.Len(t, problems, 1)
+	require.Eventually(t, func() bool { // the record is free when the command is gone
+		problems, err = h.Check(ctx)
+		return err == nil && len(problems) == 1
+	}, 30*time.Second, 5*time.Millisecond)
 	assert.Contains(t, problems[0].What, "echo post")
 	require.NoError(t, h.EndHooks(ctx))
 	assert.Equal(t, "post", h.words())
@@ -240,10 +244,13 @@ func TestUntrustedHooks(t *testing.T) {
 // TestHooksBeforeNext: a snapshot with hooks first runs those that are left, and goes on if these fail.
 func TestHooksBeforeNext(t *testing.T) {
 	h, ctx := newHooksHome(t), t.Context()
-	h.leave(h.say("left") + "; exit 1")
+	file := h.leave(h.say("left") + "; exit 1")
 	_, err := h.Snapshot(ctx, "web", "one", h.hooks("true"))
 	require.NoError(t, err)
 	assert.Equal(t, "left pre post", h.words())
+	require.Error(t, h.EndHooks(ctx), "until it succeeds")
+	assert.Equal(t, "left", h.words())
+	require.NoError(t, os.Remove(file))
 
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
@@ -251,6 +258,38 @@ func TestHooksBeforeNext(t *testing.T) {
 	require.ErrorIs(t, h.EndHooks(cancelled), context.Canceled)
 	require.NoError(t, h.EndHooks(ctx))
 	assert.Equal(t, "left", h.words(), "it is run later")
+}
+
+// TestHooksInTime: neither a slow answer about the process nor others that are at work keep the post command from being run.
+func TestHooksInTime(t *testing.T) {
+	h, ctx := newHooksHome(t), t.Context()
+	opts := h.hooks("true")
+	opts.Hooks.Timeout = 500 * time.Millisecond
+	h.WithProcesses(func(ctx context.Context, _ string) (uint32, error) {
+		deadline, _ := ctx.Deadline()
+		assert.Greater(t, time.Until(deadline), opts.Hooks.Timeout)
+		return 0, context.DeadlineExceeded
+	})
+	_, err := h.Snapshot(ctx, "web", "one", opts)
+	require.NoError(t, err)
+	assert.Equal(t, "pre post", h.words())
+
+	lock, err := os.OpenFile(filepath.Join(h.records, ".names"), os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer lock.Close()
+	require.NoError(t, flock.Exclusive(ctx, lock))
+	_, err = h.Snapshot(ctx, "web", "two", opts)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	assert.Equal(t, "pre post", h.words())
+
+	require.NoError(t, flock.Unlock(lock))
+	_, err = h.Snapshot(ctx, "web", "three", h.hooks("sleep 1.5 & true"))
+	require.NoError(t, err, "something in the background has the output open")
+	require.NoError(t, os.Chmod(h.records, 0o777))
+	h.words()
+	_, err = h.Snapshot(ctx, "web", "four", opts)
+	require.ErrorIs(t, err, errdefs.ErrPermissionDenied)
+	assert.Empty(t, h.words(), "no command is run whose record would not be trusted")
 }
 
 // TestHooksOnFull: without room for the record, no command begins.

@@ -111,7 +111,7 @@ func (l *Layers) SetSchedule(ctx context.Context, s Schedule) (err error) {
 		return err
 	}
 	if !s.Hooks.none() {
-		if err := checkTrusted(l.path(schedulesDir)); err != nil {
+		if err := checkTrusted(l.path(schedulesDir), nil); err != nil {
 			return err
 		}
 	}
@@ -234,8 +234,9 @@ func (l *Layers) loadSchedule(file string) (_ Schedule, err error) {
 	if err != nil {
 		return Schedule{}, err
 	}
+	defer f.Close()
 	var r scheduleRecord
-	if err := errors.Join(decodeRecord(f, &r), f.Close()); err != nil {
+	if err := decodeRecord(f, &r); err != nil {
 		return r.Schedule, err
 	}
 	switch err := r.Check(); {
@@ -246,7 +247,7 @@ func (l *Layers) loadSchedule(file string) (_ Schedule, err error) {
 	case err != nil:
 		return r.Schedule, err
 	case !r.Hooks.none():
-		return r.Schedule, checkTrusted(path)
+		return r.Schedule, checkTrusted(path, f)
 	}
 	return r.Schedule, nil
 }
@@ -270,19 +271,21 @@ func (l *Layers) TakeScheduled(ctx context.Context, s Schedule) (m Moment, err e
 	if ctx.Err() != nil {
 		return m, err
 	}
-	var failed *Failure
-	if err != nil {
-		text := strings.ToValidUTF8(err.Error(), "?")
-		failed = &Failure{now.Truncate(time.Millisecond), text[:min(len(text), maxFailure)]}
-	}
-	if noteErr := l.noteFailure(ctx, s, failed); noteErr != nil {
+	if noteErr := l.NoteScheduled(ctx, s, err); noteErr != nil {
 		l.log.Warn("the outcome of a scheduled snapshot cannot be recorded", "layer", s.Layer, "error", noteErr)
 	}
 	return m, err
 }
 
-// noteFailure records how the last attempt of a schedule has ended, unless the schedule has been ended or set anew since.
-func (l *Layers) noteFailure(ctx context.Context, s Schedule, failed *Failure) error {
+// NoteScheduled records how the last attempt of a schedule has ended, unless the schedule has been ended or set anew since. It needs
+// no Backend.
+func (l *Layers) NoteScheduled(ctx context.Context, s Schedule, outcome error) error {
+	var failed *Failure
+	if outcome != nil {
+		text := outcome.Error()
+		text = strings.ToValidUTF8(text[:min(len(text), maxFailure)], "?")
+		failed = &Failure{time.Now().UTC().Truncate(time.Millisecond), text}
+	}
 	return l.changeSchedules(ctx, func() error {
 		present, err := l.loadSchedule(schedulePrefix(s.Layer) + s.Name() + recordSuffix)
 		switch {
@@ -296,6 +299,15 @@ func (l *Layers) noteFailure(ctx context.Context, s Schedule, failed *Failure) e
 		present.Failed = failed
 		return l.saveSchedule(present)
 	})
+}
+
+// IsScheduled reports whether a schedule has neither ended nor been set anew. It needs no Backend.
+func (l *Layers) IsScheduled(s Schedule) (bool, error) {
+	present, err := l.loadSchedule(schedulePrefix(s.Layer) + s.Name() + recordSuffix)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return present.Since.Equal(s.Since), err
 }
 
 // prune removes the oldest snapshots of a schedule.
@@ -394,12 +406,12 @@ func (l *Layers) CheckSchedules(now time.Time) (problems []Problem) {
 		of := fmt.Sprintf("the schedule of layer %s, every %s,", s.Layer, s.Name())
 		if s.Failed != nil {
 			problems = append(problems, Problem{
-				What:   fmt.Sprintf("%s could not take its last snapshot, on %s: %s", of, s.Failed.Time.Local().Format(time.DateTime), s.Failed.Error),
+				What:   fmt.Sprintf("%s has failed, on %s: %s", of, s.Failed.Time.Local().Format(time.DateTime), s.Failed.Error),
 				Advice: "it is tried again at the next time; the log of cowshed serve has more",
 			})
 			continue
 		}
-		last, err := l.lastTaken(s)
+		last, err := l.lastTaken(s, now)
 		if err == nil && now.After(s.Next(s.Next(last)).Add(time.Minute)) {
 			problems = append(problems, Problem{
 				What:   fmt.Sprintf("%s has taken no snapshot since %s", of, last.Local().Format(time.DateTime)),
@@ -410,12 +422,16 @@ func (l *Layers) CheckSchedules(now time.Time) (problems []Problem) {
 	return problems
 }
 
-// lastTaken is when a schedule has taken its last snapshot, or else when it was set.
-func (l *Layers) lastTaken(s Schedule) (last time.Time, err error) {
+// lastTaken is when a schedule has taken its last snapshot, or else when it was set. A snapshot with a time to come, which a wrong
+// clock has made, does not count.
+func (l *Layers) lastTaken(s Schedule, now time.Time) (last time.Time, err error) {
 	taken, err := l.Scheduled(s)
 	last = s.Since
+	if last.After(now) {
+		last = now
+	}
 	for _, m := range taken {
-		if m.Time.After(last) {
+		if m.Time.After(last) && !m.Time.After(now) {
 			last = m.Time
 		}
 	}
@@ -423,14 +439,11 @@ func (l *Layers) lastTaken(s Schedule) (last time.Time, err error) {
 }
 
 // FirstDue returns when the next snapshot of a schedule is due, for a process that has taken none yet. If several have been missed
-// the time has come, for one. A time to come that a wrong clock has left counts as now.
+// the time has come, for one.
 func (l *Layers) FirstDue(s Schedule, now time.Time) (time.Time, error) {
-	last, err := l.lastTaken(s)
-	if s.Failed != nil && s.Failed.Time.After(last) {
+	last, err := l.lastTaken(s, now)
+	if s.Failed != nil && s.Failed.Time.After(last) && !s.Failed.Time.After(now) {
 		last = s.Failed.Time
-	}
-	if last.After(now) {
-		last = now
 	}
 	return s.Next(last), err
 }

@@ -197,7 +197,9 @@ func TestScheduledOfWrongClock(t *testing.T) {
 	require.NoError(t, err)
 	synctest.Test(t, func(t *testing.T) {
 		h := h.in(t)
-		due, err := h.FirstDue(hourly(2), time.Now())
+		s := hourly(2)
+		s.Since = time.Now()
+		due, err := h.FirstDue(s, time.Now())
 		require.NoError(t, err)
 		assert.Equal(t, time.Hour, time.Until(due))
 		for range 2 {
@@ -302,7 +304,7 @@ func TestScheduleFailures(t *testing.T) {
 		require.NotNil(t, h.schedule().Failed)
 		assert.Contains(t, h.schedule().Failed.Error, "why")
 		require.Len(t, problems(), 1)
-		assert.Contains(t, problems()[0], "could not take its last snapshot")
+		assert.Contains(t, problems()[0], "has failed, on ")
 		due, err := h.FirstDue(h.schedule(), time.Now())
 		require.NoError(t, err)
 		assert.Equal(t, time.Hour, time.Until(due), "it is tried at the next time")

@@ -17,14 +17,17 @@ const (
 )
 
 // checkTrusted makes sure that nobody but root and the user of this process could have written a file, or put it there. The
-// file may be a directory. Returns ErrPermissionDenied if somebody else could.
-func checkTrusted(path string) error {
+// file may be a directory. If open is not nil, it has to be that file. Returns ErrPermissionDenied if somebody else could.
+func checkTrusted(path string, open *os.File) error {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return err
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
 	if err != nil {
+		return err
+	}
+	if err := checkSame(path, open); err != nil {
 		return err
 	}
 	for path = filepath.Join(dir, filepath.Base(path)); ; path = filepath.Dir(path) {
@@ -43,4 +46,23 @@ func checkTrusted(path string) error {
 			return nil
 		}
 	}
+}
+
+// checkSame makes sure that a file that is open, if any, is the one of a path.
+func checkSame(path string, open *os.File) error {
+	if open == nil {
+		return nil
+	}
+	is, err := open.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(is, named) {
+		return fault.New(errdefs.ErrUnavailable, "%s has just been replaced", path)
+	}
+	return nil
 }

@@ -29,15 +29,16 @@ const (
 // containersHome is the home of containerd's snapshots. It is open as long as scrapes are.
 func containersHome(c Config, dir string, driver *cowdriver.Driver, scrapes *scrapes, log *slog.Logger) schedule.Home {
 	records := live.Dir(dir, driver.String(), driver.Backend())
+	layers := live.New(driver.Backend(), records, log).WithProcesses(ProcessOf(c))
 	return schedule.Home{
 		Place: containersPlace, Dir: records, Process: ProcessOf(c),
 		Use: func(ctx context.Context, do func(ctx context.Context, layers *live.Layers) error) error {
 			err := errClosed
-			scrapes.do(func(open context.Context, b cowcommon.Backend) {
+			scrapes.do(func(open context.Context, _ cowcommon.Backend) {
 				ctx, cancel := context.WithCancel(ctx)
 				defer cancel()
 				defer context.AfterFunc(open, cancel)()
-				err = do(ctx, live.New(b, records, log))
+				err = do(ctx, layers)
 			})
 			return err
 		},

@@ -3,6 +3,7 @@ package hostcommand
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,10 +26,12 @@ type Command struct {
 	Env     []string  // as NAME=value; PATH is added, and nothing else of this process
 	Stdin   io.Reader // nil: none
 	Timeout time.Duration
+	// Files are open in the command, and in all that it starts, from descriptor 3 on.
+	Files []*os.File
 }
 
 // Run runs the command. If it takes longer than its timeout, or ctx is done, it is killed with all processes that it has
-// started. The error has the beginning of its output. It is an *exec.ExitError if the command failed by itself, and the cause of ctx
+// started. A process that it leaves in the background goes on if the command succeeds. The error has the beginning of its output. It is an *exec.ExitError if the command failed by itself, and the cause of ctx
 // or context.DeadlineExceeded if it was killed.
 func (c Command) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
@@ -36,11 +39,11 @@ func (c Command) Run(ctx context.Context) error {
 	out := &beginning{}
 	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stdin, cmd.WaitDelay = "/", append([]string{"PATH=" + os.Getenv("PATH")}, c.Env...), c.Stdin, killDelay
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, c.Files
 	killGroup(cmd)
 	err := cmd.Run()
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // something in the background has the output open
 		return nil
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)

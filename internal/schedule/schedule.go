@@ -23,7 +23,7 @@ type Home struct {
 	Dir   string // of the records
 	// Process finds the process of a container, as live.Layers.WithProcesses says; nil if there are none.
 	Process func(ctx context.Context, volume string) (pid uint32, err error)
-	// Use calls do with the Backend of the home open. ctx of do is done when the Backend is to be closed.
+	// Use calls do with the Backend of the home open, and with Process in its Layers. ctx of do is done when the Backend is to be closed.
 	Use func(ctx context.Context, do func(ctx context.Context, layers *live.Layers) error) error
 }
 
@@ -44,6 +44,7 @@ type Runner struct {
 	log   *slog.Logger
 	known map[id]next       // of Run alone, as is told
 	told  map[string]string // errors by message and directory
+	hooks map[string]retry  // of hooks that have failed, by directory
 
 	taken *prometheus.CounterVec
 
@@ -63,12 +64,21 @@ type next struct {
 	failed bool
 }
 
+// retry is when hooks that have failed are run again.
+type retry struct {
+	at    time.Time
+	pause time.Duration
+}
+
+// maxHookPause is the longest pause between two attempts to run the hooks that processes have left.
+const maxHookPause = time.Hour
+
 type state struct{ place, outcome string }
 
 // New makes a Runner for the homes that a function lists. It is called again for each look at the schedules.
 func New(homes func() ([]Home, error), log *slog.Logger) *Runner {
 	return &Runner{
-		homes: homes, log: log, known: make(map[id]next), told: make(map[string]string),
+		homes: homes, log: log, known: make(map[id]next), told: make(map[string]string), hooks: make(map[string]retry),
 		taken: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_scheduled_snapshots_total",
 			Help: "Snapshots by schedule, by place (containers or store) and outcome: ok, or failed, of which the log has the reason.",
@@ -101,7 +111,7 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 		for _, outcome := range []string{taken, failed} {
 			r.taken.WithLabelValues(home.Place, outcome)
 		}
-		r.tell("a hook that a process has left", home.Dir, home.records(r.log).EndHooks(ctx))
+		r.endHooks(ctx, home)
 		schedules, err := home.records(r.log).Schedules()
 		r.tell("schedules of snapshots cannot be read", home.Dir, err)
 		if err != nil {
@@ -131,6 +141,21 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 	return due
 }
 
+// endHooks runs the hooks that other processes have left, and those that have failed less and less often.
+func (r *Runner) endHooks(ctx context.Context, home Home) {
+	last := r.hooks[home.Dir]
+	if time.Now().Before(last.at) {
+		return
+	}
+	err := home.records(r.log).EndHooks(ctx)
+	r.tell("a hook that a process has left", home.Dir, err)
+	delete(r.hooks, home.Dir)
+	if err != nil {
+		pause := min(max(lookPause, 2*last.pause), maxHookPause)
+		r.hooks[home.Dir] = retry{time.Now().Add(pause), pause}
+	}
+}
+
 // tell logs an error of a home, once as long as it is the same.
 func (r *Runner) tell(message, dir string, err error) {
 	of, text := message+dir, ""
@@ -156,14 +181,19 @@ func (r *Runner) keep(ctx context.Context, home Home, s live.Schedule, n next) n
 	if now.Before(n.due) {
 		return n
 	}
+	if is, err := home.records(r.log).IsScheduled(s); err == nil && !is { // it has ended since, or was set anew
+		return n
+	}
 	err := r.take(ctx, home, s)
 	return next{s.Next(time.Now()), err != nil}
 }
 
 // take takes one snapshot. If the layer is gone, its schedule goes too.
 func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) error {
+	used := false
 	err := home.Use(ctx, func(ctx context.Context, layers *live.Layers) error {
-		m, err := layers.WithProcesses(home.Process).TakeScheduled(ctx, s)
+		used = true
+		m, err := layers.TakeScheduled(ctx, s)
 		if err == nil {
 			r.log.Info("took a snapshot by schedule", "layer", s.Layer, "every", s.Name(), "snapshot", m.Name)
 		}
@@ -174,6 +204,11 @@ func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) error {
 	})
 	if ctx.Err() != nil {
 		return err
+	}
+	if !used && err != nil { // the home cannot be opened
+		if noteErr := home.records(r.log).NoteScheduled(ctx, s, err); noteErr != nil {
+			r.log.Warn("that a snapshot by schedule has failed cannot be recorded", "layer", s.Layer, "error", noteErr)
+		}
 	}
 	outcome := taken
 	if err != nil {

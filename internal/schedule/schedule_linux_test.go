@@ -204,8 +204,11 @@ func TestFailing(t *testing.T) {
 		assert.Equal(t, []string{"1h 02:00"}, h.times(t))
 		assert.InDelta(t, 0, metrics(t, r)["cowshed_snapshot_schedules failed store"], 0)
 
-		h.broken.Store(true) // and the record says nothing of it, as on a full filesystem
+		h.broken.Store(true)
 		sleep(90 * time.Minute)
+		schedules, err := h.Schedules()
+		require.NoError(t, err)
+		assert.Contains(t, schedules[0].Failed.Error, "cannot be opened")
 		assert.InDelta(t, 1, metrics(t, r)["cowshed_snapshot_schedules failed store"], 0)
 		assert.InDelta(t, 1, metrics(t, r)["cowshed_scheduled_snapshots_total failed store"], 0)
 		h.broken.Store(false)
@@ -270,12 +273,12 @@ func TestLeftHooks(t *testing.T) {
 		sleep(time.Second)
 		leave("echo later $COWSHED_PID >>" + said)
 		sleep(time.Minute)
-		leave("exit 1")
+		leave("echo tried >>" + said + "; exit 1")
 		sleep(time.Hour)
 		stop()
 	})
 	assert.Equal(t, 1, strings.Count(h.log.String(), "exit status 1"))
 	text, err := os.ReadFile(said)
 	require.NoError(t, err)
-	assert.Equal(t, "start 42\nlater 42\n", string(text))
+	assert.Equal(t, "start 42\nlater 42\n"+strings.Repeat("tried\n", 6), string(text), "after 1, 3, 7, 15 and 31 minutes")
 }
