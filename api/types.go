@@ -92,6 +92,8 @@ type Snapshot struct {
 	Message string    `json:"message,omitempty"`
 	Usage   *uint64   `json:"usage"` // bytes that it alone holds; null where the filesystem does not keep count
 	Volume  string    `json:"volume"`
+
+	Schedule string `json:"schedule,omitempty"` // that has taken it
 }
 
 // Snapshots are the snapshots of a layer, oldest first.

@@ -73,7 +73,8 @@ func (c *Counts) add(r record, now time.Time) {
 
 func (f Fork) expired(now time.Time) bool { return !f.Expires.IsZero() && !now.Before(f.Expires) }
 
-// Check looks for records that cannot be read, moments and forks of which a part is gone, expired forks and interrupted steps.
+// Check looks for records that cannot be read, moments and forks of which a part is gone, expired forks and interrupted steps. It
+// calls CheckSchedules, and looks for schedules without their layer.
 // Returns ErrUnavailable if somebody is at work, since the states between two steps look the same.
 func (l *Layers) Check(ctx context.Context) (problems []Problem, err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) {
@@ -120,6 +121,12 @@ func (l *Layers) Check(ctx context.Context) (problems []Problem, err error) {
 			problems = append(problems, found...)
 		}
 	}
+	problems = append(problems, l.CheckSchedules(time.Now())...)
+	gone, err := l.checkLayers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	problems = append(problems, gone...)
 	return append(problems, unrecorded(volumes, known)...), nil
 }
 

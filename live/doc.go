@@ -9,6 +9,9 @@
 // moment that has no name and from which nothing was made is destroyed by itself. So layers, snapshots and forks can be
 // removed in any order.
 //
+// A Schedule says when snapshots are taken, which a daemon does by TakeScheduled, and how many of them stay. Hooks are commands around
+// a snapshot.
+//
 // Every step is recorded before it begins. The next caller that works on the directory finishes or undoes a step that a
 // crash interrupted. Several processes may work on one directory at once.
 package live

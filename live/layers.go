@@ -21,6 +21,7 @@ type Layers struct {
 	dir      string
 	log      *slog.Logger
 	kept     kept
+	process  func(ctx context.Context, volume string) (pid uint32, err error) // nil: nobody knows
 }
 
 // New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. Each
@@ -39,6 +40,9 @@ const (
 	namesFile  = ".names"
 	momentsDir = "moments" // one record per moment
 	pendingDir = "pending" // one record per step that has not ended
+	hooksDir   = "hooks"   // one record per post command that has not ended
+
+	schedulesDir = "schedules" // one record per schedule
 )
 
 func (l *Layers) path(elem ...string) string {

@@ -31,7 +31,9 @@ type Moment struct {
 	Name    string    `json:"name,omitempty"`    // of the snapshot; "" for a moment that exists for its forks alone
 	Message string    `json:"message,omitempty"` // of the snapshot
 	Time    time.Time `json:"time"`
-	Forks   []Fork    `json:"forks,omitempty"`
+	// Schedule is the Name of the Schedule that took the snapshot, "" if it was taken by hand.
+	Schedule string `json:"schedule,omitempty"`
+	Forks    []Fork `json:"forks,omitempty"`
 }
 
 // Fork is a layer that was forked from a moment.
@@ -112,11 +114,7 @@ func (l *Layers) commitMade(r record) (Moment, error) {
 
 // forget deletes a record.
 func (l *Layers) forget(dir, volume string) error {
-	err := os.Remove(l.path(dir, volume+recordSuffix))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
+	return removeIfThere(l.path(dir, volume+recordSuffix))
 }
 
 // load reads a record. Returns errdefs.ErrNotFound if there is none.
@@ -134,15 +132,8 @@ func (l *Layers) load(dir, volume string) (r record, err error) {
 	if err != nil {
 		return r, err
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxRecordSize+1))
-	if err := errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(decodeRecord(f, &r), f.Close()); err != nil {
 		return r, err
-	}
-	if len(data) > maxRecordSize {
-		return r, fault.New(errdefs.ErrDataLoss, "it is longer than %d bytes", maxRecordSize)
-	}
-	if err := json.NewDecoder(bytes.NewReader(data)).Decode(&r); err != nil {
-		return r, fault.As(errdefs.ErrDataLoss, err)
 	}
 	switch {
 	case r.Version != recordVersion:
@@ -151,6 +142,21 @@ func (l *Layers) load(dir, volume string) (r record, err error) {
 		return r, fault.New(errdefs.ErrDataLoss, "it is of moment %q of layer %q", r.Volume, r.Layer)
 	}
 	return r, nil
+}
+
+// decodeRecord reads a record from a file. Returns errdefs.ErrDataLoss if the file has no such record.
+func decodeRecord(from io.Reader, r any) error {
+	data, err := io.ReadAll(io.LimitReader(from, maxRecordSize+1))
+	if err != nil {
+		return err
+	}
+	if len(data) > maxRecordSize {
+		return fault.New(errdefs.ErrDataLoss, "it is longer than %d bytes", maxRecordSize)
+	}
+	if err := json.NewDecoder(bytes.NewReader(data)).Decode(r); err != nil {
+		return fault.As(errdefs.ErrDataLoss, err)
+	}
+	return nil
 }
 
 // recorded lists the moments that have a record and whose volumes' names begin so.

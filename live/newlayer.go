@@ -10,7 +10,7 @@ import (
 )
 
 // NewLayer prepares for a new layer, which the caller then makes. Snapshots of a former layer of that name lose their names, and
-// the next Sweep removes them. Returns ErrAlreadyExists if there is a layer of that name. Returns ErrFailedPrecondition if a step
+// the next Sweep removes them. Its schedules end. Returns ErrAlreadyExists if there is a layer of that name. Returns ErrFailedPrecondition if a step
 // that has not ended is about to give a layer that name. Fork and Adopt call NewLayer themselves.
 func (l *Layers) NewLayer(ctx context.Context, name string) (err error) {
 	for _, dir := range []string{pendingDir, momentsDir} {
@@ -21,6 +21,9 @@ func (l *Layers) NewLayer(ctx context.Context, name string) (err error) {
 		if len(volumes) > 0 {
 			return l.newLayerLocked(ctx, name)
 		}
+	}
+	if len(l.scheduleFiles(&name)) > 0 {
+		return l.newLayerLocked(ctx, name)
 	}
 	return nil
 }
@@ -53,6 +56,9 @@ func (l *Layers) newLayers(ctx context.Context, names ...string) error {
 		}
 	}
 	if err := l.checkFree(ctx, names); err != nil { // a step may have given a layer its name back since
+		return err
+	}
+	if err := l.endSchedulesOf(ctx, names); err != nil {
 		return err
 	}
 	recorded, err := l.recorded(momentsDir, "")
@@ -90,6 +96,6 @@ func (l *Layers) checkFree(ctx context.Context, names []string) error {
 
 // dropName makes a snapshot a moment that exists for its forks alone.
 func (l *Layers) dropName(r record) error {
-	r.Name, r.Message = "", ""
+	r.Name, r.Message, r.Schedule = "", "", ""
 	return l.save(momentsDir, r)
 }

@@ -104,16 +104,33 @@ func (l *Layers) take(ctx context.Context, r record, source string, opts cowcomm
 // SnapshotOptions says how a snapshot is made.
 type SnapshotOptions struct {
 	Message string
+	// Hooks are run around the snapshot.
+	Hooks Hooks
+
+	schedule string // that takes it
 }
 
 // Snapshot keeps the content of a layer as it is now, in use or not. Without a name the snapshot gets one. Returns
-// ErrAlreadyExists if the layer has a snapshot of that name.
+// ErrAlreadyExists if the layer has a snapshot of that name, and ErrAborted if a hook fails. If the hook after the snapshot fails,
+// Snapshot returns the snapshot too, which stays.
+//
+// A hook that is to be run after the snapshot is recorded before the first begins. If this process ends meanwhile, EndHooks runs it.
 func (l *Layers) Snapshot(ctx context.Context, layer, name string, opts SnapshotOptions) (m Moment, err error) {
 	if name != "" {
 		if err := cowcommon.CheckID(name); err != nil {
 			return m, fmt.Errorf("snapshot: %w", err)
 		}
 	}
+	if err := opts.Hooks.Check(); err != nil {
+		return m, err
+	}
+	if opts.Hooks.none() {
+		return l.snapshot(ctx, layer, name, opts)
+	}
+	return l.snapshotWithHooks(ctx, layer, name, opts)
+}
+
+func (l *Layers) snapshot(ctx context.Context, layer, name string, opts SnapshotOptions) (m Moment, err error) {
 	unlock, err := l.begin(ctx)
 	if err != nil {
 		return m, err
@@ -126,7 +143,7 @@ func (l *Layers) Snapshot(ctx context.Context, layer, name string, opts Snapshot
 	if err != nil {
 		return m, err
 	}
-	r.Message = opts.Message
+	r.Message, r.Schedule = opts.Message, opts.schedule
 	err = l.named(ctx, &r, name, "snapshot", func() error { return l.save(pendingDir, r) })
 	if err != nil {
 		return m, err

@@ -17,7 +17,7 @@ import (
 )
 
 // Sweep removes forks that have expired, are not in use and have no layers made from them. It removes moments that nothing needs
-// any more: those without a name or without their layer, from which nothing is made. It does nothing while somebody else is
+// any more: those without a name or without their layer, from which nothing is made. It ends the schedules of layers that are gone. It does nothing while somebody else is
 // at work; they do so later.
 func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
@@ -85,7 +85,7 @@ func (k *kept) note(alone bool, now time.Time) (waited time.Duration) {
 
 // sweep removes all that it can, also if something else cannot be removed.
 func (l *Layers) sweep(ctx context.Context) error {
-	expireErr := errors.Join(l.removeTemporary(momentsDir), l.expire(ctx, time.Now()))
+	expireErr := errors.Join(l.removeTemporary(momentsDir), l.removeTemporary(hooksDir), l.expire(ctx, time.Now()), l.sweepSchedules(ctx))
 	for {
 		again, err := l.sweepOnce(ctx)
 		if !again {
@@ -250,6 +250,9 @@ func (l *Layers) removeMoment(ctx context.Context, volume string) (gone bool, er
 // removeTemporary removes records that a crash has left half-written. The caller is alone.
 func (l *Layers) removeTemporary(dir string) error {
 	entries, err := os.ReadDir(l.path(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	for _, entry := range entries {
 		if strings.HasPrefix(entry.Name(), temporaryPrefix) {
 			err = errors.Join(err, os.Remove(l.path(dir, entry.Name())))
@@ -349,7 +352,7 @@ func (l *Layers) Delete(ctx context.Context) (err error) {
 	if err := l.sweep(ctx); err != nil {
 		return err
 	}
-	for _, name := range []string{momentsDir, pendingDir, namesFile, lockFile, "."} {
+	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namesFile, lockFile, "."} {
 		if err := os.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

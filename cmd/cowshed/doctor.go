@@ -18,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/loopstore"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -317,6 +318,10 @@ func (d *doctor) moments(ctx context.Context, s *store) {
 	case len(problems) == 0:
 		d.add(ok, "moments", "", "records of snapshots and forks agree with the volumes")
 	}
+	d.problems(problems)
+}
+
+func (d *doctor) problems(problems []live.Problem) {
 	for _, p := range problems {
 		v := warn
 		if p.Severe {

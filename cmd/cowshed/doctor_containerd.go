@@ -79,6 +79,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	}
 	answers := d.daemonAnswers(ctx, c)
 	h.lost()
+	h.schedules()
 	h.engines(answers)
 	config, err := containerdconf.Read(f.containerdConfig, nil)
 	if err != nil {

@@ -319,3 +319,39 @@ func TestDoctorMoments(t *testing.T) {
 	require.NoError(t, os.Remove(record))
 	assert.Contains(t, a.ok(t, "doctor"), "has the name of a moment, and no record")
 }
+
+// TestSnapshotHooks: a snapshot is taken between two commands, or not at all if the first fails.
+func TestSnapshotHooks(t *testing.T) {
+	a := newWeb(t)
+	said := filepath.Join(t.TempDir(), "said")
+	say := func(text string) string { return fmt.Sprintf("echo %s >>%s", text, said) }
+	words := func() string {
+		text, err := os.ReadFile(said)
+		require.NoError(t, err)
+		require.NoError(t, os.Remove(said))
+		return string(text)
+	}
+	assert.Equal(t, "one\n", a.ok(t, "snapshot", "web", "one", "--pre", say("$COWSHED_HOOK $COWSHED_REFERENCE"), "--post", say("post")))
+	assert.Equal(t, "pre web\npost\n", words())
+
+	r := a.run(t, "snapshot", "web", "two", "--pre", "echo why; exit 3", "--post", say("post"))
+	assert.Equal(t, exitFailure, r.code)
+	assert.Contains(t, r.err, "there is no snapshot")
+	assert.Contains(t, r.err, "why")
+	assert.Equal(t, "post\n", words())
+	r = a.run(t, "snapshot", "web", "two", "--pre", "sleep 1000", "--hook-timeout", "10ms")
+	assert.Equal(t, exitFailure, r.code)
+	r = a.run(t, "snapshot", "web", "two", "--post", "exit 3")
+	assert.Equal(t, exitFailure, r.code)
+	assert.Equal(t, "two\n", r.out, "it is there")
+	assert.Equal(t, exitUsage, a.run(t, "snapshot", "web", "--pre", "true", "--hook-timeout", "0").code)
+
+	hook := filepath.Join(a.root, "live/btrfs/hooks/hook-aaaaaaaaaaaa.json")
+	write(t, hook, fmt.Sprintf(`{"version":1,"layer":"web","post":%q,"timeout":1000000000}`, say("left")))
+	require.NoError(t, os.Chmod(hook, 0o600))
+	r = a.run(t, "doctor")
+	assert.Equal(t, exitFailure, r.code)
+	assert.Contains(t, r.out, "the post command of a snapshot of layer web was not run")
+	a.ok(t, "snapshot", "web", "--post", say("post"))
+	assert.Equal(t, "left\npost\n", words())
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -11,8 +12,20 @@ import (
 	"github.com/cowshed/cowshed/live"
 )
 
+// snapshotFlags are the flags of snapshot.
+type snapshotFlags struct {
+	message string
+	every   time.Duration
+	keep    int
+	hooks   live.Hooks
+	json    bool
+}
+
+// hookTimeout is how long a hook may take unless the user says otherwise.
+const hookTimeout = 30 * time.Second
+
 func newSnapshotCommand(a *app) *cobra.Command {
-	message, asJSON := "", false
+	f := snapshotFlags{}
 	cmd := &cobra.Command{
 		Use:   "snapshot LAYER [NAME]",
 		Short: "Keep a layer as it is now, in use or not",
@@ -20,36 +33,69 @@ func newSnapshotCommand(a *app) *cobra.Command {
 made up if none is given. The layer may be in use; it stays writable. Programs that are writing see nothing of it, so
 the snapshot is like the disk after a power cut.
 
+For programs that need more, --pre and --post are commands that are run on the host around the snapshot, by /bin/sh and
+as root. Their environment has COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume), COWSHED_REFERENCE (LAYER as it is
+given here), and COWSHED_PID: the first process of a container that runs. If --pre fails or takes too long, there is no
+snapshot, and --post is run all the same. If this command is killed in between, cowshed serve runs --post
+within a minute, or at its next start. Or the next snapshot with hooks runs it first.
+
+With --every, this command takes no snapshot itself. It makes cowshed serve with the same root take them from now on, at
+full periods in UTC, such as each full hour. The last --keep of these stay, and all from which layers were
+made or that are in use. A layer may have several schedules with different periods; one with the same period is
+replaced. A schedule goes with its layer.
+
 Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@before. A snapshot goes with its layer.`,
 		Example: `  cowshed snapshot web before -m "before the upgrade"
   cowshed changes web web@before
-  cowshed rollback web before`,
+  cowshed rollback web before
+  cowshed snapshot web --every 1h --keep 24
+  cowshed snapshot docker:db --pre 'docker exec db freeze' --post 'docker exec db thaw'`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
 			if len(args) > 1 {
 				name = args[1]
 			}
-			return a.withLayers(cmd, args[:1], func(s *store) error { return s.snapshot(cmd, args[0], name, message, asJSON) })
+			if cmd.Flags().Changed("every") {
+				if name != "" {
+					return usagef("%s: snapshots that are taken by --every have names of their own", name)
+				}
+				return a.withLayers(cmd, args, func(s *store) error { return s.schedule(cmd, args[0], f) })
+			}
+			if cmd.Flags().Changed("keep") {
+				return usagef("--keep %d: say --every too", f.keep)
+			}
+			return a.withLayers(cmd, args[:1], func(s *store) error { return s.snapshot(cmd, args[0], name, f) })
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
-	cmd.Flags().StringVarP(&message, "message", "m", "", "text that is listed with the snapshot")
-	addJSON(cmd, &asJSON)
+	flags := cmd.Flags()
+	flags.StringVarP(&f.message, "message", "m", "", "text that is listed with the snapshot")
+	flags.DurationVar(&f.every, "every", 0, "have a snapshot taken by cowshed serve each time that this `PERIOD` has passed, in whole minutes, such as 1h")
+	flags.IntVar(&f.keep, "keep", defaultKeep, "with --every: how many of these snapshots stay")
+	flags.StringVar(&f.hooks.Pre, "pre", "", "`COMMAND` that is run before the snapshot, and has to succeed")
+	flags.StringVar(&f.hooks.Post, "post", "", "`COMMAND` that is run afterwards, also if --pre has failed")
+	flags.DurationVar(&f.hooks.Timeout, "hook-timeout", hookTimeout, "how long each of these may take")
+	addJSON(cmd, &f.json)
 	addContainers(a, cmd)
-	cmd.AddCommand(newSnapshotLsCommand(a), newSnapshotRmCommand(a), newSnapshotMountCommand(a))
+	cmd.AddCommand(newSnapshotLsCommand(a), newSnapshotRmCommand(a), newSnapshotMountCommand(a), newSnapshotSchedulesCommand(a), newSnapshotUnscheduleCommand(a))
 	return cmd
 }
 
-func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON bool) error {
+func (s *store) snapshot(cmd *cobra.Command, layer, name string, f snapshotFlags) error {
 	v, err := s.LayerOf(cmd.Context(), layer)
 	if err != nil {
 		return err
 	}
-	m, err := s.Live.Snapshot(cmd.Context(), v.Name, name, live.SnapshotOptions{Message: message})
-	if err != nil {
+	f.hooks.Reference = layer
+	m, err := s.Live.Snapshot(cmd.Context(), v.Name, name, live.SnapshotOptions{Message: f.message, Hooks: f.hooks})
+	if m.Name == "" {
 		return err
 	}
+	return errors.Join(err, s.printSnapshot(cmd, m, f.json)) // it is there, also if --post has failed
+}
+
+func (s *store) printSnapshot(cmd *cobra.Command, m live.Moment, asJSON bool) error {
 	if asJSON {
 		info, err := s.DescribeSnapshot(cmd.Context(), m)
 		if err != nil {
@@ -57,7 +103,7 @@ func (s *store) snapshot(cmd *cobra.Command, layer, name, message string, asJSON
 		}
 		return printJSON(cmd, info)
 	}
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), m.Name)
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), m.Name)
 	return err
 }
 
@@ -178,15 +224,7 @@ func (s *store) rollback(cmd *cobra.Command, layer, snapshot string, opts live.R
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		info, err := s.DescribeSnapshot(cmd.Context(), before)
-		if err != nil {
-			return err
-		}
-		return printJSON(cmd, info)
-	}
-	_, err = fmt.Fprintln(cmd.OutOrStdout(), before.Name)
-	return err
+	return s.printSnapshot(cmd, before, asJSON)
 }
 
 // completeSnapshots offers layers for the first argument, and snapshots of that layer for the next, n in all.

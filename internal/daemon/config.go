@@ -22,6 +22,7 @@ import (
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
 	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
 	"github.com/cowshed/cowshed/internal/limitalert"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/plugin"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -306,6 +307,12 @@ func (c Config) limitedOptions(driver, limit string) []string {
 		options = append(options, driver+".size="+limit)
 	}
 	return options
+}
+
+// LiveDirs are the directories with the records of containers' snapshots and forks.
+func (c Config) LiveDirs() []string {
+	dirs, _ := filepath.Glob(filepath.Join(live.DirsIn(filepath.Join(c.Root, containerdDir)), "*")) // "*" is a good pattern
+	return dirs
 }
 
 // dockerSocket is the path of the plugin's socket.

@@ -28,6 +28,7 @@ import (
 	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/layerstore"
+	"github.com/cowshed/cowshed/internal/schedule"
 	"github.com/cowshed/cowshed/internal/unixsocket"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
@@ -71,6 +72,8 @@ type daemon struct {
 	engines     *enginelimits.Group
 	containerd  *grpc.ClientConn
 	limits      *limitWatch
+	containers  schedule.Home // of containerd's snapshots
+	schedules   *schedule.Runner
 }
 
 func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
@@ -99,6 +102,7 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 	if err := d.openLimitWatch(sources, m); err != nil {
 		return nil, err
 	}
+	d.openSchedules(m)
 	m.limits(c)
 	if err := d.listen(ctx); err != nil {
 		return nil, err
@@ -219,6 +223,7 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 	}
 	scrapes := newScrapes(ctx, driver.Backend(), d.config.StopTimeout.Duration)
 	d.closers.Add(func() error { return scrapes.close(d.snapshotter.Close) })
+	d.containers = containersHome(d.config, dir, driver, scrapes, d.log)
 	d.reportLost()
 	if err := d.openAPI(layerstore.New(dir, driver, layersOf(dir, driver, d.log), d.log)); err != nil {
 		return source{}, nil, err
@@ -310,7 +315,11 @@ func (d *daemon) serve(ctx context.Context) error {
 		return nil
 	})
 	group.Go(func() error {
-		d.limits.runAndLeave(ctx, d.config.StopTimeout.Duration)
+		d.runAndLeave(ctx, d.limits.run, "containers are still being compared with their limits, which nobody waits for")
+		return nil
+	})
+	group.Go(func() error {
+		d.runAndLeave(ctx, d.schedules.Run, "a snapshot by schedule has not ended, and nobody waits for it; the next start runs its hook")
 		return nil
 	})
 	if d.metrics != nil {
@@ -322,6 +331,22 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.opts.Ready()
 	}
 	return group.Wait()
+}
+
+// runAndLeave calls run, and waits until that has ended. It waits no longer than StopTimeout after ctx is done, as on a filesystem
+// that does not answer, and then logs a message.
+func (d *daemon) runAndLeave(ctx context.Context, run func(ctx context.Context), message string) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		run(ctx)
+	}()
+	<-ctx.Done()
+	select {
+	case <-ended:
+	case <-time.After(d.config.StopTimeout.Duration):
+		d.log.Warn(message, "after", d.config.StopTimeout.Duration.String())
+	}
 }
 
 // stopRequests lets the requests of containerd that are under way end, and after StopTimeout cancels them.

@@ -81,22 +81,6 @@ func newLimitWatch(c Config, sources []source, names containername.Source, log *
 	return w
 }
 
-// runAndLeave is run. It leaves a look behind that has not ended some time after ctx is done, as on a filesystem that does not
-// answer.
-func (w *limitWatch) runAndLeave(ctx context.Context, patience time.Duration) {
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		w.run(ctx)
-	}()
-	<-ctx.Done()
-	select {
-	case <-ended:
-	case <-time.After(patience):
-		w.log.Warn("containers are still being compared with their limits, which nobody waits for", "after", patience.String())
-	}
-}
-
 // run looks until ctx is done, unless the configuration asks for nothing.
 func (w *limitWatch) run(ctx context.Context) {
 	if len(w.config.AlertPercents) == 0 && w.config.ContainerMetrics == 0 {

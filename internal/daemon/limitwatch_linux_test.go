@@ -32,6 +32,7 @@ import (
 	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/limited"
+	"github.com/cowshed/cowshed/internal/schedule"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -254,7 +255,8 @@ func TestWatchThatDoesNotEnd(t *testing.T) {
 		w := newLimitWatch(c, []source{{service: snapshotsService, use: func(func(context.Context, cowcommon.Backend)) {
 			<-release
 		}}}, slowNames(0), slog.New(slog.NewTextHandler(&log, nil)))
-		d := &daemon{config: c, log: w.log, limits: w, server: grpc.NewServer(), health: health.NewServer(), engines: &enginelimits.Group{}}
+		schedules := schedule.New(func() ([]schedule.Home, error) { return nil, nil }, w.log)
+		d := &daemon{config: c, log: w.log, limits: w, schedules: schedules, server: grpc.NewServer(), health: health.NewServer(), engines: &enginelimits.Group{}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		start := time.Now()

@@ -27,6 +27,9 @@ func VolumeOf(context.Context, Config, *slog.Logger, string, string) (string, er
 	return "", fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)
 }
 
+// ProcessOf finds no process: containers are on Linux alone.
+func ProcessOf(Config) func(ctx context.Context, volume string) (pid uint32, err error) { return nil }
+
 // OpenHome says that this platform has no daemon.
 func OpenHome(context.Context, Config, *slog.Logger) (string, *cowdriver.Driver, error) {
 	return "", nil, fmt.Errorf("the daemon: %w", graphdriver.ErrNotSupported)

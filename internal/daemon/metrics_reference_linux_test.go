@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/golden"
+	"github.com/cowshed/cowshed/internal/schedule"
 )
 
 // descForm is the form in which a description prints itself, which has no other access to its parts.
@@ -27,6 +28,7 @@ func described(t *testing.T) (list []metricDesc) {
 	m.limits(Config{})
 	log := slog.New(slog.DiscardHandler)
 	m.registry.MustRegister(newCollector(nil, "", log), newLiveCollector("", log))
+	m.registry.MustRegister(schedule.New(nil, log))
 	m.registry.MustRegister(newLimitWatch(Config{ContainerMetrics: 1}, nil, nil, log))
 	descs := make(chan *prometheus.Desc)
 	go func() {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/containername"
+	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -52,6 +54,17 @@ func askVolume(ctx context.Context, socket, namespace, key string) (volume strin
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	return snapshotter.VolumesClient{Conn: conn}.VolumeOf(ctx, namespace, key)
+}
+
+// ProcessOf returns a function that finds the first process of the container that has a volume, 0 if none runs.
+func ProcessOf(c Config) func(ctx context.Context, volume string) (pid uint32, err error) {
+	return func(ctx context.Context, volume string) (pid uint32, err error) {
+		id, ok := containername.Of(volume)
+		if !ok || id.ID == "" || !snapshotter.IsVolumeName(volume) { // no engine's container, but perhaps a fork
+			return 0, nil
+		}
+		return layerref.Resolver{Containerd: c.ContainerdAddress}.Process(ctx, id.Namespace, id.ID)
+	}
 }
 
 // OpenHome opens the driver of a daemon's snapshots beside the daemon, which may run. dir is the root of the driver. Returns

@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -61,9 +63,35 @@ func (r Resolver) ofDocker(ctx context.Context, name string) (id string, err err
 	return container.ID, nil
 }
 
+// connect connects to containerd when it is asked something.
+func (r Resolver) connect() (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+r.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+}
+
+// Process returns the first process of a container that runs, 0 if it does not run. Docker's containers are in the namespace
+// "moby" of containerd.
+func (r Resolver) Process(ctx context.Context, namespace, id string) (pid uint32, err error) {
+	conn, err := r.connect()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	answer, err := tasksapi.NewTasksClient(conn).Get(namespaces.WithNamespace(ctx, namespace), &tasksapi.GetRequest{ContainerID: id})
+	err = errgrpc.ToNative(err)
+	switch {
+	case errdefs.IsNotFound(err):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("ask containerd for the process of container %s: %w", id, err)
+	case answer.GetProcess().GetStatus() == task.Status_STOPPED:
+		return 0, nil
+	}
+	return answer.GetProcess().GetPid(), nil
+}
+
 // ofContainerd finds the snapshot of the only container that a filter of containerd lets pass.
 func (r Resolver) ofContainerd(ctx context.Context, ref Reference, filter string) (key string, err error) {
-	conn, err := grpc.NewClient("unix://"+r.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+	conn, err := r.connect()
 	if err != nil {
 		return "", err
 	}

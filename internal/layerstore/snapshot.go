@@ -32,7 +32,7 @@ func (s *Store) Snapshots(ctx context.Context, v cowcommon.Volume) ([]api.Snapsh
 
 // DescribeSnapshot describes a snapshot.
 func (s *Store) DescribeSnapshot(ctx context.Context, m live.Moment) (info api.Snapshot, err error) {
-	info = api.Snapshot{Name: m.Name, Layer: s.Shown(m.Layer), Time: m.Time, Message: m.Message, Volume: m.Volume}
+	info = api.Snapshot{Name: m.Name, Layer: s.Shown(m.Layer), Time: m.Time, Message: m.Message, Volume: m.Volume, Schedule: m.Schedule}
 	info.Usage, err = s.usageIfKept(ctx, m.Volume)
 	return info, err
 }

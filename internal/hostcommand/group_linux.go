@@ -1,4 +1,4 @@
-package limitalert
+package hostcommand
 
 import (
 	"os/exec"

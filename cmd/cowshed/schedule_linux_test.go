@@ -1,0 +1,129 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestScheduleCommand(t *testing.T) {
+	a := newWeb(t)
+	assert.Contains(t, a.ok(t, "snapshot", "web", "--every", "1h", "-m", "hourly"), "every 1h, the last 24 are kept, the next is due on ")
+	var info scheduleInfo
+	a.json(t, &info, "snapshot", "web", "--every", "24h", "--keep", "7", "--pre", "true", "--post", "false")
+	assert.Equal(t, "24h", info.Every)
+	assert.True(t, info.Next.After(time.Now()), info.Next)
+	var infos []scheduleInfo
+	a.json(t, &infos, "snapshot", "schedules")
+	require.Len(t, infos, 2)
+	assert.Equal(t, "hourly", infos[0].Message)
+	assert.Equal(t, []any{"web", 7, "true", "false", 0}, []any{infos[1].Reference, infos[1].Keep, infos[1].Pre, infos[1].Post, infos[1].Taken})
+	assert.Regexp(t, `web +1h +24 +0 +- +2\d{3}-.* ok\n`, a.ok(t, "snapshot", "schedules"))
+	assert.Empty(t, a.ok(t, "snapshot", "ls", "web", "--json")[3:], "the command itself takes none")
+	for code, args := range map[int][]string{
+		exitNotFound: {"snapshot", "none", "--every", "1h"},
+		exitUsage:    {"snapshot", "web", "name", "--every", "1h"},
+	} {
+		assert.Equal(t, code, a.run(t, args...).code, args)
+	}
+	for _, args := range [][]string{{"--keep", "1"}, {"--every", "0"}, {"--every", "1h", "--keep", "0"}, {"--every", "90s"}, {"--every", "1h", "--pre", "x", "--hook-timeout", "1h"}} {
+		assert.Equal(t, exitUsage, a.run(t, append([]string{"snapshot", "web"}, args...)...).code, args)
+	}
+
+	a.past(t, "live/btrfs")
+	out := a.ok(t, "doctor")
+	assert.Contains(t, out, "the schedule of layer web, every 24h, has taken no snapshot since 2020-")
+	assert.Contains(t, out, "start cowshed serve")
+	assert.Equal(t, exitNotFound, a.run(t, "snapshot", "unschedule", "web", "--every", "1m").code)
+	a.ok(t, "snapshot", "unschedule", "web", "--every", "1h")
+	infos = nil
+	a.json(t, &infos, "snapshot", "schedules")
+	assert.Len(t, infos, 1)
+	a.ok(t, "rm", "web")
+	assert.Equal(t, "[]\n", a.ok(t, "snapshot", "schedules", "--json"), "it goes with its layer")
+	require.NoError(t, os.WriteFile(filepath.Join(a.root, "live/btrfs/schedules/x.json"), nil, 0o600))
+	assert.Equal(t, exitFailure, a.run(t, "snapshot", "schedules").code)
+	assert.Equal(t, exitFailure, a.run(t, "doctor").code)
+}
+
+var sinceInRecord = regexp.MustCompile(`"since": "[^"]*"`)
+
+// past changes the records of schedules in a directory as if they had been set in 2020.
+func (a at) past(t *testing.T, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(a.root, dir, "schedules/*.json"))
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		record, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Regexp(t, sinceInRecord, string(record))
+		require.NoError(t, os.WriteFile(file, sinceInRecord.ReplaceAll(record, []byte(`"since": "2020-01-01T12:00:00Z"`)), 0o600))
+	}
+}
+
+// TestServeSchedules: the daemon takes one snapshot for those that were missed, of a container and of a layer of the store. After
+// a kill between two hooks it runs the other, and takes the snapshot that is missing.
+func TestServeSchedules(t *testing.T) {
+	h := newContainersHost(t, "snapshot")
+	a := at{root: h.root}
+	a.ok(t, "init", "--driver", "btrfs")
+	a.ok(t, "create", "layer")
+	a.ok(t, "snapshot", "layer", "--every", "8784h")
+	began, said := filepath.Join(t.TempDir(), "began"), filepath.Join(t.TempDir(), "said")
+	h.cowshed("snapshot", web, "--every", "8784h", "--keep", "2", // a period that does not pass meanwhile
+		"--pre", fmt.Sprintf("grep -q 'SigIgn.*[02468ace]...$' /proc/self/status || exit 1; test -e %[1]s && exit 0; echo $$ >%[1]s.new; mv %[1]s.new %[1]s; exec sleep 1000", began),
+		"--post", fmt.Sprintf("echo $COWSHED_REFERENCE >>%s", said), "--hook-timeout", "5m")
+	assert.Regexp(t, `containerd:test/web +8784h +2 +0 `, h.cowshed("snapshot", "schedules"))
+	h.stop()
+	a.past(t, "live/btrfs")
+	a.past(t, "containerd/live/btrfs")
+	r := a.run(t, "doctor", "--containerd", "--config", h.config)
+	assert.Contains(t, r.out, "every 8784h, has taken no snapshot since 2020-")
+
+	h.start(h.command())
+	var pid int
+	require.Eventually(t, func() bool {
+		text, err := os.ReadFile(began)
+		if err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		}
+		return err == nil
+	}, time.Minute, 10*time.Millisecond)
+	h.kill()
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	assert.NoFileExists(t, said)
+	r = a.run(t, "doctor", "--containerd", "--config", h.config)
+	assert.Contains(t, r.out, "the post command of a snapshot of layer s-")
+
+	h.start(h.command())
+	taken := func(reference string) int {
+		var infos []scheduleInfo
+		a.json(t, &infos, "snapshot", "schedules", "--config", h.config)
+		for _, i := range infos {
+			if i.Reference == reference {
+				return i.Taken
+			}
+		}
+		return -1
+	}
+	require.Eventually(t, func() bool { return taken(web) == 1 && taken("layer") == 1 }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool {
+		text, err := os.ReadFile(said)
+		return err == nil && string(text) == web+"\n"+web+"\n" // that of the killed daemon, and that of the snapshot
+	}, time.Minute, 10*time.Millisecond)
+	assert.Contains(t, h.cowshed("snapshot", "ls", web), "every-8784h-")
+	h.cowshed("snapshot", "unschedule", web)
+	assert.Equal(t, -1, taken(web))
+	h.stop()
+	assert.Contains(t, h.log.String(), "took a snapshot by schedule")
+}

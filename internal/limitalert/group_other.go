@@ -1,8 +1,0 @@
-//go:build !linux
-
-package limitalert
-
-import "os/exec"
-
-// killGroup does nothing: the daemon runs on Linux alone.
-func killGroup(*exec.Cmd) {}

@@ -1,0 +1,274 @@
+package live
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/hostcommand"
+	"github.com/cowshed/cowshed/internal/staging"
+	"github.com/cowshed/cowshed/internal/syncdir"
+)
+
+// Hooks are commands around a snapshot, for programs whose data needs more than the state of one moment. Each runs on the host,
+// by /bin/sh -c, as the user of this process. Its environment has PATH, COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume),
+// COWSHED_REFERENCE, and COWSHED_PID if the layer is that of a container that runs.
+type Hooks struct {
+	// Pre is run before the snapshot. If it fails, there is no snapshot.
+	Pre string `json:"pre,omitempty"`
+	// Post is run after the snapshot, and after a Pre that has failed.
+	Post string `json:"post,omitempty"`
+	// Timeout is how long each may take. Then it is killed, and has failed. The snapshot may take as long.
+	Timeout time.Duration `json:"timeout,omitempty"`
+	// Reference is the layer as people write it, "" for the layer's own name.
+	Reference string `json:"reference,omitempty"`
+}
+
+const (
+	maxHook        = 64 << 10
+	maxHookTimeout = 10 * time.Minute
+	hookPrefix     = "hook-"
+	shell          = "/bin/sh"
+	processTimeout = 5 * time.Second // to find the process of a container
+)
+
+func (h Hooks) none() bool { return h.Pre == "" && h.Post == "" }
+
+// Check returns ErrInvalidArgument if a command or the timeout cannot be.
+func (h Hooks) Check() error {
+	for _, command := range []string{h.Pre, h.Post} {
+		if len(command) > maxHook || strings.ContainsRune(command, 0) || !utf8.ValidString(command) {
+			return fault.New(errdefs.ErrInvalidArgument, "hook: at most %d bytes of UTF-8, without NUL", maxHook)
+		}
+	}
+	if !h.none() && (h.Timeout <= 0 || h.Timeout > maxHookTimeout) {
+		return fault.New(errdefs.ErrInvalidArgument, "timeout %s of a hook: say more than 0 and at most %s", h.Timeout, maxHookTimeout)
+	}
+	return nil
+}
+
+// WithProcesses makes hooks get the number of a process, which find returns for the volume of a layer: the first process of its
+// container, 0 if none runs. It returns l, and is to be called before anything else.
+func (l *Layers) WithProcesses(find func(ctx context.Context, volume string) (pid uint32, err error)) *Layers {
+	l.process = find
+	return l
+}
+
+// runHook runs a command of h, with files open in it.
+func (l *Layers) runHook(ctx context.Context, layer, which, command string, h Hooks, files ...*os.File) error {
+	if command == "" {
+		return nil
+	}
+	reference := h.Reference
+	if reference == "" {
+		reference = layer
+	}
+	env := []string{hostcommand.Variable("HOOK", which), hostcommand.Variable("LAYER", layer), hostcommand.Variable("REFERENCE", reference)}
+	if l.process != nil {
+		finding, cancel := context.WithTimeout(ctx, processTimeout) // and the command has all of its own time
+		pid, err := l.process(finding, layer)
+		cancel()
+		switch {
+		case err != nil:
+			l.log.Warn("a hook is run without the process of its container", "layer", layer, "hook", which, "error", err)
+		case pid > 0:
+			env = append(env, hostcommand.Variable("PID", strconv.FormatUint(uint64(pid), 10)))
+		}
+	}
+	err := hostcommand.Command{Args: []string{shell, "-c", command}, Env: env, Timeout: h.Timeout, Files: files}.Run(ctx)
+	if err != nil {
+		return fault.New(errdefs.ErrAborted, "%s command of layer %s: %w", which, reference, err)
+	}
+	return nil
+}
+
+// hookRecord is a post command that has not ended. Its process has the file locked.
+type hookRecord struct {
+	Version int    `json:"version"`
+	Layer   string `json:"layer"`
+	Hooks
+}
+
+// heldHook is the record of a post command that this process is about to run. Nobody waits for its lock: it tells others
+// that the process is there.
+type heldHook struct {
+	hookRecord
+	path string
+	lock *lock
+}
+
+// snapshotWithHooks is Snapshot between two commands.
+func (l *Layers) snapshotWithHooks(ctx context.Context, layer, name string, opts SnapshotOptions) (m Moment, err error) {
+	if err := l.EndHooks(ctx); err != nil {
+		l.log.Warn("a hook of an earlier snapshot", "error", err)
+	}
+	if _, err := l.backend.Stat(ctx, layer); err != nil {
+		return m, err
+	}
+	h, err := l.holdHook(ctx, layer, opts.Hooks)
+	if err != nil {
+		return m, err
+	}
+	going := context.WithoutCancel(ctx)
+	defer func() { err = errors.Join(err, l.endHook(going, h, false)) }()
+	// If this process is killed, the record stays locked until the command has ended, and nobody runs the other before.
+	if err := l.runHook(ctx, layer, "pre", h.Pre, h.Hooks, h.lock.f); err != nil {
+		return m, fmt.Errorf("there is no snapshot: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.Timeout) // somebody waits for the post command
+	defer cancel()
+	return l.snapshot(ctx, layer, name, opts)
+}
+
+// holdHook records a post command before its pre command begins.
+func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *heldHook, err error) {
+	unlock, err := l.begin(ctx) // nobody deletes the file as half-written meanwhile
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	h = &heldHook{hookRecord: hookRecord{Version: recordVersion, Layer: layer, Hooks: hooks}}
+	data, err := json.MarshalIndent(h.hookRecord, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(l.path(hooksDir), 0o700); err != nil {
+		return nil, err
+	}
+	if err := checkTrusted(l.path(hooksDir), nil); err != nil {
+		return nil, err
+	}
+	h.path = l.path(hooksDir, staging.Name(hookPrefix)+recordSuffix)
+	f, err := atomicfile.Create(filepath.Dir(h.path), temporaryPrefix)
+	if err != nil {
+		return nil, err
+	}
+	h.lock = &lock{f.File}
+	if _, err = h.lock.tryExclusive(); err == nil {
+		_, err = f.Write(append(data, '\n'))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), h.path)
+	}
+	if err == nil {
+		err = syncdir.Sync(filepath.Dir(h.path))
+	}
+	if err != nil {
+		return nil, errors.Join(err, removeIfThere(f.Name()), removeIfThere(h.path), h.lock.close())
+	}
+	return h, nil
+}
+
+// endHook runs a post command and forgets it. If that fails and untilDone is set, or if ctx is done, it stays recorded.
+func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error {
+	err := l.runHook(ctx, h.Layer, "post", h.Post, h.Hooks)
+	if ctx.Err() == nil && (err == nil || !untilDone) {
+		err = errors.Join(err, removeIfThere(h.path))
+	}
+	return errors.Join(err, h.lock.close())
+}
+
+// EndHooks runs the post commands of snapshots whose process is gone, such as after a crash. A command that fails stays for the
+// next call. Returns ErrPermissionDenied if somebody else may have written such a record, which stays.
+func (l *Layers) EndHooks(ctx context.Context) error {
+	return l.eachLeftHook(func(h *heldHook) error {
+		l.log.Warn("a post command is run now, since the process that was to run it after a snapshot is gone", "layer", h.Layer, "command", h.Post)
+		return l.endHook(ctx, h, true)
+	})
+}
+
+// eachLeftHook calls do with the records of processes that are gone. do closes their locks.
+func (l *Layers) eachLeftHook(do func(h *heldHook) error) error {
+	entries, err := os.ReadDir(l.path(hooksDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), hookPrefix) {
+			continue
+		}
+		h, leftErr := l.leftHook(entry.Name())
+		if leftErr == nil && h != nil {
+			leftErr = do(h)
+		}
+		err = errors.Join(err, leftErr)
+	}
+	return err
+}
+
+// leftHook reads and locks a record whose process is gone. It returns nil if the process is there, or if the record is gone.
+func (l *Layers) leftHook(name string) (*heldHook, error) {
+	h := &heldHook{path: l.path(hooksDir, name)}
+	f, err := os.OpenFile(h.path, os.O_RDWR|noFollow, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // said above
+	}
+	if err != nil {
+		return nil, err
+	}
+	h.lock = &lock{f}
+	alone, err := h.lock.tryExclusive()
+	if _, statErr := os.Lstat(h.path); err == nil && errors.Is(statErr, fs.ErrNotExist) {
+		alone = false // it has just ended, and no other record gets its name
+	}
+	if err == nil && alone {
+		err = checkTrusted(h.path, f)
+	}
+	if err == nil && alone {
+		err = decodeRecord(f, &h.hookRecord)
+	}
+	switch {
+	case err == nil && alone && (h.Version != recordVersion || cowcommon.CheckID(h.Layer) != nil):
+		err = fault.New(errdefs.ErrDataLoss, "it is of version %d and layer %q", h.Version, h.Layer)
+	case err == nil && alone:
+		err = h.Check()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("record of a hook %s: %w", h.path, err), h.lock.close())
+	}
+	if !alone {
+		return nil, h.lock.close()
+	}
+	return h, nil
+}
+
+// checkHooks finds the post commands that nobody has run.
+func (l *Layers) checkHooks() (problems []Problem) {
+	err := l.eachLeftHook(func(h *heldHook) error {
+		problems = append(problems, Problem{
+			What:   fmt.Sprintf("the post command of a snapshot of layer %s was not run, since its process is gone: %s", h.Layer, h.Post),
+			Advice: "start cowshed serve, which runs it, or run it by hand, and delete the record " + h.path, Severe: true,
+		})
+		return h.lock.close()
+	})
+	if err != nil {
+		problems = append(problems, Problem{
+			What: err.Error(), Severe: true,
+			Advice: "find out whether programs are still waiting for the post command of a snapshot, and delete the record",
+		})
+	}
+	return problems
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
