@@ -156,7 +156,7 @@ func operations(s system) []operation {
 		}})
 	}
 	if s.shared {
-		operations = append(operations, sharedOperations()...)
+		operations = append(operations, sharedOperations(s)...)
 	}
 	if s.limits() {
 		operations = append(operations, operation{"set limit", func(d *cowdriver.Driver) error {

@@ -277,7 +277,7 @@ func faultOperations(s system) []faultOperation {
 	}
 	if s.shared {
 		unsent := func(op faultOperation) bool { return op.name == "send" || op.name == "receive" }
-		operations = append(slices.DeleteFunc(operations, unsent), sharedFaultOperations()...)
+		operations = append(slices.DeleteFunc(operations, unsent), sharedFaultOperations(s)...)
 	}
 	if s.limits() {
 		operations = append(operations, faultOperation{

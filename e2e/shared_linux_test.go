@@ -81,8 +81,38 @@ func cloneManifold(ctx context.Context, d *cowdriver.Driver, readWrite bool) err
 	return create("new", manifold, nil)
 }
 
+// forkManifold forks manifold.
+func forkManifold(ctx context.Context, d *cowdriver.Driver) error {
+	return cowcommon.Fork(ctx, d.Backend(), manifold, "new", []string{"renamed"}, cowcommon.VolumeOptions{})
+}
+
+// foldChild gives child a root of its own.
+func foldChild(ctx context.Context, d *cowdriver.Driver) error {
+	return cowcommon.SetRootStyle(ctx, d.Backend(), "child", cowcommon.SnapshotRoot)
+}
+
+// assertExchanged asserts that manifold and child have their contents, or each has that of the other.
+func assertExchanged(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
+	t.Helper()
+	ofManifold, ofChild := manifold, "child"
+	if diffs, err := manifoldDiffs(d, manifold); len(diffs) > 0 || err != nil {
+		ofManifold, ofChild = "child", manifold
+	}
+	assertManifold(t, d, ofManifold)
+	assertContent(t, d, ofChild)
+	style, err := styleOf(t.Context(), d, ofManifold)
+	require.NoError(t, err)
+	assert.Equal(t, cowcommon.SharedRoot, style)
+	if acknowledged {
+		assert.Equal(t, "child", ofManifold)
+		style, err := styleOf(t.Context(), d, ofChild)
+		require.NoError(t, err)
+		assert.Equal(t, cowcommon.SnapshotRoot, style)
+	}
+}
+
 // sharedOperations are those that a process with shared roots is killed in, besides operations.
-func sharedOperations() []operation {
+func sharedOperations(s system) []operation {
 	cloned := func(style cowcommon.RootStyle) func(*testing.T, *cowdriver.Driver, bool) {
 		return func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			assertManifold(t, d, manifold)
@@ -97,7 +127,7 @@ func sharedOperations() []operation {
 			}
 		}
 	}
-	return []operation{
+	operations := []operation{
 		{"fold", func(d *cowdriver.Driver) error { return foldManifold(context.Background(), d) }, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
 			assertManifold(t, d, manifold)
 			style, err := styleOf(t.Context(), d, manifold)
@@ -118,7 +148,29 @@ func sharedOperations() []operation {
 			_, err := manifoldDiffs(d, manifold)
 			return err
 		}, func(t *testing.T, d *cowdriver.Driver, _ bool) { assertManifold(t, d, manifold) }},
+		{"fork in use", func(d *cowdriver.Driver) error {
+			if _, err := d.Get(manifold, ""); err != nil {
+				return err
+			}
+			return errors.Join(forkManifold(context.Background(), d), d.Put(manifold))
+		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
+			for _, id := range []string{manifold, "new", "renamed"} {
+				style, err := styleOf(t.Context(), d, id)
+				if id != manifold && !acknowledged && errdefs.IsNotFound(err) {
+					continue
+				}
+				require.NoError(t, err)
+				assert.Equal(t, cowcommon.SharedRoot, style)
+				assertManifold(t, d, id)
+			}
+		}},
 	}
+	if s.driver == "btrfs" { // ZFS exchanges no volumes
+		operations = append(operations, operation{"exchange", func(d *cowdriver.Driver) error {
+			return errors.Join(foldChild(context.Background(), d), cowcommon.Exchange(context.Background(), d.Backend(), manifold, "child"))
+		}, assertExchanged})
+	}
+	return operations
 }
 
 // notesOfGone lists the notes in a home about volumes that are not there.

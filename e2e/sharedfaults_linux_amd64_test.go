@@ -16,7 +16,7 @@ import (
 var noteLeft = []string{"left: shared/"}
 
 // sharedFaultOperations are those of shared roots alone.
-func sharedFaultOperations() []faultOperation {
+func sharedFaultOperations(s system) []faultOperation {
 	isManifold := func(d *cowdriver.Driver, ids ...string) error {
 		for _, id := range ids {
 			diffs, err := manifoldDiffs(d, id)
@@ -50,7 +50,7 @@ func sharedFaultOperations() []faultOperation {
 			broken: viewLeft,
 		}
 	}
-	return []faultOperation{
+	operations := []faultOperation{
 		{
 			name: "fold",
 			run:  foldManifold,
@@ -76,5 +76,34 @@ func sharedFaultOperations() []faultOperation {
 			verify: func(_ context.Context, d *cowdriver.Driver) error { return isManifold(d, manifold) },
 			broken: append([]string{"left: views/manifold"}, viewLeft...),
 		},
+		{
+			name: "fork",
+			run:  forkManifold,
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
+				return errors.Join(isThere(ctx, d, "new", manifold, true, 0), isThere(ctx, d, "renamed", "new", false, 0),
+					hasStyle(ctx, d, "new", cowcommon.SharedRoot), hasStyle(ctx, d, "renamed", cowcommon.SharedRoot), isManifold(d, "new", "renamed"))
+			},
+		},
 	}
+	if s.driver == "btrfs" { // ZFS exchanges no volumes
+		operations = append(operations, faultOperation{
+			name:    "exchange",
+			prepare: foldChild,
+			run: func(ctx context.Context, d *cowdriver.Driver) error {
+				return cowcommon.Exchange(ctx, d.Backend(), manifold, "child")
+			},
+			again: func(ctx context.Context, d *cowdriver.Driver) error {
+				style, err := styleOf(ctx, d, "child")
+				if err != nil || style == cowcommon.SharedRoot { // the step after the exchange has failed
+					return err
+				}
+				return cowcommon.Exchange(ctx, d.Backend(), manifold, "child")
+			},
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
+				return errors.Join(hasStyle(ctx, d, manifold, cowcommon.SnapshotRoot), hasContent(d, manifold),
+					hasStyle(ctx, d, "child", cowcommon.SharedRoot), isManifold(d, "child"))
+			},
+		})
+	}
+	return operations
 }

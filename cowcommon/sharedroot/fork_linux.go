@@ -230,7 +230,12 @@ func (e *exchanger) exchangeNoted(ctx context.Context, pair, lowers [2]string) e
 	case err != nil:
 		return err // a note too many says nothing
 	case spare == pair[0]:
-		return e.index.forget(pair[1])
+		spare = pair[1]
+	default:
+		spare = pair[0]
 	}
-	return e.index.forget(pair[0])
+	if err := e.index.forget(spare); err != nil {
+		e.log.Warn("shared roots: a note is left over", "volume", spare, "error", err)
+	}
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"strings"
@@ -223,4 +224,7 @@ func TestGivenUp(t *testing.T) {
 	require.NoError(t, conn.Close())
 	require.Eventually(t, s.isIdle, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, s.stop(), "and no request is left for the end of the server")
+	w := httptest.NewRecorder()
+	s.server.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/info", http.NoBody))
+	assert.Equal(t, http.StatusServiceUnavailable, w.Code, "after that none begins")
 }

@@ -52,7 +52,10 @@ type Server struct {
 	namespaces []*namespace
 	requests   *gate
 	handler    http.Handler
-	active     sync.WaitGroup // requests
+
+	mu     sync.Mutex
+	ended  bool           // no request begins any more
+	active sync.WaitGroup // requests
 }
 
 // New returns a server.
@@ -98,6 +101,9 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 	}
 	cancel()
 	closeErr := server.Close()
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
 	s.active.Wait()
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
@@ -107,10 +113,23 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 
 // ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.active.Add(1)
-	defer s.active.Done()
 	req := &request{Request: r, server: s, out: newAnswer(w, s.opts.patience.write)}
+	if !s.begin() {
+		req.reply(refused(api.KindUnavailable, "the server is about to end", ""))
+		return
+	}
+	defer s.active.Done()
 	req.reply(s.admit(req))
+}
+
+// begin notes that a request begins, which then calls s.active.Done. It reports false if the server has ended.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.active.Add(1)
+	}
+	return !s.ended
 }
 
 // admit calls the handler of a request if its sender may send requests.
