@@ -566,7 +566,7 @@ func TestPoolFull(t *testing.T) {
 		}
 	}
 	require.NoError(t, b.Remove(ctx, "base"))
-	require.NoError(t, b.Create(ctx, "after", cowcommon.VolumeOptions{}))
+	testfs.Free(t, func() error { return b.Create(ctx, "after", cowcommon.VolumeOptions{}) }) // OpenZFS frees in the background
 }
 
 // TestPoolExported: errors say that a pool has been exported. When it is imported again, it is used again.
