@@ -109,7 +109,7 @@ func (w tree) rename(name, newName string) {
 func (w tree) exchange(a, b string) {
 	w.t.Helper()
 	err := unix.Renameat2(unix.AT_FDCWD, w.path(a), unix.AT_FDCWD, w.path(b), unix.RENAME_EXCHANGE)
-	if errors.Is(err, unix.EXDEV) && w.isOverlay() {
+	if errors.Is(err, unix.EXDEV) && w.isOverlay() || errors.Is(err, unix.EINVAL) { // OpenZFS 2.1 cannot
 		w.rename(a, "being exchanged")
 		w.rename(b, a)
 		w.rename("being exchanged", b)
