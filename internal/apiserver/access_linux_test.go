@@ -1,11 +1,17 @@
 package apiserver
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -252,4 +258,53 @@ func TestKernelPeer(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, uint32(1234), p.UID)
 	assert.Equal(t, slices.Concat(groups, []uint32{4321}), p.Groups)
+}
+
+// TestMembersGetContentAlone: exports and streams of members have nothing of the layers below, and nothing of an image whose name is
+// that of the layer.
+func TestMembersGetContentAlone(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Readable = []string{"shared"} })
+	ctx, store := t.Context(), s.stores.store
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "secret"}, nil)
+	s.write(store, "secret", "password", "hunter2")
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "shared", Parent: "secret"}, nil)
+	require.NoError(t, store.Mounted(ctx, "shared", func(dir string) error { return os.Remove(filepath.Join(dir, "password")) }))
+	s.write(store, "shared", "public", "1")
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "other"}, nil)
+	s.write(store, "other", "others", "2")
+	for _, name := range []string{"shared", "ci.own"} { // images with the names of layers
+		s.ok("POST", "/v1/layers/other/promote", api.NewImage{To: name}, nil)
+	}
+	assert.Subset(t, s.exportedNames("/v1/layers/shared/export"), []string{"password", "public", ".wh.password"}, "root gets the layer, not the image")
+
+	s.as(alice)
+	s.ok("POST", "/v1/layers/shared/forks", api.NewForks{Name: "ci.own"}, nil)
+	for _, path := range []string{"/v1/layers/shared/export", "/v1/layers/ci.own/export", "/v1/layers/shared/export?format=oci-archive&compress=none"} {
+		assert.Equal(t, []string{"public"}, s.exportedNames(path), path)
+	}
+	s.fails(api.KindPermissionDenied, "GET", "/v1/layers/shared/stream?withParents=true", nil)
+	s.ok("GET", "/v1/layers/shared/stream", nil, nil)
+	s.fails(api.KindPermissionDenied, "GET", "/v1/layers/ci.own/stream?withParents=true", nil)
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "ci.below"}, nil)
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "ci.above", Parent: "ci.below"}, nil)
+	s.ok("GET", "/v1/layers/ci.above/stream?withParents=true", nil, nil)
+}
+
+// exportedNames are the files in the layers of an exported image.
+func (s *served) exportedNames(path string) (names []string) {
+	s.t.Helper()
+	a := s.send("GET", path, nil)
+	require.Equal(s.t, http.StatusOK, a.status, "%s", a.body)
+	for r := tar.NewReader(bytes.NewReader(a.body)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return names
+		}
+		require.NoError(s.t, err)
+		data, err := io.ReadAll(r)
+		require.NoError(s.t, err)
+		if h.Typeflag == tar.TypeReg && !json.Valid(data) {
+			names = append(names, tarNames(s.t, data)...)
+		}
+	}
 }

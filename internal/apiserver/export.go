@@ -59,13 +59,16 @@ func (r *request) exportLayer() error {
 		return err
 	}
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
-		what := v.Name
-		if img, err := s.Images.Get(r.PathValue("layer")); err == nil && img.Top() == v.Name {
-			what = img.Name
+		opts := image.ExportOptions{Format: format, Name: values["name"], Stdout: stream{r.out, api.MediaTypeTar}}
+		if !r.caller.admin { // the layers below may not be the caller's
+			_, err := s.Images.ExportContent(r.Context(), v, ref, opts)
+			return err
 		}
-		_, err := s.Images.Export(r.Context(), what, ref, image.ExportOptions{
-			Format: format, Name: values["name"], Stdout: stream{r.out, api.MediaTypeTar},
-		})
+		img, err := s.Images.Get(r.PathValue("layer"))
+		if err != nil {
+			img = nil
+		}
+		_, err = s.Images.ExportLayer(r.Context(), v.Name, img, ref, opts)
 		return err
 	})
 }
@@ -89,7 +92,12 @@ func (r *request) sendLayer() error {
 	if err != nil {
 		return err
 	}
-	opts := live.SendOptions{WithParents: parents, Image: s.ImageOf()}
+	opts := live.SendOptions{WithParents: parents}
+	if r.caller.admin {
+		opts.Image = s.ImageOf() // its config tells of the layers below
+	} else {
+		opts.Allow = func(parent cowcommon.Volume) error { return r.mayUse(s, reads, s.Shown(parent.Name), parent) }
+	}
 	if from != "" {
 		base, err := r.find(s, reads, from, s.Layer)
 		if err != nil {
