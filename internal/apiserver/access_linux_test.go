@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,6 +20,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -196,6 +198,28 @@ func TestLimitsAtOnce(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStaleLimit: a limit counts as a whole where another request has lowered it after the request found the layer.
+func TestStaleLimit(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Bytes = 4 << 30 }).newBase().as(alice)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "3G"}, nil)
+	stale, err := s.stores.store.Layer(t.Context(), "ci.a")
+	require.NoError(t, err)
+	s.ok("PUT", "/v1/layers/ci.a/limit", api.NewLimit{Size: "1G"}, nil)
+	s.ok("POST", "/v1/layers/docker:web/forks", api.NewForks{Name: "ci.a", Size: "3G"}, nil)
+	n := s.server.namespaces[0]
+	r := &request{Request: httptest.NewRequest(http.MethodPut, "/", http.NoBody), server: s.server}
+	_, err = r.addLimit(n, s.stores.store, stale, 3<<30)
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	done, err := r.addLimit(n, s.stores.store, stale, 1<<30)
+	require.NoError(t, err)
+	done()
+	n.Bytes = 1 << 30 // less than there is
+	done, err = r.addLimit(n, s.stores.store, stale, 1<<29)
+	require.NoError(t, err)
+	done()
+	assert.Empty(t, n.pending)
 }
 
 // TestAdditions: an addition that fails makes room for a later one. An addition that waits for it ends with its context.

@@ -18,7 +18,22 @@ import (
 
 // add lets the request make an addition to a namespace, which may be nil: see namespace.add.
 func (r *request) add(n *namespace, a amount) (done func(), err error) {
-	return n.add(r.Context(), a, func(ctx context.Context) (amount, error) { return r.server.count(ctx, n) })
+	return n.add(r.Context(), a, func(ctx context.Context) (amount, error) { return r.server.count(ctx, n, volumeOf{}) })
+}
+
+// addLimit lets the request give a layer a limit. The whole limit is the addition, since another request may change the former one
+// at any time. A limit that is no larger than the former one is good where the namespace has too much already.
+func (r *request) addLimit(n *namespace, s *layerstore.Store, v cowcommon.Volume, bytes uint64) (done func(), err error) {
+	done, err = n.add(r.Context(), amount{bytes: bytes}, func(ctx context.Context) (amount, error) {
+		return r.server.count(ctx, n, volumeOf{v.Name, s.Containers != nil})
+	})
+	if errdefs.IsResourceExhausted(err) {
+		now, statErr := s.Driver.Backend().Stat(r.Context(), v.Name)
+		if statErr == nil && now.Limit.Bytes != 0 && bytes <= now.Limit.Bytes {
+			return func() {}, nil
+		}
+	}
+	return done, err
 }
 
 func (r *request) createLayer() error {
@@ -303,7 +318,7 @@ func (r *request) setLimit() error {
 		if err := n.checkLimit(bytes); err != nil {
 			return err
 		}
-		done, err := r.add(n, amount{bytes: bytes - min(bytes, v.Limit.Bytes)})
+		done, err := r.addLimit(n, s, v, bytes)
 		if err != nil {
 			return err
 		}
