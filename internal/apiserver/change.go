@@ -82,16 +82,27 @@ func (r *request) createLayer() error {
 	if err := s.Create(r.Context(), name, opts); err != nil {
 		return err
 	}
-	v, err := s.Driver.Backend().Stat(r.Context(), name)
-	if err != nil {
-		return err
-	}
-	l, err := s.Describe(r.Context(), v)
-	if err != nil {
-		return err
-	}
+	l, err := describeNew(r.Context(), s, cowcommon.Volume{Name: name, Parent: opts.Parent.Name, Created: time.Now()})
+	r.noteUndescribed(err)
 	r.redact(&l)
 	return r.json(http.StatusCreated, l)
+}
+
+// describeNew describes a layer that was made. An error leaves the facts out that are not known.
+func describeNew(ctx context.Context, s *layerstore.Store, made cowcommon.Volume) (api.Layer, error) {
+	v, err := s.Driver.Backend().Stat(ctx, made.Name)
+	if err != nil {
+		v = made
+	}
+	l, describeErr := s.Describe(ctx, v)
+	return l, errors.Join(err, describeErr)
+}
+
+// noteUndescribed logs that a change cannot be described whole, which may be nil. The change has happened, so the answer is a success.
+func (r *request) noteUndescribed(err error) {
+	if err != nil {
+		r.server.opts.Log.Warn("a change of the API cannot be described", "method", r.Method, "path", r.URL.Path, "error", err)
+	}
 }
 
 func (r *request) removeLayer() error {
@@ -204,11 +215,10 @@ func (r *request) addSnapshot(v cowcommon.Volume) (done func(), err error) {
 	return r.add(r.caller.namespaceOf(v.Name), amount{layers: 1})
 }
 
+// snapshot answers with a snapshot that was made.
 func (r *request) snapshot(s *layerstore.Store, status int, m live.Moment) error {
 	info, err := s.DescribeSnapshot(r.Context(), m)
-	if err != nil {
-		return err
-	}
+	r.noteUndescribed(err)
 	return r.json(status, info)
 }
 
