@@ -242,7 +242,7 @@ func (r *request) rollBackLayer() error {
 			return err
 		}
 		defer done()
-		before, err := s.Rollback(r.Context(), v, body.Snapshot, live.RollbackOptions{Live: body.Live})
+		before, err := s.Rollback(r.Context(), v, body.Snapshot, live.RollbackOptions{Live: body.Live, Changing: untilStop})
 		if err != nil {
 			return err
 		}
@@ -255,7 +255,7 @@ func (r *request) mergeFork() error {
 	if err := r.body(&body); err != nil {
 		return err
 	}
-	opts := layerstore.MergeOptions{Live: body.Live, Strategy: body.Strategy}
+	opts := layerstore.MergeOptions{Live: body.Live, Changing: untilStop, Strategy: body.Strategy}
 	switch opts.Strategy {
 	case "", api.Refuse, api.Ours, api.Theirs:
 	default:
