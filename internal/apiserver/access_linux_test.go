@@ -28,6 +28,7 @@ import (
 
 	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/live"
 )
 
 // TestMembers: a member forks the layers that its namespace may read, and does everything to its own layers and nothing to others.
@@ -198,6 +199,26 @@ func TestLimitsAtOnce(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestExpired: a member does not find a fork that has expired, nor a snapshot of it.
+func TestExpired(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	forks := s.stores.store.Live
+	_, err := forks.Fork(t.Context(), "base", []string{"ci.a"}, live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
+	require.NoError(t, err)
+	_, err = forks.Snapshot(t.Context(), "ci.a", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	_, err = forks.Fork(t.Context(), "ci.a", []string{"ci.c"}, live.ForkOptions{}) // so the other stays
+	require.NoError(t, err)
+	s.as(alice)
+	for _, path := range []string{"/v1/layers/ci.a", "/v1/layers/ci.a/export", "/v1/layers/ci.a@one/stream", "/v1/layers/ci.a@one/changes"} {
+		s.fails(api.KindNotFound, "GET", path, nil)
+	}
+	s.fails(api.KindNotFound, "POST", "/v1/layers/ci.a/forks", api.NewForks{Name: "ci.b"})
+	s.fails(api.KindNotFound, "POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{})
+	s.fails(api.KindNotFound, "POST", "/v1/layers/ci.c/merge", api.NewMerge{})
+	s.as(0).ok("GET", "/v1/layers/ci.a", nil, nil)
 }
 
 // TestStaleLimit: a limit counts as a whole where another request has lowered it after the request found the layer.

@@ -286,6 +286,9 @@ func (r *request) mergeFork() error {
 	if err := r.caller.mayUse(into, target.Name, changes); err != nil {
 		return err
 	}
+	if err := r.checkExpired(s, into, target); err != nil {
+		return err
+	}
 	done, err := r.addSnapshot(target)
 	if err != nil {
 		return err
