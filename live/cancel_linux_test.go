@@ -169,3 +169,41 @@ func (p *postponing) Rename(ctx context.Context, name, to string) error {
 }
 
 var _ cowcommon.Exchanger = around{}
+
+// mounting is a Backend that calls mounted with each mount of the layer web.
+type mounting struct {
+	failingNative
+	mounted func()
+}
+
+func (m mounting) Mount(ctx context.Context, name, label string) (string, error) {
+	if name == "web" {
+		m.mounted()
+	}
+	return m.failingNative.Mount(ctx, name, label)
+}
+
+// TestCancelledInPlace: a context that ends when changes in place have begun leaves a part of them, unless the caller has another
+// context for these. Nothing changes with a context that has ended before.
+func TestCancelledInPlace(t *testing.T) {
+	detach := func(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
+	h := newHome(t)
+	h.forked()
+	h.put("fork", "file", "2")
+	for _, changing := range []live.Changing{nil, detach} {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := h.over(mounting{failingNative{&failing{Backend: h.backend, left: -1}}, cancel})
+		_, err := l.Merge(ctx, "fork", live.MergeOptions{Live: true, Changing: changing})
+		assert.Equal(t, changing == nil, err != nil, "%v", err)
+	}
+	assert.Equal(t, "2", h.get("web", "file"))
+	for _, changing := range []live.Changing{nil, detach} {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := h.over(mounting{failingNative{&failing{Backend: h.backend, left: -1}}, cancel})
+		_, err := l.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{Live: true, Changing: changing})
+		assert.Equal(t, changing == nil, err != nil, "%v", err)
+		_, err = h.Rollback(ctx, "web", "before-merge-1", live.RollbackOptions{Live: true, Changing: detach})
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	assert.Equal(t, "1\n", h.get("web", "file"))
+}

@@ -76,6 +76,25 @@ func TestForkExpires(t *testing.T) {
 	h.assertClean(1, "again", "web", "young")
 }
 
+// TestForkNamedAsItsLayer: a fork of a moment does not get the name of the moment's layer, also when the layer is gone. It would not
+// expire.
+func TestForkNamedAsItsLayer(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	h.create("web")
+	m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	expired := live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}}
+	_, err = h.Fork(ctx, m.Volume, []string{"other", "web"}, expired)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	require.NoError(t, h.backend.Remove(ctx, "web"))
+	_, err = h.Fork(ctx, m.Volume, []string{"other", "web"}, expired)
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	assert.Equal(t, []string{"one"}, h.names("web"), "the snapshot has its name still")
+	_, err = h.Fork(ctx, m.Volume, []string{"other"}, expired)
+	require.NoError(t, err)
+	h.assertClean(0)
+}
+
 // TestForkExpiresNot: a fork stays while others made from it are there, and its snapshots do not count.
 func TestForkExpiresNot(t *testing.T) {
 	eachStyle(t, func(t *testing.T, newHome makeHome) {

@@ -19,6 +19,8 @@ type MergeOptions struct {
 	Into string
 	// Live changes the tree in place, also while it is in use. An error or a crash leaves a part of the changes.
 	Live bool
+	// Changing is as in RollbackOptions.
+	Changing Changing
 	// Resolve decides about a conflict. nil: nothing is merged if there is one.
 	Resolve func(Conflict) Resolution
 }
@@ -168,6 +170,9 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 			return err
 		}
 		kept = true
+		if ctx, err = m.opts.Changing.context(ctx); err != nil {
+			return err
+		}
 		return apply(ctx, m.layer.Name)
 	}
 	r := newMoment(m.layer.Name, now.Base)

@@ -17,6 +17,20 @@ import (
 type RollbackOptions struct {
 	// Live changes the tree of a layer in place, also while it is in use. An error or a crash leaves a part of the changes.
 	Live bool
+	// Changing returns the context of the changes in place, from that of the call. So the end of the latter need not leave a part
+	// of them. nil: the same.
+	Changing Changing
+}
+
+// Changing returns the context of changes in place that are about to begin.
+type Changing func(ctx context.Context) context.Context
+
+// context is the context of the changes. Returns an error if that of the call has ended before.
+func (c Changing) context(ctx context.Context) (context.Context, error) {
+	if err := context.Cause(ctx); err != nil || c == nil {
+		return ctx, err
+	}
+	return c(ctx), nil
 }
 
 // Rollback gives a layer the content of one of its snapshots. It returns the snapshot that has the content of before. Newer
@@ -39,12 +53,12 @@ func (l *Layers) Rollback(ctx context.Context, layer, snapshot string, opts Roll
 	r := newMoment(layer, base)
 	r.Name, r.Message = "before-rollback", "before the rollback to "+snapshot
 	if opts.Live {
-		return l.rollbackLive(ctx, r, v, to)
+		return l.rollbackLive(ctx, r, v, to, opts.Changing)
 	}
 	return l.replace(ctx, r, v, to.Volume, nil)
 }
 
-func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume, to Moment) (before Moment, err error) {
+func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume, to Moment, changing Changing) (before Moment, err error) {
 	prefix := r.Name
 	r.Name = ""
 	if err := l.save(pendingDir, r); err != nil {
@@ -61,6 +75,9 @@ func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume,
 		return before, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	if ctx, err = changing.context(ctx); err != nil {
+		return before, err
+	}
 	return before, l.apply(ctx, v.Name, func(root *os.File) error { return copyChanges(ctx, root, c.Dir(), c.Changes) })
 }
 

@@ -22,6 +22,8 @@ type SendOptions struct {
 	From string
 	// WithParents sends the sealed layers from which the layer was made too, those after From. The layer was made from From then.
 	WithParents bool
+	// Allow is asked about each of these parents, and an error from it is that of Send. It may be nil.
+	Allow func(parent cowcommon.Volume) error
 	// Image returns the image whose uppermost layer a volume is, the zero Image if there is none. It may be nil.
 	Image func(volume string) layerstream.Image
 	// Progress is told of each layer, and returns a function that is told how much was written, and one for its end. It may
@@ -104,6 +106,11 @@ func (l *Layers) chain(ctx context.Context, layer string, opts SendOptions) ([]c
 			}
 			if !is || v.Name == from.Name {
 				break
+			}
+			if opts.Allow != nil {
+				if err := opts.Allow(v); err != nil {
+					return nil, err
+				}
 			}
 			chain = append(chain, v)
 		}

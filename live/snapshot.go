@@ -24,7 +24,8 @@ type ForkOptions struct {
 // Fork makes each of names a layer with the content of source as it is now. source is a layer, in use or not, or the volume
 // of a moment. All names are of the same moment. If Fork fails, none of them is left. A crash may leave some, which are
 // complete. Returns ErrNotImplemented if the Backend cannot take the moment of such a layer. Returns ErrInvalidArgument if a label is
-// not UTF-8 or has control characters.
+// not UTF-8 or has control characters. Returns ErrInvalidArgument if source is a moment of a layer that is gone, and a fork would have
+// that layer's name.
 func (l *Layers) Fork(ctx context.Context, source string, names []string, opts ForkOptions) (m Moment, err error) {
 	for _, name := range names {
 		if IsMoment(name) {
@@ -48,7 +49,11 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	if err != nil {
 		return m, err
 	}
-	if err := l.newLayers(ctx, names...); err != nil {
+	err = l.checkForkNames(ctx, r.Layer, names)
+	if err == nil {
+		err = l.newLayers(ctx, names...)
+	}
+	if err != nil {
 		return m, fault.Wrap("fork layer", source, err)
 	}
 	for _, name := range names {
@@ -63,6 +68,18 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 		return m, err
 	}
 	return l.commitMade(r)
+}
+
+// checkForkNames refuses forks of a moment that have the name of the moment's layer, which is gone. Such a fork would be the layer
+// again, after a rollback, and no fork that expires. Returns ErrAlreadyExists if the layer is there.
+func (l *Layers) checkForkNames(ctx context.Context, layer string, names []string) error {
+	if !slices.Contains(names, layer) {
+		return nil
+	}
+	if err := l.checkFree(ctx, []string{layer}); err != nil {
+		return err
+	}
+	return fault.New(errdefs.ErrInvalidArgument, "a fork cannot have the name %s: its moment is of a former layer of that name", layer)
 }
 
 // checkLabelSize refuses labels for which the record of a moment with so many forks would be too large. It would be made first
@@ -288,5 +305,8 @@ func (l *Layers) RemoveSnapshot(ctx context.Context, layer, name string) (err er
 	if err := l.dropName(record{Version: recordVersion, Moment: m}); err != nil {
 		return err
 	}
-	return l.sweep(ctx)
+	if err := l.sweep(ctx); err != nil { // the snapshot has gone
+		l.log.Warn("expired forks or moments stay", "error", err)
+	}
+	return nil
 }

@@ -26,6 +26,34 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 	return l.ifAlone(ctx, l.sweep)
 }
 
+// HasExpired reports whether a record has a fork that has expired. The fork may be gone, or in use. It needs no Backend.
+func (l *Layers) HasExpired(now time.Time) (bool, error) {
+	volumes, err := l.recorded(momentsDir, "")
+	if err != nil {
+		return false, err
+	}
+	for _, volume := range volumes {
+		r, err := l.load(momentsDir, volume)
+		if err != nil { // it has just gone, or each Sweep says so
+			continue
+		}
+		if slices.ContainsFunc(r.Forks, func(f Fork) bool { return f.expired(now) }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// IsExpired reports whether a layer is a fork that has expired, and only waits for its removal.
+func (l *Layers) IsExpired(ctx context.Context, v cowcommon.Volume) (bool, error) {
+	m, err := l.ForkedFrom(ctx, v)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	now := time.Now()
+	return slices.ContainsFunc(m.Forks, func(f Fork) bool { return f.Name == v.Name && f.expired(now) }), err
+}
+
 // Recover ends the steps that a crash interrupted. Until then a layer may have no name. It does nothing while somebody else is
 // at work; the next caller that is alone does it.
 func (l *Layers) Recover(ctx context.Context) error {

@@ -1,11 +1,18 @@
 package apiserver
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -13,6 +20,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -20,6 +28,7 @@ import (
 
 	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/live"
 )
 
 // TestMembers: a member forks the layers that its namespace may read, and does everything to its own layers and nothing to others.
@@ -192,6 +201,48 @@ func TestLimitsAtOnce(t *testing.T) {
 	}
 }
 
+// TestExpired: a member does not find a fork that has expired, nor a snapshot of it.
+func TestExpired(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	forks := s.stores.store.Live
+	_, err := forks.Fork(t.Context(), "base", []string{"ci.a"}, live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
+	require.NoError(t, err)
+	_, err = forks.Snapshot(t.Context(), "ci.a", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	_, err = forks.Fork(t.Context(), "ci.a", []string{"ci.c"}, live.ForkOptions{}) // so the other stays
+	require.NoError(t, err)
+	s.as(alice)
+	for _, path := range []string{"/v1/layers/ci.a", "/v1/layers/ci.a/export", "/v1/layers/ci.a@one/stream", "/v1/layers/ci.a@one/changes"} {
+		s.fails(api.KindNotFound, "GET", path, nil)
+	}
+	s.fails(api.KindNotFound, "POST", "/v1/layers/ci.a/forks", api.NewForks{Name: "ci.b"})
+	s.fails(api.KindNotFound, "POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{})
+	s.fails(api.KindNotFound, "POST", "/v1/layers/ci.c/merge", api.NewMerge{})
+	s.as(0).ok("GET", "/v1/layers/ci.a", nil, nil)
+}
+
+// TestStaleLimit: a limit counts as a whole where another request has lowered it after the request found the layer.
+func TestStaleLimit(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Bytes = 4 << 30 }).newBase().as(alice)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "3G"}, nil)
+	stale, err := s.stores.store.Layer(t.Context(), "ci.a")
+	require.NoError(t, err)
+	s.ok("PUT", "/v1/layers/ci.a/limit", api.NewLimit{Size: "1G"}, nil)
+	s.ok("POST", "/v1/layers/docker:web/forks", api.NewForks{Name: "ci.a", Size: "3G"}, nil)
+	n := s.server.namespaces[0]
+	r := &request{Request: httptest.NewRequest(http.MethodPut, "/", http.NoBody), server: s.server}
+	_, err = r.addLimit(n, s.stores.store, stale, 3<<30)
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	done, err := r.addLimit(n, s.stores.store, stale, 1<<30)
+	require.NoError(t, err)
+	done()
+	n.Bytes = 1 << 30 // less than there is
+	done, err = r.addLimit(n, s.stores.store, stale, 1<<29)
+	require.NoError(t, err)
+	done()
+	assert.Empty(t, n.pending)
+}
+
 // TestAdditions: an addition that fails makes room for a later one. An addition that waits for it ends with its context.
 func TestAdditions(t *testing.T) {
 	n := &namespace{Namespace: Namespace{Name: "ci", Layers: 2}}
@@ -252,4 +303,53 @@ func TestKernelPeer(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, uint32(1234), p.UID)
 	assert.Equal(t, slices.Concat(groups, []uint32{4321}), p.Groups)
+}
+
+// TestMembersGetContentAlone: exports and streams of members have nothing of the layers below, and nothing of an image whose name is
+// that of the layer.
+func TestMembersGetContentAlone(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Readable = []string{"shared"} })
+	ctx, store := t.Context(), s.stores.store
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "secret"}, nil)
+	s.write(store, "secret", "password", "hunter2")
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "shared", Parent: "secret"}, nil)
+	require.NoError(t, store.Mounted(ctx, "shared", func(dir string) error { return os.Remove(filepath.Join(dir, "password")) }))
+	s.write(store, "shared", "public", "1")
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "other"}, nil)
+	s.write(store, "other", "others", "2")
+	for _, name := range []string{"shared", "ci.own"} { // images with the names of layers
+		s.ok("POST", "/v1/layers/other/promote", api.NewImage{To: name}, nil)
+	}
+	assert.Subset(t, s.exportedNames("/v1/layers/shared/export"), []string{"password", "public", ".wh.password"}, "root gets the layer, not the image")
+
+	s.as(alice)
+	s.ok("POST", "/v1/layers/shared/forks", api.NewForks{Name: "ci.own"}, nil)
+	for _, path := range []string{"/v1/layers/shared/export", "/v1/layers/ci.own/export", "/v1/layers/shared/export?format=oci-archive&compress=none"} {
+		assert.Equal(t, []string{"public"}, s.exportedNames(path), path)
+	}
+	s.fails(api.KindPermissionDenied, "GET", "/v1/layers/shared/stream?withParents=true", nil)
+	s.ok("GET", "/v1/layers/shared/stream", nil, nil)
+	s.fails(api.KindPermissionDenied, "GET", "/v1/layers/ci.own/stream?withParents=true", nil)
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "ci.below"}, nil)
+	s.ok("POST", "/v1/layers", api.NewLayer{Name: "ci.above", Parent: "ci.below"}, nil)
+	s.ok("GET", "/v1/layers/ci.above/stream?withParents=true", nil, nil)
+}
+
+// exportedNames are the files in the layers of an exported image.
+func (s *served) exportedNames(path string) (names []string) {
+	s.t.Helper()
+	a := s.send("GET", path, nil)
+	require.Equal(s.t, http.StatusOK, a.status, "%s", a.body)
+	for r := tar.NewReader(bytes.NewReader(a.body)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return names
+		}
+		require.NoError(s.t, err)
+		data, err := io.ReadAll(r)
+		require.NoError(s.t, err)
+		if h.Typeflag == tar.TypeReg && !json.Valid(data) {
+			names = append(names, tarNames(s.t, data)...)
+		}
+	}
 }

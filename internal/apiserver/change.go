@@ -18,7 +18,22 @@ import (
 
 // add lets the request make an addition to a namespace, which may be nil: see namespace.add.
 func (r *request) add(n *namespace, a amount) (done func(), err error) {
-	return n.add(r.Context(), a, func(ctx context.Context) (amount, error) { return r.server.count(ctx, n) })
+	return n.add(r.Context(), a, func(ctx context.Context) (amount, error) { return r.server.count(ctx, n, volumeOf{}) })
+}
+
+// addLimit lets the request give a layer a limit. The whole limit is the addition, since another request may change the former one
+// at any time. A limit that is no larger than the former one is good where the namespace has too much already.
+func (r *request) addLimit(n *namespace, s *layerstore.Store, v cowcommon.Volume, bytes uint64) (done func(), err error) {
+	done, err = n.add(r.Context(), amount{bytes: bytes}, func(ctx context.Context) (amount, error) {
+		return r.server.count(ctx, n, volumeOf{v.Name, s.Containers != nil})
+	})
+	if errdefs.IsResourceExhausted(err) {
+		now, statErr := s.Driver.Backend().Stat(r.Context(), v.Name)
+		if statErr == nil && now.Limit.Bytes != 0 && bytes <= now.Limit.Bytes {
+			return func() {}, nil
+		}
+	}
+	return done, err
 }
 
 func (r *request) createLayer() error {
@@ -67,16 +82,27 @@ func (r *request) createLayer() error {
 	if err := s.Create(r.Context(), name, opts); err != nil {
 		return err
 	}
-	v, err := s.Driver.Backend().Stat(r.Context(), name)
-	if err != nil {
-		return err
-	}
-	l, err := s.Describe(r.Context(), v)
-	if err != nil {
-		return err
-	}
+	l, err := describeNew(r.Context(), s, cowcommon.Volume{Name: name, Parent: opts.Parent.Name, Created: time.Now()})
+	r.noteUndescribed(err)
 	r.redact(&l)
 	return r.json(http.StatusCreated, l)
+}
+
+// describeNew describes a layer that was made. An error leaves the facts out that are not known.
+func describeNew(ctx context.Context, s *layerstore.Store, made cowcommon.Volume) (api.Layer, error) {
+	v, err := s.Driver.Backend().Stat(ctx, made.Name)
+	if err != nil {
+		v = made
+	}
+	l, describeErr := s.Describe(ctx, v)
+	return l, errors.Join(err, describeErr)
+}
+
+// noteUndescribed logs that a change cannot be described whole, which may be nil. The change has happened, so the answer is a success.
+func (r *request) noteUndescribed(err error) {
+	if err != nil {
+		r.server.opts.Log.Warn("a change of the API cannot be described", "method", r.Method, "path", r.URL.Path, "error", err)
+	}
 }
 
 func (r *request) removeLayer() error {
@@ -189,11 +215,10 @@ func (r *request) addSnapshot(v cowcommon.Volume) (done func(), err error) {
 	return r.add(r.caller.namespaceOf(v.Name), amount{layers: 1})
 }
 
+// snapshot answers with a snapshot that was made.
 func (r *request) snapshot(s *layerstore.Store, status int, m live.Moment) error {
 	info, err := s.DescribeSnapshot(r.Context(), m)
-	if err != nil {
-		return err
-	}
+	r.noteUndescribed(err)
 	return r.json(status, info)
 }
 
@@ -217,7 +242,7 @@ func (r *request) rollBackLayer() error {
 			return err
 		}
 		defer done()
-		before, err := s.Rollback(r.Context(), v, body.Snapshot, live.RollbackOptions{Live: body.Live})
+		before, err := s.Rollback(r.Context(), v, body.Snapshot, live.RollbackOptions{Live: body.Live, Changing: untilStop})
 		if err != nil {
 			return err
 		}
@@ -230,7 +255,7 @@ func (r *request) mergeFork() error {
 	if err := r.body(&body); err != nil {
 		return err
 	}
-	opts := layerstore.MergeOptions{Live: body.Live, Strategy: body.Strategy}
+	opts := layerstore.MergeOptions{Live: body.Live, Changing: untilStop, Strategy: body.Strategy}
 	switch opts.Strategy {
 	case "", api.Refuse, api.Ours, api.Theirs:
 	default:
@@ -259,6 +284,9 @@ func (r *request) mergeFork() error {
 	}
 	into := s.Shown(target.Name)
 	if err := r.caller.mayUse(into, target.Name, changes); err != nil {
+		return err
+	}
+	if err := r.checkExpired(s, into, target); err != nil {
 		return err
 	}
 	done, err := r.addSnapshot(target)
@@ -303,7 +331,7 @@ func (r *request) setLimit() error {
 		if err := n.checkLimit(bytes); err != nil {
 			return err
 		}
-		done, err := r.add(n, amount{bytes: bytes - min(bytes, v.Limit.Bytes)})
+		done, err := r.addLimit(n, s, v, bytes)
 		if err != nil {
 			return err
 		}

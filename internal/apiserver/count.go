@@ -9,9 +9,15 @@ import (
 	"github.com/cowshed/cowshed/live"
 )
 
+// volumeOf is a volume of the store, or of the store of the daemon's volumes. The zero volumeOf is none.
+type volumeOf struct {
+	name       string
+	containers bool
+}
+
 // count counts the layers and snapshots of a namespace, in the store and among the forks of containers. Forks that have expired
-// are removed first if the namespace is full.
-func (s *Server) count(ctx context.Context, n *namespace) (there amount, err error) {
+// are removed first if the namespace is full. The limit of the layer without does not count.
+func (s *Server) count(ctx context.Context, n *namespace, without volumeOf) (there amount, err error) {
 	for _, open := range []func() (*layerstore.Store, func(), error){
 		func() (*layerstore.Store, func(), error) { return s.opts.Stores.Open(ctx) },
 		func() (*layerstore.Store, func(), error) { return s.opts.Stores.OpenContainers(ctx, nil) },
@@ -24,7 +30,7 @@ func (s *Server) count(ctx context.Context, n *namespace) (there amount, err err
 			return there, err
 		}
 		store.Sweep(ctx)
-		in, err := countIn(ctx, store, n)
+		in, err := countIn(ctx, store, n, without)
 		release()
 		if err != nil {
 			return there, err
@@ -35,7 +41,7 @@ func (s *Server) count(ctx context.Context, n *namespace) (there amount, err err
 	return there, nil
 }
 
-func countIn(ctx context.Context, s *layerstore.Store, n *namespace) (there amount, err error) {
+func countIn(ctx context.Context, s *layerstore.Store, n *namespace, without volumeOf) (there amount, err error) {
 	var layers []string
 	for v, err := range s.Driver.Backend().Volumes(ctx) {
 		if err != nil {
@@ -45,7 +51,9 @@ func countIn(ctx context.Context, s *layerstore.Store, n *namespace) (there amou
 			continue
 		}
 		layers = append(layers, v.Name)
-		there.bytes += v.Limit.Bytes
+		if without != (volumeOf{v.Name, s.Containers != nil}) {
+			there.bytes += v.Limit.Bytes
+		}
 	}
 	snapshots, err := s.Live.CountSnapshots(ctx, layers)
 	there.layers = len(layers) + snapshots

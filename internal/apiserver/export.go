@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,18 +22,56 @@ import (
 )
 
 func (r *request) diffLayer() error {
+	if err := r.checkStream(); err != nil {
+		return err
+	}
 	return r.compare(func(c *cowcommon.Comparison, values map[string]string) error {
 		format, err := formatOf(values["compress"], layertar.Plain)
 		if err != nil {
 			return err
 		}
-		out := stream{r.out, api.MediaTypeTar}
-		compressor, err := layertar.Compress(out, format, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(c.WriteTar(r.Context(), compressor, nil), compressor.Close())
+		return compress(stream{r.out, api.MediaTypeTar}, format, func(w io.Writer) error { return c.WriteTar(r.Context(), w, nil) })
 	}, "compress")
+}
+
+// checkStream refuses a stream to a client of HTTP/1.0, where the end of the connection is that of each answer. Such a client could
+// not tell a stream that was cut off.
+func (r *request) checkStream() error {
+	if !r.ProtoAtLeast(1, 1) {
+		return refused(api.KindNotImplemented, "there are no streams over "+r.Proto, "send the request with HTTP/1.1")
+	}
+	return nil
+}
+
+// compress compresses the output of write into w. If write fails, w gets nothing more, and so no end that would make it complete.
+func compress(w io.Writer, format layertar.Format, write func(w io.Writer) error) error {
+	cut := &cutWriter{w: w}
+	compressor, err := layertar.Compress(cut, format, 0)
+	if err != nil {
+		return err
+	}
+	err = write(compressor)
+	if err != nil {
+		cut.cut.Store(true)
+	}
+	return errors.Join(err, compressor.Close())
+}
+
+// cutWriter writes to w until it is cut. A compressor writes from other goroutines.
+type cutWriter struct {
+	w   io.Writer
+	cut atomic.Bool
+}
+
+// errCut is the error of a write to a cutWriter that is cut.
+var errCut = errors.New("the stream has failed")
+
+// Write implements io.Writer.
+func (c *cutWriter) Write(data []byte) (int, error) {
+	if c.cut.Load() {
+		return 0, errCut
+	}
+	return c.w.Write(data)
 }
 
 // formatOf reads the name of a compression.
@@ -43,6 +83,9 @@ func formatOf(name string, or layertar.Format) (layertar.Format, error) {
 }
 
 func (r *request) exportLayer() error {
+	if err := r.checkStream(); err != nil {
+		return err
+	}
 	values, err := r.query("format", "compress", "name")
 	if err != nil {
 		return err
@@ -59,18 +102,24 @@ func (r *request) exportLayer() error {
 		return err
 	}
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
-		what := v.Name
-		if img, err := s.Images.Get(r.PathValue("layer")); err == nil && img.Top() == v.Name {
-			what = img.Name
+		opts := image.ExportOptions{Format: format, Name: values["name"], Stdout: stream{r.out, api.MediaTypeTar}}
+		if !r.caller.admin { // the layers below may not be the caller's
+			_, err := s.Images.ExportContent(r.Context(), v, ref, opts)
+			return err
 		}
-		_, err := s.Images.Export(r.Context(), what, ref, image.ExportOptions{
-			Format: format, Name: values["name"], Stdout: stream{r.out, api.MediaTypeTar},
-		})
+		img, err := s.Images.Get(r.PathValue("layer"))
+		if err != nil {
+			img = nil
+		}
+		_, err = s.Images.ExportLayer(r.Context(), v.Name, img, ref, opts)
 		return err
 	})
 }
 
 func (r *request) sendLayer() error {
+	if err := r.checkStream(); err != nil {
+		return err
+	}
 	values, err := r.query("from", "withParents")
 	if err != nil {
 		return err
@@ -89,7 +138,12 @@ func (r *request) sendLayer() error {
 	if err != nil {
 		return err
 	}
-	opts := live.SendOptions{WithParents: parents, Image: s.ImageOf()}
+	opts := live.SendOptions{WithParents: parents}
+	if r.caller.admin {
+		opts.Image = s.ImageOf() // its config tells of the layers below
+	} else {
+		opts.Allow = func(parent cowcommon.Volume) error { return r.mayUse(s, reads, s.Shown(parent.Name), parent) }
+	}
 	if from != "" {
 		base, err := r.find(s, reads, from, s.Layer)
 		if err != nil {

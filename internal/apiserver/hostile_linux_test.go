@@ -228,3 +228,20 @@ func TestGivenUp(t *testing.T) {
 	s.server.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/info", http.NoBody))
 	assert.Equal(t, http.StatusServiceUnavailable, w.Code, "after that none begins")
 }
+
+// TestOldClients: a client of HTTP/1.0, which cannot tell that an answer is cut off, gets no streams.
+func TestOldClients(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	for path, status := range map[string]int{
+		"base": http.StatusOK, "base/changes": http.StatusOK,
+		"base/diff": http.StatusNotImplemented, "base/export": http.StatusNotImplemented, "base/stream": http.StatusNotImplemented,
+	} {
+		conn := s.dial()
+		_, err := io.WriteString(conn, "GET /v1/layers/"+path+" HTTP/1.0\r\n\r\n")
+		require.NoError(t, err)
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+		assert.Equal(t, status, answer.StatusCode, path)
+	}
+}

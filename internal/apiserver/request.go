@@ -184,7 +184,31 @@ func (r *request) find(s *layerstore.Store, a access, ref string, by func(ctx co
 	if err != nil {
 		return v, err
 	}
-	return v, r.mayUse(s, a, ref, v)
+	if err := r.mayUse(s, a, ref, v); err != nil {
+		return v, err
+	}
+	return v, r.checkExpired(s, ref, v)
+}
+
+// checkExpired refuses a fork that has expired to a member, and snapshots of the fork. It is removed at any time.
+func (r *request) checkExpired(s *layerstore.Store, ref string, v cowcommon.Volume) error {
+	if r.caller.admin {
+		return nil
+	}
+	if live.IsMoment(v.Name) {
+		m, err := s.Live.Moment(v.Name)
+		if err == nil {
+			v, err = s.Driver.Backend().Stat(r.Context(), m.Layer)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	expired, err := s.Live.IsExpired(r.Context(), v)
+	if err != nil || !expired {
+		return err
+	}
+	return refused(api.KindNotFound, fmt.Sprintf("%q has expired", ref), "fork a layer anew")
 }
 
 // mayUse refuses a volume to which a reference has led, if it is not the caller's.

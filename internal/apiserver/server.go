@@ -79,6 +79,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.ser
 func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) (Peer, error)) error {
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	requests = context.WithValue(requests, stopKey{}, requests)
 	server := &http.Server{
 		Handler: s, ReadHeaderTimeout: s.opts.patience.header, IdleTimeout: s.opts.patience.idle, MaxHeaderBytes: maxHeader,
 		ConnContext: withPeer, BaseContext: func(net.Listener) context.Context { return requests },
@@ -109,6 +110,16 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 		err = nil
 	}
 	return errors.Join(err, closeErr)
+}
+
+type stopKey struct{}
+
+// untilStop is the context of a part of a request that does not end with its client, but when the server cancels its requests.
+func untilStop(ctx context.Context) context.Context {
+	if stop, ok := ctx.Value(stopKey{}).(context.Context); ok {
+		return stop
+	}
+	return context.WithoutCancel(ctx)
 }
 
 // ServeHTTP answers a request.

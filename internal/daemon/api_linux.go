@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/apiserver"
@@ -123,27 +125,35 @@ const (
 	maxToken = 4096
 )
 
-// readToken reads the token of the API, "" if there is no file. Only root may read or change the file.
-func readToken(path string) (string, error) {
+// readToken reads the token of the API, "" if there is no file. The file is root's, and nobody else may read or change it.
+func readToken(path string) (token string, err error) {
 	if path == "" {
 		return "", nil
 	}
-	info, err := os.Stat(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe does not wait for its writer
 	if err != nil {
 		return "", err
 	}
-	if !info.Mode().IsRegular() || info.Mode()&0o077 != 0 {
-		return "", fault.New(errdefs.ErrInvalidArgument, "%s must be a file with the mode 0600", path)
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return "", os.NewSyscallError("fstat", err)
 	}
-	if info.Size() > maxToken {
+	if stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Mode&0o077 != 0 || stat.Uid != 0 {
+		return "", fault.New(errdefs.ErrInvalidArgument, "%s must be a file of root with the mode 0600", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	if err != nil {
+		return "", err
+	}
+	token = strings.TrimSpace(string(data))
+	switch {
+	case len(data) > maxToken:
 		return "", fault.New(errdefs.ErrInvalidArgument, "%s has more than %d bytes", path, maxToken)
+	case len(token) < minToken:
+		return "", fault.New(errdefs.ErrInvalidArgument, "%s has fewer than %d bytes", path, minToken)
 	}
-	data, err := os.ReadFile(path)
-	token := strings.TrimSpace(string(data))
-	if err == nil && len(token) < minToken {
-		err = fault.New(errdefs.ErrInvalidArgument, "%s has fewer than %d bytes", path, minToken)
-	}
-	return token, err
+	return token, nil
 }
 
 // apiStores opens the stores for requests of the API. That of the daemon's volumes is open as long as the daemon. The command's

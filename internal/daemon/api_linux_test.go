@@ -161,3 +161,29 @@ func TestAPINames(t *testing.T) {
 		})
 	}
 }
+
+// TestToken: the token is read from a file of root that nobody else can read or change, and from nothing else.
+func TestToken(t *testing.T) {
+	testfs.Root(t)
+	token := strings.Repeat("x", maxToken)
+	dir := t.TempDir()
+	file := func(name, content string, mode os.FileMode, uid int) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+		require.NoError(t, os.Chown(path, uid, 0))
+		require.NoError(t, os.Chmod(path, mode))
+		return path
+	}
+	pipe := filepath.Join(dir, "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	for _, path := range []string{
+		file("of another", token, 0o600, 1000), file("of a group", token, 0o640, 0), file("long", token+"x", 0o600, 0), file("short", "x", 0o600, 0),
+		pipe, dir, "/dev/zero",
+	} {
+		_, err := readToken(path)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument, path)
+	}
+	read, err := readToken(file("good", token[1:]+"\n", 0o400, 0))
+	require.NoError(t, err)
+	assert.Equal(t, token[1:], read)
+}

@@ -66,6 +66,34 @@ func (s *Store) Export(ctx context.Context, what string, ref Reference, opts Exp
 	return exported, nil
 }
 
+// ExportContent writes the whole content of a volume as an image of one layer, to the place that ref names. Nothing in it is of
+// the layers below or of their images: no config, no history and no file that the volume does not have. The errors are those of
+// Export.
+func (s *Store) ExportContent(ctx context.Context, v cowcommon.Volume, ref Reference, opts ExportOptions) (*Exported, error) {
+	exported, err := s.exportPlanned(ctx, ref, opts, func() (*plan, error) {
+		return &plan{name: v.Name, layers: []planLayer{{top: v.Name, created: v.Created, createdBy: exportedBy(v.Name)}}}, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("export the content of %s to %s: %w", v.Name, ref, err)
+	}
+	return exported, nil
+}
+
+// ExportLayer is Export of the layer with the name of a volume, also where an image has that name. image is that of which the
+// volume is the uppermost layer, nil for any or none.
+func (s *Store) ExportLayer(ctx context.Context, volume string, image *Image, ref Reference, opts ExportOptions) (*Exported, error) {
+	exported, err := s.exportPlanned(ctx, ref, opts, func() (*plan, error) {
+		if image != nil && image.Top() == volume {
+			return imagePlan(image, len(image.DiffIDs())), nil
+		}
+		return s.layerPlan(ctx, s.readable(), volume)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("export %s to %s: %w", volume, ref, err)
+	}
+	return exported, nil
+}
+
 // exportPlanned writes the image that makePlan plans. Nobody removes images meanwhile.
 func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOptions, makePlan func() (*plan, error)) (_ *Exported, err error) {
 	lock, _, err := s.lockShared(ctx)

@@ -12,7 +12,8 @@ import (
 	"github.com/cowshed/cowshed/live"
 )
 
-// Sweep removes expired forks, and moments that nothing needs, before layers or snapshots are listed.
+// Sweep removes expired forks, and moments that nothing needs, before layers or snapshots are listed, or
+// after layers were removed. It logs an error.
 func (s *Store) Sweep(ctx context.Context) {
 	if s.ReadOnly {
 		return

@@ -19,6 +19,7 @@ import (
 // MergeOptions says how a fork is merged.
 type MergeOptions struct {
 	Live     bool // change the files in place, also while the layer is in use
+	Changing live.Changing
 	Strategy api.Strategy
 	Paths    []string // absolute and clean, of which and below which the fork's state is taken
 }
@@ -46,7 +47,7 @@ func (s *Store) Merge(ctx context.Context, fork, target cowcommon.Volume, opts M
 			return api.Merge{}, err
 		}
 	}
-	merged, err := s.Live.Merge(ctx, fork.Name, live.MergeOptions{Into: target.Name, Live: opts.Live, Resolve: opts.resolve})
+	merged, err := s.Live.Merge(ctx, fork.Name, live.MergeOptions{Into: target.Name, Live: opts.Live, Changing: opts.Changing, Resolve: opts.resolve})
 	return api.Merge{
 		Into: s.Shown(target.Name), Before: merged.Before.Name, Changes: Changes(merged.Changes), Conflicts: Conflicts(merged.Conflicts),
 	}, err

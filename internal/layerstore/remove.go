@@ -33,7 +33,8 @@ func (s *Store) Remove(ctx context.Context, chosen []cowcommon.Volume, force boo
 			return err
 		}
 	}
-	return s.Live.Sweep(ctx)
+	s.Sweep(ctx)
+	return nil
 }
 
 // removeLayer removes a layer. Moments whose roots share it, and of which the layers are gone, go first.

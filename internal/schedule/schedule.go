@@ -1,4 +1,4 @@
-// Package schedule takes snapshots of layers when their schedules say so.
+// Package schedule takes snapshots of layers when their schedules say so, and removes forks that have expired.
 package schedule
 
 import (
@@ -38,13 +38,14 @@ const (
 	failed = "failed"
 )
 
-// Runner takes snapshots. It is a prometheus.Collector.
+// Runner takes snapshots, and removes expired forks. It is a prometheus.Collector.
 type Runner struct {
 	homes func() ([]Home, error)
 	log   *slog.Logger
 	known map[id]next       // of Run alone, as is told
 	told  map[string]string // errors by message and directory
 	hooks map[string]retry  // of hooks that have failed, by directory
+	swept map[string]retry  // of homes with expired forks, by directory
 
 	taken *prometheus.CounterVec
 
@@ -64,7 +65,7 @@ type next struct {
 	failed bool
 }
 
-// retry is when hooks that have failed are run again.
+// retry is when hooks that have failed are run again, or a home with expired forks is swept again.
 type retry struct {
 	at    time.Time
 	pause time.Duration
@@ -73,12 +74,15 @@ type retry struct {
 // maxHookPause is the longest pause between two attempts to run the hooks that processes have left.
 const maxHookPause = time.Hour
 
+// maxSweepPause is the longest pause between two attempts to remove expired forks, which may be in use.
+const maxSweepPause = 8 * time.Minute
+
 type state struct{ place, outcome string }
 
 // New makes a Runner for the homes that a function lists. It is called again for each look at the schedules.
 func New(homes func() ([]Home, error), log *slog.Logger) *Runner {
 	return &Runner{
-		homes: homes, log: log, known: make(map[id]next), told: make(map[string]string), hooks: make(map[string]retry),
+		homes: homes, log: log, known: make(map[id]next), told: make(map[string]string), hooks: make(map[string]retry), swept: make(map[string]retry),
 		taken: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_scheduled_snapshots_total",
 			Help: "Snapshots by schedule, by place (containers or store) and outcome: ok, or failed, of which the log has the reason.",
@@ -86,7 +90,8 @@ func New(homes func() ([]Home, error), log *slog.Logger) *Runner {
 	}
 }
 
-// Run takes snapshots until ctx is done, one after the other. At each look it first runs the hooks that other processes have left.
+// Run takes snapshots until ctx is done, one after the other. At each look it first runs the hooks that other processes have left, and
+// removes forks that have expired.
 func (r *Runner) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		pause := lookPause
@@ -112,6 +117,7 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 			r.taken.WithLabelValues(home.Place, outcome)
 		}
 		r.endHooks(ctx, home)
+		r.sweep(ctx, home)
 		schedules, err := home.records(r.log).Schedules()
 		r.tell("schedules of snapshots cannot be read", home.Dir, err)
 		if err != nil {
@@ -153,6 +159,24 @@ func (r *Runner) endHooks(ctx context.Context, home Home) {
 	if err != nil {
 		pause := min(max(lookPause, 2*last.pause), maxHookPause)
 		r.hooks[home.Dir] = retry{time.Now().Add(pause), pause}
+	}
+}
+
+// sweep removes the forks of a home that have expired. It opens a home with such forks alone.
+func (r *Runner) sweep(ctx context.Context, home Home) {
+	last := r.swept[home.Dir]
+	if time.Now().Before(last.at) {
+		return
+	}
+	expired, err := home.records(r.log).HasExpired(time.Now())
+	if expired {
+		err = home.Use(ctx, func(ctx context.Context, layers *live.Layers) error { return layers.Sweep(ctx) })
+	}
+	r.tell("expired forks stay", home.Dir, err)
+	delete(r.swept, home.Dir)
+	if expired {
+		pause := min(max(lookPause, 2*last.pause), maxSweepPause)
+		r.swept[home.Dir] = retry{time.Now().Add(pause), pause}
 	}
 }
 

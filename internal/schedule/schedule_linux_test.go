@@ -282,3 +282,43 @@ func TestLeftHooks(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "start 42\nlater 42\n"+strings.Repeat("tried\n", 6), string(text), "after 1, 3, 7, 15 and 31 minutes")
 }
+
+// TestExpired: forks are removed when they have expired. A home without such forks is not opened.
+func TestExpired(t *testing.T) {
+	h := newHost(t)
+	synctest.Test(t, func(t *testing.T) {
+		var opened atomic.Int64
+		use := h.home.Use
+		h.home.Use = func(ctx context.Context, do func(context.Context, *live.Layers) error) error {
+			opened.Add(1)
+			return use(ctx, do)
+		}
+		fork := func(name string, after time.Duration) {
+			_, err := h.Fork(t.Context(), "web", []string{name}, live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(after)}})
+			require.NoError(t, err)
+		}
+		isThere := func(name string) bool {
+			_, err := h.backend.Stat(t.Context(), name)
+			return err == nil
+		}
+		fork("soon", 5*time.Minute)
+		fork("later", 20*time.Minute)
+		_, stop := h.run(t)
+		defer stop()
+		sleep(4 * time.Minute)
+		assert.True(t, isThere("soon"))
+		assert.Zero(t, opened.Load())
+		sleep(3 * time.Minute)
+		assert.False(t, isThere("soon"))
+		assert.True(t, isThere("later"))
+		assert.Equal(t, int64(1), opened.Load())
+		h.broken.Store(true)
+		sleep(60 * time.Minute)
+		assert.True(t, isThere("later"))
+		assert.Less(t, opened.Load(), int64(12), "less and less often")
+		assert.Equal(t, 1, strings.Count(h.log.String(), "expired forks stay"))
+		h.broken.Store(false)
+		sleep(maxSweepPause + lookPause)
+		assert.False(t, isThere("later"))
+	})
+}
