@@ -131,6 +131,10 @@ func TestSlowClients(t *testing.T) {
 	for _, sent := range []string{
 		"GET /v1/in", "GET /v1/info HTTP/1.1\r\nHost:", "POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
 		"POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{",
+		// Bodies that no handler reads.
+		"POST /v1/info HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{", "POST /v1/none HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
+		"GET /v1/info HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{",
+		"POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer x\r\nContent-Length: 100\r\n\r\n{",
 	} {
 		conn := s.dial()
 		_, err := io.WriteString(conn, sent)

@@ -26,6 +26,7 @@ type request struct {
 	server *Server
 	caller *caller
 	out    *answer
+	unread bool  // it has a body of which some may still come
 	err    error // of the handler
 }
 
@@ -58,6 +59,9 @@ func (r *request) reply(err error) {
 	if e.Kind == api.KindTooManyRequests || e.Kind == api.KindUnavailable {
 		r.out.w.Header().Set("Retry-After", "1")
 	}
+	if r.unread {
+		r.out.w.Header().Set("Connection", "close")
+	}
 	if r.json(e.Kind.Status(), e) != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -77,12 +81,25 @@ func (r *request) done() error {
 	return nil
 }
 
+// limitBody sets the time for the body, also for one that no handler reads: net/http reads it before it sends the answer.
+func (r *request) limitBody() error {
+	if r.unread = r.ContentLength != 0; !r.unread {
+		return nil
+	}
+	return r.readUntil(time.Now().Add(r.server.opts.patience.body))
+}
+
+// readUntil sets the time until which the client may send; the zero value is without end.
+func (r *request) readUntil(deadline time.Time) error {
+	err := r.out.control.SetReadDeadline(deadline)
+	if errors.Is(err, http.ErrNotSupported) {
+		err = nil
+	}
+	return err
+}
+
 // body reads the JSON body of the request.
 func (r *request) body(into any) (err error) {
-	control := http.NewResponseController(r.out.w)
-	if err := control.SetReadDeadline(time.Now().Add(r.server.opts.patience.body)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
 	dec := json.NewDecoder(http.MaxBytesReader(r.out.w, r.Body, maxBody))
 	dec.DisallowUnknownFields()
 	err = dec.Decode(into)
@@ -98,14 +115,10 @@ func (r *request) body(into any) (err error) {
 	case errors.As(err, &tooLarge):
 		return err
 	case err != nil:
-		r.out.w.Header().Set("Connection", "close")
 		return refused(api.KindInvalidArgument, fmt.Sprintf("body: %v", err), "send one JSON object, as GET /v1/openapi.yaml describes")
 	}
-	err = control.SetReadDeadline(time.Time{}) // the end of the connection is the end of the request from here on
-	if errors.Is(err, http.ErrNotSupported) {
-		err = nil
-	}
-	return err
+	r.unread = false
+	return r.readUntil(time.Time{}) // the end of the connection is the end of the request from here on
 }
 
 // query returns the parameters of the query. Returns an error if others are there, or one twice.

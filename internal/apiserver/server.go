@@ -114,6 +114,10 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 // ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := &request{Request: r, server: s, out: newAnswer(w, s.opts.patience.write)}
+	if err := req.limitBody(); err != nil {
+		req.reply(err)
+		return
+	}
 	if !s.begin() {
 		req.reply(refused(api.KindUnavailable, "the server is about to end", ""))
 		return
@@ -235,7 +239,6 @@ func (r *request) checkForm() error {
 	case r.Method == http.MethodConnect || r.Method == http.MethodHead:
 		return refused(api.KindMethodNotAllowed, fmt.Sprintf("there is no method %s", r.Method), "")
 	case r.ContentLength != 0 && r.Method != http.MethodPost && r.Method != http.MethodPut:
-		r.out.w.Header().Set("Connection", "close")
 		return refused(api.KindInvalidArgument, fmt.Sprintf("a request %s has no body", r.Method), "")
 	}
 	return nil
