@@ -80,11 +80,7 @@ func (r *request) createLayer() error {
 }
 
 func (r *request) removeLayer() error {
-	values, err := r.query("force")
-	if err != nil {
-		return err
-	}
-	force, err := boolOf(values, "force")
+	force, err := boolOf(r.query, "force")
 	if err != nil {
 		return err
 	}

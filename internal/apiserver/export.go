@@ -20,8 +20,8 @@ import (
 )
 
 func (r *request) diffLayer() error {
-	return r.compare(func(c *cowcommon.Comparison, values map[string]string) error {
-		format, err := formatOf(values["compress"], layertar.Plain)
+	return r.compare(func(c *cowcommon.Comparison) error {
+		format, err := formatOf(r.query["compress"], layertar.Plain)
 		if err != nil {
 			return err
 		}
@@ -31,7 +31,7 @@ func (r *request) diffLayer() error {
 			return err
 		}
 		return errors.Join(c.WriteTar(r.Context(), compressor, nil), compressor.Close())
-	}, "compress")
+	})
 }
 
 // formatOf reads the name of a compression.
@@ -42,20 +42,16 @@ func formatOf(name string, or layertar.Format) (layertar.Format, error) {
 	return layertar.ParseFormat(name)
 }
 
-func (r *request) exportLayer() error {
-	values, err := r.query("format", "compress", "name")
-	if err != nil {
-		return err
-	}
+func (r *request) exportLayer() (err error) {
 	ref, format := image.Reference{Transport: image.DockerArchive, Path: image.Stdio}, layertar.Plain
-	switch values["format"] {
+	switch r.query["format"] {
 	case "", string(image.DockerArchive):
 	case string(image.OCIArchive):
 		ref.Transport, format = image.OCIArchive, layertar.Gzip
 	default:
-		return refused(api.KindInvalidArgument, fmt.Sprintf("format %.64q: say docker-archive or oci-archive", values["format"]), "")
+		return refused(api.KindInvalidArgument, fmt.Sprintf("format %.64q: say docker-archive or oci-archive", r.query["format"]), "")
 	}
-	if format, err = formatOf(values["compress"], format); err != nil {
+	if format, err = formatOf(r.query["compress"], format); err != nil {
 		return err
 	}
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
@@ -64,22 +60,18 @@ func (r *request) exportLayer() error {
 			what = img.Name
 		}
 		_, err := s.Images.Export(r.Context(), what, ref, image.ExportOptions{
-			Format: format, Name: values["name"], Stdout: stream{r.out, api.MediaTypeTar},
+			Format: format, Name: r.query["name"], Stdout: stream{r.out, api.MediaTypeTar},
 		})
 		return err
 	})
 }
 
 func (r *request) sendLayer() error {
-	values, err := r.query("from", "withParents")
+	parents, err := boolOf(r.query, "withParents")
 	if err != nil {
 		return err
 	}
-	parents, err := boolOf(values, "withParents")
-	if err != nil {
-		return err
-	}
-	ref, from := r.PathValue("layer"), values["from"]
+	ref, from := r.PathValue("layer"), r.query["from"]
 	s, release, err := r.open(reads, ref, from)
 	if err != nil {
 		return err

@@ -91,6 +91,18 @@ func TestHostileNames(t *testing.T) {
 		s.fails(api.KindMethodNotAllowed, "PUT", "/v1/layers", "{}")
 		s.fails(api.KindMethodNotAllowed, "OPTIONS", "/v1/layers/base", nil)
 		assert.Equal(t, http.StatusMethodNotAllowed, s.send("HEAD", "/v1/layers/base/export", nil).status)
+		for _, route := range []string{
+			"GET /openapi.yaml", "GET /info", "GET /layers", "POST /layers", "GET /layers/base", "DELETE /layers/base", "POST /layers/base/forks",
+			"GET /layers/base/snapshots", "POST /layers/base/snapshots", "DELETE /layers/base/snapshots/x", "POST /layers/base/rollback",
+			"POST /layers/base/merge", "GET /layers/base/changes", "GET /layers/base/diff", "GET /layers/base/log", "GET /layers/base/usage",
+			"PUT /layers/base/limit", "GET /layers/base/export", "GET /layers/base/stream", "POST /layers/base/promote",
+		} {
+			method, path, _ := strings.Cut(route, " ")
+			for _, query := range []string{"?none=1", "?%zz", "?a;b", "?force=true&force=%"} {
+				e := s.fails(api.KindInvalidArgument, method, api.Prefix+path+query, nil)
+				assert.Regexp(t, "unknown parameter|malformed", e.Message)
+			}
+		}
 		for _, query := range []string{"?whole=perhaps", "?since=a&since=b", "?sincE=base", "?since=%00", "?walk=2"} {
 			s.fails(api.KindInvalidArgument, "GET", "/v1/layers/base/changes"+query, nil)
 		}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,8 +28,9 @@ type request struct {
 	server *Server
 	caller *caller
 	out    *answer
-	unread bool  // it has a body of which some may still come
-	err    error // of the handler
+	query  map[string]string // parameters
+	unread bool              // it has a body of which some may still come
+	err    error             // of the handler
 }
 
 type requestKey struct{}
@@ -121,19 +124,23 @@ func (r *request) body(into any) (err error) {
 	return r.readUntil(time.Time{}) // the end of the connection is the end of the request from here on
 }
 
-// query returns the parameters of the query. Returns an error if others are there, or one twice.
-func (r *request) query(known ...string) (map[string]string, error) {
+// queryOf returns the parameters of the query, "" for those that it does not have. Returns an error if the query is malformed, has
+// a parameter twice, or one that is not known.
+func queryOf(u *url.URL, known []string) (map[string]string, error) {
+	const advice = "GET /v1/openapi.yaml lists the parameters"
+	all, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return nil, refused(api.KindInvalidArgument, fmt.Sprintf("the query %.64q is malformed", u.RawQuery), advice)
+	}
 	values := make(map[string]string)
-	all := r.URL.Query()
-	for _, name := range known {
-		if len(all[name]) > 1 {
+	for name, each := range all {
+		switch {
+		case !slices.Contains(known, name):
+			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("unknown parameter %.64q", name), advice)
+		case len(each) > 1:
 			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s comes twice", name), "")
 		}
-		values[name] = all.Get(name)
-		delete(all, name)
-	}
-	for name := range all {
-		return nil, refused(api.KindInvalidArgument, fmt.Sprintf("unknown parameter %.64q", name), "GET /v1/openapi.yaml lists the parameters")
+		values[name] = each[0]
 	}
 	return values, nil
 }

@@ -193,29 +193,34 @@ func (s *Server) routes() http.Handler {
 	)
 	methods := make(map[string][]string)
 	mux := http.NewServeMux()
-	handle := func(method, path string, do func(r *request) error) {
+	handle := func(method, path string, do func(r *request) error, parameters ...string) { // parameters of the query
 		methods[path] = append(methods[path], method)
-		mux.HandleFunc(method+" "+path, handler(do))
+		mux.HandleFunc(method+" "+path, handler(func(r *request) (err error) {
+			if r.query, err = queryOf(r.URL, parameters); err != nil {
+				return err
+			}
+			return do(r)
+		}))
 	}
 	handle("GET", api.Prefix+"/openapi.yaml", (*request).getDescription)
 	handle("GET", api.Prefix+"/info", (*request).getInfo)
-	handle("GET", layers, (*request).listLayers)
+	handle("GET", layers, (*request).listLayers, "forks")
 	handle("POST", layers, (*request).createLayer)
 	handle("GET", layer, (*request).getLayer)
-	handle("DELETE", layer, (*request).removeLayer)
+	handle("DELETE", layer, (*request).removeLayer, "force")
 	handle("POST", layer+"/forks", (*request).forkLayer)
 	handle("GET", layer+"/snapshots", (*request).listSnapshots)
 	handle("POST", layer+"/snapshots", (*request).takeSnapshot)
 	handle("DELETE", snapshot, (*request).removeSnapshot)
 	handle("POST", layer+"/rollback", (*request).rollBackLayer)
 	handle("POST", layer+"/merge", (*request).mergeFork)
-	handle("GET", layer+"/changes", (*request).listChanges)
-	handle("GET", layer+"/diff", (*request).diffLayer)
+	handle("GET", layer+"/changes", (*request).listChanges, "since", "whole", "walk")
+	handle("GET", layer+"/diff", (*request).diffLayer, "since", "whole", "walk", "compress")
 	handle("GET", layer+"/log", (*request).getLog)
 	handle("GET", layer+"/usage", (*request).getUsage)
 	handle("PUT", layer+"/limit", (*request).setLimit)
-	handle("GET", layer+"/export", (*request).exportLayer)
-	handle("GET", layer+"/stream", (*request).sendLayer)
+	handle("GET", layer+"/export", (*request).exportLayer, "format", "compress", "name")
+	handle("GET", layer+"/stream", (*request).sendLayer, "from", "withParents")
 	handle("POST", layer+"/promote", (*request).promoteLayer)
 	for path, allowed := range methods {
 		mux.HandleFunc(path, handler(func(r *request) error {
