@@ -244,3 +244,55 @@ func TestGivenUp(t *testing.T) {
 	s.server.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/info", http.NoBody))
 	assert.Equal(t, http.StatusServiceUnavailable, w.Code, "after that none begins")
 }
+
+// TestStopAtOnce: clients that stall do not keep the server from its end. A change goes on.
+func TestStopAtOnce(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.StopTimeout = time.Minute }).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	s.as(alice)
+	for _, sent := range []string{
+		"GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\n\r\n", "GET /v1/layers/base/export HTTP/1.1\r\nHost: c\r\n\r\n", "",
+		"GET /v1/in", "POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
+	} {
+		conn := s.dial()
+		_, err := io.WriteString(conn, sent)
+		require.NoError(t, err)
+		if strings.Contains(sent, "GET /v1/layers") {
+			_, err = io.ReadFull(conn, make([]byte, 1000))
+			require.NoError(t, err)
+		}
+	}
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	s.server.handler = func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodDelete {
+				assert.NoError(t, r.Context().Value(requestKey{}).(*request).beginChange())
+				close(begun)
+				<-goOn
+			}
+			next.ServeHTTP(w, r)
+		}
+	}(s.server.handler)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a"}, nil)
+	removed := make(chan answered, 1)
+	go func() {
+		a, _ := s.try("DELETE", "/v1/layers/ci.a", nil)
+		removed <- a
+	}()
+	<-begun
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.stop() }()
+	require.Eventually(t, func() bool {
+		s.server.requests.mu.Lock()
+		defer s.server.requests.mu.Unlock()
+		return s.server.requests.others == 1
+	}, 10*time.Second, 10*time.Millisecond, "all others have ended")
+	close(goOn)
+	assert.Equal(t, http.StatusNoContent, (<-removed).status)
+	select {
+	case err := <-stopped:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the server waits for somebody")
+	}
+}

@@ -121,7 +121,25 @@ func (r *request) body(into any) (err error) {
 		return refused(api.KindInvalidArgument, fmt.Sprintf("body: %v", err), "send one JSON object, as GET /v1/openapi.yaml describes")
 	}
 	r.unread = false
-	return r.readUntil(time.Time{}) // the end of the connection is the end of the request from here on
+	if err := r.readUntil(time.Time{}); err != nil { // the end of the connection is the end of the request from here on
+		return err
+	}
+	return r.beginChange()
+}
+
+// beginChange notes that the request begins to change something: the end of the server waits for it. Returns an error of
+// KindUnavailable if the server is about to end.
+func (r *request) beginChange() error {
+	if c, ok := r.Context().Value(connKey{}).(*peerConn); ok && !c.beginChange() {
+		return errEnding()
+	}
+	return nil
+}
+
+func (r *request) endChange() {
+	if c, ok := r.Context().Value(connKey{}).(*peerConn); ok {
+		c.endChange()
+	}
 }
 
 // queryOf returns the parameters of the query, "" for those that it does not have. Returns an error if the query is malformed, has

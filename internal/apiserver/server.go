@@ -38,7 +38,7 @@ type Options struct {
 	Groups []uint32
 	// Token makes its bearer root's equal; "" is none.
 	Token string
-	// StopTimeout is how long requests may go on when the server stops.
+	// StopTimeout is how long changes may go on when the server stops.
 	StopTimeout time.Duration
 	Log         *slog.Logger
 
@@ -71,8 +71,8 @@ func New(opts Options) *Server {
 	return s
 }
 
-// Serve answers the requests of a unix socket until ctx is done. Then requests may go on for StopTimeout, before they are
-// cancelled. It returns when all have ended.
+// Serve answers the requests of a unix socket until ctx is done. Then it cancels requests that change nothing. Changes may go on
+// for StopTimeout, before they are cancelled. It returns when all have ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, kernelPeer) }
 
 // serve is Serve, where peer names the process at the other end of a connection.
@@ -85,13 +85,15 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 		ErrorLog: slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug), // clients cause these
 	}
 	ended := make(chan error, 1)
+	connections := &connections{last: s.opts.patience.last, open: make(map[*peerConn]bool)}
 	go func() {
-		ended <- server.Serve(&listener{Listener: l, gate: newGate(connectionBounds), peer: peer})
+		ended <- server.Serve(&listener{Listener: l, gate: newGate(connectionBounds), peer: peer, connections: connections})
 	}()
 	var err error
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
+		connections.stop()
 		patient, stop := context.WithTimeout(requests, s.opts.StopTimeout)
 		if server.Shutdown(patient) != nil {
 			s.opts.Log.Warn("cancelling requests of the API that have not ended", "after", s.opts.StopTimeout)
@@ -119,12 +121,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !s.begin() {
-		req.reply(refused(api.KindUnavailable, "the server is about to end", ""))
+		req.reply(errEnding())
 		return
 	}
 	defer s.active.Done()
+	defer req.endChange()
 	req.reply(s.admit(req))
 }
+
+func errEnding() error { return refused(api.KindUnavailable, "the server is about to end", "") }
 
 // begin notes that a request begins, which then calls s.active.Done. It reports false if the server has ended.
 func (s *Server) begin() bool {
@@ -198,6 +203,11 @@ func (s *Server) routes() http.Handler {
 		mux.HandleFunc(method+" "+path, handler(func(r *request) (err error) {
 			if r.query, err = queryOf(r.URL, parameters); err != nil {
 				return err
+			}
+			if method == http.MethodDelete { // other changes begin when the body has come
+				if err := r.beginChange(); err != nil {
+					return err
+				}
 			}
 			return do(r)
 		}))
