@@ -16,7 +16,8 @@ import (
 	"github.com/cowshed/cowshed/live"
 )
 
-// add lets the request make an addition to a namespace, which may be nil: see namespace.add.
+// add lets the request make an addition to a namespace, which may be nil: see namespace.add. The request calls done before it
+// answers, so that a client that reads slowly does not keep others waiting.
 func (r *request) add(n *namespace, a amount) (done func(), err error) {
 	return n.add(r.Context(), a, func(ctx context.Context) (amount, error) { return r.server.count(ctx, n) })
 }
@@ -67,6 +68,7 @@ func (r *request) createLayer() error {
 	if err := s.Create(r.Context(), name, opts); err != nil {
 		return err
 	}
+	done()
 	v, err := s.Driver.Backend().Stat(r.Context(), name)
 	if err != nil {
 		return err
@@ -131,6 +133,7 @@ func (r *request) forkLayer() error {
 		if err != nil {
 			return err
 		}
+		done()
 		answer := api.Forks{Forks: make([]api.Fork, 0, len(forks))}
 		for _, f := range forks {
 			answer.Forks = append(answer.Forks, api.Fork{Name: s.Shown(f.Name), Expires: f.Expires, Labels: f.Labels})
@@ -176,6 +179,7 @@ func (r *request) takeSnapshot() error {
 		if err != nil {
 			return err
 		}
+		done()
 		return r.snapshot(s, http.StatusCreated, m)
 	})
 }
@@ -217,6 +221,7 @@ func (r *request) rollBackLayer() error {
 		if err != nil {
 			return err
 		}
+		done()
 		return r.snapshot(s, http.StatusOK, before)
 	})
 }
@@ -263,6 +268,7 @@ func (r *request) mergeFork() error {
 	}
 	defer done()
 	merged, err := s.Merge(r.Context(), fork, target, opts)
+	done()
 	var conflict *live.ConflictError
 	if errors.As(err, &conflict) {
 		return &conflictError{ConflictError: conflict, into: into}
@@ -307,6 +313,7 @@ func (r *request) setLimit() error {
 		if err := s.SetLimit(r.Context(), v, s.Shown(v.Name), bytes); err != nil {
 			return err
 		}
+		done()
 		return r.done()
 	})
 }
