@@ -13,6 +13,7 @@ type listener struct {
 	net.Listener
 	gate        *gate
 	peer        func(net.Conn) (Peer, error)
+	sender      func(Peer) sender
 	connections *connections
 }
 
@@ -27,7 +28,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			_ = conn.Close()
 			continue
 		}
-		leave, kind := l.gate.enter(peer.UID)
+		leave, kind := l.gate.enter(l.sender(peer))
 		if kind != "" {
 			_ = conn.Close()
 			continue

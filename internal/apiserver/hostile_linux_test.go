@@ -36,7 +36,7 @@ func (s *served) dial() net.Conn {
 func (s *served) isIdle() bool {
 	s.server.requests.mu.Lock()
 	defer s.server.requests.mu.Unlock()
-	return len(s.server.requests.users) == 0
+	return len(s.server.requests.senders) == 0
 }
 
 // TestHostileBodies: bodies that are too large, malformed or of something else are refused.
@@ -120,8 +120,8 @@ func TestSlowClients(t *testing.T) {
 	s := newServed(t, impatient).newBase()
 	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
 	s.as(alice)
-	readers := make([]net.Conn, 0, requestBounds.perUser)
-	for range requestBounds.perUser {
+	readers := make([]net.Conn, 0, requestBounds.each)
+	for range requestBounds.each {
 		conn := s.dial()
 		_, err := io.WriteString(conn, "GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
 		require.NoError(t, err)
@@ -160,10 +160,10 @@ func TestSlowClients(t *testing.T) {
 // TestManyConnections: a user cannot use up the connections of others.
 func TestManyConnections(t *testing.T) {
 	s := newServed(t, nil).as(alice)
-	for i := range connectionBounds.perUser + 10 {
+	for i := range connectionBounds.each + 10 {
 		conn := s.dial()
 		_, err := io.WriteString(conn, "GET /v1/info HTTP/1.1\r\nHost: c\r\n\r\n")
-		if i < connectionBounds.perUser {
+		if i < connectionBounds.each {
 			require.NoError(t, err)
 			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			require.NoError(t, err)

@@ -87,7 +87,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 	ended := make(chan error, 1)
 	connections := &connections{last: s.opts.patience.last, open: make(map[*peerConn]bool)}
 	go func() {
-		ended <- server.Serve(&listener{Listener: l, gate: newGate(connectionBounds), peer: peer, connections: connections})
+		ended <- server.Serve(&listener{Listener: l, gate: newGate(connectionBounds), peer: peer, sender: s.senderOf, connections: connections})
 	}()
 	var err error
 	select {
@@ -146,13 +146,10 @@ func (s *Server) admit(r *request) (err error) {
 	if r.caller, err = s.callerOf(r.Request); err != nil {
 		return err
 	}
-	leave, kind := s.requests.enter(r.caller.peer.UID)
-	switch kind {
-	case "":
-	case api.KindTooManyRequests:
-		return refused(kind, fmt.Sprintf("user %d has too many requests under way", r.caller.peer.UID), "")
-	default:
-		return refused(kind, "the server has too many requests under way", "")
+	who := s.senderOf(r.caller.peer)
+	leave, kind := s.requests.enter(who)
+	if kind != "" {
+		return tooMany(kind, who, "requests under way")
 	}
 	defer leave()
 	if err := r.checkForm(); err != nil {
@@ -163,11 +160,24 @@ func (s *Server) admit(r *request) (err error) {
 	return r.err
 }
 
+// tooMany is the error of a kind that gate.enter has returned.
+func tooMany(kind api.Kind, who sender, what string) error {
+	if kind == api.KindUnavailable {
+		return refused(kind, "the server has too many "+what, "")
+	}
+	return refused(kind, fmt.Sprintf("%s: too many %s", who, what), "")
+}
+
+// isMember reports whether a peer is a member of the groups that may send requests.
+func (s *Server) isMember(p Peer) bool {
+	return slices.ContainsFunc(p.Groups, func(gid uint32) bool { return slices.Contains(s.opts.Groups, gid) })
+}
+
 // callerOf finds the rights of the sender of a request.
 func (s *Server) callerOf(r *http.Request) (*caller, error) {
 	peer, ok := peerOf(r.Context())
 	c := &caller{peer: peer, admin: peer.UID == 0}
-	if !ok || !c.admin && !slices.ContainsFunc(peer.Groups, func(gid uint32) bool { return slices.Contains(s.opts.Groups, gid) }) {
+	if !ok || !c.admin && !s.isMember(peer) {
 		c.admin = false
 		return c, refused(api.KindPermissionDenied, fmt.Sprintf("user %d is not a member of api_group", peer.UID), "ask an administrator")
 	}
