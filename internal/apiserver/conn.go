@@ -164,11 +164,12 @@ func peerOf(ctx context.Context) (peer Peer, ok bool) {
 type patience struct {
 	header, body, idle time.Duration
 	write              time.Duration // for each writeSize bytes
+	rate               int64         // bytes of an answer that a user but root reads in a second, on average
 	last               time.Duration // for an answer that says that the server ends
 }
 
 var usualPatience = patience{header: 10 * time.Second, body: 30 * time.Second, idle: 2 * time.Minute, write: 30 * time.Second,
-	last: time.Second}
+	rate: 256 << 10, last: time.Second}
 
 // Bounds of requests and answers.
 const (

@@ -157,6 +157,28 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
+// TestRate: a user but root does not hold a layer for as long as it likes by reading a little at a time.
+func TestRate(t *testing.T) {
+	s := newServed(t, func(opts *Options) {
+		impatient(opts)
+		opts.patience.write, opts.patience.rate = time.Second, 1<<30
+	}).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	for uid, whole := range map[uint32]bool{0: true, alice: false} {
+		conn := s.as(uid).dial()
+		_, err := io.WriteString(conn, "GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
+		require.NoError(t, err)
+		var all int64
+		for err == nil { // each writeSize bytes in much less than a second, and all in more than two
+			var n int64
+			n, err = io.CopyN(io.Discard, conn, 128<<10)
+			all += n
+			time.Sleep(40 * time.Millisecond)
+		}
+		assert.Equal(t, whole, all > 8<<20, "%d: %d bytes", uid, all)
+	}
+}
+
 // TestManyConnections: a user cannot use up the connections of others.
 func TestManyConnections(t *testing.T) {
 	s := newServed(t, nil).as(alice)

@@ -146,6 +146,9 @@ func (s *Server) admit(r *request) (err error) {
 	if r.caller, err = s.callerOf(r.Request); err != nil {
 		return err
 	}
+	if !r.caller.admin {
+		r.out.rate = s.opts.patience.rate
+	}
 	who := s.senderOf(r.caller.peer)
 	leave, kind := s.requests.enter(who)
 	if kind != "" {
