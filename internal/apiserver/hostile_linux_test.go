@@ -49,7 +49,8 @@ func TestHostileBodies(t *testing.T) {
 		"unknown field": `{"name": "ci.a", "into": "/etc"}`, "wrong type": `{"count": "8"}`, "deep": strings.Repeat(`{"labels":`, 20_000),
 		"cut off": `{"name": "ci.a`, "negative": `{"count": -1}`, "many": `{"count": 10001}`, "huge": `{"count": 1e300}`,
 		"labels": `{"count": 10000, "labels": {"a": "` + strings.Repeat("a", 100_000) + `"}}`, "control": `{"labels": {"a": "\u0000"}}`,
-		"ttl": `{"ttl": "-1s"}`, "long ttl": `{"ttl": "9999999h"}`, "size": `{"size": "much"}`, "negative size": `{"size": "-1G"}`,
+		"label bytes": `{"labels": {"a": "` + strings.Repeat("a", maxLabelBytes/2) + `", "b": "` + strings.Repeat("b", maxLabelBytes/2) + `"}}`,
+		"ttl":         `{"ttl": "-1s"}`, "long ttl": `{"ttl": "9999999h"}`, "size": `{"size": "much"}`, "negative size": `{"size": "-1G"}`,
 		"long name": `{"count": 10000, "name": "ci.` + strings.Repeat("a", 100_000) + `"}`,
 		"path":      `{"name": "ci./../x"}`, "zero": `{"name": "ci.\u0000"}`, "snapshot": `{"name": "ci.a@b"}`,
 	} {
@@ -59,6 +60,8 @@ func TestHostileBodies(t *testing.T) {
 		})
 	}
 	s.t = t
+	s.ok("POST", forks, api.NewForks{Name: "ci.labels", Labels: map[string]string{"a": strings.Repeat("a", maxLabelBytes-1)}}, nil)
+	s.ok("DELETE", "/v1/layers/ci.labels", nil, nil)
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Paths: []string{"relative"}})
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Paths: make([]string, maxPaths+1)})
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Strategy: "mine"})

@@ -12,6 +12,8 @@ const (
 	maxPaths   = 1000
 	maxPath    = 4096
 	maxLabels  = 64
+	// maxLabelBytes is for all labels of a request. Each list and each removal of expired forks reads them.
+	maxLabelBytes = 4096
 )
 
 // checkMessage refuses texts that are too long to be kept.
@@ -25,6 +27,13 @@ func checkMessage(message string) error {
 func checkLabels(labels map[string]string) error {
 	if len(labels) > maxLabels {
 		return tooLong("labels", maxLabels, "labels")
+	}
+	size := 0
+	for key, value := range labels {
+		size += len(key) + len(value)
+	}
+	if size > maxLabelBytes {
+		return tooLong("all labels", maxLabelBytes, "bytes")
 	}
 	return nil
 }
