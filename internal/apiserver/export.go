@@ -55,11 +55,16 @@ func (r *request) exportLayer() (err error) {
 		return err
 	}
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
+		leave, err := r.enterGate(r.server.exports, "exports under way")
+		if err != nil {
+			return err
+		}
+		defer leave()
 		what := v.Name
 		if img, err := s.Images.Get(r.PathValue("layer")); err == nil && img.Top() == v.Name {
 			what = img.Name
 		}
-		_, err := s.Images.Export(r.Context(), what, ref, image.ExportOptions{
+		_, err = s.Images.Export(r.Context(), what, ref, image.ExportOptions{
 			Format: format, Name: r.query["name"], Stdout: stream{r.out, api.MediaTypeTar},
 		})
 		return err
@@ -89,6 +94,11 @@ func (r *request) sendLayer() error {
 		}
 		opts.From = base.Name
 	}
+	leave, err := r.enterWalk()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	_, err = s.Live.Send(r.Context(), stream{r.out, api.MediaTypeStream}, v.Name, opts)
 	return err
 }

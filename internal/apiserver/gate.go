@@ -51,6 +51,10 @@ type bounds struct {
 var (
 	connectionBounds = bounds{each: 64, all: 192, kept: 8}
 	requestBounds    = bounds{each: 16, all: 48, kept: 2}
+	// exportBounds are for requests whose answers are temporary files first, and take up the disk until the client has them.
+	exportBounds = bounds{each: 1, all: 2}
+	// walkBounds are for requests that read whole trees.
+	walkBounds = bounds{each: 2, all: 4, kept: 1}
 )
 
 // gate counts the connections or requests of each sender that are under way.
@@ -87,6 +91,24 @@ func (g *gate) enter(who sender) (leave func(), _ api.Kind) {
 		g.others++
 	}
 	return func() { g.leave(who) }, ""
+}
+
+// enterGate lets the request begin something of which administrators have any number.
+func (r *request) enterGate(g *gate, what string) (leave func(), err error) {
+	if r.caller.admin {
+		return func() {}, nil
+	}
+	who := r.server.senderOf(r.caller.peer)
+	leave, kind := g.enter(who)
+	if kind != "" {
+		err = tooMany(kind, who, what)
+	}
+	return leave, err
+}
+
+// enterWalk lets the request read whole trees.
+func (r *request) enterWalk() (leave func(), err error) {
+	return r.enterGate(r.server.walks, "comparisons, streams and countings of usage under way")
 }
 
 func (g *gate) leave(who sender) {

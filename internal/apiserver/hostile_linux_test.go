@@ -121,6 +121,7 @@ func impatient(opts *Options) {
 // TestSlowClients: clients that send or read slowly lose their connection, and keep nobody else waiting.
 func TestSlowClients(t *testing.T) {
 	s := newServed(t, impatient).newBase()
+	s.server.walks = newGate(requestBounds)
 	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
 	s.as(alice)
 	readers := make([]net.Conn, 0, requestBounds.each)
@@ -180,6 +181,53 @@ func TestRate(t *testing.T) {
 		}
 		assert.Equal(t, whole, all > 8<<20, "%d: %d bytes", uid, all)
 	}
+}
+
+// stall sends a request whose answer is large, and reads no more than its beginning. It returns a function that gives up.
+func (s *served) stall(uid uint32, path string) (giveUp func()) {
+	s.t.Helper()
+	conn := s.as(uid).dial()
+	_, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: c\r\n\r\n")
+	require.NoError(s.t, err)
+	_, err = io.ReadFull(conn, make([]byte, 1000))
+	require.NoError(s.t, err)
+	return func() { require.NoError(s.t, conn.Close()) }
+}
+
+// TestManyExports: exports that clients do not read take up the disk a few times only.
+func TestManyExports(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	const path, of = "/v1/layers/base/export", "/v1/layers/dev.a/export"
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "dev.a"}, nil)
+	first := s.stall(alice, path)
+	s.fails(api.KindTooManyRequests, "GET", path, nil)
+	second := s.stall(bob, of)
+	s.fails(api.KindTooManyRequests, "GET", of, nil)
+	s.as(0).ok("GET", path, nil, nil)
+	first()
+	second()
+	require.Eventually(t, s.isIdle, 10*time.Second, 10*time.Millisecond)
+	s.as(alice).ok("GET", path, nil, nil)
+}
+
+// TestManyWalks: a user reads few trees at once, and others can meanwhile.
+func TestManyWalks(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "dev.a"}, nil)
+	s.ok("POST", "/v1/layers/base/snapshots", api.NewSnapshot{Name: "one"}, nil)
+	giveUp := []func(){s.stall(alice, "/v1/layers/base/diff"), s.stall(alice, "/v1/layers/base@one/stream")}
+	for _, what := range []string{"diff", "changes", "usage", "stream"} {
+		s.as(alice).fails(api.KindTooManyRequests, "GET", at("/layers/base/%s", what), nil)
+		s.as(bob).ok("GET", at("/layers/dev.a/%s", what), nil, nil)
+		s.as(0).ok("GET", at("/layers/base/%s", what), nil, nil)
+	}
+	for _, do := range giveUp {
+		do()
+	}
+	require.Eventually(t, s.isIdle, 10*time.Second, 10*time.Millisecond)
+	s.as(alice).ok("GET", "/v1/layers/base/usage", nil, nil)
 }
 
 // TestManyConnections: a user cannot use up the connections of others.

@@ -121,6 +121,11 @@ func (r *request) leaveOut(l *api.Log) {
 
 func (r *request) getUsage() error {
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
+		leave, err := r.enterWalk()
+		if err != nil {
+			return err
+		}
+		defer leave()
 		usage, err := s.Usage(r.Context(), v)
 		if err != nil {
 			return err
@@ -166,6 +171,11 @@ func (r *request) compare(do func(c *cowcommon.Comparison) error) (err error) {
 	if err != nil {
 		return err
 	}
+	leave, err := r.enterWalk()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	c, err := s.Compare(r.Context(), v, parent, way)
 	if err != nil {
 		return err

@@ -51,6 +51,8 @@ type Server struct {
 	token      [sha256.Size]byte
 	namespaces []*namespace
 	requests   *gate
+	exports    *gate
+	walks      *gate
 	handler    http.Handler
 
 	mu     sync.Mutex
@@ -60,7 +62,8 @@ type Server struct {
 
 // New returns a server.
 func New(opts Options) *Server {
-	s := &Server{opts: opts, token: sha256.Sum256([]byte(opts.Token)), requests: newGate(requestBounds)}
+	s := &Server{opts: opts, token: sha256.Sum256([]byte(opts.Token)), requests: newGate(requestBounds),
+		exports: newGate(exportBounds), walks: newGate(walkBounds)}
 	if s.opts.patience == (patience{}) {
 		s.opts.patience = usualPatience
 	}
