@@ -104,9 +104,6 @@ func (r *request) forkLayer() error {
 	if err != nil {
 		return err
 	}
-	if err := checkLabels(body.Labels); err != nil {
-		return err
-	}
 	opts := layerstore.ForkOptions{Name: name, Count: max(body.Count, 1), Labels: body.Labels}
 	if body.Count < 0 {
 		opts.Count = body.Count
@@ -166,9 +163,6 @@ func (r *request) takeSnapshot() error {
 	if err := r.body(&body); err != nil {
 		return err
 	}
-	if err := checkMessage(body.Message); err != nil {
-		return err
-	}
 	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
 		done, err := r.addSnapshot(v)
 		if err != nil {
@@ -198,6 +192,9 @@ func (r *request) snapshot(s *layerstore.Store, status int, m live.Moment) error
 }
 
 func (r *request) removeSnapshot() error {
+	if err := checkLength("the name of the snapshot", r.PathValue("snapshot"), 1, maxName); err != nil {
+		return err
+	}
 	return r.withLayer(changes, layerAlone, func(s *layerstore.Store, v cowcommon.Volume) error {
 		if err := s.Live.RemoveSnapshot(r.Context(), v.Name, r.PathValue("snapshot")); err != nil {
 			return err
@@ -236,9 +233,6 @@ func (r *request) mergeFork() error {
 	case "", api.Refuse, api.Ours, api.Theirs:
 	default:
 		return refused(api.KindInvalidArgument, fmt.Sprintf("strategy %.64q: say refuse, ours or theirs", body.Strategy), "")
-	}
-	if err := checkPaths(body.Paths); err != nil {
-		return err
 	}
 	var err error
 	if opts.Paths, err = layerstore.CleanPaths(body.Paths); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -39,10 +40,16 @@ func formatOf(name string, or layertar.Format) (layertar.Format, error) {
 	if name == "" {
 		return or, nil
 	}
+	if !slices.Contains([]string{"none", "gzip", "zstd"}, name) {
+		return or, refused(api.KindInvalidArgument, fmt.Sprintf("compress %.64q: say none, gzip or zstd", name), "")
+	}
 	return layertar.ParseFormat(name)
 }
 
 func (r *request) exportLayer() (err error) {
+	if err := checkLength("name", r.query["name"], 0, maxImage); err != nil {
+		return err
+	}
 	ref, format := image.Reference{Transport: image.DockerArchive, Path: image.Stdio}, layertar.Plain
 	switch r.query["format"] {
 	case "", string(image.DockerArchive):
@@ -110,9 +117,6 @@ func (r *request) promoteLayer() error {
 	}
 	if !r.caller.admin {
 		return refused(api.KindPermissionDenied, "only an administrator makes images", "GET the path .../export, and import that")
-	}
-	if err := checkMessage(body.Message); err != nil {
-		return err
 	}
 	format, err := formatOf(body.Compress, layertar.Gzip)
 	if err != nil {

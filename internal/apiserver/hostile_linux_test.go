@@ -70,6 +70,67 @@ func TestHostileBodies(t *testing.T) {
 	assert.Equal(t, []string{"base"}, s.names("/v1/layers"), "nothing was made")
 }
 
+// TestBounds: the server takes what is as long as the description allows, and refuses what is longer, shorter or something else.
+func TestBounds(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	long := func(n int) string { return strings.Repeat("a", n) }
+	for _, c := range []struct {
+		method, path, body string
+		within             bool
+	}{
+		{"POST", "/layers", `{"name": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers", `{"name": "` + long(maxName) + `"}`, true},
+		{"POST", "/layers", `{"size": "` + long(maxShort+1) + `"}`, false},
+		{"POST", "/layers", `{"size": "` + strings.Repeat("0", maxShort-2) + `1G"}`, true},
+		{"POST", "/layers", `{"rootStyle": "other"}`, false},
+		{"POST", "/layers", `{"parent": "` + long(maxRef+1) + `"}`, false},
+		{"POST", "/layers/base/forks", `{"name": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers/base/forks", `{"size": "` + strings.Repeat("0", maxShort) + `1G"}`, false},
+		{"POST", "/layers/base/forks", `{"ttl": "` + strings.Repeat("0", maxShort) + `1h"}`, false},
+		{"POST", "/layers/base/forks", `{"ttl": "` + strings.Repeat("0", maxShort-2) + `1h"}`, true},
+		{"POST", "/layers/base/snapshots", `{"name": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers/base/snapshots", `{"name": "` + long(maxName) + `"}`, true},
+		{"POST", "/layers/base/snapshots", `{"message": "` + long(maxMessage+1) + `"}`, false},
+		{"POST", "/layers/base/snapshots", `{"message": "` + long(maxMessage) + `"}`, true},
+		{"POST", "/layers/base/rollback", `{}`, false},
+		{"POST", "/layers/base/rollback", `{"snapshot": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers/base/rollback", `{"snapshot": "` + long(maxName) + `"}`, true},
+		{"DELETE", "/layers/base/snapshots/" + long(maxName+1), "", false},
+		{"DELETE", "/layers/base/snapshots/" + long(maxName), "", true},
+		{"POST", "/layers/base/merge", `{"into": "` + long(maxRef+1) + `"}`, false},
+		{"PUT", "/layers/base/limit", `{}`, false},
+		{"PUT", "/layers/base/limit", `{"size": "` + strings.Repeat("0", maxShort) + `1G"}`, false},
+		{"PUT", "/layers/base/limit", `{"size": "none"}`, true},
+		{"POST", "/layers/base/promote", `{}`, false},
+		{"POST", "/layers/base/promote", `{"to": "oci:/` + long(maxTarget) + `"}`, false},
+		{"POST", "/layers/base/promote", `{"to": "x:1", "compress": "gz"}`, false},
+		{"GET", "/layers/base/export?name=" + long(maxImage+1), "", false},
+		{"GET", "/layers/base/export?name=" + long(100), "", true},
+		{"GET", "/layers/base/export?name=", "", false},
+		{"GET", "/layers/base/export?compress=", "", false},
+		{"GET", "/layers/base/export?compress=plain", "", false},
+		{"GET", "/layers/base/export?compress=gzip", "", true},
+		{"GET", "/layers/base/export?format=", "", false},
+		{"GET", "/layers/base/diff?compress=zst", "", false},
+		{"GET", "/layers/base/diff?since=", "", false},
+		{"GET", "/layers/base/stream?from=", "", false},
+		{"GET", "/layers?forks=", "", false},
+		{"GET", "/layers?forks=1", "", false},
+		{"GET", "/layers?forks=false", "", true},
+	} {
+		var body any
+		if c.body != "" {
+			body = c.body
+		}
+		a := s.send(c.method, api.Prefix+c.path, body)
+		if c.within {
+			assert.Less(t, a.status, 300, "%s %.80s %.80s: %.300s", c.method, c.path, c.body, a.body)
+		} else {
+			assert.Equal(t, http.StatusBadRequest, a.status, "%s %.80s %.80s: %.300s", c.method, c.path, c.body, a.body)
+		}
+	}
+}
+
 // TestHostileNames: names that are no layers, and paths that are none, are refused.
 func TestHostileNames(t *testing.T) {
 	s := newServed(t, nil).newBase()

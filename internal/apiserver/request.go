@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -121,6 +120,9 @@ func (r *request) body(into any) (err error) {
 		return refused(api.KindInvalidArgument, fmt.Sprintf("body: %v", err), "send one JSON object, as GET /v1/openapi.yaml describes")
 	}
 	r.unread = false
+	if err := checkBody(into); err != nil {
+		return err
+	}
 	if err := r.readUntil(time.Time{}); err != nil { // the end of the connection is the end of the request from here on
 		return err
 	}
@@ -143,7 +145,7 @@ func (r *request) endChange() {
 }
 
 // queryOf returns the parameters of the query, "" for those that it does not have. Returns an error if the query is malformed, has
-// a parameter twice, or one that is not known.
+// a parameter twice or an empty one, or one that is not known.
 func queryOf(u *url.URL, known []string) (map[string]string, error) {
 	const advice = "GET /v1/openapi.yaml lists the parameters"
 	all, err := url.ParseQuery(u.RawQuery)
@@ -157,6 +159,8 @@ func queryOf(u *url.URL, known []string) (map[string]string, error) {
 			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("unknown parameter %.64q", name), advice)
 		case len(each) > 1:
 			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s comes twice", name), "")
+		case each[0] == "":
+			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s is empty", name), "leave it out")
 		}
 		values[name] = each[0]
 	}
@@ -165,14 +169,13 @@ func queryOf(u *url.URL, known []string) (map[string]string, error) {
 
 // boolOf reads a parameter that is true or false.
 func boolOf(values map[string]string, name string) (bool, error) {
-	if values[name] == "" {
+	switch values[name] {
+	case "true":
+		return true, nil
+	case "", "false":
 		return false, nil
 	}
-	b, err := strconv.ParseBool(values[name])
-	if err != nil {
-		err = refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s: say true or false", name), "")
-	}
-	return b, err
+	return false, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s: say true or false", name), "")
 }
 
 // maxRef is the longest reference to a layer.
