@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// listener accepts connections of a unix socket whose other end the kernel describes, and closes those that are too many.
+// listener accepts connections of a unix socket whose other end the kernel describes, and refuses those that are too many.
 type listener struct {
 	net.Listener
 	gate        *gate
 	peer        func(net.Conn) (Peer, error)
 	sender      func(Peer) sender
 	connections *connections
+	refusals    *refusals
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -30,7 +31,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		leave, kind := l.gate.enter(l.sender(peer))
 		if kind != "" {
-			_ = conn.Close()
+			l.refusals.answer(conn, tooMany(kind, l.sender(peer), "connections"))
 			continue
 		}
 		c := &peerConn{Conn: conn, peer: peer}
@@ -165,7 +166,7 @@ type patience struct {
 	header, body, idle time.Duration
 	write              time.Duration // for each writeSize bytes
 	rate               int64         // bytes of an answer that a user but root reads in a second, on average
-	last               time.Duration // for an answer that says that the server ends
+	last               time.Duration // for an answer that ends the connection
 }
 
 var usualPatience = patience{header: 10 * time.Second, body: 30 * time.Second, idle: 2 * time.Minute, write: 30 * time.Second,

@@ -291,22 +291,30 @@ func TestManyWalks(t *testing.T) {
 	s.as(alice).ok("GET", "/v1/layers/base/usage", nil, nil)
 }
 
-// TestManyConnections: a user cannot use up the connections of others.
+// TestManyConnections: a user cannot use up the connections of others. Those that are too many say so.
 func TestManyConnections(t *testing.T) {
 	s := newServed(t, nil).as(alice)
-	for i := range connectionBounds.each + 10 {
+	for range connectionBounds.each {
 		conn := s.dial()
 		_, err := io.WriteString(conn, "GET /v1/info HTTP/1.1\r\nHost: c\r\n\r\n")
-		if i < connectionBounds.each {
-			require.NoError(t, err)
-			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			require.NoError(t, err)
-			require.NoError(t, answer.Body.Close())
-			continue
-		}
-		_, err = io.ReadAll(conn)
+		require.NoError(t, err)
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+	}
+	e := s.fails(api.KindTooManyRequests, "GET", "/v1/info", nil)
+	assert.Contains(t, e.Message, "connections")
+	s.fails(api.KindTooManyRequests, "POST", "/v1/layers/base/forks", api.NewForks{})
+	begun := time.Now()
+	silent := make([]net.Conn, 0, 2*maxRefusals)
+	for range 2 * maxRefusals {
+		silent = append(silent, s.dial())
+	}
+	for _, conn := range silent {
+		_, err := io.ReadAll(conn)
 		require.True(t, err == nil || errors.Is(err, syscall.ECONNRESET), "%v", err)
 	}
+	assert.Less(t, time.Since(begun), 10*time.Second, "those that send nothing are closed")
 	s.as(bob).ok("GET", "/v1/info", nil, nil)
 	s.as(0).ok("GET", "/v1/info", nil, nil)
 }

@@ -89,8 +89,12 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 	}
 	ended := make(chan error, 1)
 	connections := &connections{last: s.opts.patience.last, open: make(map[*peerConn]bool)}
+	refusals := newRefusals(s.opts.patience.last)
+	defer refusals.waiting.Wait()
 	go func() {
-		ended <- server.Serve(&listener{Listener: l, gate: newGate(connectionBounds), peer: peer, sender: s.senderOf, connections: connections})
+		ended <- server.Serve(&listener{
+			Listener: l, gate: newGate(connectionBounds), peer: peer, sender: s.senderOf, connections: connections, refusals: refusals,
+		})
 	}()
 	var err error
 	select {
