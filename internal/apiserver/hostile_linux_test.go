@@ -70,7 +70,7 @@ func TestHostileBodies(t *testing.T) {
 	assert.Equal(t, []string{"base"}, s.names("/v1/layers"), "nothing was made")
 }
 
-// TestBounds: the server takes what is as long as the description allows, and refuses what is longer, shorter or something else.
+// TestBounds: the server takes values within the bounds of the description, and refuses others.
 func TestBounds(t *testing.T) {
 	s := newServed(t, nil).newBase()
 	long := func(n int) string { return strings.Repeat("a", n) }

@@ -38,20 +38,24 @@ func (r *refusals) answer(conn net.Conn, err error) {
 		if conn.SetDeadline(time.Now().Add(r.time)) != nil {
 			return
 		}
-		// Clients take no answer before they have sent the request. What the request says does not matter.
+		// Clients take no answer before they have sent the request, which does not matter.
 		if _, err := conn.Read(make([]byte, maxHeader)); err != nil {
 			return
 		}
-		_ = refusal(err).Write(conn)
+		_ = writeRefusal(conn, err)
 	})
 }
 
-// refusal is the answer to a connection that is too many.
-func refusal(err error) *http.Response {
-	e := errorOf(err, "")
-	body, _ := json.Marshal(e) // it has texts alone
-	return &http.Response{
+// writeRefusal writes the answer to a connection that is too many.
+func writeRefusal(w io.Writer, refusal error) error {
+	e := errorOf(refusal, "")
+	body, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	answer := http.Response{
 		StatusCode: e.Kind.Status(), ProtoMajor: 1, ProtoMinor: 1, Close: true, ContentLength: int64(len(body)),
 		Header: http.Header{"Content-Type": {"application/json"}, "Retry-After": {"1"}}, Body: io.NopCloser(bytes.NewReader(body)),
 	}
+	return answer.Write(w)
 }

@@ -83,7 +83,7 @@ func (r *request) done() error {
 	return nil
 }
 
-// limitBody sets the time for the body, also for one that no handler reads: net/http reads it before it sends the answer.
+// limitBody sets the time for the body, whether a handler reads it or not. If none does, net/http reads it before it answers.
 func (r *request) limitBody() error {
 	if r.unread = r.ContentLength != 0; !r.unread {
 		return nil
@@ -144,8 +144,8 @@ func (r *request) endChange() {
 	}
 }
 
-// queryOf returns the parameters of the query, "" for those that it does not have. Returns an error if the query is malformed, has
-// a parameter twice or an empty one, or one that is not known.
+// queryOf returns the parameters of the query, "" for those that it does not have. Returns an error if the query is malformed, or
+// if a parameter is unknown, empty or there twice.
 func queryOf(u *url.URL, known []string) (map[string]string, error) {
 	const advice = "GET /v1/openapi.yaml lists the parameters"
 	all, err := url.ParseQuery(u.RawQuery)

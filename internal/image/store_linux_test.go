@@ -578,7 +578,7 @@ func (r *removing) Write(data []byte) (int, error) {
 	return r.Buffer.Write(data)
 }
 
-// TestExportToSlowReader: who reads an archive slowly keeps nobody from removing images, and gets all of it.
+// TestExportToSlowReader: a slow reader of an archive keeps nobody from removing images, and gets all of it.
 func TestExportToSlowReader(t *testing.T) {
 	s := newTestStore(t)
 	img := makeImage(t, baseTar(t), upperTar(t))
