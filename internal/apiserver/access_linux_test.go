@@ -260,6 +260,40 @@ func TestAdditions(t *testing.T) {
 	assert.Empty(t, n.pending)
 }
 
+// pendingAnswer notes the additions to a namespace that are under way when the answer begins.
+type pendingAnswer struct {
+	*httptest.ResponseRecorder
+	n       *namespace
+	pending []*addition
+}
+
+func (p *pendingAnswer) WriteHeader(status int) {
+	p.n.mu.Lock()
+	defer p.n.mu.Unlock()
+	p.pending = append(p.pending, p.n.pending...)
+	p.ResponseRecorder.WriteHeader(status)
+}
+
+// TestAnswerAfterAddition: no addition is under way while a client reads the answer, since others wait for it.
+func TestAnswerAfterAddition(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Layers, opts.Namespaces[0].Bytes = 100, 100<<30 }).newBase()
+	for _, c := range []struct{ method, path, body string }{
+		{"POST", "/v1/layers", `{"name": "ci.own", "size": "1G"}`},
+		{"POST", "/v1/layers/ci.own/forks", `{"name": "ci.a", "size": "1G"}`},
+		{"POST", "/v1/layers/ci.own/snapshots", `{"name": "one"}`},
+		{"POST", "/v1/layers/ci.own/rollback", `{"snapshot": "one"}`},
+		{"POST", "/v1/layers/ci.a/merge", `{}`},
+		{"PUT", "/v1/layers/ci.own/limit", `{"size": "2G"}`},
+		{"POST", "/v1/layers/ci.own/forks", `{"name": "ci.a", "size": "1G"}`}, // it fails
+	} {
+		r := httptest.NewRequest(c.method, c.path, strings.NewReader(c.body))
+		w := &pendingAnswer{ResponseRecorder: httptest.NewRecorder(), n: s.server.namespaces[0]}
+		s.server.ServeHTTP(w, r.WithContext(context.WithValue(t.Context(), peerKey{}, peerOfUser(alice))))
+		assert.Contains(t, []int{http.StatusOK, http.StatusCreated, http.StatusNoContent, http.StatusConflict}, w.Code, "%s", w.Body)
+		assert.Empty(t, w.pending, "%s %s", c.method, c.path)
+	}
+}
+
 // TestKernelPeer: the kernel tells the user and the groups with which a process has connected.
 func TestKernelPeer(t *testing.T) {
 	testfs.Root(t)

@@ -16,7 +16,8 @@ import (
 	"github.com/cowshed/cowshed/live"
 )
 
-// add lets the request make an addition to a namespace, which may be nil: see namespace.add.
+// add lets the request make an addition to a namespace, which may be nil: see namespace.add. The request calls done before it
+// answers, so that a client that reads slowly does not keep others waiting.
 func (r *request) add(n *namespace, a amount) (done func(), err error) {
 	return n.add(r.Context(), a, func(ctx context.Context) (amount, error) { return r.server.count(ctx, n, volumeOf{}) })
 }
@@ -82,6 +83,7 @@ func (r *request) createLayer() error {
 	if err := s.Create(r.Context(), name, opts); err != nil {
 		return err
 	}
+	done()
 	l, err := describeNew(r.Context(), s, cowcommon.Volume{Name: name, Parent: opts.Parent.Name, Created: time.Now()})
 	r.noteUndescribed(err)
 	r.redact(&l)
@@ -106,11 +108,7 @@ func (r *request) noteUndescribed(err error) {
 }
 
 func (r *request) removeLayer() error {
-	values, err := r.query("force")
-	if err != nil {
-		return err
-	}
-	force, err := boolOf(values, "force")
+	force, err := boolOf(r.query, "force")
 	if err != nil {
 		return err
 	}
@@ -130,9 +128,6 @@ func (r *request) forkLayer() error {
 	}
 	name, n, err := r.caller.newName(body.Name, layerstore.RandomName)
 	if err != nil {
-		return err
-	}
-	if err := checkLabels(body.Labels); err != nil {
 		return err
 	}
 	opts := layerstore.ForkOptions{Name: name, Count: max(body.Count, 1), Labels: body.Labels}
@@ -161,6 +156,7 @@ func (r *request) forkLayer() error {
 		if err != nil {
 			return err
 		}
+		done()
 		answer := api.Forks{Forks: make([]api.Fork, 0, len(forks))}
 		for _, f := range forks {
 			answer.Forks = append(answer.Forks, api.Fork{Name: s.Shown(f.Name), Expires: f.Expires, Labels: f.Labels})
@@ -193,9 +189,6 @@ func (r *request) takeSnapshot() error {
 	if err := r.body(&body); err != nil {
 		return err
 	}
-	if err := checkMessage(body.Message); err != nil {
-		return err
-	}
 	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
 		done, err := r.addSnapshot(v)
 		if err != nil {
@@ -206,6 +199,7 @@ func (r *request) takeSnapshot() error {
 		if err != nil {
 			return err
 		}
+		done()
 		return r.snapshot(s, http.StatusCreated, m)
 	})
 }
@@ -223,6 +217,9 @@ func (r *request) snapshot(s *layerstore.Store, status int, m live.Moment) error
 }
 
 func (r *request) removeSnapshot() error {
+	if err := checkLength("the name of the snapshot", r.PathValue("snapshot"), 1, maxName); err != nil {
+		return err
+	}
 	return r.withLayer(changes, layerAlone, func(s *layerstore.Store, v cowcommon.Volume) error {
 		if err := s.Live.RemoveSnapshot(r.Context(), v.Name, r.PathValue("snapshot")); err != nil {
 			return err
@@ -246,6 +243,7 @@ func (r *request) rollBackLayer() error {
 		if err != nil {
 			return err
 		}
+		done()
 		return r.snapshot(s, http.StatusOK, before)
 	})
 }
@@ -260,9 +258,6 @@ func (r *request) mergeFork() error {
 	case "", api.Refuse, api.Ours, api.Theirs:
 	default:
 		return refused(api.KindInvalidArgument, fmt.Sprintf("strategy %.64q: say refuse, ours or theirs", body.Strategy), "")
-	}
-	if err := checkPaths(body.Paths); err != nil {
-		return err
 	}
 	var err error
 	if opts.Paths, err = layerstore.CleanPaths(body.Paths); err != nil {
@@ -295,6 +290,7 @@ func (r *request) mergeFork() error {
 	}
 	defer done()
 	merged, err := s.Merge(r.Context(), fork, target, opts)
+	done()
 	var conflict *live.ConflictError
 	if errors.As(err, &conflict) {
 		return &conflictError{ConflictError: conflict, into: into}
@@ -339,6 +335,7 @@ func (r *request) setLimit() error {
 		if err := s.SetLimit(r.Context(), v, s.Shown(v.Name), bytes); err != nil {
 			return err
 		}
+		done()
 		return r.done()
 	})
 }

@@ -8,11 +8,14 @@ import (
 	"time"
 )
 
-// listener accepts connections of a unix socket whose other end the kernel describes, and closes those that are too many.
+// listener accepts connections of a unix socket whose other end the kernel describes, and refuses those that are too many.
 type listener struct {
 	net.Listener
-	gate *gate
-	peer func(net.Conn) (Peer, error)
+	gate        *gate
+	peer        func(net.Conn) (Peer, error)
+	sender      func(Peer) sender
+	connections *connections
+	refusals    *refusals
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -26,12 +29,18 @@ func (l *listener) Accept() (net.Conn, error) {
 			_ = conn.Close()
 			continue
 		}
-		leave, kind := l.gate.enter(peer.UID)
+		leave, kind := l.gate.enter(l.sender(peer))
 		if kind != "" {
-			_ = conn.Close()
+			l.refusals.answer(conn, tooMany(kind, l.sender(peer), "connections"))
 			continue
 		}
-		return &peerConn{Conn: conn, peer: peer, leave: sync.OnceFunc(leave)}, nil
+		c := &peerConn{Conn: conn, peer: peer}
+		c.leave = sync.OnceFunc(func() {
+			l.connections.remove(c)
+			leave()
+		})
+		l.connections.add(c)
+		return c, nil
 	}
 }
 
@@ -40,20 +49,108 @@ type peerConn struct {
 	net.Conn
 	peer  Peer
 	leave func()
+
+	mu       sync.Mutex
+	cancel   context.CancelFunc // of its requests
+	stopped  bool               // no change begins any more
+	changing bool               // a request on it changes something
 }
 
 // Close implements net.Conn.
 func (c *peerConn) Close() error {
 	defer c.leave()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancel != nil {
+		c.cancel()
+	}
 	return c.Conn.Close()
 }
+
+// beginChange notes that a request on the connection begins to change something. It reports false after stop.
+func (c *peerConn) beginChange() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.changing = c.changing || !c.stopped
+	return c.changing
+}
+
+func (c *peerConn) endChange() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.changing = false
+}
+
+// stop cancels the request on the connection, unless that changes something. It reports whether it has.
+func (c *peerConn) stop() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	if c.changing {
+		return false
+	}
+	if c.cancel != nil {
+		c.cancel()
+	}
+	return true
+}
+
+// connections are those that are open.
+type connections struct {
+	last time.Duration // for an answer that says that the server ends
+
+	mu      sync.Mutex
+	open    map[*peerConn]bool
+	stopped bool
+}
+
+func (c *connections) add(conn *peerConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[conn] = true
+	if c.stopped {
+		c.end(conn)
+	}
+}
+
+func (c *connections) remove(conn *peerConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, conn)
+}
+
+// stop cancels the requests that change nothing, and soon closes their connections.
+func (c *connections) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	for conn := range c.open {
+		c.end(conn)
+	}
+}
+
+func (c *connections) end(conn *peerConn) {
+	if conn.stop() {
+		time.AfterFunc(c.last, func() { _ = conn.Close() }) // whether its client reads the answer or not
+	}
+}
+
+type connKey struct{}
 
 type peerKey struct{}
 
 // withPeer is the context of the requests of a connection.
 func withPeer(ctx context.Context, conn net.Conn) context.Context {
-	if c, ok := conn.(*peerConn); ok {
-		ctx = context.WithValue(ctx, peerKey{}, c.peer)
+	c, ok := conn.(*peerConn)
+	if !ok {
+		return ctx
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ctx = context.WithValue(context.WithValue(ctx, peerKey{}, c.peer), connKey{}, c)
+	ctx, c.cancel = context.WithCancel(ctx)
+	if c.stopped {
+		c.cancel()
 	}
 	return ctx
 }
@@ -68,9 +165,12 @@ func peerOf(ctx context.Context) (peer Peer, ok bool) {
 type patience struct {
 	header, body, idle time.Duration
 	write              time.Duration // for each writeSize bytes
+	rate               int64         // bytes of an answer that a user but root reads in a second, on average
+	last               time.Duration // for an answer that ends the connection
 }
 
-var usualPatience = patience{header: 10 * time.Second, body: 30 * time.Second, idle: 2 * time.Minute, write: 30 * time.Second}
+var usualPatience = patience{header: 10 * time.Second, body: 30 * time.Second, idle: 2 * time.Minute, write: 30 * time.Second,
+	rate: 256 << 10, last: time.Second}
 
 // Bounds of requests and answers.
 const (

@@ -86,3 +86,35 @@ func TestNames(t *testing.T) {
 		assert.Equal(t, api.KindInvalidArgument, kindOf(checkRef(bad)), "%q", bad)
 	}
 }
+
+// TestGate: a user cannot get more than its share as other users of the kernel, nor keep out the namespaces.
+func TestGate(t *testing.T) {
+	const group = 7000
+	opts := testOptions(&noStores{})
+	opts.Namespaces[1].GIDs = []uint32{group}
+	s := New(opts)
+	enter := func(g *gate, p Peer) api.Kind {
+		_, kind := g.enter(s.senderOf(p))
+		return kind
+	}
+	for _, b := range []bounds{requestBounds, connectionBounds} {
+		g := newGate(b)
+		for _, groups := range [][]uint32{{apiGroup}, {apiGroup, group}, {}} {
+			for uid := range uint32(2 * b.all) {
+				enter(g, Peer{UID: 100_000 + uid, Groups: groups})
+			}
+		}
+		assert.Equal(t, 2*b.each, g.others, "the subordinate users of a member")
+		for range b.each {
+			assert.Empty(t, enter(g, peerOfUser(alice)))
+		}
+		assert.Equal(t, api.KindTooManyRequests, enter(g, peerOfUser(alice)))
+		for range b.kept {
+			assert.Empty(t, enter(g, peerOfUser(bob)), "each namespace has its share")
+		}
+		assert.Equal(t, api.KindUnavailable, enter(g, peerOfUser(bob)))
+		for range b.all {
+			assert.Empty(t, enter(g, Peer{}), "root")
+		}
+	}
+}

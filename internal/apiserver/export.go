@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -25,13 +26,13 @@ func (r *request) diffLayer() error {
 	if err := r.checkStream(); err != nil {
 		return err
 	}
-	return r.compare(func(c *cowcommon.Comparison, values map[string]string) error {
-		format, err := formatOf(values["compress"], layertar.Plain)
+	return r.compare(func(c *cowcommon.Comparison) error {
+		format, err := formatOf(r.query["compress"], layertar.Plain)
 		if err != nil {
 			return err
 		}
 		return compress(stream{r.out, api.MediaTypeTar}, format, func(w io.Writer) error { return c.WriteTar(r.Context(), w, nil) })
-	}, "compress")
+	})
 }
 
 // checkStream refuses a stream to a client of HTTP/1.0, where the end of the connection is that of each answer. Such a client could
@@ -79,32 +80,39 @@ func formatOf(name string, or layertar.Format) (layertar.Format, error) {
 	if name == "" {
 		return or, nil
 	}
+	if !slices.Contains([]string{"none", "gzip", "zstd"}, name) {
+		return or, refused(api.KindInvalidArgument, fmt.Sprintf("compress %.64q: say none, gzip or zstd", name), "")
+	}
 	return layertar.ParseFormat(name)
 }
 
-func (r *request) exportLayer() error {
+func (r *request) exportLayer() (err error) {
 	if err := r.checkStream(); err != nil {
 		return err
 	}
-	values, err := r.query("format", "compress", "name")
-	if err != nil {
+	if err := checkLength("name", r.query["name"], 0, maxImage); err != nil {
 		return err
 	}
 	ref, format := image.Reference{Transport: image.DockerArchive, Path: image.Stdio}, layertar.Plain
-	switch values["format"] {
+	switch r.query["format"] {
 	case "", string(image.DockerArchive):
 	case string(image.OCIArchive):
 		ref.Transport, format = image.OCIArchive, layertar.Gzip
 	default:
-		return refused(api.KindInvalidArgument, fmt.Sprintf("format %.64q: say docker-archive or oci-archive", values["format"]), "")
+		return refused(api.KindInvalidArgument, fmt.Sprintf("format %.64q: say docker-archive or oci-archive", r.query["format"]), "")
 	}
-	if format, err = formatOf(values["compress"], format); err != nil {
+	if format, err = formatOf(r.query["compress"], format); err != nil {
 		return err
 	}
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
-		opts := image.ExportOptions{Format: format, Name: values["name"], Stdout: stream{r.out, api.MediaTypeTar}}
+		leave, err := r.enterGate(r.server.exports, "exports under way")
+		if err != nil {
+			return err
+		}
+		defer leave()
+		opts := image.ExportOptions{Format: format, Name: r.query["name"], Stdout: stream{r.out, api.MediaTypeTar}}
 		if !r.caller.admin { // the layers below may not be the caller's
-			_, err := s.Images.ExportContent(r.Context(), v, ref, opts)
+			_, err = s.Images.ExportContent(r.Context(), v, ref, opts)
 			return err
 		}
 		img, err := s.Images.Get(r.PathValue("layer"))
@@ -120,15 +128,11 @@ func (r *request) sendLayer() error {
 	if err := r.checkStream(); err != nil {
 		return err
 	}
-	values, err := r.query("from", "withParents")
+	parents, err := boolOf(r.query, "withParents")
 	if err != nil {
 		return err
 	}
-	parents, err := boolOf(values, "withParents")
-	if err != nil {
-		return err
-	}
-	ref, from := r.PathValue("layer"), values["from"]
+	ref, from := r.PathValue("layer"), r.query["from"]
 	s, release, err := r.open(reads, ref, from)
 	if err != nil {
 		return err
@@ -151,6 +155,11 @@ func (r *request) sendLayer() error {
 		}
 		opts.From = base.Name
 	}
+	leave, err := r.enterWalk()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	_, err = s.Live.Send(r.Context(), stream{r.out, api.MediaTypeStream}, v.Name, opts)
 	return err
 }
@@ -162,9 +171,6 @@ func (r *request) promoteLayer() error {
 	}
 	if !r.caller.admin {
 		return refused(api.KindPermissionDenied, "only an administrator makes images", "GET the path .../export, and import that")
-	}
-	if err := checkMessage(body.Message); err != nil {
-		return err
 	}
 	format, err := formatOf(body.Compress, layertar.Gzip)
 	if err != nil {

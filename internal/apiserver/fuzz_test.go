@@ -68,7 +68,7 @@ func FuzzRequest(f *testing.F) {
 				t.Fatalf("asked for %q", ref)
 			}
 		}
-		if len(server.requests.users) > 0 {
+		if len(server.requests.senders) > 0 {
 			t.Fatal("a request is still under way")
 		}
 	})

@@ -36,7 +36,7 @@ func (s *served) dial() net.Conn {
 func (s *served) isIdle() bool {
 	s.server.requests.mu.Lock()
 	defer s.server.requests.mu.Unlock()
-	return len(s.server.requests.users) == 0
+	return len(s.server.requests.senders) == 0
 }
 
 // TestHostileBodies: bodies that are too large, malformed or of something else are refused.
@@ -49,7 +49,8 @@ func TestHostileBodies(t *testing.T) {
 		"unknown field": `{"name": "ci.a", "into": "/etc"}`, "wrong type": `{"count": "8"}`, "deep": strings.Repeat(`{"labels":`, 20_000),
 		"cut off": `{"name": "ci.a`, "negative": `{"count": -1}`, "many": `{"count": 10001}`, "huge": `{"count": 1e300}`,
 		"labels": `{"count": 10000, "labels": {"a": "` + strings.Repeat("a", 100_000) + `"}}`, "control": `{"labels": {"a": "\u0000"}}`,
-		"ttl": `{"ttl": "-1s"}`, "long ttl": `{"ttl": "9999999h"}`, "size": `{"size": "much"}`, "negative size": `{"size": "-1G"}`,
+		"label bytes": `{"labels": {"a": "` + strings.Repeat("a", maxLabelBytes/2) + `", "b": "` + strings.Repeat("b", maxLabelBytes/2) + `"}}`,
+		"ttl":         `{"ttl": "-1s"}`, "long ttl": `{"ttl": "9999999h"}`, "size": `{"size": "much"}`, "negative size": `{"size": "-1G"}`,
 		"long name": `{"count": 10000, "name": "ci.` + strings.Repeat("a", 100_000) + `"}`,
 		"path":      `{"name": "ci./../x"}`, "zero": `{"name": "ci.\u0000"}`, "snapshot": `{"name": "ci.a@b"}`,
 	} {
@@ -59,12 +60,75 @@ func TestHostileBodies(t *testing.T) {
 		})
 	}
 	s.t = t
+	s.ok("POST", forks, api.NewForks{Name: "ci.labels", Labels: map[string]string{"a": strings.Repeat("a", maxLabelBytes-1)}}, nil)
+	s.ok("DELETE", "/v1/layers/ci.labels", nil, nil)
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Paths: []string{"relative"}})
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Paths: make([]string, maxPaths+1)})
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/merge", api.NewMerge{Strategy: "mine"})
 	s.fails(api.KindInvalidArgument, "POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{Message: strings.Repeat("a", maxMessage+1)})
 	s.fails(api.KindInvalidArgument, "GET", "/v1/layers/base", "body")
 	assert.Equal(t, []string{"base"}, s.names("/v1/layers"), "nothing was made")
+}
+
+// TestBounds: the server takes values within the bounds of the description, and refuses others.
+func TestBounds(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	long := func(n int) string { return strings.Repeat("a", n) }
+	for _, c := range []struct {
+		method, path, body string
+		within             bool
+	}{
+		{"POST", "/layers", `{"name": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers", `{"name": "` + long(maxName) + `"}`, true},
+		{"POST", "/layers", `{"size": "` + long(maxShort+1) + `"}`, false},
+		{"POST", "/layers", `{"size": "` + strings.Repeat("0", maxShort-2) + `1G"}`, true},
+		{"POST", "/layers", `{"rootStyle": "other"}`, false},
+		{"POST", "/layers", `{"parent": "` + long(maxRef+1) + `"}`, false},
+		{"POST", "/layers/base/forks", `{"name": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers/base/forks", `{"size": "` + strings.Repeat("0", maxShort) + `1G"}`, false},
+		{"POST", "/layers/base/forks", `{"ttl": "` + strings.Repeat("0", maxShort) + `1h"}`, false},
+		{"POST", "/layers/base/forks", `{"ttl": "` + strings.Repeat("0", maxShort-2) + `1h"}`, true},
+		{"POST", "/layers/base/snapshots", `{"name": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers/base/snapshots", `{"name": "` + long(maxName) + `"}`, true},
+		{"POST", "/layers/base/snapshots", `{"message": "` + long(maxMessage+1) + `"}`, false},
+		{"POST", "/layers/base/snapshots", `{"message": "` + long(maxMessage) + `"}`, true},
+		{"POST", "/layers/base/rollback", `{}`, false},
+		{"POST", "/layers/base/rollback", `{"snapshot": "` + long(maxName+1) + `"}`, false},
+		{"POST", "/layers/base/rollback", `{"snapshot": "` + long(maxName) + `"}`, true},
+		{"DELETE", "/layers/base/snapshots/" + long(maxName+1), "", false},
+		{"DELETE", "/layers/base/snapshots/" + long(maxName), "", true},
+		{"POST", "/layers/base/merge", `{"into": "` + long(maxRef+1) + `"}`, false},
+		{"PUT", "/layers/base/limit", `{}`, false},
+		{"PUT", "/layers/base/limit", `{"size": "` + strings.Repeat("0", maxShort) + `1G"}`, false},
+		{"PUT", "/layers/base/limit", `{"size": "none"}`, true},
+		{"POST", "/layers/base/promote", `{}`, false},
+		{"POST", "/layers/base/promote", `{"to": "oci:/` + long(maxTarget) + `"}`, false},
+		{"POST", "/layers/base/promote", `{"to": "x:1", "compress": "gz"}`, false},
+		{"GET", "/layers/base/export?name=" + long(maxImage+1), "", false},
+		{"GET", "/layers/base/export?name=" + long(100), "", true},
+		{"GET", "/layers/base/export?name=", "", false},
+		{"GET", "/layers/base/export?compress=", "", false},
+		{"GET", "/layers/base/export?compress=plain", "", false},
+		{"GET", "/layers/base/export?compress=gzip", "", true},
+		{"GET", "/layers/base/export?format=", "", false},
+		{"GET", "/layers/base/diff?compress=zst", "", false},
+		{"GET", "/layers/base/diff?since=", "", false},
+		{"GET", "/layers/base/stream?from=", "", false},
+		{"GET", "/layers?forks=", "", false},
+		{"GET", "/layers?forks=1", "", false},
+		{"GET", "/layers?forks=false", "", true},
+	} {
+		var body any
+		if c.body != "" {
+			body = c.body
+		}
+		a := s.send(c.method, api.Prefix+c.path, body)
+		if c.within {
+			assert.Less(t, a.status, 300, "%s %.80s %.80s: %.300s", c.method, c.path, c.body, a.body)
+		} else {
+			assert.Equal(t, http.StatusBadRequest, a.status, "%s %.80s %.80s: %.300s", c.method, c.path, c.body, a.body)
+		}
+	}
 }
 
 // TestHostileNames: names that are no layers, and paths that are none, are refused.
@@ -91,6 +155,18 @@ func TestHostileNames(t *testing.T) {
 		s.fails(api.KindMethodNotAllowed, "PUT", "/v1/layers", "{}")
 		s.fails(api.KindMethodNotAllowed, "OPTIONS", "/v1/layers/base", nil)
 		assert.Equal(t, http.StatusMethodNotAllowed, s.send("HEAD", "/v1/layers/base/export", nil).status)
+		for _, route := range []string{
+			"GET /openapi.yaml", "GET /info", "GET /layers", "POST /layers", "GET /layers/base", "DELETE /layers/base", "POST /layers/base/forks",
+			"GET /layers/base/snapshots", "POST /layers/base/snapshots", "DELETE /layers/base/snapshots/x", "POST /layers/base/rollback",
+			"POST /layers/base/merge", "GET /layers/base/changes", "GET /layers/base/diff", "GET /layers/base/log", "GET /layers/base/usage",
+			"PUT /layers/base/limit", "GET /layers/base/export", "GET /layers/base/stream", "POST /layers/base/promote",
+		} {
+			method, path, _ := strings.Cut(route, " ")
+			for _, query := range []string{"?none=1", "?%zz", "?a;b", "?force=true&force=%"} {
+				e := s.fails(api.KindInvalidArgument, method, api.Prefix+path+query, nil)
+				assert.Regexp(t, "unknown parameter|malformed", e.Message)
+			}
+		}
 		for _, query := range []string{"?whole=perhaps", "?since=a&since=b", "?sincE=base", "?since=%00", "?walk=2"} {
 			s.fails(api.KindInvalidArgument, "GET", "/v1/layers/base/changes"+query, nil)
 		}
@@ -106,10 +182,11 @@ func impatient(opts *Options) {
 // TestSlowClients: clients that send or read slowly lose their connection, and keep nobody else waiting.
 func TestSlowClients(t *testing.T) {
 	s := newServed(t, impatient).newBase()
+	s.server.walks = newGate(requestBounds)
 	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
 	s.as(alice)
-	readers := make([]net.Conn, 0, requestBounds.perUser)
-	for range requestBounds.perUser {
+	readers := make([]net.Conn, 0, requestBounds.each)
+	for range requestBounds.each {
 		conn := s.dial()
 		_, err := io.WriteString(conn, "GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
 		require.NoError(t, err)
@@ -131,6 +208,10 @@ func TestSlowClients(t *testing.T) {
 	for _, sent := range []string{
 		"GET /v1/in", "GET /v1/info HTTP/1.1\r\nHost:", "POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
 		"POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{",
+		// Bodies that no handler reads.
+		"POST /v1/info HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{", "POST /v1/none HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
+		"GET /v1/info HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{",
+		"POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer x\r\nContent-Length: 100\r\n\r\n{",
 	} {
 		conn := s.dial()
 		_, err := io.WriteString(conn, sent)
@@ -141,22 +222,99 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// TestManyConnections: a user cannot use up the connections of others.
+// TestRate: a user but root does not hold a layer for as long as it likes by reading a little at a time.
+func TestRate(t *testing.T) {
+	s := newServed(t, func(opts *Options) {
+		impatient(opts)
+		opts.patience.write, opts.patience.rate = time.Second, 1<<30
+	}).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	for uid, whole := range map[uint32]bool{0: true, alice: false} {
+		conn := s.as(uid).dial()
+		_, err := io.WriteString(conn, "GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
+		require.NoError(t, err)
+		var all int64
+		for err == nil { // each writeSize bytes in much less than a second, and all in more than two
+			var n int64
+			n, err = io.CopyN(io.Discard, conn, 128<<10)
+			all += n
+			time.Sleep(40 * time.Millisecond)
+		}
+		assert.Equal(t, whole, all > 8<<20, "%d: %d bytes", uid, all)
+	}
+}
+
+// stall sends a request whose answer is large, and reads no more than its beginning. It returns a function that gives up.
+func (s *served) stall(uid uint32, path string) (giveUp func()) {
+	s.t.Helper()
+	conn := s.as(uid).dial()
+	_, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: c\r\n\r\n")
+	require.NoError(s.t, err)
+	_, err = io.ReadFull(conn, make([]byte, 1000))
+	require.NoError(s.t, err)
+	return func() { require.NoError(s.t, conn.Close()) }
+}
+
+// TestManyExports: exports that clients do not read take up the disk a few times only.
+func TestManyExports(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	const path, of = "/v1/layers/base/export", "/v1/layers/dev.a/export"
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "dev.a"}, nil)
+	first := s.stall(alice, path)
+	s.fails(api.KindTooManyRequests, "GET", path, nil)
+	second := s.stall(bob, of)
+	s.fails(api.KindTooManyRequests, "GET", of, nil)
+	s.as(0).ok("GET", path, nil, nil)
+	first()
+	second()
+	require.Eventually(t, s.isIdle, 10*time.Second, 10*time.Millisecond)
+	s.as(alice).ok("GET", path, nil, nil)
+}
+
+// TestManyWalks: a user reads few trees at once, and others can meanwhile.
+func TestManyWalks(t *testing.T) {
+	s := newServed(t, nil).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "dev.a"}, nil)
+	s.ok("POST", "/v1/layers/base/snapshots", api.NewSnapshot{Name: "one"}, nil)
+	giveUp := []func(){s.stall(alice, "/v1/layers/base/diff"), s.stall(alice, "/v1/layers/base@one/stream")}
+	for _, what := range []string{"diff", "changes", "usage", "stream"} {
+		s.as(alice).fails(api.KindTooManyRequests, "GET", at("/layers/base/%s", what), nil)
+		s.as(bob).ok("GET", at("/layers/dev.a/%s", what), nil, nil)
+		s.as(0).ok("GET", at("/layers/base/%s", what), nil, nil)
+	}
+	for _, do := range giveUp {
+		do()
+	}
+	require.Eventually(t, s.isIdle, 10*time.Second, 10*time.Millisecond)
+	s.as(alice).ok("GET", "/v1/layers/base/usage", nil, nil)
+}
+
+// TestManyConnections: a user cannot use up the connections of others. Those that are too many say so.
 func TestManyConnections(t *testing.T) {
 	s := newServed(t, nil).as(alice)
-	for i := range connectionBounds.perUser + 10 {
+	for range connectionBounds.each {
 		conn := s.dial()
 		_, err := io.WriteString(conn, "GET /v1/info HTTP/1.1\r\nHost: c\r\n\r\n")
-		if i < connectionBounds.perUser {
-			require.NoError(t, err)
-			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			require.NoError(t, err)
-			require.NoError(t, answer.Body.Close())
-			continue
-		}
-		_, err = io.ReadAll(conn)
+		require.NoError(t, err)
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+	}
+	e := s.fails(api.KindTooManyRequests, "GET", "/v1/info", nil)
+	assert.Contains(t, e.Message, "connections")
+	s.fails(api.KindTooManyRequests, "POST", "/v1/layers/base/forks", api.NewForks{})
+	begun := time.Now()
+	silent := make([]net.Conn, 0, 2*maxRefusals)
+	for range 2 * maxRefusals {
+		silent = append(silent, s.dial())
+	}
+	for _, conn := range silent {
+		_, err := io.ReadAll(conn)
 		require.True(t, err == nil || errors.Is(err, syscall.ECONNRESET), "%v", err)
 	}
+	assert.Less(t, time.Since(begun), 10*time.Second, "those that send nothing are closed")
 	s.as(bob).ok("GET", "/v1/info", nil, nil)
 	s.as(0).ok("GET", "/v1/info", nil, nil)
 }
@@ -243,5 +401,57 @@ func TestOldClients(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, answer.Body.Close())
 		assert.Equal(t, status, answer.StatusCode, path)
+	}
+}
+
+// TestStopAtOnce: clients that stall do not keep the server from its end. A change goes on.
+func TestStopAtOnce(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.StopTimeout = time.Minute }).newBase()
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	s.as(alice)
+	for _, sent := range []string{
+		"GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\n\r\n", "GET /v1/layers/base/export HTTP/1.1\r\nHost: c\r\n\r\n", "",
+		"GET /v1/in", "POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
+	} {
+		conn := s.dial()
+		_, err := io.WriteString(conn, sent)
+		require.NoError(t, err)
+		if strings.Contains(sent, "GET /v1/layers") {
+			_, err = io.ReadFull(conn, make([]byte, 1000))
+			require.NoError(t, err)
+		}
+	}
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	s.server.handler = func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodDelete {
+				assert.NoError(t, r.Context().Value(requestKey{}).(*request).beginChange())
+				close(begun)
+				<-goOn
+			}
+			next.ServeHTTP(w, r)
+		}
+	}(s.server.handler)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a"}, nil)
+	removed := make(chan answered, 1)
+	go func() {
+		a, _ := s.try("DELETE", "/v1/layers/ci.a", nil)
+		removed <- a
+	}()
+	<-begun
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.stop() }()
+	require.Eventually(t, func() bool {
+		s.server.requests.mu.Lock()
+		defer s.server.requests.mu.Unlock()
+		return s.server.requests.others == 1
+	}, 10*time.Second, 10*time.Millisecond, "all others have ended")
+	close(goOn)
+	assert.Equal(t, http.StatusNoContent, (<-removed).status)
+	select {
+	case err := <-stopped:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the server waits for somebody")
 	}
 }

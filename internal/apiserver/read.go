@@ -32,11 +32,7 @@ func (r *request) getInfo() error {
 }
 
 func (r *request) listLayers() error {
-	values, err := r.query("forks")
-	if err != nil {
-		return err
-	}
-	forks, err := boolOf(values, "forks")
+	forks, err := boolOf(r.query, "forks")
 	if err != nil {
 		return err
 	}
@@ -125,6 +121,11 @@ func (r *request) leaveOut(l *api.Log) {
 
 func (r *request) getUsage() error {
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
+		leave, err := r.enterWalk()
+		if err != nil {
+			return err
+		}
+		defer leave()
 		usage, err := s.Usage(r.Context(), v)
 		if err != nil {
 			return err
@@ -133,21 +134,17 @@ func (r *request) getUsage() error {
 	})
 }
 
-// compare compares the layer in the path as the query says, and calls do. The query may have other parameters too.
-func (r *request) compare(do func(c *cowcommon.Comparison, values map[string]string) error, more ...string) (err error) {
-	values, err := r.query(append([]string{"since", "whole", "walk"}, more...)...)
+// compare compares the layer in the path as the query says, and calls do.
+func (r *request) compare(do func(c *cowcommon.Comparison) error) (err error) {
+	whole, err := boolOf(r.query, "whole")
 	if err != nil {
 		return err
 	}
-	whole, err := boolOf(values, "whole")
+	walk, err := boolOf(r.query, "walk")
 	if err != nil {
 		return err
 	}
-	walk, err := boolOf(values, "walk")
-	if err != nil {
-		return err
-	}
-	ref, since, way := r.PathValue("layer"), values["since"], cowcommon.Auto
+	ref, since, way := r.PathValue("layer"), r.query["since"], cowcommon.Auto
 	if whole && since != "" {
 		return refused(api.KindInvalidArgument, "whole compares with an empty tree, and since with a layer", "leave one of them out")
 	}
@@ -174,16 +171,21 @@ func (r *request) compare(do func(c *cowcommon.Comparison, values map[string]str
 	if err != nil {
 		return err
 	}
+	leave, err := r.enterWalk()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	c, err := s.Compare(r.Context(), v, parent, way)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	return do(c, values)
+	return do(c)
 }
 
 func (r *request) listChanges() error {
-	return r.compare(func(c *cowcommon.Comparison, _ map[string]string) error {
+	return r.compare(func(c *cowcommon.Comparison) error {
 		return writeChanges(stream{r.out, "application/json"}, api.Changes{Native: c.Native, Reason: c.Reason}, c.Changes)
 	})
 }

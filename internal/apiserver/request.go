@@ -8,7 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"strconv"
+	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -26,7 +27,9 @@ type request struct {
 	server *Server
 	caller *caller
 	out    *answer
-	err    error // of the handler
+	query  map[string]string // parameters
+	unread bool              // it has a body of which some may still come
+	err    error             // of the handler
 }
 
 type requestKey struct{}
@@ -58,6 +61,9 @@ func (r *request) reply(err error) {
 	if e.Kind == api.KindTooManyRequests || e.Kind == api.KindUnavailable {
 		r.out.w.Header().Set("Retry-After", "1")
 	}
+	if r.unread {
+		r.out.w.Header().Set("Connection", "close")
+	}
 	if r.json(e.Kind.Status(), e) != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -77,12 +83,25 @@ func (r *request) done() error {
 	return nil
 }
 
+// limitBody sets the time for the body, whether a handler reads it or not. If none does, net/http reads it before it answers.
+func (r *request) limitBody() error {
+	if r.unread = r.ContentLength != 0; !r.unread {
+		return nil
+	}
+	return r.readUntil(time.Now().Add(r.server.opts.patience.body))
+}
+
+// readUntil sets the time until which the client may send; the zero value is without end.
+func (r *request) readUntil(deadline time.Time) error {
+	err := r.out.control.SetReadDeadline(deadline)
+	if errors.Is(err, http.ErrNotSupported) {
+		err = nil
+	}
+	return err
+}
+
 // body reads the JSON body of the request.
 func (r *request) body(into any) (err error) {
-	control := http.NewResponseController(r.out.w)
-	if err := control.SetReadDeadline(time.Now().Add(r.server.opts.patience.body)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
 	dec := json.NewDecoder(http.MaxBytesReader(r.out.w, r.Body, maxBody))
 	dec.DisallowUnknownFields()
 	err = dec.Decode(into)
@@ -98,43 +117,65 @@ func (r *request) body(into any) (err error) {
 	case errors.As(err, &tooLarge):
 		return err
 	case err != nil:
-		r.out.w.Header().Set("Connection", "close")
 		return refused(api.KindInvalidArgument, fmt.Sprintf("body: %v", err), "send one JSON object, as GET /v1/openapi.yaml describes")
 	}
-	err = control.SetReadDeadline(time.Time{}) // the end of the connection is the end of the request from here on
-	if errors.Is(err, http.ErrNotSupported) {
-		err = nil
+	r.unread = false
+	if err := checkBody(into); err != nil {
+		return err
 	}
-	return err
+	if err := r.readUntil(time.Time{}); err != nil { // the end of the connection is the end of the request from here on
+		return err
+	}
+	return r.beginChange()
 }
 
-// query returns the parameters of the query. Returns an error if others are there, or one twice.
-func (r *request) query(known ...string) (map[string]string, error) {
-	values := make(map[string]string)
-	all := r.URL.Query()
-	for _, name := range known {
-		if len(all[name]) > 1 {
-			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s comes twice", name), "")
-		}
-		values[name] = all.Get(name)
-		delete(all, name)
+// beginChange notes that the request begins to change something: the end of the server waits for it. Returns an error of
+// KindUnavailable if the server is about to end.
+func (r *request) beginChange() error {
+	if c, ok := r.Context().Value(connKey{}).(*peerConn); ok && !c.beginChange() {
+		return errEnding()
 	}
-	for name := range all {
-		return nil, refused(api.KindInvalidArgument, fmt.Sprintf("unknown parameter %.64q", name), "GET /v1/openapi.yaml lists the parameters")
+	return nil
+}
+
+func (r *request) endChange() {
+	if c, ok := r.Context().Value(connKey{}).(*peerConn); ok {
+		c.endChange()
+	}
+}
+
+// queryOf returns the parameters of the query, "" for those that it does not have. Returns an error if the query is malformed, or
+// if a parameter is unknown, empty or there twice.
+func queryOf(u *url.URL, known []string) (map[string]string, error) {
+	const advice = "GET /v1/openapi.yaml lists the parameters"
+	all, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return nil, refused(api.KindInvalidArgument, fmt.Sprintf("the query %.64q is malformed", u.RawQuery), advice)
+	}
+	values := make(map[string]string)
+	for name, each := range all {
+		switch {
+		case !slices.Contains(known, name):
+			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("unknown parameter %.64q", name), advice)
+		case len(each) > 1:
+			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s comes twice", name), "")
+		case each[0] == "":
+			return nil, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s is empty", name), "leave it out")
+		}
+		values[name] = each[0]
 	}
 	return values, nil
 }
 
 // boolOf reads a parameter that is true or false.
 func boolOf(values map[string]string, name string) (bool, error) {
-	if values[name] == "" {
+	switch values[name] {
+	case "true":
+		return true, nil
+	case "", "false":
 		return false, nil
 	}
-	b, err := strconv.ParseBool(values[name])
-	if err != nil {
-		err = refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s: say true or false", name), "")
-	}
-	return b, err
+	return false, refused(api.KindInvalidArgument, fmt.Sprintf("parameter %s: say true or false", name), "")
 }
 
 // maxRef is the longest reference to a layer.

@@ -38,7 +38,7 @@ type Options struct {
 	Groups []uint32
 	// Token makes its bearer root's equal; "" is none.
 	Token string
-	// StopTimeout is how long requests may go on when the server stops.
+	// StopTimeout is how long changes may go on when the server stops.
 	StopTimeout time.Duration
 	Log         *slog.Logger
 
@@ -51,6 +51,8 @@ type Server struct {
 	token      [sha256.Size]byte
 	namespaces []*namespace
 	requests   *gate
+	exports    *gate
+	walks      *gate
 	handler    http.Handler
 
 	mu     sync.Mutex
@@ -60,7 +62,8 @@ type Server struct {
 
 // New returns a server.
 func New(opts Options) *Server {
-	s := &Server{opts: opts, token: sha256.Sum256([]byte(opts.Token)), requests: newGate(requestBounds)}
+	s := &Server{opts: opts, token: sha256.Sum256([]byte(opts.Token)), requests: newGate(requestBounds),
+		exports: newGate(exportBounds), walks: newGate(walkBounds)}
 	if s.opts.patience == (patience{}) {
 		s.opts.patience = usualPatience
 	}
@@ -71,8 +74,8 @@ func New(opts Options) *Server {
 	return s
 }
 
-// Serve answers the requests of a unix socket until ctx is done. Then requests may go on for StopTimeout, before they are
-// cancelled. It returns when all have ended.
+// Serve answers the requests of a unix socket until ctx is done. Then it cancels requests that change nothing. Changes may go on
+// for StopTimeout, before they are cancelled. It returns when all have ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, kernelPeer) }
 
 // serve is Serve, where peer names the process at the other end of a connection.
@@ -86,13 +89,19 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 		ErrorLog: slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug), // clients cause these
 	}
 	ended := make(chan error, 1)
+	connections := &connections{last: s.opts.patience.last, open: make(map[*peerConn]bool)}
+	refusals := newRefusals(s.opts.patience.last)
+	defer refusals.waiting.Wait()
 	go func() {
-		ended <- server.Serve(&listener{Listener: l, gate: newGate(connectionBounds), peer: peer})
+		ended <- server.Serve(&listener{
+			Listener: l, gate: newGate(connectionBounds), peer: peer, sender: s.senderOf, connections: connections, refusals: refusals,
+		})
 	}()
 	var err error
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
+		connections.stop()
 		patient, stop := context.WithTimeout(requests, s.opts.StopTimeout)
 		if server.Shutdown(patient) != nil {
 			s.opts.Log.Warn("cancelling requests of the API that have not ended", "after", s.opts.StopTimeout)
@@ -125,13 +134,20 @@ func untilStop(ctx context.Context) context.Context {
 // ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := &request{Request: r, server: s, out: newAnswer(w, s.opts.patience.write)}
+	if err := req.limitBody(); err != nil {
+		req.reply(err)
+		return
+	}
 	if !s.begin() {
-		req.reply(refused(api.KindUnavailable, "the server is about to end", ""))
+		req.reply(errEnding())
 		return
 	}
 	defer s.active.Done()
+	defer req.endChange()
 	req.reply(s.admit(req))
 }
+
+func errEnding() error { return refused(api.KindUnavailable, "the server is about to end", "") }
 
 // begin notes that a request begins, which then calls s.active.Done. It reports false if the server has ended.
 func (s *Server) begin() bool {
@@ -148,13 +164,13 @@ func (s *Server) admit(r *request) (err error) {
 	if r.caller, err = s.callerOf(r.Request); err != nil {
 		return err
 	}
-	leave, kind := s.requests.enter(r.caller.peer.UID)
-	switch kind {
-	case "":
-	case api.KindTooManyRequests:
-		return refused(kind, fmt.Sprintf("user %d has too many requests under way", r.caller.peer.UID), "")
-	default:
-		return refused(kind, "the server has too many requests under way", "")
+	if !r.caller.admin {
+		r.out.rate = s.opts.patience.rate
+	}
+	who := s.senderOf(r.caller.peer)
+	leave, kind := s.requests.enter(who)
+	if kind != "" {
+		return tooMany(kind, who, "requests under way")
 	}
 	defer leave()
 	if err := r.checkForm(); err != nil {
@@ -165,11 +181,24 @@ func (s *Server) admit(r *request) (err error) {
 	return r.err
 }
 
+// tooMany is the error of a kind that gate.enter has returned.
+func tooMany(kind api.Kind, who sender, what string) error {
+	if kind == api.KindUnavailable {
+		return refused(kind, "the server has too many "+what, "")
+	}
+	return refused(kind, fmt.Sprintf("%s: too many %s", who, what), "")
+}
+
+// isMember reports whether a peer is a member of the groups that may send requests.
+func (s *Server) isMember(p Peer) bool {
+	return slices.ContainsFunc(p.Groups, func(gid uint32) bool { return slices.Contains(s.opts.Groups, gid) })
+}
+
 // callerOf finds the rights of the sender of a request.
 func (s *Server) callerOf(r *http.Request) (*caller, error) {
 	peer, ok := peerOf(r.Context())
 	c := &caller{peer: peer, admin: peer.UID == 0}
-	if !ok || !c.admin && !slices.ContainsFunc(peer.Groups, func(gid uint32) bool { return slices.Contains(s.opts.Groups, gid) }) {
+	if !ok || !c.admin && !s.isMember(peer) {
 		c.admin = false
 		return c, refused(api.KindPermissionDenied, fmt.Sprintf("user %d is not a member of api_group", peer.UID), "ask an administrator")
 	}
@@ -200,29 +229,39 @@ func (s *Server) routes() http.Handler {
 	)
 	methods := make(map[string][]string)
 	mux := http.NewServeMux()
-	handle := func(method, path string, do func(r *request) error) {
+	handle := func(method, path string, do func(r *request) error, parameters ...string) { // parameters of the query
 		methods[path] = append(methods[path], method)
-		mux.HandleFunc(method+" "+path, handler(do))
+		mux.HandleFunc(method+" "+path, handler(func(r *request) (err error) {
+			if r.query, err = queryOf(r.URL, parameters); err != nil {
+				return err
+			}
+			if method == http.MethodDelete { // other changes begin when the body has come
+				if err := r.beginChange(); err != nil {
+					return err
+				}
+			}
+			return do(r)
+		}))
 	}
 	handle("GET", api.Prefix+"/openapi.yaml", (*request).getDescription)
 	handle("GET", api.Prefix+"/info", (*request).getInfo)
-	handle("GET", layers, (*request).listLayers)
+	handle("GET", layers, (*request).listLayers, "forks")
 	handle("POST", layers, (*request).createLayer)
 	handle("GET", layer, (*request).getLayer)
-	handle("DELETE", layer, (*request).removeLayer)
+	handle("DELETE", layer, (*request).removeLayer, "force")
 	handle("POST", layer+"/forks", (*request).forkLayer)
 	handle("GET", layer+"/snapshots", (*request).listSnapshots)
 	handle("POST", layer+"/snapshots", (*request).takeSnapshot)
 	handle("DELETE", snapshot, (*request).removeSnapshot)
 	handle("POST", layer+"/rollback", (*request).rollBackLayer)
 	handle("POST", layer+"/merge", (*request).mergeFork)
-	handle("GET", layer+"/changes", (*request).listChanges)
-	handle("GET", layer+"/diff", (*request).diffLayer)
+	handle("GET", layer+"/changes", (*request).listChanges, "since", "whole", "walk")
+	handle("GET", layer+"/diff", (*request).diffLayer, "since", "whole", "walk", "compress")
 	handle("GET", layer+"/log", (*request).getLog)
 	handle("GET", layer+"/usage", (*request).getUsage)
 	handle("PUT", layer+"/limit", (*request).setLimit)
-	handle("GET", layer+"/export", (*request).exportLayer)
-	handle("GET", layer+"/stream", (*request).sendLayer)
+	handle("GET", layer+"/export", (*request).exportLayer, "format", "compress", "name")
+	handle("GET", layer+"/stream", (*request).sendLayer, "from", "withParents")
 	handle("POST", layer+"/promote", (*request).promoteLayer)
 	for path, allowed := range methods {
 		mux.HandleFunc(path, handler(func(r *request) error {
@@ -246,7 +285,6 @@ func (r *request) checkForm() error {
 	case r.Method == http.MethodConnect || r.Method == http.MethodHead:
 		return refused(api.KindMethodNotAllowed, fmt.Sprintf("there is no method %s", r.Method), "")
 	case r.ContentLength != 0 && r.Method != http.MethodPost && r.Method != http.MethodPut:
-		r.out.w.Header().Set("Connection", "close")
 		return refused(api.KindInvalidArgument, fmt.Sprintf("a request %s has no body", r.Method), "")
 	}
 	return nil

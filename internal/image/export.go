@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -94,7 +95,7 @@ func (s *Store) ExportLayer(ctx context.Context, volume string, image *Image, re
 	return exported, nil
 }
 
-// exportPlanned writes the image that makePlan plans. Nobody removes images meanwhile.
+// exportPlanned writes the image that makePlan plans. Nobody removes images until its parts are in temporary files or in the place.
 func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOptions, makePlan func() (*plan, error)) (_ *Exported, err error) {
 	lock, _, err := s.lockShared(ctx)
 	if err == nil {
@@ -103,7 +104,8 @@ func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOpt
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
+	unlock := sync.OnceValue(lock.close)
+	defer func() { err = errors.Join(err, unlock()) }()
 
 	plan, err := makePlan()
 	if err != nil {
@@ -120,7 +122,7 @@ func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOpt
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, dest.close()) }()
-	exported, err := s.export(ctx, plan, dest, opts)
+	exported, err := s.export(ctx, plan, dest, opts, unlock)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +184,8 @@ type writtenImage struct {
 	replaced []digest.Digest // manifests of that name that were in the place; set by finish
 }
 
-func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts ExportOptions) (*Exported, error) {
+// export writes an image, and calls unlock when it needs the store no more.
+func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts ExportOptions, unlock func() error) (*Exported, error) {
 	image := &writtenImage{name: opts.Name}
 	progress := orNoProgress(opts.Progress)
 	var changes []string
@@ -220,6 +223,9 @@ func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts E
 		if opts.Exact {
 			return nil, fault.New(errdefs.ErrFailedPrecondition, "image %s would have the ID %s: %s", exported.Was, exported.Image, strings.Join(changes, "; "))
 		}
+	}
+	if err := unlock(); err != nil { // a reader or a registry may take as long as it likes
+		return nil, err
 	}
 	if err := dest.finish(ctx, image); err != nil {
 		return nil, err

@@ -562,6 +562,38 @@ func TestImportSweepsWhatACrashLeft(t *testing.T) {
 	assert.Equal(t, []string{"app:1.json", imported.Image.Top() + splitSuffix}, s.files(t))
 }
 
+// removing removes an image when the first bytes of an archive come.
+type removing struct {
+	bytes.Buffer
+	remove func() error // nil: it has been called
+}
+
+func (r *removing) Write(data []byte) (int, error) {
+	if remove := r.remove; remove != nil {
+		r.remove = nil
+		if err := remove(); err != nil {
+			return 0, err
+		}
+	}
+	return r.Buffer.Write(data)
+}
+
+// TestExportToSlowReader: a slow reader of an archive keeps nobody from removing images, and gets all of it.
+func TestExportToSlowReader(t *testing.T) {
+	s := newTestStore(t)
+	img := makeImage(t, baseTar(t), upperTar(t))
+	s.mustImport(t, writeDockerArchive(t, map[string]v1.Image{"app:1": img}), ImportOptions{})
+	out := &removing{remove: func() error {
+		_, err := s.Remove(t.Context(), "app:1")
+		return err
+	}}
+	_, err := s.Export(t.Context(), "app:1", Reference{Transport: DockerArchive, Path: Stdio}, ExportOptions{Stdout: out})
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "app.tar")
+	require.NoError(t, os.WriteFile(path, out.Bytes(), 0o600))
+	assert.Equal(t, imageID(t, img), s.mustImport(t, "docker-archive:"+path, ImportOptions{}).Image.ID())
+}
+
 func TestImportsAtOnce(t *testing.T) {
 	s := newTestStore(t)
 	img := makeImage(t, baseTar(t), upperTar(t))
