@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -145,7 +146,11 @@ func (b *Backend) exchangeClaimed(name, other string) error {
 		return err
 	}
 	if err := b.checkExchanged(name, other); err != nil {
-		return errors.Join(err, exchange(), b.commit())
+		if undo := errors.Join(exchange(), b.commit()); undo != nil {
+			// No fault.ErrInUse, which says that nothing has changed.
+			return fmt.Errorf("undo the exchange (%v): %w", err, undo) //nolint:errorlint // see above
+		}
+		return err
 	}
 	return b.commit()
 }
