@@ -32,12 +32,13 @@ func (h home) sh(layer, script string) {
 	})
 }
 
-// forked makes a layer with some files, and a fork of it.
+// forked makes a layer with some files of its image and of its own, and a fork of it.
 func (h home) forked() {
 	h.t.Helper()
 	h.image("distro")
+	h.sh("distro", "mkdir -p d/e other; echo 1 >file; echo 1 >d/x; echo 1 >d/e/y; ln -s x link; echo 1 >other/z")
 	h.clone("web", "distro")
-	h.sh("web", "mkdir -p d/e other; echo 1 >file; echo 1 >d/x; echo 1 >d/e/y; echo 1 >a; ln a b; ln -s x link; echo 1 >other/z")
+	h.sh("web", "echo 1 >a; ln a b") // TestMergeImageLinks has links of the image
 	_, err := h.Fork(h.t.Context(), "web", []string{"fork"}, live.ForkOptions{})
 	require.NoError(h.t, err)
 }
@@ -208,12 +209,13 @@ func TestMergeRandom(t *testing.T) {
 			seed := rand.Uint64()
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				h, ctx := newHome(t), t.Context()
-				h.create("web")
-				h.edit("web", func(dir string) {
+				h.image("distro")
+				h.edit("distro", func(dir string) {
 					require.NoError(t, os.Mkdir(filepath.Join(dir, "tree"), 0o755))
 					require.NoError(t, os.Mkdir(filepath.Join(dir, "ours"), 0o755))
 					forest.New(t, seed, filepath.Join(dir, "tree")).Change(150)
 				})
+				h.clone("web", "distro")
 				_, err := h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
 				require.NoError(t, err)
 				h.edit("fork", func(dir string) { forest.New(t, seed+1, filepath.Join(dir, "tree")).Change(60) })
