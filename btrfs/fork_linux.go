@@ -1,8 +1,11 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -11,7 +14,10 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/inuse"
+	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/sealing"
+	"github.com/cowshed/cowshed/internal/sharedmark"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // Fork implements cowcommon.Forker: moment is a read-only snapshot of source, and each of names a snapshot of moment. If
@@ -129,8 +135,8 @@ func (b *Backend) exchange(ctx context.Context, name, other string) (err error) 
 	return b.exchangeClaimed(name, other)
 }
 
-// exchangeClaimed exchanges two volumes that the caller has claimed. A program outside may have mounted name by its path since the
-// kernel was asked for mounts. Then name gets its content back.
+// exchangeClaimed exchanges two volumes that the caller has claimed. A program outside may have mounted name by its path or by its
+// MountSpec since the kernel was asked for mounts. Then name gets its content back.
 func (b *Backend) exchangeClaimed(name, other string) error {
 	exchange := func() error {
 		subvolumes := int(b.dirs.subvolumes.Fd())
@@ -139,13 +145,51 @@ func (b *Backend) exchangeClaimed(name, other string) error {
 	if err := exchange(); err != nil {
 		return err
 	}
-	if err := b.checkNotMounted(other); err != nil {
-		if errors.Is(b.checkNotMounted(name), fault.ErrInUse) { // somebody relies on its new content already
-			return b.commit()
+	if err := b.checkExchanged(name, other); err != nil {
+		if undo := errors.Join(exchange(), b.commit()); undo != nil {
+			// No fault.ErrInUse, which says that nothing has changed.
+			return fmt.Errorf("undo the exchange (%v): %w", err, undo) //nolint:errorlint // see above
 		}
-		return errors.Join(err, exchange(), b.commit())
+		return err
 	}
 	return b.commit()
+}
+
+// checkExchanged checks that no mount of name, made before an exchange, shows the tree that has the name other now. A mount of the
+// volume itself has followed its tree. An overlay has kept the name, and tells its tree by its upper alone.
+func (b *Backend) checkExchanged(name, other string) error {
+	now := b.checkNotMounted(name)
+	if !errors.Is(now, fault.ErrInUse) {
+		return cmp.Or(b.checkNotMounted(other), now)
+	}
+	isUpper, err := b.hasMountedUpper(other)
+	if err != nil || isUpper {
+		return errors.Join(now, err)
+	}
+	return nil // somebody relies on the new content of name already
+}
+
+// hasMountedUpper reports whether a volume with a shared root has the upper of a mounted overlay.
+func (b *Backend) hasMountedUpper(name string) (is bool, err error) {
+	err = b.withVolume("look at", name, func(dir *subvolume) error {
+		own, _, err := sharedmark.Open(dir.fd())
+		if own < 0 || err != nil {
+			return err
+		}
+		defer unix.Close(own)
+		fd, err := treeat.OpenDir(own, sharedmark.Upper)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		upper := os.NewFile(uintptr(fd), sharedmark.Upper)
+		defer upper.Close()
+		is, err = mounttable.IsUpper(upper)
+		return err
+	})
+	return is, err
 }
 
 // claimToExchange claims a volume, and sets the limit that moby's driver recorded for its name: the limit stays with the

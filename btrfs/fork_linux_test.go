@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -14,6 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/internal/adopttest"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -167,6 +170,59 @@ func TestMountedWhileExchanged(t *testing.T) {
 	require.NoError(t, b.exchangeClaimed("a", "b"))
 	assert.Equal(t, "of b", content(t, b, "a", "file"))
 	assertClean(t, b, "a", "b")
+}
+
+// TestOverlayWhileExchanged: an engine mounts a shared root by its MountSpec after Exchange has looked for mounts. The volume keeps
+// its name. If the engine mounts it after the exchange, the exchange stays.
+func TestOverlayWhileExchanged(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	shared, err := sharedroot.New(ctx, b, b.home, sharedroot.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, shared.Close()) })
+	require.NoError(t, b.Create(ctx, "image", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Seal(ctx, "image"))
+	write := func(root, data string) { require.NoError(t, os.WriteFile(root+"/file", []byte(data), 0o600)) }
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, shared.Clone(ctx, name, "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+		root, err := shared.Mount(ctx, name, "")
+		require.NoError(t, err)
+		write(root, "of "+name)
+		require.NoError(t, shared.Unmount(ctx, name))
+	}
+	at := t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) }) // of a test that has failed
+	mounter, ok := cowcommon.As[cowcommon.SpecMounter](shared)
+	require.True(t, ok)
+	mount := func(name string) {
+		t.Helper()
+		spec, err := mounter.MountSpec(ctx, name, false)
+		require.NoError(t, err)
+		options := slices.DeleteFunc(spec.Options, func(o string) bool { return o == "noatime" })
+		require.NoError(t, unix.Mount(spec.Source, at, spec.Type, 0, strings.Join(options, ",")))
+	}
+	is := func(want string) {
+		t.Helper()
+		data, err := os.ReadFile(at + "/file")
+		require.NoError(t, err)
+		assert.Equal(t, want, string(data))
+		require.NoError(t, unix.Unmount(at, 0))
+	}
+
+	for _, name := range []string{"a", "b"} {
+		mount(name)
+		require.ErrorIs(t, b.exchangeClaimed("a", "b"), fault.ErrInUse, name)
+		write(at, "later of "+name)
+		is("later of " + name)
+		mount(name)
+		is("later of " + name)
+	}
+	require.NoError(t, b.exchangeClaimed("a", "b"))
+	mount("a")
+	require.NoError(t, b.checkExchanged("a", "b"))
+	is("later of b")
+	require.NoError(t, shared.Remove(ctx, "a"))
+	require.NoError(t, shared.Remove(ctx, "b"))
+	assertClean(t, b, "image")
 }
 
 // TestLimitWhileExchanged: two volumes are exchanged while one gets a limit. The volume that has the name then has the limit.

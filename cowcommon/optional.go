@@ -34,7 +34,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer and Identifier.
+// Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer, Sharer and Identifier.
 type Complete interface {
 	Backend
 	Sealer
@@ -297,6 +297,20 @@ func SetRootStyle(ctx context.Context, backend Backend, name string, style RootS
 		return r.SetRootStyle(ctx, name, style)
 	}
 	return cannot("set the root style", backend)
+}
+
+// Sharer is a Backend with volumes of SharedRoot.
+type Sharer interface {
+	// Sharers lists the volumes whose roots are shared over a volume, by the name of that volume. It is not removed before them.
+	Sharers(ctx context.Context) (map[string][]string, error)
+}
+
+// Sharers is that of Sharer, and nil from another Backend.
+func Sharers(ctx context.Context, backend Backend) (map[string][]string, error) {
+	if s, ok := As[Sharer](backend); ok {
+		return s.Sharers(ctx)
+	}
+	return nil, nil
 }
 
 // Scratcher is a Backend that can hold a tree for a while that is no volume.

@@ -1,6 +1,7 @@
 package live_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/forest"
 	"github.com/cowshed/cowshed/internal/treeat"
 	"github.com/cowshed/cowshed/internal/treecmp"
@@ -30,12 +32,13 @@ func (h home) sh(layer, script string) {
 	})
 }
 
-// forked makes a layer with some files, and a fork of it.
+// forked makes a layer with some files of its image and of its own, and a fork of it.
 func (h home) forked() {
 	h.t.Helper()
 	h.image("distro")
+	h.sh("distro", "mkdir -p d/e other; echo 1 >file; echo 1 >d/x; echo 1 >d/e/y; ln -s x link; echo 1 >other/z")
 	h.clone("web", "distro")
-	h.sh("web", "mkdir -p d/e other; echo 1 >file; echo 1 >d/x; echo 1 >d/e/y; echo 1 >a; ln a b; ln -s x link; echo 1 >other/z")
+	h.sh("web", "echo 1 >a; ln a b") // TestMergeImageLinks has links of the image
 	_, err := h.Fork(h.t.Context(), "web", []string{"fork"}, live.ForkOptions{})
 	require.NoError(h.t, err)
 }
@@ -137,6 +140,46 @@ func testMergeConflicts(t *testing.T, newHome makeHome) {
 	}
 }
 
+// TestMergeImageLinks merges changes of a file that has two names in the image. A layer with a shared root leaves the other name
+// behind when the file is opened for writing.
+func TestMergeImageLinks(t *testing.T) {
+	for name, c := range map[string]struct {
+		web, fork string
+		conflicts map[cowcommon.RootStyle]string
+	}{
+		"a name is added":   {"ln f more", "echo 2 >f", map[cowcommon.RootStyle]string{cowcommon.DefaultRoot: "/f /g", cowcommon.SharedRoot: "/f"}},
+		"a name is moved":   {"mv f more", "echo 2 >g", map[cowcommon.RootStyle]string{cowcommon.DefaultRoot: "/f /g"}},
+		"opened":            {": >>f", "echo 2 >f", nil},
+		"a name is removed": {"rm g", "echo 2 >f", map[cowcommon.RootStyle]string{cowcommon.DefaultRoot: "/g"}},
+		"other file":        {"echo 3 >a; ln a more", "echo 2 >f", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachStyle(t, func(t *testing.T, newHome makeHome) {
+				h, ctx := newHome(t), t.Context()
+				h.image("distro")
+				h.sh("distro", "echo 1 >f; ln f g; echo 1 >a")
+				h.clone("web", "distro")
+				_, err := h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
+				require.NoError(t, err)
+				h.sh("web", c.web)
+				h.sh("fork", c.fork)
+				var paths []string
+				_, err = h.Merge(ctx, "fork", live.MergeOptions{})
+				var conflict *live.ConflictError
+				if errors.As(err, &conflict) {
+					for _, p := range conflict.Conflicts {
+						paths = append(paths, p.Path)
+					}
+				} else {
+					require.NoError(t, err)
+					h.sh("web", `test "$(cat f g | grep -c 2)" -gt 0`)
+				}
+				assert.Equal(t, c.conflicts[h.style], strings.Join(paths, " "))
+			})
+		})
+	}
+}
+
 // TestMergeNot: errors change nothing.
 func TestMergeNot(t *testing.T) {
 	eachStyle(t, func(t *testing.T, newHome makeHome) {
@@ -166,12 +209,13 @@ func TestMergeRandom(t *testing.T) {
 			seed := rand.Uint64()
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				h, ctx := newHome(t), t.Context()
-				h.create("web")
-				h.edit("web", func(dir string) {
+				h.image("distro")
+				h.edit("distro", func(dir string) {
 					require.NoError(t, os.Mkdir(filepath.Join(dir, "tree"), 0o755))
 					require.NoError(t, os.Mkdir(filepath.Join(dir, "ours"), 0o755))
 					forest.New(t, seed, filepath.Join(dir, "tree")).Change(150)
 				})
+				h.clone("web", "distro")
 				_, err := h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
 				require.NoError(t, err)
 				h.edit("fork", func(dir string) { forest.New(t, seed+1, filepath.Join(dir, "tree")).Change(60) })

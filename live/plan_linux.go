@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/moby/go-archive"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // plan has the changes of a merge.
@@ -37,6 +39,7 @@ func (p *plan) apply(ctx context.Context, root *os.File, theirs, ours string) er
 type planner struct {
 	trees   *trees
 	ours    map[string]archive.ChangeType // by path
+	named   map[inode]bool                // the files at these paths, once somebody has asked
 	resolve func(Conflict) Resolution
 	open    []Conflict // that are not resolved
 	decided []string   // paths that are decided with all below them
@@ -100,7 +103,15 @@ func (p *planner) one(ctx context.Context, c archive.Change) error {
 	}
 	ours, both := p.ours[c.Path]
 	switch {
-	case !both && in.ours.isFile() && in.ours.st.Nlink != in.base.st.Nlink:
+	case !both && in.ours.isFile():
+		names, err := p.hasOtherNames(in.ours)
+		if err != nil {
+			return err
+		}
+		if !names {
+			p.take(c.Path, c.Kind)
+			return nil
+		}
 		return p.conflict(ctx, in, Conflict{Path: c.Path, Fork: c.Kind, Layer: archive.ChangeModify, Reason: "the layer has given the file other names"})
 	case !both:
 		p.take(c.Path, c.Kind)
@@ -117,6 +128,30 @@ func (p *planner) one(ctx context.Context, c archive.Change) error {
 		return err
 	}
 	return p.conflict(ctx, in, Conflict{Path: c.Path, Fork: c.Kind, Layer: ours})
+}
+
+// hasOtherNames reports whether the layer lists another name of a file, whose path it does not list. A count of links does not tell:
+// in a layer with a shared root, a file that is written to leaves its other names behind.
+func (p *planner) hasOtherNames(file look) (bool, error) {
+	if file.st.Nlink < 2 {
+		return false, nil
+	}
+	if p.named == nil {
+		p.named = make(map[inode]bool)
+		for path, kind := range p.ours {
+			if kind == archive.ChangeDelete {
+				continue
+			}
+			l, err := lookIn(file.tree, path)
+			if err != nil {
+				return false, fmt.Errorf("%s: %w", treeat.Quote(path), err)
+			}
+			if l.isFile() {
+				p.named[l.inode()] = true
+			}
+		}
+	}
+	return p.named[file.inode()], nil
 }
 
 func (p *planner) take(path string, kind archive.ChangeType) {

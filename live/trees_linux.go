@@ -60,6 +60,13 @@ func (l look) exists() bool { return l.tree != nil }
 func (l look) isDir() bool  { return l.exists() && l.st.Mode&unix.S_IFMT == unix.S_IFDIR }
 func (l look) isFile() bool { return l.exists() && l.st.Mode&unix.S_IFMT == unix.S_IFREG }
 
+// inode identifies a file in one tree.
+type inode struct{ device, number uint64 }
+
+func (l look) inode() inode {
+	return inode{uint64(l.st.Dev), l.st.Ino} //nolint:unconvert // narrower on some platforms
+}
+
 func (t *trees) look(path string) (in looks, err error) {
 	for tree, to := range map[*treeat.DirStack]*look{&t.theirs: &in.theirs, &t.ours: &in.ours, &t.base: &in.base} {
 		if *to, err = lookIn(tree, path); err != nil {

@@ -27,6 +27,20 @@ func isOverlay(t *testing.T, dir string) bool {
 	return fs.Type == unix.OVERLAYFS_SUPER_MAGIC
 }
 
+// TestRemoveOfShared: a fork keeps the layer that its root shares, also after the layer that it was forked from is gone.
+func TestRemoveOfShared(t *testing.T) {
+	a := newStore(t)
+	a.ok(t, "create", "base")
+	a.ok(t, "create", "web", "--parent", "base", "--root-style", "shared", "--storage-opt", "btrfs.root_style=shared")
+	a.ok(t, "fork", "web", "fork")
+	a.ok(t, "rm", "web")
+	r := a.run(t, "rm", "base")
+	assert.Equal(t, exitPrecondition, r.code)
+	assert.Contains(t, r.err, "layer base is the parent of fork")
+	a.ok(t, "rm", "base", "fork")
+	assert.NotContains(t, a.ok(t, "ls"), "base")
+}
+
 // TestSharedRoot: a layer with a shared root is mounted, compared, applied to and copied as any other.
 func TestSharedRoot(t *testing.T) {
 	a := newStore(t)

@@ -186,6 +186,26 @@ func (b *Backend) rename(ctx context.Context, name, to string) error {
 	})
 }
 
+// Sharers implements cowcommon.Sharer.
+func (b *Backend) Sharers(ctx context.Context) (map[string][]string, error) {
+	noted, err := b.index.all()
+	if err != nil {
+		return nil, err
+	}
+	sharers := make(map[string][]string)
+	for _, user := range noted {
+		s, lower, err := b.look(ctx, user)
+		switch {
+		case isGone(err):
+		case err != nil:
+			return nil, fault.Wrap("look at volume", user, err)
+		case s != stateNone:
+			sharers[lower] = append(sharers[lower], user)
+		}
+	}
+	return sharers, nil
+}
+
 // renameLocked renames a volume whose note said lower, before the locks for that were taken.
 func (b *Backend) renameLocked(ctx context.Context, name, to, lower string) error {
 	unlock, err := b.lock(ctx, append(b.wants(lower), exclusive(name), exclusive(to))...)

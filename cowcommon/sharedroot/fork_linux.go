@@ -225,7 +225,11 @@ func (e *exchanger) exchangeNoted(ctx context.Context, pair, lowers [2]string) e
 	switch {
 	case spare == "":
 		return err
-	case errdefs.IsFailedPrecondition(err): // nothing has changed
+	case errdefs.IsFailedPrecondition(err): // nothing has changed, unless the Backend could not undo it
+		s, _, lookErr := e.look(ctx, spare)
+		if lookErr != nil || s != stateNone {
+			return errors.Join(err, lookErr)
+		}
 		return errors.Join(err, e.index.forget(spare))
 	case err != nil:
 		return err // a note too many says nothing

@@ -139,6 +139,34 @@ func TestExchange(t *testing.T) {
 	assert.Equal(t, quota.Limit{Bytes: 8 << 20}, v.Limit, "the limit stays with its volume")
 }
 
+// notUndone is a Backend that finds a volume in use after its exchange, and cannot exchange it back.
+type notUndone struct{ *btrfs.Backend }
+
+func (n notUndone) Exchange(ctx context.Context, name, other string) error {
+	if err := n.Backend.Exchange(ctx, name, other); err != nil {
+		return err
+	}
+	return fault.New(fault.ErrInUse, "mounted meanwhile")
+}
+
+// TestExchangeNotUndone: the shared volume has a note under the name that it has then.
+func TestExchangeNotUndone(t *testing.T) {
+	home := filepath.Join(testfs.Btrfs(t), "home")
+	s, ctx := openStore(t, home, func() (cowcommon.Backend, error) {
+		b, err := btrfs.Open(t.Context(), home, btrfs.Options{})
+		return notUndone{b}, err
+	}), t.Context()
+	s.image("image")
+	s.container("c", "image")
+	s.edit("c", s.typical)
+	require.NoError(t, s.Clone(ctx, "plain", "image", defaults))
+	require.ErrorIs(t, cowcommon.Exchange(ctx, s.Backend, "c", "plain"), fault.ErrInUse)
+	s.hasStyle("plain", cowcommon.SharedRoot)
+	s.hasStyle("c", cowcommon.SnapshotRoot)
+	assert.Equal(t, typicalChanges, s.changes("plain", "image", true))
+	require.ErrorIs(t, s.Remove(ctx, "image"), fault.ErrInUse)
+}
+
 // killed is a Backend whose process ends before its Fork or Exchange, or after some of its steps.
 type killed struct {
 	*btrfs.Backend

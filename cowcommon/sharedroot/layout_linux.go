@@ -19,7 +19,7 @@ import (
 
 // Names in the directory of sharedmark.
 const (
-	upperName   = "upper"
+	upperName   = sharedmark.Upper
 	workName    = "work"
 	foldingName = "folding"          // the upper, from when a fold has begun
 	stagedName  = "upper.new"        // the upper, until it is complete

@@ -161,24 +161,37 @@ func (b *Backend) mountFirst(m *mounted, name, dir, lowerDir, label string) erro
 func (b *Backend) bindOther(point, name, tree, lowerDir string, inUse error) (bound bool, err error) {
 	source := b.sourceOf(lowerDir, tree, name)
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		is := m.FSType == "overlay" && m.Root == "/" && m.Source == source && isWritable(m) && isOverlayOf(m, lowerDir, upperOf(tree))
-		return !is, is
+		is := m.FSType == "overlay" && m.Root == "/" && m.Source == source && isWritable(m) && isOverlayOf(m, lowerDir, tree)
+		return !is, false
 	})
 	if err != nil || len(mounts) == 0 {
 		return false, cmp.Or(err, inUse)
 	}
-	if err := os.Mkdir(point, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return false, err
+	var upper unix.Stat_t
+	if err := unix.Stat(upperOf(tree), &upper); err != nil {
+		return false, &fs.PathError{Op: "stat", Path: upperOf(tree), Err: err}
 	}
-	m := mounts[0]
-	if err = bindmount.Bind(m.Mountpoint, point, false); err == nil {
-		var st unix.Stat_t
-		if err = unix.Stat(point, &st); err == nil && st.Dev == unix.Mkdev(uint32(m.Major), uint32(m.Minor)) {
-			return true, nil
+	err = inUse
+	for _, m := range mounts {
+		if err := os.Mkdir(point, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return false, err
 		}
-		err = errors.Join(err, inUse) // another mount covers it, or it is gone
+		bindErr := bindmount.Bind(m.Mountpoint, point, false)
+		if bindErr == nil {
+			var st unix.Stat_t
+			bindErr = unix.Stat(point, &st)
+			// The root of an overlay has the inode number of its upper.
+			if bindErr == nil && st.Dev == unix.Mkdev(uint32(m.Major), uint32(m.Minor)) && st.Ino == upper.Ino {
+				return true, nil
+			}
+		}
+		// Another mount covers it, or it is gone.
+		err = errors.Join(err, bindErr)
+		if err := mountdir.Remove(point, false); err != nil {
+			return false, errors.Join(inUse, err)
+		}
 	}
-	return false, errors.Join(err, mountdir.Remove(point, false))
+	return false, err
 }
 
 // isWritable reports whether neither a mount nor its filesystem is read-only.
@@ -187,10 +200,9 @@ func isWritable(m *mountinfo.Info) bool {
 	return !slices.Contains(options, "ro")
 }
 
-// isOverlayOf reports whether an overlay is that of an upper over a lower, and of nothing else.
-func isOverlayOf(m *mountinfo.Info, lower, upper string) bool {
-	options := strings.Split(m.VFSOptions, ",")
-	return slices.Contains(options, "upperdir="+upper) && slices.Contains(options, "lowerdir="+lower)
+// isOverlayOf reports whether an overlay is that of a volume's tree over a lower, and of nothing else.
+func isOverlayOf(m *mountinfo.Info, lower, tree string) bool {
+	return slices.Equal(mounttable.LayersOf(m.VFSOptions), []string{lower, upperOf(tree), workOf(tree)})
 }
 
 // checkNotMounted checks that nobody else has mounted an overlay of a volume: the kernel allows two of one upper, and

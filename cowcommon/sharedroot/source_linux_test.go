@@ -115,6 +115,34 @@ func TestOverlayWithoutSource(t *testing.T) {
 	s.edit("c", s.typical)
 }
 
+// TestBindOther: a volume that others have mounted by its MountSpec is mounted by a bind of their overlay. The path of the home may
+// have blanks, and a mount may cover one of the places.
+func TestBindOther(t *testing.T) {
+	testfs.CheckLeaks(t)
+	s := storeAt(t, testfs.Btrfs(t)+"/my\thome of volumes")
+	s.image("image")
+	s.container("c", "image")
+	at, second := t.TempDir(), t.TempDir()
+	s.mountSpec("c", "", at)
+	isSame := func(name string) {
+		t.Helper()
+		s.edit("c", func(dir string) {
+			require.NoError(t, os.WriteFile(dir+"/"+name, nil, 0o600))
+			assert.FileExists(t, second+"/"+name)
+		})
+	}
+	require.NoError(t, unix.Mount(at, second, "", unix.MS_BIND, ""))
+	isSame("both")
+	require.NoError(t, unix.Mount("none", at, "tmpfs", 0, ""))
+	isSame("covered")
+	require.NoError(t, unix.Unmount(second, 0))
+	_, err := s.Mount(t.Context(), "c", "")
+	require.ErrorIs(t, err, fault.ErrInUse, "the only place is covered")
+	require.NoError(t, unix.Unmount(at, 0))
+	require.NoError(t, unix.Unmount(at, 0))
+	s.edit("c", func(dir string) { assert.FileExists(t, dir+"/covered") })
+}
+
 // TestUpgrade: a container goes on in an overlay that a former version has mounted, when the next version opens the home.
 func TestUpgrade(t *testing.T) {
 	s := newStore(t)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
@@ -95,7 +96,7 @@ func (s *Store) removeUnused(ctx context.Context, layers []string, image string)
 }
 
 // needed returns the users of each layer: images other than that of the given name, and layers other than those given
-// that were made from it.
+// that were made from it or share it.
 func (s *Store) needed(ctx context.Context, except []string, exceptImage string) (map[string][]string, error) {
 	users, err := s.users(exceptImage)
 	if err != nil {
@@ -112,6 +113,18 @@ func (s *Store) needed(ctx context.Context, except []string, exceptImage string)
 		}
 		if v.Parent != "" && !skip[v.Name] {
 			needed[v.Parent] = append(needed[v.Parent], "layer "+short(v.Name))
+		}
+	}
+	sharers, err := cowcommon.Sharers(ctx, s.driver.Backend())
+	if err != nil {
+		return nil, err
+	}
+	for id, names := range sharers {
+		for _, name := range names {
+			// A shared root may have another parent, such as the snapshot of a fork.
+			if by := "layer " + short(name); !skip[name] && !slices.Contains(needed[id], by) {
+				needed[id] = append(needed[id], by)
+			}
 		}
 	}
 	for id, user := range users {

@@ -43,9 +43,9 @@ func newTestStore(t *testing.T) *Store {
 	return newTestStoreOn(t, testfs.Btrfs(t))
 }
 
-func newTestStoreOn(t *testing.T, root string) *Store {
+func newTestStoreOn(t *testing.T, root string, options ...string) *Store {
 	t.Helper()
-	opened, err := btrfs.Init(filepath.Join(root, "btrfs"), nil, user.IdentityMapping{})
+	opened, err := btrfs.Init(filepath.Join(root, "btrfs"), options, user.IdentityMapping{})
 	require.NoError(t, err)
 	driver, ok := opened.(*cowdriver.Driver)
 	require.True(t, ok)
@@ -172,6 +172,33 @@ func TestImportReusesLayers(t *testing.T) {
 		assert.Empty(t, s.layerNames(t))
 		assert.Empty(t, s.files(t))
 	})
+}
+
+// TestRemoveShared: a layer stays if only a fork shares it, whose parent is a snapshot of a layer that is gone. The image above goes.
+func TestRemoveShared(t *testing.T) {
+	s := newTestStoreOn(t, testfs.Btrfs(t), "btrfs.root_style=shared")
+	base, upper := baseTar(t), upperTar(t)
+	one := s.mustImport(t, writeDockerArchive(t, map[string]v1.Image{"app:1": makeImage(t, base, upper)}), ImportOptions{}).Image
+	more := makeTar(t, entry{name: "more"})
+	two := s.mustImport(t, writeDockerArchive(t, map[string]v1.Image{"app:2": makeImage(t, base, upper, more)}), ImportOptions{}).Image
+	s.makeLayer(t, "web", one.Top(), "file", "data")
+	backend, ctx := s.driver.Backend(), t.Context()
+	require.NoError(t, cowcommon.Fork(ctx, backend, "web", "moment", []string{"fork"}, cowcommon.VolumeOptions{}))
+	require.NoError(t, backend.Remove(ctx, "web"))
+	removed, err := s.Remove(ctx, "app:1")
+	require.NoError(t, err)
+	assert.Contains(t, removed.Needed, "layer fork")
+	removed, err = s.Remove(ctx, "app:2")
+	require.NoError(t, err)
+	assert.Equal(t, &Removed{Layers: []string{two.Top()}, Kept: []string{one.Top(), one.Layers()[0]}, Needed: []string{"layer fork", "layer moment"}}, removed)
+	images, err := s.List()
+	require.NoError(t, err)
+	assert.Empty(t, images)
+	for _, name := range []string{"fork", "moment"} {
+		require.NoError(t, backend.Remove(ctx, name))
+	}
+	require.NoError(t, s.RemoveLayer(ctx, one.Top()))
+	require.NoError(t, s.RemoveLayer(ctx, one.Layers()[0]))
 }
 
 func TestImportTakenName(t *testing.T) {

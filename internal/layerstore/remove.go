@@ -83,7 +83,7 @@ func (s *Store) removable(ctx context.Context, chosen []cowcommon.Volume, force 
 	return chosen, nil
 }
 
-// children lists the layers that were made from each layer.
+// children lists the layers that were made from each layer, or share it.
 func (s *Store) children(ctx context.Context) (map[string][]string, error) {
 	children := make(map[string][]string)
 	for v, err := range s.Driver.Backend().Volumes(ctx) {
@@ -92,6 +92,17 @@ func (s *Store) children(ctx context.Context) (map[string][]string, error) {
 		}
 		if v.Parent != "" && !live.IsMoment(v.Name) { // snapshots go with their layer
 			children[v.Parent] = append(children[v.Parent], v.Name)
+		}
+	}
+	sharers, err := cowcommon.Sharers(ctx, s.Driver.Backend())
+	if err != nil {
+		return nil, err
+	}
+	for layer, names := range sharers {
+		for _, name := range names {
+			if !live.IsMoment(name) && !slices.Contains(children[layer], name) {
+				children[layer] = append(children[layer], name)
+			}
 		}
 	}
 	return children, nil
