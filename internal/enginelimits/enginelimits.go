@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -43,6 +44,7 @@ type Container struct {
 	Name      string // by which people know it
 	Setting   string // that says the size, such as an annotation
 	Size      string
+	Weaker    string    // size of another setting, which counts as no limit if it has been set; empty: none
 	Max       uint64    // the largest size that is allowed; 0: any
 	Created   time.Time // zero: not known
 }
@@ -130,7 +132,7 @@ func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err e
 		return outcomeElsewhere, nil // removed meanwhile
 	case err != nil:
 		return outcomeFailed, err
-	case info.Labels[snapshots.LabelSnapshotMaxSize] != "":
+	case c.keeps(info.Labels[snapshots.LabelSnapshotMaxSize]):
 		return outcomeKept, nil
 	}
 	bytes, err := c.bytes()
@@ -141,6 +143,15 @@ func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err e
 		return outcomeFailed, fmt.Errorf("%s = %s: %w", c.Setting, c.Size, err)
 	}
 	return outcomeSet, nil
+}
+
+// keeps reports whether a container keeps the limit in the label of its snapshot.
+func (c Container) keeps(label string) bool {
+	same := func(size string) bool {
+		bytes, err := quota.ParseSize(size)
+		return err == nil && label == strconv.FormatUint(bytes, 10)
+	}
+	return label != "" && (!same(c.Weaker) || same(c.Size))
 }
 
 func (c Container) bytes() (uint64, error) {

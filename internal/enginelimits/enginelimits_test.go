@@ -82,6 +82,8 @@ func TestLimit(t *testing.T) {
 	}{
 		"set":       {"web", "2G", &oneSnapshot{}, outcomeSet, 2 << 30, nil},
 		"kept":      {"web", "2G", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1"}}, outcomeKept, 0, nil},
+		"weaker":    {"web", "2G", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1024"}}, outcomeSet, 2 << 30, nil},
+		"both":      {"web", "1k", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1024"}}, outcomeKept, 0, nil},
 		"elsewhere": {"other", "much", &oneSnapshot{}, outcomeElsewhere, 0, nil},
 		"no size":   {"web", "much", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
 		"empty":     {"web", "", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
@@ -90,7 +92,7 @@ func TestLimit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, m, state := testGroup(t, c.s)
-			limited := Container{Engine: "e", Namespace: "moby", ID: c.id, Name: "n", Setting: "size", Size: c.size, Max: 4 << 30}
+			limited := Container{Engine: "e", Namespace: "moby", ID: c.id, Name: "n", Setting: "size", Size: c.size, Weaker: "1K", Max: 4 << 30}
 			require.ErrorIs(t, g.limiter.Limit(t.Context(), limited), c.err)
 			assert.Equal(t, c.limit, c.s.limit)
 			assert.True(t, counts(t, m, "cowshed_engine_limits_total", c.outcome))
