@@ -2,7 +2,7 @@
 //
 // A Source is connected to one engine, and names containers with their sizes to the Limiter. The label
 // containerd.io/snapshot/max-size of a snapshot tells whether its limit has been set: by a Source, by a client or by cowshed
-// limit. A container that a Source names again keeps that limit. So a Source names all containers when it connects, and
+// limit. A container that a Source names again keeps that limit. So most Sources name all containers when they connect, and
 // thereby those that were made while the daemon was away.
 package enginelimits
 
@@ -32,6 +32,8 @@ type Snapshotter interface {
 type Source interface {
 	// Engine names the engine in metrics, the log and the Report.
 	Engine() string
+	// NamesAll reports whether Run names all containers of the engine that have a limit, each time that it connects.
+	NamesAll() bool
 	// Run connects to the engine, calls connected, and names containers to l until ctx is done or the connection ends.
 	Run(ctx context.Context, l *Limiter, connected func()) error
 }
@@ -93,9 +95,13 @@ func (l *Limiter) note(ctx context.Context, c Container, outcome string, err err
 	}
 }
 
-// Catch is Limit for a container that exists whatever the result: the Report has its error until Forget.
+// Catch is Limit for a container that exists whatever the result: the Report has its error until Forget, or until Catch succeeds.
 func (l *Limiter) Catch(ctx context.Context, c Container) {
-	if err := l.Limit(ctx, c); err != nil && ctx.Err() == nil {
+	err := l.Limit(ctx, c)
+	switch {
+	case err == nil:
+		l.Forget(c.Namespace, c.ID)
+	case ctx.Err() == nil:
 		l.report.refused(c, err)
 	}
 }

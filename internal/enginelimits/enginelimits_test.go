@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -183,8 +184,46 @@ func TestReportIsBounded(t *testing.T) {
 	require.NoError(t, err)
 	assert.Len(t, r.Refused, maxRefused)
 	assert.Equal(t, 2, r.More)
+	g.limiter.Unknown(t.Context(), Container{Engine: "e", Namespace: "moby", ID: string(rune('a' + maxRefused))}, errdefs.ErrUnavailable)
+	g.limiter.report.begin("another")
+	g.limiter.Forget("moby", "a")
+	r, err = ReadReport(state)
+	require.NoError(t, err)
+	assert.Len(t, r.Refused, maxRefused)
+	assert.Equal(t, 1, r.More, "a container counts once, and those of an engine until it names all again")
+	g.limiter.report.all = append(make([]Refused, 1), slices.Repeat([]Refused{{Engine: "e", ID: "new"}}, maxKnown-1)...)
+	g.limiter.Unknown(t.Context(), Container{Engine: "e", Namespace: "moby", ID: "last"}, errdefs.ErrUnavailable)
+	r, err = ReadReport(state)
+	require.NoError(t, err)
+	assert.Equal(t, maxKnown-maxRefused, r.More)
+	assert.Equal(t, "new", r.Refused[0].ID)
+	g.limiter.report.begin("e")
+	g.limiter.report.write()
+	r, err = ReadReport(state)
+	require.NoError(t, err)
+	assert.Empty(t, r.Refused)
+	assert.Zero(t, r.More)
 	require.NoError(t, RemoveReport(state))
 	require.NoError(t, RemoveReport(state))
+}
+
+// TestPartialSource: the containers of an engine that does not name all of them stay in the report when it connects again, until
+// they have their limits.
+func TestPartialSource(t *testing.T) {
+	for _, all := range []bool{true, false} {
+		s := &awaySource{partial: !all}
+		g, _, state := testGroup(t, &oneSnapshot{}, s)
+		c := Container{Engine: "e", Namespace: "moby", ID: "web", Size: "2G"}
+		g.limiter.Unknown(t.Context(), c, errdefs.ErrUnavailable)
+		g.connected(s)
+		r, err := ReadReport(state)
+		require.NoError(t, err)
+		assert.Equal(t, all, len(r.Refused) == 0)
+		g.limiter.Catch(t.Context(), c)
+		r, err = ReadReport(state)
+		require.NoError(t, err)
+		assert.Empty(t, r.Refused)
+	}
 }
 
 // awaySource is an engine that is away, except at the attempts that connect.
@@ -192,9 +231,12 @@ type awaySource struct {
 	began    time.Time
 	attempts []time.Duration
 	connects map[int]bool
+	partial  bool
 }
 
 func (s *awaySource) Engine() string { return "e" }
+
+func (s *awaySource) NamesAll() bool { return !s.partial }
 
 func (s *awaySource) Run(ctx context.Context, _ *Limiter, connected func()) error {
 	s.attempts = append(s.attempts, time.Since(s.began))

@@ -32,6 +32,9 @@ type Source struct {
 // Engine implements enginelimits.Source.
 func (s *Source) Engine() string { return engine }
 
+// NamesAll implements enginelimits.Source.
+func (s *Source) NamesAll() bool { return true }
+
 // Run implements enginelimits.Source. It asks for events before it lists containers, so that it misses none.
 func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) (err error) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -47,6 +47,9 @@ func NewSource(c *Client, most uint64) *Source {
 // Engine implements enginelimits.Source.
 func (s *Source) Engine() string { return Engine }
 
+// NamesAll implements enginelimits.Source. Run names the containers that wait for the kubelet.
+func (s *Source) NamesAll() bool { return false }
+
 // Run implements enginelimits.Source. A request that fails ends it.
 func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) (err error) {
 	for first := true; ; first = false {
@@ -99,7 +102,7 @@ func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) {
 		limited, err := s.known(c)
 		switch {
 		case err != nil:
-			l.Unknown(ctx, c.Container, err)
+			l.Unknown(ctx, limited, err)
 		case limited.Size == "":
 			l.Forget(c.Namespace, c.ID)
 		default:

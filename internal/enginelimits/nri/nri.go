@@ -51,6 +51,9 @@ func (s *Source) Engine() string {
 	return "nri"
 }
 
+// NamesAll implements enginelimits.Source.
+func (s *Source) NamesAll() bool { return true }
+
 // namespace is the engine's in containerd.
 func (s *Source) namespace() string {
 	if s.Docker {
