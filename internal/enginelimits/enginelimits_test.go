@@ -123,7 +123,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// TestExpect: a container that an engine announces gets its limit with its snapshot, once. A bad size is refused, and of many
+// TestExpect: a container that an engine announces gets its limit with its snapshot, once, also after a failure. A bad size is refused, and of many
 // containers without snapshots the oldest are forgotten.
 func TestExpect(t *testing.T) {
 	g, m, _ := testGroup(t, &oneSnapshot{})
@@ -155,8 +155,11 @@ func TestExpect(t *testing.T) {
 
 	require.NoError(t, g.limiter.Expect(t.Context(), c))
 	_, err = prepared("moby/3/web", errdefs.ErrAlreadyExists)
-	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
-	assert.True(t, counts(t, m, "cowshed_engine_limits_total", outcomeFailed))
+	require.Equal(t, errdefs.ErrAlreadyExists, err, "it is no error of the limit")
+	assert.False(t, counts(t, m, "cowshed_engine_limits_total", outcomeFailed))
+	label, err = prepared("moby/4/web", nil)
+	require.NoError(t, err)
+	assert.Equal(t, "2147483648", label, "the client prepares again")
 
 	c.Size = "5G"
 	require.ErrorIs(t, g.limiter.Expect(t.Context(), c), errdefs.ErrInvalidArgument)
