@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -15,8 +16,12 @@ import (
 // Engine names the kubelet in metrics, the log and the report.
 const Engine = "kubelet"
 
-// maxLater is how many containers can wait for the kubelet. NRI names all again when it connects.
-const maxLater = 10000
+const (
+	// maxLater is how many containers can wait for the kubelet. NRI names all again when it connects.
+	maxLater = 10000
+	// failurePause is the least time from a request that failed to the next, however many snapshots are prepared.
+	failurePause = 2 * time.Second
+)
 
 // Container is a container of a pod.
 type Container struct {
@@ -28,20 +33,21 @@ type Container struct {
 // Source is the kubelet. It is asked for its pods when it connects, and when somebody wants a pod that it had not named. The
 // limits of a pod's containers do not change.
 type Source struct {
-	client *Client
+	ask    func(ctx context.Context) (pods, error)
 	max    uint64
 	want   chan struct{}
+	failed time.Time // when a request failed the last time; only Run uses it
 
 	mu      sync.Mutex
 	pods    pods                 // of the last answer
-	away    error                // why the last request failed; nil: it did not, or there was none yet
+	away    error                // why nobody waits for the kubelet: the last request failed, or has no answer yet
 	waiting []chan error         // for the answer to the next request
 	later   map[string]Container // that wait for the kubelet, by id
 }
 
 // NewSource makes a source that caps sizes at most; 0: it does not.
 func NewSource(c *Client, most uint64) *Source {
-	return &Source{client: c, max: most, want: make(chan struct{}, 1), later: make(map[string]Container)}
+	return &Source{ask: c.pods, max: most, want: make(chan struct{}, 1), later: make(map[string]Container)}
 }
 
 // Engine implements enginelimits.Source.
@@ -51,9 +57,17 @@ func (s *Source) Engine() string { return Engine }
 func (s *Source) NamesAll() bool { return false }
 
 // Run implements enginelimits.Source. A request that fails ends it.
-func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) (err error) {
+func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) error {
+	pause := time.NewTimer(failurePause - time.Since(s.failed))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	for first := true; ; first = false {
 		if err := s.refresh(ctx); err != nil {
+			s.failed = time.Now()
 			return err
 		}
 		if first {
@@ -74,7 +88,7 @@ func (s *Source) refresh(ctx context.Context) error {
 	waiting := s.waiting
 	s.waiting = nil
 	s.mu.Unlock()
-	list, err := s.client.pods(ctx)
+	list, err := s.ask(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.away = err
@@ -117,12 +131,13 @@ func (s *Source) Wanted(pod string) {
 	_, ok := s.pods[pod]
 	s.mu.Unlock()
 	if !ok {
-		s.ask()
+		s.wake()
 	}
 }
 
 // Limit returns a container with the size of its limit, or without one if its pod names none. It waits for the kubelet if the pod
-// is new, until ctx is done. A kubelet that is away is not waited for. Returns the reason then.
+// is new, until ctx is done. A kubelet that is away is not waited for, and nobody waits again for an answer that has not come in
+// time. Returns the reason then.
 func (s *Source) Limit(ctx context.Context, c Container) (enginelimits.Container, error) {
 	s.mu.Lock()
 	_, ok := s.pods[c.Pod]
@@ -137,12 +152,25 @@ func (s *Source) Limit(ctx context.Context, c Container) (enginelimits.Container
 	answer := make(chan error, 1)
 	s.waiting = append(s.waiting, answer)
 	s.mu.Unlock()
-	s.ask()
+	s.wake()
 	select {
 	case err := <-answer:
 		return s.orAway(c, err)
 	case <-ctx.Done():
-		return s.orAway(c, fault.New(errdefs.ErrUnavailable, "no answer yet"))
+		return s.orAway(c, s.slow(answer))
+	}
+}
+
+// slow notes that the request is slow to which answer belongs, unless that has come meanwhile.
+func (s *Source) slow(answer <-chan error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case err := <-answer:
+		return err
+	default:
+		s.away = fault.New(errdefs.ErrUnavailable, "no answer yet")
+		return s.away
 	}
 }
 
@@ -183,7 +211,7 @@ func (s *Source) Later(c Container) {
 		s.later[c.ID] = c
 	}
 	s.mu.Unlock()
-	s.ask()
+	s.wake()
 }
 
 // Gone notes that a container is gone.
@@ -193,7 +221,8 @@ func (s *Source) Gone(id string) {
 	delete(s.later, id)
 }
 
-func (s *Source) ask() {
+// wake makes Run ask.
+func (s *Source) wake() {
 	select {
 	case s.want <- struct{}{}:
 	default:
