@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,5 +85,38 @@ func TestSlowKubelet(t *testing.T) {
 		time.Sleep(slow)
 		_, _, err = limit("2")
 		require.NoError(t, err, "the kubelet has answered, and answers soon")
+	})
+}
+
+// TestMissingPod: a pod that the kubelet does not name right after its start is asked for once more. A pod that it does not name
+// then is not the kubelet's. Nobody asks again.
+func TestMissingPod(t *testing.T) {
+	var complete atomic.Bool
+	inBubble(t, func(context.Context, int) (pods, error) {
+		if !complete.Load() {
+			return pods{}, nil
+		}
+		return pods{"waits": {"web": "1Ki"}, "new": {"web": "2Ki"}}, nil
+	}, func(t *testing.T, b *bubble) {
+		require.NoError(t, b.Later(containerIn("waits", "web")))
+		require.NoError(t, b.Later(containerIn("of crictl", "web")))
+		synctest.Wait()
+		c, err := b.Limit(t.Context(), containerIn("new", "web"))
+		require.NoError(t, err)
+		assert.Empty(t, c.Size)
+		_, ok := b.set.Load("waitsweb")
+		require.False(t, ok)
+		complete.Store(true)
+		time.Sleep(missingTime)
+		synctest.Wait()
+		for id, want := range map[string]any{"waitsweb": uint64(1 << 10), "newweb": uint64(2 << 10), "of crictlweb": nil} {
+			limit, _ := b.set.Load(id)
+			assert.Equal(t, want, limit, id)
+		}
+		asked := b.asked
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		assert.Equal(t, asked, b.asked)
+		assert.Empty(t, b.later)
 	})
 }

@@ -21,6 +21,8 @@ const (
 	maxLater = 10000
 	// failurePause is the least time from a request that failed to the next, however many snapshots are prepared.
 	failurePause = 2 * time.Second
+	// missingTime is how long a pod may be missing in the kubelet's answers, which are not complete right after its start.
+	missingTime = 10 * time.Second
 )
 
 // Container is a container of a pod.
@@ -30,8 +32,14 @@ type Container struct {
 	InPod                  string // the container's name there
 }
 
-// Source is the kubelet. It is asked for its pods when it connects, and when somebody wants a pod that it had not named. The
-// limits of a pod's containers do not change.
+// waiting is a container that waits for the kubelet.
+type waiting struct {
+	Container
+	missed time.Time // when an answer was without its pod for the first time; zero: never
+}
+
+// Source is the kubelet. It is asked for its pods when it connects, and when somebody wants a pod that it had not named. If
+// it does not name that, it is asked once more. The limits of a pod's containers do not change.
 type Source struct {
 	ask    func(ctx context.Context) (pods, error)
 	max    uint64
@@ -39,15 +47,15 @@ type Source struct {
 	failed time.Time // when a request failed the last time; only Run uses it
 
 	mu      sync.Mutex
-	pods    pods                 // of the last answer
-	away    error                // why nobody waits for the kubelet: the last request failed, or has no answer yet
-	waiting []chan error         // for the answer to the next request
-	later   map[string]Container // that wait for the kubelet, by id
+	pods    pods               // of the last answer
+	away    error              // why nobody waits for the kubelet: the last request failed, or has no answer yet
+	waiting []chan error       // for the answer to the next request
+	later   map[string]waiting // by id
 }
 
 // NewSource makes a source that caps sizes at most; 0: it does not.
 func NewSource(c *Client, most uint64) *Source {
-	return &Source{ask: c.pods, max: most, want: make(chan struct{}, 1), later: make(map[string]Container)}
+	return &Source{ask: c.pods, max: most, want: make(chan struct{}, 1), later: make(map[string]waiting)}
 }
 
 // Engine implements enginelimits.Source.
@@ -107,16 +115,20 @@ func (s *Source) refresh(ctx context.Context) error {
 func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) {
 	s.mu.Lock()
 	later := s.later
-	s.later = make(map[string]Container)
+	s.later = make(map[string]waiting)
 	s.mu.Unlock()
 	for _, c := range later {
 		if ctx.Err() != nil {
 			return
 		}
-		limited, err := s.known(c)
+		limited, ok, err := s.known(c.Container)
 		switch {
 		case err != nil:
 			l.Unknown(ctx, limited, err)
+		case !ok && (c.missed.IsZero() || time.Since(c.missed) < missingTime):
+			if err := s.missing(c); err != nil {
+				l.Unknown(ctx, limited, err)
+			}
 		case limited.Size == "":
 			l.Forget(c.Namespace, c.ID)
 		default:
@@ -178,22 +190,27 @@ func (s *Source) orAway(c Container, away error) (enginelimits.Container, error)
 	if away != nil {
 		return c.Container, fmt.Errorf("the kubelet does not say the limits of pods: %w", away)
 	}
-	return s.known(c)
+	limited, ok, err := s.known(c)
+	if !ok {
+		err = s.missing(waiting{Container: c})
+	}
+	return limited, err
 }
 
-// known is a container with its limit from the last answer. A pod that is not in it was not made by the kubelet.
-func (s *Source) known(c Container) (enginelimits.Container, error) {
-	limited := c.Container
+// known is a container with its limit from the last answer, and whether its pod is in that.
+func (s *Source) known(c Container) (limited enginelimits.Container, ok bool, err error) {
+	limited = c.Container
 	limited.Engine, limited.Setting = Engine, "resources.limits.ephemeral-storage"
 	s.mu.Lock()
-	size := s.pods[c.Pod][c.InPod]
+	sizes, ok := s.pods[c.Pod]
 	s.mu.Unlock()
+	size := sizes[c.InPod]
 	if size == "" {
-		return limited, nil
+		return limited, ok, nil
 	}
 	bytes, err := parseQuantity(size)
 	if err != nil {
-		return limited, fmt.Errorf("%s: %w", limited.Setting, err)
+		return limited, true, fmt.Errorf("%s: %w", limited.Setting, err)
 	}
 	if s.max != 0 {
 		bytes = min(bytes, s.max)
@@ -201,17 +218,40 @@ func (s *Source) known(c Container) (enginelimits.Container, error) {
 	if bytes > 0 {
 		limited.Size = strconv.FormatUint(bytes, 10)
 	}
-	return limited, nil
+	return limited, true, nil
 }
 
-// Later limits a container when the kubelet has answered the next time.
-func (s *Source) Later(c Container) {
-	s.mu.Lock()
-	if len(s.later) < maxLater {
-		s.later[c.ID] = c
+// Later limits a container when the kubelet has answered the next time. Returns errdefs.ErrResourceExhausted if too many wait.
+func (s *Source) Later(c Container) error {
+	if err := s.keep(waiting{Container: c}); err != nil {
+		return err
 	}
-	s.mu.Unlock()
 	s.wake()
+	return nil
+}
+
+// missing keeps a container whose pod an answer does not have, and asks again after missingTime. A pod that is not in that answer
+// was not made by the kubelet.
+func (s *Source) missing(c waiting) error {
+	if !c.missed.IsZero() {
+		return s.keep(c)
+	}
+	c.missed = time.Now()
+	if err := s.keep(c); err != nil {
+		return err
+	}
+	time.AfterFunc(missingTime, s.wake)
+	return nil
+}
+
+func (s *Source) keep(c waiting) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.later[c.ID]; !ok && len(s.later) == maxLater {
+		return fault.New(errdefs.ErrResourceExhausted, "%d other containers wait for the kubelet", maxLater)
+	}
+	s.later[c.ID] = c
+	return nil
 }
 
 // Gone notes that a container is gone.
