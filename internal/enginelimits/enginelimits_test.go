@@ -62,7 +62,7 @@ func counts(t *testing.T, m *Metrics, name, label string) bool {
 		for _, series := range family.GetMetric() {
 			for _, pair := range series.GetLabel() {
 				if family.GetName() == name && pair.GetValue() == label {
-					return series.GetCounter().GetValue()+series.GetGauge().GetValue() == 1
+					return series.GetCounter().GetValue()+series.GetGauge().GetValue()+float64(series.GetHistogram().GetSampleCount()) == 1
 				}
 			}
 		}
@@ -149,6 +149,7 @@ func TestExpect(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "2147483648", label)
 	assert.True(t, counts(t, m, "cowshed_engine_limits_total", outcomeSet))
+	assert.True(t, counts(t, m, "cowshed_engine_limit_delay_seconds", "e"))
 	label, err = prepared("moby/2/web", nil)
 	require.NoError(t, err)
 	assert.Empty(t, label)

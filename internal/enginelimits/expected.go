@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
@@ -63,6 +64,7 @@ func (g *Group) Prepare(ctx context.Context, key string, prepare func(limit ...s
 		g.limiter.note(ctx, c, outcomeInvalid, err)
 		return err
 	}
+	c.Created = time.Now() // at the earliest
 	if err := prepare(snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.FormatUint(bytes, 10)})); err != nil {
 		g.limiter.expected.add(c)
 		return err
