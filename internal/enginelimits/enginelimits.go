@@ -2,7 +2,7 @@
 //
 // A Source is connected to one engine, and names containers with their sizes to the Limiter. The label
 // containerd.io/snapshot/max-size of a snapshot tells whether its limit has been set: by a Source, by a client or by cowshed
-// limit. A container that a Source names again keeps that limit. So a Source names all containers when it connects, and
+// limit. A container that a Source names again keeps that limit. So most Sources name all containers when they connect, and
 // thereby those that were made while the daemon was away.
 package enginelimits
 
@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -31,6 +32,8 @@ type Snapshotter interface {
 type Source interface {
 	// Engine names the engine in metrics, the log and the Report.
 	Engine() string
+	// NamesAll reports whether Run names all containers of the engine that have a limit, each time that it connects.
+	NamesAll() bool
 	// Run connects to the engine, calls connected, and names containers to l until ctx is done or the connection ends.
 	Run(ctx context.Context, l *Limiter, connected func()) error
 }
@@ -43,6 +46,7 @@ type Container struct {
 	Name      string // by which people know it
 	Setting   string // that says the size, such as an annotation
 	Size      string
+	Weaker    string    // size of another setting, which counts as no limit if it has been set; empty: none
 	Max       uint64    // the largest size that is allowed; 0: any
 	Created   time.Time // zero: not known
 }
@@ -91,9 +95,13 @@ func (l *Limiter) note(ctx context.Context, c Container, outcome string, err err
 	}
 }
 
-// Catch is Limit for a container that exists whatever the result: the Report has its error until Forget.
+// Catch is Limit for a container that exists whatever the result: the Report has its error until Forget, or until Catch succeeds.
 func (l *Limiter) Catch(ctx context.Context, c Container) {
-	if err := l.Limit(ctx, c); err != nil && ctx.Err() == nil {
+	err := l.Limit(ctx, c)
+	switch {
+	case err == nil:
+		l.Forget(c.Namespace, c.ID)
+	case ctx.Err() == nil:
 		l.report.refused(c, err)
 	}
 }
@@ -130,7 +138,7 @@ func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err e
 		return outcomeElsewhere, nil // removed meanwhile
 	case err != nil:
 		return outcomeFailed, err
-	case info.Labels[snapshots.LabelSnapshotMaxSize] != "":
+	case c.keeps(info.Labels[snapshots.LabelSnapshotMaxSize]):
 		return outcomeKept, nil
 	}
 	bytes, err := c.bytes()
@@ -141,6 +149,15 @@ func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err e
 		return outcomeFailed, fmt.Errorf("%s = %s: %w", c.Setting, c.Size, err)
 	}
 	return outcomeSet, nil
+}
+
+// keeps reports whether a container keeps the limit in the label of its snapshot.
+func (c Container) keeps(label string) bool {
+	same := func(size string) bool {
+		bytes, err := quota.ParseSize(size)
+		return err == nil && label == strconv.FormatUint(bytes, 10)
+	}
+	return label != "" && (!same(c.Weaker) || same(c.Size))
 }
 
 func (c Container) bytes() (uint64, error) {

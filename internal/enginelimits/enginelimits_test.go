@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -61,7 +62,7 @@ func counts(t *testing.T, m *Metrics, name, label string) bool {
 		for _, series := range family.GetMetric() {
 			for _, pair := range series.GetLabel() {
 				if family.GetName() == name && pair.GetValue() == label {
-					return series.GetCounter().GetValue()+series.GetGauge().GetValue() == 1
+					return series.GetCounter().GetValue()+series.GetGauge().GetValue()+float64(series.GetHistogram().GetSampleCount()) == 1
 				}
 			}
 		}
@@ -82,6 +83,8 @@ func TestLimit(t *testing.T) {
 	}{
 		"set":       {"web", "2G", &oneSnapshot{}, outcomeSet, 2 << 30, nil},
 		"kept":      {"web", "2G", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1"}}, outcomeKept, 0, nil},
+		"weaker":    {"web", "2G", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1024"}}, outcomeSet, 2 << 30, nil},
+		"both":      {"web", "1k", &oneSnapshot{labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1024"}}, outcomeKept, 0, nil},
 		"elsewhere": {"other", "much", &oneSnapshot{}, outcomeElsewhere, 0, nil},
 		"no size":   {"web", "much", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
 		"empty":     {"web", "", &oneSnapshot{}, outcomeInvalid, 0, errdefs.ErrInvalidArgument},
@@ -90,7 +93,7 @@ func TestLimit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, m, state := testGroup(t, c.s)
-			limited := Container{Engine: "e", Namespace: "moby", ID: c.id, Name: "n", Setting: "size", Size: c.size, Max: 4 << 30}
+			limited := Container{Engine: "e", Namespace: "moby", ID: c.id, Name: "n", Setting: "size", Size: c.size, Weaker: "1K", Max: 4 << 30}
 			require.ErrorIs(t, g.limiter.Limit(t.Context(), limited), c.err)
 			assert.Equal(t, c.limit, c.s.limit)
 			assert.True(t, counts(t, m, "cowshed_engine_limits_total", c.outcome))
@@ -120,7 +123,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// TestExpect: a container that an engine announces gets its limit with its snapshot, once. A bad size is refused, and of many
+// TestExpect: a container that an engine announces gets its limit with its snapshot, once, also after a failure. A bad size is refused, and of many
 // containers without snapshots the oldest are forgotten.
 func TestExpect(t *testing.T) {
 	g, m, _ := testGroup(t, &oneSnapshot{})
@@ -146,14 +149,18 @@ func TestExpect(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "2147483648", label)
 	assert.True(t, counts(t, m, "cowshed_engine_limits_total", outcomeSet))
+	assert.True(t, counts(t, m, "cowshed_engine_limit_delay_seconds", "e"))
 	label, err = prepared("moby/2/web", nil)
 	require.NoError(t, err)
 	assert.Empty(t, label)
 
 	require.NoError(t, g.limiter.Expect(t.Context(), c))
 	_, err = prepared("moby/3/web", errdefs.ErrAlreadyExists)
-	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
-	assert.True(t, counts(t, m, "cowshed_engine_limits_total", outcomeFailed))
+	require.Equal(t, errdefs.ErrAlreadyExists, err, "it is no error of the limit")
+	assert.False(t, counts(t, m, "cowshed_engine_limits_total", outcomeFailed))
+	label, err = prepared("moby/4/web", nil)
+	require.NoError(t, err)
+	assert.Equal(t, "2147483648", label, "the client prepares again")
 
 	c.Size = "5G"
 	require.ErrorIs(t, g.limiter.Expect(t.Context(), c), errdefs.ErrInvalidArgument)
@@ -181,8 +188,46 @@ func TestReportIsBounded(t *testing.T) {
 	require.NoError(t, err)
 	assert.Len(t, r.Refused, maxRefused)
 	assert.Equal(t, 2, r.More)
+	g.limiter.Unknown(t.Context(), Container{Engine: "e", Namespace: "moby", ID: string(rune('a' + maxRefused))}, errdefs.ErrUnavailable)
+	g.limiter.report.begin("another")
+	g.limiter.Forget("moby", "a")
+	r, err = ReadReport(state)
+	require.NoError(t, err)
+	assert.Len(t, r.Refused, maxRefused)
+	assert.Equal(t, 1, r.More, "a container counts once, and those of an engine until it names all again")
+	g.limiter.report.all = append(make([]Refused, 1), slices.Repeat([]Refused{{Engine: "e", ID: "new"}}, maxKnown-1)...)
+	g.limiter.Unknown(t.Context(), Container{Engine: "e", Namespace: "moby", ID: "last"}, errdefs.ErrUnavailable)
+	r, err = ReadReport(state)
+	require.NoError(t, err)
+	assert.Equal(t, maxKnown-maxRefused, r.More)
+	assert.Equal(t, "new", r.Refused[0].ID)
+	g.limiter.report.begin("e")
+	g.limiter.report.write()
+	r, err = ReadReport(state)
+	require.NoError(t, err)
+	assert.Empty(t, r.Refused)
+	assert.Zero(t, r.More)
 	require.NoError(t, RemoveReport(state))
 	require.NoError(t, RemoveReport(state))
+}
+
+// TestPartialSource: the containers of an engine that does not name all of them stay in the report when it connects again, until
+// they have their limits.
+func TestPartialSource(t *testing.T) {
+	for _, all := range []bool{true, false} {
+		s := &awaySource{partial: !all}
+		g, _, state := testGroup(t, &oneSnapshot{}, s)
+		c := Container{Engine: "e", Namespace: "moby", ID: "web", Size: "2G"}
+		g.limiter.Unknown(t.Context(), c, errdefs.ErrUnavailable)
+		g.connected(s)
+		r, err := ReadReport(state)
+		require.NoError(t, err)
+		assert.Equal(t, all, len(r.Refused) == 0)
+		g.limiter.Catch(t.Context(), c)
+		r, err = ReadReport(state)
+		require.NoError(t, err)
+		assert.Empty(t, r.Refused)
+	}
 }
 
 // awaySource is an engine that is away, except at the attempts that connect.
@@ -190,9 +235,12 @@ type awaySource struct {
 	began    time.Time
 	attempts []time.Duration
 	connects map[int]bool
+	partial  bool
 }
 
 func (s *awaySource) Engine() string { return "e" }
+
+func (s *awaySource) NamesAll() bool { return !s.partial }
 
 func (s *awaySource) Run(ctx context.Context, _ *Limiter, connected func()) error {
 	s.attempts = append(s.attempts, time.Since(s.began))

@@ -2,10 +2,10 @@ package enginelimits
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
@@ -53,19 +53,20 @@ func (l *Limiter) Expect(ctx context.Context, c Container) error {
 }
 
 // Prepare calls prepare, which prepares the snapshot of a key, with the limit that an engine has announced for it as one more
-// option. Options of the client come after it.
+// option. Options of the client come after it. An error of prepare is returned as it is, and the client may prepare again.
 func (g *Group) Prepare(ctx context.Context, key string, prepare func(limit ...snapshots.Opt) error) error {
 	c, ok := g.limiter.expected.take(snapshotter.SplitKey(key))
 	if !ok {
 		return prepare()
 	}
 	bytes, err := c.bytes()
-	if err == nil {
-		err = prepare(snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.FormatUint(bytes, 10)}))
-	}
 	if err != nil {
-		err = fmt.Errorf("%s = %s: %w", c.Setting, c.Size, err)
-		g.limiter.note(ctx, c, outcomeFailed, err)
+		g.limiter.note(ctx, c, outcomeInvalid, err)
+		return err
+	}
+	c.Created = time.Now() // at the earliest
+	if err := prepare(snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.FormatUint(bytes, 10)})); err != nil {
+		g.limiter.expected.add(c)
 		return err
 	}
 	g.limiter.note(ctx, c, outcomeSet, nil)

@@ -80,7 +80,9 @@ func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {
 }
 
 func (g *Group) connected(s Source) {
-	g.limiter.report.begin(s.Engine())
+	if s.NamesAll() {
+		g.limiter.report.begin(s.Engine())
+	}
 	g.limiter.metrics.connected.WithLabelValues(s.Engine()).Set(1)
 	g.limiter.report.engine(s.Engine(), true, nil)
 	g.limiter.log.Info("connected to an engine, for the limits of its containers", "engine", s.Engine())

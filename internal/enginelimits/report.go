@@ -19,8 +19,10 @@ import (
 // reportName is the file in the state directory that has the Report.
 const reportName = "engines.json"
 
-// maxRefused is how many containers a Report names.
-const maxRefused = 100
+const (
+	maxRefused = 100   // containers that a Report names
+	maxKnown   = 10000 // containers that are remembered for it; of more, the oldest are forgotten
+)
 
 // Report is the state of the engines, for cowshed doctor.
 type Report struct {
@@ -73,8 +75,9 @@ type report struct {
 	file string
 	log  *slog.Logger
 
-	mu    sync.Mutex
-	state Report
+	mu      sync.Mutex
+	engines []Engine
+	all     []Refused
 }
 
 func (r *report) engine(name string, connected bool, reason error) {
@@ -84,14 +87,14 @@ func (r *report) engine(name string, connected bool, reason error) {
 	if reason != nil {
 		e.Error = reason.Error()
 	}
-	i := slices.IndexFunc(r.state.Engines, func(e Engine) bool { return e.Name == name })
+	i := slices.IndexFunc(r.engines, func(e Engine) bool { return e.Name == name })
 	if i < 0 {
-		r.state.Engines = append(r.state.Engines, e)
+		r.engines = append(r.engines, e)
 	} else {
-		if r.state.Engines[i].Connected == connected {
-			e.Since = r.state.Engines[i].Since
+		if r.engines[i].Connected == connected {
+			e.Since = r.engines[i].Since
 		}
-		r.state.Engines[i] = e
+		r.engines[i] = e
 	}
 	r.write()
 }
@@ -103,11 +106,11 @@ func (r *report) refused(c Container, err error) {
 	i := r.find(c.Namespace, c.ID)
 	switch {
 	case i >= 0:
-		r.state.Refused[i] = entry
-	case len(r.state.Refused) < maxRefused:
-		r.state.Refused = append(r.state.Refused, entry)
+		r.all[i] = entry
+	case len(r.all) == maxKnown:
+		r.all = append(slices.Delete(r.all, 0, 1), entry)
 	default:
-		r.state.More++
+		r.all = append(r.all, entry)
 	}
 	r.write()
 }
@@ -116,7 +119,7 @@ func (r *report) forget(namespace, id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if i := r.find(namespace, id); i >= 0 {
-		r.state.Refused = slices.Delete(r.state.Refused, i, i+1)
+		r.all = slices.Delete(r.all, i, i+1)
 		r.write()
 	}
 }
@@ -127,16 +130,16 @@ func (r *report) settled(key string) { r.forget(snapshotter.SplitKey(key)) }
 func (r *report) begin(engine string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.state.Refused = slices.DeleteFunc(r.state.Refused, func(c Refused) bool { return c.Engine == engine })
-	r.state.More = 0
+	r.all = slices.DeleteFunc(r.all, func(c Refused) bool { return c.Engine == engine })
 }
 
 func (r *report) find(namespace, id string) int {
-	return slices.IndexFunc(r.state.Refused, func(c Refused) bool { return c.Namespace == namespace && c.ID == id })
+	return slices.IndexFunc(r.all, func(c Refused) bool { return c.Namespace == namespace && c.ID == id })
 }
 
 func (r *report) write() {
-	text, err := json.Marshal(r.state)
+	named := r.all[:min(len(r.all), maxRefused)]
+	text, err := json.Marshal(Report{Engines: r.engines, Refused: named, More: len(r.all) - len(named)})
 	if err == nil {
 		err = atomicfile.Write(r.file, text, 0o600)
 	}

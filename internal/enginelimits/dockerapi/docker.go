@@ -12,8 +12,8 @@ import (
 	"github.com/cowshed/cowshed/internal/enginelimits"
 )
 
-// SizeLabel is the label of a container that says the size of its root. It comes before --storage-opt size, since it is known
-// earlier where the engine has NRI.
+// SizeLabel is the label of a container that says the size of its root. An image can bring it with it, so --storage-opt size comes
+// first.
 const SizeLabel = "cowshed.size"
 
 const (
@@ -31,6 +31,9 @@ type Source struct {
 
 // Engine implements enginelimits.Source.
 func (s *Source) Engine() string { return engine }
+
+// NamesAll implements enginelimits.Source.
+func (s *Source) NamesAll() bool { return true }
 
 // Run implements enginelimits.Source. It asks for events before it lists containers, so that it misses none.
 func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) (err error) {
@@ -81,7 +84,8 @@ func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) error {
 	return nil
 }
 
-// limit limits a container if it was made with a size.
+// limit limits a container if it was made with a size. The engine does not tell the labels of the image from those of the
+// container. With NRI the label has perhaps been applied before.
 func (s *Source) limit(ctx context.Context, l *enginelimits.Limiter, id string) {
 	limited := enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id}
 	c, err := s.Client.Container(ctx, id)
@@ -93,15 +97,23 @@ func (s *Source) limit(ctx context.Context, l *enginelimits.Limiter, id string) 
 		return
 	}
 	limited.Name, limited.Created = strings.TrimPrefix(c.Name, "/"), c.Created
-	if size, ok := c.Config.Labels[SizeLabel]; ok {
-		limited.Setting, limited.Size, limited.Max = "label "+SizeLabel, size, s.MaxLabel
-		l.Catch(ctx, limited)
+	label, labelled := c.Config.Labels[SizeLabel]
+	if option, ok := c.storageSize(); ok {
+		limited.Setting, limited.Size, limited.Weaker, limited.Max = "--storage-opt size", option, label, s.Max
+	} else if labelled {
+		limited.Setting, limited.Size, limited.Max = "label "+SizeLabel, label, s.MaxLabel
+	} else {
 		return
 	}
+	l.Catch(ctx, limited)
+}
+
+// storageSize is the size of --storage-opt, if it has one.
+func (c Container) storageSize() (string, bool) {
 	for name, size := range c.HostConfig.StorageOpt {
 		if strings.EqualFold(name, "size") {
-			limited.Setting, limited.Size, limited.Max = "--storage-opt size", size, s.Max
-			l.Catch(ctx, limited)
+			return size, true
 		}
 	}
+	return "", false
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -89,7 +90,7 @@ func TestSource(t *testing.T) {
 	require.ErrorContains(t, err, "503 Service Unavailable")
 	require.Eventually(t, func() bool { return !connected() }, time.Minute, time.Millisecond)
 	for _, c := range []Container{containerIn("1", "web"), containerIn("2", "web"), containerIn("1", "gone")} {
-		s.Later(c)
+		require.NoError(t, s.Later(c))
 	}
 	s.Gone("1gone")
 
@@ -105,7 +106,7 @@ func TestSource(t *testing.T) {
 	assert.False(t, ok)
 	require.True(t, connected())
 
-	s.Later(containerIn("1", "init"))
+	require.NoError(t, s.Later(containerIn("1", "init")))
 	require.Eventually(t, func() bool { _, ok := set.Load("1init"); return ok }, time.Minute, time.Millisecond)
 }
 
@@ -121,4 +122,16 @@ func TestHostileQuantity(t *testing.T) {
 	c, err = s.Limit(t.Context(), containerIn("1", "good"))
 	require.NoError(t, err)
 	assert.Equal(t, "1024", c.Size)
+}
+
+// TestManyWait: no more than maxLater containers wait, and those that cannot are named.
+func TestManyWait(t *testing.T) {
+	s := NewSource(&Client{}, 0)
+	for i := range maxLater {
+		require.NoError(t, s.Later(containerIn(fmt.Sprint(i), "web")))
+	}
+	require.ErrorIs(t, s.Later(containerIn("another", "web")), errdefs.ErrResourceExhausted)
+	require.NoError(t, s.Later(containerIn("0", "web")))
+	s.Gone("0web")
+	require.NoError(t, s.Later(containerIn("another", "web")))
 }

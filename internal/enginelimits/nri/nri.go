@@ -30,7 +30,7 @@ const (
 	pluginName              = "cowshed"           // by which containerd knows the plugin
 	pluginIndex             = "10"                // its place among plugins, which does not matter
 	answerTimeout           = 10 * time.Second    // for containerd to register and configure the plugin
-	kubeletTime             = time.Second         // for the kubelet to name a new pod, before its container is created
+	kubeletTime             = time.Second / 2     // for the kubelet to name a new pod, of the two seconds that NRI allows
 	catchUpTime             = time.Second         // in which containers get their limits before containerd starts any
 )
 
@@ -50,6 +50,9 @@ func (s *Source) Engine() string {
 	}
 	return "nri"
 }
+
+// NamesAll implements enginelimits.Source.
+func (s *Source) NamesAll() bool { return true }
 
 // namespace is the engine's in containerd.
 func (s *Source) namespace() string {

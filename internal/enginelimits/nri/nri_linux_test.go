@@ -104,15 +104,19 @@ func TestKubelet(t *testing.T) {
 	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
 	defer l.Close()
-	var away atomic.Bool
+	var away, known atomic.Bool
 	k := kubelettest.Start(t, func(w http.ResponseWriter, _ *http.Request) {
 		if away.Load() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
 		const container = `{"name": "%s", "resources": {"limits": {"ephemeral-storage": "%s"}}}`
+		late := ""
+		if known.Load() {
+			late = fmt.Sprintf(`, {"metadata": {"uid": "w"}, "spec": {"containers": [`+container+`]}}`, "web", "5Gi")
+		}
 		fmt.Fprintf(w, `{"items": [{"metadata": {"uid": "u"}, "spec": {"containers": [`+container+`, `+container+`]}},
-			{"metadata": {"uid": "v"}, "spec": {"containers": [`+container+`]}}]}`, "web", "1Gi", "annotated", "2Gi", "web", "3Gi")
+			{"metadata": {"uid": "v"}, "spec": {"containers": [`+container+`]}}%s]}`, "web", "1Gi", "annotated", "2Gi", "web", "3Gi", late)
 	})
 	source := &Source{Socket: socket, Kubelet: kubelet.NewSource(&kubelet.Client{Address: k.Address, CA: k.CA, Credential: k.Credential}, 0)}
 	var set limits
@@ -159,10 +163,40 @@ func TestKubelet(t *testing.T) {
 	create("6", "w", "web")
 	require.Len(t, refused(), 1)
 	assert.Contains(t, refused()[0].Error, "the kubelet does not say the limits of pods")
+	known.Store(true)
 	away.Store(false)
 	require.Eventually(t, func() bool {
 		group.Wake()
 		return len(refused()) == 0
 	}, time.Minute, time.Millisecond)
-	assert.Nil(t, limitOf("6"), "its pod is gone")
+	assert.Equal(t, uint64(5<<30), limitOf("6"))
+}
+
+// TestManyWaitForTheKubelet: a container that cannot wait for the kubelet, since too many do, is named in the report.
+func TestManyWaitForTheKubelet(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "nri.sock")
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	defer l.Close()
+	source := &Source{Socket: socket, Kubelet: kubelet.NewSource(&kubelet.Client{}, 0)} // which nobody runs
+	for n := 0; source.Kubelet.Later(kubelet.Container{Container: enginelimits.Container{ID: fmt.Sprint(n)}}) == nil; n++ {
+		require.Less(t, n, 1<<20)
+	}
+	group := enginelimits.NewGroup([]enginelimits.Source{source}, &limits{}, enginelimits.NewMetrics(), dir, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { group.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	r := nritest.Accept(t, l)
+	_, err = r.Plugin.Configure(ctx, &api.ConfigureRequest{})
+	require.NoError(t, err)
+	_, err = r.Plugin.Synchronize(ctx, &api.SynchronizeRequest{Containers: []*api.Container{{Id: "late"}}})
+	require.NoError(t, err)
+	report, err := enginelimits.ReadReport(dir)
+	require.NoError(t, err)
+	require.Len(t, report.Refused, 1)
+	assert.Equal(t, "late", report.Refused[0].ID)
+	assert.Equal(t, kubelet.Engine, report.Refused[0].Engine)
 }

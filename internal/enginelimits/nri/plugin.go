@@ -113,13 +113,13 @@ func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (
 	if req.GetMore() {
 		return &api.SynchronizeResponse{More: true}, nil
 	}
-	containers := p.asked(parts)
+	containers, later := p.asked(parts)
 	caught := make(chan struct{})
 	if err := p.inRun(ctx, func(ctx context.Context) {
 		p.connected()
 		p.catching.Go(func() {
 			defer close(caught)
-			p.catchUp(ctx, containers)
+			p.catchUp(ctx, containers, later)
 		})
 	}); err != nil {
 		return nil, err
@@ -133,15 +133,14 @@ func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (
 	return &api.SynchronizeResponse{}, nil
 }
 
-// asked lists the containers for which an annotation asks for a limit. The others wait for the kubelet.
-func (p *plugin) asked(parts []*api.SynchronizeRequest) []enginelimits.Container {
+// asked lists the containers for which an annotation asks for a limit. The others are to wait for the kubelet.
+func (p *plugin) asked(parts []*api.SynchronizeRequest) (containers []enginelimits.Container, later []kubelet.Container) {
 	pods := make(map[string]*api.PodSandbox)
 	for _, part := range parts {
 		for _, pod := range part.GetPods() {
 			pods[pod.GetId()] = pod
 		}
 	}
-	var containers []enginelimits.Container
 	for _, part := range parts {
 		for _, c := range part.GetContainers() {
 			pod := pods[c.GetPodSandboxId()]
@@ -153,20 +152,31 @@ func (p *plugin) asked(parts []*api.SynchronizeRequest) []enginelimits.Container
 			case ok:
 				containers = append(containers, limited)
 			case p.source.Kubelet != nil:
-				p.source.Kubelet.Later(inPod(limited, pod, c))
+				later = append(later, inPod(limited, pod, c))
 			}
 		}
 	}
-	return containers
+	return containers, later
 }
 
 // catchUp limits containers until the connection ends; the next one names them again.
-func (p *plugin) catchUp(ctx context.Context, containers []enginelimits.Container) {
+func (p *plugin) catchUp(ctx context.Context, containers []enginelimits.Container, later []kubelet.Container) {
+	for _, c := range later {
+		p.later(ctx, c)
+	}
 	for _, c := range containers {
 		if ctx.Err() != nil {
 			return
 		}
 		p.limiter.Catch(ctx, c)
+	}
+}
+
+// later makes a container wait for the kubelet.
+func (p *plugin) later(ctx context.Context, c kubelet.Container) {
+	if err := p.source.Kubelet.Later(c); err != nil {
+		c.Engine = kubelet.Engine
+		p.limiter.Unknown(ctx, c.Container, err)
 	}
 }
 
@@ -215,7 +225,7 @@ func (p *plugin) askKubelet(ctx context.Context, c kubelet.Container) error {
 	return p.inRun(ctx, func(ctx context.Context) {
 		c.Engine = kubelet.Engine
 		p.limiter.Unknown(ctx, c.Container, err)
-		p.source.Kubelet.Later(c)
+		p.later(ctx, c)
 	})
 }
 

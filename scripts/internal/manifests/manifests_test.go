@@ -122,7 +122,7 @@ func TestKubeletPods(t *testing.T) {
 		case *corev1.ServiceAccount:
 			assert.Equal(t, namespace, object.Namespace)
 		case *rbacv1.ClusterRole:
-			assert.Equal(t, []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes/pods", "nodes/proxy"}, Verbs: []string{"get"}}}, object.Rules)
+			assert.Equal(t, []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes/pods"}, Verbs: []string{"get"}}}, object.Rules)
 		case *rbacv1.ClusterRoleBinding:
 			assert.Equal(t, rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name}, object.RoleRef)
 			assert.Equal(t, []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: namespace}}, object.Subjects)
