@@ -334,6 +334,52 @@ func TestScheduleFailures(t *testing.T) {
 	})
 }
 
+// TestScheduleIncomplete: if a step after a snapshot fails, doctor names the snapshot, and says later that others are missing.
+func TestScheduleIncomplete(t *testing.T) {
+	h := newHooksHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		h, ctx := h.home.in(t), t.Context()
+		s := hourly(2)
+		s.Hooks = live.Hooks{Post: "exit 1", Timeout: time.Minute}
+		require.NoError(t, h.SetSchedule(ctx, s))
+		m, err := h.TakeScheduled(ctx, h.schedule())
+		require.ErrorIs(t, err, errdefs.ErrAborted)
+		require.NotNil(t, h.schedule().Failed)
+		assert.Equal(t, m.Name, h.schedule().Failed.Snapshot)
+		problems := h.CheckSchedules(time.Now())
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].What, "has taken the snapshot "+m.Name+", and then failed, on ")
+		time.Sleep(2*time.Hour + 2*time.Minute)
+		problems = h.CheckSchedules(time.Now())
+		require.Len(t, problems, 2)
+		assert.Contains(t, problems[1].What, "has taken no snapshot since")
+	})
+}
+
+// TestScheduleSetByWrongClock: a schedule that was set at a time to come is a finding until it takes a snapshot. If it takes no more,
+// it is overdue.
+func TestScheduleSetByWrongClock(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	require.NoError(t, h.SetSchedule(t.Context(), hourly(2))) // 26 years ahead of the time in the bubble
+	synctest.Test(t, func(t *testing.T) {
+		h, ctx := h.in(t), t.Context()
+		problems := h.CheckSchedules(time.Now())
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].What, "a time to come")
+		_, err := h.TakeScheduled(ctx, h.schedule())
+		require.NoError(t, err)
+		assert.Empty(t, h.CheckSchedules(time.Now()))
+		time.Sleep(2*time.Hour + 2*time.Minute)
+		problems = h.CheckSchedules(time.Now())
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].What, "has taken no snapshot since")
+		overdue, err := h.Overdue(h.schedule(), time.Now())
+		require.NoError(t, err)
+		assert.True(t, overdue)
+	})
+}
+
 // schedule is the only schedule.
 func (h home) schedule() live.Schedule {
 	h.t.Helper()

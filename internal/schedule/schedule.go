@@ -34,9 +34,21 @@ func (h Home) records(log *slog.Logger) *live.Layers {
 
 // Outcomes of scheduled snapshots.
 const (
-	taken  = "ok"
-	failed = "failed"
+	taken      = "ok"
+	incomplete = "incomplete" // there is a snapshot, and a step after it has failed
+	failed     = "failed"
 )
+
+// recorded is the outcome that the record of a schedule tells.
+func recorded(f *live.Failure) string {
+	switch {
+	case f == nil:
+		return taken
+	case f.Snapshot != "":
+		return incomplete
+	}
+	return failed
+}
 
 // Runner takes snapshots. It is a prometheus.Collector.
 type Runner struct {
@@ -58,10 +70,10 @@ type id struct {
 	since            time.Time
 }
 
-// next is when the next snapshot of a schedule is due, and whether the last has failed.
+// next is when the next snapshot of a schedule is due, and the outcome of the last.
 type next struct {
-	due    time.Time
-	failed bool
+	due     time.Time
+	outcome string
 }
 
 // retry is when hooks that have failed are run again.
@@ -81,7 +93,7 @@ func New(homes func() ([]Home, error), log *slog.Logger) *Runner {
 		homes: homes, log: log, known: make(map[id]next), told: make(map[string]string), hooks: make(map[string]retry),
 		taken: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_scheduled_snapshots_total",
-			Help: "Snapshots by schedule, by place (containers or store) and outcome: ok, or failed, of which the log has the reason.",
+			Help: "Snapshots by schedule, by place (containers or store) and outcome: ok, incomplete (taken, but the post command or a removal failed), or failed (none taken). The log has the reason.",
 		}, []string{"place", "outcome"}),
 	}
 }
@@ -108,7 +120,7 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 	r.tell("homes of layers cannot be listed", "", err)
 	states, known := make(map[state]int), make(map[id]next)
 	for _, home := range homes {
-		for _, outcome := range []string{taken, failed} {
+		for _, outcome := range []string{taken, incomplete, failed} {
 			r.taken.WithLabelValues(home.Place, outcome)
 		}
 		r.endHooks(ctx, home)
@@ -127,11 +139,7 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 			if due.IsZero() || n.due.Before(due) {
 				due = n.due
 			}
-			outcome := taken
-			if n.failed {
-				outcome = failed
-			}
-			states[state{home.Place, outcome}]++
+			states[state{home.Place, n.outcome}]++
 		}
 	}
 	r.known = known
@@ -173,7 +181,7 @@ func (r *Runner) keep(ctx context.Context, home Home, s live.Schedule, n next) n
 	now := time.Now()
 	if n.due.IsZero() || n.due.Sub(now) > s.Every { // the clock was put back
 		var err error
-		n.failed = s.Failed != nil
+		n.outcome = recorded(s.Failed)
 		if n.due, err = home.records(r.log).FirstDue(s, now); err != nil {
 			r.log.Warn("the time of the last snapshot is not known", "layer", s.Layer, "error", err)
 		}
@@ -184,16 +192,18 @@ func (r *Runner) keep(ctx context.Context, home Home, s live.Schedule, n next) n
 	if is, err := home.records(r.log).IsScheduled(s); err == nil && !is { // it has ended since, or was set anew
 		return n
 	}
-	err := r.take(ctx, home, s)
-	return next{s.Next(time.Now()), err != nil}
+	outcome := r.take(ctx, home, s)
+	return next{s.Next(time.Now()), outcome}
 }
 
 // take takes one snapshot. If the layer is gone, its schedule goes too.
-func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) error {
+func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) (outcome string) {
+	var m live.Moment
 	used := false
 	err := home.Use(ctx, func(ctx context.Context, layers *live.Layers) error {
 		used = true
-		m, err := layers.TakeScheduled(ctx, s)
+		var err error
+		m, err = layers.TakeScheduled(ctx, s)
 		if err == nil {
 			r.log.Info("took a snapshot by schedule", "layer", s.Layer, "every", s.Name(), "snapshot", m.Name)
 		}
@@ -202,25 +212,35 @@ func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) error {
 		}
 		return err
 	})
+	switch {
+	case err == nil:
+		outcome = taken
+	case m.Name != "":
+		outcome = incomplete
+	default:
+		outcome = failed
+	}
 	if ctx.Err() != nil {
-		return err
+		return outcome
 	}
 	if !used && err != nil { // the home cannot be opened
-		if noteErr := home.records(r.log).NoteScheduled(ctx, s, err); noteErr != nil {
+		if noteErr := home.records(r.log).NoteScheduled(ctx, s, m, err); noteErr != nil {
 			r.log.Warn("that a snapshot by schedule has failed cannot be recorded", "layer", s.Layer, "error", noteErr)
 		}
 	}
-	outcome := taken
-	if err != nil {
-		outcome = failed
-		r.log.Error("a snapshot by schedule has failed, and is tried again at the next time", "layer", s.Layer, "every", s.Name(), "reference", s.Hooks.Reference, "error", err)
+	log := r.log.With("layer", s.Layer, "every", s.Name(), "reference", s.Hooks.Reference, "error", err)
+	switch outcome {
+	case incomplete:
+		log.Error("took a snapshot by schedule, and a step after it has failed", "snapshot", m.Name)
+	case failed:
+		log.Error("a snapshot by schedule has failed, and is tried again at the next time")
 	}
 	r.taken.WithLabelValues(home.Place, outcome).Inc()
-	return err
+	return outcome
 }
 
 var schedulesDesc = prometheus.NewDesc("cowshed_snapshot_schedules",
-	"Schedules of snapshots, by place (containers or store) and the outcome of the last snapshot: ok or failed. Schedules that cannot be read count as failed, once for each home.",
+	"Schedules of snapshots, by place (containers or store) and the outcome of the last snapshot: ok, incomplete or failed. Schedules that cannot be read count as failed, once for each home.",
 	[]string{"place", "outcome"}, nil)
 
 // Describe implements prometheus.Collector.

@@ -143,7 +143,8 @@ func TestRun(t *testing.T) {
 		sleep(2 * time.Hour)
 		assert.Equal(t, []string{"30m 01:30", "30m 02:00", "1h 02:00", "30m 02:30"}, sorted(h.times(t)))
 		assert.Equal(t, map[string]float64{
-			"cowshed_scheduled_snapshots_total ok store": 7, "cowshed_scheduled_snapshots_total failed store": 0, "cowshed_snapshot_schedules ok store": 2,
+			"cowshed_scheduled_snapshots_total ok store": 7, "cowshed_scheduled_snapshots_total incomplete store": 0, "cowshed_scheduled_snapshots_total failed store": 0,
+			"cowshed_snapshot_schedules ok store": 2,
 		}, metrics(t, r))
 		require.NoError(t, h.EndSchedules(t.Context(), "web", 30*time.Minute))
 		sleep(time.Hour)
@@ -214,6 +215,25 @@ func TestFailing(t *testing.T) {
 		h.broken.Store(false)
 		sleep(time.Hour)
 		assert.Equal(t, []string{"1h 02:00", "1h 04:00"}, h.times(t))
+		stop()
+	})
+}
+
+// TestIncomplete: a snapshot whose post command fails has been taken, also after a restart.
+func TestIncomplete(t *testing.T) {
+	h := newHost(t)
+	synctest.Test(t, func(t *testing.T) {
+		h.set(t, live.Schedule{Every: time.Hour, Keep: 24, Hooks: live.Hooks{Post: "exit 1", Timeout: time.Minute}})
+		r, stop := h.run(t)
+		sleep(time.Hour)
+		assert.Equal(t, []string{"1h 01:00"}, h.times(t))
+		assert.Contains(t, h.log.String(), "took a snapshot by schedule, and a step after it has failed")
+		assert.InDelta(t, 1, metrics(t, r)["cowshed_scheduled_snapshots_total incomplete store"], 0)
+		assert.InDelta(t, 0, metrics(t, r)["cowshed_scheduled_snapshots_total failed store"], 0)
+		stop()
+		r, stop = h.run(t)
+		sleep(time.Minute)
+		assert.InDelta(t, 1, metrics(t, r)["cowshed_snapshot_schedules incomplete store"], 0)
 		stop()
 	})
 }
