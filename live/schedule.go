@@ -33,12 +33,19 @@ type Schedule struct {
 	Failed  *Failure      `json:"failed,omitempty"` // the last attempt, unless it succeeded
 }
 
-// Failure is an attempt to take a snapshot that has failed.
+// Failure is an attempt to take a snapshot, or to run a post command, that has failed.
 type Failure struct {
 	Time  time.Time `json:"time"`
 	Error string    `json:"error"`
 	// Snapshot is the name of the snapshot if there is one, and a step after it has failed: the post command or a removal.
 	Snapshot string `json:"snapshot,omitempty"`
+}
+
+// newFailure is an error of now.
+func newFailure(err error) *Failure {
+	text := err.Error()
+	text = strings.ToValidUTF8(text[:min(len(text), maxFailure)], "?")
+	return &Failure{Time: time.Now().UTC().Truncate(time.Millisecond), Error: text}
 }
 
 // scheduleRecord is a Schedule as it is kept in a file.
@@ -284,9 +291,8 @@ func (l *Layers) TakeScheduled(ctx context.Context, s Schedule) (m Moment, err e
 func (l *Layers) NoteScheduled(ctx context.Context, s Schedule, m Moment, outcome error) error {
 	var failed *Failure
 	if outcome != nil {
-		text := outcome.Error()
-		text = strings.ToValidUTF8(text[:min(len(text), maxFailure)], "?")
-		failed = &Failure{time.Now().UTC().Truncate(time.Millisecond), text, m.Name}
+		failed = newFailure(outcome)
+		failed.Snapshot = m.Name
 	}
 	return l.changeSchedules(ctx, func() error {
 		present, err := l.loadSchedule(schedulePrefix(s.Layer) + s.Name() + recordSuffix)

@@ -62,6 +62,7 @@ type Runner struct {
 
 	mu     sync.Mutex
 	states map[state]int
+	left   map[string]int // post commands by place
 }
 
 // id identifies a schedule. A schedule that is set anew has another.
@@ -118,12 +119,13 @@ func (r *Runner) Run(ctx context.Context) {
 func (r *Runner) look(ctx context.Context) (due time.Time) {
 	homes, err := r.homes()
 	r.tell("homes of layers cannot be listed", "", err)
-	states, known := make(map[state]int), make(map[id]next)
+	states, known, left := make(map[state]int), make(map[id]next), make(map[string]int)
 	for _, home := range homes {
 		for _, outcome := range []string{taken, incomplete, failed} {
 			r.taken.WithLabelValues(home.Place, outcome)
 		}
 		r.endHooks(ctx, home)
+		left[home.Place] += r.leftHooks(home)
 		schedules, err := home.records(r.log).Schedules()
 		r.tell("schedules of snapshots cannot be read", home.Dir, err)
 		if err != nil {
@@ -145,7 +147,7 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 	r.known = known
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.states = states
+	r.states, r.left = states, left
 	return due
 }
 
@@ -162,6 +164,15 @@ func (r *Runner) endHooks(ctx context.Context, home Home) {
 		pause := min(max(lookPause, 2*last.pause), maxHookPause)
 		r.hooks[home.Dir] = retry{time.Now().Add(pause), pause}
 	}
+}
+
+// leftHooks counts the post commands of a home that are still to be run. Records that cannot be read count as one.
+func (r *Runner) leftHooks(home Home) int {
+	left, err := home.records(r.log).LeftHooks()
+	if err != nil {
+		return len(left) + 1
+	}
+	return len(left)
 }
 
 // tell logs an error of a home, once as long as it is the same.
@@ -243,10 +254,15 @@ var schedulesDesc = prometheus.NewDesc("cowshed_snapshot_schedules",
 	"Schedules of snapshots, by place (containers or store) and the outcome of the last snapshot: ok, incomplete or failed. Schedules that cannot be read count as failed, once for each home.",
 	[]string{"place", "outcome"}, nil)
 
+var leftHooksDesc = prometheus.NewDesc("cowshed_snapshot_hooks_left",
+	"Post commands of snapshots whose process is gone and that have not succeeded yet, by place (containers or store). Records that cannot be read count as one for each home.",
+	[]string{"place"}, nil)
+
 // Describe implements prometheus.Collector.
 func (r *Runner) Describe(descs chan<- *prometheus.Desc) {
 	r.taken.Describe(descs)
 	descs <- schedulesDesc
+	descs <- leftHooksDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -256,5 +272,8 @@ func (r *Runner) Collect(found chan<- prometheus.Metric) {
 	defer r.mu.Unlock()
 	for s, n := range r.states {
 		found <- prometheus.MustNewConstMetric(schedulesDesc, prometheus.GaugeValue, float64(n), s.place, s.outcome)
+	}
+	for place, n := range r.left {
+		found <- prometheus.MustNewConstMetric(leftHooksDesc, prometheus.GaugeValue, float64(n), place)
 	}
 }
