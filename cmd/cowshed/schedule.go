@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/internal/printable"
 	"github.com/cowshed/cowshed/live"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // defaultKeep is how many snapshots a schedule keeps unless the user says otherwise.
@@ -80,6 +81,9 @@ func (s *store) schedule(cmd *cobra.Command, layer string, f snapshotFlags) erro
 	schedule := live.Schedule{Layer: v.Name, Every: f.every, Keep: f.keep, Message: f.message, Hooks: f.hooks}
 	if err := s.Live.SetSchedule(cmd.Context(), schedule); err != nil {
 		return err
+	}
+	if v.Limit != (quota.Limit{}) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: %s has a limit: data that only its snapshots still have counts for it, with simple quotas of btrfs and on ZFS\n", printable.Path(layer))
 	}
 	schedule.Since = time.Now()
 	info, err := describeSchedule(s.Live, schedule)

@@ -58,6 +58,16 @@ func TestScheduleCommand(t *testing.T) {
 	assert.Equal(t, exitFailure, a.run(t, "doctor").code)
 }
 
+// TestScheduleOfLimited: people hear that old data may count for the limit of a layer, and nothing where there is no limit.
+func TestScheduleOfLimited(t *testing.T) {
+	a := newWeb(t)
+	const warning = "cowshed: web has a limit: data that only its snapshots still have counts for it"
+	assert.NotContains(t, a.run(t, "snapshot", "web", "--every", "1h").err, "limit")
+	a.ok(t, "limit", "web", "1G")
+	assert.Contains(t, a.run(t, "snapshot", "web", "--every", "1h").err, warning)
+	assert.NotContains(t, a.run(t, "snapshot", "web").err, warning)
+}
+
 func TestScheduleOutcome(t *testing.T) {
 	failure, incomplete := &live.Failure{}, &live.Failure{Snapshot: "every-1h"}
 	for want, i := range map[string]scheduleInfo{
