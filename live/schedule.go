@@ -268,7 +268,8 @@ func (l *Layers) Scheduled(s Schedule) ([]Moment, error) {
 }
 
 // TakeScheduled takes a snapshot as a schedule says, and removes the oldest that the schedule has taken, down to Keep. Snapshots
-// from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, so do all until the next time.
+// from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, so do all until the next time. Returns ErrUnavailable too
+// if that happens again and again.
 // A failure is recorded with the schedule.
 func (l *Layers) TakeScheduled(ctx context.Context, s Schedule) (m Moment, err error) {
 	now := time.Now().UTC()
@@ -318,30 +319,47 @@ func (l *Layers) IsScheduled(s Schedule) (bool, error) {
 	return present.Since.Equal(s.Since), err
 }
 
-// prune removes the oldest snapshots of a schedule.
+// maxLate is how many snapshots may be too many without an error, because others were at work each time. There is none before
+// patience has passed either.
+const maxLate = 2
+
+// prune removes the oldest snapshots of a schedule. Returns ErrUnavailable if others have kept it from that for long.
 func (l *Layers) prune(ctx context.Context, s Schedule) error {
 	taken, err := l.Scheduled(s)
 	if err != nil || len(taken) <= s.Keep {
 		return err
 	}
-	return l.ifAlone(ctx, func(ctx context.Context) error {
-		taken, err := l.Scheduled(s)
-		if err != nil {
-			return err
-		}
-		_, needed, err := l.volumes(ctx)
-		if err != nil {
-			return err
-		}
-		for _, m := range excess(taken, s.Keep, time.Now()) {
-			if needed[m.Volume] {
-				continue
-			}
+	alone := false
+	err = l.ifAlone(ctx, func(ctx context.Context) error {
+		alone = true
+		superfluous, err := l.superfluous(ctx, s)
+		for _, m := range superfluous {
 			_, removeErr := l.removeMoment(ctx, m.Volume)
 			err = errors.Join(err, removeErr)
 		}
 		return err
 	})
+	if err != nil || alone {
+		return err
+	}
+	late, err := l.superfluous(ctx, s)
+	if n := len(late); n > maxLate && time.Duration(n) >= patience/s.Every {
+		err = errors.Join(err, fault.New(errdefs.ErrUnavailable, "%d snapshots too many stay, since others are at work each time; lock %s", n, l.path(lockFile)))
+	}
+	return err
+}
+
+// superfluous lists the snapshots of a schedule beyond those to keep, without those from which volumes were made.
+func (l *Layers) superfluous(ctx context.Context, s Schedule) ([]Moment, error) {
+	taken, err := l.Scheduled(s)
+	if err != nil {
+		return nil, err
+	}
+	_, needed, err := l.volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(excess(taken, s.Keep, time.Now()), func(m Moment) bool { return needed[m.Volume] }), nil
 }
 
 // excess returns those of a schedule's snapshots that are older than the newest keep. Snapshots with a time to come, which a wrong
