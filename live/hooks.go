@@ -100,6 +100,7 @@ type hookRecord struct {
 	Version int    `json:"version"`
 	Layer   string `json:"layer"`
 	Hooks
+	Failed *Failure `json:"failed,omitempty"` // the last attempt of another process to run it
 }
 
 // heldHook is the record of a post command that this process is about to run. Nobody waits for its lock: it tells others
@@ -178,10 +179,26 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 // endHook runs a post command and forgets it. If that fails and untilDone is set, or if ctx is done, it stays recorded.
 func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error {
 	err := l.runHook(ctx, h.Layer, "post", h.Post, h.Hooks)
-	if ctx.Err() == nil && (err == nil || !untilDone) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil || !untilDone:
 		err = errors.Join(err, removeIfThere(h.path))
+	default:
+		if noteErr := h.noteFailure(err); noteErr != nil {
+			l.log.Warn("that a post command has failed cannot be recorded", "layer", h.Layer, "record", h.path, "error", noteErr)
+		}
 	}
 	return errors.Join(err, h.lock.close())
+}
+
+// noteFailure replaces the record by one with an error. A process that has the former file open finds that it is not the record.
+func (h *heldHook) noteFailure(err error) error {
+	h.Failed = newFailure(err)
+	data, err := json.MarshalIndent(h.hookRecord, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.WriteAs(h.path, temporaryPrefix, append(data, '\n'), 0o600)
 }
 
 // EndHooks runs the post commands of snapshots whose process is gone, such as after a crash. A command that fails stays for the
@@ -224,8 +241,8 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 	}
 	h.lock = &lock{f}
 	alone, err := h.lock.tryExclusive()
-	if _, statErr := os.Lstat(h.path); err == nil && errors.Is(statErr, fs.ErrNotExist) {
-		alone = false // it has just ended, and no other record gets its name
+	if err == nil && alone {
+		alone, err = isAt(f, h.path) // or else it has just ended, or failed once more
 	}
 	if err == nil && alone {
 		err = checkTrusted(h.path, f)
@@ -248,15 +265,49 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 	return h, nil
 }
 
-// checkHooks finds the post commands that nobody has run.
-func (l *Layers) checkHooks() (problems []Problem) {
-	err := l.eachLeftHook(func(h *heldHook) error {
-		problems = append(problems, Problem{
-			What:   fmt.Sprintf("the post command of a snapshot of layer %s was not run, since its process is gone: %s", h.Layer, h.Post),
-			Advice: "start cowshed serve, which runs it, or run it by hand, and delete the record " + h.path, Severe: true,
-		})
+// isAt reports whether a path still leads to an open file.
+func isAt(f *os.File, path string) (bool, error) {
+	opened, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	present, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(opened, present), err
+}
+
+// LeftHook is a post command whose process is gone.
+type LeftHook struct {
+	Layer, Post string
+	Record      string   // the path of its record
+	Failed      *Failure // the last attempt to run it; nil if there was none
+}
+
+// LeftHooks lists the post commands that EndHooks is to run. It needs no Backend. The error is about records that cannot be read or
+// trusted, which are left out.
+func (l *Layers) LeftHooks() (left []LeftHook, err error) {
+	err = l.eachLeftHook(func(h *heldHook) error {
+		left = append(left, LeftHook{Layer: h.Layer, Post: h.Post, Record: h.path, Failed: h.Failed})
 		return h.lock.close()
 	})
+	return left, err
+}
+
+// checkHooks finds the post commands that nobody has run.
+func (l *Layers) checkHooks() (problems []Problem) {
+	left, err := l.LeftHooks()
+	for _, h := range left {
+		what := fmt.Sprintf("the post command of a snapshot of layer %s was not run, since its process is gone: %s", h.Layer, h.Post)
+		advice := "start cowshed serve, which runs it, or run it by hand, and delete the record " + h.Record
+		if h.Failed != nil {
+			what = fmt.Sprintf("the post command of a snapshot of layer %s, whose process is gone, has failed, on %s: %s",
+				h.Layer, h.Failed.Time.Local().Format(time.DateTime), h.Failed.Error)
+			advice = "cowshed serve tries it again, at least once an hour; or run it by hand, and delete the record " + h.Record + ": " + h.Post
+		}
+		problems = append(problems, Problem{What: what, Advice: advice, Severe: true})
+	}
 	if err != nil {
 		problems = append(problems, Problem{
 			What: err.Error(), Severe: true,

@@ -260,6 +260,35 @@ func TestHooksBeforeNext(t *testing.T) {
 	assert.Equal(t, "left", h.words(), "it is run later")
 }
 
+// TestFailedLeftHook: a post command that is left and fails stays with its last error, which doctor tells, until it succeeds.
+func TestFailedLeftHook(t *testing.T) {
+	h, ctx := newHooksHome(t), t.Context()
+	file := h.leave("echo why; exit 1")
+	problems := h.CheckSchedules(time.Now())
+	require.Len(t, problems, 1)
+	assert.Contains(t, problems[0].What, "was not run")
+	for range 2 {
+		require.ErrorIs(t, h.EndHooks(ctx), errdefs.ErrAborted)
+		problems = h.CheckSchedules(time.Now())
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].What, "has failed, on ")
+		assert.Contains(t, problems[0].What, "why")
+		assert.Contains(t, problems[0].Advice, "echo why; exit 1")
+	}
+	left, err := h.LeftHooks()
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	assert.Equal(t, file, left[0].Record)
+	assert.Equal(t, []string{file}, h.left(), "nothing half-written is left")
+
+	record, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, []byte(strings.Replace(string(record), "exit 1", "exit 0", 1)), 0o600))
+	require.NoError(t, h.EndHooks(ctx))
+	assert.Empty(t, h.left())
+	assert.Empty(t, h.CheckSchedules(time.Now()))
+}
+
 // TestHooksInTime: neither a slow answer about the process nor others that are at work keep the post command from being run.
 func TestHooksInTime(t *testing.T) {
 	h, ctx := newHooksHome(t), t.Context()

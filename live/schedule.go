@@ -33,10 +33,19 @@ type Schedule struct {
 	Failed  *Failure      `json:"failed,omitempty"` // the last attempt, unless it succeeded
 }
 
-// Failure is an attempt to take a snapshot that has failed.
+// Failure is an attempt to take a snapshot, or to run a post command, that has failed.
 type Failure struct {
 	Time  time.Time `json:"time"`
 	Error string    `json:"error"`
+	// Snapshot is the name of the snapshot if there is one, and a step after it has failed: the post command or a removal.
+	Snapshot string `json:"snapshot,omitempty"`
+}
+
+// newFailure is an error of now.
+func newFailure(err error) *Failure {
+	text := err.Error()
+	text = strings.ToValidUTF8(text[:min(len(text), maxFailure)], "?")
+	return &Failure{Time: time.Now().UTC().Truncate(time.Millisecond), Error: text}
 }
 
 // scheduleRecord is a Schedule as it is kept in a file.
@@ -259,7 +268,8 @@ func (l *Layers) Scheduled(s Schedule) ([]Moment, error) {
 }
 
 // TakeScheduled takes a snapshot as a schedule says, and removes the oldest that the schedule has taken, down to Keep. Snapshots
-// from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, so do all until the next time.
+// from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, so do all until the next time. Returns ErrUnavailable too
+// if that happens again and again.
 // A failure is recorded with the schedule.
 func (l *Layers) TakeScheduled(ctx context.Context, s Schedule) (m Moment, err error) {
 	now := time.Now().UTC()
@@ -271,20 +281,19 @@ func (l *Layers) TakeScheduled(ctx context.Context, s Schedule) (m Moment, err e
 	if ctx.Err() != nil {
 		return m, err
 	}
-	if noteErr := l.NoteScheduled(ctx, s, err); noteErr != nil {
+	if noteErr := l.NoteScheduled(ctx, s, m, err); noteErr != nil {
 		l.log.Warn("the outcome of a scheduled snapshot cannot be recorded", "layer", s.Layer, "error", noteErr)
 	}
 	return m, err
 }
 
-// NoteScheduled records how the last attempt of a schedule has ended, unless the schedule has been ended or set anew since. It needs
-// no Backend.
-func (l *Layers) NoteScheduled(ctx context.Context, s Schedule, outcome error) error {
+// NoteScheduled records how the last attempt of a schedule has ended, with the zero Moment if there is no snapshot. It does nothing
+// if the schedule has been ended or set anew since. It needs no Backend.
+func (l *Layers) NoteScheduled(ctx context.Context, s Schedule, m Moment, outcome error) error {
 	var failed *Failure
 	if outcome != nil {
-		text := outcome.Error()
-		text = strings.ToValidUTF8(text[:min(len(text), maxFailure)], "?")
-		failed = &Failure{time.Now().UTC().Truncate(time.Millisecond), text}
+		failed = newFailure(outcome)
+		failed.Snapshot = m.Name
 	}
 	return l.changeSchedules(ctx, func() error {
 		present, err := l.loadSchedule(schedulePrefix(s.Layer) + s.Name() + recordSuffix)
@@ -310,30 +319,47 @@ func (l *Layers) IsScheduled(s Schedule) (bool, error) {
 	return present.Since.Equal(s.Since), err
 }
 
-// prune removes the oldest snapshots of a schedule.
+// maxLate is how many snapshots may be too many without an error, because others were at work each time. There is none before
+// patience has passed either.
+const maxLate = 2
+
+// prune removes the oldest snapshots of a schedule. Returns ErrUnavailable if others have kept it from that for long.
 func (l *Layers) prune(ctx context.Context, s Schedule) error {
 	taken, err := l.Scheduled(s)
 	if err != nil || len(taken) <= s.Keep {
 		return err
 	}
-	return l.ifAlone(ctx, func(ctx context.Context) error {
-		taken, err := l.Scheduled(s)
-		if err != nil {
-			return err
-		}
-		_, needed, err := l.volumes(ctx)
-		if err != nil {
-			return err
-		}
-		for _, m := range excess(taken, s.Keep, time.Now()) {
-			if needed[m.Volume] {
-				continue
-			}
+	alone := false
+	err = l.ifAlone(ctx, func(ctx context.Context) error {
+		alone = true
+		superfluous, err := l.superfluous(ctx, s)
+		for _, m := range superfluous {
 			_, removeErr := l.removeMoment(ctx, m.Volume)
 			err = errors.Join(err, removeErr)
 		}
 		return err
 	})
+	if err != nil || alone {
+		return err
+	}
+	late, err := l.superfluous(ctx, s)
+	if n := len(late); n > maxLate && time.Duration(n) >= patience/s.Every {
+		err = errors.Join(err, fault.New(errdefs.ErrUnavailable, "%d snapshots too many stay, since others are at work each time; lock %s", n, l.path(lockFile)))
+	}
+	return err
+}
+
+// superfluous lists the snapshots of a schedule beyond those to keep, without those from which volumes were made.
+func (l *Layers) superfluous(ctx context.Context, s Schedule) ([]Moment, error) {
+	taken, err := l.Scheduled(s)
+	if err != nil {
+		return nil, err
+	}
+	_, needed, err := l.volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(excess(taken, s.Keep, time.Now()), func(m Moment) bool { return needed[m.Volume] }), nil
 }
 
 // excess returns those of a schedule's snapshots that are older than the newest keep. Snapshots with a time to come, which a wrong
@@ -405,14 +431,24 @@ func (l *Layers) CheckSchedules(now time.Time) (problems []Problem) {
 	for _, s := range schedules {
 		of := fmt.Sprintf("the schedule of layer %s, every %s,", s.Layer, s.Name())
 		if s.Failed != nil {
+			what := "has failed"
+			if s.Failed.Snapshot != "" {
+				what = "has taken the snapshot " + s.Failed.Snapshot + ", and then failed"
+			}
 			problems = append(problems, Problem{
-				What:   fmt.Sprintf("%s has failed, on %s: %s", of, s.Failed.Time.Local().Format(time.DateTime), s.Failed.Error),
+				What:   fmt.Sprintf("%s %s, on %s: %s", of, what, s.Failed.Time.Local().Format(time.DateTime), s.Failed.Error),
 				Advice: "it is tried again at the next time; the log of cowshed serve has more",
 			})
-			continue
 		}
-		last, err := l.lastTaken(s, now)
-		if err == nil && now.After(s.Next(s.Next(last)).Add(time.Minute)) {
+		last, err := l.lastTried(s, now)
+		switch {
+		case err != nil: // the check of the records tells it
+		case last.IsZero():
+			problems = append(problems, Problem{
+				What:   fmt.Sprintf("%s was set on %s, a time to come: a clock was wrong", of, s.Since.Local().Format(time.DateTime)),
+				Advice: "set it anew when the clock is right: until then nobody sees whether its snapshots are missing",
+			})
+		case s.overdue(last, now):
 			problems = append(problems, Problem{
 				What:   fmt.Sprintf("%s has taken no snapshot since %s", of, last.Local().Format(time.DateTime)),
 				Advice: "start cowshed serve with the same root, and look at its log",
@@ -422,28 +458,42 @@ func (l *Layers) CheckSchedules(now time.Time) (problems []Problem) {
 	return problems
 }
 
-// lastTaken is when a schedule has taken its last snapshot, or else when it was set. A snapshot with a time to come, which a wrong
-// clock has made, does not count.
-func (l *Layers) lastTaken(s Schedule, now time.Time) (last time.Time, err error) {
+// lastTried is when a schedule has taken its last snapshot or has failed to, or else when it was set. Times to come, which a wrong
+// clock has made, do not count. The zero time says that there is no other.
+func (l *Layers) lastTried(s Schedule, now time.Time) (last time.Time, err error) {
 	taken, err := l.Scheduled(s)
-	last = s.Since
-	if last.After(now) {
-		last = now
+	times := []time.Time{s.Since}
+	if s.Failed != nil {
+		times = append(times, s.Failed.Time)
 	}
 	for _, m := range taken {
-		if m.Time.After(last) && !m.Time.After(now) {
-			last = m.Time
+		times = append(times, m.Time)
+	}
+	for _, t := range times {
+		if t.After(last) && !t.After(now) {
+			last = t
 		}
 	}
 	return last, err
 }
 
+// overdue reports whether a schedule has missed a time, and a whole period more.
+func (s Schedule) overdue(last, now time.Time) bool {
+	return !last.IsZero() && now.After(s.Next(s.Next(last)).Add(time.Minute))
+}
+
+// Overdue reports whether a schedule has not been tried for so long that nobody seems to do so. It needs no Backend.
+func (l *Layers) Overdue(s Schedule, now time.Time) (bool, error) {
+	last, err := l.lastTried(s, now)
+	return s.overdue(last, now), err
+}
+
 // FirstDue returns when the next snapshot of a schedule is due, for a process that has taken none yet. If several have been missed
 // the time has come, for one.
 func (l *Layers) FirstDue(s Schedule, now time.Time) (time.Time, error) {
-	last, err := l.lastTaken(s, now)
-	if s.Failed != nil && s.Failed.Time.After(last) && !s.Failed.Time.After(now) {
-		last = s.Failed.Time
+	last, err := l.lastTried(s, now)
+	if last.IsZero() {
+		last = now
 	}
 	return s.Next(last), err
 }

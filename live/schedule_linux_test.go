@@ -2,6 +2,7 @@ package live_test
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -160,7 +161,8 @@ func TestTakeScheduled(t *testing.T) {
 	h.assertClean(0)
 }
 
-// TestScheduledBesideOthers: while others are at work no snapshot is removed, and the next time removes all that are too many.
+// TestScheduledBesideOthers: while others are at work no snapshot is removed, and the next time removes all that are too many. It is an
+// error if these become many, and also for a process that has just opened the home. Those that are needed do not count.
 func TestScheduledBesideOthers(t *testing.T) {
 	h := newHome(t)
 	h.create("web")
@@ -171,13 +173,27 @@ func TestScheduledBesideOthers(t *testing.T) {
 	require.NoError(t, flock.Shared(t.Context(), lock))
 	synctest.Test(t, func(t *testing.T) {
 		h := h.in(t)
-		for _, want := range []int{1, 2, 3, 1} {
-			if want == 1 && len(h.names("web")) > 0 {
+		for _, want := range []int{1, 2, 3, 4, 5, 2} {
+			if want == 5 {
+				m, err := h.Get("web", h.names("web")[0])
+				require.NoError(t, err)
+				_, err = h.Fork(t.Context(), m.Volume, []string{"fork"}, live.ForkOptions{})
+				require.NoError(t, err)
+			}
+			if want == 2 && len(h.names("web")) > 2 {
 				require.NoError(t, flock.Unlock(lock))
 			}
 			time.Sleep(time.Hour)
-			_, err := h.TakeScheduled(t.Context(), hourly(1))
-			require.NoError(t, err)
+			opened := live.New(h.backend, h.records, slog.New(slog.DiscardHandler))
+			m, err := opened.TakeScheduled(t.Context(), h.schedule())
+			if want >= 4 {
+				require.ErrorIs(t, err, errdefs.ErrUnavailable)
+				require.ErrorContains(t, err, "3 snapshots too many stay")
+				assert.Equal(t, m.Name, h.schedule().Failed.Snapshot)
+			} else {
+				require.NoError(t, err)
+				assert.Nil(t, h.schedule().Failed)
+			}
 			assert.Len(t, h.names("web"), want)
 		}
 	})
@@ -331,6 +347,52 @@ func TestScheduleFailures(t *testing.T) {
 		list, err := h.Schedules()
 		require.NoError(t, err)
 		assert.Empty(t, list, "it does not come back")
+	})
+}
+
+// TestScheduleIncomplete: if a step after a snapshot fails, doctor names the snapshot, and says later that others are missing.
+func TestScheduleIncomplete(t *testing.T) {
+	h := newHooksHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		h, ctx := h.home.in(t), t.Context()
+		s := hourly(2)
+		s.Hooks = live.Hooks{Post: "exit 1", Timeout: time.Minute}
+		require.NoError(t, h.SetSchedule(ctx, s))
+		m, err := h.TakeScheduled(ctx, h.schedule())
+		require.ErrorIs(t, err, errdefs.ErrAborted)
+		require.NotNil(t, h.schedule().Failed)
+		assert.Equal(t, m.Name, h.schedule().Failed.Snapshot)
+		problems := h.CheckSchedules(time.Now())
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].What, "has taken the snapshot "+m.Name+", and then failed, on ")
+		time.Sleep(2*time.Hour + 2*time.Minute)
+		problems = h.CheckSchedules(time.Now())
+		require.Len(t, problems, 2)
+		assert.Contains(t, problems[1].What, "has taken no snapshot since")
+	})
+}
+
+// TestScheduleSetByWrongClock: a schedule that was set at a time to come is a finding until it takes a snapshot. If it takes no more,
+// it is overdue.
+func TestScheduleSetByWrongClock(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	require.NoError(t, h.SetSchedule(t.Context(), hourly(2))) // 26 years ahead of the time in the bubble
+	synctest.Test(t, func(t *testing.T) {
+		h, ctx := h.in(t), t.Context()
+		problems := h.CheckSchedules(time.Now())
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].What, "a time to come")
+		_, err := h.TakeScheduled(ctx, h.schedule())
+		require.NoError(t, err)
+		assert.Empty(t, h.CheckSchedules(time.Now()))
+		time.Sleep(2*time.Hour + 2*time.Minute)
+		problems = h.CheckSchedules(time.Now())
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].What, "has taken no snapshot since")
+		overdue, err := h.Overdue(h.schedule(), time.Now())
+		require.NoError(t, err)
+		assert.True(t, overdue)
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/internal/printable"
 	"github.com/cowshed/cowshed/live"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // defaultKeep is how many snapshots a schedule keeps unless the user says otherwise.
@@ -26,10 +27,26 @@ type scheduleInfo struct {
 	Pre       string        `json:"pre,omitempty"`
 	Post      string        `json:"post,omitempty"`
 	Since     time.Time     `json:"since"`
-	Taken     int           `json:"taken"`         // snapshots that are there
-	Last      time.Time     `json:"last,omitzero"` // of these
-	Next      time.Time     `json:"next"`          // when it is due; a time that has passed if cowshed serve does not run
+	Taken     int           `json:"taken"`             // snapshots that are there
+	Last      time.Time     `json:"last,omitzero"`     // of these
+	Next      time.Time     `json:"next"`              // when it is due; a time that has passed if cowshed serve does not run
+	Overdue   bool          `json:"overdue,omitempty"` // nobody has tried for a period after that
 	Failed    *live.Failure `json:"failed,omitempty"`
+}
+
+// outcome is that of the last snapshot in a word.
+func (i scheduleInfo) outcome() string {
+	switch {
+	case i.Failed != nil && i.Failed.Snapshot == "":
+		return "failed"
+	case i.Overdue:
+		return "overdue"
+	case i.Failed != nil:
+		return "incomplete"
+	case i.Taken == 0:
+		return "-"
+	}
+	return "ok"
 }
 
 // describeSchedule describes a schedule of layers that may have no Backend.
@@ -46,7 +63,11 @@ func describeSchedule(layers *live.Layers, s live.Schedule) (scheduleInfo, error
 	if len(taken) > 0 {
 		info.Last = taken[len(taken)-1].Time
 	}
-	info.Next, err = layers.FirstDue(s, time.Now())
+	now := time.Now()
+	if info.Overdue, err = layers.Overdue(s, now); err != nil {
+		return info, err
+	}
+	info.Next, err = layers.FirstDue(s, now)
 	return info, err
 }
 
@@ -60,6 +81,9 @@ func (s *store) schedule(cmd *cobra.Command, layer string, f snapshotFlags) erro
 	schedule := live.Schedule{Layer: v.Name, Every: f.every, Keep: f.keep, Message: f.message, Hooks: f.hooks}
 	if err := s.Live.SetSchedule(cmd.Context(), schedule); err != nil {
 		return err
+	}
+	if v.Limit != (quota.Limit{}) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: %s has a limit: data that only its snapshots still have counts for it, with simple quotas of btrfs and on ZFS\n", printable.Path(layer))
 	}
 	schedule.Since = time.Now()
 	info, err := describeSchedule(s.Live, schedule)
@@ -79,7 +103,9 @@ func newSnapshotSchedulesCommand(a *app) *cobra.Command {
 		Use:   "schedules",
 		Short: "List the schedules of snapshots",
 		Long: `Lists the schedules that cowshed snapshot --every has set, of the layers of the store and of containers. A time in the
-column NEXT that has passed says that cowshed serve does not run, or that it has another root.`,
+column NEXT that has passed says that cowshed serve does not run, or that it has another root. OUTCOME is ok, incomplete,
+failed, overdue, or - if no snapshot is there yet. Incomplete: there is a snapshot, and --post or a removal failed. Failed:
+there is none. Overdue: nobody has tried for more than a period.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.listSchedules(cmd, asJSON) },
 	}
@@ -120,15 +146,12 @@ func printSchedules(cmd *cobra.Command, infos []scheduleInfo, asJSON bool) error
 	}
 	rows := make([][]string, 0, len(infos))
 	for _, i := range infos {
-		last, outcome := "-", "ok"
+		last := "-"
 		if !i.Last.IsZero() {
 			last = i.Last.Local().Format(time.DateTime)
 		}
-		if i.Failed != nil {
-			outcome = "failed"
-		}
 		rows = append(rows, []string{
-			printable.Path(i.Reference), i.Every, strconv.Itoa(i.Keep), strconv.Itoa(i.Taken), last, i.Next.Local().Format(time.DateTime), outcome,
+			printable.Path(i.Reference), i.Every, strconv.Itoa(i.Keep), strconv.Itoa(i.Taken), last, i.Next.Local().Format(time.DateTime), i.outcome(),
 		})
 	}
 	return table(cmd.OutOrStdout(), []string{"LAYER", "EVERY", "KEEP", "TAKEN", "LAST", "NEXT", "OUTCOME"}, rows)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/live"
 )
 
 func TestScheduleCommand(t *testing.T) {
@@ -27,7 +29,7 @@ func TestScheduleCommand(t *testing.T) {
 	require.Len(t, infos, 2)
 	assert.Equal(t, "hourly", infos[0].Message)
 	assert.Equal(t, []any{"web", 7, "true", "false", 0}, []any{infos[1].Reference, infos[1].Keep, infos[1].Pre, infos[1].Post, infos[1].Taken})
-	assert.Regexp(t, `web +1h +24 +0 +- +2\d{3}-.* ok\n`, a.ok(t, "snapshot", "schedules"))
+	assert.Regexp(t, `web +1h +24 +0 +- +2\d{3}-.* -\n`, a.ok(t, "snapshot", "schedules"))
 	assert.Empty(t, a.ok(t, "snapshot", "ls", "web", "--json")[3:], "the command itself takes none")
 	for code, args := range map[int][]string{
 		exitNotFound: {"snapshot", "none", "--every", "1h"},
@@ -40,6 +42,7 @@ func TestScheduleCommand(t *testing.T) {
 	}
 
 	a.past(t, "live/btrfs")
+	assert.Regexp(t, `web +1h +24 +0 +- +2020-.* overdue\n`, a.ok(t, "snapshot", "schedules"))
 	out := a.ok(t, "doctor")
 	assert.Contains(t, out, "the schedule of layer web, every 24h, has taken no snapshot since 2020-")
 	assert.Contains(t, out, "start cowshed serve")
@@ -53,6 +56,26 @@ func TestScheduleCommand(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(a.root, "live/btrfs/schedules/x.json"), nil, 0o600))
 	assert.Equal(t, exitFailure, a.run(t, "snapshot", "schedules").code)
 	assert.Equal(t, exitFailure, a.run(t, "doctor").code)
+}
+
+// TestScheduleOfLimited: people hear that old data may count for the limit of a layer, and nothing where there is no limit.
+func TestScheduleOfLimited(t *testing.T) {
+	a := newWeb(t)
+	const warning = "cowshed: web has a limit: data that only its snapshots still have counts for it"
+	assert.NotContains(t, a.run(t, "snapshot", "web", "--every", "1h").err, "limit")
+	a.ok(t, "limit", "web", "1G")
+	assert.Contains(t, a.run(t, "snapshot", "web", "--every", "1h").err, warning)
+	assert.NotContains(t, a.run(t, "snapshot", "web").err, warning)
+}
+
+func TestScheduleOutcome(t *testing.T) {
+	failure, incomplete := &live.Failure{}, &live.Failure{Snapshot: "every-1h"}
+	for want, i := range map[string]scheduleInfo{
+		"-": {}, "ok": {Taken: 1}, "failed": {Taken: 1, Failed: failure, Overdue: true}, "incomplete": {Taken: 1, Failed: incomplete},
+		"overdue": {Taken: 1, Failed: incomplete, Overdue: true},
+	} {
+		assert.Equal(t, want, i.outcome())
+	}
 }
 
 var sinceInRecord = regexp.MustCompile(`"since": "[^"]*"`)

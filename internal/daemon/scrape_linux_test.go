@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/plugin"
 )
 
@@ -54,6 +56,37 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 	})
 	close(release)
 	<-counted
+}
+
+// TestScheduleOutlastsEnd: a post command of a snapshot that outlasts the end of the daemon is named as the reason.
+func TestScheduleOutlastsEnd(t *testing.T) {
+	testfs.CheckLeaks(t)
+	c := testConfig(t)
+	require.NoError(t, os.MkdirAll(c.Root, 0o711))
+	dir, driver, err := openContainerdDriver(t.Context(), c, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	scrapes := newScrapes(t.Context(), driver.Backend(), 100*time.Millisecond)
+	home := containersHome(c, dir, driver, scrapes, slog.New(slog.DiscardHandler))
+	began, release, used, closed := make(chan struct{}), make(chan struct{}), make(chan error, 1), make(chan struct{})
+	go func() {
+		used <- home.Use(t.Context(), func(context.Context, *live.Layers) error {
+			close(began)
+			<-release
+			return nil
+		})
+	}()
+	<-began
+	scrapes.do(func(context.Context, cowcommon.Backend) {}) // has ended, and is no reason
+	within(t, func() {
+		err := scrapes.close(func() error { defer close(closed); return driver.Cleanup() })
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		assert.ErrorContains(t, err, "its post command still runs")
+		assert.Equal(t, snapshotLong, scrapes.reasons())
+	})
+	close(release)
+	require.NoError(t, <-used)
+	<-closed
+	assert.Equal(t, silent, scrapes.reasons())
 }
 
 func within(t *testing.T, do func()) {

@@ -34,9 +34,21 @@ func (h Home) records(log *slog.Logger) *live.Layers {
 
 // Outcomes of scheduled snapshots.
 const (
-	taken  = "ok"
-	failed = "failed"
+	taken      = "ok"
+	incomplete = "incomplete" // there is a snapshot, and a step after it has failed
+	failed     = "failed"
 )
+
+// recorded is the outcome that the record of a schedule tells.
+func recorded(f *live.Failure) string {
+	switch {
+	case f == nil:
+		return taken
+	case f.Snapshot != "":
+		return incomplete
+	}
+	return failed
+}
 
 // Runner takes snapshots, and removes expired forks. It is a prometheus.Collector.
 type Runner struct {
@@ -51,6 +63,7 @@ type Runner struct {
 
 	mu     sync.Mutex
 	states map[state]int
+	left   map[string]int // post commands by place
 }
 
 // id identifies a schedule. A schedule that is set anew has another.
@@ -59,10 +72,10 @@ type id struct {
 	since            time.Time
 }
 
-// next is when the next snapshot of a schedule is due, and whether the last has failed.
+// next is when the next snapshot of a schedule is due, and the outcome of the last.
 type next struct {
-	due    time.Time
-	failed bool
+	due     time.Time
+	outcome string
 }
 
 // retry is when hooks that have failed are run again, or a home with expired forks is swept again.
@@ -85,7 +98,7 @@ func New(homes func() ([]Home, error), log *slog.Logger) *Runner {
 		homes: homes, log: log, known: make(map[id]next), told: make(map[string]string), hooks: make(map[string]retry), swept: make(map[string]retry),
 		taken: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_scheduled_snapshots_total",
-			Help: "Snapshots by schedule, by place (containers or store) and outcome: ok, or failed, of which the log has the reason.",
+			Help: "Snapshots by schedule, by place (containers or store) and outcome: ok, incomplete (taken, but the post command or a removal failed), or failed (none taken). The log has the reason.",
 		}, []string{"place", "outcome"}),
 	}
 }
@@ -111,13 +124,14 @@ func (r *Runner) Run(ctx context.Context) {
 func (r *Runner) look(ctx context.Context) (due time.Time) {
 	homes, err := r.homes()
 	r.tell("homes of layers cannot be listed", "", err)
-	states, known := make(map[state]int), make(map[id]next)
+	states, known, left := make(map[state]int), make(map[id]next), make(map[string]int)
 	for _, home := range homes {
-		for _, outcome := range []string{taken, failed} {
+		for _, outcome := range []string{taken, incomplete, failed} {
 			r.taken.WithLabelValues(home.Place, outcome)
 		}
 		r.endHooks(ctx, home)
 		r.sweep(ctx, home)
+		left[home.Place] += r.leftHooks(home)
 		schedules, err := home.records(r.log).Schedules()
 		r.tell("schedules of snapshots cannot be read", home.Dir, err)
 		if err != nil {
@@ -133,17 +147,13 @@ func (r *Runner) look(ctx context.Context) (due time.Time) {
 			if due.IsZero() || n.due.Before(due) {
 				due = n.due
 			}
-			outcome := taken
-			if n.failed {
-				outcome = failed
-			}
-			states[state{home.Place, outcome}]++
+			states[state{home.Place, n.outcome}]++
 		}
 	}
 	r.known = known
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.states = states
+	r.states, r.left = states, left
 	return due
 }
 
@@ -180,6 +190,15 @@ func (r *Runner) sweep(ctx context.Context, home Home) {
 	}
 }
 
+// leftHooks counts the post commands of a home that are still to be run. Records that cannot be read count as one.
+func (r *Runner) leftHooks(home Home) int {
+	left, err := home.records(r.log).LeftHooks()
+	if err != nil {
+		return len(left) + 1
+	}
+	return len(left)
+}
+
 // tell logs an error of a home, once as long as it is the same.
 func (r *Runner) tell(message, dir string, err error) {
 	of, text := message+dir, ""
@@ -197,7 +216,7 @@ func (r *Runner) keep(ctx context.Context, home Home, s live.Schedule, n next) n
 	now := time.Now()
 	if n.due.IsZero() || n.due.Sub(now) > s.Every { // the clock was put back
 		var err error
-		n.failed = s.Failed != nil
+		n.outcome = recorded(s.Failed)
 		if n.due, err = home.records(r.log).FirstDue(s, now); err != nil {
 			r.log.Warn("the time of the last snapshot is not known", "layer", s.Layer, "error", err)
 		}
@@ -208,16 +227,18 @@ func (r *Runner) keep(ctx context.Context, home Home, s live.Schedule, n next) n
 	if is, err := home.records(r.log).IsScheduled(s); err == nil && !is { // it has ended since, or was set anew
 		return n
 	}
-	err := r.take(ctx, home, s)
-	return next{s.Next(time.Now()), err != nil}
+	outcome := r.take(ctx, home, s)
+	return next{s.Next(time.Now()), outcome}
 }
 
 // take takes one snapshot. If the layer is gone, its schedule goes too.
-func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) error {
+func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) (outcome string) {
+	var m live.Moment
 	used := false
 	err := home.Use(ctx, func(ctx context.Context, layers *live.Layers) error {
 		used = true
-		m, err := layers.TakeScheduled(ctx, s)
+		var err error
+		m, err = layers.TakeScheduled(ctx, s)
 		if err == nil {
 			r.log.Info("took a snapshot by schedule", "layer", s.Layer, "every", s.Name(), "snapshot", m.Name)
 		}
@@ -226,31 +247,46 @@ func (r *Runner) take(ctx context.Context, home Home, s live.Schedule) error {
 		}
 		return err
 	})
+	switch {
+	case err == nil:
+		outcome = taken
+	case m.Name != "":
+		outcome = incomplete
+	default:
+		outcome = failed
+	}
 	if ctx.Err() != nil {
-		return err
+		return outcome
 	}
 	if !used && err != nil { // the home cannot be opened
-		if noteErr := home.records(r.log).NoteScheduled(ctx, s, err); noteErr != nil {
+		if noteErr := home.records(r.log).NoteScheduled(ctx, s, m, err); noteErr != nil {
 			r.log.Warn("that a snapshot by schedule has failed cannot be recorded", "layer", s.Layer, "error", noteErr)
 		}
 	}
-	outcome := taken
-	if err != nil {
-		outcome = failed
-		r.log.Error("a snapshot by schedule has failed, and is tried again at the next time", "layer", s.Layer, "every", s.Name(), "reference", s.Hooks.Reference, "error", err)
+	log := r.log.With("layer", s.Layer, "every", s.Name(), "reference", s.Hooks.Reference, "error", err)
+	switch outcome {
+	case incomplete:
+		log.Error("took a snapshot by schedule, and a step after it has failed", "snapshot", m.Name)
+	case failed:
+		log.Error("a snapshot by schedule has failed, and is tried again at the next time")
 	}
 	r.taken.WithLabelValues(home.Place, outcome).Inc()
-	return err
+	return outcome
 }
 
 var schedulesDesc = prometheus.NewDesc("cowshed_snapshot_schedules",
-	"Schedules of snapshots, by place (containers or store) and the outcome of the last snapshot: ok or failed. Schedules that cannot be read count as failed, once for each home.",
+	"Schedules of snapshots, by place (containers or store) and the outcome of the last snapshot: ok, incomplete or failed. Schedules that cannot be read count as failed, once for each home.",
 	[]string{"place", "outcome"}, nil)
+
+var leftHooksDesc = prometheus.NewDesc("cowshed_snapshot_hooks_left",
+	"Post commands of snapshots whose process is gone and that have not succeeded yet, by place (containers or store). Records that cannot be read count as one for each home.",
+	[]string{"place"}, nil)
 
 // Describe implements prometheus.Collector.
 func (r *Runner) Describe(descs chan<- *prometheus.Desc) {
 	r.taken.Describe(descs)
 	descs <- schedulesDesc
+	descs <- leftHooksDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -260,5 +296,8 @@ func (r *Runner) Collect(found chan<- prometheus.Metric) {
 	defer r.mu.Unlock()
 	for s, n := range r.states {
 		found <- prometheus.MustNewConstMetric(schedulesDesc, prometheus.GaugeValue, float64(n), s.place, s.outcome)
+	}
+	for place, n := range r.left {
+		found <- prometheus.MustNewConstMetric(leftHooksDesc, prometheus.GaugeValue, float64(n), place)
 	}
 }

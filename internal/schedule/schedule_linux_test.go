@@ -143,7 +143,8 @@ func TestRun(t *testing.T) {
 		sleep(2 * time.Hour)
 		assert.Equal(t, []string{"30m 01:30", "30m 02:00", "1h 02:00", "30m 02:30"}, sorted(h.times(t)))
 		assert.Equal(t, map[string]float64{
-			"cowshed_scheduled_snapshots_total ok store": 7, "cowshed_scheduled_snapshots_total failed store": 0, "cowshed_snapshot_schedules ok store": 2,
+			"cowshed_scheduled_snapshots_total ok store": 7, "cowshed_scheduled_snapshots_total incomplete store": 0, "cowshed_scheduled_snapshots_total failed store": 0,
+			"cowshed_snapshot_schedules ok store": 2, "cowshed_snapshot_hooks_left store": 0,
 		}, metrics(t, r))
 		require.NoError(t, h.EndSchedules(t.Context(), "web", 30*time.Minute))
 		sleep(time.Hour)
@@ -218,6 +219,25 @@ func TestFailing(t *testing.T) {
 	})
 }
 
+// TestIncomplete: a snapshot whose post command fails has been taken, also after a restart.
+func TestIncomplete(t *testing.T) {
+	h := newHost(t)
+	synctest.Test(t, func(t *testing.T) {
+		h.set(t, live.Schedule{Every: time.Hour, Keep: 24, Hooks: live.Hooks{Post: "exit 1", Timeout: time.Minute}})
+		r, stop := h.run(t)
+		sleep(time.Hour)
+		assert.Equal(t, []string{"1h 01:00"}, h.times(t))
+		assert.Contains(t, h.log.String(), "took a snapshot by schedule, and a step after it has failed")
+		assert.InDelta(t, 1, metrics(t, r)["cowshed_scheduled_snapshots_total incomplete store"], 0)
+		assert.InDelta(t, 0, metrics(t, r)["cowshed_scheduled_snapshots_total failed store"], 0)
+		stop()
+		r, stop = h.run(t)
+		sleep(time.Minute)
+		assert.InDelta(t, 1, metrics(t, r)["cowshed_snapshot_schedules incomplete store"], 0)
+		stop()
+	})
+}
+
 // TestLayerGone: the schedule of a layer that is gone goes too, and a record that cannot be read is told once.
 func TestLayerGone(t *testing.T) {
 	h := newHost(t)
@@ -269,12 +289,17 @@ func TestLeftHooks(t *testing.T) {
 	leave("echo start $COWSHED_PID >>" + said)
 	h.home.Process = func(context.Context, string) (uint32, error) { return 42, nil }
 	synctest.Test(t, func(t *testing.T) {
-		_, stop := h.run(t)
+		r, stop := h.run(t)
 		sleep(time.Second)
 		leave("echo later $COWSHED_PID >>" + said)
 		sleep(time.Minute)
+		assert.InDelta(t, 0, metrics(t, r)["cowshed_snapshot_hooks_left store"], 0)
 		leave("echo tried >>" + said + "; exit 1")
 		sleep(time.Hour)
+		assert.InDelta(t, 1, metrics(t, r)["cowshed_snapshot_hooks_left store"], 0)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "hook-bad.json"), nil, 0o600))
+		sleep(time.Minute)
+		assert.InDelta(t, 2, metrics(t, r)["cowshed_snapshot_hooks_left store"], 0)
 		stop()
 	})
 	assert.Equal(t, 1, strings.Count(h.log.String(), "exit status 1"))
