@@ -217,8 +217,8 @@ func heap() uint64 {
 	return stats.HeapAlloc
 }
 
-// TestEngineMemory: a container that an engine limits takes little of the daemon's memory. A daemon that has nothing to do asks no
-// engine anything.
+// TestEngineMemory: a container that an engine limits takes little of the daemon's memory. A daemon that has nothing to do asks
+// Docker nothing. TestIdle of the kubelet's source is the same for the kubelet; NRI asks the daemon.
 func TestEngineMemory(t *testing.T) {
 	const warm = 20 // containers, after which connections and buffers are there
 	containers, idle := 100, 2*time.Second

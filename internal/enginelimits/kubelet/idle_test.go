@@ -44,6 +44,28 @@ func inBubble(t *testing.T, answer func(ctx context.Context, n int) (pods, error
 	})
 }
 
+// TestIdle: the kubelet is not asked at intervals, nor for pods that it has named.
+func TestIdle(t *testing.T) {
+	inBubble(t, func(context.Context, int) (pods, error) {
+		return pods{"1": {"web": "1Ki"}}, nil
+	}, func(t *testing.T, b *bubble) {
+		synctest.Wait()
+		for range 24 {
+			time.Sleep(time.Hour)
+			b.group.Wake()
+			b.Wanted("1")
+			c, err := b.Limit(t.Context(), containerIn("1", "web"))
+			require.NoError(t, err)
+			assert.Equal(t, "1024", c.Size)
+		}
+		synctest.Wait()
+		assert.Equal(t, 1, b.asked)
+		b.Wanted("2")
+		synctest.Wait()
+		assert.Equal(t, 2, b.asked)
+	})
+}
+
 // TestRefused: a kubelet that refuses the daemon is not asked each time that a snapshot is prepared.
 func TestRefused(t *testing.T) {
 	inBubble(t, func(context.Context, int) (pods, error) { return nil, errdefs.ErrPermissionDenied }, func(t *testing.T, b *bubble) {
