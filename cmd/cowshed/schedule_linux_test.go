@@ -125,8 +125,10 @@ func TestServeSchedules(t *testing.T) {
 	h.kill()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	assert.NoFileExists(t, said)
-	r = a.run(t, "doctor", "--containerd", "--config", h.config)
-	assert.Contains(t, r.out, "the post command of a snapshot of layer s-")
+	require.Eventually(t, func() bool { // the pre command has its files open until it has ended
+		r = a.run(t, "doctor", "--containerd", "--config", h.config)
+		return strings.Contains(r.out, "the post command of a snapshot of layer s-")
+	}, 30*time.Second, 100*time.Millisecond)
 
 	h.start(h.command())
 	taken := func(reference string) int {

@@ -260,6 +260,29 @@ func TestAdditions(t *testing.T) {
 	assert.Empty(t, n.pending)
 }
 
+// TestHugeAdditions: the sum of limits does not begin again at 0. An addition that alone is too much keeps nobody waiting.
+func TestHugeAdditions(t *testing.T) {
+	most := uint64(4 << 30)
+	n := &namespace{Namespace: Namespace{Name: "ci", Bytes: most}}
+	none := func(context.Context) (amount, error) { return amount{}, nil }
+	all, err := n.add(t.Context(), amount{bytes: most}, none)
+	require.NoError(t, err)
+	defer all()
+	_, err = n.add(t.Context(), amount{bytes: -most}, func(context.Context) (amount, error) {
+		t.Error("it counts")
+		return amount{}, nil
+	})
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	assert.Len(t, n.pending, 1)
+	assert.Equal(t, amount{layers: 3, bytes: ^uint64(0)}, amount{layers: 1, bytes: most}.plus(amount{layers: 2, bytes: -most}))
+	assert.Equal(t, amount{bytes: most}, amount{}.plus(amount{bytes: most}))
+
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Bytes = most }).newBase().as(alice)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "1G"}, nil)
+	s.ok("POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{Name: "s"}, nil)
+	s.fails(api.KindInvalidArgument, "PUT", "/v1/layers/ci.a@s/limit", api.NewLimit{Size: "8G"})
+}
+
 // pendingAnswer notes the additions to a namespace that are under way when the answer begins.
 type pendingAnswer struct {
 	*httptest.ResponseRecorder

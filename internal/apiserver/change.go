@@ -320,6 +320,9 @@ func (r *request) setLimit() error {
 		return err
 	}
 	return r.withLayer(changes, layer, func(s *layerstore.Store, v cowcommon.Volume) error {
+		if live.IsMoment(v.Name) {
+			return refused(api.KindInvalidArgument, "a snapshot has no limit of its own", "name the layer alone")
+		}
 		if s.IsContainer(v) {
 			return refused(api.KindNotImplemented, "the limit of a container is set by the command", "run: cowshed limit "+s.Shown(v.Name)+" "+body.Size)
 		}

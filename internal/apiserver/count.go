@@ -35,8 +35,7 @@ func (s *Server) count(ctx context.Context, n *namespace, without volumeOf) (the
 		if err != nil {
 			return there, err
 		}
-		there.layers += in.layers
-		there.bytes += in.bytes
+		there = there.plus(in)
 	}
 	return there, nil
 }
@@ -52,7 +51,7 @@ func countIn(ctx context.Context, s *layerstore.Store, n *namespace, without vol
 		}
 		layers = append(layers, v.Name)
 		if without != (volumeOf{v.Name, s.Containers != nil}) {
-			there.bytes += v.Limit.Bytes
+			there = there.plus(amount{bytes: v.Limit.Bytes})
 		}
 	}
 	snapshots, err := s.Live.CountSnapshots(ctx, layers)

@@ -408,6 +408,17 @@ func TestOldClients(t *testing.T) {
 func TestStopAtOnce(t *testing.T) {
 	s := newServed(t, func(opts *Options) { opts.StopTimeout = time.Minute }).newBase()
 	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	s.server.handler = func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodDelete {
+				assert.NoError(t, r.Context().Value(requestKey{}).(*request).beginChange())
+				close(begun)
+				<-goOn
+			}
+			next.ServeHTTP(w, r)
+		}
+	}(s.server.handler)
 	s.as(alice)
 	for _, sent := range []string{
 		"GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\n\r\n", "GET /v1/layers/base/export HTTP/1.1\r\nHost: c\r\n\r\n", "",
@@ -421,17 +432,6 @@ func TestStopAtOnce(t *testing.T) {
 			require.NoError(t, err)
 		}
 	}
-	begun, goOn := make(chan struct{}), make(chan struct{})
-	s.server.handler = func(next http.Handler) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == http.MethodDelete {
-				assert.NoError(t, r.Context().Value(requestKey{}).(*request).beginChange())
-				close(begun)
-				<-goOn
-			}
-			next.ServeHTTP(w, r)
-		}
-	}(s.server.handler)
 	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a"}, nil)
 	removed := make(chan answered, 1)
 	go func() {

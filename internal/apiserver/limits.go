@@ -37,6 +37,9 @@ func (n *namespace) add(ctx context.Context, a amount, count func(context.Contex
 	if n == nil || n.Layers == 0 && n.Bytes == 0 {
 		return func() {}, nil
 	}
+	if err := n.check(amount{}, a); err != nil { // alone it is too much already
+		return nil, err
+	}
 	own := &addition{amount: a, done: make(chan struct{})}
 	n.mu.Lock()
 	n.pending = append(n.pending, own)
@@ -53,8 +56,7 @@ func (n *namespace) add(ctx context.Context, a amount, count func(context.Contex
 			return nil, err
 		}
 		for _, e := range earlier {
-			there.layers += e.layers
-			there.bytes += e.bytes
+			there = there.plus(e.amount)
 		}
 		if n.check(there, a) == nil {
 			return done, nil
@@ -66,6 +68,15 @@ func (n *namespace) add(ctx context.Context, a amount, count func(context.Contex
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// plus is the sum of two amounts. Its bytes are at most the largest number.
+func (a amount) plus(b amount) amount {
+	sum := amount{layers: a.layers + b.layers, bytes: a.bytes + b.bytes}
+	if sum.bytes < a.bytes {
+		sum.bytes = ^uint64(0)
+	}
+	return sum
 }
 
 func (n *namespace) remove(a *addition) {

@@ -139,6 +139,8 @@ func TestMissingPod(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
 		assert.Equal(t, asked, b.asked)
+		assert.Len(t, b.later, 1, "the pod of crictl may still be named")
+		b.Gone("of crictlweb")
 		assert.Empty(t, b.later)
 	})
 }

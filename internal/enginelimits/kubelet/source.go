@@ -35,7 +35,7 @@ type Container struct {
 // waiting is a container that waits for the kubelet.
 type waiting struct {
 	Container
-	missed time.Time // when an answer was without its pod for the first time; zero: never
+	missed bool // an answer was without its pod
 }
 
 // Source is the kubelet. It is asked for its pods when it connects, and when somebody wants a pod that it had not named. If
@@ -125,7 +125,7 @@ func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) {
 		switch {
 		case err != nil:
 			l.Unknown(ctx, limited, err)
-		case !ok && (c.missed.IsZero() || time.Since(c.missed) < missingTime):
+		case !ok:
 			if err := s.missing(c); err != nil {
 				l.Unknown(ctx, limited, err)
 			}
@@ -230,17 +230,17 @@ func (s *Source) Later(c Container) error {
 	return nil
 }
 
-// missing keeps a container whose pod an answer does not have, and asks again after missingTime. A pod that is not in that answer
-// was not made by the kubelet.
+// missing keeps a container whose pod an answer does not have, and asks again once, after missingTime. The container then waits for
+// an answer that others ask for: the kubelet may not know its pod yet, or did not make it.
 func (s *Source) missing(c waiting) error {
-	if !c.missed.IsZero() {
-		return s.keep(c)
-	}
-	c.missed = time.Now()
+	again := !c.missed
+	c.missed = true
 	if err := s.keep(c); err != nil {
 		return err
 	}
-	time.AfterFunc(missingTime, s.wake)
+	if again {
+		time.AfterFunc(missingTime, s.wake)
+	}
 	return nil
 }
 
