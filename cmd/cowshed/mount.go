@@ -7,11 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -172,6 +172,15 @@ func (s *store) unmount(cmd *cobra.Command, what string) error {
 	if err != nil {
 		return err
 	}
+	if s.IsContainer(cowcommon.Volume{Name: name}) { // perhaps its engine has mounted another overlay of it since
+		if err := s.unmountTargets(targets); err != nil {
+			return err
+		}
+		if err := s.Mounted(cmd.Context(), name, func(string) error { return nil }); err != nil {
+			s.Log.Info("the driver's own mount goes later", "name", what, "reason", err)
+		}
+		return nil
+	}
 	// The driver's own mount of a shared root goes with the last of the others.
 	return s.Mounted(cmd.Context(), name, func(string) error { return s.unmountTargets(targets) })
 }
@@ -197,10 +206,7 @@ func (s *store) toUnmount(cmd *cobra.Command, what string) (name string, targets
 		if err != nil {
 			return "", nil, err
 		}
-		targets, err := s.Targets(cmd.Context(), v.Name)
-		if s.IsContainer(v) { // the others are its engine's
-			targets = slices.DeleteFunc(targets, func(target string) bool { return filepath.Dir(target) != filepath.Join(s.Root, mountsDir) })
-		}
+		targets, err := s.mountedOn(cmd.Context(), v)
 		if err == nil && len(targets) == 0 {
 			err = failf(errdefs.ErrNotFound, "layer %s is not mounted", layerstore.ShortName(s.Shown(v.Name)))
 		}
@@ -228,4 +234,18 @@ func (s *store) toUnmount(cmd *cobra.Command, what string) (name string, targets
 		return "", nil, failf(errdefs.ErrNotFound, "the mount on %s is no layer of this store", target)
 	}
 	return name, []string{real}, nil
+}
+
+// mountedOn lists the mount points of a layer. Of a container it is the directory that mount has made alone: the others are its
+// engine's. The directory stays mounted when the engine mounts the container's root anew, which then is another filesystem.
+func (s *store) mountedOn(ctx context.Context, v cowcommon.Volume) ([]string, error) {
+	if !s.IsContainer(v) {
+		return s.Targets(ctx, v.Name)
+	}
+	target := filepath.Join(s.Root, mountsDir, v.Name)
+	is, err := mountinfo.Mounted(target)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !is {
+		return nil, nil
+	}
+	return []string{target}, err
 }

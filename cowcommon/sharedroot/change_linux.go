@@ -195,11 +195,17 @@ func (b *Backend) Sharers(ctx context.Context) (map[string][]string, error) {
 	sharers := make(map[string][]string)
 	for _, user := range noted {
 		s, lower, err := b.look(ctx, user)
-		switch {
-		case isGone(err):
-		case err != nil:
-			return nil, fault.Wrap("look at volume", user, err)
-		case s != stateNone:
+		if isGone(err) {
+			continue
+		}
+		if err != nil { // its note tells the volume that it may need
+			b.log.Warn("shared roots: cannot look at a volume", "volume", user, "error", err)
+			s = stateShared
+			if lower, err = b.index.lower(user); err != nil {
+				return nil, err
+			}
+		}
+		if s != stateNone {
 			sharers[lower] = append(sharers[lower], user)
 		}
 	}

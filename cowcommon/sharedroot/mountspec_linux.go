@@ -49,7 +49,9 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 	if err != nil {
 		return spec, err
 	}
-	b.unmountLeft(name) // others are about to mount the only overlay
+	if err := b.checkOnlyOverlay(name, readOnly); err != nil {
+		return spec, err
+	}
 	spec = cowcommon.MountSpec{Type: "overlay"}
 	err = b.hold(ctx, lower, func(lowerDir string) error {
 		return b.hold(ctx, name, func(dir string) error {
@@ -75,6 +77,19 @@ func (b *Backend) mountSpec(ctx context.Context, name string, readOnly bool) (sp
 		})
 	})
 	return spec, err
+}
+
+// checkOnlyOverlay checks that the overlay that others are about to mount is the only one of its upper. Returns fault.ErrInUse if
+// that of Mount has to stay: the kernel would take the work directory away from it.
+func (b *Backend) checkOnlyOverlay(name string, readOnly bool) error {
+	b.unmountLeft(name)
+	if readOnly || b.opts.ReadOnly {
+		return nil
+	}
+	if is, err := isOverlay(b.point(name)); !is || err != nil {
+		return err
+	}
+	return fault.New(fault.ErrInUse, "the root of volume %s is mounted on %s, perhaps by cowshed mount: unmount it there", name, b.point(name))
 }
 
 // CheckMountSpec is that of the Backend inside.

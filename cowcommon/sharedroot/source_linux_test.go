@@ -15,6 +15,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/overlaysource"
+	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -174,4 +175,41 @@ func TestUpgrade(t *testing.T) {
 	require.NoError(t, unix.Unmount(container, 0))
 	require.NoError(t, s.Remove(t.Context(), "running"))
 	require.NoError(t, s.Remove(t.Context(), "idle"))
+}
+
+// TestMountSpecOfMounted: while the overlay of Mount has to stay, since it is mounted elsewhere too, nobody gets a second one of its
+// upper to write to.
+func TestMountSpecOfMounted(t *testing.T) {
+	s := newStore(t)
+	s.image("image")
+	s.container("c", "image")
+	dir, err := s.Mount(t.Context(), "c", "")
+	require.NoError(t, err)
+	at := t.TempDir()
+	require.NoError(t, unix.Mount(dir, at, "", unix.MS_BIND, ""))
+	require.NoError(t, s.Unmount(t.Context(), "c"))
+	_, err = s.Backend.(cowcommon.SpecMounter).MountSpec(t.Context(), "c", false)
+	require.ErrorIs(t, err, fault.ErrInUse)
+	assert.ErrorContains(t, err, dir)
+	require.NoError(t, unix.Unmount(at, 0))
+	s.mountSpec("c", "", at)
+	require.NoError(t, unix.Unmount(at, 0))
+}
+
+// TestSharersOfDamaged: a volume that cannot be looked at keeps the volume of its note, and nothing else. It can be removed.
+func TestSharersOfDamaged(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	s.container("good", "image")
+	dir, err := s.inner.Mount(ctx, "c", "")
+	require.NoError(t, err)
+	require.NoError(t, unix.Setxattr(filepath.Join(dir, sharedmark.Dir), sharedmark.Xattr, []byte("9 x"), 0))
+	require.NoError(t, s.inner.Unmount(ctx, "c"))
+	sharers, err := cowcommon.Sharers(ctx, s.Backend)
+	require.NoError(t, err)
+	require.Len(t, sharers, 1)
+	assert.ElementsMatch(t, []string{"c", "good"}, sharers["image"])
+	require.NoError(t, s.Remove(ctx, "c"))
 }
