@@ -189,18 +189,26 @@ func (r *request) takeSnapshot() error {
 	if err := r.body(&body); err != nil {
 		return err
 	}
+	return r.makeSnapshot(http.StatusCreated, func(s *layerstore.Store, v cowcommon.Volume) (live.Moment, error) {
+		return s.Live.Snapshot(r.Context(), v.Name, body.Name, live.SnapshotOptions{Message: body.Message})
+	})
+}
+
+// makeSnapshot calls change, which makes a snapshot of the layer of the request, within the limits of the layer's namespace. It
+// answers with the snapshot.
+func (r *request) makeSnapshot(status int, change func(s *layerstore.Store, v cowcommon.Volume) (live.Moment, error)) error {
 	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
 		done, err := r.addSnapshot(v)
 		if err != nil {
 			return err
 		}
 		defer done()
-		m, err := s.Live.Snapshot(r.Context(), v.Name, body.Name, live.SnapshotOptions{Message: body.Message})
+		m, err := change(s, v)
 		if err != nil {
 			return err
 		}
 		done()
-		return r.snapshot(s, http.StatusCreated, m)
+		return r.snapshot(s, status, m)
 	})
 }
 
@@ -233,18 +241,8 @@ func (r *request) rollBackLayer() error {
 	if err := r.body(&body); err != nil {
 		return err
 	}
-	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
-		done, err := r.addSnapshot(v)
-		if err != nil {
-			return err
-		}
-		defer done()
-		before, err := s.Rollback(r.Context(), v, body.Snapshot, live.RollbackOptions{Live: body.Live, Changing: untilStop})
-		if err != nil {
-			return err
-		}
-		done()
-		return r.snapshot(s, http.StatusOK, before)
+	return r.makeSnapshot(http.StatusOK, func(s *layerstore.Store, v cowcommon.Volume) (live.Moment, error) {
+		return s.Rollback(r.Context(), v, body.Snapshot, live.RollbackOptions{Live: body.Live, Changing: untilStop})
 	})
 }
 

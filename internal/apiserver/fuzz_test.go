@@ -43,10 +43,10 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, method, target, body string) {
 		r, err := http.NewRequest(method, "http://cowshed", strings.NewReader(body))
 		if err != nil {
-			t.Skip()
+			return
 		}
 		if r.URL, err = r.URL.Parse(target); err != nil || r.URL.Host != "cowshed" {
-			t.Skip()
+			return
 		}
 		stores := &noStores{}
 		server := New(testOptions(stores))

@@ -42,21 +42,37 @@ func (l *limits) SetLimit(_ context.Context, key string, bytes uint64) error {
 	return nil
 }
 
-// TestConnection: containerd names containers in parts, creates a good and a bad container, and ends the connection. The source
-// connects again.
-func TestConnection(t *testing.T) {
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "nri.sock")
+// listen makes a socket of NRI in a directory of its own.
+func listen(t *testing.T) (dir, socket string, l net.Listener) {
+	t.Helper()
+	dir = t.TempDir()
+	socket = filepath.Join(dir, "nri.sock")
 	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
-	defer l.Close()
-	var set limits
-	group := enginelimits.NewGroup([]enginelimits.Source{&Source{Socket: socket, Max: 8 << 30}}, &set, enginelimits.NewMetrics(), dir, slog.New(slog.DiscardHandler))
+	t.Cleanup(func() { _ = l.Close() })
+	return dir, socket, l
+}
+
+// runGroup runs sources until the test ends. Their report is in dir.
+func runGroup(t *testing.T, dir string, set *limits, sources ...enginelimits.Source) (context.Context, *enginelimits.Group) {
+	t.Helper()
+	group := enginelimits.NewGroup(sources, set, enginelimits.NewMetrics(), dir, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { group.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return ctx, group
+}
+
+// TestConnection: containerd names containers in parts, creates a good and a bad container, and ends the connection. The source
+// connects again.
+func TestConnection(t *testing.T) {
+	dir, socket, l := listen(t)
+	var set limits
+	ctx, _ := runGroup(t, dir, &set, &Source{Socket: socket, Max: 8 << 30})
 
 	r := nritest.Accept(t, l)
 	configured, err := r.Plugin.Configure(ctx, &api.ConfigureRequest{})
@@ -99,11 +115,7 @@ func TestConnection(t *testing.T) {
 // TestKubelet: a container without an annotation gets the limit that the kubelet knows. While the kubelet is away the container
 // is created without it, which the report says, and it gets the limit afterwards.
 func TestKubelet(t *testing.T) {
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "nri.sock")
-	l, err := net.Listen("unix", socket)
-	require.NoError(t, err)
-	defer l.Close()
+	dir, socket, l := listen(t)
 	var away, known atomic.Bool
 	k := kubelettest.Start(t, func(w http.ResponseWriter, _ *http.Request) {
 		if away.Load() {
@@ -120,12 +132,7 @@ func TestKubelet(t *testing.T) {
 	})
 	source := &Source{Socket: socket, Kubelet: kubelet.NewSource(&kubelet.Client{Address: k.Address, CA: k.CA, Credential: k.Credential}, 0)}
 	var set limits
-	group := enginelimits.NewGroup([]enginelimits.Source{source, source.Kubelet}, &set, enginelimits.NewMetrics(), dir, slog.New(slog.DiscardHandler))
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { group.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
+	ctx, group := runGroup(t, dir, &set, source, source.Kubelet)
 	r := nritest.Accept(t, l)
 	configured, err := r.Plugin.Configure(ctx, &api.ConfigureRequest{})
 	require.NoError(t, err)
@@ -174,23 +181,14 @@ func TestKubelet(t *testing.T) {
 
 // TestManyWaitForTheKubelet: a container that cannot wait for the kubelet, since too many do, is named in the report.
 func TestManyWaitForTheKubelet(t *testing.T) {
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "nri.sock")
-	l, err := net.Listen("unix", socket)
-	require.NoError(t, err)
-	defer l.Close()
+	dir, socket, l := listen(t)
 	source := &Source{Socket: socket, Kubelet: kubelet.NewSource(&kubelet.Client{}, 0)} // which nobody runs
 	for n := 0; source.Kubelet.Later(kubelet.Container{Container: enginelimits.Container{ID: fmt.Sprint(n)}}) == nil; n++ {
 		require.Less(t, n, 1<<20)
 	}
-	group := enginelimits.NewGroup([]enginelimits.Source{source}, &limits{}, enginelimits.NewMetrics(), dir, slog.New(slog.DiscardHandler))
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { group.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
+	ctx, _ := runGroup(t, dir, &limits{}, source)
 	r := nritest.Accept(t, l)
-	_, err = r.Plugin.Configure(ctx, &api.ConfigureRequest{})
+	_, err := r.Plugin.Configure(ctx, &api.ConfigureRequest{})
 	require.NoError(t, err)
 	_, err = r.Plugin.Synchronize(ctx, &api.SynchronizeRequest{Containers: []*api.Container{{Id: "late"}}})
 	require.NoError(t, err)
