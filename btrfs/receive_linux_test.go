@@ -365,7 +365,7 @@ func TestReceiveStaysInside(t *testing.T) {
 			go func() {
 				select {
 				case <-done:
-				case <-time.After(time.Minute):
+				case <-time.After(testfs.Patience):
 					panic("receive hangs")
 				}
 			}()

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // serve answers requests on a socket with a handler, and returns a Client of it.
@@ -347,7 +348,7 @@ func TestCancelled(t *testing.T) {
 	wait := func() {
 		select {
 		case <-ended:
-		case <-time.After(10 * time.Second):
+		case <-time.After(testfs.Patience):
 			t.Error("the server waits for the client")
 		}
 	}

@@ -152,7 +152,7 @@ func TestHooksOfKilled(t *testing.T) {
 	process.Env = append(os.Environ(), hooksProcessEnv+"="+mnt)
 	process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	require.NoError(t, process.Start())
-	require.Eventually(t, func() bool { return len(h.left()) == 1 && len(childrenOf(t, process.Process.Pid)) == 1 }, 30*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(h.left()) == 1 && len(childrenOf(t, process.Process.Pid)) == 1 }, testfs.Patience, 5*time.Millisecond)
 	require.NoError(t, h.EndHooks(ctx))
 	assert.Empty(t, h.words(), "the process is there")
 	problems, err := h.Check(ctx)
@@ -170,7 +170,7 @@ func TestHooksOfKilled(t *testing.T) {
 	require.Eventually(t, func() bool { // the record is free when the command is gone
 		problems, err = h.Check(ctx)
 		return err == nil && len(problems) == 1
-	}, 30*time.Second, 5*time.Millisecond)
+	}, testfs.Patience, 5*time.Millisecond)
 	assert.Contains(t, problems[0].What, "echo post")
 	require.NoError(t, h.EndHooks(ctx))
 	assert.Equal(t, "post", h.words())

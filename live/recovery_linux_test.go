@@ -69,14 +69,18 @@ func TestNameBackMeanwhile(t *testing.T) {
 	h.create("web")
 	_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
 	require.NoError(t, err)
-	looked, ended := make(chan struct{}), make(chan error)
+	looked, ended := make(chan struct{}), make(chan error, 1)
 	nameless := make(chan struct{})
 	rollback := h.over(beforeName{&failing{Backend: h.backend, left: -1}, func() { close(nameless); <-looked }})
 	go func() {
 		_, err := rollback.Rollback(t.Context(), "web", "one", live.RollbackOptions{})
 		ended <- err
 	}()
-	<-nameless
+	select {
+	case <-nameless:
+	case err := <-ended:
+		require.FailNow(t, "the rollback does not come as far", "%v", err)
+	}
 	other := h.over(afterLook{h.backend, sync.OnceFunc(func() {
 		close(looked)
 		assert.NoError(t, <-ended)

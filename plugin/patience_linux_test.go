@@ -47,7 +47,7 @@ func TestRequestThatDoesNotEnd(t *testing.T) {
 				} else {
 					require.ErrorIs(t, err, errdefs.ErrUnavailable)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(testfs.Patience):
 				t.Error("it waits for the request")
 			}
 			select {

@@ -28,7 +28,7 @@ func within(t testing.TB, what string, done <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(testfs.Patience):
 		require.FailNow(t, "took too long", what)
 	}
 }

@@ -123,7 +123,7 @@ func (s *store) destroy(name string) uint64 {
 		exists, err := btrfsctl.SubvolumeExists(s.fd(), id)
 		assert.NoError(c, err)
 		assert.False(c, exists)
-	}, 30*time.Second, 5*time.Millisecond)
+	}, testfs.Patience, 5*time.Millisecond)
 	return id
 }
 
@@ -463,7 +463,7 @@ func TestRemove(t *testing.T) {
 			for _, id := range []uint64{gone, heir} {
 				require.EventuallyWithT(t, func(c *assert.CollectT) {
 					assert.NoError(c, s.Remove(id))
-				}, 30*time.Second, 5*time.Millisecond)
+				}, testfs.Patience, 5*time.Millisecond)
 			}
 			require.Empty(t, stale(s))
 			require.NoError(t, s.Remove(gone))

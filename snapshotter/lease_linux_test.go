@@ -29,6 +29,7 @@ import (
 	grpcmeta "google.golang.org/grpc/metadata"
 
 	"github.com/cowshed/cowshed/internal/contentstore"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // leaseHost is a snapshotter, and containerd's metadata with its leases and its collection of garbage.
@@ -135,7 +136,7 @@ func TestCompareLease(t *testing.T) {
 				assert.True(t, there)
 				assert.Len(t, all, 1+again)
 			}
-			require.Eventually(t, func() bool { return len(h.leases(ctx)) == 0 }, time.Minute, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return len(h.leases(ctx)) == 0 }, testfs.Patience, 10*time.Millisecond)
 			assert.Empty(t, h.left(ctx))
 		}
 	})
@@ -284,8 +285,8 @@ func TestCompareCancelled(t *testing.T) {
 		if done {
 			require.NoError(t, err)
 		}
-		require.Eventually(t, func() bool { return len(h.leases(ctx)) == 0 }, 10*time.Second, time.Millisecond, "request %d", n)
-		assert.Eventually(t, func() bool { return len(h.left(ctx)) == 0 }, 10*time.Second, time.Millisecond, "request %d", n)
+		require.Eventually(t, func() bool { return len(h.leases(ctx)) == 0 }, testfs.Patience, time.Millisecond, "request %d", n)
+		assert.Eventually(t, func() bool { return len(h.left(ctx)) == 0 }, testfs.Patience, time.Millisecond, "request %d", n)
 		if done && n > 0 {
 			break
 		}
@@ -312,7 +313,7 @@ func TestCompareKilled(t *testing.T) {
 		}
 		require.Eventually(t, func() bool {
 			return len(h.left(ctx)) == 0 && len(h.leases(ctx)) == 0
-		}, times.upload+time.Minute, 10*time.Millisecond, "request %d", after)
+		}, times.upload+testfs.Patience, 10*time.Millisecond, "request %d", after)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,12 +55,18 @@ func TestSnapshotBeingMade(t *testing.T) {
 	h.image("image")
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	hooked.beforeClone = func() { close(begun); <-goOn }
+	letGoOn := sync.OnceFunc(func() { close(goOn) })
+	defer letGoOn()
 	made := make(chan error, 1)
 	go func() {
 		_, err := h.Prepare(context.WithoutCancel(t.Context()), "active", "image")
 		made <- err
 	}()
-	<-begun
+	select {
+	case <-begun:
+	case err := <-made:
+		require.FailNow(t, "the snapshot is not cloned", "%v", err)
+	}
 	hooked.beforeClone = nil
 
 	ended, cancel := context.WithCancel(t.Context())
@@ -81,7 +88,7 @@ func TestSnapshotBeingMade(t *testing.T) {
 		_, err := h.Prepare(t.Context(), "active", "image")
 		second <- err
 	}()
-	close(goOn)
+	letGoOn()
 	require.NoError(t, <-made)
 	require.ErrorIs(t, <-second, errdefs.ErrAlreadyExists)
 	h.write("active", "file", []byte("text"))

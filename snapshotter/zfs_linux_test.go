@@ -106,7 +106,7 @@ func TestFullZFS(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := h.Prepare(t.Context(), "again", "image")
 		return err == nil
-	}, time.Minute, time.Second)
+	}, testfs.Patience, time.Second)
 	assert.Empty(t, h.Lost())
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
 
@@ -210,7 +211,7 @@ func TestSequel(t *testing.T) {
 		assert.Equal(t, n/2+1+i, <-called)
 	}
 	failed := errors.New("failed")
-	require.Eventually(t, func() bool { return a.Left() == 0 && a.pendingNow() == 0 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return a.Left() == 0 && a.pendingNow() == 0 }, testfs.Patience, time.Millisecond)
 	require.ErrorIs(t, a.after(err, func() error { return failed }), failed, "all have ended")
 }
 

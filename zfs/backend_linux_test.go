@@ -533,7 +533,7 @@ func ownPoolOf(t *testing.T, poolSize int64, size int) (pool, dir string) {
 	run(t, "zpool", "create", "-f", "-o", "cachefile=none", "-O", "compression=off", "-m", "none", pool, image)
 	t.Cleanup(func() {
 		// The kernel may still be about to forget the last dataset that was open.
-		assert.Eventually(t, func() bool { return exec.Command("zpool", "destroy", "-f", pool).Run() == nil }, 10*time.Second, 100*time.Millisecond)
+		assert.Eventually(t, func() bool { return exec.Command("zpool", "destroy", "-f", pool).Run() == nil }, testfs.Patience, 100*time.Millisecond)
 	})
 	return pool, dir
 }

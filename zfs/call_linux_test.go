@@ -23,6 +23,7 @@ import (
 
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/nvlist"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
@@ -275,7 +276,7 @@ func TestCallsAreBounded(t *testing.T) {
 		assert.False(t, isLost(err))
 	}
 	close(end)
-	require.Eventually(t, func() bool { return b.Left() == 0 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return b.Left() == 0 }, testfs.Patience, time.Millisecond)
 	_, err := c.exists(t.Context(), "pool/a")
 	require.NoError(t, err)
 
@@ -299,7 +300,7 @@ func TestCallsAreBounded(t *testing.T) {
 		c.calls.mu.Lock()
 		defer c.calls.mu.Unlock()
 		return c.calls.left == 0 && c.calls.count == 0
-	}, time.Minute, time.Millisecond)
+	}, testfs.Patience, time.Millisecond)
 }
 
 // TestLater: the steps after a call have some time after its context has ended, and not for ever.
@@ -525,5 +526,5 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 		before := k.loads.Load()
 		look(other)
 		return k.loads.Load() > before
-	}, time.Minute, 10*time.Millisecond, "the other is told")
+	}, testfs.Patience, 10*time.Millisecond, "the other is told")
 }

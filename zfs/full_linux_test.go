@@ -226,7 +226,7 @@ func (f *full) empty(t *testing.T) {
 	require.Eventually(t, func() bool {
 		used, available := f.space(t)
 		return available > used
-	}, 30*time.Second, 100*time.Millisecond, "the space is free")
+	}, testfs.Patience, 100*time.Millisecond, "the space is free")
 	require.NoError(t, f.Create(ctx, "after", cowcommon.VolumeOptions{}))
 	fill(t, f.Backend, "after", "file", randomBytes(1<<20))
 	require.NoError(t, f.Remove(ctx, "after"))

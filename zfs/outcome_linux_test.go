@@ -442,11 +442,11 @@ func TestStuck(t *testing.T) {
 					f.assertTold(t, "while it is stuck")
 				}
 				// The next user of the volume waits for it, and finds the state before or after.
-				require.Eventually(t, func() bool { return !f.isDoubted() }, 2*time.Minute, 10*time.Millisecond)
+				require.Eventually(t, func() bool { return !f.isDoubted() }, testfs.Patience, 10*time.Millisecond)
 				switch i.name {
 				case "rename", "set limit", "seal", "remove", "remove parent":
 				default:
-					require.Eventually(t, func() bool { return slices.Equal(before, f.state(t)) }, 2*time.Minute, 100*time.Millisecond,
+					require.Eventually(t, func() bool { return slices.Equal(before, f.state(t)) }, testfs.Patience, 100*time.Millisecond,
 						"before: %v", before)
 				}
 				f.assertTold(t, "afterwards")
@@ -538,9 +538,9 @@ func TestStuckMount(t *testing.T) {
 				err := f.with(t, "mount", fault, operation)
 				require.ErrorIs(t, err, errdefs.ErrUnavailable)
 				require.ErrorIs(t, err, context.Canceled)
-				require.Eventually(t, func() bool { return !f.isDoubted() && slices.Equal(before, f.state(t)) }, 2*time.Minute, 100*time.Millisecond,
+				require.Eventually(t, func() bool { return !f.isDoubted() && slices.Equal(before, f.state(t)) }, testfs.Patience, 100*time.Millisecond,
 					"before: %v", before)
-				require.Eventually(t, func() bool { return f.Remove(ctx, "base") == nil }, time.Minute, 100*time.Millisecond)
+				require.Eventually(t, func() bool { return f.Remove(ctx, "base") == nil }, testfs.Patience, 100*time.Millisecond)
 				for _, dir := range []string{f.views, f.graph, f.locks} {
 					entries, err := os.ReadDir(dir)
 					require.NoError(t, err)

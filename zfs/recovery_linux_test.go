@@ -84,7 +84,7 @@ func TestRecoveryBesideKilled(t *testing.T) {
 	}
 
 	require.NoError(t, killed.closeFiles())
-	require.Eventually(t, func() bool { return strings.Contains(log.String(), "is cleaned up\"") }, time.Minute, 100*time.Millisecond, &log)
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "is cleaned up\"") }, testfs.Patience, 100*time.Millisecond, &log)
 	after := list()
 	for _, gone := range []string{"before", "after"} {
 		assert.NotContains(t, after, gone)
@@ -151,7 +151,7 @@ func TestCloseWhileCallIsLeft(t *testing.T) {
 	require.Eventually(t, func() bool {
 		free, err := flock.TryExclusive(lock)
 		return free && err == nil
-	}, time.Minute, 10*time.Millisecond)
+	}, testfs.Patience, 10*time.Millisecond)
 	require.NoError(t, flock.Unlock(lock))
 	assert.NotContains(t, zfs(t, "list", "-Hr", "-o", "name", root), "new", "it was undone")
 	intents, err := os.ReadDir(b.intents)

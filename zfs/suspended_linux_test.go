@@ -71,7 +71,7 @@ func poolSuspended(t *testing.T, homeInPool bool) {
 	go func() { // hangs until the pool is back
 		written <- errors.Join(os.WriteFile(at+"/f", randomBytes(100<<20), 0o644), syncFilesystem(at))
 	}()
-	require.Eventually(t, func() bool { return b.zfs.checkPool() != nil }, 50*time.Second, 50*time.Millisecond, "the pool is suspended")
+	require.Eventually(t, func() bool { return b.zfs.checkPool() != nil }, testfs.Patience, 50*time.Millisecond, "the pool is suspended")
 
 	promptly := func(what string, call func() error) error {
 		t.Helper()
@@ -133,7 +133,7 @@ func poolSuspended(t *testing.T, homeInPool bool) {
 
 	resume()
 	require.NoError(t, <-written)
-	require.Eventually(t, func() bool { return late.pendingNow() == idle && late.Left() == 0 }, time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return late.pendingNow() == idle && late.Left() == 0 }, testfs.Patience, 10*time.Millisecond)
 	require.NoError(t, late.Close())
 	_, err = b.Stat(ctx, "late")
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
@@ -186,8 +186,8 @@ func TestStuckUnmount(t *testing.T) {
 					require.ErrorIs(t, f.beside.Remove(ctx, "base"), errdefs.ErrFailedPrecondition)
 				}
 				f.zfs.grace = time.Minute
-				require.Eventually(t, func() bool { return !f.isDoubted() && slices.Equal(before, f.state(t)) }, 2*time.Minute, 100*time.Millisecond)
-				require.Eventually(t, func() bool { return f.beside.Remove(ctx, "base") == nil }, time.Minute, 100*time.Millisecond)
+				require.Eventually(t, func() bool { return !f.isDoubted() && slices.Equal(before, f.state(t)) }, testfs.Patience, 100*time.Millisecond)
+				require.Eventually(t, func() bool { return f.beside.Remove(ctx, "base") == nil }, testfs.Patience, 100*time.Millisecond)
 				f.zfs.grace = 50 * time.Millisecond
 				for _, dir := range []string{f.views, f.graph, f.locks} {
 					entries, err := os.ReadDir(dir)
@@ -228,7 +228,7 @@ func TestCloseOfManyViews(t *testing.T) {
 	begun := time.Now()
 	require.ErrorIs(t, b.Close(), errdefs.ErrUnavailable)
 	assert.Less(t, time.Since(begun), 4*pause)
-	require.Eventually(t, func() bool { return b.pendingNow() == 0 }, time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return b.pendingNow() == 0 }, testfs.Patience, 10*time.Millisecond)
 	again := openOn(t, root, mountpoint)
 	assert.True(t, again.recovered)
 	assert.Equal(t, before, list())

@@ -48,7 +48,7 @@ func TestHoldersBesideADeadMount(t *testing.T) {
 	case holders := <-found:
 		require.Len(t, holders, 1)
 		assert.Contains(t, holders[0], fmt.Sprint(holder.Process.Pid))
-	case <-time.After(20 * time.Second):
+	case <-time.After(testfs.Patience):
 		t.Error("it hangs")
 	}
 }

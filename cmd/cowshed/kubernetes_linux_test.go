@@ -428,7 +428,7 @@ func (n *kubernetesNode) serves() {
 	require.NoError(n.t, cmd.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(testfs.Patience)
 	for {
 		if _, err := os.Stat(n.path("/run/cowshed/cowshed.sock")); err == nil {
 			break

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/faulttest"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/testroot"
 )
 
@@ -235,7 +236,7 @@ func TestMigrateRefuses(t *testing.T) {
 	// A process that has made itself a mount namespace meanwhile may still have the overlay there.
 	require.Eventually(t, func() bool {
 		return a.run(t, append([]string{"migrate", "run"}, args...)...).code == exitOK
-	}, 30*time.Second, 100*time.Millisecond)
+	}, testfs.Patience, 100*time.Millisecond)
 	r := a.run(t, append([]string{"migrate", "undo"}, append(args, "--state", filepath.Join(a.root, "elsewhere"))...)...)
 	assert.Equal(t, exitNotFound, r.code)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // newAppWeb makes a store with the image app:1 and the layer web, made from it.
@@ -138,7 +139,7 @@ func TestPromoteStopped(t *testing.T) {
 		require.Eventually(t, func() bool {
 			entries, err := os.ReadDir(filepath.Join(a.root, "btrfs/subvolumes"))
 			return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool { return image.IsPartial(e.Name()) })
-		}, 30*time.Second, time.Millisecond)
+		}, testfs.Patience, time.Millisecond)
 		require.NoError(t, cmd.Process.Signal(signal))
 		_ = cmd.Wait() // the exit code is looked at
 		require.NotEqual(t, 0, cmd.ProcessState.ExitCode())

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 )
 
@@ -121,14 +122,14 @@ func TestServeSchedules(t *testing.T) {
 			pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
 		}
 		return err == nil
-	}, time.Minute, 10*time.Millisecond)
+	}, testfs.Patience, 10*time.Millisecond)
 	h.kill()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	assert.NoFileExists(t, said)
 	require.Eventually(t, func() bool { // the pre command has its files open until it has ended
 		r = a.run(t, "doctor", "--containerd", "--config", h.config)
 		return strings.Contains(r.out, "the post command of a snapshot of layer s-")
-	}, 30*time.Second, 100*time.Millisecond)
+	}, testfs.Patience, 100*time.Millisecond)
 
 	h.start(h.command())
 	taken := func(reference string) int {
@@ -141,11 +142,11 @@ func TestServeSchedules(t *testing.T) {
 		}
 		return -1
 	}
-	require.Eventually(t, func() bool { return taken(web) == 1 && taken("layer") == 1 }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return taken(web) == 1 && taken("layer") == 1 }, testfs.Patience, 50*time.Millisecond)
 	require.Eventually(t, func() bool {
 		text, err := os.ReadFile(said)
 		return err == nil && string(text) == web+"\n"+web+"\n" // that of the killed daemon, and that of the snapshot
-	}, time.Minute, 10*time.Millisecond)
+	}, testfs.Patience, 10*time.Millisecond)
 	assert.Contains(t, h.cowshed("snapshot", "ls", web), "every-8784h-")
 	h.cowshed("snapshot", "unschedule", web)
 	assert.Equal(t, -1, taken(web))

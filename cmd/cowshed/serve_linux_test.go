@@ -184,9 +184,7 @@ func TestServeUnderLoad(t *testing.T) {
 			}
 		}()
 	}
-	for range 40 {
-		acknowledged <- <-acknowledged
-	}
+	assert.Eventually(t, func() bool { return len(acknowledged) >= 40 }, testfs.Patience, time.Millisecond)
 	d.kill()
 	for range 4 {
 		<-ended

@@ -798,7 +798,7 @@ func startImport(t *testing.T, a at) (cmd *exec.Cmd, errOut *bytes.Buffer, stdin
 	require.Eventually(t, func() bool {
 		entries, err := os.ReadDir(filepath.Join(a.root, "btrfs/subvolumes"))
 		return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool { return image.IsPartial(e.Name()) })
-	}, 30*time.Second, 10*time.Millisecond)
+	}, testfs.Patience, 10*time.Millisecond)
 	return cmd, errOut, stdin
 }
 

@@ -50,7 +50,7 @@ func TestTurnOnKilled(t *testing.T) {
 		require.Eventually(t, func() bool {
 			homes, err := os.ReadDir(dir)
 			return err == nil && len(homes) > round
-		}, time.Minute, 50*time.Microsecond)
+		}, testfs.Patience, 50*time.Microsecond)
 		require.NoError(t, cmd.Process.Kill())
 		require.Error(t, cmd.Wait())
 		homes, err := filepath.Glob(dir + "/*")

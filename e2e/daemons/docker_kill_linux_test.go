@@ -165,7 +165,7 @@ func TestDockerLost(t *testing.T) {
 		e.Restart()
 		require.NoError(t, e.RemoveAllContainers(ctx))
 		require.NoError(t, e.Prune(ctx))
-		left := e.left()
+		left := e.left(t)
 		require.Len(t, left, 1)
 		assert.True(t, strings.HasSuffix(left[0], "-init"), left[0])
 		if e.cowshed == nil {

@@ -41,7 +41,7 @@ type engineHost struct {
 	// service is the service in Cowshed's metrics that works for the engine.
 	service string
 	// left lists stored things when nothing should be stored.
-	left func() []string
+	left func(c require.TestingT) []string
 	// reconnect waits, after Cowshed was started again, until the engine reaches it.
 	reconnect func()
 }
@@ -77,11 +77,11 @@ func onSnapshotterWith(s snapshotter, engine harness.EngineOptions) func(*testin
 		return engineHost{
 			Engine: h.StartDocker(engine),
 			host:   h, driver: s.name, containerd: containerd, cowshed: cowshed, service: "snapshots",
-			left: func() []string {
+			left: func(c require.TestingT) []string {
 				ctx := store.Context(testContext(t))
-				require.NoError(t, store.CollectGarbage(ctx))
+				require.NoError(c, store.CollectGarbage(ctx))
 				keys, err := store.Keys(ctx)
-				require.NoError(t, err)
+				require.NoError(c, err)
 				return append(keys, fs.volumes(t, h)...)
 			},
 			reconnect: func() { requireKeys(t, store.Context(testContext(t)), store) },
@@ -96,7 +96,7 @@ func onPlugin(settings ...string) func(*testing.T, *harness.Host, filesystem) en
 		e := h.StartDebianDocker(harness.EngineOptions{Driver: c.Plugin})
 		return engineHost{
 			Engine: e, host: h, driver: c.Plugin, cowshed: c, service: "docker",
-			left:      func() []string { return fs.volumes(t, h) },
+			left:      func(require.TestingT) []string { return fs.volumes(t, h) },
 			reconnect: func() {},
 		}
 	}
@@ -108,7 +108,7 @@ func onGraphDriver(driver string) func(*testing.T, *harness.Host, filesystem) en
 		return engineHost{
 			Engine: h.StartDebianDocker(harness.EngineOptions{Driver: driver}),
 			host:   h, driver: driver,
-			left: func() []string { return fs.volumes(t, h) },
+			left: func(require.TestingT) []string { return fs.volumes(t, h) },
 		}
 	}
 }
@@ -169,7 +169,7 @@ func requirePruned(t *testing.T, ctx context.Context, e engineHost) {
 		images, err := e.Images(ctx)
 		require.NoError(c, err)
 		assert.Empty(c, images)
-		assert.Empty(c, e.left())
+		assert.Empty(c, e.left(c))
 	}, e.fs.soon, 100*time.Millisecond)
 }
 

@@ -38,7 +38,7 @@ func onBtrfs() filesystem {
 		volumes:     volumes,
 		requireTidy: requireNoQgroups,
 		timeout:     testTimeout,
-		soon:        20 * time.Second,
+		soon:        testfs.Patience,
 	}
 }
 
@@ -60,7 +60,7 @@ func onZFS() filesystem {
 		requireTidy: requireNoIntents,
 		// The machine with the pool may be an emulated one.
 		timeout: 5 * testTimeout,
-		soon:    100 * time.Second,
+		soon:    2 * testfs.Patience,
 	}
 }
 

@@ -52,7 +52,7 @@ func TestContainerdUploadEnds(t *testing.T) {
 				_, err := h.store.DiffService().Compare(cancelled, nil, mounts, diff.WithMediaType(ocispec.MediaTypeImageLayerGzip))
 				ended <- err
 			}()
-			require.EventuallyWithT(t, func(t *assert.CollectT) { assert.Positive(t, uploaded(t, ctx, h.store)) }, time.Minute, time.Millisecond)
+			require.EventuallyWithT(t, func(t *assert.CollectT) { assert.Positive(t, uploaded(t, ctx, h.store)) }, testfs.Patience, time.Millisecond)
 			begun := time.Now()
 			c.end(cancel)
 			require.Error(t, <-ended, c.name)
@@ -68,7 +68,7 @@ func TestContainerdUploadEnds(t *testing.T) {
 				leases, err := h.store.LeasesService().List(ctx)
 				assert.NoError(t, err)
 				assert.Empty(t, leases)
-			}, c.held+time.Minute, 100*time.Millisecond, c.name)
+			}, c.held+testfs.Patience, 100*time.Millisecond, c.name)
 			t.Logf("%s: nothing is left after %s", c.name, time.Since(begun).Round(time.Millisecond))
 		}
 		h.cowshed.Start()

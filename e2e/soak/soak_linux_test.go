@@ -266,7 +266,7 @@ func (s *soak) waitIdle() {
 			}
 		}
 		return err == nil && running == 0
-	}, time.Minute, 50*time.Millisecond, "requests go on")
+	}, testfs.Patience, 50*time.Millisecond, "requests go on")
 }
 
 // checkEmpty checks that only the base is left, after everybody has removed their snapshots.

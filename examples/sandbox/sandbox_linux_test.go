@@ -194,7 +194,7 @@ func TestInterrupt(t *testing.T) {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	require.Eventually(t, func() bool { return countNamed(mnt, "begun") == 2 }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return countNamed(mnt, "begun") == 2 }, testfs.Patience, 20*time.Millisecond)
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
 	require.Error(t, cmd.Wait())
 	assert.Equal(t, 1, cmd.ProcessState.ExitCode(), out.String())

@@ -288,8 +288,6 @@ func TestGetEndsWithItsContext(t *testing.T) {
 	require.NoError(t, unix.Flock(int(child.Fd()), unix.LOCK_EX))
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	begin := time.Now()
 	_, err = d.WithContext(ctx).Get("child", "")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	assert.Less(t, time.Since(begin), time.Second)
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cowshed/cowshed/api"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 )
 
@@ -73,9 +74,9 @@ func TestGivenUpInPlace(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := os.Lstat(filepath.Join(in, "0"))
 			return err == nil
-		}, 10*time.Second, time.Millisecond)
+		}, testfs.Patience, time.Millisecond)
 		require.NoError(t, conn.Close())
-		require.Eventually(t, s.isIdle, 30*time.Second, 10*time.Millisecond)
+		require.Eventually(t, s.isIdle, testfs.Patience, 10*time.Millisecond)
 		entries, err := os.ReadDir(in)
 		require.NoError(t, err)
 		assert.Len(t, entries, files)

@@ -488,6 +488,6 @@ func TestConnectContainerdLater(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err = differ.Compare(ctx, nil, mounts)
 		return !errors.Is(err, errdefs.ErrUnavailable)
-	}, 10*time.Second, 20*time.Millisecond)
+	}, testfs.Patience, 20*time.Millisecond)
 	require.NoError(t, err)
 }

@@ -96,7 +96,12 @@ func newBarsHost(t testing.TB) *barsHost {
 		cancel()
 		require.NoError(t, <-ended)
 	})
-	<-ready
+	select {
+	case <-ready:
+	case err := <-ended:
+		ended <- nil
+		require.FailNow(t, "the daemon does not start", "%v", err)
+	}
 	r := nritest.Accept(t, nri)
 	_, err := r.Plugin.Configure(t.Context(), &api.ConfigureRequest{})
 	require.NoError(t, err)

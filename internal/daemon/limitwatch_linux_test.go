@@ -102,7 +102,7 @@ func TestLimitWatch(t *testing.T) {
 	}
 	r = start(t, c)
 	sent := `cowshed_limit_alerts_sent_total{outcome="ok",way="command"} 1`
-	require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), sent) }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), sent) }, testfs.Patience, 20*time.Millisecond)
 	text, err := os.ReadFile(out)
 	require.NoError(t, err)
 	assert.Equal(t, "80 shop/web-0/app\n", string(text))
@@ -116,7 +116,7 @@ func TestLimitWatch(t *testing.T) {
 	assert.Contains(t, r.log.String(), "a container is near its limit")
 
 	r = start(t, c)
-	require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), `pod="web-0"`) }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), `pod="web-0"`) }, testfs.Patience, 20*time.Millisecond)
 	assert.Contains(t, metrics(), `cowshed_limit_alerts_total{percent="80"} 0`)
 	require.NoError(t, r.stop())
 	assert.NotContains(t, r.log.String(), "a container is near its limit")

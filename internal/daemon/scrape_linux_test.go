@@ -95,7 +95,7 @@ func within(t *testing.T, do func()) {
 	go func() { defer close(done); do() }()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(testfs.Patience):
 		t.Error("something waits")
 	}
 }

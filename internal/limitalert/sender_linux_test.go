@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 var alert = Alert{
@@ -85,7 +87,7 @@ func TestCommandThatDoesNotEnd(t *testing.T) {
 		var err error
 		text, err = os.ReadFile(out)
 		return err == nil
-	}, 20*time.Second, time.Millisecond)
+	}, testfs.Patience, time.Millisecond)
 	cancel()
 	require.ErrorIs(t, <-ended, context.Canceled)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
@@ -93,7 +95,7 @@ func TestCommandThatDoesNotEnd(t *testing.T) {
 	assert.Eventually(t, func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // a zombie, where nobody waits for orphans
 		return err != nil && syscall.Kill(pid, 0) == syscall.ESRCH || strings.Contains(string(stat), ") Z ")
-	}, 20*time.Second, time.Millisecond)
+	}, testfs.Patience, time.Millisecond)
 }
 
 // counts are the values of the counter of sent alerts.
@@ -121,7 +123,7 @@ func counts(t *testing.T, s *Sender) map[string]float64 {
 // TestSend: a webhook that does not answer makes nobody wait, alerts beyond the queue are dropped and counted, and a command
 // runs although the webhook fails.
 func TestSend(t *testing.T) {
-	asked, answer := make(chan string, 1), make(chan struct{})
+	asked, answer := make(chan string, queueLength+2), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		assert.NoError(t, err)

@@ -13,14 +13,14 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// answers calls f and fails the test if that takes longer than a second.
+// answers calls f and fails the test if that does not end.
 func answers(t *testing.T, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() { defer close(done); f() }()
 	select {
 	case <-done:
-	case <-time.After(time.Second):
+	case <-time.After(testfs.Patience):
 		t.Fatal("waits for a server that does not answer")
 	}
 }

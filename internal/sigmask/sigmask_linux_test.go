@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // TestDo waits for a timeout, which a signal would cut short, and sees that a signal to the thread comes afterwards.
@@ -30,7 +32,7 @@ func TestDo(t *testing.T) {
 	assert.Equal(t, want, err)
 	select {
 	case <-got:
-	case <-time.After(10 * time.Second):
+	case <-time.After(testfs.Patience):
 		t.Error("the signal is lost")
 	}
 }

@@ -11,5 +11,5 @@ import (
 // was started meanwhile may have a copy of the mount for a moment, in a mount namespace of its own.
 func Free(t testing.TB, check func() error) {
 	t.Helper()
-	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.NoError(c, check()) }, 30*time.Second, 50*time.Millisecond)
+	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.NoError(c, check()) }, Patience, 50*time.Millisecond)
 }

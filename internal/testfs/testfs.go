@@ -16,7 +16,12 @@ package testfs
 import (
 	"os"
 	"testing"
+	"time"
 )
+
+// Patience is how long a test waits for something that must happen. It is no measure of speed: a machine with other work may need
+// most of it.
+const Patience = 2 * time.Minute
 
 // RequireEnv is the environment variable that turns skips into failures when it is "1".
 const RequireEnv = "COWSHED_TEST_REQUIRE"

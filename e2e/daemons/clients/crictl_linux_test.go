@@ -134,7 +134,7 @@ func (p *crictlPod) ended(ctx context.Context, id string) (code int, logs string
 		require.True(t, ended, out)
 		code, err = strconv.Atoi(exit)
 		require.NoError(t, err)
-	}, 30*time.Second, 50*time.Millisecond)
+	}, testfs.Patience, 50*time.Millisecond)
 	return code, p.must(ctx, "logs", id)
 }
 
@@ -183,7 +183,7 @@ func waitNRI(t *testing.T, ctx context.Context, c *harness.Cowshed) {
 	require.Eventually(t, func() bool {
 		connected, err := c.EngineConnected(ctx, "nri")
 		return err == nil && connected
-	}, time.Minute, 20*time.Millisecond)
+	}, testfs.Patience, 20*time.Millisecond)
 }
 
 // crictlTimeout bounds the work of crictl in one test.
@@ -261,7 +261,7 @@ func (p *crictlPod) requireStatistics(ctx context.Context, id, root string) {
 		require.Len(t, stats.Stats, 1, out)
 		assert.GreaterOrEqual(t, stats.Stats[0].WritableLayer.UsedBytes.Value, uint64(3<<20), out)
 		assert.Less(t, stats.Stats[0].WritableLayer.UsedBytes.Value, uint64(4<<20), out)
-	}, 30*time.Second, time.Second)
+	}, testfs.Patience, time.Second)
 	var info struct {
 		Status struct{ ImageFilesystems []layer }
 	}

@@ -220,6 +220,9 @@ func (c *Cowshed) counts(ctx context.Context, metric string) (map[string]int, er
 		return nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("metrics: %s", resp.Status)
+	}
 	counts := make(map[string]int)
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {

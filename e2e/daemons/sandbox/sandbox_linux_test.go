@@ -89,7 +89,7 @@ func TestRuncInterrupt(t *testing.T) {
 	require.Eventually(t, func() bool {
 		begun, err := filepath.Glob(filepath.Join(s.mnt, "sandbox-*", "btrfs", "subvolumes", "*", "etc", "begun"))
 		return err == nil && len(begun) == 2
-	}, 30*time.Second, 20*time.Millisecond)
+	}, testfs.Patience, 20*time.Millisecond)
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
 	require.Error(t, cmd.Wait())
 	assert.Equal(t, 1, cmd.ProcessState.ExitCode(), out.String())

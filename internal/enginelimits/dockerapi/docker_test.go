@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // serve answers requests as an engine, and returns a client of it.
@@ -148,7 +149,7 @@ func TestOptionBeforeLabel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { group.Run(ctx) })
-	require.Eventually(t, func() bool { _, ok := set.Load("zz-last"); return ok }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { _, ok := set.Load("zz-last"); return ok }, testfs.Patience, time.Millisecond)
 	cancel()
 	running.Wait()
 	set.Delete("zz-last")

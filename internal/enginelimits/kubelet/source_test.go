@@ -17,6 +17,7 @@ import (
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/enginelimits/kubelet/kubelettest"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // limits are the limits that have been set, by id.
@@ -88,7 +89,7 @@ func TestSource(t *testing.T) {
 	assert.Equal(t, "1073741824", got)
 	_, err = size("3", "web")
 	require.ErrorContains(t, err, "503 Service Unavailable")
-	require.Eventually(t, func() bool { return !connected() }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return !connected() }, testfs.Patience, time.Millisecond)
 	for _, c := range []Container{containerIn("1", "web"), containerIn("2", "web"), containerIn("1", "gone")} {
 		require.NoError(t, s.Later(c))
 	}
@@ -99,7 +100,7 @@ func TestSource(t *testing.T) {
 		group.Wake()
 		_, ok := set.Load("1web")
 		return ok
-	}, time.Minute, time.Millisecond)
+	}, testfs.Patience, time.Millisecond)
 	limit, _ := set.Load("1web")
 	assert.Equal(t, uint64(1<<30), limit)
 	_, ok := set.Load("2web")
@@ -107,7 +108,7 @@ func TestSource(t *testing.T) {
 	require.True(t, connected())
 
 	require.NoError(t, s.Later(containerIn("1", "init")))
-	require.Eventually(t, func() bool { _, ok := set.Load("1init"); return ok }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { _, ok := set.Load("1init"); return ok }, testfs.Patience, time.Millisecond)
 }
 
 // TestHostileQuantity: a limit that is no quantity is reported, and the others count.

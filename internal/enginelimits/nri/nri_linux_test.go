@@ -23,6 +23,7 @@ import (
 	"github.com/cowshed/cowshed/internal/enginelimits/kubelet"
 	"github.com/cowshed/cowshed/internal/enginelimits/kubelet/kubelettest"
 	"github.com/cowshed/cowshed/internal/enginelimits/nri/nritest"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // limits are the limits that have been set, by id.
@@ -151,7 +152,7 @@ func TestKubelet(t *testing.T) {
 		{Id: "1", PodSandboxId: "p", Name: "web"}, {Id: "2", PodSandboxId: "p", Name: "annotated"}, {Id: "3", PodSandboxId: "p", Name: "free"},
 	}})
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return limitOf("1") != nil }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return limitOf("1") != nil }, testfs.Patience, time.Millisecond)
 	assert.Equal(t, []any{uint64(1 << 30), uint64(4 << 30), nil}, []any{limitOf("1"), limitOf("2"), limitOf("3")})
 	_, err = r.Plugin.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: pod})
 	require.NoError(t, err)
@@ -164,7 +165,7 @@ func TestKubelet(t *testing.T) {
 	assert.Equal(t, uint64(3<<30), limitOf("4"))
 	create("5", "none", "web")
 	assert.Nil(t, limitOf("5"))
-	require.Eventually(t, func() bool { return len(refused()) == 0 }, time.Minute, 10*time.Millisecond, "the answer may be late")
+	require.Eventually(t, func() bool { return len(refused()) == 0 }, testfs.Patience, 10*time.Millisecond, "the answer may be late")
 
 	away.Store(true)
 	create("6", "w", "web")
@@ -175,7 +176,7 @@ func TestKubelet(t *testing.T) {
 	require.Eventually(t, func() bool {
 		group.Wake()
 		return len(refused()) == 0
-	}, time.Minute, time.Millisecond)
+	}, testfs.Patience, time.Millisecond)
 	assert.Equal(t, uint64(5<<30), limitOf("6"))
 }
 

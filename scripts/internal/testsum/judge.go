@@ -35,7 +35,8 @@ type judge struct {
 	parents map[testID]bool             // tests that have subtests, which are counted in their stead
 	skipped []string
 	failed  []string
-	fuzzed  string // how far a fuzz test was when it last said so
+	faults  []string // what is shown of them at the end
+	fuzzed  string   // how far a fuzz test was when it last said so
 	slow    []timed
 }
 
@@ -48,6 +49,7 @@ type timed struct {
 const (
 	slowSeconds = 15 // a test that takes as long is shown at the end
 	slowShown   = 8  // at most so many are
+	maxReasons  = 20 // lines that tell why a test failed
 )
 
 func newJudge(out io.Writer, allowed func(testID, string) bool) *judge {
@@ -123,10 +125,11 @@ func (j *judge) handle(e event) {
 			j.failPackage(e.Package)
 			return
 		}
-		j.flush(id)
+		text := j.flush(id)
 		// A test fails with its subtests; it is named only if the fault is its own.
 		if !j.parents[id] || !j.failedBelow(id) {
 			j.fail(id)
+			j.faults = append(j.faults, reasons(text)...)
 		}
 	}
 }
@@ -159,6 +162,7 @@ func (j *judge) skip(id testID) {
 	j.flush(id)
 	j.sum.failed++
 	j.skipped = append(j.skipped, id.String())
+	j.faults = append(j.faults, "skipped, which counts as a failure: "+id.String())
 }
 
 // failPackage ends a package that failed. It shows the output of tests that did not end: a panic or a timeout hits
@@ -184,14 +188,30 @@ func (j *judge) failPackage(pkg string) {
 func (j *judge) fail(id testID) {
 	j.sum.failed++
 	j.failed = append(j.failed, id.String())
+	j.faults = append(j.faults, "failed: "+id.String())
 }
 
-// flush prints a test's output.
-func (j *judge) flush(id testID) {
+// flush prints a test's output, and returns it.
+func (j *judge) flush(id testID) (text string) {
 	if b := j.output[id]; b != nil {
-		fmt.Fprint(j.out, b.String())
+		text = b.String()
+		fmt.Fprint(j.out, text)
 		delete(j.output, id)
 	}
+	return text
+}
+
+// reasons are the lines of a failed test's output that testify writes of its first fault.
+func reasons(output string) (lines []string) {
+	for line := range strings.Lines(output) {
+		if len(lines) == 0 && !strings.Contains(line, "\tError Trace:") {
+			continue
+		}
+		if lines = append(lines, strings.TrimRight(line, "\n")); len(lines) == maxReasons || strings.Contains(line, "\tTest:") {
+			break
+		}
+	}
+	return lines
 }
 
 // finish prints slow tests and faults, if there are any, and returns the numbers.
@@ -200,11 +220,9 @@ func (j *judge) finish() counts {
 	for _, t := range j.slow[:min(slowShown, len(j.slow))] {
 		fmt.Fprintf(j.out, "took %.0f s: %s\n", t.seconds, t.id)
 	}
-	for _, f := range j.failed {
-		fmt.Fprintln(j.out, "failed:", f)
-	}
-	for _, s := range j.skipped {
-		fmt.Fprintln(j.out, "skipped, which counts as a failure:", s)
+	j.sum.faults = j.faults
+	for _, fault := range j.sum.faults {
+		fmt.Fprintln(j.out, fault)
 	}
 	if j.sum.elsewhere > 0 {
 		fmt.Fprintln(j.out, "left out here, by the list of allowed skips:", j.sum.elsewhere)

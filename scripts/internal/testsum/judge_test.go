@@ -9,6 +9,21 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// TestReasons: what testify says of the first fault of a failed test is shown with its name at the end.
+func TestReasons(t *testing.T) {
+	text := "    a_test.go:5: \n        \tError Trace:\ta_test.go:5\n        \tError:      \tNot equal\n        \tTest:       \tTestA\n"
+	var events, out strings.Builder
+	for _, line := range []string{"    a_test.go:4: begins\n", text, text, "    a_test.go:9: ends\n"} {
+		fmt.Fprintf(&events, `{"Action":"output","Package":"p","Test":"TestA","Output":%q}`+"\n", line)
+	}
+	events.WriteString(`{"Action":"fail","Package":"p","Test":"TestA"}` + "\n")
+	j := newJudge(&out, nil)
+	require.NoError(t, j.read(strings.NewReader(events.String())))
+	assert.Equal(t, counts{failed: 1, faults: []string{
+		"failed: p TestA", "        \tError Trace:\ta_test.go:5", "        \tError:      \tNot equal", "        \tTest:       \tTestA",
+	}}, j.finish())
+}
+
 func TestSlowestTestsAreShown(t *testing.T) {
 	var events, out strings.Builder
 	end := func(test string, seconds float64) {

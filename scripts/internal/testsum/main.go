@@ -8,8 +8,8 @@
 //	testsum -total -counts FILE
 //
 // The first form runs the command, which must print test2json events, or reads them from its standard input. It ends
-// with the line "N passed, N failed". With -counts it adds the numbers to the file instead, from which the second
-// form makes that line for several runs.
+// with the line "N passed, N failed". With -counts it adds the numbers and the faults to the file instead, from which the
+// second form makes that line for several runs, below a list of all faults.
 //
 // The exit code is that of the command. If that was 0, it is 1 if a test was skipped that may not be, or if no test
 // ran.
@@ -51,6 +51,9 @@ func run(args []string, in io.Reader, out io.Writer) (code int, err error) {
 		sum, err := readCounts(*countsFile)
 		if err != nil {
 			return 0, err
+		}
+		for _, fault := range sum.faults {
+			fmt.Fprintln(out, fault)
 		}
 		fmt.Fprintln(out, sum)
 		return exitCode(sum), nil
@@ -140,6 +143,7 @@ func readAllowed(name string) (map[testID]bool, error) {
 // counts are the numbers of tests by result.
 type counts struct {
 	passed, failed, elsewhere int
+	faults                    []string // lines that name them
 }
 
 // String gives the closing line of a run.
@@ -147,13 +151,21 @@ func (c counts) String() string {
 	return fmt.Sprintf("%d passed, %d failed", c.passed, c.failed)
 }
 
+// faultMark begins the line of a fault in a file of counts. The other lines have three numbers.
+const faultMark = "-"
+
 // addCounts appends to a file of counts.
 func addCounts(name string, c counts) error {
 	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(f, c.passed, c.failed, c.elsewhere)
+	var lines strings.Builder
+	fmt.Fprintln(&lines, c.passed, c.failed, c.elsewhere)
+	for _, fault := range c.faults {
+		fmt.Fprintln(&lines, faultMark, fault)
+	}
+	_, err = f.WriteString(lines.String())
 	return errors.Join(err, f.Close())
 }
 
@@ -170,11 +182,15 @@ func readCounts(name string) (counts, error) {
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
+		if fault, ok := strings.CutPrefix(lines.Text(), faultMark+" "); ok {
+			sum.faults = append(sum.faults, fault)
+			continue
+		}
 		var c counts
 		if _, err := fmt.Sscan(lines.Text(), &c.passed, &c.failed, &c.elsewhere); err != nil {
 			return sum, fmt.Errorf("%s: %q: %w", name, lines.Text(), err)
 		}
-		sum = counts{sum.passed + c.passed, sum.failed + c.failed, sum.elsewhere + c.elsewhere}
+		sum.passed, sum.failed, sum.elsewhere = sum.passed+c.passed, sum.failed+c.failed, sum.elsewhere+c.elsewhere
 	}
 	return sum, lines.Err()
 }

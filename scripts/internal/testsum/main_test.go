@@ -147,12 +147,12 @@ func TestTotal(t *testing.T) {
 	assert.Zero(t, code)
 	assert.Equal(t, "7 passed, 0 failed\n", out.String())
 
-	require.NoError(t, addCounts(file, counts{failed: 1}))
+	require.NoError(t, addCounts(file, counts{failed: 1, faults: []string{"failed: p TestA"}}))
 	out.Reset()
 	code, err = run([]string{"-total", "-counts", file}, nil, &out)
 	require.NoError(t, err)
 	assert.Equal(t, 1, code)
-	assert.Equal(t, "7 passed, 1 failed\n", out.String())
+	assert.Equal(t, "failed: p TestA\n7 passed, 1 failed\n", out.String())
 
 	require.NoError(t, os.WriteFile(file, []byte("rubbish\n"), 0o600))
 	_, err = run([]string{"-total", "-counts", file}, nil, &out)

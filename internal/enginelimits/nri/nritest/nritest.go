@@ -5,12 +5,15 @@ import (
 	"context"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/net/multiplex"
 	"github.com/containerd/ttrpc"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // Runtime is containerd's side of a connection.
@@ -30,10 +33,15 @@ func (r *Runtime) RegisterPlugin(_ context.Context, req *api.RegisterPluginReque
 // Accept waits for the plugin to connect and to register.
 func Accept(t testing.TB, l net.Listener) *Runtime {
 	t.Helper()
+	require.NoError(t, l.(*net.UnixListener).SetDeadline(time.Now().Add(testfs.Patience)))
 	conn, err := l.Accept()
 	require.NoError(t, err)
-	r := &Runtime{Mux: multiplex.Multiplex(conn), registered: make(chan *api.RegisterPluginRequest, 1)}
-	t.Cleanup(func() { require.NoError(t, r.Mux.Close()) })
+	// The Mux drops what the plugin sends to a connection that is not open yet.
+	r := &Runtime{Mux: multiplex.Multiplex(conn, multiplex.WithBlockedRead()), registered: make(chan *api.RegisterPluginRequest, 1)}
+	t.Cleanup(func() {
+		require.NoError(t, r.Mux.Close())
+		r.Mux.Unblock()
+	})
 	listener, err := r.Mux.Listen(multiplex.RuntimeServiceConn)
 	require.NoError(t, err)
 	server, err := ttrpc.NewServer()
@@ -44,7 +52,12 @@ func Accept(t testing.TB, l net.Listener) *Runtime {
 	to, err := r.Mux.Open(multiplex.PluginServiceConn)
 	require.NoError(t, err)
 	r.Plugin = api.NewPluginClient(ttrpc.NewClient(to))
-	req := <-r.registered
-	assert.Equal(t, "cowshed", req.GetPluginName())
+	r.Mux.Unblock()
+	select {
+	case req := <-r.registered:
+		assert.Equal(t, "cowshed", req.GetPluginName())
+	case <-time.After(testfs.Patience):
+		require.FailNow(t, "the plugin does not register")
+	}
 	return r
 }
