@@ -165,7 +165,7 @@ race() {
 	[[ -n ${PKG:-} ]] || longest=(./e2e)
 	# Tests that need a pool run in the step zfs.
 	COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere step 'all tests, race detector' \
-		judged -elsewhere -- go test -json -race -count=1 -timeout "$test_timeout" -exec "$PWD/scripts/as-root.sh" \
+		judged -elsewhere -- go test -json -race -count=1 -p 3 -timeout "$test_timeout" -exec "$PWD/scripts/as-root.sh" \
 		${RUN:+-run "$RUN"} "${longest[@]}" "${packages[@]}"
 }
 
