@@ -35,7 +35,7 @@ type judge struct {
 	parents map[testID]bool             // tests that have subtests, which are counted in their stead
 	skipped []string
 	failed  []string
-	faults  []string // what is shown of them at the end
+	faults  []string // lines about them for the end
 	fuzzed  string   // how far a fuzz test was when it last said so
 	slow    []timed
 }

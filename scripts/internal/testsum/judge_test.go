@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestReasons: what testify says of the first fault of a failed test is shown with its name at the end.
+// TestReasons: testify's text about the first fault of a failed test is shown with its name at the end.
 func TestReasons(t *testing.T) {
 	text := "    a_test.go:5: \n        \tError Trace:\ta_test.go:5\n        \tError:      \tNot equal\n        \tTest:       \tTestA\n"
 	var events, out strings.Builder

@@ -8,8 +8,8 @@
 //	testsum -total -counts FILE
 //
 // The first form runs the command, which must print test2json events, or reads them from its standard input. It ends
-// with the line "N passed, N failed". With -counts it adds the numbers and the faults to the file instead, from which the
-// second form makes that line for several runs, below a list of all faults.
+// with the line "N passed, N failed". With -counts it adds the numbers and the faults to the file instead. From that the
+// second form makes the line for several runs, below a list of all faults.
 //
 // The exit code is that of the command. If that was 0, it is 1 if a test was skipped that may not be, or if no test
 // ran.
