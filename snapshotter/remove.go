@@ -57,10 +57,7 @@ func (s *Snapshotter) doom(volumes ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.doomed = append(s.doomed, volumes...)
-	select {
-	case s.wake <- struct{}{}:
-	default: // RetryCleanup has not taken the element of an earlier call yet
-	}
+	s.wakeRetry()
 }
 
 // removeVolume removes a volume that is doomed. Returns errdefs.ErrFailedPrecondition if it is in use, or if it had no name and

@@ -11,9 +11,9 @@ import (
 // retryPauses are the pauses before RetryCleanup tries again.
 var retryPauses = poll.Pauses{First: time.Second, Longest: time.Minute}
 
-// RetryCleanup calls Cleanup while there are doomed volumes, until ctx is done: after a second, then less and less often,
-// but at least once a minute. containerd calls Cleanup only after it has removed snapshots, and a volume may be in use
-// until long after that. After each Cleanup, RetryCleanup calls tried.
+// RetryCleanup calls Cleanup while there are doomed volumes, or moments of volumes that are gone, until ctx is done: after
+// a second, then less and less often, but at least once a minute. containerd calls Cleanup only after it has removed
+// snapshots, and a volume may be in use until long after that. After each Cleanup, RetryCleanup calls tried.
 func (s *Snapshotter) RetryCleanup(ctx context.Context, tried func()) {
 	told := ""
 	for {
@@ -29,7 +29,7 @@ func (s *Snapshotter) RetryCleanup(ctx context.Context, tried func()) {
 				tried()
 			}
 			first = false
-			return s.hasDoomed(), nil
+			return s.hasDoomed() || s.hasMoments(), nil
 		})
 	}
 }
@@ -44,6 +44,14 @@ func (s *Snapshotter) retryCleanup(ctx context.Context, told string) string {
 		s.log.Warn("snapshotter: volumes of removed snapshots cannot be destroyed yet", "error", err)
 	}
 	return err.Error()
+}
+
+// wakeRetry makes RetryCleanup look whether there is work.
+func (s *Snapshotter) wakeRetry() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it has not seen the call before yet
+	}
 }
 
 func (s *Snapshotter) hasDoomed() bool {

@@ -2,6 +2,8 @@ package snapshotter
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/live"
 )
 
 // retrying is a host with a clock of its own, in which RetryCleanup runs.
@@ -175,5 +179,68 @@ func TestCleanupWaitsForCleanup(t *testing.T) {
 		require.NoError(t, <-cleaned)
 		require.NoError(t, <-cleaned)
 		assert.Empty(t, h.volumes())
+	})
+}
+
+// TestRetryCleanupOfMoments: the snapshot of a container that is gone goes after its last user, and after other programs at work.
+func TestRetryCleanupOfMoments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, ctx := newLiveHost(t), t.Context()
+		retries, stop := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			h.RetryCleanup(retries, func() {})
+		}()
+		// removeWith removes a container with a snapshot, and returns the snapshot an hour later.
+		removeWith := func(key string, keep func(moment string)) string {
+			t.Helper()
+			h.prepare(key, "")
+			var m live.Moment
+			h.other(func(layers *live.Layers, _ cowcommon.Backend) {
+				var err error
+				m, err = layers.Snapshot(ctx, h.volume(key), "one", live.SnapshotOptions{})
+				require.NoError(t, err)
+			})
+			keep(m.Volume)
+			require.NoError(t, h.Remove(ctx, key))
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			assert.Equal(t, []string{m.Volume}, h.names())
+			assert.True(t, h.opts.Layers.HasLeft())
+			return m.Volume
+		}
+		goesSoon := func() {
+			t.Helper()
+			time.Sleep(retryPauses.Longest)
+			synctest.Wait()
+			assert.Empty(t, h.names())
+			assert.False(t, h.opts.Layers.HasLeft())
+		}
+		used := removeWith("ns/1/used", func(moment string) {
+			_, err := h.backend.Mount(ctx, moment, "")
+			require.NoError(t, err)
+		})
+		assert.Equal(t, 1, strings.Count(h.log.String(), "it stays for now"), h.log.String())
+		require.NoError(t, h.backend.Unmount(ctx, used))
+		goesSoon()
+
+		beginWork := func(string) {
+			var err error
+			h.atWork, err = os.Open(filepath.Join(h.dir, ".lock"))
+			require.NoError(t, err)
+			require.NoError(t, flock.Shared(ctx, h.atWork))
+		}
+		removeWith("ns/2/web", beginWork)
+		require.NoError(t, h.atWork.Close())
+		goesSoon()
+
+		beginWork("")
+		require.NoError(t, h.Cleanup(ctx)) // containerd's, while RetryCleanup rests
+		assert.True(t, h.opts.Layers.HasLeft())
+		require.NoError(t, h.atWork.Close())
+		goesSoon()
+		stop()
+		<-ended
 	})
 }

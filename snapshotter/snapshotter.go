@@ -124,7 +124,7 @@ type Snapshotter struct {
 	offers    map[offerKey]offer  // volumes of other programs that wait for their Prepare
 
 	cleaning chan struct{} // has an element while Cleanup runs, for which others than Cleanup do not wait
-	wake     chan struct{} // has an element for RetryCleanup if a volume was added to doomed
+	wake     chan struct{} // has an element if RetryCleanup is to look for work
 
 	notShared atomic.Bool // others cannot mount volumes of SharedRoot here
 
