@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
@@ -22,6 +24,9 @@ type Layers struct {
 	log      *slog.Logger
 	kept     kept
 	process  func(ctx context.Context, volume string) (pid uint32, err error) // nil: nobody knows
+
+	left atomic.Bool // of HasLeft
+	told sync.Map    // why volumes stay, by volume, as the log has it
 }
 
 // New returns the layers of a Backend whose moments are recorded in the directory dir. The first moment makes dir. Each

@@ -23,8 +23,12 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
 		return nil
 	}
+	l.left.Store(true) // for the case that others are at work
 	return l.ifAlone(ctx, l.sweep)
 }
+
+// HasLeft reports whether the last Sweep has left moments that a later one may remove: they were in use, or others were at work.
+func (l *Layers) HasLeft() bool { return l.left.Load() }
 
 // HasExpired reports whether a record has a fork that has expired. The fork may be gone, or in use. It needs no Backend.
 func (l *Layers) HasExpired(now time.Time) (bool, error) {
@@ -113,6 +117,7 @@ func (k *kept) note(alone bool, now time.Time) (waited time.Duration) {
 
 // sweep removes all that it can, also if something else cannot be removed.
 func (l *Layers) sweep(ctx context.Context) error {
+	l.left.Store(false)
 	expireErr := errors.Join(l.removeTemporary(momentsDir), l.removeTemporary(hooksDir), l.expire(ctx, time.Now()), l.sweepSchedules(ctx))
 	for {
 		again, err := l.sweepOnce(ctx)
@@ -149,7 +154,7 @@ func (l *Layers) expire(ctx context.Context, now time.Time) (err error) {
 		switch {
 		case !is: // it is another layer of that name
 		case parents[fork]:
-			l.log.Info("it stays until the layers that were made from it are removed", "volume", fork)
+			l.tellStays(fork, "layers were made from it")
 		default:
 			forkErr = l.removeUnused(ctx, fork)
 		}
@@ -162,10 +167,18 @@ func (l *Layers) expire(ctx context.Context, now time.Time) (err error) {
 func (l *Layers) removeUnused(ctx context.Context, name string) error {
 	err := l.backend.Remove(ctx, name)
 	if errors.Is(err, fault.ErrInUse) || errdefs.IsFailedPrecondition(err) {
-		l.log.Info("it stays until nobody uses it", "volume", name, "error", err)
+		l.tellStays(name, err.Error())
 		return nil
 	}
+	l.told.Delete(name)
 	return err
+}
+
+// tellStays logs why a volume is not removed yet, once as long as that is the same.
+func (l *Layers) tellStays(name, why string) {
+	if before, _ := l.told.Swap(name, why); before != why {
+		l.log.Info("it stays for now", "volume", name, "reason", why)
+	}
 }
 
 // sweepOnce removes recorded moments that nothing needs. Others are those of another directory. A layer with a step that could
@@ -201,7 +214,11 @@ func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]c
 		return false, l.forget(momentsDir, r.Volume)
 	}
 	if (r.Name == "" || !hasLayer) && !needed {
-		return l.removeMoment(ctx, r.Volume)
+		gone, err = l.removeMoment(ctx, r.Volume)
+		if !gone {
+			l.left.Store(true)
+		}
+		return gone, err
 	}
 	was, name := r.Forks, r.Name
 	r.Forks, err = l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) { return volumes[name], nil })

@@ -63,8 +63,15 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 	if s.opts.Layers == nil {
 		return nil
 	}
-	return s.opts.Layers.Sweep(ctx)
+	err := s.opts.Layers.Sweep(ctx)
+	if s.hasMoments() {
+		s.wakeRetry()
+	}
+	return err
 }
+
+// hasMoments reports whether sweep has left moments that it may remove later.
+func (s *Snapshotter) hasMoments() bool { return s.opts.Layers != nil && s.opts.Layers.HasLeft() }
 
 // baseOf returns the volume that another was cloned from, also after a rollback or a merge.
 func (s *Snapshotter) baseOf(ctx context.Context, v cowcommon.Volume) (string, error) {

@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
@@ -52,9 +51,13 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 
 // doom has Cleanup destroy volumes. The metadata does not name them any more, and says that they are doomed.
 func (s *Snapshotter) doom(volumes ...string) {
+	if len(volumes) == 0 {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.doomed = append(s.doomed, volumes...)
+	s.wakeRetry()
 }
 
 // removeVolume removes a volume that is doomed. Returns errdefs.ErrFailedPrecondition if it is in use, or if it had no name and
@@ -74,6 +77,7 @@ func (s *Snapshotter) removeVolume(ctx context.Context, volume string) error {
 func (s *Snapshotter) destroy(ctx context.Context, volume string) {
 	if err := s.removeVolume(ctx, volume); err != nil {
 		s.log.Warn("snapshotter: volume cannot be destroyed yet", "volume", volume, "error", err)
+		s.noteReason(volume, err)
 		s.doom(volume)
 		return
 	}
@@ -83,6 +87,9 @@ func (s *Snapshotter) destroy(ctx context.Context, volume string) {
 // noteDestroyed notes that a volume is destroyed, which a power cut may undo: until that is settled it stays doomed.
 func (s *Snapshotter) noteDestroyed(volume string) {
 	s.measured.Delete(volume)
+	if s.forgetReason(volume) {
+		s.log.Info("snapshotter: volume of a removed snapshot is destroyed at last", "volume", volume)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.spoiled, volume)
@@ -127,9 +134,15 @@ func (s *Snapshotter) isBusyWith(volume string) bool {
 }
 
 // Cleanup destroys the volumes of removed snapshots. A volume that is still in use, mounted for example, is no error:
-// it is left for the next Cleanup. Cleanup also removes the snapshots of volumes that are gone, and forks that have
-// expired: see Options.Layers.
+// it is left for the next Cleanup, see RetryCleanup. Cleanup also removes the snapshots of volumes that are gone, and
+// forks that have expired: see Options.Layers.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	select {
+	case s.cleaning <- struct{}{}: // another may be destroying volumes of which the caller expects that they are gone
+		defer func() { <-s.cleaning }()
+	case <-ctx.Done():
+		return fault.Wrap("clean up snapshots", "", typed(context.Cause(ctx)))
+	}
 	s.mu.Lock()
 	doomed := s.doomed
 	s.doomed = nil
@@ -140,9 +153,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	}
 	left, errs := s.destroyAll(ctx, doomed)
 	errs = append(errs, s.sweep(ctx))
-	s.mu.Lock()
-	s.doomed = slices.Concat(left, s.doomed)
-	s.mu.Unlock()
+	s.doom(left...)
 	s.reserve.keep()
 	if err := errors.Join(errs...); err != nil {
 		return fault.Wrap("clean up snapshots", "", typed(err))
@@ -167,11 +178,13 @@ func (s *Snapshotter) destroyAll(ctx context.Context, doomed []string) (left []s
 			continue
 		}
 		left = append(left, volume)
-		if errdefs.IsFailedPrecondition(err) {
+		isNew := s.noteReason(volume, err)
+		switch {
+		case !errdefs.IsFailedPrecondition(err):
+			errs = append(errs, err)
+		case isNew:
 			s.log.Info("snapshotter: volume of a removed snapshot is in use, and is destroyed later", "volume", volume, "error", err)
-			continue
 		}
-		errs = append(errs, err)
 	}
 	return left, errs
 }

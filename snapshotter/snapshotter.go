@@ -114,6 +114,7 @@ type Snapshotter struct {
 
 	mu        sync.Mutex
 	doomed    []string            // volumes that are to be destroyed; the metadata says so too
+	reasons   map[string]string   // why volumes that are doomed could not be destroyed yet
 	busy      map[string]struct{} // volumes that an operation is about to make
 	unsettled []string            // volumes that were destroyed, and that a power cut may bring back
 	stale     stale
@@ -121,6 +122,9 @@ type Snapshotter struct {
 	lost      map[string]Lost     // by volume
 	spoiled   map[string]struct{} // volumes with a part of a layer that could not be taken back
 	offers    map[offerKey]offer  // volumes of other programs that wait for their Prepare
+
+	cleaning chan struct{} // has an element while Cleanup runs, for which others than Cleanup do not wait
+	wake     chan struct{} // has an element if RetryCleanup is to look for work
 
 	notShared atomic.Bool // others cannot mount volumes of SharedRoot here
 
@@ -161,6 +165,9 @@ func newSnapshotter(ctx context.Context, root string, backend cowcommon.Backend,
 		root: root, backend: backend, opts: opts, log: opts.Logger, ctx: context.WithoutCancel(ctx),
 		reserve:  spaceReserve{path: filepath.Join(root, reserveName)},
 		commitTx: (*bolt.Tx).Commit,
+		reasons:  make(map[string]string),
+		cleaning: make(chan struct{}, 1),
+		wake:     make(chan struct{}, 1),
 		busy:     make(map[string]struct{}),
 		frozen:   make(map[string]struct{}),
 		lost:     make(map[string]Lost),

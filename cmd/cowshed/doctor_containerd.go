@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,6 +80,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	}
 	answers := d.daemonAnswers(ctx, c)
 	h.lost()
+	h.doomed()
 	h.schedules()
 	h.engines(answers)
 	config, err := containerdconf.Read(f.containerdConfig, nil)
@@ -125,6 +127,21 @@ func (d *doctor) daemonAnswers(ctx context.Context, c daemon.Config) bool {
 	}
 	d.add(ok, "daemon", "", "it answers on %s", c.Address)
 	return true
+}
+
+// doomed reports volumes whose space is not free although their snapshots are removed.
+func (h hostCheck) doomed() {
+	const check = "removed volumes"
+	reasons, err := daemon.ReportedDoomed(h.config)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		h.add(warn, check, "", "%v", err)
+	case len(reasons) > 0:
+		volume := slices.Min(slices.Collect(maps.Keys(reasons)))
+		h.add(warn, check, "end the uses of them; the daemon tries again at least once a minute",
+			"volumes of removed snapshots that could not be destroyed yet: %d, such as %s: %s", len(reasons), volume, reasons[volume])
+	}
 }
 
 // ask connects to a daemon on a socket and asks it something.

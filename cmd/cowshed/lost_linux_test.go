@@ -4,14 +4,43 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/testfs"
 )
+
+// TestDoctorDoomed: doctor names a volume whose snapshot was removed while it was mounted, until the daemon has destroyed it.
+func TestDoctorDoomed(t *testing.T) {
+	testfs.CheckLeaks(t)
+	d := newServed(t)
+	config := filepath.Join(d.dir, "config.toml")
+	require.NoError(t, os.WriteFile(config, []byte("state = '"+d.dir+"'\naddress = '"+d.socket+"'\n"), 0o600))
+	says := func(doomed bool) {
+		t.Helper()
+		assert.Eventually(t, func() bool {
+			out := at{root: d.root}.run(t, "doctor", "--containerd", "--config", config).out
+			return strings.Contains(out, "could not be destroyed yet: 1, such as s-") == doomed
+		}, testfs.Patience, 50*time.Millisecond)
+	}
+	d.start(d.command())
+	s, ctx := d.snapshotter()
+	mounts, err := s.Prepare(ctx, "default/1/web", "")
+	require.NoError(t, err)
+	require.NoError(t, mount.WithTempMount(ctx, mounts, func(string) error {
+		require.NoError(t, s.Remove(ctx, "default/1/web"))
+		says(true)
+		return nil
+	}))
+	says(false)
+	d.stop()
+}
 
 // TestLost: volumes that the metadata does not know are kept, listed, given back and removed.
 func TestLost(t *testing.T) {

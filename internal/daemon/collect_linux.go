@@ -30,6 +30,8 @@ type source struct {
 	use func(f func(ctx context.Context, b cowcommon.Backend))
 	// lost is how many volumes are lost; nil where none can be.
 	lost func() int
+	// doomed is how many volumes could not be destroyed yet; nil where none can be.
+	doomed func() int
 }
 
 // collector tells metrics that others keep count of: comparisons and volumes.
@@ -76,13 +78,15 @@ var (
 		"Calls of the kernel that have not ended although nobody waits for them, as on a suspended pool, on ZFS. With 64 of them no other call begins.", []string{"service"}, nil)
 	lostDesc = prometheus.NewDesc("cowshed_volumes_lost",
 		"Volumes that the metadata does not know: see cowshed lost.", []string{"service"}, nil)
+	doomedDesc = prometheus.NewDesc("cowshed_volumes_doomed",
+		"Volumes of removed snapshots that could not be destroyed yet, such as volumes in use. The daemon tries again at least once a minute: see cowshed doctor.", []string{"service"}, nil)
 	filesystemDesc = prometheus.NewDesc("cowshed_filesystem_bytes",
 		"Space of the root's filesystem, by state: total, free and available.", []string{"state"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, removedDesc, removedBytesDesc, leftDesc, lostDesc, filesystemDesc} {
+	for _, desc := range []*prometheus.Desc{comparisonsDesc, volumesDesc, limitedDesc, limitBytesDesc, fullDesc, removedDesc, removedBytesDesc, leftDesc, lostDesc, doomedDesc, filesystemDesc} {
 		descs <- desc
 	}
 }
@@ -108,6 +112,9 @@ func (c *collector) Collect(found chan<- prometheus.Metric) {
 		})
 		if s.lost != nil {
 			found <- prometheus.MustNewConstMetric(lostDesc, prometheus.GaugeValue, float64(s.lost()), s.service)
+		}
+		if s.doomed != nil {
+			found <- prometheus.MustNewConstMetric(doomedDesc, prometheus.GaugeValue, float64(s.doomed()), s.service)
 		}
 	}
 	for state, bytes := range filesystemSpace(c.root) {

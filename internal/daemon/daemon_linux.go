@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/closers"
 	"github.com/cowshed/cowshed/internal/enginelimits"
@@ -74,6 +75,8 @@ type daemon struct {
 	limits      *limitWatch
 	containers  schedule.Home // of containerd's snapshots
 	schedules   *schedule.Runner
+	// retryCleanup destroys volumes that could not be destroyed with their snapshots, until ctx is done.
+	retryCleanup func(ctx context.Context)
 }
 
 func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
@@ -225,6 +228,10 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 	d.closers.Add(func() error { return scrapes.close(d.snapshotter.Close) })
 	d.containers = containersHome(d.config, dir, driver, scrapes, d.log)
 	d.reportLost()
+	d.reportDoomed()
+	d.retryCleanup = func(ctx context.Context) {
+		scrapes.do(func(context.Context, cowcommon.Backend) { d.snapshotter.RetryCleanup(ctx, d.reportDoomed) })
+	}
 	if err := d.openAPI(layerstore.New(dir, driver, layersOf(dir, driver, d.log), d.log)); err != nil {
 		return source{}, nil, err
 	}
@@ -243,6 +250,7 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 		compared: differ.CompareStats,
 		use:      scrapes.do,
 		lost:     func() int { return len(d.snapshotter.Lost()) },
+		doomed:   func() int { return len(d.snapshotter.Doomed()) },
 	}, differ, nil
 }
 
@@ -320,6 +328,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	})
 	group.Go(func() error {
 		d.runAndLeave(ctx, d.schedules.Run, "a snapshot by schedule has not ended, and nobody waits for it; the next start runs its hook")
+		return nil
+	})
+	group.Go(func() error {
+		d.runAndLeave(ctx, d.retryCleanup, "a volume of a removed snapshot is still being destroyed, and nobody waits for it; the next start destroys it")
 		return nil
 	})
 	if d.metrics != nil {

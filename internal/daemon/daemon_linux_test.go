@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -258,6 +259,45 @@ func TestServe(t *testing.T) {
 		assert.NoFileExists(t, socket)
 	}
 	assert.NotContains(t, r.log.String(), "level=ERROR")
+}
+
+// TestRetryCleanup: the volume of a removed snapshot that is mounted is reported, and destroyed after it was unmounted. A daemon
+// that waits for that stops without waiting.
+func TestRetryCleanup(t *testing.T) {
+	testfs.CheckLeaks(t)
+	r := start(t, testConfig(t))
+	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	shows := func(doomed int) {
+		t.Helper()
+		assert.EventuallyWithT(t, func(c *assert.CollectT) {
+			page := httpDo(t, filepath.Join(r.State, "metrics.sock"), http.MethodGet, "/metrics")
+			assert.Contains(c, page, fmt.Sprintf("\ncowshed_volumes_doomed{service=\"snapshots\"} %d\n", doomed))
+			reported, err := ReportedDoomed(r.Config)
+			assert.NoError(c, err)
+			assert.Len(c, reported, doomed)
+		}, testfs.Patience, 50*time.Millisecond)
+	}
+	removeMounted := func(key string, meanwhile func()) {
+		t.Helper()
+		mounts, err := s.Prepare(t.Context(), key, "")
+		require.NoError(t, err)
+		in(t, mounts, func(string) {
+			require.NoError(t, s.Remove(t.Context(), key))
+			shows(1)
+			meanwhile()
+		})
+	}
+	shows(0)
+	removeMounted("gone", func() {})
+	shows(0)
+	left, err := os.ReadDir(filepath.Join(r.Root, "containerd", "btrfs", "subvolumes"))
+	require.NoError(t, err)
+	assert.Empty(t, left)
+
+	removeMounted("stays", func() { require.NoError(t, r.stop()) })
+	assert.NotContains(t, r.log.String(), "nobody waits for it")
+	start(t, r.Config)
+	shows(0)
 }
 
 // TestStopAndStartAgain: committed snapshots exist after a restart.

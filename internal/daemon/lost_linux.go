@@ -12,15 +12,19 @@ import (
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
-// reportLost writes a list of lost volumes, for cowshed doctor and cowshed lost, which cannot open the metadata
-// meanwhile.
-func (d *daemon) reportLost() {
-	text, err := json.Marshal(d.snapshotter.Lost())
+// reportLost writes a list of lost volumes, for cowshed doctor and cowshed lost.
+func (d *daemon) reportLost() { d.report(lostName, d.snapshotter.Lost()) }
+
+// reportDoomed writes a list of doomed volumes, for cowshed doctor.
+func (d *daemon) reportDoomed() { d.report(doomedName, d.snapshotter.Doomed()) }
+
+func (d *daemon) report(name string, volumes any) {
+	text, err := json.Marshal(volumes)
 	if err == nil {
-		err = atomicfile.Write(filepath.Join(d.config.State, lostName), text, 0o600)
+		err = atomicfile.Write(filepath.Join(d.config.State, name), text, 0o600)
 	}
 	if err != nil {
-		d.log.Warn("the list of lost volumes cannot be written for cowshed doctor", "error", err)
+		d.log.Warn("a list of volumes cannot be written for cowshed doctor", "file", name, "error", err)
 	}
 }
 
