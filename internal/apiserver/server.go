@@ -27,6 +27,8 @@ type Stores interface {
 	Open(ctx context.Context) (s *layerstore.Store, release func(), err error)
 	// OpenContainers opens the store of the daemon's volumes, for a request that names these references to containers.
 	OpenContainers(ctx context.Context, refs []string) (s *layerstore.Store, release func(), err error)
+	// LimitContainer sets the limit of the container that a reference names, while the container runs or not.
+	LimitContainer(ctx context.Context, ref string, bytes uint64) error
 }
 
 // Options say how a Server answers.

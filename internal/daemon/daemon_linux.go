@@ -69,6 +69,7 @@ type daemon struct {
 	metrics     *http.Server  // nil: none
 	closers     closers.Closers
 	snapshotter *snapshotter.Snapshotter
+	measured    measuredSnapshotter // the same, for clients
 	engines     *enginelimits.Group
 	containerd  *grpc.ClientConn
 	limits      *limitWatch
@@ -149,7 +150,8 @@ func (d *daemon) openServices(ctx context.Context, m *metrics) ([]source, error)
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))...)
 	d.closers.Add(func() error { d.server.Stop(); return nil })
-	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m, d.engines, d.log}, measuredDiffer{differ, m})
+	d.measured = measuredSnapshotter{d.snapshotter, m, d.engines, d.log}
+	snapshotter.Register(d.server, d.measured, measuredDiffer{differ, m})
 	healthapi.RegisterHealthServer(d.server, d.health)
 	sources := []source{s}
 

@@ -162,12 +162,20 @@ func (c Container) keeps(label string) bool {
 
 func (c Container) bytes() (uint64, error) {
 	bytes, err := quota.ParseSize(c.Size)
-	if err == nil && c.Max != 0 && bytes > c.Max {
-		err = fault.New(errdefs.ErrInvalidArgument, "size %q is more than the %s that the configuration of cowshed serve allows",
-			c.Size, quota.FormatSize(c.Max))
+	if err == nil {
+		err = CheckMax(c.Size, bytes, c.Max)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", c.Setting, err)
 	}
 	return bytes, nil
+}
+
+// CheckMax refuses a size of that many bytes if it is larger than most, which is the largest size that is allowed; 0: any is.
+func CheckMax(size string, bytes, most uint64) error {
+	if most == 0 || bytes <= most {
+		return nil
+	}
+	return fault.New(errdefs.ErrInvalidArgument, "size %q is more than the %s that the configuration of cowshed serve allows",
+		size, quota.FormatSize(most))
 }
