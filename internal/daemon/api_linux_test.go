@@ -91,6 +91,8 @@ func TestAPI(t *testing.T) {
 	assert.Equal(t, http.StatusNotFound, r.call("GET", "/v1/layers/containerd:k8s.io%2Fgone", "", nil))
 	assert.Equal(t, http.StatusNoContent, r.call("DELETE", "/v1/layers/fork:try", "", nil))
 	require.NoError(t, s.Remove(ctx, "k8s.io/1/running"))
+	assert.Contains(t, httpDo(t, filepath.Join(c.State, "metrics.sock"), http.MethodGet, "/metrics"),
+		`cowshed_api_refusals_total{gate="requests",kind="too_many_requests"} 0`)
 	require.NoError(t, r.stop())
 	assert.NoFileExists(t, c.API)
 }

@@ -104,6 +104,9 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.openSchedules(m)
+	if d.api != nil {
+		m.registry.MustRegister(d.api.server)
+	}
 	m.limits(c)
 	if err := d.listen(ctx); err != nil {
 		return nil, err
