@@ -96,8 +96,25 @@ func (l *Limiter) note(ctx context.Context, c Container, outcome string, err err
 }
 
 // Catch is Limit for a container that exists whatever the result: the Report has its error until Forget, or until Catch succeeds.
-func (l *Limiter) Catch(ctx context.Context, c Container) {
-	err := l.Limit(ctx, c)
+func (l *Limiter) Catch(ctx context.Context, c Container) { l.Ended(ctx, c, l.Limit(ctx, c)) }
+
+// Late is for a container whose Limit takes longer than its engine waits. The Report has the container until Ended. Returns
+// errdefs.ErrInvalidArgument if the size cannot be read or is not allowed: then the container should not be made.
+func (l *Limiter) Late(c Container) error {
+	if _, err := c.bytes(); err != nil {
+		return err
+	}
+	l.log.Warn("a container starts before its limit is set, which takes long", "engine", c.Engine, "name", c.Name, "id", c.ID,
+		"setting", c.Setting, "size", c.Size)
+	l.report.refused(c, errLate)
+	return nil
+}
+
+// errLate says that the limit of a container is still being set.
+var errLate = fault.Said(errdefs.ErrUnavailable, "setting the limit takes long, and goes on")
+
+// Ended notes the error of Limit, or nil, for a container that exists whatever the result.
+func (l *Limiter) Ended(ctx context.Context, c Container, err error) {
 	switch {
 	case err == nil:
 		l.Forget(c.Namespace, c.ID)
