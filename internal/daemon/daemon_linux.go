@@ -324,7 +324,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return nil
 	})
 	group.Go(func() error {
-		d.runAndLeave(ctx, d.schedules.Run, "a snapshot by schedule has not ended, and nobody waits for it; the next start runs its hook")
+		d.runAndLeave(ctx, d.schedules.Run, "a snapshot by schedule has not ended, since its post command still runs or the filesystem does not answer; the next start runs the command again")
 		return nil
 	})
 	if d.metrics != nil {
