@@ -9,13 +9,13 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/layerref"
+	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 // limitContainer has the running daemon change the limit of a container's snapshot.
@@ -24,31 +24,17 @@ func (a *app) limitContainer(cmd *cobra.Command, ref layerref.Reference, bytes u
 	if err != nil {
 		return err
 	}
-	if ref.Snapshot != "" {
-		return usagef("a snapshot has no limit: name the container")
-	}
-	if bytes == 0 {
-		return usagef("the limit of a container can be raised, and not be removed: give a size")
-	}
-	namespace, own, err := daemon.Resolver(c).Snapshot(cmd.Context(), ref)
-	if err != nil {
-		return err
-	}
 	return ask(cmd.Context(), c.Address, func(ctx context.Context, conn *grpc.ClientConn) error {
 		s := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "cowshed")
-		ctx = namespaces.WithNamespace(ctx, namespace)
-		key, err := keyOf(ctx, s, namespace, own)
-		if err != nil {
-			return err
-		}
-		const label = snapshots.LabelSnapshotMaxSize
-		_, err = s.Update(ctx, snapshots.Info{Name: key, Labels: map[string]string{label: strconv.FormatUint(bytes, 10)}}, "labels."+label)
-		return err
+		return layerstore.LimitContainer(ctx, ref, bytes, daemon.Resolver(c), servedSnapshots{s})
 	})
 }
 
-// keyOf finds the snapshot that a client of containerd calls own. containerd puts the namespace and a number before that.
-func keyOf(ctx context.Context, s snapshots.Snapshotter, namespace, own string) (key string, err error) {
+// servedSnapshots are the snapshots of a daemon that runs.
+type servedSnapshots struct{ snapshots.Snapshotter }
+
+// Key implements layerstore.Limiter. containerd puts the namespace and a number before the name that its client knows.
+func (s servedSnapshots) Key(ctx context.Context, namespace, own string) (key string, err error) {
 	found := errors.New("found")
 	err = s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		key = info.Name

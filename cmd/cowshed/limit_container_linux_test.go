@@ -21,12 +21,13 @@ func TestLimitContainer(t *testing.T) {
 		_, err := s.Prepare(ctx, key, "")
 		require.NoError(t, err)
 	}
+	require.NoError(t, s.Commit(ctx, "test/4/image", "test/3/webx1"))
 	config := filepath.Join(d.dir, "config.toml")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, "root = %q\nstate = %q\naddress = %q\ndocker_api = %q\n",
 		d.root, d.dir, d.socket, "unix://"+d.dir+"/none"), 0o600))
 	a := at{root: d.root}
 	a.ok(t, "limit", "containerd:test/web.1", "4M", "--config", config)
-	for key, want := range map[string]string{"moby/1/web": "", "test/2/web.1": "4194304", "test/3/webx1": ""} {
+	for key, want := range map[string]string{"moby/1/web": "", "test/2/web.1": "4194304", "test/4/image": ""} {
 		info, err := s.Stat(ctx, key)
 		require.NoError(t, err)
 		assert.Equal(t, want, info.Labels[snapshots.LabelSnapshotMaxSize], key)
@@ -37,6 +38,8 @@ func TestLimitContainer(t *testing.T) {
 		message    string
 	}{
 		{"containerd:test/none", "4M", exitNotFound, "no snapshot none in the namespace test"},
+		{"containerd:test/web.1@before", "4M", exitUsage, "name the container"},
+		{"containerd:test/image", "4M", exitPrecondition, "is not that of a container"},
 		{"containerd:test/web.1", "none", exitUsage, "can be raised, and not be removed"},
 		{"containerd:test", "4M", exitUsage, "say containerd:NAMESPACE/KEY"},
 		{"containerd:/web", "4M", exitUsage, "say containerd:NAMESPACE/KEY"},

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -93,6 +94,39 @@ func (a at) past(t *testing.T, dir string) {
 		require.Regexp(t, sinceInRecord, string(record))
 		require.NoError(t, os.WriteFile(file, sinceInRecord.ReplaceAll(record, []byte(`"since": "2020-01-01T12:00:00Z"`)), 0o600))
 	}
+}
+
+// TestStopWithPost: the daemon ends well while a post command still runs after stop_timeout, and the next start runs it again.
+func TestStopWithPost(t *testing.T) {
+	h := newContainersHost(t, "snapshot")
+	a := at{root: h.root}
+	pids := filepath.Join(t.TempDir(), "pids")
+	h.cowshed("snapshot", web, "--every", "8784h", "--post", fmt.Sprintf("echo $$ >>%[1]s; test $(wc -l <%[1]s) = 2 || exec sleep 1000", pids),
+		"--hook-timeout", "10m")
+	h.stop()
+	a.past(t, "containerd/live/btrfs")
+	run := func() (list []string) {
+		text, _ := os.ReadFile(pids)
+		return strings.Fields(string(text))
+	}
+	h.start(h.command("--stop-timeout", "1s"))
+	require.Eventually(t, func() bool { return len(run()) == 1 }, testfs.Patience, 10*time.Millisecond)
+	pid, err := strconv.Atoi(run()[0])
+	require.NoError(t, err)
+	end := sync.OnceValue(func() error { return syscall.Kill(pid, syscall.SIGKILL) }) // as systemd does
+	t.Cleanup(func() { _ = end() })
+	h.stop()
+	assert.Contains(t, h.log.String(), "its post command still runs")
+	assert.NotContains(t, h.log.String(), "ERROR")
+	require.NoError(t, end(), "it has outlasted the daemon")
+
+	h.start(h.command())
+	require.Eventually(t, func() bool { return len(run()) == 2 }, testfs.Patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		left, err := filepath.Glob(filepath.Join(h.root, "containerd/live/btrfs/hooks/*"))
+		return err == nil && len(left) == 0
+	}, testfs.Patience, 10*time.Millisecond)
+	h.stop()
 }
 
 // TestServeSchedules: the daemon takes one snapshot for those that were missed, of a container and of a layer of the store. After

@@ -47,7 +47,7 @@ used meanwhile. A second daemon on the same root is refused.`,
 	flags.StringVar(&f.config.ContainerdAddress, "containerd-address", f.config.ContainerdAddress, "`SOCKET` of containerd, for its content store")
 	flags.StringVar(&f.config.DefaultLimit, "default-limit", "", "most that a container may write, as `SIZE` such as 20G; none by default")
 	flags.StringVar(&f.config.BuildLimit, "build-limit", "", "most that a snapshot of a build, or a layer that is unpacked, may hold, as `SIZE`; none by default")
-	flags.StringVar(&f.config.MaxLimit, "max-limit", "", "largest `SIZE` that an engine may name for a container")
+	flags.StringVar(&f.config.MaxLimit, "max-limit", "", "largest `SIZE` that an engine, or a request of the API, may name for a container")
 	flags.BoolVar(&f.config.NRI, "nri", false, "limit containers of Kubernetes by annotations of their pods, as a plugin of NRI")
 	flags.StringVar(&f.config.NRISocket, "nri-socket", f.config.NRISocket, "`SOCKET` of containerd's NRI")
 	flags.BoolVar(&f.config.KubeletPods, "kubelet-pods", false, "ask the kubelet for the limits of pods without such an annotation")

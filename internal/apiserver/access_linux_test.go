@@ -86,6 +86,8 @@ func TestMembers(t *testing.T) {
 		{"DELETE", "/v1/layers/base/snapshots/monday", nil},
 		{"POST", "/v1/layers/base/rollback", api.NewRollback{Snapshot: "monday"}},
 		{"PUT", "/v1/layers/base/limit", api.NewLimit{Size: "1G"}},
+		{"PUT", "/v1/layers/docker:web/limit", api.NewLimit{Size: "1G"}}, // it may only be read
+		{"PUT", "/v1/layers/docker:ci.own/limit", api.NewLimit{Size: "1G"}},
 		{"DELETE", "/v1/layers/base", nil},
 		{"DELETE", "/v1/layers/secret?force=true", nil},
 		{"GET", "/v1/layers/secret", nil},

@@ -13,6 +13,8 @@ type answer struct {
 	control *http.ResponseController
 	timeout time.Duration
 	begun   bool
+	status  int  // once it has begun
+	cut     bool // an error has ended it
 
 	rate    int64 // bytes in a second; 0: any
 	written int64
@@ -28,7 +30,7 @@ func (a *answer) begin(status int, mediaType string) {
 	if mediaType != "" {
 		a.w.Header().Set("Content-Type", mediaType)
 	}
-	a.begun = true
+	a.begun, a.status = true, status
 	a.w.WriteHeader(status)
 }
 

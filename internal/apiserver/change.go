@@ -322,7 +322,10 @@ func (r *request) setLimit() error {
 			return refused(api.KindInvalidArgument, "a snapshot has no limit of its own", "name the layer alone")
 		}
 		if s.IsContainer(v) {
-			return refused(api.KindNotImplemented, "the limit of a container is set by the command", "run: cowshed limit "+s.Shown(v.Name)+" "+body.Size)
+			if err := r.server.opts.Stores.LimitContainer(r.Context(), r.PathValue("layer"), bytes); err != nil {
+				return err
+			}
+			return r.done()
 		}
 		n := r.caller.namespaceOf(v.Name)
 		if err := n.checkLimit(bytes); err != nil {

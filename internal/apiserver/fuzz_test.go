@@ -30,12 +30,17 @@ func (n *noStores) OpenContainers(ctx context.Context, refs []string) (*layersto
 	return n.Open(ctx)
 }
 
+func (n *noStores) LimitContainer(ctx context.Context, ref string, _ uint64) error {
+	_, _, err := n.OpenContainers(ctx, []string{ref})
+	return err
+}
+
 // FuzzRequest: whatever a member sends, the answer is well-formed, and no engine is asked about containers of others.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range [][3]string{
 		{"GET", "/v1/info", ""}, {"POST", "/v1/layers/base/forks", `{"name": "ci.a", "count": 3, "ttl": "1h", "labels": {"a": "b"}}`},
 		{"POST", "/v1/layers/fork:ci.a/merge", `{"strategy": "ours", "paths": ["/a"]}`}, {"GET", "/v1/layers/docker:db/changes?since=base", ""},
-		{"PUT", "/v1/layers/ci.a/limit", `{"size": "1G"}`}, {"DELETE", "/v1/layers/ci.a/snapshots/x", ""}, {"GET", "/v1/layers/%2e%2e", ""},
+		{"PUT", "/v1/layers/ci.a/limit", `{"size": "1G"}`}, {"PUT", "/v1/layers/docker:web/limit", `{"size": "1G"}`}, {"DELETE", "/v1/layers/ci.a/snapshots/x", ""}, {"GET", "/v1/layers/%2e%2e", ""},
 		{"POST", "/v1/layers/ci.a/promote", `{"to": "docker://x/y"}`}, {"GET", "/v1/layers/containerd:a%2Fb/export?format=oci-archive", ""},
 	} {
 		f.Add(seed[0], seed[1], seed[2])

@@ -60,6 +60,7 @@ var (
 // gate counts the connections or requests of each sender that are under way.
 type gate struct {
 	bounds
+	refused func(api.Kind) // is called for each refusal; nil: nobody counts
 
 	mu      sync.Mutex
 	senders map[sender]int
@@ -73,6 +74,21 @@ func newGate(b bounds) *gate { return &gate{bounds: b, senders: make(map[sender]
 func (g *gate) enter(who sender) (leave func(), _ api.Kind) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if kind := g.refuses(who); kind != "" {
+		if g.refused != nil {
+			g.refused(kind)
+		}
+		return nil, kind
+	}
+	g.senders[who]++
+	if who != rootSender {
+		g.others++
+	}
+	return func() { g.leave(who) }, ""
+}
+
+// refuses is the kind of the refusal if a sender may not begin something, and "" if it may.
+func (g *gate) refuses(who sender) api.Kind {
 	each, kept := g.each, g.kept
 	switch who {
 	case rootSender:
@@ -82,15 +98,11 @@ func (g *gate) enter(who sender) (leave func(), _ api.Kind) {
 	}
 	switch {
 	case g.senders[who] >= each:
-		return nil, api.KindTooManyRequests
+		return api.KindTooManyRequests
 	case who != rootSender && g.others >= g.all && g.senders[who] >= kept:
-		return nil, api.KindUnavailable
+		return api.KindUnavailable
 	}
-	g.senders[who]++
-	if who != rootSender {
-		g.others++
-	}
-	return func() { g.leave(who) }, ""
+	return ""
 }
 
 // enterGate lets the request begin something of which administrators have any number.

@@ -54,6 +54,15 @@ func (f fixedStores) OpenContainers(_ context.Context, refs []string) (*layersto
 	return &s, func() {}, nil
 }
 
+// LimitContainer limits the volume that the reference names.
+func (f fixedStores) LimitContainer(ctx context.Context, ref string, bytes uint64) error {
+	s, _, err := f.OpenContainers(ctx, []string{ref})
+	if err != nil {
+		return err
+	}
+	return s.Driver.SetLimit(ctx, s.Containers[ref], bytes)
+}
+
 // served is a server with a store on a btrfs.
 type served struct {
 	t      testing.TB

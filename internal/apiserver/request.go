@@ -56,7 +56,7 @@ func (r *request) reply(err error) {
 	}
 	r.server.opts.Log.Log(r.Context(), level, "a request of the API has failed", "method", r.Method, "path", r.URL.Path, "kind", e.Kind, "error", err)
 	if r.out.begun {
-		panic(http.ErrAbortHandler)
+		r.cutOff()
 	}
 	if e.Kind == api.KindTooManyRequests || e.Kind == api.KindUnavailable {
 		r.out.w.Header().Set("Retry-After", "1")
@@ -65,8 +65,14 @@ func (r *request) reply(err error) {
 		r.out.w.Header().Set("Connection", "close")
 	}
 	if r.json(e.Kind.Status(), e) != nil {
-		panic(http.ErrAbortHandler)
+		r.cutOff()
 	}
+}
+
+// cutOff ends the connection, so that the client does not take the answer for a whole one.
+func (r *request) cutOff() {
+	r.out.cut = true
+	panic(http.ErrAbortHandler)
 }
 
 // json answers with JSON.

@@ -27,6 +27,8 @@ type Stores interface {
 	Open(ctx context.Context) (s *layerstore.Store, release func(), err error)
 	// OpenContainers opens the store of the daemon's volumes, for a request that names these references to containers.
 	OpenContainers(ctx context.Context, refs []string) (s *layerstore.Store, release func(), err error)
+	// LimitContainer sets the limit of the container that a reference names, while the container runs or not.
+	LimitContainer(ctx context.Context, ref string, bytes uint64) error
 }
 
 // Options say how a Server answers.
@@ -45,15 +47,17 @@ type Options struct {
 	patience patience // the zero value: usualPatience
 }
 
-// Server answers requests.
+// Server answers requests. It is a prometheus.Collector.
 type Server struct {
-	opts       Options
-	token      [sha256.Size]byte
-	namespaces []*namespace
-	requests   *gate
-	exports    *gate
-	walks      *gate
-	handler    http.Handler
+	opts        Options
+	token       [sha256.Size]byte
+	namespaces  []*namespace
+	connections *gate
+	requests    *gate
+	exports     *gate
+	walks       *gate
+	metrics     *metrics
+	handler     http.Handler
 
 	mu     sync.Mutex
 	ended  bool           // no request begins any more
@@ -62,8 +66,11 @@ type Server struct {
 
 // New returns a server.
 func New(opts Options) *Server {
-	s := &Server{opts: opts, token: sha256.Sum256([]byte(opts.Token)), requests: newGate(requestBounds),
-		exports: newGate(exportBounds), walks: newGate(walkBounds)}
+	m := newMetrics()
+	s := &Server{
+		opts: opts, token: sha256.Sum256([]byte(opts.Token)), metrics: m, connections: m.gate("connections", connectionBounds),
+		requests: m.gate("requests", requestBounds), exports: m.gate("exports", exportBounds), walks: m.gate("walks", walkBounds),
+	}
 	if s.opts.patience == (patience{}) {
 		s.opts.patience = usualPatience
 	}
@@ -89,19 +96,19 @@ func (s *Server) serve(ctx context.Context, l net.Listener, peer func(net.Conn) 
 		ErrorLog: slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug), // clients cause these
 	}
 	ended := make(chan error, 1)
-	connections := &connections{last: s.opts.patience.last, open: make(map[*peerConn]bool)}
+	open := &connections{last: s.opts.patience.last, open: make(map[*peerConn]bool)}
 	refusals := newRefusals(s.opts.patience.last)
 	defer refusals.waiting.Wait()
 	go func() {
 		ended <- server.Serve(&listener{
-			Listener: l, gate: newGate(connectionBounds), peer: peer, sender: s.senderOf, connections: connections, refusals: refusals,
+			Listener: l, gate: s.connections, peer: peer, sender: s.senderOf, connections: open, refusals: refusals,
 		})
 	}()
 	var err error
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
-		connections.stop()
+		open.stop()
 		patient, stop := context.WithTimeout(requests, s.opts.StopTimeout)
 		if server.Shutdown(patient) != nil {
 			s.opts.Log.Warn("cancelling requests of the API that have not ended", "after", s.opts.StopTimeout)
@@ -134,6 +141,7 @@ func untilStop(ctx context.Context) context.Context {
 // ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := &request{Request: r, server: s, out: newAnswer(w, s.opts.patience.write)}
+	defer s.metrics.begin(req)()
 	if err := req.limitBody(); err != nil {
 		req.reply(err)
 		return

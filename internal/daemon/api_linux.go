@@ -18,9 +18,11 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/apiserver"
+	"github.com/cowshed/cowshed/internal/enginelimits"
 	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/internal/unixsocket"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // apiService is the HTTP API.
@@ -267,4 +269,21 @@ func (s *apiStores) OpenContainers(ctx context.Context, refs []string) (*layerst
 		store.Containers[layerref.Layer(ref)] = volume
 	}
 	return &store, func() {}, nil
+}
+
+// LimitContainer implements apiserver.Stores. The limit is at most max_limit: a client of the API is no operator of the host.
+func (s *apiStores) LimitContainer(ctx context.Context, ref string, bytes uint64) error {
+	parsed, err := layerref.Parse(ref)
+	if err != nil {
+		return err
+	}
+	c := s.daemon.config
+	most, err := parseLimit(c.MaxLimit)
+	if err != nil {
+		return err
+	}
+	if err := enginelimits.CheckMax(quota.FormatSize(bytes), bytes, most); err != nil {
+		return err
+	}
+	return layerstore.LimitContainer(ctx, parsed, bytes, Resolver(c), s.daemon.measured)
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,13 +17,18 @@ import (
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	nriapi "github.com/containerd/nri/pkg/api"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/api"
+	"github.com/cowshed/cowshed/internal/enginelimits"
+	"github.com/cowshed/cowshed/internal/enginelimits/nri"
+	"github.com/cowshed/cowshed/internal/enginelimits/nri/nritest"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -85,8 +91,76 @@ func TestAPI(t *testing.T) {
 	assert.Equal(t, http.StatusNotFound, r.call("GET", "/v1/layers/containerd:k8s.io%2Fgone", "", nil))
 	assert.Equal(t, http.StatusNoContent, r.call("DELETE", "/v1/layers/fork:try", "", nil))
 	require.NoError(t, s.Remove(ctx, "k8s.io/1/running"))
+	assert.Contains(t, httpDo(t, filepath.Join(c.State, "metrics.sock"), http.MethodGet, "/metrics"),
+		`cowshed_api_refusals_total{gate="requests",kind="too_many_requests"} 0`)
 	require.NoError(t, r.stop())
 	assert.NoFileExists(t, c.API)
+}
+
+// TestAPIContainerLimit: the API limits a container as the command does, and by no more than max_limit.
+func TestAPIContainerLimit(t *testing.T) {
+	testfs.CheckLeaks(t)
+	c := withAPI(t)
+	c.MaxLimit, c.NRI, c.NRISocket = "64M", true, filepath.Join(c.State, "nri.sock")
+	engine, err := net.Listen("unix", c.NRISocket)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, engine.Close()) })
+	r := start(t, c)
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	_, err = s.Prepare(ctx, "k8s.io/1/extract-1 sha256:a", "")
+	require.NoError(t, err)
+	require.NoError(t, s.Commit(ctx, "k8s.io/2/image", "k8s.io/1/extract-1 sha256:a"))
+	_, err = s.Prepare(ctx, "k8s.io/3/running", "k8s.io/2/image")
+	require.NoError(t, err)
+	runtime := nritest.Accept(t, engine)
+	_, err = runtime.Plugin.Configure(ctx, &nriapi.ConfigureRequest{})
+	require.NoError(t, err)
+	_, err = runtime.Plugin.Synchronize(ctx, &nriapi.SynchronizeRequest{
+		Pods:       []*nriapi.PodSandbox{{Id: "p", Annotations: map[string]string{nri.SizeAnnotation: "much"}}},
+		Containers: []*nriapi.Container{{Id: "running", PodSandboxId: "p"}},
+	})
+	require.NoError(t, err)
+	withoutLimit := func() int {
+		report, err := enginelimits.ReadReport(c.State)
+		require.NoError(t, err)
+		return len(report.Refused)
+	}
+	require.Eventually(t, func() bool { return withoutLimit() == 1 }, testfs.Patience, time.Millisecond)
+	const path = "/v1/layers/containerd:k8s.io%2Frunning"
+	limit := func() uint64 {
+		var usage api.Usage
+		require.Equal(t, http.StatusOK, r.call("GET", path+"/usage", "", &usage))
+		return usage.Limit
+	}
+	for _, size := range []string{"32M", "64M", "16M"} {
+		assert.Equal(t, http.StatusNoContent, r.call("PUT", path+"/limit", fmt.Sprintf(`{"size":%q}`, size), nil), size)
+	}
+	assert.Equal(t, uint64(16<<20), limit())
+	assert.Zero(t, withoutLimit(), "it has a limit now")
+	info, err := s.Stat(ctx, "k8s.io/3/running")
+	require.NoError(t, err)
+	assert.Equal(t, strconv.Itoa(16<<20), info.Labels[snapshots.LabelSnapshotMaxSize])
+
+	for _, refused := range []struct {
+		layer, size string
+		status      int
+		message     string
+	}{
+		{"running", "65M", http.StatusBadRequest, `size "65MiB" is more than the 64MiB that the configuration`},
+		{"running", "none", http.StatusBadRequest, "can be raised, and not be removed"},
+		{"image", "1M", http.StatusConflict, "is not that of a container"},
+		{"gone", "1M", http.StatusNotFound, "there is no such snapshot"},
+	} {
+		var fault api.Error
+		assert.Equal(t, refused.status, r.call("PUT", "/v1/layers/containerd:k8s.io%2F"+refused.layer+"/limit", fmt.Sprintf(`{"size":%q}`, refused.size), &fault))
+		assert.Contains(t, fault.Message, refused.message)
+	}
+	assert.Equal(t, uint64(16<<20), limit())
+	for _, key := range []string{"3/running", "2/image"} {
+		require.NoError(t, s.Remove(ctx, "k8s.io/"+key))
+	}
+	require.NoError(t, r.stop())
 }
 
 // TestAPIFlood: while clients of the API send more requests than it takes, containerd's requests are served.

@@ -70,6 +70,7 @@ type daemon struct {
 	metrics     *http.Server  // nil: none
 	closers     closers.Closers
 	snapshotter *snapshotter.Snapshotter
+	measured    measuredSnapshotter // the same, for clients
 	engines     *enginelimits.Group
 	containerd  *grpc.ClientConn
 	limits      *limitWatch
@@ -106,6 +107,9 @@ func open(ctx context.Context, c Config, opts Options) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.openSchedules(m)
+	if d.api != nil {
+		m.registry.MustRegister(d.api.server)
+	}
 	m.limits(c)
 	if err := d.listen(ctx); err != nil {
 		return nil, err
@@ -152,7 +156,8 @@ func (d *daemon) openServices(ctx context.Context, m *metrics) ([]source, error)
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))...)
 	d.closers.Add(func() error { d.server.Stop(); return nil })
-	snapshotter.Register(d.server, measuredSnapshotter{d.snapshotter, m, d.engines, d.log}, measuredDiffer{differ, m})
+	d.measured = measuredSnapshotter{d.snapshotter, m, d.engines, d.log}
+	snapshotter.Register(d.server, d.measured, measuredDiffer{differ, m})
 	healthapi.RegisterHealthServer(d.server, d.health)
 	sources := []source{s}
 
@@ -327,7 +332,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return nil
 	})
 	group.Go(func() error {
-		d.runAndLeave(ctx, d.schedules.Run, "a snapshot by schedule has not ended, and nobody waits for it; the next start runs its hook")
+		d.runAndLeave(ctx, d.schedules.Run, "a snapshot by schedule has not ended, since its post command still runs or the filesystem does not answer; the next start runs the command again")
 		return nil
 	})
 	group.Go(func() error {

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/internal/apiserver"
 	"github.com/cowshed/cowshed/internal/golden"
 	"github.com/cowshed/cowshed/internal/schedule"
 )
@@ -29,6 +30,7 @@ func described(t *testing.T) (list []metricDesc) {
 	log := slog.New(slog.DiscardHandler)
 	m.registry.MustRegister(newCollector(nil, "", log), newLiveCollector("", log))
 	m.registry.MustRegister(schedule.New(nil, log))
+	m.registry.MustRegister(apiserver.New(apiserver.Options{}))
 	m.registry.MustRegister(newLimitWatch(Config{ContainerMetrics: 1}, nil, nil, log))
 	descs := make(chan *prometheus.Desc)
 	go func() {

@@ -26,10 +26,8 @@ const (
 	storePlace      = "store"
 )
 
-// snapshotLong is the reason for which a snapshot may outlast the end of the daemon, which does not cancel post commands.
-const snapshotLong = "a snapshot by schedule has not ended: its post command still runs, or the filesystem does not answer"
-
-// containersHome is the home of containerd's snapshots. It is open as long as scrapes are.
+// containersHome is the home of containerd's snapshots. It is open as long as scrapes are. A post command may outlast the end of the
+// daemon, which does not cancel it.
 func containersHome(c Config, dir string, driver *cowdriver.Driver, scrapes *scrapes, log *slog.Logger) schedule.Home {
 	records := live.Dir(dir, driver.String(), driver.Backend())
 	layers := live.New(driver.Backend(), records, log).WithProcesses(ProcessOf(c))
@@ -37,7 +35,7 @@ func containersHome(c Config, dir string, driver *cowdriver.Driver, scrapes *scr
 		Place: containersPlace, Dir: records, Process: ProcessOf(c),
 		Use: func(ctx context.Context, do func(ctx context.Context, layers *live.Layers) error) error {
 			err := errClosed
-			scrapes.doLong(snapshotLong, func(open context.Context, _ cowcommon.Backend) {
+			scrapes.doLong(func(open context.Context, _ cowcommon.Backend) {
 				ctx, cancel := context.WithCancel(ctx)
 				defer cancel()
 				defer context.AfterFunc(open, cancel)()

@@ -2,9 +2,6 @@ package daemon
 
 import (
 	"context"
-	"maps"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,72 +18,84 @@ type scrapes struct {
 	ctx      context.Context // done when the backend is to be closed
 	cancel   context.CancelFunc
 
-	mu     sync.Mutex
-	ended  bool
-	uses   map[string]int // that have not ended, by the reason for which one may take long
+	mu    sync.Mutex
+	ended bool
+	short uses // that close waits for
+	long  uses
+}
+
+// uses are uses of a backend that have not ended.
+type uses struct {
+	number int
 	active sync.WaitGroup
 }
 
-// silent is the reason for which counting may take long.
-const silent = "the filesystem does not answer"
-
 func newScrapes(ctx context.Context, b cowcommon.Backend, patience time.Duration) *scrapes {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // metrics are answered until the backend is closed
-	return &scrapes{backend: b, patience: patience, ctx: ctx, cancel: cancel, uses: make(map[string]int)}
+	return &scrapes{backend: b, patience: patience, ctx: ctx, cancel: cancel}
 }
 
 // do calls f, unless the backend is to be closed. It stays open until f returns.
-func (s *scrapes) do(f func(ctx context.Context, b cowcommon.Backend)) { s.doLong(silent, f) }
+func (s *scrapes) do(f func(ctx context.Context, b cowcommon.Backend)) { s.use(&s.short, f) }
 
-// doLong is do with a reason for which f may take long.
-func (s *scrapes) doLong(reason string, f func(ctx context.Context, b cowcommon.Backend)) {
+// doLong is do for an f that the caller of close has waited for already, as long as anybody should. So close does not wait for it.
+func (s *scrapes) doLong(f func(ctx context.Context, b cowcommon.Backend)) { s.use(&s.long, f) }
+
+func (s *scrapes) use(u *uses, f func(ctx context.Context, b cowcommon.Backend)) {
 	s.mu.Lock()
 	if s.ended {
 		s.mu.Unlock()
 		return
 	}
-	s.active.Add(1)
-	s.uses[reason]++
+	u.active.Add(1)
+	u.number++
 	s.mu.Unlock()
-	defer s.active.Done()
-	defer s.end(reason)
+	defer u.active.Done()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		u.number--
+	}()
 	f(s.ctx, s.backend)
 }
 
-func (s *scrapes) end(reason string) {
+// isLong reports whether a use by doLong has not ended.
+func (s *scrapes) isLong() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.uses[reason]--; s.uses[reason] == 0 {
-		delete(s.uses, reason)
-	}
+	return s.long.number > 0
 }
 
-// reasons are those for which uses have not ended; silent if all have, and the backend does not close.
-func (s *scrapes) reasons() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.uses) == 0 {
-		return silent
-	}
-	return strings.Join(slices.Sorted(maps.Keys(s.uses)), ", and ")
-}
-
-// close calls closeBackend when nothing is counted any more. If that takes too long, it is called later, and the error
-// is errdefs.ErrUnavailable, with the reason.
+// close calls closeBackend when nobody uses the backend any more. While a use by doLong goes on, close returns nil at once, and
+// calls it later. So it does if counting takes too long, but then the error is errdefs.ErrUnavailable.
 func (s *scrapes) close(closeBackend func() error) error {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
 	s.cancel()
-	closed := make(chan error, 1)
+	counted, closed := make(chan struct{}), make(chan error, 1)
 	go func() {
-		s.active.Wait()
+		s.short.active.Wait()
+		close(counted)
+		s.long.active.Wait()
 		closed <- closeBackend()
 	}()
+	patience := time.NewTimer(s.patience)
+	defer patience.Stop()
+	select {
+	case <-counted:
+	case <-patience.C:
+		return errSilent
+	}
+	if s.isLong() {
+		return nil
+	}
 	select {
 	case err := <-closed:
 		return err
-	case <-time.After(s.patience):
-		return fault.New(errdefs.ErrUnavailable, "%s, so the volumes are closed later", s.reasons())
+	case <-patience.C:
+		return errSilent
 	}
 }
+
+var errSilent = fault.New(errdefs.ErrUnavailable, "the filesystem does not answer, so the volumes are closed later")

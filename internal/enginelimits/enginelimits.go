@@ -96,8 +96,25 @@ func (l *Limiter) note(ctx context.Context, c Container, outcome string, err err
 }
 
 // Catch is Limit for a container that exists whatever the result: the Report has its error until Forget, or until Catch succeeds.
-func (l *Limiter) Catch(ctx context.Context, c Container) {
-	err := l.Limit(ctx, c)
+func (l *Limiter) Catch(ctx context.Context, c Container) { l.Ended(ctx, c, l.Limit(ctx, c)) }
+
+// Late is for a container whose Limit takes longer than its engine waits. The Report has the container until Ended. Returns
+// errdefs.ErrInvalidArgument if the size cannot be read or is not allowed: then the container should not be made.
+func (l *Limiter) Late(c Container) error {
+	if _, err := c.bytes(); err != nil {
+		return err
+	}
+	l.log.Warn("a container starts before its limit is set, which takes long", "engine", c.Engine, "name", c.Name, "id", c.ID,
+		"setting", c.Setting, "size", c.Size)
+	l.report.refused(c, errLate)
+	return nil
+}
+
+// errLate says that the limit of a container is still being set.
+var errLate = fault.Said(errdefs.ErrUnavailable, "setting the limit takes long, and goes on")
+
+// Ended notes the error of Limit, or nil, for a container that exists whatever the result.
+func (l *Limiter) Ended(ctx context.Context, c Container, err error) {
 	switch {
 	case err == nil:
 		l.Forget(c.Namespace, c.ID)
@@ -162,12 +179,20 @@ func (c Container) keeps(label string) bool {
 
 func (c Container) bytes() (uint64, error) {
 	bytes, err := quota.ParseSize(c.Size)
-	if err == nil && c.Max != 0 && bytes > c.Max {
-		err = fault.New(errdefs.ErrInvalidArgument, "size %q is more than the %s that the configuration of cowshed serve allows",
-			c.Size, quota.FormatSize(c.Max))
+	if err == nil {
+		err = CheckMax(c.Size, bytes, c.Max)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", c.Setting, err)
 	}
 	return bytes, nil
+}
+
+// CheckMax refuses a size of that many bytes if it is larger than most, which is the largest size that is allowed; 0: any is.
+func CheckMax(size string, bytes, most uint64) error {
+	if most == 0 || bytes <= most {
+		return nil
+	}
+	return fault.New(errdefs.ErrInvalidArgument, "size %q is more than the %s that the configuration of cowshed serve allows",
+		size, quota.FormatSize(most))
 }

@@ -145,6 +145,29 @@ func TestCredentials(t *testing.T) {
 	assert.Equal(t, 2, asked)
 }
 
+// TestRotatedToken: a token is replaced as Kubernetes does it, by another directory under the same link. The next
+// request has it.
+func TestRotatedToken(t *testing.T) {
+	k := kubelettest.Start(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, twoPods) })
+	dir := t.TempDir()
+	link := filepath.Join(dir, "..data")
+	use := func(token string) {
+		t.Helper()
+		require.NoError(t, os.Mkdir(filepath.Join(dir, token), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, token, "token"), []byte(token), 0o600))
+		require.NoError(t, os.Symlink(token, link+"_tmp"))
+		require.NoError(t, os.Rename(link+"_tmp", link))
+	}
+	c := clientOf(k)
+	c.Credential = filepath.Join(link, "token")
+	use("expired")
+	_, err := c.pods(t.Context())
+	require.ErrorContains(t, err, "401 Unauthorized")
+	use(kubelettest.Token)
+	_, err = c.pods(t.Context())
+	require.NoError(t, err)
+}
+
 // TestRedirect: the token goes nowhere else.
 func TestRedirect(t *testing.T) {
 	k := kubelettest.Start(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/pods", http.StatusFound) })

@@ -25,13 +25,14 @@ import (
 
 // Annotations of pods.
 const (
-	SizeAnnotation          = "cowshed.dev/size"  // of each container
-	ContainerSizeAnnotation = "size.cowshed.dev/" // of the container whose name follows; it comes first
-	pluginName              = "cowshed"           // by which containerd knows the plugin
-	pluginIndex             = "10"                // its place among plugins, which does not matter
-	answerTimeout           = 10 * time.Second    // for containerd to register and configure the plugin
-	kubeletTime             = time.Second / 2     // for the kubelet to name a new pod, of the two seconds that NRI allows
-	catchUpTime             = time.Second         // in which containers get their limits before containerd starts any
+	SizeAnnotation          = "cowshed.dev/size"      // of each container
+	ContainerSizeAnnotation = "size.cowshed.dev/"     // of the container whose name follows; it comes first
+	pluginName              = "cowshed"               // by which containerd knows the plugin
+	pluginIndex             = "10"                    // its place among plugins, which does not matter
+	answerTimeout           = 10 * time.Second        // for containerd to register and configure the plugin
+	kubeletTime             = time.Second / 2         // for the kubelet to name a new pod, of the two seconds that NRI allows
+	limitTime               = 1500 * time.Millisecond // for a new container to get its limit, of the same two seconds
+	catchUpTime             = time.Second             // in which containers get their limits before containerd starts any
 )
 
 // Source is the plugin.
@@ -83,7 +84,7 @@ func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected fun
 	close(p.ended)
 	cancel()
 	link.close(mux)
-	p.catching.Wait()
+	p.limiting.Wait()
 	return err
 }
 

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -27,7 +29,10 @@ import (
 )
 
 // limits are the limits that have been set, by id.
-type limits struct{ sync.Map }
+type limits struct {
+	sync.Map
+	slow chan error // ends SetLimit of the ids that begin with slow
+}
 
 func (l *limits) Key(_ context.Context, namespace, own string) (string, error) {
 	if namespace != "k8s.io" {
@@ -36,9 +41,25 @@ func (l *limits) Key(_ context.Context, namespace, own string) (string, error) {
 	return own, nil
 }
 
-func (l *limits) Stat(context.Context, string) (snapshots.Info, error) { return snapshots.Info{}, nil }
+// Stat does not answer about ids that begin with stuck.
+func (l *limits) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	if strings.HasPrefix(key, "stuck") {
+		<-ctx.Done()
+	}
+	return snapshots.Info{}, ctx.Err()
+}
 
-func (l *limits) SetLimit(_ context.Context, key string, bytes uint64) error {
+func (l *limits) SetLimit(ctx context.Context, key string, bytes uint64) error {
+	if strings.HasPrefix(key, "slow") {
+		select {
+		case err := <-l.slow:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	l.Store(key, bytes)
 	return nil
 }
@@ -178,6 +199,79 @@ func TestKubelet(t *testing.T) {
 		return len(refused()) == 0
 	}, testfs.Patience, time.Millisecond)
 	assert.Equal(t, uint64(5<<30), limitOf("6"))
+}
+
+// TestSlowDisk: containerd has its answer in time while a limit takes long to set. The report has the container until the limit is
+// set, and after that if it cannot be. Other containers do not wait.
+func TestSlowDisk(t *testing.T) {
+	k := kubelettest.Start(t, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"items": [{"metadata": {"uid": "u"}, "spec": {"containers": [{"name": "web", "resources": {"limits": {"ephemeral-storage": "2G"}}}]}}]}`)
+	})
+	annotated := &api.PodSandbox{Annotations: map[string]string{SizeAnnotation: "2G", ContainerSizeAnnotation + "bad": "9G"}}
+	for name, pod := range map[string]*api.PodSandbox{"annotation": annotated, "kubelet": {Uid: "u"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, socket, l := listen(t)
+			set := &limits{slow: make(chan error)}
+			source := &Source{Socket: socket, Max: 8 << 30}
+			source.Kubelet = kubelet.NewSource(&kubelet.Client{Address: k.Address, CA: k.CA, Credential: k.Credential}, source.Max)
+			ctx, _ := runGroup(t, dir, set, source, source.Kubelet)
+			r := nritest.Accept(t, l)
+			_, err := r.Plugin.Configure(ctx, &api.ConfigureRequest{})
+			require.NoError(t, err)
+			_, err = r.Plugin.Synchronize(ctx, &api.SynchronizeRequest{})
+			require.NoError(t, err)
+			create := func(id string, pod *api.PodSandbox, name string) error {
+				_, err := r.Plugin.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: &api.Container{Id: id, Name: name}})
+				return err
+			}
+			report := func() enginelimits.Report {
+				report, err := enginelimits.ReadReport(dir)
+				require.NoError(t, err)
+				return report
+			}
+			require.Eventually(t, func() bool {
+				return slices.ContainsFunc(report().Engines, func(e enginelimits.Engine) bool { return e.Name == kubelet.Engine && e.Connected })
+			}, testfs.Patience, time.Millisecond, "the kubelet is not asked in a request that may not wait for it")
+			refused := func() map[string]string {
+				found := make(map[string]string)
+				for _, c := range report().Refused {
+					found[c.ID] = c.Error
+				}
+				return found
+			}
+			var creating sync.WaitGroup
+			for _, id := range []string{"slow-1", "slow-2"} {
+				creating.Go(func() { assert.NoError(t, create(id, pod, "web")) })
+			}
+			require.NoError(t, create("quick", annotated, "web"))
+			creating.Wait()
+			const late = "setting the limit takes long, and goes on"
+			require.EventuallyWithT(t, func(c *assert.CollectT) {
+				assert.Equal(c, map[string]string{"slow-1": late, "slow-2": late}, refused())
+			}, testfs.Patience, time.Millisecond)
+			_, ok := set.Load("slow-1")
+			assert.False(t, ok)
+
+			set.slow <- nil
+			require.Eventually(t, func() bool { return len(refused()) == 1 }, testfs.Patience, time.Millisecond)
+			set.slow <- errdefs.ErrDataLoss
+			require.Eventually(t, func() bool {
+				for _, said := range refused() {
+					return strings.Contains(said, errdefs.ErrDataLoss.Error())
+				}
+				return false
+			}, testfs.Patience, time.Millisecond)
+			require.ErrorContains(t, create("stuck", annotated, "bad"), "9G", "a bad size rejects the container in any case")
+			assert.Len(t, refused(), 1)
+		})
+	}
+}
+
+// TestLimitTime: containerd waits two seconds, and the answer needs a part of them.
+func TestLimitTime(t *testing.T) {
+	assert.Less(t, limitTime, api.DefaultPluginRequestTimeout)
+	assert.Less(t, kubeletTime, limitTime)
 }
 
 // TestManyWaitForTheKubelet: a container that cannot wait for the kubelet, since too many do, is named in the report.

@@ -28,8 +28,7 @@ func (s *Source) events() int32 {
 	return int32(mask)
 }
 
-// plugin answers containerd on one connection. The goroutine of run sets limits, and the goroutine of a catch-up. Both have
-// ended when Source.Run returns.
+// plugin answers containerd on one connection. Goroutines that run starts set limits. They have ended when Source.Run returns.
 type plugin struct {
 	source     *Source
 	limiter    *enginelimits.Limiter
@@ -37,8 +36,8 @@ type plugin struct {
 	configured chan struct{} // closed when containerd has configured the plugin
 	configure  sync.Once
 	jobs       chan job
-	ended      chan struct{} // closed when run has returned
-	catching   sync.WaitGroup
+	ended      chan struct{}  // closed when run has returned
+	limiting   sync.WaitGroup // is added to in the goroutine of run alone
 
 	mu      sync.Mutex
 	partial []*api.SynchronizeRequest // the first parts of one
@@ -89,9 +88,11 @@ func (p *plugin) inRun(ctx context.Context, f func(ctx context.Context)) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-p.ended:
-		return status.Error(codes.Unavailable, "cowshed: the daemon stops")
+		return errStops
 	}
 }
+
+var errStops = status.Error(codes.Unavailable, "cowshed: the daemon stops")
 
 // Configure implements api.PluginService.
 func (p *plugin) Configure(context.Context, *api.ConfigureRequest) (*api.ConfigureResponse, error) {
@@ -117,7 +118,7 @@ func (p *plugin) Synchronize(ctx context.Context, req *api.SynchronizeRequest) (
 	caught := make(chan struct{})
 	if err := p.inRun(ctx, func(ctx context.Context) {
 		p.connected()
-		p.catching.Go(func() {
+		p.limiting.Go(func() {
 			defer close(caught)
 			p.catchUp(ctx, containers, later)
 		})
@@ -183,21 +184,22 @@ func (p *plugin) later(ctx context.Context, c kubelet.Container) {
 // CreateContainer implements api.PluginService. Its error rejects the container. containerd has prepared the container's snapshot
 // before, and Docker Engine does it afterwards.
 func (p *plugin) CreateContainer(ctx context.Context, req *api.CreateContainerRequest) (*api.CreateContainerResponse, error) {
+	start := time.Now()
 	c, ok := p.source.container(req.GetPod(), req.GetContainer())
 	if !ok {
-		return &api.CreateContainerResponse{}, p.askKubelet(ctx, inPod(c, req.GetPod(), req.GetContainer()))
-	}
-	limit := p.limiter.Limit
-	if p.source.Docker {
-		limit = p.limiter.Expect
-	} else {
-		c.Created = time.Now()
+		return &api.CreateContainerResponse{}, p.askKubelet(ctx, start.Add(limitTime), inPod(c, req.GetPod(), req.GetContainer()))
 	}
 	var err error
-	if runErr := p.inRun(ctx, func(ctx context.Context) { err = limit(ctx, c) }); runErr != nil {
-		return nil, runErr
+	if p.source.Docker {
+		if runErr := p.inRun(ctx, func(ctx context.Context) { err = p.limiter.Expect(ctx, c) }); runErr != nil {
+			return nil, runErr
+		}
+	} else {
+		c.Created = start
+		_, err = p.limit(ctx, start.Add(limitTime), c)
 	}
 	switch {
+	case errors.Is(err, errStops):
 	case errdefs.IsInvalidArgument(err):
 		err = status.Errorf(codes.InvalidArgument, "cowshed: %v", err)
 	case err != nil:
@@ -206,9 +208,41 @@ func (p *plugin) CreateContainer(ctx context.Context, req *api.CreateContainerRe
 	return &api.CreateContainerResponse{}, err
 }
 
+// limit gives a new container its limit. containerd ends the connection if it has no answer in time. So where the limit is not set
+// until then, late is true, and setting it goes on. The container exists before its limit then, and the report has it until the end.
+func (p *plugin) limit(ctx context.Context, until time.Time, c enginelimits.Container) (late bool, err error) {
+	result, answered := make(chan error), make(chan bool, 1) // answered says whether the container comes to exist
+	if err := p.inRun(ctx, func(ctx context.Context) {
+		p.limiting.Go(func() {
+			err := p.limiter.Limit(ctx, c)
+			select {
+			case result <- err:
+			case exists := <-answered:
+				if exists {
+					p.limiter.Ended(ctx, c, err)
+				}
+			}
+		})
+	}); err != nil {
+		return false, err
+	}
+	patience := time.NewTimer(time.Until(until))
+	defer patience.Stop()
+	select {
+	case err = <-result:
+		return false, err
+	case <-patience.C:
+		err = p.limiter.Late(c)
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	answered <- err == nil
+	return err == nil, err
+}
+
 // askKubelet gives a container the limit that the kubelet knows. It never rejects the container: the pod was perhaps made for
 // nodes without Cowshed.
-func (p *plugin) askKubelet(ctx context.Context, c kubelet.Container) error {
+func (p *plugin) askKubelet(ctx context.Context, until time.Time, c kubelet.Container) error {
 	if p.source.Kubelet == nil {
 		return nil
 	}
@@ -220,7 +254,14 @@ func (p *plugin) askKubelet(ctx context.Context, c kubelet.Container) error {
 		return nil
 	}
 	if err == nil {
-		return p.inRun(ctx, func(ctx context.Context) { p.limiter.Catch(ctx, limited) })
+		late, err := p.limit(ctx, until, limited)
+		if errors.Is(err, errStops) {
+			return err
+		}
+		if !late {
+			p.limiter.Ended(ctx, limited, err)
+		}
+		return nil
 	}
 	return p.inRun(ctx, func(ctx context.Context) {
 		c.Engine = kubelet.Engine

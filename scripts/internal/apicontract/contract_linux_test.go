@@ -41,8 +41,18 @@ func (o oneStore) Open(context.Context) (*layerstore.Store, func(), error) {
 
 // OpenContainers implements apiserver.Stores.
 func (o oneStore) OpenContainers(context.Context, []string) (*layerstore.Store, func(), error) {
-	return o.Store, func() {}, nil
+	s := *o.Store
+	s.Containers = map[string]string{"docker:db": containerVolume}
+	return &s, func() {}, nil
 }
+
+// LimitContainer implements apiserver.Stores.
+func (o oneStore) LimitContainer(ctx context.Context, _ string, bytes uint64) error {
+	return o.Driver.SetLimit(ctx, containerVolume, bytes)
+}
+
+// containerVolume is the volume of the one container, docker:db.
+const containerVolume = "s-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 // contract sends requests to a server, and compares each with the description.
 type contract struct {
@@ -186,6 +196,8 @@ func TestContract(t *testing.T) {
 	c.ok(layer+"/usage", "GET", "/v1/layers/web/usage", nil)
 	c.ok(layer+"/limit", "PUT", "/v1/layers/try-2/limit", api.NewLimit{Size: "3G"})
 	c.fails(400, layer+"/limit", "PUT", "/v1/layers/try-2/limit", api.NewLimit{Size: "much"})
+	require.NoError(t, c.store.Create(t.Context(), containerVolume, layerstore.CreateOptions{}))
+	c.ok(layer+"/limit", "PUT", "/v1/layers/docker:db/limit", api.NewLimit{Size: "3G"})
 	c.fails(409, layer+"/merge", "POST", "/v1/layers/try-1/merge", api.NewMerge{})
 	c.ok(layer+"/merge", "POST", "/v1/layers/try-1/merge", api.NewMerge{Into: "web", Strategy: api.Ours, Paths: []string{"/file"}})
 	c.ok(layer+"/rollback", "POST", "/v1/layers/web/rollback", api.NewRollback{Snapshot: "before"})
