@@ -22,6 +22,9 @@ func (m making) copy(ctx context.Context, dst *os.File) error {
 // How implements migrate.Target. The bytes are those of the data, and of the blob of a layer of an image: at most the size
 // of the layer.
 func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+	if err := t.checkOwner(t.places[layer.ID]); err != nil {
+		return "", 0, err
+	}
 	how, bytes, err := t.howOf(ctx, layer, content, below)
 	if layer.Kind == migrate.ImageLayer && layer.Size > 0 {
 		bytes += layer.Size
