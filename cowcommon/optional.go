@@ -34,7 +34,7 @@ func As[T any](backend Backend) (found T, ok bool) {
 }
 
 // Complete is a Backend with all of the optional interfaces but Examiner, Scratcher,
-// Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer, Sharer and Identifier.
+// Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer, Spacer, Sharer and Identifier.
 type Complete interface {
 	Backend
 	Sealer
@@ -62,6 +62,20 @@ func Place(backend Backend) string {
 		return p.Place()
 	}
 	return ""
+}
+
+// Spacer is a Backend whose home does not tell how much space the volumes have.
+type Spacer interface {
+	// Free is the space that is left for data of volumes, in bytes. Limits of single volumes do not count.
+	Free(ctx context.Context) (uint64, error)
+}
+
+// Free is Spacer.Free. Returns ErrNotImplemented if the backend is none: the filesystem of its home has the space.
+func Free(ctx context.Context, backend Backend) (uint64, error) {
+	if s, ok := As[Spacer](backend); ok {
+		return s.Free(ctx)
+	}
+	return 0, cannot("measure space", backend)
 }
 
 // Sealer is a Backend that can seal a volume before others are cloned from it. The snapshotter needs one.

@@ -76,8 +76,8 @@ func TestForkExpires(t *testing.T) {
 	h.assertClean(1, "again", "web", "young")
 }
 
-// TestForkNamedAsItsLayer: a fork of a moment does not get the name of the moment's layer, also when the layer is gone. It would not
-// expire.
+// TestForkNamedAsItsLayer: no layer made from a moment gets the name of the moment's layer, also when that is gone. It would have the
+// base of that layer, and as a fork would not expire.
 func TestForkNamedAsItsLayer(t *testing.T) {
 	h, ctx := newHome(t), t.Context()
 	h.create("web")
@@ -86,9 +86,13 @@ func TestForkNamedAsItsLayer(t *testing.T) {
 	expired := live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}}
 	_, err = h.Fork(ctx, m.Volume, []string{"other", "web"}, expired)
 	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	require.ErrorIs(t, h.CheckParent(ctx, "web", m.Volume), errdefs.ErrAlreadyExists)
+	require.NoError(t, h.CheckParent(ctx, "web", "image"))
 	require.NoError(t, h.backend.Remove(ctx, "web"))
 	_, err = h.Fork(ctx, m.Volume, []string{"other", "web"}, expired)
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.ErrorIs(t, h.CheckParent(ctx, "web", m.Volume), errdefs.ErrInvalidArgument)
+	require.NoError(t, h.CheckParent(ctx, "other", m.Volume))
 	assert.Equal(t, []string{"one"}, h.names("web"), "the snapshot has its name still")
 	_, err = h.Fork(ctx, m.Volume, []string{"other"}, expired)
 	require.NoError(t, err)

@@ -132,6 +132,9 @@ func (rc *receiver) native(ctx context.Context, r io.Reader, kind string) error 
 	if err := rc.checkName(ctx, name); err != nil {
 		return err
 	}
+	if err := rc.layers.CheckParent(ctx, name, rc.opts.Parent); err != nil {
+		return err
+	}
 	add, end := progressOf(rc.opts.Progress, name)
 	one := Received{Sent: Sent{Name: name, Parent: rc.opts.Parent}}
 	var bytes atomic.Int64 // a backend may still read the stream after it has failed
@@ -269,6 +272,9 @@ func (rc *receiver) is(ctx context.Context, name string, id []byte) (there, same
 // make makes a layer.
 func (rc *receiver) make(ctx context.Context, name string, layer *layerstream.Layer, add func(int64)) (parent string, err error) {
 	if parent, err = rc.parent(ctx, layer.Header.Parent); err != nil {
+		return "", err
+	}
+	if err := rc.layers.CheckParent(ctx, name, parent); err != nil {
 		return "", err
 	}
 	if err := cowcommon.Receive(ctx, rc.layers.backend, name, parent, stream.CountReads(layer, add)); err != nil {

@@ -49,7 +49,7 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	if err != nil {
 		return m, err
 	}
-	err = l.checkForkNames(ctx, r.Layer, names)
+	err = l.checkNamesOver(ctx, r.Layer, names)
 	if err == nil {
 		err = l.newLayers(ctx, names...)
 	}
@@ -70,16 +70,32 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	return l.commitMade(r)
 }
 
-// checkForkNames refuses forks of a moment that have the name of the moment's layer, which is gone. Such a fork would be the layer
-// again, after a rollback, and no fork that expires. Returns ErrAlreadyExists if the layer is there.
-func (l *Layers) checkForkNames(ctx context.Context, layer string, names []string) error {
+// CheckParent checks that a new layer of that name can be made from parent, by the caller. Returns ErrInvalidArgument if parent is
+// a moment of a former layer of that name. Returns ErrAlreadyExists if that layer is there.
+func (l *Layers) CheckParent(ctx context.Context, name, parent string) error {
+	if !IsMoment(parent) {
+		return nil
+	}
+	r, err := l.load(momentsDir, parent)
+	if errdefs.IsNotFound(err) { // then it is a volume as any other
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.checkNamesOver(ctx, r.Layer, []string{name})
+}
+
+// checkNamesOver refuses layers made from a moment that have the name of the moment's layer, which is gone. Such a layer would be
+// the former one again, after a rollback, with its base, and no fork that expires. Returns ErrAlreadyExists if the layer is there.
+func (l *Layers) checkNamesOver(ctx context.Context, layer string, names []string) error {
 	if !slices.Contains(names, layer) {
 		return nil
 	}
 	if err := l.checkFree(ctx, []string{layer}); err != nil {
 		return err
 	}
-	return fault.New(errdefs.ErrInvalidArgument, "a fork cannot have the name %s: its moment is of a former layer of that name", layer)
+	return fault.New(errdefs.ErrInvalidArgument, "a layer made from a moment of the former layer %s cannot have its name: choose another", layer)
 }
 
 // checkLabelSize refuses labels for which the record of a moment with so many forks would be too large. It would be made first

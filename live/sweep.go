@@ -30,6 +30,25 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 // HasLeft reports whether the last Sweep has left moments that a later one may remove: they were in use, or others were at work.
 func (l *Layers) HasLeft() bool { return l.left.Load() }
 
+// SweepSharers is Sweep before a volume is removed whose root others share. It stays until they are gone. So SweepSharers waits until
+// nobody else is at work if all of them are moments.
+func (l *Layers) SweepSharers(ctx context.Context, volume string) (err error) {
+	sharers, err := cowcommon.Sharers(ctx, l.backend)
+	if err != nil {
+		return err
+	}
+	isLayer := func(name string) bool { return !IsMoment(name) }
+	if len(sharers[volume]) == 0 || slices.ContainsFunc(sharers[volume], isLayer) {
+		return l.Sweep(ctx)
+	}
+	unlock, err := l.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	return l.sweep(ctx)
+}
+
 // HasExpired reports whether a record has a fork that has expired. The fork may be gone, or in use. It needs no Backend.
 func (l *Layers) HasExpired(now time.Time) (bool, error) {
 	volumes, err := l.recorded(momentsDir, "")

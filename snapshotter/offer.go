@@ -16,6 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // AdoptLabel is a label of Prepare, with the value Offered: the snapshot is to be a copy of the volume that root has offered
@@ -177,6 +178,16 @@ func (s *Snapshotter) LimitFilled(ctx context.Context, namespace, key string, by
 	return s.SetLimit(ctx, own, bytes)
 }
 
+// CheckRoom returns errdefs.ErrResourceExhausted if the volumes have less space than bytes. Returns errdefs.ErrNotImplemented
+// if the filesystem of the Backend's home has the space: the caller can measure that.
+func (s *Snapshotter) CheckRoom(ctx context.Context, bytes uint64) error {
+	free, err := cowcommon.Free(ctx, s.backend)
+	if err == nil && bytes > free {
+		err = fault.New(errdefs.ErrResourceExhausted, "%s are needed, and %s has %s", quota.FormatSize(bytes), cowcommon.Place(s.backend), quota.FormatSize(free))
+	}
+	return err
+}
+
 // Offerer is a snapshotter that takes offers: a *Snapshotter, or one around it.
 type Offerer interface {
 	Offer(ctx context.Context, namespace, key, source string) error
@@ -184,9 +195,10 @@ type Offerer interface {
 	Settle(ctx context.Context, namespace, key string) error
 	LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error
 	CheckSettle(ctx context.Context, namespace string, keys ...string) error
+	CheckRoom(ctx context.Context, bytes uint64) error
 }
 
-// The service has five methods, and their messages are containerd's.
+// The service has six methods, and their messages are containerd's.
 const (
 	offersService = "cowshed.snapshotter.v1.Offers"
 	offerMethod   = "Offer"
@@ -194,6 +206,7 @@ const (
 	settleMethod  = "Settle"
 	limitMethod   = "LimitFilled"
 	checkMethod   = "CheckSettle"
+	roomMethod    = "CheckRoom"
 )
 
 var offersDesc = grpc.ServiceDesc{
@@ -210,16 +223,36 @@ var offersDesc = grpc.ServiceDesc{
 			return o.Settle(ctx, namespace, r.GetKey())
 		})},
 		{MethodName: limitMethod, Handler: offersHandler(limitMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
-			bytes, err := strconv.ParseUint(r.GetLabels()[limitLabel], 10, 64)
+			bytes, err := bytesIn(r)
 			if err != nil {
-				return fault.New(errdefs.ErrInvalidArgument, "%q is no limit in bytes", r.GetLabels()[limitLabel])
+				return err
 			}
 			return o.LimitFilled(ctx, namespace, r.GetKey(), bytes)
 		})},
 		{MethodName: checkMethod, Handler: offersHandler(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.CheckSettle(ctx, namespace, slices.Sorted(maps.Keys(r.GetLabels()))...)
 		})},
+		{MethodName: roomMethod, Handler: offersHandler(roomMethod, func(ctx context.Context, o Offerer, _ string, r *snapshotsapi.PrepareSnapshotRequest) error {
+			bytes, err := bytesIn(r)
+			if err != nil {
+				return err
+			}
+			return o.CheckRoom(ctx, bytes)
+		})},
 	},
+}
+
+// bytesIn is the number of bytes in a request that bytesLabels has made.
+func bytesIn(r *snapshotsapi.PrepareSnapshotRequest) (uint64, error) {
+	bytes, err := strconv.ParseUint(r.GetLabels()[limitLabel], 10, 64)
+	if err != nil {
+		return 0, fault.New(errdefs.ErrInvalidArgument, "%q is no number of bytes", r.GetLabels()[limitLabel])
+	}
+	return bytes, nil
+}
+
+func bytesLabels(bytes uint64) map[string]string {
+	return map[string]string{limitLabel: strconv.FormatUint(bytes, 10)}
 }
 
 // offersHandler makes the handler of a method, which grpc's compiler makes for other services.
@@ -266,8 +299,12 @@ func (c OffersClient) Settle(ctx context.Context, namespace, key string) error {
 
 // LimitFilled is Snapshotter.LimitFilled. Returns errdefs.ErrNotImplemented if the server is of a version without it.
 func (c OffersClient) LimitFilled(ctx context.Context, namespace, key string, bytes uint64) error {
-	labels := map[string]string{limitLabel: strconv.FormatUint(bytes, 10)}
-	return c.call(ctx, limitMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key, Labels: labels})
+	return c.call(ctx, limitMethod, namespace, &snapshotsapi.PrepareSnapshotRequest{Key: key, Labels: bytesLabels(bytes)})
+}
+
+// CheckRoom is Snapshotter.CheckRoom. Returns errdefs.ErrNotImplemented if the server is of a version without it, too.
+func (c OffersClient) CheckRoom(ctx context.Context, bytes uint64) error {
+	return c.call(ctx, roomMethod, "", &snapshotsapi.PrepareSnapshotRequest{Labels: bytesLabels(bytes)})
 }
 
 // CheckSettle is Snapshotter.CheckSettle. Returns errdefs.ErrNotImplemented if the server does not know it.

@@ -169,3 +169,24 @@ func TestOfferWithoutAdopter(t *testing.T) {
 	s := newSnapshotter(t.Context(), t.TempDir(), struct{ cowcommon.Backend }{}, Options{})
 	require.ErrorIs(t, s.Offer(t.Context(), "moby", "key", "source"), errdefs.ErrNotImplemented)
 }
+
+// spacious is a Backend whose volumes are elsewhere than its home.
+type spacious struct{ cowcommon.Backend }
+
+func (spacious) Place() string                        { return "tank/layers" }
+func (spacious) Free(context.Context) (uint64, error) { return 1000, nil }
+
+// TestCheckRoom: a Backend that knows its space is asked for it, through a socket too.
+func TestCheckRoom(t *testing.T) {
+	h := newHost(t, Options{})
+	conn, stop, err := serve(t.TempDir(), h.Snapshotter, nil)
+	require.NoError(t, err)
+	t.Cleanup(stop)
+	offers := OffersClient{conn}
+	require.ErrorIs(t, offers.CheckRoom(t.Context(), 1<<60), errdefs.ErrNotImplemented, "its home tells")
+	h.Snapshotter.backend = spacious{h.Snapshotter.backend}
+	require.NoError(t, offers.CheckRoom(t.Context(), 1000))
+	err = offers.CheckRoom(t.Context(), 1001)
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	assert.ErrorContains(t, err, "tank/layers has")
+}

@@ -29,7 +29,12 @@ func (b *Backend) checkAdopt(ctx context.Context, parent, source, planned string
 }
 
 // checkAdoptInto is CheckAdopt for a home that is not there yet. fsname is the option that names the dataset.
-func checkAdoptInto(ctx context.Context, home, fsname, source, planned string) (err error) {
+func checkAdoptInto(ctx context.Context, home, fsname, source, planned string) error {
+	return withPlanned(ctx, home, fsname, func(c *control, root string) error { return c.checkAdopt(ctx, root, source, planned) })
+}
+
+// withPlanned calls do with the dataset that would hold the volumes of a home.
+func withPlanned(ctx context.Context, home, fsname string, do func(c *control, root string) error) (err error) {
 	root, err := detectDataset(ctx, home, fsname)
 	if err != nil {
 		return err
@@ -40,7 +45,7 @@ func checkAdoptInto(ctx context.Context, home, fsname, source, planned string) (
 		return err
 	}
 	defer func() { err = errors.Join(err, c.kernel.Close()) }()
-	return c.checkAdopt(ctx, root, source, planned)
+	return do(c, root)
 }
 
 // checkAdopt checks whether a dataset can be adopted by a Backend on root. relative is the dataset of the parent, or the

@@ -528,3 +528,28 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 		return k.loads.Load() > before
 	}, testfs.Patience, 10*time.Millisecond, "the other is told")
 }
+
+// TestFree: the space is that of the dataset above the volumes.
+func TestFree(t *testing.T) {
+	c, _ := newFake(t, availableKernel{})
+	free, err := (&Backend{zfs: c, root: "pool/layers"}).Free(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, uint64(1234), free)
+	_, err = c.free(t.Context(), "pool/other")
+	require.ErrorIs(t, err, errdefs.ErrInternal)
+	_, err = c.free(t.Context(), "pool/none")
+	require.ErrorIs(t, err, unix.ENOENT)
+}
+
+// availableKernel has the dataset "pool/layers" with some space, and another that does not tell.
+type availableKernel struct{ kernel }
+
+func (availableKernel) Stats(name string) (zfsctl.Dataset, error) {
+	switch name {
+	case "pool/layers":
+		return zfsctl.Dataset{Name: name, Properties: zfsctl.Properties{"available": nvlist.List{"value": uint64(1234)}}}, nil
+	case "pool/other":
+		return zfsctl.Dataset{Name: name}, nil
+	}
+	return zfsctl.Dataset{}, refused(unix.ENOENT)
+}

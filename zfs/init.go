@@ -28,6 +28,13 @@ func init() {
 			}
 			return checkAdoptInto(ctx, home, o.FSName, source, planned)
 		},
+		Free: func(ctx context.Context, home string, options []string) (uint64, error) {
+			o, err := parseOptions(options)
+			if err != nil {
+				return 0, err
+			}
+			return freeInto(ctx, home, o.FSName)
+		},
 		Place: placeOption,
 		Files: []string{counterName},
 	})

@@ -18,6 +18,9 @@ func openBackend(context.Context, string, string, int, *slog.Logger, error) (cow
 // checkAdoptInto is not called either.
 func checkAdoptInto(context.Context, string, string, string, string) error { return nil }
 
+// freeInto is not called either.
+func freeInto(context.Context, string, string) (uint64, error) { return 0, nil }
+
 // Names works on Linux only.
 func Names(ctx context.Context, _ string, _ []string) ([]string, error) {
 	return nil, detect.ZFS(ctx, "")

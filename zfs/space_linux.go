@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
 // little is the least available space with which making a dataset or snapshot certainly does not fail for lack of
@@ -40,9 +42,33 @@ func (b *Backend) lackOfSpace(ctx context.Context) error {
 	return nil
 }
 
+// Free implements cowcommon.Spacer: it is the space that the dataset above those of the volumes has, under all quotas.
+func (b *Backend) Free(ctx context.Context) (uint64, error) { return b.zfs.free(ctx, b.root) }
+
+// freeInto is Free for a home that is not there yet. fsname is the option that names the dataset.
+func freeInto(ctx context.Context, home, fsname string) (free uint64, err error) {
+	err = withPlanned(ctx, home, fsname, func(c *control, root string) (err error) {
+		free, err = c.free(ctx, root)
+		return err
+	})
+	return free, err
+}
+
+// free is the space that a dataset has, under all quotas.
+func (c *control) free(ctx context.Context, dataset string) (uint64, error) {
+	d, err := read(ctx, c, "get", func(k kernel) (zfsctl.Dataset, error) { return k.Stats(dataset) })
+	if err != nil {
+		return 0, fault.Wrap("measure space of dataset", dataset, err)
+	}
+	available, ok := d.Properties.Number("available")
+	if !ok {
+		return 0, fault.Wrap("measure space of dataset", dataset, fault.New(errdefs.ErrInternal, "the kernel does not say what is available"))
+	}
+	return available, nil
+}
+
 // isLittle reports whether a dataset certainly has little space.
 func (b *Backend) isLittle(ctx context.Context, dataset string) bool {
-	d, err := b.stats(ctx, dataset)
-	available, ok := d.Properties.Number("available")
-	return err == nil && ok && available < little
+	available, err := b.zfs.free(ctx, dataset)
+	return err == nil && available < little
 }

@@ -28,7 +28,7 @@ func newExportCommand(a *app) *cobra.Command {
 		Long: `Writes an image, or a layer as an image. An image that was imported keeps its layers' digests and its ID. A
 layer that was made from an image becomes that image with a layer more. Any other layer becomes an image of its
 own. The same layers give the same bytes. With SOURCE_DATE_EPOCH in the environment no time in new layers is
-later than that.
+later than that. If an image and a layer have the same name, say image:NAME or layer:NAME.
 
 ` + referencesHelp + `
 
@@ -81,16 +81,19 @@ func (s *store) exportImage(cmd *cobra.Command, what string, ref image.Reference
 	if err != nil {
 		return err
 	}
-	// A layer may be named by the start of its name; an image only in full.
-	if _, err := s.Images.Get(what); err != nil {
-		v, err := s.Layer(cmd.Context(), what)
-		if err != nil {
-			return err
-		}
-		what = v.Name
+	img, v, err := s.ImageOrLayer(cmd.Context(), what)
+	if err != nil {
+		return err
+	}
+	what = v.Name
+	if img != nil {
+		what = img.Name
 	}
 	return s.writeImage(cmd, what, ref, f, func(opts image.ExportOptions) (*image.Exported, error) {
 		opts.Epoch, opts.Exact = epoch, f.exact
+		if img == nil {
+			return s.Images.ExportLayer(cmd.Context(), v.Name, nil, ref, opts)
+		}
 		return s.Images.Export(cmd.Context(), what, ref, opts)
 	})
 }

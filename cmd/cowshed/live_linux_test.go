@@ -181,6 +181,21 @@ func TestSnapshotCommand(t *testing.T) {
 	assert.Empty(t, entries)
 }
 
+// TestCreateOfMoment: a layer that is made from a moment has it as its base, and not the name of the moment's layer, which is gone.
+func TestCreateOfMoment(t *testing.T) {
+	a := newWeb(t)
+	a.ok(t, "fork", "web", "fork")
+	moment := a.layer(t, "fork").Parent
+	a.ok(t, "rm", "web")
+	r := a.run(t, "create", "web", "--parent", moment)
+	assert.Equal(t, exitUsage, r.code, r.err)
+	assert.Contains(t, r.err, "former layer")
+	a.ok(t, "create", "other", "--parent", moment)
+	a.write(t, "other", "new", "1")
+	assert.Equal(t, "A /new\n", a.ok(t, "changes", "other"))
+	assert.Empty(t, a.ok(t, "changes", "fork"))
+}
+
 func TestMergeCommand(t *testing.T) {
 	a := newWeb(t)
 	a.ok(t, "fork", "web", "test")

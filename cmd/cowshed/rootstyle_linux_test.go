@@ -5,10 +5,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 func TestRootStyleOfDriver(t *testing.T) {
@@ -39,6 +43,44 @@ func TestRemoveOfShared(t *testing.T) {
 	assert.Contains(t, r.err, "layer base is the parent of fork")
 	a.ok(t, "rm", "base", "fork")
 	assert.NotContains(t, a.ok(t, "ls"), "base")
+}
+
+// TestRemoveOfSharedMeanwhile: others at work keep a moment whose layer is gone. Removing the layer that its root shares waits for
+// them.
+func TestRemoveOfSharedMeanwhile(t *testing.T) {
+	a := newStore(t)
+	a.ok(t, "create", "base")
+	a.ok(t, "create", "web", "--parent", "base", "--root-style", "shared", "--storage-opt", "btrfs.root_style=shared")
+	a.ok(t, "create", "other", "--parent", "base", "--root-style", "shared")
+	a.ok(t, "snapshot", "web", "one")
+	path := filepath.Join(a.root, "live/btrfs/.lock")
+	other, err := os.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	require.NoError(t, flock.Shared(t.Context(), other))
+	a.ok(t, "rm", "web")
+	assert.Equal(t, exitPrecondition, a.run(t, "rm", "base", "--force").code, "a layer shares it too, and nothing waits")
+	a.ok(t, "rm", "other")
+
+	ended := make(chan result, 1)
+	go func() { ended <- a.run(t, "rm", "base") }()
+	require.Eventually(t, func() bool { return timesOpen(t, path) > 1 || len(ended) > 0 }, testfs.Patience, time.Millisecond)
+	require.NoError(t, flock.Release(other))
+	r := <-ended
+	assert.Zero(t, r.code, r.err)
+	assert.Empty(t, a.ok(t, "ls", "--names"))
+	assert.NoDirExists(t, filepath.Join(a.root, "btrfs/subvolumes/base"))
+}
+
+// timesOpen is how many descriptors of this process have a file open.
+func timesOpen(t *testing.T, path string) (n int) {
+	entries, err := os.ReadDir("/proc/self/fd")
+	assert.NoError(t, err)
+	for _, entry := range entries {
+		if open, err := os.Readlink(filepath.Join("/proc/self/fd", entry.Name())); err == nil && open == path {
+			n++
+		}
+	}
+	return n
 }
 
 // TestSharedRoot: a layer with a shared root is mounted, compared, applied to and copied as any other.

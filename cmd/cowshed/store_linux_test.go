@@ -397,6 +397,35 @@ func TestImages(t *testing.T) {
 		assert.Empty(t, a.ok(t, "changes", "web", "web:1", "--walk"))
 		a.ok(t, "rmi", "web:1")
 	})
+	t.Run("an image and a layer of the same name", func(t *testing.T) {
+		a.ok(t, "snapshot", "web", "kept")
+		a.ok(t, "import", path, "--name", "web")
+		a.ok(t, "import", path, "--name", "web@kept")
+		a.ok(t, "import", path, "--name", top[:12])
+		ids := make(map[string]string)
+		export := func(name string) string {
+			var exported struct{ ID string }
+			a.json(t, &exported, "export", name, "oci:"+filepath.Join(t.TempDir(), "new"))
+			ids[name] = exported.ID
+			return exported.ID
+		}
+		for _, name := range []string{"web", "web@kept"} {
+			r := a.run(t, "export", name, "oci:"+filepath.Join(t.TempDir(), "new"))
+			assert.Equal(t, exitUsage, r.code)
+			assert.Contains(t, r.err, "say image:"+name+" or layer:"+name)
+			assert.Equal(t, id.String(), export("image:"+name))
+			assert.NotEqual(t, id.String(), export("layer:"+name))
+		}
+		assert.Equal(t, id.String(), export(top[:12]), "it is the image's name in full")
+		a.ok(t, "import", path, "--name", "layer:web")
+		assert.Equal(t, id.String(), export("layer:web"), "it is the image's name in full")
+		for _, name := range []string{"image:none", "layer:none", "layer:app:1"} {
+			assert.NotZero(t, a.run(t, "export", name, "oci:"+filepath.Join(t.TempDir(), "new")).code, name)
+		}
+		a.ok(t, "rmi", "web", "web@kept", top[:12], "layer:web")
+		assert.Equal(t, ids["layer:web@kept"], export("web@kept"), "no image has the name any more")
+		a.ok(t, "snapshot", "rm", "web", "kept")
+	})
 	t.Run("what images need stays", func(t *testing.T) {
 		before := a.state(t)
 		for _, args := range [][]string{{"rm", top}, {"rm", top[:12]}, {"rm", "--force", top}, {"apply", "app:1", path}} {

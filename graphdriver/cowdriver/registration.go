@@ -48,6 +48,8 @@ type Registration struct {
 	CheckShared func(dir string, options []string) error
 	// CheckAdopt is cowcommon.Adopter.CheckAdopt for a home that is not there yet.
 	CheckAdopt func(ctx context.Context, home string, options []string, source, planned string) error
+	// Free is cowcommon.Spacer.Free for a home that is not there yet.
+	Free func(ctx context.Context, home string, options []string) (uint64, error)
 	// Place is the option that names the place of the volumes, if that is not the home.
 	Place string
 	// Files are the files in a home that are not empty even without volumes.

@@ -34,6 +34,9 @@ func (s *Store) Create(ctx context.Context, name string, opts CreateOptions) err
 	if opts.RootStyle != "" {
 		create.StorageOpt["root_style"] = opts.RootStyle
 	}
+	if err := s.Live.CheckParent(ctx, name, opts.Parent.Name); err != nil {
+		return err
+	}
 	if err := s.Live.NewLayer(ctx, name); err != nil {
 		return err
 	}

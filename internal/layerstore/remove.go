@@ -45,7 +45,7 @@ func (s *Store) removeLayer(ctx context.Context, name string) error {
 	}
 	err := remove(ctx, name)
 	if errors.Is(err, fault.ErrInUse) {
-		if err := s.Live.Sweep(ctx); err != nil {
+		if err := s.Live.SweepSharers(ctx, name); err != nil {
 			return err
 		}
 		err = remove(ctx, name)

@@ -44,6 +44,51 @@ func (s *Store) Layer(ctx context.Context, name string) (cowcommon.Volume, error
 	return s.layerByPrefix(ctx, name)
 }
 
+// Prefixes that tell an image from a layer or snapshot of the same name, where a name may stand for either.
+const (
+	imagePrefix = "image:"
+	layerPrefix = "layer:"
+)
+
+// ImageOrLayer finds the image of a name in full, or else the layer that Layer finds. Returns ErrInvalidArgument if there are
+// both. The prefixes image: and layer: choose, unless an image has the whole name.
+func (s *Store) ImageOrLayer(ctx context.Context, name string) (*image.Image, cowcommon.Volume, error) {
+	img, err := s.Images.Get(name)
+	if err == nil {
+		return img, cowcommon.Volume{}, s.onlyImage(ctx, name)
+	}
+	if named, ok := strings.CutPrefix(name, imagePrefix); ok {
+		img, err = s.Images.Get(named)
+		return img, cowcommon.Volume{}, err
+	}
+	if named, ok := strings.CutPrefix(name, layerPrefix); ok {
+		v, err := s.layerNamed(ctx, named, s.LayerAlone)
+		return nil, v, err
+	}
+	v, err := s.Layer(ctx, name)
+	return nil, v, err
+}
+
+// onlyImage returns ErrInvalidArgument if an image's name is that of a layer or snapshot too, in full.
+func (s *Store) onlyImage(ctx context.Context, name string) error {
+	_, err := s.layerNamed(ctx, name, s.Driver.Backend().Stat)
+	switch {
+	case err == nil:
+		return fault.Said(errdefs.ErrInvalidArgument, "%s is the name of an image and of a layer: say %[2]s%[1]s or %[3]s%[1]s", name, imagePrefix, layerPrefix)
+	case errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err): // few names of images can be a layer's
+		return nil
+	}
+	return err
+}
+
+// layerNamed finds a snapshot, or else a layer by find.
+func (s *Store) layerNamed(ctx context.Context, name string, find func(context.Context, string) (cowcommon.Volume, error)) (cowcommon.Volume, error) {
+	if layer, snapshot, ok := live.Cut(name); ok {
+		return s.snapshotVolume(ctx, layer, snapshot)
+	}
+	return find(ctx, name)
+}
+
 // snapshotVolume finds the volume of a snapshot.
 func (s *Store) snapshotVolume(ctx context.Context, layer, snapshot string) (cowcommon.Volume, error) {
 	v, err := s.LayerAlone(ctx, layer)

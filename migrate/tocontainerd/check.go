@@ -16,7 +16,7 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 	t.learn(inv)
 	ctx = t.in(ctx)
 	errs := []error{t.idle(ctx)}
-	if t.moby() && t.opts.DockerRoot == "" && inv.Program == "docker" && len(inv.Containers) > 0 {
+	if t.moby() && t.opts.DockerRoot == "" && inv.Program == docker && len(inv.Containers) > 0 {
 		errs = append(errs, errNoRoot)
 	}
 	for i := range inv.Images {

@@ -2,7 +2,9 @@ package tocontainerd
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 
@@ -20,6 +22,9 @@ func (m making) copy(ctx context.Context, dst *os.File) error {
 // How implements migrate.Target. The bytes are those of the data, and of the blob of a layer of an image: at most the size
 // of the layer.
 func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+	if err := t.checkOwner(t.places[layer.ID]); err != nil {
+		return "", 0, err
+	}
 	how, bytes, err := t.howOf(ctx, layer, content, below)
 	if layer.Kind == migrate.ImageLayer && layer.Size > 0 {
 		bytes += layer.Size
@@ -30,7 +35,7 @@ func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate
 // checkSpace returns an ENOSPC error if the layers that are to be made have no room where the volumes are. Blobs do not
 // count: how far they are compressed is not known, and containerd keeps them elsewhere.
 func (t *Target) checkSpace(ctx context.Context, source migrate.Source, inv *migrate.Inventory) error {
-	if t.root == "" || source == nil {
+	if source == nil {
 		return nil
 	}
 	has := func(layer *migrate.Layer) (bool, error) {
@@ -43,7 +48,38 @@ func (t *Target) checkSpace(ctx context.Context, source migrate.Source, inv *mig
 		}
 		return err == nil, err
 	}
-	return fill.CheckSpace(ctx, t.root, inv, has, migrate.NewForecast(source, t.howOf))
+	return fill.CheckSpace(ctx, t.hasRoom, inv, has, migrate.NewForecast(source, t.howOf))
+}
+
+// hasRoom returns an ENOSPC error if the volumes have less space than is needed. Cowshed knows that if its root does not tell.
+func (t *Target) hasRoom(ctx context.Context, needed uint64) error {
+	err := t.checkRoom(ctx, needed)
+	switch {
+	case errdefs.IsResourceExhausted(err):
+		return fmt.Errorf("%w: %w", err, syscall.ENOSPC)
+	case !errdefs.IsNotImplemented(err):
+		return err
+	case t.root == "":
+		return nil
+	}
+	return fill.HasRoomAt(ctx, t.root, needed)
+}
+
+// checkRoom is snapshotter.Snapshotter.CheckRoom.
+func (t *Target) checkRoom(ctx context.Context, needed uint64) error {
+	if t.offers == nil {
+		return fault.New(errdefs.ErrNotImplemented, "nobody measures space")
+	}
+	return t.offers.CheckRoom(ctx, needed)
+}
+
+// volumesRoot is the root if it is on the filesystem of the volumes, else "".
+func (t *Target) volumesRoot(ctx context.Context) (string, error) {
+	err := t.checkRoom(ctx, 0)
+	if errdefs.IsNotImplemented(err) {
+		return t.root, nil
+	}
+	return "", err
 }
 
 // howOf is How without the blobs.
@@ -56,7 +92,11 @@ func (t *Target) howOf(ctx context.Context, layer *migrate.Layer, content *migra
 		}
 		parent = p.name
 	}
-	return fill.HowTo(ctx, t.root, layer, content, below, func(ctx context.Context, _, planned string) error {
+	root, err := t.volumesRoot(ctx)
+	if err != nil {
+		return "", 0, err
+	}
+	return fill.HowTo(ctx, root, layer, content, below, func(ctx context.Context, _, planned string) error {
 		if t.offers == nil {
 			return fault.New(errdefs.ErrNotImplemented, "nobody takes offers")
 		}

@@ -201,7 +201,7 @@ var forms = []form{subvolumes, directories, overlays}
 // newSource makes the source of a host.
 func (h *host) newSource(f form) *source {
 	h.t.Helper()
-	s := &source{t: h.t, dir: filepath.Join(h.mnt, "old"), content: make(map[string]migrate.Content), parts: make(map[string][]byte)}
+	s := &source{t: h.t, dir: filepath.Join(h.mnt, "old"), content: make(map[string]migrate.Content), parts: make(map[string][]byte), inv: migrate.Inventory{Program: docker}}
 	require.NoError(h.t, os.Mkdir(s.dir, 0o700))
 	base := s.imageLayer(f, "base-id", "", []entry{
 		{name: "etc/", mode: 0o755}, {name: "etc/motd", data: "base"}, {name: "etc/gone", data: "gone"},

@@ -38,6 +38,9 @@ func (t *Target) MakeLayer(ctx context.Context, layer *migrate.Layer, content *m
 	if err != nil {
 		return err
 	}
+	if err := t.checkOwner(p); err != nil {
+		return err
+	}
 	if p.container != "" && t.moby() {
 		if err := t.checkConfig(p.container); err != nil {
 			return fmt.Errorf("configuration of its container: %w", err)

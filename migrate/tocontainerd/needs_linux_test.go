@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/snapshotter"
 )
 
 // TestLayersWithoutImage: containerd collects things that nothing needs, and nobody misses them: neither a layer without image and
@@ -153,6 +154,48 @@ func TestSpace(t *testing.T) {
 	h.run(target)
 	target.root = t.TempDir()
 	require.NoError(t, target.Check(t.Context(), s, &s.inv), "it is there")
+}
+
+// elsewhere is Cowshed with volumes that are not in its root, and adopts none.
+type elsewhere struct {
+	snapshotter.Offerer
+	free uint64
+}
+
+func (elsewhere) CheckOffer(context.Context, string, string, string, string) error {
+	return errdefs.ErrNotImplemented
+}
+
+func (e elsewhere) CheckRoom(_ context.Context, bytes uint64) error {
+	if bytes > e.free {
+		return errdefs.ErrResourceExhausted
+	}
+	return nil
+}
+
+// TestSpaceElsewhere: the space is that of the volumes, and so is the filesystem that decides about reflinks.
+func TestSpaceElsewhere(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(directories)
+	target := h.target(h.options(Moby))
+	require.NoError(t, target.Check(t.Context(), s, &s.inv))
+	how := func() migrate.How {
+		content, err := s.Open(t.Context(), "base-id")
+		require.NoError(t, err)
+		defer func() { assert.NoError(t, content.Close()) }()
+		how, _, err := target.How(t.Context(), s.layerOf("base-id"), content, migrate.Coming{})
+		require.NoError(t, err)
+		return how
+	}
+	assert.Equal(t, migrate.Reflinked, how())
+	offers := target.offers
+	target.offers = elsewhere{offers, 1 << 50}
+	assert.Equal(t, migrate.Copied, how(), "the root is on the filesystem of the source, and the volumes are not")
+	s.layerOf("base-id").Size = 1 << 49
+	require.NoError(t, target.Check(t.Context(), s, &s.inv), "the filesystem of the root has less")
+	s.layerOf("base-id").Size = 1 << 50
+	s.layerOf("top-id").Size = 1 << 50
+	require.ErrorIs(t, target.Check(t.Context(), s, &s.inv), unix.ENOSPC)
 }
 
 // TestFullContainer: a container that is at its limit comes along, and has the limit afterwards.

@@ -19,6 +19,19 @@ type place struct {
 	container string // the ID of the container whose layer it is, "" for a layer of an image
 }
 
+// docker is the Program of an Inventory with containers that Docker can start.
+const docker = "docker"
+
+// checkOwner returns errdefs.ErrNotImplemented for a layer of a container that only its own program can start, if it is to be
+// Docker's.
+func (t *Target) checkOwner(p place) error {
+	if p.container == "" || !t.moby() || !t.others {
+		return nil
+	}
+	return fault.New(errdefs.ErrNotImplemented, "Docker cannot start containers of other programs: "+
+		"in another --namespace, such as default, their files become snapshots")
+}
+
 // initSuffix is Docker's addition to the ID of a container, for the snapshot of the init layer.
 const initSuffix = "-init"
 
@@ -35,6 +48,7 @@ var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 // learn notes how the layers and containers of an inventory belong together.
 func (t *Target) learn(inv *migrate.Inventory) {
 	t.needs = needsIn(inv)
+	t.others = inv.Program != docker
 	layers := make(map[string]*migrate.Layer, len(inv.Layers))
 	t.places = make(map[string]place, len(inv.Layers))
 	for i := range inv.Layers {

@@ -48,6 +48,7 @@ type Target struct {
 	opts   Options
 	lease  leases.Lease
 	places map[string]place // of the layers in the inventory, by ID
+	others bool             // the containers in the inventory are not Docker's
 	made   map[string]place // of layers of containers that are there; nil: not looked for yet
 
 	blobs        *blobs           // nil: not listed yet

@@ -299,7 +299,7 @@ func TestUndoKeepsCommits(t *testing.T) {
 	requireNoProblem(t, err)
 }
 
-// TestContainersOfOthers: without Docker's own files a container does not come along, and its layers do not either.
+// TestContainersOfOthers: another program's container does not come to Docker, nor do its layers. The plan says so.
 func TestContainersOfOthers(t *testing.T) {
 	h := newHost(t)
 	s := h.newSource(directories)
@@ -309,10 +309,17 @@ func TestContainersOfOthers(t *testing.T) {
 		o := h.options(Moby)
 		o.DockerRoot = root
 		target := h.target(o)
-		_, err := h.migration(target).Run(t.Context(), nil)
+		plan, err := h.migration(target).Plan(t.Context())
+		require.NoError(t, err)
+		assert.Empty(t, plan.Containers)
+		_, err = h.migration(target).Run(t.Context(), nil)
 		var partial *migrate.PartialError
 		require.ErrorAs(t, err, &partial)
 		assert.Len(t, partial.Problems, 3)
+		for _, problems := range [][]migrate.Problem{plan.Problems, partial.Problems} {
+			assert.ErrorIs(t, problems[0].Err, errdefs.ErrNotImplemented)
+			assert.ErrorContains(t, problems[0].Err, "in another --namespace")
+		}
 		h.requireImages(target)
 		_, err = target.snapshots.Stat(h.in(Moby), theContainer+initSuffix)
 		require.ErrorIs(t, err, errdefs.ErrNotFound)

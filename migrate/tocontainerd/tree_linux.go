@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -13,6 +15,8 @@ import (
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/migrate"
+	"github.com/cowshed/cowshed/migrate/internal/rootuse"
+	"github.com/cowshed/cowshed/migrate/internal/subvolume"
 )
 
 // openInTree opens a regular file of a tree. Symbolic links are those of the tree: none of them leads out of it.
@@ -40,12 +44,44 @@ func openInTree(dir *os.File, name string) (*os.File, error) {
 	return f, nil
 }
 
-// isCopy reports whether the volume with these mounts, whose root directory is dir, is a copy of the volume from.
+// isCopy reports whether the volume with these mounts, whose root directory is dir, is a copy of the volume from. The
+// filesystem decides: on ZFS it is a clone, and on btrfs a snapshot. A tree of reflinks is neither.
 func isCopy(mounts []mount.Mount, dir *os.File, from *migrate.Content) (bool, error) {
-	if len(mounts) == 1 && mounts[0].Type == "zfs" {
-		return isCloneOf(mounts[0].Source, from.Volume)
+	dataset, err := datasetOf(mounts)
+	if err != nil {
+		return false, err
+	}
+	if dataset != "" {
+		return isCloneOf(dataset, from.Volume)
 	}
 	return isSnapshotOf(dir, from.Dir)
+}
+
+// datasetOf is the dataset whose root directory the mounts show, "" if it is not on ZFS. They mount it by its name, or bind a
+// directory where it is mounted.
+func datasetOf(mounts []mount.Mount) (dataset string, err error) {
+	switch {
+	case len(mounts) != 1:
+		return "", nil
+	case mounts[0].Type == "zfs":
+		return mounts[0].Source, nil
+	case !isBind(mounts[0]):
+		return "", nil
+	}
+	dir, err := os.OpenFile(mounts[0].Source, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", fmt.Errorf("adopted volume: %w", err)
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	on, within, err := rootuse.MountOf(dir)
+	if err != nil || on.FSType != "zfs" || filepath.Join(on.Root, within) != "/" {
+		return "", err
+	}
+	return on.Source, nil
+}
+
+func isBind(m mount.Mount) bool {
+	return m.Type == "bind" || slices.ContainsFunc(m.Options, func(o string) bool { return o == "bind" || o == "rbind" })
 }
 
 // isCloneOf reports whether a dataset was cloned from another. That cannot be destroyed while the source has it open, and no
@@ -63,21 +99,19 @@ func isCloneOf(dataset, of string) (is bool, err error) {
 	return strings.HasPrefix(made.Origin, of+"@"), nil
 }
 
-// isSnapshotOf reports whether a subvolume is a snapshot of another one. Both are root directories.
+// isSnapshotOf reports whether a subvolume is a snapshot of another one. Both are root directories, or it is not.
 func isSnapshotOf(dir, of *os.File) (bool, error) {
-	origin, err := btrfsctl.Info(int(of.Fd()))
-	if errors.Is(err, unix.ENOTTY) {
-		return false, nil // no path of the source's leads to another filesystem
+	if !subvolume.Is(dir) || !subvolume.Is(of) {
+		return false, nil
 	}
+	origin, err := btrfsctl.Info(int(of.Fd()))
 	if err != nil {
 		return false, fmt.Errorf("volume of the layer: %w", err)
 	}
 	made, err := btrfsctl.Info(int(dir.Fd()))
-	if errors.Is(err, unix.ENOTTY) {
-		return false, nil
-	}
 	if err != nil {
 		return false, fmt.Errorf("adopted volume: %w", err)
 	}
-	return made.ParentUUID == origin.UUID, nil
+	// The top of an old filesystem has no UUID, and neither has the parent of a subvolume that is no snapshot.
+	return made.ParentUUID == origin.UUID && origin.UUID != (btrfsctl.UUID{}), nil
 }

@@ -178,7 +178,32 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 		}
 	}
 	has := func(layer *migrate.Layer) (bool, error) { return t.exists(ctx, layer.ID) }
-	return fill.CheckSpace(ctx, t.opts.Home, inv, has, migrate.NewForecast(source, t.How))
+	return fill.CheckSpace(ctx, t.hasRoom, inv, has, migrate.NewForecast(source, t.How))
+}
+
+// hasRoom returns an ENOSPC error if the volumes have less space than is needed.
+func (t *Target) hasRoom(ctx context.Context, needed uint64) error {
+	open, err := t.isOpen()
+	if err != nil {
+		return err
+	}
+	if !open {
+		return fill.HasRoomBy("the plugin's dataset", t.opts.Home, t.freeNew)(ctx, needed)
+	}
+	driver, err := t.open(ctx)
+	if err != nil {
+		return err
+	}
+	return fill.HasRoom(driver.Backend(), t.opts.Home)(ctx, needed)
+}
+
+// freeNew is cowcommon.Spacer.Free for a home that is not there yet.
+func (t *Target) freeNew(ctx context.Context) (uint64, error) {
+	driver, ok := cowdriver.Lookup(filepath.Base(t.opts.Home))
+	if !ok || driver.Free == nil {
+		return 0, fault.New(errdefs.ErrNotImplemented, "no driver measures space for %s", t.opts.Home)
+	}
+	return driver.Free(ctx, t.opts.Home, t.opts.DriverOptions)
 }
 
 // idle returns ErrFailedPrecondition while the engine or the plugin runs.
@@ -243,7 +268,11 @@ func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate
 		return "", 0, err
 	}
 	if !open {
-		return fill.HowTo(ctx, t.opts.Home, layer, content, below, t.checkAdoptNew)
+		home := t.opts.Home
+		if driver, ok := cowdriver.Lookup(filepath.Base(home)); ok && driver.Free != nil {
+			home = "" // it does not tell where the volumes will be
+		}
+		return fill.HowTo(ctx, home, layer, content, below, t.checkAdoptNew)
 	}
 	driver, err := t.open(ctx)
 	if err != nil {

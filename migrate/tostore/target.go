@@ -112,7 +112,7 @@ func (t *Target) Check(ctx context.Context, source migrate.Source, inv *migrate.
 		}
 	}
 	has := func(layer *migrate.Layer) (bool, error) { return t.Has(ctx, migrate.Item{Layer: layer}) }
-	return fill.CheckSpace(ctx, t.opts.Home, inv, has, migrate.NewForecast(source, t.How))
+	return fill.CheckSpace(ctx, fill.HasRoom(t.backend, t.opts.Home), inv, has, migrate.NewForecast(source, t.How))
 }
 
 // checkNames returns ErrAlreadyExists if another image has one of the names.

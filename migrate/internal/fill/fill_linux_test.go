@@ -3,6 +3,7 @@ package fill
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,9 +13,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
 	"github.com/cowshed/cowshed/migrate"
@@ -276,4 +279,77 @@ func TestMovedVolume(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(dir, "subvolumes/v/file"))
 	require.NoError(t, err)
 	assert.Equal(t, "right", string(data))
+}
+
+// TestReflinks: data is shared across subvolumes and mounts of one btrfs, and copied from another.
+func TestReflinks(t *testing.T) {
+	backend, mnt, dir := home(t)
+	run(t, "btrfs", "subvolume", "create", filepath.Join(mnt, "other"))
+	put(t, mnt, "other/layer/file", "four")
+	put(t, mnt, "layer/file", "four")
+	bound, mounted, foreign := t.TempDir(), t.TempDir(), filepath.Join(testfs.Btrfs(t), "layer")
+	put(t, foreign, "file", "four")
+	run(t, "mount", "--bind", filepath.Join(mnt, "layer"), bound)
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(bound, 0)) })
+	found, err := detect.Probe(mnt)
+	require.NoError(t, err)
+	run(t, "mount", "-t", "btrfs", "-o", "subvol=/other", found.Source, mounted)
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(mounted, 0)) })
+	for name, c := range map[string]struct {
+		layer string
+		want  migrate.How
+	}{
+		"same subvolume":     {filepath.Join(mnt, "layer"), migrate.Reflinked},
+		"other subvolume":    {filepath.Join(mnt, "other/layer"), migrate.Reflinked},
+		"bound":              {bound, migrate.Reflinked},
+		"mounted subvolume":  {filepath.Join(mounted, "layer"), migrate.Reflinked},
+		"another filesystem": {foreign, migrate.Copied},
+		"no btrfs":           {t.TempDir(), migrate.Copied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			put(t, c.layer, "file", strings.Repeat("large", 10_000))
+			testfs.Sync(t, c.layer)
+			content := open(t, c.layer, migrate.Whole, "")
+			how, _, err := How(t.Context(), backend, dir, &migrate.Layer{Size: -1}, content, migrate.Coming{}, "")
+			require.NoError(t, err)
+			assert.Equal(t, c.want, how, "the plan")
+			report, err := Make(t.Context(), backend, content, Volume{Name: "v", Partial: "p"})
+			require.NoError(t, err)
+			assert.Equal(t, c.want, report.How, "the run")
+			require.NoError(t, backend.Remove(t.Context(), "v"))
+		})
+	}
+}
+
+// spacious is a Backend whose volumes are elsewhere.
+type spacious struct {
+	cowcommon.Backend
+	free uint64
+	err  error
+}
+
+func (spacious) Place() string                          { return "tank/layers" }
+func (s spacious) Free(context.Context) (uint64, error) { return s.free, s.err }
+
+// TestCheckSpace: the space is that of the volumes, wherever the home is.
+func TestCheckSpace(t *testing.T) {
+	_, mnt, dir := home(t)
+	put(t, mnt, "layer/file", "four")
+	layers := contents{"there": nil, "large": open(t, filepath.Join(mnt, "layer"), migrate.Whole, ""), "larger": open(t, filepath.Join(mnt, "layer"), migrate.Whole, "")}
+	inv := &migrate.Inventory{Layers: []migrate.Layer{{ID: "there", Size: math.MaxInt64}, {ID: "large", Size: 1 << 50}, {ID: "larger", Size: 1 << 51}}}
+	has := func(layer *migrate.Layer) (bool, error) { return layer.ID == "there", nil }
+	check := func(hasRoom func(context.Context, uint64) error) error {
+		how := func(_ context.Context, layer *migrate.Layer, _ *migrate.Content, _ migrate.Coming) (migrate.How, int64, error) {
+			return migrate.Copied, layer.Size, nil
+		}
+		return CheckSpace(t.Context(), hasRoom, inv, has, migrate.NewForecast(layers, how))
+	}
+	require.NoError(t, check(HasRoom(spacious{free: 3 << 50}, dir)))
+	err := check(HasRoom(spacious{free: 3<<50 - 1}, dir))
+	require.ErrorIs(t, err, unix.ENOSPC)
+	assert.ErrorContains(t, err, "tank/layers has")
+	require.ErrorIs(t, check(HasRoom(spacious{err: errdefs.ErrUnavailable}, dir)), errdefs.ErrUnavailable)
+	err = check(HasRoom(nil, filepath.Join(dir, "not/there")))
+	require.ErrorIs(t, err, unix.ENOSPC)
+	assert.ErrorContains(t, err, dir)
 }

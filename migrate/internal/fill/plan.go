@@ -1,6 +1,7 @@
 package fill
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -62,9 +63,49 @@ func reflinksTo(home string, content *migrate.Content) (bool, error) {
 	return same && to.Type == "btrfs", err
 }
 
-// CheckSpace returns an ENOSPC error if the data of layers needs more space than the filesystem of a home has. Layers that
-// the target has need none.
-func CheckSpace(ctx context.Context, home string, inv *migrate.Inventory, has func(*migrate.Layer) (bool, error), forecast *migrate.Forecast) error {
+// HasRoom is a check of the space that the volumes of a Backend have, as CheckSpace takes it.
+func HasRoom(backend cowcommon.Backend, home string) func(ctx context.Context, needed uint64) error {
+	return HasRoomBy(cmp.Or(cowcommon.Place(backend), home), home, func(ctx context.Context) (uint64, error) { return cowcommon.Free(ctx, backend) })
+}
+
+// HasRoomBy is HasRoom where measure says how much space there is in place, as cowcommon.Spacer.Free. If it returns
+// errdefs.ErrNotImplemented, the filesystem of the home has the space. The home need not be there yet.
+func HasRoomBy(place, home string, measure func(ctx context.Context) (uint64, error)) func(ctx context.Context, needed uint64) error {
+	return func(ctx context.Context, needed uint64) error {
+		free, err := measure(ctx)
+		if errdefs.IsNotImplemented(err) {
+			return HasRoomAt(ctx, home, needed)
+		}
+		if err != nil {
+			return err
+		}
+		return enough(needed, free, place)
+	}
+}
+
+// HasRoomAt returns an ENOSPC error if the filesystem of a directory has less space than is needed. The directory need not be
+// there yet.
+func HasRoomAt(_ context.Context, dir string, needed uint64) error {
+	to, err := detect.Probe(dir)
+	if err != nil {
+		return err
+	}
+	free, err := freeSpace(to.Path)
+	if err != nil {
+		return err
+	}
+	return enough(needed, free, dir)
+}
+
+func enough(needed, free uint64, place string) error {
+	if needed > free {
+		return fmt.Errorf("the layers need %s, and %s has %s: %w", quota.FormatSize(needed), place, quota.FormatSize(free), syscall.ENOSPC)
+	}
+	return nil
+}
+
+// CheckSpace returns the error of hasRoom for the data of layers. Layers that the target has need no space.
+func CheckSpace(ctx context.Context, hasRoom func(ctx context.Context, needed uint64) error, inv *migrate.Inventory, has func(*migrate.Layer) (bool, error), forecast *migrate.Forecast) error {
 	needed := uint64(0)
 	for i := range inv.Layers {
 		is, err := has(&inv.Layers[i])
@@ -86,16 +127,5 @@ func CheckSpace(ctx context.Context, home string, inv *migrate.Inventory, has fu
 			needed = math.MaxInt64
 		}
 	}
-	to, err := detect.Probe(home) // it need not be there yet
-	if err != nil {
-		return err
-	}
-	free, err := freeSpace(to.Path)
-	if err != nil {
-		return err
-	}
-	if needed > free {
-		return fmt.Errorf("the layers need %s, and %s has %s: %w", quota.FormatSize(needed), home, quota.FormatSize(free), syscall.ENOSPC)
-	}
-	return nil
+	return hasRoom(ctx, needed)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/sharedroot"
@@ -126,6 +127,17 @@ func TestZFSElsewhere(t *testing.T) {
 	want := map[string]migrate.How{
 		"plain": migrate.Copied, "onto-copy": migrate.Copied, "base": migrate.Cloned, "top": migrate.Cloned, "stranger": migrate.Copied,
 	}
+	free, err := cowcommon.Free(ctx, backend)
+	require.NoError(t, err)
+	driver, ok := cowdriver.Lookup(zfs.Name)
+	require.True(t, ok)
+	planned, err := driver.Free(ctx, filepath.Join(t.TempDir(), "new"), []string{"zfs.fsname=" + root + "/place/volumes"})
+	require.NoError(t, err)
+	require.NoError(t, HasRoom(backend, home)(ctx, min(free, planned)/2))
+	run(t, "zfs", "set", "quota=64M", root+"/place/volumes")
+	err = HasRoom(backend, home)(ctx, 65<<20)
+	require.ErrorIs(t, err, unix.ENOSPC, "the filesystem of the home has more")
+	assert.ErrorContains(t, err, root+"/place/volumes has")
 	for i := range layers {
 		how, _, err := forecast.Next(ctx, &layers[i])
 		require.NoError(t, err)
