@@ -235,7 +235,7 @@ func (d *daemon) openContainerd(ctx context.Context) (source, *snapshotter.Diffe
 	d.reportLost()
 	d.reportDoomed()
 	d.retryCleanup = func(ctx context.Context) {
-		scrapes.do(func(context.Context, cowcommon.Backend) { d.snapshotter.RetryCleanup(ctx, d.reportDoomed) })
+		scrapes.doLong(func(context.Context, cowcommon.Backend) { d.snapshotter.RetryCleanup(ctx, d.reportDoomed) })
 	}
 	if err := d.openAPI(layerstore.New(dir, driver, layersOf(dir, driver, d.log), d.log)); err != nil {
 		return source{}, nil, err
