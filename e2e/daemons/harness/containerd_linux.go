@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -39,6 +40,8 @@ type ContainerdOptions struct {
 	Snapshotter string
 	// NRI turns the Node Resource Interface on, at NRISocket.
 	NRI bool
+	// NRITimeout is how long containerd waits for an answer of a plugin before it goes on without that plugin. 0: its own two seconds.
+	NRITimeout time.Duration
 	// Configure, if it is not nil, changes the configuration before containerd starts.
 	Configure func(file string)
 }
@@ -108,7 +111,10 @@ func (c *Containerd) Client(namespace string) *client.Client {
 }
 
 func (c *Containerd) serving(ctx context.Context) error {
-	cl, err := client.New(c.Address, client.WithTimeout(time.Second))
+	if _, err := os.Stat(c.Address); err != nil {
+		return err
+	}
+	cl, err := client.New(c.Address, client.WithTimeout(askTimeout))
 	if err != nil {
 		return err
 	}
@@ -144,6 +150,9 @@ func containerdConfig(c *Containerd, state, logLevel string, opts ContainerdOpti
 	none := filepath.Join(state, "none")
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.nri.v1.nri']\n    disable = %t\n    socket_path = %q\n    plugin_path = %q\n    plugin_config_path = %q\n",
 		!opts.NRI, nriSocket(state), none, none)
+	if opts.NRITimeout > 0 {
+		fmt.Fprintf(&b, "    plugin_registration_timeout = %q\n    plugin_request_timeout = %[1]q\n", opts.NRITimeout)
+	}
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.shim.v1.manager']\n    socket_dir = %q\n", filepath.Join(state, "s"))
 	if len(opts.Differs) > 0 {
 		fmt.Fprintf(&b, "  [plugins.'io.containerd.service.v1.diff-service']\n    default = %s\n", tomlStrings(opts.Differs))

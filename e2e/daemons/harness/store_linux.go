@@ -118,6 +118,7 @@ func (s *Store) RunTask(ctx context.Context, c client.Container) (_ Result, err 
 		_, e := task.Delete(ctx, client.WithProcessKill)
 		err = errors.Join(err, e)
 	}()
+	defer context.AfterFunc(ctx, task.IO().Cancel)() // else the wait for its output has no end
 	exited, err := task.Wait(ctx)
 	if err != nil {
 		return Result{}, err
@@ -297,6 +298,19 @@ func (s *Store) SnapshotTree(ctx context.Context, key string, f func(dir string)
 		return err
 	}
 	return mount.WithReadonlyTempMount(ctx, mounts, f)
+}
+
+// Reach makes and removes a snapshot, for which containerd has to reach the snapshotter's server. It fails for a moment after the
+// server was started again.
+func (s *Store) Reach(ctx context.Context) error {
+	const key = "reached"
+	if _, err := s.Snapshots().Prepare(ctx, key, ""); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if err := s.Snapshots().Remove(ctx, key); !errdefs.IsNotFound(err) { // containerd may have collected it: nothing refers to it
+		return err
+	}
+	return nil
 }
 
 // Keys lists the keys of the store's snapshots.
