@@ -473,5 +473,5 @@ const idleScript = `trap "exit 0" TERM; sleep 3600 & wait`
 // limitScript writes 64 MiB that cannot be compressed, deletes them and writes a little.
 const limitScript = `dd if=/dev/urandom of=/big bs=1M count=64 conv=fsync
 rm /big
-sync
+sync -f /
 echo again >/small && echo "and then: $(cat /small)"`

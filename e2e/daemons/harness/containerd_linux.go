@@ -80,7 +80,7 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 		Program: filepath.Join(h.Programs.Built, "containerd"),
 		Args:    []string{"--config", config},
 		Env:     []string{path(h.Programs.Built), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, name, "tmp")},
-		Ready:   c.serving,
+		Ready:   func(ctx context.Context) error { return c.serving(ctx, filepath.Join(h.Dir, name+".log")) },
 	})
 	return c
 }
@@ -110,7 +110,8 @@ func (c *Containerd) Client(namespace string) *client.Client {
 	return cl
 }
 
-func (c *Containerd) serving(ctx context.Context) error {
+// serving asks containerd whether all of it serves. log is that of the process.
+func (c *Containerd) serving(ctx context.Context, log string) error {
 	if _, err := os.Stat(c.Address); err != nil {
 		return err
 	}
@@ -120,10 +121,18 @@ func (c *Containerd) serving(ctx context.Context) error {
 	}
 	defer cl.Close()
 	serving, err := cl.IsServing(ctx)
-	if err == nil && !serving {
-		err = fmt.Errorf("containerd on %s does not serve yet", c.Address)
+	if err != nil {
+		return err
 	}
-	return err
+	// It serves before the plugin for Kubernetes does.
+	output, err := lastRun(log)
+	if err != nil {
+		return err
+	}
+	if !serving || !strings.Contains(output, "containerd successfully booted") {
+		return fmt.Errorf("containerd on %s does not serve yet", c.Address)
+	}
+	return nil
 }
 
 // containerdConfig is a configuration that keeps off the system's directories.

@@ -163,6 +163,18 @@ func WaitText(ctx context.Context, file, text string) error {
 	}
 }
 
+// runTitle is the begin of the line in a log with which the output of a process begins.
+const runTitle = "---- run: "
+
+// lastRun returns the output of the last process in a log.
+func lastRun(log string) (string, error) {
+	text, err := os.ReadFile(log)
+	if err != nil {
+		return "", err
+	}
+	return string(text[max(0, bytes.LastIndex(text, []byte(runTitle))):]), nil
+}
+
 // Log returns the daemon's output since it was first started.
 func (d *Daemon) Log() string {
 	d.host.t.Helper()
@@ -179,7 +191,7 @@ func (d *Daemon) spawn() (*run, error) {
 		return nil, err
 	}
 	defer log.Close()
-	fmt.Fprintf(log, "---- %s %q\n", d.spec.Program, d.spec.Args)
+	fmt.Fprintf(log, "%s%s %q\n", runTitle, d.spec.Program, d.spec.Args)
 
 	cmd := exec.Command(d.spec.Program, d.spec.Args...)
 	cmd.Env, cmd.Dir = d.spec.Env, d.host.Dir

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"regexp"
 )
@@ -36,8 +35,12 @@ http:
 		Args:      []string{"serve", config},
 		Env:       []string{path(), "HOME=" + h.Dir, "OTEL_TRACES_EXPORTER=none"},
 		NoHandler: true,
-		Ready: func(ctx context.Context) (err error) {
-			if address, err = listening(filepath.Join(h.Dir, "registry.log")); err != nil {
+		Ready: func(ctx context.Context) error {
+			output, err := lastRun(filepath.Join(h.Dir, "registry.log"))
+			if err != nil {
+				return err
+			}
+			if address, err = listening(output); err != nil {
 				return err
 			}
 			return getOK(ctx, "http://"+address+"/v2/")
@@ -51,17 +54,13 @@ func (h *Host) RegistryDir() string { return h.dir(h.Dir, "registry") }
 
 var listeningLine = regexp.MustCompile(`listening on (127\.0\.0\.1:[0-9]+)`)
 
-// listening returns the address that a registry says it listens on, in its log.
-func listening(log string) (string, error) {
-	text, err := os.ReadFile(log)
-	if err != nil {
-		return "", err
-	}
-	found := listeningLine.FindSubmatch(text)
+// listening returns the address that a registry says it listens on.
+func listening(output string) (string, error) {
+	found := listeningLine.FindStringSubmatch(output)
 	if found == nil {
-		return "", errors.New("the registry does not say yet what it listens on")
+		return "", errors.New("the registry does not say yet on which address it listens")
 	}
-	return string(found[1]), nil
+	return found[1], nil
 }
 
 func getOK(ctx context.Context, url string) error {
