@@ -246,8 +246,8 @@ func (e *engines) publish(image *engineImage) error {
 // checkNative makes sure that the native comparison was measured and not a silent walk.
 func (e *engines) checkNative() error {
 	native, walked, err := e.cowshed.Comparisons(e.ctx, "snapshots")
-	if err == nil && (native == 0 || walked > 0) {
-		err = fmt.Errorf("of Cowshed's comparisons %d were native and %d walked", native, walked)
+	if err == nil && (native == 0 || len(walked) > 0) {
+		err = fmt.Errorf("of Cowshed's comparisons %d were native, and walked: %v", native, walked)
 	}
 	return err
 }

@@ -21,15 +21,16 @@ type leaseTimes struct {
 	renew time.Duration
 	// commit is how long the store may take to write a blob to the disk. Meanwhile its leases are not made anew.
 	commit time.Duration
-	// hold is how long a blob is held for the client to refer to it.
+	// hold is how long a blob is held for the client to refer to it: long for a busy machine, and short for clients that look whether
+	// all is gone that they have removed. BuildKit's own tests look for 25 seconds.
 	hold time.Duration
 }
 
-var defaultLeaseTimes = leaseTimes{upload: time.Minute, renew: 20 * time.Second, commit: 10 * time.Minute, hold: 10 * time.Second}
+var defaultLeaseTimes = leaseTimes{upload: time.Minute, renew: 20 * time.Second, commit: 10 * time.Minute, hold: 20 * time.Second}
 
 // WithLeases makes Compare hold its blobs by leases of its own, if a request comes without a lease. containerd passes
 // the namespace of a request on to proxy plugins, and not the lease. So a blob could be collected as garbage before
-// the client refers to it. An upload is held until it ends, and the blob for ten seconds more. If the process is
+// the client refers to it. An upload is held until it ends, and the blob for twenty seconds more. If the process is
 // killed meanwhile, the leases expire within a minute, or within ten if the store was at work.
 func WithLeases(manager leases.Manager) DifferOption {
 	return func(d *Differ) { d.store = leasedStore{d.store, manager, defaultLeaseTimes, d.snapshotter.log} }

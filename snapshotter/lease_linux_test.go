@@ -107,6 +107,14 @@ func (h *leaseHost) left(ctx context.Context) (left []string) {
 	return left
 }
 
+// TestLeaseTimes: a client on a busy machine has twenty seconds to refer to a blob. BuildKit's tests wait 25 seconds until no blob is
+// left, of which a collection needs some. The lease, which is renewed until the upload ends, lasts as long.
+func TestLeaseTimes(t *testing.T) {
+	times := defaultLeaseTimes
+	assert.Equal(t, 20*time.Second, times.hold)
+	assert.GreaterOrEqual(t, times.upload-times.renew, times.hold)
+}
+
 // TestCompareLease has containerd's garbage collection run when a blob has been made that nothing refers to yet.
 func TestCompareLease(t *testing.T) {
 	h := newLeaseHost(t)

@@ -53,14 +53,14 @@ func killUnderBuild(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	}
 	for n := range kills {
 		builder, restart := n%len(builders), n%4 < 2
-		ctx = contextOf(t, e.fs.timeout)
+		ctx = contextOf(t, e.fs.timeout) // each build has as much time
 		ended := make(chan error, 1)
 		go func() { ended <- e.Build(ctx, "cowshed/killed", longBuild(len(builders)+n), builders[builder]) }()
 		moment := rand.N(took[builder])
 		time.Sleep(moment) // any moment will do
 		e.cowshed.Kill()
 		e.cowshed.Start()
-		e.reconnect()
+		e.reconnect(ctx)
 		err := <-ended
 		t.Logf("Cowshed was killed after %s of %s, the engine restarted: %t; the build: %v", moment, took[builder], restart, err)
 		if e.containerd == nil {
@@ -165,7 +165,7 @@ func TestDockerLost(t *testing.T) {
 		e.Restart()
 		require.NoError(t, e.RemoveAllContainers(ctx))
 		require.NoError(t, e.Prune(ctx))
-		left := e.left(t)
+		left := e.left(ctx, t)
 		require.Len(t, left, 1)
 		assert.True(t, strings.HasSuffix(left[0], "-init"), left[0])
 		if e.cowshed == nil {

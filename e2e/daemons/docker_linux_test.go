@@ -41,9 +41,9 @@ type engineHost struct {
 	// service is the service in Cowshed's metrics that works for the engine.
 	service string
 	// left lists stored things when nothing should be stored.
-	left func(c require.TestingT) []string
+	left func(ctx context.Context, c require.TestingT) []string
 	// reconnect waits, after Cowshed was started again, until the engine reaches it.
-	reconnect func()
+	reconnect func(ctx context.Context)
 }
 
 // onCowshed are the engines on Cowshed: that of today, with the containerd image store, and Debian's, with a graph
@@ -77,14 +77,15 @@ func onSnapshotterWith(s snapshotter, engine harness.EngineOptions) func(*testin
 		return engineHost{
 			Engine: h.StartDocker(engine),
 			host:   h, driver: s.name, containerd: containerd, cowshed: cowshed, service: "snapshots",
-			left: func(c require.TestingT) []string {
-				ctx := store.Context(testContext(t))
+			left: func(ctx context.Context, c require.TestingT) []string {
+				ctx = store.Context(ctx)
+				require.NoError(c, store.Reach(ctx))
 				require.NoError(c, store.CollectGarbage(ctx))
 				keys, err := store.Keys(ctx)
 				require.NoError(c, err)
-				return append(keys, fs.volumes(t, h)...)
+				return append(keys, fs.volumes(c, h)...)
 			},
-			reconnect: func() { requireKeys(t, store.Context(testContext(t)), store) },
+			reconnect: func(ctx context.Context) { requireConnected(t, store.Context(ctx), store) },
 		}
 	}
 }
@@ -96,8 +97,8 @@ func onPlugin(settings ...string) func(*testing.T, *harness.Host, filesystem) en
 		e := h.StartDebianDocker(harness.EngineOptions{Driver: c.Plugin})
 		return engineHost{
 			Engine: e, host: h, driver: c.Plugin, cowshed: c, service: "docker",
-			left:      func(require.TestingT) []string { return fs.volumes(t, h) },
-			reconnect: func() {},
+			left:      func(_ context.Context, c require.TestingT) []string { return fs.volumes(c, h) },
+			reconnect: func(context.Context) {},
 		}
 	}
 }
@@ -108,7 +109,7 @@ func onGraphDriver(driver string) func(*testing.T, *harness.Host, filesystem) en
 		return engineHost{
 			Engine: h.StartDebianDocker(harness.EngineOptions{Driver: driver}),
 			host:   h, driver: driver,
-			left: func(require.TestingT) []string { return fs.volumes(t, h) },
+			left: func(_ context.Context, c require.TestingT) []string { return fs.volumes(c, h) },
 		}
 	}
 }
@@ -169,7 +170,7 @@ func requirePruned(t *testing.T, ctx context.Context, e engineHost) {
 		images, err := e.Images(ctx)
 		require.NoError(c, err)
 		assert.Empty(c, images)
-		assert.Empty(c, e.left(c))
+		assert.Empty(c, e.left(ctx, c))
 	}, e.fs.soon, 100*time.Millisecond)
 }
 
@@ -279,10 +280,10 @@ func restartDaemons(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	require.NoError(t, err)
 	assert.Equal(t, harness.Result{Output: "changed\n"}, result)
 	require.NoError(t, e.CreateContainer(ctx, "running", "cowshed/sample:1", idleScript, nil))
-	for i, restart := range engineRestarts(e) {
+	for i, restart := range engineRestarts(t, ctx, e) {
 		require.NoError(t, e.StartContainer(ctx, "running"))
 		restart()
-		e.reconnect()
+		e.reconnect(ctx)
 		// An engine that was restarted has stopped its containers.
 		require.NoError(t, e.StartContainer(ctx, "running"))
 		result, err = e.Exec(ctx, "running", fmt.Sprintf("cat /data/change && echo %d >/number", i))
@@ -300,7 +301,8 @@ func restartDaemons(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 }
 
 // engineRestarts are the ways in which the daemons are started again.
-func engineRestarts(e engineHost) []func() {
+func engineRestarts(t *testing.T, ctx context.Context, e engineHost) []func() {
+	t.Helper()
 	restarts := []func(){
 		e.Restart,
 		e.cowshed.Restart,
@@ -309,7 +311,10 @@ func engineRestarts(e engineHost) []func() {
 		func() { e.Stop(); e.cowshed.Restart(); e.Daemon.Start() },
 	}
 	if e.containerd != nil {
-		restarts = append(restarts, e.containerd.Restart)
+		restarts = append(restarts, func() {
+			e.containerd.Restart()
+			require.NoError(t, e.WaitEvents(ctx, e.containerd))
+		})
 	}
 	return restarts
 }
@@ -353,7 +358,7 @@ func changeFewOfMany(t *testing.T, ctx context.Context, _ engine, e engineHost) 
 	begun, native := time.Now(), comparisons(t, ctx, e)
 	require.NoError(t, e.Commit(ctx, "one", "cowshed/many:2"))
 	t.Logf("commit took %s", time.Since(begun))
-	assert.Greater(t, comparisons(t, ctx, e), native)
+	assert.Greater(t, comparisons(t, ctx, e), native, "native comparisons, at the end of the commit")
 }
 
 // comparisons is how often Cowshed has compared for the engine without a walk. It never walks.
@@ -361,7 +366,7 @@ func comparisons(t *testing.T, ctx context.Context, e engineHost) int {
 	t.Helper()
 	native, walked, err := e.cowshed.Comparisons(ctx, e.service)
 	require.NoError(t, err)
-	assert.Zero(t, walked)
+	assert.Empty(t, walked, "walks by reason, and %d native comparisons", native)
 	return native
 }
 
@@ -463,10 +468,10 @@ func observe(t *testing.T, ctx context.Context, e engineHost, imageName, contain
 }
 
 // idleScript runs until the container is stopped.
-const idleScript = `trap "exit 0" TERM; sleep 600 & wait`
+const idleScript = `trap "exit 0" TERM; sleep 3600 & wait`
 
 // limitScript writes 64 MiB that cannot be compressed, deletes them and writes a little.
 const limitScript = `dd if=/dev/urandom of=/big bs=1M count=64 conv=fsync
 rm /big
-sync
+sync -f /
 echo again >/small && echo "and then: $(cat /small)"`

@@ -24,7 +24,7 @@ type filesystem struct {
 	// prepare makes the directories that Cowshed needs in it.
 	prepare func(t *testing.T, h *harness.Host)
 	// volumes lists the volumes that storage drivers have made for layers and that are left.
-	volumes func(t *testing.T, h *harness.Host) []string
+	volumes func(t require.TestingT, h *harness.Host) []string
 	// requireTidy checks, when the volumes are removed, that nothing else stays of them.
 	requireTidy func(t *testing.T, h *harness.Host, c *harness.Cowshed)
 	// timeout bounds the daemons' work for one test, and soon bounds a wait for something that they are about to do.
@@ -38,7 +38,7 @@ func onBtrfs() filesystem {
 		volumes:     volumes,
 		requireTidy: requireNoQgroups,
 		timeout:     testTimeout,
-		soon:        testfs.Patience,
+		soon:        patience,
 	}
 }
 
@@ -56,11 +56,11 @@ func onZFS() filesystem {
 				h.DataMounts = append(h.DataMounts, filepath.Join(h.Data, home))
 			}
 		},
-		volumes:     func(t *testing.T, h *harness.Host) []string { return datasets(t, h, "filesystem") },
+		volumes:     func(t require.TestingT, h *harness.Host) []string { return datasets(t, h, "filesystem") },
 		requireTidy: requireNoIntents,
 		// The machine with the pool may be an emulated one.
-		timeout: 5 * testTimeout,
-		soon:    2 * testfs.Patience,
+		timeout: 2 * testTimeout,
+		soon:    2 * patience,
 	}
 }
 
@@ -71,16 +71,14 @@ func zfsHomes(h *harness.Host) []string {
 }
 
 // rootDataset returns the name of the dataset that the host keeps its data on.
-func rootDataset(t *testing.T, h *harness.Host) string {
-	t.Helper()
+func rootDataset(t require.TestingT, h *harness.Host) string {
 	names := runZFS(t, "list", "-H", "-o", "name", h.Data)
 	require.Len(t, names, 1)
 	return names[0]
 }
 
 // datasets lists the datasets that storage drivers have made for layers, or those of another kind.
-func datasets(t *testing.T, h *harness.Host, kind string) []string {
-	t.Helper()
+func datasets(t require.TestingT, h *harness.Host, kind string) []string {
 	root := rootDataset(t, h)
 	known := []string{root}
 	for _, home := range zfsHomes(h) {
@@ -112,8 +110,7 @@ func requireNoIntents(t *testing.T, h *harness.Host, c *harness.Cowshed) {
 }
 
 // runZFS runs zfs and returns the words that it prints.
-func runZFS(t *testing.T, args ...string) []string {
-	t.Helper()
+func runZFS(t require.TestingT, args ...string) []string {
 	out, err := exec.Command("zfs", args...).CombinedOutput()
 	require.NoError(t, err, "zfs %q: %s", args, out)
 	return strings.Fields(string(out))

@@ -89,7 +89,7 @@ func (p *pod) start(ctx context.Context, name string) (id string) {
 // exec runs a script in a container.
 func (p *pod) exec(ctx context.Context, id, script string) (stdout, stderr string) {
 	p.k.t.Helper()
-	result, err := p.k.cri.ExecSync(ctx, &criapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/bin/sh", "-c", script}, Timeout: 60})
+	result, err := p.k.cri.ExecSync(ctx, &criapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/bin/sh", "-c", script}})
 	require.NoError(p.k.t, err)
 	return string(result.GetStdout()), string(result.GetStderr())
 }

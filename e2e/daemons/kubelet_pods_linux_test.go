@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/enginelimits/kubelet/kubelettest"
 )
@@ -47,6 +46,7 @@ func TestKubeletPods(t *testing.T) {
 			assert.Contains(t, stdout, want)
 		}
 		web, id := start("web", nil)
+		requireSnapshotLimit(t, ctx, store, id, 4) // it is there already, if the kubelet has answered in half a second
 		requireWrites(web, id, overLimit)
 		annotated, id := start("annotated", map[string]string{sizeOfPods: "12M"})
 		requireWrites(annotated, id, fits)
@@ -58,14 +58,12 @@ func TestKubeletPods(t *testing.T) {
 		away.Store(true)
 		h.cowshed.Start()
 		waitConnected(t, ctx, h.cowshed, "nri")
-		requireKeys(t, ctx, store)
+		requireConnected(t, ctx, store)
 		late, id := start("late", nil)
 		requireWrites(late, id, fits)
 		requireDoctor(t, ctx, h.cowshed, "kubelet is not connected since")
 		requireDoctor(t, ctx, h.cowshed, "container default/late/c of kubelet is without the limit that it asks for")
-		failed, err := h.cowshed.EngineLimits(ctx, "kubelet", "failed")
-		require.NoError(t, err)
-		assert.Equal(t, 1, failed)
+		requireOutcomes(t, ctx, h.cowshed, "kubelet", "failed", 1)
 		away.Store(false)
 		requireSnapshotLimit(t, ctx, store, id, 4)
 		requireWrites(late, id, overLimit)

@@ -53,10 +53,7 @@ func TestKubernetesLimitsKill(t *testing.T) {
 			func(h containerdHost) *harness.Daemon { return h.containerd.Daemon },
 			func(t *testing.T, ctx context.Context, c *harness.Cowshed) {
 				t.Helper()
-				require.Eventually(t, func() bool {
-					connected, err := c.EngineConnected(ctx, "nri")
-					return err == nil && !connected
-				}, testTimeout, 10*time.Millisecond)
+				requireDisconnected(t, ctx, c)
 				requireDoctor(t, ctx, c, "nri is not connected since")
 			},
 		},
@@ -88,11 +85,12 @@ func TestKubernetesLimitsKill(t *testing.T) {
 				require.Eventually(t, func() bool {
 					set, err := h.cowshed.EngineLimits(ctx, "nri", "set")
 					return err == nil && set >= atOnce()/3
-				}, testTimeout, time.Millisecond)
+				}, patience, time.Millisecond)
 				daemon.Kill()
 				time.Sleep(awayTime)
 				kill.shown(t, ctx, h.cowshed)
 				daemon.Start()
+				requireConnected(t, ctx, store)
 				require.NoError(t, group.Wait())
 				waitConnected(t, ctx, h.cowshed, "nri")
 
@@ -112,7 +110,8 @@ func TestKubernetesLimitsKill(t *testing.T) {
 
 // holding is a plugin of NRI that holds up the creation of a container.
 type holding struct {
-	synchronized, asked, release chan struct{}
+	synchronized, asked chan struct{}
+	release             context.Context //nolint:containedctx // done: it holds up no longer
 }
 
 // Synchronize is the first request of containerd, which creates no container before it has the answer.
@@ -123,24 +122,31 @@ func (h *holding) Synchronize(context.Context, []*api.PodSandbox, []*api.Contain
 
 func (h *holding) CreateContainer(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	close(h.asked)
-	<-h.release
+	<-h.release.Done()
 	return nil, nil, nil
 }
 
-// holdUp connects a plugin that containerd asks before Cowshed.
-func holdUp(t *testing.T, ctx context.Context, socket string) *holding {
+// holdUp connects a plugin that containerd asks before Cowshed, and that answers when it is released or ctx ends.
+func holdUp(t *testing.T, ctx context.Context, socket string) (h *holding, release func()) {
 	t.Helper()
-	h := &holding{make(chan struct{}), make(chan struct{}), make(chan struct{})}
-	plugin, err := stub.New(h, stub.WithSocketPath(socket), stub.WithPluginName("holding"), stub.WithPluginIdx("00"))
-	require.NoError(t, err)
-	require.NoError(t, plugin.Start(ctx))
-	t.Cleanup(plugin.Stop)
+	released, release := context.WithCancel(ctx)
+	t.Cleanup(release)
+	h = &holding{make(chan struct{}), make(chan struct{}), released}
+	for {
+		plugin, err := stub.New(h, stub.WithSocketPath(socket), stub.WithPluginName("holding"), stub.WithPluginIdx("00"))
+		require.NoError(t, err)
+		if err = plugin.Start(ctx); err == nil {
+			t.Cleanup(plugin.Stop)
+			break
+		}
+		require.NoError(t, ctx.Err(), "connect a plugin: %v", err) // it has five seconds, and is tried again
+	}
 	select {
 	case <-h.synchronized:
 	case <-ctx.Done():
-		require.NoError(t, ctx.Err())
+		require.NoError(t, ctx.Err(), "containerd has not synchronized the plugin")
 	}
-	return h
+	return h, release
 }
 
 // TestKubernetesLimitBetween: Cowshed is killed when a container has its snapshot, and before NRI asks for its limit. containerd
@@ -151,7 +157,7 @@ func TestKubernetesLimitBetween(t *testing.T) {
 		ctx = store.Context(ctx)
 		waitConnected(t, ctx, h.cowshed, "nri")
 		web := k.run(ctx, podNamed("web"), map[string]string{sizeOfPods: "4M"})
-		hold := holdUp(t, ctx, h.NRISocket("containerd"))
+		hold, release := holdUp(t, ctx, h.NRISocket("containerd"))
 		var id string
 		var group errgroup.Group
 		group.Go(func() (err error) {
@@ -163,15 +169,14 @@ func TestKubernetesLimitBetween(t *testing.T) {
 			h.cowshed.Kill()
 		case <-ctx.Done():
 		}
-		close(hold.release)
+		release()
 		require.NoError(t, group.Wait())
 
 		h.cowshed.Start()
 		requireOutcomes(t, ctx, h.cowshed, "nri", "set", 1)
-		delays, err := h.cowshed.EngineDelays(ctx, "nri")
-		require.NoError(t, err)
-		assert.Equal(t, 1, delays)
-		_, err = k.cri.StartContainer(ctx, &criapi.StartContainerRequest{ContainerId: id})
+		requireDelays(t, ctx, h.cowshed, "nri", 1)
+		requireConnected(t, ctx, store)
+		_, err := k.cri.StartContainer(ctx, &criapi.StartContainerRequest{ContainerId: id})
 		require.NoError(t, err)
 		stdout, _ := web.exec(ctx, id, write6)
 		assert.Contains(t, stdout, overLimit)

@@ -8,10 +8,14 @@ import (
 	"time"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// testTimeout bounds the daemons' work for one test.
-const testTimeout = 3 * time.Minute
+// testTimeout bounds the daemons' work for one test. It ends tests that hang: it is no measure of speed.
+const testTimeout = 10 * time.Minute
+
+// patience is how long a test waits for something that daemons are about to do.
+const patience = 2 * testfs.Patience
 
 func TestMain(m *testing.M) {
 	code := m.Run()

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -27,12 +26,13 @@ const (
 // TestContainerdUnpackCut has sixteen clients unpack an image each, and cuts that off by killing a daemon or
 // cancelling the requests. Committed snapshots are whole, and all can be unpacked afterwards.
 func TestContainerdUnpackCut(t *testing.T) {
-	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
+	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, _ context.Context, h containerdHost) {
 		for name, cut := range map[string]func(cancel context.CancelFunc){
 			"daemon killed":     func(context.CancelFunc) { h.cowshed.Kill(); h.cowshed.Start() },
 			"containerd killed": func(context.CancelFunc) { h.containerd.Kill(); h.containerd.Start() },
 			"cancelled":         func(cancel context.CancelFunc) { cancel() },
 		} {
+			ctx := h.store.Context(contextOf(t, h.fs.timeout))
 			images := importImages(t, ctx, h, strings.ReplaceAll(name, " ", "-"))
 			cancelled, cancel := context.WithCancel(ctx)
 			ended := make(chan error, 1)
@@ -54,18 +54,6 @@ func TestContainerdUnpackCut(t *testing.T) {
 			requireCleared(t, ctx, h.store)
 		}
 	})
-}
-
-// requireConnected waits until containerd has noticed that its snapshotter's server is back.
-func requireConnected(t *testing.T, ctx context.Context, store *harness.Store) {
-	t.Helper()
-	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		_, err := store.Snapshots().Prepare(ctx, "connected", "")
-		require.NoError(c, err)
-	}, testTimeout, 50*time.Millisecond)
-	if err := store.Snapshots().Remove(ctx, "connected"); !errdefs.IsNotFound(err) { // containerd may have collected it: nothing refers to it
-		require.NoError(t, err)
-	}
 }
 
 // importImages imports images that have a layer in common and one of their own, without unpacking them.

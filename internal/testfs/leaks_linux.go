@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,9 +19,18 @@ import (
 // btrfs mounted on mnt. Subvolumes that are deleted but not yet cleaned up by the kernel are not listed.
 func Subvolumes(t testing.TB, mnt string) []string {
 	t.Helper()
+	paths, err := ListSubvolumes(mnt)
+	if err != nil {
+		t.Fatalf("testfs: %v", err)
+	}
+	return paths
+}
+
+// ListSubvolumes is [Subvolumes] for a goroutine that cannot end the test, as the condition of a wait.
+func ListSubvolumes(mnt string) ([]string, error) {
 	roots, err := readRoots(mnt)
 	if err != nil {
-		t.Fatalf("testfs: list subvolumes: %v", err)
+		return nil, fmt.Errorf("list subvolumes: %w", err)
 	}
 	paths := make([]string, 0, len(roots))
 	for id, r := range roots {
@@ -30,21 +38,24 @@ func Subvolumes(t testing.TB, mnt string) []string {
 			continue
 		}
 		path, err := roots.path(mnt, id)
+		if errors.Is(err, unix.ENOENT) {
+			continue // it has just been removed, with its directory
+		}
 		if err != nil {
-			t.Fatalf("testfs: list subvolumes: %v", err)
+			return nil, fmt.Errorf("list subvolumes: %w", err)
 		}
 		paths = append(paths, path)
 	}
 	slices.Sort(paths)
-	return paths
+	return paths, nil
 }
 
 // WaitDeleted returns when the kernel has cleaned up all deleted subvolumes on the btrfs mounted on mnt. Their space
-// is then free, and their qgroups are as the kernel leaves them. It fails the test after a minute.
+// is then free, and their qgroups are as the kernel leaves them. It fails the test after [Patience].
 func WaitDeleted(t testing.TB, mnt string) {
 	t.Helper()
 	var left []uint64
-	ok := eventually(time.Minute, func() bool {
+	ok := eventually(Patience, func() bool {
 		// The cleaner sleeps for up to the commit interval; a sync wakes it.
 		if err := ioctlPath(mnt, iocSync, nil); err != nil {
 			t.Fatalf("testfs: sync %s: %v", mnt, err)
@@ -184,7 +195,7 @@ func CheckLeaks(t testing.TB, dirs ...string) {
 	t.Cleanup(func() {
 		// Goroutines that were told to stop may take a moment to do so.
 		var leaked []string
-		ok := eventually(2*time.Second, func() bool {
+		ok := eventually(settleTime, func() bool {
 			leaked = append(newGoroutines(goroutines), newKeys("descriptor", descriptors, openDescriptors(t))...)
 			return len(leaked) == 0
 		})

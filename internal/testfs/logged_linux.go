@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -84,7 +83,7 @@ func logWrites(t testing.TB, dir string, size int64) (disk, log, image string, s
 		}
 	}
 	t.Cleanup(stop)
-	if !eventually(10*time.Second, func() bool {
+	if !eventually(Patience, func() bool {
 		info, err := os.Stat(disk)
 		return err == nil && info.Size() == size
 	}) {

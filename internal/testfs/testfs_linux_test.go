@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -120,6 +121,44 @@ func TestSubvolumesMany(t *testing.T) {
 	require.Len(t, got, n)
 	assert.Equal(t, "000", got[0])
 	assert.Equal(t, "399", got[n-1])
+}
+
+// TestSubvolumesRemoved lists subvolumes while others are made and removed, with the directories that they are in.
+func TestSubvolumesRemoved(t *testing.T) {
+	mnt := Btrfs(t)
+	createSubvolume(t, mnt, "kept")
+	lists := 0
+	listed := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-stop:
+				listed <- nil
+				return
+			default:
+			}
+			paths, err := ListSubvolumes(mnt)
+			if err == nil && !slices.Contains(paths, "kept") {
+				err = fmt.Errorf("kept is not in %q", paths)
+			}
+			if err != nil {
+				listed <- err
+				return
+			}
+			lists++
+		}
+	}()
+	for range 500 {
+		dir := filepath.Join(mnt, "dir")
+		require.NoError(t, os.Mkdir(dir, 0o755))
+		createSubvolume(t, dir, "removed")
+		require.NoError(t, os.Remove(filepath.Join(dir, "removed")))
+		require.NoError(t, os.Remove(dir))
+	}
+	close(stop)
+	require.NoError(t, <-listed)
+	t.Logf("%d lists", lists)
 }
 
 func createSubvolume(t *testing.T, dir, name string) {

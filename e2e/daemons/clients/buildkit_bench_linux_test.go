@@ -139,7 +139,7 @@ func (k buildKit) build(t testing.TB, dockerfile string, args ...string) io.Read
 	t.Helper()
 	source := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(source, "Dockerfile"), []byte(dockerfile), 0o644))
-	cmd := exec.Command(k.buildctl, append([]string{"--addr", "unix://" + k.address, "build", "--progress=rawjson",
+	cmd := exec.CommandContext(bounded(t), k.buildctl, append([]string{"--addr", "unix://" + k.address, "build", "--progress=rawjson",
 		"--frontend", "dockerfile.v0", "--local", "context=" + source, "--local", "dockerfile=" + source}, args...)...)
 	var progress, stdout bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &progress

@@ -47,7 +47,7 @@ type crictl struct {
 func (c *crictl) run(ctx context.Context, args ...string) (string, error) {
 	endpoint := "unix://" + c.address
 	args = append([]string{"--config", filepath.Join(c.directory, "crictl.yaml"), "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
-		"--timeout", "60s"}, args...)
+		"--timeout", commandTimeout.String()}, args...)
 	cmd := exec.CommandContext(ctx, c.program, args...)
 	var out, problem bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problem
@@ -168,7 +168,7 @@ func startCrictl(t *testing.T, ctx context.Context, h *harness.Host, settings ..
 	opts := cowshed.Options()
 	none := t.TempDir()
 	opts.CRI = &harness.CRI{PauseImage: pauseOfCrictl, RegistryHosts: mirrorAll(t, h, registry), NetworkPlugins: none, Networks: none}
-	opts.NRI = true
+	opts.NRI, opts.NRITimeout = true, testfs.Patience
 	containerd := h.StartContainerd("containerd", opts)
 	c := &crictl{t, h, program, containerd.Address, t.TempDir()}
 	require.NoError(t, os.WriteFile(filepath.Join(c.directory, "crictl.yaml"), nil, 0o644))
@@ -186,15 +186,11 @@ func waitNRI(t *testing.T, ctx context.Context, c *harness.Cowshed) {
 	}, testfs.Patience, 20*time.Millisecond)
 }
 
-// crictlTimeout bounds the work of crictl in one test.
-const crictlTimeout = 5 * time.Minute
-
 // TestCrictl: pods that crictl makes from JSON have the limits of their annotations: each container its own. exec, a container that
 // is made anew, and restarts of containerd keep them; in the long variant also those of Cowshed. A bad size is refused with a message that crictl prints.
 func TestCrictl(t *testing.T) {
 	testfs.CheckLeaks(t)
-	ctx, cancel := context.WithTimeout(t.Context(), crictlTimeout)
-	defer cancel()
+	ctx := bounded(t)
 	h := harness.NewHost(t, testfs.Btrfs(t))
 	c, cowshed, containerd := startCrictl(t, ctx, h, `max_limit = "64M"`)
 
@@ -222,13 +218,16 @@ func TestCrictl(t *testing.T) {
 	}
 
 	pod.requireStatistics(ctx, big, cowshed.Root)
+	store := containerd.Store("k8s.io", "cowshed")
 	restarts := []func(){containerd.Restart}
 	if testfs.Long() {
 		restarts = append(restarts, func() { containerd.Kill(); containerd.Start() }, func() { cowshed.Kill(); cowshed.Start() })
 	}
 	for _, restart := range restarts {
+		reconnected := cowshed.Connecting("nri")
 		restart()
-		waitNRI(t, ctx, cowshed)
+		require.NoError(t, reconnected(ctx))
+		require.EventuallyWithT(t, func(c *assert.CollectT) { assert.NoError(c, store.Reach(store.Context(ctx))) }, testfs.Patience, 50*time.Millisecond)
 		pod.requireLimit(ctx, sidecar, overLimit)
 		pod.requireLimit(ctx, big, fits)
 	}
@@ -237,7 +236,7 @@ func TestCrictl(t *testing.T) {
 
 	c.must(ctx, "rmp", "--all", "--force")
 	c.must(ctx, "rmi", "--all")
-	requireEmpty(t, containerd.Store("k8s.io", "cowshed"))
+	requireEmpty(t, store)
 }
 
 // requireStatistics checks the figures of crictl for a container and for the filesystem of images, which has the directory root.

@@ -46,7 +46,7 @@ cd app
 x compose up --detach --build
 test "$(x compose exec -T plain cat /data/lower)" = second
 x compose exec -T made sh -c 'echo kept >/kept/file'
-x compose logs made | grep -q built
+until x compose logs made | grep -q built; do sleep 0.1; done
 x compose up --detach --force-recreate --timeout 1
 test "$(x compose exec -T made cat /kept/file)" = kept
 x compose down --rmi all --volumes --timeout 1`},

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // flow is a user's task with a command line that has Docker's commands, which x runs. Flows build on those before
@@ -32,7 +33,7 @@ grep -qx 'of the container' volume`},
 	{"start, exec, logs, stop", `x run -d --name up --net none sample:1 sh -c 'echo started; while :; do sleep 0.1; done'
 test "$(x exec up cat /data/lower)" = second
 x exec up sh -c 'echo executed >/data/executed'
-x logs up | grep -qx started
+until x logs up | grep -qx started; do sleep 0.1; done
 x stop -t 1 up
 x start up
 test "$(x exec up cat /data/executed)" = executed
@@ -91,9 +92,6 @@ test -z "$(x ps -aq)"`},
 test -z "$(x images -q)"`},
 }
 
-// flowTimeout bounds one flow.
-const flowTimeout = 3 * time.Minute
-
 // runFlows runs flows one after the other. command is the command of x, for a shell.
 func runFlows(t *testing.T, h *harness.Host, suite, registry, command string, list []flow) run {
 	t.Helper()
@@ -107,7 +105,8 @@ func runFlows(t *testing.T, h *harness.Host, suite, registry, command string, li
 
 	result := run{outcomes: make(map[string]outcome), output: make(map[string]string)}
 	for _, f := range list {
-		ctx, cancel := context.WithTimeout(t.Context(), flowTimeout)
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), commandTimeout)
 		cmd := exec.CommandContext(ctx, "bash", "-euxc", f.script)
 		cmd.Dir = work
 		cmd.WaitDelay = time.Second // for processes that still hold its output
@@ -116,22 +115,31 @@ func runFlows(t *testing.T, h *harness.Host, suite, registry, command string, li
 			"CHANGE="+harness.ChangeScript, "CHECK="+harness.CheckScript, "INTACT="+harness.IntactScript)
 		out, err := cmd.CombinedOutput()
 		cancel()
-		result.outcomes[f.name], result.output[f.name] = passed, end(string(out), shownOutput)
+		took := time.Since(begun).Round(time.Millisecond)
+		result.outcomes[f.name], result.output[f.name] = passed, fmt.Sprintf("%s, after %s: %v", end(string(out), shownOutput), took, err)
 		if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 			result.outcomes[f.name] = failed
 		}
-		fmt.Fprintf(log, "==== %s: %v\n%s", f.name, err, out)
+		fmt.Fprintf(log, "==== %s, after %s: %v\n%s", f.name, took, err, out)
 	}
 	return result
 }
 
-// checkEmpty adds to the outcomes whether something is left in a store when all images and containers are removed.
+// checkEmpty adds to the outcomes whether something is left in a store when all images and containers are removed. Engines let go
+// of snapshots some time after they have answered.
 func (r run) checkEmpty(t *testing.T, store *harness.Store) {
 	t.Helper()
 	ctx := store.Context(t.Context())
-	require.NoError(t, store.CollectGarbage(ctx))
-	keys, err := store.Keys(ctx)
-	require.NoError(t, err)
+	var keys []string
+	for deadline := time.Now().Add(testfs.Patience); ; time.Sleep(100 * time.Millisecond) {
+		require.NoError(t, store.CollectGarbage(ctx))
+		var err error
+		keys, err = store.Keys(ctx)
+		require.NoError(t, err)
+		if len(keys) == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
 	const name = "no snapshot is left"
 	r.outcomes[name], r.output[name] = passed, fmt.Sprintf("%q", keys)
 	if len(keys) > 0 {

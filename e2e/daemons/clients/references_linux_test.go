@@ -21,7 +21,7 @@ func TestNerdctlReference(t *testing.T) {
 	containerd := h.StartContainerd("containerd", c.Options())
 	nerdctl := func(namespace string, args ...string) {
 		t.Helper()
-		cmd := exec.Command(program, append([]string{
+		cmd := exec.CommandContext(bounded(t), program, append([]string{
 			"--address", containerd.Address, "--namespace", namespace, "--snapshotter", cowshed, "--data-root", filepath.Join(h.Data, "nerdctl"),
 			"--cgroup-manager", "cgroupfs",
 		}, args...)...)
@@ -30,7 +30,7 @@ func TestNerdctlReference(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 	}
 	layers := func(args ...string) (string, error) {
-		return c.Output(t.Context(), append(args, "--config", c.Config)...)
+		return c.Output(bounded(t), append(args, "--config", c.Config)...)
 	}
 	image := h.SaveImage(busybox(t, h.Programs), "docker.io/cowshed/sample:1")
 	for _, namespace := range []string{"default", "team"} {

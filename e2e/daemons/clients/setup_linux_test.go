@@ -28,8 +28,8 @@ func TestSetupBuildKit(t *testing.T) {
 	require.NoError(t, os.WriteFile(config, []byte("# mine\nroot = \""+filepath.Join(h.Data, "buildkitd")+"\"\n"), 0o644))
 	h.StartContainerd("containerd", harness.ContainerdOptions{Configure: func(file string) {
 		args := []string{"--apply", "--config", c.Config, "--containerd-config", file, "--buildkit-config", config}
-		require.NoError(t, c.Command(t.Context(), append([]string{"setup", "containerd"}, args...)...))
-		require.NoError(t, c.Command(t.Context(), append([]string{"setup", "buildkit"}, args...)...))
+		require.NoError(t, c.Command(bounded(t), append([]string{"setup", "containerd"}, args...)...))
+		require.NoError(t, c.Command(bounded(t), append([]string{"setup", "buildkit"}, args...)...))
 	}})
 	socket := filepath.Join(dir, "b.sock")
 	h.Start(harness.Spec{
@@ -50,14 +50,14 @@ func TestSetupBuildKit(t *testing.T) {
 		},
 	})
 	k := buildKit{address: socket, buildctl: filepath.Join(built, "buildctl")}
-	workers, err := exec.Command(k.buildctl, "--addr", "unix://"+socket, "debug", "workers", "-v").CombinedOutput()
+	workers, err := exec.CommandContext(bounded(t), k.buildctl, "--addr", "unix://"+socket, "debug", "workers", "-v").CombinedOutput()
 	require.NoError(t, err, "%s", workers)
 	assert.Equal(t, 1, strings.Count(string(workers), "worker.executor:"), "%s", workers)
 	assert.Regexp(t, `worker\.executor:\s+containerd`, string(workers))
 	assert.Regexp(t, `worker\.snapshotter:\s+cowshed`, string(workers))
 	k.build(t, "FROM scratch\nCOPY Dockerfile /\n")
 	assert.NotEmpty(t, testfs.Subvolumes(t, h.Data))
-	out, err := exec.Command(k.buildctl, "--addr", "unix://"+socket, "prune", "--all").CombinedOutput()
+	out, err := exec.CommandContext(bounded(t), k.buildctl, "--addr", "unix://"+socket, "prune", "--all").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 }
 
@@ -72,11 +72,11 @@ func TestSetupNerdctl(t *testing.T) {
 	args := []string{"--config", c.Config, "--nerdctl-config", config}
 	containerd := h.StartContainerd("containerd", harness.ContainerdOptions{Configure: func(file string) {
 		args = append(args, "--containerd-config", file)
-		require.NoError(t, c.Command(t.Context(), append([]string{"setup", "containerd", "--apply"}, args...)...))
-		require.NoError(t, c.Command(t.Context(), append([]string{"setup", "nerdctl", "--apply"}, args...)...))
+		require.NoError(t, c.Command(bounded(t), append([]string{"setup", "containerd", "--apply"}, args...)...))
+		require.NoError(t, c.Command(bounded(t), append([]string{"setup", "nerdctl", "--apply"}, args...)...))
 	}})
 	driver := func() string {
-		cmd := exec.Command(nerdctl, "--address", containerd.Address, "--data-root", filepath.Join(h.Dir, "nerdctl"), "info", "--format", "{{.Driver}}")
+		cmd := exec.CommandContext(bounded(t), nerdctl, "--address", containerd.Address, "--data-root", filepath.Join(h.Dir, "nerdctl"), "info", "--format", "{{.Driver}}")
 		cmd.Env = append(os.Environ(), "NERDCTL_TOML="+config)
 		var stderr strings.Builder
 		cmd.Stderr = &stderr
@@ -85,6 +85,6 @@ func TestSetupNerdctl(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 	assert.Equal(t, "cowshed", driver())
-	require.NoError(t, c.Command(t.Context(), append([]string{"setup", "nerdctl", "--undo"}, args...)...))
+	require.NoError(t, c.Command(bounded(t), append([]string{"setup", "nerdctl", "--undo"}, args...)...))
 	assert.Equal(t, "overlayfs", driver())
 }

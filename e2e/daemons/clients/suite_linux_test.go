@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -30,6 +31,17 @@ func programs(t testing.TB, set string) string {
 		testfs.Skip(t, "needs what scripts/clients.sh builds: %v: %s", err, &stderr)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// commandTimeout ends commands that hang.
+const commandTimeout = 10 * time.Minute
+
+// bounded is the context of a command.
+func bounded(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), commandTimeout)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 // wrap makes a script of testdata the program of the given name in a directory.

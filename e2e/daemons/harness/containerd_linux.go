@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -39,6 +40,8 @@ type ContainerdOptions struct {
 	Snapshotter string
 	// NRI turns the Node Resource Interface on, at NRISocket.
 	NRI bool
+	// NRITimeout is how long containerd waits for an answer of a plugin before it goes on without that plugin. 0: its own two seconds.
+	NRITimeout time.Duration
 	// Configure, if it is not nil, changes the configuration before containerd starts.
 	Configure func(file string)
 }
@@ -77,7 +80,7 @@ func (h *Host) StartContainerd(name string, opts ContainerdOptions) *Containerd 
 		Program: filepath.Join(h.Programs.Built, "containerd"),
 		Args:    []string{"--config", config},
 		Env:     []string{path(h.Programs.Built), "HOME=" + h.Dir, "TMPDIR=" + h.dir(h.Dir, name, "tmp")},
-		Ready:   c.serving,
+		Ready:   func(ctx context.Context) error { return c.serving(ctx, filepath.Join(h.Dir, name+".log")) },
 	})
 	return c
 }
@@ -107,17 +110,29 @@ func (c *Containerd) Client(namespace string) *client.Client {
 	return cl
 }
 
-func (c *Containerd) serving(ctx context.Context) error {
-	cl, err := client.New(c.Address, client.WithTimeout(time.Second))
+// serving asks containerd whether all of it serves. log is that of the process.
+func (c *Containerd) serving(ctx context.Context, log string) error {
+	if _, err := os.Stat(c.Address); err != nil {
+		return err
+	}
+	cl, err := client.New(c.Address, client.WithTimeout(askTimeout))
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
 	serving, err := cl.IsServing(ctx)
-	if err == nil && !serving {
-		err = fmt.Errorf("containerd on %s does not serve yet", c.Address)
+	if err != nil {
+		return err
 	}
-	return err
+	// It serves before the plugin for Kubernetes does.
+	output, err := lastRun(log)
+	if err != nil {
+		return err
+	}
+	if !serving || !strings.Contains(output, "containerd successfully booted") {
+		return fmt.Errorf("containerd on %s does not serve yet", c.Address)
+	}
+	return nil
 }
 
 // containerdConfig is a configuration that keeps off the system's directories.
@@ -144,6 +159,9 @@ func containerdConfig(c *Containerd, state, logLevel string, opts ContainerdOpti
 	none := filepath.Join(state, "none")
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.nri.v1.nri']\n    disable = %t\n    socket_path = %q\n    plugin_path = %q\n    plugin_config_path = %q\n",
 		!opts.NRI, nriSocket(state), none, none)
+	if opts.NRITimeout > 0 {
+		fmt.Fprintf(&b, "    plugin_registration_timeout = %q\n    plugin_request_timeout = %[1]q\n", opts.NRITimeout)
+	}
 	fmt.Fprintf(&b, "  [plugins.'io.containerd.shim.v1.manager']\n    socket_dir = %q\n", filepath.Join(state, "s"))
 	if len(opts.Differs) > 0 {
 		fmt.Fprintf(&b, "  [plugins.'io.containerd.service.v1.diff-service']\n    default = %s\n", tomlStrings(opts.Differs))

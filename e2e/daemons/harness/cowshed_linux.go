@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // cowshedDir is where buildCowshed put its program, or empty.
@@ -147,16 +148,18 @@ func (c *Cowshed) Options() ContainerdOptions {
 	return ProxyOptions(c.Address, CowshedSnapshotter, CowshedDiffer, c.Root)
 }
 
-// Comparisons is the metrics' count of comparisons since the daemon was started, for "snapshots" or "docker".
-func (c *Cowshed) Comparisons(ctx context.Context, service string) (native, walked int, err error) {
+// Comparisons is the metrics' count of comparisons since the daemon was started, for "snapshots" or "docker". Walks are counted by
+// the labels of their series, which have the reason.
+func (c *Cowshed) Comparisons(ctx context.Context, service string) (native int, walked map[string]int, err error) {
 	counts, err := c.counts(ctx, "cowshed_comparisons_total")
+	walked = make(map[string]int)
 	for series, n := range counts {
 		switch {
 		case !strings.Contains(series, fmt.Sprintf("service=%q", service)):
 		case strings.Contains(series, `way="native"`):
 			native += n
-		default:
-			walked += n
+		case n > 0:
+			walked[series] = n
 		}
 	}
 	return native, walked, err
@@ -178,6 +181,26 @@ func (c *Cowshed) EngineConnected(ctx context.Context, engine string) (bool, err
 func (c *Cowshed) EngineConnections(engine string) int {
 	c.host.t.Helper()
 	return strings.Count(c.Log(), `msg="connected to an engine, for the limits of its containers" engine=`+engine+"\n")
+}
+
+// Connecting returns a function that waits until the daemon has connected to an engine once more. The metric does not tell: it may
+// still be that of the former connection.
+func (c *Cowshed) Connecting(engine string) (wait func(ctx context.Context) error) {
+	c.host.t.Helper()
+	before := c.EngineConnections(engine)
+	return func(ctx context.Context) error {
+		c.host.t.Helper()
+		ticker := time.NewTicker(pollInterval)
+		defer ticker.Stop()
+		for c.EngineConnections(engine) == before {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("wait for the next connection to %s: %w", engine, ctx.Err())
+			case <-ticker.C:
+			}
+		}
+		return nil
+	}
 }
 
 // EngineLimits is how many containers of an engine had the given outcome since the daemon was started.

@@ -12,13 +12,17 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // These times are for an emulated machine beside other work. Elsewhere daemons need a second.
 const (
-	readyTimeout = 3 * time.Minute
-	stopTimeout  = 90 * time.Second
+	readyTimeout = 2 * testfs.Patience
+	askTimeout   = testfs.Patience / 2 // of one question to a daemon that starts
+	stopTimeout  = 2 * testfs.Patience // more than shutdownTimeout
 	pollInterval = 10 * time.Millisecond
+	slowStart    = 10 * time.Second // a start that the log of the test tells
 	tailBytes    = 24 << 10
 )
 
@@ -75,6 +79,7 @@ func (d *Daemon) Start() {
 	if d.run != nil {
 		t.Fatalf("harness: %s is running", d.spec.Name)
 	}
+	begun := time.Now()
 	for attempt := 1; ; attempt++ {
 		r, err := d.spawn()
 		if err != nil {
@@ -82,13 +87,17 @@ func (d *Daemon) Start() {
 		}
 		d.run = r
 		err = d.waitReady()
+		took := time.Since(begun).Round(time.Millisecond)
 		if err == nil {
+			if took > slowStart {
+				t.Logf("harness: %s was ready after %s", d.spec.Name, took)
+			}
 			return
 		}
 		if d.run != nil || attempt >= d.spec.Attempts {
-			t.Fatalf("harness: %s is not ready: %v", d.spec.Name, err)
+			t.Fatalf("harness: %s is not ready after %s: %v", d.spec.Name, took, err)
 		}
-		t.Logf("harness: %s was not ready, and is started again: %v", d.spec.Name, err)
+		t.Logf("harness: %s was not ready after %s, and is started again: %v", d.spec.Name, took, err)
 	}
 }
 
@@ -154,6 +163,18 @@ func WaitText(ctx context.Context, file, text string) error {
 	}
 }
 
+// runTitle is the begin of the line in a log with which the output of a process begins.
+const runTitle = "---- run: "
+
+// lastRun returns the output of the last process in a log.
+func lastRun(log string) (string, error) {
+	text, err := os.ReadFile(log)
+	if err != nil {
+		return "", err
+	}
+	return string(text[max(0, bytes.LastIndex(text, []byte(runTitle))):]), nil
+}
+
 // Log returns the daemon's output since it was first started.
 func (d *Daemon) Log() string {
 	d.host.t.Helper()
@@ -170,7 +191,7 @@ func (d *Daemon) spawn() (*run, error) {
 		return nil, err
 	}
 	defer log.Close()
-	fmt.Fprintf(log, "---- %s %q\n", d.spec.Program, d.spec.Args)
+	fmt.Fprintf(log, "%s%s %q\n", runTitle, d.spec.Program, d.spec.Args)
 
 	cmd := exec.Command(d.spec.Program, d.spec.Args...)
 	cmd.Env, cmd.Dir = d.spec.Env, d.host.Dir
@@ -200,7 +221,7 @@ func (d *Daemon) waitReady() error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
-		err := d.spec.Ready(ctx)
+		err := d.ask(ctx)
 		if err == nil {
 			return nil
 		}
@@ -214,6 +235,13 @@ func (d *Daemon) waitReady() error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// ask asks the daemon once whether it is ready.
+func (d *Daemon) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return d.spec.Ready(ctx)
 }
 
 func (r *run) kill() {

@@ -2,14 +2,19 @@ package harness
 
 import (
 	"context"
+	"crypto/rand"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // Engine is a Docker Engine of a host.
@@ -26,8 +31,8 @@ type Engine struct {
 	containerdPid string
 }
 
-// infoTimeout bounds one attempt to reach an engine that starts. In an emulated machine an answer can take a second.
-const infoTimeout = 10 * time.Second
+// shutdownTimeout is how long an engine that ends waits for its containers. After its own fifteen seconds it would leave them running.
+const shutdownTimeout = testfs.Patience
 
 // EngineOptions name an engine's storage for images and containers.
 type EngineOptions struct {
@@ -64,8 +69,8 @@ func (h *Host) StartDebianDocker(opts EngineOptions) *Engine {
 		Program: filepath.Join(sbin, "dockerd"),
 		Args:    opts.unlessConfigured("--experimental"),
 		Env:     []string{path(sbin, bin)},
-		// It ends if its own containerd is not ready in 15 seconds. An emulated machine may need more for the first start.
-		Attempts: 3,
+		// It ends if its own containerd is not ready in 15 seconds. An emulated or busy machine may need more.
+		Attempts: 8,
 	})
 }
 
@@ -114,6 +119,7 @@ func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 		"--data-root", e.Root,
 		"--exec-root", filepath.Join(exec, "exec"),
 		"--pidfile", filepath.Join(exec, "pid"),
+		"--shutdown-timeout", strconv.Itoa(int(shutdownTimeout.Seconds())),
 		// The network and the firewall of the machine are left alone.
 		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
 		"--userland-proxy=false",
@@ -135,8 +141,6 @@ func (h *Host) startEngine(name string, opts EngineOptions, spec Spec) *Engine {
 		if _, err := os.Stat(e.Socket); err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, infoTimeout)
-		defer cancel()
 		_, err := e.Info(ctx, client.InfoOptions{})
 		return err
 	}
@@ -176,4 +180,25 @@ func readPid(file string) int {
 		return 0
 	}
 	return pid
+}
+
+// WaitEvents waits until the engine hears the events of a containerd that was started again. Those that are sent before are lost, and
+// with them the ends of containers.
+func (e *Engine) WaitEvents(ctx context.Context, c *Containerd) error {
+	store := c.Store("moby", e.driver)
+	topic := "/tasks/harness-" + strings.ToLower(rand.Text())
+	ticker := time.NewTicker(10 * pollInterval)
+	defer ticker.Stop()
+	for {
+		// Of a container that the engine does not have, which it writes to its log and forgets.
+		err := store.EventService().Publish(store.Context(ctx), topic, &events.TaskOOM{ContainerID: "harness"})
+		if err == nil && strings.Contains(e.Log(), topic) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the engine does not hear containerd's events: %w: %w", ctx.Err(), err)
+		case <-ticker.C:
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/build"
@@ -134,8 +135,31 @@ func (e *Engine) Exec(ctx context.Context, name, script string) (Result, error) 
 	if _, err := stdcopy.StdCopy(&out, &out, attached.Reader); err != nil {
 		return Result{}, fmt.Errorf("exec in %s: %w", name, err)
 	}
-	status, err := e.ExecInspect(ctx, created.ID, client.ExecInspectOptions{})
-	return Result{Code: uint32(status.ExitCode), Output: out.String()}, err
+	code, err := e.execCode(ctx, created.ID)
+	if err != nil {
+		return Result{}, fmt.Errorf("exec in %s: %w; it has %q", name, err, out.String())
+	}
+	return Result{Code: code, Output: out.String()}, nil
+}
+
+// execCode waits until the engine knows the exit code of an exec. The output may end before.
+func (e *Engine) execCode(ctx context.Context, id string) (uint32, error) {
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	for {
+		status, err := e.ExecInspect(ctx, id, client.ExecInspectOptions{})
+		if err != nil {
+			return 0, err
+		}
+		if !status.Running {
+			return uint32(status.ExitCode), nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("the engine has not heard of its end: %w", ctx.Err())
+		case <-ticker.C:
+		}
+	}
 }
 
 // Diff lists a container's changes, as docker diff prints them, sorted by path.

@@ -18,7 +18,7 @@ type Host struct {
 	Dir string
 	// Data is a directory on the filesystem under test, for the data of daemons.
 	Data string
-	// LogLevel is that of containerd and Cowshed when they are started.
+	// LogLevel is that of containerd and Cowshed when they are started: debug or info, with which containerd says that it has started.
 	LogLevel string
 	// Cgroup is the name of the cgroup that holds those of its containers.
 	Cgroup string

@@ -13,10 +13,12 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // leftTimeout is how long processes that have been told to end, and their resources, may take to go.
-const leftTimeout = 30 * time.Second
+const leftTimeout = testfs.Patience
 
 // checkLeft fails the test for each process, mount, loop device and cgroup that is left after the host's daemons have
 // ended. It takes these away.

@@ -118,6 +118,7 @@ func (s *Store) RunTask(ctx context.Context, c client.Container) (_ Result, err 
 		_, e := task.Delete(ctx, client.WithProcessKill)
 		err = errors.Join(err, e)
 	}()
+	defer context.AfterFunc(ctx, task.IO().Cancel)() // else the wait for its output has no end
 	exited, err := task.Wait(ctx)
 	if err != nil {
 		return Result{}, err
@@ -297,6 +298,29 @@ func (s *Store) SnapshotTree(ctx context.Context, key string, f func(dir string)
 		return err
 	}
 	return mount.WithReadonlyTempMount(ctx, mounts, f)
+}
+
+// Reach makes and removes a snapshot, for which containerd has to reach the snapshotter's server. It also asks for a blob that is not
+// there, for which the differ has to reach containerd. Either fails for a moment after a daemon was started again.
+func (s *Store) Reach(ctx context.Context) (err error) {
+	ctx, done, err := s.WithLease(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done(context.WithoutCancel(ctx))) }()
+	const key = "reached"
+	mounts, err := s.Snapshots().Prepare(ctx, key, "")
+	if errdefs.IsAlreadyExists(err) {
+		mounts, err = s.Snapshots().Mounts(ctx, key)
+	}
+	if err != nil {
+		return err
+	}
+	none := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("nothing has this digest"), Size: 1}
+	if _, err := s.DiffService().Apply(ctx, none, mounts); !errdefs.IsNotFound(err) {
+		return fmt.Errorf("apply a blob that is not there: %w", err)
+	}
+	return s.Snapshots().Remove(ctx, key)
 }
 
 // Keys lists the keys of the store's snapshots.

@@ -11,7 +11,8 @@ import (
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
 )
 
-const commandTimeout = time.Minute
+// commandTimeout ends commands that hang. Tools work beside each other.
+const commandTimeout = 10 * time.Minute
 
 func TestMain(m *testing.M) {
 	code := m.Run()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // limitSize limits a container where the driver can.
@@ -85,9 +86,9 @@ n=0; while true; do echo "line $n" >>/written/log; echo "$n" >"/written/$((n % 5
 // command is the shell script of the container's process.
 func (r recipe) command() string {
 	if r.created {
-		return `: >/dev/shm/ready; trap "exit 0" TERM; sleep 600 & wait`
+		return `: >/dev/shm/ready; trap "exit 0" TERM; sleep 3600 & wait`
 	}
-	return "if [ ! -e /ran ]; then : >/ran; set -e\n" + r.script + "\nset +e; fi\n" + `: >/dev/shm/ready; trap "exit 0" TERM; sleep 600 & wait`
+	return "if [ ! -e /ran ]; then : >/ran; set -e\n" + r.script + "\nset +e; fi\n" + `: >/dev/shm/ready; trap "exit 0" TERM; sleep 3600 & wait`
 }
 
 // makeContainers makes the containers and starts them.
@@ -181,4 +182,4 @@ func start(ctx context.Context, e *harness.Engine, id string, writing bool) (con
 	}
 }
 
-const startTimeout = 2 * time.Minute // in an emulated machine beside other work
+const startTimeout = 2 * testfs.Patience // in an emulated machine beside other work

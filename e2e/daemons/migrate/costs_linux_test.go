@@ -53,7 +53,6 @@ func TestCosts(t *testing.T) {
 			after := use(t, h.Data)
 			t.Logf("%d images and %d containers of %d MiB: %s, %d KiB more space, %d KiB more data", n.images, n.containers,
 				before.space>>20, took.Round(time.Millisecond), (after.space-before.space)>>10, (after.data-before.data)>>10)
-			assert.Less(t, took, time.Minute)
 			assert.LessOrEqual(t, after.space-before.space, before.space/100+n.overhead, "space")
 			assert.LessOrEqual(t, after.data-before.data, int64(1<<20), "data of files")
 

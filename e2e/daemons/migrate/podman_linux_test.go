@@ -151,7 +151,7 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 	for _, r := range p.recipes() {
 		p.create(ctx, r)
 	}
-	p.run(ctx, "stop", "--all", "--time=5")
+	p.run(ctx, "stop", "--all", "--time=60")
 
 	r := podmanRecord{images: map[digest.Digest]podmanImage{}, containers: map[string]treecmp.Tree{}, names: map[string]string{}}
 	for _, id := range strings.Fields(p.run(ctx, "images", "--quiet", "--no-trunc")) {
@@ -178,7 +178,7 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 			r.containers[id] = tree
 		})
 	}
-	p.run(ctx, "stop", "--all", "--time=5")
+	p.run(ctx, "stop", "--all", "--time=60")
 	return r
 }
 
@@ -204,14 +204,24 @@ func (p podman) start(ctx context.Context, name string, writing bool) (pid int) 
 	require.Eventually(p.t, func() bool {
 		_, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", pid, sign))
 		return err == nil
-	}, startTimeout, 10*time.Millisecond, "%s: %s", name, p.logs(ctx, name))
+	}, startTimeout, 10*time.Millisecond, "%s: %s", name, logs{p, ctx, name})
 	return pid
 }
 
-func (p podman) logs(ctx context.Context, name string) string {
-	cmd := exec.CommandContext(ctx, filepath.Join(p.host.Programs.Debian, "usr/bin/podman"), "logs", name)
-	cmd.Env = p.env
-	out, _ := cmd.CombinedOutput()
+// logs are the output of a container at the time when they are printed.
+type logs struct {
+	podman podman
+	ctx    context.Context //nolint:containedctx // of the test
+	name   string
+}
+
+func (l logs) String() string {
+	cmd := exec.CommandContext(l.ctx, filepath.Join(l.podman.host.Programs.Debian, "usr/bin/podman"), "logs", l.name)
+	cmd.Env = l.podman.env
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Sprintf("%s: %v", out, err)
+	}
 	return string(out)
 }
 

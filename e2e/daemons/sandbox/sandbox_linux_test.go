@@ -3,6 +3,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,8 +46,12 @@ func newSandbox(t *testing.T) sandbox {
 	return s
 }
 
-func (s sandbox) command(script string) (cmd *exec.Cmd, out *bytes.Buffer) {
-	cmd = exec.Command(s.program, "-root", s.root, "-dir", s.mnt, "-forks", "4", "-jobs", "2", "-limit", "4M", "sh", "-ec", script)
+// command is a run of the program. It is killed if it hangs.
+func (s sandbox) command(t *testing.T, script string) (cmd *exec.Cmd, out *bytes.Buffer) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testfs.Patience)
+	t.Cleanup(cancel)
+	cmd = exec.CommandContext(ctx, s.program, "-root", s.root, "-dir", s.mnt, "-forks", "4", "-jobs", "2", "-limit", "4M", "sh", "-ec", script)
 	cmd.Env = append(os.Environ(), s.path)
 	out = new(bytes.Buffer)
 	cmd.Stdout, cmd.Stderr = out, out
@@ -73,7 +78,7 @@ func (s sandbox) assertGone(t *testing.T) {
 
 func TestRunc(t *testing.T) {
 	s := newSandbox(t)
-	cmd, out := s.command(`echo $$ >/etc/first; test "$SANDBOX_FORK" != 4; echo "$SANDBOX_FORK"`)
+	cmd, out := s.command(t, `echo $$ >/etc/first; test "$SANDBOX_FORK" != 4; echo "$SANDBOX_FORK"`)
 	require.NoError(t, cmd.Run(), out.String())
 	for _, want := range []string{"4 commands by runc, 2 at once; 1 failed", "fork-003 with score 3: 2 changes"} {
 		assert.Contains(t, out.String(), want)
@@ -83,7 +88,7 @@ func TestRunc(t *testing.T) {
 
 func TestRuncInterrupt(t *testing.T) {
 	s := newSandbox(t)
-	cmd, out := s.command("sleep 1234 & echo >/etc/begun; sleep 1234")
+	cmd, out := s.command(t, "sleep 1234 & echo >/etc/begun; sleep 1234")
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 	require.Eventually(t, func() bool {
