@@ -147,7 +147,7 @@ in_module() {
 			exit 1
 		}
 		go vet ./... && COWSHED_TEST_REQUIRE=1 COWSHED_TEST_ZPOOL=elsewhere "$testsum" -counts "$work/counts" -elsewhere -- \
-			go test -json -count=1 -p 1 -timeout "${3:-60m}" -exec "$root/scripts/as-root.sh" "${2:-./...}"
+			go test -json -count=1 -p 1 -timeout "${3:-30m}" -exec "$root/scripts/as-root.sh" "${2:-./...}"
 	)
 }
 
