@@ -92,7 +92,7 @@ func openLoop(n int) (*os.File, error) {
 // users closes it: an udev that looks at new devices may take a moment.
 func waitDetached(t testing.TB, device, image string) {
 	t.Helper()
-	ok := eventually(time.Minute, func() bool {
+	ok := eventually(Patience, func() bool {
 		data, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
 		return err != nil || strings.TrimSuffix(strings.TrimSpace(string(data)), " (deleted)") != image
 	})
@@ -102,14 +102,15 @@ func waitDetached(t testing.TB, device, image string) {
 }
 
 // eventually polls a condition that another process or the kernel brings about, and reports whether it held
-// before the time was up.
+// before the time was up. It looks a last time after that: the machine may have been busy with something else meanwhile.
 func eventually(limit time.Duration, condition func() bool) bool {
 	deadline := time.Now().Add(limit)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		last := time.Now().After(deadline)
 		if condition() {
 			return true
 		}
-		if time.Now().After(deadline) {
+		if last {
 			return false
 		}
 		time.Sleep(wait)

@@ -8,11 +8,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
+
+// leakPatience is how long whatever a test holds may take to be let go of, before it counts as a leak: a process that is being
+// started has copies of all descriptors for a moment. Tests of leaks do not wait that long.
+var leakPatience = Patience
 
 // unmountAll unmounts mnt, which the test is done with. Mounts below it and whatever keeps it busy are
 // leaks of the test: they fail it, and are detached so that the machine is left clean all the same. It
@@ -30,7 +33,7 @@ func unmountAll(t testing.TB, mnt string) (free bool) {
 	}
 
 	var err error
-	eventually(time.Second, func() bool {
+	eventually(leakPatience, func() bool {
 		err = unix.Unmount(mnt, unix.UMOUNT_NOFOLLOW)
 		return !errors.Is(err, unix.EBUSY)
 	})
