@@ -93,7 +93,7 @@ func TestAct(t *testing.T) {
 					time.Sleep(50 * time.Millisecond)
 					return test.result
 				}, test.happened, test.lookErr)
-				a.zfs.patience = time.Minute
+				a.zfs.patience = testfs.Patience
 				ctx := t.Context()
 				if cancelled {
 					ctx = cancelledAt(t, a.begun)
@@ -272,7 +272,7 @@ func TestWaitOnSuspendedPool(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newActing(t, nil, false, nil)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 			defer cancel()
 			release, err := a.mounts.Claim(ctx, "a")
 			require.NoError(t, err)
@@ -280,8 +280,13 @@ func TestWaitOnSuspendedPool(t *testing.T) {
 			release, err = a.relied.Claim(ctx, "a")
 			require.NoError(t, err)
 			defer release()
-			time.AfterFunc(100*time.Millisecond, func() { setState(t, a.dir, "SUSPENDED") })
+			suspended := make(chan struct{})
+			time.AfterFunc(100*time.Millisecond, func() {
+				defer close(suspended)
+				setState(t, a.dir, "SUSPENDED")
+			})
 			err = wait(ctx, a.Backend)
+			<-suspended
 			require.ErrorIs(t, err, errdefs.ErrUnavailable)
 			require.ErrorContains(t, err, "zpool clear")
 		})

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/nvlist"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -135,7 +136,7 @@ func (k *snapshotKernel) Snapshots(name string) iter.Seq2[zfsctl.Dataset, error]
 func TestIndexCancelled(t *testing.T) {
 	k := oneDataset()
 	c, dir := newFake(t, k)
-	c.patience = 20 * time.Second
+	c.patience = testfs.Patience
 	x := fakeIndex(t, c, dir)
 	started, end := make(chan struct{}), make(chan struct{})
 	stop := func() {
