@@ -152,7 +152,7 @@ func TestIndexCancelled(t *testing.T) {
 		_, _, err := x.get(ctx, "a")
 		given <- err
 	}()
-	<-started
+	await(t, started)
 	others := make(chan error)
 	for range 3 {
 		go func() {
@@ -164,9 +164,9 @@ func TestIndexCancelled(t *testing.T) {
 		}()
 	}
 	close(cancel)
-	require.ErrorIs(t, <-given, context.Canceled)
+	require.ErrorIs(t, await(t, given), context.Canceled)
 	for range 3 {
-		require.NoError(t, <-others)
+		require.NoError(t, await(t, others))
 	}
 	close(end)
 	_, ok, err := x.get(t.Context(), "b")

@@ -72,7 +72,7 @@ func TestRepeatedOutput(t *testing.T) {
 			got, err := io.ReadAll(r)
 			require.NoError(t, err)
 			assert.True(t, bytes.Equal(output, got))
-			require.NoError(t, <-wrote)
+			require.NoError(t, await(t, wrote))
 		})
 	}
 }
