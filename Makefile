@@ -139,7 +139,7 @@ lint: $(GOLANGCI) ## run golangci-lint, shellcheck, and a linter for words
 $(GOLANGCI):
 	@echo "installing golangci-lint $(GOLANGCI_VERSION) in $(@D)"
 	@mkdir -p $(@D)
-	CGO_ENABLED=0 GOBIN=$(@D) go install -trimpath github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	CGO_ENABLED=0 GOBIN=$(@D) scripts/retry.sh go install -trimpath github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
 tidy: ## bring go.mod and go.sum of all modules up to date
 	go mod tidy

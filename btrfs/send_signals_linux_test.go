@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -129,17 +130,19 @@ func TestSendOfStoppedProcess(t *testing.T) {
 	t.Logf("Send failed %d times of 10", failed)
 }
 
-// stopping stops this process and continues it, again and again until the test ends. Another process does that, and
-// continues this process after each stop, whatever happens.
+// stopping stops this process and continues it, again and again until the test ends. Another process does that, in a group
+// of its own. It continues this process after each stop, also when it is told to end meanwhile.
 func stopping(t *testing.T) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "go on stopping")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
-	script := `while test -e "$2" && kill -STOP "$1"; do sleep 0.002; kill -CONT "$1"; sleep 0.01; done`
+	script := `trap 'kill -CONT "$1"' EXIT; trap 'exit 1' HUP INT QUIT PIPE TERM
+		while test -e "$2" && kill -STOP "$1"; do sleep 0.002; kill -CONT "$1"; sleep 0.01; done`
 	cmd := exec.Command("sh", "-c", script, "sh", strconv.Itoa(os.Getpid()), file)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		require.NoError(t, os.Remove(file))
+		assert.NoError(t, os.Remove(file))
 		_ = cmd.Wait()
 	})
 }

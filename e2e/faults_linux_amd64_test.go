@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -400,17 +401,19 @@ func without(lines, beginnings []string) []string {
 	})
 }
 
-// settled returns the first state that wanted accepts, or the last after a while: cancelled operations may need a
-// moment to end.
-func settled(look func() homeState, wanted func(homeState) []string) (state homeState, problems []string) {
-	for range 20 {
-		state = look()
-		if problems = wanted(state); len(problems) == 0 {
-			break
+// settled waits for a state that wanted accepts, and returns the problems of the last state: cancelled operations may need a
+// moment to end. It does not wait long for the end of problems that begin like one of those that may remain.
+func settled(look func() homeState, wanted func(homeState) []string, mayRemain []string) (problems []string) {
+	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		waited := time.Since(begun)
+		problems = wanted(look())
+		switch {
+		case len(problems) == 0, waited > testfs.Patience:
+			return problems
+		case waited > 2*time.Second && len(without(slices.Clone(problems), mayRemain)) == 0:
+			return problems
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
-	return state, problems
 }
 
 // TestFaultyVictim is not a test: it is the process that TestFaults runs.
@@ -439,9 +442,13 @@ func TestFaultyVictim(t *testing.T) {
 	var result faultResult
 	if err != nil {
 		result.Error = err.Error()
-		_, result.Problems = settled(look, func(after homeState) []string {
+		mayRemain := noteLeft
+		if !errors.Is(err, context.Canceled) {
+			mayRemain = slices.Concat(noteLeft, intentLeft, op.broken)
+		}
+		result.Problems = settled(look, func(after homeState) []string {
 			return append(differences(before.volumes, after.volumes), differences(before.left, after.left)...)
-		})
+		}, mayRemain)
 		if op.again != nil {
 			err = op.again(t.Context(), d)
 		} else {
@@ -451,9 +458,9 @@ func TestFaultyVictim(t *testing.T) {
 			result.Problems = append(result.Problems, "cannot be repeated: "+err.Error())
 		}
 	} else {
-		_, result.Problems = settled(look, func(after homeState) []string {
+		result.Problems = settled(look, func(after homeState) []string {
 			return without(differences(before.left, after.left), op.leaves)
-		})
+		}, noteLeft)
 	}
 	if err == nil {
 		if err := op.verify(t.Context(), d); err != nil {

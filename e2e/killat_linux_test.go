@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // steps are the system calls that change the disk, or stand between such calls.
@@ -78,7 +80,7 @@ func traceStops(cmd *exec.Cmd, at func(s *callStop) (hold bool, err error)) (kil
 	// The process is waited for below; only its output is left to wait for.
 	defer func() { _ = cmd.Wait() }()
 	pid := cmd.Process.Pid
-	const longest = time.Minute // the processes in question need a second
+	const longest = 2 * testfs.Patience // the processes in question need a second
 	held := 0
 	watchdog := time.AfterFunc(longest, func() {
 		_ = unix.Kill(pid, unix.SIGQUIT) // has Go's runtime print the goroutines

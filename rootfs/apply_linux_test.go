@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/diff/apply"
@@ -19,6 +18,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 func TestApplyLayers(t *testing.T) {
@@ -145,7 +146,7 @@ func TestApplyConcurrently(t *testing.T) {
 	const clients = 8
 	h := newHost(t)
 	layers := h.layers()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 	defer cancel()
 	var calls counts
 	extracting := newBarrier(clients)
@@ -182,7 +183,7 @@ func TestApplyLayerConcurrently(t *testing.T) {
 	const clients = 8
 	h := newHost(t)
 	layer := h.layers()[0]
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 	defer cancel()
 	extracting := newBarrier(clients)
 	a := applierFunc(func(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {

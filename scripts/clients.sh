@@ -31,7 +31,7 @@ END
 }
 
 readonly sets=(buildkit cri crictl cni containerd nerdctl docker buildx compose)
-readonly unused_days=14
+readonly unused_days=14 retry=$PWD/scripts/retry.sh
 cache=${COWSHED_CACHE:-/var/cache/cowshed}/clients
 
 say() { echo "clients.sh: $*" >&2; }
@@ -134,12 +134,14 @@ build() {
 	chmod 0755 "$new"
 	mkdir "$new/bin"
 	# Outside the tree: its go.mod would apply there.
-	source=$(cd "$new" && go mod download -json "$name" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+	source=$(cd "$new" && "$retry" go mod download -json "$name" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
 	cp -r "$source" "$new/source"
 	chmod -R u+w "$new/source"
 	(
 		cd "$new/source"
 		export CGO_ENABLED=0 GOFLAGS=-buildvcs=false GOWORK=off
+		# shellcheck disable=SC2317 # compile_SET calls it, for its downloads
+		go() { "$retry" go "$@"; }
 		"compile_$1" "$new/bin"
 	)
 	rm -r "$new/source"

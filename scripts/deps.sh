@@ -101,8 +101,12 @@ main() {
 		}
 		root=(sudo)
 	fi
-	"${root[@]}" apt-get -q update </dev/null
-	"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${absent[@]}" </dev/null
+	local retry
+	retry=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/retry.sh
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	"$retry" "${root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c \
+		'apt-get -q update && apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"' \
+		sh "${absent[@]}" </dev/null
 }
 
 main "$@"

@@ -40,7 +40,7 @@ END
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
 # The time that a package may take, the time in seconds of a lane in the test machine, and the number of power cuts.
-test_timeout=55m machine_timeout=3600 power_cuts=1
+test_timeout=55m machine_timeout=7200 power_cuts=1
 [[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200 && power_cuts=3; }
 readonly test_timeout machine_timeout power_cuts
 module=$(go list -m)
@@ -232,13 +232,13 @@ power_cut() {
 	local dir=$1 name=$2 pool after=$((20 + RANDOM % 60))
 	pool=$(dirname "$dir")/$name.img
 	echo "test-zfs: cutting the power after $after operations" >&2
-	"$machine" run --timeout 600 --cpus 1 --dir "$dir" --pool-image "$pool" --kill-when "done $after " \
+	"$machine" run --timeout "$machine_timeout" --cpus 1 --dir "$dir" --pool-image "$pool" --kill-when "done $after " \
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_WORKLOAD=1 -- \
 		sh -c 'zfs create tank/cut && e2e/tests -test.run="^TestZFSWorkload$" -test.timeout=0' >"$dir/e2e/journal-$name" || {
 		cat "$dir/e2e/journal-$name" >&2
 		return 1
 	}
-	"$machine" run --timeout 600 --cpus 1 --dir "$dir" --pool-image "$pool" --append-env COWSHED_TEST_REQUIRE=1 \
+	"$machine" run --timeout "$machine_timeout" --cpus 1 --dir "$dir" --pool-image "$pool" --append-env COWSHED_TEST_REQUIRE=1 \
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_CUT_JOURNAL="journal-$name" -- \
 		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSAfterCut$'"
 }

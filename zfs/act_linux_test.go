@@ -93,7 +93,7 @@ func TestAct(t *testing.T) {
 					time.Sleep(50 * time.Millisecond)
 					return test.result
 				}, test.happened, test.lookErr)
-				a.zfs.patience = time.Minute
+				a.zfs.patience = testfs.Patience
 				ctx := t.Context()
 				if cancelled {
 					ctx = cancelledAt(t, a.begun)
@@ -158,7 +158,7 @@ func TestActDoesNotEnd(t *testing.T) {
 			}
 
 			close(end)
-			<-settled
+			await(t, settled)
 			assert.EqualValues(t, 1, a.looks.Load())
 			assert.Equal(t, test.undone, a.undone.Load())
 			before = a.kernel.loads.Load()
@@ -199,7 +199,7 @@ func TestSequel(t *testing.T) {
 	}
 	close(ends[0])
 	for i := range n/2 + 1 {
-		assert.Equal(t, i, <-called)
+		assert.Equal(t, i, await(t, called))
 	}
 	select {
 	case <-called:
@@ -208,7 +208,7 @@ func TestSequel(t *testing.T) {
 	}
 	close(ends[1])
 	for i := range n/2 - 1 {
-		assert.Equal(t, n/2+1+i, <-called)
+		assert.Equal(t, n/2+1+i, await(t, called))
 	}
 	failed := errors.New("failed")
 	require.Eventually(t, func() bool { return a.Left() == 0 && a.pendingNow() == 0 }, testfs.Patience, time.Millisecond)
@@ -251,12 +251,12 @@ func TestSettledWhenPoolAnswers(t *testing.T) {
 			}
 			if closes {
 				beginClose()
-				<-settled
+				await(t, settled)
 				assert.Zero(t, a.undone.Load())
 				return
 			}
 			answers.Store(true)
-			<-settled
+			await(t, settled)
 			assert.EqualValues(t, 1, a.undone.Load())
 		})
 	}
@@ -272,7 +272,7 @@ func TestWaitOnSuspendedPool(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newActing(t, nil, false, nil)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 			defer cancel()
 			release, err := a.mounts.Claim(ctx, "a")
 			require.NoError(t, err)
@@ -280,8 +280,13 @@ func TestWaitOnSuspendedPool(t *testing.T) {
 			release, err = a.relied.Claim(ctx, "a")
 			require.NoError(t, err)
 			defer release()
-			time.AfterFunc(100*time.Millisecond, func() { setState(t, a.dir, "SUSPENDED") })
+			suspended := make(chan struct{})
+			time.AfterFunc(100*time.Millisecond, func() {
+				defer close(suspended)
+				setState(t, a.dir, "SUSPENDED")
+			})
 			err = wait(ctx, a.Backend)
+			<-suspended
 			require.ErrorIs(t, err, errdefs.ErrUnavailable)
 			require.ErrorContains(t, err, "zpool clear")
 		})
@@ -320,7 +325,7 @@ func TestActOnSuspendedPool(t *testing.T) {
 	require.NoError(t, a.after(err, func() error { close(settled); return nil }))
 	setState(t, a.dir, "ONLINE")
 	close(end)
-	<-settled
+	await(t, settled)
 	assert.EqualValues(t, 1, a.undone.Load())
 	a.lookAgain(t)
 }

@@ -482,7 +482,7 @@ func TestSettleLimitSurvives(t *testing.T) {
 	assert.Equal(t, 6, killed-1, "the steps of Settle")
 
 	faults := &faultyKernel{kernel: whole}
-	b.zfs.kernel, b.zfs.patience = faults, time.Minute
+	b.zfs.kernel, b.zfs.patience = faults, testfs.Patience
 	for _, command := range []string{"destroy later", "promote"} {
 		require.NoError(t, b.Adopt(ctx, "a", "", f.Source("1"), cowcommon.VolumeOptions{Limit: limit}))
 		ctx := cancelledAt(t, faults.arm(command, "interrupted-before"))
@@ -536,7 +536,7 @@ func TestSettleBesideLimit(t *testing.T) {
 		if !k.done {
 			break
 		}
-		require.NoError(t, <-limited)
+		require.NoError(t, await(t, limited))
 		for _, b := range []*Backend{b, beside} {
 			b.volumes.invalidate()
 			v, err := b.Stat(ctx, name)

@@ -81,12 +81,12 @@ func newFake(t *testing.T, k kernel) (c *control, dir string) {
 	dir = t.TempDir()
 	require.NoError(t, os.Mkdir(dir+"/pool", 0o700))
 	setState(t, dir, "ONLINE")
-	return &control{kernel: k, pool: "pool", kstats: dir, patience: 100 * time.Millisecond, grace: 10 * time.Second}, dir
+	return &control{kernel: k, pool: "pool", kstats: dir, patience: 100 * time.Millisecond, grace: testfs.Patience}, dir
 }
 
 func setState(t *testing.T, dir, state string) {
 	t.Helper()
-	require.NoError(t, os.WriteFile(dir+"/pool/state", []byte(state+"\n"), 0o600))
+	assert.NoError(t, os.WriteFile(dir+"/pool/state", []byte(state+"\n"), 0o600)) // also in goroutines
 }
 
 // cancelledAt returns a context that ends when begun is closed.
@@ -122,7 +122,7 @@ func TestOutcomeOfCall(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, _ := newFake(t, nil)
-			c.patience = 20 * time.Second
+			c.patience = testfs.Patience
 			begun := make(chan struct{})
 			err := c.change(cancelledAt(t, begun), "create", func(kernel) error {
 				close(begun)
@@ -188,7 +188,7 @@ func TestCallDoesNotEnd(t *testing.T) {
 	default:
 	}
 	close(end)
-	<-lost.ended
+	await(t, lost.ended)
 
 	begun, end = make(chan struct{}), make(chan struct{})
 	defer close(end)
@@ -202,7 +202,7 @@ func TestCallDoesNotEnd(t *testing.T) {
 // TestReadIsLeft: a call that changes nothing is left to itself as soon as its context ends.
 func TestReadIsLeft(t *testing.T) {
 	c, _ := newFake(t, nil)
-	c.patience = 20 * time.Second
+	c.patience = testfs.Patience
 	begun, end := make(chan struct{}), make(chan struct{})
 	defer close(end)
 	_, err := read(cancelledAt(t, begun), c, "list", func(kernel) (int, error) {
@@ -246,25 +246,27 @@ func TestExistsIsLeft(t *testing.T) {
 // stuckKernel answers no question before end is closed.
 type stuckKernel struct {
 	kernel
-	end <-chan struct{}
+	end   <-chan struct{}
+	begun chan<- struct{} // told of each question; nil: nobody is
 }
 
 func (k *stuckKernel) Exists(string) (bool, error) {
+	if k.begun != nil {
+		k.begun <- struct{}{}
+	}
 	<-k.end
 	return false, nil
 }
 
 // TestCallsAreBounded: callers that go away leave only so many calls behind. Then no call begins, until some have ended.
 func TestCallsAreBounded(t *testing.T) {
-	end := make(chan struct{})
-	c, _ := newFake(t, &stuckKernel{end: end})
+	begun, end := make(chan struct{}, maxLeft+1), make(chan struct{})
+	c, _ := newFake(t, &stuckKernel{begun: begun, end: end})
 	c.patience = 0
 	b := &Backend{zfs: c}
 	for range maxLeft {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		_, err := c.exists(ctx, "pool/a")
-		cancel()
-		require.ErrorIs(t, err, context.DeadlineExceeded)
+		_, err := c.exists(cancelledAt(t, begun), "pool/a")
+		require.ErrorIs(t, err, context.Canceled)
 	}
 	assert.Equal(t, maxLeft, b.Left())
 	for range 3 {
@@ -289,11 +291,11 @@ func TestCallsAreBounded(t *testing.T) {
 		go func() { refused <- second(c.exists(ctx, "pool/a")) }()
 	}
 	for range maxCalls {
-		require.ErrorContains(t, <-refused, "are under way")
+		require.ErrorContains(t, await(t, refused), "are under way")
 	}
 	cancel()
 	for range maxCalls {
-		require.ErrorIs(t, <-refused, context.Canceled)
+		require.ErrorIs(t, await(t, refused), context.Canceled)
 	}
 	close(end)
 	require.Eventually(t, func() bool {
@@ -331,6 +333,7 @@ func TestLater(t *testing.T) {
 func TestStreams(t *testing.T) {
 	broken := errors.New("broken")
 	c, _ := newFake(t, nil)
+	c.patience = testfs.Patience
 	ctx := t.Context()
 	readAll := func(_ kernel, f *os.File) error {
 		_, err := io.ReadAll(f)
@@ -436,7 +439,7 @@ func TestIndexBesideBusyProcess(t *testing.T) {
 	k := oneDataset()
 	c, dir := newFake(t, k)
 	x, other := fakeIndex(t, c, dir), fakeIndex(t, c, dir)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 	defer cancel()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -456,7 +459,7 @@ func TestIndexBesideBusyProcess(t *testing.T) {
 		assert.True(t, ok)
 	}
 	close(stop)
-	<-stopped
+	await(t, stopped)
 	assert.LessOrEqual(t, int(k.loads.Load()), 10, "a load or two for each")
 }
 
@@ -490,7 +493,7 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 	x, other := fakeIndex(t, c, dir), fakeIndex(t, c, dir)
 	look := func(x *index) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), tellFor/2)
+		ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 		defer cancel()
 		_, _, err := x.get(ctx, "a")
 		require.NoError(t, err)
@@ -501,7 +504,7 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 	require.NoError(t, err)
 	defer stopped.Close()
 	require.NoError(t, flock.Exclusive(t.Context(), stopped))
-	const n = 10
+	const n = 30 // if each waited by itself, that would take longer than Patience
 	told := make(chan struct{}, n)
 	for range n {
 		go func() { x.drop("b"); told <- struct{}{} }()
@@ -512,14 +515,13 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 		look(x)
 	}
 	assert.Equal(t, before, k.loads.Load(), "from memory")
-	begun := time.Now()
-	for range n {
-		<-told
-	}
-	assert.Less(t, time.Since(begun), 2*tellFor)
-	begun = time.Now()
-	x.drop("c")
-	assert.Less(t, time.Since(begun), tellFor/2, "it does not wait again")
+	require.Eventually(t, func() bool { return len(told) == n }, testfs.Patience, 10*time.Millisecond, "all wait together")
+	require.NoError(t, inTime(t, "the next changes do not wait again", func() error {
+		for range n {
+			x.drop("c")
+		}
+		return nil
+	}))
 	require.NoError(t, flock.Unlock(stopped))
 	look(x)
 	require.Eventually(t, func() bool {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/nvlist"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -135,7 +136,7 @@ func (k *snapshotKernel) Snapshots(name string) iter.Seq2[zfsctl.Dataset, error]
 func TestIndexCancelled(t *testing.T) {
 	k := oneDataset()
 	c, dir := newFake(t, k)
-	c.patience = 20 * time.Second
+	c.patience = testfs.Patience
 	x := fakeIndex(t, c, dir)
 	started, end := make(chan struct{}), make(chan struct{})
 	stop := func() {
@@ -151,7 +152,7 @@ func TestIndexCancelled(t *testing.T) {
 		_, _, err := x.get(ctx, "a")
 		given <- err
 	}()
-	<-started
+	await(t, started)
 	others := make(chan error)
 	for range 3 {
 		go func() {
@@ -163,9 +164,9 @@ func TestIndexCancelled(t *testing.T) {
 		}()
 	}
 	close(cancel)
-	require.ErrorIs(t, <-given, context.Canceled)
+	require.ErrorIs(t, await(t, given), context.Canceled)
 	for range 3 {
-		require.NoError(t, <-others)
+		require.NoError(t, await(t, others))
 	}
 	close(end)
 	_, ok, err := x.get(t.Context(), "b")

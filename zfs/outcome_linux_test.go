@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +34,8 @@ type faultyKernel struct {
 	op    string        // the function of the fault, "" for no fault
 	fault string        // the fault
 	hit   chan struct{} // closed when the fault is there
+	end   chan struct{} // closed when a call that is stuck may go on
+	stuck atomic.Bool   // a call is stuck
 	race  func()        // called before a call with the fault "race"
 }
 
@@ -40,24 +43,39 @@ type faultyKernel struct {
 func (k *faultyKernel) arm(op, fault string) <-chan struct{} {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.op, k.fault, k.hit = op, fault, make(chan struct{})
+	k.op, k.fault, k.hit, k.end = op, fault, make(chan struct{}), make(chan struct{})
 	return k.hit
 }
 
-// armed returns the fault of a call, if it has one.
-func (k *faultyKernel) armed(op string) (fault string, hit chan struct{}) {
+// release lets the call go on that is stuck.
+func (k *faultyKernel) release() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.end != nil {
+		close(k.end)
+		k.end = nil
+	}
+}
+
+// armed returns the fault of a call, if it has one, and the end of being stuck.
+func (k *faultyKernel) armed(op string) (fault string, hit, end chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.op != op {
-		return "", nil
+		return "", nil, nil
 	}
 	k.op = ""
-	return k.fault, k.hit
+	if k.end == nil { // released before
+		end = make(chan struct{})
+		close(end)
+		return k.fault, k.hit, end
+	}
+	return k.fault, k.hit, k.end
 }
 
 // call makes a call, maybe with its fault. half does a part of it, as before a power cut.
 func (k *faultyKernel) call(op string, do, half func() error) error {
-	fault, hit := k.armed(op)
+	fault, hit, end := k.armed(op)
 	interrupted := &zfsctl.Error{Op: op, Name: "faulty", Err: unix.EINTR}
 	switch fault {
 	case "interrupted-before":
@@ -75,23 +93,43 @@ func (k *faultyKernel) call(op string, do, half func() error) error {
 		close(hit)
 		k.race()
 		return do()
-	case "cancelled-before", "stuck-before":
+	case "cancelled-before":
 		close(hit)
-		time.Sleep(pauses[fault])
+		time.Sleep(cancelledFor)
 		return do()
-	case "cancelled-after", "stuck-after":
+	case "cancelled-after":
 		err := do()
 		close(hit)
-		time.Sleep(pauses[fault])
+		time.Sleep(cancelledFor)
+		return err
+	case "stuck-before":
+		close(hit)
+		k.stay(end)
+		return do()
+	case "stuck-after":
+		err := do()
+		close(hit)
+		k.stay(end)
 		return err
 	}
 	return do()
 }
 
-var pauses = map[string]time.Duration{
-	"cancelled-before": 200 * time.Millisecond, "cancelled-after": 200 * time.Millisecond,
-	"stuck-before": 2 * time.Second, "stuck-after": 2 * time.Second,
+// stay waits as a call that is stuck until it is released, or for stuckFor.
+func (k *faultyKernel) stay(end <-chan struct{}) {
+	k.stuck.Store(true)
+	defer k.stuck.Store(false)
+	select {
+	case <-end:
+	case <-time.After(stuckFor):
+	}
 }
+
+// stuckFor is how long a call is stuck at most: some operations wait for its end.
+const stuckFor = testfs.Patience / 2
+
+// cancelledFor is how long a call goes on after its context has ended.
+const cancelledFor = 200 * time.Millisecond
 
 // unmarked are properties as far as they are set when a dataset is half-made.
 var unmarked = zfsctl.Values{"mountpoint": "legacy"}
@@ -168,7 +206,7 @@ func (k *faultyKernel) Receive(snapshot, origin string, values zfsctl.Values, fr
 	return k.call("receive", func() error { return k.kernel.Receive(snapshot, origin, values, from) }, nil)
 }
 
-// faults have outcomes that do not depend on the context. stuckFaults are those of a call that does not end in time.
+// faults have outcomes that do not depend on the context. stuckFaults are those of a call that does not end before release.
 var (
 	faults      = []string{"interrupted-before", "interrupted-after", "cancelled-before", "cancelled-after"}
 	stuckFaults = []string{"stuck-before", "stuck-after"}
@@ -190,7 +228,8 @@ func faultyOn(t *testing.T, root, mountpoint string) faulty {
 	f := faulty{Backend: openOn(t, root, mountpoint), beside: openOn(t, root, mountpoint)}
 	f.faults = &faultyKernel{kernel: f.zfs.kernel}
 	f.zfs.kernel = f.faults
-	f.zfs.patience = time.Minute // the test machine may be slow
+	f.zfs.patience = testfs.Patience
+	t.Cleanup(f.faults.release)
 	return f
 }
 
@@ -441,6 +480,7 @@ func TestStuck(t *testing.T) {
 				if fault == "stuck-after" {
 					f.assertTold(t, "while it is stuck")
 				}
+				f.faults.release()
 				// The next user of the volume waits for it, and finds the state before or after.
 				require.Eventually(t, func() bool { return !f.isDoubted() }, testfs.Patience, 10*time.Millisecond)
 				switch i.name {
@@ -505,7 +545,7 @@ func TestRemovedMeanwhile(t *testing.T) {
 			f.faults.race = func() { zfs(t, "destroy", "-r", f.datasetOf(test.volume)) }
 			hit := f.faults.arm(test.command, "race")
 			err := test.operation()
-			<-hit
+			await(t, hit)
 			require.ErrorIs(t, err, errdefs.ErrNotFound)
 			f.assertTold(t, test.name)
 			assert.NotContains(t, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", f.root), f.datasetOf(test.volume))
@@ -538,6 +578,7 @@ func TestStuckMount(t *testing.T) {
 				err := f.with(t, "mount", fault, operation)
 				require.ErrorIs(t, err, errdefs.ErrUnavailable)
 				require.ErrorIs(t, err, context.Canceled)
+				f.faults.release()
 				require.Eventually(t, func() bool { return !f.isDoubted() && slices.Equal(before, f.state(t)) }, testfs.Patience, 100*time.Millisecond,
 					"before: %v", before)
 				require.Eventually(t, func() bool { return f.Remove(ctx, "base") == nil }, testfs.Patience, 100*time.Millisecond)
@@ -665,7 +706,7 @@ func TestFailedCloneUnsealsUnderNobody(t *testing.T) {
 		go func() { results <- f.beside.Seal(ctx, base) }()
 		succeeded, failed := 0, 0
 		for range 4 {
-			err := <-results
+			err := await(t, results)
 			if err == nil {
 				succeeded++
 				continue

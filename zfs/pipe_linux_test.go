@@ -72,7 +72,7 @@ func TestRepeatedOutput(t *testing.T) {
 			got, err := io.ReadAll(r)
 			require.NoError(t, err)
 			assert.True(t, bytes.Equal(output, got))
-			require.NoError(t, <-wrote)
+			require.NoError(t, await(t, wrote))
 		})
 	}
 }
@@ -103,6 +103,16 @@ func TestCallBeginsAnew(t *testing.T) {
 	assert.True(t, bytes.Equal(stream, got.Bytes()), "nothing comes twice: %d bytes", got.Len())
 }
 
+// stopAndContinue stops the process that started it, and continues it when all of its threads have stopped, or after a while.
+const stopAndContinue = `trap 'kill -CONT $PPID' EXIT
+trap 'exit 1' HUP INT QUIT PIPE TERM
+kill -STOP $PPID
+tries=0
+while [ $tries -lt 600 ] && grep -h '^State:' /proc/$PPID/task/*/status | grep -qv 'T (stopped)'; do
+	tries=$((tries + 1))
+	sleep 0.1
+done`
+
 // stopping is a writer that stops this process once, before the first write, and then continues it.
 type stopping struct {
 	bytes.Buffer
@@ -113,7 +123,7 @@ func (w *stopping) Write(b []byte) (int, error) {
 	if !w.stopped {
 		w.stopped = true
 		time.Sleep(500 * time.Millisecond) // the pipe is full now
-		if out, err := exec.Command("sh", "-c", "kill -STOP $PPID; sleep 0.2; kill -CONT $PPID").CombinedOutput(); err != nil {
+		if out, err := exec.Command("sh", "-c", stopAndContinue).CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("%w: %s", err, out)
 		}
 		time.Sleep(100 * time.Millisecond)

@@ -7,13 +7,13 @@ import (
 	"io"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // testReceive: while a stream lasts, others use the volume on which it builds.
@@ -33,11 +33,15 @@ func testReceive(t *testing.T, s *store) {
 	r, w := io.Pipe()
 	defer w.Close()
 	received := make(chan error, 1)
-	go func() { received <- cowcommon.Receive(t.Context(), s.Backend, "received", "image", r) }()
+	go func() {
+		err := cowcommon.Receive(t.Context(), s.Backend, "received", "image", r)
+		_ = r.CloseWithError(err) // nobody waits for a Receive that has failed
+		received <- err
+	}()
 	_, err = w.Write(stream.Next(stream.Len() / 2))
 	require.NoError(t, err)
 
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 	defer cancel()
 	require.NoError(t, s.Clone(ctx, "c", "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
 	_, err = s.Mount(ctx, "c", "")

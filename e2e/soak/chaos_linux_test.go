@@ -38,8 +38,8 @@ func (s *soak) setFull(full bool) {
 	s.now = space{full: full, changed: s.now.changed + 1}
 }
 
-// disturb runs the kinds of chaos in turn until ctx is done, and takes back its changes. kills says whether the
-// daemon may be killed and stopped.
+// disturb runs the kinds of chaos in turn until ctx is done, each once at least, and takes back its changes. kills says
+// whether the daemon may be killed and stopped.
 func (s *soak) disturb(ctx context.Context, rng *rand.Rand, kills bool) error {
 	type event struct {
 		kind string
@@ -56,11 +56,17 @@ func (s *soak) disturb(ctx context.Context, rng *rand.Rand, kills bool) error {
 			events = append(events, e)
 		}
 	}
-	for i := 0; len(events) > 0 && sleep(ctx, time.Duration(rng.Int64N(int64(time.Second)))); i++ {
-		if i %= len(events); i == 0 {
+	for i := 0; len(events) > 0; i++ {
+		// Each kind happens once, also if the time is up on a slow machine.
+		goesOn := sleep(ctx, time.Duration(rng.Int64N(int64(time.Second))))
+		if !goesOn && (i >= len(events) || !errors.Is(ctx.Err(), context.DeadlineExceeded)) {
+			return nil
+		}
+		at := i % len(events)
+		if at == 0 {
 			rng.Shuffle(len(events), func(i, j int) { events[i], events[j] = events[j], events[i] })
 		}
-		e := events[i]
+		e := events[at]
 		s.count(e.kind)
 		if err := e.run(ctx, rng); err != nil {
 			return fmt.Errorf("%s: %w", e.kind, err)

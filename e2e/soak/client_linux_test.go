@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -134,7 +135,7 @@ func (c *client) once(f func(ctx context.Context) error) error {
 
 // settle makes a request until it is answered. again: an earlier try may have done it.
 func (c *client) settle(f func(ctx context.Context) error) (again bool, err error) {
-	for range 100 {
+	for begun, tries := time.Now(), 0; tries < 100 || time.Since(begun) < testfs.Patience; tries++ {
 		err = c.once(f)
 		if c.soak.ctx.Err() != nil {
 			return again, context.Cause(c.soak.ctx)
@@ -149,7 +150,7 @@ func (c *client) settle(f func(ctx context.Context) error) (again bool, err erro
 		}
 		return again, err
 	}
-	return again, fmt.Errorf("no answer in 100 tries: %w", err)
+	return again, fmt.Errorf("no answer after many tries: %w", err)
 }
 
 // short says that the error is possible where there is no space left.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // commander works on layers of its own with the command cowshed, in the same root as other commanders.
@@ -185,10 +187,10 @@ func (c *commander) in(name string, f func(dir string) error) error {
 
 // unmount unmounts a layer. For a moment a process that another goroutine starts has the files that this one had open.
 func (c *commander) unmount(name string) error {
-	for tries := 0; ; tries++ {
+	for begun := time.Now(); ; {
 		_, err := c.cowshed("unmount", name)
 		var exit *exec.ExitError
-		if tries == 20 || !errors.As(err, &exit) || exit.ExitCode() != exitPrecondition {
+		if time.Since(begun) > testfs.Patience || !errors.As(err, &exit) || exit.ExitCode() != exitPrecondition {
 			return err
 		}
 		time.Sleep(100 * time.Millisecond)

@@ -23,10 +23,9 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
-)
 
-// startTimeout is how long the daemon may take until it answers.
-const startTimeout = time.Minute
+	"github.com/cowshed/cowshed/internal/testfs"
+)
 
 // buildProgram builds the command cowshed, with options of go build.
 func buildProgram(t testing.TB, program string, options ...string) string {
@@ -113,7 +112,7 @@ func (d *daemon) waitReady(ended <-chan struct{}) error {
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), testfs.Patience)
 	defer cancel()
 	go func() {
 		select {
@@ -162,15 +161,25 @@ func (d *daemon) endLocked(by syscall.Signal) error {
 	}
 	select {
 	case <-d.ended:
-	case <-time.After(startTimeout):
-		_ = d.cmd.Process.Signal(syscall.SIGQUIT) // it prints its stacks
-		<-d.ended
+	case <-time.After(testfs.Patience):
+		d.abort()
 		return fmt.Errorf("the daemon does not end on %v", by)
 	}
 	if code := d.cmd.ProcessState.ExitCode(); by == syscall.SIGTERM && code != 0 && code != 128+int(by) {
 		return fmt.Errorf("stopped by %v the daemon exits with %d", by, code)
 	}
 	return nil
+}
+
+// abort has the process print its stacks and end.
+func (d *daemon) abort() {
+	_ = d.cmd.Process.Signal(syscall.SIGQUIT)
+	select {
+	case <-d.ended:
+	case <-time.After(testfs.Patience):
+		_ = d.cmd.Process.Kill()
+		<-d.ended
+	}
 }
 
 // running says whether the process has not ended.
@@ -215,7 +224,7 @@ func (d *daemon) size() (size, error) {
 
 // metrics reads the metrics that have no labels.
 func (d *daemon) metrics() (map[string]float64, error) {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	client := http.Client{Timeout: testfs.Patience, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", d.socket("metrics"))

@@ -45,7 +45,7 @@ func makeBtrfs(t testing.TB, image string, c btrfsConfig) {
 	}
 	size := strconv.FormatInt(c.size, 10)
 	var out []byte
-	made := eventually(settleTime, func() bool {
+	made := eventually(Patience, func() bool {
 		// It looks whether the image is mounted by asking each loop device, and fails if one is detached meanwhile.
 		out, err = exec.Command(mkfs, "-q", "-f", "-b", size, image).CombinedOutput()
 		return err == nil

@@ -75,6 +75,10 @@ func WaitDeleted(t testing.TB, mnt string) {
 	if !ok {
 		t.Fatalf("testfs: deleted subvolumes %v of %s are not cleaned up", left, mnt)
 	}
+	// The last one may have been dropped since the sync. Its qgroup has its final numbers when that is committed.
+	if err := ioctlPath(mnt, iocSync, nil); err != nil {
+		t.Fatalf("testfs: sync %s: %v", mnt, err)
+	}
 }
 
 // Qgroups returns the ids of the level-0 qgroups of the btrfs mounted on mnt, sorted. The id of a level-0
@@ -195,7 +199,7 @@ func CheckLeaks(t testing.TB, dirs ...string) {
 	t.Cleanup(func() {
 		// Goroutines that were told to stop may take a moment to do so.
 		var leaked []string
-		ok := eventually(settleTime, func() bool {
+		ok := eventually(leakPatience, func() bool {
 			leaked = append(newGoroutines(goroutines), newKeys("descriptor", descriptors, openDescriptors(t))...)
 			return len(leaked) == 0
 		})

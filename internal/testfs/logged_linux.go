@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -78,7 +79,7 @@ func logWrites(t testing.TB, dir string, size int64) (disk, log, image string, s
 			return
 		}
 		stopped = true
-		if err := errors.Join(cmd.Process.Signal(unix.SIGTERM), cmd.Wait()); err != nil {
+		if err := errors.Join(cmd.Process.Signal(unix.SIGTERM), waitAtMost(cmd, Patience)); err != nil {
 			t.Errorf("testfs: %s: %v", daemon, err)
 		}
 	}
@@ -90,6 +91,12 @@ func logWrites(t testing.TB, dir string, size int64) (disk, log, image string, s
 		t.Fatalf("testfs: %s does not serve %s", daemon, disk)
 	}
 	return disk, log, image, stop
+}
+
+// waitAtMost waits for a process that is about to end, and kills it if it does not.
+func waitAtMost(cmd *exec.Cmd, atMost time.Duration) error {
+	defer time.AfterFunc(atMost, func() { _ = cmd.Process.Kill() }).Stop()
+	return cmd.Wait()
 }
 
 // MountBtrfs mounts a btrfs image on a new directory, until the test ends or unmount is called.

@@ -101,18 +101,16 @@ func waitDetached(t testing.TB, device, image string) {
 	}
 }
 
-// settleTime is how long the clean-up of a test may go on in the kernel and in goroutines. Whatever is left then is a leak.
-const settleTime = 15 * time.Second
-
 // eventually polls a condition that another process or the kernel brings about, and reports whether it held
-// before the time was up.
+// before the time was up. It looks a last time after that: the machine may have been busy with something else meanwhile.
 func eventually(limit time.Duration, condition func() bool) bool {
 	deadline := time.Now().Add(limit)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		last := time.Now().After(deadline)
 		if condition() {
 			return true
 		}
-		if time.Now().After(deadline) {
+		if last {
 			return false
 		}
 		time.Sleep(wait)

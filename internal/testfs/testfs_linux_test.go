@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
@@ -206,8 +207,16 @@ func (r *recorder) run(f func(testing.TB)) {
 	}
 }
 
+// beImpatient has the test wait only for a moment before it finds a leak.
+func beImpatient(t *testing.T) {
+	usual := leakPatience
+	leakPatience = time.Second
+	t.Cleanup(func() { leakPatience = usual })
+}
+
 func TestBusyFilesystemFailsTheTest(t *testing.T) {
 	Root(t)
+	beImpatient(t)
 	for _, tc := range []struct {
 		name string
 		hold func(t *testing.T, mnt string) (release func())
@@ -219,7 +228,7 @@ func TestBusyFilesystemFailsTheTest(t *testing.T) {
 			return func() { f.Close() }
 		}, "held"},
 		{"process", func(t *testing.T, mnt string) func() {
-			cmd := exec.Command("sleep", "60")
+			cmd := exec.Command("sleep", "3600")
 			cmd.Dir = mnt
 			require.NoError(t, cmd.Start())
 			return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
@@ -275,6 +284,7 @@ func TestCheckLeaksFinds(t *testing.T) {
 		assert.Empty(t, r.failures)
 	})
 	t.Run("goroutine", func(t *testing.T) {
+		beImpatient(t)
 		r := &recorder{TB: t}
 		r.run(func(tb testing.TB) {
 			CheckLeaks(tb)
@@ -285,6 +295,7 @@ func TestCheckLeaksFinds(t *testing.T) {
 		assert.Contains(t, r.failures[0], "leakedGoroutine")
 	})
 	t.Run("descriptor", func(t *testing.T) {
+		beImpatient(t)
 		r := &recorder{TB: t}
 		var f *os.File
 		r.run(func(tb testing.TB) {
@@ -327,4 +338,28 @@ func TestZFSIsFreshAndDestroyed(t *testing.T) {
 		return
 	}
 	assert.Error(t, exec.Command("zfs", "list", dataset).Run())
+}
+
+// TestEventually looks once more after its time is up: it may have been stopped since it looked last.
+func TestEventually(t *testing.T) {
+	const limit = 10 * time.Millisecond
+	stopped, held := time.Now().Add(2*limit), false
+	assert.True(t, eventually(limit, func() bool {
+		if held {
+			return true
+		}
+		held = true
+		time.Sleep(time.Until(stopped))
+		return false
+	}))
+	assert.False(t, eventually(limit, func() bool { return false }))
+}
+
+func TestWaitAtMost(t *testing.T) {
+	ends := exec.Command("true")
+	require.NoError(t, ends.Start())
+	require.NoError(t, waitAtMost(ends, Patience))
+	hangs := exec.Command("sleep", "3600")
+	require.NoError(t, hangs.Start())
+	require.Error(t, waitAtMost(hangs, 10*time.Millisecond))
 }

@@ -3,9 +3,10 @@ package containersstorage
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // FuzzInventory: no records break the listing, and it lists whole things alone.
@@ -23,7 +24,7 @@ func FuzzInventory(f *testing.F) {
 		s.write("vfs-layers/layers.json", string(layers))
 		s.write("vfs-images/images.json", string(images))
 		s.write("vfs-containers/containers.json", string(containers))
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testfs.Patience)
 		defer cancel()
 		inv, err := source.Inventory(ctx)
 		require.NoError(t, ctx.Err())

@@ -22,7 +22,7 @@ const stayEnv = "COWSHED_TEST_STAY"
 func TestMain(m *testing.M) {
 	if os.Getenv(stayEnv) != "" {
 		fmt.Println("here")
-		time.Sleep(time.Minute)
+		time.Sleep(time.Hour) // until it is killed
 		return
 	}
 	os.Exit(m.Run())

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -98,7 +97,7 @@ func (s *sample) read() (names []string) {
 
 // everything reads all that a source gives. Errors of Open are no reason to stop.
 func everything(t *testing.T, r *testRoot) (*migrate.Inventory, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 	defer cancel()
 	s, err := Open(ctx, Options{Dir: r.Dir, Driver: r.Driver, Logger: silent})
 	if err != nil {

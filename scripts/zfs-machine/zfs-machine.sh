@@ -55,14 +55,14 @@ COMMAND did:
 
 Exit status of run: COMMAND's own; 124 if the time was up; 125 if the machine failed, the arguments were wrong, or COMMAND
 ended before an expected power cut. The machine has failed if it did not start COMMAND, panicked or died. A message on
-stderr says the reason.
+stderr says the reason. A machine with a new pool that does not come up is started a second time.
 
 Environment: COWSHED_CACHE, the directory of the cache "zfs-machine" (default /var/cache/cowshed); TMPDIR, for the disks of
 running machines (default /var/tmp).
 END
 }
 
-readonly boot_limit=180 # seconds until the command must have been started
+readonly boot_limit=600 # seconds until the command must have been started
 readonly down_limit=60  # seconds for shutting down after the command
 
 say() { printf 'zfs-machine: %s\n' "$*" >&2; }
@@ -310,8 +310,8 @@ follow_output() {
 # watch_machine follows the machine to its end. It sets $outcome to: exit (the command ended, with $status), cut,
 # timeout, or failed (with $reason).
 watch_machine() {
-	local phase=booting start now limit left word rest cut_at='' overall
-	outcome='' reason='' status=125
+	local start now limit left word rest cut_at='' overall
+	phase=booting outcome='' reason='' status=125
 	start=${EPOCHREALTIME//[.,]/}
 	overall=$((start + $(microseconds "$timeout")))
 	limit=$((start + boot_limit * 1000000))
@@ -329,7 +329,8 @@ watch_machine() {
 			else
 				outcome=timeout
 				# Make the kernel print where tasks are stuck.
-				echo 'sendkey alt-sysrq-w' >"$tmp/monitor.in"
+				# shellcheck disable=SC2016 # expanded by the inner shell
+				timeout 10 sh -c 'echo "sendkey alt-sysrq-w" >"$1"' sh "$tmp/monitor.in" || : # qemu may not read
 				sleep 1
 			fi
 			break
@@ -356,6 +357,7 @@ watch_machine() {
 				;;
 			failed)
 				outcome=failed reason=$rest
+				phase=refused # it came up
 				break
 				;;
 			esac
@@ -370,7 +372,7 @@ watch_machine() {
 	wait "$follower" 2>/dev/null || :
 	[[ -z $watcher ]] || wait "$watcher" 2>/dev/null || :
 	[[ ! -e $tmp/cut ]] || outcome='cut'
-	[[ $phase != booting ]] || [[ -z $pool_is_new ]] || rm -f "$pool_file" # it may hold no pool yet
+	[[ $phase != booting && $phase != refused ]] || [[ -z $pool_is_new ]] || rm -f "$pool_file" # it may hold no pool yet
 	if [[ -z $outcome ]]; then
 		outcome=failed
 		if grep -q 'Kernel panic' "$tmp/console"; then
@@ -425,21 +427,34 @@ clean_up() {
 	rm -rf "$tmp"
 }
 
+# boot starts the machine and follows it to its end.
+boot() {
+	watcher='' qemu_args=()
+	prepare_disks
+	start_qemu
+	follow_output
+	watch_machine
+}
+
 run() {
 	parse_options "$@"
 	[[ -e $machine/versions ]] || die "there is no machine in $cache yet, or an old one: run \"$0 build --kernel $kernel --zfs $zfs\""
 	command -v qemu-system-x86_64 >/dev/null || die 'qemu-system-x86_64 is missing: scripts/deps.sh test installs it'
-	qemu='' follower='' watcher='' terminal='' qemu_args=()
+	qemu='' follower='' terminal=''
 	tmp=$(mktemp -d "${TMPDIR:-/var/tmp}/zfs-machine.XXXXXX")
 	trap clean_up EXIT
 	trap 'exit 129' HUP
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
 	[[ $mode == run ]] || terminal=$(stty -g)
-	prepare_disks
-	start_qemu
-	follow_output
-	watch_machine
+	boot
+	# A busy host may keep a machine from coming up. With a pool to import, that would be the result of a test.
+	if [[ $outcome == failed && $phase == booting && $pool == create ]]; then
+		say "the machine failed: $reason; another try"
+		exec {events}<&-
+		rm -f "$tmp"/{control,monitor.in,monitor.out,*.img}
+		boot
+	fi
 	collect_results
 	report
 }

@@ -21,9 +21,11 @@ var taskRules = []struct {
 	{"scripts/debian-root.sh", []string{"gates"}},
 	{"scripts/demo.sh", []string{"demo"}},
 	{"scripts/deps.sh", []string{"ci"}},
+	{"scripts/fetch-modules.sh", []string{"ci"}},
 	{"scripts/fresh-machine.sh", []string{"gates"}},
 	{"scripts/internal/release/", []string{"gates"}},
 	{"scripts/mkfs-loop.sh", []string{"test", "demo", "bench", "daemons"}},
+	{"scripts/retry.sh", []string{"ci"}},
 	{"scripts/systemd-machine/checks.sh", nil}, // runs in that machine
 	{"scripts/systemd-machine/", []string{"systemd"}},
 	{"scripts/test-systemd.sh", []string{"systemd"}},
