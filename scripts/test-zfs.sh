@@ -40,7 +40,7 @@ END
 
 readonly machine=scripts/zfs-machine/zfs-machine.sh
 # The time that a package may take, the time in seconds of a lane in the test machine, and the number of power cuts.
-test_timeout=55m machine_timeout=7200 power_cuts=1
+test_timeout=55m machine_timeout=3600 power_cuts=1
 [[ -z ${COWSHED_TEST_LONG:-} ]] || { test_timeout=11h && machine_timeout=43200 && power_cuts=3; }
 readonly test_timeout machine_timeout power_cuts
 module=$(go list -m)

@@ -229,7 +229,7 @@ fuzz_lane() {
 }
 
 # How long a target may take: its time, and that for the seeds and for building, in seconds. FUZZTIME may be any time.
-fuzz_timeout=2700
+fuzz_timeout=900
 [[ -z ${FUZZTIME:-} ]] || fuzz_timeout=0
 readonly fuzz_lanes=2
 
