@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,11 +39,11 @@ func Subvolumes(t testing.TB, mnt string) []string {
 }
 
 // WaitDeleted returns when the kernel has cleaned up all deleted subvolumes on the btrfs mounted on mnt. Their space
-// is then free, and their qgroups are as the kernel leaves them. It fails the test after a minute.
+// is then free, and their qgroups are as the kernel leaves them. It fails the test after [Patience].
 func WaitDeleted(t testing.TB, mnt string) {
 	t.Helper()
 	var left []uint64
-	ok := eventually(time.Minute, func() bool {
+	ok := eventually(patience, func() bool {
 		// The cleaner sleeps for up to the commit interval; a sync wakes it.
 		if err := ioctlPath(mnt, iocSync, nil); err != nil {
 			t.Fatalf("testfs: sync %s: %v", mnt, err)
@@ -184,7 +183,7 @@ func CheckLeaks(t testing.TB, dirs ...string) {
 	t.Cleanup(func() {
 		// Goroutines that were told to stop may take a moment to do so.
 		var leaked []string
-		ok := eventually(2*time.Second, func() bool {
+		ok := eventually(patience, func() bool {
 			leaked = append(newGoroutines(goroutines), newKeys("descriptor", descriptors, openDescriptors(t))...)
 			return len(leaked) == 0
 		})

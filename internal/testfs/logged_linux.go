@@ -1,13 +1,13 @@
 package testfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -69,25 +69,24 @@ func logWrites(t testing.TB, dir string, size int64) (disk, log, image string, s
 		"--blockdev", "driver=file,node-name=log,cache.no-flush=on,filename="+log,
 		"--blockdev", "driver=blklogwrites,node-name=disk,file=image,log=log,log-sector-size=4096",
 		"--export", "type=fuse,id=export,node-name=disk,writable=on,mountpoint="+disk)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("testfs: %v", err)
-	}
+	var said bytes.Buffer // and not the output of the test, for whose end go test waits
+	cmd.Stderr = &said
+	Start(t, cmd)
 	stopped := false
 	stop = func() {
 		if stopped {
 			return
 		}
 		stopped = true
-		if err := errors.Join(cmd.Process.Signal(unix.SIGTERM), cmd.Wait()); err != nil {
-			t.Errorf("testfs: %s: %v", daemon, err)
+		if err := errors.Join(cmd.Process.Signal(unix.SIGTERM), Wait(t, cmd)); err != nil {
+			t.Errorf("testfs: %s: %v: %s", daemon, err, &said)
 		}
 	}
 	t.Cleanup(stop)
-	if !eventually(10*time.Second, func() bool {
+	if !eventually(patience, func() bool {
 		info, err := os.Stat(disk)
-		return err == nil && info.Size() == size
-	}) {
+		return err == nil && info.Size() == size || Ended(t, cmd)
+	}) || Ended(t, cmd) {
 		t.Fatalf("testfs: %s does not serve %s", daemon, disk)
 	}
 	return disk, log, image, stop

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -30,7 +29,7 @@ func unmountAll(t testing.TB, mnt string) (free bool) {
 	}
 
 	var err error
-	eventually(time.Second, func() bool {
+	eventually(patience, func() bool {
 		err = unix.Unmount(mnt, unix.UMOUNT_NOFOLLOW)
 		return !errors.Is(err, unix.EBUSY)
 	})

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
@@ -149,6 +150,7 @@ func (r *recorder) Fatalf(format string, args ...any) {
 	r.Errorf(format, args...)
 	runtime.Goexit()
 }
+func (r *recorder) FailNow() { r.Fatalf("FailNow") }
 func (r *recorder) Skipf(string, ...any) {
 	r.skipped = true
 	runtime.Goexit()
@@ -167,8 +169,15 @@ func (r *recorder) run(f func(testing.TB)) {
 	}
 }
 
+// failSoon makes faults be told after a second.
+func failSoon(t *testing.T) {
+	patience = time.Second
+	t.Cleanup(func() { patience = Patience })
+}
+
 func TestBusyFilesystemFailsTheTest(t *testing.T) {
 	Root(t)
+	failSoon(t)
 	for _, tc := range []struct {
 		name string
 		hold func(t *testing.T, mnt string) (release func())
@@ -229,6 +238,7 @@ func TestSkip(t *testing.T) {
 }
 
 func TestCheckLeaksFinds(t *testing.T) {
+	failSoon(t)
 	stop := make(chan struct{})
 	t.Run("nothing", func(t *testing.T) {
 		r := &recorder{TB: t}

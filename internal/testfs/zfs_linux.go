@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -54,7 +53,7 @@ func ZFS(t testing.TB) (dataset, mountpoint string) {
 		unmountBelow(t, mountpoint)
 		var err error
 		// Unmounts by other processes of the test may still be under way in the kernel.
-		if !eventually(10*time.Second, func() bool {
+		if !eventually(patience, func() bool {
 			err = runZFS(zfs, "destroy", "-R", "-f", dataset)
 			return err == nil
 		}) {
