@@ -45,9 +45,9 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 			}
 		})
 	}()
-	<-counting
+	testfs.Receive(t, counting)
 
-	within(t, func() {
+	testfs.Within(t, func() {
 		second := open("second")
 		p.source().compared()
 		require.NoError(t, second.Cleanup())
@@ -55,7 +55,7 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 		p.source().use(func(context.Context, cowcommon.Backend) { t.Error("no driver is open") })
 	})
 	close(release)
-	<-counted
+	testfs.Receive(t, counted)
 }
 
 // TestScheduleOutlastsEnd: a post command of a snapshot that outlasts the end of the daemon is named as the reason.
@@ -75,27 +75,16 @@ func TestScheduleOutlastsEnd(t *testing.T) {
 			return nil
 		})
 	}()
-	<-began
+	testfs.Begun(t, began, used)
 	scrapes.do(func(context.Context, cowcommon.Backend) {}) // has ended, and is no reason
-	within(t, func() {
+	testfs.Within(t, func() {
 		err := scrapes.close(func() error { defer close(closed); return driver.Cleanup() })
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)
 		assert.ErrorContains(t, err, "its post command still runs")
 		assert.Equal(t, snapshotLong, scrapes.reasons())
 	})
 	close(release)
-	require.NoError(t, <-used)
-	<-closed
+	require.NoError(t, testfs.Receive(t, used))
+	testfs.Receive(t, closed)
 	assert.Equal(t, silent, scrapes.reasons())
-}
-
-func within(t *testing.T, do func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); do() }()
-	select {
-	case <-done:
-	case <-time.After(testfs.Patience):
-		t.Error("something waits")
-	}
 }
