@@ -89,7 +89,7 @@ func TestCommandThatDoesNotEnd(t *testing.T) {
 		return err == nil
 	}, testfs.Patience, time.Millisecond)
 	cancel()
-	require.ErrorIs(t, <-ended, context.Canceled)
+	require.ErrorIs(t, testfs.Result(ended), context.Canceled)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
 	assert.Eventually(t, func() bool {
@@ -132,21 +132,23 @@ func TestSend(t *testing.T) {
 		http.Redirect(w, r, "/other", http.StatusTemporaryRedirect)
 	}))
 	defer server.Close()
+	letAnswer := sync.OnceFunc(func() { close(answer) })
+	defer letAnswer()
 	var log strings.Builder
 	s := NewSender([]string{"/bin/true"}, server.URL+"/secret", slog.New(slog.NewTextHandler(&log, nil)))
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { s.Run(ctx) })
 	s.Send(alert)
-	assert.Contains(t, <-asked, `application/json {"percent":95,`)
+	assert.Contains(t, testfs.Receive(t, asked), `application/json {"percent":95,`)
 	for range queueLength + 3 {
 		s.Send(alert)
 	}
 	assert.Equal(t, map[string]float64{"ok command": 1, "dropped command": 3, "dropped webhook": 3}, counts(t, s))
-	close(answer)
-	<-asked
+	letAnswer()
+	testfs.Receive(t, asked)
 	cancel()
-	running.Wait()
+	testfs.Within(t, running.Wait)
 	got := counts(t, s)
 	assert.GreaterOrEqual(t, got["failed webhook"], 1.0)
 	assert.Contains(t, log.String(), "the webhook says 307")
