@@ -316,7 +316,7 @@ func TestCompareKilled(t *testing.T) {
 			return nil
 		}, after: func() {}}
 		_, err := h.differ(requestStore{h.store, r}, requestManager{h.manager, r}, times).Compare(ctx, nil, h.upper)
-		if requests.Load() > after+1 {
+		if err != nil || after <= 3 { // later ones may be renewals
 			require.ErrorIs(t, err, unix.EPIPE, "request %d", after)
 		}
 		require.Eventually(t, func() bool {

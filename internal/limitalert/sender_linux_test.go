@@ -123,7 +123,7 @@ func counts(t *testing.T, s *Sender) map[string]float64 {
 // TestSend: a webhook that does not answer makes nobody wait, alerts beyond the queue are dropped and counted, and a command
 // runs although the webhook fails.
 func TestSend(t *testing.T) {
-	asked, answer := make(chan string, queueLength+2), make(chan struct{})
+	asked, answer := make(chan string, queueLength+2), make(chan struct{}, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		assert.NoError(t, err)
@@ -145,10 +145,11 @@ func TestSend(t *testing.T) {
 		s.Send(alert)
 	}
 	assert.Equal(t, map[string]float64{"ok command": 1, "dropped command": 3, "dropped webhook": 3}, counts(t, s))
-	letAnswer()
-	testfs.Receive(t, asked)
+	answer <- struct{}{}
+	testfs.Receive(t, asked) // the second, which is not answered: so the others wait
 	cancel()
 	testfs.Within(t, running.Wait)
+	letAnswer()
 	got := counts(t, s)
 	assert.GreaterOrEqual(t, got["failed webhook"], 1.0)
 	assert.Contains(t, log.String(), "the webhook says 307")
