@@ -156,6 +156,12 @@ func TestHooksProcess(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// nameOf is the name of a process, if there is one.
+func nameOf(pid int) string {
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(name))
+}
+
 // TestHooksOfKilled: a process was killed between its hooks. The other is run once, by the next that looks, and not while the process
 // is there.
 func TestHooksOfKilled(t *testing.T) {
@@ -167,7 +173,10 @@ func TestHooksOfKilled(t *testing.T) {
 	process.Env = append(os.Environ(), hooksProcessEnv+"="+mnt)
 	process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	testfs.Start(t, process)
-	require.Eventually(t, func() bool { return len(h.left()) == 1 && len(childrenOf(t, process.Process.Pid)) == 1 }, testfs.Patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool { // it has written all that it writes, for which its parent is needed
+		children := childrenOf(t, process.Process.Pid)
+		return len(h.left()) == 1 && len(children) == 1 && nameOf(children[0]) == "sleep"
+	}, testfs.Patience, 5*time.Millisecond)
 	require.NoError(t, h.EndHooks(ctx))
 	assert.Empty(t, h.words(), "the process is there")
 	problems, err := h.Check(ctx)
