@@ -101,7 +101,7 @@ func waitDetached(t testing.TB, device, image string) {
 	}
 }
 
-// patience is how long the kernel may take until what has ended is free. Tests of failures have less.
+// patience is how long the kernel may take until the things of a test are free. Tests of failures have less.
 var patience = Patience
 
 // eventually polls a condition that another process or the kernel brings about, and reports whether it held

@@ -37,7 +37,7 @@ func TestPatienceEnds(t *testing.T) {
 	}
 }
 
-// TestWithin: what a function asserts in another goroutine ends the test.
+// TestWithin: an assertion that fails in another goroutine ends the test.
 func TestWithin(t *testing.T) {
 	Within(t, func() {})
 	went := false

@@ -36,7 +36,7 @@ func Accept(t testing.TB, l net.Listener) *Runtime {
 	require.NoError(t, l.(*net.UnixListener).SetDeadline(time.Now().Add(testfs.Patience)))
 	conn, err := l.Accept()
 	require.NoError(t, err)
-	// The Mux drops what the plugin sends to a connection that is not open yet.
+	// The Mux drops data that the plugin sends to a connection that is not open yet.
 	r := &Runtime{Mux: multiplex.Multiplex(conn, multiplex.WithBlockedRead()), registered: make(chan *api.RegisterPluginRequest, 1)}
 	t.Cleanup(func() {
 		require.NoError(t, r.Mux.Close())
