@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,6 +35,8 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 	}
 	first := open("first")
 	counting, release, counted := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	letEnd := sync.OnceFunc(func() { close(release) })
+	defer letEnd()
 	go func() {
 		defer close(counted)
 		p.source().use(func(ctx context.Context, b cowcommon.Backend) {
@@ -54,7 +57,7 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 		require.ErrorIs(t, first.Cleanup(), errdefs.ErrUnavailable)
 		p.source().use(func(context.Context, cowcommon.Backend) { t.Error("no driver is open") })
 	})
-	close(release)
+	letEnd()
 	testfs.Receive(t, counted)
 }
 
@@ -68,6 +71,8 @@ func TestScheduleOutlastsEnd(t *testing.T) {
 	scrapes := newScrapes(t.Context(), driver.Backend(), 100*time.Millisecond)
 	home := containersHome(c, dir, driver, scrapes, slog.New(slog.DiscardHandler))
 	began, release, used, closed := make(chan struct{}), make(chan struct{}), make(chan error, 1), make(chan struct{})
+	letEnd := sync.OnceFunc(func() { close(release) })
+	defer letEnd()
 	go func() {
 		used <- home.Use(t.Context(), func(context.Context, *live.Layers) error {
 			close(began)
@@ -83,7 +88,7 @@ func TestScheduleOutlastsEnd(t *testing.T) {
 		assert.ErrorContains(t, err, "its post command still runs")
 		assert.Equal(t, snapshotLong, scrapes.reasons())
 	})
-	close(release)
+	letEnd()
 	require.NoError(t, testfs.Receive(t, used))
 	testfs.Receive(t, closed)
 	assert.Equal(t, silent, scrapes.reasons())

@@ -15,10 +15,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/internal/enginelimits/kubelet/kubelettest"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 func clientOf(k *kubelettest.Kubelet) *Client {
-	return &Client{Address: k.Address, CA: k.CA, Credential: k.Credential}
+	return &Client{Address: k.Address, CA: k.CA, Credential: k.Credential, patience: testfs.Patience}
 }
 
 func write(t *testing.T, text string) (file string) {
