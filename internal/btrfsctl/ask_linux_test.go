@@ -2,6 +2,7 @@ package btrfsctl
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,26 +23,27 @@ func TestAskAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				asked, begun := 0, time.Now()
+				var asked atomic.Int64
+				begun := time.Now()
 				require.NoError(t, askAgain(
 					func() error { time.Sleep(test.commit); return nil },
 					func() error {
-						if asked++; asked > 30 {
+						if asked.Add(1) > 30 {
 							return nil // and the test fails
 						}
 						time.Sleep(test.ask)
 						return nil
 					}))
 				assert.LessOrEqual(t, time.Since(begun), test.within)
-				assert.Less(t, asked, 20)
+				assert.Less(t, asked.Load(), int64(20))
 			})
 		})
 	}
 	synctest.Test(t, func(t *testing.T) {
 		begun, begins := time.Now(), make(chan struct{})
-		asked := 0
+		var asked atomic.Int64
 		err := askAgain(func() error { <-begins; return errors.New("of the commit") }, func() error {
-			if asked++; asked == 3 { // the first two are forgotten too
+			if asked.Add(1) == 3 { // the first two are forgotten too
 				close(begins)
 			}
 			<-begins
