@@ -68,9 +68,9 @@ func Start(t testing.TB, cmd *exec.Cmd) {
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("testfs: %v", err)
 	}
-	kill := killAfter(t, cmd, Lifetime)
+	stop := killAfter(t, cmd, Lifetime)
 	t.Cleanup(func() {
-		kill.Stop()
+		stop()
 		if cmd.ProcessState == nil {
 			_ = cmd.Process.Kill()
 			_ = wait(t, cmd, Patience)
@@ -96,15 +96,23 @@ func Run(t testing.TB, cmd *exec.Cmd) error {
 // wait waits as long as a process lives, and a while longer for others that have its output open.
 func wait(t testing.TB, cmd *exec.Cmd, patience time.Duration) error {
 	t.Helper()
-	defer killAfter(t, cmd, patience).Stop()
+	defer killAfter(t, cmd, patience)()
 	cmd.WaitDelay = patience
 	return cmd.Wait()
 }
 
-func killAfter(t testing.TB, cmd *exec.Cmd, patience time.Duration) *time.Timer {
-	return time.AfterFunc(patience, func() {
+// killAfter kills a process after a time, unless stop is called first. When stop returns, the test knows of that.
+func killAfter(t testing.TB, cmd *exec.Cmd, patience time.Duration) (stop func()) {
+	killed := make(chan struct{})
+	kill := time.AfterFunc(patience, func() {
+		defer close(killed)
 		if cmd.Process.Kill() == nil {
 			t.Errorf("testfs: %s has not ended in %s", cmd, patience)
 		}
 	})
+	return func() {
+		if !kill.Stop() {
+			<-killed
+		}
+	}
 }
