@@ -24,7 +24,7 @@ const (
 	KindTooLarge           Kind = "too_large"           // the body is longer than the server reads
 	KindTooManyRequests    Kind = "too_many_requests"   // the caller has too many requests under way: try again
 	KindNotImplemented     Kind = "unimplemented"       // the filesystem, kernel or server has no such function
-	KindUnavailable        Kind = "unavailable"         // the server has too many requests under way, or is about to end
+	KindUnavailable        Kind = "unavailable"         // the server has too many requests under way, its store is not open yet, or it is about to end
 	KindResourceExhausted  Kind = "resource_exhausted"  // the filesystem is full, or a limit is reached
 	KindDataLoss           Kind = "data_loss"           // stored data is damaged
 	KindCancelled          Kind = "cancelled"           // the request was given up

@@ -243,7 +243,7 @@ func TestErrors(t *testing.T) {
 				w.WriteHeader(test.status)
 				_, _ = io.WriteString(w, test.body)
 			})
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 			defer cancel()
 			for _, call := range calls {
 				_, err := call.call(ctx, c)
@@ -335,38 +335,37 @@ func TestOtherType(t *testing.T) {
 
 // TestCancelled: a call and a stream end with their context, and the server sees it.
 func TestCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	ended := make(chan struct{}, 2)
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "/diff") {
 			w.Header().Set("Content-Type", api.MediaTypeTar)
 			w.WriteHeader(http.StatusOK)
 			_ = http.NewResponseController(w).Flush()
+		} else {
+			cancel()
 		}
 		<-r.Context().Done()
 		ended <- struct{}{}
 	})
-	wait := func() {
-		select {
-		case <-ended:
-		case <-time.After(testfs.Patience):
-			t.Error("the server waits for the client")
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
 	_, err := c.Info(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+	testfs.Receive(t, ended)
+	late, end := context.WithDeadline(t.Context(), time.Now())
+	defer end()
+	_, err = c.Info(late)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	wait()
 
-	ctx, cancel = context.WithCancel(t.Context())
-	defer cancel()
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
 	body, err := c.Diff(ctx, "web", CompareOptions{}, "")
 	require.NoError(t, err)
 	defer body.Close()
-	cancel()
+	leave()
 	_, err = io.ReadAll(body)
 	require.ErrorIs(t, err, context.Canceled)
-	wait()
+	testfs.Receive(t, ended)
 }
 
 // TestManyAtOnce: a Client is used by many goroutines, and closing it between requests does no harm.
@@ -386,6 +385,6 @@ func TestManyAtOnce(t *testing.T) {
 		}()
 	}
 	for range cap(results) {
-		require.NoError(t, <-results)
+		require.NoError(t, testfs.Receive(t, results))
 	}
 }

@@ -55,14 +55,9 @@ func serve(t *testing.T) served {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		assert.NoError(t, <-ended)
+		assert.NoError(t, testfs.Result(ended))
 	})
-	select {
-	case <-ready:
-	case err := <-ended:
-		ended <- nil
-		require.NoError(t, err)
-	}
+	testfs.Begun(t, ready, ended)
 	s := served{client.NewClient(c.API), t, c.API}
 	t.Cleanup(s.Close)
 	return s

@@ -24,25 +24,28 @@ import (
 )
 
 // backup runs examples/api/backup.sh.
-func backup(socket string, args ...string) (stderr string, err error) {
+func backup(t *testing.T, socket string, args ...string) (stderr string, err error) {
+	t.Helper()
 	cmd := exec.Command("sh", append([]string{"../examples/api/backup.sh"}, args...)...)
-	return runScript(cmd, socket, io.Discard)
+	return runScript(t, cmd, socket, io.Discard)
 }
 
 // upgrade runs examples/api/upgrade.py.
-func upgrade(socket string, args ...string) (stdout, stderr string, err error) {
+func upgrade(t *testing.T, socket string, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
 	cmd := exec.Command("python3", append([]string{"../examples/api/upgrade.py"}, args...)...)
 	var out bytes.Buffer
-	stderr, err = runScript(cmd, socket, &out)
+	stderr, err = runScript(t, cmd, socket, &out)
 	return out.String(), stderr, err
 }
 
-func runScript(cmd *exec.Cmd, socket string, stdout io.Writer) (stderr string, err error) {
+func runScript(t *testing.T, cmd *exec.Cmd, socket string, stdout io.Writer) (stderr string, err error) {
+	t.Helper()
 	cmd.Env = append(os.Environ(), "COWSHED_API="+socket)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell starts it, for tests of Ctrl-C
 	var problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = stdout, &problems
-	err = cmd.Run()
+	err = testfs.Run(t, cmd)
 	return problems.String(), err
 }
 
@@ -60,7 +63,7 @@ func TestBackupScript(t *testing.T) {
 	s := serve(t).create("web", "data", string(content))
 	dir := t.TempDir()
 	file := filepath.Join(dir, "web.tar.gz")
-	stderr, err := backup(s.socket, "web", file)
+	stderr, err := backup(t, s.socket, "web", file)
 	require.NoError(t, err, stderr)
 	assert.Empty(t, s.snapshots("web"))
 
@@ -82,12 +85,12 @@ func TestBackupScript(t *testing.T) {
 	assert.Equal(t, os.FileMode(0o600), info.Mode())
 
 	require.NoError(t, os.Remove(file))
-	stderr, err = backup(s.socket, "no/such layer", file)
+	stderr, err = backup(t, s.socket, "no/such layer", file)
 	require.Error(t, err)
 	assert.Contains(t, stderr, `"kind"`)
 	assertNone(t, dir)
 	assert.NotContains(t, stderr, "cat:")
-	stderr, err = backup(filepath.Join(dir, "none"), "web", file)
+	stderr, err = backup(t, filepath.Join(dir, "none"), "web", file)
 	require.Error(t, err)
 	assert.Contains(t, stderr, "curl")
 	assertNone(t, dir)
@@ -139,7 +142,7 @@ func TestBackupScriptCutOff(t *testing.T) {
 	defer server.Close()
 
 	out := t.TempDir()
-	stderr, err := backup(socket, "containerd:k8s.io/a b", filepath.Join(out, "web.tar.gz"))
+	stderr, err := backup(t, socket, "containerd:k8s.io/a b", filepath.Join(out, "web.tar.gz"))
 	require.Error(t, err)
 	assert.NotContains(t, stderr, "the beginning")
 	assertNone(t, out)
@@ -151,7 +154,7 @@ func TestBackupScriptCutOff(t *testing.T) {
 	assert.True(t, strings.HasPrefix(sent[2], "DELETE "+layer+"/snapshots/backup-"), sent[2])
 
 	// The snapshot may be there if its answer is lost.
-	_, err = backup(socket, "web", filepath.Join(out, "web.tar.gz"))
+	_, err = backup(t, socket, "web", filepath.Join(out, "web.tar.gz"))
 	require.Error(t, err)
 	assertNone(t, out)
 	sent = take(false)
@@ -176,7 +179,7 @@ func TestHowTo(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	stderr, err := runScript(exec.Command("sh", "-c", script.String()), "", &out)
+	stderr, err := runScript(t, exec.Command("sh", "-c", script.String()), "", &out)
 	require.NoError(t, err, stderr)
 	for _, want := range []string{`"layers"`, `"try-1"`, `"native":true`, `"into":"web"`} {
 		assert.Contains(t, out.String(), want)
@@ -188,7 +191,7 @@ func TestHowTo(t *testing.T) {
 
 func TestUpgradeScript(t *testing.T) {
 	s := serve(t).create("web", "motd", "hello")
-	stdout, stderr, err := upgrade(s.socket, "web", "sh", "-c", `echo new >"$0"`, s.path("web", "release"))
+	stdout, stderr, err := upgrade(t, s.socket, "web", "sh", "-c", `echo new >"$0"`, s.path("web", "release"))
 	require.NoError(t, err, stderr)
 	assert.Equal(t, "A /release\n", stdout)
 	assert.Len(t, s.snapshots("web"), 1)
@@ -199,7 +202,7 @@ func TestUpgradeScript(t *testing.T) {
 		"no such command": {"./no-such-command"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, stderr, err := upgrade(s.socket, append(append([]string{"web"}, command...), s.path("web", "motd"))...)
+			_, stderr, err := upgrade(t, s.socket, append(append([]string{"web"}, command...), s.path("web", "motd"))...)
 			var ended *exec.ExitError
 			require.ErrorAs(t, err, &ended, stderr)
 			assert.Equal(t, 1, ended.ExitCode())
@@ -210,10 +213,10 @@ func TestUpgradeScript(t *testing.T) {
 		})
 	}
 
-	_, stderr, err = upgrade(s.socket, "none", "true")
+	_, stderr, err = upgrade(t, s.socket, "none", "true")
 	require.Error(t, err)
 	assert.Contains(t, stderr, "(not_found)")
-	_, stderr, err = upgrade(filepath.Join(t.TempDir(), "none"), "web", "true")
+	_, stderr, err = upgrade(t, filepath.Join(t.TempDir(), "none"), "web", "true")
 	require.Error(t, err)
 	assert.Contains(t, stderr, "does cowshed serve have the key api?")
 }

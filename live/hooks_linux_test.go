@@ -2,6 +2,7 @@ package live_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -89,6 +90,15 @@ func TestHooks(t *testing.T) {
 	}
 }
 
+// untilSaid tries with longer and longer times for the hooks, until the machine is fast enough for all their words.
+func untilSaid(t *testing.T, try func(timeout time.Duration) (said bool)) {
+	t.Helper()
+	timeout := 100 * time.Millisecond
+	for ; !try(timeout); timeout *= 4 {
+		require.Less(t, timeout, testfs.Patience)
+	}
+}
+
 // TestFailingHooks: without its pre command there is no snapshot, and its post command is run. A post command that fails leaves
 // the snapshot.
 func TestFailingHooks(t *testing.T) {
@@ -99,18 +109,23 @@ func TestFailingHooks(t *testing.T) {
 	var failed *exec.ExitError
 	require.ErrorAs(t, err, &failed)
 
+	assert.Equal(t, "pre post", h.words())
+
 	slow := h.hooks("sleep 1000")
-	slow.Hooks.Timeout = 100 * time.Millisecond
-	_, err = h.Snapshot(ctx, "web", "", slow)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.ErrorIs(t, err, errdefs.ErrAborted)
+	untilSaid(t, func(timeout time.Duration) bool {
+		slow.Hooks.Timeout = timeout
+		_, err = h.Snapshot(ctx, "web", "", slow)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, err, errdefs.ErrAborted)
+		return h.words() == "pre post"
+	})
 
 	cancelled, cancel := context.WithCancel(ctx)
 	h.WithProcesses(func(context.Context, string) (uint32, error) { cancel(); return 0, nil })
 	_, err = h.Snapshot(cancelled, "web", "", h.hooks("sleep 1000"))
 	require.ErrorIs(t, err, context.Canceled)
 	h.WithProcesses(nil)
-	assert.Equal(t, "pre,post,pre,post,post", strings.ReplaceAll(h.words(), " ", ","), "pre was not even begun when the third was cancelled")
+	assert.Equal(t, "post", h.words(), "pre was not even begun when the third was cancelled")
 	assert.Empty(t, h.names("web"))
 
 	opts := h.hooks("true")
@@ -136,9 +151,15 @@ func TestHooksProcess(t *testing.T) {
 	backend, err := btrfs.Open(t.Context(), filepath.Join(mnt, "home"), btrfs.Options{})
 	require.NoError(t, err)
 	_, err = live.New(backend, filepath.Join(mnt, "live"), nil).Snapshot(t.Context(), "web", "killed", live.SnapshotOptions{
-		Hooks: live.Hooks{Pre: "echo began; exec sleep 1000", Post: "echo post >>" + filepath.Join(mnt, "said"), Timeout: time.Minute},
+		Hooks: live.Hooks{Pre: "echo began; exec sleep 1000", Post: "echo post >>" + filepath.Join(mnt, "said"), Timeout: testfs.Lifetime},
 	})
 	require.NoError(t, err)
+}
+
+// nameOf is the name of a process, if there is one.
+func nameOf(pid int) string {
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(name))
 }
 
 // TestHooksOfKilled: a process was killed between its hooks. The other is run once, by the next that looks, and not while the process
@@ -151,8 +172,11 @@ func TestHooksOfKilled(t *testing.T) {
 	process := exec.Command(os.Args[0], "-test.run=^TestHooksProcess$")
 	process.Env = append(os.Environ(), hooksProcessEnv+"="+mnt)
 	process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	require.NoError(t, process.Start())
-	require.Eventually(t, func() bool { return len(h.left()) == 1 && len(childrenOf(t, process.Process.Pid)) == 1 }, testfs.Patience, 5*time.Millisecond)
+	testfs.Start(t, process)
+	require.Eventually(t, func() bool { // it has written all that it writes, for which its parent is needed
+		children := childrenOf(t, process.Process.Pid)
+		return len(h.left()) == 1 && len(children) == 1 && nameOf(children[0]) == "sleep"
+	}, testfs.Patience, 5*time.Millisecond)
 	require.NoError(t, h.EndHooks(ctx))
 	assert.Empty(t, h.words(), "the process is there")
 	problems, err := h.Check(ctx)
@@ -161,7 +185,7 @@ func TestHooksOfKilled(t *testing.T) {
 
 	children := childrenOf(t, process.Process.Pid)
 	require.NoError(t, process.Process.Kill())
-	require.Error(t, process.Wait())
+	require.Error(t, testfs.Wait(t, process))
 	require.NoError(t, h.EndHooks(ctx))
 	assert.Empty(t, h.words(), "the pre command is still running, and may stop a program later")
 	for _, child := range children {
@@ -292,13 +316,16 @@ func TestFailedLeftHook(t *testing.T) {
 // TestHooksInTime: neither a slow answer about the process nor others that are at work keep the post command from being run.
 func TestHooksInTime(t *testing.T) {
 	h, ctx := newHooksHome(t), t.Context()
-	opts := h.hooks("true")
-	opts.Hooks.Timeout = 500 * time.Millisecond
+	opts, begun := h.hooks("true"), time.Now()
 	h.WithProcesses(func(ctx context.Context, _ string) (uint32, error) {
 		deadline, _ := ctx.Deadline()
-		assert.Greater(t, time.Until(deadline), opts.Hooks.Timeout)
+		assert.Greater(t, deadline.Sub(begun), time.Second)
 		return 0, context.DeadlineExceeded
 	})
+	opts.Hooks.Timeout = time.Second
+	_, _ = h.Snapshot(ctx, "web", "", opts) // the time may be too short for this machine
+	h.words()
+	opts.Hooks.Timeout = testfs.Patience
 	_, err := h.Snapshot(ctx, "web", "one", opts)
 	require.NoError(t, err)
 	assert.Equal(t, "pre post", h.words())
@@ -307,9 +334,12 @@ func TestHooksInTime(t *testing.T) {
 	require.NoError(t, err)
 	defer lock.Close()
 	require.NoError(t, flock.Exclusive(ctx, lock))
-	_, err = h.Snapshot(ctx, "web", "two", opts)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	assert.Equal(t, "pre post", h.words())
+	untilSaid(t, func(timeout time.Duration) bool {
+		opts.Hooks.Timeout = timeout
+		_, err = h.Snapshot(ctx, "web", "two", opts)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		return h.words() == "pre post" && !errors.Is(err, errdefs.ErrAborted)
+	})
 
 	require.NoError(t, flock.Unlock(lock))
 	_, err = h.Snapshot(ctx, "web", "three", h.hooks("sleep 1.5 & true"))

@@ -263,7 +263,7 @@ func (m *model) write(layer string) (stop func()) {
 	}()
 	return func() {
 		close(end)
-		require.NoError(m.t, <-ended)
+		require.NoError(m.t, testfs.Receive(m.t, ended))
 		require.NoError(m.t, m.backend.Unmount(m.t.Context(), layer))
 	}
 }

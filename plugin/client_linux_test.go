@@ -23,6 +23,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // engine is the client half of the protocol, as Docker Engine 20.10 has it: the same requests in the same
@@ -319,7 +320,7 @@ func serveDriver(t testing.TB, driver Driver) (e *engine, stop func()) {
 		}
 		stopped = true
 		cancel()
-		require.NoError(t, <-ended)
+		require.NoError(t, testfs.Receive(t, ended))
 		require.NoFileExists(t, socket)
 	}
 	t.Cleanup(stop)

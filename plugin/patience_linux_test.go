@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +24,8 @@ func TestRequestThatDoesNotEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			testfs.CheckLeaks(t)
 			removing, release, closed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			letEnd := sync.OnceFunc(func() { close(release) })
+			defer letEnd()
 			drivers := []*fake{{
 				remove:  func(string) error { close(removing); <-release; return nil },
 				cleanup: func() error { close(closed); return nil },
@@ -35,29 +38,25 @@ func TestRequestThatDoesNotEnd(t *testing.T) {
 			require.NoError(t, a.Init("/home", nil, nil, nil))
 			removed := make(chan error, 1)
 			go func() { removed <- a.Remove("layer") }()
-			<-removing
+			testfs.Begun(t, removing, removed)
 
 			ended := make(chan error, 1)
 			go func() { ended <- end(a) }()
-			select {
-			case err := <-ended:
-				if name == "init" {
-					require.NoError(t, err, "the next driver is open")
-					assert.False(t, a.Exists("layer"))
-				} else {
-					require.ErrorIs(t, err, errdefs.ErrUnavailable)
-				}
-			case <-time.After(testfs.Patience):
-				t.Error("it waits for the request")
+			err := testfs.Receive(t, ended)
+			if name == "init" {
+				require.NoError(t, err, "the next driver is open")
+				assert.False(t, a.Exists("layer"))
+			} else {
+				require.ErrorIs(t, err, errdefs.ErrUnavailable)
 			}
 			select {
 			case <-closed:
 				t.Error("the driver is closed while it is used")
 			default:
 			}
-			close(release)
-			require.NoError(t, <-removed)
-			<-closed
+			letEnd()
+			require.NoError(t, testfs.Receive(t, removed))
+			testfs.Receive(t, closed)
 			require.NoError(t, a.Close())
 		})
 	}

@@ -23,16 +23,6 @@ import (
 
 var errDriver = errors.New("the disk went away")
 
-// within ends the test if f takes too long.
-func within(t testing.TB, what string, done <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-done:
-	case <-time.After(testfs.Patience):
-		require.FailNow(t, "took too long", what)
-	}
-}
-
 // zeros is a stream of so many zero bytes.
 func zeros(n int64) io.Reader { return io.LimitReader(zeroReader{}, n) }
 
@@ -80,7 +70,7 @@ func TestDiffIsStreamed(t *testing.T) {
 	_, err = io.ReadFull(diff, make([]byte, firstPart))
 	require.NoError(t, err, "before the driver has given the rest")
 	require.NoError(t, diff.Close())
-	within(t, "closing the driver's reader after the engine closed its own", blocking.closed)
+	testfs.Receive(t, blocking.closed)
 
 	const size = 512 << 20
 	f.diff = func(string, string) (io.ReadCloser, error) { return io.NopCloser(zeros(size)), nil }
@@ -109,7 +99,7 @@ func TestApplyDiffIsStreamed(t *testing.T) {
 		return 1000 + n, err
 	}})
 	size, err := e.ApplyDiff("x", "", io.MultiReader(zeros(1000), readerFunc(func([]byte) (int, error) {
-		within(t, "the beginning to arrive", first)
+		testfs.Receive(t, first)
 		return 0, io.EOF
 	})))
 	require.NoError(t, err)
@@ -205,7 +195,7 @@ func TestApplyDiffThatBreaks(t *testing.T) {
 	_, err := e.ApplyDiff("x", "", io.MultiReader(zeros(1<<20), iotest.ErrReader(errDriver)))
 	require.ErrorIs(t, err, errDriver)
 	require.NoError(t, e.Remove("x"))
-	require.Error(t, <-got)
+	require.Error(t, testfs.Receive(t, got))
 }
 
 // TestRemoveAfterBrokenDiff: so it is with a diff that the engine has had enough of, for both its layers.
@@ -261,12 +251,12 @@ func TestInitEndsStreams(t *testing.T) {
 				_, err := e.ApplyDiff("y", "", toApply)
 				applied <- err
 			}()
-			<-applying
+			testfs.Begun(t, applying, applied)
 
 			require.NoError(t, end(e))
 			_, err = io.Copy(io.Discard, diff)
 			assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
-			assert.Error(t, <-applied)
+			assert.Error(t, testfs.Receive(t, applied))
 			require.NoError(t, errors.Join(sending.Close(), diff.Close()))
 		})
 	}
@@ -320,8 +310,8 @@ func TestServerCutsConnections(t *testing.T) {
 	_, err = io.Copy(io.Discard, diff)
 	assert.Error(t, err)
 	require.NoError(t, diff.Close())
-	require.NoError(t, <-ended)
-	within(t, "closing the driver's reader", blocking.closed)
+	require.NoError(t, testfs.Receive(t, ended))
+	testfs.Receive(t, blocking.closed)
 	require.NoError(t, adapter.Close())
 }
 

@@ -210,16 +210,20 @@ func TestCommitWaits(t *testing.T) {
 		mounts := h.prepare("active", "")
 		committed := make(chan error, 1)
 		commit := func() { committed <- h.Commit(t.Context(), c.name, "active") }
+		begun := false
 		_, err := NewDiffer(h.Snapshotter, hookedStore{c.store, late(func() {
+			begun = true
 			go commit()
 			select {
 			case err := <-committed:
 				assert.Fail(t, "committed half-way", "%v", err)
+				committed <- err
 			case <-time.After(100 * time.Millisecond):
 			}
 		})}).Apply(t.Context(), good, mounts)
 		assert.Equal(t, c.name == "good", err == nil, "%v", err)
-		require.NoError(t, <-committed)
+		require.True(t, begun)
+		require.NoError(t, testfs.Receive(t, committed))
 		files, err := filepath.Glob(filepath.Join(h.dir(c.name), "dir", "*"))
 		require.NoError(t, err)
 		assert.Len(t, files, c.files)

@@ -4,6 +4,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/treecmp"
 )
 
@@ -41,6 +43,7 @@ func serve(dir string, s snapshots.Snapshotter, d DiffService) (conn *grpc.Clien
 	conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	return conn, func() {
 		_ = conn.Close()
+		defer time.AfterFunc(testfs.Patience, server.Stop).Stop()
 		server.GracefulStop()
 		<-ended
 	}, err

@@ -93,7 +93,7 @@ func killAfter(t *testing.T, mnt string, steps int) {
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
+	testfs.Start(t, cmd)
 	lines := bufio.NewScanner(stdout)
 	for range steps {
 		if !assert.True(t, lines.Scan(), "it has ended by itself") {
@@ -102,7 +102,7 @@ func killAfter(t *testing.T, mnt string, steps int) {
 	}
 	require.NoError(t, cmd.Process.Kill())
 	var exit *exec.ExitError
-	assert.ErrorAs(t, cmd.Wait(), &exit)
+	assert.ErrorAs(t, testfs.Wait(t, cmd), &exit)
 }
 
 func checkAgreement(t *testing.T, h *host) {

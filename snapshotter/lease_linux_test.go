@@ -244,34 +244,42 @@ func (w commitWriter) Commit(ctx context.Context, size int64, expected digest.Di
 	return w.r.request(func() error { return w.Writer.Commit(ctx, size, expected, opts...) })
 }
 
-// TestCompareRenews: an upload may take longer than its leases last.
+// TestCompareRenews: an upload may take longer than its leases last. It is tried again where this process had no time to renew them.
 func TestCompareRenews(t *testing.T) {
 	h := newLeaseHost(t)
-	ctx := namespaces.WithNamespace(t.Context(), "slow")
 	times := leaseTimes{upload: 3 * time.Second, renew: 300 * time.Millisecond, commit: time.Minute, hold: time.Minute}
-	differ := h.differ(h.store, h.manager, times)
-	slow := func(w io.Writer, _ string) (io.WriteCloser, error) {
-		return &pausing{Writer: w, pause: 2 * times.upload}, nil
+	for n := range 10 {
+		ctx := namespaces.WithNamespace(t.Context(), fmt.Sprint("slow-", n))
+		c := &collecting{pause: 2 * times.upload, collect: func() error { return h.collectNow(ctx) }}
+		desc, err := h.differ(h.store, h.manager, times).Compare(ctx, nil, h.upper, diff.WithCompressor(func(w io.Writer, _ string) (io.WriteCloser, error) {
+			c.Writer = w
+			return c, nil
+		}), diff.WithMediaType("a/b"))
+		if err == nil && h.isThere(ctx, desc.Digest) {
+			return
+		}
+		require.Greater(t, c.slowest, times.upload-2*times.renew, "%v", err)
 	}
-	desc, err := differ.Compare(ctx, nil, h.upper, diff.WithCompressor(func(w io.Writer, mediaType string) (io.WriteCloser, error) {
-		go func() {
-			for end := time.Now().Add(2 * times.upload); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-				assert.NoError(t, h.collectNow(ctx))
-			}
-		}()
-		return slow(w, mediaType)
-	}), diff.WithMediaType("a/b"))
-	require.NoError(t, err)
-	assert.True(t, h.isThere(ctx, desc.Digest))
+	require.FailNow(t, "this process never has time")
 }
 
-// pausing is a compressor that takes its time before the end.
-type pausing struct {
+// collecting is a compressor that collects garbage for a time before the end.
+type collecting struct {
 	io.Writer
-	pause time.Duration
+	pause, slowest time.Duration // the slowest of its steps
+	collect        func() error
 }
 
-func (p *pausing) Close() error { time.Sleep(p.pause); return nil }
+func (c *collecting) Close() (err error) {
+	step := time.Now()
+	for end := step.Add(c.pause); err == nil && step.Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		err = c.collect()
+		c.slowest = max(c.slowest, time.Since(step))
+		step = time.Now()
+	}
+	return err
+}
 
 // TestCompareCancelled: wherever a request is cancelled, no lease is left, and no upload or blob that survives a collection.
 func TestCompareCancelled(t *testing.T) {
@@ -316,7 +324,7 @@ func TestCompareKilled(t *testing.T) {
 			return nil
 		}, after: func() {}}
 		_, err := h.differ(requestStore{h.store, r}, requestManager{h.manager, r}, times).Compare(ctx, nil, h.upper)
-		if requests.Load() > after+1 {
+		if err != nil || after <= 3 { // later ones may be renewals
 			require.ErrorIs(t, err, unix.EPIPE, "request %d", after)
 		}
 		require.Eventually(t, func() bool {

@@ -62,11 +62,7 @@ func TestSnapshotBeingMade(t *testing.T) {
 		_, err := h.Prepare(context.WithoutCancel(t.Context()), "active", "image")
 		made <- err
 	}()
-	select {
-	case <-begun:
-	case err := <-made:
-		require.FailNow(t, "the snapshot is not cloned", "%v", err)
-	}
+	testfs.Begun(t, begun, made)
 	hooked.beforeClone = nil
 
 	ended, cancel := context.WithCancel(t.Context())
@@ -89,8 +85,8 @@ func TestSnapshotBeingMade(t *testing.T) {
 		second <- err
 	}()
 	letGoOn()
-	require.NoError(t, <-made)
-	require.ErrorIs(t, <-second, errdefs.ErrAlreadyExists)
+	require.NoError(t, testfs.Receive(t, made))
+	require.ErrorIs(t, testfs.Receive(t, second), errdefs.ErrAlreadyExists)
 	h.write("active", "file", []byte("text"))
 }
 
@@ -258,7 +254,7 @@ func TestCommitWhileCommitFails(t *testing.T) {
 	require.NoError(t, h.thaw(ctx, "active", v))
 	require.NoError(t, h.Cleanup(ctx))
 	release()
-	require.NoError(t, <-committed)
+	require.NoError(t, testfs.Receive(t, committed))
 	assert.NotEqual(t, volume, h.volume("image"))
 	h.prepare("copy", "image")
 	assert.Equal(t, "content", h.content("copy", "file"))

@@ -21,6 +21,7 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/cowshed/cowshed/internal/setup"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // introspection is a containerd that has loaded the given snapshotters.
@@ -51,7 +52,7 @@ func serveFake(t testing.TB, socket string, register func(*grpc.Server)) {
 	t.Cleanup(func() {
 		server.Stop()
 		// A test that asks for nothing may stop it before it has begun to serve.
-		if err := <-ended; !errors.Is(err, grpc.ErrServerStopped) {
+		if err := testfs.Result(ended); !errors.Is(err, grpc.ErrServerStopped) {
 			require.NoError(t, err)
 		}
 	})

@@ -24,16 +24,13 @@ func TestHoldersBesideADeadMount(t *testing.T) {
 	t.Cleanup(func() { _ = dead.Close() })
 	file := filepath.Join(t.TempDir(), "lock")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
-	holder := exec.Command("flock", "--shared", file, "sleep", "60")
+	holder := exec.Command("flock", "--shared", file, "sleep", "1000")
 	holder.ExtraFiles = []*os.File{dead} // its number is lower than the lock's
 	holder.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	require.NoError(t, holder.Start())
-	t.Cleanup(func() {
-		assert.NoError(t, syscall.Kill(-holder.Process.Pid, syscall.SIGKILL))
-		_ = holder.Wait()
-	})
+	testfs.Start(t, holder)
+	t.Cleanup(func() { assert.NoError(t, syscall.Kill(-holder.Process.Pid, syscall.SIGKILL)) })
 
-	found := make(chan []string)
+	found := make(chan []string, 1)
 	go func() {
 		for {
 			holders, err := holdersOf(file)
@@ -44,11 +41,7 @@ func TestHoldersBesideADeadMount(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}()
-	select {
-	case holders := <-found:
-		require.Len(t, holders, 1)
-		assert.Contains(t, holders[0], fmt.Sprint(holder.Process.Pid))
-	case <-time.After(testfs.Patience):
-		t.Error("it hangs")
-	}
+	holders := testfs.Receive(t, found)
+	require.Len(t, holders, 1)
+	assert.Contains(t, holders[0], fmt.Sprint(holder.Process.Pid))
 }

@@ -117,8 +117,16 @@ func (n *kubernetesNode) install() (output string, err error) {
 	n.t.Helper()
 	cmd := exec.Command("setpriv", "--inh-caps=-all", "--bounding-set="+n.caps, filepath.Join(n.files, "node.sh"), n.command[1], n.root)
 	cmd.Env = append(append(os.Environ(), "COWSHED_FILES="+n.files, "COWSHED_CONFIG="+n.config, "COWSHED_KUBELET="+n.kubelet), n.env...)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	return outputOf(n.t, cmd)
+}
+
+// outputOf runs a command, and returns all that it says.
+func outputOf(t testing.TB, cmd *exec.Cmd) (output string, err error) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err = testfs.Run(t, cmd)
+	return out.String(), err
 }
 
 // tree is the content of the files of the node that installing may change.
@@ -190,8 +198,8 @@ func TestKubernetesNode(t *testing.T) {
 	require.NoError(t, err, out)
 	assert.Equal(t, newSocket, n.calls())
 
-	uninstall := func() ([]byte, error) {
-		return exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/").CombinedOutput()
+	uninstall := func() (string, error) {
+		return outputOf(t, exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/"))
 	}
 	// systemd fails in between, and uninstall is repeated.
 	n.systemctl("exit 1")
@@ -414,8 +422,8 @@ func TestKubernetesContainerdElsewhere(t *testing.T) {
 		assert.Equal(t, i == 0, installed["/etc/rke2/config.toml"] == before["/etc/rke2/config.toml"])
 	}
 	assert.Equal(t, before["/etc/k3s/config.toml"], n.tree()["/etc/k3s/config.toml"])
-	out, err := exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/").CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	out, err := outputOf(t, exec.Command("chroot", n.root, "/usr/local/lib/cowshed/node.sh", "uninstall", "/"))
+	require.NoError(t, err, out)
 	assert.Equal(t, before, n.tree())
 }
 
@@ -425,25 +433,16 @@ func (n *kubernetesNode) serves() {
 	var log bytes.Buffer
 	cmd := exec.Command("chroot", n.root, "/usr/local/bin/cowshed", "serve", "--metrics", "") // the port may be taken
 	cmd.Stderr = &log
-	require.NoError(n.t, cmd.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	deadline := time.After(testfs.Patience)
-	for {
-		if _, err := os.Stat(n.path("/run/cowshed/cowshed.sock")); err == nil {
-			break
-		}
-		select {
-		case err := <-ended:
-			require.NoError(n.t, err, "%s", &log)
-			n.t.Fatal("the daemon has ended")
-		case <-deadline:
-			n.t.Fatal("the daemon does not serve")
-		case <-time.After(10 * time.Millisecond):
-		}
+	testfs.Start(n.t, cmd)
+	require.Eventually(n.t, func() bool {
+		_, err := os.Stat(n.path("/run/cowshed/cowshed.sock"))
+		return err == nil || testfs.Ended(n.t, cmd)
+	}, testfs.Patience, 10*time.Millisecond)
+	if testfs.Ended(n.t, cmd) {
+		require.FailNow(n.t, "the daemon has ended", "%v: %s", testfs.Wait(n.t, cmd), &log)
 	}
 	require.NoError(n.t, cmd.Process.Signal(syscall.SIGTERM))
-	require.NoError(n.t, <-ended, "%s", &log)
+	require.NoError(n.t, testfs.Wait(n.t, cmd), "%s", &log)
 }
 
 // TestKubernetesRefuses: a node without btrfs or ZFS, and a node on which Cowshed was installed in another way, stay as they are.
@@ -477,13 +476,12 @@ func TestKubernetesRefuses(t *testing.T) {
 // TestKubernetesWithoutNode: where no root of a node is mounted, the script ends.
 func TestKubernetesWithoutNode(t *testing.T) {
 	testfs.Root(t)
-	out, err := exec.Command("sh", "../../packaging/kubernetes/node.sh", "install", t.TempDir()).CombinedOutput()
+	out, err := outputOf(t, exec.Command("sh", "../../packaging/kubernetes/node.sh", "install", t.TempDir()))
 	require.Error(t, err)
-	assert.Contains(t, string(out), "no program of the node can be run")
+	assert.Contains(t, out, "no program of the node can be run")
 }
 
 // runScript runs the script of the image on a node.
 func runScript(n *kubernetesNode, action string) (string, error) {
-	out, err := exec.Command("sh", filepath.Join(n.files, "node.sh"), action, n.root).CombinedOutput()
-	return string(out), err
+	return outputOf(n.t, exec.Command("sh", filepath.Join(n.files, "node.sh"), action, n.root))
 }

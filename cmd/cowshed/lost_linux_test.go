@@ -97,7 +97,7 @@ func TestLost(t *testing.T) {
 // refused starts a daemon that ends by itself, and says that its metadata is damaged.
 func (d *served) refused() {
 	d.t.Helper()
-	require.Error(d.t, d.command().Run())
+	require.Error(d.t, testfs.Run(d.t, d.command()))
 	assert.Contains(d.t, d.log.String(), "doctor --containerd --repair")
 	assert.NotContains(d.t, d.log.String(), "panic")
 }

@@ -351,11 +351,11 @@ func TestMigrateKilled(t *testing.T) {
 		}
 		cmd := exec.Command(program, append([]string{"--root", a.root}, args(what)...)...)
 		cmd.Env = append(os.Environ(), asProgramEnv+"=1")
-		require.NoError(t, cmd.Start())
+		testfs.Start(t, cmd)
 		time.Sleep(time.Duration(20+rand.IntN(200)) * time.Millisecond)
 		require.NoError(t, cmd.Process.Kill())
 		var exit *exec.ExitError
-		if errors.As(cmd.Wait(), &exit) && !exit.Exited() {
+		if errors.As(testfs.Wait(t, cmd), &exit) && !exit.Exited() {
 			killed++
 		}
 	}

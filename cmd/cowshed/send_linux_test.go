@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 )
 
@@ -42,11 +43,10 @@ func TestSendThroughPipe(t *testing.T) {
 	run := func() {
 		cmd := exec.Command("sh", "-ec", pipe)
 		cmd.Env = append(os.Environ(), asProgramEnv+"=1")
-		var errOut bytes.Buffer
-		cmd.Stderr = &errOut
-		out, err := cmd.Output()
-		require.NoError(t, err, errOut.String())
-		unmarshal(t, out, &infos)
+		var out, errOut bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errOut
+		require.NoError(t, testfs.Run(t, cmd), &errOut)
+		unmarshal(t, out.Bytes(), &infos)
 	}
 	run()
 	require.Len(t, infos, 3)
@@ -197,7 +197,7 @@ func TestReceiveKilled(t *testing.T) {
 		cmd.Env = append(os.Environ(), asProgramEnv+"=1")
 		in, err := cmd.StdinPipe()
 		require.NoError(t, err)
-		require.NoError(t, cmd.Start())
+		testfs.Start(t, cmd)
 		n := len(stream) - 1 - rand.IntN(7<<20)
 		if i == 0 {
 			n = len(stream) - 1
@@ -206,7 +206,7 @@ func TestReceiveKilled(t *testing.T) {
 		require.NoError(t, err)
 		time.Sleep(100 * time.Millisecond)
 		require.NoError(t, cmd.Process.Signal(signal))
-		require.Error(t, cmd.Wait())
+		require.Error(t, testfs.Wait(t, cmd))
 		names := to.ok(t, "ls", "--names")
 		assert.Contains(t, []string{"", "base\n"}, names)
 		if signal == syscall.SIGTERM {
@@ -242,14 +242,12 @@ func TestSendStalledReader(t *testing.T) {
 	cmd.Env = append(os.Environ(), asProgramEnv+"=1")
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
+	testfs.Start(t, cmd)
 	_, err = io.ReadFull(out, make([]byte, 1000))
 	require.NoError(t, err)
 	time.Sleep(200 * time.Millisecond) // it fills the pipe
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
-	kill := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
-	defer kill.Stop()
-	require.Error(t, cmd.Wait())
+	require.Error(t, testfs.Wait(t, cmd))
 	assert.Equal(t, exitSignal+int(syscall.SIGTERM), cmd.ProcessState.ExitCode())
 	a.ok(t, "rm", "web")
 }

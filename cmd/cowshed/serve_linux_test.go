@@ -70,21 +70,15 @@ func (d *served) command(args ...string) *exec.Cmd {
 // start runs the daemon until it says that it is ready.
 func (d *served) start(cmd *exec.Cmd) {
 	d.t.Helper()
-	require.NoError(d.t, cmd.Start())
+	testfs.Start(d.t, cmd)
 	d.cmd = cmd
-	d.t.Cleanup(func() {
-		if cmd.ProcessState == nil {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-	})
 	d.expect("READY=1")
 }
 
 // expect waits for the daemon's message to systemd.
 func (d *served) expect(state string) {
 	d.t.Helper()
-	require.NoError(d.t, d.notify.SetReadDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(d.t, d.notify.SetReadDeadline(time.Now().Add(testfs.Patience)))
 	message := make([]byte, 256)
 	n, err := d.notify.Read(message)
 	require.NoError(d.t, err)
@@ -96,13 +90,13 @@ func (d *served) stop() {
 	d.t.Helper()
 	require.NoError(d.t, d.cmd.Process.Signal(syscall.SIGTERM))
 	d.expect("STOPPING=1")
-	require.NoError(d.t, d.cmd.Wait(), "%s", d.log)
+	require.NoError(d.t, testfs.Wait(d.t, d.cmd), "%s", d.log)
 }
 
 func (d *served) kill() {
 	d.t.Helper()
 	require.NoError(d.t, d.cmd.Process.Kill())
-	require.Error(d.t, d.cmd.Wait())
+	require.Error(d.t, testfs.Wait(d.t, d.cmd))
 }
 
 // snapshotter connects to the daemon as containerd does.
@@ -111,7 +105,7 @@ func (d *served) snapshotter() (snapshots.Snapshotter, context.Context) {
 	conn, err := grpc.NewClient("unix://"+d.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(d.t, err)
 	d.t.Cleanup(func() { require.NoError(d.t, conn.Close()) })
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(d.t.Context(), "test"), time.Minute)
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(d.t.Context(), "test"), testfs.Lifetime)
 	d.t.Cleanup(cancel)
 	answer, err := healthapi.NewHealthClient(conn).Check(ctx, &healthapi.HealthCheckRequest{})
 	require.NoError(d.t, err)
@@ -142,7 +136,7 @@ func TestServeProcess(t *testing.T) {
 	require.NoError(t, err)
 
 	refused := d.command("--address", filepath.Join(d.dir, "other.sock"))
-	require.Error(t, refused.Run())
+	require.Error(t, testfs.Run(t, refused))
 	assert.Equal(t, exitPrecondition, refused.ProcessState.ExitCode())
 	assert.Contains(t, d.log.String(), fmt.Sprintf("another daemon (process %d)", d.cmd.Process.Pid))
 	// The command's own store is another one, in the same root.
@@ -187,7 +181,7 @@ func TestServeUnderLoad(t *testing.T) {
 	assert.Eventually(t, func() bool { return len(acknowledged) >= 40 }, testfs.Patience, time.Millisecond)
 	d.kill()
 	for range 4 {
-		<-ended
+		testfs.Receive(t, ended)
 	}
 	close(acknowledged)
 	d.start(d.command())
@@ -245,6 +239,7 @@ func TestServeConfiguration(t *testing.T) {
 	d.start(d.command("--config", file))
 	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", metrics)
 	require.NoError(t, err)
+	require.NoError(t, conn.SetDeadline(time.Now().Add(testfs.Patience)))
 	_, err = fmt.Fprintf(conn, "GET /metrics HTTP/1.0\r\n\r\n")
 	require.NoError(t, err)
 	status, err := bufio.NewReader(conn).ReadString('\n')

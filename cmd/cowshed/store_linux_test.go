@@ -76,7 +76,7 @@ func writeImage(t *testing.T, tag string, layers int64) (string, v1.Image) {
 }
 
 func TestLayers(t *testing.T) {
-	a := newStore(t)
+	a, begun := newStore(t), time.Now()
 	assert.Equal(t, "base\n", a.ok(t, "create", "base"))
 	a.with(t, "base", func(dir string) {
 		write(t, filepath.Join(dir, "file"), "base")
@@ -98,7 +98,7 @@ func TestLayers(t *testing.T) {
 		assert.Equal(t, "base", layers[1].Parent)
 		assert.False(t, layers[1].Sealed)
 		assert.EqualValues(t, 1<<30, layers[1].Limit)
-		assert.WithinDuration(t, time.Now(), layers[1].Created, time.Minute)
+		assert.WithinRange(t, layers[1].Created, begun.Add(-time.Second), time.Now().Add(time.Second))
 		require.NotNil(t, layers[1].Usage, "the limit turned quotas on")
 		assert.Equal(t, "base\nweb\n", a.ok(t, "ls", "--names"))
 		assert.Regexp(t, `(?m)^NAME +PARENT +SEALED +LIMIT +USAGE +CREATED$`, a.ok(t, "ls"))
@@ -794,7 +794,7 @@ func TestDoctor(t *testing.T) {
 		cmd, _, stdin := startImport(t, a)
 		assert.Contains(t, findings(t)["locks"].Detail, "process")
 		require.NoError(t, stdin.Close())
-		assert.Error(t, cmd.Wait())
+		assert.Error(t, testfs.Wait(t, cmd))
 	})
 	t.Run("no store", func(t *testing.T) {
 		other := at{root: filepath.Join(t.TempDir(), "none")}
@@ -815,11 +815,7 @@ func startImport(t *testing.T, a at) (cmd *exec.Cmd, errOut *bytes.Buffer, stdin
 	cmd.Stderr = errOut
 	stdin, err = cmd.StdinPipe()
 	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
+	testfs.Start(t, cmd)
 	tw := tar.NewWriter(stdin)
 	require.NoError(t, tw.WriteHeader(&tar.Header{Name: "file", Mode: 0o644, Size: 1 << 20}))
 	_, err = tw.Write(make([]byte, 1<<19))
@@ -836,7 +832,7 @@ func TestSignals(t *testing.T) {
 	for signal, code := range map[syscall.Signal]int{syscall.SIGTERM: 143, syscall.SIGINT: 130} {
 		cmd, errOut, _ := startImport(t, a)
 		require.NoError(t, cmd.Process.Signal(signal))
-		_ = cmd.Wait() // the exit code is looked at
+		_ = testfs.Wait(t, cmd) // the exit code is looked at
 		assert.Equal(t, code, cmd.ProcessState.ExitCode(), errOut.String())
 		assert.Contains(t, errOut.String(), "stopped by signal")
 		assert.Empty(t, a.ok(t, "ls", "--names"), "nothing half-made is left")
@@ -849,7 +845,7 @@ func TestKilled(t *testing.T) {
 	a := newStore(t)
 	cmd, _, _ := startImport(t, a)
 	require.NoError(t, cmd.Process.Kill())
-	_ = cmd.Wait() // it was killed
+	_ = testfs.Wait(t, cmd) // it was killed
 	partial := strings.TrimSpace(a.ok(t, "ls", "--names"))
 	require.True(t, image.IsPartial(partial), partial)
 	assert.Contains(t, a.ok(t, "doctor"), "cut off")
@@ -870,11 +866,11 @@ func TestReaderGoesAway(t *testing.T) {
 	cmd.Stderr = &errOut
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
+	testfs.Start(t, cmd)
 	_, err = io.ReadFull(out, make([]byte, 512))
 	require.NoError(t, err)
 	require.NoError(t, out.Close())
-	_ = cmd.Wait() // the exit code is looked at
+	_ = testfs.Wait(t, cmd) // the exit code is looked at
 	assert.Equal(t, 141, cmd.ProcessState.ExitCode())
 	assert.Empty(t, errOut.String())
 }

@@ -58,16 +58,15 @@ func TestTutorial(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "bash", "-c", script.String())
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), asProgramEnv+"=1", "PATH="+bin+":"+os.Getenv("PATH"), rootEnv+"=", driverEnv+"=")
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	t.Cleanup(func() {
 		if embedded, err := loopstore.At(filepath.Join(dir, "cowshed-tutorial", "store")); err == nil && t.Failed() {
 			_ = embedded.Remove(context.Background()) // of a run that has failed half-way
 		}
 	})
-	out, err := cmd.Output()
-	require.NoError(t, err, "%s%s", out, stderr.String())
-	got := strings.Split(string(out), "== block\n")[1:]
+	require.NoError(t, testfs.Run(t, cmd), "%s%s", &stdout, &stderr)
+	got := strings.Split(stdout.String(), "== block\n")[1:]
 	require.Len(t, got, len(want))
 	for i := range want {
 		if want[i] != "" {

@@ -66,7 +66,7 @@ func makeTar(t *testing.T, dir string) (file string) {
 func newOptions(t *testing.T, mnt, script string) options {
 	t.Helper()
 	return options{
-		root: makeRoot(t), dir: mnt, forks: 10, jobs: 3, limit: 4 << 20, timeout: time.Minute, runtime: unshareProgram,
+		root: makeRoot(t), dir: mnt, forks: 10, jobs: 3, limit: 4 << 20, timeout: testfs.Patience, runtime: unshareProgram,
 		command: []string{"sh", "-ec", script},
 	}
 }
@@ -192,11 +192,10 @@ func TestInterrupt(t *testing.T) {
 	cmd.Env = append(os.Environ(), mainEnv+"=1")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	testfs.Start(t, cmd)
 	require.Eventually(t, func() bool { return countNamed(mnt, "begun") == 2 }, testfs.Patience, 20*time.Millisecond)
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
-	require.Error(t, cmd.Wait())
+	require.Error(t, testfs.Wait(t, cmd))
 	assert.Equal(t, 1, cmd.ProcessState.ExitCode(), out.String())
 	assert.Contains(t, out.String(), "run: context canceled")
 	assert.False(t, cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled())

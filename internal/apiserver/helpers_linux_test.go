@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -81,6 +82,9 @@ func openStore(t testing.TB, root string) *layerstore.Store {
 	return s
 }
 
+// longPatience is that of a server on a machine that is busy. No request ends because somebody keeps the server waiting.
+var longPatience = patience{header: time.Hour, body: time.Hour, idle: time.Hour, write: time.Hour, rate: usualPatience.rate, last: usualPatience.last}
+
 // newServed starts a server with the namespaces ci and dev.
 func newServed(t testing.TB, change func(opts *Options)) *served {
 	t.Helper()
@@ -91,6 +95,7 @@ func newServed(t testing.TB, change func(opts *Options)) *served {
 	}
 	s.stores = fixedStores{openStore(t, filepath.Join(mnt, "root")), openStore(t, filepath.Join(mnt, "containers"))}
 	opts := testOptions(s.stores)
+	opts.patience = longPatience
 	if change != nil {
 		change(&opts)
 	}
@@ -103,7 +108,7 @@ func newServed(t testing.TB, change func(opts *Options)) *served {
 	go func() { ended <- s.server.serve(ctx, l, func(net.Conn) (Peer, error) { return *s.peer.Load(), nil }) }()
 	s.stop = sync.OnceValue(func() error {
 		cancel()
-		return <-ended
+		return testfs.Result(ended)
 	})
 	t.Cleanup(func() { require.NoError(t, s.stop()) })
 	return s
@@ -118,7 +123,7 @@ func (s *served) as(uid uint32) *served {
 
 // client connects for each request.
 func (s *served) client() *http.Client {
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return &http.Client{Timeout: testfs.Lifetime, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", s.socket)
 	}}}
 }

@@ -17,7 +17,7 @@ const (
 
 func testOptions(stores Stores) Options {
 	return Options{
-		Version: "test", Stores: stores, Groups: []uint32{apiGroup}, Token: strings.Repeat("t", 32), StopTimeout: 5 * time.Second,
+		Version: "test", Stores: stores, Groups: []uint32{apiGroup}, Token: strings.Repeat("t", 32), StopTimeout: time.Minute,
 		Namespaces: []Namespace{
 			{Name: "ci", UIDs: []uint32{alice}, Readable: []string{"base", "docker:web"}},
 			{Name: "dev", UIDs: []uint32{bob}},

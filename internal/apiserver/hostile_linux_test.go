@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -175,44 +177,63 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// impatient is a server that does not wait for long.
-func impatient(opts *Options) {
-	opts.patience = usualPatience
-	opts.patience.header, opts.patience.body, opts.patience.write = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
-}
+// short is how long an impatient server waits.
+const short = 300 * time.Millisecond
 
 // patient is a server that does not end a request because somebody keeps it waiting.
 func patient(opts *Options) {
 	opts.StopTimeout = time.Hour
-	opts.patience = patience{header: time.Hour, body: time.Hour, idle: time.Hour, write: time.Hour, last: usualPatience.last}
+	opts.patience.rate = 0
 }
 
-// TestSlowClients: clients that send or read slowly lose their connection, and keep nobody else waiting.
+// TestSlowClients: clients that read slowly keep nobody else waiting.
 func TestSlowClients(t *testing.T) {
-	s := newServed(t, impatient).newBase()
+	s := newServed(t, patient).newBase()
 	s.server.walks = newGate(requestBounds)
 	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
-	s.as(alice)
+	giveUp := make([]func(), 0, requestBounds.each)
+	for range requestBounds.each {
+		giveUp = append(giveUp, s.stall(alice, "/v1/layers/base/diff"))
+	}
+	a := s.send("GET", "/v1/info", nil)
+	assert.Equal(t, http.StatusTooManyRequests, a.status)
+	assert.NotEmpty(t, a.header.Get("Retry-After"))
+	s.as(bob).ok("GET", "/v1/info", nil, nil)
+	s.as(0).ok("GET", "/v1/layers", nil, nil)
+	for _, do := range giveUp {
+		do()
+	}
+	require.Eventually(t, s.isIdle, testfs.Patience, 10*time.Millisecond)
+	s.as(alice).ok("GET", "/v1/info", nil, nil)
+}
+
+// TestSlowReaders: clients that read slowly lose their connections.
+func TestSlowReaders(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.patience.write = short }).newBase()
+	s.server.walks = newGate(requestBounds)
+	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
 	readers := make([]net.Conn, 0, requestBounds.each)
 	for range requestBounds.each {
-		conn := s.dial()
+		conn := s.as(alice).dial()
 		_, err := io.WriteString(conn, "GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
 		require.NoError(t, err)
 		readers = append(readers, conn)
 	}
-	require.Eventually(t, func() bool {
-		a, err := s.try("GET", "/v1/info", nil)
-		return err == nil && a.status == http.StatusTooManyRequests && a.header.Get("Retry-After") != ""
-	}, testfs.Patience, time.Millisecond, "alice has too many")
-	s.as(bob).ok("GET", "/v1/info", nil, nil)
-	s.as(0).ok("GET", "/v1/layers", nil, nil)
+	for _, conn := range readers { // so that each has begun
+		_, err := conn.Read(make([]byte, 1))
+		require.True(t, err == nil || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET), "%v", err)
+	}
 	require.Eventually(t, s.isIdle, testfs.Patience, 10*time.Millisecond, "they are given up")
-	s.as(alice).ok("GET", "/v1/info", nil, nil)
 	for _, conn := range readers {
 		n, err := io.Copy(io.Discard, conn)
 		require.True(t, err == nil || errors.Is(err, syscall.ECONNRESET), "%v", err)
 		assert.Less(t, n, int64(8<<20), "the answer is cut off")
 	}
+}
+
+// TestSlowSenders: clients that send slowly lose their connections.
+func TestSlowSenders(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.patience.header, opts.patience.body = short, short }).newBase().as(alice)
 	for _, sent := range []string{
 		"GET /v1/in", "GET /v1/info HTTP/1.1\r\nHost:", "POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
 		"POST /v1/layers/base/forks HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{",
@@ -223,31 +244,56 @@ func TestSlowClients(t *testing.T) {
 	} {
 		conn := s.dial()
 		_, err := io.WriteString(conn, sent)
-		require.NoError(t, err)
+		require.True(t, err == nil || errors.Is(err, syscall.EPIPE), "%v", err)
 		_, err = io.Copy(io.Discard, conn)
 		require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "%q", sent)
 	}
 }
 
+// slowReader is an answer of which the client reads each part in a given time.
+type slowReader struct {
+	http.ResponseWriter
+	part, all time.Duration
+	deadline  time.Time
+}
+
+func (r *slowReader) SetWriteDeadline(deadline time.Time) error {
+	r.deadline = deadline
+	return nil
+}
+
+func (r *slowReader) Write(data []byte) (int, error) {
+	if left := time.Until(r.deadline); left < r.part {
+		time.Sleep(left)
+		return 0, os.ErrDeadlineExceeded
+	}
+	time.Sleep(r.part)
+	r.all += r.part
+	return len(data), nil
+}
+
 // TestRate: a user but root does not hold a layer for as long as it likes by reading a little at a time.
 func TestRate(t *testing.T) {
-	s := newServed(t, func(opts *Options) {
-		impatient(opts)
-		opts.patience.write, opts.patience.rate = time.Second, 1<<30
-	}).newBase()
-	s.write(s.stores.store, "base", "large", strings.Repeat("cowshed ", 1<<20))
-	for uid, whole := range map[uint32]bool{0: true, alice: false} {
-		conn := s.as(uid).dial()
-		_, err := io.WriteString(conn, "GET /v1/layers/base/diff HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n")
-		require.NoError(t, err)
-		var all int64
-		for err == nil { // each writeSize bytes in much less than a second, and all in more than two
-			var n int64
-			n, err = io.CopyN(io.Discard, conn, 128<<10)
-			all += n
-			time.Sleep(40 * time.Millisecond)
-		}
-		assert.Equal(t, whole, all > 8<<20, "%d: %d bytes", uid, all)
+	for rate, within := range map[int64]time.Duration{0: time.Hour, 1 << 30: time.Second, 1 << 20: 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &slowReader{part: 100 * time.Millisecond}
+			a := newAnswer(w, time.Second)
+			a.rate = rate
+			_, err := a.Write(make([]byte, 8<<20))
+			assert.Equal(t, rate == 0, err == nil, "%v", err)
+			assert.LessOrEqual(t, w.all, within)
+		})
+	}
+
+	s := newServed(t, nil)
+	rates := make(chan int64, 1)
+	s.server.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rates <- r.Context().Value(requestKey{}).(*request).out.rate
+		w.WriteHeader(http.StatusNoContent)
+	})
+	for uid, want := range map[uint32]int64{0: 0, alice: usualPatience.rate} {
+		s.as(uid).ok("GET", "/v1/info", nil, nil)
+		assert.Equal(t, want, testfs.Receive(t, rates), uid)
 	}
 }
 
@@ -309,9 +355,12 @@ func TestManyConnections(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, answer.Body.Close())
 	}
-	e := s.fails(api.KindTooManyRequests, "GET", "/v1/info", nil)
-	assert.Contains(t, e.Message, "connections")
-	s.fails(api.KindTooManyRequests, "POST", "/v1/layers/base/forks", api.NewForks{})
+	for method, path := range map[string]string{"GET": "/v1/info", "POST": "/v1/layers/base/forks"} {
+		require.Eventually(t, func() bool { // it is closed without an answer where reading the request takes too long
+			a, err := s.try(method, path, nil)
+			return err == nil && a.status == http.StatusTooManyRequests && bytes.Contains(a.body, []byte("connections"))
+		}, testfs.Patience, time.Millisecond)
+	}
 	silent := make([]net.Conn, 0, 2*maxRefusals)
 	for range 2 * maxRefusals {
 		silent = append(silent, s.dial())
@@ -371,7 +420,7 @@ func TestFlood(t *testing.T) {
 	assert.Greater(t, all, int64(clients*each/2), "others were too many connections")
 	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines+2 }, testfs.Patience, 10*time.Millisecond)
 	assert.Less(t, heap(), before+8<<20)
-	assert.True(t, s.isIdle())
+	require.Eventually(t, s.isIdle, testfs.Patience, 10*time.Millisecond)
 	s.ok("GET", "/v1/info", nil, nil)
 }
 
@@ -445,11 +494,7 @@ func TestStopAtOnce(t *testing.T) {
 		a, _ := s.try("DELETE", "/v1/layers/ci.a", nil)
 		removed <- a
 	}()
-	select {
-	case <-begun:
-	case a := <-removed:
-		require.Fail(t, "it is not removed", a)
-	}
+	testfs.Begun(t, begun, removed)
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
 	require.Eventually(t, func() bool {
@@ -458,11 +503,6 @@ func TestStopAtOnce(t *testing.T) {
 		return s.server.requests.others == 1
 	}, testfs.Patience, 10*time.Millisecond, "all others have ended")
 	letGoOn()
-	assert.Equal(t, http.StatusNoContent, (<-removed).status)
-	select {
-	case err := <-stopped:
-		require.NoError(t, err)
-	case <-time.After(testfs.Patience):
-		t.Fatal("the server waits for somebody")
-	}
+	assert.Equal(t, http.StatusNoContent, testfs.Receive(t, removed).status)
+	require.NoError(t, testfs.Receive(t, stopped))
 }

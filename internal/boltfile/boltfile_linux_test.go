@@ -19,9 +19,9 @@ import (
 func TestChangeOnFullFilesystem(t *testing.T) {
 	mnt := testfs.Btrfs(t, testfs.WithSize(256<<20))
 	path := filepath.Join(mnt, "file.db")
-	require.NoError(t, Ready(path, time.Second))
+	require.NoError(t, Ready(path, testfs.Patience))
 	var space Space
-	opts := bolt.Options{Timeout: time.Second}
+	opts := bolt.Options{Timeout: testfs.Patience}
 	require.NoError(t, space.Options(&opts))
 	db, err := bolt.Open(path, 0o600, &opts)
 	require.NoError(t, err)
@@ -44,7 +44,7 @@ func TestChangeOnFullFilesystem(t *testing.T) {
 		put(fmt.Sprint("key", i))
 	}
 	require.NoError(t, db.Close())
-	require.NoError(t, Ready(path, time.Second))
+	require.NoError(t, Ready(path, testfs.Patience))
 }
 
 // TestReplace: a file that is not overwritten in place is copied, unless another process has it open.
@@ -57,7 +57,7 @@ func TestReplace(t *testing.T) {
 	assert.False(t, isInPlace(t, path))
 	require.NoError(t, db.Close())
 	for range 2 {
-		require.NoError(t, Ready(path, time.Second))
+		require.NoError(t, Ready(path, testfs.Patience))
 		assert.True(t, isInPlace(t, path))
 	}
 	db, err = bolt.Open(path, 0o600, nil)

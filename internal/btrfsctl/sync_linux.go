@@ -5,11 +5,8 @@ import (
 	"unsafe"
 )
 
-// Pauses after which Commit asks for a commit again.
-const (
-	firstPause   = 20 * time.Millisecond
-	longestPause = time.Second
-)
+// firstPause is the pause after which Commit asks for a commit again. Each further pause is twice as long.
+const firstPause = 20 * time.Millisecond
 
 // Commit makes everything that has been changed on the filesystem of fd durable, file data included
 // where delayed allocation has been started; metadata operations on subvolumes and qgroups always are.
@@ -17,15 +14,24 @@ const (
 // The kernel asks its thread for the commit by one bit, and waits until the thread begins. While another transaction ends, the
 // thread takes the bit for that one, and begins with the next interval, 30 s later. So Commit asks again meanwhile.
 func Commit(fd int) error {
-	ended := make(chan error)
-	go func() {
+	return askAgain(func() error {
 		var transid uint64
 		err := startCommit(fd, &transid)
 		if err == nil {
 			err = ioctl(fd, iocWaitSync, unsafe.Pointer(&transid))
 		}
-		ended <- err
-	}()
+		return err
+	}, func() error {
+		var newer uint64
+		return startCommit(fd, &newer)
+	})
+}
+
+// askAgain calls commit, and ask as long as any call has not returned: the thread may take the bit of each of them. The growing
+// pauses end that also where others commit all the time, and a filesystem that hangs holds few threads.
+func askAgain(commit, ask func() error) error {
+	ended := make(chan error)
+	go func() { ended <- commit() }()
 	pause := firstPause
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -39,11 +45,8 @@ func Commit(fd int) error {
 			}
 		case <-timer.C:
 			calls++
-			go func() {
-				var newer uint64
-				ended <- startCommit(fd, &newer)
-			}()
-			pause = min(2*pause, longestPause)
+			go func() { ended <- ask() }()
+			pause *= 2
 			timer.Reset(pause)
 		}
 	}

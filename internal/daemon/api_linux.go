@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
@@ -38,7 +39,7 @@ func (d *daemon) openAPI(containers *layerstore.Store) error {
 	}
 	opts := apiserver.Options{
 		Version: d.opts.Version, StopTimeout: d.config.StopTimeout.Duration, Log: d.log,
-		Stores: &apiStores{daemon: d, containers: containers},
+		Stores: &apiStores{daemon: d, containers: containers, patience: storePatience},
 	}
 	var err error
 	if opts.Token, err = readToken(d.config.APITokenFile); err != nil {
@@ -163,15 +164,20 @@ func readToken(path string) (token string, err error) {
 type apiStores struct {
 	daemon     *daemon
 	containers *layerstore.Store
+	patience   time.Duration // of a request that waits until the command's store is open
 
 	mu    sync.Mutex // never held while the store is opened or closed
 	store *openStore // nil: it is closed
 }
 
+// storePatience is how long a request waits for the command's store, while another process that has just begun to use it cleans up.
+const storePatience = 30 * time.Second
+
 // openStore is a store that requests share.
 type openStore struct {
 	users  int
-	opened chan struct{} // closed when store and err are set
+	cancel context.CancelFunc // ends the attempt to open it
+	opened chan struct{}      // closed when store and err are set
 	store  *layerstore.Store
 	err    error
 }
@@ -185,23 +191,26 @@ func (s *apiStores) IsContainer(ref string) bool {
 func (s *apiStores) Open(ctx context.Context) (*layerstore.Store, func(), error) {
 	s.mu.Lock()
 	o := s.store
-	first := o == nil
-	if first {
-		o = &openStore{opened: make(chan struct{})}
+	if o == nil {
+		opening, cancel := context.WithCancel(context.WithoutCancel(ctx)) // for others too
+		o = &openStore{cancel: cancel, opened: make(chan struct{})}
 		s.store = o
+		go func() {
+			defer close(o.opened)
+			o.store, o.err = s.openStore(opening)
+		}()
 	}
 	o.users++
 	s.mu.Unlock()
-	if first {
-		o.store, o.err = s.openStore(context.WithoutCancel(ctx)) // for others too
-		close(o.opened)
-	}
 	release := sync.OnceFunc(func() { s.release(o) })
+	waiting, end := context.WithTimeoutCause(ctx, s.patience, fault.New(errdefs.ErrUnavailable,
+		"the store in %s is not open after %s: another process may be cleaning up there, so try again later", s.daemon.config.Root, s.patience))
+	defer end()
 	select {
 	case <-o.opened:
-	case <-ctx.Done():
+	case <-waiting.Done():
 		release()
-		return nil, nil, context.Cause(ctx)
+		return nil, nil, context.Cause(waiting)
 	}
 	if o.err != nil {
 		release()
@@ -210,7 +219,7 @@ func (s *apiStores) Open(ctx context.Context) (*layerstore.Store, func(), error)
 	return o.store, release, nil
 }
 
-// release closes a store with its last user.
+// release closes a store with its last user. Nobody waits for a store that is not open yet.
 func (s *apiStores) release(o *openStore) {
 	s.mu.Lock()
 	o.users--
@@ -222,7 +231,20 @@ func (s *apiStores) release(o *openStore) {
 	if !last {
 		return
 	}
-	<-o.opened
+	select {
+	case <-o.opened:
+		s.close(o)
+	default:
+		o.cancel()
+		go func() {
+			<-o.opened
+			s.close(o)
+		}()
+	}
+}
+
+func (s *apiStores) close(o *openStore) {
+	defer o.cancel()
 	if o.store != nil {
 		if err := o.store.Driver.Cleanup(); err != nil {
 			s.daemon.log.Warn("the store cannot be closed", "error", err)

@@ -30,8 +30,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/cowshed/cowshed/internal/contentstore"
 	"github.com/cowshed/cowshed/internal/testfs"
@@ -52,7 +54,7 @@ func testConfig(t testing.TB, opts ...testfs.BtrfsOption) Config {
 	c.DockerSpecDir = filepath.Join(state, "specs")
 	c.Metrics = "unix://" + filepath.Join(state, "metrics.sock")
 	c.LogLevel = "debug"
-	c.StopTimeout.Duration = 5 * time.Second
+	c.StopTimeout.Duration = testfs.Patience
 	return c
 }
 
@@ -79,16 +81,10 @@ func start(t testing.TB, c Config) *running {
 	}()
 	r.stop = sync.OnceValue(func() error {
 		cancel()
-		return <-ended
+		return testfs.Result(ended)
 	})
 	t.Cleanup(func() { require.NoError(t, r.stop()) })
-	select {
-	case <-ready:
-	case err := <-ended:
-		cancel()
-		r.stop = func() error { return nil }
-		require.NoError(t, err)
-	}
+	testfs.Begun(t, ready, ended)
 	return r
 }
 
@@ -109,7 +105,7 @@ func httpDo(t testing.TB, socket, method, path string) string {
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(t.Context(), method, "http://daemon"+path, http.NoBody)
 	require.NoError(t, err)
-	response, err := (&http.Client{Transport: transport}).Do(request)
+	response, err := (&http.Client{Transport: transport, Timeout: testfs.Patience}).Do(request)
 	require.NoError(t, err)
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
@@ -353,21 +349,35 @@ func TestWhereNothingCanBe(t *testing.T) {
 func TestStopWaits(t *testing.T) {
 	testfs.CheckLeaks(t)
 	c := testConfig(t)
-	c.StopTimeout.Duration = 100 * time.Millisecond
+	watch := func(r *running) (watch healthapi.Health_WatchClient, end func()) {
+		ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
+		t.Cleanup(cancel)
+		watch, err := healthapi.NewHealthClient(r.dial()).Watch(ctx, &healthapi.HealthCheckRequest{})
+		require.NoError(t, err)
+		answer, err := watch.Recv()
+		require.NoError(t, err)
+		assert.Equal(t, healthapi.HealthCheckResponse_SERVING, answer.GetStatus())
+		return watch, cancel
+	}
+
 	r := start(t, c)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	watch, err := healthapi.NewHealthClient(r.dial()).Watch(ctx, &healthapi.HealthCheckRequest{})
-	require.NoError(t, err)
-	answer, err := watch.Recv()
-	require.NoError(t, err)
-	assert.Equal(t, healthapi.HealthCheckResponse_SERVING, answer.GetStatus())
-	require.NoError(t, r.stop())
-	answer, err = watch.Recv()
+	running, end := watch(r)
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.stop() }()
+	answer, err := running.Recv()
 	require.NoError(t, err)
 	assert.Equal(t, healthapi.HealthCheckResponse_NOT_SERVING, answer.GetStatus())
-	_, err = watch.Recv()
-	require.Error(t, err)
+	end()
+	require.NoError(t, testfs.Receive(t, stopped))
+	assert.NotContains(t, r.log.String(), "cancelling requests")
+
+	c.StopTimeout.Duration = 100 * time.Millisecond
+	r = start(t, c)
+	endless, _ := watch(r)
+	require.NoError(t, r.stop())
+	for err = nil; err == nil; _, err = endless.Recv() {
+	}
+	assert.NotEqual(t, codes.DeadlineExceeded, status.Code(err), "the daemon has ended it")
 	assert.Contains(t, r.log.String(), "cancelling requests")
 }
 
@@ -380,7 +390,7 @@ func docker(t testing.TB, c Config, method, body string) (answer string, status 
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://plugin/"+method, strings.NewReader(body))
 	require.NoError(t, err)
-	response, err := (&http.Client{Transport: transport}).Do(request)
+	response, err := (&http.Client{Transport: transport, Timeout: testfs.Patience}).Do(request)
 	require.NoError(t, err)
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)

@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -94,14 +93,9 @@ func newBarsHost(t testing.TB) *barsHost {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		require.NoError(t, <-ended)
+		require.NoError(t, testfs.Result(ended))
 	})
-	select {
-	case <-ready:
-	case err := <-ended:
-		ended <- nil
-		require.FailNow(t, "the daemon does not start", "%v", err)
-	}
+	testfs.Begun(t, ready, ended)
 	r := nritest.Accept(t, nri)
 	_, err := r.Plugin.Configure(t.Context(), &api.ConfigureRequest{})
 	require.NoError(t, err)
@@ -124,18 +118,25 @@ func (h *barsHost) id(n int) string { return fmt.Sprintf("%064d", n) }
 // delays are the times from the creation of a container until the kernel has its limit, and until the limit is durable.
 type delays struct{ inForce, durable time.Duration }
 
-// create creates a container by announce, which returns when its engine has been told.
-func (h *barsHost) create(key string, announce func()) (d delays) {
+// create creates a container by announce, which returns when its engine has been told, or when its context ends.
+func (h *barsHost) create(key string, announce func(context.Context)) (d delays) {
 	h.t.Helper()
 	mounts, err := h.snapshots.Prepare(h.t.Context(), key, "moby/2/base")
 	require.NoError(h.t, err)
 	group := h.qgroup(mounts)
 	begun := time.Now()
-	var waiting sync.WaitGroup
-	defer waiting.Wait()
-	waiting.Go(announce)
+	ctx, cancel := context.WithTimeout(h.t.Context(), testfs.Patience)
+	told := make(chan struct{})
+	defer func() {
+		cancel()
+		<-told
+	}()
+	go func() {
+		defer close(told)
+		announce(ctx)
+	}()
 	for d.durable == 0 {
-		require.Less(h.t, time.Since(begun), time.Minute)
+		require.NoError(h.t, ctx.Err())
 		if d.inForce == 0 {
 			if hasLimit(group) {
 				d.inForce = time.Since(begun)
@@ -149,6 +150,7 @@ func (h *barsHost) create(key string, announce func()) (d delays) {
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
+	testfs.Receive(h.t, told)
 	return d
 }
 
@@ -182,14 +184,19 @@ func (h *barsHost) qgroup(mounts []mount.Mount) string {
 // docker creates container n of Docker.
 func (h *barsHost) docker(n int) delays {
 	h.t.Helper()
-	return h.create(fmt.Sprintf("moby/%d/%s", n+3, h.id(n)), func() { h.engine.events <- h.id(n) })
+	return h.create(fmt.Sprintf("moby/%d/%s", n+3, h.id(n)), func(ctx context.Context) {
+		select {
+		case h.engine.events <- h.id(n):
+		case <-ctx.Done():
+		}
+	})
 }
 
 // kubernetes creates container n of a pod.
 func (h *barsHost) kubernetes(n int) delays {
 	h.t.Helper()
-	return h.create(fmt.Sprintf("k8s.io/%d/%s", n+3, h.id(n)), func() {
-		_, err := h.nri.CreateContainer(h.t.Context(), &api.CreateContainerRequest{
+	return h.create(fmt.Sprintf("k8s.io/%d/%s", n+3, h.id(n)), func(ctx context.Context) {
+		_, err := h.nri.CreateContainer(ctx, &api.CreateContainerRequest{
 			Pod: &api.PodSandbox{Annotations: map[string]string{"cowshed.dev/size": "1M"}}, Container: &api.Container{Id: h.id(n)},
 		})
 		assert.NoError(h.t, err)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,6 +35,8 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 	}
 	first := open("first")
 	counting, release, counted := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	letEnd := sync.OnceFunc(func() { close(release) })
+	defer letEnd()
 	go func() {
 		defer close(counted)
 		p.source().use(func(ctx context.Context, b cowcommon.Backend) {
@@ -45,17 +48,17 @@ func TestScrapeThatDoesNotEnd(t *testing.T) {
 			}
 		})
 	}()
-	<-counting
+	testfs.Receive(t, counting)
 
-	within(t, func() {
+	testfs.Within(t, func() {
 		second := open("second")
 		p.source().compared()
 		require.NoError(t, second.Cleanup())
 		require.ErrorIs(t, first.Cleanup(), errdefs.ErrUnavailable)
 		p.source().use(func(context.Context, cowcommon.Backend) { t.Error("no driver is open") })
 	})
-	close(release)
-	<-counted
+	letEnd()
+	testfs.Receive(t, counted)
 }
 
 // TestScheduleOutlastsEnd: nobody waits a second time for a post command that outlasts the end of the daemon. The volumes are closed
@@ -70,6 +73,8 @@ func TestScheduleOutlastsEnd(t *testing.T) {
 	home := containersHome(c, dir, driver, scrapes, slog.New(slog.DiscardHandler))
 	counting, counted := make(chan struct{}), make(chan struct{})
 	began, release, used, closed := make(chan struct{}), make(chan struct{}), make(chan error, 1), make(chan struct{})
+	letEnd := sync.OnceFunc(func() { close(release) })
+	defer letEnd()
 	go func() {
 		used <- home.Use(t.Context(), func(context.Context, *live.Layers) error {
 			close(began)
@@ -77,34 +82,23 @@ func TestScheduleOutlastsEnd(t *testing.T) {
 			return nil
 		})
 	}()
-	<-began
+	testfs.Begun(t, began, used)
 	go scrapes.do(func(ctx context.Context, _ cowcommon.Backend) {
 		close(counting)
 		<-ctx.Done()
 		close(counted)
 	})
-	<-counting
-	within(t, func() {
+	testfs.Receive(t, counting)
+	testfs.Within(t, func() {
 		assert.NoError(t, scrapes.close(func() error { defer close(closed); return driver.Cleanup() }))
 	})
-	<-counted
+	testfs.Receive(t, counted)
 	select {
 	case <-closed:
 		t.Error("the volumes are closed while they are used")
 	default:
 	}
-	close(release)
-	require.NoError(t, <-used)
-	<-closed
-}
-
-func within(t *testing.T, do func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); do() }()
-	select {
-	case <-done:
-	case <-time.After(testfs.Patience):
-		t.Error("something waits")
-	}
+	letEnd()
+	require.NoError(t, testfs.Receive(t, used))
+	testfs.Receive(t, closed)
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // TestVolumeOfSilent: the question to a daemon that does not answer ends. The caller gives no time for it, since that would count
@@ -20,7 +22,7 @@ func TestVolumeOfSilent(t *testing.T) {
 	listener, err := net.Listen("unix", c.Address)
 	require.NoError(t, err)
 	defer listener.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*answerTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
 	defer cancel()
 	_, err = VolumeOf(ctx, c, slog.New(slog.DiscardHandler), "test", "web")
 	require.ErrorIs(t, err, context.DeadlineExceeded)

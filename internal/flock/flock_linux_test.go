@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 func open(t *testing.T, path string) *os.File {
@@ -54,7 +56,7 @@ func TestWaits(t *testing.T) {
 			case <-time.After(50 * time.Millisecond):
 			}
 			require.NoError(t, Unlock(one))
-			assert.NoError(t, <-got)
+			assert.NoError(t, testfs.Receive(t, got))
 		})
 	}
 }

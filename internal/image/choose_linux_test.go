@@ -16,6 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // offered finds the references that an error advises.
@@ -146,7 +148,7 @@ func TestExportAtTheSameTime(t *testing.T) {
 		index.Manifests[0].Annotations["added"] = "meanwhile"
 		return other.writeJSON(ocispec.ImageIndexFile, index)
 	}))
-	require.NoError(t, <-done)
+	require.NoError(t, testfs.Receive(t, done))
 	index, err := other.readIndex()
 	require.NoError(t, err)
 	require.Len(t, index.Manifests, 2)

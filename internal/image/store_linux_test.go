@@ -625,8 +625,8 @@ func TestImportsAtOnce(t *testing.T) {
 	s := newTestStore(t)
 	img := makeImage(t, baseTar(t), upperTar(t))
 	path := writeDockerArchive(t, map[string]v1.Image{"app:1": img})
-	done := make(chan error)
 	const n = 4
+	done := make(chan error, n)
 	for range n {
 		go func() {
 			src, err := Open(t.Context(), Reference{Transport: DockerArchive, Path: path}, OpenOptions{})
@@ -638,7 +638,7 @@ func TestImportsAtOnce(t *testing.T) {
 		}()
 	}
 	for range n {
-		require.NoError(t, <-done)
+		require.NoError(t, testfs.Receive(t, done))
 	}
 	assert.Len(t, s.layerNames(t), 2)
 	assert.Len(t, s.files(t), 3)

@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // fakeTasks are the tasks of containerd by their names, in the namespace test.
@@ -44,7 +46,7 @@ func TestProcess(t *testing.T) {
 	}})
 	ended := make(chan error)
 	go func() { ended <- server.Serve(listener) }()
-	t.Cleanup(func() { server.Stop(); require.NoError(t, <-ended) })
+	t.Cleanup(func() { server.Stop(); require.NoError(t, testfs.Result(ended)) })
 	for id, want := range map[string]uint32{"web": 42, "stopped": 0, "none": 0} {
 		pid, err := r.Process(t.Context(), "test", id)
 		require.NoError(t, err, id)

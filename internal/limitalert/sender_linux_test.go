@@ -89,7 +89,7 @@ func TestCommandThatDoesNotEnd(t *testing.T) {
 		return err == nil
 	}, testfs.Patience, time.Millisecond)
 	cancel()
-	require.ErrorIs(t, <-ended, context.Canceled)
+	require.ErrorIs(t, testfs.Result(ended), context.Canceled)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
 	assert.Eventually(t, func() bool {
@@ -123,7 +123,7 @@ func counts(t *testing.T, s *Sender) map[string]float64 {
 // TestSend: a webhook that does not answer makes nobody wait, alerts beyond the queue are dropped and counted, and a command
 // runs although the webhook fails.
 func TestSend(t *testing.T) {
-	asked, answer := make(chan string, queueLength+2), make(chan struct{})
+	asked, answer := make(chan string, queueLength+2), make(chan struct{}, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		assert.NoError(t, err)
@@ -132,21 +132,24 @@ func TestSend(t *testing.T) {
 		http.Redirect(w, r, "/other", http.StatusTemporaryRedirect)
 	}))
 	defer server.Close()
+	letAnswer := sync.OnceFunc(func() { close(answer) })
+	defer letAnswer()
 	var log strings.Builder
 	s := NewSender([]string{"/bin/true"}, server.URL+"/secret", slog.New(slog.NewTextHandler(&log, nil)))
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { s.Run(ctx) })
 	s.Send(alert)
-	assert.Contains(t, <-asked, `application/json {"percent":95,`)
+	assert.Contains(t, testfs.Receive(t, asked), `application/json {"percent":95,`)
 	for range queueLength + 3 {
 		s.Send(alert)
 	}
 	assert.Equal(t, map[string]float64{"ok command": 1, "dropped command": 3, "dropped webhook": 3}, counts(t, s))
-	close(answer)
-	<-asked
+	answer <- struct{}{}
+	testfs.Receive(t, asked) // the second, which is not answered: so the others wait
 	cancel()
-	running.Wait()
+	testfs.Within(t, running.Wait)
+	letAnswer()
 	got := counts(t, s)
 	assert.GreaterOrEqual(t, got["failed webhook"], 1.0)
 	assert.Contains(t, log.String(), "the webhook says 307")

@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -12,18 +11,6 @@ import (
 
 	"github.com/cowshed/cowshed/internal/testfs"
 )
-
-// answers calls f and fails the test if that does not end.
-func answers(t *testing.T, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); f() }()
-	select {
-	case <-done:
-	case <-time.After(testfs.Patience):
-		t.Fatal("waits for a server that does not answer")
-	}
-}
 
 // TestDeadServer: a server that does not answer keeps nobody waiting who looks for holders or mounts.
 func TestDeadServer(t *testing.T) {
@@ -46,13 +33,13 @@ func TestDeadServer(t *testing.T) {
 		waits <- unix.Stat(dir, &stat)
 	}()
 
-	answers(t, func() {
+	testfs.Within(t, func() {
 		assert.False(t, HasOpen(os.Getpid(), File{Device: stat.Dev, Inode: stat.Ino + 1<<40}))
 		assert.True(t, HasOpen(os.Getpid(), File{Device: stat.Dev, Inode: stat.Ino}))
 		assert.Contains(t, Holders(File{Device: stat.Dev, Inode: stat.Ino}), os.Getpid())
 	})
 	for _, fs := range []*Filesystem{fs, fs.ByProc()} {
-		answers(t, func() {
+		testfs.Within(t, func() {
 			uses, err := fs.UsesOf("/nothing/of/that/name", nil)
 			require.NoError(t, err)
 			assert.Empty(t, uses)
@@ -69,7 +56,7 @@ func TestDeadServer(t *testing.T) {
 	default:
 	}
 	end()
-	assert.Error(t, <-waits)
+	assert.Error(t, testfs.Receive(t, waits))
 }
 
 func TestLayersOf(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/overlaysource"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // Volumes that the sources in these tests name.
@@ -156,15 +157,11 @@ func TestSourceInUserNamespace(t *testing.T) {
 	command := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-ec",
 		`cd /; mount -t overlay "$0" -o "$1" "$2"; echo ready; read wait`, source(theirs, theirs), layers(h.other), at)
 	command.Stderr = os.Stderr
-	in, err := command.StdinPipe()
+	_, err := command.StdinPipe() // read waits
 	require.NoError(t, err)
 	out, err := command.StdoutPipe()
 	require.NoError(t, err)
-	require.NoError(t, command.Start())
-	t.Cleanup(func() {
-		_ = in.Close()
-		_ = command.Wait() // read fails at the end of its input
-	})
+	testfs.Start(t, command)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
 	require.Equal(t, "ready\n", line)

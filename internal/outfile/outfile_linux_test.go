@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 func put(t *testing.T, path string, replace bool, text string) error {
@@ -115,7 +117,7 @@ func TestPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	require.NoError(t, unix.Mkfifo(path, 0o600))
 	require.NoError(t, Check(path, false))
-	read := make(chan string)
+	read := make(chan string, 1)
 	go func() {
 		time.Sleep(50 * time.Millisecond)
 		f, err := os.Open(path)
@@ -129,7 +131,7 @@ func TestPipe(t *testing.T) {
 		read <- string(text)
 	}()
 	require.NoError(t, put(t, path, false, "text"))
-	assert.Equal(t, "text", <-read)
+	assert.Equal(t, "text", testfs.Receive(t, read))
 
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

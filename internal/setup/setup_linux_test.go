@@ -648,7 +648,7 @@ func TestAtOnce(t *testing.T) {
 	h := newTestHost(t, t.TempDir())
 	h.write("containerd/config.toml", fullVersion2)
 	before := h.tree()
-	done := make(chan error)
+	done := make(chan error, 16)
 	for i := range 16 {
 		go func() {
 			p, err := New(Containerd, h.Host)
@@ -662,7 +662,7 @@ func TestAtOnce(t *testing.T) {
 		}()
 	}
 	for range 16 {
-		if err := <-done; err != nil {
+		if err := testfs.Receive(t, done); err != nil {
 			assert.True(t, errdefs.IsAborted(err) || errdefs.IsFailedPrecondition(err), "%v", err)
 		}
 	}

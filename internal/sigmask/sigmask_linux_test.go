@@ -30,9 +30,5 @@ func TestDo(t *testing.T) {
 		return want
 	})
 	assert.Equal(t, want, err)
-	select {
-	case <-got:
-	case <-time.After(testfs.Patience):
-		t.Error("the signal is lost")
-	}
+	testfs.Receive(t, got)
 }

@@ -36,6 +36,9 @@ func Btrfs(t testing.TB, opts ...BtrfsOption) string {
 	return mnt
 }
 
+// maxTries is how often mkfs.btrfs may fail.
+const maxTries = 20
+
 // makeBtrfs makes a filesystem of the size of c on a file or device, which may be larger.
 func makeBtrfs(t testing.TB, image string, c btrfsConfig) {
 	t.Helper()
@@ -45,11 +48,13 @@ func makeBtrfs(t testing.TB, image string, c btrfsConfig) {
 	}
 	size := strconv.FormatInt(c.size, 10)
 	var out []byte
+	tries := 0
 	made := eventually(Patience, func() bool {
 		// It looks whether the image is mounted by asking each loop device, and fails if one is detached meanwhile.
 		out, err = exec.Command(mkfs, "-q", "-f", "-b", size, image).CombinedOutput()
-		return err == nil
-	})
+		tries++
+		return err == nil || tries == maxTries
+	}) && err == nil
 	if !made {
 		t.Fatalf("testfs: %s %s: %v: %s", mkfs, image, err, out)
 	}

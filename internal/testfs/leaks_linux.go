@@ -55,7 +55,7 @@ func ListSubvolumes(mnt string) ([]string, error) {
 func WaitDeleted(t testing.TB, mnt string) {
 	t.Helper()
 	var left []uint64
-	ok := eventually(Patience, func() bool {
+	ok := eventually(patience, func() bool {
 		// The cleaner sleeps for up to the commit interval; a sync wakes it.
 		if err := ioctlPath(mnt, iocSync, nil); err != nil {
 			t.Fatalf("testfs: sync %s: %v", mnt, err)
@@ -199,7 +199,7 @@ func CheckLeaks(t testing.TB, dirs ...string) {
 	t.Cleanup(func() {
 		// Goroutines that were told to stop may take a moment to do so.
 		var leaked []string
-		ok := eventually(leakPatience, func() bool {
+		ok := eventually(patience, func() bool {
 			leaked = append(newGoroutines(goroutines), newKeys("descriptor", descriptors, openDescriptors(t))...)
 			return len(leaked) == 0
 		})

@@ -1,13 +1,13 @@
 package testfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -69,34 +69,27 @@ func logWrites(t testing.TB, dir string, size int64) (disk, log, image string, s
 		"--blockdev", "driver=file,node-name=log,cache.no-flush=on,filename="+log,
 		"--blockdev", "driver=blklogwrites,node-name=disk,file=image,log=log,log-sector-size=4096",
 		"--export", "type=fuse,id=export,node-name=disk,writable=on,mountpoint="+disk)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("testfs: %v", err)
-	}
+	var said bytes.Buffer // and not the output of the test, for whose end go test waits
+	cmd.Stderr = &said
+	Start(t, cmd)
 	stopped := false
 	stop = func() {
 		if stopped {
 			return
 		}
 		stopped = true
-		if err := errors.Join(cmd.Process.Signal(unix.SIGTERM), waitAtMost(cmd, Patience)); err != nil {
-			t.Errorf("testfs: %s: %v", daemon, err)
+		if err := errors.Join(cmd.Process.Signal(unix.SIGTERM), Wait(t, cmd)); err != nil {
+			t.Errorf("testfs: %s: %v: %s", daemon, err, &said)
 		}
 	}
 	t.Cleanup(stop)
-	if !eventually(Patience, func() bool {
+	if !eventually(patience, func() bool {
 		info, err := os.Stat(disk)
-		return err == nil && info.Size() == size
-	}) {
+		return err == nil && info.Size() == size || Ended(t, cmd)
+	}) || Ended(t, cmd) {
 		t.Fatalf("testfs: %s does not serve %s", daemon, disk)
 	}
 	return disk, log, image, stop
-}
-
-// waitAtMost waits for a process that is about to end, and kills it if it does not.
-func waitAtMost(cmd *exec.Cmd, atMost time.Duration) error {
-	defer time.AfterFunc(atMost, func() { _ = cmd.Process.Kill() }).Stop()
-	return cmd.Wait()
 }
 
 // MountBtrfs mounts a btrfs image on a new directory, until the test ends or unmount is called.

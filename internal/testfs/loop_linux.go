@@ -92,7 +92,7 @@ func openLoop(n int) (*os.File, error) {
 // users closes it: an udev that looks at new devices may take a moment.
 func waitDetached(t testing.TB, device, image string) {
 	t.Helper()
-	ok := eventually(Patience, func() bool {
+	ok := eventually(patience, func() bool {
 		data, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
 		return err != nil || strings.TrimSuffix(strings.TrimSpace(string(data)), " (deleted)") != image
 	})
@@ -100,6 +100,9 @@ func waitDetached(t testing.TB, device, image string) {
 		t.Errorf("testfs: %s is still attached to %s after the unmount", device, image)
 	}
 }
+
+// patience is how long the kernel may take until the things of a test are free. Tests of failures have less.
+var patience = Patience
 
 // eventually polls a condition that another process or the kernel brings about, and reports whether it held
 // before the time was up. It looks a last time after that: the machine may have been busy with something else meanwhile.

@@ -13,10 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leakPatience is how long a test's clean-up may go on in goroutines, in processes and in the kernel. Whatever is left then is a leak.
-// Tests of leaks do not wait that long.
-var leakPatience = Patience / 4
-
 // unmountAll unmounts mnt, which the test is done with. Mounts below it and whatever keeps it busy are
 // leaks of the test: they fail it, and are detached so that the machine is left clean all the same. It
 // reports whether the filesystem is free of users.
@@ -33,7 +29,7 @@ func unmountAll(t testing.TB, mnt string) (free bool) {
 	}
 
 	var err error
-	eventually(leakPatience, func() bool {
+	eventually(patience, func() bool {
 		err = unix.Unmount(mnt, unix.UMOUNT_NOFOLLOW)
 		return !errors.Is(err, unix.EBUSY)
 	})

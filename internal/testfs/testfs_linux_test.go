@@ -189,6 +189,7 @@ func (r *recorder) Fatalf(format string, args ...any) {
 	r.Errorf(format, args...)
 	runtime.Goexit()
 }
+func (r *recorder) FailNow() { r.Fatalf("FailNow") }
 func (r *recorder) Skipf(string, ...any) {
 	r.skipped = true
 	runtime.Goexit()
@@ -207,16 +208,15 @@ func (r *recorder) run(f func(testing.TB)) {
 	}
 }
 
-// beImpatient has the test wait only for a moment before it finds a leak.
-func beImpatient(t *testing.T) {
-	usual := leakPatience
-	leakPatience = time.Second
-	t.Cleanup(func() { leakPatience = usual })
+// failSoon makes faults be told after a second.
+func failSoon(t *testing.T) {
+	patience = time.Second
+	t.Cleanup(func() { patience = Patience })
 }
 
 func TestBusyFilesystemFailsTheTest(t *testing.T) {
 	Root(t)
-	beImpatient(t)
+	failSoon(t)
 	for _, tc := range []struct {
 		name string
 		hold func(t *testing.T, mnt string) (release func())
@@ -277,6 +277,7 @@ func TestSkip(t *testing.T) {
 }
 
 func TestCheckLeaksFinds(t *testing.T) {
+	failSoon(t)
 	stop := make(chan struct{})
 	t.Run("nothing", func(t *testing.T) {
 		r := &recorder{TB: t}
@@ -284,7 +285,6 @@ func TestCheckLeaksFinds(t *testing.T) {
 		assert.Empty(t, r.failures)
 	})
 	t.Run("goroutine", func(t *testing.T) {
-		beImpatient(t)
 		r := &recorder{TB: t}
 		r.run(func(tb testing.TB) {
 			CheckLeaks(tb)
@@ -295,7 +295,6 @@ func TestCheckLeaksFinds(t *testing.T) {
 		assert.Contains(t, r.failures[0], "leakedGoroutine")
 	})
 	t.Run("descriptor", func(t *testing.T) {
-		beImpatient(t)
 		r := &recorder{TB: t}
 		var f *os.File
 		r.run(func(tb testing.TB) {
@@ -353,13 +352,4 @@ func TestEventually(t *testing.T) {
 		return false
 	}))
 	assert.False(t, eventually(limit, func() bool { return false }))
-}
-
-func TestWaitAtMost(t *testing.T) {
-	ends := exec.Command("true")
-	require.NoError(t, ends.Start())
-	require.NoError(t, waitAtMost(ends, Patience))
-	hangs := exec.Command("sleep", "3600")
-	require.NoError(t, hangs.Start())
-	require.Error(t, waitAtMost(hangs, 10*time.Millisecond))
 }

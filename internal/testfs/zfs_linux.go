@@ -53,7 +53,7 @@ func ZFS(t testing.TB) (dataset, mountpoint string) {
 		unmountBelow(t, mountpoint)
 		var err error
 		// Unmounts by other processes of the test may still be under way in the kernel.
-		if !eventually(Patience, func() bool {
+		if !eventually(patience, func() bool {
 			err = runZFS(zfs, "destroy", "-R", "-f", dataset)
 			return err == nil
 		}) {

@@ -246,13 +246,13 @@ func TestZFSNames(t *testing.T) {
 func TestZFSMany(t *testing.T) {
 	c, root, _ := open(t)
 	want := make([]string, 200)
-	created := make(chan error)
+	created := make(chan error, len(want))
 	for i := range want {
 		want[i] = fmt.Sprintf("child-%03d", i)
 		go func() { created <- c.Create(root+"/"+want[i], own()) }()
 	}
 	for range want {
-		require.NoError(t, <-created)
+		require.NoError(t, testfs.Receive(t, created))
 	}
 	assert.Equal(t, want, names(t, c.Children(root), root+"/"))
 	for d, err := range c.Children(root) {
@@ -440,12 +440,12 @@ func TestZFSReceiveInUserNamespace(t *testing.T) {
 	child.Stdout, child.Stderr = &out, &out
 	stdin, err := child.StdinPipe()
 	require.NoError(t, err)
-	require.NoError(t, child.Start())
+	testfs.Start(t, child)
 	run(t, "zfs", "set", "zoned=on", root+"/handed")
 	run(t, "zfs", "zone", fmt.Sprintf("/proc/%d/ns/user", child.Process.Pid), root+"/handed")
 	_, err = stdin.Write([]byte("x"))
 	require.NoError(t, err)
-	require.NoError(t, child.Wait(), &out)
+	require.NoError(t, testfs.Wait(t, child), &out)
 	assertExists(t, c, root+"/handed/new@s", true)
 }
 
@@ -489,7 +489,7 @@ func TestZFSClose(t *testing.T) {
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
 	defer r.Close()
-	sent := make(chan error)
+	sent := make(chan error, 1)
 	go func() { sent <- c.Send(root+"/a@s", "", w) }()
 	_, err = io.ReadFull(r, make([]byte, 1000))
 	require.NoError(t, err)
@@ -498,7 +498,7 @@ func TestZFSClose(t *testing.T) {
 	_, err = c.Stats(root)
 	require.ErrorIs(t, err, fs.ErrClosed)
 	go func() { _, _ = io.Copy(io.Discard, r) }()
-	require.NoError(t, <-sent)
+	require.NoError(t, testfs.Receive(t, sent))
 	require.NoError(t, w.Close())
 	_, err = c.file.Stat()
 	require.ErrorIs(t, err, fs.ErrClosed)

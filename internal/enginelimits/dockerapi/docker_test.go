@@ -151,7 +151,7 @@ func TestOptionBeforeLabel(t *testing.T) {
 	running.Go(func() { group.Run(ctx) })
 	require.Eventually(t, func() bool { _, ok := set.Load("zz-last"); return ok }, testfs.Patience, time.Millisecond)
 	cancel()
-	running.Wait()
+	testfs.Within(t, running.Wait)
 	set.Delete("zz-last")
 	got := make(map[string]uint64)
 	set.Range(func(id, bytes any) bool {

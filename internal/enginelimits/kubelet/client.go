@@ -4,6 +4,7 @@ package kubelet
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -21,7 +22,7 @@ import (
 )
 
 const (
-	answerTimeout = 10 * time.Second // for the whole answer
+	answerTimeout = 10 * time.Second
 	maxAnswer     = 32 << 20
 	maxFile       = 1 << 20 // of certificates and the credential
 )
@@ -34,6 +35,8 @@ type Client struct {
 	CA string
 	// Credential is a file with a token, or with a certificate and its key in PEM.
 	Credential string
+
+	patience time.Duration // until an answer has come as a whole; 0: answerTimeout
 }
 
 // CheckAddress returns an error if an address is not HOST:PORT.
@@ -46,7 +49,7 @@ func CheckAddress(address string) error {
 
 // pods asks for the pods of this node.
 func (c *Client) pods(ctx context.Context) (pods, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.patience, answerTimeout))
 	defer cancel()
 	config, token, err := c.credentials()
 	if err != nil {

@@ -64,7 +64,7 @@ func TestSource(t *testing.T) {
 		return err == nil && r.Engines[0].Connected
 	}
 	size := func(pod, name string) (string, error) {
-		waiting, cancel := context.WithTimeout(ctx, 10*time.Second)
+		waiting, cancel := context.WithTimeout(ctx, testfs.Patience)
 		defer cancel()
 		c, err := s.Limit(waiting, containerIn(pod, name))
 		return c.Size, err

@@ -84,7 +84,7 @@ func runGroup(t *testing.T, dir string, set *limits, sources ...enginelimits.Sou
 	running.Go(func() { group.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()
-		running.Wait()
+		testfs.Within(t, running.Wait)
 	})
 	return ctx, group
 }

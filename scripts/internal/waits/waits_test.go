@@ -25,9 +25,28 @@ func TestA(t *testing.T) {
 	assert.EventuallyWithT(t, func(c *assert.CollectT) {}, time.Minute, time.Second, "message")
 	assert.EventuallyWithT(t, func(c *assert.CollectT) {}, h.soon, 2*time.Second)
 	assert.Eventually(t, f, held+time.Minute, time.Second)
+	assert.Less(t, time.Since(begun), 3*time.Second)
+	assert.LessOrEqual(t, time.Since(begun), testfs.Patience)
+	assert.Less(t, len(list), 3)
+	require.NoError(t, err)
+	go func() {
+		assert.NoError(t, err)
+		require.NoError(t, err)
+		t.Run("sub", func(t *testing.T) { require.NoError(t, err) })
+		defer func() { t.Fatal(err) }()
+	}()
+	group.Go(func() error {
+		t.FailNow()
+		return nil
+	})
+	group.Go(f)
+	go f(require.New(t))
+	serve(func(w http.ResponseWriter, r *http.Request) {
+		require.NoError(t, err)
+	})
 }
 `), 0o644))
 	faults, err := Faults(root)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"a_test.go:4", "a_test.go:6"}, faults)
+	assert.Equal(t, []string{"a_test.go:4", "a_test.go:6", "a_test.go:9", "a_test.go:15", "a_test.go:17", "a_test.go:20", "a_test.go:26"}, faults)
 }

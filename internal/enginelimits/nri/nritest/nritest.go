@@ -53,11 +53,6 @@ func Accept(t testing.TB, l net.Listener) *Runtime {
 	require.NoError(t, err)
 	r.Plugin = api.NewPluginClient(ttrpc.NewClient(to))
 	r.Mux.Unblock()
-	select {
-	case req := <-r.registered:
-		assert.Equal(t, "cowshed", req.GetPluginName())
-	case <-time.After(testfs.Patience):
-		require.FailNow(t, "the plugin does not register")
-	}
+	assert.Equal(t, "cowshed", testfs.Receive(t, r.registered).GetPluginName())
 	return r
 }
