@@ -2,7 +2,9 @@ package testfs
 
 import (
 	"bytes"
+	"io/fs"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,5 +82,5 @@ func TestWaitForProcess(t *testing.T) {
 	assert.Equal(t, -1, cmd.ProcessState.ExitCode(), "it ends with the test")
 	require.NoError(t, Run(t, exec.Command("true")))
 	require.Error(t, Run(t, exec.Command("false")))
-	require.ErrorIs(t, Run(t, exec.Command("none-of-this-name")), exec.ErrNotFound)
+	require.ErrorIs(t, Run(t, &exec.Cmd{Path: filepath.Join(t.TempDir(), "none")}), fs.ErrNotExist)
 }
