@@ -257,7 +257,10 @@ func TestWatchThatDoesNotEnd(t *testing.T) {
 			<-release
 		}}}, slowNames(0), slog.New(slog.NewTextHandler(&log, nil)))
 		schedules := schedule.New(func() ([]schedule.Home, error) { return nil, nil }, w.log)
-		d := &daemon{config: c, log: w.log, limits: w, schedules: schedules, server: grpc.NewServer(), health: health.NewServer(), engines: &enginelimits.Group{}}
+		d := &daemon{
+			config: c, log: w.log, limits: w, schedules: schedules, retryCleanup: func(context.Context) {},
+			server: grpc.NewServer(), health: health.NewServer(), engines: &enginelimits.Group{},
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		start := time.Now()

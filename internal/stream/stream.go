@@ -46,7 +46,7 @@ func New(ctx context.Context, write func(ctx context.Context, w io.Writer) error
 		defer close(r.done)
 		defer cancel(nil)
 		r.writeErr = write(ctx, writer{r})
-		if r.writeErr != nil && stoppedByClose(ctx, r.writeErr) {
+		if r.writeErr != nil && r.stopped(ctx, r.writeErr) {
 			r.writeErr = nil
 		}
 		r.releaseErr = release()
@@ -57,10 +57,11 @@ func New(ctx context.Context, write func(ctx context.Context, w io.Writer) error
 // errClosed is why the context of a writer ends when its reader is closed.
 var errClosed = errors.New("the reader is closed")
 
-// stoppedByClose reports whether it is for the closing of the reader that the writer returned err.
-func stoppedByClose(ctx context.Context, err error) bool {
-	return context.Cause(ctx) == errClosed && //nolint:errorlint // the cause itself
-		(errors.Is(err, io.ErrClosedPipe) || errors.Is(err, context.Canceled) || errors.Is(err, errClosed))
+// stopped reports whether it is for the closing of the reader that the writer returned err. Close ends Write before the context.
+func (r *reader) stopped(ctx context.Context, err error) bool {
+	return errors.Is(err, io.ErrClosedPipe) && r.isClosed() ||
+		context.Cause(ctx) == errClosed && //nolint:errorlint // the cause itself
+			(errors.Is(err, context.Canceled) || errors.Is(err, errClosed))
 }
 
 // end returns the errors of both functions, once. The caller holds mu, and they have returned.

@@ -165,6 +165,20 @@ func TestCloseWakesTheReader(t *testing.T) {
 	}
 }
 
+// TestCloseEndsWriteFirst: it is no error that Close has ended Write, also if the function returns before its context ends.
+func TestCloseEndsWriteFirst(t *testing.T) {
+	r := New(t.Context(), func(_ context.Context, w io.Writer) error {
+		_, err := w.Write([]byte("nobody reads it"))
+		return err
+	}, nothing).(*reader)
+	cancel := r.cancel
+	r.cancel = func() {
+		<-r.done
+		cancel()
+	}
+	require.NoError(t, r.Close())
+}
+
 // TestCloseTakesNothingAway: bytes that were lent are no longer looked at when Write has returned.
 func TestCloseTakesNothingAway(t *testing.T) {
 	for range 100 {
