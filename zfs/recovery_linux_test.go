@@ -121,6 +121,19 @@ func TestCloseBesideLivingProcess(t *testing.T) {
 	assert.True(t, alone)
 }
 
+// awaitLeave waits until a closed Backend whose last call has not ended has left its home.
+func awaitLeave(t *testing.T, b *Backend) {
+	t.Helper()
+	lock, err := os.OpenFile(homedir.LockFile(b.home), os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer lock.Close()
+	require.Eventually(t, func() bool {
+		free, err := flock.TryExclusive(lock)
+		return free && err == nil
+	}, testfs.Patience, 10*time.Millisecond)
+	require.NoError(t, flock.Unlock(lock))
+}
+
 // TestCloseWhileCallIsLeft: Close does not wait for a call that was left to itself. The home stays locked until its
 // outcome is settled, and then everything is free.
 func TestCloseWhileCallIsLeft(t *testing.T) {
@@ -148,11 +161,7 @@ func TestCloseWhileCallIsLeft(t *testing.T) {
 	assert.False(t, free)
 
 	faults.release()
-	require.Eventually(t, func() bool {
-		free, err := flock.TryExclusive(lock)
-		return free && err == nil
-	}, testfs.Patience, 10*time.Millisecond)
-	require.NoError(t, flock.Unlock(lock))
+	awaitLeave(t, b)
 	assert.NotContains(t, zfs(t, "list", "-Hr", "-o", "name", root), "new", "it was undone")
 	intents, err := os.ReadDir(b.intents)
 	require.NoError(t, err)

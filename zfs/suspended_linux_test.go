@@ -247,7 +247,7 @@ func TestCloseOfManyViews(t *testing.T) {
 	assert.LessOrEqual(t, slow.begun.Load(), int32(1))
 	b.zfs.grace = testfs.Patience
 	release()
-	require.Eventually(t, func() bool { return b.pendingNow() == 0 }, testfs.Patience, 10*time.Millisecond)
+	awaitLeave(t, b)
 	again := openOn(t, root, mountpoint)
 	assert.True(t, again.recovered)
 	assert.Equal(t, before, list())
