@@ -81,7 +81,7 @@ func (b *Backend) forkShared(ctx context.Context, source string, made []string, 
 	moment, names := made[0], made[1:]
 	for _, name := range made {
 		err := b.checkFree(ctx, name) // the note would be about the volume of that name
-		if err == nil && strings.Contains(name, ":") && opts.RootStyle != cowcommon.SnapshotRoot {
+		if err == nil && strings.Contains(name, ":") {
 			err = errColon
 		}
 		if err != nil {
