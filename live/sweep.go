@@ -30,8 +30,11 @@ func (l *Layers) Sweep(ctx context.Context) (err error) {
 // HasLeft reports whether the last Sweep has left moments that a later one may remove: they were in use, or others were at work.
 func (l *Layers) HasLeft() bool { return l.left.Load() }
 
-// SweepSharers is Sweep before a volume is removed whose root others share. It stays until they are gone. So SweepSharers waits until
-// nobody else is at work if all of them are moments.
+// sharersPatience is how long SweepSharers waits for others.
+const sharersPatience = 30 * time.Second
+
+// SweepSharers is Sweep before a volume is removed whose root others share. It stays until they are gone. So SweepSharers waits for a
+// while until nobody else is at work if all of them are moments.
 func (l *Layers) SweepSharers(ctx context.Context, volume string) (err error) {
 	sharers, err := cowcommon.Sharers(ctx, l.backend)
 	if err != nil {
@@ -41,7 +44,12 @@ func (l *Layers) SweepSharers(ctx context.Context, volume string) (err error) {
 	if len(sharers[volume]) == 0 || slices.ContainsFunc(sharers[volume], isLayer) {
 		return l.Sweep(ctx)
 	}
-	unlock, err := l.alone(ctx)
+	waiting, end := context.WithTimeout(ctx, sharersPatience)
+	defer end()
+	unlock, err := l.alone(waiting)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil // the volume is in use still, as its removal says
+	}
 	if err != nil {
 		return err
 	}
@@ -336,7 +344,9 @@ func (l *Layers) endInterrupted(ctx context.Context) error {
 	}
 	for _, r := range records {
 		if err := l.endListed(ctx, r); err != nil {
-			l.log.Warn("an interrupted step is ended later", "moment", r.Volume, "layer", r.Layer, "error", err)
+			if before, _ := l.told.Swap(r.Volume, err.Error()); before != err.Error() {
+				l.log.Warn("an interrupted step is ended later", "moment", r.Volume, "layer", r.Layer, "error", err)
+			}
 		}
 	}
 	return nil

@@ -162,7 +162,11 @@ func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err e
 	if err != nil {
 		return outcomeInvalid, err
 	}
-	if err := l.snapshotter.SetLimit(ctx, key, bytes); err != nil {
+	err = l.snapshotter.SetLimit(ctx, key, bytes)
+	switch {
+	case errdefs.IsNotFound(err):
+		return outcomeElsewhere, nil // removed meanwhile
+	case err != nil:
 		return outcomeFailed, fmt.Errorf("%s = %s: %w", c.Setting, c.Size, err)
 	}
 	return outcomeSet, nil

@@ -22,9 +22,6 @@ func (m making) copy(ctx context.Context, dst *os.File) error {
 // How implements migrate.Target. The bytes are those of the data, and of the blob of a layer of an image: at most the size
 // of the layer.
 func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
-	if err := t.checkOwner(t.places[layer.ID]); err != nil {
-		return "", 0, err
-	}
 	how, bytes, err := t.howOf(ctx, layer, content, below)
 	if layer.Kind == migrate.ImageLayer && layer.Size > 0 {
 		bytes += layer.Size
@@ -84,6 +81,9 @@ func (t *Target) volumesRoot(ctx context.Context) (string, error) {
 
 // howOf is How without the blobs.
 func (t *Target) howOf(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+	if err := t.checkOwner(t.places[layer.ID]); err != nil {
+		return "", 0, err
+	}
 	parent := ""
 	if layer.Parent != "" && below.How == "" {
 		p, err := t.placeOf(t.in(ctx), layer.Parent)
