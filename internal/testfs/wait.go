@@ -65,7 +65,7 @@ func Within(t testing.TB, do func()) {
 // writing its input end too.
 func Start(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
-	if err := cmd.Start(); err != nil {
+	if err := start(cmd); err != nil {
 		t.Fatalf("testfs: %v", err)
 	}
 	stop := killAfter(t, cmd, Lifetime)
@@ -87,17 +87,27 @@ func Wait(t testing.TB, cmd *exec.Cmd) error {
 // Run runs a command to its end. It kills the process after [Lifetime], which fails the test.
 func Run(t testing.TB, cmd *exec.Cmd) error {
 	t.Helper()
-	if err := cmd.Start(); err != nil {
+	if err := start(cmd); err != nil {
 		return err
 	}
 	return wait(t, cmd, Lifetime)
+}
+
+// start starts a process. When it has ended, Wait waits no longer than Patience for others that have its output open.
+func start(cmd *exec.Cmd) error {
+	if cmd.WaitDelay == 0 {
+		cmd.WaitDelay = Patience
+	}
+	return cmd.Start()
 }
 
 // wait waits as long as a process lives, and a while longer for others that have its output open.
 func wait(t testing.TB, cmd *exec.Cmd, patience time.Duration) error {
 	t.Helper()
 	defer killAfter(t, cmd, patience)()
-	cmd.WaitDelay = patience
+	if cmd.WaitDelay == 0 && cmd.Cancel == nil { // with a context, a goroutine of os/exec reads it
+		cmd.WaitDelay = patience
+	}
 	return cmd.Wait()
 }
 
