@@ -158,7 +158,7 @@ func TestActDoesNotEnd(t *testing.T) {
 			}
 
 			close(end)
-			await(t, settled)
+			testfs.Receive(t, settled)
 			assert.EqualValues(t, 1, a.looks.Load())
 			assert.Equal(t, test.undone, a.undone.Load())
 			before = a.kernel.loads.Load()
@@ -199,7 +199,7 @@ func TestSequel(t *testing.T) {
 	}
 	close(ends[0])
 	for i := range n/2 + 1 {
-		assert.Equal(t, i, await(t, called))
+		assert.Equal(t, i, testfs.Receive(t, called))
 	}
 	select {
 	case <-called:
@@ -208,7 +208,7 @@ func TestSequel(t *testing.T) {
 	}
 	close(ends[1])
 	for i := range n/2 - 1 {
-		assert.Equal(t, n/2+1+i, await(t, called))
+		assert.Equal(t, n/2+1+i, testfs.Receive(t, called))
 	}
 	failed := errors.New("failed")
 	require.Eventually(t, func() bool { return a.Left() == 0 && a.pendingNow() == 0 }, testfs.Patience, time.Millisecond)
@@ -251,12 +251,12 @@ func TestSettledWhenPoolAnswers(t *testing.T) {
 			}
 			if closes {
 				beginClose()
-				await(t, settled)
+				testfs.Receive(t, settled)
 				assert.Zero(t, a.undone.Load())
 				return
 			}
 			answers.Store(true)
-			await(t, settled)
+			testfs.Receive(t, settled)
 			assert.EqualValues(t, 1, a.undone.Load())
 		})
 	}
@@ -325,7 +325,7 @@ func TestActOnSuspendedPool(t *testing.T) {
 	require.NoError(t, a.after(err, func() error { close(settled); return nil }))
 	setState(t, a.dir, "ONLINE")
 	close(end)
-	await(t, settled)
+	testfs.Receive(t, settled)
 	assert.EqualValues(t, 1, a.undone.Load())
 	a.lookAgain(t)
 }

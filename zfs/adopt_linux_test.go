@@ -536,7 +536,7 @@ func TestSettleBesideLimit(t *testing.T) {
 		if !k.done {
 			break
 		}
-		require.NoError(t, await(t, limited))
+		require.NoError(t, testfs.Receive(t, limited))
 		for _, b := range []*Backend{b, beside} {
 			b.volumes.invalidate()
 			v, err := b.Stat(ctx, name)

@@ -188,7 +188,7 @@ func TestCallDoesNotEnd(t *testing.T) {
 	default:
 	}
 	close(end)
-	await(t, lost.ended)
+	testfs.Receive(t, lost.ended)
 
 	begun, end = make(chan struct{}), make(chan struct{})
 	defer close(end)
@@ -291,11 +291,11 @@ func TestCallsAreBounded(t *testing.T) {
 		go func() { refused <- second(c.exists(ctx, "pool/a")) }()
 	}
 	for range maxCalls {
-		require.ErrorContains(t, await(t, refused), "are under way")
+		require.ErrorContains(t, testfs.Receive(t, refused), "are under way")
 	}
 	cancel()
 	for range maxCalls {
-		require.ErrorIs(t, await(t, refused), context.Canceled)
+		require.ErrorIs(t, testfs.Receive(t, refused), context.Canceled)
 	}
 	close(end)
 	require.Eventually(t, func() bool {
@@ -459,7 +459,7 @@ func TestIndexBesideBusyProcess(t *testing.T) {
 		assert.True(t, ok)
 	}
 	close(stop)
-	await(t, stopped)
+	testfs.Receive(t, stopped)
 	assert.LessOrEqual(t, int(k.loads.Load()), 10, "a load or two for each")
 }
 

@@ -152,7 +152,7 @@ func TestIndexCancelled(t *testing.T) {
 		_, _, err := x.get(ctx, "a")
 		given <- err
 	}()
-	await(t, started)
+	testfs.Receive(t, started)
 	others := make(chan error)
 	for range 3 {
 		go func() {
@@ -164,9 +164,9 @@ func TestIndexCancelled(t *testing.T) {
 		}()
 	}
 	close(cancel)
-	require.ErrorIs(t, await(t, given), context.Canceled)
+	require.ErrorIs(t, testfs.Receive(t, given), context.Canceled)
 	for range 3 {
-		require.NoError(t, await(t, others))
+		require.NoError(t, testfs.Receive(t, others))
 	}
 	close(end)
 	_, ok, err := x.get(t.Context(), "b")

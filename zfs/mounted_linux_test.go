@@ -150,7 +150,7 @@ func TestSealAfterDiagnosis(t *testing.T) {
 		time.Sleep(time.Duration(i) * 20 * time.Millisecond)
 		require.NoError(t, unix.Unmount(at, 0))
 		assert.NoError(t, b.Seal(ctx, name))
-		if err := await(t, refused); err != nil {
+		if err := testfs.Receive(t, refused); err != nil {
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 		}
 		require.NoError(t, b.Remove(ctx, name))

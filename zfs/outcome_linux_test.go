@@ -545,7 +545,7 @@ func TestRemovedMeanwhile(t *testing.T) {
 			f.faults.race = func() { zfs(t, "destroy", "-r", f.datasetOf(test.volume)) }
 			hit := f.faults.arm(test.command, "race")
 			err := test.operation()
-			await(t, hit)
+			testfs.Receive(t, hit)
 			require.ErrorIs(t, err, errdefs.ErrNotFound)
 			f.assertTold(t, test.name)
 			assert.NotContains(t, zfs(t, "list", "-Hr", "-t", "all", "-o", "name", f.root), f.datasetOf(test.volume))
@@ -706,7 +706,7 @@ func TestFailedCloneUnsealsUnderNobody(t *testing.T) {
 		go func() { results <- f.beside.Seal(ctx, base) }()
 		succeeded, failed := 0, 0
 		for range 4 {
-			err := await(t, results)
+			err := testfs.Receive(t, results)
 			if err == nil {
 				succeeded++
 				continue

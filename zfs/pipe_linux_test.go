@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
@@ -72,7 +73,7 @@ func TestRepeatedOutput(t *testing.T) {
 			got, err := io.ReadAll(r)
 			require.NoError(t, err)
 			assert.True(t, bytes.Equal(output, got))
-			require.NoError(t, await(t, wrote))
+			require.NoError(t, testfs.Receive(t, wrote))
 		})
 	}
 }

@@ -156,17 +156,6 @@ func inTime(t *testing.T, what string, call func() error) error {
 	}
 }
 
-// await receives from a channel, and fails the test if nothing comes.
-func await[T any](t *testing.T, from <-chan T) (value T) {
-	t.Helper()
-	select {
-	case value = <-from:
-	case <-time.After(testfs.Patience):
-		require.Fail(t, "nothing comes")
-	}
-	return value
-}
-
 // TestStuckUnmount: an unmount that does not end in time fails, and keeps nobody waiting. Its volume stays locked until it
 // has ended.
 func TestStuckUnmount(t *testing.T) {
@@ -269,7 +258,7 @@ func TestRecoveryBesideCloneInUse(t *testing.T) {
 	}
 	hit := f.faults.arm("clone", "race")
 	require.NoError(t, f.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}))
-	await(t, hit)
+	testfs.Receive(t, hit)
 	require.NoError(t, f.Remove(ctx, "new"))
 }
 

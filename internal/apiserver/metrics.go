@@ -31,7 +31,7 @@ const (
 )
 
 func newMetrics() *metrics {
-	m := &metrics{
+	return &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cowshed_api_requests_total",
 			Help: "Requests of the API that have ended, by method, route (the path without names, or none) and class of the status: " +
@@ -52,7 +52,6 @@ func newMetrics() *metrics {
 				"exports, or walks for those that read whole trees) and kind: too_many_requests of one user, or unavailable for all but root.",
 		}, []string{"gate", "kind"}),
 	}
-	return m
 }
 
 // gate makes a gate that counts refusals.

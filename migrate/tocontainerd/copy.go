@@ -59,7 +59,7 @@ func (t *Target) hasRoom(ctx context.Context, needed uint64) error {
 	case t.root == "":
 		return nil
 	}
-	return fill.HasRoomAt(ctx, t.root, needed)
+	return fill.HasRoomAt(t.root, needed)
 }
 
 // checkRoom is snapshotter.Snapshotter.CheckRoom.

@@ -74,7 +74,7 @@ func HasRoomBy(place, home string, measure func(ctx context.Context) (uint64, er
 	return func(ctx context.Context, needed uint64) error {
 		free, err := measure(ctx)
 		if errdefs.IsNotImplemented(err) {
-			return HasRoomAt(ctx, home, needed)
+			return HasRoomAt(home, needed)
 		}
 		if err != nil {
 			return err
@@ -85,7 +85,7 @@ func HasRoomBy(place, home string, measure func(ctx context.Context) (uint64, er
 
 // HasRoomAt returns an ENOSPC error if the filesystem of a directory has less space than is needed. The directory need not be
 // there yet.
-func HasRoomAt(_ context.Context, dir string, needed uint64) error {
+func HasRoomAt(dir string, needed uint64) error {
 	to, err := detect.Probe(dir)
 	if err != nil {
 		return err

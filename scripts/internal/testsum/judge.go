@@ -35,8 +35,7 @@ type judge struct {
 	parents map[testID]bool             // tests that have subtests, which are counted in their stead
 	skipped []string
 	failed  []string
-	faults  []string // lines about them for the end
-	fuzzed  string   // how far a fuzz test was when it last said so
+	fuzzed  string // how far a fuzz test was when it last said so
 	slow    []timed
 }
 
@@ -129,7 +128,7 @@ func (j *judge) handle(e event) {
 		// A test fails with its subtests; it is named only if the fault is its own.
 		if !j.parents[id] || !j.failedBelow(id) {
 			j.fail(id)
-			j.faults = append(j.faults, reasons(text)...)
+			j.sum.faults = append(j.sum.faults, reasons(text)...)
 		}
 	}
 }
@@ -162,7 +161,7 @@ func (j *judge) skip(id testID) {
 	j.flush(id)
 	j.sum.failed++
 	j.skipped = append(j.skipped, id.String())
-	j.faults = append(j.faults, "skipped, which counts as a failure: "+id.String())
+	j.sum.faults = append(j.sum.faults, "skipped, which counts as a failure: "+id.String())
 }
 
 // failPackage ends a package that failed. It shows the output of tests that did not end: a panic or a timeout hits
@@ -188,7 +187,7 @@ func (j *judge) failPackage(pkg string) {
 func (j *judge) fail(id testID) {
 	j.sum.failed++
 	j.failed = append(j.failed, id.String())
-	j.faults = append(j.faults, "failed: "+id.String())
+	j.sum.faults = append(j.sum.faults, "failed: "+id.String())
 }
 
 // flush prints a test's output, and returns it.
@@ -220,7 +219,6 @@ func (j *judge) finish() counts {
 	for _, t := range j.slow[:min(slowShown, len(j.slow))] {
 		fmt.Fprintf(j.out, "took %.0f s: %s\n", t.seconds, t.id)
 	}
-	j.sum.faults = j.faults
 	for _, fault := range j.sum.faults {
 		fmt.Fprintln(j.out, fault)
 	}

@@ -117,10 +117,10 @@ func isName(expr ast.Expr, of, name string) bool {
 
 // isNumber reports whether nothing in a duration has a name but its unit.
 func isNumber(duration ast.Expr) bool {
-	number := duration != nil
-	if !number {
+	if duration == nil {
 		return false
 	}
+	number := true
 	ast.Inspect(duration, func(node ast.Node) bool {
 		if unit, ok := node.(*ast.SelectorExpr); ok {
 			if of, ok := unit.X.(*ast.Ident); ok && of.Name == "time" {
