@@ -35,6 +35,7 @@ func newActing(t *testing.T, do func() error, happened bool, lookErr error) *act
 	k := oneDataset()
 	c, dir := newFake(t, k)
 	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler), closing: t.Context()}, kernel: k, dir: dir, begun: make(chan struct{})}
+	a.home = t.TempDir()
 	x := fakeIndex(t, c, dir)
 	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, x.log
 	a.step = step{
