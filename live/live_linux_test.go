@@ -497,36 +497,40 @@ func TestLimits(t *testing.T) {
 	})
 }
 
-// TestRecordStays: a crash may leave the record of a step that has ended where it was. The step counts, and its record goes
-// with the moment later.
+// TestRecordStays: a crash may leave the record of a step that has ended where it was, or in both places. The step counts, and its
+// record goes with the moment later.
 func TestRecordStays(t *testing.T) {
-	for _, kind := range []string{"snapshot", "fork"} {
-		t.Run(kind, func(t *testing.T) {
-			h, ctx := newHome(t), t.Context()
-			h.create("web")
-			var m live.Moment
-			var err error
-			if kind == "fork" {
-				m, err = h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
-			} else {
-				m, err = h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
-			}
-			require.NoError(t, err)
-			record := m.Volume + ".json"
-			require.NoError(t, os.Rename(filepath.Join(h.records, "moments", record), filepath.Join(h.records, "pending", record)))
-			if kind == "fork" {
-				h.assertClean(1, "fork", "web")
-				v, err := h.backend.Stat(ctx, "fork")
-				require.NoError(t, err)
-				_, err = h.ForkedFrom(ctx, v)
-				require.NoError(t, err)
-				require.NoError(t, h.backend.Remove(ctx, "fork"))
-			} else {
-				h.assertClean(1, "web")
-				assert.Equal(t, []string{"one"}, h.names("web"))
-				require.NoError(t, h.RemoveSnapshot(ctx, "web", "one"))
-			}
-			h.assertClean(0, "web")
-		})
+	for left, leave := range map[string]func(from, to string) error{"alone": os.Rename, "in both places": os.Link} {
+		for _, kind := range []string{"snapshot", "fork"} {
+			t.Run(kind+", "+left, func(t *testing.T) { testRecordStays(t, kind, leave) })
+		}
 	}
+}
+
+func testRecordStays(t *testing.T, kind string, leave func(from, to string) error) {
+	h, ctx := newHome(t), t.Context()
+	h.create("web")
+	var m live.Moment
+	var err error
+	if kind == "fork" {
+		m, err = h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
+	} else {
+		m, err = h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	}
+	require.NoError(t, err)
+	record := m.Volume + ".json"
+	require.NoError(t, leave(filepath.Join(h.records, "moments", record), filepath.Join(h.records, "pending", record)))
+	if kind == "fork" {
+		h.assertClean(1, "fork", "web")
+		v, err := h.backend.Stat(ctx, "fork")
+		require.NoError(t, err)
+		_, err = h.ForkedFrom(ctx, v)
+		require.NoError(t, err)
+		require.NoError(t, h.backend.Remove(ctx, "fork"))
+	} else {
+		h.assertClean(1, "web")
+		assert.Equal(t, []string{"one"}, h.names("web"))
+		require.NoError(t, h.RemoveSnapshot(ctx, "web", "one"))
+	}
+	h.assertClean(0, "web")
 }

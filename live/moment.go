@@ -21,6 +21,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
 	"github.com/cowshed/cowshed/internal/staging"
+	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
 // Moment is the content of a layer at one time.
@@ -106,10 +107,18 @@ func (l *Layers) commit(r record) (Moment, error) {
 	return r.Moment, l.forget(pendingDir, r.Volume)
 }
 
-// commitMade is commit of a moment that Backend calls alone have made. The record of the step is durable. So a crash may leave
-// it where it was: endPending completes the step.
+// commitMade is commit of a moment that Backend calls alone have made. The record of the step is durable and complete, so it is
+// linked, not written again. A rename would cost more: after one into another directory, btrfs commits its whole transaction at the
+// next fsync of the former.
 func (l *Layers) commitMade(r record) (Moment, error) {
-	return r.Moment, os.Rename(l.path(pendingDir, r.Volume+recordSuffix), l.path(momentsDir, r.Volume+recordSuffix))
+	err := os.Link(l.path(pendingDir, r.Volume+recordSuffix), l.path(momentsDir, r.Volume+recordSuffix))
+	if err == nil {
+		err = syncdir.Sync(l.path(momentsDir))
+	}
+	if err != nil {
+		return Moment{}, err
+	}
+	return r.Moment, l.forget(pendingDir, r.Volume)
 }
 
 // forget deletes a record.
