@@ -82,7 +82,7 @@ func Open(ctx context.Context, driverName string, config Options) (Driver, error
 		return driver, nil
 	}
 
-	prior, err := priorDrivers(config.Root, Drivers())
+	prior, err := Prior(config.Root)
 	if err != nil {
 		return nil, fault.Wrap("look for earlier layers in", config.Root, err)
 	}

@@ -19,11 +19,11 @@ var (
 	dockerDrivers = append([]string{"btrfs", "fuse-overlayfs", "overlay2", "vfs", "zfs"}, goneDrivers...)
 )
 
-// priorDrivers returns those of names, sorted, that have a directory in root which is not empty. A directory that
-// cannot be read is an error, since a wrong guess would hide layers.
-func priorDrivers(root string, names []string) ([]string, error) {
+// Prior returns the names of the registered drivers that have a directory in root which is not empty, sorted. Open chooses
+// among these. A directory that cannot be read is an error, since a wrong guess would hide layers.
+func Prior(root string) ([]string, error) {
 	var prior []string
-	for _, name := range names {
+	for _, name := range Drivers() {
 		empty, err := emptyOrAbsent(filepath.Join(root, name))
 		if err != nil {
 			return nil, fmt.Errorf("driver %s: %w", name, err)

@@ -126,15 +126,7 @@ func driverFor(ctx context.Context, path string) (string, error) {
 
 // openPluginDriver opens the driver as the daemon does for an engine.
 func (a *app) openPluginDriver(ctx context.Context, name, home string) (*cowdriver.Driver, error) {
-	opened, err := graphdriver.Open(ctx, name, graphdriver.Options{Root: home, DriverOptions: a.storageOpts, Logger: a.log})
-	if err != nil {
-		return nil, err
-	}
-	driver, ok := opened.(*cowdriver.Driver)
-	if !ok {
-		return nil, errors.Join(failf(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
-	}
-	return driver, nil
+	return cowdriver.OpenDriver(ctx, name, graphdriver.Options{Root: home, DriverOptions: a.storageOpts, Logger: a.log})
 }
 
 // engineIdle returns ErrFailedPrecondition while an engine works on a root.

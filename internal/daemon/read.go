@@ -5,8 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -26,23 +26,16 @@ func OpenToRead(ctx context.Context, c Config, log *slog.Logger) (*cowdriver.Dri
 		return nil, err
 	}
 	dir := filepath.Join(root, containerdDir)
-	name := ""
-	for _, driver := range graphdriver.Drivers() {
-		if _, err := os.Lstat(filepath.Join(dir, driver)); err == nil && (c.Driver == autoDriver || c.Driver == driver) {
-			name = driver
-			break
-		}
-	}
-	if name == "" {
-		return nil, fault.New(errdefs.ErrNotFound, "there are no volumes in %s", dir)
-	}
-	opened, err := graphdriver.Open(ctx, name, graphdriver.Options{Root: dir, ReadOnly: true, DriverOptionsFor: c.driverOptions, Logger: log})
+	with, err := graphdriver.Prior(dir)
 	if err != nil {
 		return nil, err
 	}
-	driver, ok := opened.(*cowdriver.Driver)
-	if !ok {
-		return nil, errors.Join(fault.New(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
+	name := c.Driver
+	if name == autoDriver {
+		name = ""
 	}
-	return driver, nil
+	if len(with) == 0 || name != "" && !slices.Contains(with, name) {
+		return nil, fault.New(errdefs.ErrNotFound, "there are no volumes in %s", dir)
+	}
+	return cowdriver.OpenDriver(ctx, name, graphdriver.Options{Root: dir, ReadOnly: true, DriverOptionsFor: c.driverOptions, Logger: log})
 }

@@ -9,10 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 
-	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 )
@@ -51,13 +49,9 @@ func openDriver(ctx context.Context, dir, name string, options func(driver strin
 			return options(driver)
 		}
 	}
-	opened, err := graphdriver.Open(ctx, name, config)
+	driver, err := cowdriver.OpenDriver(ctx, name, config)
 	if err != nil {
 		return nil, err
-	}
-	driver, ok := opened.(*cowdriver.Driver)
-	if !ok {
-		return nil, errors.Join(fault.New(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
 	if err := unusable[driver.String()]; err != nil { // it has become usable since, and has no options
 		return nil, errors.Join(fmt.Errorf("%s: %w", driver, err), driver.Cleanup())

@@ -10,9 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/containerd/errdefs"
-
-	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
@@ -63,15 +60,11 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	opened, err := graphdriver.Open(ctx, opts.Driver, graphdriver.Options{
+	driver, err := cowdriver.OpenDriver(ctx, opts.Driver, graphdriver.Options{
 		Root: root, DriverOptions: opts.DriverOptions, DriverOptionsFor: opts.DriverOptionsFor, ReadOnly: opts.ReadOnly, Logger: opts.Log,
 	})
 	if err != nil {
 		return nil, err
-	}
-	driver, ok := opened.(*cowdriver.Driver)
-	if !ok {
-		return nil, errors.Join(fault.Said(errdefs.ErrNotImplemented, "storage driver %s", opened), opened.Cleanup())
 	}
 	s := New(root, driver, nil, opts.Log)
 	s.ReadOnly = opts.ReadOnly
