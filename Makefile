@@ -154,6 +154,7 @@ bench: ## measure Cowshed inside containerd and beside moby, podman and containe
 	@scripts/deps.sh bench $(if $(filter btrfs,$(DRIVER)),daemons)
 	$(if $(filter btrfs,$(DRIVER)),scripts/bench.sh engines)
 	$(if $(filter btrfs,$(DRIVER)),scripts/bench.sh containers)
+	$(if $(filter btrfs,$(DRIVER)),scripts/bench.sh live)
 	scripts/bench.sh $(DRIVER)
 
 demo: build ## show the main job on a real Debian root filesystem

@@ -13,10 +13,11 @@ import (
 const (
 	enginesPart    = "engines"
 	containersPart = "containers"
+	livePart       = "live"
 	layersPart     = "layers"
 )
 
-var documentParts = []string{enginesPart, containersPart, layersPart}
+var documentParts = []string{enginesPart, containersPart, livePart, layersPart}
 
 func documentTitle(filesystem string) string { return "# Benchmarks on " + filesystem + "\n" }
 

@@ -35,6 +35,8 @@ func main() {
 			run = func() error { return runEngines(os.Args[2:], os.Stdout) }
 		case containersCommand:
 			run = func() error { return runContainers(os.Args[2:], os.Stdout) }
+		case liveCommand:
+			run = func() error { return runLive(os.Args[2:], os.Stdout) }
 		case holdCommand:
 			run = hold
 		}

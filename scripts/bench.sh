@@ -7,7 +7,7 @@ cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
 usage() {
 	cat <<'END'
-Usage: bench.sh [btrfs|zfs|engines|containers] [-- OPTION...]
+Usage: bench.sh [btrfs|zfs|engines|containers|live] [-- OPTION...]
 
 Builds the program in bench/, makes a loopback image, and measures Cowshed, moby, podman and containerd on it in one run.
 Then it writes docs/benchmarks.md and plots, and deletes the image. OPTIONs are for the program; see bench/bin/bench -help.
@@ -18,18 +18,21 @@ own ones. It writes the first part of docs/benchmarks.md and leaves the rest. sc
 With containers it measures Cowshed in both root styles beside those that use overlayfs, without quotas: one page cache or
 many, starts, writes, diffs. An ext4 for one of them is in a second image. It writes a part of docs/benchmarks.md too.
 
+With live it measures forks, snapshots, rollbacks, merges, promotions and streams of layers, without quotas, beside the bare calls
+of the kernel and the commands that people use instead. It writes a part of docs/benchmarks.md too.
+
 With zfs it measures Cowshed and moby, and writes docs/benchmarks-zfs.md. If the host has ZFS, the pool is in an image.
 Otherwise all runs in the test machine (scripts/zfs-machine). As a rule this is emulated, and ten times slower for all.
 
 Environment:
   QUICK=1            small bases and few rounds, in a few minutes; prints the tables and writes nothing
   FILES              numbers of files of the bases, default 50000,200000; for ZFS 5000; for engines 50000,10000, for
-                     containers 50000
+                     containers and live 50000
   LARGE              MiB of each of the four files of the base of large files, default 256; for ZFS 0; for engines 64;
-                     0: no such base
+                     0: no such base. For live: files of a larger image, of which forks alone are measured, default 500000
   LAYERS             layers that exist when a driver starts, default 5000, for ZFS 2000. As many exist while a snapshot of
                      containerd is measured, but 2000 at most. 0: neither is measured. For engines: numbers of layers of
-                     images, default 10,60; 0: no such images
+                     images, default 10,60; 0: no such images. For live: forks that exist in the end, default 10000
   ROUNDS             number of times that everything is measured, default 3, for engines 5; with fewer rounds nothing is
                      written
   COWSHED_BENCH_DIR  directory for the image, default /var/tmp; a tmpfs leaves the disk out of the figures
@@ -66,6 +69,11 @@ options() {
 		[[ ${QUICK:-} != 1 ]] || files=1000 rounds=1
 		options=(-files "${FILES-$files}" -rounds "$rounds" "${options[@]: -2}")
 		return
+	elif [[ $1 == live ]]; then
+		files=50000 large=500000 layers=10000
+		[[ ${QUICK:-} != 1 ]] || files=2000 large=0 layers=1200 rounds=1
+		options=(-files "${FILES-$files}" -large "${LARGE:-$large}" -forks "${LAYERS:-$layers}" -rounds "$rounds" "${options[@]: -2}")
+		return
 	fi
 	[[ $1 == engines ]] || options+=(-repeat "$repeat" -driver "$1")
 }
@@ -74,7 +82,7 @@ options() {
 on_loop() {
 	local what=$1 filesystem=$1 dir run
 	shift
-	[[ $what != engines && $what != containers ]] || filesystem=btrfs
+	[[ $what == zfs ]] || filesystem=btrfs
 	dir=$("${root[@]}" mktemp -d "${COWSHED_BENCH_DIR:-/var/tmp}/cowshed-bench.XXXXXX")
 	image=$dir/bench.img
 	# shellcheck disable=SC2064 # expands the name here
@@ -91,6 +99,7 @@ on_loop() {
 		"${root[@]}" mkdir "$dir/ext4/layers" # beside lost+found
 		run+=(containers -ext4 "$dir/ext4/layers")
 	fi
+	[[ $what != live ]] || run+=(live)
 	# This runs go to build cowshed. The sockets of its daemons are below TMPDIR, whose path has to be short.
 	[[ $what != engines ]] || run=(scripts/as-root.sh "$program" engines)
 	"${run[@]}" -root "$dir/mnt" -work "$dir/work" -image "a loopback image on $(stat -f -c %T "$dir")" "$@"
@@ -136,7 +145,7 @@ machine_note() {
 main() {
 	local what=btrfs output=docs/benchmarks.md least=3
 	case ${1:-} in
-	btrfs | zfs | engines | containers)
+	btrfs | zfs | engines | containers | live)
 		what=$1
 		shift
 		;;
@@ -153,7 +162,7 @@ main() {
 	[[ ${1:-} != -- ]] || shift
 
 	program=bench/bin/bench
-	if [[ $what == btrfs || $what == containers ]]; then
+	if [[ $what == btrfs || $what == containers || $what == live ]]; then
 		(cd bench && go build -trimpath -o bin/bench .)
 	else # static, for the test machine; without the calls of drivers for btrfs
 		program=bench/bin/bench-static
