@@ -17,7 +17,7 @@ Steps:
   quick  all tests as root, to repeat after each change: without the race detector, and only in packages that have changed
          since their tests passed; a skipped test fails
   race   all tests as root, with the race detector; a skipped test fails
-  fuzz   each fuzz target for FUZZTIME (default 10s, in CI 20s and 5s)
+  fuzz   each fuzz target for FUZZTIME (default 10s, in CI 10s and 3s)
   zfs    the tests that need ZFS, in the test machine or on this host
   zfs-other  the tests of ZFS that depend on its version, in a test machine with the OpenZFS of Debian's release itself
   equivalence  the tests that compare layers with those of the peers, which gates runs too; the long variant has more tars
@@ -179,11 +179,11 @@ fuzz_packages() {
 }
 
 # fuzz_list: prints a line "package target time" for each fuzz target. In CI, targets that read a stream from outside,
-# and so from an attacker, get 20 seconds, and the others 5. Outside CI all get 10. FUZZTIME replaces all of these.
+# and so from an attacker, get 10 seconds, and the others 3. Outside CI all get 10. FUZZTIME replaces all of these.
 fuzz_list() {
 	local time=${FUZZTIME:-10s} less package list target
 	less=$time
-	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=20s less=5s
+	[[ -n ${FUZZTIME:-} || -z ${CI:-} ]] || time=10s less=3s
 	for package in $(fuzz_packages); do
 		list=$(go test -list '^Fuzz' "$package") || return
 		while read -r target; do
@@ -317,8 +317,9 @@ main() {
 		all) steps+=(gates race fuzz zfs-and-daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
+			export FUZZTIME=${FUZZTIME:-1m}
 			test_timeout=11h
-			steps+=(race zfs zfs-other equivalence clients migrations engines systemd release fresh)
+			steps+=(race fuzz zfs zfs-other equivalence clients migrations engines systemd release fresh)
 			;;
 		-h | --help | help)
 			usage
