@@ -179,10 +179,3 @@ func newSnapshotUnscheduleCommand(a *app) *cobra.Command {
 	addContainers(a, cmd)
 	return cmd
 }
-
-// schedules looks at the schedules of containers.
-func (h hostCheck) schedules() {
-	for _, dir := range h.config.LiveDirs() {
-		h.problems(live.New(nil, dir, h.app.log).CheckSchedules(time.Now()))
-	}
-}

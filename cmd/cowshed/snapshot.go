@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -112,7 +111,11 @@ func newSnapshotLsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls LAYER",
 		Short: "List the snapshots of a layer",
-		Args:  usageArgs(cobra.ExactArgs(1)),
+		Long: `Lists the snapshots of a layer, oldest first. WRITTEN is the data that the filesystem counts for the snapshot's own volume.
+It is close to nothing for a snapshot of a layer: its data counts for the layer that wrote it. For the content of before a
+rollback or a merge, it is the data that the layer had written until then. It does not say how much space a removal frees, which
+depends on the data that the layer and its other snapshots still have. No quotas: -.`,
+		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLayers(cmd, args, func(s *store) error { return s.snapshots(cmd, args[0], asJSON) })
 		},
@@ -140,10 +143,11 @@ func (s *store) snapshots(cmd *cobra.Command, layer string, asJSON bool) error {
 	for _, i := range infos {
 		rows = append(rows, []string{i.Name, i.Time.Local().Format(time.DateTime), usageText(i.Usage), orDash(printable.Path(i.Message))})
 	}
-	return table(cmd.OutOrStdout(), []string{"NAME", "TIME", "USAGE", "MESSAGE"}, rows)
+	return table(cmd.OutOrStdout(), []string{"NAME", "TIME", "WRITTEN", "MESSAGE"}, rows)
 }
 
 func newSnapshotRmCommand(a *app) *cobra.Command {
+	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "rm LAYER NAME...",
 		Short: "Remove snapshots of a layer",
@@ -155,19 +159,23 @@ func newSnapshotRmCommand(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				for _, name := range args[1:] {
-					if err := s.Live.RemoveSnapshot(cmd.Context(), v.Name, name); err != nil {
-						return err
+				return printEach(cmd, asJSON, func(print func(name string) error) error {
+					for _, name := range args[1:] {
+						err := s.Live.RemoveSnapshot(cmd.Context(), v.Name, name)
+						if err == nil {
+							err = print(name)
+						}
+						if err != nil {
+							return err
+						}
 					}
-					if _, err := fmt.Fprintln(cmd.OutOrStdout(), name); err != nil {
-						return err
-					}
-				}
-				return nil
+					return nil
+				})
 			})
 		},
 		ValidArgsFunction: completeSnapshots(a, -1),
 	}
+	addJSON(cmd, &asJSON)
 	addContainers(a, cmd)
 	return cmd
 }
@@ -220,7 +228,11 @@ func (s *store) rollback(cmd *cobra.Command, layer, snapshot string, opts live.R
 	if err != nil {
 		return err
 	}
-	before, err := s.Rollback(cmd.Context(), v, snapshot, opts)
+	var before live.Moment
+	err = s.working(cmd, "roll back "+printable.Path(layer), func() (err error) {
+		before, err = s.Rollback(cmd.Context(), v, snapshot, opts)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -232,19 +244,10 @@ func completeSnapshots(a *app, n int) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		switch {
 		case len(args) == 0:
-			return a.names(cmd.Context(), true, false), cobra.ShellCompDirectiveNoFileComp
+			return append(a.names(cmd.Context(), true, false), a.forkNames(cmd)...), cobra.ShellCompDirectiveNoFileComp
 		case n >= 0 && len(args) >= n:
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		a.setUpQuiet()
-		var names []cobra.Completion
-		dirs, _ := filepath.Glob(filepath.Join(live.DirsIn(a.root), "*"))
-		for _, dir := range dirs {
-			snapshots, _ := live.New(nil, dir, a.log).Snapshots(cmd.Context(), args[0])
-			for _, s := range snapshots {
-				names = append(names, s.Name)
-			}
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
+		return a.snapshotNames(cmd, args[0]), cobra.ShellCompDirectiveNoFileComp
 	}
 }
