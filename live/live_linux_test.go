@@ -218,7 +218,7 @@ func TestNewLayer(t *testing.T) {
 			require.NoError(t, again(h))
 			assert.Empty(t, h.names("web"))
 			assert.Equal(t, "1", h.get("fork", "file"))
-			moments := 2 // from which fork was made
+			moments := 1 // of the fork
 			if name == "fork" {
 				moments++
 			}
@@ -226,6 +226,37 @@ func TestNewLayer(t *testing.T) {
 		})
 	}
 	require.NoError(t, newHome(t).NewLayer(t.Context(), "web"), "there are no records yet")
+}
+
+// TestNewLayerMarks: the snapshots of a former layer are found by its mark, and without the directory of the marks, as an earlier version
+// leaves it. A Sweep makes the directory. Marks go with the moments.
+func TestNewLayerMarks(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	marks := func() int {
+		entries, err := os.ReadDir(filepath.Join(h.records, "named"))
+		require.NoError(t, err)
+		return len(entries)
+	}
+	for _, earlier := range []bool{false, true} {
+		h.create("web")
+		m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		_, err = h.Fork(ctx, m.Volume, []string{"fork"}, live.ForkOptions{})
+		require.NoError(t, err)
+		assert.Equal(t, 1, marks(), "that of web")
+		if earlier {
+			require.NoError(t, os.RemoveAll(filepath.Join(h.records, "named")))
+		}
+		require.NoError(t, h.backend.Remove(ctx, "web"))
+		require.NoError(t, h.NewLayer(ctx, "web"))
+		h.create("web")
+		assert.Empty(t, h.names("web"))
+		h.assertClean(1, "fork", "web")
+		assert.Equal(t, 1, marks())
+		require.NoError(t, errors.Join(h.backend.Remove(ctx, "web"), h.backend.Remove(ctx, "fork")))
+		h.assertClean(0)
+		assert.Zero(t, marks())
+	}
 }
 
 func TestRollback(t *testing.T) { eachHome(t, testRollback) }

@@ -164,7 +164,7 @@ func (l *Layers) Snapshot(ctx context.Context, layer, name string, opts Snapshot
 			return m, fmt.Errorf("snapshot: %w", err)
 		}
 	}
-	if err := opts.Hooks.Check(); err != nil {
+	if err := l.checkRunnable(layer, opts.Hooks); err != nil {
 		return m, err
 	}
 	if opts.Hooks.none() {
@@ -240,6 +240,9 @@ func (l *Layers) named(ctx context.Context, r *record, name, prefix string, save
 		}
 	}
 	r.Name = name
+	if err := l.markNamed(r.Layer); err != nil {
+		return err
+	}
 	return save()
 }
 

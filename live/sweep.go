@@ -149,7 +149,11 @@ func (l *Layers) sweep(ctx context.Context) error {
 	for {
 		again, err := l.sweepOnce(ctx)
 		if !again {
-			return errors.Join(expireErr, err)
+			namedErr := l.sweepNamed()
+			if fault.IsFull(namedErr) { // a later Sweep does the same
+				namedErr = nil
+			}
+			return errors.Join(expireErr, err, namedErr)
 		}
 	}
 }
@@ -464,7 +468,7 @@ func (l *Layers) Delete(ctx context.Context) (err error) {
 	if err := l.sweep(ctx); err != nil {
 		return err
 	}
-	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namesFile, lockFile, "."} {
+	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namedDir, namesFile, lockFile, "."} {
 		if err := os.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

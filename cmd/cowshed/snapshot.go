@@ -38,6 +38,10 @@ given here), and COWSHED_PID: the first process of a container that runs. If --p
 snapshot, and --post is run all the same. If this command is killed in between, cowshed serve runs --post
 within a minute, or at its next start. Or the next snapshot with hooks runs it first.
 
+With --in-container, both are run in the container of LAYER instead, by its /bin/sh, with the user, rights and environment of its
+first process. That goes for Docker, Kubernetes, nerdctl and containerd. Their output is lost, and their exit status counts. If the
+container does not run, neither is run.
+
 With --every, this command takes no snapshot itself. It makes cowshed serve with the same root take them from now on, at
 full periods in UTC, such as each full hour. The last --keep of these stay, and all from which layers were
 made or that are in use. A layer may have several schedules with different periods; one with the same period is
@@ -48,7 +52,7 @@ Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@b
   cowshed changes web web@before
   cowshed rollback web before
   cowshed snapshot web --every 1h --keep 24
-  cowshed snapshot docker:db --pre 'docker exec db freeze' --post 'docker exec db thaw'`,
+  cowshed snapshot docker:db --in-container --pre freeze --post thaw`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
@@ -74,6 +78,7 @@ Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@b
 	flags.IntVar(&f.keep, "keep", defaultKeep, "with --every: how many of these snapshots stay")
 	flags.StringVar(&f.hooks.Pre, "pre", "", "`COMMAND` that is run before the snapshot, and has to succeed")
 	flags.StringVar(&f.hooks.Post, "post", "", "`COMMAND` that is run afterwards, also if --pre has failed")
+	flags.BoolVar(&f.hooks.InContainer, "in-container", false, "run --pre and --post in the container, and not on the host")
 	flags.DurationVar(&f.hooks.Timeout, "hook-timeout", hookTimeout, "how long each of these may take")
 	addJSON(cmd, &f.json)
 	addContainers(a, cmd)
