@@ -151,5 +151,6 @@ func TestHooksInContainer(t *testing.T) {
 		assert.NotContains(t, c.ok("snapshot", "ls", ref), "two")
 		require.NoError(t, h.store.StopTask(ctx, web))
 		c.ok(snapshot("two", "--pre", "exit 3")...)
+		c.ok("snapshot", "rm", ref, "one", "two")
 	})
 }
