@@ -90,7 +90,7 @@ type Snapshot struct {
 	Layer   string    `json:"layer"`
 	Time    time.Time `json:"time"`
 	Message string    `json:"message,omitempty"`
-	Usage   *uint64   `json:"usage"` // bytes that it alone holds; null where the filesystem does not keep count
+	Usage   *uint64   `json:"usage"` // bytes that count for its own volume, and not the space that its removal frees; null where the filesystem does not count
 	Volume  string    `json:"volume"`
 
 	Schedule string `json:"schedule,omitempty"` // that has taken it

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +13,6 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
-	"github.com/cowshed/cowshed/internal/ancestry"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
@@ -34,7 +32,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if !ok1 || !ok2 || baseView.b.fsUUID != topView.b.fsUUID {
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("not two views of one btrfs filesystem")}
 	}
-	switch related, err := b.related(baseView.dir, topView.dir); {
+	switch related, err := related(baseView.dir, topView.dir); {
 	case err != nil:
 		return nil, fmt.Errorf("find common ancestor: %w", err)
 	case !related:
@@ -89,66 +87,35 @@ func reasonOf(err error) string {
 	return "kernel"
 }
 
-// madeFrom has the UUID of a subvolume, and that of the subvolume from which it was made. parent is zero if there is no
-// such subvolume, or if it is unknown.
-type madeFrom struct{ uuid, parent btrfsctl.UUID }
-
-// related reports whether two subvolumes have a common ancestor, themselves included.
-func (b *Backend) related(base, top *subvolume) (bool, error) {
-	line := make(map[btrfsctl.UUID]bool)
-	for v, err := range b.ancestors(top) {
-		if err != nil || v.uuid == base.info.UUID {
-			return err == nil, err
-		}
-		line[v.uuid] = true
-	}
-	for v, err := range b.ancestors(base) {
-		if err != nil || line[v.uuid] {
-			return err == nil, err
-		}
-	}
-	return false, nil
+// origin identifies the subvolume that was made empty and from which a subvolume comes, by snapshots of snapshots. These keep the root
+// directory, with the transaction and the time in which it was made. So the subvolumes between need not be there any more.
+type origin struct {
+	generation uint32
+	made       unix.StatxTimestamp
 }
 
-// ancestors yields s, its parent, and so on. It ends with a subvolume without a parent, or with the first subvolume
-// that has been destroyed.
-func (b *Backend) ancestors(s *subvolume) iter.Seq2[madeFrom, error] {
-	parent, err := b.parentOf(s.fd(), s.info)
+// related reports whether two subvolumes have a common ancestor, themselves included. Subvolumes that were made empty in the same
+// transaction and within a tick of the clock seem to have one. The kernel compares all items, so their hints are right too.
+func related(base, top *subvolume) (bool, error) {
+	one, err := originOf(base.fd())
 	if err != nil {
-		return func(yield func(madeFrom, error) bool) { yield(madeFrom{}, err) }
+		return false, err
 	}
-	return ancestry.Of(madeFrom{s.info.UUID, parent}, func(v madeFrom) (_ madeFrom, ok bool, err error) {
-		if v.parent == (btrfsctl.UUID{}) {
-			return madeFrom{}, false, nil
-		}
-		grandparent, err := b.parentUUID(v.parent)
-		return madeFrom{v.parent, grandparent}, true, err
-	})
+	other, err := originOf(top.fd())
+	return err == nil && one == other, err
 }
 
-// parentUUID returns the UUID of the parent of the subvolume with that UUID. The result is zero if the subvolume has no
-// parent, or has been destroyed itself.
-func (b *Backend) parentUUID(uuid btrfsctl.UUID) (btrfsctl.UUID, error) {
-	id, err := btrfsctl.IDByUUID(int(b.fs.Fd()), uuid)
-	if errors.Is(err, unix.ENOENT) {
-		return btrfsctl.UUID{}, nil
-	}
+// originOf finds the origin of a subvolume. fd is its root.
+func originOf(fd int) (o origin, err error) {
+	generation, err := btrfsctl.Generation(fd)
 	if err != nil {
-		return btrfsctl.UUID{}, err
+		return o, fmt.Errorf("generation of the root: %w", err)
 	}
-	fd, err := btrfsctl.OpenRoot(int(b.fs.Fd()), id)
-	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
-		return btrfsctl.UUID{}, nil
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st); err != nil {
+		return o, fmt.Errorf("birth time of the root: %w", err)
 	}
-	if err != nil {
-		return btrfsctl.UUID{}, err
-	}
-	defer unix.Close(fd)
-	info, err := btrfsctl.Info(fd)
-	if err != nil {
-		return btrfsctl.UUID{}, err
-	}
-	return b.parentOf(fd, info)
+	return origin{generation, st.Btime}, nil
 }
 
 // send gives consume the send stream of a view, incremental from the subvolume with the id parent unless that is 0.

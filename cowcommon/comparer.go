@@ -86,6 +86,11 @@ func NewComparer(backend Backend, idMap user.IdentityMapping, log *slog.Logger) 
 // Compare lists the changes of the volume name since parent, at one moment; parent "" stands for an empty tree. The
 // caller closes the result.
 func (cr *Comparer) Compare(ctx context.Context, name, parent string, way Way) (_ *Comparison, err error) {
+	return cr.CompareMore(ctx, name, parent, way, 0)
+}
+
+// CompareMore is Compare in which more differences count than in a layer's change list.
+func (cr *Comparer) CompareMore(ctx context.Context, name, parent string, way Way, extra treediff.Extra) (_ *Comparison, err error) {
 	if err := CheckID(name); err != nil {
 		return nil, err
 	}
@@ -116,7 +121,7 @@ func (cr *Comparer) Compare(ctx context.Context, name, parent string, way Way) (
 	if err != nil {
 		return nil, err
 	}
-	c.Changes, err = treediff.Compare(ctx, c.top.Dir(), c.base.Dir(), hints)
+	c.Changes, err = treediff.CompareMore(ctx, c.top.Dir(), c.base.Dir(), hints, extra)
 	return c, err
 }
 

@@ -178,3 +178,24 @@ func benchThreeChanges(b *testing.B, style cowcommon.RootStyle) {
 		})
 	}
 }
+
+// BenchmarkForkBeside forks a layer beside the records of a few and of many forks of other layers. It reports percentiles.
+func BenchmarkForkBeside(b *testing.B) {
+	for _, others := range []int{10, 10_000} {
+		b.Run(fmt.Sprint(others), func(b *testing.B) {
+			mnt, _, layers := benchHome(b, cowcommon.SnapshotRoot)
+			_, err := layers.Fork(b.Context(), "web", []string{"first"}, live.ForkOptions{})
+			require.NoError(b, err)
+			for n := range others {
+				volume := fmt.Sprintf("moment-%012x-%s", n*7919, "aaaaaaaaaaaa")
+				record := fmt.Sprintf(`{"version": 1, "volume": %q, "layer": "other", "forks": [{"name": "of-%d"}]}`, volume, n)
+				require.NoError(b, os.WriteFile(filepath.Join(mnt, "live/moments", volume+".json"), []byte(record), 0o600))
+			}
+			i := 0
+			measure(b, func() { i++ }, func() {
+				_, err := layers.Fork(b.Context(), "web", []string{fmt.Sprintf("fork-%d", i)}, live.ForkOptions{})
+				require.NoError(b, err)
+			})
+		})
+	}
+}

@@ -151,13 +151,17 @@ func interrupted(r record) Problem {
 func (l *Layers) checkRecord(ctx context.Context, r record, volumes map[string]cowcommon.Volume, needed map[string]bool) (problems []Problem, err error) {
 	_, hasVolume := volumes[r.Volume]
 	_, hasLayer := volumes[r.Layer]
+	forks, err := l.forksIn(ctx, r, volumes)
+	if err != nil {
+		return nil, err
+	}
 	switch {
 	case !hasVolume && r.Name != "":
 		problems = append(problems, Problem{
 			What:   fmt.Sprintf("snapshot %s@%s has lost its volume %s", r.Layer, r.Name, r.Volume),
 			Advice: "if somebody has removed the volume, nothing is left to do: " + afterwards, Severe: true,
 		})
-	case hasVolume && !hasLayer && !needed[r.Volume]:
+	case hasVolume && !hasLayer && !needed[r.Volume] && len(forks) == 0:
 		problems = append(problems, Problem{
 			What: fmt.Sprintf("moment %s is left of layer %s, which is gone, and nothing was made from it", r.Volume, r.Layer), Advice: afterwards,
 		})

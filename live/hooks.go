@@ -24,7 +24,7 @@ import (
 )
 
 // Hooks are commands around a snapshot, for programs whose data needs more than the state of one moment. Each runs on the host,
-// by /bin/sh -c, as the user of this process. Its environment has PATH, COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume),
+// by /bin/sh -c, as the user of this process, or in the container. Its environment has PATH, COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume),
 // COWSHED_REFERENCE, and COWSHED_PID if the layer is that of a container that runs.
 type Hooks struct {
 	// Pre is run before the snapshot. If it fails, there is no snapshot.
@@ -33,6 +33,9 @@ type Hooks struct {
 	Post string `json:"post,omitempty"`
 	// Timeout is how long each may take. Then it is killed, and has failed. The snapshot may take as long.
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// InContainer has the commands run in the container whose root the layer is, as its first process is run. If the container does not
+	// run, none is run: nobody writes.
+	InContainer bool `json:"in_container,omitempty"`
 	// Reference is the layer as people write it, "" for the layer's own name.
 	Reference string `json:"reference,omitempty"`
 }
@@ -67,16 +70,79 @@ func (l *Layers) WithProcesses(find func(ctx context.Context, volume string) (pi
 	return l
 }
 
+// Exec is a command in the container whose root a volume is.
+type Exec struct {
+	Volume  string
+	ID      string // of the process in the container; no other has it
+	Args    []string
+	Env     []string
+	Timeout time.Duration
+}
+
+// Containers run commands in containers. The zero value has none.
+type Containers struct {
+	// Run returns ErrNotFound if the container does not run.
+	Run func(ctx context.Context, e Exec) error
+	// Kill ends the process with the ID of e, which may be gone.
+	Kill func(ctx context.Context, e Exec) error
+}
+
+// WithContainers makes hooks run in containers. It returns l, and is to be called before anything else.
+func (l *Layers) WithContainers(c Containers) *Layers {
+	l.containers = c
+	return l
+}
+
+// checkRunnable is Hooks.Check of commands that these layers are to run.
+func (l *Layers) checkRunnable(layer string, h Hooks) error {
+	if h.InContainer && l.containers.Run == nil {
+		return fault.New(errdefs.ErrInvalidArgument, "layer %s is no container, in which hooks could be run", layer)
+	}
+	return h.Check()
+}
+
+// runInContainer runs a command of h in its container.
+func (l *Layers) runInContainer(ctx context.Context, h *heldHook, which, command string, env []string) error {
+	if err := l.checkRunnable(h.Layer, h.Hooks); err != nil {
+		return err
+	}
+	err := l.containers.Run(ctx, Exec{Volume: h.Layer, ID: h.process(which), Args: []string{shell, "-c", command}, Env: env, Timeout: h.Timeout})
+	if errdefs.IsNotFound(err) {
+		l.log.Info("a hook is not run, since its container does not run", "layer", h.Layer, "hook", which)
+		return nil
+	}
+	return err
+}
+
+// endInContainer ends a pre command in a container. Its process may go on when this process has ended.
+func (l *Layers) endInContainer(ctx context.Context, h *heldHook) error {
+	if !h.InContainer || h.Pre == "" || l.containers.Kill == nil {
+		return nil
+	}
+	return l.containers.Kill(ctx, Exec{Volume: h.Layer, ID: h.process("pre")})
+}
+
+// process is the ID of the process in a container that runs a command.
+func (h *heldHook) process(which string) string {
+	return "cowshed-" + strings.TrimSuffix(filepath.Base(h.path), recordSuffix) + "-" + which
+}
+
 // runHook runs a command of h, with files open in it.
-func (l *Layers) runHook(ctx context.Context, layer, which, command string, h Hooks, files ...*os.File) error {
+func (l *Layers) runHook(ctx context.Context, h *heldHook, which, command string, files ...*os.File) error {
 	if command == "" {
 		return nil
 	}
-	reference := h.Reference
+	layer, reference := h.Layer, h.Reference
 	if reference == "" {
 		reference = layer
 	}
 	env := []string{hostcommand.Variable("HOOK", which), hostcommand.Variable("LAYER", layer), hostcommand.Variable("REFERENCE", reference)}
+	if h.InContainer {
+		if err := l.runInContainer(ctx, h, which, command, env); err != nil {
+			return fault.New(errdefs.ErrAborted, "%s command in %s: %w", which, reference, err)
+		}
+		return nil
+	}
 	if l.process != nil {
 		finding, cancel := context.WithTimeout(ctx, processTimeout) // and the command has all of its own time
 		pid, err := l.process(finding, layer)
@@ -126,7 +192,7 @@ func (l *Layers) snapshotWithHooks(ctx context.Context, layer, name string, opts
 	going := context.WithoutCancel(ctx)
 	defer func() { err = errors.Join(err, l.endHook(going, h, false)) }()
 	// If this process is killed, the record stays locked until the command has ended, and nobody runs the other before.
-	if err := l.runHook(ctx, layer, "pre", h.Pre, h.Hooks, h.lock.f); err != nil {
+	if err := l.runHook(ctx, h, "pre", h.Pre, h.lock.f); err != nil {
 		return m, fmt.Errorf("there is no snapshot: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout) // somebody waits for the post command
@@ -178,7 +244,7 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 
 // endHook runs a post command and forgets it. If that fails and untilDone is set, or if ctx is done, it stays recorded.
 func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error {
-	err := l.runHook(ctx, h.Layer, "post", h.Post, h.Hooks)
+	err := l.runHook(ctx, h, "post", h.Post)
 	switch {
 	case ctx.Err() != nil:
 	case err == nil || !untilDone:
@@ -206,6 +272,9 @@ func (h *heldHook) noteFailure(err error) error {
 func (l *Layers) EndHooks(ctx context.Context) error {
 	return l.eachLeftHook(func(h *heldHook) error {
 		l.log.Warn("a post command is run now, since the process that was to run it after a snapshot is gone", "layer", h.Layer, "command", h.Post)
+		if err := l.endInContainer(ctx, h); err != nil {
+			return errors.Join(err, h.lock.close())
+		}
 		return l.endHook(ctx, h, true)
 	})
 }

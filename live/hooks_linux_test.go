@@ -363,3 +363,53 @@ func TestHooksOnFull(t *testing.T) {
 	assert.Empty(t, h.left())
 	require.NoError(t, h.EndHooks(ctx))
 }
+
+// TestHooksInContainer: the commands are run in the container. A container that does not run is no error. The pre command of a process
+// that is gone is ended before the post command.
+func TestHooksInContainer(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	h.create("web")
+	hooks := live.Hooks{Pre: "freeze", Post: "thaw", InContainer: true, Timeout: time.Minute, Reference: "docker:web"}
+	_, err := h.Snapshot(ctx, "web", "none", live.SnapshotOptions{Hooks: hooks})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "it is no container")
+	require.ErrorIs(t, h.SetSchedule(ctx, live.Schedule{Layer: "web", Every: time.Hour, Keep: 1, Hooks: hooks}), errdefs.ErrInvalidArgument)
+
+	var said []string
+	var ids []string
+	fails := map[string]error{}
+	note := func(what string, e live.Exec) error {
+		if len(e.Args) > 0 {
+			what += " " + e.Args[len(e.Args)-1]
+		}
+		said, ids = append(said, what), append(ids, e.ID)
+		assert.Equal(t, "web", e.Volume)
+		return fails[what]
+	}
+	h.WithContainers(live.Containers{
+		Run: func(_ context.Context, e live.Exec) error {
+			assert.Contains(t, e.Env, "COWSHED_REFERENCE=docker:web")
+			return note("run", e)
+		},
+		Kill: func(_ context.Context, e live.Exec) error { return note("kill", e) },
+	})
+	_, err = h.Snapshot(ctx, "web", "one", live.SnapshotOptions{Hooks: hooks})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"run freeze", "run thaw"}, said)
+	assert.NotEqual(t, ids[0], ids[1])
+
+	said, fails["run freeze"] = nil, errdefs.ErrAborted
+	_, err = h.Snapshot(ctx, "web", "two", live.SnapshotOptions{Hooks: hooks})
+	require.ErrorIs(t, err, errdefs.ErrAborted)
+	assert.Equal(t, []string{"run freeze", "run thaw"}, said)
+	fails["run freeze"], fails["run thaw"] = errdefs.ErrNotFound, errdefs.ErrNotFound
+	_, err = h.Snapshot(ctx, "web", "two", live.SnapshotOptions{Hooks: hooks})
+	require.NoError(t, err, "it does not run")
+	assert.Equal(t, []string{"one", "two"}, h.names("web"))
+
+	said = nil
+	record := `{"version": 1, "layer": "web", "pre": "freeze", "post": "thaw", "timeout": 60000000000, "in_container": true, "reference": "docker:web"}`
+	require.NoError(t, os.WriteFile(filepath.Join(h.records, "hooks/hook-aaaaaaaaaaaa.json"), []byte(record), 0o600))
+	require.NoError(t, h.EndHooks(ctx))
+	assert.Equal(t, []string{"kill", "run thaw"}, said)
+	assert.Equal(t, "cowshed-hook-aaaaaaaaaaaa-pre", ids[len(ids)-2])
+}

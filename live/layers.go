@@ -3,9 +3,11 @@ package live
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -24,6 +26,8 @@ type Layers struct {
 	log      *slog.Logger
 	kept     kept
 	process  func(ctx context.Context, volume string) (pid uint32, err error) // nil: nobody knows
+
+	containers Containers
 
 	left atomic.Bool // of HasLeft
 	told sync.Map    // why volumes stay, by volume, as the log has it
@@ -48,6 +52,7 @@ const (
 	hooksDir   = "hooks"   // one record per post command that has not ended
 
 	schedulesDir = "schedules" // one record per schedule
+	namedDir     = "named"     // one empty file per tag of which a moment may have a name
 )
 
 func (l *Layers) path(elem ...string) string {
@@ -90,7 +95,11 @@ func (l *Layers) alone(ctx context.Context) (unlock func() error, err error) {
 }
 
 func (l *Layers) openLock(name string) (*lock, error) {
-	for _, dir := range []string{l.dir, l.path(momentsDir), l.path(pendingDir)} {
+	dirs := []string{l.dir, l.path(momentsDir), l.path(pendingDir)}
+	if _, err := os.Lstat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) {
+		dirs = slices.Insert(dirs, 1, l.path(namedDir)) // it lacks no mark, since there are no moments
+	}
+	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
@@ -137,7 +138,7 @@ func testForkRolledBack(t *testing.T, h home) {
 		require.NoError(t, h.RemoveSnapshot(ctx, "kept", name))
 	}
 	rollBack("expired", live.ForkOptions{Fork: live.Fork{Expires: time.Now().Add(-time.Second)}})
-	h.assertClean(3, "kept", "web") // that of the fork, the former content of kept, and that from which its content was made
+	h.assertClean(2, "kept", "web") // that of the fork, and that from which its content was made
 	v, err := h.backend.Stat(ctx, "kept")
 	require.NoError(t, err)
 	m, err := h.ForkedFrom(ctx, v)
@@ -217,7 +218,7 @@ func TestNewLayer(t *testing.T) {
 			require.NoError(t, again(h))
 			assert.Empty(t, h.names("web"))
 			assert.Equal(t, "1", h.get("fork", "file"))
-			moments := 2 // from which fork was made
+			moments := 1 // of the fork
 			if name == "fork" {
 				moments++
 			}
@@ -225,6 +226,37 @@ func TestNewLayer(t *testing.T) {
 		})
 	}
 	require.NoError(t, newHome(t).NewLayer(t.Context(), "web"), "there are no records yet")
+}
+
+// TestNewLayerMarks: the snapshots of a former layer are found by its mark, and without the directory of the marks, as an earlier version
+// leaves it. A Sweep makes the directory. Marks go with the moments.
+func TestNewLayerMarks(t *testing.T) {
+	h, ctx := newHome(t), t.Context()
+	marks := func() int {
+		entries, err := os.ReadDir(filepath.Join(h.records, "named"))
+		require.NoError(t, err)
+		return len(entries)
+	}
+	for _, earlier := range []bool{false, true} {
+		h.create("web")
+		m, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+		require.NoError(t, err)
+		_, err = h.Fork(ctx, m.Volume, []string{"fork"}, live.ForkOptions{})
+		require.NoError(t, err)
+		assert.Equal(t, 1, marks(), "that of web")
+		if earlier {
+			require.NoError(t, os.RemoveAll(filepath.Join(h.records, "named")))
+		}
+		require.NoError(t, h.backend.Remove(ctx, "web"))
+		require.NoError(t, h.NewLayer(ctx, "web"))
+		h.create("web")
+		assert.Empty(t, h.names("web"))
+		h.assertClean(1, "fork", "web")
+		assert.Equal(t, 1, marks())
+		require.NoError(t, errors.Join(h.backend.Remove(ctx, "web"), h.backend.Remove(ctx, "fork")))
+		h.assertClean(0)
+		assert.Zero(t, marks())
+	}
 }
 
 func TestRollback(t *testing.T) { eachHome(t, testRollback) }
@@ -279,6 +311,97 @@ func testRollback(t *testing.T, h home) {
 		require.NoError(t, h.backend.Remove(ctx, "web"))
 		h.assertClean(0, "distro")
 		require.NoError(t, h.backend.Remove(ctx, "distro"))
+	}
+}
+
+// TestFormerContentGoes: the snapshot of before is removed with its space, although the moment from which the layer has its content was
+// made from it. Comparisons with the base go on without a walk, and merges leave one moment.
+func TestFormerContentGoes(t *testing.T) { eachStyle(t, testFormerContentGoes) }
+
+func testFormerContentGoes(t *testing.T, newHome makeHome) {
+	h, ctx := newHome(t), t.Context()
+	h.image("distro")
+	h.clone("web", "distro")
+	h.put("web", "file", "1")
+	_, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	before, err := h.Rollback(ctx, "web", "one", live.RollbackOptions{})
+	require.NoError(t, err)
+	require.NoError(t, h.RemoveSnapshot(ctx, "web", before.Name))
+	_, err = h.backend.Stat(ctx, before.Volume)
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	h.assertClean(1, "distro", "web")
+	for n := range 3 {
+		fork := fmt.Sprint("fork-", n)
+		_, err := h.Fork(ctx, "web", []string{fork}, live.ForkOptions{})
+		require.NoError(t, err)
+		h.put(fork, fork, "1")
+		merged, err := h.Merge(ctx, fork, live.MergeOptions{})
+		require.NoError(t, err)
+		require.NoError(t, errors.Join(h.RemoveSnapshot(ctx, "web", merged.Before.Name), h.backend.Remove(ctx, fork)))
+		h.assertClean(2, "distro", "web") // one, and the moment from which the layer was made
+	}
+	h.assertBase("web", "distro")
+	for _, ref := range []string{"web", "web@one"} {
+		d, err := h.Diff(ctx, ref, "")
+		require.NoError(t, err)
+		assert.True(t, d.Native, ref)
+		assert.Len(t, d.Changes, map[string]int{"web": 4, "web@one": 1}[ref], ref)
+		require.NoError(t, d.Close())
+	}
+	require.NoError(t, h.backend.Remove(ctx, "web"))
+	h.assertClean(0, "distro")
+}
+
+// TestAttributesAlone: a rollback in place and a merge have changes of attributes, ACLs and times without a change of content.
+func TestAttributesAlone(t *testing.T) { eachHome(t, testAttributesAlone) }
+
+func testAttributesAlone(t *testing.T, h home) {
+	ctx := t.Context()
+	h.create("web")
+	h.sh("web", "mkdir -p dir/sub; echo 1 >dir/file; echo 1 >acl; echo 1 >time; echo 1 >other; touch -d @1000.5 time dir/sub dir")
+	const acl = "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\x01\x00\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff\x10\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
+	set := func(layer string, values map[string]string) {
+		h.edit(layer, func(dir string) {
+			for at, value := range values {
+				path, name, _ := strings.Cut(at, ":")
+				require.NoError(t, unix.Setxattr(filepath.Join(dir, path), name, []byte(value), 0), at)
+			}
+		})
+	}
+	set("web", map[string]string{"dir/file:user.was": "1", "dir:user.was": "1"})
+	want, err := h.Snapshot(ctx, "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	_, err = h.Fork(ctx, "web", []string{"fork"}, live.ForkOptions{})
+	require.NoError(t, err)
+	changed := map[string]string{"dir/file:user.was": "2", "dir:user.new": "2", "acl:system.posix_acl_access": acl}
+	set("web", changed)
+	h.sh("web", "touch -d @2000.7 time dir/sub dir; chmod 600 other")
+	_, err = h.Rollback(ctx, "web", "one", live.RollbackOptions{Live: true})
+	require.NoError(t, err)
+	h.assertSame("web", h, want.Volume)
+
+	set("fork", changed)
+	h.put("web", "own", "1")
+	for _, inPlace := range []bool{true, false} {
+		merged, err := h.Merge(ctx, "fork", live.MergeOptions{Live: inPlace})
+		require.NoError(t, err)
+		var paths []string
+		for _, c := range merged.Changes {
+			paths = append(paths, c.Path)
+		}
+		assert.Equal(t, []string{"/acl", "/dir", "/dir/file"}, paths)
+		h.edit("web", func(dir string) {
+			value := make([]byte, 256)
+			for at, want := range changed {
+				path, name, _ := strings.Cut(at, ":")
+				n, err := unix.Getxattr(filepath.Join(dir, path), name, value)
+				require.NoError(t, err, at)
+				assert.Equal(t, want, string(value[:n]), at)
+			}
+		})
+		_, err = h.Rollback(ctx, "web", merged.Before.Name, live.RollbackOptions{})
+		require.NoError(t, err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
 )
 
 // MergeOptions says how a fork is merged.
@@ -133,6 +134,7 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	if err := l.take(ctx, now, m.layer.Name, cowcommon.VolumeOptions{}); err != nil {
 		return err
 	}
+	now = m.holding(ctx, now)
 	if _, err := l.commit(now); err != nil {
 		return errors.Join(err, l.endPending(context.WithoutCancel(ctx), now, l.own()))
 	}
@@ -143,12 +145,12 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 			err = errors.Join(err, dropErr)
 		}
 	}()
-	theirs, err := l.comparer.Compare(ctx, m.fork, m.base, cowcommon.Auto)
+	theirs, err := l.comparer.CompareMore(ctx, m.fork, m.base, cowcommon.Auto, treediff.Xattrs)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, theirs.Close()) }()
-	ours, err := l.comparer.Compare(ctx, now.Volume, m.base, cowcommon.Auto)
+	ours, err := l.comparer.CompareMore(ctx, now.Volume, m.base, cowcommon.Auto, treediff.Xattrs)
 	if err != nil {
 		return err
 	}
@@ -188,6 +190,21 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	return nil
 }
 
+// holding is Layers.holding of the moment before the merge. The layer is made from it, and gets data that the fork has allocated: on
+// btrfs that counts for nobody once the fork is gone.
+func (m *merge) holding(ctx context.Context, now record) record {
+	now = m.l.holding(ctx, now, m.layer)
+	if now.Held == 0 {
+		return now
+	}
+	added, err := m.l.Held(ctx, m.fork)
+	if err != nil {
+		m.l.log.Warn("what a merge adds to a layer does not count", "layer", m.layer.Name, "fork", m.fork, "error", err)
+	}
+	now.Held += added
+	return now
+}
+
 // beforeMerge begins the names of the snapshots that a merge takes.
 const beforeMerge = "before-merge"
 
@@ -199,7 +216,7 @@ func (m *merge) checkUnchanged(ctx context.Context, before Moment, now record) (
 			err = fmt.Errorf("layer %s may have changed while it was merged, and its content is snapshot %s: %w", m.layer.Name, before.Name, err)
 		}
 	}()
-	c, err := m.l.comparer.Compare(ctx, before.Volume, now.Volume, cowcommon.Auto)
+	c, err := m.l.comparer.CompareMore(ctx, before.Volume, now.Volume, cowcommon.Auto, treediff.Xattrs|treediff.Times)
 	if err != nil {
 		return err
 	}
@@ -215,5 +232,17 @@ func (m *merge) checkUnchanged(ctx context.Context, before Moment, now record) (
 	if _, err := m.l.replace(ctx, newMoment(m.layer.Name, now.Base), v, before.Volume, nil); err != nil {
 		return err
 	}
+	m.forgetBefore(before)
 	return errChanged
+}
+
+// forgetBefore takes the name off the snapshot of before: nothing was merged. A crash before that leaves the snapshot.
+func (m *merge) forgetBefore(before Moment) {
+	r, err := m.l.load(momentsDir, before.Volume)
+	if err == nil {
+		err = m.l.dropName(r)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		m.l.log.Warn("the snapshot of a merge that was taken back stays", "layer", m.layer.Name, "snapshot", before.Name, "error", err)
+	}
 }

@@ -53,6 +53,8 @@ type record struct {
 	Replaced time.Time `json:"replaced,omitzero"`
 	// Limit is the limit of the layer in bytes when the replacement began.
 	Limit uint64 `json:"limit,omitempty"`
+	// Held is how many bytes the moment may be the last to hold. See Layers.Held.
+	Held uint64 `json:"held,omitempty"`
 }
 
 const (

@@ -13,16 +13,15 @@ import (
 // the next Sweep removes them. Its schedules end. Returns ErrAlreadyExists if there is a layer of that name. Returns ErrFailedPrecondition if a step
 // that has not ended is about to give a layer that name. Fork and Adopt call NewLayer themselves.
 func (l *Layers) NewLayer(ctx context.Context, name string) (err error) {
-	for _, dir := range []string{pendingDir, momentsDir} {
-		volumes, err := l.recorded(dir, tag(name))
-		if err != nil {
-			return err
-		}
-		if len(volumes) > 0 {
-			return l.newLayerLocked(ctx, name)
-		}
+	pending, err := l.recorded(pendingDir, tag(name))
+	if err != nil {
+		return err
 	}
-	if len(l.scheduleFiles(&name)) > 0 {
+	named, err := l.mayBeNamed(name)
+	if err != nil {
+		return err
+	}
+	if len(pending) > 0 || named || len(l.scheduleFiles(&name)) > 0 {
 		return l.newLayerLocked(ctx, name)
 	}
 	return nil
@@ -59,6 +58,10 @@ func (l *Layers) newLayers(ctx context.Context, names ...string) error {
 		return err
 	}
 	if err := l.endSchedulesOf(ctx, names); err != nil {
+		return err
+	}
+	named, err := l.mayBeNamed(names...)
+	if err != nil || !named {
 		return err
 	}
 	recorded, err := l.recorded(momentsDir, "")

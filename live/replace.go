@@ -144,6 +144,7 @@ func (l *Layers) endReplace(ctx context.Context, r record, end ending) (former M
 	if err := end.seal(ctx, r.Volume); err != nil {
 		return former, false, err
 	}
+	r = l.holding(ctx, r, replaced)
 	if r.Name == "" {
 		former, err = l.commit(r)
 	} else {

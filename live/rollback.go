@@ -11,6 +11,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treecopy"
+	"github.com/cowshed/cowshed/cowcommon/treediff"
 )
 
 // RollbackOptions says how a layer is rolled back.
@@ -67,10 +68,10 @@ func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume,
 	if err := l.take(ctx, r, v.Name, cowcommon.VolumeOptions{}); err != nil {
 		return before, err
 	}
-	if before, err = l.commitNamed(ctx, r, prefix); err != nil {
+	if before, err = l.commitNamed(ctx, l.holding(ctx, r, v), prefix); err != nil {
 		return before, err
 	}
-	c, err := l.comparer.Compare(ctx, to.Volume, r.Volume, cowcommon.Auto)
+	c, err := l.comparer.CompareMore(ctx, to.Volume, r.Volume, cowcommon.Auto, treediff.Xattrs|treediff.Times)
 	if err != nil {
 		return before, err
 	}

@@ -102,7 +102,11 @@ func schedulePrefix(layer string) string {
 // SetSchedule sets a schedule of a layer, and replaces the one with the same period. Since is the present time, and Failed is
 // ignored. Returns ErrPermissionDenied if there are hooks, and others could write the record.
 func (l *Layers) SetSchedule(ctx context.Context, s Schedule) (err error) {
-	if err := s.Check(); err != nil {
+	err = s.Check()
+	if err == nil {
+		err = l.checkRunnable(s.Layer, s.Hooks)
+	}
+	if err != nil {
 		return err
 	}
 	if IsMoment(s.Layer) {
@@ -349,17 +353,22 @@ func (l *Layers) prune(ctx context.Context, s Schedule) error {
 	return err
 }
 
-// superfluous lists the snapshots of a schedule beyond those to keep, without those from which volumes were made.
+// superfluous lists the snapshots of a schedule beyond those to keep, without those from which volumes were made: also the moments of
+// forks, since people expect to find a snapshot that they have forked.
 func (l *Layers) superfluous(ctx context.Context, s Schedule) ([]Moment, error) {
 	taken, err := l.Scheduled(s)
 	if err != nil {
 		return nil, err
 	}
-	_, needed, err := l.volumes(ctx)
+	volumes, _, err := l.volumes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(excess(taken, s.Keep, time.Now()), func(m Moment) bool { return needed[m.Volume] }), nil
+	parents := make(map[string]bool)
+	for _, v := range volumes {
+		parents[v.Parent] = true
+	}
+	return slices.DeleteFunc(excess(taken, s.Keep, time.Now()), func(m Moment) bool { return parents[m.Volume] }), nil
 }
 
 // excess returns those of a schedule's snapshots that are older than the newest keep. Snapshots with a time to come, which a wrong

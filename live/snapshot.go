@@ -45,7 +45,7 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 		return m, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	r, err := l.momentOf(ctx, source)
+	r, of, err := l.momentOf(ctx, source)
 	if err != nil {
 		return m, err
 	}
@@ -67,7 +67,7 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	if err := l.take(ctx, r, source, opts.Volume); err != nil {
 		return m, err
 	}
-	return l.commitMade(r)
+	return l.commitTaken(ctx, r, of)
 }
 
 // CheckParent checks that a new layer of that name can be made from parent, by the caller. Returns ErrInvalidArgument if parent is
@@ -111,14 +111,24 @@ func checkLabelSize(labels map[string]string, forks int) error {
 	return nil
 }
 
-// momentOf describes a new moment of a layer, or of the layer of another moment.
-func (l *Layers) momentOf(ctx context.Context, source string) (record, error) {
+// momentOf describes a new moment of a layer, which it returns too, or of the layer of another moment.
+func (l *Layers) momentOf(ctx context.Context, source string) (r record, of cowcommon.Volume, err error) {
 	if IsMoment(source) {
-		of, err := l.load(momentsDir, source)
-		return newMoment(of.Layer, of.Base), err
+		from, err := l.load(momentsDir, source)
+		r = newMoment(from.Layer, from.Base)
+		r.Held = from.Held
+		return r, of, err
 	}
-	_, base, err := l.stat(ctx, source)
-	return newMoment(source, base), err
+	of, base, err := l.stat(ctx, source)
+	return newMoment(source, base), of, err
+}
+
+// commitTaken records a moment that was made of a volume. That is the zero Volume if it was made of another moment.
+func (l *Layers) commitTaken(ctx context.Context, r record, of cowcommon.Volume) (Moment, error) {
+	if of.Limit.Bytes == 0 {
+		return l.commitMade(r)
+	}
+	return l.commit(l.holding(ctx, r, of))
 }
 
 // take makes the volume of a recorded moment and its forks. If it fails, it leaves nothing.
@@ -154,7 +164,7 @@ func (l *Layers) Snapshot(ctx context.Context, layer, name string, opts Snapshot
 			return m, fmt.Errorf("snapshot: %w", err)
 		}
 	}
-	if err := opts.Hooks.Check(); err != nil {
+	if err := l.checkRunnable(layer, opts.Hooks); err != nil {
 		return m, err
 	}
 	if opts.Hooks.none() {
@@ -172,7 +182,7 @@ func (l *Layers) snapshot(ctx context.Context, layer, name string, opts Snapshot
 	if IsMoment(layer) {
 		return m, fault.New(errdefs.ErrInvalidArgument, "%s is a snapshot itself", layer)
 	}
-	r, err := l.momentOf(ctx, layer)
+	r, of, err := l.momentOf(ctx, layer)
 	if err != nil {
 		return m, err
 	}
@@ -184,7 +194,7 @@ func (l *Layers) snapshot(ctx context.Context, layer, name string, opts Snapshot
 	if err := l.take(ctx, r, layer, cowcommon.VolumeOptions{}); err != nil {
 		return m, err
 	}
-	return l.commitMade(r)
+	return l.commitTaken(ctx, r, of)
 }
 
 // commitNamed is commit of a snapshot whose name is prefix with the next free number.
@@ -230,6 +240,9 @@ func (l *Layers) named(ctx context.Context, r *record, name, prefix string, save
 		}
 	}
 	r.Name = name
+	if err := l.markNamed(r.Layer); err != nil {
+		return err
+	}
 	return save()
 }
 

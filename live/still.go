@@ -68,7 +68,7 @@ func (l *Layers) still(ctx context.Context, v cowcommon.Volume) (_ *Still, err e
 // takeUnnamed makes a moment of a layer that has no name and no forks. Its volume is the layer's own if the Backend cannot make
 // one.
 func (l *Layers) takeUnnamed(ctx context.Context, v cowcommon.Volume) (Moment, error) {
-	r, err := l.momentOf(ctx, v.Name)
+	r, _, err := l.momentOf(ctx, v.Name)
 	if err == nil {
 		err = l.save(pendingDir, r)
 	}
@@ -90,7 +90,7 @@ func (l *Layers) standIn(ctx context.Context, v cowcommon.Volume) (Moment, error
 	if IsMoment(v.Name) {
 		return l.Moment(v.Name)
 	}
-	r, err := l.momentOf(ctx, v.Name)
+	r, _, err := l.momentOf(ctx, v.Name)
 	r.Volume = v.Name
 	return r.Moment, err
 }

@@ -149,7 +149,11 @@ func (l *Layers) sweep(ctx context.Context) error {
 	for {
 		again, err := l.sweepOnce(ctx)
 		if !again {
-			return errors.Join(expireErr, err)
+			namedErr := l.sweepNamed()
+			if fault.IsFull(namedErr) { // a later Sweep does the same
+				namedErr = nil
+			}
+			return errors.Join(expireErr, err, namedErr)
 		}
 	}
 }
@@ -240,17 +244,16 @@ func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]c
 	if _, ok := volumes[r.Volume]; !ok {
 		return false, l.forget(momentsDir, r.Volume)
 	}
-	if (r.Name == "" || !hasLayer) && !needed {
+	was, name := r.Forks, r.Name
+	if r.Forks, err = l.forksIn(ctx, r, volumes); err != nil {
+		return false, err
+	}
+	if (r.Name == "" || !hasLayer) && !needed && len(r.Forks) == 0 {
 		gone, err = l.removeMoment(ctx, r.Volume)
 		if !gone {
 			l.left.Store(true)
 		}
 		return gone, err
-	}
-	was, name := r.Forks, r.Name
-	r.Forks, err = l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) { return volumes[name], nil })
-	if err != nil {
-		return false, err
 	}
 	if !hasLayer {
 		r.Name = ""
@@ -263,6 +266,12 @@ func (l *Layers) sweepRecord(ctx context.Context, r record, volumes map[string]c
 		return false, nil
 	}
 	return false, err
+}
+
+// forksIn returns the forks in a record that are among volumes. Each needs the moment, from which its changes count, also after a
+// rollback or a merge of the fork.
+func (l *Layers) forksIn(ctx context.Context, r record, volumes map[string]cowcommon.Volume) ([]Fork, error) {
+	return l.forksThere(ctx, r, func(name string) (cowcommon.Volume, error) { return volumes[name], nil })
 }
 
 // forksThere returns the forks in a record that are there. find describes the volume of a name, and returns the zero Volume if
@@ -284,25 +293,55 @@ func (l *Layers) forksThere(ctx context.Context, r record, find func(name string
 	return forks, nil
 }
 
-// volumes lists all volumes by name, and the names of those from which others were made.
+// volumes lists all volumes by name, and the names of those that others need as their Parent. A layer does: its Parent tells from
+// where its changes count. A moment does not, since its record tells that, and its content is complete. But the volume of a step that
+// has not ended may become a layer.
 func (l *Layers) volumes(ctx context.Context) (volumes map[string]cowcommon.Volume, needed map[string]bool, err error) {
+	unfinished, err := l.unfinishedVolumes()
+	if err != nil {
+		return nil, nil, err
+	}
 	volumes, needed = make(map[string]cowcommon.Volume), make(map[string]bool)
 	for v, err := range l.backend.Volumes(ctx) {
 		if err != nil {
 			return nil, nil, err
 		}
 		volumes[v.Name] = v
-		if v.Parent != "" {
+		if v.Parent != "" && (!IsMoment(v.Name) || unfinished(v.Name)) {
 			needed[v.Parent] = true
 		}
 	}
 	return volumes, needed, nil
 }
 
-// removeUnneeded removes the volume of a moment and its record, unless it is in use or a volume was made from it.
+// unfinishedVolumes returns a function that reports whether a volume with the name of a moment is no recorded one. It may be of a step
+// that has not ended.
+func (l *Layers) unfinishedVolumes() (func(volume string) bool, error) {
+	recorded := make(map[string]bool)
+	for _, dir := range []string{momentsDir, pendingDir} { // in this order, since the latter counts
+		volumes, err := l.recorded(dir, "")
+		if err != nil {
+			return nil, err
+		}
+		for _, volume := range volumes {
+			recorded[volume] = dir == momentsDir
+		}
+	}
+	return func(volume string) bool { return !recorded[volume] }, nil
+}
+
+// removeUnneeded removes the volume of a moment and its record, unless it is in use or something needs it.
 func (l *Layers) removeUnneeded(ctx context.Context, volume string) (gone bool, err error) {
-	_, needed, err := l.volumes(ctx)
+	volumes, needed, err := l.volumes(ctx)
 	if err != nil || needed[volume] {
+		return false, err
+	}
+	r, err := l.load(momentsDir, volume)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return false, err
+	}
+	forks, err := l.forksIn(ctx, r, volumes)
+	if err != nil || len(forks) > 0 {
 		return false, err
 	}
 	return l.removeMoment(ctx, volume)
@@ -407,7 +446,10 @@ func (l *Layers) endPending(ctx context.Context, r record, end ending) error {
 		return err
 	}
 	if r.Replaced.IsZero() && v.Sealed && (len(forks) > 0 || r.Name != "") {
-		_, err := l.commit(r)
+		layer, _, err := end.find(ctx, r.Layer)
+		if err == nil {
+			_, err = l.commit(l.holding(ctx, r, layer))
+		}
 		return err
 	}
 	if err := l.backend.Remove(ctx, r.Volume); err != nil {
@@ -426,7 +468,7 @@ func (l *Layers) Delete(ctx context.Context) (err error) {
 	if err := l.sweep(ctx); err != nil {
 		return err
 	}
-	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namesFile, lockFile, "."} {
+	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namedDir, namesFile, lockFile, "."} {
 		if err := os.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -332,6 +332,7 @@ func (q *Qgroups) Usage(id uint64) (Usage, error) {
 	if mode == Classic {
 		if usage.Total, err = q.referenced(id); err == nil {
 			usage.Bytes, err = q.exclusive(id)
+			usage.Exclusive = true
 		}
 	} else {
 		usage.Bytes, err = q.referenced(id)

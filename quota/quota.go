@@ -67,4 +67,6 @@ func (l Limit) String() string {
 type Usage struct {
 	Bytes uint64 // allocated by this volume since it was cloned or created
 	Total uint64 // everything reachable from it, the image included; 0 where the filesystem cannot say without a walk
+	// Exclusive says that Bytes leaves out data that other volumes reference too.
+	Exclusive bool
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/layerstore"
+	"github.com/cowshed/cowshed/internal/printable"
 )
 
 // adoptInfo is the output of adopt --json.
@@ -67,7 +68,11 @@ func (s *store) adopt(cmd *cobra.Command, args []string, size string, asJSON boo
 		}
 		opts.Limit = s.Driver.Limit(bytes)
 	}
-	snapshot, err := s.Live.Adopt(cmd.Context(), name, dir, opts)
+	snapshot := false
+	err = s.working(cmd, "adopt "+printable.Path(dir), func() (err error) {
+		snapshot, err = s.Live.Adopt(cmd.Context(), name, dir, opts)
+		return err
+	})
 	if err != nil {
 		return asNotFound(err)
 	}

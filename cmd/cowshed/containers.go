@@ -90,7 +90,7 @@ func (a *app) withContainers(cmd *cobra.Command, references []string, do func(*s
 	defer func() { err = errors.Join(err, driver.Cleanup()) }()
 	s := layerstore.New(dir, driver, nil, a.log) // there are no images
 	s.Containers = volumes
-	s.Live.WithProcesses(daemon.ProcessOf(c))
+	s.Live.WithProcesses(daemon.ProcessOf(c)).WithContainers(daemon.ContainersOf(c))
 	s.Recover(ctx)
 	return do(a.storeOf(s))
 }

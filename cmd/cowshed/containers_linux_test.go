@@ -300,3 +300,26 @@ func testContainerExport(t *testing.T, h *containersHost) {
 	check("fork:try")
 	h.stop()
 }
+
+// TestDoctorMomentsOfContainers: doctor looks at the records of containers' snapshots and forks, beside the daemon.
+func TestDoctorMomentsOfContainers(t *testing.T) {
+	h := newContainersHost(t, "snapshot")
+	a := at{root: h.root}
+	doctor := func() string { return a.run(t, "doctor", "--containerd", "--config", h.config).out }
+	assert.NotContains(t, doctor(), "moments:", "there are none yet")
+	h.cowshed("snapshot", web, "one")
+	assert.Contains(t, doctor(), "ok    moments: records of snapshots and forks agree with the volumes")
+	h.cowshed("fork", web, "try")
+	h.cowshed("snapshot", "fork:try", "two")
+	for begun, want := range map[string]string{"f": "fork:try\n", "fork:try@": "fork:try@two\n", web + "@": web + "@one\n"} {
+		assert.Contains(t, a.ok(t, "__complete", "--root", a.root, "changes", "--config", h.config, begun), want)
+	}
+	assert.Contains(t, a.ok(t, "__complete", "--root", a.root, "rollback", "--config", h.config, "fork:try", ""), "two\n")
+	h.cowshed("rm", "fork:try")
+	records, err := filepath.Glob(filepath.Join(h.root, "containerd/live/btrfs/moments/*.json"))
+	require.NoError(t, err)
+	require.NotEmpty(t, records)
+	require.NoError(t, os.WriteFile(records[0], []byte("{"), 0o600))
+	assert.Regexp(t, `fail  moments: record of a moment .*\n +restore the record`, doctor())
+	h.stop()
+}

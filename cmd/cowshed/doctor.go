@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -235,7 +236,7 @@ func (d *doctor) store(ctx context.Context) {
 	d.layers(ctx, s)
 	d.nativeDiff(ctx, s)
 	d.images(ctx, s)
-	d.moments(ctx, s)
+	d.moments(ctx, s.Live)
 }
 
 // layers counts layers.
@@ -305,18 +306,20 @@ func (d *doctor) images(ctx context.Context, s *store) {
 	}
 }
 
-// moments looks for forks, snapshots and their records that do not fit together.
-func (d *doctor) moments(ctx context.Context, s *store) {
-	problems, err := s.Live.Check(ctx)
+const momentsCheck = "moments"
+
+// moments looks for forks, snapshots and their records that do not fit together, and at schedules.
+func (d *doctor) moments(ctx context.Context, layers *live.Layers) {
+	problems, err := layers.Check(ctx)
 	switch {
 	case errdefs.IsUnavailable(err):
-		d.add(ok, "moments", "", "not looked at: %v", err)
-		return
+		d.add(ok, momentsCheck, "", "not looked at: %v", err)
+		problems = layers.CheckSchedules(time.Now())
 	case err != nil:
-		d.add(fail, "moments", "", "%v", err)
-		return
+		d.add(fail, momentsCheck, "", "%v", err)
+		problems = layers.CheckSchedules(time.Now())
 	case len(problems) == 0:
-		d.add(ok, "moments", "", "records of snapshots and forks agree with the volumes")
+		d.add(ok, momentsCheck, "", "records of snapshots and forks agree with the volumes")
 	}
 	d.problems(problems)
 }
@@ -327,7 +330,7 @@ func (d *doctor) problems(problems []live.Problem) {
 		if p.Severe {
 			v = fail
 		}
-		d.add(v, "moments", p.Advice, "%s", p.What)
+		d.add(v, momentsCheck, p.Advice, "%s", p.What)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/cowshed/cowshed/internal/containerdconf"
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/setup"
+	"github.com/cowshed/cowshed/live"
 )
 
 // answerTimeout is how long doctor waits for a daemon.
@@ -81,7 +82,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 	answers := d.daemonAnswers(ctx, c)
 	h.lost()
 	h.doomed()
-	h.schedules()
+	h.moments(ctx)
 	h.engines(answers)
 	config, err := containerdconf.Read(f.containerdConfig, nil)
 	if err != nil {
@@ -127,6 +128,28 @@ func (d *doctor) daemonAnswers(ctx context.Context, c daemon.Config) bool {
 	}
 	d.add(ok, "daemon", "", "it answers on %s", c.Address)
 	return true
+}
+
+// moments looks at the snapshots, forks and schedules of containers. It opens the home beside the daemon, if there is any record.
+func (h hostCheck) moments(ctx context.Context) {
+	dirs := h.config.LiveDirs()
+	if len(dirs) == 0 {
+		return
+	}
+	dir, driver, err := daemon.OpenHome(ctx, h.config, h.app.log)
+	if err != nil {
+		h.add(warn, momentsCheck, "", "those of containers are not looked at: %v", err)
+	} else {
+		own := live.Dir(dir, driver.String(), driver.Backend())
+		dirs = slices.DeleteFunc(dirs, func(dir string) bool { return dir == own })
+		h.doctor.moments(ctx, live.New(driver.Backend(), own, h.app.log))
+		if err := driver.Cleanup(); err != nil {
+			h.add(warn, momentsCheck, "", "%v", err)
+		}
+	}
+	for _, dir := range dirs { // of another driver or place, whose volumes nobody has open
+		h.problems(live.New(nil, dir, h.app.log).CheckSchedules(time.Now()))
+	}
 }
 
 // doomed reports volumes whose space is not free although their snapshots are removed.

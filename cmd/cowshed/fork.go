@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -34,7 +35,8 @@ With --count, several copies of the same moment are made, named NAME-1, NAME-2 a
 layer, unless --size says another. cowshed changes lists the changes of the copy since this moment, and cowshed merge
 applies them to the layer. Layer and copies can be removed in any order.
 
-With --mount-at, each copy is also mounted on the directory of that name, in which %d stands for its number. A copy
+With --mount-at, each copy is also mounted on the directory of that name, in which %d stands for its number. If that fails, the
+command fails, and prints the names of the copies all the same: they stay. A copy
 with --ttl is removed after that time, by the next command that lists or removes snapshots or layers. It stays while it
 is in use, and while layers are there that were made from it.`,
 		Example: `  cowshed fork web web-test
@@ -87,15 +89,20 @@ func (s *store) fork(cmd *cobra.Command, args []string, f forkFlags) error {
 	if err != nil {
 		return err
 	}
+	var mountErr error
 	if f.mountAt != "" {
-		if err := s.mountForks(cmd.Context(), forks, f.mountAt); err != nil {
-			return fmt.Errorf("the layers are made, but not all mounted: %w", err)
+		if mountErr = s.mountForks(cmd.Context(), forks, f.mountAt); mountErr != nil {
+			mountErr = fmt.Errorf("the layers are made, but not all mounted: %w", mountErr)
 		}
 	}
+	return errors.Join(mountErr, s.printForks(cmd, forks, f.json)) // the names may be made up, and the forks are there
+}
+
+func (s *store) printForks(cmd *cobra.Command, forks []live.Fork, asJSON bool) error {
 	for i := range forks {
 		forks[i].Name = s.Shown(forks[i].Name)
 	}
-	if f.json {
+	if asJSON {
 		return printJSON(cmd, forks)
 	}
 	for _, fork := range forks {

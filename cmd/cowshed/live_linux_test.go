@@ -60,6 +60,14 @@ func TestForkCommand(t *testing.T) {
 		require.NoError(t, unix.Unmount(target, 0))
 	}
 	assert.Equal(t, "A /new\n", a.ok(t, "changes", "try-2"))
+	write(t, strings.ReplaceAll(pattern, "%d", "file-2"), "")
+	r := a.run(t, "fork", "web", "-n", "2", "--mount-at", strings.ReplaceAll(pattern, "%d", "file-%d"))
+	assert.NotZero(t, r.code)
+	require.Contains(t, r.err, "not all mounted")
+	made := strings.Fields(r.out)
+	require.Len(t, made, 2, "they are there")
+	require.NoError(t, unix.Unmount(strings.ReplaceAll(pattern, "%d", "file-1"), 0))
+	a.ok(t, append([]string{"rm"}, made...)...)
 
 	var layers []api.Layer
 	a.json(t, &layers, "ls")
@@ -144,9 +152,14 @@ func TestSnapshotCommand(t *testing.T) {
 
 	t.Run("rollback", func(t *testing.T) {
 		a.with(t, "web", func(dir string) {
+			sleep := exec.Command("sleep", "1000")
+			sleep.Dir = dir
+			testfs.Start(t, sleep)
 			r := a.run(t, "rollback", "web", "before")
 			assert.Equal(t, exitPrecondition, r.code)
-			assert.Contains(t, r.err, dir)
+			assert.Contains(t, r.err, fmt.Sprintf("%s, in use by process %d (sleep); unmount it", dir, sleep.Process.Pid))
+			require.NoError(t, sleep.Process.Kill())
+			require.Error(t, testfs.Wait(t, sleep))
 			assert.Equal(t, "before-rollback-1\n", a.ok(t, "rollback", "web", "before", "--live"))
 			assert.NoFileExists(t, filepath.Join(dir, "new"))
 		})
@@ -169,13 +182,18 @@ func TestSnapshotCommand(t *testing.T) {
 	t.Run("completion", func(t *testing.T) {
 		assert.Contains(t, a.ok(t, "__complete", "--root", a.root, "rollback", "web", ""), "before-rollback-1")
 		assert.NotContains(t, a.ok(t, "__complete", "--root", a.root, "rm", ""), "moment-")
+		assert.Contains(t, a.ok(t, "__complete", "--root", a.root, "changes", "web", "web@b"), "web@before-rollback-1\n")
 	})
-	a.ok(t, "snapshot", "rm", "web", "before", "snapshot-1")
+	var removed []string
+	a.json(t, &removed, "snapshot", "rm", "web", "before", "snapshot-1")
+	assert.Equal(t, []string{"before", "snapshot-1"}, removed)
 	assert.Equal(t, exitNotFound, a.run(t, "snapshot", "rm", "web", "before").code)
 	assert.Equal(t, exitUsage, a.run(t, "rm", "web@before-rollback-1").code)
 	assert.Equal(t, exitUsage, a.run(t, "rm", infos[0].Volume).code)
 	assert.Equal(t, exitUsage, a.run(t, "create", infos[0].Volume).code)
-	a.ok(t, "rm", "web", "base", "fork", "of-fork")
+	removed = nil
+	a.json(t, &removed, "rm", "web", "base", "fork", "of-fork")
+	assert.ElementsMatch(t, []string{"web", "base", "fork", "of-fork"}, removed)
 	entries, err := os.ReadDir(filepath.Join(a.root, "btrfs/subvolumes"))
 	require.NoError(t, err)
 	assert.Empty(t, entries)

@@ -94,7 +94,11 @@ func (s *store) merge(cmd *cobra.Command, fork, into string, opts layerstore.Mer
 	if err != nil {
 		return err
 	}
-	merged, err := s.Merge(cmd.Context(), v, target, opts)
+	var merged api.Merge
+	err = s.working(cmd, "merge "+printable.Path(fork), func() (err error) {
+		merged, err = s.Merge(cmd.Context(), v, target, opts)
+		return err
+	})
 	var conflict *live.ConflictError
 	if errors.As(err, &conflict) {
 		if listErr := listConflicts(cmd, s.Shown(target.Name), layerstore.Conflicts(conflict.Conflicts), asJSON); listErr != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,22 @@ func printJSON(cmd *cobra.Command, value any) error {
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
 	return enc.Encode(value)
+}
+
+// printEach prints each name that do gives to print, at once or at the end as a list in JSON: also those before an error of do.
+func printEach(cmd *cobra.Command, asJSON bool, do func(print func(name string) error) error) error {
+	if !asJSON {
+		return do(func(name string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
+			return err
+		})
+	}
+	names := []string{}
+	err := do(func(name string) error {
+		names = append(names, name)
+		return nil
+	})
+	return errors.Join(err, printJSON(cmd, names))
 }
 
 // table prints rows in columns.

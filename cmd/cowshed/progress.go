@@ -2,6 +2,7 @@ package main
 
 import (
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/vbauerster/mpb/v8"
@@ -73,6 +74,40 @@ func (b *bars) wait() {
 	}
 	b.mu.Unlock()
 	b.container.Wait()
+}
+
+// spinnerAfter is how long work takes before a spinner shows that it goes on.
+const spinnerAfter = time.Second
+
+// working calls do, whose work cannot be measured. On a terminal a spinner with the time shows it if it takes long.
+func (s *store) working(cmd *cobra.Command, what string, do func() error) error {
+	return workingOn(barsOn(cmd, s.quiet), spinnerAfter, what, do)
+}
+
+// workingOn is working with a place for bars, nil if nothing is to be shown.
+func workingOn(p *mpb.Progress, after time.Duration, what string, do func() error) error {
+	if p == nil {
+		return do()
+	}
+	ended, shown := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(shown)
+		select {
+		case <-time.After(after):
+		case <-ended:
+			return
+		}
+		spinner := p.New(0, mpb.SpinnerStyle().PositionLeft(),
+			mpb.PrependDecorators(decor.Name(what, decor.WCSyncSpaceR)), mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)))
+		<-ended
+		spinner.SetTotal(-1, true)
+		spinner.Abort(true)
+	}()
+	err := do()
+	close(ended)
+	<-shown
+	p.Wait()
+	return err
 }
 
 // bar is one task.

@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/vbauerster/mpb/v8"
+
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // TestBars: a task ends once. The program waits neither for tasks that end early nor for tasks that nobody ends.
@@ -35,4 +39,43 @@ func TestBars(t *testing.T) {
 	task.Next("one")
 	task.End("done")
 	hidden.wait()
+}
+
+// TestWorking: work that takes long is shown, and other work is not.
+func TestWorking(t *testing.T) {
+	for _, long := range []bool{true, false} {
+		var out syncBuffer
+		p := mpb.New(mpb.WithOutput(&out), mpb.WithWidth(48), mpb.WithAutoRefresh(), mpb.WithRefreshRate(50*time.Microsecond))
+		after := time.Hour
+		if long {
+			after = 0
+		}
+		err := workingOn(p, after, "adopt", func() error {
+			if long {
+				assert.Eventually(t, func() bool { return strings.Contains(out.String(), "adopt") }, testfs.Patience, time.Millisecond)
+			}
+			return errReported
+		})
+		assert.ErrorIs(t, err, errReported)
+		assert.Equal(t, long, strings.Contains(out.String(), "adopt"))
+	}
+	assert.NoError(t, workingOn(nil, 0, "adopt", func() error { return nil }))
+}
+
+// syncBuffer is a buffer that somebody reads while others write.
+type syncBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
 }

@@ -8,19 +8,68 @@ import (
 
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/image"
+	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/internal/layerstore"
 	"github.com/cowshed/cowshed/live"
+	"github.com/cowshed/cowshed/snapshotter"
 )
 
 // completeLayers offers the names of layers, and of images if they are meant too, for the first n arguments.
 func completeLayers(a *app, n int, images bool) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if n >= 0 && len(args) >= n {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		names := a.names(cmd.Context(), true, images)
-		return names, cobra.ShellCompDirectiveNoFileComp
+		if layer, _, ok := live.Cut(begun); ok {
+			var names []cobra.Completion
+			for _, snapshot := range a.snapshotNames(cmd, layer) {
+				names = append(names, layer+"@"+snapshot)
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		}
+		return append(a.names(cmd.Context(), true, images), a.forkNames(cmd)...), cobra.ShellCompDirectiveNoFileComp
 	}
+}
+
+// forkNames lists the forks of containers for completion, if the command takes containers.
+func (a *app) forkNames(cmd *cobra.Command) (names []cobra.Completion) {
+	if cmd.Flags().Lookup("config") == nil {
+		return nil
+	}
+	a.setUpQuiet()
+	c, err := a.daemonConfig(cmd)
+	if err != nil {
+		return nil
+	}
+	for _, name := range c.VolumeNames(cmd.Context()) {
+		if !snapshotter.IsVolumeName(name) && !live.IsMoment(name) {
+			names = append(names, string(layerref.Fork)+":"+name)
+		}
+	}
+	return names
+}
+
+// snapshotNames lists the snapshots of a layer for completion.
+func (a *app) snapshotNames(cmd *cobra.Command, layer string) (names []cobra.Completion) {
+	a.setUpQuiet()
+	dirs, _ := filepath.Glob(filepath.Join(live.DirsIn(a.root), "*"))
+	if cmd.Flags().Lookup("config") != nil && a.isReference(layer) {
+		c, err := a.daemonConfig(cmd)
+		if err != nil {
+			return nil
+		}
+		if layer, err = a.volumeOf(cmd.Context(), c, layer); err != nil {
+			return nil
+		}
+		dirs = c.LiveDirs()
+	}
+	for _, dir := range dirs {
+		snapshots, _ := live.New(nil, dir, a.log).Snapshots(cmd.Context(), layer)
+		for _, s := range snapshots {
+			names = append(names, s.Name)
+		}
+	}
+	return names
 }
 
 // completeImages offers the names of images for the first n arguments.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -11,7 +10,7 @@ import (
 )
 
 func newRmCommand(a *app) *cobra.Command {
-	force := false
+	force, asJSON := false, false
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
 		Short: "Remove layers",
@@ -23,16 +22,17 @@ The others stay complete, but cannot be compared with the removed layer afterwar
 it, and its forks stay.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withLayers(cmd, args, func(s *store) error { return s.rm(cmd, args, force) })
+			return a.withLayers(cmd, args, func(s *store) error { return s.rm(cmd, args, force, asJSON) })
 		},
 		ValidArgsFunction: completeLayers(a, -1, false),
 	}
+	addJSON(cmd, &asJSON)
 	addContainers(a, cmd)
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "ignore layers that do not exist, and remove layers that others were made from")
 	return cmd
 }
 
-func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
+func (s *store) rm(cmd *cobra.Command, names []string, force, asJSON bool) error {
 	var chosen []cowcommon.Volume
 	for _, name := range names {
 		v, err := s.LayerAlone(cmd.Context(), name)
@@ -47,8 +47,7 @@ func (s *store) rm(cmd *cobra.Command, names []string, force bool) error {
 			chosen = append(chosen, v)
 		}
 	}
-	return s.Remove(cmd.Context(), chosen, force, func(v cowcommon.Volume) error {
-		_, err := fmt.Fprintln(cmd.OutOrStdout(), s.Shown(v.Name))
-		return err
+	return printEach(cmd, asJSON, func(print func(name string) error) error {
+		return s.Remove(cmd.Context(), chosen, force, func(v cowcommon.Volume) error { return print(s.Shown(v.Name)) })
 	})
 }

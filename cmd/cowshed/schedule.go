@@ -26,6 +26,7 @@ type scheduleInfo struct {
 	Message   string        `json:"message,omitempty"`
 	Pre       string        `json:"pre,omitempty"`
 	Post      string        `json:"post,omitempty"`
+	Inside    bool          `json:"inContainer,omitempty"` // of Pre and Post
 	Since     time.Time     `json:"since"`
 	Taken     int           `json:"taken"`             // snapshots that are there
 	Last      time.Time     `json:"last,omitzero"`     // of these
@@ -53,7 +54,7 @@ func (i scheduleInfo) outcome() string {
 func describeSchedule(layers *live.Layers, s live.Schedule) (scheduleInfo, error) {
 	info := scheduleInfo{
 		Layer: s.Layer, Reference: s.Hooks.Reference, Every: s.Name(), Keep: s.Keep, Message: s.Message,
-		Pre: s.Hooks.Pre, Post: s.Hooks.Post, Since: s.Since, Failed: s.Failed,
+		Pre: s.Hooks.Pre, Post: s.Hooks.Post, Inside: s.Hooks.InContainer, Since: s.Since, Failed: s.Failed,
 	}
 	taken, err := layers.Scheduled(s)
 	if err != nil {
@@ -178,11 +179,4 @@ func newSnapshotUnscheduleCommand(a *app) *cobra.Command {
 	cmd.Flags().DurationVar(&every, "every", 0, "the period of the schedule that is ended; all schedules by default")
 	addContainers(a, cmd)
 	return cmd
-}
-
-// schedules looks at the schedules of containers.
-func (h hostCheck) schedules() {
-	for _, dir := range h.config.LiveDirs() {
-		h.problems(live.New(nil, dir, h.app.log).CheckSchedules(time.Now()))
-	}
 }

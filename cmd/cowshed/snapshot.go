@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,6 +38,10 @@ given here), and COWSHED_PID: the first process of a container that runs. If --p
 snapshot, and --post is run all the same. If this command is killed in between, cowshed serve runs --post
 within a minute, or at its next start. Or the next snapshot with hooks runs it first.
 
+With --in-container, both are run in the container of LAYER instead, by its /bin/sh, with the user, rights and environment of its
+first process. That goes for Docker, Kubernetes, nerdctl and containerd. Their output is lost, and their exit status counts. If the
+container does not run, neither is run.
+
 With --every, this command takes no snapshot itself. It makes cowshed serve with the same root take them from now on, at
 full periods in UTC, such as each full hour. The last --keep of these stay, and all from which layers were
 made or that are in use. A layer may have several schedules with different periods; one with the same period is
@@ -49,7 +52,7 @@ Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@b
   cowshed changes web web@before
   cowshed rollback web before
   cowshed snapshot web --every 1h --keep 24
-  cowshed snapshot docker:db --pre 'docker exec db freeze' --post 'docker exec db thaw'`,
+  cowshed snapshot docker:db --in-container --pre freeze --post thaw`,
 		Args: usageArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
@@ -75,6 +78,7 @@ Other commands take a snapshot as LAYER@NAME, such as: cowshed changes web web@b
 	flags.IntVar(&f.keep, "keep", defaultKeep, "with --every: how many of these snapshots stay")
 	flags.StringVar(&f.hooks.Pre, "pre", "", "`COMMAND` that is run before the snapshot, and has to succeed")
 	flags.StringVar(&f.hooks.Post, "post", "", "`COMMAND` that is run afterwards, also if --pre has failed")
+	flags.BoolVar(&f.hooks.InContainer, "in-container", false, "run --pre and --post in the container, and not on the host")
 	flags.DurationVar(&f.hooks.Timeout, "hook-timeout", hookTimeout, "how long each of these may take")
 	addJSON(cmd, &f.json)
 	addContainers(a, cmd)
@@ -112,7 +116,11 @@ func newSnapshotLsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls LAYER",
 		Short: "List the snapshots of a layer",
-		Args:  usageArgs(cobra.ExactArgs(1)),
+		Long: `Lists the snapshots of a layer, oldest first. WRITTEN is the data that the filesystem counts for the snapshot's own volume.
+It is close to nothing for a snapshot of a layer: its data counts for the layer that wrote it. For the content of before a
+rollback or a merge, it is the data that the layer had written until then. It does not say how much space a removal frees, which
+depends on the data that the layer and its other snapshots still have. No quotas: -.`,
+		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLayers(cmd, args, func(s *store) error { return s.snapshots(cmd, args[0], asJSON) })
 		},
@@ -140,10 +148,11 @@ func (s *store) snapshots(cmd *cobra.Command, layer string, asJSON bool) error {
 	for _, i := range infos {
 		rows = append(rows, []string{i.Name, i.Time.Local().Format(time.DateTime), usageText(i.Usage), orDash(printable.Path(i.Message))})
 	}
-	return table(cmd.OutOrStdout(), []string{"NAME", "TIME", "USAGE", "MESSAGE"}, rows)
+	return table(cmd.OutOrStdout(), []string{"NAME", "TIME", "WRITTEN", "MESSAGE"}, rows)
 }
 
 func newSnapshotRmCommand(a *app) *cobra.Command {
+	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "rm LAYER NAME...",
 		Short: "Remove snapshots of a layer",
@@ -155,19 +164,23 @@ func newSnapshotRmCommand(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				for _, name := range args[1:] {
-					if err := s.Live.RemoveSnapshot(cmd.Context(), v.Name, name); err != nil {
-						return err
+				return printEach(cmd, asJSON, func(print func(name string) error) error {
+					for _, name := range args[1:] {
+						err := s.Live.RemoveSnapshot(cmd.Context(), v.Name, name)
+						if err == nil {
+							err = print(name)
+						}
+						if err != nil {
+							return err
+						}
 					}
-					if _, err := fmt.Fprintln(cmd.OutOrStdout(), name); err != nil {
-						return err
-					}
-				}
-				return nil
+					return nil
+				})
 			})
 		},
 		ValidArgsFunction: completeSnapshots(a, -1),
 	}
+	addJSON(cmd, &asJSON)
 	addContainers(a, cmd)
 	return cmd
 }
@@ -220,7 +233,11 @@ func (s *store) rollback(cmd *cobra.Command, layer, snapshot string, opts live.R
 	if err != nil {
 		return err
 	}
-	before, err := s.Rollback(cmd.Context(), v, snapshot, opts)
+	var before live.Moment
+	err = s.working(cmd, "roll back "+printable.Path(layer), func() (err error) {
+		before, err = s.Rollback(cmd.Context(), v, snapshot, opts)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -232,19 +249,10 @@ func completeSnapshots(a *app, n int) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		switch {
 		case len(args) == 0:
-			return a.names(cmd.Context(), true, false), cobra.ShellCompDirectiveNoFileComp
+			return append(a.names(cmd.Context(), true, false), a.forkNames(cmd)...), cobra.ShellCompDirectiveNoFileComp
 		case n >= 0 && len(args) >= n:
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		a.setUpQuiet()
-		var names []cobra.Completion
-		dirs, _ := filepath.Glob(filepath.Join(live.DirsIn(a.root), "*"))
-		for _, dir := range dirs {
-			snapshots, _ := live.New(nil, dir, a.log).Snapshots(cmd.Context(), args[0])
-			for _, s := range snapshots {
-				names = append(names, s.Name)
-			}
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
+		return a.snapshotNames(cmd, args[0]), cobra.ShellCompDirectiveNoFileComp
 	}
 }

@@ -25,8 +25,8 @@ import (
 
 	"github.com/moby/go-archive"
 
+	"github.com/cowshed/cowshed/internal/filemeta"
 	"github.com/cowshed/cowshed/internal/overlaymark"
-	"github.com/cowshed/cowshed/internal/treeat"
 )
 
 // Options says how trees are copied. The zero value is usable.
@@ -87,13 +87,7 @@ func (m Marks) IsContent(name string) bool {
 }
 
 // IsContent reports whether Copy copies an extended attribute.
-func IsContent(name string) bool {
-	switch name {
-	case treeat.Capability, treeat.ACLAccess, treeat.ACLDefault:
-		return true
-	}
-	return (strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.")) && !strings.HasPrefix(name, "trusted.cowshed.")
-}
+func IsContent(name string) bool { return filemeta.IsContent(name) }
 
 // Copy makes each changed name in dst as it is in src. A name of a Delete is removed, with all that is below it. A
 // directory of an Add or Modify gets its attributes and keeps its content. Another file is made anew, in place of

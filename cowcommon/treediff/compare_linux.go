@@ -10,10 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/sharedmark"
+	"github.com/cowshed/cowshed/internal/treeat"
 )
 
-func compare(ctx context.Context, topPath, basePath string, hints *Hints) ([]archive.Change, error) {
-	changes, err := newWalk(topPath, basePath, hints).changeList(ctx)
+func compare(ctx context.Context, topPath, basePath string, hints *Hints, extra Extra) ([]archive.Change, error) {
+	w := newWalk(topPath, basePath, hints)
+	w.extra = extra
+	changes, err := w.changeList(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("treediff: compare: %w", err)
 	}
@@ -158,6 +161,9 @@ func (w *worker) compareName(d *dir, name string, is [2]kind, hint *node) error 
 		return w.list(d, name, archive.ChangeModify)
 	}
 	same, err := w.sameFile(d, name, is[top], hint)
+	if same && err == nil {
+		same, err = w.sameExtra(name, [2]treeat.File{{Dir: d.fd[top], Name: name, FD: -1}, {Dir: d.fd[base], Name: name, FD: -1}})
+	}
 	if same || err != nil {
 		return err
 	}
@@ -270,6 +276,13 @@ func (w *worker) enter(d *dir, c child) (*dir, error) {
 		if err := w.caps[s].readFd(sub.fd[s]); err != nil {
 			sub.close()
 			return nil, w.fail("getxattr", side(s), c.name, err)
+		}
+	}
+	if same && w.caps[top].equal(&w.caps[base]) {
+		same, err = w.sameExtra(c.name, [2]treeat.File{{FD: sub.fd[top]}, {FD: sub.fd[base]}})
+		if err != nil {
+			sub.close()
+			return nil, err
 		}
 	}
 	sub.changed = !same || !w.caps[top].equal(&w.caps[base])

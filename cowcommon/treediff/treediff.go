@@ -62,7 +62,22 @@ import (
 // Descriptors and goroutines are bounded in number and all gone on return. Off Linux the error is
 // errors.ErrUnsupported.
 func Compare(ctx context.Context, top, base string, hints *Hints) ([]archive.Change, error) {
-	return compare(ctx, top, base, hints)
+	return compare(ctx, top, base, hints, 0)
+}
+
+// Extra says which differences count besides those of a layer's change list.
+type Extra uint8
+
+const (
+	// Xattrs makes a name a Modify whose extended attributes or ACLs differ. Those count that treecopy copies.
+	Xattrs Extra = 1 << iota
+	// Times makes a name a Modify whose time of modification differs at all, also that of a directory.
+	Times
+)
+
+// CompareMore is [Compare] for a caller that makes base like top: more differences count than for a layer.
+func CompareMore(ctx context.Context, top, base string, hints *Hints, extra Extra) ([]archive.Change, error) {
+	return compare(ctx, top, base, hints, extra)
 }
 
 // Size adds up the sizes in bytes of the regular files of top that changes lists as Add or Modify. An inode counts

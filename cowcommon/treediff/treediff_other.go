@@ -10,7 +10,7 @@ import (
 	"github.com/moby/go-archive"
 )
 
-func compare(context.Context, string, string, *Hints) ([]archive.Change, error) {
+func compare(context.Context, string, string, *Hints, Extra) ([]archive.Change, error) {
 	return nil, fmt.Errorf("treediff: compare: %w", errors.ErrUnsupported)
 }
 

@@ -32,6 +32,7 @@ var errStopped = errors.New("stopped")
 type walk struct {
 	roots   [2]root
 	hints   *Hints
+	extra   Extra
 	size    *sizer // if not nil, hinted files in top are measured and nothing is compared
 	stopped atomic.Bool
 	idle    chan *worker // workers that have nothing to do

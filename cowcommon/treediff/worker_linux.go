@@ -63,6 +63,7 @@ type worker struct {
 	entries [2][]entry
 	st      [2]unix.Statx_t
 	caps    [2]capability
+	xattrs  xattrReader
 	content [2][]byte
 }
 

@@ -2,6 +2,7 @@ package daemons
 
 import (
 	"context"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -119,5 +120,37 @@ func TestKubernetesReferences(t *testing.T) {
 		assert.NotContains(t, c.ok("changes", "cri:"+web), "/new")
 		pod.remove(ctx)
 		requireCleared(t, ctx, store)
+	})
+}
+
+// TestHooksInContainer: commands around a snapshot are run in the container as its own process is. A failure or a process that takes too
+// long aborts the snapshot, and nothing is left running. A container that is stopped needs no commands.
+func TestHooksInContainer(t *testing.T) {
+	inEachSnapshotter(t, []snapshotter{cowshed()}, func(t *testing.T, ctx context.Context, h containerdHost) {
+		c := layerCommands{t, ctx, h.cowshed}
+		img, err := h.store.ImportFile(ctx, h.SaveImage(harness.SampleImage(t, h.Programs), "cowshed/sample:1"))
+		require.NoError(t, err)
+		web, err := h.store.Create(ctx, "web", img, idleScript)
+		require.NoError(t, err)
+		require.NoError(t, h.store.StartTask(ctx, web, filepath.Join(h.Dir, "web.out")))
+		const ref = "containerd:e2e/web"
+		snapshot := func(name string, flags ...string) []string {
+			return append([]string{"snapshot", ref, name, "--in-container"}, flags...)
+		}
+		c.ok(snapshot("one", "--pre", "echo $COWSHED_HOOK $COWSHED_REFERENCE >/said", "--post", "echo $COWSHED_HOOK >/after")...)
+		assert.Contains(t, c.ok("diff", ref+"@one", "--text"), "+pre "+ref+"\n")
+		assert.NotContains(t, c.ok("changes", ref+"@one"), "/after")
+		assert.Contains(t, c.ok("changes", ref, ref+"@one"), "A /after\n")
+		c.fails("exit status 3", snapshot("two", "--pre", "exit 3")...)
+		c.fails("deadline exceeded", snapshot("two", "--pre", "exec sleep 3600", "--hook-timeout", "1s")...)
+		task, err := web.Task(ctx, nil)
+		require.NoError(t, err)
+		running, err := task.Pids(ctx)
+		require.NoError(t, err)
+		assert.LessOrEqual(t, len(running), 2, "the shell and its sleep")
+		assert.NotContains(t, c.ok("snapshot", "ls", ref), "two")
+		require.NoError(t, h.store.StopTask(ctx, web))
+		c.ok(snapshot("two", "--pre", "exit 3")...)
+		c.ok("snapshot", "rm", ref, "one", "two")
 	})
 }

@@ -24,7 +24,7 @@ type Namespace struct {
 	GIDs     []uint32      // groups of members
 	Readable []string      // references of layers outside that members may read and fork
 	Layers   int           // most layers and snapshots; 0: any number
-	Bytes    uint64        // largest sum of the limits of the layers; 0: any sum, and layers without a limit
+	Bytes    uint64        // largest sum of the limits of the layers and of the data of moments; 0: any sum, and layers without a limit
 	Lifetime time.Duration // longest time after which a fork expires; 0: any time, and forks that do not expire
 }
 

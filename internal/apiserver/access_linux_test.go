@@ -172,6 +172,31 @@ func TestLimits(t *testing.T) {
 	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "1M"}, nil)
 }
 
+// TestFormerContentCounts: the data that a layer held before a rollback counts for the namespace. It does so too when a fork alone
+// needs it.
+func TestFormerContentCounts(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Bytes = 100 << 20 }).newBase().as(alice)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "32M"}, nil)
+	s.ok("POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{Name: "empty"}, nil)
+	fill := func() { s.write(s.stores.store, "ci.a", "data", strings.Repeat("x", 24<<20)) }
+	rollBack := func() { s.ok("POST", "/v1/layers/ci.a/rollback", api.NewRollback{Snapshot: "empty"}, nil) }
+	fill()
+	rollBack()
+	fill()
+	rollBack()
+	fill()
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/ci.a/rollback", api.NewRollback{Snapshot: "empty"})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/ci.a/snapshots", api.NewSnapshot{})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.b", Size: "32M"})
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/ci.a/forks", api.NewForks{Name: "ci.b", Size: "1M"})
+	s.ok("DELETE", "/v1/layers/ci.a/snapshots/before-rollback-1", nil, nil)
+	s.ok("POST", "/v1/layers/ci.a/forks", api.NewForks{Name: "ci.b", Size: "1M"}, nil)
+	s.ok("DELETE", "/v1/layers/ci.a", nil, nil)
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "80M"})
+	s.ok("DELETE", "/v1/layers/ci.b", nil, nil)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "80M"}, nil)
+}
+
 // TestLimitsAtOnce: of many requests at once as many succeed as the limits allow, and no more.
 func TestLimitsAtOnce(t *testing.T) {
 	const most, requests = 7, 16

@@ -147,7 +147,7 @@ func (r *request) forkLayer() error {
 		if _, err := s.ForkNames(opts.Name, opts.Count); err != nil {
 			return err
 		}
-		done, err := r.add(n, amount{layers: opts.Count, bytes: bytesOf(opts.Count, opts.Limit.Bytes)})
+		done, err := r.addForks(n, s, v, opts)
 		if err != nil {
 			return err
 		}
@@ -163,6 +163,20 @@ func (r *request) forkLayer() error {
 		}
 		return r.json(http.StatusCreated, answer)
 	})
+}
+
+// addForks lets the request add forks of a layer or snapshot to a namespace. The moment that they need counts for the namespace of
+// the layer.
+func (r *request) addForks(n *namespace, s *layerstore.Store, v cowcommon.Volume, opts layerstore.ForkOptions) (done func(), err error) {
+	a := amount{layers: opts.Count, bytes: bytesOf(opts.Count, opts.Limit.Bytes)}
+	source, err := layerNameOf(s, v)
+	if err == nil && n != nil && n.owns(source) {
+		a, err = r.withMoments(a, n, s, v, 1)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.add(n, a)
 }
 
 // lifetime is the time after which forks expire, of which a request says ttl. n may be nil.
@@ -198,7 +212,7 @@ func (r *request) takeSnapshot() error {
 // answers with the snapshot.
 func (r *request) makeSnapshot(status int, change func(s *layerstore.Store, v cowcommon.Volume) (live.Moment, error)) error {
 	return r.withLayer(changes, layerOf, func(s *layerstore.Store, v cowcommon.Volume) error {
-		done, err := r.addSnapshot(v)
+		done, err := r.addSnapshot(s, v, 1)
 		if err != nil {
 			return err
 		}
@@ -212,9 +226,26 @@ func (r *request) makeSnapshot(status int, change func(s *layerstore.Store, v co
 	})
 }
 
-// addSnapshot lets the request add a snapshot to a layer.
-func (r *request) addSnapshot(v cowcommon.Volume) (done func(), err error) {
-	return r.add(r.caller.namespaceOf(v.Name), amount{layers: 1})
+// addSnapshot lets the request add a snapshot to a layer, of as many moments that hold its content.
+func (r *request) addSnapshot(s *layerstore.Store, v cowcommon.Volume, moments int) (done func(), err error) {
+	n := r.caller.namespaceOf(v.Name)
+	a, err := r.withMoments(amount{layers: 1}, n, s, v, moments)
+	if err != nil {
+		return nil, err
+	}
+	return r.add(n, a)
+}
+
+// withMoments adds moments of a layer or snapshot to an amount. n may be nil.
+func (r *request) withMoments(a amount, n *namespace, s *layerstore.Store, v cowcommon.Volume, moments int) (amount, error) {
+	if n == nil || n.Bytes == 0 {
+		return a, nil
+	}
+	if err := s.Driver.Backend().Sync(r.Context(), v.Name); err != nil { // data that is not written yet does not count yet
+		return a, err
+	}
+	held, err := s.Live.Held(r.Context(), v.Name)
+	return a.plus(amount{bytes: bytesOf(moments, held)}), err
 }
 
 // snapshot answers with a snapshot that was made.
@@ -282,7 +313,7 @@ func (r *request) mergeFork() error {
 	if err := r.checkExpired(s, into, target); err != nil {
 		return err
 	}
-	done, err := r.addSnapshot(target)
+	done, err := r.addSnapshot(s, target, 2) // the content of before, and the moment with which the fork is compared
 	if err != nil {
 		return err
 	}

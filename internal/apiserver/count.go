@@ -16,7 +16,8 @@ type volumeOf struct {
 }
 
 // count counts the layers and snapshots of a namespace, in the store and among the forks of containers. Forks that have expired
-// are removed first if the namespace is full. The limit of the layer without does not count.
+// are removed first. The bytes are the limits of the layers, and the data of their moments: a former content of a layer is under no
+// limit any more. The limit of the layer without does not count.
 func (s *Server) count(ctx context.Context, n *namespace, without volumeOf) (there amount, err error) {
 	for _, open := range []func() (*layerstore.Store, func(), error){
 		func() (*layerstore.Store, func(), error) { return s.opts.Stores.Open(ctx) },
@@ -56,5 +57,9 @@ func countIn(ctx context.Context, s *layerstore.Store, n *namespace, without vol
 	}
 	snapshots, err := s.Live.CountSnapshots(ctx, layers)
 	there.layers = len(layers) + snapshots
-	return there, err
+	if err != nil || n.Bytes == 0 {
+		return there, err
+	}
+	held, err := s.Live.HeldBytes(ctx, n.owns)
+	return there.plus(amount{bytes: held}), err
 }

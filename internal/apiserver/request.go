@@ -260,13 +260,12 @@ func (r *request) checkExpired(s *layerstore.Store, ref string, v cowcommon.Volu
 
 // mayUse refuses a volume to which a reference has led, if it is not the caller's.
 func (r *request) mayUse(s *layerstore.Store, a access, ref string, v cowcommon.Volume) error {
-	layer := v.Name
-	if !r.caller.admin && live.IsMoment(layer) {
-		m, err := s.Live.Moment(layer)
-		if err != nil {
-			return err
-		}
-		layer = m.Layer
+	if r.caller.admin {
+		return nil
+	}
+	layer, err := layerNameOf(s, v)
+	if err != nil {
+		return err
 	}
 	return r.caller.mayUse(ref, layer, a)
 }
@@ -296,3 +295,12 @@ var (
 	layerAlone findBy = func(s *layerstore.Store) func(context.Context, string) (cowcommon.Volume, error) { return s.LayerAlone }
 	layerOf    findBy = func(s *layerstore.Store) func(context.Context, string) (cowcommon.Volume, error) { return s.LayerOf }
 )
+
+// layerNameOf is the name of a layer, or of the layer of a moment.
+func layerNameOf(s *layerstore.Store, v cowcommon.Volume) (string, error) {
+	if !live.IsMoment(v.Name) {
+		return v.Name, nil
+	}
+	m, err := s.Live.Moment(v.Name)
+	return m.Layer, err
+}

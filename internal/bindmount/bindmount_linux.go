@@ -4,7 +4,9 @@ package bindmount
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -140,3 +142,24 @@ func isOverlayOf(home string, m *mountinfo.Info) bool {
 }
 
 func isWithin(home, path string) bool { return path == home || strings.HasPrefix(path, home+"/") }
+
+// mostHolders is how many processes Holders names.
+const mostHolders = 5
+
+// Holders names the other processes that have files of the layer mounted on target open, run them or work in its directories. It
+// names a few, and counts the rest. It finds none if nothing is mounted there any more.
+func Holders(target string) (names []string) {
+	var st unix.Stat_t
+	if unix.Stat(target, &st) != nil {
+		return nil
+	}
+	pids := mounttable.Holders(mounttable.File{Device: uint64(st.Dev)}) //nolint:unconvert // narrower on some platforms
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() })
+	for _, pid := range pids[:min(len(pids), mostHolders)] {
+		names = append(names, mounttable.DescribeProcess(pid))
+	}
+	if more := len(pids) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d others", more))
+	}
+	return names
+}

@@ -22,3 +22,6 @@ func Targets(_, _, _ string) ([]string, error) { return nil, nil }
 
 // Named does not work on this system.
 func Named(_, _, _ string) (string, error) { return "", errOtherSystem }
+
+// Holders finds nothing on this system.
+func Holders(string) []string { return nil }

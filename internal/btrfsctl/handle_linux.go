@@ -44,6 +44,20 @@ func openHandle(fd int, subvolume, inode uint64, generation uint32) (int, error)
 		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
 }
 
+// Generation returns the lower half of the number of the transaction in which the open file fd was made. A snapshot has it from its
+// source.
+func Generation(fd int) (uint32, error) {
+	handle, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return 0, err
+	}
+	parts := handle.Bytes() // see openHandle
+	if handle.Type() != fileIDWithoutParent || len(parts) < 20 {
+		return 0, unix.EINVAL
+	}
+	return binary.NativeEndian.Uint32(parts[16:]), nil
+}
+
 // Protection is the flags of a directory that keep entries from being unlinked in it and itself from being unlinked:
 // immutable and append-only, see FS_IOC_SETFLAGS in ioctl_iflags(2).
 type Protection int

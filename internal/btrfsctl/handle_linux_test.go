@@ -38,6 +38,11 @@ func TestOpenRootWithGeneration(t *testing.T) {
 	want, err := unix.IoctlGetInt(int(snapshot.Fd()), getVersion)
 	require.NoError(t, err)
 	assert.EqualValues(t, want, generation)
+	for _, f := range []*os.File{source, snapshot} {
+		got, err := Generation(int(f.Fd()))
+		require.NoError(t, err)
+		assert.Equal(t, generation, got)
+	}
 
 	root, err := openHandle(fd, info.ID, FirstFreeObjectID, generation)
 	require.NoError(t, err)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -313,6 +314,15 @@ func (c Config) limitedOptions(driver, limit string) []string {
 func (c Config) LiveDirs() []string {
 	dirs, _ := filepath.Glob(filepath.Join(live.DirsIn(filepath.Join(c.Root, containerdDir)), "*")) // "*" is a good pattern
 	return dirs
+}
+
+// VolumeNames lists the daemon's volumes for completion, without opening their home.
+func (c Config) VolumeNames(ctx context.Context) (names []string) {
+	for _, driver := range cowdriver.Registered() {
+		list, _ := driver.Names(ctx, filepath.Join(c.Root, containerdDir, driver.Name), c.StorageOptions) // "" has none
+		names = append(names, list...)
+	}
+	return names
 }
 
 // dockerSocket is the path of the plugin's socket.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,16 +20,21 @@ func TestLiveMetrics(t *testing.T) {
 		"moments/moment-4b5e57f6eb2f-bbbbbbbbbbbb": `{`,
 		"pending/moment-4b5e57f6eb2f-cccccccccccc": `{}`,
 	} {
-		path := filepath.Join(root, "live/btrfs", file+".json")
-		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
-		require.NoError(t, os.WriteFile(path, []byte(record), 0o600))
+		for _, home := range []string{"live/btrfs", "containerd/live/zfs-0123456789ab"} {
+			path := filepath.Join(root, home, file+".json")
+			require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+			require.NoError(t, os.WriteFile(path, []byte(record), 0o600))
+		}
 	}
 	require.NoError(t, os.Mkdir(filepath.Join(root, "live/\xff"), 0o700)) // is left out: no label can have this value
 	require.Empty(t, gathered(t, c), "it has just counted")
-	require.Equal(t, map[string]float64{
-		"cowshed_live_forks btrfs expired": 1, "cowshed_live_forks btrfs kept": 1, "cowshed_live_snapshots btrfs": 1,
-		"cowshed_live_steps btrfs": 1, "cowshed_live_records_unreadable btrfs": 1,
-	}, gathered(t, newLiveCollector(root, slog.New(slog.DiscardHandler))))
+	want := make(map[string]float64)
+	for _, of := range []string{"btrfs store", "zfs-0123456789ab containers"} {
+		for _, metric := range []string{"forks %s expired", "forks %s kept", "snapshots %s", "steps %s", "records_unreadable %s"} {
+			want["cowshed_live_"+fmt.Sprintf(metric, of)] = 1
+		}
+	}
+	require.Equal(t, want, gathered(t, newLiveCollector(root, slog.New(slog.DiscardHandler))))
 }
 
 // gathered has the gauges of a collector, by name and values of labels.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -29,6 +30,9 @@ func VolumeOf(context.Context, Config, *slog.Logger, string, string) (string, er
 
 // ProcessOf finds no process: containers are on Linux alone.
 func ProcessOf(Config) func(ctx context.Context, volume string) (pid uint32, err error) { return nil }
+
+// ContainersOf has no containers: they are on Linux alone.
+func ContainersOf(Config) live.Containers { return live.Containers{} }
 
 // OpenHome says that this platform has no daemon.
 func OpenHome(context.Context, Config, *slog.Logger) (string, *cowdriver.Driver, error) {

@@ -30,9 +30,9 @@ const (
 // daemon, which does not cancel it.
 func containersHome(c Config, dir string, driver *cowdriver.Driver, scrapes *scrapes, log *slog.Logger) schedule.Home {
 	records := live.Dir(dir, driver.String(), driver.Backend())
-	layers := live.New(driver.Backend(), records, log).WithProcesses(ProcessOf(c))
+	layers := live.New(driver.Backend(), records, log).WithProcesses(ProcessOf(c)).WithContainers(ContainersOf(c))
 	return schedule.Home{
-		Place: containersPlace, Dir: records, Process: ProcessOf(c),
+		Place: containersPlace, Dir: records, Process: ProcessOf(c), Containers: ContainersOf(c),
 		Use: func(ctx context.Context, do func(ctx context.Context, layers *live.Layers) error) error {
 			err := errClosed
 			scrapes.doLong(func(open context.Context, _ cowcommon.Backend) {

@@ -15,8 +15,10 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/containerexec"
 	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/layerref"
+	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -64,6 +66,30 @@ func ProcessOf(c Config) func(ctx context.Context, volume string) (pid uint32, e
 			return 0, nil
 		}
 		return layerref.Resolver{Containerd: c.ContainerdAddress}.Process(ctx, id.Namespace, id.ID)
+	}
+}
+
+// ContainersOf runs commands in the containers of a daemon's volumes.
+func ContainersOf(c Config) live.Containers {
+	with := func(e live.Exec, do func(command containerexec.Command, conn *grpc.ClientConn) error) (err error) {
+		id, ok := containername.Of(e.Volume)
+		if !ok || id.ID == "" || !snapshotter.IsVolumeName(e.Volume) {
+			return fault.New(errdefs.ErrInvalidArgument, "%s is no container", e.Volume)
+		}
+		conn, err := grpc.NewClient("unix://"+c.ContainerdAddress, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, conn.Close()) }()
+		return do(containerexec.Command{Namespace: id.Namespace, Container: id.ID, ID: e.ID, Args: e.Args, Env: e.Env, Timeout: e.Timeout}, conn)
+	}
+	return live.Containers{
+		Run: func(ctx context.Context, e live.Exec) error {
+			return with(e, func(command containerexec.Command, conn *grpc.ClientConn) error { return command.Run(ctx, conn) })
+		},
+		Kill: func(ctx context.Context, e live.Exec) error {
+			return with(e, func(command containerexec.Command, conn *grpc.ClientConn) error { return command.Kill(ctx, conn) })
+		},
 	}
 }
 

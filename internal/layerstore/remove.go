@@ -137,20 +137,23 @@ func (s *Store) WhyKept(ctx context.Context, v cowcommon.Volume, err error) erro
 	return err
 }
 
-// CheckUnmounted reports where the layer is mounted as an error.
+// CheckUnmounted reports where the layer is mounted as an error, and the processes that hold these mounts.
 func (s *Store) CheckUnmounted(ctx context.Context, v cowcommon.Volume) error {
 	targets, err := s.Targets(ctx, v.Name)
 	if err != nil {
 		return err
 	}
-	if len(targets) > 0 && s.IsContainer(v) {
-		return fault.Said(errdefs.ErrFailedPrecondition, "%s is mounted on %s; stop the container first", s.Shown(v.Name), strings.Join(targets, ", "))
+	if len(targets) == 0 {
+		return nil
 	}
-	if len(targets) > 0 {
-		return fault.Said(errdefs.ErrFailedPrecondition, "layer %s is mounted on %s; unmount it with cowshed unmount %[1]s",
-			s.Shown(v.Name), strings.Join(targets, ", "))
+	where := strings.Join(targets, ", ")
+	if holders := bindmount.Holders(targets[0]); len(holders) > 0 {
+		where += ", in use by " + strings.Join(holders, ", ")
 	}
-	return nil
+	if s.IsContainer(v) {
+		return fault.Said(errdefs.ErrFailedPrecondition, "%s is mounted on %s; stop the container first", s.Shown(v.Name), where)
+	}
+	return fault.Said(errdefs.ErrFailedPrecondition, "layer %s is mounted on %s; unmount it with cowshed unmount %[1]s", s.Shown(v.Name), where)
 }
 
 // Targets lists where a layer is mounted, the driver's own mount apart.

@@ -22,14 +22,15 @@ type Home struct {
 	Place string // the kind of home, for the log and the metrics
 	Dir   string // of the records
 	// Process finds the process of a container, as live.Layers.WithProcesses says; nil if there are none.
-	Process func(ctx context.Context, volume string) (pid uint32, err error)
+	Process    func(ctx context.Context, volume string) (pid uint32, err error)
+	Containers live.Containers // runs hooks in containers; the zero value if there are none
 	// Use calls do with the Backend of the home open, and with Process in its Layers. ctx of do is done when the Backend is to be closed.
 	Use func(ctx context.Context, do func(ctx context.Context, layers *live.Layers) error) error
 }
 
 // records are the layers of a home without a Backend.
 func (h Home) records(log *slog.Logger) *live.Layers {
-	return live.New(nil, h.Dir, log).WithProcesses(h.Process)
+	return live.New(nil, h.Dir, log).WithProcesses(h.Process).WithContainers(h.Containers)
 }
 
 // Outcomes of scheduled snapshots.

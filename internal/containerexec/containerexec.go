@@ -1,0 +1,154 @@
+// Package containerexec runs commands in containers of containerd, whichever engine has made them.
+package containerexec
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+)
+
+// Command is a command in a container.
+type Command struct {
+	Namespace, Container string // as containerd calls them
+	// ID is the name of the process in the container, for Kill. No other process of the container may have it.
+	ID      string
+	Args    []string
+	Env     []string // as NAME=value, besides the environment of the container
+	Timeout time.Duration
+}
+
+// endTimeout is how long containerd may take to kill a process and forget it.
+const endTimeout = 10 * time.Second
+
+// processType is the type of a process's specification, as containerd names it.
+const processType = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+
+// Run runs the command as the container's first process is run: with its user, rights, directory and environment. If that takes longer
+// than the timeout, or if ctx is done, the process is killed. The processes that it has started may go on. Its output is lost. Returns
+// ErrNotFound if the container does not run, ErrAborted if the command fails, and context.DeadlineExceeded or the cause of ctx if it
+// was killed.
+func (c Command) Run(ctx context.Context, conn grpc.ClientConnInterface) (err error) {
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(ctx, c.Namespace), c.Timeout)
+	defer cancel()
+	tasks := tasksapi.NewTasksClient(conn)
+	spec, err := c.process(ctx, conn)
+	if err == nil {
+		err = c.checkRuns(ctx, tasks)
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return c.wrap(context.Cause(ctx))
+	case err != nil:
+		return c.wrap(err)
+	}
+	defer func() { // also if a call below happens later
+		if killErr := c.Kill(context.WithoutCancel(ctx), conn); err != nil {
+			err = errors.Join(err, killErr)
+		}
+	}()
+	status, err := c.start(ctx, tasks, spec)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return c.wrap(context.Cause(ctx))
+	case err != nil:
+		return c.wrap(fault.As(errdefs.ErrAborted, errgrpc.ToNative(err)))
+	case status != 0:
+		return c.wrap(fault.New(errdefs.ErrAborted, "%s: exit status %d", c.Args[0], status))
+	}
+	return nil
+}
+
+// start starts the process and waits for its end.
+func (c Command) start(ctx context.Context, tasks tasksapi.TasksClient, spec *anypb.Any) (status uint32, err error) {
+	if _, err := tasks.Exec(ctx, &tasksapi.ExecProcessRequest{ContainerID: c.Container, ExecID: c.ID, Spec: spec}); err != nil {
+		return 0, err
+	}
+	if _, err := tasks.Start(ctx, &tasksapi.StartRequest{ContainerID: c.Container, ExecID: c.ID}); err != nil {
+		return 0, err
+	}
+	ended, err := tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: c.Container, ExecID: c.ID})
+	return ended.GetExitStatus(), err
+}
+
+func (c Command) wrap(err error) error { return fmt.Errorf("container %s: %w", c.Container, err) }
+
+// checkRuns returns errdefs.ErrNotFound if the container does not run.
+func (c Command) checkRuns(ctx context.Context, tasks tasksapi.TasksClient) error {
+	answer, err := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: c.Container})
+	switch {
+	case err != nil:
+		return errgrpc.ToNative(err)
+	case answer.GetProcess().GetStatus() == task.Status_STOPPED:
+		return fault.New(errdefs.ErrNotFound, "it is stopped")
+	}
+	return nil
+}
+
+// process is the specification of the process: that of the container's first one with other arguments.
+func (c Command) process(ctx context.Context, conn grpc.ClientConnInterface) (*anypb.Any, error) {
+	answer, err := containersapi.NewContainersClient(conn).Get(ctx, &containersapi.GetContainerRequest{ID: c.Container})
+	if err != nil {
+		return nil, errgrpc.ToNative(err)
+	}
+	var spec struct {
+		Process map[string]json.RawMessage `json:"process"`
+	}
+	if err := json.Unmarshal(answer.GetContainer().GetSpec().GetValue(), &spec); err != nil {
+		return nil, fault.As(errdefs.ErrDataLoss, err)
+	}
+	if spec.Process == nil {
+		return nil, fault.New(errdefs.ErrDataLoss, "its specification has no process")
+	}
+	var env []string
+	if raw, ok := spec.Process["env"]; ok {
+		if err := json.Unmarshal(raw, &env); err != nil {
+			return nil, fault.As(errdefs.ErrDataLoss, err)
+		}
+	}
+	for key, value := range map[string]any{"args": c.Args, "env": append(env, c.Env...), "terminal": false} {
+		if spec.Process[key], err = json.Marshal(value); err != nil {
+			return nil, err
+		}
+	}
+	delete(spec.Process, "consoleSize")
+	delete(spec.Process, "commandLine")
+	value, err := json.Marshal(spec.Process)
+	return &anypb.Any{TypeUrl: processType, Value: value}, err
+}
+
+// Kill kills the process if it runs, and forgets it. A process that is not there is no error, nor a container that does not run.
+func (c Command) Kill(ctx context.Context, conn grpc.ClientConnInterface) error {
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(ctx, c.Namespace), endTimeout)
+	defer cancel()
+	tasks := tasksapi.NewTasksClient(conn)
+	_, err := tasks.Kill(ctx, &tasksapi.KillRequest{ContainerID: c.Container, ExecID: c.ID, Signal: uint32(syscall.SIGKILL)})
+	if err == nil {
+		_, err = tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: c.Container, ExecID: c.ID})
+	}
+	if err == nil || isGone(err) { // it may have ended by itself
+		_, err = tasks.DeleteProcess(ctx, &tasksapi.DeleteProcessRequest{ContainerID: c.Container, ExecID: c.ID})
+	}
+	if err == nil || isGone(err) {
+		return nil
+	}
+	return c.wrap(fmt.Errorf("end the process %s: %w", c.ID, errgrpc.ToNative(err)))
+}
+
+func isGone(err error) bool {
+	err = errgrpc.ToNative(err)
+	return errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)
+}

@@ -1,0 +1,183 @@
+package containerexec
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/cowshed/cowshed/internal/testfs"
+)
+
+// fakeContainers has the container web in the namespace test.
+type fakeContainers struct {
+	containersapi.UnimplementedContainersServer
+}
+
+// fake has the processes of web. They end with a status, or when they are killed.
+type fake struct {
+	tasksapi.UnimplementedTasksServer
+	status  uint32
+	hangs   bool
+	stopped bool
+
+	mu        sync.Mutex
+	processes map[string]chan struct{} // closed when the process has ended
+	spec      []byte
+}
+
+func (fakeContainers) Get(ctx context.Context, r *containersapi.GetContainerRequest) (*containersapi.GetContainerResponse, error) {
+	if namespace, _ := namespaces.Namespace(ctx); namespace != "test" || r.GetID() != "web" {
+		return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
+	}
+	const spec = `{"process": {"args": ["server"], "terminal": true, "consoleSize": {}, "cwd": "/srv", "env": ["A=1"], "user": {"uid": 1000}, "noNewPrivileges": true}}`
+	return &containersapi.GetContainerResponse{Container: &containersapi.Container{ID: "web", Spec: &anypb.Any{Value: []byte(spec)}}}, nil
+}
+
+func (f *fake) Get(context.Context, *tasksapi.GetRequest) (*tasksapi.GetResponse, error) {
+	status := task.Status_RUNNING
+	if f.stopped {
+		status = task.Status_STOPPED
+	}
+	return &tasksapi.GetResponse{Process: &task.Process{Status: status}}, nil
+}
+
+func (f *fake) process(id string) (chan struct{}, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ended, ok := f.processes[id]
+	if !ok {
+		return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
+	}
+	return ended, nil
+}
+
+func (f *fake) Exec(_ context.Context, r *tasksapi.ExecProcessRequest) (*emptypb.Empty, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.processes[r.GetExecID()], f.spec = make(chan struct{}), r.GetSpec().GetValue()
+	return &emptypb.Empty{}, nil
+}
+
+func (f *fake) Start(_ context.Context, r *tasksapi.StartRequest) (*tasksapi.StartResponse, error) {
+	ended, err := f.process(r.GetExecID())
+	if err == nil && !f.hangs {
+		close(ended)
+	}
+	return &tasksapi.StartResponse{}, err
+}
+
+func (f *fake) Wait(ctx context.Context, r *tasksapi.WaitRequest) (*tasksapi.WaitResponse, error) {
+	ended, err := f.process(r.GetExecID())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-ended:
+		return &tasksapi.WaitResponse{ExitStatus: f.status}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (f *fake) Kill(_ context.Context, r *tasksapi.KillRequest) (*emptypb.Empty, error) {
+	ended, err := f.process(r.GetExecID())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-ended:
+		return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
+	default:
+		close(ended)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (f *fake) DeleteProcess(_ context.Context, r *tasksapi.DeleteProcessRequest) (*tasksapi.DeleteResponse, error) {
+	ended, err := f.process(r.GetExecID())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-ended:
+	default:
+		return nil, errgrpc.ToGRPC(errdefs.ErrUnavailable) // it still runs
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.processes, r.GetExecID())
+	return &tasksapi.DeleteResponse{}, nil
+}
+
+func serve(t *testing.T, f *fake) *grpc.ClientConn {
+	t.Helper()
+	f.processes = make(map[string]chan struct{})
+	socket := filepath.Join(t.TempDir(), "sock")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
+	require.NoError(t, err)
+	server := grpc.NewServer()
+	tasksapi.RegisterTasksServer(server, f)
+	containersapi.RegisterContainersServer(server, fakeContainers{})
+	ended := make(chan error)
+	go func() { ended <- server.Serve(listener) }()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, conn.Close())
+		server.Stop()
+		require.NoError(t, testfs.Result(ended))
+	})
+	return conn
+}
+
+func TestRun(t *testing.T) {
+	command := Command{Namespace: "test", Container: "web", ID: "hook", Args: []string{"/bin/sh", "-c", "true"}, Env: []string{"B=2"}, Timeout: testfs.Patience}
+	f := &fake{}
+	conn := serve(t, f)
+	require.NoError(t, command.Run(t.Context(), conn))
+	var spec map[string]any
+	require.NoError(t, json.Unmarshal(f.spec, &spec))
+	assert.Equal(t, map[string]any{
+		"args": []any{"/bin/sh", "-c", "true"}, "terminal": false, "cwd": "/srv", "env": []any{"A=1", "B=2"},
+		"user": map[string]any{"uid": 1000.}, "noNewPrivileges": true,
+	}, spec, "the container's own process, but for the command")
+	assert.Empty(t, f.processes, "nothing is left")
+
+	f.status = 3
+	err := command.Run(t.Context(), conn)
+	require.ErrorIs(t, err, errdefs.ErrAborted)
+	require.ErrorContains(t, err, "exit status 3")
+	assert.Empty(t, f.processes)
+
+	f.hangs = true
+	command.Timeout = 10 * time.Millisecond
+	require.ErrorIs(t, command.Run(t.Context(), conn), context.DeadlineExceeded)
+	assert.Empty(t, f.processes, "it was killed")
+	command.Timeout = testfs.Patience
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errdefs.ErrDataLoss)
+	require.ErrorIs(t, command.Run(ctx, conn), errdefs.ErrDataLoss, "the cause")
+
+	f.stopped = true
+	require.ErrorIs(t, command.Run(t.Context(), conn), errdefs.ErrNotFound)
+	require.NoError(t, command.Kill(t.Context(), conn), "there is nothing to kill")
+	command.Container = "none"
+	require.ErrorIs(t, command.Run(t.Context(), conn), errdefs.ErrNotFound)
+}
