@@ -102,7 +102,7 @@ func TestBuildKitTests(t *testing.T) {
 	golden.Check(t, "../../../docs/buildkit-tests.md", b.String())
 }
 
-const buildKitPage = `# BuildKit's tests: which are run
+const buildKitPage = `# BuildKit's tests that are run
 
 BuildKit's client has a suite for a running ` + "`buildkitd`" + `. ` + "`make test-clients`" + ` runs the tests of BuildKit 0.34.2 that make, change,
 compare, export, import or remove layers: %d of %d. Each runs with Cowshed and with overlayfs, and a test that fails only with
