@@ -119,7 +119,7 @@ func chooseImages(files string, large int, layers string) ([]*engineImage, error
 		if err != nil || l < 2 || l > n {
 			return nil, fmt.Errorf("%q is not a number of layers for %d files", field, n)
 		}
-		all = append(all, smallFilesImage(n, l, allFormats[1:2]))
+		all = append(all, smallFilesImage(n, l, allFormats[:2]))
 	}
 	return all, nil
 }
@@ -157,6 +157,8 @@ func (c config) withEngines(ctx context.Context, f func(e *engines) error) (err 
 		add("overlayfs", "snapshots")
 		add("native", "snapshots")
 		e.all[3].copies = true
+		add("floor")
+		e.all[4].bare = true
 		return f(e)
 	})
 }
