@@ -202,6 +202,29 @@ func TestEngineReport(t *testing.T) {
 	assert.NotContains(t, out.String(), "| remove the container | < 10", "no use of processors was measured")
 }
 
+// TestEngineReportAdd: an image is added to a report, or replaces itself in it, and the rest stays.
+func TestEngineReportAdd(t *testing.T) {
+	var earlier, again, both, wrong strings.Builder
+	testEngineReport().write(&earlier)
+	more := testEngineReport()
+	more.date, more.revision = "2026-12-01", "abc"
+	require.NoError(t, more.addTo(earlier.String(), &again))
+	assert.Equal(t, strings.Replace(earlier.String(), "\n\n233 MiB", "\n\nMeasured on 2026-12-01, of revision abc. 233 MiB", 1), again.String())
+
+	more.results[0].title = "60 layers"
+	require.NoError(t, more.addTo(earlier.String(), &both))
+	text := both.String()
+	sections := []string{"\n### 50,000 files in one layer\n", "\n### 60 layers\n", barsTitle, "\n| 50,000 files in one layer | load", "\n| 60 layers | load"}
+	for i, section := range sections {
+		require.Equal(t, 1+strings.Count(section, "| load"), strings.Count(text, section), section)
+		if i > 0 {
+			assert.Less(t, strings.Index(text, sections[i-1]), strings.Index(text, section), section)
+		}
+	}
+	require.ErrorContains(t, more.addTo("## Another\n", &wrong), "measure all images")
+	require.ErrorContains(t, runEngines([]string{"-root", t.TempDir(), "-add"}, io.Discard), "measure all images")
+}
+
 // TestUpdateDocument: each part can be written anew, whichever was there before, and is where it belongs.
 func TestUpdateDocument(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "report.md")
