@@ -33,6 +33,7 @@ type engineImage struct {
 	bytes    int64
 	changed  []string                   // the changes of containers
 	archives map[layertar.Format]string // OCI layouts in a tar
+	changes  string                     // a tar of the files that containers change
 }
 
 // smallFilesImage is an image of n small files, spread evenly over its layers.
@@ -81,6 +82,7 @@ func (i *engineImage) make(dir, registry string, busybox []harness.File) (err er
 	formats := slices.DeleteFunc(slices.Clone(i.formats), func(f layertar.Format) bool { return f == layertar.Plain })
 	formats = slices.Insert(formats, 0, layertar.Plain) // of which the others are made
 	var names []string
+	data := make(map[string][]byte)
 	for n := range layers {
 		layers[n], err = makeLayer(filepath.Join(dir, fmt.Sprintf("%s-layer%d.tar", i.key, n)), formats, func(w io.Writer) error {
 			tw := tar.NewWriter(w)
@@ -97,12 +99,17 @@ func (i *engineImage) make(dir, registry string, busybox []harness.File) (err er
 		for _, e := range layers[n].entries {
 			if !e.isDir && counts(e.name) {
 				names = append(names, e.name)
+				data[e.name] = e.data
 				i.bytes += int64(len(e.data))
 			}
 		}
 	}
 	i.files = len(names)
 	i.changed = someOf(names, changedFiles)
+	i.changes = filepath.Join(dir, i.key+"-changes.tar")
+	if err := writeChangesTar(i.changes, data, i.changed); err != nil {
+		return err
+	}
 	i.archives = make(map[layertar.Format]string)
 	for _, format := range i.formats {
 		i.archives[format] = filepath.Join(dir, i.key+"-"+format.String()+".oci.tar")
@@ -120,6 +127,9 @@ func counts(name string) bool {
 
 // remove deletes the archives.
 func (i *engineImage) remove() (err error) {
+	if i.changes != "" {
+		err = os.Remove(i.changes)
+	}
 	for _, path := range i.archives {
 		err = errors.Join(err, os.Remove(path))
 	}

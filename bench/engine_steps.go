@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
@@ -30,7 +29,6 @@ const (
 	opContainerDiff operation = "diff of the container"
 	opCommit        operation = "commit of the container"
 	opContainerGone operation = "remove the container"
-	opRecordGone    operation = "remove a container without a snapshot"
 	opPrune         operation = "prune the image"
 	opPruneFreed    operation = "prune the image, until its space is free"
 )
@@ -45,6 +43,7 @@ type engine struct {
 	name   string
 	store  *harness.Store
 	copies bool // each snapshot is a copy of its parent
+	bare   bool // it has no snapshots: see engine_floor.go
 	// volumes are the directories that hold an entry for each of its snapshots.
 	volumes []string
 }
@@ -61,6 +60,9 @@ type turn struct {
 
 // load imports the archive, and prunes the image.
 func (t *turn) load(format layertar.Format) error {
+	if t.bare {
+		return t.floorLoad(format)
+	}
 	return t.unpack(of(opLoad, format), func(ctx context.Context) (client.Image, error) {
 		return t.store.ImportFile(ctx, t.image.archives[format])
 	})
@@ -68,6 +70,9 @@ func (t *turn) load(format layertar.Format) error {
 
 // pull pulls the image from the registry, and prunes it.
 func (t *turn) pull(format layertar.Format) error {
+	if t.bare {
+		return t.floorPull(format)
+	}
 	return t.unpack(of(opPull, format), func(ctx context.Context) (client.Image, error) {
 		return t.store.PullImage(ctx, t.image.name(t.registry, format))
 	})
@@ -82,7 +87,7 @@ func (t *turn) unpack(op operation, get func(ctx context.Context) (client.Image,
 	}); err != nil {
 		return err
 	}
-	if t.check {
+	if t.check && !t.bare {
 		if err := t.checkImage(ctx, img); err != nil {
 			return err
 		}
@@ -92,6 +97,9 @@ func (t *turn) unpack(op operation, get func(ctx context.Context) (client.Image,
 
 // live has containers of the image change files. It diffs one, commits another, and removes both.
 func (t *turn) live() error {
+	if t.bare {
+		return t.floorLive()
+	}
 	ctx := t.store.Context(t.ctx)
 	img, err := t.store.ImportFile(ctx, t.image.archives[t.image.formats[0]])
 	if err != nil {
@@ -129,27 +137,10 @@ func (t *turn) live() error {
 			return err
 		}
 	}
-	if err := t.recordOnly(ctx, keep); err != nil {
-		return err
-	}
 	if err := t.store.RemoveLeases(ctx); err != nil {
 		return err
 	}
 	return errors.Join(t.delete(ctx, committed, t.image.layers), t.delete(ctx, img, 0))
-}
-
-// recordOnly removes a container that never had a snapshot, which takes containerd's own part of a removal. keep volumes stay.
-func (t *turn) recordOnly(ctx context.Context, keep int) error {
-	record := containers.Container{ID: "record", Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2"}}
-	if _, err := t.store.ContainerService().Create(ctx, record); err != nil {
-		return err
-	}
-	return t.timed(ctx, opRecordGone, func(ctx context.Context) error {
-		if err := t.store.RemoveContainer(ctx, record.ID); err != nil {
-			return err
-		}
-		return t.collect(ctx, keep)
-	})
 }
 
 // run runs a container that appends its id to files.

@@ -46,6 +46,7 @@ func runEngines(args []string, out io.Writer) error {
 	large := flags.Int("large", 64, "MiB of each of the four files of the image of large files; 0: no such image")
 	layers := flags.String("layers", "10,60", "numbers of layers of images of as many files as the last of -files, comma separated; 0: no such images")
 	output := flags.String("o", "", "write the report to this Markdown `file`, and leave what is in it besides; default is to print it only")
+	add := flags.Bool("add", false, "add the images to those of the report in the file of -o, or replace them")
 	image := flags.String("image", "a loopback image", "what the report says holds the filesystem")
 	revision := flags.String("revision", "unknown", "what the report says was measured")
 	if err := flags.Parse(args); err != nil {
@@ -57,6 +58,15 @@ func runEngines(args []string, out io.Writer) error {
 	images, err := chooseImages(*files, *large, *layers)
 	if err != nil {
 		return err
+	}
+	earlier, err := readDocument(*output)
+	if err != nil {
+		return err
+	}
+	if *add {
+		if err := new(engineReport).addTo(earlier[enginesPart], io.Discard); err != nil {
+			return err
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -84,7 +94,12 @@ func runEngines(args []string, out io.Writer) error {
 				return err
 			}
 			if *output != "" { // already now: earlier measurements are kept if the run is ended
-				if err := updateDocument(*output, documentTitle(c.filesystem), enginesPart, r.write); err != nil {
+				var addErr error
+				write := r.write
+				if *add {
+					write = func(w io.Writer) { addErr = r.addTo(earlier[enginesPart], w) }
+				}
+				if err := errors.Join(updateDocument(*output, documentTitle(c.filesystem), enginesPart, write), addErr); err != nil {
 					return err
 				}
 			}
@@ -119,7 +134,7 @@ func chooseImages(files string, large int, layers string) ([]*engineImage, error
 		if err != nil || l < 2 || l > n {
 			return nil, fmt.Errorf("%q is not a number of layers for %d files", field, n)
 		}
-		all = append(all, smallFilesImage(n, l, allFormats[1:2]))
+		all = append(all, smallFilesImage(n, l, allFormats[:2]))
 	}
 	return all, nil
 }
@@ -157,6 +172,8 @@ func (c config) withEngines(ctx context.Context, f func(e *engines) error) (err 
 		add("overlayfs", "snapshots")
 		add("native", "snapshots")
 		e.all[3].copies = true
+		add("floor")
+		e.all[4].bare = true
 		return f(e)
 	})
 }

@@ -65,7 +65,7 @@ var operations = []operation{
 	opSmallFiles, opRenameDir,
 	of(opLoad, layertar.Plain), of(opLoad, layertar.Gzip), of(opLoad, layertar.Zstd),
 	of(opPull, layertar.Plain), of(opPull, layertar.Gzip), of(opPull, layertar.Zstd),
-	opRun, opContainerDiff, opCommit, opContainerGone, opRecordGone, opPrune, opPruneFreed,
+	opRun, opContainerDiff, opCommit, opContainerGone, opPrune, opPruneFreed,
 }
 
 // samples are the times of one contender, by operation.

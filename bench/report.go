@@ -75,7 +75,7 @@ func (r *report) write(w io.Writer) {
 	for i, result := range r.results {
 		fmt.Fprintf(w, "\n## %s\n\n", result.title)
 		if slices.Contains(measured(result), opApply) {
-			fmt.Fprintf(w, "%d MiB in %s files.\n\n", result.layer.bytes>>20, thousands(result.layer.files))
+			fmt.Fprintf(w, "%s in %s files.\n\n", mebibytes(result.layer.bytes), thousands(result.layer.files))
 		}
 		r.writeTimes(w, result)
 		fmt.Fprintf(w, "\n![%s: times of the operations, logarithmic](%s)\n", result.title, r.plots[i])

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/btrfsctl"
 )
 
 // Alone calls do with the open root of a writable volume that nobody uses. Others wait for its end before they use the
@@ -33,6 +36,21 @@ func (b *Backend) Peek(_ context.Context, name string, do func(root *os.File) er
 
 // KeepsPaths says that a volume has its path even when it is not mounted.
 func (b *Backend) KeepsPaths() bool { return true }
+
+// Orders reports whether a directory is on the filesystem of the volumes. All changes of a filesystem become durable in transactions.
+// So a change in such a directory survives a power cut if a later change of a volume does.
+func (b *Backend) Orders(dir string) (bool, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	uuid, err := btrfsctl.FilesystemUUID(int(d.Fd()))
+	if errors.Is(err, unix.ENOTTY) {
+		return false, nil
+	}
+	return uuid == b.fsUUID, err
+}
 
 // CloneSyncs says that Clone makes earlier changes in the home survive a power cut: the kernel commits its transaction when
 // it takes a snapshot.

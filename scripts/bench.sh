@@ -13,7 +13,8 @@ Builds the program in bench/, makes a loopback image, and measures Cowshed, moby
 Then it writes docs/benchmarks.md and plots, and deletes the image. OPTIONs are for the program; see bench/bin/bench -help.
 
 With engines it measures the operations of clients: one containerd on btrfs, with Cowshed's snapshotter and containerd's
-own ones. It writes the first part of docs/benchmarks.md and leaves the rest. scripts/daemons.sh builds the daemons.
+own ones. It writes the first part of docs/benchmarks.md and leaves the rest. scripts/daemons.sh builds the daemons. With the
+OPTION -add it adds images to that part: FILES=10000 LARGE=0 LAYERS=60 bench.sh engines -- -add
 
 With containers it measures Cowshed in both root styles beside those that use overlayfs, without quotas: one page cache or
 many, starts, writes, diffs. An ext4 for one of them is in a second image. It writes a part of docs/benchmarks.md too.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -27,7 +28,8 @@ import (
 //
 // The blob is read once: its digest is computed during extraction. If extraction fails, or the digest is another, the
 // snapshot gets its former content back. If the backend cannot do that, the blob is first read once to check its
-// digest. A later failure then leaves a part of the layer in the snapshot.
+// digest. A later failure then leaves a part of the layer in the snapshot. So does the end of the process. Such a snapshot cannot
+// be committed.
 //
 // Returns errdefs.ErrFailedPrecondition if the blob has not the digest or size of desc, or if the snapshot cannot be
 // written to. Returns errdefs.ErrInvalidArgument if the layer is malformed.
@@ -71,7 +73,7 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 			return ocispec.Descriptor{}, err
 		}
 	}
-	applied, err := d.extract(ctx, blob, desc, target.volume, config.Progress)
+	applied, err := d.extract(ctx, blob, desc, f, config.Progress)
 	return applied, d.snapshotter.namingLimit(ctx, target.volume, err)
 }
 
@@ -106,24 +108,35 @@ func verify(whole io.ReadCloser, verifier digest.Verifier) error {
 }
 
 // extract extracts a blob, and checks its digest beside.
-func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor, volume string, progress func(int64)) (ocispec.Descriptor, error) {
+func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispec.Descriptor, f *filling, progress func(int64)) (ocispec.Descriptor, error) {
+	f.begun = true
 	verifier := desc.Digest.Verifier()
 	whole := readWhole(ctx, blob, verifier)
+	check := sync.OnceValue(func() error { return verify(whole, verifier) })
 	compressed := io.Reader(whole)
 	if progress != nil {
 		progress(0)
 		var read int64
 		compressed = stream.CountReads(whole, func(n int64) { read += n; progress(read) })
 	}
-	applied, err := d.extractFrom(ctx, compressed, desc, volume)
+	applied, err := d.extractFrom(ctx, compressed, desc, f.volume, func() error {
+		err := context.Cause(ctx) // then the rest cannot be read and verified
+		if err == nil {
+			err = check()
+		}
+		if err == nil {
+			err = f.extracted()
+		}
+		return err
+	})
 	if err == nil {
-		err = context.Cause(ctx) // the rest cannot be read and verified any more
+		err = context.Cause(ctx)
 	}
 	if ctx.Err() != nil || errdefs.IsResourceExhausted(typed(err)) {
 		return ocispec.Descriptor{}, errors.Join(err, whole.Close())
 	}
 	// A blob that is not the right one is no malformed layer.
-	if err := verify(whole, verifier); err != nil {
+	if err := check(); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	if err != nil {
@@ -135,8 +148,8 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 	return applied, nil
 }
 
-// extractFrom extracts a layer and describes it without its compression.
-func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc ocispec.Descriptor, volume string) (_ ocispec.Descriptor, err error) {
+// extractFrom extracts a layer and describes it without its compression. It calls extracted at the end of the layer.
+func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc ocispec.Descriptor, volume string, extracted func() error) (_ ocispec.Descriptor, err error) {
 	plain, format, err := decompress(compressed, desc.MediaType)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -146,25 +159,29 @@ func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc oci
 	if format == layertar.Plain && desc.Digest.Algorithm() == digest.Canonical {
 		// The blob is the layer, and its digest is computed already.
 		applied.Size, applied.Digest = desc.Size, desc.Digest
-		return applied, d.applyAll(ctx, volume, plain)
+		return applied, d.applyAll(ctx, volume, plain, extracted)
 	}
 	var size int64
 	counter := stream.CountWrites(io.Discard, func(n int64) { size += n })
 	digester := digest.Canonical.Digester()
 	layer := layertar.ReadAhead(plain, plainPiece, counter, digester.Hash())
-	err = errors.Join(d.applyAll(ctx, volume, layer), layer.Close())
+	err = errors.Join(d.applyAll(ctx, volume, layer, extracted), layer.Close())
 	applied.Size, applied.Digest = size, digester.Digest()
 	return applied, err
 }
 
-// applyAll applies a layer and reads the bytes after the end of the tar, which belong to the layer and its digest.
-func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) error {
+// applyAll applies a layer. Before it calls extracted, it reads the bytes after the end of the tar, which belong to the layer and its
+// digest.
+func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader, extracted func() error) error {
 	s := d.snapshotter
-	if _, err := cowcommon.Apply(ctx, s.backend, volume, layer, layertar.ApplyOptions{Logger: s.log}); err != nil {
+	_, err := cowcommon.ApplyThen(ctx, s.backend, volume, layer, layertar.ApplyOptions{Logger: s.log}, func() error {
+		if _, err := io.Copy(io.Discard, layer); err != nil {
+			return fmt.Errorf("read to the end: %w", err)
+		}
+		return extracted()
+	})
+	if err != nil {
 		return fault.Wrap("apply to volume", volume, cowcommon.AsReadOnly(err))
-	}
-	if _, err := io.Copy(io.Discard, layer); err != nil {
-		return fmt.Errorf("read to the end: %w", err)
 	}
 	return nil
 }

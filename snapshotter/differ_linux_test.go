@@ -45,6 +45,7 @@ type differHost struct {
 	*host
 	differ *Differ
 	store  content.Store
+	blobs  string // the directory of store
 }
 
 func newDifferHost(t *testing.T, opts Options, fsOpts ...testfs.BtrfsOption) *differHost {
@@ -55,10 +56,11 @@ func newDifferHost(t *testing.T, opts Options, fsOpts ...testfs.BtrfsOption) *di
 func newDifferHostOn(t *testing.T, fs filesystem, opts Options) *differHost {
 	t.Helper()
 	// It leaves a descriptor to the garbage collector, so it comes before the check for leaks.
-	store, err := contentstore.Open(t.TempDir())
+	blobs := t.TempDir()
+	store, err := contentstore.Open(blobs)
 	require.NoError(t, err)
 	h := newHostOn(t, fs, opts)
-	return &differHost{host: h, differ: NewDiffer(h.Snapshotter, store), store: store}
+	return &differHost{host: h, differ: NewDiffer(h.Snapshotter, store), store: store, blobs: blobs}
 }
 
 // put stores a blob.

@@ -17,6 +17,7 @@ type filling struct {
 	s       *Snapshotter
 	volume  string
 	before  cowcommon.Kept // the volume's former state; nil if that cannot be kept
+	begun   bool           // a part of the layer may be there
 	release func()
 }
 
@@ -34,22 +35,40 @@ func (s *Snapshotter) fill(ctx context.Context, volume string) (_ *filling, err 
 	if err := s.checkWhole(volume); err != nil {
 		return nil, err
 	}
+	if err := s.partial.add(volume); err != nil {
+		return nil, fmt.Errorf("note that a layer is applied: %w", err)
+	}
 	f := &filling{s: s, volume: volume, release: release}
 	f.before, err = cowcommon.Keep(ctx, s.backend, volume)
 	if errdefs.IsNotImplemented(err) {
 		f.before, err = nil, nil
 	}
+	if err != nil {
+		err = errors.Join(err, s.partial.forget(volume))
+	}
 	return f, err
+}
+
+// extracted notes that the whole layer is there, and is the right one. The caller then writes out the volume, and with it that
+// the volume is no partial one any more.
+func (f *filling) extracted() error {
+	if !f.s.partial.ordered {
+		return nil // end does it, when the volume is written out
+	}
+	return f.s.partial.forget(f.volume)
 }
 
 // end ends it. After an error it takes back the extracted part of the layer, if it can.
 func (f *filling) end(ctx context.Context, err error) error {
 	defer f.release()
-	if f.before == nil {
-		return err
+	if err == nil {
+		err = f.s.partial.forget(f.volume)
 	}
 	if err != nil {
 		err = errors.Join(err, f.takeBack(ctx))
+	}
+	if f.before == nil {
+		return err
 	}
 	if err := f.before.Close(); err != nil {
 		f.s.log.Warn("snapshotter: a volume's former state is left to the next start to destroy", "volume", f.volume, "error", err)
@@ -58,15 +77,19 @@ func (f *filling) end(ctx context.Context, err error) error {
 }
 
 // takeBack gives the volume its former content. A volume that cannot be taken back cannot be committed.
-func (f *filling) takeBack(ctx context.Context) error {
-	err := f.before.Restore(context.WithoutCancel(ctx)) // the request may have been cancelled
-	if err == nil || errdefs.IsNotFound(err) {
-		return nil
+func (f *filling) takeBack(ctx context.Context) (err error) {
+	switch {
+	case !f.begun:
+	case f.before == nil:
+		err = fault.New(errdefs.ErrFailedPrecondition, "its former state could not be kept")
+	default:
+		err = f.before.Restore(context.WithoutCancel(ctx)) // the request may have been cancelled
 	}
-	f.s.mu.Lock()
-	defer f.s.mu.Unlock()
-	f.s.spoiled[f.volume] = struct{}{}
-	return fmt.Errorf("take back the applied layer: %w", err)
+	if err == nil || errdefs.IsNotFound(err) {
+		return f.s.partial.forget(f.volume)
+	}
+	f.s.spoil(f.volume)
+	return errors.Join(fmt.Errorf("take back the applied layer: %w", err), f.s.partial.add(f.volume))
 }
 
 // checkWhole returns errdefs.ErrFailedPrecondition unless a volume holds whole layers only.

@@ -22,23 +22,35 @@ import (
 // killEnv makes the test binary a process that works on the snapshotter in that directory until it is killed.
 const killEnv = "COWSHED_TEST_SNAPSHOTTER_WORK"
 
+// applyEnv makes the test binary a process that applies layers, as JSON of applyWork says, until it is killed.
+const applyEnv = "COWSHED_TEST_SNAPSHOTTER_APPLY"
+
 func TestMain(m *testing.M) {
 	if mnt := os.Getenv(killEnv); mnt != "" {
 		fmt.Fprintln(os.Stderr, workUntilKilled(mnt))
 		os.Exit(1)
 	}
+	if work := os.Getenv(applyEnv); work != "" {
+		fmt.Fprintln(os.Stderr, applyUntilKilled(work))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
+}
+
+// openAt opens the snapshotter whose files are below a directory.
+func openAt(ctx context.Context, mnt string) (*Snapshotter, error) {
+	backend, err := btrfs.Open(ctx, filepath.Join(mnt, "volumes"), btrfs.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return New(ctx, filepath.Join(mnt, "snapshotter"), backend, Options{})
 }
 
 // workUntilKilled runs the life of one container after another, for several clients, and writes a line to the
 // standard output for each step.
 func workUntilKilled(mnt string) error {
 	ctx := context.Background()
-	backend, err := btrfs.Open(ctx, filepath.Join(mnt, "volumes"), btrfs.Options{})
-	if err != nil {
-		return err
-	}
-	s, err := New(ctx, filepath.Join(mnt, "snapshotter"), backend, Options{})
+	s, err := openAt(ctx, mnt)
 	if err != nil {
 		return err
 	}
@@ -76,7 +88,7 @@ func TestKilled(t *testing.T) {
 	h.image("image")
 	for _, steps := range []int{1, 2, 10, 25, 60, 61, 62} {
 		require.NoError(t, h.Close())
-		killAfter(t, h.mnt, steps)
+		killAfter(t, killEnv+"="+h.mnt, steps, func() {})
 		require.NoError(t, h.open(), "after %d steps", steps)
 		checkAgreement(t, h)
 		removeAll(t, h, "image")
@@ -85,11 +97,11 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// killAfter kills a process that works when it has done that many steps.
-func killAfter(t *testing.T, mnt string, steps int) {
+// killAfter kills a process that works when it has done that many steps, and when ready has returned after that.
+func killAfter(t *testing.T, work string, steps int, ready func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), killEnv+"="+mnt)
+	cmd.Env = append(os.Environ(), work)
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -100,6 +112,7 @@ func killAfter(t *testing.T, mnt string, steps int) {
 			break
 		}
 	}
+	ready()
 	require.NoError(t, cmd.Process.Kill())
 	var exit *exec.ExitError
 	assert.ErrorAs(t, testfs.Wait(t, cmd), &exit)

@@ -30,8 +30,8 @@ var defaultLeaseTimes = leaseTimes{upload: time.Minute, renew: 20 * time.Second,
 
 // WithLeases makes Compare hold its blobs by leases of its own, if a request comes without a lease. containerd passes
 // the namespace of a request on to proxy plugins, and not the lease. So a blob could be collected as garbage before
-// the client refers to it. An upload is held until it ends, and the blob for twenty seconds more. If the process is
-// killed meanwhile, the leases expire within a minute, or within ten if the store was at work.
+// the client refers to it. An upload is held until it ends, and the blob for twenty seconds more. If the process ends
+// meanwhile, the leases expire within a minute, or within ten if it was killed while the store was at work.
 func WithLeases(manager leases.Manager) DifferOption {
 	return func(d *Differ) { d.store = leasedStore{d.store, manager, defaultLeaseTimes, d.snapshotter.log} }
 }
@@ -99,11 +99,15 @@ func (w *leasedWriter) Commit(ctx context.Context, size int64, expected digest.D
 			return err
 		}
 	}
-	if err := w.store.manager.AddResource(w.ctx, w.lease, leases.Resource{ID: expected.String(), Type: "content"}); err != nil {
+	blob := leases.Resource{ID: expected.String(), Type: "content"}
+	if err := w.store.manager.AddResource(w.ctx, w.lease, blob); err != nil {
 		return fmt.Errorf("lease %s: %w", expected, err)
 	}
 	err := w.Writer.Commit(ctx, size, expected, opts...)
 	w.held = err == nil || errdefs.IsAlreadyExists(err)
+	if w.held && w.renewal != nil {
+		w.lease = w.renewal.shorten(blob)
+	}
 	return err
 }
 
@@ -131,6 +135,8 @@ type renewal struct {
 	ingest leases.Resource
 	second leases.Lease // ID "": there is none
 	begun  time.Time
+
+	prolonged bool // both leases last through the Commit
 
 	stopped chan struct{}
 	stopOne sync.Once
@@ -170,17 +176,42 @@ func (r *renewal) renew(last time.Duration) error {
 		r.second = second
 	}
 	for _, lease := range []leases.Lease{r.second, r.lease} {
-		if err := r.store.manager.Delete(r.ctx, lease); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("delete lease: %w", err)
-		}
-		if _, err := r.store.manager.Create(r.ctx, leases.WithID(lease.ID), leases.WithExpiration(last)); err != nil {
-			return fmt.Errorf("create lease: %w", err)
-		}
-		if err := r.store.manager.AddResource(r.ctx, lease, r.ingest); err != nil {
-			return fmt.Errorf("lease upload: %w", err)
+		if err := r.remake(lease, last, r.ingest); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// remake makes a lease anew, to hold a resource for that long. Meanwhile another lease holds the resource.
+func (r *renewal) remake(lease leases.Lease, last time.Duration, held leases.Resource) error {
+	if err := r.store.manager.Delete(r.ctx, lease); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete lease: %w", err)
+	}
+	if _, err := r.store.manager.Create(r.ctx, leases.WithID(lease.ID), leases.WithExpiration(last)); err != nil {
+		return fmt.Errorf("create lease: %w", err)
+	}
+	if err := r.store.manager.AddResource(r.ctx, lease, held); err != nil {
+		return fmt.Errorf("lease %s: %w", held.ID, err)
+	}
+	return nil
+}
+
+// shorten returns the lease that holds the blob of an upload from now on. If the leases were to last through the Commit, that is the
+// second, which then lasts no longer than the client has time. So the blob also goes if this process ends before it deletes the lease.
+func (r *renewal) shorten(blob leases.Resource) leases.Lease {
+	if !r.prolonged {
+		return r.lease
+	}
+	// An expiry has whole seconds.
+	if err := r.remake(r.second, r.store.times.hold+time.Second, blob); err != nil {
+		r.store.log.Warn("snapshotter: the lease of a layer that was made cannot be shortened", "lease", r.lease.ID, "error", err)
+		return r.lease
+	}
+	r.store.release(r.ctx, r.lease)
+	short := r.second
+	r.second = leases.Lease{} // the upload has no second lease any more
+	return short
 }
 
 // stop makes the leases anew once more, to last that long, and then no more. An upload that has only just begun is not
@@ -190,6 +221,7 @@ func (r *renewal) stop(last time.Duration) error {
 	if time.Since(r.begun) < r.store.times.renew/4 {
 		return nil
 	}
+	r.prolonged = true
 	return r.renew(last)
 }
 

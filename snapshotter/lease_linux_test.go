@@ -333,6 +333,60 @@ func TestCompareKilled(t *testing.T) {
 	}
 }
 
+// TestCompareLeft: an upload has taken so long that its leases were made to last through the Commit. When Compare has returned, the
+// blob is held no longer than the client has time to refer to it. That is so even if the process ends before it deletes the lease.
+func TestCompareLeft(t *testing.T) {
+	h := newLeaseHost(t)
+	ctx := namespaces.WithNamespace(t.Context(), "left")
+	var ended atomic.Bool
+	r := requester{before: func() error {
+		if ended.Load() {
+			return unix.EPIPE
+		}
+		return nil
+	}, after: func() {}}
+	times := leaseTimes{upload: time.Hour, renew: 100 * time.Millisecond, commit: time.Hour, hold: 3 * time.Second}
+	_, err := h.differ(h.store, requestManager{h.manager, r}, times).Compare(ctx, nil, h.upper, h.untilRenewed(ctx), diff.WithMediaType("a/b"))
+	ended.Store(true)
+	require.NoError(t, err)
+	left := h.leases(ctx)
+	require.LessOrEqual(t, len(left), 1, "one of them holds it, unless this process had no time")
+	for _, lease := range left {
+		expires, err := time.Parse(time.RFC3339, lease.Labels["containerd.io/gc.expire"])
+		require.NoError(t, err)
+		assert.LessOrEqual(t, time.Until(expires), times.hold+time.Second)
+		resources, err := h.manager.ListResources(ctx, lease)
+		require.NoError(t, err)
+		require.Len(t, resources, 1)
+		assert.Equal(t, "content", resources[0].Type)
+	}
+	require.Eventually(t, func() bool {
+		return len(h.left(ctx)) == 0 && len(h.leases(ctx)) == 0
+	}, times.hold+testfs.Patience, 10*time.Millisecond)
+}
+
+// untilRenewed has an upload last until its leases have been made anew.
+func (h *leaseHost) untilRenewed(ctx context.Context) diff.Opt {
+	return diff.WithCompressor(func(w io.Writer, _ string) (io.WriteCloser, error) {
+		return closeAfter{w, func() error {
+			for end := time.Now().Add(testfs.Patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+				if all, err := h.manager.List(ctx); err != nil || len(all) == 2 {
+					return err
+				}
+			}
+			return unix.ETIMEDOUT
+		}}, nil
+	})
+}
+
+// closeAfter is a compressor that calls a function when it is closed.
+type closeAfter struct {
+	io.Writer
+	close func() error
+}
+
+func (c closeAfter) Close() error { return c.close() }
+
 // collectNow is collect for other goroutines.
 func (h *leaseHost) collectNow(ctx context.Context) error {
 	_, err := h.db.GarbageCollect(ctx)

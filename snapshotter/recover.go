@@ -40,6 +40,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	s.sort(known)
+	if err := s.findPartial(known); err != nil {
+		return err
+	}
 	if err := s.removeLost(ctx, known); err != nil {
 		return err
 	}

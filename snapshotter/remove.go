@@ -87,12 +87,12 @@ func (s *Snapshotter) destroy(ctx context.Context, volume string) {
 // noteDestroyed notes that a volume is destroyed, which a power cut may undo: until that is settled it stays doomed.
 func (s *Snapshotter) noteDestroyed(volume string) {
 	s.measured.Delete(volume)
+	s.forgetSpoiled(volume)
 	if s.forgetReason(volume) {
 		s.log.Info("snapshotter: volume of a removed snapshot is destroyed at last", "volume", volume)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.spoiled, volume)
 	s.unsettled = append(s.unsettled, volume)
 }
 

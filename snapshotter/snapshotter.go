@@ -16,7 +16,7 @@
 // So at any moment the metadata tells the owner of each volume, or why it may go; and New completes operations that a
 // crash has cut off. A volume that the metadata does not know is kept, whatever the reason: metadata.db is lost,
 // older than the volumes, or of another home. It is [Lost]: no client sees it, and Restore or Discard decide about
-// it.
+// it. A snapshot to which a layer was being applied cannot be committed any more.
 //
 // Volumes are the snapshotter's by their names, provided that the backend's home is the snapshotter's alone: that
 // home must not be shared with the graph driver or the command's store, nor with another snapshotter. Volumes with
@@ -102,6 +102,7 @@ type Snapshotter struct {
 	meta     *storage.MetaStore
 	space    boltfile.Space
 	reserve  spaceReserve
+	partial  partials
 
 	commitTx func(*bolt.Tx) error // (*bolt.Tx).Commit, or in tests a function that fails
 
@@ -120,7 +121,7 @@ type Snapshotter struct {
 	stale     stale
 	frozen    map[string]struct{} // keys of active snapshots that have a sealed volume
 	lost      map[string]Lost     // by volume
-	spoiled   map[string]struct{} // volumes with a part of a layer that could not be taken back
+	spoiled   map[string]struct{} // volumes with a part of a layer, which partial lists too
 	offers    map[offerKey]offer  // volumes of other programs that wait for their Prepare
 
 	cleaning chan struct{} // has an element while Cleanup runs, for which others than Cleanup do not wait
@@ -194,6 +195,10 @@ func openError(root string, err error) error {
 
 func (s *Snapshotter) openAll(ctx context.Context) error {
 	if err := os.MkdirAll(s.root, 0o700); err != nil {
+		return err
+	}
+	var err error
+	if s.partial, err = openPartials(s.root, s.backend); err != nil {
 		return err
 	}
 	if err := s.openMeta(); err != nil {

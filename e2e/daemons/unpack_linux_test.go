@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 const (
@@ -34,14 +35,13 @@ func TestContainerdUnpackCut(t *testing.T) {
 		} {
 			ctx := h.store.Context(contextOf(t, h.fs.timeout))
 			images := importImages(t, ctx, h, strings.ReplaceAll(name, " ", "-"))
-			cancelled, cancel := context.WithCancel(ctx)
-			ended := make(chan error, 1)
-			go func() { ended <- unpackAll(cancelled, images, h.store.Snapshotter) }()
-			wait := time.Duration(rand.Int64N(int64(2 * time.Second)))
-			time.Sleep(wait)
-			cut(cancel)
-			t.Logf("%s after %s: %v", name, wait, <-ended)
-			cancel()
+			for !cutUnpack(t, ctx, h, images, cut) {
+				t.Logf("%s: all images had been unpacked before, and are unpacked again", name)
+				require.NoError(t, ctx.Err(), "the images are unpacked each time before that is cut off")
+				requireConnected(t, ctx, h.store)
+				requireCleared(t, ctx, h.store)
+				images = importImages(t, ctx, h, strings.ReplaceAll(name, " ", "-"))
+			}
 			requireConnected(t, ctx, h.store)
 			require.NoError(t, unpackAll(ctx, images, h.store.Snapshotter), name)
 			for i, img := range images {
@@ -54,6 +54,31 @@ func TestContainerdUnpackCut(t *testing.T) {
 			requireCleared(t, ctx, h.store)
 		}
 	})
+}
+
+// cutUnpack unpacks images, and calls cut when some number of snapshots is there. It returns false if all had been unpacked by then.
+func cutUnpack(t *testing.T, ctx context.Context, h containerdHost, images []client.Image, cut func(cancel context.CancelFunc)) bool {
+	t.Helper()
+	cancelled, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- unpackAll(cancelled, images, h.store.Snapshotter) }()
+	// Each image has a snapshot of its own, beside that of the common layer.
+	for n, enough := 0, 1+rand.IntN(unpackImages); n < enough; {
+		select {
+		case err := <-ended:
+			require.NoError(t, err, "before it was cut off")
+			return false
+		case <-time.After(time.Millisecond):
+		}
+		keys, err := h.store.Keys(ctx)
+		require.NoError(t, err)
+		n = len(keys)
+	}
+	cut(cancel)
+	err := testfs.Receive(t, ended)
+	t.Logf("cut off: %v", err)
+	return err != nil
 }
 
 // importImages imports images that have a layer in common and one of their own, without unpacking them.

@@ -2,9 +2,11 @@ package clients
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
+	"github.com/cowshed/cowshed/internal/golden"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
@@ -22,14 +25,100 @@ const buildKitTestsEnv = "COWSHED_CLIENTS_BUILDKIT"
 // buildKitClient is the suite of BuildKit's client, with containerd workers. Its tests may take five minutes each, and have
 // deadlines of seconds for the start of daemons: none of them is among those of each day.
 func buildKitClient() suite {
-	tests, least := "^TestIntegration$/^(TestMergeOp.*|TestDiff.*)$", 50
-	if chosen := os.Getenv(buildKitTestsEnv); chosen != "" {
-		tests, least = chosen, 1
+	tests, least := os.Getenv(buildKitTestsEnv), 1
+	if tests == "" {
+		least = 100
 	}
 	return suite{name: "buildkit", long: true, least: least, run: func(t *testing.T, snapshotter string) run {
+		if tests == "" {
+			tests = buildKitPattern(readBuildKitTests(t))
+		}
 		return runBuildKit(t, snapshotter, tests)
 	}}
 }
+
+// buildKitTest is a test of the suite, or a pattern of tests.
+type buildKitTest struct {
+	file, name string
+	leftOut    string // why; "": it is run
+}
+
+func readBuildKitTests(t *testing.T) (tests []buildKitTest) {
+	t.Helper()
+	data, err := os.ReadFile("testdata/buildkit-tests.tsv")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(data)) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		fields := append(strings.Split(strings.TrimSuffix(line, "\n"), "\t"), "")
+		require.GreaterOrEqual(t, len(fields), 3, "%q is not FILE, TEST and a reason", line)
+		tests = append(tests, buildKitTest{fields[0], fields[1], fields[2]})
+	}
+	return tests
+}
+
+// buildKitPattern is the -run of the tests that are run. Names of its second part belong to one of the first part each.
+func buildKitPattern(tests []buildKitTest) string {
+	var names []string
+	for _, test := range tests {
+		if test.leftOut == "" {
+			names = append(names, test.name)
+		}
+	}
+	return "^(TestIntegration|TestClientGatewayIntegration)$/^(" + strings.Join(names, "|") + ")$"
+}
+
+// TestBuildKitTests keeps the documentation of the choice.
+func TestBuildKitTests(t *testing.T) {
+	tests := readBuildKitTests(t)
+	var files []string
+	run, leftOut := make(map[string][]string), make(map[string][]string)
+	var reasons strings.Builder
+	count := 0
+	for _, test := range tests {
+		if !slices.Contains(files, test.file) {
+			files = append(files, test.file)
+		}
+		if test.leftOut == "" {
+			run[test.file] = append(run[test.file], test.name)
+			count++
+			continue
+		}
+		leftOut[test.file] = append(leftOut[test.file], test.name)
+		fmt.Fprintf(&reasons, "| `%s` | %s |\n", test.name, test.leftOut)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, buildKitPage, count, len(tests))
+	for _, file := range files {
+		fmt.Fprintf(&b, "| `%s_test.go` | %d | %d |\n", file, len(run[file]), len(leftOut[file]))
+	}
+	fmt.Fprintf(&b, "\n## Tests that are left out\n\n| test | why |\n|---|---|\n%s\n## Tests that are run\n", &reasons)
+	for _, file := range files {
+		if len(run[file]) > 0 {
+			fmt.Fprintf(&b, "\n`%s_test.go`:\n\n- `%s`\n", file, strings.Join(run[file], "`\n- `"))
+		}
+	}
+	golden.Check(t, "../../../docs/buildkit-tests.md", b.String())
+}
+
+const buildKitPage = `# BuildKit's tests that are run
+
+BuildKit's client has a suite for a running ` + "`buildkitd`" + `. ` + "`make test-clients`" + ` runs the tests of BuildKit 0.34.2 that make, change,
+compare, export, import or remove layers: %d of %d. Each runs with Cowshed and with overlayfs, and a test that fails only with
+Cowshed fails the target. [testing.md](testing.md#clients) has the results, and says how to choose others. A name that ends in
+` + "`.*`" + ` stands for several tests.
+
+The tests of ` + "`TestCompatibilityIntegration`" + ` are left out: they ask for one image of the internet by its digest. The other
+functions of the package start no ` + "`buildkitd`" + `.
+
+This page is made of ` + "`e2e/daemons/clients/testdata/buildkit-tests.tsv`" + `. To write it anew:
+
+` + "```sh\ncd e2e/daemons && go test ./clients -run 'BuildKitTests$' -update\n```" + `
+
+| file | run | left out |
+|---|---|---|
+`
 
 // runBuildKit runs tests of the suite with a snapshotter. Each test has a containerd, and a cowshed, of its own.
 func runBuildKit(t *testing.T, snapshotter, tests string) run {
@@ -63,7 +152,8 @@ func runBuildKit(t *testing.T, snapshotter, tests string) run {
 	}
 	// The directory of the package, in which the suite finds files.
 	return goTest(ctx, t, "buildkit-"+snapshotter, cmd, func(test string) string {
-		name, _, _ := strings.Cut(strings.TrimPrefix(test, "TestIntegration/"), "/worker=")
+		name, _, _ := strings.Cut(test, "/worker=")
+		_, name, _ = strings.Cut(name, "/")
 		_, matrix, _ := strings.Cut(test, "/worker=containerd-snapshotter-"+snapshotter)
 		return name + matrix
 	})

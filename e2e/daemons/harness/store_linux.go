@@ -63,6 +63,18 @@ func (s *Store) Snapshots() snapshots.Snapshotter { return s.SnapshotService(s.S
 
 // ImportFile imports an archive of one image, of docker save or an OCI layout, and unpacks it.
 func (s *Store) ImportFile(ctx context.Context, file string) (client.Image, error) {
+	img, err := s.ImportPacked(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	if err := img.Unpack(ctx, s.Snapshotter); err != nil {
+		return nil, fmt.Errorf("unpack %s: %w", img.Name(), err)
+	}
+	return img, nil
+}
+
+// ImportPacked imports the image of an archive, and does not unpack it.
+func (s *Store) ImportPacked(ctx context.Context, file string) (client.Image, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -75,11 +87,7 @@ func (s *Store) ImportFile(ctx context.Context, file string) (client.Image, erro
 	if len(imported) != 1 {
 		return nil, fmt.Errorf("import %s: %d images", file, len(imported))
 	}
-	img := client.NewImage(s.Client, imported[0])
-	if err := img.Unpack(ctx, s.Snapshotter); err != nil {
-		return nil, fmt.Errorf("unpack %s: %w", img.Name(), err)
-	}
-	return img, nil
+	return client.NewImage(s.Client, imported[0]), nil
 }
 
 // Create makes a container whose snapshot has the container's id as its key. Its command runs as in a shell script.
@@ -268,6 +276,15 @@ func (s *Store) PullImage(ctx context.Context, reference string) (client.Image, 
 		return nil, fmt.Errorf("pull %s: %w", reference, err)
 	}
 	return img, nil
+}
+
+// FetchImage is PullImage, and does not unpack the image.
+func (s *Store) FetchImage(ctx context.Context, reference string) (client.Image, error) {
+	img, err := s.Fetch(ctx, reference, client.WithResolver(plainResolver()))
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", reference, err)
+	}
+	return client.NewImage(s.Client, img), nil
 }
 
 // ImageTree mounts a view of an image's root filesystem for as long as f runs.
