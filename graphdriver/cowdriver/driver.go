@@ -86,7 +86,8 @@ func (d *Driver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
 }
 
 // CreateReadWrite makes a layer for a container to write to. It differs from Create in having the
-// driver's default limit and root style where opts names none.
+// driver's default limit and root style where opts names none. The default root style gives way to SnapshotRoot if the parent
+// is writable and in use. If opts names SharedRoot, that is an errdefs.ErrFailedPrecondition.
 func (d *Driver) CreateReadWrite(id, parent string, opts *graphdriver.CreateOpts) error {
 	return d.create(id, parent, opts, true)
 }
@@ -112,7 +113,13 @@ func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWri
 	if err := cowcommon.CheckID(parent); err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
-	return d.backend.Clone(d.ctx, id, parent, volume)
+	err = d.backend.Clone(d.ctx, id, parent, volume)
+	if errors.Is(err, fault.ErrInUse) && volume.RootStyle == cowcommon.SharedRoot && !namesRootStyle(opts.StorageOpt) {
+		d.log.Info("a layer does not have the root style that is configured", "layer", id, "reason", err)
+		volume.RootStyle = cowcommon.SnapshotRoot
+		err = d.backend.Clone(d.ctx, id, parent, volume)
+	}
+	return err
 }
 
 // Remove destroys a layer. Removing an absent layer is not an error.
