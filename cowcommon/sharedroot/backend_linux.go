@@ -99,6 +99,7 @@ var _ interface {
 	cowcommon.Hinter
 	cowcommon.Limiter
 	cowcommon.ChangesSizer
+	cowcommon.UnusedReader
 	cowcommon.Streamer
 	cowcommon.Keeper
 	cowcommon.Adopter
