@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -13,7 +14,6 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
-	"github.com/cowshed/cowshed/internal/mounttable"
 	"github.com/cowshed/cowshed/internal/sharedmark"
 	"github.com/cowshed/cowshed/internal/treeat"
 )
@@ -60,7 +60,7 @@ func (b *Backend) readUnused(ctx context.Context, name, base string, do func(ctx
 		}
 		ctx, cancel := context.WithTimeout(ctx, longestRead)
 		defer cancel()
-		return whileUnused(root, func() error { return b.readTree(ctx, root, name, base, below, do) })
+		return b.whileUnused(root, func() error { return b.readTree(ctx, root, name, base, below, do) })
 	})
 }
 
@@ -102,12 +102,12 @@ func (t openTree) Close() error { return nil }
 
 // whileUnused calls do, and returns fault.ErrInUse if an overlay of the volume whose root is open was mounted before its
 // end. The work of do counts for nothing then.
-func whileUnused(root *os.File, do func() error) error {
+func (b *Backend) whileUnused(root *os.File, do func() error) error {
 	before, err := lastMount(root)
 	if err != nil {
 		return err
 	}
-	if err := checkNoUpper(root); err != nil {
+	if err := b.checkNoUpper(root); err != nil {
 		return err
 	}
 	err = do()
@@ -115,22 +115,43 @@ func whileUnused(root *os.File, do func() error) error {
 	if lookErr == nil && after != before {
 		lookErr = fault.New(fault.ErrInUse, "somebody has mounted it meanwhile")
 	}
-	if lookErr == nil {
-		lookErr = checkNoUpper(root)
-	}
 	return errors.Join(err, lookErr)
 }
 
-// checkNoUpper checks that no overlay that can be written to has the upper of a volume. A mount in no namespace counts too.
-func checkNoUpper(root *os.File) error {
-	upper, err := openRoot(upperOf(root.Name()))
+// scratchPrefix begins the names of directories of checkNoUpper. No volume has such a name.
+const scratchPrefix = "@upper-"
+
+// checkNoUpper checks that no overlay has the upper of a volume, not even an overlay that is mounted nowhere and has open files.
+// With index=on the kernel refuses such an upper as a layer of another overlay. The latter keeps its own files in memory, is
+// mounted nowhere, and ends at once.
+func (b *Backend) checkNoUpper(root *os.File) (err error) {
+	if err := b.makeRoots(); err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp(b.roots, scratchPrefix)
 	if err != nil {
 		return err
 	}
-	defer upper.Close()
-	is, err := mounttable.IsUpper(upper)
-	if err == nil && is {
-		err = fault.New(fault.ErrInUse, "an overlay has it as its upper")
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	upper, work := filepath.Join(scratch, upperName), filepath.Join(scratch, workName)
+	if err := errors.Join(os.Mkdir(upper, dirMode), os.Mkdir(work, dirMode)); err != nil {
+		return err
+	}
+	mnt, err := mountDetached([]string{"lowerdir=" + upperOf(root.Name()), "upperdir=" + upper, "workdir=" + work, "index=on"})
+	if errors.Is(err, unix.EBUSY) {
+		return fault.New(fault.ErrInUse, "an overlay has its upper")
+	}
+	if err != nil {
+		return fmt.Errorf("look for its overlays: %w", err)
+	}
+	return unix.Close(mnt)
+}
+
+// removeScratch removes directories of checkNoUpper that a crash has left.
+func (b *Backend) removeScratch() error {
+	left, err := filepath.Glob(filepath.Join(b.roots, scratchPrefix+"*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
 	}
 	return err
 }

@@ -122,6 +122,32 @@ func TestReadUnusedOfUsed(t *testing.T) {
 	}))
 }
 
+// Directories that a crash has left of a reading go at the next start.
+func TestReadUnusedLeavesNothing(t *testing.T) {
+	s, _ := newViewingStore(t)
+	s.image("image")
+	s.container("c", "image")
+	s.mount("c") // so that the directory of mount points stays
+	left := filepath.Join(s.home, "roots/@upper-left")
+	require.NoError(t, os.MkdirAll(left+"/work/work", 0o700))
+	s.container("d", "image")
+	require.NoError(t, s.readUnused("d", func(context.Context, string) error { return nil }))
+	names := func() (names []string) {
+		entries, err := os.ReadDir(filepath.Dir(left))
+		require.NoError(t, err)
+		for _, entry := range entries {
+			names = append(names, entry.Name())
+		}
+		return names
+	}
+	assert.Equal(t, []string{"@upper-left", "c"}, names())
+	s.crash()
+	s.open()
+	s.mount("c")
+	assert.Equal(t, []string{"c"}, names())
+	s.unmount("c")
+}
+
 // A program that knows the MountSpec mounts the volume while it is read. The result counts for nothing.
 func TestMountedWhileReadUnused(t *testing.T) {
 	s, _ := newViewingStore(t)
