@@ -2,18 +2,17 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
-	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/graphdriver/graphtest"
@@ -55,7 +54,7 @@ func (b allShared) Clone(ctx context.Context, name, source string, opts cowcommo
 	shared := opts
 	shared.RootStyle = cowcommon.SharedRoot
 	err := b.Backend.Clone(ctx, name, source, shared)
-	if errors.Is(err, fault.ErrInUse) {
+	if errdefs.IsFailedPrecondition(err) {
 		return b.Backend.Clone(ctx, name, source, opts)
 	}
 	return err
