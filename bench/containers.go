@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unsafe"
@@ -35,16 +36,23 @@ const (
 	opPageCache     operation = "page cache of 20 containers that read the same 100 MB"
 	opPSS           operation = "memory (PSS) of 20 containers that run the same program"
 	opOnePSS        operation = "memory (PSS) of one such container"
+	opFilePSS       operation = "memory of files (PSS) of 20 containers that run the same program"
+	opOneFilePSS    operation = "memory of files (PSS) of one such container"
 	opFirstStart    operation = "first start of a program, from an empty cache"
 	opThirdStart    operation = "third start, in another container"
 	opFirstWrite    operation = "first write to a file of 256 MiB"
 	opSmallFiles    operation = "1,000 small files written"
 	opRenameDir     operation = "rename of a directory by mv"
 	opRemoveChanged operation = "remove a container with 1,000 files"
+	opCommitFew     operation = "commit of 3 changes"
+	opCommitMany    operation = "commit of 10,000 changes"
+	opBareRenames   operation = "10,000 bare renames, and a commit"
 )
 
 // isSize reports whether samples of the operation are bytes.
-func (op operation) isSize() bool { return op == opPageCache || op == opPSS || op == opOnePSS }
+func (op operation) isSize() bool {
+	return slices.Contains([]operation{opPageCache, opPSS, opOnePSS, opFilePSS, opOneFilePSS}, op)
+}
 
 // format formats a sample.
 func (op operation) format(d time.Duration) string {
@@ -65,6 +73,7 @@ const (
 
 	manyContainers = 20
 	smallFiles     = 1000
+	manyChanges    = 10_000
 )
 
 // containersWorkload is an image of n small files, and the files that containers use.
@@ -75,7 +84,7 @@ func containersWorkload(n int) workload {
 		steps: []step{
 			{"apply", (*run).applyUntimed}, {"mount", (*run).createAndMount}, {"edit", (*run).edit},
 			{"changes", (*run).changes}, {"diff", (*run).diff}, {"running", (*run).running}, {"usage", (*run).usage},
-			{"share", (*run).share}, {"work", (*run).work}, {"remove", (*run).remove},
+			{"share", (*run).share}, {"work", (*run).work}, {"commit", (*run).commits}, {"remove", (*run).remove},
 		},
 	}
 }
@@ -178,27 +187,28 @@ func (r *run) measureShared(dirs []string) error {
 	if err := r.dropCaches(); err != nil {
 		return err
 	}
-	for i, dir := range dirs[:3] {
+	for i, dir := range dirs {
 		start := time.Now()
 		if err := exec.Command(filepath.Join(dir, program), holdCommand).Run(); err != nil { // it has no input to wait for
 			return err
 		}
-		switch i {
-		case 0:
+		switch {
+		case i == 0:
 			r.samples.add(opFirstStart, time.Since(start))
-		case 2:
+		case i >= 2:
 			r.samples.add(opThirdStart, time.Since(start))
 		}
 	}
 	for _, held := range []struct {
-		op   operation
-		dirs []string
-	}{{opOnePSS, dirs[:1]}, {opPSS, dirs}} {
-		memory, err := memoryOf(held.dirs)
+		op, ofFiles operation
+		dirs        []string
+	}{{opOnePSS, opOneFilePSS, dirs[:1]}, {opPSS, opFilePSS, dirs}} {
+		used, err := memoryOf(held.dirs)
 		if err != nil {
 			return err
 		}
-		r.samples.add(held.op, time.Duration(memory))
+		r.samples.add(held.op, time.Duration(used.all))
+		r.samples.add(held.ofFiles, time.Duration(used.files))
 	}
 	if err := r.dropCaches(); err != nil {
 		return err
@@ -269,8 +279,11 @@ func (r *run) dropCaches() error {
 	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
+// pss is a proportional set size in bytes, and that part of it that files have.
+type pss struct{ all, files int64 }
+
 // memoryOf is the proportional set size of all the programs together, of which each container runs one.
-func memoryOf(dirs []string) (total int64, err error) {
+func memoryOf(dirs []string) (total pss, err error) {
 	var programs []*exec.Cmd
 	var inputs []io.Closer
 	defer func() {
@@ -285,43 +298,50 @@ func memoryOf(dirs []string) (total int64, err error) {
 		cmd := exec.Command(filepath.Join(dir, program), holdCommand)
 		in, err := cmd.StdinPipe()
 		if err != nil {
-			return 0, err
+			return total, err
 		}
 		out, err := cmd.StdoutPipe()
 		if err != nil {
-			return 0, err
+			return total, err
 		}
 		if err := cmd.Start(); err != nil {
-			return 0, err
+			return total, err
 		}
 		programs, inputs = append(programs, cmd), append(inputs, in)
 		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-			return 0, fmt.Errorf("%s: %w", dir, err)
+			return total, fmt.Errorf("%s: %w", dir, err)
 		}
 	}
 	for _, cmd := range programs {
-		pss, err := pssOf(cmd.Process.Pid)
+		used, err := pssOf(cmd.Process.Pid)
 		if err != nil {
-			return 0, err
+			return total, err
 		}
-		total += pss
+		total.all += used.all
+		total.files += used.files
 	}
 	return total, nil
 }
 
-func pssOf(pid int) (int64, error) {
+func pssOf(pid int) (used pss, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
-		return 0, err
+		return used, err
 	}
 	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "Pss:"); ok {
-			var kib int64
-			_, err := fmt.Sscan(value, &kib)
-			return kib << 10, err
+		key, value, _ := strings.Cut(line, ":")
+		sizes := map[string]*int64{"Pss": &used.all, "Pss_File": &used.files}
+		if size := sizes[key]; size != nil {
+			if _, err := fmt.Sscan(value, size); err != nil {
+				return used, err
+			}
+			*size <<= 10
 		}
 	}
-	return 0, fmt.Errorf("process %d has no Pss", pid)
+	if used.all == 0 || used.files == 0 {
+		return used, fmt.Errorf("process %d has no Pss", pid)
+	}
+	return used, nil
 }
 
 // hold is the program in a container: it reads all of itself, as a program does with its libraries, and waits for the end of
@@ -363,6 +383,128 @@ func (r *run) work() error {
 			err = r.timed(opRemoveChanged, func() error { return r.driver.remove(id) })
 		}
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// committer is a contender whose writable layers become layers that others are made from.
+type committer interface {
+	commit(name, id string) error
+}
+
+// commits makes layers of containers with few changes and with many. The changes are on disk by then.
+func (r *run) commits() error {
+	driver, ok := r.driver.(committer)
+	if !ok {
+		return nil
+	}
+	for i := range 3 {
+		few, many := fmt.Sprintf("few%d", i), fmt.Sprintf("many%d", i)
+		if err := r.driver.create(few, baseID, 0); err != nil {
+			return err
+		}
+		if err := r.change(few); err != nil {
+			return err
+		}
+		if err := r.committed(driver, few, opCommitFew, nil); err != nil {
+			return err
+		}
+		if err := r.driver.create(many, baseID, 0); err != nil {
+			return err
+		}
+		if err := r.driver.edit(many, writeMany); err != nil {
+			return err
+		}
+		if err := r.committed(driver, many, opCommitMany, nil); err != nil {
+			return err
+		}
+		if err := r.bareRenames(driver); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// committed measures a commit of a layer, after something else, and removes the result.
+func (r *run) committed(driver committer, id string, op operation, before func() error) error {
+	err := r.timed(op, func() error {
+		if before != nil {
+			if err := before(); err != nil {
+				return err
+			}
+		}
+		return driver.commit(committedPrefix+id, id)
+	})
+	if err != nil {
+		return err
+	}
+	if _, renames := r.driver.(*cowshed); renames {
+		return r.driver.remove(id)
+	}
+	return r.driver.remove(committedPrefix + id)
+}
+
+const committedPrefix = "committed-"
+
+// bareRenames measures the least time of a commit of many changes in a shared root, by a volume of the root style snapshot.
+func (r *run) bareRenames(driver committer) error {
+	own, ok := r.driver.(*cowshed)
+	if !ok {
+		return nil
+	}
+	const id = "renames"
+	if err := r.driver.create(id, baseID, 0); err != nil {
+		return err
+	}
+	dir, err := own.driver.Get(id, "")
+	if err != nil {
+		return err
+	}
+	var fs unix.Statfs_t
+	err = unix.Statfs(dir, &fs)
+	if err == nil && fs.Type != unix.OVERLAYFS_SUPER_MAGIC {
+		err = writeMany(dir)
+	}
+	if err := errors.Join(err, own.driver.Put(id)); err != nil {
+		return err
+	}
+	if fs.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		return r.driver.remove(id)
+	}
+	return r.committed(driver, id, opBareRenames, func() error { return renameMany(dir) })
+}
+
+// manyPath is the path of one of many files, in directories of a hundred.
+func manyPath(dir, top string, i int) string {
+	return filepath.Join(dir, top, fmt.Sprint(i/100), fmt.Sprint(i))
+}
+
+func writeMany(dir string) error {
+	for i := range manyChanges {
+		path := manyPath(dir, "many", i)
+		if i%100 == 0 {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return err
+			}
+		}
+		if err := os.WriteFile(path, []byte("new"), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func renameMany(dir string) error {
+	for i := range manyChanges {
+		path := manyPath(dir, "renamed", i)
+		if i%100 == 0 {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return err
+			}
+		}
+		if err := os.Rename(manyPath(dir, "many", i), path); err != nil {
 			return err
 		}
 	}

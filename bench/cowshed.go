@@ -107,6 +107,15 @@ func (c *cowshed) usage(id, _ string) (int64, error) {
 	return int64(usage.Bytes), err
 }
 
+// commit seals a layer, as a commit does. The layer keeps its name.
+func (c *cowshed) commit(_, id string) error {
+	driver, ok := c.driver.(*cowdriver.Driver)
+	if !ok {
+		return errNotOffered
+	}
+	return cowcommon.Seal(context.Background(), driver.Backend(), id)
+}
+
 func (c *cowshed) remove(id string) error { return c.driver.Remove(id) }
 
 // close also checks that the native comparison was measured and not a silent walk.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"github.com/cowshed/cowshed/btrfs"
+	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -17,17 +19,26 @@ type cowshedSnapshotter struct {
 	differ *snapshotter.Differ
 }
 
-func newCowshedSnapshotter(root, work string) (contender, error) {
+func newCowshedSnapshotter(root, work string, style cowcommon.RootStyle) (contender, error) {
 	store, err := openStore(work)
 	if err != nil {
 		return nil, err
 	}
 	ctx := context.Background()
-	backend, err := btrfs.Open(ctx, filepath.Join(root, "btrfs"), btrfs.Options{})
+	home := filepath.Join(root, "btrfs")
+	var backend cowcommon.Backend
+	backend, err = btrfs.Open(ctx, home, btrfs.Options{})
 	if err != nil {
 		return nil, err
 	}
-	s, err := snapshotter.New(ctx, filepath.Join(root, "snapshotter"), backend, snapshotter.Options{})
+	if style == cowcommon.SharedRoot {
+		shared, err := sharedroot.New(ctx, backend, home, sharedroot.Options{})
+		if err != nil {
+			return nil, errors.Join(err, backend.Close())
+		}
+		backend = shared
+	}
+	s, err := snapshotter.New(ctx, filepath.Join(root, "snapshotter"), backend, snapshotter.Options{RootStyle: style})
 	if err != nil {
 		return nil, errors.Join(err, backend.Close())
 	}

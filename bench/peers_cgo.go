@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/cowshed/cowshed/cowcommon"
 	_ "github.com/moby/moby/v2/daemon/graphdriver/btrfs"    // registers the driver
 	_ "github.com/moby/moby/v2/daemon/graphdriver/overlay2" // registers the driver
 	_ "go.podman.io/storage/drivers/overlay"                // registers the driver
@@ -25,7 +26,9 @@ func (c config) btrfsPeers() []opener {
 // snapshotters are those for containerd.
 func (c config) snapshotters() []opener {
 	return []opener{
-		{"cowshed", func(root string) (contender, error) { return newCowshedSnapshotter(root, c.work) }},
+		{"cowshed", func(root string) (contender, error) {
+			return newCowshedSnapshotter(root, c.work, cowcommon.SnapshotRoot)
+		}},
 		{"containerd", func(root string) (contender, error) { return newContainerdBtrfs(root, c.work) }},
 	}
 }
@@ -36,6 +39,9 @@ func (c config) overlays() []opener {
 		{"cowshed", func(root string) (contender, error) { return newCowshed(c.filesystem, root) }},
 		{"cowshed-shared", func(root string) (contender, error) {
 			return newCowshed(c.filesystem, root, c.filesystem+".root_style=shared")
+		}},
+		{"cowshed-snapshotter", func(root string) (contender, error) {
+			return newCowshedSnapshotter(root, c.work, cowcommon.SharedRoot)
 		}},
 		{"overlay2", func(root string) (contender, error) { return newMoby("overlay2", root) }},
 		{"podman-overlay", func(root string) (contender, error) { return newPodman("overlay", root) }},

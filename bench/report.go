@@ -27,7 +27,7 @@ type report struct {
 }
 
 // order is the order of columns.
-var order = []string{"cowshed", "cowshed-shared", "overlay2", onExt4, "podman-overlay", "containerd-overlayfs", "moby", "podman", "containerd", "btrfs", "overlayfs", "native", "floor"}
+var order = []string{"cowshed", "cowshed-shared", "cowshed-snapshotter", "overlay2", onExt4, "podman-overlay", "containerd-overlayfs", "moby", "podman", "containerd", "btrfs", "overlayfs", "native", "floor"}
 
 // bar is a promise of the project about the ratio to a peer.
 type bar struct {

@@ -31,8 +31,8 @@ import (
 // kernel cannot).
 //
 // Functions of some filesystems are interfaces of their own: Sealer, Renamer, SpecMounter, Hinter, Limiter, Streamer,
-// Identifier, Keeper, RootStyler, Examiner, Scratcher, Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer and
-// Sharer. As finds them.
+// Identifier, Keeper, RootStyler, Examiner, Scratcher, Retainer, Leaver, Adopter, Settler, Forker, Exchanger, Placer,
+// ChangesSizer, UnusedReader and Sharer. As finds them.
 type Backend interface {
 	// Create makes an empty writable volume. Its root directory is 0755 and owned by opts.UID and GID.
 	Create(ctx context.Context, name string, opts VolumeOptions) error

@@ -125,6 +125,30 @@ func (cr *Comparer) CompareMore(ctx context.Context, name, parent string, way Wa
 	return c, err
 }
 
+// CompareUnused calls do with the changes of the volume name since parent, as Compare lists them, where no snapshot is needed for
+// that. The comparison and the context of do end with do. Returns the errors of ReadUnused. After
+// an error, the work of do counts for nothing.
+func (cr *Comparer) CompareUnused(ctx context.Context, name, parent string, do func(ctx context.Context, c *Comparison) error) error {
+	if err := errors.Join(CheckID(name), CheckID(parent)); err != nil {
+		return err
+	}
+	err := ReadUnused(ctx, cr.backend, name, parent, func(ctx context.Context, top, base View) error {
+		hints, err := Hints(ctx, cr.backend, base, top)
+		if err != nil {
+			return err
+		}
+		c := &Comparison{Native: true, top: top, base: base, idMap: cr.idMap, log: cr.log}
+		if c.Changes, err = treediff.Compare(ctx, c.Dir(), c.BaseDir(), hints); err != nil {
+			return err
+		}
+		return do(ctx, c)
+	})
+	if err == nil {
+		cr.native()
+	}
+	return err
+}
+
 // hints asks the backend where to look. It returns nil, and sets c.Reason, where the trees must be walked.
 func (cr *Comparer) hints(ctx context.Context, c *Comparison, way Way) (*treediff.Hints, error) {
 	if way == Walk {

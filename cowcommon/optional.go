@@ -195,6 +195,24 @@ func ChangesSize(ctx context.Context, backend Backend, name, base string) (int64
 	return 0, cannot("measure changes", backend)
 }
 
+// UnusedReader is a Backend that can show some volumes without a snapshot while nobody uses them.
+type UnusedReader interface {
+	// ReadUnused calls do with views of a volume that nobody uses and of base. They end with do. Others wait for the end of
+	// do before they use the volume, so the context of do ends soon.
+	//
+	// Returns ErrNotImplemented if the volume does not have its changes to base apart. Returns ErrFailedPrecondition if
+	// somebody uses the volume, or has used it before do returned. After an error, the work of do counts for nothing.
+	ReadUnused(ctx context.Context, name, base string, do func(ctx context.Context, top, base View) error) error
+}
+
+// ReadUnused is UnusedReader.ReadUnused. Returns ErrNotImplemented if the backend is none.
+func ReadUnused(ctx context.Context, backend Backend, name, base string, do func(ctx context.Context, top, base View) error) error {
+	if r, ok := As[UnusedReader](backend); ok {
+		return r.ReadUnused(ctx, name, base, do)
+	}
+	return cannot("read without a view", backend)
+}
+
 // Streamer is a Backend with native streams of volumes.
 type Streamer interface {
 	// Send writes the native stream of top, incremental from base unless base is nil.

@@ -237,7 +237,9 @@ func layerSteps(s system, round int) []step {
 	if s.shared {
 		steps = append(steps, clone(id("one"), base, 0, first))
 		steps = append(steps, sharedSteps(id("one"), id("two"), id("three"), remove)...)
-		steps = append(steps, foldStep(top))
+		for _, style := range []cowcommon.RootStyle{cowcommon.SnapshotRoot, cowcommon.SharedRoot, cowcommon.SnapshotRoot} {
+			steps = append(steps, styleStep(top, style))
+		}
 	}
 	return append(steps,
 		receive(id("received"), "", "", base, first),

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/require"
 
@@ -42,16 +43,21 @@ func TestGraphShared(t *testing.T) {
 	})
 }
 
-// allShared gives each clone a shared root, whatever its caller asks for.
+// allShared gives each clone a shared root, whatever its caller asks for, unless somebody writes to the source.
 type allShared struct{ cowcommon.Backend }
 
 // Unwrap returns the Backend inside.
 func (b allShared) Unwrap() cowcommon.Backend { return b.Backend }
 
-// Clone clones with a shared root.
+// Clone clones with a shared root if that is possible.
 func (b allShared) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	opts.RootStyle = cowcommon.SharedRoot
-	return b.Backend.Clone(ctx, name, source, opts)
+	shared := opts
+	shared.RootStyle = cowcommon.SharedRoot
+	err := b.Backend.Clone(ctx, name, source, shared)
+	if errdefs.IsFailedPrecondition(err) {
+		return b.Backend.Clone(ctx, name, source, opts)
+	}
+	return err
 }
 
 func BenchmarkGraph(b *testing.B) {

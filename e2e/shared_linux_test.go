@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,6 +63,11 @@ func styleOf(ctx context.Context, d *cowdriver.Driver, id string) (cowcommon.Roo
 
 func foldManifold(ctx context.Context, d *cowdriver.Driver) error {
 	return cowcommon.SetRootStyle(ctx, d.Backend(), manifold, cowcommon.SnapshotRoot)
+}
+
+// unfoldManifold gives manifold, which has a root of its own, a shared root again.
+func unfoldManifold(ctx context.Context, d *cowdriver.Driver) error {
+	return cowcommon.SetRootStyle(ctx, d.Backend(), manifold, cowcommon.SharedRoot)
 }
 
 // cloneManifoldInUse mounts manifold, and clones it as cloneManifold does.
@@ -137,6 +143,16 @@ func sharedOperations(s system) []operation {
 			}
 			require.NoError(t, cowcommon.Seal(t.Context(), d.Backend(), manifold))
 			assertManifold(t, d, manifold)
+		}},
+		{"fold and unfold", func(d *cowdriver.Driver) error {
+			return errors.Join(foldManifold(context.Background(), d), unfoldManifold(context.Background(), d))
+		}, func(t *testing.T, d *cowdriver.Driver, acknowledged bool) {
+			assertManifold(t, d, manifold)
+			style, err := styleOf(t.Context(), d, manifold)
+			require.NoError(t, err)
+			if acknowledged {
+				assert.Equal(t, cowcommon.SharedRoot, style)
+			}
 		}},
 		{"clone in use", func(d *cowdriver.Driver) error {
 			return cloneManifoldInUse(context.Background(), d, true)
@@ -214,12 +230,12 @@ func TestKilledAtRandomShared(t *testing.T) { inEachShared(t, killAtRandom) }
 // TestPowerCutShared is TestPowerCut with shared roots.
 func TestPowerCutShared(t *testing.T) { inEachShared(t, cutPower) }
 
-// foldStep gives a volume the root style snapshot.
-func foldStep(name string) step {
+// styleStep gives a volume a root style.
+func styleStep(name string, style cowcommon.RootStyle) step {
 	return step{
-		name: "fold " + name, commits: true, after: unchanged,
+		name: fmt.Sprintf("give %s the style %s", name, style), commits: true, after: unchanged,
 		run: func(ctx context.Context, h *host) error {
-			return cowcommon.SetRootStyle(ctx, h.d.Backend(), name, cowcommon.SnapshotRoot)
+			return cowcommon.SetRootStyle(ctx, h.d.Backend(), name, style)
 		},
 	}
 }
@@ -251,6 +267,6 @@ func sharedSteps(one, two, three string, remove func(name string) step) []step {
 	return []step{
 		write, cloneInUse(two, one), remove(one),
 		cloneInUse(three, two), // its note is durable at once, and a removal before it need not be
-		remove(three), foldStep(two), remove(two),
+		remove(three), styleStep(two, cowcommon.SnapshotRoot), remove(two),
 	}
 }

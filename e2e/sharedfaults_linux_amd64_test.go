@@ -58,6 +58,15 @@ func sharedFaultOperations(s system) []faultOperation {
 				return errors.Join(hasStyle(ctx, d, manifold, cowcommon.SnapshotRoot), isManifold(d, manifold))
 			},
 		},
+		{
+			name:    "unfold",
+			prepare: foldManifold,
+			run:     unfoldManifold,
+			verify: func(ctx context.Context, d *cowdriver.Driver) error {
+				return errors.Join(hasStyle(ctx, d, manifold, cowcommon.SharedRoot), isManifold(d, manifold))
+			},
+			broken: append([]string{"left: views/manifold"}, viewLeft...),
+		},
 		cloneInUse("clone in use", true, cowcommon.SharedRoot),
 		cloneInUse("clone in use and fold", false, cowcommon.SnapshotRoot),
 		{

@@ -16,7 +16,7 @@ import (
 )
 
 // scripts/test-zfs.sh runs TestZFSCrashScript in a test machine that logs the writes to the disk of its pool. Then it
-// runs TestZFSCrashImages in a machine with a disk of that size and with the log.
+// runs TestZFSCrashImages in a machine with a disk of that size and with the log. It does the same with shared roots.
 const (
 	crashScriptEnv = "COWSHED_TEST_CRASH_SCRIPT" // set: TestZFSCrashScript runs
 	crashLogEnv    = "COWSHED_TEST_CRASH_LOG"    // the log
@@ -28,7 +28,13 @@ const (
 )
 
 // TestZFSCrashScript is not a test: it writes the log that TestZFSCrashImages replays.
-func TestZFSCrashScript(t *testing.T) {
+func TestZFSCrashScript(t *testing.T) { zfsCrashScript(t, systems()[0]) }
+
+// TestZFSCrashScriptShared is TestZFSCrashScript with shared roots.
+func TestZFSCrashScriptShared(t *testing.T) { zfsCrashScript(t, sharedSystems()[0]) }
+
+func zfsCrashScript(t *testing.T, s system) {
+	t.Helper()
 	if os.Getenv(crashScriptEnv) == "" {
 		return
 	}
@@ -39,14 +45,19 @@ func TestZFSCrashScript(t *testing.T) {
 	for _, root := range []string{layersRoot, containersRoot} {
 		zpool(t, "zfs", "create", pool+"/"+root)
 	}
-	s := systems()[0]
 	steps, keeps := script(s, zfsRounds)
 	runScript(t, s, filepath.Join("/", pool), steps, keeps, marks)
 	require.NoError(t, marks.Close())
 }
 
 // TestZFSCrashImages is TestCrashImages for ZFS.
-func TestZFSCrashImages(t *testing.T) {
+func TestZFSCrashImages(t *testing.T) { zfsCrashImages(t, systems()[0]) }
+
+// TestZFSCrashImagesShared is TestZFSCrashImages with shared roots.
+func TestZFSCrashImagesShared(t *testing.T) { zfsCrashImages(t, sharedSystems()[0]) }
+
+func zfsCrashImages(t *testing.T, s system) {
+	t.Helper()
 	log := os.Getenv(crashLogEnv)
 	if log == "" {
 		return
@@ -54,7 +65,6 @@ func TestZFSCrashImages(t *testing.T) {
 	pool := testfs.Zpool(t)
 	t.Setenv("ZFS_VDEV_DEVID_OPT_OUT", "YES") // zpool would wait for udev, which need not be there
 	from, size := partitionRange(t, poolPartition(t, pool))
-	s := systems()[0]
 	steps, keeps := script(s, zfsRounds)
 	cuts := partOf(t, chooseCuts(t, log, zfsMarks, zfsCrashStates))
 	replay(t, log, from, from+size, cuts, func(c cut, image string) {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,7 +25,8 @@ import (
 )
 
 // scripts/test-zfs.sh runs TestZFSWorkload in the test machine, and kills the machine in the middle of it. It starts
-// the machine again with the same pool, and runs TestZFSAfterCut there with the workload's output.
+// the machine again with the same pool, and runs TestZFSAfterCut there with the workload's output. It does the same with
+// shared roots.
 const (
 	workloadEnv = "COWSHED_TEST_WORKLOAD"    // set: TestZFSWorkload runs, until it is killed
 	journalEnv  = "COWSHED_TEST_CUT_JOURNAL" // its output
@@ -38,12 +40,18 @@ const (
 func cutSystem() system { return system{name: "zfs-cut", driver: "zfs"} }
 
 // TestZFSWorkload is not a test: it is the workload that the power is cut in.
-func TestZFSWorkload(t *testing.T) {
+func TestZFSWorkload(t *testing.T) { zfsWorkload(t, cutSystem()) }
+
+// TestZFSWorkloadShared is TestZFSWorkload with shared roots.
+func TestZFSWorkloadShared(t *testing.T) { zfsWorkload(t, sharedSystems()[0]) }
+
+func zfsWorkload(t *testing.T, s system) {
+	t.Helper()
 	if os.Getenv(workloadEnv) == "" {
 		return
 	}
 	root := filepath.Join("/", testfs.Zpool(t), cutDataset)
-	d, err := cutSystem().tryOpen(root, user.IdentityMapping{})
+	d, err := s.tryOpen(root, user.IdentityMapping{})
 	require.NoError(t, err)
 	var journal sync.Mutex
 	done := 0
@@ -151,7 +159,13 @@ func readJournal(t *testing.T, path string) (layers map[string]*cutLayer, operat
 
 // TestZFSAfterCut finds, after the power was cut in the middle of TestZFSWorkload, all that was acknowledged,
 // nothing half-made and nothing leaked.
-func TestZFSAfterCut(t *testing.T) {
+func TestZFSAfterCut(t *testing.T) { zfsAfterCut(t, cutSystem()) }
+
+// TestZFSAfterCutShared is TestZFSAfterCut with shared roots.
+func TestZFSAfterCutShared(t *testing.T) { zfsAfterCut(t, sharedSystems()[0]) }
+
+func zfsAfterCut(t *testing.T, s system) {
+	t.Helper()
 	path := os.Getenv(journalEnv)
 	if path == "" {
 		return
@@ -159,7 +173,6 @@ func TestZFSAfterCut(t *testing.T) {
 	layers, operations := readJournal(t, path)
 	require.Greater(t, operations, 10, "the workload did something")
 	root := filepath.Join("/", testfs.Zpool(t), cutDataset)
-	s := cutSystem()
 	d := s.open(t, root, user.IdentityMapping{})
 	there := make(map[string]cowcommon.Volume)
 	for v, err := range d.Backend().Volumes(t.Context()) {
@@ -191,7 +204,7 @@ func TestZFSAfterCut(t *testing.T) {
 	assert.Positive(t, checked)
 	ids := layerIDs(t, d)
 	assertNothingLeft(t, s, root, ids)
-	for _, id := range layerIDs(t, d) {
+	for _, id := range slices.Backward(ids) { // a layer before one whose root it shares
 		assert.NoError(t, d.Remove(id))
 	}
 	assertNothingLeft(t, s, root, nil)

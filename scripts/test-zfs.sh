@@ -16,8 +16,10 @@ real Docker Engine, which scripts/daemons.sh gets.
 If the host has ZFS, the tests run on it. Otherwise they run in the test machine (scripts/zfs-machine), which is built first
 if it is not in the cache. There, more tests follow:
 
-  TestZFSWorkload     of e2e: the power is cut in the middle of a workload; in the long variant three times
-  TestZFSCrashImages  recovers from the content of the pool's disk after each flush
+  TestZFSAfterCut     of e2e: the power is cut in the middle of a workload; in the long variant three times, and once with
+                      shared roots (TestZFSAfterCutShared)
+  TestZFSCrashImages  recovers from the content of the pool's disk after each flush; in the long variant with shared roots
+                      too (TestZFSCrashImagesShared)
   TestMountLabel      only in the long variant: labels of SELinux, in a machine whose kernel enforces a policy, on btrfs too
 
   -counts FILE   add the numbers of passed and failed tests to FILE instead of printing them
@@ -27,8 +29,8 @@ if it is not in the cache. There, more tests follow:
 
 Environment:
   PKG                 packages to test, default ./... ./e2e/daemons
-  RUN                 tests to run, as -run of go test, default as above. The power is cut only without RUN. The names
-                      TestZFSCrashImages and TestMountLabel run these tests completely
+  RUN                 tests to run, as -run of go test, default as above. The power is cut, and crash images are made,
+                      only without RUN or if it is one of the names above. So are labels tested
   RACE                1: with the race detector, which is slow in the test machine
   COWSHED_TEST_LONG   1: the long variants of the tests, with twelve hours of time
   COWSHED_TEST_ZPOOL  use this pool of the host; without it, a pool is made in a file and destroyed afterwards
@@ -226,34 +228,35 @@ in_machine() {
 		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" -- "/work/$2.sh"
 }
 
-# power_cut DIR NAME: cuts the power of the machine in the middle of a workload, and starts it again with the same pool.
-# Prints the test2json events of the test that then checks the pool. NAME names the files of this cut.
+# power_cut DIR NAME VARIANT: cuts the power of the machine in the middle of a workload, and starts it again with the same
+# pool. Prints the test2json events of the test that then checks the pool. NAME names the files of this cut. VARIANT is the end
+# of the tests' names.
 power_cut() {
-	local dir=$1 name=$2 pool after=$((20 + RANDOM % 60))
+	local dir=$1 name=$2 variant=$3 pool after=$((20 + RANDOM % 60))
 	pool=$(dirname "$dir")/$name.img
 	echo "test-zfs: cutting the power after $after operations" >&2
 	"$machine" run --timeout "$machine_timeout" --cpus 1 --dir "$dir" --pool-image "$pool" --kill-when "done $after " \
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_WORKLOAD=1 -- \
-		sh -c 'zfs create tank/cut && e2e/tests -test.run="^TestZFSWorkload$" -test.timeout=0' >"$dir/e2e/journal-$name" || {
+		sh -c "zfs create tank/cut && e2e/tests -test.run='^TestZFSWorkload$variant\$' -test.timeout=0" >"$dir/e2e/journal-$name" || {
 		cat "$dir/e2e/journal-$name" >&2
 		return 1
 	}
 	"$machine" run --timeout "$machine_timeout" --cpus 1 --dir "$dir" --pool-image "$pool" --append-env COWSHED_TEST_REQUIRE=1 \
 		--append-env COWSHED_TEST_ZPOOL=tank --append-env COWSHED_TEST_CUT_JOURNAL="journal-$name" -- \
-		sh -c "cd e2e && ../test2json -t -p $module/e2e ./tests -test.v=test2json -test.run='^TestZFSAfterCut$'"
+		sh -c "$(e2e_test "TestZFSAfterCut$variant")"
 }
 
-# crash_script DIR: runs a script of operations in a machine that logs the writes to the disk of its pool. If it
-# succeeds, the log is DIR/../writes.
+# crash_script DIR VARIANT: runs a script of operations in a machine that logs the writes to the disk of its pool. If it
+# succeeds, the log is DIR.writes.
 crash_script() {
-	crash_machine "$1" --write-log "$1/../unfinished" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- "$(e2e_test TestZFSCrashScript)" &&
-		mv "$1/../unfinished" "$1/../writes"
+	crash_machine "$1" --write-log "$1.unfinished" --append-env COWSHED_TEST_CRASH_SCRIPT=1 -- "$(e2e_test "TestZFSCrashScript$2")" &&
+		mv "$1.unfinished" "$1.writes"
 }
 
-# crash_images DIR PART: prints the test2json events of the test that recovers from the content of the disk after each
+# crash_images DIR VARIANT PART: prints the test2json events of the test that recovers from the content of the disk after each
 # flush. The flushes are those in DIR/e2e/writes, or in a part of them, such as 1/2.
 crash_images() {
-	crash_machine "$1" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$2" -- "$(e2e_test TestZFSCrashImages)"
+	crash_machine "$1" --append-env COWSHED_TEST_CRASH_LOG=writes --append-env COWSHED_TEST_CRASH_PART="$3" -- "$(e2e_test "TestZFSCrashImages$2")"
 }
 
 # crash_machine DIR OPTION... -- SCRIPT: runs the script in a machine with a small disk.
@@ -311,36 +314,51 @@ finish_jobs() {
 	jobs=()
 }
 
+# variants TEST: prints the variants of a test to run, of which each is the end of a name, and a dot: the test itself, and that with
+# shared roots.
+variants() {
+	case ${RUN:-} in
+	"$1") echo . ;;
+	"$1Shared") echo Shared. ;;
+	'') echo "." "${COWSHED_TEST_LONG:+Shared.}" ;;
+	esac
+}
+
 # start_jobs WHERE: starts all that runs beside other jobs. Images of a crash need the log that the script of the crash
 # writes, so that goes first.
 start_jobs() {
-	local where=$1 lane work cut part
-	local crash=''
-	if [[ $where == in_machine && -z $zfs && -x $dir/work/e2e/tests && (-z ${RUN:-} || $RUN == TestZFSCrashImages) ]]; then
-		mkdir -p "$dir/crash/e2e"
-		ln "$dir/work/test2json" "$dir/crash/"
-		ln "$dir/work/e2e/tests" "$dir/crash/e2e/"
-		job crash-script crash_script "$dir/crash"
-		crash=$!
+	local where=$1 lane work cut part variant crash
+	local -A scripts=()
+	if [[ $where == in_machine && -z $zfs && -x $dir/work/e2e/tests ]]; then
+		for variant in $(variants TestZFSCrashImages); do
+			crash=$dir/crash-$variant
+			mkdir -p "$crash/e2e"
+			ln "$dir/work/test2json" "$crash/"
+			ln "$dir/work/e2e/tests" "$crash/e2e/"
+			job "crash-script-$variant" crash_script "$crash" "${variant%.}"
+			scripts[$variant]=$!
+		done
 	fi
 	for lane in "${lanes[@]}"; do
 		work=$dir/work
 		[[ $lane != docker ]] || work=$dir/docker
 		! has_tests "$work" "$lane" || job "$lane" "$where" "$work" "$lane"
 	done
-	if [[ -n $crash ]]; then
-		wait "$crash" || true # finish_jobs tells
-		[[ ! -e $dir/writes ]] || mv "$dir/writes" "$dir/crash/e2e/writes"
+	for variant in "${!scripts[@]}"; do
+		crash=$dir/crash-$variant
+		wait "${scripts[$variant]}" || true # finish_jobs tells
+		[[ ! -e $crash.writes ]] || mv "$crash.writes" "$crash/e2e/writes"
 		for ((part = 1; part <= $(nproc); part++)); do
-			[[ ! -e $dir/crash/e2e/writes ]] || job "crash-images-$part" crash_images "$dir/crash" "$part/$(nproc)"
+			[[ ! -e $crash/e2e/writes ]] || job "crash-images-$variant$part" crash_images "$crash" "${variant%.}" "$part/$(nproc)"
 		done
-	fi
+	done
 	[[ $where == in_machine && -z $zfs && -x $dir/work/e2e/tests ]] || return 0
-	if [[ -z ${RUN:-} ]]; then
+	for variant in $(variants TestZFSAfterCut); do
 		for ((cut = 1; cut <= power_cuts; cut++)); do
-			job "cut-$cut" power_cut "$dir/work" "cut-$cut"
+			[[ $variant$cut == .* || $cut == 1 ]] || continue
+			job "cut-$variant$cut" power_cut "$dir/work" "cut-$variant$cut" "${variant%.}"
 		done
-	fi
+	done
 	if [[ -z ${RUN:-} && -n ${COWSHED_TEST_LONG:-} || ${RUN:-} == TestMountLabel ]]; then
 		job mount-labels mount_labels "$dir/work"
 	fi

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Labels that name the root style of an active snapshot.
@@ -85,7 +86,8 @@ func (s *Snapshotter) clone(ctx context.Context, volume, source string, style ro
 		if !s.notShared.Swap(true) {
 			s.log.Warn("snapshotter: containers do not have the root style that is configured", "style", style.RootStyle, "reason", err)
 		}
-	case errdefs.IsInvalidArgument(err): // the name of this source cannot be in the options of a mount
+	case errdefs.IsInvalidArgument(err), // the name of this source cannot be in the options of a mount
+		errors.Is(err, fault.ErrInUse): // somebody writes to the source
 		s.log.Info("snapshotter: a container does not have the root style that is configured", "volume", volume, "reason", err)
 	default:
 		return err

@@ -19,6 +19,7 @@ import (
 type styledBackend struct {
 	cowcommon.Backend
 	unmountable bool
+	inUse       bool // sources are written to
 
 	mu    sync.Mutex
 	asked map[string]cowcommon.RootStyle // by volume
@@ -37,6 +38,9 @@ func (b *styledBackend) Clone(ctx context.Context, name, source string, opts cow
 		b.count++
 	}
 	b.mu.Unlock()
+	if b.inUse && opts.RootStyle == cowcommon.SharedRoot {
+		return fault.New(fault.ErrInUse, "somebody writes to the source")
+	}
 	return b.Backend.Clone(ctx, name, source, opts)
 }
 
@@ -174,4 +178,19 @@ func TestRootStyleThatOthersCannotMount(t *testing.T) {
 	_, err := h.Prepare(t.Context(), "named", "image", label(RootStyleLabel, "shared"))
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
 	assert.Equal(t, before, h.state())
+}
+
+// TestRootStyleOfSourceInUse: the default gives way to a volume of the snapshot's own, and a style that a label names does not.
+func TestRootStyleOfSourceInUse(t *testing.T) {
+	h, b := newStyledHost(t, false, cowcommon.SharedRoot)
+	b.inUse = true
+	h.prepare("one", "image")
+	assert.Equal(t, cowcommon.SnapshotRoot, b.of(h.volume("one")))
+	before := h.state()
+	_, err := h.Prepare(t.Context(), "named", "image", label(RootStyleLabel, "shared"))
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	assert.Equal(t, before, h.state())
+	b.inUse = false
+	h.prepare("two", "image")
+	assert.Equal(t, cowcommon.SharedRoot, b.of(h.volume("two")), "it is tried again")
 }

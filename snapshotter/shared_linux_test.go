@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,18 +16,24 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// sharingBackend makes all clones with shared roots.
+// sharingBackend makes all clones with shared roots, except for those of volumes that somebody writes to.
 type sharingBackend struct{ cowcommon.Backend }
 
 func (b sharingBackend) Unwrap() cowcommon.Backend { return b.Backend }
 
 func (b sharingBackend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	opts.RootStyle = cowcommon.SharedRoot
-	return b.Backend.Clone(ctx, name, source, opts)
+	shared := opts
+	shared.RootStyle = cowcommon.SharedRoot
+	err := b.Backend.Clone(ctx, name, source, shared)
+	if errors.Is(err, fault.ErrInUse) {
+		return b.Backend.Clone(ctx, name, source, opts)
+	}
+	return err
 }
 
 func sharing(fs filesystem) filesystem {

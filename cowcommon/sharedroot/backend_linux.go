@@ -99,6 +99,7 @@ var _ interface {
 	cowcommon.Hinter
 	cowcommon.Limiter
 	cowcommon.ChangesSizer
+	cowcommon.UnusedReader
 	cowcommon.Streamer
 	cowcommon.Keeper
 	cowcommon.Adopter
@@ -272,7 +273,7 @@ func (b *Backend) probe() (err error) {
 
 // recover cleans up after a crash. No other Backend has the home open meanwhile.
 func (b *Backend) recover(ctx context.Context) error {
-	if err := mountdir.RemoveFiles(b.roots); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := errors.Join(b.removeScratch(), mountdir.RemoveFiles(b.roots)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		b.log.Warn("shared roots: mount points are left over", "error", err)
 	}
 	if err := b.index.clean(); err != nil {

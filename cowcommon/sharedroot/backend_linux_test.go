@@ -624,13 +624,19 @@ func (s *store) isSealed(name string, style cowcommon.RootStyle) {
 	require.True(s.t, v.Sealed, "volume %s", name)
 }
 
-// A clone of a volume that is written to cannot share it.
+// A clone of a volume that is written to cannot share it. It is made when the volume is used no longer.
 func testCloneOfWritable(t *testing.T, s *store) {
 	require.NoError(t, s.Create(t.Context(), "c", cowcommon.VolumeOptions{}))
 	s.mount("c")
-	require.NoError(t, s.Clone(t.Context(), "d", "c", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
-	s.hasStyle("d", cowcommon.SnapshotRoot)
+	shared := cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}
+	require.ErrorIs(t, s.Clone(t.Context(), "d", "c", shared), fault.ErrInUse)
+	_, err := s.Stat(t.Context(), "d")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	_, err = os.Readlink(s.note("d"))
+	require.ErrorIs(t, err, os.ErrNotExist)
 	s.unmount("c")
+	require.NoError(t, s.Clone(t.Context(), "d", "c", shared))
+	s.hasStyle("d", cowcommon.SharedRoot)
 }
 
 // A view shows one moment, whatever is written meanwhile.

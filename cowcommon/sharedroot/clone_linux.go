@@ -3,7 +3,7 @@ package sharedroot
 import (
 	"context"
 	"errors"
-	"os"
+	"fmt"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -32,8 +32,8 @@ func untilSteady(ctx context.Context, do func() error) error {
 var errColon = fault.New(errdefs.ErrInvalidArgument, "a volume with a colon in its name cannot have a shared root, nor be the lower of one")
 
 // Clone makes a volume of the style that the options name. The shared clone of a shared source has the lower of its source.
-// The clone of another source that is writable and in use has the style snapshot. A crash may leave a clone in the other
-// style than asked for. The tree is the same.
+// Returns fault.ErrInUse if a shared clone is asked for of another source that is writable and in use. A crash may leave a
+// clone in the other style than asked for. The tree is the same.
 func (b *Backend) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
 	return fault.WrapWith("clone volume", name, fault.From(source), b.clone(ctx, name, source, opts))
 }
@@ -110,14 +110,13 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 	case s == stateShared:
 		return errStyleChanged
 	}
-	canShare := opts.RootStyle == cowcommon.SharedRoot
-	if canShare && !src.Sealed {
-		if canShare, err = b.sealLower(ctx, name, source); err != nil {
+	if opts.RootStyle != cowcommon.SharedRoot {
+		return b.Backend.Clone(ctx, name, source, plain(opts))
+	}
+	if !src.Sealed {
+		if err := b.sealLower(ctx, name, source); err != nil {
 			return err
 		}
-	}
-	if !canShare {
-		return b.Backend.Clone(ctx, name, source, plain(opts))
 	}
 	if err := b.cloneNoted(ctx, name, source, source, opts); err != nil {
 		return err
@@ -125,17 +124,17 @@ func (b *Backend) cloneLocked(ctx context.Context, name, source, lower string, o
 	return b.share(ctx, name, source)
 }
 
-// sealLower seals a volume before a shared clone is made, so that the clone has its last state. is: it is sealed. Else it is in
-// use, and goes on changing.
-func (b *Backend) sealLower(ctx context.Context, clone, name string) (is bool, err error) {
+// sealLower seals a volume before a shared clone is made, so that the clone has its last state. Returns fault.ErrInUse if the
+// volume goes on changing.
+func (b *Backend) sealLower(ctx context.Context, clone, name string) error {
 	if err := b.checkFree(ctx, clone); err != nil {
-		return false, err
+		return err
 	}
-	err = cowcommon.Seal(ctx, b.Backend, name)
+	err := cowcommon.Seal(ctx, b.Backend, name)
 	if errors.Is(err, fault.ErrInUse) {
-		return false, nil
+		return fault.As(fault.ErrInUse, fmt.Errorf("a clone can share only a volume that nobody writes to any more: %w", err))
 	}
-	return err == nil, err
+	return err
 }
 
 // checkFree checks that no volume has a name. Returns errdefs.ErrAlreadyExists if there is one.
@@ -173,17 +172,20 @@ func (b *Backend) cloneNoted(ctx context.Context, name, source, lower string, op
 	return nil
 }
 
-// share gives a fresh clone of a sealed volume a shared root. The caller has the locks of both.
+// share gives a fresh clone of a sealed volume a shared root. The caller has the locks of both. It has told nobody of the
+// clone, which therefore is not looked for among all mounts. If share fails, there is no clone.
 func (b *Backend) share(ctx context.Context, name, lower string) error {
-	err := b.alone(ctx, name, func(root *os.File) error { return prepare(root, lower) })
-	if err == nil {
-		return nil
+	err := b.hold(ctx, name, func(dir string) error {
+		root, err := openRoot(dir)
+		if err != nil {
+			return err
+		}
+		return errors.Join(prepare(root, lower), root.Close())
+	})
+	if err != nil {
+		err = errors.Join(err, b.Backend.Remove(b.ctx, name), b.forgetGone(b.ctx, []string{name}))
 	}
-	if errors.Is(err, fault.ErrInUse) || errors.Is(err, fault.ErrSealed) {
-		b.log.Debug("shared roots: somebody already uses the clone, so it has the style snapshot", "volume", name, "error", err)
-		return b.index.forget(name)
-	}
-	return errors.Join(err, b.Backend.Remove(b.ctx, name), b.index.forget(name))
+	return err
 }
 
 // plain are the options for the Backend inside.

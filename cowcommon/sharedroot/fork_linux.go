@@ -185,11 +185,10 @@ func (e *exchanger) prepareExchange(ctx context.Context, name, noted string) (lo
 	if now, err := e.index.lower(name); err != nil || now != noted {
 		return "", cmp.Or(err, errStyleChanged)
 	}
-	v, err := e.Backend.Backend.Stat(ctx, name)
-	if err == nil && v.Sealed { // as each lower is
-		err = e.checkNoUsers(ctx, name)
+	if _, err := e.Backend.Backend.Stat(ctx, name); err != nil {
+		return "", err
 	}
-	if err != nil {
+	if err := e.checkNoUsers(ctx, name); err != nil {
 		return "", err
 	}
 	s, lower, err := e.look(ctx, name)

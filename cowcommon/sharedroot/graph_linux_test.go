@@ -2,6 +2,7 @@ package sharedroot_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
@@ -57,16 +59,21 @@ func TestGraph(t *testing.T) {
 	})
 }
 
-// allShared gives each clone a shared root, whatever its caller asks for.
+// allShared gives each clone a shared root, whatever its caller asks for, unless somebody writes to the source.
 type allShared struct{ cowcommon.Backend }
 
 // Unwrap returns the Backend inside.
 func (b allShared) Unwrap() cowcommon.Backend { return b.Backend }
 
-// Clone clones with a shared root.
+// Clone clones with a shared root if that is possible.
 func (b allShared) Clone(ctx context.Context, name, source string, opts cowcommon.VolumeOptions) error {
-	opts.RootStyle = cowcommon.SharedRoot
-	return b.Backend.Clone(ctx, name, source, opts)
+	shared := opts
+	shared.RootStyle = cowcommon.SharedRoot
+	err := b.Backend.Clone(ctx, name, source, shared)
+	if errors.Is(err, fault.ErrInUse) {
+		return b.Backend.Clone(ctx, name, source, opts)
+	}
+	return err
 }
 
 // openShared opens a home on btrfs, without closing it at the end.

@@ -120,8 +120,8 @@ func (b *clonedBackend) Clone(ctx context.Context, name, source string, opts cow
 	return err
 }
 
-// A clone has the state of the moment, and not a later one in which its source is sealed.
-func TestSealedWhileCloned(t *testing.T) {
+// A shared clone is shared, also if somebody uses it as soon as it is there.
+func TestUsedWhileCloned(t *testing.T) {
 	testfs.CheckLeaks(t)
 	home := filepath.Join(testfs.Btrfs(t), "home")
 	hooked := &clonedBackend{cloned: func() {}}
@@ -129,20 +129,36 @@ func TestSealedWhileCloned(t *testing.T) {
 		hooked.Backend, err = btrfs.Open(t.Context(), home, btrfs.Options{})
 		return hooked, err
 	})
-	ctx := t.Context()
-	require.NoError(t, s.Create(ctx, "source", cowcommon.VolumeOptions{}))
-	dir := s.mount("source")
+	s.image("image")
 	hooked.cloned = func() {
-		require.NoError(t, os.WriteFile(dir+"/later", nil, 0o600))
-		s.unmount("source")
-		require.NoError(t, cowcommon.Seal(ctx, hooked.Backend, "source"))
+		_, err := hooked.Mount(t.Context(), "c", "")
+		require.NoError(t, err)
 	}
-	require.NoError(t, s.Clone(ctx, "c", "source", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
-	hooked.cloned = func() {}
-	s.edit("c", func(dir string) { assert.NoFileExists(t, dir+"/later") })
-	s.hasStyle("c", cowcommon.SnapshotRoot)
-	s.container("d", "source")
-	s.edit("d", func(dir string) { assert.FileExists(t, dir+"/later") })
+	require.NoError(t, s.Clone(t.Context(), "c", "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot}))
+	s.hasStyle("c", cowcommon.SharedRoot)
+	require.NoError(t, hooked.Unmount(t.Context(), "c"))
+
+	hooked.cloned = func() { require.NoError(t, cowcommon.Seal(t.Context(), hooked.Backend, "sealed")) }
+	err := s.Clone(t.Context(), "sealed", "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot})
+	require.ErrorIs(t, err, unix.EROFS)
+	_, err = s.Stat(t.Context(), "sealed")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	_, err = os.Readlink(s.note("sealed"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// To change a volume that is not sealed, the notes of others are not read: here one cannot be.
+func TestNotesOfOthersAreNotRead(t *testing.T) {
+	s := newStore(t)
+	ctx := t.Context()
+	s.image("image")
+	s.container("c", "image")
+	require.NoError(t, os.WriteFile(s.note("unreadable"), nil, 0o600))
+	require.NoError(t, cowcommon.Rename(ctx, s.Backend, "c", "d"))
+	require.NoError(t, s.Remove(ctx, "d"))
+	require.ErrorIs(t, s.Remove(ctx, "image"), unix.EINVAL, "a sealed volume may be a lower")
+	require.NoError(t, os.Remove(s.note("unreadable")))
+	require.NoError(t, s.Remove(ctx, "image"))
 }
 
 // A restore that fails leaves the note as it was, and one of a volume of style snapshot leaves none. The kept state has its limit.

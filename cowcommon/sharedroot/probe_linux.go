@@ -121,6 +121,11 @@ func probeMount(path string, dir int, has features) error {
 		return err
 	}
 	defer unix.Close(upper)
+	return probeUpper(upper)
+}
+
+// probeUpper looks whether an upper, after the changes of probeMount, has them as a fold will look for them.
+func probeUpper(upper int) error {
 	gone := entry{upper: upper, name: probedGone}
 	if err := gone.know(); err != nil {
 		return fmt.Errorf("whiteout: %w", err)

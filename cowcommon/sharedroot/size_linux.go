@@ -35,7 +35,7 @@ func (b *Backend) changesSize(ctx context.Context, name, base string) (size int6
 		return 0, err
 	}
 	if noted == "" || noted != base {
-		return 0, fault.New(errdefs.ErrNotImplemented, "its root is not shared over volume %s", base)
+		return 0, errNotOver(base)
 	}
 	err = b.peek(ctx, name, func(root *os.File) error {
 		s, _, err := inspectNoted(root, noted)

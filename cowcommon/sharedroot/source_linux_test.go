@@ -30,12 +30,16 @@ func (s *store) mountSpec(name, source, at string) {
 	s.t.Helper()
 	spec, err := s.Backend.(cowcommon.SpecMounter).MountSpec(s.t.Context(), name, false)
 	require.NoError(s.t, err)
-	if source == "" {
-		source = spec.Source
+	if source != "" {
+		spec.Source = source
 	}
-	options := strings.ReplaceAll(strings.Join(spec.Options, ","), ",noatime", "")
-	require.NoError(s.t, unix.Mount(source, at, spec.Type, 0, options))
+	require.NoError(s.t, mountBy(spec, at))
 	s.t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) }) // of a test that has failed
+}
+
+// mountBy mounts a volume as its MountSpec says.
+func mountBy(spec cowcommon.MountSpec, at string) error {
+	return unix.Mount(spec.Source, at, spec.Type, 0, strings.ReplaceAll(strings.Join(spec.Options, ","), ",noatime", ""))
 }
 
 // isInUse checks that a volume cannot be changed as a whole.

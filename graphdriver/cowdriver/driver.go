@@ -2,6 +2,7 @@
 package cowdriver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -86,7 +87,8 @@ func (d *Driver) Create(id, parent string, opts *graphdriver.CreateOpts) error {
 }
 
 // CreateReadWrite makes a layer for a container to write to. It differs from Create in having the
-// driver's default limit and root style where opts names none.
+// driver's default limit and root style where opts names none. The default root style gives way to SnapshotRoot if the parent
+// is writable and in use. If opts names SharedRoot, that is an errdefs.ErrFailedPrecondition.
 func (d *Driver) CreateReadWrite(id, parent string, opts *graphdriver.CreateOpts) error {
 	return d.create(id, parent, opts, true)
 }
@@ -112,7 +114,13 @@ func (d *Driver) create(id, parent string, opts *graphdriver.CreateOpts, readWri
 	if err := cowcommon.CheckID(parent); err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
-	return d.backend.Clone(d.ctx, id, parent, volume)
+	err = d.backend.Clone(d.ctx, id, parent, volume)
+	if errors.Is(err, fault.ErrInUse) && volume.RootStyle == cowcommon.SharedRoot && !namesRootStyle(opts.StorageOpt) {
+		d.log.Info("a layer does not have the root style that is configured", "layer", id, "reason", err)
+		volume.RootStyle = cowcommon.SnapshotRoot
+		err = d.backend.Clone(d.ctx, id, parent, volume)
+	}
+	return err
 }
 
 // Remove destroys a layer. Removing an absent layer is not an error.
@@ -235,7 +243,8 @@ func (d *Driver) ApplyWith(ctx context.Context, id string, diff io.Reader, opts 
 }
 
 // Usage returns the size of a layer's own data. With quotas on, the filesystem counts it. Else it is the sum of the
-// sizes of added and changed files, at a cost in proportion to their number.
+// sizes of added and changed files, at a cost in proportion to their number. A layer with a shared root is not compared for
+// that: files that were changed back count too.
 func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 	if err := cowcommon.CheckID(id); err != nil {
 		return quota.Usage{}, d.wrap("usage of layer", id, err)
@@ -248,7 +257,10 @@ func (d *Driver) Usage(ctx context.Context, id string) (quota.Usage, error) {
 	if err != nil {
 		return quota.Usage{}, d.wrap("usage of layer", id, err)
 	}
-	size, err := d.diffSize(ctx, id, v.Parent)
+	size, err := cowcommon.ChangesSize(ctx, d.backend, id, v.Parent)
+	if errdefs.IsNotImplemented(err) {
+		size, err = d.diffSize(ctx, id, v.Parent)
+	}
 	return quota.Usage{Bytes: uint64(size)}, d.wrap("usage of layer", id, err)
 }
 
@@ -276,13 +288,33 @@ func (d *Driver) Compare(ctx context.Context, id, parent string, way cowcommon.W
 // CompareStats counts the comparisons since the driver was made.
 func (d *Driver) CompareStats() cowcommon.CompareStats { return d.comparer.Stats() }
 
-func (d *Driver) diffSize(ctx context.Context, id, parent string) (int64, error) {
+func (d *Driver) diffSize(ctx context.Context, id, parent string) (size int64, err error) {
+	unused := d.compareUnused(ctx, id, parent, func(ctx context.Context, c *cowcommon.Comparison) (err error) {
+		size, err = treediff.Size(ctx, c.Dir(), c.Changes)
+		return err
+	})
+	if unused {
+		return size, nil
+	}
 	c, err := d.Compare(ctx, id, parent, cowcommon.Auto)
 	if err != nil {
 		return 0, err
 	}
-	size, err := treediff.Size(ctx, c.Dir(), c.Changes)
+	size, err = treediff.Size(ctx, c.Dir(), c.Changes)
 	return size, errors.Join(err, c.Close())
+}
+
+// compareUnused calls do with the changes of a layer since parent, if no snapshot is needed for that. If it returns false, the
+// work of do counts for nothing.
+func (d *Driver) compareUnused(ctx context.Context, id, parent string, do func(ctx context.Context, c *cowcommon.Comparison) error) bool {
+	if parent == "" {
+		return false
+	}
+	err := d.comparer.CompareUnused(ctx, id, parent, do)
+	if err != nil && !errdefs.IsNotImplemented(err) {
+		d.log.Debug("a layer is compared by a snapshot", "layer", id, "reason", err)
+	}
+	return err == nil
 }
 
 // DiffSize is the sum of the sizes of the files that Diff would write, in bytes.
@@ -292,7 +324,14 @@ func (d *Driver) DiffSize(id, parent string) (int64, error) {
 }
 
 // Changes lists the changes of a layer since parent, sorted by path. With parent "" everything is added.
-func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
+func (d *Driver) Changes(id, parent string) (changes []archive.Change, err error) {
+	unused := d.compareUnused(d.ctx, id, parent, func(_ context.Context, c *cowcommon.Comparison) error {
+		changes = c.Changes
+		return nil
+	})
+	if unused {
+		return changes, nil
+	}
 	c, err := d.Compare(d.ctx, id, parent, cowcommon.Auto)
 	if err != nil {
 		return nil, d.wrap("list changes of layer", id, err)
@@ -300,10 +339,29 @@ func (d *Driver) Changes(id, parent string) ([]archive.Change, error) {
 	return c.Changes, d.wrap("list changes of layer", id, c.Close())
 }
 
+// mostInMemory is the size of the files of a diff that is written to memory.
+const mostInMemory = 1 << 20
+
+var errTooLarge = errors.New("its changes are too large to be kept in memory")
+
 // Diff writes the changes of a layer since parent as an uncompressed tar. Closing the reader early stops it. A
 // failure, that of releasing the layer included, is an error of reading or, if the reader has not come to it, of
 // Close.
 func (d *Driver) Diff(id, parent string) (io.ReadCloser, error) {
+	var small bytes.Buffer
+	unused := d.compareUnused(d.ctx, id, parent, func(ctx context.Context, c *cowcommon.Comparison) error {
+		size, err := treediff.Size(ctx, c.Dir(), c.Changes)
+		if err == nil && size > mostInMemory {
+			err = errTooLarge
+		}
+		if err != nil {
+			return err
+		}
+		return c.WriteTar(ctx, &small, nil)
+	})
+	if unused {
+		return io.NopCloser(stream.ReadUntil(d.ctx, &small)), nil
+	}
 	c, err := d.Compare(d.ctx, id, parent, cowcommon.Auto)
 	if err != nil {
 		return nil, d.wrap("diff layer", id, err)

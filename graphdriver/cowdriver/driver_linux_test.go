@@ -100,6 +100,19 @@ func TestUsageWithoutQuotas(t *testing.T) {
 	assert.EqualValues(t, 1, d.CompareStats().Native)
 }
 
+// TestUsageOfSharedRoot: the files of a layer with a shared root are apart, so nothing is compared.
+func TestUsageOfSharedRoot(t *testing.T) {
+	d := newDriver(t, "btrfs.quota=off", "btrfs.root_style=shared")
+	require.NoError(t, d.Create("image", "", nil))
+	write(t, d, "image", "large", 1<<20)
+	require.NoError(t, d.CreateReadWrite("container", "image", nil))
+	write(t, d, "container", "small", 1000)
+	usage, err := d.Usage(t.Context(), "container")
+	require.NoError(t, err)
+	assert.EqualValues(t, 1000, usage.Bytes)
+	assert.Zero(t, d.CompareStats().Native)
+}
+
 func write(t *testing.T, d *cowdriver.Driver, id, name string, size int) {
 	t.Helper()
 	dir, err := d.Get(id, "")

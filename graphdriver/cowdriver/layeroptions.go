@@ -12,6 +12,19 @@ import (
 	"github.com/cowshed/cowshed/quota"
 )
 
+// rootStyleKey is the option that names the root style of a layer.
+const rootStyleKey = "root_style"
+
+// namesRootStyle reports whether the options of one layer name its root style.
+func namesRootStyle(storageOpt map[string]string) bool {
+	for key := range storageOpt {
+		if strings.EqualFold(key, rootStyleKey) {
+			return true
+		}
+	}
+	return false
+}
+
 // volumeOptions reads the options of one layer, size and root_style, in any case. Without them a layer of a container has
 // the driver's defaults. Any other layer has no limit and SnapshotRoot.
 //
@@ -23,7 +36,7 @@ func (o Options) volumeOptions(storageOpt map[string]string, ofContainer bool) (
 	}
 	setters := quota.Setters{
 		"size":       quota.Set(&v.Limit, o.Quota.ParseLimit),
-		"root_style": quota.Set(&v.RootStyle, cowcommon.ParseRootStyle),
+		rootStyleKey: quota.Set(&v.RootStyle, cowcommon.ParseRootStyle),
 	}
 	// Sorted, so that of several errors it is always the same that is reported.
 	for _, key := range slices.Sorted(maps.Keys(storageOpt)) {

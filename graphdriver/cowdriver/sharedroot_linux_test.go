@@ -3,6 +3,7 @@ package cowdriver_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/cowshed/cowshed/btrfs"
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/sharedroot"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/bindmount"
@@ -211,4 +214,103 @@ func TestSharedRootsWhileRead(t *testing.T) {
 	d, err = open("btrfs.root_style=shared")
 	require.NoError(t, err)
 	require.NoError(t, d.Cleanup())
+}
+
+// TestSharedRootOfParentInUse: a layer cannot share a parent that is written to. The default gives way to a root of its own, and
+// a style that is named does not.
+func TestSharedRootOfParentInUse(t *testing.T) {
+	d := newDriver(t, "btrfs.root_style=shared")
+	require.NoError(t, d.Create("parent", "", nil))
+	inLayer(t, d, "parent", func(string) {
+		require.NoError(t, d.CreateReadWrite("default", "parent", nil))
+		for _, create := range []func(id, parent string, opts *graphdriver.CreateOpts) error{d.Create, d.CreateReadWrite} {
+			named := &graphdriver.CreateOpts{StorageOpt: map[string]string{"Root_Style": "shared"}}
+			require.ErrorIs(t, create("named", "parent", named), fault.ErrInUse)
+			assert.False(t, d.Exists("named"))
+		}
+	})
+	assert.Equal(t, "snapshot", styleOf(t, d, "default"))
+}
+
+// viewingBackend lists the volumes that views are asked for.
+type viewingBackend struct {
+	*btrfs.Backend
+	viewed []string
+}
+
+func (b *viewingBackend) View(ctx context.Context, name string) (cowcommon.View, error) {
+	b.viewed = append(b.viewed, name)
+	return b.Backend.View(ctx, name)
+}
+
+// TestDiffWithoutSnapshot: a layer with a shared root that nobody uses is compared without a view of it, and with the same
+// result. A large diff is read from a view.
+func TestDiffWithoutSnapshot(t *testing.T) {
+	home := filepath.Join(testfs.Btrfs(t), "btrfs")
+	inner, err := btrfs.Open(t.Context(), home, btrfs.Options{})
+	require.NoError(t, err)
+	viewing := &viewingBackend{Backend: inner}
+	backend, err := sharedroot.New(t.Context(), viewing, home, sharedroot.Options{})
+	require.NoError(t, err)
+	d := cowdriver.New("btrfs", backend, cowdriver.Options{RootStyle: cowcommon.SharedRoot})
+	t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
+	require.NoError(t, d.Create("image", "", nil))
+	inLayer(t, d, "image", func(dir string) {
+		for _, name := range []string{"changed", "gone", "kept"} {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("image"), 0o644))
+		}
+	})
+	require.NoError(t, d.CreateReadWrite("web", "image", nil))
+
+	all := func() (changes []archive.Change, size int64, tar []byte) {
+		changes, err := d.Changes("web", "image")
+		require.NoError(t, err)
+		size, err = d.DiffSize("web", "image")
+		require.NoError(t, err)
+		diff, err := d.Diff("web", "image")
+		require.NoError(t, err)
+		tar, err = io.ReadAll(diff)
+		require.NoError(t, errors.Join(err, diff.Close()))
+		return changes, size, tar
+	}
+	inLayer(t, d, "web", func(dir string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "changed"), []byte("container"), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), []byte("new"), 0o644))
+		require.NoError(t, os.Remove(filepath.Join(dir, "gone")))
+	})
+	viewing.viewed = nil
+	changes, size, tar := all()
+	assert.NotContains(t, viewing.viewed, "web")
+	assert.Len(t, changes, 3)
+	assert.EqualValues(t, len("container")+len("new"), size)
+	inLayer(t, d, "web", func(string) {
+		sameChanges, sameSize, sameTar := all()
+		assert.Contains(t, viewing.viewed, "web", "somebody uses it")
+		assert.Equal(t, changes, sameChanges)
+		assert.Equal(t, size, sameSize)
+		assert.Equal(t, tar, sameTar)
+	})
+
+	write(t, d, "web", "large", 2<<20)
+	viewing.viewed = nil
+	_, size, tar = all()
+	assert.Contains(t, viewing.viewed, "web")
+	assert.Greater(t, size, int64(2<<20))
+	assert.Greater(t, len(tar), 2<<20)
+	assert.Empty(t, d.CompareStats().Walked)
+}
+
+// TestDiffWithoutSnapshotEnds: the context of a driver ends reading, of a diff in memory too.
+func TestDiffWithoutSnapshotEnds(t *testing.T) {
+	d := newDriver(t, "btrfs.root_style=shared")
+	require.NoError(t, d.Create("image", "", nil))
+	require.NoError(t, d.CreateReadWrite("web", "image", nil))
+	write(t, d, "web", "file", 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	diff, err := d.WithContext(ctx).Diff("web", "image")
+	require.NoError(t, err)
+	cancel()
+	_, err = io.ReadAll(diff)
+	require.ErrorIs(t, err, context.Canceled)
+	require.NoError(t, diff.Close())
 }
