@@ -37,7 +37,7 @@ func newActing(t *testing.T, do func() error, happened bool, lookErr error) *act
 	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler), closing: t.Context()}, kernel: k, dir: dir, begun: make(chan struct{})}
 	a.home = t.TempDir()
 	x := fakeIndex(t, c, dir)
-	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, x.log
+	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.pending, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, &a.pending, x.log
 	a.step = step{
 		op: "create",
 		do: func(kernel) error {

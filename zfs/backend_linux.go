@@ -129,7 +129,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	if err != nil {
 		return nil, err
 	}
-	b.volumes = index{ctx: b.ctx, zfs: b.zfs, root: root, counter: counter{file}, log: b.log}
+	b.volumes = index{ctx: b.ctx, zfs: b.zfs, root: root, counter: counter{file}, pending: &b.pending, log: b.log}
 	if b.lock, err = homedir.Lock(ctx, b.home, b.recover); err != nil {
 		return nil, err
 	}
@@ -265,7 +265,8 @@ func (b *Backend) unmountLeft(ctx context.Context, warn func(what string, err er
 // stay. A second Close does nothing.
 //
 // Close does not wait for a call that was left to itself. The home and the volumes of this call stay locked, as when a
-// process is killed. The locks and all descriptors are released when the call has ended and its outcome is settled.
+// process is killed. The locks and all descriptors are released when the call has ended and its outcome is settled. If other
+// Backends could not be told of a change yet, the home stays open until they have been told.
 //
 // Close takes a minute at most, and some seconds. Returns errdefs.ErrUnavailable if the pool is suspended, or does not
 // answer in that time: then mounts and snapshots of views are left over for the next Open, as after a crash.
@@ -284,9 +285,25 @@ func (b *Backend) close() error {
 		}
 		return err
 	})
+	b.tellLater()
 	return errors.Join(viewsErr, mountsErr, b.pending.close(b.leave, func(err error) {
 		b.log.Warn("zfs: after the last call that was left to itself", "home", b.home, "error", err)
 	}))
+}
+
+// tellLater tells the other Backends in the background of changes that they have not been told of. The files of this one stay
+// open until they have been told, or have gone.
+func (b *Backend) tellLater() {
+	if !b.volumes.untold() {
+		return
+	}
+	done := b.pending.begin()
+	go func() {
+		defer done()
+		if err := b.volumes.tellAll(b.ctx, b.presence.IsAlone); err != nil {
+			b.volumes.warnUntold(err)
+		}
+	}()
 }
 
 // leave unmounts the mounts that all Backends share, unless another Backend has the home open, and closes the files.

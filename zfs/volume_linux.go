@@ -431,11 +431,11 @@ func byGUID(datasets map[string]dataset) map[uint64]string {
 	return names
 }
 
-// Volumes lists the volumes, from the kernel.
+// Volumes lists the volumes, from the kernel, and so with changes that were made by hand. Other operations do not wait for
+// the list.
 func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
 	return func(yield func(cowcommon.Volume, error) bool) {
-		b.volumes.invalidate() // the list shows changes made by hand
-		datasets, err := b.volumes.all(ctx)
+		datasets, err := b.volumes.fresh(ctx)
 		if err != nil {
 			yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", err))
 			return
