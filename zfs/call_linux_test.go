@@ -21,6 +21,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/namelock"
 	"github.com/cowshed/cowshed/internal/nvlist"
@@ -233,6 +235,10 @@ func TestProbe(t *testing.T) {
 	require.ErrorContains(t, c.probe(t.Context(), time.Hour, func() error { panic("called") }), "zpool clear")
 	setState(t, dir, "ONLINE")
 	require.NoError(t, c.probe(t.Context(), time.Hour, func() error { return nil }))
+	unknown := fault.New(errdefs.ErrFailedPrecondition, "it does not answer as OpenZFS")
+	err = c.probe(t.Context(), time.Hour, func() error { return unknown })
+	require.ErrorIs(t, err, graphdriver.ErrPrerequisites)
+	require.ErrorContains(t, err, unknown.Error())
 }
 
 // TestExistsIsLeft: the question whether a dataset exists ends with its context.
