@@ -1,13 +1,11 @@
 package zfs
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -194,36 +192,20 @@ func isMountedAt(source, dir string) (bool, error) {
 }
 
 // isMounted reports whether a dataset is mounted in any mount namespace, or still open after it was unmounted. The
-// kernel keeps statistics of such datasets only.
-func (b *Backend) isMounted(dataset string) (bool, error) {
-	dir := filepath.Join(b.zfs.kstats, b.zfs.pool)
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		err = cmp.Or(b.zfs.checkPool(), err)
+// kernel keeps statistics of such datasets only, each in a file that has the number of its object set in its name.
+func (b *Backend) isMounted(ctx context.Context, dataset string) (bool, error) {
+	d, err := b.stats(ctx, dataset)
+	if isRefused(err) && errors.Is(err, unix.ENOENT) {
+		return false, nil // nothing is there
 	}
 	if err != nil {
 		return false, err
 	}
-	for _, entry := range entries {
-		if !strings.HasPrefix(entry.Name(), "objset-") {
-			continue
-		}
-		stats, err := os.ReadFile(filepath.Join(dir, entry.Name()))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EIO) { // it has gone since, or since it was opened
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		for line := range strings.Lines(string(stats)) {
-			// A name may have spaces: "dataset_name", a type, and the name to the end of the line.
-			fields := strings.Fields(line)
-			if len(fields) > 2 && fields[0] == "dataset_name" && strings.Join(fields[2:], " ") == dataset {
-				return true, nil
-			}
-		}
+	id, ok := d.Properties.Number("objsetid")
+	if !ok {
+		return false, fmt.Errorf("zfs get: %s has no objsetid", dataset)
 	}
-	return false, nil
+	return isPresent(filepath.Join(b.zfs.kstats, b.zfs.pool, fmt.Sprintf("objset-0x%x", id)))(ctx)
 }
 
 // Sync makes the content of the volume survive a power cut, by way of its ZFS intent log.

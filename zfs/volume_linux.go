@@ -296,7 +296,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	if err := b.checkIdle(name); err != nil {
+	if err := b.checkIdle(ctx, name); err != nil {
 		return err
 	}
 	dead, err := b.endDeadViews(ctx, name)
