@@ -44,7 +44,7 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 	}
 	defer cancel()
 	_, err = b.mounts.Acquire(waiting, name, kind, func() (namelock.Lock, error) {
-		lock, err := b.lockShared(waiting, name)
+		lock, err := b.shareVolume(waiting, name)
 		if err != nil {
 			return namelock.Lock{}, err
 		}

@@ -151,7 +151,7 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 // stage makes a dataset under a name that no volume can have, completes it, and gives it the claimed name. discard
 // destroys the dataset.
 func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string, discard func(context.Context) error) error, complete func(staged string) error) (err error) {
-	name, unlock, err := b.lockStaged()
+	name, unlock, err := b.lockStaged(ctx)
 	if err != nil {
 		return err
 	}
@@ -179,9 +179,9 @@ func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string
 }
 
 // lockStaged returns a new name for a dataset in staging, which is locked. Others see by the lock that it is not left over.
-func (b *Backend) lockStaged() (name string, unlock func() error, err error) {
+func (b *Backend) lockStaged(ctx context.Context) (name string, unlock func() error, err error) {
 	name = staging.Name(stagingPrefix)
-	lock, ok, err := b.tryLockVolume(name)
+	lock, ok, err := b.claimVolume(ctx, name)
 	if err != nil {
 		return "", nil, err
 	}
@@ -495,7 +495,7 @@ func (b *Backend) limiting(ctx context.Context, name string, do func(waiting con
 		return err
 	}
 	defer cancel()
-	unlock, err := b.lockLimit(waiting, name)
+	unlock, err := b.claimLimit(waiting, name)
 	if err != nil {
 		return err
 	}
