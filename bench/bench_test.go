@@ -349,6 +349,9 @@ func TestWorkloadsOnZFS(t *testing.T) {
 	assert.Equal(t, "With 2,000 layers", all[1].title)
 	assert.Equal(t, "With 10 layers", all[2].title)
 	assert.NotEqual(t, all[1].key, all[2].key, "of their plots")
+	all, err = chooseWorkloads("zfs", "", 0, fewSnapshots)
+	require.NoError(t, err)
+	assert.Len(t, all, 1, "they are few")
 }
 
 // TestCounting has this program, under another name, count itself and become the real one.
