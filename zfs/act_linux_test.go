@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -336,6 +337,15 @@ func TestClaimInSuspendedPool(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, ok, "somebody has it")
 	require.NoError(t, lock.Unlock(nil))
+}
+
+// TestMountInSuspendedPool: a mount makes no directory in a home in a pool that is suspended, which would wait.
+func TestMountInSuspendedPool(t *testing.T) {
+	a := newActing(t, nil, false, nil)
+	setState(t, a.dir, "SUSPENDED")
+	dir := filepath.Join(t.TempDir(), "new")
+	require.ErrorContains(t, a.mountAt(t.Context(), "pool/a", dir, 0, ""), "zpool clear")
+	assert.NoDirExists(t, dir)
 }
 
 // TestOpenInSuspendedPool: opening does not wait for files of a home in a pool that is suspended meanwhile. They are closed

@@ -124,18 +124,20 @@ func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags ui
 // may be left to itself. If it is made after all, it is unmounted if dir is in views, where nobody else has it. A mount in
 // graph goes with the lock of its volume.
 func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr, data string) error {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	var undo func(context.Context) error
+	if filepath.Dir(dir) == b.views {
+		undo = func(ctx context.Context) error { return b.unmountAt(ctx, dir, true) }
+	}
+	err := b.change(ctx, step{op: "mkdir", do: func(kernel) error { return makeDir(dir) }, happened: isPresent(dir), undo: undo})
+	if err != nil {
 		return err
 	}
-	s := step{
+	err = b.change(ctx, step{
 		op:       "mount",
 		do:       func(k kernel) error { return k.Mount(source, dir, flags, data) },
 		happened: func(context.Context) (bool, error) { return isMountedAt(source, dir) },
-	}
-	if filepath.Dir(dir) == b.views {
-		s.undo = func(ctx context.Context) error { return b.unmountAt(ctx, dir, true) }
-	}
-	err := b.change(ctx, s)
+		undo:     undo,
+	})
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return fault.New(errdefs.ErrNotFound, "dataset %s is gone", source)
@@ -143,6 +145,14 @@ func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr
 		return fault.New(errdefs.ErrFailedPrecondition, "dataset %s: its key is not loaded, run \"zfs load-key\": %w", source, err)
 	case err != nil:
 		return fmt.Errorf("mount %s on %s: %w", source, dir, err)
+	}
+	return nil
+}
+
+// makeDir makes a mount point if it is missing.
+func makeDir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
 	}
 	return nil
 }
