@@ -298,15 +298,60 @@ func TestReportOnZFS(t *testing.T) {
 	} {
 		assert.Contains(t, out.String(), line)
 	}
-	assert.NotContains(t, out.String(), "Against the bar")
+	assert.NotContains(t, out.String(), "50× faster than moby", "the bars are those of btrfs")
+}
+
+// TestBarsOnZFS: the report has a row for each promise, for the sizes that these are about.
+func TestBarsOnZFS(t *testing.T) {
+	with := func(layers int, created time.Duration) *result {
+		w := manyLayersOnZFS(layers)
+		return &result{title: w.title, key: w.key, others: w.others, samples: map[string]samples{
+			"cowshed": {opStart: {10}, opStartCreate: {created}}, "moby": {opStart: {30}, opStartCreate: {80}},
+		}}
+	}
+	files := &result{title: "Base of 2,000 files", layer: layerFacts{files: 2000}, samples: map[string]samples{"cowshed": {}, "moby": {}}}
+	for _, b := range zfsBars {
+		files.samples["cowshed"].add(b.op, 1000)
+		files.samples["moby"].add(b.op, time.Duration(1000*b.want+0.5))
+	}
+	files.samples["moby"][opRemove] = []time.Duration{3990}
+	r := &report{filesystem: "zfs", results: []*result{files, with(2000, 13), with(10, 10)}, plots: []string{"a", "b", "c"}}
+	var out strings.Builder
+	r.write(&out)
+	assert.Contains(t, out.String(), `
+## Against the bar
+
+| operation | bar | measured | |
+|---|---|---|---|
+| create a child, 2,000 files | 8× faster than moby | 8.00× | met |
+| create a child with a limit, 2,000 files | 10× faster than moby | 10.0× | met |
+| remove a child, 2,000 files | 4× faster than moby | 3.99× | **not met** |
+| usage of a child, 2,000 files | 500× faster than moby | 500× | met |
+| list 3 changes, 2,000 files | 6× faster than moby | 6.00× | met |
+| apply the base, 2,000 files | 1.6× faster than moby | 1.60× | met |
+| export the base, 2,000 files | 8.3× faster than moby | 8.30× | met |
+| create a child after it, with 2,000 layers | 8× faster than moby | 6.15× | **not met** |
+| start, with 2,000 layers | 3× faster than moby | 3.00× | met |
+| create a child after it, with 2,000 layers | at most 1.2× its own time beside 10 | 1.30× | **not met** |
+`)
+
+	files.layer.files, r.results[1] = 500, with(200, 13)
+	out.Reset()
+	r.write(&out)
+	assert.NotContains(t, out.String(), "faster than", "the bars are for other sizes")
 }
 
 func TestWorkloadsOnZFS(t *testing.T) {
 	all, err := chooseWorkloads("zfs", "5000", 0, 2000)
 	require.NoError(t, err)
-	require.Len(t, all, 2)
+	require.Len(t, all, 3)
 	assert.Len(t, all[0].steps, len(zfsSteps))
 	assert.Equal(t, "With 2,000 layers", all[1].title)
+	assert.Equal(t, "With 10 layers", all[2].title)
+	assert.NotEqual(t, all[1].key, all[2].key, "of their plots")
+	all, err = chooseWorkloads("zfs", "", 0, fewSnapshots)
+	require.NoError(t, err)
+	assert.Len(t, all, 1, "they are few")
 }
 
 // TestCounting has this program, under another name, count itself and become the real one.

@@ -158,6 +158,9 @@ func chooseWorkloads(filesystem, files string, large, layers int) ([]workload, e
 	switch {
 	case layers > 0 && filesystem == "zfs":
 		all = append(all, manyLayersOnZFS(layers))
+		if layers > fewSnapshots {
+			all = append(all, manyLayersOnZFS(fewSnapshots))
+		}
 	case layers > 0:
 		all = append(all, manyLayers(layers))
 	}

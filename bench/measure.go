@@ -124,7 +124,7 @@ type workload struct {
 
 	snapshots  bool // of containerd's snapshotters, instead of graph drivers
 	containers bool // of overlayfs's users, instead of drivers for the filesystem
-	others     int  // snapshots that exist in the end, besides the measured snapshot
+	others     int  // snapshots or layers that exist in the end, besides those that are measured
 }
 
 // step is a part of a round.
@@ -176,6 +176,10 @@ func onZFS(n int) workload {
 // are the same for all contenders, each of which takes the others' for its own.
 func manyLayersOnZFS(n int) workload {
 	w := manyLayers(n)
+	w.others = n
+	if n == fewSnapshots {
+		w.key = "few-layers"
+	}
 	w.once, w.steps = w.steps[:2], []step{{"after the start", (*run).started}}
 	return w
 }

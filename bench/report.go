@@ -68,6 +68,26 @@ var largeBars = []bar{{opApplyGzip, "containerd", 1.3}}
 // floorBars are promises about the ratio to the floor.
 var floorBars = []bar{{opApplyDurable, "floor", 1.15}}
 
+// barFilesZFS is the size of the base that the bars on ZFS are for.
+const barFilesZFS = 2000
+
+// zfsBars are promises on ZFS, and zfsLayerBars those beside many layers.
+var (
+	zfsBars = []bar{
+		{opCreate, "moby", 8},
+		{opCreateLimit, "moby", 10},
+		{opRemove, "moby", 4},
+		{opUsage, "moby", 500},
+		{opChanges, "moby", 6},
+		{opApply, "moby", 1.6},
+		{opExport, "moby", 8.3},
+	}
+	zfsLayerBars = []bar{{opStartCreate, "moby", 8}, {opStart, "moby", 3}}
+)
+
+// mostGrowthZFS is how many times as long as beside few layers creating one beside many may take.
+const mostGrowthZFS = 1.2
+
 func (r *report) write(w io.Writer) {
 	fmt.Fprintf(w, "## Called directly\n\n")
 	fmt.Fprintf(w, "Written by `make bench` on %s, of revision %s. Do not edit.\n\n", r.date, r.revision)
@@ -84,7 +104,9 @@ func (r *report) write(w io.Writer) {
 	r.writeProcesses(w)
 	r.writeFlatness(w)
 	r.writeSnapshotFlatness(w)
-	if r.filesystem != "zfs" { // of which only ratios are known
+	if r.filesystem == "zfs" {
+		r.writeZFSBars(w)
+	} else {
 		r.writeBars(w)
 	}
 }
@@ -150,9 +172,9 @@ The base is one layer, applied from an uncompressed tar with whole-second times.
 In one child, three files are appended to.
 
 - *Until it returns* includes closing the stream, where moby's driver sleeps to the end of the second.
-- *Start* opens the driver on a dataset with that many layers, the same for both. These are children of one base with
-  the properties that Cowshed sets. To be quick, the benchmark clones them by the kernel's interface. A pool that moby's
-  driver has filled has one more snapshot for each of them.
+- *Start* opens the driver on a dataset with that many layers, the same for both. *A child after it* is made beside them.
+  These are children of one base with the properties that Cowshed sets. To be quick, the benchmark clones them by the
+  kernel's interface. A pool that moby's driver has filled has one more snapshot for each of them.
 `, r.rounds)
 }
 
@@ -394,6 +416,41 @@ func (r *report) writeBars(w io.Writer) {
 		fmt.Fprintf(w, "| %s | at most 1.3× slower on %s files | %s | %s |\n", op, thousands(large.layer.files),
 			ratio(after, before), verdict(float64(after) <= 1.3*float64(before)))
 	}
+}
+
+// writeZFSBars is writeBars for ZFS, of which only ratios are known.
+func (r *report) writeZFSBars(w io.Writer) {
+	fmt.Fprintf(w, "\n## Against the bar\n\n| operation | bar | measured | |\n|---|---|---|---|\n")
+	for _, b := range zfsBars {
+		if result := r.first(b.op); result != nil && result.layer.files >= barFilesZFS {
+			b.write(w, result, fmt.Sprintf("%s, %s files", b.op, thousands(result.layer.files)))
+		}
+	}
+	many, few := r.beside(manySnapshots), r.beside(fewSnapshots)
+	if many == nil {
+		return
+	}
+	for _, b := range zfsLayerBars {
+		b.write(w, many, fmt.Sprintf("%s, %s", b.op, strings.ToLower(many.title)))
+	}
+	if few == nil {
+		return
+	}
+	before, after := median(few.samples["cowshed"][opStartCreate]), median(many.samples["cowshed"][opStartCreate])
+	if before > 0 && after > 0 {
+		fmt.Fprintf(w, "| %s, %s | at most %s× its own time beside %d | %s | %s |\n", opStartCreate, strings.ToLower(many.title), factor(mostGrowthZFS),
+			fewSnapshots, ratio(after, before), verdict(float64(after) <= mostGrowthZFS*float64(before)))
+	}
+}
+
+// beside returns the result with so many layers; nil if there is none.
+func (r *report) beside(layers int) *result {
+	for _, result := range r.results {
+		if result.others == layers {
+			return result
+		}
+	}
+	return nil
 }
 
 func verdict(met bool) string {

@@ -3,8 +3,8 @@
 //
 // The error for a place where a driver cannot work wraps one of graphdriver's, with the reason and advice:
 //
-//	graphdriver.ErrPrerequisites   the path is on another filesystem than the driver's, or a kernel module,
-//	                               device or command is missing
+//	graphdriver.ErrPrerequisites   the path is on another filesystem than the driver's, a kernel module or
+//	                               device is missing, or the kernel's interface is not known
 //	graphdriver.ErrIncompatibleFS  the driver's filesystem is in a state that it cannot work on: read-only,
 //	                               not mounted, its pool is unwell, or the operations needed are not permitted
 //	graphdriver.ErrNotSupported    this platform has no such driver

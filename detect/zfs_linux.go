@@ -1,25 +1,22 @@
 package detect
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"strings"
-	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/graphdriver"
-	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
 // ZFS reports whether the ZFS driver can work at path, which need not exist yet, in the dataset that is
-// mounted there: nil, or an error of the kinds that the package describes. It runs zpool and zfs once each.
+// mounted there: nil, or an error of the kinds that the package describes. It asks the kernel, and starts no process.
 func ZFS(ctx context.Context, path string) error {
 	f, err := Probe(path)
 	if err != nil {
@@ -45,7 +42,8 @@ func ZFS(ctx context.Context, path string) error {
 }
 
 // ZFSDataset reports whether the ZFS driver can keep layers in the dataset name, the value of zfs.fsname:
-// nil, or an error of the kinds that the package describes. It runs zpool and zfs once each.
+// nil, or an error of the kinds that the package describes. It asks the kernel, and starts no process. Returns
+// errdefs.ErrUnavailable if the kernel does not answer.
 func ZFSDataset(ctx context.Context, name string) error { return linuxZFS.check(ctx, name) }
 
 // zfsHost is where the parts of ZFS are found. Tests put something else in their places.
@@ -53,8 +51,8 @@ type zfsHost struct {
 	filesystems string // /proc/filesystems
 	device      string // /dev/zfs
 	version     func() error
-	lookPath    func(command string) (string, error)
-	run         func(ctx context.Context, command string, args ...string) ([]byte, error)
+	pool        func(pool string) (health string, err error) // without a call that may wait for the pool
+	ask         func(ctx context.Context, dataset string) (facts, error)
 	privilege   func() (zfsPrivilege, error)
 }
 
@@ -62,8 +60,8 @@ var linuxZFS = zfsHost{
 	filesystems: "/proc/filesystems",
 	device:      zfsctl.Device,
 	version:     zfsctl.CheckVersion,
-	lookPath:    admintool.Look,
-	run:         runCommand,
+	pool:        func(pool string) (string, error) { return zfsctl.Health(zfsctl.Kstats, pool) },
+	ask:         askKernel,
 	privilege:   readPrivilege,
 }
 
@@ -72,36 +70,34 @@ func (h zfsHost) check(ctx context.Context, dataset string) error {
 		return err
 	}
 	pool, _, _ := strings.Cut(dataset, "/")
-	out, err := h.run(ctx, "zpool", "get", "-Hp", "-o", "property,value", "health,readonly", pool)
-	if err != nil {
-		return fmt.Errorf("%w: cannot ask for the state of the pool %s: %w", graphdriver.ErrIncompatibleFS, pool, err)
+	health, err := h.pool(pool)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: there is no pool %s: \"zpool import %[2]s\" imports one that was exported", graphdriver.ErrIncompatibleFS, pool)
 	}
-	state, err := parsePool(out)
 	if err != nil {
-		return fmt.Errorf("detect: zpool get of %s: %w", pool, err)
+		return fmt.Errorf("detect: state of the pool %s: %w", pool, err)
 	}
-	if reason := state.unusable(pool); reason != "" {
+	if reason := whyUnhealthy(pool, health); reason != "" {
 		return fmt.Errorf("%w: %s", graphdriver.ErrIncompatibleFS, reason)
 	}
-	if state.readOnly {
+	found, err := h.ask(ctx, dataset)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: there is no dataset %s: \"zfs create %[2]s\" makes it: %w", graphdriver.ErrIncompatibleFS, dataset, err)
+	case errdefs.IsFailedPrecondition(err): // another interface than the known one
+		return fmt.Errorf("%w: %w", graphdriver.ErrPrerequisites, err)
+	case err != nil:
+		return fmt.Errorf("detect: state of the dataset %s: %w", dataset, err)
+	case found.poolReadOnly:
 		return &ReadOnlyError{
 			What: "the pool " + pool, Cause: "it is imported read-only",
 			Advice: fmt.Sprintf("run \"zpool export %s\" and \"zpool import %[1]s\"", pool),
 		}
 	}
-
-	out, err = h.run(ctx, "zfs", "get", "-Hp", "-o", "property,value", "type,mounted,readonly,keystatus,zoned", dataset)
-	if err != nil {
-		return fmt.Errorf("%w: cannot ask for the state of the dataset %s: %w: if it does not exist, \"zfs create %[2]s\" makes it", graphdriver.ErrIncompatibleFS, dataset, err)
-	}
-	properties, err := parseDataset(out)
-	if err != nil {
-		return fmt.Errorf("detect: zfs get of %s: %w", dataset, err)
-	}
-	if reason := properties.unusable(dataset); reason != "" {
+	if reason := found.unusable(dataset); reason != "" {
 		return fmt.Errorf("%w: %s", graphdriver.ErrIncompatibleFS, reason)
 	}
-	if properties.readOnly {
+	if found.readOnly {
 		return &ReadOnlyError{
 			What: dataset, Cause: "its property readonly is on", Advice: fmt.Sprintf("run \"zfs set readonly=off %s\"", dataset),
 		}
@@ -111,13 +107,13 @@ func (h zfsHost) check(ctx context.Context, dataset string) error {
 	if err != nil {
 		return err
 	}
-	if reason := privilege.insufficient(dataset, properties.zoned); reason != "" {
+	if reason := privilege.insufficient(dataset, found.zoned); reason != "" {
 		return fmt.Errorf("%w: %s", graphdriver.ErrIncompatibleFS, reason)
 	}
 	return nil
 }
 
-// checkPrerequisites looks for the kernel module, its device and version, and the commands.
+// checkPrerequisites looks for the kernel module, its device and version.
 func (h zfsHost) checkPrerequisites() error {
 	known, err := os.ReadFile(h.filesystems)
 	if err != nil {
@@ -135,11 +131,6 @@ func (h zfsHost) checkPrerequisites() error {
 	}
 	if err := h.version(); err != nil {
 		return fmt.Errorf("%w: %w", graphdriver.ErrPrerequisites, err)
-	}
-	for _, command := range []string{"zfs", "zpool"} {
-		if _, err := h.lookPath(command); err != nil {
-			return fmt.Errorf("%w: the command %s is missing: install the package zfsutils-linux or zfs: %w", graphdriver.ErrPrerequisites, command, err)
-		}
 	}
 	return nil
 }
@@ -175,34 +166,4 @@ func (p zfsPrivilege) insufficient(dataset string, zoned bool) string {
 	default:
 		return ""
 	}
-}
-
-// commandTimeout is how long zfs or zpool may take to answer. They wait in the kernel while a pool is
-// suspended.
-const commandTimeout = 30 * time.Second
-
-// runCommand runs a command and returns its output. Its error has the command's error output.
-func runCommand(ctx context.Context, command string, args ...string) ([]byte, error) {
-	path, err := admintool.Look(command)
-	if err != nil {
-		return nil, err
-	}
-	limited, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(limited, path, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	cmd.WaitDelay = time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err = cmd.Run()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if limited.Err() != nil {
-		return nil, fmt.Errorf("%s %s has not answered for %s; the pool may be suspended: %w", command, strings.Join(args, " "), commandTimeout, limited.Err())
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w: %s", command, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
-	}
-	return stdout.Bytes(), nil
 }

@@ -3,162 +3,149 @@ package detect
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/graphdriver"
+	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/testfs"
-)
-
-// The states below are in the words of OpenZFS 2.1 to 2.3.
-const (
-	wellPool    = "health\tONLINE\nreadonly\toff\n"
-	wellDataset = "type\tfilesystem\nmounted\tyes\nreadonly\toff\nkeystatus\t-\nzoned\toff\n"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
 func TestZFSDataset(t *testing.T) {
-	well := func() map[string]string {
-		return map[string]string{
-			"filesystems": "nodev\tproc\nnodev\tzfs\n", "device": "", "commands": "zfs zpool",
-			"pool": wellPool, "dataset": wellDataset, "privilege": "initial admin",
-		}
-	}
 	for name, c := range map[string]struct {
-		change map[string]string // of the host
+		change func(*fakeHost)
 		want   error
 		reason string
 	}{
 		"well":                   {},
-		"degraded":               {change: map[string]string{"pool": "health\tDEGRADED\nreadonly\toff\n"}},
-		"encrypted, key loaded":  {change: map[string]string{"dataset": strings.Replace(wellDataset, "keystatus\t-", "keystatus\tavailable", 1)}},
-		"no module":              {map[string]string{"filesystems": "nodev\tproc\n"}, graphdriver.ErrPrerequisites, `run "modprobe zfs"`},
-		"no device":              {map[string]string{"device": "missing"}, graphdriver.ErrPrerequisites, "device is missing: in a container, pass the device in"},
-		"unknown version":        {map[string]string{"version": "9.9"}, graphdriver.ErrPrerequisites, "OpenZFS 9.9"},
-		"no command":             {map[string]string{"commands": "zpool"}, graphdriver.ErrPrerequisites, "the command zfs is missing: install the package"},
-		"no zpool command":       {map[string]string{"commands": "zfs"}, graphdriver.ErrPrerequisites, "the command zpool is missing"},
-		"no pool":                {map[string]string{"pool": ""}, graphdriver.ErrIncompatibleFS, "cannot ask for the state of the pool tank"},
-		"suspended":              {map[string]string{"pool": "health\tSUSPENDED\nreadonly\toff\n"}, graphdriver.ErrIncompatibleFS, `run "zpool clear tank"`},
-		"faulted":                {map[string]string{"pool": "health\tFAULTED\nreadonly\toff\n"}, graphdriver.ErrIncompatibleFS, `the pool tank is FAULTED: "zpool status tank"`},
-		"unavailable":            {map[string]string{"pool": "health\tUNAVAIL\nreadonly\toff\n"}, graphdriver.ErrIncompatibleFS, "tank is UNAVAIL"},
-		"read-only pool":         {map[string]string{"pool": "health\tONLINE\nreadonly\ton\n"}, graphdriver.ErrIncompatibleFS, `imported read-only: run "zpool export tank"`},
-		"no dataset":             {map[string]string{"dataset": ""}, graphdriver.ErrIncompatibleFS, `"zfs create tank/layers" makes it`},
-		"volume":                 {map[string]string{"dataset": "type\tvolume\nmounted\t-\nreadonly\toff\nkeystatus\t-\nzoned\t-\n"}, graphdriver.ErrIncompatibleFS, "tank/layers is a volume: choose a filesystem"},
-		"key not loaded":         {map[string]string{"dataset": "type\tfilesystem\nmounted\tno\nreadonly\toff\nkeystatus\tunavailable\nzoned\toff\n"}, graphdriver.ErrIncompatibleFS, `run "zfs load-key tank/layers"`},
-		"not mounted":            {map[string]string{"dataset": strings.Replace(wellDataset, "mounted\tyes", "mounted\tno", 1)}, graphdriver.ErrIncompatibleFS, `run "zfs mount tank/layers"`},
-		"read-only dataset":      {map[string]string{"dataset": strings.Replace(wellDataset, "readonly\toff", "readonly\ton", 1)}, graphdriver.ErrIncompatibleFS, `run "zfs set readonly=off tank/layers"`},
-		"no capability":          {map[string]string{"privilege": "initial"}, graphdriver.ErrIncompatibleFS, `lacks CAP_SYS_ADMIN, without which no dataset can be mounted on Linux, whatever "zfs allow" delegates`},
-		"nested namespace":       {map[string]string{"privilege": "admin"}, graphdriver.ErrIncompatibleFS, `"zfs zone /proc/PID/ns/user tank/layers"`},
-		"zoned":                  {map[string]string{"dataset": strings.Replace(wellDataset, "zoned\toff", "zoned\ton", 1)}, graphdriver.ErrIncompatibleFS, "handed to a user namespace"},
-		"zoned in its namespace": {change: map[string]string{"privilege": "admin", "dataset": strings.Replace(wellDataset, "zoned\toff", "zoned\ton", 1)}},
+		"degraded":               {change: func(h *fakeHost) { h.health = "DEGRADED" }},
+		"no module":              {func(h *fakeHost) { h.filesystems = "nodev\tproc\n" }, graphdriver.ErrPrerequisites, `run "modprobe zfs"`},
+		"no device":              {func(h *fakeHost) { h.noDevice = true }, graphdriver.ErrPrerequisites, "device is missing: in a container, pass the device in"},
+		"unknown version":        {func(h *fakeHost) { h.version = errors.New("OpenZFS 9.9") }, graphdriver.ErrPrerequisites, "OpenZFS 9.9"},
+		"unknown interface":      {func(h *fakeHost) { h.asked = errdefs.ErrFailedPrecondition }, graphdriver.ErrPrerequisites, ""},
+		"no pool":                {func(h *fakeHost) { h.noPool = fs.ErrNotExist }, graphdriver.ErrIncompatibleFS, "there is no pool tank"},
+		"suspended":              {func(h *fakeHost) { h.health = "SUSPENDED" }, graphdriver.ErrIncompatibleFS, `run "zpool clear tank"`},
+		"faulted":                {func(h *fakeHost) { h.health = "FAULTED" }, graphdriver.ErrIncompatibleFS, `the pool tank is FAULTED: "zpool status tank"`},
+		"unavailable":            {func(h *fakeHost) { h.health = "UNAVAIL" }, graphdriver.ErrIncompatibleFS, "tank is UNAVAIL"},
+		"read-only pool":         {func(h *fakeHost) { h.facts.poolReadOnly = true }, graphdriver.ErrIncompatibleFS, `imported read-only: run "zpool export tank"`},
+		"no dataset":             {func(h *fakeHost) { h.asked = unix.ENOENT }, graphdriver.ErrIncompatibleFS, `"zfs create tank/layers" makes it`},
+		"volume":                 {func(h *fakeHost) { h.facts.kind = "volume" }, graphdriver.ErrIncompatibleFS, "tank/layers is a volume: choose a filesystem"},
+		"key not loaded":         {func(h *fakeHost) { h.facts.keyUnavailable, h.facts.mounted = true, false }, graphdriver.ErrIncompatibleFS, `run "zfs load-key tank/layers"`},
+		"not mounted":            {func(h *fakeHost) { h.facts.mounted = false }, graphdriver.ErrIncompatibleFS, `run "zfs mount tank/layers"`},
+		"read-only dataset":      {func(h *fakeHost) { h.facts.readOnly = true }, graphdriver.ErrIncompatibleFS, `run "zfs set readonly=off tank/layers"`},
+		"no capability":          {func(h *fakeHost) { h.privilege.sysAdmin = false }, graphdriver.ErrIncompatibleFS, `lacks CAP_SYS_ADMIN, without which no dataset can be mounted on Linux, whatever "zfs allow" delegates`},
+		"nested namespace":       {func(h *fakeHost) { h.privilege.initialNamespace = false }, graphdriver.ErrIncompatibleFS, `"zfs zone /proc/PID/ns/user tank/layers"`},
+		"zoned":                  {func(h *fakeHost) { h.facts.zoned = true }, graphdriver.ErrIncompatibleFS, "handed to a user namespace"},
+		"zoned in its namespace": {change: func(h *fakeHost) { h.facts.zoned, h.privilege.initialNamespace = true, false }},
+		"no answer":              {func(h *fakeHost) { h.asked = errdefs.ErrUnavailable }, errdefs.ErrUnavailable, "state of the dataset tank/layers"},
+		"no privilege known":     {func(h *fakeHost) { h.noPrivilege = errUnknown }, errUnknown, ""},
+		"no health known":        {func(h *fakeHost) { h.noPool = errUnknown }, errUnknown, "state of the pool tank"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := well()
-			for part, value := range c.change {
-				state[part] = value
+			h := fakeHost{filesystems: "nodev\tproc\nnodev\tzfs\n", health: "ONLINE", facts: facts{kind: "filesystem", mounted: true}}
+			h.privilege.initialNamespace, h.privilege.sysAdmin = true, true
+			if c.change != nil {
+				c.change(&h)
 			}
-			err := fakeZFS(t, state).check(t.Context(), "tank/layers")
+			err := h.host(t).check(t.Context(), "tank/layers")
 			if c.want == nil {
 				require.NoError(t, err)
 				return
 			}
 			require.ErrorIs(t, err, c.want)
 			assert.ErrorContains(t, err, c.reason)
+			isReason := errors.Is(c.want, graphdriver.ErrPrerequisites) || errors.Is(c.want, graphdriver.ErrIncompatibleFS)
+			assert.Equal(t, isReason, graphdriver.IsDriverNotSupported(err), "what is not known is no answer")
 		})
-	}
-
-	// An unreadable value is not taken for an answer.
-	for part, value := range map[string]string{
-		"pool":      "health ONLINE\n",
-		"dataset":   "type\tfilesystem\n",
-		"privilege": "unknown",
-	} {
-		state := well()
-		state[part] = value
-		err := fakeZFS(t, state).check(t.Context(), "tank/layers")
-		require.Error(t, err, part)
-		assert.False(t, graphdriver.IsDriverNotSupported(err), "%s: %v", part, err)
 	}
 }
 
-// fakeZFS is a host with ZFS in a state that real ones are hard to bring into.
-func fakeZFS(t *testing.T, state map[string]string) zfsHost {
+var errUnknown = errors.New("unknown")
+
+// fakeHost is a host with ZFS in a state that real ones are hard to bring into.
+type fakeHost struct {
+	filesystems string
+	noDevice    bool
+	version     error
+	health      string
+	noPool      error
+	facts       facts
+	asked       error
+	privilege   zfsPrivilege
+	noPrivilege error
+}
+
+func (f fakeHost) host(t *testing.T) zfsHost {
 	t.Helper()
 	dir := t.TempDir()
 	h := zfsHost{filesystems: filepath.Join(dir, "filesystems"), device: filepath.Join(dir, "device")}
-	h.version = func() error {
-		if state["version"] != "" {
-			return errors.New("OpenZFS " + state["version"])
-		}
-		return nil
-	}
-	require.NoError(t, os.WriteFile(h.filesystems, []byte(state["filesystems"]), 0o600))
-	if state["device"] != "missing" {
+	require.NoError(t, os.WriteFile(h.filesystems, []byte(f.filesystems), 0o600))
+	if !f.noDevice {
 		require.NoError(t, os.WriteFile(h.device, nil, 0o600))
 	}
-	h.lookPath = func(command string) (string, error) {
-		for have := range strings.FieldsSeq(state["commands"]) {
-			if have == command {
-				return command, nil
-			}
-		}
-		return "", exec.ErrNotFound
+	h.version = func() error { return f.version }
+	h.pool = func(pool string) (string, error) {
+		assert.Equal(t, "tank", pool)
+		return f.health, f.noPool
 	}
-	h.run = func(_ context.Context, command string, args ...string) ([]byte, error) {
-		part, name := "pool", "tank"
-		if command == "zfs" {
-			part, name = "dataset", "tank/layers"
-		}
-		require.Equal(t, name, args[len(args)-1])
-		if state[part] == "" {
-			return nil, errors.New(command + ": no such thing")
-		}
-		return []byte(state[part]), nil
+	h.ask = func(_ context.Context, name string) (facts, error) {
+		assert.Equal(t, "tank/layers", name)
+		return f.facts, f.asked
 	}
-	h.privilege = func() (zfsPrivilege, error) {
-		p := zfsPrivilege{
-			initialNamespace: strings.Contains(state["privilege"], "initial"),
-			sysAdmin:         strings.Contains(state["privilege"], "admin"),
-		}
-		if state["privilege"] == "unknown" {
-			return p, errors.New("unknown")
-		}
-		return p, nil
-	}
+	h.privilege = func() (zfsPrivilege, error) { return f.privilege, f.noPrivilege }
 	return h
 }
 
-func TestParseProperties(t *testing.T) {
-	p, err := parseProperties([]byte("type\tfilesystem\nmountpoint\t/a\tb\ncomment\t\n"), "type", "comment")
-	require.NoError(t, err)
-	assert.Equal(t, map[string]string{"type": "filesystem", "mountpoint": "/a\tb", "comment": ""}, p)
-
-	p, err = parseProperties(nil)
-	require.NoError(t, err)
-	assert.Empty(t, p)
-
-	_, err = parseProperties([]byte("type filesystem\n"))
-	require.ErrorContains(t, err, "no tab")
-	_, err = parseProperties([]byte("type\tfilesystem\n"), "mounted")
-	require.ErrorContains(t, err, "no property mounted")
+// TestDescribeZFS: the kernel leaves out properties that have their default.
+func TestDescribeZFS(t *testing.T) {
+	set := func(name string, n uint64) zfsctl.Properties {
+		return zfsctl.Properties{name: nvlist.List{"value": n}}
+	}
+	for name, c := range map[string]struct {
+		pool zfsctl.Properties
+		from zfsctl.Dataset
+		want facts
+	}{
+		"defaults":       {nil, zfsctl.Dataset{Type: zfsctl.Filesystem}, facts{kind: "filesystem"}},
+		"volume":         {nil, zfsctl.Dataset{Type: zfsctl.Volume}, facts{kind: "volume"}},
+		"snapshot":       {nil, zfsctl.Dataset{Type: zfsctl.Filesystem, IsSnapshot: true}, facts{kind: "snapshot"}},
+		"other":          {nil, zfsctl.Dataset{Type: 9}, facts{kind: "dataset of type 9"}},
+		"pool read-only": {set("readonly", 1), zfsctl.Dataset{Type: zfsctl.Filesystem}, facts{kind: "filesystem", poolReadOnly: true}},
+		"read-only":      {set("readonly", 0), zfsctl.Dataset{Type: zfsctl.Filesystem, Properties: set("readonly", 1)}, facts{kind: "filesystem", readOnly: true}},
+		"zoned":          {nil, zfsctl.Dataset{Type: zfsctl.Filesystem, Properties: set("zoned", 1)}, facts{kind: "filesystem", zoned: true}},
+		"locked":         {nil, zfsctl.Dataset{Type: zfsctl.Filesystem, Properties: set("keystatus", 1)}, facts{kind: "filesystem", keyUnavailable: true}},
+		"unlocked":       {nil, zfsctl.Dataset{Type: zfsctl.Filesystem, Properties: set("keystatus", 2)}, facts{kind: "filesystem"}},
+	} {
+		assert.Equal(t, c.want, describeZFS(c.pool, c.from), name)
+	}
 }
 
-func FuzzParseProperties(f *testing.F) {
-	for _, s := range []string{wellPool, wellDataset, "", "\t", "\n", "a\tb", "a\tb\n\n", "type\tfilesystem\nmountpoint\t/a\tb\n"} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, out []byte) {
-		if properties, err := parseProperties(out, "type"); err == nil {
-			require.Contains(t, properties, "type")
-		}
-		_, _ = parsePool(out)
-		_, _ = parseDataset(out)
-	})
+// TestAnswerWithin: nobody waits for a kernel that does not answer.
+func TestAnswerWithin(t *testing.T) {
+	end := make(chan struct{})
+	defer close(end)
+	stuck := func() (int, error) { <-end; return 1, nil }
+	_, err := within(t.Context(), time.Millisecond, stuck)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "has not answered for 1ms")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = within(ctx, time.Hour, stuck)
+	require.ErrorIs(t, err, context.Canceled)
+	got, err := within(t.Context(), time.Hour, func() (int, error) { return 2, errUnknown })
+	require.ErrorIs(t, err, errUnknown)
+	assert.Equal(t, 2, got)
 }
 
 func TestZFSElsewhere(t *testing.T) {
@@ -167,25 +154,13 @@ func TestZFSElsewhere(t *testing.T) {
 	assert.ErrorContains(t, err, "/proc/self is on proc (proc, mounted on /proc), not on ZFS")
 }
 
-func TestRunCommand(t *testing.T) {
-	out, err := runCommand(t.Context(), "sh", "-c", "echo out; echo err >&2")
-	require.NoError(t, err)
-	assert.Equal(t, "out\n", string(out))
-	_, err = runCommand(t.Context(), "sh", "-c", "echo why >&2; exit 3")
-	var exit *exec.ExitError
-	require.ErrorAs(t, err, &exit)
-	assert.ErrorContains(t, err, "exit status 3: why")
-	_, err = runCommand(t.Context(), "no-such-command-of-cowshed")
-	require.ErrorIs(t, err, exec.ErrNotFound)
-}
-
 // TestZFSReal asks a real pool.
 func TestZFSReal(t *testing.T) {
 	dataset, dir := testfs.ZFS(t)
 	zfs := func(args ...string) {
 		t.Helper()
-		_, err := runCommand(t.Context(), "zfs", args...)
-		require.NoError(t, err)
+		out, err := exec.Command("zfs", args...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
 	}
 	require.NoError(t, ZFS(t.Context(), dir))
 	require.NoError(t, ZFS(t.Context(), filepath.Join(dir, "not/made/yet")))
@@ -196,6 +171,8 @@ func TestZFSReal(t *testing.T) {
 
 	require.ErrorIs(t, ZFSDataset(t.Context(), dataset+"/absent"), graphdriver.ErrIncompatibleFS)
 	require.ErrorIs(t, ZFSDataset(t.Context(), "no-such-pool/a"), graphdriver.ErrIncompatibleFS)
+	zfs("snapshot", dataset+"@s")
+	require.ErrorContains(t, ZFSDataset(t.Context(), dataset+"@s"), "is a snapshot")
 
 	zfs("set", "readonly=on", dataset)
 	err = ZFS(t.Context(), dir)

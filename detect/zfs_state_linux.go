@@ -1,54 +1,25 @@
 package detect
 
 import (
-	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
-// parseProperties reads the output of "zfs get -Hp -o property,value …" or the same of zpool: lines of a
-// name, a tab and a value. Each of want has to be there.
-func parseProperties(out []byte, want ...string) (map[string]string, error) {
-	properties := make(map[string]string, len(want))
-	for line := range bytes.Lines(out) {
-		name, value, ok := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte("\t"))
-		if !ok {
-			return nil, fmt.Errorf("line %q: no tab between a property and its value", line)
-		}
-		properties[string(name)] = string(value)
-	}
-	for _, name := range want {
-		if _, ok := properties[name]; !ok {
-			return nil, fmt.Errorf("no property %s in %q", name, out)
-		}
-	}
-	return properties, nil
-}
+// answerWithin is how long the kernel may take to answer. A call waits while its pool is suspended or another is being
+// imported.
+const answerWithin = 30 * time.Second
 
-// pool is the state of a ZFS pool.
-type pool struct {
-	health   string // ONLINE, DEGRADED, FAULTED, OFFLINE, REMOVED, UNAVAIL or SUSPENDED
-	readOnly bool
-}
-
-func parsePool(out []byte) (pool, error) {
-	p, err := parseProperties(out, "health", "readonly")
-	return pool{health: p["health"], readOnly: p["readonly"] == "on"}, err
-}
-
-// unusable says why no layers can be kept in the pool name and what to do, or "".
-func (p pool) unusable(name string) string {
-	switch {
-	case p.health == "SUSPENDED":
-		return fmt.Sprintf("the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", name)
-	case p.health != "ONLINE" && p.health != "DEGRADED":
-		return fmt.Sprintf("the pool %s is %s: \"zpool status %[1]s\" shows the faults of its devices", name, p.health)
-	default:
-		return ""
-	}
-}
-
-// dataset is the state of a ZFS dataset.
-type dataset struct {
+// facts are the state of a ZFS dataset, and whether its pool is imported read-only.
+type facts struct {
+	poolReadOnly   bool
 	kind           string // filesystem, volume or snapshot
 	mounted        bool
 	readOnly       bool
@@ -56,26 +27,111 @@ type dataset struct {
 	zoned          bool // it is handed to a user namespace
 }
 
-func parseDataset(out []byte) (dataset, error) {
-	// A property that a dataset cannot have is "-".
-	p, err := parseProperties(out, "type", "mounted", "readonly", "keystatus", "zoned")
-	return dataset{
-		kind:           p["type"],
-		mounted:        p["mounted"] == "yes",
-		readOnly:       p["readonly"] == "on",
-		keyUnavailable: p["keystatus"] == "unavailable",
-		zoned:          p["zoned"] == "on",
-	}, err
+// askKernel asks for the state of a dataset. Returns errdefs.ErrUnavailable if the kernel does not answer in time, and
+// errdefs.ErrFailedPrecondition if its interface is not the known one.
+func askKernel(ctx context.Context, name string) (facts, error) {
+	return within(ctx, answerWithin, func() (f facts, err error) {
+		c, err := zfsctl.Open()
+		if err != nil {
+			return facts{}, err
+		}
+		defer func() { err = errors.Join(err, c.Close()) }()
+		if err := c.Check(); err != nil {
+			return facts{}, err
+		}
+		d, err := c.Stats(name)
+		if err != nil {
+			return facts{}, err
+		}
+		pool, err := c.PoolProperties(zfsctl.PoolOf(name))
+		if err != nil {
+			return facts{}, err
+		}
+		f = describeZFS(pool, d)
+		f.mounted, err = isMounted(name)
+		return f, err
+	})
+}
+
+// within returns the result of a call that nothing can end. If the call takes longer, or if ctx ends, it is left to itself.
+func within[T any](ctx context.Context, atMost time.Duration, call func() (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, atMost, fault.New(errdefs.ErrUnavailable,
+		"%s has not answered for %s, perhaps because a pool is suspended or is being imported: try again when \"zpool list\" answers", zfsctl.Device, atMost))
+	defer cancel()
+	type result struct {
+		value T
+		err   error
+	}
+	ended := make(chan result, 1)
+	go func() {
+		value, err := call()
+		ended <- result{value, err}
+	}()
+	select {
+	case r := <-ended:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+// describeZFS describes a dataset by the kernel's answers, which leave out properties that have their default.
+func describeZFS(pool zfsctl.Properties, d zfsctl.Dataset) facts {
+	const keyUnavailable = 1 // ZFS_KEYSTATUS_UNAVAILABLE
+	number := func(of zfsctl.Properties, name string) uint64 {
+		n, _ := of.Number(name)
+		return n
+	}
+	return facts{
+		poolReadOnly:   number(pool, "readonly") != 0,
+		kind:           kindOf(d),
+		readOnly:       number(d.Properties, "readonly") != 0,
+		keyUnavailable: number(d.Properties, "keystatus") == keyUnavailable,
+		zoned:          number(d.Properties, "zoned") != 0,
+	}
+}
+
+func kindOf(d zfsctl.Dataset) string {
+	switch {
+	case d.IsSnapshot:
+		return "snapshot"
+	case d.Type == zfsctl.Filesystem:
+		return "filesystem"
+	case d.Type == zfsctl.Volume:
+		return "volume"
+	}
+	return fmt.Sprintf("dataset of type %d", d.Type)
+}
+
+// isMounted reports whether a dataset is mounted below the root directory of this process.
+func isMounted(name string) (bool, error) {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		here := m.FSType == "zfs" && m.Source == name
+		return !here, here
+	})
+	return len(mounts) > 0, err
+}
+
+// whyUnhealthy says why no layers can be kept in a pool of that health and what to do, or "".
+func whyUnhealthy(pool, health string) string {
+	switch health {
+	case "ONLINE", "DEGRADED":
+		return ""
+	case zfsctl.Suspended:
+		return fmt.Sprintf("the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", pool)
+	}
+	return fmt.Sprintf("the pool %s is %s: \"zpool status %[1]s\" shows the faults of its devices", pool, health)
 }
 
 // unusable says why no layers can be kept in the dataset name and what to do, or "".
-func (d dataset) unusable(name string) string {
+func (f facts) unusable(name string) string {
 	switch {
-	case d.kind != "filesystem":
-		return fmt.Sprintf("%s is a %s: choose a filesystem", name, d.kind)
-	case d.keyUnavailable:
+	case f.kind != "filesystem":
+		return fmt.Sprintf("%s is a %s: choose a filesystem", name, f.kind)
+	case f.keyUnavailable:
 		return fmt.Sprintf("%s is encrypted and its key is not loaded: run \"zfs load-key %[1]s\" and \"zfs mount %[1]s\"", name)
-	case !d.mounted:
+	case !f.mounted:
 		return fmt.Sprintf("%s is not mounted: run \"zfs mount %[1]s\", after \"zfs set mountpoint=DIR %[1]s\" if it has no mount point", name)
 	default:
 		return ""

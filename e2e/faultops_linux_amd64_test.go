@@ -248,31 +248,33 @@ func faultOperations(s system) []faultOperation {
 			},
 		},
 	}
-	if s.driver == "btrfs" {
+	operations = append(operations, faultOperation{
+		name: "open",
+		run: func(_ context.Context, d *cowdriver.Driver) error {
+			// The home that d has open.
+			dir, err := d.Get("base", "")
+			if err != nil {
+				return err
+			}
+			if err := d.Put("base"); err != nil {
+				return err
+			}
+			within := map[string]string{"btrfs": "/btrfs/subvolumes/base", "zfs": "/zfs/graph/base"}[s.driver]
+			other, err := s.tryOpen(strings.TrimSuffix(dir, within), user.IdentityMapping{})
+			if err != nil {
+				return err
+			}
+			return other.Cleanup()
+		},
+		verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
+	})
+	if s.driver == "btrfs" { // on ZFS, zfs TestInterrupted adopts with faults
 		operations = append(operations, faultOperation{
 			name: "adopt",
 			run:  func(ctx context.Context, d *cowdriver.Driver) error { return adoptForeign(ctx, d, s) },
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "new", "base", false, limit), hasContent(d, "new"))
 			},
-		}, faultOperation{
-			name: "open",
-			run: func(_ context.Context, d *cowdriver.Driver) error {
-				// The home that d has open.
-				dir, err := d.Get("base", "")
-				if err != nil {
-					return err
-				}
-				if err := d.Put("base"); err != nil {
-					return err
-				}
-				other, err := s.tryOpen(strings.TrimSuffix(dir, "/btrfs/subvolumes/base"), user.IdentityMapping{})
-				if err != nil {
-					return err
-				}
-				return other.Cleanup()
-			},
-			verify: func(_ context.Context, d *cowdriver.Driver) error { return hasContent(d, "child") },
 		})
 	}
 	if s.shared {

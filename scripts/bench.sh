@@ -27,7 +27,7 @@ Otherwise all runs in the test machine (scripts/zfs-machine). As a rule this is 
 
 Environment:
   QUICK=1            small bases and few rounds, in a few minutes; prints the tables and writes nothing
-  FILES              numbers of files of the bases, default 50000,200000; for ZFS 5000; for engines 50000,10000, for
+  FILES              numbers of files of the bases, default 50000,200000; for ZFS 2000; for engines 50000,10000, for
                      containers and live 50000
   LARGE              MiB of each of the four files of the base of large files, default 256; for ZFS 0; for engines 64;
                      0: no such base. For live: files of a larger image, of which forks alone are measured, default 500000
@@ -54,7 +54,7 @@ options() {
 	local files=50000,200000 large=256 layers=5000 repeat=1s
 	rounds=3
 	if [[ $1 == zfs ]]; then
-		files=5000 large=0 layers=2000 repeat=500ms
+		files=2000 large=0 layers=2000 repeat=500ms
 		[[ ${QUICK:-} != 1 ]] || files=500 layers=200 repeat=200ms rounds=2
 	elif [[ $1 == engines ]]; then
 		files=50000,10000 large=64 layers=10,60 rounds=5

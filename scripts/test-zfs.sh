@@ -112,9 +112,9 @@ long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/./^128LayersMount$|^TestMigrat
 # On ZFS the tests of e2e with shared roots take more than ten minutes.
 not_in_e2e='^TestGraph$|^TestSetUp|^TestMountLabel$'
 [[ -n ${COWSHED_TEST_LONG:-} ]] || not_in_e2e+='|Shared'
-# Of a home whose limits count the image too, TestGraph tests the limits alone.
+# Of a home whose limits count the image too, TestGraph tests the limits alone, except in long runs and with another OpenZFS.
 concurrent='^TestGraph$/./^(Concurrent|DiffWhileWriting)' not_in_graph='^TestGraph$/^zfs-total$/^([^Q]|Q[^u])'
-[[ -z ${COWSHED_TEST_LONG:-} ]] || not_in_graph=
+[[ -z ${COWSHED_TEST_LONG:-}$zfs ]] || not_in_graph=
 readonly long_tests not_in_e2e concurrent not_in_graph
 
 # build DIR: makes in DIR, in the shape of the tree, the test binaries and the files that they read. For each lane it

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,7 +39,7 @@ func newActing(t *testing.T, do func() error, happened bool, lookErr error) *act
 	a := &acting{Backend: &Backend{zfs: c, log: slog.New(slog.DiscardHandler), closing: t.Context()}, kernel: k, dir: dir, begun: make(chan struct{})}
 	a.home = t.TempDir()
 	x := fakeIndex(t, c, dir)
-	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, x.log
+	a.volumes.ctx, a.volumes.zfs, a.volumes.root, a.volumes.counter, a.volumes.pending, a.volumes.log = x.ctx, x.zfs, x.root, x.counter, &a.pending, x.log
 	a.step = step{
 		op: "create",
 		do: func(kernel) error {
@@ -292,6 +294,100 @@ func TestWaitOnSuspendedPool(t *testing.T) {
 			require.ErrorContains(t, err, "zpool clear")
 		})
 	}
+}
+
+// TestLockInSuspendedPool: nobody waits for the file of a lock in a pool that is suspended. A lock that is taken after all is
+// given up.
+func TestLockInSuspendedPool(t *testing.T) {
+	a := newActing(t, nil, false, nil)
+	end, unlocked := make(chan struct{}), make(chan string, 1)
+	lock := func() (string, error) {
+		setState(t, a.dir, "SUSPENDED")
+		<-end
+		return "taken", nil
+	}
+	_, err := inHome(t.Context(), a.Backend, lock, func(taken string) error { unlocked <- taken; return nil })
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "zpool clear")
+	close(end)
+	assert.Equal(t, "taken", testfs.Receive(t, unlocked))
+
+	setState(t, a.dir, "ONLINE")
+	refusal := errors.New("refused")
+	_, err = inHome(t.Context(), a.Backend, func() (string, error) { return "", refusal }, func(string) error { panic("called") })
+	require.ErrorIs(t, err, refusal)
+}
+
+// TestClaimInSuspendedPool: a claim and a use do not even look at the files of a home in a pool that is suspended.
+func TestClaimInSuspendedPool(t *testing.T) {
+	a := newActing(t, nil, false, nil)
+	setState(t, a.dir, "SUSPENDED")
+	for name, take := range map[string]func() error{
+		"claim": func() error { _, _, err := a.claimVolume(t.Context(), "a"); return err },
+		"share": func() error { return second(a.shareVolume(t.Context(), "a")) },
+		"limit": func() error { return second(a.claimLimit(t.Context(), "a")) },
+	} {
+		require.ErrorContains(t, take(), "zpool clear", name)
+	}
+	setState(t, a.dir, "ONLINE")
+	lock, ok, err := a.claimVolume(t.Context(), "a")
+	require.NoError(t, err)
+	require.True(t, ok)
+	_, ok, err = a.claimVolume(t.Context(), "a")
+	require.NoError(t, err)
+	assert.False(t, ok, "somebody has it")
+	require.NoError(t, lock.Unlock(nil))
+}
+
+// TestMountInSuspendedPool: a mount makes no directory in a home in a pool that is suspended, which would wait.
+func TestMountInSuspendedPool(t *testing.T) {
+	a := newActing(t, nil, false, nil)
+	setState(t, a.dir, "SUSPENDED")
+	dir := filepath.Join(t.TempDir(), "new")
+	require.ErrorContains(t, a.mountAt(t.Context(), "pool/a", dir, 0, ""), "zpool clear")
+	assert.NoDirExists(t, dir)
+}
+
+// TestOpenInSuspendedPool: opening does not wait for files of a home in a pool that is suspended meanwhile. They are closed
+// when they have been opened.
+func TestOpenInSuspendedPool(t *testing.T) {
+	for name, giveUp := range map[string]func(a *acting, cancel func()){
+		"suspended": func(a *acting, _ func()) { setState(t, a.dir, "SUSPENDED") },
+		"cancelled": func(_ *acting, cancel func()) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newActing(t, nil, false, nil)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			file, err := os.Open(t.TempDir())
+			require.NoError(t, err)
+			end := make(chan struct{})
+			err = a.openBounded(ctx, func(opening context.Context) error {
+				giveUp(a, cancel)
+				<-opening.Done()
+				<-end
+				a.lock = file
+				return nil
+			})
+			require.Error(t, err)
+			assert.False(t, isLost(err))
+			a.volumes.counter = counter{}
+			require.NoError(t, a.leaveLater())
+			assert.Equal(t, 1, a.pendingNow())
+			close(end)
+			require.Eventually(t, func() bool { return errors.Is(second(file.Stat()), os.ErrClosed) }, testfs.Patience, time.Millisecond)
+		})
+	}
+
+	a := newActing(t, nil, false, nil)
+	setState(t, a.dir, "SUSPENDED")
+	require.ErrorContains(t, a.openBounded(t.Context(), func(context.Context) error { panic("called") }), "zpool clear")
+	assert.Zero(t, a.pendingNow())
+	setState(t, a.dir, "ONLINE")
+	refusal := errors.New("refused")
+	require.ErrorIs(t, a.openBounded(t.Context(), func(context.Context) error { return refusal }), refusal)
+	require.NoError(t, a.openBounded(t.Context(), func(context.Context) error { return nil }))
+	assert.Zero(t, a.pendingNow())
 }
 
 // TestAfterSeveral: a function that follows several calls which were left to themselves waits for all of them.

@@ -33,7 +33,7 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	if isSealed {
 		return fault.ErrSealed
 	}
-	if err := b.checkNotMounted(name); err != nil {
+	if err := b.checkNotMounted(ctx, name); err != nil {
 		return err
 	}
 	dir := b.mountpoint(name)

@@ -38,7 +38,7 @@ func isAside(name string) bool {
 // setAside sets the dataset of a claimed volume aside, because it has clones. The step that makes the volume disappear is
 // the rename. If the last clone goes at the same time, or a crash follows, the dataset is destroyed at the next start.
 func (b *Backend) setAside(ctx context.Context, c *claim) error {
-	if err := b.checkIdle(c.name); err != nil {
+	if err := b.checkIdle(ctx, c.name); err != nil {
 		return err
 	}
 	to := asideName + "/" + staging.Name("")

@@ -111,7 +111,7 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	defer func() {
 		if err != nil {
 			b.beginClose()
-			err = errors.Join(fault.WrapWith("open home", home, "on "+root, err), b.leave())
+			err = errors.Join(fault.WrapWith("open home", home, "on "+root, err), b.leaveLater())
 		}
 	}()
 
@@ -122,30 +122,54 @@ func openHome(ctx context.Context, home, root string, opts Options, frozen bool)
 	if b.zfs, err = openControl(ctx, pool); err != nil {
 		return nil, err
 	}
-	if b.layout, err = makeLayout(home, opts.GID); err != nil {
-		return nil, err
-	}
-	file, err := os.OpenFile(filepath.Join(home, counterName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	b.volumes = index{ctx: b.ctx, zfs: b.zfs, root: root, counter: counter{file}, log: b.log}
-	if b.lock, err = homedir.Lock(ctx, b.home, b.recover); err != nil {
-		return nil, err
-	}
-	if b.presence, err = b.lockPresence(); err != nil {
-		return nil, err
-	}
-	if err := b.keepPrivate(b.gid); err != nil { // the Backend that was alone may be in another mount namespace
-		return nil, err
-	}
-	if _, err := b.volumes.all(ctx); err != nil {
+	if err := b.openBounded(ctx, func(ctx context.Context) error { return b.openFiles(ctx, home) }); err != nil {
 		return nil, err
 	}
 	if !b.recovered {
 		b.recoverLater()
 	}
 	return b, nil
+}
+
+// openBounded calls open, which opens the files of a home that may be in the pool. If the pool is suspended meanwhile, or ctx
+// ends, open is left to itself, and its context ends. The files are closed when it has ended.
+func (b *Backend) openBounded(ctx context.Context, open func(context.Context) error) error {
+	opening, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := b.pending.begin()
+	err := b.zfs.run(ctx, "open", b.zfs.patience, func(kernel) error {
+		defer done()
+		return open(opening)
+	})
+	var lost *lostError
+	if errors.As(err, &lost) && lost.left {
+		return lost.err
+	}
+	done() // also if open was not called
+	return err
+}
+
+// openFiles makes the home and opens its files, cleans up if this Backend is alone, and lists the volumes.
+func (b *Backend) openFiles(ctx context.Context, home string) (err error) {
+	if b.layout, err = makeLayout(home, b.gid); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(filepath.Join(home, counterName), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	b.volumes = index{ctx: b.ctx, zfs: b.zfs, root: b.root, counter: counter{file}, pending: &b.pending, log: b.log}
+	if b.lock, err = homedir.Lock(ctx, b.home, b.recover); err != nil {
+		return err
+	}
+	if b.presence, err = b.lockPresence(); err != nil {
+		return err
+	}
+	if err := b.keepPrivate(b.gid); err != nil { // the Backend that was alone may be in another mount namespace
+		return err
+	}
+	_, err = b.volumes.all(ctx)
+	return err
 }
 
 // recover unmounts and destroys the remains of processes that are gone. No other Backend has the home open meanwhile.
@@ -265,7 +289,8 @@ func (b *Backend) unmountLeft(ctx context.Context, warn func(what string, err er
 // stay. A second Close does nothing.
 //
 // Close does not wait for a call that was left to itself. The home and the volumes of this call stay locked, as when a
-// process is killed. The locks and all descriptors are released when the call has ended and its outcome is settled.
+// process is killed. The locks and all descriptors are released when the call has ended and its outcome is settled. If other
+// Backends could not be told of a change yet, the home stays open until they have been told.
 //
 // Close takes a minute at most, and some seconds. Returns errdefs.ErrUnavailable if the pool is suspended, or does not
 // answer in that time: then mounts and snapshots of views are left over for the next Open, as after a crash.
@@ -284,9 +309,30 @@ func (b *Backend) close() error {
 		}
 		return err
 	})
-	return errors.Join(viewsErr, mountsErr, b.pending.close(b.leave, func(err error) {
+	b.tellLater()
+	return errors.Join(viewsErr, mountsErr, b.leaveLater())
+}
+
+// leaveLater leaves the home when the last activity in the background has ended, and at once if there is none.
+func (b *Backend) leaveLater() error {
+	return b.pending.close(b.leave, func(err error) {
 		b.log.Warn("zfs: after the last call that was left to itself", "home", b.home, "error", err)
-	}))
+	})
+}
+
+// tellLater tells the other Backends in the background of changes that they have not been told of. The files of this one stay
+// open until they have been told, or have gone.
+func (b *Backend) tellLater() {
+	if !b.volumes.untold() {
+		return
+	}
+	done := b.pending.begin()
+	go func() {
+		defer done()
+		if err := b.volumes.tellAll(b.ctx, b.presence.IsAlone); err != nil {
+			b.volumes.warnUntold(err)
+		}
+	}()
 }
 
 // leave unmounts the mounts that all Backends share, unless another Backend has the home open, and closes the files.

@@ -14,9 +14,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
+	"github.com/moby/sys/user"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -80,9 +82,46 @@ func randomBytes(n int) []byte {
 	return content
 }
 
-// TestNoProcesses: no operation starts a process.
+// TestNoProcesses: no operation starts a process, and neither does opening the driver. Processes are counted, and then the
+// operations work in a process whose kernel refuses to execute a program.
 func TestNoProcesses(t *testing.T) {
-	b := open(t)
+	const env = "COWSHED_TEST_NO_PROCESSES" // for the child: the dataset and its mount point
+	if place := strings.Fields(os.Getenv(env)); len(place) == 2 {
+		refusePrograms(t)
+		require.ErrorIs(t, exec.Command("zfs", "list").Run(), unix.EPERM)
+		noProcesses(t, openOn(t, place[0], place[1]))
+		return
+	}
+	noProcesses(t, open(t))
+	require.NotEmpty(t, zfs(t, "list"))
+	assert.NotZero(t, childFaults(t), "a process is counted")
+
+	root, mountpoint := testfs.ZFS(t)
+	child := exec.Command(os.Args[0], "-test.run=^TestNoProcesses$", "-test.v")
+	child.Env = append(os.Environ(), env+"="+root+" "+mountpoint)
+	var out bytes.Buffer
+	child.Stdout, child.Stderr = &out, &out
+	testfs.Start(t, child)
+	require.NoError(t, testfs.Wait(t, child), &out)
+}
+
+// refusePrograms makes execve and execveat fail in this process from now on (seccomp(2)).
+func refusePrograms(t *testing.T) {
+	t.Helper()
+	const number = 0 // offset in struct seccomp_data
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_EXECVE, Jt: 2},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_EXECVEAT, Jt: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program)))
+	require.Zero(t, errno, "%v", errno)
+}
+
+func noProcesses(t *testing.T, b *Backend) {
 	ctx := t.Context()
 	d := cowdriver.New(Name, b, cowdriver.Options{})
 	works := func(what string, operation func() error) {
@@ -134,19 +173,19 @@ func TestNoProcesses(t *testing.T) {
 		require.NoError(t, b.Send(ctx, &stream, nil, v))
 		return errors.Join(v.Close(), b.Receive(ctx, "received", "", &stream))
 	})
-	works("list", func() error {
-		for _, err := range b.Volumes(ctx) {
-			require.NoError(t, err)
-		}
-		return nil
-	})
+	works("list", func() error { return listAll(ctx, b) })
 	works("open and close", func() error {
 		again, err := Open(ctx, b.home, b.root, Options{})
 		require.NoError(t, err)
 		return again.Close()
 	})
-	require.NotEmpty(t, zfs(t, "list"))
-	assert.NotZero(t, childFaults(t), "a process is counted")
+	for _, options := range [][]string{nil, {"zfs.fsname=" + b.root}} {
+		works("open the driver and close it", func() error {
+			d, err := Init(b.home, options, user.IdentityMapping{})
+			require.NoError(t, err)
+			return d.Cleanup()
+		})
+	}
 }
 
 // childFaults is the number of page faults of the processes that this process has started and waited for. Each process

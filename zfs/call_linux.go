@@ -1,13 +1,12 @@
 package zfs
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/mountdir"
 	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/zfsctl"
@@ -83,13 +83,14 @@ type control struct {
 }
 
 // openControl opens the interface of the kernel, and checks its answers. Returns errdefs.ErrUnavailable if the pool is not
-// imported or is suspended, or if the kernel does not answer in time.
+// imported or is suspended, or if the kernel does not answer in time. Returns graphdriver.ErrPrerequisites if the interface is
+// not the known one.
 func openControl(ctx context.Context, pool string) (*control, error) {
 	device, err := zfsctl.Open()
 	if err != nil {
-		return nil, err
+		return nil, unknownInterface(err)
 	}
-	c := &control{kernel: linux{device}, pool: pool, kstats: "/proc/spl/kstat/zfs", patience: patience, grace: grace}
+	c := &control{kernel: linux{device}, pool: pool, kstats: zfsctl.Kstats, patience: patience, grace: grace}
 	if err := c.probe(ctx, probeFor, device.Check); err != nil {
 		return nil, errors.Join(err, device.Close())
 	}
@@ -101,7 +102,15 @@ func (c *control) probe(ctx context.Context, atMost time.Duration, check func() 
 	ctx, cancel := context.WithTimeoutCause(ctx, atMost, fault.New(errdefs.ErrUnavailable,
 		"%s has not answered for %s, perhaps because a pool is being imported: try again when \"zpool list\" answers", zfsctl.Device, atMost))
 	defer cancel()
-	return c.ask(ctx, "probe", check)
+	return unknownInterface(c.ask(ctx, "probe", check))
+}
+
+// unknownInterface adds graphdriver.ErrPrerequisites to the error of a kernel whose interface is not the known one.
+func unknownInterface(err error) error {
+	if errdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("%w: %w", graphdriver.ErrPrerequisites, err)
+	}
+	return err
 }
 
 // ask makes a call that changes nothing, and has no result but an error.
@@ -250,13 +259,13 @@ func (c *control) exists(ctx context.Context, name string) (bool, error) {
 // checkPool reports, without a call, whether the pool is imported and accepts writes. Returns errdefs.ErrUnavailable if
 // it is not imported, or is suspended.
 func (c *control) checkPool() error {
-	state, err := os.ReadFile(filepath.Join(c.kstats, c.pool, "state"))
+	health, err := zfsctl.Health(c.kstats, c.pool)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return fault.New(errdefs.ErrUnavailable, "the pool %s is not imported: run \"zpool import %[1]s\"", c.pool)
 	case err != nil:
 		return err
-	case string(bytes.TrimSpace(state)) == "SUSPENDED":
+	case health == zfsctl.Suspended:
 		return fault.New(errdefs.ErrUnavailable, "the pool %s is suspended after errors of its devices: run \"zpool status %[1]s\", bring them back, then run \"zpool clear %[1]s\"", c.pool)
 	}
 	return nil

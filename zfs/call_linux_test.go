@@ -21,7 +21,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/namelock"
 	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/zfsctl"
@@ -74,6 +77,8 @@ func (k *fakeKernel) Children(string) iter.Seq2[zfsctl.Dataset, error] {
 func (k *fakeKernel) Snapshots(string) iter.Seq2[zfsctl.Dataset, error] {
 	return func(func(zfsctl.Dataset, error) bool) {}
 }
+
+func (k *fakeKernel) Close() error { return nil }
 
 // newFake returns a control of a kernel, and the directory that has the state of the pool.
 func newFake(t *testing.T, k kernel) (c *control, dir string) {
@@ -230,6 +235,10 @@ func TestProbe(t *testing.T) {
 	require.ErrorContains(t, c.probe(t.Context(), time.Hour, func() error { panic("called") }), "zpool clear")
 	setState(t, dir, "ONLINE")
 	require.NoError(t, c.probe(t.Context(), time.Hour, func() error { return nil }))
+	unknown := fault.New(errdefs.ErrFailedPrecondition, "it does not answer as OpenZFS")
+	err = c.probe(t.Context(), time.Hour, func() error { return unknown })
+	require.ErrorIs(t, err, graphdriver.ErrPrerequisites)
+	require.ErrorContains(t, err, unknown.Error())
 }
 
 // TestExistsIsLeft: the question whether a dataset exists ends with its context.
@@ -431,7 +440,7 @@ func fakeIndex(t *testing.T, c *control, dir string) *index {
 	file, err := os.OpenFile(filepath.Join(dir, counterName), os.O_RDWR|os.O_CREATE, 0o600)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, file.Close()) })
-	return &index{ctx: t.Context(), zfs: c, root: "pool", counter: counter{file}, log: slog.Default()}
+	return &index{ctx: t.Context(), zfs: c, root: "pool", counter: counter{file}, pending: new(pending), log: slog.Default()}
 }
 
 // TestIndexBesideBusyProcess: readers get answers while another process changes something all the time.
@@ -529,6 +538,55 @@ func TestIndexWhileCounterIsLocked(t *testing.T) {
 		look(other)
 		return k.loads.Load() > before
 	}, testfs.Patience, 10*time.Millisecond, "the other is told")
+}
+
+// TestCloseWhileCounterIsLocked: a change that others could not be told of in time is told after Close, and the files stay
+// open until then. If there are no others, nobody is told.
+func TestCloseWhileCounterIsLocked(t *testing.T) {
+	a := newActing(t, nil, false, nil)
+	other := fakeIndex(t, a.zfs, a.dir)
+	told := func() bool {
+		before := a.kernel.loads.Load()
+		_, _, err := other.get(t.Context(), "a")
+		require.NoError(t, err)
+		return a.kernel.loads.Load() > before
+	}
+	told()
+	require.False(t, told())
+	stopped, err := os.OpenFile(filepath.Join(a.dir, counterName), os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer stopped.Close()
+	require.NoError(t, flock.Exclusive(t.Context(), stopped))
+
+	closing := func() *os.File {
+		a.Backend.ctx = t.Context()
+		a.closing, a.beginClose = context.WithCancel(t.Context())
+		file, err := os.OpenFile(filepath.Join(a.dir, counterName), os.O_RDWR, 0)
+		require.NoError(t, err)
+		a.volumes.counter = counter{file}
+		a.presence, err = namelock.Present(filepath.Join(a.dir, "claims"))
+		require.NoError(t, err)
+		a.volumes.changes++ // as when the change of the counter took too long
+		return file
+	}
+	isClosed := func(file *os.File) func() bool {
+		return func() bool { return errors.Is(second(file.Stat()), os.ErrClosed) }
+	}
+	file := closing()
+	require.NoError(t, a.close(), "alone")
+	require.Eventually(t, isClosed(file), testfs.Patience, time.Millisecond)
+
+	beside, err := namelock.Present(filepath.Join(a.dir, "claims"))
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, beside.Unlock(nil)) }()
+	file = closing()
+	require.NoError(t, inTime(t, "close", a.close))
+	assert.Positive(t, a.pendingNow())
+	assert.False(t, isClosed(file)())
+	assert.False(t, told())
+	require.NoError(t, flock.Unlock(stopped))
+	require.Eventually(t, told, testfs.Patience, 10*time.Millisecond)
+	require.Eventually(t, isClosed(file), testfs.Patience, time.Millisecond)
 }
 
 // TestFree: the space is that of the dataset above the volumes.

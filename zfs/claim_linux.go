@@ -39,7 +39,7 @@ func (b *Backend) claim(ctx context.Context, name string) (_ *claim, err error) 
 		return nil, err
 	}
 	c := &claim{b: b, name: name, release: func() { releaseUse(); releaseMount() }}
-	lock, ok, err := b.tryLockVolume(name)
+	lock, ok, err := b.claimVolume(waiting, name)
 	if err == nil && !ok {
 		err = inuse.ByAnotherProcess(name)
 	}
@@ -91,7 +91,7 @@ func (b *Backend) rely(ctx context.Context, name string) (done func() error, err
 		return nil, err
 	}
 	defer cancel()
-	_, err = b.relied.Acquire(waiting, name, inuse.Brief, func() (namelock.Lock, error) { return b.lockShared(waiting, name) })
+	_, err = b.relied.Acquire(waiting, name, inuse.Brief, func() (namelock.Lock, error) { return b.shareVolume(waiting, name) })
 	if err != nil {
 		return nil, err
 	}

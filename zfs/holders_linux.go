@@ -21,8 +21,8 @@ var errMounted error = &fault.Error{Kind: fault.ErrInUse}
 // checkNotMounted checks that a volume's dataset is not mounted. Returns errMounted if the dataset is mounted in any
 // mount namespace, or is a layer of an overlay. Also returns it if a file in the dataset is still open after an
 // unmount.
-func (b *Backend) checkNotMounted(name string) error {
-	mounted, err := b.isMounted(b.datasetOf(name))
+func (b *Backend) checkNotMounted(ctx context.Context, name string) error {
+	mounted, err := b.isMounted(ctx, b.datasetOf(name))
 	if err == nil && mounted {
 		err = fault.New(errMounted, "dataset %s is mounted", b.datasetOf(name))
 	}
@@ -31,8 +31,8 @@ func (b *Backend) checkNotMounted(name string) error {
 
 // checkIdle is checkNotMounted for a claimed volume that is to be renamed, which the kernel would do with a mounted
 // dataset too. The error names the users.
-func (b *Backend) checkIdle(name string) error {
-	err := b.checkNotMounted(name)
+func (b *Backend) checkIdle(ctx context.Context, name string) error {
+	err := b.checkNotMounted(ctx, name)
 	if errors.Is(err, errMounted) {
 		err = b.busy(err, b.datasetOf(name))
 	}

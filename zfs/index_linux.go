@@ -16,6 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/poll"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
 )
@@ -57,6 +58,7 @@ type index struct {
 	zfs     *control
 	root    string // the dataset above those of the volumes
 	counter counter
+	pending *pending // keeps the file of the counter open while others are being told
 	log     *slog.Logger
 
 	// mu is held over nothing that may wait: the file of the counter may be in the pool.
@@ -91,11 +93,23 @@ func (x *index) all(ctx context.Context) (all map[string]dataset, err error) {
 	return all, err
 }
 
+// fresh returns all datasets as the kernel lists them now, with changes that were made by hand. Others look at the datasets
+// that are known meanwhile. The caller may change the map.
+func (x *index) fresh(ctx context.Context) (all map[string]dataset, err error) {
+	err = x.withKnown(ctx, false, func(datasets map[string]dataset) { all = maps.Clone(datasets) })
+	return all, err
+}
+
 // with calls look with the datasets as they were at some moment since with was called.
 func (x *index) with(ctx context.Context, look func(map[string]dataset)) error {
+	return x.withKnown(ctx, true, look)
+}
+
+// withKnown is with. Without known, it accepts no datasets that are from an earlier load.
+func (x *index) withKnown(ctx context.Context, known bool, look func(map[string]dataset)) error {
 	asked := x.ask()
 	for {
-		done, wait, err := x.tryLook(ctx, asked, look)
+		done, wait, err := x.tryLook(ctx, asked, known, look)
 		if err != nil || done {
 			return err
 		}
@@ -120,10 +134,10 @@ func (x *index) ask() (begun uint64) {
 	return x.begun
 }
 
-// tryLook calls look if the datasets are up to date, or come from a load that began after asked loads had begun. Such a
-// load is accepted, because other processes may change something all the time. Else tryLook returns what to wait for, or
-// nil if the caller is to load.
-func (x *index) tryLook(ctx context.Context, asked uint64, look func(map[string]dataset)) (done bool, wait <-chan struct{}, err error) {
+// tryLook calls look if the datasets come from a load that began after asked loads had begun. Such a load is accepted, because
+// other processes may change something all the time. With known, datasets from an earlier load are accepted too if they are up
+// to date. Else tryLook returns what to wait for, or nil if the caller is to load.
+func (x *index) tryLook(ctx context.Context, asked uint64, known bool, look func(map[string]dataset)) (done bool, wait <-chan struct{}, err error) {
 	now, telling, err := x.readCounter(ctx)
 	if err != nil {
 		return false, nil, err
@@ -131,19 +145,20 @@ func (x *index) tryLook(ctx context.Context, asked uint64, look func(map[string]
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	current := x.valid && x.left == 0
+	upToDate := current && x.seen == now
 	switch {
-	case current && x.seen == now, x.loaded > asked:
+	case upToDate && known, x.loaded > asked:
 		look(x.datasets)
 		return true, nil, nil
-	case current && telling != nil && !x.late: // the counter shows a change by this process, perhaps
+	case current && !upToDate && telling != nil && !x.late: // the counter shows a change by this process, perhaps
 		return false, telling.ended, nil
 	case x.loading != nil:
 		return false, x.loading, nil
 	}
 	x.loading = make(chan struct{})
 	x.begun++
-	// If the load fails, the datasets that are there stay outdated.
-	x.valid, x.since, x.doubted, x.seen = false, nil, false, now
+	// If the load fails, datasets that are outdated stay so.
+	x.valid, x.since, x.doubted, x.seen = upToDate, nil, false, now
 	return false, nil, nil
 }
 
@@ -273,8 +288,10 @@ func (x *index) tell() {
 func (x *index) beginTelling() *telling {
 	t := &telling{upTo: x.changes, ended: make(chan struct{})}
 	x.telling = t
+	done := x.pending.begin()
 	go func() {
 		defer close(t.ended)
+		defer done() // before others see the end, and perhaps close the Backend
 		ctx, cancel := context.WithTimeout(x.ctx, tellFor)
 		defer cancel()
 		before, now, err := x.counter.add(ctx)
@@ -292,6 +309,32 @@ func (x *index) beginTelling() *telling {
 		}
 	}()
 	return t
+}
+
+// untold reports whether the counter lacks a change by this process.
+func (x *index) untold() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.told < x.changes
+}
+
+// tellAll tries again and again to tell others of all changes, until that is done or alone reports that there are no others.
+func (x *index) tellAll(ctx context.Context, alone func() (bool, error)) error {
+	return poll.WhileBusy(ctx, poll.Pauses{First: 100 * time.Millisecond, Longest: tellFor}, func() (busy bool, err error) {
+		if nobody, err := alone(); nobody || err != nil {
+			return false, err
+		}
+		x.mu.Lock()
+		t := x.telling
+		if t == nil && x.told < x.changes {
+			t = x.beginTelling()
+		}
+		x.mu.Unlock()
+		if t != nil {
+			<-t.ended
+		}
+		return x.untold(), nil
+	})
 }
 
 func (x *index) warnUntold(err error) {

@@ -174,6 +174,69 @@ func TestIndexCancelled(t *testing.T) {
 	assert.False(t, ok)
 }
 
+// TestListingKeepsNobodyWaiting: while volumes are listed from the kernel, other looks answer from memory. The list has the
+// changes that are made meanwhile. After a list that fails, they still do.
+func TestListingKeepsNobodyWaiting(t *testing.T) {
+	a := newActing(t, nil, false, nil)
+	list := func() (names []string, err error) {
+		for v, err := range a.Volumes(t.Context()) {
+			if err != nil {
+				return nil, err
+			}
+			names = append(names, v.Name)
+		}
+		return names, nil
+	}
+	listing := func() (end func(), listed <-chan []string, failed <-chan error) {
+		begun, ended := make(chan struct{}), make(chan struct{})
+		stop := func() { close(begun); <-ended }
+		a.kernel.stops.Store(&stop)
+		names, errs := make(chan []string, 1), make(chan error, 1)
+		go func() {
+			got, err := list()
+			names <- got
+			errs <- err
+		}()
+		testfs.Receive(t, begun)
+		a.kernel.stops.Store(nil)
+		return func() { close(ended) }, names, errs
+	}
+	stat := func(name string) error {
+		return inTime(t, "stat", func() error { return second(a.Stat(t.Context(), name)) })
+	}
+
+	a.kernel.children = append(a.kernel.children, volumeNamed("hand-made"))
+	end, listed, failed := listing()
+	require.NoError(t, stat("a"))
+	require.NoError(t, inTime(t, "change", func() error {
+		a.volumes.set("new", dataset{own: true})
+		return nil
+	}))
+	require.NoError(t, stat("new"))
+	end()
+	assert.ElementsMatch(t, []string{"a", "hand-made", "new"}, testfs.Receive(t, listed))
+	require.NoError(t, testfs.Receive(t, failed))
+	require.NoError(t, stat("hand-made"))
+
+	failure := error(&zfsctl.Error{Op: "list", Name: "pool", Err: unix.EIO})
+	a.kernel.err.Store(&failure)
+	end, _, failed = listing()
+	end()
+	require.ErrorIs(t, testfs.Receive(t, failed), unix.EIO)
+	require.NoError(t, stat("a"), "it is known")
+
+	// A list while another process changes something does not hide that change.
+	a.kernel.err.Store(nil)
+	end, _, failed = listing()
+	other := fakeIndex(t, a.zfs, a.dir)
+	other.doubt()
+	end()
+	require.NoError(t, testfs.Receive(t, failed))
+	before := a.kernel.loads.Load()
+	require.NoError(t, stat("a"))
+	assert.Equal(t, before+1, a.kernel.loads.Load())
+}
+
 // TestReadDestroyed: the answer of destroy.lua, and answers that it does not give.
 func TestReadDestroyed(t *testing.T) {
 	d, err := readDestroyed(nvlist.List{"errno": int64(16), "blockers": nvlist.List{"1": "b", "2": "a"}, "more": true})

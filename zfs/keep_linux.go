@@ -77,7 +77,7 @@ func (k *kept) rollBack(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
 	// The kernel would roll a mounted dataset back.
-	if err := k.b.checkNotMounted(k.volume); err != nil {
+	if err := k.b.checkNotMounted(ctx, k.volume); err != nil {
 		return err
 	}
 	dataset := k.b.datasetOf(k.volume)

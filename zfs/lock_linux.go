@@ -32,6 +32,50 @@ func (l layout) lockShared(ctx context.Context, name string) (namelock.Lock, err
 	return namelock.Shared(ctx, filepath.Join(l.home, claimsName), name)
 }
 
+// inHome takes a lock whose file may be in the pool, so that opening it may wait for the pool. If it is left to itself, the lock
+// is given up at its end.
+func inHome[T any](ctx context.Context, b *Backend, lock func() (T, error), unlock func(T) error) (T, error) {
+	var taken, none T
+	var failed error
+	err := b.change(ctx, step{
+		op:       "lock",
+		do:       func(kernel) error { taken, failed = lock(); return failed },
+		happened: func(context.Context) (bool, error) { return failed == nil, nil },
+		undo:     func(context.Context) error { return unlock(taken) },
+	})
+	if err != nil { // then the call may still write to taken
+		return none, err
+	}
+	return taken, nil
+}
+
+// claimVolume is tryLockVolume for a home that may be in the pool.
+func (b *Backend) claimVolume(ctx context.Context, name string) (lock namelock.Lock, ok bool, err error) {
+	lock, err = inHome(ctx, b, func() (lock namelock.Lock, err error) {
+		lock, _, err = b.tryLockVolume(name)
+		return lock, err
+	}, unlockTaken)
+	return lock, lock.File != nil, err
+}
+
+// shareVolume is lockShared for a home that may be in the pool.
+func (b *Backend) shareVolume(ctx context.Context, name string) (namelock.Lock, error) {
+	return inHome(ctx, b, func() (namelock.Lock, error) { return b.lockShared(ctx, name) }, unlockTaken)
+}
+
+// claimLimit is lockLimit for a home that may be in the pool.
+func (b *Backend) claimLimit(ctx context.Context, name string) (unlock func() error, err error) {
+	return inHome(ctx, b, func() (func() error, error) { return b.lockLimit(ctx, name) }, func(unlock func() error) error { return unlock() })
+}
+
+// unlockTaken gives up a lock, unless somebody else has it.
+func unlockTaken(lock namelock.Lock) error {
+	if lock.File == nil {
+		return nil
+	}
+	return lock.Unlock(nil)
+}
+
 // lockLimit locks the limit of a volume, or of a removed one, in all processes. It waits for others to end their changes. The
 // users of the volume do not matter.
 func (l layout) lockLimit(ctx context.Context, name string) (unlock func() error, err error) {

@@ -1,13 +1,11 @@
 package zfs
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -46,7 +44,7 @@ func (b *Backend) mount(ctx context.Context, name, mountLabel string, kind inuse
 	}
 	defer cancel()
 	_, err = b.mounts.Acquire(waiting, name, kind, func() (namelock.Lock, error) {
-		lock, err := b.lockShared(waiting, name)
+		lock, err := b.shareVolume(waiting, name)
 		if err != nil {
 			return namelock.Lock{}, err
 		}
@@ -126,18 +124,20 @@ func (b *Backend) mountWaiting(ctx context.Context, source, dir string, flags ui
 // may be left to itself. If it is made after all, it is unmounted if dir is in views, where nobody else has it. A mount in
 // graph goes with the lock of its volume.
 func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr, data string) error {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	var undo func(context.Context) error
+	if filepath.Dir(dir) == b.views {
+		undo = func(ctx context.Context) error { return b.unmountAt(ctx, dir, true) }
+	}
+	err := b.change(ctx, step{op: "mkdir", do: func(kernel) error { return makeDir(dir) }, happened: isPresent(dir), undo: undo})
+	if err != nil {
 		return err
 	}
-	s := step{
+	err = b.change(ctx, step{
 		op:       "mount",
 		do:       func(k kernel) error { return k.Mount(source, dir, flags, data) },
 		happened: func(context.Context) (bool, error) { return isMountedAt(source, dir) },
-	}
-	if filepath.Dir(dir) == b.views {
-		s.undo = func(ctx context.Context) error { return b.unmountAt(ctx, dir, true) }
-	}
-	err := b.change(ctx, s)
+		undo:     undo,
+	})
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return fault.New(errdefs.ErrNotFound, "dataset %s is gone", source)
@@ -145,6 +145,14 @@ func (b *Backend) mountAt(ctx context.Context, source, dir string, flags uintptr
 		return fault.New(errdefs.ErrFailedPrecondition, "dataset %s: its key is not loaded, run \"zfs load-key\": %w", source, err)
 	case err != nil:
 		return fmt.Errorf("mount %s on %s: %w", source, dir, err)
+	}
+	return nil
+}
+
+// makeDir makes a mount point if it is missing.
+func makeDir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
 	}
 	return nil
 }
@@ -194,36 +202,20 @@ func isMountedAt(source, dir string) (bool, error) {
 }
 
 // isMounted reports whether a dataset is mounted in any mount namespace, or still open after it was unmounted. The
-// kernel keeps statistics of such datasets only.
-func (b *Backend) isMounted(dataset string) (bool, error) {
-	dir := filepath.Join(b.zfs.kstats, b.zfs.pool)
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		err = cmp.Or(b.zfs.checkPool(), err)
+// kernel keeps statistics of such datasets only, each in a file that has the number of its object set in its name.
+func (b *Backend) isMounted(ctx context.Context, dataset string) (bool, error) {
+	d, err := b.stats(ctx, dataset)
+	if isRefused(err) && errors.Is(err, unix.ENOENT) {
+		return false, nil // nothing is there
 	}
 	if err != nil {
 		return false, err
 	}
-	for _, entry := range entries {
-		if !strings.HasPrefix(entry.Name(), "objset-") {
-			continue
-		}
-		stats, err := os.ReadFile(filepath.Join(dir, entry.Name()))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EIO) { // it has gone since, or since it was opened
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		for line := range strings.Lines(string(stats)) {
-			// A name may have spaces: "dataset_name", a type, and the name to the end of the line.
-			fields := strings.Fields(line)
-			if len(fields) > 2 && fields[0] == "dataset_name" && strings.Join(fields[2:], " ") == dataset {
-				return true, nil
-			}
-		}
+	id, ok := d.Properties.Number("objsetid")
+	if !ok {
+		return false, fmt.Errorf("zfs get: %s has no objsetid", dataset)
 	}
-	return false, nil
+	return isPresent(filepath.Join(b.zfs.kstats, b.zfs.pool, fmt.Sprintf("objset-0x%x", id)))(ctx)
 }
 
 // Sync makes the content of the volume survive a power cut, by way of its ZFS intent log.

@@ -92,6 +92,19 @@ func TestInUse(t *testing.T) {
 	}
 }
 
+// TestInUseBelowSpaces: a mount is seen also where the names of datasets have spaces.
+func TestInUseBelowSpaces(t *testing.T) {
+	above, _ := testfs.ZFS(t)
+	root := above + "/a  b"
+	zfs(t, "create", "-o", "mountpoint=none", root)
+	b := openOn(t, root, t.TempDir())
+	testInUse(t, b, func(t *testing.T) func() {
+		at := t.TempDir()
+		require.NoError(t, unix.Mount(b.datasetOf("volume"), at, "zfs", 0, ""))
+		return func() { assert.NoError(t, unix.Unmount(at, 0)) }
+	}, "mounted on /")
+}
+
 func testInUse(t *testing.T, b *Backend, mount func(t *testing.T) (end func()), says string) {
 	ctx := t.Context()
 	require.NoError(t, b.Create(ctx, "volume", cowcommon.VolumeOptions{}))

@@ -2,6 +2,7 @@ package zfs
 
 import (
 	"context"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +17,8 @@ import (
 // counterpart. nominate compares the entries of a changed directory. A directory without a counterpart is compared in
 // full, whatever the hints. Any other name in top is the same inode as in base.
 //
-// Errors are those of reading the trees. Returns *[treediff.NoHintsError] if a path is too long to be looked up, or if
-// the kernel lacks openat2.
+// Errors are those of reading the trees. Returns *[treediff.NoHintsError] if a path is too long to be looked up, or if the kernel
+// lacks openat2. Returns it also if a changed directory has too many entries.
 func nominate(ctx context.Context, changed changes, baseDir, topDir string) (*treediff.Hints, error) {
 	base, err := openFrozenTree(baseDir)
 	if err != nil {
@@ -30,7 +31,7 @@ func nominate(ctx context.Context, changed changes, baseDir, topDir string) (*tr
 	}
 	defer top.close()
 
-	n := &nominator{changed: changed, hints: &treediff.Hints{}, trees: [2]*frozenTree{inBase: base, inTop: top}}
+	n := &nominator{changed: changed, hints: &treediff.Hints{}, trees: [2]*frozenTree{inBase: base, inTop: top}, most: maxCompared}
 	var candidates []string
 	for pending := []string{""}; len(pending) > 0; {
 		if err := ctx.Err(); err != nil {
@@ -73,7 +74,12 @@ type nominator struct {
 	changed changes
 	hints   *treediff.Hints
 	trees   [2]*frozenTree
+	most    int // entries of a directory that are compared in memory
 }
+
+// maxCompared is the most entries of a directory that are compared in memory, of both trees together. Their names take up to
+// a few hundred bytes each.
+const maxCompared = 1 << 20
 
 // candidate hints at a path of top, unless base has the same unchanged inode there. Of a changed directory it also
 // hints at the entries that differ.
@@ -131,19 +137,24 @@ func (n *nominator) compareEntries(ctx context.Context, dir string, differs func
 	differing := make(map[string]uint64) // names of either tree that are not known to be equal, with the inodes in base
 	if err := n.trees[inBase].list(dir, func(e dirent) bool {
 		differing[e.name] = e.ino
-		return true
+		return len(differing) <= n.most
 	}); err != nil {
 		return err
 	}
-	if err := n.trees[inTop].list(dir, func(e dirent) bool {
-		if ino, ok := differing[e.name]; ok && ino == e.ino {
-			delete(differing, e.name)
-		} else {
-			differing[e.name] = 0
+	if len(differing) <= n.most {
+		if err := n.trees[inTop].list(dir, func(e dirent) bool {
+			if ino, ok := differing[e.name]; ok && ino == e.ino {
+				delete(differing, e.name)
+			} else {
+				differing[e.name] = 0
+			}
+			return len(differing) <= n.most
+		}); err != nil {
+			return err
 		}
-		return true
-	}); err != nil {
-		return err
+	}
+	if len(differing) > n.most {
+		return &treediff.NoHintsError{Reason: "large-directory", Err: fmt.Errorf("%s has more than %d entries", dir, n.most)}
 	}
 	for name := range differing {
 		if err := differs(joinPath(dir, name)); err != nil {

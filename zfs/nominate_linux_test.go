@@ -285,6 +285,46 @@ func TestNominateFewHints(t *testing.T) {
 	assertAgree(t, p, hints)
 }
 
+// TestManyEntries: the entries of a directory are compared in memory up to a bound, of both trees together.
+func TestManyEntries(t *testing.T) {
+	const most = 10
+	n := &nominator{most: most}
+	dirs := [2]string{inBase: t.TempDir(), inTop: t.TempDir()}
+	for i, dir := range dirs {
+		tree, err := openFrozenTree(dir)
+		require.NoError(t, err)
+		defer tree.close()
+		n.trees[i] = tree
+	}
+	compare := func() (differing int, err error) {
+		err = n.compareEntries(t.Context(), "", func(string) error { differing++; return nil })
+		return differing, err
+	}
+	made := 0
+	add := func(tree, entries int) {
+		for range entries {
+			made++
+			require.NoError(t, os.WriteFile(fmt.Sprintf("%s/f%d", dirs[tree], made), nil, 0o600))
+		}
+	}
+	assertTooMany := func() {
+		t.Helper()
+		_, err := compare()
+		var noHints *treediff.NoHintsError
+		require.ErrorAs(t, err, &noHints)
+		assert.Equal(t, "large-directory", noHints.Reason)
+	}
+	add(inBase, most/2)
+	add(inTop, most/2)
+	differing, err := compare()
+	require.NoError(t, err)
+	assert.Equal(t, most, differing)
+	add(inTop, 1)
+	assertTooMany()
+	add(inBase, most)
+	assertTooMany()
+}
+
 // TestNominateGrandchild compares across two generations.
 func TestNominateGrandchild(t *testing.T) {
 	l := newLineage(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"os/exec"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/internal/zfsctl"
 	"github.com/cowshed/cowshed/quota"
@@ -160,6 +162,50 @@ func (k *faultyKernel) Exists(name string) (there bool, err error) {
 		return err
 	}, nil)
 	return there, err
+}
+
+func (k *faultyKernel) Children(name string) iter.Seq2[zfsctl.Dataset, error] {
+	return k.list("children", k.kernel.Children(name))
+}
+
+func (k *faultyKernel) Snapshots(name string) iter.Seq2[zfsctl.Dataset, error] {
+	return k.list("snapshots", k.kernel.Snapshots(name))
+}
+
+// list is a list with the fault at its end.
+func (k *faultyKernel) list(op string, all iter.Seq2[zfsctl.Dataset, error]) iter.Seq2[zfsctl.Dataset, error] {
+	return func(yield func(zfsctl.Dataset, error) bool) {
+		var listed []zfsctl.Dataset
+		err := k.call(op, func() error {
+			for d, err := range all {
+				if err != nil {
+					return err
+				}
+				listed = append(listed, d)
+			}
+			return nil
+		}, nil)
+		for _, d := range listed {
+			if !yield(d, nil) {
+				return
+			}
+		}
+		if err != nil {
+			yield(zfsctl.Dataset{}, err)
+		}
+	}
+}
+
+func (k *faultyKernel) Destroy(name string) error {
+	return k.call("destroy", func() error { return k.kernel.Destroy(name) }, nil)
+}
+
+func (k *faultyKernel) DestroySnapshot(name string) error {
+	return k.call("destroy snapshot", func() error { return k.kernel.DestroySnapshot(name) }, nil)
+}
+
+func (k *faultyKernel) Diff(from, snapshot string, to *os.File) error {
+	return k.call("diff", func() error { return k.kernel.Diff(from, snapshot, to) }, nil)
 }
 
 func (k *faultyKernel) Rollback(name, snapshot string) error {
@@ -319,6 +365,8 @@ func interruptions(stream []byte) []interruption {
 		{name: "remove parent", command: "program", absent: "/image", prepare: cloneImage, operation: removeImage},
 		{name: "remove parent", command: "create", absent: "/image", prepare: cloneImage, operation: removeImage},
 		{name: "remove parent", command: "rename", absent: "/image", prepare: cloneImage, operation: removeImage},
+		{name: "scratch", command: "destroy", there: "/base", operation: makeScratch},
+		{name: "view", command: "destroy snapshot", there: "/base", operation: viewBase},
 		{name: "receive", command: "receive", there: "/new@layer", operation: receive(stream)},
 		{name: "receive", command: "rename", there: "/new@layer", operation: receive(stream)},
 	}
@@ -366,6 +414,33 @@ func receive(stream []byte) func(context.Context, faulty) error {
 func cloneImage(t *testing.T, f faulty) {
 	require.NoError(t, cloneOf("image")(t.Context(), f))
 	t.Cleanup(func() { assert.NoError(t, f.Remove(context.Background(), "new")) })
+}
+
+// makeScratch makes a scratch tree, and destroys it.
+func makeScratch(ctx context.Context, f faulty) error {
+	err := closeView(f.Scratch(ctx, func(string) error { return nil }))
+	if err == nil && strings.Contains(zfsList(f.root), stagingPrefix) {
+		return errors.New("the dataset of the scratch tree is left")
+	}
+	return err
+}
+
+// viewBase makes a view of a volume that is not sealed, by a snapshot, and closes it.
+func viewBase(ctx context.Context, f faulty) error {
+	err := closeView(f.View(ctx, "base"))
+	if err == nil && strings.Contains(zfsList(f.root), viewPrefix) {
+		return errors.New("the snapshot of the view is left")
+	}
+	return err
+}
+
+// zfsList lists everything in the pool below a dataset.
+func zfsList(root string) string {
+	out, err := exec.Command("zfs", "list", "-Hr", "-t", "all", "-o", "name", root).CombinedOutput()
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
 }
 
 func removeImage(ctx context.Context, f faulty) error { return f.Remove(ctx, "image") }
@@ -449,6 +524,60 @@ func hasEnd(state []string, end string) bool {
 	})
 }
 
+// TestInterruptedLooks interrupts calls that change nothing. Their errors are those of the operation, and the next operation
+// works. A diff falls back to the walk.
+func TestInterruptedLooks(t *testing.T) {
+	f := openFaulty(t)
+	ctx := t.Context()
+	d := cowdriver.New(Name, f.Backend, cowdriver.Options{})
+	require.NoError(t, d.Create("base", "", nil))
+	require.NoError(t, d.CreateReadWrite("child", "base", nil))
+	fill(t, f.Backend, "child", "file", []byte("x"))
+	require.NoError(t, d.Create("other", "", nil))
+	zfs(t, "snapshot", f.datasetOf("other")+"@later") // so that the snapshots of the volume have to be listed
+	changes := func() error {
+		changes, err := d.Changes("child", "base")
+		assert.Len(t, changes, 1)
+		return err
+	}
+	for _, look := range []struct {
+		command string
+		do      func() error
+		fails   bool
+	}{
+		{"children", func() error { return listAll(ctx, f.Backend) }, true},
+		{"snapshots", func() error { return listAll(ctx, f.Backend) }, true},
+		{"children", func() error { return second(f.Retained(ctx)) }, true},
+		{"stats", func() error { return second(f.Usage(ctx, "child")) }, true},
+		{"exists", func() error { return f.Seal(ctx, "base") }, true},
+		{"diff", changes, false},
+	} {
+		for _, fault := range []string{"interrupted-before", "interrupted-after"} {
+			t.Run(look.command+" "+fault, func(t *testing.T) {
+				before := f.state(t)
+				err := f.with(t, look.command, fault, func(context.Context) error { return look.do() })
+				if look.fails {
+					require.ErrorIs(t, err, unix.EINTR)
+				} else {
+					require.NoError(t, err)
+				}
+				require.NoError(t, look.do())
+				assert.Equal(t, before, f.state(t))
+				f.assertTold(t, look.command)
+			})
+		}
+	}
+}
+
+func listAll(ctx context.Context, b *Backend) error {
+	for _, err := range b.Volumes(ctx) {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // TestStuck does operations with a call that does not end in time. They fail. Later changes by that call are
 // undone, or told to all if they cannot be undone.
 func TestStuck(t *testing.T) {
@@ -456,7 +585,8 @@ func TestStuck(t *testing.T) {
 	f.zfs.patience = 50 * time.Millisecond
 	ctx := t.Context()
 	for _, i := range interruptions(nil) {
-		if i.name == "receive" || i.name == "remove sealed" {
+		switch i.name {
+		case "receive", "remove sealed", "scratch", "view": // they end although a call is stuck
 			continue
 		}
 		tried := stuckFaults

@@ -186,7 +186,7 @@ func (b *Backend) whileClaimed(ctx context.Context, name string, do func() error
 
 // discardLeftStaged destroys a dataset in staging, unless somebody has its lock.
 func (b *Backend) discardLeftStaged(ctx context.Context, name string) error {
-	lock, free, err := b.tryLockVolume(name)
+	lock, free, err := b.claimVolume(ctx, name)
 	if err != nil || !free {
 		return err
 	}

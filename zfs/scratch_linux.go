@@ -15,7 +15,7 @@ import (
 
 // Scratch implements cowcommon.Scratcher with a dataset under a name that no volume can have.
 func (b *Backend) Scratch(ctx context.Context, fill func(dir string) error) (cowcommon.View, error) {
-	name, unlock, err := b.lockStaged()
+	name, unlock, err := b.lockStaged(ctx)
 	if err != nil {
 		return nil, fault.Wrap("make scratch tree", "", err)
 	}

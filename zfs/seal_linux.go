@@ -105,7 +105,7 @@ func (c *claim) move(ctx context.Context, to sealing.State) (changed bool, err e
 
 // freeze takes the snapshot that seals a claimed volume.
 func (b *Backend) freeze(ctx context.Context, c *claim) error {
-	if err := b.checkNotMounted(c.name); err != nil {
+	if err := b.checkNotMounted(ctx, c.name); err != nil {
 		return err
 	}
 	err := b.snapshot(ctx, c.name, b.sealOf(c.name), func(ctx context.Context) error { return b.thaw(ctx, c) })

@@ -97,7 +97,7 @@ func (b *Backend) unsettled(ctx context.Context, dataset string) (zfsctl.Dataset
 
 // promoteRemoved promotes the dataset of a removed ancestor of a volume. Other volumes may have the same ancestor.
 func (b *Backend) promoteRemoved(ctx, waiting context.Context, of, ancestor string) (err error) {
-	unlock, err := b.lockLimit(waiting, strings.TrimPrefix(ancestor, b.root+"/"))
+	unlock, err := b.claimLimit(waiting, strings.TrimPrefix(ancestor, b.root+"/"))
 	if err != nil {
 		return err
 	}

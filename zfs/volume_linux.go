@@ -151,7 +151,7 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 // stage makes a dataset under a name that no volume can have, completes it, and gives it the claimed name. discard
 // destroys the dataset.
 func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string, discard func(context.Context) error) error, complete func(staged string) error) (err error) {
-	name, unlock, err := b.lockStaged()
+	name, unlock, err := b.lockStaged(ctx)
 	if err != nil {
 		return err
 	}
@@ -179,9 +179,9 @@ func (b *Backend) stage(ctx context.Context, c *claim, create func(staged string
 }
 
 // lockStaged returns a new name for a dataset in staging, which is locked. Others see by the lock that it is not left over.
-func (b *Backend) lockStaged() (name string, unlock func() error, err error) {
+func (b *Backend) lockStaged(ctx context.Context) (name string, unlock func() error, err error) {
 	name = staging.Name(stagingPrefix)
-	lock, ok, err := b.tryLockVolume(name)
+	lock, ok, err := b.claimVolume(ctx, name)
 	if err != nil {
 		return "", nil, err
 	}
@@ -296,7 +296,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.done(err)) }()
-	if err := b.checkIdle(name); err != nil {
+	if err := b.checkIdle(ctx, name); err != nil {
 		return err
 	}
 	dead, err := b.endDeadViews(ctx, name)
@@ -431,11 +431,11 @@ func byGUID(datasets map[string]dataset) map[uint64]string {
 	return names
 }
 
-// Volumes lists the volumes, from the kernel.
+// Volumes lists the volumes, from the kernel, and so with changes that were made by hand. Other operations do not wait for
+// the list.
 func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
 	return func(yield func(cowcommon.Volume, error) bool) {
-		b.volumes.invalidate() // the list shows changes made by hand
-		datasets, err := b.volumes.all(ctx)
+		datasets, err := b.volumes.fresh(ctx)
 		if err != nil {
 			yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", err))
 			return
@@ -495,7 +495,7 @@ func (b *Backend) limiting(ctx context.Context, name string, do func(waiting con
 		return err
 	}
 	defer cancel()
-	unlock, err := b.lockLimit(waiting, name)
+	unlock, err := b.claimLimit(waiting, name)
 	if err != nil {
 		return err
 	}

@@ -17,12 +17,23 @@ import (
 type Values map[string]any
 
 // options are the values as options of the zfs command.
-func (v Values) options() string {
+func (v Values) options() string { return v.words("-o ") }
+
+// words are the values as the zfs command takes them, each after before and with a space at its end.
+func (v Values) words(before string) string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(v)) {
-		fmt.Fprintf(&b, "-o %s=%v ", name, v[name])
+		fmt.Fprintf(&b, "%s%s=%s ", before, name, word(name, v[name]))
 	}
 	return b.String()
+}
+
+// word is a value in the words of the zfs command.
+func word(name string, value any) string {
+	if n, ok := value.(uint64); ok && name == "canmount" && n < uint64(len(canMount)) {
+		return canMount[n]
+	}
+	return fmt.Sprint(value)
 }
 
 // Values of the property canmount: the dataset cannot be mounted, or is mounted only when somebody asks for it.
@@ -30,6 +41,9 @@ const (
 	CanMountOff    uint64 = 0
 	CanMountNoAuto uint64 = 2
 )
+
+// canMount has the words for the values of canmount.
+var canMount = []string{CanMountOff: "off", 1: "on", CanMountNoAuto: "noauto"}
 
 // Create makes a filesystem (ZFS_IOC_CREATE). Returns unix.EEXIST if the name is taken.
 func (c *Control) Create(name string, values Values) error {
@@ -72,7 +86,7 @@ func (c *Control) single(r request, name string) error {
 		return &Error{r.op, name, unix.ENAMETOOLONG}
 	}
 	answer := nvlist.List{}
-	r.name, r.answer = poolOf(name), &answer
+	r.name, r.answer = PoolOf(name), &answer
 	input := nvlist.List{"snaps": nvlist.List{name: nvlist.Flag{}}}
 	maps.Copy(input, r.input)
 	r.input = input
@@ -116,7 +130,7 @@ func (c *Control) Promote(name string) error {
 func (c *Control) Set(name string, values Values) error {
 	return c.do(request{
 		op: "set", number: iocSetProp, name: name, input: nvlist.List(values),
-		history: "zfs set " + values.options() + name,
+		history: "zfs set " + values.words("") + name,
 	})
 }
 
@@ -177,8 +191,8 @@ func (c *Control) Diff(from, snapshot string, to *os.File) error {
 	return c.do(request{op: "diff", number: iocDiff, name: snapshot, value: from, cookie: uint64(to.Fd())})
 }
 
-// poolOf is the name of the pool of a dataset or snapshot.
-func poolOf(name string) string {
+// PoolOf is the name of the pool of a dataset or snapshot.
+func PoolOf(name string) string {
 	end := strings.IndexAny(name, "/@")
 	if end < 0 {
 		return name

@@ -101,10 +101,12 @@ func CheckVersion() error {
 
 // Check checks two answers that the known interface gives. Like every call, it may wait for the import of a pool. Returns
 // errdefs.ErrFailedPrecondition if there are others.
-func (c *Control) Check() error {
+func (c *Control) Check() error { return check(c.Stats) }
+
+func check(stats func(name string) (Dataset, error)) error {
 	// A name that no dataset can have, and a pool that cannot be there.
-	_, invalid := c.Stats("@")
-	_, absent := c.Stats(strings.Repeat("p", MaxName))
+	_, invalid := stats("@")
+	_, absent := stats(strings.Repeat("p", MaxName))
 	if !errors.Is(invalid, unix.EINVAL) || !errors.Is(absent, fs.ErrNotExist) {
 		return fault.New(errdefs.ErrFailedPrecondition, "%s does not answer as OpenZFS %s: %v, %v", Device, Known, invalid, absent)
 	}

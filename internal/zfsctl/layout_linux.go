@@ -19,6 +19,7 @@ const (
 	iocRename           = 0x5a1a
 	iocPromote          = 0x5a22
 	iocSnapshot         = 0x5a23
+	iocPoolGetProps     = 0x5a27
 	iocDiff             = 0x5a36
 	iocDestroySnaps     = 0x5a3b
 	iocLogHistory       = 0x5a3f

@@ -1,8 +1,11 @@
 package zfsctl
 
 import (
+	"bytes"
 	"errors"
 	"iter"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +58,26 @@ func (c *Control) Stats(name string) (Dataset, error) {
 		return Dataset{}, err
 	}
 	return cmd.dataset(properties), nil
+}
+
+// PoolProperties returns the properties of a pool (ZFS_IOC_POOL_GET_PROPS). Returns unix.ENOENT if it is not imported.
+func (c *Control) PoolProperties(pool string) (Properties, error) {
+	properties := nvlist.List{}
+	err := c.do(request{op: "get", number: iocPoolGetProps, name: pool, answer: &properties, reads: true})
+	return Properties(properties), err
+}
+
+// Kstats is the directory in which the kernel module shows its statistics, with a directory for each imported pool.
+const Kstats = "/proc/spl/kstat/zfs"
+
+// Suspended is the health of a pool whose calls wait until "zpool clear".
+const Suspended = "SUSPENDED"
+
+// Health returns the health of a pool as zpool names it, with no call that may wait for the pool. Returns fs.ErrNotExist if
+// the pool is not imported.
+func Health(kstats, pool string) (string, error) {
+	state, err := os.ReadFile(filepath.Join(kstats, pool, "state"))
+	return string(bytes.TrimSpace(state)), err
 }
 
 // Exists reports whether a dataset or snapshot exists.

@@ -35,7 +35,8 @@ func (c *Control) Receive(snapshot, origin string, values Values, from *os.File)
 	}
 	answer := nvlist.List{}
 	err := c.do(request{
-		op: "receive", number: iocRecvNew, name: parentOf(snapshot), input: input, answer: &answer, history: "zfs receive " + snapshot,
+		op: "receive", number: iocRecvNew, name: parentOf(snapshot), input: input, answer: &answer,
+		history: "zfs receive " + received(origin, values) + snapshot,
 	})
 	var refused *Error
 	if errors.As(err, &refused) {
@@ -45,6 +46,14 @@ func (c *Control) Receive(snapshot, origin string, values Values, from *os.File)
 		}
 	}
 	return err
+}
+
+// received are the options of a receive in the words of the zfs command.
+func received(origin string, values Values) string {
+	if origin == "" {
+		return values.options()
+	}
+	return Values{"origin": origin}.options() + values.options()
 }
 
 // parentOf is the dataset above that of a snapshot. Permission to receive is a matter of that dataset: the new one does not

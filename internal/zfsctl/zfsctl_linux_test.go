@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -315,17 +316,39 @@ func TestZFSHistory(t *testing.T) {
 	require.NoError(t, c.Rename(root+"/b", root+"/c"))
 	require.NoError(t, c.Rollback(root+"/a", root+"/a@s"))
 	require.NoError(t, c.Destroy(root+"/c"))
-	require.NoError(t, c.DestroySnapshot(root+"/a@s"))
+	stream := t.TempDir() + "/stream"
+	file, err := os.Create(stream)
+	require.NoError(t, err)
+	require.NoError(t, c.Send(root+"/a@s", "", file))
+	_, err = file.Seek(0, io.SeekStart)
+	require.NoError(t, err)
+	require.NoError(t, c.Receive(root+"/d@s", "", Values{"canmount": CanMountOff, "mountpoint": "legacy"}, file))
+	require.NoError(t, file.Close())
+	require.NoError(t, c.Clone(root+"/e", root+"/a@s", Values{"canmount": uint64(1)}))
+	require.NoError(t, c.Snapshot(root+"/e@t"))
+	file, err = os.Create(stream)
+	require.NoError(t, err)
+	require.NoError(t, c.Send(root+"/e@t", root+"/a@s", file))
+	_, err = file.Seek(0, io.SeekStart)
+	require.NoError(t, err)
+	require.NoError(t, c.Receive(root+"/f@t", root+"/d@s", Values{"canmount": CanMountNoAuto}, file))
+	require.NoError(t, file.Close())
+	require.NoError(t, c.Promote(root+"/e"))
+	_, err = c.Program(pool, `local argv = (...)["argv"]; return zfs.sync.destroy(argv[1])`, []string{root + "/a", "2"})
+	require.NoError(t, err)
+	require.NoError(t, c.DestroySnapshotLater(root+"/e@t"))
 	require.NoError(t, c.Sync(pool))
 	var got []string
 	for line := range strings.Lines(run(t, "zpool", "history", pool)) {
 		if _, entry, _ := strings.Cut(strings.TrimSpace(line), " "); strings.Contains(entry, root+"/") {
-			got = append(got, strings.ReplaceAll(entry, root, "R"))
+			got = append(got, strings.ReplaceAll(strings.ReplaceAll(entry, root, "R"), " "+pool+" ", " P "))
 		}
 	}
 	assert.Equal(t, []string{
-		"zfs create -o canmount=2 -o quota=1073741824 R/a", "zfs snapshot R/a@s", "zfs clone R/a@s R/b", "zfs set -o quota=0 R/b",
-		"zfs rename R/b R/c", "zfs rollback R/a@s", "zfs destroy R/c", "zfs destroy R/a@s",
+		"zfs create -o canmount=noauto -o quota=1073741824 R/a", "zfs snapshot R/a@s", "zfs clone R/a@s R/b", "zfs set quota=0 R/b",
+		"zfs rename R/b R/c", "zfs rollback R/a@s", "zfs destroy R/c",
+		"zfs receive -o canmount=off -o mountpoint=legacy R/d@s", "zfs clone -o canmount=on R/a@s R/e", "zfs snapshot R/e@t",
+		"zfs receive -o origin=R/d@s -o canmount=noauto R/f@t", "zfs promote R/e", "zfs program P - R/a 2", "zfs destroy -d R/e@t",
 	}, got)
 }
 
@@ -502,6 +525,49 @@ func TestZFSClose(t *testing.T) {
 	require.NoError(t, w.Close())
 	_, err = c.file.Stat()
 	require.ErrorIs(t, err, fs.ErrClosed)
+}
+
+// TestCheck: a kernel that does not answer as the known ones is refused.
+func TestCheck(t *testing.T) {
+	answers := func(invalid, absent error) func(string) (Dataset, error) {
+		return func(name string) (Dataset, error) {
+			if name == "@" {
+				return Dataset{}, invalid
+			}
+			return Dataset{}, absent
+		}
+	}
+	require.NoError(t, check(answers(&Error{Err: unix.EINVAL}, &Error{Err: unix.ENOENT})))
+	for _, odd := range []func(string) (Dataset, error){
+		answers(nil, nil), answers(unix.EINVAL, nil), answers(nil, unix.ENOENT), answers(unix.ENOTTY, unix.ENOTTY), answers(unix.ENOENT, unix.EINVAL),
+	} {
+		err := check(odd)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, Known)
+	}
+}
+
+// TestZFSPool: the kernel says the same of a pool as zpool. There is no pool of another name.
+func TestZFSPool(t *testing.T) {
+	c, root, _ := open(t)
+	pool := PoolOf(root)
+	properties, err := c.PoolProperties(pool)
+	require.NoError(t, err)
+	readOnly, ok := properties.Number("readonly")
+	assert.True(t, ok)
+	assert.Zero(t, readOnly)
+	for _, name := range []string{"guid", "size"} {
+		n, ok := properties.Number(name)
+		assert.True(t, ok, name)
+		assert.Equal(t, strings.TrimSpace(run(t, "zpool", "get", "-Hpo", "value", name, pool)), strconv.FormatUint(n, 10), name)
+	}
+	health, err := Health(Kstats, pool)
+	require.NoError(t, err)
+	assert.Equal(t, strings.TrimSpace(run(t, "zpool", "get", "-Hpo", "value", "health", pool)), health)
+	_, err = c.PoolProperties("no-such-pool")
+	require.ErrorIs(t, err, unix.ENOENT)
+	_, err = Health(Kstats, "no-such-pool")
+	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
 func TestKnownVersions(t *testing.T) {
