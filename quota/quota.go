@@ -68,3 +68,11 @@ type Usage struct {
 	Bytes uint64 // allocated by this volume since it was cloned or created
 	Total uint64 // everything reachable from it, the image included; 0 where the filesystem cannot say without a walk
 }
+
+// Against is the part of the usage that counts against a limit.
+func (u Usage) Against(limit Limit) uint64 {
+	if limit.Scope == ScopeTotal {
+		return u.Total
+	}
+	return u.Bytes
+}
