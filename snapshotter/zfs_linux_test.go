@@ -32,9 +32,15 @@ func TestZFS(t *testing.T) {
 		"compare":            testCompareAgreesWithContainerd,
 		"create diff":        testCreateDiff,
 		"limit below held":   testLimitBelowHeldZFS,
+		"lost metadata":      testLostMetadata,
+		"older metadata":     testRolledBackMetadata,
 		"apply taken back":   func(t *testing.T, fs filesystem) { testApplyTakenBack(t, fs, "image", layertar.Gzip) },
 	} {
 		t.Run(name, func(t *testing.T) { test(t, onZFS) })
+	}
+	if testfs.Long() {
+		t.Run("older volumes", func(t *testing.T) { testRolledBackVolumes(t, onZFS) })
+		t.Run("other metadata", func(t *testing.T) { testOtherMetadata(t, onZFS) })
 	}
 }
 
