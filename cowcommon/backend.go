@@ -24,7 +24,7 @@ import (
 // Methods are safe for concurrent use, and each that changes something is atomic: after a crash the volume is
 // complete, or it does not exist. An acknowledged change survives a power cut, except that a removed volume may come
 // back whole, until a later Create or Clone has returned. An operation that fails for want of space has unix.ENOSPC
-// or unix.EDQUOT in its error, and leaves nothing.
+// in its error, or at the limit of a volume unix.EDQUOT, and leaves nothing.
 //
 // Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound, ErrAlreadyExists,
 // ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed), ErrNotImplemented (this filesystem or

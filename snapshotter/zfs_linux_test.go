@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
@@ -102,6 +103,8 @@ func TestFullZFS(t *testing.T) {
 		require.NoError(t, h.Remove(t.Context(), "new"))
 	} else {
 		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+		require.ErrorIs(t, err, unix.ENOSPC)
+		assert.NotErrorIs(t, err, unix.EDQUOT, "it is no limit of a snapshot")
 		assert.NotContains(t, h.keys(), "new")
 	}
 	require.NoError(t, h.restart(nil))
