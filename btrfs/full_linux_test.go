@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
@@ -60,6 +62,8 @@ type fullHome struct {
 	driver  *cowdriver.Driver
 	level   int
 	stream  []byte
+	layer   []byte   // a tar with a file of 1 MiB
+	foreign foreign  // has the subvolume "source"
 	names   []string // of the present volumes
 }
 
@@ -77,6 +81,7 @@ var victims = map[string]func(f *fullHome, name string){
 	},
 	"nested":        func(f *fullHome, name string) { f.nest(f.create(name)) },
 	"source":        func(f *fullHome, name string) { f.create(name) },
+	"sealed-later":  func(f *fullHome, name string) { f.create(name) },
 	"source-nested": func(f *fullHome, name string) { f.nest(f.create(name)) },
 	"nested-sealed": func(f *fullHome, name string) {
 		f.nest(f.create(name))
@@ -101,8 +106,23 @@ func newFull(t *testing.T, filling string, opts []testfs.BtrfsOption) *fullHome 
 	require.NoError(t, os.WriteFile(f.path("top")+"/changed", make([]byte, 100<<10), 0o600))
 	require.NoError(t, f.backend().Seal(t.Context(), "top"))
 	f.stream = f.send("base", "top")
+	f.layer = layerOf(t, 1<<20)
+	f.foreign = newForeign(t, f.mnt)
+	f.foreign.Create("source", "")
 	f.ballast("ballast")
 	return f
+}
+
+// layerOf is a tar with a file of that many bytes.
+func layerOf(t *testing.T, size int) []byte {
+	t.Helper()
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	require.NoError(t, w.WriteHeader(&tar.Header{Name: "applied", Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(size)}))
+	_, err := w.Write(make([]byte, size))
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	return layer.Bytes()
 }
 
 func (f *fullHome) open() {
@@ -199,6 +219,10 @@ func (f *fullHome) tryEverything() {
 	f.tryReading()
 	f.tryMaking()
 	f.tryChanging()
+	if f.level == levels[0] || f.level == 100 || testfs.Long() { // each takes some commits
+		f.tryForking()
+		f.tryFilling()
+	}
 	assert.NoError(f.t, f.driver.Cleanup())
 	f.open()
 	f.assertClean("close and open")
@@ -257,6 +281,9 @@ func (f *fullHome) tryMaking() {
 		"clone with nested":  func(name string) error { return f.driver.Create(name, sources["clone with nested"], nil) },
 		"receive":            func(name string) error { return b.Receive(ctx, name, "base", bytes.NewReader(f.stream)) },
 		"clone with a limit": func(name string) error { return f.cloneLimited(name) },
+		"adopt": func(name string) error {
+			return b.Adopt(ctx, name, "", filepath.Join(f.mnt, "foreign/source"), cowcommon.VolumeOptions{})
+		},
 	} {
 		err := create("new")
 		if err == nil {
@@ -272,6 +299,57 @@ func (f *fullHome) tryMaking() {
 		f.forget("new")
 		f.must("remove what came of "+what, b.Remove(ctx, "new"))
 	}
+}
+
+// tryForking forks a volume and exchanges another for it.
+func (f *fullHome) tryForking() {
+	b, ctx := f.backend(), f.t.Context()
+	err := b.Fork(ctx, "writable", "moment", []string{"fork"}, cowcommon.VolumeOptions{})
+	if err == nil {
+		f.names = append(f.names, "moment", "fork")
+	}
+	if f.may("fork", err) {
+		err := b.Exchange(ctx, "writable", "fork")
+		if f.may("exchange", err) {
+			f.may("exchange back", b.Exchange(ctx, "writable", "fork"))
+		}
+		for _, name := range []string{"fork", "moment"} {
+			f.forget(name)
+			f.must("remove "+name, b.Remove(ctx, name))
+		}
+	}
+	plain := fmt.Sprintf("sealed-later-%d", f.level)
+	err = b.Seal(ctx, plain)
+	f.may("seal", err)
+	v, statErr := b.Stat(ctx, plain)
+	require.NoError(f.t, statErr)
+	assert.Equal(f.t, err == nil, v.Sealed, "%v", err)
+	assert.Equal(f.t, v.Sealed, !f.canWrite(plain))
+}
+
+// tryFilling keeps a volume, fills it with a layer, and takes it back.
+func (f *fullHome) tryFilling() {
+	b, ctx := f.backend(), f.t.Context()
+	kept, err := b.Keep(ctx, "writable")
+	if err == nil {
+		if _, err := f.driver.ApplyDiff("writable", "", bytes.NewReader(f.layer)); err == nil {
+			assert.FileExists(f.t, f.path("writable")+"/applied")
+		} else {
+			assert.True(f.t, fault.IsFull(err), "apply at %d %%: %v", f.level, err)
+		}
+		if err := kept.Restore(ctx); err == nil {
+			assert.NoFileExists(f.t, f.path("writable")+"/applied")
+		} else {
+			assert.True(f.t, fault.IsFull(err), "restore at %d %%: %v", f.level, err)
+		}
+		assert.NoError(f.t, kept.Close())
+	}
+	f.may("keep", err)
+	_, release, err := f.driver.DiffPath("top")
+	if err == nil {
+		err = release()
+	}
+	f.may("files of a diff", err)
 }
 
 // cloneLimited clones with a limit if quotas are on. If they are off, it clones without, since the first limit would
@@ -324,6 +402,7 @@ func (f *fullHome) empty() {
 		f.forget(name)
 		f.must("remove "+name, f.driver.Remove(name))
 	}
+	f.foreign.Destroy("source")
 	assert.Equal(f.t, []string{"home"}, testfs.Subvolumes(f.t, f.mnt))
 	testfs.WaitDeleted(f.t, f.mnt)
 	f.create("again")

@@ -1,7 +1,6 @@
 package btrfs
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -19,34 +18,6 @@ import (
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
-
-// holder runs a script in a mount namespace of its own until the test ends, or end is called. It returns the id of the
-// shell after all commands of the script except the final wait.
-func holder(t testing.TB, script string, args ...string) (pid int, end func()) {
-	t.Helper()
-	// The shell has nothing open but its pipes, so it holds its own mounts alone.
-	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation=private", "--", "sh", "-ec",
-		"cd /; " + script + "\necho ready; read wait"}, args...)...)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	ended := false
-	end = func() {
-		if !ended {
-			ended = true
-			_ = in.Close()
-			_ = cmd.Wait() // read fails at the end of its input
-		}
-	}
-	t.Cleanup(end)
-	line, err := bufio.NewReader(out).ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, "ready\n", line)
-	return cmd.Process.Pid, end
-}
 
 // situation mounts the volume "volume", whose subvolume is dir. end unmounts it.
 type situation struct {
@@ -67,7 +38,7 @@ func situations() map[string]situation {
 	}
 	inNamespace := func(script string) func(t *testing.T, mnt, dir string) func() {
 		return func(t *testing.T, mnt, dir string) func() {
-			_, end := holder(t, script, dir, t.TempDir(), mnt)
+			_, end := testfs.InNamespace(t, "private", script, dir, t.TempDir(), mnt)
 			return end
 		}
 	}
@@ -117,7 +88,7 @@ func situations() map[string]situation {
 			for d in bin lib lib64 usr; do [ ! -d /$d ] || mount --rbind /$d /dev/shm/root/$d; done
 			exec chroot /dev/shm/root sh -ec 'echo ready; read wait'`), "in the mount namespace of process", false},
 		"namespace without processes": {func(t *testing.T, _, dir string) func() {
-			pid, end := holder(t, `mount --bind "$0" "$1"`, dir, t.TempDir())
+			pid, end := testfs.InNamespace(t, "private", `mount --bind "$0" "$1"`, dir, t.TempDir())
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 			require.NoError(t, err)
 			end()
@@ -278,7 +249,7 @@ func BenchmarkRemoveBesideMounts(b *testing.B) {
 				require.NoError(b, unix.Mount(from, at, "", unix.MS_BIND, ""))
 			}
 			for range c.namespaces {
-				holder(b, "")
+				testfs.InNamespace(b, "private", "")
 			}
 			for range c.processes {
 				sleep := exec.Command("sleep", "1000")

@@ -3,8 +3,10 @@ package cowcommon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/moby/sys/userns"
 
@@ -44,9 +46,31 @@ func ApplyThen(ctx context.Context, backend Backend, name string, tar io.Reader,
 		err = extracted()
 	}
 	if err != nil {
-		return 0, err
+		return 0, explainQuota(context.WithoutCancel(ctx), backend, v, err)
 	}
 	return size, backend.Sync(ctx, name)
+}
+
+// noSpace is less space than any layer leaves, in bytes.
+const noSpace = 1 << 20
+
+// explainQuota tells the limit of a volume, which is EDQUOT, from a quota above all volumes, which is want of space. The
+// kernel says EDQUOT for both.
+func explainQuota(ctx context.Context, backend Backend, v Volume, err error) error {
+	if !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	free, freeErr := Free(ctx, backend)
+	if freeErr != nil || free >= noSpace {
+		return err
+	}
+	if v.Limit.Bytes != 0 {
+		usage, usageErr := Usage(ctx, backend, v.Name)
+		if usageErr != nil || usage.Against(v.Limit) >= v.Limit.Bytes {
+			return err
+		}
+	}
+	return fmt.Errorf("a quota above all layers is reached: remove something or raise it: %w (%s)", syscall.ENOSPC, err.Error())
 }
 
 // xattrPolicy is to leave out attributes that the filesystem cannot store and, in a user namespace, those that the

@@ -18,13 +18,13 @@ import (
 //
 // A volume is in use while any process holds it. It is also in use while it, a directory of it, or an overlay with it
 // as a layer is mounted. The mount namespace does not matter, nor a mount that covers it. On ZFS an open file keeps
-// its volume in use. On btrfs it does not: the process keeps its file, as with a deleted one. A volume in use is not
-// sealed, renamed or removed. The error names the users if the kernel tells.
+// its volume in use. On btrfs it does not: the process keeps its file, as with a deleted one, and goes on writing to a
+// sealed volume. A volume in use is not sealed, renamed or removed. The error names the users if the kernel tells.
 //
 // Methods are safe for concurrent use, and each that changes something is atomic: after a crash the volume is
 // complete, or it does not exist. An acknowledged change survives a power cut, except that a removed volume may come
 // back whole, until a later Create or Clone has returned. An operation that fails for want of space has unix.ENOSPC
-// or unix.EDQUOT in its error, and leaves nothing.
+// in its error, or at the limit of a volume unix.EDQUOT, and leaves nothing.
 //
 // Errors are matched with errors.Is against github.com/containerd/errdefs: ErrNotFound, ErrAlreadyExists,
 // ErrInvalidArgument, ErrFailedPrecondition (the volume is in use or sealed), ErrNotImplemented (this filesystem or

@@ -149,6 +149,16 @@ func layerSteps(s system, round int) []step {
 		},
 		between: []func(kept){func(k kept) { k.change(top, func(v *keptVolume) { v.files = nil }) }},
 	}
+	diffPath := step{
+		name: "files of the diff of " + top, after: unchanged,
+		run: func(_ context.Context, h *host) error {
+			_, release, err := h.d.DiffPath(top)
+			if err != nil {
+				return err
+			}
+			return release()
+		},
+	}
 	diff := step{
 		name: "diff of " + top, after: unchanged,
 		run: func(_ context.Context, h *host) error {
@@ -230,7 +240,7 @@ func layerSteps(s system, round int) []step {
 	} else {
 		lower = limit
 	}
-	steps = append(steps, cloneInUse, diff, create(id("old")), rename, seal, clone(leaf, live, limit, liveFiles), takeBack, remove(leaf))
+	steps = append(steps, cloneInUse, diff, diffPath, create(id("old")), rename, seal, clone(leaf, live, limit, liveFiles), takeBack, remove(leaf))
 	if s.driver == "btrfs" && !s.shared { // overlayfs passes no ioctl on
 		steps = append(steps, nested...)
 	}

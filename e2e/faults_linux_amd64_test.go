@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -17,11 +18,15 @@ import (
 	"time"
 
 	"github.com/moby/sys/user"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/internal/testfs"
 )
+
+// faultsPartEnv names the part of the faults that a run has, such as 1/6.
+const faultsPartEnv = "COWSHED_FAULTS_PART"
 
 // fault is the event at an operation's nth step.
 type fault struct {
@@ -156,13 +161,14 @@ func setResult(tid int, errno unix.Errno) error {
 //
 // Long, every step of every operation; on ZFS, whose machine is slow, every external step, and a choice of the others.
 // Else a choice of all, always the same for the same steps, so that a failure is about the commit. COWSHED_FAULTS_SEED makes
-// another choice: a number, or "random".
+// another choice: a number, or "random". The choice of one operation does not depend on the others. COWSHED_FAULTS_PART has a
+// part of the faults alone, such as 1/6.
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	rng := faultsRandom(t)
+	seed := faultsSeed(t)
 	inEachOwn(t, func(t *testing.T, s system) {
 		if s.name != "btrfs-total" { // as btrfs-classic, except the scope of limits
-			faultsIn(t, s, rng)
+			faultsIn(t, s, seed)
 		}
 	})
 }
@@ -170,11 +176,11 @@ func TestFaults(t *testing.T) {
 // TestFaultsShared is TestFaults with shared roots.
 func TestFaultsShared(t *testing.T) {
 	t.Parallel()
-	rng := faultsRandom(t)
-	inEachShared(t, func(t *testing.T, s system) { faultsIn(t, s, rng) })
+	seed := faultsSeed(t)
+	inEachShared(t, func(t *testing.T, s system) { faultsIn(t, s, seed) })
 }
 
-func faultsRandom(t *testing.T) *rand.Rand {
+func faultsSeed(t *testing.T) uint64 {
 	t.Helper()
 	seed := uint64(1)
 	switch s := os.Getenv("COWSHED_FAULTS_SEED"); s {
@@ -185,12 +191,57 @@ func faultsRandom(t *testing.T) *rand.Rand {
 		_, err := fmt.Sscanf(s, "%v", &seed)
 		require.NoError(t, err)
 	}
-	t.Logf("seed %#x", seed)
-	return rand.New(rand.NewPCG(seed, 0))
+	t.Logf("COWSHED_FAULTS_SEED=%#x", seed)
+	return seed
+}
+
+// faultsRandom has the choices about one thing, which are the same whatever else the run tests.
+func faultsRandom(seed uint64, about string) *rand.Rand {
+	return rand.New(rand.NewPCG(seed, hashOf(about)))
+}
+
+func hashOf(text string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(text))
+	return h.Sum64()
+}
+
+// faultsPart returns the faults of an operation that belong to the part of the run. Each part has all kinds of faults, and
+// a fault is in the same part however many there are.
+func faultsPart(t *testing.T, operation string, faults []fault) []fault {
+	t.Helper()
+	first, parts := partFrom(t, faultsPartEnv)
+	return slices.DeleteFunc(faults, func(f fault) bool {
+		return faultsRandom(0, operation+": "+f.String()).IntN(parts) != first
+	})
+}
+
+// TestFaultsParts: together the parts have each fault once, and each has all kinds.
+func TestFaultsParts(t *testing.T) {
+	var all []fault
+	for step := range 40 {
+		all = append(all, faultsOfStep(step+1)...)
+	}
+	for _, parts := range []int{1, 2, 6, 7, 8} {
+		found := map[string]int{}
+		for part := range parts {
+			t.Setenv(faultsPartEnv, fmt.Sprintf("%d/%d", part+1, parts))
+			kinds := map[string]bool{}
+			for _, f := range faultsPart(t, "clone", slices.Clone(all)) {
+				found[f.String()]++
+				kinds[fmt.Sprint(f.kind, f.errno, f.signal)] = true
+			}
+			assert.Len(t, kinds, len(faultsOfStep(1)), "%d of %d", part+1, parts)
+		}
+		assert.Len(t, found, len(all))
+		for f, times := range found {
+			assert.Equal(t, 1, times, f)
+		}
+	}
 }
 
 // faultsIn is TestFaults of one system.
-func faultsIn(t *testing.T, s system, rng *rand.Rand) {
+func faultsIn(t *testing.T, s system, seed uint64) {
 	t.Helper()
 	root := s.root(t)
 	operations := faultOperations(s)
@@ -198,11 +249,12 @@ func faultsIn(t *testing.T, s system, rng *rand.Rand) {
 	prepare(t, s, root)
 	runFaulty(t, s, root, operations[0], fault{kind: none})
 	if s.slow() {
+		rng := faultsRandom(seed, s.name)
 		rng.Shuffle(len(operations), func(i, j int) { operations[i], operations[j] = operations[j], operations[i] })
 		operations = operations[:3]
 	}
 	for _, op := range operations {
-		t.Run(op.name, func(t *testing.T) { faultsOf(t, s, root, op, rng) })
+		t.Run(op.name, func(t *testing.T) { faultsOf(t, s, root, op, faultsRandom(seed, s.name+"/"+op.name)) })
 	}
 }
 
@@ -236,6 +288,7 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	default:
 		faults = choice(faults, 4)
 	}
+	faults = faultsPart(t, op.name, faults)
 	happened := 0
 	for _, f := range faults {
 		r, result := run(f)
@@ -259,6 +312,9 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 		}
 	}
 	t.Logf("%d steps; %d of %d faults happened", quiet.steps, happened, len(faults))
+	if len(faults) > 0 { // a part may have none
+		require.Positive(t, happened, "faults that happened")
+	}
 }
 
 // externalCalls are the system calls by which an operation asks something of the filesystem or changes it.

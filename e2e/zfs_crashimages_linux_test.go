@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,14 +85,8 @@ func zfsCrashImages(t *testing.T, s system) {
 // partOf returns every nth of the cuts, from the cut that the environment names.
 func partOf(t *testing.T, cuts []cut) (part []cut) {
 	t.Helper()
-	text := os.Getenv(crashPartEnv)
-	if text == "" {
-		return cuts
-	}
-	var first, parts int
-	_, err := fmt.Sscanf(text, "%d/%d", &first, &parts)
-	require.NoError(t, err, crashPartEnv)
-	for i := first - 1; i < len(cuts); i += parts {
+	first, parts := partFrom(t, crashPartEnv)
+	for i := first; i < len(cuts); i += parts {
 		part = append(part, cuts[i])
 	}
 	return part

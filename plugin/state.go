@@ -26,12 +26,18 @@ func (a *Adapter) saveState(request InitRequest) error {
 	return nil
 }
 
-// loadState returns the arguments of Init. Returns errdefs.ErrFailedPrecondition if nothing is kept.
+// loadState is ReadState of the adapter's own file.
 func (a *Adapter) loadState() (InitRequest, error) {
 	if a.opts.StateFile == "" {
 		return InitRequest{}, errNoInit
 	}
-	text, err := os.ReadFile(a.opts.StateFile)
+	return ReadState(a.opts.StateFile)
+}
+
+// ReadState returns the arguments of the engine's last Init from a file of AdapterOptions.StateFile. Returns
+// errdefs.ErrFailedPrecondition if nothing is kept.
+func ReadState(file string) (InitRequest, error) {
+	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return InitRequest{}, errNoInit
 	}
@@ -40,7 +46,7 @@ func (a *Adapter) loadState() (InitRequest, error) {
 	}
 	var request InitRequest
 	if err := json.Unmarshal(text, &request); err != nil {
-		return InitRequest{}, fmt.Errorf("read the engine's last Init from %s: %w", a.opts.StateFile, err)
+		return InitRequest{}, fmt.Errorf("read the engine's last Init from %s: %w", file, err)
 	}
 	return request, request.check()
 }

@@ -12,14 +12,15 @@ import (
 func (q *Qgroups) limited() string { return filepath.Join(q.dir.Name(), LimitedName) }
 
 // remember makes the file that says that there are limits, unless the file exists. The caller does so when it turns
-// quotas on for a limit, or sets a limit by itself. It does not do so when a subvolume is made with a limit, which
-// then takes no longer. On a filesystem without room for the file a later warning is lost, and no limit.
+// quotas on for a limit, sets a limit, or says how a subvolume is made with one. On a filesystem without room for the file, the
+// next limit tries again: until then a later warning is lost, and no limit.
 func (q *Qgroups) remember() {
-	if q.remembered.Swap(true) {
+	if q.remembered.Load() {
 		return
 	}
 	f, err := os.OpenFile(q.limited(), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err == nil {
+		q.remembered.Store(true)
 		_ = f.Close() // nothing was written
 	}
 }

@@ -51,7 +51,11 @@ func OpenQgroups(dir string, policy Policy) (*Qgroups, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("open quotas: filesystem of %s: %w", dir, err)
 	}
-	return &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}, nil
+	q := &Qgroups{dir: f, sysfs: "/sys/fs/btrfs/" + uuid.String() + "/qgroups", policy: policy}
+	if _, err := os.Lstat(q.limited()); err == nil {
+		q.remembered.Store(true) // so that making a subvolume takes no call more
+	}
+	return q, nil
 }
 
 // Close releases the resources of q. Quotas and limits stay.
@@ -215,6 +219,9 @@ func (q *Qgroups) Inherit(ctx context.Context, limit Limit, source uint64) (inhe
 	}
 	if err != nil {
 		return Inherited{}, false, err
+	}
+	if limit.Bytes != 0 {
+		q.remember()
 	}
 	switch {
 	case mode == Classic && source != 0 && limit.Bytes == 0:

@@ -688,3 +688,25 @@ func BenchmarkUsage(b *testing.B) {
 		}
 	}
 }
+
+// TestRemember: the note of limits is made as soon as there is room for it. A limit that a subvolume is made with counts too.
+func TestRemember(t *testing.T) {
+	limit := Limit{Bytes: 10 * mib}
+	s := newStore(t, PolicyAuto)
+	require.NoError(t, os.Mkdir(s.limited(), 0o700)) // as on a filesystem without room for the file
+	id := s.create("layer")
+	require.NoError(t, s.SetLimit(t.Context(), id, limit))
+	require.NoError(t, os.Remove(s.limited()))
+	s.clone("clone", "layer", limit)
+	assert.FileExists(t, s.limited())
+
+	require.NoError(t, os.Remove(s.limited()))
+	other := s.open(PolicyAuto) // quotas are on already
+	_, _, err := other.Inherit(t.Context(), limit, 0)
+	require.NoError(t, err)
+	assert.FileExists(t, s.limited())
+	require.NoError(t, btrfsctl.DisableQuota(s.fd()))
+	lost, err := other.Lost()
+	require.NoError(t, err)
+	assert.True(t, lost)
+}

@@ -70,3 +70,11 @@ type Usage struct {
 	// Exclusive says that Bytes leaves out data that other volumes reference too.
 	Exclusive bool
 }
+
+// Against is the part of the usage that counts against a limit.
+func (u Usage) Against(limit Limit) uint64 {
+	if limit.Scope == ScopeTotal {
+		return u.Total
+	}
+	return u.Bytes
+}

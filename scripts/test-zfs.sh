@@ -33,6 +33,8 @@ Environment:
                       only without RUN or if it is one of the names above. So are labels tested
   RACE                1: with the race detector, which is slow in the test machine
   COWSHED_TEST_LONG   1: the long variants of the tests, with twelve hours of time
+  COWSHED_FAULTS_PART  a part of the faults of TestFaults, such as 1/6; long, without RUN, each part has a machine
+  COWSHED_FAULTS_SEED, COWSHED_TEST_SEED  repeat a random test: see docs/testing.md
   COWSHED_TEST_ZPOOL  use this pool of the host; without it, a pool is made in a file and destroyed afterwards
   COWSHED_CACHE       directory of the test machine, default /var/cache/cowshed
 
@@ -103,8 +105,19 @@ docker_tests() {
 # Lanes are parts of the tests, the longest first. As many run at once as there are processors, with one
 # processor each: on two processors, two machines with two each are more than twice as slow. Tests of concurrency run
 # with two processors, after the others.
-readonly lanes=(backend graph packages docker e2e) lane_of_two=concurrent
-readonly lanes_of_tree=(backend graph packages e2e "$lane_of_two") # docker has a directory of its own
+lanes=(backend graph packages docker e2e)
+# Long, tests of e2e that take hours have lanes of their own, so that each ends in time. The faults have several.
+long_lanes=() fault_parts=6
+if [[ -n ${COWSHED_TEST_LONG:-} && -z ${RUN:-}$zfs ]]; then
+	long_lanes=(model killed)
+	for ((part = 1; part <= fault_parts; part++)); do
+		long_lanes+=("faults-$part")
+	done
+	lanes+=("${long_lanes[@]}")
+fi
+readonly lanes long_lanes fault_parts lane_of_two=concurrent
+# docker has a directory of its own.
+readonly lanes_of_tree=(backend graph packages e2e "${long_lanes[@]}" "$lane_of_two")
 
 # Tests that take more than a minute in the test machine, and have a twin on btrfs that stays in CI. RUN chooses them too.
 long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/./^128LayersMount$|^TestMigrateZFS$|^TestGraphShared$|^TestOnZFS$|^Test(Containerd|Docker)SharedZFS$')
@@ -112,6 +125,7 @@ long_tests=('-test.skip=^TestSnapshotterSuiteZFS$/./^128LayersMount$|^TestMigrat
 # On ZFS the tests of e2e with shared roots take more than ten minutes.
 not_in_e2e='^TestGraph$|^TestSetUp|^TestMountLabel$'
 [[ -n ${COWSHED_TEST_LONG:-} ]] || not_in_e2e+='|Shared'
+[[ ${#long_lanes[@]} -eq 0 ]] || not_in_e2e+='|^TestFaults(Shared)?$|^TestModelOfStates$|^TestKilled$'
 # Of a home whose limits count the image too, TestGraph tests the limits alone, except in long runs and with another OpenZFS.
 concurrent='^TestGraph$/./^(Concurrent|DiffWhileWriting)' not_in_graph='^TestGraph$/^zfs-total$/^([^Q]|Q[^u])'
 [[ -z ${COWSHED_TEST_LONG:-}$zfs ]] || not_in_graph=
@@ -141,6 +155,7 @@ build() {
 			add_tests graph '-test.run=^TestGraph$' "-test.skip=$concurrent${not_in_graph:+|$not_in_graph}"
 			add_tests "$lane_of_two" "-test.run=$concurrent" "-test.skip=$not_in_graph"
 			[[ -n $zfs ]] || add_tests e2e "-test.skip=$not_in_e2e"
+			[[ ${#long_lanes[@]} -eq 0 ]] || add_long_tests
 		elif [[ $rel == ./zfs || $rel == ./zfs/* ]]; then
 			add_tests backend -test.run=.
 		else
@@ -149,6 +164,17 @@ build() {
 	done
 	for lane in "${lanes_of_tree[@]}"; do
 		end_lane "$dir/$lane.sh"
+	done
+}
+
+# add_long_tests: adds the tests of e2e that have lanes of their own.
+add_long_tests() {
+	local part
+	add_tests model '-test.run=^TestModelOfStates$'
+	add_tests killed '-test.run=^TestKilled$'
+	for ((part = 1; part <= fault_parts; part++)); do
+		echo "export COWSHED_FAULTS_PART=$part/$fault_parts" >>"$dir/faults-$part.sh"
+		add_tests "faults-$part" '-test.run=^TestFaults(Shared)?$'
 	done
 }
 
@@ -225,7 +251,8 @@ in_machine() {
 	local cpus=1
 	[[ $2 != "$lane_of_two" ]] || cpus=2
 	"$machine" run --zfs "$openzfs" --timeout "$machine_timeout" --cpus "$cpus" --dir "$1" --append-env COWSHED_TEST_REQUIRE=1 --append-env COWSHED_TEST_ZPOOL=tank \
-		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" -- "/work/$2.sh"
+		--append-env CI="${CI:-}" --append-env COWSHED_TEST_LONG="${COWSHED_TEST_LONG:-}" --append-env COWSHED_TEST_SEED="${COWSHED_TEST_SEED:-}" \
+		--append-env COWSHED_FAULTS_SEED="${COWSHED_FAULTS_SEED:-}" --append-env COWSHED_FAULTS_PART="${COWSHED_FAULTS_PART:-}" -- "/work/$2.sh"
 }
 
 # power_cut DIR NAME VARIANT: cuts the power of the machine in the middle of a workload, and starts it again with the same

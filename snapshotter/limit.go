@@ -83,11 +83,7 @@ func (s *Snapshotter) checkHeld(ctx context.Context, volume string, limit quota.
 	if err != nil {
 		return err
 	}
-	held := usage.Bytes
-	if limit.Scope == quota.ScopeTotal {
-		held = usage.Total
-	}
-	if held > limit.Bytes {
+	if held := usage.Against(limit); held > limit.Bytes {
 		return fault.New(errdefs.ErrFailedPrecondition, "a limit of %s is less than the %s (%d bytes) that the snapshot holds",
 			quota.FormatSize(limit.Bytes), quota.FormatSize(held), held)
 	}

@@ -41,13 +41,15 @@ func (h *host) lostVolumes() map[string]Lost {
 const container = "k8s.io/12/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 // TestLostMetadata: whatever becomes of the metadata, no volume goes that it does not know.
-func TestLostMetadata(t *testing.T) {
+func TestLostMetadata(t *testing.T) { testLostMetadata(t, onBtrfs()) }
+
+func testLostMetadata(t *testing.T, fs filesystem) {
 	for name, lose := range map[string]func(h *host){
 		"deleted": func(h *host) { require.NoError(h.t, os.Remove(h.metadata())) },
 		"empty":   func(h *host) { require.NoError(h.t, os.Truncate(h.metadata(), 0)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHost(t, Options{})
+			h := newHostOn(t, fs, Options{})
 			h.image("image")
 			h.prepare(container, "image")
 			h.write(container, "data", []byte("precious"))
@@ -90,8 +92,10 @@ func TestLostMetadata(t *testing.T) {
 
 // TestRolledBackMetadata: the metadata is older than the volumes. Snapshots that it names are as their volumes are.
 // Volumes that it does not know are kept. Volumes that it lists as doomed are destroyed.
-func TestRolledBackMetadata(t *testing.T) {
-	h := newHost(t, Options{})
+func TestRolledBackMetadata(t *testing.T) { testRolledBackMetadata(t, onBtrfs()) }
+
+func testRolledBackMetadata(t *testing.T, fs filesystem) {
+	h := newHostOn(t, fs, Options{})
 	ctx := t.Context()
 	h.image("image")
 	h.prepare("old", "image")
@@ -173,8 +177,10 @@ func TestRolledBackAt(t *testing.T) {
 
 // TestRolledBackVolumes: the volumes are older than the metadata. The records of missing volumes are kept, and give
 // them back when they exist again.
-func TestRolledBackVolumes(t *testing.T) {
-	h := newHost(t, Options{})
+func TestRolledBackVolumes(t *testing.T) { testRolledBackVolumes(t, onBtrfs()) }
+
+func testRolledBackVolumes(t *testing.T, fs filesystem) {
+	h := newHostOn(t, fs, Options{})
 	ctx := t.Context()
 	h.image("image")
 	h.prepare("kept", "image")
@@ -196,16 +202,18 @@ func TestRolledBackVolumes(t *testing.T) {
 }
 
 // TestOtherMetadata: the metadata of another home names nothing that is there.
-func TestOtherMetadata(t *testing.T) {
+func TestOtherMetadata(t *testing.T) { testOtherMetadata(t, onBtrfs()) }
+
+func testOtherMetadata(t *testing.T, fs filesystem) {
 	var foreign []byte
 	t.Run("other", func(t *testing.T) {
-		other := newHost(t, Options{})
+		other := newHostOn(t, fs, Options{})
 		other.image("image")
 		other.prepare(container, "image")
 		require.NoError(t, other.Close())
 		foreign = other.copyMetadata()
 	})
-	h := newHost(t, Options{})
+	h := newHostOn(t, fs, Options{})
 	h.image("image")
 	h.prepare(container, "image")
 	before := h.volumes()

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
@@ -32,9 +33,15 @@ func TestZFS(t *testing.T) {
 		"compare":            testCompareAgreesWithContainerd,
 		"create diff":        testCreateDiff,
 		"limit below held":   testLimitBelowHeldZFS,
+		"lost metadata":      testLostMetadata,
+		"older metadata":     testRolledBackMetadata,
 		"apply taken back":   func(t *testing.T, fs filesystem) { testApplyTakenBack(t, fs, "image", layertar.Gzip) },
 	} {
 		t.Run(name, func(t *testing.T) { test(t, onZFS) })
+	}
+	if testfs.Long() {
+		t.Run("older volumes", func(t *testing.T) { testRolledBackVolumes(t, onZFS) })
+		t.Run("other metadata", func(t *testing.T) { testOtherMetadata(t, onZFS) })
 	}
 }
 
@@ -96,6 +103,8 @@ func TestFullZFS(t *testing.T) {
 		require.NoError(t, h.Remove(t.Context(), "new"))
 	} else {
 		require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+		require.ErrorIs(t, err, unix.ENOSPC)
+		assert.NotErrorIs(t, err, unix.EDQUOT, "it is no limit of a snapshot")
 		assert.NotContains(t, h.keys(), "new")
 	}
 	require.NoError(t, h.restart(nil))

@@ -69,7 +69,8 @@ var _ interface {
 // home if that is missing, and gives up when ctx ends. Unless another Backend has the same home open, Open destroys
 // half-made datasets and unmounts mounts that a crash has left.
 //
-// Returns errdefs.ErrUnavailable if the pool is not imported or is suspended, or if the kernel does not answer at all.
+// Returns errdefs.ErrUnavailable if the pool is not imported or is suspended, or if the kernel does not answer at all. Returns
+// errdefs.ErrFailedPrecondition if another home has the dataset open.
 func Open(ctx context.Context, home, root string, opts Options) (*Backend, error) {
 	return openHome(ctx, home, root, opts, false)
 }
@@ -162,6 +163,10 @@ func (b *Backend) openFiles(ctx context.Context, home string) (err error) {
 	if b.lock, err = homedir.Lock(ctx, b.home, b.recover); err != nil {
 		return err
 	}
+	// Once more: for a moment after recover, the home was not locked.
+	if err = b.ownUnlessFrozen(ctx); err != nil {
+		return err
+	}
 	if b.presence, err = b.lockPresence(); err != nil {
 		return err
 	}
@@ -176,6 +181,9 @@ func (b *Backend) openFiles(ctx context.Context, home string) (err error) {
 // Remains that cannot be cleaned up are logged. They are in nobody's way, and the next start tries again.
 func (b *Backend) recover(ctx context.Context) error {
 	b.recovered = true
+	if err := b.ownUnlessFrozen(ctx); err != nil {
+		return err
+	}
 	if err := b.keepPrivate(b.gid); err != nil {
 		return err
 	}

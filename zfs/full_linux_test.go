@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -19,14 +20,15 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/quota"
 )
 
 // TestFull does every operation while a pool fills up, and while the dataset that holds the volumes reaches its quota.
-// The home is on the full filesystem. An operation that fails says ENOSPC or EDQUOT and leaves nothing. A home can be
-// opened, and emptied.
+// The home is on the full filesystem. An operation that fails says ENOSPC and leaves nothing. EDQUOT would be the limit of a
+// volume. Volumes can be removed at each level. A home can be opened, and emptied.
 func TestFull(t *testing.T) {
 	levels := []int{100}
 	if testfs.Long() {
@@ -41,11 +43,15 @@ func TestFull(t *testing.T) {
 			mountpoint := t.TempDir() + "/root"
 			root := pool + "/root"
 			zfs(t, append(append([]string{"create", "-o", "mountpoint=" + mountpoint}, properties...), root)...)
-			f := &full{faultyOn(t, root, mountpoint), mountpoint}
+			f := &full{faultyOn(t, root, mountpoint), mountpoint, nil}
 			f.prepare(t)
+			for _, level := range levels {
+				require.NoError(t, f.Create(t.Context(), fmt.Sprintf("removed-at-%d", level), cowcommon.VolumeOptions{}))
+			}
 			for _, level := range levels {
 				f.fillTo(t, level)
 				f.tryAll(t, fmt.Sprintf("%d %%", level))
+				require.NoError(t, f.Remove(t.Context(), fmt.Sprintf("removed-at-%d", level)))
 			}
 			f.empty(t)
 		})
@@ -55,6 +61,7 @@ func TestFull(t *testing.T) {
 type full struct {
 	faulty
 	mountpoint string
+	stream     []byte // of a volume of 2 MiB
 }
 
 // prepare makes the volumes "image", sealed; "top", cloned from it; "base"; and "ballast", which the test fills.
@@ -66,6 +73,36 @@ func (f *full) prepare(t *testing.T) {
 	}
 	require.NoError(t, f.Clone(ctx, "top", "image", cowcommon.VolumeOptions{}))
 	fill(t, f.Backend, "top", "added", randomBytes(1<<10))
+	require.NoError(t, f.Create(ctx, "sent", cowcommon.VolumeOptions{}))
+	fill(t, f.Backend, "sent", "file", randomBytes(2<<20))
+	require.NoError(t, f.Seal(ctx, "sent"))
+	var stream bytes.Buffer
+	require.NoError(t, f.send(ctx, "sent", &stream))
+	f.stream = stream.Bytes()
+	require.NoError(t, f.Remove(ctx, "sent"))
+}
+
+// send writes a sealed volume as a stream.
+func (f *full) send(ctx context.Context, volume string, to io.Writer) error {
+	v, err := f.View(ctx, volume)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Send(ctx, to, nil, v), v.Close())
+}
+
+// apply extracts a layer of that many bytes into a volume.
+func (f *full) apply(ctx context.Context, volume string, size int) error {
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	content := randomBytes(size)
+	err := w.WriteHeader(&tar.Header{Name: "applied", Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(size)})
+	_, writeErr := w.Write(content)
+	if err := errors.Join(err, writeErr, w.Close()); err != nil {
+		return err
+	}
+	_, err = cowcommon.Apply(ctx, f.Backend, volume, &layer, layertar.ApplyOptions{})
+	return err
 }
 
 // fillTo fills the dataset until that many percent of it are in use. With 100 it fills it to the last byte and the last
@@ -135,7 +172,10 @@ func (f *full) tryAll(t *testing.T, level string) {
 	ctx := t.Context()
 	d := cowdriver.New(Name, f.Backend, cowdriver.Options{})
 	remove := func() error { return f.Remove(ctx, "new") }
-	needsNoSpace := map[string]bool{"view of sealed": true, "usage": true, "mount": true}
+	needsNoSpace := map[string]bool{"view of sealed": true, "usage": true, "mount": true, "send": true}
+	remakeBase := func() error {
+		return errors.Join(f.Remove(ctx, "base"), f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+	}
 	for _, try := range []struct {
 		what     string
 		do, undo func() error
@@ -144,8 +184,25 @@ func (f *full) tryAll(t *testing.T, level string) {
 		{"create owned", func() error { return f.Create(ctx, "new", cowcommon.VolumeOptions{UID: 1, GID: 1}) }, remove},
 		{"clone", func() error { return f.Clone(ctx, "new", "image", cowcommon.VolumeOptions{}) }, remove},
 		{"clone and seal", func() error { return f.Clone(ctx, "new", "base", cowcommon.VolumeOptions{}) }, func() error {
-			return errors.Join(remove(), f.Remove(ctx, "base"), f.Create(ctx, "base", cowcommon.VolumeOptions{}))
+			return errors.Join(remove(), remakeBase())
 		}},
+		{"seal", func() error { return f.Seal(ctx, "base") }, remakeBase},
+		{"keep and restore", func() error {
+			k, err := f.Keep(ctx, "base")
+			if err != nil {
+				return err
+			}
+			return errors.Join(k.Restore(ctx), k.Close())
+		}, nil},
+		{"send", func() error { return f.send(ctx, "image", io.Discard) }, nil},
+		{"apply", func() error { return f.apply(ctx, "ballast", 2<<20) }, nil},
+		{"files of a diff", func() error {
+			_, release, err := d.DiffPath("top")
+			if err != nil {
+				return err
+			}
+			return release()
+		}, nil},
 		{"view", func() error { return closeView(f.View(ctx, "base")) }, nil},
 		{"view of sealed", func() error { return closeView(f.View(ctx, "image")) }, nil},
 		{"changes", func() error {
@@ -169,18 +226,20 @@ func (f *full) tryAll(t *testing.T, level string) {
 		}},
 		{"rename", func() error { return f.Rename(ctx, "base", "new") }, func() error { return f.Rename(ctx, "new", "base") }},
 		{"mount", func() error { return errors.Join(second(f.Mount(ctx, "base", "")), f.Unmount(ctx, "base")) }, nil},
-		{"receive", func() error { return f.Receive(ctx, "new", "", bytes.NewReader(nil)) }, nil},
+		{"receive", func() error { return f.Receive(ctx, "new", "", bytes.NewReader(f.stream)) }, remove},
+		{"receive of nothing", func() error { return f.Receive(ctx, "new", "", bytes.NewReader(nil)) }, nil},
 	} {
 		before := f.state(t)
 		err := try.do()
 		switch {
-		case try.what == "receive": // of an empty stream: fails with and without space
+		case try.what == "receive of nothing": // it fails with and without space
 			require.Error(t, err)
 			assert.Equal(t, before, f.state(t), "%s at %s", try.what, level)
 		case err != nil:
 			assert.False(t, needsNoSpace[try.what], "%s at %s: %v", try.what, level, err)
 			t.Logf("%s at %s: %v", try.what, level, err)
-			require.True(t, fault.IsFull(err), "%s at %s: %v", try.what, level, err)
+			require.ErrorIs(t, err, unix.ENOSPC, "%s at %s", try.what, level)
+			assert.NotErrorIs(t, err, unix.EDQUOT, "%s at %s", try.what, level)
 			assert.Equal(t, before, f.state(t), "%s at %s: %v", try.what, level, err)
 		case try.undo != nil:
 			if err := try.undo(); !fault.IsFull(err) {

@@ -42,7 +42,7 @@ func (b *Backend) record(ctx context.Context, name, origin string) error {
 	path := filepath.Join(b.intents, name)
 	return b.change(ctx, step{
 		op:       "record",
-		do:       func(kernel) error { return writeIntent(path, origin) },
+		do:       func(kernel) error { return ofHome(writeIntent(path, origin)) },
 		happened: isPresent(path),
 		undo:     func(context.Context) error { return removeIntent(path) },
 	})

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/staging"
@@ -56,12 +54,14 @@ func (b *Backend) keep(ctx context.Context, name string) (_ *kept, err error) {
 // Restore rolls the volume back. It fails if the volume has a newer snapshot, for a view or a clone.
 func (k *kept) Restore(ctx context.Context) error {
 	err := k.rollBack(ctx)
-	if errors.Is(err, unix.EDQUOT) { // the content of then exceeds the limit of now, and not that of then
+	if fault.IsFull(err) { // the content of then exceeds the limit of now, and not that of then
 		if err = k.restoreLimit(ctx); err == nil {
 			err = k.rollBack(ctx)
 		}
 	}
-	if err == nil {
+	if err == nil { // then the limit follows, although ctx may have ended
+		ctx, cancel := k.b.zfs.later(ctx)
+		defer cancel()
 		err = k.restoreLimit(ctx)
 	}
 	return fault.Wrap("restore volume", k.volume, err)
@@ -84,9 +84,21 @@ func (k *kept) rollBack(ctx context.Context) (err error) {
 	err = k.b.act(ctx, step{
 		op:       "rollback",
 		do:       func(kernel kernel) error { return kernel.Rollback(dataset, k.m.name) },
-		happened: func(context.Context) (bool, error) { return false, nil }, // if it has, repeating it is harmless
+		happened: func(ctx context.Context) (bool, error) { return k.isAsKept(ctx) },
 	})
 	return k.b.explainMissing(ctx, err, k.volume)
+}
+
+// isAsKept reports whether the volume, which is not mounted, is as it was when it was kept: the kept snapshot is its latest,
+// and nothing was written since. A rollback makes it so.
+func (k *kept) isAsKept(ctx context.Context) (bool, error) {
+	d, err := k.b.stats(ctx, k.b.datasetOf(k.volume))
+	if err != nil {
+		return false, err
+	}
+	latest, _ := d.Properties.Text("prevsnap")
+	written, known := d.Properties.Number("written")
+	return latest == k.m.name && known && written == 0, nil
 }
 
 func (k *kept) restoreLimit(ctx context.Context) error {

@@ -83,3 +83,30 @@ func TestKeepCrash(t *testing.T) {
 	assert.Equal(t, root+"\n"+b.datasetOf("volume")+"\n", zfs(t, "list", "-Hr", "-t", "all", "-o", "name", root))
 	require.NoError(t, b.Remove(ctx, "volume"))
 }
+
+// TestRestoreInterrupted: the answer of a rollback that was interrupted agrees with the volume.
+func TestRestoreInterrupted(t *testing.T) {
+	f := openFaulty(t)
+	ctx := t.Context()
+	for _, fault := range faults {
+		t.Run(fault, func(t *testing.T) {
+			require.NoError(t, f.Create(ctx, "volume", cowcommon.VolumeOptions{}))
+			k, err := f.Keep(ctx, "volume")
+			require.NoError(t, err)
+			fill(t, f.Backend, "volume", "later", []byte("later"))
+			err = f.with(t, "rollback", fault, k.Restore)
+			dir, mountErr := f.Mount(ctx, "volume", "")
+			require.NoError(t, mountErr)
+			if err == nil {
+				assert.NoFileExists(t, filepath.Join(dir, "later"))
+			} else {
+				assert.FileExists(t, filepath.Join(dir, "later"), "%v", err)
+			}
+			assert.Equal(t, fault == "interrupted-before", err != nil, "%v", err)
+			require.NoError(t, f.Unmount(ctx, "volume"))
+			require.NoError(t, k.Restore(ctx))
+			require.NoError(t, k.Close())
+			require.NoError(t, f.Remove(ctx, "volume"))
+		})
+	}
+}

@@ -49,16 +49,8 @@ func (b *Backend) explainLimited(ctx context.Context, err error, name string, li
 		return usageErr
 	}
 	// The volume may hold less by now.
-	if held := heldAgainst(usage, limit); held >= limit.Bytes || b.lackOfSpace(ctx) == nil {
+	if held := usage.Against(limit); held >= limit.Bytes || b.lackOfSpace(ctx) == nil {
 		return fault.New(errdefs.ErrFailedPrecondition, "the volume holds %s already, more than %s: %v", quota.FormatSize(held), limit, err)
 	}
 	return b.explainSpace(ctx, err)
-}
-
-// heldAgainst is the part of usage that counts against a limit.
-func heldAgainst(usage quota.Usage, limit quota.Limit) uint64 {
-	if limit.Scope == quota.ScopeTotal {
-		return usage.Total
-	}
-	return usage.Bytes
 }

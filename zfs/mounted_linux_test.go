@@ -1,10 +1,8 @@
 package zfs
 
 import (
-	"bufio"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -18,30 +16,13 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// holder runs a script in a mount namespace of its own until end is called.
-func holder(t *testing.T, script string, args ...string) (pid int, end func()) {
-	t.Helper()
-	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation=private", "--", "sh", "-ec",
-		"cd /; " + script + "\necho ready; read wait"}, args...)...)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	line, err := bufio.NewReader(out).ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, "ready\n", line)
-	return cmd.Process.Pid, func() { _ = in.Close(); _ = cmd.Wait() }
-}
-
 // TestInUse: a mounted volume is neither removed, sealed nor renamed, wherever it is mounted and however the mount is
 // covered. It is cloned as it is. After the unmount all of that can be done.
 func TestInUse(t *testing.T) {
 	b := open(t)
 	inNamespace := func(script string) func(t *testing.T) func() {
 		return func(t *testing.T) func() {
-			_, end := holder(t, script, b.datasetOf("volume"), t.TempDir())
+			_, end := testfs.InNamespace(t, "private", script, b.datasetOf("volume"), t.TempDir())
 			return end
 		}
 	}
@@ -71,7 +52,7 @@ func TestInUse(t *testing.T) {
 		"covered in another mount namespace": {inNamespace(`mount -t zfs "$0" "$1"; mount -t tmpfs cover "$1"`),
 			"in the mount namespace of process", false},
 		"namespace without processes": {func(t *testing.T) func() {
-			pid, end := holder(t, `mount -t zfs "$0" "$1"`, b.datasetOf("volume"), t.TempDir())
+			pid, end := testfs.InNamespace(t, "private", `mount -t zfs "$0" "$1"`, b.datasetOf("volume"), t.TempDir())
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 			require.NoError(t, err)
 			end()

@@ -52,7 +52,7 @@ func (b *Backend) fillScratch(ctx context.Context, m *mountedSnapshot, fill func
 	if err := b.mountAt(ctx, m.name, m.dir, 0, ""); err != nil {
 		return err
 	}
-	if err := errors.Join(fill(m.dir), b.unmountAt(ctx, m.dir, false)); err != nil {
+	if err := errors.Join(b.explainSpace(ctx, fill(m.dir)), b.unmountAt(ctx, m.dir, false)); err != nil {
 		return err
 	}
 	return b.mountWaiting(ctx, m.name, m.dir, unix.MS_RDONLY, "")

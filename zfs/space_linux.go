@@ -2,6 +2,7 @@ package zfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -16,16 +17,33 @@ import (
 const little = 1 << 20
 
 // explainSpace checks whether a call that makes something has failed for lack of space, and adds the reason to its error.
-// It is unix.ENOSPC if the pool is full. It is unix.EDQUOT if a quota of the dataset that holds the volumes, or of a
-// dataset above it, is reached. For that too, the kernel says unix.ENOSPC at times.
+// It is unix.ENOSPC if the pool is full. It is also unix.ENOSPC if a quota is reached that is one of the dataset above the
+// volumes, or of one above that. unix.EDQUOT is the limit of a volume alone, although the kernel says it for any quota.
 func (b *Backend) explainSpace(ctx context.Context, err error) error {
-	if !isRefused(err) || !fault.IsFull(err) {
+	if isLost(err) || !fault.IsFull(err) {
 		return err
 	}
-	if reason := b.lackOfSpace(ctx); reason != nil {
-		return fmt.Errorf("%w: %w", reason, err)
+	reason := b.lackOfSpace(ctx)
+	if reason == nil {
+		return err
 	}
-	return err
+	var refused *zfsctl.Error
+	switch {
+	case !errors.Is(err, unix.EDQUOT):
+	case errors.As(err, &refused):
+		err = &zfsctl.Error{Op: refused.Op, Name: refused.Name, Err: unix.ENOSPC}
+	default:
+		return fmt.Errorf("%w (%s)", reason, err.Error())
+	}
+	return fmt.Errorf("%w: %w", reason, err)
+}
+
+// ofHome gives the error of a file of the home its kind. A quota that it has reached is one above all volumes: see explainSpace.
+func ofHome(err error) error {
+	if !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	return fmt.Errorf("a quota of the filesystem of the home is reached: %w (%s)", unix.ENOSPC, err.Error())
 }
 
 // lackOfSpace says where space is certainly lacking for a new dataset or snapshot, whatever limits volumes have. It
@@ -37,7 +55,7 @@ func (b *Backend) lackOfSpace(ctx context.Context) error {
 	case b.isLittle(ctx, b.zfs.pool):
 		return fmt.Errorf("the pool %s is full: remove something: %w", b.zfs.pool, unix.ENOSPC)
 	case b.isLittle(ctx, b.root):
-		return fmt.Errorf("a quota of %s is reached: remove something or raise it: %w", b.root, unix.EDQUOT)
+		return fmt.Errorf("a quota of %s is reached: remove something or raise it: %w", b.root, unix.ENOSPC)
 	}
 	return nil
 }

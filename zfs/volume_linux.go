@@ -144,7 +144,7 @@ func (b *Backend) createStaged(ctx context.Context, c *claim, opts cowcommon.Vol
 		}
 		// Unmounting writes everything back.
 		own := func() error { return os.Chown(dir, opts.UID, opts.GID) }
-		return errors.Join(b.zfs.ask(ctx, "chown", own), b.unmountAt(ctx, dir, false))
+		return errors.Join(b.explainSpace(ctx, b.zfs.ask(ctx, "chown", own)), b.unmountAt(ctx, dir, false))
 	})
 }
 

@@ -80,6 +80,7 @@ func (d *doctor) containerd(ctx context.Context, cmd *cobra.Command, f *containe
 		return
 	}
 	answers := d.daemonAnswers(ctx, c)
+	d.findings = append(d.findings, daemon.Examine(ctx, c, d.app.log)...)
 	h.lost()
 	h.doomed()
 	h.moments(ctx)

@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,7 +37,7 @@ type dockerPlugin struct {
 func newDockerPlugin(ctx context.Context, c Config, m *metrics, log *slog.Logger) *dockerPlugin {
 	p := &dockerPlugin{config: c, log: log, ctx: context.WithoutCancel(ctx), drivers: make(map[*dockerDriver]struct{})}
 	p.adapter = plugin.NewAdapter(p.open, plugin.AdapterOptions{
-		StateFile: filepath.Join(c.State, "docker-"+c.DockerPlugin+".json"),
+		StateFile: c.pluginState(),
 		Patience:  c.StopTimeout.Duration,
 		Logger:    log,
 	})
@@ -81,17 +79,8 @@ func (p *dockerPlugin) serve(ctx context.Context, l net.Listener) error {
 
 // open opens a driver where the engine says, or where the configuration does.
 func (p *dockerPlugin) open(request plugin.InitRequest) (graphdriver.Driver, error) {
-	home := request.Home
-	if p.config.DockerHome != "" {
-		home = p.config.DockerHome
-	}
-	options := func(driver string) []string {
-		own := slices.DeleteFunc(p.config.driverOptions(driver), func(option string) bool {
-			return isPlace(splitOption(option)) // where containerd's volumes are
-		})
-		return append(own, request.Options...)
-	}
-	driver, err := openDriver(p.ctx, home, p.config.Driver, options, request.IDMap(), p.log)
+	home := p.config.pluginHome(request)
+	driver, err := openDriver(p.ctx, home, p.config.Driver, p.config.pluginOptions(request), request.IDMap(), p.log)
 	if err != nil {
 		return nil, err
 	}

@@ -43,10 +43,7 @@ func Volumes(ctx context.Context, b cowcommon.Backend) ([]Volume, error) {
 // Held is how much a volume holds against a limit. Errors are those of cowcommon.Usage.
 func Held(ctx context.Context, b cowcommon.Backend, name string, limit quota.Limit) (uint64, error) {
 	usage, err := cowcommon.Usage(ctx, b, name)
-	if limit.Scope == quota.ScopeTotal {
-		return usage.Total, err
-	}
-	return usage.Bytes, err
+	return usage.Against(limit), err
 }
 
 // Percent is the part of a limit that is held, in percent.

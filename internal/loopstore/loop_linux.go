@@ -3,8 +3,10 @@ package loopstore
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -12,7 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/mounttable"
 )
+
+// fsType is the filesystem in an image.
+const fsType = "btrfs"
 
 // mounted reports whether the image is the uppermost mount on the directory.
 func (s Store) mounted(image *os.File) (bool, error) {
@@ -21,22 +27,22 @@ func (s Store) mounted(image *os.File) (bool, error) {
 		return false, err
 	}
 	top := mounts[len(mounts)-1] // of mounts on top of each other the last is seen
-	if top.FSType != "btrfs" {
+	if top.FSType != fsType {
 		return false, nil
 	}
 	device, err := attached(image, s.Image)
 	return device != "" && top.Source == device, err
 }
 
-// checkNotElsewhere makes sure that no part of the filesystem in the image is mounted at another place. There it
-// would live on after an unmount of the directory.
+// checkNotElsewhere makes sure that no part of the filesystem in the image is mounted at another place in this mount
+// namespace. There it would live on after an unmount of the directory.
 func (s Store) checkNotElsewhere(image *os.File) error {
 	device, err := attached(image, s.Image)
 	if err != nil {
 		return err
 	}
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.Source != device || m.FSType != "btrfs" || m.Mountpoint == s.Root, false
+		return m.Source != device || m.FSType != fsType || m.Mountpoint == s.Root, false
 	})
 	if err != nil {
 		return err
@@ -47,7 +53,40 @@ func (s Store) checkNotElsewhere(image *os.File) error {
 	return nil
 }
 
-// attached returns the loop device that has the image, "" if none has.
+// claimDevice keeps others from mounting the filesystem in the image until the caller closes the file, which is nil if
+// the image has no device. Returns fault.ErrInUse, with the users, if the filesystem is mounted.
+//
+// The kernel knows all users: mounts in any mount namespace, mounts below other mounts, layers of overlays, and
+// directories that are open although their mount is gone.
+func (s Store) claimDevice(image *os.File) (*os.File, error) {
+	device, err := attached(image, s.Image)
+	if err != nil || device == "" {
+		return nil, err
+	}
+	claim, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENXIO): // it was detached meanwhile
+		return nil, nil
+	case errors.Is(err, unix.EBUSY):
+		return nil, s.usedBy(device)
+	}
+	return claim, err
+}
+
+// usedBy is an error that names the users of the filesystem on a device.
+func (s Store) usedBy(device string) error {
+	uses, err := mounttable.UsesOfSource(fsType, func(source string) bool { return source == device })
+	if err != nil {
+		return err
+	}
+	if len(uses) > 0 {
+		return mounttable.InUse("the filesystem in "+s.Image, uses)
+	}
+	return fault.New(fault.ErrInUse, "the filesystem in %s (%s) is in use: by an overlay with a layer in it, by a process with an open directory, or by a mount namespace without processes; end that first", s.Image, device)
+}
+
+// attached returns the loop device that has the image, "" if none has. The device may have it by another path, such as
+// that of a bind mount.
 func attached(image *os.File, path string) (string, error) {
 	var own unix.Stat_t
 	if err := unix.Fstat(int(image.Fd()), &own); err != nil {
@@ -57,17 +96,48 @@ func attached(image *os.File, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	var others []string
 	for _, file := range files {
+		device := filepath.Base(filepath.Dir(filepath.Dir(file)))
 		name, err := os.ReadFile(file)
-		if err != nil || strings.TrimSuffix(string(name), "\n") != path {
-			continue // another one, or detached meanwhile
+		if err != nil {
+			continue // detached meanwhile
 		}
 		var stat unix.Stat_t
-		if unix.Stat(path, &stat) == nil && stat.Dev == own.Dev && stat.Ino == own.Ino {
-			return "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(file))), nil
+		if strings.TrimSuffix(string(name), "\n") == path && unix.Stat(path, &stat) == nil && stat.Dev == own.Dev && stat.Ino == own.Ino {
+			return "/dev/" + device, nil
+		}
+		others = append(others, device)
+	}
+	for _, device := range others {
+		has, err := hasFile(device, own)
+		if has || err != nil {
+			return "/dev/" + device, err
 		}
 	}
 	return "", nil
+}
+
+// hasFile asks a loop device whether it has a file. It has not if it cannot be asked: processes that may not open the
+// device can neither mount nor delete the image.
+func hasFile(device string, file unix.Stat_t) (bool, error) {
+	n, err := strconv.Atoi(strings.TrimPrefix(device, "loop"))
+	if err != nil {
+		return false, nil
+	}
+	loop, err := openLoop(n, os.O_RDONLY)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer loop.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(loop.Fd()))
+	if errors.Is(err, unix.ENXIO) { // detached meanwhile
+		return false, nil
+	}
+	return err == nil && info.Device == file.Dev && info.Inode == file.Ino, err
 }
 
 // attach gives the image a loop device that detaches itself once its last user is gone, or finds its present device.

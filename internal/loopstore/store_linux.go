@@ -409,31 +409,23 @@ func (s Store) mount() error {
 }
 
 // Remove unmounts the store and deletes the image with all that is in it, and the directory if it is empty. Returns
-// errdefs.ErrFailedPrecondition if the store is in use, or if this package did not make the image. Returns
-// fs.ErrNotExist if there is no image.
+// errdefs.ErrFailedPrecondition if the store is in use in any mount namespace, or if this package did not make the image.
+// Then it stays mounted if it was. Returns fs.ErrNotExist if there is no image.
 func (s Store) Remove(ctx context.Context) error {
 	f, err := s.openLocked(ctx)
 	if err != nil {
 		return fault.Wrap("remove image", s.Image, err)
 	}
 	defer flock.Release(f) //nolint:errcheck // nothing was written to it
-	state, err := s.state(f)
+	claim, err := s.unmountEverywhere(f)
 	if err != nil {
 		return err
 	}
-	if state == Mounted {
-		if err := s.checkNotElsewhere(f); err != nil {
-			return err
-		}
-		err := unix.Unmount(s.Root, 0)
-		if errors.Is(err, unix.EBUSY) {
-			return fault.Wrap("unmount embedded store", s.Root, fault.New(fault.ErrInUse, "fuser -vm %s shows by whom: %w", s.Root, err))
-		}
-		if err != nil {
-			return fault.Wrap("unmount embedded store", s.Root, err)
-		}
+	err = os.Remove(s.Image)
+	if claim != nil {
+		err = errors.Join(err, claim.Close())
 	}
-	if err := os.Remove(s.Image); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := s.removeStale(); err != nil {
@@ -444,6 +436,33 @@ func (s Store) Remove(ctx context.Context) error {
 		return err
 	}
 	return syncdir.Sync(filepath.Dir(s.Image))
+}
+
+// unmountEverywhere unmounts the image, which is locked, and claims its device (see claimDevice). An unmount also ends
+// the mounts that have spread from this one to other mount namespaces. So the users that are left are known after it
+// alone, and then the image is mounted again.
+func (s Store) unmountEverywhere(image *os.File) (claim *os.File, err error) {
+	state, err := s.state(image)
+	if err != nil {
+		return nil, err
+	}
+	if state == Mounted {
+		if err := s.checkNotElsewhere(image); err != nil {
+			return nil, err
+		}
+		err := unix.Unmount(s.Root, 0)
+		if errors.Is(err, unix.EBUSY) {
+			err = fault.New(fault.ErrInUse, "fuser -vm %s shows by whom: %w", s.Root, err)
+		}
+		if err != nil {
+			return nil, fault.Wrap("unmount embedded store", s.Root, err)
+		}
+	}
+	claim, err = s.claimDevice(image)
+	if err != nil && state == Mounted {
+		err = errors.Join(err, s.mount())
+	}
+	return claim, fault.Wrap("remove image", s.Image, err)
 }
 
 // run runs a program, whose output becomes part of the error.

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/admintool"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
@@ -203,6 +204,93 @@ func TestRemoveInUse(t *testing.T) {
 		require.ErrorIs(t, s.Remove(t.Context()), errdefs.ErrFailedPrecondition)
 		requireState(t, s, Mounted)
 	})
+}
+
+// TestRemoveInUseElsewhere: a store that somebody has mounted is not removed, although this mount namespace does not show it.
+func TestRemoveInUseElsewhere(t *testing.T) {
+	for name, c := range map[string]struct {
+		use   func(t *testing.T, s Store)
+		names string
+		state State
+	}{
+		"covered": {
+			func(t *testing.T, s Store) { mountUntilEnd(t, "tmpfs", s.Root, "tmpfs", 0, "") },
+			" is mounted on ", Detached,
+		},
+		"in another mount namespace alone": {
+			func(t *testing.T, s Store) {
+				testfs.InNamespace(t, "private", "")
+				require.NoError(t, unix.Unmount(s.Root, 0))
+			},
+			"in the mount namespace of process ", Detached,
+		},
+		"bound in another mount namespace": {
+			func(t *testing.T, s Store) {
+				testfs.InNamespace(t, "private", `mount --bind "$0" "$1"; umount "$0"`, s.Root, t.TempDir())
+			},
+			"in the mount namespace of process ", Mounted,
+		},
+		"layer of an overlay": {
+			func(t *testing.T, s Store) {
+				mountUntilEnd(t, "overlay", t.TempDir(), "overlay", 0, "lowerdir="+s.Root+":"+t.TempDir())
+			},
+			"an overlay", Mounted,
+		},
+		"attached by another path": {
+			func(t *testing.T, s Store) {
+				require.NoError(t, unix.Unmount(s.Root, 0))
+				other := t.TempDir()
+				mountUntilEnd(t, filepath.Dir(s.Image), other, "", unix.MS_BIND, "")
+				at := t.TempDir()
+				require.NoError(t, testfs.Run(t, exec.Command("mount", "-o", "loop", filepath.Join(other, filepath.Base(s.Image)), at)))
+				t.Cleanup(func() { assert.NoError(t, unix.Unmount(at, 0)) })
+			},
+			" is mounted on ", Detached,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			_, err := s.Make(t.Context(), MinSize, false)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(filepath.Join(s.Root, "file"), []byte("kept"), 0o644))
+			t.Run("used", func(t *testing.T) {
+				c.use(t, s)
+				err := s.Remove(t.Context())
+				require.ErrorIs(t, err, fault.ErrInUse)
+				require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+				require.ErrorContains(t, err, c.names)
+				assert.FileExists(t, s.Image)
+				requireState(t, s, c.state)
+			})
+			_, err = s.Mount(t.Context())
+			require.NoError(t, err)
+			data, err := os.ReadFile(filepath.Join(s.Root, "file"))
+			require.NoError(t, err)
+			assert.Equal(t, "kept", string(data))
+		})
+	}
+}
+
+// TestRemoveSpread: mounts that have spread from the store's to other mount namespaces, as on a host with systemd, go with it.
+func TestRemoveSpread(t *testing.T) {
+	testfs.Root(t)
+	host := t.TempDir()
+	mountUntilEnd(t, "host", host, "tmpfs", 0, "")
+	require.NoError(t, unix.Mount("", host, "", unix.MS_SHARED, ""))
+	newStore(t) // ends the test where stores cannot be made
+	s, err := At(filepath.Join(host, "store"))
+	require.NoError(t, err)
+	_, err = s.Make(t.Context(), MinSize, false)
+	require.NoError(t, err)
+	testfs.InNamespace(t, "slave", "")
+	require.NoError(t, s.Remove(t.Context()))
+	assert.NoFileExists(t, s.Image)
+}
+
+func mountUntilEnd(t *testing.T, source, at, fsType string, flags uintptr, data string) {
+	t.Helper()
+	require.NoError(t, unix.Mount(source, at, fsType, flags, data))
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(at, unix.MNT_DETACH)) })
 }
 
 func TestMountIsDoneOnce(t *testing.T) {

@@ -49,6 +49,13 @@ func (p Properties) Text(name string) (string, bool) {
 	return value, ok
 }
 
+// SetAt returns the name of the dataset at which a property was set, "" if it was not.
+func (p Properties) SetAt(name string) string {
+	property, _ := p[name].(nvlist.List)
+	at, _ := property["source"].(string)
+	return at
+}
+
 // Stats describes a dataset or snapshot (ZFS_IOC_OBJSET_STATS). Returns unix.ENOENT if it does not exist.
 func (c *Control) Stats(name string) (Dataset, error) {
 	var cmd command

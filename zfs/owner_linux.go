@@ -1,0 +1,218 @@
+package zfs
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/homedir"
+	"github.com/cowshed/cowshed/internal/mounttable"
+	"github.com/cowshed/cowshed/internal/nvlist"
+	"github.com/cowshed/cowshed/internal/zfsctl"
+)
+
+// All locks of a Backend are in its home. So only one home at a time may have a dataset open: a second home would take datasets
+// that the first is making for left over. The dataset itself says which home that is, since mount namespaces and containers
+// share nothing else.
+//
+// The record stays when the home is closed, so that opening it again changes nothing. It counts while the machine runs, and
+// until the home is known to be closed.
+
+// homeProperty is the record of the home that has the dataset open.
+const homeProperty = "cowshed:home"
+
+//go:embed own.lua
+var ownProgram string
+
+// owner names a home by its lock file.
+type owner struct {
+	boot   string // of the machine
+	pids   string // the process id namespace of the process that opened the home
+	device uint64 // of the lock file
+	inode  uint64
+	home   string // its path in the mount namespace of that process
+}
+
+func (o owner) String() string {
+	return fmt.Sprintf("%s %s %d %d %s", o.boot, o.pids, o.device, o.inode, o.home)
+}
+
+func (o owner) isSame(other owner) bool {
+	return o.boot == other.boot && o.device == other.device && o.inode == other.inode
+}
+
+// parseOwner reads a record. Of a record that it does not know, it returns the whole as the home.
+func parseOwner(record string) (o owner, known bool) {
+	fields := strings.SplitN(record, " ", 5)
+	if len(fields) < 5 {
+		return owner{home: record}, false
+	}
+	device, deviceErr := strconv.ParseUint(fields[2], 10, 64)
+	inode, inodeErr := strconv.ParseUint(fields[3], 10, 64)
+	if deviceErr != nil || inodeErr != nil {
+		return owner{home: record}, false
+	}
+	return owner{boot: fields[0], pids: fields[1], device: device, inode: inode, home: fields[4]}, true
+}
+
+// ownerOf returns the record of a home that has a lock file.
+func ownerOf(home string) (o owner, err error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return o, err
+	}
+	pids, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return o, err
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(homedir.LockFile(home), &stat); err != nil {
+		return o, &os.PathError{Op: "stat", Path: homedir.LockFile(home), Err: err}
+	}
+	return owner{boot: strings.TrimSpace(string(boot)), pids: pids, device: stat.Dev, inode: stat.Ino, home: home}, nil
+}
+
+// ownUnlessFrozen is own, for a Backend that may change the dataset.
+func (b *Backend) ownUnlessFrozen(ctx context.Context) error {
+	if b.frozen {
+		return nil
+	}
+	return b.own(ctx)
+}
+
+// own makes this home the owner of the dataset. The caller has the home locked. Returns errdefs.ErrFailedPrecondition if
+// another home has the dataset open, or may have.
+func (b *Backend) own(ctx context.Context) error {
+	own, err := ownerOf(b.home)
+	if err != nil {
+		return err
+	}
+	d, err := b.stats(ctx, b.root)
+	if err != nil {
+		return err
+	}
+	record := ownRecord(d)
+	for {
+		if is, known := parseOwner(record); known && is.isSame(own) {
+			return nil
+		}
+		now, err := b.takeOver(ctx, record, own)
+		if err != nil {
+			return err
+		}
+		record = now
+	}
+}
+
+// ownRecord is the record of a dataset, "" if there is none. A dataset inherits that of the dataset above it.
+func ownRecord(d zfsctl.Dataset) string {
+	if d.Properties.SetAt(homeProperty) != d.Name {
+		return ""
+	}
+	record, _ := d.Properties.Text(homeProperty)
+	return record
+}
+
+// takeOver replaces a record if its home is closed. The home stays locked meanwhile, so that it does not open. It returns
+// the record that there is then, which may be that of a third home.
+func (b *Backend) takeOver(ctx context.Context, record string, own owner) (now string, err error) {
+	other, known := parseOwner(record)
+	if record == "" || known && other.boot != own.boot {
+		return b.setOwner(ctx, record, own)
+	}
+	lock, closed, err := other.lock(own)
+	if err != nil {
+		return "", err
+	}
+	if !closed {
+		return "", fault.New(errdefs.ErrFailedPrecondition,
+			"the home %s has the dataset %s open, so %s cannot: give each home a dataset of its own. If that home is gone, run: zfs inherit %s %s",
+			other.home, b.root, own.home, homeProperty, b.root)
+	}
+	if lock != nil {
+		defer func() { err = errors.Join(err, flock.Release(lock)) }()
+	}
+	return b.setOwner(ctx, record, own)
+}
+
+// lock locks the home of a record, if it is there. closed reports whether nobody has it open for certain. A home that is
+// not there, or is covered by a mount, is closed if no process has its lock file open. This can be known among the
+// processes that this process sees alone.
+func (o owner) lock(by owner) (lock *os.File, closed bool, err error) {
+	lock, err = os.OpenFile(homedir.LockFile(o.home), unix.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err == nil {
+		var stat unix.Stat_t
+		err = unix.Fstat(int(lock.Fd()), &stat)
+		if err == nil && stat.Dev == o.device && stat.Ino == o.inode {
+			if closed, err = flock.TryExclusive(lock); closed {
+				return lock, true, nil
+			}
+			return nil, false, errors.Join(err, flock.Release(lock))
+		}
+		err = errors.Join(err, lock.Close())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return nil, false, err
+	}
+	if o.pids != by.pids {
+		return nil, false, nil
+	}
+	return nil, len(mounttable.Holders(mounttable.File{Device: o.device, Inode: o.inode})) == 0, nil
+}
+
+// setOwner replaces a record, unless another process has replaced it. It returns the record that there is then. A full pool
+// stays usable: if there is no space for the record, other homes do not find this one.
+func (b *Backend) setOwner(ctx context.Context, record string, own owner) (now string, err error) {
+	answers := make(chan any, 1)
+	err = b.act(ctx, step{
+		op: "program",
+		do: func(k kernel) error {
+			answer, err := k.Program(b.zfs.pool, ownProgram, []string{b.root, homeProperty, record, own.String()})
+			if err == nil {
+				answers <- answer
+			}
+			return err
+		},
+		happened: func(ctx context.Context) (bool, error) {
+			d, err := b.stats(ctx, b.root)
+			return err == nil && ownRecord(d) == own.String(), err
+		},
+	})
+	now = own.String()
+	if err == nil {
+		select {
+		case answer := <-answers:
+			now, err = b.readOwned(answer)
+		default: // it was interrupted, and has happened
+		}
+	}
+	if fault.IsFull(err) {
+		b.log.Warn("zfs: the pool has no space for the record of its home: do not open the dataset with another home", "dataset", b.root, "home", b.home, "error", err)
+		return own.String(), nil
+	}
+	return now, fault.Wrap("record home of dataset", b.root, err)
+}
+
+// readOwned reads the answer of own.lua.
+func (b *Backend) readOwned(answer any) (record string, err error) {
+	values, _ := answer.(nvlist.List)
+	errno, ok := values["errno"].(int64)
+	record, has := values["record"].(string)
+	switch {
+	case !ok || errno == 0 && !has:
+		return "", fmt.Errorf("zfs program: unexpected answer %v", answer)
+	case errno != 0:
+		return "", &zfsctl.Error{Op: "set", Name: b.root, Err: unix.Errno(errno)}
+	}
+	return record, nil
+}
