@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 
 	"github.com/containerd/errdefs"
 
@@ -24,10 +23,12 @@ func (s *Store) destination(ctx context.Context, ref Reference, opts ExportOptio
 		return newArchiveWriter(ref, opts)
 	case Registry:
 		return &pusher{ref: ref, opts: opts.Registries}, nil
+	case Containerd:
+		return s.newContainerdWriter(ctx, ref, opts)
 	case RootFS:
 		return nil, fault.New(errdefs.ErrInvalidArgument, "a root filesystem is not an image: write its tar with cowshed diff --whole")
 	}
-	return nil, fault.New(errdefs.ErrInvalidArgument, "name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME")
+	return nil, fault.New(errdefs.ErrInvalidArgument, "name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME or containerd://NAMESPACE/NAME")
 }
 
 var (
@@ -39,12 +40,13 @@ var (
 // spooled keeps blobs in temporary files until the image is complete.
 type spooled struct{ removers []func() error }
 
-func (s *spooled) newBlob() (*os.File, error) {
+func (s *spooled) newBlob(context.Context) (upload, error) {
 	f, remove, err := newSpool()
-	if err == nil {
-		s.removers = append(s.removers, remove)
+	if err != nil {
+		return nil, err
 	}
-	return f, err
+	s.removers = append(s.removers, remove)
+	return fileUpload{f}, nil
 }
 
 func (s *spooled) close() error {
