@@ -164,7 +164,7 @@ func TestExportAfterCrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "layout")
 	killed, err := newLayoutWriter(t.Context(), path)
 	require.NoError(t, err)
-	begun, err := killed.newBlob(t.Context())
+	begun, err := killed.newBlob(t.Context(), false)
 	require.NoError(t, err)
 	blob, ok := begun.(fileUpload)
 	require.True(t, ok)

@@ -229,7 +229,7 @@ type contentUpload struct {
 	stored bool
 }
 
-func (w *containerdWriter) newBlob(ctx context.Context) (upload, error) {
+func (w *containerdWriter) newBlob(ctx context.Context, _ bool) (upload, error) {
 	ref := "cowshed-promote-" + rand.Text()
 	store, err := w.services.Content.Writer(w.in(ctx), content.WithRef(ref))
 	if err != nil {

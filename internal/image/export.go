@@ -153,8 +153,8 @@ func nameAt(ref Reference, name string) string {
 
 // destination takes the parts of one image: blobs first, then the image once.
 type destination interface {
-	// newBlob begins a blob.
-	newBlob(ctx context.Context) (upload, error)
+	// newBlob begins a blob. A fresh one is of no image yet, so that the place cannot have it.
+	newBlob(ctx context.Context, fresh bool) (upload, error)
 	// finish writes the image.
 	finish(ctx context.Context, image *writtenImage) error
 	// close releases and removes temporary files. The image stays if it was finished.
@@ -176,6 +176,11 @@ func (f fileUpload) end(_ context.Context, b *blob) error {
 	return nil
 }
 
+// haver is a destination that may have a blob by its digest.
+type haver interface {
+	has(ctx context.Context, blob digest.Digest, size int64) bool
+}
+
 // holder is a destination that may have layers already.
 type holder interface {
 	// held finds the layers with these diff IDs, from the lowest up to the first that is not there in that format. Only
@@ -185,7 +190,7 @@ type holder interface {
 
 // blob is a layer tar as it is to be stored.
 type blob struct {
-	file   *os.File // nil: the place has it
+	file   *os.File // nil: the place has it, also if it was sent there
 	digest digest.Digest
 	diffID digest.Digest
 	size   int64 // bytes
@@ -289,7 +294,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 	}
 	var inexact error
 	if layer.diffID != "" {
-		b, err := writeBlob(ctx, dest, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
+		b, err := writeBlob(ctx, dest, false, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
 		if err == nil && b.diffID != layer.diffID {
 			err = fault.New(errdefs.ErrDataLoss, "put together again, its tar has digest %s, not %s", b.diffID, layer.diffID)
 		}
@@ -308,7 +313,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 			s.log.Warn("the layer is not as it was imported: it is exported as it is now, with another digest", "layer", layer.top, "error", err)
 		}
 	}
-	b, err := writeBlob(ctx, dest, opts, task, func(w io.Writer) error { return s.writeDiff(ctx, w, layer, opts.Epoch) })
+	b, err := writeBlob(ctx, dest, layer.diffID == "", opts, task, func(w io.Writer) error { return s.writeDiff(ctx, w, layer, opts.Epoch) })
 	if err != nil {
 		task.End("failed")
 		return nil, err
@@ -327,8 +332,8 @@ func (s *Store) writeDiff(ctx context.Context, w io.Writer, layer planLayer, epo
 }
 
 // writeBlob compresses the output of write into a file of dest.
-func writeBlob(ctx context.Context, dest destination, opts ExportOptions, task Task, write func(io.Writer) error) (*blob, error) {
-	up, err := dest.newBlob(ctx)
+func writeBlob(ctx context.Context, dest destination, fresh bool, opts ExportOptions, task Task, write func(io.Writer) error) (*blob, error) {
+	up, err := dest.newBlob(ctx, fresh)
 	if err != nil {
 		return nil, placeError{err}
 	}
@@ -375,7 +380,7 @@ func writeStored(ctx context.Context, layer planLayer, dest destination, opts Ex
 	if ok && opts.Format != layertar.Plain {
 		return copyBlob(ctx, layer, format, dest, task)
 	}
-	b, err := writeBlob(ctx, dest, opts, task, func(w io.Writer) error {
+	b, err := writeBlob(ctx, dest, false, opts, task, func(w io.Writer) error {
 		return readLayer(ctx, *layer.stored, noProgress{}, func(tar io.Reader) error {
 			_, err := io.Copy(w, tar)
 			return err
@@ -389,12 +394,15 @@ func writeStored(ctx context.Context, layer planLayer, dest destination, opts Ex
 
 // copyBlob writes a layer as it is stored.
 func copyBlob(ctx context.Context, layer planLayer, format layertar.Format, dest destination, task Task) (_ *blob, err error) {
+	if h, ok := dest.(haver); ok && h.has(ctx, layer.stored.digest, layer.stored.size) {
+		return &blob{size: layer.stored.size, format: format, digest: layer.stored.digest, diffID: layer.diffID}, nil
+	}
 	data, err := layer.stored.open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
-	up, err := dest.newBlob(ctx)
+	up, err := dest.newBlob(ctx, false)
 	if err != nil {
 		return nil, err
 	}

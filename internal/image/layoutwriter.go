@@ -95,7 +95,7 @@ func removeTemporary(dirs ...string) error {
 	return nil
 }
 
-func (l *layoutWriter) newBlob(context.Context) (upload, error) {
+func (l *layoutWriter) newBlob(context.Context, bool) (upload, error) {
 	f, err := os.CreateTemp(filepath.Join(l.dir, ocispec.ImageBlobsDir), temporaryPrefix)
 	if err != nil {
 		return nil, err
