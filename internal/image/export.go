@@ -292,6 +292,10 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 		task.End("done")
 		return b, nil
 	}
+	if b := s.atPlace(ctx, layer, dest, opts.Format); b != nil {
+		task.End("already there")
+		return b, nil
+	}
 	var inexact error
 	if layer.diffID != "" {
 		b, err := writeBlob(ctx, dest, false, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
@@ -300,6 +304,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 		}
 		switch {
 		case err == nil:
+			s.noteBlob(layer.top, dest, b)
 			task.End("done")
 			return b, nil
 		case ctx.Err() != nil, errors.As(err, new(placeError)):

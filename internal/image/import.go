@@ -449,10 +449,7 @@ func (s *Store) removeLayer(ctx context.Context, id string) error {
 	if err := s.driver.Backend().Remove(ctx, id); err != nil {
 		return err
 	}
-	if err := os.Remove(s.splitFile(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return errors.Join(removeIfThere(s.splitFile(id)), removeIfThere(s.knownFile(id)))
 }
 
 // A layer is filled under a provisional name, so that a layer with its own name is always complete.
@@ -499,6 +496,9 @@ func (s *Store) sweep(ctx context.Context) error {
 		errs = append(errs, err)
 		for _, e := range entries {
 			layer, isSplit := strings.CutSuffix(e.Name(), splitSuffix)
+			if !isSplit {
+				layer, isSplit = strings.CutSuffix(e.Name(), knownSuffix)
+			}
 			if strings.HasPrefix(e.Name(), temporaryPrefix) || dir == tarSplitDir && isSplit && !layers[layer] {
 				errs = append(errs, os.Remove(s.path(dir, e.Name())))
 			}

@@ -48,6 +48,17 @@ func startUpload(ctx context.Context, ref Reference, opts RegistryOptions) (*reg
 	return u, nil
 }
 
+// Write implements io.Writer. After the connection has ended, the error of the upload says why.
+func (u *registryUpload) Write(data []byte) (int, error) {
+	n, err := u.PipeWriter.Write(data)
+	if errors.Is(err, io.ErrClosedPipe) {
+		if <-u.ended; u.err != nil {
+			err = u.err
+		}
+	}
+	return n, err
+}
+
 // end implements upload.
 func (u *registryUpload) end(ctx context.Context, b *blob) error {
 	u.layer.know(b.digest, b.size)

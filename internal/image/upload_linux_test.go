@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -120,12 +121,49 @@ func TestPushStops(t *testing.T) {
 		require.ErrorContains(t, err, "credentials are taken from")
 	})
 	r.fails, r.stalls = false, make(chan struct{})
+	t.Cleanup(func() { close(r.stalls) })
 	ctx, cancel := context.WithCancel(t.Context())
 	s.requireUnchanged(t, func() {
 		_, err := s.ExportPromotion(ctx, promotion("big"), ref, ExportOptions{Progress: waitingForUpload{wait: cancel}})
 		require.ErrorIs(t, err, context.Canceled)
 	})
-	close(r.stalls)
+}
+
+// TestPushKnown: layers of an image in the store that were pushed before are not compressed again, if the registry has them still.
+func TestPushKnown(t *testing.T) {
+	s, r, other := newTestStore(t), newTestRegistry(t), newTestRegistry(t)
+	app := webOfApp(t, s)
+	push := func(to *testRegistry, format layertar.Format) []string {
+		progress := &noting{}
+		exported, err := s.ExportPromotion(t.Context(), promotion("web"), mustParseDestination(t, "docker://"+to.host+"/team/web:1"), ExportOptions{Format: format, Progress: progress})
+		require.NoError(t, err)
+		assert.Equal(t, app.DiffIDs(), exported.Layers[:2])
+		tag, err := name.NewTag(to.host + "/team/web:1")
+		require.NoError(t, err)
+		read, err := remote.Image(tag)
+		require.NoError(t, err)
+		requireValid(t, read)
+		return progress.notes
+	}
+	again := []string{"already there", "already there", "done"}
+	whole := []string{"done", "done", "done"}
+	assert.Equal(t, whole, push(r, layertar.Gzip))
+	assert.Equal(t, again, push(r, layertar.Gzip))
+	assert.Equal(t, whole, push(r, layertar.Zstd), "in another format")
+	assert.Equal(t, again, push(r, layertar.Zstd))
+	assert.Equal(t, whole, push(other, layertar.Gzip), "another registry has nothing")
+	require.NoError(t, os.WriteFile(s.knownFile(app.Top()), []byte("torn"), 0o600))
+	assert.Equal(t, []string{"already there", "done", "done"}, push(r, layertar.Gzip))
+	assert.Equal(t, again, push(r, layertar.Gzip))
+
+	require.NoError(t, s.driver.Remove("web"))
+	require.NoError(t, s.driver.Remove("between"))
+	_, err := s.Remove(t.Context(), "app:1")
+	require.NoError(t, err)
+	assertGone(t, s)
+	for _, layer := range app.Layers() {
+		assert.NoFileExists(t, s.knownFile(layer))
+	}
 }
 
 // TestPushOrigin: stored layers of a container's image that the registry has are neither read nor sent again.
