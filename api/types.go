@@ -207,7 +207,8 @@ type NewLimit struct {
 
 // NewImage asks for an image of a layer.
 type NewImage struct {
-	// To is the name of an image in the store, or a destination such as "oci:/srv/layout:web" or "docker://HOST/web:1".
+	// To is the name of an image in the store, or a destination such as "oci:/srv/layout:web", "docker://HOST/web:1" or
+	// "containerd://moby/web:1".
 	To       string `json:"to"`
 	Message  string `json:"message,omitempty"`  // for the image's history
 	Force    bool   `json:"force,omitempty"`    // take the name of another image

@@ -7,13 +7,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/layerref"
 	"github.com/cowshed/cowshed/internal/layerstore"
 )
 
 const containersHelp = `The containers of cowshed serve are layers too. These commands take them: fork, snapshot, rollback, merge, log,
-changes, diff, export, usage, limit, mount and unmount. Write a container as
+changes, diff, export, promote, usage, limit, mount and unmount. Write a container as
 
   docker:NAME               a container of Docker 29 and later
   nerdctl:[NAMESPACE/]NAME  a container of nerdctl, in the namespace "default" unless another is named
@@ -29,7 +30,7 @@ The snapshots of a container go with it. A fork stays until "cowshed rm fork:NAM
 with the daemon's volumes and not with the layers of the store: "cowshed ls --forks" lists them.
 
 If the store has an image of such a name, such as docker:27, the name stands for the image. "cowshed export" of a container
-writes its layers and those of its image, without the configuration of that.
+writes its layers and those of its image, without the configuration of that. "cowshed promote" takes over the configuration.
 
 The commands read the configuration of cowshed serve, for its root and for the sockets of the engines. The daemon may
 run, and need not.`
@@ -90,9 +91,26 @@ func (a *app) withContainers(cmd *cobra.Command, references []string, do func(*s
 	defer func() { err = errors.Join(err, driver.Cleanup()) }()
 	s := layerstore.New(dir, driver, nil, a.log) // there are no images
 	s.Containers = volumes
+	s.Origins = &layerstore.Origins{
+		Engines: daemon.Resolver(c), Containerd: c.ConnectContainerd,
+		VolumeOf: func(ctx context.Context, namespace, key string) (string, error) {
+			return daemon.VolumeOf(ctx, c, a.log, namespace, key)
+		},
+	}
 	s.Live.WithProcesses(daemon.ProcessOf(c)).WithContainers(daemon.ContainersOf(c))
 	s.Recover(ctx)
 	return do(a.storeOf(s))
+}
+
+// reachContainerd lets a store write images to the containerd that the daemon's configuration names.
+func (a *app) reachContainerd(cmd *cobra.Command, s *store) {
+	s.Containerd = func() (*containerdapi.Services, error) {
+		c, err := a.daemonConfig(cmd)
+		if err != nil {
+			return nil, err
+		}
+		return c.ConnectContainerd()
+	}
 }
 
 // daemonConfig is the configuration of the daemon, for a command of addContainers.

@@ -195,6 +195,8 @@ func testContainerLayers(t *testing.T, h *containersHost) {
 		{exitPrecondition, "by its engine", []string{"rm", web}},
 		{exitUsage, "leave out " + h.web, []string{"mount", web, h.web}},
 		{exitFailure, "no such file", []string{"fork", "docker:web"}},
+		{exitFailure, "containerd", []string{"promote", web, "web:1"}},
+		{exitFailure, "containerd", []string{"promote", "fork:try", "oci:" + t.TempDir() + ":web"}},
 		{exitFailure, "containerd", []string{"fork", "cri:web"}},
 	} {
 		h.fails(test.code, test.says, test.args...)

@@ -32,6 +32,9 @@ later than that. If an image and a layer have the same name, say image:NAME or l
 
 ` + referencesHelp + `
 
+With containerd://NAMESPACE/NAME it becomes an image of containerd, in a namespace such as default, moby (Docker's) or
+k8s.io. If containerd has the name already, --force gives it to the new image.
+
 For FILE, - and /dev/stdout are standard output, a pipe is written to, and a symbolic link is followed; devices
 are refused. Images that are in a layout already stay there, unless one has the same name. The image keeps its
 name, unless IMAGE or --name gives another. Docker, containerd and podman read that name.`,
@@ -46,7 +49,10 @@ name, unless IMAGE or --name gives another. Docker, containerd and podman read t
 			if err := checkOutput(cmd, ref); err != nil {
 				return err
 			}
-			return a.withLayers(cmd, args[:1], func(s *store) error { return s.exportImage(cmd, args[0], ref, f) })
+			return a.withLayers(cmd, args[:1], func(s *store) error {
+				a.reachContainerd(cmd, s)
+				return s.exportImage(cmd, args[0], ref, f)
+			})
 		},
 		ValidArgsFunction: completeLayers(a, 1, true),
 	}
@@ -110,7 +116,7 @@ func (s *store) writeImage(cmd *cobra.Command, what string, ref image.Reference,
 	bars := s.progress(cmd)
 	exported, err := export(image.ExportOptions{
 		Format: format, Level: f.level, Name: f.name, Replace: f.force, Stdout: cmd.OutOrStdout(), Progress: bars,
-		Registries: image.RegistryOptions{Insecure: f.insecure},
+		Registries: image.RegistryOptions{Insecure: f.insecure}, Containerd: s.Containerd,
 	})
 	bars.wait()
 	if errdefs.IsAlreadyExists(err) {

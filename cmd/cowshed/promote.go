@@ -29,12 +29,17 @@ The layer may be in use. It is held for one moment only, and the changes are rea
 SOURCE_DATE_EPOCH in the environment no time in the new layer is later than that.
 
 IMAGE is a name in this store. With the prefix of a kind of place, it is a DESTINATION instead. The image is written
-there as by cowshed export, and is not in this store then. cowshed help export lists the kinds. Layers that a layout or
-registry has already are not written again.
+there as by cowshed export, and is not in this store then. cowshed help export lists the kinds. Layers that a layout,
+a registry or containerd has already are not written again.
+
+The layer can be a container. The new image has the config and the layers of the container's image, and the container's
+changes since. With containerd://NAMESPACE/NAME it is an image of containerd, from which containers can be run at once.
 
 Promoting fails if another image has the name, or if the file is there, unless --force is given.`,
 		Example: `  cowshed promote web web:2 -m "as of the upgrade"
-  cowshed promote web@before docker://registry.example/team/web:1`,
+  cowshed promote web@before docker://registry.example/team/web:1
+  cowshed promote docker:web containerd://moby/web:2
+  cowshed promote cri:4f1c docker://registry.example/team/web:2`,
 		Args: usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := layerstore.PromotionTarget(args[1])
@@ -44,18 +49,25 @@ Promoting fails if another image has the name, or if the file is there, unless -
 			if err := checkOutput(cmd, ref); err != nil {
 				return err
 			}
-			return a.with(cmd.Context(), func(s *store) error { return s.promote(cmd, args[0], args[1], ref, f) })
+			return a.withLayers(cmd, args[:1], func(s *store) error {
+				a.reachContainerd(cmd, s)
+				if ref.Transport != "" || s.Containers == nil {
+					return s.promote(cmd, s, args[0], args[1], ref, f)
+				}
+				return a.with(cmd.Context(), func(into *store) error { return s.promote(cmd, into, args[0], args[1], ref, f) })
+			})
 		},
 		ValidArgsFunction: completeLayers(a, 1, false),
 	}
 	f.add(cmd)
+	addContainers(a, cmd)
 	cmd.Flags().BoolVarP(&f.force, "force", "f", false, "write over a file that is there, or take the name of another image")
 	cmd.Flags().StringVarP(&f.message, "message", "m", "", "text for the image's history")
 	return cmd
 }
 
-// promote writes the image to ref, or makes it in the store if ref is the zero Reference.
-func (s *store) promote(cmd *cobra.Command, what, to string, ref image.Reference, f promoteFlags) (err error) {
+// promote writes the image to ref, or makes it in the store into if ref is the zero Reference.
+func (s *store) promote(cmd *cobra.Command, into *store, what, to string, ref image.Reference, f promoteFlags) (err error) {
 	epoch, err := sourceDateEpoch()
 	if err != nil {
 		return err
@@ -64,18 +76,18 @@ func (s *store) promote(cmd *cobra.Command, what, to string, ref image.Reference
 	if err != nil {
 		return err
 	}
-	p, still, err := s.Promotion(cmd.Context(), v, what, f.message, epoch)
+	p, err := s.Promotion(cmd.Context(), v, what, f.message, epoch)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, still.Close()) }()
+	defer func() { err = errors.Join(err, p.Close()) }()
 	if ref.Transport != "" {
 		return s.writeImage(cmd, p.Name, ref, f.exportFlags, func(opts image.ExportOptions) (*image.Exported, error) {
-			return s.Images.ExportPromotion(cmd.Context(), p, ref, opts)
+			return s.ExportPromotion(cmd.Context(), p, ref, opts)
 		})
 	}
 	bars := s.progress(cmd)
-	imported, err := s.Images.Promote(cmd.Context(), p, image.ImportOptions{Name: to, Replace: f.force, Progress: bars})
+	imported, err := s.Promote(cmd.Context(), into.Store, p, image.ImportOptions{Name: to, Replace: f.force, Progress: bars})
 	bars.wait()
 	if errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("%w; choose another name, or use --force", err)

@@ -180,17 +180,26 @@ func (r *request) promoteLayer() error {
 	if err != nil {
 		return err
 	}
-	if to.Transport != "" && to.Transport != image.Registry && !filepath.IsAbs(to.Path) {
+	if !slices.Contains([]image.Transport{"", image.Registry, image.Containerd}, to.Transport) && !filepath.IsAbs(to.Path) {
 		return refused(api.KindInvalidArgument, fmt.Sprintf("%q: the path must be absolute", body.To), "GET the path .../export for a stream")
 	}
 	return r.withLayer(reads, layer, func(s *layerstore.Store, v cowcommon.Volume) (err error) {
-		p, still, err := s.Promotion(r.Context(), v, r.PathValue("layer"), body.Message, nil)
+		into := s
+		if to.Transport == "" && s.Containers != nil { // among their volumes there are no images
+			store, release, err := r.server.opts.Stores.Open(r.Context())
+			if err != nil {
+				return err
+			}
+			defer release()
+			into = store
+		}
+		p, err := s.Promotion(r.Context(), v, r.PathValue("layer"), body.Message, nil)
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, still.Close()) }()
+		defer func() { err = errors.Join(err, p.Close()) }()
 		lines := &progress{r: r}
-		made, err := promote(r.Context(), s, p, to, body, image.ExportOptions{Format: format, Replace: body.Force, Progress: lines})
+		made, err := promote(r.Context(), s, into, p, to, body, image.ExportOptions{Format: format, Replace: body.Force, Progress: lines})
 		switch {
 		case err == nil:
 			return lines.line(api.Progress{Image: made})
@@ -201,15 +210,16 @@ func (r *request) promoteLayer() error {
 	})
 }
 
-func promote(ctx context.Context, s *layerstore.Store, p image.Promotion, to image.Reference, body api.NewImage, opts image.ExportOptions) (*api.Image, error) {
+// promote writes the image to a place, or makes it in the store into.
+func promote(ctx context.Context, s, into *layerstore.Store, p *layerstore.Promotion, to image.Reference, body api.NewImage, opts image.ExportOptions) (*api.Image, error) {
 	if to.Transport != "" {
-		e, err := s.Images.ExportPromotion(ctx, p, to, opts)
+		e, err := s.ExportPromotion(ctx, p, to, opts)
 		if err != nil {
 			return nil, err
 		}
 		return &api.Image{Name: e.Name, ID: e.Image.String(), Manifest: e.Manifest.String(), DiffIDs: texts(e.Layers)}, nil
 	}
-	imported, err := s.Images.Promote(ctx, p, image.ImportOptions{Name: body.To, Replace: body.Force, Progress: opts.Progress})
+	imported, err := s.Promote(ctx, into, p, image.ImportOptions{Name: body.To, Replace: body.Force, Progress: opts.Progress})
 	if err != nil {
 		return nil, err
 	}

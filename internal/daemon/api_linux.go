@@ -265,7 +265,11 @@ func (s *apiStores) openStore(ctx context.Context) (*layerstore.Store, error) {
 	if !there {
 		return nil, fault.Said(errdefs.ErrNotFound, "there is no store in %s; make one with: cowshed init", c.Root)
 	}
-	return layerstore.OpenThere(ctx, layerstore.Options{Root: c.Root, Driver: driver, DriverOptionsFor: c.storeOptions, Log: s.daemon.log})
+	store, err := layerstore.OpenThere(ctx, layerstore.Options{Root: c.Root, Driver: driver, DriverOptionsFor: c.storeOptions, Log: s.daemon.log})
+	if err == nil {
+		store.Containerd = c.ConnectContainerd
+	}
+	return store, err
 }
 
 // storeOptions are the storage options of a driver for the command's store, which is in another place than containerd's volumes.
@@ -282,7 +286,10 @@ func (c Config) storeOptions(driver string) []string {
 // OpenContainers implements apiserver.Stores.
 func (s *apiStores) OpenContainers(ctx context.Context, refs []string) (*layerstore.Store, func(), error) {
 	store := *s.containers
-	store.Containers = make(map[string]string)
+	store.Containers, store.Containerd = make(map[string]string), s.daemon.config.ConnectContainerd
+	store.Origins = &layerstore.Origins{
+		Engines: Resolver(s.daemon.config), Containerd: s.daemon.config.ConnectContainerd, VolumeOf: s.daemon.snapshotter.VolumeOf,
+	}
 	for _, ref := range refs {
 		volume, err := layerstore.VolumeOf(ctx, ref, Resolver(s.daemon.config), s.daemon.snapshotter.VolumeOf)
 		if err != nil {

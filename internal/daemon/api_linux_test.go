@@ -92,6 +92,12 @@ func TestAPI(t *testing.T) {
 	assert.Equal(t, http.StatusOK, r.call("GET", "/v1/layers?forks=true", "", &layers))
 	require.Len(t, layers.Layers, 1)
 	assert.Equal(t, http.StatusNotFound, r.call("GET", "/v1/layers/containerd:k8s.io%2Fgone", "", nil))
+	for _, to := range []string{"x:1", "oci:" + filepath.Join(t.TempDir(), "layout") + ":x"} {
+		for _, of := range []string{"containerd:k8s.io%2Frunning", "fork:try"} { // there is no containerd that knows their image
+			assert.Equal(t, http.StatusServiceUnavailable, r.call("POST", "/v1/layers/"+of+"/promote", fmt.Sprintf(`{"to":%q}`, to), &fault), of)
+		}
+	}
+	assert.NoDirExists(t, filepath.Join(c.Root, "containerd", "images", "records"), "no image is made among the daemon's volumes")
 	assert.Equal(t, http.StatusNoContent, r.call("DELETE", "/v1/layers/fork:try", "", nil))
 	require.NoError(t, s.Remove(ctx, "k8s.io/1/running"))
 	assert.Contains(t, httpDo(t, filepath.Join(c.State, "metrics.sock"), http.MethodGet, "/metrics"),

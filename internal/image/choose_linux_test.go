@@ -164,8 +164,10 @@ func TestExportAfterCrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "layout")
 	killed, err := newLayoutWriter(t.Context(), path)
 	require.NoError(t, err)
-	blob, err := killed.newBlob()
+	begun, err := killed.newBlob(t.Context(), false)
 	require.NoError(t, err)
+	blob, ok := begun.(fileUpload)
+	require.True(t, ok)
 	s.mustExport(t, "one", "oci:"+path, ExportOptions{Name: "one:1"})
 	require.FileExists(t, blob.Name())
 

@@ -20,6 +20,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/containerdapi"
+	"github.com/cowshed/cowshed/internal/stream"
 )
 
 // ExportOptions says how an image is exported.
@@ -34,6 +36,8 @@ type ExportOptions struct {
 	Progress Progress        // nil: no one is told
 
 	Registries RegistryOptions
+	// Containerd connects to containerd, for images that are written there. The connection is closed afterwards. It may be nil.
+	Containerd func() (*containerdapi.Services, error)
 
 	reuse bool // layers that the place has need not be written
 }
@@ -117,6 +121,9 @@ func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOpt
 	if opts.Name == "" {
 		opts.Name = plan.name
 	}
+	if ref.Transport == Containerd { // it knows blobs by their digests
+		opts.reuse = true
+	}
 	dest, err := s.destination(ctx, ref, opts)
 	if err != nil {
 		return nil, err
@@ -132,8 +139,11 @@ func (s *Store) exportPlanned(ctx context.Context, ref Reference, opts ExportOpt
 
 // nameAt is the whole reference by which others know an image of that name in the place, "" if they cannot.
 func nameAt(ref Reference, name string) string {
-	if ref.Transport == Registry {
+	switch ref.Transport {
+	case Registry:
 		return canonicalName(ref.Path)
+	case Containerd:
+		return ref.Image
 	}
 	if _, _, ok := repoTag(name); !ok {
 		return ""
@@ -143,24 +153,44 @@ func nameAt(ref Reference, name string) string {
 
 // destination takes the parts of one image: blobs first, then the image once.
 type destination interface {
-	// newBlob makes a temporary file for a blob to be written to.
-	newBlob() (*os.File, error)
+	// newBlob begins a blob. A fresh one is of no image yet, so that the place cannot have it.
+	newBlob(ctx context.Context, fresh bool) (upload, error)
 	// finish writes the image.
 	finish(ctx context.Context, image *writtenImage) error
 	// close releases and removes temporary files. The image stays if it was finished.
 	close() error
 }
 
+// upload takes the data of a blob.
+type upload interface {
+	io.Writer
+	// end ends the upload of the blob, whose digests and size are known now.
+	end(ctx context.Context, b *blob) error
+}
+
+// fileUpload writes a blob to a temporary file.
+type fileUpload struct{ *os.File }
+
+func (f fileUpload) end(_ context.Context, b *blob) error {
+	b.file = f.File
+	return nil
+}
+
+// haver is a destination that may have a blob by its digest.
+type haver interface {
+	has(ctx context.Context, blob digest.Digest, size int64) bool
+}
+
 // holder is a destination that may have layers already.
 type holder interface {
 	// held finds the layers with these diff IDs, from the lowest up to the first that is not there in that format. Only
 	// their sizes are checked.
-	held(diffIDs []digest.Digest, format layertar.Format) []*blob
+	held(ctx context.Context, diffIDs []digest.Digest, format layertar.Format) []*blob
 }
 
 // blob is a layer tar as it is to be stored.
 type blob struct {
-	file   *os.File // nil: the place has it
+	file   *os.File // nil: the place has it, also if it was sent there
 	digest digest.Digest
 	diffID digest.Digest
 	size   int64 // bytes
@@ -190,7 +220,7 @@ func (s *Store) export(ctx context.Context, plan *plan, dest destination, opts E
 	progress := orNoProgress(opts.Progress)
 	var changes []string
 	if h, ok := dest.(holder); ok && opts.reuse {
-		image.layers = h.held(plan.diffIDs(), opts.Format)
+		image.layers = h.held(ctx, plan.diffIDs(), opts.Format)
 	}
 	for _, layer := range plan.layers[:len(image.layers)] {
 		progress.Start(short(layer.top), 0).End("already there")
@@ -253,17 +283,31 @@ func makeManifest(image *writtenImage) ([]byte, error) {
 // layer below.
 func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destination, opts ExportOptions, progress Progress) (*blob, error) {
 	task := progress.Start(short(layer.top), -1)
+	if layer.stored != nil {
+		b, err := writeStored(ctx, layer, dest, opts, task)
+		if err != nil {
+			task.End("failed")
+			return nil, err
+		}
+		task.End("done")
+		return b, nil
+	}
+	if b := s.atPlace(ctx, layer, dest, opts.Format); b != nil {
+		task.End("already there")
+		return b, nil
+	}
 	var inexact error
 	if layer.diffID != "" {
-		b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
+		b, err := writeBlob(ctx, dest, false, opts, task, func(w io.Writer) error { return s.reassemble(ctx, w, layer.top) })
 		if err == nil && b.diffID != layer.diffID {
 			err = fault.New(errdefs.ErrDataLoss, "put together again, its tar has digest %s, not %s", b.diffID, layer.diffID)
 		}
 		switch {
 		case err == nil:
+			s.noteBlob(layer.top, dest, b)
 			task.End("done")
 			return b, nil
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, errors.As(err, new(placeError)):
 			task.End("failed")
 			return nil, err
 		case errors.Is(err, fs.ErrNotExist):
@@ -274,7 +318,7 @@ func (s *Store) writeLayer(ctx context.Context, layer planLayer, dest destinatio
 			s.log.Warn("the layer is not as it was imported: it is exported as it is now, with another digest", "layer", layer.top, "error", err)
 		}
 	}
-	b, err := writeBlob(dest, opts, task, func(w io.Writer) error { return s.writeDiff(ctx, w, layer, opts.Epoch) })
+	b, err := writeBlob(ctx, dest, layer.diffID == "", opts, task, func(w io.Writer) error { return s.writeDiff(ctx, w, layer, opts.Epoch) })
 	if err != nil {
 		task.End("failed")
 		return nil, err
@@ -293,12 +337,12 @@ func (s *Store) writeDiff(ctx context.Context, w io.Writer, layer planLayer, epo
 }
 
 // writeBlob compresses the output of write into a file of dest.
-func writeBlob(dest destination, opts ExportOptions, task Task, write func(io.Writer) error) (*blob, error) {
-	f, err := dest.newBlob()
+func writeBlob(ctx context.Context, dest destination, fresh bool, opts ExportOptions, task Task, write func(io.Writer) error) (*blob, error) {
+	up, err := dest.newBlob(ctx, fresh)
 	if err != nil {
-		return nil, err
+		return nil, placeError{err}
 	}
-	stored := &hashWriter{w: f, hash: digest.SHA256.Hash()}
+	stored := &hashWriter{w: placeWriter{up}, hash: digest.SHA256.Hash()}
 	compressor, err := layertar.Compress(stored, opts.Format, opts.Level)
 	if err != nil {
 		return nil, err
@@ -307,10 +351,75 @@ func writeBlob(dest destination, opts ExportOptions, task Task, write func(io.Wr
 	if err := errors.Join(write(plain), compressor.Close()); err != nil {
 		return nil, err
 	}
-	return &blob{
-		file: f, size: stored.n, format: opts.Format,
+	b := &blob{
+		size: stored.n, format: opts.Format,
 		digest: digest.NewDigest(digest.SHA256, stored.hash), diffID: digest.NewDigest(digest.SHA256, plain.hash),
-	}, nil
+	}
+	if err := up.end(ctx, b); err != nil {
+		return nil, placeError{err}
+	}
+	return b, nil
+}
+
+// placeError is an error of the place that an image is written to, and not of the image.
+type placeError struct{ error }
+
+// Unwrap returns the error itself.
+func (e placeError) Unwrap() error { return e.error }
+
+// placeWriter makes the errors of a writer those of the place.
+type placeWriter struct{ w io.Writer }
+
+// Write implements io.Writer.
+func (p placeWriter) Write(data []byte) (int, error) {
+	n, err := p.w.Write(data)
+	if err != nil {
+		err = placeError{err}
+	}
+	return n, err
+}
+
+// writeStored writes a layer that is stored as a blob: as the blob is, if the blob and the place's layers are compressed.
+func writeStored(ctx context.Context, layer planLayer, dest destination, opts ExportOptions, task Task) (*blob, error) {
+	format, ok := compressionOf(layer.stored.mediaType)
+	if ok && opts.Format != layertar.Plain {
+		return copyBlob(ctx, layer, format, dest, task)
+	}
+	b, err := writeBlob(ctx, dest, false, opts, task, func(w io.Writer) error {
+		return readLayer(ctx, *layer.stored, noProgress{}, func(tar io.Reader) error {
+			_, err := io.Copy(w, tar)
+			return err
+		})
+	})
+	if err == nil && b.diffID != layer.diffID {
+		err = mismatch("the layer tar", b.diffID, layer.diffID)
+	}
+	return b, err
+}
+
+// copyBlob writes a layer as it is stored.
+func copyBlob(ctx context.Context, layer planLayer, format layertar.Format, dest destination, task Task) (_ *blob, err error) {
+	if h, ok := dest.(haver); ok && h.has(ctx, layer.stored.digest, layer.stored.size) {
+		return &blob{size: layer.stored.size, format: format, digest: layer.stored.digest, diffID: layer.diffID}, nil
+	}
+	data, err := layer.stored.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, data.Close()) }()
+	up, err := dest.newBlob(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	stored := &hashWriter{w: up, hash: digest.SHA256.Hash(), task: task}
+	if _, err := io.Copy(stored, stream.ReadUntil(ctx, data)); err != nil {
+		return nil, err
+	}
+	b := &blob{size: stored.n, format: format, digest: digest.NewDigest(digest.SHA256, stored.hash), diffID: layer.diffID}
+	if b.digest != layer.stored.digest {
+		return nil, mismatch("the stored layer", b.digest, layer.stored.digest)
+	}
+	return b, up.end(ctx, b)
 }
 
 // plan has the parts of an exported image.
@@ -338,6 +447,7 @@ func (p *plan) diffIDs() (ids []digest.Digest) {
 type planLayer struct {
 	top, base string
 	diffID    digest.Digest // that it was imported with; "": it was not
+	stored    *sourceLayer  // where its tar is stored; nil: it is made of the volumes top and base
 	created   time.Time
 	createdBy string // of its entry in the history, as is comment
 	comment   string

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -14,7 +15,7 @@ var _ holder = (*layoutWriter)(nil)
 const maxHolders = 100
 
 // held implements holder. Images that cannot be read are passed over.
-func (l *layoutWriter) held(diffIDs []digest.Digest, format layertar.Format) (most []*blob) {
+func (l *layoutWriter) held(_ context.Context, diffIDs []digest.Digest, format layertar.Format) (most []*blob) {
 	index, err := l.readIndex()
 	if err != nil {
 		return nil // finish says so

@@ -108,15 +108,17 @@ func (im *importer) run(ctx context.Context) error {
 	return im.finish(image)
 }
 
-// runUndescribed imports an image whose uppermost layer has a digest that is not known before it was read. The others are
-// there.
+// runUndescribed imports an image whose uppermost layer has a digest that is not known before it was read.
 func (im *importer) runUndescribed(ctx context.Context) error {
-	below := layerIDs(im.src.below)
-	parent := ""
-	if len(below) > 0 {
-		parent = below[len(below)-1]
+	diffIDs, err := im.makeBelow(ctx)
+	if err != nil {
+		return err
 	}
-	filled, err := im.fill(ctx, "rootfs", parent, im.src.layers[0], "")
+	parent := ""
+	if ids := layerIDs(diffIDs); len(ids) > 0 {
+		parent = ids[len(ids)-1]
+	}
+	filled, err := im.fill(ctx, "rootfs", parent, im.src.layers[len(im.src.layers)-1], "")
 	if err != nil {
 		return fmt.Errorf("%s: %w", im.src.Kind, err)
 	}
@@ -125,7 +127,7 @@ func (im *importer) runUndescribed(ctx context.Context) error {
 	}
 	var config []byte
 	if err == nil {
-		config, err = im.src.describe(append(slices.Clone(im.src.below), filled.diffID))
+		config, err = im.src.describe(append(diffIDs, filled.diffID))
 	}
 	if err != nil {
 		return errors.Join(err, filled.discard(ctx))
@@ -137,11 +139,47 @@ func (im *importer) runUndescribed(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, filled.discard(ctx))
 	}
-	im.done.Reused = append(im.done.Reused, below...)
 	if err := im.rename(ctx, filled, image.Top()); err != nil {
 		return err
 	}
 	return im.finish(image)
+}
+
+// makeBelow sees to it that the layers below the last one are there, and returns their diff IDs.
+func (im *importer) makeBelow(ctx context.Context) (diffIDs []digest.Digest, err error) {
+	if len(im.src.layers) == 1 {
+		im.done.Reused = append(im.done.Reused, layerIDs(im.src.below)...)
+		return slices.Clone(im.src.below), nil
+	}
+	parent := ""
+	for i, diffID := range im.src.below {
+		if im.src.layers[i].made {
+			diffID, err = im.madeLayer(ctx, i, diffIDs, parent)
+		} else {
+			err = im.layer(ctx, i, topID(diffIDs, diffID), parent, diffID)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(im.src.layers), err)
+		}
+		parent = topID(diffIDs, diffID)
+		diffIDs = append(diffIDs, diffID)
+	}
+	return diffIDs, nil
+}
+
+// madeLayer makes a layer on others, and returns its diff ID.
+func (im *importer) madeLayer(ctx context.Context, i int, below []digest.Digest, parent string) (digest.Digest, error) {
+	filled, err := im.fill(ctx, "rootfs", parent, im.src.layers[i], "")
+	if err != nil {
+		return "", err
+	}
+	return filled.diffID, im.rename(ctx, filled, topID(below, filled.diffID))
+}
+
+// topID is the name of a layer on others.
+func topID(below []digest.Digest, diffID digest.Digest) string {
+	ids := layerIDs(append(slices.Clone(below), diffID))
+	return ids[len(ids)-1]
 }
 
 // checkNoImage refuses a tree that is the archive of an image, of which its beginning did not tell.
@@ -411,10 +449,7 @@ func (s *Store) removeLayer(ctx context.Context, id string) error {
 	if err := s.driver.Backend().Remove(ctx, id); err != nil {
 		return err
 	}
-	if err := os.Remove(s.splitFile(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return errors.Join(removeIfThere(s.splitFile(id)), removeIfThere(s.knownFile(id)))
 }
 
 // A layer is filled under a provisional name, so that a layer with its own name is always complete.
@@ -461,6 +496,9 @@ func (s *Store) sweep(ctx context.Context) error {
 		errs = append(errs, err)
 		for _, e := range entries {
 			layer, isSplit := strings.CutSuffix(e.Name(), splitSuffix)
+			if !isSplit {
+				layer, isSplit = strings.CutSuffix(e.Name(), knownSuffix)
+			}
 			if strings.HasPrefix(e.Name(), temporaryPrefix) || dir == tarSplitDir && isSplit && !layers[layer] {
 				errs = append(errs, os.Remove(s.path(dir, e.Name())))
 			}

@@ -95,13 +95,13 @@ func removeTemporary(dirs ...string) error {
 	return nil
 }
 
-func (l *layoutWriter) newBlob() (*os.File, error) {
+func (l *layoutWriter) newBlob(context.Context, bool) (upload, error) {
 	f, err := os.CreateTemp(filepath.Join(l.dir, ocispec.ImageBlobsDir), temporaryPrefix)
 	if err != nil {
 		return nil, err
 	}
 	l.blobs = append(l.blobs, f)
-	return f, f.Chmod(0o644)
+	return fileUpload{f}, f.Chmod(0o644)
 }
 
 func (l *layoutWriter) finish(ctx context.Context, image *writtenImage) error {

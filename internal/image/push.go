@@ -51,6 +51,12 @@ func (p pushedImage) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 		}}, nil
 	}
 	for _, b := range p.image.layers {
+		if b.digest == want && b.file == nil {
+			open := func() io.Reader {
+				return failingReader{fmt.Errorf("the registry has lost layer %s, which was there", b.digest)}
+			}
+			return pushedBlob{open: open, descriptor: b.descriptor()}, nil
+		}
 		if b.digest == want {
 			return pushedBlob{open: b.open, descriptor: b.descriptor()}, nil
 		}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -23,6 +24,7 @@ const (
 	OCILayout     Transport = "oci"            // an OCI image layout in a directory
 	OCIArchive    Transport = "oci-archive"    // an OCI image layout in a tar
 	DockerArchive Transport = "docker-archive" // the tar of docker save
+	Containerd    Transport = "containerd"     // the images of a namespace of containerd; can be written to only
 	RootFS        Transport = "rootfs"         // the tar of a root filesystem; becomes an image of one layer
 
 	guessed Transport = "" // a file or stream that is to be looked into
@@ -34,9 +36,9 @@ const Stdio = "-"
 // Reference names a place where images are.
 type Reference struct {
 	Transport Transport
-	Path      string // of a file or directory; [Stdio]; of a registry: the reference there
+	Path      string // of a file or directory; [Stdio]; of a registry: the reference there; of containerd: the namespace
 	// Image says which image of a layout or archive: a name, a digest, or @ and a place in the list, from 0. "" is the
-	// only one.
+	// only one. In containerd it is the whole name.
 	Image string
 }
 
@@ -47,6 +49,8 @@ func (r Reference) String() string {
 		return r.Path
 	case r.Transport == Registry:
 		return "docker://" + r.Path
+	case r.Transport == Containerd:
+		return "containerd://" + r.Path + "/" + r.Image
 	case r.Image == "":
 		return string(r.Transport) + ":" + r.Path
 	}
@@ -84,7 +88,7 @@ func NamesDestination(s string) bool {
 	switch Transport(transport) {
 	case OCILayout, OCIArchive, DockerArchive:
 		return ok
-	case Registry:
+	case Registry, Containerd:
 		return strings.HasPrefix(rest, "//")
 	}
 	return false
@@ -96,13 +100,16 @@ func ParseDestination(s string) (Reference, error) {
 	if rest, ok := strings.CutPrefix(s, "docker://"); ok {
 		return parseRegistry(rest)
 	}
+	if rest, ok := strings.CutPrefix(s, "containerd://"); ok {
+		return parseContainerd(rest)
+	}
 	if transport, rest, ok := strings.Cut(s, ":"); ok {
 		switch t := Transport(transport); t {
 		case OCILayout, OCIArchive, DockerArchive:
 			return parsePath(t, rest)
 		}
 	}
-	return Reference{}, fault.New(errdefs.ErrInvalidArgument, "destination %q: name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE or docker://NAME", clip(s))
+	return Reference{}, fault.New(errdefs.ErrInvalidArgument, "destination %q: name the kind: oci:DIR, oci-archive:FILE, docker-archive:FILE, docker://NAME or containerd://NAMESPACE/NAME", clip(s))
 }
 
 func parseRegistry(s string) (Reference, error) {
@@ -110,6 +117,16 @@ func parseRegistry(s string) (Reference, error) {
 		return Reference{}, fault.New(errdefs.ErrInvalidArgument, "registry reference %q: %w", s, err)
 	}
 	return Reference{Transport: Registry, Path: s}, nil
+}
+
+// parseContainerd reads NAMESPACE/NAME. The name becomes the whole one, as all clients of containerd write it.
+func parseContainerd(s string) (Reference, error) {
+	namespace, named, _ := strings.Cut(s, "/")
+	_, _, ok := repoTag(named)
+	if !ok || identifiers.Validate(namespace) != nil {
+		return Reference{}, fault.New(errdefs.ErrInvalidArgument, "reference containerd://%s: say containerd://NAMESPACE/NAME, such as containerd://k8s.io/team/app:2", clip(s))
+	}
+	return Reference{Transport: Containerd, Path: namespace, Image: canonicalName(named)}, nil
 }
 
 func parsePath(t Transport, s string) (Reference, error) {

@@ -76,6 +76,9 @@ func TestParseDestination(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, nil, 0o644))
 	for in, ok := range map[string]bool{
 		"oci:dir": true, "oci-archive:f": true, "docker-archive:-:a:1": true, "docker://reg.example/a": true,
+		"containerd://moby/app": true, "containerd://k8s.io/reg.example/team/app:2": true,
+		"containerd://moby": false, "containerd:///app": false, "containerd://a b/app": false, "containerd:moby/app": false,
+		"containerd://moby/UPPER": false, "containerd://moby/app@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa": false,
 		"": false, "dir": false, "rootfs:f": false, file: false, "reg.example/a": false, "ocu:dir": false,
 	} {
 		_, err := ParseDestination(in)

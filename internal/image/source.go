@@ -28,7 +28,8 @@ type Source struct {
 	platform *ocispec.Platform // the platform in an index's entry for the image; nil: none
 	config   []byte            // nil: there is none, as for a plain root filesystem
 	layers   []sourceLayer
-	// below are the diff IDs of the layers below, which are in the store. With config, there are none.
+	// below are the diff IDs of the layers below the last one. They are in the store, unless they are among the layers. With
+	// config, there are none.
 	below []digest.Digest
 	// describe makes the config of an image that has none, once its diff IDs are known.
 	describe func(diffIDs []digest.Digest) ([]byte, error)
@@ -41,6 +42,8 @@ type sourceLayer struct {
 	size   int64         // bytes as it is stored; negative: not known
 	// mediaType is that of the manifest; "": there is none.
 	mediaType string
+	// made: the tar is made of volumes now, and need not have the diff ID that it once had.
+	made bool
 	// unverified: no digest would tell that something of the tar is missing.
 	unverified bool
 	// open reads the tar from its start. It can be called again, unless that is a stream: errReadOnce.

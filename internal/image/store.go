@@ -147,7 +147,7 @@ func (s *Store) Delete(ctx context.Context) (err error) {
 		return fmt.Errorf("delete %s: %w", s.dir, err)
 	}
 	var errs []error
-	for _, name := range []string{recordsDir, tarSplitDir, lockFile, "."} {
+	for _, name := range []string{recordsDir, tarSplitDir, promotionsFile, lockFile, "."} {
 		if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -30,37 +32,59 @@ type Resolver struct {
 // engine about a reference of the kind Containerd. Returns errdefs.ErrNotFound if there is no such container, and
 // errdefs.ErrInvalidArgument if several have the name, or if the reference is of the kind Fork.
 func (r Resolver) Snapshot(ctx context.Context, ref Reference) (namespace, key string, err error) {
-	switch ref.Kind {
-	case Docker:
-		key, err = r.ofDocker(ctx, ref.Name)
-		return dockerapi.Namespace, key, err
-	case Nerdctl:
-		key, err = r.ofContainerd(ctx, ref, "labels.\"nerdctl/name\"=="+strconv.Quote(ref.Name))
-		return ref.Namespace, key, err
-	case CRI:
-		key, err = r.ofContainerd(ctx, ref, "id~="+strconv.Quote("^"+regexp.QuoteMeta(ref.Name)))
-		return ref.Namespace, key, err
-	case Containerd:
+	if ref.Kind == Containerd {
 		return ref.Namespace, ref.Name, nil
 	}
-	return "", "", fault.New(errdefs.ErrInvalidArgument, "%s:%s is no container", ref.Kind, ref.Name)
+	c, err := r.Container(ctx, ref)
+	return c.Namespace, c.Key, err
 }
 
-func (r Resolver) ofDocker(ctx context.Context, name string) (id string, err error) {
+// Container is a container, as its engine knows it.
+type Container struct {
+	Namespace   string        // of containerd
+	Snapshotter string        // as containerd calls it
+	Key         string        // of the snapshot of its root
+	Image       string        // name
+	Target      digest.Digest // of the manifest or index of the image; "": ask containerd for the name
+}
+
+// Container describes a container. A reference of the kind Containerd names the snapshot of its root. The errors are those of Snapshot.
+func (r Resolver) Container(ctx context.Context, ref Reference) (Container, error) {
+	switch {
+	case ref.Kind == Docker, ref.Kind == Containerd && ref.Namespace == dockerapi.Namespace:
+		return r.ofDocker(ctx, ref.Name)
+	case ref.Kind == Nerdctl:
+		return r.ofContainerd(ctx, ref, "labels.\"nerdctl/name\"=="+strconv.Quote(ref.Name))
+	case ref.Kind == CRI:
+		return r.ofContainerd(ctx, ref, "id~="+strconv.Quote("^"+regexp.QuoteMeta(ref.Name)))
+	case ref.Kind == Containerd:
+		return r.ofContainerd(ctx, ref)
+	}
+	return Container{}, fault.New(errdefs.ErrInvalidArgument, "%s:%s is no container", ref.Kind, ref.Name)
+}
+
+func (r Resolver) ofDocker(ctx context.Context, name string) (c Container, err error) {
 	address := r.DockerAPI
 	if address == "" {
 		address = dockerapi.DefaultAddress
 	}
 	client, err := dockerapi.NewClient(address)
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	defer client.Close()
 	container, err := client.Container(ctx, name)
 	if err != nil {
-		return "", fmt.Errorf("container %s: %w", name, err)
+		return c, fmt.Errorf("container %s: %w", name, err)
 	}
-	return container.ID, nil
+	c = Container{
+		Namespace: dockerapi.Namespace, Snapshotter: container.Driver, Key: container.ID,
+		Image: container.Config.Image, Target: digest.Digest(container.Image),
+	}
+	if container.ImageManifestDescriptor != nil {
+		c.Target = container.ImageManifestDescriptor.Digest
+	}
+	return c, nil
 }
 
 // connect connects to containerd when it is asked something.
@@ -89,26 +113,32 @@ func (r Resolver) Process(ctx context.Context, namespace, id string) (pid uint32
 	return answer.GetProcess().GetPid(), nil
 }
 
-// ofContainerd finds the snapshot of the only container that a filter of containerd lets pass.
-func (r Resolver) ofContainerd(ctx context.Context, ref Reference, filter string) (key string, err error) {
+// ofContainerd finds the only container that the filters of containerd let pass. Without filters, it is that with the snapshot that
+// the reference names.
+func (r Resolver) ofContainerd(ctx context.Context, ref Reference, filters ...string) (c Container, err error) {
 	conn, err := r.connect()
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	answer, err := containersapi.NewContainersClient(conn).List(namespaces.WithNamespace(ctx, ref.Namespace),
-		&containersapi.ListContainersRequest{Filters: []string{filter}})
+		&containersapi.ListContainersRequest{Filters: filters})
 	if err != nil {
-		return "", fmt.Errorf("ask containerd for container %s: %w", ref.Name, errgrpc.ToNative(err))
+		return c, fmt.Errorf("ask containerd for container %s: %w", ref.Name, errgrpc.ToNative(err))
 	}
 	found := answer.GetContainers()
+	if len(filters) == 0 {
+		found = slices.DeleteFunc(found, func(c *containersapi.Container) bool { return c.GetSnapshotKey() != ref.Name })
+	}
 	switch {
 	case len(found) == 0:
-		return "", fault.New(errdefs.ErrNotFound, "container %s in the namespace %s of containerd", ref.Name, ref.Namespace)
+		return c, fault.New(errdefs.ErrNotFound, "container %s in the namespace %s of containerd", ref.Name, ref.Namespace)
 	case len(found) > 1:
-		return "", fault.New(errdefs.ErrInvalidArgument, "%d containers in the namespace %s of containerd are called %s", len(found), ref.Namespace, ref.Name)
+		return c, fault.New(errdefs.ErrInvalidArgument, "%d containers in the namespace %s of containerd are called %s", len(found), ref.Namespace, ref.Name)
 	case found[0].GetSnapshotKey() == "":
-		return "", fault.New(errdefs.ErrNotFound, "snapshot of container %s", ref.Name)
+		return c, fault.New(errdefs.ErrNotFound, "snapshot of container %s", ref.Name)
 	}
-	return found[0].GetSnapshotKey(), nil
+	return Container{
+		Namespace: ref.Namespace, Snapshotter: found[0].GetSnapshotter(), Key: found[0].GetSnapshotKey(), Image: found[0].GetImage(),
+	}, nil
 }

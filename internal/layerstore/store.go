@@ -13,6 +13,7 @@ import (
 	"github.com/cowshed/cowshed/detect"
 	"github.com/cowshed/cowshed/graphdriver"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/live"
 )
@@ -32,6 +33,10 @@ type Store struct {
 	// Containers has the volumes of the references to containers that a request names, by these without their snapshots. It is nil
 	// for the command's own store, and not for that of the daemon's volumes.
 	Containers map[string]string
+	// Origins finds the images of Containers.
+	Origins *Origins
+	// Containerd connects to containerd, for images that are written there. It may be nil.
+	Containerd func() (*containerdapi.Services, error)
 }
 
 // New returns the store of a driver whose root is the directory root. moments may be nil.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/image"
 	"github.com/cowshed/cowshed/internal/stream"
 	"github.com/cowshed/cowshed/internal/treeat"
@@ -181,7 +182,7 @@ func (m making) writeBlob(ctx context.Context, tar func(w io.Writer) error) (err
 	if err := m.hold(ctx, m.lease, "content", blob.String()); err != nil {
 		return err
 	}
-	if err := m.label(ctx, blob, labels); err != nil {
+	if err := containerdapi.Label(ctx, m.content, blob, labels); err != nil {
 		return err
 	}
 	return m.noteLayer(ctx, blob)
@@ -219,25 +220,6 @@ func (m making) compress(ctx context.Context, w io.Writer, tar func(w io.Writer)
 	return pieces.Flush()
 }
 
-// label gives a blob labels that it does not have yet, because it was there before.
-func (t *Target) label(ctx context.Context, blob digest.Digest, labels map[string]string) error {
-	info, err := t.content.Info(ctx, blob)
-	if err != nil {
-		return err
-	}
-	var paths []string
-	for name, value := range labels {
-		if info.Labels[name] != value {
-			paths = append(paths, "labels."+name)
-		}
-	}
-	if len(paths) == 0 {
-		return nil
-	}
-	_, err = t.content.Update(ctx, content.Info{Digest: blob, Labels: labels}, paths...)
-	return err
-}
-
 // putBlob stores a small blob.
 func (t *Target) putBlob(ctx context.Context, desc ocispec.Descriptor, data []byte, labels map[string]string) error {
 	ref := t.lease.ID + "-blob-" + desc.Digest.String()
@@ -247,5 +229,5 @@ func (t *Target) putBlob(ctx context.Context, desc ocispec.Descriptor, data []by
 	if err := t.hold(ctx, t.lease.ID, "content", desc.Digest.String()); err != nil {
 		return err
 	}
-	return t.label(ctx, desc.Digest, labels)
+	return containerdapi.Label(ctx, t.content, desc.Digest, labels)
 }

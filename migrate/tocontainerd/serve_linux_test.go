@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -77,26 +78,26 @@ type imagesServer struct {
 
 func (s imagesServer) Get(ctx context.Context, r *imagesapi.GetImageRequest) (*imagesapi.GetImageResponse, error) {
 	image, err := s.store.Get(ctx, r.GetName())
-	return &imagesapi.GetImageResponse{Image: toAPI(image)}, errgrpc.ToGRPC(err)
+	return &imagesapi.GetImageResponse{Image: containerdapi.ImageToAPI(image)}, errgrpc.ToGRPC(err)
 }
 
 func (s imagesServer) List(ctx context.Context, r *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
 	list, err := s.store.List(ctx, r.GetFilters()...)
 	answer := &imagesapi.ListImagesResponse{}
 	for _, image := range list {
-		answer.Images = append(answer.Images, toAPI(image))
+		answer.Images = append(answer.Images, containerdapi.ImageToAPI(image))
 	}
 	return answer, errgrpc.ToGRPC(err)
 }
 
 func (s imagesServer) Create(ctx context.Context, r *imagesapi.CreateImageRequest) (*imagesapi.CreateImageResponse, error) {
-	image, err := s.store.Create(ctx, fromAPI(r.GetImage()))
-	return &imagesapi.CreateImageResponse{Image: toAPI(image)}, errgrpc.ToGRPC(err)
+	image, err := s.store.Create(ctx, containerdapi.ImageFromAPI(r.GetImage()))
+	return &imagesapi.CreateImageResponse{Image: containerdapi.ImageToAPI(image)}, errgrpc.ToGRPC(err)
 }
 
 func (s imagesServer) Update(ctx context.Context, r *imagesapi.UpdateImageRequest) (*imagesapi.UpdateImageResponse, error) {
-	image, err := s.store.Update(ctx, fromAPI(r.GetImage()), r.GetUpdateMask().GetPaths()...)
-	return &imagesapi.UpdateImageResponse{Image: toAPI(image)}, errgrpc.ToGRPC(err)
+	image, err := s.store.Update(ctx, containerdapi.ImageFromAPI(r.GetImage()), r.GetUpdateMask().GetPaths()...)
+	return &imagesapi.UpdateImageResponse{Image: containerdapi.ImageToAPI(image)}, errgrpc.ToGRPC(err)
 }
 
 // leasesServer has the calls that a run needs.

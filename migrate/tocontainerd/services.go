@@ -3,7 +3,6 @@ package tocontainerd
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
@@ -16,13 +15,12 @@ import (
 	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/snapshotter"
 )
 
@@ -43,14 +41,14 @@ type services struct {
 // connect connects to containerd, and to the Cowshed that it uses. Returns errdefs.ErrUnavailable if no containerd
 // answers, and errdefs.ErrNotFound if it has no such snapshotter.
 func connect(ctx context.Context, o Options) (*services, error) {
-	conn, err := dial(o.Address)
+	conn, err := containerdapi.Dial(o.Address)
 	if err != nil {
 		return nil, err
 	}
 	s := &services{
 		content:   contentproxy.NewContentStore(conn),
 		snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), o.Snapshotter),
-		images:    imageStore{imagesapi.NewImagesClient(conn)},
+		images:    containerdapi.ImageStore{Client: imagesapi.NewImagesClient(conn)},
 		leases:    leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
 		closers:   []func() error{conn.Close},
 	}
@@ -62,21 +60,12 @@ func connect(ctx context.Context, o Options) (*services, error) {
 	if address == "" {
 		return s, nil // it is in containerd itself, and not Cowshed
 	}
-	own, err := dial(address)
+	own, err := containerdapi.Dial(address)
 	if err != nil {
 		return s, err
 	}
 	s.offers, s.closers = snapshotter.OffersClient{Conn: own}, append(s.closers, own.Close)
 	return s, nil
-}
-
-// dial makes a connection that is opened at its first use.
-func dial(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket is on this machine, and root's
-		grpc.WithDefaultCallOptions(
-			grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
-			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 }
 
 // proxyOf returns the socket and the root of a snapshotter, as containerd's configuration has them.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
@@ -31,12 +32,17 @@ const (
 	maxObject     = 4 << 20          // of one container or event
 )
 
-// Container is the part of a container's description that limits need.
+// Container is the part of a container's description that limits and promotions need.
 type Container struct {
 	ID      string    `json:"Id"`
 	Name    string    `json:"Name"`
 	Created time.Time `json:"Created"`
-	Config  struct {
+	Driver  string    `json:"Driver"` // the snapshotter
+	Image   string    `json:"Image"`  // digest of the manifest or index
+	// ImageManifestDescriptor is that of the manifest, nil if the engine does not know it.
+	ImageManifestDescriptor *ocispec.Descriptor `json:"ImageManifestDescriptor"`
+	Config                  struct {
+		Image  string            `json:"Image"` // name
 		Labels map[string]string `json:"Labels"`
 	} `json:"Config"`
 	HostConfig struct {

@@ -1,4 +1,4 @@
-package tocontainerd
+package containerdapi
 
 import (
 	"context"
@@ -12,46 +12,46 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
-// imageStore is containerd's store of images, by its API. The one of containerd's own client would need all that the
+// ImageStore is containerd's store of images, by its API. The one of containerd's own client would need all that the
 // client needs.
-type imageStore struct{ client imagesapi.ImagesClient }
+type ImageStore struct{ Client imagesapi.ImagesClient }
 
-var _ images.Store = imageStore{}
+var _ images.Store = ImageStore{}
 
 // Get implements images.Store.
-func (s imageStore) Get(ctx context.Context, name string) (images.Image, error) {
-	r, err := s.client.Get(ctx, &imagesapi.GetImageRequest{Name: name})
-	return fromAPI(r.GetImage()), errgrpc.ToNative(err)
+func (s ImageStore) Get(ctx context.Context, name string) (images.Image, error) {
+	r, err := s.Client.Get(ctx, &imagesapi.GetImageRequest{Name: name})
+	return ImageFromAPI(r.GetImage()), errgrpc.ToNative(err)
 }
 
 // List implements images.Store.
-func (s imageStore) List(ctx context.Context, filters ...string) ([]images.Image, error) {
-	r, err := s.client.List(ctx, &imagesapi.ListImagesRequest{Filters: filters})
+func (s ImageStore) List(ctx context.Context, filters ...string) ([]images.Image, error) {
+	r, err := s.Client.List(ctx, &imagesapi.ListImagesRequest{Filters: filters})
 	list := make([]images.Image, 0, len(r.GetImages()))
 	for _, image := range r.GetImages() {
-		list = append(list, fromAPI(image))
+		list = append(list, ImageFromAPI(image))
 	}
 	return list, errgrpc.ToNative(err)
 }
 
 // Create implements images.Store.
-func (s imageStore) Create(ctx context.Context, image images.Image) (images.Image, error) {
-	r, err := s.client.Create(ctx, &imagesapi.CreateImageRequest{Image: toAPI(image)})
-	return fromAPI(r.GetImage()), errgrpc.ToNative(err)
+func (s ImageStore) Create(ctx context.Context, image images.Image) (images.Image, error) {
+	r, err := s.Client.Create(ctx, &imagesapi.CreateImageRequest{Image: ImageToAPI(image)})
+	return ImageFromAPI(r.GetImage()), errgrpc.ToNative(err)
 }
 
 // Update implements images.Store.
-func (s imageStore) Update(ctx context.Context, image images.Image, fieldpaths ...string) (images.Image, error) {
-	request := &imagesapi.UpdateImageRequest{Image: toAPI(image)}
+func (s ImageStore) Update(ctx context.Context, image images.Image, fieldpaths ...string) (images.Image, error) {
+	request := &imagesapi.UpdateImageRequest{Image: ImageToAPI(image)}
 	if len(fieldpaths) > 0 {
 		request.UpdateMask = &fieldmaskpb.FieldMask{Paths: fieldpaths}
 	}
-	r, err := s.client.Update(ctx, request)
-	return fromAPI(r.GetImage()), errgrpc.ToNative(err)
+	r, err := s.Client.Update(ctx, request)
+	return ImageFromAPI(r.GetImage()), errgrpc.ToNative(err)
 }
 
 // Delete implements images.Store.
-func (s imageStore) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
+func (s ImageStore) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
 	var o images.DeleteOptions
 	for _, opt := range opts {
 		if err := opt(ctx, &o); err != nil {
@@ -62,15 +62,17 @@ func (s imageStore) Delete(ctx context.Context, name string, opts ...images.Dele
 	if o.Target != nil {
 		request.Target = descriptorToAPI(*o.Target)
 	}
-	_, err := s.client.Delete(ctx, request)
+	_, err := s.Client.Delete(ctx, request)
 	return errgrpc.ToNative(err)
 }
 
-func toAPI(image images.Image) *imagesapi.Image {
+// ImageToAPI is an image as requests have it.
+func ImageToAPI(image images.Image) *imagesapi.Image {
 	return &imagesapi.Image{Name: image.Name, Labels: image.Labels, Target: descriptorToAPI(image.Target)}
 }
 
-func fromAPI(image *imagesapi.Image) images.Image {
+// ImageFromAPI is the image in an answer.
+func ImageFromAPI(image *imagesapi.Image) images.Image {
 	target := image.GetTarget()
 	return images.Image{
 		Name: image.GetName(), Labels: image.GetLabels(),
