@@ -56,11 +56,12 @@ func (g *Group) Wake() {
 // Settled notes that a client has limited or removed the snapshot of a key, which the Report may name.
 func (g *Group) Settled(key string) { g.limiter.report.settled(key) }
 
-// keep connects a source again and again.
+// keep connects a source again and again. A connection that ends soon is no reason to try more often: an engine, or a proxy before
+// it, may end each.
 func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {
 	pause := firstPause
 	for {
-		connected := false
+		connected, began := false, time.Now()
 		err := s.Run(ctx, g.limiter, func() {
 			connected = true
 			g.connected(s)
@@ -69,7 +70,7 @@ func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {
 			return
 		}
 		g.disconnected(s, err, connected || pause == firstPause)
-		if connected {
+		if connected && time.Since(began) >= longestPause {
 			pause = firstPause
 		}
 		if !wait(ctx, pause, wake) {
