@@ -49,6 +49,8 @@ type Container struct {
 	Weaker    string    // size of another setting, which counts as no limit if it has been set; empty: none
 	Max       uint64    // the largest size that is allowed; 0: any
 	Created   time.Time // zero: not known
+	// Unstarted says that the container has never been started. With a size that cannot be read or is not allowed, it is not to be.
+	Unstarted bool
 }
 
 // Limiter sets limits of containers.

@@ -132,6 +132,39 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// TestCheckStart: a container with a bad size is not started for the first time, until it has a limit or until it is gone. Others are,
+// also if their limits cannot be set.
+func TestCheckStart(t *testing.T) {
+	const key = "moby/1/web"
+	s := &oneSnapshot{}
+	g, _, _ := testGroup(t, s)
+	bad := Container{Engine: "e", Namespace: "moby", ID: "web", Name: "shop", Setting: "size", Size: "much", Unstarted: true}
+	require.NoError(t, g.CheckStart(key))
+	for _, end := range []func(){
+		func() { g.limiter.Forget("moby", "web") },
+		func() { g.Settled(key) },
+		func() { g.limiter.report.begin("e") },
+	} {
+		g.limiter.Catch(t.Context(), bad)
+		err := g.CheckStart(key)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		require.ErrorContains(t, err, `container shop start: size: invalid argument: size "much"`)
+		require.ErrorContains(t, err, "cowshed limit containerd:moby/web SIZE")
+		require.NoError(t, g.CheckStart("moby/1/other"))
+		require.NoError(t, g.CheckStart("k8s.io/1/web"))
+		end()
+		require.NoError(t, g.CheckStart(key))
+	}
+	started, unknown := bad, bad
+	started.Unstarted = false
+	g.limiter.Catch(t.Context(), started)
+	require.NoError(t, g.CheckStart(key), "it holds data that somebody may need")
+	s.fault = errors.New("full")
+	unknown.Size = "2G"
+	g.limiter.Catch(t.Context(), unknown)
+	require.NoError(t, g.CheckStart(key))
+}
+
 // TestDelay: a metric has the time of a container without its limit, also if only its snapshot tells when it was created.
 func TestDelay(t *testing.T) {
 	const minute = 60

@@ -36,7 +36,10 @@ type Container struct {
 	ID      string    `json:"Id"`
 	Name    string    `json:"Name"`
 	Created time.Time `json:"Created"`
-	Config  struct {
+	State   struct {
+		Status string `json:"Status"`
+	} `json:"State"`
+	Config struct {
 		Labels map[string]string `json:"Labels"`
 	} `json:"Config"`
 	HostConfig struct {
@@ -127,6 +130,9 @@ const (
 	created = "create"
 	removed = "destroy"
 )
+
+// unstarted is the status of a container that has never been started.
+const unstarted = "created"
 
 // events are the events from now on. The stream ends with ctx or with the engine.
 func (c *Client) events(ctx context.Context) (*eventStream, error) {

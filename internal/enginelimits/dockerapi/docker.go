@@ -64,7 +64,10 @@ func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected fun
 // limited returns a container with its size, if it was made with one. The engine does not tell the labels of the image from those
 // of the container. With NRI the label has perhaps been applied before.
 func (s *Source) limited(id string, c Container) (limited enginelimits.Container, ok bool) {
-	limited = enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id, Name: strings.TrimPrefix(c.Name, "/"), Created: c.Created}
+	limited = enginelimits.Container{
+		Engine: engine, Namespace: Namespace, ID: id, Name: strings.TrimPrefix(c.Name, "/"), Created: c.Created,
+		Unstarted: c.State.Status == unstarted,
+	}
 	label, labelled := c.Config.Labels[SizeLabel]
 	if option, ok := c.storageSize(); ok {
 		limited.Setting, limited.Size, limited.Weaker, limited.Max = "--storage-opt size", option, label, s.Max
