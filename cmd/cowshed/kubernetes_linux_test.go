@@ -37,7 +37,7 @@ func newKubernetesNode(t *testing.T, data string) *kubernetesNode {
 	t.Helper()
 	testfs.Root(t)
 	n := &kubernetesNode{t: t, root: t.TempDir(), files: t.TempDir(), config: t.TempDir(), kubelet: t.TempDir()}
-	for _, dir := range []string{"usr", "etc/containerd", "run", "tmp", "dev", "proc", "var/lib/cowshed"} {
+	for _, dir := range []string{"usr", "etc/containerd", "run", "tmp", "dev", "proc", "sys", "var/lib/cowshed"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(n.root, dir), 0o755))
 	}
 	for _, link := range []string{"bin", "sbin", "lib", "lib64"} {
@@ -46,9 +46,10 @@ func newKubernetesNode(t *testing.T, data string) *kubernetesNode {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	write(t, filepath.Join(n.root, "self"), "")
-	for _, m := range [][2]string{{"/usr", "usr"}, {"/dev", "dev"}, {"/proc", "proc"}, {self, "self"}} {
+	for _, m := range [][2]string{{"/usr", "usr"}, {"/dev", "dev"}, {"/proc", "proc"}, {"/sys", "sys"}, {self, "self"}} {
 		n.mount(m[0], m[1], "", unix.MS_BIND)
 	}
+	require.NoError(t, os.MkdirAll(n.path("/usr/local"), 0o755)) // which a small machine lacks
 	n.mount("tmpfs", "usr/local", "tmpfs", 0)
 	n.mount("tmpfs", "run", "tmpfs", 0)
 	n.mount("tmpfs", "etc", "tmpfs", 0)
@@ -98,7 +99,7 @@ func (n *kubernetesNode) path(path string) string { return filepath.Join(n.root,
 
 func (n *kubernetesNode) mount(from, to, fstype string, flags uintptr) {
 	n.t.Helper()
-	require.NoError(n.t, unix.Mount(from, n.path(to), fstype, flags, ""))
+	require.NoError(n.t, unix.Mount(from, n.path(to), fstype, flags, ""), "mount %s on %s", from, to)
 	n.t.Cleanup(func() { require.NoError(n.t, unix.Unmount(n.path(to), 0)) })
 }
 
@@ -389,11 +390,17 @@ func TestKubernetesRoot(t *testing.T) {
 	require.NoError(t, err, out)
 }
 
-// TestKubernetesNodeZFS: a node whose filesystem for layers is ZFS gets a daemon that starts.
+// TestKubernetesNodeZFS: a node whose filesystem for layers is ZFS gets a daemon that starts, in a dataset of its own.
 func TestKubernetesNodeZFS(t *testing.T) {
-	_, mountpoint := testfs.ZFS(t)
+	if !testfs.Long() {
+		return
+	}
+	dataset, mountpoint := testfs.ZFS(t)
+	out, err := outputOf(t, exec.Command("zfs", "create", dataset+"/containerd"))
+	require.NoError(t, err, out)
 	n := newKubernetesNode(t, mountpoint)
-	out, err := n.install()
+	n.mount(filepath.Join(mountpoint, "containerd"), "var/lib/cowshed/containerd", "", unix.MS_BIND)
+	out, err = n.install()
 	require.NoError(t, err, out)
 	n.serves()
 }
