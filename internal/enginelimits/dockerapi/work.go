@@ -50,7 +50,7 @@ func (w *work) limit(ctx context.Context, ids ...string) {
 	w.quick.Go(func() error {
 		for _, id := range ids {
 			if ctx.Err() != nil {
-				return nil
+				break
 			}
 			if err := w.try(ctx, id, quickTime); err != nil {
 				w.limiter.Unknown(ctx, enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id, Name: id}, err)
