@@ -48,17 +48,21 @@ func (w *work) wait() {
 // describe soon do not keep theirs.
 func (w *work) limit(ctx context.Context, ids ...string) {
 	w.quick.Go(func() error {
-		for _, id := range ids {
-			if ctx.Err() != nil {
-				break
-			}
-			if err := w.try(ctx, id, quickTime); err != nil {
-				w.limiter.Unknown(ctx, enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id, Name: id}, err)
-				w.slow.Go(func() { w.tryAgain(ctx, id) })
-			}
-		}
+		w.tryEach(ctx, ids)
 		return nil
 	})
+}
+
+func (w *work) tryEach(ctx context.Context, ids []string) {
+	for _, id := range ids {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := w.try(ctx, id, quickTime); err != nil {
+			w.limiter.Unknown(ctx, enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id, Name: id}, err)
+			w.slow.Go(func() { w.tryAgain(ctx, id) })
+		}
+	}
 }
 
 // tryAgain tries until the engine has described a container, or until ctx is done.
