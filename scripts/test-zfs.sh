@@ -149,6 +149,7 @@ build() {
 		go test -c -tags testselinux "${flags[@]}" -o "$dir/$rel/tests" "$path"
 		[[ ! -d $rel/testdata ]] || cp -r "$rel/testdata" "$dir/$rel/"
 		! compgen -G "$rel/*.sh" >/dev/null || cp "$rel"/*.sh "$dir/$rel/"
+		[[ $rel != ./cmd/cowshed ]] || cp -r --parents packaging/kubernetes packaging/cowshed.{service,socket} "$dir/"
 		if [[ -n ${RUN:-} ]]; then
 			add_tests packages "-test.run=$RUN"
 		elif [[ $rel == ./e2e ]]; then

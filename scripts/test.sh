@@ -23,6 +23,7 @@ Steps:
   equivalence  the tests that compare layers with those of the peers, which gates runs too; the long variant has more tars
          (docs/testing.md)
   daemons  the tests with a real containerd and dockerd, which are built first (scripts/daemons.sh)
+  daemons-long  the long variants of those tests, apart from clients, images and migrations, which have steps of their own
   clients  the suites of clients of containerd, with Cowshed and with overlayfs (docs/testing.md), and all round trips of
            images; prints the results
   migrations  the long variants of the tests that move images and containers of old engines
@@ -33,8 +34,8 @@ Steps:
   fresh  make test in a new Debian root filesystem (scripts/fresh-machine.sh)
   all    gates, race and fuzz, then zfs and daemons side by side
   long   race, zfs, zfs-other and equivalence with the long variants of the tests (COWSHED_TEST_LONG=1): a soak of one hour, crash
-         images of all states, long random runs, and the tars of other programs. Then clients, migrations, engines, systemd, release
-         and fresh. This takes hours
+         images of all states, long random runs, and the tars of other programs. Then daemons-long, clients, migrations, engines,
+         systemd, release and fresh. This takes hours
 
 Goes on after a step that fails. At the end it prints the time of each step, the failed steps, and "N passed, N failed".
 
@@ -42,7 +43,7 @@ Environment:
   FUZZTIME             time per fuzz target, as -fuzztime of go test
   PKG                  packages to test, default ./...
   RUN                  tests to run, as -run of go test
-  COWSHED_TEST_LONG    1: the long variants of the tests; the steps long, clients and migrations set it
+  COWSHED_TEST_LONG    1: the long variants of the tests; the steps long, daemons-long, clients and migrations set it
   COWSHED_CLIENTS_OUT  directory for the output of the suites of clients, which is deleted otherwise
   COWSHED_TEST_ZPOOL   a pool of this host for the step zfs, instead of the test machine
   COWSHED_CACHE        directory of the test machine, default /var/cache/cowshed
@@ -272,6 +273,11 @@ daemons() {
 	step 'tests with containerd and dockerd' in_module e2e/daemons
 }
 
+daemons-long() {
+	step 'build containerd and dockerd' scripts/daemons.sh build
+	COWSHED_TEST_LONG=1 step 'long tests with containerd and dockerd' in_module e2e/daemons . 3h
+}
+
 engines() {
 	step 'small benchmark through containerd' env QUICK=1 scripts/bench.sh engines
 }
@@ -313,13 +319,13 @@ main() {
 	local steps=()
 	for name in "$@"; do
 		case $name in
-		gates | unit | quick | race | fuzz | zfs | zfs-other | equivalence | kernels | daemons | clients | migrations | engines | systemd | release | fresh) steps+=("$name") ;;
+		gates | unit | quick | race | fuzz | zfs | zfs-other | equivalence | kernels | daemons | daemons-long | clients | migrations | engines | systemd | release | fresh) steps+=("$name") ;;
 		all) steps+=(gates race fuzz zfs-and-daemons) ;;
 		long)
 			export COWSHED_TEST_LONG=1
 			export FUZZTIME=${FUZZTIME:-1m}
 			test_timeout=11h
-			steps+=(race fuzz zfs zfs-other equivalence clients migrations engines systemd release fresh)
+			steps+=(race fuzz zfs zfs-other equivalence daemons-long clients migrations engines systemd release fresh)
 			;;
 		-h | --help | help)
 			usage

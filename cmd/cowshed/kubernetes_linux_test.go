@@ -20,7 +20,7 @@ import (
 	"github.com/cowshed/cowshed/internal/testfs"
 )
 
-// kubernetesNode is the root of a node, with the programs of this machine, a btrfs, and a systemctl that writes down its
+// kubernetesNode is the root of a node, with the programs of this machine, a filesystem for layers, and a systemctl that writes down its
 // arguments.
 type kubernetesNode struct {
 	t               *testing.T
@@ -31,12 +31,13 @@ type kubernetesNode struct {
 	env             []string // of that container
 }
 
-// newKubernetesNode prepares a node and the container of packaging/kubernetes.
-func newKubernetesNode(t *testing.T, onBtrfs bool) *kubernetesNode {
+// newKubernetesNode prepares a node and the container of packaging/kubernetes. The node's filesystem for layers is mounted at data,
+// or is a tmpfs if that is empty.
+func newKubernetesNode(t *testing.T, data string) *kubernetesNode {
 	t.Helper()
 	testfs.Root(t)
 	n := &kubernetesNode{t: t, root: t.TempDir(), files: t.TempDir(), config: t.TempDir(), kubelet: t.TempDir()}
-	for _, dir := range []string{"usr", "etc/containerd", "run", "tmp", "dev", "proc", "var/lib/cowshed"} {
+	for _, dir := range []string{"usr", "etc/containerd", "run", "tmp", "dev", "proc", "sys", "var/lib/cowshed"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(n.root, dir), 0o755))
 	}
 	for _, link := range []string{"bin", "sbin", "lib", "lib64"} {
@@ -45,14 +46,15 @@ func newKubernetesNode(t *testing.T, onBtrfs bool) *kubernetesNode {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	write(t, filepath.Join(n.root, "self"), "")
-	for _, m := range [][2]string{{"/usr", "usr"}, {"/dev", "dev"}, {"/proc", "proc"}, {self, "self"}} {
+	for _, m := range [][2]string{{"/usr", "usr"}, {"/dev", "dev"}, {"/proc", "proc"}, {"/sys", "sys"}, {self, "self"}} {
 		n.mount(m[0], m[1], "", unix.MS_BIND)
 	}
+	require.NoError(t, os.MkdirAll(n.path("/usr/local"), 0o755)) // which a small machine lacks
 	n.mount("tmpfs", "usr/local", "tmpfs", 0)
 	n.mount("tmpfs", "run", "tmpfs", 0)
 	n.mount("tmpfs", "etc", "tmpfs", 0)
-	if onBtrfs {
-		n.mount(testfs.Btrfs(t), "var/lib/cowshed", "", unix.MS_BIND)
+	if data != "" {
+		n.mount(data, "var/lib/cowshed", "", unix.MS_BIND)
 	} else {
 		n.mount("tmpfs", "var/lib/cowshed", "tmpfs", 0)
 	}
@@ -97,7 +99,7 @@ func (n *kubernetesNode) path(path string) string { return filepath.Join(n.root,
 
 func (n *kubernetesNode) mount(from, to, fstype string, flags uintptr) {
 	n.t.Helper()
-	require.NoError(n.t, unix.Mount(from, n.path(to), fstype, flags, ""))
+	require.NoError(n.t, unix.Mount(from, n.path(to), fstype, flags, ""), "mount %s on %s", from, to)
 	n.t.Cleanup(func() { require.NoError(n.t, unix.Unmount(n.path(to), 0)) })
 }
 
@@ -158,7 +160,7 @@ func (n *kubernetesNode) calls() string {
 // TestKubernetesNode: the container's command installs a daemon that starts, changes nothing the second time, and restarts the
 // daemon for another configuration. The script that it leaves takes everything off again.
 func TestKubernetesNode(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	before := n.tree()
 	out, err := n.install()
 	require.NoError(t, err, out)
@@ -215,7 +217,7 @@ func TestKubernetesNode(t *testing.T) {
 // TestKubernetesInterrupted: an attempt that follows an interrupted one restarts the daemon, whose files are there already.
 // Another mode is a change, too.
 func TestKubernetesInterrupted(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	before := n.tree()
 	out, err := n.install()
 	require.NoError(t, err, out)
@@ -256,7 +258,7 @@ func TestKubernetesInterrupted(t *testing.T) {
 // TestKubernetesBadUpdate: a configuration or a program that does not work leaves the daemon as it is. One with which the daemon
 // does not start is taken back, also after an interruption at any change of a file.
 func TestKubernetesBadUpdate(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	config, program := filepath.Join(n.config, "config.toml"), filepath.Join(n.files, "cowshed")
 	good := make(map[string][]byte)
 	for _, name := range []string{config, program} {
@@ -312,7 +314,7 @@ func TestKubernetesBadUpdate(t *testing.T) {
 
 // TestKubernetesDoesNotStart: the first attempt says that the daemon does not start, and another one starts it.
 func TestKubernetesDoesNotStart(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	n.systemctl(`test "$1" != restart || exit 1`)
 	out, err := n.install()
 	require.Error(t, err)
@@ -327,7 +329,7 @@ func TestKubernetesDoesNotStart(t *testing.T) {
 
 // TestKubernetesSecrets: only root reads the configuration on the node, also one whose attempt was interrupted.
 func TestKubernetesSecrets(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	check := func(name string) {
 		info, err := os.Stat(n.path(name))
 		require.NoError(t, err)
@@ -347,7 +349,7 @@ func TestKubernetesSecrets(t *testing.T) {
 // TestKubernetesToken: only root reads the token for the kubelet. It changes without a restart of the daemon, and goes when the
 // cluster has it no more, and with Cowshed.
 func TestKubernetesToken(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	before := n.tree()
 	const name = "/etc/cowshed/kubelet-token"
 	for _, text := range []string{"one", "another"} {
@@ -376,7 +378,7 @@ func TestKubernetesToken(t *testing.T) {
 
 // TestKubernetesRoot: the root of the configuration is checked, in both kinds of quotes and with a comment behind it.
 func TestKubernetesRoot(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	for _, quoted := range []string{`"/run/cowshed"`, `'/run/cowshed'`} {
 		write(t, filepath.Join(n.config, "config.toml"), "root = "+quoted+" # not \"/var/lib/cowshed\", 'never'\n")
 		out, err := n.install()
@@ -388,9 +390,24 @@ func TestKubernetesRoot(t *testing.T) {
 	require.NoError(t, err, out)
 }
 
+// TestKubernetesNodeZFS: a node whose filesystem for layers is ZFS gets a daemon that starts, in a dataset of its own.
+func TestKubernetesNodeZFS(t *testing.T) {
+	if !testfs.Long() {
+		return
+	}
+	dataset, mountpoint := testfs.ZFS(t)
+	out, err := outputOf(t, exec.Command("zfs", "create", dataset+"/containerd"))
+	require.NoError(t, err, out)
+	n := newKubernetesNode(t, mountpoint)
+	n.mount(filepath.Join(mountpoint, "containerd"), "var/lib/cowshed/containerd", "", unix.MS_BIND)
+	out, err = n.install()
+	require.NoError(t, err, out)
+	n.serves()
+}
+
 // TestKubernetesOwner: a configuration of containerd that is not root's keeps its owner.
 func TestKubernetesOwner(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	file := n.path("/etc/containerd/config.toml")
 	write(t, file, "version = 2\n")
 	require.NoError(t, os.Chown(file, 1234, 4321))
@@ -406,7 +423,7 @@ func TestKubernetesOwner(t *testing.T) {
 // TestKubernetesContainerdElsewhere: the changes to a configuration of containerd are taken back in the same file. Another file
 // may have been named meanwhile, and uninstall need not be told.
 func TestKubernetesContainerdElsewhere(t *testing.T) {
-	n := newKubernetesNode(t, true)
+	n := newKubernetesNode(t, testfs.Btrfs(t))
 	for _, dir := range []string{"/etc/k3s", "/etc/rke2"} {
 		require.NoError(t, os.Mkdir(n.path(dir), 0o755))
 		write(t, n.path(dir+"/config.toml"), "version = 3\n")
@@ -456,7 +473,11 @@ func TestKubernetesRefuses(t *testing.T) {
 		"package":    {true, "/usr/local/bin/cowshed", "installed in another way"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newKubernetesNode(t, test.onBtrfs)
+			data := ""
+			if test.onBtrfs {
+				data = testfs.Btrfs(t)
+			}
+			n := newKubernetesNode(t, data)
 			if test.file != "" {
 				write(t, filepath.Join(n.root, test.file), "")
 			}

@@ -304,7 +304,8 @@ func runAtOnce(t *testing.T, ctx context.Context, h containerdHost) {
 	require.NoError(t, g.Wait())
 }
 
-// TestContainerdLimit writes to the limit of a container, which then can delete and write again.
+// TestContainerdLimit writes to the limit of a container, which then can delete and write again. Another value of the label, which
+// reaches Cowshed through containerd's metadata, changes the limit.
 func TestContainerdLimit(t *testing.T) {
 	inEachSnapshotter(t, []snapshotter{cowshed()}, runToLimit)
 }
@@ -321,6 +322,22 @@ func runToLimit(t *testing.T, ctx context.Context, h containerdHost) {
 	usage, err := h.store.Snapshots().Usage(ctx, "one")
 	require.NoError(t, err)
 	assert.Less(t, usage.Size, int64(32<<20))
+
+	changed, err := h.store.Create(ctx, "changed", img, write6, snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: strconv.Itoa(5 << 20)}))
+	require.NoError(t, err)
+	for _, step := range []struct {
+		bytes int
+		want  string
+	}{{12 << 20, fits}, {4 << 20, overLimit}} {
+		info, err := h.store.Snapshots().Update(ctx, snapshots.Info{
+			Name: "changed", Labels: map[string]string{snapshots.LabelSnapshotMaxSize: strconv.Itoa(step.bytes)},
+		}, "labels."+snapshots.LabelSnapshotMaxSize)
+		require.NoError(t, err)
+		assert.Equal(t, strconv.Itoa(step.bytes), info.Labels[snapshots.LabelSnapshotMaxSize])
+		result, err := h.store.RunTask(ctx, changed)
+		require.NoError(t, err)
+		assert.Contains(t, result.Output, step.want)
+	}
 }
 
 // TestContainerdManyFiles commits three changes of an image of 50,000 files, which are found without a walk.

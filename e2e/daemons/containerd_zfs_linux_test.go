@@ -20,4 +20,5 @@ func TestContainerdZFS(t *testing.T) {
 	in("at once", runAtOnce)
 	in("restart", restartContainerd)
 	in("many files", commitFewOfMany)
+	t.Run("annotations", func(t *testing.T) { inEachSnapshotterOn(t, onZFS(), []snapshotter{withAnnotations()}, limitPods) })
 }

@@ -23,6 +23,7 @@ func TestDockerZFS(t *testing.T) {
 	t.Run("many files", func(t *testing.T) { inEachOn(t, onZFS(), onCowshed(), changeFewOfMany) })
 	t.Run("kill under build", func(t *testing.T) { inEachOn(t, onZFS(), onCowshed(), killUnderBuild) })
 	t.Run("observed", observeOnZFS)
+	t.Run("storage option", func(t *testing.T) { inEachOn(t, onZFS(), dockerWith(withDockerAPI()), limitByOption) })
 }
 
 // observeOnZFS is TestDockerObserved on ZFS. Users of the engine's own driver find all that it tells them in Cowshed's

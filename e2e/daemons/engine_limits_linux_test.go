@@ -45,6 +45,11 @@ func withNRI(settings ...string) snapshotter {
 	}}
 }
 
+// withAnnotations is withNRI with the settings of TestKubernetesAnnotations.
+func withAnnotations() snapshotter {
+	return withNRI("nri = true", `default_limit = "128M"`, `max_limit = "64M"`)
+}
+
 // waitConnected waits until Cowshed is connected to an engine.
 func waitConnected(t *testing.T, ctx context.Context, c *harness.Cowshed, engine string) {
 	t.Helper()
@@ -89,66 +94,68 @@ func podNamed(name string) *criapi.PodSandboxMetadata {
 // TestKubernetesAnnotations: annotations of a pod limit the roots of its containers, and a bad one rejects the container.
 // exec, a killed containerd and a killed daemon leave the limit, which cowshed limit changes.
 func TestKubernetesAnnotations(t *testing.T) {
-	settings := []string{"nri = true", `default_limit = "128M"`, `max_limit = "64M"`}
-	inEachSnapshotter(t, []snapshotter{withNRI(settings...)}, func(t *testing.T, ctx context.Context, h containerdHost) {
-		k, store := newKubelet(t, ctx, h)
-		ctx = store.Context(ctx)
-		waitConnected(t, ctx, h.cowshed, "nri")
-		pod := k.run(ctx, podNamed("web"), map[string]string{sizeOfPods: "4M", "size.cowshed.dev/big": "12M"})
-		web, big := pod.start(ctx, "web"), pod.start(ctx, "big")
-		requireWrites := func(id, want string) {
-			t.Helper()
-			stdout, _ := pod.exec(ctx, id, write6)
-			assert.Contains(t, stdout, want)
-		}
-		requireWrites(web, overLimit)
-		requireWrites(web, overLimit)
-		requireWrites(big, fits)
-		requireOutcomes(t, ctx, h.cowshed, "nri", "set", 2)
+	inEachSnapshotter(t, []snapshotter{withAnnotations()}, limitPods)
+}
 
-		for size, want := range map[string]string{
-			"much": `cowshed: annotation cowshed.dev/size: invalid argument: size "much": must be a number of bytes`,
-			"65M":  `cowshed: annotation cowshed.dev/size: invalid argument: size "65M" is more than the 64MiB that the configuration`,
-		} {
-			bad := k.run(ctx, podNamed("bad"+size), map[string]string{sizeOfPods: size, "size.cowshed.dev/other": "16M"})
-			_, err := bad.create(ctx, "bad")
-			require.ErrorContains(t, err, want)
-			_, err = bad.create(ctx, "other")
-			require.NoError(t, err)
-			bad.remove(ctx)
-		}
+// limitPods is TestKubernetesAnnotations in one containerd.
+func limitPods(t *testing.T, ctx context.Context, h containerdHost) {
+	k, store := newKubelet(t, ctx, h)
+	ctx = store.Context(ctx)
+	waitConnected(t, ctx, h.cowshed, "nri")
+	pod := k.run(ctx, podNamed("web"), map[string]string{sizeOfPods: "4M", "size.cowshed.dev/big": "12M"})
+	web, big := pod.start(ctx, "web"), pod.start(ctx, "big")
+	requireWrites := func(id, want string) {
+		t.Helper()
+		stdout, _ := pod.exec(ctx, id, write6)
+		assert.Contains(t, stdout, want)
+	}
+	requireWrites(web, overLimit)
+	requireWrites(web, overLimit)
+	requireWrites(big, fits)
+	requireOutcomes(t, ctx, h.cowshed, "nri", "set", 2)
 
-		limit := func(size string) error {
-			return h.cowshed.Command(ctx, "limit", "containerd:k8s.io/"+web, size, "--config", h.cowshed.Config)
-		}
-		require.NoError(t, limit("12M"))
-		pod.exec(ctx, web, "dd if=/dev/urandom of=/held bs=1M count=6 conv=fsync; sync -f /")
-		require.ErrorContains(t, limit("5M"), "a limit of 5MiB is less than the 6")
-		pod.exec(ctx, web, "rm /held; sync -f /")
-		requireWrites(web, fits)
+	for size, want := range map[string]string{
+		"much": `cowshed: annotation cowshed.dev/size: invalid argument: size "much": must be a number of bytes`,
+		"65M":  `cowshed: annotation cowshed.dev/size: invalid argument: size "65M" is more than the 64MiB that the configuration`,
+	} {
+		bad := k.run(ctx, podNamed("bad"+size), map[string]string{sizeOfPods: size, "size.cowshed.dev/other": "16M"})
+		_, err := bad.create(ctx, "bad")
+		require.ErrorContains(t, err, want)
+		_, err = bad.create(ctx, "other")
+		require.NoError(t, err)
+		bad.remove(ctx)
+	}
 
-		reconnected := h.cowshed.Connecting("nri")
-		h.containerd.Kill()
-		requireDoctor(t, ctx, h.cowshed, "nri is not connected since")
-		requireDisconnected(t, ctx, h.cowshed)
-		h.containerd.Start()
-		early := pod.start(ctx, "early") // perhaps before Cowshed is connected again
-		require.NoError(t, reconnected(ctx))
-		requireSnapshotLimit(t, ctx, store, early, 4)
-		requireWrites(early, overLimit)
-		requireWrites(web, fits)
-		requireWrites(pod.start(ctx, "after"), overLimit)
-		h.cowshed.Kill()
-		h.cowshed.Start()
-		requireConnected(t, ctx, store)
-		waitConnected(t, ctx, h.cowshed, "nri")
-		requireOutcomes(t, ctx, h.cowshed, "nri", "kept", 4)
-		requireWrites(web, fits)
-		requireWrites(big, fits)
+	limit := func(size string) error {
+		return h.cowshed.Command(ctx, "limit", "containerd:k8s.io/"+web, size, "--config", h.cowshed.Config)
+	}
+	require.NoError(t, limit("12M"))
+	pod.exec(ctx, web, "dd if=/dev/urandom of=/held bs=1M count=6 conv=fsync; sync -f /")
+	require.ErrorContains(t, limit("5M"), "a limit of 5MiB is less than the ")
+	pod.exec(ctx, web, "rm /held; sync -f /")
+	requireWrites(web, fits)
 
-		pod.remove(ctx)
-		requireCleared(t, ctx, store)
-	})
+	reconnected := h.cowshed.Connecting("nri")
+	h.containerd.Kill()
+	requireDoctor(t, ctx, h.cowshed, "nri is not connected since")
+	requireDisconnected(t, ctx, h.cowshed)
+	h.containerd.Start()
+	early := pod.start(ctx, "early") // perhaps before Cowshed is connected again
+	require.NoError(t, reconnected(ctx))
+	requireSnapshotLimit(t, ctx, store, early, 4)
+	requireWrites(early, overLimit)
+	requireWrites(web, fits)
+	requireWrites(pod.start(ctx, "after"), overLimit)
+	h.cowshed.Kill()
+	h.cowshed.Start()
+	requireConnected(t, ctx, store)
+	waitConnected(t, ctx, h.cowshed, "nri")
+	requireOutcomes(t, ctx, h.cowshed, "nri", "kept", 4)
+	requireWrites(web, fits)
+	requireWrites(big, fits)
+
+	pod.remove(ctx)
+	requireCleared(t, ctx, store)
 }
 
 // TestKubernetesAnnotationsAtOnce: of many containers made at once each gets its own limit, and those made while the plugin
@@ -236,64 +243,75 @@ func dockerWith(s snapshotter) []engine {
 }
 
 // TestDockerStorageOpt: docker run --storage-opt size= limits a container. exec, a restart, a killed engine and a killed
-// daemon leave the limit, which cowshed limit changes. A size that cannot be read is reported.
+// daemon leave the limit, which cowshed limit changes. A size that cannot be read is reported, and the container does not start.
 func TestDockerStorageOpt(t *testing.T) {
-	inEach(t, dockerWith(withDockerAPI()), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-		waitConnected(t, ctx, e.cowshed, "docker")
-		start := func(name, size string) {
-			t.Helper()
-			require.NoError(t, e.CreateContainer(ctx, name, "cowshed/sample:1", idleScript, map[string]string{"size": size}))
-			require.NoError(t, e.StartContainer(ctx, name))
-		}
-		start("run", "8M")
-		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 1) // the engine does not wait for it
-		result, err := e.Exec(ctx, "run", limitScript)
-		require.NoError(t, err)
-		assert.Contains(t, result.Output, overLimit)
-		assert.Contains(t, result.Output, "and then: again\n")
-		requireWrites := func(name, want string) {
-			t.Helper()
-			result, err := e.Exec(ctx, name, write6)
-			require.NoError(t, err)
-			assert.Contains(t, result.Output, want)
-		}
-		limit := func(size string) error {
-			return e.cowshed.Command(ctx, "limit", "docker:web", size, "--config", e.cowshed.Config)
-		}
-		start("web", "4M")
-		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 2)
-		requireWrites("web", overLimit)
-		require.NoError(t, limit("12M"))
-		_, err = e.Exec(ctx, "web", "dd if=/dev/urandom of=/held bs=1M count=6 conv=fsync; sync -f /")
-		require.NoError(t, err)
-		require.ErrorContains(t, limit("5M"), "a limit of 5MiB is less than the 6")
-		_, err = e.Exec(ctx, "web", "rm /held; sync -f /")
-		require.NoError(t, err)
-		_, err = e.ContainerRestart(ctx, "web", client.ContainerRestartOptions{Timeout: new(int)})
-		require.NoError(t, err)
-		requireWrites("web", fits)
-		require.NoError(t, e.CreateLabelled(ctx, "label", "cowshed/sample:1", idleScript, map[string]string{labelOfSize: "4M"}))
-		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 3)
-		require.NoError(t, e.StartContainer(ctx, "label"))
-		requireWrites("label", overLimit)
-		require.NoError(t, e.Remove(ctx, "label"))
-		start("bad", "much")
-		requireOutcomes(t, ctx, e.cowshed, "docker", "invalid", 1)
-		requireDoctor(t, ctx, e.cowshed, "container bad of docker is without the limit that it asks for: --storage-opt size: invalid argument: size")
+	inEach(t, dockerWith(withDockerAPI()), limitByOption)
+}
 
-		e.Kill()
-		e.Daemon.Start()
-		start("after", "4M")
-		requireOutcomes(t, ctx, e.cowshed, "docker", "set", 4)
-		requireWrites("after", overLimit)
-		e.cowshed.Kill()
-		e.cowshed.Start()
-		e.reconnect(ctx)
-		requireOutcomes(t, ctx, e.cowshed, "docker", "kept", 3)
-		require.NoError(t, e.StartContainer(ctx, "web"))
-		requireWrites("web", fits)
-		require.NoError(t, e.Remove(ctx, "run", "web", "bad", "after"))
-	})
+// limitByOption is TestDockerStorageOpt in one engine.
+func limitByOption(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+	waitConnected(t, ctx, e.cowshed, "docker")
+	create := func(name, size string) {
+		t.Helper()
+		require.NoError(t, e.CreateContainer(ctx, name, "cowshed/sample:1", idleScript, map[string]string{"size": size}))
+	}
+	start := func(name, size string) {
+		t.Helper()
+		create(name, size)
+		require.NoError(t, e.StartContainer(ctx, name))
+	}
+	start("run", "8M")
+	requireOutcomes(t, ctx, e.cowshed, "docker", "set", 1) // the engine does not wait for it
+	result, err := e.Exec(ctx, "run", limitScript)
+	require.NoError(t, err)
+	assert.Contains(t, result.Output, overLimit)
+	assert.Contains(t, result.Output, "and then: again\n")
+	requireWrites := func(name, want string) {
+		t.Helper()
+		result, err := e.Exec(ctx, name, write6)
+		require.NoError(t, err)
+		assert.Contains(t, result.Output, want)
+	}
+	limit := func(name, size string) error {
+		return e.cowshed.Command(ctx, "limit", "docker:"+name, size, "--config", e.cowshed.Config)
+	}
+	start("web", "4M")
+	requireOutcomes(t, ctx, e.cowshed, "docker", "set", 2)
+	requireWrites("web", overLimit)
+	require.NoError(t, limit("web", "12M"))
+	_, err = e.Exec(ctx, "web", "dd if=/dev/urandom of=/held bs=1M count=6 conv=fsync; sync -f /")
+	require.NoError(t, err)
+	require.ErrorContains(t, limit("web", "5M"), "a limit of 5MiB is less than the ")
+	_, err = e.Exec(ctx, "web", "rm /held; sync -f /")
+	require.NoError(t, err)
+	_, err = e.ContainerRestart(ctx, "web", client.ContainerRestartOptions{Timeout: new(int)})
+	require.NoError(t, err)
+	requireWrites("web", fits)
+	require.NoError(t, e.CreateLabelled(ctx, "label", "cowshed/sample:1", idleScript, map[string]string{labelOfSize: "4M"}))
+	requireOutcomes(t, ctx, e.cowshed, "docker", "set", 3)
+	require.NoError(t, e.StartContainer(ctx, "label"))
+	requireWrites("label", overLimit)
+	require.NoError(t, e.Remove(ctx, "label"))
+	create("bad", "much")
+	requireOutcomes(t, ctx, e.cowshed, "docker", "invalid", 1)
+	requireDoctor(t, ctx, e.cowshed, "container bad of docker is without the limit that it asks for: --storage-opt size: invalid argument: size")
+	require.ErrorContains(t, e.StartContainer(ctx, "bad"), `cowshed does not let container bad start: --storage-opt size: invalid argument: size "much": must be`)
+	require.NoError(t, limit("bad", "4M"))
+	require.NoError(t, e.StartContainer(ctx, "bad"))
+	requireWrites("bad", overLimit)
+
+	e.Kill()
+	e.Daemon.Start()
+	start("after", "4M")
+	requireOutcomes(t, ctx, e.cowshed, "docker", "set", 4)
+	requireWrites("after", overLimit)
+	e.cowshed.Kill()
+	e.cowshed.Start()
+	e.reconnect(ctx)
+	requireOutcomes(t, ctx, e.cowshed, "docker", "kept", 4)
+	require.NoError(t, e.StartContainer(ctx, "web"))
+	requireWrites("web", fits)
+	require.NoError(t, e.Remove(ctx, "run", "web", "bad", "after"))
 }
 
 // TestDockerStorageOptAtOnce: of many containers created at once each gets its own limit, and those created while
@@ -325,25 +343,29 @@ func TestDockerStorageOptAtOnce(t *testing.T) {
 	})
 }
 
-// withDockerNRI is Cowshed that is a plugin of the engine's NRI, and the engine.
-func withDockerNRI(settings ...string) []engine {
-	s := snapshotter{harness.CowshedSnapshotter, func(_ *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
-		c := h.StartCowshed("containerd", append(settings, fmt.Sprintf("docker_nri = %q", h.EngineNRISocket()))...)
-		return c.Options(), c
-	}}
-	return []engine{{"docker-nri", "", onSnapshotterWith(s, harness.EngineOptions{NRI: true})}}
+// engineNRI is a line of the configuration.
+func engineNRI(h *harness.Host) string { return fmt.Sprintf("docker_nri = %q", h.EngineNRISocket()) }
+
+// withNRIOn is an engine with its NRI on Cowshed, which does not use that yet.
+func withNRIOn(settings ...string) []engine {
+	return []engine{{"docker-nri", "", onSnapshotterWith(cowshed(settings...), harness.EngineOptions{NRI: true})}}
 }
 
 // TestDockerNRI: with the NRI of the engine, the label cowshed.size limits a container from the start, and a bad one rejects it.
-// A container that was created while the daemon or the engine was away gets its limit afterwards.
+// A container that was created while the daemon was no plugin, or the engine was away, gets its limit afterwards.
 func TestDockerNRI(t *testing.T) {
-	inEach(t, withDockerNRI(`default_limit = "128M"`, `max_limit = "64M"`), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
-		waitConnected(t, ctx, e.cowshed, "docker-nri")
+	inEach(t, withNRIOn(`default_limit = "128M"`, `max_limit = "64M"`), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 		store := e.containerd.Store("moby", harness.CowshedSnapshotter)
 		ctx = store.Context(ctx)
 		create := func(name, size string) error {
 			return e.CreateLabelled(ctx, name, "cowshed/sample:1", idleScript, map[string]string{labelOfSize: size})
 		}
+		require.NoError(t, create("before", "4M"))
+		e.cowshed.Configure(engineNRI(e.host))
+		e.cowshed.Restart()
+		e.reconnect(ctx)
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "set", 1)
+		requireDelays(t, ctx, e.cowshed, "docker-nri", 1) // from the creation of the snapshot: the engine does not tell that of the container
 		again := e.cowshed.Connecting("docker-nri")
 		requireLimit := func(name string, mib int) {
 			t.Helper()
@@ -381,7 +403,7 @@ func TestDockerNRI(t *testing.T) {
 		for n := range atOnce() {
 			requireLimit(fmt.Sprintf("c%d", n), 16+n%32)
 		}
-		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "set", 2+atOnce())
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "set", 3+atOnce())
 
 		for size, want := range map[string]string{
 			"much": `cowshed: label cowshed.size: invalid argument: size "much": must be a number of bytes`,
@@ -406,7 +428,7 @@ func TestDockerNRI(t *testing.T) {
 		e.cowshed.Kill()
 		e.cowshed.Start()
 		e.reconnect(ctx)
-		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "kept", 3+atOnce())
+		requireOutcomes(t, ctx, e.cowshed, "docker-nri", "kept", 4+atOnce())
 		require.NoError(t, e.RemoveAllContainers(ctx))
 	})
 }

@@ -4,11 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
+	"github.com/moby/moby/client"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -198,8 +202,14 @@ func requireOwnLimits(t *testing.T, ctx context.Context, h containerdHost, p *po
 		require.NoError(t, err)
 		want[c.GetId()] = (16 + n) << 20
 	}
+	requireLimits(t, ctx, h.cowshed, h.fs, want)
+}
+
+// requireLimits waits until the kernel enforces the limits of containers, by id.
+func requireLimits(t *testing.T, ctx context.Context, c *harness.Cowshed, fs filesystem, want map[string]uint64) {
+	t.Helper()
 	require.EventuallyWithT(t, func(t *assert.CollectT) {
-		out, err := h.cowshed.Output(ctx, "top", "--json", "--interval", "0", "--config", h.cowshed.Config)
+		out, err := c.Output(ctx, "top", "--json", "--interval", "0", "--config", c.Config)
 		require.NoError(t, err)
 		var rows []struct {
 			ID    string
@@ -213,5 +223,104 @@ func requireOwnLimits(t *testing.T, ctx context.Context, h containerdHost, p *po
 			}
 		}
 		assert.Equal(t, want, limits)
-	}, h.fs.soon, 200*time.Millisecond)
+	}, fs.soon, 200*time.Millisecond)
+}
+
+// createLimited makes a container cN with a limit of 16+N MiB, again and again as a client does whose engine is away.
+func (e engineHost) createLimited(ctx context.Context, n int) error {
+	for {
+		err := e.CreateContainer(ctx, fmt.Sprintf("c%d", n), "cowshed/sample:1", idleScript, map[string]string{"size": fmt.Sprintf("%dM", 16+n)})
+		if err == nil || errdefs.IsConflict(err) { // the answer to an earlier attempt was lost
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// requireLimitsOf checks that each of so many containers of createLimited has its own limit.
+func (e engineHost) requireLimitsOf(t *testing.T, ctx context.Context, containers int) {
+	t.Helper()
+	want := make(map[string]uint64)
+	for n := range containers {
+		c, err := e.ContainerInspect(ctx, fmt.Sprintf("c%d", n), client.ContainerInspectOptions{})
+		require.NoError(t, err)
+		want[c.Container.ID] = uint64(16+n) << 20
+	}
+	requireLimits(t, ctx, e.cowshed, e.fs, want)
+}
+
+// engineLink is a symbolic link to the engine's socket, by which Cowshed alone reaches it.
+func engineLink(h *harness.Host) string { return filepath.Join(h.Dir, "engine.sock") }
+
+// throughLink is Cowshed that reads from the engine through engineLink.
+func throughLink() snapshotter {
+	return snapshotter{harness.CowshedSnapshotter, func(t *testing.T, h *harness.Host) (harness.ContainerdOptions, *harness.Cowshed) {
+		require.NoError(t, os.Symlink(h.EngineSocket(), engineLink(h)))
+		c := h.StartCowshed("containerd", fmt.Sprintf("docker_api = %q", "unix://"+engineLink(h)))
+		return c.Options(), c
+	}}
+}
+
+// TestDockerLimitsKill: Docker Engine or Cowshed is killed while many containers are created at once. Afterwards each container has
+// its own limit: also those that were created while Cowshed did not reach the engine. doctor and a metric show that time.
+func TestDockerLimitsKill(t *testing.T) {
+	for victim, kill := range map[string]func(t *testing.T, ctx context.Context, e engineHost, creating *errgroup.Group) (containers int){
+		"engine": func(t *testing.T, ctx context.Context, e engineHost, creating *errgroup.Group) int {
+			e.Kill()
+			requireDoctor(t, ctx, e.cowshed, "docker is not connected since")
+			e.Daemon.Start()
+			require.NoError(t, creating.Wait())
+			return atOnce()
+		},
+		"cowshed": func(t *testing.T, ctx context.Context, e engineHost, creating *errgroup.Group) int {
+			require.NoError(t, os.Remove(engineLink(e.host)))
+			e.cowshed.Kill()
+			requireDoctor(t, ctx, e.cowshed, "docker is not connected, since the daemon does not answer")
+			e.cowshed.Start()
+			e.reconnect(ctx)
+			require.NoError(t, creating.Wait())
+			require.NoError(t, e.createLimited(ctx, atOnce()))
+			requireDoctor(t, ctx, e.cowshed, "docker is not connected since")
+			time.Sleep(awayTime)
+			require.NoError(t, os.Symlink(e.Socket, engineLink(e.host)))
+			require.EventuallyWithT(t, func(t *assert.CollectT) {
+				slow, err := e.cowshed.EngineDelaysAbove(ctx, "docker", "0.25")
+				require.NoError(t, err)
+				assert.Positive(t, slow)
+			}, patience, 20*time.Millisecond)
+			return atOnce() + 1
+		},
+	} {
+		t.Run(victim, func(t *testing.T) {
+			inEach(t, dockerWith(throughLink()), func(t *testing.T, ctx context.Context, _ engine, e engineHost) {
+				waitConnected(t, ctx, e.cowshed, "docker")
+				var creating errgroup.Group
+				for n := range atOnce() {
+					creating.Go(func() error { return e.createLimited(ctx, n) })
+				}
+				require.Eventually(t, func() bool {
+					set, err := e.cowshed.EngineLimits(ctx, "docker", "set")
+					return err == nil && set >= atOnce()/3
+				}, patience, time.Millisecond)
+				containers := kill(t, ctx, e, &creating)
+				waitConnected(t, ctx, e.cowshed, "docker")
+				e.requireLimitsOf(t, ctx, containers)
+				set, err := e.cowshed.EngineLimits(ctx, "docker", "set")
+				require.NoError(t, err)
+				requireDelays(t, ctx, e.cowshed, "docker", set)
+
+				require.NoError(t, e.RemoveAllContainers(ctx))
+				require.NoError(t, e.Prune(ctx))
+				e.Stop()
+				e.Unmount()
+				store := e.containerd.Store("moby", e.driver)
+				require.NoError(t, store.RemoveLeases(store.Context(ctx))) // of creations that were cut off
+				e.Daemon.Start()
+			})
+		})
+	}
 }

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
 	"github.com/cowshed/cowshed/internal/enginelimits/nri/nritest"
 	"github.com/cowshed/cowshed/internal/testfs"
 )
@@ -66,7 +67,8 @@ func (e *recordEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type barsHost struct {
 	t         testing.TB
 	engine    *recordEngine
-	nri       api.PluginService
+	nri       api.PluginService // of pods
+	dockerNRI api.PluginService
 	snapshots snapshots.Snapshotter
 	mounted   string // where the filesystem is
 }
@@ -80,12 +82,12 @@ func newBarsHost(t testing.TB) *barsHost {
 		require.NoError(t, err)
 		return l
 	}
-	docker, nri := listen("docker"), listen("nri")
-	t.Cleanup(func() { require.NoError(t, nri.Close()) })
+	docker, nri, dockerNRI := listen("docker"), listen("nri"), listen("docker-nri")
+	t.Cleanup(func() { require.NoError(t, errors.Join(nri.Close(), dockerNRI.Close())) })
 	server := &http.Server{Handler: h.engine, ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(docker) }()
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
-	c.DockerAPI, c.NRI, c.NRISocket = "unix://"+docker.Addr().String(), true, nri.Addr().String()
+	c.DockerAPI, c.NRI, c.NRISocket, c.DockerNRI = "unix://"+docker.Addr().String(), true, nri.Addr().String(), dockerNRI.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -96,12 +98,15 @@ func newBarsHost(t testing.TB) *barsHost {
 		require.NoError(t, testfs.Result(ended))
 	})
 	testfs.Begun(t, ready, ended)
-	r := nritest.Accept(t, nri)
-	_, err := r.Plugin.Configure(t.Context(), &api.ConfigureRequest{})
-	require.NoError(t, err)
-	_, err = r.Plugin.Synchronize(t.Context(), &api.SynchronizeRequest{})
-	require.NoError(t, err)
-	h.nri = r.Plugin
+	connect := func(l net.Listener) api.PluginService {
+		r := nritest.Accept(t, l)
+		_, err := r.Plugin.Configure(t.Context(), &api.ConfigureRequest{})
+		require.NoError(t, err)
+		_, err = r.Plugin.Synchronize(t.Context(), &api.SynchronizeRequest{})
+		require.NoError(t, err)
+		return r.Plugin
+	}
+	h.nri, h.dockerNRI = connect(nri), connect(dockerNRI)
 	conn, err := grpc.NewClient("unix://"+c.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, conn.Close()) })
@@ -192,6 +197,19 @@ func (h *barsHost) docker(n int) delays {
 	})
 }
 
+// labelled creates container n of Docker with a label, which NRI tells before its snapshot is made.
+func (h *barsHost) labelled(n int) (key string) {
+	h.t.Helper()
+	key = fmt.Sprintf("moby/%d/labelled-%s", n+3, h.id(n))
+	_, err := h.dockerNRI.CreateContainer(h.t.Context(), &api.CreateContainerRequest{
+		Container: &api.Container{Id: "labelled-" + h.id(n), Labels: map[string]string{dockerapi.SizeLabel: "1M"}},
+	})
+	require.NoError(h.t, err)
+	_, err = h.snapshots.Prepare(h.t.Context(), key, "moby/2/base")
+	require.NoError(h.t, err)
+	return key
+}
+
 // kubernetes creates container n of a pod.
 func (h *barsHost) kubernetes(n int) delays {
 	h.t.Helper()
@@ -241,20 +259,24 @@ func TestEngineMemory(t *testing.T) {
 	h.kubernetes(0)
 	for n := range warm {
 		h.docker(n)
+		h.labelled(n)
 	}
-	before := heap()
-	for n := range containers {
-		h.docker(warm + n)
+	for engine, create := range map[string]func(n int){"docker_api": func(n int) { h.docker(n) }, "docker_nri": func(n int) { h.labelled(n) }} {
+		before := heap()
+		for n := range containers {
+			create(warm + n)
+		}
+		growth := max(0, int64(heap()-before)) / int64(containers)
+		t.Logf("%s, %d containers: %d bytes of the heap for each", engine, containers, growth)
+		assert.LessOrEqual(t, growth, int64(1024), engine)
 	}
-	growth := max(0, int64(heap()-before)) / int64(containers)
-	t.Logf("%d containers: %d bytes of the heap for each", containers, growth)
-	assert.LessOrEqual(t, growth, int64(1024))
 
 	asked := h.engine.asked.Load()
 	time.Sleep(idle)
 	assert.Zero(t, h.engine.asked.Load()-asked, "requests in %s without anything to do", idle)
 	h.requireInForce(fmt.Sprintf("moby/%d/%s", containers+3, h.id(containers))) // not the last
 	h.requireInForce(fmt.Sprintf("k8s.io/%d/%s", 3, h.id(0)))
+	h.requireInForce(h.labelled(containers + warm))
 }
 
 // BenchmarkEngineLimits measures the times from the creation of a container to its limit, beside many others.

@@ -52,8 +52,8 @@ func (c podContainers) Get(_ context.Context, r *containersapi.GetContainerReque
 	}}}, nil
 }
 
-// TestLimitWatch: a container near its limit is reported once, also by daemons that follow each other, with the names of its
-// pod. Layers that are unpacked are not.
+// TestLimitWatch: a container near its limit is reported once at each level, also by daemons that follow each other, with the names
+// of its pod. Layers that are unpacked are not.
 func TestLimitWatch(t *testing.T) {
 	testfs.CheckLeaks(t)
 	id := strings.Repeat("0123456789abcdef", 4)
@@ -70,11 +70,11 @@ func TestLimitWatch(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
 
-	fill := func(s snapshots.Snapshotter, key, name string) {
+	fill := func(s snapshots.Snapshotter, key, name string, bytes int) {
 		mounts, err := s.Mounts(t.Context(), key)
 		require.NoError(t, err)
 		in(t, mounts, func(dir string) {
-			write(t, dir, name, strings.Repeat("x", 14<<20))
+			write(t, dir, name, strings.Repeat("x", bytes))
 			f, err := os.Open(dir)
 			require.NoError(t, err)
 			defer f.Close()
@@ -84,13 +84,16 @@ func TestLimitWatch(t *testing.T) {
 	silent := c // so that it does not look after the containers are full
 	silent.AlertPercents, silent.ContainerMetrics = []int{}, 0
 	r := start(t, silent)
-	s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	snapshotter := func() snapshots.Snapshotter {
+		return snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(r.dial()), "cowshed")
+	}
+	s := snapshotter()
 	for _, key := range []string{"k8s.io/7/" + id, "k8s.io/8/empty", "k8s.io/9/extract-1-Ab_- sha256:" + id} {
 		_, err := s.Prepare(t.Context(), key, "")
 		require.NoError(t, err)
 	}
-	fill(s, "k8s.io/7/"+id, "much")
-	fill(s, "k8s.io/9/extract-1-Ab_- sha256:"+id, "layer")
+	fill(s, "k8s.io/7/"+id, "much", 14<<20)
+	fill(s, "k8s.io/9/extract-1-Ab_- sha256:"+id, "layer", 14<<20)
 	require.NoError(t, r.stop())
 
 	metrics := func() (lines []string) {
@@ -103,10 +106,14 @@ func TestLimitWatch(t *testing.T) {
 	}
 	r = start(t, c)
 	sent := `cowshed_limit_alerts_sent_total{outcome="ok",way="command"} 1`
-	require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), sent) }, testfs.Patience, 20*time.Millisecond)
-	text, err := os.ReadFile(out)
-	require.NoError(t, err)
-	assert.Equal(t, "80 shop/web-0/app\n", string(text))
+	requireSent := func(want string) {
+		t.Helper()
+		require.Eventually(t, func() bool { return strings.Contains(strings.Join(metrics(), "\n"), sent) }, testfs.Patience, 20*time.Millisecond)
+		text, err := os.ReadFile(out)
+		require.NoError(t, err)
+		assert.Equal(t, want, string(text))
+	}
+	requireSent("80 shop/web-0/app\n")
 	lines := metrics()
 	assert.Contains(t, lines, `cowshed_limit_alerts_total{percent="80"} 1`)
 	assert.Contains(t, lines, `cowshed_container_limit_bytes{container="app",namespace="shop",pod="web-0"} 1.6777216e+07`)
@@ -121,6 +128,14 @@ func TestLimitWatch(t *testing.T) {
 	assert.Contains(t, metrics(), `cowshed_limit_alerts_total{percent="80"} 0`)
 	require.NoError(t, r.stop())
 	assert.NotContains(t, r.log.String(), "a container is near its limit")
+
+	r = start(t, silent)
+	fill(snapshotter(), "k8s.io/7/"+id, "more", 14<<20/10)
+	require.NoError(t, r.stop())
+	r = start(t, c)
+	requireSent("80 shop/web-0/app\n95 shop/web-0/app\n")
+	assert.Contains(t, metrics(), `cowshed_limit_alerts_total{percent="95"} 1`)
+	require.NoError(t, r.stop())
 }
 
 // digitless names containers by their ids.

@@ -56,6 +56,9 @@ func (s measuredSnapshotter) View(ctx context.Context, key, parent string, opts 
 
 // Mounts implements snapshots.Snapshotter.
 func (s measuredSnapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	if err := s.engines.CheckStart(key); err != nil {
+		return nil, err
+	}
 	mounts, err := s.Snapshotter.Mounts(ctx, key)
 	return mounts, s.noted(err)
 }

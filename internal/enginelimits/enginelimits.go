@@ -49,6 +49,8 @@ type Container struct {
 	Weaker    string    // size of another setting, which counts as no limit if it has been set; empty: none
 	Max       uint64    // the largest size that is allowed; 0: any
 	Created   time.Time // zero: not known
+	// Unstarted says that the container has never been started. With a size that cannot be read or is not allowed, it is not to be.
+	Unstarted bool
 }
 
 // Limiter sets limits of containers.
@@ -76,7 +78,7 @@ var outcomes = []string{outcomeSet, outcomeKept, outcomeInvalid, outcomeElsewher
 // Limit gives a container its limit, unless it has been given one. It returns nil if the container is not on Cowshed.
 // Returns errdefs.ErrInvalidArgument if the size cannot be read or is not allowed. Each error is logged and counted.
 func (l *Limiter) Limit(ctx context.Context, c Container) error {
-	outcome, err := l.limit(ctx, c)
+	outcome, err := l.limit(ctx, &c)
 	l.note(ctx, c, outcome, err)
 	return err
 }
@@ -136,7 +138,8 @@ func (l *Limiter) Unknown(ctx context.Context, c Container, err error) {
 // Forget notes that a container is gone.
 func (l *Limiter) Forget(namespace, id string) { l.report.forget(namespace, id) }
 
-func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err error) {
+// limit is Limit. A container whose engine does not say when it was created was created when its snapshot was.
+func (l *Limiter) limit(ctx context.Context, c *Container) (outcome string, err error) {
 	key, err := l.snapshotter.Key(ctx, c.Namespace, c.ID)
 	if errdefs.IsNotFound(err) {
 		return outcomeElsewhere, nil
@@ -157,6 +160,9 @@ func (l *Limiter) limit(ctx context.Context, c Container) (outcome string, err e
 		return outcomeFailed, err
 	case c.keeps(info.Labels[snapshots.LabelSnapshotMaxSize]):
 		return outcomeKept, nil
+	}
+	if c.Created.IsZero() {
+		c.Created = info.Created
 	}
 	bytes, err := c.bytes()
 	if err != nil {

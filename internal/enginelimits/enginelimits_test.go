@@ -25,6 +25,7 @@ type oneSnapshot struct {
 	limit  uint64
 	labels map[string]string
 	fault  error
+	made   time.Time
 }
 
 func (s *oneSnapshot) Key(_ context.Context, namespace, own string) (string, error) {
@@ -35,7 +36,7 @@ func (s *oneSnapshot) Key(_ context.Context, namespace, own string) (string, err
 }
 
 func (s *oneSnapshot) Stat(context.Context, string) (snapshots.Info, error) {
-	return snapshots.Info{Labels: s.labels}, nil
+	return snapshots.Info{Labels: s.labels, Created: s.made}, nil
 }
 
 func (s *oneSnapshot) SetLimit(_ context.Context, _ string, bytes uint64) error {
@@ -51,8 +52,8 @@ func testGroup(t *testing.T, s Snapshotter, sources ...Source) (*Group, *Metrics
 	return NewGroup(sources, s, m, state, slog.New(slog.DiscardHandler)), m, state
 }
 
-// counts reports whether the series of a metric whose labels include this value is 1.
-func counts(t *testing.T, m *Metrics, name, label string) bool {
+// series is the value of the series of a metric whose labels include this value. Of a histogram it is the number, and has a sum.
+func series(t *testing.T, m *Metrics, name, label string) (value, sum float64) {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m)
@@ -62,12 +63,20 @@ func counts(t *testing.T, m *Metrics, name, label string) bool {
 		for _, series := range family.GetMetric() {
 			for _, pair := range series.GetLabel() {
 				if family.GetName() == name && pair.GetValue() == label {
-					return series.GetCounter().GetValue()+series.GetGauge().GetValue()+float64(series.GetHistogram().GetSampleCount()) == 1
+					histogram := series.GetHistogram()
+					return series.GetCounter().GetValue() + series.GetGauge().GetValue() + float64(histogram.GetSampleCount()), histogram.GetSampleSum()
 				}
 			}
 		}
 	}
-	return false
+	return 0, 0
+}
+
+// counts reports whether that value is 1.
+func counts(t *testing.T, m *Metrics, name, label string) bool {
+	t.Helper()
+	value, _ := series(t, m, name, label)
+	return value == 1
 }
 
 // TestLimit: each outcome is counted, and an error of a container that exists is reported until the container is limited
@@ -119,6 +128,53 @@ func TestLimit(t *testing.T) {
 				require.NoError(t, err)
 				assert.Empty(t, r.Refused)
 			}
+		})
+	}
+}
+
+// TestCheckStart: a container with a bad size is not started for the first time, until it has a limit or until it is gone. Others are,
+// also if their limits cannot be set.
+func TestCheckStart(t *testing.T) {
+	const key = "moby/1/web"
+	s := &oneSnapshot{}
+	g, _, _ := testGroup(t, s)
+	bad := Container{Engine: "e", Namespace: "moby", ID: "web", Name: "shop", Setting: "size", Size: "much", Unstarted: true}
+	require.NoError(t, g.CheckStart(key))
+	for _, end := range []func(){
+		func() { g.limiter.Forget("moby", "web") },
+		func() { g.Settled(key) },
+		func() { g.limiter.report.begin("e") },
+	} {
+		g.limiter.Catch(t.Context(), bad)
+		err := g.CheckStart(key)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		require.ErrorContains(t, err, `container shop start: size: invalid argument: size "much"`)
+		require.ErrorContains(t, err, "cowshed limit containerd:moby/web SIZE")
+		require.NoError(t, g.CheckStart("moby/1/other"))
+		require.NoError(t, g.CheckStart("k8s.io/1/web"))
+		end()
+		require.NoError(t, g.CheckStart(key))
+	}
+	started, unknown := bad, bad
+	started.Unstarted = false
+	g.limiter.Catch(t.Context(), started)
+	require.NoError(t, g.CheckStart(key), "it holds data that somebody may need")
+	s.fault = errors.New("full")
+	unknown.Size = "2G"
+	g.limiter.Catch(t.Context(), unknown)
+	require.NoError(t, g.CheckStart(key))
+}
+
+// TestDelay: a metric has the time of a container without its limit, also if only its snapshot tells when it was created.
+func TestDelay(t *testing.T) {
+	const minute = 60
+	for name, created := range map[string]time.Time{"engine": time.Now().Add(-minute * time.Second), "snapshot": {}} {
+		t.Run(name, func(t *testing.T) {
+			s := &oneSnapshot{made: time.Now().Add(-minute * time.Second)}
+			g, m, _ := testGroup(t, s)
+			require.NoError(t, g.limiter.Limit(t.Context(), Container{Engine: "e", Namespace: "moby", ID: "web", Size: "2G", Created: created}))
+			_, sum := series(t, m, "cowshed_engine_limit_delay_seconds", "e")
+			assert.GreaterOrEqual(t, sum, float64(minute))
 		})
 	}
 }

@@ -6,6 +6,10 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
 // Pauses between attempts to connect.
@@ -56,11 +60,23 @@ func (g *Group) Wake() {
 // Settled notes that a client has limited or removed the snapshot of a key, which the Report may name.
 func (g *Group) Settled(key string) { g.limiter.report.settled(key) }
 
-// keep connects a source again and again.
+// CheckStart is for the moment when an engine asks for the mounts of a snapshot. Returns errdefs.ErrInvalidArgument if the engine has
+// not started its container before, and the container's size cannot be read or is not allowed. Any limit ends that.
+func (g *Group) CheckStart(key string) error {
+	c, ok := g.limiter.report.stopped(key)
+	if !ok {
+		return nil
+	}
+	return fault.New(errdefs.ErrInvalidArgument,
+		"cowshed does not let container %s start: %s; create it anew, or give it a limit: cowshed limit containerd:%s/%s SIZE", c.Name, c.Error, c.Namespace, c.ID)
+}
+
+// keep connects a source again and again. A connection that ends soon is no reason to try more often: an engine, or a proxy before
+// it, may end each.
 func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {
 	pause := firstPause
 	for {
-		connected := false
+		connected, began := false, time.Now()
 		err := s.Run(ctx, g.limiter, func() {
 			connected = true
 			g.connected(s)
@@ -69,7 +85,7 @@ func (g *Group) keep(ctx context.Context, s Source, wake <-chan struct{}) {
 			return
 		}
 		g.disconnected(s, err, connected || pause == firstPause)
-		if connected {
+		if connected && time.Since(began) >= longestPause {
 			pause = firstPause
 		}
 		if !wait(ctx, pause, wake) {

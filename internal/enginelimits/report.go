@@ -46,6 +46,8 @@ type Refused struct {
 	ID        string `json:"id"`
 	Name      string `json:"name"`
 	Error     string `json:"error"`
+
+	stops bool // it is not to be started
 }
 
 // ReadReport reads the report of the running daemon in its state directory. Returns fs.ErrNotExist if it has no engines.
@@ -102,7 +104,8 @@ func (r *report) engine(name string, connected bool, reason error) {
 func (r *report) refused(c Container, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	entry := Refused{c.Engine, c.Namespace, c.ID, c.Name, err.Error()}
+	_, bad := c.bytes()
+	entry := Refused{c.Engine, c.Namespace, c.ID, c.Name, err.Error(), c.Unstarted && bad != nil}
 	i := r.find(c.Namespace, c.ID)
 	switch {
 	case i >= 0:
@@ -122,6 +125,17 @@ func (r *report) forget(namespace, id string) {
 		r.all = slices.Delete(r.all, i, i+1)
 		r.write()
 	}
+}
+
+// stopped returns the container whose snapshot has the key, if it is not to be started.
+func (r *report) stopped(key string) (c Refused, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.find(snapshotter.SplitKey(key))
+	if i < 0 {
+		return Refused{}, false
+	}
+	return r.all[i], r.all[i].stops
 }
 
 func (r *report) settled(key string) { r.forget(snapshotter.SplitKey(key)) }

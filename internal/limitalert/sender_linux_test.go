@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -118,6 +119,27 @@ func counts(t *testing.T, s *Sender) map[string]float64 {
 		}
 	}
 	return found
+}
+
+// TestWebhookTakes: an answer of success counts as one, whatever its number.
+func TestWebhookTakes(t *testing.T) {
+	codes := []int{http.StatusOK, http.StatusAccepted, http.StatusNoContent}
+	next := make(chan int, len(codes))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(<-next) }))
+	defer server.Close()
+	s := NewSender(nil, server.URL, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { s.Run(ctx) })
+	for _, code := range codes {
+		next <- code
+		s.Send(alert)
+	}
+	want := map[string]float64{"ok webhook": float64(len(codes))}
+	require.Eventually(t, func() bool { return maps.Equal(want, counts(t, s)) }, testfs.Patience, time.Millisecond)
+	cancel()
+	testfs.Within(t, running.Wait)
+	assert.Equal(t, want, counts(t, s))
 }
 
 // TestSend: a webhook that does not answer makes nobody wait, alerts beyond the queue are dropped and counted, and a command

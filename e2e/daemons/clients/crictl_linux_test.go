@@ -46,13 +46,17 @@ type crictl struct {
 // run runs crictl and returns its standard output, without the last line's end.
 func (c *crictl) run(ctx context.Context, args ...string) (string, error) {
 	endpoint := "unix://" + c.address
-	args = append([]string{"--config", filepath.Join(c.directory, "crictl.yaml"), "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
-		"--timeout", commandTimeout.String()}, args...)
-	cmd := exec.CommandContext(ctx, c.program, args...)
+	return runCommand(ctx, append([]string{c.program, "--config", filepath.Join(c.directory, "crictl.yaml"), "--runtime-endpoint", endpoint,
+		"--image-endpoint", endpoint, "--timeout", commandTimeout.String()}, args...))
+}
+
+// runCommand runs a command and returns its standard output, without the last line's end. Its error has the standard error.
+func runCommand(ctx context.Context, words []string) (string, error) {
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
 	var out, problem bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problem
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("crictl %q: %w: %s", args, err, &problem)
+		return out.String(), fmt.Errorf("%q: %w: %s", words, err, &problem)
 	}
 	return strings.TrimSpace(out.String()), nil
 }
@@ -142,16 +146,24 @@ func (p *crictlPod) ended(ctx context.Context, id string) (code int, logs string
 func (p *crictlPod) requireLimit(ctx context.Context, id, want string) {
 	p.t.Helper()
 	out, err := p.run(ctx, "exec", id, "/bin/sh", "-c", write6)
-	if want == fits {
-		require.NoError(p.t, err)
-	} else {
-		require.Error(p.t, err, "crictl has the exit code of the command")
-	}
-	require.Contains(p.t, out, want)
-	out, err = p.run(ctx, "exec", "--sync", id, "/bin/sh", "-c",
-		"rm /big; sync -f /; dd if=/dev/zero of=/small bs=1M count=1 conv=fsync && rm /small && sync -f / && echo room")
+	requireWritten(p.t, out, err, want)
+	out, err = p.run(ctx, "exec", "--sync", id, "/bin/sh", "-c", makeRoom)
 	require.NoError(p.t, err)
 	require.Contains(p.t, out, "room")
+}
+
+// makeRoom deletes the file of write6, writes another and says room.
+const makeRoom = "rm /big; sync -f /; dd if=/dev/zero of=/small bs=1M count=1 conv=fsync && rm /small && sync -f / && echo room"
+
+// requireWritten checks the result of write6.
+func requireWritten(t *testing.T, out string, err error, want string) {
+	t.Helper()
+	if want == fits {
+		require.NoError(t, err)
+	} else {
+		require.Error(t, err, "the command in the container fails")
+	}
+	require.Contains(t, out, want)
 }
 
 // startCrictl starts a containerd with CRI and NRI on Cowshed, for crictl, with settings of Cowshed's configuration. The image is
@@ -173,15 +185,15 @@ func startCrictl(t *testing.T, ctx context.Context, h *harness.Host, settings ..
 	c := &crictl{t, h, program, containerd.Address, t.TempDir()}
 	require.NoError(t, os.WriteFile(filepath.Join(c.directory, "crictl.yaml"), nil, 0o644))
 	c.must(ctx, "pull", imageOfCrictl)
-	waitNRI(t, ctx, cowshed)
+	waitEngine(t, ctx, cowshed, "nri")
 	return c, cowshed, containerd
 }
 
-// waitNRI waits until the daemon is a plugin of containerd.
-func waitNRI(t *testing.T, ctx context.Context, c *harness.Cowshed) {
+// waitEngine waits until the daemon is connected to an engine.
+func waitEngine(t *testing.T, ctx context.Context, c *harness.Cowshed, engine string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		connected, err := c.EngineConnected(ctx, "nri")
+		connected, err := c.EngineConnected(ctx, engine)
 		return err == nil && connected
 	}, testfs.Patience, 20*time.Millisecond)
 }

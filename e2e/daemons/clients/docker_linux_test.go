@@ -1,10 +1,10 @@
 package clients
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -67,15 +67,21 @@ func docker() suite {
 		containerd := h.StartContainerd("containerd", opts)
 		engine := h.StartDocker(harness.EngineOptions{Driver: snapshotter, Containerd: containerd})
 
-		config := filepath.Join(h.Dir, "config")
-		require.NoError(t, os.MkdirAll(filepath.Join(config, "cli-plugins"), 0o755))
-		for _, plugin := range []string{"buildx", "compose"} {
-			program := "docker-" + plugin
-			require.NoError(t, os.Symlink(filepath.Join(programs(t, plugin), program), filepath.Join(config, "cli-plugins", program)))
-		}
-		command := fmt.Sprintf("env DOCKER_CONFIG=%s %s --host unix://%s", config, filepath.Join(programs(t, "docker"), "docker"), engine.Socket)
+		command := strings.Join(dockerCommand(t, h, engine, "buildx", "compose"), " ")
 		result := runFlows(t, h, "docker-"+snapshotter, registry, command, list)
 		result.checkEmpty(t, containerd.Store("moby", snapshotter))
 		return result
 	}}
+}
+
+// dockerCommand is the command docker for an engine, with plugins, as the words of a command line.
+func dockerCommand(t *testing.T, h *harness.Host, engine *harness.Engine, plugins ...string) []string {
+	t.Helper()
+	config := filepath.Join(h.Dir, "config")
+	require.NoError(t, os.MkdirAll(filepath.Join(config, "cli-plugins"), 0o755))
+	for _, plugin := range plugins {
+		program := "docker-" + plugin
+		require.NoError(t, os.Symlink(filepath.Join(programs(t, plugin), program), filepath.Join(config, "cli-plugins", program)))
+	}
+	return []string{"env", "DOCKER_CONFIG=" + config, filepath.Join(programs(t, "docker"), "docker"), "--host", "unix://" + engine.Socket}
 }

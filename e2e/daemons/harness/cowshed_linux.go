@@ -216,6 +216,16 @@ func (c *Cowshed) EngineDelays(ctx context.Context, engine string) (int, error) 
 	return counts[fmt.Sprintf("{engine=%q}", engine)], err
 }
 
+// EngineDelaysAbove is how many of these were without it for longer than a bound of the metric, in seconds.
+func (c *Cowshed) EngineDelaysAbove(ctx context.Context, engine, bound string) (int, error) {
+	all, err := c.EngineDelays(ctx, engine)
+	if err != nil {
+		return 0, err
+	}
+	counts, err := c.counts(ctx, "cowshed_engine_limit_delay_seconds_bucket")
+	return all - counts[fmt.Sprintf("{engine=%q,le=%q}", engine, bound)], err
+}
+
 // Configure adds lines to the configuration, which hold when the daemon is started again.
 func (c *Cowshed) Configure(lines ...string) {
 	c.host.t.Helper()

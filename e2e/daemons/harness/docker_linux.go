@@ -169,6 +169,21 @@ func (e *Engine) Kill() {
 	}
 }
 
+// Unmount unmounts the roots of containers that a killed engine was creating, and knows nothing of. The engine does not run.
+func (e *Engine) Unmount() {
+	t := e.host.t
+	t.Helper()
+	for _, m := range e.host.mounts() {
+		if !strings.HasPrefix(m, filepath.Join(e.Root, "rootfs")+"/") {
+			continue
+		}
+		t.Logf("harness: the killed engine has left a mount on %s", m)
+		if err := unix.Unmount(m, 0); err != nil {
+			t.Errorf("harness: unmount %s: %v", m, err)
+		}
+	}
+}
+
 // readPid returns the process id in a file, or 0 if there is none.
 func readPid(file string) int {
 	data, err := os.ReadFile(file)

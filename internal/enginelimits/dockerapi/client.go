@@ -41,7 +41,10 @@ type Container struct {
 	Image   string    `json:"Image"`  // digest of the manifest or index
 	// ImageManifestDescriptor is that of the manifest, nil if the engine does not know it.
 	ImageManifestDescriptor *ocispec.Descriptor `json:"ImageManifestDescriptor"`
-	Config                  struct {
+	State                   struct {
+		Status string `json:"Status"`
+	} `json:"State"`
+	Config struct {
 		Image  string            `json:"Image"` // name
 		Labels map[string]string `json:"Labels"`
 	} `json:"Config"`
@@ -133,6 +136,9 @@ const (
 	created = "create"
 	removed = "destroy"
 )
+
+// unstarted is the status of a container that has never been started.
+const unstarted = "created"
 
 // events are the events from now on. The stream ends with ctx or with the engine.
 func (c *Client) events(ctx context.Context) (*eventStream, error) {

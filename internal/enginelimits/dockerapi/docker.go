@@ -2,12 +2,8 @@ package dockerapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
-
-	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/internal/enginelimits"
 )
@@ -16,11 +12,7 @@ import (
 // first.
 const SizeLabel = "cowshed.size"
 
-const (
-	engine = "docker" // in metrics and the log
-	// atOnce is how many containers are limited at the same time.
-	atOnce = 8
-)
+const engine = "docker" // in metrics and the log
 
 // Source is an engine.
 type Source struct {
@@ -36,13 +28,12 @@ func (s *Source) Engine() string { return engine }
 func (s *Source) NamesAll() bool { return true }
 
 // Run implements enginelimits.Source. It asks for events before it lists containers, so that it misses none.
-func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) (err error) {
+func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected func()) error {
 	ctx, cancel := context.WithCancel(ctx)
-	working, ctx := errgroup.WithContext(ctx)
-	working.SetLimit(atOnce)
+	w := newWork(s, l)
 	defer func() {
 		cancel()
-		err = errors.Join(working.Wait(), err)
+		w.wait()
 		s.Client.Close()
 	}()
 	stream, err := s.Client.events(ctx)
@@ -50,8 +41,12 @@ func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected fun
 		return err
 	}
 	defer stream.Close()
+	ids, err := s.Client.list(ctx)
+	if err != nil {
+		return err
+	}
 	connected()
-	working.Go(func() error { return s.catchUp(ctx, l) })
+	w.limit(ctx, ids...)
 	for {
 		e, err := stream.next()
 		if err != nil {
@@ -59,53 +54,27 @@ func (s *Source) Run(ctx context.Context, l *enginelimits.Limiter, connected fun
 		}
 		switch e.Action {
 		case created:
-			working.Go(func() error {
-				s.limit(ctx, l, e.Actor.ID)
-				return nil
-			})
+			w.limit(ctx, e.Actor.ID)
 		case removed:
 			l.Forget(Namespace, e.Actor.ID)
 		}
 	}
 }
 
-// catchUp limits containers that were made before.
-func (s *Source) catchUp(ctx context.Context, l *enginelimits.Limiter) error {
-	ids, err := s.Client.list(ctx)
-	if err != nil {
-		return err
+// limited returns a container with its size, if it was made with one. The engine does not tell the labels of the image from those
+// of the container. With NRI the label has perhaps been applied before.
+func (s *Source) limited(id string, c Container) (limited enginelimits.Container, ok bool) {
+	limited = enginelimits.Container{
+		Engine: engine, Namespace: Namespace, ID: id, Name: strings.TrimPrefix(c.Name, "/"), Created: c.Created,
+		Unstarted: c.State.Status == unstarted,
 	}
-	for _, id := range ids {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		s.limit(ctx, l, id)
-	}
-	return nil
-}
-
-// limit limits a container if it was made with a size. The engine does not tell the labels of the image from those of the
-// container. With NRI the label has perhaps been applied before.
-func (s *Source) limit(ctx context.Context, l *enginelimits.Limiter, id string) {
-	limited := enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id}
-	c, err := s.Client.Container(ctx, id)
-	if errdefs.IsNotFound(err) {
-		return
-	}
-	if err != nil {
-		l.Unknown(ctx, limited, err)
-		return
-	}
-	limited.Name, limited.Created = strings.TrimPrefix(c.Name, "/"), c.Created
 	label, labelled := c.Config.Labels[SizeLabel]
 	if option, ok := c.storageSize(); ok {
 		limited.Setting, limited.Size, limited.Weaker, limited.Max = "--storage-opt size", option, label, s.Max
-	} else if labelled {
-		limited.Setting, limited.Size, limited.Max = "label "+SizeLabel, label, s.MaxLabel
-	} else {
-		return
+		return limited, true
 	}
-	l.Catch(ctx, limited)
+	limited.Setting, limited.Size, limited.Max = "label "+SizeLabel, label, s.MaxLabel
+	return limited, labelled
 }
 
 // storageSize is the size of --storage-opt, if it has one.
