@@ -400,6 +400,7 @@ func (r *run) commits() error {
 	if !ok {
 		return nil
 	}
+	among := r.amongPaths()
 	for i := range 3 {
 		few, many := fmt.Sprintf("few%d", i), fmt.Sprintf("many%d", i)
 		if err := r.driver.create(few, baseID, 0); err != nil {
@@ -414,13 +415,13 @@ func (r *run) commits() error {
 		if err := r.driver.create(many, baseID, 0); err != nil {
 			return err
 		}
-		if err := r.driver.edit(many, writeMany); err != nil {
+		if err := r.driver.edit(many, func(dir string) error { return writeMany(dir, among) }); err != nil {
 			return err
 		}
 		if err := r.committed(driver, many, opCommitMany, nil); err != nil {
 			return err
 		}
-		if err := r.bareRenames(driver); err != nil {
+		if err := r.bareRenames(driver, among); err != nil {
 			return err
 		}
 	}
@@ -449,7 +450,7 @@ func (r *run) committed(driver committer, id string, op operation, before func()
 const committedPrefix = "committed-"
 
 // bareRenames measures the least time of a commit of many changes in a shared root, by a volume of the root style snapshot.
-func (r *run) bareRenames(driver committer) error {
+func (r *run) bareRenames(driver committer, to func(dir string, i int) string) error {
 	own, ok := r.driver.(*cowshed)
 	if !ok {
 		return nil
@@ -465,7 +466,7 @@ func (r *run) bareRenames(driver committer) error {
 	var fs unix.Statfs_t
 	err = unix.Statfs(dir, &fs)
 	if err == nil && fs.Type != unix.OVERLAYFS_SUPER_MAGIC {
-		err = writeMany(dir)
+		err = writeMany(dir, apartPath)
 	}
 	if err := errors.Join(err, own.driver.Put(id)); err != nil {
 		return err
@@ -473,38 +474,39 @@ func (r *run) bareRenames(driver committer) error {
 	if fs.Type == unix.OVERLAYFS_SUPER_MAGIC {
 		return r.driver.remove(id)
 	}
-	return r.committed(driver, id, opBareRenames, func() error { return renameMany(dir) })
+	return r.committed(driver, id, opBareRenames, func() error { return renameMany(dir, to) })
 }
 
-// manyPath is the path of one of many files, in directories of a hundred.
-func manyPath(dir, top string, i int) string {
-	return filepath.Join(dir, top, fmt.Sprint(i/100), fmt.Sprint(i))
+// amongPaths returns the function for the path of one of many files, in directories of the image.
+func (r *run) amongPaths() func(dir string, i int) string {
+	in := r.base.someFiles(100)
+	return func(dir string, i int) string {
+		return filepath.Join(dir, filepath.Dir(in[i%len(in)]), fmt.Sprint("new", i))
+	}
 }
 
-func writeMany(dir string) error {
+// apartPath is the path of one of many files, in directories of a hundred.
+func apartPath(dir string, i int) string {
+	return filepath.Join(dir, "apart", fmt.Sprint(i/100), fmt.Sprint(i))
+}
+
+// writeMany writes many files at paths in dir.
+func writeMany(dir string, path func(dir string, i int) string) error {
 	for i := range manyChanges {
-		path := manyPath(dir, "many", i)
-		if i%100 == 0 {
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return err
-			}
+		file := path(dir, i)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
 		}
-		if err := os.WriteFile(path, []byte("new"), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte("new"), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func renameMany(dir string) error {
+func renameMany(dir string, to func(dir string, i int) string) error {
 	for i := range manyChanges {
-		path := manyPath(dir, "renamed", i)
-		if i%100 == 0 {
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return err
-			}
-		}
-		if err := os.Rename(manyPath(dir, "many", i), path); err != nil {
+		if err := os.Rename(apartPath(dir, i), to(dir, i)); err != nil {
 			return err
 		}
 	}

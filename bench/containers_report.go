@@ -54,8 +54,8 @@ A cell is the median, with the lowest and the highest value in brackets.
 - *Page cache* is that of the file itself. A page that several containers share counts once.
 - The *program* reads all of its own file, as programs do with their libraries. Each has 3 MiB of memory of its own, which no
   root style can share: *memory of files* leaves that out. The third start is that of all containers but the first two.
-- *Commit* is that of a layer whose changes are on disk. Cowshed's is durable, and those of others are not. *Bare renames* move
-  as many files as a commit of a shared root does.
+- *Commit* is that of a layer whose changes are on disk. Cowshed's is durable, and those of others are not. The 10,000 files are new in
+  directories of the image. *Bare renames* move as many to there, as a commit of a shared root does.
 - *cowshed-snapshotter* is Cowshed's snapshotter for containerd with shared roots and its native differ.
 - *Rename of a directory* is that of mv, which copies the directory where rename(2) is refused.
 - containerd lists no changes, and its diff lands in a content store.
