@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -388,6 +389,18 @@ func TestMigrateToPlugin(t *testing.T) {
 	assert.Equal(t, exitNotFound, r.code, r.err)
 	r = a.run(t, "migrate", "plan", "--from", old.Dir, "--to", "plugin", "--driver", "cowshed")
 	assert.Equal(t, exitUnsupported, r.code, r.err)
+}
+
+// TestDriverFor: an option that names the place of the volumes chooses the driver, whichever filesystem the engine's root is on.
+func TestDriverFor(t *testing.T) {
+	dir := testfs.Btrfs(t)
+	for option, want := range map[string]string{"": "btrfs", "zfs.fsname=tank/cowshed": "zfs", "ZFS.FSName = tank": "zfs", "zfs.size=1G": "btrfs"} {
+		driver, err := driverFor(t.Context(), dir, []string{"btrfs.size=1G", option})
+		require.NoError(t, err)
+		assert.Equal(t, want, driver, option)
+	}
+	_, err := driverFor(t.Context(), "/proc", nil)
+	assert.ErrorIs(t, err, errdefs.ErrNotImplemented)
 }
 
 // TestMigrateKilled kills runs and undos of another process at some moment, again and again. In the end all is there, or
