@@ -51,6 +51,7 @@ func TestKubernetes(t *testing.T) {
 	m.run(t, ctx, "undo")
 	requireListed(t, ctx, conn, 0)
 	requireNothing(t, ctx, store)
+	requireNoBlobs(t, ctx, store)
 }
 
 // requireListed waits until the plugin lists so many images, each by its ID. It learns of them by events.
