@@ -106,6 +106,10 @@ func (t *fakeTarget) How(context.Context, *Layer, *Content, Coming) (How, int64,
 	return Copied, 120 << 20, nil
 }
 
+func (t *fakeTarget) BlobSize(_ context.Context, layer *Layer) (int64, error) {
+	return max(layer.Size, 0), t.w.fail["blob size"]
+}
+
 func itemName(item Item) string { k := item.key(); return k.kind + " " + k.id }
 
 func (t *fakeTarget) Has(_ context.Context, item Item) (bool, error) {

@@ -63,7 +63,7 @@ type Problem struct {
 
 // Inventory lists the things in an old root. Only whole things are in it: all layers of its images and containers are there.
 type Inventory struct {
-	Program    string      // "docker" or "containers-storage"
+	Program    string      // "docker", "docker-before-0.7" or "containers-storage"
 	Driver     string      // of the old root, such as "overlay2"
 	Layers     []Layer     // parents first
 	Images     []Image     // sorted by ID

@@ -438,6 +438,8 @@ func TestPlan(t *testing.T) {
 	assert.True(t, plan.Layers[0].There)
 	assert.Equal(t, Copied, plan.Layers[1].How)
 	assert.Equal(t, int64(3*120<<20), plan.Bytes)
+	assert.Equal(t, int64(10), plan.Layers[1].Blob)
+	assert.Equal(t, int64(10), plan.Blobs, "of a layer that is there no blob is written")
 	assert.Greater(t, plan.Estimate.Seconds(), 3.0)
 	assert.Len(t, plan.Images, 1)
 	assert.Len(t, plan.Containers, 1)
@@ -455,6 +457,7 @@ func TestPlanOfLies(t *testing.T) {
 	plan, err := New(&fakeSource{a.w, a.inv}, &liar{fakeTarget{a.w}}, Options{Source: "/old", Target: "store /new", State: a.state}).Plan(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, int64(math.MaxInt64), plan.Bytes)
+	assert.Equal(t, int64(math.MaxInt64), plan.Blobs)
 	assert.Positive(t, plan.Estimate)
 }
 
@@ -464,6 +467,8 @@ type liar struct{ fakeTarget }
 func (*liar) How(context.Context, *Layer, *Content, Coming) (How, int64, error) {
 	return Copied, math.MaxInt64, nil
 }
+
+func (*liar) BlobSize(context.Context, *Layer) (int64, error) { return math.MaxInt64, nil }
 
 // TestJournalIsRead: a line that was cut off is none, and other damage is an error and stays.
 func TestJournalIsRead(t *testing.T) {

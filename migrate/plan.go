@@ -18,6 +18,7 @@ type Plan struct {
 	Containers []Container
 	Problems   []Problem // of things that do not come along
 	Bytes      int64     // space that the data needs
+	Blobs      int64     // space that blobs of images need at most, besides
 	Estimate   time.Duration
 	// Refusals are the reasons for which a run would change nothing.
 	Refusals []error
@@ -28,6 +29,7 @@ type PlannedLayer struct {
 	Layer
 	How   How
 	Bytes int64 // space that its data needs
+	Blob  int64 // space that its blob needs at most, 0 for none
 	There bool  // it is in the target already
 }
 
@@ -36,6 +38,7 @@ const (
 	perThing      = 15 * time.Millisecond
 	reflinkRate   = 400 << 20 // bytes in a second
 	copyRate      = 120 << 20
+	blobRate      = 120 << 20 // compressed
 	verifyingRate = 250 << 20
 
 	longest = 10000 * time.Hour
@@ -101,14 +104,22 @@ func (m *Migration) plan(ctx context.Context, p *Plan, forecast *Forecast, item 
 		if layer.How, layer.Bytes, err = forecast.Next(ctx, item.Layer); err != nil {
 			return err
 		}
-		// The source says how large its layers are, and may say anything.
-		if p.Bytes += max(layer.Bytes, 0); p.Bytes < 0 {
-			p.Bytes = math.MaxInt64
+		if layer.Blob, err = m.target.BlobSize(ctx, item.Layer); err != nil {
+			return err
 		}
+		p.Bytes, p.Blobs = plus(p.Bytes, layer.Bytes), plus(p.Blobs, layer.Blob)
 		p.Estimate = min(p.Estimate+m.estimate(layer), longest)
 	}
 	p.Layers = append(p.Layers, layer)
 	return nil
+}
+
+// plus adds a size. The source says how large its layers are, and may say anything.
+func plus(sum, size int64) int64 {
+	if sum += max(size, 0); sum < 0 {
+		return math.MaxInt64
+	}
+	return sum
 }
 
 func (m *Migration) estimate(layer PlannedLayer) time.Duration {
@@ -120,6 +131,7 @@ func (m *Migration) estimate(layer PlannedLayer) time.Duration {
 	case Copied:
 		seconds = float64(size) / copyRate
 	}
+	seconds += float64(max(layer.Blob, 0)) / blobRate
 	if !m.opts.Trust {
 		seconds += float64(size) / verifyingRate
 	}

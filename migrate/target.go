@@ -40,6 +40,8 @@ type Target interface {
 	// How says how a layer's data would come, and how many bytes that takes. below is the same of the layer below. It changes
 	// nothing.
 	How(ctx context.Context, layer *Layer, content *Content, below Coming) (How, int64, error)
+	// BlobSize says how many bytes a blob takes at most that is written beside a layer, 0 if none is. It changes nothing.
+	BlobSize(ctx context.Context, layer *Layer) (int64, error)
 
 	// Has reports whether the thing is there.
 	Has(ctx context.Context, item Item) (bool, error)

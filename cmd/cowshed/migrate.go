@@ -160,14 +160,14 @@ func newMigrateFinish(a *app, f *migrateFlags) *cobra.Command {
 		Long: `Removes the layers and images of the old root, for its driver. There is no way back. Volumes of Docker and other
 files stay. The engine must not run meanwhile. If something has not come along, finish lists it and needs --partial to remove it.
 
-Nothing is removed without --yes.`,
+It asks first. Without a terminal, --yes is the answer.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.endMigration(cmd.Context(), f, func(err error) bool { return !errdefs.IsNotFound(err) },
 				func(m *migration) error { return m.finish(cmd, yes, partial) })
 		},
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
+	cmd.Flags().BoolVar(&yes, "yes", false, "remove it without a question")
 	cmd.Flags().BoolVar(&partial, "partial", false, "remove also images and containers that have not come along")
 	return cmd
 }
@@ -293,8 +293,8 @@ func (m *migration) count(cmd *cobra.Command, what string, work func(context.Con
 }
 
 func (m *migration) finish(cmd *cobra.Command, yes, partial bool) error {
-	if !yes {
-		return usagef("this removes all images and containers of %s for good; to do so, add --yes", m.from)
+	if err := m.confirmFinish(cmd, yes); err != nil {
+		return err
 	}
 	lost, err := m.Finish(cmd.Context(), partial)
 	if err != nil {
@@ -304,6 +304,21 @@ func (m *migration) finish(cmd *cobra.Command, yes, partial bool) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "cowshed: lost: %s\n", p)
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", m.from)
+	return err
+}
+
+// confirmFinish returns an error unless the user wants the old root to be removed. A terminal is asked.
+func (m *migration) confirmFinish(cmd *cobra.Command, yes bool) error {
+	switch {
+	case yes:
+		return nil
+	case !isTerminal(cmd.InOrStdin()):
+		return usagef("this removes all images and containers of %s for good; to do so, add --yes", m.from)
+	}
+	is, err := confirmed(cmd, fmt.Sprintf("This removes all images and containers of %s for good. Go on?", m.from))
+	if err == nil && !is {
+		err = failf(errdefs.ErrAborted, "nothing was removed")
+	}
 	return err
 }
 

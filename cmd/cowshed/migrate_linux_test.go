@@ -2,15 +2,18 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -120,6 +123,59 @@ func TestMigrateToStore(t *testing.T) {
 	a.ok(t, "export", "debian:12", "oci:"+t.TempDir()+"/out", "--exact")
 	assert.NoDirExists(t, filepath.Join(a.root, "migration"))
 	a.ok(t, "doctor")
+}
+
+// TestMigrateFinishAsks: on a terminal, finish asks, and removes nothing unless the answer is yes.
+func TestMigrateFinishAsks(t *testing.T) {
+	a, old := newOldRoot(t, "overlay2")
+	args := []string{"--from", old.Dir, "--to", "store"}
+	a.ok(t, append([]string{"migrate", "run"}, args...)...)
+	finish := func(answer string) result {
+		t.Helper()
+		control, terminal := openTerminal(t)
+		_, err := control.WriteString(answer)
+		require.NoError(t, err)
+		asked := a
+		asked.stdin = terminal
+		r := asked.run(t, append([]string{"migrate", "finish"}, args...)...)
+		assert.Contains(t, r.err, old.Dir+" (Docker with driver overlay2) for good. Go on? [y/N] ")
+		return r
+	}
+	for _, answer := range []string{"\n", "no\n", "\x04", "yesterday\n"} { // \x04 is the end of the input
+		r := finish(answer)
+		assert.Equal(t, exitFailure, r.code, r.err)
+		assert.Contains(t, r.err, "nothing was removed")
+		require.DirExists(t, filepath.Join(old.Dir, "overlay2"))
+	}
+	assert.Zero(t, finish("Yes\n").code)
+	assert.NoDirExists(t, filepath.Join(old.Dir, "overlay2"))
+}
+
+// TestMigrateFinishStopped: a signal ends the question.
+func TestMigrateFinishStopped(t *testing.T) {
+	a, old := newOldRoot(t, "overlay2")
+	args := []string{"--root", a.root, "migrate", "finish", "--from", old.Dir, "--to", "store"}
+	a.ok(t, "migrate", "run", "--from", old.Dir, "--to", "store")
+	_, tty := openTerminal(t)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(self, args...)
+	cmd.Env = append(os.Environ(), asProgramEnv+"=1")
+	cmd.Stdin = tty
+	said, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	testfs.Start(t, cmd)
+	question := make([]byte, len("This removes"))
+	_, err = io.ReadFull(said, question)
+	require.NoError(t, err)
+	require.Equal(t, "This removes", string(question))
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	_, err = io.ReadAll(said)
+	require.NoError(t, err)
+	var exit *exec.ExitError
+	require.ErrorAs(t, testfs.Wait(t, cmd), &exit)
+	assert.Equal(t, exitSignal+int(syscall.SIGTERM), exit.ExitCode())
+	assert.DirExists(t, filepath.Join(old.Dir, "overlay2"))
 }
 
 // TestMigratePartly: a broken image is left out, and the exit code says so.
@@ -333,6 +389,18 @@ func TestMigrateToPlugin(t *testing.T) {
 	assert.Equal(t, exitNotFound, r.code, r.err)
 	r = a.run(t, "migrate", "plan", "--from", old.Dir, "--to", "plugin", "--driver", "cowshed")
 	assert.Equal(t, exitUnsupported, r.code, r.err)
+}
+
+// TestDriverFor: an option that names the place of the volumes chooses the driver, whichever filesystem the engine's root is on.
+func TestDriverFor(t *testing.T) {
+	dir := testfs.Btrfs(t)
+	for option, want := range map[string]string{"": "btrfs", "zfs.fsname=tank/cowshed": "zfs", "ZFS.FSName = tank": "zfs", "zfs.size=1G": "btrfs"} {
+		driver, err := driverFor(t.Context(), dir, []string{"btrfs.size=1G", option})
+		require.NoError(t, err)
+		assert.Equal(t, want, driver, option)
+	}
+	_, err := driverFor(t.Context(), "/proc", nil)
+	assert.ErrorIs(t, err, errdefs.ErrNotImplemented)
 }
 
 // TestMigrateKilled kills runs and undos of another process at some moment, again and again. In the end all is there, or

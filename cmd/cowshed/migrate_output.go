@@ -25,6 +25,7 @@ type plannedInfo struct {
 	Images     []plannedImage     `json:"images"`
 	Containers []plannedContainer `json:"containers"`
 	Bytes      int64              `json:"bytes"`   // that are copied
+	Blobs      int64              `json:"blobs"`   // bytes at most, of images' blobs that are written
 	Seconds    float64            `json:"seconds"` // estimate
 	Problems   []problemInfo      `json:"problems"`
 	Refusals   []string           `json:"refusals"`
@@ -37,6 +38,7 @@ type plannedLayer struct {
 	ChainID digest.Digest `json:"chainID,omitempty"`
 	How     migrate.How   `json:"how,omitempty"`
 	Bytes   int64         `json:"bytes"`
+	Blob    int64         `json:"blob"`
 	There   bool          `json:"there"`
 }
 
@@ -60,11 +62,11 @@ type problemInfo struct {
 
 func describePlan(p *migrate.Plan) plannedInfo {
 	info := plannedInfo{
-		Program: p.Program, Driver: p.Driver, Source: p.Source, Target: p.Target, Bytes: p.Bytes, Seconds: p.Estimate.Seconds(),
+		Program: p.Program, Driver: p.Driver, Source: p.Source, Target: p.Target, Bytes: p.Bytes, Blobs: p.Blobs, Seconds: p.Estimate.Seconds(),
 		Layers: []plannedLayer{}, Images: []plannedImage{}, Containers: []plannedContainer{}, Problems: []problemInfo{}, Refusals: []string{},
 	}
 	for _, l := range p.Layers {
-		info.Layers = append(info.Layers, plannedLayer{l.ID, l.Parent, l.Kind, l.ChainID, l.How, l.Bytes, l.There})
+		info.Layers = append(info.Layers, plannedLayer{l.ID, l.Parent, l.Kind, l.ChainID, l.How, l.Bytes, l.Blob, l.There})
 	}
 	for _, i := range p.Images {
 		info.Images = append(info.Images, plannedImage{i.ID, orEmpty(i.Names)})
@@ -103,8 +105,12 @@ func printMigration(w io.Writer, p *migrate.Plan) error {
 	}
 	rows := [][]string{
 		{"to", p.Target}, {"layers", layers}, {"images", fmt.Sprint(len(p.Images))}, {"containers", fmt.Sprint(len(p.Containers))},
-		{"to be copied", quota.FormatSize(uint64(p.Bytes))}, {"time", "up to " + (p.Estimate.Truncate(time.Second) + time.Second).String()},
+		{"to be copied", quota.FormatSize(uint64(p.Bytes))},
 	}
+	if p.Blobs > 0 {
+		rows = append(rows, []string{"image blobs to write", "at most " + quota.FormatSize(uint64(p.Blobs))})
+	}
+	rows = append(rows, []string{"time", "up to " + (p.Estimate.Truncate(time.Second) + time.Second).String()})
 	if err := table(w, []string{"from", fmt.Sprintf("%s (%s, %s)", p.Source, p.Program, p.Driver)}, rows); err != nil {
 		return err
 	}

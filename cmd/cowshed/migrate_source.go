@@ -158,13 +158,12 @@ func (f *migrateFlags) recall(a *app) (*migrate.Ends, error) {
 
 // lostRoot is the root of a migration that cannot be read, because of err.
 func lostRoot(ends *migrate.Ends, err error) *oldRoot {
-	state := graphState{ofPodman, ends.Driver}
-	switch {
-	case ends.Program != "docker":
-	case ends.Driver == oldgraph.Driver:
+	state := graphState{ofDocker, ends.Driver}
+	switch ends.Program {
+	case containersstorage.Program:
+		state.program = ofPodman
+	case oldgraph.Program:
 		state.program = ofOldDocker
-	default:
-		state.program = ofDocker
 	}
 	return &oldRoot{Source: migrate.Removed(err), graphState: state, dir: ends.Source, lost: true}
 }

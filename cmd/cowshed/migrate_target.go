@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -90,7 +91,7 @@ func (f *migrateFlags) openPlugin(ctx context.Context, a *app, from *oldRoot) (*
 	}
 	driver := a.namedDriver()
 	if driver == "" {
-		if driver, err = driverFor(ctx, home); err != nil {
+		if driver, err = driverFor(ctx, home, a.storageOpts); err != nil {
 			return nil, err
 		}
 	}
@@ -111,8 +112,13 @@ func (f *migrateFlags) openPlugin(ctx context.Context, a *app, from *oldRoot) (*
 	return &newPlace{Target: target, name: "plugin " + f.pluginName + " in " + root, state: state}, nil
 }
 
-// driverFor is the driver that can work at a path.
-func driverFor(ctx context.Context, path string) (string, error) {
+// driverFor is the driver for which an option names the place of the volumes, or else a driver that can work at a path.
+func driverFor(ctx context.Context, path string, options []string) (string, error) {
+	for _, r := range cowdriver.Registered() {
+		if slices.ContainsFunc(options, r.NamesPlace) {
+			return r.Name, nil
+		}
+	}
 	var errs []error
 	for _, r := range cowdriver.Registered() {
 		err := r.Usable(ctx, path)

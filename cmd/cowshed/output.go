@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,6 +55,32 @@ func table(w io.Writer, header []string, rows [][]string) error {
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// confirmed asks a question on a terminal, and reports whether the answer is yes. A signal ends the wait.
+func confirmed(cmd *cobra.Command, question string) (bool, error) {
+	if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s [y/N] ", question); err != nil {
+		return false, err
+	}
+	type result struct {
+		line string
+		err  error
+	}
+	answered := make(chan result, 1)
+	go func() { // a read of a terminal cannot be ended: it goes on until there is a line, or the process ends
+		line, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+		answered <- result{line, err}
+	}()
+	select {
+	case <-cmd.Context().Done():
+		return false, context.Cause(cmd.Context())
+	case answer := <-answered:
+		if answer.err != nil && !errors.Is(answer.err, io.EOF) {
+			return false, answer.err
+		}
+		word := strings.ToLower(strings.TrimSpace(answer.line))
+		return word == "y" || word == "yes", nil
+	}
 }
 
 // orDash is s, or a dash where there is nothing to say.

@@ -56,6 +56,12 @@ type Registration struct {
 	Files []string
 }
 
+// NamesPlace reports whether an option, "driver.name=value", names the place of the driver's volumes.
+func (r Registration) NamesPlace(option string) bool {
+	key, _, _ := strings.Cut(option, "=")
+	return r.Place != "" && strings.EqualFold(strings.TrimSpace(key), r.Name+"."+r.Place)
+}
+
 var registered struct {
 	sync.RWMutex
 	all []Registration

@@ -251,7 +251,7 @@ func (c Config) checkStorageOptions() error {
 			return fmt.Errorf("%q: say limit_scope", option)
 		case name == "root_style":
 			return fmt.Errorf("%q: say root_style", option)
-		case isPlace(driver, name) && c.Driver != driver:
+		case isPlace(driver, option) && c.Driver != driver:
 			return fmt.Errorf("%q needs driver = %q", option, driver)
 		}
 		drivers = append(drivers, driver)
@@ -270,9 +270,9 @@ func (c Config) checkStorageOptions() error {
 }
 
 // isPlace reports whether an option of a driver says where its volumes are kept.
-func isPlace(driver, name string) bool {
+func isPlace(driver, option string) bool {
 	r, ok := cowdriver.Lookup(driver)
-	return ok && r.Place != "" && r.Place == name
+	return ok && r.NamesPlace(option)
 }
 
 // splitOption splits "driver.name=value" as quota.Setters do.

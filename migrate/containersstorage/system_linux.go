@@ -4,7 +4,6 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
@@ -12,18 +11,13 @@ import (
 
 // checkOwner refuses the root of another user for the superuser. That user's containers had mapped ids.
 func checkOwner(root *rootdir.Dir) error {
-	dir, err := root.OpenDir(".")
+	uid, _, err := root.Owner(".")
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &stat); err != nil {
-		return err
-	}
-	if os.Geteuid() == 0 && stat.Uid != 0 {
+	if os.Geteuid() == 0 && uid != 0 {
 		return fault.New(errdefs.ErrFailedPrecondition, "it belongs to user %d, for whom the ids of files were mapped: "+
-			"move its images as that user, by podman save", stat.Uid)
+			"move its images as that user, by podman save", uid)
 	}
 	return nil
 }

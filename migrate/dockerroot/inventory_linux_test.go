@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/migrate"
 )
 
@@ -129,6 +130,25 @@ func TestDetect(t *testing.T) {
 		_, err := Open(t.Context(), Options{Dir: dir, Driver: driver})
 		require.ErrorIs(t, err, want, driver)
 	}
+}
+
+// TestMappedOwners: the superuser cannot move a root whose files have mapped ids. Docker gives the directory of containers to the
+// user and the group that are root in its containers, and since 20.10 to the group alone.
+func TestMappedOwners(t *testing.T) {
+	testfs.Root(t) // only the superuser is refused
+	r := newTestRoot(t, t.TempDir(), "vfs")
+	r.layer("base", nil)
+	for _, uid := range []int{100000, 0} {
+		require.NoError(t, os.Chown(r.Path("containers"), uid, 100000))
+		_, err := Open(t.Context(), Options{Dir: r.Dir})
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		assert.ErrorContains(t, err, "userns-remap")
+	}
+	require.NoError(t, os.Chown(r.Path("containers"), 0, 0))
+	require.NoError(t, os.Chown(r.Path("."), 0, 999)) // an administrator may have given it to a group
+	source, err := Open(t.Context(), Options{Dir: r.Dir})
+	require.NoError(t, err)
+	require.NoError(t, source.Close())
 }
 
 // A root has containers of each driver that it was used with.

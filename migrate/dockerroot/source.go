@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path"
 	"strings"
 	"sync"
@@ -42,7 +43,8 @@ type Source struct {
 var _ migrate.Source = (*Source)(nil)
 
 // Open opens a root for one driver. Returns ErrNotFound if it has no state of the driver, and ErrNotImplemented if the
-// driver is not known. Returns ErrInvalidArgument if no driver is given and the root has several.
+// driver is not known. Returns ErrInvalidArgument if no driver is given and the root has several. Returns
+// ErrFailedPrecondition to the superuser if the ids of files were mapped.
 func Open(_ context.Context, o Options) (_ *Source, err error) {
 	defer func() { err = fault.Wrap("open Docker's root", o.Dir, err) }()
 	root, err := rootdir.Open(o.Dir)
@@ -50,14 +52,38 @@ func Open(_ context.Context, o Options) (_ *Source, err error) {
 		return nil, rootdir.NotFound(err)
 	}
 	s := &Source{root: root, log: cmp.Or(o.Logger, slog.Default())}
-	if s.driver, err = choose(root, o.Driver); err == nil {
-		s.image = path.Join("image", s.driver)
-		s.keeper, err = newKeeper(s, o)
-	}
-	if err != nil {
+	if err := s.open(o); err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
 	return s, nil
+}
+
+func (s *Source) open(o Options) (err error) {
+	if s.driver, err = choose(s.root, o.Driver); err != nil {
+		return err
+	}
+	if err := checkOwner(s.root); err != nil {
+		return err
+	}
+	s.image = path.Join("image", s.driver)
+	s.keeper, err = newKeeper(s, o)
+	return err
+}
+
+// checkOwner refuses a root of containers in user namespaces for the superuser. Docker gives them this directory, too.
+func checkOwner(root *rootdir.Dir) error {
+	uid, gid, err := root.Owner("containers")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return rootdir.NotFound(err)
+	}
+	if os.Geteuid() == 0 && (uid != 0 || gid != 0) {
+		return fault.New(errdefs.ErrFailedPrecondition, "user %d and group %d own its containers: for these, Docker has mapped the ids of "+
+			"files (userns-remap, or rootless); move its images by docker save", uid, gid)
+	}
+	return nil
 }
 
 // newKeeper returns the part of the driver.

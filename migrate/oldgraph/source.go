@@ -17,9 +17,9 @@ import (
 	"github.com/cowshed/cowshed/migrate/internal/rootdir"
 )
 
-// Program and Driver are those of an Inventory of this package.
+// Program and Driver are those of an Inventory of this package. Later versions of Docker cannot start the containers.
 const (
-	Program = "docker"
+	Program = "docker-before-0.7"
 	Driver  = "graph"
 )
 

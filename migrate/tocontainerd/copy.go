@@ -19,14 +19,16 @@ func (m making) copy(ctx context.Context, dst *os.File) error {
 	return err
 }
 
-// How implements migrate.Target. The bytes are those of the data, and of the blob of a layer of an image: at most the size
-// of the layer.
-func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
-	how, bytes, err := t.howOf(ctx, layer, content, below)
-	if layer.Kind == migrate.ImageLayer && layer.Size > 0 {
-		bytes += layer.Size
+// BlobSize implements migrate.Target. Blobs are compressed, and so smaller than their layers.
+func (t *Target) BlobSize(ctx context.Context, layer *migrate.Layer) (int64, error) {
+	if layer.Kind != migrate.ImageLayer || !t.needsOf(layer.ID).blob {
+		return 0, nil
 	}
-	return how, bytes, err
+	_, err := t.layerBlob(t.in(ctx), layer.DiffID)
+	if errdefs.IsNotFound(err) {
+		return max(layer.Size, 0), nil
+	}
+	return 0, err
 }
 
 // checkSpace returns an ENOSPC error if the layers that are to be made have no room where the volumes are. Blobs do not
@@ -45,7 +47,7 @@ func (t *Target) checkSpace(ctx context.Context, source migrate.Source, inv *mig
 		}
 		return err == nil, err
 	}
-	return fill.CheckSpace(ctx, t.hasRoom, inv, has, migrate.NewForecast(source, t.howOf))
+	return fill.CheckSpace(ctx, t.hasRoom, inv, has, migrate.NewForecast(source, t.How))
 }
 
 // hasRoom returns an ENOSPC error if the volumes have less space than is needed. Cowshed knows that if its root does not tell.
@@ -79,8 +81,8 @@ func (t *Target) volumesRoot(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// howOf is How without the blobs.
-func (t *Target) howOf(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
+// How implements migrate.Target.
+func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
 	if err := t.checkOwner(t.places[layer.ID]); err != nil {
 		return "", 0, err
 	}

@@ -31,6 +31,10 @@ const (
 	// untaggedName is Docker's name of an image without one, and the digest of its manifest.
 	untaggedName = "moby-dangling@"
 
+	// criLabel is a label of each name that containerd's plugin for Kubernetes has seen, and of one more for the image: its ID.
+	criLabel   = "io.cri-containerd.image"
+	criManaged = "managed"
+
 	// maxManifest bounds the memory for a manifest.
 	maxManifest = 16 << 20
 )
@@ -342,8 +346,8 @@ func (t *Target) readBlob(ctx context.Context, desc ocispec.Descriptor) ([]byte,
 	return data, nil
 }
 
-// removeImage removes the names that the migration has given an image. Other names for it stay, and so do names that are
-// another image's by now. Its blobs are garbage then, unless others need them.
+// removeImage removes the names that the migration has given an image, and the name for Kubernetes. Other names for it stay,
+// and so do names that are another image's by now. Its blobs are garbage then, unless others need them.
 func (t *Target) removeImage(ctx context.Context, image *migrate.Image) error {
 	list, err := t.images.List(ctx, fmt.Sprintf("labels.%q==%q", ImageLabel, image.ID))
 	if err != nil {
@@ -362,6 +366,7 @@ func (t *Target) removeImage(ctx context.Context, image *migrate.Image) error {
 			errs = append(errs, fmt.Errorf("delete image %s: %w", record.Name, err))
 		}
 	}
+	errs = append(errs, t.removeReference(ctx, image))
 	if manifest, err := t.manifestOf(ctx, image.ID); err == nil {
 		errs = append(errs, t.letGo(ctx, "content", manifest.Digest.String()))
 	}
@@ -374,9 +379,37 @@ func (t *Target) isOurs(ctx context.Context, record images.Image, image *migrate
 	if !isNamedFor(record, image) {
 		return false, nil
 	}
+	return t.hasOurManifest(ctx, record, image)
+}
+
+// hasOurManifest reports whether a name is that of the manifest that was made for an image.
+func (t *Target) hasOurManifest(ctx context.Context, record images.Image, image *migrate.Image) (bool, error) {
 	info, err := t.content.Info(ctx, record.Target.Digest)
 	if errdefs.IsNotFound(err) {
 		return true, nil // nothing but the name is left
 	}
 	return err == nil && info.Labels[ImageLabel] == image.ID.String(), err
+}
+
+// removeReference removes the name that containerd's plugin for Kubernetes has added, unless another name needs it: it would
+// hold the image for good.
+func (t *Target) removeReference(ctx context.Context, image *migrate.Image) error {
+	reference, err := t.images.Get(ctx, image.ID.String())
+	if errdefs.IsNotFound(err) || err == nil && reference.Labels[criLabel] != criManaged {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if ours, err := t.hasOurManifest(ctx, reference, image); err != nil || !ours {
+		return err
+	}
+	same, err := t.images.List(ctx, fmt.Sprintf("target.digest==%q", reference.Target.Digest))
+	if err != nil || slices.ContainsFunc(same, func(other images.Image) bool { return other.Name != reference.Name }) {
+		return err
+	}
+	if err := t.images.Delete(ctx, reference.Name); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete image %s: %w", reference.Name, err)
+	}
+	return nil
 }

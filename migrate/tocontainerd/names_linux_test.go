@@ -62,6 +62,53 @@ func TestUndoKeepsNamesOfOthers(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }
 
+// TestUndoRemovesReferences: in each namespace that it looks at, containerd's plugin for Kubernetes gives an image a name more. It
+// goes with the last of the others, and stays if it is another image's.
+func TestUndoRemovesReferences(t *testing.T) {
+	const namespace = "k8s.io"
+	for name, c := range map[string]struct {
+		tagged, foreign bool
+	}{"no other name": {}, "another name": {tagged: true}, "another manifest": {foreign: true}} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			s := h.newSource(directories)
+			target := h.target(h.options(namespace))
+			empty := h.state(namespace)
+			h.run(target)
+			ctx := h.in(namespace)
+			for i := range s.inv.Images {
+				image := &s.inv.Images[i]
+				manifest, err := target.manifestOf(ctx, image.ID)
+				require.NoError(t, err)
+				if c.foreign {
+					manifest = h.blob(target, ocispec.MediaTypeImageManifest, ocispec.Manifest{Config: ocispec.Descriptor{Digest: digest.FromString("other")}})
+				}
+				reference := images.Image{Name: image.ID.String(), Target: manifest, Labels: map[string]string{criLabel: criManaged}}
+				_, err = target.images.Create(ctx, reference)
+				require.NoError(t, err)
+				if c.tagged {
+					reference.Name = "example.org/tagged:" + image.ID.Encoded()
+					_, err = target.images.Create(ctx, reference)
+					require.NoError(t, err)
+				}
+			}
+			_, err := h.migration(target).Undo(t.Context(), nil)
+			requireNoProblem(t, err)
+			left, err := target.images.List(ctx)
+			require.NoError(t, err)
+			switch {
+			case c.tagged:
+				assert.Len(t, left, 2*len(s.inv.Images))
+			case c.foreign:
+				assert.Len(t, left, len(s.inv.Images))
+			default:
+				assert.Empty(t, left)
+				assert.Equal(t, empty, h.state(namespace))
+			}
+		})
+	}
+}
+
 // TestNameBefore: an image that had the name before the migration keeps it after Undo.
 func TestNameBefore(t *testing.T) {
 	h := newHost(t)

@@ -52,6 +52,33 @@ func TestLayersWithoutImage(t *testing.T) {
 	assert.Equal(t, empty, h.state(Moby))
 }
 
+// TestBlobSize: the plan says how much space blobs take, apart from the data, and counts those alone that will be written.
+func TestBlobSize(t *testing.T) {
+	h := newHost(t)
+	s := h.newSource(subvolumes)
+	plan := func(target *Target) *migrate.Plan {
+		p, err := h.migration(target).Plan(t.Context())
+		require.NoError(t, err)
+		assert.Zero(t, p.Bytes, "volumes are cloned")
+		return p
+	}
+	target := h.target(h.options(Moby))
+	assert.Equal(t, int64(3*1000), plan(target).Blobs)
+	images := s.inv.Images
+	s.inv.Images = nil
+	assert.Zero(t, plan(h.target(h.options(Moby))).Blobs, "no image needs a blob")
+	s.inv.Images = images
+
+	h.run(target)
+	assert.Zero(t, plan(h.target(h.options(Moby))).Blobs)
+	require.NoError(t, target.snapshots.Remove(h.in(Moby), theContainer))
+	require.NoError(t, target.snapshots.Remove(h.in(Moby), theContainer+initSuffix))
+	layer := s.layerOf("top-id")
+	require.NoError(t, target.snapshots.Remove(h.in(Moby), layer.ChainID.String()))
+	p := plan(h.target(h.options(Moby)))
+	assert.Zero(t, p.Blobs, "the blob of a layer whose snapshot is missing is there")
+}
+
 // TestOrigin: another volume than the source has opened is not adopted, and leaves nothing.
 func TestOrigin(t *testing.T) {
 	h := newHost(t)

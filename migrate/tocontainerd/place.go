@@ -28,7 +28,7 @@ func (t *Target) checkOwner(p place) error {
 	if p.container == "" || !t.moby() || !t.others {
 		return nil
 	}
-	return fault.New(errdefs.ErrNotImplemented, "Docker cannot start containers of other programs: "+
+	return fault.New(errdefs.ErrNotImplemented, "Docker cannot start containers of other programs, or from before Docker 0.7: "+
 		"in another --namespace, such as default, their files become snapshots")
 }
 

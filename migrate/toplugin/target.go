@@ -261,6 +261,9 @@ func (t *Target) checkFree(ctx context.Context) error {
 	return nil
 }
 
+// BlobSize implements migrate.Target. It makes no blobs.
+func (*Target) BlobSize(context.Context, *migrate.Layer) (int64, error) { return 0, nil }
+
 // How implements migrate.Target.
 func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
 	open, err := t.isOpen()

@@ -145,6 +145,9 @@ func imageNames(img *migrate.Image) []string {
 	return names
 }
 
+// BlobSize implements migrate.Target. It makes no blobs.
+func (*Target) BlobSize(context.Context, *migrate.Layer) (int64, error) { return 0, nil }
+
 // How implements migrate.Target.
 func (t *Target) How(ctx context.Context, layer *migrate.Layer, content *migrate.Content, below migrate.Coming) (migrate.How, int64, error) {
 	parent, err := "", error(nil)

@@ -38,7 +38,7 @@ func toDocker29(t *testing.T, ctx context.Context, s scenario, registry string) 
 
 	m.run(t, ctx, "undo")
 	requireNothing(t, ctx, store)
-	requireOld(t, ctx, s)
+	requireOld(t, ctx, s, m)
 	return after
 }
 

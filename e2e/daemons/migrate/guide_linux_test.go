@@ -196,29 +196,40 @@ func (d *dockerGuide) makeWeb(ctx context.Context) {
 	d.block(ctx, "docker diff web\ndocker images --all --quiet\ndocker ps --all --quiet\n")
 }
 
+// guideDrivers are the former drivers for which the guides run.
+var guideDrivers = []string{"btrfs", "overlay2"}
+
 // TestGuideDocker runs migrate-docker-20.10-28.md.
 func TestGuideDocker(t *testing.T) {
-	ctx := testContext(t)
-	d := newDockerGuide(t, "btrfs")
-	d.makeWeb(ctx)
-	d.run(ctx, "migrate-docker-20.10-28.md")
-	d.requireWeb(3)
-	d.engine.Stop()
+	for _, driver := range guideDrivers {
+		t.Run(driver, func(t *testing.T) {
+			ctx := testContext(t)
+			d := newDockerGuide(t, driver)
+			d.makeWeb(ctx)
+			d.run(ctx, "migrate-docker-20.10-28.md")
+			d.requireWeb(3)
+			d.engine.Stop()
+		})
+	}
 }
 
 // TestGuideRefused runs migrate-docker-29-refuses.md.
 func TestGuideRefused(t *testing.T) {
-	ctx := testContext(t)
-	d := newDockerGuide(t, "btrfs")
-	d.makeWeb(ctx)
-	d.engine.Stop()
-	d.engine = nil
-	d.today()
-	require.NoError(t, os.WriteFile(d.config, []byte(`{"storage-driver": "zfs", "features": {"containerd-snapshotter": true}}`), 0o644))
-	d.requireRefuses(ctx, "migrate-docker-29-refuses.md")
-	d.run(ctx, "migrate-docker-29-refuses.md")
-	d.requireWeb(2)
-	d.engine.Stop()
+	for _, driver := range guideDrivers {
+		t.Run(driver, func(t *testing.T) {
+			ctx := testContext(t)
+			d := newDockerGuide(t, driver)
+			d.makeWeb(ctx)
+			d.engine.Stop()
+			d.engine = nil
+			d.today()
+			require.NoError(t, os.WriteFile(d.config, []byte(`{"storage-driver": "zfs", "features": {"containerd-snapshotter": true}}`), 0o644))
+			d.requireRefuses(ctx, "migrate-docker-29-refuses.md")
+			d.run(ctx, "migrate-docker-29-refuses.md")
+			d.requireWeb(2)
+			d.engine.Stop()
+		})
+	}
 }
 
 // requireRefuses checks that the engine of today ends with the message that a document shows.

@@ -35,7 +35,7 @@ func toPlugin(t *testing.T, ctx context.Context, s scenario, registry string) re
 	cowshed.Stop()
 
 	m.run(t, ctx, "undo")
-	requireOld(t, ctx, s)
+	requireOld(t, ctx, s, m)
 	return after
 }
 
@@ -49,11 +49,15 @@ func requireLimit(t *testing.T, ctx context.Context, e *harness.Engine, s scenar
 	}
 }
 
-// requireOld checks that the old engine with its old driver has all that it had.
-func requireOld(t *testing.T, ctx context.Context, s scenario) {
+// requireOld checks that the old engine with its old driver has all that it had, and that a migration is refused meanwhile.
+func requireOld(t *testing.T, ctx context.Context, s scenario, m migration) {
 	t.Helper()
 	s.engine.Daemon.Start()
 	requireSame(t, s.before, recordOf(t, ctx, s.engine, sameDigest), true)
+	for _, step := range []string{"plan", "run"} {
+		_, err := m.try(ctx, step)
+		require.ErrorContains(t, err, "stop the engine", "the engine runs")
+	}
 	s.engine.Stop()
 }
 

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images/archive"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -136,7 +142,7 @@ type podmanImage struct {
 // makePodman makes images and containers with podman.
 func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 	t.Helper()
-	archive := filepath.Join(p.host.Dir, "images.tar")
+	loaded := filepath.Join(p.host.Dir, "images.tar")
 	images := slices.DeleteFunc(loadedImages(t, p.host.Programs), func(img image) bool {
 		return slices.Contains(img.tags, "cowtest/deep:1")
 	})
@@ -144,9 +150,9 @@ func makePodman(t *testing.T, ctx context.Context, p podman) podmanRecord {
 	if p.deepest() {
 		images = append(images, image{tags("deepest:1"), deep(t, base, podmanLayers)})
 	}
-	saveImages(t, archive, images)
-	p.run(ctx, "load", "--quiet", "--input", archive)
-	require.NoError(t, os.Remove(archive))
+	saveImages(t, loaded, images)
+	p.run(ctx, "load", "--quiet", "--input", loaded)
+	require.NoError(t, os.Remove(loaded))
 
 	for _, r := range p.recipes() {
 		p.create(ctx, r)
@@ -225,9 +231,13 @@ func (l logs) String() string {
 	return string(out)
 }
 
-// TestPodman takes podman's storage to containerd.
+// TestPodman takes podman's storage to containerd. In short runs, it exports the images and finishes with one driver.
 func TestPodman(t *testing.T) {
-	for _, driver := range []string{"overlay", "vfs"} {
+	drivers := []string{"overlay", "btrfs"}
+	if testfs.Long() {
+		drivers = append(drivers, "vfs")
+	}
+	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
 			h := harness.NewHost(t, testfs.Btrfs(t))
 			ctx := testContext(t)
@@ -244,9 +254,64 @@ func TestPodman(t *testing.T) {
 			m.run(t, ctx, "run")
 			m.run(t, ctx, "verify")
 			p.requireIn(ctx, store, before)
+			exports := driver == "btrfs" || testfs.Long()
+			if exports {
+				p.requireExports(ctx, store, before)
+			}
 			m.run(t, ctx, "undo")
 			requireNothing(t, ctx, store)
+			requireNoBlobs(t, ctx, store)
+			if !exports {
+				return
+			}
+			m.run(t, ctx, "run", "--no-verify")
+			m.run(t, ctx, "finish", "--yes")
+			assert.NoDirExists(t, filepath.Join(p.root, driver))
+			p.requireIn(ctx, store, before)
 		})
+	}
+}
+
+// requireExports exports the images of containerd to an archive, and pushes them to a registry. Both have the configs and
+// layers that podman had.
+func (p podman) requireExports(ctx context.Context, store *harness.Store, want podmanRecord) {
+	t := p.t
+	t.Helper()
+	ctx = store.Context(ctx)
+	list, err := store.ListImages(ctx)
+	require.NoError(t, err)
+	registry := p.host.StartRegistry()
+	transport := remote.DefaultTransport.(*http.Transport).Clone()
+	defer transport.CloseIdleConnections()
+	var manifests []archive.ExportOpt
+	known := map[v1.Hash]digest.Digest{}
+	pushed := map[digest.Digest]bool{}
+	for _, img := range list {
+		config, err := img.Config(ctx)
+		require.NoError(t, err)
+		if pushed[config.Digest] {
+			continue
+		}
+		pushed[config.Digest] = true
+		manifests = append(manifests, archive.WithManifest(img.Target()))
+		reference := fmt.Sprintf("%s/pushed/%s:1", registry, config.Digest.Encoded()[:12])
+		require.NoError(t, store.PushImage(ctx, img, reference))
+		requirePushed(t, ctx, transport, reference, config.Digest, want.images[config.Digest].diffIDs, known)
+	}
+	file, err := os.Create(filepath.Join(p.host.Dir, "exported.tar"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, errors.Join(file.Close(), os.Remove(file.Name()))) }()
+	require.NoError(t, store.Export(ctx, file, manifests...))
+	_, err = file.Seek(0, io.SeekStart)
+	require.NoError(t, err)
+	exported := readSaved(t, file)
+	assert.Len(t, exported, len(want.images))
+	for config, img := range want.images {
+		var diffIDs []digest.Digest
+		for _, diffID := range exported[config].diffIDs {
+			diffIDs = append(diffIDs, digest.Digest(diffID))
+		}
+		assert.Equal(t, img.diffIDs, diffIDs, "exported layers of %v", img.names)
 	}
 }
 
@@ -317,4 +382,14 @@ func requireNothing(t *testing.T, ctx context.Context, store *harness.Store) {
 	keys, err := store.Keys(ctx)
 	require.NoError(t, err)
 	assert.Empty(t, keys)
+}
+
+// requireNoBlobs checks that containerd has no blob in the namespace. A Docker Engine that has committed a container holds one.
+func requireNoBlobs(t *testing.T, ctx context.Context, store *harness.Store) {
+	t.Helper()
+	ctx = store.Context(ctx)
+	require.NoError(t, store.ContentStore().Walk(ctx, func(info content.Info) error {
+		assert.Fail(t, "a blob is left", "%s %v", info.Digest, info.Labels)
+		return nil
+	}))
 }

@@ -2,11 +2,13 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/moby/moby/client"
 	"github.com/opencontainers/go-digest"
@@ -39,11 +41,7 @@ func requirePushes(t *testing.T, ctx context.Context, e *harness.Engine, registr
 			if _, err := e.ImageRemove(ctx, reference, client.ImageRemoveOptions{}); err != nil {
 				return err
 			}
-			ref, err := name.ParseReference(reference, name.Insecure)
-			if err != nil {
-				return err
-			}
-			pushed, err := remote.Image(ref, remote.WithContext(ctx), remote.WithTransport(transport))
+			pushed, err := imageIn(ctx, transport, reference)
 			if err != nil {
 				return err
 			}
@@ -61,4 +59,39 @@ func requirePushes(t *testing.T, ctx context.Context, e *harness.Engine, registr
 		})
 	}
 	require.NoError(t, g.Wait())
+}
+
+// imageIn is an image in a registry.
+func imageIn(ctx context.Context, transport http.RoundTripper, reference string) (v1.Image, error) {
+	ref, err := name.ParseReference(reference, name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Image(ref, remote.WithContext(ctx), remote.WithTransport(transport))
+}
+
+// requirePushed checks that an image in a registry has the config, and layers that have these digests before compression. known
+// has those of blobs that were read before.
+func requirePushed(t *testing.T, ctx context.Context, transport http.RoundTripper, reference string, config digest.Digest, diffIDs []digest.Digest, known map[v1.Hash]digest.Digest) {
+	t.Helper()
+	pushed, err := imageIn(ctx, transport, reference)
+	require.NoError(t, err)
+	file, err := pushed.RawConfigFile()
+	require.NoError(t, err)
+	assert.Equal(t, config, digest.FromBytes(file), "pushed config of %s", reference)
+	layers, err := pushed.Layers()
+	require.NoError(t, err)
+	got := []digest.Digest{}
+	for _, layer := range layers {
+		hash, err := layer.Digest()
+		require.NoError(t, err)
+		if known[hash] == "" {
+			blob, err := layer.Compressed()
+			require.NoError(t, err)
+			known[hash], err = digest.FromReader(decompress(t, blob))
+			require.NoError(t, errors.Join(err, blob.Close()))
+		}
+		got = append(got, known[hash])
+	}
+	assert.Equal(t, diffIDs, got, "pushed layers of %s", reference)
 }

@@ -33,7 +33,12 @@ func savedImages(t *testing.T, ctx context.Context, e *harness.Engine, ids []str
 	resp, err := e.ImageSave(ctx, ids)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, resp.Close()) }()
+	return readSaved(t, resp)
+}
 
+// readSaved reads an archive of docker save.
+func readSaved(t *testing.T, archive io.Reader) map[digest.Digest]savedImage {
+	t.Helper()
 	digests := map[string]digest.Digest{} // by file, of the bytes after decompression
 	links := map[string]string{}
 	var manifest []struct {
@@ -41,7 +46,7 @@ func savedImages(t *testing.T, ctx context.Context, e *harness.Engine, ids []str
 		RepoTags []string
 		Layers   []string
 	}
-	r := tar.NewReader(bufio.NewReaderSize(resp, 1<<20))
+	r := tar.NewReader(bufio.NewReaderSize(archive, 1<<20))
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {

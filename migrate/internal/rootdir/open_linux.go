@@ -35,6 +35,15 @@ func reopen(found *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), found.Name()), nil
 }
 
+// ownerOf is the owner of an open file.
+func ownerOf(file *os.File) (uid, gid uint32, err error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return 0, 0, &fs.PathError{Op: "stat", Path: file.Name(), Err: err}
+	}
+	return stat.Uid, stat.Gid, nil
+}
+
 // open opens a name part by part, so that no part but the last can be a symbolic link.
 func (d *Dir) open(name string, lastFlags int) (*os.File, error) {
 	parts, err := d.parts(name)

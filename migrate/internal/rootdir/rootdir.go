@@ -161,6 +161,16 @@ func (d *Dir) Exists(name string) (bool, error) {
 	return err == nil && (mode.IsDir() || mode.IsRegular()), errors.Join(err, found.Close())
 }
 
+// Owner is the owner of a directory.
+func (d *Dir) Owner(name string) (uid, gid uint32, err error) {
+	dir, err := d.OpenDir(name)
+	if err != nil {
+		return 0, 0, err
+	}
+	uid, gid, err = ownerOf(dir)
+	return uid, gid, errors.Join(err, dir.Close())
+}
+
 // parts splits a name into the names of its directories and its own.
 func (d *Dir) parts(name string) ([]string, error) {
 	if !filepath.IsLocal(name) || strings.IndexByte(name, 0) >= 0 {
