@@ -164,7 +164,7 @@ func (b *Backend) openFiles(ctx context.Context, home string) (err error) {
 		return err
 	}
 	// Once more: for a moment after recover, the home was not locked.
-	if err = b.ownUnlessFrozen(ctx); err != nil {
+	if err := b.ownUnlessFrozen(ctx); err != nil {
 		return err
 	}
 	if b.presence, err = b.lockPresence(); err != nil {

@@ -56,8 +56,9 @@ func (c Command) Run(ctx context.Context, conn grpc.ClientConnInterface) (err er
 		return c.wrap(err)
 	}
 	defer func() { // also if a call below happens later
-		if killErr := c.Kill(context.WithoutCancel(ctx), conn); err != nil {
-			err = errors.Join(err, killErr)
+		left := c.Kill(context.WithoutCancel(ctx), conn)
+		if err != nil { // a command that has succeeded leaves an entry at most
+			err = errors.Join(err, left)
 		}
 	}()
 	status, err := c.start(ctx, tasks, spec)

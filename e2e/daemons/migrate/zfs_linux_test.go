@@ -59,7 +59,7 @@ func onZFS(name string) bool {
 	return testfs.Long() || fewNames(name) || name == "cowtest/data:1" || name == "limited"
 }
 
-// runs runs plan, which says that no data is copied, and run. It returns how much more space is used then.
+// runs calls plan, which says that no data is copied, and run. It returns how much more space is used then.
 func (s zfsScenario) runs(t *testing.T, ctx context.Context, m migration) (used, grown int64) {
 	t.Helper()
 	assert.Regexp(t, `to be copied +0`, m.run(t, ctx, "plan"))
