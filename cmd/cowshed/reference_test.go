@@ -233,7 +233,7 @@ func TestErrorReference(t *testing.T) {
 		{"errdefs.ErrAborted", "another change came first: try again", errdefs.ErrAborted},
 		{"errdefs.ErrUnavailable", "the filesystem or a daemon does not answer: try again later", errdefs.ErrUnavailable},
 		{"errdefs.ErrDataLoss", "stored data is damaged", errdefs.ErrDataLoss},
-		{"graphdriver.ErrPrerequisites", "wrong filesystem, or a kernel module, device or command is missing", graphdriver.ErrPrerequisites},
+		{"graphdriver.ErrPrerequisites", "wrong filesystem, a kernel module or device is missing, or the kernel's interface is not known", graphdriver.ErrPrerequisites},
 		{"graphdriver.ErrIncompatibleFS", "the right filesystem in a state that the driver cannot work on", graphdriver.ErrIncompatibleFS},
 		{"graphdriver.ErrNotSupported", "this platform has no such driver, or no driver has that name", graphdriver.ErrNotSupported},
 	}

@@ -276,7 +276,7 @@ func (s *apiStores) openStore(ctx context.Context) (*layerstore.Store, error) {
 func (c Config) storeOptions(driver string) []string {
 	var options []string
 	for _, option := range c.StorageOptions {
-		if of, name := splitOption(option); of == driver && !isPlace(driver, name) {
+		if of, _ := splitOption(option); of == driver && !isPlace(option) {
 			options = append(options, option)
 		}
 	}

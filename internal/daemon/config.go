@@ -251,7 +251,7 @@ func (c Config) checkStorageOptions() error {
 			return fmt.Errorf("%q: say limit_scope", option)
 		case name == "root_style":
 			return fmt.Errorf("%q: say root_style", option)
-		case isPlace(driver, option) && c.Driver != driver:
+		case isPlace(option) && c.Driver != driver:
 			return fmt.Errorf("%q needs driver = %q", option, driver)
 		}
 		drivers = append(drivers, driver)
@@ -269,8 +269,9 @@ func (c Config) checkStorageOptions() error {
 	return nil
 }
 
-// isPlace reports whether an option of a driver says where its volumes are kept.
-func isPlace(driver, option string) bool {
+// isPlace reports whether an option says where its driver keeps volumes.
+func isPlace(option string) bool {
+	driver, _ := splitOption(option)
 	r, ok := cowdriver.Lookup(driver)
 	return ok && r.NamesPlace(option)
 }

@@ -23,9 +23,7 @@ func (c Config) pluginHome(request plugin.InitRequest) string {
 // pluginOptions returns the options of the plugin's drivers.
 func (c Config) pluginOptions(request plugin.InitRequest) func(driver string) []string {
 	return func(driver string) []string {
-		own := slices.DeleteFunc(c.driverOptions(driver), func(option string) bool {
-			return isPlace(splitOption(option)) // where containerd's volumes are
-		})
+		own := slices.DeleteFunc(c.driverOptions(driver), isPlace) // where containerd's volumes are
 		return append(own, request.Options...)
 	}
 }

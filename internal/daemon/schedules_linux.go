@@ -72,17 +72,19 @@ func storeHomes(c Config, log *slog.Logger) (homes []schedule.Home, err error) {
 	return homes, err
 }
 
+// placeOptions are the storage options of a driver that say where its volumes are.
+func (c Config) placeOptions(driver string) (options []string) {
+	for _, option := range c.StorageOptions {
+		if of, _ := splitOption(option); of == driver && isPlace(option) {
+			options = append(options, option)
+		}
+	}
+	return options
+}
+
 // useStore opens the command's store beside the command. It takes over the options alone that say where the volumes are.
 func useStore(ctx context.Context, c Config, root, driver, records string, log *slog.Logger, do func(context.Context, *live.Layers) error) (err error) {
-	places := func(driver string) (options []string) {
-		for _, option := range c.StorageOptions {
-			if of, name := splitOption(option); of == driver && isPlace(of, name) {
-				options = append(options, option)
-			}
-		}
-		return options
-	}
-	opened, err := openDriver(ctx, root, driver, places, user.IdentityMapping{}, log)
+	opened, err := openDriver(ctx, root, driver, c.placeOptions, user.IdentityMapping{}, log)
 	if err != nil {
 		return err
 	}
