@@ -105,7 +105,7 @@ func checkAdoptInto(home, source, planned string) (err error) {
 // checkRelated returns errdefs.ErrNotImplemented if a parent, or the subvolume that it will be adopted from, and a foreign
 // subvolume have no common ancestor: they cannot be compared natively.
 func (b *Backend) checkRelated(parent, src *subvolume, name string) error {
-	related, err := related(parent, src)
+	related, err := b.related(parent, src)
 	if err != nil {
 		return fmt.Errorf("find common ancestor: %w", err)
 	}

@@ -32,7 +32,7 @@ func (b *Backend) hints(ctx context.Context, base, top cowcommon.View) (*treedif
 	if !ok1 || !ok2 || baseView.b.fsUUID != topView.b.fsUUID {
 		return nil, &treediff.NoHintsError{Reason: "unrelated", Err: errors.New("not two views of one btrfs filesystem")}
 	}
-	switch related, err := related(baseView.dir, topView.dir); {
+	switch related, err := b.related(baseView.dir, topView.dir); {
 	case err != nil:
 		return nil, fmt.Errorf("find common ancestor: %w", err)
 	case !related:
@@ -87,16 +87,92 @@ func reasonOf(err error) string {
 	return "kernel"
 }
 
+// longestLine is the most ancestors that are looked for.
+const longestLine = 1024
+
+// line has the UUIDs of a subvolume and its ancestors. It is whole if it reaches the subvolume that was made empty. Otherwise an
+// ancestor has been destroyed, and with it the knowledge of its own parent.
+type line struct {
+	uuids map[btrfsctl.UUID]bool
+	whole bool
+}
+
+// related reports whether two subvolumes have a common ancestor, themselves included. A wrong yes would hide changes: the kernel
+// passes over the extents of a file whose inode is the same in both. So the origin is asked only if an ancestor has been destroyed.
+func (b *Backend) related(base, top *subvolume) (bool, error) {
+	one, err := b.lineOf(base)
+	if err != nil {
+		return false, err
+	}
+	other, err := b.lineOf(top)
+	if err != nil {
+		return false, err
+	}
+	for uuid := range one.uuids {
+		if other.uuids[uuid] {
+			return true, nil
+		}
+	}
+	if one.whole && other.whole {
+		return false, nil
+	}
+	return haveOneOrigin(base, top)
+}
+
+// lineOf walks from a subvolume to its ancestors.
+func (b *Backend) lineOf(s *subvolume) (line, error) {
+	l := line{uuids: map[btrfsctl.UUID]bool{s.info.UUID: true}}
+	parent, err := b.parentOf(s.fd(), s.info)
+	for range longestLine {
+		if err != nil {
+			return l, err
+		}
+		if l.whole = parent == (btrfsctl.UUID{}); l.whole {
+			return l, nil
+		}
+		l.uuids[parent] = true
+		var there bool
+		if parent, there, err = b.parentOfUUID(parent); err == nil && !there {
+			return l, nil
+		}
+	}
+	return l, nil
+}
+
+// parentOfUUID returns the UUID of the volume that the subvolume with a UUID was made from, zero if it was made empty. there is false
+// if that subvolume has been destroyed.
+func (b *Backend) parentOfUUID(uuid btrfsctl.UUID) (parent btrfsctl.UUID, there bool, err error) {
+	id, err := btrfsctl.IDByUUID(int(b.fs.Fd()), uuid)
+	if errors.Is(err, unix.ENOENT) {
+		return parent, false, nil
+	}
+	if err != nil {
+		return parent, false, err
+	}
+	fd, err := btrfsctl.OpenRoot(int(b.fs.Fd()), id)
+	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
+		return parent, false, nil
+	}
+	if err != nil {
+		return parent, false, err
+	}
+	defer unix.Close(fd)
+	info, err := btrfsctl.Info(fd)
+	if err == nil {
+		parent, err = b.parentOf(fd, info)
+	}
+	return parent, true, err
+}
+
 // origin identifies the subvolume that was made empty and from which a subvolume comes, by snapshots of snapshots. These keep the root
 // directory, with the transaction and the time in which it was made. So the subvolumes between need not be there any more.
+// Subvolumes that were made empty in the same transaction, within a tick of the clock, have equal origins.
 type origin struct {
 	generation uint32
 	made       unix.StatxTimestamp
 }
 
-// related reports whether two subvolumes have a common ancestor, themselves included. Subvolumes that were made empty in the same
-// transaction and within a tick of the clock seem to have one. The kernel compares all items, so their hints are right too.
-func related(base, top *subvolume) (bool, error) {
+func haveOneOrigin(base, top *subvolume) (bool, error) {
 	one, err := originOf(base.fd())
 	if err != nil {
 		return false, err
@@ -114,6 +190,9 @@ func originOf(fd int) (o origin, err error) {
 	var st unix.Statx_t
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st); err != nil {
 		return o, fmt.Errorf("birth time of the root: %w", err)
+	}
+	if st.Mask&unix.STATX_BTIME == 0 {
+		return o, errors.New("the kernel does not tell the birth time of the root")
 	}
 	return origin{generation, st.Btime}, nil
 }
