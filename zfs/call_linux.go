@@ -24,6 +24,7 @@ import (
 type kernel interface {
 	Exists(name string) (bool, error)
 	Stats(name string) (zfsctl.Dataset, error)
+	PoolProperties(pool string) (zfsctl.Properties, error)
 	Children(name string) iter.Seq2[zfsctl.Dataset, error]
 	Snapshots(name string) iter.Seq2[zfsctl.Dataset, error]
 

@@ -25,8 +25,9 @@ import (
 // that the first is making for left over. The dataset itself says which home that is, since mount namespaces and containers
 // share nothing else.
 //
-// The record stays when the home is closed, so that opening it again changes nothing. It counts while the machine runs, and
-// until the home is known to be closed.
+// The record stays when the home is closed, so that opening it again changes nothing. It counts until the home is known to
+// be closed, and not after the machine has started again. A container may have a boot id of its own, so that alone does not
+// say that the machine has. The pool has been imported again too then.
 
 // homeProperty is the record of the home that has the dataset open.
 const homeProperty = "cowshed:home"
@@ -36,7 +37,8 @@ var ownProgram string
 
 // owner names a home by its lock file.
 type owner struct {
-	boot   string // of the machine
+	boot   string // the boot id, which may be that of the container
+	load   uint64 // of the pool: another number whenever it is imported
 	pids   string // the process id namespace of the process that opened the home
 	device uint64 // of the lock file
 	inode  uint64
@@ -44,29 +46,47 @@ type owner struct {
 }
 
 func (o owner) String() string {
-	return fmt.Sprintf("%s %s %d %d %s", o.boot, o.pids, o.device, o.inode, o.home)
+	return fmt.Sprintf("%s %d %s %d %d %s", o.boot, o.load, o.pids, o.device, o.inode, o.home)
 }
 
 func (o owner) isSame(other owner) bool {
-	return o.boot == other.boot && o.device == other.device && o.inode == other.inode
+	return !o.isBefore(other) && o.device == other.device && o.inode == other.inode
 }
+
+// isBefore reports whether the machine has started again between both, or the pool has moved to another machine. Then no process
+// of the one lives.
+func (o owner) isBefore(other owner) bool { return o.boot != other.boot && o.load != other.load }
 
 // parseOwner reads a record. Of a record that it does not know, it returns the whole as the home.
 func parseOwner(record string) (o owner, known bool) {
-	fields := strings.SplitN(record, " ", 5)
-	if len(fields) < 5 {
+	fields := strings.SplitN(record, " ", 6)
+	if len(fields) < 6 {
 		return owner{home: record}, false
 	}
-	device, deviceErr := strconv.ParseUint(fields[2], 10, 64)
-	inode, inodeErr := strconv.ParseUint(fields[3], 10, 64)
-	if deviceErr != nil || inodeErr != nil {
+	load, loadErr := strconv.ParseUint(fields[1], 10, 64)
+	device, deviceErr := strconv.ParseUint(fields[3], 10, 64)
+	inode, inodeErr := strconv.ParseUint(fields[4], 10, 64)
+	if errors.Join(loadErr, deviceErr, inodeErr) != nil {
 		return owner{home: record}, false
 	}
-	return owner{boot: fields[0], pids: fields[1], device: device, inode: inode, home: fields[4]}, true
+	return owner{boot: fields[0], load: load, pids: fields[2], device: device, inode: inode, home: fields[5]}, true
+}
+
+// loadOf returns the number that the pool got when it was imported.
+func (b *Backend) loadOf(ctx context.Context) (uint64, error) {
+	properties, err := read(ctx, b.zfs, "get", func(k kernel) (zfsctl.Properties, error) { return k.PoolProperties(b.zfs.pool) })
+	if err != nil {
+		return 0, err
+	}
+	load, ok := properties.Number("load_guid")
+	if !ok {
+		return 0, fmt.Errorf("zfs get %s: the kernel does not say load_guid", b.zfs.pool)
+	}
+	return load, nil
 }
 
 // ownerOf returns the record of a home that has a lock file.
-func ownerOf(home string) (o owner, err error) {
+func ownerOf(home string, load uint64) (o owner, err error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return o, err
@@ -79,7 +99,7 @@ func ownerOf(home string) (o owner, err error) {
 	if err := unix.Stat(homedir.LockFile(home), &stat); err != nil {
 		return o, &os.PathError{Op: "stat", Path: homedir.LockFile(home), Err: err}
 	}
-	return owner{boot: strings.TrimSpace(string(boot)), pids: pids, device: stat.Dev, inode: stat.Ino, home: home}, nil
+	return owner{boot: strings.TrimSpace(string(boot)), load: load, pids: pids, device: stat.Dev, inode: stat.Ino, home: home}, nil
 }
 
 // ownUnlessFrozen is own, for a Backend that may change the dataset.
@@ -93,7 +113,11 @@ func (b *Backend) ownUnlessFrozen(ctx context.Context) error {
 // own makes this home the owner of the dataset. The caller has the home locked. Returns errdefs.ErrFailedPrecondition if
 // another home has the dataset open, or may have.
 func (b *Backend) own(ctx context.Context) error {
-	own, err := ownerOf(b.home)
+	load, err := b.loadOf(ctx)
+	if err != nil {
+		return err
+	}
+	own, err := ownerOf(b.home, load)
 	if err != nil {
 		return err
 	}
@@ -127,7 +151,7 @@ func ownRecord(d zfsctl.Dataset) string {
 // the record that there is then, which may be that of a third home.
 func (b *Backend) takeOver(ctx context.Context, record string, own owner) (now string, err error) {
 	other, known := parseOwner(record)
-	if record == "" || known && other.boot != own.boot {
+	if record == "" || known && other.isBefore(own) {
 		return b.setOwner(ctx, record, own)
 	}
 	lock, closed, err := other.lock(own)

@@ -13,8 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/homedir"
+	"github.com/cowshed/cowshed/internal/nvlist"
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/internal/zfsctl"
 )
 
 // owned is a dataset with a home that has it open, and another home.
@@ -94,8 +97,10 @@ func TestTwoHomes(t *testing.T) {
 // that it is gone.
 func TestOwnerElsewhere(t *testing.T) {
 	o := newOwned(t)
+	load, err := o.b.loadOf(t.Context())
+	require.NoError(t, err)
 	require.NoError(t, o.b.Close())
-	elsewhere, err := ownerOf(o.home)
+	elsewhere, err := ownerOf(o.home, load)
 	require.NoError(t, err)
 	elsewhere.pids, elsewhere.inode = "pid:[1]", elsewhere.inode+1<<40
 	set := func(record string) { zfs(t, "set", homeProperty+"="+record, o.root) }
@@ -110,7 +115,10 @@ func TestOwnerElsewhere(t *testing.T) {
 	o.refuses(t.Context())
 	zfs(t, "inherit", homeProperty, o.root)
 	o.opens(o.other)
-	elsewhere.boot = "another-boot"
+	elsewhere.boot = "of-a-container"
+	set(elsewhere.String())
+	o.refuses(t.Context())
+	elsewhere.load++
 	set(elsewhere.String())
 	o.opens(o.other)
 }
@@ -151,7 +159,9 @@ func TestSetOwner(t *testing.T) {
 // TestSetOwnerInterrupted: the answer of an interrupted change of the record agrees with the record.
 func TestSetOwnerInterrupted(t *testing.T) {
 	f := openFaulty(t)
-	own, err := ownerOf(f.home)
+	load, err := f.loadOf(t.Context())
+	require.NoError(t, err)
+	own, err := ownerOf(f.home, load)
 	require.NoError(t, err)
 	for _, fault := range faults {
 		zfs(t, "inherit", homeProperty, f.root)
@@ -165,5 +175,113 @@ func TestSetOwnerInterrupted(t *testing.T) {
 		assert.Equal(t, want, ownRecord(d), "%s: %v", fault, err)
 		assert.Equal(t, fault == "interrupted-before", err != nil, "%s: %v", fault, err)
 		require.NoError(t, f.own(t.Context()))
+	}
+}
+
+// ownedKernel has a record, and a pool of a load guid.
+type ownedKernel struct {
+	*fakeKernel
+	record string
+	load   uint64
+}
+
+func (k *ownedKernel) Stats(name string) (zfsctl.Dataset, error) {
+	return zfsctl.Dataset{Name: name, Properties: zfsctl.Properties{homeProperty: nvlist.List{"value": k.record, "source": name}}}, nil
+}
+
+func (k *ownedKernel) PoolProperties(string) (zfsctl.Properties, error) {
+	return zfsctl.Properties{"load_guid": nvlist.List{"value": k.load}}, nil
+}
+
+func (k *ownedKernel) Program(_, _ string, argv []string) (any, error) {
+	if k.record == argv[2] {
+		k.record = argv[3]
+	}
+	return nvlist.List{"errno": int64(0), "record": k.record}, nil
+}
+
+// owning is a Backend with a home that has a lock file, on a dataset whose record is that of another home.
+type owning struct {
+	*acting
+	pool       *ownedKernel
+	own, other owner
+}
+
+func newOwning(t *testing.T) *owning {
+	t.Helper()
+	o := &owning{acting: newActing(t, nil, false, nil)}
+	o.pool = &ownedKernel{fakeKernel: o.kernel, load: 1<<64 - 1}
+	o.zfs.kernel, o.root = o.pool, "pool"
+	o.own, o.other = ownerAt(t, o.home), ownerAt(t, t.TempDir())
+	return o
+}
+
+// ownerAt makes a lock file in a home, and returns the home's record.
+func ownerAt(t *testing.T, home string) owner {
+	t.Helper()
+	require.NoError(t, os.WriteFile(homedir.LockFile(home), nil, 0o600))
+	own, err := ownerOf(home, 1<<64-1)
+	require.NoError(t, err)
+	return own
+}
+
+// TestOwnerDecides: which records a home replaces. The home of the record has its lock held.
+func TestOwnerDecides(t *testing.T) {
+	for name, test := range map[string]struct {
+		record   func(o *owning) string
+		replaced bool
+	}{
+		"none":                    {func(*owning) string { return "" }, true},
+		"unknown":                 {func(*owning) string { return "something else" }, false},
+		"of the first format":     {func(o *owning) string { return "boot pid:[1] 2 3 " + o.other.home }, false},
+		"open":                    {func(o *owning) string { return o.other.String() }, false},
+		"of another boot":         {func(o *owning) string { o.other.boot = "another"; return o.other.String() }, false},
+		"of another import":       {func(o *owning) string { o.other.load--; return o.other.String() }, false},
+		"of both":                 {func(o *owning) string { o.other.boot = "another"; o.other.load--; return o.other.String() }, true},
+		"in other processes":      {func(o *owning) string { o.other.pids = "pid:[1]"; return o.other.String() }, false},
+		"gone in other processes": {func(o *owning) string { o.other.pids, o.other.home = "pid:[1]", "/gone"; return o.other.String() }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOwning(t)
+			lock, err := os.Open(homedir.LockFile(o.other.home))
+			require.NoError(t, err)
+			defer lock.Close()
+			require.NoError(t, flock.Shared(t.Context(), lock))
+			record := test.record(o)
+			o.pool.record = record
+			err = o.Backend.own(t.Context())
+			if test.replaced {
+				require.NoError(t, err)
+				assert.Equal(t, o.own.String(), o.pool.record)
+				return
+			}
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorContains(t, err, "zfs inherit "+homeProperty+" pool")
+			assert.Equal(t, record, o.pool.record)
+		})
+	}
+}
+
+// TestOwnerIsSame: a home is the same by its lock file, unless no process of the record can live.
+func TestOwnerIsSame(t *testing.T) {
+	own := owner{boot: "boot", load: 1, pids: "pid:[1]", device: 2, inode: 3, home: "/a home"}
+	read, known := parseOwner(own.String())
+	require.True(t, known)
+	assert.Equal(t, own, read)
+	for name, test := range map[string]struct {
+		change func(o *owner)
+		same   bool
+	}{
+		"path":            {func(o *owner) { o.home = "/b" }, true},
+		"processes":       {func(o *owner) { o.pids = "pid:[2]" }, true},
+		"boot":            {func(o *owner) { o.boot = "other" }, true},
+		"import":          {func(o *owner) { o.load++ }, true},
+		"boot and import": {func(o *owner) { o.boot = "other"; o.load++ }, false},
+		"device":          {func(o *owner) { o.device++ }, false},
+		"inode":           {func(o *owner) { o.inode++ }, false},
+	} {
+		other := own
+		test.change(&other)
+		assert.Equal(t, test.same, own.isSame(other), name)
 	}
 }
