@@ -191,7 +191,8 @@ func (o owner) lock(by owner) (lock *os.File, closed bool, err error) {
 	if o.pids != by.pids {
 		return nil, false, nil
 	}
-	return nil, len(mounttable.Holders(mounttable.File{Device: o.device, Inode: o.inode})) == 0, nil
+	held, err := mounttable.IsHeld(mounttable.File{Device: o.device, Inode: o.inode})
+	return nil, !held && err == nil, err
 }
 
 // setOwner replaces a record, unless another process has replaced it. It returns the record that there is then. A full pool
