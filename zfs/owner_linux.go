@@ -29,6 +29,9 @@ import (
 // be closed, and not after the machine has started again. A container may have a boot id of its own, so that alone does not
 // say that the machine has. The pool has been imported again too then.
 
+// manyPIDs stands for the namespaces of a home that is open in several process id namespaces. Nobody sees all its processes.
+const manyPIDs = "several"
+
 // homeProperty is the record of the home that has the dataset open.
 const homeProperty = "cowshed:home"
 
@@ -39,7 +42,7 @@ var ownProgram string
 type owner struct {
 	boot   string // the boot id, which may be that of the container
 	load   uint64 // of the pool: another number whenever it is imported
-	pids   string // the process id namespace of the process that opened the home
+	pids   string // the process id namespace of the process that opened the home, or manyPIDs
 	device uint64 // of the lock file
 	inode  uint64
 	home   string // its path in the mount namespace of that process
@@ -103,16 +106,16 @@ func ownerOf(home string, load uint64) (o owner, err error) {
 }
 
 // ownUnlessFrozen is own, for a Backend that may change the dataset.
-func (b *Backend) ownUnlessFrozen(ctx context.Context) error {
+func (b *Backend) ownUnlessFrozen(ctx context.Context, alone bool) error {
 	if b.frozen {
 		return nil
 	}
-	return b.own(ctx)
+	return b.own(ctx, alone)
 }
 
-// own makes this home the owner of the dataset. The caller has the home locked. Returns errdefs.ErrFailedPrecondition if
-// another home has the dataset open, or may have.
-func (b *Backend) own(ctx context.Context) error {
+// own makes this home the owner of the dataset. The caller has the home locked, and says whether it is alone there. Returns
+// errdefs.ErrFailedPrecondition if another home has the dataset open, or may have.
+func (b *Backend) own(ctx context.Context, alone bool) error {
 	load, err := b.loadOf(ctx)
 	if err != nil {
 		return err
@@ -127,15 +130,25 @@ func (b *Backend) own(ctx context.Context) error {
 	}
 	record := ownRecord(d)
 	for {
+		want, replace := own, b.takeOver
 		if is, known := parseOwner(record); known && is.isSame(own) {
-			return nil
+			if want, replace = own.beside(is, alone), b.setOwner; is == want {
+				return nil
+			}
 		}
-		now, err := b.takeOver(ctx, record, own)
-		if err != nil {
+		if record, err = replace(ctx, record, want); err != nil {
 			return err
 		}
-		record = now
 	}
+}
+
+// beside is the record of a home that has a record already. Unless the home is opened alone, processes that the record tells
+// of may have it open too.
+func (o owner) beside(is owner, alone bool) owner {
+	if !alone && o.pids != is.pids {
+		o.pids = manyPIDs
+	}
+	return o
 }
 
 // ownRecord is the record of a dataset, "" if there is none. A dataset inherits that of the dataset above it.

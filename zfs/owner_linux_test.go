@@ -165,7 +165,7 @@ func TestSetOwnerInterrupted(t *testing.T) {
 	require.NoError(t, err)
 	for _, fault := range faults {
 		zfs(t, "inherit", homeProperty, f.root)
-		err := f.with(t, "program", fault, f.own)
+		err := f.with(t, "program", fault, func(ctx context.Context) error { return f.own(ctx, true) })
 		d, statsErr := f.stats(t.Context(), f.root)
 		require.NoError(t, statsErr)
 		want := ""
@@ -174,7 +174,7 @@ func TestSetOwnerInterrupted(t *testing.T) {
 		}
 		assert.Equal(t, want, ownRecord(d), "%s: %v", fault, err)
 		assert.Equal(t, fault == "interrupted-before", err != nil, "%s: %v", fault, err)
-		require.NoError(t, f.own(t.Context()))
+		require.NoError(t, f.own(t.Context(), true))
 	}
 }
 
@@ -249,7 +249,7 @@ func TestOwnerDecides(t *testing.T) {
 			require.NoError(t, flock.Shared(t.Context(), lock))
 			record := test.record(o)
 			o.pool.record = record
-			err = o.Backend.own(t.Context())
+			err = o.Backend.own(t.Context(), true)
 			if test.replaced {
 				require.NoError(t, err)
 				assert.Equal(t, o.own.String(), o.pool.record)
@@ -283,5 +283,40 @@ func TestOwnerIsSame(t *testing.T) {
 		other := own
 		test.change(&other)
 		assert.Equal(t, test.same, own.isSame(other), name)
+	}
+}
+
+// TestOwnerRenewed: the record of a home says how its processes are seen that have it open now.
+func TestOwnerRenewed(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(is *owner)
+		alone  bool
+		pids   string // afterwards; "": those of this process
+	}{
+		"the same":                          {func(*owner) {}, false, ""},
+		"another path":                      {func(is *owner) { is.home = "/elsewhere" }, false, ""},
+		"another path, alone":               {func(is *owner) { is.home = "/elsewhere" }, true, ""},
+		"another import":                    {func(is *owner) { is.load-- }, false, ""},
+		"another boot id":                   {func(is *owner) { is.boot = "another" }, false, ""},
+		"other processes":                   {func(is *owner) { is.pids = "pid:[1]" }, false, manyPIDs},
+		"other processes, alone":            {func(is *owner) { is.pids = "pid:[1]" }, true, ""},
+		"processes of several":              {func(is *owner) { is.pids = manyPIDs }, false, manyPIDs},
+		"processes of several, alone":       {func(is *owner) { is.pids = manyPIDs }, true, ""},
+		"other processes, but before":       {func(is *owner) { is.pids, is.boot = "pid:[1]", "another"; is.load-- }, false, ""},
+		"other processes, at another place": {func(is *owner) { is.pids, is.home = "pid:[1]", "/elsewhere" }, false, manyPIDs},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOwning(t)
+			is, want := o.own, o.own
+			test.change(&is)
+			if test.pids != "" {
+				want.pids = test.pids
+			}
+			o.pool.record = is.String()
+			for range 2 {
+				require.NoError(t, o.Backend.own(t.Context(), test.alone))
+				assert.Equal(t, want.String(), o.pool.record)
+			}
+		})
 	}
 }
