@@ -167,45 +167,82 @@ func (b *Backend) takeOver(ctx context.Context, record string, own owner) (now s
 	if record == "" || known && other.isBefore(own) {
 		return b.setOwner(ctx, record, own)
 	}
-	lock, closed, err := other.lock(own)
-	if err != nil {
+	lock, closed, err := b.lockClosed(ctx, other, own)
+	switch {
+	case err != nil && (ctx.Err() != nil || b.zfs.checkPool() != nil):
 		return "", err
+	case err != nil:
+		return "", fault.New(errdefs.ErrFailedPrecondition, "the home %s may have the dataset %s open, so %s cannot: %w. %s",
+			other.home, b.root, own.home, err, b.ifGone())
+	case !closed:
+		return "", fault.New(errdefs.ErrFailedPrecondition, "the home %s has the dataset %s open, so %s cannot: give each home a dataset of its own. %s",
+			other.home, b.root, own.home, b.ifGone())
 	}
-	if !closed {
-		return "", fault.New(errdefs.ErrFailedPrecondition,
-			"the home %s has the dataset %s open, so %s cannot: give each home a dataset of its own. If that home is gone, run: zfs inherit %s %s",
-			other.home, b.root, own.home, homeProperty, b.root)
-	}
-	if lock != nil {
-		defer func() { err = errors.Join(err, flock.Release(lock)) }()
-	}
-	return b.setOwner(ctx, record, own)
+	now, err = b.setOwner(ctx, record, own)
+	return now, errors.Join(err, b.after(err, func() error { return release(lock) }))
 }
 
-// lock locks the home of a record, if it is there. closed reports whether nobody has it open for certain. A home that is
-// not there, or is covered by a mount, is closed if no process has its lock file open. This can be known among the
+// ifGone is the advice for a record of a home that is gone.
+func (b *Backend) ifGone() string {
+	return fmt.Sprintf("If that home is gone, run: zfs inherit %s %s", homeProperty, b.root)
+}
+
+// lockClosed locks the home of a record, if it is there. closed reports whether nobody has it open for certain. A home that
+// is not there, or is covered by a mount, is closed if no process has its lock file open. This can be known among the
 // processes that this process sees alone.
-func (o owner) lock(by owner) (lock *os.File, closed bool, err error) {
-	lock, err = os.OpenFile(homedir.LockFile(o.home), unix.O_RDWR|unix.O_NOFOLLOW, 0)
-	if err == nil {
-		var stat unix.Stat_t
-		err = unix.Fstat(int(lock.Fd()), &stat)
-		if err == nil && stat.Dev == o.device && stat.Ino == o.inode {
-			if closed, err = flock.TryExclusive(lock); closed {
-				return lock, true, nil
-			}
-			return nil, false, errors.Join(err, flock.Release(lock))
-		}
-		err = errors.Join(err, lock.Close())
+func (b *Backend) lockClosed(ctx context.Context, other, own owner) (lock *os.File, closed bool, err error) {
+	waiting, cancel := context.WithTimeoutCause(ctx, b.zfs.lockFor, fmt.Errorf("its filesystem has not answered for %s", b.zfs.lockFor))
+	defer cancel()
+	there := false
+	lock, err = inHome(waiting, b, func() (lock *os.File, err error) {
+		lock, there, err = other.lock()
+		return lock, err
+	}, release)
+	if err != nil || there {
+		return lock, lock != nil, err
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		return nil, false, err
-	}
-	if o.pids != by.pids {
+	if other.pids != own.pids {
 		return nil, false, nil
 	}
-	held, err := mounttable.IsHeld(mounttable.File{Device: o.device, Inode: o.inode})
+	held, err := mounttable.IsHeld(mounttable.File{Device: other.device, Inode: other.inode})
 	return nil, !held && err == nil, err
+}
+
+// lock locks the home of a record. It returns no file if the home is not there, or others have it open.
+func (o owner) lock() (lock *os.File, there bool, err error) {
+	lock, err = openLock(homedir.LockFile(o.home))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(lock.Fd()), &stat); err != nil || stat.Dev != o.device || stat.Ino != o.inode {
+		return nil, false, errors.Join(err, lock.Close())
+	}
+	free, err := flock.TryExclusive(lock)
+	if !free {
+		return nil, true, errors.Join(err, flock.Release(lock))
+	}
+	return lock, true, nil
+}
+
+// openLock opens a lock file. Network filesystems lock only files that are open for writing, others any.
+func openLock(path string) (*os.File, error) {
+	lock, err := os.OpenFile(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.EROFS) {
+		lock, err = os.OpenFile(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	}
+	return lock, err
+}
+
+// release gives up a lock, if there is one.
+func release(lock *os.File) error {
+	if lock == nil {
+		return nil
+	}
+	return flock.Release(lock)
 }
 
 // setOwner replaces a record, unless another process has replaced it. It returns the record that there is then. A full pool

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -183,6 +184,7 @@ type ownedKernel struct {
 	*fakeKernel
 	record string
 	load   uint64
+	before func() // called before the record is replaced; nil: nothing
 }
 
 func (k *ownedKernel) Stats(name string) (zfsctl.Dataset, error) {
@@ -194,6 +196,9 @@ func (k *ownedKernel) PoolProperties(string) (zfsctl.Properties, error) {
 }
 
 func (k *ownedKernel) Program(_, _ string, argv []string) (any, error) {
+	if k.before != nil {
+		k.before()
+	}
 	if k.record == argv[2] {
 		k.record = argv[3]
 	}
@@ -205,11 +210,18 @@ type owning struct {
 	*acting
 	pool       *ownedKernel
 	own, other owner
+	end        func() // of the server of the other home
+}
+
+// waitForPending waits until nothing happens in the background any more.
+func (o *owning) waitForPending(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool { return o.pendingNow() == 0 }, testfs.Patience, time.Millisecond)
 }
 
 func newOwning(t *testing.T) *owning {
 	t.Helper()
-	o := &owning{acting: newActing(t, nil, false, nil)}
+	o := &owning{acting: newActing(t, nil, false, nil), end: func() {}}
 	o.pool = &ownedKernel{fakeKernel: o.kernel, load: 1<<64 - 1}
 	o.zfs.kernel, o.root = o.pool, "pool"
 	o.own, o.other = ownerAt(t, o.home), ownerAt(t, t.TempDir())
@@ -317,6 +329,83 @@ func TestOwnerRenewed(t *testing.T) {
 				require.NoError(t, o.Backend.own(t.Context(), test.alone))
 				assert.Equal(t, want.String(), o.pool.record)
 			}
+		})
+	}
+}
+
+// TestOwnerLeft: while the change of the record is left to itself, the home of the record stays locked.
+func TestOwnerLeft(t *testing.T) {
+	o := newOwning(t)
+	end := make(chan struct{})
+	o.pool.record = o.other.String()
+	o.pool.before = func() {
+		setState(t, o.dir, "SUSPENDED")
+		<-end
+	}
+	err := o.Backend.own(t.Context(), true)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "zpool clear")
+	lock, err := os.Open(homedir.LockFile(o.other.home))
+	require.NoError(t, err)
+	defer lock.Close()
+	free, err := flock.TryShared(lock)
+	require.NoError(t, err)
+	assert.False(t, free, "the other home could open the dataset")
+
+	setState(t, o.dir, "ONLINE")
+	close(end)
+	ctx, cancel := context.WithTimeout(t.Context(), testfs.Patience)
+	defer cancel()
+	require.NoError(t, flock.Shared(ctx, lock))
+	o.waitForPending(t)
+}
+
+// TestOwnerReadOnly: the lock of a home counts on a filesystem that is read-only by now.
+func TestOwnerReadOnly(t *testing.T) {
+	testfs.Root(t)
+	o := newOwning(t)
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("home", dir, "tmpfs", 0, ""))
+	defer func() { assert.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) }()
+	o.pool.record = ownerAt(t, dir).String()
+	require.NoError(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	lock, err := os.Open(homedir.LockFile(dir))
+	require.NoError(t, err)
+	require.NoError(t, flock.Shared(t.Context(), lock))
+	require.ErrorIs(t, o.Backend.own(t.Context(), true), errdefs.ErrFailedPrecondition)
+	require.NoError(t, flock.Release(lock))
+	require.NoError(t, o.Backend.own(t.Context(), true))
+	assert.Equal(t, o.own.String(), o.pool.record)
+}
+
+// TestOwnerUnknown: a home whose lock cannot be tried counts as open, and the error gives advice.
+func TestOwnerUnknown(t *testing.T) {
+	for name, test := range map[string]struct {
+		spoil func(t *testing.T, o *owning)
+		says  string
+	}{
+		"a symbolic link": {func(t *testing.T, o *owning) {
+			require.NoError(t, os.Remove(homedir.LockFile(o.other.home)))
+			require.NoError(t, os.Symlink("lock", homedir.LockFile(o.other.home)))
+		}, unix.ELOOP.Error()},
+		"no answer": {func(t *testing.T, o *owning) {
+			o.end = testfs.DeadServer(t, o.other.home)
+			o.zfs.lockFor = time.Millisecond
+		}, "its filesystem has not answered for 1ms"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOwning(t)
+			o.pool.record = o.other.String()
+			test.spoil(t, o)
+			testfs.Within(t, func() {
+				err := o.Backend.own(t.Context(), true)
+				require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+				require.ErrorContains(t, err, test.says)
+				require.ErrorContains(t, err, "zfs inherit "+homeProperty+" pool")
+			})
+			assert.Equal(t, o.other.String(), o.pool.record)
+			o.end()
+			o.waitForPending(t)
 		})
 	}
 }
