@@ -115,8 +115,9 @@ func attached(image *os.File, path string) (string, error) {
 // answerFor is how long a loop device may take to say which file it has.
 const answerFor = 10 * time.Second
 
-// firstWith asks all loop devices at the same time. It returns the path of the first that has the image, "" if none has. A device without an
-// answer in that time counts as another's: its file is on a server that is dead. The filesystem of the image has just answered.
+// firstWith asks all loop devices at the same time. It returns the path of the first that has the image, "" if none has.
+// A device without an answer in that time counts as another's: its file is on a server that is dead. The filesystem of
+// the image has just answered.
 func firstWith(devices []string, has func(device string) bool, atMost time.Duration) string {
 	answers := make(chan string, len(devices))
 	for _, device := range devices {
