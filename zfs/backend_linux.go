@@ -164,7 +164,7 @@ func (b *Backend) openFiles(ctx context.Context, home string) (err error) {
 		return err
 	}
 	// Once more: for a moment after recover, the home was not locked.
-	if err := b.ownUnlessFrozen(ctx); err != nil {
+	if err := b.ownUnlessFrozen(ctx, false); err != nil {
 		return err
 	}
 	if b.presence, err = b.lockPresence(); err != nil {
@@ -181,7 +181,7 @@ func (b *Backend) openFiles(ctx context.Context, home string) (err error) {
 // Remains that cannot be cleaned up are logged. They are in nobody's way, and the next start tries again.
 func (b *Backend) recover(ctx context.Context) error {
 	b.recovered = true
-	if err := b.ownUnlessFrozen(ctx); err != nil {
+	if err := b.ownUnlessFrozen(ctx, true); err != nil {
 		return err
 	}
 	if err := b.keepPrivate(b.gid); err != nil {

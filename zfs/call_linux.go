@@ -24,6 +24,7 @@ import (
 type kernel interface {
 	Exists(name string) (bool, error)
 	Stats(name string) (zfsctl.Dataset, error)
+	PoolProperties(pool string) (zfsctl.Properties, error)
 	Children(name string) iter.Seq2[zfsctl.Dataset, error]
 	Snapshots(name string) iter.Seq2[zfsctl.Dataset, error]
 
@@ -72,6 +73,9 @@ const lookEvery = time.Second
 // probeFor is how long opening a home waits for the first answer of the kernel.
 const probeFor = 30 * time.Second
 
+// lockFor is how long opening a home waits for the lock of the home that had the dataset open before.
+const lockFor = 30 * time.Second
+
 // control makes calls of the kernel. Its methods are safe for concurrent use.
 type control struct {
 	kernel   kernel
@@ -79,6 +83,7 @@ type control struct {
 	kstats   string // where the kernel module shows its statistics, with a directory per pool
 	patience time.Duration
 	grace    time.Duration
+	lockFor  time.Duration
 	calls    calls
 }
 
@@ -90,7 +95,7 @@ func openControl(ctx context.Context, pool string) (*control, error) {
 	if err != nil {
 		return nil, unknownInterface(err)
 	}
-	c := &control{kernel: linux{device}, pool: pool, kstats: zfsctl.Kstats, patience: patience, grace: grace}
+	c := &control{kernel: linux{device}, pool: pool, kstats: zfsctl.Kstats, patience: patience, grace: grace, lockFor: lockFor}
 	if err := c.probe(ctx, probeFor, device.Check); err != nil {
 		return nil, errors.Join(err, device.Close())
 	}

@@ -86,7 +86,7 @@ func newFake(t *testing.T, k kernel) (c *control, dir string) {
 	dir = t.TempDir()
 	require.NoError(t, os.Mkdir(dir+"/pool", 0o700))
 	setState(t, dir, "ONLINE")
-	return &control{kernel: k, pool: "pool", kstats: dir, patience: 100 * time.Millisecond, grace: testfs.Patience}, dir
+	return &control{kernel: k, pool: "pool", kstats: dir, patience: 100 * time.Millisecond, grace: testfs.Patience, lockFor: testfs.Patience}, dir
 }
 
 func setState(t *testing.T, dir, state string) {

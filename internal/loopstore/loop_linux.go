@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -109,35 +109,50 @@ func attached(image *os.File, path string) (string, error) {
 		}
 		others = append(others, device)
 	}
-	for _, device := range others {
-		has, err := hasFile(device, own)
-		if has || err != nil {
-			return "/dev/" + device, err
+	return firstWith(others, func(device string) bool { return hasFile(device, own) }, answerFor), nil
+}
+
+// answerFor is how long a loop device may take to say which file it has.
+const answerFor = 10 * time.Second
+
+// firstWith asks all loop devices at the same time. It returns the path of the first that has the image, "" if none has.
+// A device without an answer in that time counts as another's: its file is on a server that is dead. The filesystem of
+// the image has just answered.
+func firstWith(devices []string, has func(device string) bool, atMost time.Duration) string {
+	answers := make(chan string, len(devices))
+	for _, device := range devices {
+		go func() {
+			if has(device) {
+				answers <- "/dev/" + device
+			} else {
+				answers <- ""
+			}
+		}()
+	}
+	late := time.After(atMost)
+	for range devices {
+		select {
+		case found := <-answers:
+			if found != "" {
+				return found
+			}
+		case <-late:
+			return ""
 		}
 	}
-	return "", nil
+	return ""
 }
 
 // hasFile asks a loop device whether it has a file. It has not if it cannot be asked: processes that may not open the
-// device can neither mount nor delete the image.
-func hasFile(device string, file unix.Stat_t) (bool, error) {
-	n, err := strconv.Atoi(strings.TrimPrefix(device, "loop"))
+// device can neither mount nor delete the image. Most devices are of others, so it makes no node for them.
+func hasFile(device string, file unix.Stat_t) bool {
+	loop, err := os.Open("/dev/" + device)
 	if err != nil {
-		return false, nil
-	}
-	loop, err := openLoop(n, os.O_RDONLY)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
+		return false
 	}
 	defer loop.Close()
 	info, err := unix.IoctlLoopGetStatus64(int(loop.Fd()))
-	if errors.Is(err, unix.ENXIO) { // detached meanwhile
-		return false, nil
-	}
-	return err == nil && info.Device == file.Dev && info.Inode == file.Ino, err
+	return err == nil && info.Device == file.Dev && info.Inode == file.Ino
 }
 
 // attach gives the image a loop device that detaches itself once its last user is gone, or finds its present device.

@@ -384,6 +384,11 @@ func (s Store) mount() error {
 	if _, err := s.makeRoot(); err != nil {
 		return err
 	}
+	return s.mountOnRoot()
+}
+
+// mountOnRoot mounts the image on the directory, whatever is in there.
+func (s Store) mountOnRoot() error {
 	// The loop device keeps its file open. A locked file would stay locked as long as the device exists, even when
 	// this process is killed.
 	f, readOnly, err := s.openImageToUse()
@@ -440,7 +445,7 @@ func (s Store) Remove(ctx context.Context) error {
 
 // unmountEverywhere unmounts the image, which is locked, and claims its device (see claimDevice). An unmount also ends
 // the mounts that have spread from this one to other mount namespaces. So the users that are left are known after it
-// alone, and then the image is mounted again.
+// alone, and then the image is mounted again. Files that have come into the directory meanwhile are hidden.
 func (s Store) unmountEverywhere(image *os.File) (claim *os.File, err error) {
 	state, err := s.state(image)
 	if err != nil {
@@ -460,7 +465,7 @@ func (s Store) unmountEverywhere(image *os.File) (claim *os.File, err error) {
 	}
 	claim, err = s.claimDevice(image)
 	if err != nil && state == Mounted {
-		err = errors.Join(err, s.mount())
+		err = errors.Join(err, s.mountOnRoot())
 	}
 	return claim, fault.Wrap("remove image", s.Image, err)
 }

@@ -236,6 +236,17 @@ func TestRemoveInUseElsewhere(t *testing.T) {
 			},
 			"an overlay", Mounted,
 		},
+		"layer of an overlay on a directory with files": {
+			func(t *testing.T, s Store) {
+				mountUntilEnd(t, "overlay", t.TempDir(), "overlay", 0, "lowerdir="+s.Root+":"+t.TempDir())
+				parent := t.TempDir()
+				mountUntilEnd(t, filepath.Dir(s.Root), parent, "", unix.MS_BIND, "")
+				below := filepath.Join(parent, filepath.Base(s.Root), "made meanwhile")
+				require.NoError(t, os.WriteFile(below, nil, 0o600))
+				t.Cleanup(func() { assert.NoError(t, os.Remove(below)) })
+			},
+			"an overlay", Mounted,
+		},
 		"attached by another path": {
 			func(t *testing.T, s Store) {
 				require.NoError(t, unix.Unmount(s.Root, 0))

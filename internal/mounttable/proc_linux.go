@@ -61,7 +61,7 @@ func UsesOfSource(fsType string, is func(source string) bool) (uses []Use, err e
 func eachNamespace(visit func(n namespace, lines *bufio.Scanner) error) error {
 	visited := map[uint64]bool{}
 	chrooted := map[uint64]int{} // a process, for namespaces that none was found in that can see all of them
-	for pid := range processes() {
+	for _, pid := range processes() {
 		process := strconv.Itoa(pid)
 		inode, err := namespaceOf(process, "mnt")
 		if err != nil || visited[inode] { // it is gone, or a kernel thread

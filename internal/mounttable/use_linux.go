@@ -43,7 +43,7 @@ func namespaceOf(process, kind string) (uint64, error) {
 
 // processIn finds a process in that mount namespace, 0 if there is none.
 func processIn(namespace uint64) int {
-	for pid := range processes() {
+	for _, pid := range processes() {
 		if ns, err := namespaceOf(strconv.Itoa(pid), "mnt"); err == nil && ns == namespace {
 			return pid
 		}

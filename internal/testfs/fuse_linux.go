@@ -11,12 +11,18 @@ import (
 // stat(2) does, waits until end is called or the test ends.
 func DeadServer(t testing.TB, dir string) (end func()) {
 	t.Helper()
+	return DeadServerOf(t, dir, 0)
+}
+
+// DeadServerOf is DeadServer for a filesystem of a user: nobody else may look at its files.
+func DeadServerOf(t testing.TB, dir string, user int) (end func()) {
+	t.Helper()
 	Root(t)
 	server, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		Skip(t, "needs /dev/fuse: %v", err)
 	}
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=0", server, user)
 	if err := unix.Mount("dead-server", dir, "fuse", 0, options); err != nil {
 		unix.Close(server)
 		t.Fatalf("testfs: mount fuse on %s: %v", dir, err)

@@ -556,7 +556,7 @@ func TestZFSPool(t *testing.T) {
 	readOnly, ok := properties.Number("readonly")
 	assert.True(t, ok)
 	assert.Zero(t, readOnly)
-	for _, name := range []string{"guid", "size"} {
+	for _, name := range []string{"guid", "load_guid", "size"} {
 		n, ok := properties.Number(name)
 		assert.True(t, ok, name)
 		assert.Equal(t, strings.TrimSpace(run(t, "zpool", "get", "-Hpo", "value", name, pool)), strconv.FormatUint(n, 10), name)
