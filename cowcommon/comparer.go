@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
 	"github.com/moby/sys/user"
 
@@ -75,10 +76,12 @@ type Comparer struct {
 	mu     sync.Mutex
 	counts CompareStats
 	last   *treediff.NoHintsError // why the last comparison was not native; nil if it was
+
+	unusedFailed sync.Once // the reason is logged
 }
 
 // NewComparer makes a Comparer over a Backend. WriteTar maps ids by idMap. The logger gets each reason for which trees
-// are walked once, and which attributes WriteTar could not write.
+// are walked once, and which attributes WriteTar could not write. It also gets the first unexpected error of CompareUnused.
 func NewComparer(backend Backend, idMap user.IdentityMapping, log *slog.Logger) *Comparer {
 	return &Comparer{backend: backend, idMap: idMap, log: log}
 }
@@ -132,6 +135,7 @@ func (cr *Comparer) CompareUnused(ctx context.Context, name, parent string, do f
 	if err := errors.Join(CheckID(name), CheckID(parent)); err != nil {
 		return err
 	}
+	done := false
 	err := ReadUnused(ctx, cr.backend, name, parent, func(ctx context.Context, top, base View) error {
 		hints, err := Hints(ctx, cr.backend, base, top)
 		if err != nil {
@@ -141,12 +145,25 @@ func (cr *Comparer) CompareUnused(ctx context.Context, name, parent string, do f
 		if c.Changes, err = treediff.Compare(ctx, c.Dir(), c.BaseDir(), hints); err != nil {
 			return err
 		}
+		done = true
 		return do(ctx, c)
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		cr.native()
+	case !done && !mayNotReadUnused(err):
+		cr.unusedFailed.Do(func() {
+			cr.log.Warn("a volume that nobody uses cannot be compared without a snapshot, taking one instead", "volume", name, "error", err)
+		})
 	}
 	return err
+}
+
+// mayNotReadUnused reports whether an error of ReadUnused is expected at times: the volume is used, is gone, does not have its
+// changes apart, or has many.
+func mayNotReadUnused(err error) bool {
+	return errdefs.IsNotImplemented(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // hints asks the backend where to look. It returns nil, and sets c.Reason, where the trees must be walked.

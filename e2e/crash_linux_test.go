@@ -46,6 +46,9 @@ type operation struct {
 	check func(t *testing.T, d *cowdriver.Driver, acknowledged bool)
 }
 
+// half reports whether half as many kills are enough in a run that is not long: another operation has the same steps.
+func (o operation) half() bool { return o.name == "fold" || o.name == "fold and unfold" }
+
 // The layers that every operation starts from: base is sealed and holds content, child is a writable clone
 // of it with a change, nested holds subvolumes where the filesystem has such.
 var initialLayers = []string{"base", "child", "nested"}
@@ -251,7 +254,7 @@ func killAtEachStep(t *testing.T, s system, op operation) {
 	// Goroutines take turns at will, so that some runs take more steps than others: the fewest are those that
 	// every run takes. The first run does not count, since the first limit turns quotas on.
 	total, counts := math.MaxInt, 4
-	if s.slow() {
+	if s.slow() || op.half() {
 		counts = 3
 	}
 	for i := range counts {
@@ -269,6 +272,9 @@ func killAtEachStep(t *testing.T, s system, op operation) {
 	most := 30
 	if s.shared {
 		most = 8
+	}
+	if op.half() {
+		most = 4
 	}
 	if testfs.Long() {
 		most = total

@@ -216,7 +216,7 @@ func faultOperations(s system) []faultOperation {
 			verify: func(ctx context.Context, d *cowdriver.Driver) error {
 				return errors.Join(isThere(ctx, d, "child", restoredParent, false, 0), hasContent(d, "child"))
 			},
-			broken: []string{"left: staging/child", "left: dataset ", "left: graph/child", `lost: volume child of "base"`, `left: volume child of ""`},
+			broken: []string{"left: staging/child", "left: dataset ", "left: graph/child", "left: roots/child", "left: mount on ", `lost: volume child of "base"`, `left: volume child of ""`},
 		},
 		{
 			name: "send",

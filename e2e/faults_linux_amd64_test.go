@@ -31,7 +31,7 @@ const faultsPartEnv = "COWSHED_FAULTS_PART"
 // fault is the event at an operation's nth step.
 type fault struct {
 	kind faultKind
-	step int // from 1
+	step int // from 1; for fails, among the steps that may fail
 	// errno is the error of a failing step.
 	errno unix.Errno
 	// signal is a harmless one.
@@ -60,10 +60,16 @@ func (f fault) String() string {
 
 // injected is the outcome of a run.
 type injected struct {
-	steps int      // between the marks
-	calls []uint64 // of the steps that were entered
-	at    callStop // where the fault was injected; zero if the operation was through before
+	steps int        // between the marks
+	calls []stepCall // the steps that were entered
+	at    callStop   // where the fault was injected; zero if the operation was through before
 	done  bool
+}
+
+// stepCall is a system call of an operation.
+type stepCall struct {
+	call    uint64
+	mayFail bool
 }
 
 // inject runs cmd and has the fault happen.
@@ -85,7 +91,7 @@ func inject(cmd *exec.Cmd, f fault) (injected, error) {
 		if !slices.Contains(steps, s.call) || isRuntimes(s) || f.kind == fails && !mayFail(s) {
 			return false, nil
 		}
-		r.calls = append(r.calls, s.call)
+		r.calls = append(r.calls, stepCall{s.call, mayFail(s)})
 		if r.steps++; r.steps != f.step {
 			return false, nil
 		}
@@ -221,6 +227,7 @@ func TestFaultsParts(t *testing.T) {
 	var all []fault
 	for step := range 40 {
 		all = append(all, faultsOfStep(step+1)...)
+		all = append(all, failuresOfStep(step+1)...)
 	}
 	for _, parts := range []int{1, 2, 6, 7, 8} {
 		found := map[string]int{}
@@ -231,7 +238,7 @@ func TestFaultsParts(t *testing.T) {
 				found[f.String()]++
 				kinds[fmt.Sprint(f.kind, f.errno, f.signal)] = true
 			}
-			assert.Len(t, kinds, len(faultsOfStep(1)), "%d of %d", part+1, parts)
+			assert.Len(t, kinds, len(faultsOfStep(1))+len(failuresOfStep(1)), "%d of %d", part+1, parts)
 		}
 		assert.Len(t, found, len(all))
 		for f, times := range found {
@@ -267,15 +274,9 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 	require.Empty(t, result.Error)
 	require.Positive(t, quiet.steps)
 
-	var faults, inner []fault // inner: of steps that a choice is made of in any case
-	for i, call := range quiet.calls {
-		all := faultsOfStep(i + 1)
-		if s.driver == "zfs" && !slices.Contains(externalCalls, call) {
-			inner = append(inner, all...)
-		} else {
-			faults = append(faults, all...)
-		}
-	}
+	faults, inner := faultsOfSteps(quiet.calls, func(call uint64) bool {
+		return s.driver == "zfs" && !slices.Contains(externalCalls, call)
+	})
 	choice := func(of []fault, most int) []fault {
 		rng.Shuffle(len(of), func(i, j int) { of[i], of[j] = of[j], of[i] })
 		return of[:min(most, len(of))]
@@ -312,9 +313,50 @@ func faultsOf(t *testing.T, s system, root string, op faultOperation, rng *rand.
 		}
 	}
 	t.Logf("%d steps; %d of %d faults happened", quiet.steps, happened, len(faults))
-	if len(faults) > 0 { // a part may have none
+	if len(faults) >= severalFaults { // the steps of the end are not in each run
 		require.Positive(t, happened, "faults that happened")
 	}
+}
+
+// severalFaults are so many that one of them happens in any case.
+const severalFaults = 4
+
+// faultsOfSteps are all that can happen in the steps of a run. inner are those of steps for which isInner returns true: a choice
+// is made of them in any case.
+func faultsOfSteps(steps []stepCall, isInner func(call uint64) bool) (faults, inner []fault) {
+	failing := 0
+	for i, s := range steps {
+		all := faultsOfStep(i + 1)
+		if s.mayFail {
+			failing++
+			all = append(all, failuresOfStep(failing)...)
+		}
+		if isInner(s.call) {
+			inner = append(inner, all...)
+		} else {
+			faults = append(faults, all...)
+		}
+	}
+	return faults, inner
+}
+
+// TestFaultsOfSteps: each failure is of a step that may fail.
+func TestFaultsOfSteps(t *testing.T) {
+	calls := []stepCall{{unix.SYS_OPENAT, true}, {unix.SYS_CLOSE, false}, {unix.SYS_FSYNC, true}, {unix.SYS_CLOSE, false}}
+	faults, inner := faultsOfSteps(calls, func(call uint64) bool { return call == unix.SYS_FSYNC })
+	counts := func(faults []fault) map[string]int {
+		n := make(map[string]int)
+		for _, f := range faults {
+			n[fmt.Sprintf("%s %d", f.kind, f.step)]++
+		}
+		return n
+	}
+	assert.Equal(t, map[string]int{
+		"cancelled during 1": 1, "cancelled after 1": 1, "signalled during 1": 2, "fails 1": 3,
+		"cancelled during 2": 1, "cancelled after 2": 1, "signalled during 2": 2,
+		"cancelled during 4": 1, "cancelled after 4": 1, "signalled during 4": 2,
+	}, counts(faults))
+	assert.Equal(t, map[string]int{"cancelled during 3": 1, "cancelled after 3": 1, "signalled during 3": 2, "fails 2": 3}, counts(inner))
 }
 
 // externalCalls are the system calls by which an operation asks something of the filesystem or changes it.
@@ -322,12 +364,16 @@ var externalCalls = []uint64{
 	unix.SYS_IOCTL, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_UNLINKAT, unix.SYS_FSYNC,
 }
 
-// faultsOfStep are all that can happen in a step.
+// faultsOfStep are all that can happen in a step, whether it may fail or not.
 func faultsOfStep(step int) []fault {
-	all := []fault{
+	return []fault{
 		{kind: cancelDuring, step: step}, {kind: cancelAfter, step: step},
 		{kind: signalled, step: step, signal: unix.SIGURG}, {kind: signalled, step: step, signal: unix.SIGWINCH},
 	}
+}
+
+// failuresOfStep are the failures of a step that may fail. Other steps are not counted.
+func failuresOfStep(step int) (all []fault) {
 	for _, errno := range []unix.Errno{unix.EIO, unix.ENOSPC, unix.EINTR} {
 		all = append(all, fault{kind: fails, step: step, errno: errno})
 	}

@@ -1,6 +1,7 @@
 package sharedroot_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -44,6 +45,8 @@ type store struct {
 	inner cowcommon.Backend
 	home  string
 	start func() (cowcommon.Backend, error)
+	// longestRead is the option of that name. 0: the tests' patience
+	longestRead time.Duration
 	// keepsOrigins: a volume cannot be removed before its clones.
 	keepsOrigins bool
 }
@@ -80,7 +83,7 @@ func (s *store) open() {
 	var err error
 	s.inner, err = s.start()
 	require.NoError(s.t, err)
-	s.Backend, err = sharedroot.New(s.t.Context(), s.inner, s.home, sharedroot.Options{})
+	s.Backend, err = sharedroot.New(s.t.Context(), s.inner, s.home, sharedroot.Options{LongestRead: cmp.Or(s.longestRead, testfs.Patience)})
 	require.NoError(s.t, err)
 }
 

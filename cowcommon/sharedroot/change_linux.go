@@ -67,7 +67,8 @@ func (b *Backend) seal(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return b.index.forget(name)
+	b.tryForget(name, name)
+	return nil
 }
 
 // SealAsIs seals a volume in the root style that it has.
@@ -262,7 +263,8 @@ func (b *Backend) renameLocked(ctx context.Context, name, to, lower string) erro
 	if err != nil {
 		return errors.Join(err, b.clearNotes(b.ctx, to)) // unless it is there
 	}
-	return errors.Join(b.index.forget(name), b.index.forget(liftedNotes+name))
+	b.tryForget(name, name, liftedNotes+name)
+	return nil
 }
 
 // copyNotes gives a name, which no volume has, the notes of another.

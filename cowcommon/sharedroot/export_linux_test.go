@@ -18,3 +18,9 @@ func Abandon(b cowcommon.Backend) {
 		return m.lock.Close()
 	})
 }
+
+// SetFlags sets flags of files, such as Immutable.
+var SetFlags = setFlags
+
+// Immutable is the flag of a file that nobody can change.
+const Immutable = immutable

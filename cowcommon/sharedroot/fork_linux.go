@@ -237,8 +237,6 @@ func (e *exchanger) exchangeNoted(ctx context.Context, pair, lowers [2]string) e
 	default:
 		spare = pair[0]
 	}
-	if err := e.index.forget(spare); err != nil {
-		e.log.Warn("shared roots: a note is left over", "volume", spare, "error", err)
-	}
+	e.tryForget(spare, spare)
 	return nil
 }

@@ -78,7 +78,10 @@ func (k *kept) restoreLocked(ctx context.Context, present string) error {
 		return errStyleChanged
 	}
 	k.b.unmountLeft(k.volume)
-	if err := k.b.tryRestoreLimit(ctx, k.volume); err != nil { // of the present state, not of the restored one
+	switch err := k.b.restoreLimit(ctx, k.volume); { // of the present state, not of the restored one
+	case errdefs.IsFailedPrecondition(err):
+		warnOfLimit(k.b.log, k.volume, err)
+	case err != nil:
 		return err
 	}
 	if k.lower != "" {
@@ -100,7 +103,10 @@ func (k *kept) restoreLocked(ctx context.Context, present string) error {
 	case err != nil: // it may have the former state
 		return err
 	}
-	return errors.Join(k.b.setNote(k.volume, k.lower), k.b.index.forget(liftedNotes+k.volume))
+	if k.lower == "" {
+		k.b.tryForget(k.volume, k.volume)
+	}
+	return k.b.forgetLimit(k.volume) // it would replace the limit of the restored state
 }
 
 // setNote notes the lower of a volume, or removes the note for "".

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +27,8 @@ const liftedNotes = ".limit-"
 func (b *Backend) foldUnlimited(ctx context.Context, name string, fold func() error) error {
 	err := fold()
 	if !errors.Is(err, unix.EDQUOT) {
-		return errors.Join(err, b.tryRestoreLimit(b.ctx, name)) // of a fold that a crash has interrupted
+		b.restoreLimitAfter(name) // of a fold that a crash has interrupted
+		return err
 	}
 	v, statErr := b.Backend.Stat(ctx, name)
 	if statErr != nil || v.Limit.Bytes == 0 {
@@ -38,7 +40,16 @@ func (b *Backend) foldUnlimited(ctx context.Context, name string, fold func() er
 	if err = cowcommon.SetLimit(ctx, b.Backend, name, quota.Limit{}); err == nil {
 		err = fold()
 	}
-	return errors.Join(err, b.tryRestoreLimit(b.ctx, name))
+	b.restoreLimitAfter(name)
+	return err
+}
+
+// restoreLimitAfter restores a limit after the fold of a volume, which has happened or not. If that fails, the note stays, and
+// the next user of the volume restores the limit.
+func (b *Backend) restoreLimitAfter(name string) {
+	if err := b.tryRestoreLimit(b.ctx, name); err != nil {
+		warnOfLimit(b.log, name, err)
+	}
 }
 
 // Usage is that of the Backend inside.
@@ -70,9 +81,12 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 	if err := b.index.noteLimit(name, limit); err != nil {
 		return err
 	}
-	err = b.restoreLimit(ctx, name)
-	if errdefs.IsFailedPrecondition(err) { // nothing has changed
-		err = errors.Join(err, b.index.noteLimit(name, former))
+	err = cowcommon.SetLimit(ctx, b.Backend, name, limit)
+	switch {
+	case errdefs.IsFailedPrecondition(err): // nothing has changed
+		return errors.Join(err, b.index.noteLimit(name, former))
+	case err == nil || isGone(err):
+		b.tryForget(name, liftedNotes+name)
 	}
 	return err
 }
@@ -80,23 +94,47 @@ func (b *Backend) setLimit(ctx context.Context, name string, limit quota.Limit) 
 // tryRestoreLimit is restoreLimit for a user who can go on without. ZFS refuses a limit that is below the volume's size, which
 // a fold may have increased. The note stays then, until the volume is smaller.
 func (b *Backend) tryRestoreLimit(ctx context.Context, name string) error {
-	err := b.restoreLimit(ctx, name)
+	noted, err := b.applyLimit(ctx, name)
 	if errdefs.IsFailedPrecondition(err) {
-		b.log.Warn("shared roots: the limit of a volume, which was lifted to change its root style, cannot be restored yet", "volume", name, "error", err)
+		warnOfLimit(b.log, name, err)
 		return nil
+	}
+	if noted && err == nil {
+		b.tryForget(name, liftedNotes+name) // until then it notes the limit that the volume has
 	}
 	return err
 }
 
+func warnOfLimit(log *slog.Logger, volume string, err error) {
+	log.Warn("shared roots: the limit of a volume, which was lifted to change its root style, cannot be restored yet", "volume", volume, "error", err)
+}
+
 // restoreLimit gives a volume the limit that was lifted for a fold, if there is a note of it. Nobody folds the volume
-// meanwhile.
+// meanwhile. After success there is no note.
 func (b *Backend) restoreLimit(ctx context.Context, name string) error {
-	limit, noted, err := b.index.limit(name)
-	if err != nil || !noted || b.opts.ReadOnly {
+	noted, err := b.applyLimit(ctx, name)
+	if err != nil || !noted {
 		return err
 	}
+	return b.index.forget(liftedNotes + name)
+}
+
+// applyLimit is restoreLimit that leaves the note.
+func (b *Backend) applyLimit(ctx context.Context, name string) (noted bool, err error) {
+	limit, noted, err := b.index.limit(name)
+	if err != nil || !noted || b.opts.ReadOnly {
+		return false, err
+	}
 	if err := cowcommon.SetLimit(ctx, b.Backend, name, limit); err != nil && !isGone(err) {
-		return err
+		return true, err
+	}
+	return true, nil
+}
+
+// forgetLimit removes the note of a lifted limit, if there is one.
+func (b *Backend) forgetLimit(name string) error {
+	if _, noted, err := b.index.limit(name); err == nil && !noted {
+		return nil
 	}
 	return b.index.forget(liftedNotes + name)
 }

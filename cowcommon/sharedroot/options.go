@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // indexName is the directory of a home whose volumes can have shared roots. It has a symbolic link for each volume that may
@@ -21,4 +22,7 @@ type Options struct {
 	GID      int          // group that may pass through the directory of mount points, besides root
 	ReadOnly bool         // the Backend inside was opened for reading alone
 	Logger   *slog.Logger // nil: slog.Default
+
+	// LongestRead is how long others may wait for a volume that is read without a snapshot. 0: 50 ms.
+	LongestRead time.Duration
 }

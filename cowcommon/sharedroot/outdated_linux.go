@@ -22,6 +22,17 @@ func (b *Backend) forgetOutdated(ctx context.Context, name string) error {
 	return b.index.forget(name)
 }
 
+// tryForget removes notes about a volume after the change that has made them outdated. The change has happened, and an
+// outdated note says nothing, so a failure is logged, and the note goes later.
+func (b *Backend) tryForget(volume string, notes ...string) {
+	for _, note := range notes {
+		if err := b.index.forget(note); err != nil {
+			b.log.Warn("shared roots: an outdated note is left over for now", "volume", volume, "error", err)
+			b.removed.add(volume)
+		}
+	}
+}
+
 // hasNotes reports whether there are notes of a name.
 func (b *Backend) hasNotes(name string) (bool, error) {
 	lower, err := b.index.lower(name)
@@ -63,7 +74,30 @@ func (b *Backend) forgetGone(ctx context.Context, names []string) error {
 	return errors.Join(errs...)
 }
 
-// forgetRemoved removes the notes of removed volumes. Notes without volumes say nothing, so a failure is harmless.
+// forgetLeft removes those notes of names that tryForget has left, of volumes that are there still. The caller has the names
+// locked.
+func (b *Backend) forgetLeft(ctx context.Context, names []string) error {
+	var errs []error
+	for _, name := range names {
+		has, err := b.hasNotes(name)
+		if err == nil && has {
+			err = b.tryRestoreLimit(ctx, name)
+		}
+		if err == nil && has {
+			var s state
+			if s, _, err = b.look(ctx, name); err == nil && s == stateNone {
+				err = b.forgetOutdated(ctx, name)
+			}
+		}
+		if !isGone(err) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forgetRemoved removes the outdated notes of volumes, most of which are removed. Such notes say nothing, so a failure is
+// harmless.
 func (b *Backend) forgetRemoved(names []string) {
 	var wants []namelock.Want
 	for _, name := range names {
@@ -71,18 +105,18 @@ func (b *Backend) forgetRemoved(names []string) {
 	}
 	unlock, err := b.lock(b.ctx, wants...)
 	if err == nil {
-		err = b.forgetGone(b.ctx, names)
+		err = errors.Join(b.forgetGone(b.ctx, names), b.forgetLeft(b.ctx, names))
 		unlock()
 	}
 	if err != nil {
-		b.log.Warn("shared roots: the notes of removed volumes are left over", "error", err)
+		b.log.Warn("shared roots: outdated notes of volumes are left over", "error", err)
 	}
 }
 
 // removedAtOnce is for how many removed volumes there is one sync.
 const removedAtOnce = 64
 
-// removed lists removed volumes with notes. It is safe for concurrent use.
+// removed lists volumes with notes that are outdated: they are removed, or tryForget has failed. It is safe for concurrent use.
 type removed struct {
 	mu    sync.Mutex
 	names []string

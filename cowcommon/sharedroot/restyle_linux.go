@@ -54,7 +54,12 @@ func (b *Backend) unfold(ctx context.Context, v cowcommon.Volume) error {
 		return err
 	}
 	err = b.alone(ctx, v.Name, func(root *os.File) error {
-		if err := unfold(ctx, root, lower, steps); err != nil {
+		err := unfold(ctx, root, lower, steps)
+		if errors.Is(err, errTimesLeft) { // it has happened
+			b.log.Warn("shared roots: a volume has become shared", "volume", v.Name, "error", err)
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 		return unix.Syncfs(int(root.Fd()))

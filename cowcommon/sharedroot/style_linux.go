@@ -126,7 +126,8 @@ func (b *Backend) foldLocked(ctx context.Context, name string) error {
 	if err := b.foldThen(ctx, name, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) }); err != nil {
 		return err
 	}
-	return b.index.forget(name)
+	b.tryForget(name, name)
+	return nil
 }
 
 // foldThen folds a volume, which the caller has locked, and then calls do with its root. The note about the volume is to go

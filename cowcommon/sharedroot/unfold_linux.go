@@ -2,6 +2,7 @@ package sharedroot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -52,8 +53,16 @@ func unfold(ctx context.Context, root *os.File, lower string, steps []unfoldStep
 		return fmt.Errorf("rename directory %s: %w", foldingName, err)
 	}
 	// A fold that began before this would need all notes. The next fold writes them anew.
-	return u.eachMerged(func(dir treeat.File, _ *unix.Stat_t) error { return removeNote(dir) })
+	err = u.eachMerged(func(dir treeat.File, _ *unix.Stat_t) error { return removeNote(dir) })
+	if err != nil {
+		return fmt.Errorf("%w: %w", errTimesLeft, err)
+	}
+	return nil
 }
+
+// errTimesLeft says that the volume is shared, and that directories of its upper still have the times that unfold has noted.
+// They have no effect.
+var errTimesLeft = errors.New("noted times are left over")
 
 type unfolder struct {
 	ctx         context.Context

@@ -1,6 +1,7 @@
 package sharedroot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ import (
 	"github.com/cowshed/cowshed/internal/treeat"
 )
 
-// longestRead is how long others may wait for a volume that is read without a snapshot.
+// longestRead is the default of Options.LongestRead.
 const longestRead = 50 * time.Millisecond
 
 // ReadUnused implements cowcommon.UnusedReader for shared volumes over base, where volumes have paths. The tree is an overlay
@@ -58,9 +59,11 @@ func (b *Backend) readUnused(ctx context.Context, name, base string, do func(ctx
 		case s != stateShared:
 			return errNotOver(base)
 		}
-		ctx, cancel := context.WithTimeout(ctx, longestRead)
-		defer cancel()
-		return b.whileUnused(root, func() error { return b.readTree(ctx, root, name, base, below, do) })
+		return b.whileUnused(root, func() error {
+			ctx, cancel := context.WithTimeout(ctx, cmp.Or(b.opts.LongestRead, longestRead))
+			defer cancel()
+			return b.readTree(ctx, root, name, base, below, do)
+		})
 	})
 }
 
@@ -76,7 +79,13 @@ func (b *Backend) readTree(
 	if err != nil {
 		return err
 	}
-	options, err := mountOptions(below.Dir(), upperOf(root.Name()), "", has)
+	lower, err := openRoot(below.Dir())
+	if err != nil {
+		return err
+	}
+	defer lower.Close()
+	// fsconfig(2) takes at most 255 bytes, and a home may have a long path.
+	options, err := mountOptions(layerOf(lower, "."), layerOf(root, upperOf(".")), "", has)
 	if err != nil {
 		return err
 	}
@@ -90,6 +99,9 @@ func (b *Backend) readTree(
 	left := func() error { return nil } // the caller of do closes both
 	return do(ctx, &view{b: b, volume: name, tree: tree, over: over, close: left}, &view{b: b, volume: base, tree: below, close: left})
 }
+
+// layerOf is a short path of a layer below an open directory.
+func layerOf(dir *os.File, name string) string { return treeat.ProcPath(int(dir.Fd()), name) }
 
 // openTree is the tree of a volume that somebody has claimed.
 type openTree string
@@ -128,16 +140,21 @@ func (b *Backend) checkNoUpper(root *os.File) (err error) {
 	if err := b.makeRoots(); err != nil {
 		return err
 	}
-	scratch, err := os.MkdirTemp(b.roots, scratchPrefix)
+	scratchDir, err := os.MkdirTemp(b.roots, scratchPrefix)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	upper, work := filepath.Join(scratch, upperName), filepath.Join(scratch, workName)
+	defer func() { err = errors.Join(err, os.RemoveAll(scratchDir)) }()
+	scratch, err := openRoot(scratchDir)
+	if err != nil {
+		return err
+	}
+	defer scratch.Close()
+	upper, work := layerOf(scratch, upperName), layerOf(scratch, workName)
 	if err := errors.Join(os.Mkdir(upper, dirMode), os.Mkdir(work, dirMode)); err != nil {
 		return err
 	}
-	mnt, err := mountDetached([]string{"lowerdir=" + upperOf(root.Name()), "upperdir=" + upper, "workdir=" + work, "index=on"})
+	mnt, err := mountDetached([]string{"lowerdir=" + layerOf(root, upperOf(".")), "upperdir=" + upper, "workdir=" + work, "index=on"})
 	if errors.Is(err, unix.EBUSY) {
 		return fault.New(fault.ErrInUse, "an overlay has its upper")
 	}

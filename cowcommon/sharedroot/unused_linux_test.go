@@ -5,8 +5,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
@@ -36,7 +38,11 @@ func (b *viewingBackend) View(ctx context.Context, name string) (cowcommon.View,
 func newViewingStore(t *testing.T) (*store, *viewingBackend) {
 	t.Helper()
 	testfs.CheckLeaks(t)
-	home := filepath.Join(testfs.Btrfs(t), "home")
+	return viewingStoreIn(t, filepath.Join(testfs.Btrfs(t), "home"))
+}
+
+func viewingStoreIn(t *testing.T, home string) (*store, *viewingBackend) {
+	t.Helper()
 	viewing := &viewingBackend{}
 	return openStore(t, home, func() (_ cowcommon.Backend, err error) {
 		viewing.Backend, err = btrfs.Open(t.Context(), home, btrfs.Options{})
@@ -54,10 +60,24 @@ func (s *store) readUnused(name string, do func(ctx context.Context, dir string)
 // A volume that nobody uses is compared without a view of it, and nothing is mounted anywhere. The tree is that of a view.
 func TestCompareUnused(t *testing.T) {
 	s, viewing := newViewingStore(t)
-	s.image("image")
-	s.container("c", "image")
-	s.edit("c", s.typical)
-	v, err := s.View(t.Context(), "c")
+	testCompareUnused(t, s, viewing, "image", "c")
+}
+
+// The kernel takes short paths of layers only.
+func TestCompareUnusedWithLongPaths(t *testing.T) {
+	testfs.CheckLeaks(t)
+	dir := testfs.Btrfs(t)
+	home := filepath.Join(dir, strings.Repeat("h", 200-len(dir)-1))
+	s, viewing := viewingStoreIn(t, home)
+	testCompareUnused(t, s, viewing, strings.Repeat("i", 64), strings.Repeat("c", 64))
+}
+
+func testCompareUnused(t *testing.T, s *store, viewing *viewingBackend, image, c string) {
+	t.Helper()
+	s.image(image)
+	s.container(c, image)
+	s.edit(c, s.typical)
+	v, err := s.View(t.Context(), c)
 	require.NoError(t, err)
 	want, err := treecmp.Read(v.Dir(), links)
 	require.NoError(t, err)
@@ -68,11 +88,11 @@ func TestCompareUnused(t *testing.T) {
 	require.NoError(t, err)
 	var changes []string
 	comparer := cowcommon.NewComparer(s.Backend, user.IdentityMapping{}, slog.New(slog.DiscardHandler))
-	require.NoError(t, comparer.CompareUnused(t.Context(), "c", "image", func(_ context.Context, c *cowcommon.Comparison) error {
-		for _, change := range c.Changes {
+	require.NoError(t, comparer.CompareUnused(t.Context(), c, image, func(_ context.Context, compared *cowcommon.Comparison) error {
+		for _, change := range compared.Changes {
 			changes = append(changes, change.String())
 		}
-		got, err := treecmp.Read(c.Dir(), links)
+		got, err := treecmp.Read(compared.Dir(), links)
 		assert.Empty(t, want.Diff(got, links))
 		during, readErr := os.ReadFile("/proc/self/mountinfo")
 		require.NoError(t, readErr)
@@ -80,9 +100,9 @@ func TestCompareUnused(t *testing.T) {
 		return err
 	}))
 	assert.Equal(t, typicalChanges, changes)
-	assert.Equal(t, []string{"image"}, viewing.viewed)
+	assert.Equal(t, []string{image}, viewing.viewed)
 	assert.Equal(t, cowcommon.CompareStats{Native: 1}, comparer.Stats())
-	require.NoError(t, s.Remove(t.Context(), "c"), "it is used no longer")
+	require.NoError(t, s.Remove(t.Context(), c), "it is used no longer")
 }
 
 // A volume that is used, or whose changes are not apart, is not read so.
@@ -184,6 +204,9 @@ func TestMountWaitsForReadUnused(t *testing.T) {
 	s, _ := newViewingStore(t)
 	s.image("image")
 	s.container("c", "image")
+	require.NoError(t, s.Close())
+	s.longestRead = 50 * time.Millisecond
+	s.open()
 	other := storeAt(t, s.home)
 	var ended atomic.Bool
 	mounted := make(chan error, 2)

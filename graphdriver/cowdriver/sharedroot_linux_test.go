@@ -250,7 +250,7 @@ func TestDiffWithoutSnapshot(t *testing.T) {
 	inner, err := btrfs.Open(t.Context(), home, btrfs.Options{})
 	require.NoError(t, err)
 	viewing := &viewingBackend{Backend: inner}
-	backend, err := sharedroot.New(t.Context(), viewing, home, sharedroot.Options{})
+	backend, err := sharedroot.New(t.Context(), viewing, home, sharedroot.Options{LongestRead: testfs.Patience})
 	require.NoError(t, err)
 	d := cowdriver.New("btrfs", backend, cowdriver.Options{RootStyle: cowcommon.SharedRoot})
 	t.Cleanup(func() { assert.NoError(t, d.Cleanup()) })
