@@ -38,7 +38,8 @@ func (b *Backend) Peek(_ context.Context, name string, do func(root *os.File) er
 func (b *Backend) KeepsPaths() bool { return true }
 
 // Orders reports whether a directory is on the filesystem of the volumes. All changes of a filesystem become durable in transactions.
-// So a change in such a directory survives a power cut if a later change of a volume does.
+// So a change in such a directory survives a power cut if a later change of a volume does. A transaction need not write out the
+// contents of files.
 func (b *Backend) Orders(dir string) (bool, error) {
 	d, err := os.Open(dir)
 	if err != nil {

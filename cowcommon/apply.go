@@ -18,12 +18,6 @@ import (
 // returns without an error, all of it survives a power cut. An error leaves the volume part-filled. Of opts it sets
 // Xattrs and Empty. Returns errdefs.ErrFailedPrecondition if the volume is sealed.
 func Apply(ctx context.Context, backend Backend, name string, tar io.Reader, opts layertar.ApplyOptions) (size int64, err error) {
-	return ApplyThen(ctx, backend, name, tar, opts, func() error { return nil })
-}
-
-// ApplyThen is Apply, and calls extracted at the end of the tar, before the volume is written out. An error of extracted is one of
-// ApplyThen.
-func ApplyThen(ctx context.Context, backend Backend, name string, tar io.Reader, opts layertar.ApplyOptions, extracted func() error) (size int64, err error) {
 	v, err := backend.Stat(ctx, name)
 	if err != nil {
 		return 0, err
@@ -42,9 +36,6 @@ func ApplyThen(ctx context.Context, backend Backend, name string, tar io.Reader,
 	}
 	opts.Xattrs = xattrPolicy()
 	size, err = layertar.Apply(ctx, dir, tar, opts)
-	if err == nil {
-		err = extracted()
-	}
 	if err != nil {
 		return 0, explainQuota(context.WithoutCancel(ctx), backend, v, err)
 	}

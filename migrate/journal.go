@@ -35,6 +35,20 @@ type header struct {
 	Target  string `json:"target"`
 }
 
+// ProgramOldDocker and DriverGraph are those of an Inventory of package oldgraph.
+const (
+	ProgramOldDocker = "docker-before-0.7"
+	DriverGraph      = "graph"
+)
+
+// rename gives the header of an earlier version the names of this one: Docker before 0.7 was "docker" too. Later versions of Docker
+// have no driver "graph".
+func (h *header) rename() {
+	if h.Program == "docker" && h.Driver == DriverGraph {
+		h.Program = ProgramOldDocker
+	}
+}
+
 // Ends are the two places that a migration is between, as its journal has them.
 type Ends struct {
 	Program, Driver, Source string // Program and Driver are those of the Inventory
@@ -207,6 +221,7 @@ func (j *journal) line(line []byte, n int) error {
 		if j.header.Version != journalVersion {
 			return fault.New(errdefs.ErrNotImplemented, "version %d, where %d is known", j.header.Version, journalVersion)
 		}
+		j.header.rename()
 		return nil
 	}
 	var e entry

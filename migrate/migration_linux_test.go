@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math"
@@ -234,6 +235,31 @@ func TestFinishOfAnother(t *testing.T) {
 	a.inv.Driver = "fake"
 	require.NoError(t, finish(a.migration(), false))
 	assert.True(t, a.w.gone)
+}
+
+// TestJournalOfOldDocker: an earlier version wrote "docker" into the journal of a migration from Docker before 0.7. This version goes
+// on with it, and ends it.
+func TestJournalOfOldDocker(t *testing.T) {
+	for name, end := range map[string]func(m *Migration) error{
+		"undo":   func(m *Migration) error { _, err := m.Undo(t.Context(), nil); return err },
+		"finish": func(m *Migration) error { return finish(m, false) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAttempt(t)
+			a.inv.Program, a.inv.Driver = ProgramOldDocker, DriverGraph
+			require.NoError(t, a.run())
+			path := filepath.Join(a.state, journalFile)
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(path, bytes.Replace(text, []byte(ProgramOldDocker), []byte("docker"), 1), 0o600))
+			ends, err := ReadEnds(a.state)
+			require.NoError(t, err)
+			assert.Equal(t, ProgramOldDocker, ends.Program)
+			require.NoError(t, a.run())
+			require.NoError(t, end(a.migration()))
+			assert.NoDirExists(t, a.state)
+		})
+	}
 }
 
 // TestPartial: a thing that cannot come along leaves the rest alone, and those that need it behind.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -112,31 +111,21 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 	f.begun = true
 	verifier := desc.Digest.Verifier()
 	whole := readWhole(ctx, blob, verifier)
-	check := sync.OnceValue(func() error { return verify(whole, verifier) })
 	compressed := io.Reader(whole)
 	if progress != nil {
 		progress(0)
 		var read int64
 		compressed = stream.CountReads(whole, func(n int64) { read += n; progress(read) })
 	}
-	applied, err := d.extractFrom(ctx, compressed, desc, f.volume, func() error {
-		err := context.Cause(ctx) // then the rest cannot be read and verified
-		if err == nil {
-			err = check()
-		}
-		if err == nil {
-			err = f.extracted()
-		}
-		return err
-	})
+	applied, err := d.extractFrom(ctx, compressed, desc, f.volume)
 	if err == nil {
-		err = context.Cause(ctx)
+		err = context.Cause(ctx) // the rest cannot be read and verified any more
 	}
 	if ctx.Err() != nil || errdefs.IsResourceExhausted(typed(err)) {
 		return ocispec.Descriptor{}, errors.Join(err, whole.Close())
 	}
 	// A blob that is not the right one is no malformed layer.
-	if err := check(); err != nil {
+	if err := verify(whole, verifier); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	if err != nil {
@@ -148,8 +137,8 @@ func (d *Differ) extract(ctx context.Context, blob content.ReaderAt, desc ocispe
 	return applied, nil
 }
 
-// extractFrom extracts a layer and describes it without its compression. It calls extracted at the end of the layer.
-func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc ocispec.Descriptor, volume string, extracted func() error) (_ ocispec.Descriptor, err error) {
+// extractFrom extracts a layer and describes it without its compression.
+func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc ocispec.Descriptor, volume string) (_ ocispec.Descriptor, err error) {
 	plain, format, err := decompress(compressed, desc.MediaType)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -159,29 +148,25 @@ func (d *Differ) extractFrom(ctx context.Context, compressed io.Reader, desc oci
 	if format == layertar.Plain && desc.Digest.Algorithm() == digest.Canonical {
 		// The blob is the layer, and its digest is computed already.
 		applied.Size, applied.Digest = desc.Size, desc.Digest
-		return applied, d.applyAll(ctx, volume, plain, extracted)
+		return applied, d.applyAll(ctx, volume, plain)
 	}
 	var size int64
 	counter := stream.CountWrites(io.Discard, func(n int64) { size += n })
 	digester := digest.Canonical.Digester()
 	layer := layertar.ReadAhead(plain, plainPiece, counter, digester.Hash())
-	err = errors.Join(d.applyAll(ctx, volume, layer, extracted), layer.Close())
+	err = errors.Join(d.applyAll(ctx, volume, layer), layer.Close())
 	applied.Size, applied.Digest = size, digester.Digest()
 	return applied, err
 }
 
-// applyAll applies a layer. Before it calls extracted, it reads the bytes after the end of the tar, which belong to the layer and its
-// digest.
-func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader, extracted func() error) error {
+// applyAll applies a layer and reads the bytes after the end of the tar, which belong to the layer and its digest.
+func (d *Differ) applyAll(ctx context.Context, volume string, layer io.Reader) error {
 	s := d.snapshotter
-	_, err := cowcommon.ApplyThen(ctx, s.backend, volume, layer, layertar.ApplyOptions{Logger: s.log}, func() error {
-		if _, err := io.Copy(io.Discard, layer); err != nil {
-			return fmt.Errorf("read to the end: %w", err)
-		}
-		return extracted()
-	})
-	if err != nil {
+	if _, err := cowcommon.Apply(ctx, s.backend, volume, layer, layertar.ApplyOptions{Logger: s.log}); err != nil {
 		return fault.Wrap("apply to volume", volume, cowcommon.AsReadOnly(err))
+	}
+	if _, err := io.Copy(io.Discard, layer); err != nil {
+		return fmt.Errorf("read to the end: %w", err)
 	}
 	return nil
 }

@@ -49,16 +49,8 @@ func (s *Snapshotter) fill(ctx context.Context, volume string) (_ *filling, err 
 	return f, err
 }
 
-// extracted notes that the whole layer is there, and is the right one. The caller then writes out the volume, and with it that
-// the volume is no partial one any more.
-func (f *filling) extracted() error {
-	if !f.s.partial.ordered {
-		return nil // end does it, when the volume is written out
-	}
-	return f.s.partial.forget(f.volume)
-}
-
-// end ends it. After an error it takes back the extracted part of the layer, if it can.
+// end ends it. Without an error, the caller has written out the volume: only then the mark may go. After an error it takes back the
+// extracted part of the layer, if it can.
 func (f *filling) end(ctx context.Context, err error) error {
 	defer f.release()
 	if err == nil {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/internal/syncdir"
@@ -14,36 +15,60 @@ import (
 const partialName = "partial"
 
 // partials is a directory with an empty file for each volume that may hold a part of a layer. The file is made before a layer is
-// applied to the volume, and removed when all of the layer is there. So a process that ends meanwhile leaves it.
+// applied to the volume, and removed when all of the layer is there. So a process that ends meanwhile leaves it. The directory is
+// made with the first file: a start needs no space for it.
 type partials struct {
 	dir string
 	// ordered says that the volumes are on the same filesystem, which makes changes durable in their order. Then no change of the
 	// directory needs a sync of its own.
 	ordered bool
+
+	mu   sync.Mutex
+	made bool // the directory is there for good
 }
 
 // orderer is a Backend whose filesystem makes changes durable in their order.
 type orderer interface {
-	// Orders reports whether a change in the directory dir survives a power cut if a later change of a volume does.
+	// Orders reports whether a change in the directory dir survives a power cut if a later change of a volume does. The contents of
+	// files have no such order.
 	Orders(dir string) (bool, error)
 }
 
-func openPartials(root string, backend cowcommon.Backend) (p partials, err error) {
-	p.dir = filepath.Join(root, partialName)
-	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return p, err
+func openPartials(root string, backend cowcommon.Backend) (*partials, error) {
+	p := &partials{dir: filepath.Join(root, partialName)}
+	o, ok := cowcommon.As[orderer](backend)
+	if !ok {
+		return p, nil
 	}
-	if o, ok := cowcommon.As[orderer](backend); ok {
-		p.ordered, err = o.Orders(p.dir)
-	}
-	if err == nil && !p.ordered {
-		err = syncdir.Sync(root)
-	}
+	var err error
+	p.ordered, err = o.Orders(root)
 	return p, err
 }
 
+// makeDir makes the directory, unless it is there.
+func (p *partials) makeDir() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made {
+		return nil
+	}
+	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if !p.ordered {
+		if err := syncdir.Sync(filepath.Dir(p.dir)); err != nil {
+			return err
+		}
+	}
+	p.made = true
+	return nil
+}
+
 // add lists a volume, so that a power cut which leaves later changes of the volume leaves that too.
-func (p partials) add(volume string) error {
+func (p *partials) add(volume string) error {
+	if err := p.makeDir(); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(filepath.Join(p.dir, volume), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -52,7 +77,7 @@ func (p partials) add(volume string) error {
 }
 
 // forget is the reverse of add.
-func (p partials) forget(volume string) error {
+func (p *partials) forget(volume string) error {
 	err := os.Remove(filepath.Join(p.dir, volume))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -60,15 +85,18 @@ func (p partials) forget(volume string) error {
 	return errors.Join(err, p.sync())
 }
 
-func (p partials) sync() error {
+func (p *partials) sync() error {
 	if p.ordered {
 		return nil
 	}
 	return syncdir.Sync(p.dir)
 }
 
-func (p partials) all() (volumes []string, err error) {
+func (p *partials) all() (volumes []string, err error) {
 	dir, err := os.Open(p.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ type Snapshotter struct {
 	meta     *storage.MetaStore
 	space    boltfile.Space
 	reserve  spaceReserve
-	partial  partials
+	partial  *partials
 
 	commitTx func(*bolt.Tx) error // (*bolt.Tx).Commit, or in tests a function that fails
 

@@ -295,7 +295,7 @@ func limitByOption(t *testing.T, ctx context.Context, _ engine, e engineHost) {
 	create("bad", "much")
 	requireOutcomes(t, ctx, e.cowshed, "docker", "invalid", 1)
 	requireDoctor(t, ctx, e.cowshed, "container bad of docker is without the limit that it asks for: --storage-opt size: invalid argument: size")
-	require.ErrorContains(t, e.StartContainer(ctx, "bad"), `cowshed does not let container bad start: --storage-opt size: invalid argument: size "much": must be`)
+	require.ErrorContains(t, e.StartContainer(ctx, "bad"), `cowshed does not let container bad be started or mounted: --storage-opt size: invalid argument: size "much": must be`)
 	require.NoError(t, limit("bad", "4M"))
 	require.NoError(t, e.StartContainer(ctx, "bad"))
 	requireWrites("bad", overLimit)

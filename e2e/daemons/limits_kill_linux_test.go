@@ -19,6 +19,7 @@ import (
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cowshed/cowshed/e2e/daemons/harness"
+	"github.com/cowshed/cowshed/internal/testfs"
 )
 
 // createAgain makes a container of idleImage, again and again as a kubelet does until it is told that there is one.
@@ -267,7 +268,11 @@ func throughLink() snapshotter {
 
 // TestDockerLimitsKill: Docker Engine or Cowshed is killed while many containers are created at once. Afterwards each container has
 // its own limit: also those that were created while Cowshed did not reach the engine. doctor and a metric show that time.
+// It is long.
 func TestDockerLimitsKill(t *testing.T) {
+	if !testfs.Long() {
+		return
+	}
 	for victim, kill := range map[string]func(t *testing.T, ctx context.Context, e engineHost, creating *errgroup.Group) (containers int){
 		"engine": func(t *testing.T, ctx context.Context, e engineHost, creating *errgroup.Group) int {
 			e.Kill()

@@ -98,7 +98,14 @@ func (l *Limiter) note(ctx context.Context, c Container, outcome string, err err
 }
 
 // Catch is Limit for a container that exists whatever the result: the Report has its error until Forget, or until Catch succeeds.
-func (l *Limiter) Catch(ctx context.Context, c Container) { l.Ended(ctx, c, l.Limit(ctx, c)) }
+// It reports whether CheckStart refuses to start the container from now on. The engine may have begun to start it before that, which
+// Started tells.
+func (l *Limiter) Catch(ctx context.Context, c Container) (stops bool) {
+	return l.Ended(ctx, c, l.Limit(ctx, c))
+}
+
+// Started notes that a container has been started, so that it may hold data. CheckStart does not refuse it any more.
+func (l *Limiter) Started(namespace, id string) { l.report.started(namespace, id) }
 
 // Late is for a container whose Limit takes longer than its engine waits. The Report has the container until Ended. Returns
 // errdefs.ErrInvalidArgument if the size cannot be read or is not allowed: then the container should not be made.
@@ -115,14 +122,15 @@ func (l *Limiter) Late(c Container) error {
 // errLate says that the limit of a container is still being set.
 var errLate = fault.Said(errdefs.ErrUnavailable, "setting the limit takes long, and goes on")
 
-// Ended notes the error of Limit, or nil, for a container that exists whatever the result.
-func (l *Limiter) Ended(ctx context.Context, c Container, err error) {
+// Ended notes the error of Limit, or nil, for a container that exists whatever the result. It reports the same as Catch.
+func (l *Limiter) Ended(ctx context.Context, c Container, err error) (stops bool) {
 	switch {
 	case err == nil:
 		l.Forget(c.Namespace, c.ID)
 	case ctx.Err() == nil:
-		l.report.refused(c, err)
+		return l.report.refused(c, err)
 	}
+	return false
 }
 
 // Unknown notes a container whose engine could not say whether it has a limit.

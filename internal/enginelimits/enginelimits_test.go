@@ -148,7 +148,7 @@ func TestCheckStart(t *testing.T) {
 		g.limiter.Catch(t.Context(), bad)
 		err := g.CheckStart(key)
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
-		require.ErrorContains(t, err, `container shop start: size: invalid argument: size "much"`)
+		require.ErrorContains(t, err, `container shop be started or mounted: size: invalid argument: size "much"`)
 		require.ErrorContains(t, err, "cowshed limit containerd:moby/web SIZE")
 		require.NoError(t, g.CheckStart("moby/1/other"))
 		require.NoError(t, g.CheckStart("k8s.io/1/web"))

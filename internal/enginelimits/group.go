@@ -60,15 +60,16 @@ func (g *Group) Wake() {
 // Settled notes that a client has limited or removed the snapshot of a key, which the Report may name.
 func (g *Group) Settled(key string) { g.limiter.report.settled(key) }
 
-// CheckStart is for the moment when an engine asks for the mounts of a snapshot. Returns errdefs.ErrInvalidArgument if the engine has
-// not started its container before, and the container's size cannot be read or is not allowed. Any limit ends that.
+// CheckStart is for the moment when an engine asks for the mounts of a snapshot: to start its container, or to read or change its
+// files. Returns errdefs.ErrInvalidArgument if the engine has not started the container before, and the container's size cannot be
+// read or is not allowed. Any limit ends that.
 func (g *Group) CheckStart(key string) error {
 	c, ok := g.limiter.report.stopped(key)
 	if !ok {
 		return nil
 	}
 	return fault.New(errdefs.ErrInvalidArgument,
-		"cowshed does not let container %s start: %s; create it anew, or give it a limit: cowshed limit containerd:%s/%s SIZE", c.Name, c.Error, c.Namespace, c.ID)
+		"cowshed does not let container %s be started or mounted: %s; create it anew, or give it a limit: cowshed limit containerd:%s/%s SIZE", c.Name, c.Error, c.Namespace, c.ID)
 }
 
 // keep connects a source again and again. A connection that ends soon is no reason to try more often: an engine, or a proxy before

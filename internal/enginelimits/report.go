@@ -101,7 +101,8 @@ func (r *report) engine(name string, connected bool, reason error) {
 	r.write()
 }
 
-func (r *report) refused(c Container, err error) {
+// refused notes a container, and reports whether it is not to be started.
+func (r *report) refused(c Container, err error) (stops bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, bad := c.bytes()
@@ -116,6 +117,16 @@ func (r *report) refused(c Container, err error) {
 		r.all = append(r.all, entry)
 	}
 	r.write()
+	return entry.stops
+}
+
+// started notes that a container has been started after all.
+func (r *report) started(namespace, id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := r.find(namespace, id); i >= 0 {
+		r.all[i].stops = false
+	}
 }
 
 func (r *report) forget(namespace, id string) {

@@ -19,8 +19,8 @@ import (
 
 // Program and Driver are those of an Inventory of this package. Later versions of Docker cannot start the containers.
 const (
-	Program = "docker-before-0.7"
-	Driver  = "graph"
+	Program = migrate.ProgramOldDocker
+	Driver  = migrate.DriverGraph
 )
 
 // Source is a root of Docker before 0.7. It implements migrate.Source.

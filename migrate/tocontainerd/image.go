@@ -362,9 +362,7 @@ func (t *Target) removeImage(ctx context.Context, image *migrate.Image) error {
 		if !ours {
 			continue
 		}
-		if err := t.images.Delete(ctx, record.Name); err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("delete image %s: %w", record.Name, err))
-		}
+		errs = append(errs, t.removeName(ctx, record))
 	}
 	errs = append(errs, t.removeReference(ctx, image))
 	if manifest, err := t.manifestOf(ctx, image.ID); err == nil {
@@ -391,8 +389,17 @@ func (t *Target) hasOurManifest(ctx context.Context, record images.Image, image 
 	return err == nil && info.Labels[ImageLabel] == image.ID.String(), err
 }
 
+// removeName removes a name, unless it has become another image's.
+func (t *Target) removeName(ctx context.Context, record images.Image) error {
+	err := t.images.Delete(ctx, record.Name, images.DeleteTarget(&record.Target))
+	if err == nil || errdefs.IsNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("delete image %s: %w", record.Name, err)
+}
+
 // removeReference removes the name that containerd's plugin for Kubernetes has added, unless another name needs it: it would
-// hold the image for good.
+// hold the image for good. The plugin does not make it again for a name that it knows already.
 func (t *Target) removeReference(ctx context.Context, image *migrate.Image) error {
 	reference, err := t.images.Get(ctx, image.ID.String())
 	if errdefs.IsNotFound(err) || err == nil && reference.Labels[criLabel] != criManaged {
@@ -408,8 +415,36 @@ func (t *Target) removeReference(ctx context.Context, image *migrate.Image) erro
 	if err != nil || slices.ContainsFunc(same, func(other images.Image) bool { return other.Name != reference.Name }) {
 		return err
 	}
-	if err := t.images.Delete(ctx, reference.Name); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("delete image %s: %w", reference.Name, err)
+	user, err := t.managedWith(ctx, image.ID)
+	if err != nil {
+		return err
+	}
+	if user == nil {
+		return t.removeName(ctx, reference)
+	}
+	reference.Target = user.Target
+	if _, err := t.images.Update(ctx, reference, "target"); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("give image %s to %s: %w", reference.Name, user.Name, err)
 	}
 	return nil
+}
+
+// managedWith returns a name that containerd's plugin for Kubernetes has seen and that no migration has given, of an image with that
+// configuration. It is nil if there is none.
+func (t *Target) managedWith(ctx context.Context, config digest.Digest) (*images.Image, error) {
+	list, err := t.images.List(ctx, fmt.Sprintf("labels.%q==%q", criLabel, criManaged))
+	if err != nil {
+		return nil, err
+	}
+	for _, other := range list {
+		if digest.Digest(other.Name).Validate() == nil || other.Labels[TagLabel] == other.Name {
+			continue
+		}
+		if has, err := t.hasConfig(ctx, other.Target, config, maxNesting); err != nil {
+			return nil, fmt.Errorf("image %s: %w", other.Name, err)
+		} else if has {
+			return &other, nil
+		}
+	}
+	return nil, nil
 }

@@ -2,7 +2,9 @@ package tocontainerd
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -107,6 +109,64 @@ func TestUndoRemovesReferences(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUndoGivesReferenceBack: the user has pulled the same image under another name, by another manifest. The migration's own
+// manifest has taken the name that containerd's plugin for Kubernetes adds, and Undo gives it back. If the user pulls the image while
+// Undo looks, the name is the user's too.
+func TestUndoGivesReferenceBack(t *testing.T) {
+	for _, during := range []bool{false, true} {
+		t.Run(fmt.Sprintf("pulled during undo %t", during), func(t *testing.T) { testUndoGivesReferenceBack(t, during) })
+	}
+}
+
+func testUndoGivesReferenceBack(t *testing.T, during bool) {
+	h := newHost(t)
+	s := h.newSource(directories)
+	target := h.target(h.options("k8s.io"))
+	h.run(target)
+	ctx := h.in("k8s.io")
+	image, managed := s.named(), map[string]string{criLabel: criManaged}
+	made, err := target.manifestOf(ctx, image.ID)
+	require.NoError(t, err)
+	_, err = target.images.Create(ctx, images.Image{Name: image.ID.String(), Target: made, Labels: managed})
+	require.NoError(t, err)
+	config := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: image.ID, Size: int64(len(image.Config))}
+	manifest := h.blob(target, ocispec.MediaTypeImageManifest, ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config})
+	own := images.Image{Name: "example.org/own:1", Target: manifest, Labels: managed}
+	store := target.images
+	if during {
+		target.images = &pullingStore{Store: store, pull: func() {
+			_, err := store.Create(ctx, own)
+			require.NoError(t, err)
+			_, err = store.Update(ctx, images.Image{Name: image.ID.String(), Target: manifest}, "target")
+			require.NoError(t, err)
+		}}
+	} else {
+		_, err = store.Create(ctx, own)
+		require.NoError(t, err)
+	}
+	_, err = h.migration(target).Undo(t.Context(), nil)
+	requireNoProblem(t, err)
+	for _, name := range []string{own.Name, image.ID.String()} {
+		there, err := store.Get(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, manifest.Digest, there.Target.Digest)
+	}
+}
+
+// pullingStore calls pull before the first deletion of a reference.
+type pullingStore struct {
+	images.Store
+	pull func()
+}
+
+func (s *pullingStore) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
+	if s.pull != nil && digest.Digest(name).Validate() == nil {
+		s.pull()
+		s.pull = nil
+	}
+	return s.Store.Delete(ctx, name, opts...)
 }
 
 // TestNameBefore: an image that had the name before the migration keeps it after Undo.

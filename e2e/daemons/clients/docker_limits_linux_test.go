@@ -153,7 +153,7 @@ func (d *dockerCLI) requireBadOption(ctx context.Context) {
 	}, testfs.Patience, 20*time.Millisecond)
 	_, err := d.run(ctx, "start", "bad")
 	require.ErrorContains(d.t, err, `Error response from daemon: `)
-	require.ErrorContains(d.t, err, `cowshed does not let container bad start: --storage-opt size: invalid argument: size "much": must be a number of bytes`)
+	require.ErrorContains(d.t, err, `cowshed does not let container bad be started or mounted: --storage-opt size: invalid argument: size "much": must be a number of bytes`)
 	require.NoError(d.t, d.cowshed.Command(ctx, "limit", "docker:bad", "4M", "--config", d.cowshed.Config))
 	d.must(ctx, "start", "bad")
 	d.requireLimit(ctx, "bad", 4, overLimit)

@@ -25,7 +25,8 @@ func building(image string, mib int) string {
 	return fmt.Sprintf("FROM %s\nRUN --network=none %s\n", image, writing(mib))
 }
 
-// TestUses: real clients make builds, which have build_limit, and containers, which have default_limit.
+// TestUses: real clients make builds, which have build_limit, and containers, which have default_limit. The long variant has builds by
+// nerdctl too, which also are BuildKit's.
 func TestUses(t *testing.T) {
 	const container, between, build = 16, 32, 64 // the limits, and a size between them, in MiB
 	h := harness.NewHost(t, testfs.Btrfs(t))
@@ -52,7 +53,7 @@ func TestUses(t *testing.T) {
 	out, err := run(nerdctl + " pull " + image)
 	require.NoError(t, err, out)
 
-	for _, client := range []struct {
+	clients := []struct {
 		name, use, other string
 		limit, less      int
 		write            func(mib int) string
@@ -64,13 +65,17 @@ func TestUses(t *testing.T) {
 			return fmt.Sprintf("%s run --rm --snapshotter cowshed --runc-binary %s %s web sh -c '%s'",
 				ctr, filepath.Join(h.Programs.Built, "runc"), image, writing(mib))
 		}},
-		{"nerdctl build", "build", "container", build, between, func(mib int) string {
-			return fmt.Sprintf("echo '%s' >Dockerfile; %s build --no-cache -t built:1 .", building(image, mib), nerdctl)
-		}},
 		{"buildctl build", "build", "container", build, between, func(mib int) string {
 			return fmt.Sprintf("echo '%s' >Dockerfile; %s --no-cache", building(image, mib), buildctl)
 		}},
-	} {
+		{"nerdctl build", "build", "container", build, between, func(mib int) string {
+			return fmt.Sprintf("echo '%s' >Dockerfile; %s build --no-cache -t built:1 .", building(image, mib), nerdctl)
+		}},
+	}
+	if !testfs.Long() {
+		clients = clients[:3]
+	}
+	for _, client := range clients {
 		t.Run(client.name, func(t *testing.T) {
 			prepared := func(use string) int {
 				n, err := c.Prepared(t.Context(), use)

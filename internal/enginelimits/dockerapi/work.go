@@ -58,8 +58,10 @@ func (w *work) tryEach(ctx context.Context, ids []string) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := w.try(ctx, id, quickTime); err != nil {
-			w.limiter.Unknown(ctx, enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id, Name: id}, err)
+		if known, err := w.try(ctx, id, quickTime); err != nil {
+			if !known {
+				w.limiter.Unknown(ctx, enginelimits.Container{Engine: engine, Namespace: Namespace, ID: id, Name: id}, err)
+			}
 			w.slow.Go(func() { w.tryAgain(ctx, id) })
 		}
 	}
@@ -73,7 +75,7 @@ func (w *work) tryAgain(ctx context.Context, id string) {
 		case <-ctx.Done():
 			return
 		}
-		err := w.try(ctx, id, answerTimeout)
+		_, err := w.try(ctx, id, answerTimeout)
 		<-w.places
 		if err == nil {
 			return
@@ -88,18 +90,34 @@ func (w *work) tryAgain(ctx context.Context, id string) {
 	}
 }
 
-// try limits a container. Returns an error if the engine has not described it in time.
-func (w *work) try(ctx context.Context, id string, patience time.Duration) error {
-	waiting, cancel := context.WithTimeout(ctx, patience)
-	c, err := w.source.Client.Container(waiting, id)
-	cancel()
-	if err != nil && !errdefs.IsNotFound(err) {
-		return err
+// try limits a container. Returns an error if the engine has not described it in time; known tells whether it has once.
+func (w *work) try(ctx context.Context, id string, patience time.Duration) (known bool, err error) {
+	c, sized, err := w.describe(ctx, id, patience)
+	if err != nil || !sized || !w.limiter.Catch(ctx, c) {
+		return err == nil, err
 	}
-	if limited, ok := w.source.limited(id, c); err == nil && ok {
-		w.limiter.Catch(ctx, limited)
-	} else {
+	// The engine may have begun to start it since it gave that description. It gives the next one when the start has ended. Until
+	// then it starts the container no other time, so the refusal can stay.
+	c, sized, err = w.describe(ctx, id, patience)
+	if err == nil && sized && !c.Unstarted {
+		w.limiter.Started(Namespace, id)
+	}
+	return true, err
+}
+
+// describe asks for the size of a container. The Report has no container that is without, or that is gone.
+func (w *work) describe(ctx context.Context, id string, patience time.Duration) (limited enginelimits.Container, sized bool, err error) {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := w.source.Client.Container(waiting, id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return limited, false, err
+	}
+	if err == nil {
+		limited, sized = w.source.limited(id, c)
+	}
+	if !sized {
 		w.limiter.Forget(Namespace, id)
 	}
-	return nil
+	return limited, sized, nil
 }

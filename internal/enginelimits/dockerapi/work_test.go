@@ -118,9 +118,16 @@ func says(more string, err error) func(context.Context) (string, error) {
 // runEngine runs a daemon's part for an engine until the test ends.
 func runEngine(t *testing.T, e *fakeEngine) (set *limits, report func() enginelimits.Report) {
 	t.Helper()
-	set, state := &limits{}, t.TempDir()
+	set = &limits{}
+	_, report = runGroup(t, e, set)
+	return set, report
+}
+
+func runGroup(t *testing.T, e *fakeEngine, set *limits) (group *enginelimits.Group, report func() enginelimits.Report) {
+	t.Helper()
+	state := t.TempDir()
 	s := &Source{Client: &Client{&http.Client{Transport: e}}}
-	group := enginelimits.NewGroup([]enginelimits.Source{s}, set, enginelimits.NewMetrics(), state, slog.New(slog.DiscardHandler))
+	group = enginelimits.NewGroup([]enginelimits.Source{s}, set, enginelimits.NewMetrics(), state, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { group.Run(ctx) })
@@ -128,7 +135,7 @@ func runEngine(t *testing.T, e *fakeEngine) (set *limits, report func() engineli
 		cancel()
 		running.Wait()
 	})
-	return set, func() enginelimits.Report {
+	return group, func() enginelimits.Report {
 		r, err := enginelimits.ReadReport(state)
 		require.NoError(t, err)
 		return r
@@ -259,4 +266,50 @@ func TestDescriptionFails(t *testing.T) {
 		time.Sleep(time.Hour)
 		assert.Len(t, e.times("/containers/web/json"), asked)
 	})
+}
+
+// TestStartedMeanwhile: the engine describes a container with a bad size as created, and begins to start it before the daemon has that
+// answer. So the container is started, and may be restarted: it holds data. The engine describes it only when the start has ended.
+// A container whose start has failed is refused still.
+func TestStartedMeanwhile(t *testing.T) {
+	for _, end := range []string{"running", "created"} {
+		t.Run(end, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testStartedMeanwhile(t, end) })
+		})
+	}
+}
+
+func testStartedMeanwhile(t *testing.T, end string) {
+	const bad, key = `, "State": {"Status": "%s"}, "HostConfig": {"StorageOpt": {"size": "much"}}`, Namespace + "/1/web"
+	e := newFakeEngine()
+	started, descriptions := make(chan struct{}), 0
+	e.describe["web"] = func(ctx context.Context) (string, error) {
+		descriptions++
+		if descriptions == 1 {
+			return fmt.Sprintf(bad, "created"), nil
+		}
+		select {
+		case <-started:
+			return fmt.Sprintf(bad, end), nil
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+	group, report := runGroup(t, e, &limits{})
+	e.events <- "create web"
+	synctest.Wait()
+	require.Error(t, group.CheckStart(key), "the start may not have begun")
+	time.Sleep(quickTime + firstPause) // the start takes long
+	require.Error(t, group.CheckStart(key), "nor later")
+	require.Len(t, report().Refused, 1)
+	assert.Contains(t, report().Refused[0].Error, "much")
+	close(started)
+	time.Sleep(longestPause)
+	synctest.Wait()
+	if end == "running" {
+		require.NoError(t, group.CheckStart(key), "it is restarted")
+	} else {
+		require.Error(t, group.CheckStart(key))
+	}
+	require.Len(t, report().Refused, 1, "it has no limit")
 }
