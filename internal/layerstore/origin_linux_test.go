@@ -108,7 +108,7 @@ func TestContainerOf(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "y", from.ref.Name)
 
-	o.Sweep(t.Context()) // what tells from where the former a came is gone
+	o.Sweep(t.Context()) // the moment of the former a is gone
 	_, err = o.foundFor("b", "image-x")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	assert.ErrorContains(t, err, "cowshed export")
