@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -28,6 +29,19 @@ func (l *Layers) Held(ctx context.Context, volume string) (uint64, error) {
 	return l.heldIn(ctx, r)
 }
 
+// HeldForForks is Held of a moment that a new fork needs, as it counts for the fork: 0 for a layer without a limit.
+func (l *Layers) HeldForForks(ctx context.Context, source string) (uint64, error) {
+	if IsMoment(source) {
+		r, err := l.load(momentsDir, source)
+		return r.Held, err
+	}
+	v, err := l.backend.Stat(ctx, source)
+	if err != nil || v.Limit.Bytes == 0 {
+		return 0, err
+	}
+	return l.heldBy(ctx, v, source)
+}
+
 // heldIn is Held of a recorded moment. For a layer without a limit it is the data that the moment has allocated itself.
 func (l *Layers) heldIn(ctx context.Context, r record) (uint64, error) {
 	if r.Held != 0 {
@@ -39,19 +53,25 @@ func (l *Layers) heldIn(ctx context.Context, r record) (uint64, error) {
 
 // heldBy is Held of a volume that is a layer, or was until now.
 func (l *Layers) heldBy(ctx context.Context, v cowcommon.Volume, layer string) (uint64, error) {
-	held, whole, err := l.allocated(ctx, v.Name)
+	held, _, err := l.heldOrWhole(ctx, v, layer)
+	return held, err
+}
+
+// heldOrWhole is heldBy. whole is that of allocated.
+func (l *Layers) heldOrWhole(ctx context.Context, v cowcommon.Volume, layer string) (held uint64, whole bool, err error) {
+	held, whole, err = l.allocated(ctx, v.Name)
 	if err != nil || whole || !IsMoment(v.Parent) {
-		return held, err
+		return held, whole, err
 	}
 	parent, err := l.load(momentsDir, v.Parent)
 	if errdefs.IsNotFound(err) || err == nil && parent.Layer != layer {
-		return held, nil
+		return held, false, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	inherited, err := l.heldIn(ctx, parent)
-	return held + inherited, err
+	return held + inherited, false, err
 }
 
 // allocated is how many bytes a volume has allocated, 0 if the filesystem does not count. Where the filesystem leaves
@@ -73,7 +93,7 @@ func (l *Layers) holding(ctx context.Context, r record, of cowcommon.Volume) rec
 	if of.Limit.Bytes == 0 {
 		return r
 	}
-	held, err := l.heldBy(ctx, of, r.Layer)
+	held, whole, err := l.heldOrWhole(ctx, of, r.Layer)
 	if err == nil {
 		err = l.checkSame(ctx, of)
 	}
@@ -82,6 +102,9 @@ func (l *Layers) holding(ctx context.Context, r record, of cowcommon.Volume) rec
 		held = of.Limit.Bytes
 	}
 	r.Held = held
+	if err == nil && !whole {
+		r.Of = of.Created
+	}
 	return r
 }
 
@@ -94,22 +117,30 @@ func (l *Layers) checkSame(ctx context.Context, v cowcommon.Volume) error {
 	return err
 }
 
-// HeldBytes is the sum of the bytes that the moments of some layers hold, or may be the last to hold. The layers may be gone.
+// HeldBytes is the sum of the bytes that the moments of some layers hold, or may be the last to hold. The layers may be gone. A moment
+// that exists for forks alone counts for these, and not for its layer.
+//
+// The count of data that a volume has allocated only grows while moments of it keep the data. So of its moments for forks, only the
+// largest counts.
 func (l *Layers) HeldBytes(ctx context.Context, owns func(layer string) bool) (sum uint64, err error) {
 	records, err := l.records(momentsDir, "")
 	if err != nil {
 		return 0, err
 	}
+	counted := make(map[heldOf]uint64)
 	for _, r := range records {
-		if !owns(r.Layer) {
-			continue
-		}
-		held, err := l.heldIn(ctx, r)
+		held, err := l.heldFor(ctx, r, owns)
 		if errdefs.IsNotFound(err) { // it has just gone
 			continue
 		}
 		if err != nil {
 			return 0, err
+		}
+		if r.isForForks() && !r.Of.IsZero() {
+			of := heldOf{r.Layer, r.Of.UnixNano()}
+			before := counted[of]
+			counted[of] = max(before, held)
+			held = counted[of] - before
 		}
 		if sum+held < sum {
 			return ^uint64(0), nil
@@ -117,4 +148,30 @@ func (l *Layers) HeldBytes(ctx context.Context, owns func(layer string) bool) (s
 		sum += held
 	}
 	return sum, nil
+}
+
+// heldOf is the volume whose data moments hold: that of a layer, made at a time.
+type heldOf struct {
+	layer string
+	made  int64
+}
+
+// isForForks reports whether a moment exists for its forks alone.
+func (r record) isForForks() bool { return r.Name == "" && len(r.Forks) > 0 }
+
+// heldFor is how much of a moment's data counts for the owner of some layers.
+func (l *Layers) heldFor(ctx context.Context, r record, owns func(layer string) bool) (uint64, error) {
+	if r.isForForks() {
+		if !slices.ContainsFunc(r.Forks, func(f Fork) bool { return owns(f.Name) }) {
+			return 0, nil
+		}
+		if !owns(r.Layer) { // nobody bounds the layer, if nothing was noted
+			return r.Held, nil
+		}
+		return l.heldIn(ctx, r)
+	}
+	if !owns(r.Layer) {
+		return 0, nil
+	}
+	return l.heldIn(ctx, r)
 }

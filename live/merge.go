@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive"
@@ -201,7 +202,9 @@ func (m *merge) holding(ctx context.Context, now record) record {
 	if err != nil {
 		m.l.log.Warn("what a merge adds to a layer does not count", "layer", m.layer.Name, "fork", m.fork, "error", err)
 	}
-	now.Held += added
+	if added > 0 {
+		now.Held, now.Of = now.Held+added, time.Time{}
+	}
 	return now
 }
 

@@ -55,6 +55,8 @@ type record struct {
 	Limit uint64 `json:"limit,omitempty"`
 	// Held is how many bytes the moment may be the last to hold. See Layers.Held.
 	Held uint64 `json:"held,omitempty"`
+	// Of is the time at which the volume was made whose allocated data Held is. It is zero where Held is counted otherwise.
+	Of time.Time `json:"of,omitzero"`
 }
 
 const (

@@ -116,7 +116,7 @@ func (l *Layers) momentOf(ctx context.Context, source string) (r record, of cowc
 	if IsMoment(source) {
 		from, err := l.load(momentsDir, source)
 		r = newMoment(from.Layer, from.Base)
-		r.Held = from.Held
+		r.Held, r.Of = from.Held, from.Of
 		return r, of, err
 	}
 	of, base, err := l.stat(ctx, source)

@@ -197,6 +197,49 @@ func TestFormerContentCounts(t *testing.T) {
 	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "80M"}, nil)
 }
 
+// TestForksOfOthersCountForThem: the data of the moments of forks counts for the namespace of the forks, and not for that of the layer.
+func TestForksOfOthersCountForThem(t *testing.T) {
+	s := newServed(t, func(opts *Options) {
+		opts.Namespaces[0].Bytes, opts.Namespaces[1].Bytes = 100<<20, 60<<20
+		opts.Namespaces[1].Readable = []string{"ci.a", "base"}
+	}).newBase().as(alice)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "32M"}, nil)
+	s.write(s.stores.store, "ci.a", "data", strings.Repeat("x", 24<<20))
+	s.as(bob).fails(api.KindResourceExhausted, "POST", "/v1/layers/ci.a/forks", api.NewForks{Name: "dev.a", Size: "40M"})
+	for i := range 8 {
+		s.ok("POST", "/v1/layers/ci.a/forks", api.NewForks{Name: fmt.Sprintf("dev.a%d", i), Size: "1M"}, nil)
+	}
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "dev.b", Size: "30M"})
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "dev.b", Size: "1M"}, nil)
+	s.as(alice).ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.b", Size: "60M"}, nil)
+	s.as(bob)
+	for i := range 8 {
+		s.ok("DELETE", fmt.Sprintf("/v1/layers/dev.a%d", i), nil, nil)
+	}
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "dev.c", Size: "59M"}, nil)
+}
+
+// TestEqualForksCountOnce: forks of a layer that has not changed hold the same data. Data that the layer writes between forks counts too.
+func TestEqualForksCountOnce(t *testing.T) {
+	s := newServed(t, func(opts *Options) { opts.Namespaces[0].Bytes = 100 << 20 }).newBase().as(alice)
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.a", Size: "32M"}, nil)
+	fill := func(size int) { s.write(s.stores.store, "ci.a", "data", strings.Repeat("x", size)) }
+	fill(16 << 20)
+	for i := range 8 { // the eighth would not fit otherwise
+		s.ok("POST", "/v1/layers/ci.a/forks", api.NewForks{Name: fmt.Sprintf("ci.b%d", i), Size: "1M"}, nil)
+	}
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "48M"})
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "24M"}, nil)
+	s.ok("DELETE", "/v1/layers/ci.c", nil, nil)
+
+	require.NoError(t, s.stores.store.Mounted(t.Context(), "ci.a", func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, "more"), []byte(strings.Repeat("y", 8<<20)), 0o600)
+	}))
+	s.ok("POST", "/v1/layers/ci.a/forks", api.NewForks{Name: "ci.d", Size: "1M"}, nil)
+	s.fails(api.KindResourceExhausted, "POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "40M"})
+	s.ok("POST", "/v1/layers/base/forks", api.NewForks{Name: "ci.c", Size: "24M"}, nil)
+}
+
 // TestLimitsAtOnce: of many requests at once as many succeed as the limits allow, and no more.
 func TestLimitsAtOnce(t *testing.T) {
 	const most, requests = 7, 16

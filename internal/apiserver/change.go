@@ -165,15 +165,18 @@ func (r *request) forkLayer() error {
 	})
 }
 
-// addForks lets the request add forks of a layer or snapshot to a namespace. The moment that they need counts for the namespace of
-// the layer.
+// addForks lets the request add forks of a layer or snapshot to a namespace. The moment that they need counts for them.
 func (r *request) addForks(n *namespace, s *layerstore.Store, v cowcommon.Volume, opts layerstore.ForkOptions) (done func(), err error) {
 	a := amount{layers: opts.Count, bytes: bytesOf(opts.Count, opts.Limit.Bytes)}
 	source, err := layerNameOf(s, v)
-	if err == nil && n != nil && n.owns(source) {
-		a, err = r.withMoments(a, n, s, v, 1)
-	}
 	if err != nil {
+		return nil, err
+	}
+	held := s.Live.HeldForForks
+	if n != nil && n.owns(source) {
+		held = s.Live.Held
+	}
+	if a, err = r.withHeld(a, n, s, v, 1, held); err != nil {
 		return nil, err
 	}
 	return r.add(n, a)
@@ -238,14 +241,21 @@ func (r *request) addSnapshot(s *layerstore.Store, v cowcommon.Volume, moments i
 
 // withMoments adds moments of a layer or snapshot to an amount. n may be nil.
 func (r *request) withMoments(a amount, n *namespace, s *layerstore.Store, v cowcommon.Volume, moments int) (amount, error) {
+	return r.withHeld(a, n, s, v, moments, s.Live.Held)
+}
+
+// withHeld is withMoments, and held says how many bytes each of them holds.
+func (r *request) withHeld(a amount, n *namespace, s *layerstore.Store, v cowcommon.Volume, moments int,
+	held func(context.Context, string) (uint64, error),
+) (amount, error) {
 	if n == nil || n.Bytes == 0 {
 		return a, nil
 	}
 	if err := s.Driver.Backend().Sync(r.Context(), v.Name); err != nil { // data that is not written yet does not count yet
 		return a, err
 	}
-	held, err := s.Live.Held(r.Context(), v.Name)
-	return a.plus(amount{bytes: bytesOf(moments, held)}), err
+	bytes, err := held(r.Context(), v.Name)
+	return a.plus(amount{bytes: bytesOf(moments, bytes)}), err
 }
 
 // snapshot answers with a snapshot that was made.

@@ -86,8 +86,11 @@ func (s *Store) newContainerdWriter(ctx context.Context, ref Reference, opts Exp
 		return nil, err
 	}
 	w.lease = lease // close deletes it, also if the outcome is not known
-	_, err = services.Leases.Create(ctx, leases.WithID(lease.ID), leases.WithExpiration(promotionTime), leases.WithLabel(promotionLabel, w.source))
-	if err != nil {
+	made := []leases.Opt{leases.WithID(lease.ID), leases.WithExpiration(promotionTime)}
+	if w.lock != nil { // else it only expires: a process that can lock would take it for that of a killed one
+		made = append(made, leases.WithLabel(promotionLabel, w.source))
+	}
+	if _, err = services.Leases.Create(ctx, made...); err != nil {
 		return nil, fmt.Errorf("create lease: %w", err)
 	}
 	return w, nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -23,6 +24,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/containerdapi"
@@ -152,6 +154,36 @@ func TestPromoteToContainerd(t *testing.T) {
 
 	_, err = s.ExportPromotion(t.Context(), promotion("web"), mustParseDestination(t, "containerd://test/web:3"), ExportOptions{})
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+}
+
+// TestPromotionWithoutLock: a process that can write nothing promotes. Another that can write to the same directory of records leaves its
+// lease alone.
+func TestPromotionWithoutLock(t *testing.T) {
+	s, c := newTestStore(t), newTestContainerd(t)
+	webOfApp(t, s)
+	begin := func() *containerdWriter {
+		w, err := s.newContainerdWriter(t.Context(), mustParseDestination(t, "containerd://test/web:1"), ExportOptions{Containerd: c.connect})
+		require.NoError(t, err)
+		return w
+	}
+	require.NoError(t, unix.Mount("tmpfs", s.dir, "tmpfs", unix.MS_RDONLY, ""))
+	unmount := sync.OnceValue(func() error { return unix.Unmount(s.dir, 0) })
+	t.Cleanup(func() { require.NoError(t, unmount()) })
+	unlocked := begin()
+	require.NoError(t, unmount())
+	lease := "lease " + unlocked.lease.ID
+	require.NoError(t, begin().close())
+	assert.Equal(t, []string{lease}, c.state())
+	require.NoError(t, unlocked.close())
+	assert.Empty(t, c.state())
+
+	c.fails = &failing{left: 3, killed: true} // after the lease
+	_, err := c.promote(s, promotion("web"), "web:1", ExportOptions{})
+	require.ErrorIs(t, err, errFailing)
+	c.fails = nil
+	assert.NotEmpty(t, c.state())
+	require.NoError(t, begin().close())
+	assert.Empty(t, c.state(), "the lease of a killed process")
 }
 
 // TestPromoteOrigin: a container's image is in containerd. Its promotion goes to each place, with the stored blobs as they are, also

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -15,10 +16,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/go-digest"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
 )
 
@@ -87,15 +87,10 @@ func (r Resolver) ofDocker(ctx context.Context, name string) (c Container, err e
 	return c, nil
 }
 
-// connect connects to containerd when it is asked something.
-func (r Resolver) connect() (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+r.Containerd, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
-}
-
 // Process returns the first process of a container that runs, 0 if it does not run. Docker's containers are in the namespace
 // "moby" of containerd.
 func (r Resolver) Process(ctx context.Context, namespace, id string) (pid uint32, err error) {
-	conn, err := r.connect()
+	conn, err := containerdapi.Dial(r.Containerd)
 	if err != nil {
 		return 0, err
 	}
@@ -116,19 +111,21 @@ func (r Resolver) Process(ctx context.Context, namespace, id string) (pid uint32
 // ofContainerd finds the only container that the filters of containerd let pass. Without filters, it is that with the snapshot that
 // the reference names.
 func (r Resolver) ofContainerd(ctx context.Context, ref Reference, filters ...string) (c Container, err error) {
-	conn, err := r.connect()
+	conn, err := containerdapi.Dial(r.Containerd)
 	if err != nil {
 		return c, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	answer, err := containersapi.NewContainersClient(conn).List(namespaces.WithNamespace(ctx, ref.Namespace),
-		&containersapi.ListContainersRequest{Filters: filters})
-	if err != nil {
-		return c, fmt.Errorf("ask containerd for container %s: %w", ref.Name, errgrpc.ToNative(err))
-	}
-	found := answer.GetContainers()
+	client := containersapi.NewContainersClient(conn)
+	asking := namespaces.WithNamespace(ctx, ref.Namespace)
+	var found []*containersapi.Container
 	if len(filters) == 0 {
-		found = slices.DeleteFunc(found, func(c *containersapi.Container) bool { return c.GetSnapshotKey() != ref.Name })
+		found, err = withSnapshot(asking, client, ref.Name)
+	} else {
+		found, err = list(asking, client, filters...)
+	}
+	if err != nil {
+		return c, fmt.Errorf("ask containerd for container %s: %w", ref.Name, err)
 	}
 	switch {
 	case len(found) == 0:
@@ -141,4 +138,41 @@ func (r Resolver) ofContainerd(ctx context.Context, ref Reference, filters ...st
 	return Container{
 		Namespace: ref.Namespace, Snapshotter: found[0].GetSnapshotter(), Key: found[0].GetSnapshotKey(), Image: found[0].GetImage(),
 	}, nil
+}
+
+// withSnapshot finds the containers with a snapshot. Kubernetes, nerdctl and Docker give it the id of the container. containerd has no
+// filter for the others.
+func withSnapshot(ctx context.Context, client containersapi.ContainersClient, key string) ([]*containersapi.Container, error) {
+	answer, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: key})
+	err = errgrpc.ToNative(err)
+	switch {
+	case err == nil && answer.GetContainer().GetSnapshotKey() == key:
+		return []*containersapi.Container{answer.GetContainer()}, nil
+	case err != nil && !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err): // not each key can be an id
+		return nil, err
+	}
+	all, err := list(ctx, client)
+	return slices.DeleteFunc(all, func(c *containersapi.Container) bool { return c.GetSnapshotKey() != key }), err
+}
+
+// list lists containers without their specs, one by one: all of a host may be too much for one message.
+func list(ctx context.Context, client containersapi.ContainersClient, filters ...string) (found []*containersapi.Container, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := client.ListStream(ctx, &containersapi.ListContainersRequest{Filters: filters})
+	if err != nil {
+		return nil, errgrpc.ToNative(err)
+	}
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return found, nil
+		}
+		if err != nil {
+			return nil, errgrpc.ToNative(err)
+		}
+		c := message.GetContainer()
+		c.Spec = nil
+		found = append(found, c)
+	}
 }

@@ -120,12 +120,14 @@ func (o Origins) setVolumes(ctx context.Context, namespace string, origin *image
 }
 
 // originOf finds the image of the container that a request calls name, or of which a volume is a fork.
-func (s *Store) originOf(ctx context.Context, v cowcommon.Volume, name string) (*image.Origin, error) {
+func (s *Store) originOf(ctx context.Context, v cowcommon.Volume, name string) (_ *image.Origin, err error) {
 	ref, err := layerref.Parse(name)
+	var from *forkedContainer // nil: the request names the container
 	if err != nil || ref.Kind == layerref.Fork {
-		if ref, err = s.containerOf(ctx, v); err != nil {
+		if from, err = s.containerOf(ctx, v); err != nil {
 			return nil, err
 		}
+		ref = from.ref
 	}
 	if s.Origins == nil {
 		return nil, fault.Said(errdefs.ErrNotImplemented, "the images of containers are not known here")
@@ -134,28 +136,86 @@ func (s *Store) originOf(ctx context.Context, v cowcommon.Volume, name string) (
 	if err != nil {
 		return nil, fmt.Errorf("image of %s: %w", name, err)
 	}
+	if from != nil {
+		if err := s.checkOrigin(ctx, v, *from, origin.Base); err != nil {
+			return nil, errors.Join(err, origin.Close())
+		}
+	}
 	return origin, nil
 }
 
-// containerOf finds the container of which a volume is a fork or a moment, by the name of the container's volume.
-func (s *Store) containerOf(ctx context.Context, v cowcommon.Volume) (ref layerref.Reference, err error) {
-	of := v.Name
-	for !snapshotter.IsVolumeName(of) {
+// forkedContainer is the container from which a layer was forked, as it was then.
+type forkedContainer struct {
+	ref    layerref.Reference
+	volume string // no other container gets one of that name
+	base   string // volume of the image, "" for none
+}
+
+// maxForkDepth is how many forks of forks are followed to a container.
+const maxForkDepth = 10_000
+
+// containerOf finds the container of which a volume is a fork or a moment. It follows the records of moments alone: another layer may
+// have the name of a former fork.
+func (s *Store) containerOf(ctx context.Context, v cowcommon.Volume) (*forkedContainer, error) {
+	volume, base, err := s.lineOf(ctx, v)
+	for range maxForkDepth {
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("container from which %s was forked: %w", s.Shown(v.Name), err)
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case snapshotter.IsVolumeName(volume):
+			return s.forkedFrom(v, volume, base)
+		case !live.IsMoment(base):
+			return nil, s.unknownContainer(v)
+		}
 		var m live.Moment
-		if live.IsMoment(of) {
-			m, err = s.Live.Moment(of)
-		} else if v, err = s.Driver.Backend().Stat(ctx, of); err == nil {
-			m, err = s.Live.ForkedFrom(ctx, v)
+		if m, err = s.Live.Moment(base); errdefs.IsNotFound(err) {
+			return nil, s.unknownContainer(v)
 		}
-		if err != nil {
-			return ref, fmt.Errorf("container from which %s was forked: %w", s.Shown(v.Name), err)
-		}
-		of = m.Layer
+		volume, base = m.Layer, m.Base
 	}
-	key, whole := snapshotter.KeyOfVolume(of)
+	return nil, s.unknownContainer(v)
+}
+
+// lineOf returns the layer of which a volume is a moment, or the volume itself, and from where its changes count.
+func (s *Store) lineOf(ctx context.Context, v cowcommon.Volume) (layer, base string, err error) {
+	if live.IsMoment(v.Name) {
+		m, err := s.Live.Moment(v.Name)
+		return m.Layer, m.Base, err
+	}
+	base, err = s.Live.Base(ctx, v)
+	return v.Name, base, err
+}
+
+// forkedFrom describes a container by the name of its volume.
+func (s *Store) forkedFrom(v cowcommon.Volume, volume, base string) (*forkedContainer, error) {
+	key, whole := snapshotter.KeyOfVolume(volume)
 	namespace, own := snapshotter.SplitKey(key)
 	if !whole || namespace == "" {
-		return ref, fault.Said(errdefs.ErrFailedPrecondition, "the container from which %s was forked is not known", s.Shown(v.Name))
+		return nil, s.unknownContainer(v)
 	}
-	return layerref.Reference{Kind: layerref.Containerd, Namespace: namespace, Name: own}, nil
+	ref := layerref.Reference{Kind: layerref.Containerd, Namespace: namespace, Name: own}
+	return &forkedContainer{ref: ref, volume: volume, base: base}, nil
+}
+
+func (s *Store) unknownContainer(v cowcommon.Volume) error {
+	return fault.Said(errdefs.ErrFailedPrecondition, "the container from which %s was forked is not known: use cowshed export", s.Shown(v.Name))
+}
+
+// checkOrigin makes sure that an image is that of the container from which a volume was forked. base is the volume of the image. Another
+// container may have the name now.
+func (s *Store) checkOrigin(ctx context.Context, v cowcommon.Volume, from forkedContainer, base string) error {
+	if base != "" && base == from.base {
+		return nil
+	}
+	now, err := s.Origins.VolumeOf(ctx, from.ref.Namespace, from.ref.Name)
+	if err != nil {
+		return fmt.Errorf("container from which %s was forked: %w", s.Shown(v.Name), err)
+	}
+	if now != from.volume {
+		return fault.Said(errdefs.ErrFailedPrecondition, "container %s is not the one from which %s was forked, and has another image: use cowshed export",
+			from.ref.Name, s.Shown(v.Name))
+	}
+	return nil
 }
