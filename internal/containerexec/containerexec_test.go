@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/live"
 )
 
 // fakeContainers has the container web in the namespace test.
@@ -36,6 +37,7 @@ type fake struct {
 	status  uint32
 	hangs   bool
 	stopped bool
+	failing string // a call that does not find something
 
 	mu        sync.Mutex
 	processes map[string]chan struct{} // closed when the process has ended
@@ -51,6 +53,9 @@ func (fakeContainers) Get(ctx context.Context, r *containersapi.GetContainerRequ
 }
 
 func (f *fake) Get(context.Context, *tasksapi.GetRequest) (*tasksapi.GetResponse, error) {
+	if err := f.fails("task"); err != nil {
+		return nil, err
+	}
 	status := task.Status_RUNNING
 	if f.stopped {
 		status = task.Status_STOPPED
@@ -68,7 +73,18 @@ func (f *fake) process(id string) (chan struct{}, error) {
 	return ended, nil
 }
 
+// fails is the error of a call that fails.
+func (f *fake) fails(call string) error {
+	if f.failing == call {
+		return errgrpc.ToGRPC(errdefs.ErrNotFound)
+	}
+	return nil
+}
+
 func (f *fake) Exec(_ context.Context, r *tasksapi.ExecProcessRequest) (*emptypb.Empty, error) {
+	if err := f.fails("exec"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.processes[r.GetExecID()], f.spec = make(chan struct{}), r.GetSpec().GetValue()
@@ -76,6 +92,9 @@ func (f *fake) Exec(_ context.Context, r *tasksapi.ExecProcessRequest) (*emptypb
 }
 
 func (f *fake) Start(_ context.Context, r *tasksapi.StartRequest) (*tasksapi.StartResponse, error) {
+	if err := f.fails("start"); err != nil {
+		return nil, err
+	}
 	ended, err := f.process(r.GetExecID())
 	if err == nil && !f.hangs {
 		close(ended)
@@ -84,6 +103,9 @@ func (f *fake) Start(_ context.Context, r *tasksapi.StartRequest) (*tasksapi.Sta
 }
 
 func (f *fake) Wait(ctx context.Context, r *tasksapi.WaitRequest) (*tasksapi.WaitResponse, error) {
+	if err := f.fails("wait"); err != nil {
+		return nil, err
+	}
 	ended, err := f.process(r.GetExecID())
 	if err != nil {
 		return nil, err
@@ -176,8 +198,26 @@ func TestRun(t *testing.T) {
 	require.ErrorIs(t, command.Run(ctx, conn), errdefs.ErrDataLoss, "the cause")
 
 	f.stopped = true
-	require.ErrorIs(t, command.Run(t.Context(), conn), errdefs.ErrNotFound)
+	require.ErrorIs(t, command.Run(t.Context(), conn), live.ErrNotRunning)
 	require.NoError(t, command.Kill(t.Context(), conn), "there is nothing to kill")
-	command.Container = "none"
-	require.ErrorIs(t, command.Run(t.Context(), conn), errdefs.ErrNotFound)
+}
+
+// TestRunNotFound: ErrNotFound of containerd is live.ErrNotRunning only if it is about the task, before the command.
+func TestRunNotFound(t *testing.T) {
+	command := Command{Namespace: "test", Container: "web", ID: "hook", Args: []string{"/bin/sh", "-c", "true"}, Timeout: testfs.Patience}
+	f := &fake{}
+	conn := serve(t, f)
+	for _, f.failing = range []string{"exec", "start", "wait"} {
+		err := command.Run(t.Context(), conn)
+		require.ErrorIs(t, err, errdefs.ErrAborted, f.failing)
+		require.NotErrorIs(t, err, errdefs.ErrNotFound, f.failing)
+		require.NotErrorIs(t, err, live.ErrNotRunning, f.failing)
+		clear(f.processes)
+	}
+	f.failing = "task"
+	require.ErrorIs(t, command.Run(t.Context(), conn), live.ErrNotRunning)
+	f.failing, command.Container = "", "none"
+	err := command.Run(t.Context(), conn)
+	require.ErrorIs(t, err, errdefs.ErrAborted)
+	require.NotErrorIs(t, err, errdefs.ErrNotFound)
 }

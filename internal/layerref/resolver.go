@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -111,6 +112,57 @@ func (r Resolver) Process(ctx context.Context, namespace, id string) (pid uint32
 		return 0, nil
 	}
 	return answer.GetProcess().GetPid(), nil
+}
+
+// ContainerOf returns the container of containerd whose root is a snapshot, by its key as the client calls it. conn leads to containerd.
+// Returns errdefs.ErrNotFound if there is none, and errdefs.ErrFailedPrecondition if there are several.
+func ContainerOf(ctx context.Context, conn grpc.ClientConnInterface, namespace, key string) (*containersapi.Container, error) {
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, namespace))
+	defer cancel() // of the stream
+	client := containersapi.NewContainersClient(conn)
+	answer, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: key}) // the engines give both one name
+	if err == nil && hasRoot(answer.GetContainer(), key) {
+		return answer.GetContainer(), nil
+	}
+	var found *containersapi.Container
+	if err = errgrpc.ToNative(err); err == nil || errdefs.IsNotFound(err) {
+		found, err = search(ctx, client, key)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("ask containerd for the container with the snapshot %s: %w", key, err)
+	case found == nil:
+		return nil, fault.New(errdefs.ErrNotFound, "container with the snapshot %s in the namespace %s of containerd", key, namespace)
+	}
+	return found, nil
+}
+
+// search looks for the container with a snapshot among all of a namespace, nil if there is none. containerd has no filter for that. A
+// stream has no limit of size.
+func search(ctx context.Context, client containersapi.ContainersClient, key string) (found *containersapi.Container, err error) {
+	stream, err := client.ListStream(ctx, &containersapi.ListContainersRequest{})
+	if err != nil {
+		return nil, errgrpc.ToNative(err)
+	}
+	for {
+		answer, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return found, nil
+		case err != nil:
+			return nil, errgrpc.ToNative(err)
+		case !hasRoot(answer.GetContainer(), key):
+		case found != nil:
+			return nil, fault.New(errdefs.ErrFailedPrecondition, "%s and %s both have it", found.GetID(), answer.GetContainer().GetID())
+		default:
+			found = answer.GetContainer()
+		}
+	}
+}
+
+// hasRoot reports whether a snapshot is the root of a container. Docker does not tell containerd, and names the snapshot as the container.
+func hasRoot(c *containersapi.Container, key string) bool {
+	return c.GetSnapshotKey() == key || c.GetSnapshotKey() == "" && c.GetID() == key
 }
 
 // ofContainerd finds the only container that the filters of containerd let pass. Without filters, it is that with the snapshot that
