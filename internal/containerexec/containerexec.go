@@ -149,12 +149,13 @@ func (c Command) Kill(ctx context.Context, conn grpc.ClientConnInterface) error 
 	if err == nil || isGone(err) { // it may have ended by itself
 		_, err = tasks.DeleteProcess(ctx, &tasksapi.DeleteProcessRequest{ContainerID: c.Container, ExecID: c.ID})
 	}
-	if err == nil || isGone(err) {
+	if err = errgrpc.ToNative(err); err == nil || errdefs.IsNotFound(err) { // a process that runs may be ErrFailedPrecondition
 		return nil
 	}
-	return c.wrap(fmt.Errorf("end the process %s: %w", c.ID, errgrpc.ToNative(err)))
+	return c.wrap(fmt.Errorf("end the process %s: %w", c.ID, err))
 }
 
+// isGone reports whether an error of Kill or Wait means that the process has ended, or was not started.
 func isGone(err error) bool {
 	err = errgrpc.ToNative(err)
 	return errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)

@@ -36,6 +36,7 @@ type fake struct {
 	tasksapi.UnimplementedTasksServer
 	status  uint32
 	hangs   bool
+	deaf    bool // kills do not reach the process, as before it is started
 	stopped bool
 	failing string // a call that does not find something
 
@@ -123,6 +124,9 @@ func (f *fake) Kill(_ context.Context, r *tasksapi.KillRequest) (*emptypb.Empty,
 	if err != nil {
 		return nil, err
 	}
+	if f.deaf {
+		return nil, errgrpc.ToGRPC(errdefs.ErrFailedPrecondition)
+	}
 	select {
 	case <-ended:
 		return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
@@ -140,7 +144,7 @@ func (f *fake) DeleteProcess(_ context.Context, r *tasksapi.DeleteProcessRequest
 	select {
 	case <-ended:
 	default:
-		return nil, errgrpc.ToGRPC(errdefs.ErrUnavailable) // it still runs
+		return nil, errgrpc.ToGRPC(errdefs.ErrFailedPrecondition) // it still runs; containerd's shim for runc answers ErrUnknown
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -220,4 +224,17 @@ func TestRunNotFound(t *testing.T) {
 	err := command.Run(t.Context(), conn)
 	require.ErrorIs(t, err, errdefs.ErrAborted)
 	require.NotErrorIs(t, err, errdefs.ErrNotFound)
+}
+
+// TestKillOfRunning: a process that still runs after Kill is an error, or else a post command would be run beside it.
+func TestKillOfRunning(t *testing.T) {
+	command := Command{Namespace: "test", Container: "web", ID: "hook"}
+	f := &fake{deaf: true}
+	conn := serve(t, f)
+	f.processes["hook"] = make(chan struct{})
+	require.ErrorIs(t, command.Kill(t.Context(), conn), errdefs.ErrFailedPrecondition)
+	assert.Contains(t, f.processes, "hook")
+	f.deaf = false
+	require.NoError(t, command.Kill(t.Context(), conn))
+	assert.Empty(t, f.processes)
 }
