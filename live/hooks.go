@@ -34,7 +34,7 @@ type Hooks struct {
 	// Timeout is how long each may take. Then it is killed, and has failed. The snapshot may take as long.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// InContainer has the commands run in the container whose root the layer is, as its first process is run. If the container does not
-	// run, none is run: nobody writes.
+	// run, none is run: nobody writes. If no container is known and the layer is in use, they fail with ErrFailedPrecondition.
 	InContainer bool `json:"in_container,omitempty"`
 	// Reference is the layer as people write it, "" for the layer's own name.
 	Reference string `json:"reference,omitempty"`
@@ -46,6 +46,7 @@ const (
 	hookPrefix     = "hook-"
 	shell          = "/bin/sh"
 	processTimeout = 5 * time.Second // to find the process of a container
+	briefUse       = time.Second     // others have a volume in use for less if they only look at it
 )
 
 func (h Hooks) none() bool { return h.Pre == "" && h.Post == "" }
@@ -79,9 +80,17 @@ type Exec struct {
 	Timeout time.Duration
 }
 
+// Errors of Containers.Run before the command has begun.
+var (
+	// ErrNotRunning means that the container is known, and does not run.
+	ErrNotRunning = errors.New("the container does not run")
+	// ErrNoContainer means that no container is known whose root the volume is. Such a container may run all the same, where nobody has looked.
+	ErrNoContainer = errors.New("no container is known that has the volume as its root")
+)
+
 // Containers run commands in containers. The zero value has none.
 type Containers struct {
-	// Run returns ErrNotFound if the container does not run.
+	// Run returns ErrNotRunning or ErrNoContainer if there is nothing to run the command in.
 	Run func(ctx context.Context, e Exec) error
 	// Kill ends the process with the ID of e, which may be gone.
 	Kill func(ctx context.Context, e Exec) error
@@ -107,9 +116,42 @@ func (l *Layers) runInContainer(ctx context.Context, h *heldHook, which, command
 		return err
 	}
 	err := l.containers.Run(ctx, Exec{Volume: h.Layer, ID: h.process(which), Args: []string{shell, "-c", command}, Env: env, Timeout: h.Timeout})
-	if errdefs.IsNotFound(err) {
+	if errors.Is(err, ErrNoContainer) {
+		if err := l.checkUnused(ctx, h.Layer); err != nil {
+			return err
+		}
+		err = ErrNotRunning
+	}
+	if errors.Is(err, ErrNotRunning) {
 		l.log.Info("a hook is not run, since its container does not run", "layer", h.Layer, "hook", which)
 		return nil
+	}
+	return err
+}
+
+// aloner is a Backend that knows whether somebody uses a volume.
+type aloner interface {
+	// Alone returns fault.ErrInUse if somebody uses the volume, and fault.ErrSealed if nobody can change it any more.
+	Alone(ctx context.Context, name string, do func(root *os.File) error) error
+}
+
+// checkUnused returns ErrFailedPrecondition if somebody uses the volume of a container that nobody knows. Without a Backend there are
+// post commands alone: if a pre command has been run, its container was known, and is gone.
+func (l *Layers) checkUnused(ctx context.Context, volume string) error {
+	if l.backend == nil {
+		return nil
+	}
+	backend, ok := cowcommon.As[aloner](l.backend)
+	if !ok {
+		return fault.New(errdefs.ErrNotImplemented, "%w, and a %T cannot tell whether it is in use", ErrNoContainer, l.backend)
+	}
+	err := whileInUse(ctx, briefUse, func() error { return backend.Alone(ctx, volume, func(*os.File) error { return nil }) })
+	switch {
+	case errdefs.IsNotFound(err), errors.Is(err, fault.ErrSealed):
+		return nil
+	case errors.Is(err, fault.ErrInUse):
+		return fault.New(errdefs.ErrFailedPrecondition,
+			"%w, but it is in use: make containerd_address the containerd that runs it, or run the commands without --in-container: %w", ErrNoContainer, err)
 	}
 	return err
 }

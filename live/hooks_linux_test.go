@@ -401,10 +401,25 @@ func TestHooksInContainer(t *testing.T) {
 	_, err = h.Snapshot(ctx, "web", "two", live.SnapshotOptions{Hooks: hooks})
 	require.ErrorIs(t, err, errdefs.ErrAborted)
 	assert.Equal(t, []string{"run freeze", "run thaw"}, said)
-	fails["run freeze"], fails["run thaw"] = errdefs.ErrNotFound, errdefs.ErrNotFound
+	fails["run freeze"] = errdefs.ErrNotFound
+	_, err = h.Snapshot(ctx, "web", "two", live.SnapshotOptions{Hooks: hooks})
+	require.ErrorIs(t, err, errdefs.ErrAborted, "anything may not be found")
+	fails["run freeze"], fails["run thaw"] = live.ErrNotRunning, live.ErrNotRunning
 	_, err = h.Snapshot(ctx, "web", "two", live.SnapshotOptions{Hooks: hooks})
 	require.NoError(t, err, "it does not run")
 	assert.Equal(t, []string{"one", "two"}, h.names("web"))
+
+	fails["run freeze"], fails["run thaw"] = live.ErrNoContainer, live.ErrNoContainer
+	_, err = h.Snapshot(ctx, "web", "three", live.SnapshotOptions{Hooks: hooks})
+	require.NoError(t, err, "nobody uses it")
+	h.edit("web", func(string) {
+		_, err = h.Snapshot(ctx, "web", "four", live.SnapshotOptions{Hooks: hooks})
+	})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "somebody uses it, in a container that nobody has found")
+	require.ErrorContains(t, err, "containerd_address")
+	assert.Equal(t, []string{"one", "two", "three"}, h.names("web"))
+	delete(fails, "run freeze")
+	fails["run thaw"] = live.ErrNotRunning
 
 	said = nil
 	record := `{"version": 1, "layer": "web", "pre": "freeze", "post": "thaw", "timeout": 60000000000, "in_container": true, "reference": "docker:web"}`

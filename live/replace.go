@@ -87,9 +87,14 @@ func (l *Layers) seal(ctx context.Context, volume string) error {
 
 // sealSoon is seal, and waits a little: somebody who was about to use the layer may have its former volume locked for a moment.
 func (l *Layers) sealSoon(ctx context.Context, volume string) error {
-	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: 5 * time.Second}
+	return whileInUse(ctx, 5*time.Second, func() error { return l.seal(ctx, volume) })
+}
+
+// whileInUse calls try again as long as a volume is in use, for a while.
+func whileInUse(ctx context.Context, atMost time.Duration, try func() error) error {
+	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: atMost}
 	return poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
-		err = l.seal(ctx, volume)
+		err = try()
 		return errors.Is(err, fault.ErrInUse), err
 	})
 }

@@ -40,7 +40,7 @@ within a minute, or at its next start. Or the next snapshot with hooks runs it f
 
 With --in-container, both are run in the container of LAYER instead, by its /bin/sh, with the user, rights and environment of its
 first process. That goes for Docker, Kubernetes, nerdctl and containerd. Their output is lost, and their exit status counts. If the
-container does not run, neither is run.
+container does not run, neither is run. If containerd knows no such container and LAYER is in use, there is no snapshot.
 
 With --every, this command takes no snapshot itself. It makes cowshed serve with the same root take them from now on, at
 full periods in UTC, such as each full hour. The last --keep of these stay, and all from which layers were

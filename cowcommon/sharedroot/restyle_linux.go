@@ -43,7 +43,7 @@ func (b *Backend) unfold(ctx context.Context, v cowcommon.Volume) error {
 	case s == stateFolding:
 		return errFolding
 	}
-	if err := b.alone(ctx, v.Name, func(*os.File) error { return nil }); err != nil { // before the cost of a comparison
+	if err := b.Alone(ctx, v.Name, func(*os.File) error { return nil }); err != nil { // before the cost of a comparison
 		return err
 	}
 	steps, err := b.planUnfold(ctx, v.Name, lower)
@@ -53,7 +53,7 @@ func (b *Backend) unfold(ctx context.Context, v cowcommon.Volume) error {
 	if err != nil {
 		return err
 	}
-	err = b.alone(ctx, v.Name, func(root *os.File) error {
+	err = b.Alone(ctx, v.Name, func(root *os.File) error {
 		err := unfold(ctx, root, lower, steps)
 		if errors.Is(err, errTimesLeft) { // it has happened
 			b.log.Warn("shared roots: a volume has become shared", "volume", v.Name, "error", err)

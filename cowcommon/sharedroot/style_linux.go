@@ -138,7 +138,7 @@ func (b *Backend) foldThen(ctx context.Context, name string, do func(root *os.Fi
 		return errors.Join(err, b.tryRestoreLimit(ctx, name))
 	}
 	err = b.foldUnlimited(ctx, name, func() error {
-		return b.alone(ctx, name, func(root *os.File) error {
+		return b.Alone(ctx, name, func(root *os.File) error {
 			s, _, err := inspect(root)
 			if err == nil && s != stateNone {
 				err = fold(ctx, root, func() error { return b.checkNotMounted(root.Name(), name) })
@@ -158,8 +158,9 @@ func (b *Backend) foldThen(ctx context.Context, name string, do func(root *os.Fi
 	return err
 }
 
-// alone calls do with the open root of a volume that nobody uses, not even as a left-over mount.
-func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File) error) error {
+// Alone calls do with the open root of a writable volume that nobody uses. It first unmounts a left-over root. Others wait for its end
+// before they use the volume. Returns fault.ErrInUse if somebody uses the volume, and fault.ErrSealed if it is sealed.
+func (b *Backend) Alone(ctx context.Context, name string, do func(root *os.File) error) error {
 	if b.opts.ReadOnly {
 		return fault.New(cowcommon.ErrReadOnly, "%w", errFolding)
 	}

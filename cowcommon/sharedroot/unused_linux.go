@@ -52,7 +52,7 @@ func (b *Backend) readUnused(ctx context.Context, name, base string, do func(ctx
 		return err
 	}
 	defer func() { err = errors.Join(err, below.Close()) }()
-	return b.alone(ctx, name, func(root *os.File) error {
+	return b.Alone(ctx, name, func(root *os.File) error {
 		switch s, _, err := inspectNoted(root, noted); {
 		case err != nil:
 			return err

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/live"
 )
 
 // Command is a command in a container.
@@ -39,8 +40,8 @@ const processType = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 // Run runs the command as the container's first process is run: with its user, rights, directory and environment. If that takes longer
 // than the timeout, or if ctx is done, the process is killed. The processes that it has started may go on. Its output is lost. Returns
-// ErrNotFound if the container does not run, ErrAborted if the command fails, and context.DeadlineExceeded or the cause of ctx if it
-// was killed.
+// live.ErrNotRunning if the container does not run, ErrAborted if the command fails, and context.DeadlineExceeded or the cause of ctx if
+// it was killed. No error is ErrNotFound.
 func (c Command) Run(ctx context.Context, conn grpc.ClientConnInterface) (err error) {
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(ctx, c.Namespace), c.Timeout)
 	defer cancel()
@@ -52,6 +53,8 @@ func (c Command) Run(ctx context.Context, conn grpc.ClientConnInterface) (err er
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return c.wrap(context.Cause(ctx))
+	case errdefs.IsNotFound(err):
+		return c.wrap(aborted(err))
 	case err != nil:
 		return c.wrap(err)
 	}
@@ -66,7 +69,7 @@ func (c Command) Run(ctx context.Context, conn grpc.ClientConnInterface) (err er
 	case err != nil && ctx.Err() != nil:
 		return c.wrap(context.Cause(ctx))
 	case err != nil:
-		return c.wrap(fault.As(errdefs.ErrAborted, errgrpc.ToNative(err)))
+		return c.wrap(aborted(err))
 	case status != 0:
 		return c.wrap(fault.New(errdefs.ErrAborted, "%s: exit status %d", c.Args[0], status))
 	}
@@ -85,18 +88,21 @@ func (c Command) start(ctx context.Context, tasks tasksapi.TasksClient, spec *an
 	return ended.GetExitStatus(), err
 }
 
+// aborted is an error of containerd without its kind: ErrNotFound of such a call may be about anything, and the command may have begun.
+func aborted(err error) error {
+	return fault.New(errdefs.ErrAborted, "%v", errgrpc.ToNative(err))
+}
+
 func (c Command) wrap(err error) error { return fmt.Errorf("container %s: %w", c.Container, err) }
 
-// checkRuns returns errdefs.ErrNotFound if the container does not run.
+// checkRuns returns live.ErrNotRunning if the container does not run. Nothing else does.
 func (c Command) checkRuns(ctx context.Context, tasks tasksapi.TasksClient) error {
 	answer, err := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: c.Container})
-	switch {
-	case err != nil:
-		return errgrpc.ToNative(err)
-	case answer.GetProcess().GetStatus() == task.Status_STOPPED:
-		return fault.New(errdefs.ErrNotFound, "it is stopped")
+	err = errgrpc.ToNative(err)
+	if errdefs.IsNotFound(err) || err == nil && answer.GetProcess().GetStatus() == task.Status_STOPPED {
+		return live.ErrNotRunning
 	}
-	return nil
+	return err
 }
 
 // process is the specification of the process: that of the container's first one with other arguments.
@@ -143,12 +149,13 @@ func (c Command) Kill(ctx context.Context, conn grpc.ClientConnInterface) error 
 	if err == nil || isGone(err) { // it may have ended by itself
 		_, err = tasks.DeleteProcess(ctx, &tasksapi.DeleteProcessRequest{ContainerID: c.Container, ExecID: c.ID})
 	}
-	if err == nil || isGone(err) {
+	if err = errgrpc.ToNative(err); err == nil || errdefs.IsNotFound(err) { // a process that runs may be ErrFailedPrecondition
 		return nil
 	}
-	return c.wrap(fmt.Errorf("end the process %s: %w", c.ID, errgrpc.ToNative(err)))
+	return c.wrap(fmt.Errorf("end the process %s: %w", c.ID, err))
 }
 
+// isGone reports whether an error of Kill or Wait means that the process has ended, or was not started.
 func isGone(err error) bool {
 	err = errgrpc.ToNative(err)
 	return errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/cowshed/cowshed/internal/testfs"
+	"github.com/cowshed/cowshed/live"
 )
 
 // fakeContainers has the container web in the namespace test.
@@ -35,7 +36,9 @@ type fake struct {
 	tasksapi.UnimplementedTasksServer
 	status  uint32
 	hangs   bool
+	deaf    bool // kills do not reach the process, as before it is started
 	stopped bool
+	failing string // a call that does not find something
 
 	mu        sync.Mutex
 	processes map[string]chan struct{} // closed when the process has ended
@@ -51,6 +54,9 @@ func (fakeContainers) Get(ctx context.Context, r *containersapi.GetContainerRequ
 }
 
 func (f *fake) Get(context.Context, *tasksapi.GetRequest) (*tasksapi.GetResponse, error) {
+	if err := f.fails("task"); err != nil {
+		return nil, err
+	}
 	status := task.Status_RUNNING
 	if f.stopped {
 		status = task.Status_STOPPED
@@ -68,7 +74,18 @@ func (f *fake) process(id string) (chan struct{}, error) {
 	return ended, nil
 }
 
+// fails is the error of a call that fails.
+func (f *fake) fails(call string) error {
+	if f.failing == call {
+		return errgrpc.ToGRPC(errdefs.ErrNotFound)
+	}
+	return nil
+}
+
 func (f *fake) Exec(_ context.Context, r *tasksapi.ExecProcessRequest) (*emptypb.Empty, error) {
+	if err := f.fails("exec"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.processes[r.GetExecID()], f.spec = make(chan struct{}), r.GetSpec().GetValue()
@@ -76,6 +93,9 @@ func (f *fake) Exec(_ context.Context, r *tasksapi.ExecProcessRequest) (*emptypb
 }
 
 func (f *fake) Start(_ context.Context, r *tasksapi.StartRequest) (*tasksapi.StartResponse, error) {
+	if err := f.fails("start"); err != nil {
+		return nil, err
+	}
 	ended, err := f.process(r.GetExecID())
 	if err == nil && !f.hangs {
 		close(ended)
@@ -84,6 +104,9 @@ func (f *fake) Start(_ context.Context, r *tasksapi.StartRequest) (*tasksapi.Sta
 }
 
 func (f *fake) Wait(ctx context.Context, r *tasksapi.WaitRequest) (*tasksapi.WaitResponse, error) {
+	if err := f.fails("wait"); err != nil {
+		return nil, err
+	}
 	ended, err := f.process(r.GetExecID())
 	if err != nil {
 		return nil, err
@@ -100,6 +123,9 @@ func (f *fake) Kill(_ context.Context, r *tasksapi.KillRequest) (*emptypb.Empty,
 	ended, err := f.process(r.GetExecID())
 	if err != nil {
 		return nil, err
+	}
+	if f.deaf {
+		return nil, errgrpc.ToGRPC(errdefs.ErrFailedPrecondition)
 	}
 	select {
 	case <-ended:
@@ -118,7 +144,7 @@ func (f *fake) DeleteProcess(_ context.Context, r *tasksapi.DeleteProcessRequest
 	select {
 	case <-ended:
 	default:
-		return nil, errgrpc.ToGRPC(errdefs.ErrUnavailable) // it still runs
+		return nil, errgrpc.ToGRPC(errdefs.ErrFailedPrecondition) // it still runs; containerd's shim for runc answers ErrUnknown
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,8 +202,39 @@ func TestRun(t *testing.T) {
 	require.ErrorIs(t, command.Run(ctx, conn), errdefs.ErrDataLoss, "the cause")
 
 	f.stopped = true
-	require.ErrorIs(t, command.Run(t.Context(), conn), errdefs.ErrNotFound)
+	require.ErrorIs(t, command.Run(t.Context(), conn), live.ErrNotRunning)
 	require.NoError(t, command.Kill(t.Context(), conn), "there is nothing to kill")
-	command.Container = "none"
-	require.ErrorIs(t, command.Run(t.Context(), conn), errdefs.ErrNotFound)
+}
+
+// TestRunNotFound: ErrNotFound of containerd is live.ErrNotRunning only if it is about the task, before the command.
+func TestRunNotFound(t *testing.T) {
+	command := Command{Namespace: "test", Container: "web", ID: "hook", Args: []string{"/bin/sh", "-c", "true"}, Timeout: testfs.Patience}
+	f := &fake{}
+	conn := serve(t, f)
+	for _, f.failing = range []string{"exec", "start", "wait"} {
+		err := command.Run(t.Context(), conn)
+		require.ErrorIs(t, err, errdefs.ErrAborted, f.failing)
+		require.NotErrorIs(t, err, errdefs.ErrNotFound, f.failing)
+		require.NotErrorIs(t, err, live.ErrNotRunning, f.failing)
+		clear(f.processes)
+	}
+	f.failing = "task"
+	require.ErrorIs(t, command.Run(t.Context(), conn), live.ErrNotRunning)
+	f.failing, command.Container = "", "none"
+	err := command.Run(t.Context(), conn)
+	require.ErrorIs(t, err, errdefs.ErrAborted)
+	require.NotErrorIs(t, err, errdefs.ErrNotFound)
+}
+
+// TestKillOfRunning: a process that still runs after Kill is an error, or else a post command would be run beside it.
+func TestKillOfRunning(t *testing.T) {
+	command := Command{Namespace: "test", Container: "web", ID: "hook"}
+	f := &fake{deaf: true}
+	conn := serve(t, f)
+	f.processes["hook"] = make(chan struct{})
+	require.ErrorIs(t, command.Kill(t.Context(), conn), errdefs.ErrFailedPrecondition)
+	assert.Contains(t, f.processes, "hook")
+	f.deaf = false
+	require.NoError(t, command.Kill(t.Context(), conn))
+	assert.Empty(t, f.processes)
 }

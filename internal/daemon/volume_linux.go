@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -69,9 +70,9 @@ func ProcessOf(c Config) func(ctx context.Context, volume string) (pid uint32, e
 	}
 }
 
-// ContainersOf runs commands in the containers of a daemon's volumes.
+// ContainersOf runs commands in the containers of a daemon's volumes, which it finds by the keys of their snapshots.
 func ContainersOf(c Config) live.Containers {
-	with := func(e live.Exec, do func(command containerexec.Command, conn *grpc.ClientConn) error) (err error) {
+	with := func(ctx context.Context, e live.Exec, do func(command containerexec.Command, conn *grpc.ClientConn) error) (err error) {
 		id, ok := containername.Of(e.Volume)
 		if !ok || id.ID == "" || !snapshotter.IsVolumeName(e.Volume) {
 			return fault.New(errdefs.ErrInvalidArgument, "%s is no container", e.Volume)
@@ -81,14 +82,29 @@ func ContainersOf(c Config) live.Containers {
 			return err
 		}
 		defer func() { err = errors.Join(err, conn.Close()) }()
-		return do(containerexec.Command{Namespace: id.Namespace, Container: id.ID, ID: e.ID, Args: e.Args, Env: e.Env, Timeout: e.Timeout}, conn)
+		finding, cancel := context.WithTimeout(ctx, answerTimeout) // and the command has all of its own time
+		container, err := layerref.ContainerOf(finding, conn, id.Namespace, id.ID)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errdefs.IsNotFound(err):
+			return fmt.Errorf("%w: %v", live.ErrNoContainer, err) //nolint:errorlint // ErrNotFound would mean the volume
+		case err != nil:
+			return err
+		}
+		return do(containerexec.Command{Namespace: id.Namespace, Container: container.GetID(), ID: e.ID, Args: e.Args, Env: e.Env, Timeout: e.Timeout}, conn)
 	}
 	return live.Containers{
 		Run: func(ctx context.Context, e live.Exec) error {
-			return with(e, func(command containerexec.Command, conn *grpc.ClientConn) error { return command.Run(ctx, conn) })
+			return with(ctx, e, func(command containerexec.Command, conn *grpc.ClientConn) error { return command.Run(ctx, conn) })
 		},
 		Kill: func(ctx context.Context, e live.Exec) error {
-			return with(e, func(command containerexec.Command, conn *grpc.ClientConn) error { return command.Kill(ctx, conn) })
+			err := with(ctx, e, func(command containerexec.Command, conn *grpc.ClientConn) error { return command.Kill(ctx, conn) })
+			if errors.Is(err, live.ErrNoContainer) { // and so its processes are gone
+				return nil
+			}
+			return err
 		},
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"regexp"
-	"slices"
 	"strconv"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -16,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/containerdapi"
@@ -108,6 +108,57 @@ func (r Resolver) Process(ctx context.Context, namespace, id string) (pid uint32
 	return answer.GetProcess().GetPid(), nil
 }
 
+// ContainerOf returns the container of containerd whose root is a snapshot, by its key as the client calls it. conn leads to containerd.
+// Returns errdefs.ErrNotFound if there is none, and errdefs.ErrFailedPrecondition if there are several.
+func ContainerOf(ctx context.Context, conn grpc.ClientConnInterface, namespace, key string) (*containersapi.Container, error) {
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, namespace))
+	defer cancel() // of the stream
+	client := containersapi.NewContainersClient(conn)
+	answer, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: key}) // the engines give both one name
+	if err == nil && hasRoot(answer.GetContainer(), key) {
+		return answer.GetContainer(), nil
+	}
+	var found *containersapi.Container
+	if err = errgrpc.ToNative(err); err == nil || errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) { // not each key can be an id
+		found, err = search(ctx, client, key)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("ask containerd for the container with the snapshot %s: %w", key, err)
+	case found == nil:
+		return nil, fault.New(errdefs.ErrNotFound, "container with the snapshot %s in the namespace %s of containerd", key, namespace)
+	}
+	return found, nil
+}
+
+// search looks for the container with a snapshot among all of a namespace, nil if there is none. containerd has no filter for that. A
+// stream has no limit of size.
+func search(ctx context.Context, client containersapi.ContainersClient, key string) (found *containersapi.Container, err error) {
+	stream, err := client.ListStream(ctx, &containersapi.ListContainersRequest{})
+	if err != nil {
+		return nil, errgrpc.ToNative(err)
+	}
+	for {
+		answer, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return found, nil
+		case err != nil:
+			return nil, errgrpc.ToNative(err)
+		case !hasRoot(answer.GetContainer(), key):
+		case found != nil:
+			return nil, fault.New(errdefs.ErrFailedPrecondition, "%s and %s both have it", found.GetID(), answer.GetContainer().GetID())
+		default:
+			found = answer.GetContainer()
+		}
+	}
+}
+
+// hasRoot reports whether a snapshot is the root of a container. Docker does not tell containerd, and names the snapshot as the container.
+func hasRoot(c *containersapi.Container, key string) bool {
+	return c.GetSnapshotKey() == key || c.GetSnapshotKey() == "" && c.GetID() == key
+}
+
 // ofContainerd finds the only container that the filters of containerd let pass. Without filters, it is that with the snapshot that
 // the reference names.
 func (r Resolver) ofContainerd(ctx context.Context, ref Reference, filters ...string) (c Container, err error) {
@@ -116,43 +167,33 @@ func (r Resolver) ofContainerd(ctx context.Context, ref Reference, filters ...st
 		return c, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	client := containersapi.NewContainersClient(conn)
-	asking := namespaces.WithNamespace(ctx, ref.Namespace)
-	var found []*containersapi.Container
+	var found *containersapi.Container
 	if len(filters) == 0 {
-		found, err = withSnapshot(asking, client, ref.Name)
+		found, err = ContainerOf(ctx, conn, ref.Namespace, ref.Name)
 	} else {
-		found, err = list(asking, client, filters...)
+		found, err = filtered(ctx, conn, ref, filters...)
 	}
 	if err != nil {
-		return c, fmt.Errorf("ask containerd for container %s: %w", ref.Name, err)
+		return c, err
 	}
-	switch {
-	case len(found) == 0:
-		return c, fault.New(errdefs.ErrNotFound, "container %s in the namespace %s of containerd", ref.Name, ref.Namespace)
-	case len(found) > 1:
-		return c, fault.New(errdefs.ErrInvalidArgument, "%d containers in the namespace %s of containerd are called %s", len(found), ref.Namespace, ref.Name)
-	case found[0].GetSnapshotKey() == "":
+	if found.GetSnapshotKey() == "" {
 		return c, fault.New(errdefs.ErrNotFound, "snapshot of container %s", ref.Name)
 	}
-	return Container{
-		Namespace: ref.Namespace, Snapshotter: found[0].GetSnapshotter(), Key: found[0].GetSnapshotKey(), Image: found[0].GetImage(),
-	}, nil
+	return Container{Namespace: ref.Namespace, Snapshotter: found.GetSnapshotter(), Key: found.GetSnapshotKey(), Image: found.GetImage()}, nil
 }
 
-// withSnapshot finds the containers with a snapshot. Kubernetes, nerdctl and Docker give it the id of the container. containerd has no
-// filter for the others.
-func withSnapshot(ctx context.Context, client containersapi.ContainersClient, key string) ([]*containersapi.Container, error) {
-	answer, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: key})
-	err = errgrpc.ToNative(err)
+// filtered finds the only container that the filters let pass.
+func filtered(ctx context.Context, conn grpc.ClientConnInterface, ref Reference, filters ...string) (*containersapi.Container, error) {
+	found, err := list(namespaces.WithNamespace(ctx, ref.Namespace), containersapi.NewContainersClient(conn), filters...)
 	switch {
-	case err == nil && answer.GetContainer().GetSnapshotKey() == key:
-		return []*containersapi.Container{answer.GetContainer()}, nil
-	case err != nil && !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err): // not each key can be an id
-		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("ask containerd for container %s: %w", ref.Name, err)
+	case len(found) == 0:
+		return nil, fault.New(errdefs.ErrNotFound, "container %s in the namespace %s of containerd", ref.Name, ref.Namespace)
+	case len(found) > 1:
+		return nil, fault.New(errdefs.ErrInvalidArgument, "%d containers in the namespace %s of containerd are called %s", len(found), ref.Namespace, ref.Name)
 	}
-	all, err := list(ctx, client)
-	return slices.DeleteFunc(all, func(c *containersapi.Container) bool { return c.GetSnapshotKey() != key }), err
+	return found[0], nil
 }
 
 // list lists containers without their specs, one by one: all of a host may be too much for one message.
