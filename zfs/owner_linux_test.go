@@ -379,16 +379,6 @@ func TestOwnerReadOnly(t *testing.T) {
 	assert.Equal(t, o.own.String(), o.pool.record)
 }
 
-// leased has others who open a file wait, as for a server that is dead, until end is called.
-func leased(t *testing.T, path string) (end func()) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	require.NoError(t, err)
-	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
-	require.NoError(t, err)
-	return func() { assert.NoError(t, f.Close()) }
-}
-
 // TestOwnerUnknown: a home whose lock cannot be tried counts as open, and the error gives advice.
 func TestOwnerUnknown(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -400,7 +390,7 @@ func TestOwnerUnknown(t *testing.T) {
 			require.NoError(t, os.Symlink("lock", homedir.LockFile(o.other.home)))
 		}, unix.ELOOP.Error()},
 		"no answer": {func(t *testing.T, o *owning) {
-			o.end = leased(t, homedir.LockFile(o.other.home))
+			o.end = testfs.DeadServer(t, o.other.home)
 			o.zfs.lockFor = time.Millisecond
 		}, "its filesystem has not answered for 1ms"},
 	} {
