@@ -184,7 +184,7 @@ func keepWriting(ctx context.Context, file string) error {
 
 // fork measures one fork, and the bare snapshot of the same layer.
 func (l *liveRun) fork(ctx context.Context, op operation) error {
-	err := l.snapshots(ctx, op, 1, false)
+	err := l.snapshots(op, 1, false)
 	if err == nil {
 		err = l.took(ofCowshed, op, func() error { return l.forkAs(ctx, "fork") })
 	}
@@ -211,7 +211,7 @@ func (l *liveRun) hundredForks(ctx context.Context) error {
 	for i := range names {
 		names[i] = fmt.Sprintf("fork-%d", i)
 	}
-	err := l.snapshots(ctx, opForkHundred, hundred, false)
+	err := l.snapshots(opForkHundred, hundred, false)
 	if err == nil {
 		err = l.took(ofCowshed, opForkHundred, func() error { return l.forkAs(ctx, names...) })
 	}
@@ -219,7 +219,7 @@ func (l *liveRun) hundredForks(ctx context.Context) error {
 }
 
 // snapshots measures n bare snapshots of the layer.
-func (l *liveRun) snapshots(_ context.Context, op operation, n int, readOnly bool) error {
+func (l *liveRun) snapshots(op operation, n int, readOnly bool) error {
 	err := onDir(l.volume("web"), func(source int) error {
 		return onDir(l.path("bare"), func(dir int) error {
 			return l.took(ofKernel, op, func() error {
@@ -243,7 +243,7 @@ func (l *liveRun) volume(name string) string {
 }
 
 func (l *liveRun) moment(ctx context.Context) error {
-	if err := l.snapshots(ctx, opMoment, 1, true); err != nil {
+	if err := l.snapshots(opMoment, 1, true); err != nil {
 		return err
 	}
 	err := l.took(ofCowshed, opMoment, func() error {
@@ -259,10 +259,16 @@ func (l *liveRun) change(name string) error {
 	if err != nil {
 		return err
 	}
+	return errors.Join(l.overwrite(dir), l.store.Driver.Put(name))
+}
+
+func (l *liveRun) overwrite(dir string) error {
 	for _, file := range l.base.someFiles(changedFiles) {
-		err = errors.Join(err, os.WriteFile(filepath.Join(dir, file), []byte(time.Now().String()), 0o644))
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(time.Now().String()), 0o644); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, l.store.Driver.Put(name))
+	return nil
 }
 
 // changed measures rollbacks and merges.
@@ -539,15 +545,6 @@ func (l *liveRun) commit(context.Context) error {
 		}
 	}
 	return errors.Join(err, docker.close())
-}
-
-func (l *liveRun) overwrite(dir string) error {
-	for _, file := range l.base.someFiles(changedFiles) {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte("changed"), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // commit makes a layer of the changes of another.

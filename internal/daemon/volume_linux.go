@@ -16,6 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/containerexec"
 	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/layerref"
@@ -77,7 +78,7 @@ func ContainersOf(c Config) live.Containers {
 		if !ok || id.ID == "" || !snapshotter.IsVolumeName(e.Volume) {
 			return fault.New(errdefs.ErrInvalidArgument, "%s is no container", e.Volume)
 		}
-		conn, err := grpc.NewClient("unix://"+c.ContainerdAddress, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+		conn, err := containerdapi.Dial(c.ContainerdAddress)
 		if err != nil {
 			return err
 		}

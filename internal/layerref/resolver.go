@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -111,8 +112,7 @@ func (r Resolver) Process(ctx context.Context, namespace, id string) (pid uint32
 // ContainerOf returns the container of containerd whose root is a snapshot, by its key as the client calls it. conn leads to containerd.
 // Returns errdefs.ErrNotFound if there is none, and errdefs.ErrFailedPrecondition if there are several.
 func ContainerOf(ctx context.Context, conn grpc.ClientConnInterface, namespace, key string) (*containersapi.Container, error) {
-	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, namespace))
-	defer cancel() // of the stream
+	ctx = namespaces.WithNamespace(ctx, namespace)
 	client := containersapi.NewContainersClient(conn)
 	answer, err := client.Get(ctx, &containersapi.GetContainerRequest{ID: key}) // the engines give both one name
 	if err == nil && hasRoot(answer.GetContainer(), key) {
@@ -131,27 +131,17 @@ func ContainerOf(ctx context.Context, conn grpc.ClientConnInterface, namespace, 
 	return found, nil
 }
 
-// search looks for the container with a snapshot among all of a namespace, nil if there is none. containerd has no filter for that. A
-// stream has no limit of size.
-func search(ctx context.Context, client containersapi.ContainersClient, key string) (found *containersapi.Container, err error) {
-	stream, err := client.ListStream(ctx, &containersapi.ListContainersRequest{})
-	if err != nil {
-		return nil, errgrpc.ToNative(err)
+// search looks for the container with a snapshot among all of a namespace, nil if there is none. containerd has no filter for that.
+func search(ctx context.Context, client containersapi.ContainersClient, key string) (*containersapi.Container, error) {
+	found, err := list(ctx, client)
+	found = slices.DeleteFunc(found, func(c *containersapi.Container) bool { return !hasRoot(c, key) })
+	switch {
+	case err != nil || len(found) == 0:
+		return nil, err
+	case len(found) > 1:
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "%s and %s both have it", found[0].GetID(), found[1].GetID())
 	}
-	for {
-		answer, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return found, nil
-		case err != nil:
-			return nil, errgrpc.ToNative(err)
-		case !hasRoot(answer.GetContainer(), key):
-		case found != nil:
-			return nil, fault.New(errdefs.ErrFailedPrecondition, "%s and %s both have it", found.GetID(), answer.GetContainer().GetID())
-		default:
-			found = answer.GetContainer()
-		}
-	}
+	return found[0], nil
 }
 
 // hasRoot reports whether a snapshot is the root of a container. Docker does not tell containerd, and names the snapshot as the container.
