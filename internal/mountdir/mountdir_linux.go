@@ -86,25 +86,6 @@ func Remove(dir string, detach bool) error {
 	return nil
 }
 
-// UnmountBelow unmounts the mounts below dir for which may returns true, and removes their mount points. A busy mount
-// stays, and its error is returned. A nil may stands for all mounts.
-func UnmountBelow(dir string, may func(mount *mountinfo.Info) bool) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, m := range mounts {
-		if m.Mountpoint == dir { // mounted by KeepPrivate
-			continue
-		}
-		if may == nil || may(m) {
-			errs = append(errs, Remove(m.Mountpoint, false))
-		}
-	}
-	return errors.Join(append(errs, RemoveFiles(dir))...)
-}
-
 // RemoveFiles removes the files and empty directories in dir. Directories on which something is mounted stay.
 func RemoveFiles(dir string) error {
 	entries, err := os.ReadDir(dir)
