@@ -2,16 +2,19 @@ package btrfs
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
@@ -170,6 +173,37 @@ func TestMountedWhileExchanged(t *testing.T) {
 	require.NoError(t, b.exchangeClaimed("a", "b"))
 	assert.Equal(t, "of b", content(t, b, "a", "file"))
 	assertClean(t, b, "a", "b")
+}
+
+// TestLookWhileExchanged: a volume that gets another content is never missing, although its former content is removed at once.
+func TestLookWhileExchanged(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	require.NoError(t, b.Create(ctx, "a", cowcommon.VolumeOptions{}))
+	var exchanged atomic.Bool
+	var group errgroup.Group
+	group.Go(func() error {
+		defer exchanged.Store(true)
+		for range 30 {
+			if err := b.Create(ctx, "b", cowcommon.VolumeOptions{}); err != nil {
+				return err
+			}
+			if err := errors.Join(b.Exchange(ctx, "a", "b"), b.Remove(ctx, "b")); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for range 3 {
+		group.Go(func() error {
+			for !exchanged.Load() {
+				if _, err := b.Stat(ctx, "a"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
 }
 
 // TestOverlayWhileExchanged: an engine mounts a shared root by its MountSpec after Exchange has looked for mounts. The volume keeps

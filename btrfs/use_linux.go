@@ -115,25 +115,57 @@ func (b *Backend) openVolume(name string) (*subvolume, error) {
 	if err := cowcommon.CheckID(name); err != nil {
 		return nil, err
 	}
-	dir, err := b.openSubvolume(b.dirs.subvolumes, name)
-	if err != nil {
-		return nil, volumeError(name, err)
+	for {
+		file, err := openRoot(b.dirs.subvolumes, name)
+		if err != nil {
+			return nil, volumeError(name, err)
+		}
+		dir, err := b.examine(file)
+		if errors.Is(err, unix.ENOENT) {
+			continue // the volume has been removed meanwhile
+		}
+		if err != nil {
+			return nil, volumeError(name, err)
+		}
+		if err = b.checkNotDoomed(dir); err == nil {
+			return dir, nil
+		}
+		if err := dir.Close(); err != nil {
+			return nil, err
+		}
+		if !errors.Is(err, errDoomed) || b.hasName(name, dir.info.ID) {
+			return nil, err
+		}
 	}
-	if err := b.checkNotDoomed(dir); err != nil {
-		return nil, errors.Join(err, dir.Close())
-	}
-	return dir, nil
 }
 
-// withVolume calls do with a volume, without a use or a claim of it. Its error names the operation.
-func (b *Backend) withVolume(operation, name string, do func(dir *subvolume) error) error {
-	dir, err := b.openVolume(name)
-	if err == nil {
-		defer dir.Close()
-		err = do(dir)
+// hasName reports whether the volume with an id has the name. It cannot be seen of a name that cannot be opened.
+func (b *Backend) hasName(name string, id uint64) bool {
+	now, err := b.openSubvolume(b.dirs.subvolumes, name)
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT)
 	}
-	return fault.Wrap(operation+" volume", name, err)
+	defer now.Close()
+	return now.info.ID == id
 }
+
+// withVolume calls do with a volume, without a use or a claim of it. If the volume is gone then, and another has its name, as after
+// Exchange and Remove, do is called again. The error names the operation.
+func (b *Backend) withVolume(operation, name string, do func(dir *subvolume) error) error {
+	for {
+		dir, err := b.openVolume(name)
+		if err == nil {
+			err = errors.Join(do(dir), dir.Close())
+		}
+		if dir != nil && isGone(err) && !b.hasName(name, dir.info.ID) {
+			continue
+		}
+		return fault.Wrap(operation+" volume", name, err)
+	}
+}
+
+// isGone reports whether an error is that of a volume which does not exist any more.
+func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errdefs.IsNotFound(err) }
 
 // withNamed is withVolume, and calls do again if another volume has the name afterwards. If that cannot be seen, the first call
 // counts.
