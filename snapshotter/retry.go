@@ -24,12 +24,12 @@ func (s *Snapshotter) RetryCleanup(ctx context.Context, tried func()) {
 		}
 		first := true // it only looks, and leaves containerd a second for its own Cleanup
 		_ = poll.WhileBusy(ctx, retryPauses, func() (busy bool, err error) {
-			if !first {
+			if !first && s.hasWork() {
 				told = s.retryCleanup(ctx, told)
 				tried()
 			}
 			first = false
-			return s.hasDoomed() || s.hasMoments(), nil
+			return s.hasWork(), nil
 		})
 	}
 }
@@ -53,6 +53,9 @@ func (s *Snapshotter) wakeRetry() {
 	default: // it has not seen the call before yet
 	}
 }
+
+// hasWork reports whether there is something for Cleanup.
+func (s *Snapshotter) hasWork() bool { return s.hasDoomed() || s.hasMoments() }
 
 func (s *Snapshotter) hasDoomed() bool {
 	s.mu.Lock()

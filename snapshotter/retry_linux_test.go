@@ -107,6 +107,7 @@ func TestRetryCleanupRests(t *testing.T) {
 		rest()
 		h.prepare("removed", "")
 		require.NoError(t, h.Remove(h.t.Context(), "removed"))
+		synctest.Wait() // RetryCleanup has seen it
 		require.NoError(t, h.Cleanup(h.t.Context()))
 		rest()
 
