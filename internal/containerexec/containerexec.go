@@ -51,8 +51,8 @@ func (c Command) Run(ctx context.Context, conn grpc.ClientConnInterface) (err er
 		err = c.checkRuns(ctx, tasks)
 	}
 	switch {
-	case err != nil && ctx.Err() != nil:
-		return c.wrap(context.Cause(ctx))
+	case err != nil && over(ctx) != nil:
+		return c.wrap(over(ctx))
 	case errdefs.IsNotFound(err):
 		return c.wrap(aborted(err))
 	case err != nil:
@@ -66,14 +66,23 @@ func (c Command) Run(ctx context.Context, conn grpc.ClientConnInterface) (err er
 	}()
 	status, err := c.start(ctx, tasks, spec)
 	switch {
-	case err != nil && ctx.Err() != nil:
-		return c.wrap(context.Cause(ctx))
+	case err != nil && over(ctx) != nil:
+		return c.wrap(over(ctx))
 	case err != nil:
 		return c.wrap(aborted(err))
 	case status != 0:
 		return c.wrap(fault.New(errdefs.ErrAborted, "%s: exit status %d", c.Args[0], status))
 	}
 	return nil
+}
+
+// over is the cause of a context that is done, or past its deadline. containerd knows the deadline, and may end a call a moment
+// before the context ends.
+func over(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(deadline) {
+		return context.DeadlineExceeded
+	}
+	return context.Cause(ctx)
 }
 
 // start starts the process and waits for its end.

@@ -206,6 +206,20 @@ func TestRun(t *testing.T) {
 	require.NoError(t, command.Kill(t.Context(), conn), "there is nothing to kill")
 }
 
+// late is a context past its deadline that has not ended yet.
+type late struct{ context.Context }
+
+func (late) Deadline() (time.Time, bool) { return time.Unix(0, 0), true }
+
+// TestRunEndedByServer: containerd ends a call at its deadline, before the context does.
+func TestRunEndedByServer(t *testing.T) {
+	command := Command{Namespace: "test", Container: "web", ID: "hook", Args: []string{"/bin/sh", "-c", "true"}, Timeout: testfs.Patience}
+	conn := serve(t, &fake{})
+	ctx := late{t.Context()}
+	require.ErrorIs(t, command.Run(ctx, conn), context.DeadlineExceeded)
+	require.NoError(t, ctx.Err())
+}
+
 // TestRunNotFound: ErrNotFound of containerd is live.ErrNotRunning only if it is about the task, before the command.
 func TestRunNotFound(t *testing.T) {
 	command := Command{Namespace: "test", Container: "web", ID: "hook", Args: []string{"/bin/sh", "-c", "true"}, Timeout: testfs.Patience}
