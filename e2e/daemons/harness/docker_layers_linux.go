@@ -37,9 +37,9 @@ func (c *Cowshed) RemoveLayers(ctx context.Context, e *Engine, ids ...string) er
 	return c.Command(ctx, append([]string{"rm", "--root", filepath.Join(e.Root, c.Plugin)}, ids...)...)
 }
 
-// LostMounts lists layers that BuildKit in Debian's engine has mounted, could not unmount because its driver failed,
-// and has forgotten. Their parents are in the list too. The engine has no containers and no images. Its records of
-// these layers are deleted: it is not running.
+// LostMounts lists layers that Debian's engine has forgotten because its driver failed: those that BuildKit has mounted and could
+// not unmount, and those of containers that could not be made. Their parents are in the list too. The engine has no containers and no
+// images. Its records of these layers are deleted: it is not running.
 func (e *Engine) LostMounts() ([]string, error) {
 	layers := filepath.Join(e.Root, "image", e.driver, "layerdb")
 	mounts, err := filepath.Glob(filepath.Join(layers, "mounts", "*"))
@@ -49,8 +49,9 @@ func (e *Engine) LostMounts() ([]string, error) {
 	var lost []string
 	seen := make(map[string]bool)
 	for _, mount := range mounts {
-		if len(filepath.Base(mount)) == containerIDLength {
-			return nil, fmt.Errorf("%s is that of a container", mount)
+		container := filepath.Join(e.Root, "containers", filepath.Base(mount))
+		if _, err := os.Lstat(container); !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("%s is that of a container: %w", mount, err)
 		}
 		for dir, file := mount, "mount-id"; !seen[dir]; file = "cache-id" {
 			seen[dir] = true
@@ -59,6 +60,12 @@ func (e *Engine) LostMounts() ([]string, error) {
 				return nil, err
 			}
 			lost = append(lost, string(id))
+			initial, err := os.ReadFile(filepath.Join(dir, "init-id"))
+			if err == nil { // the layer below a container's
+				lost = append(lost, string(initial))
+			} else if !errors.Is(err, os.ErrNotExist) {
+				return nil, err
+			}
 			parent, err := os.ReadFile(filepath.Join(dir, "parent"))
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
 				return nil, err
@@ -74,6 +81,3 @@ func (e *Engine) LostMounts() ([]string, error) {
 	}
 	return lost, nil
 }
-
-// containerIDLength is the number of digits of a container's id. BuildKit's names are shorter.
-const containerIDLength = 64
