@@ -3,13 +3,19 @@ package live_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
 	"github.com/cowshed/cowshed/quota"
@@ -106,4 +112,91 @@ func TestLimitMeanwhile(t *testing.T) {
 	v, err := h.backend.Stat(t.Context(), "web")
 	require.NoError(t, err)
 	assert.EqualValues(t, 16<<20, v.Limit.Bytes)
+}
+
+// TestReplacedMeanwhile: a rollback is interrupted, and another command of the layer gives it another content before anybody ends the
+// rollback. The volume that the rollback has made is no former content of the layer, unless the layer had got it.
+func TestReplacedMeanwhile(t *testing.T) {
+	eachCrash(t, onBtrfs(), rolledBack,
+		func(h home) error {
+			_, err := h.Rollback(t.Context(), "web", "one", live.RollbackOptions{})
+			return err
+		},
+		func(h home, _ bool) {
+			if _, err := h.backend.Stat(t.Context(), "web"); errdefs.IsNotFound(err) { // between two renames
+				require.NoError(t, h.Sweep(t.Context()))
+				return
+			}
+			former := []string{h.get("web", "file")}
+			if former[0] != "now" {
+				former = append(former, "now")
+			}
+			end := h.othersAtWork()
+			_, err := h.Rollback(t.Context(), "web", "two", live.RollbackOptions{})
+			end()
+			require.NoError(t, err)
+			require.NoError(t, h.Sweep(t.Context()))
+			assert.Equal(t, "2", h.get("web", "file"))
+			var before []string
+			for _, name := range h.names("web") {
+				if strings.HasPrefix(name, "before-rollback-") {
+					before = append(before, h.snapshotFile("web", name))
+				}
+			}
+			slices.Sort(before)
+			assert.Equal(t, former, before)
+		})
+}
+
+// TestFailedExchangeMeanwhile: another layer has got the name of a layer when a rollback of that fails.
+func TestFailedExchangeMeanwhile(t *testing.T) {
+	h := newHome(t)
+	rolledBack(h)
+	native := failingNative{&failing{Backend: h.backend, left: -1}}
+	_, err := h.over(exchangeInUse{native, func() {
+		assert.NoError(t, h.backend.Remove(t.Context(), "web"))
+		h.create("web")
+	}}).Rollback(t.Context(), "web", "one", live.RollbackOptions{})
+	require.ErrorIs(t, err, fault.ErrInUse)
+	assert.Equal(t, []string{"one", "two"}, h.names("web"))
+	h.assertClean(2, "web")
+}
+
+// exchangeInUse is a Backend that exchanges nothing, since somebody uses a volume by then.
+type exchangeInUse struct {
+	failingNative
+	before func()
+}
+
+func (u exchangeInUse) Exchange(context.Context, string, string) error {
+	u.before()
+	return fault.ErrInUse
+}
+
+// rolledBack makes a layer that has the file "now", and snapshots of former contents.
+func rolledBack(h home) {
+	h.create("web")
+	for file, snapshot := range map[string]string{"1": "one", "2": "two"} { // in any order
+		h.put("web", "file", file)
+		_, err := h.Snapshot(h.t.Context(), "web", snapshot, live.SnapshotOptions{})
+		require.NoError(h.t, err)
+	}
+	h.put("web", "file", "now")
+}
+
+// othersAtWork keeps the next commands from ending interrupted steps, until end is called.
+func (h home) othersAtWork() (end func()) {
+	h.t.Helper()
+	lock, err := os.Open(filepath.Join(h.records, ".lock"))
+	require.NoError(h.t, err)
+	require.NoError(h.t, flock.Shared(h.t.Context(), lock))
+	return func() { require.NoError(h.t, lock.Close()) }
+}
+
+// snapshotFile reads the file of a snapshot.
+func (h home) snapshotFile(layer, snapshot string) string {
+	h.t.Helper()
+	m, err := h.Get(layer, snapshot)
+	require.NoError(h.t, err)
+	return h.get(m.Volume, "file")
 }
