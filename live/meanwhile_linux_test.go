@@ -3,11 +3,14 @@ package live_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
@@ -199,4 +202,79 @@ func (h home) snapshotFile(layer, snapshot string) string {
 	m, err := h.Get(layer, snapshot)
 	require.NoError(h.t, err)
 	return h.get(m.Volume, "file")
+}
+
+// TestBesideLive: while changes are made in place, another command is to give the layer another content. It waits, so no content is a
+// mixture.
+func TestBesideLive(t *testing.T) {
+	changes := map[string]func(h home) error{
+		"rollback in place": func(h home) error {
+			_, err := h.Rollback(t.Context(), "web", "two", live.RollbackOptions{Live: true})
+			return err
+		},
+		"merge in place": func(h home) error {
+			_, err := h.Merge(t.Context(), "fork", live.MergeOptions{Live: true})
+			return err
+		},
+	}
+	for name, change := range changes {
+		for _, inPlace := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, other in place %t", name, inPlace), func(t *testing.T) {
+				h := newHome(t)
+				rolledBack(h)
+				_, err := h.Fork(t.Context(), "web", []string{"fork"}, live.ForkOptions{})
+				require.NoError(t, err)
+				h.put("fork", "of the fork", "")
+				ended := make(chan error, 1)
+				begin := sync.OnceFunc(func() {
+					go func() {
+						_, err := h.Rollback(t.Context(), "web", "one", live.RollbackOptions{Live: inPlace})
+						ended <- err
+					}()
+					h.waiting(ended)
+				})
+				require.NoError(t, change(h.over(mounting{failingNative{&failing{Backend: h.backend, left: -1}}, begin})))
+				require.NoError(t, testfs.Result(ended))
+				h.edit("web", func(dir string) {
+					entries, err := os.ReadDir(dir)
+					require.NoError(t, err)
+					assert.Len(t, entries, 1)
+				})
+				assert.Equal(t, "1", h.get("web", "file"))
+			})
+		}
+	}
+}
+
+// waiting waits until two commands have the file open by which they keep each other away, or until the other has ended.
+func (h home) waiting(ended chan error) {
+	h.t.Helper()
+	assert.Eventually(h.t, func() bool {
+		return len(ended) > 0 || h.opened(".content") == 2
+	}, testfs.Patience, time.Millisecond)
+}
+
+// opened counts how often this process has a file of the records open.
+func (h home) opened(name string) (n int) {
+	fds, err := os.ReadDir("/proc/self/fd")
+	assert.NoError(h.t, err)
+	for _, fd := range fds {
+		if file, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil && file == filepath.Join(h.records, name) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestReplacedInPlace: another layer has got the name of a layer that is about to be changed in place. It is left alone.
+func TestReplacedInPlace(t *testing.T) {
+	h := newHome(t)
+	rolledBack(h)
+	again := sync.OnceFunc(func() {
+		assert.NoError(t, h.backend.Remove(t.Context(), "web"))
+		h.create("web")
+	})
+	_, err := h.over(mounting{failingNative{&failing{Backend: h.backend, left: -1}}, again}).Rollback(t.Context(), "web", "two", live.RollbackOptions{Live: true})
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	assert.Empty(t, h.get("web", "file"))
 }
