@@ -10,7 +10,7 @@ import (
 func (l *Layers) Find(ctx context.Context, ref string) (cowcommon.Volume, error) {
 	layer, snapshot, ok := Cut(ref)
 	if !ok {
-		return l.backend.Stat(ctx, ref)
+		return l.statNamed(ctx, ref)
 	}
 	m, err := l.Get(layer, snapshot)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/dirlist"
 )
 
 // Held returns how many bytes a new moment of a layer or of a moment may be the last to hold: all that the layer has allocated, and
@@ -123,12 +124,12 @@ func (l *Layers) checkSame(ctx context.Context, v cowcommon.Volume) error {
 // The count of data that a volume has allocated only grows while moments of it keep the data. So of its moments for forks, only the
 // largest counts.
 func (l *Layers) HeldBytes(ctx context.Context, owns func(layer string) bool) (sum uint64, err error) {
-	records, err := l.records(momentsDir, "")
+	volumes, err := l.recordedBy(dirlist.Read, momentsDir, "")
 	if err != nil {
 		return 0, err
 	}
 	counted := make(map[heldOf]uint64)
-	for _, r := range records {
+	for _, r := range l.loadAll(momentsDir, volumes) {
 		held, err := l.heldFor(ctx, r, owns)
 		if errdefs.IsNotFound(err) { // it has just gone
 			continue

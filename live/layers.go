@@ -10,12 +10,14 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/poll"
 )
 
 // Layers are the layers of a Backend, with their moments.
@@ -163,10 +165,37 @@ func (l *Layers) isFork(ctx context.Context, v cowcommon.Volume, moment string) 
 
 // stat describes a layer, and returns its base.
 func (l *Layers) stat(ctx context.Context, layer string) (v cowcommon.Volume, base string, err error) {
-	if v, err = l.backend.Stat(ctx, layer); err == nil {
+	if v, err = l.statNamed(ctx, layer); err == nil {
 		base, err = l.Base(ctx, v)
 	}
 	return v, base, err
+}
+
+// statNamed describes a volume, which may have no name for a moment.
+func (l *Layers) statNamed(ctx context.Context, name string) (v cowcommon.Volume, err error) {
+	err = l.WhileNameless(ctx, name, func() error {
+		v, err = l.backend.Stat(ctx, name)
+		return err
+	})
+	return v, err
+}
+
+// WhileNameless calls look, and again while it returns ErrNotFound because a replacement of the layer is between two renames. It gives
+// up after a few seconds: if the replacement was interrupted, a later command gives the name back.
+func (l *Layers) WhileNameless(ctx context.Context, layer string, look func() error) error {
+	pauses := poll.Pauses{First: time.Millisecond, Longest: 50 * time.Millisecond, AtMost: 5 * time.Second}
+	err := look()
+	if !errdefs.IsNotFound(err) {
+		return err
+	}
+	return poll.WhileBusy(ctx, pauses, func() (busy bool, err error) {
+		unfinished, err := l.Unfinished(layer)
+		if err != nil {
+			return false, err
+		}
+		err = look() // after that, since a step that has ended has given the name back
+		return unfinished && errdefs.IsNotFound(err), err
+	})
 }
 
 // exists reports whether there is a volume of that name, and describes it.

@@ -80,7 +80,7 @@ func (l *Layers) Merge(ctx context.Context, fork string, opts MergeOptions) (mer
 		return merged, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	f, err := l.backend.Stat(ctx, fork)
+	f, err := l.statNamed(ctx, fork)
 	if err != nil {
 		return merged, err
 	}

@@ -174,9 +174,17 @@ func decodeRecord(from io.Reader, r any) error {
 	return nil
 }
 
-// recorded lists the moments that have a record and whose volumes' names begin so.
+type readDir = func(dir string) ([]os.DirEntry, error)
+
+// recorded lists the moments that have a record and whose volumes' names begin so. It may miss a record that is replaced meanwhile,
+// unless the caller keeps others from that.
 func (l *Layers) recorded(dir, prefix string) (volumes []string, err error) {
-	entries, err := os.ReadDir(l.path(dir))
+	return l.recordedBy(os.ReadDir, dir, prefix)
+}
+
+// recordedBy is recorded with a function that reads the directory. With dirlist.Read it misses nothing.
+func (l *Layers) recordedBy(read readDir, dir, prefix string) (volumes []string, err error) {
+	entries, err := read(l.path(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -195,7 +203,11 @@ func (l *Layers) records(dir, prefix string) ([]record, error) {
 	if err != nil {
 		return nil, err
 	}
-	var records []record
+	return l.loadAll(dir, volumes), nil
+}
+
+// loadAll is records for given volumes.
+func (l *Layers) loadAll(dir string, volumes []string) (records []record) {
 	for _, volume := range volumes {
 		r, err := l.load(dir, volume)
 		switch {
@@ -207,7 +219,7 @@ func (l *Layers) records(dir, prefix string) ([]record, error) {
 		}
 	}
 	slices.SortStableFunc(records, func(a, b record) int { return a.Time.Compare(b.Time) })
-	return records, nil
+	return records
 }
 
 // recordsOf reads the records of a layer's moments, oldest first.

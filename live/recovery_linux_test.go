@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,8 +16,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/atomicfile"
 	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/testfs"
 	"github.com/cowshed/cowshed/live"
@@ -84,6 +87,79 @@ func TestNameBackMeanwhile(t *testing.T) {
 	})})
 	require.ErrorIs(t, other.NewLayer(t.Context(), "web"), errdefs.ErrAlreadyExists)
 	assert.Equal(t, []string{"one", "before-rollback-1"}, h.names("web"))
+}
+
+// TestLookWhileNameless: a layer has no name for the moment. Others that look for it wait until it has its name again.
+func TestLookWhileNameless(t *testing.T) {
+	for name, look := range map[string]func(h home) error{
+		"snapshot": func(h home) error {
+			_, err := h.Snapshot(t.Context(), "web", "two", live.SnapshotOptions{})
+			return err
+		},
+		"fork": func(h home) error {
+			_, err := h.Fork(t.Context(), "web", []string{"fork"}, live.ForkOptions{})
+			return err
+		},
+		"find": func(h home) error { _, err := h.Find(t.Context(), "web"); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHome(t)
+			h.create("web")
+			_, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+			require.NoError(t, err)
+			missed := make(chan error, 1)
+			rollback := h.over(beforeName{&failing{Backend: h.backend, left: -1}, func() {
+				first := make(chan struct{})
+				other := h.over(looking{failingNative{&failing{Backend: h.backend, left: -1}}, sync.OnceFunc(func() { close(first) })})
+				go func() { missed <- look(other) }()
+				testfs.Receive(t, first)
+			}})
+			_, err = rollback.Rollback(t.Context(), "web", "one", live.RollbackOptions{})
+			require.NoError(t, err)
+			require.NoError(t, testfs.Result(missed))
+		})
+	}
+}
+
+// looking is afterLook with all else that a Backend can do.
+type looking struct {
+	failingNative
+	do func()
+}
+
+func (b looking) Stat(ctx context.Context, name string) (cowcommon.Volume, error) {
+	return afterLook{b.failingNative, b.do}.Stat(ctx, name)
+}
+
+// TestGetWhileReplaced: a snapshot is there while its record is replaced.
+func TestGetWhileReplaced(t *testing.T) {
+	h := newHome(t)
+	h.create("web")
+	m, err := h.Snapshot(t.Context(), "web", "one", live.SnapshotOptions{})
+	require.NoError(t, err)
+	record := filepath.Join(h.records, "moments", m.Volume+".json")
+	data, err := os.ReadFile(record)
+	require.NoError(t, err)
+	var looked atomic.Bool
+	var group errgroup.Group
+	group.Go(func() error {
+		for !looked.Load() {
+			if err := atomicfile.WriteAs(record, ".new-", data, 0o600); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	group.Go(func() error {
+		defer looked.Store(true)
+		for range 3000 {
+			if _, err := h.Get("web", "one"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	require.NoError(t, group.Wait())
 }
 
 // beforeName is a Backend without Exchanger that calls do just before a volume becomes the layer web.

@@ -19,6 +19,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/dirlist"
 )
 
 // Schedule says when snapshots of a layer are taken, and how many of them stay. A layer may have several, each with a period of its
@@ -196,7 +197,7 @@ func (l *Layers) endSchedulesOf(ctx context.Context, layers []string) error {
 
 // scheduleFiles lists the files of schedules, or those of a layer.
 func (l *Layers) scheduleFiles(layer *string) (files []string) {
-	entries, err := os.ReadDir(l.path(schedulesDir))
+	entries, err := dirlist.Read(l.path(schedulesDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.log.Warn("schedules of snapshots cannot be listed", "error", err)
 	}
@@ -267,7 +268,7 @@ func (l *Layers) loadSchedule(file string) (_ Schedule, err error) {
 
 // Scheduled lists the snapshots that a schedule has taken, oldest first.
 func (l *Layers) Scheduled(s Schedule) ([]Moment, error) {
-	moments, err := l.list(s.Layer)
+	moments, err := l.list(s.Layer, dirlist.Read)
 	return slices.DeleteFunc(moments, func(m Moment) bool { return m.Name == "" || m.Schedule != s.Name() }), err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layerstream"
+	"github.com/cowshed/cowshed/internal/dirlist"
 )
 
 // ForkOptions says how forks are made.
@@ -248,7 +250,7 @@ func (l *Layers) named(ctx context.Context, r *record, name, prefix string, save
 
 // Snapshots lists the snapshots of a layer, oldest first.
 func (l *Layers) Snapshots(_ context.Context, layer string) ([]Moment, error) {
-	moments, err := l.list(layer)
+	moments, err := l.list(layer, dirlist.Read)
 	return slices.DeleteFunc(moments, func(m Moment) bool { return m.Name == "" }), err
 }
 
@@ -284,20 +286,32 @@ func (l *Layers) CountSnapshots(_ context.Context, layers []string) (n int, err 
 }
 
 // Moments lists the moments of a layer, oldest first: its snapshots, and those that exist for its forks alone.
-func (l *Layers) Moments(_ context.Context, layer string) ([]Moment, error) { return l.list(layer) }
+func (l *Layers) Moments(_ context.Context, layer string) ([]Moment, error) {
+	return l.list(layer, dirlist.Read)
+}
 
-func (l *Layers) list(layer string) ([]Moment, error) {
-	records, err := l.recordsOf(momentsDir, layer)
-	moments := make([]Moment, 0, len(records))
-	for _, r := range records {
-		moments = append(moments, r.Moment)
+func (l *Layers) list(layer string, read readDir) ([]Moment, error) {
+	volumes, err := l.recordedBy(read, momentsDir, tag(layer))
+	moments := make([]Moment, 0, len(volumes))
+	for _, r := range l.loadAll(momentsDir, volumes) {
+		if r.Layer == layer {
+			moments = append(moments, r.Moment)
+		}
 	}
 	return moments, err
 }
 
 // Get returns a snapshot of a layer. Returns ErrNotFound if there is no such snapshot.
 func (l *Layers) Get(layer, name string) (Moment, error) {
-	moments, err := l.list(layer)
+	m, err := l.get(layer, name, os.ReadDir)
+	if errdefs.IsNotFound(err) {
+		m, err = l.get(layer, name, dirlist.Read)
+	}
+	return m, err
+}
+
+func (l *Layers) get(layer, name string, read readDir) (Moment, error) {
+	moments, err := l.list(layer, read)
 	if err != nil {
 		return Moment{}, err
 	}

@@ -98,11 +98,12 @@ func (s *Snapshotter) checkCommit(ctx context.Context, name, key, parent string)
 // seal seals the volume of a snapshot and measures it. It returns the volume that is sealed: the copy, if the volume is in
 // use.
 func (s *Snapshotter) seal(ctx context.Context, key, volume, copied string) (sealed string, usage snapshots.Usage, err error) {
-	if isInitKey(key) {
-		err = cowcommon.SealAsIs(ctx, s.backend, volume)
-	} else {
-		err = cowcommon.Seal(ctx, s.backend, volume)
-	}
+	err = s.named(ctx, volume, func() error {
+		if isInitKey(key) {
+			return cowcommon.SealAsIs(ctx, s.backend, volume)
+		}
+		return cowcommon.Seal(ctx, s.backend, volume)
+	})
 	if err == nil {
 		return volume, s.measureOnce(ctx, volume), nil
 	}

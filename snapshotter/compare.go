@@ -53,7 +53,7 @@ func (d *Differ) compare(ctx context.Context, lower, upper []mount.Mount, opts [
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("upper: %w", err)
 	}
-	comparison, err := d.snapshotter.comparer.Compare(ctx, top.volume, base.volume, cowcommon.Auto)
+	comparison, err := d.snapshotter.compare(ctx, top.volume, base.volume)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}

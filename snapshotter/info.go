@@ -14,6 +14,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/treediff"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // Stat describes a snapshot.
@@ -160,7 +161,11 @@ func (s *Snapshotter) usageOfCommitted(ctx context.Context, r record) (snapshots
 // measure asks the filesystem for the size of a volume. Returns errdefs.ErrNotImplemented if the filesystem does not
 // count.
 func (s *Snapshotter) measure(ctx context.Context, volume string) (snapshots.Usage, error) {
-	usage, err := cowcommon.Usage(ctx, s.backend, volume)
+	var usage quota.Usage
+	err := s.named(ctx, volume, func() (err error) {
+		usage, err = cowcommon.Usage(ctx, s.backend, volume)
+		return err
+	})
 	return snapshots.Usage{Size: int64(usage.Bytes)}, err
 }
 
@@ -190,7 +195,7 @@ func (s *Snapshotter) countActive(ctx context.Context, r record) (snapshots.Usag
 
 // count compares a snapshot with its parent.
 func (s *Snapshotter) count(ctx context.Context, r record) (usage snapshots.Usage, err error) {
-	c, err := s.comparer.Compare(ctx, r.volume, r.parentVolume, cowcommon.Auto)
+	c, err := s.compare(ctx, r.volume, r.parentVolume)
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
@@ -205,4 +210,13 @@ func (s *Snapshotter) count(ctx context.Context, r record) (usage snapshots.Usag
 		usage.Inodes = 0
 	}
 	return usage, err
+}
+
+// compare compares two volumes, of which the former may have no name for a moment.
+func (s *Snapshotter) compare(ctx context.Context, volume, base string) (c *cowcommon.Comparison, err error) {
+	err = s.named(ctx, volume, func() error {
+		c, err = s.comparer.Compare(ctx, volume, base, cowcommon.Auto)
+		return err
+	})
+	return c, err
 }

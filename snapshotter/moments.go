@@ -58,6 +58,21 @@ func (s *Snapshotter) givenBack(ctx context.Context, volume string) bool {
 	return err == nil && (there || unfinished)
 }
 
+// named calls look, and again while another process is replacing the volume, so that it has no name. If need be, it ends the step that
+// gives it the name.
+func (s *Snapshotter) named(ctx context.Context, volume string, look func() error) error {
+	if s.opts.Layers == nil {
+		return look()
+	}
+	return s.opts.Layers.WhileNameless(ctx, volume, func() error {
+		err := look()
+		if errdefs.IsNotFound(err) && s.givenBack(ctx, volume) {
+			err = look()
+		}
+		return err
+	})
+}
+
 // sweep removes forks that have expired, and the moments of volumes that are gone, unless forks need them.
 func (s *Snapshotter) sweep(ctx context.Context) error {
 	if s.opts.Layers == nil {

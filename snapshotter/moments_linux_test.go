@@ -289,23 +289,31 @@ func (b endsAt) MountSpec(ctx context.Context, name string, readOnly bool) (spec
 func (b endsAt) CheckMountSpec() error { return nil }
 
 // openEnding opens the snapshotter over an endsAt whose step is that of newUnfinished.
-func (h *liveHost) openEnding(call string) {
+func (h *liveHost) openEnding(call string) { h.openEndingAt(call, 1) }
+
+// openEndingAt is openEnding for the call of that number.
+func (h *liveHost) openEndingAt(call string, number int) {
 	h.t.Helper()
 	require.NoError(h.t, h.Close())
-	backend := h.ending(call)
+	backend := h.ending(call, number)
 	s, err := New(context.WithoutCancel(h.t.Context()), filepath.Join(h.mnt, "snapshotter"), backend, h.opts)
 	require.NoError(h.t, err)
 	h.Snapshotter = s
 }
 
-func (h *liveHost) ending(call string) cowcommon.Backend {
+func (h *liveHost) ending(call string, number int) cowcommon.Backend {
 	h.t.Helper()
 	backend := h.openBackend()
 	h.opts.Layers = live.New(backend, h.dir, h.opts.Logger)
-	return endsAt{backend, call, sync.OnceFunc(func() {
+	end := sync.OnceFunc(func() {
 		require.NoError(h.t, h.atWork.Close())
 		h.other(func(layers *live.Layers, _ cowcommon.Backend) { require.NoError(h.t, layers.Recover(h.t.Context())) })
-	})}
+	})
+	return endsAt{backend, call, func() {
+		if number--; number <= 0 {
+			end()
+		}
+	}}
 }
 
 // TestEndsDuringStart: a start lists the volumes while a volume has no name, and gets to the records when it has its name again. The
@@ -331,7 +339,7 @@ func TestEndsDuringRepair(t *testing.T) {
 			other := h.volume("other-39")
 			require.NoError(t, h.Close())
 			h.overwrite(h.pagesWith(other)...)
-			backend := h.ending(call)
+			backend := h.ending(call, 1)
 			done, err := Repair(t.Context(), filepath.Join(h.mnt, "snapshotter"), backend, h.opts)
 			require.NoError(t, err)
 			require.NoError(t, backend.Close())
@@ -345,12 +353,14 @@ func TestEndsDuringRepair(t *testing.T) {
 	}
 }
 
-// TestEndsDuringMount: the other program ends the rollback of a volume while somebody mounts that.
+// TestEndsDuringMount: the other program ends the rollback of a volume while somebody mounts that, at once or a little later.
 func TestEndsDuringMount(t *testing.T) {
-	h, _ := newUnfinished(t)
-	h.openEnding("mount")
-	_, err := h.Mounts(t.Context(), "ns/1/web")
-	require.NoError(t, err)
+	for _, number := range []int{1, 6} {
+		h, _ := newUnfinished(t)
+		h.openEndingAt("mount", number)
+		_, err := h.Mounts(t.Context(), "ns/1/web")
+		require.NoError(t, err)
+	}
 }
 
 // TestEndsDuringCleanup: a doomed volume gets its name back just after an attempt to destroy it. It is not lost: the next Cleanup

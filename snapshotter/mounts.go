@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
@@ -66,10 +67,11 @@ func (s *Snapshotter) mounts(ctx context.Context, kind snapshots.Kind, volume st
 
 // mountSpec is a mount of a volume without its access mode.
 func (s *Snapshotter) mountSpec(ctx context.Context, volume string, readOnly bool) (mount.Mount, error) {
-	spec, err := s.mounter.MountSpec(ctx, volume, readOnly)
-	if errdefs.IsNotFound(err) && s.givenBack(ctx, volume) {
+	var spec cowcommon.MountSpec
+	err := s.named(ctx, volume, func() (err error) {
 		spec, err = s.mounter.MountSpec(ctx, volume, readOnly)
-	}
+		return err
+	})
 	return mount.Mount{Type: spec.Type, Source: spec.Source, Options: spec.Options}, err
 }
 

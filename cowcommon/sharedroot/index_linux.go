@@ -5,11 +5,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/dirlist"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
@@ -89,18 +89,16 @@ func (x index) syncAll() error {
 
 // all lists the volumes that may be shared.
 func (x index) all() (names []string, err error) {
-	dir, err := os.Open(x.dir)
+	entries, err := dirlist.Read(x.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
+	for _, entry := range entries {
+		if !isNoVolume(entry.Name()) {
+			names = append(names, entry.Name())
+		}
 	}
-	defer dir.Close()
-	if names, err = dir.Readdirnames(-1); err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(names, isNoVolume), nil
+	return names, err
 }
 
 // users lists the volumes that may have a volume as their lower.

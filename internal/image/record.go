@@ -17,6 +17,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/dirlist"
 )
 
 // Image is an image whose layers are in the driver.
@@ -95,7 +96,7 @@ func (s *Store) Get(name string) (*Image, error) {
 // List returns all images, sorted by name. Records that cannot be read are left out and are part of the
 // error, which does not make the others less useful.
 func (s *Store) List() ([]*Image, error) {
-	entries, err := os.ReadDir(s.path(recordsDir))
+	entries, err := dirlist.Read(s.path(recordsDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
