@@ -200,7 +200,7 @@ func (m *merge) holding(ctx context.Context, now record) record {
 	}
 	added, err := m.l.Held(ctx, m.fork)
 	if err != nil {
-		m.l.log.Warn("what a merge adds to a layer does not count", "layer", m.layer.Name, "fork", m.fork, "error", err)
+		m.l.log.Warn("the data that a merge adds to a layer cannot be measured, and does not count", "layer", m.layer.Name, "fork", m.fork, "error", err)
 	}
 	if added > 0 {
 		now.Held, now.Of = now.Held+added, time.Time{}

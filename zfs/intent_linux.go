@@ -31,7 +31,7 @@ func (b *Backend) intend(ctx context.Context, name, origin string) error {
 	err := b.record(ctx, name, origin)
 	if errors.Is(err, fs.ErrExist) && !isLost(err) {
 		if _, err := b.endIntent(ctx, name); err != nil {
-			return fmt.Errorf("end what was left of it: %w", err)
+			return fmt.Errorf("end the interrupted creation: %w", err)
 		}
 		err = b.record(ctx, name, origin)
 	}

@@ -80,7 +80,7 @@ func (c *control) free(ctx context.Context, dataset string) (uint64, error) {
 	}
 	available, ok := d.Properties.Number("available")
 	if !ok {
-		return 0, fault.Wrap("measure space of dataset", dataset, fault.New(errdefs.ErrInternal, "the kernel does not say what is available"))
+		return 0, fault.Wrap("measure space of dataset", dataset, fault.New(errdefs.ErrInternal, "the kernel does not say how much space is available"))
 	}
 	return available, nil
 }
