@@ -74,7 +74,7 @@ func receive(ctx context.Context, root, source *os.File, r io.Reader) (received,
 		return received{}, fmt.Errorf("receive: after the end: %w", err)
 	}
 	if more {
-		return received{}, fmt.Errorf("receive: %w", invalid("the stream goes on after its end: if it is of more than one subvolume, send each by itself"))
+		return received{}, fmt.Errorf("receive: %w", invalid("the stream has data after its end: if it holds more than one subvolume, send each of them separately"))
 	}
 	return v.received, nil
 }
@@ -319,7 +319,7 @@ func (v *receiver) clone(c *sendstream.Clone) error {
 func (v *receiver) mknod(c *sendstream.Mknod) error {
 	kind := uint32(c.Mode & unix.S_IFMT)
 	if kind != unix.S_IFCHR && kind != unix.S_IFBLK {
-		return invalid("mode %o is not that of a device", c.Mode)
+		return invalid("mode %o is not the mode of a device", c.Mode)
 	}
 	if c.Rdev > math.MaxUint32 {
 		return invalid("there is no device %#x", c.Rdev)

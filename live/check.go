@@ -88,7 +88,7 @@ func (l *Layers) Check(ctx context.Context) (problems []Problem, err error) {
 			return nil, err
 		}
 		if !alone {
-			return nil, fault.New(errdefs.ErrUnavailable, "somebody is at work on moments of layers")
+			return nil, fault.New(errdefs.ErrUnavailable, "another caller changes moments of layers: try again later")
 		}
 	} else if !errors.Is(err, syscall.EROFS) { // on which nobody is at work
 		return nil, err

@@ -293,7 +293,7 @@ func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error
 		err = errors.Join(err, removeIfThere(h.path))
 	default:
 		if noteErr := h.noteFailure(err); noteErr != nil {
-			l.log.Warn("that a post command has failed cannot be recorded", "layer", h.Layer, "record", h.path, "error", noteErr)
+			l.log.Warn("the failure of a post command cannot be recorded", "layer", h.Layer, "record", h.path, "error", noteErr)
 		}
 	}
 	return errors.Join(err, h.lock.close())

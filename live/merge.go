@@ -246,6 +246,6 @@ func (m *merge) forgetBefore(before Moment) {
 		err = m.l.dropName(r)
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
-		m.l.log.Warn("the snapshot of a merge that was taken back stays", "layer", m.layer.Name, "snapshot", before.Name, "error", err)
+		m.l.log.Warn("the snapshot of a merge that was taken back cannot be deleted, and stays", "layer", m.layer.Name, "snapshot", before.Name, "error", err)
 	}
 }

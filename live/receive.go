@@ -310,7 +310,7 @@ func (rc *receiver) parent(ctx context.Context, p layerstream.Parent) (string, e
 	}
 	if here, ok := rc.here[string(p.ID)]; ok {
 		if p.Digest != nil && *p.Digest != here.digest {
-			return "", fault.New(errdefs.ErrInvalidArgument, "it builds on a parent %s with the digest %s, and that in the stream has %s", p.Name, p.Digest, here.digest)
+			return "", fault.New(errdefs.ErrInvalidArgument, "it builds on parent %s with the digest %s, but parent %[1]s in the stream has %[3]s", p.Name, p.Digest, here.digest)
 		}
 		return here.name, nil
 	}

@@ -275,7 +275,7 @@ func (l *Layers) CountSnapshots(_ context.Context, layers []string) (n int, err 
 		switch {
 		case errdefs.IsNotFound(err): // it has just gone
 		case err != nil:
-			l.log.Warn("a moment is left out", "error", err)
+			l.log.Warn("the record of a moment cannot be read, and does not count", "error", err)
 		case r.Name != "" && named[r.Layer]:
 			n++
 		}

@@ -106,7 +106,7 @@ func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error
 		return err
 	}
 	if waited := l.kept.note(alone, time.Now()); waited > 0 {
-		l.log.Warn("nothing is cleaned up, since others are at work all the time", "for", waited, "lock", l.path(lockFile))
+		l.log.Warn("expired forks and moments are not deleted, since other callers use the store all the time", "for", waited, "lock", l.path(lockFile))
 	}
 	if !alone {
 		return nil

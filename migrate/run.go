@@ -120,7 +120,7 @@ func (r *run) kind(ctx context.Context, kind string, items []Item) (err error) {
 		if ctx.Err() != nil || errors.As(err, &journalled) || item.stopsAll(err) {
 			return err
 		}
-		r.log.Warn("it does not come along", item.key().kind, item.key().id, "error", err)
+		r.log.Warn("an item is not moved", item.key().kind, item.key().id, "error", err)
 		if !errors.Is(err, errChanged) { // it is there, but old
 			r.without.lost(item)
 		}

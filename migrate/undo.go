@@ -134,7 +134,7 @@ func (m *Migration) settle(ctx context.Context, j *journal) error {
 // mayFinish returns the things that are lost if the source is removed now, and an error if it must not be.
 func (m *Migration) mayFinish(ctx context.Context, j *journal, partial bool) (lost []Problem, err error) {
 	if j.phases[phaseCommit] != stepDone {
-		return nil, fault.New(errdefs.ErrFailedPrecondition, "the run from %s is not complete: go on with run", m.opts.Source)
+		return nil, fault.New(errdefs.ErrFailedPrecondition, "the run from %s is not complete: continue it with run", m.opts.Source)
 	}
 	inv, err := m.source.Inventory(ctx)
 	if err != nil {

@@ -76,7 +76,7 @@ func (a *Adapter) Init(home string, options []string, uidMaps, gidMaps []user.ID
 		return errPluginStopped
 	}
 	if err := a.end(errEngineRestarted); err != nil {
-		a.log.Warn("the driver that an earlier start of the engine used did not close well", "error", err)
+		a.log.Warn("closing the driver of an earlier start of the engine failed", "error", err)
 	}
 	if err := errors.Join(a.forgetState(), a.held.forget()); err != nil {
 		return err

@@ -99,7 +99,7 @@ func checked(w *response, r *http.Request, f func(w *response, r *http.Request) 
 	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		return &requestError{http.StatusMethodNotAllowed, fmt.Errorf("%s is not %s, which requests of the engine are", r.Method, http.MethodPost)}
+		return &requestError{http.StatusMethodNotAllowed, fmt.Errorf("requests of the engine have the method %[2]s, not %[1]s", r.Method, http.MethodPost)}
 	}
 	return f(w, r)
 }

@@ -77,7 +77,7 @@ func (s leasedStore) release(ctx context.Context, lease leases.Lease) {
 	ctx, cancel := toGiveUp(ctx)
 	defer cancel()
 	if err := s.manager.Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
-		s.log.Warn("snapshotter: a lease of a layer that was made is left to expire", "lease", lease.ID, "error", err)
+		s.log.Warn("snapshotter: a lease of a new layer cannot be deleted, and expires by itself", "lease", lease.ID, "error", err)
 	}
 }
 
@@ -156,7 +156,7 @@ func (r *renewal) run() {
 		select {
 		case <-ticker.C:
 			if err := r.renew(r.store.times.upload); err != nil && r.ctx.Err() == nil {
-				r.store.log.Warn("snapshotter: the lease of an upload cannot be made anew, and is tried again", "lease", r.lease.ID, "error", err)
+				r.store.log.Warn("snapshotter: the lease of an upload cannot be renewed yet, and the next attempt follows", "lease", r.lease.ID, "error", err)
 			}
 		case <-r.ctx.Done():
 			return
@@ -205,7 +205,7 @@ func (r *renewal) shorten(blob leases.Resource) leases.Lease {
 	}
 	// An expiry has whole seconds.
 	if err := r.remake(r.second, r.store.times.hold+time.Second, blob); err != nil {
-		r.store.log.Warn("snapshotter: the lease of a layer that was made cannot be shortened", "lease", r.lease.ID, "error", err)
+		r.store.log.Warn("snapshotter: the lease of a new layer cannot be shortened", "lease", r.lease.ID, "error", err)
 		return r.lease
 	}
 	r.store.release(r.ctx, r.lease)

@@ -66,7 +66,7 @@ func (s *Snapshotter) setLost(v cowcommon.Volume, was string) {
 			l.Key = l.was.Key
 		}
 	}
-	s.log.Warn("snapshotter: volume is lost: the metadata does not know it", "volume", l.Volume, "key", l.Key, "made for", l.Made, "sealed", l.Sealed)
+	s.log.Warn("snapshotter: a volume is lost: the metadata does not know it", "volume", l.Volume, "key", l.Key, "made for", l.Made, "sealed", l.Sealed)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost[v.Name] = l
@@ -102,7 +102,7 @@ func (s *Snapshotter) restore(ctx context.Context, volume, key string) error {
 		key = l.Key
 	}
 	if key == "" {
-		return fault.New(errdefs.ErrInvalidArgument, "the key that it had is not known, so one has to be given")
+		return fault.New(errdefs.ErrInvalidArgument, "its former key is unknown: give a key")
 	}
 	if err := checkKey(key); err != nil {
 		return err

@@ -97,7 +97,7 @@ func (s *Snapshotter) takeOffer(key string) (source string, err error) {
 	o, ok := s.offers[of]
 	delete(s.offers, of)
 	if !ok || time.Now().After(o.until) {
-		return "", fault.New(errdefs.ErrNotFound, "no volume is offered for it, or no longer")
+		return "", fault.New(errdefs.ErrNotFound, "no volume is offered for it: the offer may have expired")
 	}
 	return o.source, nil
 }

@@ -22,7 +22,7 @@ func (s *Snapshotter) VolumeOf(ctx context.Context, namespace, key string) (stri
 	}
 	r, err := s.read(ctx, own)
 	if err == nil && r.info.Kind == snapshots.KindView {
-		err = fault.New(errdefs.ErrFailedPrecondition, "it is a view, which has no volume of its own: name its parent")
+		err = fault.New(errdefs.ErrFailedPrecondition, "it is a view, and a view has no volume of its own: name its parent")
 	}
 	return r.volume, wrap("find the volume of snapshot", key, err)
 }

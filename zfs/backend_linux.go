@@ -249,7 +249,7 @@ func (b *Backend) leaves(ctx context.Context, name string) ([]string, error) {
 }
 
 func (b *Backend) warnLeft(what string, err error) {
-	b.log.Warn("zfs: left over, and cannot be cleaned up", "what", what, "error", err)
+	b.log.Warn("zfs: remains of a crash cannot be cleaned up, and stay", "what", what, "error", err)
 }
 
 // discardStaged destroys a dataset in staging that was left.
@@ -324,7 +324,7 @@ func (b *Backend) close() error {
 // leaveLater leaves the home when the last activity in the background has ended, and at once if there is none.
 func (b *Backend) leaveLater() error {
 	return b.pending.close(b.leave, func(err error) {
-		b.log.Warn("zfs: after the last call that was left to itself", "home", b.home, "error", err)
+		b.log.Warn("zfs: leaving the home after the last background call failed", "home", b.home, "error", err)
 	})
 }
 

@@ -43,7 +43,7 @@ func (b *Backend) Send(ctx context.Context, w io.Writer, base, top cowcommon.Vie
 		err = fault.New(errdefs.ErrNotFound, "a snapshot to be sent is gone: %w", err)
 	}
 	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ENODEV) {
-		err = fault.New(errdefs.ErrFailedPrecondition, "it was not made from the volume that the stream is to build on: %w", err)
+		err = fault.New(errdefs.ErrFailedPrecondition, "it was not made from the volume on which the stream is to build: %w", err)
 	}
 	return fault.Wrap("send volume", topView.volume, err)
 }

@@ -308,7 +308,7 @@ func (b *Backend) rename(ctx context.Context, name, to string) (err error) {
 	}
 	for _, snapshot := range dead.snapshots {
 		if err := b.discard(ctx, snapshot); err != nil {
-			return fmt.Errorf("view that was left: %w", err)
+			return fmt.Errorf("destroy the snapshot of a dead view: %w", err)
 		}
 	}
 	if err := b.forgetViews(ctx, dead); err != nil {

@@ -188,7 +188,7 @@ func (n *namespace) lifetime(ttl string) (time.Duration, error) {
 	if ttl != "" {
 		var err error
 		if d, err = time.ParseDuration(ttl); err != nil || d <= 0 {
-			return 0, refused(api.KindInvalidArgument, fmt.Sprintf("ttl %.64q: say a time that is to come, such as 2h", ttl), "")
+			return 0, refused(api.KindInvalidArgument, fmt.Sprintf("ttl %.64q: say a time in the future, such as 2h", ttl), "")
 		}
 	}
 	switch {

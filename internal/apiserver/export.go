@@ -39,7 +39,7 @@ func (r *request) diffLayer() error {
 // not tell a stream that was cut off.
 func (r *request) checkStream() error {
 	if !r.ProtoAtLeast(1, 1) {
-		return refused(api.KindNotImplemented, "there are no streams over "+r.Proto, "send the request with HTTP/1.1")
+		return refused(api.KindNotImplemented, r.Proto+" has no streams", "send the request with HTTP/1.1")
 	}
 	return nil
 }

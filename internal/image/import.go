@@ -231,7 +231,7 @@ func (im *importer) checkTaken(image *Image) error {
 		im.replaced = there
 		return nil
 	}
-	return fault.New(errdefs.ErrAlreadyExists, "there is another image %s, with ID %s", im.name, there.ID())
+	return fault.New(errdefs.ErrAlreadyExists, "another image has the name %s: its ID is %s", im.name, there.ID())
 }
 
 // finish records the image, whose layers are all there.

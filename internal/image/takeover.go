@@ -184,7 +184,7 @@ func (t *Takeover) Record(ctx context.Context, name, origin string, config []byt
 	case err == nil && there.ID() == image.ID():
 		return false, nil
 	case err == nil:
-		return false, fault.New(errdefs.ErrAlreadyExists, "there is another image %s, with ID %s", name, there.ID())
+		return false, fault.New(errdefs.ErrAlreadyExists, "another image has the name %s: its ID is %s", name, there.ID())
 	case !errdefs.IsNotFound(err):
 		return false, err
 	}

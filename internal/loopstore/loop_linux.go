@@ -82,7 +82,7 @@ func (s Store) usedBy(device string) error {
 	if len(uses) > 0 {
 		return mounttable.InUse("the filesystem in "+s.Image, uses)
 	}
-	return fault.New(fault.ErrInUse, "the filesystem in %s (%s) is in use: by an overlay with a layer in it, by a process with an open directory, or by a mount namespace without processes; end that first", s.Image, device)
+	return fault.New(fault.ErrInUse, "the filesystem in %s (%s) is in use, by an overlay, an open directory or a mount namespace: end that use first", s.Image, device)
 }
 
 // attached returns the loop device that has the image, "" if none has. The device may have it by another path, such as

@@ -106,7 +106,7 @@ func Present(file string) (Lock, error) {
 	}
 	lock := Lock{f, presenceAt}
 	if ok, err := lock.try(unix.F_RDLCK); !ok {
-		return Lock{}, errors.Join(err, fmt.Errorf("lock %s: somebody else has it exclusively", f.Name()), lock.Close())
+		return Lock{}, errors.Join(err, fmt.Errorf("lock %s: another caller holds it exclusively", f.Name()), lock.Close())
 	}
 	return lock, nil
 }
@@ -167,7 +167,7 @@ func (l Lock) wait(ctx context.Context, try func() (ok bool, err error)) error {
 		return nil
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("somebody else changes it: %w", err)
+		err = fmt.Errorf("another caller still has it locked: %w", err)
 	}
 	return errors.Join(err, l.Close())
 }

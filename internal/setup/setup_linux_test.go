@@ -397,7 +397,7 @@ func TestDockerRefuses(t *testing.T) {
 		"no JSON":          {"29.0", "{\n  \"a\": 1,\n}\n", []string{"daemon.json", "line 3", `"storage-driver": "cowshed"`}},
 		"twice":            {"29.0", `{"a": 1, "a": 2}`, []string{"twice"}},
 		"list":             {"29.0", `[]`, []string{"object"}},
-		"other letters":    {"29.0", `{"Storage-Driver": "x"}`, []string{"Storage-Driver", "other letters"}},
+		"other letters":    {"29.0", `{"Storage-Driver": "x"}`, []string{"Storage-Driver", "upper and lower case"}},
 		"options":          {"29.0", `{"storage-opts": ["overlay2.size=1G"]}`, []string{"storage-opts"}},
 		"options, plugin":  {"24.0", `{"storage-opts": ["btrfs.quota=simple", "overlay2.size=1G"]}`, []string{"overlay2.size"}},
 		"other containerd": {"29.0", `{"containerd": "/run/x.sock"}`, []string{"/run/x.sock", "containerd_address"}},

@@ -165,7 +165,7 @@ func parseContainer(data []byte, id string) (*containerConfig, error) {
 		return nil, notJSON(err)
 	}
 	if config.ID != id {
-		return nil, fault.New(errdefs.ErrDataLoss, "the configuration is that of container %s", shown(config.ID))
+		return nil, fault.New(errdefs.ErrDataLoss, "the configuration belongs to container %s", shown(config.ID))
 	}
 	return config, nil
 }

@@ -227,14 +227,14 @@ func (t *Target) checkFree(ctx context.Context) error {
 		return err
 	}
 	if half {
-		return fault.New(errdefs.ErrFailedPrecondition, "an undo was cut off: go on with undo")
+		return fault.New(errdefs.ErrFailedPrecondition, "an undo was interrupted: run undo again")
 	}
 	staged, err := isThere(t.staging())
 	if err != nil {
 		return err
 	}
 	if staged {
-		return fault.New(errdefs.ErrAlreadyExists, "%s is there, and is not of this migration: remove it", t.staging())
+		return fault.New(errdefs.ErrAlreadyExists, "%s exists already, and does not belong to this migration: remove it", t.staging())
 	}
 	used, err := hasState(t.place())
 	if err != nil {
