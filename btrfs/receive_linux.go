@@ -25,8 +25,8 @@ type received struct {
 
 // receive applies a send stream to the writable subvolume whose root is open as root. For a full stream, the subvolume
 // is empty. For an incremental stream, it is a snapshot of source, the read-only subvolume that the stream builds on.
-// receive waits for the end of r, and nothing may follow the stream. The caller makes the result durable and read-only, and records the subvolume
-// that it was received from.
+// receive waits for the end of r, and nothing may follow the stream. The caller makes the result durable and read-only,
+// and records the subvolume that it was received from.
 //
 // Whatever the stream holds, receive changes nothing outside of root, and reads nothing outside of root and source.
 // Nobody else may change the tree meanwhile. Memory is bounded by the stream's longest command. Like btrfs receive, it

@@ -75,7 +75,8 @@ func (l *Layers) heldOrWhole(ctx context.Context, v cowcommon.Volume, layer stri
 }
 
 // allocated is how many bytes a volume has allocated, 0 if the filesystem does not count. Where the filesystem leaves
-// out data that another volume references, moments may share all that they hold. Then it is all that the volume references, which whole says.
+// out data that another volume references, moments may share all that they hold. Then it is all that the volume
+// references, which whole says.
 func (l *Layers) allocated(ctx context.Context, volume string) (bytes uint64, whole bool, err error) {
 	usage, err := cowcommon.Usage(ctx, l.backend, volume)
 	switch {

@@ -23,9 +23,10 @@ import (
 	"github.com/cowshed/cowshed/internal/syncdir"
 )
 
-// Hooks are commands around a snapshot, for programs whose data needs more than the state of one moment. Each runs on the host,
-// by /bin/sh -c, as the user of this process, or in the container. Its environment has PATH, COWSHED_HOOK (pre or post), COWSHED_LAYER (the volume),
-// COWSHED_REFERENCE, and COWSHED_PID if the layer is that of a container that runs.
+// Hooks are commands around a snapshot, for programs whose data needs more than the state of one moment. Each runs on
+// the host, by /bin/sh -c, as the user of this process, or in the container. Its environment has PATH, COWSHED_HOOK
+// (pre or post), COWSHED_LAYER (the volume), COWSHED_REFERENCE, and COWSHED_PID if the layer is that of a container
+// that runs.
 type Hooks struct {
 	// Pre is run before the snapshot. If it fails, there is no snapshot.
 	Pre string `json:"pre,omitempty"`
@@ -84,7 +85,8 @@ type Exec struct {
 var (
 	// ErrNotRunning means that the container is known, and does not run.
 	ErrNotRunning = errors.New("the container does not run")
-	// ErrNoContainer means that no container is known whose root the volume is. Such a container may run all the same, where nobody has looked.
+	// ErrNoContainer means that no container is known whose root the volume is. Such a container may run all the same,
+	// where nobody has looked.
 	ErrNoContainer = errors.New("no container is known that has the volume as its root")
 )
 

@@ -271,10 +271,10 @@ func (l *Layers) Scheduled(s Schedule) ([]Moment, error) {
 	return slices.DeleteFunc(moments, func(m Moment) bool { return m.Name == "" || m.Schedule != s.Name() }), err
 }
 
-// TakeScheduled takes a snapshot as a schedule says, and removes the oldest that the schedule has taken, down to Keep. Snapshots
-// from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, so do all until the next time. Returns ErrUnavailable too
-// if that happens again and again.
-// A failure is recorded with the schedule.
+// TakeScheduled takes a snapshot as a schedule says, and removes the oldest that the schedule has taken, down to Keep.
+// Snapshots from which a layer was made, that are in use, or that were taken by hand stay. If others are at work, so do
+// all until the next time. Returns ErrUnavailable too if that happens again and again. A failure is recorded with the
+// schedule.
 func (l *Layers) TakeScheduled(ctx context.Context, s Schedule) (m Moment, err error) {
 	now := time.Now().UTC()
 	name := fmt.Sprintf("every-%s-%s", s.Name(), now.Format(stampLayout))

@@ -16,9 +16,9 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Sweep removes forks that have expired, are not in use and have no layers made from them. It removes moments that nothing needs
-// any more: those without a name or without their layer, from which nothing is made. It ends the schedules of layers that are gone. It does nothing while somebody else is
-// at work; they do so later.
+// Sweep removes forks that have expired, are not in use and have no layers made from them. It removes moments that
+// nothing needs any more: those without a name or without their layer, from which nothing is made. It ends the
+// schedules of layers that are gone. It does nothing while somebody else is at work; they do so later.
 func (l *Layers) Sweep(ctx context.Context) (err error) {
 	if _, err := os.Stat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) { // and a full filesystem has no room for it
 		return nil

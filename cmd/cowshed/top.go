@@ -42,7 +42,8 @@ func newTopCommand(a *app) *cobra.Command {
 		Use:   "top",
 		Short: "Show how full layers and containers with a limit are, and how fast they grow",
 		Long: `Shows the writable layers of the store and the containers of cowshed serve that have a limit, the fullest first. The
-daemon need not run. Both are in the root of its configuration, or in --root. In a terminal the list is shown anew every interval, until Ctrl-C. Otherwise it is printed once.
+daemon need not run. Both are in the root of its configuration, or in --root. In a terminal the list is shown anew every
+interval, until Ctrl-C. Otherwise it is printed once.
 
 GROWTH is the change per second, in the last minute or since top was started. So printing once takes an interval;
 with --interval 0 there is no growth. The filesystem counts data when it writes it out: up to a minute late on btrfs,
