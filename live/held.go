@@ -10,10 +10,10 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Held returns how many bytes a new moment of a layer or of a moment may be the last to hold: all that the layer has allocated, and
-// the data that it has from its own moments, after a rollback or a merge. Data of its image or of the layer that it was forked from
-// does not count. The filesystem counts for volumes that wrote data, and not for those that keep the data, so later nobody knows.
-// Held is 0 if the filesystem does not count.
+// Held returns how many bytes a new moment of a layer or of a moment may be the last to hold: all that the layer has
+// allocated, and the data that it has from its own moments, after a rollback or a merge. Data of its image or of the
+// layer that it was forked from does not count. The filesystem counts for volumes that wrote data, and not for those
+// that keep the data, so the number cannot be found out later. Held is 0 if the filesystem does not count.
 func (l *Layers) Held(ctx context.Context, volume string) (uint64, error) {
 	v, err := l.backend.Stat(ctx, volume)
 	if err != nil {

@@ -34,8 +34,9 @@ type Hooks struct {
 	Post string `json:"post,omitempty"`
 	// Timeout is how long each may take. Then it is killed, and has failed. The snapshot may take as long.
 	Timeout time.Duration `json:"timeout,omitempty"`
-	// InContainer has the commands run in the container whose root the layer is, as its first process is run. If the container does not
-	// run, none is run: nobody writes. If no container is known and the layer is in use, they fail with ErrFailedPrecondition.
+	// InContainer runs the commands in the container whose root the layer is, in the way of its first process. If the
+	// container does not run, no command is run: nobody writes then. If no container is known and the layer is in use,
+	// the commands fail with ErrFailedPrecondition.
 	InContainer bool `json:"in_container,omitempty"`
 	// Reference is the layer as people write it, "" for the layer's own name.
 	Reference string `json:"reference,omitempty"`
@@ -52,7 +53,7 @@ const (
 
 func (h Hooks) none() bool { return h.Pre == "" && h.Post == "" }
 
-// Check returns ErrInvalidArgument if a command or the timeout cannot be.
+// Check returns ErrInvalidArgument if a command or the timeout is invalid.
 func (h Hooks) Check() error {
 	for _, command := range []string{h.Pre, h.Post} {
 		if len(command) > maxHook || strings.ContainsRune(command, 0) || !utf8.ValidString(command) {
@@ -85,8 +86,8 @@ type Exec struct {
 var (
 	// ErrNotRunning means that the container is known, and does not run.
 	ErrNotRunning = errors.New("the container does not run")
-	// ErrNoContainer means that no container is known whose root the volume is. Such a container may run all the same,
-	// where nobody has looked.
+	// ErrNoContainer means that no known container has the volume as its root. An unknown container may run with that
+	// root all the same.
 	ErrNoContainer = errors.New("no container is known that has the volume as its root")
 )
 

@@ -135,7 +135,7 @@ func (l *Layers) Base(ctx context.Context, v cowcommon.Volume) (string, error) {
 	return m.Base, nil
 }
 
-// ForkedFrom returns the moment from which a layer was forked. Returns ErrNotFound if it is no fork.
+// ForkedFrom returns the moment from which a layer was forked. Returns ErrNotFound if the layer is no fork.
 func (l *Layers) ForkedFrom(ctx context.Context, v cowcommon.Volume) (Moment, error) {
 	base, err := l.Base(ctx, v)
 	if err != nil {

@@ -70,8 +70,8 @@ func (l *Layers) Fork(ctx context.Context, source string, names []string, opts F
 	return l.commitTaken(ctx, r, of)
 }
 
-// CheckParent checks that a new layer of that name can be made from parent, by the caller. Returns ErrInvalidArgument if parent is
-// a moment of a former layer of that name. Returns ErrAlreadyExists if that layer is there.
+// CheckParent checks whether the caller can make a new layer of that name from parent. Returns ErrInvalidArgument if
+// parent is a moment of a former layer of that name. Returns ErrAlreadyExists if that layer is there.
 func (l *Layers) CheckParent(ctx context.Context, name, parent string) error {
 	if !IsMoment(parent) {
 		return nil

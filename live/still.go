@@ -22,8 +22,8 @@ type Still struct {
 // Still keeps the content of a layer as it is now, in use or not, or that of LAYER@SNAPSHOT. Volume has the content until the
 // caller closes the result. The layer itself is held only until Still returns. After a crash a Sweep removes the moment.
 //
-// If the Backend cannot take the moment of such a layer, Volume is the layer itself: each View of it is of another moment. So it is
-// on a filesystem that is read-only.
+// If the Backend cannot take the moment of such a layer, Volume is the layer itself: each View of it is of another
+// moment. The same holds on a read-only filesystem.
 func (l *Layers) Still(ctx context.Context, ref string) (s *Still, err error) {
 	v, err := l.Find(ctx, ref)
 	if err == nil {

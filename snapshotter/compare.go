@@ -27,8 +27,9 @@ import (
 // Compare writes the changes of upper since lower as a layer to the content store. It shows both at one moment,
 // whatever is written to them meanwhile. lower without any mounts is an empty tree.
 //
-// The media types are those of containerd's own differ: the OCI layer, compressed with gzip, which is the default,
-// with zstd or not at all; with a compressor, any. If config names a reference, Compare reuses its upload.
+// Compare makes the media types of containerd's own differ: the OCI layer, compressed with gzip (the default), with
+// zstd, or not at all. With a compressor of the caller it makes any media type. If config names a reference, Compare
+// reuses its upload.
 func (d *Differ) Compare(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error) {
 	desc, err := d.compare(toStore(ctx), lower, upper, opts)
 	if err != nil {

@@ -18,12 +18,12 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 )
 
-// Lost is a volume that the metadata did not know at the start, and of which it did not say that it may go. It may be
-// somebody's only copy, so it is kept until someone decides.
+// Lost is a volume that the metadata did not know at the start, and did not call doomed either. It may be the only copy
+// of somebody's data. So it is kept until Restore or Discard decides about it.
 type Lost struct {
 	Volume string `json:"volume"`
-	// Key is that of the snapshot it was, as far as it can be known. It is "" for a committed one of which only the
-	// volume is left.
+	// Key is the key of the lost snapshot, as far as it can be known. It is "" for a committed snapshot of which only
+	// the volume is left.
 	Key     string    `json:"key,omitempty"`
 	Made    string    `json:"made_for,omitempty"` // the key that it was prepared with, as far as its name has it
 	Sealed  bool      `json:"sealed"`

@@ -27,7 +27,7 @@ func (s *Snapshotter) VolumeOf(ctx context.Context, namespace, key string) (stri
 	return r.volume, wrap("find the volume of snapshot", key, err)
 }
 
-// Finder is a snapshotter that tells the volumes of snapshots: a *Snapshotter, or one around it.
+// Finder is a snapshotter that tells the volumes of snapshots: a *Snapshotter, or a wrapper around it.
 type Finder interface {
 	VolumeOf(ctx context.Context, namespace, key string) (string, error)
 }
@@ -71,7 +71,7 @@ var handleVolumeOf grpc.MethodHandler = func(server any, ctx context.Context, de
 // VolumesClient asks a snapshotter that another process serves for the volumes of snapshots.
 type VolumesClient struct{ Conn grpc.ClientConnInterface }
 
-// VolumeOf is Snapshotter.VolumeOf. Returns errdefs.ErrNotImplemented if the server is of a version without it.
+// VolumeOf is Snapshotter.VolumeOf. Returns errdefs.ErrNotImplemented if the server is of a version without VolumeOf.
 func (c VolumesClient) VolumeOf(ctx context.Context, namespace, key string) (string, error) {
 	answer := new(snapshotsapi.StatSnapshotResponse)
 	ctx = namespaces.WithNamespace(ctx, namespace)
