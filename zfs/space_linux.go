@@ -60,7 +60,8 @@ func (b *Backend) lackOfSpace(ctx context.Context) error {
 	return nil
 }
 
-// Free implements cowcommon.Spacer: it is the space that the dataset above those of the volumes has, under all quotas.
+// Free implements cowcommon.Spacer: it is the space that the parent dataset of the volumes' datasets has, under all
+// quotas.
 func (b *Backend) Free(ctx context.Context) (uint64, error) { return b.zfs.free(ctx, b.root) }
 
 // freeInto is Free for a home that is not there yet. fsname is the option that names the dataset.

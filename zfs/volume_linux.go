@@ -478,7 +478,7 @@ func (b *Backend) stats(ctx context.Context, dataset string) (zfsctl.Dataset, er
 }
 
 // SetLimit replaces a volume's limit. Returns errdefs.ErrFailedPrecondition if the volume already has more data than
-// that, which ZFS does not allow.
+// the limit, which ZFS does not allow.
 func (b *Backend) SetLimit(ctx context.Context, name string, limit quota.Limit) error {
 	return fault.Wrap("limit volume", name, b.setLimit(ctx, name, limit))
 }
