@@ -17,9 +17,9 @@ import (
 
 // Options says between which places a Migration is.
 type Options struct {
-	// Source is the absolute path of the source. A journal belongs to one.
+	// Source is the absolute path of the source. A journal belongs to one source.
 	Source string
-	// Target names the target for people, such as "store /var/lib/cowshed". A journal belongs to one.
+	// Target names the target for people, such as "store /var/lib/cowshed". A journal belongs to one target.
 	Target string
 	// State is the directory of the journal. Migration makes it, and deletes it in the end. A target keeps its own
 	// files in TargetState of it.

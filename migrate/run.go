@@ -17,8 +17,9 @@ type Result struct {
 
 // Run makes everything in the target that is not there, and commits it. After an interrupted run it goes on from there.
 //
-// Run returns an error and changes nothing if a program works on the source, or if the target refuses. The same goes for
-// a journal of another migration. Returns a *PartialError besides the result if single things did not come along.
+// Run returns an error and changes nothing if a program works on the source, or if the target refuses. So it does if
+// there is a journal of another migration. Returns a *PartialError besides the result if single things did not come
+// along.
 func (m *Migration) Run(ctx context.Context, progress Progress) (*Result, error) {
 	if progress == nil {
 		progress = noProgress{}
