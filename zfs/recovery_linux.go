@@ -46,7 +46,7 @@ func (b *Backend) recoverLater() {
 	b.recovery = recovery{stop: cancel, ended: make(chan struct{})}
 	done := b.pending.begin()
 	log := b.log.With("home", b.home)
-	log.Info("zfs: another process has the home open, or was killed while its last call goes on; remains of a crash are cleaned up later")
+	log.Info("zfs: another process has the home open, or was killed and its last call has not ended; remains of a crash are cleaned up later")
 	go func() {
 		defer close(b.recovery.ended)
 		defer done()
