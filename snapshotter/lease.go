@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,8 +23,8 @@ type leaseTimes struct {
 	renew time.Duration
 	// commit is how long the store may take to commit an upload, beside the time that the disk needs at commitPace.
 	commit time.Duration
-	// hold is how long a blob is held for the client to refer to it: long for a busy machine, and short for clients that look whether
-	// all is gone that they have removed. BuildKit's own tests look for 25 seconds.
+	// hold is how long a blob is held at most for the client to refer to it: long for a busy machine, and short for clients that look
+	// whether all is gone that they have removed. BuildKit's own tests look for 25 seconds.
 	hold time.Duration
 }
 
@@ -40,8 +41,8 @@ func (t leaseTimes) toCommit(bytes int64) time.Duration {
 
 // WithLeases makes Compare hold its blobs by leases of its own, if a request comes without a lease. containerd passes
 // the namespace of a request on to proxy plugins, and not the lease. So a blob could be collected as garbage before
-// the client refers to it. An upload is held until it ends, and the blob for twenty seconds more. If the process ends
-// meanwhile, the leases expire within a minute. During the commit of a blob of more than 240 MiB they last half a minute,
+// the client refers to it. An upload is held until it ends, and the blob until a lease of the client has it, but for
+// twenty seconds at most. If the process ends meanwhile, the leases expire within a minute. During the commit of a blob of more than 240 MiB they last half a minute,
 // and one second more for each 8 MiB.
 func WithLeases(manager leases.Manager) DifferOption {
 	return func(d *Differ) { d.store = leasedStore{d.store, manager, defaultLeaseTimes, d.snapshotter} }
@@ -72,9 +73,9 @@ func (s leasedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (con
 		}
 	}
 	made := time.Now()
-	lease, err := s.manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(s.times.upload))
+	lease, err := s.create(ctx, leases.WithRandomID(), s.times.upload)
 	if err != nil {
-		return nil, fmt.Errorf("create lease: %w", err)
+		return nil, err
 	}
 	w, err := s.Store.Writer(leases.WithLease(ctx, lease.ID), opts...)
 	if err != nil {
@@ -83,6 +84,46 @@ func (s leasedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (con
 	}
 	renewal := newRenewal(ctx, s, lease, made, leases.Resource{ID: config.Ref, Type: "ingests"})
 	return &leasedWriter{Writer: w, store: s, ctx: ctx, lease: lease, renewal: renewal}, nil
+}
+
+// ownLease is the label of the leases that Cowshed makes. containerd does not keep a label without a value.
+const ownLease = "cowshed.dev/layer"
+
+// create makes a lease that lasts that long.
+func (s leasedStore) create(ctx context.Context, name leases.Opt, last time.Duration) (leases.Lease, error) {
+	lease, err := s.manager.Create(ctx, name, leases.WithExpiration(last), leases.WithLabel(ownLease, "held"))
+	if err != nil {
+		return lease, fmt.Errorf("create lease: %w", err)
+	}
+	return lease, nil
+}
+
+// clientPauses are the pauses before the leases of clients are looked at again.
+var clientPauses = poll.Pauses{First: 100 * time.Millisecond, Longest: 2 * time.Second}
+
+// mostLeases is how many leases are looked at: each takes a request. Among more, a blob is held as long as is allowed.
+const mostLeases = 256
+
+// awaitClient waits until a lease of a client has a blob, or the client has had its time.
+func (s leasedStore) awaitClient(ctx context.Context, blob leases.Resource) {
+	pauses := clientPauses
+	pauses.AtMost = s.times.hold
+	_ = poll.WhileBusy(ctx, pauses, func() (busy bool, err error) { return !s.isClients(ctx, blob), nil })
+}
+
+// isClients reports whether a lease of a client has a blob. If that cannot be seen, it reports false.
+func (s leasedStore) isClients(ctx context.Context, blob leases.Resource) bool {
+	all, err := s.manager.List(ctx)
+	if err != nil || len(all) > mostLeases {
+		return false
+	}
+	return slices.ContainsFunc(all, func(lease leases.Lease) bool {
+		if _, own := lease.Labels[ownLease]; own {
+			return false
+		}
+		resources, err := s.manager.ListResources(ctx, lease)
+		return err == nil && slices.Contains(resources, blob)
+	})
 }
 
 // releasePauses are the pauses before a lease is tried to be deleted again.
@@ -129,7 +170,7 @@ type leasedWriter struct {
 	lease   leases.Lease    // which the requests of the writer carry
 	renewal *renewal        // nil: the lease is the client's
 	written int64           // bytes
-	held    bool            // the blob is there
+	blob    leases.Resource // ID "": it is not there
 }
 
 // Write implements io.Writer.
@@ -152,8 +193,11 @@ func (w *leasedWriter) Commit(ctx context.Context, size int64, expected digest.D
 		return fmt.Errorf("lease %s: %w", expected, err)
 	}
 	err := w.Writer.Commit(ctx, size, expected, opts...)
-	w.held = err == nil || errdefs.IsAlreadyExists(err)
-	if w.held && w.renewal != nil {
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	w.blob = blob
+	if w.renewal != nil {
 		w.lease = w.renewal.shorten(blob)
 	}
 	return err
@@ -166,15 +210,14 @@ func (w *leasedWriter) Close() error {
 		return err
 	}
 	w.renewal.end()
-	if !w.held {
+	if w.blob.ID == "" {
 		w.store.release(w.ctx, w.lease, w.renewal.lasts)
 		return err
 	}
 	w.store.snapshotter.background.run(w.ctx, func(ctx context.Context) {
-		select {
-		case <-time.After(w.store.times.hold):
+		w.store.awaitClient(ctx, w.blob)
+		if ctx.Err() == nil { // else the lease expires
 			w.store.keepReleasing(ctx, w.lease, w.renewal.lasts)
-		case <-ctx.Done(): // the lease expires
 		}
 	})
 	return err
@@ -245,8 +288,8 @@ func (r *renewal) remake(lease leases.Lease, last time.Duration, held leases.Res
 	if err := r.store.delete(r.ctx, lease); err != nil {
 		return err
 	}
-	if _, err := r.store.manager.Create(r.ctx, leases.WithID(lease.ID), leases.WithExpiration(last)); err != nil {
-		return fmt.Errorf("create lease: %w", err)
+	if _, err := r.store.create(r.ctx, leases.WithID(lease.ID), last); err != nil {
+		return err
 	}
 	if err := r.store.manager.AddResource(r.ctx, lease, held); err != nil {
 		return fmt.Errorf("lease %s: %w", held.ID, err)

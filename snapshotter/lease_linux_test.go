@@ -175,6 +175,27 @@ func TestCompareLease(t *testing.T) {
 	})
 }
 
+// TestCompareReferred: a blob is held until a lease of the client has it. The client can then delete it at once.
+func TestCompareReferred(t *testing.T) {
+	h := newLeaseHost(t)
+	ctx := namespaces.WithNamespace(t.Context(), "referred")
+	times := defaultLeaseTimes
+	times.hold = time.Hour // beyond the end of the test
+	other, err := h.manager.Create(ctx, leases.WithID("other"))
+	require.NoError(t, err)
+	given, err := h.manager.Create(ctx, leases.WithID("given"))
+	require.NoError(t, err)
+	desc, err := h.differ(h.store, h.manager, times).Compare(ctx, nil, h.upper)
+	require.NoError(t, err)
+	assert.Never(t, func() bool { return len(h.leases(ctx)) < 3 }, 10*clientPauses.First, clientPauses.First)
+	require.NoError(t, h.manager.AddResource(ctx, given, leases.Resource{ID: desc.Digest.String(), Type: "content"}))
+	require.Eventually(t, func() bool { return len(h.leases(ctx)) == 2 }, testfs.Patience, 10*time.Millisecond)
+	assert.True(t, h.isThere(ctx, desc.Digest))
+	require.NoError(t, h.manager.Delete(ctx, given))
+	require.NoError(t, h.manager.Delete(ctx, other))
+	assert.Empty(t, h.left(ctx))
+}
+
 // TestCompareCollected has the garbage collection run before and after each request to the store, while the leases are
 // made anew all the time.
 func TestCompareCollected(t *testing.T) {
