@@ -154,8 +154,10 @@ func abort(ctx context.Context, store content.Store, ref string) error {
 
 // toGiveUp gives the requests that end an upload a time of their own: that of the client may be over.
 func toGiveUp(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	return context.WithTimeout(context.WithoutCancel(ctx), giveUpAfter)
 }
+
+const giveUpAfter = 10 * time.Second
 
 // writeLayer writes the compressed tar, and returns the digest of the uncompressed one.
 func writeLayer(ctx context.Context, w io.Writer, c *cowcommon.Comparison, config diff.Config) (_ digest.Digest, err error) {

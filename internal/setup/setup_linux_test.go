@@ -66,7 +66,7 @@ func (h testHost) apply(target Target) *Plan {
 	return p
 }
 
-func (h testHost) undo(target Target) {
+func (h testHost) undo(target Target) *Plan {
 	h.t.Helper()
 	p, err := Undo(target, h.Host)
 	require.NoError(h.t, err)
@@ -75,6 +75,7 @@ func (h testHost) undo(target Target) {
 	again, err := Undo(target, h.Host)
 	require.NoError(h.t, err)
 	require.Empty(h.t, again.Changes)
+	return p
 }
 
 // tree lists all files: names, modes, owners and contents.
@@ -383,8 +384,10 @@ func TestDocker(t *testing.T) {
 			require.NoError(t, err)
 			assert.Empty(t, again.Changes)
 			assert.Empty(t, again.Notes)
-			h.undo(Docker)
+			undone := h.undo(Docker)
 			assert.Equal(t, before, h.tree())
+			assert.ElementsMatch(t, p.Units, undone.Units)
+			assert.Equal(t, dockerUnit, undone.Units[0], "it uses the plugin until it is restarted")
 		})
 	}
 }
