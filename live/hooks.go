@@ -18,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/hostcommand"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/syncdir"
@@ -216,7 +217,7 @@ type hookRecord struct {
 type heldHook struct {
 	hookRecord
 	path string
-	lock *lock
+	lock *flock.Lock
 }
 
 // snapshotWithHooks is Snapshot between two commands.
@@ -234,7 +235,7 @@ func (l *Layers) snapshotWithHooks(ctx context.Context, layer, name string, opts
 	going := context.WithoutCancel(ctx)
 	defer func() { err = errors.Join(err, l.endHook(going, h, false)) }()
 	// If this process is killed, the record stays locked until the command has ended, and nobody runs the other before.
-	if err := l.runHook(ctx, h, "pre", h.Pre, h.lock.f); err != nil {
+	if err := l.runHook(ctx, h, "pre", h.Pre, h.lock.File); err != nil {
 		return m, fmt.Errorf("there is no snapshot: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout) // somebody waits for the post command
@@ -265,8 +266,8 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 	if err != nil {
 		return nil, err
 	}
-	h.lock = &lock{f.File}
-	if _, err = h.lock.tryExclusive(); err == nil {
+	h.lock = &flock.Lock{File: f.File}
+	if _, err = h.lock.TryExclusive(); err == nil {
 		_, err = f.Write(append(data, '\n'))
 	}
 	if err == nil {
@@ -279,7 +280,7 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 		err = syncdir.Sync(filepath.Dir(h.path))
 	}
 	if err != nil {
-		return nil, errors.Join(err, removeIfThere(f.Name()), removeIfThere(h.path), h.lock.close())
+		return nil, errors.Join(err, removeIfThere(f.Name()), removeIfThere(h.path), h.lock.Close())
 	}
 	return h, nil
 }
@@ -296,7 +297,7 @@ func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error
 			l.log.Warn("that a post command has failed cannot be recorded", "layer", h.Layer, "record", h.path, "error", noteErr)
 		}
 	}
-	return errors.Join(err, h.lock.close())
+	return errors.Join(err, h.lock.Close())
 }
 
 // noteFailure replaces the record by one with an error. A process that has the former file open finds that it is not the record.
@@ -315,7 +316,7 @@ func (l *Layers) EndHooks(ctx context.Context) error {
 	return l.eachLeftHook(func(h *heldHook) error {
 		l.log.Warn("a post command is run now, since the process that was to run it after a snapshot is gone", "layer", h.Layer, "command", h.Post)
 		if err := l.endInContainer(ctx, h); err != nil {
-			return errors.Join(err, h.lock.close())
+			return errors.Join(err, h.lock.Close())
 		}
 		return l.endHook(ctx, h, true)
 	})
@@ -350,8 +351,8 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.lock = &lock{f}
-	alone, err := h.lock.tryExclusive()
+	h.lock = &flock.Lock{File: f}
+	alone, err := h.lock.TryExclusive()
 	if err == nil && alone {
 		alone, err = isAt(f, h.path) // or else it has just ended, or failed once more
 	}
@@ -368,10 +369,10 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 		err = h.Check()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("record of a hook %s: %w", h.path, err), h.lock.close())
+		return nil, errors.Join(fmt.Errorf("record of a hook %s: %w", h.path, err), h.lock.Close())
 	}
 	if !alone {
-		return nil, h.lock.close()
+		return nil, h.lock.Close()
 	}
 	return h, nil
 }
@@ -401,7 +402,7 @@ type LeftHook struct {
 func (l *Layers) LeftHooks() (left []LeftHook, err error) {
 	err = l.eachLeftHook(func(h *heldHook) error {
 		left = append(left, LeftHook{Layer: h.Layer, Post: h.Post, Record: h.path, Failed: h.Failed})
-		return h.lock.close()
+		return h.lock.Close()
 	})
 	return left, err
 }

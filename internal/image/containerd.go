@@ -25,6 +25,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/cowcommon/layertar"
 	"github.com/cowshed/cowshed/internal/containerdapi"
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 const (
@@ -48,8 +49,8 @@ type containerdWriter struct {
 	namespace string
 	name      string
 	replace   bool
-	source    string // value of promotionLabel
-	lock      *lock  // keeps others from deleting the lease; nil: nothing can be locked
+	source    string      // value of promotionLabel
+	lock      *flock.Lock // keeps others from deleting the lease; nil: nothing can be locked
 	lease     leases.Lease
 	uploads   []*contentUpload
 	finished  bool
@@ -107,7 +108,7 @@ func (w *containerdWriter) in(ctx context.Context) context.Context {
 
 // lockPromotions deletes the leases of killed processes if no other process has one, and keeps others from doing so.
 func (w *containerdWriter) lockPromotions(ctx context.Context, file string) (err error) {
-	w.lock, err = openLock(file, os.O_CREATE|os.O_RDWR)
+	w.lock, err = flock.Open(file, os.O_CREATE|os.O_RDWR)
 	if errors.Is(err, syscall.EROFS) {
 		w.lock = nil
 		return nil
@@ -115,14 +116,14 @@ func (w *containerdWriter) lockPromotions(ctx context.Context, file string) (err
 	if err != nil {
 		return err
 	}
-	if err := w.lock.exclusive(); err == nil {
+	if err := takeAlone(w.lock); err == nil {
 		if err := w.sweep(ctx); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, errLocked) {
 		return err
 	}
-	return w.lock.shared(ctx)
+	return w.lock.Shared(ctx)
 }
 
 // sweep deletes leases that killed processes have left, and with them all that nothing else holds.
@@ -355,7 +356,7 @@ func (w *containerdWriter) close() error {
 		}
 	}
 	if w.lock != nil {
-		errs = append(errs, w.lock.close())
+		errs = append(errs, w.lock.Close())
 	}
 	return errors.Join(append(errs, w.services.Close())...)
 }
