@@ -354,7 +354,7 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 	h.lock = &flock.Lock{File: f}
 	alone, err := h.lock.TryExclusive()
 	if err == nil && alone {
-		alone, err = isAt(f, h.path) // or else it has just ended, or failed once more
+		alone, err = flock.IsAt(f, h.path) // or else it has just ended, or failed once more
 	}
 	if err == nil && alone {
 		err = checkTrusted(h.path, f)
@@ -375,19 +375,6 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 		return nil, h.lock.Close()
 	}
 	return h, nil
-}
-
-// isAt reports whether a path still leads to an open file.
-func isAt(f *os.File, path string) (bool, error) {
-	opened, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	present, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && os.SameFile(opened, present), err
 }
 
 // LeftHook is a post command whose process is gone.

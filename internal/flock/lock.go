@@ -3,6 +3,7 @@ package flock
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 )
 
@@ -52,4 +53,18 @@ func Dir(ctx context.Context, dir string) (unlock func(), err error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return func() { _ = l.Close() }, nil // nothing is written to a directory, and the lock ends with the process at the latest
+}
+
+// IsAt reports whether a path leads to an open file. Another process may have deleted or replaced a lock file before the
+// file that the caller opened was locked.
+func IsAt(f *os.File, path string) (bool, error) {
+	opened, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	present, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(opened, present), err
 }
