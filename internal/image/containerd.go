@@ -45,6 +45,7 @@ const (
 
 // containerdWriter writes an image to a namespace of containerd. A lease holds its blobs until it has a name.
 type containerdWriter struct {
+	ctx       context.Context // for close
 	services  *containerdapi.Services
 	namespace string
 	name      string
@@ -69,7 +70,7 @@ func (s *Store) newContainerdWriter(ctx context.Context, ref Reference, opts Exp
 	if err != nil {
 		return nil, err
 	}
-	w := &containerdWriter{services: services, namespace: ref.Path, name: ref.Image, replace: opts.Replace, source: s.dir}
+	w := &containerdWriter{ctx: context.WithoutCancel(ctx), services: services, namespace: ref.Path, name: ref.Image, replace: opts.Replace, source: s.dir}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -338,7 +339,7 @@ func (w *containerdWriter) nameImage(ctx context.Context, image *writtenImage, t
 
 // close implements destination. Without a name, the image is garbage that goes with the lease.
 func (w *containerdWriter) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), giveUpTime)
+	ctx, cancel := context.WithTimeout(w.ctx, giveUpTime)
 	defer cancel()
 	ctx = w.in(ctx)
 	var errs []error
