@@ -82,8 +82,8 @@ func (l *Layers) Check(ctx context.Context) (problems []Problem, err error) {
 	}
 	lock, err := l.openLock(lockFile)
 	if err == nil {
-		defer func() { err = errors.Join(err, lock.close()) }()
-		alone, err := lock.tryExclusive()
+		defer func() { err = errors.Join(err, lock.Close()) }()
+		alone, err := lock.TryExclusive()
 		if err != nil {
 			return nil, err
 		}

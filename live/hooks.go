@@ -18,6 +18,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/atomicfile"
+	"github.com/cowshed/cowshed/internal/flock"
 	"github.com/cowshed/cowshed/internal/hostcommand"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/internal/syncdir"
@@ -219,7 +220,7 @@ type hookRecord struct {
 type heldHook struct {
 	hookRecord
 	path string
-	lock *lock
+	lock *flock.Lock
 }
 
 // snapshotWithHooks is Snapshot between two commands.
@@ -237,7 +238,7 @@ func (l *Layers) snapshotWithHooks(ctx context.Context, layer, name string, opts
 	going := context.WithoutCancel(ctx)
 	defer func() { err = errors.Join(err, l.endHook(going, h, false)) }()
 	// If this process is killed, the record stays locked until the command has ended, and nobody runs the other before.
-	if err := l.runHook(ctx, h, "pre", h.Pre, h.lock.f); err != nil {
+	if err := l.runHook(ctx, h, "pre", h.Pre, h.lock.File); err != nil {
 		return m, fmt.Errorf("there is no snapshot: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout) // somebody waits for the post command
@@ -268,8 +269,8 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 	if err != nil {
 		return nil, err
 	}
-	h.lock = &lock{f.File}
-	if _, err = h.lock.tryExclusive(); err == nil {
+	h.lock = &flock.Lock{File: f.File}
+	if _, err = h.lock.TryExclusive(); err == nil {
 		_, err = f.Write(append(data, '\n'))
 	}
 	if err == nil {
@@ -282,7 +283,7 @@ func (l *Layers) holdHook(ctx context.Context, layer string, hooks Hooks) (h *he
 		err = syncdir.Sync(filepath.Dir(h.path))
 	}
 	if err != nil {
-		return nil, errors.Join(err, removeIfThere(f.Name()), removeIfThere(h.path), h.lock.close())
+		return nil, errors.Join(err, removeIfThere(f.Name()), removeIfThere(h.path), h.lock.Close())
 	}
 	return h, nil
 }
@@ -299,7 +300,7 @@ func (l *Layers) endHook(ctx context.Context, h *heldHook, untilDone bool) error
 			l.log.Warn("the failure of a post command cannot be recorded", "layer", h.Layer, "record", h.path, "error", noteErr)
 		}
 	}
-	return errors.Join(err, h.lock.close())
+	return errors.Join(err, h.lock.Close())
 }
 
 // noteFailure replaces the record by one with an error. A process that has the former file open finds that it is not the record.
@@ -318,7 +319,7 @@ func (l *Layers) EndHooks(ctx context.Context) error {
 	return l.eachLeftHook(func(h *heldHook) error {
 		l.log.Warn("a post command is run now, since the process that was to run it after a snapshot is gone", "layer", h.Layer, "command", h.Post)
 		if err := l.endInContainer(ctx, h); err != nil {
-			return errors.Join(err, h.lock.close())
+			return errors.Join(err, h.lock.Close())
 		}
 		return l.endHook(ctx, h, true)
 	})
@@ -353,10 +354,10 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.lock = &lock{f}
-	alone, err := h.lock.tryExclusive()
+	h.lock = &flock.Lock{File: f}
+	alone, err := h.lock.TryExclusive()
 	if err == nil && alone {
-		alone, err = isAt(f, h.path) // or else it has just ended, or failed once more
+		alone, err = flock.IsAt(f, h.path) // or else it has just ended, or failed once more
 	}
 	if err == nil && alone {
 		err = checkTrusted(h.path, f)
@@ -371,25 +372,12 @@ func (l *Layers) leftHook(name string) (*heldHook, error) {
 		err = h.Check()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("record of a hook %s: %w", h.path, err), h.lock.close())
+		return nil, errors.Join(fmt.Errorf("record of a hook %s: %w", h.path, err), h.lock.Close())
 	}
 	if !alone {
-		return nil, h.lock.close()
+		return nil, h.lock.Close()
 	}
 	return h, nil
-}
-
-// isAt reports whether a path still leads to an open file.
-func isAt(f *os.File, path string) (bool, error) {
-	opened, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	present, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && os.SameFile(opened, present), err
 }
 
 // LeftHook is a post command whose process is gone.
@@ -404,7 +392,7 @@ type LeftHook struct {
 func (l *Layers) LeftHooks() (left []LeftHook, err error) {
 	err = l.eachLeftHook(func(h *heldHook) error {
 		left = append(left, LeftHook{Layer: h.Layer, Post: h.Post, Record: h.path, Failed: h.Failed})
-		return h.lock.close()
+		return h.lock.Close()
 	})
 	return left, err
 }

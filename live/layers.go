@@ -16,6 +16,7 @@ import (
 
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
+	"github.com/cowshed/cowshed/internal/flock"
 )
 
 // Layers are the layers of a Backend, with their moments.
@@ -66,35 +67,44 @@ func (l *Layers) begin(ctx context.Context) (unlock func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	alone, err := lock.tryExclusive()
+	alone, err := lock.TryExclusive()
 	if err == nil && alone {
 		err = l.endInterrupted(ctx)
 	}
 	if err == nil {
-		err = lock.shared(ctx)
+		err = lock.Shared(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, lock.close())
+		return nil, errors.Join(err, lock.Close())
 	}
-	return lock.close, nil
+	return lock.Close, nil
 }
 
 // alone waits until nobody else is at work, and keeps others away until unlock is called.
 func (l *Layers) alone(ctx context.Context) (unlock func() error, err error) {
-	lock, err := l.openLock(lockFile)
+	lock, err := l.lockAlone(ctx, lockFile)
 	if err != nil {
 		return nil, err
 	}
-	if err = lock.exclusive(ctx); err == nil {
-		err = l.endInterrupted(ctx)
+	if err := l.endInterrupted(ctx); err != nil {
+		return nil, errors.Join(err, lock.Close())
 	}
-	if err != nil {
-		return nil, errors.Join(err, lock.close())
-	}
-	return lock.close, nil
+	return lock.Close, nil
 }
 
-func (l *Layers) openLock(name string) (*lock, error) {
+// lockAlone waits until no other process has a lock, and takes it.
+func (l *Layers) lockAlone(ctx context.Context, name string) (*flock.Lock, error) {
+	lock, err := l.openLock(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := lock.Exclusive(ctx); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
+}
+
+func (l *Layers) openLock(name string) (*flock.Lock, error) {
 	dirs := []string{l.dir, l.path(momentsDir), l.path(pendingDir)}
 	if _, err := os.Lstat(l.path(momentsDir)); errors.Is(err, fs.ErrNotExist) {
 		dirs = slices.Insert(dirs, 1, l.path(namedDir)) // it lacks no mark, since there are no moments
@@ -104,7 +114,7 @@ func (l *Layers) openLock(name string) (*lock, error) {
 			return nil, err
 		}
 	}
-	return openLock(l.path(name))
+	return flock.Open(l.path(name), os.O_CREATE|os.O_RDWR)
 }
 
 // Base returns the volume from which a layer's changes count: the image or moment that it was made from, "" for none. That

@@ -134,14 +134,11 @@ func (l *Layers) SetSchedule(ctx context.Context, s Schedule) (err error) {
 
 // changeSchedules calls do while no other process changes schedules.
 func (l *Layers) changeSchedules(ctx context.Context, do func() error) (err error) {
-	lock, err := l.openLock(namesFile)
+	lock, err := l.lockAlone(ctx, namesFile)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
-	if err := lock.exclusive(ctx); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	return do()
 }
 

@@ -209,14 +209,11 @@ func (l *Layers) commitNamed(ctx context.Context, r record, prefix string) (m Mo
 // named gives a snapshot a name of its own, and calls save before others can take the name. If name is "", it is prefix with
 // the next free number.
 func (l *Layers) named(ctx context.Context, r *record, name, prefix string, save func() error) (err error) {
-	lock, err := l.openLock(namesFile)
+	lock, err := l.lockAlone(ctx, namesFile)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
-	if err := lock.exclusive(ctx); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	// In this order, since records go from the one to the other.
 	others, err := l.recordsOf(pendingDir, r.Layer)
 	if err != nil {

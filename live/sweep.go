@@ -100,8 +100,8 @@ func (l *Layers) ifAlone(ctx context.Context, do func(ctx context.Context) error
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.close()) }()
-	alone, err := lock.tryExclusive()
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	alone, err := lock.TryExclusive()
 	if err != nil {
 		return err
 	}

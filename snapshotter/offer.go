@@ -215,32 +215,32 @@ var offersDesc = grpc.ServiceDesc{
 	ServiceName: offersService,
 	HandlerType: (*Offerer)(nil),
 	Methods: []grpc.MethodDesc{
-		{MethodName: offerMethod, Handler: offersHandler(offerMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		offersMethod(offerMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Offer(ctx, namespace, r.GetKey(), r.GetLabels()[sourceLabel])
-		})},
-		{MethodName: canMethod, Handler: offersHandler(canMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(canMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.CheckOffer(ctx, namespace, r.GetParent(), r.GetLabels()[sourceLabel], r.GetLabels()[plannedLabel])
-		})},
-		{MethodName: settleMethod, Handler: offersHandler(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(settleMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.Settle(ctx, namespace, r.GetKey())
-		})},
-		{MethodName: limitMethod, Handler: offersHandler(limitMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(limitMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			bytes, err := bytesIn(r)
 			if err != nil {
 				return err
 			}
 			return o.LimitFilled(ctx, namespace, r.GetKey(), bytes)
-		})},
-		{MethodName: checkMethod, Handler: offersHandler(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(checkMethod, func(ctx context.Context, o Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			return o.CheckSettle(ctx, namespace, slices.Sorted(maps.Keys(r.GetLabels()))...)
-		})},
-		{MethodName: roomMethod, Handler: offersHandler(roomMethod, func(ctx context.Context, o Offerer, _ string, r *snapshotsapi.PrepareSnapshotRequest) error {
+		}),
+		offersMethod(roomMethod, func(ctx context.Context, o Offerer, _ string, r *snapshotsapi.PrepareSnapshotRequest) error {
 			bytes, err := bytesIn(r)
 			if err != nil {
 				return err
 			}
 			return o.CheckRoom(ctx, bytes)
-		})},
+		}),
 	},
 }
 
@@ -257,27 +257,39 @@ func bytesLabels(bytes uint64) map[string]string {
 	return map[string]string{limitLabel: strconv.FormatUint(bytes, 10)}
 }
 
-// offersHandler makes the handler of a method, which grpc's compiler makes for other services.
-func offersHandler(method string, do func(ctx context.Context, offerer Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error) grpc.MethodHandler {
-	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-		request := new(snapshotsapi.PrepareSnapshotRequest)
+// offersMethod makes a method of the service.
+func offersMethod(method string, do func(ctx context.Context, offerer Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) error) grpc.MethodDesc {
+	return methodOf(offersService, method, func(ctx context.Context, offerer Offerer, namespace string, r *snapshotsapi.PrepareSnapshotRequest) (any, error) {
+		return &emptypb.Empty{}, do(ctx, offerer, namespace, r)
+	})
+}
+
+// methodOf makes a method of a service with its handler, which grpc's compiler makes for other services.
+func methodOf[Server, Request any](service, method string, do func(context.Context, Server, string, *Request) (any, error)) grpc.MethodDesc {
+	handler := func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		request := new(Request)
 		if err := decode(request); err != nil {
 			return nil, err
 		}
 		handle := func(ctx context.Context, request any) (any, error) {
-			r, ok := request.(*snapshotsapi.PrepareSnapshotRequest)
-			offerer, is := server.(Offerer)
+			r, ok := request.(*Request)
+			s, is := server.(Server)
 			if !ok || !is {
 				return nil, errgrpc.ToGRPC(errdefs.ErrInternal)
 			}
 			namespace, _ := namespaces.Namespace(ctx)
-			return &emptypb.Empty{}, errgrpc.ToGRPC(do(ctx, offerer, namespace, r))
+			answer, err := do(ctx, s, namespace, r)
+			if err != nil {
+				return nil, errgrpc.ToGRPC(err)
+			}
+			return answer, nil
 		}
 		if interceptor == nil {
 			return handle(ctx, request)
 		}
-		return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: server, FullMethod: "/" + offersService + "/" + method}, handle)
+		return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: server, FullMethod: "/" + service + "/" + method}, handle)
 	}
+	return grpc.MethodDesc{MethodName: method, Handler: handler}
 }
 
 // OffersClient makes offers to a snapshotter that another process serves, and settles and limits its snapshots.

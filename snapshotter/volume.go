@@ -41,31 +41,12 @@ const (
 var volumesDesc = grpc.ServiceDesc{
 	ServiceName: volumesService,
 	HandlerType: (*Finder)(nil),
-	Methods:     []grpc.MethodDesc{{MethodName: volumeOfMethod, Handler: handleVolumeOf}},
-}
-
-// handleVolumeOf is the handler of the method, which grpc's compiler makes for other services.
-var handleVolumeOf grpc.MethodHandler = func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-	request := new(snapshotsapi.StatSnapshotRequest)
-	if err := decode(request); err != nil {
-		return nil, err
-	}
-	handle := func(ctx context.Context, _ any) (any, error) {
-		finder, is := server.(Finder)
-		if !is {
-			return nil, errgrpc.ToGRPC(errdefs.ErrInternal)
-		}
-		namespace, _ := namespaces.Namespace(ctx)
-		volume, err := finder.VolumeOf(ctx, namespace, request.GetKey())
-		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
-		}
-		return &snapshotsapi.StatSnapshotResponse{Info: &snapshotsapi.Info{Name: volume}}, nil
-	}
-	if interceptor == nil {
-		return handle(ctx, request)
-	}
-	return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: server, FullMethod: "/" + volumesService + "/" + volumeOfMethod}, handle)
+	Methods: []grpc.MethodDesc{
+		methodOf(volumesService, volumeOfMethod, func(ctx context.Context, finder Finder, namespace string, r *snapshotsapi.StatSnapshotRequest) (any, error) {
+			volume, err := finder.VolumeOf(ctx, namespace, r.GetKey())
+			return &snapshotsapi.StatSnapshotResponse{Info: &snapshotsapi.Info{Name: volume}}, err
+		}),
+	},
 }
 
 // VolumesClient asks a snapshotter that another process serves for the volumes of snapshots.

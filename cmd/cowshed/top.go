@@ -12,10 +12,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/cowcommon"
+	"github.com/cowshed/cowshed/internal/containerdapi"
 	"github.com/cowshed/cowshed/internal/containername"
 	"github.com/cowshed/cowshed/internal/daemon"
 	"github.com/cowshed/cowshed/internal/enginelimits/dockerapi"
@@ -127,7 +126,7 @@ func (f *topFlags) open(cmd *cobra.Command) (_ *top, err error) {
 
 // openNames makes the connections by which names are asked for. They connect when they are used.
 func (t *top) openNames(c daemon.Config) error {
-	conn, err := grpc.NewClient("unix://"+c.ContainerdAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := containerdapi.Dial(c.ContainerdAddress)
 	if err != nil {
 		return err
 	}

@@ -270,12 +270,12 @@ func (r *request) mayUse(s *layerstore.Store, a access, ref string, v cowcommon.
 	return r.caller.mayUse(ref, layer, a)
 }
 
-// withLayer opens the store of the layer in the path, finds the layer by a method of the store, and calls do.
+// withLayer opens the store of the layer in the path and of others, finds the layer by a method of the store, and calls do.
 func (r *request) withLayer(a access, by func(s *layerstore.Store) func(ctx context.Context, ref string) (cowcommon.Volume, error),
-	do func(s *layerstore.Store, v cowcommon.Volume) error,
+	do func(s *layerstore.Store, v cowcommon.Volume) error, others ...string,
 ) error {
 	ref := r.PathValue("layer")
-	s, release, err := r.open(a, ref)
+	s, release, err := r.open(a, append([]string{ref}, others...)...)
 	if err != nil {
 		return err
 	}

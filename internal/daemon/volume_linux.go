@@ -12,7 +12,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/graphdriver/cowdriver"
@@ -50,7 +49,7 @@ func VolumeOf(ctx context.Context, c Config, log *slog.Logger, namespace, key st
 }
 
 func askVolume(ctx context.Context, socket, namespace, key string) (volume string, err error) {
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+	conn, err := containerdapi.Dial(socket)
 	if err != nil {
 		return "", err
 	}
