@@ -42,8 +42,8 @@ func (t leaseTimes) toCommit(bytes int64) time.Duration {
 // WithLeases makes Compare hold its blobs by leases of its own, if a request comes without a lease. containerd passes
 // the namespace of a request on to proxy plugins, and not the lease. So a blob could be collected as garbage before
 // the client refers to it. An upload is held until it ends, and the blob until a lease of the client has it, for at most
-// twenty seconds. If the process ends meanwhile, the leases expire within a minute. During the commit of a blob of more than 240 MiB they last half a minute,
-// and one second more for each 8 MiB.
+// twenty seconds. If the process ends meanwhile, the leases expire within a minute. During the commit of a blob of more
+// than 240 MiB they last half a minute, and one second more for each 8 MiB.
 func WithLeases(manager leases.Manager) DifferOption {
 	return func(d *Differ) { d.store = leasedStore{d.store, manager, defaultLeaseTimes, d.snapshotter} }
 }
