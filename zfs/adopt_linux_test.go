@@ -673,7 +673,7 @@ func TestSettleNot(t *testing.T) {
 
 // TestAdoptFullPool: without space nothing is adopted or settled, and all is as before. Removing works.
 func TestAdoptFullPool(t *testing.T) {
-	pool, _ := ownPoolOf(t, 96<<20, 256<<20)
+	pool, _ := testfs.OwnZpool(t, 96<<20, 256<<20)
 	b, err := Open(t.Context(), t.TempDir()+"/home", pool, Options{})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, b.Close()) }()
