@@ -238,7 +238,22 @@ func randomBytes(n int) []byte {
 
 // On a full filesystem commands name the full filesystem and the way out, and removals work.
 func TestFullFilesystem(t *testing.T) {
-	mnt := testfs.Btrfs(t, testfs.WithSize(256<<20))
+	testFull(t, testfs.Btrfs(t, testfs.WithSize(256<<20)))
+}
+
+// TestFullFilesystemZFS is TestFullFilesystem where a pool is full, and where the quota of the dataset that holds all is reached.
+func TestFullFilesystemZFS(t *testing.T) {
+	testfs.Zpool(t)
+	for name, by := range testfs.Bounds() {
+		t.Run(name, func(t *testing.T) {
+			_, mnt := testfs.SmallZFS(t, 64<<20, by)
+			testFull(t, mnt)
+		})
+	}
+}
+
+// testFull is TestFullFilesystem on one small filesystem.
+func testFull(t *testing.T, mnt string) {
 	a := at{root: filepath.Join(mnt, "store")}
 	a.ok(t, "init")
 	makeLayersToRead(t, a)
