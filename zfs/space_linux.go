@@ -38,14 +38,6 @@ func (b *Backend) explainSpace(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", reason, err)
 }
 
-// ofHome gives the error of a file of the home its kind. A quota that it has reached is one above all volumes: see explainSpace.
-func ofHome(err error) error {
-	if !errors.Is(err, unix.EDQUOT) {
-		return err
-	}
-	return fmt.Errorf("a quota of the filesystem of the home is reached: %w (%s)", unix.ENOSPC, err.Error())
-}
-
 // lackOfSpace says where space is certainly lacking for a new dataset or snapshot, whatever limits volumes have. It
 // returns nil if there is enough.
 func (b *Backend) lackOfSpace(ctx context.Context) error {
