@@ -286,7 +286,7 @@ func adoptSteps(round int, limit uint64) []step {
 		{
 			name: "settle " + adopted, after: unchanged,
 			run: func(ctx context.Context, h *host) error { return cowcommon.Settle(ctx, h.d.Backend(), adopted) },
-			// It has no limit while its dataset is promoted. Who settles it again gives it back.
+			// It has no limit while its dataset is promoted. The next Settle gives it back.
 			between: []func(kept){func(k kept) { k.change(adopted, func(v *keptVolume) { v.limit = 0 }) }},
 		},
 		{

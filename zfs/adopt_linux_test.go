@@ -504,7 +504,7 @@ func (k *setCounter) Set(name string, values zfsctl.Values) error {
 	return k.kernel.Set(name, values)
 }
 
-// TestSettleInterrupted: each step of Settle whose call has happened, and was interrupted, has happened. None is repeated.
+// TestSettleInterrupted: each step of Settle whose call has happened, and was interrupted, has happened. Settle repeats no step.
 func TestSettleInterrupted(t *testing.T) {
 	b, ctx := open(t), t.Context()
 	f := newForeign(t, b.root)

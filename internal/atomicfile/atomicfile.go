@@ -13,7 +13,8 @@ import (
 )
 
 // File is a file that has a temporary name until Commit or CommitNew. The caller calls one of these or Discard. A crash
-// leaves the temporary name. Where a quota leaves no space, errors are ENOSPC: see [fault.OfOwnFile].
+// leaves the temporary name. Returns ENOSPC if a quota leaves no
+// space: see [fault.OfOwnFile].
 type File struct{ *os.File }
 
 // Create makes a file in the directory dir. Pattern is that of its temporary name, as for os.CreateTemp. Its mode is 0600.

@@ -98,7 +98,7 @@ func OwnZpool(t testing.TB, poolSize, room int64) (pool, dir string) {
 	return pool, dir
 }
 
-// Bound is what bounds the space of a dataset of [SmallZFS].
+// Bound is the bound of the space of a dataset of [SmallZFS].
 type Bound uint8
 
 const (
