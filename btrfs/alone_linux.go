@@ -29,9 +29,10 @@ func (b *Backend) alone(ctx context.Context, name string, do func(root *os.File)
 	return do(v.File)
 }
 
-// Peek calls do with the open root of a volume, without a use or a claim of it.
+// Peek calls do with the open root of a volume, without a use or a claim of it. If another volume has the name afterwards, as after
+// Exchange, Peek calls do again: a tree that is removed meanwhile looks empty.
 func (b *Backend) Peek(_ context.Context, name string, do func(root *os.File) error) error {
-	return b.withVolume("look at", name, func(dir *subvolume) error { return do(dir.File) })
+	return b.withNamed("look at", name, func(dir *subvolume) error { return do(dir.File) })
 }
 
 // KeepsPaths says that a volume has its path even when it is not mounted.

@@ -3,6 +3,7 @@ package btrfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -175,19 +176,20 @@ func TestMountedWhileExchanged(t *testing.T) {
 	assertClean(t, b, "a", "b")
 }
 
-// TestLookWhileExchanged: a volume that gets another content is never missing, although its former content is removed at once.
-func TestLookWhileExchanged(t *testing.T) {
-	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
-	require.NoError(t, b.Create(ctx, "a", cowcommon.VolumeOptions{}))
+// exchanging exchanges the volume a for another that make makes, and removes that, again and again. Meanwhile it calls look.
+func exchanging(t *testing.T, b cowcommon.Backend, times int, make func(name string) error, look func() error) {
+	t.Helper()
+	ctx := t.Context()
+	require.NoError(t, make("a"))
 	var exchanged atomic.Bool
 	var group errgroup.Group
 	group.Go(func() error {
 		defer exchanged.Store(true)
-		for range 30 {
-			if err := b.Create(ctx, "b", cowcommon.VolumeOptions{}); err != nil {
+		for range times {
+			if err := make("b"); err != nil {
 				return err
 			}
-			if err := errors.Join(b.Exchange(ctx, "a", "b"), b.Remove(ctx, "b")); err != nil {
+			if err := errors.Join(cowcommon.Exchange(ctx, b, "a", "b"), b.Remove(ctx, "b")); err != nil {
 				return err
 			}
 		}
@@ -196,13 +198,114 @@ func TestLookWhileExchanged(t *testing.T) {
 	for range 3 {
 		group.Go(func() error {
 			for !exchanged.Load() {
-				if _, err := b.Stat(ctx, "a"); err != nil {
+				if err := look(); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 	}
+	require.NoError(t, group.Wait())
+}
+
+// TestLookWhileExchanged: a volume that gets another content is never missing, although its former content is removed at once.
+func TestLookWhileExchanged(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	create := func(name string) error { return b.Create(ctx, name, cowcommon.VolumeOptions{}) }
+	exchanging(t, b, 30, create, func() error {
+		_, err := b.Stat(ctx, "a")
+		return err
+	})
+}
+
+// TestStyleWhileExchanged: as TestLookWhileExchanged, for the root style.
+func TestStyleWhileExchanged(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	shared, err := sharedroot.New(ctx, b, b.home, sharedroot.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, shared.Close()) })
+	require.NoError(t, b.Create(ctx, "image", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Seal(ctx, "image"))
+	clone := func(name string) error {
+		return shared.Clone(ctx, name, "image", cowcommon.VolumeOptions{RootStyle: cowcommon.SharedRoot})
+	}
+	exchanging(t, shared, 100, clone, func() error {
+		v, err := shared.Stat(ctx, "a")
+		if err == nil && v.RootStyle != cowcommon.SharedRoot {
+			err = fmt.Errorf("root style %q", v.RootStyle)
+		}
+		return err
+	})
+}
+
+// TestListWhileExchanged: a listing among many volumes has the volumes that are exchanged meanwhile, once.
+func TestListWhileExchanged(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	var want []string
+	for n := range 500 {
+		name := fmt.Sprintf("v%03d", n)
+		want = append(want, name)
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+	}
+	list := make(chan struct{})
+	var group errgroup.Group
+	group.Go(func() error {
+		for range list { // one exchange while each listing is made, without the other calls of Exchange
+			if err := exchangeIn(b.dirs.subvolumes, "v200", "v400"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	group.Go(func() error {
+		defer close(list)
+		for range 100 {
+			list <- struct{}{}
+			if got := volumes(t, b); !slices.Equal(want, got) {
+				return fmt.Errorf("listed %d volumes", len(got))
+			}
+		}
+		return nil
+	})
+	require.NoError(t, group.Wait())
+}
+
+func exchangeIn(dir *os.File, name, other string) error {
+	return unix.Renameat2(int(dir.Fd()), name, int(dir.Fd()), other, unix.RENAME_EXCHANGE)
+}
+
+// TestParentWhileExchanged: a volume has a parent while that is exchanged for another.
+func TestParentWhileExchanged(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+	}
+	tree(t, b, "a") // in use, so it is not sealed
+	require.NoError(t, b.Clone(ctx, "child", "a", cowcommon.VolumeOptions{}))
+	require.NoError(t, b.Unmount(ctx, "a"))
+	var looked atomic.Bool
+	var group errgroup.Group
+	group.Go(func() error {
+		for !looked.Load() {
+			if err := exchangeIn(b.dirs.subvolumes, "a", "b"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	group.Go(func() error {
+		defer looked.Store(true)
+		for range 5000 {
+			v, err := b.Stat(ctx, "child")
+			if err != nil {
+				return err
+			}
+			if v.Parent != "a" && v.Parent != "b" {
+				return fmt.Errorf("parent %q", v.Parent)
+			}
+		}
+		return nil
+	})
 	require.NoError(t, group.Wait())
 }
 

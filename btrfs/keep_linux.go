@@ -19,6 +19,7 @@ import (
 type kept struct {
 	b        *Backend
 	volume   string
+	id       uint64 // of the subvolume that the volume is
 	snapshot string // its name in the directory staging
 	limit    quota.Limit
 }
@@ -50,10 +51,11 @@ func (k *kept) take(volume *subvolume) error {
 	if k.limit, err = k.b.quotas.Limit(volume.info.ID); err != nil {
 		return err
 	}
+	k.id = volume.info.ID
 	return snapshotTo(volume, k.b.dirs.staging, k.snapshot, quota.Inherited{})
 }
 
-// Restore exchanges the volume for the snapshot in one step.
+// Restore exchanges the volume for the snapshot in one step. Returns errdefs.ErrNotFound if another volume has got the name since.
 func (k *kept) Restore(ctx context.Context) error {
 	return fault.Wrap("restore volume", k.volume, k.restore(ctx))
 }
@@ -64,6 +66,9 @@ func (k *kept) restore(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, v.done()) }()
+	if v.info.ID != k.id {
+		return fault.New(errdefs.ErrNotFound, "the volume has got another content")
+	}
 	snapshot, err := k.b.openSubvolume(k.b.dirs.staging, k.snapshot)
 	if err != nil {
 		return err

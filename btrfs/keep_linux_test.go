@@ -103,3 +103,23 @@ func put(t *testing.T, b *Backend, volume, name, data string) {
 	require.NoError(t, os.WriteFile(filepath.Join(tree(t, b, volume), name), []byte(data), 0o644))
 	require.NoError(t, b.Unmount(t.Context(), volume))
 }
+
+// TestRestoreAfterExchange: a volume that got another content keeps that.
+func TestRestoreAfterExchange(t *testing.T) {
+	b, ctx := open(t, testfs.Btrfs(t), Options{}), t.Context()
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, b.Create(ctx, name, cowcommon.VolumeOptions{}))
+		put(t, b, name, name, name)
+	}
+	kept, err := b.Keep(ctx, "a")
+	require.NoError(t, err)
+	require.NoError(t, b.Exchange(ctx, "a", "b"))
+	require.ErrorIs(t, kept.Restore(ctx), errdefs.ErrNotFound)
+	require.NoError(t, kept.Close())
+	assert.FileExists(t, filepath.Join(tree(t, b, "a"), "b"))
+	assert.FileExists(t, filepath.Join(tree(t, b, "b"), "a"))
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, b.Unmount(ctx, name))
+	}
+	assertClean(t, b, "a", "b")
+}

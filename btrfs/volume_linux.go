@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/selinux/go-selinux/label"
@@ -15,6 +16,8 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/btrfsctl"
+	"github.com/cowshed/cowshed/internal/dirlist"
+	"github.com/cowshed/cowshed/internal/poll"
 	"github.com/cowshed/cowshed/internal/sealing"
 	"github.com/cowshed/cowshed/internal/staging"
 	"github.com/cowshed/cowshed/quota"
@@ -280,18 +283,25 @@ func (b *Backend) parentName(uuid btrfsctl.UUID) (string, error) {
 	return link.Name, nil
 }
 
-func (b *Backend) linkByUUID(uuid btrfsctl.UUID) (btrfsctl.Link, error) {
-	id, err := btrfsctl.IDByUUID(int(b.fs.Fd()), uuid)
-	if err != nil {
-		return btrfsctl.Link{}, err
-	}
-	return btrfsctl.LinkByID(int(b.fs.Fd()), id)
+// linkByUUID finds where the subvolume with that UUID is linked. While it is renamed or exchanged it has no link for a moment.
+// linkByUUID waits for the end of that. It returns unix.ENOENT if there is no such subvolume, or if it is removed.
+func (b *Backend) linkByUUID(uuid btrfsctl.UUID) (link btrfsctl.Link, err error) {
+	pauses := poll.Pauses{First: 10 * time.Microsecond, Longest: time.Millisecond, AtMost: time.Second}
+	err = poll.WhileBusy(b.ctx, pauses, func() (busy bool, err error) {
+		id, err := btrfsctl.IDByUUID(int(b.fs.Fd()), uuid)
+		if err != nil {
+			return false, err
+		}
+		link, err = btrfsctl.LinkByID(int(b.fs.Fd()), id)
+		return errors.Is(err, unix.ENOENT), err
+	})
+	return link, err
 }
 
-// Volumes lists the volumes. It leaves out files that are not subvolumes, and names that no volume can have.
+// Volumes lists the volumes, also those that are exchanged meanwhile. It leaves out files that are not subvolumes, and names that no volume can have.
 func (b *Backend) Volumes(ctx context.Context) iter.Seq2[cowcommon.Volume, error] {
 	return func(yield func(cowcommon.Volume, error) bool) {
-		entries, err := os.ReadDir(b.dirs.subvolumes.Name())
+		entries, err := dirlist.Read(b.dirs.subvolumes.Name())
 		if err != nil {
 			yield(cowcommon.Volume{}, fault.Wrap("list volumes", "", err))
 			return

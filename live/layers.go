@@ -17,6 +17,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/flock"
+	"github.com/cowshed/cowshed/internal/namelock"
 )
 
 // Layers are the layers of a Backend, with their moments.
@@ -46,11 +47,12 @@ func New(backend cowcommon.Backend, dir string, log *slog.Logger) *Layers {
 
 // Files in the directory.
 const (
-	lockFile   = ".lock"
-	namesFile  = ".names"
-	momentsDir = "moments" // one record per moment
-	pendingDir = "pending" // one record per step that has not ended
-	hooksDir   = "hooks"   // one record per post command that has not ended
+	lockFile    = ".lock"
+	namesFile   = ".names"
+	contentFile = ".content" // a byte of it for each layer
+	momentsDir  = "moments"  // one record per moment
+	pendingDir  = "pending"  // one record per step that has not ended
+	hooksDir    = "hooks"    // one record per post command that has not ended
 
 	schedulesDir = "schedules" // one record per schedule
 	namedDir     = "named"     // one empty file per tag of which a moment may have a name
@@ -102,6 +104,12 @@ func (l *Layers) lockAlone(ctx context.Context, name string) (*flock.Lock, error
 		return nil, errors.Join(err, lock.Close())
 	}
 	return lock, nil
+}
+
+// lockContent keeps other rollbacks and merges, of all processes, from giving a layer another content, until unlock is called. It waits
+// while one is at work. The caller has called begin. Nothing that only reads a layer, or takes a snapshot of it, waits for the lock.
+func (l *Layers) lockContent(ctx context.Context, layer string) (unlock func() error, err error) {
+	return namelock.All(ctx, l.path(contentFile), namelock.Want{Name: layer, Exclusive: true})
 }
 
 func (l *Layers) openLock(name string) (*flock.Lock, error) {

@@ -72,7 +72,8 @@ type Merged struct {
 // opts.Live all changes are applied in one step.
 //
 // Returns a *ConflictError if there is a conflict that opts does not resolve, and ErrNotFound if fork is no fork. Returns
-// ErrFailedPrecondition if the layer is in use or sealed. Nothing has changed then.
+// ErrFailedPrecondition if the layer is in use or sealed. Nothing has changed then. Merge waits while another merge or a rollback of the
+// layer is at work, until ctx ends.
 func (l *Layers) Merge(ctx context.Context, fork string, opts MergeOptions) (merged Merged, err error) {
 	unlock, err := l.begin(ctx)
 	if err != nil {
@@ -93,6 +94,11 @@ func (l *Layers) Merge(ctx context.Context, fork string, opts MergeOptions) (mer
 	if merged.Into == fork {
 		return merged, fault.New(errdefs.ErrInvalidArgument, "layer %s cannot be merged into itself", fork)
 	}
+	unlockContent, err := l.lockContent(ctx, merged.Into)
+	if err != nil {
+		return merged, err
+	}
+	defer func() { err = errors.Join(err, unlockContent()) }()
 	v, vBase, err := l.stat(ctx, merged.Into)
 	if err != nil {
 		return merged, fmt.Errorf("layer to merge into: %w", err)
@@ -164,8 +170,8 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 	if p.isEmpty() {
 		return nil
 	}
-	apply := func(ctx context.Context, volume string) error {
-		return l.apply(ctx, volume, func(root *os.File) error { return p.apply(ctx, root, theirs.Dir(), ours.Dir()) })
+	apply := func(ctx context.Context) func(root *os.File) error {
+		return func(root *os.File) error { return p.apply(ctx, root, theirs.Dir(), ours.Dir()) }
 	}
 	if m.opts.Live {
 		now.Message = "before the merge of " + m.fork
@@ -176,11 +182,11 @@ func (m *merge) run(ctx context.Context, now record, merged *Merged) (err error)
 		if ctx, err = m.opts.Changing.context(ctx); err != nil {
 			return err
 		}
-		return apply(ctx, m.layer.Name)
+		return l.applyLive(ctx, m.layer, apply(ctx))
 	}
 	r := newMoment(m.layer.Name, now.Base)
 	r.Name, r.Message = beforeMerge, "before the merge of "+m.fork
-	before, err := l.replace(ctx, r, m.layer, now.Volume, func(volume string) error { return apply(ctx, volume) })
+	before, err := l.replace(ctx, r, m.layer, now.Volume, func(volume string) error { return l.apply(ctx, volume, apply(ctx)) })
 	if err != nil {
 		return err
 	}

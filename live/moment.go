@@ -51,6 +51,8 @@ type record struct {
 	// Replaced is the time at which the layer's former volume was made, while Volume is about to become the layer and the
 	// layer the moment.
 	Replaced time.Time `json:"replaced,omitzero"`
+	// Made is the time at which Volume was made that is about to be exchanged for the layer. Afterwards Volume has another time.
+	Made time.Time `json:"made,omitzero"`
 	// Limit is the limit of the layer in bytes when the replacement began.
 	Limit uint64 `json:"limit,omitempty"`
 	// Held is how many bytes the moment may be the last to hold. See Layers.Held.
@@ -104,7 +106,7 @@ func (l *Layers) save(dir string, r record) error {
 
 // commit records a moment whose step has ended. A crash leaves the record of the step too, which then counts no more.
 func (l *Layers) commit(r record) (Moment, error) {
-	r.Replaced, r.Limit = time.Time{}, 0
+	r.Replaced, r.Made, r.Limit = time.Time{}, time.Time{}, 0
 	if err := l.save(momentsDir, r); err != nil {
 		return Moment{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/cowshed/cowshed/cowcommon"
 	"github.com/cowshed/cowshed/cowcommon/fault"
 	"github.com/cowshed/cowshed/internal/poll"
+	"github.com/cowshed/cowshed/quota"
 )
 
 // replace gives a layer that nobody uses a new content, which starts as that of the moment source. prepare may be nil; it
@@ -28,10 +29,10 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 		return former, fault.Wrap("replace layer", v.Name, err)
 	}
 	r.Replaced, r.Limit = v.Created, v.Limit.Bytes
-	if err := l.save(pendingDir, r); err != nil {
+	if err := l.save(pendingDir, l.begun(r)); err != nil {
 		return former, err
 	}
-	err = l.beginReplace(ctx, r, v, source, prepare)
+	r, err = l.beginReplace(ctx, r, v, source, prepare)
 	switch {
 	case errdefs.IsUnavailable(err): // the last call may still happen, so the record stays
 		return former, fmt.Errorf("a later command has to find out if layer %s gets its new content: %w", v.Name, err)
@@ -51,33 +52,65 @@ func (l *Layers) replace(ctx context.Context, r record, v cowcommon.Volume, sour
 // errSealed says that a layer cannot get another content.
 var errSealed = fault.New(fault.ErrSealed, "other layers were made from it")
 
-// beginReplace takes the steps of a replacement that can be undone. endReplace takes the others.
-func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) error {
+// exchanges reports whether the Backend exchanges two volumes in one step.
+func (l *Layers) exchanges() bool {
 	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
+	return exchanges
+}
+
+// begun is the record of a replacement whose new content has not been made. With an Exchanger it is that of a step that leaves
+// nothing: the time of that volume tells later if there was an exchange.
+func (l *Layers) begun(r record) record {
+	if l.exchanges() {
+		r.Name, r.Replaced = "", time.Time{}
+	}
+	return r
+}
+
+// beginReplace takes the steps of a replacement that can be undone. endReplace takes the others. It returns the record of the
+// replacement.
+func (l *Layers) beginReplace(ctx context.Context, r record, v cowcommon.Volume, source string, prepare func(volume string) error) (record, error) {
 	fresh := r.Volume
-	if !exchanges {
+	if !l.exchanges() {
 		fresh += newSuffix
 	}
-	from, err := l.backend.Stat(ctx, source)
-	if err == nil {
-		err = l.backend.Clone(ctx, fresh, source, cowcommon.VolumeOptions{Limit: v.Limit, RootStyle: from.RootStyle})
-	}
+	made, err := l.makeFresh(ctx, fresh, source, v.Limit)
 	if err != nil {
-		return err
+		return l.begun(r), err
+	}
+	if l.exchanges() {
+		r.Made = made
 	}
 	if prepare != nil {
-		if err := prepare(fresh); err != nil {
-			return err
-		}
+		err = prepare(fresh)
 	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return r, err
 	}
 	ctx = context.WithoutCancel(ctx) // a call that is given up may happen later, and leave the layer without a name
-	if exchanges {
-		return cowcommon.Exchange(ctx, l.backend, v.Name, r.Volume)
+	if !l.exchanges() {
+		return r, cowcommon.Rename(ctx, l.backend, v.Name, r.Volume)
 	}
-	return cowcommon.Rename(ctx, l.backend, v.Name, r.Volume)
+	if err := l.save(pendingDir, r); err != nil {
+		return r, err
+	}
+	return r, cowcommon.Exchange(ctx, l.backend, v.Name, r.Volume)
+}
+
+// makeFresh makes the volume that becomes a layer, and returns its time.
+func (l *Layers) makeFresh(ctx context.Context, fresh, source string, limit quota.Limit) (made time.Time, err error) {
+	from, err := l.backend.Stat(ctx, source)
+	if err == nil {
+		err = l.backend.Clone(ctx, fresh, source, cowcommon.VolumeOptions{Limit: limit, RootStyle: from.RootStyle})
+	}
+	if err != nil {
+		return made, err
+	}
+	v, err := l.backend.Stat(ctx, fresh)
+	return v.Created, err
 }
 
 // seal seals the former volume of a layer, in its root style: moments that share a volume are compared without a walk.
@@ -110,7 +143,6 @@ func (l *Layers) endReplace(ctx context.Context, r record, end ending) (former M
 	if err != nil {
 		return former, false, err
 	}
-	_, exchanges := cowcommon.As[cowcommon.Exchanger](l.backend)
 	fresh := r.Volume + newSuffix
 	next, hasFresh, err := end.find(ctx, fresh)
 	switch {
@@ -137,7 +169,7 @@ func (l *Layers) endReplace(ctx context.Context, r record, end ending) (former M
 		if err := l.backend.Remove(ctx, fresh); err != nil {
 			return former, false, err
 		}
-	case exchanges && hasFormer && hasLayer && layer.Created.Equal(r.Replaced): // before the exchange
+	case l.exchanges() && hasFormer && r.isBefore(layer, replaced):
 		return former, false, nil
 	}
 	if !hasFormer {
@@ -156,6 +188,15 @@ func (l *Layers) endReplace(ctx context.Context, r record, end ending) (former M
 		former, err = l.commitNamed(ctx, r, r.Name)
 	}
 	return former, true, err
+}
+
+// isBefore reports whether volumes are not exchanged yet: layer, the zero Volume if it is gone, and that of the moment. A step of an
+// earlier version does not know when the latter was made.
+func (r record) isBefore(layer, volume cowcommon.Volume) bool {
+	if r.Made.IsZero() {
+		return layer.Created.Equal(r.Replaced)
+	}
+	return volume.Created.Equal(r.Made)
 }
 
 // keepLimit gives a layer the limit that somebody has set for its former volume since the replacement of the record r began. A limit

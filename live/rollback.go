@@ -36,13 +36,19 @@ func (c Changing) context(ctx context.Context) (context.Context, error) {
 
 // Rollback gives a layer the content of one of its snapshots. It returns the snapshot that has the content of before. Newer
 // snapshots stay. Returns ErrFailedPrecondition if the layer is in use, unless opts.Live is set, or if it is sealed. Returns
-// ErrNotImplemented if the Backend cannot clone all of the snapshot, unless opts.Live is set. Then nothing has changed.
+// ErrNotImplemented if the Backend cannot clone all of the snapshot, unless opts.Live is set. Then nothing has changed. Rollback waits
+// while another rollback or merge of the layer is at work, until ctx ends.
 func (l *Layers) Rollback(ctx context.Context, layer, snapshot string, opts RollbackOptions) (before Moment, err error) {
 	unlock, err := l.begin(ctx)
 	if err != nil {
 		return before, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	unlockContent, err := l.lockContent(ctx, layer)
+	if err != nil {
+		return before, err
+	}
+	defer func() { err = errors.Join(err, unlockContent()) }()
 	to, err := l.Get(layer, snapshot)
 	if err != nil {
 		return before, err
@@ -79,7 +85,17 @@ func (l *Layers) rollbackLive(ctx context.Context, r record, v cowcommon.Volume,
 	if ctx, err = changing.context(ctx); err != nil {
 		return before, err
 	}
-	return before, l.apply(ctx, v.Name, func(root *os.File) error { return copyChanges(ctx, root, c.Dir(), c.Changes) })
+	return before, l.applyLive(ctx, v, func(root *os.File) error { return copyChanges(ctx, root, c.Dir(), c.Changes) })
+}
+
+// applyLive is apply to a layer with which the changes were compared. Returns ErrUnavailable if another has got its name since.
+func (l *Layers) applyLive(ctx context.Context, v cowcommon.Volume, change func(root *os.File) error) error {
+	return l.apply(ctx, v.Name, func(root *os.File) error {
+		if err := l.checkSame(ctx, v); err != nil {
+			return err
+		}
+		return change(root)
+	})
 }
 
 // apply calls change with the root of a volume, and makes the changes survive a power cut. Returns ErrFailedPrecondition if

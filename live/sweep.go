@@ -468,7 +468,7 @@ func (l *Layers) Delete(ctx context.Context) (err error) {
 	if err := l.sweep(ctx); err != nil {
 		return err
 	}
-	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namedDir, namesFile, lockFile, "."} {
+	for _, name := range []string{momentsDir, pendingDir, hooksDir, schedulesDir, namedDir, namesFile, contentFile, lockFile, "."} {
 		if err := os.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

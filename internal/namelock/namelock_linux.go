@@ -121,12 +121,6 @@ func (l Lock) IsAlone() (bool, error) {
 	return lock.Type == unix.F_UNLCK, nil
 }
 
-// Want is a name to lock.
-type Want struct {
-	Name      string
-	Exclusive bool // else shared
-}
-
 // All locks all of these names, by bytes of file. It waits for those that somebody else has. It takes the locks in an order
 // of its own, so that two callers with the same names do not wait for each other.
 func All(ctx context.Context, file string, wants ...Want) (unlock func() error, err error) {
