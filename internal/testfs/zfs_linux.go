@@ -102,9 +102,9 @@ func OwnZpool(t testing.TB, poolSize, room int64) (pool, dir string) {
 type Bound uint8
 
 const (
-	// ByPool: the pool has no more.
+	// ByPool says that the pool has no more.
 	ByPool Bound = iota
-	// ByQuota: the dataset has a quota. The pool has more.
+	// ByQuota says that the dataset has a quota, and that the pool has more.
 	ByQuota
 )
 
