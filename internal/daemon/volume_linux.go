@@ -34,7 +34,7 @@ func VolumeOf(ctx context.Context, c Config, log *slog.Logger, namespace, key st
 	if err := checkHome(c); err != nil {
 		return "", err
 	}
-	volume, err = askVolume(ctx, c.Address, namespace, key)
+	volume, err = AskVolumeOf(ctx, c, namespace, key)
 	if !errdefs.IsUnavailable(err) {
 		return volume, err
 	}
@@ -49,8 +49,9 @@ func VolumeOf(ctx context.Context, c Config, log *slog.Logger, namespace, key st
 	return volume, err
 }
 
-func askVolume(ctx context.Context, socket, namespace, key string) (volume string, err error) {
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
+// AskVolumeOf is VolumeOf that only asks the daemon, and opens nothing. Returns errdefs.ErrUnavailable if the daemon does not run.
+func AskVolumeOf(ctx context.Context, c Config, namespace, key string) (volume string, err error) {
+	conn, err := grpc.NewClient("unix://"+c.Address, grpc.WithTransportCredentials(insecure.NewCredentials())) // the socket is root's
 	if err != nil {
 		return "", err
 	}
