@@ -129,7 +129,8 @@ type SpecMounter interface {
 // Hinter is a Backend whose filesystem lists changes. Without it, both trees are walked.
 type Hinter interface {
 	// Hints says where two views of this backend may differ, top being the later one.
-	// ErrNoHints (a *treediff.NoHintsError with the reason): it cannot be said, walk both.
+	// ErrNoHints (a *treediff.NoHintsError with the reason): it cannot be said, walk both. A Comparer walks both after any
+	// other error too, unless its context has ended.
 	Hints(ctx context.Context, base, top View) (*treediff.Hints, error)
 }
 
