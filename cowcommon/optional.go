@@ -130,7 +130,8 @@ type SpecMounter interface {
 // Hinter is a Backend whose filesystem lists changes. Without it, both trees are walked.
 type Hinter interface {
 	// Hints says where two views of this backend may differ, top being the later one. Returns ErrNoHints (a
-	// *treediff.NoHintsError with the reason) if the filesystem cannot say. The caller then walks both views.
+	// *treediff.NoHintsError with the reason) if the filesystem cannot say. The caller then walks both views. A Comparer
+	// walks both after any other error too, unless its context has ended.
 	Hints(ctx context.Context, base, top View) (*treediff.Hints, error)
 }
 
