@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -151,7 +152,7 @@ func unmountDatasets(t testing.TB, dataset, mountpoint string) {
 		t.Errorf("testfs: %v", err)
 		return
 	}
-	for _, info := range infos {
+	for _, info := range slices.Backward(infos) { // a dataset inside another is listed after it
 		if !strings.HasPrefix(info.Mountpoint, mountpoint+"/") {
 			t.Errorf("testfs: the test left %s mounted on %s", info.Source, info.Mountpoint)
 		}
