@@ -120,7 +120,7 @@ func watchOpened(t *testing.T, root string) func() []string {
 	return func() (opened []string) {
 		events := make([]byte, 64<<10)
 		n, err := unix.Read(fd, events)
-		if err == unix.EAGAIN { //nolint:errorlint // an errno
+		if err == unix.EAGAIN {
 			return nil
 		}
 		require.NoError(t, err)
