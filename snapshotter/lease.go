@@ -104,11 +104,12 @@ var clientPauses = poll.Pauses{First: 100 * time.Millisecond, Longest: 2 * time.
 // mostLeases is how many leases are looked at: each takes a request. Among more, a blob is held as long as is allowed.
 const mostLeases = 256
 
-// awaitClient waits until a lease of a client has a blob, or the client has had its time.
-func (s leasedStore) awaitClient(ctx context.Context, blob leases.Resource) {
+// awaitClient waits until a lease of a client has a fresh blob, or the client has had its time. The leases that have a blob which was
+// there before may be those of other clients, and end sooner.
+func (s leasedStore) awaitClient(ctx context.Context, blob leases.Resource, fresh bool) {
 	pauses := clientPauses
 	pauses.AtMost = s.times.hold
-	_ = poll.WhileBusy(ctx, pauses, func() (busy bool, err error) { return !s.isClients(ctx, blob), nil })
+	_ = poll.WhileBusy(ctx, pauses, func() (busy bool, err error) { return !fresh || !s.isClients(ctx, blob), nil })
 }
 
 // isClients reports whether a lease of a client has a blob. If that cannot be seen, it reports false.
@@ -171,6 +172,7 @@ type leasedWriter struct {
 	renewal *renewal        // nil: the lease is the client's
 	written int64           // bytes
 	blob    leases.Resource // ID "": it is not there
+	fresh   bool            // the blob was not there before
 }
 
 // Write implements io.Writer.
@@ -196,7 +198,7 @@ func (w *leasedWriter) Commit(ctx context.Context, size int64, expected digest.D
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
-	w.blob = blob
+	w.blob, w.fresh = blob, err == nil
 	if w.renewal != nil {
 		w.lease = w.renewal.shorten(blob)
 	}
@@ -215,7 +217,7 @@ func (w *leasedWriter) Close() error {
 		return err
 	}
 	w.store.snapshotter.background.run(w.ctx, func(ctx context.Context) {
-		w.store.awaitClient(ctx, w.blob)
+		w.store.awaitClient(ctx, w.blob, w.fresh)
 		if ctx.Err() == nil { // else the lease expires
 			w.store.keepReleasing(ctx, w.lease, w.renewal.lasts)
 		}

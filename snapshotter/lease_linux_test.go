@@ -191,9 +191,26 @@ func TestCompareReferred(t *testing.T) {
 	require.NoError(t, h.manager.AddResource(ctx, given, leases.Resource{ID: desc.Digest.String(), Type: "content"}))
 	require.Eventually(t, func() bool { return len(h.leases(ctx)) == 2 }, testfs.Patience, 10*time.Millisecond)
 	assert.True(t, h.isThere(ctx, desc.Digest))
-	require.NoError(t, h.manager.Delete(ctx, given))
 	require.NoError(t, h.manager.Delete(ctx, other))
+	require.NoError(t, h.manager.Delete(ctx, given))
 	assert.Empty(t, h.left(ctx))
+}
+
+// TestCompareReferredByOther: a lease that has a blob which was there before may be that of another client, and end at once.
+func TestCompareReferredByOther(t *testing.T) {
+	h := newLeaseHost(t)
+	ctx := namespaces.WithNamespace(t.Context(), "other")
+	given, err := h.manager.Create(ctx, leases.WithID("given"))
+	require.NoError(t, err)
+	_, err = NewDiffer(h.Snapshotter, h.store, WithLeases(h.manager)).Compare(leases.WithLease(ctx, given.ID), nil, h.upper)
+	require.NoError(t, err)
+	times := defaultLeaseTimes
+	times.hold = time.Hour // beyond the end of the test
+	desc, err := h.differ(h.store, h.manager, times).Compare(ctx, nil, h.upper)
+	require.NoError(t, err)
+	assert.Never(t, func() bool { return len(h.leases(ctx)) < 2 }, 10*clientPauses.First, clientPauses.First)
+	require.NoError(t, h.manager.Delete(ctx, given))
+	assert.True(t, h.isThere(ctx, desc.Digest))
 }
 
 // TestCompareCollected has the garbage collection run before and after each request to the store, while the leases are
